@@ -1,0 +1,1 @@
+"""From a candidate to one ONNX file, and back to its numbers."""

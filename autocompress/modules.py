@@ -1,0 +1,223 @@
+"""What in a model can be compressed, and what cannot: names, shapes, MACs, towers, roles and channel groups."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from fnmatch import fnmatchcase
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn.attention import SDPBackend, sdpa_kernel
+from torch.utils.flop_counter import FlopCounterMode
+
+from autocompress.attention import split_attention
+from autocompress.channels import ChannelGroup, find_channel_groups
+from autocompress.errors import TaskError, nearest_name
+from autocompress.task import Inputs, call_model
+
+KINDS: Mapping[str, tuple[type[nn.Module], ...]] = {
+    "linear": (nn.Linear,),
+    "conv": (nn.Conv1d, nn.Conv2d),
+    "embedding": (nn.Embedding,),
+}
+ATTENTION_WORDS = {"attn", "attention", "self_attn", "multihead_attn", "q_proj", "k_proj", "v_proj", "out_proj", "qkv"}
+HEAD_TOWERS = {"head", "classifier", "fc", "lm_head", "output"}
+
+
+@dataclass(frozen=True)
+class CompressibleModule:
+    """A module that can be compressed; with `aliases`, one weight that several modules share.
+
+    Attributes:
+        name: qualified name in the model (after MultiheadAttention was split into its projections).
+        kind: "linear", "conv" or "embedding".
+        weight_shape: (out, in) or (out, in / groups, *kernel) or (rows, width).
+        macs: multiply-accumulates for one call of the model on example_inputs.
+        tower, role: where it is and what it does ("attention", "mlp", "embedding", "conv" or "head").
+        group: the channel group that its output channels belong to, or None.
+    """
+
+    name: str
+    kind: str
+    weight_shape: tuple[int, ...]
+    has_bias: bool
+    macs: int
+    tower: str
+    role: str
+    group: str | None
+    aliases: tuple[str, ...] = ()
+
+    @property
+    def parameters(self) -> int:
+        """Weights and biases."""
+        weights = 1
+        for size in self.weight_shape:
+            weights *= size
+        return weights + (self.weight_shape[0] if self.has_bias else 0)
+
+
+@dataclass(frozen=True)
+class Uncovered:
+    """Something in the model that is not compressed: its share of the parameters, or of the MACs."""
+
+    name: str
+    what: str
+    parameters_share: float
+    macs_share: float
+
+
+@dataclass(frozen=True)
+class ModuleMap:
+    """The compressible modules of a model in the order of their first call, their channel groups, and the rest."""
+
+    modules: tuple[CompressibleModule, ...]
+    groups: tuple[ChannelGroup, ...]
+    uncovered: tuple[Uncovered, ...]
+    total_parameters: int
+    total_macs: int
+
+    def __iter__(self) -> Iterator[CompressibleModule]:
+        return iter(self.modules)
+
+    def __len__(self) -> int:
+        return len(self.modules)
+
+    def __getitem__(self, name: str) -> CompressibleModule:
+        for module in self.modules:
+            if module.name == name:
+                return module
+        raise KeyError(f"no compressible module {name!r}; nearest: {nearest_name(name, [m.name for m in self.modules])}")
+
+
+def kind_of(module: nn.Module) -> str | None:
+    """The kind of a compressible module, else None."""
+    return next((kind for kind, types in KINDS.items() if isinstance(module, types)), None)
+
+
+def find_modules(model: nn.Module, example_inputs: Inputs, towers: Mapping[str, list[str]] | None = None) -> ModuleMap:
+    """Every Linear, Conv1d/2d, Embedding and MultiheadAttention projection that runs on `example_inputs`.
+
+    Raises TaskError when there is none, or when a pattern of `towers` matches nothing.
+    """
+    model = split_attention(model)
+    names = [name for name, module in model.named_modules() if kind_of(module)]
+    macs, order, total_macs = _count_macs(model, example_inputs, names)
+    if not order:
+        raise TaskError("model: no Linear, Conv1d, Conv2d, Embedding or MultiheadAttention runs on example_inputs")
+    owner: dict[int, str] = {}
+    aliases: dict[str, list[str]] = {}
+    for name in order:
+        first = owner.setdefault(id(model.get_submodule(name).weight), name)
+        if first != name:
+            aliases.setdefault(first, []).append(name)
+    unique = [name for name in order if owner[id(model.get_submodule(name).weight)] == name]
+    groups = tuple(
+        group.but("a tied weight is in the group") if any(m.name in aliases for m in group.members) else group
+        for group in find_channel_groups(model, example_inputs, unique)
+    )
+    group_of = {m.name: g.name for g in groups for m in g.members if m.side == "out"}
+    tower_of = _towers(model, unique, towers)
+    modules = []
+    for name in unique:
+        module: Any = model.get_submodule(name)
+        kind = kind_of(module)
+        assert kind is not None
+        tower = tower_of[name]
+        modules.append(
+            CompressibleModule(
+                name,
+                kind,
+                tuple(module.weight.shape),
+                getattr(module, "bias", None) is not None,
+                macs[name] + sum(macs[alias] for alias in aliases.get(name, [])),
+                tower,
+                _role(model, name, kind, tower, last=name == unique[-1]),
+                group_of.get(name),
+                tuple(aliases.get(name, [])),
+            )
+        )
+    total = sum(p.numel() for p in model.parameters())
+    return ModuleMap(tuple(modules), groups, _uncovered(model, modules, total, total_macs), total, sum(total_macs.values()))
+
+
+def _count_macs(
+    model: nn.Module, example_inputs: Inputs, names: list[str]
+) -> tuple[dict[str, int], list[str], dict[str, int]]:
+    """(MACs per called module, names in calling order, MACs per operator of the whole model)."""
+    macs: dict[str, int] = {}
+
+    def record(name: str) -> Any:
+        def hook(module: Any, _: Any, output: Tensor) -> None:
+            per_output = 0 if isinstance(module, nn.Embedding) else module.weight[0].numel()
+            macs[name] = macs.get(name, 0) + output.numel() * per_output
+
+        return hook
+
+    handles = [model.get_submodule(name).register_forward_hook(record(name)) for name in names]
+    try:
+        # The math backend shows attention's two products to the counter; the fused ones hide them.
+        with sdpa_kernel(SDPBackend.MATH), FlopCounterMode(display=False) as counter, torch.no_grad():
+            call_model(model, example_inputs)
+    finally:
+        for handle in handles:
+            handle.remove()
+    by_operator = {str(op).replace("aten.", ""): flops // 2 for op, flops in counter.get_flop_counts()["Global"].items()}
+    return macs, list(macs), by_operator
+
+
+def _uncovered(
+    model: nn.Module, modules: list[CompressibleModule], total: int, macs: dict[str, int]
+) -> tuple[Uncovered, ...]:
+    covered = {id(p) for m in modules for p in model.get_submodule(m.name).parameters(recurse=False)}
+    rest: list[Uncovered] = []
+    for name, module in model.named_modules():
+        own = sum(p.numel() for p in module.parameters(recurse=False) if id(p) not in covered)
+        if own:
+            rest.append(Uncovered(name or "(model)", type(module).__name__, own / total, 0.0))
+    macs_total = max(1, sum(macs.values()))
+    rest_macs = sum(macs.values()) - sum(m.macs for m in modules)
+    if rest_macs > 0:
+        operators = [op for op in macs if op in {"bmm", "baddbmm"}] or list(macs)
+        rest.append(Uncovered("(functional)", " + ".join(operators), 0.0, rest_macs / macs_total))
+    return tuple(rest)
+
+
+def _towers(model: nn.Module, names: list[str], towers: Mapping[str, list[str]] | None) -> dict[str, str]:
+    """The tower of each module: by the user's patterns, else by the top-level child that holds it."""
+    if towers is not None:
+        found: dict[str, str] = {}
+        for tower, patterns in towers.items():
+            for pattern in patterns:
+                matches = [name for name in names if fnmatchcase(name, pattern)]
+                if not matches:
+                    raise TaskError(
+                        f"task: towers[{tower!r}] pattern {pattern!r} matches no module; nearest: {nearest_name(pattern, names)}"
+                    )
+                for name in matches:
+                    found.setdefault(name, tower)
+        return {name: found.get(name, "other") for name in names}
+    prefix = ""
+    while True:
+        children = {name[len(prefix) :].partition(".")[0] for name in names}
+        if len(children) != 1 or any(name == prefix + next(iter(children)) for name in names):
+            break
+        prefix += next(iter(children)) + "."
+    result = {}
+    for name in names:
+        child, _, inside = name[len(prefix) :].partition(".")
+        result[name] = child if child in HEAD_TOWERS or (inside and not child.isdigit()) else "model"
+    return result
+
+
+def _role(model: nn.Module, name: str, kind: str, tower: str, last: bool) -> str:
+    if kind == "embedding":
+        return "embedding"
+    if last or tower in HEAD_TOWERS:
+        return "head"
+    if kind == "conv":
+        return "conv"
+    parent = type(model.get_submodule(name.rpartition(".")[0])).__name__.lower()
+    attention = bool(ATTENTION_WORDS & set(name.split("."))) or "attention" in parent
+    return "attention" if attention else "mlp"

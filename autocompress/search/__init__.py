@@ -1,0 +1,1 @@
+"""The Optuna study: proposals, trials, limits, the final front."""

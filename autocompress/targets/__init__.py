@@ -1,0 +1,1 @@
+"""What a runtime can execute and how long it takes."""

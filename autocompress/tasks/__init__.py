@@ -1,0 +1,5 @@
+"""Built-in tasks: `autocompress.tasks:easy_vqa` is the task behind `make demo`."""
+
+
+
+
