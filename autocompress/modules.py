@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from collections.abc import Container, Iterator, Mapping
+from dataclasses import dataclass, replace
 from fnmatch import fnmatchcase
 from typing import Any
 
@@ -89,6 +89,22 @@ class ModuleMap:
             if module.name == name:
                 return module
         raise KeyError(f"no compressible module {name!r}; nearest: {nearest_name(name, [m.name for m in self.modules])}")
+
+    def restricted_to(self, names: Container[str]) -> ModuleMap:
+        """The same map without the modules that are not in `names`; they are listed as uncovered, their groups not pruned."""
+        lost = [module for module in self.modules if module.name not in names]
+        if not lost:
+            return self
+        groups = tuple(
+            group.but(f"{member.name} is not visible in the exported graph") if member else group
+            for group in self.groups
+            for member in [next((m for m in group.members if m.name in {x.name for x in lost}), None)]
+        )
+        uncovered = tuple(
+            Uncovered(m.name, m.kind, m.parameters / self.total_parameters, m.macs / max(1, self.total_macs)) for m in lost
+        )
+        kept = tuple(module for module in self.modules if module.name in names)
+        return replace(self, modules=kept, groups=groups, uncovered=self.uncovered + uncovered)
 
 
 def kind_of(module: nn.Module) -> str | None:

@@ -9,7 +9,8 @@ import torch
 from onnx import ModelProto, helper
 
 from autocompress.compress.quantize import ActivationRange, activation_range
-from autocompress.export.lower import LoweredModel, quiet_session
+from autocompress.export.lower import LoweredModel
+from autocompress.targets.runtime import open_session
 from autocompress.task import Inputs, batch_size, map_inputs
 
 VALUES_PER_TENSOR = 200_000
@@ -29,7 +30,7 @@ def calibrate(lowered: LoweredModel, batches: Iterable[Inputs], static_batch: in
     proto.CopyFrom(lowered.proto)
     outputs = {output.name for output in proto.graph.output}
     proto.graph.output.extend(helper.make_empty_tensor_value_info(n) for n in names if n not in inputs | outputs)
-    session = quiet_session(proto.SerializeToString())
+    session = open_session(proto.SerializeToString())
     fetched = [n for n in names if n not in inputs]
     seen: dict[str, list[np.ndarray]] = {name: [] for name in names}
     batches = list(batches)

@@ -11,15 +11,15 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
-import onnx
-import onnxruntime
+import onnx_ir
 import torch
-from onnx import ModelProto, NodeProto, numpy_helper
+from onnx import ModelProto, NodeProto, helper, numpy_helper
 from onnxscript.optimizer import fold_constants
 from torch import nn
 
 from autocompress.errors import ExportError
 from autocompress.modules import ModuleMap
+from autocompress.targets.runtime import open_session
 from autocompress.task import Inputs, call_model, input_tensors, map_inputs
 
 OPSET = 21  # the first with 4-bit integers in DequantizeLinear and Cast
@@ -127,13 +127,12 @@ def _clean(proto: ModelProto) -> ModelProto:
         reads = any(value is not None and value.name in parameters for value in node.inputs)
         return False if reads and node.op_type != "Shape" else None
 
-    import onnx_ir
-
     intermediate = onnx_ir.from_proto(proto)
     fold_constants(intermediate, should_fold=foldable)
     proto = onnx_ir.to_proto(intermediate)
     graph = proto.graph
     _constants_to_initializers(proto)
+    _plain_transposes(proto)
     _free_reshapes(proto)
     remove_dead_nodes(proto)
     del graph.value_info[:]
@@ -156,6 +155,26 @@ def _constants_to_initializers(proto: ModelProto) -> None:
             kept.append(node)
     del proto.graph.node[:]
     proto.graph.node.extend(kept)
+
+
+def _plain_transposes(proto: ModelProto) -> None:
+    """Attention's swap of the last two of four dimensions, which is exported through three dimensions and their run-time
+    shapes, as the one Transpose that it is; the shapes cost more than the product, and they bake the number of heads in."""
+    consumers: dict[str, list[NodeProto]] = {}
+    for node in proto.graph.node:
+        for value in node.input:
+            consumers.setdefault(value, []).append(node)
+    ranks = {value.name: len(value.type.tensor_type.shape.dim) for value in proto.graph.value_info}
+    for flatten in proto.graph.node:
+        if flatten.op_type != "Reshape" or ranks.get(flatten.input[0]) != 4:
+            continue
+        swap = consumers.get(flatten.output[0], [])
+        if len(swap) != 1 or swap[0].op_type != "Transpose" or list(swap[0].attribute[0].ints) != [0, 2, 1]:
+            continue
+        restore = consumers.get(swap[0].output[0], [])
+        if len(restore) == 1 and restore[0].op_type == "Reshape":
+            transpose = helper.make_node("Transpose", [flatten.input[0]], [restore[0].output[0]], perm=[0, 1, 3, 2])
+            restore[0].CopyFrom(transpose)
 
 
 def _free_reshapes(proto: ModelProto) -> None:
@@ -203,7 +222,7 @@ def _keep_primary_output(proto: ModelProto, model: nn.Module, inputs: Inputs) ->
     """Only the output that `call_model` returns stays, found by its values."""
     with torch.no_grad():
         expected = call_model(model, inputs).detach().cpu().numpy()
-    session = quiet_session(proto.SerializeToString())
+    session = open_session(proto.SerializeToString())
     names = [value.name for value in session.get_inputs()]
     feed = {n: t.numpy() for n, t in zip(names, input_tensors(inputs), strict=True)}
     for output, value in zip(list(proto.graph.output), session.run(None, feed), strict=True):
@@ -214,14 +233,6 @@ def _keep_primary_output(proto: ModelProto, model: nn.Module, inputs: Inputs) ->
             remove_dead_nodes(proto)
             return
     raise ExportError("export: no output of the ONNX graph equals the model's primary output")
-
-
-def quiet_session(model_bytes: bytes, threads: int = 1) -> onnxruntime.InferenceSession:
-    """A CPU session that does not log."""
-    options = onnxruntime.SessionOptions()
-    options.intra_op_num_threads = threads
-    options.log_severity_level = 3
-    return onnxruntime.InferenceSession(model_bytes, options, providers=["CPUExecutionProvider"])
 
 
 def lower(model: nn.Module, example_inputs: Inputs, module_map: ModuleMap) -> LoweredModel:
@@ -257,7 +268,7 @@ def _site(
     if node.op_type == "Gather":
         return Site(owner, owner, "embedding", node, node.input[1], node.output[0], None)
     if node.op_type == "Gemm":
-        attributes = {a.name: onnx.helper.get_attribute_value(a) for a in node.attribute}
+        attributes = {a.name: helper.get_attribute_value(a) for a in node.attribute}
         if attributes.get("transB", 0) != 1 or attributes.get("transA", 0) or {attributes.get(k, 1.0) for k in ("alpha", "beta")} != {1.0}:
             return None
         bias = node.input[2] if len(node.input) > 2 else None

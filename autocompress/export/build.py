@@ -1,0 +1,122 @@
+"""Any candidate of one model as ONNX: with real weights, or blank, for its exact size and its latency before any weight is touched."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from functools import cached_property
+
+import torch
+from onnx import ModelProto
+from torch import Tensor, nn
+
+from autocompress.attention import split_attention
+from autocompress.candidate import Candidate, ModuleConfig
+from autocompress.compress.library import StoredTensor, Variant
+from autocompress.compress.low_rank import rank_of
+from autocompress.compress.prune import Masks, Pruner
+from autocompress.compress.quantize import ActivationRange
+from autocompress.export.calibrate import calibrate
+from autocompress.export.lower import LoweredModel, export_float, lower
+from autocompress.export.rewrite import rewrite
+from autocompress.modules import CompressibleModule, ModuleMap
+from autocompress.task import Task, batch_size, take_samples
+
+CALIBRATION_SAMPLES = 128
+
+
+@dataclass
+class Builder:
+    """The lowered model with its calibrated ranges; `baseline` is the float file of the user's own model."""
+
+    lowered: LoweredModel
+    module_map: ModuleMap
+    pruner: Pruner
+    ranges: Mapping[str, ActivationRange]
+    baseline: bytes
+    _sizes: dict[Candidate, int] = field(default_factory=dict)
+
+    def input_ranges(self) -> dict[str, ActivationRange]:
+        """Range of each convolution's input, by module name."""
+        return {
+            owner: self.ranges[site.input]
+            for owner, sites in self.lowered.sites.items()
+            for site in sites
+            if site.kind == "conv" and site.input in self.ranges
+        }
+
+    def build(
+        self, candidate: Candidate, variants: Mapping[str, Variant], others: Mapping[str, Tensor] | None = None
+    ) -> ModelProto:
+        """The candidate with real weights; `variants` by site name, `others` replace parameters that recovery trained."""
+        masks = self.pruner.masks(candidate)
+        return rewrite(self.lowered, self.module_map, candidate, variants, masks, self.ranges, others)[0]
+
+    def blank(self, candidate: Candidate) -> tuple[ModelProto, dict[str, str]]:
+        """(graph, owner of each tensor) with weights of the right shapes and no meaning."""
+        masks = self.pruner.masks(candidate)
+        variants = {
+            site.name: _blank_variant(module, candidate.config(module.name), masks)
+            for module in self.module_map
+            for site in self.lowered.sites[module.name]
+        }
+        return rewrite(self.lowered, self.module_map, candidate, variants, masks, self.ranges)
+
+    def size_bytes(self, candidate: Candidate) -> int:
+        """Size of the candidate's file."""
+        plain = Candidate(candidate.modules)
+        if plain not in self._sizes:
+            self._sizes[plain] = self.blank(plain)[0].ByteSize()
+        return self._sizes[plain]
+
+    @cached_property
+    def group_owners(self) -> dict[str, str]:
+        """Tensor -> "group:NAME" for what lies between the producers and the consumers of a prunable group."""
+        consumers: dict[str, list[str]] = {}
+        for node in self.lowered.proto.graph.node:
+            for value in node.input:
+                consumers.setdefault(value, []).extend(node.output)
+        sites = [site for found in self.lowered.sites.values() for site in found]
+        stops = {output for s in sites for output in (s.node.output[0], s.output)}
+        owners: dict[str, str] = {}
+        for group in self.module_map.groups:
+            if group.reason is not None:
+                continue
+            names = {m.name for m in group.members if m.side == "out"}
+            frontier = [site.output for site in sites if site.name in names]
+            while frontier:
+                for output in consumers.get(frontier.pop(), []):
+                    if output not in stops and output not in owners:
+                        owners[output] = f"group:{group.name}"
+                        frontier.append(output)
+        return owners
+
+
+def _blank_variant(module: CompressibleModule, config: ModuleConfig, masks: Masks) -> Variant:
+    shape = list(module.weight_shape)
+    for i, side in enumerate(("out", "in")):
+        mask = masks.of(module.name, side)
+        if mask is not None:
+            shape[i] = int(mask.sum())
+    shapes = [shape]
+    if config.rank_ratio < 1 and module.kind == "linear":
+        rank = rank_of(shape[0], shape[1], config.rank_ratio)
+        shapes = [[rank, shape[1]], [shape[0], rank]]
+    dtype = {4: torch.int8, 8: torch.int8, 16: torch.float16, 32: torch.float32}[config.weight_bits]
+    factors = tuple(
+        StoredTensor(torch.ones(s, dtype=dtype), config.weight_bits, torch.full((s[0],), 0.01) if dtype == torch.int8 else None)
+        for s in shapes
+    )
+    return Variant(factors, torch.zeros(shape[0]) if module.has_bias else None)
+
+
+def prepare(task: Task, module_map: ModuleMap) -> tuple[Builder, nn.Module]:
+    """(builder, teacher): export and calibrate once; modules whose weight the graph does not show are left out of the map."""
+    teacher = split_attention(task.model).cpu()
+    lowered = lower(teacher, task.example_inputs, module_map)
+    module_map = module_map.restricted_to(lowered.sites)
+    samples = [inputs for inputs, _ in take_samples(task.calibration_batches(), CALIBRATION_SAMPLES)]
+    ranges = calibrate(lowered, samples, batch_size(task.example_inputs))
+    changed = any(isinstance(module, nn.MultiheadAttention) for module in task.model.modules())
+    baseline = export_float(task.model.cpu().eval(), task.example_inputs)[0] if changed else lowered.proto
+    return Builder(lowered, module_map, Pruner(teacher, module_map), ranges, baseline.SerializeToString()), teacher

@@ -1,0 +1,201 @@
+"""Measure a latency table: profile whole models in one form each, then fit and check on random candidates."""
+
+from __future__ import annotations
+
+import hashlib
+import platform
+from collections import defaultdict
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnxruntime
+from platformdirs import user_cache_path
+from scipy.stats import kendalltau
+
+from autocompress.candidate import Candidate, ModuleConfig
+from autocompress.errors import TargetError
+from autocompress.measure.latency import interleaved_timing
+from autocompress.targets.latency_table import CLASSES, Key, LatencyTable, Layout, fit_entries, fit_scales, workload
+from autocompress.targets.runtime import open_session, profile_nodes
+from autocompress.targets.target import Target
+
+PROFILED = ((0.0, 1.0), (0.25, 1.0), (0.5, 1.0), (0.75, 1.0), (0.0, 0.5), (0.0, 0.25), (0.5, 0.25))
+FITTED, CHECKED = 24, 24
+ROUNDS = 25
+
+
+@dataclass(frozen=True)
+class Subject:
+    """What is profiled: `blank(candidate)` gives (file, owner of each tensor), `groups` the tensors inside channel groups."""
+
+    layout: Layout
+    feed: Mapping[str, Any]
+    baseline: bytes
+    blank: Callable[[Candidate], tuple[bytes, Mapping[str, str]]]
+    groups: Mapping[str, str]
+
+
+def uniform_candidate(layout: Layout, target: Target, integer: bool, pruning_ratio: float, rank_ratio: float) -> Candidate:
+    """Every module in the same form, as far as it has it."""
+    roots = {group.name for group in layout.module_map.groups if group.reason is None}
+    return Candidate.of(
+        {
+            module.name: ModuleConfig(
+                8 if integer else 32,
+                8 if integer and module.kind in target.integer_kinds else 32,
+                rank_ratio if module.kind == "linear" else 1.0,
+                pruning_ratio if module.name in roots else 0.0,
+            )
+            for module in layout.module_map
+        }
+    )
+
+
+def random_candidate(layout: Layout, target: Target, generator: np.random.Generator) -> Candidate:
+    """Any mixture: the shares of integer, factorised and pruned modules are themselves random."""
+    roots = {group.name for group in layout.module_map.groups if group.reason is None}
+    integer, ranked, pruned = generator.random(3)
+    configs = {}
+    for module in layout.module_map:
+        use_integer = generator.random() < integer and module.kind in target.integer_kinds
+        configs[module.name] = ModuleConfig(
+            int(generator.choice([4, 8] if use_integer else [4, 8, 16, 32])),
+            8 if use_integer else 32,
+            float(generator.choice([0.25, 0.5])) if module.kind == "linear" and generator.random() < 0.5 * ranked else 1.0,
+            float(generator.choice([0.2, 0.4, 0.6])) if module.name in roots and generator.random() < pruned else 0.0,
+        )
+    return Candidate.of(configs)
+
+
+def measure_table(subject: Subject, target: Target, seed: int = 0, report: Callable[[str, float], None] | None = None) -> LatencyTable:
+    """Profile, fit on random candidates, check on others; `report` gets (what, share done)."""
+    tell = report or (lambda what, share: None)
+    observations: list[tuple[Key, float, float]] = []
+    forms = [(integer, *form) for integer in (False, True) for form in PROFILED]
+    for i, (integer, pruning_ratio, rank_ratio) in enumerate(forms):
+        tell("profiling whole models", i / len(forms))
+        candidate = uniform_candidate(subject.layout, target, integer, pruning_ratio, rank_ratio)
+        observations += _profile(subject, target, candidate)
+    generator = np.random.default_rng(seed)
+    drawn = [random_candidate(subject.layout, target, generator) for _ in range(FITTED + CHECKED)]
+    baseline = open_session(subject.baseline, target.threads)
+    baseline_ms, ratios = [], []
+    for i, candidate in enumerate(drawn):
+        tell("timing random candidates", i / len(drawn))
+        session = open_session(subject.blank(candidate)[0], target.threads)
+        timing = interleaved_timing(baseline, [session], subject.feed, ROUNDS, seed=seed + i)
+        baseline_ms.append(timing.baseline_ms)
+        ratios.append(timing.ratios[0])
+    table = LatencyTable(
+        target.name,
+        table_key(subject, target),
+        versions(),
+        float(np.median(baseline_ms)),
+        fit_entries(observations),
+        dict.fromkeys(CLASSES, 1.0),
+    )
+    kinds = {module.name: module.kind for module in subject.layout.module_map}
+    times = np.stack([table.class_times(workload(subject.layout, c), kinds) for c in drawn[:FITTED]])
+    table.scales, table.overhead_us = fit_scales(times, np.array(ratios[:FITTED]) * table.baseline_ms * 1e3)
+    table.check = prediction_errors(
+        [table.predict_ms(subject.layout, c) for c in drawn[FITTED:]], [r * table.baseline_ms for r in ratios[FITTED:]]
+    )
+    return table
+
+
+def _profile(subject: Subject, target: Target, candidate: Candidate) -> list[tuple[Key, float, float]]:
+    model, owners = subject.blank(candidate)
+    spent: dict[str, float] = defaultdict(float)
+    for names, microseconds in profile_nodes(model, subject.feed, target.threads, runs=25):
+        owner = next((owners[name] for name in names if name in owners), None)
+        owner = owner or next((subject.groups[name] for name in names if name in subject.groups), "rest")
+        spent[owner] += microseconds
+    work = workload(subject.layout, candidate)
+    integer = work["rest", "int8"] > 0.5
+    rows = []
+    for (owner, form), amount in work.items():
+        if owner == "rest":
+            if (form == "int8") == integer:
+                rows.append(((owner, form), 1.0, spent["rest"]))
+        else:
+            rows.append(((owner, form), amount, spent.get(owner, 0.0)))
+    return rows
+
+
+def prediction_errors(predicted_ms: list[float], measured_ms: list[float]) -> dict[str, Any]:
+    """Mean and 95th percentile of the absolute percentage error, bias, Kendall's tau, and the pairs themselves."""
+    predicted, measured = np.array(predicted_ms), np.array(measured_ms)
+    relative = predicted / measured - 1
+    return {
+        "candidates": len(measured),
+        "mape": float(np.abs(relative).mean()),
+        "p95": float(np.quantile(np.abs(relative), 0.95)),
+        "bias": float(relative.mean()),
+        "kendall_tau": float(kendalltau(predicted, measured).statistic),
+        "predicted_ms": [round(float(x), 5) for x in predicted],
+        "measured_ms": [round(float(x), 5) for x in measured],
+    }
+
+
+def versions() -> dict[str, str]:
+    """Runtime and machine that a table belongs to."""
+    return {"onnxruntime": onnxruntime.__version__, "machine": platform.machine(), "processor": _processor()}
+
+
+def _processor() -> str:
+    cpuinfo = Path("/proc/cpuinfo")
+    if cpuinfo.is_file():
+        lines = cpuinfo.read_text().split("\n\n")[0].splitlines()
+        wanted = [line for line in lines if line.startswith(("model name", "flags", "cpu family", "model\t"))]
+        return hashlib.sha256("\n".join(wanted).encode()).hexdigest()[:16]
+    return platform.processor()
+
+
+def table_key(subject: Subject, target: Target) -> str:
+    """Hash of machine, runtime, target and the structure of the model (weights play no part in latency)."""
+    digest = hashlib.sha256(repr((sorted(versions().items()), target)).encode())
+    for module in subject.layout.module_map:
+        digest.update(repr((module.name, module.kind, module.weight_shape, module.macs, module.group)).encode())
+    digest.update(repr([(name, array.shape) for name, array in subject.feed.items()]).encode())
+    return digest.hexdigest()
+
+
+def cache_folder() -> Path:
+    """Where tables and variants are kept between runs (AUTOCOMPRESS_CACHE overrides the user's cache folder)."""
+    import os
+
+    override = os.environ.get("AUTOCOMPRESS_CACHE")
+    return Path(override) if override else user_cache_path("autocompress")
+
+
+def cached_table(
+    subject: Subject, target: Target, given: Path | None = None, report: Callable[[str, float], None] | None = None
+) -> LatencyTable:
+    """The table from file `given`, from the cache by machine and model, or measured now and cached."""
+    key = table_key(subject, target)
+    if given is not None:
+        table = LatencyTable.load(given)
+        if table.target != target.name:
+            raise TargetError(f"{given}: table of target {table.target}, not of {target.name}")
+        layout_owners = {module.name for module in subject.layout.module_map}
+        if not layout_owners <= {owner for owner, _ in table.entries}:
+            raise TargetError(f"{given}: table of another model; measure one with: autocompress profile TASK --target {target.name} --out FILE")
+        return table
+    path = cache_folder() / "latency" / f"{key}.json"
+    if path.is_file():
+        try:
+            return replace(LatencyTable.load(path), key=key)
+        except TargetError:
+            path.unlink()  # damaged; it is measured again
+    table = measure_table(subject, target, report=report)
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        temporary = path.with_suffix(".tmp")
+        table.save(temporary)
+        temporary.replace(path)
+    except OSError:
+        pass  # a cache that cannot be written costs time, never a result
+    return table
