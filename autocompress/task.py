@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import importlib
 import importlib.util
 import inspect
@@ -181,7 +182,7 @@ def check_task(task: Task) -> None:
         raise TaskError("task: student is not supported yet; leave it out and compress the model itself")
     try:
         with torch.inference_mode():
-            call_model(task.model.eval(), task.example_inputs)
+            call_model(copy.deepcopy(task.model).cpu().eval(), map_inputs(task.example_inputs, lambda tensor: tensor.cpu()))
     except TaskError:
         raise
     except Exception as error:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -118,5 +119,5 @@ def prepare(task: Task, module_map: ModuleMap) -> tuple[Builder, nn.Module]:
     samples = [inputs for inputs, _ in take_samples(task.calibration_batches(), CALIBRATION_SAMPLES)]
     ranges = calibrate(lowered, samples, batch_size(task.example_inputs))
     changed = any(isinstance(module, nn.MultiheadAttention) for module in task.model.modules())
-    baseline = export_float(task.model.cpu().eval(), task.example_inputs)[0] if changed else lowered.proto
+    baseline = export_float(copy.deepcopy(task.model).cpu().eval(), task.example_inputs)[0] if changed else lowered.proto
     return Builder(lowered, module_map, Pruner(teacher, module_map), ranges, baseline.SerializeToString()), teacher

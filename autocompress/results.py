@@ -1,0 +1,284 @@
+"""What a search returns and leaves on disk: measurements, the Pareto front, and the files of the run folder."""
+
+from __future__ import annotations
+
+import csv
+import json
+import os
+import tempfile
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from autocompress.candidate import Candidate
+from autocompress.errors import LimitError, RunFolderError
+from autocompress.pareto import non_dominated
+
+RUN_FILE, JOURNAL_FILE, TRIALS_FILE = "run.json", "study.journal", "trials.csv"
+SENSITIVITY_FILE, FRONT_FILE, REPORT_FILE = "sensitivity.csv", "front.json", "report.html"
+MODEL_FILE, RECIPE_FILE, WEIGHTS_FILE, NOTES_FILE = "model.onnx", "recipe.yaml", "model.safetensors", "README.md"
+TRIAL_COLUMNS = ("number", "state", "size_bytes", "latency_ms", "accuracy", "seconds", "cause")
+
+
+@dataclass(frozen=True)
+class Measurement:
+    """One model's numbers; `verified` says that they were measured from its file, otherwise they are the search's predictions."""
+
+    size_bytes: int
+    latency_ms: float
+    accuracy: float
+    test_accuracy: float | None = None
+    metrics: Mapping[str, float] = field(default_factory=dict)
+    verified: bool = False
+
+    def to_json(self) -> dict[str, Any]:
+        """Plain types."""
+        return {
+            "size_bytes": self.size_bytes,
+            "latency_ms": self.latency_ms,
+            "accuracy": self.accuracy,
+            "test_accuracy": self.test_accuracy,
+            "metrics": dict(self.metrics),
+            "verified": self.verified,
+        }
+
+    @classmethod
+    def from_json(cls, data: Mapping[str, Any]) -> Measurement:
+        """Reverse of `to_json`; missing optional fields take their defaults."""
+        return cls(
+            int(data["size_bytes"]),
+            float(data["latency_ms"]),
+            float(data["accuracy"]),
+            data.get("test_accuracy"),
+            data.get("metrics", {}),
+            bool(data.get("verified", False)),
+        )
+
+
+@dataclass(frozen=True)
+class FrontPoint:
+    """One point: its trial, what was done, what was measured, what the search had predicted, and where its files are.
+
+    `deployed_gap` is measured minus simulated accuracy; `marked` when it is larger than 0.005.
+    """
+
+    trial: int
+    candidate: Candidate
+    measured: Measurement
+    predicted: Measurement
+    artifact: str
+    deployed_gap: float = 0.0
+
+    @property
+    def marked(self) -> bool:
+        """Whether the deployed accuracy differs from the simulated one by more than 0.5 points."""
+        return abs(self.deployed_gap) > 0.005
+
+    def to_json(self) -> dict[str, Any]:
+        """One entry of front.json's points."""
+        predicted = {key: getattr(self.predicted, key) for key in ("size_bytes", "latency_ms", "accuracy")}
+        return {
+            "trial": self.trial,
+            "candidate": self.candidate.to_json(),
+            **self.measured.to_json(),
+            "predicted": predicted,
+            "deployed_gap": self.deployed_gap,
+            "marked": self.marked,
+            "artifact": self.artifact,
+        }
+
+    @classmethod
+    def from_json(cls, data: Mapping[str, Any]) -> FrontPoint:
+        """Reverse of `to_json`."""
+        return cls(
+            int(data["trial"]),
+            Candidate.from_json(data["candidate"]),
+            Measurement.from_json(data),
+            Measurement.from_json(data["predicted"]),
+            data["artifact"],
+            float(data.get("deployed_gap", 0.0)),
+        )
+
+
+@dataclass(frozen=True)
+class Pick:
+    """A chosen point; `shortfall` is "" when it meets the limits, else it says by how much it misses them."""
+
+    point: FrontPoint
+    shortfall: str = ""
+
+
+@dataclass(frozen=True)
+class ParetoFront:
+    """The verified points, none of which another one dominates in size, latency and accuracy, sorted by size."""
+
+    baseline: Measurement
+    points: tuple[FrontPoint, ...]
+    dominated: tuple[FrontPoint, ...] = ()
+
+    @classmethod
+    def of(cls, baseline: Measurement, points: Sequence[FrontPoint]) -> ParetoFront:
+        """Split `points` by dominance of what was measured."""
+        ordered = sorted(points, key=lambda p: (p.measured.size_bytes, p.trial))
+        values = [(p.measured.size_bytes, p.measured.latency_ms, -p.measured.accuracy) for p in ordered]
+        keep = non_dominated(np.array(values).reshape(-1, 3))
+        return cls(
+            baseline,
+            tuple(p for p, k in zip(ordered, keep, strict=True) if k),
+            tuple(p for p, k in zip(ordered, keep, strict=True) if not k),
+        )
+
+    def __iter__(self) -> Iterator[FrontPoint]:
+        return iter(self.points)
+
+    def __len__(self) -> int:
+        return len(self.points)
+
+    def smallest(self, **limits: float) -> FrontPoint:
+        """The smallest point within the limits (max_size_bytes, max_latency_ms, max_accuracy_drop), else the nearest."""
+        return self.pick("smallest", **limits).point
+
+    def fastest(self, **limits: float) -> FrontPoint:
+        """The fastest point within the limits, else the nearest."""
+        return self.pick("fastest", **limits).point
+
+    def most_accurate(self, **limits: float) -> FrontPoint:
+        """The most accurate point within the limits, else the nearest."""
+        return self.pick("accurate", **limits).point
+
+    def knee(self, **limits: float) -> FrontPoint:
+        """The point within the limits that is closest to the ideal of smallest, fastest and most accurate, else the nearest."""
+        return self.pick("knee", **limits).point
+
+    def pick(self, what: str, **limits: float | None) -> Pick:
+        """The point that `smallest`, `fastest`, `accurate` or `knee` chooses; never empty-handed while there is a point."""
+        if not self.points:
+            raise LimitError("front: there is no point; run more trials or loosen the limits")
+        unknown = set(limits) - {"max_size_bytes", "max_latency_ms", "max_accuracy_drop"}
+        if unknown:
+            raise LimitError(f"front: unknown limit {sorted(unknown)}; valid: max_size_bytes, max_latency_ms, max_accuracy_drop")
+        misses = {p.trial: self._misses(p, limits) for p in self.points}
+        within = [p for p in self.points if not misses[p.trial]]
+        if within:
+            return Pick(min(within, key=self._key(what)))
+        nearest = min(self.points, key=lambda p: sum(share for share, _ in misses[p.trial]))
+        return Pick(nearest, "no point meets the limits; the nearest misses " + ", ".join(t for _, t in misses[nearest.trial]))
+
+    def _key(self, what: str) -> Any:
+        def knee(point: FrontPoint) -> float:
+            spans = []
+            for of in (lambda p: np.log(p.measured.size_bytes), lambda p: np.log(p.measured.latency_ms), lambda p: -p.measured.accuracy):
+                values = [of(p) for p in self.points]
+                spans.append((of(point) - min(values)) / max(max(values) - min(values), 1e-12))
+            return float(np.linalg.norm(spans))
+
+        keys = {
+            "smallest": lambda p: p.measured.size_bytes,
+            "fastest": lambda p: p.measured.latency_ms,
+            "accurate": lambda p: (-p.measured.accuracy, p.measured.size_bytes),
+            "knee": knee,
+        }
+        if what not in keys:
+            raise LimitError(f"front: pick {what!r} is unknown; valid: {', '.join(keys)}")
+        return keys[what]
+
+    def _misses(self, point: FrontPoint, limits: Mapping[str, float | None]) -> list[tuple[float, str]]:
+        found: list[tuple[float, str]] = []
+        m = point.measured
+        drop = self.baseline.accuracy - m.accuracy
+        size, latency, allowed = (limits.get(k) for k in ("max_size_bytes", "max_latency_ms", "max_accuracy_drop"))
+        if size is not None and m.size_bytes > size:
+            found.append((m.size_bytes / size - 1, f"size {m.size_bytes} B by {m.size_bytes - size:.0f} B"))
+        if latency is not None and m.latency_ms > latency:
+            found.append((m.latency_ms / latency - 1, f"latency {m.latency_ms:.3f} ms by {m.latency_ms - latency:.3f} ms"))
+        if allowed is not None and drop > allowed + 1e-9:
+            found.append((10 * (drop - allowed), f"accuracy drop {drop:.4f} by {drop - allowed:.4f}"))
+        return found
+
+    def to_json(self) -> dict[str, Any]:
+        """Content of front.json."""
+        return {
+            "baseline": self.baseline.to_json(),
+            "points": [point.to_json() for point in self.points],
+            "dominated": [point.to_json() for point in self.dominated],
+        }
+
+
+def read_front(folder: Path) -> ParetoFront:
+    """The front of a run folder."""
+    data = read_json(folder / FRONT_FILE)
+    try:
+        return ParetoFront(
+            Measurement.from_json(data["baseline"]),
+            tuple(FrontPoint.from_json(p) for p in data["points"]),
+            tuple(FrontPoint.from_json(p) for p in data.get("dominated", [])),
+        )
+    except (KeyError, TypeError, ValueError) as error:
+        raise RunFolderError(f"{folder / FRONT_FILE}: damaged ({type(error).__name__}: {error}); run the search again to rebuild it") from error
+
+
+@dataclass(frozen=True)
+class SearchResult:
+    """The front of a finished search and the folder that holds everything."""
+
+    front: ParetoFront
+    folder: Path
+    task_name: str
+
+
+def read_json(path: Path) -> Any:
+    """Parsed content; RunFolderError when it is missing or damaged."""
+    try:
+        return json.loads(path.read_text())
+    except FileNotFoundError:
+        raise RunFolderError(f"{path}: not found; {path.parent} is not the folder of a finished search") from None
+    except (OSError, ValueError) as error:
+        raise RunFolderError(f"{path}: damaged ({error}); remove it and run the same search again") from error
+
+
+def write_atomic(path: Path, content: str | bytes) -> None:
+    """Write a file so that a reader or a crash never sees half of it; RunFolderError when the disk or a permission refuses."""
+    data = content.encode() if isinstance(content, str) else content
+    temporary: str | None = None
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
+        with os.fdopen(handle, "wb") as file:
+            file.write(data)
+            file.flush()
+            os.fsync(file.fileno())
+        os.chmod(temporary, 0o644)
+        os.replace(temporary, path)
+    except OSError as error:
+        if temporary is not None:
+            Path(temporary).unlink(missing_ok=True)
+        raise disk_error(path, error) from error
+
+
+def write_json(path: Path, data: Any) -> None:
+    """`write_atomic` of indented JSON."""
+    write_atomic(path, json.dumps(data, indent=1))
+
+
+def append_row(path: Path, columns: Sequence[str], row: Mapping[str, Any]) -> None:
+    """Append one CSV row, with a header when the file is new."""
+    try:
+        new = not path.exists() or path.stat().st_size == 0
+        with path.open("a", newline="") as file:
+            writer = csv.DictWriter(file, columns)
+            if new:
+                writer.writeheader()
+            writer.writerow({column: row.get(column, "") for column in columns})
+    except OSError as error:
+        raise disk_error(path, error) from error
+
+
+def disk_error(path: Path, error: OSError) -> RunFolderError:
+    """One line for a write that failed."""
+    return RunFolderError(
+        f"{path}: cannot be written ({error.strerror or error}); results up to here are kept, free the disk or choose another --out, "
+        "then run the same command again"
+    )

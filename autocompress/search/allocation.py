@@ -1,0 +1,168 @@
+"""The cheapest allocation at given prices of size and latency, over the table of measured sensitivities."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import cached_property
+
+import numpy as np
+from numpy.typing import NDArray
+
+from autocompress.candidate import ModuleConfig
+from autocompress.compress.low_rank import rank_of
+from autocompress.modules import CompressibleModule
+from autocompress.search_space import BoundSpace
+from autocompress.targets.latency_table import LatencyTable, Layout, module_work
+
+Array = NDArray[np.float64]
+SWEEPS = 3
+
+
+def stored_bytes(module: CompressibleModule, config: ModuleConfig, kept_out: int, kept_in: int) -> float:
+    """Bytes of the weights and scales of one module; the graph around them is counted exactly elsewhere."""
+    kernel = int(np.prod(module.weight_shape[2:]))
+    shapes = [(kept_out, kept_in * kernel)]
+    if config.rank_ratio < 1 and module.kind == "linear":
+        rank = rank_of(kept_out, kept_in, config.rank_ratio)
+        shapes = [(rank, kept_in), (kept_out, rank)]
+    scales = sum(rows for rows, _ in shapes) * 4 if config.weight_bits < 16 else 0
+    return sum(rows * columns for rows, columns in shapes) * config.weight_bits / 8 + scales
+
+
+@dataclass(frozen=True, eq=False)
+class ModuleTable:
+    """loss (configs,), size and latency (configs, choices of its output group, choices of its input group), all as shares of the baseline."""
+
+    configs: tuple[ModuleConfig, ...]
+    out_group: str | None
+    in_group: str | None
+    loss: Array
+    size: Array
+    latency: Array
+
+
+@dataclass(frozen=True, eq=False)
+class Allocator:
+    """Picks, for prices (lambda_size, lambda_latency), per module and channel group what minimises
+    loss + lambda_size * size + lambda_latency * latency (Shoham and Gersho 1988), by sweeps over modules and groups.
+    """
+
+    space: BoundSpace
+    modules: Mapping[str, ModuleTable]
+    ratios: Mapping[str, tuple[float, ...]]
+    group_loss: Mapping[str, Array]
+    group_latency: Mapping[str, Array]
+
+    @classmethod
+    def of(
+        cls,
+        space: BoundSpace,
+        layout: Layout,
+        table: LatencyTable,
+        losses: Mapping[tuple[str, ModuleConfig], float],
+        baseline_bytes: int,
+    ) -> Allocator:
+        """Tables from the measured divergences, the analytic bytes and the latency table."""
+        kinds = {module.name: module.kind for module in layout.module_map}
+        groups = {g.name: g for g in layout.module_map.groups if g.reason is None}
+        ratios = {name: space.choices(name, "pruning_ratio") for name in groups}
+        kept: dict[tuple[str, str], list[tuple[str, list[int]]]] = {}
+        for name, group in groups.items():
+            for member in group.members:
+                alive = [group.kept_units(ratio) / group.units if ratio > 0 else 1.0 for ratio in ratios[name]]
+                removed = [round(len(member.index) * (1 - share)) for share in alive]
+                kept.setdefault((member.name, member.side), []).append((name, removed))
+        modules = {}
+        for module in layout.module_map:
+            configs = space.configs(module.name)
+            out_group, out_removed = kept.get((module.name, "out"), [(None, [0])])[0]
+            in_group, in_removed = kept.get((module.name, "in"), [(None, [0])])[0]
+            shape = (len(configs), len(out_removed), len(in_removed))
+            size, latency = np.zeros(shape), np.zeros(shape)
+            width = module.weight_shape[1] if len(module.weight_shape) > 1 else 1
+            for index in np.ndindex(shape):
+                config = configs[index[0]]
+                rows, columns = module.weight_shape[0] - out_removed[index[1]], width - in_removed[index[2]]
+                form, amount = module_work(module, config, rows, columns)
+                size[index] = stored_bytes(module, config, rows, columns) / baseline_bytes
+                latency[index] = table.wall_us(module.name, form, amount, kinds) / (table.baseline_ms * 1e3)
+            loss = np.array([_config_loss(losses, module.name, config) for config in configs])
+            modules[module.name] = ModuleTable(configs, out_group, in_group, loss, size, latency)
+        group_loss = {
+            name: np.array([losses.get((name, ModuleConfig(pruning_ratio=r)), 0.0) for r in ratios[name]]) for name in groups
+        }
+        group_latency = {
+            name: np.array(
+                [
+                    table.wall_us(f"group:{name}", "any", g.kept_units(r) / g.units if r > 0 else 1.0, kinds) / (table.baseline_ms * 1e3)
+                    for r in ratios[name]
+                ]
+            )
+            for name, g in groups.items()
+        }
+        return cls(space, modules, ratios, group_loss, group_latency)
+
+    def allocate(self, size_price: float, latency_price: float) -> tuple[dict[str, ModuleConfig], float, float]:
+        """(configs with pruning, size, latency) at these prices; size and latency as shares of the baseline, of what the tables cover."""
+        chosen = {name: 0 for name in self.modules}
+        pruned = {name: 0 for name in self.ratios}
+
+        def cost(table: ModuleTable) -> Array:
+            return size_price * table.size + latency_price * table.latency
+
+        costs = {name: cost(table) for name, table in self.modules.items()}
+        for _ in range(SWEEPS):
+            for name, table in self.modules.items():
+                out, into = self._at(table, pruned)
+                chosen[name] = int(np.argmin(table.loss + costs[name][:, out, into]))
+            for group, readers in self._members.items():
+                total = self.group_loss[group] + latency_price * self.group_latency[group]
+                for name, side in readers:
+                    table = self.modules[name]
+                    out, into = self._at(table, pruned)
+                    at = costs[name][chosen[name]]
+                    total = total + (at[:, into] if side == "out" else at[out, :])
+                pruned[group] = int(np.argmin(total))
+        configs, size, latency = {}, 0.0, 0.0
+        for name, table in self.modules.items():
+            index = (chosen[name], *self._at(table, pruned))
+            size, latency = size + table.size[index], latency + table.latency[index]
+            config = table.configs[chosen[name]]
+            ratio = self.ratios[name][pruned[name]] if name in pruned else 0.0
+            configs[name] = ModuleConfig(config.weight_bits, config.activation_bits, config.rank_ratio, ratio)
+        return configs, float(size), float(latency + sum(self.group_latency[g][i] for g, i in pruned.items()))
+
+    @cached_property
+    def price_ranges(self) -> tuple[tuple[float, float], tuple[float, float]]:
+        """(low, high) of each price: from where it first moves anything to where nothing is left to save."""
+        found = []
+        for axis in (0, 1):
+            grid = np.geomspace(1e-5, 1e4, 46)
+            values = np.array([self.allocate(*((p, 0.0) if axis == 0 else (0.0, p)))[1 + axis] for p in grid])
+            span = max(values[0] - values[-1], 1e-12)
+            low = grid[max(0, int(np.argmax(values < values[0] - 0.02 * span)) - 1)]
+            high = grid[int(np.argmax(values <= values[-1] + 0.02 * span))]
+            found.append((float(low), float(max(high, 10 * low))))
+        return found[0], found[1]
+
+    @cached_property
+    def _members(self) -> dict[str, list[tuple[str, str]]]:
+        """Modules whose tables depend on each group."""
+        members: dict[str, list[tuple[str, str]]] = {name: [] for name in self.ratios}
+        for name, table in self.modules.items():
+            if table.out_group is not None:
+                members[table.out_group].append((name, "out"))
+            if table.in_group is not None:
+                members[table.in_group].append((name, "in"))
+        return members
+
+    @staticmethod
+    def _at(table: ModuleTable, pruned: Mapping[str, int]) -> tuple[int, int]:
+        out = pruned[table.out_group] if table.out_group is not None else 0
+        return out, pruned[table.in_group] if table.in_group is not None else 0
+
+
+def _config_loss(losses: Mapping[tuple[str, ModuleConfig], float], name: str, config: ModuleConfig) -> float:
+    bits = ModuleConfig(config.weight_bits, config.activation_bits)
+    return losses.get((name, bits), 0.0) + losses.get((name, ModuleConfig(rank_ratio=config.rank_ratio)), 0.0)

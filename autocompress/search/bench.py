@@ -1,0 +1,156 @@
+"""Everything a search needs about one task on one target, made once: graph, table, library, baseline."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from autocompress.candidate import Candidate
+from autocompress.compress.library import VariantLibrary
+from autocompress.compress.stitch import Stitcher
+from autocompress.errors import TaskError
+from autocompress.export.build import Builder, prepare
+from autocompress.measure.accuracy import evaluate_model, evaluate_session, join_targets
+from autocompress.measure.latency import interleaved_timing
+from autocompress.modules import ModuleMap
+from autocompress.results import Measurement
+from autocompress.search.racing import metric_is_mean
+from autocompress.search_space import BoundSpace, SearchSpace
+from autocompress.targets.latency_table import LatencyTable, Layout
+from autocompress.targets.profile import Subject, cache_folder, cached_table
+from autocompress.targets.runtime import open_session
+from autocompress.targets.target import Target
+from autocompress.task import Task
+
+Report = Callable[[str, float], None]
+
+
+@dataclass
+class Bench:
+    """The bench on which candidates are judged.
+
+    `baseline` holds the float file's numbers; its latency is the reference to which every predicted and measured ratio
+    is multiplied, so that a machine that gets slower does not move one point against another.
+    """
+
+    task: Task
+    target: Target
+    space: BoundSpace
+    device: torch.device
+    builder: Builder
+    stitcher: Stitcher
+    layout: Layout
+    table: LatencyTable
+    baseline: Measurement
+    teacher_outputs: Tensor
+    by_metric: bool
+    targets: list[Any]
+
+    @property
+    def module_map(self) -> ModuleMap:
+        """The modules that are compressed."""
+        return self.builder.module_map
+
+    def size_bytes(self, candidate: Candidate) -> int:
+        """Size of the candidate's file."""
+        return self.builder.size_bytes(candidate)
+
+    def latency_ms(self, candidate: Candidate) -> float:
+        """Predicted latency at the speed of the run's baseline."""
+        return self.table.predict_ms(self.layout, candidate) / self.table.baseline_ms * self.baseline.latency_ms
+
+
+def pick_device(name: str | None) -> torch.device:
+    """The named device, else CUDA where there is one; TaskError when it is not there."""
+    try:
+        device = torch.device(name or ("cuda" if torch.cuda.is_available() else "cpu"))
+    except RuntimeError:
+        raise TaskError(f"device {name!r} is unknown; nearest: cpu") from None
+    if device.type == "cuda" and not torch.cuda.is_available():
+        raise TaskError(f"device {name!r} is not available on this machine; nearest: cpu")
+    return device
+
+
+def model_hash(model: nn.Module) -> str:
+    """Hash of names, shapes and values of all parameters and buffers."""
+    digest = hashlib.sha256()
+    for name, value in model.state_dict().items():
+        digest.update(f"{name} {tuple(value.shape)}".encode())
+        digest.update(value.detach().cpu().contiguous().view(torch.uint8).numpy().tobytes() if value.dim() else str(value.item()).encode())
+    return digest.hexdigest()
+
+
+def subject_of(task: Task, builder: Builder, layout: Layout) -> Subject:
+    """What the profiler needs."""
+
+    def blank(candidate: Candidate) -> tuple[bytes, dict[str, str]]:
+        proto, owners = builder.blank(candidate)
+        return proto.SerializeToString(), owners
+
+    return Subject(layout, builder.lowered.feed(task.example_inputs), builder.baseline, blank, builder.group_owners)
+
+
+def layout_of(builder: Builder) -> Layout:
+    """Modules, masks and the tensors that linear modules read."""
+    inputs = {
+        owner: tuple(site.input for site in sites)
+        for owner, sites in builder.lowered.sites.items()
+        if all(site.kind == "linear" for site in sites)
+    }
+    return Layout(builder.module_map, builder.pruner, inputs)
+
+
+def open_bench(
+    task: Task,
+    space: SearchSpace,
+    target: Target,
+    device: torch.device,
+    module_map: ModuleMap,
+    table_file: Path | None,
+    known_baseline: Measurement | None,
+    report: Report,
+) -> Bench:
+    """Export, calibrate, profile and evaluate the baseline (or take its numbers from the run that is resumed)."""
+    report("exporting the model", 0.0)
+    builder, teacher = prepare(task, module_map)
+    bound = space.bind(builder.module_map, target)
+    layout = layout_of(builder)
+    subject = subject_of(task, builder, layout)
+    table = cached_table(subject, target, table_file, report)
+    report("evaluating the baseline", 0.0)
+    teacher = teacher.to(device)
+    library = VariantLibrary(teacher, cache_folder() / "variants")
+    stitcher = Stitcher(teacher, builder.module_map, library, builder.input_ranges())
+    _, outputs = evaluate_model(task, teacher, task.validation, device)
+    targets = [target_of for _, target_of in task.validation]
+    baseline = known_baseline or _baseline(task, builder, target, subject)
+    return Bench(
+        task,
+        target,
+        bound,
+        device,
+        builder,
+        stitcher,
+        layout,
+        table,
+        baseline,
+        outputs,
+        metric_is_mean(task, outputs, join_targets(targets)),
+        targets,
+    )
+
+
+def _baseline(task: Task, builder: Builder, target: Target, subject: Subject) -> Measurement:
+    session = open_session(builder.baseline, os.cpu_count() or 1)
+    scores, _ = evaluate_session(task, session, builder.lowered.input_names, task.validation)
+    timed = open_session(builder.baseline, target.threads)
+    timing = interleaved_timing(timed, [timed], subject.feed, rounds=60)
+    return Measurement(len(builder.baseline), timing.baseline_ms, scores.accuracy, metrics=scores.metrics, verified=True)
+

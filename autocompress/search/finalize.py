@@ -1,0 +1,143 @@
+"""Turn the best trials into files, run them, and keep what was measured."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import optuna
+from optuna.trial import FrozenTrial, TrialState
+
+from autocompress.candidate import Candidate
+from autocompress.export.artifact import write_model, write_notes, write_recipe, write_weights
+from autocompress.limits import Limits
+from autocompress.measure.accuracy import evaluate_model, evaluate_session
+from autocompress.measure.latency import interleaved_timing
+from autocompress.pareto import hypervolume_subset, non_dominated
+from autocompress.results import FRONT_FILE, MODEL_FILE, FrontPoint, Measurement, ParetoFront, read_front, write_atomic, write_json
+from autocompress.search.bench import Bench
+from autocompress.search.trial import read_trained, trained_path
+from autocompress.targets.profile import prediction_errors
+from autocompress.targets.runtime import open_session
+from autocompress.task import Batches, Task
+
+MAX_POINTS = 12
+ROUNDS = 60
+REFERENCE_DROP = 0.1  # how much accuracy loss still counts when there is no limit
+
+
+@dataclass(frozen=True)
+class Finalist:
+    """A trial that becomes a file."""
+
+    number: int
+    candidate: Candidate
+    values: tuple[float, float, float]
+
+
+def reference_point(baseline: Measurement, limits: Limits) -> tuple[float, float, float]:
+    """(size, latency, accuracy lost) that a point must beat to count in the hypervolume."""
+    drop = limits.max_accuracy_drop if limits.max_accuracy_drop is not None else REFERENCE_DROP
+    return baseline.size_bytes * 1.0, baseline.latency_ms * 1.0, max(drop, 1e-3) * 1.001
+
+
+def losses_of(baseline: Measurement, values: np.ndarray) -> np.ndarray:
+    """(n, 3) minimised objectives (size, latency, accuracy lost, at least 0) from (size, latency, accuracy)."""
+    objectives = np.array(values, dtype=float).reshape(-1, 3)
+    objectives[:, 2] = np.maximum(baseline.accuracy - objectives[:, 2], 0.0)
+    return objectives
+
+
+def choose_finalists(study: optuna.Study, bench: Bench, limits: Limits, count: int = MAX_POINTS) -> list[Finalist]:
+    """At most `count` feasible, non-dominated trials, one per candidate, those that span most hypervolume.
+
+    When no trial is feasible, the one that misses the limits least, so that nobody is left empty-handed.
+    """
+    complete = [t for t in study.get_trials(deepcopy=False, states=(TrialState.COMPLETE,)) if "candidate" in t.user_attrs]
+    feasible = [t for t in complete if all(v <= 0 for v in t.constraints.values())]
+    if not feasible:
+        nearest = complete or [
+            t for t in study.get_trials(deepcopy=False, states=(TrialState.PRUNED,)) if "candidate" in t.user_attrs
+        ]
+        if not nearest:
+            return []
+        return [_finalist(min(nearest, key=lambda t: sum(max(0.0, v) for v in t.constraints.values())), bench)]
+    values = np.array([t.values for t in feasible])
+    keep = np.flatnonzero(non_dominated(values * np.array([1, 1, -1])))
+    chosen = hypervolume_subset(losses_of(bench.baseline, values[keep]), reference_point(bench.baseline, limits), count)
+    return [_finalist(feasible[int(keep[i])], bench) for i in chosen]
+
+
+def _finalist(trial: FrozenTrial, bench: Bench) -> Finalist:
+    candidate = Candidate.from_json(trial.user_attrs["candidate"])
+    if trial.values is not None:
+        return Finalist(trial.number, candidate, (trial.values[0], trial.values[1], trial.values[2]))
+    accuracy = evaluate_model(bench.task, bench.stitcher.apply(candidate), bench.task.validation, bench.device)[0].accuracy
+    return Finalist(trial.number, candidate, (bench.size_bytes(candidate), bench.latency_ms(candidate), accuracy))
+
+
+def verify_front(
+    finalists: list[Finalist], bench: Bench, folder: Path, origin: Mapping[str, Any], report: Callable[[str, float], None]
+) -> tuple[ParetoFront, dict[str, Any]]:
+    """(front, prediction errors): export every finalist, run its file, and write front.json after each step."""
+    paths, scores = [], []
+    baseline_path = folder / "models" / "baseline" / MODEL_FILE
+    write_atomic(baseline_path, bench.builder.baseline)
+    baseline_test = _known_test(folder)
+    if baseline_test is None:
+        baseline_test = _test_accuracy(bench.task, str(baseline_path), bench.builder.lowered.input_names)
+    baseline = Measurement(**{**bench.baseline.__dict__, "test_accuracy": baseline_test})
+    for i, finalist in enumerate(finalists):
+        report("exporting and verifying the front", i / len(finalists))
+        place = folder / "models" / f"{finalist.number:04d}"
+        size = _export(finalist, bench, place, folder, origin)
+        session = open_session(str(place / MODEL_FILE), os.cpu_count() or 1)
+        names = bench.builder.lowered.input_names
+        found, _ = evaluate_session(bench.task, session, names, bench.task.validation)
+        scores.append((size, found, _test_accuracy(bench.task, str(place / MODEL_FILE), names)))
+        paths.append(place)
+    report("timing the front", 0.0)
+    timed = [open_session(str(path / MODEL_FILE), bench.target.threads) for path in paths]
+    reference = open_session(str(baseline_path), bench.target.threads)
+    timing = interleaved_timing(reference, timed, bench.builder.lowered.feed(bench.task.example_inputs), ROUNDS)
+    points = []
+    for finalist, place, (size, found, test), ratio in zip(finalists, paths, scores, timing.ratios, strict=True):
+        measured = Measurement(size, ratio * baseline.latency_ms, found.accuracy, test, found.metrics, verified=True)
+        predicted = Measurement(int(finalist.values[0]), finalist.values[1], finalist.values[2])
+        gap = found.accuracy - finalist.values[2]
+        point = FrontPoint(finalist.number, finalist.candidate, measured, predicted, f"models/{place.name}", gap)
+        write_notes(place, point, baseline, bench.builder.lowered.input_names, bench.target.name)
+        points.append(point)
+    front = ParetoFront.of(baseline, points)
+    write_json(folder / FRONT_FILE, front.to_json())
+    errors = prediction_errors([f.values[1] for f in finalists], [p.measured.latency_ms for p in points]) if len(points) > 1 else {}
+    return front, {"baseline_ms_at_the_end": timing.baseline_ms, **errors}
+
+
+def _export(finalist: Finalist, bench: Bench, place: Path, folder: Path, origin: Mapping[str, Any]) -> int:
+    candidate = finalist.candidate
+    trained = read_trained(trained_path(folder, finalist.number))
+    variants, others = trained if trained is not None else ({}, None)
+    for sites in bench.builder.lowered.sites.values():
+        for site in sites:
+            if site.name not in variants:
+                variants[site.name] = bench.stitcher.variant(site.name, site.owner, candidate)
+    write_weights(place, variants, others)
+    write_recipe(place, candidate, trained is not None, bench.builder.ranges, origin)
+    return write_model(place, bench.builder.build(candidate, variants, others))
+
+
+def _known_test(folder: Path) -> float | None:
+    """The baseline's test accuracy from an earlier front of the same run: the test split is used once per model."""
+    return read_front(folder).baseline.test_accuracy if (folder / FRONT_FILE).is_file() else None
+
+
+def _test_accuracy(task: Task, path: str, names: tuple[str, ...]) -> float | None:
+    test: Batches | None = task.test
+    if test is None:
+        return None
+    return evaluate_session(task, open_session(path, os.cpu_count() or 1), names, test)[0].accuracy

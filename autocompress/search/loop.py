@@ -1,0 +1,309 @@
+"""The search: a study of trials over one bench, resumable at any moment, and its verified front."""
+
+from __future__ import annotations
+
+import os
+import signal
+import time
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import onnxruntime
+import optuna
+import torch
+from optuna.trial import Trial, TrialState
+
+from autocompress.candidate import Candidate, ModuleConfig
+from autocompress.errors import AutocompressError, LimitError, RunFolderError
+from autocompress.limits import Limits, parse_limits
+from autocompress.modules import find_modules
+from autocompress.results import (
+    JOURNAL_FILE,
+    RUN_FILE,
+    SENSITIVITY_FILE,
+    TRIAL_COLUMNS,
+    TRIALS_FILE,
+    Measurement,
+    SearchResult,
+    append_row,
+    disk_error,
+    read_json,
+    write_json,
+)
+from autocompress.search.allocation import Allocator
+from autocompress.search.bench import Bench, model_hash, open_bench, pick_device
+from autocompress.search.finalize import choose_finalists, verify_front
+from autocompress.search.progress import SearchProgress
+from autocompress.search.sampler import ALPHA, TEMPERATURE, PriceSampler, distributions
+from autocompress.search.sensitivity import divergences, measure_sensitivity, read_rows, write_rows
+from autocompress.search.storage import STUDY_NAME, Lease, folder_lock, open_study, reap
+from autocompress.search.trial import Judge, Outcome, candidate_key
+from autocompress.search_space import BoundSpace, SearchSpace
+from autocompress.targets.target import find_target
+from autocompress.task import Task, check_task
+
+FINISHED = (TrialState.COMPLETE, TrialState.PRUNED, TrialState.FAIL)
+
+
+@dataclass(frozen=True)
+class Settings:
+    """What a search was asked for."""
+
+    space: str | Path | Mapping[str, Any] | None = None
+    target: str = "onnxruntime-cpu"
+    n_trials: int = 100
+    timeout_s: float | None = None
+    seed: int = 0
+    limits: Mapping[str, float | str | None] = field(default_factory=dict)
+    storage: str | None = None
+    study_name: str = STUDY_NAME
+    device: str | None = None
+    target_table: str | Path | None = None
+    workers: int = 1
+
+
+class Interrupt:
+    """First Ctrl-C: stop after the trial in flight and finalise. Second: stop now."""
+
+    def __init__(self) -> None:
+        self.requested = False
+
+    @contextmanager
+    def watched(self) -> Iterator[None]:
+        """Handle SIGINT and SIGTERM inside the block; outside the main thread nothing is handled."""
+
+        def handle(number: int, frame: Any) -> None:
+            if self.requested:
+                raise KeyboardInterrupt
+            self.requested = True
+
+        try:
+            previous = {number: signal.signal(number, handle) for number in (signal.SIGINT, signal.SIGTERM)}
+        except ValueError:
+            previous = {}
+        try:
+            yield
+        finally:
+            for number, handler in previous.items():
+                signal.signal(number, handler)
+
+
+def run_search(
+    task: Task,
+    settings: Settings,
+    folder: Path,
+    progress: SearchProgress,
+    launch: Callable[[str], list[Any]] | None = None,
+) -> tuple[SearchResult, bool]:
+    """(result, whether it was interrupted). `launch(storage_url)` starts the other workers, as processes to wait for."""
+    started = time.monotonic()
+    check_task(task)
+    space = SearchSpace.load(settings.space)
+    target = find_target(settings.target)
+    device = pick_device(settings.device)
+    torch.set_num_threads(max(1, (os.cpu_count() or 1) // max(1, settings.workers)))
+    module_map = find_modules(task.model, task.example_inputs, task.towers)
+    space.bind(module_map, target)  # what is wrong with the space is said before anything takes long
+    _make_folder(folder)
+    interrupt = Interrupt()
+    with folder_lock(folder), interrupt.watched():
+        known = _known_run(folder, task)
+        baseline = Measurement.from_json(known["baseline"]) if known else None
+        bench = open_bench(
+            task, space, target, device, module_map, _path(settings.target_table), baseline, progress.phase
+        )
+        limits = check_limits(bench, {**bench.space.constraints, **{k: v for k, v in settings.limits.items() if v is not None}})
+        run = {
+            "task": task.name,
+            "model": model_hash(task.model),
+            "space": {"file": str(settings.space) if isinstance(settings.space, (str, Path)) else "inline", "digest": bench.space.digest},
+            "target": target.name,
+            "seed": settings.seed,
+            "versions": {**bench.table.versions, "torch": str(torch.__version__), "optuna": optuna.__version__, "runtime": onnxruntime.__version__},
+            "baseline": bench.baseline.to_json(),
+            "limits": limits.__dict__,
+            "latency_check": bench.table.check,
+            "uncovered": [item.__dict__ for item in bench.module_map.uncovered],
+        }
+        if known and known["space"]["digest"] != bench.space.digest:
+            raise RunFolderError(f"{folder}: holds a search over another space; choose another --out or give the space it was started with")
+        write_json(folder / RUN_FILE, {**(known or {}), **run})
+        _say_check(bench, progress)
+        sampler = PriceSampler(bench.space, make_allocator(bench, folder, progress.phase), settings.seed)
+        url = settings.storage or str(folder / JOURNAL_FILE)
+        study = open_study(url, sampler, settings.study_name)
+        others = launch(url) if launch else []
+        deadline = _deadline(started, settings.timeout_s)
+        worker = Worker(study, Judge(bench, limits, folder), folder, alone=not others and settings.storage is None)
+        worker.run(settings.n_trials, deadline, interrupt, url, progress)
+        for process in others:
+            process.wait()
+        finalists = choose_finalists(study, bench, limits)
+        if not finalists:
+            raise AutocompressError(f"search: no trial finished; see the causes in {folder / TRIALS_FILE}")
+        origin = {"task": task.name, "model": run["model"], "seed": settings.seed, "versions": run["versions"]}
+        front, errors = verify_front(finalists, bench, folder, origin, progress.phase)
+        run["front_check"] = errors
+        run["library"] = {"made": bench.stitcher.library.made, "reused": bench.stitcher.library.reused}
+        run["seconds"] = (known or {}).get("seconds", 0.0) + time.monotonic() - started
+        write_json(folder / RUN_FILE, run)
+    return SearchResult(front, folder, task.name), interrupt.requested
+
+
+def make_allocator(bench: Bench, folder: Path, report: Callable[[str, float], None]) -> Allocator:
+    """Sensitivity from the run folder, or measured now."""
+    rows = read_rows(folder / SENSITIVITY_FILE)
+    if not rows:
+        rows = measure_sensitivity(
+            bench.task, bench.stitcher, bench.space, bench.device, bench.size_bytes, bench.latency_ms, report
+        )
+        write_rows(folder / SENSITIVITY_FILE, rows)
+    return Allocator.of(bench.space, bench.layout, bench.table, divergences(rows), bench.baseline.size_bytes)
+
+
+def check_limits(bench: Bench, given: Mapping[str, float | str | None]) -> Limits:
+    """Absolute limits; LimitError when even the smallest file of the space is larger than max_size."""
+    limits = parse_limits(given, bench.baseline.size_bytes, bench.baseline.latency_ms)
+    if limits.max_size_bytes is not None:
+        smallest = bench.size_bytes(smallest_candidate(bench.space))
+        if smallest > limits.max_size_bytes:
+            raise LimitError(
+                f"limits: max_size {limits.max_size_bytes:.0f} B contradicts the search space, whose smallest file has {smallest} B; "
+                f"nearest valid value: {smallest}"
+            )
+    return limits
+
+
+def smallest_candidate(space: BoundSpace) -> Candidate:
+    """Every knob at its smallest."""
+    configs = {}
+    for name in space.kinds:
+        ranked = min(space.choices(name, "rank_ratio"))
+        # A rank above one half of a square matrix makes two factors that are larger than it.
+        rank = ranked if ranked < 0.5 else max(space.choices(name, "rank_ratio"))
+        bits = int(min(space.choices(name, "weight_bits")))
+        configs[name] = ModuleConfig(bits, 32, rank, max(space.choices(name, "pruning_ratio")))
+    return Candidate.of(configs)
+
+
+@dataclass
+class Worker:
+    """One process's part of a study."""
+
+    study: optuna.Study
+    judge: Judge
+    folder: Path
+    alone: bool
+
+    def run(self, n_trials: int, deadline: float | None, interrupt: Interrupt, url: str, progress: SearchProgress) -> None:
+        """Trials until the study holds `n_trials` finished ones, the deadline passes, or an interrupt is requested."""
+        lease = Lease(url, self.study.study_name)
+        reap(self.study, self.alone)
+        try:
+            while not interrupt.requested:
+                finished = self.study.get_trials(deepcopy=False, states=FINISHED)
+                progress.trials(len(finished), n_trials, _feasible(finished), self.judge.bench.baseline)
+                longest = max((t.duration.total_seconds() for t in finished[-20:] if t.duration), default=0.0)
+                if len(finished) >= n_trials or (deadline is not None and time.monotonic() + longest > deadline):
+                    break
+                self._one(lease, progress)
+                if not self.alone:
+                    reap(self.study, alone=False)
+        finally:
+            lease.close()
+
+    def _one(self, lease: Lease, progress: SearchProgress) -> None:
+        started = time.monotonic()
+        space = self.judge.bench.space
+        trial = self.study.ask(distributions(space))
+        trial.set_user_attr("worker", lease.worker)
+        alpha = trial.params.get(ALPHA, space.alphas[0])
+        candidate = space.candidate(trial.params, alpha, trial.params.get(TEMPERATURE, 0))
+        trial.set_user_attr("candidate", candidate.to_json())
+        trial.set_user_attr("key", candidate_key(candidate, False))
+        trial.set_user_attr("key_full", candidate_key(candidate, True))
+        row: dict[str, Any] = {"number": trial.number}
+        try:
+            outcome = self.judge.judge(self.study, trial.number, candidate)
+            row |= _tell(self.study, trial, outcome)
+        except (KeyboardInterrupt, RunFolderError):
+            raise
+        except Exception as error:
+            cause = f"{type(error).__name__}: {str(error).strip().splitlines()[0] if str(error).strip() else ''}"
+            trial.set_user_attr("cause", cause)
+            self.study.tell(trial, state=TrialState.FAIL)
+            row |= {"state": "FAIL", "cause": cause}
+            progress.line(f"trial {trial.number} failed: {cause}")
+        row["seconds"] = round(time.monotonic() - started, 3)
+        append_row(self.folder / TRIALS_FILE, TRIAL_COLUMNS, row)
+
+
+def _tell(study: optuna.Study, trial: Trial, outcome: Outcome) -> dict[str, Any]:
+    for name, share in outcome.violations.items():
+        trial.set_constraint(name, share)
+    for name, value in {**outcome.attributes, "cause": outcome.cause}.items():
+        trial.set_user_attr(name, value)
+    state = TrialState.COMPLETE if outcome.values is not None else TrialState.PRUNED
+    try:
+        if outcome.values is not None:
+            study.tell(trial, list(outcome.values))
+        else:
+            study.tell(trial, state=state)
+    except ValueError:
+        return {"state": "FAIL", "cause": "another worker took the trial over while this one was slow"}
+    accuracy = "" if outcome.values is None else round(outcome.values[2], 6)
+    return {
+        "state": state.name,
+        "size_bytes": outcome.size_bytes,
+        "latency_ms": round(outcome.latency_ms, 6),
+        "accuracy": accuracy,
+        "cause": outcome.cause,
+    }
+
+
+def _feasible(trials: list[optuna.trial.FrozenTrial]) -> list[tuple[float, float, float]]:
+    done = [t for t in trials if t.state == TrialState.COMPLETE and all(v <= 0 for v in t.constraints.values())]
+    return [(t.values[0], t.values[1], t.values[2]) for t in done]
+
+
+def _deadline(started: float, timeout_s: float | None) -> float | None:
+    """When trials must stop so that the front can still be exported and verified: a quarter of the time is kept for it."""
+    return None if timeout_s is None else started + timeout_s * 0.75
+
+
+def _say_check(bench: Bench, progress: SearchProgress) -> None:
+    check = bench.table.check
+    if check:
+        progress.line(
+            f"latency model on {check['candidates']} random candidates it has not seen: mean error {check['mape']:.1%}, "
+            f"95th percentile {check['p95']:.1%}, Kendall tau {check['kendall_tau']:.2f}"
+        )
+
+
+def _make_folder(folder: Path) -> None:
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        if not os.access(folder, os.W_OK):
+            raise PermissionError(13, "Permission denied")
+    except OSError as error:
+        raise disk_error(folder, error) from error
+
+
+def _known_run(folder: Path, task: Task) -> dict[str, Any] | None:
+    """run.json of a run that is resumed; RunFolderError when it is another task's."""
+    if not (folder / RUN_FILE).exists():
+        return None
+    known: dict[str, Any] = read_json(folder / RUN_FILE)
+    if known.get("task") != task.name:
+        raise RunFolderError(f"{folder}: is the run folder of task {known.get('task')!r}, not of {task.name!r}; choose another --out")
+    if known.get("model") != model_hash(task.model):
+        raise RunFolderError(f"{folder}: was made with other weights of task {task.name!r}; choose another --out")
+    return known
+
+
+def _path(value: str | Path | None) -> Path | None:
+    return None if value is None else Path(value)
+

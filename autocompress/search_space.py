@@ -1,0 +1,268 @@
+"""The search space: ordered rules in YAML, bound to the modules of one model and to what the target can execute."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from fnmatch import fnmatchcase
+from itertools import product
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from autocompress.candidate import Candidate, Distillation, ModuleConfig
+from autocompress.errors import SpaceError, TargetError, nearest_name
+from autocompress.modules import CompressibleModule, ModuleMap
+from autocompress.targets.target import Target
+
+AXES = ("weight_bits", "activation_bits", "rank_ratio", "pruning_ratio")
+MATCHERS = ("match", "tower", "role", "kind")
+DEFAULT_SPACE = """
+modules:
+  - role: head
+    weight_bits: [8, 16]
+    activation_bits: [8, 32]
+  - kind: conv
+    weight_bits: [4, 8]
+    activation_bits: [8, 32]
+    pruning_ratio: {low: 0.0, high: 0.5, step: 0.125}
+  - match: "*"
+    weight_bits: [4, 8, 16]
+    activation_bits: [8, 32]
+    rank_ratio: [0.25, 1.0]
+    pruning_ratio: {low: 0.0, high: 0.75, step: 0.125}
+distillation: {alpha: {low: 0.0, high: 1.0}, temperature: [1, 2, 4], steps: 20}
+"""
+
+
+@dataclass(frozen=True)
+class Knob:
+    """One Optuna parameter: an axis of a module with its ordered choices."""
+
+    module: str
+    axis: str
+    choices: tuple[float, ...]
+
+    @property
+    def parameter(self) -> str:
+        """Name in the study."""
+        return f"{self.module}/{self.axis}"
+
+
+@dataclass(frozen=True)
+class BoundSpace:
+    """The space of one model: a fixed set of knobs, none of which depends on another.
+
+    Attributes:
+        knobs: every (module, axis) with at least two choices; `fixed` the ones with a single choice.
+        alphas: (low, high) of the distillation weight, equal when it is not searched.
+    """
+
+    knobs: tuple[Knob, ...]
+    fixed: Mapping[tuple[str, str], float]
+    kinds: Mapping[str, str]
+    integer_kinds: tuple[str, ...]
+    alphas: tuple[float, float]
+    temperatures: tuple[float, ...]
+    steps: int
+    constraints: Mapping[str, float | str]
+    digest: str = ""
+
+    def candidate(self, indices: Mapping[str, int], alpha: float, temperature_index: int) -> Candidate:
+        """The candidate of ordered indices by parameter name."""
+        values: dict[str, dict[str, float]] = {}
+        for (module, axis), value in self.fixed.items():
+            values.setdefault(module, {})[axis] = value
+        for knob in self.knobs:
+            values.setdefault(knob.module, {})[knob.axis] = knob.choices[indices[knob.parameter]]
+        configs = {module: self.config(module, axes) for module, axes in values.items()}
+        return Candidate.of(configs, Distillation(round(alpha, 4), self.temperatures[temperature_index], self.steps))
+
+    def config(self, module: str, axes: Mapping[str, float]) -> ModuleConfig:
+        """The effective config of axis values: what the module's kind cannot do is left out."""
+        activation_bits = int(axes.get("activation_bits", 32))
+        if self.kinds[module] not in self.integer_kinds:
+            activation_bits = 32
+        return ModuleConfig(
+            int(axes.get("weight_bits", 32)),
+            activation_bits,
+            float(axes.get("rank_ratio", 1.0)),
+            float(axes.get("pruning_ratio", 0.0)),
+        ).effective()
+
+    def choices(self, module: str, axis: str) -> tuple[float, ...]:
+        """The choices of one axis of a module (its default where the space does not name it)."""
+        for knob in self.knobs:
+            if (knob.module, knob.axis) == (module, axis):
+                return knob.choices
+        default = {"weight_bits": 32, "activation_bits": 32, "rank_ratio": 1.0, "pruning_ratio": 0.0}[axis]
+        return (self.fixed.get((module, axis), default),)
+
+    def configs(self, module: str) -> tuple[ModuleConfig, ...]:
+        """The distinct effective configs of a module, its pruning ratio left at 0."""
+        axes = [self.choices(module, axis) for axis in AXES[:3]]
+        found = [self.config(module, dict(zip(AXES[:3], values, strict=True))) for values in product(*axes)]
+        return tuple(dict.fromkeys(found))
+
+
+@dataclass(frozen=True)
+class SearchSpace:
+    """The parsed rules; `where` names the file in errors."""
+
+    where: str
+    rules: tuple[Mapping[str, Any], ...]
+    distillation: Mapping[str, Any] = field(default_factory=dict)
+    constraints: Mapping[str, Any] = field(default_factory=dict)
+
+    @classmethod
+    def load(cls, source: str | Path | Mapping[str, Any] | None) -> SearchSpace:
+        """From a YAML file, a mapping, or (None) the default space."""
+        where = "default space" if source is None else "space" if isinstance(source, Mapping) else str(source)
+        if source is None:
+            data: Any = yaml.safe_load(DEFAULT_SPACE)
+        elif isinstance(source, Mapping):
+            data = dict(source)
+        else:
+            path = Path(source)
+            if not path.is_file():
+                near = nearest_name(path.name, [p.name for p in path.parent.glob("*.yaml")]) if path.parent.is_dir() else ""
+                raise SpaceError(f"{where}: no such file; nearest: {near or 'none'}")
+            try:
+                data = yaml.safe_load(path.read_text())
+            except yaml.YAMLError as error:
+                raise SpaceError(f"{where}: not YAML: {' '.join(str(error).split())}") from None
+        return cls._checked(where, data)
+
+    @classmethod
+    def _checked(cls, where: str, data: Any) -> SearchSpace:
+        if not isinstance(data, dict):
+            raise SpaceError(f"{where}: expected a mapping with the key 'modules', got {type(data).__name__}")
+        _check_keys(where, data, ("modules", "distillation", "constraints"))
+        rules = data.get("modules")
+        if not isinstance(rules, list) or not rules:
+            raise SpaceError(f"{where}: 'modules' must be a list of rules, got {rules!r}")
+        for i, rule in enumerate(rules):
+            if not isinstance(rule, dict):
+                raise SpaceError(f"{where}: rule {i + 1} must be a mapping, got {rule!r}")
+            _check_keys(f"{where}: rule {i + 1}", rule, (*MATCHERS, *AXES))
+            if not any(key in rule for key in MATCHERS):
+                raise SpaceError(f"{where}: rule {i + 1} matches on nothing; give one of {', '.join(MATCHERS)}")
+        distillation = data.get("distillation") or {}
+        _check_keys(f"{where}: distillation", distillation, ("alpha", "temperature", "steps"))
+        constraints = data.get("constraints") or {}
+        _check_keys(f"{where}: constraints", constraints, ("max_size", "max_latency", "max_accuracy_drop"))
+        return cls(where, tuple(rules), distillation, constraints)
+
+    def bind(self, module_map: ModuleMap, target: Target) -> BoundSpace:
+        """The knobs on the modules of a model; SpaceError for a rule that matches nothing, TargetError for a width it lacks."""
+        roots = {group.name for group in module_map.groups if group.reason is None}
+        used: set[int] = set()
+        knobs: list[Knob] = []
+        fixed: dict[tuple[str, str], float] = {}
+        for module in module_map:
+            position = next((i for i, rule in enumerate(self.rules) if _matches(rule, module)), None)
+            if position is None:
+                continue
+            used.add(position)
+            for axis in AXES:
+                if axis not in self.rules[position]:
+                    continue
+                choices = self._choices(position, axis, target)
+                if not _applies(axis, module, roots, target):
+                    continue
+                if len(choices) == 1:
+                    fixed[module.name, axis] = choices[0]
+                else:
+                    knobs.append(Knob(module.name, axis, choices))
+        self._check_used(used, module_map)
+        alphas = self._alphas()
+        temperatures = tuple(float(t) for t in _listed(self.distillation.get("temperature", [2.0])))
+        steps = self.distillation.get("steps", 0)
+        if not isinstance(steps, int) or steps < 0 or any(t <= 0 for t in temperatures):
+            raise SpaceError(f"{self.where}: distillation: steps must be an integer >= 0 and temperature > 0, got {dict(self.distillation)}")
+        kinds = {module.name: module.kind for module in module_map}
+        digest = hashlib.sha256(json.dumps([[k.parameter, k.choices] for k in knobs] + [alphas, temperatures]).encode()).hexdigest()
+        return BoundSpace(
+            tuple(knobs), fixed, kinds, target.integer_kinds, alphas, temperatures, steps, dict(self.constraints), digest
+        )
+
+    def _check_used(self, used: set[int], module_map: ModuleMap) -> None:
+        for i, rule in enumerate(self.rules):
+            if i in used:
+                continue
+            shown = {key: rule[key] for key in MATCHERS if key in rule}
+            earlier = any(_matches(rule, module) for module in module_map)
+            if earlier:
+                reason = "matches only modules that an earlier rule takes"
+            else:
+                key, value = next(iter(shown.items()))
+                field_of = {"match": "name"}.get(key, key)
+                reason = f"matches no module; nearest {key}: {nearest_name(str(value), {str(getattr(m, field_of)) for m in module_map})}"
+            raise SpaceError(f"{self.where}: rule {i + 1} {shown} {reason}")
+
+    def _choices(self, position: int, axis: str, target: Target) -> tuple[float, ...]:
+        where = f"{self.where}: rule {position + 1}"
+        value = self.rules[position][axis]
+        if isinstance(value, dict):
+            _check_keys(f"{where}: {axis}", value, ("low", "high", "step"))
+            try:
+                low, high, step = float(value["low"]), float(value["high"]), float(value["step"])
+            except (KeyError, TypeError, ValueError):
+                raise SpaceError(f"{where}: {axis} needs numbers low, high and step, got {value}") from None
+            if step <= 0 or high < low:
+                raise SpaceError(f"{where}: {axis} needs low <= high and step > 0, got {value}")
+            choices = [round(low + i * step, 10) for i in range(int((high - low) / step + 1e-9) + 1)]
+        else:
+            choices = _listed(value)
+        for choice in choices:
+            if not isinstance(choice, (int, float)) or isinstance(choice, bool):
+                raise SpaceError(f"{where}: {axis} must hold numbers, got {choice!r}")
+            if axis.endswith("bits"):
+                try:
+                    target.check(where, axis, choice)
+                except TargetError:
+                    raise
+            elif not (0 < choice <= 1 if axis == "rank_ratio" else 0 <= choice < 1):
+                valid = "0 < ratio <= 1" if axis == "rank_ratio" else "0 <= ratio < 1"
+                raise SpaceError(f"{where}: {axis} {choice} is outside {valid}; nearest valid value: {min(1.0, max(0.05, choice)) if axis == 'rank_ratio' else min(0.95, max(0.0, choice))}")
+        return tuple(sorted(set(choices), reverse=axis != "pruning_ratio"))
+
+    def _alphas(self) -> tuple[float, float]:
+        value = self.distillation.get("alpha", 0.5)
+        if isinstance(value, dict):
+            _check_keys(f"{self.where}: distillation: alpha", value, ("low", "high"))
+            low, high = value.get("low", 0.0), value.get("high", 1.0)
+        else:
+            low = high = value
+        if not all(isinstance(v, (int, float)) and 0 <= v <= 1 for v in (low, high)) or low > high:
+            raise SpaceError(f"{self.where}: distillation: alpha must be a number or {{low, high}} in [0, 1], got {value!r}")
+        return float(low), float(high)
+
+
+def _listed(value: Any) -> Sequence[Any]:
+    return value if isinstance(value, list) else [value]
+
+
+def _check_keys(where: str, data: Any, valid: Sequence[str]) -> None:
+    if not isinstance(data, dict):
+        raise SpaceError(f"{where}: expected a mapping, got {data!r}")
+    for key in data:
+        if key not in valid:
+            raise SpaceError(f"{where}: unknown key {key!r}; nearest: {nearest_name(str(key), valid)}")
+
+
+def _matches(rule: Mapping[str, Any], module: CompressibleModule) -> bool:
+    pairs = {"match": module.name, "tower": module.tower, "role": module.role, "kind": module.kind}
+    return all(fnmatchcase(pairs[key], str(rule[key])) for key in MATCHERS if key in rule)
+
+
+def _applies(axis: str, module: CompressibleModule, roots: set[str], target: Target) -> bool:
+    """Whether the axis means anything for the module: knobs of a group live on its root, ranks on matrices."""
+    if axis == "pruning_ratio":
+        return module.name in roots
+    if axis == "rank_ratio":
+        return module.kind == "linear"
+    return axis != "activation_bits" or module.kind in target.integer_kinds
