@@ -19,9 +19,9 @@ from autocompress.compress.prune import Pruner
 from autocompress.errors import TargetError
 from autocompress.modules import CompressibleModule, ModuleMap
 
-FORMAT = 1
+FORMAT = 2
 CLASSES = ("float", "int8", "conv", "rest")
-RIDGE = 0.2  # weight of the prior "profiled time is wall time" against the fitted candidates
+RIDGE = 0.003  # weight of the prior against the fitted candidates
 
 Key = tuple[str, str]  # (owner, form)
 
@@ -74,8 +74,8 @@ def workload(layout: Layout, candidate: Candidate) -> dict[Key, float]:
 class LatencyTable:
     """Times of one model on one target, in microseconds per (owner, form) as intercept + slope * amount.
 
-    `scales` turn profiled microseconds of each class into wall time (the profiler's own cost and the caches differ),
-    `overhead_us` is what no operator accounts for. `check` holds the errors on candidates that were never used in a fit.
+    `scales` turn profiled microseconds into wall time, per class for the intercepts and then for the slopes: the profiler's own
+    cost sits in the former, the caches' in the latter. `overhead_us` is what no operator accounts for. `check` holds the errors on candidates that were never used in a fit.
     """
 
     target: str
@@ -83,44 +83,34 @@ class LatencyTable:
     versions: dict[str, str]
     baseline_ms: float
     entries: dict[Key, tuple[float, float]]
-    scales: dict[str, float]
+    scales: list[float]
     overhead_us: float = 0.0
     check: dict[str, Any] | None = None
 
-    def class_times(self, work: Mapping[Key, float], kinds: Mapping[str, str]) -> NDArray[np.float64]:
-        """Profiled microseconds per class of CLASSES; `kinds` is the kind of each module."""
-        total = dict.fromkeys(CLASSES, 0.0)
+    def parts(self, work: Mapping[Key, float], kinds: Mapping[str, str]) -> NDArray[np.float64]:
+        """(2 * classes,) profiled microseconds of all intercepts, then of all slopes, per class; `kinds` is the kind of each module."""
+        total = np.zeros((2, len(CLASSES)))
         for (owner, form), amount in work.items():
-            total[self.class_of(owner, form, kinds)] += self.microseconds(owner, form, amount)
-        return np.array([total[name] for name in CLASSES])
+            intercept, slope = self.entries.get((owner, form), (0.0, 0.0))
+            share = amount if owner == "rest" else float(amount > 0)
+            total[:, CLASSES.index(self.class_of(owner, form, kinds))] += (intercept * share, slope * amount)
+        return total.flatten()
 
     @staticmethod
     def class_of(owner: str, form: str, kinds: Mapping[str, str]) -> str:
-        """The class whose scale applies to an entry."""
+        """The class whose scales apply to an entry."""
         if owner not in kinds:
             return "rest"
         return "conv" if kinds[owner] == "conv" else form.removesuffix("-rank")
 
-    def microseconds(self, owner: str, form: str, amount: float) -> float:
-        """Profiled time of one entry."""
-        if amount == 0:
-            return 0.0
-        if (owner, form) not in self.entries:
-            return 0.0
-        intercept, slope = self.entries[owner, form]
-        if owner == "rest":
-            return (intercept + slope) * amount
-        return intercept + slope * amount
-
     def wall_us(self, owner: str, form: str, amount: float, kinds: Mapping[str, str]) -> float:
         """Wall time of one entry."""
-        return self.scales[self.class_of(owner, form, kinds)] * self.microseconds(owner, form, amount)
+        return float(self.parts({(owner, form): amount}, kinds) @ np.array(self.scales))
 
     def predict_ms(self, layout: Layout, candidate: Candidate) -> float:
         """Predicted latency."""
         kinds = {module.name: module.kind for module in layout.module_map}
-        times = self.class_times(workload(layout, candidate), kinds)
-        return float(times @ np.array([self.scales[name] for name in CLASSES]) + self.overhead_us) / 1e3
+        return float(self.parts(workload(layout, candidate), kinds) @ np.array(self.scales) + self.overhead_us) / 1e3
 
     def save(self, path: Path) -> None:
         """Write the table as JSON."""
@@ -162,14 +152,15 @@ def fit_entries(observations: Iterable[tuple[Key, float, float]]) -> dict[Key, t
     return entries
 
 
-def fit_scales(class_times: NDArray[np.float64], wall_us: NDArray[np.float64]) -> tuple[dict[str, float], float]:
-    """(scale per class, overhead in microseconds) by ridge regression towards (1, 0) on relative errors, all at least 0.
+def fit_scales(parts: NDArray[np.float64], wall_us: NDArray[np.float64]) -> tuple[list[float], float]:
+    """(scales, overhead in microseconds) by ridge regression on relative errors, all at least 0.
 
-    class_times (candidates, classes), wall_us (candidates,).
+    parts (candidates, 2 * classes) as `LatencyTable.parts`, wall_us (candidates,). The prior is that slopes are wall time
+    and that half of each intercept is the profiler's own cost.
     """
-    design = np.concatenate([class_times, np.full((len(wall_us), 1), 10.0)], axis=1) / wall_us[:, None]
-    size = np.abs(design).mean(0)
-    prior = np.diag(np.sqrt(RIDGE * len(wall_us)) * size)
-    wanted = prior @ np.array([*[1.0] * len(CLASSES), 0.0])
-    solution, _ = nnls(np.concatenate([design, prior]), np.concatenate([np.ones(len(wall_us)), wanted]))
-    return dict(zip(CLASSES, map(float, solution[:-1]), strict=True)), float(solution[-1] * 10.0)
+    count = parts.shape[1]
+    design = np.concatenate([parts, np.full((len(wall_us), 1), 10.0)], axis=1) / wall_us[:, None]
+    wanted = np.array([*[0.5] * (count // 2), *[1.0] * (count // 2), 0.0])
+    prior = np.diag(np.sqrt(RIDGE * len(wall_us)) * design.mean(0))
+    solution, _ = nnls(np.concatenate([design, prior]), np.concatenate([np.ones(len(wall_us)), prior @ wanted]))
+    return [float(s) for s in solution[:-1]], float(solution[-1] * 10.0)

@@ -57,15 +57,17 @@ def uniform_candidate(layout: Layout, target: Target, integer: bool, pruning_rat
 def random_candidate(layout: Layout, target: Target, generator: np.random.Generator) -> Candidate:
     """Any mixture: the shares of integer, factorised and pruned modules are themselves random."""
     roots = {group.name for group in layout.module_map.groups if group.reason is None}
-    integer, ranked, pruned = generator.random(3)
+    # Half of the mixtures lie at an end of each axis, since that is where fronts are.
+    integer, ranked, pruned = (float(np.clip(generator.uniform(-0.5, 1.5), 0, 1)) for _ in range(3))
+    depth = generator.choice([0.25, 0.5, 0.75])
     configs = {}
     for module in layout.module_map:
         use_integer = generator.random() < integer and module.kind in target.integer_kinds
         configs[module.name] = ModuleConfig(
             int(generator.choice([4, 8] if use_integer else [4, 8, 16, 32])),
             8 if use_integer else 32,
-            float(generator.choice([0.25, 0.5])) if module.kind == "linear" and generator.random() < 0.5 * ranked else 1.0,
-            float(generator.choice([0.2, 0.4, 0.6])) if module.name in roots and generator.random() < pruned else 0.0,
+            float(generator.choice([0.25, 0.5])) if module.kind == "linear" and generator.random() < ranked else 1.0,
+            float(depth * generator.choice([0.5, 1.0])) if module.name in roots and generator.random() < pruned else 0.0,
         )
     return Candidate.of(configs)
 
@@ -73,37 +75,44 @@ def random_candidate(layout: Layout, target: Target, generator: np.random.Genera
 def measure_table(subject: Subject, target: Target, seed: int = 0, report: Callable[[str, float], None] | None = None) -> LatencyTable:
     """Profile, fit on random candidates, check on others; `report` gets (what, share done)."""
     tell = report or (lambda what, share: None)
+    forms = [
+        uniform_candidate(subject.layout, target, integer, pruning_ratio, rank_ratio)
+        for integer in (False, True)
+        for pruning_ratio, rank_ratio in PROFILED
+    ]
     observations: list[tuple[Key, float, float]] = []
-    forms = [(integer, *form) for integer in (False, True) for form in PROFILED]
-    for i, (integer, pruning_ratio, rank_ratio) in enumerate(forms):
+    for i, candidate in enumerate(forms):
         tell("profiling whole models", i / len(forms))
-        candidate = uniform_candidate(subject.layout, target, integer, pruning_ratio, rank_ratio)
         observations += _profile(subject, target, candidate)
     generator = np.random.default_rng(seed)
-    drawn = [random_candidate(subject.layout, target, generator) for _ in range(FITTED + CHECKED)]
+    unseen = [random_candidate(subject.layout, target, generator) for _ in range(CHECKED)]
+    fitted = forms + [random_candidate(subject.layout, target, generator) for _ in range(FITTED)]
+    baseline_ms, ratios = _time(subject, target, fitted + unseen, seed, tell)
+    table = LatencyTable(
+        target.name, table_key(subject, target), versions(), baseline_ms, fit_entries(observations), [1.0] * (2 * len(CLASSES))
+    )
+    kinds = {module.name: module.kind for module in subject.layout.module_map}
+    parts = np.stack([table.parts(workload(subject.layout, c), kinds) for c in fitted])
+    table.scales, table.overhead_us = fit_scales(parts, np.array(ratios[: len(fitted)]) * baseline_ms * 1e3)
+    table.check = prediction_errors(
+        [table.predict_ms(subject.layout, c) for c in unseen], [r * baseline_ms for r in ratios[len(fitted) :]]
+    )
+    return table
+
+
+def _time(
+    subject: Subject, target: Target, candidates: list[Candidate], seed: int, tell: Callable[[str, float], None]
+) -> tuple[float, list[float]]:
+    """(milliseconds of the baseline, ratio to it per candidate)."""
     baseline = open_session(subject.baseline, target.threads)
     baseline_ms, ratios = [], []
-    for i, candidate in enumerate(drawn):
-        tell("timing random candidates", i / len(drawn))
+    for i, candidate in enumerate(candidates):
+        tell("timing whole models", i / len(candidates))
         session = open_session(subject.blank(candidate)[0], target.threads)
         timing = interleaved_timing(baseline, [session], subject.feed, ROUNDS, seed=seed + i)
         baseline_ms.append(timing.baseline_ms)
         ratios.append(timing.ratios[0])
-    table = LatencyTable(
-        target.name,
-        table_key(subject, target),
-        versions(),
-        float(np.median(baseline_ms)),
-        fit_entries(observations),
-        dict.fromkeys(CLASSES, 1.0),
-    )
-    kinds = {module.name: module.kind for module in subject.layout.module_map}
-    times = np.stack([table.class_times(workload(subject.layout, c), kinds) for c in drawn[:FITTED]])
-    table.scales, table.overhead_us = fit_scales(times, np.array(ratios[:FITTED]) * table.baseline_ms * 1e3)
-    table.check = prediction_errors(
-        [table.predict_ms(subject.layout, c) for c in drawn[FITTED:]], [r * table.baseline_ms for r in ratios[FITTED:]]
-    )
-    return table
+    return float(np.median(baseline_ms)), ratios
 
 
 def _profile(subject: Subject, target: Target, candidate: Candidate) -> list[tuple[Key, float, float]]:
