@@ -1,0 +1,121 @@
+"""autocompress: from a PyTorch model, some data and a machine to a Pareto front of small, fast ONNX files that were run."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from autocompress.candidate import Candidate, Distillation, ModuleConfig
+from autocompress.errors import AutocompressError, TaskError
+from autocompress.export.artifact import copy_artifact
+from autocompress.modules import find_modules
+from autocompress.report.page import write_report
+from autocompress.results import FrontPoint, Measurement, ParetoFront, SearchResult, read_front
+from autocompress.search.loop import Settings, run_search
+from autocompress.search.progress import SearchProgress
+from autocompress.task import Task, load_task
+
+__all__ = [
+    "AutocompressError",
+    "Candidate",
+    "Distillation",
+    "FrontPoint",
+    "Measurement",
+    "ModuleConfig",
+    "ParetoFront",
+    "SearchResult",
+    "Task",
+    "export",
+    "find_modules",
+    "load_task",
+    "read_front",
+    "search",
+]
+
+
+def search(
+    task: Task | str,
+    space: str | Path | Mapping[str, Any] | None = None,
+    target: str = "onnxruntime-cpu",
+    n_trials: int = 100,
+    timeout_s: float | None = None,
+    seed: int = 0,
+    out: str | Path = "reports/run",
+    *,
+    max_size: str | float | None = None,
+    max_latency: str | float | None = None,
+    max_accuracy_drop: float | None = None,
+    storage: str | None = None,
+    workers: int = 1,
+    device: str | None = None,
+    target_table: str | Path | None = None,
+    quiet: bool = False,
+) -> SearchResult:
+    """Search the front of `task` and leave it, verified and with a report, in folder `out`; the same call resumes a search that was stopped.
+
+    Args:
+        task: a Task, or what `load_task` takes (needed for more than one worker, since they load it themselves).
+        space: YAML file or mapping; None takes the default space.
+        target: the runtime whose kernels are measured.
+        n_trials: finished trials that the study shall hold, earlier runs counted in.
+        timeout_s: stop proposing when three quarters of it are spent; the rest is for exporting and verifying.
+        seed: the same seed, latency table and one worker give the same trials.
+        max_size, max_latency, max_accuracy_drop: limits ("2MB", "25%"; "3ms", "0.5x"; 0.005) that override the space's.
+        storage: Optuna storage URL; None keeps a journal in `out`.
+        device: "cpu" or "cuda" for evaluation and recovery; None takes CUDA when there is one.
+        target_table: a latency table measured elsewhere.
+
+    Raises:
+        AutocompressError: one line that names what is wrong and the nearest valid value. After Ctrl-C the result holds what
+        was found so far; a second Ctrl-C raises KeyboardInterrupt.
+    """
+    return search_interruptible(
+        task,
+        Settings(
+            space,
+            target,
+            n_trials,
+            timeout_s,
+            seed,
+            {"max_size": max_size, "max_latency": max_latency, "max_accuracy_drop": max_accuracy_drop},
+            storage,
+            device=device,
+            target_table=target_table,
+            workers=workers,
+        ),
+        Path(out),
+        quiet,
+    )[0]
+
+
+def search_interruptible(
+    task: Task | str, settings: Settings, out: Path, quiet: bool = False, task_arguments: Mapping[str, Any] | None = None
+) -> tuple[SearchResult, bool]:
+    """(result, whether Ctrl-C ended the search early): what `search` and the command line share."""
+    arguments = dict(task_arguments or {})
+    if settings.workers > 1 and not isinstance(task, str):
+        raise TaskError(
+            "search: more than one worker needs the task as module:function or file.py:function, so that each can load it"
+        )
+    loaded = load_task(task, **arguments) if isinstance(task, str) else task
+
+    def launch(url: str) -> list[Any]:
+        command = [sys.executable, "-m", "autocompress", "worker", "--storage", url, "--study", settings.study_name, str(task)]
+        command += ["--device", settings.device] if settings.device else []
+        for name, value in arguments.items():
+            command += ["--task-arg", f"{name}={value}"]
+        return [subprocess.Popen(command, stderr=subprocess.DEVNULL) for _ in range(settings.workers - 1)]
+
+    with SearchProgress(quiet) as progress:
+        result, interrupted = run_search(loaded, settings, out, progress, launch if settings.workers > 1 else None)
+        progress.phase("writing the report", 0.0)
+        write_report(out)
+    return result, interrupted
+
+
+def export(result: SearchResult, point: FrontPoint, to: str | Path) -> Path:
+    """Copy the point's model.onnx, recipe.yaml, model.safetensors and README.md to folder `to`; returns it."""
+    return copy_artifact(result.folder, point, Path(to))

@@ -158,9 +158,7 @@ def find_modules(model: nn.Module, example_inputs: Inputs, towers: Mapping[str, 
     return ModuleMap(tuple(modules), groups, _uncovered(model, modules, total, total_macs), total, sum(total_macs.values()))
 
 
-def _count_macs(
-    model: nn.Module, example_inputs: Inputs, names: list[str]
-) -> tuple[dict[str, int], list[str], dict[str, int]]:
+def _count_macs(model: nn.Module, example_inputs: Inputs, names: list[str]) -> tuple[dict[str, int], list[str], dict[str, int]]:
     """(MACs per called module, names in calling order, MACs per operator of the whole model)."""
     macs: dict[str, int] = {}
 
@@ -183,9 +181,7 @@ def _count_macs(
     return macs, list(macs), by_operator
 
 
-def _uncovered(
-    model: nn.Module, modules: list[CompressibleModule], total: int, macs: dict[str, int]
-) -> tuple[Uncovered, ...]:
+def _uncovered(model: nn.Module, modules: list[CompressibleModule], total: int, macs: dict[str, int]) -> tuple[Uncovered, ...]:
     covered = {id(p) for m in modules for p in model.get_submodule(m.name).parameters(recurse=False)}
     rest: list[Uncovered] = []
     for name, module in model.named_modules():

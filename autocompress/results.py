@@ -170,7 +170,11 @@ class ParetoFront:
     def _key(self, what: str) -> Any:
         def knee(point: FrontPoint) -> float:
             spans = []
-            for of in (lambda p: np.log(p.measured.size_bytes), lambda p: np.log(p.measured.latency_ms), lambda p: -p.measured.accuracy):
+            for of in (
+                lambda p: np.log(p.measured.size_bytes),
+                lambda p: np.log(p.measured.latency_ms),
+                lambda p: -p.measured.accuracy,
+            ):
                 values = [of(p) for p in self.points]
                 spans.append((of(point) - min(values)) / max(max(values) - min(values), 1e-12))
             return float(np.linalg.norm(spans))
@@ -217,7 +221,9 @@ def read_front(folder: Path) -> ParetoFront:
             tuple(FrontPoint.from_json(p) for p in data.get("dominated", [])),
         )
     except (KeyError, TypeError, ValueError) as error:
-        raise RunFolderError(f"{folder / FRONT_FILE}: damaged ({type(error).__name__}: {error}); run the search again to rebuild it") from error
+        raise RunFolderError(
+            f"{folder / FRONT_FILE}: damaged ({type(error).__name__}: {error}); run the search again to rebuild it"
+        ) from error
 
 
 @dataclass(frozen=True)

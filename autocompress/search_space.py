@@ -182,9 +182,13 @@ class SearchSpace:
         temperatures = tuple(float(t) for t in _listed(self.distillation.get("temperature", [2.0])))
         steps = self.distillation.get("steps", 0)
         if not isinstance(steps, int) or steps < 0 or any(t <= 0 for t in temperatures):
-            raise SpaceError(f"{self.where}: distillation: steps must be an integer >= 0 and temperature > 0, got {dict(self.distillation)}")
+            raise SpaceError(
+                f"{self.where}: distillation: steps must be an integer >= 0 and temperature > 0, got {dict(self.distillation)}"
+            )
         kinds = {module.name: module.kind for module in module_map}
-        digest = hashlib.sha256(json.dumps([[k.parameter, k.choices] for k in knobs] + [alphas, temperatures]).encode()).hexdigest()
+        digest = hashlib.sha256(
+            json.dumps([[k.parameter, k.choices] for k in knobs] + [alphas, temperatures]).encode()
+        ).hexdigest()
         return BoundSpace(
             tuple(knobs), fixed, kinds, target.integer_kinds, alphas, temperatures, steps, dict(self.constraints), digest
         )
@@ -227,7 +231,9 @@ class SearchSpace:
                     raise
             elif not (0 < choice <= 1 if axis == "rank_ratio" else 0 <= choice < 1):
                 valid = "0 < ratio <= 1" if axis == "rank_ratio" else "0 <= ratio < 1"
-                raise SpaceError(f"{where}: {axis} {choice} is outside {valid}; nearest valid value: {min(1.0, max(0.05, choice)) if axis == 'rank_ratio' else min(0.95, max(0.0, choice))}")
+                raise SpaceError(
+                    f"{where}: {axis} {choice} is outside {valid}; nearest valid value: {min(1.0, max(0.05, choice)) if axis == 'rank_ratio' else min(0.95, max(0.0, choice))}"
+                )
         return tuple(sorted(set(choices), reverse=axis != "pruning_ratio"))
 
     def _alphas(self) -> tuple[float, float]:

@@ -209,7 +209,9 @@ def load_task(spec: str, **arguments: Any) -> Task:
     function = getattr(module, function_name, None)
     if not callable(function):
         functions = [n for n, v in vars(module).items() if inspect.isfunction(v) and not n.startswith("_")]
-        raise TaskError(f"task {spec!r}: {place} has no function {function_name!r}; nearest: {nearest_name(function_name, functions)}")
+        raise TaskError(
+            f"task {spec!r}: {place} has no function {function_name!r}; nearest: {nearest_name(function_name, functions)}"
+        )
     try:
         inspect.signature(function).bind(**arguments)
     except TypeError as error:

@@ -37,7 +37,12 @@ def distillation_loss(task: Task, student: Tensor, teacher: Tensor, target: Any,
 
 
 def distil(
-    task: Task, student: nn.Module, teacher: nn.Module, distillation: Distillation, device: torch.device, learning_rate: float = 2e-4
+    task: Task,
+    student: nn.Module,
+    teacher: nn.Module,
+    distillation: Distillation,
+    device: torch.device,
+    learning_rate: float = 2e-4,
 ) -> None:
     """Train the parameters of `student` in place for `distillation.steps` batches, AdamW with a cosine schedule.
 

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from autocompress.compress.library import StoredTensor, Variant, store
 from autocompress.compress.prune import Mask
-from autocompress.compress.quantize import ActivationRange, quantize_activation, quant_max, round_to, straight_through
+from autocompress.compress.quantize import ActivationRange, quant_max, quantize_activation, round_to, straight_through
 
 
 def _scatter(small: Tensor, rows: Mask | None, columns: Mask | None, shape: tuple[int, ...]) -> Tensor:

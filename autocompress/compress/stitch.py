@@ -74,9 +74,5 @@ class Stitcher:
     def trained_state(self) -> tuple[dict[str, Variant], dict[str, Tensor]]:
         """(variants by module, every other parameter by name) after training."""
         variants = {name: module.trained_variant() for name, module in self.simulated.items()}
-        others = {
-            name: value.detach().cpu().clone()
-            for name, value in self.model.state_dict().items()
-            if name in self._state
-        }
+        others = {name: value.detach().cpu().clone() for name, value in self.model.state_dict().items() if name in self._state}
         return variants, others

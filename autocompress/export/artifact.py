@@ -16,7 +16,16 @@ from autocompress.candidate import Candidate
 from autocompress.compress.library import Variant, variant_to_tensors
 from autocompress.compress.quantize import ActivationRange
 from autocompress.errors import ExportError
-from autocompress.results import MODEL_FILE, NOTES_FILE, RECIPE_FILE, WEIGHTS_FILE, FrontPoint, Measurement, disk_error, write_atomic
+from autocompress.results import (
+    MODEL_FILE,
+    NOTES_FILE,
+    RECIPE_FILE,
+    WEIGHTS_FILE,
+    FrontPoint,
+    Measurement,
+    disk_error,
+    write_atomic,
+)
 
 
 def write_model(folder: Path, proto: ModelProto) -> int:

@@ -102,7 +102,7 @@ def _export(model: nn.Module, inputs: Inputs, dynamic: bool) -> Any:
     keywords: dict[str, Any] | None = None
     shapes: Any
     if isinstance(inputs, Mapping):
-        keywords, shapes = dict(inputs), {name: free for name in inputs}
+        keywords, shapes = dict(inputs), dict.fromkeys(inputs, free)
     else:
         arguments = tuple(input_tensors(inputs))
         shapes = tuple(free for _ in arguments)
@@ -269,7 +269,11 @@ def _site(
         return Site(owner, owner, "embedding", node, node.input[1], node.output[0], None)
     if node.op_type == "Gemm":
         attributes = {a.name: helper.get_attribute_value(a) for a in node.attribute}
-        if attributes.get("transB", 0) != 1 or attributes.get("transA", 0) or {attributes.get(k, 1.0) for k in ("alpha", "beta")} != {1.0}:
+        if (
+            attributes.get("transB", 0) != 1
+            or attributes.get("transA", 0)
+            or {attributes.get(k, 1.0) for k in ("alpha", "beta")} != {1.0}
+        ):
             return None
         bias = node.input[2] if len(node.input) > 2 else None
         return Site(named(bias, owner), owner, "linear", node, node.input[0], node.output[0], bias)

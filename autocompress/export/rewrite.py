@@ -70,7 +70,7 @@ class Rewriter:
         if value not in self._quantized:
             outputs = [f"{value}/q", f"{value}/q_scale", f"{value}/q_zero"]
             self.nodes.append(helper.make_node("DynamicQuantizeLinear", [value], outputs, name=outputs[0]))
-            self.owners.update({output: f"quantize:{value}" for output in outputs})
+            self.owners.update(dict.fromkeys(outputs, f"quantize:{value}"))
             self._quantized[value] = tuple(outputs)
         return self._quantized[value]
 
@@ -137,7 +137,12 @@ class Rewriter:
         self.add("Conv", inputs, site.node.output[0], **attributes)
         for output in site.tail:
             original = self.lowered.producer[output]
-            self.add(original.op_type, list(original.input), output, **{a.name: helper.get_attribute_value(a) for a in original.attribute})
+            self.add(
+                original.op_type,
+                list(original.input),
+                output,
+                **{a.name: helper.get_attribute_value(a) for a in original.attribute},
+            )
 
     def _conv_bias(self, site: Site, variant: Variant, out: NDArray[np.bool_] | None) -> Array | None:
         if variant.bias is not None:
@@ -220,7 +225,7 @@ def rewrite(
         for site in lowered.sites.get(module.name, ()):
             for output in (site.node.output[0], site.output, *site.tail):
                 rewriter.owners[output] = module.name
-            if touched or site.name in variants and others is not None:
+            if touched or (site.name in variants and others is not None):
                 by_output[site.node.output[0]] = site
                 dropped.update({site.output, *site.absorbed, *site.tail} - {site.node.output[0]})
     for node in lowered.proto.graph.node:

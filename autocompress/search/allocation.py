@@ -95,7 +95,8 @@ class Allocator:
         group_latency = {
             name: np.array(
                 [
-                    table.wall_us(f"group:{name}", "any", g.kept_units(r) / g.units if r > 0 else 1.0, kinds) / (table.baseline_ms * 1e3)
+                    table.wall_us(f"group:{name}", "any", g.kept_units(r) / g.units if r > 0 else 1.0, kinds)
+                    / (table.baseline_ms * 1e3)
                     for r in ratios[name]
                 ]
             )
@@ -105,8 +106,8 @@ class Allocator:
 
     def allocate(self, size_price: float, latency_price: float) -> tuple[dict[str, ModuleConfig], float, float]:
         """(configs with pruning, size, latency) at these prices; size and latency as shares of the baseline, of what the tables cover."""
-        chosen = {name: 0 for name in self.modules}
-        pruned = {name: 0 for name in self.ratios}
+        chosen = dict.fromkeys(self.modules, 0)
+        pruned = dict.fromkeys(self.ratios, 0)
 
         def cost(table: ModuleTable) -> Array:
             return size_price * table.size + latency_price * table.latency

@@ -83,7 +83,9 @@ def model_hash(model: nn.Module) -> str:
     digest = hashlib.sha256()
     for name, value in model.state_dict().items():
         digest.update(f"{name} {tuple(value.shape)}".encode())
-        digest.update(value.detach().cpu().contiguous().view(torch.uint8).numpy().tobytes() if value.dim() else str(value.item()).encode())
+        digest.update(
+            value.detach().cpu().contiguous().view(torch.uint8).numpy().tobytes() if value.dim() else str(value.item()).encode()
+        )
     return digest.hexdigest()
 
 
@@ -153,4 +155,3 @@ def _baseline(task: Task, builder: Builder, target: Target, subject: Subject) ->
     timed = open_session(builder.baseline, target.threads)
     timing = interleaved_timing(timed, [timed], subject.feed, rounds=60)
     return Measurement(len(builder.baseline), timing.baseline_ms, scores.accuracy, metrics=scores.metrics, verified=True)
-

@@ -18,7 +18,16 @@ from autocompress.limits import Limits
 from autocompress.measure.accuracy import evaluate_model, evaluate_session
 from autocompress.measure.latency import interleaved_timing
 from autocompress.pareto import hypervolume_subset, non_dominated
-from autocompress.results import FRONT_FILE, MODEL_FILE, FrontPoint, Measurement, ParetoFront, read_front, write_atomic, write_json
+from autocompress.results import (
+    FRONT_FILE,
+    MODEL_FILE,
+    FrontPoint,
+    Measurement,
+    ParetoFront,
+    read_front,
+    write_atomic,
+    write_json,
+)
 from autocompress.search.bench import Bench
 from autocompress.search.trial import read_trained, trained_path
 from autocompress.targets.profile import prediction_errors
@@ -111,7 +120,9 @@ def verify_front(
         points.append(point)
     front = ParetoFront.of(baseline, points)
     write_json(folder / FRONT_FILE, front.to_json())
-    errors = prediction_errors([f.values[1] for f in finalists], [p.measured.latency_ms for p in points]) if len(points) > 1 else {}
+    errors = (
+        prediction_errors([f.values[1] for f in finalists], [p.measured.latency_ms for p in points]) if len(points) > 1 else {}
+    )
     return front, {"baseline_ms_at_the_end": baseline_ms, **errors}
 
 

@@ -112,31 +112,40 @@ def run_search(
     with folder_lock(folder), interrupt.watched():
         known = _known_run(folder, task)
         baseline = Measurement.from_json(known["baseline"]) if known else None
-        bench = open_bench(
-            task, space, target, device, module_map, _path(settings.target_table), baseline, progress.phase
-        )
+        bench = open_bench(task, space, target, device, module_map, _path(settings.target_table), baseline, progress.phase)
         limits = check_limits(bench, {**bench.space.constraints, **{k: v for k, v in settings.limits.items() if v is not None}})
         run = {
             "task": task.name,
             "model": model_hash(task.model),
-            "space": {"file": str(settings.space) if isinstance(settings.space, (str, Path)) else "inline", "digest": bench.space.digest},
+            "space": {
+                "file": str(settings.space) if isinstance(settings.space, (str, Path)) else "inline",
+                "digest": bench.space.digest,
+            },
             "target": target.name,
             "seed": settings.seed,
-            "versions": {**bench.table.versions, "torch": str(torch.__version__), "optuna": optuna.__version__, "runtime": onnxruntime.__version__},
+            "versions": {
+                **bench.table.versions,
+                "torch": str(torch.__version__),
+                "optuna": optuna.__version__,
+                "runtime": onnxruntime.__version__,
+            },
             "baseline": bench.baseline.to_json(),
             "limits": limits.__dict__,
             "latency_check": bench.table.check,
             "uncovered": [item.__dict__ for item in bench.module_map.uncovered],
         }
         if known and known["space"]["digest"] != bench.space.digest:
-            raise RunFolderError(f"{folder}: holds a search over another space; choose another --out or give the space it was started with")
+            raise RunFolderError(
+                f"{folder}: holds a search over another space; choose another --out or give the space it was started with"
+            )
         write_json(folder / RUN_FILE, {**(known or {}), **run})
         _say_check(bench, progress)
         sampler = PriceSampler(bench.space, make_allocator(bench, folder, progress.phase), settings.seed)
         url = settings.storage or str(folder / JOURNAL_FILE)
         study = open_study(url, sampler, settings.study_name)
-        others = launch(url) if launch else []
         deadline = _deadline(started, settings.timeout_s)
+        study.set_user_attr("run", _for_workers(settings, space, folder, limits, deadline))
+        others = launch(url) if launch else []
         worker = Worker(study, Judge(bench, limits, folder), folder, alone=not others and settings.storage is None)
         worker.run(settings.n_trials, deadline, interrupt, url, progress)
         for process in others:
@@ -151,6 +160,45 @@ def run_search(
         run["seconds"] = (known or {}).get("seconds", 0.0) + time.monotonic() - started
         write_json(folder / RUN_FILE, run)
     return SearchResult(front, folder, task.name), interrupt.requested
+
+
+def _for_workers(settings: Settings, space: SearchSpace, folder: Path, limits: Limits, deadline: float | None) -> dict[str, Any]:
+    return {
+        "space": {"modules": list(space.rules), "distillation": dict(space.distillation), "constraints": dict(space.constraints)},
+        "target": settings.target,
+        "table": None if settings.target_table is None else str(Path(settings.target_table).resolve()),
+        "seed": settings.seed,
+        "n_trials": settings.n_trials,
+        "workers": settings.workers,
+        "limits": limits.__dict__,
+        "folder": str(folder.resolve()),
+        "deadline": None if deadline is None else time.time() + deadline - time.monotonic(),
+    }
+
+
+def run_worker(task: Task, storage: str, study_name: str, device_name: str | None) -> bool:
+    """Take trials of a study that a search has started, until it is full; returns whether it was interrupted."""
+    check_task(task)
+    run = open_study(storage, optuna.samplers.RandomSampler(), study_name, create=False).user_attrs.get("run")
+    if run is None:
+        raise RunFolderError(f"storage {storage}: study {study_name!r} was not started by autocompress search")
+    folder = Path(run["folder"])
+    known = _known_run(folder, task)
+    if known is None:
+        raise RunFolderError(f"{folder}: not reachable from this worker; share the run folder between machines")
+    torch.set_num_threads(max(1, (os.cpu_count() or 1) // max(1, run["workers"])))
+    space, target, device = SearchSpace.load(run["space"]), find_target(run["target"]), pick_device(device_name)
+    module_map = find_modules(task.model, task.example_inputs, task.towers)
+    interrupt = Interrupt()
+    with interrupt.watched(), SearchProgress(quiet=True) as progress:
+        baseline = Measurement.from_json(known["baseline"])
+        bench = open_bench(task, space, target, device, module_map, _path(run["table"]), baseline, progress.phase)
+        sampler = PriceSampler(bench.space, make_allocator(bench, folder, progress.phase), run["seed"])
+        study = open_study(storage, sampler, study_name, create=False)
+        deadline = None if run["deadline"] is None else time.monotonic() + run["deadline"] - time.time()
+        worker = Worker(study, Judge(bench, Limits(**run["limits"]), folder), folder, alone=False)
+        worker.run(run["n_trials"], deadline, interrupt, storage, progress)
+    return interrupt.requested
 
 
 def make_allocator(bench: Bench, folder: Path, report: Callable[[str, float], None]) -> Allocator:
@@ -298,7 +346,9 @@ def _known_run(folder: Path, task: Task) -> dict[str, Any] | None:
         return None
     known: dict[str, Any] = read_json(folder / RUN_FILE)
     if known.get("task") != task.name:
-        raise RunFolderError(f"{folder}: is the run folder of task {known.get('task')!r}, not of {task.name!r}; choose another --out")
+        raise RunFolderError(
+            f"{folder}: is the run folder of task {known.get('task')!r}, not of {task.name!r}; choose another --out"
+        )
     if known.get("model") != model_hash(task.model):
         raise RunFolderError(f"{folder}: was made with other weights of task {task.name!r}; choose another --out")
     return known
@@ -306,4 +356,3 @@ def _known_run(folder: Path, task: Task) -> dict[str, Any] | None:
 
 def _path(value: str | Path | None) -> Path | None:
     return None if value is None else Path(value)
-

@@ -47,7 +47,9 @@ def sample_scores(task: Task, outputs: Tensor, targets: list[Any], teacher: Tens
     """(n,) higher is better: the metric of each sample, or minus the divergence from the teacher where the metric is no mean."""
     if by_metric:
         joined = join_targets(targets)
-        return np.array([float(task.metric(outputs[i : i + 1], joined[i : i + 1])) for i in range(len(outputs))], dtype=np.float32)
+        return np.array(
+            [float(task.metric(outputs[i : i + 1], joined[i : i + 1])) for i in range(len(outputs))], dtype=np.float32
+        )
     return -task.output_divergence(outputs, teacher).numpy().astype(np.float32)
 
 

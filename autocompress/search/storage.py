@@ -83,8 +83,8 @@ def folder_lock(folder: Path) -> Iterator[None]:
 
 def open_study(url: str, sampler: optuna.samplers.BaseSampler, name: str = STUDY_NAME, create: bool = True) -> optuna.Study:
     """The study in `url`; a damaged or foreign storage gives one line."""
-    if "://" not in url:
-        repair_journal(Path(url))
+    if "://" not in url and create:
+        repair_journal(Path(url))  # only by the one that holds the run folder, before anybody else writes
     storage = open_storage(url)
     try:
         if create:
@@ -97,7 +97,9 @@ def open_study(url: str, sampler: optuna.samplers.BaseSampler, name: str = STUDY
     except KeyError:
         raise RunFolderError(f"storage {url}: holds no study {name!r}") from None
     except (ValueError, AssertionError, AttributeError) as error:
-        raise RunFolderError(f"storage {url}: damaged ({type(error).__name__}); restore it from a copy or move it away") from error
+        raise RunFolderError(
+            f"storage {url}: damaged ({type(error).__name__}); restore it from a copy or move it away"
+        ) from error
 
 
 class Lease:

@@ -25,7 +25,16 @@ from autocompress.limits import Limits
 from autocompress.measure.accuracy import evaluate_model, join_targets, model_outputs, scores_of
 from autocompress.results import write_atomic
 from autocompress.search.bench import Bench
-from autocompress.search.racing import RUNGS, Rival, Scores, decode_scores, encode_scores, sample_scores, surely_below, surely_dominated
+from autocompress.search.racing import (
+    RUNGS,
+    Rival,
+    Scores,
+    decode_scores,
+    encode_scores,
+    sample_scores,
+    surely_below,
+    surely_dominated,
+)
 from autocompress.task import batch_size
 
 RECOVERY_MIN_LOSS = 0.0005  # a candidate that lost less is not trained
@@ -120,7 +129,9 @@ class Judge:
         attributes = {"repeats": earlier.number + 1}  # + 1, so that a repeat of trial 0 is true as well
         cause = f"repeats trial {earlier.number}"
         if earlier.state == TrialState.PRUNED or earlier.values is None:
-            return Outcome(None, size, latency, f"{cause}: {earlier.user_attrs.get('cause', '')}", earlier.constraints, attributes)
+            return Outcome(
+                None, size, latency, f"{cause}: {earlier.user_attrs.get('cause', '')}", earlier.constraints, attributes
+            )
         attributes["accuracy_before_recovery"] = earlier.user_attrs.get("accuracy_before_recovery")
         values = (float(earlier.values[0]), float(earlier.values[1]), float(earlier.values[2]))
         return Outcome(values, size, latency, cause, earlier.constraints, attributes)

@@ -130,7 +130,9 @@ class LatencyTable:
             entries = {(e["owner"], e["form"]): (float(e["intercept_us"]), float(e["slope_us"])) for e in data.pop("entries")}
             return cls(entries=entries, **data)
         except (OSError, ValueError, KeyError, TypeError) as error:
-            raise TargetError(f"{path}: not a latency table ({type(error).__name__}); delete it to have it measured again") from error
+            raise TargetError(
+                f"{path}: not a latency table ({type(error).__name__}); delete it to have it measured again"
+            ) from error
 
 
 def fit_entries(observations: Iterable[tuple[Key, float, float]]) -> dict[Key, tuple[float, float]]:

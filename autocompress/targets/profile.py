@@ -72,7 +72,9 @@ def random_candidate(layout: Layout, target: Target, generator: np.random.Genera
     return Candidate.of(configs)
 
 
-def measure_table(subject: Subject, target: Target, seed: int = 0, report: Callable[[str, float], None] | None = None) -> LatencyTable:
+def measure_table(
+    subject: Subject, target: Target, seed: int = 0, report: Callable[[str, float], None] | None = None
+) -> LatencyTable:
     """Profile, fit on random candidates, check on others; `report` gets (what, share done)."""
     tell = report or (lambda what, share: None)
     forms = [
@@ -191,7 +193,9 @@ def cached_table(
             raise TargetError(f"{given}: table of target {table.target}, not of {target.name}")
         layout_owners = {module.name for module in subject.layout.module_map}
         if not layout_owners <= {owner for owner, _ in table.entries}:
-            raise TargetError(f"{given}: table of another model; measure one with: autocompress profile TASK --target {target.name} --out FILE")
+            raise TargetError(
+                f"{given}: table of another model; measure one with: autocompress profile TASK --target {target.name} --out FILE"
+            )
         return table
     path = cache_folder() / "latency" / f"{key}.json"
     if path.is_file():

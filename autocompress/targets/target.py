@@ -33,10 +33,7 @@ class Target:
             )
 
 
-TARGETS = {
-    target.name: target
-    for target in (Target("onnxruntime-cpu", 1, (4, 8, 16, 32), (8, 32), ("linear", "conv")),)
-}
+TARGETS = {target.name: target for target in (Target("onnxruntime-cpu", 1, (4, 8, 16, 32), (8, 32), ("linear", "conv")),)}
 
 
 def find_target(name: str) -> Target:

@@ -84,6 +84,4 @@ def load_easy_vqa(validation_images: int = 200) -> EasyVqa:
     images = len(data["train_images"])
     border = images - validation_images
     test = split("test", 0, len(data["test_images"]))
-    return EasyVqa(
-        split("train", 0, border), split("train", border, images), test, vocabulary, tuple(data["answers"].tolist())
-    )
+    return EasyVqa(split("train", 0, border), split("train", border, images), test, vocabulary, tuple(data["answers"].tolist()))

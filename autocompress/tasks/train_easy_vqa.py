@@ -67,9 +67,7 @@ def train(data: EasyVqa, epochs: int, seed: int, learning_rate: float = 5e-4) ->
     naming = torch.nn.Linear(model.head[0].in_features, named.shape[1])
     optimizer = torch.optim.AdamW([*model.parameters(), *naming.parameters()], lr=learning_rate, weight_decay=0.05)
     per_epoch = len(_steps_of_epoch(data.train, torch.Generator().manual_seed(seed)))
-    schedule = torch.optim.lr_scheduler.OneCycleLR(
-        optimizer, learning_rate, total_steps=epochs * per_epoch, pct_start=0.15
-    )
+    schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, learning_rate, total_steps=epochs * per_epoch, pct_start=0.15)
     started = time.monotonic()
     for epoch in range(epochs):
         model.train()

@@ -1,0 +1,252 @@
+"""The figures of the report, drawn from what report.info decided."""
+
+from __future__ import annotations
+
+import json
+
+import numpy as np
+import plotly.graph_objects as go
+from plotly.subplots import make_subplots
+
+from autocompress.report.info import (
+    AllocationInfo,
+    PredictionInfo,
+    RunInfo,
+    allocation,
+    hypervolume_history,
+    predictions,
+    recommended,
+)
+
+GREY, ACCENT, BASE = "#b8bec6", "#d6336c", "#1864ab"
+HOVER = "trial %{customdata[0]}<br>%{customdata[1]:.0f} KB, %{customdata[2]:.3f} ms<br>accuracy %{customdata[3]:.4f}<br>%{customdata[4]}<extra></extra>"
+SHOWN_TRIALS = 2000
+
+
+def _layout(figure: go.Figure, height: int) -> go.Figure:
+    figure.update_layout(
+        template="plotly_white",
+        height=height,
+        margin={"l": 60, "r": 20, "t": 50, "b": 50},
+        font={"family": "system-ui, sans-serif"},
+    )
+    return figure
+
+
+def front_2d(info: RunInfo) -> go.Figure:
+    """Accuracy lost against size, and against latency: all complete trials in grey, verified points coloured by the third objective."""
+    front, base = info.front, info.front.baseline
+    picks = recommended(front)
+    figure = make_subplots(1, 2, subplot_titles=("size", "latency"), shared_yaxes=True, horizontal_spacing=0.12)
+    trials = info.trials.tail(SHOWN_TRIALS)
+    points = front.points
+    data = [
+        (p.trial, p.measured.size_bytes / 1e3, p.measured.latency_ms, p.measured.accuracy, picks.get(p.trial, "")) for p in points
+    ]
+    everything = [
+        (int(n), s / 1e3, ms, a, "searched")
+        for n, s, ms, a in trials[["number", "size_bytes", "latency_ms", "accuracy"]].itertuples(index=False)
+    ]
+    for column, axis, other, title in ((1, 1, 2, "ms"), (2, 2, 1, "KB")):
+        figure.add_trace(
+            go.Scatter(
+                x=[row[axis] for row in everything],
+                y=[base.accuracy - row[3] for row in everything],
+                customdata=everything,
+                hovertemplate=HOVER,
+                mode="markers",
+                marker={"color": GREY, "size": 6},
+                name="trials (predicted)",
+                showlegend=column == 1,
+            ),
+            1,
+            column,
+        )
+        figure.add_trace(
+            go.Scatter(
+                x=[row[axis] for row in data],
+                y=[base.accuracy - row[3] for row in data],
+                customdata=data,
+                hovertemplate=HOVER,
+                mode="markers",
+                marker={
+                    "size": 12,
+                    "color": [row[other] for row in data],
+                    "colorscale": "Viridis",
+                    "symbol": ["star" if row[4] else "circle" for row in data],
+                    "line": {"width": 1, "color": "white"},
+                    "colorbar": {"title": title, "x": 0.445 if column == 1 else 1.0, "thickness": 10},
+                },
+                name="verified front (star: recommended)",
+                showlegend=column == 1,
+            ),
+            1,
+            column,
+        )
+        figure.add_trace(
+            go.Scatter(
+                x=[base.size_bytes / 1e3 if column == 1 else base.latency_ms],
+                y=[0],
+                mode="markers",
+                marker={"color": BASE, "size": 12, "symbol": "diamond"},
+                name="float baseline",
+                hovertemplate="float baseline<extra></extra>",
+                showlegend=column == 1,
+            ),
+            1,
+            column,
+        )
+    figure.update_xaxes(title="file size (KB, log)", type="log", row=1, col=1)
+    figure.update_xaxes(title="latency (ms)", row=1, col=2)
+    figure.update_yaxes(title="accuracy lost (validation)", row=1, col=1)
+    figure.update_layout(legend={"orientation": "h", "y": -0.22})
+    return _layout(figure, 460)
+
+
+def front_3d(info: RunInfo) -> go.Figure:
+    """Size, latency and accuracy of the verified points and the baseline."""
+    base = info.front.baseline
+    picks = recommended(info.front)
+    data = [
+        (p.trial, p.measured.size_bytes / 1e3, p.measured.latency_ms, p.measured.accuracy, picks.get(p.trial, ""))
+        for p in info.front.points
+    ]
+    figure = go.Figure(
+        [
+            go.Scatter3d(
+                x=[row[1] for row in data],
+                y=[row[2] for row in data],
+                z=[row[3] for row in data],
+                customdata=data,
+                hovertemplate=HOVER,
+                mode="markers",
+                marker={"size": 6, "color": [row[3] for row in data], "colorscale": "Viridis"},
+                name="verified front",
+            ),
+            go.Scatter3d(
+                x=[base.size_bytes / 1e3],
+                y=[base.latency_ms],
+                z=[base.accuracy],
+                mode="markers",
+                marker={"size": 6, "color": BASE, "symbol": "diamond"},
+                name="float baseline",
+            ),
+        ]
+    )
+    figure.update_layout(
+        scene={"xaxis": {"title": "KB", "type": "log"}, "yaxis": {"title": "ms"}, "zaxis": {"title": "accuracy"}},
+        legend={"orientation": "h"},
+    )
+    return _layout(figure, 520)
+
+
+def allocation_maps(info: RunInfo) -> go.Figure:
+    """Modules x front points: weight bits, pruning ratio (on the root of each channel group) and rank ratio."""
+    data: AllocationInfo = allocation(info.front)
+    figure = make_subplots(
+        1, 3, subplot_titles=("weight bits", "pruning ratio", "rank ratio"), shared_yaxes=True, horizontal_spacing=0.06
+    )
+    maps = ((data.weight_bits, "Viridis", 4, 16), (data.pruning_ratio, "Reds", 0, 0.8), (data.rank_ratio, "Blues_r", 0, 1))
+    for column, (values, scale, low, high) in enumerate(maps, 1):
+        text = np.where(np.isnan(values), "", np.char.mod("%g", np.nan_to_num(values)))
+        figure.add_trace(
+            go.Heatmap(
+                z=values,
+                x=data.labels,
+                y=data.modules,
+                text=text,
+                texttemplate="%{text}",
+                textfont={"size": 9},
+                colorscale=scale,
+                zmin=low,
+                zmax=high,
+                showscale=False,
+                hovertemplate="%{y}<br>trial %{x}<br>%{z}<extra></extra>",
+                xgap=1,
+                ygap=1,
+            ),
+            1,
+            column,
+        )
+    figure.update_yaxes(autorange="reversed", tickfont={"size": 10}, automargin=True)
+    figure.update_xaxes(tickangle=60, tickfont={"size": 9}, type="category", title="trial (size)")
+    return _layout(figure, max(320, 130 + 18 * len(data.modules)))
+
+
+def sensitivity_bars(info: RunInfo) -> go.Figure:
+    """Divergence of the outputs with one module compressed one way."""
+    figure = go.Figure()
+    table = info.sensitivity
+    for config in dict.fromkeys(table["config"]) if len(table) else ():
+        rows = table[table["config"] == config]
+        label = ", ".join(f"{key.replace('_', ' ')} {value:g}" for key, value in json.loads(config).items())
+        figure.add_trace(
+            go.Bar(
+                x=rows["module"],
+                y=rows["divergence"].clip(lower=1e-9),
+                name=label,
+                visible=True if config in _shown(table) else "legendonly",
+                hovertemplate="%{x}<br>" + label + "<br>divergence %{y:.3g}<extra></extra>",
+            )
+        )
+    figure.update_yaxes(type="log", title="divergence (log)", exponentformat="power")
+    figure.update_xaxes(tickangle=60, tickfont={"size": 9}, automargin=True)
+    figure.update_layout(barmode="group", legend={"title": "module alone under (click to add)"})
+    return _layout(figure, 520)
+
+
+def _shown(table: object) -> set[str]:
+    """The configs whose mean divergence is largest per axis, so that the bars start readable."""
+    means = table.groupby("config")["divergence"].mean()  # type: ignore[attr-defined]
+    best: dict[tuple[str, ...], str] = {}
+    for config, mean in means.items():
+        axes = tuple(json.loads(config))
+        if axes not in best or mean > means[best[axes]]:
+            best[axes] = config
+    return set(best.values())
+
+
+def prediction_scatter(info: RunInfo) -> go.Figure:
+    """Predicted against measured latency of candidates that the latency model had not seen, and of the front."""
+    data: PredictionInfo = predictions(info)
+    figure = go.Figure()
+    values = [*data.check[0], *data.check[1], *data.front[0], *data.front[1]]
+    ends = [min(values, default=0) * 0.95, max(values, default=1) * 1.05]
+    figure.add_trace(
+        go.Scatter(x=ends, y=ends, mode="lines", line={"color": GREY, "dash": "dot"}, showlegend=False, hoverinfo="skip")
+    )
+    for name, (predicted, measured), colour in (("random candidates", data.check, BASE), ("final front", data.front, ACCENT)):
+        figure.add_trace(
+            go.Scatter(
+                x=measured,
+                y=predicted,
+                mode="markers",
+                marker={"color": colour, "size": 8},
+                name=name,
+                hovertemplate="measured %{x:.3f} ms<br>predicted %{y:.3f} ms<extra></extra>",
+            )
+        )
+    errors = [
+        f"{name} {mape:.1%}"
+        for name, mape in (("random candidates", data.check_mape), ("front", data.front_mape))
+        if mape is not None
+    ]
+    figure.update_layout(
+        title={"text": "mean absolute error: " + ", ".join(errors), "font": {"size": 13}}, legend={"orientation": "h", "y": -0.2}
+    )
+    figure.update_xaxes(title="measured (ms)")
+    figure.update_yaxes(title="predicted (ms)")
+    return _layout(figure, 440)
+
+
+def hypervolume_curve(info: RunInfo) -> go.Figure:
+    """Hypervolume of the predicted front after each complete trial."""
+    history = hypervolume_history(info)
+    figure = go.Figure(
+        go.Scatter(
+            x=info.trials["number"], y=history, mode="lines+markers", line={"shape": "hv", "color": ACCENT}, name="hypervolume"
+        )
+    )
+    figure.update_xaxes(title="trial")
+    figure.update_yaxes(title="hypervolume (share)", rangemode="tozero")
+    return _layout(figure, 440)

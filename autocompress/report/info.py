@@ -1,0 +1,124 @@
+"""What the report shows, read from a run folder and decided before anything is drawn."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+import pandas as pd
+
+from autocompress.pareto import hypervolume
+from autocompress.results import (
+    RUN_FILE,
+    SENSITIVITY_FILE,
+    TRIALS_FILE,
+    FrontPoint,
+    Measurement,
+    ParetoFront,
+    read_front,
+    read_json,
+)
+
+PICKS = ("smallest", "fastest", "accurate", "knee")
+PICK_DROP = 0.01  # the accuracy loss within which the recommended points are picked
+
+
+class RunInfo(NamedTuple):
+    """One run folder: trials are the complete ones in order (number, size_bytes, latency_ms, accuracy)."""
+
+    run: dict[str, Any]
+    front: ParetoFront
+    trials: pd.DataFrame
+    sensitivity: pd.DataFrame
+
+
+class AllocationInfo(NamedTuple):
+    """Heat map values (modules, points): NaN where the axis is left untouched; `labels` names the points."""
+
+    modules: list[str]
+    labels: list[str]
+    weight_bits: np.ndarray
+    pruning_ratio: np.ndarray
+    rank_ratio: np.ndarray
+
+
+class PredictionInfo(NamedTuple):
+    """Predicted against measured milliseconds of random candidates and of the front."""
+
+    check: tuple[list[float], list[float]]
+    front: tuple[list[float], list[float]]
+    check_mape: float | None
+    front_mape: float | None
+
+
+def read_run(folder: Path) -> RunInfo:
+    """Everything the report needs; RunFolderError names the file that is missing or damaged."""
+    front = read_front(folder)
+    trials = pd.read_csv(folder / TRIALS_FILE) if (folder / TRIALS_FILE).is_file() else pd.DataFrame(columns=["number", "state"])
+    sensitivity = pd.read_csv(folder / SENSITIVITY_FILE) if (folder / SENSITIVITY_FILE).is_file() else pd.DataFrame()
+    return RunInfo(read_json(folder / RUN_FILE), front, trials[trials["state"] == "COMPLETE"].sort_values("number"), sensitivity)
+
+
+def recommended(front: ParetoFront) -> dict[int, str]:
+    """Trial -> what it is recommended as, within an accuracy loss of 0.01 (or nearest to it)."""
+    found: dict[int, list[str]] = {}
+    for what in PICKS:
+        found.setdefault(front.pick(what, max_accuracy_drop=PICK_DROP).point.trial, []).append(what)
+    return {trial: ", ".join(names) for trial, names in found.items()}
+
+
+def before_after(front: ParetoFront) -> pd.DataFrame:
+    """One row per point, the baseline first."""
+
+    def row(name: str, m: Measurement, what: str, gap: float | None) -> dict[str, Any]:
+        base = front.baseline
+        return {
+            "point": name,
+            "recommended as": what,
+            "size (KB)": m.size_bytes / 1e3,
+            "smaller": base.size_bytes / m.size_bytes,
+            "latency (ms)": m.latency_ms,
+            "faster": base.latency_ms / m.latency_ms,
+            "accuracy (validation)": m.accuracy,
+            "accuracy (test)": m.test_accuracy,
+            "deployed - simulated": gap,
+        }
+
+    picks = recommended(front)
+    rows = [row("float baseline", front.baseline, "", None)]
+    rows += [row(f"trial {p.trial}", p.measured, picks.get(p.trial, ""), p.deployed_gap) for p in front.points]
+    return pd.DataFrame(rows)
+
+
+def allocation(front: ParetoFront) -> AllocationInfo:
+    """What each point does to each module that any point touches."""
+    modules = list(dict.fromkeys(name for p in front.points for name, _ in p.candidate.modules))
+
+    def grid(axis: str, untouched: float) -> np.ndarray:
+        values = np.array([[getattr(p.candidate.config(m), axis) for p in front.points] for m in modules], dtype=float)
+        return np.where(values == untouched, np.nan, values) if len(modules) else np.zeros((0, len(front.points)))
+
+    labels = [f"{p.trial} ({p.measured.size_bytes / 1e3:.0f} KB)" for p in front.points]
+    return AllocationInfo(modules, labels, grid("weight_bits", 32), grid("pruning_ratio", 0.0), grid("rank_ratio", 1.0))
+
+
+def predictions(info: RunInfo) -> PredictionInfo:
+    """From the latency model's check and from the front."""
+    check = info.run.get("latency_check") or {}
+    points: tuple[FrontPoint, ...] = info.front.points + info.front.dominated
+    return PredictionInfo(
+        (check.get("predicted_ms", []), check.get("measured_ms", [])),
+        ([p.predicted.latency_ms for p in points], [p.measured.latency_ms for p in points]),
+        check.get("mape"),
+        (info.run.get("front_check") or {}).get("mape"),
+    )
+
+
+def hypervolume_history(info: RunInfo, reference_drop: float = 0.1) -> list[float]:
+    """Share of the box (baseline size, baseline latency, `reference_drop` lost) that is dominated after each complete trial."""
+    base = info.front.baseline
+    values = info.trials[["size_bytes", "latency_ms", "accuracy"]].to_numpy(dtype=float)
+    values[:, 2] = np.maximum(base.accuracy - values[:, 2], 0.0)
+    reference = (base.size_bytes, base.latency_ms, reference_drop)
+    return [hypervolume(values[: i + 1], reference) for i in range(len(values))]

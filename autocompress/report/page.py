@@ -1,0 +1,109 @@
+"""report.html: one self-contained page that works offline."""
+
+from __future__ import annotations
+
+import html
+import json
+from pathlib import Path
+
+import pandas as pd
+import plotly.graph_objects as go
+import plotly.io
+from plotly.offline import get_plotlyjs
+
+from autocompress.report.figures import (
+    allocation_maps,
+    front_2d,
+    front_3d,
+    hypervolume_curve,
+    prediction_scatter,
+    sensitivity_bars,
+)
+from autocompress.report.info import RunInfo, before_after, read_run
+from autocompress.results import REPORT_FILE, write_atomic
+
+# Nothing leaves the reader's machine: plotly.js 4 would offer to upload the chart.
+CONFIG = {"showSendToCloud": False, "plotlyServerURL": "", "displaylogo": False, "responsive": True}
+STYLE = """
+body{font-family:system-ui,sans-serif;margin:0 auto;max-width:1240px;padding:24px;color:#212529;background:#fff}
+h1{font-size:26px;margin:0 0 4px}h2{font-size:18px;margin:36px 0 4px}p{color:#495057;margin:4px 0 8px;max-width:900px}
+table{border-collapse:collapse;font-size:13px;width:100%}th,td{padding:6px 10px;text-align:right;border-bottom:1px solid #e9ecef}
+th{background:#f8f9fa;font-weight:600}th:first-child,td:first-child,th:nth-child(2),td:nth-child(2){text-align:left}
+tr.baseline td{color:#868e96}tr.pick td{background:#fff9db}.pair{display:grid;grid-template-columns:1fr 1fr;gap:16px}.wide{overflow-x:auto}
+@media(max-width:900px){.pair{grid-template-columns:1fr}}
+"""
+
+
+def write_report(folder: Path) -> Path:
+    """Draw the run folder's report; returns its path."""
+    info = read_run(folder)
+    path = folder / REPORT_FILE
+    write_atomic(path, page(info))
+    return path
+
+
+def page(info: RunInfo) -> str:
+    """The whole page as text."""
+    base, run = info.front.baseline, info.run
+    sections = [
+        (
+            "The front",
+            "Each coloured point is an ONNX file that was run; grey points are trials as the search predicted them.",
+            [front_2d(info)],
+        ),
+        ("In three dimensions", "", [front_3d(info)]),
+        (
+            "What was done where",
+            "Per module and point; empty cells are left untouched. A pruning ratio stands on the root of its channel group.",
+            [allocation_maps(info)],
+        ),
+        (
+            "Sensitivity",
+            "How far the outputs move when one module alone is compressed one way, on calibration samples.",
+            [sensitivity_bars(info)],
+        ),
+        ("Is the latency model right? Did the search still improve?", "", [prediction_scatter(info), hypervolume_curve(info)]),
+    ]
+    data = json.dumps({"run": run, "front": info.front.to_json()}).replace("</", "<\\/")
+    parts = [
+        "<!doctype html><html lang='en'><head><meta charset='utf-8'><meta name='viewport' content='width=device-width'>",
+        f"<title>autocompress: {html.escape(str(run['task']))}</title><style>{STYLE}</style><script>{get_plotlyjs()}</script></head><body>",
+        f"<h1>{html.escape(str(run['task']))} on {html.escape(str(run['target']))}</h1>",
+        f"<p>Float baseline: {base.size_bytes / 1e6:.2f} MB, {base.latency_ms:.3f} ms, accuracy {base.accuracy:.4f} on validation"
+        + (f" and {base.test_accuracy:.4f} on test" if base.test_accuracy is not None else "")
+        + f". {len(info.front)} verified points. Latencies are ratios to the baseline, run interleaved with it, times its milliseconds.</p>",
+        f"<div class='wide'>{_table(before_after(info.front))}</div>",
+    ]
+    for title, text, figures in sections:
+        parts.append(f"<h2>{title}</h2>" + (f"<p>{text}</p>" if text else ""))
+        drawn = "".join(f"<div>{_div(figure)}</div>" for figure in figures)
+        parts.append(f"<div class='pair'>{drawn}</div>" if len(figures) > 1 else drawn)
+    versions = ", ".join(f"{html.escape(k)} {html.escape(str(v))}" for k, v in run.get("versions", {}).items())
+    parts.append(f"<p>seed {run.get('seed')}, {versions}</p>")
+    parts.append(f"<script type='application/json' id='autocompress-data'>{data}</script></body></html>")
+    return "\n".join(parts)
+
+
+def _div(figure: go.Figure) -> str:
+    return str(plotly.io.to_html(figure, full_html=False, include_plotlyjs=False, config=CONFIG))
+
+
+def _table(table: pd.DataFrame) -> str:
+    formats = {
+        "size (KB)": "{:.1f}",
+        "smaller": "{:.2f}x",
+        "latency (ms)": "{:.3f}",
+        "faster": "{:.2f}x",
+        "accuracy (validation)": "{:.4f}",
+        "accuracy (test)": "{:.4f}",
+        "deployed - simulated": "{:+.4f}",
+    }
+    rows = ["<tr>" + "".join(f"<th>{html.escape(column)}</th>" for column in table.columns) + "</tr>"]
+    for i, record in enumerate(table.to_dict("records")):
+        cells = []
+        for column, value in record.items():
+            missing = value is None or (isinstance(value, float) and value != value)
+            cells.append("" if missing else formats.get(str(column), "{}").format(value))
+        kind = "baseline" if i == 0 else "pick" if record["recommended as"] else ""
+        rows.append(f"<tr class='{kind}'>" + "".join(f"<td>{html.escape(cell)}</td>" for cell in cells) + "</tr>")
+    return f"<table>{''.join(rows)}</table>"
