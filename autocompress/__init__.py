@@ -54,7 +54,7 @@ def search(
     target_table: str | Path | None = None,
     quiet: bool = False,
 ) -> SearchResult:
-    """Search the front of `task` and leave it, verified and with a report, in folder `out`; the same call resumes a search that was stopped.
+    """Search the front of `task` and leave it, verified and with a report, in folder `out`; the same call resumes.
 
     Args:
         task: a Task, or what `load_task` takes (needed for more than one worker, since they load it themselves).
@@ -97,9 +97,7 @@ def search_interruptible(
     """(result, whether Ctrl-C ended the search early): what `search` and the command line share."""
     arguments = dict(task_arguments or {})
     if settings.workers > 1 and not isinstance(task, str):
-        raise TaskError(
-            "search: more than one worker needs the task as module:function or file.py:function, so that each can load it"
-        )
+        raise TaskError("search: more than one worker needs the task as module:function or file.py:function, so that each can load it")
     loaded = load_task(task, **arguments) if isinstance(task, str) else task
 
     def launch(url: str) -> list[Any]:

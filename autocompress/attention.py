@@ -48,10 +48,7 @@ class SplitAttention(nn.Module):
         """As nn.MultiheadAttention.forward for batched inputs."""
         if not self.batch_first:
             query, key, value = (x.transpose(0, 1) for x in (query, key, value))
-        q, k, v = (
-            projection(x).unflatten(-1, (self.num_heads, -1)).transpose(1, 2)
-            for projection, x in ((self.q_proj, query), (self.k_proj, key), (self.v_proj, value))
-        )
+        q, k, v = (self._heads(projection(x)) for projection, x in ((self.q_proj, query), (self.k_proj, key), (self.v_proj, value)))
         mask = self._mask(key_padding_mask, attn_mask, q.dtype)
         mixed = F.scaled_dot_product_attention(q, k, v, attn_mask=mask)
         output = self.out_proj(mixed.transpose(1, 2).flatten(2))
@@ -62,6 +59,11 @@ class SplitAttention(nn.Module):
             weights = weights.mean(1) if average_attn_weights else weights
         return (output if self.batch_first else output.transpose(0, 1)), weights
 
+    def _heads(self, x: Tensor) -> Tensor:
+        """(B, L, C) -> (B, heads, L, C / heads)."""
+        batch, length, width = x.shape
+        return x.reshape(batch, length, self.num_heads, width // self.num_heads).transpose(1, 2)
+
     def _mask(self, padding: Tensor | None, attention: Tensor | None, dtype: torch.dtype) -> Tensor | None:
         """Additive mask that broadcasts to (B, heads, L, S), or None."""
         parts = []
@@ -69,7 +71,7 @@ class SplitAttention(nn.Module):
             parts.append(_additive(padding, dtype)[:, None, None, :])
         if attention is not None:
             additive = _additive(attention, dtype)
-            parts.append(additive if additive.dim() == 2 else additive.unflatten(0, (-1, self.num_heads)))
+            parts.append(additive if additive.dim() == 2 else additive.reshape(-1, self.num_heads, *additive.shape[1:]))
         if not parts:
             return None
         return parts[0] if len(parts) == 1 else parts[0] + parts[1]

@@ -6,9 +6,9 @@ import copy
 import warnings
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
+from typing import Any
 
 import numpy as np
-import torch
 import torch_pruning
 from numpy.typing import NDArray
 from torch import nn
@@ -65,9 +65,7 @@ def find_channel_groups(model: nn.Module, example_inputs: Inputs, names: Iterabl
     model = copy.deepcopy(model).eval()
     for parameter in model.parameters():
         parameter.requires_grad_(True)
-    inputs = example_inputs if isinstance(example_inputs, (torch.Tensor, dict)) else tuple(example_inputs)  # type: ignore[arg-type]
-    if isinstance(example_inputs, Mapping):
-        inputs = dict(example_inputs)
+    inputs: Any = dict(example_inputs) if isinstance(example_inputs, Mapping) else example_inputs
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         graph = torch_pruning.DependencyGraph().build_dependency(model, example_inputs=inputs, verbose=False)
@@ -110,10 +108,8 @@ def _group(
     consumers = [key for key in members if key[1] == "in"]
     if not consumers:
         reason = "its channels are the model's output"
-    # Embedding width, residual stream: every normalisation over the last dimension would change its meaning.
     built = tuple(
-        Member(key[0], key[1], np.array(sorted(index)), np.array([index[i] for i in sorted(index)]))
-        for key, (index, _) in members.items()
+        Member(key[0], key[1], np.array(sorted(index)), np.array([index[i] for i in sorted(index)])) for key, (index, _) in members.items()
     )
     convolution = isinstance(module, (nn.Conv1d, nn.Conv2d))
     unit, kind = 1, "filters" if convolution else "neurons"

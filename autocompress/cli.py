@@ -184,9 +184,9 @@ def print_front(front: ParetoFront) -> None:
     styles = {"smaller": "{:.2f}x", "faster": "{:.2f}x", "size (KB)": "{:.1f}", "latency (ms)": "{:.3f}"}
     for record in frame.to_dict("records"):
         cells = []
-        for column, value in record.items():
+        for label, value in record.items():
             missing = value is None or (isinstance(value, float) and np.isnan(value))
-            cells.append("" if missing else value if isinstance(value, str) else styles.get(str(column), "{:.4f}").format(value))
+            cells.append("" if missing else value if isinstance(value, str) else styles.get(str(label), "{:.4f}").format(value))
         table.add_row(*cells)
     console.print(table)
 
@@ -214,9 +214,7 @@ def print_modules(found: ModuleMap) -> None:
         table.add_column(column, justify="right" if column in ("parameters", "MACs") else "left")
     for m in found:
         shape = " x ".join(map(str, m.weight_shape))
-        table.add_row(
-            m.name, m.kind, shape, f"{m.parameters:,}", f"{m.macs:,}", m.tower, m.role, m.group or "", ", ".join(m.aliases)
-        )
+        table.add_row(m.name, m.kind, shape, f"{m.parameters:,}", f"{m.macs:,}", m.tower, m.role, m.group or "", ", ".join(m.aliases))
     console.print(table)
     groups = Table(title="channel groups")
     for column in ("root", "kind", "units", "modules", "prunable"):

@@ -100,9 +100,7 @@ class ModuleMap:
             for group in self.groups
             for member in [next((m for m in group.members if m.name in {x.name for x in lost}), None)]
         )
-        uncovered = tuple(
-            Uncovered(m.name, m.kind, m.parameters / self.total_parameters, m.macs / max(1, self.total_macs)) for m in lost
-        )
+        uncovered = tuple(Uncovered(m.name, m.kind, m.parameters / self.total_parameters, m.macs / max(1, self.total_macs)) for m in lost)
         kept = tuple(module for module in self.modules if module.name in names)
         return replace(self, modules=kept, groups=groups, uncovered=self.uncovered + uncovered)
 

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from autocompress.candidate import Candidate
 from autocompress.errors import LimitError, RunFolderError
@@ -168,22 +169,17 @@ class ParetoFront:
         return Pick(nearest, "no point meets the limits; the nearest misses " + ", ".join(t for _, t in misses[nearest.trial]))
 
     def _key(self, what: str) -> Any:
-        def knee(point: FrontPoint) -> float:
-            spans = []
-            for of in (
-                lambda p: np.log(p.measured.size_bytes),
-                lambda p: np.log(p.measured.latency_ms),
-                lambda p: -p.measured.accuracy,
-            ):
-                values = [of(p) for p in self.points]
-                spans.append((of(point) - min(values)) / max(max(values) - min(values), 1e-12))
-            return float(np.linalg.norm(spans))
+        def coordinates(p: FrontPoint) -> NDArray[np.float64]:
+            return np.array([np.log(p.measured.size_bytes), np.log(p.measured.latency_ms), -p.measured.accuracy])
+
+        everything = np.stack([coordinates(p) for p in self.points])
+        ideal, span = everything.min(0), np.maximum(np.ptp(everything, axis=0), 1e-12)
 
         keys = {
             "smallest": lambda p: p.measured.size_bytes,
             "fastest": lambda p: p.measured.latency_ms,
             "accurate": lambda p: (-p.measured.accuracy, p.measured.size_bytes),
-            "knee": knee,
+            "knee": lambda p: float(np.linalg.norm((coordinates(p) - ideal) / span)),
         }
         if what not in keys:
             raise LimitError(f"front: pick {what!r} is unknown; valid: {', '.join(keys)}")

@@ -10,7 +10,7 @@ import math
 import sys
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
-from functools import cached_property
+from functools import cached_property, partial
 from pathlib import Path
 from typing import Any
 
@@ -117,12 +117,9 @@ def primary_output(result: Any) -> Tensor:
     """`result` itself, its `.logits`, its "logits" entry, or its first tensor."""
     if isinstance(result, Tensor):
         return result
-    if isinstance(getattr(result, "logits", None), Tensor):
-        return result.logits  # type: ignore[no-any-return]
+    logits = result.get("logits") if isinstance(result, Mapping) else getattr(result, "logits", None)
     values = list(result.values()) if isinstance(result, Mapping) else result
-    if isinstance(result, Mapping) and isinstance(result.get("logits"), Tensor):
-        return result["logits"]  # type: ignore[no-any-return]
-    for value in values if isinstance(values, (tuple, list)) else ():
+    for value in (logits, *(values if isinstance(values, (tuple, list)) else ())):
         if isinstance(value, Tensor):
             return value
     raise TaskError(f"task: the model returns {type(result).__name__}; expected a tensor, .logits or a tuple of tensors")
@@ -155,13 +152,17 @@ def take_samples(batches: Batches, count: int) -> list[tuple[Inputs, Any]]:
     for inputs, target in batches:
         size = batch_size(inputs)
         if size > count:
-            inputs = map_inputs(inputs, lambda tensor: tensor[:count])
+            inputs = map_inputs(inputs, partial(_first_rows, count))
             target = None if target is None else target[:count]
         taken.append((inputs, target))
         count -= size
         if count <= 0:
             break
     return taken
+
+
+def _first_rows(count: int, tensor: Tensor) -> Tensor:
+    return tensor[:count]
 
 
 def score(metric: Callable[[Any, Any], float], outputs: Any, targets: Any, name: str = "metric") -> float:
@@ -187,9 +188,7 @@ def check_task(task: Task) -> None:
         raise
     except Exception as error:
         first_line = str(error).strip().split("\n")[0]
-        raise TaskError(
-            f"task {task.name}: model.forward fails on example_inputs: {type(error).__name__}: {first_line}"
-        ) from error
+        raise TaskError(f"task {task.name}: model.forward fails on example_inputs: {type(error).__name__}: {first_line}") from error
 
 
 def _first(batches: Batches, split: str) -> tuple[Inputs, Any]:
@@ -209,9 +208,7 @@ def load_task(spec: str, **arguments: Any) -> Task:
     function = getattr(module, function_name, None)
     if not callable(function):
         functions = [n for n, v in vars(module).items() if inspect.isfunction(v) and not n.startswith("_")]
-        raise TaskError(
-            f"task {spec!r}: {place} has no function {function_name!r}; nearest: {nearest_name(function_name, functions)}"
-        )
+        raise TaskError(f"task {spec!r}: {place} has no function {function_name!r}; nearest: {nearest_name(function_name, functions)}")
     try:
         inspect.signature(function).bind(**arguments)
     except TypeError as error:
@@ -238,7 +235,8 @@ def _load_file(path: Path, spec: str) -> Any:
         raise TaskError(f"task {spec!r}: no file {path}; nearest: {nearest_name(path.name, siblings) or 'none'}")
     name = f"autocompress_task_{path.stem}"
     module_spec = importlib.util.spec_from_file_location(name, path)
-    assert module_spec is not None and module_spec.loader is not None
+    assert module_spec is not None
+    assert module_spec.loader is not None
     module = importlib.util.module_from_spec(module_spec)
     sys.modules[name] = module
     sys.path.insert(0, str(path.parent.resolve()))

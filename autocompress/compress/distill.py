@@ -65,7 +65,7 @@ def distil(
             if not math.isfinite(float(loss.detach())):
                 raise NotComputableError(f"recovery: loss is {float(loss.detach())} at step {step} of {distillation.steps}")
             optimizer.zero_grad()
-            loss.backward()
+            torch.autograd.backward(loss)
             torch.nn.utils.clip_grad_norm_(parameters, 1.0)
             optimizer.step()
             schedule.step()

@@ -18,7 +18,7 @@ from torch import Tensor, nn
 
 from autocompress.candidate import ModuleConfig
 from autocompress.compress.low_rank import rank_of, truncated_svd
-from autocompress.compress.prune import Mask, Masks
+from autocompress.compress.prune import Mask, Masks, weight_of
 from autocompress.compress.quantize import quantize_weight
 
 FORMAT = "2"  # part of every key; raised when the arithmetic of a variant changes
@@ -87,7 +87,7 @@ class VariantLibrary:
     _hashes: dict[str, str] = field(default_factory=dict)
 
     def get(self, name: str, config: ModuleConfig, masks: Masks) -> Variant:
-        """The variant of module `name`: pruned by `masks`, factorised and quantised by `config`; its pruned channels are part of its key."""
+        """The variant of module `name`: pruned by `masks` (which are part of its key), factorised and quantised by `config`."""
         out, into = masks.of(name, "out"), masks.of(name, "in")
         key = self._key(name, config, out, into)
         variant = self._memory.get(key)
@@ -105,7 +105,8 @@ class VariantLibrary:
 
     def float_factors(self, name: str, config: ModuleConfig, masks: Masks) -> tuple[Tensor, ...]:
         """The pruned and factorised weight before it is quantised."""
-        weight = shrink(self.model.get_submodule(name).weight.detach(), masks.of(name, "out"), masks.of(name, "in"))  # type: ignore[union-attr,operator]
+        weight = weight_of(self.model.get_submodule(name)).detach()
+        weight = shrink(weight, masks.of(name, "out"), masks.of(name, "in"))
         if config.rank_ratio >= 1 or not isinstance(self.model.get_submodule(name), nn.Linear):
             return (weight,)
         return truncated_svd(weight, rank_of(weight.shape[0], weight.shape[1], config.rank_ratio))

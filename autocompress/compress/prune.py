@@ -7,13 +7,20 @@ from dataclasses import dataclass, field
 
 import numpy as np
 from numpy.typing import NDArray
-from torch import nn
+from torch import Tensor, nn
 
 from autocompress.candidate import Candidate
 from autocompress.channels import ChannelGroup
 from autocompress.modules import ModuleMap
 
 Mask = NDArray[np.bool_]
+
+
+def weight_of(module: nn.Module) -> Tensor:
+    """The weight of a Linear, Conv, Embedding or normalisation layer."""
+    weight = module.weight
+    assert isinstance(weight, Tensor)
+    return weight
 
 
 def magnitude_scores(group: ChannelGroup, model: nn.Module) -> NDArray[np.float64]:
@@ -26,7 +33,7 @@ def magnitude_scores(group: ChannelGroup, model: nn.Module) -> NDArray[np.float6
         module = model.get_submodule(member.name)
         if member.side == "channel" or not hasattr(module, "weight"):
             continue
-        weight = module.weight.detach().float()
+        weight = weight_of(module).detach().float()
         squares = weight.square().transpose(0, 1) if member.side == "in" else weight.square()
         norms = squares.flatten(1).sum(1).cpu().numpy()[member.index]
         part = np.bincount(member.root, weights=norms, minlength=group.channels)
@@ -83,5 +90,5 @@ class Pruner:
         return self._cache[key]
 
     def _width(self, name: str, side: str) -> int:
-        weight = self.model.get_submodule(name).weight
-        return int(weight.shape[1] if side == "in" else weight.shape[0])  # type: ignore[union-attr,operator]
+        weight = weight_of(self.model.get_submodule(name))
+        return int(weight.shape[1] if side == "in" else weight.shape[0])

@@ -9,7 +9,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from autocompress.compress.library import StoredTensor, Variant, store
-from autocompress.compress.prune import Mask
+from autocompress.compress.prune import Mask, weight_of
 from autocompress.compress.quantize import ActivationRange, quant_max, quantize_activation, round_to, straight_through
 
 
@@ -62,7 +62,7 @@ class SimulatedModule(nn.Module):
         """The bias in its original shape."""
         if self.trained_bias is None:
             return self.dense_bias
-        return _scatter(self.trained_bias, self.masks[0], None, (len(self._source[0].weight),))  # type: ignore[arg-type]
+        return _scatter(self.trained_bias, self.masks[0], None, (len(weight_of(self._source[0])),))
 
     def set_variant(self, variant: Variant, activation_bits: int, masks: tuple[Mask | None, Mask | None]) -> None:
         """Compute with `variant` from now on; `masks` are the kept output and input channels."""
@@ -103,7 +103,7 @@ class SimulatedModule(nn.Module):
         return (self.masks[0] if single or i == 1 else None), (self.masks[1] if single or i == 0 else None)
 
     def _factor_shape(self, i: int) -> tuple[int, ...]:
-        shape = tuple(self._source[0].weight.shape)  # type: ignore[union-attr,arg-type]
+        shape = tuple(weight_of(self._source[0]).shape)
         if len(self.stored) == 1:
             return shape
         rank = self.stored[0].values.shape[0]

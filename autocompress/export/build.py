@@ -46,9 +46,7 @@ class Builder:
             if site.kind == "conv" and site.input in self.ranges
         }
 
-    def build(
-        self, candidate: Candidate, variants: Mapping[str, Variant], others: Mapping[str, Tensor] | None = None
-    ) -> ModelProto:
+    def build(self, candidate: Candidate, variants: Mapping[str, Variant], others: Mapping[str, Tensor] | None = None) -> ModelProto:
         """The candidate with real weights; `variants` by site name, `others` replace parameters that recovery trained."""
         masks = self.pruner.masks(candidate)
         return rewrite(self.lowered, self.module_map, candidate, variants, masks, self.ranges, others)[0]

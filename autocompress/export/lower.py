@@ -83,7 +83,7 @@ def export_float(model: nn.Module, example_inputs: Inputs) -> tuple[ModelProto, 
     problem: Exception | None = None
     for dynamic in (True, False):
         # An example of size 1 would be taken for a constant, so the free dimension is traced with two samples.
-        traced = map_inputs(example_inputs, lambda t: torch.cat([t, t])) if dynamic else example_inputs
+        traced = map_inputs(example_inputs, _twice) if dynamic else example_inputs
         try:
             program = _export(model, traced, dynamic)
             proto = _clean(program.model_proto)
@@ -94,6 +94,10 @@ def export_float(model: nn.Module, example_inputs: Inputs) -> tuple[ModelProto, 
         return proto, dynamic
     reason = str(problem).strip().split("\n")[0]
     raise ExportError(f"export: torch.onnx.export fails on the model: {type(problem).__name__}: {reason}") from problem
+
+
+def _twice(tensor: torch.Tensor) -> torch.Tensor:
+    return torch.cat([tensor, tensor])
 
 
 def _export(model: nn.Module, inputs: Inputs, dynamic: bool) -> Any:
@@ -269,11 +273,7 @@ def _site(
         return Site(owner, owner, "embedding", node, node.input[1], node.output[0], None)
     if node.op_type == "Gemm":
         attributes = {a.name: helper.get_attribute_value(a) for a in node.attribute}
-        if (
-            attributes.get("transB", 0) != 1
-            or attributes.get("transA", 0)
-            or {attributes.get(k, 1.0) for k in ("alpha", "beta")} != {1.0}
-        ):
+        if attributes.get("transB", 0) != 1 or attributes.get("transA", 0) or {attributes.get(k, 1.0) for k in ("alpha", "beta")} != {1.0}:
             return None
         bias = node.input[2] if len(node.input) > 2 else None
         return Site(named(bias, owner), owner, "linear", node, node.input[0], node.output[0], bias)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -34,13 +35,13 @@ class Rewriter:
     owner: str = ""
     _quantized: dict[str, tuple[str, ...]] = field(default_factory=dict)
 
-    def add(self, op_type: str, inputs: list[str], output: str, **attributes: object) -> str:
+    def add(self, op_type: str, inputs: list[str], output: str, **attributes: Any) -> str:
         """One node with one output, named after it."""
         self.nodes.append(helper.make_node(op_type, inputs, [output], name=output, **attributes))
         self.owners[output] = self.owner
         return output
 
-    def constant(self, name: str, value: Array) -> str:
+    def constant(self, name: str, value: Any) -> str:
         """An initializer."""
         self.initializers[name] = numpy_helper.from_array(np.ascontiguousarray(value), name)
         return name
@@ -146,18 +147,18 @@ class Rewriter:
 
     def _conv_bias(self, site: Site, variant: Variant, out: NDArray[np.bool_] | None) -> Array | None:
         if variant.bias is not None:
-            return variant.bias.cpu().numpy()  # type: ignore[no-any-return]
+            return np.asarray(variant.bias.cpu().numpy())
         if site.bias is None:
             return None
         bias = self.array(site.bias)
         return bias if out is None else bias[out]
 
     def _quantized_convolution(
-        self, site: Site, name: str, values: Array, stored: StoredTensor, bias: Array | None, attributes: dict[str, object]
+        self, site: Site, name: str, values: Array, stored: StoredTensor, bias: Array | None, attributes: dict[str, Any]
     ) -> None:
         assert stored.scale is not None
         scale = stored.scale.cpu().numpy().astype(np.float64)
-        bias = np.zeros(len(values)) if bias is None else bias.astype(np.float64)
+        shift: NDArray[np.float64] = np.zeros(len(values)) if bias is None else bias.astype(np.float64)
         relu = False
         for output in site.tail:
             node = self.lowered.producer[output]
@@ -167,7 +168,7 @@ class Rewriter:
                 epsilon = next((a.f for a in node.attribute if a.name == "epsilon"), 1e-5)
                 gain = gamma / np.sqrt(variance + epsilon)
                 values = (values * np.where(gain < 0, -1, 1).reshape(-1, *[1] * (values.ndim - 1))).astype(np.int8)
-                scale, bias = scale * np.abs(gain), (bias - mean) * gain + beta
+                scale, shift = scale * np.abs(gain), (shift - mean) * gain + beta
         scale = np.maximum(scale, 1e-12)
         value, at = site.input, self.ranges[site.input]
         if value not in self._quantized:
@@ -180,14 +181,14 @@ class Rewriter:
         # The kernel adds an int32 bias at the scale of its products.
         bias_scale = (scale * at.scale).astype(np.float32)
         limit = 2.0**31 - 1
-        rounded = np.clip(np.round(bias / bias_scale), -limit, limit).astype(np.int32)
+        rounded = np.clip(np.round(shift / bias_scale), -limit, limit).astype(np.int32)
         bias_inputs = [
             self.constant(f"{name}/bias", rounded),
             self.constant(f"{name}/bias_scale", bias_scale),
             self.constant(f"{name}/bias_zero", np.zeros(len(values), np.int32)),
         ]
-        shift = self.add("DequantizeLinear", bias_inputs, f"{name}/bias_dequantized", axis=0)
-        result = self.add("Conv", [source, dequantised, shift], f"{site.node.output[0]}/conv", **attributes)
+        added = self.add("DequantizeLinear", bias_inputs, f"{name}/bias_dequantized", axis=0)
+        result = self.add("Conv", [source, dequantised, added], f"{site.node.output[0]}/conv", **attributes)
         if relu:
             result = self.add("Relu", [result], f"{site.node.output[0]}/relu")
         self.static(site.output, result, site.output, self.ranges[site.output])

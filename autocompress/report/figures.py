@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 
 import numpy as np
+import pandas as pd
 import plotly.graph_objects as go
 from plotly.subplots import make_subplots
 
@@ -19,7 +20,10 @@ from autocompress.report.info import (
 )
 
 GREY, ACCENT, BASE = "#b8bec6", "#d6336c", "#1864ab"
-HOVER = "trial %{customdata[0]}<br>%{customdata[1]:.0f} KB, %{customdata[2]:.3f} ms<br>accuracy %{customdata[3]:.4f}<br>%{customdata[4]}<extra></extra>"
+HOVER = (
+    "trial %{customdata[0]}<br>%{customdata[1]:.0f} KB, %{customdata[2]:.3f} ms<br>"
+    "accuracy %{customdata[3]:.4f}<br>%{customdata[4]}<extra></extra>"
+)
 SHOWN_TRIALS = 2000
 
 
@@ -40,9 +44,7 @@ def front_2d(info: RunInfo) -> go.Figure:
     figure = make_subplots(1, 2, subplot_titles=("size", "latency"), shared_yaxes=True, horizontal_spacing=0.12)
     trials = info.trials.tail(SHOWN_TRIALS)
     points = front.points
-    data = [
-        (p.trial, p.measured.size_bytes / 1e3, p.measured.latency_ms, p.measured.accuracy, picks.get(p.trial, "")) for p in points
-    ]
+    data = [(p.trial, p.measured.size_bytes / 1e3, p.measured.latency_ms, p.measured.accuracy, picks.get(p.trial, "")) for p in points]
     everything = [
         (int(n), s / 1e3, ms, a, "searched")
         for n, s, ms, a in trials[["number", "size_bytes", "latency_ms", "accuracy"]].itertuples(index=False)
@@ -143,9 +145,7 @@ def front_3d(info: RunInfo) -> go.Figure:
 def allocation_maps(info: RunInfo) -> go.Figure:
     """Modules x front points: weight bits, pruning ratio (on the root of each channel group) and rank ratio."""
     data: AllocationInfo = allocation(info.front)
-    figure = make_subplots(
-        1, 3, subplot_titles=("weight bits", "pruning ratio", "rank ratio"), shared_yaxes=True, horizontal_spacing=0.06
-    )
+    figure = make_subplots(1, 3, subplot_titles=("weight bits", "pruning ratio", "rank ratio"), shared_yaxes=True, horizontal_spacing=0.06)
     maps = ((data.weight_bits, "Viridis", 4, 16), (data.pruning_ratio, "Reds", 0, 0.8), (data.rank_ratio, "Blues_r", 0, 1))
     for column, (values, scale, low, high) in enumerate(maps, 1):
         text = np.where(np.isnan(values), "", np.char.mod("%g", np.nan_to_num(values)))
@@ -195,9 +195,9 @@ def sensitivity_bars(info: RunInfo) -> go.Figure:
     return _layout(figure, 520)
 
 
-def _shown(table: object) -> set[str]:
+def _shown(table: pd.DataFrame) -> set[str]:
     """The configs whose mean divergence is largest per axis, so that the bars start readable."""
-    means = table.groupby("config")["divergence"].mean()  # type: ignore[attr-defined]
+    means = {str(config): float(mean) for config, mean in table.groupby("config")["divergence"].mean().items()}
     best: dict[tuple[str, ...], str] = {}
     for config, mean in means.items():
         axes = tuple(json.loads(config))
@@ -212,9 +212,7 @@ def prediction_scatter(info: RunInfo) -> go.Figure:
     figure = go.Figure()
     values = [*data.check[0], *data.check[1], *data.front[0], *data.front[1]]
     ends = [min(values, default=0) * 0.95, max(values, default=1) * 1.05]
-    figure.add_trace(
-        go.Scatter(x=ends, y=ends, mode="lines", line={"color": GREY, "dash": "dot"}, showlegend=False, hoverinfo="skip")
-    )
+    figure.add_trace(go.Scatter(x=ends, y=ends, mode="lines", line={"color": GREY, "dash": "dot"}, showlegend=False, hoverinfo="skip"))
     for name, (predicted, measured), colour in (("random candidates", data.check, BASE), ("final front", data.front, ACCENT)):
         figure.add_trace(
             go.Scatter(
@@ -227,9 +225,7 @@ def prediction_scatter(info: RunInfo) -> go.Figure:
             )
         )
     errors = [
-        f"{name} {mape:.1%}"
-        for name, mape in (("random candidates", data.check_mape), ("front", data.front_mape))
-        if mape is not None
+        f"{name} {mape:.1%}" for name, mape in (("random candidates", data.check_mape), ("front", data.front_mape)) if mape is not None
     ]
     figure.update_layout(
         title={"text": "mean absolute error: " + ", ".join(errors), "font": {"size": 13}}, legend={"orientation": "h", "y": -0.2}
@@ -243,9 +239,7 @@ def hypervolume_curve(info: RunInfo) -> go.Figure:
     """Hypervolume of the predicted front after each complete trial."""
     history = hypervolume_history(info)
     figure = go.Figure(
-        go.Scatter(
-            x=info.trials["number"], y=history, mode="lines+markers", line={"shape": "hv", "color": ACCENT}, name="hypervolume"
-        )
+        go.Scatter(x=info.trials["number"], y=history, mode="lines+markers", line={"shape": "hv", "color": ACCENT}, name="hypervolume")
     )
     figure.update_xaxes(title="trial")
     figure.update_yaxes(title="hypervolume (share)", rangemode="tozero")

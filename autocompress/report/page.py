@@ -71,7 +71,7 @@ def page(info: RunInfo) -> str:
         f"<h1>{html.escape(str(run['task']))} on {html.escape(str(run['target']))}</h1>",
         f"<p>Float baseline: {base.size_bytes / 1e6:.2f} MB, {base.latency_ms:.3f} ms, accuracy {base.accuracy:.4f} on validation"
         + (f" and {base.test_accuracy:.4f} on test" if base.test_accuracy is not None else "")
-        + f". {len(info.front)} verified points. Latencies are ratios to the baseline, run interleaved with it, times its milliseconds.</p>",
+        + f". {len(info.front)} verified points. Latencies: ratio to the baseline, run interleaved, times its milliseconds.</p>",
         f"<div class='wide'>{_table(before_after(info.front))}</div>",
     ]
     for title, text, figures in sections:

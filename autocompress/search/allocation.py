@@ -32,7 +32,7 @@ def stored_bytes(module: CompressibleModule, config: ModuleConfig, kept_out: int
 
 @dataclass(frozen=True, eq=False)
 class ModuleTable:
-    """loss (configs,), size and latency (configs, choices of its output group, choices of its input group), all as shares of the baseline."""
+    """loss (configs,); size and latency (configs, choices of its output group, of its input group) as shares of the baseline."""
 
     configs: tuple[ModuleConfig, ...]
     out_group: str | None
@@ -89,14 +89,11 @@ class Allocator:
                 latency[index] = table.wall_us(module.name, form, amount, kinds) / (table.baseline_ms * 1e3)
             loss = np.array([_config_loss(losses, module.name, config) for config in configs])
             modules[module.name] = ModuleTable(configs, out_group, in_group, loss, size, latency)
-        group_loss = {
-            name: np.array([losses.get((name, ModuleConfig(pruning_ratio=r)), 0.0) for r in ratios[name]]) for name in groups
-        }
+        group_loss = {name: np.array([losses.get((name, ModuleConfig(pruning_ratio=r)), 0.0) for r in ratios[name]]) for name in groups}
         group_latency = {
             name: np.array(
                 [
-                    table.wall_us(f"group:{name}", "any", g.kept_units(r) / g.units if r > 0 else 1.0, kinds)
-                    / (table.baseline_ms * 1e3)
+                    table.wall_us(f"group:{name}", "any", g.kept_units(r) / g.units if r > 0 else 1.0, kinds) / (table.baseline_ms * 1e3)
                     for r in ratios[name]
                 ]
             )

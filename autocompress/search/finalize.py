@@ -69,9 +69,7 @@ def choose_finalists(study: optuna.Study, bench: Bench, limits: Limits, count: i
     complete = [t for t in study.get_trials(deepcopy=False, states=(TrialState.COMPLETE,)) if "candidate" in t.user_attrs]
     feasible = [t for t in complete if all(v <= 0 for v in t.constraints.values())]
     if not feasible:
-        nearest = complete or [
-            t for t in study.get_trials(deepcopy=False, states=(TrialState.PRUNED,)) if "candidate" in t.user_attrs
-        ]
+        nearest = complete or [t for t in study.get_trials(deepcopy=False, states=(TrialState.PRUNED,)) if "candidate" in t.user_attrs]
         if not nearest:
             return []
         return [_finalist(min(nearest, key=lambda t: sum(max(0.0, v) for v in t.constraints.values())), bench)]
@@ -120,9 +118,7 @@ def verify_front(
         points.append(point)
     front = ParetoFront.of(baseline, points)
     write_json(folder / FRONT_FILE, front.to_json())
-    errors = (
-        prediction_errors([f.values[1] for f in finalists], [p.measured.latency_ms for p in points]) if len(points) > 1 else {}
-    )
+    errors = prediction_errors([f.values[1] for f in finalists], [p.measured.latency_ms for p in points]) if len(points) > 1 else {}
     return front, {"baseline_ms_at_the_end": baseline_ms, **errors}
 
 

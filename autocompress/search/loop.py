@@ -135,9 +135,7 @@ def run_search(
             "uncovered": [item.__dict__ for item in bench.module_map.uncovered],
         }
         if known and known["space"]["digest"] != bench.space.digest:
-            raise RunFolderError(
-                f"{folder}: holds a search over another space; choose another --out or give the space it was started with"
-            )
+            raise RunFolderError(f"{folder}: holds a search over another space; choose another --out or give the space it was started with")
         write_json(folder / RUN_FILE, {**(known or {}), **run})
         _say_check(bench, progress)
         sampler = PriceSampler(bench.space, make_allocator(bench, folder, progress.phase), settings.seed)
@@ -205,9 +203,7 @@ def make_allocator(bench: Bench, folder: Path, report: Callable[[str, float], No
     """Sensitivity from the run folder, or measured now."""
     rows = read_rows(folder / SENSITIVITY_FILE)
     if not rows:
-        rows = measure_sensitivity(
-            bench.task, bench.stitcher, bench.space, bench.device, bench.size_bytes, bench.latency_ms, report
-        )
+        rows = measure_sensitivity(bench.task, bench.stitcher, bench.space, bench.device, bench.size_bytes, bench.latency_ms, report)
         write_rows(folder / SENSITIVITY_FILE, rows)
     return Allocator.of(bench.space, bench.layout, bench.table, divergences(rows), bench.baseline.size_bytes)
 
@@ -346,9 +342,7 @@ def _known_run(folder: Path, task: Task) -> dict[str, Any] | None:
         return None
     known: dict[str, Any] = read_json(folder / RUN_FILE)
     if known.get("task") != task.name:
-        raise RunFolderError(
-            f"{folder}: is the run folder of task {known.get('task')!r}, not of {task.name!r}; choose another --out"
-        )
+        raise RunFolderError(f"{folder}: is the run folder of task {known.get('task')!r}, not of {task.name!r}; choose another --out")
     if known.get("model") != model_hash(task.model):
         raise RunFolderError(f"{folder}: was made with other weights of task {task.name!r}; choose another --out")
     return known

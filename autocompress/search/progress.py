@@ -71,5 +71,7 @@ def best_points(values: list[tuple[float, float, float]], baseline: Measurement)
     text = f"front {int(non_dominated(array * np.array([1, 1, -1])).sum())}"
     good = array[array[:, 2] >= baseline.accuracy - 0.01]
     if len(good):
-        text += f", within 0.01: {baseline.size_bytes / good[:, 0].min():.1f}x smaller, {baseline.latency_ms / good[:, 1].min():.2f}x faster"
+        text += (
+            f", within 0.01: {baseline.size_bytes / good[:, 0].min():.1f}x smaller, {baseline.latency_ms / good[:, 1].min():.2f}x faster"
+        )
     return text

@@ -47,9 +47,7 @@ def sample_scores(task: Task, outputs: Tensor, targets: list[Any], teacher: Tens
     """(n,) higher is better: the metric of each sample, or minus the divergence from the teacher where the metric is no mean."""
     if by_metric:
         joined = join_targets(targets)
-        return np.array(
-            [float(task.metric(outputs[i : i + 1], joined[i : i + 1])) for i in range(len(outputs))], dtype=np.float32
-        )
+        return np.array([float(task.metric(outputs[i : i + 1], joined[i : i + 1])) for i in range(len(outputs))], dtype=np.float32)
     return -task.output_divergence(outputs, teacher).numpy().astype(np.float32)
 
 
@@ -73,7 +71,7 @@ def surely_below(scores: Scores, floor: float) -> bool:
     """Whether the mean of the whole split is below `floor` beyond doubt, for scores of the metric itself."""
     n = len(scores)
     deviation = np.sqrt(max(float(scores.var()), 1 / n) / n)
-    return float(scores.mean()) + float(norm.ppf(1 - ERROR / len(RUNGS))) * deviation < floor
+    return bool(float(scores.mean()) + float(norm.ppf(1 - ERROR / len(RUNGS))) * float(deviation) < floor)
 
 
 def encode_scores(scores: Scores) -> str:

@@ -52,15 +52,11 @@ class PriceSampler(BaseSampler):
         """Always the whole space."""
         return self._distributions
 
-    def sample_independent(
-        self, study: optuna.Study, trial: FrozenTrial, param_name: str, param_distribution: BaseDistribution
-    ) -> Any:
+    def sample_independent(self, study: optuna.Study, trial: FrozenTrial, param_name: str, param_distribution: BaseDistribution) -> Any:
         """Never needed for the fixed space; random for parameters that a user adds."""
         return self._random.sample_independent(study, trial, param_name, param_distribution)
 
-    def sample_relative(
-        self, study: optuna.Study, trial: FrozenTrial, search_space: dict[str, BaseDistribution]
-    ) -> dict[str, Any]:
+    def sample_relative(self, study: optuna.Study, trial: FrozenTrial, search_space: dict[str, BaseDistribution]) -> dict[str, Any]:
         """One proposal."""
         point = qmc.Halton(4, seed=self._seed).random(trial.number + 1)[-1]
         extra = self._extra(point)
@@ -71,10 +67,7 @@ class PriceSampler(BaseSampler):
             front = self._front(study)
             if len(front) > 0:
                 return {**self._moved(front[int(generator.integers(len(front)))], generator), **extra}
-        prices = [
-            np.exp(np.log(low) + u * np.log(high / low))
-            for u, (low, high) in zip(point, self._allocator.price_ranges, strict=False)
-        ]
+        prices = [np.exp(np.log(low) + u * np.log(high / low)) for u, (low, high) in zip(point, self._allocator.price_ranges, strict=False)]
         return {**self.indices(self._allocator.allocate(*prices)[0]), **extra}
 
     def indices(self, configs: Mapping[str, ModuleConfig]) -> dict[str, int]:
@@ -100,9 +93,7 @@ class PriceSampler(BaseSampler):
         done = [
             t
             for t in study.get_trials(deepcopy=False, states=(TrialState.COMPLETE,))
-            if t.values
-            and all(k.parameter in t.params for k in self._space.knobs)
-            and all(v <= 0 for v in t.constraints.values())
+            if t.values and all(k.parameter in t.params for k in self._space.knobs) and all(v <= 0 for v in t.constraints.values())
         ]
         if len(done) < LOCAL_AFTER:
             return []
@@ -111,9 +102,7 @@ class PriceSampler(BaseSampler):
 
     def _moved(self, trial: FrozenTrial, generator: np.random.Generator) -> dict[str, int]:
         indices = {k.parameter: int(trial.params[k.parameter]) for k in self._space.knobs}
-        for i in generator.choice(
-            len(self._space.knobs), size=min(len(self._space.knobs), int(generator.integers(1, 5))), replace=False
-        ):
+        for i in generator.choice(len(self._space.knobs), size=min(len(self._space.knobs), int(generator.integers(1, 5))), replace=False):
             knob = self._space.knobs[int(i)]
             step = int(generator.choice([-1, 1]))
             indices[knob.parameter] = int(np.clip(indices[knob.parameter] + step, 0, len(knob.choices) - 1))

@@ -9,6 +9,7 @@ import uuid
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Literal
 
 import optuna
 from filelock import FileLock, Timeout
@@ -21,7 +22,7 @@ from autocompress.results import disk_error
 
 LEASE_S = 60.0
 MAX_RETRIES = 2
-DIRECTIONS = ("minimize", "minimize", "maximize")  # size_bytes, latency_ms, accuracy
+DIRECTIONS: tuple[Literal["minimize", "maximize"], ...] = ("minimize", "minimize", "maximize")  # size_bytes, latency_ms, accuracy
 STUDY_NAME = "autocompress"
 
 
@@ -88,18 +89,14 @@ def open_study(url: str, sampler: optuna.samplers.BaseSampler, name: str = STUDY
     storage = open_storage(url)
     try:
         if create:
-            return optuna.create_study(
-                study_name=name, storage=storage, sampler=sampler, directions=list(DIRECTIONS), load_if_exists=True
-            )
+            return optuna.create_study(study_name=name, storage=storage, sampler=sampler, directions=list(DIRECTIONS), load_if_exists=True)
         return optuna.load_study(study_name=name, storage=storage, sampler=sampler)
     except OSError as error:
         raise disk_error(Path(url), error) from error
     except KeyError:
         raise RunFolderError(f"storage {url}: holds no study {name!r}") from None
     except (ValueError, AssertionError, AttributeError) as error:
-        raise RunFolderError(
-            f"storage {url}: damaged ({type(error).__name__}); restore it from a copy or move it away"
-        ) from error
+        raise RunFolderError(f"storage {url}: damaged ({type(error).__name__}); restore it from a copy or move it away") from error
 
 
 class Lease:

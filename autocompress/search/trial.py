@@ -126,12 +126,10 @@ class Judge:
 
     @staticmethod
     def _repeated(earlier: FrozenTrial, size: int, latency: float) -> Outcome:
-        attributes = {"repeats": earlier.number + 1}  # + 1, so that a repeat of trial 0 is true as well
+        attributes: dict[str, Any] = {"repeats": earlier.number + 1}  # + 1, so that a repeat of trial 0 is true as well
         cause = f"repeats trial {earlier.number}"
         if earlier.state == TrialState.PRUNED or earlier.values is None:
-            return Outcome(
-                None, size, latency, f"{cause}: {earlier.user_attrs.get('cause', '')}", earlier.constraints, attributes
-            )
+            return Outcome(None, size, latency, f"{cause}: {earlier.user_attrs.get('cause', '')}", earlier.constraints, attributes)
         attributes["accuracy_before_recovery"] = earlier.user_attrs.get("accuracy_before_recovery")
         values = (float(earlier.values[0]), float(earlier.values[1]), float(earlier.values[2]))
         return Outcome(values, size, latency, cause, earlier.constraints, attributes)

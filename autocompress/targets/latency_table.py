@@ -75,7 +75,8 @@ class LatencyTable:
     """Times of one model on one target, in microseconds per (owner, form) as intercept + slope * amount.
 
     `scales` turn profiled microseconds into wall time, per class for the intercepts and then for the slopes: the profiler's own
-    cost sits in the former, the caches' in the latter. `overhead_us` is what no operator accounts for. `check` holds the errors on candidates that were never used in a fit.
+    cost sits in the former, the caches' in the latter. `overhead_us` is what no operator accounts for. `check` holds
+    the errors on candidates that were never used in a fit.
     """
 
     target: str
@@ -130,9 +131,7 @@ class LatencyTable:
             entries = {(e["owner"], e["form"]): (float(e["intercept_us"]), float(e["slope_us"])) for e in data.pop("entries")}
             return cls(entries=entries, **data)
         except (OSError, ValueError, KeyError, TypeError) as error:
-            raise TargetError(
-                f"{path}: not a latency table ({type(error).__name__}); delete it to have it measured again"
-            ) from error
+            raise TargetError(f"{path}: not a latency table ({type(error).__name__}); delete it to have it measured again") from error
 
 
 def fit_entries(observations: Iterable[tuple[Key, float, float]]) -> dict[Key, tuple[float, float]]:

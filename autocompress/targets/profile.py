@@ -72,9 +72,7 @@ def random_candidate(layout: Layout, target: Target, generator: np.random.Genera
     return Candidate.of(configs)
 
 
-def measure_table(
-    subject: Subject, target: Target, seed: int = 0, report: Callable[[str, float], None] | None = None
-) -> LatencyTable:
+def measure_table(subject: Subject, target: Target, seed: int = 0, report: Callable[[str, float], None] | None = None) -> LatencyTable:
     """Profile, fit on random candidates, check on others; `report` gets (what, share done)."""
     tell = report or (lambda what, share: None)
     forms = [
@@ -96,9 +94,7 @@ def measure_table(
     kinds = {module.name: module.kind for module in subject.layout.module_map}
     parts = np.stack([table.parts(workload(subject.layout, c), kinds) for c in fitted])
     table.scales, table.overhead_us = fit_scales(parts, np.array(ratios[: len(fitted)]) * baseline_ms * 1e3)
-    table.check = prediction_errors(
-        [table.predict_ms(subject.layout, c) for c in unseen], [r * baseline_ms for r in ratios[len(fitted) :]]
-    )
+    table.check = prediction_errors([table.predict_ms(subject.layout, c) for c in unseen], [r * baseline_ms for r in ratios[len(fitted) :]])
     return table
 
 

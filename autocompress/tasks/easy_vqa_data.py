@@ -45,7 +45,7 @@ class Loader:
         order = torch.arange(count)
         if self.seed is not None:
             order = torch.randperm(count, generator=torch.Generator().manual_seed(self.seed))
-        for rows in order.split(self.batch_size):
+        for rows in torch.split(order, self.batch_size):
             yield self.split.batch(rows)
 
 

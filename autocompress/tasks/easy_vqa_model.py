@@ -19,7 +19,8 @@ class Attention(nn.Module):
         self.out_proj = nn.Linear(width, width)
 
     def _heads(self, x: Tensor) -> Tensor:
-        return x.unflatten(-1, (self.num_heads, -1)).transpose(1, 2)
+        batch, length, width = x.shape
+        return x.reshape(batch, length, self.num_heads, width // self.num_heads).transpose(1, 2)
 
     def forward(self, query: Tensor, context: Tensor) -> Tensor:
         """query (B, L, C), context (B, S, C) -> (B, L, C)."""

@@ -29,7 +29,7 @@ def _steps_of_epoch(split: Split, generator: torch.Generator) -> list[tuple[Tens
     starts = counts.cumsum(0) - counts
     order = torch.randperm(len(split.images), generator=generator)
     steps = []
-    for images in order[counts[order] > 0].split(IMAGES_PER_STEP):
+    for images in torch.split(order[counts[order] > 0], IMAGES_PER_STEP):
         draw = torch.rand(len(images), QUESTIONS_PER_IMAGE, generator=generator)
         rows = by_image[starts[images, None] + (draw * counts[images, None]).long()]
         steps.append((images, rows.flatten()))
@@ -64,7 +64,7 @@ def train(data: EasyVqa, epochs: int, seed: int, learning_rate: float = 5e-4) ->
     generator = torch.Generator().manual_seed(seed)
     model = new_model(data)
     named = _image_answers(data.train, (data.answers.index("yes"), data.answers.index("no")))
-    naming = torch.nn.Linear(model.head[0].in_features, named.shape[1])
+    naming = torch.nn.Linear(model.fusion.visual.in_features, named.shape[1])
     optimizer = torch.optim.AdamW([*model.parameters(), *naming.parameters()], lr=learning_rate, weight_decay=0.05)
     per_epoch = len(_steps_of_epoch(data.train, torch.Generator().manual_seed(seed)))
     schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, learning_rate, total_steps=epochs * per_epoch, pct_start=0.15)
@@ -80,7 +80,7 @@ def train(data: EasyVqa, epochs: int, seed: int, learning_rate: float = 5e-4) ->
             patches = patches.repeat_interleave(QUESTIONS_PER_IMAGE, 0)
             loss = 0.3 * naming_loss + F.cross_entropy(model.answer(patches, data.train.tokens[rows]), data.train.answers[rows])
             optimizer.zero_grad()
-            loss.backward()
+            torch.autograd.backward(loss)
             torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
             optimizer.step()
             schedule.step()
