@@ -105,7 +105,7 @@ def search_interruptible(
         command += ["--device", settings.device] if settings.device else []
         for name, value in arguments.items():
             command += ["--task-arg", f"{name}={value}"]
-        return [subprocess.Popen(command, stderr=subprocess.DEVNULL) for _ in range(settings.workers - 1)]
+        return [subprocess.Popen(command) for _ in range(settings.workers - 1)]
 
     with SearchProgress(quiet) as progress:
         result, interrupted = run_search(loaded, settings, out, progress, launch if settings.workers > 1 else None)

@@ -38,7 +38,7 @@ from autocompress.targets.target import TARGETS, find_target
 from autocompress.task import Task, check_task, load_task
 
 INTERRUPTED = 130
-console = Console(soft_wrap=True)
+console = Console(soft_wrap=True, width=None if sys.stdout.isatty() else 160)
 
 
 def duration(text: str) -> float:
@@ -179,8 +179,11 @@ def print_front(front: ParetoFront) -> None:
     """The before/after table."""
     table = Table(title="before / after")
     frame = before_after(front)
+    short = {"recommended as": "pick", "size (KB)": "KB", "latency (ms)": "ms", "accuracy (validation)": "validation"}
+    short |= {"accuracy (test)": "test", "deployed - simulated": "gap"}
     for column in frame.columns:
-        table.add_column(str(column), justify="left" if column in ("point", "recommended as") else "right")
+        left = column in ("point", "recommended as")
+        table.add_column(short.get(str(column), str(column)), justify="left" if left else "right", no_wrap=column != "recommended as")
     styles = {"smaller": "{:.2f}x", "faster": "{:.2f}x", "size (KB)": "{:.1f}", "latency (ms)": "{:.3f}"}
     for record in frame.to_dict("records"):
         cells = []
@@ -358,6 +361,10 @@ def main(argv: Sequence[str] | None = None) -> None:
         if arguments.debug:
             traceback.print_exc()
         sys.exit(_fail(" ".join(str(error).split())))
+    except OSError as error:  # a disk that is full or gone, wherever it is noticed
+        if arguments.debug:
+            traceback.print_exc()
+        sys.exit(_fail(f"{error.filename or 'disk'}: {error.strerror or error}; what was written so far is kept"))
     except KeyboardInterrupt:
         print("autocompress: stopped; everything found so far is saved, the same command goes on", file=sys.stderr)
         sys.exit(INTERRUPTED)

@@ -127,8 +127,9 @@ def find_modules(model: nn.Module, example_inputs: Inputs, towers: Mapping[str, 
         if first != name:
             aliases.setdefault(first, []).append(name)
     unique = [name for name in order if owner[id(model.get_submodule(name).weight)] == name]
+    tied = {name for first, others in aliases.items() for name in (first, *others)}
     groups = tuple(
-        group.but("a tied weight is in the group") if any(m.name in aliases for m in group.members) else group
+        group.but("a tied weight is in the group") if any(m.name in tied for m in group.members) else group
         for group in find_channel_groups(model, example_inputs, unique)
     )
     group_of = {m.name: g.name for g in groups for m in g.members if m.side == "out"}
@@ -175,7 +176,7 @@ def _count_macs(model: nn.Module, example_inputs: Inputs, names: list[str]) -> t
     finally:
         for handle in handles:
             handle.remove()
-    by_operator = {str(op).replace("aten.", ""): flops // 2 for op, flops in counter.get_flop_counts()["Global"].items()}
+    by_operator = {str(op).replace("aten.", ""): flops // 2 for op, flops in counter.get_flop_counts().get("Global", {}).items()}
     return macs, list(macs), by_operator
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from fnmatch import fnmatchcase
 from itertools import product
 from pathlib import Path
@@ -110,12 +110,13 @@ class BoundSpace:
 
 @dataclass(frozen=True)
 class SearchSpace:
-    """The parsed rules; `where` names the file in errors."""
+    """The parsed rules; `where` names the file in errors. A user's rule must match something, the default space's need not."""
 
     where: str
     rules: tuple[Mapping[str, Any], ...]
     distillation: Mapping[str, Any] = field(default_factory=dict)
     constraints: Mapping[str, Any] = field(default_factory=dict)
+    every_rule_must_match: bool = True
 
     @classmethod
     def load(cls, source: str | Path | Mapping[str, Any] | None) -> SearchSpace:
@@ -134,7 +135,7 @@ class SearchSpace:
                 data = yaml.safe_load(path.read_text())
             except yaml.YAMLError as error:
                 raise SpaceError(f"{where}: not YAML: {' '.join(str(error).split())}") from None
-        return cls._checked(where, data)
+        return replace(cls._checked(where, data), every_rule_must_match=source is not None)
 
     @classmethod
     def _checked(cls, where: str, data: Any) -> SearchSpace:
@@ -177,7 +178,8 @@ class SearchSpace:
                     fixed[module.name, axis] = choices[0]
                 else:
                     knobs.append(Knob(module.name, axis, choices))
-        self._check_used(used, module_map)
+        if self.every_rule_must_match:
+            self._check_used(used, module_map)
         alphas = self._alphas()
         temperatures = tuple(float(t) for t in _listed(self.distillation.get("temperature", [2.0])))
         steps = self.distillation.get("steps", 0)

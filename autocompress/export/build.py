@@ -4,24 +4,28 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 
+import numpy as np
 import torch
 from onnx import ModelProto
 from torch import Tensor, nn
 
 from autocompress.attention import split_attention
 from autocompress.candidate import Candidate, ModuleConfig
-from autocompress.compress.library import StoredTensor, Variant
+from autocompress.channels import ChannelGroup
+from autocompress.compress.library import StoredTensor, Variant, VariantLibrary
 from autocompress.compress.low_rank import rank_of
 from autocompress.compress.prune import Masks, Pruner
 from autocompress.compress.quantize import ActivationRange
+from autocompress.compress.stitch import Stitcher
 from autocompress.export.calibrate import calibrate
 from autocompress.export.lower import LoweredModel, export_float, lower
 from autocompress.export.rewrite import rewrite
 from autocompress.modules import CompressibleModule, ModuleMap
-from autocompress.task import Task, batch_size, take_samples
+from autocompress.targets.runtime import open_session
+from autocompress.task import Inputs, Task, batch_size, call_model, take_samples
 
 CALIBRATION_SAMPLES = 128
 
@@ -115,7 +119,41 @@ def prepare(task: Task, module_map: ModuleMap) -> tuple[Builder, nn.Module]:
     lowered = lower(teacher, task.example_inputs, module_map)
     module_map = module_map.restricted_to(lowered.sites)
     samples = [inputs for inputs, _ in take_samples(task.calibration_batches(), CALIBRATION_SAMPLES)]
+    samples = samples if lowered.dynamic_batch else [task.example_inputs, *samples]
     ranges = calibrate(lowered, samples, batch_size(task.example_inputs))
     changed = any(isinstance(module, nn.MultiheadAttention) for module in task.model.modules())
     baseline = export_float(copy.deepcopy(task.model).cpu().eval(), task.example_inputs)[0] if changed else lowered.proto
-    return Builder(lowered, module_map, Pruner(teacher, module_map), ranges, baseline.SerializeToString()), teacher
+    builder = Builder(lowered, module_map, Pruner(teacher, module_map), ranges, baseline.SerializeToString())
+    return _with_prunable_groups(builder, teacher, samples[0]), teacher
+
+
+def _with_prunable_groups(builder: Builder, teacher: nn.Module, inputs: Inputs) -> Builder:
+    """The same builder, in which groups that the exported graph cannot lose are not pruned.
+
+    A graph may hold a width as a constant, or couple channels in a way that the dependency graph did not see; so half of
+    every group is removed and the file compared with the simulation, group by group where they differ.
+    """
+    groups = [group for group in builder.module_map.groups if group.reason is None]
+    if not groups or _prunes(builder, teacher, inputs, groups):
+        return builder
+    bad = {group.name for group in groups if not _prunes(builder, teacher, inputs, [group])}
+    kept = tuple(
+        g.but("the exported graph does not compute the same without half of it") if g.name in bad else g for g in builder.module_map.groups
+    )
+    module_map = replace(builder.module_map, groups=kept)
+    return Builder(builder.lowered, module_map, Pruner(teacher, module_map), builder.ranges, builder.baseline)
+
+
+def _prunes(builder: Builder, teacher: nn.Module, inputs: Inputs, groups: list[ChannelGroup]) -> bool:
+    candidate = Candidate.of({group.name: ModuleConfig(pruning_ratio=0.5) for group in groups})
+    stitcher = Stitcher(teacher, builder.module_map, VariantLibrary(teacher), {})
+    variants = {site.name: stitcher.variant(site.name, site.owner, candidate) for found in builder.lowered.sites.values() for site in found}
+    with torch.no_grad():
+        expected = call_model(stitcher.apply(candidate), inputs).numpy()
+    try:
+        proto = builder.build(candidate, variants)
+        (found, *_) = open_session(proto.SerializeToString()).run(None, builder.lowered.feed(inputs))
+    except Exception:
+        return False  # ONNX Runtime refuses the graph: shapes do not fit any more
+    same: bool = np.allclose(found, expected, rtol=1e-3, atol=1e-3 * max(1.0, float(np.abs(expected).max())))
+    return found.shape == expected.shape and same

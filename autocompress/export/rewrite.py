@@ -43,7 +43,7 @@ class Rewriter:
 
     def constant(self, name: str, value: Any) -> str:
         """An initializer."""
-        self.initializers[name] = numpy_helper.from_array(np.ascontiguousarray(value), name)
+        self.initializers[name] = numpy_helper.from_array(np.array(value, order="C"), name)
         return name
 
     def array(self, name: str) -> Array:

@@ -12,6 +12,7 @@ from autocompress.pareto import hypervolume
 from autocompress.results import (
     RUN_FILE,
     SENSITIVITY_FILE,
+    TRIAL_COLUMNS,
     TRIALS_FILE,
     FrontPoint,
     Measurement,
@@ -55,7 +56,7 @@ class PredictionInfo(NamedTuple):
 def read_run(folder: Path) -> RunInfo:
     """Everything the report needs; RunFolderError names the file that is missing or damaged."""
     front = read_front(folder)
-    trials = pd.read_csv(folder / TRIALS_FILE) if (folder / TRIALS_FILE).is_file() else pd.DataFrame(columns=["number", "state"])
+    trials = pd.read_csv(folder / TRIALS_FILE) if (folder / TRIALS_FILE).is_file() else pd.DataFrame(columns=list(TRIAL_COLUMNS))
     sensitivity = pd.read_csv(folder / SENSITIVITY_FILE) if (folder / SENSITIVITY_FILE).is_file() else pd.DataFrame()
     return RunInfo(read_json(folder / RUN_FILE), front, trials[trials["state"] == "COMPLETE"].sort_values("number"), sensitivity)
 
@@ -118,7 +119,7 @@ def predictions(info: RunInfo) -> PredictionInfo:
 def hypervolume_history(info: RunInfo, reference_drop: float = 0.1) -> list[float]:
     """Share of the box (baseline size, baseline latency, `reference_drop` lost) that is dominated after each complete trial."""
     base = info.front.baseline
-    values = info.trials[["size_bytes", "latency_ms", "accuracy"]].to_numpy(dtype=float)
+    values = info.trials[["size_bytes", "latency_ms", "accuracy"]].to_numpy(dtype=float, copy=True)
     values[:, 2] = np.maximum(base.accuracy - values[:, 2], 0.0)
     reference = (base.size_bytes, base.latency_ms, reference_drop)
     return [hypervolume(values[: i + 1], reference) for i in range(len(values))]

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import signal
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -45,6 +46,7 @@ from autocompress.search_space import BoundSpace, SearchSpace
 from autocompress.targets.target import find_target
 from autocompress.task import Task, check_task
 
+DISK_ERRORS = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EIO)
 FINISHED = (TrialState.COMPLETE, TrialState.PRUNED, TrialState.FAIL)
 
 
@@ -106,14 +108,16 @@ def run_search(
     device = pick_device(settings.device)
     torch.set_num_threads(max(1, (os.cpu_count() or 1) // max(1, settings.workers)))
     module_map = find_modules(task.model, task.example_inputs, task.towers)
-    space.bind(module_map, target)  # what is wrong with the space is said before anything takes long
+    # What is wrong with the space or the limits is said before anything takes long.
+    asked = {**space.bind(module_map, target).constraints, **{k: v for k, v in settings.limits.items() if v is not None}}
+    parse_limits(asked, 1.0, 1.0)
     _make_folder(folder)
     interrupt = Interrupt()
     with folder_lock(folder), interrupt.watched():
         known = _known_run(folder, task)
         baseline = Measurement.from_json(known["baseline"]) if known else None
         bench = open_bench(task, space, target, device, module_map, _path(settings.target_table), baseline, progress.phase)
-        limits = check_limits(bench, {**bench.space.constraints, **{k: v for k, v in settings.limits.items() if v is not None}})
+        limits = check_limits(bench, asked)
         run = {
             "task": task.name,
             "model": model_hash(task.model),
@@ -162,7 +166,7 @@ def run_search(
 
 def _for_workers(settings: Settings, space: SearchSpace, folder: Path, limits: Limits, deadline: float | None) -> dict[str, Any]:
     return {
-        "space": {"modules": list(space.rules), "distillation": dict(space.distillation), "constraints": dict(space.constraints)},
+        "space": asdict(space),
         "target": settings.target,
         "table": None if settings.target_table is None else str(Path(settings.target_table).resolve()),
         "seed": settings.seed,
@@ -185,7 +189,7 @@ def run_worker(task: Task, storage: str, study_name: str, device_name: str | Non
     if known is None:
         raise RunFolderError(f"{folder}: not reachable from this worker; share the run folder between machines")
     torch.set_num_threads(max(1, (os.cpu_count() or 1) // max(1, run["workers"])))
-    space, target, device = SearchSpace.load(run["space"]), find_target(run["target"]), pick_device(device_name)
+    space, target, device = SearchSpace(**run["space"]), find_target(run["target"]), pick_device(device_name)
     module_map = find_modules(task.model, task.example_inputs, task.towers)
     interrupt = Interrupt()
     with interrupt.watched(), SearchProgress(quiet=True) as progress:
@@ -276,6 +280,8 @@ class Worker:
         except (KeyboardInterrupt, RunFolderError):
             raise
         except Exception as error:
+            if isinstance(error, OSError) and error.errno in DISK_ERRORS:
+                raise disk_error(self.folder, error) from error
             cause = f"{type(error).__name__}: {str(error).strip().splitlines()[0] if str(error).strip() else ''}"
             trial.set_user_attr("cause", cause)
             self.study.tell(trial, state=TrialState.FAIL)

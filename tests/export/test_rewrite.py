@@ -1,0 +1,222 @@
+"""One file for any mix: it runs, computes what the simulation computes, has the predicted size and holds no float copies."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import onnx
+import pytest
+import torch
+from onnx import TensorProto
+
+from autocompress import Candidate, ModuleConfig, find_modules
+from autocompress.compress.library import VariantLibrary
+from autocompress.compress.stitch import Stitcher
+from autocompress.errors import ExportError
+from autocompress.export.build import prepare
+from autocompress.export.lower import export_float
+from autocompress.targets.runtime import open_session
+from autocompress.task import Task, call_model
+
+
+class Fixture:
+    def __init__(self, task: Task) -> None:
+        self.task = task
+        self.builder, teacher = prepare(task, find_modules(task.model, task.example_inputs))
+        self.stitcher = Stitcher(teacher, self.builder.module_map, VariantLibrary(teacher), self.builder.input_ranges())
+        self.roots = {g.name for g in self.builder.module_map.groups if g.reason is None}
+        self.inputs = next(iter(task.validation))[0]
+
+    def random(self, seed: int) -> Candidate:
+        generator = np.random.default_rng(seed)
+        configs = {}
+        for module in self.builder.module_map:
+            configs[module.name] = ModuleConfig(
+                int(generator.choice([4, 8, 16, 32])),
+                int(generator.choice([8, 32])) if module.kind != "embedding" else 32,
+                float(generator.choice([0.25, 0.5, 1.0])) if module.kind == "linear" else 1.0,
+                float(generator.choice([0.0, 0.25, 0.5])) if module.name in self.roots else 0.0,
+            )
+        return Candidate.of(configs)
+
+    def uniform(self, **axes: float) -> Candidate:
+        pruned = axes.pop("pruning_ratio", 0.0)
+        return Candidate.of(
+            {m.name: ModuleConfig(**axes, pruning_ratio=pruned if m.name in self.roots else 0.0) for m in self.builder.module_map}
+        )
+
+    def build(self, candidate: Candidate) -> onnx.ModelProto:
+        variants = {
+            site.name: self.stitcher.variant(site.name, site.owner, candidate)
+            for found in self.builder.lowered.sites.values()
+            for site in found
+        }
+        return self.builder.build(candidate, variants)
+
+    def run(self, proto: onnx.ModelProto) -> np.ndarray:
+        return open_session(proto.SerializeToString()).run(None, self.builder.lowered.feed(self.inputs))[0]
+
+    def simulate(self, candidate: Candidate) -> np.ndarray:
+        with torch.no_grad():
+            return call_model(self.stitcher.apply(candidate), self.inputs).numpy()
+
+
+@pytest.fixture(scope="module", params=["cnn", "transformer"])
+def fixture(request: pytest.FixtureRequest) -> Fixture:
+    return Fixture(request.getfixturevalue(f"{request.param}_task"))
+
+
+def test_identity_is_the_float_model(fixture: Fixture) -> None:
+    np.testing.assert_allclose(fixture.run(fixture.build(Candidate())), fixture.simulate(Candidate()), atol=1e-5)
+    baseline = open_session(fixture.builder.baseline).run(None, fixture.builder.lowered.feed(fixture.inputs))[0]
+    np.testing.assert_allclose(baseline, fixture.simulate(Candidate()), atol=1e-5)
+
+
+@pytest.mark.parametrize("seed", range(8))
+def test_random_mixtures_run_and_agree(fixture: Fixture, seed: int) -> None:
+    candidate = fixture.random(seed)
+    proto = fixture.build(candidate)
+    onnx.checker.check_model(proto)
+    expected = fixture.simulate(candidate)
+    # 8-bit activations round ties either way, and a convolution's output is rounded again in the file.
+    integer = any(config.activation_bits == 8 for _, config in candidate.modules)
+    tolerance = (0.05 if integer else 1e-4) * np.abs(expected).max()
+    np.testing.assert_allclose(fixture.run(proto), expected, atol=tolerance)
+    assert proto.ByteSize() == pytest.approx(fixture.builder.size_bytes(candidate), rel=0.001)
+
+
+@pytest.mark.parametrize(
+    "axes", [{"weight_bits": 4}, {"weight_bits": 8}, {"weight_bits": 16}, {"rank_ratio": 0.25}, {"pruning_ratio": 0.5}]
+)
+def test_float_kernels_agree_exactly_and_size_falls(fixture: Fixture, axes: dict[str, float]) -> None:
+    candidate = fixture.uniform(**axes)
+    proto = fixture.build(candidate)
+    np.testing.assert_allclose(fixture.run(proto), fixture.simulate(candidate), atol=1e-4)
+    assert proto.ByteSize() < fixture.builder.size_bytes(Candidate())
+
+
+def test_weights_are_stored_at_their_bits_without_float_copies(fixture: Fixture) -> None:
+    for bits, dtype in ((4, TensorProto.INT4), (8, TensorProto.INT8), (16, TensorProto.FLOAT16)):
+        candidate = fixture.uniform(weight_bits=bits)
+        proto = fixture.build(candidate)
+        stored = sum(int(np.prod(t.dims)) for t in proto.graph.initializer if t.data_type == dtype)
+        assert stored == sum(int(np.prod(m.weight_shape)) for m in fixture.builder.module_map)
+        largest_float = max(int(np.prod(t.dims)) for t in proto.graph.initializer if t.data_type == TensorProto.FLOAT)
+        assert largest_float < max(int(np.prod(m.weight_shape)) for m in fixture.builder.module_map) / 4
+
+
+def test_tensors_shrink_when_pruned(fixture: Fixture) -> None:
+    dense, pruned = fixture.build(Candidate()), fixture.build(fixture.uniform(pruning_ratio=0.5))
+
+    def weights(proto: onnx.ModelProto) -> int:
+        return sum(int(np.prod(t.dims)) for t in proto.graph.initializer if t.data_type == TensorProto.FLOAT)
+
+    masks = fixture.builder.pruner.masks(fixture.uniform(pruning_ratio=0.5))
+    expected = 0
+    for module in fixture.builder.module_map:
+        shape = list(module.weight_shape)
+        removed = int(np.prod(shape))
+        for i, side in enumerate(("out", "in")):
+            mask = masks.of(module.name, side)
+            if mask is not None:
+                shape[i] = int(mask.sum())
+                if side == "out" and module.has_bias:
+                    expected += len(mask) - int(mask.sum())
+        expected += removed - int(np.prod(shape))
+    norms = sum(4 * int((~mask).sum()) for (_, side), mask in masks.kept.items() if side == "channel")
+    biases = sum(  # a convolution without a bias is exported with zeros, which shrink as well
+        int((~masks.of(m.name, "out")).sum())
+        for m in fixture.builder.module_map
+        if m.kind == "conv" and not m.has_bias and masks.of(m.name, "out") is not None
+    )
+    assert weights(dense) - weights(pruned) == expected + norms + biases
+
+
+def test_the_runtime_fuses_every_integer_module(fixture: Fixture, tmp_path: Path) -> None:
+    import onnxruntime
+
+    candidate = fixture.uniform(weight_bits=4, activation_bits=8)
+    options = onnxruntime.SessionOptions()
+    options.optimized_model_filepath = str(tmp_path / "optimized.onnx")
+    open_session(fixture.build(candidate).SerializeToString(), 1, options)
+    operators = [node.op_type for node in onnx.load(tmp_path / "optimized.onnx").graph.node]
+    linear = sum(m.kind == "linear" for m in fixture.builder.module_map)
+    conv = sum(m.kind == "conv" for m in fixture.builder.module_map)
+    fused = operators.count("DynamicQuantizeMatMul") + operators.count("MatMulIntegerToFloat")
+    assert fused == linear
+    assert operators.count("QLinearConv") == conv
+    assert not {"Conv", "Gemm", "MatMulInteger"} & set(operators)
+
+
+class Sequence(torch.nn.Module):
+    """One-dimensional convolutions over an embedding whose weight the classifier shares."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.embedding = torch.nn.Embedding(12, 16)
+        self.conv = torch.nn.Sequential(torch.nn.Conv1d(16, 24, 3, padding=1), torch.nn.ReLU(), torch.nn.Conv1d(24, 16, 3, padding=1))
+        self.out = torch.nn.Linear(16, 12)
+        self.out.weight = self.embedding.weight
+
+    def forward(self, ids: torch.Tensor) -> torch.Tensor:
+        return self.out(self.conv(self.embedding(ids).transpose(1, 2)).mean(2))
+
+
+def test_conv1d_and_tied_weights() -> None:
+    torch.manual_seed(0)
+    data = [(torch.randint(0, 12, (8, 10)), torch.randint(0, 12, (8,)))] * 2
+    fixture = Fixture(Task("sequence", Sequence().eval(), data[0][0][:1], data, lambda o, t: 0.0))
+    assert len(fixture.builder.lowered.sites["embedding"]) == 2
+    for candidate in (fixture.uniform(weight_bits=4, pruning_ratio=0.5), fixture.uniform(weight_bits=8)):
+        proto = fixture.build(candidate)
+        np.testing.assert_allclose(fixture.run(proto), fixture.simulate(candidate), atol=1e-4)
+        tables = [t for t in proto.graph.initializer if sorted(t.dims) == [12, 16]]
+        assert len(tables) <= 2, "the shared table is stored once per orientation at most"
+
+
+def test_a_fixed_batch_size_is_kept_where_the_model_needs_one() -> None:
+    class Fixed(torch.nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.linear = torch.nn.Linear(4, 4)
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            return self.linear(x.reshape(2, 4)).reshape(2, 2, 2).sum(1)
+
+    proto, dynamic = export_float(Fixed().eval(), torch.rand(2, 4))
+    assert not dynamic
+    assert proto.graph.input[0].type.tensor_type.shape.dim[0].dim_value == 2
+
+
+def test_a_model_that_cannot_be_exported_is_said_in_one_line() -> None:
+    class Branches(torch.nn.Module):
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            return x * 2 if float(x.sum()) > 0 else x
+
+    with pytest.raises(ExportError, match=r"torch\.onnx\.export fails on the model") as caught:
+        export_float(Branches().eval(), torch.rand(2, 4))
+    assert "\n" not in str(caught.value)
+
+
+def test_a_group_that_the_graph_cannot_lose_is_not_pruned() -> None:
+    class HardWired(torch.nn.Module):
+        """Scales hidden channels by a constant that the exported graph bakes in at its full width."""
+
+        def __init__(self) -> None:
+            super().__init__()
+            self.up, self.down = torch.nn.Linear(8, 16), torch.nn.Linear(16, 8)
+            self.free, self.head = torch.nn.Linear(8, 16), torch.nn.Linear(16, 4)
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            scaled = torch.relu(self.up(x)) * torch.arange(1.0, 17.0)
+            return self.head(torch.relu(self.free(self.down(scaled))))
+
+    torch.manual_seed(0)
+    data = [(torch.rand(8, 8), torch.randint(0, 4, (8,)))]
+    fixture = Fixture(Task("hard", HardWired().eval(), torch.rand(1, 8), data, lambda o, t: 0.0))
+    reasons = {g.name: g.reason for g in fixture.builder.module_map.groups}
+    assert reasons["up"] is not None
+    assert reasons["free"] is None
+    candidate = fixture.uniform(pruning_ratio=0.5)
+    np.testing.assert_allclose(fixture.run(fixture.build(candidate)), fixture.simulate(candidate), atol=1e-4)

@@ -1,0 +1,34 @@
+from __future__ import annotations
+
+import json
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from autocompress import Candidate, Distillation, ModuleConfig
+
+configs = st.builds(
+    ModuleConfig,
+    st.sampled_from([4, 8, 16, 32]),
+    st.sampled_from([8, 32]),
+    st.sampled_from([0.25, 1.0]),
+    st.sampled_from([0.0, 0.5]),
+)
+
+
+@given(st.dictionaries(st.sampled_from("abcd"), configs), st.floats(0, 1), st.sampled_from([1.0, 2.0]))
+def test_json_round_trip(modules: dict[str, ModuleConfig], alpha: float, temperature: float) -> None:
+    candidate = Candidate.of(modules, Distillation(alpha, temperature, 10))
+    again = Candidate.from_json(json.loads(json.dumps(candidate.to_json())))
+    assert again == candidate
+    assert hash(again) == hash(candidate)
+
+
+def test_equal_compressions_are_equal_candidates() -> None:
+    assert Candidate.of({"a": ModuleConfig(16, 8), "b": ModuleConfig()}) == Candidate.of({"a": ModuleConfig(16, 32)})
+
+
+def test_unknown_field_is_named() -> None:
+    with pytest.raises(ValueError, match="module a has unknown fields \\['bits'\\]"):
+        Candidate.from_json({"modules": {"a": {"bits": 4}}})

@@ -1,0 +1,67 @@
+"""Imports point one way, and each heavy dependency has its doors."""
+
+from __future__ import annotations
+
+import ast
+from pathlib import Path
+
+import pytest
+
+import autocompress
+
+ROOT = Path(autocompress.__file__).parent
+LEVELS = [
+    {"errors", "pareto"},
+    {"candidate", "limits"},
+    {"task", "attention"},
+    {"modules", "channels", "results"},
+    {"compress", "targets", "measure", "search_space"},
+    {"export"},
+    {"search"},
+    {"report"},
+    {"tasks", "__init__", "cli", "__main__"},
+]
+LEVEL = {name: i for i, names in enumerate(LEVELS) for name in names}
+DOORS = {
+    "optuna": {"search", "cli"},  # the command line sets Optuna's verbosity
+    "plotly": {"report"},
+    "onnx": {"export", "targets"},
+    "torch_pruning": {"channels"},
+}
+FILES = sorted(ROOT.rglob("*.py"))
+
+
+def room(path: Path) -> str:
+    return path.relative_to(ROOT).parts[0].removesuffix(".py")
+
+
+def imports(path: Path) -> list[str]:
+    found = []
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.Import):
+            found += [alias.name for alias in node.names]
+        elif isinstance(node, ast.ImportFrom) and node.module:
+            found.append(node.module)
+    return found
+
+
+@pytest.mark.parametrize("path", FILES, ids=lambda p: str(p.relative_to(ROOT)))
+def test_imports_point_one_way(path: Path) -> None:
+    for name in imports(path):
+        parts = name.split(".")
+        if parts[0] == "autocompress":
+            other = parts[1] if len(parts) > 1 else "__init__"
+            assert LEVEL[other] <= LEVEL[room(path)], f"{path} imports {name}"
+
+
+@pytest.mark.parametrize("path", FILES, ids=lambda p: str(p.relative_to(ROOT)))
+def test_heavy_dependencies_have_doors(path: Path) -> None:
+    for name in imports(path):
+        package = name.split(".")[0]
+        if package in DOORS:
+            assert room(path) in DOORS[package], f"{path} imports {name}"
+
+
+def test_every_file_says_its_purpose() -> None:
+    for path in FILES:
+        assert ast.get_docstring(ast.parse(path.read_text())), path

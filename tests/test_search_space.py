@@ -1,0 +1,96 @@
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from autocompress import find_modules
+from autocompress.errors import AutocompressError, SpaceError, TargetError
+from autocompress.search_space import SearchSpace
+from autocompress.targets.target import find_target
+
+TARGET = find_target("onnxruntime-cpu")
+
+
+@pytest.fixture(scope="module")
+def found(cnn_task):
+    return find_modules(cnn_task.model, cnn_task.example_inputs)
+
+
+def test_first_match_wins_and_knobs_sit_where_they_mean_something(found) -> None:
+    space = SearchSpace.load(
+        {
+            "modules": [
+                {"role": "head", "weight_bits": 8},
+                {"match": "*", "weight_bits": [4, 8], "pruning_ratio": {"low": 0, "high": 0.5, "step": 0.25}, "rank_ratio": [0.5, 1]},
+            ]
+        }
+    ).bind(found, TARGET)
+    assert space.fixed == {("fc", "weight_bits"): 8}
+    names = {k.parameter for k in space.knobs}
+    assert "stem.0/pruning_ratio" in names
+    assert "body.0.conv2/pruning_ratio" not in names, "the residual's knob is on its root"
+    assert not any(k.axis == "rank_ratio" for k in space.knobs), "convolutions have no rank"
+    assert next(k.choices for k in space.knobs if k.parameter == "stem.0/pruning_ratio") == (0.0, 0.25, 0.5)
+
+
+@pytest.mark.parametrize(
+    ("data", "error", "text"),
+    [
+        ({"module": []}, SpaceError, "space: unknown key 'module'; nearest: modules"),
+        ({"modules": [{"match": "*", "weigth_bits": [4]}]}, SpaceError, "space: rule 1: unknown key 'weigth_bits'; nearest: weight_bits"),
+        (
+            {"modules": [{"match": "vison.*", "weight_bits": [4]}]},
+            SpaceError,
+            "space: rule 1 {'match': 'vison.*'} matches no module; nearest match:",
+        ),
+        (
+            {"modules": [{"match": "*", "weight_bits": [4]}, {"kind": "conv", "weight_bits": [8]}]},
+            SpaceError,
+            "space: rule 2 {'kind': 'conv'} matches only modules that an earlier rule takes",
+        ),
+        (
+            {"modules": [{"match": "*", "weight_bits": [3]}]},
+            TargetError,
+            "space: rule 1: weight_bits 3 cannot be stored by target onnxruntime-cpu; nearest valid value: 4",
+        ),
+        (
+            {"modules": [{"match": "*", "pruning_ratio": 1.0}]},
+            SpaceError,
+            "pruning_ratio 1.0 is outside 0 <= ratio < 1; nearest valid value: 0.95",
+        ),
+        (
+            {"modules": [{"match": "*", "pruning_ratio": {"low": 0.5, "high": 0.1, "step": 0.1}}]},
+            SpaceError,
+            "needs low <= high and step > 0",
+        ),
+        ({"modules": [{"weight_bits": [8]}]}, SpaceError, "rule 1 matches on nothing; give one of match, tower, role, kind"),
+        ({"modules": [{"match": "*"}], "distillation": {"alpha": 2}}, SpaceError, "alpha must be a number or {low, high} in [0, 1], got 2"),
+    ],
+)
+def test_bad_spaces(found, data, error, text) -> None:
+    with pytest.raises(error) as caught:
+        SearchSpace.load(data).bind(found, TARGET)
+    assert text in str(caught.value)
+    assert "\n" not in str(caught.value)
+    assert isinstance(caught.value, AutocompressError)
+
+
+def test_files(tmp_path: Path) -> None:
+    (tmp_path / "good.yaml").write_text("modules: [{match: '*', weight_bits: [8]}]")
+    with pytest.raises(SpaceError, match=r"god\.yaml: no such file; nearest: good\.yaml"):
+        SearchSpace.load(tmp_path / "god.yaml")
+    (tmp_path / "bad.yaml").write_text("modules: [")
+    with pytest.raises(SpaceError, match=r"bad\.yaml: not YAML"):
+        SearchSpace.load(tmp_path / "bad.yaml")
+
+
+def test_the_default_space_fits_any_model(found, transformer_task) -> None:
+    assert SearchSpace.load(None).bind(found, TARGET).knobs
+    text = find_modules(transformer_task.model, transformer_task.example_inputs)
+    assert SearchSpace.load(None).bind(text, TARGET).knobs
+
+
+@pytest.mark.parametrize("name", ["multimodal", "cnn", "transformer"])
+def test_shipped_spaces_are_well_formed(name: str) -> None:
+    assert SearchSpace.load(Path(__file__).parents[1] / "search_spaces" / f"{name}.yaml").rules

@@ -1,0 +1,93 @@
+from __future__ import annotations
+
+from pathlib import Path
+from types import SimpleNamespace
+
+import pytest
+import torch
+
+from autocompress import Task, load_task
+from autocompress.errors import NotComputableError, TaskError
+from autocompress.task import check_task, primary_output, score, take_samples
+
+
+@pytest.mark.parametrize(
+    ("spec", "text"),
+    [
+        ("nothing", "expected package.module:function or path/to/file.py:function"),
+        ("no_such_package_x:task", "no module 'no_such_package_x'"),
+        ("autocompress.tasks:easy_vqq", "has no function 'easy_vqq'; nearest: easy_vqa"),
+        ("{folder}/cn.py:task", "no file {folder}/cn.py; nearest: cnn.py"),
+        ("{folder}/cnn.py:tusk", "has no function 'tusk'; nearest: task"),
+        ("{folder}/cnn.py:not_a_task", "not_a_task returned dict; it must return autocompress.Task"),
+    ],
+)
+def test_specs_that_do_not_load(task_files: Path, spec: str, text: str) -> None:
+    with pytest.raises(TaskError) as caught:
+        load_task(spec.format(folder=task_files))
+    assert text.format(folder=task_files) in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
+def test_arguments_reach_the_function(task_files: Path) -> None:
+    assert load_task(f"{task_files}/cnn.py:named", name="mine").name == "mine"
+    with pytest.raises(TaskError, match="unexpected keyword argument 'nam'"):
+        load_task(f"{task_files}/cnn.py:named", nam="mine")
+
+
+def test_a_file_that_fails_to_load(tmp_path: Path) -> None:
+    (tmp_path / "broken.py").write_text("1 / 0")
+    with pytest.raises(TaskError, match="fails to load: ZeroDivisionError"):
+        load_task(f"{tmp_path}/broken.py:task")
+
+
+@pytest.mark.parametrize(
+    ("function", "text"),
+    [
+        ("failing_forward", "task quarters: model.forward fails on example_inputs: RuntimeError: Given groups=1"),
+        ("empty_loader", "task: validation is empty; expected at least one (inputs, target) batch"),
+    ],
+)
+def test_tasks_that_cannot_work(task_files: Path, function: str, text: str) -> None:
+    with pytest.raises(TaskError) as caught:
+        check_task(load_task(f"{task_files}/cnn.py:{function}"))
+    assert text in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
+def test_checking_changes_nothing(cnn_task) -> None:
+    cnn_task.model.train()
+    check_task(cnn_task)
+    assert cnn_task.model.training
+    cnn_task.model.eval()
+
+
+def test_a_metric_must_be_finite() -> None:
+    with pytest.raises(NotComputableError, match="metric returned nan on 2 outputs"):
+        score(lambda o, t: float("nan"), torch.zeros(2), None)
+
+
+def test_primary_output() -> None:
+    x = torch.zeros(1)
+    for result in (x, (x, 1), {"loss": 1, "logits": x}, SimpleNamespace(logits=x), {"out": x}):
+        assert primary_output(result) is x
+    with pytest.raises(TaskError, match="the model returns str"):
+        primary_output("text")
+
+
+def test_samples_are_cut() -> None:
+    data = [({"x": torch.arange(4)}, torch.arange(4)), ({"x": torch.arange(4)}, torch.arange(4))]
+    taken = take_samples(data, 6)
+    assert [len(inputs["x"]) for inputs, _ in taken] == [4, 2]
+    assert [len(target) for _, target in taken] == [4, 2]
+
+
+def test_default_divergence_is_zero_for_equal_outputs_and_positive_otherwise() -> None:
+    def build(target: torch.Tensor) -> Task:
+        return Task("t", torch.nn.Identity(), target, [(target, target)], lambda o, t: 0.0)
+
+    for target in (torch.tensor([0, 1]), torch.rand(2, 3), torch.rand(2, 1)):
+        task = build(target)
+        a = torch.randn(2, 3 if target.dim() == 1 else target.shape[-1], generator=torch.Generator().manual_seed(0))
+        assert float(task.output_divergence(a, a).abs().max()) < 1e-6
+        assert bool((task.output_divergence(a, a + torch.tensor([[1.0], [2.0]]) * torch.arange(1.0, a.shape[1] + 1)) > 0).all())
