@@ -15,8 +15,6 @@ from typing import Any
 import numpy as np
 import optuna
 import yaml
-from rich.console import Console
-from rich.table import Table
 
 from autocompress import search_interruptible
 from autocompress.errors import AutocompressError, TaskError
@@ -25,20 +23,19 @@ from autocompress.export.build import prepare
 from autocompress.limits import parse_limits
 from autocompress.measure.accuracy import evaluate_session
 from autocompress.measure.latency import interleaved_timing
-from autocompress.modules import ModuleMap, find_modules
-from autocompress.report.info import before_after
+from autocompress.modules import find_modules
 from autocompress.report.page import write_report
-from autocompress.results import REPORT_FILE, ParetoFront, read_front
+from autocompress.results import REPORT_FILE, read_front
 from autocompress.search.bench import layout_of, subject_of
 from autocompress.search.loop import Settings, run_worker
 from autocompress.search.storage import STUDY_NAME
+from autocompress.show import console, notes, print_front, print_modules
 from autocompress.targets.profile import measure_table
 from autocompress.targets.runtime import open_session
 from autocompress.targets.target import TARGETS, find_target
 from autocompress.task import Task, check_task, load_task
 
 INTERRUPTED = 130
-console = Console(soft_wrap=True, width=None if sys.stdout.isatty() else 160)
 
 
 def duration(text: str) -> float:
@@ -158,40 +155,10 @@ def search_command(arguments: argparse.Namespace) -> int:
         print(json.dumps(result.front.to_json(), indent=1))
     else:
         print_front(result.front)
-        for line in notes(result.front, arguments):
+        for line in notes(result.front, limits_of(arguments)):
             console.print(line, highlight=False)
         console.print(f"report: {out / REPORT_FILE}", highlight=False)
     return INTERRUPTED if interrupted else 0
-
-
-def notes(front: ParetoFront, arguments: argparse.Namespace) -> list[str]:
-    """What the table does not say: limits that no point meets, points that run differently than simulated."""
-    limits = parse_limits(limits_of(arguments), front.baseline.size_bytes, front.baseline.latency_ms)
-    shortfall = front.pick("knee", **limits.pick_limits()).shortfall if front.points else ""
-    lines = [shortfall] if shortfall else []
-    marked = [str(point.trial) for point in front if point.marked]
-    if marked:
-        lines.append(f"deployed accuracy differs from the simulated one by more than 0.005 at trial {', '.join(marked)}")
-    return lines
-
-
-def print_front(front: ParetoFront) -> None:
-    """The before/after table."""
-    table = Table(title="before / after")
-    frame = before_after(front)
-    short = {"recommended as": "pick", "size (KB)": "KB", "latency (ms)": "ms", "accuracy (validation)": "validation"}
-    short |= {"accuracy (test)": "test", "deployed - simulated": "gap"}
-    for column in frame.columns:
-        left = column in ("point", "recommended as")
-        table.add_column(short.get(str(column), str(column)), justify="left" if left else "right", no_wrap=column != "recommended as")
-    styles = {"smaller": "{:.2f}x", "faster": "{:.2f}x", "size (KB)": "{:.1f}", "latency (ms)": "{:.3f}"}
-    for record in frame.to_dict("records"):
-        cells = []
-        for label, value in record.items():
-            missing = value is None or (isinstance(value, float) and np.isnan(value))
-            cells.append("" if missing else value if isinstance(value, str) else styles.get(str(label), "{:.4f}").format(value))
-        table.add_row(*cells)
-    console.print(table)
 
 
 def inspect_command(arguments: argparse.Namespace) -> int:
@@ -208,37 +175,6 @@ def inspect_command(arguments: argparse.Namespace) -> int:
         return 0
     print_modules(found)
     return 0
-
-
-def print_modules(found: ModuleMap) -> None:
-    """Three tables: modules, channel groups, what is not covered."""
-    table = Table(title=f"{len(found)} compressible modules")
-    for column in ("module", "kind", "shape", "parameters", "MACs", "tower", "role", "channel group", "shares weight with"):
-        table.add_column(column, justify="right" if column in ("parameters", "MACs") else "left")
-    for m in found:
-        shape = " x ".join(map(str, m.weight_shape))
-        table.add_row(m.name, m.kind, shape, f"{m.parameters:,}", f"{m.macs:,}", m.tower, m.role, m.group or "", ", ".join(m.aliases))
-    console.print(table)
-    groups = Table(title="channel groups")
-    for column in ("root", "kind", "units", "modules", "prunable"):
-        groups.add_column(column)
-    for g in found.groups:
-        groups.add_row(
-            g.name, g.kind, str(g.units), str(len({m.name for m in g.members})), "yes" if g.reason is None else f"no: {g.reason}"
-        )
-    console.print(groups)
-    rest = Table(title="not covered")
-    for column in ("where", "what", "parameters", "MACs"):
-        rest.add_column(column, justify="right" if column in ("parameters", "MACs") else "left")
-    for u in found.uncovered:
-        rest.add_row(u.name, u.what, f"{u.parameters_share:.2%}", f"{u.macs_share:.2%}")
-    rest.add_row(
-        "total",
-        "",
-        f"{sum(u.parameters_share for u in found.uncovered):.2%}",
-        f"{sum(u.macs_share for u in found.uncovered):.2%}",
-    )
-    console.print(rest)
 
 
 def profile_command(arguments: argparse.Namespace) -> int:

@@ -7,12 +7,18 @@ import textwrap
 from pathlib import Path
 
 import pytest
-import torch
+# Threads that spin while they wait make a busy machine many times slower.
+os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+
+import torch  # noqa: E402
 
 torch.set_num_threads(2)
 
 CNN = """
-import torch
+# Threads that spin while they wait make a busy machine many times slower.
+os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+
+import torch  # noqa: E402
 from torch import nn
 from autocompress import Task
 
@@ -84,7 +90,10 @@ def named(name="other"):
 """
 
 TRANSFORMER = """
-import torch
+# Threads that spin while they wait make a busy machine many times slower.
+os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+
+import torch  # noqa: E402
 from torch import nn
 from autocompress import Task
 

@@ -21,12 +21,13 @@ from autocompress.compress.low_rank import rank_of, truncated_svd
 from autocompress.compress.prune import Mask, Masks, weight_of
 from autocompress.compress.quantize import quantize_weight
 
+DISK_BYTES = 2 << 30
 FORMAT = "2"  # part of every key; raised when the arithmetic of a variant changes
 
 
 @dataclass(frozen=True, eq=False)
 class StoredTensor:
-    """A weight as the file stores it: int8 values with a scale per row (4 and 8 bits), float16 or float32 values."""
+    """A weight as the file stores it, on the CPU: int8 values with a scale per row (4 and 8 bits), float16 or float32 values."""
 
     values: Tensor
     weight_bits: int
@@ -63,11 +64,11 @@ def shrink(weight: Tensor, out: Mask | None, into: Mask | None) -> Tensor:
 def store(weight: Tensor, weight_bits: int) -> StoredTensor:
     """`weight` at `weight_bits`."""
     if weight_bits == 32:
-        return StoredTensor(weight.detach().float().contiguous(), 32)
+        return StoredTensor(weight.detach().float().contiguous().cpu(), 32)
     if weight_bits == 16:
-        return StoredTensor(weight.detach().half().contiguous(), 16)
+        return StoredTensor(weight.detach().half().contiguous().cpu(), 16)
     values, scale = quantize_weight(weight, weight_bits)
-    return StoredTensor(values.contiguous(), weight_bits, scale)
+    return StoredTensor(values.contiguous().cpu(), weight_bits, scale.cpu())
 
 
 @dataclass
@@ -114,7 +115,7 @@ class VariantLibrary:
     def bias(self, name: str, out: Mask | None) -> Tensor | None:
         """The kept part of the module's bias."""
         bias = getattr(self.model.get_submodule(name), "bias", None)
-        return None if bias is None else shrink(bias.detach(), out, None).float()
+        return None if bias is None else shrink(bias.detach(), out, None).float().cpu()
 
     def _key(self, name: str, config: ModuleConfig, out: Mask | None, into: Mask | None) -> str:
         if name not in self._hashes:
@@ -160,6 +161,21 @@ class VariantLibrary:
             os.close(handle)
             save_file(variant_to_tensors(variant, ""), temporary)
             os.replace(temporary, path)
+
+
+def trim_folder(folder: Path, limit_bytes: int = DISK_BYTES) -> None:
+    """Remove the variants that were read or written longest ago until the folder holds at most `limit_bytes`."""
+    files = []
+    for path in folder.rglob("*.safetensors"):
+        with contextlib.suppress(OSError):  # another process trims as well
+            state = path.stat()
+            files.append((max(state.st_atime, state.st_mtime), state.st_size, path))
+    total = sum(size for _, size, _ in files)
+    for _, size, path in sorted(files):
+        if total <= limit_bytes:
+            return
+        path.unlink(missing_ok=True)
+        total -= size
 
 
 def variant_to_tensors(variant: Variant, prefix: str) -> dict[str, Tensor]:

@@ -93,7 +93,7 @@ class SimulatedModule(nn.Module):
                 continue
             rows = master.detach().flatten(1)
             values = round_to(rows, stored.scale.to(rows.device), quant_max(stored.weight_bits))
-            factors.append(StoredTensor(values.to(torch.int8).view_as(master).cpu(), stored.weight_bits, stored.scale))
+            factors.append(StoredTensor(values.to(torch.int8).view_as(master).cpu(), stored.weight_bits, stored.scale.cpu()))
         bias = None if self.trained_bias is None else self.trained_bias.detach().cpu().clone()
         return Variant(tuple(factors), bias)
 

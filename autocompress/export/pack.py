@@ -17,13 +17,6 @@ def pack_int4(values: NDArray[np.int8]) -> bytes:
     return bytes((nibbles[0::2] | (nibbles[1::2] << 4)).tobytes())
 
 
-def unpack_int4(packed: bytes, count: int) -> NDArray[np.int8]:
-    """Reverse of `pack_int4`."""
-    pairs = np.frombuffer(packed, dtype=np.uint8)
-    nibbles = np.stack([pairs & 0x0F, pairs >> 4], axis=1).flatten()[:count].astype(np.int8)
-    return np.where(nibbles > 7, nibbles - 16, nibbles).astype(np.int8)
-
-
 def weight_tensor(name: str, values: NDArray[np.generic], weight_bits: int) -> TensorProto:
     """`values` (int8 for 4 and 8 bits, float otherwise) as an initializer that stores just `weight_bits` per weight."""
     if weight_bits == 4:

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from autocompress.candidate import Candidate
-from autocompress.compress.library import VariantLibrary
+from autocompress.compress.library import VariantLibrary, trim_folder
 from autocompress.compress.stitch import Stitcher
 from autocompress.errors import TaskError
 from autocompress.export.build import Builder, prepare
@@ -126,6 +126,7 @@ def open_bench(
     table = cached_table(subject, target, table_file, report)
     report("evaluating the baseline", 0.0)
     teacher = teacher.to(device)
+    trim_folder(cache_folder() / "variants")
     library = VariantLibrary(teacher, cache_folder() / "variants")
     stitcher = Stitcher(teacher, builder.module_map, library, builder.input_ranges())
     _, outputs = evaluate_model(task, teacher, task.validation, device)

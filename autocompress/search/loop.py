@@ -2,20 +2,15 @@
 
 from __future__ import annotations
 
-import errno
 import os
-import signal
 import time
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
-import onnxruntime
 import optuna
 import torch
-from optuna.trial import Trial, TrialState
 
 from autocompress.candidate import Candidate, ModuleConfig
 from autocompress.errors import AutocompressError, LimitError, RunFolderError
@@ -25,11 +20,10 @@ from autocompress.results import (
     JOURNAL_FILE,
     RUN_FILE,
     SENSITIVITY_FILE,
-    TRIAL_COLUMNS,
     TRIALS_FILE,
     Measurement,
+    ParetoFront,
     SearchResult,
-    append_row,
     disk_error,
     read_json,
     write_json,
@@ -38,16 +32,14 @@ from autocompress.search.allocation import Allocator
 from autocompress.search.bench import Bench, model_hash, open_bench, pick_device
 from autocompress.search.finalize import choose_finalists, verify_front
 from autocompress.search.progress import SearchProgress
-from autocompress.search.sampler import ALPHA, TEMPERATURE, PriceSampler, distributions
+from autocompress.search.sampler import PriceSampler
 from autocompress.search.sensitivity import divergences, measure_sensitivity, read_rows, write_rows
-from autocompress.search.storage import STUDY_NAME, Lease, folder_lock, open_study, reap
-from autocompress.search.trial import Judge, Outcome, candidate_key
+from autocompress.search.storage import STUDY_NAME, folder_lock, open_study
+from autocompress.search.trial import Judge
+from autocompress.search.worker import Interrupt, Worker
 from autocompress.search_space import BoundSpace, SearchSpace
 from autocompress.targets.target import find_target
 from autocompress.task import Task, check_task
-
-DISK_ERRORS = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EIO)
-FINISHED = (TrialState.COMPLETE, TrialState.PRUNED, TrialState.FAIL)
 
 
 @dataclass(frozen=True)
@@ -65,32 +57,6 @@ class Settings:
     device: str | None = None
     target_table: str | Path | None = None
     workers: int = 1
-
-
-class Interrupt:
-    """First Ctrl-C: stop after the trial in flight and finalise. Second: stop now."""
-
-    def __init__(self) -> None:
-        self.requested = False
-
-    @contextmanager
-    def watched(self) -> Iterator[None]:
-        """Handle SIGINT and SIGTERM inside the block; outside the main thread nothing is handled."""
-
-        def handle(number: int, frame: Any) -> None:
-            if self.requested:
-                raise KeyboardInterrupt
-            self.requested = True
-
-        try:
-            previous = {number: signal.signal(number, handle) for number in (signal.SIGINT, signal.SIGTERM)}
-        except ValueError:
-            previous = {}
-        try:
-            yield
-        finally:
-            for number, handler in previous.items():
-                signal.signal(number, handler)
 
 
 def run_search(
@@ -113,38 +79,28 @@ def run_search(
     parse_limits(asked, 1.0, 1.0)
     _make_folder(folder)
     interrupt = Interrupt()
+
+    def setting_up(what: str, share: float) -> None:
+        if interrupt.requested:
+            raise KeyboardInterrupt  # there is nothing yet that a first Ctrl-C could finish
+        progress.phase(what, share)
+
     with folder_lock(folder), interrupt.watched():
         known = _known_run(folder, task)
         baseline = Measurement.from_json(known["baseline"]) if known else None
-        bench = open_bench(task, space, target, device, module_map, _path(settings.target_table), baseline, progress.phase)
+        bench = open_bench(task, space, target, device, module_map, _path(settings.target_table), baseline, setting_up)
         limits = check_limits(bench, asked)
-        run = {
-            "task": task.name,
-            "model": model_hash(task.model),
-            "space": {
-                "file": str(settings.space) if isinstance(settings.space, (str, Path)) else "inline",
-                "digest": bench.space.digest,
-            },
-            "target": target.name,
-            "seed": settings.seed,
-            "versions": {
-                **bench.table.versions,
-                "torch": str(torch.__version__),
-                "optuna": optuna.__version__,
-                "runtime": onnxruntime.__version__,
-            },
-            "baseline": bench.baseline.to_json(),
-            "limits": limits.__dict__,
-            "latency_check": bench.table.check,
-            "uncovered": [item.__dict__ for item in bench.module_map.uncovered],
-        }
+        run = describe_run(task, settings, bench, limits)
         if known and known["space"]["digest"] != bench.space.digest:
             raise RunFolderError(f"{folder}: holds a search over another space; choose another --out or give the space it was started with")
         write_json(folder / RUN_FILE, {**(known or {}), **run})
         _say_check(bench, progress)
-        sampler = PriceSampler(bench.space, make_allocator(bench, folder, progress.phase), settings.seed)
+        sampler = PriceSampler(bench.space, make_allocator(bench, folder, setting_up), settings.seed)
         url = settings.storage or str(folder / JOURNAL_FILE)
         study = open_study(url, sampler, settings.study_name)
+        if study.user_attrs.get("model", run["model"]) != run["model"]:
+            raise RunFolderError(f"storage {url}: study {settings.study_name!r} belongs to another model; choose another storage or name")
+        study.set_user_attr("model", run["model"])
         deadline = _deadline(started, settings.timeout_s)
         study.set_user_attr("run", _for_workers(settings, space, folder, limits, deadline))
         others = launch(url) if launch else []
@@ -152,16 +108,38 @@ def run_search(
         worker.run(settings.n_trials, deadline, interrupt, url, progress)
         for process in others:
             process.wait()
-        finalists = choose_finalists(study, bench, limits)
-        if not finalists:
-            raise AutocompressError(f"search: no trial finished; see the causes in {folder / TRIALS_FILE}")
-        origin = {"task": task.name, "model": run["model"], "seed": settings.seed, "versions": run["versions"]}
-        front, errors = verify_front(finalists, bench, folder, origin, progress.phase)
-        run["front_check"] = errors
-        run["library"] = {"made": bench.stitcher.library.made, "reused": bench.stitcher.library.reused}
+        front = finish(study, bench, limits, folder, run, progress)
         run["seconds"] = (known or {}).get("seconds", 0.0) + time.monotonic() - started
         write_json(folder / RUN_FILE, run)
     return SearchResult(front, folder, task.name), interrupt.requested
+
+
+def describe_run(task: Task, settings: Settings, bench: Bench, limits: Limits) -> dict[str, Any]:
+    """Content of run.json while the search runs; `finish` adds what the front showed."""
+    given = settings.space
+    return {
+        "task": task.name,
+        "model": model_hash(task.model),
+        "space": {"file": str(given) if isinstance(given, (str, Path)) else "inline", "digest": bench.space.digest},
+        "target": bench.target.name,
+        "seed": settings.seed,
+        "versions": {**bench.table.versions, "torch": str(torch.__version__), "optuna": optuna.__version__},
+        "baseline": bench.baseline.to_json(),
+        "limits": limits.__dict__,
+        "latency_check": bench.table.check,
+        "uncovered": [item.__dict__ for item in bench.module_map.uncovered],
+    }
+
+
+def finish(study: optuna.Study, bench: Bench, limits: Limits, folder: Path, run: dict[str, Any], progress: SearchProgress) -> ParetoFront:
+    """Export and verify the front; adds the prediction errors on it and the library's counts to `run`."""
+    finalists = choose_finalists(study, bench, limits)
+    if not finalists:
+        raise AutocompressError(f"search: no trial finished; see the causes in {folder / TRIALS_FILE}")
+    origin = {key: run[key] for key in ("task", "model", "seed", "versions")}
+    front, run["front_check"] = verify_front(finalists, bench, folder, origin, progress.phase)
+    run["library"] = {"made": bench.stitcher.library.made, "reused": bench.stitcher.library.reused}
+    return front
 
 
 def _for_workers(settings: Settings, space: SearchSpace, folder: Path, limits: Limits, deadline: float | None) -> dict[str, Any]:
@@ -235,88 +213,6 @@ def smallest_candidate(space: BoundSpace) -> Candidate:
         bits = int(min(space.choices(name, "weight_bits")))
         configs[name] = ModuleConfig(bits, 32, rank, max(space.choices(name, "pruning_ratio")))
     return Candidate.of(configs)
-
-
-@dataclass
-class Worker:
-    """One process's part of a study."""
-
-    study: optuna.Study
-    judge: Judge
-    folder: Path
-    alone: bool
-
-    def run(self, n_trials: int, deadline: float | None, interrupt: Interrupt, url: str, progress: SearchProgress) -> None:
-        """Trials until the study holds `n_trials` finished ones, the deadline passes, or an interrupt is requested."""
-        lease = Lease(url, self.study.study_name)
-        reap(self.study, self.alone)
-        try:
-            while not interrupt.requested:
-                finished = self.study.get_trials(deepcopy=False, states=FINISHED)
-                progress.trials(len(finished), n_trials, _feasible(finished), self.judge.bench.baseline)
-                longest = max((t.duration.total_seconds() for t in finished[-20:] if t.duration), default=0.0)
-                if len(finished) >= n_trials or (deadline is not None and time.monotonic() + longest > deadline):
-                    break
-                self._one(lease, progress)
-                if not self.alone:
-                    reap(self.study, alone=False)
-        finally:
-            lease.close()
-
-    def _one(self, lease: Lease, progress: SearchProgress) -> None:
-        started = time.monotonic()
-        space = self.judge.bench.space
-        trial = self.study.ask(distributions(space))
-        trial.set_user_attr("worker", lease.worker)
-        alpha = trial.params.get(ALPHA, space.alphas[0])
-        candidate = space.candidate(trial.params, alpha, trial.params.get(TEMPERATURE, 0))
-        trial.set_user_attr("candidate", candidate.to_json())
-        trial.set_user_attr("key", candidate_key(candidate, False))
-        trial.set_user_attr("key_full", candidate_key(candidate, True))
-        row: dict[str, Any] = {"number": trial.number}
-        try:
-            outcome = self.judge.judge(self.study, trial.number, candidate)
-            row |= _tell(self.study, trial, outcome)
-        except (KeyboardInterrupt, RunFolderError):
-            raise
-        except Exception as error:
-            if isinstance(error, OSError) and error.errno in DISK_ERRORS:
-                raise disk_error(self.folder, error) from error
-            cause = f"{type(error).__name__}: {str(error).strip().splitlines()[0] if str(error).strip() else ''}"
-            trial.set_user_attr("cause", cause)
-            self.study.tell(trial, state=TrialState.FAIL)
-            row |= {"state": "FAIL", "cause": cause}
-            progress.line(f"trial {trial.number} failed: {cause}")
-        row["seconds"] = round(time.monotonic() - started, 3)
-        append_row(self.folder / TRIALS_FILE, TRIAL_COLUMNS, row)
-
-
-def _tell(study: optuna.Study, trial: Trial, outcome: Outcome) -> dict[str, Any]:
-    for name, share in outcome.violations.items():
-        trial.set_constraint(name, share)
-    for name, value in {**outcome.attributes, "cause": outcome.cause}.items():
-        trial.set_user_attr(name, value)
-    state = TrialState.COMPLETE if outcome.values is not None else TrialState.PRUNED
-    try:
-        if outcome.values is not None:
-            study.tell(trial, list(outcome.values))
-        else:
-            study.tell(trial, state=state)
-    except ValueError:
-        return {"state": "FAIL", "cause": "another worker took the trial over while this one was slow"}
-    accuracy = "" if outcome.values is None else round(outcome.values[2], 6)
-    return {
-        "state": state.name,
-        "size_bytes": outcome.size_bytes,
-        "latency_ms": round(outcome.latency_ms, 6),
-        "accuracy": accuracy,
-        "cause": outcome.cause,
-    }
-
-
-def _feasible(trials: list[optuna.trial.FrozenTrial]) -> list[tuple[float, float, float]]:
-    done = [t for t in trials if t.state == TrialState.COMPLETE and all(v <= 0 for v in t.constraints.values())]
-    return [(t.values[0], t.values[1], t.values[2]) for t in done]
 
 
 def _deadline(started: float, timeout_s: float | None) -> float | None:

@@ -8,7 +8,7 @@ from torch import nn
 
 from autocompress import Candidate, ModuleConfig, find_modules
 from autocompress.attention import split_attention
-from autocompress.compress.library import VariantLibrary
+from autocompress.compress.library import VariantLibrary, trim_folder
 from autocompress.compress.low_rank import rank_of, truncated_svd
 from autocompress.compress.prune import Masks, Pruner
 from autocompress.compress.stitch import Stitcher
@@ -43,6 +43,15 @@ def test_a_variant_is_made_once(model: nn.Module, tmp_path: Path) -> None:
     third = VariantLibrary(model, tmp_path)
     third.get("0", config, ALL)
     assert third.made == 1, "other weights are another variant"
+
+
+def test_the_folder_is_bounded(model: nn.Module, tmp_path: Path) -> None:
+    library = VariantLibrary(model, tmp_path)
+    for bits in (4, 8, 16, 32):
+        library.get("0", ModuleConfig(bits), ALL)
+    newest = max(tmp_path.rglob("*.safetensors"), key=lambda p: p.stat().st_mtime_ns)
+    trim_folder(tmp_path, limit_bytes=newest.stat().st_size)
+    assert list(tmp_path.rglob("*.safetensors")) == [newest]
 
 
 def test_a_damaged_file_is_made_again(model: nn.Module, tmp_path: Path) -> None:

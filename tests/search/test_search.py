@@ -22,7 +22,7 @@ import autocompress as ac
 from autocompress import results
 from autocompress.candidate import Candidate
 from autocompress.errors import LimitError, NotComputableError, RunFolderError
-from autocompress.search import loop
+from autocompress.search import loop, worker
 from autocompress.search import trial as trial_module
 from autocompress.search.storage import open_study
 
@@ -204,7 +204,7 @@ def test_a_full_disk_keeps_what_was_found(cnn_task, tmp_path: Path, monkeypatch:
             raise results.disk_error(path, OSError(errno.ENOSPC, os.strerror(errno.ENOSPC)))
         original(path, columns, row)
 
-    monkeypatch.setattr(loop, "append_row", full)
+    monkeypatch.setattr(worker, "append_row", full)
     with pytest.raises(RunFolderError, match=r"trials\.csv: cannot be written \(No space left on device\); results up to here are kept"):
         ac.search(cnn_task, SPACE, n_trials=6, out=tmp_path, quiet=True)
     assert len(rows(tmp_path)) == 3
@@ -212,6 +212,7 @@ def test_a_full_disk_keeps_what_was_found(cnn_task, tmp_path: Path, monkeypatch:
     ac.search(cnn_task, SPACE, n_trials=6, out=tmp_path, quiet=True)
     assert (tmp_path / "front.json").is_file()
     assert len(open_study(f"{tmp_path}/study.journal", optuna.samplers.RandomSampler()).trials) == 6
+    assert [r["number"] for r in rows(tmp_path)] == [str(i) for i in range(6)], "the row that did not fit is written later"
 
 
 def test_a_full_disk_while_the_journal_is_written(cnn_task, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -268,6 +269,7 @@ def test_kill_9_loses_at_most_the_trial_in_flight(cnn_spec: str, tmp_path: Path)
     assert rows(folder)[: len(before)] == before
     study = open_study(str(folder / "study.journal"), optuna.samplers.RandomSampler())
     assert not [t for t in study.trials if t.state == optuna.trial.TrialState.RUNNING]
+    assert sorted(int(r["number"]) for r in rows(folder)) == [t.number for t in study.trials]
     assert "report:" in done.stdout
     assert (folder / "front.json").is_file()
 

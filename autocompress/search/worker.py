@@ -1,0 +1,156 @@
+"""One process's part of a study: ask, judge, tell, write the row; until it is full, late or interrupted."""
+
+from __future__ import annotations
+
+import errno
+import signal
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import optuna
+from optuna.trial import Trial, TrialState
+
+from autocompress.errors import RunFolderError
+from autocompress.results import TRIAL_COLUMNS, TRIALS_FILE, append_row, disk_error, write_atomic
+from autocompress.search.progress import SearchProgress
+from autocompress.search.sampler import ALPHA, TEMPERATURE, distributions
+from autocompress.search.storage import Lease, reap
+from autocompress.search.trial import Judge, Outcome, candidate_key
+
+DISK_ERRORS = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EIO)
+FINISHED = (TrialState.COMPLETE, TrialState.PRUNED, TrialState.FAIL)
+
+
+class Interrupt:
+    """First Ctrl-C: stop after the trial in flight and finalise. Second: stop now."""
+
+    def __init__(self) -> None:
+        self.requested = False
+
+    @contextmanager
+    def watched(self) -> Iterator[None]:
+        """Handle SIGINT and SIGTERM inside the block; outside the main thread nothing is handled."""
+
+        def handle(number: int, frame: Any) -> None:
+            if self.requested:
+                raise KeyboardInterrupt
+            self.requested = True
+
+        try:
+            previous = {number: signal.signal(number, handle) for number in (signal.SIGINT, signal.SIGTERM)}
+        except ValueError:
+            previous = {}
+        try:
+            yield
+        finally:
+            for number, handler in previous.items():
+                signal.signal(number, handler)
+
+
+@dataclass
+class Worker:
+    """One process's part of a study."""
+
+    study: optuna.Study
+    judge: Judge
+    folder: Path
+    alone: bool
+
+    def run(self, n_trials: int, deadline: float | None, interrupt: Interrupt, url: str, progress: SearchProgress) -> None:
+        """Trials until the study holds `n_trials` finished ones, the deadline passes, or an interrupt is requested."""
+        lease = Lease(url, self.study.study_name)
+        reap(self.study, self.alone)
+        if self.alone:
+            complete_trials_file(self.study, self.folder / TRIALS_FILE)
+        try:
+            while not interrupt.requested:
+                finished = self.study.get_trials(deepcopy=False, states=FINISHED)
+                progress.trials(len(finished), n_trials, _feasible(finished), self.judge.bench.baseline)
+                longest = max((t.duration.total_seconds() for t in finished[-20:] if t.duration), default=0.0)
+                late = deadline is not None and time.monotonic() + longest > deadline
+                # However short the time, one trial is made, so that there is something to export.
+                if len(finished) >= n_trials or (late and any(t.state == TrialState.COMPLETE for t in finished)):
+                    break
+                self._one(lease, progress)
+                if not self.alone:
+                    reap(self.study, alone=False)
+        finally:
+            lease.close()
+
+    def _one(self, lease: Lease, progress: SearchProgress) -> None:
+        started = time.monotonic()
+        space = self.judge.bench.space
+        trial = self.study.ask(distributions(space))
+        trial.set_user_attr("worker", lease.worker)
+        alpha = trial.params.get(ALPHA, space.alphas[0])
+        candidate = space.candidate(trial.params, alpha, trial.params.get(TEMPERATURE, 0))
+        trial.set_user_attr("candidate", candidate.to_json())
+        trial.set_user_attr("key", candidate_key(candidate, False))
+        trial.set_user_attr("key_full", candidate_key(candidate, True))
+        row: dict[str, Any] = {"number": trial.number}
+        try:
+            outcome = self.judge.judge(self.study, trial.number, candidate)
+            row |= _row_of(outcome, started)
+            _tell(self.study, trial, outcome, row)
+        except (KeyboardInterrupt, RunFolderError):
+            raise
+        except Exception as error:
+            if isinstance(error, OSError) and error.errno in DISK_ERRORS:
+                raise disk_error(self.folder, error) from error
+            cause = f"{type(error).__name__}: {str(error).strip().splitlines()[0] if str(error).strip() else ''}"
+            row |= {"state": "FAIL", "cause": cause, "seconds": round(time.monotonic() - started, 3)}
+            trial.set_user_attr("row", row)
+            self.study.tell(trial, state=TrialState.FAIL)
+            progress.line(f"trial {trial.number} failed: {cause}")
+        append_row(self.folder / TRIALS_FILE, TRIAL_COLUMNS, row)
+
+
+def _row_of(outcome: Outcome, started: float) -> dict[str, Any]:
+    return {
+        "state": (TrialState.COMPLETE if outcome.values is not None else TrialState.PRUNED).name,
+        "size_bytes": outcome.size_bytes,
+        "latency_ms": round(outcome.latency_ms, 6),
+        "accuracy": "" if outcome.values is None else round(outcome.values[2], 6),
+        "seconds": round(time.monotonic() - started, 3),
+        "cause": outcome.cause,
+    }
+
+
+def _tell(study: optuna.Study, trial: Trial, outcome: Outcome, row: dict[str, Any]) -> None:
+    """Tell the study; the row of trials.csv goes with the trial, so that a kill between the two loses nothing."""
+    for name, share in outcome.violations.items():
+        trial.set_constraint(name, share)
+    for name, value in {**outcome.attributes, "cause": outcome.cause, "row": row}.items():
+        trial.set_user_attr(name, value)
+    try:
+        if outcome.values is not None:
+            study.tell(trial, list(outcome.values))
+        else:
+            study.tell(trial, state=TrialState.PRUNED)
+    except ValueError:
+        row |= {"state": "FAIL", "cause": "another worker took the trial over while this one was slow"}
+
+
+def complete_trials_file(study: optuna.Study, path: Path) -> None:
+    """Add to trials.csv the finished trials that a kill or a full disk kept out of it, and drop a torn last line."""
+    try:
+        content = path.read_bytes() if path.exists() else b""
+    except OSError as error:
+        raise disk_error(path, error) from error
+    whole = content[: content.rfind(b"\n") + 1]
+    if whole != content:
+        write_atomic(path, whole)
+    written = {line.split(b",")[0] for line in whole.splitlines()}
+    for trial in study.get_trials(deepcopy=False, states=FINISHED):
+        if str(trial.number).encode() not in written:
+            killed = {"number": trial.number, "state": trial.state.name, "cause": "its process was killed; its parameters are tried again"}
+            append_row(path, TRIAL_COLUMNS, trial.user_attrs.get("row", killed))
+
+
+def _feasible(trials: list[optuna.trial.FrozenTrial]) -> list[tuple[float, float, float]]:
+    done = [t for t in trials if t.state == TrialState.COMPLETE and all(v <= 0 for v in t.constraints.values())]
+    return [(t.values[0], t.values[1], t.values[2]) for t in done]

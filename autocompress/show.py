@@ -1,0 +1,79 @@
+"""Tables on the terminal: the front before and after, and what in a model can be compressed."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+from rich.console import Console
+from rich.table import Table
+
+from autocompress.limits import parse_limits
+from autocompress.modules import ModuleMap
+from autocompress.report.info import before_after
+from autocompress.results import ParetoFront
+
+console = Console(soft_wrap=True, width=None if sys.stdout.isatty() else 160)
+
+
+def notes(front: ParetoFront, given: Mapping[str, Any]) -> list[str]:
+    """What the table does not say: limits that no point meets, points that run differently than simulated."""
+    limits = parse_limits(given, front.baseline.size_bytes, front.baseline.latency_ms)
+    shortfall = front.pick("knee", **limits.pick_limits()).shortfall if front.points else ""
+    lines = [shortfall] if shortfall else []
+    marked = [str(point.trial) for point in front if point.marked]
+    if marked:
+        lines.append(f"deployed accuracy differs from the simulated one by more than 0.005 at trial {', '.join(marked)}")
+    return lines
+
+
+def print_front(front: ParetoFront) -> None:
+    """The before/after table."""
+    table = Table(title="before / after")
+    frame = before_after(front)
+    short = {"recommended as": "pick", "size (KB)": "KB", "latency (ms)": "ms", "accuracy (validation)": "validation"}
+    short |= {"accuracy (test)": "test", "deployed - simulated": "gap"}
+    for column in frame.columns:
+        left = column in ("point", "recommended as")
+        table.add_column(short.get(str(column), str(column)), justify="left" if left else "right", no_wrap=column != "recommended as")
+    styles = {"smaller": "{:.2f}x", "faster": "{:.2f}x", "size (KB)": "{:.1f}", "latency (ms)": "{:.3f}"}
+    for record in frame.to_dict("records"):
+        cells = []
+        for label, value in record.items():
+            missing = value is None or (isinstance(value, float) and np.isnan(value))
+            cells.append("" if missing else value if isinstance(value, str) else styles.get(str(label), "{:.4f}").format(value))
+        table.add_row(*cells)
+    console.print(table)
+
+
+def print_modules(found: ModuleMap) -> None:
+    """Three tables: modules, channel groups, what is not covered."""
+    table = Table(title=f"{len(found)} compressible modules")
+    for column in ("module", "kind", "shape", "parameters", "MACs", "tower", "role", "channel group", "shares weight with"):
+        table.add_column(column, justify="right" if column in ("parameters", "MACs") else "left")
+    for m in found:
+        shape = " x ".join(map(str, m.weight_shape))
+        table.add_row(m.name, m.kind, shape, f"{m.parameters:,}", f"{m.macs:,}", m.tower, m.role, m.group or "", ", ".join(m.aliases))
+    console.print(table)
+    groups = Table(title="channel groups")
+    for column in ("root", "kind", "units", "modules", "prunable"):
+        groups.add_column(column)
+    for g in found.groups:
+        groups.add_row(
+            g.name, g.kind, str(g.units), str(len({m.name for m in g.members})), "yes" if g.reason is None else f"no: {g.reason}"
+        )
+    console.print(groups)
+    rest = Table(title="not covered")
+    for column in ("where", "what", "parameters", "MACs"):
+        rest.add_column(column, justify="right" if column in ("parameters", "MACs") else "left")
+    for u in found.uncovered:
+        rest.add_row(u.name, u.what, f"{u.parameters_share:.2%}", f"{u.macs_share:.2%}")
+    rest.add_row(
+        "total",
+        "",
+        f"{sum(u.parameters_share for u in found.uncovered):.2%}",
+        f"{sum(u.macs_share for u in found.uncovered):.2%}",
+    )
+    console.print(rest)
