@@ -7,18 +7,16 @@ import textwrap
 from pathlib import Path
 
 import pytest
+
 # Threads that spin while they wait make a busy machine many times slower.
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
-import torch  # noqa: E402
+import torch
 
 torch.set_num_threads(2)
 
 CNN = """
-# Threads that spin while they wait make a busy machine many times slower.
-os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
-
-import torch  # noqa: E402
+import torch
 from torch import nn
 from autocompress import Task
 
@@ -90,10 +88,7 @@ def named(name="other"):
 """
 
 TRANSFORMER = """
-# Threads that spin while they wait make a busy machine many times slower.
-os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
-
-import torch  # noqa: E402
+import torch
 from torch import nn
 from autocompress import Task
 

@@ -169,7 +169,7 @@ def trim_folder(folder: Path, limit_bytes: int = DISK_BYTES) -> None:
     for path in folder.rglob("*.safetensors"):
         with contextlib.suppress(OSError):  # another process trims as well
             state = path.stat()
-            files.append((max(state.st_atime, state.st_mtime), state.st_size, path))
+            files.append((max(state.st_atime_ns, state.st_mtime_ns), state.st_size, path))
     total = sum(size for _, size, _ in files)
     for _, size, path in sorted(files):
         if total <= limit_bytes:
