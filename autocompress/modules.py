@@ -15,7 +15,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from autocompress.attention import split_attention
 from autocompress.channels import ChannelGroup, find_channel_groups
 from autocompress.errors import TaskError, nearest_name
-from autocompress.task import Inputs, call_model
+from autocompress.task import Inputs, call_model, map_inputs
 
 KINDS: Mapping[str, tuple[type[nn.Module], ...]] = {
     "linear": (nn.Linear,),
@@ -115,7 +115,8 @@ def find_modules(model: nn.Module, example_inputs: Inputs, towers: Mapping[str, 
 
     Raises TaskError when there is none, or when a pattern of `towers` matches nothing.
     """
-    model = split_attention(model)
+    model = split_attention(model).cpu()
+    example_inputs = map_inputs(example_inputs, lambda tensor: tensor.cpu())
     names = [name for name, module in model.named_modules() if kind_of(module)]
     macs, order, total_macs = _count_macs(model, example_inputs, names)
     if not order:

@@ -21,6 +21,7 @@ from autocompress.pareto import non_dominated
 RUN_FILE, JOURNAL_FILE, TRIALS_FILE = "run.json", "study.journal", "trials.csv"
 SENSITIVITY_FILE, FRONT_FILE, REPORT_FILE = "sensitivity.csv", "front.json", "report.html"
 MODEL_FILE, RECIPE_FILE, WEIGHTS_FILE, NOTES_FILE = "model.onnx", "recipe.yaml", "model.safetensors", "README.md"
+MARKED_GAP = 0.005  # deployed minus simulated accuracy from which a point is marked
 TRIAL_COLUMNS = ("number", "state", "size_bytes", "latency_ms", "accuracy", "seconds", "cause")
 
 
@@ -63,7 +64,7 @@ class Measurement:
 class FrontPoint:
     """One point: its trial, what was done, what was measured, what the search had predicted, and where its files are.
 
-    `deployed_gap` is measured minus simulated accuracy; `marked` when it is larger than 0.005.
+    `deployed_gap` is measured minus simulated accuracy; `marked` when it is larger than MARKED_GAP.
     """
 
     trial: int
@@ -76,7 +77,7 @@ class FrontPoint:
     @property
     def marked(self) -> bool:
         """Whether the deployed accuracy differs from the simulated one by more than 0.5 points."""
-        return abs(self.deployed_gap) > 0.005
+        return abs(self.deployed_gap) > MARKED_GAP
 
     def to_json(self) -> dict[str, Any]:
         """One entry of front.json's points."""

@@ -8,7 +8,7 @@ import importlib.util
 import inspect
 import math
 import sys
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property, partial
 from pathlib import Path
@@ -16,6 +16,7 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
+from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from autocompress.errors import NotComputableError, TaskError, nearest_name
@@ -139,6 +140,13 @@ def input_tensors(inputs: Inputs) -> list[Tensor]:
     if isinstance(inputs, Tensor):
         return [inputs]
     return list(inputs.values() if isinstance(inputs, Mapping) else inputs)
+
+
+def feed_of(inputs: Inputs, names: Sequence[str]) -> dict[str, NDArray[Any]]:
+    """numpy inputs by the input names of an ONNX graph: by name where `inputs` has names, else in calling order."""
+    if isinstance(inputs, Mapping) and set(names) == set(inputs):
+        return {name: inputs[name].detach().cpu().numpy() for name in names}
+    return {name: tensor.detach().cpu().numpy() for name, tensor in zip(names, input_tensors(inputs), strict=True)}
 
 
 def batch_size(inputs: Inputs) -> int:

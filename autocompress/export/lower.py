@@ -20,7 +20,7 @@ from torch import nn
 from autocompress.errors import ExportError
 from autocompress.modules import ModuleMap
 from autocompress.targets.runtime import open_session
-from autocompress.task import Inputs, call_model, input_tensors, map_inputs
+from autocompress.task import Inputs, call_model, feed_of, input_tensors, map_inputs
 
 OPSET = 21  # the first with 4-bit integers in DequantizeLinear and Cast
 
@@ -59,8 +59,7 @@ class LoweredModel:
 
     def feed(self, inputs: Inputs) -> dict[str, Any]:
         """numpy feed of one batch."""
-        tensors = input_tensors(inputs)
-        return {name: t.detach().cpu().numpy() for name, t in zip(self.input_names, tensors, strict=True)}
+        return feed_of(inputs, self.input_names)
 
 
 @contextlib.contextmanager
@@ -227,8 +226,7 @@ def _keep_primary_output(proto: ModelProto, model: nn.Module, inputs: Inputs) ->
     with torch.no_grad():
         expected = call_model(model, inputs).detach().cpu().numpy()
     session = open_session(proto.SerializeToString())
-    names = [value.name for value in session.get_inputs()]
-    feed = {n: t.numpy() for n, t in zip(names, input_tensors(inputs), strict=True)}
+    feed = feed_of(inputs, [value.name for value in session.get_inputs()])
     for output, value in zip(list(proto.graph.output), session.run(None, feed), strict=True):
         scale = max(1.0, float(np.abs(expected).max()))
         if value.shape == expected.shape and float(np.abs(value - expected).max()) <= 1e-3 * scale:

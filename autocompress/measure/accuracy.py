@@ -11,7 +11,7 @@ import onnxruntime
 import torch
 from torch import Tensor, nn
 
-from autocompress.task import Batches, Inputs, Task, batch_size, call_model, input_tensors, map_inputs, score
+from autocompress.task import Batches, Inputs, Task, batch_size, call_model, feed_of, map_inputs, score
 
 
 @dataclass(frozen=True)
@@ -66,16 +66,16 @@ def evaluate_session(
     fixed = session.get_inputs()[0].shape[0]
     outputs, targets = [], []
     for inputs, target in batches:
-        arrays = [t.detach().cpu().numpy() for t in input_tensors(inputs)]
+        feed = feed_of(inputs, input_names)
         size = batch_size(inputs)
         if isinstance(fixed, int) and fixed != size:
             parts = []
             for start in range(0, size, fixed):
                 rows = np.minimum(np.arange(start, start + fixed), size - 1)
-                parts.append(session.run(None, {n: a[rows] for n, a in zip(input_names, arrays, strict=True)})[0])
+                parts.append(session.run(None, {name: array[rows] for name, array in feed.items()})[0])
             result = np.concatenate(parts)[:size]
         else:
-            result = session.run(None, dict(zip(input_names, arrays, strict=True)))[0]
+            result = session.run(None, feed)[0]
         outputs.append(torch.from_numpy(np.asarray(result)))
         targets.append(target)
     joined = torch.cat(outputs)

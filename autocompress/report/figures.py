@@ -144,7 +144,7 @@ def front_3d(info: RunInfo) -> go.Figure:
 
 def allocation_maps(info: RunInfo) -> go.Figure:
     """Modules x front points: weight bits, pruning ratio (on the root of each channel group) and rank ratio."""
-    data: AllocationInfo = allocation(info.front)
+    data: AllocationInfo = allocation(info)
     figure = make_subplots(1, 3, subplot_titles=("weight bits", "pruning ratio", "rank ratio"), shared_yaxes=True, horizontal_spacing=0.06)
     maps = ((data.weight_bits, "Viridis", 4, 16), (data.pruning_ratio, "Reds", 0, 0.8), (data.rank_ratio, "Blues_r", 0, 1))
     for column, (values, scale, low, high) in enumerate(maps, 1):

@@ -92,9 +92,12 @@ def before_after(front: ParetoFront) -> pd.DataFrame:
     return pd.DataFrame(rows)
 
 
-def allocation(front: ParetoFront) -> AllocationInfo:
-    """What each point does to each module that any point touches."""
-    modules = list(dict.fromkeys(name for p in front.points for name, _ in p.candidate.modules))
+def allocation(info: RunInfo) -> AllocationInfo:
+    """What each point does to each module that any point touches, in the order of the network where it is known."""
+    front = info.front
+    touched = dict.fromkeys(name for p in front.points for name, _ in p.candidate.modules)
+    order = dict.fromkeys(info.sensitivity["module"]) if len(info.sensitivity) else {}
+    modules = [name for name in order if name in touched] + [name for name in touched if name not in order]
 
     def grid(axis: str, untouched: float) -> np.ndarray:
         values = np.array([[getattr(p.candidate.config(m), axis) for p in front.points] for m in modules], dtype=float)

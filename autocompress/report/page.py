@@ -20,7 +20,7 @@ from autocompress.report.figures import (
     sensitivity_bars,
 )
 from autocompress.report.info import RunInfo, before_after, read_run
-from autocompress.results import REPORT_FILE, write_atomic
+from autocompress.results import MARKED_GAP, REPORT_FILE, write_atomic
 
 # Nothing leaves the reader's machine: plotly.js 4 would offer to upload the chart.
 CONFIG = {"showSendToCloud": False, "plotlyServerURL": "", "displaylogo": False, "responsive": True}
@@ -103,7 +103,8 @@ def _table(table: pd.DataFrame) -> str:
         cells = []
         for column, value in record.items():
             missing = value is None or (isinstance(value, float) and value != value)
-            cells.append("" if missing else formats.get(str(column), "{}").format(value))
+            marked = column == "deployed - simulated" and not missing and abs(value) > MARKED_GAP
+            cells.append("" if missing else formats.get(str(column), "{}").format(value) + (" (!)" if marked else ""))
         kind = "baseline" if i == 0 else "pick" if record["recommended as"] else ""
         rows.append(f"<tr class='{kind}'>" + "".join(f"<td>{html.escape(cell)}</td>" for cell in cells) + "</tr>")
     return f"<table>{''.join(rows)}</table>"

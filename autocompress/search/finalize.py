@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -97,7 +97,7 @@ def verify_front(
     baseline_test = _known_test(folder)
     if baseline_test is None:
         baseline_test = _test_accuracy(bench.task, str(baseline_path), bench.builder.lowered.input_names)
-    baseline = Measurement(**{**bench.baseline.__dict__, "test_accuracy": baseline_test})
+    baseline = replace(bench.baseline, test_accuracy=baseline_test)
     for i, finalist in enumerate(finalists):
         report("exporting and verifying the front", i / len(finalists))
         place = folder / "models" / f"{finalist.number:04d}"

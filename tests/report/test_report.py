@@ -93,7 +93,7 @@ def test_what_is_shown(run: Path) -> None:
     assert list(table["point"]) == ["float baseline", "trial 3", "trial 2", "trial 1"]
     assert table["smaller"][2] == 4.0
     assert "smallest" in recommended(info.front)[2]
-    maps = allocation(info.front)
+    maps = allocation(info)
     assert maps.modules == ["a"]
     np.testing.assert_array_equal(maps.weight_bits, [[4, 4, 8]])
     np.testing.assert_array_equal(maps.pruning_ratio, [[0.5, np.nan, np.nan]])

@@ -1,0 +1,1 @@
+"""Benchmarks: `python -m benchmarks.NAME [--json FILE] [--quick]` prints a table of ratios measured in one run."""

@@ -1,0 +1,72 @@
+"""The front of a run folder next to ONNX Runtime's own dynamic quantization of the same float file: bytes, latency, test accuracy."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import logging
+import os
+import tempfile
+from pathlib import Path
+
+import onnx
+
+from autocompress import load_task, read_front
+from autocompress.measure.accuracy import evaluate_session
+from autocompress.measure.latency import interleaved_timing
+from autocompress.report.info import PICK_DROP, PICKS
+from autocompress.results import MODEL_FILE
+from autocompress.targets.profile import versions
+from autocompress.targets.runtime import open_session
+from autocompress.task import feed_of
+
+
+def quantize_dynamic(source: Path, target: Path) -> None:
+    """ONNX Runtime's dynamic int8 quantization of MatMul and Gemm, per channel, after its own preparation."""
+    from onnxruntime.quantization import QuantType, quantize_dynamic
+    from onnxruntime.quantization.shape_inference import quant_pre_process
+
+    logging.getLogger().setLevel(logging.ERROR)
+    prepared = target.with_suffix(".prepared.onnx")
+    quant_pre_process(str(source), str(prepared), skip_symbolic_shape=True)
+    quantize_dynamic(str(prepared), str(target), per_channel=True, weight_type=QuantType.QInt8, op_types_to_quantize=["MatMul", "Gemm"])
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--run", default="reports/demo", help="folder of a finished search")
+    parser.add_argument("--task", default="autocompress.tasks:easy_vqa")
+    parser.add_argument("--json", metavar="FILE")
+    parser.add_argument("--quick", action="store_true", help="fewer rounds, first test batches only")
+    arguments = parser.parse_args()
+    run, task = Path(arguments.run), load_task(arguments.task)
+    test = list(task.test or task.validation)[: 20 if arguments.quick else None]
+    front = read_front(run)
+    baseline = run / "models" / "baseline" / MODEL_FILE
+    with tempfile.TemporaryDirectory() as folder:
+        dynamic = Path(folder) / "dynamic.onnx"
+        quantize_dynamic(baseline, dynamic)
+        files = {"float": baseline, "onnxruntime_dynamic": dynamic}
+        for what in PICKS:
+            files[what] = run / front.pick(what, max_accuracy_drop=PICK_DROP).point.artifact / MODEL_FILE
+        reference = open_session(str(baseline), 1)
+        names = tuple(i.name for i in reference.get_inputs())
+        feed = feed_of(task.example_inputs, names)
+        figures: dict[str, float] = {}
+        print(f"{'file':22}{'bytes':>12}{'smaller':>10}{'faster':>10}{'test accuracy':>16}")
+        for name, path in files.items():
+            onnx.checker.check_model(str(path))
+            timing = interleaved_timing(reference, [open_session(str(path), 1)], feed, 20 if arguments.quick else 100)
+            scores, _ = evaluate_session(task, open_session(str(path), os.cpu_count() or 1), names, test)
+            size = path.stat().st_size
+            figures |= {f"bytes_{name}": size, f"latency_ratio_{name}": timing.ratios[0], f"accuracy_{name}": scores.accuracy}
+            smaller, faster = baseline.stat().st_size / size, 1 / timing.ratios[0]
+            print(f"{name:22}{size:12d}{smaller:9.2f}x{faster:9.2f}x{scores.accuracy:16.4f}", flush=True)
+    if arguments.json:
+        found = versions()
+        machine = {key: found.pop(key) for key in ("machine", "processor")}
+        Path(arguments.json).write_text(json.dumps({"figures": figures, "machine": machine, "versions": found}, indent=1))
+
+
+if __name__ == "__main__":
+    main()
