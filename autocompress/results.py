@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 
 from autocompress.candidate import Candidate
 from autocompress.errors import LimitError, RunFolderError
+from autocompress.limits import Limits
 from autocompress.pareto import non_dominated
 
 RUN_FILE, JOURNAL_FILE, TRIALS_FILE = "run.json", "study.journal", "trials.csv"
@@ -225,11 +226,16 @@ def read_front(folder: Path) -> ParetoFront:
 
 @dataclass(frozen=True)
 class SearchResult:
-    """The front of a finished search and the folder that holds everything."""
+    """The front of a finished search, the folder that holds everything, and the limits that were asked for."""
 
     front: ParetoFront
     folder: Path
-    task_name: str
+    limits: Limits
+
+    @property
+    def shortfall(self) -> str:
+        """By how much the nearest point misses the limits; "" when a point meets them."""
+        return self.front.pick("knee", **self.limits.pick_limits()).shortfall
 
 
 def read_json(path: Path) -> Any:

@@ -3,27 +3,22 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Mapping
-from typing import Any
 
 import numpy as np
 from rich.console import Console
 from rich.table import Table
 
-from autocompress.limits import parse_limits
 from autocompress.modules import ModuleMap
 from autocompress.report.info import before_after
-from autocompress.results import ParetoFront
+from autocompress.results import ParetoFront, SearchResult
 
 console = Console(soft_wrap=True, width=None if sys.stdout.isatty() else 160)
 
 
-def notes(front: ParetoFront, given: Mapping[str, Any]) -> list[str]:
+def notes(result: SearchResult) -> list[str]:
     """What the table does not say: limits that no point meets, points that run differently than simulated."""
-    limits = parse_limits(given, front.baseline.size_bytes, front.baseline.latency_ms)
-    shortfall = front.pick("knee", **limits.pick_limits()).shortfall if front.points else ""
-    lines = [shortfall] if shortfall else []
-    marked = [str(point.trial) for point in front if point.marked]
+    lines = [result.shortfall] if result.shortfall else []
+    marked = [str(point.trial) for point in result.front if point.marked]
     if marked:
         lines.append(f"deployed accuracy differs from the simulated one by more than 0.005 at trial {', '.join(marked)}")
     return lines

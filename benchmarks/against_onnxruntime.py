@@ -49,14 +49,13 @@ def main() -> None:
         files = {"float": baseline, "onnxruntime_dynamic": dynamic}
         for what in PICKS:
             files[what] = run / front.pick(what, max_accuracy_drop=PICK_DROP).point.artifact / MODEL_FILE
-        reference = open_session(str(baseline), 1)
-        names = tuple(i.name for i in reference.get_inputs())
+        names = tuple(i.name for i in open_session(str(baseline), 1).get_inputs())
         feed = feed_of(task.example_inputs, names)
         figures: dict[str, float] = {}
         print(f"{'file':22}{'bytes':>12}{'smaller':>10}{'faster':>10}{'test accuracy':>16}")
         for name, path in files.items():
             onnx.checker.check_model(str(path))
-            timing = interleaved_timing(reference, [open_session(str(path), 1)], feed, 20 if arguments.quick else 100)
+            timing = interleaved_timing(str(baseline), [str(path)], feed, 1, 20 if arguments.quick else 100)
             scores, _ = evaluate_session(task, open_session(str(path), os.cpu_count() or 1), names, test)
             size = path.stat().st_size
             figures |= {f"bytes_{name}": size, f"latency_ratio_{name}": timing.ratios[0], f"accuracy_{name}": scores.accuracy}

@@ -59,6 +59,28 @@ def test_front_export_bench_evaluate_and_report(folder: Path, cnn_spec: str, cap
     assert (folder / "run" / "report.html").is_file()
 
 
+@pytest.mark.parametrize("model", ["cnn", "transformer"])
+def test_a_newcomers_first_search(model: str, request: pytest.FixtureRequest, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """On a user's own file, with the default space and no other option than where to put it."""
+    code, out, error = run(capsys, "search", request.getfixturevalue(f"{model}_spec"), "--trials", "6", "--out", tmp_path / "run")
+    assert code == 0
+    assert "before / after" in out
+    assert f"report: {tmp_path / 'run' / 'report.html'}" in out
+    assert "random candidates it has not seen: mean error" in error
+    data = json.loads((tmp_path / "run" / "front.json").read_text())
+    assert data["points"]
+    assert all(point["verified"] and (tmp_path / "run" / point["artifact"] / "model.onnx").is_file() for point in data["points"])
+    assert data["points"][0]["size_bytes"] < data["baseline"]["size_bytes"] / 2
+
+
+def test_a_database_keeps_the_study(cnn_spec: str, folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    arguments = ("search", cnn_spec, "--space", folder / "space.yaml", "--storage", f"sqlite:///{tmp_path}/study.db")
+    assert run(capsys, *arguments, "--trials", 3, "--out", tmp_path / "run")[0] == 0
+    assert run(capsys, *arguments, "--trials", 5, "--out", tmp_path / "run")[0] == 0
+    assert len((tmp_path / "run" / "trials.csv").read_text().splitlines()) == 6
+    assert not (tmp_path / "run" / "study.journal").exists()
+
+
 def test_inspect(cnn_spec: str, capsys: pytest.CaptureFixture[str]) -> None:
     code, out, _ = run(capsys, "inspect", cnn_spec)
     assert code == 0

@@ -75,7 +75,7 @@ def write_notes(folder: Path, point: FrontPoint, baseline: Measurement, input_na
 | accuracy (validation) | {percent(baseline.accuracy)} | {percent(m.accuracy)} | |
 | accuracy (test) | {percent(baseline.test_accuracy)} | {percent(m.test_accuracy)} | |
 
-Latency is the median ratio to the float file, run interleaved with it, times the float file's latency at the start of the search.
+Latency is the ratio to the float file, run interleaved with it, times the float file's latency at the start of the search.
 Linear modules with 8-bit activations take their range from each batch, so that outputs depend slightly on the batch they are in.
 
 ```python

@@ -49,55 +49,35 @@ def front_2d(info: RunInfo) -> go.Figure:
         (int(n), s / 1e3, ms, a, "searched")
         for n, s, ms, a in trials[["number", "size_bytes", "latency_ms", "accuracy"]].itertuples(index=False)
     ]
-    for column, axis, other, title in ((1, 1, 2, "ms"), (2, 2, 1, "KB")):
-        figure.add_trace(
-            go.Scatter(
-                x=[row[axis] for row in everything],
-                y=[base.accuracy - row[3] for row in everything],
-                customdata=everything,
-                hovertemplate=HOVER,
-                mode="markers",
-                marker={"color": GREY, "size": 6},
-                name="trials (predicted)",
-                showlegend=column == 1,
-            ),
-            1,
-            column,
-        )
-        figure.add_trace(
-            go.Scatter(
-                x=[row[axis] for row in data],
-                y=[base.accuracy - row[3] for row in data],
-                customdata=data,
-                hovertemplate=HOVER,
-                mode="markers",
-                marker={
-                    "size": 12,
-                    "color": [row[other] for row in data],
-                    "colorscale": "Viridis",
-                    "symbol": ["star" if row[4] else "circle" for row in data],
-                    "line": {"width": 1, "color": "white"},
-                    "colorbar": {"title": title, "x": 0.445 if column == 1 else 1.0, "thickness": 10},
-                },
-                name="verified front (star: recommended)",
-                showlegend=column == 1,
-            ),
-            1,
-            column,
-        )
-        figure.add_trace(
-            go.Scatter(
-                x=[base.size_bytes / 1e3 if column == 1 else base.latency_ms],
-                y=[0],
-                mode="markers",
-                marker={"color": BASE, "size": 12, "symbol": "diamond"},
-                name="float baseline",
-                hovertemplate="float baseline<extra></extra>",
-                showlegend=column == 1,
-            ),
-            1,
-            column,
-        )
+    baseline = [(0, base.size_bytes / 1e3, base.latency_ms, base.accuracy, "float baseline")]
+    for column, (axis, other, unit) in enumerate(((1, 2, "ms"), (2, 1, "KB")), 1):
+        coloured = {
+            "size": 12,
+            "color": [row[other] for row in data],
+            "colorscale": "Viridis",
+            "symbol": ["star" if row[4] else "circle" for row in data],
+            "line": {"width": 1, "color": "white"},
+            "colorbar": {"title": unit, "x": 0.445 if column == 1 else 1.0, "thickness": 10},
+        }
+        for name, rows, marker in (
+            ("trials (predicted)", everything, {"color": GREY, "size": 6}),
+            ("verified front (star: recommended)", data, coloured),
+            ("float baseline", baseline, {"color": BASE, "size": 12, "symbol": "diamond"}),
+        ):
+            figure.add_trace(
+                go.Scatter(
+                    x=[row[axis] for row in rows],
+                    y=[base.accuracy - row[3] for row in rows],
+                    customdata=rows,
+                    hovertemplate=HOVER,
+                    mode="markers",
+                    marker=marker,
+                    name=name,
+                    showlegend=column == 1,
+                ),
+                1,
+                column,
+            )
     figure.update_xaxes(title="file size (KB, log)", type="log", row=1, col=1)
     figure.update_xaxes(title="latency (ms)", row=1, col=2)
     figure.update_yaxes(title="accuracy lost (validation)", row=1, col=1)

@@ -133,14 +133,15 @@ class Allocator:
 
     @cached_property
     def price_ranges(self) -> tuple[tuple[float, float], tuple[float, float]]:
-        """(low, high) of each price: from where it first moves anything to where nothing is left to save."""
+        """(low, high) of each price: from where it first moves anything to where nine tenths of what it can save are saved; beyond
+        that many prices give the same allocation, the cheapest."""
         found = []
         for axis in (0, 1):
             grid = np.geomspace(1e-5, 1e4, 46)
             values = np.array([self.allocate(*((p, 0.0) if axis == 0 else (0.0, p)))[1 + axis] for p in grid])
             span = max(values[0] - values[-1], 1e-12)
             low = grid[max(0, int(np.argmax(values < values[0] - 0.02 * span)) - 1)]
-            high = grid[int(np.argmax(values <= values[-1] + 0.02 * span))]
+            high = grid[int(np.argmax(values <= values[-1] + 0.1 * span))]
             found.append((float(low), float(max(high, 10 * low))))
         return found[0], found[1]
 

@@ -151,6 +151,5 @@ def open_bench(
 def _baseline(task: Task, builder: Builder, target: Target, subject: Subject) -> Measurement:
     session = open_session(builder.baseline, os.cpu_count() or 1)
     scores, _ = evaluate_session(task, session, builder.lowered.input_names, task.validation)
-    timed = open_session(builder.baseline, target.threads)
-    timing = interleaved_timing(timed, [timed], subject.feed, rounds=60)
+    timing = interleaved_timing(builder.baseline, [], subject.feed, target.threads, rounds=60)
     return Measurement(len(builder.baseline), timing.baseline_ms, scores.accuracy, metrics=scores.metrics, verified=True)

@@ -107,9 +107,16 @@ def verify_front(
         found, _ = evaluate_session(bench.task, session, names, bench.task.validation)
         scores.append((size, found, _test_accuracy(bench.task, str(place / MODEL_FILE), names)))
         paths.append(place)
-    ratios, baseline_ms = _time(paths, baseline_path, bench, report)
+    timing = interleaved_timing(
+        str(baseline_path),
+        [str(path / MODEL_FILE) for path in paths],
+        bench.builder.lowered.feed(bench.task.example_inputs),
+        bench.target.threads,
+        ROUNDS,
+        report=lambda share: report("timing the front", share),
+    )
     points = []
-    for finalist, place, (size, found, test), ratio in zip(finalists, paths, scores, ratios, strict=True):
+    for finalist, place, (size, found, test), ratio in zip(finalists, paths, scores, timing.ratios, strict=True):
         measured = Measurement(size, ratio * baseline.latency_ms, found.accuracy, test, found.metrics, verified=True)
         predicted = Measurement(int(finalist.values[0]), finalist.values[1], finalist.values[2])
         gap = found.accuracy - finalist.values[2]
@@ -119,22 +126,7 @@ def verify_front(
     front = ParetoFront.of(baseline, points)
     write_json(folder / FRONT_FILE, front.to_json())
     errors = prediction_errors([f.values[1] for f in finalists], [p.measured.latency_ms for p in points]) if len(points) > 1 else {}
-    return front, {"baseline_ms_at_the_end": baseline_ms, **errors}
-
-
-def _time(paths: list[Path], baseline: Path, bench: Bench, report: Callable[[str, float], None]) -> tuple[list[float], float]:
-    """(ratio to the baseline per file, milliseconds of the baseline). Each file runs in turn with the baseline alone: more
-    sessions at once would push the large baseline out of the caches and flatter the small files."""
-    feed = bench.builder.lowered.feed(bench.task.example_inputs)
-    reference = open_session(str(baseline), bench.target.threads)
-    ratios, milliseconds = [], []
-    for i, path in enumerate(paths):
-        report("timing the front", i / len(paths))
-        session = open_session(str(path / MODEL_FILE), bench.target.threads)
-        timing = interleaved_timing(reference, [session], feed, ROUNDS, seed=i)
-        ratios.append(timing.ratios[0])
-        milliseconds.append(timing.baseline_ms)
-    return ratios, float(np.median(milliseconds))
+    return front, {"baseline_ms_at_the_end": timing.baseline_ms, **errors}
 
 
 def _export(finalist: Finalist, bench: Bench, place: Path, folder: Path, origin: Mapping[str, Any]) -> int:

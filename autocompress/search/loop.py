@@ -111,7 +111,7 @@ def run_search(
         front = finish(study, bench, limits, folder, run, progress)
         run["seconds"] = (known or {}).get("seconds", 0.0) + time.monotonic() - started
         write_json(folder / RUN_FILE, run)
-    return SearchResult(front, folder, task.name), interrupt.requested
+    return SearchResult(front, folder, limits), interrupt.requested
 
 
 def describe_run(task: Task, settings: Settings, bench: Bench, limits: Limits) -> dict[str, Any]:

@@ -135,15 +135,18 @@ class LatencyTable:
 
 
 def fit_entries(observations: Iterable[tuple[Key, float, float]]) -> dict[Key, tuple[float, float]]:
-    """Intercept and slope (both at least 0) per key from (key, amount, microseconds) of profiled models, by least squares."""
-    grouped: dict[Key, list[tuple[float, float]]] = defaultdict(list)
+    """Intercept and slope (both at least 0) per key from (key, amount, microseconds) of profiled models, by least squares.
+
+    The same amount measured several times counts once, with the median.
+    """
+    grouped: dict[Key, dict[float, list[float]]] = defaultdict(lambda: defaultdict(list))
     for key, amount, microseconds in observations:
-        grouped[key].append((amount, microseconds))
+        grouped[key][amount].append(microseconds)
     entries = {}
-    for key, points in grouped.items():
-        amounts, times = np.array(points).T
+    for key, found in grouped.items():
+        amounts, times = np.array(list(found)), np.array([np.median(values) for values in found.values()])
         if np.ptp(amounts) == 0:
-            entries[key] = (float(np.median(times)), 0.0)
+            entries[key] = (float(times[0]), 0.0)
             continue
         unit = amounts.max()
         # Relative residuals: a small form counts as much as a large one.

@@ -17,14 +17,14 @@ from scipy.stats import kendalltau
 
 from autocompress.candidate import Candidate, ModuleConfig
 from autocompress.errors import TargetError
-from autocompress.measure.latency import interleaved_timing
+from autocompress.measure.latency import PASSES, interleaved_timing
 from autocompress.targets.latency_table import CLASSES, Key, LatencyTable, Layout, fit_entries, fit_scales, workload
-from autocompress.targets.runtime import open_session, profile_nodes
+from autocompress.targets.runtime import profile_nodes
 from autocompress.targets.target import Target
 
 PROFILED = ((0.0, 1.0), (0.25, 1.0), (0.5, 1.0), (0.75, 1.0), (0.0, 0.5), (0.0, 0.25), (0.5, 0.25))
 FITTED, CHECKED = 24, 24
-ROUNDS = 25
+ROUNDS = 24
 
 
 @dataclass(frozen=True)
@@ -81,13 +81,22 @@ def measure_table(subject: Subject, target: Target, seed: int = 0, report: Calla
         for pruning_ratio, rank_ratio in PROFILED
     ]
     observations: list[tuple[Key, float, float]] = []
-    for i, candidate in enumerate(forms):
-        tell("profiling whole models", i / len(forms))
+    for i, candidate in enumerate(forms * PASSES):
+        tell("profiling whole models", i / len(forms) / PASSES)
         observations += _profile(subject, target, candidate)
     generator = np.random.default_rng(seed)
     unseen = [random_candidate(subject.layout, target, generator) for _ in range(CHECKED)]
     fitted = forms + [random_candidate(subject.layout, target, generator) for _ in range(FITTED)]
-    baseline_ms, ratios = _time(subject, target, fitted + unseen, seed, tell)
+    timing = interleaved_timing(
+        subject.baseline,
+        [subject.blank(candidate)[0] for candidate in fitted + unseen],
+        subject.feed,
+        target.threads,
+        ROUNDS,
+        seed,
+        lambda share: tell("timing whole models", share),
+    )
+    baseline_ms, ratios = timing.baseline_ms, timing.ratios
     table = LatencyTable(
         target.name, table_key(subject, target), versions(), baseline_ms, fit_entries(observations), [1.0] * (2 * len(CLASSES))
     )
@@ -96,21 +105,6 @@ def measure_table(subject: Subject, target: Target, seed: int = 0, report: Calla
     table.scales, table.overhead_us = fit_scales(parts, np.array(ratios[: len(fitted)]) * baseline_ms * 1e3)
     table.check = prediction_errors([table.predict_ms(subject.layout, c) for c in unseen], [r * baseline_ms for r in ratios[len(fitted) :]])
     return table
-
-
-def _time(
-    subject: Subject, target: Target, candidates: list[Candidate], seed: int, tell: Callable[[str, float], None]
-) -> tuple[float, list[float]]:
-    """(milliseconds of the baseline, ratio to it per candidate)."""
-    baseline = open_session(subject.baseline, target.threads)
-    baseline_ms, ratios = [], []
-    for i, candidate in enumerate(candidates):
-        tell("timing whole models", i / len(candidates))
-        session = open_session(subject.blank(candidate)[0], target.threads)
-        timing = interleaved_timing(baseline, [session], subject.feed, ROUNDS, seed=seed + i)
-        baseline_ms.append(timing.baseline_ms)
-        ratios.append(timing.ratios[0])
-    return float(np.median(baseline_ms)), ratios
 
 
 def _profile(subject: Subject, target: Target, candidate: Candidate) -> list[tuple[Key, float, float]]:

@@ -26,7 +26,7 @@ def open_session(model: bytes | str, threads: int = 1, options: Any = None) -> o
 
 
 def profile_nodes(model: bytes, feed: Mapping[str, Any], threads: int, runs: int) -> list[tuple[tuple[str, ...], float]]:
-    """(names, mean microseconds over `runs`) of each operator of the optimised graph.
+    """(names, mean microseconds over the faster half of `runs`) of each operator of the optimised graph.
 
     The names are those of its outputs and its own, also without the suffixes that the optimiser appends, so that one of
     them is a tensor of the graph that was given.
@@ -48,5 +48,16 @@ def profile_nodes(model: bytes, feed: Mapping[str, Any], threads: int, runs: int
             name = event["name"].removesuffix("_kernel_time")
             found = (original for made in names.get(name, (name,)) for original in (made, OPTIMIZER_SUFFIX.sub("", made)))
             durations[tuple(found)].append(event["dur"])
-    # The profiler counts whole microseconds, so a mean tells more than a median; the slowest fifth is other people's work.
-    return [(found, float(np.mean(sorted(values[-runs:])[: max(1, runs * 4 // 5)]))) for found, values in durations.items()]
+    # The profiler counts whole microseconds, so a mean tells more than a quantile; the slower half is other people's work.
+    return [(found, float(np.mean(sorted(values[-runs:])[: max(1, runs // 2)]))) for found, values in durations.items()]
+
+
+def random_feed(session: onnxruntime.InferenceSession) -> dict[str, Any]:
+    """Inputs of the session's shapes, free dimensions 1: random floats, integer zeros."""
+    generator = np.random.default_rng(0)
+    feed: dict[str, Any] = {}
+    for value in session.get_inputs():
+        shape = [size if isinstance(size, int) else 1 for size in value.shape]
+        kind = {"tensor(int64)": np.int64, "tensor(int32)": np.int32, "tensor(bool)": np.bool_}.get(value.type)
+        feed[value.name] = np.zeros(shape, kind) if kind else generator.random(shape, dtype=np.float32)
+    return feed

@@ -1,0 +1,103 @@
+"""What the command line accepts: commands, options, and the types of their values."""
+
+from __future__ import annotations
+
+import argparse
+import re
+from typing import Any
+
+import yaml
+
+from autocompress.search.storage import STUDY_NAME
+from autocompress.targets.target import TARGETS
+
+
+def duration(text: str) -> float:
+    """Seconds of "90", "90s", "10m" or "2h"."""
+    match = re.fullmatch(r"(\d+(?:\.\d+)?)([smh]?)", text)
+    if not match:
+        raise argparse.ArgumentTypeError(f"expected a duration such as 90s, 10m or 2h, got {text!r}")
+    return float(match.group(1)) * {"": 1, "s": 1, "m": 60, "h": 3600}[match.group(2)]
+
+
+def count(text: str) -> int:
+    """A whole number of at least 1."""
+    if not text.isdigit() or int(text) < 1:
+        raise argparse.ArgumentTypeError(f"expected a whole number of at least 1, got {text!r}")
+    return int(text)
+
+
+def task_argument(text: str) -> tuple[str, Any]:
+    """("k", value) of "k=value"; the value is read as YAML."""
+    name, equals, value = text.partition("=")
+    if not equals or not name.isidentifier():
+        raise argparse.ArgumentTypeError(f"expected name=value, got {text!r}")
+    return name, yaml.safe_load(value)
+
+
+def add_limits(parser: argparse.ArgumentParser) -> None:
+    """The three limits."""
+    parser.add_argument("--max-size", metavar="2MB|25%", help="largest file, absolute or relative to the float file")
+    parser.add_argument("--max-latency", metavar="3ms|0.5x", help="largest latency, absolute or relative to the float file")
+    parser.add_argument("--max-accuracy-drop", type=float, metavar="0.005", help="most accuracy that may be lost on validation")
+
+
+def build_parser() -> argparse.ArgumentParser:
+    """All commands."""
+    parser = argparse.ArgumentParser(prog="autocompress", description="Small and fast versions of a PyTorch model, measured.")
+    parser.add_argument("--debug", action="store_true", help="show the traceback of an error")
+    commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
+
+    def command(name: str, text: str, task: bool = False) -> argparse.ArgumentParser:
+        added = commands.add_parser(name, help=text, description=text)
+        added.add_argument("--debug", action="store_true", default=argparse.SUPPRESS, help=argparse.SUPPRESS)
+        if task:
+            added.add_argument("task", metavar="TASK", help="package.module:function or path/to/file.py:function")
+            added.add_argument(
+                "--task-arg", type=task_argument, action="append", default=[], metavar="k=v", help="argument of that function"
+            )
+        return added
+
+    found = command("search", "search the Pareto front of a task; the same command resumes", task=True)
+    found.add_argument("--space", metavar="FILE", help="search space in YAML (default: a joint space for any model)")
+    found.add_argument("--target", default="onnxruntime-cpu", metavar="T", help=f"one of: {', '.join(TARGETS)}")
+    found.add_argument("--target-table", metavar="FILE", help="latency table from `autocompress profile`")
+    found.add_argument("--trials", type=count, default=100, metavar="N")
+    found.add_argument("--timeout", type=duration, metavar="10m")
+    add_limits(found)
+    found.add_argument("--seed", type=int, default=0, metavar="S")
+    found.add_argument("--storage", metavar="URL", help="Optuna storage (default: a journal in the run folder)")
+    found.add_argument("--workers", type=count, default=1, metavar="N")
+    found.add_argument("--device", choices=("cpu", "cuda"))
+    found.add_argument("--out", default="reports/run", metavar="DIR")
+    found.add_argument("--json", action="store_true", help="print front.json instead of the table")
+
+    shown = command("inspect", "list what can be compressed, and what cannot", task=True)
+    shown.add_argument("--json", action="store_true")
+    profiled = command("profile", "measure the latency table of a task's model", task=True)
+    profiled.add_argument("--target", default="onnxruntime-cpu", metavar="T")
+    profiled.add_argument("--out", required=True, metavar="FILE")
+    front = command("front", "print the front of a run folder")
+    front.add_argument("folder", metavar="DIR")
+    front.add_argument("--json", action="store_true")
+    exported = command("export", "copy one point of a front to a folder")
+    exported.add_argument("folder", metavar="DIR")
+    exported.add_argument("--pick", choices=("smallest", "fastest", "accurate", "knee"), default="knee")
+    add_limits(exported)
+    exported.add_argument("--to", required=True, metavar="DIR")
+    timed = command("bench", "latency of an ONNX file, interleaved with another one")
+    timed.add_argument("path", metavar="PATH.onnx")
+    timed.add_argument("--against", metavar="PATH")
+    timed.add_argument("--threads", type=count, default=1)
+    timed.add_argument("--rounds", type=count, default=100)
+    command("report", "draw report.html of a run folder again").add_argument("folder", metavar="DIR")
+    worker = command("worker", "work on a study that another process has started", task=True)
+    worker.add_argument("--storage", required=True, metavar="URL")
+    worker.add_argument("--study", default=STUDY_NAME, metavar="NAME")
+    worker.add_argument("--device", choices=("cpu", "cuda"))
+    evaluated = command("evaluate", "metric of an ONNX file on a split of a task")
+    evaluated.add_argument("path", metavar="PATH.onnx")
+    evaluated.add_argument("task", metavar="TASK")
+    evaluated.add_argument("--task-arg", type=task_argument, action="append", default=[], metavar="k=v")
+    evaluated.add_argument("--split", choices=("validation", "test", "train", "calibration"), default="validation")
+    return parser
