@@ -123,6 +123,7 @@ BAD = [
     (["search", "{tasks}/cnn.py:task", "--target", "tpu"], 1, "target 'tpu' is unknown; nearest: onnxruntime-cpu"),
     (["search", "{tasks}/cnn.py:task", "--max-size", "10B"], 1, "contradicts the search space"),
     (["search", "{tasks}/cnn.py:task", "--max-size", "big"], 1, "expected a value such as 2MB or 25%"),
+    (["search", "{tasks}/cnn.py:task", "--seed", "-1"], 1, "seed must be at least 0, got -1; nearest valid value: 0"),
     (["search", "{tasks}/cnn.py:task", "--trials", "0"], 2, "expected a whole number of at least 1"),
     (["search", "{tasks}/cnn.py:task", "--timeout", "soon"], 2, "expected a duration such as 90s, 10m or 2h"),
     (["search", "{tasks}/cnn.py:task", "--task-arg", "novalue"], 2, "expected name=value"),

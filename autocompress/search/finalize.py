@@ -51,7 +51,7 @@ class Finalist:
 def reference_point(baseline: Measurement, limits: Limits) -> tuple[float, float, float]:
     """(size, latency, accuracy lost) that a point must beat to count in the hypervolume."""
     drop = limits.max_accuracy_drop if limits.max_accuracy_drop is not None else REFERENCE_DROP
-    return baseline.size_bytes * 1.0, baseline.latency_ms * 1.0, max(drop, 1e-3) * 1.001
+    return float(baseline.size_bytes), baseline.latency_ms, max(drop, 1e-3) * 1.001  # a point at the very limit still counts
 
 
 def losses_of(baseline: Measurement, values: np.ndarray) -> np.ndarray:
@@ -90,7 +90,7 @@ def _finalist(trial: FrozenTrial, bench: Bench) -> Finalist:
 def verify_front(
     finalists: list[Finalist], bench: Bench, folder: Path, origin: Mapping[str, Any], report: Callable[[str, float], None]
 ) -> tuple[ParetoFront, dict[str, Any]]:
-    """(front, prediction errors): export every finalist, run its file, and write front.json after each step."""
+    """(front, prediction errors): export every finalist, run its file on validation and test, time it, write front.json."""
     paths, scores = [], []
     baseline_path = folder / "models" / "baseline" / MODEL_FILE
     write_atomic(baseline_path, bench.builder.baseline)

@@ -68,6 +68,9 @@ def run_search(
 ) -> tuple[SearchResult, bool]:
     """(result, whether it was interrupted). `launch(storage_url)` starts the other workers, as processes to wait for."""
     started = time.monotonic()
+    for name, value, least in (("n_trials", settings.n_trials, 1), ("seed", settings.seed, 0), ("workers", settings.workers, 1)):
+        if value < least:
+            raise LimitError(f"search: {name} must be at least {least}, got {value}; nearest valid value: {least}")
     check_task(task)
     space = SearchSpace.load(settings.space)
     target = find_target(settings.target)

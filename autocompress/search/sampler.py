@@ -15,7 +15,7 @@ from scipy.stats import qmc
 from autocompress.candidate import ModuleConfig
 from autocompress.pareto import non_dominated
 from autocompress.search.allocation import Allocator
-from autocompress.search_space import AXES, BoundSpace
+from autocompress.search_space import BoundSpace
 
 ALPHA, TEMPERATURE = "distillation/alpha", "distillation/temperature"
 LOCAL_SHARE = 0.35
@@ -111,6 +111,3 @@ class PriceSampler(BaseSampler):
 
 def _nearest(choices: Sequence[float], value: float) -> int:
     return int(np.argmin([abs(choice - value) for choice in choices]))
-
-
-assert set(AXES) == set(ModuleConfig.__dataclass_fields__)

@@ -220,3 +220,25 @@ def test_a_group_that_the_graph_cannot_lose_is_not_pruned() -> None:
     assert reasons["free"] is None
     candidate = fixture.uniform(pruning_ratio=0.5)
     np.testing.assert_allclose(fixture.run(fixture.build(candidate)), fixture.simulate(candidate), atol=1e-4)
+
+
+def test_inputs_are_matched_by_name_and_outputs_by_value() -> None:
+    class Pair(torch.nn.Module):
+        """Takes its inputs in another order than the batch gives them, and returns its logits second."""
+
+        def __init__(self) -> None:
+            super().__init__()
+            self.linear = torch.nn.Linear(4, 4)
+
+        def forward(self, left: torch.Tensor, right: torch.Tensor) -> dict[str, torch.Tensor]:
+            hidden = self.linear(left)
+            return {"hidden": hidden, "logits": hidden - 3 * right}
+
+    torch.manual_seed(0)
+    inputs = {"right": torch.rand(8, 4), "left": torch.rand(8, 4)}
+    task = Task(
+        "pair", Pair().eval(), {k: v[:1] for k, v in inputs.items()}, [(inputs, torch.zeros(8, dtype=torch.int64))], lambda o, t: 0.0
+    )
+    fixture = Fixture(task)
+    for candidate in (Candidate(), fixture.uniform(weight_bits=4)):
+        np.testing.assert_allclose(fixture.run(fixture.build(candidate)), fixture.simulate(candidate), atol=1e-5)
