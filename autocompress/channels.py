@@ -66,26 +66,40 @@ def find_channel_groups(model: nn.Module, example_inputs: Inputs, names: Iterabl
     for parameter in model.parameters():
         parameter.requires_grad_(True)
     inputs: Any = dict(example_inputs) if isinstance(example_inputs, Mapping) else example_inputs
+    names = [name for name in names if not isinstance(model.get_submodule(name), nn.Embedding)]
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        graph = torch_pruning.DependencyGraph().build_dependency(model, example_inputs=inputs, verbose=False)
+        try:
+            graph = torch_pruning.DependencyGraph().build_dependency(model, example_inputs=inputs, verbose=False)
+        except Exception as error:  # nothing is pruned then, and inspect says why
+            return tuple(_alone(model, name, f"torch-pruning cannot trace the model ({type(error).__name__})") for name in names)
     name_of = {module: name for name, module in model.named_modules()}
     groups: list[ChannelGroup] = []
     produced: set[str] = set()
     for name in names:
         module = model.get_submodule(name)
-        if name in produced or isinstance(module, nn.Embedding) or module not in graph.module2node:
+        if name in produced:
             continue
-        group = _group(graph, module, name, name_of, model)
-        if group is not None:
-            produced.update(member.name for member in group.members if member.side == "out")
-            groups.append(group)
+        try:
+            group = _group(graph, module, name, name_of, model)
+        except Exception as error:
+            group = _alone(model, name, f"torch-pruning cannot follow its channels ({type(error).__name__})")
+        produced.update(member.name for member in group.members if member.side == "out")
+        groups.append(group)
     return tuple(groups)
+
+
+def _alone(model: nn.Module, name: str, reason: str) -> ChannelGroup:
+    """A group of one module that is not prunable."""
+    module = model.get_submodule(name)
+    index = np.arange(len(module.weight))  # type: ignore[arg-type]
+    kind = "neurons" if isinstance(module, nn.Linear) else "filters"
+    return ChannelGroup(name, kind, len(index), 1, (Member(name, "out", index, index),), reason)
 
 
 def _group(
     graph: torch_pruning.DependencyGraph, module: nn.Module, name: str, name_of: Mapping[nn.Module, str], model: nn.Module
-) -> ChannelGroup | None:
+) -> ChannelGroup:
     prune_out = graph.get_pruner_of_module(module).prune_out_channels
     channels = graph.get_out_channels(module)
     found = graph.get_pruning_group(module, prune_out, idxs=list(range(channels)))

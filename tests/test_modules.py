@@ -99,3 +99,12 @@ def test_towers_are_guessed_or_given() -> None:
 def test_a_model_without_compressible_modules_is_refused() -> None:
     with pytest.raises(TaskError, match="no Linear, Conv1d"):
         find_modules(nn.Sequential(nn.ReLU()), torch.rand(1, 2))
+
+
+def test_a_model_that_cannot_be_traced_is_not_pruned_and_says_why(monkeypatch: pytest.MonkeyPatch) -> None:
+    def fails(*arguments: object, **options: object) -> None:
+        raise NotImplementedError("some operator")
+
+    monkeypatch.setattr("torch_pruning.DependencyGraph.build_dependency", fails)
+    found = find_modules(nn.Sequential(nn.Linear(4, 8), nn.ReLU(), nn.Linear(8, 2)), torch.rand(1, 4))
+    assert [g.reason for g in found.groups] == ["torch-pruning cannot trace the model (NotImplementedError)"] * 2

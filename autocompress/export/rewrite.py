@@ -34,6 +34,7 @@ class Rewriter:
     owners: dict[str, str] = field(default_factory=dict)
     owner: str = ""
     _quantized: dict[str, tuple[str, ...]] = field(default_factory=dict)
+    _weights: dict[str, str] = field(default_factory=dict)
 
     def add(self, op_type: str, inputs: list[str], output: str, **attributes: Any) -> str:
         """One node with one output, named after it."""
@@ -51,20 +52,28 @@ class Rewriter:
         return np.asarray(numpy_helper.to_array(self.initializers[name]))
 
     def weight(self, name: str, values: Array, stored: StoredTensor) -> str:
-        """An initializer at its bits, and a Cast of 4-bit values to int8, which the runtime folds when the session is created."""
-        self.initializers[name] = weight_tensor(name, values, stored.weight_bits)
-        return self.add("Cast", [name], f"{name}/int8", to=TensorProto.INT8) if stored.weight_bits == 4 else name
+        """An initializer at its bits, and a Cast of 4-bit values to int8, which the runtime folds when the session is created.
+
+        A weight that several calls share is stored once.
+        """
+        if name not in self._weights:
+            self.initializers[name] = weight_tensor(name, values, stored.weight_bits)
+            packed = stored.weight_bits == 4
+            self._weights[name] = self.add("Cast", [name], f"{name}/int8", to=TensorProto.INT8) if packed else name
+        return self._weights[name]
 
     def float_weight(self, name: str, values: Array, stored: StoredTensor, scale_shape: tuple[int, ...]) -> str:
         """A float weight that is stored at its bits and unpacked by operators that the runtime folds."""
-        self.initializers[name] = weight_tensor(name, values, stored.weight_bits)
-        if stored.weight_bits == 32:
-            return name
-        widened = self.add("Cast", [name], f"{name}/float", to=TensorProto.FLOAT)
-        if stored.scale is None:
-            return widened
-        scale = self.constant(f"{name}/scale", stored.scale.cpu().numpy().reshape(scale_shape))
-        return self.add("Mul", [widened, scale], f"{name}/dequantized")
+        if name not in self._weights:
+            self.initializers[name] = weight_tensor(name, values, stored.weight_bits)
+            result = name
+            if stored.weight_bits < 32:
+                result = self.add("Cast", [name], f"{name}/float", to=TensorProto.FLOAT)
+            if stored.scale is not None:
+                scale = self.constant(f"{name}/scale", stored.scale.cpu().numpy().reshape(scale_shape))
+                result = self.add("Mul", [result, scale], f"{name}/dequantized")
+            self._weights[name] = result
+        return self._weights[name]
 
     def dynamic(self, value: str) -> tuple[str, ...]:
         """(uint8 tensor, scale, zero point) of a float tensor, once however many modules read it."""
@@ -89,10 +98,10 @@ class Rewriter:
         last = len(variant.factors) - 1
         for i, stored in enumerate(variant.factors):
             values = stored_values(stored).T
-            name = f"{site.node.output[0]}/weight{i}"
+            name = f"{site.owner}.weight/linear{i}"
             output = f"{site.node.output[0]}/factor{i}" if i < last or site.bias else site.output
             if activation_bits == 8:
-                output = self._integer_product(name, value, values, stored, output)
+                output = self._integer_product(name, f"{site.node.output[0]}/{i}", value, values, stored, output)
             else:
                 weight = self.float_weight(name, values, stored, (-1,))
                 self.add("MatMul", [value, weight], output)
@@ -100,15 +109,15 @@ class Rewriter:
         if site.bias is not None:
             self.add("Add", [value, self._bias(site, variant)], site.output)
 
-    def _integer_product(self, name: str, value: str, values: Array, stored: StoredTensor, output: str) -> str:
+    def _integer_product(self, name: str, call: str, value: str, values: Array, stored: StoredTensor, output: str) -> str:
         quantised, scale, zero = self.dynamic(value)
         assert stored.scale is not None
         weight = self.weight(name, values, stored)
         weight_zero = self.constant(f"{name}/zero", np.zeros((), np.int8))
-        product = self.add("MatMulInteger", [quantised, weight, zero, weight_zero], f"{name}/product")
-        wide = self.add("Cast", [product], f"{name}/product_float", to=TensorProto.FLOAT)
+        product = self.add("MatMulInteger", [quantised, weight, zero, weight_zero], f"{call}/product")
+        wide = self.add("Cast", [product], f"{call}/product_float", to=TensorProto.FLOAT)
         weight_scale = self.constant(f"{name}/scale", stored.scale.cpu().numpy())
-        both = self.add("Mul", [scale, weight_scale], f"{name}/both_scales")
+        both = self.add("Mul", [scale, weight_scale], f"{call}/both_scales")
         return self.add("Mul", [wide, both], output)
 
     def _bias(self, site: Site, variant: Variant) -> str:
@@ -120,7 +129,7 @@ class Rewriter:
     def embedding(self, site: Site, variant: Variant) -> None:
         """Gather from the table, unpacked when the session is created."""
         stored = variant.factors[0]
-        table = self.float_weight(f"{site.owner}.weight", stored_values(stored), stored, (-1, 1))
+        table = self.float_weight(f"{site.owner}.weight/table", stored_values(stored), stored, (-1, 1))
         self.add("Gather", [table, site.input], site.output)
 
     def convolution(self, site: Site, variant: Variant, activation_bits: int, out: NDArray[np.bool_] | None) -> None:
@@ -129,8 +138,10 @@ class Rewriter:
         values = stored_values(stored)
         bias = self._conv_bias(site, variant, out)
         attributes = {a.name: helper.get_attribute_value(a) for a in site.node.attribute}
-        name = f"{site.node.output[0]}/weight"
+        name = f"{site.owner}.weight/conv"
         if activation_bits == 8:
+            # Each call has its own batch normalisation and bias scale folded in.
+            name = f"{site.node.output[0]}/weight"
             self._quantized_convolution(site, name, values, stored, bias, attributes)
             return
         weight = self.float_weight(name, values, stored, (-1, *[1] * (values.ndim - 1)))

@@ -242,3 +242,28 @@ def test_inputs_are_matched_by_name_and_outputs_by_value() -> None:
     fixture = Fixture(task)
     for candidate in (Candidate(), fixture.uniform(weight_bits=4)):
         np.testing.assert_allclose(fixture.run(fixture.build(candidate)), fixture.simulate(candidate), atol=1e-5)
+
+
+def test_a_module_that_is_called_twice_is_stored_once() -> None:
+    class Shared(torch.nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.layer = torch.nn.Linear(32, 32)
+            self.head = torch.nn.Linear(32, 2)
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            return self.head(torch.relu(self.layer(torch.relu(self.layer(x)))))
+
+    torch.manual_seed(0)
+    data = [(torch.rand(8, 32), torch.randint(0, 2, (8,)))]
+    fixture = Fixture(Task("shared", Shared().eval(), torch.rand(1, 32), data, lambda o, t: 0.0))
+    assert len(fixture.builder.lowered.sites["layer"]) == 2
+    for axes in ({"weight_bits": 4}, {"weight_bits": 8, "activation_bits": 8}, {"weight_bits": 16}, {"rank_ratio": 0.25}):
+        candidate = fixture.uniform(**axes)
+        proto = fixture.build(candidate)
+        expected = fixture.simulate(candidate)
+        np.testing.assert_allclose(fixture.run(proto), expected, atol=0.03 * np.abs(expected).max())
+        bits = axes.get("weight_bits", 32)
+        weights = sum(len(t.raw_data) for t in proto.graph.initializer if len(t.dims) == 2)
+        one = (32 * 32 + 64) if "rank_ratio" not in axes else (8 * 64 + 1 * 34)
+        assert weights * 8 <= one * bits
