@@ -23,7 +23,6 @@ from autocompress.errors import NotComputableError, TaskError, nearest_name
 
 Inputs = Tensor | tuple[Tensor, ...] | Mapping[str, Tensor]
 Batches = Iterable[tuple[Inputs, Any]]
-MAX_CALIBRATION_SAMPLES = 256
 
 
 @dataclass(frozen=True)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import os
 import platform
 from collections import defaultdict
 from collections.abc import Callable, Mapping
@@ -166,8 +167,6 @@ def table_key(subject: Subject, target: Target) -> str:
 
 def cache_folder() -> Path:
     """Where tables and variants are kept between runs (AUTOCOMPRESS_CACHE overrides the user's cache folder)."""
-    import os
-
     override = os.environ.get("AUTOCOMPRESS_CACHE")
     return Path(override) if override else user_cache_path("autocompress")
 
