@@ -76,6 +76,7 @@ def build_parser() -> argparse.ArgumentParser:
     shown.add_argument("--json", action="store_true")
     profiled = command("profile", "measure the latency table of a task's model", task=True)
     profiled.add_argument("--target", default="onnxruntime-cpu", metavar="T")
+    profiled.add_argument("--space", metavar="FILE", help="space whose forms are measured (default: the default space)")
     profiled.add_argument("--out", required=True, metavar="FILE")
     front = command("front", "print the front of a run folder")
     front.add_argument("folder", metavar="DIR")

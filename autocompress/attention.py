@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import copy
-
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -89,18 +87,3 @@ def _linear(weight: Tensor, bias: Tensor | None) -> nn.Linear:
     if bias is not None:
         linear.bias = nn.Parameter(bias.clone())
     return linear
-
-
-def split_attention(model: nn.Module) -> nn.Module:
-    """A copy of `model` in eval mode in which every supported nn.MultiheadAttention is a `SplitAttention`."""
-    model = copy.deepcopy(model).eval()
-    if isinstance(model, nn.MultiheadAttention):
-        return SplitAttention(model).eval()
-    for parent in list(model.modules()):
-        for name, child in list(parent.named_children()):
-            if isinstance(child, nn.MultiheadAttention):
-                try:
-                    setattr(parent, name, SplitAttention(child).eval())
-                except ValueError:
-                    continue
-    return model

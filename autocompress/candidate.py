@@ -3,8 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass, fields, replace
+from functools import cached_property
 from typing import Any
+
+ALGORITHMS = ("auto", "nearest", "gptq", "adaround")
+WEIGHT_RANGES = ("squared_error", "golden_section", "min_max", "percentile", "entropy")
+ACTIVATION_MODES = ("auto", "dynamic", "static")
 
 
 @dataclass(frozen=True, order=True)
@@ -12,26 +17,77 @@ class ModuleConfig:
     """What is done to one module; the defaults leave it untouched.
 
     Attributes:
-        weight_bits: 4 or 8 (symmetric integers, one scale per output channel), 16 (float16) or 32 (float32).
-        activation_bits: 8 runs the integer kernel of the target on 8-bit activations, 32 keeps them float.
+        weight_bits: 2 to 8 (integers with scales), 16 (float16, or bfloat16 where that loses less) or 32 (float32).
+        activation_bits: 8 runs the integer kernel of the target on 8-bit inputs, 16 rounds the inputs to 16-bit integers (for
+            processors that compute on them), 32 keeps them float.
+        group_size: 0 for one scale per output channel, n for one per n consecutive inputs of a channel, -1 for one per tensor.
         rank_ratio: kept fraction of min(rows, columns) of the (pruned) weight matrix; 1 does not factorise.
         pruning_ratio: removed fraction of the units (filters, neurons, heads) of the channel group whose root this is.
+        symmetric: zero-point 0 (weights in [-quant_max, quant_max]) or a zero-point per scale.
+        weight_range: how the scale is chosen: "squared_error" (grid), "golden_section", "min_max", "percentile" or "entropy".
+        algorithm: how weights are rounded: "nearest", "gptq", "adaround", or "auto": what loses least of the module's own output.
+        activation_mode: "dynamic" (range of each tensor), "static" (calibrated) or "auto" (static for convolutions, else dynamic).
+        smoothing: SmoothQuant's alpha on the normalisation in front (a knob of the first module that reads it); 0 is off.
     """
 
     weight_bits: int = 32
     activation_bits: int = 32
+    group_size: int = 0
     rank_ratio: float = 1.0
     pruning_ratio: float = 0.0
+    symmetric: bool = True
+    weight_range: str = "squared_error"
+    algorithm: str = "auto"
+    activation_mode: str = "auto"
+    smoothing: float = 0.0
 
     def effective(self) -> ModuleConfig:
-        """The config that is executed: integer kernels need integer weights, so 16 and 32 bits keep float activations."""
-        if self.weight_bits >= 16 and self.activation_bits != 32:
-            return ModuleConfig(self.weight_bits, 32, self.rank_ratio, self.pruning_ratio)
-        return self
+        """The config that is executed: fields that do nothing beside the others take their defaults.
 
-    def to_json(self) -> dict[str, float]:
+        Integer kernels need integer weights, float weights have no scales, and float activations neither a mode nor outliers
+        that hurt.
+        """
+        config = self
+        if config.weight_bits >= 16:
+            bits = 32 if config.activation_bits == 8 else config.activation_bits
+            config = ModuleConfig(config.weight_bits, bits, rank_ratio=config.rank_ratio, pruning_ratio=config.pruning_ratio)
+        if config.activation_bits != 8 and (config.activation_mode, config.smoothing) != ("auto", 0.0):
+            config = replace(config, activation_mode="auto", smoothing=0.0)
+        return config
+
+    def quantized(self) -> ModuleConfig:
+        """The same without rank and pruning."""
+        return replace(self, rank_ratio=1.0, pruning_ratio=0.0)
+
+    def integer(self, kind: str) -> bool:
+        """Whether a module of that kind runs on an integer kernel."""
+        return self.activation_bits == 8 and kind in ("linear", "conv")
+
+    def for_kernel(self, kind: str) -> ModuleConfig:
+        """What the kernel of a module of that kind can hold.
+
+        8-bit weights of integer kernels fill int8, so their groups share the scale of the row; integer convolutions take one
+        zero point for all channels.
+        """
+        if not self.integer(kind) or self.weight_bits != 8:
+            return self
+        return replace(self, group_size=min(self.group_size, 0), symmetric=self.symmetric or kind == "conv")
+
+    def static(self, kind: str) -> bool:
+        """Whether 8- or 16-bit inputs take a calibrated range."""
+        return self.activation_bits == 16 or self.activation_mode == "static" or (self.activation_mode == "auto" and kind == "conv")
+
+    def to_json(self) -> dict[str, Any]:
         """Only the fields that differ from the defaults."""
         return {k: v for k, v in asdict(self).items() if v != getattr(UNTOUCHED, k)}
+
+    @classmethod
+    def from_json(cls, where: str, data: Mapping[str, Any]) -> ModuleConfig:
+        """Reverse of `to_json`; ValueError names unknown fields."""
+        unknown = set(data) - {field.name for field in fields(cls)}
+        if unknown:
+            raise ValueError(f"{where} has unknown fields {sorted(unknown)}")
+        return cls(**data)
 
 
 UNTOUCHED = ModuleConfig()
@@ -60,9 +116,13 @@ class Candidate:
         kept = tuple(sorted((name, config) for name, config in chosen.items() if config != UNTOUCHED))
         return cls(kept, distillation or Distillation())
 
+    @cached_property
+    def _by_name(self) -> Mapping[str, ModuleConfig]:
+        return dict(self.modules)
+
     def config(self, name: str) -> ModuleConfig:
         """The config of one module."""
-        return dict(self.modules).get(name, UNTOUCHED)
+        return self._by_name.get(name, UNTOUCHED)
 
     def to_json(self) -> dict[str, Any]:
         """Plain types; `from_json` reverses it."""
@@ -72,9 +132,5 @@ class Candidate:
     @classmethod
     def from_json(cls, data: Mapping[str, Any]) -> Candidate:
         """Reverse of `to_json`."""
-        known = {field.name for field in fields(ModuleConfig)}
-        for name, config in data["modules"].items():
-            if set(config) - known:
-                raise ValueError(f"candidate: module {name} has unknown fields {sorted(set(config) - known)}")
-        modules = {name: ModuleConfig(**config) for name, config in data["modules"].items()}
+        modules = {name: ModuleConfig.from_json(f"candidate: module {name}", config) for name, config in data["modules"].items()}
         return cls.of(modules, Distillation(**data.get("distillation", {})))

@@ -26,8 +26,9 @@ from autocompress.report.page import write_report
 from autocompress.results import REPORT_FILE, read_front
 from autocompress.search.bench import layout_of, subject_of
 from autocompress.search.loop import Settings, run_worker
+from autocompress.search_space import SearchSpace
 from autocompress.show import console, notes, print_front, print_modules
-from autocompress.targets.profile import measure_table
+from autocompress.targets.profile import kernel_choice, measure_table
 from autocompress.targets.runtime import open_session, random_feed
 from autocompress.targets.target import find_target
 from autocompress.task import Task, check_task, load_task
@@ -86,8 +87,9 @@ def profile_command(arguments: argparse.Namespace) -> int:
     """`autocompress profile`."""
     target = find_target(arguments.target)
     task = _task(arguments)
-    builder, _ = prepare(task, find_modules(task.model, task.example_inputs, task.towers))
-    table = measure_table(subject_of(task, builder, layout_of(builder)), target)
+    builder = prepare(task, find_modules(task.model, task.example_inputs, task.towers), kernel_choice(target))
+    space = SearchSpace.load(arguments.space).bind(builder.module_map, target)
+    table = measure_table(subject_of(task, builder, layout_of(builder), space), target)
     table.save(Path(arguments.out))
     assert table.check is not None
     console.print(

@@ -12,12 +12,14 @@ from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
-from autocompress.attention import split_attention
 from autocompress.channels import ChannelGroup, find_channel_groups
 from autocompress.errors import TaskError, nearest_name
+from autocompress.recurrent import GateWeights, SplitRecurrent
+from autocompress.split import split_modules
 from autocompress.task import Inputs, call_model, map_inputs
 
 KINDS: Mapping[str, tuple[type[nn.Module], ...]] = {
+    "recurrent": (GateWeights,),
     "linear": (nn.Linear,),
     "conv": (nn.Conv1d, nn.Conv2d),
     "embedding": (nn.Embedding,),
@@ -32,9 +34,10 @@ class CompressibleModule:
 
     Attributes:
         name: qualified name in the model (after MultiheadAttention was split into its projections).
-        kind: "linear", "conv" or "embedding".
-        weight_shape: (out, in) or (out, in / groups, *kernel) or (rows, width).
+        kind: "linear", "conv", "embedding" or "recurrent" (one weight matrix of an LSTM or GRU).
+        weight_shape: (out, in) or (out, in / groups, *kernel) or (rows, width) or (gates * hidden, in).
         macs: multiply-accumulates for one call of the model on example_inputs.
+        positions: vectors that its weight multiplies in that call (looked-up rows for an embedding).
         tower, role: where it is and what it does ("attention", "mlp", "embedding", "conv" or "head").
         group: the channel group that its output channels belong to, or None.
     """
@@ -44,6 +47,7 @@ class CompressibleModule:
     weight_shape: tuple[int, ...]
     has_bias: bool
     macs: int
+    positions: int
     tower: str
     role: str
     group: str | None
@@ -69,14 +73,26 @@ class Uncovered:
 
 
 @dataclass(frozen=True)
+class NormGroup:
+    """A normalisation whose output only linear modules read, so that its scale can move into their weights."""
+
+    norm: str
+    readers: tuple[str, ...]
+
+
+@dataclass(frozen=True)
 class ModuleMap:
-    """The compressible modules of a model in the order of their first call, their channel groups, and the rest."""
+    """The compressible modules of a model in the order of their first call, their channel groups, and the rest.
+
+    `norms` are known once the model's graph is.
+    """
 
     modules: tuple[CompressibleModule, ...]
     groups: tuple[ChannelGroup, ...]
     uncovered: tuple[Uncovered, ...]
     total_parameters: int
     total_macs: int
+    norms: tuple[NormGroup, ...] = ()
 
     def __iter__(self) -> Iterator[CompressibleModule]:
         return iter(self.modules)
@@ -111,16 +127,17 @@ def kind_of(module: nn.Module) -> str | None:
 
 
 def find_modules(model: nn.Module, example_inputs: Inputs, towers: Mapping[str, list[str]] | None = None) -> ModuleMap:
-    """Every Linear, Conv1d/2d, Embedding and MultiheadAttention projection that runs on `example_inputs`.
+    """Every Linear, Conv1d/2d, Embedding, MultiheadAttention projection and LSTM/GRU weight that runs on `example_inputs`.
 
     Raises TaskError when there is none, or when a pattern of `towers` matches nothing.
     """
-    model = split_attention(model).cpu()
+    original, model = model, split_modules(model).cpu()
     example_inputs = map_inputs(example_inputs, lambda tensor: tensor.cpu())
     names = [name for name, module in model.named_modules() if kind_of(module)]
-    macs, order, total_macs = _count_macs(model, example_inputs, names)
+    positions, total_macs = _count_positions(model, example_inputs, names)
+    order = list(positions)
     if not order:
-        raise TaskError("model: no Linear, Conv1d, Conv2d, Embedding or MultiheadAttention runs on example_inputs")
+        raise TaskError("model: no Linear, Conv1d, Conv2d, Embedding, MultiheadAttention, LSTM or GRU runs on example_inputs")
     owner: dict[int, str] = {}
     aliases: dict[str, list[str]] = {}
     for name in order:
@@ -129,9 +146,10 @@ def find_modules(model: nn.Module, example_inputs: Inputs, towers: Mapping[str, 
             aliases.setdefault(first, []).append(name)
     unique = [name for name in order if owner[id(model.get_submodule(name).weight)] == name]
     tied = {name for first, others in aliases.items() for name in (first, *others)}
+    plain = [name for name in unique if kind_of(model.get_submodule(name)) != "recurrent"]
     groups = tuple(
         group.but("a tied weight is in the group") if any(m.name in tied for m in group.members) else group
-        for group in find_channel_groups(model, example_inputs, unique)
+        for group in find_channel_groups(split_modules(original, recurrent=False).cpu(), example_inputs, plain)
     )
     group_of = {m.name: g.name for g in groups for m in g.members if m.side == "out"}
     tower_of = _towers(model, unique, towers)
@@ -141,13 +159,16 @@ def find_modules(model: nn.Module, example_inputs: Inputs, towers: Mapping[str, 
         kind = kind_of(module)
         assert kind is not None
         tower = tower_of[name]
+        sharing = (name, *aliases.get(name, []))
+        multiplying = sum(positions[n] for n in sharing if kind_of(model.get_submodule(n)) != "embedding")
         modules.append(
             CompressibleModule(
                 name,
                 kind,
                 tuple(module.weight.shape),
                 getattr(module, "bias", None) is not None,
-                macs[name] + sum(macs[alias] for alias in aliases.get(name, [])),
+                multiplying * module.weight.numel(),
+                sum(positions[n] for n in sharing),
                 tower,
                 _role(model, name, kind, tower, last=name == unique[-1]),
                 group_of.get(name),
@@ -158,18 +179,28 @@ def find_modules(model: nn.Module, example_inputs: Inputs, towers: Mapping[str, 
     return ModuleMap(tuple(modules), groups, _uncovered(model, modules, total, total_macs), total, sum(total_macs.values()))
 
 
-def _count_macs(model: nn.Module, example_inputs: Inputs, names: list[str]) -> tuple[dict[str, int], list[str], dict[str, int]]:
-    """(MACs per called module, names in calling order, MACs per operator of the whole model)."""
-    macs: dict[str, int] = {}
+def _count_positions(model: nn.Module, example_inputs: Inputs, names: list[str]) -> tuple[dict[str, int], dict[str, int]]:
+    """(positions per called module in calling order, MACs per operator of the whole model)."""
+    positions: dict[str, int] = {}
 
     def record(name: str) -> Any:
         def hook(module: Any, _: Any, output: Tensor) -> None:
-            per_output = 0 if isinstance(module, nn.Embedding) else module.weight[0].numel()
-            macs[name] = macs.get(name, 0) + output.numel() * per_output
+            width = module.weight.shape[1 if isinstance(module, nn.Embedding) else 0]
+            positions[name] = positions.get(name, 0) + output.numel() // width
+
+        return hook
+
+    def record_gates(name: str) -> Any:
+        def hook(module: SplitRecurrent, _: Any, output: tuple[Tensor, Any]) -> None:
+            for gates in module.gate_names():
+                full = f"{name}.{gates}" if name else gates
+                positions[full] = positions.get(full, 0) + output[0].shape[:2].numel()
 
         return hook
 
     handles = [model.get_submodule(name).register_forward_hook(record(name)) for name in names]
+    recurrent = [name for name, module in model.named_modules() if isinstance(module, SplitRecurrent)]
+    handles += [model.get_submodule(name).register_forward_hook(record_gates(name)) for name in recurrent]
     try:
         # The math backend shows attention's two products to the counter; the fused ones hide them.
         with sdpa_kernel(SDPBackend.MATH), FlopCounterMode(display=False) as counter, torch.no_grad():
@@ -178,7 +209,11 @@ def _count_macs(model: nn.Module, example_inputs: Inputs, names: list[str]) -> t
         for handle in handles:
             handle.remove()
     by_operator = {str(op).replace("aten.", ""): flops // 2 for op, flops in counter.get_flop_counts().get("Global", {}).items()}
-    return macs, list(macs), by_operator
+    gates = [(model.get_submodule(name), count) for name, count in positions.items()]
+    steps = sum(module.weight.numel() * count for module, count in gates if isinstance(module, GateWeights))
+    if steps:
+        by_operator["recurrent"] = steps  # the counter does not know these
+    return positions, by_operator
 
 
 def _uncovered(model: nn.Module, modules: list[CompressibleModule], total: int, macs: dict[str, int]) -> tuple[Uncovered, ...]:

@@ -28,7 +28,10 @@ TRIAL_COLUMNS = ("number", "state", "size_bytes", "latency_ms", "accuracy", "sec
 
 @dataclass(frozen=True)
 class Measurement:
-    """One model's numbers; `verified` says that they were measured from its file, otherwise they are the search's predictions."""
+    """One model's numbers; `verified` says that they were measured from its file, otherwise they are the search's predictions.
+
+    `memory_bytes` are the weights as a session holds them: what the file packs may be unpacked when it is loaded.
+    """
 
     size_bytes: int
     latency_ms: float
@@ -36,6 +39,7 @@ class Measurement:
     test_accuracy: float | None = None
     metrics: Mapping[str, float] = field(default_factory=dict)
     verified: bool = False
+    memory_bytes: int | None = None
 
     def to_json(self) -> dict[str, Any]:
         """Plain types."""
@@ -46,6 +50,7 @@ class Measurement:
             "test_accuracy": self.test_accuracy,
             "metrics": dict(self.metrics),
             "verified": self.verified,
+            "memory_bytes": self.memory_bytes,
         }
 
     @classmethod
@@ -58,6 +63,7 @@ class Measurement:
             data.get("test_accuracy"),
             data.get("metrics", {}),
             bool(data.get("verified", False)),
+            data.get("memory_bytes"),
         )
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from fnmatch import fnmatchcase
 from itertools import product
@@ -13,12 +13,16 @@ from typing import Any
 
 import yaml
 
-from autocompress.candidate import Candidate, Distillation, ModuleConfig
-from autocompress.errors import SpaceError, nearest_name
+from autocompress.candidate import ACTIVATION_MODES, ALGORITHMS, UNTOUCHED, WEIGHT_RANGES, Candidate, Distillation, ModuleConfig
+from autocompress.errors import SpaceError, nearest_name, nearest_number
 from autocompress.modules import CompressibleModule, ModuleMap
 from autocompress.targets.target import Target
 
-AXES = ("weight_bits", "activation_bits", "rank_ratio", "pruning_ratio")
+QUANTIZATION = ("weight_bits", "activation_bits", "group_size", "symmetric", "weight_range", "algorithm", "activation_mode", "smoothing")
+AXES = (*QUANTIZATION, "rank_ratio", "pruning_ratio")
+NAMED = {"weight_range": WEIGHT_RANGES, "algorithm": ALGORITHMS, "activation_mode": ACTIVATION_MODES}
+GROUP_SIZES = (-1, 0, 16, 32, 64, 128, 256)
+Choice = float | str
 MATCHERS = ("match", "tower", "role", "kind")
 DEFAULT_SPACE = """
 modules:
@@ -40,11 +44,11 @@ distillation: {alpha: {low: 0.0, high: 1.0}, temperature: [1, 2, 4], steps: 20}
 
 @dataclass(frozen=True)
 class Knob:
-    """One Optuna parameter: an axis of a module with its ordered choices."""
+    """One Optuna parameter: an axis of a module with its choices, ordered from careful to small where they have an order."""
 
     module: str
     axis: str
-    choices: tuple[float, ...]
+    choices: tuple[Choice, ...]
 
     @property
     def parameter(self) -> str:
@@ -62,7 +66,7 @@ class BoundSpace:
     """
 
     knobs: tuple[Knob, ...]
-    fixed: Mapping[tuple[str, str], float]
+    fixed: Mapping[tuple[str, str], Choice]
     kinds: Mapping[str, str]
     integer_kinds: tuple[str, ...]
     alphas: tuple[float, float]
@@ -73,7 +77,7 @@ class BoundSpace:
 
     def candidate(self, indices: Mapping[str, int], alpha: float, temperature_index: int) -> Candidate:
         """The candidate of ordered indices by parameter name."""
-        values: dict[str, dict[str, float]] = {}
+        values: dict[str, dict[str, Choice]] = {}
         for (module, axis), value in self.fixed.items():
             values.setdefault(module, {})[axis] = value
         for knob in self.knobs:
@@ -81,30 +85,29 @@ class BoundSpace:
         configs = {module: self.config(module, axes) for module, axes in values.items()}
         return Candidate.of(configs, Distillation(round(alpha, 4), self.temperatures[temperature_index], self.steps))
 
-    def config(self, module: str, axes: Mapping[str, float]) -> ModuleConfig:
+    def config(self, module: str, axes: Mapping[str, Choice]) -> ModuleConfig:
         """The effective config of axis values: what the module's kind cannot do is left out."""
-        activation_bits = int(axes.get("activation_bits", 32))
+        values: dict[str, Any] = {axis: type(getattr(UNTOUCHED, axis))(value) for axis, value in axes.items()}
         if self.kinds[module] not in self.integer_kinds:
-            activation_bits = 32
-        return ModuleConfig(
-            int(axes.get("weight_bits", 32)),
-            activation_bits,
-            float(axes.get("rank_ratio", 1.0)),
-            float(axes.get("pruning_ratio", 0.0)),
-        ).effective()
+            values["activation_bits"] = 32
+        return ModuleConfig(**values).effective()
 
-    def choices(self, module: str, axis: str) -> tuple[float, ...]:
+    def choices(self, module: str, axis: str) -> tuple[Choice, ...]:
         """The choices of one axis of a module (its default where the space does not name it)."""
         for knob in self.knobs:
             if (knob.module, knob.axis) == (module, axis):
                 return knob.choices
-        default = {"weight_bits": 32, "activation_bits": 32, "rank_ratio": 1.0, "pruning_ratio": 0.0}[axis]
-        return (self.fixed.get((module, axis), default),)
+        return (self.fixed.get((module, axis), getattr(UNTOUCHED, axis)),)
+
+    def numbers(self, module: str, axis: str) -> tuple[float, ...]:
+        """The choices of an axis that holds numbers."""
+        return tuple(float(choice) for choice in self.choices(module, axis))
 
     def configs(self, module: str) -> tuple[ModuleConfig, ...]:
         """The distinct effective configs of a module, its pruning ratio left at 0."""
-        axes = [self.choices(module, axis) for axis in AXES[:3]]
-        found = [self.config(module, dict(zip(AXES[:3], values, strict=True))) for values in product(*axes)]
+        names = AXES[:-1]
+        axes = [self.choices(module, axis) for axis in names]
+        found = [self.config(module, dict(zip(names, values, strict=True))) for values in product(*axes)]
         return tuple(dict.fromkeys(found))
 
 
@@ -162,7 +165,8 @@ class SearchSpace:
         roots = {group.name for group in module_map.groups if group.reason is None}
         used: set[int] = set()
         knobs: list[Knob] = []
-        fixed: dict[tuple[str, str], float] = {}
+        fixed: dict[tuple[str, str], Choice] = {}
+        smoothed = {group.readers[0] for group in module_map.norms}
         for module in module_map:
             position = next((i for i, rule in enumerate(self.rules) if _matches(rule, module)), None)
             if position is None:
@@ -172,7 +176,7 @@ class SearchSpace:
                 if axis not in self.rules[position]:
                     continue
                 choices = self._choices(position, axis, target)
-                if not _applies(axis, module, roots, target):
+                if not _applies(axis, module, smoothed if axis == "smoothing" else roots, target):
                     continue
                 if len(choices) == 1:
                     fixed[module.name, axis] = choices[0]
@@ -205,30 +209,17 @@ class SearchSpace:
                 reason = f"matches no module; nearest {key}: {nearest_name(str(value), {str(getattr(m, field_of)) for m in module_map})}"
             raise SpaceError(f"{self.where}: rule {i + 1} {shown} {reason}")
 
-    def _choices(self, position: int, axis: str, target: Target) -> tuple[float, ...]:
+    def _choices(self, position: int, axis: str, target: Target) -> tuple[Choice, ...]:
         where = f"{self.where}: rule {position + 1}"
         value = self.rules[position][axis]
         if isinstance(value, dict):
-            _check_keys(f"{where}: {axis}", value, ("low", "high", "step"))
-            try:
-                low, high, step = float(value["low"]), float(value["high"]), float(value["step"])
-            except (KeyError, TypeError, ValueError):
-                raise SpaceError(f"{where}: {axis} needs numbers low, high and step, got {value}") from None
-            if step <= 0 or high < low:
-                raise SpaceError(f"{where}: {axis} needs low <= high and step > 0, got {value}")
-            choices = [round(low + i * step, 10) for i in range(int((high - low) / step + 1e-9) + 1)]
+            choices: list[Any] = _spread(f"{where}: {axis}", value)
         else:
             choices = list(_listed(value))
         for choice in choices:
-            if not isinstance(choice, (int, float)) or isinstance(choice, bool):
-                raise SpaceError(f"{where}: {axis} must hold numbers, got {choice!r}")
-            if axis.endswith("bits"):
-                target.check(where, axis, choice)
-            elif not (0 < choice <= 1 if axis == "rank_ratio" else 0 <= choice < 1):
-                valid = "0 < ratio <= 1" if axis == "rank_ratio" else "0 <= ratio < 1"
-                near = min(1.0, max(0.05, choice)) if axis == "rank_ratio" else min(0.95, max(0.0, choice))
-                raise SpaceError(f"{where}: {axis} {choice} is outside {valid}; nearest valid value: {near}")
-        return tuple(sorted(set(choices), reverse=axis != "pruning_ratio"))
+            _check_choice(where, axis, choice, target)
+        order = _ORDER.get(axis)
+        return tuple(dict.fromkeys(choices if order is None else sorted(choices, key=order)))
 
     def _alphas(self) -> tuple[float, float]:
         value = self.distillation.get("alpha", 0.5)
@@ -240,6 +231,55 @@ class SearchSpace:
         if not all(isinstance(v, (int, float)) and 0 <= v <= 1 for v in (low, high)) or low > high:
             raise SpaceError(f"{self.where}: distillation: alpha must be a number or {{low, high}} in [0, 1], got {value!r}")
         return float(low), float(high)
+
+
+# From careful to small; what has no order stays as it was listed.
+_ORDER: Mapping[str, Callable[[Any], float]] = {
+    "weight_bits": lambda bits: -bits,
+    "activation_bits": lambda bits: -bits,
+    "group_size": lambda size: size if size > 0 else 1000 - size,
+    "smoothing": lambda alpha: alpha,
+    "rank_ratio": lambda ratio: -ratio,
+    "pruning_ratio": lambda ratio: ratio,
+}
+
+
+def _spread(where: str, value: Mapping[str, Any]) -> list[float]:
+    """The values of {low, high, step}."""
+    _check_keys(where, value, ("low", "high", "step"))
+    try:
+        low, high, step = float(value["low"]), float(value["high"]), float(value["step"])
+    except (KeyError, TypeError, ValueError):
+        raise SpaceError(f"{where} needs numbers low, high and step, got {value}") from None
+    if step <= 0 or high < low:
+        raise SpaceError(f"{where} needs low <= high and step > 0, got {value}")
+    return [round(low + i * step, 10) for i in range(int((high - low) / step + 1e-9) + 1)]
+
+
+def _check_choice(where: str, axis: str, choice: Any, target: Target) -> None:
+    if axis in NAMED:
+        if choice not in NAMED[axis]:
+            raise SpaceError(f"{where}: {axis} {choice!r} is unknown; nearest: {nearest_name(str(choice), NAMED[axis])}")
+        return
+    if axis == "symmetric":
+        if not isinstance(choice, bool):
+            raise SpaceError(f"{where}: symmetric must be true or false, got {choice!r}")
+        return
+    if not isinstance(choice, (int, float)) or isinstance(choice, bool):
+        raise SpaceError(f"{where}: {axis} must hold numbers, got {choice!r}")
+    if axis.endswith("bits"):
+        target.check(where, axis, choice)
+    elif axis == "group_size":
+        if choice not in GROUP_SIZES:
+            near = nearest_number(choice, GROUP_SIZES)
+            raise SpaceError(f"{where}: group_size {choice} is not one of {GROUP_SIZES}; nearest valid value: {near}")
+    else:
+        low_open = axis == "rank_ratio"
+        high_open = axis == "pruning_ratio"
+        if not (0 < choice <= 1 if low_open else 0 <= choice < 1 if high_open else 0 <= choice <= 1):
+            valid = "0 < ratio <= 1" if low_open else "0 <= ratio < 1" if high_open else "0 <= alpha <= 1"
+            near = min(0.95 if high_open else 1.0, max(0.05 if low_open else 0.0, choice))
+            raise SpaceError(f"{where}: {axis} {choice} is outside {valid}; nearest valid value: {near}")
 
 
 def _listed(value: Any) -> Sequence[Any]:
@@ -260,9 +300,11 @@ def _matches(rule: Mapping[str, Any], module: CompressibleModule) -> bool:
 
 
 def _applies(axis: str, module: CompressibleModule, roots: set[str], target: Target) -> bool:
-    """Whether the axis means anything for the module: knobs of a group live on its root, ranks on matrices."""
-    if axis == "pruning_ratio":
+    """Whether the axis means anything for the module: knobs of a group live on its root, ranks on matrices, rounding on what has inputs."""
+    if axis in ("pruning_ratio", "smoothing"):
         return module.name in roots
     if axis == "rank_ratio":
         return module.kind == "linear"
-    return axis != "activation_bits" or module.kind in target.integer_kinds
+    if axis == "algorithm":
+        return module.kind in ("linear", "conv")
+    return axis not in ("activation_bits", "activation_mode") or module.kind in target.integer_kinds

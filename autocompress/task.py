@@ -9,7 +9,7 @@ import inspect
 import math
 import sys
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property, partial
 from pathlib import Path
 from typing import Any
@@ -43,6 +43,7 @@ class Task:
         towers: name -> patterns of module names; guessed when absent.
         student: an architecture to compress instead of `model`, which then teaches it.
         extra_metrics: name -> metric, reported beside accuracy.
+        source: {"spec", "arguments"} with which `load_task` gives this task again; `load_task` sets it.
     """
 
     name: str
@@ -58,6 +59,7 @@ class Task:
     towers: Mapping[str, list[str]] | None = None
     student: nn.Module | None = None
     extra_metrics: Mapping[str, Callable[[Any, Any], float]] = field(default_factory=dict)
+    source: Mapping[str, Any] | None = None
 
     @cached_property
     def first_batch(self) -> tuple[Inputs, Any]:
@@ -223,7 +225,8 @@ def load_task(spec: str, **arguments: Any) -> Task:
     task = function(**arguments)
     if not isinstance(task, Task):
         raise TaskError(f"task {spec!r}: {function_name} returned {type(task).__name__}; it must return autocompress.Task")
-    return task
+    where = str(Path(place).resolve()) if place.endswith(".py") else place
+    return replace(task, source={"spec": f"{where}:{function_name}", "arguments": arguments})
 
 
 def _load_module(name: str, spec: str) -> Any:

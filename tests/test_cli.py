@@ -116,9 +116,9 @@ BAD = [
     (["search", "{tasks}/cnn.py:task", "--space", "{tmp}/nothing.yaml"], 1, "rule 1 {'match': 'vison.*'} matches no module"),
     (["search", "{tasks}/cnn.py:task", "--space", "{tmp}/unknown.yaml"], 1, "unknown key 'weigth_bits'; nearest: weight_bits"),
     (
-        ["search", "{tasks}/cnn.py:task", "--space", "{tmp}/three.yaml"],
+        ["search", "{tasks}/cnn.py:task", "--space", "{tmp}/nine.yaml"],
         1,
-        "weight_bits 3 cannot be stored by target onnxruntime-cpu; nearest valid value: 4",
+        "weight_bits 9 cannot be stored by target onnxruntime-cpu; nearest valid value: 8",
     ),
     (["search", "{tasks}/cnn.py:task", "--target", "tpu"], 1, "target 'tpu' is unknown; nearest: onnxruntime-cpu"),
     (["search", "{tasks}/cnn.py:task", "--max-size", "10B"], 1, "contradicts the search space"),
@@ -130,7 +130,7 @@ BAD = [
     (["serach"], 2, "invalid choice: 'serach'"),
     (["front", "{tmp}"], 1, "not the folder of a finished search"),
     (["bench", "{tmp}/none.onnx"], 1, "none.onnx: no such file"),
-    (["bench", "{tmp}/three.yaml"], 1, "ONNX Runtime cannot load it"),
+    (["bench", "{tmp}/nine.yaml"], 1, "ONNX Runtime cannot load it"),
     (["evaluate", "{best}", "{tasks}/transformer.py:task", "--split", "test"], 1, "task words: has no test split"),
     (["worker", "--storage", "{tmp}/empty.journal", "{tasks}/cnn.py:task"], 1, "holds no study 'autocompress'"),
 ]
@@ -140,7 +140,7 @@ BAD = [
 def test_bad_input(arguments, expected, text, folder: Path, task_files: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     (tmp_path / "nothing.yaml").write_text("modules: [{match: 'vison.*', weight_bits: [8]}]")
     (tmp_path / "unknown.yaml").write_text("modules: [{match: '*', weigth_bits: [8]}]")
-    (tmp_path / "three.yaml").write_text("modules: [{match: '*', weight_bits: [3]}]")
+    (tmp_path / "nine.yaml").write_text("modules: [{match: '*', weight_bits: [9]}]")
     best = folder / "run" / "models" / "baseline" / "model.onnx"
     filled = [a.format(tasks=task_files, tmp=tmp_path, best=best) for a in arguments]
     if arguments[0] == "search":

@@ -13,7 +13,8 @@ ROOT = Path(autocompress.__file__).parent
 LEVELS = [
     {"errors", "pareto"},
     {"candidate", "limits"},
-    {"task", "attention"},
+    {"task", "attention", "recurrent"},
+    {"split"},
     {"modules", "channels", "results"},
     {"compress", "targets", "measure", "search_space"},
     {"export"},

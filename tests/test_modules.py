@@ -5,8 +5,8 @@ import torch
 from torch import nn
 
 from autocompress import find_modules
-from autocompress.attention import split_attention
 from autocompress.errors import TaskError
+from autocompress.split import split_modules
 
 
 class Tied(nn.Module):
@@ -72,7 +72,7 @@ def test_split_attention_computes_the_same(batch_first: bool) -> None:
     padding = torch.tensor([[False, False, False, True]] * 3)
     for mask, ignored in ((None, padding), (torch.rand(5, 4) > 0.9, padding), (torch.rand(6, 5, 4), None)):
         expected = attention(query, key, key, key_padding_mask=ignored, attn_mask=mask)
-        found = split_attention(attention)(query, key, key, key_padding_mask=ignored, attn_mask=mask)
+        found = split_modules(attention)(query, key, key, key_padding_mask=ignored, attn_mask=mask)
         for a, b in zip(expected, found, strict=True):
             torch.testing.assert_close(b, a)
 

@@ -50,9 +50,9 @@ def test_first_match_wins_and_knobs_sit_where_they_mean_something(found) -> None
             "space: rule 2 {'kind': 'conv'} matches only modules that an earlier rule takes",
         ),
         (
-            {"modules": [{"match": "*", "weight_bits": [3]}]},
+            {"modules": [{"match": "*", "weight_bits": [9]}]},
             TargetError,
-            "space: rule 1: weight_bits 3 cannot be stored by target onnxruntime-cpu; nearest valid value: 4",
+            "space: rule 1: weight_bits 9 cannot be stored by target onnxruntime-cpu; nearest valid value: 8",
         ),
         (
             {"modules": [{"match": "*", "pruning_ratio": 1.0}]},

@@ -7,7 +7,8 @@ import hashlib
 import os
 import tempfile
 from collections import OrderedDict
-from dataclasses import dataclass, field
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import numpy as np
@@ -17,26 +18,17 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from autocompress.candidate import ModuleConfig
+from autocompress.compress.bias_correction import corrected_bias
 from autocompress.compress.low_rank import rank_of, truncated_svd
 from autocompress.compress.prune import Mask, Masks, weight_of
-from autocompress.compress.quantize import quantize_weight
+from autocompress.compress.quantize import StoredTensor
+from autocompress.compress.rounding import store
+from autocompress.compress.statistics import LayerStatistics
+from autocompress.modules import kind_of
 
 DISK_BYTES = 2 << 30
-FORMAT = "2"  # part of every key; raised when the arithmetic of a variant changes
-
-
-@dataclass(frozen=True, eq=False)
-class StoredTensor:
-    """A weight as the file stores it, on the CPU: int8 values with a scale per row (4 and 8 bits), float16 or float32 values."""
-
-    values: Tensor
-    weight_bits: int
-    scale: Tensor | None = None
-
-    def dequantized(self) -> Tensor:
-        """float32 of the same shape."""
-        values = self.values.float()
-        return values if self.scale is None else values * self.scale.view(-1, *[1] * (values.dim() - 1))
+FORMAT = "3"  # part of every key; raised when the arithmetic of a variant changes
+PARTS = ("scale", "zero_point", "multiplier")
 
 
 @dataclass(frozen=True, eq=False)
@@ -48,8 +40,7 @@ class Variant:
 
     def nbytes(self) -> int:
         """Bytes in memory."""
-        tensors = [factor.values for factor in self.factors] + [f.scale for f in self.factors if f.scale is not None]
-        return sum(t.numel() * t.element_size() for t in tensors)
+        return sum(factor.nbytes() for factor in self.factors)
 
 
 def shrink(weight: Tensor, out: Mask | None, into: Mask | None) -> Tensor:
@@ -61,25 +52,24 @@ def shrink(weight: Tensor, out: Mask | None, into: Mask | None) -> Tensor:
     return weight
 
 
-def store(weight: Tensor, weight_bits: int) -> StoredTensor:
-    """`weight` at `weight_bits`."""
-    if weight_bits == 32:
-        return StoredTensor(weight.detach().float().contiguous().cpu(), 32)
-    if weight_bits == 16:
-        return StoredTensor(weight.detach().half().contiguous().cpu(), 16)
-    values, scale = quantize_weight(weight, weight_bits)
-    return StoredTensor(values.contiguous().cpu(), weight_bits, scale.cpu())
+def _kept_columns(module: nn.Module, into: Mask | None) -> Tensor | None:
+    """Which columns of the flattened weight are left when only the input channels of mask `into` are."""
+    if into is None:
+        return None
+    return torch.from_numpy(into).repeat_interleave(weight_of(module)[0, 0].numel())
 
 
 @dataclass
 class VariantLibrary:
     """Variants of the modules of `model` (weights on one device, never changed), on disk by content hash and in memory by last use.
 
-    `made` counts compressions, `reused` answers from memory or disk.
+    `statistics` of the layers' inputs let the rounding of a weight and its bias make up for errors; without them it is to
+    nearest. `made` counts compressions, `reused` answers from memory or disk.
     """
 
     model: nn.Module
     folder: Path | None = None
+    statistics: Mapping[str, LayerStatistics] = field(default_factory=dict)
     memory_bytes: int = 512 << 20
     made: int = 0
     reused: int = 0
@@ -87,10 +77,13 @@ class VariantLibrary:
     _held: int = 0
     _hashes: dict[str, str] = field(default_factory=dict)
 
-    def get(self, name: str, config: ModuleConfig, masks: Masks) -> Variant:
-        """The variant of module `name`: pruned by `masks` (which are part of its key), factorised and quantised by `config`."""
+    def get(self, name: str, config: ModuleConfig, masks: Masks, factors: Tensor | None = None) -> Variant:
+        """The variant of module `name`: pruned by `masks` (which are part of its key), factorised and quantised by `config`.
+
+        `factors` (input channels,) multiply its columns, since a normalisation in front was divided by them.
+        """
         out, into = masks.of(name, "out"), masks.of(name, "in")
-        key = self._key(name, config, out, into)
+        key = self._key(name, config, out, into, factors)
         variant = self._memory.get(key)
         if variant is None:
             variant = self._read(key)
@@ -98,17 +91,41 @@ class VariantLibrary:
             self.reused += 1
         else:
             self.made += 1
-            factors = self.float_factors(name, config, masks)
-            variant = Variant(tuple(store(factor, config.weight_bits) for factor in factors), self.bias(name, out))
+            variant = self._make(name, config, masks, factors)
             self._write(key, variant)
         self._remember(key, variant)
         return variant
 
-    def float_factors(self, name: str, config: ModuleConfig, masks: Masks) -> tuple[Tensor, ...]:
+    def _make(self, name: str, config: ModuleConfig, masks: Masks, factors: Tensor | None) -> Variant:
+        module = self.model.get_submodule(name)
+        weights = self.float_factors(name, config, masks, factors)
+        bias = self.bias(name, masks.of(name, "out"))
+        statistics = self.statistics.get(name)
+        if statistics is not None:
+            statistics = statistics.of(_kept_columns(module, masks.of(name, "in")), factors)
+        kind = kind_of(module) or ""
+        config, integer = config.for_kernel(kind), config.integer(kind)
+        last = len(weights) - 1
+        stored = []
+        seen = statistics
+        for i, weight in enumerate(weights):
+            stored.append(store(weight, config, integer, seen, has_bias=i == last and bias is not None))
+            if seen is not None and i < last:
+                seen = seen.after(weight.cpu().float())
+        variant = Variant(tuple(stored), bias)
+        if statistics is None or bias is None or config.weight_bits >= 16:
+            return variant
+        wanted, given = _product(weights).cpu(), _product([factor.dequantized() for factor in stored])
+        mean = statistics.mean.repeat_interleave(len(wanted) // len(statistics.mean), 0) if len(statistics.mean) > 1 else statistics.mean[0]
+        return Variant(variant.factors, corrected_bias(bias, wanted.flatten(1), given.flatten(1), mean))
+
+    def float_factors(self, name: str, config: ModuleConfig, masks: Masks, factors: Tensor | None = None) -> tuple[Tensor, ...]:
         """The pruned and factorised weight before it is quantised."""
         weight = weight_of(self.model.get_submodule(name)).detach()
+        if factors is not None:
+            weight = weight * factors.to(weight.device)
         weight = shrink(weight, masks.of(name, "out"), masks.of(name, "in"))
-        if config.rank_ratio >= 1 or not isinstance(self.model.get_submodule(name), nn.Linear):
+        if config.rank_ratio >= 1 or not factorisable(self.model.get_submodule(name)):
             return (weight,)
         return truncated_svd(weight, rank_of(weight.shape[0], weight.shape[1], config.rank_ratio))
 
@@ -117,16 +134,23 @@ class VariantLibrary:
         bias = getattr(self.model.get_submodule(name), "bias", None)
         return None if bias is None else shrink(bias.detach(), out, None).float().cpu()
 
-    def _key(self, name: str, config: ModuleConfig, out: Mask | None, into: Mask | None) -> str:
+    def _key(self, name: str, config: ModuleConfig, out: Mask | None, into: Mask | None, factors: Tensor | None) -> str:
         if name not in self._hashes:
             module = self.model.get_submodule(name)
             digest = hashlib.sha256(FORMAT.encode())
             for parameter in module.parameters(recurse=False):
                 digest.update(parameter.detach().float().cpu().contiguous().numpy().tobytes())
+            if name in self.statistics:
+                digest.update(self.statistics[name].digest.encode())
             self._hashes[name] = digest.hexdigest()
-        digest = hashlib.sha256(f"{self._hashes[name]} {config.weight_bits} {config.rank_ratio}".encode())
+        grid_depends = config.group_size > 0 or not config.symmetric  # on whether the kernel is an integer one
+        bits = config.activation_bits if grid_depends else 32
+        made_of = replace(config, activation_bits=bits, pruning_ratio=0.0, smoothing=0.0, activation_mode="auto")
+        digest = hashlib.sha256(f"{self._hashes[name]} {made_of}".encode())
         for mask in (out, into):
             digest.update(b"all" if mask is None else np.packbits(mask).tobytes() + b"|")
+        if factors is not None:
+            digest.update(factors.numpy().tobytes())
         return digest.hexdigest()
 
     def _remember(self, key: str, variant: Variant) -> None:
@@ -178,13 +202,25 @@ def trim_folder(folder: Path, limit_bytes: int = DISK_BYTES) -> None:
         total -= size
 
 
+def factorisable(module: nn.Module) -> bool:
+    """Whether ranks apply: matrices that multiply activations."""
+    return kind_of(module) == "linear"
+
+
+def _product(weights: Sequence[Tensor]) -> Tensor:
+    """One weight, or second @ first."""
+    return weights[0] if len(weights) == 1 else weights[1] @ weights[0]
+
+
 def variant_to_tensors(variant: Variant, prefix: str) -> dict[str, Tensor]:
     """Flat tensors for a safetensors file; `variant_from_tensors` reverses it."""
     tensors = {} if variant.bias is None else {f"{prefix}bias": variant.bias.cpu().contiguous()}
     for i, factor in enumerate(variant.factors):
-        tensors[f"{prefix}factor{i}.bits{factor.weight_bits}"] = factor.values.cpu().contiguous()
-        if factor.scale is not None:
-            tensors[f"{prefix}factor{i}.scale"] = factor.scale.cpu().contiguous()
+        tensors[f"{prefix}factor{i}.bits{factor.weight_bits}.group{factor.group_size}"] = factor.values.cpu().contiguous()
+        for part in PARTS:
+            tensor = getattr(factor, part)
+            if tensor is not None:
+                tensors[f"{prefix}factor{i}.{part}"] = tensor.cpu().contiguous()
     return tensors
 
 
@@ -194,8 +230,9 @@ def variant_from_tensors(tensors: dict[str, Tensor], prefix: str) -> Variant:
     for i in range(2):
         found = [key for key in tensors if key.startswith(f"{prefix}factor{i}.bits")]
         if found:
-            scale = tensors.get(f"{prefix}factor{i}.scale")
-            factors.append(StoredTensor(tensors[found[0]], int(found[0].rpartition("bits")[2]), scale))
+            bits, _, group = found[0].rpartition("bits")[2].partition(".group")
+            parts = {part: tensors.get(f"{prefix}factor{i}.{part}") for part in PARTS}
+            factors.append(StoredTensor(tensors[found[0]], int(bits), group_size=int(group), **parts))
     if not factors:
         raise KeyError(f"no factors under {prefix!r}")
     return Variant(tuple(factors), tensors.get(f"{prefix}bias"))

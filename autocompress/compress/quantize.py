@@ -1,87 +1,171 @@
-"""Uniform quantization of weights (symmetric, per output channel) and of activations (8 bits, asymmetric, per tensor)."""
+"""Affine quantization of a weight: its blocks, its integers, and the tensor that is stored."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
-GRID = 40
+from autocompress.compress.ranges import block_scales
+
+INT8_MAX = 127
 
 
-def quant_max(weight_bits: int) -> int:
-    """Largest integer of the symmetric range [-quant_max, quant_max]; restricted, so that a sign change never overflows."""
-    return int(2 ** (weight_bits - 1) - 1)
+def quant_bounds(weight_bits: int, symmetric: bool = True) -> tuple[int, int]:
+    """(quant_min, quant_max) of signed integers of that width.
+
+    Symmetric ranges are restricted to [-quant_max, quant_max], so that a sign change never overflows.
+    """
+    top = int(2 ** (weight_bits - 1) - 1)
+    return (-top, top) if symmetric else (-top - 1, top)
 
 
-def quantize_weight(weight: Tensor, weight_bits: int) -> tuple[Tensor, Tensor]:
-    """Round to nearest with the scale per row that minimises the squared error, found on a grid of clipping ratios.
+def to_blocks(weight: Tensor, group_size: int) -> Tensor:
+    """(rows, groups, size): what shares a scale lies in the last dimension, padded with zeros where a row does not fill its groups.
 
-    weight (rows, ...) float -> values int8 of the same shape, scale (rows,) float32, weight ~ values * scale.
-    An all-zero row gets scale 1. NaN or infinity raise ValueError.
+    group_size 0 takes each row whole, -1 the tensor, as (1, 1, elements).
+    """
+    if group_size == -1:
+        return weight.reshape(1, 1, -1)
+    rows = weight.reshape(len(weight), -1)
+    if group_size == 0:
+        return rows.unsqueeze(1)
+    return F.pad(rows, (0, -rows.shape[1] % group_size)).view(len(rows), -1, group_size)
+
+
+def from_blocks(blocks: Tensor, shape: torch.Size) -> Tensor:
+    """Reverse of `to_blocks` for a weight of `shape`."""
+    if blocks.shape[:2] == (1, 1):
+        return blocks.reshape(shape)
+    return blocks.flatten(1)[:, : shape[1:].numel()].reshape(shape)
+
+
+@dataclass(frozen=True, eq=False)
+class StoredTensor:
+    """A weight as the file stores it, on the CPU.
+
+    Attributes:
+        values: int8 for 2 to 8 bits (only `weight_bits` of each are stored), float16 or bfloat16 for 16, float32 for 32.
+        scale: (rows, groups), (1, 1) per tensor, or None for float values; positive.
+        zero_point: int8 of the shape of the groups, or None when symmetric.
+        multiplier: (rows, groups) int8: the scale of a group is an integer multiple of the row's scale, so that
+            (values - zero_point) * multiplier fits int8 and integer kernels see one scale per row (QServe, Lin et al. 2024, sec. 4.1).
+        group_size: as in `ModuleConfig`.
+    """
+
+    values: Tensor
+    weight_bits: int
+    scale: Tensor | None = None
+    zero_point: Tensor | None = None
+    multiplier: Tensor | None = None
+    group_size: int = 0
+
+    def dequantized(self) -> Tensor:
+        """float32 of the same shape."""
+        if self.scale is None:
+            return self.values.float()
+        return self.at(self.scale, self.values.float())
+
+    def at(self, scale: Tensor, values: Tensor) -> Tensor:
+        """What integers `values` (any float tensor of the weight's shape) stand for when the scale is `scale`; differentiable."""
+        blocks = to_blocks(values, self.group_size)
+        if self.zero_point is not None:
+            blocks = blocks - self.zero_point.to(values.device).unsqueeze(-1)
+        return from_blocks(blocks * self.steps(scale).unsqueeze(-1), values.shape)
+
+    def steps(self, scale: Tensor) -> Tensor:
+        """(rows, groups) step of each group when the scale is `scale`."""
+        return scale if self.multiplier is None else scale * self.multiplier.to(scale.device)
+
+    def int8(self) -> Tensor:
+        """(rows, ...) int8 that the integer kernel multiplies: values, or (values - zero_point) * multiplier; 8 bits keep theirs apart."""
+        if self.multiplier is None and (self.zero_point is None or self.weight_bits == 8):
+            return self.values
+        blocks = to_blocks(self.values.int(), self.group_size)
+        if self.zero_point is not None:
+            blocks = blocks - self.zero_point.int().unsqueeze(-1)
+        if self.multiplier is not None:
+            blocks = blocks * self.multiplier.int().unsqueeze(-1)
+        return from_blocks(blocks, self.values.shape).to(torch.int8)
+
+    def nbytes(self) -> int:
+        """Bytes in memory."""
+        parts = (self.values, self.scale, self.zero_point, self.multiplier)
+        return sum(t.numel() * t.element_size() for t in parts if t is not None)
+
+
+@dataclass(frozen=True, eq=False)
+class Grid:
+    """The points that a weight (rows, ...) may take: every element's step and zero point, and the integers' bounds."""
+
+    step: Tensor
+    zero_point: Tensor
+    quant_min: int
+    quant_max: int
+
+    def nearest(self, weight: Tensor) -> Tensor:
+        """Integers, as floats, of the points nearest to `weight`."""
+        return (weight / self.step + self.zero_point).round().clamp(self.quant_min, self.quant_max)
+
+    def point(self, integers: Tensor) -> Tensor:
+        """What the integers stand for."""
+        return (integers - self.zero_point) * self.step
+
+
+def blank(weight: Tensor, weight_bits: int, group_size: int, symmetric: bool, weight_range: str, integer: bool) -> StoredTensor:
+    """The scales and zero points of `weight`, its integers still 0. With `integer`, scales of groups are multiples of their row's.
+
+    NaN or infinity raise ValueError; an all-zero block gets scale 1.
     """
     if not torch.isfinite(weight).all():
         raise ValueError("weight holds NaN or infinity")
-    flat = weight.detach().float().reshape(len(weight), -1)
-    top = quant_max(weight_bits)
-    largest = flat.abs().amax(1)
-    best_error = torch.full_like(largest, float("inf"))
-    best = torch.ones_like(largest)
-    for ratio in torch.linspace(1.0, 0.3 if weight_bits <= 4 else 0.7, GRID).tolist():
-        scale = torch.where(largest > 0, largest * ratio / top, 1.0)
-        error = (round_to(flat, scale, top) * scale[:, None] - flat).square().sum(1)
-        best = torch.where(error < best_error, scale, best)
-        best_error = torch.minimum(error, best_error)
-    return round_to(flat, best, top).to(torch.int8).reshape(weight.shape), best
+    weight = weight.detach().float()
+    bounds = quant_bounds(weight_bits, symmetric)
+    blocks = to_blocks(weight, group_size)
+    scale, zero = block_scales(blocks.flatten(0, 1), bounds, symmetric, weight_range)
+    scale, zero = scale.view(blocks.shape[:2]), zero.view(blocks.shape[:2])
+    multiplier = None
+    if integer and group_size > 0:
+        scale, multiplier = _integer_multiples(scale, INT8_MAX // (bounds[1] - bounds[0] if not symmetric else bounds[1]))
+    elif group_size > 0:
+        scale = half_scales(scale)
+    values = torch.zeros(weight.shape, dtype=torch.int8, device=weight.device)
+    zero_point = None if symmetric else zero.to(torch.int8)
+    return StoredTensor(values, weight_bits, scale, zero_point, multiplier, group_size)
 
 
-def round_to(rows: Tensor, scale: Tensor, top: int) -> Tensor:
-    """Integers (as floats) nearest to rows / scale (rows (n, k), scale (n,)), clipped to [-top, top]."""
-    return (rows / scale[:, None]).round().clamp(-top, top)
+def half_scales(scale: Tensor) -> Tensor:
+    """The scales of groups as float16 shares of the largest one: half a bit per weight less in groups of 32."""
+    top = scale.max()
+    return (scale / top).half().clamp_min(6e-8).float() * top
 
 
-def straight_through(weight: Tensor, scale: Tensor, weight_bits: int) -> Tensor:
-    """The quantised weight in the forward pass, the identity in the backward pass (Bengio et al. 2013)."""
-    rows = weight.reshape(len(weight), -1)
-    quantised = round_to(rows, scale, quant_max(weight_bits)) * scale[:, None]
-    return weight + (quantised.reshape(weight.shape) - weight).detach()
+def _integer_multiples(scale: Tensor, largest: int) -> tuple[Tensor, Tensor]:
+    """((rows, 1) scale of each row, (rows, groups) int8 multiples in [1, largest]) near the wanted scales, never below half a step."""
+    row = scale.amax(1, keepdim=True) / largest
+    return row, (scale / row).round().clamp(1, largest).to(torch.int8)
 
 
-@dataclass(frozen=True)
-class ActivationRange:
-    """scale and zero_point of an 8-bit activation: x ~ (q - zero_point) * scale with q in [0, 255]."""
-
-    scale: float
-    zero_point: int
-
-
-def activation_range(sample: Tensor) -> ActivationRange:
-    """The range with the least squared error on `sample` (any shape), on a grid of clipping ratios; 0 is exact."""
-    flat = sample.detach().float().flatten()
-    low, high = min(float(flat.min()), 0.0), max(float(flat.max()), 0.0)
-    if high == low:
-        return ActivationRange(1.0, 0)
-    best, best_error = ActivationRange(1.0, 0), float("inf")
-    for ratio in torch.linspace(1.0, 0.5, 20).tolist():
-        scale = (high - low) * ratio / 255
-        zero_point = round(min(255.0, max(0.0, -low * ratio / scale)))
-        error = float((torch.fake_quantize_per_tensor_affine(flat, scale, zero_point, 0, 255) - flat).square().sum())
-        if error < best_error:
-            best, best_error = ActivationRange(scale, zero_point), error
-    return best
+def grid_of(stored: StoredTensor, shape: torch.Size) -> Grid:
+    """The grid of a stored tensor's scales."""
+    assert stored.scale is not None
+    steps = stored.steps(stored.scale).unsqueeze(-1)
+    zero = torch.zeros_like(steps) if stored.zero_point is None else stored.zero_point.float().unsqueeze(-1)
+    size = to_blocks(torch.empty(shape, device="meta"), stored.group_size).shape
+    symmetric = stored.zero_point is None
+    return Grid(from_blocks(steps.expand(size), shape), from_blocks(zero.expand(size), shape), *quant_bounds(stored.weight_bits, symmetric))
 
 
-def quantize_activation(x: Tensor, fixed: ActivationRange | None) -> Tensor:
-    """x as the integer kernel sees it: with the fixed range, or with the range of this very tensor.
+def round_to_nearest(weight: Tensor, grid: Grid) -> Tensor:
+    """Integers of the nearest points, as floats."""
+    return grid.nearest(weight)
 
-    Without a range it is ONNX DynamicQuantizeLinear: 0 inside the range, scale = (max - min) / 255. Gradients pass straight through.
-    """
-    if fixed is not None:
-        return torch.fake_quantize_per_tensor_affine(x, fixed.scale, fixed.zero_point, 0, 255)
-    low, high = torch.aminmax(x.detach())
-    low, high = low.clamp_max(0), high.clamp_min(0)
-    scale = (high - low) / 255
-    scale = torch.where(scale > 0, scale, torch.ones_like(scale))
-    zero_point = (-low / scale).round().to(torch.int32)
-    return torch.fake_quantize_per_tensor_affine(x, scale, zero_point, 0, 255)
+
+def to_half(weight: Tensor) -> Tensor:
+    """float16, or bfloat16 where float16 overflows or loses more."""
+    weight = weight.detach().float()
+    half, brain = weight.half(), weight.bfloat16()
+    errors = [float((t.float() - weight).square().sum()) for t in (half, brain)]
+    return brain if not torch.isfinite(half).all() or errors[1] < errors[0] else half

@@ -1,4 +1,4 @@
-"""A module that computes with compressed weights and 8-bit activations as the exported file does."""
+"""A module that computes with compressed weights and rounded activations as the exported file does."""
 
 from __future__ import annotations
 
@@ -8,9 +8,14 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from autocompress.compress.library import StoredTensor, Variant, store
+from autocompress.candidate import UNTOUCHED, ModuleConfig
+from autocompress.compress.activation import RangeQuantizer, blockwise, dynamic
+from autocompress.compress.library import Variant
+from autocompress.compress.lsq import learned_step
 from autocompress.compress.prune import Mask, weight_of
-from autocompress.compress.quantize import ActivationRange, quant_max, quantize_activation, round_to, straight_through
+from autocompress.compress.quantize import StoredTensor, from_blocks, grid_of, half_scales, quant_bounds, to_blocks, to_half
+
+LEAST_FACTOR = 1e-3  # a learned step stays positive
 
 
 def _scatter(small: Tensor, rows: Mask | None, columns: Mask | None, shape: tuple[int, ...]) -> Tensor:
@@ -26,22 +31,27 @@ def _scatter(small: Tensor, rows: Mask | None, columns: Mask | None, shape: tupl
 
 
 class SimulatedModule(nn.Module):
-    """Stands in for a Linear, Conv or Embedding.
+    """Stands in for a Linear, Conv, Embedding or recurrent weight.
 
     Pruned channels are zeros here, so that shapes around it stay: zero columns of the consumers make that equal to
-    removal. Convolutions use the calibrated `input_range`, linear modules the range of each tensor they are given,
-    as the target's kernels do.
+    removal. `kind` is the module's. `input_range` rounds statically quantised inputs. `output_range` rounds the
+    output of a static 8-bit convolution, as its kernel does; None where a normalisation behind it is folded and rounds instead.
     """
 
-    def __init__(self, source: nn.Module, input_range: ActivationRange | None) -> None:
+    def __init__(self, source: nn.Module, kind: str, input_range: RangeQuantizer | None, output_range: RangeQuantizer | None) -> None:
         super().__init__()
         self._source = (source,)  # in a tuple, so that its parameters are not ours
+        self.kind = kind
         self.input_range = input_range
-        self.activation_bits = 32
+        self.output_range = output_range
+        self.config = UNTOUCHED
+        self.block_size = 0
         self.masks: tuple[Mask | None, Mask | None] = (None, None)
         self.dense: list[Tensor] = []
         self.dense_bias: Tensor | None = None
+        self.stored_bias: Tensor | None = None
         self.trained: nn.ParameterList | None = None
+        self.trained_steps: nn.ParameterList | None = None
         self.trained_bias: nn.Parameter | None = None
         self.stored: tuple[StoredTensor, ...] = ()
 
@@ -64,36 +74,61 @@ class SimulatedModule(nn.Module):
             return self.dense_bias
         return _scatter(self.trained_bias, self.masks[0], None, (len(weight_of(self._source[0])),))
 
-    def set_variant(self, variant: Variant, activation_bits: int, masks: tuple[Mask | None, Mask | None]) -> None:
-        """Compute with `variant` from now on; `masks` are the kept output and input channels."""
+    @property
+    def rounds_output(self) -> bool:
+        """Whether the kernel of this convolution gives 8-bit outputs."""
+        return self.kind == "conv" and self.config.activation_bits == 8 and self.config.static("conv") and self.input_range is not None
+
+    def set_variant(self, variant: Variant, config: ModuleConfig, masks: tuple[Mask | None, Mask | None], block_size: int = 0) -> None:
+        """Compute with `variant` from now on; `masks` are the kept output and input channels.
+
+        With a block_size the weight-only kernel rounds inputs to 8 bits per block.
+        """
         source: Any = self._source[0]
         device = source.weight.device
-        self.activation_bits, self.masks, self.stored = activation_bits, masks, variant.factors
-        self.trained = self.trained_bias = None
+        self.config, self.masks, self.stored, self.block_size = config, masks, variant.factors, block_size
+        self.trained = self.trained_steps = self.trained_bias = None
         self.dense = [
             _scatter(factor.dequantized().to(device), *self._factor_masks(i), self._factor_shape(i))
             for i, factor in enumerate(variant.factors)
         ]
-        self.dense_bias = None
+        self.stored_bias, self.dense_bias = variant.bias, None
         if variant.bias is not None:
             self.dense_bias = _scatter(variant.bias.to(device), masks[0], None, (len(source.weight),))
 
-    def start_training(self, factors: tuple[Tensor, ...], bias: Tensor | None) -> None:
-        """Train the float weights `factors`; the forward pass sees them at the bits and scales of the current variant."""
-        self.trained = nn.ParameterList(nn.Parameter(factor.detach().clone()) for factor in factors)
-        self.trained_bias = None if bias is None else nn.Parameter(bias.detach().clone())
+    def start_training(self, factors: tuple[Tensor, ...]) -> None:
+        """Train the float weights `factors` and the steps of their scales; the forward pass sees the quantised weights.
+
+        Each weight starts inside the cell of its stored integer, so that training goes on from what GPTQ or AdaRound found.
+        """
+        device, bias = factors[0].device, self.stored_bias
+        self.trained = nn.ParameterList(
+            nn.Parameter(_inside_cell(factor.detach(), stored)) for factor, stored in zip(factors, self.stored, strict=True)
+        )
+        self.trained_steps = nn.ParameterList(
+            nn.Parameter(torch.ones((0,) if stored.scale is None else stored.scale.shape, device=device)) for stored in self.stored
+        )
+        self.trained_bias = None if bias is None else nn.Parameter(bias.detach().clone().to(device))
+        if self.input_range is not None and self.config.activation_bits == 8 and self.config.static(self.kind):
+            self.input_range.learn()
 
     def trained_variant(self) -> Variant:
-        """What was trained, at the bits and scales that training saw."""
+        """What was trained, at the bits and scales that training left."""
         assert self.trained is not None
+        assert self.trained_steps is not None
         factors = []
-        for master, stored in zip(self.trained, self.stored, strict=True):
+        for master, steps, stored in zip(self.trained, self.trained_steps, self.stored, strict=True):
+            weight = master.detach().cpu()
             if stored.scale is None:
-                factors.append(store(master, stored.weight_bits))
+                values = to_half(weight) if stored.weight_bits == 16 else weight.clone()
+                factors.append(StoredTensor(values, stored.weight_bits))
                 continue
-            rows = master.detach().flatten(1)
-            values = round_to(rows, stored.scale.to(rows.device), quant_max(stored.weight_bits))
-            factors.append(StoredTensor(values.to(torch.int8).view_as(master).cpu(), stored.weight_bits, stored.scale.cpu()))
+            scale = stored.scale * steps.detach().cpu().clamp_min(LEAST_FACTOR)
+            if stored.group_size > 0 and stored.multiplier is None:
+                scale = half_scales(scale)
+            learned = StoredTensor(stored.values, stored.weight_bits, scale, stored.zero_point, stored.multiplier, stored.group_size)
+            values = grid_of(learned, weight.shape).nearest(weight).to(torch.int8)
+            factors.append(StoredTensor(values, stored.weight_bits, scale, stored.zero_point, stored.multiplier, stored.group_size))
         bias = None if self.trained_bias is None else self.trained_bias.detach().cpu().clone()
         return Variant(tuple(factors), bias)
 
@@ -112,13 +147,37 @@ class SimulatedModule(nn.Module):
     def _full_factors(self) -> list[Tensor]:
         if self.trained is None:
             return self.dense
+        assert self.trained_steps is not None
         full = []
-        for i, (master, stored) in enumerate(zip(self.trained, self.stored, strict=True)):
-            seen: Tensor = master
-            if stored.scale is not None:
-                seen = straight_through(master, stored.scale.to(master.device), stored.weight_bits)
+        for i, (master, steps, stored) in enumerate(zip(self.trained, self.trained_steps, self.stored, strict=True)):
+            seen = master if stored.scale is None else _quantised(master, steps, stored)
             full.append(_scatter(seen, *self._factor_masks(i), self._factor_shape(i)))
         return full
+
+    def _rounded(self, x: Tensor, i: int) -> Tensor:
+        """The input of factor i as its kernel sees it."""
+        bits = self.config.activation_bits
+        if bits == 32:
+            return blockwise(x, self.block_size) if self.block_size else x
+        if i == 0 and self.config.static(self.kind) and self.input_range is not None:
+            rounded: Tensor = self.input_range(x, bits)
+            return rounded
+        # What lies between two factors has no calibrated range.
+        return dynamic(x) if bits == 8 else x
+
+    def bias_error(self, bias: Tensor, gain: Tensor | None = None) -> Tensor:
+        """(channels,) what an integer convolution adds to its outputs since its bias is a multiple of the products' scale.
+
+        gain (channels,) of a normalisation that is folded in, whose shift is then part of `bias`.
+        """
+        assert self.input_range is not None
+        (stored,) = self.stored
+        assert stored.scale is not None
+        rows = stored.scale.to(bias.device).flatten().expand(len(stored.values))
+        scale = _scatter(rows, self.masks[0], None, (len(bias),)) * self.input_range.at.scale
+        scale = scale if gain is None else scale * gain.abs()
+        exact = bias / scale.clamp_min(1e-30)
+        return torch.where(scale > 0, (exact.round() - exact) * scale, 0.0).detach()
 
     def forward(self, x: Tensor) -> Tensor:
         """As the source module."""
@@ -128,10 +187,32 @@ class SimulatedModule(nn.Module):
             return F.embedding(x, factors[0], source.padding_idx, source.max_norm, source.norm_type)
         for i, factor in enumerate(factors):
             last = i == len(factors) - 1
-            if self.activation_bits == 8:
-                x = quantize_activation(x, self.input_range)
+            x = self._rounded(x, i)
             if isinstance(source, nn.Linear):
                 x = F.linear(x, factor, self.bias if last else None)
             else:
                 x = source._conv_forward(x, factor, self.bias if last else None)
-        return x
+        result: Tensor = x
+        if self.output_range is not None and self.rounds_output and self.bias is not None:
+            result = result + self.bias_error(self.bias).view(-1, *[1] * (source.weight.dim() - 2))
+        if self.output_range is not None and self.rounds_output:
+            result = self.output_range(result)
+        return result
+
+
+def _inside_cell(weight: Tensor, stored: StoredTensor) -> Tensor:
+    """The point nearest to `weight` that rounds to the stored integers."""
+    if stored.scale is None:
+        return weight.clone()
+    grid = grid_of(stored, weight.shape)
+    point, reach = grid.point(stored.values.float()).to(weight.device), 0.49 * grid.step.to(weight.device)
+    return torch.maximum(torch.minimum(weight, point + reach), point - reach)
+
+
+def _quantised(master: Tensor, steps: Tensor, stored: StoredTensor) -> Tensor:
+    """The trained weight at its bits, with gradients to the weight and to the steps."""
+    assert stored.scale is not None
+    scale = stored.steps(stored.scale.to(master.device) * steps.clamp_min(LEAST_FACTOR)).unsqueeze(-1)
+    zero = torch.zeros_like(scale) if stored.zero_point is None else stored.zero_point.to(master.device).float().unsqueeze(-1)
+    bounds = quant_bounds(stored.weight_bits, stored.zero_point is None)
+    return from_blocks(learned_step(to_blocks(master, stored.group_size), scale, zero, *bounds), master.shape)

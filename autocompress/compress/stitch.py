@@ -3,76 +3,184 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import Any
 
+import torch
 from torch import Tensor, nn
 
-from autocompress.candidate import Candidate
-from autocompress.compress.library import Variant, VariantLibrary
-from autocompress.compress.prune import Pruner
-from autocompress.compress.quantize import ActivationRange
+from autocompress.candidate import Candidate, ModuleConfig
+from autocompress.compress.activation import ActivationRange, RangeQuantizer
+from autocompress.compress.library import Variant, VariantLibrary, variant_from_tensors, variant_to_tensors
+from autocompress.compress.prune import Mask, Pruner
 from autocompress.compress.simulate import SimulatedModule
-from autocompress.modules import ModuleMap
+from autocompress.compress.smooth import Smoother
+from autocompress.modules import CompressibleModule, ModuleMap
+
+INT8_LEVEL = 4  # of MatMulNBits
 
 
-class Stitcher:
-    """One copy of the model whose compressible modules are `SimulatedModule`s; a candidate costs a swap, not a compression.
+def _no_kernel(module: CompressibleModule, config: ModuleConfig) -> int | None:
+    return None
 
-    The order on one module is prune, factorise, (train,) quantise. `teacher`, the model itself, is never changed.
+
+@dataclass(frozen=True)
+class ActivationPlan:
+    """What the exported graph knows about activations.
+
+    Attributes:
+        ranges: calibrated range by tensor of the graph.
+        inputs: the tensor that each linear or convolutional module reads.
+        outputs: for each convolution, (module whose output its integer kernel rounds: itself or the normalisation folded into
+            it, tensor).
+        weight_only_level: accuracy level of the weight-only kernel that a module under a config runs on, or None for another
+            kernel; level 4 rounds inputs to 8 bits per block.
     """
 
-    def __init__(
-        self,
-        teacher: nn.Module,
-        module_map: ModuleMap,
-        library: VariantLibrary,
-        input_ranges: Mapping[str, ActivationRange],
-    ) -> None:
+    ranges: Mapping[str, ActivationRange] = field(default_factory=dict)
+    inputs: Mapping[str, str] = field(default_factory=dict)
+    outputs: Mapping[str, tuple[str, str]] = field(default_factory=dict)
+    weight_only_level: Callable[[CompressibleModule, ModuleConfig], int | None] = _no_kernel
+
+
+@dataclass(frozen=True)
+class Trained:
+    """What recovery changed: variants by module, other parameters by name, ranges by tensor."""
+
+    variants: dict[str, Variant]
+    others: dict[str, Tensor]
+    ranges: dict[str, ActivationRange]
+
+    def to_tensors(self) -> dict[str, Tensor]:
+        """Flat tensors for a safetensors file; `from_tensors` reverses it."""
+        tensors = {f"other|{name}": value.contiguous() for name, value in self.others.items()}
+        for tensor, at in self.ranges.items():
+            tensors[f"range|{tensor}"] = torch.tensor([at.scale, at.zero_point, at.low, at.high], dtype=torch.float64)
+        for name, variant in self.variants.items():
+            tensors.update(variant_to_tensors(variant, f"variant|{name}|"))
+        return tensors
+
+    @classmethod
+    def from_tensors(cls, tensors: dict[str, Tensor]) -> Trained:
+        """Reverse of `to_tensors`."""
+        names = dict.fromkeys(key.split("|")[1] for key in tensors if key.startswith("variant|"))
+        variants = {name: variant_from_tensors(tensors, f"variant|{name}|") for name in names}
+        others = {key.partition("|")[2]: value for key, value in tensors.items() if key.startswith("other|")}
+        ranges = {}
+        for key, value in tensors.items():
+            if key.startswith("range|"):
+                scale, zero, low, high = value.tolist()
+                ranges[key.partition("|")[2]] = ActivationRange(scale, int(zero), low, high)
+        return cls(variants, others, ranges)
+
+
+class SimulatedModel:
+    """A copy of `teacher` whose compressible modules are `SimulatedModule`s, with one range quantizer per tensor."""
+
+    def __init__(self, teacher: nn.Module, kinds: Mapping[str, tuple[str, str]], plan: ActivationPlan) -> None:
+        """`kinds`: (kind, name of the module under whose name it is planned) by module name."""
+        self.quantizers = {tensor: RangeQuantizer(at) for tensor, at in plan.ranges.items()}
+        self.base_ranges = dict(plan.ranges)
+        self.owners = {name: owner for name, (_, owner) in kinds.items()}
+        self.model = copy.deepcopy(teacher).eval()
+        self.simulated: dict[str, SimulatedModule] = {}
+        for name, (kind, owner) in kinds.items():
+            read = self.quantizers.get(plan.inputs.get(owner, ""))
+            rounded, tensor = plan.outputs.get(owner, (owner, ""))
+            made = self.quantizers.get(tensor)
+            self.simulated[name] = SimulatedModule(teacher.get_submodule(name), kind, read, made if rounded == owner else None)
+            parent, _, child = name.rpartition(".")
+            setattr(self.model.get_submodule(parent), child, self.simulated[name])
+            if rounded != owner and made is not None:
+                self._round_behind(rounded, self.simulated[name], made)
+        self.state = {name: value.clone() for name, value in self.model.state_dict().items()}
+
+    def _round_behind(self, norm: str, convolution: SimulatedModule, quantizer: RangeQuantizer) -> None:
+        """The normalisation is folded into the convolution, so its output is what the integer kernel rounds."""
+
+        def hook(module: Any, inputs: Any, output: Tensor) -> Tensor:
+            if not convolution.rounds_output:
+                return output
+            gain = (module.running_var + module.eps).rsqrt() * (1.0 if module.weight is None else module.weight)
+            bias = 0.0 if convolution.bias is None else convolution.bias
+            shift = (bias - module.running_mean) * gain + (0.0 if module.bias is None else module.bias)
+            error = convolution.bias_error(shift, gain).view(-1, *[1] * (output.dim() - 2))
+            rounded: Tensor = quantizer(output + error)
+            return rounded
+
+        self.model.get_submodule(norm).register_forward_hook(hook)
+
+    def set_ranges(self, changed: Mapping[str, ActivationRange]) -> None:
+        """The calibrated ranges, but for those in `changed`."""
+        for tensor, quantizer in self.quantizers.items():
+            quantizer.factor = None
+            quantizer.at = changed.get(tensor, self.base_ranges[tensor])
+
+
+class Stitcher(SimulatedModel):
+    """A candidate costs a swap, not a compression.
+
+    The order on one module is prune, smooth, factorise, (train,) quantise. `teacher`, the model itself, is never changed.
+    """
+
+    def __init__(self, teacher: nn.Module, module_map: ModuleMap, library: VariantLibrary, plan: ActivationPlan | None = None) -> None:
         self.teacher = teacher
         self.module_map = module_map
         self.library = library
+        self.plan = plan or ActivationPlan()
         self.pruner = Pruner(library.model, module_map)
-        self.model = copy.deepcopy(teacher).eval()
-        self.simulated: dict[str, SimulatedModule] = {}
-        for module in module_map:
-            for name in (module.name, *module.aliases):
-                self.simulated[name] = SimulatedModule(teacher.get_submodule(name), input_ranges.get(module.name))
-                parent, _, child = name.rpartition(".")
-                setattr(self.model.get_submodule(parent), child, self.simulated[name])
-        self._state = {name: value.clone() for name, value in self.model.state_dict().items()}
+        self.smoother = Smoother(library.model, module_map, library.statistics)
+        kinds = {name: (module.kind, module.name) for module in module_map for name in (module.name, *module.aliases)}
+        super().__init__(teacher, kinds, self.plan)
 
-    def apply(
-        self, candidate: Candidate, trained: Mapping[str, Variant] | None = None, others: Mapping[str, Tensor] | None = None
-    ) -> nn.Module:
-        """The model under `candidate`; `trained` variants and `others` (parameters by name) replace what recovery changed."""
+    def ranges(self, candidate: Candidate, trained: Trained | None = None) -> dict[str, ActivationRange]:
+        """Range of every tensor under `candidate`."""
+        smoothed = self.smoother.ranges(candidate, self.plan.inputs)
+        return {**self.base_ranges, **smoothed, **(trained.ranges if trained else {})}
+
+    def apply(self, candidate: Candidate, trained: Trained | None = None) -> nn.Module:
+        """The model under `candidate`; `trained` replaces what recovery changed."""
         masks = self.pruner.masks(candidate)
+        self.set_ranges(self.ranges(candidate, trained))
         for module in self.module_map:
             config = candidate.config(module.name)
+            block_size = config.group_size if self.plan.weight_only_level(module, config) == INT8_LEVEL else 0
             for name in (module.name, *module.aliases):
-                variant = (trained or {}).get(name) or self.variant(name, module.name, candidate)
+                variant = (trained.variants.get(name) if trained else None) or self.variant(name, module.name, candidate)
                 sides = (masks.of(module.name, "out"), masks.of(module.name, "in"))
-                self.simulated[name].set_variant(variant, config.activation_bits, sides)
-        self.model.load_state_dict({**self._state, **(others or {})}, strict=True)
+                self.simulated[name].set_variant(variant, config, sides, block_size)
+        changed = {**self.smoother.parameters(candidate), **(trained.others if trained else {})}
+        self.model.load_state_dict({**self.state, **changed}, strict=True)
         return self.model
 
     def variant(self, name: str, owner: str, candidate: Candidate) -> Variant:
         """The library's variant of `name`, compressed as its owner (another name where weights are tied)."""
-        variant = self.library.get(owner, candidate.config(owner), self.pruner.masks(candidate))
+        masks, factors = self.pruner.masks(candidate), self.smoother.of(owner, candidate)
+        variant = self.library.get(owner, candidate.config(owner), masks, factors)
         return variant if name == owner else Variant(variant.factors, self.library.bias(name, None))
 
+    def masks(self, candidate: Candidate) -> dict[tuple[str, str], Mask]:
+        """Kept channels by (module, side)."""
+        return dict(self.pruner.masks(candidate).kept)
+
     def start_training(self, candidate: Candidate) -> None:
-        """Make the weights of the applied candidate trainable in place."""
+        """Make the weights, scales and static ranges of the applied candidate trainable in place."""
         masks = self.pruner.masks(candidate)
         for module in self.module_map:
-            factors = self.library.float_factors(module.name, candidate.config(module.name), masks)
+            factors = self.library.float_factors(
+                module.name, candidate.config(module.name), masks, self.smoother.of(module.name, candidate)
+            )
             first = self.simulated[module.name]
-            first.start_training(factors, self.library.bias(module.name, masks.of(module.name, "out")))
+            first.start_training(factors)
             for alias in module.aliases:
-                self.simulated[alias].start_training(factors, self.library.bias(alias, None))
+                self.simulated[alias].start_training(factors)
                 self.simulated[alias].trained = first.trained
+                self.simulated[alias].trained_steps = first.trained_steps
 
-    def trained_state(self) -> tuple[dict[str, Variant], dict[str, Tensor]]:
-        """(variants by module, every other parameter by name) after training."""
+    def trained_state(self) -> Trained:
+        """What training left."""
         variants = {name: module.trained_variant() for name, module in self.simulated.items()}
-        others = {name: value.detach().cpu().clone() for name, value in self.model.state_dict().items() if name in self._state}
-        return variants, others
+        others = {name: value.detach().cpu().clone() for name, value in self.model.state_dict().items() if name in self.state}
+        ranges = {tensor: q.learned() for tensor, q in self.quantizers.items() if q.factor is not None}
+        return Trained(variants, others, ranges)

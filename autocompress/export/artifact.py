@@ -2,20 +2,21 @@
 
 from __future__ import annotations
 
+import hashlib
 import shutil
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+import torch
 import yaml
 from onnx import ModelProto
 from safetensors.torch import save
-from torch import Tensor
 
 from autocompress.candidate import Candidate
-from autocompress.compress.library import Variant, variant_to_tensors
-from autocompress.compress.quantize import ActivationRange
+from autocompress.compress.stitch import Stitcher, Trained
 from autocompress.errors import ExportError
+from autocompress.export.build import Builder
 from autocompress.results import (
     MODEL_FILE,
     NOTES_FILE,
@@ -27,6 +28,8 @@ from autocompress.results import (
     write_atomic,
 )
 
+RECIPE_FORMAT = 1
+
 
 def write_model(folder: Path, proto: ModelProto) -> int:
     """Write model.onnx; returns its size in bytes."""
@@ -35,27 +38,56 @@ def write_model(folder: Path, proto: ModelProto) -> int:
     return len(data)
 
 
-def write_weights(folder: Path, variants: Mapping[str, Variant], others: Mapping[str, Tensor] | None) -> None:
-    """Write model.safetensors: every module's stored weights, and the other parameters where recovery changed them."""
-    tensors = {f"other|{name}": value.contiguous() for name, value in (others or {}).items()}
-    for name, variant in variants.items():
-        tensors.update(variant_to_tensors(variant, f"variant|{name}|"))
+def write_weights(folder: Path, stitcher: Stitcher, candidate: Candidate, trained: Trained | None) -> None:
+    """Write model.safetensors: every module's stored weights, the kept channels, and all other parameters of the model."""
+    model = stitcher.apply(candidate, trained)
+    others = {name: value.detach().cpu() for name, value in model.state_dict().items() if name in stitcher.state}
+    made = trained.variants if trained else {}
+    variants = {name: made.get(name) or stitcher.variant(name, owner, candidate) for name, owner in stitcher.owners.items()}
+    tensors = Trained(variants, others, {}).to_tensors()
+    for (name, side), mask in stitcher.masks(candidate).items():
+        tensors[f"mask|{name}|{side}"] = torch.from_numpy(mask)
     write_atomic(folder / WEIGHTS_FILE, save(tensors))
 
 
 def write_recipe(
-    folder: Path, candidate: Candidate, trained: bool, ranges: Mapping[str, ActivationRange], origin: Mapping[str, Any]
+    folder: Path, builder: Builder, stitcher: Stitcher, candidate: Candidate, trained: Trained | None, origin: Mapping[str, Any]
 ) -> None:
-    """Write recipe.yaml: what was done, in order, and from what."""
-    recipe = {
+    """Write recipe.yaml beside model.onnx: what was done, in order, and from what."""
+    recipe = builder.recipe(candidate, {}, trained)
+    modules = {}
+    for name, module in stitcher.simulated.items():
+        owner = stitcher.owners[name]
+        rounded, tensor = builder.plan.outputs.get(owner, (owner, ""))
+        modules[name] = {"kind": module.kind, "owner": owner, "reads": builder.plan.inputs.get(owner, ""), "rounds": [rounded, tensor]}
+    ranges = {name: {"scale": r.scale, "zero_point": r.zero_point, "low": r.low, "high": r.high} for name, r in recipe.ranges.items()}
+    data = {
+        "format": RECIPE_FORMAT,
         "origin": dict(origin),
-        "order": ["prune", "factorise", "distil", "quantise"],
+        "order": ["prune", "smooth", "factorise", "distil", "quantise"],
         "candidate": candidate.to_json(),
-        "trained": trained,
-        "activation_ranges": {name: {"scale": r.scale, "zero_point": r.zero_point} for name, r in ranges.items()},
+        "trained": trained is not None,
+        "kernels": {"matmul_levels": dict(recipe.levels), "gather_blocks": dict(recipe.blocks)},
+        "modules": modules,
+        "activation_ranges": ranges,
         "weights": WEIGHTS_FILE,
+        "sha256": hashlib.sha256((folder / MODEL_FILE).read_bytes()).hexdigest(),
     }
-    write_atomic(folder / RECIPE_FILE, yaml.safe_dump(recipe, sort_keys=False))
+    write_atomic(folder / RECIPE_FILE, yaml.safe_dump(data, sort_keys=False))
+
+
+def read_recipe(folder: Path) -> dict[str, Any]:
+    """recipe.yaml of a folder; ExportError when there is none of this format."""
+    path = folder / RECIPE_FILE
+    if not path.is_file():
+        raise ExportError(f"{folder}: has no {RECIPE_FILE}; give the folder that `autocompress export` wrote")
+    try:
+        data = yaml.safe_load(path.read_text())
+    except yaml.YAMLError as error:
+        raise ExportError(f"{path}: not YAML: {' '.join(str(error).split())}") from None
+    if not isinstance(data, dict) or data.get("format") != RECIPE_FORMAT:
+        raise ExportError(f"{path}: not a recipe of format {RECIPE_FORMAT}; export the point again")
+    return data
 
 
 def write_notes(folder: Path, point: FrontPoint, baseline: Measurement, input_names: tuple[str, ...], target: str) -> None:
@@ -71,10 +103,12 @@ def write_notes(folder: Path, point: FrontPoint, baseline: Measurement, input_na
 | | before | after | ratio |
 |---|---|---|---|
 | size (bytes) | {baseline.size_bytes} | {m.size_bytes} | {baseline.size_bytes / m.size_bytes:.2f}x smaller |
+| weights in a session (bytes) | {baseline.memory_bytes} | {m.memory_bytes} | |
 | latency (ms, {target}) | {baseline.latency_ms:.3f} | {m.latency_ms:.3f} | {baseline.latency_ms / m.latency_ms:.2f}x faster |
 | accuracy (validation) | {percent(baseline.accuracy)} | {percent(m.accuracy)} | |
 | accuracy (test) | {percent(baseline.test_accuracy)} | {percent(m.test_accuracy)} | |
 
+Packed weights are unpacked when a session is created, to 8-bit integers for integer kernels and to float for the others.
 Latency is the ratio to the float file, run interleaved with it, times the float file's latency at the start of the search.
 Linear modules with 8-bit activations take their range from each batch, so that outputs depend slightly on the batch they are in.
 

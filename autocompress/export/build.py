@@ -3,32 +3,36 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
-from functools import cache, cached_property
+from functools import cached_property
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
 from onnx import ModelProto
-from torch import Tensor, nn
+from torch import nn
 
-from autocompress.attention import split_attention
 from autocompress.candidate import Candidate, ModuleConfig
 from autocompress.channels import ChannelGroup
-from autocompress.compress.library import StoredTensor, Variant, VariantLibrary
-from autocompress.compress.low_rank import rank_of
-from autocompress.compress.prune import Masks, Pruner
-from autocompress.compress.quantize import ActivationRange, quant_max
-from autocompress.compress.stitch import Stitcher
+from autocompress.compress.activation import ActivationRange
+from autocompress.compress.library import Variant, VariantLibrary
+from autocompress.compress.prune import Pruner
+from autocompress.compress.smooth import Smoother
+from autocompress.compress.statistics import LayerStatistics, collect_statistics
+from autocompress.compress.stitch import ActivationPlan, Stitcher, Trained
+from autocompress.export.blank import blank_variant
 from autocompress.export.calibrate import calibrate
-from autocompress.export.lower import LoweredModel, export_float, lower
-from autocompress.export.rewrite import rewrite
+from autocompress.export.lower import LoweredModel, export_float, find_norms, lower
+from autocompress.export.operators import gather_block
+from autocompress.export.rewrite import Recipe, rewrite
 from autocompress.modules import CompressibleModule, ModuleMap
+from autocompress.split import fused_modules, split_modules
+from autocompress.targets.kernels import FOLDED, KernelChoice
 from autocompress.targets.runtime import open_session
 from autocompress.task import Inputs, Task, batch_size, call_model, take_samples
 
 CALIBRATION_SAMPLES = 128
+WEIGHT_ONLY_BITS = (2, 4, 8)
 
 
 @dataclass
@@ -37,34 +41,90 @@ class Builder:
 
     lowered: LoweredModel
     module_map: ModuleMap
-    pruner: Pruner
+    teacher: nn.Module
+    statistics: Mapping[str, LayerStatistics]
     ranges: Mapping[str, ActivationRange]
     baseline: bytes
+    kernels: KernelChoice
     _sizes: dict[Candidate, int] = field(default_factory=dict)
 
-    def input_ranges(self) -> dict[str, ActivationRange]:
-        """Range of each convolution's input, by module name."""
-        return {
-            owner: self.ranges[site.input]
-            for owner, sites in self.lowered.sites.items()
-            for site in sites
-            if site.kind == "conv" and site.input in self.ranges
-        }
+    @cached_property
+    def pruner(self) -> Pruner:
+        """Masks of any candidate."""
+        return Pruner(self.teacher, self.module_map)
 
-    def build(self, candidate: Candidate, variants: Mapping[str, Variant], others: Mapping[str, Tensor] | None = None) -> ModelProto:
-        """The candidate with real weights; `variants` by site name, `others` replace parameters that recovery trained."""
-        masks = self.pruner.masks(candidate)
-        return rewrite(self.lowered, self.module_map, candidate, variants, masks, self.ranges, others)[0]
+    @cached_property
+    def smoother(self) -> Smoother:
+        """Smoothing factors of any candidate."""
+        return Smoother(self.teacher, self.module_map, self.statistics)
+
+    @cached_property
+    def plan(self) -> ActivationPlan:
+        """What the simulation must know of the graph."""
+        inputs, outputs = {}, {}
+        for owner, (site, *more) in self.lowered.sites.items():
+            if site.input in self.ranges:
+                inputs[owner] = site.input
+            if site.kind == "conv" and not more:
+                norm = next((n for n in map(self.lowered.producer.get, site.tail) if n and n.op_type == "BatchNormalization"), None)
+                outputs[owner] = (norm.input[3].rpartition(".")[0] if norm else owner, site.output)
+        return ActivationPlan(self.ranges, inputs, outputs, self.weight_only_level)
+
+    def weight_only_level(self, module: CompressibleModule, config: ModuleConfig) -> int | None:
+        """Accuracy level of the weight-only kernel where it is the fastest for float inputs and groups of weights, else None."""
+        fits = config.activation_bits == 32 and config.group_size > 0 and config.weight_bits in WEIGHT_ONLY_BITS
+        if not fits or module.kind != "linear":
+            return None
+        rows = max(1, module.positions // len(self.lowered.sites[module.name]))
+        columns, outputs = module.weight_shape[1], module.weight_shape[0]
+        level = self.kernels.matmul_level(rows, columns, outputs, config.weight_bits, config.group_size)
+        return None if level == FOLDED else level
+
+    def table_block(self, module: CompressibleModule, config: ModuleConfig) -> int | None:
+        """Block size of an embedding whose packed lookup is at least as fast as the unpacked one, else None."""
+        if module.kind != "embedding" or config.weight_bits not in WEIGHT_ONLY_BITS:
+            return None
+        entries, width = module.weight_shape
+        block = gather_block(width, config)
+        if block is None:
+            return None
+        lookups = max(1, module.positions // len(self.lowered.sites[module.name]))
+        packed = self.kernels.gather_stays_packed(lookups, entries, width, config.weight_bits, block)
+        return block if packed else None
+
+    def recipe(
+        self,
+        candidate: Candidate,
+        variants: Mapping[str, Variant],
+        trained: Trained | None = None,
+        levels: Mapping[str, int] | None = None,
+        blocks: Mapping[str, int] | None = None,
+    ) -> Recipe:
+        """What the file of `candidate` is made of; `levels` and `blocks` state the kernels, else the target's fastest are taken."""
+        return Recipe(
+            candidate,
+            {**variants, **(trained.variants if trained else {})},
+            self.pruner.masks(candidate),
+            {**self.ranges, **self.smoother.ranges(candidate, self.plan.inputs), **(trained.ranges if trained else {})},
+            _chosen(self.module_map, candidate, self.weight_only_level) if levels is None else levels,
+            _chosen(self.module_map, candidate, self.table_block) if blocks is None else blocks,
+            self.smoother.parameters(candidate),
+            trained.others if trained else None,
+        )
+
+    def build(self, recipe: Recipe) -> ModelProto:
+        """The file's content."""
+        return rewrite(self.lowered, self.module_map, recipe)[0]
 
     def blank(self, candidate: Candidate) -> tuple[ModelProto, dict[str, str]]:
         """(graph, owner of each tensor) with weights of the right shapes and no meaning."""
         masks = self.pruner.masks(candidate)
         variants = {
-            site.name: _blank_variant(module, candidate.config(module.name), masks)
+            site.name: blank_variant(module, candidate.config(module.name), masks)
             for module in self.module_map
             for site in self.lowered.sites[module.name]
         }
-        return rewrite(self.lowered, self.module_map, candidate, variants, masks, self.ranges)
+        return rewrite(self.lowered, self.module_map, self.recipe(candidate, variants))
 
     def size_bytes(self, candidate: Candidate) -> int:
         """Size of the candidate's file."""
@@ -96,79 +156,76 @@ class Builder:
         return owners
 
 
-def _blank_variant(module: CompressibleModule, config: ModuleConfig, masks: Masks) -> Variant:
-    shape = list(module.weight_shape)
-    for i, side in enumerate(("out", "in")):
-        mask = masks.of(module.name, side)
-        if mask is not None:
-            shape[i] = int(mask.sum())
-    shapes = [shape]
-    if config.rank_ratio < 1 and module.kind == "linear":
-        rank = rank_of(shape[0], shape[1], config.rank_ratio)
-        shapes = [[rank, shape[1]], [shape[0], rank]]
-    factors = tuple(_noise(s, config.weight_bits) for s in shapes)
-    return Variant(factors, torch.zeros(shape[0]) if module.has_bias else None)
+def _chosen(
+    module_map: ModuleMap, candidate: Candidate, choose: Callable[[CompressibleModule, ModuleConfig], int | None]
+) -> dict[str, int]:
+    found = {module.name: choose(module, candidate.config(module.name)) for module in module_map}
+    return {name: value for name, value in found.items() if value is not None}
 
 
-def _noise(shape: list[int], weight_bits: int) -> StoredTensor:
-    """Random weights that keep activations at their size: kernels take a few percent longer on them than on constants."""
-    fan_in = max(1, int(np.prod(shape[1:])))
-    noise = np.resize(_noise_pool(), shape)
-    if weight_bits >= 16:
-        return StoredTensor(
-            torch.from_numpy(noise / np.float32(np.sqrt(fan_in))).to(torch.float16 if weight_bits == 16 else torch.float32), weight_bits
-        )
-    step = 3.0 / quant_max(weight_bits)
-    values = torch.from_numpy(np.clip(noise / step, -quant_max(weight_bits), quant_max(weight_bits)).astype(np.int8))
-    return StoredTensor(values, weight_bits, torch.full((shape[0],), step / float(np.sqrt(fan_in))))
+def prepare(
+    task: Task, module_map: ModuleMap, kernels: KernelChoice, device: torch.device | None = None, activation_range: str = "squared_error"
+) -> Builder:
+    """Export and calibrate once; modules whose weight the graph does not show are left out of the map.
 
-
-@cache
-def _noise_pool() -> NDArray[np.float32]:
-    return np.random.default_rng(0).standard_normal(1_000_003, dtype=np.float32)
-
-
-def prepare(task: Task, module_map: ModuleMap) -> tuple[Builder, nn.Module]:
-    """(builder, teacher): export and calibrate once; modules whose weight the graph does not show are left out of the map."""
-    teacher = split_attention(task.model).cpu()
+    `activation_range` is how static ranges are chosen (as `ModuleConfig.weight_range`).
+    """
+    teacher = split_modules(task.model).cpu()
     lowered = lower(teacher, task.example_inputs, module_map)
     module_map = module_map.restricted_to(lowered.sites)
+    module_map = replace(module_map, norms=find_norms(lowered, module_map))
     samples = [inputs for inputs, _ in take_samples(task.calibration_batches(), CALIBRATION_SAMPLES)]
     samples = samples if lowered.dynamic_batch else [task.example_inputs, *samples]
-    ranges = calibrate(lowered, samples, batch_size(task.example_inputs))
-    changed = any(isinstance(module, nn.MultiheadAttention) for module in task.model.modules())
-    baseline = export_float(copy.deepcopy(task.model).cpu().eval(), task.example_inputs)[0] if changed else lowered.proto
-    builder = Builder(lowered, module_map, Pruner(teacher, module_map), ranges, baseline.SerializeToString())
-    return _with_prunable_groups(builder, teacher, samples[0]), teacher
+    ranges = calibrate(lowered, samples, batch_size(task.example_inputs), activation_range)
+    device = device or torch.device("cpu")
+    statistics = collect_statistics(teacher.to(device), module_map, samples, device)
+    teacher.cpu()
+    baseline = lowered.proto
+    if fused_modules(task.model):
+        baseline = export_float(copy.deepcopy(task.model).cpu().eval(), task.example_inputs)[0]
+    builder = Builder(lowered, module_map, teacher, statistics, ranges, baseline.SerializeToString(), kernels)
+    return _with_prunable_groups(builder, samples[0])
 
 
-def _with_prunable_groups(builder: Builder, teacher: nn.Module, inputs: Inputs) -> Builder:
+def _with_prunable_groups(builder: Builder, inputs: Inputs) -> Builder:
     """The same builder, in which groups that the exported graph cannot lose are not pruned.
 
     A graph may hold a width as a constant, or couple channels in a way that the dependency graph did not see; so half of
     every group is removed and the file compared with the simulation, group by group where they differ.
     """
     groups = [group for group in builder.module_map.groups if group.reason is None]
-    if not groups or _prunes(builder, teacher, inputs, groups):
+    if not groups or _prunes(builder, inputs, groups):
         return builder
-    bad = {group.name for group in groups if not _prunes(builder, teacher, inputs, [group])}
+    bad = {group.name for group in groups if not _prunes(builder, inputs, [group])}
     kept = tuple(
         g.but("the exported graph does not compute the same without half of it") if g.name in bad else g for g in builder.module_map.groups
     )
-    module_map = replace(builder.module_map, groups=kept)
-    return Builder(builder.lowered, module_map, Pruner(teacher, module_map), builder.ranges, builder.baseline)
+    return Builder(
+        builder.lowered,
+        replace(builder.module_map, groups=kept),
+        builder.teacher,
+        builder.statistics,
+        builder.ranges,
+        builder.baseline,
+        builder.kernels,
+    )
 
 
-def _prunes(builder: Builder, teacher: nn.Module, inputs: Inputs, groups: list[ChannelGroup]) -> bool:
+def _prunes(builder: Builder, inputs: Inputs, groups: list[ChannelGroup]) -> bool:
     candidate = Candidate.of({group.name: ModuleConfig(pruning_ratio=0.5) for group in groups})
-    stitcher = Stitcher(teacher, builder.module_map, VariantLibrary(teacher), {})
-    variants = {site.name: stitcher.variant(site.name, site.owner, candidate) for found in builder.lowered.sites.values() for site in found}
+    stitcher = Stitcher(builder.teacher, builder.module_map, VariantLibrary(builder.teacher))
     with torch.no_grad():
         expected = call_model(stitcher.apply(candidate), inputs).numpy()
     try:
-        proto = builder.build(candidate, variants)
+        proto = builder.build(builder.recipe(candidate, stitched_variants(builder, stitcher, candidate)))
         (found, *_) = open_session(proto.SerializeToString()).run(None, builder.lowered.feed(inputs))
     except Exception:
         return False  # ONNX Runtime refuses the graph: shapes do not fit any more
     same: bool = np.allclose(found, expected, rtol=1e-3, atol=1e-3 * max(1.0, float(np.abs(expected).max())))
     return found.shape == expected.shape and same
+
+
+def stitched_variants(builder: Builder, stitcher: Stitcher, candidate: Candidate) -> dict[str, Variant]:
+    """The library's variant of every site."""
+    sites = [site for found in builder.lowered.sites.values() for site in found]
+    return {site.name: stitcher.variant(site.name, site.owner, candidate) for site in sites}

@@ -18,10 +18,11 @@ from onnxscript.optimizer import fold_constants
 from torch import nn
 
 from autocompress.errors import ExportError
-from autocompress.modules import ModuleMap
+from autocompress.modules import ModuleMap, NormGroup
 from autocompress.targets.runtime import open_session
 from autocompress.task import Inputs, call_model, feed_of, input_tensors, map_inputs
 
+NORM_OPERATORS = ("LayerNormalization", "RMSNormalization", "Mul")
 OPSET = 21  # the first with 4-bit integers in DequantizeLinear and Cast
 
 
@@ -34,6 +35,7 @@ class Site:
         owner: the module under whose name the weight is compressed.
         absorbed: nodes (by output name) that a rewritten site replaces: the weight's Transpose.
         tail: for convolutions, outputs of the BatchNormalization and Relu that follow alone.
+        node: of a recurrent weight, a stand-in: whatever reads the weight reads what replaces it.
     """
 
     name: str
@@ -246,15 +248,46 @@ def lower(model: nn.Module, example_inputs: Inputs, module_map: ModuleMap) -> Lo
         for value in node.input:
             consumers.setdefault(value, []).append(node)
     initializers = {tensor.name for tensor in proto.graph.initializer}
-    sites = {}
+    sites: dict[str, tuple[Site, ...]] = {}
     for module in module_map:
-        weight = next((f"{n}.weight" for n in (module.name, *module.aliases) if f"{n}.weight" in consumers), None)
-        uses = consumers.get(weight, []) if weight else []
+        if module.kind == "recurrent":
+            weight = f"{module.name}.weight"
+            if weight in consumers:  # its slices and transposes are constants, which the runtime folds
+                whole = helper.make_node("Identity", [weight], [weight])
+                sites[module.name] = (Site(module.name, module.name, "recurrent", whole, "", weight, f"{module.name}.bias"),)
+            continue
+        used = next((f"{n}.weight" for n in (module.name, *module.aliases) if f"{n}.weight" in consumers), None)
+        uses = consumers.get(used, []) if used else []
         found = [_site(module.name, (module.name, *module.aliases), node, consumers, initializers) for node in uses]
         if found and all(found):
             sites[module.name] = tuple(site for site in found if site)
     producer = {output: node for node in proto.graph.node for output in node.output}
     return LoweredModel(proto, sites, names, dynamic, producer)
+
+
+def find_norms(lowered: LoweredModel, module_map: ModuleMap) -> tuple[NormGroup, ...]:
+    """Normalisations whose output only linear modules read: any operator that multiplies by a vector named NAME.weight."""
+    graph = lowered.proto.graph
+    vectors = {t.name for t in graph.initializer if t.name.endswith(".weight") and len(t.dims) == 1}
+    uses: dict[str, int] = {}
+    for node in graph.node:
+        for value in node.input:
+            uses[value] = uses.get(value, 0) + 1
+    outputs = {value.name for value in graph.output}
+    readers: dict[str, list[str]] = {}
+    for module in module_map:
+        for site in lowered.sites.get(module.name, ()):
+            if site.kind == "linear":
+                readers.setdefault(site.input, []).append(module.name)
+    found = []
+    for node in graph.node:
+        weights = [value for value in node.input if value in vectors and uses[value] == 1]
+        read = readers.get(node.output[0], [])
+        alone = bool(read) and len(read) == uses.get(node.output[0], 0) and node.output[0] not in outputs
+        once = all(len(lowered.sites[name]) == 1 for name in read)
+        if node.op_type in NORM_OPERATORS and len(weights) == 1 and alone and once:
+            found.append(NormGroup(weights[0].removesuffix(".weight"), tuple(read)))
+    return tuple(found)
 
 
 def _site(

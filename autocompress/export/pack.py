@@ -1,31 +1,176 @@
-"""Weights as ONNX tensors at their true size: 4 bits packed two to a byte, 8 bits, float16."""
+"""Weights at their true size: each width as fields of 4, 2 and 1 bits that standard operators join again when a session is created."""
 
 from __future__ import annotations
 
 import numpy as np
 from numpy.typing import NDArray
-from onnx import TensorProto, helper, numpy_helper
+from onnx import TensorProto, helper
 
-from autocompress.compress.library import StoredTensor
+from autocompress.compress.quantize import StoredTensor, to_blocks
+from autocompress.export.graph import GraphBuilder
 
-
-def pack_int4(values: NDArray[np.int8]) -> bytes:
-    """Two's complement nibbles, the first value in the low one; an odd count is padded with 0 (ONNX INT4 layout)."""
-    nibbles = values.astype(np.uint8).flatten() & 0x0F
-    if len(nibbles) % 2:
-        nibbles = np.append(nibbles, np.uint8(0))
-    return bytes((nibbles[0::2] | (nibbles[1::2] << 4)).tobytes())
+Array = NDArray[np.generic]
 
 
-def weight_tensor(name: str, values: NDArray[np.generic], weight_bits: int) -> TensorProto:
-    """`values` (int8 for 4 and 8 bits, float otherwise) as an initializer that stores just `weight_bits` per weight."""
+def field_widths(weight_bits: int) -> list[int]:
+    """The fields of a width, lowest bits first: 7 = 4 + 2 + 1."""
+    return [width for width in (4, 2, 1) if weight_bits & width]
+
+
+def pack_field(values: NDArray[np.uint8], width: int) -> NDArray[np.uint8]:
+    """(bytes, 1): fields of `width` bits, the first in the lowest bits of the first byte, padded with 0."""
+    per_byte = 8 // width
+    flat = values.ravel()
+    cells = np.pad(flat, (0, -len(flat) % per_byte)).reshape(-1, per_byte)
+    shifts = (np.arange(per_byte) * width).astype(np.uint8)
+    return np.asarray(np.bitwise_or.reduce(cells << shifts, axis=1), dtype=np.uint8)[:, None]
+
+
+def pack(values: NDArray[np.int8], weight_bits: int) -> list[NDArray[np.uint8]]:
+    """The packed fields of signed integers of `weight_bits`."""
+    unsigned = (values.astype(np.int16) + 2 ** (weight_bits - 1)).astype(np.uint8)
+    packed, offset = [], 0
+    for width in field_widths(weight_bits):
+        packed.append(pack_field((unsigned >> np.uint8(offset)) & np.uint8(2**width - 1), width))
+        offset += width
+    return packed
+
+
+def unpack(packed: list[NDArray[np.uint8]], weight_bits: int, shape: tuple[int, ...]) -> NDArray[np.int8]:
+    """Reverse of `pack`, as the graph does it."""
+    total = np.zeros(int(np.prod(shape)), np.uint8)
+    offset = 0
+    for field, width in zip(packed, field_widths(weight_bits), strict=True):
+        shifts = (np.arange(8 // width) * width).astype(np.uint8)
+        total |= ((field >> shifts) & np.uint8(2**width - 1)).ravel()[: total.size] << np.uint8(offset)
+        offset += width
+    signed: NDArray[np.int8] = (total.astype(np.int16) - 2 ** (weight_bits - 1)).astype(np.int8)
+    return signed.reshape(shape)
+
+
+def pack_rows(values: NDArray[np.int8], weight_bits: int) -> NDArray[np.uint8]:
+    """(rows, bytes) of 2, 4 or 8 bits with offset 2^(bits - 1), each row padded to whole bytes."""
+    unsigned = (values.astype(np.int16) + 2 ** (weight_bits - 1)).astype(np.uint8)
+    per_byte = 8 // weight_bits
+    unsigned = np.pad(unsigned, ((0, 0), (0, -unsigned.shape[1] % per_byte)))
+    return pack_field(unsigned, weight_bits).reshape(len(values), -1)
+
+
+def _integers(graph: GraphBuilder, name: str, values: NDArray[np.int8], weight_bits: int) -> str:
+    """int8 tensor of `values`, stored at `weight_bits`."""
+    if weight_bits == 8:
+        return graph.constant(name, values)
     if weight_bits == 4:
-        return helper.make_tensor(name, TensorProto.INT4, values.shape, pack_int4(values.astype(np.int8)), raw=True)
-    dtype = {8: np.int8, 16: np.float16, 32: np.float32}[weight_bits]
-    return numpy_helper.from_array(np.ascontiguousarray(values.astype(dtype)), name)
+        nibbles = pack_field(values.astype(np.uint8) & np.uint8(0x0F), 4)
+        graph.initializers[name] = helper.make_tensor(name, TensorProto.INT4, values.shape, nibbles.tobytes(), raw=True)
+        return graph.add("Cast", [name], f"{name}i", to=TensorProto.INT8)
+    joined, offset = "", 0
+    shape = graph.shape(values.shape)
+    for width, packed in zip(field_widths(weight_bits), pack(values, weight_bits), strict=True):
+        part = f"{name}f{width}"
+        graph.constant(part, packed)
+        shifts = graph.shared(f"shifts{width}", (np.arange(8 // width) * width).astype(np.uint8))
+        value = graph.add("BitShift", [part, shifts], f"{part}s", direction="RIGHT")
+        value = graph.add("BitwiseAnd", [value, graph.shared(f"mask{width}", np.array(2**width - 1, np.uint8))], f"{part}a")
+        if packed.size * 8 // width != values.size:
+            value = graph.add("Reshape", [value, graph.shape((-1,))], f"{part}f")
+            ends = [graph.shape((0,)), graph.shape((values.size,))]
+            value = graph.add("Slice", [value, *ends], f"{part}c")
+        value = graph.add("Reshape", [value, shape], f"{part}r")
+        if offset:
+            value = graph.add("BitShift", [value, graph.shared(f"by{offset}", np.array(offset, np.uint8))], f"{part}l", direction="LEFT")
+            joined = graph.add("BitwiseOr", [joined, value], f"{part}o")
+        else:
+            joined = value
+        offset += width
+    half = 2 ** (weight_bits - 1)
+    table = graph.shared(f"signed{weight_bits}", np.arange(-half, half).astype(np.int8))
+    return graph.add("Gather", [table, graph.add("Cast", [joined], f"{name}n", to=TensorProto.INT32)], f"{name}i")
 
 
-def stored_values(stored: StoredTensor) -> NDArray[np.generic]:
-    """The values as numpy."""
-    values: NDArray[np.generic] = stored.values.detach().cpu().numpy()
-    return values
+def _numpy(stored: StoredTensor, part: str) -> Array:
+    value: Array = getattr(stored, part).detach().cpu().numpy()
+    return value
+
+
+def _blocked(graph: GraphBuilder, name: str, stored: StoredTensor) -> tuple[str, tuple[int, ...]]:
+    """(int8 integers in the shape in which they meet their scales, that of the scales)."""
+    values = stored.values
+    if stored.group_size > 0:
+        blocks = to_blocks(values, stored.group_size)
+        return _integers(graph, name, blocks.numpy(), stored.weight_bits), (*blocks.shape[:2], 1)
+    shape = (1,) * values.dim() if stored.group_size == -1 else (len(values), *[1] * (values.dim() - 1))
+    return _integers(graph, name, values.numpy(), stored.weight_bits), shape
+
+
+def _unblocked(graph: GraphBuilder, name: str, value: str, stored: StoredTensor) -> str:
+    """`value` in the weight's shape again."""
+    if stored.group_size <= 0:
+        return value
+    shape = tuple(stored.values.shape)
+    columns = int(np.prod(shape[1:]))
+    if columns % stored.group_size:
+        value = graph.add("Reshape", [value, graph.shape((shape[0], -1))], f"{name}p")
+        value = graph.add("Slice", [value, graph.shape((0,)), graph.shape((columns,)), graph.shape((1,))], f"{name}q")
+    return graph.add("Reshape", [value, graph.shape(shape)], f"{name}w")
+
+
+def int8_weight(graph: GraphBuilder, name: str, stored: StoredTensor) -> str:
+    """int8 tensor that an integer kernel multiplies, `StoredTensor.int8`; the runtime folds the operators that make it."""
+
+    def make(name: str) -> str:
+        value, shape = _blocked(graph, name, stored)
+        zero = stored.zero_point if stored.weight_bits < 8 else None
+        if zero is None and stored.multiplier is None:
+            return _unblocked(graph, name, value, stored)
+        value = graph.add("Cast", [value], f"{name}e", to=TensorProto.INT32)
+        for part, operator in (("zero_point", "Sub"), ("multiplier", "Mul")):
+            if getattr(stored, part) is not None and (part != "zero_point" or zero is not None):
+                operand = graph.constant(f"{name}{part[0]}", _numpy(stored, part).reshape(shape))
+                operand = graph.add("Cast", [operand], f"{operand}e", to=TensorProto.INT32)
+                value = graph.add(operator, [value, operand], f"{name}{operator[0]}")
+        value = graph.add("Cast", [value], f"{name}t", to=TensorProto.INT8)
+        return _unblocked(graph, name, value, stored)
+
+    return graph.once(name, make)
+
+
+def float_weight(graph: GraphBuilder, name: str, stored: StoredTensor) -> str:
+    """float32 tensor, `StoredTensor.dequantized`; the runtime folds the operators that make it."""
+
+    def make(name: str) -> str:
+        if stored.scale is None:
+            return _plain(graph, name, stored)
+        value, shape = _blocked(graph, name, stored)
+        value = graph.add("Cast", [value], f"{name}e", to=TensorProto.FLOAT)
+        if stored.zero_point is not None:
+            zero = graph.constant(f"{name}z", _numpy(stored, "zero_point").reshape(shape))
+            value = graph.add("Sub", [value, graph.add("Cast", [zero], f"{name}ze", to=TensorProto.FLOAT)], f"{name}S")
+        value = graph.add("Mul", [value, group_scale(graph, name, stored, shape)], f"{name}M")
+        return _unblocked(graph, name, value, stored)
+
+    return graph.once(name, make)
+
+
+def group_scale(graph: GraphBuilder, name: str, stored: StoredTensor, shape: tuple[int, ...]) -> str:
+    """float32 scales of `shape`; those of groups are stored as float16 shares of the largest."""
+    scale = np.asarray(_numpy(stored, "scale"), np.float32)
+    if stored.group_size <= 0:
+        return graph.constant(f"{name}s", scale.reshape(shape))
+    top = np.float32(scale.max())
+    shares = graph.constant(f"{name}h", (scale / top).astype(np.float16).reshape(shape))
+    wide = graph.add("Cast", [shares], f"{name}he", to=TensorProto.FLOAT)
+    return graph.add("Mul", [wide, graph.constant(f"{name}top", top.reshape(()))], f"{name}s")
+
+
+def _plain(graph: GraphBuilder, name: str, stored: StoredTensor) -> str:
+    """16 and 32 bits."""
+    if stored.weight_bits == 32:
+        return graph.constant(name, stored.values.float().cpu().numpy())
+    kind = TensorProto.BFLOAT16 if str(stored.values.dtype) == "torch.bfloat16" else TensorProto.FLOAT16
+    if kind == TensorProto.FLOAT16:
+        graph.constant(name, stored.values.cpu().numpy())
+    else:
+        upper = (stored.values.float().cpu().numpy().view(np.uint32) >> 16).astype(np.uint16)
+        graph.initializers[name] = helper.make_tensor(name, kind, tuple(stored.values.shape), upper.tobytes(), raw=True)
+    return graph.add("Cast", [name], f"{name}e", to=TensorProto.FLOAT)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 
 import numpy as np
@@ -21,13 +21,20 @@ SWEEPS = 3
 
 def stored_bytes(module: CompressibleModule, config: ModuleConfig, kept_out: int, kept_in: int) -> float:
     """Bytes of the weights and scales of one module; the graph around them is counted exactly elsewhere."""
+    config = config.for_kernel(module.kind)
     kernel = int(np.prod(module.weight_shape[2:]))
     shapes = [(kept_out, kept_in * kernel)]
     if config.rank_ratio < 1 and module.kind == "linear":
         rank = rank_of(kept_out, kept_in, config.rank_ratio)
         shapes = [(rank, kept_in), (kept_out, rank)]
-    scales = sum(rows for rows, _ in shapes) * 4 if config.weight_bits < 16 else 0
-    return sum(rows * columns for rows, columns in shapes) * config.weight_bits / 8 + scales
+    total = 0.0
+    for rows, columns in shapes:
+        total += rows * columns * config.weight_bits / 8
+        if config.weight_bits < 16:
+            groups = {0: rows, -1: 1}.get(config.group_size) or rows * -(-columns // config.group_size)
+            per_group = 4 if config.group_size <= 0 else 2  # float16 shares
+            total += groups * (per_group + (0 if config.symmetric else 1))
+    return total
 
 
 @dataclass(frozen=True, eq=False)
@@ -66,7 +73,7 @@ class Allocator:
         """Tables from the measured divergences, the analytic bytes and the latency table."""
         kinds = {module.name: module.kind for module in layout.module_map}
         groups = {g.name: g for g in layout.module_map.groups if g.reason is None}
-        ratios = {name: space.choices(name, "pruning_ratio") for name in groups}
+        ratios = {name: space.numbers(name, "pruning_ratio") for name in groups}
         kept: dict[tuple[str, str], list[tuple[str, list[int]]]] = {}
         for name, group in groups.items():
             for member in group.members:
@@ -84,7 +91,7 @@ class Allocator:
             for index in np.ndindex(shape):
                 config = configs[index[0]]
                 rows, columns = module.weight_shape[0] - out_removed[index[1]], width - in_removed[index[2]]
-                form, amount = module_work(module, config, rows, columns)
+                form, amount = module_work(layout, module, config, rows, columns)
                 size[index] = stored_bytes(module, config, rows, columns) / baseline_bytes
                 latency[index] = table.wall_us(module.name, form, amount, kinds) / (table.baseline_ms * 1e3)
             loss = np.array([_config_loss(losses, module.name, config) for config in configs])
@@ -128,7 +135,7 @@ class Allocator:
             size, latency = size + table.size[index], latency + table.latency[index]
             config = table.configs[chosen[name]]
             ratio = self.ratios[name][pruned[name]] if name in pruned else 0.0
-            configs[name] = ModuleConfig(config.weight_bits, config.activation_bits, config.rank_ratio, ratio)
+            configs[name] = replace(config, pruning_ratio=ratio)
         return configs, float(size), float(latency + sum(self.group_latency[g][i] for g, i in pruned.items()))
 
     @cached_property
@@ -163,5 +170,4 @@ class Allocator:
 
 
 def _config_loss(losses: Mapping[tuple[str, ModuleConfig], float], name: str, config: ModuleConfig) -> float:
-    bits = ModuleConfig(config.weight_bits, config.activation_bits)
-    return losses.get((name, bits), 0.0) + losses.get((name, ModuleConfig(rank_ratio=config.rank_ratio)), 0.0)
+    return losses.get((name, config.quantized()), 0.0) + losses.get((name, ModuleConfig(rank_ratio=config.rank_ratio)), 0.0)

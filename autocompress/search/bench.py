@@ -24,7 +24,7 @@ from autocompress.results import Measurement
 from autocompress.search.racing import metric_is_mean
 from autocompress.search_space import BoundSpace, SearchSpace
 from autocompress.targets.latency_table import LatencyTable, Layout
-from autocompress.targets.profile import Subject, cache_folder, cached_table
+from autocompress.targets.profile import Subject, cache_folder, cached_table, extra_forms, kernel_choice
 from autocompress.targets.runtime import open_session
 from autocompress.targets.target import Target
 from autocompress.task import Task
@@ -87,14 +87,15 @@ def model_hash(model: nn.Module) -> str:
     return digest.hexdigest()
 
 
-def subject_of(task: Task, builder: Builder, layout: Layout) -> Subject:
-    """What the profiler needs."""
+def subject_of(task: Task, builder: Builder, layout: Layout, space: BoundSpace) -> Subject:
+    """What the profiler needs: every form that the space offers."""
 
     def blank(candidate: Candidate) -> tuple[bytes, dict[str, str]]:
         proto, owners = builder.blank(candidate)
         return proto.SerializeToString(), owners
 
-    return Subject(layout, builder.lowered.feed(task.example_inputs), builder.baseline, blank, builder.group_owners)
+    extras = extra_forms(layout, lambda name: space.configs(name) if name in space.kinds else ())
+    return Subject(layout, builder.lowered.feed(task.example_inputs), builder.baseline, blank, builder.group_owners, extras)
 
 
 def layout_of(builder: Builder) -> Layout:
@@ -104,7 +105,7 @@ def layout_of(builder: Builder) -> Layout:
         for owner, sites in builder.lowered.sites.items()
         if all(site.kind == "linear" for site in sites)
     }
-    return Layout(builder.module_map, builder.pruner, inputs)
+    return Layout(builder.module_map, builder.pruner, inputs, builder.weight_only_level)
 
 
 def open_bench(
@@ -119,16 +120,16 @@ def open_bench(
 ) -> Bench:
     """Export, calibrate, profile and evaluate the baseline (or take its numbers from the run that is resumed)."""
     report("exporting the model", 0.0)
-    builder, teacher = prepare(task, module_map)
+    builder = prepare(task, module_map, kernel_choice(target), device)
     bound = space.bind(builder.module_map, target)
     layout = layout_of(builder)
-    subject = subject_of(task, builder, layout)
+    subject = subject_of(task, builder, layout, bound)
     table = cached_table(subject, target, table_file, report)
     report("evaluating the baseline", 0.0)
-    teacher = teacher.to(device)
+    teacher = builder.teacher.to(device)
     trim_folder(cache_folder() / "variants")
-    library = VariantLibrary(teacher, cache_folder() / "variants")
-    stitcher = Stitcher(teacher, builder.module_map, library, builder.input_ranges())
+    library = VariantLibrary(teacher, cache_folder() / "variants", builder.statistics)
+    stitcher = Stitcher(teacher, builder.module_map, library, builder.plan)
     _, outputs = evaluate_model(task, teacher, task.validation, device)
     targets = [target_of for _, target_of in task.validation]
     baseline = known_baseline or _baseline(task, builder, target, subject)

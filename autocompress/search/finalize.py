@@ -14,6 +14,7 @@ from optuna.trial import FrozenTrial, TrialState
 
 from autocompress.candidate import Candidate
 from autocompress.export.artifact import write_model, write_notes, write_recipe, write_weights
+from autocompress.export.build import stitched_variants
 from autocompress.limits import Limits
 from autocompress.measure.accuracy import evaluate_model, evaluate_session
 from autocompress.measure.latency import interleaved_timing
@@ -31,7 +32,7 @@ from autocompress.results import (
 from autocompress.search.bench import Bench
 from autocompress.search.trial import read_trained, trained_path
 from autocompress.targets.profile import prediction_errors
-from autocompress.targets.runtime import open_session
+from autocompress.targets.runtime import open_session, weights_in_memory
 from autocompress.task import Batches, Task
 
 MAX_POINTS = 12
@@ -97,7 +98,7 @@ def verify_front(
     baseline_test = _known_test(folder)
     if baseline_test is None:
         baseline_test = _test_accuracy(bench.task, str(baseline_path), bench.builder.lowered.input_names)
-    baseline = replace(bench.baseline, test_accuracy=baseline_test)
+    baseline = replace(bench.baseline, test_accuracy=baseline_test, memory_bytes=weights_in_memory(str(baseline_path)))
     for i, finalist in enumerate(finalists):
         report("exporting and verifying the front", i / len(finalists))
         place = folder / "models" / f"{finalist.number:04d}"
@@ -105,7 +106,8 @@ def verify_front(
         session = open_session(str(place / MODEL_FILE), os.cpu_count() or 1)
         names = bench.builder.lowered.input_names
         found, _ = evaluate_session(bench.task, session, names, bench.task.validation)
-        scores.append((size, found, _test_accuracy(bench.task, str(place / MODEL_FILE), names)))
+        test = _test_accuracy(bench.task, str(place / MODEL_FILE), names)
+        scores.append((size, found, test, weights_in_memory(str(place / MODEL_FILE))))
         paths.append(place)
     timing = interleaved_timing(
         str(baseline_path),
@@ -116,8 +118,8 @@ def verify_front(
         report=lambda share: report("timing the front", share),
     )
     points = []
-    for finalist, place, (size, found, test), ratio in zip(finalists, paths, scores, timing.ratios, strict=True):
-        measured = Measurement(size, ratio * baseline.latency_ms, found.accuracy, test, found.metrics, verified=True)
+    for finalist, place, (size, found, test, memory), ratio in zip(finalists, paths, scores, timing.ratios, strict=True):
+        measured = Measurement(size, ratio * baseline.latency_ms, found.accuracy, test, found.metrics, True, memory)
         predicted = Measurement(int(finalist.values[0]), finalist.values[1], finalist.values[2])
         gap = found.accuracy - finalist.values[2]
         point = FrontPoint(finalist.number, finalist.candidate, measured, predicted, f"models/{place.name}", gap)
@@ -130,16 +132,14 @@ def verify_front(
 
 
 def _export(finalist: Finalist, bench: Bench, place: Path, folder: Path, origin: Mapping[str, Any]) -> int:
-    candidate = finalist.candidate
+    candidate, builder, stitcher = finalist.candidate, bench.builder, bench.stitcher
     trained = read_trained(trained_path(folder, finalist.number))
-    variants, others = trained if trained is not None else ({}, None)
-    for sites in bench.builder.lowered.sites.values():
-        for site in sites:
-            if site.name not in variants:
-                variants[site.name] = bench.stitcher.variant(site.name, site.owner, candidate)
-    write_weights(place, variants, others)
-    write_recipe(place, candidate, trained is not None, bench.builder.ranges, origin)
-    return write_model(place, bench.builder.build(candidate, variants, others))
+    variants = {} if trained is not None else stitched_variants(builder, stitcher, candidate)
+    recipe = builder.recipe(candidate, variants, trained)
+    size = write_model(place, builder.build(recipe))
+    write_weights(place, stitcher, candidate, trained)
+    write_recipe(place, builder, stitcher, candidate, trained, origin)
+    return size
 
 
 def _known_test(folder: Path) -> float | None:

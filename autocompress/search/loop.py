@@ -122,6 +122,7 @@ def describe_run(task: Task, settings: Settings, bench: Bench, limits: Limits) -
     given = settings.space
     return {
         "task": task.name,
+        "source": None if task.source is None else dict(task.source),
         "model": model_hash(task.model),
         "space": {"file": str(given) if isinstance(given, (str, Path)) else "inline", "digest": bench.space.digest},
         "target": bench.target.name,
@@ -139,7 +140,8 @@ def finish(study: optuna.Study, bench: Bench, limits: Limits, folder: Path, run:
     finalists = choose_finalists(study, bench, limits)
     if not finalists:
         raise AutocompressError(f"search: no trial finished; see the causes in {folder / TRIALS_FILE}")
-    origin = {key: run[key] for key in ("task", "model", "seed", "versions")}
+    origin = {key: run[key] for key in ("task", "source", "model", "seed", "versions")}
+    origin["threads"] = torch.get_num_threads()  # sums of floats depend on them in the last bit
     front, run["front_check"] = verify_front(finalists, bench, folder, origin, progress.phase)
     run["library"] = {"made": bench.stitcher.library.made, "reused": bench.stitcher.library.reused}
     return front
@@ -210,11 +212,13 @@ def smallest_candidate(space: BoundSpace) -> Candidate:
     """Every knob at its smallest."""
     configs = {}
     for name in space.kinds:
-        ranked = min(space.choices(name, "rank_ratio"))
+        ranked = min(space.numbers(name, "rank_ratio"))
         # A rank above one half of a square matrix makes two factors that are larger than it.
-        rank = ranked if ranked < 0.5 else max(space.choices(name, "rank_ratio"))
-        bits = int(min(space.choices(name, "weight_bits")))
-        configs[name] = ModuleConfig(bits, 32, rank, max(space.choices(name, "pruning_ratio")))
+        rank = ranked if ranked < 0.5 else max(space.numbers(name, "rank_ratio"))
+        bits = int(min(space.numbers(name, "weight_bits")))
+        ratio = max(space.numbers(name, "pruning_ratio"))
+        group_size = int(space.numbers(name, "group_size")[-1])
+        configs[name] = ModuleConfig(bits, group_size=group_size, rank_ratio=rank, pruning_ratio=ratio)
     return Candidate.of(configs)
 
 

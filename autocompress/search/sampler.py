@@ -109,5 +109,7 @@ class PriceSampler(BaseSampler):
         return indices
 
 
-def _nearest(choices: Sequence[float], value: float) -> int:
-    return int(np.argmin([abs(choice - value) for choice in choices]))
+def _nearest(choices: Sequence[float | str], value: float | str) -> int:
+    if isinstance(value, str) or isinstance(choices[0], str):
+        return choices.index(value) if value in choices else 0
+    return int(np.argmin([abs(float(choice) - value) for choice in choices]))

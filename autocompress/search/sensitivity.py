@@ -38,10 +38,9 @@ def probes(space: BoundSpace) -> list[tuple[str, ModuleConfig]]:
     found: list[tuple[str, ModuleConfig]] = []
     for module in space.kinds:
         for config in space.configs(module):
-            plain = ModuleConfig(config.weight_bits, config.activation_bits)
-            found.append((module, plain))
+            found.append((module, config.quantized()))
             found.append((module, ModuleConfig(rank_ratio=config.rank_ratio)))
-        found += [(module, ModuleConfig(pruning_ratio=ratio)) for ratio in space.choices(module, "pruning_ratio")]
+        found += [(module, ModuleConfig(pruning_ratio=ratio)) for ratio in space.numbers(module, "pruning_ratio")]
     return [probe for probe in dict.fromkeys(found) if probe[1] != ModuleConfig()]
 
 

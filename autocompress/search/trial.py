@@ -19,7 +19,7 @@ from torch import Tensor
 
 from autocompress.candidate import Candidate
 from autocompress.compress.distill import distil
-from autocompress.compress.library import Variant, variant_from_tensors, variant_to_tensors
+from autocompress.compress.stitch import Trained
 from autocompress.errors import RunFolderError
 from autocompress.limits import Limits
 from autocompress.measure.accuracy import evaluate_model, join_targets, model_outputs, scores_of
@@ -65,17 +65,14 @@ def trained_path(folder: Path, number: int) -> Path:
     return folder / "recovered" / f"{number:04d}.safetensors"
 
 
-def read_trained(path: Path) -> tuple[dict[str, Variant], dict[str, Tensor]] | None:
-    """(variants, other parameters) of a recovered trial; None when there are none."""
+def read_trained(path: Path) -> Trained | None:
+    """What the recovery of a trial left; None when there was none."""
     if not path.is_file():
         return None
     try:
-        tensors = load_file(path)
-    except (SafetensorError, OSError) as error:
+        return Trained.from_tensors(load_file(path))
+    except (SafetensorError, OSError, KeyError) as error:
         raise RunFolderError(f"{path}: damaged ({error}); remove it, the trial's untrained weights are used then") from error
-    names = dict.fromkeys(key.split("|")[1] for key in tensors if key.startswith("variant|"))
-    variants = {name: variant_from_tensors(tensors, f"variant|{name}|") for name in names}
-    return variants, {key.partition("|")[2]: value for key, value in tensors.items() if key.startswith("other|")}
 
 
 @dataclass
@@ -195,13 +192,10 @@ class Judge:
         stitcher = bench.stitcher
         stitcher.start_training(candidate)
         distil(bench.task, stitcher.model, stitcher.teacher, candidate.distillation, bench.device)
-        variants, others = stitcher.trained_state()
-        model = stitcher.apply(candidate, variants, others)
+        trained = stitcher.trained_state()
+        model = stitcher.apply(candidate, trained)
         after = evaluate_model(bench.task, model, bench.task.validation, bench.device)[0].accuracy
         if after <= before:
             return before, False
-        tensors = {f"other|{name}": value.contiguous() for name, value in others.items()}
-        for name, variant in variants.items():
-            tensors.update(variant_to_tensors(variant, f"variant|{name}|"))
-        write_atomic(trained_path(self.folder, number), save(tensors))
+        write_atomic(trained_path(self.folder, number), save(trained.to_tensors()))
         return after, True

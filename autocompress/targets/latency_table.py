@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections import defaultdict
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -19,7 +19,7 @@ from autocompress.compress.prune import Pruner
 from autocompress.errors import TargetError
 from autocompress.modules import CompressibleModule, ModuleMap
 
-FORMAT = 2
+FORMAT = 3
 CLASSES = ("float", "int8", "conv", "rest")
 RIDGE = 0.003  # weight of the prior against the fitted candidates
 
@@ -28,18 +28,31 @@ Key = tuple[str, str]  # (owner, form)
 
 @dataclass(frozen=True)
 class Layout:
-    """What the workload of a candidate depends on: modules, masks, and which tensors each linear module reads."""
+    """What the workload of a candidate depends on: modules, masks, which tensors each linear module reads, and which modules
+    run on the weight-only kernel under a config."""
 
     module_map: ModuleMap
     pruner: Pruner
     linear_inputs: Mapping[str, tuple[str, ...]]
+    weight_only_level: Callable[[CompressibleModule, ModuleConfig], int | None]
 
 
-def module_work(module: CompressibleModule, config: ModuleConfig, kept_out: int, kept_in: int) -> tuple[str, float]:
+def form_of(layout: Layout, module: CompressibleModule, config: ModuleConfig) -> str:
+    """The form in which a module under `config` is executed, its rank apart."""
+    if module.kind not in ("linear", "conv"):
+        return "float"
+    if config.activation_bits == 8:
+        usual = config.static(module.kind) == (module.kind == "conv")
+        return "int8" if usual else "int8-static" if module.kind == "linear" else "int8-dynamic"
+    if layout.weight_only_level(module, config) is not None:
+        return f"nbits{config.weight_bits}-{config.group_size}"
+    return "float" if config.activation_bits == 32 else "int16"
+
+
+def module_work(layout: Layout, module: CompressibleModule, config: ModuleConfig, kept_out: int, kept_in: int) -> tuple[str, float]:
     """(form, weights that are multiplied per output position) of one module under a config with that many channels left."""
-    config = config.effective()
     kernel = float(np.prod(module.weight_shape[2:]))
-    form = "int8" if config.activation_bits == 8 and module.kind != "embedding" else "float"
+    form = form_of(layout, module, config)
     if config.rank_ratio < 1 and module.kind == "linear":
         rank = rank_of(kept_out, kept_in, config.rank_ratio)
         return f"{form}-rank", float(rank * (kept_out + kept_in))
@@ -55,7 +68,7 @@ def workload(layout: Layout, candidate: Candidate) -> dict[Key, float]:
         out, into = masks.of(module.name, "out"), masks.of(module.name, "in")
         kept_out = module.weight_shape[0] if out is None else int(out.sum())
         kept_in = module.weight_shape[1] if into is None else int(into.sum())
-        form, amount = module_work(module, candidate.config(module.name), kept_out, kept_in)
+        form, amount = module_work(layout, module, candidate.config(module.name), kept_out, kept_in)
         amounts[module.name, form] = amount
         if form.startswith("int8"):
             integer += 1
@@ -102,7 +115,7 @@ class LatencyTable:
         """The class whose scales apply to an entry."""
         if owner not in kinds:
             return "rest"
-        return "conv" if kinds[owner] == "conv" else form.removesuffix("-rank")
+        return "conv" if kinds[owner] == "conv" else "int8" if form.startswith(("int8", "nbits")) else "float"
 
     def wall_us(self, owner: str, form: str, amount: float, kinds: Mapping[str, str]) -> float:
         """Wall time of one entry."""

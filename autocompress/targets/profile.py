@@ -6,7 +6,7 @@ import hashlib
 import os
 import platform
 from collections import defaultdict
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -19,56 +19,83 @@ from scipy.stats import kendalltau
 from autocompress.candidate import Candidate, ModuleConfig
 from autocompress.errors import TargetError
 from autocompress.measure.latency import PASSES, interleaved_timing
-from autocompress.targets.latency_table import CLASSES, Key, LatencyTable, Layout, fit_entries, fit_scales, workload
+from autocompress.targets.kernels import KernelChoice
+from autocompress.targets.latency_table import CLASSES, Key, LatencyTable, Layout, fit_entries, fit_scales, form_of, workload
 from autocompress.targets.runtime import profile_nodes
 from autocompress.targets.target import Target
 
 PROFILED = ((0.0, 1.0), (0.25, 1.0), (0.5, 1.0), (0.75, 1.0), (0.0, 0.5), (0.0, 0.25), (0.5, 0.25))
+PROFILED_EXTRA = ((0.0, 1.0), (0.5, 1.0), (0.0, 0.5), (0.5, 0.25))
 FITTED, CHECKED = 24, 24
 ROUNDS = 24
 
 
+USUAL_FORMS = ("float", "int8")
+
+
 @dataclass(frozen=True)
 class Subject:
-    """What is profiled: `blank(candidate)` gives (file, owner of each tensor), `groups` the tensors inside channel groups."""
+    """What is profiled.
+
+    Attributes:
+        blank: candidate -> (file, owner of each tensor).
+        groups: the tensors inside channel groups.
+        extras: further forms that the search may give modules, with the config that makes each: form -> module -> config.
+    """
 
     layout: Layout
     feed: Mapping[str, Any]
     baseline: bytes
     blank: Callable[[Candidate], tuple[bytes, Mapping[str, str]]]
     groups: Mapping[str, str]
+    extras: Mapping[str, Mapping[str, ModuleConfig]]
 
 
-def uniform_candidate(layout: Layout, target: Target, integer: bool, pruning_ratio: float, rank_ratio: float) -> Candidate:
-    """Every module in the same form, as far as it has it."""
-    roots = {group.name for group in layout.module_map.groups if group.reason is None}
-    return Candidate.of(
-        {
-            module.name: ModuleConfig(
-                8 if integer else 32,
-                8 if integer and module.kind in target.integer_kinds else 32,
-                rank_ratio if module.kind == "linear" else 1.0,
-                pruning_ratio if module.name in roots else 0.0,
-            )
-            for module in layout.module_map
-        }
-    )
+def extra_forms(layout: Layout, offered: Callable[[str], Iterable[ModuleConfig]]) -> dict[str, dict[str, ModuleConfig]]:
+    """The forms beyond float and the usual int8 among the configs that are offered per module."""
+    found: dict[str, dict[str, ModuleConfig]] = {}
+    for module in layout.module_map:
+        for config in offered(module.name):
+            form = form_of(layout, module, config)
+            if form not in USUAL_FORMS:
+                found.setdefault(form, {}).setdefault(module.name, config.quantized())
+    return found
 
 
-def random_candidate(layout: Layout, target: Target, generator: np.random.Generator) -> Candidate:
+def uniform_candidate(subject: Subject, target: Target, form: str, pruning_ratio: float, rank_ratio: float) -> Candidate:
+    """Every module in the same form, as far as it has it; float otherwise."""
+    roots = {group.name for group in subject.layout.module_map.groups if group.reason is None}
+    configs = {}
+    for module in subject.layout.module_map:
+        if form == "int8":
+            config = ModuleConfig(8, 8 if module.kind in target.integer_kinds else 32)
+        else:
+            config = subject.extras.get(form, {}).get(module.name, ModuleConfig())
+        configs[module.name] = replace(
+            config,
+            rank_ratio=rank_ratio if module.kind == "linear" else 1.0,
+            pruning_ratio=pruning_ratio if module.name in roots else 0.0,
+        )
+    return Candidate.of(configs)
+
+
+def random_candidate(subject: Subject, target: Target, generator: np.random.Generator) -> Candidate:
     """Any mixture: the shares of integer, factorised and pruned modules are themselves random."""
-    roots = {group.name for group in layout.module_map.groups if group.reason is None}
+    roots = {group.name for group in subject.layout.module_map.groups if group.reason is None}
     # Half of the mixtures lie at an end of each axis, since that is where fronts are.
     integer, ranked, pruned = (float(np.clip(generator.uniform(-0.5, 1.5), 0, 1)) for _ in range(3))
     depth = generator.choice([0.25, 0.5, 0.75])
     configs = {}
-    for module in layout.module_map:
+    for module in subject.layout.module_map:
         use_integer = generator.random() < integer and module.kind in target.integer_kinds
-        configs[module.name] = ModuleConfig(
-            int(generator.choice([4, 8] if use_integer else [4, 8, 16, 32])),
-            8 if use_integer else 32,
-            float(generator.choice([0.25, 0.5])) if module.kind == "linear" and generator.random() < ranked else 1.0,
-            float(depth * generator.choice([0.5, 1.0])) if module.name in roots and generator.random() < pruned else 0.0,
+        config = ModuleConfig(int(generator.choice([4, 8] if use_integer else [4, 8, 16, 32])), 8 if use_integer else 32)
+        extra = [form[module.name] for form in subject.extras.values() if module.name in form]
+        if extra and generator.random() < 0.4:
+            config = extra[int(generator.integers(len(extra)))]
+        configs[module.name] = replace(
+            config,
+            rank_ratio=float(generator.choice([0.25, 0.5])) if module.kind == "linear" and generator.random() < ranked else 1.0,
+            pruning_ratio=float(depth * generator.choice([0.5, 1.0])) if module.name in roots and generator.random() < pruned else 0.0,
         )
     return Candidate.of(configs)
 
@@ -77,17 +104,17 @@ def measure_table(subject: Subject, target: Target, seed: int = 0, report: Calla
     """Profile, fit on random candidates, check on others; `report` gets (what, share done)."""
     tell = report or (lambda what, share: None)
     forms = [
-        uniform_candidate(subject.layout, target, integer, pruning_ratio, rank_ratio)
-        for integer in (False, True)
-        for pruning_ratio, rank_ratio in PROFILED
+        uniform_candidate(subject, target, form, *shape)
+        for form in (*USUAL_FORMS, *subject.extras)
+        for shape in (PROFILED if form in USUAL_FORMS else PROFILED_EXTRA)
     ]
     observations: list[tuple[Key, float, float]] = []
     for i, candidate in enumerate(forms * PASSES):
         tell("profiling whole models", i / len(forms) / PASSES)
         observations += _profile(subject, target, candidate)
     generator = np.random.default_rng(seed)
-    unseen = [random_candidate(subject.layout, target, generator) for _ in range(CHECKED)]
-    fitted = forms + [random_candidate(subject.layout, target, generator) for _ in range(FITTED)]
+    unseen = [random_candidate(subject, target, generator) for _ in range(CHECKED)]
+    fitted = forms + [random_candidate(subject, target, generator) for _ in range(FITTED)]
     timing = interleaved_timing(
         subject.baseline,
         [subject.blank(candidate)[0] for candidate in fitted + unseen],
@@ -162,6 +189,7 @@ def table_key(subject: Subject, target: Target) -> str:
     for module in subject.layout.module_map:
         digest.update(repr((module.name, module.kind, module.weight_shape, module.macs, module.group)).encode())
     digest.update(repr([(name, array.shape) for name, array in subject.feed.items()]).encode())
+    digest.update(repr(sorted((form, sorted(found)) for form, found in subject.extras.items())).encode())
     return digest.hexdigest()
 
 
@@ -169,6 +197,12 @@ def cache_folder() -> Path:
     """Where tables and variants are kept between runs (AUTOCOMPRESS_CACHE overrides the user's cache folder)."""
     override = os.environ.get("AUTOCOMPRESS_CACHE")
     return Path(override) if override else user_cache_path("autocompress")
+
+
+def kernel_choice(target: Target) -> KernelChoice:
+    """The kernels of this machine, remembered between runs."""
+    machine = hashlib.sha256(repr((sorted(versions().items()), target)).encode()).hexdigest()[:16]
+    return KernelChoice(target.threads, cache_folder() / "kernels" / f"{machine}.json")
 
 
 def cached_table(
@@ -180,11 +214,13 @@ def cached_table(
         table = LatencyTable.load(given)
         if table.target != target.name:
             raise TargetError(f"{given}: table of target {table.target}, not of {target.name}")
+        again = f"measure one with: autocompress profile TASK --target {target.name} --space FILE --out FILE"
         layout_owners = {module.name for module in subject.layout.module_map}
         if not layout_owners <= {owner for owner, _ in table.entries}:
-            raise TargetError(
-                f"{given}: table of another model; measure one with: autocompress profile TASK --target {target.name} --out FILE"
-            )
+            raise TargetError(f"{given}: table of another model; {again}")
+        missing = [form for form, found in subject.extras.items() if not {(name, form) for name in found} <= set(table.entries)]
+        if missing:
+            raise TargetError(f"{given}: has no times for {', '.join(missing)}, which the space offers; {again}")
         return table
     path = cache_folder() / "latency" / f"{key}.json"
     if path.is_file():

@@ -52,6 +52,16 @@ def profile_nodes(model: bytes, feed: Mapping[str, Any], threads: int, runs: int
     return [(found, float(np.mean(sorted(values[-runs:])[: max(1, runs // 2)]))) for found, values in durations.items()]
 
 
+def weights_in_memory(model: bytes | str) -> int:
+    """Bytes of the weights that a session holds after it has folded constants, before kernels lay them out anew."""
+    with tempfile.TemporaryDirectory() as folder:
+        options = onnxruntime.SessionOptions()
+        options.optimized_model_filepath = str(Path(folder) / "optimized.onnx")
+        open_session(model, 1, options)
+        graph = onnx.load(options.optimized_model_filepath).graph
+    return sum(len(tensor.raw_data) or onnx.numpy_helper.to_array(tensor).nbytes for tensor in graph.initializer)
+
+
 def random_feed(session: onnxruntime.InferenceSession) -> dict[str, Any]:
     """Inputs of the session's shapes, free dimensions 1: random floats, integer zeros."""
     generator = np.random.default_rng(0)

@@ -33,7 +33,8 @@ class Target:
             )
 
 
-TARGETS = {target.name: target for target in (Target("onnxruntime-cpu", 1, (4, 8, 16, 32), (8, 32), ("linear", "conv")),)}
+ONNXRUNTIME_CPU = Target("onnxruntime-cpu", 1, (2, 3, 4, 5, 6, 7, 8, 16, 32), (8, 16, 32), ("linear", "conv"))
+TARGETS = {target.name: target for target in (ONNXRUNTIME_CPU,)}
 
 
 def find_target(name: str) -> Target:

@@ -5,12 +5,12 @@ import torch
 import torch.nn.functional as F
 
 from autocompress import Candidate, Distillation, ModuleConfig, find_modules
-from autocompress.attention import split_attention
 from autocompress.compress.distill import distil, distillation_loss
 from autocompress.compress.library import VariantLibrary
 from autocompress.compress.stitch import Stitcher
 from autocompress.errors import NotComputableError
 from autocompress.measure.accuracy import evaluate_model
+from autocompress.split import split_modules
 
 CPU = torch.device("cpu")
 
@@ -34,8 +34,8 @@ def test_alpha_0_and_1_are_the_pure_losses(cnn_task) -> None:
 
 def stitched(task) -> Stitcher:
     found = find_modules(task.model, task.example_inputs)
-    teacher = split_attention(task.model)
-    return Stitcher(teacher, found, VariantLibrary(teacher), {})
+    teacher = split_modules(task.model)
+    return Stitcher(teacher, found, VariantLibrary(teacher))
 
 
 CANDIDATE = Candidate.of(
@@ -59,15 +59,15 @@ def test_recovery_brings_the_outputs_back_and_leaves_the_teacher(cnn_task) -> No
     before = float(cnn_task.output_divergence(outputs, reference).mean())
     stitcher.start_training(CANDIDATE)
     distil(cnn_task, stitcher.model, stitcher.teacher, CANDIDATE.distillation, CPU, learning_rate=3e-3)
-    variants, others = stitcher.trained_state()
+    state = stitcher.trained_state()
     _, trained = evaluate_model(cnn_task, stitcher.model, cnn_task.validation, CPU)
-    _, outputs = evaluate_model(cnn_task, stitcher.apply(CANDIDATE, variants, others), cnn_task.validation, CPU)
+    _, outputs = evaluate_model(cnn_task, stitcher.apply(CANDIDATE, state), cnn_task.validation, CPU)
     torch.testing.assert_close(outputs, trained, msg="the stored variants are what training saw")
     assert float(cnn_task.output_divergence(outputs, reference).mean()) < before / 2
     for name, value in stitcher.teacher.state_dict().items():
         assert torch.equal(value, before_teacher[name]), name
     # Shapes are still those of the candidate.
-    for name, variant in variants.items():
+    for name, variant in state.variants.items():
         assert variant.factors[0].weight_bits == 4
         expected = stitcher.variant(name, name, CANDIDATE)
         assert [f.values.shape for f in variant.factors] == [f.values.shape for f in expected.factors]

@@ -8,11 +8,11 @@ import torch
 from torch import nn
 
 from autocompress import Candidate, ModuleConfig, find_modules
-from autocompress.attention import split_attention
 from autocompress.compress.library import VariantLibrary, trim_folder
 from autocompress.compress.low_rank import rank_of, truncated_svd
 from autocompress.compress.prune import Masks, Pruner
 from autocompress.compress.stitch import Stitcher
+from autocompress.split import split_modules
 
 ALL = Masks({})
 
@@ -29,10 +29,10 @@ def state_hash(model: nn.Module) -> int:
 
 def test_a_variant_is_made_once(model: nn.Module, tmp_path: Path) -> None:
     library = VariantLibrary(model, tmp_path)
-    config = ModuleConfig(4, 8, 0.25)
+    config = ModuleConfig(4, 8, rank_ratio=0.25)
     first = library.get("0", config, ALL)
     assert (library.made, library.reused) == (1, 0)
-    assert library.get("0", ModuleConfig(4, 32, 0.25), ALL) is first, "activations play no part in the weights"
+    assert library.get("0", ModuleConfig(4, 32, rank_ratio=0.25), ALL) is first, "activations play no part in the weights"
     assert (library.made, library.reused) == (1, 1)
     other = VariantLibrary(model, tmp_path)
     second = other.get("0", config, ALL)
@@ -94,13 +94,13 @@ def test_truncated_svd_is_the_best_fit() -> None:
 @pytest.fixture
 def stitcher(model: nn.Module) -> Stitcher:
     found = find_modules(model, torch.rand(2, 16))
-    return Stitcher(split_attention(model), found, VariantLibrary(model), {})
+    return Stitcher(split_modules(model), found, VariantLibrary(model))
 
 
 def test_identity_is_bit_exact_and_the_original_untouched(model: nn.Module, stitcher: Stitcher) -> None:
     before = state_hash(model)
     x = torch.rand(4, 16)
-    stitcher.apply(Candidate.of({"0": ModuleConfig(4, 8, 0.25, 0.5), "2": ModuleConfig(4, 8)}))
+    stitcher.apply(Candidate.of({"0": ModuleConfig(4, 8, rank_ratio=0.25, pruning_ratio=0.5), "2": ModuleConfig(4, 8)}))
     assert not torch.equal(stitcher.model(x), model(x))
     assert torch.equal(stitcher.apply(Candidate())(x), model(x))
     assert state_hash(model) == before

@@ -14,8 +14,9 @@ from autocompress import Candidate, ModuleConfig, find_modules
 from autocompress.compress.library import VariantLibrary
 from autocompress.compress.stitch import Stitcher
 from autocompress.errors import ExportError
-from autocompress.export.build import prepare
+from autocompress.export.build import prepare, stitched_variants
 from autocompress.export.lower import export_float
+from autocompress.targets.kernels import KernelChoice
 from autocompress.targets.runtime import open_session
 from autocompress.task import Task, call_model
 
@@ -23,8 +24,10 @@ from autocompress.task import Task, call_model
 class Fixture:
     def __init__(self, task: Task) -> None:
         self.task = task
-        self.builder, teacher = prepare(task, find_modules(task.model, task.example_inputs))
-        self.stitcher = Stitcher(teacher, self.builder.module_map, VariantLibrary(teacher), self.builder.input_ranges())
+        self.builder = prepare(task, find_modules(task.model, task.example_inputs), KernelChoice(1))
+        teacher = self.builder.teacher
+        library = VariantLibrary(teacher, None, self.builder.statistics)
+        self.stitcher = Stitcher(teacher, self.builder.module_map, library, self.builder.plan)
         self.roots = {g.name for g in self.builder.module_map.groups if g.reason is None}
         self.inputs = next(iter(task.validation))[0]
 
@@ -33,10 +36,15 @@ class Fixture:
         configs = {}
         for module in self.builder.module_map:
             configs[module.name] = ModuleConfig(
-                int(generator.choice([4, 8, 16, 32])),
-                int(generator.choice([8, 32])) if module.kind != "embedding" else 32,
+                int(generator.choice([2, 3, 4, 5, 6, 7, 8, 16, 32])),
+                int(generator.choice([8, 16, 32])) if module.kind in ("linear", "conv") else 32,
+                int(generator.choice([-1, 0, 16, 32])),
                 float(generator.choice([0.25, 0.5, 1.0])) if module.kind == "linear" else 1.0,
                 float(generator.choice([0.0, 0.25, 0.5])) if module.name in self.roots else 0.0,
+                bool(generator.integers(2)),
+                algorithm=str(generator.choice(["auto", "nearest", "gptq"])),
+                activation_mode=str(generator.choice(["auto", "static", "dynamic"])),
+                smoothing=float(generator.choice([0.0, 0.5])),
             )
         return Candidate.of(configs)
 
@@ -47,12 +55,7 @@ class Fixture:
         )
 
     def build(self, candidate: Candidate) -> onnx.ModelProto:
-        variants = {
-            site.name: self.stitcher.variant(site.name, site.owner, candidate)
-            for found in self.builder.lowered.sites.values()
-            for site in found
-        }
-        return self.builder.build(candidate, variants)
+        return self.builder.build(self.builder.recipe(candidate, stitched_variants(self.builder, self.stitcher, candidate)))
 
     def run(self, proto: onnx.ModelProto) -> np.ndarray:
         return open_session(proto.SerializeToString()).run(None, self.builder.lowered.feed(self.inputs))[0]
@@ -60,6 +63,10 @@ class Fixture:
     def simulate(self, candidate: Candidate) -> np.ndarray:
         with torch.no_grad():
             return call_model(self.stitcher.apply(candidate), self.inputs).numpy()
+
+
+def relative_difference(found: np.ndarray, expected: np.ndarray) -> float:
+    return float(np.linalg.norm(found - expected) / max(np.linalg.norm(expected), 1e-12))
 
 
 @pytest.fixture(scope="module", params=["cnn", "transformer"])
@@ -79,11 +86,9 @@ def test_random_mixtures_run_and_agree(fixture: Fixture, seed: int) -> None:
     proto = fixture.build(candidate)
     onnx.checker.check_model(proto)
     expected = fixture.simulate(candidate)
-    # 8-bit activations round ties either way, and a convolution's output is rounded again in the file.
-    integer = any(config.activation_bits == 8 for _, config in candidate.modules)
-    tolerance = (0.05 if integer else 1e-4) * np.abs(expected).max()
-    np.testing.assert_allclose(fixture.run(proto), expected, atol=tolerance)
-    assert proto.ByteSize() == pytest.approx(fixture.builder.size_bytes(candidate), rel=0.001)
+    # A difference of 1e-7 in one module moves a value of the next one's input across a tie now and then.
+    assert relative_difference(fixture.run(proto), expected) < 0.01
+    assert proto.ByteSize() == fixture.builder.size_bytes(candidate)
 
 
 @pytest.mark.parametrize(
@@ -264,6 +269,7 @@ def test_a_module_that_is_called_twice_is_stored_once() -> None:
         expected = fixture.simulate(candidate)
         np.testing.assert_allclose(fixture.run(proto), expected, atol=0.03 * np.abs(expected).max())
         bits = axes.get("weight_bits", 32)
-        weights = sum(len(t.raw_data) for t in proto.graph.initializer if len(t.dims) == 2)
+        matrices = [t for t in proto.graph.initializer if len(t.dims) == 2]
+        weights = sum(len(t.raw_data) for t in matrices if bits == 32 or t.data_type != TensorProto.FLOAT)
         one = (32 * 32 + 64) if "rank_ratio" not in axes else (8 * 64 + 1 * 34)
         assert weights * 8 <= one * bits

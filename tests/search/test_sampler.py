@@ -13,6 +13,7 @@ from autocompress.search.sampler import ALPHA, PriceSampler, distributions
 from autocompress.search.sensitivity import probes
 from autocompress.search.storage import open_study
 from autocompress.search_space import BoundSpace, SearchSpace
+from autocompress.targets.kernels import KernelChoice
 from autocompress.targets.profile import cached_table
 from autocompress.targets.target import find_target
 
@@ -34,11 +35,11 @@ LOSS = {16: 1e-6, 8: 1e-4, 4: 1e-2}
 @pytest.fixture(scope="module")
 def parts(cnn_task) -> tuple[BoundSpace, Allocator]:
     """An allocator over made-up sensitivities, in which fewer bits, channels and ranks always lose more."""
-    builder, _ = prepare(cnn_task, find_modules(cnn_task.model, cnn_task.example_inputs))
+    builder = prepare(cnn_task, find_modules(cnn_task.model, cnn_task.example_inputs), KernelChoice(1))
     target = find_target("onnxruntime-cpu")
     space = SearchSpace.load(SPACE).bind(builder.module_map, target)
     layout = layout_of(builder)
-    table = cached_table(subject_of(cnn_task, builder, layout), target)
+    table = cached_table(subject_of(cnn_task, builder, layout, space), target)
     losses = {
         (name, config): LOSS.get(config.weight_bits, 0.0) + 0.05 * config.pruning_ratio + 0.01 * (1 - config.rank_ratio)
         for name, config in probes(space)

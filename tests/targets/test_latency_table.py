@@ -9,6 +9,8 @@ from autocompress import Candidate, ModuleConfig, find_modules
 from autocompress.errors import TargetError
 from autocompress.export.build import prepare
 from autocompress.search.bench import layout_of, subject_of
+from autocompress.search_space import SearchSpace
+from autocompress.targets.kernels import KernelChoice
 from autocompress.targets.latency_table import CLASSES, LatencyTable, fit_entries, fit_scales, workload
 from autocompress.targets.profile import cached_table, prediction_errors
 from autocompress.targets.target import find_target
@@ -18,8 +20,9 @@ TARGET = find_target("onnxruntime-cpu")
 
 @pytest.fixture(scope="module")
 def subject(cnn_task):
-    builder, _ = prepare(cnn_task, find_modules(cnn_task.model, cnn_task.example_inputs))
-    return subject_of(cnn_task, builder, layout_of(builder))
+    builder = prepare(cnn_task, find_modules(cnn_task.model, cnn_task.example_inputs), KernelChoice(1))
+    space = SearchSpace.load(None).bind(builder.module_map, TARGET)
+    return subject_of(cnn_task, builder, layout_of(builder), space)
 
 
 @pytest.fixture(scope="module")

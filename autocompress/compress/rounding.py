@@ -1,0 +1,62 @@
+"""Which rounding of one weight loses least of its layer's output, and the integers that it gives."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import replace
+
+import torch
+from torch import Tensor
+
+from autocompress.candidate import ModuleConfig
+from autocompress.compress.adaround import adaround
+from autocompress.compress.gptq import gptq
+from autocompress.compress.quantize import Grid, StoredTensor, blank, grid_of, round_to_nearest, to_half
+from autocompress.compress.statistics import LayerStatistics, output_error
+
+COMPENSATED_BITS = 6  # wider weights lose too little for "auto" to compensate
+ALGORITHMS: dict[str, Callable[[Tensor, Tensor, Grid], Tensor]] = {
+    "nearest": lambda weight, gram, grid: round_to_nearest(weight, grid),
+    "gptq": gptq,
+    "adaround": adaround,
+}
+
+
+def store(weight: Tensor, config: ModuleConfig, integer: bool, statistics: LayerStatistics | None, has_bias: bool = False) -> StoredTensor:
+    """`weight` (rows, ...) at the bits, scales and algorithm of `config`, on the CPU.
+
+    `integer` asks for one scale per row behind the groups, for integer kernels. Without statistics of the layer's inputs
+    (embeddings, recurrent weights) it is rounded to nearest.
+    """
+    if config.weight_bits == 32:
+        return StoredTensor(weight.detach().float().contiguous().cpu(), 32)
+    if config.weight_bits == 16:
+        return StoredTensor(to_half(weight).contiguous().cpu(), 16)
+    stored = blank(weight, config.weight_bits, config.group_size, config.symmetric, config.weight_range, integer)
+    grid = grid_of(stored, weight.shape)
+    values = _best(weight.detach().float(), grid, config, statistics, has_bias)
+    parts = {name: part.cpu() for name in ("scale", "zero_point", "multiplier") if (part := getattr(stored, name)) is not None}
+    return replace(stored, values=values.to(torch.int8).contiguous().cpu(), **parts)
+
+
+def _best(weight: Tensor, grid: Grid, config: ModuleConfig, statistics: LayerStatistics | None, has_bias: bool) -> Tensor:
+    if statistics is None:
+        return round_to_nearest(weight, grid)
+    if config.algorithm != "auto":
+        return _rounded(config.algorithm, weight, grid, statistics)
+    names = ("nearest", "gptq") if config.weight_bits <= COMPENSATED_BITS else ("nearest",)
+    tried = [_rounded(name, weight, grid, statistics) for name in names]
+    errors = [output_error((weight - grid.point(values)).flatten(1).cpu(), statistics, has_bias) for values in tried]
+    return tried[errors.index(min(errors))]
+
+
+def _rounded(algorithm: str, weight: Tensor, grid: Grid, statistics: LayerStatistics) -> Tensor:
+    """Integers of `weight`'s shape; the channel groups of a grouped convolution are rounded one by one."""
+    round_weight = ALGORITHMS[algorithm]
+    count = len(statistics.gram)
+    parts = [t.flatten(1).chunk(count) for t in (weight, grid.step, grid.zero_point)]
+    done = [
+        round_weight(w, gram.to(w.device), Grid(step, zero, grid.quant_min, grid.quant_max))
+        for w, step, zero, gram in zip(*parts, statistics.gram, strict=True)
+    ]
+    return torch.cat(done).view(weight.shape)

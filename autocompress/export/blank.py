@@ -1,0 +1,55 @@
+"""Weights of the right shapes, bits and scales without meaning, for size and latency before any weight is compressed."""
+
+from __future__ import annotations
+
+from functools import cache
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from autocompress.candidate import ModuleConfig
+from autocompress.compress.library import Variant
+from autocompress.compress.low_rank import rank_of
+from autocompress.compress.prune import Masks
+from autocompress.compress.quantize import StoredTensor, quant_bounds, to_blocks
+from autocompress.modules import CompressibleModule
+
+
+def blank_variant(module: CompressibleModule, config: ModuleConfig, masks: Masks) -> Variant:
+    """What the library would make of `module`, filled with noise."""
+    shape = list(module.weight_shape)
+    for i, side in enumerate(("out", "in")):
+        mask = masks.of(module.name, side)
+        if mask is not None:
+            shape[i] = int(mask.sum())
+    shapes = [shape]
+    if config.rank_ratio < 1 and module.kind == "linear":
+        rank = rank_of(shape[0], shape[1], config.rank_ratio)
+        shapes = [[rank, shape[1]], [shape[0], rank]]
+    factors = tuple(_noise(s, config.for_kernel(module.kind), config.integer(module.kind)) for s in shapes)
+    return Variant(factors, torch.zeros(shape[0]) if module.has_bias else None)
+
+
+def _noise(shape: list[int], config: ModuleConfig, integer: bool) -> StoredTensor:
+    """Random weights that keep activations at their size: kernels take a few percent longer on them than on constants."""
+    fan_in = max(1, int(np.prod(shape[1:])))
+    noise = np.resize(_noise_pool(), shape)
+    bits, group_size = config.weight_bits, config.group_size
+    if bits >= 16:
+        scaled = torch.from_numpy(noise / np.float32(np.sqrt(fan_in)))
+        return StoredTensor(scaled.half() if bits == 16 else scaled, bits)
+    low, high = quant_bounds(bits, config.symmetric)
+    step = 3.0 / high
+    values = torch.from_numpy(np.clip(noise / step, low, high).astype(np.int8))
+    groups = to_blocks(torch.empty(shape, device="meta"), group_size).shape[:2]
+    rows_only = integer and group_size > 0
+    scale = torch.full((groups[0], 1) if rows_only else groups, step / float(np.sqrt(fan_in)))
+    zero = None if config.symmetric else torch.zeros(groups, dtype=torch.int8)
+    multiplier = torch.ones(groups, dtype=torch.int8) if rows_only else None
+    return StoredTensor(values, bits, scale, zero, multiplier, group_size)
+
+
+@cache
+def _noise_pool() -> NDArray[np.float32]:
+    return np.random.default_rng(0).standard_normal(1_000_003, dtype=np.float32)

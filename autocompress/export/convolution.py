@@ -1,0 +1,140 @@
+"""Convolutions: float with folded weights, static 8 bits between Q/DQ pairs that the runtime fuses, or dynamic 8 bits."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from onnx import TensorProto, helper
+
+from autocompress.candidate import ModuleConfig
+from autocompress.compress.library import Variant
+from autocompress.compress.quantize import StoredTensor
+from autocompress.export.graph import GraphBuilder
+from autocompress.export.lower import Site
+from autocompress.export.pack import float_weight, int8_weight
+
+Array = NDArray[np.generic]
+
+
+def convolution(graph: GraphBuilder, site: Site, variant: Variant, config: ModuleConfig, out: NDArray[np.bool_] | None) -> None:
+    """One convolution and what is folded into it; `out` is the mask of its output channels."""
+    stored = variant.factors[0]
+    bias = _bias(graph, site, variant, out)
+    attributes = {a.name: helper.get_attribute_value(a) for a in site.node.attribute}
+    if config.activation_bits == 8 and config.static("conv"):
+        _static(graph, site, stored, bias, attributes)
+        return
+    if config.activation_bits == 8:
+        _dynamic(graph, site, stored, bias, attributes)
+    else:
+        value = graph.rounded(site.input, 16) if config.activation_bits == 16 else site.input
+        name = f"{site.owner}.weight/conv"
+        inputs = [value, float_weight(graph, name, stored)]
+        inputs += [] if bias is None else [graph.constant(f"{graph.short(name)}B", bias.astype(np.float32))]
+        graph.add("Conv", inputs, site.node.output[0], **attributes)
+    for output in site.tail:
+        graph.copy(graph.lowered.producer[output])
+
+
+def _bias(graph: GraphBuilder, site: Site, variant: Variant, out: NDArray[np.bool_] | None) -> Array | None:
+    if variant.bias is not None:
+        return np.asarray(variant.bias.cpu().numpy())
+    if site.bias is None:
+        return None
+    bias = graph.array(site.bias)
+    return bias if out is None else bias[out]
+
+
+def _row_scales(stored: StoredTensor) -> NDArray[np.float64]:
+    assert stored.scale is not None
+    return np.array(np.broadcast_to(stored.scale.cpu().numpy().astype(np.float64).reshape(-1), (len(stored.values),)))
+
+
+def _dynamic(graph: GraphBuilder, site: Site, stored: StoredTensor, bias: Array | None, attributes: dict[str, Any]) -> None:
+    """ConvInteger on the range that the input has at run time."""
+    quantised, scale, zero = graph.dynamic(site.input)
+    name = f"{site.owner}.weight/conv"
+    call = graph.short(f"{site.node.output[0]}/call")
+    product = graph.add("ConvInteger", [quantised, int8_weight(graph, name, stored), zero], f"{call}p", **attributes)
+    wide = graph.add("Cast", [product], f"{call}f", to=TensorProto.FLOAT)
+    shape = (-1, *[1] * (stored.values.dim() - 2))
+    weight_scale = graph.constant(f"{graph.short(name)}s", _row_scales(stored).astype(np.float32).reshape(shape))
+    both = graph.add("Mul", [scale, weight_scale], f"{call}b")
+    output = site.node.output[0]
+    if bias is None:
+        graph.add("Mul", [wide, both], output)
+        return
+    scaled = graph.add("Mul", [wide, both], f"{call}m")
+    graph.add("Add", [scaled, graph.constant(f"{graph.short(name)}B", bias.astype(np.float32).reshape(shape))], output)
+
+
+@dataclass(frozen=True)
+class _Folded:
+    """A convolution with its batch normalisation folded in."""
+
+    stored: StoredTensor
+    scale: NDArray[np.float64]
+    shift: NDArray[np.float64]
+    relu: bool
+
+
+def _fold(graph: GraphBuilder, site: Site, stored: StoredTensor, bias: Array | None) -> _Folded:
+    scale = _row_scales(stored)
+    shift: NDArray[np.float64] = np.zeros(len(stored.values)) if bias is None else bias.astype(np.float64)
+    relu = False
+    for output in site.tail:
+        node = graph.lowered.producer[output]
+        relu = relu or node.op_type == "Relu"
+        if node.op_type == "BatchNormalization":
+            gamma, beta, mean, variance = (graph.array(n).astype(np.float64) for n in node.input[1:5])
+            epsilon = next((a.f for a in node.attribute if a.name == "epsilon"), 1e-5)
+            gain = gamma / np.sqrt(variance + epsilon)
+            stored = _negated(stored, gain < 0)
+            scale, shift = scale * np.abs(gain), (shift - mean) * gain + beta
+    return _Folded(stored, np.maximum(scale, 1e-12), shift, relu)
+
+
+def _negated(stored: StoredTensor, rows: NDArray[np.bool_]) -> StoredTensor:
+    """The weights of `rows` with the other sign: -(q - z) = (-q - 1) - (-z - 1) keeps asymmetric integers in range."""
+    if not rows.any():
+        return stored
+    sign = torch.from_numpy(np.where(rows, -1, 1).astype(np.int8))
+    if stored.zero_point is None:
+        return replace(stored, values=stored.values * sign.view(-1, *[1] * (stored.values.dim() - 1)))
+    if len(stored.zero_point) == 1:  # per tensor: every row gets its own zero point
+        stored = replace(stored, zero_point=stored.zero_point.expand(len(rows), 1).clone(), group_size=0)
+    assert stored.zero_point is not None
+    offset = torch.from_numpy(np.where(rows, -1, 0).astype(np.int8))
+    shape = (-1, *[1] * (stored.values.dim() - 1))
+    values = stored.values * sign.view(shape) + offset.view(shape)
+    return replace(stored, values=values, zero_point=stored.zero_point * sign[:, None] + offset[:, None])
+
+
+def _static(graph: GraphBuilder, site: Site, stored: StoredTensor, bias: Array | None, attributes: dict[str, Any]) -> None:
+    folded = _fold(graph, site, stored, bias)
+    rows = len(folded.stored.values)
+    # Each call has its own batch normalisation and bias scale folded in.
+    call = graph.short(f"{site.node.output[0]}/call")
+    source = graph.rounded_input(site.input)
+    weight = int8_weight(graph, f"{site.node.output[0]}/weight", folded.stored)
+    scale_name = graph.constant(f"{call}s", folded.scale.astype(np.float32))
+    zero = graph.shared(f"int8zeros{rows}", np.zeros(rows, np.int8))
+    dequantised = graph.add("DequantizeLinear", [weight, scale_name, zero], f"{call}w", axis=0)
+    # The kernel adds an int32 bias at the scale of its products.
+    bias_scale = (folded.scale * graph.ranges[site.input].scale).astype(np.float32)
+    limit = 2.0**31 - 1
+    rounded = np.clip(np.round(folded.shift / bias_scale), -limit, limit).astype(np.int32)
+    bias_inputs = [
+        graph.constant(f"{call}B", rounded),
+        graph.constant(f"{call}t", bias_scale),
+        graph.shared(f"zeros{rows}", np.zeros(rows, np.int32)),
+    ]
+    added = graph.add("DequantizeLinear", bias_inputs, f"{call}b", axis=0)
+    result = graph.add("Conv", [source, dequantised, added], f"{call}c", **attributes)
+    if folded.relu:
+        result = graph.add("Relu", [result], f"{call}r")
+    graph.round_as(site.output, result, site.output)

@@ -1,0 +1,99 @@
+"""From the files of a point back to its PyTorch module, or to the same model.onnx from the original weights."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file
+from torch import Tensor, nn
+
+from autocompress.candidate import Candidate
+from autocompress.compress.activation import ActivationRange
+from autocompress.compress.library import VariantLibrary
+from autocompress.compress.stitch import INT8_LEVEL, ActivationPlan, SimulatedModel, Stitcher, Trained
+from autocompress.errors import ExportError
+from autocompress.export.artifact import read_recipe, write_model
+from autocompress.export.build import prepare, stitched_variants
+from autocompress.modules import find_modules
+from autocompress.results import MODEL_FILE
+from autocompress.split import split_modules
+from autocompress.targets.kernels import KernelChoice
+from autocompress.task import Task
+
+
+def load_module(folder: Path, model: nn.Module) -> nn.Module:
+    """The compressed module of a point, in eval mode, computing what the search's simulation computed.
+
+    `model` gives the architecture; its weights are not used. ExportError names what the files and it disagree on.
+    """
+    recipe = read_recipe(folder)
+    tensors = _weights(folder, recipe)
+    candidate = Candidate.from_json(recipe["candidate"])
+    stored = Trained.from_tensors(tensors)
+    ranges = {name: ActivationRange(**at) for name, at in recipe["activation_ranges"].items()}
+    modules = recipe["modules"]
+    plan = ActivationPlan(
+        ranges,
+        {entry["owner"]: entry["reads"] for entry in modules.values()},
+        {entry["owner"]: (entry["rounds"][0], entry["rounds"][1]) for entry in modules.values()},
+    )
+    try:
+        kinds = {name: (entry["kind"], entry["owner"]) for name, entry in modules.items()}
+        simulated = SimulatedModel(split_modules(model), kinds, plan)
+        for name, entry in modules.items():
+            config = candidate.config(entry["owner"])
+            masks = tuple(_mask(tensors, entry["owner"], side) for side in ("out", "in"))
+            level = recipe["kernels"]["matmul_levels"].get(entry["owner"])
+            block_size = config.group_size if level == INT8_LEVEL else 0
+            simulated.simulated[name].set_variant(stored.variants[name], config, (masks[0], masks[1]), block_size)
+        simulated.model.load_state_dict(stored.others, strict=True)
+    except (AttributeError, KeyError, RuntimeError) as error:
+        reason = str(error).strip().split("\n")[0]
+        raise ExportError(f"{folder}: the model has another architecture than the one that was compressed: {reason}") from error
+    return simulated.model
+
+
+def _mask(tensors: dict[str, Tensor], name: str, side: str) -> Any:
+    mask = tensors.get(f"mask|{name}|{side}")
+    return None if mask is None else mask.numpy()
+
+
+def _weights(folder: Path, recipe: dict[str, Any]) -> dict[str, Tensor]:
+    path = folder / recipe["weights"]
+    try:
+        return load_file(path)
+    except (SafetensorError, OSError) as error:
+        raise ExportError(f"{path}: cannot be read ({error}); export the point again") from error
+
+
+def reproduce(folder: Path, task: Task, to: Path) -> Path:
+    """Make model.onnx of a point again from the original weights of `task` and the recipe; returns the new file.
+
+    Weights that training made are taken from model.safetensors; all others are compressed anew, without any cache. ExportError when
+    the result is not the recorded file byte for byte (another version, machine or calibration set rounds differently).
+    """
+    recipe = read_recipe(folder)
+    candidate = Candidate.from_json(recipe["candidate"])
+    threads = torch.get_num_threads()
+    torch.set_num_threads(int(recipe["origin"].get("threads", os.cpu_count() or 1)))
+    try:
+        kernels = recipe["kernels"]
+        builder = prepare(task, find_modules(task.model, task.example_inputs, task.towers), KernelChoice(1))
+        stitcher = Stitcher(builder.teacher, builder.module_map, VariantLibrary(builder.teacher, None, builder.statistics), builder.plan)
+        trained = Trained.from_tensors(_weights(folder, recipe)) if recipe["trained"] else None
+        variants = {} if trained is not None else stitched_variants(builder, stitcher, candidate)
+        ranges = {name: ActivationRange(**at) for name, at in recipe["activation_ranges"].items()}
+        built = builder.recipe(candidate, variants, trained, kernels["matmul_levels"], kernels["gather_blocks"])
+        write_model(to, builder.build(replace(built, ranges=ranges)))
+    finally:
+        torch.set_num_threads(threads)
+    if hashlib.sha256((to / MODEL_FILE).read_bytes()).hexdigest() != recipe["sha256"]:
+        versions = recipe["origin"].get("versions")
+        raise ExportError(f"{to / MODEL_FILE}: differs from the file that {folder} records; versions then: {versions}")
+    return to / MODEL_FILE

@@ -1,0 +1,39 @@
+"""A copy of a model in which fused modules show each of their weight matrices as a module."""
+
+from __future__ import annotations
+
+import copy
+
+from torch import nn
+
+from autocompress.attention import SplitAttention
+from autocompress.recurrent import SplitRecurrent
+
+
+def split_modules(model: nn.Module, recurrent: bool = True) -> nn.Module:
+    """A copy of `model` in eval mode with `SplitAttention` for nn.MultiheadAttention and `SplitRecurrent` for nn.LSTM and nn.GRU.
+
+    What a split does not cover stays as it is.
+    """
+    model = copy.deepcopy(model).eval()
+    model = _split(model, recurrent)
+    for parent in list(model.modules()):
+        for name, child in list(parent.named_children()):
+            setattr(parent, name, _split(child, recurrent))
+    return model
+
+
+def _split(module: nn.Module, recurrent: bool) -> nn.Module:
+    try:
+        if isinstance(module, nn.MultiheadAttention):
+            return SplitAttention(module).eval()
+        if recurrent and isinstance(module, nn.RNNBase):
+            return SplitRecurrent(module).eval()
+    except ValueError:
+        pass
+    return module
+
+
+def fused_modules(model: nn.Module) -> bool:
+    """Whether `split_modules` changes anything in `model`."""
+    return any(_split(module, recurrent=True) is not module for module in model.modules())

@@ -1,0 +1,111 @@
+"""Which kernel of the runtime is fastest for packed weights of one shape: measured once, remembered on disk."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from onnx import TensorProto, helper, numpy_helper
+
+from autocompress.measure.latency import interleaved_timing
+
+FOLDED = -1
+LEVELS = (4, 0)  # of MatMulNBits: 8-bit and float arithmetic
+ROUNDS = 12
+CONTRIB = "com.microsoft"
+
+
+@dataclass
+class KernelChoice:
+    """Answers from memory, from file `path`, or by timing the kernels against each other, in that order."""
+
+    threads: int
+    path: Path | None = None
+    _known: dict[str, int] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        if self.path is not None and self.path.is_file():
+            try:
+                self._known.update({str(key): int(value) for key, value in json.loads(self.path.read_text()).items()})
+            except (OSError, ValueError, AttributeError):
+                self._known.clear()  # damaged; it is measured again
+
+    def matmul_level(self, rows: int, columns: int, outputs: int, bits: int, block: int) -> int:
+        """Accuracy level of the fastest MatMulNBits for (rows, columns) @ (columns, outputs), or FOLDED when the float product is."""
+        key = f"MatMulNBits {rows}x{columns}x{outputs} {bits}b{block}"
+        return self._answer(key, lambda: _time_matmul(self.threads, rows, columns, outputs, bits, block))
+
+    def gather_stays_packed(self, lookups: int, entries: int, width: int, bits: int, block: int) -> bool:
+        """Whether GatherBlockQuantized is at least as fast as a lookup in the unpacked table."""
+        key = f"GatherBlockQuantized {lookups}x{entries}x{width} {bits}b{block}"
+        return self._answer(key, lambda: _time_gather(self.threads, lookups, entries, width, bits, block)) != FOLDED
+
+    def _answer(self, key: str, measure: Any) -> int:
+        if key not in self._known:
+            self._known[key] = measure()
+            self._save()
+        return self._known[key]
+
+    def _save(self) -> None:
+        if self.path is None:
+            return
+        try:
+            self.path.parent.mkdir(parents=True, exist_ok=True)
+            temporary = self.path.with_suffix(".tmp")
+            temporary.write_text(json.dumps(self._known, indent=1, sort_keys=True))
+            temporary.replace(self.path)
+        except OSError:
+            pass  # a cache that cannot be written costs time, never a result
+
+
+def _fastest(baseline: bytes, others: dict[int, bytes], feed: dict[str, Any], threads: int) -> int:
+    timing = interleaved_timing(baseline, list(others.values()), feed, threads, ROUNDS)
+    ratio, level = min(zip(timing.ratios, others, strict=True))
+    return level if ratio <= 1 else FOLDED
+
+
+def _model(nodes: list[Any], initializers: list[TensorProto], kind: int, rank: int) -> bytes:
+    graph = helper.make_graph(
+        nodes,
+        "kernel",
+        [helper.make_tensor_value_info("x", kind, [f"d{i}" for i in range(rank)])],
+        [helper.make_empty_tensor_value_info("y")],
+        initializers,
+    )
+    opsets = [helper.make_opsetid("", 21), helper.make_opsetid(CONTRIB, 1)]
+    content: bytes = helper.make_model(graph, opset_imports=opsets, ir_version=10).SerializeToString()
+    return content
+
+
+def _tensor(name: str, values: Any) -> TensorProto:
+    return numpy_helper.from_array(np.ascontiguousarray(values), name)
+
+
+def _time_matmul(threads: int, rows: int, columns: int, outputs: int, bits: int, block: int) -> int:
+    generator = np.random.default_rng(0)
+    weight = generator.standard_normal((columns, outputs), dtype=np.float32)
+    baseline = _model([helper.make_node("MatMul", ["x", "w"], ["y"])], [_tensor("w", weight)], TensorProto.FLOAT, 2)
+    count = -(-columns // block)
+    packed = _tensor("w", generator.integers(0, 256, (outputs, count, block * bits // 8), dtype=np.uint8))
+    scale = _tensor("s", np.full((outputs, count), 0.01, np.float32))
+    shape: dict[str, Any] = {"K": columns, "N": outputs, "bits": bits, "block_size": block}
+    others = {}
+    for level in LEVELS:
+        node = helper.make_node("MatMulNBits", ["x", "w", "s"], ["y"], domain=CONTRIB, accuracy_level=level, **shape)
+        others[level] = _model([node], [packed, scale], TensorProto.FLOAT, 2)
+    return _fastest(baseline, others, {"x": generator.standard_normal((rows, columns), dtype=np.float32)}, threads)
+
+
+def _time_gather(threads: int, lookups: int, entries: int, width: int, bits: int, block: int) -> int:
+    generator = np.random.default_rng(0)
+    table = _tensor("w", generator.standard_normal((entries, width), dtype=np.float32))
+    baseline = _model([helper.make_node("Gather", ["w", "x"], ["y"])], [table], TensorProto.INT64, 1)
+    packed = _tensor("w", generator.integers(0, 256, (entries, width * bits // 8), dtype=np.uint8))
+    scale = _tensor("s", np.full((entries, -(-width // block)), 0.01, np.float32))
+    attributes: dict[str, Any] = {"gather_axis": 0, "quantize_axis": 1, "block_size": block, "bits": bits}
+    node = helper.make_node("GatherBlockQuantized", ["w", "x", "s"], ["y"], domain=CONTRIB, **attributes)
+    feed = {"x": generator.integers(0, entries, lookups)}
+    return _fastest(baseline, {1: _model([node], [packed, scale], TensorProto.INT64, 1)}, feed, threads)
