@@ -8,9 +8,12 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from torch import nn
+
 from autocompress.candidate import Candidate, Distillation, ModuleConfig
 from autocompress.errors import AutocompressError, TaskError
-from autocompress.export.artifact import copy_artifact
+from autocompress.export.artifact import copy_artifact, read_recipe
+from autocompress.export.reload import load_module, reproduce_model
 from autocompress.modules import find_modules
 from autocompress.report.page import write_report
 from autocompress.results import FrontPoint, Measurement, ParetoFront, SearchResult, read_front
@@ -30,8 +33,10 @@ __all__ = [
     "Task",
     "export",
     "find_modules",
+    "load",
     "load_task",
     "read_front",
+    "reproduce",
     "search",
 ]
 
@@ -52,6 +57,7 @@ def search(
     workers: int = 1,
     device: str | None = None,
     target_table: str | Path | None = None,
+    strategy: str = "guided",
     quiet: bool = False,
 ) -> SearchResult:
     """Search the front of `task` and leave it, verified and with a report, in folder `out`; the same call resumes.
@@ -67,6 +73,7 @@ def search(
         storage: Optuna storage URL; None keeps a journal in `out`.
         device: "cpu" or "cuda" for evaluation and recovery; None takes CUDA when there is one.
         target_table: a latency table measured elsewhere.
+        strategy: "guided", or "progressive": one module and one width down per trial, the least sensitive first, while accuracy holds.
 
     Raises:
         AutocompressError: one line that names what is wrong and the nearest valid value. After Ctrl-C the result holds what
@@ -85,6 +92,7 @@ def search(
             device=device,
             target_table=target_table,
             workers=workers,
+            strategy=strategy,
         ),
         Path(out),
         quiet,
@@ -117,3 +125,32 @@ def search_interruptible(
 def export(result: SearchResult, point: FrontPoint, to: str | Path) -> Path:
     """Copy the point's model.onnx, recipe.yaml, model.safetensors and README.md to folder `to`; returns it."""
     return copy_artifact(result.folder, point, Path(to))
+
+
+def load(folder: str | Path, model: nn.Module | None = None) -> nn.Module:
+    """The compressed PyTorch module of an exported point, in eval mode; its outputs are those of the search's simulation.
+
+    Args:
+        folder: what `export` wrote: recipe.yaml and model.safetensors.
+        model: the architecture (its weights are not used); None takes the model of the task that the recipe names.
+
+    Raises:
+        ExportError: files are missing or damaged, or the architecture is another one.
+    """
+    return load_module(Path(folder), (_named_task(Path(folder)).model if model is None else model))
+
+
+def reproduce(folder: str | Path, to: str | Path, task: Task | None = None) -> Path:
+    """Make model.onnx of an exported point again, in folder `to`, from the original weights and the recipe; returns its path.
+
+    Weights that recovery trained are read from model.safetensors. `task` is needed when the recipe names none. ExportError when
+    the file differs from the recorded one in a single byte.
+    """
+    return reproduce_model(Path(folder), _named_task(Path(folder)) if task is None else task, Path(to))
+
+
+def _named_task(folder: Path) -> Task:
+    source = read_recipe(folder)["origin"].get("source")
+    if not source:
+        raise TaskError(f"{folder}: the recipe names no task, since the search was given one that load_task had not made; pass it")
+    return load_task(source["spec"], **source["arguments"])

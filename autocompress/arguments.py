@@ -8,6 +8,7 @@ from typing import Any
 
 import yaml
 
+from autocompress.search.loop import STRATEGIES
 from autocompress.search.storage import STUDY_NAME
 from autocompress.targets.target import TARGETS
 
@@ -66,6 +67,12 @@ def build_parser() -> argparse.ArgumentParser:
     found.add_argument("--timeout", type=duration, metavar="10m")
     add_limits(found)
     found.add_argument("--seed", type=int, default=0, metavar="S")
+    found.add_argument(
+        "--strategy",
+        choices=STRATEGIES,
+        default="guided",
+        help="progressive: one module, one width down per trial while accuracy holds; a guided search in the same folder goes on from it",
+    )
     found.add_argument("--storage", metavar="URL", help="Optuna storage (default: a journal in the run folder)")
     found.add_argument("--workers", type=count, default=1, metavar="N")
     found.add_argument("--device", choices=("cpu", "cuda"))
@@ -91,6 +98,9 @@ def build_parser() -> argparse.ArgumentParser:
     timed.add_argument("--against", metavar="PATH")
     timed.add_argument("--threads", type=count, default=1)
     timed.add_argument("--rounds", type=count, default=100)
+    reproduced = command("reproduce", "make model.onnx of a point again from the original weights and its recipe")
+    reproduced.add_argument("folder", metavar="DIR")
+    reproduced.add_argument("--to", required=True, metavar="DIR")
     command("report", "draw report.html of a run folder again").add_argument("folder", metavar="DIR")
     worker = command("worker", "work on a study that another process has started", task=True)
     worker.add_argument("--storage", required=True, metavar="URL")

@@ -13,7 +13,7 @@ from typing import Any
 
 import optuna
 
-from autocompress import search_interruptible
+from autocompress import reproduce, search_interruptible
 from autocompress.arguments import build_parser
 from autocompress.errors import AutocompressError, TaskError
 from autocompress.export.artifact import copy_artifact
@@ -54,6 +54,7 @@ def search_command(arguments: argparse.Namespace) -> int:
         device=arguments.device,
         target_table=arguments.target_table,
         workers=arguments.workers,
+        strategy=arguments.strategy,
     )
     out = Path(arguments.out)
     result, interrupted = search_interruptible(arguments.task, settings, out, arguments.json, dict(arguments.task_arg))
@@ -141,6 +142,13 @@ def bench_command(arguments: argparse.Namespace) -> int:
     return 0
 
 
+def reproduce_command(arguments: argparse.Namespace) -> int:
+    """`autocompress reproduce`."""
+    path = reproduce(arguments.folder, arguments.to)
+    console.print(f"{path}: the same file, byte for byte", highlight=False)
+    return 0
+
+
 def report_command(arguments: argparse.Namespace) -> int:
     """`autocompress report`."""
     console.print(f"report: {write_report(Path(arguments.folder))}", highlight=False)
@@ -190,6 +198,7 @@ COMMANDS: dict[str, Callable[[argparse.Namespace], int]] = {
     "export": export_command,
     "bench": bench_command,
     "report": report_command,
+    "reproduce": reproduce_command,
     "worker": worker_command,
     "evaluate": evaluate_command,
 }

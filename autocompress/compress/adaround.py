@@ -7,9 +7,10 @@ from torch import Tensor
 
 from autocompress.compress.quantize import Grid
 
-ITERATIONS = 300
+ITERATIONS = 500
+LEARNING_RATE = 0.1
 ZETA, GAMMA = 1.1, -0.1
-REGULARISATION = 0.01
+REGULARISATION = 0.02
 WARM_UP = 0.2
 
 
@@ -26,7 +27,7 @@ def adaround(weight: Tensor, gram: Tensor, grid: Grid, iterations: int = ITERATI
     v = (-torch.log((ZETA - GAMMA) / (rest - GAMMA) - 1)).requires_grad_(True)
     # Every row's loss in units of its own rounding noise, so that one weight of the regulariser fits all layers.
     unit = (grid.step.square() / 12).sum(1, keepdim=True).clamp_min(1e-30)
-    optimizer = torch.optim.Adam([v], lr=2e-2)
+    optimizer = torch.optim.Adam([v], lr=LEARNING_RATE)
     for i in range(iterations):
         h = (torch.sigmoid(v) * (ZETA - GAMMA) + GAMMA).clamp(0, 1)
         points = ((floor + h).clamp(grid.quant_min, grid.quant_max) - grid.zero_point) * grid.step

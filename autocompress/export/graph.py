@@ -8,12 +8,13 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from onnx import NodeProto, TensorProto, helper, numpy_helper
+from onnx import FunctionProto, NodeProto, TensorProto, helper, numpy_helper
 
 from autocompress.compress.activation import ActivationRange
 from autocompress.export.lower import LoweredModel
 
 CONTRIB = "com.microsoft"
+FUNCTIONS = "autocompress"
 
 
 @dataclass
@@ -30,6 +31,7 @@ class GraphBuilder:
     nodes: list[NodeProto] = field(default_factory=list)
     owners: dict[str, str] = field(default_factory=dict)
     owner: str = ""
+    functions: dict[str, FunctionProto] = field(default_factory=dict)
     _made: dict[str, str] = field(default_factory=dict)
     _numbers: dict[str, int] = field(default_factory=dict)
 

@@ -1,13 +1,16 @@
-"""Weights at their true size: each width as fields of 4, 2 and 1 bits that standard operators join again when a session is created."""
+"""Weights at their true size: each width as fields of 4, 2 and 1 bits that standard operators join when a session is created."""
 
 from __future__ import annotations
 
+from functools import cache
+
 import numpy as np
 from numpy.typing import NDArray
-from onnx import TensorProto, helper
+from onnx import FunctionProto, NodeProto, TensorProto, helper, numpy_helper
 
 from autocompress.compress.quantize import StoredTensor, to_blocks
-from autocompress.export.graph import GraphBuilder
+from autocompress.export.graph import FUNCTIONS, GraphBuilder
+from autocompress.export.lower import OPSET
 
 Array = NDArray[np.generic]
 
@@ -64,28 +67,58 @@ def _integers(graph: GraphBuilder, name: str, values: NDArray[np.int8], weight_b
         nibbles = pack_field(values.astype(np.uint8) & np.uint8(0x0F), 4)
         graph.initializers[name] = helper.make_tensor(name, TensorProto.INT4, values.shape, nibbles.tobytes(), raw=True)
         return graph.add("Cast", [name], f"{name}i", to=TensorProto.INT8)
-    joined, offset = "", 0
-    shape = graph.shape(values.shape)
-    for width, packed in zip(field_widths(weight_bits), pack(values, weight_bits), strict=True):
-        part = f"{name}f{width}"
-        graph.constant(part, packed)
-        shifts = graph.shared(f"shifts{width}", (np.arange(8 // width) * width).astype(np.uint8))
-        value = graph.add("BitShift", [part, shifts], f"{part}s", direction="RIGHT")
-        value = graph.add("BitwiseAnd", [value, graph.shared(f"mask{width}", np.array(2**width - 1, np.uint8))], f"{part}a")
-        if packed.size * 8 // width != values.size:
-            value = graph.add("Reshape", [value, graph.shape((-1,))], f"{part}f")
-            ends = [graph.shape((0,)), graph.shape((values.size,))]
-            value = graph.add("Slice", [value, *ends], f"{part}c")
-        value = graph.add("Reshape", [value, shape], f"{part}r")
-        if offset:
-            value = graph.add("BitShift", [value, graph.shared(f"by{offset}", np.array(offset, np.uint8))], f"{part}l", direction="LEFT")
-            joined = graph.add("BitwiseOr", [joined, value], f"{part}o")
-        else:
-            joined = value
-        offset += width
+    fields = [
+        graph.constant(f"{name}f{width}", packed)
+        for width, packed in zip(field_widths(weight_bits), pack(values, weight_bits), strict=True)
+    ]
+    graph.functions.setdefault(f"Unpack{weight_bits}", unpack_function(weight_bits))
+    return graph.add(f"Unpack{weight_bits}", [*fields, graph.shape(values.shape)], f"{name}i", domain=FUNCTIONS)
+
+
+@cache
+def unpack_function(weight_bits: int) -> FunctionProto:
+    """The model-local function (packed fields..., shape) -> int8 of that shape, in standard operators that the runtime inlines and folds.
+
+    A function is stored once per file where its operators would be stored once per weight.
+    """
+
+    def constant(name: str, value: Array) -> NodeProto:
+        return helper.make_node("Constant", [], [name], value=numpy_helper.from_array(value, name))
+
     half = 2 ** (weight_bits - 1)
-    table = graph.shared(f"signed{weight_bits}", np.arange(-half, half).astype(np.int8))
-    return graph.add("Gather", [table, graph.add("Cast", [joined], f"{name}n", to=TensorProto.INT32)], f"{name}i")
+    nodes = [
+        constant("flat", np.array([-1])),
+        constant("zero", np.array([0])),
+        constant("signed", np.arange(-half, half).astype(np.int8)),
+        helper.make_node("ReduceProd", ["shape"], ["count"], keepdims=1),
+    ]
+    joined, offset = "", 0
+    for width in field_widths(weight_bits):
+        f = f"f{width}"
+        nodes += [
+            constant(f"{f}s", (np.arange(8 // width) * width).astype(np.uint8)),
+            constant(f"{f}m", np.array(2**width - 1, np.uint8)),
+            helper.make_node("BitShift", [f, f"{f}s"], [f"{f}a"], direction="RIGHT"),
+            helper.make_node("BitwiseAnd", [f"{f}a", f"{f}m"], [f"{f}b"]),
+            helper.make_node("Reshape", [f"{f}b", "flat"], [f"{f}c"]),
+            helper.make_node("Slice", [f"{f}c", "zero", "count"], [f"{f}d"]),
+        ]
+        value = f"{f}d"
+        if offset:
+            nodes += [
+                constant(f"{f}o", np.array(offset, np.uint8)),
+                helper.make_node("BitShift", [value, f"{f}o"], [f"{f}e"], direction="LEFT"),
+                helper.make_node("BitwiseOr", [joined, f"{f}e"], [f"{f}g"]),
+            ]
+            value = f"{f}g"
+        joined, offset = value, offset + width
+    nodes += [
+        helper.make_node("Cast", [joined], ["index"], to=TensorProto.INT32),
+        helper.make_node("Gather", ["signed", "index"], ["integers"]),
+        helper.make_node("Reshape", ["integers", "shape"], ["y"]),
+    ]
+    inputs = [*(f"f{width}" for width in field_widths(weight_bits)), "shape"]
+    return helper.make_function(FUNCTIONS, f"Unpack{weight_bits}", inputs, ["y"], nodes, [helper.make_opsetid("", OPSET)])
 
 
 def _numpy(stored: StoredTensor, part: str) -> Array:

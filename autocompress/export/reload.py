@@ -72,7 +72,7 @@ def _weights(folder: Path, recipe: dict[str, Any]) -> dict[str, Tensor]:
         raise ExportError(f"{path}: cannot be read ({error}); export the point again") from error
 
 
-def reproduce(folder: Path, task: Task, to: Path) -> Path:
+def reproduce_model(folder: Path, task: Task, to: Path) -> Path:
     """Make model.onnx of a point again from the original weights of `task` and the recipe; returns the new file.
 
     Weights that training made are taken from model.safetensors; all others are compressed anew, without any cache. ExportError when

@@ -14,7 +14,7 @@ from autocompress.compress.activation import ActivationRange
 from autocompress.compress.library import Variant
 from autocompress.compress.prune import Masks
 from autocompress.export.convolution import convolution
-from autocompress.export.graph import CONTRIB, GraphBuilder
+from autocompress.export.graph import FUNCTIONS, GraphBuilder
 from autocompress.export.lower import LoweredModel, Site, remove_dead_nodes
 from autocompress.export.operators import embedding, linear, recurrent
 from autocompress.modules import ModuleMap
@@ -80,8 +80,10 @@ def rewrite(lowered: LoweredModel, module_map: ModuleMap, recipe: Recipe) -> tup
     del proto.graph.initializer[:]
     proto.graph.initializer.extend(graph.initializers.values())
     remove_dead_nodes(proto)
-    if any(node.domain == CONTRIB for node in proto.graph.node):
-        proto.opset_import.append(helper.make_opsetid(CONTRIB, 1))
+    used = {node.op_type for node in proto.graph.node if node.domain == FUNCTIONS}
+    proto.functions.extend(function for name, function in graph.functions.items() if name in used)
+    for domain in sorted({node.domain for node in proto.graph.node} - {""}):
+        proto.opset_import.append(helper.make_opsetid(domain, 1))
     return proto, graph.owners
 
 

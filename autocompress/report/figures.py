@@ -126,7 +126,7 @@ def allocation_maps(info: RunInfo) -> go.Figure:
     """Modules x front points: weight bits, pruning ratio (on the root of each channel group) and rank ratio."""
     data: AllocationInfo = allocation(info)
     figure = make_subplots(1, 3, subplot_titles=("weight bits", "pruning ratio", "rank ratio"), shared_yaxes=True, horizontal_spacing=0.06)
-    maps = ((data.weight_bits, "Viridis", 4, 16), (data.pruning_ratio, "Reds", 0, 0.8), (data.rank_ratio, "Blues_r", 0, 1))
+    maps = ((data.weight_bits, "Viridis", 2, 16), (data.pruning_ratio, "Reds", 0, 0.8), (data.rank_ratio, "Blues_r", 0, 1))
     for column, (values, scale, low, high) in enumerate(maps, 1):
         text = np.where(np.isnan(values), "", np.char.mod("%g", np.nan_to_num(values)))
         figure.add_trace(
@@ -159,7 +159,7 @@ def sensitivity_bars(info: RunInfo) -> go.Figure:
     table = info.sensitivity
     for config in dict.fromkeys(table["config"]) if len(table) else ():
         rows = table[table["config"] == config]
-        label = ", ".join(f"{key.replace('_', ' ')} {value:g}" for key, value in json.loads(config).items())
+        label = ", ".join(f"{key.replace('_', ' ')} {value}" for key, value in json.loads(config).items())
         figure.add_trace(
             go.Bar(
                 x=rows["module"],

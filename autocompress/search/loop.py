@@ -13,7 +13,7 @@ import optuna
 import torch
 
 from autocompress.candidate import Candidate, ModuleConfig
-from autocompress.errors import AutocompressError, LimitError, RunFolderError
+from autocompress.errors import AutocompressError, LimitError, RunFolderError, nearest_name
 from autocompress.limits import Limits, parse_limits
 from autocompress.modules import find_modules
 from autocompress.results import (
@@ -32,6 +32,7 @@ from autocompress.search.allocation import Allocator
 from autocompress.search.bench import Bench, model_hash, open_bench, pick_device
 from autocompress.search.finalize import choose_finalists, verify_front
 from autocompress.search.progress import SearchProgress
+from autocompress.search.progressive import DEFAULT_DROP, ProgressiveSampler
 from autocompress.search.sampler import PriceSampler
 from autocompress.search.sensitivity import divergences, measure_sensitivity, read_rows, write_rows
 from autocompress.search.storage import STUDY_NAME, folder_lock, open_study
@@ -57,6 +58,10 @@ class Settings:
     device: str | None = None
     target_table: str | Path | None = None
     workers: int = 1
+    strategy: str = "guided"
+
+
+STRATEGIES = ("guided", "progressive")
 
 
 def run_search(
@@ -71,6 +76,10 @@ def run_search(
     for name, value, least in (("n_trials", settings.n_trials, 1), ("seed", settings.seed, 0), ("workers", settings.workers, 1)):
         if value < least:
             raise LimitError(f"search: {name} must be at least {least}, got {value}; nearest valid value: {least}")
+    if settings.strategy not in STRATEGIES:
+        raise LimitError(f"search: strategy {settings.strategy!r} is unknown; nearest: {nearest_name(settings.strategy, STRATEGIES)}")
+    if settings.strategy == "progressive" and settings.workers > 1:
+        raise LimitError(f"search: the progressive strategy takes one step after another; workers must be 1, got {settings.workers}")
     check_task(task)
     space = SearchSpace.load(settings.space)
     target = find_target(settings.target)
@@ -98,7 +107,7 @@ def run_search(
             raise RunFolderError(f"{folder}: holds a search over another space; choose another --out or give the space it was started with")
         write_json(folder / RUN_FILE, {**(known or {}), **run})
         _say_check(bench, progress)
-        sampler = PriceSampler(bench.space, make_allocator(bench, folder, setting_up), settings.seed)
+        sampler = make_sampler(settings, bench, limits, sensitivity(bench, folder, setting_up))
         url = settings.storage or str(folder / JOURNAL_FILE)
         study = open_study(url, sampler, settings.study_name)
         if study.user_attrs.get("model", run["model"]) != run["model"]:
@@ -107,7 +116,8 @@ def run_search(
         deadline = _deadline(started, settings.timeout_s)
         study.set_user_attr("run", _for_workers(settings, space, folder, limits, deadline))
         others = launch(url) if launch else []
-        worker = Worker(study, Judge(bench, limits, folder), folder, alone=not others and settings.storage is None)
+        finished = sampler.finished if isinstance(sampler, ProgressiveSampler) else lambda study: False
+        worker = Worker(study, Judge(bench, limits, folder), folder, not others and settings.storage is None, finished)
         worker.run(settings.n_trials, deadline, interrupt, url, progress)
         for process in others:
             process.wait()
@@ -178,7 +188,7 @@ def run_worker(task: Task, storage: str, study_name: str, device_name: str | Non
     with interrupt.watched(), SearchProgress(quiet=True) as progress:
         baseline = Measurement.from_json(known["baseline"])
         bench = open_bench(task, space, target, device, module_map, _path(run["table"]), baseline, progress.phase)
-        sampler = PriceSampler(bench.space, make_allocator(bench, folder, progress.phase), run["seed"])
+        sampler = PriceSampler(bench.space, make_allocator(bench, sensitivity(bench, folder, progress.phase)), run["seed"])
         study = open_study(storage, sampler, study_name, create=False)
         deadline = None if run["deadline"] is None else time.monotonic() + run["deadline"] - time.time()
         worker = Worker(study, Judge(bench, Limits(**run["limits"]), folder), folder, alone=False)
@@ -186,13 +196,28 @@ def run_worker(task: Task, storage: str, study_name: str, device_name: str | Non
     return interrupt.requested
 
 
-def make_allocator(bench: Bench, folder: Path, report: Callable[[str, float], None]) -> Allocator:
-    """Sensitivity from the run folder, or measured now."""
+def sensitivity(bench: Bench, folder: Path, report: Callable[[str, float], None]) -> Mapping[tuple[str, ModuleConfig], float]:
+    """Divergence by (module, config) from the run folder, or measured now."""
     rows = read_rows(folder / SENSITIVITY_FILE)
     if not rows:
         rows = measure_sensitivity(bench.task, bench.stitcher, bench.space, bench.device, bench.size_bytes, bench.latency_ms, report)
         write_rows(folder / SENSITIVITY_FILE, rows)
-    return Allocator.of(bench.space, bench.layout, bench.table, divergences(rows), bench.baseline.size_bytes)
+    return divergences(rows)
+
+
+def make_allocator(bench: Bench, losses: Mapping[tuple[str, ModuleConfig], float]) -> Allocator:
+    """The tables of the bench."""
+    return Allocator.of(bench.space, bench.layout, bench.table, losses, bench.baseline.size_bytes)
+
+
+def make_sampler(
+    settings: Settings, bench: Bench, limits: Limits, losses: Mapping[tuple[str, ModuleConfig], float]
+) -> PriceSampler | ProgressiveSampler:
+    """What proposes the trials of a strategy."""
+    if settings.strategy == "guided":
+        return PriceSampler(bench.space, make_allocator(bench, losses), settings.seed)
+    drop = DEFAULT_DROP if limits.max_accuracy_drop is None else limits.max_accuracy_drop
+    return ProgressiveSampler(bench.space, losses, bench.baseline.accuracy - drop, settings.seed)
 
 
 def check_limits(bench: Bench, given: Mapping[str, float | str | None]) -> Limits:

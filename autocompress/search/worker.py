@@ -5,7 +5,7 @@ from __future__ import annotations
 import errno
 import signal
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -59,9 +59,10 @@ class Worker:
     judge: Judge
     folder: Path
     alone: bool
+    finished: Callable[[optuna.Study], bool] = lambda study: False
 
     def run(self, n_trials: int, deadline: float | None, interrupt: Interrupt, url: str, progress: SearchProgress) -> None:
-        """Trials until the study holds `n_trials` finished ones, the deadline passes, or an interrupt is requested."""
+        """Trials until the study holds `n_trials` finished ones, the strategy is at its end, the deadline passes, or an interrupt comes."""
         lease = Lease(url, self.study.study_name)
         reap(self.study, self.alone)
         if self.alone:
@@ -73,7 +74,11 @@ class Worker:
                 longest = max((t.duration.total_seconds() for t in finished[-20:] if t.duration), default=0.0)
                 late = deadline is not None and time.monotonic() + longest > deadline
                 # However short the time, one trial is made, so that there is something to export.
-                if len(finished) >= n_trials or (late and any(t.state == TrialState.COMPLETE for t in finished)):
+                if (
+                    len(finished) >= n_trials
+                    or self.finished(self.study)
+                    or (late and any(t.state == TrialState.COMPLETE for t in finished))
+                ):
                     break
                 self._one(lease, progress)
                 if not self.alone:
