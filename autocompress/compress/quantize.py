@@ -37,7 +37,7 @@ def to_blocks(weight: Tensor, group_size: int) -> Tensor:
 
 def from_blocks(blocks: Tensor, shape: torch.Size) -> Tensor:
     """Reverse of `to_blocks` for a weight of `shape`."""
-    if blocks.shape[:2] == (1, 1):
+    if blocks.numel() == shape.numel():
         return blocks.reshape(shape)
     return blocks.flatten(1)[:, : shape[1:].numel()].reshape(shape)
 

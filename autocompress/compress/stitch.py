@@ -18,11 +18,9 @@ from autocompress.compress.simulate import SimulatedModule
 from autocompress.compress.smooth import Smoother
 from autocompress.modules import CompressibleModule, ModuleMap
 
-INT8_LEVEL = 4  # of MatMulNBits
 
-
-def _no_kernel(module: CompressibleModule, config: ModuleConfig) -> int | None:
-    return None
+def _never(module: CompressibleModule, config: ModuleConfig) -> bool:
+    return False
 
 
 @dataclass(frozen=True)
@@ -34,14 +32,13 @@ class ActivationPlan:
         inputs: the tensor that each linear or convolutional module reads.
         outputs: for each convolution, (module whose output its integer kernel rounds: itself or the normalisation folded into
             it, tensor).
-        weight_only_level: accuracy level of the weight-only kernel that a module under a config runs on, or None for another
-            kernel; level 4 rounds inputs to 8 bits per block.
+        rounds_blocks: whether a module under a config runs on a weight-only kernel that rounds inputs to 8 bits per block.
     """
 
     ranges: Mapping[str, ActivationRange] = field(default_factory=dict)
     inputs: Mapping[str, str] = field(default_factory=dict)
     outputs: Mapping[str, tuple[str, str]] = field(default_factory=dict)
-    weight_only_level: Callable[[CompressibleModule, ModuleConfig], int | None] = _no_kernel
+    rounds_blocks: Callable[[CompressibleModule, ModuleConfig], bool] = _never
 
 
 @dataclass(frozen=True)
@@ -145,7 +142,7 @@ class Stitcher(SimulatedModel):
         self.set_ranges(self.ranges(candidate, trained))
         for module in self.module_map:
             config = candidate.config(module.name)
-            block_size = config.group_size if self.plan.weight_only_level(module, config) == INT8_LEVEL else 0
+            block_size = config.group_size if self.plan.rounds_blocks(module, config) else 0
             for name in (module.name, *module.aliases):
                 variant = (trained.variants.get(name) if trained else None) or self.variant(name, module.name, candidate)
                 sides = (masks.of(module.name, "out"), masks.of(module.name, "in"))

@@ -59,7 +59,13 @@ def write_recipe(
     for name, module in stitcher.simulated.items():
         owner = stitcher.owners[name]
         rounded, tensor = builder.plan.outputs.get(owner, (owner, ""))
-        modules[name] = {"kind": module.kind, "owner": owner, "reads": builder.plan.inputs.get(owner, ""), "rounds": [rounded, tensor]}
+        modules[name] = {
+            "kind": module.kind,
+            "owner": owner,
+            "reads": builder.plan.inputs.get(owner, ""),
+            "rounds": [rounded, tensor],
+            "block_size": module.block_size,
+        }
     ranges = {name: {"scale": r.scale, "zero_point": r.zero_point, "low": r.low, "high": r.high} for name, r in recipe.ranges.items()}
     data = {
         "format": RECIPE_FORMAT,

@@ -68,17 +68,26 @@ class Builder:
             if site.kind == "conv" and not more:
                 norm = next((n for n in map(self.lowered.producer.get, site.tail) if n and n.op_type == "BatchNormalization"), None)
                 outputs[owner] = (norm.input[3].rpartition(".")[0] if norm else owner, site.output)
-        return ActivationPlan(self.ranges, inputs, outputs, self.weight_only_level)
+        return ActivationPlan(self.ranges, inputs, outputs, self.rounds_blocks)
 
     def weight_only_level(self, module: CompressibleModule, config: ModuleConfig) -> int | None:
         """Accuracy level of the weight-only kernel where it is the fastest for float inputs and groups of weights, else None."""
         fits = config.activation_bits == 32 and config.group_size > 0 and config.weight_bits in WEIGHT_ONLY_BITS
         if not fits or module.kind != "linear":
             return None
-        rows = max(1, module.positions // len(self.lowered.sites[module.name]))
-        columns, outputs = module.weight_shape[1], module.weight_shape[0]
-        level = self.kernels.matmul_level(rows, columns, outputs, config.weight_bits, config.group_size)
+        level = self.kernels.matmul_level(*self._matmul_shape(module), config.weight_bits, config.group_size)
         return None if level == FOLDED else level
+
+    def rounds_blocks(self, module: CompressibleModule, config: ModuleConfig) -> bool:
+        """Whether the weight-only kernel of a module under `config` rounds inputs to 8 bits per block."""
+        level = self.weight_only_level(module, config)
+        shape = self._matmul_shape(module)
+        return level is not None and self.kernels.matmul_rounds_inputs(*shape, config.weight_bits, config.group_size, level)
+
+    def _matmul_shape(self, module: CompressibleModule) -> tuple[int, int, int]:
+        """(rows, columns, outputs) of one call on the example inputs."""
+        rows = max(1, module.positions // len(self.lowered.sites[module.name]))
+        return rows, module.weight_shape[1], module.weight_shape[0]
 
     def table_block(self, module: CompressibleModule, config: ModuleConfig) -> int | None:
         """Block size of an embedding whose packed lookup is at least as fast as the unpacked one, else None."""

@@ -141,6 +141,8 @@ def _clean(proto: ModelProto) -> ModelProto:
     _free_reshapes(proto)
     remove_dead_nodes(proto)
     del graph.value_info[:]
+    for tensor in graph.initializer:  # without the exporter's optional fields, so that a replaced one takes the same bytes
+        tensor.CopyFrom(numpy_helper.from_array(numpy_helper.to_array(tensor), tensor.name))
     for message in (*graph.node, *graph.initializer, *graph.input, *graph.output, graph, proto):
         del message.metadata_props[:]
         message.doc_string = ""

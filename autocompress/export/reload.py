@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from autocompress.candidate import Candidate
 from autocompress.compress.activation import ActivationRange
 from autocompress.compress.library import VariantLibrary
-from autocompress.compress.stitch import INT8_LEVEL, ActivationPlan, SimulatedModel, Stitcher, Trained
+from autocompress.compress.stitch import ActivationPlan, SimulatedModel, Stitcher, Trained
 from autocompress.errors import ExportError
 from autocompress.export.artifact import read_recipe, write_model
 from autocompress.export.build import prepare, stitched_variants
@@ -49,9 +49,7 @@ def load_module(folder: Path, model: nn.Module) -> nn.Module:
         for name, entry in modules.items():
             config = candidate.config(entry["owner"])
             masks = tuple(_mask(tensors, entry["owner"], side) for side in ("out", "in"))
-            level = recipe["kernels"]["matmul_levels"].get(entry["owner"])
-            block_size = config.group_size if level == INT8_LEVEL else 0
-            simulated.simulated[name].set_variant(stored.variants[name], config, (masks[0], masks[1]), block_size)
+            simulated.simulated[name].set_variant(stored.variants[name], config, (masks[0], masks[1]), entry["block_size"])
         simulated.model.load_state_dict(stored.others, strict=True)
     except (AttributeError, KeyError, RuntimeError) as error:
         reason = str(error).strip().split("\n")[0]

@@ -11,10 +11,12 @@ import numpy as np
 from onnx import TensorProto, helper, numpy_helper
 
 from autocompress.measure.latency import interleaved_timing
+from autocompress.targets.runtime import open_session
 
 FOLDED = -1
 LEVELS = (4, 0)  # of MatMulNBits: 8-bit and float arithmetic
 ROUNDS = 12
+FLOAT_ERROR = 1e-4  # relative; inputs rounded to 8 bits differ by some 5e-3
 CONTRIB = "com.microsoft"
 
 
@@ -37,6 +39,11 @@ class KernelChoice:
         """Accuracy level of the fastest MatMulNBits for (rows, columns) @ (columns, outputs), or FOLDED when the float product is."""
         key = f"MatMulNBits {rows}x{columns}x{outputs} {bits}b{block}"
         return self._answer(key, lambda: _time_matmul(self.threads, rows, columns, outputs, bits, block))
+
+    def matmul_rounds_inputs(self, rows: int, columns: int, outputs: int, bits: int, block: int, level: int) -> bool:
+        """Whether that kernel rounds its inputs to 8 bits per block: an accuracy level permits it, and each machine decides."""
+        key = f"MatMulNBits {rows}x{columns}x{outputs} {bits}b{block} rounds at {level}"
+        return self._answer(key, lambda: int(_rounds(rows, columns, outputs, bits, block, level))) == 1
 
     def gather_stays_packed(self, lookups: int, entries: int, width: int, bits: int, block: int) -> bool:
         """Whether GatherBlockQuantized is at least as fast as a lookup in the unpacked table."""
@@ -84,18 +91,32 @@ def _tensor(name: str, values: Any) -> TensorProto:
     return numpy_helper.from_array(np.ascontiguousarray(values), name)
 
 
+def _packed_matmul(weight: Any, columns: int, bits: int, block: int, level: int) -> bytes:
+    """A model of one product with packed weights (outputs, blocks, bytes), all scales 0.01."""
+    scale = _tensor("s", np.full(weight.shape[:2], 0.01, np.float32))
+    shape: dict[str, Any] = {"K": columns, "N": len(weight), "bits": bits, "block_size": block}
+    node = helper.make_node("MatMulNBits", ["x", "w", "s"], ["y"], domain=CONTRIB, accuracy_level=level, **shape)
+    return _model([node], [_tensor("w", weight), scale], TensorProto.FLOAT, 2)
+
+
+def _rounds(rows: int, columns: int, outputs: int, bits: int, block: int, level: int) -> bool:
+    generator = np.random.default_rng(0)
+    weight = generator.integers(0, 256, (outputs, -(-columns // block), block * bits // 8), dtype=np.uint8)
+    x = generator.standard_normal((rows, columns), dtype=np.float32)
+    (found,) = open_session(_packed_matmul(weight, columns, bits, block, level)).run(None, {"x": x})
+    per_byte = 8 // bits
+    fields = (weight[..., None] >> (np.arange(per_byte) * bits).astype(np.uint8)) & np.uint8(2**bits - 1)
+    dense = (fields.reshape(outputs, -1)[:, :columns].astype(np.float32) - 2 ** (bits - 1)) * np.float32(0.01)
+    exact = x @ dense.T
+    return float(np.linalg.norm(found - exact) / np.linalg.norm(exact)) > FLOAT_ERROR
+
+
 def _time_matmul(threads: int, rows: int, columns: int, outputs: int, bits: int, block: int) -> int:
     generator = np.random.default_rng(0)
     weight = generator.standard_normal((columns, outputs), dtype=np.float32)
     baseline = _model([helper.make_node("MatMul", ["x", "w"], ["y"])], [_tensor("w", weight)], TensorProto.FLOAT, 2)
-    count = -(-columns // block)
-    packed = _tensor("w", generator.integers(0, 256, (outputs, count, block * bits // 8), dtype=np.uint8))
-    scale = _tensor("s", np.full((outputs, count), 0.01, np.float32))
-    shape: dict[str, Any] = {"K": columns, "N": outputs, "bits": bits, "block_size": block}
-    others = {}
-    for level in LEVELS:
-        node = helper.make_node("MatMulNBits", ["x", "w", "s"], ["y"], domain=CONTRIB, accuracy_level=level, **shape)
-        others[level] = _model([node], [packed, scale], TensorProto.FLOAT, 2)
+    packed = generator.integers(0, 256, (outputs, -(-columns // block), block * bits // 8), dtype=np.uint8)
+    others = {level: _packed_matmul(packed, columns, bits, block, level) for level in LEVELS}
     return _fastest(baseline, others, {"x": generator.standard_normal((rows, columns), dtype=np.float32)}, threads)
 
 

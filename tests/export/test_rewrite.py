@@ -8,65 +8,14 @@ import numpy as np
 import onnx
 import pytest
 import torch
+from fixture import Fixture, relative_difference
 from onnx import TensorProto
 
-from autocompress import Candidate, ModuleConfig, find_modules
-from autocompress.compress.library import VariantLibrary
-from autocompress.compress.stitch import Stitcher
+from autocompress import Candidate
 from autocompress.errors import ExportError
-from autocompress.export.build import prepare, stitched_variants
 from autocompress.export.lower import export_float
-from autocompress.targets.kernels import KernelChoice
 from autocompress.targets.runtime import open_session
-from autocompress.task import Task, call_model
-
-
-class Fixture:
-    def __init__(self, task: Task) -> None:
-        self.task = task
-        self.builder = prepare(task, find_modules(task.model, task.example_inputs), KernelChoice(1))
-        teacher = self.builder.teacher
-        library = VariantLibrary(teacher, None, self.builder.statistics)
-        self.stitcher = Stitcher(teacher, self.builder.module_map, library, self.builder.plan)
-        self.roots = {g.name for g in self.builder.module_map.groups if g.reason is None}
-        self.inputs = next(iter(task.validation))[0]
-
-    def random(self, seed: int) -> Candidate:
-        generator = np.random.default_rng(seed)
-        configs = {}
-        for module in self.builder.module_map:
-            configs[module.name] = ModuleConfig(
-                int(generator.choice([2, 3, 4, 5, 6, 7, 8, 16, 32])),
-                int(generator.choice([8, 16, 32])) if module.kind in ("linear", "conv") else 32,
-                int(generator.choice([-1, 0, 16, 32])),
-                float(generator.choice([0.25, 0.5, 1.0])) if module.kind == "linear" else 1.0,
-                float(generator.choice([0.0, 0.25, 0.5])) if module.name in self.roots else 0.0,
-                bool(generator.integers(2)),
-                algorithm=str(generator.choice(["auto", "nearest", "gptq"])),
-                activation_mode=str(generator.choice(["auto", "static", "dynamic"])),
-                smoothing=float(generator.choice([0.0, 0.5])),
-            )
-        return Candidate.of(configs)
-
-    def uniform(self, **axes: float) -> Candidate:
-        pruned = axes.pop("pruning_ratio", 0.0)
-        return Candidate.of(
-            {m.name: ModuleConfig(**axes, pruning_ratio=pruned if m.name in self.roots else 0.0) for m in self.builder.module_map}
-        )
-
-    def build(self, candidate: Candidate) -> onnx.ModelProto:
-        return self.builder.build(self.builder.recipe(candidate, stitched_variants(self.builder, self.stitcher, candidate)))
-
-    def run(self, proto: onnx.ModelProto) -> np.ndarray:
-        return open_session(proto.SerializeToString()).run(None, self.builder.lowered.feed(self.inputs))[0]
-
-    def simulate(self, candidate: Candidate) -> np.ndarray:
-        with torch.no_grad():
-            return call_model(self.stitcher.apply(candidate), self.inputs).numpy()
-
-
-def relative_difference(found: np.ndarray, expected: np.ndarray) -> float:
-    return float(np.linalg.norm(found - expected) / max(np.linalg.norm(expected), 1e-12))
+from autocompress.task import Task
 
 
 @pytest.fixture(scope="module", params=["cnn", "transformer"])

@@ -1,0 +1,125 @@
+"""What was exported comes back as a PyTorch module, and its recipe makes the same file again."""
+
+from __future__ import annotations
+
+import copy
+import shutil
+from pathlib import Path
+
+import numpy as np
+import onnxruntime
+import pytest
+import torch
+import yaml
+from torch import nn
+
+import autocompress
+from autocompress import SearchResult, Task, load_task, read_front
+from autocompress.errors import ExportError, TaskError
+from autocompress.task import call_model, feed_of
+
+SPACE = {
+    "modules": [
+        {"kind": "embedding", "weight_bits": [3, 8], "group_size": 16},
+        {
+            "match": "*",
+            "weight_bits": [2, 3, 5],
+            "activation_bits": [8, 32],
+            "group_size": [0, 32],
+            "symmetric": [True, False],
+            "activation_mode": ["dynamic", "static"],
+            "smoothing": [0.0, 0.5],
+            "rank_ratio": [0.5, 1.0],
+            "pruning_ratio": [0.0, 0.5],
+        },
+    ],
+    "distillation": {"alpha": 0.5, "steps": 12},
+}
+
+
+@pytest.fixture(scope="module", params=["cnn", "transformer"])
+def searched(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> tuple[Task, SearchResult]:
+    task = load_task(request.getfixturevalue(f"{request.param}_spec"))
+    space = SPACE if request.param == "transformer" else {**SPACE, "modules": SPACE["modules"][1:]}
+    if request.param == "cnn":
+        space["modules"] = [{k: v for k, v in space["modules"][0].items() if k != "smoothing"}]
+    return task, autocompress.search(task, space, n_trials=14, out=tmp_path_factory.mktemp("run"), quiet=True)
+
+
+@pytest.fixture
+def exported(searched: tuple[Task, SearchResult], tmp_path: Path) -> list[Path]:
+    _, result = searched
+    picked = {p.trial: p for p in (result.front.smallest(), result.front.fastest(), result.front.most_accurate())}
+    return [autocompress.export(result, point, tmp_path / str(trial)) for trial, point in picked.items()]
+
+
+def test_loaded_modules_compute_what_the_file_computes(searched: tuple[Task, SearchResult], exported: list[Path]) -> None:
+    task, _ = searched
+    inputs = next(iter(task.validation))[0]
+    for folder in exported:
+        module = autocompress.load(folder, task.model)
+        assert not module.training
+        with torch.no_grad():
+            found = call_model(module, inputs).numpy()
+        session = onnxruntime.InferenceSession(folder / "model.onnx", providers=["CPUExecutionProvider"])
+        (expected,) = session.run(None, feed_of(inputs, [i.name for i in session.get_inputs()]))
+        assert np.linalg.norm(found - expected) <= 0.01 * np.linalg.norm(expected)
+
+
+def test_the_weights_of_the_given_architecture_play_no_part(searched: tuple[Task, SearchResult], exported: list[Path]) -> None:
+    task, _ = searched
+    inputs = next(iter(task.validation))[0]
+    other = copy.deepcopy(task.model)
+    with torch.no_grad():
+        for parameter in other.parameters():
+            parameter.normal_()
+    folder = exported[0]
+    found, expected = autocompress.load(folder, other), autocompress.load(folder)
+    with torch.no_grad():
+        assert torch.equal(call_model(found, inputs), call_model(expected, inputs))
+
+
+def test_recipes_make_the_same_file_byte_for_byte(searched: tuple[Task, SearchResult], exported: list[Path], tmp_path: Path) -> None:
+    for folder in exported:
+        path = autocompress.reproduce(folder, tmp_path / "again", searched[0])
+        assert path.read_bytes() == (folder / "model.onnx").read_bytes()
+
+
+def test_some_points_were_trained_and_some_not(searched: tuple[Task, SearchResult]) -> None:
+    _, result = searched
+    trained = [yaml.safe_load((result.folder / p.artifact / "recipe.yaml").read_text())["trained"] for p in result.front]
+    trials = (result.folder / "recovered").glob("*.safetensors")
+    assert sum(trained) <= len(list(trials))
+
+
+def test_memory_is_reported_beside_the_size(searched: tuple[Task, SearchResult]) -> None:
+    _, result = searched
+    front = read_front(result.folder)
+    assert front.baseline.memory_bytes > 0.9 * front.baseline.size_bytes - 50_000
+    for point in front:
+        assert 0 < point.measured.memory_bytes <= front.baseline.memory_bytes * 1.01
+
+
+def test_what_does_not_fit_is_one_line(searched: tuple[Task, SearchResult], exported: list[Path], tmp_path: Path) -> None:
+    folder = exported[0]
+    with pytest.raises(ExportError, match="has another architecture than the one that was compressed"):
+        autocompress.load(folder, nn.Linear(3, 3))
+    with pytest.raises(ExportError, match=r"has no recipe\.yaml"):
+        autocompress.load(tmp_path / "nowhere")
+    broken = tmp_path / "broken"
+    shutil.copytree(folder, broken)
+    (broken / "model.safetensors").write_bytes(b"no")
+    with pytest.raises(ExportError, match="cannot be read"):
+        autocompress.load(broken)
+    recipe = yaml.safe_load((folder / "recipe.yaml").read_text())
+    (broken / "recipe.yaml").write_text(yaml.safe_dump({**recipe, "sha256": "0" * 64}))
+    shutil.copy(folder / "model.safetensors", broken / "model.safetensors")
+    with pytest.raises(ExportError, match="differs from the file that"):
+        autocompress.reproduce(broken, tmp_path / "other", searched[0])
+    recipe["origin"]["source"] = None
+    (broken / "recipe.yaml").write_text(yaml.safe_dump(recipe))
+    with pytest.raises(TaskError, match="the recipe names no task"):
+        autocompress.load(broken)
+    (broken / "recipe.yaml").write_text("format: 99")
+    with pytest.raises(ExportError, match="not a recipe of format"):
+        autocompress.load(broken)
