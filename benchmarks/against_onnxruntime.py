@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import argparse
-import json
 import logging
 import os
 import tempfile
@@ -16,9 +14,9 @@ from autocompress.measure.accuracy import evaluate_session
 from autocompress.measure.latency import interleaved_timing
 from autocompress.report.info import PICK_DROP, PICKS
 from autocompress.results import MODEL_FILE
-from autocompress.targets.profile import versions
 from autocompress.targets.runtime import open_session
 from autocompress.task import feed_of
+from benchmarks.output import parser_of, write_figures
 
 
 def quantize_dynamic(source: Path, target: Path) -> None:
@@ -33,11 +31,9 @@ def quantize_dynamic(source: Path, target: Path) -> None:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__)
+    parser = parser_of(__doc__)
     parser.add_argument("--run", default="reports/demo", help="folder of a finished search")
     parser.add_argument("--task", default="autocompress.tasks:easy_vqa")
-    parser.add_argument("--json", metavar="FILE")
-    parser.add_argument("--quick", action="store_true", help="fewer rounds, first test batches only")
     arguments = parser.parse_args()
     run, task = Path(arguments.run), load_task(arguments.task)
     test = list(task.test or task.validation)[: 20 if arguments.quick else None]
@@ -61,10 +57,7 @@ def main() -> None:
             figures |= {f"bytes_{name}": size, f"latency_ratio_{name}": timing.ratios[0], f"accuracy_{name}": scores.accuracy}
             smaller, faster = baseline.stat().st_size / size, 1 / timing.ratios[0]
             print(f"{name:22}{size:12d}{smaller:9.2f}x{faster:9.2f}x{scores.accuracy:16.4f}", flush=True)
-    if arguments.json:
-        found = versions()
-        machine = {key: found.pop(key) for key in ("machine", "processor")}
-        Path(arguments.json).write_text(json.dumps({"figures": figures, "machine": machine, "versions": found}, indent=1))
+    write_figures(arguments.json, figures)
 
 
 if __name__ == "__main__":

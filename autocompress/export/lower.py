@@ -145,7 +145,7 @@ def _clean(proto: ModelProto) -> ModelProto:
         tensor.CopyFrom(numpy_helper.from_array(numpy_helper.to_array(tensor), tensor.name))
     for message in (*graph.node, *graph.initializer, *graph.input, *graph.output, graph, proto):
         del message.metadata_props[:]
-        message.doc_string = ""
+        message.ClearField("doc_string")
     for node in graph.node:
         node.name = node.output[0]
     return proto

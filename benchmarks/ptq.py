@@ -1,0 +1,224 @@
+"""Accuracy of the built-in task without and with training at uniform widths, next to onnxruntime.quantization on the same model.
+
+The table is simulated (the simulation and the file are compared at the end), on test questions that neither calibration nor any
+choice has seen; the rows that name a file are measured from it.
+"""
+
+from __future__ import annotations
+
+import os
+
+os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+
+import logging
+import tempfile
+import time
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import torch
+from onnxruntime.quantization import CalibrationDataReader, QuantFormat, QuantType, quantize_static
+from onnxruntime.quantization.shape_inference import quant_pre_process
+from torch import nn
+
+from autocompress import Candidate, Distillation, ModuleConfig, Task, find_modules, load_task
+from autocompress.candidate import WEIGHT_RANGES
+from autocompress.compress.distill import distil
+from autocompress.compress.library import VariantLibrary
+from autocompress.compress.statistics import collect_statistics, output_error
+from autocompress.compress.stitch import Stitcher, Trained
+from autocompress.export.build import Builder, prepare, stitched_variants
+from autocompress.measure.accuracy import evaluate_model, evaluate_session
+from autocompress.targets.kernels import KernelChoice
+from autocompress.targets.runtime import open_session
+from autocompress.task import Batches, call_model, take_samples
+from benchmarks.against_onnxruntime import quantize_dynamic
+from benchmarks.output import parser_of, write_figures
+
+CPU = torch.device("cpu")
+INTEGER = ("linear", "conv")
+TABLE_QUESTIONS = 2000
+
+
+class Bench:
+    def __init__(self, task: Task, builder: Builder, test: list) -> None:
+        self.task, self.builder, self.test = task, builder, test
+        library = VariantLibrary(builder.teacher, None, builder.statistics)
+        self.stitcher = Stitcher(builder.teacher, builder.module_map, library, builder.plan)
+
+    def uniform(self, bits: int, activation_bits: int = 8, **axes: object) -> Candidate:
+        modules = self.builder.module_map
+        return Candidate.of({m.name: ModuleConfig(bits, activation_bits if m.kind in INTEGER else 32, **axes) for m in modules})
+
+    def simulated(self, candidate: Candidate, batches: Batches) -> float:
+        return evaluate_model(self.task, self.stitcher.apply(candidate), batches, CPU)[0].accuracy
+
+    def from_file(self, candidate: Candidate, trained: Trained | None = None) -> tuple[float, int]:
+        """(test accuracy, bytes) of the exported file."""
+        variants = {} if trained else stitched_variants(self.builder, self.stitcher, candidate)
+        data = self.builder.build(self.builder.recipe(candidate, variants, trained)).SerializeToString()
+        return self.session_accuracy(data), len(data)
+
+    def session_accuracy(self, model: bytes | str) -> float:
+        session = open_session(model, os.cpu_count() or 1)
+        return evaluate_session(self.task, session, tuple(i.name for i in session.get_inputs()), self.test)[0].accuracy
+
+    def trained(self, candidate: Candidate, steps: int) -> Trained:
+        torch.manual_seed(0)
+        candidate = Candidate(candidate.modules, Distillation(0.3, 2.0, steps))
+        self.stitcher.apply(candidate)
+        self.stitcher.start_training(candidate)
+        distil(self.task, self.stitcher.model, self.stitcher.teacher, candidate.distillation, CPU)
+        return self.stitcher.trained_state()
+
+
+def algorithm_table(bench: Bench, questions: Batches, quick: bool) -> None:
+    rows = {f"nearest, {name}": {"algorithm": "nearest", "weight_range": name} for name in WEIGHT_RANGES}
+    rows |= {name: {"algorithm": name} for name in ("gptq", "adaround", "auto")}
+    rows |= {"auto, zero-points": {"symmetric": False}, "auto, groups of 32": {"group_size": 32}, "auto, one scale": {"group_size": -1}}
+    if quick:
+        rows = {name: rows[name] for name in ("nearest, squared_error", "gptq", "auto")}
+    widths = (8, 6, 5, 4, 3, 2)
+    print(f"\n{'8-bit activations, weights at':28}" + "".join(f"{bits:>9} bit" for bits in widths))
+    for name, axes in rows.items():
+        cells = []
+        for bits in widths:
+            slow = axes.get("algorithm") == "adaround" and bits > 4
+            cells.append("" if slow else f"{bench.simulated(bench.uniform(bits, **axes), questions):.4f}")
+        print(f"{name:28}" + "".join(f"{cell:>13}" for cell in cells), flush=True)
+
+
+def activation_table(bench: Bench, questions: Batches) -> None:
+    print(f"\n{'activations, 8-bit weights':34}{'accuracy':>10}")
+    print(f"{'dynamic (convolutions static)':34}{bench.simulated(bench.uniform(8), questions):10.4f}")
+    for method in WEIGHT_RANGES:
+        builder = prepare(bench.task, find_modules(bench.task.model, bench.task.example_inputs), KernelChoice(1), None, method)
+        other = Bench(bench.task, builder, bench.test)
+        print(f"{'static, ' + method:34}{other.simulated(other.uniform(8, activation_mode='static'), questions):10.4f}", flush=True)
+    print(f"{'16 bits':34}{bench.simulated(bench.uniform(8, 16), questions):10.4f}")
+    smoothed = bench.uniform(8)
+    roots = {group.readers[0] for group in bench.builder.module_map.norms}
+    smoothed = Candidate.of({n: replace(c, smoothing=0.5) if n in roots else c for n, c in smoothed.modules})
+    print(f"{'dynamic, smoothed (alpha 0.5)':34}{bench.simulated(smoothed, questions):10.4f}", flush=True)
+
+
+def layer_errors(bench: Bench) -> dict[int, list[float]]:
+    """GPTQ's output error as a share of round-to-nearest's by width, per layer, on inputs of the validation split."""
+    batches = [inputs for inputs, _ in take_samples(bench.task.validation, 512)]
+    unseen = collect_statistics(bench.builder.teacher, bench.builder.module_map, batches, CPU)
+    masks = bench.stitcher.pruner.masks(Candidate())
+    found: dict[int, list[float]] = {}
+    for bits in (4, 3, 2):
+        for name, seen in unseen.items():
+            weight = bench.builder.teacher.get_submodule(name).weight.detach()
+            errors = []
+            for algorithm in ("nearest", "gptq"):
+                variant = bench.stitcher.library.get(name, ModuleConfig(bits, algorithm=algorithm), masks)
+                errors.append(output_error((weight - variant.factors[0].dequantized()).flatten(1), seen, False))
+            found.setdefault(bits, []).append(errors[1] / errors[0])
+    return found
+
+
+def simulation_gap(bench: Bench) -> tuple[float, str]:
+    """Largest relative difference of a module's output in its file from the simulated one: every form, one layer per shape."""
+    inputs: dict[str, torch.Tensor] = {}
+    teacher = bench.builder.teacher
+    handles = [
+        teacher.get_submodule(m.name).register_forward_pre_hook(lambda _, x, name=m.name: inputs.setdefault(name, x[0].detach()))
+        for m in bench.builder.module_map
+    ]
+    call_model(teacher, take_samples(bench.task.calibration_batches(), 32)[0][0])
+    for handle in handles:
+        handle.remove()
+    worst, where = 0.0, ""
+    shapes = {(m.kind, m.weight_shape): m for m in bench.builder.module_map}
+    for module in shapes.values():
+        x = inputs[module.name]
+        layer = nn.Sequential(teacher.get_submodule(module.name)).eval()
+        task = Task("layer", layer, x[:1], [(x, torch.zeros(len(x)))], lambda o, t: 0.0)
+        one = Bench(task, prepare(task, find_modules(layer, x[:1]), KernelChoice(1)), [])
+        for bits in (2, 3, 4, 6, 8, 16):
+            for activation_bits in (8, 16, 32):
+                for axes in ({}, {"activation_mode": "static"}, {"activation_mode": "dynamic"}, {"group_size": 32}, {"symmetric": False}):
+                    candidate = one.uniform(bits, activation_bits, algorithm="nearest", **axes)
+                    with torch.no_grad():
+                        expected = one.stitcher.apply(candidate)(x).numpy()
+                    proto = one.builder.build(one.builder.recipe(candidate, stitched_variants(one.builder, one.stitcher, candidate)))
+                    (output,) = open_session(proto.SerializeToString()).run(None, one.builder.lowered.feed(x))
+                    gap = float(np.linalg.norm(output - expected) / np.linalg.norm(expected))
+                    if gap > worst:
+                        worst, where = gap, f"{module.name}, {bits} bit, activations {activation_bits}, {axes or 'defaults'}"
+    return worst, where
+
+
+class _Reader(CalibrationDataReader):
+    def __init__(self, feeds: list) -> None:
+        self.feeds = iter(feeds)
+
+    def get_next(self) -> dict | None:
+        return next(self.feeds, None)
+
+
+def onnxruntime_files(bench: Bench, folder: Path) -> dict[str, Path]:
+    """The float file quantised by onnxruntime.quantization, per channel: dynamic, and static on the same calibration samples."""
+    logging.getLogger().setLevel(logging.ERROR)
+    source, prepared = folder / "float.onnx", folder / "prepared.onnx"
+    source.write_bytes(bench.builder.baseline)
+    quantize_dynamic(source, folder / "dynamic.onnx")
+    quant_pre_process(str(source), str(prepared), skip_symbolic_shape=True)
+    feeds = [bench.builder.lowered.feed(inputs) for inputs, _ in take_samples(bench.task.calibration_batches(), 128)]
+    options = {"per_channel": True, "quant_format": QuantFormat.QDQ, "weight_type": QuantType.QInt8}
+    quantize_static(str(prepared), str(folder / "static.onnx"), _Reader(feeds), **options)
+    return {"dynamic": folder / "dynamic.onnx", "static": folder / "static.onnx"}
+
+
+def main() -> None:
+    parser = parser_of(__doc__)
+    parser.add_argument("--steps", type=int, default=300, help="training steps of the trained rows")
+    arguments = parser.parse_args()
+    torch.set_num_threads(os.cpu_count() or 1)
+    task = load_task("autocompress.tasks:easy_vqa")
+    test = list(task.test or [])
+    questions = take_samples(test, 500 if arguments.quick else TABLE_QUESTIONS)
+    test = questions if arguments.quick else test
+    builder = prepare(task, find_modules(task.model, task.example_inputs), KernelChoice(1))
+    bench = Bench(task, builder, test)
+    size = len(builder.baseline)
+    figures = {"acc_float": bench.session_accuracy(builder.baseline)}
+    print(f"float file: {size} bytes, test accuracy {figures['acc_float']:.4f}", flush=True)
+    algorithm_table(bench, questions, arguments.quick)
+    if not arguments.quick:
+        activation_table(bench, questions)
+    print(f"\n{'from the file, all test questions':40}{'accuracy':>10}{'smaller':>10}")
+    for bits in (8, 6, 5, 4, 3, 2):
+        accuracy, found = bench.from_file(bench.uniform(bits))
+        figures[f"acc_w{bits}"] = accuracy
+        print(f"{f'{bits} bit, auto':40}{accuracy:10.4f}{size / found:9.2f}x", flush=True)
+    for bits, algorithm in ((3, "nearest"), (3, "auto"), (2, "auto")):
+        started = time.monotonic()
+        candidate = bench.uniform(bits, algorithm=algorithm)
+        trained = bench.trained(candidate, 20 if arguments.quick else arguments.steps)
+        accuracy, found = bench.from_file(candidate, trained)
+        figures[f"acc_w{bits}_qat" + ("_from_nearest" if algorithm == "nearest" else "")] = accuracy
+        label = f"{bits} bit, {algorithm}, {arguments.steps} steps"
+        print(f"{label:40}{accuracy:10.4f}{size / found:9.2f}x  {time.monotonic() - started:.0f} s", flush=True)
+    with tempfile.TemporaryDirectory() as folder:
+        for name, path in onnxruntime_files(bench, Path(folder)).items():
+            figures[f"acc_ort_{name}"] = bench.session_accuracy(str(path))
+            print(
+                f"{f'onnxruntime.quantization, {name}':40}{figures[f'acc_ort_{name}']:10.4f}{size / path.stat().st_size:9.2f}x", flush=True
+            )
+    for bits, ratios in layer_errors(bench).items():
+        figures[f"gptq_better_layers_w{bits}"] = float(np.mean(np.array(ratios) < 1))
+        print(
+            f"GPTQ at {bits} bit: better than nearest on {np.mean(np.array(ratios) < 1):.0%} of {len(ratios)} layers on unseen inputs; "
+            f"error {np.median(ratios):.3f}x of nearest's in the median, {max(ratios):.3f}x at most"
+        )
+    figures["sim_vs_file_max"], where = simulation_gap(bench)
+    print(f"simulation against file, one module: relative difference at most {figures['sim_vs_file_max']:.1e} ({where})")
+    write_figures(arguments.json, figures)
+
+
+if __name__ == "__main__":
+    main()
