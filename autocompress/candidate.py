@@ -63,14 +63,16 @@ class ModuleConfig:
         """Whether a module of that kind runs on an integer kernel."""
         return self.activation_bits == 8 and kind in ("linear", "conv")
 
-    def for_kernel(self, kind: str) -> ModuleConfig:
+    def for_kernel(self, kind: str, saturates: bool = False) -> ModuleConfig:
         """What the kernel of a module of that kind can hold.
 
         8-bit weights of integer kernels fill int8, so their groups share the scale of the row; integer convolutions take one
-        zero point for all channels.
+        zero point for all channels. Where sums of two products saturate at 16 bits, 7-bit weights are what stays exact.
         """
         if not self.integer(kind) or self.weight_bits != 8:
             return self
+        if saturates:
+            return replace(self, weight_bits=7)
         return replace(self, group_size=min(self.group_size, 0), symmetric=self.symmetric or kind == "conv")
 
     def static(self, kind: str) -> bool:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from fnmatch import fnmatchcase
 from itertools import product
@@ -13,16 +13,12 @@ from typing import Any
 
 import yaml
 
-from autocompress.candidate import ACTIVATION_MODES, ALGORITHMS, UNTOUCHED, WEIGHT_RANGES, Candidate, Distillation, ModuleConfig
-from autocompress.errors import SpaceError, nearest_name, nearest_number
+from autocompress.axes import AXES, Choice, check_keys, choices_of, listed
+from autocompress.candidate import UNTOUCHED, Candidate, Distillation, ModuleConfig
+from autocompress.errors import SpaceError, nearest_name
 from autocompress.modules import CompressibleModule, ModuleMap
 from autocompress.targets.target import Target
 
-QUANTIZATION = ("weight_bits", "activation_bits", "group_size", "symmetric", "weight_range", "algorithm", "activation_mode", "smoothing")
-AXES = (*QUANTIZATION, "rank_ratio", "pruning_ratio")
-NAMED = {"weight_range": WEIGHT_RANGES, "algorithm": ALGORITHMS, "activation_mode": ACTIVATION_MODES}
-GROUP_SIZES = (-1, 0, 16, 32, 64, 128, 256)
-Choice = float | str
 MATCHERS = ("match", "tower", "role", "kind")
 DEFAULT_SPACE = """
 modules:
@@ -30,11 +26,11 @@ modules:
     weight_bits: [8, 16]
     activation_bits: [8, 32]
   - kind: conv
-    weight_bits: [4, 8]
+    weight_bits: [3, 4, 8]
     activation_bits: [8, 32]
     pruning_ratio: {low: 0.0, high: 0.5, step: 0.125}
   - match: "*"
-    weight_bits: [4, 8, 16]
+    weight_bits: [3, 4, 8]
     activation_bits: [8, 32]
     rank_ratio: [0.25, 1.0]
     pruning_ratio: {low: 0.0, high: 0.75, step: 0.125}
@@ -144,20 +140,20 @@ class SearchSpace:
     def _checked(cls, where: str, data: Any) -> SearchSpace:
         if not isinstance(data, dict):
             raise SpaceError(f"{where}: expected a mapping with the key 'modules', got {type(data).__name__}")
-        _check_keys(where, data, ("modules", "distillation", "constraints"))
+        check_keys(where, data, ("modules", "distillation", "constraints"))
         rules = data.get("modules")
         if not isinstance(rules, list) or not rules:
             raise SpaceError(f"{where}: 'modules' must be a list of rules, got {rules!r}")
         for i, rule in enumerate(rules):
             if not isinstance(rule, dict):
                 raise SpaceError(f"{where}: rule {i + 1} must be a mapping, got {rule!r}")
-            _check_keys(f"{where}: rule {i + 1}", rule, (*MATCHERS, *AXES))
+            check_keys(f"{where}: rule {i + 1}", rule, (*MATCHERS, *AXES))
             if not any(key in rule for key in MATCHERS):
                 raise SpaceError(f"{where}: rule {i + 1} matches on nothing; give one of {', '.join(MATCHERS)}")
         distillation = data.get("distillation") or {}
-        _check_keys(f"{where}: distillation", distillation, ("alpha", "temperature", "steps"))
+        check_keys(f"{where}: distillation", distillation, ("alpha", "temperature", "steps"))
         constraints = data.get("constraints") or {}
-        _check_keys(f"{where}: constraints", constraints, ("max_size", "max_latency", "max_accuracy_drop"))
+        check_keys(f"{where}: constraints", constraints, ("max_size", "max_latency", "max_accuracy_drop"))
         return cls(where, tuple(rules), distillation, constraints)
 
     def bind(self, module_map: ModuleMap, target: Target) -> BoundSpace:
@@ -175,7 +171,7 @@ class SearchSpace:
             for axis in AXES:
                 if axis not in self.rules[position]:
                     continue
-                choices = self._choices(position, axis, target)
+                choices = choices_of(f"{self.where}: rule {position + 1}", axis, self.rules[position][axis], target)
                 if not _applies(axis, module, smoothed if axis == "smoothing" else roots, target):
                     continue
                 if len(choices) == 1:
@@ -185,7 +181,7 @@ class SearchSpace:
         if self.every_rule_must_match:
             self._check_used(used, module_map)
         alphas = self._alphas()
-        temperatures = tuple(float(t) for t in _listed(self.distillation.get("temperature", [2.0])))
+        temperatures = tuple(float(t) for t in listed(self.distillation.get("temperature", [2.0])))
         steps = self.distillation.get("steps", 0)
         if not isinstance(steps, int) or steps < 0 or any(t <= 0 for t in temperatures):
             raise SpaceError(
@@ -209,89 +205,16 @@ class SearchSpace:
                 reason = f"matches no module; nearest {key}: {nearest_name(str(value), {str(getattr(m, field_of)) for m in module_map})}"
             raise SpaceError(f"{self.where}: rule {i + 1} {shown} {reason}")
 
-    def _choices(self, position: int, axis: str, target: Target) -> tuple[Choice, ...]:
-        where = f"{self.where}: rule {position + 1}"
-        value = self.rules[position][axis]
-        if isinstance(value, dict):
-            choices: list[Any] = _spread(f"{where}: {axis}", value)
-        else:
-            choices = list(_listed(value))
-        for choice in choices:
-            _check_choice(where, axis, choice, target)
-        order = _ORDER.get(axis)
-        return tuple(dict.fromkeys(choices if order is None else sorted(choices, key=order)))
-
     def _alphas(self) -> tuple[float, float]:
         value = self.distillation.get("alpha", 0.5)
         if isinstance(value, dict):
-            _check_keys(f"{self.where}: distillation: alpha", value, ("low", "high"))
+            check_keys(f"{self.where}: distillation: alpha", value, ("low", "high"))
             low, high = value.get("low", 0.0), value.get("high", 1.0)
         else:
             low = high = value
         if not all(isinstance(v, (int, float)) and 0 <= v <= 1 for v in (low, high)) or low > high:
             raise SpaceError(f"{self.where}: distillation: alpha must be a number or {{low, high}} in [0, 1], got {value!r}")
         return float(low), float(high)
-
-
-# From careful to small; what has no order stays as it was listed.
-_ORDER: Mapping[str, Callable[[Any], float]] = {
-    "weight_bits": lambda bits: -bits,
-    "activation_bits": lambda bits: -bits,
-    "group_size": lambda size: size if size > 0 else 1000 - size,
-    "smoothing": lambda alpha: alpha,
-    "rank_ratio": lambda ratio: -ratio,
-    "pruning_ratio": lambda ratio: ratio,
-}
-
-
-def _spread(where: str, value: Mapping[str, Any]) -> list[float]:
-    """The values of {low, high, step}."""
-    _check_keys(where, value, ("low", "high", "step"))
-    try:
-        low, high, step = float(value["low"]), float(value["high"]), float(value["step"])
-    except (KeyError, TypeError, ValueError):
-        raise SpaceError(f"{where} needs numbers low, high and step, got {value}") from None
-    if step <= 0 or high < low:
-        raise SpaceError(f"{where} needs low <= high and step > 0, got {value}")
-    return [round(low + i * step, 10) for i in range(int((high - low) / step + 1e-9) + 1)]
-
-
-def _check_choice(where: str, axis: str, choice: Any, target: Target) -> None:
-    if axis in NAMED:
-        if choice not in NAMED[axis]:
-            raise SpaceError(f"{where}: {axis} {choice!r} is unknown; nearest: {nearest_name(str(choice), NAMED[axis])}")
-        return
-    if axis == "symmetric":
-        if not isinstance(choice, bool):
-            raise SpaceError(f"{where}: symmetric must be true or false, got {choice!r}")
-        return
-    if not isinstance(choice, (int, float)) or isinstance(choice, bool):
-        raise SpaceError(f"{where}: {axis} must hold numbers, got {choice!r}")
-    if axis.endswith("bits"):
-        target.check(where, axis, choice)
-    elif axis == "group_size":
-        if choice not in GROUP_SIZES:
-            near = nearest_number(choice, GROUP_SIZES)
-            raise SpaceError(f"{where}: group_size {choice} is not one of {GROUP_SIZES}; nearest valid value: {near}")
-    else:
-        low_open = axis == "rank_ratio"
-        high_open = axis == "pruning_ratio"
-        if not (0 < choice <= 1 if low_open else 0 <= choice < 1 if high_open else 0 <= choice <= 1):
-            valid = "0 < ratio <= 1" if low_open else "0 <= ratio < 1" if high_open else "0 <= alpha <= 1"
-            near = min(0.95 if high_open else 1.0, max(0.05 if low_open else 0.0, choice))
-            raise SpaceError(f"{where}: {axis} {choice} is outside {valid}; nearest valid value: {near}")
-
-
-def _listed(value: Any) -> Sequence[Any]:
-    return value if isinstance(value, list) else [value]
-
-
-def _check_keys(where: str, data: Any, valid: Sequence[str]) -> None:
-    if not isinstance(data, dict):
-        raise SpaceError(f"{where}: expected a mapping, got {data!r}")
-    for key in data:
-        if key not in valid:
-            raise SpaceError(f"{where}: unknown key {key!r}; nearest: {nearest_name(str(key), valid)}")
 
 
 def _matches(rule: Mapping[str, Any], module: CompressibleModule) -> bool:

@@ -29,11 +29,11 @@ def print_front(front: ParetoFront) -> None:
     table = Table(title="before / after")
     frame = before_after(front)
     short = {"recommended as": "pick", "size (KB)": "KB", "latency (ms)": "ms", "accuracy (validation)": "validation"}
-    short |= {"accuracy (test)": "test", "deployed - simulated": "gap"}
+    short |= {"in memory (KB)": "KB in memory", "accuracy (test)": "test", "deployed - simulated": "gap"}
     for column in frame.columns:
         left = column in ("point", "recommended as")
         table.add_column(short.get(str(column), str(column)), justify="left" if left else "right", no_wrap=column != "recommended as")
-    styles = {"smaller": "{:.2f}x", "faster": "{:.2f}x", "size (KB)": "{:.1f}", "latency (ms)": "{:.3f}"}
+    styles = {"smaller": "{:.2f}x", "faster": "{:.2f}x", "size (KB)": "{:.1f}", "in memory (KB)": "{:.1f}", "latency (ms)": "{:.3f}"}
     for record in frame.to_dict("records"):
         cells = []
         for label, value in record.items():

@@ -44,7 +44,7 @@ TABLE_QUESTIONS = 2000
 class Bench:
     def __init__(self, task: Task, builder: Builder, test: list) -> None:
         self.task, self.builder, self.test = task, builder, test
-        library = VariantLibrary(builder.teacher, None, builder.statistics)
+        library = VariantLibrary(builder.teacher, None, builder.statistics, builder.kernels.saturates)
         self.stitcher = Stitcher(builder.teacher, builder.module_map, library, builder.plan)
 
     def uniform(self, bits: int, activation_bits: int = 8, **axes: object) -> Candidate:
@@ -185,6 +185,7 @@ def main() -> None:
     builder = prepare(task, find_modules(task.model, task.example_inputs), KernelChoice(1))
     bench = Bench(task, builder, test)
     size = len(builder.baseline)
+    steps = 20 if arguments.quick else arguments.steps
     figures = {"acc_float": bench.session_accuracy(builder.baseline)}
     print(f"float file: {size} bytes, test accuracy {figures['acc_float']:.4f}", flush=True)
     algorithm_table(bench, questions, arguments.quick)
@@ -198,10 +199,10 @@ def main() -> None:
     for bits, algorithm in ((3, "nearest"), (3, "auto"), (2, "auto")):
         started = time.monotonic()
         candidate = bench.uniform(bits, algorithm=algorithm)
-        trained = bench.trained(candidate, 20 if arguments.quick else arguments.steps)
+        trained = bench.trained(candidate, steps)
         accuracy, found = bench.from_file(candidate, trained)
         figures[f"acc_w{bits}_qat" + ("_from_nearest" if algorithm == "nearest" else "")] = accuracy
-        label = f"{bits} bit, {algorithm}, {arguments.steps} steps"
+        label = f"{bits} bit, {algorithm}, {steps} steps"
         print(f"{label:40}{accuracy:10.4f}{size / found:9.2f}x  {time.monotonic() - started:.0f} s", flush=True)
     with tempfile.TemporaryDirectory() as folder:
         for name, path in onnxruntime_files(bench, Path(folder)).items():

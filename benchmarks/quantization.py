@@ -41,7 +41,9 @@ def measure(title: str, layer: nn.Module, x: torch.Tensor, kind: str, rounds: in
     torch.manual_seed(0)
     task = Task(title, nn.Sequential(layer).eval(), x, [(x, torch.zeros(len(x)))], lambda o, t: 0.0)
     builder = prepare(task, find_modules(task.model, x), KernelChoice(1))
-    stitcher = Stitcher(builder.teacher, builder.module_map, VariantLibrary(builder.teacher), builder.plan)
+    stitcher = Stitcher(
+        builder.teacher, builder.module_map, VariantLibrary(builder.teacher, saturates=builder.kernels.saturates), builder.plan
+    )
     files, kernels = {}, {}
     for name, config in forms(kind).items():
         candidate = Candidate.of({"0": config})

@@ -16,7 +16,7 @@ LEVELS = [
     {"task", "attention", "recurrent"},
     {"split"},
     {"modules", "channels", "results"},
-    {"compress", "targets", "measure", "search_space"},
+    {"compress", "targets", "measure", "axes", "search_space"},
     {"export"},
     {"search"},
     {"report"},

@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from autocompress import find_modules
+from autocompress import ModuleConfig, find_modules
 from autocompress.errors import AutocompressError, SpaceError, TargetError
 from autocompress.search_space import SearchSpace
 from autocompress.targets.target import find_target
@@ -64,6 +64,25 @@ def test_first_match_wins_and_knobs_sit_where_they_mean_something(found) -> None
             SpaceError,
             "needs low <= high and step > 0",
         ),
+        (
+            {"modules": [{"match": "*", "group_size": 48}]},
+            SpaceError,
+            "space: rule 1: group_size 48 is not one of (-1, 0, 16, 32, 64, 128, 256); nearest valid value: 32",
+        ),
+        ({"modules": [{"match": "*", "algorithm": ["gtpq"]}]}, SpaceError, "space: rule 1: algorithm 'gtpq' is unknown; nearest: gptq"),
+        (
+            {"modules": [{"match": "*", "weight_range": "entrop"}]},
+            SpaceError,
+            "space: rule 1: weight_range 'entrop' is unknown; nearest: entropy",
+        ),
+        ({"modules": [{"match": "*", "activation_mode": 8}]}, SpaceError, "space: rule 1: activation_mode 8 is unknown; nearest: "),
+        ({"modules": [{"match": "*", "symmetric": 1}]}, SpaceError, "space: rule 1: symmetric must be true or false, got 1"),
+        (
+            {"modules": [{"match": "*", "smoothing": [0.5, 1.5]}]},
+            SpaceError,
+            "smoothing 1.5 is outside 0 <= alpha <= 1; nearest valid value: 1.0",
+        ),
+        ({"modules": [{"match": "*", "weight_bits": ["four"]}]}, SpaceError, "weight_bits must hold numbers, got 'four'"),
         ({"modules": [{"weight_bits": [8]}]}, SpaceError, "rule 1 matches on nothing; give one of match, tower, role, kind"),
         ({"modules": [{"match": "*"}], "distillation": {"alpha": 2}}, SpaceError, "alpha must be a number or {low, high} in [0, 1], got 2"),
     ],
@@ -74,6 +93,28 @@ def test_bad_spaces(found, data, error, text) -> None:
     assert text in str(caught.value)
     assert "\n" not in str(caught.value)
     assert isinstance(caught.value, AutocompressError)
+
+
+def test_every_field_of_a_config_can_be_searched(found) -> None:
+    rule = {
+        "match": "*",
+        "weight_bits": [2, 4],
+        "activation_bits": [8, 16, 32],
+        "group_size": [0, 32, -1],
+        "symmetric": [True, False],
+        "weight_range": ["min_max", "entropy"],
+        "algorithm": ["nearest", "gptq"],
+        "activation_mode": ["dynamic", "static"],
+    }
+    space = SearchSpace.load({"modules": [rule]}).bind(found, TARGET)
+    knobs = {knob.parameter: knob.choices for knob in space.knobs}
+    assert knobs["fc/group_size"] == (32, 0, -1), "from careful to small"
+    assert knobs["fc/algorithm"] == ("nearest", "gptq")
+    last = {parameter: len(choices) - 1 for parameter, choices in knobs.items()}
+    config = space.candidate({**last, "fc/activation_bits": 2}, 0.5, 0).config("fc")
+    assert config == ModuleConfig(2, 8, -1, symmetric=False, weight_range="entropy", algorithm="gptq", activation_mode="static")
+    assert len(space.configs("fc")) == len(set(space.configs("fc")))
+    assert all(c.activation_mode == "auto" for c in space.configs("fc") if c.activation_bits != 8), "what does nothing is not offered twice"
 
 
 def test_files(tmp_path: Path) -> None:
@@ -91,6 +132,6 @@ def test_the_default_space_fits_any_model(found, transformer_task) -> None:
     assert SearchSpace.load(None).bind(text, TARGET).knobs
 
 
-@pytest.mark.parametrize("name", ["multimodal", "cnn", "transformer"])
+@pytest.mark.parametrize("name", ["multimodal", "cnn", "transformer", "weight_only"])
 def test_shipped_spaces_are_well_formed(name: str) -> None:
     assert SearchSpace.load(Path(__file__).parents[1] / "search_spaces" / f"{name}.yaml").rules

@@ -64,12 +64,14 @@ class VariantLibrary:
     """Variants of the modules of `model` (weights on one device, never changed), on disk by content hash and in memory by last use.
 
     `statistics` of the layers' inputs let the rounding of a weight and its bias make up for errors; without them it is to
-    nearest. `made` counts compressions, `reused` answers from memory or disk.
+    nearest. With `saturates`, integer kernels get 7-bit weights where 8 were asked for. `made` counts compressions, `reused`
+    answers from memory or disk.
     """
 
     model: nn.Module
     folder: Path | None = None
     statistics: Mapping[str, LayerStatistics] = field(default_factory=dict)
+    saturates: bool = False
     memory_bytes: int = 512 << 20
     made: int = 0
     reused: int = 0
@@ -104,7 +106,7 @@ class VariantLibrary:
         if statistics is not None:
             statistics = statistics.of(_kept_columns(module, masks.of(name, "in")), factors)
         kind = kind_of(module) or ""
-        config, integer = config.for_kernel(kind), config.integer(kind)
+        config, integer = config.for_kernel(kind, self.saturates), config.integer(kind)
         last = len(weights) - 1
         stored = []
         seen = statistics
@@ -143,10 +145,11 @@ class VariantLibrary:
             if name in self.statistics:
                 digest.update(self.statistics[name].digest.encode())
             self._hashes[name] = digest.hexdigest()
-        grid_depends = config.group_size > 0 or not config.symmetric  # on whether the kernel is an integer one
+        # Whether the kernel is an integer one:
+        grid_depends = config.group_size > 0 or not config.symmetric or (self.saturates and config.weight_bits == 8)
         bits = config.activation_bits if grid_depends else 32
         made_of = replace(config, activation_bits=bits, pruning_ratio=0.0, smoothing=0.0, activation_mode="auto")
-        digest = hashlib.sha256(f"{self._hashes[name]} {made_of}".encode())
+        digest = hashlib.sha256(f"{self._hashes[name]} {made_of} {self.saturates}".encode())
         for mask in (out, into):
             digest.update(b"all" if mask is None else np.packbits(mask).tobytes() + b"|")
         if factors is not None:

@@ -16,8 +16,9 @@ from autocompress.compress.quantize import StoredTensor, quant_bounds, to_blocks
 from autocompress.modules import CompressibleModule
 
 
-def blank_variant(module: CompressibleModule, config: ModuleConfig, masks: Masks) -> Variant:
+def blank_variant(module: CompressibleModule, config: ModuleConfig, masks: Masks, saturates: bool) -> Variant:
     """What the library would make of `module`, filled with noise."""
+    config = config.for_kernel(module.kind, saturates)
     shape = list(module.weight_shape)
     for i, side in enumerate(("out", "in")):
         mask = masks.of(module.name, side)
@@ -27,7 +28,7 @@ def blank_variant(module: CompressibleModule, config: ModuleConfig, masks: Masks
     if config.rank_ratio < 1 and module.kind == "linear":
         rank = rank_of(shape[0], shape[1], config.rank_ratio)
         shapes = [[rank, shape[1]], [shape[0], rank]]
-    factors = tuple(_noise(s, config.for_kernel(module.kind), config.integer(module.kind)) for s in shapes)
+    factors = tuple(_noise(s, config, config.integer(module.kind)) for s in shapes)
     return Variant(factors, torch.zeros(shape[0]) if module.has_bias else None)
 
 

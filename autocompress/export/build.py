@@ -22,7 +22,8 @@ from autocompress.compress.statistics import LayerStatistics, collect_statistics
 from autocompress.compress.stitch import ActivationPlan, Stitcher, Trained
 from autocompress.export.blank import blank_variant
 from autocompress.export.calibrate import calibrate
-from autocompress.export.lower import LoweredModel, export_float, find_norms, lower
+from autocompress.export.float_graph import export_float
+from autocompress.export.lower import LoweredModel, find_norms, lower
 from autocompress.export.operators import gather_block
 from autocompress.export.rewrite import Recipe, rewrite
 from autocompress.modules import CompressibleModule, ModuleMap
@@ -129,7 +130,7 @@ class Builder:
         """(graph, owner of each tensor) with weights of the right shapes and no meaning."""
         masks = self.pruner.masks(candidate)
         variants = {
-            site.name: blank_variant(module, candidate.config(module.name), masks)
+            site.name: blank_variant(module, candidate.config(module.name), masks, self.kernels.saturates)
             for module in self.module_map
             for site in self.lowered.sites[module.name]
         }

@@ -1,29 +1,19 @@
-"""From a PyTorch model to a float ONNX graph whose initializers keep the parameters' names and whose shapes follow their inputs."""
+"""Where a model's float graph uses the weight of each compressible module."""
 
 from __future__ import annotations
 
-import contextlib
-import io
-import logging
-import warnings
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-import numpy as np
-import onnx_ir
-import torch
-from onnx import ModelProto, NodeProto, helper, numpy_helper
-from onnxscript.optimizer import fold_constants
+from onnx import ModelProto, NodeProto, helper
 from torch import nn
 
-from autocompress.errors import ExportError
+from autocompress.export.float_graph import export_float
 from autocompress.modules import ModuleMap, NormGroup
-from autocompress.targets.runtime import open_session
-from autocompress.task import Inputs, call_model, feed_of, input_tensors, map_inputs
+from autocompress.task import Inputs, feed_of
 
 NORM_OPERATORS = ("LayerNormalization", "RMSNormalization", "Mul")
-OPSET = 21  # the first with 4-bit integers in DequantizeLinear and Cast
 
 
 @dataclass(frozen=True)
@@ -62,183 +52,6 @@ class LoweredModel:
     def feed(self, inputs: Inputs) -> dict[str, Any]:
         """numpy feed of one batch."""
         return feed_of(inputs, self.input_names)
-
-
-@contextlib.contextmanager
-def _quiet() -> Iterator[None]:
-    """The exporter prints and warns about its own internals; errors still reach the caller as exceptions."""
-    logger = logging.getLogger("torch.onnx")
-    level = logger.level
-    logger.setLevel(logging.ERROR)
-    with warnings.catch_warnings(), contextlib.redirect_stdout(io.StringIO()), contextlib.redirect_stderr(io.StringIO()):
-        warnings.simplefilter("ignore")
-        try:
-            yield
-        finally:
-            logger.setLevel(level)
-
-
-def export_float(model: nn.Module, example_inputs: Inputs) -> tuple[ModelProto, bool]:
-    """(cleaned graph with the primary output only, whether the batch dimension is free)."""
-    example_inputs = map_inputs(example_inputs, lambda tensor: tensor.detach().cpu())
-    problem: Exception | None = None
-    for dynamic in (True, False):
-        # An example of size 1 would be taken for a constant, so the free dimension is traced with two samples.
-        traced = map_inputs(example_inputs, _twice) if dynamic else example_inputs
-        try:
-            program = _export(model, traced, dynamic)
-            proto = _clean(program.model_proto)
-            _keep_primary_output(proto, model, traced)
-        except Exception as error:
-            problem = error
-            continue
-        return proto, dynamic
-    reason = str(problem).strip().split("\n")[0]
-    raise ExportError(f"export: torch.onnx.export fails on the model: {type(problem).__name__}: {reason}") from problem
-
-
-def _twice(tensor: torch.Tensor) -> torch.Tensor:
-    return torch.cat([tensor, tensor])
-
-
-def _export(model: nn.Module, inputs: Inputs, dynamic: bool) -> Any:
-    free = {0: torch.export.Dim.DYNAMIC} if dynamic else None
-    arguments: tuple[Any, ...] = ()
-    keywords: dict[str, Any] | None = None
-    shapes: Any
-    if isinstance(inputs, Mapping):
-        keywords, shapes = dict(inputs), dict.fromkeys(inputs, free)
-    else:
-        arguments = tuple(input_tensors(inputs))
-        shapes = tuple(free for _ in arguments)
-    with _quiet():
-        return torch.onnx.export(
-            model,
-            arguments,
-            kwargs=keywords,
-            dynamo=True,
-            optimize=False,
-            verbose=False,
-            opset_version=OPSET,
-            dynamic_shapes=shapes if dynamic else None,
-        )
-
-
-def _clean(proto: ModelProto) -> ModelProto:
-    """Fold what depends on no input and no parameter, make Reshapes follow their input, drop metadata and dead nodes."""
-    parameters = {tensor.name for tensor in proto.graph.initializer}
-
-    def foldable(node: Any) -> bool | None:
-        reads = any(value is not None and value.name in parameters for value in node.inputs)
-        return False if reads and node.op_type != "Shape" else None
-
-    intermediate = onnx_ir.from_proto(proto)
-    fold_constants(intermediate, should_fold=foldable)
-    proto = onnx_ir.to_proto(intermediate)
-    graph = proto.graph
-    _constants_to_initializers(proto)
-    _plain_transposes(proto)
-    _free_reshapes(proto)
-    remove_dead_nodes(proto)
-    del graph.value_info[:]
-    for tensor in graph.initializer:  # without the exporter's optional fields, so that a replaced one takes the same bytes
-        tensor.CopyFrom(numpy_helper.from_array(numpy_helper.to_array(tensor), tensor.name))
-    for message in (*graph.node, *graph.initializer, *graph.input, *graph.output, graph, proto):
-        del message.metadata_props[:]
-        message.ClearField("doc_string")
-    for node in graph.node:
-        node.name = node.output[0]
-    return proto
-
-
-def _constants_to_initializers(proto: ModelProto) -> None:
-    kept = []
-    for node in proto.graph.node:
-        if node.op_type == "Constant" and node.attribute[0].name == "value":
-            tensor = node.attribute[0].t
-            tensor.name = node.output[0]
-            proto.graph.initializer.append(tensor)
-        else:
-            kept.append(node)
-    del proto.graph.node[:]
-    proto.graph.node.extend(kept)
-
-
-def _plain_transposes(proto: ModelProto) -> None:
-    """Attention's swap of the last two of four dimensions, which is exported through three dimensions and their run-time
-    shapes, as the one Transpose that it is; the shapes cost more than the product, and they bake the number of heads in."""
-    consumers: dict[str, list[NodeProto]] = {}
-    for node in proto.graph.node:
-        for value in node.input:
-            consumers.setdefault(value, []).append(node)
-    ranks = {value.name: len(value.type.tensor_type.shape.dim) for value in proto.graph.value_info}
-    for flatten in proto.graph.node:
-        if flatten.op_type != "Reshape" or ranks.get(flatten.input[0]) != 4:
-            continue
-        swap = consumers.get(flatten.output[0], [])
-        if len(swap) != 1 or swap[0].op_type != "Transpose" or list(swap[0].attribute[0].ints) != [0, 2, 1]:
-            continue
-        restore = consumers.get(swap[0].output[0], [])
-        if len(restore) == 1 and restore[0].op_type == "Reshape":
-            transpose = helper.make_node("Transpose", [flatten.input[0]], [restore[0].output[0]], perm=[0, 1, 3, 2])
-            restore[0].CopyFrom(transpose)
-
-
-def _free_reshapes(proto: ModelProto) -> None:
-    """Write Reshape targets with 0 (copy) and one -1, so that neither batch size nor pruned width is baked in."""
-    graph = proto.graph
-    shapes = {
-        value.name: [d.dim_value if d.HasField("dim_value") else d.dim_param for d in value.type.tensor_type.shape.dim]
-        for value in (*graph.value_info, *graph.input, *graph.output)
-    }
-    for node in graph.node:
-        if node.op_type != "Reshape" or node.input[0] not in shapes or node.output[0] not in shapes:
-            continue
-        before, after = shapes[node.input[0]], shapes[node.output[0]]
-        target: list[int] = []
-        while len(target) < min(len(before), len(after)) and before[len(target)] == after[len(target)]:
-            target.append(0)
-        rest = after[len(target) :]
-        free = [i for i, size in enumerate(rest) if not isinstance(size, int)] or ([0] if rest else [])
-        if len(free) > 1:
-            continue
-        target += [-1 if i in free else int(size) for i, size in enumerate(rest)]
-        name = f"{node.output[0]}/shape"
-        graph.initializer.append(numpy_helper.from_array(np.array(target, dtype=np.int64), name))
-        node.input[1] = name
-        del node.attribute[:]
-
-
-def remove_dead_nodes(proto: ModelProto) -> None:
-    """Drop nodes and initializers that no output needs."""
-    graph = proto.graph
-    needed = {output.name for output in graph.output}
-    kept = []
-    for node in reversed(graph.node):
-        if needed & set(node.output):
-            kept.append(node)
-            needed.update(node.input)
-    initializers = [tensor for tensor in graph.initializer if tensor.name in needed]
-    del graph.node[:]
-    graph.node.extend(reversed(kept))
-    del graph.initializer[:]
-    graph.initializer.extend(initializers)
-
-
-def _keep_primary_output(proto: ModelProto, model: nn.Module, inputs: Inputs) -> None:
-    """Only the output that `call_model` returns stays, found by its values."""
-    with torch.no_grad():
-        expected = call_model(model, inputs).detach().cpu().numpy()
-    session = open_session(proto.SerializeToString())
-    feed = feed_of(inputs, [value.name for value in session.get_inputs()])
-    for output, value in zip(list(proto.graph.output), session.run(None, feed), strict=True):
-        scale = max(1.0, float(np.abs(expected).max()))
-        if value.shape == expected.shape and float(np.abs(value - expected).max()) <= 1e-3 * scale:
-            del proto.graph.output[:]
-            proto.graph.output.append(output)
-            remove_dead_nodes(proto)
-            return
-    raise ExportError("export: no output of the ONNX graph equals the model's primary output")
 
 
 def lower(model: nn.Module, example_inputs: Inputs, module_map: ModuleMap) -> LoweredModel:

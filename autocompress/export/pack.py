@@ -9,8 +9,8 @@ from numpy.typing import NDArray
 from onnx import FunctionProto, NodeProto, TensorProto, helper, numpy_helper
 
 from autocompress.compress.quantize import StoredTensor, to_blocks
+from autocompress.export.float_graph import OPSET
 from autocompress.export.graph import FUNCTIONS, GraphBuilder
-from autocompress.export.lower import OPSET
 
 Array = NDArray[np.generic]
 

@@ -83,7 +83,8 @@ def reproduce_model(folder: Path, task: Task, to: Path) -> Path:
     try:
         kernels = recipe["kernels"]
         builder = prepare(task, find_modules(task.model, task.example_inputs, task.towers), KernelChoice(1))
-        stitcher = Stitcher(builder.teacher, builder.module_map, VariantLibrary(builder.teacher, None, builder.statistics), builder.plan)
+        library = VariantLibrary(builder.teacher, None, builder.statistics, builder.kernels.saturates)
+        stitcher = Stitcher(builder.teacher, builder.module_map, library, builder.plan)
         trained = Trained.from_tensors(_weights(folder, recipe)) if recipe["trained"] else None
         variants = {} if trained is not None else stitched_variants(builder, stitcher, candidate)
         ranges = {name: ActivationRange(**at) for name, at in recipe["activation_ranges"].items()}

@@ -14,8 +14,9 @@ from autocompress.compress.activation import ActivationRange
 from autocompress.compress.library import Variant
 from autocompress.compress.prune import Masks
 from autocompress.export.convolution import convolution
+from autocompress.export.float_graph import remove_dead_nodes
 from autocompress.export.graph import FUNCTIONS, GraphBuilder
-from autocompress.export.lower import LoweredModel, Site, remove_dead_nodes
+from autocompress.export.lower import LoweredModel, Site
 from autocompress.export.operators import embedding, linear, recurrent
 from autocompress.modules import ModuleMap
 

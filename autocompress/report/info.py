@@ -78,6 +78,7 @@ def before_after(front: ParetoFront) -> pd.DataFrame:
             "point": name,
             "recommended as": what,
             "size (KB)": m.size_bytes / 1e3,
+            "in memory (KB)": None if m.memory_bytes is None else m.memory_bytes / 1e3,
             "smaller": base.size_bytes / m.size_bytes,
             "latency (ms)": m.latency_ms,
             "faster": base.latency_ms / m.latency_ms,

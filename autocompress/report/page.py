@@ -91,6 +91,7 @@ def _div(figure: go.Figure) -> str:
 def _table(table: pd.DataFrame) -> str:
     formats = {
         "size (KB)": "{:.1f}",
+        "in memory (KB)": "{:.1f}",
         "smaller": "{:.2f}x",
         "latency (ms)": "{:.3f}",
         "faster": "{:.2f}x",

@@ -128,7 +128,7 @@ def open_bench(
     report("evaluating the baseline", 0.0)
     teacher = builder.teacher.to(device)
     trim_folder(cache_folder() / "variants")
-    library = VariantLibrary(teacher, cache_folder() / "variants", builder.statistics)
+    library = VariantLibrary(teacher, cache_folder() / "variants", builder.statistics, builder.kernels.saturates)
     stitcher = Stitcher(teacher, builder.module_map, library, builder.plan)
     _, outputs = evaluate_model(task, teacher, task.validation, device)
     targets = [target_of for _, target_of in task.validation]

@@ -35,6 +35,11 @@ class KernelChoice:
             except (OSError, ValueError, AttributeError):
                 self._known.clear()  # damaged; it is measured again
 
+    @property
+    def saturates(self) -> bool:
+        """Whether the integer kernels of this machine add two products of 8-bit numbers in 16 bits (x86 without VNNI)."""
+        return self._answer("integer products saturate", lambda: int(_saturates())) == 1
+
     def matmul_level(self, rows: int, columns: int, outputs: int, bits: int, block: int) -> int:
         """Accuracy level of the fastest MatMulNBits for (rows, columns) @ (columns, outputs), or FOLDED when the float product is."""
         key = f"MatMulNBits {rows}x{columns}x{outputs} {bits}b{block}"
@@ -68,18 +73,26 @@ class KernelChoice:
             pass  # a cache that cannot be written costs time, never a result
 
 
+def _saturates() -> bool:
+    node = helper.make_node("MatMulInteger", ["x", "w"], ["y"])
+    weight = _tensor("w", np.full((64, 32), 127, np.int8))
+    session = open_session(_model([node], [weight], TensorProto.UINT8, 2, TensorProto.INT32))
+    (found,) = session.run(None, {"x": np.full((8, 64), 255, np.uint8)})
+    return bool((found != 64 * 255 * 127).any())
+
+
 def _fastest(baseline: bytes, others: dict[int, bytes], feed: dict[str, Any], threads: int) -> int:
     timing = interleaved_timing(baseline, list(others.values()), feed, threads, ROUNDS)
     ratio, level = min(zip(timing.ratios, others, strict=True))
     return level if ratio <= 1 else FOLDED
 
 
-def _model(nodes: list[Any], initializers: list[TensorProto], kind: int, rank: int) -> bytes:
+def _model(nodes: list[Any], initializers: list[TensorProto], kind: int, rank: int, gives: int = TensorProto.FLOAT) -> bytes:
     graph = helper.make_graph(
         nodes,
         "kernel",
         [helper.make_tensor_value_info("x", kind, [f"d{i}" for i in range(rank)])],
-        [helper.make_empty_tensor_value_info("y")],
+        [helper.make_tensor_value_info("y", gives, None)],
         initializers,
     )
     opsets = [helper.make_opsetid("", 21), helper.make_opsetid(CONTRIB, 1)]

@@ -24,7 +24,7 @@ class Fixture:
         self.task = task
         self.builder = prepare(task, find_modules(task.model, task.example_inputs), kernels or KernelChoice(1))
         teacher = self.builder.teacher
-        library = VariantLibrary(teacher, None, self.builder.statistics)
+        library = VariantLibrary(teacher, None, self.builder.statistics, self.builder.kernels.saturates)
         self.stitcher = Stitcher(teacher, self.builder.module_map, library, self.builder.plan)
         self.roots = {g.name for g in self.builder.module_map.groups if g.reason is None}
         self.inputs = next(iter(task.validation))[0]

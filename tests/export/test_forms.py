@@ -124,6 +124,21 @@ def test_kernels_that_are_not_faster_are_not_used() -> None:
         assert "MatMulNBits" not in {n.op_type for n in fixture.build(fixture.uniform(**axes)).graph.node}
 
 
+class Saturating(Chosen):
+    saturates = True
+
+
+def test_machines_whose_products_saturate_get_seven_bits() -> None:
+    torch.manual_seed(0)
+    fixture = fixture_of(nn.Sequential(nn.Linear(64, 16), nn.Linear(16, 4)), torch.randn(6, 64), Saturating())
+    candidate = Candidate.of({"0": ModuleConfig(8, 8), "1": ModuleConfig(8)})
+    variant = fixture.stitcher.variant("0", "0", candidate).factors[0]
+    assert int(variant.int8().abs().max()) <= 63, "255 * 63 * 2 fits 16 bits"
+    assert fixture.stitcher.variant("1", "1", candidate).factors[0].weight_bits == 8, "float kernels do not saturate"
+    assert fixture.build(candidate).ByteSize() == fixture.builder.size_bytes(candidate)
+    assert fixture.difference(candidate) <= 1e-3
+
+
 class Lookup(nn.Module):
     def __init__(self) -> None:
         super().__init__()

@@ -10,8 +10,8 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 from onnx import ModelProto, TensorProto, helper
 
+from autocompress.export.float_graph import OPSET
 from autocompress.export.graph import FUNCTIONS
-from autocompress.export.lower import OPSET
 from autocompress.export.pack import field_widths, pack, pack_rows, unpack, unpack_function
 from autocompress.targets.runtime import open_session
 

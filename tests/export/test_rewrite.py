@@ -13,7 +13,7 @@ from onnx import TensorProto
 
 from autocompress import Candidate
 from autocompress.errors import ExportError
-from autocompress.export.lower import export_float
+from autocompress.export.float_graph import export_float
 from autocompress.targets.runtime import open_session
 from autocompress.task import Task
 

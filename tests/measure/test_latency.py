@@ -30,7 +30,7 @@ def test_a_round_runs_both_and_keeps_the_fastest() -> None:
 
 
 def test_ratios_and_intervals(cnn_task) -> None:
-    from autocompress.export.lower import export_float
+    from autocompress.export.float_graph import export_float
 
     model = export_float(cnn_task.model, cnn_task.example_inputs)[0].SerializeToString()
     feed = {"x": cnn_task.example_inputs.numpy()}
