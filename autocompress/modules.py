@@ -194,7 +194,7 @@ def _count_positions(model: nn.Module, example_inputs: Inputs, names: list[str])
         def hook(module: SplitRecurrent, _: Any, output: tuple[Tensor, Any]) -> None:
             for gates in module.gate_names():
                 full = f"{name}.{gates}" if name else gates
-                positions[full] = positions.get(full, 0) + output[0].shape[:2].numel()
+                positions[full] = positions.get(full, 0) + output[0].numel() // output[0].shape[-1]
 
         return hook
 

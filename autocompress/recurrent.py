@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import torch
 from torch import Tensor, nn
 from torch.nn.utils.rnn import PackedSequence
@@ -41,9 +43,15 @@ class SplitRecurrent(nn.Module):
         return [f"{kind}_l{layer}{end}" for layer in range(self.num_layers) for end in directions for kind in ("ih", "hh")]
 
     def forward(self, x: Tensor, state: Tensor | tuple[Tensor, Tensor] | None = None) -> tuple[Tensor, Tensor | tuple[Tensor, Tensor]]:
-        """As nn.LSTM.forward or nn.GRU.forward for batched inputs."""
+        """As nn.LSTM.forward or nn.GRU.forward, with or without a batch dimension; packed sequences raise NotImplementedError."""
         if isinstance(x, PackedSequence):
             raise NotImplementedError("packed sequences are not covered; pad the batch")
+        if x.dim() == 2:
+            batch = 0 if self.batch_first else 1
+            output, last = self.forward(x.unsqueeze(batch), _map_state(state, lambda part: part.unsqueeze(1)))
+            squeezed = _map_state(last, lambda part: part.squeeze(1))
+            assert squeezed is not None
+            return output.squeeze(batch), squeezed
         if state is None:
             shape = (self.num_layers * (1 + self.bidirectional), x.shape[0 if self.batch_first else 1], self.hidden_size)
             zeros = x.new_zeros(shape)
@@ -60,3 +68,9 @@ class SplitRecurrent(nn.Module):
             return output, (hidden, cell)
         output, hidden = torch._VF.gru(x, state, weights, *options)
         return output, hidden
+
+
+def _map_state(state: Tensor | tuple[Tensor, Tensor] | None, change: Callable[[Tensor], Tensor]) -> Tensor | tuple[Tensor, Tensor] | None:
+    if isinstance(state, tuple):
+        return change(state[0]), change(state[1])
+    return None if state is None else change(state)

@@ -45,6 +45,44 @@ def test_attention_is_split_and_pruned_as_heads() -> None:
     assert found["encoder.linear1"].role == "mlp"
 
 
+@pytest.mark.parametrize("kind", [nn.LSTM, nn.GRU])
+@pytest.mark.parametrize(
+    "options",
+    [{}, {"batch_first": True, "bias": False}, {"num_layers": 2, "bidirectional": True, "dropout": 0.3}],
+    ids=["one", "first", "deep"],
+)
+def test_split_recurrent_layers_compute_the_same(kind, options) -> None:
+    torch.manual_seed(0)
+    layer = kind(6, 5, **options).eval()
+    split = split_modules(layer)
+    count = 2 if options.get("bidirectional") else 1
+    state = torch.randn(options.get("num_layers", 1) * count, 3, 5)
+    given = (state, state * 2) if kind is nn.LSTM else state
+    x = torch.randn(3, 4, 6) if options.get("batch_first") else torch.randn(4, 3, 6)
+    for arguments in ((x,), (x, given)):
+        (found, last), (expected, expected_last) = split(*arguments), layer(*arguments)
+        torch.testing.assert_close(found, expected)
+        torch.testing.assert_close(last, expected_last)
+    torch.testing.assert_close(split(x[0])[0], layer(x[0])[0])
+    names = [name for name, _ in split.named_children()]
+    assert len(names) == 2 * count * options.get("num_layers", 1)
+
+
+def test_recurrent_weights_are_modules_with_their_work() -> None:
+    class Reader(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.lstm, self.out = nn.LSTM(6, 5, batch_first=True), nn.Linear(5, 2)
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            return self.out(self.lstm(x)[0][:, -1])
+
+    found = find_modules(Reader(), torch.randn(2, 7, 6))
+    assert [(m.name, m.kind, m.macs) for m in found][:2] == [("lstm.ih_l0", "recurrent", 14 * 120), ("lstm.hh_l0", "recurrent", 14 * 100)]
+    assert sum(u.macs_share for u in found.uncovered) == 0
+    assert sum(u.parameters_share for u in found.uncovered) == 0
+
+
 def test_tied_weights_are_one_module() -> None:
     found = find_modules(Tied(), torch.zeros(1, 5, dtype=torch.int64))
     assert found["embedding"].aliases == ("out",)

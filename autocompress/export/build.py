@@ -66,9 +66,10 @@ class Builder:
         for owner, (site, *more) in self.lowered.sites.items():
             if site.input in self.ranges:
                 inputs[owner] = site.input
-            if site.kind == "conv" and not more:
+            if site.kind == "conv":
                 norm = next((n for n in map(self.lowered.producer.get, site.tail) if n and n.op_type == "BatchNormalization"), None)
-                outputs[owner] = (norm.input[3].rpartition(".")[0] if norm else owner, site.output)
+                if norm is None or not more:
+                    outputs[owner] = (norm.input[3].rpartition(".")[0] if norm else owner, site.output)
         return ActivationPlan(self.ranges, inputs, outputs, self.rounds_blocks)
 
     def weight_only_level(self, module: CompressibleModule, config: ModuleConfig) -> int | None:

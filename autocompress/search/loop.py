@@ -137,6 +137,7 @@ def describe_run(task: Task, settings: Settings, bench: Bench, limits: Limits) -
         "space": {"file": str(given) if isinstance(given, (str, Path)) else "inline", "digest": bench.space.digest},
         "target": bench.target.name,
         "seed": settings.seed,
+        "strategy": settings.strategy,
         "versions": {**bench.table.versions, "torch": str(torch.__version__), "optuna": optuna.__version__},
         "baseline": bench.baseline.to_json(),
         "limits": limits.__dict__,

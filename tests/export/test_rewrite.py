@@ -212,6 +212,8 @@ def test_a_module_that_is_called_twice_is_stored_once() -> None:
     data = [(torch.rand(8, 32), torch.randint(0, 2, (8,)))]
     fixture = Fixture(Task("shared", Shared().eval(), torch.rand(1, 32), data, lambda o, t: 0.0))
     assert len(fixture.builder.lowered.sites["layer"]) == 2
+    static = {"weight_bits": 8, "activation_bits": 8, "activation_mode": "static"}
+    assert fixture.difference(fixture.uniform(**static)) < 1e-3, "both calls take one range"
     for axes in ({"weight_bits": 4}, {"weight_bits": 8, "activation_bits": 8}, {"weight_bits": 16}, {"rank_ratio": 0.25}):
         candidate = fixture.uniform(**axes)
         proto = fixture.build(candidate)
