@@ -7,7 +7,7 @@ OUT ?= reports/demo
 .PHONY: demo test check clean
 
 demo: $(VENV)/.installed
-	$(BIN)/autocompress search autocompress.tasks:easy_vqa --space search_spaces/multimodal.yaml --trials 24 \
+	$(BIN)/autocompress search autocompress.tasks:easy_vqa --space search_spaces/multimodal.yaml --trials 20 \
 		--task-arg validation_images=100 --out $(OUT)
 
 test: $(VENV)/.installed

@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from autocompress.compress.lsq import learned_step
+from autocompress.compress.lsq import covering_step, learned_step
 from autocompress.compress.ranges import affine_of, entropy_ratio, golden_section, grid_search
 
 BINS = 8192
@@ -127,7 +127,7 @@ def dynamic(x: Tensor) -> Tensor:
     low, high = low.clamp_max(0), high.clamp_min(0)
     scale = (high - low) / 255
     scale = torch.where(scale > 0, scale, torch.ones_like(scale))
-    return learned_step(x, scale, (-low / scale).round(), *UINT8)
+    return covering_step(x, scale, (-low / scale).round(), *UINT8)
 
 
 def blockwise(x: Tensor, block_size: int) -> Tensor:
@@ -136,7 +136,7 @@ def blockwise(x: Tensor, block_size: int) -> Tensor:
     blocks = F.pad(x, (0, -columns % block_size)).reshape(*x.shape[:-1], -1, block_size)
     scale = blocks.detach().abs().amax(-1, keepdim=True) / 127
     scale = torch.where(scale > 0, scale, torch.ones_like(scale))
-    return learned_step(blocks, scale, torch.zeros_like(scale), -127, 127).flatten(-2)[..., :columns]
+    return covering_step(blocks, scale, torch.zeros_like(scale), -127, 127).flatten(-2)[..., :columns]
 
 
 class RangeQuantizer(torch.nn.Module):

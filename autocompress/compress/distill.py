@@ -52,7 +52,7 @@ def distil(
     parameters = [p for p in student.parameters() if p.is_floating_point()]
     for parameter in parameters:
         parameter.requires_grad_(True)
-    optimizer = torch.optim.AdamW(parameters, lr=learning_rate, weight_decay=0.0)
+    optimizer = torch.optim.AdamW(parameters, lr=learning_rate, weight_decay=0.0, fused=True)
     schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, max(1, distillation.steps))
     step = 0
     while step < distillation.steps:
