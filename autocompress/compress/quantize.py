@@ -158,11 +158,6 @@ def grid_of(stored: StoredTensor, shape: torch.Size) -> Grid:
     return Grid(from_blocks(steps.expand(size), shape), from_blocks(zero.expand(size), shape), *quant_bounds(stored.weight_bits, symmetric))
 
 
-def round_to_nearest(weight: Tensor, grid: Grid) -> Tensor:
-    """Integers of the nearest points, as floats."""
-    return grid.nearest(weight)
-
-
 def to_half(weight: Tensor) -> Tensor:
     """float16, or bfloat16 where float16 overflows or loses more."""
     weight = weight.detach().float()

@@ -11,12 +11,12 @@ from torch import Tensor
 from autocompress.candidate import ModuleConfig
 from autocompress.compress.adaround import adaround
 from autocompress.compress.gptq import gptq
-from autocompress.compress.quantize import Grid, StoredTensor, blank, grid_of, round_to_nearest, to_half
+from autocompress.compress.quantize import Grid, StoredTensor, blank, grid_of, to_half
 from autocompress.compress.statistics import LayerStatistics, output_error
 
 COMPENSATED_BITS = 6  # wider weights lose too little for "auto" to compensate
 ALGORITHMS: dict[str, Callable[[Tensor, Tensor, Grid], Tensor]] = {
-    "nearest": lambda weight, gram, grid: round_to_nearest(weight, grid),
+    "nearest": lambda weight, gram, grid: grid.nearest(weight),
     "gptq": gptq,
     "adaround": adaround,
 }
@@ -41,7 +41,7 @@ def store(weight: Tensor, config: ModuleConfig, integer: bool, statistics: Layer
 
 def _best(weight: Tensor, grid: Grid, config: ModuleConfig, statistics: LayerStatistics | None, has_bias: bool) -> Tensor:
     if statistics is None:
-        return round_to_nearest(weight, grid)
+        return grid.nearest(weight)
     if config.algorithm != "auto":
         return _rounded(config.algorithm, weight, grid, statistics)
     names = ("nearest", "gptq") if config.weight_bits <= COMPENSATED_BITS else ("nearest",)

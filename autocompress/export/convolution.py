@@ -88,7 +88,7 @@ def _fold(graph: GraphBuilder, site: Site, stored: StoredTensor, bias: Array | N
     relu = False
     for output in site.tail:
         node = graph.lowered.producer[output]
-        relu = relu or node.op_type == "Relu"
+        relu = relu or node.op_type == "Relu"  # a Clip is what the range of the output does
         if node.op_type == "BatchNormalization":
             gamma, beta, mean, variance = (graph.array(n).astype(np.float64) for n in node.input[1:5])
             epsilon = next((a.f for a in node.attribute if a.name == "epsilon"), 1e-5)

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from onnx import ModelProto, NodeProto, helper
+from onnx import ModelProto, NodeProto, TensorProto, helper, numpy_helper
 from torch import nn
 
 from autocompress.export.float_graph import export_float
@@ -24,7 +24,7 @@ class Site:
         name: the module (the alias where weights are tied).
         owner: the module under whose name the weight is compressed.
         absorbed: nodes (by output name) that a rewritten site replaces: the weight's Transpose.
-        tail: for convolutions, outputs of the BatchNormalization and Relu that follow alone.
+        tail: for convolutions, outputs of the BatchNormalization and of the Relu, or Clip from 0, that follow alone.
         node: of a recurrent weight, a stand-in: whatever reads the weight reads what replaces it.
     """
 
@@ -62,7 +62,7 @@ def lower(model: nn.Module, example_inputs: Inputs, module_map: ModuleMap) -> Lo
     for node in proto.graph.node:
         for value in node.input:
             consumers.setdefault(value, []).append(node)
-    initializers = {tensor.name for tensor in proto.graph.initializer}
+    initializers = {tensor.name: tensor for tensor in proto.graph.initializer}
     sites: dict[str, tuple[Site, ...]] = {}
     for module in module_map:
         if module.kind == "recurrent":
@@ -106,7 +106,7 @@ def find_norms(lowered: LoweredModel, module_map: ModuleMap) -> tuple[NormGroup,
 
 
 def _site(
-    owner: str, names: tuple[str, ...], node: NodeProto, consumers: Mapping[str, list[NodeProto]], initializers: set[str]
+    owner: str, names: tuple[str, ...], node: NodeProto, consumers: Mapping[str, list[NodeProto]], initializers: Mapping[str, TensorProto]
 ) -> Site | None:
     def only(value: str, op_type: str) -> NodeProto | None:
         after = consumers.get(value, [])
@@ -136,9 +136,9 @@ def _site(
     if node.op_type == "Conv":
         tail = []
         value = node.output[0]
-        for op_type in ("BatchNormalization", "Relu"):
-            following = only(value, op_type)
-            if following is not None:
+        for op_types in (("BatchNormalization",), ("Relu", "Clip")):
+            following = next((after for after in (only(value, op_type) for op_type in op_types) if after), None)
+            if following is not None and (following.op_type != "Clip" or _starts_at_zero(following, initializers)):
                 value = following.output[0]
                 tail.append(value)
         bias = node.input[2] if len(node.input) > 2 and node.input[2] in initializers else None
@@ -146,3 +146,9 @@ def _site(
             return None
         return Site(owner, owner, "conv", node, node.input[0], value, bias, (), tuple(tail))
     return None
+
+
+def _starts_at_zero(clip: NodeProto, initializers: Mapping[str, TensorProto]) -> bool:
+    """Whether a Clip is a ReLU with an upper end, both of which the range of an 8-bit tensor can hold."""
+    low = initializers.get(clip.input[1]) if len(clip.input) == 3 else None
+    return low is not None and not numpy_helper.to_array(low).any()

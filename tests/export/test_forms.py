@@ -199,6 +199,21 @@ def test_neighbours_do_not_convert_back_and_forth() -> None:
         assert operators.count("DequantizeLinear") <= 1, "only behind the last convolution"
 
 
+def test_mobile_blocks_stay_on_integers() -> None:
+    torch.manual_seed(0)
+    layers = []
+    for channels, groups in ((8, 1), (8, 8), (8, 1)):
+        layers += [nn.Conv2d(8, channels, 3, padding=1, groups=groups, bias=False), nn.BatchNorm2d(channels), nn.ReLU6()]
+    fixture = fixture_of(nn.Sequential(*layers), torch.randn(4, 8, 16, 16) * 8)
+    candidate = fixture.uniform(weight_bits=4, activation_bits=8)
+    assert fixture.difference(candidate) <= 1e-3
+    operators = [node.op_type for node in optimized(fixture.build(candidate)).node]
+    operators = sorted(op for op in operators if op != "Transpose")  # of the layout
+    assert operators == ["DequantizeLinear", "QLinearConv", "QLinearConv", "QLinearConv", "QuantizeLinear"]
+    for axes in ({"weight_bits": 4}, {"weight_bits": 4, "activation_bits": 8, "activation_mode": "dynamic"}):
+        assert fixture.difference(fixture.uniform(**axes)) <= 1e-3
+
+
 class Everything(nn.Module):
     def __init__(self) -> None:
         super().__init__()
