@@ -143,8 +143,8 @@ def load(folder: str | Path, model: nn.Module | None = None) -> nn.Module:
 def reproduce(folder: str | Path, to: str | Path, task: Task | None = None) -> Path:
     """Make model.onnx of an exported point again, in folder `to`, from the original weights and the recipe; returns its path.
 
-    Weights that recovery trained are read from model.safetensors. `task` is needed when the recipe names none. ExportError when
-    the file differs from the recorded one in a single byte.
+    Weights that recovery trained are read from model.safetensors, or trained again when it is not there. `task` is needed when the
+    recipe names none. ExportError when the file differs from the recorded one in a single byte.
     """
     return reproduce_model(Path(folder), _named_task(Path(folder)) if task is None else task, Path(to))
 

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 from autocompress.candidate import Candidate
 from autocompress.compress.activation import ActivationRange
+from autocompress.compress.distill import distil
 from autocompress.compress.library import VariantLibrary
 from autocompress.compress.stitch import ActivationPlan, SimulatedModel, Stitcher, Trained
 from autocompress.errors import ExportError
@@ -70,11 +71,19 @@ def _weights(folder: Path, recipe: dict[str, Any]) -> dict[str, Tensor]:
         raise ExportError(f"{path}: cannot be read ({error}); export the point again") from error
 
 
+def _train_again(task: Task, stitcher: Stitcher, candidate: Candidate) -> Trained:
+    stitcher.apply(candidate)
+    stitcher.start_training(candidate)
+    distil(task, stitcher.model, stitcher.teacher, candidate.distillation, torch.device("cpu"))
+    return stitcher.trained_state()
+
+
 def reproduce_model(folder: Path, task: Task, to: Path) -> Path:
     """Make model.onnx of a point again from the original weights of `task` and the recipe; returns the new file.
 
-    Weights that training made are taken from model.safetensors; all others are compressed anew, without any cache. ExportError when
-    the result is not the recorded file byte for byte (another version, machine or calibration set rounds differently).
+    Weights that training made are taken from model.safetensors where it is there, else they are trained again (which needs training
+    batches in the same order); all others are compressed anew, without any cache. ExportError when the result is not the
+    recorded file byte for byte (another version, machine or calibration set rounds differently).
     """
     recipe = read_recipe(folder)
     candidate = Candidate.from_json(recipe["candidate"])
@@ -85,7 +94,10 @@ def reproduce_model(folder: Path, task: Task, to: Path) -> Path:
         builder = prepare(task, find_modules(task.model, task.example_inputs, task.towers), KernelChoice(1))
         library = VariantLibrary(builder.teacher, None, builder.statistics, builder.kernels.saturates)
         stitcher = Stitcher(builder.teacher, builder.module_map, library, builder.plan)
-        trained = Trained.from_tensors(_weights(folder, recipe)) if recipe["trained"] else None
+        trained = None
+        if recipe["trained"]:
+            stored = (folder / recipe["weights"]).is_file()
+            trained = Trained.from_tensors(_weights(folder, recipe)) if stored else _train_again(task, stitcher, candidate)
         variants = {} if trained is not None else stitched_variants(builder, stitcher, candidate)
         ranges = {name: ActivationRange(**at) for name, at in recipe["activation_ranges"].items()}
         built = builder.recipe(candidate, variants, trained, kernels["matmul_levels"], kernels["gather_blocks"])
