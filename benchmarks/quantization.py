@@ -72,7 +72,7 @@ def main() -> None:
     figures: dict[str, float] = {}
     for columns, outputs in ((384, 1536), (768, 3072)):
         for rows in (1, 64, 197):
-            layer = nn.Linear(columns, outputs)
+            layer = nn.Linear(columns, outputs, bias=False)
             found = measure(f"MatMul {rows} x {columns} x {outputs}", layer, torch.randn(1, rows, columns), "linear", rounds)
             packed = {bits: found[f"{bits} bit packed"] for bits in (2, 3, 4, 5, 6)}
             worst = max(time for _, time in packed.values())
