@@ -14,11 +14,12 @@ from typing import Any
 import yaml
 
 from autocompress.axes import AXES, Choice, check_keys, choices_of, listed
-from autocompress.candidate import UNTOUCHED, Candidate, Distillation, ModuleConfig
+from autocompress.candidate import UNTOUCHED, WEIGHT_RANGES, Candidate, Distillation, ModuleConfig
 from autocompress.errors import SpaceError, nearest_name
 from autocompress.modules import CompressibleModule, ModuleMap
 from autocompress.targets.target import Target
 
+ACTIVATION_RANGE = "squared_error"
 MATCHERS = ("match", "tower", "role", "kind")
 DEFAULT_SPACE = """
 modules:
@@ -109,13 +110,17 @@ class BoundSpace:
 
 @dataclass(frozen=True)
 class SearchSpace:
-    """The parsed rules; `where` names the file in errors. A user's rule must match something, the default space's need not."""
+    """The parsed rules; `where` names the file in errors. A user's rule must match something, the default space's need not.
+
+    `activation_range` is how the ranges of static activations are calibrated, for all modules: those that read one tensor share it.
+    """
 
     where: str
     rules: tuple[Mapping[str, Any], ...]
     distillation: Mapping[str, Any] = field(default_factory=dict)
     constraints: Mapping[str, Any] = field(default_factory=dict)
     every_rule_must_match: bool = True
+    activation_range: str = ACTIVATION_RANGE
 
     @classmethod
     def load(cls, source: str | Path | Mapping[str, Any] | None) -> SearchSpace:
@@ -140,7 +145,7 @@ class SearchSpace:
     def _checked(cls, where: str, data: Any) -> SearchSpace:
         if not isinstance(data, dict):
             raise SpaceError(f"{where}: expected a mapping with the key 'modules', got {type(data).__name__}")
-        check_keys(where, data, ("modules", "distillation", "constraints"))
+        check_keys(where, data, ("modules", "distillation", "constraints", "calibration"))
         rules = data.get("modules")
         if not isinstance(rules, list) or not rules:
             raise SpaceError(f"{where}: 'modules' must be a list of rules, got {rules!r}")
@@ -154,7 +159,12 @@ class SearchSpace:
         check_keys(f"{where}: distillation", distillation, ("alpha", "temperature", "steps"))
         constraints = data.get("constraints") or {}
         check_keys(f"{where}: constraints", constraints, ("max_size", "max_latency", "max_accuracy_drop"))
-        return cls(where, tuple(rules), distillation, constraints)
+        calibration = data.get("calibration") or {}
+        check_keys(f"{where}: calibration", calibration, ("range",))
+        method = calibration.get("range", ACTIVATION_RANGE)
+        if method not in WEIGHT_RANGES:
+            raise SpaceError(f"{where}: calibration: range {method!r} is unknown; nearest: {nearest_name(str(method), WEIGHT_RANGES)}")
+        return cls(where, tuple(rules), distillation, constraints, activation_range=method)
 
     def bind(self, module_map: ModuleMap, target: Target) -> BoundSpace:
         """The knobs on the modules of a model; SpaceError for a rule that matches nothing, TargetError for a width it lacks."""
@@ -188,7 +198,8 @@ class SearchSpace:
                 f"{self.where}: distillation: steps must be an integer >= 0 and temperature > 0, got {dict(self.distillation)}"
             )
         kinds = {module.name: module.kind for module in module_map}
-        digest = hashlib.sha256(json.dumps([[k.parameter, k.choices] for k in knobs] + [alphas, temperatures]).encode()).hexdigest()
+        content = [[k.parameter, k.choices] for k in knobs] + [alphas, temperatures, self.activation_range]
+        digest = hashlib.sha256(json.dumps(content).encode()).hexdigest()
         return BoundSpace(tuple(knobs), fixed, kinds, target.integer_kinds, alphas, temperatures, steps, dict(self.constraints), digest)
 
     def _check_used(self, used: set[int], module_map: ModuleMap) -> None:

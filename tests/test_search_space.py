@@ -83,6 +83,12 @@ def test_first_match_wins_and_knobs_sit_where_they_mean_something(found) -> None
             "smoothing 1.5 is outside 0 <= alpha <= 1; nearest valid value: 1.0",
         ),
         ({"modules": [{"match": "*", "weight_bits": ["four"]}]}, SpaceError, "weight_bits must hold numbers, got 'four'"),
+        (
+            {"modules": [{"match": "*"}], "calibration": {"range": "minmax"}},
+            SpaceError,
+            "space: calibration: range 'minmax' is unknown; nearest: min_max",
+        ),
+        ({"modules": [{"match": "*"}], "calibration": {"rnge": 1}}, SpaceError, "space: calibration: unknown key 'rnge'; nearest: range"),
         ({"modules": [{"weight_bits": [8]}]}, SpaceError, "rule 1 matches on nothing; give one of match, tower, role, kind"),
         ({"modules": [{"match": "*"}], "distillation": {"alpha": 2}}, SpaceError, "alpha must be a number or {low, high} in [0, 1], got 2"),
     ],
@@ -115,6 +121,13 @@ def test_every_field_of_a_config_can_be_searched(found) -> None:
     assert config == ModuleConfig(2, 8, -1, symmetric=False, weight_range="entropy", algorithm="gptq", activation_mode="static")
     assert len(space.configs("fc")) == len(set(space.configs("fc")))
     assert all(c.activation_mode == "auto" for c in space.configs("fc") if c.activation_bits != 8), "what does nothing is not offered twice"
+
+
+def test_the_range_of_static_activations_is_the_spaces(found) -> None:
+    rules = [{"match": "*", "weight_bits": [4, 8]}]
+    plain, entropy = (SearchSpace.load({"modules": rules, **more}) for more in ({}, {"calibration": {"range": "entropy"}}))
+    assert (plain.activation_range, entropy.activation_range) == ("squared_error", "entropy")
+    assert plain.bind(found, TARGET).digest != entropy.bind(found, TARGET).digest, "a run is not resumed over other ranges"
 
 
 def test_files(tmp_path: Path) -> None:

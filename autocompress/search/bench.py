@@ -120,7 +120,7 @@ def open_bench(
 ) -> Bench:
     """Export, calibrate, profile and evaluate the baseline (or take its numbers from the run that is resumed)."""
     report("exporting the model", 0.0)
-    builder = prepare(task, module_map, kernel_choice(target), device)
+    builder = prepare(task, module_map, kernel_choice(target), device, space.activation_range)
     bound = space.bind(builder.module_map, target)
     layout = layout_of(builder)
     subject = subject_of(task, builder, layout, bound)
