@@ -119,7 +119,7 @@ def _static(graph: GraphBuilder, site: Site, stored: StoredTensor, bias: Array |
     rows = len(folded.stored.values)
     # Each call has its own batch normalisation and bias scale folded in.
     call = graph.short(f"{site.node.output[0]}/call")
-    source = graph.rounded_input(site.input)
+    source = graph.rounded(site.input)
     weight = int8_weight(graph, f"{site.node.output[0]}/weight", folded.stored)
     scale_name = graph.constant(f"{call}s", folded.scale.astype(np.float32))
     zero = graph.shared(f"int8zeros{rows}", np.zeros(rows, np.int8))

@@ -95,21 +95,10 @@ class GraphBuilder:
         return outputs
 
     def rounded(self, value: str, bits: int = 8) -> str:
-        """Float tensor of `value` rounded to its calibrated range."""
-        name = self.short(f"{value}/rounded{bits}")
-        if name not in self.owners:
-            self.add("DequantizeLinear", list(self.static(value, bits=bits)), name)
-        return name
+        """Float tensor of `value` rounded to its calibrated range, by the convolution that made it or here."""
+        return self.once(f"{value}/rounded{bits}", lambda name: self.add("DequantizeLinear", list(self.static(value, bits=bits)), name))
 
-    def round_as(self, value: str, source: str, output: str) -> str:
+    def round_as(self, value: str, source: str, output: str) -> None:
         """`output` is `source` rounded to the calibrated range of `value`; readers of `value` share it."""
-        quantised = self.static(value, source)
-        self.add("DequantizeLinear", list(quantised), output)
-        name = self.short(f"{value}/rounded8")
-        if name not in self.owners:
-            self._made[name] = output
-        return output
-
-    def rounded_input(self, value: str) -> str:
-        """What an integer convolution reads for `value`: the output of the one before, or a rounding of its own."""
-        return self._made.get(self.short(f"{value}/rounded8")) or self.rounded(value)
+        self.add("DequantizeLinear", list(self.static(value, source)), output)
+        self._made.setdefault(f"{value}/rounded8", output)

@@ -39,18 +39,6 @@ def pack(values: NDArray[np.int8], weight_bits: int) -> list[NDArray[np.uint8]]:
     return packed
 
 
-def unpack(packed: list[NDArray[np.uint8]], weight_bits: int, shape: tuple[int, ...]) -> NDArray[np.int8]:
-    """Reverse of `pack`, as the graph does it."""
-    total = np.zeros(int(np.prod(shape)), np.uint8)
-    offset = 0
-    for field, width in zip(packed, field_widths(weight_bits), strict=True):
-        shifts = (np.arange(8 // width) * width).astype(np.uint8)
-        total |= ((field >> shifts) & np.uint8(2**width - 1)).ravel()[: total.size] << np.uint8(offset)
-        offset += width
-    signed: NDArray[np.int8] = (total.astype(np.int16) - 2 ** (weight_bits - 1)).astype(np.int8)
-    return signed.reshape(shape)
-
-
 def pack_rows(values: NDArray[np.int8], weight_bits: int) -> NDArray[np.uint8]:
     """(rows, bytes) of 2, 4 or 8 bits with offset 2^(bits - 1), each row padded to whole bytes."""
     unsigned = (values.astype(np.int16) + 2 ** (weight_bits - 1)).astype(np.uint8)

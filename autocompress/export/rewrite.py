@@ -91,7 +91,7 @@ def rewrite(lowered: LoweredModel, module_map: ModuleMap, recipe: Recipe) -> tup
 def _touched(recipe: Recipe, name: str) -> bool:
     config = recipe.candidate.config(name)
     same = (config.weight_bits, config.activation_bits, config.rank_ratio) == (32, 32, 1.0)
-    return not same or name in recipe.levels or any(recipe.masks.of(name, side) is not None for side in ("out", "in"))
+    return not same or any(recipe.masks.of(name, side) is not None for side in ("out", "in"))
 
 
 def _replace_parameters(graph: GraphBuilder, recipe: Recipe) -> None:

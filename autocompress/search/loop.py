@@ -73,13 +73,7 @@ def run_search(
 ) -> tuple[SearchResult, bool]:
     """(result, whether it was interrupted). `launch(storage_url)` starts the other workers, as processes to wait for."""
     started = time.monotonic()
-    for name, value, least in (("n_trials", settings.n_trials, 1), ("seed", settings.seed, 0), ("workers", settings.workers, 1)):
-        if value < least:
-            raise LimitError(f"search: {name} must be at least {least}, got {value}; nearest valid value: {least}")
-    if settings.strategy not in STRATEGIES:
-        raise LimitError(f"search: strategy {settings.strategy!r} is unknown; nearest: {nearest_name(settings.strategy, STRATEGIES)}")
-    if settings.strategy == "progressive" and settings.workers > 1:
-        raise LimitError(f"search: the progressive strategy takes one step after another; workers must be 1, got {settings.workers}")
+    _check_settings(settings)
     check_task(task)
     space = SearchSpace.load(settings.space)
     target = find_target(settings.target)
@@ -125,6 +119,16 @@ def run_search(
         run["seconds"] = (known or {}).get("seconds", 0.0) + time.monotonic() - started
         write_json(folder / RUN_FILE, run)
     return SearchResult(front, folder, limits), interrupt.requested
+
+
+def _check_settings(settings: Settings) -> None:
+    for name, value, least in (("n_trials", settings.n_trials, 1), ("seed", settings.seed, 0), ("workers", settings.workers, 1)):
+        if value < least:
+            raise LimitError(f"search: {name} must be at least {least}, got {value}; nearest valid value: {least}")
+    if settings.strategy not in STRATEGIES:
+        raise LimitError(f"search: strategy {settings.strategy!r} is unknown; nearest: {nearest_name(settings.strategy, STRATEGIES)}")
+    if settings.strategy == "progressive" and settings.workers > 1:
+        raise LimitError(f"search: the progressive strategy takes one step after another; workers must be 1, got {settings.workers}")
 
 
 def describe_run(task: Task, settings: Settings, bench: Bench, limits: Limits) -> dict[str, Any]:

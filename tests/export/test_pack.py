@@ -12,7 +12,7 @@ from onnx import ModelProto, TensorProto, helper
 
 from autocompress.export.float_graph import OPSET
 from autocompress.export.graph import FUNCTIONS
-from autocompress.export.pack import field_widths, pack, pack_rows, unpack, unpack_function
+from autocompress.export.pack import field_widths, pack, pack_rows, unpack_function
 from autocompress.targets.runtime import open_session
 
 WIDTHS = [2, 3, 5, 6, 7]
@@ -20,6 +20,18 @@ WIDTHS = [2, 3, 5, 6, 7]
 
 def integers(bits: int, shape) -> st.SearchStrategy[np.ndarray]:
     return hnp.arrays(np.int8, shape, elements=st.integers(-(2 ** (bits - 1)), 2 ** (bits - 1) - 1))
+
+
+def unpack(packed: list[np.ndarray], weight_bits: int, shape: tuple[int, ...]) -> np.ndarray:
+    """Reverse of `pack`, written down apart from the graph that does it."""
+    total = np.zeros(int(np.prod(shape)), np.uint8)
+    offset = 0
+    for field, width in zip(packed, field_widths(weight_bits), strict=True):
+        shifts = (np.arange(8 // width) * width).astype(np.uint8)
+        total |= ((field >> shifts) & np.uint8(2**width - 1)).ravel()[: total.size] << np.uint8(offset)
+        offset += width
+    signed: np.ndarray = (total.astype(np.int16) - 2 ** (weight_bits - 1)).astype(np.int8)
+    return signed.reshape(shape)
 
 
 @pytest.mark.parametrize("bits", [1, 2, 3, 4, 5, 6, 7])

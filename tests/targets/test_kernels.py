@@ -5,8 +5,10 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
+from autocompress.measure.latency import Timing
 from autocompress.targets import kernels
 from autocompress.targets.kernels import FOLDED, KernelChoice
+from autocompress.targets.runtime import open_session
 
 
 def test_answers_are_measured_once_and_remembered(tmp_path: Path, monkeypatch) -> None:
@@ -22,11 +24,27 @@ def test_answers_are_measured_once_and_remembered(tmp_path: Path, monkeypatch) -
     assert json.loads(path.read_text())
 
 
-def test_real_measurements_give_a_kernel_that_runs() -> None:
+def test_all_kernels_that_are_timed_run_and_give_the_same_shape(monkeypatch) -> None:
+    compared = []
+
+    def run(baseline: bytes, others: dict[int, bytes], feed: dict, threads: int) -> int:
+        shapes = {open_session(model, threads).run(None, feed)[0].shape for model in (baseline, *others.values())}
+        compared.append((sorted(others), shapes))
+        return FOLDED
+
+    monkeypatch.setattr(kernels, "_fastest", run)
     choice = KernelChoice(1)
     for bits in (2, 4, 8):
-        assert choice.matmul_level(1, 256, 64, bits, 32) in (FOLDED, 0, 4)
-        assert choice.gather_stays_packed(3, 100, 64, bits, 32) in (True, False)
+        assert choice.matmul_level(3, 100, 64, bits, 32) == FOLDED
+        assert not choice.gather_stays_packed(3, 100, 64, bits, 32)
+    assert compared == [([0, 4], {(3, 64)}), ([1], {(3, 64)})] * 3
+
+
+def test_the_faster_kernel_is_chosen(monkeypatch) -> None:
+    for ratios, expected in (((0.5, 0.9), 4), ((0.9, 0.5), 0), ((1.2, 1.1), FOLDED)):
+        timing = Timing(1.0, ratios, ((0.0, 1.0), (0.0, 1.0)))
+        monkeypatch.setattr(kernels, "interleaved_timing", lambda *arguments, timing=timing: timing)
+        assert KernelChoice(1).matmul_level(1, 64, 32, 4, 32) == expected
 
 
 def test_float_arithmetic_does_not_round_inputs() -> None:
