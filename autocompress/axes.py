@@ -5,11 +5,19 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
-from autocompress.candidate import ACTIVATION_MODES, ALGORITHMS, WEIGHT_RANGES
+from autocompress.candidate import (
+    ACTIVATION_MODES,
+    ALGORITHMS,
+    DECOMPOSITIONS,
+    IMPORTANCES,
+    SPARSITY_CRITERIA,
+    SPARSITY_PATTERNS,
+    WEIGHT_RANGES,
+)
 from autocompress.errors import SpaceError, nearest_name, nearest_number
 from autocompress.targets.target import Target
 
-AXES = (
+MODULE_AXES = (
     "weight_bits",
     "activation_bits",
     "group_size",
@@ -19,9 +27,24 @@ AXES = (
     "activation_mode",
     "smoothing",
     "rank_ratio",
-    "pruning_ratio",
+    "decomposition",
+    "reconstruction",
+    "sparsity",
+    "sparsity_pattern",
+    "sparsity_criterion",
 )
-NAMED = {"weight_range": WEIGHT_RANGES, "algorithm": ALGORITHMS, "activation_mode": ACTIVATION_MODES}
+GROUP_AXES = ("importance", "pruning_ratio")  # of the channel group whose root a module is
+AXES = (*MODULE_AXES, *GROUP_AXES)
+NAMED = {
+    "weight_range": WEIGHT_RANGES,
+    "algorithm": ALGORITHMS,
+    "activation_mode": ACTIVATION_MODES,
+    "decomposition": DECOMPOSITIONS,
+    "importance": IMPORTANCES,
+    "sparsity_pattern": SPARSITY_PATTERNS,
+    "sparsity_criterion": SPARSITY_CRITERIA,
+}
+SWITCHES = ("symmetric", "reconstruction")
 GROUP_SIZES = (-1, 0, 16, 32, 64, 128, 256)
 Choice = float | str
 
@@ -34,6 +57,7 @@ _ORDER: Mapping[str, Callable[[Any], float]] = {
     "smoothing": lambda alpha: alpha,
     "rank_ratio": lambda ratio: -ratio,
     "pruning_ratio": lambda ratio: ratio,
+    "sparsity": lambda share: share,
 }
 
 
@@ -63,9 +87,9 @@ def _check_choice(where: str, axis: str, choice: Any, target: Target) -> None:
         if choice not in NAMED[axis]:
             raise SpaceError(f"{where}: {axis} {choice!r} is unknown; nearest: {nearest_name(str(choice), NAMED[axis])}")
         return
-    if axis == "symmetric":
+    if axis in SWITCHES:
         if not isinstance(choice, bool):
-            raise SpaceError(f"{where}: symmetric must be true or false, got {choice!r}")
+            raise SpaceError(f"{where}: {axis} must be true or false, got {choice!r}")
         return
     if not isinstance(choice, (int, float)) or isinstance(choice, bool):
         raise SpaceError(f"{where}: {axis} must hold numbers, got {choice!r}")
@@ -77,7 +101,7 @@ def _check_choice(where: str, axis: str, choice: Any, target: Target) -> None:
             raise SpaceError(f"{where}: group_size {choice} is not one of {GROUP_SIZES}; nearest valid value: {near}")
     else:
         low_open = axis == "rank_ratio"
-        high_open = axis == "pruning_ratio"
+        high_open = axis in ("pruning_ratio", "sparsity")
         if not (0 < choice <= 1 if low_open else 0 <= choice < 1 if high_open else 0 <= choice <= 1):
             valid = "0 < ratio <= 1" if low_open else "0 <= ratio < 1" if high_open else "0 <= alpha <= 1"
             near = min(0.95 if high_open else 1.0, max(0.05 if low_open else 0.0, choice))

@@ -10,6 +10,11 @@ from typing import Any
 ALGORITHMS = ("auto", "nearest", "gptq", "adaround")
 WEIGHT_RANGES = ("squared_error", "golden_section", "min_max", "percentile", "entropy")
 ACTIVATION_MODES = ("auto", "dynamic", "static")
+DECOMPOSITIONS = ("auto", "svd", "whitened", "tucker", "spatial")
+IMPORTANCES = ("l2", "l1", "random", "gradient", "taylor", "hessian", "wanda", "obs_diagonal", "obs")
+SPARSITY_PATTERNS = ("unstructured", "2:4", "4:8")
+SPARSITY_CRITERIA = ("auto", "magnitude", "random", "gradient", "taylor", "hessian", "wanda", "obs_diagonal", "sparsegpt")
+SCHEDULES = ("one_shot", "linear", "cubic")
 
 
 @dataclass(frozen=True, order=True)
@@ -21,13 +26,20 @@ class ModuleConfig:
         activation_bits: 8 runs the integer kernel of the target on 8-bit inputs, 16 rounds the inputs to 16-bit integers (for
             processors that compute on them), 32 keeps them float.
         group_size: 0 for one scale per output channel, n for one per n consecutive inputs of a channel, -1 for one per tensor.
-        rank_ratio: kept fraction of min(rows, columns) of the (pruned) weight matrix; 1 does not factorise.
-        pruning_ratio: removed fraction of the units (filters, neurons, heads) of the channel group whose root this is.
+        rank_ratio: kept fraction of the largest rank that the (pruned) weight can have; 1 does not factorise.
+        pruning_ratio: removed fraction of the units (filters, neurons, heads, experts) of the channel group whose root this is.
         symmetric: zero-point 0 (weights in [-quant_max, quant_max]) or a zero-point per scale.
         weight_range: how the scale is chosen: "squared_error" (grid), "golden_section", "min_max", "percentile" or "entropy".
         algorithm: how weights are rounded: "nearest", "gptq", "adaround", or "auto": what loses least of the module's own output.
         activation_mode: "dynamic" (range of each tensor), "static" (calibrated) or "auto" (static for convolutions, else dynamic).
         smoothing: SmoothQuant's alpha on the normalisation in front (a knob of the first module that reads it); 0 is off.
+        decomposition: what the factors are: "svd", "whitened" by the calibration Gram matrix, for convolutions also "tucker"
+            (Tucker-2) and "spatial" (columns, then rows); "auto" is whitened where there are calibration inputs, else svd.
+        importance: by which criterion the units of the group are ranked whose root this is.
+        reconstruction: when input channels are removed, the columns that are left make up for them by least squares.
+        sparsity: fraction of zeros among the (pruned, factorised) weights; N:M patterns fix it at 1 - N/M.
+        sparsity_pattern: "unstructured", or N:M: N of every M consecutive inputs of a row are kept.
+        sparsity_criterion: how zeros are chosen; "auto" is SparseGPT where there are calibration inputs, else magnitude.
     """
 
     weight_bits: int = 32
@@ -40,28 +52,60 @@ class ModuleConfig:
     algorithm: str = "auto"
     activation_mode: str = "auto"
     smoothing: float = 0.0
+    decomposition: str = "auto"
+    importance: str = "l2"
+    reconstruction: bool = True
+    sparsity: float = 0.0
+    sparsity_pattern: str = "unstructured"
+    sparsity_criterion: str = "auto"
 
     def effective(self) -> ModuleConfig:
         """The config that is executed: fields that do nothing beside the others take their defaults.
 
         Integer kernels need integer weights, float weights have no scales, and float activations neither a mode nor outliers
-        that hurt.
+        that hurt. Zeros among integer weights need a zero-point of 0.
         """
         config = self
         if config.weight_bits >= 16:
             bits = 32 if config.activation_bits == 8 else config.activation_bits
-            config = ModuleConfig(config.weight_bits, bits, rank_ratio=config.rank_ratio, pruning_ratio=config.pruning_ratio)
+            config = replace(self, activation_bits=bits, **_without(QUANTIZATION_FIELDS))
+        if config.rank_ratio >= 1:
+            config = replace(config, **_without(("decomposition",)))
+        if config.pruning_ratio <= 0:
+            config = replace(config, **_without(("importance",)))
+        if config.sparsity <= 0:
+            config = replace(config, **_without(SPARSITY_FIELDS))
+        else:
+            config = replace(config, symmetric=True, sparsity=_pattern_sparsity(config.sparsity_pattern, config.sparsity))
         if config.activation_bits != 8 and (config.activation_mode, config.smoothing) != ("auto", 0.0):
             config = replace(config, activation_mode="auto", smoothing=0.0)
         return config
 
     def quantized(self) -> ModuleConfig:
-        """The same without rank and pruning."""
-        return replace(self, rank_ratio=1.0, pruning_ratio=0.0)
+        """Only bits, scales and rounding: without rank, pruning and zeros."""
+        return replace(self, reconstruction=True, **_without(SHAPE_FIELDS))
+
+    def factorised(self) -> ModuleConfig:
+        """Only the rank and how it is reached."""
+        return ModuleConfig(rank_ratio=self.rank_ratio, decomposition=self.decomposition).effective()
+
+    def sparsified(self) -> ModuleConfig:
+        """Only the zeros."""
+        return ModuleConfig(**{name: getattr(self, name) for name in SPARSITY_FIELDS}).effective()
+
+    def pruned(self) -> ModuleConfig:
+        """Only the units removed from the group."""
+        return ModuleConfig(pruning_ratio=self.pruning_ratio, importance=self.importance).effective()
 
     def integer(self, kind: str) -> bool:
-        """Whether a module of that kind runs on an integer kernel."""
-        return self.activation_bits == 8 and kind in ("linear", "conv")
+        """Whether a module of that kind runs on an integer kernel; the factors of a convolution run on float ones."""
+        return self.activation_bits == 8 and (kind == "linear" or (kind == "conv" and self.rank_ratio >= 1))
+
+    def executed(self, kind: str) -> ModuleConfig:
+        """The same, with float activations where the module has no integer kernel for its factors."""
+        return (
+            replace(self, activation_bits=32).effective() if kind == "conv" and self.rank_ratio < 1 and self.activation_bits == 8 else self
+        )
 
     def for_kernel(self, kind: str, saturates: bool = False) -> ModuleConfig:
         """What the kernel of a module of that kind can hold.
@@ -93,15 +137,36 @@ class ModuleConfig:
 
 
 UNTOUCHED = ModuleConfig()
+QUANTIZATION_FIELDS = ("group_size", "symmetric", "weight_range", "algorithm", "activation_mode", "smoothing")
+SPARSITY_FIELDS = ("sparsity", "sparsity_pattern", "sparsity_criterion")
+SHAPE_FIELDS = ("rank_ratio", "decomposition", "pruning_ratio", "importance", *SPARSITY_FIELDS)
+
+
+def _without(names: tuple[str, ...]) -> dict[str, Any]:
+    """The defaults of some fields."""
+    return {name: getattr(UNTOUCHED, name) for name in names}
+
+
+def _pattern_sparsity(pattern: str, sparsity: float) -> float:
+    """The fraction of zeros: what N:M says, else `sparsity`."""
+    if pattern == "unstructured":
+        return sparsity
+    kept, group = map(int, pattern.split(":"))
+    return 1 - kept / group
 
 
 @dataclass(frozen=True)
 class Distillation:
-    """Recovery by `alpha * task loss + (1 - alpha) * temperature^2 * KL(teacher, student)` (Hinton et al. 2015) for `steps`."""
+    """Recovery by `alpha * task loss + (1 - alpha) * temperature^2 * KL(teacher, student)` (Hinton et al. 2015) for `steps`.
+
+    With a `schedule` other than "one_shot", pruning ratios and sparsities grow to their values over `rounds` parts of the steps.
+    """
 
     alpha: float = 0.5
     temperature: float = 2.0
     steps: int = 0
+    schedule: str = "one_shot"
+    rounds: int = 4
 
 
 @dataclass(frozen=True)

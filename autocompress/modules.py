@@ -12,7 +12,8 @@ from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
-from autocompress.channels import ChannelGroup, find_channel_groups
+from autocompress.channels import ChannelGroup
+from autocompress.coupling import find_channel_groups
 from autocompress.errors import TaskError, nearest_name
 from autocompress.recurrent import GateWeights, SplitRecurrent
 from autocompress.split import split_modules
@@ -40,6 +41,7 @@ class CompressibleModule:
         positions: vectors that its weight multiplies in that call (looked-up rows for an embedding).
         tower, role: where it is and what it does ("attention", "mlp", "embedding", "conv" or "head").
         group: the channel group that its output channels belong to, or None.
+        groups: of a convolution (weight_shape[1] is the input channels of one of them).
     """
 
     name: str
@@ -52,6 +54,12 @@ class CompressibleModule:
     role: str
     group: str | None
     aliases: tuple[str, ...] = ()
+    groups: int = 1
+
+    @property
+    def factorisable(self) -> bool:
+        """Whether a rank applies: matrices and convolutions of one group, but no gates, which their operator wants whole."""
+        return self.kind != "recurrent" and self.groups == 1
 
     @property
     def parameters(self) -> int:
@@ -131,7 +139,7 @@ def find_modules(model: nn.Module, example_inputs: Inputs, towers: Mapping[str, 
 
     Raises TaskError when there is none, or when a pattern of `towers` matches nothing.
     """
-    original, model = model, split_modules(model).cpu()
+    model = split_modules(model).cpu()
     example_inputs = map_inputs(example_inputs, lambda tensor: tensor.cpu())
     names = [name for name, module in model.named_modules() if kind_of(module)]
     positions, total_macs = _count_positions(model, example_inputs, names)
@@ -146,10 +154,9 @@ def find_modules(model: nn.Module, example_inputs: Inputs, towers: Mapping[str, 
             aliases.setdefault(first, []).append(name)
     unique = [name for name in order if owner[id(model.get_submodule(name).weight)] == name]
     tied = {name for first, others in aliases.items() for name in (first, *others)}
-    plain = [name for name in unique if kind_of(model.get_submodule(name)) != "recurrent"]
     groups = tuple(
         group.but("a tied weight is in the group") if any(m.name in tied for m in group.members) else group
-        for group in find_channel_groups(split_modules(original, recurrent=False).cpu(), example_inputs, plain)
+        for group in find_channel_groups(model, example_inputs, unique)
     )
     group_of = {m.name: g.name for g in groups for m in g.members if m.side == "out"}
     tower_of = _towers(model, unique, towers)
@@ -173,6 +180,7 @@ def find_modules(model: nn.Module, example_inputs: Inputs, towers: Mapping[str, 
                 _role(model, name, kind, tower, last=name == unique[-1]),
                 group_of.get(name),
                 tuple(aliases.get(name, [])),
+                getattr(module, "groups", 1),
             )
         )
     total = sum(p.numel() for p in model.parameters())

@@ -13,8 +13,8 @@ from typing import Any
 
 import yaml
 
-from autocompress.axes import AXES, Choice, check_keys, choices_of, listed
-from autocompress.candidate import UNTOUCHED, WEIGHT_RANGES, Candidate, Distillation, ModuleConfig
+from autocompress.axes import AXES, GROUP_AXES, MODULE_AXES, Choice, check_keys, choices_of, listed
+from autocompress.candidate import SCHEDULES, UNTOUCHED, WEIGHT_RANGES, Candidate, Distillation, ModuleConfig
 from autocompress.errors import SpaceError, nearest_name
 from autocompress.modules import CompressibleModule, ModuleMap
 from autocompress.targets.target import Target
@@ -60,6 +60,7 @@ class BoundSpace:
     Attributes:
         knobs: every (module, axis) with at least two choices; `fixed` the ones with a single choice.
         alphas: (low, high) of the distillation weight, equal when it is not searched.
+        no_gain: (module, rank_ratio, decomposition) whose factors are neither smaller nor faster; such a choice leaves the module whole.
     """
 
     knobs: tuple[Knob, ...]
@@ -70,9 +71,12 @@ class BoundSpace:
     temperatures: tuple[float, ...]
     steps: int
     constraints: Mapping[str, float | str]
+    schedules: tuple[str, ...] = ("one_shot",)
+    rounds: int = 4
     digest: str = ""
+    no_gain: frozenset[tuple[str, float, str]] = frozenset()
 
-    def candidate(self, indices: Mapping[str, int], alpha: float, temperature_index: int) -> Candidate:
+    def candidate(self, indices: Mapping[str, int], alpha: float, temperature_index: int, schedule_index: int = 0) -> Candidate:
         """The candidate of ordered indices by parameter name."""
         values: dict[str, dict[str, Choice]] = {}
         for (module, axis), value in self.fixed.items():
@@ -80,14 +84,21 @@ class BoundSpace:
         for knob in self.knobs:
             values.setdefault(knob.module, {})[knob.axis] = knob.choices[indices[knob.parameter]]
         configs = {module: self.config(module, axes) for module, axes in values.items()}
-        return Candidate.of(configs, Distillation(round(alpha, 4), self.temperatures[temperature_index], self.steps))
+        recovery = Distillation(
+            round(alpha, 4), self.temperatures[temperature_index], self.steps, self.schedules[schedule_index], self.rounds
+        )
+        return Candidate.of(configs, recovery)
 
     def config(self, module: str, axes: Mapping[str, Choice]) -> ModuleConfig:
         """The effective config of axis values: what the module's kind cannot do is left out."""
         values: dict[str, Any] = {axis: type(getattr(UNTOUCHED, axis))(value) for axis, value in axes.items()}
-        if self.kinds[module] not in self.integer_kinds:
-            values["activation_bits"] = 32
-        return ModuleConfig(**values).effective()
+        if (module, values.get("rank_ratio", 1.0), values.get("decomposition", "auto")) in self.no_gain:
+            values["rank_ratio"] = 1.0
+        config = ModuleConfig(**values)
+        kind = self.kinds[module]
+        if kind not in self.integer_kinds or (config.activation_bits == 8 and not config.integer(kind)):
+            config = replace(config, activation_bits=32)
+        return config.effective()
 
     def choices(self, module: str, axis: str) -> tuple[Choice, ...]:
         """The choices of one axis of a module (its default where the space does not name it)."""
@@ -101,10 +112,15 @@ class BoundSpace:
         return tuple(float(choice) for choice in self.choices(module, axis))
 
     def configs(self, module: str) -> tuple[ModuleConfig, ...]:
-        """The distinct effective configs of a module, its pruning ratio left at 0."""
-        names = AXES[:-1]
-        axes = [self.choices(module, axis) for axis in names]
-        found = [self.config(module, dict(zip(names, values, strict=True))) for values in product(*axes)]
+        """The distinct effective configs of a module, its group left whole."""
+        axes = [self.choices(module, axis) for axis in MODULE_AXES]
+        found = [self.config(module, dict(zip(MODULE_AXES, values, strict=True))) for values in product(*axes)]
+        return tuple(dict.fromkeys(found))
+
+    def group_configs(self, module: str) -> tuple[ModuleConfig, ...]:
+        """The distinct choices of the channel group whose root is `module`."""
+        axes = [self.choices(module, axis) for axis in GROUP_AXES]
+        found = [self.config(module, dict(zip(GROUP_AXES, values, strict=True))) for values in product(*axes)]
         return tuple(dict.fromkeys(found))
 
 
@@ -156,7 +172,7 @@ class SearchSpace:
             if not any(key in rule for key in MATCHERS):
                 raise SpaceError(f"{where}: rule {i + 1} matches on nothing; give one of {', '.join(MATCHERS)}")
         distillation = data.get("distillation") or {}
-        check_keys(f"{where}: distillation", distillation, ("alpha", "temperature", "steps"))
+        check_keys(f"{where}: distillation", distillation, ("alpha", "temperature", "steps", "schedule", "rounds"))
         constraints = data.get("constraints") or {}
         check_keys(f"{where}: constraints", constraints, ("max_size", "max_latency", "max_accuracy_drop"))
         calibration = data.get("calibration") or {}
@@ -173,6 +189,7 @@ class SearchSpace:
         knobs: list[Knob] = []
         fixed: dict[tuple[str, str], Choice] = {}
         smoothed = {group.readers[0] for group in module_map.norms}
+        factorisable = {module.name for module in module_map if module.factorisable}
         for module in module_map:
             position = next((i for i, rule in enumerate(self.rules) if _matches(rule, module)), None)
             if position is None:
@@ -182,7 +199,7 @@ class SearchSpace:
                 if axis not in self.rules[position]:
                     continue
                 choices = choices_of(f"{self.where}: rule {position + 1}", axis, self.rules[position][axis], target)
-                if not _applies(axis, module, smoothed if axis == "smoothing" else roots, target):
+                if not _applies(axis, module, smoothed if axis == "smoothing" else roots, factorisable, target):
                     continue
                 if len(choices) == 1:
                     fixed[module.name, axis] = choices[0]
@@ -197,10 +214,23 @@ class SearchSpace:
             raise SpaceError(
                 f"{self.where}: distillation: steps must be an integer >= 0 and temperature > 0, got {dict(self.distillation)}"
             )
+        schedules, rounds = self._schedules()
         kinds = {module.name: module.kind for module in module_map}
-        content = [[k.parameter, k.choices] for k in knobs] + [alphas, temperatures, self.activation_range]
+        content = [[k.parameter, k.choices] for k in knobs] + [alphas, temperatures, self.activation_range, schedules, rounds]
         digest = hashlib.sha256(json.dumps(content).encode()).hexdigest()
-        return BoundSpace(tuple(knobs), fixed, kinds, target.integer_kinds, alphas, temperatures, steps, dict(self.constraints), digest)
+        constraints = dict(self.constraints)
+        integer_kinds = target.integer_kinds
+        return BoundSpace(tuple(knobs), fixed, kinds, integer_kinds, alphas, temperatures, steps, constraints, schedules, rounds, digest)
+
+    def _schedules(self) -> tuple[tuple[str, ...], int]:
+        schedules = tuple(str(name) for name in listed(self.distillation.get("schedule", "one_shot")))
+        rounds = self.distillation.get("rounds", 4)
+        for name in schedules:
+            if name not in SCHEDULES:
+                raise SpaceError(f"{self.where}: distillation: schedule {name!r} is unknown; nearest: {nearest_name(name, SCHEDULES)}")
+        if not isinstance(rounds, int) or rounds < 1:
+            raise SpaceError(f"{self.where}: distillation: rounds must be an integer >= 1, got {rounds!r}; nearest valid value: 1")
+        return schedules, rounds
 
     def _check_used(self, used: set[int], module_map: ModuleMap) -> None:
         for i, rule in enumerate(self.rules):
@@ -233,12 +263,12 @@ def _matches(rule: Mapping[str, Any], module: CompressibleModule) -> bool:
     return all(fnmatchcase(pairs[key], str(rule[key])) for key in MATCHERS if key in rule)
 
 
-def _applies(axis: str, module: CompressibleModule, roots: set[str], target: Target) -> bool:
-    """Whether the axis means anything for the module: knobs of a group live on its root, ranks on matrices, rounding on what has inputs."""
-    if axis in ("pruning_ratio", "smoothing"):
+def _applies(axis: str, module: CompressibleModule, roots: set[str], factorisable: set[str], target: Target) -> bool:
+    """Whether the axis means anything for the module: knobs of a group live on its root, rounding on what has inputs."""
+    if axis in ("smoothing", *GROUP_AXES):
         return module.name in roots
-    if axis == "rank_ratio":
-        return module.kind == "linear"
-    if axis == "algorithm":
+    if axis in ("rank_ratio", "decomposition"):
+        return module.name in factorisable
+    if axis in ("algorithm", "reconstruction"):
         return module.kind in ("linear", "conv")
     return axis not in ("activation_bits", "activation_mode") or module.kind in target.integer_kinds

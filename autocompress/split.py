@@ -10,24 +10,24 @@ from autocompress.attention import SplitAttention
 from autocompress.recurrent import SplitRecurrent
 
 
-def split_modules(model: nn.Module, recurrent: bool = True) -> nn.Module:
+def split_modules(model: nn.Module) -> nn.Module:
     """A copy of `model` in eval mode with `SplitAttention` for nn.MultiheadAttention and `SplitRecurrent` for nn.LSTM and nn.GRU.
 
     What a split does not cover stays as it is.
     """
     model = copy.deepcopy(model).eval()
-    model = _split(model, recurrent)
+    model = _split(model)
     for parent in list(model.modules()):
         for name, child in list(parent.named_children()):
-            setattr(parent, name, _split(child, recurrent))
+            setattr(parent, name, _split(child))
     return model
 
 
-def _split(module: nn.Module, recurrent: bool) -> nn.Module:
+def _split(module: nn.Module) -> nn.Module:
     try:
         if isinstance(module, nn.MultiheadAttention):
             return SplitAttention(module).eval()
-        if recurrent and isinstance(module, nn.RNNBase):
+        if isinstance(module, nn.RNNBase):
             return SplitRecurrent(module).eval()
     except ValueError:
         pass
@@ -36,4 +36,4 @@ def _split(module: nn.Module, recurrent: bool) -> nn.Module:
 
 def fused_modules(model: nn.Module) -> bool:
     """Whether `split_modules` changes anything in `model`."""
-    return any(_split(module, recurrent=True) is not module for module in model.modules())
+    return any(_split(module) is not module for module in model.modules())

@@ -44,7 +44,7 @@ TABLE_QUESTIONS = 2000
 class Bench:
     def __init__(self, task: Task, builder: Builder, test: list) -> None:
         self.task, self.builder, self.test = task, builder, test
-        library = VariantLibrary(builder.teacher, None, builder.statistics, builder.kernels.saturates)
+        library = VariantLibrary(builder.evidence, None, builder.kernels.saturates)
         self.stitcher = Stitcher(builder.teacher, builder.module_map, library, builder.plan)
 
     def uniform(self, bits: int, activation_bits: int = 8, **axes: object) -> Candidate:

@@ -13,6 +13,7 @@ import torch
 from torch import nn
 
 from autocompress import Candidate, ModuleConfig, Task, find_modules
+from autocompress.compress.evidence import Evidence
 from autocompress.compress.library import VariantLibrary
 from autocompress.compress.stitch import Stitcher
 from autocompress.export.build import prepare, stitched_variants
@@ -42,7 +43,7 @@ def measure(title: str, layer: nn.Module, x: torch.Tensor, kind: str, rounds: in
     task = Task(title, nn.Sequential(layer).eval(), x, [(x, torch.zeros(len(x)))], lambda o, t: 0.0)
     builder = prepare(task, find_modules(task.model, x), KernelChoice(1))
     stitcher = Stitcher(
-        builder.teacher, builder.module_map, VariantLibrary(builder.teacher, saturates=builder.kernels.saturates), builder.plan
+        builder.teacher, builder.module_map, VariantLibrary(Evidence(builder.teacher), saturates=builder.kernels.saturates), builder.plan
     )
     files, kernels = {}, {}
     for name, config in forms(kind).items():

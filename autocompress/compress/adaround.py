@@ -31,6 +31,7 @@ def adaround(weight: Tensor, gram: Tensor, grid: Grid, iterations: int = ITERATI
     for i in range(iterations):
         h = (torch.sigmoid(v) * (ZETA - GAMMA) + GAMMA).clamp(0, 1)
         points = ((floor + h).clamp(grid.quant_min, grid.quant_max) - grid.zero_point) * grid.step
+        points = points if grid.kept is None else points * grid.kept
         delta = points - weight
         loss = ((delta @ gram) * delta / unit).sum()
         if i >= WARM_UP * iterations:
@@ -41,4 +42,5 @@ def adaround(weight: Tensor, gram: Tensor, grid: Grid, iterations: int = ITERATI
         torch.autograd.backward(loss)
         optimizer.step()
     up = (torch.sigmoid(v.detach()) * (ZETA - GAMMA) + GAMMA) >= 0.5
-    return (floor + up).clamp(grid.quant_min, grid.quant_max)
+    integers = (floor + up).clamp(grid.quant_min, grid.quant_max)
+    return integers if grid.kept is None else torch.where(grid.kept, integers, grid.zero_point)

@@ -22,7 +22,8 @@ def gptq(weight: Tensor, gram: Tensor, grid: Grid) -> Tensor:
     order = torch.argsort(gram.diagonal(), descending=True, stable=True)
     w = weight.double()[:, order]
     step, zero = grid.step.double()[:, order], grid.zero_point.double()[:, order]
-    upper = _inverse_factor(gram.double()[order][:, order])
+    kept = None if grid.kept is None else grid.kept[:, order]
+    upper = inverse_factor(gram.double()[order][:, order])
     integers = torch.empty_like(w)
     for start in range(0, columns, BLOCK):
         end = min(start + BLOCK, columns)
@@ -32,6 +33,8 @@ def gptq(weight: Tensor, gram: Tensor, grid: Grid) -> Tensor:
         for i in range(end - start):
             at = start + i
             q = (block[:, i] / step[:, at] + zero[:, at]).round().clamp(grid.quant_min, grid.quant_max)
+            if kept is not None:
+                q = torch.where(kept[:, at], q, zero[:, at])
             integers[:, at] = q
             errors[:, i] = (block[:, i] - (q - zero[:, at]) * step[:, at]) / factor[i, i]
             block[:, i + 1 :] -= errors[:, i : i + 1] * factor[i, i + 1 :]
@@ -41,19 +44,27 @@ def gptq(weight: Tensor, gram: Tensor, grid: Grid) -> Tensor:
     return result.to(weight.dtype)
 
 
-def _inverse_factor(gram: Tensor) -> Tensor:
-    """Upper Cholesky factor of the inverse of the damped Gram matrix; damping grows until there is one."""
-    unseen = gram.diagonal() <= 0
+def inverse_factor(gram: Tensor) -> Tensor:
+    """Upper Cholesky factor of the inverse of the damped Gram matrix."""
+    inverse = torch.cholesky_inverse(torch.linalg.cholesky(damped(gram)))
+    upper: Tensor = torch.linalg.cholesky(inverse, upper=True)
+    return upper.triu()
+
+
+def damped(gram: Tensor) -> Tensor:
+    """The Gram matrix plus a share of its mean diagonal; the share grows until both it and its inverse have a Cholesky factor.
+
+    Inputs that were never seen get the mean diagonal.
+    """
     gram = gram.clone()
+    unseen = gram.diagonal() <= 0
     gram.diagonal()[unseen] = gram.diagonal().mean().clamp_min(1e-12)
     damping = DAMPING * gram.diagonal().mean()
     for _ in range(8):
-        damped = gram.clone()
-        damped.diagonal().add_(damping)
-        lower, failed = torch.linalg.cholesky_ex(damped)
-        if not failed:
-            upper, failed = torch.linalg.cholesky_ex(torch.cholesky_inverse(lower), upper=True)
-            if not failed:
-                return torch.triu(upper)
+        found = gram.clone()
+        found.diagonal().add_(damping)
+        lower, failed = torch.linalg.cholesky_ex(found)
+        if not failed and not torch.linalg.cholesky_ex(torch.cholesky_inverse(lower), upper=True)[1]:
+            return found
         damping = damping * 10
-    return torch.eye(len(gram), dtype=gram.dtype, device=gram.device)
+    return torch.diag(gram.diagonal())

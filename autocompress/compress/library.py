@@ -7,7 +7,6 @@ import hashlib
 import os
 import tempfile
 from collections import OrderedDict
-from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
@@ -19,21 +18,27 @@ from torch import Tensor, nn
 
 from autocompress.candidate import ModuleConfig
 from autocompress.compress.bias_correction import corrected_bias
-from autocompress.compress.low_rank import rank_of, truncated_svd
-from autocompress.compress.prune import Mask, Masks, weight_of
-from autocompress.compress.quantize import StoredTensor
+from autocompress.compress.evidence import Evidence, Gradients
+from autocompress.compress.importance import weight_of
+from autocompress.compress.low_rank import compose, factor_statistics, factorise
+from autocompress.compress.prune import Mask, Masks, reconstructed
+from autocompress.compress.quantize import PARTS, StoredTensor
 from autocompress.compress.rounding import store
+from autocompress.compress.sparsify import NEEDS_GRADIENTS
 from autocompress.compress.statistics import LayerStatistics
 from autocompress.modules import kind_of
 
 DISK_BYTES = 2 << 30
-FORMAT = "3"  # part of every key; raised when the arithmetic of a variant changes
-PARTS = ("scale", "zero_point", "multiplier")
+MOST_FACTORS = 3
+FORMAT = "4"  # part of every key; raised when the arithmetic of a variant changes
 
 
 @dataclass(frozen=True, eq=False)
 class Variant:
-    """The shrunk weights of one module: one tensor, or two factors of which the first is applied first; and the bias."""
+    """The shrunk weights of one module: one tensor, or factors of which the first is applied first; and the bias.
+
+    A module that is removed as a whole has no factors.
+    """
 
     factors: tuple[StoredTensor, ...]
     bias: Tensor | None
@@ -52,25 +57,27 @@ def shrink(weight: Tensor, out: Mask | None, into: Mask | None) -> Tensor:
     return weight
 
 
-def _kept_columns(module: nn.Module, into: Mask | None) -> Tensor | None:
-    """Which columns of the flattened weight are left when only the input channels of mask `into` are."""
-    if into is None:
-        return None
-    return torch.from_numpy(into).repeat_interleave(weight_of(module)[0, 0].numel())
+@dataclass(frozen=True, eq=False)
+class FloatWeight:
+    """The pruned (and smoothed) weight of one module, its float factors, what each of them reads, and the bias."""
+
+    whole: Tensor
+    factors: tuple[Tensor, ...]
+    seen: LayerStatistics | None
+    bias: Tensor | None
 
 
 @dataclass
 class VariantLibrary:
-    """Variants of the modules of `model` (weights on one device, never changed), on disk by content hash and in memory by last use.
+    """Variants of the modules of `evidence.model` (on one device, never changed), on disk by content hash and in memory by last use.
 
-    `statistics` of the layers' inputs let the rounding of a weight and its bias make up for errors; without them it is to
-    nearest. With `saturates`, integer kernels get 7-bit weights where 8 were asked for. `made` counts compressions, `reused`
-    answers from memory or disk.
+    Statistics of the layers' inputs let pruning, factors, zeros, rounding and the bias make up for errors; without them weights
+    are cut and rounded to nearest. With `saturates`, integer kernels get 7-bit weights where 8 were asked for. `made` counts
+    compressions, `reused` answers from memory or disk.
     """
 
-    model: nn.Module
+    evidence: Evidence
     folder: Path | None = None
-    statistics: Mapping[str, LayerStatistics] = field(default_factory=dict)
     saturates: bool = False
     memory_bytes: int = 512 << 20
     made: int = 0
@@ -79,11 +86,18 @@ class VariantLibrary:
     _held: int = 0
     _hashes: dict[str, str] = field(default_factory=dict)
 
+    @property
+    def model(self) -> nn.Module:
+        """The model whose modules are compressed."""
+        return self.evidence.model
+
     def get(self, name: str, config: ModuleConfig, masks: Masks, factors: Tensor | None = None) -> Variant:
         """The variant of module `name`: pruned by `masks` (which are part of its key), factorised and quantised by `config`.
 
         `factors` (input channels,) multiply its columns, since a normalisation in front was divided by them.
         """
+        if masks.dropped(name):
+            return Variant((), None)
         out, into = masks.of(name, "out"), masks.of(name, "in")
         key = self._key(name, config, out, into, factors)
         variant = self._memory.get(key)
@@ -99,37 +113,53 @@ class VariantLibrary:
         return variant
 
     def _make(self, name: str, config: ModuleConfig, masks: Masks, factors: Tensor | None) -> Variant:
-        module = self.model.get_submodule(name)
-        weights = self.float_factors(name, config, masks, factors)
-        bias = self.bias(name, masks.of(name, "out"))
-        statistics = self.statistics.get(name)
-        if statistics is not None:
-            statistics = statistics.of(_kept_columns(module, masks.of(name, "in")), factors)
-        kind = kind_of(module) or ""
+        kind = kind_of(self.model.get_submodule(name)) or ""
+        weight = self.float_weight(name, config, masks, factors)
+        seen = factor_statistics(weight.seen, weight.factors)
+        gradients = self._gradients(name, config, masks) if len(weight.factors) == 1 else None
         config, integer = config.for_kernel(kind, self.saturates), config.integer(kind)
-        last = len(weights) - 1
-        stored = []
-        seen = statistics
-        for i, weight in enumerate(weights):
-            stored.append(store(weight, config, integer, seen, has_bias=i == last and bias is not None))
-            if seen is not None and i < last:
-                seen = seen.after(weight.cpu().float())
-        variant = Variant(tuple(stored), bias)
-        if statistics is None or bias is None or config.weight_bits >= 16:
-            return variant
-        wanted, given = _product(weights).cpu(), _product([factor.dequantized() for factor in stored])
-        mean = statistics.mean.repeat_interleave(len(wanted) // len(statistics.mean), 0) if len(statistics.mean) > 1 else statistics.mean[0]
-        return Variant(variant.factors, corrected_bias(bias, wanted.flatten(1), given.flatten(1), mean))
+        last = len(weight.factors) - 1
+        stored = tuple(
+            store(factor, config, integer, of_factor, has_bias=i == last and weight.bias is not None, gradients=gradients)
+            for i, (factor, of_factor) in enumerate(zip(weight.factors, seen, strict=True))
+        )
+        exact = config.weight_bits >= 16 and last == 0 and config.sparsity == 0
+        if weight.seen is None or weight.bias is None or exact:
+            return Variant(stored, weight.bias)
+        wanted, given = weight.whole.cpu(), compose([factor.dequantized() for factor in stored])
+        mean = weight.seen.mean
+        mean = mean.repeat_interleave(len(wanted) // len(mean), 0) if len(mean) > 1 else mean[0]
+        return Variant(stored, corrected_bias(weight.bias, wanted.flatten(1), given.flatten(1), mean))
 
-    def float_factors(self, name: str, config: ModuleConfig, masks: Masks, factors: Tensor | None = None) -> tuple[Tensor, ...]:
+    def float_weight(self, name: str, config: ModuleConfig, masks: Masks, factors: Tensor | None = None) -> FloatWeight:
         """The pruned and factorised weight before it is quantised."""
-        weight = weight_of(self.model.get_submodule(name)).detach()
+        module = self.model.get_submodule(name)
+        weight, bias = weight_of(module).detach(), self.bias(name, masks.of(name, "out"))
         if factors is not None:
             weight = weight * factors.to(weight.device)
-        weight = shrink(weight, masks.of(name, "out"), masks.of(name, "in"))
-        if config.rank_ratio >= 1 or not factorisable(self.model.get_submodule(name)):
-            return (weight,)
-        return truncated_svd(weight, rank_of(weight.shape[0], weight.shape[1], config.rank_ratio))
+        out, into = masks.of(name, "out"), masks.of(name, "in")
+        seen = self.evidence.statistics.get(name)
+        if seen is not None and (factors is not None or len(seen.gram) > 1):
+            seen = seen.of(None, factors).of_groups(out)
+        weight = shrink(weight, out, None)
+        if into is not None:
+            columns = torch.from_numpy(into).repeat_interleave(weight[0, 0].numel())
+            if config.reconstruction and seen is not None:
+                flat, shift = reconstructed(weight.flatten(1), columns.to(weight.device), seen, bias is not None)
+                weight = flat.reshape(len(weight), -1, *weight.shape[2:])
+                bias = None if bias is None else bias + shift.cpu().float()
+            else:
+                weight = shrink(weight, None, into)
+            seen = None if seen is None else seen.of(columns, None)
+        return FloatWeight(weight, factorise(weight, config.rank_ratio, config.decomposition, seen), seen, bias)
+
+    def _gradients(self, name: str, config: ModuleConfig, masks: Masks) -> Gradients | None:
+        """Of the elements that are left, where the config's zeros are chosen by them."""
+        if config.sparsity <= 0 or config.sparsity_criterion not in NEEDS_GRADIENTS or name not in self.evidence.gradients:
+            return None
+        found = self.evidence.gradients[name]
+        out, into = masks.of(name, "out"), masks.of(name, "in")
+        return replace(found, mean=shrink(found.mean, out, into), square=shrink(found.square, out, into))
 
     def bias(self, name: str, out: Mask | None) -> Tensor | None:
         """The kept part of the module's bias."""
@@ -142,14 +172,24 @@ class VariantLibrary:
             digest = hashlib.sha256(FORMAT.encode())
             for parameter in module.parameters(recurse=False):
                 digest.update(parameter.detach().float().cpu().contiguous().numpy().tobytes())
-            if name in self.statistics:
-                digest.update(self.statistics[name].digest.encode())
+            if name in self.evidence.statistics:
+                digest.update(self.evidence.statistics[name].digest.encode())
             self._hashes[name] = digest.hexdigest()
         # Whether the kernel is an integer one:
         grid_depends = config.group_size > 0 or not config.symmetric or (self.saturates and config.weight_bits == 8)
         bits = config.activation_bits if grid_depends else 32
-        made_of = replace(config, activation_bits=bits, pruning_ratio=0.0, smoothing=0.0, activation_mode="auto")
+        made_of = replace(
+            config,
+            activation_bits=bits,
+            pruning_ratio=0.0,
+            importance="l2",
+            smoothing=0.0,
+            activation_mode="auto",
+            reconstruction=config.reconstruction or into is None,
+        )
         digest = hashlib.sha256(f"{self._hashes[name]} {made_of} {self.saturates}".encode())
+        if config.sparsity > 0 and config.sparsity_criterion in NEEDS_GRADIENTS:
+            digest.update(self.evidence.gradient_digest.encode())
         for mask in (out, into):
             digest.update(b"all" if mask is None else np.packbits(mask).tobytes() + b"|")
         if factors is not None:
@@ -205,19 +245,11 @@ def trim_folder(folder: Path, limit_bytes: int = DISK_BYTES) -> None:
         total -= size
 
 
-def factorisable(module: nn.Module) -> bool:
-    """Whether ranks apply: matrices that multiply activations."""
-    return kind_of(module) == "linear"
-
-
-def _product(weights: Sequence[Tensor]) -> Tensor:
-    """One weight, or second @ first."""
-    return weights[0] if len(weights) == 1 else weights[1] @ weights[0]
-
-
 def variant_to_tensors(variant: Variant, prefix: str) -> dict[str, Tensor]:
     """Flat tensors for a safetensors file; `variant_from_tensors` reverses it."""
     tensors = {} if variant.bias is None else {f"{prefix}bias": variant.bias.cpu().contiguous()}
+    if not variant.factors:
+        tensors[f"{prefix}removed"] = torch.ones(1, dtype=torch.bool)
     for i, factor in enumerate(variant.factors):
         tensors[f"{prefix}factor{i}.bits{factor.weight_bits}.group{factor.group_size}"] = factor.values.cpu().contiguous()
         for part in PARTS:
@@ -230,12 +262,12 @@ def variant_to_tensors(variant: Variant, prefix: str) -> dict[str, Tensor]:
 def variant_from_tensors(tensors: dict[str, Tensor], prefix: str) -> Variant:
     """Reverse of `variant_to_tensors`."""
     factors = []
-    for i in range(2):
+    for i in range(MOST_FACTORS):
         found = [key for key in tensors if key.startswith(f"{prefix}factor{i}.bits")]
         if found:
             bits, _, group = found[0].rpartition("bits")[2].partition(".group")
             parts = {part: tensors.get(f"{prefix}factor{i}.{part}") for part in PARTS}
             factors.append(StoredTensor(tensors[found[0]], int(bits), group_size=int(group), **parts))
-    if not factors:
+    if not factors and f"{prefix}removed" not in tensors:
         raise KeyError(f"no factors under {prefix!r}")
     return Variant(tuple(factors), tensors.get(f"{prefix}bias"))

@@ -1,4 +1,4 @@
-"""Which channels of each group are removed at a pruning ratio, by magnitude."""
+"""Which units of each group are removed at a pruning ratio, and what the layers that read them do about it."""
 
 from __future__ import annotations
 
@@ -6,40 +6,19 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
-from torch import Tensor, nn
+from torch import Tensor
 
-from autocompress.candidate import Candidate
+from autocompress.candidate import Candidate, ModuleConfig
 from autocompress.channels import ChannelGroup
+from autocompress.compress.evidence import Evidence
+from autocompress.compress.gptq import damped
+from autocompress.compress.importance import CRITERIA, Scores, side_dimension, weight_of
+from autocompress.compress.statistics import LayerStatistics
 from autocompress.modules import ModuleMap
 
 Mask = NDArray[np.bool_]
-
-
-def weight_of(module: nn.Module) -> Tensor:
-    """The weight of a Linear, Conv, Embedding or normalisation layer."""
-    weight = module.weight
-    assert isinstance(weight, Tensor)
-    return weight
-
-
-def magnitude_scores(group: ChannelGroup, model: nn.Module) -> NDArray[np.float64]:
-    """(units,) L2 norm of everything that would go with each unit: rows of its producers and columns of its consumers.
-
-    Each module's part is divided by its mean, so that no module outweighs the rest (Fang et al. 2023, sec. 3.3).
-    """
-    total = np.zeros(group.channels)
-    for member in group.members:
-        module = model.get_submodule(member.name)
-        if member.side == "channel" or not hasattr(module, "weight"):
-            continue
-        weight = weight_of(module).detach().float()
-        squares = weight.square().transpose(0, 1) if member.side == "in" else weight.square()
-        norms = squares.flatten(1).sum(1).cpu().numpy()[member.index]
-        part = np.bincount(member.root, weights=norms, minlength=group.channels)
-        total += part / max(part.mean(), 1e-30)
-    units: NDArray[np.float64] = np.sqrt(total.reshape(group.units, group.unit_size).sum(1))
-    return units
 
 
 @dataclass(frozen=True)
@@ -49,39 +28,48 @@ class Masks:
     kept: Mapping[tuple[str, str], Mask]
 
     def of(self, name: str, side: str) -> Mask | None:
-        """Mask over the channels of one side ("out", "in" or "channel"), or None when nothing is removed."""
+        """Mask over the channels of one side of a module (see `Member`), or None when nothing is removed."""
         return self.kept.get((name, side))
+
+    def dropped(self, name: str) -> bool:
+        """Whether the whole module is removed."""
+        return (name, "whole") in self.kept
 
 
 @dataclass
 class Pruner:
-    """Masks of any candidate on one model; scores and masks are made once per group and ratio."""
+    """Masks of any candidate on one model; scores and masks are made once per group and choice."""
 
-    model: nn.Module
+    evidence: Evidence
     module_map: ModuleMap
-    _scores: dict[str, NDArray[np.float64]] = field(default_factory=dict)
-    _cache: dict[tuple[tuple[str, float], ...], Masks] = field(default_factory=dict)
+    _scores: dict[tuple[str, str], Scores] = field(default_factory=dict)
+    _cache: dict[tuple[tuple[str, ModuleConfig], ...], Masks] = field(default_factory=dict)
 
-    def root_mask(self, group: ChannelGroup, pruning_ratio: float) -> Mask:
+    def scores(self, group: ChannelGroup, importance: str) -> Scores:
+        """(units,) importance of each unit by one criterion."""
+        key = group.name, importance
+        if key not in self._scores:
+            self._scores[key] = CRITERIA[importance](group, self.evidence)
+        return self._scores[key]
+
+    def root_mask(self, group: ChannelGroup, config: ModuleConfig) -> Mask:
         """(channels,) the units with the highest scores are kept."""
-        if group.name not in self._scores:
-            self._scores[group.name] = magnitude_scores(group, self.model)
-        order = np.argsort(-self._scores[group.name], kind="stable")
+        order = np.argsort(-self.scores(group, config.importance), kind="stable")
         units = np.zeros(group.units, dtype=bool)
-        units[order[: group.kept_units(pruning_ratio)]] = True
+        units[order[: group.kept_units(config.pruning_ratio)]] = True
         return units.repeat(group.unit_size)
 
     def masks(self, candidate: Candidate) -> Masks:
         """The masks of every module that a pruned group of `candidate` touches."""
-        ratios = {name: config.pruning_ratio for name, config in candidate.modules if config.pruning_ratio > 0}
-        key = tuple(sorted(ratios.items()))
+        chosen = {name: config.pruned() for name, config in candidate.modules if config.pruning_ratio > 0}
+        key = tuple(sorted(chosen.items()))
         if key not in self._cache:
             if len(self._cache) > 256:
                 self._cache.clear()
             kept: dict[tuple[str, str], Mask] = {}
             for group in self.module_map.groups:
-                if group.reason is None and group.name in ratios:
-                    root = self.root_mask(group, ratios[group.name])
+                if group.reason is None and group.name in chosen:
+                    root = self.root_mask(group, chosen[group.name])
                     for member in group.members:
                         at = (member.name, member.side)
                         mask = kept.setdefault(at, np.ones(self._width(member.name, member.side), dtype=bool))
@@ -90,5 +78,40 @@ class Pruner:
         return self._cache[key]
 
     def _width(self, name: str, side: str) -> int:
-        weight = weight_of(self.model.get_submodule(name))
-        return int(weight.shape[1] if side == "in" else weight.shape[0])
+        module = self.evidence.model.get_submodule(name)
+        if side == "whole":
+            return 1
+        return int(weight_of(module).shape[0 if side in ("channel", "gate") else side_dimension(module, side)])
+
+
+def reconstructed(weight: Tensor, kept: Tensor, statistics: LayerStatistics, has_bias: bool) -> tuple[Tensor, Tensor]:
+    """(weight (rows, kept columns), what the bias gains (rows,)): the least-squares fit of W x by the inputs that are left.
+
+    weight (rows, columns); kept (columns,) mask. With X the calibration inputs, W_kept + W_gone X_gone X_kept^T (X_kept X_kept^T)^-1,
+    closed form and damped towards W_kept, on deviations from the mean where a bias can take the mean's part (He et al. 2017, eq. 4;
+    Luo et al. 2017, sec. 3.3).
+    """
+    gram, mean = statistics.gram[0].to(weight.device).double(), statistics.mean[0].to(weight.device).double()
+    if has_bias:
+        gram = gram - mean[:, None] * mean
+    w = weight.double()
+    gone = ~kept
+    factor = torch.linalg.cholesky(damped(gram[kept][:, kept]))
+    solved = w[:, kept] + torch.cholesky_solve(gram[kept][:, gone] @ w[:, gone].T, factor).T
+    shift = w @ mean - solved @ mean[kept] if has_bias else w.new_zeros(len(w))
+    return solved.to(weight.dtype), shift.to(weight.dtype)
+
+
+def global_ratios(scores: Mapping[str, Scores], ratio: float) -> dict[str, float]:
+    """The removed fraction of each group when one threshold over all groups removes `ratio` of all units.
+
+    `scores` (units,) by group, each divided by its mean first, since criteria are relative to a group. At least one unit of each stays.
+    """
+    relative = {name: found / max(float(found.mean()), 1e-30) for name, found in scores.items()}
+    threshold = np.quantile(np.concatenate(list(relative.values())), ratio)
+    return {name: min(ratio_below(found, float(threshold)), 1 - 1 / len(found)) for name, found in relative.items()}
+
+
+def ratio_below(scores: Scores, threshold: float) -> float:
+    """The fraction of `scores` below an absolute threshold."""
+    return float((scores < threshold).mean())

@@ -11,6 +11,7 @@ from torch import Tensor
 from autocompress.compress.ranges import block_scales
 
 INT8_MAX = 127
+PARTS = ("scale", "zero_point", "multiplier", "kept")  # of a StoredTensor, beside its values
 
 
 def quant_bounds(weight_bits: int, symmetric: bool = True) -> tuple[int, int]:
@@ -53,6 +54,7 @@ class StoredTensor:
         multiplier: (rows, groups) int8: the scale of a group is an integer multiple of the row's scale, so that
             (values - zero_point) * multiplier fits int8 and integer kernels see one scale per row (QServe, Lin et al. 2024, sec. 4.1).
         group_size: as in `ModuleConfig`.
+        kept: bool of the shape of the values, where only some elements are kept; all others are 0.
     """
 
     values: Tensor
@@ -61,6 +63,7 @@ class StoredTensor:
     zero_point: Tensor | None = None
     multiplier: Tensor | None = None
     group_size: int = 0
+    kept: Tensor | None = None
 
     def dequantized(self) -> Tensor:
         """float32 of the same shape."""
@@ -92,22 +95,25 @@ class StoredTensor:
 
     def nbytes(self) -> int:
         """Bytes in memory."""
-        parts = (self.values, self.scale, self.zero_point, self.multiplier)
+        parts = (self.values, self.scale, self.zero_point, self.multiplier, self.kept)
         return sum(t.numel() * t.element_size() for t in parts if t is not None)
 
 
 @dataclass(frozen=True, eq=False)
 class Grid:
-    """The points that a weight (rows, ...) may take: every element's step and zero point, and the integers' bounds."""
+    """The points that a weight (rows, ...) may take: every element's step and zero point, the integers' bounds, and which
+    elements are kept (None for all), since the others can only be 0."""
 
     step: Tensor
     zero_point: Tensor
     quant_min: int
     quant_max: int
+    kept: Tensor | None = None
 
     def nearest(self, weight: Tensor) -> Tensor:
         """Integers, as floats, of the points nearest to `weight`."""
-        return (weight / self.step + self.zero_point).round().clamp(self.quant_min, self.quant_max)
+        integers = (weight / self.step + self.zero_point).round().clamp(self.quant_min, self.quant_max)
+        return integers if self.kept is None else torch.where(self.kept, integers, self.zero_point)
 
     def point(self, integers: Tensor) -> Tensor:
         """What the integers stand for."""
@@ -154,8 +160,8 @@ def grid_of(stored: StoredTensor, shape: torch.Size) -> Grid:
     steps = stored.steps(stored.scale).unsqueeze(-1)
     zero = torch.zeros_like(steps) if stored.zero_point is None else stored.zero_point.float().unsqueeze(-1)
     size = to_blocks(torch.empty(shape, device="meta"), stored.group_size).shape
-    symmetric = stored.zero_point is None
-    return Grid(from_blocks(steps.expand(size), shape), from_blocks(zero.expand(size), shape), *quant_bounds(stored.weight_bits, symmetric))
+    bounds = quant_bounds(stored.weight_bits, stored.zero_point is None)
+    return Grid(from_blocks(steps.expand(size), shape), from_blocks(zero.expand(size), shape), *bounds, kept=stored.kept)
 
 
 def to_half(weight: Tensor) -> Tensor:

@@ -10,8 +10,10 @@ from torch import Tensor
 
 from autocompress.candidate import ModuleConfig
 from autocompress.compress.adaround import adaround
+from autocompress.compress.evidence import Gradients
 from autocompress.compress.gptq import gptq
-from autocompress.compress.quantize import Grid, StoredTensor, blank, grid_of, to_half
+from autocompress.compress.quantize import PARTS, Grid, StoredTensor, blank, grid_of, to_half
+from autocompress.compress.sparsify import sparsify
 from autocompress.compress.statistics import LayerStatistics, output_error
 
 COMPENSATED_BITS = 6  # wider weights lose too little for "auto" to compensate
@@ -22,20 +24,30 @@ ALGORITHMS: dict[str, Callable[[Tensor, Tensor, Grid], Tensor]] = {
 }
 
 
-def store(weight: Tensor, config: ModuleConfig, integer: bool, statistics: LayerStatistics | None, has_bias: bool = False) -> StoredTensor:
-    """`weight` (rows, ...) at the bits, scales and algorithm of `config`, on the CPU.
+def store(
+    weight: Tensor,
+    config: ModuleConfig,
+    integer: bool,
+    statistics: LayerStatistics | None,
+    has_bias: bool = False,
+    gradients: Gradients | None = None,
+) -> StoredTensor:
+    """`weight` (rows, ...) with the zeros, bits, scales and algorithm of `config`, on the CPU.
 
     `integer` asks for one scale per row behind the groups, for integer kernels. Without statistics of the layer's inputs
     (embeddings, recurrent weights) it is rounded to nearest.
     """
-    if config.weight_bits == 32:
-        return StoredTensor(weight.detach().float().contiguous().cpu(), 32)
-    if config.weight_bits == 16:
-        return StoredTensor(to_half(weight).contiguous().cpu(), 16)
+    weight, kept = weight.detach().float(), None
+    if config.sparsity > 0:
+        weight, kept = sparsify(weight, config, statistics, gradients)
+    if config.weight_bits >= 16:
+        values = weight if config.weight_bits == 32 else to_half(weight)
+        return StoredTensor(values.contiguous().cpu(), config.weight_bits, kept=None if kept is None else kept.cpu())
     stored = blank(weight, config.weight_bits, config.group_size, config.symmetric, config.weight_range, integer)
+    stored = replace(stored, kept=kept)
     grid = grid_of(stored, weight.shape)
-    values = _best(weight.detach().float(), grid, config, statistics, has_bias)
-    parts = {name: part.cpu() for name in ("scale", "zero_point", "multiplier") if (part := getattr(stored, name)) is not None}
+    values = _best(weight, grid, config, statistics, has_bias)
+    parts = {name: part.cpu() for name in PARTS if (part := getattr(stored, name)) is not None}
     return replace(stored, values=values.to(torch.int8).contiguous().cpu(), **parts)
 
 
@@ -55,8 +67,9 @@ def _rounded(algorithm: str, weight: Tensor, grid: Grid, statistics: LayerStatis
     round_weight = ALGORITHMS[algorithm]
     count = len(statistics.gram)
     parts = [t.flatten(1).chunk(count) for t in (weight, grid.step, grid.zero_point)]
+    kept = [None] * count if grid.kept is None else grid.kept.flatten(1).chunk(count)
     done = [
-        round_weight(w, gram.to(w.device), Grid(step, zero, grid.quant_min, grid.quant_max))
-        for w, step, zero, gram in zip(*parts, statistics.gram, strict=True)
+        round_weight(w, gram.to(w.device), Grid(step, zero, grid.quant_min, grid.quant_max, mask))
+        for w, step, zero, mask, gram in zip(*parts, kept, statistics.gram, strict=True)
     ]
     return torch.cat(done).view(weight.shape)

@@ -2,20 +2,27 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any
 
+import numpy as np
 import torch
 import torch.nn.functional as F
+from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from autocompress.candidate import UNTOUCHED, ModuleConfig
 from autocompress.compress.activation import RangeQuantizer, blockwise, dynamic
+from autocompress.compress.importance import weight_of
 from autocompress.compress.library import Variant
+from autocompress.compress.low_rank import carriers, compose
 from autocompress.compress.lsq import learned_step
-from autocompress.compress.prune import Mask, weight_of
+from autocompress.compress.prune import Mask
 from autocompress.compress.quantize import StoredTensor, from_blocks, grid_of, half_scales, quant_bounds, to_blocks, to_half
 
 LEAST_FACTOR = 1e-3  # a learned step stays positive
+GATE_SHUT = -1e4  # the logit of an expert that is not there: softmax and sigmoid make it exactly 0
 
 
 def _scatter(small: Tensor, rows: Mask | None, columns: Mask | None, shape: tuple[int, ...]) -> Tensor:
@@ -33,8 +40,9 @@ def _scatter(small: Tensor, rows: Mask | None, columns: Mask | None, shape: tupl
 class SimulatedModule(nn.Module):
     """Stands in for a Linear, Conv, Embedding or recurrent weight.
 
-    Pruned channels are zeros here, so that shapes around it stay: zero columns of the consumers make that equal to
-    removal. `kind` is the module's. `input_range` rounds statically quantised inputs. `output_range` rounds the
+    Pruned channels are zeros here, and so is the output of a module that is removed as a whole, so that shapes around it stay: zero
+    columns of the consumers make that equal to removal. A router adds `GATE_SHUT` to the logits of removed experts.
+    `kind` is the module's. `input_range` rounds statically quantised inputs. `output_range` rounds the
     output of a static 8-bit convolution, as its kernel does; None where a normalisation behind it is folded and rounds instead.
     """
 
@@ -47,6 +55,7 @@ class SimulatedModule(nn.Module):
         self.config = UNTOUCHED
         self.block_size = 0
         self.masks: tuple[Mask | None, Mask | None] = (None, None)
+        self.gate: Tensor | None = None
         self.dense: list[Tensor] = []
         self.dense_bias: Tensor | None = None
         self.stored_bias: Tensor | None = None
@@ -65,7 +74,7 @@ class SimulatedModule(nn.Module):
     def weight(self) -> Tensor:
         """The weight as one tensor of the original shape, for models that read it."""
         factors = self._full_factors()
-        return factors[0] if len(factors) == 1 else factors[1] @ factors[0]
+        return compose(factors) if factors else torch.zeros_like(weight_of(self._source[0]))
 
     @property
     def bias(self) -> Tensor | None:
@@ -79,14 +88,22 @@ class SimulatedModule(nn.Module):
         """Whether the kernel of this convolution gives 8-bit outputs."""
         return self.kind == "conv" and self.config.activation_bits == 8 and self.config.static("conv") and self.input_range is not None
 
-    def set_variant(self, variant: Variant, config: ModuleConfig, masks: tuple[Mask | None, Mask | None], block_size: int = 0) -> None:
-        """Compute with `variant` from now on; `masks` are the kept output and input channels.
+    def set_variant(
+        self,
+        variant: Variant,
+        config: ModuleConfig,
+        masks: tuple[Mask | None, Mask | None],
+        block_size: int = 0,
+        experts: Mask | None = None,
+    ) -> None:
+        """Compute with `variant` from now on; `masks` are the kept output and input channels, `experts` those that a router still has.
 
         With a block_size the weight-only kernel rounds inputs to 8 bits per block.
         """
         source: Any = self._source[0]
         device = source.weight.device
-        self.config, self.masks, self.stored, self.block_size = config, masks, variant.factors, block_size
+        self.config, self.masks, self.stored, self.block_size = config.executed(self.kind), masks, variant.factors, block_size
+        self.gate = None if experts is None else torch.from_numpy(gate_shift(experts)).to(device)
         self.trained = self.trained_steps = self.trained_bias = None
         self.dense = [
             _scatter(factor.dequantized().to(device), *self._factor_masks(i), self._factor_shape(i))
@@ -103,7 +120,7 @@ class SimulatedModule(nn.Module):
         """
         device, bias = factors[0].device, self.stored_bias
         self.trained = nn.ParameterList(
-            nn.Parameter(_inside_cell(factor.detach(), stored)) for factor, stored in zip(factors, self.stored, strict=True)
+            nn.Parameter(_starting_point(factor.detach(), stored)) for factor, stored in zip(factors, self.stored, strict=True)
         )
         self.trained_steps = nn.ParameterList(
             nn.Parameter(torch.ones((0,) if stored.scale is None else stored.scale.shape, device=device)) for stored in self.stored
@@ -114,35 +131,37 @@ class SimulatedModule(nn.Module):
 
     def trained_variant(self) -> Variant:
         """What was trained, at the bits and scales that training left."""
+        if not self.stored:
+            return Variant((), None)
         assert self.trained is not None
         assert self.trained_steps is not None
         factors = []
         for master, steps, stored in zip(self.trained, self.trained_steps, self.stored, strict=True):
             weight = master.detach().cpu()
             if stored.scale is None:
-                values = to_half(weight) if stored.weight_bits == 16 else weight.clone()
-                factors.append(StoredTensor(values, stored.weight_bits))
+                weight = weight if stored.kept is None else weight * stored.kept
+                factors.append(replace(stored, values=to_half(weight) if stored.weight_bits == 16 else weight.clone()))
                 continue
             scale = stored.scale * steps.detach().cpu().clamp_min(LEAST_FACTOR)
             if stored.group_size > 0 and stored.multiplier is None:
                 scale = half_scales(scale)
-            learned = StoredTensor(stored.values, stored.weight_bits, scale, stored.zero_point, stored.multiplier, stored.group_size)
-            values = grid_of(learned, weight.shape).nearest(weight).to(torch.int8)
-            factors.append(StoredTensor(values, stored.weight_bits, scale, stored.zero_point, stored.multiplier, stored.group_size))
+            learned = replace(stored, scale=scale)
+            factors.append(replace(learned, values=grid_of(learned, weight.shape).nearest(weight).to(torch.int8)))
         bias = None if self.trained_bias is None else self.trained_bias.detach().cpu().clone()
         return Variant(tuple(factors), bias)
 
     def _factor_masks(self, i: int) -> tuple[Mask | None, Mask | None]:
-        """Rows and columns of factor i: the rank in the middle of two factors is never masked."""
-        single = len(self.stored) == 1
-        return (self.masks[0] if single or i == 1 else None), (self.masks[1] if single or i == 0 else None)
+        """Rows and columns of factor i: ranks between two factors are never masked."""
+        return (self.masks[0] if i == len(self.stored) - 1 else None), (self.masks[1] if i == 0 else None)
 
     def _factor_shape(self, i: int) -> tuple[int, ...]:
-        shape = tuple(weight_of(self._source[0]).shape)
-        if len(self.stored) == 1:
-            return shape
-        rank = self.stored[0].values.shape[0]
-        return (rank, shape[1]) if i == 0 else (shape[0], rank)
+        """Of factor i when nothing is pruned."""
+        full, shape = weight_of(self._source[0]).shape, list(self.stored[i].values.shape)
+        if i == len(self.stored) - 1:
+            shape[0] = full[0]
+        if i == 0:
+            shape[1] = full[1]
+        return tuple(shape)
 
     def _full_factors(self) -> list[Tensor]:
         if self.trained is None:
@@ -151,6 +170,7 @@ class SimulatedModule(nn.Module):
         full = []
         for i, (master, steps, stored) in enumerate(zip(self.trained, self.trained_steps, self.stored, strict=True)):
             seen = master if stored.scale is None else _quantised(master, steps, stored)
+            seen = seen if stored.kept is None else seen * stored.kept.to(seen.device)
             full.append(_scatter(seen, *self._factor_masks(i), self._factor_shape(i)))
         return full
 
@@ -183,21 +203,66 @@ class SimulatedModule(nn.Module):
         """As the source module."""
         source: Any = self._source[0]
         factors = self._full_factors()
+        if not factors:
+            return torch.zeros_like(source(x))
         if isinstance(source, nn.Embedding):
-            return F.embedding(x, factors[0], source.padding_idx, source.max_norm, source.norm_type)
+            rows = F.embedding(x, factors[-1], source.padding_idx, source.max_norm, source.norm_type)
+            return rows if len(factors) == 1 else rows @ factors[0]
+        last = len(factors) - 1
+        geometry = [] if isinstance(source, nn.Linear) else _geometry(source, [factor.shape[2:] for factor in factors])
         for i, factor in enumerate(factors):
-            last = i == len(factors) - 1
             x = self._rounded(x, i)
+            bias = self.bias if i == last else None
             if isinstance(source, nn.Linear):
-                x = F.linear(x, factor, self.bias if last else None)
+                x = F.linear(x, factor, bias)
+            elif last == 0:
+                x = source._conv_forward(x, factor, bias)
             else:
-                x = source._conv_forward(x, factor, self.bias if last else None)
-        result: Tensor = x
+                x = _convolve(source, x, factor, bias, geometry[i], first=i == 0)
+        result: Tensor = x if self.gate is None else x + self.gate
         if self.output_range is not None and self.rounds_output and self.bias is not None:
             result = result + self.bias_error(self.bias).view(-1, *[1] * (source.weight.dim() - 2))
         if self.output_range is not None and self.rounds_output:
             result = self.output_range(result)
         return result
+
+
+def gate_shift(experts: Mask) -> NDArray[np.float32]:
+    """(experts,) what is added to a router's logits."""
+    return np.where(experts, np.float32(0), np.float32(GATE_SHUT))
+
+
+def _geometry(source: Any, kernels: Sequence[Sequence[int]]) -> list[list[list[int]]]:
+    """[stride, padding, dilation] per factor of a convolution with these kernels.
+
+    Padding that is not a number of zeros per side is applied to the input, and 0 here.
+    """
+    given = (source.stride, (0,) * len(source.kernel_size) if _pads_first(source) else source.padding, source.dilation)
+    carrier = carriers(kernels, source.kernel_size)
+    return [
+        [[v if at == i else rest for v, at in zip(values, carrier, strict=True)] for values, rest in zip(given, (1, 0, 1), strict=True)]
+        for i in range(len(kernels))
+    ]
+
+
+def _pads_first(source: Any) -> bool:
+    return isinstance(source.padding, str) or source.padding_mode != "zeros"
+
+
+def _convolve(source: Any, x: Tensor, weight: Tensor, bias: Tensor | None, geometry: list[list[int]], first: bool) -> Tensor:
+    """One factor of a convolution; `geometry` is its stride, padding and dilation."""
+    if first and _pads_first(source):
+        mode = "constant" if source.padding_mode == "zeros" else source.padding_mode
+        x = F.pad(x, source._reversed_padding_repeated_twice, mode=mode)
+    stride, padding, dilation = geometry
+    convolve: Any = F.conv1d if weight.dim() == 3 else F.conv2d
+    result: Tensor = convolve(x, weight, bias, stride, padding, dilation)
+    return result
+
+
+def _starting_point(weight: Tensor, stored: StoredTensor) -> Tensor:
+    """Where the training of a stored weight starts: where zeros were chosen, from what the kept elements became."""
+    return _inside_cell(weight if stored.kept is None else stored.dequantized().to(weight.device), stored)
 
 
 def _inside_cell(weight: Tensor, stored: StoredTensor) -> Tensor:

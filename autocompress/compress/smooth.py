@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from autocompress.candidate import Candidate
 from autocompress.compress.activation import ActivationRange
-from autocompress.compress.prune import weight_of
+from autocompress.compress.importance import weight_of
 from autocompress.compress.statistics import LayerStatistics
 from autocompress.modules import ModuleMap
 

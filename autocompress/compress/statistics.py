@@ -8,14 +8,17 @@ from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
 
+import numpy as np
 import torch
 import torch.nn.functional as F
+from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from autocompress.errors import NotComputableError
 from autocompress.modules import ModuleMap
 from autocompress.task import Inputs, call_model, map_inputs
 
+CALIBRATION_SAMPLES = 128
 POSITIONS = 4096  # input vectors that one batch adds to one layer
 
 
@@ -51,6 +54,13 @@ class LayerStatistics:
             per_channel = columns.view(len(low), -1)[:, 0]
             gram, mean, low, high = gram[:, columns][:, :, columns], mean[:, columns], low[per_channel], high[per_channel]
         return LayerStatistics(gram, mean, low, high)
+
+    def of_groups(self, kept: NDArray[np.bool_] | None) -> LayerStatistics:
+        """Of the groups of a depthwise convolution that are left; `kept` (groups,), None for all."""
+        if kept is None:
+            return self
+        mask = torch.from_numpy(kept)
+        return LayerStatistics(self.gram[mask], self.mean[mask], self.lowest[mask], self.highest[mask])
 
     def after(self, first: Tensor) -> LayerStatistics:
         """Of first @ x: what the second factor of a factorised layer reads."""

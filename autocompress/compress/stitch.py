@@ -12,8 +12,9 @@ from torch import Tensor, nn
 
 from autocompress.candidate import Candidate, ModuleConfig
 from autocompress.compress.activation import ActivationRange, RangeQuantizer
+from autocompress.compress.importance import side_dimension
 from autocompress.compress.library import Variant, VariantLibrary, variant_from_tensors, variant_to_tensors
-from autocompress.compress.prune import Mask, Pruner
+from autocompress.compress.prune import Masks, Pruner
 from autocompress.compress.simulate import SimulatedModule
 from autocompress.compress.smooth import Smoother
 from autocompress.modules import CompressibleModule, ModuleMap
@@ -43,11 +44,12 @@ class ActivationPlan:
 
 @dataclass(frozen=True)
 class Trained:
-    """What recovery changed: variants by module, other parameters by name, ranges by tensor."""
+    """What recovery changed: variants by module, other parameters by name, ranges by tensor, and the channels that are kept."""
 
     variants: dict[str, Variant]
     others: dict[str, Tensor]
     ranges: dict[str, ActivationRange]
+    masks: Masks
 
     def to_tensors(self) -> dict[str, Tensor]:
         """Flat tensors for a safetensors file; `from_tensors` reverses it."""
@@ -56,6 +58,8 @@ class Trained:
             tensors[f"range|{tensor}"] = torch.tensor([at.scale, at.zero_point, at.low, at.high], dtype=torch.float64)
         for name, variant in self.variants.items():
             tensors.update(variant_to_tensors(variant, f"variant|{name}|"))
+        for (name, side), mask in self.masks.kept.items():
+            tensors[f"mask|{name}|{side}"] = torch.from_numpy(mask)
         return tensors
 
     @classmethod
@@ -64,12 +68,15 @@ class Trained:
         names = dict.fromkeys(key.split("|")[1] for key in tensors if key.startswith("variant|"))
         variants = {name: variant_from_tensors(tensors, f"variant|{name}|") for name in names}
         others = {key.partition("|")[2]: value for key, value in tensors.items() if key.startswith("other|")}
-        ranges = {}
+        ranges, kept = {}, {}
         for key, value in tensors.items():
-            if key.startswith("range|"):
+            kind, name, *side = key.split("|")
+            if kind == "range":
                 scale, zero, low, high = value.tolist()
-                ranges[key.partition("|")[2]] = ActivationRange(scale, int(zero), low, high)
-        return cls(variants, others, ranges)
+                ranges[name] = ActivationRange(scale, int(zero), low, high)
+            elif kind == "mask":
+                kept[name, side[0]] = value.numpy()
+        return cls(variants, others, ranges, Masks(kept))
 
 
 class SimulatedModel:
@@ -108,6 +115,21 @@ class SimulatedModel:
 
         self.model.get_submodule(norm).register_forward_hook(hook)
 
+    def set_variant(self, name: str, owner: str, variant: Variant, config: ModuleConfig, masks: Masks, block_size: int) -> None:
+        """Compute with `variant` in module `name`, compressed as `owner`."""
+        sides = (masks.of(owner, "out"), masks.of(owner, "in"))
+        self.simulated[name].set_variant(variant, config, sides, block_size, masks.of(owner, "gate"))
+
+    def load(self, changed: Mapping[str, Tensor], masks: Masks) -> None:
+        """The original parameters outside the simulated modules, but for those in `changed`, without what pruned channels feed."""
+        state = {**self.state, **changed}
+        for (name, side), mask in masks.kept.items():
+            if side == "in" and name not in self.simulated:
+                weight = state[f"{name}.weight"]
+                gone = torch.from_numpy(~mask).nonzero().flatten().to(weight.device)
+                state[f"{name}.weight"] = weight.index_fill(side_dimension(self.model.get_submodule(name), side), gone, 0.0)
+        self.model.load_state_dict(state, strict=True)
+
     def set_ranges(self, changed: Mapping[str, ActivationRange]) -> None:
         """The calibrated ranges, but for those in `changed`."""
         for tensor, quantizer in self.quantizers.items():
@@ -126,8 +148,9 @@ class Stitcher(SimulatedModel):
         self.module_map = module_map
         self.library = library
         self.plan = plan or ActivationPlan()
-        self.pruner = Pruner(library.model, module_map)
-        self.smoother = Smoother(library.model, module_map, library.statistics)
+        self.pruner = Pruner(library.evidence, module_map)
+        self.masks = Masks({})
+        self.smoother = Smoother(library.model, module_map, library.evidence.statistics)
         kinds = {name: (module.kind, module.name) for module in module_map for name in (module.name, *module.aliases)}
         super().__init__(teacher, kinds, self.plan)
 
@@ -138,17 +161,15 @@ class Stitcher(SimulatedModel):
 
     def apply(self, candidate: Candidate, trained: Trained | None = None) -> nn.Module:
         """The model under `candidate`; `trained` replaces what recovery changed."""
-        masks = self.pruner.masks(candidate)
+        self.masks = masks = trained.masks if trained else self.pruner.masks(candidate)
         self.set_ranges(self.ranges(candidate, trained))
         for module in self.module_map:
             config = candidate.config(module.name)
             block_size = config.group_size if self.plan.rounds_blocks(module, config) else 0
             for name in (module.name, *module.aliases):
                 variant = (trained.variants.get(name) if trained else None) or self.variant(name, module.name, candidate)
-                sides = (masks.of(module.name, "out"), masks.of(module.name, "in"))
-                self.simulated[name].set_variant(variant, config, sides, block_size)
-        changed = {**self.smoother.parameters(candidate), **(trained.others if trained else {})}
-        self.model.load_state_dict({**self.state, **changed}, strict=True)
+                self.set_variant(name, module.name, variant, config, masks, block_size)
+        self.load({**self.smoother.parameters(candidate), **(trained.others if trained else {})}, masks)
         return self.model
 
     def variant(self, name: str, owner: str, candidate: Candidate) -> Variant:
@@ -157,17 +178,14 @@ class Stitcher(SimulatedModel):
         variant = self.library.get(owner, candidate.config(owner), masks, factors)
         return variant if name == owner else Variant(variant.factors, self.library.bias(name, None))
 
-    def masks(self, candidate: Candidate) -> dict[tuple[str, str], Mask]:
-        """Kept channels by (module, side)."""
-        return dict(self.pruner.masks(candidate).kept)
-
     def start_training(self, candidate: Candidate) -> None:
         """Make the weights, scales and static ranges of the applied candidate trainable in place."""
-        masks = self.pruner.masks(candidate)
+        masks = self.masks
         for module in self.module_map:
-            factors = self.library.float_factors(
-                module.name, candidate.config(module.name), masks, self.smoother.of(module.name, candidate)
-            )
+            if masks.dropped(module.name):
+                continue
+            smoothed = self.smoother.of(module.name, candidate)
+            factors = self.library.float_weight(module.name, candidate.config(module.name), masks, smoothed).factors
             first = self.simulated[module.name]
             first.start_training(factors)
             for alias in module.aliases:
@@ -176,8 +194,8 @@ class Stitcher(SimulatedModel):
                 self.simulated[alias].trained_steps = first.trained_steps
 
     def trained_state(self) -> Trained:
-        """What training left."""
+        """What training left of the applied candidate."""
         variants = {name: module.trained_variant() for name, module in self.simulated.items()}
         others = {name: value.detach().cpu().clone() for name, value in self.model.state_dict().items() if name in self.state}
         ranges = {tensor: q.learned() for tensor, q in self.quantizers.items() if q.factor is not None}
-        return Trained(variants, others, ranges)
+        return Trained(variants, others, ranges, self.masks)

@@ -8,7 +8,6 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-import torch
 import yaml
 from onnx import ModelProto
 from safetensors.torch import save
@@ -28,7 +27,7 @@ from autocompress.results import (
     write_atomic,
 )
 
-RECIPE_FORMAT = 1
+RECIPE_FORMAT = 2
 
 
 def write_model(folder: Path, proto: ModelProto) -> int:
@@ -44,10 +43,8 @@ def write_weights(folder: Path, stitcher: Stitcher, candidate: Candidate, traine
     others = {name: value.detach().cpu() for name, value in model.state_dict().items() if name in stitcher.state}
     made = trained.variants if trained else {}
     variants = {name: made.get(name) or stitcher.variant(name, owner, candidate) for name, owner in stitcher.owners.items()}
-    tensors = Trained(variants, others, {}).to_tensors()
-    for (name, side), mask in stitcher.masks(candidate).items():
-        tensors[f"mask|{name}|{side}"] = torch.from_numpy(mask)
-    write_atomic(folder / WEIGHTS_FILE, save(tensors))
+    masks = trained.masks if trained else stitcher.pruner.masks(candidate)
+    write_atomic(folder / WEIGHTS_FILE, save(Trained(variants, others, {}, masks).to_tensors()))
 
 
 def write_recipe(
@@ -70,10 +67,10 @@ def write_recipe(
     data = {
         "format": RECIPE_FORMAT,
         "origin": dict(origin),
-        "order": ["prune", "smooth", "factorise", "distil", "quantise"],
+        "order": ["prune", "smooth", "reconstruct", "factorise", "sparsify", "distil", "quantise"],
         "candidate": candidate.to_json(),
         "trained": trained is not None,
-        "kernels": {"matmul_levels": dict(recipe.levels), "gather_blocks": dict(recipe.blocks)},
+        "kernels": {"matmul_levels": dict(recipe.levels), "gather_blocks": dict(recipe.blocks), "multiples": dict(builder.multiples)},
         "modules": modules,
         "activation_ranges": ranges,
         "weights": WEIGHTS_FILE,

@@ -10,25 +10,25 @@ from numpy.typing import NDArray
 
 from autocompress.candidate import ModuleConfig
 from autocompress.compress.library import Variant
-from autocompress.compress.low_rank import rank_of
+from autocompress.compress.low_rank import factor_shapes
 from autocompress.compress.prune import Masks
 from autocompress.compress.quantize import StoredTensor, quant_bounds, to_blocks
+from autocompress.compress.sparsify import kept_count
 from autocompress.modules import CompressibleModule
 
 
 def blank_variant(module: CompressibleModule, config: ModuleConfig, masks: Masks, saturates: bool) -> Variant:
     """What the library would make of `module`, filled with noise."""
+    if masks.dropped(module.name):
+        return Variant((), None)
     config = config.for_kernel(module.kind, saturates)
     shape = list(module.weight_shape)
     for i, side in enumerate(("out", "in")):
         mask = masks.of(module.name, side)
         if mask is not None:
             shape[i] = int(mask.sum())
-    shapes = [shape]
-    if config.rank_ratio < 1 and module.kind == "linear":
-        rank = rank_of(shape[0], shape[1], config.rank_ratio)
-        shapes = [[rank, shape[1]], [shape[0], rank]]
-    factors = tuple(_noise(s, config, config.integer(module.kind)) for s in shapes)
+    shapes = factor_shapes(shape, config.rank_ratio if module.factorisable else 1.0, config.decomposition)
+    factors = tuple(_noise(list(s), config, config.integer(module.kind)) for s in shapes)
     return Variant(factors, torch.zeros(shape[0]) if module.has_bias else None)
 
 
@@ -37,9 +37,12 @@ def _noise(shape: list[int], config: ModuleConfig, integer: bool) -> StoredTenso
     fan_in = max(1, int(np.prod(shape[1:])))
     noise = np.resize(_noise_pool(), shape)
     bits, group_size = config.weight_bits, config.group_size
+    kept = None
+    if config.sparsity > 0:  # only their number matters to the file's size
+        kept = torch.arange(int(np.prod(shape))).view(shape) < kept_count(tuple(shape), config)
     if bits >= 16:
         scaled = torch.from_numpy(noise / np.float32(np.sqrt(fan_in)))
-        return StoredTensor(scaled.half() if bits == 16 else scaled, bits)
+        return StoredTensor(scaled.half() if bits == 16 else scaled, bits, kept=kept)
     low, high = quant_bounds(bits, config.symmetric)
     step = 3.0 / high
     values = torch.from_numpy(np.clip(noise / step, low, high).astype(np.int8))
@@ -48,7 +51,7 @@ def _noise(shape: list[int], config: ModuleConfig, integer: bool) -> StoredTenso
     scale = torch.full((groups[0], 1) if rows_only else groups, step / float(np.sqrt(fan_in)))
     zero = None if config.symmetric else torch.zeros(groups, dtype=torch.int8)
     multiplier = torch.ones(groups, dtype=torch.int8) if rows_only else None
-    return StoredTensor(values, bits, scale, zero, multiplier, group_size)
+    return StoredTensor(values, bits, scale, zero, multiplier, group_size, kept)
 
 
 @cache

@@ -15,10 +15,11 @@ from torch import nn
 from autocompress.candidate import Candidate, ModuleConfig
 from autocompress.channels import ChannelGroup
 from autocompress.compress.activation import ActivationRange
+from autocompress.compress.evidence import Evidence, task_losses
 from autocompress.compress.library import Variant, VariantLibrary
 from autocompress.compress.prune import Pruner
 from autocompress.compress.smooth import Smoother
-from autocompress.compress.statistics import LayerStatistics, collect_statistics
+from autocompress.compress.statistics import CALIBRATION_SAMPLES, collect_statistics
 from autocompress.compress.stitch import ActivationPlan, Stitcher, Trained
 from autocompress.export.blank import blank_variant
 from autocompress.export.calibrate import calibrate
@@ -32,8 +33,8 @@ from autocompress.targets.kernels import FOLDED, KernelChoice
 from autocompress.targets.runtime import open_session
 from autocompress.task import Inputs, Task, batch_size, call_model, take_samples
 
-CALIBRATION_SAMPLES = 128
 WEIGHT_ONLY_BITS = (2, 4, 8)
+MULTIPLE_OF = {"filters": "conv", "neurons": "linear", "hidden units": "linear"}  # kind of group -> kind of kernel
 
 
 @dataclass
@@ -42,22 +43,32 @@ class Builder:
 
     lowered: LoweredModel
     module_map: ModuleMap
-    teacher: nn.Module
-    statistics: Mapping[str, LayerStatistics]
+    evidence: Evidence
     ranges: Mapping[str, ActivationRange]
     baseline: bytes
     kernels: KernelChoice
+    multiples: Mapping[str, int] = field(default_factory=dict)
     _sizes: dict[Candidate, int] = field(default_factory=dict)
+
+    @property
+    def teacher(self) -> nn.Module:
+        """The model, its fused modules split."""
+        return self.evidence.model
 
     @cached_property
     def pruner(self) -> Pruner:
         """Masks of any candidate."""
-        return Pruner(self.teacher, self.module_map)
+        return Pruner(self.evidence, self.module_map)
 
     @cached_property
     def smoother(self) -> Smoother:
         """Smoothing factors of any candidate."""
-        return Smoother(self.teacher, self.module_map, self.statistics)
+        return Smoother(self.teacher, self.module_map, self.evidence.statistics)
+
+    def with_multiples(self, multiples: Mapping[str, int]) -> Builder:
+        """The same, but channel groups keep multiples of as many units as their kind of module likes."""
+        groups = tuple(replace(g, multiple=multiples.get(MULTIPLE_OF.get(g.kind, ""), 1)) for g in self.module_map.groups)
+        return replace(self, module_map=replace(self.module_map, groups=groups), multiples=multiples, _sizes={})
 
     @cached_property
     def plan(self) -> ActivationPlan:
@@ -75,7 +86,7 @@ class Builder:
     def weight_only_level(self, module: CompressibleModule, config: ModuleConfig) -> int | None:
         """Accuracy level of the weight-only kernel where it is the fastest for float inputs and groups of weights, else None."""
         fits = config.activation_bits == 32 and config.group_size > 0 and config.weight_bits in WEIGHT_ONLY_BITS
-        if not fits or module.kind != "linear":
+        if not fits or config.sparsity > 0 or module.kind != "linear":
             return None
         level = self.kernels.matmul_level(*self._matmul_shape(module), config.weight_bits, config.group_size)
         return None if level == FOLDED else level
@@ -93,7 +104,8 @@ class Builder:
 
     def table_block(self, module: CompressibleModule, config: ModuleConfig) -> int | None:
         """Block size of an embedding whose packed lookup is at least as fast as the unpacked one, else None."""
-        if module.kind != "embedding" or config.weight_bits not in WEIGHT_ONLY_BITS:
+        whole = config.rank_ratio >= 1 and config.sparsity == 0
+        if module.kind != "embedding" or config.weight_bits not in WEIGHT_ONLY_BITS or not whole:
             return None
         entries, width = module.weight_shape
         block = gather_block(width, config)
@@ -115,7 +127,7 @@ class Builder:
         return Recipe(
             candidate,
             {**variants, **(trained.variants if trained else {})},
-            self.pruner.masks(candidate),
+            trained.masks if trained else self.pruner.masks(candidate),
             {**self.ranges, **self.smoother.ranges(candidate, self.plan.inputs), **(trained.ranges if trained else {})},
             _chosen(self.module_map, candidate, self.weight_only_level) if levels is None else levels,
             _chosen(self.module_map, candidate, self.table_block) if blocks is None else blocks,
@@ -194,7 +206,8 @@ def prepare(
     baseline = lowered.proto
     if fused_modules(task.model):
         baseline = export_float(copy.deepcopy(task.model).cpu().eval(), task.example_inputs)[0]
-    builder = Builder(lowered, module_map, teacher, statistics, ranges, baseline.SerializeToString(), kernels)
+    evidence = Evidence(teacher, statistics, task_losses(task))
+    builder = Builder(lowered, module_map, evidence, ranges, baseline.SerializeToString(), kernels)
     return _with_prunable_groups(builder, samples[0])
 
 
@@ -211,20 +224,12 @@ def _with_prunable_groups(builder: Builder, inputs: Inputs) -> Builder:
     kept = tuple(
         g.but("the exported graph does not compute the same without half of it") if g.name in bad else g for g in builder.module_map.groups
     )
-    return Builder(
-        builder.lowered,
-        replace(builder.module_map, groups=kept),
-        builder.teacher,
-        builder.statistics,
-        builder.ranges,
-        builder.baseline,
-        builder.kernels,
-    )
+    return replace(builder, module_map=replace(builder.module_map, groups=kept), _sizes={})
 
 
 def _prunes(builder: Builder, inputs: Inputs, groups: list[ChannelGroup]) -> bool:
     candidate = Candidate.of({group.name: ModuleConfig(pruning_ratio=0.5) for group in groups})
-    stitcher = Stitcher(builder.teacher, builder.module_map, VariantLibrary(builder.teacher))
+    stitcher = Stitcher(builder.teacher, builder.module_map, VariantLibrary(Evidence(builder.teacher)))
     with torch.no_grad():
         expected = call_model(stitcher.apply(candidate), inputs).numpy()
     try:

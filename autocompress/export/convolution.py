@@ -12,6 +12,7 @@ from onnx import TensorProto, helper
 
 from autocompress.candidate import ModuleConfig
 from autocompress.compress.library import Variant
+from autocompress.compress.low_rank import carriers
 from autocompress.compress.quantize import StoredTensor
 from autocompress.export.graph import GraphBuilder
 from autocompress.export.lower import Site
@@ -25,6 +26,9 @@ def convolution(graph: GraphBuilder, site: Site, variant: Variant, config: Modul
     stored = variant.factors[0]
     bias = _bias(graph, site, variant, out)
     attributes = {a.name: helper.get_attribute_value(a) for a in site.node.attribute}
+    if out is not None and attributes.get("group", 1) > 1:
+        attributes["group"] = int(out.sum())  # depthwise: a filter per channel
+    config = config.executed("conv")
     if config.activation_bits == 8 and config.static("conv"):
         _static(graph, site, stored, bias, attributes)
         return
@@ -32,10 +36,7 @@ def convolution(graph: GraphBuilder, site: Site, variant: Variant, config: Modul
         _dynamic(graph, site, stored, bias, attributes)
     else:
         value = graph.rounded(site.input, 16) if config.activation_bits == 16 else site.input
-        name = f"{site.owner}.weight/conv"
-        inputs = [value, float_weight(graph, name, stored)]
-        inputs += [] if bias is None else [graph.constant(f"{graph.short(name)}B", bias.astype(np.float32))]
-        graph.add("Conv", inputs, site.node.output[0], **attributes)
+        _float(graph, site, value, variant.factors, bias, attributes)
     for output in site.tail:
         graph.copy(graph.lowered.producer[output])
 
@@ -47,6 +48,36 @@ def _bias(graph: GraphBuilder, site: Site, variant: Variant, out: NDArray[np.boo
         return None
     bias = graph.array(site.bias)
     return bias if out is None else bias[out]
+
+
+def _float(
+    graph: GraphBuilder, site: Site, value: str, factors: tuple[StoredTensor, ...], bias: Array | None, attributes: dict[str, Any]
+) -> None:
+    """One convolution per factor, the bias on the last."""
+    last = len(factors) - 1
+    parts = [attributes] if last == 0 else _factor_attributes(attributes, [factor.values.shape[2:] for factor in factors])
+    for i, (stored, own) in enumerate(zip(factors, parts, strict=True)):
+        name = f"{site.owner}.weight/conv{i}"
+        inputs = [value, float_weight(graph, name, stored)]
+        if i == last and bias is not None:
+            inputs.append(graph.constant(f"{graph.short(name)}B", bias.astype(np.float32)))
+        output = site.node.output[0] if i == last else graph.short(f"{site.node.output[0]}/{i}")
+        value = graph.add("Conv", inputs, output, **own)
+
+
+def _factor_attributes(attributes: dict[str, Any], kernels: list[torch.Size]) -> list[dict[str, Any]]:
+    """The attributes of each factor: stride, padding and dilation of an axis belong to the factor with the kernel's extent."""
+    axes = len(kernels[0])
+    kernel = [max(k[axis] for k in kernels) for axis in range(axes)]
+    carrier = carriers(kernels, kernel)
+    found = []
+    for i, own in enumerate(kernels):
+        part: dict[str, Any] = {"kernel_shape": list(own), "group": 1}
+        for name, rest, times in (("strides", 1, 1), ("dilations", 1, 1), ("pads", 0, 2)):
+            values = list(attributes.get(name, [rest] * axes * times))
+            part[name] = [v if carrier[at % axes] == i else rest for at, v in enumerate(values)]
+        found.append(part)
+    return found
 
 
 def _row_scales(stored: StoredTensor) -> NDArray[np.float64]:

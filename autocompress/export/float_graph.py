@@ -17,6 +17,8 @@ from onnxscript.optimizer import fold_constants
 from torch import nn
 
 from autocompress.errors import ExportError
+from autocompress.export.recurrent import free_recurrent
+from autocompress.structures import head_counts
 from autocompress.targets.runtime import open_session
 from autocompress.task import Inputs, call_model, feed_of, input_tensors, map_inputs
 
@@ -46,7 +48,7 @@ def export_float(model: nn.Module, example_inputs: Inputs) -> tuple[ModelProto, 
         traced = map_inputs(example_inputs, _twice) if dynamic else example_inputs
         try:
             program = _export(model, traced, dynamic)
-            proto = _clean(program.model_proto)
+            proto = _clean(program.model_proto, head_counts(model))
             _keep_primary_output(proto, model, traced)
         except Exception as error:
             problem = error
@@ -83,7 +85,7 @@ def _export(model: nn.Module, inputs: Inputs, dynamic: bool) -> Any:
         )
 
 
-def _clean(proto: ModelProto) -> ModelProto:
+def _clean(proto: ModelProto, heads: set[int]) -> ModelProto:
     """Fold what depends on no input and no parameter, make Reshapes follow their input, drop metadata and dead nodes."""
     parameters = {tensor.name for tensor in proto.graph.initializer}
 
@@ -97,7 +99,8 @@ def _clean(proto: ModelProto) -> ModelProto:
     graph = proto.graph
     _constants_to_initializers(proto)
     _plain_transposes(proto)
-    _free_reshapes(proto)
+    _free_reshapes(proto, heads)
+    free_recurrent(proto)
     remove_dead_nodes(proto)
     del graph.value_info[:]
     for tensor in graph.initializer:  # without the exporter's optional fields, so that a replaced one takes the same bytes
@@ -143,8 +146,11 @@ def _plain_transposes(proto: ModelProto) -> None:
             restore[0].CopyFrom(transpose)
 
 
-def _free_reshapes(proto: ModelProto) -> None:
-    """Write Reshape targets with 0 (copy) and one -1, so that neither batch size nor pruned width is baked in."""
+def _free_reshapes(proto: ModelProto, heads: set[int]) -> None:
+    """Write Reshape targets with 0 (copy) and one -1, so that neither batch size nor pruned width is baked in.
+
+    Where a width is split in constant parts, the part that is a number of `heads` is the free one, else the first.
+    """
     graph = proto.graph
     shapes = {
         value.name: [d.dim_value if d.HasField("dim_value") else d.dim_param for d in value.type.tensor_type.shape.dim]
@@ -158,7 +164,8 @@ def _free_reshapes(proto: ModelProto) -> None:
         while len(target) < min(len(before), len(after)) and before[len(target)] == after[len(target)]:
             target.append(0)
         rest = after[len(target) :]
-        free = [i for i, size in enumerate(rest) if not isinstance(size, int)] or ([0] if rest else [])
+        free = [i for i, size in enumerate(rest) if not isinstance(size, int)]
+        free = free or [i for i, size in enumerate(rest[:-1]) if size in heads][-1:] or ([0] if rest else [])
         if len(free) > 1:
             continue
         target += [-1 if i in free else int(size) for i, size in enumerate(rest)]

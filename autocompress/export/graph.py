@@ -41,10 +41,11 @@ class GraphBuilder:
         self.owners[output] = self.owner
         return output
 
-    def copy(self, node: NodeProto) -> str:
-        """A node of the float graph as it is."""
-        attributes = {a.name: helper.get_attribute_value(a) for a in node.attribute}
-        return self.add(node.op_type, list(node.input), node.output[0], **attributes)
+    def copy(self, node: NodeProto, **changed: Any) -> None:
+        """A node of the float graph, with other values of some attributes."""
+        attributes = {**{a.name: helper.get_attribute_value(a) for a in node.attribute}, **changed}
+        self.nodes.append(helper.make_node(node.op_type, list(node.input), list(node.output), name=node.output[0], **attributes))
+        self.owners.setdefault(node.output[0], self.owner)
 
     def constant(self, name: str, value: Any) -> str:
         """An initializer."""

@@ -13,6 +13,7 @@ from autocompress.export.float_graph import export_float
 from autocompress.modules import ModuleMap, NormGroup
 from autocompress.task import Inputs, feed_of
 
+RECURRENT = ("LSTM", "GRU")
 NORM_OPERATORS = ("LayerNormalization", "RMSNormalization", "Mul")
 
 
@@ -24,7 +25,9 @@ class Site:
         name: the module (the alias where weights are tied).
         owner: the module under whose name the weight is compressed.
         absorbed: nodes (by output name) that a rewritten site replaces: the weight's Transpose.
-        tail: for convolutions, outputs of the BatchNormalization and of the Relu, or Clip from 0, that follow alone.
+        tail: for convolutions, outputs of the BatchNormalization and of the Relu, or Clip from 0, that follow alone; for recurrent
+            weights, the first output of the operator that runs them.
+        hidden: the width of the state that a recurrent weight makes.
         node: of a recurrent weight, a stand-in: whatever reads the weight reads what replaces it.
     """
 
@@ -37,6 +40,7 @@ class Site:
     bias: str | None
     absorbed: tuple[str, ...] = ()
     tail: tuple[str, ...] = ()
+    hidden: int = 0
 
 
 @dataclass
@@ -66,10 +70,9 @@ def lower(model: nn.Module, example_inputs: Inputs, module_map: ModuleMap) -> Lo
     sites: dict[str, tuple[Site, ...]] = {}
     for module in module_map:
         if module.kind == "recurrent":
-            weight = f"{module.name}.weight"
-            if weight in consumers:  # its slices and transposes are constants, which the runtime folds
-                whole = helper.make_node("Identity", [weight], [weight])
-                sites[module.name] = (Site(module.name, module.name, "recurrent", whole, "", weight, f"{module.name}.bias"),)
+            site = _recurrent_site(module.name, consumers)
+            if site is not None:
+                sites[module.name] = (site,)
             continue
         used = next((f"{n}.weight" for n in (module.name, *module.aliases) if f"{n}.weight" in consumers), None)
         uses = consumers.get(used, []) if used else []
@@ -78,6 +81,20 @@ def lower(model: nn.Module, example_inputs: Inputs, module_map: ModuleMap) -> Lo
             sites[module.name] = tuple(site for site in found if site)
     producer = {output: node for node in proto.graph.node for output in node.output}
     return LoweredModel(proto, sites, names, dynamic, producer)
+
+
+def _recurrent_site(name: str, consumers: Mapping[str, list[NodeProto]]) -> Site | None:
+    """The weight's splits and concatenations are constants, which the runtime folds, up to the operator that reads them."""
+    frontier = [f"{name}.weight"]
+    while frontier:
+        for node in consumers.get(frontier.pop(), []):
+            if node.op_type in RECURRENT:
+                hidden = next(a.i for a in node.attribute if a.name == "hidden_size")
+                weight = f"{name}.weight"
+                whole = helper.make_node("Identity", [weight], [weight])
+                return Site(name, name, "recurrent", whole, "", weight, f"{name}.bias", (), (node.output[0],), hidden)
+            frontier.extend(node.output)
+    return None
 
 
 def find_norms(lowered: LoweredModel, module_map: ModuleMap) -> tuple[NormGroup, ...]:

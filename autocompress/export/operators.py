@@ -7,7 +7,9 @@ from onnx import TensorProto
 
 from autocompress.candidate import ModuleConfig
 from autocompress.compress.library import Variant
+from autocompress.compress.prune import Mask
 from autocompress.compress.quantize import StoredTensor
+from autocompress.compress.simulate import gate_shift
 from autocompress.export.graph import CONTRIB, GraphBuilder
 from autocompress.export.lower import Site
 from autocompress.export.pack import float_weight, group_scale, int8_weight, pack_rows
@@ -15,13 +17,16 @@ from autocompress.export.pack import float_weight, group_scale, int8_weight, pac
 SMALLEST_BLOCK = 16  # of GatherBlockQuantized
 
 
-def linear(graph: GraphBuilder, site: Site, variant: Variant, config: ModuleConfig, level: int | None) -> None:
-    """A product per factor and the bias; `level` runs them on the weight-only kernel at that accuracy level."""
+def linear(graph: GraphBuilder, site: Site, variant: Variant, config: ModuleConfig, level: int | None, experts: Mask | None = None) -> None:
+    """A product per factor and the bias; `level` runs them on the weight-only kernel at that accuracy level.
+
+    `experts` are those that a router still has.
+    """
     value = site.input
     last = len(variant.factors) - 1
     for i, stored in enumerate(variant.factors):
         name = f"{site.owner}.weight/{i}"
-        output = graph.short(f"{site.node.output[0]}/{i}") if i < last or site.bias else site.output
+        output = graph.short(f"{site.node.output[0]}/{i}") if i < last or site.bias or experts is not None else site.output
         if config.activation_bits == 8:
             value = _integer_product(graph, name, value, stored, output, static=i == 0 and config.static("linear"))
             continue
@@ -34,7 +39,9 @@ def linear(graph: GraphBuilder, site: Site, variant: Variant, config: ModuleConf
     if site.bias is not None:
         if variant.bias is not None:
             graph.constant(site.bias, variant.bias.cpu().numpy())
-        graph.add("Add", [value, site.bias], site.output)
+        value = graph.add("Add", [value, site.bias], site.output if experts is None else graph.short(f"{site.output}/open"))
+    if experts is not None:
+        graph.add("Add", [value, graph.constant(graph.short(f"{site.owner}/gate"), gate_shift(experts))], site.output)
 
 
 def _transposed(graph: GraphBuilder, name: str, weight: str) -> str:
@@ -94,8 +101,12 @@ def gather_block(stored_columns: int, config: ModuleConfig) -> int | None:
 
 def embedding(graph: GraphBuilder, site: Site, variant: Variant, block: int | None) -> None:
     """Gather from the table, unpacked when the session is created, or (with a block size) row by row at run time."""
-    stored = variant.factors[0]
+    stored = variant.factors[-1]
     name = f"{site.owner}.weight/table"
+    if len(variant.factors) > 1:  # rows of the rank's width, then the product that makes them wide
+        found = graph.add("Gather", [float_weight(graph, name, stored), site.input], graph.short(f"{site.output}/rows"))
+        graph.add("MatMul", [found, float_weight(graph, f"{site.owner}.weight/wide", variant.factors[0])], site.output)
+        return
     if block is None:
         graph.add("Gather", [float_weight(graph, name, stored), site.input], site.output)
         return
@@ -108,6 +119,15 @@ def embedding(graph: GraphBuilder, site: Site, variant: Variant, block: int | No
         inputs.append(graph.constant(f"{short}z", pack_rows(stored.zero_point.numpy(), stored.weight_bits)))
     attributes = {"gather_axis": 0, "quantize_axis": 1, "block_size": block, "bits": stored.weight_bits}
     graph.add("GatherBlockQuantized", inputs, site.output, domain=CONTRIB, **attributes)
+
+
+def zeros(graph: GraphBuilder, site: Site, like: str) -> None:
+    """Zeros in the place of a removed expert's output: the leading dimensions of tensor `like`, the module's own width."""
+    name = graph.short(f"{site.output}/zeros")
+    width = len(graph.array(f"{site.owner}.weight"))
+    shape = graph.add("Shape", [like], f"{name}s", end=-1)
+    whole = graph.add("Concat", [shape, graph.shape((width,))], f"{name}w", axis=0)
+    graph.add("Expand", [graph.shared("floatzero", np.zeros((), np.float32)), whole], site.output)
 
 
 def recurrent(graph: GraphBuilder, site: Site, variant: Variant) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from functools import cache
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
 from onnx import FunctionProto, NodeProto, TensorProto, helper, numpy_helper
 
@@ -109,6 +110,50 @@ def unpack_function(weight_bits: int) -> FunctionProto:
     return helper.make_function(FUNCTIONS, f"Unpack{weight_bits}", inputs, ["y"], nodes, [helper.make_opsetid("", OPSET)])
 
 
+def sparse_pays(count: int, kept: int, weight_bits: int) -> bool:
+    """Whether a bit per element and the kept values take fewer bytes than all values."""
+    return count + kept * weight_bits < count * weight_bits
+
+
+def _spread(graph: GraphBuilder, name: str, value: str, kept: NDArray[np.bool_]) -> str:
+    """`value` (1 + kept elements, the first one 0) at the places where `kept` is true, zeros elsewhere, in the shape of `kept`."""
+    bitmap = graph.constant(f"{name}k", np.packbits(kept.ravel(), bitorder="little")[:, None])
+    graph.functions.setdefault("Spread", spread_function())
+    return graph.add("Spread", [bitmap, value, graph.shape(kept.shape)], f"{name}K", domain=FUNCTIONS)
+
+
+@cache
+def spread_function() -> FunctionProto:
+    """The model-local function (bitmap (bytes, 1), values, shape) -> values at the set bits, in standard operators that the runtime
+    folds: each place gathers the value whose number is the count of set bits up to it, and value 0 where its own bit is not set."""
+    nodes = [
+        helper.make_node("Constant", [], ["shifts"], value=numpy_helper.from_array(np.arange(8, dtype=np.uint8), "shifts")),
+        helper.make_node("Constant", [], ["one"], value=numpy_helper.from_array(np.array(1, np.uint8), "one")),
+        helper.make_node("Constant", [], ["flat"], value=numpy_helper.from_array(np.array([-1]), "flat")),
+        helper.make_node("Constant", [], ["zero"], value=numpy_helper.from_array(np.array([0]), "zero")),
+        helper.make_node("ReduceProd", ["shape"], ["count"], keepdims=1),
+        helper.make_node("BitShift", ["bitmap", "shifts"], ["shifted"], direction="RIGHT"),
+        helper.make_node("BitwiseAnd", ["shifted", "one"], ["bits"]),
+        helper.make_node("Reshape", ["bits", "flat"], ["padded"]),
+        helper.make_node("Slice", ["padded", "zero", "count"], ["bytes"]),
+        helper.make_node("Cast", ["bytes"], ["set"], to=TensorProto.INT32),
+        helper.make_node("CumSum", ["set", "axis"], ["numbers"]),
+        helper.make_node("Mul", ["numbers", "set"], ["index"]),
+        helper.make_node("Gather", ["values", "index"], ["found"]),
+        helper.make_node("Reshape", ["found", "shape"], ["y"]),
+    ]
+    nodes.insert(0, helper.make_node("Constant", [], ["axis"], value=numpy_helper.from_array(np.array(0), "axis")))
+    return helper.make_function(FUNCTIONS, "Spread", ["bitmap", "values", "shape"], ["y"], nodes, [helper.make_opsetid("", OPSET)])
+
+
+def _stored(graph: GraphBuilder, name: str, values: NDArray[np.int8], kept: NDArray[np.bool_] | None, weight_bits: int) -> str:
+    """int8 tensor of `values`; where it is smaller, as a bitmap and the kept values."""
+    if kept is None or not sparse_pays(values.size, int(kept.sum()), weight_bits):
+        return _integers(graph, name, values, weight_bits)
+    chosen = _integers(graph, name, np.concatenate([np.zeros(1, np.int8), values[kept]]), weight_bits)
+    return _spread(graph, name, chosen, kept)
+
+
 def _numpy(stored: StoredTensor, part: str) -> Array:
     value: Array = getattr(stored, part).detach().cpu().numpy()
     return value
@@ -116,12 +161,13 @@ def _numpy(stored: StoredTensor, part: str) -> Array:
 
 def _blocked(graph: GraphBuilder, name: str, stored: StoredTensor) -> tuple[str, tuple[int, ...]]:
     """(int8 integers in the shape in which they meet their scales, that of the scales)."""
-    values = stored.values
+    values, kept = stored.values, stored.kept
+    shape: tuple[int, ...] = (1,) * values.dim() if stored.group_size == -1 else (len(values), *[1] * (values.dim() - 1))
     if stored.group_size > 0:
-        blocks = to_blocks(values, stored.group_size)
-        return _integers(graph, name, blocks.numpy(), stored.weight_bits), (*blocks.shape[:2], 1)
-    shape = (1,) * values.dim() if stored.group_size == -1 else (len(values), *[1] * (values.dim() - 1))
-    return _integers(graph, name, values.numpy(), stored.weight_bits), shape
+        values = to_blocks(values, stored.group_size)
+        kept = None if kept is None else to_blocks(kept, stored.group_size)
+        shape = (*values.shape[:2], 1)
+    return _stored(graph, name, values.numpy(), None if kept is None else kept.numpy(), stored.weight_bits), shape
 
 
 def _unblocked(graph: GraphBuilder, name: str, value: str, stored: StoredTensor) -> str:
@@ -185,13 +231,18 @@ def group_scale(graph: GraphBuilder, name: str, stored: StoredTensor, shape: tup
 
 
 def _plain(graph: GraphBuilder, name: str, stored: StoredTensor) -> str:
-    """16 and 32 bits."""
+    """16 and 32 bits; where it is smaller, as a bitmap and the kept values."""
+    values, kept = stored.values.cpu(), stored.kept
+    sparse = kept is not None and sparse_pays(values.numel(), int(kept.sum()), stored.weight_bits)
+    if sparse and kept is not None:
+        values = torch.cat([values.new_zeros(1), values[kept]])
     if stored.weight_bits == 32:
-        return graph.constant(name, stored.values.float().cpu().numpy())
-    kind = TensorProto.BFLOAT16 if str(stored.values.dtype) == "torch.bfloat16" else TensorProto.FLOAT16
-    if kind == TensorProto.FLOAT16:
-        graph.constant(name, stored.values.cpu().numpy())
+        value = graph.constant(name, values.float().numpy())
     else:
-        upper = (stored.values.float().cpu().numpy().view(np.uint32) >> 16).astype(np.uint16)
-        graph.initializers[name] = helper.make_tensor(name, kind, tuple(stored.values.shape), upper.tobytes(), raw=True)
-    return graph.add("Cast", [name], f"{name}e", to=TensorProto.FLOAT)
+        if values.dtype == torch.bfloat16:
+            upper = (values.float().numpy().view(np.uint32) >> 16).astype(np.uint16)
+            graph.initializers[name] = helper.make_tensor(name, TensorProto.BFLOAT16, tuple(values.shape), upper.tobytes(), raw=True)
+        else:
+            graph.constant(name, values.numpy())
+        value = graph.add("Cast", [name], f"{name}e", to=TensorProto.FLOAT)
+    return _spread(graph, name, value, kept.numpy()) if sparse and kept is not None else value

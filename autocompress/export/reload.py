@@ -15,8 +15,8 @@ from torch import Tensor, nn
 
 from autocompress.candidate import Candidate
 from autocompress.compress.activation import ActivationRange
-from autocompress.compress.distill import distil
 from autocompress.compress.library import VariantLibrary
+from autocompress.compress.recover import recover
 from autocompress.compress.stitch import ActivationPlan, SimulatedModel, Stitcher, Trained
 from autocompress.errors import ExportError
 from autocompress.export.artifact import read_recipe, write_model
@@ -48,19 +48,13 @@ def load_module(folder: Path, model: nn.Module) -> nn.Module:
         kinds = {name: (entry["kind"], entry["owner"]) for name, entry in modules.items()}
         simulated = SimulatedModel(split_modules(model), kinds, plan)
         for name, entry in modules.items():
-            config = candidate.config(entry["owner"])
-            masks = tuple(_mask(tensors, entry["owner"], side) for side in ("out", "in"))
-            simulated.simulated[name].set_variant(stored.variants[name], config, (masks[0], masks[1]), entry["block_size"])
-        simulated.model.load_state_dict(stored.others, strict=True)
+            owner = entry["owner"]
+            simulated.set_variant(name, owner, stored.variants[name], candidate.config(owner), stored.masks, entry["block_size"])
+        simulated.load(stored.others, stored.masks)
     except (AttributeError, KeyError, RuntimeError) as error:
         reason = str(error).strip().split("\n")[0]
         raise ExportError(f"{folder}: the model has another architecture than the one that was compressed: {reason}") from error
     return simulated.model
-
-
-def _mask(tensors: dict[str, Tensor], name: str, side: str) -> Any:
-    mask = tensors.get(f"mask|{name}|{side}")
-    return None if mask is None else mask.numpy()
 
 
 def _weights(folder: Path, recipe: dict[str, Any]) -> dict[str, Tensor]:
@@ -69,13 +63,6 @@ def _weights(folder: Path, recipe: dict[str, Any]) -> dict[str, Tensor]:
         return load_file(path)
     except (SafetensorError, OSError) as error:
         raise ExportError(f"{path}: cannot be read ({error}); export the point again") from error
-
-
-def _train_again(task: Task, stitcher: Stitcher, candidate: Candidate) -> Trained:
-    stitcher.apply(candidate)
-    stitcher.start_training(candidate)
-    distil(task, stitcher.model, stitcher.teacher, candidate.distillation, torch.device("cpu"))
-    return stitcher.trained_state()
 
 
 def reproduce_model(folder: Path, task: Task, to: Path) -> Path:
@@ -92,12 +79,13 @@ def reproduce_model(folder: Path, task: Task, to: Path) -> Path:
     try:
         kernels = recipe["kernels"]
         builder = prepare(task, find_modules(task.model, task.example_inputs, task.towers), KernelChoice(1))
-        library = VariantLibrary(builder.teacher, None, builder.statistics, builder.kernels.saturates)
+        builder = builder.with_multiples(kernels["multiples"])
+        library = VariantLibrary(builder.evidence, None, builder.kernels.saturates)
         stitcher = Stitcher(builder.teacher, builder.module_map, library, builder.plan)
         trained = None
         if recipe["trained"]:
             stored = (folder / recipe["weights"]).is_file()
-            trained = Trained.from_tensors(_weights(folder, recipe)) if stored else _train_again(task, stitcher, candidate)
+            trained = Trained.from_tensors(_weights(folder, recipe)) if stored else recover(task, stitcher, candidate, torch.device("cpu"))
         variants = {} if trained is not None else stitched_variants(builder, stitcher, candidate)
         ranges = {name: ActivationRange(**at) for name, at in recipe["activation_ranges"].items()}
         built = builder.recipe(candidate, variants, trained, kernels["matmul_levels"], kernels["gather_blocks"])

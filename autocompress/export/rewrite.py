@@ -12,12 +12,12 @@ from torch import Tensor
 from autocompress.candidate import Candidate
 from autocompress.compress.activation import ActivationRange
 from autocompress.compress.library import Variant
-from autocompress.compress.prune import Masks
+from autocompress.compress.prune import Mask, Masks
 from autocompress.export.convolution import convolution
 from autocompress.export.float_graph import remove_dead_nodes
 from autocompress.export.graph import FUNCTIONS, GraphBuilder
 from autocompress.export.lower import LoweredModel, Site
-from autocompress.export.operators import embedding, linear, recurrent
+from autocompress.export.operators import embedding, linear, recurrent, zeros
 from autocompress.modules import ModuleMap
 
 NORM_PARAMETERS = ("weight", "bias", "running_mean", "running_var")
@@ -57,6 +57,8 @@ def rewrite(lowered: LoweredModel, module_map: ModuleMap, recipe: Recipe) -> tup
     rescaled = {reader for group in module_map.norms if group.norm in norms for reader in group.readers}
     by_output: dict[str, Site] = {}
     dropped: set[str] = set()
+    states: dict[str, int] = {}
+    ends = _removed_ends(lowered, module_map, recipe.masks)
     for module in module_map:
         touched = _touched(recipe, module.name) or module.name in rescaled
         for site in lowered.sites.get(module.name, ()):
@@ -67,13 +69,22 @@ def rewrite(lowered: LoweredModel, module_map: ModuleMap, recipe: Recipe) -> tup
             if site.kind == "recurrent":  # a constant: it has no place among the nodes
                 graph.owner = site.owner
                 recurrent(graph, site, recipe.variants[site.name])
+                state = recipe.masks.of(site.owner, "in") if module.weight_shape[1] == site.hidden else None
+                if "hh_l" in site.name.rpartition(".")[2]:
+                    states[site.tail[0]] = site.hidden if state is None else int(state.sum())
                 continue
             by_output[site.node.output[0]] = site
             dropped.update({site.output, *site.absorbed, *site.tail} - {site.node.output[0]})
     for node in lowered.proto.graph.node:
         site_at = by_output.get(node.output[0])
-        if site_at is not None:
+        if site_at is not None and recipe.masks.dropped(site_at.owner):
+            if site_at.owner in ends:
+                graph.owner = site_at.owner
+                zeros(graph, site_at, ends[site_at.owner])
+        elif site_at is not None:
             _emit(graph, site_at, recipe)
+        elif node.output[0] in states:
+            graph.copy(node, hidden_size=states[node.output[0]])
         elif node.output[0] not in dropped:
             graph.nodes.append(node)
     del proto.graph.node[:]
@@ -88,10 +99,22 @@ def rewrite(lowered: LoweredModel, module_map: ModuleMap, recipe: Recipe) -> tup
     return proto, graph.owners
 
 
+def _removed_ends(lowered: LoweredModel, module_map: ModuleMap, masks: Masks) -> dict[str, str]:
+    """Last module of each removed expert -> the tensor that its first one reads."""
+    ends = {}
+    for group in module_map.groups:
+        units: dict[int, list[str]] = {}
+        for member in group.members:
+            if member.side == "whole" and masks.dropped(member.name):
+                units.setdefault(int(member.root[0]), []).append(member.name)
+        ends.update({names[-1]: lowered.sites[names[0]][0].input for names in units.values()})
+    return ends
+
+
 def _touched(recipe: Recipe, name: str) -> bool:
     config = recipe.candidate.config(name)
-    same = (config.weight_bits, config.activation_bits, config.rank_ratio) == (32, 32, 1.0)
-    return not same or any(recipe.masks.of(name, side) is not None for side in ("out", "in"))
+    same = (config.weight_bits, config.activation_bits, config.rank_ratio, config.sparsity) == (32, 32, 1.0, 0.0)
+    return not same or any(recipe.masks.of(name, side) is not None for side in ("out", "in", "gate", "whole"))
 
 
 def _replace_parameters(graph: GraphBuilder, recipe: Recipe) -> None:
@@ -99,10 +122,16 @@ def _replace_parameters(graph: GraphBuilder, recipe: Recipe) -> None:
         if name in graph.initializers and value.is_floating_point():
             graph.initializers[name] = numpy_helper.from_array(value.cpu().numpy(), name)
     for (name, side), mask in recipe.masks.kept.items():
-        for parameter in NORM_PARAMETERS if side == "channel" else ():
-            key = f"{name}.{parameter}"
-            if key in graph.initializers:
-                graph.initializers[key] = numpy_helper.from_array(np.asarray(graph.array(key)[mask]), key)
+        own = name in graph.lowered.sites
+        for parameter in NORM_PARAMETERS if side == "channel" else () if own or side == "in" else ("bias",):
+            _cut(graph, f"{name}.{parameter}", mask, 0)
+        if not own and side != "channel":  # a transposed convolution: (in, out, *kernel)
+            _cut(graph, f"{name}.weight", mask, int(side == "out"))
+
+
+def _cut(graph: GraphBuilder, key: str, mask: Mask, dimension: int) -> None:
+    if key in graph.initializers:
+        graph.constant(key, np.compress(mask, graph.array(key), axis=dimension))
 
 
 def _emit(graph: GraphBuilder, site: Site, recipe: Recipe) -> None:
@@ -110,7 +139,7 @@ def _emit(graph: GraphBuilder, site: Site, recipe: Recipe) -> None:
     config = recipe.candidate.config(site.owner)
     variant = recipe.variants[site.name]
     if site.kind == "linear":
-        linear(graph, site, variant, config, recipe.levels.get(site.owner))
+        linear(graph, site, variant, config, recipe.levels.get(site.owner), recipe.masks.of(site.owner, "gate"))
     elif site.kind == "embedding":
         embedding(graph, site, variant, recipe.blocks.get(site.owner))
     else:

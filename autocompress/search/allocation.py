@@ -9,8 +9,10 @@ from functools import cached_property
 import numpy as np
 from numpy.typing import NDArray
 
-from autocompress.candidate import ModuleConfig
-from autocompress.compress.low_rank import rank_of
+from autocompress.candidate import UNTOUCHED, ModuleConfig
+from autocompress.channels import ChannelGroup
+from autocompress.compress.low_rank import factor_shapes
+from autocompress.compress.sparsify import kept_count
 from autocompress.modules import CompressibleModule
 from autocompress.search_space import BoundSpace
 from autocompress.targets.latency_table import LatencyTable, Layout, module_work
@@ -22,14 +24,13 @@ SWEEPS = 3
 def stored_bytes(module: CompressibleModule, config: ModuleConfig, kept_out: int, kept_in: int) -> float:
     """Bytes of the weights and scales of one module; the graph around them is counted exactly elsewhere."""
     config = config.for_kernel(module.kind)
-    kernel = int(np.prod(module.weight_shape[2:]))
-    shapes = [(kept_out, kept_in * kernel)]
-    if config.rank_ratio < 1 and module.kind == "linear":
-        rank = rank_of(kept_out, kept_in, config.rank_ratio)
-        shapes = [(rank, kept_in), (kept_out, rank)]
+    ratio = config.rank_ratio if module.factorisable else 1.0
     total = 0.0
-    for rows, columns in shapes:
-        total += rows * columns * config.weight_bits / 8
+    for shape in factor_shapes((kept_out, kept_in, *module.weight_shape[2:]), ratio, config.decomposition):
+        rows, columns = shape[0], int(np.prod(shape[1:]))
+        count = rows * columns
+        kept = kept_count(shape, config) if config.sparsity > 0 else count
+        total += min(count * config.weight_bits, count + kept * config.weight_bits) / 8
         if config.weight_bits < 16:
             groups = {0: rows, -1: 1}.get(config.group_size) or rows * -(-columns // config.group_size)
             per_group = 4 if config.group_size <= 0 else 2  # float16 shares
@@ -57,7 +58,7 @@ class Allocator:
 
     space: BoundSpace
     modules: Mapping[str, ModuleTable]
-    ratios: Mapping[str, tuple[float, ...]]
+    group_configs: Mapping[str, tuple[ModuleConfig, ...]]
     group_loss: Mapping[str, Array]
     group_latency: Mapping[str, Array]
 
@@ -73,13 +74,15 @@ class Allocator:
         """Tables from the measured divergences, the analytic bytes and the latency table."""
         kinds = {module.name: module.kind for module in layout.module_map}
         groups = {g.name: g for g in layout.module_map.groups if g.reason is None}
-        ratios = {name: space.numbers(name, "pruning_ratio") for name in groups}
+        choices = {name: _best_criteria(space.group_configs(name), name, losses) for name in groups}
         kept: dict[tuple[str, str], list[tuple[str, list[int]]]] = {}
         for name, group in groups.items():
             for member in group.members:
-                alive = [group.kept_units(ratio) / group.units if ratio > 0 else 1.0 for ratio in ratios[name]]
-                removed = [round(len(member.index) * (1 - share)) for share in alive]
-                kept.setdefault((member.name, member.side), []).append((name, removed))
+                alive = [kept_share(group, config) for config in choices[name]]
+                side, width = member.side, len(member.index)
+                if side == "whole":  # any of the experts: on average each loses that share of itself
+                    side, width = "out", layout.module_map[member.name].weight_shape[0]
+                kept.setdefault((member.name, side), []).append((name, [round(width * (1 - share)) for share in alive]))
         modules = {}
         for module in layout.module_map:
             configs = space.configs(module.name)
@@ -96,22 +99,22 @@ class Allocator:
                 latency[index] = table.wall_us(module.name, form, amount, kinds) / (table.baseline_ms * 1e3)
             loss = np.array([_config_loss(losses, module.name, config) for config in configs])
             modules[module.name] = ModuleTable(configs, out_group, in_group, loss, size, latency)
-        group_loss = {name: np.array([losses.get((name, ModuleConfig(pruning_ratio=r)), 0.0) for r in ratios[name]]) for name in groups}
+        group_loss = {name: np.array([losses.get((name, config), 0.0) for config in found]) for name, found in choices.items()}
         group_latency = {
             name: np.array(
                 [
-                    table.wall_us(f"group:{name}", "any", g.kept_units(r) / g.units if r > 0 else 1.0, kinds) / (table.baseline_ms * 1e3)
-                    for r in ratios[name]
+                    table.wall_us(f"group:{name}", "any", kept_share(groups[name], config), kinds) / (table.baseline_ms * 1e3)
+                    for config in found
                 ]
             )
-            for name, g in groups.items()
+            for name, found in choices.items()
         }
-        return cls(space, modules, ratios, group_loss, group_latency)
+        return cls(space, modules, choices, group_loss, group_latency)
 
     def allocate(self, size_price: float, latency_price: float) -> tuple[dict[str, ModuleConfig], float, float]:
         """(configs with pruning, size, latency) at these prices; size and latency as shares of the baseline, of what the tables cover."""
         chosen = dict.fromkeys(self.modules, 0)
-        pruned = dict.fromkeys(self.ratios, 0)
+        pruned = dict.fromkeys(self.group_configs, 0)
 
         def cost(table: ModuleTable) -> Array:
             return size_price * table.size + latency_price * table.latency
@@ -134,8 +137,8 @@ class Allocator:
             index = (chosen[name], *self._at(table, pruned))
             size, latency = size + table.size[index], latency + table.latency[index]
             config = table.configs[chosen[name]]
-            ratio = self.ratios[name][pruned[name]] if name in pruned else 0.0
-            configs[name] = replace(config, pruning_ratio=ratio)
+            removed = self.group_configs[name][pruned[name]] if name in pruned else UNTOUCHED
+            configs[name] = replace(config, pruning_ratio=removed.pruning_ratio, importance=removed.importance)
         return configs, float(size), float(latency + sum(self.group_latency[g][i] for g, i in pruned.items()))
 
     @cached_property
@@ -155,7 +158,7 @@ class Allocator:
     @cached_property
     def _members(self) -> dict[str, list[tuple[str, str]]]:
         """Modules whose tables depend on each group."""
-        members: dict[str, list[tuple[str, str]]] = {name: [] for name in self.ratios}
+        members: dict[str, list[tuple[str, str]]] = {name: [] for name in self.group_configs}
         for name, table in self.modules.items():
             if table.out_group is not None:
                 members[table.out_group].append((name, "out"))
@@ -169,5 +172,22 @@ class Allocator:
         return out, pruned[table.in_group] if table.in_group is not None else 0
 
 
+def kept_share(group: ChannelGroup, config: ModuleConfig) -> float:
+    """The fraction of a group's units that a config leaves."""
+    return group.kept_units(config.pruning_ratio) / group.units if config.pruning_ratio > 0 else 1.0
+
+
+def _best_criteria(
+    configs: tuple[ModuleConfig, ...], name: str, losses: Mapping[tuple[str, ModuleConfig], float]
+) -> tuple[ModuleConfig, ...]:
+    """One config per pruning ratio: the criterion with which the outputs moved least."""
+    best: dict[float, ModuleConfig] = {}
+    for config in configs:
+        known = best.get(config.pruning_ratio)
+        if known is None or losses.get((name, config), 0.0) < losses.get((name, known), 0.0):
+            best[config.pruning_ratio] = config
+    return tuple(best.values())
+
+
 def _config_loss(losses: Mapping[tuple[str, ModuleConfig], float], name: str, config: ModuleConfig) -> float:
-    return losses.get((name, config.quantized()), 0.0) + losses.get((name, ModuleConfig(rank_ratio=config.rank_ratio)), 0.0)
+    return sum(losses.get((name, part), 0.0) for part in (config.quantized(), config.factorised(), config.sparsified()))

@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import os
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +22,7 @@ from autocompress.measure.latency import interleaved_timing
 from autocompress.modules import ModuleMap
 from autocompress.results import Measurement
 from autocompress.search.racing import metric_is_mean
+from autocompress.search.ranks import no_gain, rank_verdicts
 from autocompress.search_space import BoundSpace, SearchSpace
 from autocompress.targets.latency_table import LatencyTable, Layout
 from autocompress.targets.profile import Subject, cache_folder, cached_table, extra_forms, kernel_choice
@@ -95,7 +96,22 @@ def subject_of(task: Task, builder: Builder, layout: Layout, space: BoundSpace) 
         return proto.SerializeToString(), owners
 
     extras = extra_forms(layout, lambda name: space.configs(name) if name in space.kinds else ())
-    return Subject(layout, builder.lowered.feed(task.example_inputs), builder.baseline, blank, builder.group_owners, extras)
+    feed = builder.lowered.feed(task.example_inputs)
+    return Subject(layout, feed, builder.baseline, blank, builder.group_owners, extras, builder.multiples)
+
+
+def builder_for(
+    task: Task,
+    module_map: ModuleMap,
+    target: Target,
+    device: torch.device | None = None,
+    table: Path | None = None,
+    activation_range: str = "squared_error",
+) -> Builder:
+    """A builder with the kernels of this machine, and the widths that they like as the table of the target says, or as measured here."""
+    kernels = kernel_choice(target)
+    multiples = {kind: kernels.width_multiple(kind) for kind in ("linear", "conv")} if table is None else LatencyTable.load(table).multiples
+    return prepare(task, module_map, kernels, device, activation_range).with_multiples(multiples)
 
 
 def layout_of(builder: Builder) -> Layout:
@@ -120,15 +136,16 @@ def open_bench(
 ) -> Bench:
     """Export, calibrate, profile and evaluate the baseline (or take its numbers from the run that is resumed)."""
     report("exporting the model", 0.0)
-    builder = prepare(task, module_map, kernel_choice(target), device, space.activation_range)
+    builder = builder_for(task, module_map, target, device, table_file, space.activation_range)
     bound = space.bind(builder.module_map, target)
     layout = layout_of(builder)
     subject = subject_of(task, builder, layout, bound)
     table = cached_table(subject, target, table_file, report)
+    bound = replace(bound, no_gain=no_gain(rank_verdicts(bound, layout, table)))
     report("evaluating the baseline", 0.0)
     teacher = builder.teacher.to(device)
     trim_folder(cache_folder() / "variants")
-    library = VariantLibrary(teacher, cache_folder() / "variants", builder.statistics, builder.kernels.saturates)
+    library = VariantLibrary(builder.evidence, cache_folder() / "variants", builder.kernels.saturates)
     stitcher = Stitcher(teacher, builder.module_map, library, builder.plan)
     _, outputs = evaluate_model(task, teacher, task.validation, device)
     targets = [target_of for _, target_of in task.validation]

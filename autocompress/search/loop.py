@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import time
 from collections.abc import Callable, Mapping
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -28,7 +28,7 @@ from autocompress.results import (
     read_json,
     write_json,
 )
-from autocompress.search.allocation import Allocator
+from autocompress.search.allocation import Allocator, stored_bytes
 from autocompress.search.bench import Bench, model_hash, open_bench, pick_device
 from autocompress.search.finalize import choose_finalists, verify_front
 from autocompress.search.progress import SearchProgress
@@ -38,7 +38,7 @@ from autocompress.search.sensitivity import divergences, measure_sensitivity, re
 from autocompress.search.storage import STUDY_NAME, folder_lock, open_study
 from autocompress.search.trial import Judge
 from autocompress.search.worker import Interrupt, Worker
-from autocompress.search_space import BoundSpace, SearchSpace
+from autocompress.search_space import SearchSpace
 from autocompress.targets.target import find_target
 from autocompress.task import Task, check_task
 
@@ -146,6 +146,7 @@ def describe_run(task: Task, settings: Settings, bench: Bench, limits: Limits) -
         "baseline": bench.baseline.to_json(),
         "limits": limits.__dict__,
         "latency_check": bench.table.check,
+        "no_gain": sorted(list(choice) for choice in bench.space.no_gain),
         "uncovered": [item.__dict__ for item in bench.module_map.uncovered],
     }
 
@@ -229,7 +230,7 @@ def check_limits(bench: Bench, given: Mapping[str, float | str | None]) -> Limit
     """Absolute limits; LimitError when even the smallest file of the space is larger than max_size."""
     limits = parse_limits(given, bench.baseline.size_bytes, bench.baseline.latency_ms)
     if limits.max_size_bytes is not None:
-        smallest = bench.size_bytes(smallest_candidate(bench.space))
+        smallest = bench.size_bytes(smallest_candidate(bench))
         if smallest > limits.max_size_bytes:
             raise LimitError(
                 f"limits: max_size {limits.max_size_bytes:.0f} B contradicts the search space, whose smallest file has {smallest} B; "
@@ -238,17 +239,15 @@ def check_limits(bench: Bench, given: Mapping[str, float | str | None]) -> Limit
     return limits
 
 
-def smallest_candidate(space: BoundSpace) -> Candidate:
-    """Every knob at its smallest."""
+def smallest_candidate(bench: Bench) -> Candidate:
+    """Every module at what takes the fewest bytes, every group at its largest pruning ratio."""
     configs = {}
-    for name in space.kinds:
-        ranked = min(space.numbers(name, "rank_ratio"))
-        # A rank above one half of a square matrix makes two factors that are larger than it.
-        rank = ranked if ranked < 0.5 else max(space.numbers(name, "rank_ratio"))
-        bits = int(min(space.numbers(name, "weight_bits")))
-        ratio = max(space.numbers(name, "pruning_ratio"))
-        group_size = int(space.numbers(name, "group_size")[-1])
-        configs[name] = ModuleConfig(bits, group_size=group_size, rank_ratio=rank, pruning_ratio=ratio)
+    for module in bench.module_map:
+        rows, columns = (*module.weight_shape, 1)[:2]
+        sizes = {config: stored_bytes(module, config, rows, columns) for config in bench.space.configs(module.name)}
+        smallest = min(sizes, key=lambda config: sizes[config])
+        ratio = max(bench.space.numbers(module.name, "pruning_ratio"))
+        configs[module.name] = replace(smallest, pruning_ratio=ratio)
     return Candidate.of(configs)
 
 

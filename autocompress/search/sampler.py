@@ -17,7 +17,7 @@ from autocompress.pareto import non_dominated
 from autocompress.search.allocation import Allocator
 from autocompress.search_space import BoundSpace
 
-ALPHA, TEMPERATURE = "distillation/alpha", "distillation/temperature"
+ALPHA, TEMPERATURE, SCHEDULE = "distillation/alpha", "distillation/temperature", "distillation/schedule"
 LOCAL_SHARE = 0.35
 LOCAL_AFTER = 12
 ANCHORS: tuple[tuple[int, int], ...] = ((8, 8), (4, 8))
@@ -30,6 +30,8 @@ def distributions(space: BoundSpace) -> dict[str, BaseDistribution]:
         found[ALPHA] = FloatDistribution(*space.alphas)
     if space.steps > 0 and len(space.temperatures) > 1:
         found[TEMPERATURE] = IntDistribution(0, len(space.temperatures) - 1)
+    if space.steps > 0 and len(space.schedules) > 1:
+        found[SCHEDULE] = IntDistribution(0, len(space.schedules) - 1)
     return found
 
 
@@ -58,7 +60,7 @@ class PriceSampler(BaseSampler):
 
     def sample_relative(self, study: optuna.Study, trial: FrozenTrial, search_space: dict[str, BaseDistribution]) -> dict[str, Any]:
         """One proposal."""
-        point = qmc.Halton(4, seed=self._seed).random(trial.number + 1)[-1]
+        point = qmc.Halton(5, seed=self._seed).random(trial.number + 1)[-1]
         extra = self._extra(point)
         if trial.number <= len(ANCHORS):
             return {**self._anchor(trial.number), **extra}
@@ -81,6 +83,8 @@ class PriceSampler(BaseSampler):
             extra[ALPHA] = low + float(point[2]) * (high - low)
         if TEMPERATURE in self._distributions:
             extra[TEMPERATURE] = min(int(point[3] * len(self._space.temperatures)), len(self._space.temperatures) - 1)
+        if SCHEDULE in self._distributions:
+            extra[SCHEDULE] = min(int(point[4] * len(self._space.schedules)), len(self._space.schedules) - 1)
         return extra
 
     def _anchor(self, number: int) -> dict[str, int]:

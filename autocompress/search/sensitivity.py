@@ -34,13 +34,12 @@ class Row:
 
 
 def probes(space: BoundSpace) -> list[tuple[str, ModuleConfig]]:
-    """(module, config) of every choice, one axis at a time: bits, rank and pruning are measured apart and added up."""
+    """(module, config) of every choice, one axis at a time: bits, rank, zeros and pruning are measured apart and added up."""
     found: list[tuple[str, ModuleConfig]] = []
     for module in space.kinds:
         for config in space.configs(module):
-            found.append((module, config.quantized()))
-            found.append((module, ModuleConfig(rank_ratio=config.rank_ratio)))
-        found += [(module, ModuleConfig(pruning_ratio=ratio)) for ratio in space.numbers(module, "pruning_ratio")]
+            found += [(module, part) for part in (config.quantized(), config.factorised(), config.sparsified())]
+        found += [(module, config) for config in space.group_configs(module)]
     return [probe for probe in dict.fromkeys(found) if probe[1] != ModuleConfig()]
 
 

@@ -18,7 +18,7 @@ from safetensors.torch import load_file, save
 from torch import Tensor
 
 from autocompress.candidate import Candidate
-from autocompress.compress.distill import distil
+from autocompress.compress.recover import recover
 from autocompress.compress.stitch import Trained
 from autocompress.errors import RunFolderError
 from autocompress.limits import Limits
@@ -190,9 +190,7 @@ class Judge:
         """(accuracy, whether training helped); better weights are on disk before the trial is told."""
         bench = self.bench
         stitcher = bench.stitcher
-        stitcher.start_training(candidate)
-        distil(bench.task, stitcher.model, stitcher.teacher, candidate.distillation, bench.device)
-        trained = stitcher.trained_state()
+        trained = recover(bench.task, stitcher, candidate, bench.device)
         model = stitcher.apply(candidate, trained)
         after = evaluate_model(bench.task, model, bench.task.validation, bench.device)[0].accuracy
         if after <= before:

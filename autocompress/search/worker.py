@@ -17,7 +17,7 @@ from optuna.trial import Trial, TrialState
 from autocompress.errors import RunFolderError
 from autocompress.results import TRIAL_COLUMNS, TRIALS_FILE, append_row, disk_error, write_atomic
 from autocompress.search.progress import SearchProgress
-from autocompress.search.sampler import ALPHA, TEMPERATURE, distributions
+from autocompress.search.sampler import ALPHA, SCHEDULE, TEMPERATURE, distributions
 from autocompress.search.storage import Lease, reap
 from autocompress.search.trial import Judge, Outcome, candidate_key
 
@@ -92,7 +92,7 @@ class Worker:
         trial = self.study.ask(distributions(space))
         trial.set_user_attr("worker", lease.worker)
         alpha = trial.params.get(ALPHA, space.alphas[0])
-        candidate = space.candidate(trial.params, alpha, trial.params.get(TEMPERATURE, 0))
+        candidate = space.candidate(trial.params, alpha, trial.params.get(TEMPERATURE, 0), trial.params.get(SCHEDULE, 0))
         trial.set_user_attr("candidate", candidate.to_json())
         trial.set_user_attr("key", candidate_key(candidate, False))
         trial.set_user_attr("key_full", candidate_key(candidate, True))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -16,6 +17,9 @@ from autocompress.targets.runtime import open_session
 FOLDED = -1
 LEVELS = (4, 0)  # of MatMulNBits: 8-bit and float arithmetic
 ROUNDS = 12
+WIDTHS = (33, 96)
+MULTIPLES = (16, 8, 4, 2)
+FREE = 1.01
 FLOAT_ERROR = 1e-4  # relative; inputs rounded to 8 bits differ by some 5e-3
 CONTRIB = "com.microsoft"
 
@@ -54,6 +58,10 @@ class KernelChoice:
         """Whether GatherBlockQuantized is at least as fast as a lookup in the unpacked table."""
         key = f"GatherBlockQuantized {lookups}x{entries}x{width} {bits}b{block}"
         return self._answer(key, lambda: _time_gather(self.threads, lookups, entries, width, bits, block)) != FOLDED
+
+    def width_multiple(self, kind: str) -> int:
+        """The largest multiple to which rounding a width up costs a "linear" or "conv" kernel no time: 1, 2, 4, 8 or 16."""
+        return self._answer(f"{kind} width multiple", lambda: _width_multiple(self.threads, kind))
 
     def _answer(self, key: str, measure: Any) -> int:
         if key not in self._known:
@@ -131,6 +139,30 @@ def _time_matmul(threads: int, rows: int, columns: int, outputs: int, bits: int,
     packed = generator.integers(0, 256, (outputs, -(-columns // block), block * bits // 8), dtype=np.uint8)
     others = {level: _packed_matmul(packed, columns, bits, block, level) for level in LEVELS}
     return _fastest(baseline, others, {"x": generator.standard_normal((rows, columns), dtype=np.float32)}, threads)
+
+
+def _width_multiple(threads: int, kind: str) -> int:
+    """From the times of one product or convolution at every width of a range of four times 16."""
+    generator = np.random.default_rng(0)
+    widths = list(range(WIDTHS[0], WIDTHS[1] + 1))
+    rank = 2 if kind == "linear" else 4
+    models = []
+    for width in widths:
+        shape, operator = ((64, width), "MatMul") if kind == "linear" else ((width, 32, 3, 3), "Conv")
+        weight = generator.standard_normal(shape, dtype=np.float32)
+        models.append(_model([helper.make_node(operator, ["x", "w"], ["y"])], [_tensor("w", weight)], TensorProto.FLOAT, rank))
+    x = generator.standard_normal((64, 64) if rank == 2 else (1, 32, 14, 14), dtype=np.float32)
+    timing = interleaved_timing(models[-1], models, {"x": x}, threads, 2 * ROUNDS)
+    return liked_multiple(dict(zip(widths, timing.ratios, strict=True)))
+
+
+def liked_multiple(times: Mapping[int, float]) -> int:
+    """The largest multiple to which rounding up is free: on average over the widths, the rounded one takes at most 1 % longer."""
+    for multiple in MULTIPLES:
+        pairs = [(times[-(-w // multiple) * multiple], t) for w, t in times.items() if -(-w // multiple) * multiple in times]
+        if sum(up / t for up, t in pairs) <= FREE * len(pairs):
+            return multiple
+    return 1
 
 
 def _time_gather(threads: int, lookups: int, entries: int, width: int, bits: int, block: int) -> int:

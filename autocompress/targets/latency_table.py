@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -14,12 +14,12 @@ from numpy.typing import NDArray
 from scipy.optimize import nnls
 
 from autocompress.candidate import Candidate, ModuleConfig
-from autocompress.compress.low_rank import rank_of
+from autocompress.compress.low_rank import factor_shapes
 from autocompress.compress.prune import Pruner
 from autocompress.errors import TargetError
 from autocompress.modules import CompressibleModule, ModuleMap
 
-FORMAT = 3
+FORMAT = 4
 CLASSES = ("float", "int8", "conv", "rest")
 RIDGE = 0.003  # weight of the prior against the fitted candidates
 
@@ -38,7 +38,8 @@ class Layout:
 
 
 def form_of(layout: Layout, module: CompressibleModule, config: ModuleConfig) -> str:
-    """The form in which a module under `config` is executed, its rank apart."""
+    """The form in which a module under `config` is executed, its factors apart."""
+    config = config.executed(module.kind)
     if module.kind not in ("linear", "conv"):
         return "float"
     if config.activation_bits == 8:
@@ -51,12 +52,14 @@ def form_of(layout: Layout, module: CompressibleModule, config: ModuleConfig) ->
 
 def module_work(layout: Layout, module: CompressibleModule, config: ModuleConfig, kept_out: int, kept_in: int) -> tuple[str, float]:
     """(form, weights that are multiplied per output position) of one module under a config with that many channels left."""
-    kernel = float(np.prod(module.weight_shape[2:]))
     form = form_of(layout, module, config)
-    if config.rank_ratio < 1 and module.kind == "linear":
-        rank = rank_of(kept_out, kept_in, config.rank_ratio)
-        return f"{form}-rank", float(rank * (kept_out + kept_in))
-    return form, kept_out * kept_in * kernel
+    ratio = config.rank_ratio if module.factorisable else 1.0
+    shapes = factor_shapes((kept_out, kept_in, *module.weight_shape[2:]), ratio, config.decomposition)
+    amount = float(sum(np.prod(shape) for shape in shapes))
+    if len(shapes) == 1:
+        return form, amount
+    both = len(shapes) == 2 and max(shapes[1][2:], default=1) > 1
+    return f"{form}-{'tucker' if len(shapes) == 3 else 'spatial' if both else 'rank'}", amount
 
 
 def workload(layout: Layout, candidate: Candidate) -> dict[Key, float]:
@@ -69,7 +72,7 @@ def workload(layout: Layout, candidate: Candidate) -> dict[Key, float]:
         kept_out = module.weight_shape[0] if out is None else int(out.sum())
         kept_in = module.weight_shape[1] if into is None else int(into.sum())
         form, amount = module_work(layout, module, candidate.config(module.name), kept_out, kept_in)
-        amounts[module.name, form] = amount
+        amounts[module.name, form] = 0.0 if masks.dropped(module.name) else amount
         if form.startswith("int8"):
             integer += 1
             for tensor in layout.linear_inputs.get(module.name, ()):
@@ -89,7 +92,7 @@ class LatencyTable:
 
     `scales` turn profiled microseconds into wall time, per class for the intercepts and then for the slopes: the profiler's own
     cost sits in the former, the caches' in the latter. `overhead_us` is what no operator accounts for. `check` holds
-    the errors on candidates that were never used in a fit.
+    the errors on candidates that were never used in a fit. `multiples` by kind of module are the widths that its kernels like.
     """
 
     target: str
@@ -100,6 +103,7 @@ class LatencyTable:
     scales: list[float]
     overhead_us: float = 0.0
     check: dict[str, Any] | None = None
+    multiples: dict[str, int] = field(default_factory=dict)
 
     def parts(self, work: Mapping[Key, float], kinds: Mapping[str, str]) -> NDArray[np.float64]:
         """(2 * classes,) profiled microseconds of all intercepts, then of all slopes, per class; `kinds` is the kind of each module."""

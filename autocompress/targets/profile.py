@@ -20,17 +20,19 @@ from autocompress.candidate import Candidate, ModuleConfig
 from autocompress.errors import TargetError
 from autocompress.measure.latency import PASSES, interleaved_timing
 from autocompress.targets.kernels import KernelChoice
-from autocompress.targets.latency_table import CLASSES, Key, LatencyTable, Layout, fit_entries, fit_scales, form_of, workload
+from autocompress.targets.latency_table import CLASSES, Key, LatencyTable, Layout, fit_entries, fit_scales, module_work, workload
 from autocompress.targets.runtime import profile_nodes
 from autocompress.targets.target import Target
 
 PROFILED = ((0.0, 1.0), (0.25, 1.0), (0.5, 1.0), (0.75, 1.0), (0.0, 0.5), (0.0, 0.25), (0.5, 0.25))
 PROFILED_EXTRA = ((0.0, 1.0), (0.5, 1.0), (0.0, 0.5), (0.5, 0.25))
+PROFILED_RANKED = ((0.0, 0.5), (0.0, 0.25), (0.5, 0.25))
 FITTED, CHECKED = 24, 24
 ROUNDS = 24
 
 
 USUAL_FORMS = ("float", "int8")
+RANKED = ("-rank", "-tucker", "-spatial")
 
 
 @dataclass(frozen=True)
@@ -41,6 +43,7 @@ class Subject:
         blank: candidate -> (file, owner of each tensor).
         groups: the tensors inside channel groups.
         extras: further forms that the search may give modules, with the config that makes each: form -> module -> config.
+        multiples: the widths that kernels like, by kind of module.
     """
 
     layout: Layout
@@ -49,16 +52,21 @@ class Subject:
     blank: Callable[[Candidate], tuple[bytes, Mapping[str, str]]]
     groups: Mapping[str, str]
     extras: Mapping[str, Mapping[str, ModuleConfig]]
+    multiples: Mapping[str, int]
 
 
 def extra_forms(layout: Layout, offered: Callable[[str], Iterable[ModuleConfig]]) -> dict[str, dict[str, ModuleConfig]]:
-    """The forms beyond float and the usual int8 among the configs that are offered per module."""
+    """The forms beyond float, the usual int8 and linear factors in both among the configs that are offered per module."""
     found: dict[str, dict[str, ModuleConfig]] = {}
     for module in layout.module_map:
         for config in offered(module.name):
-            form = form_of(layout, module, config)
+            # Factors of linear modules are profiled in every form that these have.
+            made = config.quantized()
+            if module.kind != "linear":
+                made = replace(made, rank_ratio=config.rank_ratio, decomposition=config.decomposition)
+            form = module_work(layout, module, made, *(*module.weight_shape, 1)[:2])[0]
             if form not in USUAL_FORMS:
-                found.setdefault(form, {}).setdefault(module.name, config.quantized())
+                found.setdefault(form, {}).setdefault(module.name, made)
     return found
 
 
@@ -73,7 +81,7 @@ def uniform_candidate(subject: Subject, target: Target, form: str, pruning_ratio
             config = subject.extras.get(form, {}).get(module.name, ModuleConfig())
         configs[module.name] = replace(
             config,
-            rank_ratio=rank_ratio if module.kind == "linear" else 1.0,
+            rank_ratio=rank_ratio if module.kind == "linear" or config.rank_ratio < 1 else 1.0,
             pruning_ratio=pruning_ratio if module.name in roots else 0.0,
         )
     return Candidate.of(configs)
@@ -94,7 +102,9 @@ def random_candidate(subject: Subject, target: Target, generator: np.random.Gene
             config = extra[int(generator.integers(len(extra)))]
         configs[module.name] = replace(
             config,
-            rank_ratio=float(generator.choice([0.25, 0.5])) if module.kind == "linear" and generator.random() < ranked else 1.0,
+            rank_ratio=float(generator.choice([0.25, 0.5]))
+            if config.rank_ratio < 1 or (module.kind == "linear" and generator.random() < ranked)
+            else 1.0,
             pruning_ratio=float(depth * generator.choice([0.5, 1.0])) if module.name in roots and generator.random() < pruned else 0.0,
         )
     return Candidate.of(configs)
@@ -106,7 +116,7 @@ def measure_table(subject: Subject, target: Target, seed: int = 0, report: Calla
     forms = [
         uniform_candidate(subject, target, form, *shape)
         for form in (*USUAL_FORMS, *subject.extras)
-        for shape in (PROFILED if form in USUAL_FORMS else PROFILED_EXTRA)
+        for shape in (PROFILED if form in USUAL_FORMS else PROFILED_RANKED if form.endswith(RANKED) else PROFILED_EXTRA)
     ]
     observations: list[tuple[Key, float, float]] = []
     for i, candidate in enumerate(forms * PASSES):
@@ -125,8 +135,9 @@ def measure_table(subject: Subject, target: Target, seed: int = 0, report: Calla
         lambda share: tell("timing whole models", share),
     )
     baseline_ms, ratios = timing.baseline_ms, timing.ratios
+    entries, scales = fit_entries(observations), [1.0] * (2 * len(CLASSES))
     table = LatencyTable(
-        target.name, table_key(subject, target), versions(), baseline_ms, fit_entries(observations), [1.0] * (2 * len(CLASSES))
+        target.name, table_key(subject, target), versions(), baseline_ms, entries, scales, multiples=dict(subject.multiples)
     )
     kinds = {module.name: module.kind for module in subject.layout.module_map}
     parts = np.stack([table.parts(workload(subject.layout, c), kinds) for c in fitted])
@@ -190,6 +201,7 @@ def table_key(subject: Subject, target: Target) -> str:
         digest.update(repr((module.name, module.kind, module.weight_shape, module.macs, module.group)).encode())
     digest.update(repr([(name, array.shape) for name, array in subject.feed.items()]).encode())
     digest.update(repr(sorted((form, sorted(found)) for form, found in subject.extras.items())).encode())
+    digest.update(repr(sorted(subject.multiples.items())).encode())
     return digest.hexdigest()
 
 

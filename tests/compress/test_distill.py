@@ -6,6 +6,7 @@ import torch.nn.functional as F
 
 from autocompress import Candidate, Distillation, ModuleConfig, find_modules
 from autocompress.compress.distill import distil, distillation_loss
+from autocompress.compress.evidence import Evidence
 from autocompress.compress.library import VariantLibrary
 from autocompress.compress.stitch import Stitcher
 from autocompress.errors import NotComputableError
@@ -35,7 +36,7 @@ def test_alpha_0_and_1_are_the_pure_losses(cnn_task) -> None:
 def stitched(task) -> Stitcher:
     found = find_modules(task.model, task.example_inputs)
     teacher = split_modules(task.model)
-    return Stitcher(teacher, found, VariantLibrary(teacher))
+    return Stitcher(teacher, found, VariantLibrary(Evidence(teacher)))
 
 
 CANDIDATE = Candidate.of(

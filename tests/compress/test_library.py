@@ -9,7 +9,8 @@ from torch import nn
 
 from autocompress import Candidate, ModuleConfig, find_modules
 from autocompress.compress.library import VariantLibrary, trim_folder
-from autocompress.compress.low_rank import rank_of, truncated_svd
+from autocompress.compress.low_rank import factor_shapes, truncated_svd
+from autocompress.compress.evidence import Evidence
 from autocompress.compress.prune import Masks, Pruner
 from autocompress.compress.stitch import Stitcher
 from autocompress.split import split_modules
@@ -28,26 +29,26 @@ def state_hash(model: nn.Module) -> int:
 
 
 def test_a_variant_is_made_once(model: nn.Module, tmp_path: Path) -> None:
-    library = VariantLibrary(model, tmp_path)
+    library = VariantLibrary(Evidence(model), tmp_path)
     config = ModuleConfig(4, 8, rank_ratio=0.25)
     first = library.get("0", config, ALL)
     assert (library.made, library.reused) == (1, 0)
     assert library.get("0", ModuleConfig(4, 32, rank_ratio=0.25), ALL) is first, "activations play no part in the weights"
     assert (library.made, library.reused) == (1, 1)
-    other = VariantLibrary(model, tmp_path)
+    other = VariantLibrary(Evidence(model), tmp_path)
     second = other.get("0", config, ALL)
     assert (other.made, other.reused) == (0, 1), "another process finds it on disk"
     for a, b in zip(first.factors, second.factors, strict=True):
         torch.testing.assert_close(a.dequantized(), b.dequantized())
     with torch.no_grad():
         model[0].weight[0, 0] += 1
-    third = VariantLibrary(model, tmp_path)
+    third = VariantLibrary(Evidence(model), tmp_path)
     third.get("0", config, ALL)
     assert third.made == 1, "other weights are another variant"
 
 
 def test_the_folder_is_bounded(model: nn.Module, tmp_path: Path) -> None:
-    library = VariantLibrary(model, tmp_path)
+    library = VariantLibrary(Evidence(model), tmp_path)
     for bits in (4, 8, 16, 32):
         library.get("0", ModuleConfig(bits), ALL)
     *older, newest = sorted(tmp_path.rglob("*.safetensors"))
@@ -58,16 +59,16 @@ def test_the_folder_is_bounded(model: nn.Module, tmp_path: Path) -> None:
 
 
 def test_a_damaged_file_is_made_again(model: nn.Module, tmp_path: Path) -> None:
-    VariantLibrary(model, tmp_path).get("0", ModuleConfig(4), ALL)
+    VariantLibrary(Evidence(model), tmp_path).get("0", ModuleConfig(4), ALL)
     (path,) = tmp_path.rglob("*.safetensors")
     path.write_bytes(path.read_bytes()[:20])
-    library = VariantLibrary(model, tmp_path)
+    library = VariantLibrary(Evidence(model), tmp_path)
     library.get("0", ModuleConfig(4), ALL)
     assert library.made == 1
 
 
 def test_memory_is_bounded(model: nn.Module) -> None:
-    library = VariantLibrary(model, None, memory_bytes=3000)
+    library = VariantLibrary(Evidence(model), None, memory_bytes=3000)
     for name in ("0", "2"):
         for bits in (4, 8, 16, 32):
             library.get(name, ModuleConfig(bits), ALL)
@@ -77,7 +78,7 @@ def test_memory_is_bounded(model: nn.Module) -> None:
 def test_a_cache_that_cannot_be_written_costs_nothing_else(model: nn.Module, tmp_path: Path) -> None:
     blocked = tmp_path / "file"
     blocked.write_text("")
-    library = VariantLibrary(model, blocked / "below")
+    library = VariantLibrary(Evidence(model), blocked / "below")
     assert library.get("0", ModuleConfig(8), ALL).factors[0].weight_bits == 8
 
 
@@ -87,14 +88,14 @@ def test_truncated_svd_is_the_best_fit() -> None:
     assert (first.shape, second.shape) == ((5, 20), (12, 5))
     rest = torch.linalg.svdvals(weight)[5:].square().sum().sqrt()
     assert torch.dist(second @ first, weight) == pytest.approx(float(rest), rel=1e-4)
-    assert rank_of(12, 20, 0.25) == 3
-    assert rank_of(2, 2, 0.1) == 1
+    assert factor_shapes((12, 20), 0.25) == ((3, 20), (12, 3))
+    assert factor_shapes((2, 2), 0.1) == ((1, 2), (2, 1))
 
 
 @pytest.fixture
 def stitcher(model: nn.Module) -> Stitcher:
     found = find_modules(model, torch.rand(2, 16))
-    return Stitcher(split_modules(model), found, VariantLibrary(model))
+    return Stitcher(split_modules(model), found, VariantLibrary(Evidence(model)))
 
 
 def test_identity_is_bit_exact_and_the_original_untouched(model: nn.Module, stitcher: Stitcher) -> None:
@@ -109,7 +110,7 @@ def test_identity_is_bit_exact_and_the_original_untouched(model: nn.Module, stit
 def test_pruning_removes_the_weakest_units_and_equals_removal(model: nn.Module, stitcher: Stitcher) -> None:
     found = find_modules(model, torch.rand(2, 16))
     candidate = Candidate.of({"0": ModuleConfig(pruning_ratio=0.5)})
-    masks = Pruner(model, found).masks(candidate)
+    masks = Pruner(Evidence(model), found).masks(candidate)
     kept = torch.from_numpy(masks.of("0", "out"))
     assert int(kept.sum()) == 16
     rows, columns = model[0].weight.detach().square().sum(1), model[2].weight.detach().square().sum(0)

@@ -11,6 +11,7 @@ import onnxruntime
 import torch
 
 from autocompress import Candidate, ModuleConfig, find_modules
+from autocompress.candidate import DECOMPOSITIONS, IMPORTANCES, SPARSITY_CRITERIA, SPARSITY_PATTERNS
 from autocompress.compress.library import VariantLibrary
 from autocompress.compress.stitch import Stitcher
 from autocompress.export.build import prepare, stitched_variants
@@ -24,7 +25,7 @@ class Fixture:
         self.task = task
         self.builder = prepare(task, find_modules(task.model, task.example_inputs), kernels or KernelChoice(1))
         teacher = self.builder.teacher
-        library = VariantLibrary(teacher, None, self.builder.statistics, self.builder.kernels.saturates)
+        library = VariantLibrary(self.builder.evidence, None, self.builder.kernels.saturates)
         self.stitcher = Stitcher(teacher, self.builder.module_map, library, self.builder.plan)
         self.roots = {g.name for g in self.builder.module_map.groups if g.reason is None}
         self.inputs = next(iter(task.validation))[0]
@@ -37,12 +38,18 @@ class Fixture:
                 int(generator.choice([2, 3, 4, 5, 6, 7, 8, 16, 32])),
                 int(generator.choice([8, 16, 32])) if module.kind in ("linear", "conv") else 32,
                 int(generator.choice([-1, 0, 16, 32])),
-                float(generator.choice([0.25, 0.5, 1.0])) if module.kind == "linear" else 1.0,
+                float(generator.choice([0.25, 0.5, 1.0])) if module.factorisable else 1.0,
                 float(generator.choice([0.0, 0.25, 0.5])) if module.name in self.roots else 0.0,
                 bool(generator.integers(2)),
                 algorithm=str(generator.choice(["auto", "nearest", "gptq"])),
                 activation_mode=str(generator.choice(["auto", "static", "dynamic"])),
                 smoothing=float(generator.choice([0.0, 0.5])),
+                decomposition=str(generator.choice(DECOMPOSITIONS)),
+                importance=str(generator.choice(IMPORTANCES)),
+                reconstruction=bool(generator.integers(2)),
+                sparsity=float(generator.choice([0.0, 0.0, 0.5, 0.8])),
+                sparsity_pattern=str(generator.choice(SPARSITY_PATTERNS)),
+                sparsity_criterion=str(generator.choice(SPARSITY_CRITERIA)),
             )
         return Candidate.of(configs)
 

@@ -1,0 +1,199 @@
+"""Which channels of a model must be pruned together, from torch-pruning's dependency graph and from known structures."""
+
+from __future__ import annotations
+
+import copy
+import warnings
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+import numpy as np
+import torch
+import torch_pruning
+from torch import Tensor, nn
+
+from autocompress.channels import ChannelGroup, Member, all_of
+from autocompress.recurrent import SplitRecurrent
+from autocompress.structures import (
+    HEAD_ATTRIBUTES,
+    attention_groups,
+    expert_groups,
+    gate_members,
+    head_count,
+    inner_groups,
+    input_members,
+    weight_shape,
+)
+from autocompress.task import Inputs
+
+COVERED = (nn.Linear, nn.Conv1d, nn.Conv2d, nn.ConvTranspose1d, nn.ConvTranspose2d, nn.modules.batchnorm._BatchNorm)
+
+
+class _StandIn(nn.Module):
+    """A recurrent layer for the tracer: one linear map with its inputs and outputs."""
+
+    def __init__(self, source: SplitRecurrent) -> None:
+        super().__init__()
+        self.source = (source,)  # in a tuple, so that it is not traced
+        inputs = weight_shape(source.get_submodule("ih_l0"))[1]
+        self.linear = nn.Linear(inputs, source.hidden_size * (1 + source.bidirectional))
+
+    def forward(self, x: Tensor, state: Any = None) -> tuple[Tensor, Any]:
+        source = self.source[0]
+        output = self.linear(x)
+        last = output[:, -1] if source.batch_first and x.dim() == 3 else output[-1]
+        hidden = torch.stack(list(last.chunk(1 + source.bidirectional, -1)) * source.num_layers)
+        return output, (hidden, hidden) if source.mode == "LSTM" else hidden
+
+
+def find_channel_groups(model: nn.Module, example_inputs: Inputs, names: Iterable[str]) -> tuple[ChannelGroup, ...]:
+    """The groups rooted at the compressible modules `names`, in that order; each producer belongs to one group.
+
+    Source: Fang et al. 2023, "DepGraph: Towards Any Structural Pruning", through torch-pruning.
+    """
+    model = copy.deepcopy(model).eval()
+    layers = {name: module for name, module in model.named_modules() if isinstance(module, SplitRecurrent)}
+    plain = [n for n in names if n.rpartition(".")[0] not in layers and not isinstance(model.get_submodule(n), nn.Embedding)]
+    groups = [*attention_groups(model, plain), *(group for name, layer in layers.items() for group in inner_groups(name, layer))]
+    mixtures = expert_groups(model, plain)
+    for name, layer in layers.items():
+        parent, _, child = name.rpartition(".")
+        if name:
+            setattr(model.get_submodule(parent), child, _StandIn(layer))
+            plain.append(f"{name}.linear")
+    for parameter in model.parameters():
+        parameter.requires_grad_(True)
+    inputs: Any = dict(example_inputs) if isinstance(example_inputs, Mapping) else example_inputs
+    graph: Any = None
+    problem = ""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        try:
+            graph = torch_pruning.DependencyGraph().build_dependency(model, example_inputs=inputs, verbose=False)
+        except Exception as error:  # nothing that it would have found is pruned then, and inspect says why
+            problem = f"torch-pruning cannot trace the model ({type(error).__name__})"
+    name_of = {module: name for name, module in model.named_modules()}
+    produced = {member.name for group in groups for member in group.members if member.side == "out"}
+    routers = {group.name for group in mixtures}
+    for name in plain:
+        if name in produced or name in routers:
+            continue
+        if graph is None:
+            group = _alone(model, name, problem)
+        else:
+            try:
+                group = _group(graph, model.get_submodule(name), name, name_of, model)
+            except Exception as error:
+                group = _alone(model, name, f"torch-pruning cannot follow its channels ({type(error).__name__})")
+        produced.update(member.name for member in group.members if member.side == "out")
+        groups.append(_with_layers(group, layers))
+    order = {name: i for i, name in enumerate(names)}
+    found = sorted((*groups, *mixtures), key=lambda group: order.get(group.name, len(order)))
+    return tuple(found)
+
+
+def _alone(model: nn.Module, name: str, reason: str) -> ChannelGroup:
+    """A group of one module that is not prunable."""
+    module = model.get_submodule(name)
+    index = all_of(weight_shape(module)[0])
+    kind = "neurons" if isinstance(module, nn.Linear) else "filters"
+    return ChannelGroup(name, kind, len(index), 1, (Member(name, "out", index, index),), reason)
+
+
+def _group(
+    graph: torch_pruning.DependencyGraph, module: nn.Module, name: str, name_of: Mapping[nn.Module, str], model: nn.Module
+) -> ChannelGroup:
+    prune_out = graph.get_pruner_of_module(module).prune_out_channels
+    channels = graph.get_out_channels(module)
+    found = graph.get_pruning_group(module, prune_out, idxs=list(range(channels)))
+    members: dict[tuple[str, str], tuple[dict[int, int], nn.Module]] = {}
+    reason: str | None = None
+    attends = False
+    for item in found._group:
+        target, handler = item.dep.target, item.dep.handler.__name__
+        attends = attends or "Attention" in target.name or "Softmax" in target.name or "Bmm" in target.name
+        if isinstance(target.module, nn.Parameter):
+            reason = "the width is shared with a free parameter"
+        elif target.module in name_of:
+            side = _side(target.module, handler)
+            key = (name_of[target.module], side)
+            if key not in members:
+                members[key] = ({}, target.module)
+            for index, root in zip(item.idxs, item.root_idxs, strict=True):
+                members[key][0][int(index)] = int(root)
+            reason = reason or _obstacle(target.module)
+    consumers = [key for key in members if key[1] == "in"]
+    if not consumers:
+        reason = "its channels are the model's output"
+    built = tuple(
+        Member(key[0], key[1], np.array(sorted(index)), np.array([index[i] for i in sorted(index)])) for key, (index, _) in members.items()
+    )
+    convolution = isinstance(module, (nn.Conv1d, nn.Conv2d))
+    unit, kind = 1, "filters" if convolution else "neurons"
+    if attends:
+        kind = "heads"
+        heads = _heads_above(model, name)
+        if heads is None or channels % heads:
+            reason = reason or f"attention without one of {', '.join(HEAD_ATTRIBUTES)} on the module that holds it"
+        else:
+            unit = channels // heads
+    return ChannelGroup(name, kind, channels, unit, built, reason)
+
+
+def _side(module: nn.Module, handler: str) -> str:
+    """Which channels of a module a handler of torch-pruning removes; those of a depthwise convolution go with their filters."""
+    if isinstance(module, nn.modules.batchnorm._BatchNorm):
+        return "channel"
+    return "out" if depthwise(module) else handler.split("_")[1]
+
+
+def depthwise(module: nn.Module) -> bool:
+    """Whether a module is a convolution with one filter of one channel per channel."""
+    return isinstance(module, (nn.Conv1d, nn.Conv2d)) and 1 < module.groups == module.in_channels == module.out_channels
+
+
+def _obstacle(module: nn.Module) -> str | None:
+    if isinstance(module, (nn.LayerNorm, nn.RMSNorm)):
+        return "embedding width: a layer normalisation spans it"
+    if isinstance(module, nn.Embedding):
+        return "embedding width: an embedding table spans it"
+    if getattr(module, "groups", 1) > 1 and not depthwise(module):
+        return "a grouped convolution is in the group"
+    return None if isinstance(module, COVERED) else f"{type(module).__name__} is in the group"
+
+
+def _heads_above(model: nn.Module, name: str) -> int | None:
+    """The number of heads that the closest enclosing module states."""
+    while name:
+        name = name.rpartition(".")[0]
+        heads = head_count(model.get_submodule(name))
+        if heads is not None:
+            return heads
+    return None
+
+
+def _with_layers(group: ChannelGroup, layers: Mapping[str, SplitRecurrent]) -> ChannelGroup:
+    """The same group with the gates of recurrent layers in the place of their stand-ins.
+
+    Both directions of a layer lose the same units, since one operator runs them.
+    """
+    stand_ins = {f"{name}.linear": name for name in layers}
+    makers = [m for m in group.members if m.side == "out" and m.name in stand_ins]
+    members = [m for m in group.members if m.name not in stand_ins]
+    reason, name, kind, channels = group.reason, group.name, group.kind, group.channels
+    if group.name in stand_ins:
+        layer = layers[stand_ins[group.name]]
+        size, last = layer.hidden_size, layer.num_layers - 1
+        members = [Member(m.name, m.side, m.index, m.root % size) for m in members]
+        members = gate_members(stand_ins[group.name], layer, last, all_of(size)) + members
+        name, kind, channels = f"{stand_ins[group.name]}.ih_l{last}", "hidden units", size
+        if len(makers) > 1:
+            reason = reason or "the states of two recurrent layers are added"
+    elif makers:
+        reason = reason or "the state of a recurrent layer is added to other channels"
+    for m in group.members:
+        if m.side == "in" and m.name in stand_ins:
+            layer = layers[stand_ins[m.name]]
+            root = m.root % channels if group.name in stand_ins else m.root
+            members += input_members(stand_ins[m.name], layer, 0, m.index, root)
+    return ChannelGroup(name, kind, channels, group.unit_size, tuple(members), reason)

@@ -1,0 +1,74 @@
+"""Which ranks are worth anything: their factors against the whole module, in weights and in milliseconds."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+from math import prod
+
+from autocompress.candidate import ModuleConfig
+from autocompress.compress.low_rank import factor_shapes
+from autocompress.modules import CompressibleModule
+from autocompress.search_space import BoundSpace
+from autocompress.targets.latency_table import LatencyTable, Layout, module_work
+
+
+@dataclass(frozen=True)
+class RankVerdict:
+    """One rank of one module: weights of its factors and of the whole, and, with a latency table, the best ratio of their times."""
+
+    module: str
+    rank_ratio: float
+    decomposition: str
+    weights: int
+    whole: int
+    time_ratio: float | None
+
+    @property
+    def smaller(self) -> bool:
+        """Whether the factors have fewer weights."""
+        return self.weights < self.whole
+
+    @property
+    def faster(self) -> bool | None:
+        """Whether they are predicted to run faster in some form that the space offers; None without a table."""
+        return None if self.time_ratio is None else self.time_ratio < 1
+
+    @property
+    def words(self) -> str:
+        """What the inspection table says."""
+        if not self.smaller and not self.faster:
+            return "no gain"
+        if not self.smaller:
+            return "no gain in size"
+        return "no gain in time" if self.faster is False else "gain"
+
+
+def rank_verdicts(space: BoundSpace, layout: Layout, table: LatencyTable | None) -> list[RankVerdict]:
+    """One per module and choice of rank below 1 that `space` names; `table` adds the times."""
+    found = []
+    for module in layout.module_map:
+        ranked: dict[tuple[float, str], list[ModuleConfig]] = {}
+        for config in space.configs(module.name):
+            if config.rank_ratio < 1 and module.factorisable:
+                ranked.setdefault((config.rank_ratio, config.decomposition), []).append(config)
+        for (ratio, decomposition), configs in ranked.items():
+            weights = sum(prod(shape) for shape in factor_shapes(module.weight_shape, ratio, decomposition))
+            times = [] if table is None else [_time_ratio(layout, table, module, config) for config in configs]
+            found.append(RankVerdict(module.name, ratio, decomposition, weights, prod(module.weight_shape), min(times, default=None)))
+    return found
+
+
+def _time_ratio(layout: Layout, table: LatencyTable, module: CompressibleModule, config: ModuleConfig) -> float:
+    kinds = {m.name: m.kind for m in layout.module_map}
+    rows, columns = module.weight_shape[:2]
+
+    def time(of: ModuleConfig) -> float:
+        return table.wall_us(module.name, *module_work(layout, module, of, rows, columns), kinds)
+
+    return time(config) / max(time(config.quantized()), 1e-9)
+
+
+def no_gain(verdicts: Iterable[RankVerdict]) -> frozenset[tuple[str, float, str]]:
+    """(module, rank_ratio, decomposition) of the ranks that neither make smaller nor faster."""
+    return frozenset((v.module, v.rank_ratio, v.decomposition) for v in verdicts if not v.smaller and not v.faster)

@@ -1,0 +1,48 @@
+"""Small mixtures of experts: neurons inside experts, and whole experts with their row of the router."""
+
+from __future__ import annotations
+
+import torch
+from torch import nn
+
+
+class Expert(nn.Module):
+    def __init__(self, width: int, hidden: int) -> None:
+        super().__init__()
+        self.up, self.down = nn.Linear(width, hidden), nn.Linear(hidden, width)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.down(torch.relu(self.up(x)))
+
+
+class Mixture(nn.Module):
+    """Weights of all but the `top_k` best experts of a token are 0 (Shazeer et al. 2017, eq. 4 without noise)."""
+
+    def __init__(self, width: int, hidden: int, count: int, top_k: int, stacked: bool) -> None:
+        super().__init__()
+        self.top_k, self.stacked = top_k, stacked
+        self.router = nn.Linear(width, count, bias=False)
+        self.experts = nn.ModuleList([Expert(width, hidden) for _ in range(count)])
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        logits = self.router(x)
+        best = logits.topk(self.top_k, -1).values[..., -1:]
+        gates = torch.where(logits >= best, logits, -1e9).softmax(-1)
+        if self.stacked:
+            return (torch.stack([expert(x) for expert in self.experts], -1) * gates.unsqueeze(-2)).sum(-1)
+        return sum(gates[..., i : i + 1] * expert(x) for i, expert in enumerate(self.experts))
+
+
+class MoE(nn.Module):
+    def __init__(self, stacked: bool) -> None:
+        super().__init__()
+        self.embedding = nn.Embedding(30, 16)
+        self.norm1, self.mixture1 = nn.LayerNorm(16), Mixture(16, 20, 4, 2, stacked)
+        self.norm2, self.mixture2 = nn.LayerNorm(16), Mixture(16, 20, 4, 1, stacked)
+        self.classifier = nn.Linear(16, 5)
+
+    def forward(self, ids: torch.Tensor) -> torch.Tensor:
+        x = self.embedding(ids)
+        x = x + self.mixture1(self.norm1(x))
+        x = x + self.mixture2(self.norm2(x))
+        return self.classifier(x.mean(1))

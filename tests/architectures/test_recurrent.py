@@ -1,0 +1,20 @@
+"""LSTM and GRU classifiers: hidden units go from all gates at once."""
+
+from __future__ import annotations
+
+import torch
+from torch import nn
+
+
+class Reader(nn.Module):
+    def __init__(self, kind: type[nn.RNNBase], layers: int, bidirectional: bool) -> None:
+        super().__init__()
+        self.embedding = nn.Embedding(30, 12)
+        self.project = nn.Linear(12, 16)
+        self.rnn = kind(16, 10, layers, batch_first=True, bidirectional=bidirectional)
+        self.hidden = nn.Linear(20 if bidirectional else 10, 14)
+        self.classifier = nn.Linear(14, 5)
+
+    def forward(self, ids: torch.Tensor) -> torch.Tensor:
+        output, _ = self.rnn(torch.tanh(self.project(self.embedding(ids))))
+        return self.classifier(torch.relu(self.hidden(output.mean(1))))
