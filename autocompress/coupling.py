@@ -42,7 +42,9 @@ class _StandIn(nn.Module):
         source = self.source[0]
         output = self.linear(x)
         last = output[:, -1] if source.batch_first and x.dim() == 3 else output[-1]
-        hidden = torch.stack(list(last.chunk(1 + source.bidirectional, -1)) * source.num_layers)
+        # Not with torch.stack, which the tracer takes for a concatenation of channels and follows for ever.
+        halves = last.unflatten(-1, (1 + source.bidirectional, -1)).movedim(-2, 0)
+        hidden = halves.repeat(source.num_layers, *[1] * (last.dim()))
         return output, (hidden, hidden) if source.mode == "LSTM" else hidden
 
 

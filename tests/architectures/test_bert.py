@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import pytest
 import torch
+from family import FamilyContract, fixture_of, tokens
+from fixture import Fixture
 from torch import nn
 
 
@@ -49,3 +52,12 @@ class Bert(nn.Module):
         for layer in self.layers:
             x = layer(x, mask)
         return self.classifier(torch.tanh(self.pooler(x[:, 0])))
+
+
+@pytest.fixture(scope="module")
+def fixture() -> Fixture:
+    return fixture_of(Bert, {"input_ids": tokens(), "attention_mask": (torch.arange(7) < torch.arange(2, 14)[:, None]).long()})
+
+
+class TestBert(FamilyContract):
+    pass

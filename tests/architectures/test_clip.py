@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import pytest
 import torch
 import torch.nn.functional as F
+from family import FamilyContract, fixture_of, images, tokens
+from fixture import Fixture
 from torch import nn
 
 
@@ -40,3 +43,12 @@ class Clip(nn.Module):
     def forward(self, image: torch.Tensor, text: torch.Tensor) -> torch.Tensor:
         a, b = F.normalize(self.visual(image), dim=-1), F.normalize(self.text(text), dim=-1)
         return self.logit_scale.exp() * (a * b).sum(-1, keepdim=True)
+
+
+@pytest.fixture(scope="module")
+def fixture() -> Fixture:
+    return fixture_of(Clip, {"image": images(3, 8), "text": tokens()})
+
+
+class TestClip(FamilyContract):
+    pass

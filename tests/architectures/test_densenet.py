@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import pytest
 import torch
+from family import FamilyContract, fixture_of, images
+from fixture import Fixture
 from torch import nn
 
 
@@ -29,3 +32,12 @@ class DenseNet(nn.Module):
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         y = self.block2(self.transition(self.block1(self.stem(x))))
         return self.classifier(torch.relu(self.norm(y)).mean((2, 3)))
+
+
+@pytest.fixture(scope="module")
+def fixture() -> Fixture:
+    return fixture_of(DenseNet, images())
+
+
+class TestDensenet(FamilyContract):
+    pass

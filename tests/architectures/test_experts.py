@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import pytest
 import torch
+from family import FamilyContract, fixture_of, tokens
+from fixture import Fixture
 from torch import nn
 
 
@@ -46,3 +49,12 @@ class MoE(nn.Module):
         x = x + self.mixture1(self.norm1(x))
         x = x + self.mixture2(self.norm2(x))
         return self.classifier(x.mean(1))
+
+
+@pytest.fixture(scope="module", params=[False, True], ids=["added", "stacked"])
+def fixture(request: pytest.FixtureRequest) -> Fixture:
+    return fixture_of(lambda: MoE(request.param), tokens())
+
+
+class TestExperts(FamilyContract):
+    pass

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import pytest
 import torch
 import torch.nn.functional as F
+from family import FamilyContract, fixture_of, tokens
+from fixture import Fixture
 from torch import nn
 
 
@@ -88,3 +91,12 @@ def gpt2() -> nn.Module:
 
 def llama() -> nn.Module:
     return Decoder(GroupedQuery(24, 6, 3), Gated(24, 40), nn.RMSNorm)
+
+
+@pytest.fixture(scope="module", params=[gpt2, llama])
+def fixture(request: pytest.FixtureRequest) -> Fixture:
+    return fixture_of(request.param, tokens())
+
+
+class TestGpt(FamilyContract):
+    pass

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import pytest
 import torch
+from family import FamilyContract, fixture_of, images
+from fixture import Fixture
 from torch import nn
 
 
@@ -35,3 +38,12 @@ class MobileNet(nn.Module):
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         return self.classifier(nn.functional.adaptive_avg_pool2d(self.features(x), 1).flatten(1))
+
+
+@pytest.fixture(scope="module")
+def fixture() -> Fixture:
+    return fixture_of(MobileNet, images())
+
+
+class TestMobilenet(FamilyContract):
+    pass

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import pytest
 import torch
+from family import FamilyContract, fixture_of, tokens
+from fixture import Fixture
 from torch import nn
 
 
@@ -18,3 +21,12 @@ class Reader(nn.Module):
     def forward(self, ids: torch.Tensor) -> torch.Tensor:
         output, _ = self.rnn(torch.tanh(self.project(self.embedding(ids))))
         return self.classifier(torch.relu(self.hidden(output.mean(1))))
+
+
+@pytest.fixture(scope="module", params=[(nn.LSTM, 1, False), (nn.LSTM, 2, True), (nn.GRU, 2, False)])
+def fixture(request: pytest.FixtureRequest) -> Fixture:
+    return fixture_of(lambda: Reader(*request.param), tokens())
+
+
+class TestRecurrent(FamilyContract):
+    pass

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import pytest
 import torch
+from family import FamilyContract, fixture_of, images
+from fixture import Fixture
 from torch import nn
 
 
@@ -30,3 +33,12 @@ class ResNet(nn.Module):
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         return self.fc(self.layers(self.stem(x)).mean((2, 3)))
+
+
+@pytest.fixture(scope="module")
+def fixture() -> Fixture:
+    return fixture_of(ResNet, images())
+
+
+class TestResidualCnn(FamilyContract):
+    pass

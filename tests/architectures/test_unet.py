@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import pytest
 import torch
+from family import FamilyContract, fixture_of, images
+from fixture import Fixture
 from torch import nn
 
 
@@ -26,3 +29,12 @@ class UNet(nn.Module):
         y = self.up2(torch.cat([second, y], 1))
         y = nn.functional.interpolate(y, scale_factor=2.0, mode="nearest")
         return self.head(self.up1(torch.cat([y, first], 1)))
+
+
+@pytest.fixture(scope="module")
+def fixture() -> Fixture:
+    return fixture_of(UNet, images(1))
+
+
+class TestUnet(FamilyContract):
+    pass

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import pytest
 import torch
 import torch.nn.functional as F
+from family import FamilyContract, fixture_of, images
+from fixture import Fixture
 from torch import nn
 
 
@@ -45,3 +48,12 @@ class ViT(nn.Module):
         y = self.patches(x).flatten(2).transpose(1, 2)
         y = torch.cat([self.token.expand(len(y), -1, -1), y], 1) + self.positions
         return self.head(self.norm(self.blocks(y))[:, 0])
+
+
+@pytest.fixture(scope="module")
+def fixture() -> Fixture:
+    return fixture_of(ViT, images(3, 8))
+
+
+class TestVit(FamilyContract):
+    pass

@@ -8,9 +8,9 @@ import torch
 from torch import nn
 
 from autocompress import Candidate, ModuleConfig, find_modules
+from autocompress.compress.evidence import Evidence
 from autocompress.compress.library import VariantLibrary, trim_folder
 from autocompress.compress.low_rank import factor_shapes, truncated_svd
-from autocompress.compress.evidence import Evidence
 from autocompress.compress.prune import Masks, Pruner
 from autocompress.compress.stitch import Stitcher
 from autocompress.split import split_modules
