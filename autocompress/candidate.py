@@ -11,7 +11,7 @@ ALGORITHMS = ("auto", "nearest", "gptq", "adaround")
 WEIGHT_RANGES = ("squared_error", "golden_section", "min_max", "percentile", "entropy")
 ACTIVATION_MODES = ("auto", "dynamic", "static")
 DECOMPOSITIONS = ("auto", "svd", "whitened", "tucker", "spatial")
-IMPORTANCES = ("l2", "l1", "random", "gradient", "taylor", "hessian", "wanda", "obs_diagonal", "obs")
+IMPORTANCES = ("obs", "obs_diagonal", "wanda", "taylor", "hessian", "gradient", "l2", "l1", "random")
 SPARSITY_PATTERNS = ("unstructured", "2:4", "4:8")
 SPARSITY_CRITERIA = ("auto", "magnitude", "random", "gradient", "taylor", "hessian", "wanda", "obs_diagonal", "sparsegpt")
 SCHEDULES = ("one_shot", "linear", "cubic")
@@ -35,7 +35,8 @@ class ModuleConfig:
         smoothing: SmoothQuant's alpha on the normalisation in front (a knob of the first module that reads it); 0 is off.
         decomposition: what the factors are: "svd", "whitened" by the calibration Gram matrix, for convolutions also "tucker"
             (Tucker-2) and "spatial" (columns, then rows); "auto" is whitened where there are calibration inputs, else svd.
-        importance: by which criterion the units of the group are ranked whose root this is.
+        importance: by which criterion the units of the group are ranked whose root this is; those that need the inputs of the layers
+            that read the group fall back to "l2" where these are not known.
         reconstruction: when input channels are removed, the columns that are left make up for them by least squares.
         sparsity: fraction of zeros among the (pruned, factorised) weights; N:M patterns fix it at 1 - N/M.
         sparsity_pattern: "unstructured", or N:M: N of every M consecutive inputs of a row are kept.
@@ -53,7 +54,7 @@ class ModuleConfig:
     activation_mode: str = "auto"
     smoothing: float = 0.0
     decomposition: str = "auto"
-    importance: str = "l2"
+    importance: str = "obs"
     reconstruction: bool = True
     sparsity: float = 0.0
     sparsity_pattern: str = "unstructured"

@@ -22,55 +22,19 @@ from onnxruntime.quantization import CalibrationDataReader, QuantFormat, QuantTy
 from onnxruntime.quantization.shape_inference import quant_pre_process
 from torch import nn
 
-from autocompress import Candidate, Distillation, ModuleConfig, Task, find_modules, load_task
+from autocompress import Candidate, ModuleConfig, Task, find_modules, load_task
 from autocompress.candidate import WEIGHT_RANGES
-from autocompress.compress.distill import distil
-from autocompress.compress.library import VariantLibrary
 from autocompress.compress.statistics import collect_statistics, output_error
-from autocompress.compress.stitch import Stitcher, Trained
-from autocompress.export.build import Builder, prepare, stitched_variants
-from autocompress.measure.accuracy import evaluate_model, evaluate_session
+from autocompress.export.build import prepare, stitched_variants
 from autocompress.targets.kernels import KernelChoice
 from autocompress.targets.runtime import open_session
 from autocompress.task import Batches, call_model, take_samples
 from benchmarks.against_onnxruntime import quantize_dynamic
+from benchmarks.bench import Bench, distilled
 from benchmarks.output import parser_of, write_figures
 
 CPU = torch.device("cpu")
-INTEGER = ("linear", "conv")
 TABLE_QUESTIONS = 2000
-
-
-class Bench:
-    def __init__(self, task: Task, builder: Builder, test: list) -> None:
-        self.task, self.builder, self.test = task, builder, test
-        library = VariantLibrary(builder.evidence, None, builder.kernels.saturates)
-        self.stitcher = Stitcher(builder.teacher, builder.module_map, library, builder.plan)
-
-    def uniform(self, bits: int, activation_bits: int = 8, **axes: object) -> Candidate:
-        modules = self.builder.module_map
-        return Candidate.of({m.name: ModuleConfig(bits, activation_bits if m.kind in INTEGER else 32, **axes) for m in modules})
-
-    def simulated(self, candidate: Candidate, batches: Batches) -> float:
-        return evaluate_model(self.task, self.stitcher.apply(candidate), batches, CPU)[0].accuracy
-
-    def from_file(self, candidate: Candidate, trained: Trained | None = None) -> tuple[float, int]:
-        """(test accuracy, bytes) of the exported file."""
-        variants = {} if trained else stitched_variants(self.builder, self.stitcher, candidate)
-        data = self.builder.build(self.builder.recipe(candidate, variants, trained)).SerializeToString()
-        return self.session_accuracy(data), len(data)
-
-    def session_accuracy(self, model: bytes | str) -> float:
-        session = open_session(model, os.cpu_count() or 1)
-        return evaluate_session(self.task, session, tuple(i.name for i in session.get_inputs()), self.test)[0].accuracy
-
-    def trained(self, candidate: Candidate, steps: int) -> Trained:
-        torch.manual_seed(0)
-        candidate = Candidate(candidate.modules, Distillation(0.3, 2.0, steps))
-        self.stitcher.apply(candidate)
-        self.stitcher.start_training(candidate)
-        distil(self.task, self.stitcher.model, self.stitcher.teacher, candidate.distillation, CPU)
-        return self.stitcher.trained_state()
 
 
 def algorithm_table(bench: Bench, questions: Batches, quick: bool) -> None:
@@ -94,7 +58,7 @@ def activation_table(bench: Bench, questions: Batches) -> None:
     print(f"{'dynamic (convolutions static)':34}{bench.simulated(bench.uniform(8), questions):10.4f}")
     for method in WEIGHT_RANGES:
         builder = prepare(bench.task, find_modules(bench.task.model, bench.task.example_inputs), KernelChoice(1), None, method)
-        other = Bench(bench.task, builder, bench.test)
+        other = Bench(builder, bench.task, bench.test)
         print(f"{'static, ' + method:34}{other.simulated(other.uniform(8, activation_mode='static'), questions):10.4f}", flush=True)
     print(f"{'16 bits':34}{bench.simulated(bench.uniform(8, 16), questions):10.4f}")
     smoothed = bench.uniform(8)
@@ -137,7 +101,7 @@ def simulation_gap(bench: Bench) -> tuple[float, str]:
         x = inputs[module.name]
         layer = nn.Sequential(teacher.get_submodule(module.name)).eval()
         task = Task("layer", layer, x[:1], [(x, torch.zeros(len(x)))], lambda o, t: 0.0)
-        one = Bench(task, prepare(task, find_modules(layer, x[:1]), KernelChoice(1)), [])
+        one = Bench(prepare(task, find_modules(layer, x[:1]), KernelChoice(1)), task, [])
         for bits in (2, 3, 4, 6, 8, 16):
             for activation_bits in (8, 16, 32):
                 for axes in ({}, {"activation_mode": "static"}, {"activation_mode": "dynamic"}, {"group_size": 32}, {"symmetric": False}):
@@ -183,7 +147,7 @@ def main() -> None:
     questions = take_samples(test, 500 if arguments.quick else TABLE_QUESTIONS)
     test = questions if arguments.quick else test
     builder = prepare(task, find_modules(task.model, task.example_inputs), KernelChoice(1))
-    bench = Bench(task, builder, test)
+    bench = Bench(builder, task, test)
     size = len(builder.baseline)
     steps = 20 if arguments.quick else arguments.steps
     figures = {"acc_float": bench.session_accuracy(builder.baseline)}
@@ -199,7 +163,7 @@ def main() -> None:
     for bits, algorithm in ((3, "nearest"), (3, "auto"), (2, "auto")):
         started = time.monotonic()
         candidate = bench.uniform(bits, algorithm=algorithm)
-        trained = bench.trained(candidate, steps)
+        trained = bench.trained(distilled(candidate, steps))
         accuracy, found = bench.from_file(candidate, trained)
         figures[f"acc_w{bits}_qat" + ("_from_nearest" if algorithm == "nearest" else "")] = accuracy
         label = f"{bits} bit, {algorithm}, {steps} steps"

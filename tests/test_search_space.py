@@ -30,7 +30,7 @@ def test_first_match_wins_and_knobs_sit_where_they_mean_something(found) -> None
     names = {k.parameter for k in space.knobs}
     assert "stem.0/pruning_ratio" in names
     assert "body.0.conv2/pruning_ratio" not in names, "the residual's knob is on its root"
-    assert not any(k.axis == "rank_ratio" for k in space.knobs), "convolutions have no rank"
+    assert {k.module for k in space.knobs if k.axis == "rank_ratio"} == {m.name for m in found if m.kind == "conv"}
     assert next(k.choices for k in space.knobs if k.parameter == "stem.0/pruning_ratio") == (0.0, 0.25, 0.5)
 
 

@@ -150,34 +150,37 @@ def obs(group: ChannelGroup, evidence: Evidence) -> Scores:
     readers = list(_readers(group, evidence))
     if not readers:
         return l2(group, evidence)
-    alive = list(range(group.units))
+    gone = np.zeros(group.units, dtype=bool)
     scores = np.zeros(group.units)
     for step in range(group.units):
-        costs = np.sum([reader.costs(alive) for reader in readers], axis=0)
-        worst = alive.pop(int(np.argmin(costs)))
-        scores[worst] = step
+        costs = np.sum([reader.costs() for reader in readers], axis=0)
+        worst = int(np.argmin(np.where(gone, np.inf, costs)))
+        gone[worst], scores[worst] = True, step
         for reader in readers:
             reader.remove(worst)
     return scores
 
 
 class _Reader:
-    """One layer that reads a group, while units are removed; `columns` are those of each unit."""
+    """One layer that reads a group, while units are removed; `columns` (units, k) are those of each unit."""
 
-    def __init__(self, weight: Tensor, gram: Tensor, columns: Mapping[int, Tensor]) -> None:
+    def __init__(self, weight: Tensor, gram: Tensor, columns: Tensor) -> None:
         self.weight, self.columns = weight.clone(), columns
         self.energy = float(((weight @ gram) * weight).sum().clamp_min(1e-30))
         self.inverse = torch.cholesky_inverse(torch.linalg.cholesky(damped(gram)))
 
-    def costs(self, units: list[int]) -> Scores:
-        found = []
-        for unit in units:
-            at = self.columns[unit]
-            w = self.weight[:, at]
-            found.append(float((torch.linalg.solve(self.inverse[at][:, at], w.T) * w.T).sum()) / self.energy)
-        return np.array(found)
+    def costs(self) -> Scores:
+        """(units,) as shares of the output's energy."""
+        own = self.weight[:, self.columns].transpose(0, 1)  # (units, rows, k)
+        if self.columns.shape[1] == 1:
+            found = own.square().sum((1, 2)) / self.inverse.diagonal()[self.columns[:, 0]]
+        else:
+            blocks = self.inverse[self.columns[:, :, None], self.columns[:, None, :]]
+            found = (torch.linalg.solve(blocks, own.transpose(1, 2)) * own.transpose(1, 2)).sum((1, 2))
+        return np.asarray((found / self.energy).numpy())
 
     def remove(self, unit: int) -> None:
+        """Take one unit out; its columns become 0, and 1 on the diagonal of the inverse, so that they can be looked at again."""
         at = self.columns[unit]
         solved = torch.linalg.solve(self.inverse[at][:, at], self.inverse[at])
         self.weight -= self.weight[:, at] @ solved
@@ -185,7 +188,7 @@ class _Reader:
         self.weight[:, at] = 0
         self.inverse[at] = 0
         self.inverse[:, at] = 0
-        self.inverse[at, at] = 1  # the removed columns are not looked at again
+        self.inverse[at, at] = 1
 
 
 def _readers(group: ChannelGroup, evidence: Evidence) -> Iterator[_Reader]:
@@ -195,12 +198,10 @@ def _readers(group: ChannelGroup, evidence: Evidence) -> Iterator[_Reader]:
         if read is None:
             continue
         per_channel = read[0].shape[1] // weight_of(module).shape[1]
-        owners = member.root // group.unit_size
-        offsets = torch.arange(per_channel)
-        columns = {
-            unit: (torch.from_numpy(member.index[owners == unit])[:, None] * per_channel + offsets).flatten() for unit in range(group.units)
-        }
-        yield _Reader(*read, columns)
+        order = np.argsort(member.root // group.unit_size, kind="stable")  # as many channels of the reader for every unit
+        channels = torch.from_numpy(member.index[order].reshape(group.units, -1))
+        columns = channels[:, :, None] * per_channel + torch.arange(per_channel)
+        yield _Reader(*read, columns.flatten(1))
 
 
 CRITERIA: Mapping[str, Callable[[ChannelGroup, Evidence], Scores]] = {

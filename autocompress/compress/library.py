@@ -16,7 +16,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
-from autocompress.candidate import ModuleConfig
+from autocompress.candidate import UNTOUCHED, ModuleConfig
 from autocompress.compress.bias_correction import corrected_bias
 from autocompress.compress.evidence import Evidence, Gradients
 from autocompress.compress.importance import weight_of
@@ -182,7 +182,7 @@ class VariantLibrary:
             config,
             activation_bits=bits,
             pruning_ratio=0.0,
-            importance="l2",
+            importance=UNTOUCHED.importance,
             smoothing=0.0,
             activation_mode="auto",
             reconstruction=config.reconstruction or into is None,

@@ -1,0 +1,64 @@
+"""A prepared task on which benchmarks try candidates: simulated, trained, and from the file."""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass, field, replace
+from functools import cached_property
+
+import torch
+
+from autocompress import Candidate, Distillation, ModuleConfig, Task
+from autocompress.compress.library import VariantLibrary
+from autocompress.compress.recover import recover
+from autocompress.compress.stitch import Stitcher, Trained
+from autocompress.export.build import Builder, stitched_variants
+from autocompress.measure.accuracy import evaluate_model, evaluate_session
+from autocompress.targets.runtime import open_session
+from autocompress.task import Batches
+
+CPU = torch.device("cpu")
+INTEGER = ("linear", "conv")
+
+
+@dataclass
+class Bench:
+    """`test` batches are what accuracy is measured on."""
+
+    builder: Builder
+    task: Task
+    test: Batches = field(default_factory=list)
+
+    @cached_property
+    def stitcher(self) -> Stitcher:
+        library = VariantLibrary(self.builder.evidence, None, self.builder.kernels.saturates)
+        return Stitcher(self.builder.teacher, self.builder.module_map, library, self.builder.plan)
+
+    def uniform(self, bits: int, activation_bits: int = 8, **axes: object) -> Candidate:
+        modules = self.builder.module_map
+        return Candidate.of({m.name: ModuleConfig(bits, activation_bits if m.kind in INTEGER else 32, **axes) for m in modules})
+
+    def simulated(self, candidate: Candidate, batches: Batches, trained: Trained | None = None) -> float:
+        return evaluate_model(self.task, self.stitcher.apply(candidate, trained), batches, CPU)[0].accuracy
+
+    def file(self, candidate: Candidate, trained: Trained | None = None) -> bytes:
+        variants = {} if trained else stitched_variants(self.builder, self.stitcher, candidate)
+        return self.builder.build(self.builder.recipe(candidate, variants, trained)).SerializeToString()
+
+    def from_file(self, candidate: Candidate, trained: Trained | None = None) -> tuple[float, int]:
+        """(test accuracy, bytes) of the exported file."""
+        data = self.file(candidate, trained)
+        return self.session_accuracy(data), len(data)
+
+    def session_accuracy(self, model: bytes | str) -> float:
+        session = open_session(model, os.cpu_count() or 1)
+        return evaluate_session(self.task, session, tuple(i.name for i in session.get_inputs()), self.test)[0].accuracy
+
+    def trained(self, candidate: Candidate) -> Trained:
+        torch.manual_seed(0)
+        return recover(self.task, self.stitcher, candidate, CPU)
+
+
+def distilled(candidate: Candidate, steps: int, schedule: str = "one_shot") -> Candidate:
+    """The candidate with that much recovery."""
+    return replace(candidate, distillation=Distillation(0.3, 2.0, steps, schedule))

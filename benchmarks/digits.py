@@ -1,0 +1,78 @@
+"""A residual network on scikit-learn's handwritten digits (8 x 8 pixels): 1000 to train, 297 to validate, 500 to test."""
+
+from __future__ import annotations
+
+import numpy as np
+import torch
+from sklearn.datasets import load_digits
+from torch import Tensor, nn
+
+from autocompress import Task
+from autocompress.task import Batches
+
+WIDTHS = (32, 64, 128)
+EPOCHS = 20
+
+
+class Block(nn.Module):
+    def __init__(self, inputs: int, outputs: int, stride: int) -> None:
+        super().__init__()
+        self.conv1 = nn.Conv2d(inputs, outputs, 3, stride, 1, bias=False)
+        self.bn1 = nn.BatchNorm2d(outputs)
+        self.conv2 = nn.Conv2d(outputs, outputs, 3, 1, 1, bias=False)
+        self.bn2 = nn.BatchNorm2d(outputs)
+        self.shortcut = nn.Sequential()
+        if stride > 1 or inputs != outputs:
+            self.shortcut = nn.Sequential(nn.Conv2d(inputs, outputs, 1, stride, bias=False), nn.BatchNorm2d(outputs))
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = torch.relu(self.bn1(self.conv1(x)))
+        return torch.relu(self.bn2(self.conv2(y)) + self.shortcut(x))
+
+
+class DigitsNet(nn.Module):
+    """(B, 1, 16, 16) -> logits (B, 10)."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.stem = nn.Sequential(nn.Conv2d(1, WIDTHS[0], 3, padding=1, bias=False), nn.BatchNorm2d(WIDTHS[0]), nn.ReLU())
+        a, b, c = WIDTHS
+        self.blocks = nn.Sequential(Block(a, a, 1), Block(a, b, 2), Block(b, b, 1), Block(b, c, 2), Block(c, c, 1))
+        self.head = nn.Linear(c, 10)
+
+    def forward(self, image: Tensor) -> Tensor:
+        return self.head(self.blocks(self.stem(image)).mean((2, 3)))
+
+
+def accuracy(outputs: Tensor, targets: Tensor) -> float:
+    return float((outputs.argmax(1) == targets).float().mean())
+
+
+def digits_task() -> Task:
+    """The trained network; pictures are doubled to 16 x 16 pixels."""
+    data = load_digits()
+    order = np.random.default_rng(0).permutation(len(data.target))
+    x = torch.from_numpy(data.images[order]).float().unsqueeze(1) / 16
+    x = nn.functional.interpolate(x, scale_factor=2, mode="bilinear")
+    y = torch.from_numpy(data.target[order])
+
+    def batches(start: int, end: int) -> Batches:
+        return list(zip(x[start:end].split(50), y[start:end].split(50), strict=True))
+
+    train = batches(0, 1000)
+    return Task("digits", _trained(train), x[:1], batches(1000, 1297), accuracy, train=train, test=batches(1297, 1797))
+
+
+def _trained(train: Batches) -> nn.Module:
+    torch.manual_seed(0)
+    model = DigitsNet()
+    optimizer = torch.optim.AdamW(model.parameters(), lr=2e-3, weight_decay=0.05)
+    schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, 5e-3, EPOCHS * len(list(train)))
+    for _ in range(EPOCHS):
+        for inputs, target in train:
+            loss = nn.functional.cross_entropy(model(inputs), target, label_smoothing=0.05)
+            optimizer.zero_grad()
+            loss.backward()
+            optimizer.step()
+            schedule.step()
+    return model.eval()
