@@ -19,7 +19,7 @@ from autocompress.report.page import write_report
 from autocompress.results import FrontPoint, Measurement, ParetoFront, SearchResult, read_front
 from autocompress.search.loop import Settings, run_search
 from autocompress.search.progress import SearchProgress
-from autocompress.task import Task, load_task
+from autocompress.task import Task, float_task, load_task
 
 __all__ = [
     "AutocompressError",
@@ -106,7 +106,7 @@ def search_interruptible(
     arguments = dict(task_arguments or {})
     if settings.workers > 1 and not isinstance(task, str):
         raise TaskError("search: more than one worker needs the task as module:function or file.py:function, so that each can load it")
-    loaded = load_task(task, **arguments) if isinstance(task, str) else task
+    loaded = float_task(load_task(task, **arguments) if isinstance(task, str) else task)
 
     def launch(url: str) -> list[Any]:
         command = [sys.executable, "-m", "autocompress", "worker", "--storage", url, "--study", settings.study_name, str(task)]

@@ -43,23 +43,8 @@ def add_limits(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--max-accuracy-drop", type=float, metavar="0.005", help="most accuracy that may be lost on validation")
 
 
-def build_parser() -> argparse.ArgumentParser:
-    """All commands."""
-    parser = argparse.ArgumentParser(prog="autocompress", description="Small and fast versions of a PyTorch model, measured.")
-    parser.add_argument("--debug", action="store_true", help="show the traceback of an error")
-    commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
-
-    def command(name: str, text: str, task: bool = False) -> argparse.ArgumentParser:
-        added = commands.add_parser(name, help=text, description=text)
-        added.add_argument("--debug", action="store_true", default=argparse.SUPPRESS, help=argparse.SUPPRESS)
-        if task:
-            added.add_argument("task", metavar="TASK", help="package.module:function or path/to/file.py:function")
-            added.add_argument(
-                "--task-arg", type=task_argument, action="append", default=[], metavar="k=v", help="argument of that function"
-            )
-        return added
-
-    found = command("search", "search the Pareto front of a task; the same command resumes", task=True)
+def _add_search(found: argparse.ArgumentParser) -> None:
+    """The arguments of `autocompress search`."""
     found.add_argument("--space", metavar="FILE", help="search space in YAML (default: a joint space for any model)")
     found.add_argument("--target", default="onnxruntime-cpu", metavar="T", help=f"one of: {', '.join(TARGETS)}")
     found.add_argument("--target-table", metavar="FILE", help="latency table from `autocompress profile`")
@@ -79,7 +64,28 @@ def build_parser() -> argparse.ArgumentParser:
     found.add_argument("--out", default="reports/run", metavar="DIR")
     found.add_argument("--json", action="store_true", help="print front.json instead of the table")
 
+
+def build_parser() -> argparse.ArgumentParser:
+    """All commands."""
+    parser = argparse.ArgumentParser(prog="autocompress", description="Small and fast versions of a PyTorch model, measured.")
+    parser.add_argument("--debug", action="store_true", help="show the traceback of an error")
+    commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
+
+    def command(name: str, text: str, task: bool = False) -> argparse.ArgumentParser:
+        added = commands.add_parser(name, help=text, description=text)
+        added.add_argument("--debug", action="store_true", default=argparse.SUPPRESS, help=argparse.SUPPRESS)
+        if task:
+            added.add_argument("task", metavar="TASK", help="package.module:function or path/to/file.py:function")
+            added.add_argument(
+                "--task-arg", type=task_argument, action="append", default=[], metavar="k=v", help="argument of that function"
+            )
+        return added
+
+    _add_search(command("search", "search the Pareto front of a task; the same command resumes", task=True))
     shown = command("inspect", "list what can be compressed, and what cannot", task=True)
+    shown.add_argument("--space", metavar="FILE", help="space whose ranks are judged (default: the default space)")
+    shown.add_argument("--target", default="onnxruntime-cpu", metavar="T")
+    shown.add_argument("--target-table", metavar="FILE", help="latency table from `autocompress profile`, for the ranks' times")
     shown.add_argument("--json", action="store_true")
     profiled = command("profile", "measure the latency table of a task's model", task=True)
     profiled.add_argument("--target", default="onnxruntime-cpu", metavar="T")

@@ -17,21 +17,22 @@ from autocompress import reproduce, search_interruptible
 from autocompress.arguments import build_parser
 from autocompress.errors import AutocompressError, TaskError
 from autocompress.export.artifact import copy_artifact
-from autocompress.export.build import prepare
 from autocompress.limits import parse_limits
 from autocompress.measure.accuracy import evaluate_session
 from autocompress.measure.latency import interleaved_timing
 from autocompress.modules import find_modules
 from autocompress.report.page import write_report
 from autocompress.results import REPORT_FILE, read_front
-from autocompress.search.bench import layout_of, subject_of
+from autocompress.search.bench import builder_for, layout_of, subject_of
 from autocompress.search.loop import Settings, run_worker
+from autocompress.search.ranks import rank_verdicts, table_times
 from autocompress.search_space import SearchSpace
 from autocompress.show import console, notes, print_front, print_modules
-from autocompress.targets.profile import kernel_choice, measure_table
+from autocompress.targets.latency_table import LatencyTable
+from autocompress.targets.profile import measure_table
 from autocompress.targets.runtime import open_session, random_feed
 from autocompress.targets.target import find_target
-from autocompress.task import Task, check_task, load_task
+from autocompress.task import Task, check_task, float_task, load_task
 
 INTERRUPTED = 130
 
@@ -71,16 +72,23 @@ def search_command(arguments: argparse.Namespace) -> int:
 def inspect_command(arguments: argparse.Namespace) -> int:
     """`autocompress inspect`."""
     task = _task(arguments)
+    target = find_target(arguments.target)
     found = find_modules(task.model, task.example_inputs, task.towers)
+    times = None
+    if arguments.target_table is not None:
+        builder = builder_for(task, found, target, table=Path(arguments.target_table))
+        found, times = builder.module_map, table_times(layout_of(builder), LatencyTable.load(Path(arguments.target_table)))
+    ranks = rank_verdicts(SearchSpace.load(arguments.space).bind(found, target), found, times)
     if arguments.json:
         data = {
             "modules": [{**m.__dict__, "parameters": m.parameters} for m in found],
             "groups": [{"name": g.name, "kind": g.kind, "units": g.units, "reason": g.reason} for g in found.groups],
             "uncovered": [u.__dict__ for u in found.uncovered],
+            "ranks": [{**r.__dict__, "verdict": r.words} for r in ranks],
         }
         print(json.dumps(data, indent=1))
         return 0
-    print_modules(found)
+    print_modules(found, ranks)
     return 0
 
 
@@ -88,7 +96,7 @@ def profile_command(arguments: argparse.Namespace) -> int:
     """`autocompress profile`."""
     target = find_target(arguments.target)
     task = _task(arguments)
-    builder = prepare(task, find_modules(task.model, task.example_inputs, task.towers), kernel_choice(target))
+    builder = builder_for(task, find_modules(task.model, task.example_inputs, task.towers), target)
     space = SearchSpace.load(arguments.space).bind(builder.module_map, target)
     table = measure_table(subject_of(task, builder, layout_of(builder), space), target)
     table.save(Path(arguments.out))
@@ -176,7 +184,7 @@ def evaluate_command(arguments: argparse.Namespace) -> int:
 
 
 def _task(arguments: argparse.Namespace) -> Task:
-    task = load_task(arguments.task, **dict(arguments.task_arg))
+    task = float_task(load_task(arguments.task, **dict(arguments.task_arg)))
     check_task(task)
     return task
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from collections.abc import Sequence
 
 import numpy as np
 from rich.console import Console
@@ -11,6 +12,7 @@ from rich.table import Table
 from autocompress.modules import ModuleMap
 from autocompress.report.info import before_after
 from autocompress.results import ParetoFront, SearchResult
+from autocompress.search.ranks import RankVerdict
 
 console = Console(soft_wrap=True, width=None if sys.stdout.isatty() else 160)
 
@@ -43,8 +45,8 @@ def print_front(front: ParetoFront) -> None:
     console.print(table)
 
 
-def print_modules(found: ModuleMap) -> None:
-    """Three tables: modules, channel groups, what is not covered."""
+def print_modules(found: ModuleMap, ranks: Sequence[RankVerdict]) -> None:
+    """Tables of modules, channel groups, the ranks of a space and what is not covered."""
     table = Table(title=f"{len(found)} compressible modules")
     for column in ("module", "kind", "shape", "parameters", "MACs", "tower", "role", "channel group", "shares weight with"):
         table.add_column(column, justify="right" if column in ("parameters", "MACs") else "left")
@@ -60,6 +62,8 @@ def print_modules(found: ModuleMap) -> None:
             g.name, g.kind, str(g.units), str(len({m.name for m in g.members})), "yes" if g.reason is None else f"no: {g.reason}"
         )
     console.print(groups)
+    if ranks:
+        console.print(_rank_table(ranks))
     rest = Table(title="not covered")
     for column in ("where", "what", "parameters", "MACs"):
         rest.add_column(column, justify="right" if column in ("parameters", "MACs") else "left")
@@ -72,3 +76,14 @@ def print_modules(found: ModuleMap) -> None:
         f"{sum(u.macs_share for u in found.uncovered):.2%}",
     )
     console.print(rest)
+
+
+def _rank_table(ranks: Sequence[RankVerdict]) -> Table:
+    """What each rank of the space does to the weights of its module and, with a latency table, to its time."""
+    table = Table(title="ranks of the space")
+    for column in ("module", "rank ratio", "decomposition", "weights", "time", "verdict"):
+        table.add_column(column, justify="right" if column in ("rank ratio", "weights", "time") else "left")
+    for r in ranks:
+        time = "" if r.time_ratio is None else f"{r.time_ratio:.2f}x"
+        table.add_row(r.module, f"{r.rank_ratio:g}", r.decomposition, f"{r.weights / r.whole:.2f}x", time, r.words)
+    return table

@@ -8,7 +8,7 @@ import importlib.util
 import inspect
 import math
 import sys
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property, partial
 from pathlib import Path
@@ -23,6 +23,7 @@ from autocompress.errors import NotComputableError, TaskError, nearest_name
 
 Inputs = Tensor | tuple[Tensor, ...] | Mapping[str, Tensor]
 Batches = Iterable[tuple[Inputs, Any]]
+HALVES = (torch.float16, torch.bfloat16)
 
 
 @dataclass(frozen=True)
@@ -206,6 +207,33 @@ def _first(batches: Batches, split: str) -> tuple[Inputs, Any]:
             raise TaskError(f"task: {split} yields {type(batch).__name__}; expected (inputs, target), target may be None")
         return batch[0], batch[1]
     raise TaskError(f"task: {split} is empty; expected at least one (inputs, target) batch")
+
+
+class _Floats:
+    """Batches whose half-precision tensors are float32; re-iterable as the batches are."""
+
+    def __init__(self, batches: Batches) -> None:
+        self.batches = batches
+
+    def __iter__(self) -> Iterator[tuple[Inputs, Any]]:
+        for inputs, target in self.batches:
+            yield map_inputs(inputs, _float32), _float32(target) if isinstance(target, Tensor) else target
+
+
+def _float32(tensor: Tensor) -> Tensor:
+    return tensor.float() if tensor.dtype in HALVES else tensor
+
+
+def float_task(task: Task) -> Task:
+    """`task` itself, or, where its model has half-precision parameters, the same with a float32 copy of the model and its data.
+
+    What is stored in 16 bits, and what in fewer, is for the search to say; the original stays as it is.
+    """
+    if not any(parameter.dtype in HALVES for parameter in task.model.parameters()):
+        return task
+    batches = {name: getattr(task, name) for name in ("validation", "train", "calibration", "test")}
+    floats: dict[str, Any] = {name: None if found is None else _Floats(found) for name, found in batches.items()}
+    return replace(task, model=copy.deepcopy(task.model).float(), example_inputs=map_inputs(task.example_inputs, _float32), **floats)
 
 
 def load_task(spec: str, **arguments: Any) -> Task:

@@ -91,6 +91,24 @@ def test_inspect(cnn_spec: str, capsys: pytest.CaptureFixture[str]) -> None:
     assert {m["name"] for m in data["modules"]} == {"stem.0", "body.0.conv1", "body.0.conv2", "body.2", "fc"}
 
 
+def test_inspect_marks_ranks_without_gain(cnn_spec: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    space = tmp_path / "ranks.yaml"
+    space.write_text("modules: [{match: '*', weight_bits: [4, 8], rank_ratio: [0.25, 0.95, 1.0]}]")
+    code, out, _ = run(capsys, "inspect", cnn_spec, "--space", space)
+    assert code == 0
+    rows = [line for line in out.splitlines() if "0.95" in line and "auto" in line]
+    assert len(rows) == 5
+    assert all("no gain" in line for line in rows if "fc" not in line)
+    ranks = json.loads(run(capsys, "inspect", cnn_spec, "--space", space, "--json")[1])["ranks"]
+    assert {(r["module"], r["verdict"]) for r in ranks if r["rank_ratio"] == 0.25} >= {("body.2", "gain"), ("fc", "gain")}
+    table = tmp_path / "table.json"
+    run(capsys, "profile", cnn_spec, "--space", space, "--out", table)
+    assert set(json.loads(table.read_text())["multiples"]) == {"linear", "conv"}
+    timed = json.loads(run(capsys, "inspect", cnn_spec, "--space", space, "--target-table", table, "--json")[1])["ranks"]
+    assert all(r["time_ratio"] > 0 for r in timed)
+    assert {r["verdict"] for r in timed} <= {"gain", "no gain", "no gain in size", "no gain in time"}
+
+
 def test_profile_writes_a_table_that_a_search_takes(
     cnn_spec: str, folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

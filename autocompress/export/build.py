@@ -228,7 +228,8 @@ def _with_prunable_groups(builder: Builder, inputs: Inputs) -> Builder:
 
 
 def _prunes(builder: Builder, inputs: Inputs, groups: list[ChannelGroup]) -> bool:
-    candidate = Candidate.of({group.name: ModuleConfig(pruning_ratio=0.5) for group in groups})
+    # By magnitude: which units go does not matter here, and both sides must choose the same.
+    candidate = Candidate.of({group.name: ModuleConfig(pruning_ratio=0.5, importance="l2") for group in groups})
     stitcher = Stitcher(builder.teacher, builder.module_map, VariantLibrary(Evidence(builder.teacher)))
     with torch.no_grad():
         expected = call_model(stitcher.apply(candidate), inputs).numpy()

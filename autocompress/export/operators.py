@@ -101,15 +101,15 @@ def gather_block(stored_columns: int, config: ModuleConfig) -> int | None:
 
 def embedding(graph: GraphBuilder, site: Site, variant: Variant, block: int | None) -> None:
     """Gather from the table, unpacked when the session is created, or (with a block size) row by row at run time."""
-    stored = variant.factors[-1]
-    name = f"{site.owner}.weight/table"
-    if len(variant.factors) > 1:  # rows of the rank's width, then the product that makes them wide
-        found = graph.add("Gather", [float_weight(graph, name, stored), site.input], graph.short(f"{site.output}/rows"))
-        graph.add("MatMul", [found, float_weight(graph, f"{site.owner}.weight/wide", variant.factors[0])], site.output)
-        return
+    *first, stored = variant.factors
     if block is None:
-        graph.add("Gather", [float_weight(graph, name, stored), site.input], site.output)
+        # Under the names that a linear module would give its factors, so that one that shares the weight shares what is stored.
+        output = graph.short(f"{site.output}/rows") if first else site.output
+        found = graph.add("Gather", [float_weight(graph, f"{site.owner}.weight/{len(first)}", stored), site.input], output)
+        if first:  # rows of the rank's width become wide
+            graph.add("MatMul", [found, float_weight(graph, f"{site.owner}.weight/0", first[0])], site.output)
         return
+    name = f"{site.owner}.weight/table"
     short = graph.short(name)
     rows, columns = stored.values.shape
     packed = graph.constant(short, pack_rows(stored.values.numpy(), stored.weight_bits))

@@ -199,7 +199,7 @@ def int8_weight(graph: GraphBuilder, name: str, stored: StoredTensor) -> str:
         value = graph.add("Cast", [value], f"{name}t", to=TensorProto.INT8)
         return _unblocked(graph, name, value, stored)
 
-    return graph.once(name, make)
+    return graph.once(f"{name}/int8", make)
 
 
 def float_weight(graph: GraphBuilder, name: str, stored: StoredTensor) -> str:

@@ -25,7 +25,7 @@ from autocompress.modules import find_modules
 from autocompress.results import MODEL_FILE
 from autocompress.split import split_modules
 from autocompress.targets.kernels import KernelChoice
-from autocompress.task import Task
+from autocompress.task import Task, float_task
 
 
 def load_module(folder: Path, model: nn.Module) -> nn.Module:
@@ -46,7 +46,7 @@ def load_module(folder: Path, model: nn.Module) -> nn.Module:
     )
     try:
         kinds = {name: (entry["kind"], entry["owner"]) for name, entry in modules.items()}
-        simulated = SimulatedModel(split_modules(model), kinds, plan)
+        simulated = SimulatedModel(split_modules(model).float(), kinds, plan)
         for name, entry in modules.items():
             owner = entry["owner"]
             simulated.set_variant(name, owner, stored.variants[name], candidate.config(owner), stored.masks, entry["block_size"])
@@ -73,6 +73,7 @@ def reproduce_model(folder: Path, task: Task, to: Path) -> Path:
     recorded file byte for byte (another version, machine or calibration set rounds differently).
     """
     recipe = read_recipe(folder)
+    task = float_task(task)
     candidate = Candidate.from_json(recipe["candidate"])
     threads = torch.get_num_threads()
     torch.set_num_threads(int(recipe["origin"].get("threads", os.cpu_count() or 1)))

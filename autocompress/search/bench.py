@@ -22,7 +22,7 @@ from autocompress.measure.latency import interleaved_timing
 from autocompress.modules import ModuleMap
 from autocompress.results import Measurement
 from autocompress.search.racing import metric_is_mean
-from autocompress.search.ranks import no_gain, rank_verdicts
+from autocompress.search.ranks import no_gain, rank_verdicts, table_times
 from autocompress.search_space import BoundSpace, SearchSpace
 from autocompress.targets.latency_table import LatencyTable, Layout
 from autocompress.targets.profile import Subject, cache_folder, cached_table, extra_forms, kernel_choice
@@ -141,7 +141,7 @@ def open_bench(
     layout = layout_of(builder)
     subject = subject_of(task, builder, layout, bound)
     table = cached_table(subject, target, table_file, report)
-    bound = replace(bound, no_gain=no_gain(rank_verdicts(bound, layout, table)))
+    bound = replace(bound, no_gain=no_gain(rank_verdicts(bound, builder.module_map, table_times(layout, table))))
     report("evaluating the baseline", 0.0)
     teacher = builder.teacher.to(device)
     trim_folder(cache_folder() / "variants")

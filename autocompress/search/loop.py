@@ -13,6 +13,7 @@ import optuna
 import torch
 
 from autocompress.candidate import Candidate, ModuleConfig
+from autocompress.compress.prune import global_ratios
 from autocompress.errors import AutocompressError, LimitError, RunFolderError, nearest_name
 from autocompress.limits import Limits, parse_limits
 from autocompress.modules import find_modules
@@ -40,7 +41,7 @@ from autocompress.search.trial import Judge
 from autocompress.search.worker import Interrupt, Worker
 from autocompress.search_space import SearchSpace
 from autocompress.targets.target import find_target
-from autocompress.task import Task, check_task
+from autocompress.task import Task, check_task, float_task
 
 
 @dataclass(frozen=True)
@@ -61,6 +62,7 @@ class Settings:
     strategy: str = "guided"
 
 
+GLOBAL_RATIO = 0.3
 STRATEGIES = ("guided", "progressive")
 
 
@@ -179,6 +181,7 @@ def _for_workers(settings: Settings, space: SearchSpace, folder: Path, limits: L
 
 def run_worker(task: Task, storage: str, study_name: str, device_name: str | None) -> bool:
     """Take trials of a study that a search has started, until it is full; returns whether it was interrupted."""
+    task = float_task(task)
     check_task(task)
     run = open_study(storage, optuna.samplers.RandomSampler(), study_name, create=False).user_attrs.get("run")
     if run is None:
@@ -194,7 +197,7 @@ def run_worker(task: Task, storage: str, study_name: str, device_name: str | Non
     with interrupt.watched(), SearchProgress(quiet=True) as progress:
         baseline = Measurement.from_json(known["baseline"])
         bench = open_bench(task, space, target, device, module_map, _path(run["table"]), baseline, progress.phase)
-        sampler = PriceSampler(bench.space, make_allocator(bench, sensitivity(bench, folder, progress.phase)), run["seed"])
+        sampler = price_sampler(bench, sensitivity(bench, folder, progress.phase), run["seed"])
         study = open_study(storage, sampler, study_name, create=False)
         deadline = None if run["deadline"] is None else time.monotonic() + run["deadline"] - time.time()
         worker = Worker(study, Judge(bench, Limits(**run["limits"]), folder), folder, alone=False)
@@ -216,12 +219,20 @@ def make_allocator(bench: Bench, losses: Mapping[tuple[str, ModuleConfig], float
     return Allocator.of(bench.space, bench.layout, bench.table, losses, bench.baseline.size_bytes)
 
 
+def price_sampler(bench: Bench, losses: Mapping[tuple[str, ModuleConfig], float], seed: int) -> PriceSampler:
+    """The guided sampler; one of its first proposals prunes all groups by one threshold on their magnitudes."""
+    groups = [g for g in bench.module_map.groups if g.reason is None and max(bench.space.numbers(g.name, "pruning_ratio")) > 0]
+    scores = {g.name: bench.layout.pruner.scores(g, "l2") for g in groups}
+    ratios = global_ratios(scores, GLOBAL_RATIO) if scores else {}
+    return PriceSampler(bench.space, make_allocator(bench, losses), seed, ratios)
+
+
 def make_sampler(
     settings: Settings, bench: Bench, limits: Limits, losses: Mapping[tuple[str, ModuleConfig], float]
 ) -> PriceSampler | ProgressiveSampler:
     """What proposes the trials of a strategy."""
     if settings.strategy == "guided":
-        return PriceSampler(bench.space, make_allocator(bench, losses), settings.seed)
+        return price_sampler(bench, losses, settings.seed)
     drop = DEFAULT_DROP if limits.max_accuracy_drop is None else limits.max_accuracy_drop
     return ProgressiveSampler(bench.space, losses, bench.baseline.accuracy - drop, settings.seed)
 

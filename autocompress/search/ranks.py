@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from math import prod
 
@@ -44,29 +44,35 @@ class RankVerdict:
         return "no gain in time" if self.faster is False else "gain"
 
 
-def rank_verdicts(space: BoundSpace, layout: Layout, table: LatencyTable | None) -> list[RankVerdict]:
-    """One per module and choice of rank below 1 that `space` names; `table` adds the times."""
+TimeRatio = Callable[[CompressibleModule, ModuleConfig], float]
+
+
+def rank_verdicts(space: BoundSpace, modules: Iterable[CompressibleModule], time_ratio: TimeRatio | None = None) -> list[RankVerdict]:
+    """One per module and choice of rank below 1 that `space` names; `time_ratio` is the time of a config's factors against the whole."""
     found = []
-    for module in layout.module_map:
+    for module in modules:
         ranked: dict[tuple[float, str], list[ModuleConfig]] = {}
-        for config in space.configs(module.name):
+        for config in space.configs(module.name) if module.name in space.kinds else ():
             if config.rank_ratio < 1 and module.factorisable:
                 ranked.setdefault((config.rank_ratio, config.decomposition), []).append(config)
         for (ratio, decomposition), configs in ranked.items():
             weights = sum(prod(shape) for shape in factor_shapes(module.weight_shape, ratio, decomposition))
-            times = [] if table is None else [_time_ratio(layout, table, module, config) for config in configs]
+            times = [] if time_ratio is None else [time_ratio(module, config) for config in configs]
             found.append(RankVerdict(module.name, ratio, decomposition, weights, prod(module.weight_shape), min(times, default=None)))
     return found
 
 
-def _time_ratio(layout: Layout, table: LatencyTable, module: CompressibleModule, config: ModuleConfig) -> float:
+def table_times(layout: Layout, table: LatencyTable) -> TimeRatio:
+    """Times as a latency table predicts them."""
     kinds = {m.name: m.kind for m in layout.module_map}
-    rows, columns = module.weight_shape[:2]
 
-    def time(of: ModuleConfig) -> float:
-        return table.wall_us(module.name, *module_work(layout, module, of, rows, columns), kinds)
+    def ratio(module: CompressibleModule, config: ModuleConfig) -> float:
+        def time(of: ModuleConfig) -> float:
+            return table.wall_us(module.name, *module_work(layout, module, of, *module.weight_shape[:2]), kinds)
 
-    return time(config) / max(time(config.quantized()), 1e-9)
+        return time(config) / max(time(config.quantized()), 1e-9)
+
+    return ratio
 
 
 def no_gain(verdicts: Iterable[RankVerdict]) -> frozenset[tuple[str, float, str]]:

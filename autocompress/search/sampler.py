@@ -38,15 +38,19 @@ def distributions(space: BoundSpace) -> dict[str, BaseDistribution]:
 class PriceSampler(BaseSampler):
     """Draws (lambda_size, lambda_latency) from a Halton sequence and proposes the allocation that is cheapest at them.
 
-    The first trials are anchors: the most accurate allocation, and uniform 8 and 4 bits on integer kernels. Later a
+    The first trials are anchors: the most accurate allocation, uniform 8 and 4 bits on integer kernels, and, where groups can be pruned,
+    8 bits with the given `pruning_ratios`. Later a
     share of proposals moves one to four knobs of a front member by a step. Everything is derived from the seed, the trial's number
     and the storage, so that a resumed search goes on where it stopped and many workers share one sequence.
     """
 
-    def __init__(self, space: BoundSpace, allocator: Allocator, seed: int) -> None:
+    def __init__(self, space: BoundSpace, allocator: Allocator, seed: int, pruning_ratios: Mapping[str, float] | None = None) -> None:
         self._space = space
         self._allocator = allocator
         self._seed = seed
+        self._anchors = [{name: ModuleConfig(*bits) for name in space.kinds} for bits in ANCHORS]
+        if pruning_ratios:
+            self._anchors.append({name: ModuleConfig(8, 8, pruning_ratio=pruning_ratios.get(name, 0.0)) for name in space.kinds})
         self._distributions = distributions(space)
         self._random = RandomSampler(seed=seed)
 
@@ -62,7 +66,7 @@ class PriceSampler(BaseSampler):
         """One proposal."""
         point = qmc.Halton(5, seed=self._seed).random(trial.number + 1)[-1]
         extra = self._extra(point)
-        if trial.number <= len(ANCHORS):
+        if trial.number <= len(self._anchors):
             return {**self._anchor(trial.number), **extra}
         generator = np.random.default_rng([self._seed, trial.number])
         if generator.random() < LOCAL_SHARE:
@@ -90,8 +94,7 @@ class PriceSampler(BaseSampler):
     def _anchor(self, number: int) -> dict[str, int]:
         if number == 0:
             return self.indices(self._allocator.allocate(0.0, 0.0)[0])
-        bits, activation_bits = ANCHORS[number - 1]
-        return self.indices({name: ModuleConfig(bits, activation_bits) for name in self._space.kinds})
+        return self.indices(self._anchors[number - 1])
 
     def _front(self, study: optuna.Study) -> list[FrozenTrial]:
         done = [

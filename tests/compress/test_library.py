@@ -10,7 +10,6 @@ from torch import nn
 from autocompress import Candidate, ModuleConfig, find_modules
 from autocompress.compress.evidence import Evidence
 from autocompress.compress.library import VariantLibrary, trim_folder
-from autocompress.compress.low_rank import factor_shapes, truncated_svd
 from autocompress.compress.prune import Masks, Pruner
 from autocompress.compress.stitch import Stitcher
 from autocompress.split import split_modules
@@ -80,16 +79,6 @@ def test_a_cache_that_cannot_be_written_costs_nothing_else(model: nn.Module, tmp
     blocked.write_text("")
     library = VariantLibrary(Evidence(model), blocked / "below")
     assert library.get("0", ModuleConfig(8), ALL).factors[0].weight_bits == 8
-
-
-def test_truncated_svd_is_the_best_fit() -> None:
-    weight = torch.randn(12, 20, generator=torch.Generator().manual_seed(0))
-    first, second = truncated_svd(weight, 5)
-    assert (first.shape, second.shape) == ((5, 20), (12, 5))
-    rest = torch.linalg.svdvals(weight)[5:].square().sum().sqrt()
-    assert torch.dist(second @ first, weight) == pytest.approx(float(rest), rel=1e-4)
-    assert factor_shapes((12, 20), 0.25) == ((3, 20), (12, 3))
-    assert factor_shapes((2, 2), 0.1) == ((1, 2), (2, 1))
 
 
 @pytest.fixture

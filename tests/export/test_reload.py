@@ -20,7 +20,7 @@ from autocompress.task import call_model, feed_of
 
 SPACE = {
     "modules": [
-        {"kind": "embedding", "weight_bits": [3, 8], "group_size": 16},
+        {"kind": "embedding", "weight_bits": [3, 8], "group_size": 16, "rank_ratio": [0.5, 1.0]},
         {
             "match": "*",
             "weight_bits": [2, 3, 5],
@@ -31,9 +31,12 @@ SPACE = {
             "smoothing": [0.0, 0.5],
             "rank_ratio": [0.5, 1.0],
             "pruning_ratio": [0.0, 0.5],
+            "importance": ["obs", "taylor"],
+            "sparsity": [0.0, 0.6],
+            "sparsity_criterion": ["auto", "hessian"],
         },
     ],
-    "distillation": {"alpha": 0.5, "steps": 12},
+    "distillation": {"alpha": 0.5, "steps": 12, "schedule": ["one_shot", "cubic"], "rounds": 3},
 }
 
 

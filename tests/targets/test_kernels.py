@@ -7,7 +7,7 @@ from pathlib import Path
 
 from autocompress.measure.latency import Timing
 from autocompress.targets import kernels
-from autocompress.targets.kernels import FOLDED, KernelChoice
+from autocompress.targets.kernels import FOLDED, KernelChoice, liked_multiple
 from autocompress.targets.runtime import open_session
 
 
@@ -22,6 +22,21 @@ def test_answers_are_measured_once_and_remembered(tmp_path: Path, monkeypatch) -
     path.write_text("{")
     assert KernelChoice(1, path).matmul_level(4, 64, 32, 4, 32) == 4, "a damaged file is measured again"
     assert json.loads(path.read_text())
+
+
+def test_the_width_that_a_kernel_likes_is_read_from_its_times() -> None:
+    steps = {width: float(-(-width // 8)) for width in range(33, 97)}
+    assert liked_multiple(steps) == 8, "time grows by steps of eight channels"
+    assert liked_multiple({width: float(width) for width in steps}) == 1, "each channel costs"
+    odd = {width: 1.0 + 0.3 * (width % 16 > 0) for width in steps}
+    assert liked_multiple(odd) == 16, "an odd width takes longer than the full one"
+
+
+def test_widths_are_measured_for_both_kinds_of_kernel(tmp_path: Path) -> None:
+    choice = KernelChoice(1, tmp_path / "kernels.json")
+    found = {kind: choice.width_multiple(kind) for kind in ("linear", "conv")}
+    assert set(found.values()) <= {1, 2, 4, 8, 16}
+    assert set(json.loads((tmp_path / "kernels.json").read_text())) == {"linear width multiple", "conv width multiple"}
 
 
 def test_all_kernels_that_are_timed_run_and_give_the_same_shape(monkeypatch) -> None:
