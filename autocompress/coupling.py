@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import copy
+import signal
+import threading
 import warnings
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from typing import Any
 
 import numpy as np
@@ -25,6 +28,7 @@ from autocompress.structures import (
 )
 from autocompress.task import Inputs
 
+GROUP_SECONDS = 20.0
 COVERED = (nn.Linear, nn.Conv1d, nn.Conv2d, nn.ConvTranspose1d, nn.ConvTranspose2d, nn.modules.batchnorm._BatchNorm)
 
 
@@ -83,7 +87,8 @@ def find_channel_groups(model: nn.Module, example_inputs: Inputs, names: Iterabl
             group = _alone(model, name, problem)
         else:
             try:
-                group = _group(graph, model.get_submodule(name), name, name_of, model)
+                with _time_limit(GROUP_SECONDS):
+                    group = _group(graph, model.get_submodule(name), name, name_of, model)
             except Exception as error:
                 group = _alone(model, name, f"torch-pruning cannot follow its channels ({type(error).__name__})")
         produced.update(member.name for member in group.members if member.side == "out")
@@ -91,6 +96,25 @@ def find_channel_groups(model: nn.Module, example_inputs: Inputs, names: Iterabl
     order = {name: i for i, name in enumerate(names)}
     found = sorted((*groups, *mixtures), key=lambda group: order.get(group.name, len(order)))
     return tuple(found)
+
+
+@contextmanager
+def _time_limit(seconds: float) -> Iterator[None]:
+    """TimeoutError after that time, in the main thread of a Unix process: the tracer goes round for ever in some graphs."""
+
+    def stop(number: int, frame: Any) -> None:
+        raise TimeoutError
+
+    if threading.current_thread() is not threading.main_thread() or not hasattr(signal, "setitimer"):
+        yield
+        return
+    previous = signal.signal(signal.SIGALRM, stop)
+    signal.setitimer(signal.ITIMER_REAL, seconds)
+    try:
+        yield
+    finally:
+        signal.setitimer(signal.ITIMER_REAL, 0)
+        signal.signal(signal.SIGALRM, previous)
 
 
 def _alone(model: nn.Module, name: str, reason: str) -> ChannelGroup:

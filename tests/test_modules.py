@@ -139,6 +139,17 @@ def test_a_model_without_compressible_modules_is_refused() -> None:
         find_modules(nn.Sequential(nn.ReLU()), torch.rand(1, 2))
 
 
+def test_a_tracer_that_never_ends_costs_its_group_only(monkeypatch: pytest.MonkeyPatch) -> None:
+    def endless(*arguments: object, **options: object) -> None:
+        while True:
+            pass
+
+    monkeypatch.setattr("torch_pruning.DependencyGraph.get_pruning_group", endless)
+    monkeypatch.setattr("autocompress.coupling.GROUP_SECONDS", 0.05)
+    found = find_modules(nn.Sequential(nn.Linear(4, 8), nn.ReLU(), nn.Linear(8, 2)), torch.rand(1, 4))
+    assert [g.reason for g in found.groups] == ["torch-pruning cannot follow its channels (TimeoutError)"] * 2
+
+
 def test_a_model_that_cannot_be_traced_is_not_pruned_and_says_why(monkeypatch: pytest.MonkeyPatch) -> None:
     def fails(*arguments: object, **options: object) -> None:
         raise NotImplementedError("some operator")

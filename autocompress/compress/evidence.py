@@ -9,7 +9,9 @@ from dataclasses import dataclass, field
 from functools import cached_property, partial
 from typing import Any
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from autocompress.compress.statistics import LayerStatistics
@@ -41,12 +43,14 @@ class Gradients:
 class Evidence:
     """Of one model: statistics of layers' inputs by name (may be empty), and gradients, which are computed when first asked for.
 
-    `loss(model) -> iterable of scalar losses`, one per small batch; None where there is no data.
+    `losses(model)` gives scalar losses, one per small batch; None where there is no data. `scores` remembers the importance of units by
+    (group, criterion), for all who ask.
     """
 
     model: nn.Module
     statistics: Mapping[str, LayerStatistics] = field(default_factory=dict)
     losses: Callable[[nn.Module], Iterable[Tensor]] | None = None
+    scores: dict[tuple[str, str], NDArray[np.float64]] = field(default_factory=dict)
 
     @cached_property
     def gradients(self) -> Mapping[str, Gradients]:

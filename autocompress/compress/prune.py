@@ -38,19 +38,18 @@ class Masks:
 
 @dataclass
 class Pruner:
-    """Masks of any candidate on one model; scores and masks are made once per group and choice."""
+    """Masks of any candidate on one model; scores are made once per group and criterion, masks once per choice."""
 
     evidence: Evidence
     module_map: ModuleMap
-    _scores: dict[tuple[str, str], Scores] = field(default_factory=dict)
     _cache: dict[tuple[tuple[str, ModuleConfig], ...], Masks] = field(default_factory=dict)
 
     def scores(self, group: ChannelGroup, importance: str) -> Scores:
         """(units,) importance of each unit by one criterion."""
-        key = group.name, importance
-        if key not in self._scores:
-            self._scores[key] = CRITERIA[importance](group, self.evidence)
-        return self._scores[key]
+        known = self.evidence.scores
+        if (group.name, importance) not in known:
+            known[group.name, importance] = CRITERIA[importance](group, self.evidence)
+        return known[group.name, importance]
 
     def root_mask(self, group: ChannelGroup, config: ModuleConfig) -> Mask:
         """(channels,) the units with the highest scores are kept."""

@@ -17,6 +17,11 @@ CONTRIB = "com.microsoft"
 FUNCTIONS = "autocompress"
 
 
+def constant(name: str, value: NDArray[np.generic]) -> NodeProto:
+    """A node, for functions, which have no initializers."""
+    return helper.make_node("Constant", [], [name], value=numpy_helper.from_array(value, name))
+
+
 @dataclass
 class GraphBuilder:
     """Collects nodes and initializers; `owners` tells which module made each tensor.

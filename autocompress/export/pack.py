@@ -7,11 +7,12 @@ from functools import cache
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from onnx import FunctionProto, NodeProto, TensorProto, helper, numpy_helper
+from onnx import FunctionProto, TensorProto, helper
 
 from autocompress.compress.quantize import StoredTensor, to_blocks
 from autocompress.export.float_graph import OPSET
-from autocompress.export.graph import FUNCTIONS, GraphBuilder
+from autocompress.export.graph import FUNCTIONS, GraphBuilder, constant
+from autocompress.export.sparse import sparse_pays, spread
 
 Array = NDArray[np.generic]
 
@@ -71,9 +72,6 @@ def unpack_function(weight_bits: int) -> FunctionProto:
     A function is stored once per file where its operators would be stored once per weight.
     """
 
-    def constant(name: str, value: Array) -> NodeProto:
-        return helper.make_node("Constant", [], [name], value=numpy_helper.from_array(value, name))
-
     half = 2 ** (weight_bits - 1)
     nodes = [
         constant("flat", np.array([-1])),
@@ -110,48 +108,12 @@ def unpack_function(weight_bits: int) -> FunctionProto:
     return helper.make_function(FUNCTIONS, f"Unpack{weight_bits}", inputs, ["y"], nodes, [helper.make_opsetid("", OPSET)])
 
 
-def sparse_pays(count: int, kept: int, weight_bits: int) -> bool:
-    """Whether a bit per element and the kept values take fewer bytes than all values."""
-    return count + kept * weight_bits < count * weight_bits
-
-
-def _spread(graph: GraphBuilder, name: str, value: str, kept: NDArray[np.bool_]) -> str:
-    """`value` (1 + kept elements, the first one 0) at the places where `kept` is true, zeros elsewhere, in the shape of `kept`."""
-    bitmap = graph.constant(f"{name}k", np.packbits(kept.ravel(), bitorder="little")[:, None])
-    graph.functions.setdefault("Spread", spread_function())
-    return graph.add("Spread", [bitmap, value, graph.shape(kept.shape)], f"{name}K", domain=FUNCTIONS)
-
-
-@cache
-def spread_function() -> FunctionProto:
-    """The model-local function (bitmap (bytes, 1), values, shape) -> values at the set bits, in standard operators that the runtime
-    folds: each place gathers the value whose number is the count of set bits up to it, and value 0 where its own bit is not set."""
-    nodes = [
-        helper.make_node("Constant", [], ["shifts"], value=numpy_helper.from_array(np.arange(8, dtype=np.uint8), "shifts")),
-        helper.make_node("Constant", [], ["one"], value=numpy_helper.from_array(np.array(1, np.uint8), "one")),
-        helper.make_node("Constant", [], ["flat"], value=numpy_helper.from_array(np.array([-1]), "flat")),
-        helper.make_node("Constant", [], ["zero"], value=numpy_helper.from_array(np.array([0]), "zero")),
-        helper.make_node("ReduceProd", ["shape"], ["count"], keepdims=1),
-        helper.make_node("BitShift", ["bitmap", "shifts"], ["shifted"], direction="RIGHT"),
-        helper.make_node("BitwiseAnd", ["shifted", "one"], ["bits"]),
-        helper.make_node("Reshape", ["bits", "flat"], ["padded"]),
-        helper.make_node("Slice", ["padded", "zero", "count"], ["bytes"]),
-        helper.make_node("Cast", ["bytes"], ["set"], to=TensorProto.INT32),
-        helper.make_node("CumSum", ["set", "axis"], ["numbers"]),
-        helper.make_node("Mul", ["numbers", "set"], ["index"]),
-        helper.make_node("Gather", ["values", "index"], ["found"]),
-        helper.make_node("Reshape", ["found", "shape"], ["y"]),
-    ]
-    nodes.insert(0, helper.make_node("Constant", [], ["axis"], value=numpy_helper.from_array(np.array(0), "axis")))
-    return helper.make_function(FUNCTIONS, "Spread", ["bitmap", "values", "shape"], ["y"], nodes, [helper.make_opsetid("", OPSET)])
-
-
 def _stored(graph: GraphBuilder, name: str, values: NDArray[np.int8], kept: NDArray[np.bool_] | None, weight_bits: int) -> str:
     """int8 tensor of `values`; where it is smaller, as a bitmap and the kept values."""
     if kept is None or not sparse_pays(values.size, int(kept.sum()), weight_bits):
         return _integers(graph, name, values, weight_bits)
     chosen = _integers(graph, name, np.concatenate([np.zeros(1, np.int8), values[kept]]), weight_bits)
-    return _spread(graph, name, chosen, kept)
+    return spread(graph, name, chosen, kept)
 
 
 def _numpy(stored: StoredTensor, part: str) -> Array:
@@ -245,4 +207,4 @@ def _plain(graph: GraphBuilder, name: str, stored: StoredTensor) -> str:
         else:
             graph.constant(name, values.numpy())
         value = graph.add("Cast", [name], f"{name}e", to=TensorProto.FLOAT)
-    return _spread(graph, name, value, kept.numpy()) if sparse and kept is not None else value
+    return spread(graph, name, value, kept.numpy()) if sparse and kept is not None else value

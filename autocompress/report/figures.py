@@ -123,11 +123,17 @@ def front_3d(info: RunInfo) -> go.Figure:
 
 
 def allocation_maps(info: RunInfo) -> go.Figure:
-    """Modules x front points: weight bits, pruning ratio (on the root of each channel group) and rank ratio."""
+    """Modules x front points: weight bits, pruning ratio (on the root of each channel group), rank ratio and, where used, sparsity."""
     data: AllocationInfo = allocation(info)
-    figure = make_subplots(1, 3, subplot_titles=("weight bits", "pruning ratio", "rank ratio"), shared_yaxes=True, horizontal_spacing=0.06)
-    maps = ((data.weight_bits, "Viridis", 2, 16), (data.pruning_ratio, "Reds", 0, 0.8), (data.rank_ratio, "Blues_r", 0, 1))
-    for column, (values, scale, low, high) in enumerate(maps, 1):
+    maps = [
+        ("weight bits", data.weight_bits, "Viridis", 2, 16),
+        ("pruning ratio", data.pruning_ratio, "Reds", 0, 0.8),
+        ("rank ratio", data.rank_ratio, "Blues_r", 0, 1),
+    ]
+    if not np.isnan(data.sparsity).all():
+        maps.append(("sparsity", data.sparsity, "Purples", 0, 1))
+    figure = make_subplots(1, len(maps), subplot_titles=[title for title, *_ in maps], shared_yaxes=True, horizontal_spacing=0.06)
+    for column, (_, values, scale, low, high) in enumerate(maps, 1):
         text = np.where(np.isnan(values), "", np.char.mod("%g", np.nan_to_num(values)))
         figure.add_trace(
             go.Heatmap(

@@ -42,6 +42,7 @@ class AllocationInfo(NamedTuple):
     weight_bits: np.ndarray
     pruning_ratio: np.ndarray
     rank_ratio: np.ndarray
+    sparsity: np.ndarray
 
 
 class PredictionInfo(NamedTuple):
@@ -105,7 +106,8 @@ def allocation(info: RunInfo) -> AllocationInfo:
         return np.where(values == untouched, np.nan, values) if len(modules) else np.zeros((0, len(front.points)))
 
     labels = [f"{p.trial} ({p.measured.size_bytes / 1e3:.0f} KB)" for p in front.points]
-    return AllocationInfo(modules, labels, grid("weight_bits", 32), grid("pruning_ratio", 0.0), grid("rank_ratio", 1.0))
+    axes = {"weight_bits": 32, "pruning_ratio": 0.0, "rank_ratio": 1.0, "sparsity": 0.0}
+    return AllocationInfo(modules, labels, **{axis: grid(axis, untouched) for axis, untouched in axes.items()})
 
 
 def predictions(info: RunInfo) -> PredictionInfo:

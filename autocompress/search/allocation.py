@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
 from functools import cached_property
+from operator import itemgetter
 
 import numpy as np
 from numpy.typing import NDArray
 
-from autocompress.candidate import UNTOUCHED, ModuleConfig
+from autocompress.candidate import UNTOUCHED, Candidate, ModuleConfig
 from autocompress.channels import ChannelGroup
 from autocompress.compress.low_rank import factor_shapes
 from autocompress.compress.sparsify import kept_count
@@ -36,6 +37,17 @@ def stored_bytes(module: CompressibleModule, config: ModuleConfig, kept_out: int
             per_group = 4 if config.group_size <= 0 else 2  # float16 shares
             total += groups * (per_group + (0 if config.symmetric else 1))
     return total
+
+
+def smallest_candidate(space: BoundSpace, modules: Iterable[CompressibleModule]) -> Candidate:
+    """Every module at what takes the fewest bytes, every group at its largest pruning ratio."""
+    configs = {}
+    for module in modules:
+        rows, columns = (*module.weight_shape, 1)[:2]
+        sizes = {config: stored_bytes(module, config, rows, columns) for config in space.configs(module.name)}
+        ratio = max(space.numbers(module.name, "pruning_ratio"))
+        configs[module.name] = replace(min(sizes.items(), key=itemgetter(1))[0], pruning_ratio=ratio)
+    return Candidate.of(configs)
 
 
 @dataclass(frozen=True, eq=False)

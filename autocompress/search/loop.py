@@ -5,14 +5,14 @@ from __future__ import annotations
 import os
 import time
 from collections.abc import Callable, Mapping
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
 import optuna
 import torch
 
-from autocompress.candidate import Candidate, ModuleConfig
+from autocompress.candidate import ModuleConfig
 from autocompress.compress.prune import global_ratios
 from autocompress.errors import AutocompressError, LimitError, RunFolderError, nearest_name
 from autocompress.limits import Limits, parse_limits
@@ -29,7 +29,7 @@ from autocompress.results import (
     read_json,
     write_json,
 )
-from autocompress.search.allocation import Allocator, stored_bytes
+from autocompress.search.allocation import Allocator, smallest_candidate
 from autocompress.search.bench import Bench, model_hash, open_bench, pick_device
 from autocompress.search.finalize import choose_finalists, verify_front
 from autocompress.search.progress import SearchProgress
@@ -241,25 +241,13 @@ def check_limits(bench: Bench, given: Mapping[str, float | str | None]) -> Limit
     """Absolute limits; LimitError when even the smallest file of the space is larger than max_size."""
     limits = parse_limits(given, bench.baseline.size_bytes, bench.baseline.latency_ms)
     if limits.max_size_bytes is not None:
-        smallest = bench.size_bytes(smallest_candidate(bench))
+        smallest = bench.size_bytes(smallest_candidate(bench.space, bench.module_map))
         if smallest > limits.max_size_bytes:
             raise LimitError(
                 f"limits: max_size {limits.max_size_bytes:.0f} B contradicts the search space, whose smallest file has {smallest} B; "
                 f"nearest valid value: {smallest}"
             )
     return limits
-
-
-def smallest_candidate(bench: Bench) -> Candidate:
-    """Every module at what takes the fewest bytes, every group at its largest pruning ratio."""
-    configs = {}
-    for module in bench.module_map:
-        rows, columns = (*module.weight_shape, 1)[:2]
-        sizes = {config: stored_bytes(module, config, rows, columns) for config in bench.space.configs(module.name)}
-        smallest = min(sizes, key=lambda config: sizes[config])
-        ratio = max(bench.space.numbers(module.name, "pruning_ratio"))
-        configs[module.name] = replace(smallest, pruning_ratio=ratio)
-    return Candidate.of(configs)
 
 
 def _deadline(started: float, timeout_s: float | None) -> float | None:

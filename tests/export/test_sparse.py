@@ -10,7 +10,7 @@ from torch import nn
 
 from autocompress import Candidate, ModuleConfig, Task
 from autocompress.compress.sparsify import kept_count
-from autocompress.export.pack import sparse_pays
+from autocompress.export.sparse import sparse_pays
 
 
 @pytest.fixture(scope="module")
