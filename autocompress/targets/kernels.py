@@ -19,7 +19,7 @@ LEVELS = (4, 0)  # of MatMulNBits: 8-bit and float arithmetic
 ROUNDS = 12
 WIDTHS = (33, 96)
 MULTIPLES = (16, 8, 4, 2)
-FREE = 1.01
+NEARLY_FREE = 0.25
 FLOAT_ERROR = 1e-4  # relative; inputs rounded to 8 bits differ by some 5e-3
 CONTRIB = "com.microsoft"
 
@@ -60,7 +60,7 @@ class KernelChoice:
         return self._answer(key, lambda: _time_gather(self.threads, lookups, entries, width, bits, block)) != FOLDED
 
     def width_multiple(self, kind: str) -> int:
-        """The largest multiple to which rounding a width up costs a "linear" or "conv" kernel no time: 1, 2, 4, 8 or 16."""
+        """The largest multiple to which rounding a width up costs a "linear" or "conv" kernel hardly any time: 1, 2, 4, 8 or 16."""
         return self._answer(f"{kind} width multiple", lambda: _width_multiple(self.threads, kind))
 
     def _answer(self, key: str, measure: Any) -> int:
@@ -157,10 +157,12 @@ def _width_multiple(threads: int, kind: str) -> int:
 
 
 def liked_multiple(times: Mapping[int, float]) -> int:
-    """The largest multiple to which rounding up is free: on average over the widths, the rounded one takes at most 1 % longer."""
+    """The largest multiple to which rounding up is nearly free: on average over the widths, it costs at most a quarter of the time that
+    the added channels would cost were time proportional to them."""
     for multiple in MULTIPLES:
-        pairs = [(times[-(-w // multiple) * multiple], t) for w, t in times.items() if -(-w // multiple) * multiple in times]
-        if sum(up / t for up, t in pairs) <= FREE * len(pairs):
+        rounded = [(w, -(-w // multiple) * multiple) for w in times]
+        grown = [(up / w - 1, times[up] / times[w] - 1) for w, up in rounded if up in times]
+        if sum(time for _, time in grown) <= NEARLY_FREE * sum(width for width, _ in grown):
             return multiple
     return 1
 
