@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 from numpy.typing import NDArray
 
-LEAST_MULTIPLES = 4  # a width is kept to a multiple only where it spans this many
+LEAST_MULTIPLES = 2  # a width is kept to a multiple only where it spans this many
 
 
 @dataclass(frozen=True, eq=False)

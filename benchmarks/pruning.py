@@ -16,6 +16,7 @@ import warnings
 from dataclasses import dataclass
 from itertools import pairwise
 
+import numpy as np
 import torch
 import torch_pruning
 from torch import nn
@@ -39,7 +40,7 @@ QUESTIONS = 1000
 STEPS = 100
 ROUNDS = 40
 CURVE = (0.1, 0.3, 0.5, 0.7, 0.8, 0.9)
-FINE = tuple(i / 20 for i in range(1, 18))
+AROUND = (0.2, 0.3, 0.4, 0.5, 0.6)
 
 
 @dataclass
@@ -155,10 +156,15 @@ def timed(bench: Bench, rows: list[Row]) -> None:
 
 
 def half_macs(bench: Bench) -> Row:
-    """The pruning ratio that comes closest to half of the MACs."""
-    candidates = {ratio: pruned(bench, ratio) for ratio in FINE}
-    ratio = min(candidates, key=lambda r: abs(macs_share(bench, candidates[r]) - 0.5))
-    return row(bench, "obs, reconstructed, half of the MACs", ratio, candidates[ratio])
+    """Of candidates with random ratios around 0.4 in each group, the one that comes closest to half of the MACs; no time is looked at."""
+    generator = np.random.default_rng(0)
+    roots = [g.name for g in bench.builder.module_map.groups if g.reason is None]
+    drawn = [
+        {name: ModuleConfig(pruning_ratio=float(r)) for name, r in zip(roots, generator.choice(AROUND, len(roots)), strict=True)}
+        for _ in range(200)
+    ]
+    candidate = min(map(Candidate.of, drawn), key=lambda c: abs(macs_share(bench, c) - 0.5))
+    return row(bench, "obs, reconstructed, half of the MACs", 0.5, candidate)
 
 
 def best_at(rows: list[Row], limit: float) -> Row:

@@ -145,6 +145,6 @@ def test_the_default_space_fits_any_model(found, transformer_task) -> None:
     assert SearchSpace.load(None).bind(text, TARGET).knobs
 
 
-@pytest.mark.parametrize("name", ["multimodal", "cnn", "transformer", "weight_only"])
+@pytest.mark.parametrize("name", ["multimodal", "cnn", "transformer", "weight_only", "pruning"])
 def test_shipped_spaces_are_well_formed(name: str) -> None:
     assert SearchSpace.load(Path(__file__).parents[1] / "search_spaces" / f"{name}.yaml").rules

@@ -69,8 +69,8 @@ def rewrite(lowered: LoweredModel, module_map: ModuleMap, recipe: Recipe) -> tup
             if site.kind == "recurrent":  # a constant: it has no place among the nodes
                 graph.owner = site.owner
                 recurrent(graph, site, recipe.variants[site.name])
-                state = recipe.masks.of(site.owner, "in") if module.weight_shape[1] == site.hidden else None
-                if "hh_l" in site.name.rpartition(".")[2]:
+                if site.name.rpartition(".")[2].startswith("hh_"):  # reads the state, whose width the operator must know
+                    state = recipe.masks.of(site.owner, "in")
                     states[site.tail[0]] = site.hidden if state is None else int(state.sum())
                 continue
             by_output[site.node.output[0]] = site

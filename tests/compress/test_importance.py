@@ -210,6 +210,7 @@ def test_kept_counts_are_multiples_of_what_the_target_likes() -> None:
     group = ChannelGroup("g", "filters", 64, 1, (), multiple=16)
     assert [group.kept_units(r) for r in (0.1, 0.3, 0.5, 0.74, 0.76, 0.99)] == [64, 48, 32, 32, 16, 16]
     small = ChannelGroup("s", "filters", 20, 1, (), multiple=16)
-    assert small.kept_units(0.5) == 12, "in narrow groups a smaller multiple: 4"
+    assert small.kept_units(0.5) == 16, "in narrow groups a smaller multiple: 8"
+    assert ChannelGroup("t", "filters", 6, 1, (), multiple=16).kept_units(0.5) == 4, "and in narrower ones: 2"
     assert ChannelGroup("one", "filters", 1, 1, (), multiple=8).kept_units(0.99) == 1
     assert list(all_of(3)) == [0, 1, 2]
