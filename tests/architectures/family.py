@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import hashlib
 from collections.abc import Callable
+from typing import ClassVar
 
 import numpy as np
 import onnx
@@ -87,7 +88,22 @@ def check(fixture: Fixture, candidate: Candidate, tolerance: float) -> None:
 
 
 class FamilyContract:
-    """Inherited by the tests of each architecture, whose file gives `fixture`."""
+    """Inherited by the tests of each architecture, whose file gives `fixture`.
+
+    Attributes:
+        prunable: kind of every group that can be pruned, by its root; `refused` the reason of every other one.
+        several: whether the file has several models, each with some of these groups.
+    """
+
+    prunable: ClassVar[dict[str, str]]
+    refused: ClassVar[dict[str, str]]
+    several: ClassVar[bool] = False
+
+    def test_what_can_be_pruned_and_why_the_rest_cannot(self, fixture: Fixture) -> None:
+        groups = fixture.builder.module_map.groups
+        names = {g.name for g in groups} if self.several else {*self.prunable, *self.refused}
+        assert {g.name: g.kind for g in groups if g.reason is None} == {n: k for n, k in self.prunable.items() if n in names}
+        assert {g.name: g.reason for g in groups if g.reason is not None} == {n: r for n, r in self.refused.items() if n in names}
 
     @few
     @given(st.integers(0, 2**32 - 1))

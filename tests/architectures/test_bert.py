@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import ClassVar
+
 import pytest
 import torch
 from family import FamilyContract, fixture_of, tokens
@@ -60,4 +62,12 @@ def fixture() -> Fixture:
 
 
 class TestBert(FamilyContract):
-    pass
+    prunable: ClassVar = {
+        "pooler": "neurons",
+        **{f"layers.{i}.attention.query": "heads" for i in range(2)},
+        **{f"layers.{i}.intermediate": "neurons" for i in range(2)},
+    }
+    refused: ClassVar = {
+        "layers.0.attention.output": "embedding width: a layer normalisation spans it",
+        "classifier": "its channels are the model's output",
+    }

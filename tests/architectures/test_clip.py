@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import ClassVar
+
 import pytest
 import torch
 import torch.nn.functional as F
@@ -51,4 +53,13 @@ def fixture() -> Fixture:
 
 
 class TestClip(FamilyContract):
-    pass
+    prunable: ClassVar = {
+        "visual.conv1": "filters",
+        "visual.conv2": "filters",
+        "text.layer.self_attn.q_proj": "heads",
+        "text.layer.linear1": "neurons",
+    }
+    refused: ClassVar = {
+        "visual.proj": "its channels are the model's output",
+        "text.layer.self_attn.out_proj": "embedding width: an embedding table spans it",
+    }

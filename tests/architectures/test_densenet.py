@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import ClassVar
+
 import pytest
 import torch
 from family import FamilyContract, fixture_of, images
@@ -40,4 +42,7 @@ def fixture() -> Fixture:
 
 
 class TestDensenet(FamilyContract):
-    pass
+    prunable: ClassVar = dict.fromkeys(
+        ("stem", "transition.2", *(f"{layer}.conv{i}" for layer in ("block1.0", "block1.1", "block2.0") for i in (1, 2))), "filters"
+    )
+    refused: ClassVar = {"classifier": "its channels are the model's output"}

@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+from typing import ClassVar
+
 import pytest
 import torch
-from family import FamilyContract, fixture_of, tokens
+from family import FamilyContract, check, fixture_of, tokens
 from fixture import Fixture
 from torch import nn
+
+from autocompress import Candidate, ModuleConfig
 
 
 class Expert(nn.Module):
@@ -57,4 +61,24 @@ def fixture(request: pytest.FixtureRequest) -> Fixture:
 
 
 class TestExperts(FamilyContract):
-    pass
+    prunable: ClassVar = {
+        name: kind
+        for layer in ("mixture1", "mixture2")
+        for name, kind in ((f"{layer}.router", "experts"), *((f"{layer}.experts.{i}.up", "neurons") for i in range(4)))
+    }
+    refused: ClassVar = {
+        "mixture1.experts.0.down": "embedding width: an embedding table spans it",
+        "classifier": "its channels are the model's output",
+    }
+
+    def test_whole_experts_go_and_leave_no_weight(self, fixture: Fixture) -> None:
+        candidate = Candidate.of({"mixture1.router": ModuleConfig(pruning_ratio=0.5)})
+        masks = fixture.builder.pruner.masks(candidate)
+        gone = [i for i in range(4) if masks.dropped(f"mixture1.experts.{i}.up")]
+        assert len(gone) == 2
+        stored = {t.name for t in fixture.build(candidate).graph.initializer}
+        for i in range(4):
+            assert (f"mixture1.experts.{i}.down.bias" in stored) == (i not in gone)
+        check(fixture, candidate, 1e-4)
+        left = fixture.builder.size_bytes(Candidate()) - fixture.builder.size_bytes(candidate)
+        assert left > 4 * 2 * (2 * 16 * 20), "both matrices of both experts"

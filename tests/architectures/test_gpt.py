@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import ClassVar
+
 import pytest
 import torch
 import torch.nn.functional as F
@@ -99,4 +101,14 @@ def fixture(request: pytest.FixtureRequest) -> Fixture:
 
 
 class TestGpt(FamilyContract):
-    pass
+    prunable: ClassVar = {"attn.c_attn": "heads", "mlp.0": "neurons", "attn.q_proj": "heads", "mlp.gate_proj": "neurons"}
+    several: ClassVar = True
+    refused: ClassVar = {"attn.c_proj": "a tied weight is in the group", "attn.o_proj": "a tied weight is in the group"}
+
+    def test_queries_go_with_the_keys_and_values_that_they_share(self) -> None:
+        fixture = fixture_of(llama, tokens())
+        masks = fixture.builder.pruner.masks(fixture.uniform(pruning_ratio=0.3))
+        kept = {name: masks.of(f"attn.{name}_proj", "out").reshape(-1, 4) for name in ("q", "k", "v")}
+        assert all(len(set(head)) == 1 for heads in kept.values() for head in heads.tolist()), "heads of four channels go whole"
+        assert kept["k"][:, 0].sum() == 2
+        assert (kept["q"][:, 0] == kept["k"][:, 0].repeat(2)).all(), "two heads of queries per head of keys"

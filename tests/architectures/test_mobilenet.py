@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import ClassVar
+
 import pytest
 import torch
 from family import FamilyContract, fixture_of, images
@@ -46,4 +48,11 @@ def fixture() -> Fixture:
 
 
 class TestMobilenet(FamilyContract):
-    pass
+    prunable: ClassVar = {
+        "features.0.0": "filters",
+        "features.1.conv.0.0": "filters",
+        "features.2.conv.0.0": "filters",
+        "features.2.conv.2": "filters",
+        "features.3.0": "filters",
+    }
+    refused: ClassVar = {"classifier": "its channels are the model's output"}

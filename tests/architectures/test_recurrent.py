@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import ClassVar
+
 import pytest
 import torch
 from family import FamilyContract, fixture_of, tokens
@@ -29,4 +31,13 @@ def fixture(request: pytest.FixtureRequest) -> Fixture:
 
 
 class TestRecurrent(FamilyContract):
-    pass
+    prunable: ClassVar = {"project": "neurons", "rnn.ih_l0": "hidden units", "rnn.ih_l1": "hidden units", "hidden": "neurons"}
+    several: ClassVar = True
+    refused: ClassVar = {"classifier": "its channels are the model's output"}
+
+    def test_the_operator_itself_gets_narrow(self, fixture: Fixture) -> None:
+        proto = fixture.build(fixture.uniform(pruning_ratio=0.5))
+        layers = [node for node in proto.graph.node if node.op_type in ("LSTM", "GRU")]
+        assert layers
+        for node in layers:
+            assert next(a.i for a in node.attribute if a.name == "hidden_size") == 5

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import ClassVar
+
 import pytest
 import torch
 from family import FamilyContract, fixture_of, images
@@ -41,4 +43,5 @@ def fixture() -> Fixture:
 
 
 class TestResidualCnn(FamilyContract):
-    pass
+    prunable: ClassVar = {"stem.0": "filters", "layers.0.conv1": "filters", "layers.1.conv1": "filters", "layers.1.conv2": "filters"}
+    refused: ClassVar = {"fc": "its channels are the model's output"}

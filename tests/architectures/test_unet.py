@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import ClassVar
+
 import pytest
 import torch
 from family import FamilyContract, fixture_of, images
@@ -37,4 +39,5 @@ def fixture() -> Fixture:
 
 
 class TestUnet(FamilyContract):
-    pass
+    prunable: ClassVar = dict.fromkeys([f"{part}.{i}" for part in ("down1", "down2", "bottom", "up2", "up1") for i in (0, 3)], "filters")
+    refused: ClassVar = {"head": "its channels are the model's output"}

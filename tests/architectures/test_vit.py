@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import ClassVar
+
 import pytest
 import torch
 import torch.nn.functional as F
@@ -56,4 +58,8 @@ def fixture() -> Fixture:
 
 
 class TestVit(FamilyContract):
-    pass
+    prunable: ClassVar = {
+        **{f"blocks.{i}.attn.qkv": "heads" for i in range(2)},
+        **{f"blocks.{i}.fc1": "neurons" for i in range(2)},
+    }
+    refused: ClassVar = {"patches": "the width is shared with a free parameter", "head": "its channels are the model's output"}
