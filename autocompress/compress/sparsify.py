@@ -112,20 +112,19 @@ def sparsegpt(weight: Tensor, gram: Tensor, removed: int, pattern: str) -> tuple
     algorithm 1).
 
     weight (rows, columns); gram (columns, columns) proportional to X X^T. The mask is chosen block of columns by block, by w^2 / U_jj^2 of
-    the weights as they are then, U the upper Cholesky factor of the inverse of the damped gram.
+    the weights as they are then, U the upper Cholesky factor of the inverse of the damped gram. How many zeros each block takes is
+    decided beforehand, by the same measure of the weights as they were over all blocks, where the paper gives each the same share.
     """
     w, upper = weight.double().clone(), inverse_factor(gram.double())
     columns = w.shape[1]
     mask = torch.ones_like(w, dtype=torch.bool)
     size = MASK_BLOCK if pattern == "unstructured" else int(pattern.split(":")[1])
-    gone = 0
+    first = ~_largest((w / upper.diagonal()).square().flatten(), removed).view(w.shape)
     for start in range(0, columns, size):
         end = min(start + size, columns)
         scores = (w[:, start:end] / upper.diagonal()[start:end]).square()
         if pattern == "unstructured":
-            until = round(removed * end / columns)
-            mask[:, start:end] = _largest(scores.flatten(), until - gone).view(scores.shape)
-            gone = until
+            mask[:, start:end] = _largest(scores.flatten(), int(first[:, start:end].sum())).view(scores.shape)
         else:
             mask[:, start:end] = n_of_m(scores, pattern)
         block, factor = w[:, start:end], upper[start:end, start:end]
