@@ -197,8 +197,11 @@ def _readers(group: ChannelGroup, evidence: Evidence) -> Iterator[_Reader]:
         read = _reads(member, module, evidence)
         if read is None:
             continue
+        owners = member.root // group.unit_size
+        if len(set(np.bincount(owners, minlength=group.units))) > 1:
+            continue  # it reads a part of the channels, so that units are not alike to it
         per_channel = read[0].shape[1] // weight_of(module).shape[1]
-        order = np.argsort(member.root // group.unit_size, kind="stable")  # as many channels of the reader for every unit
+        order = np.argsort(owners, kind="stable")
         channels = torch.from_numpy(member.index[order].reshape(group.units, -1))
         columns = channels[:, :, None] * per_channel + torch.arange(per_channel)
         yield _Reader(*read, columns.flatten(1))

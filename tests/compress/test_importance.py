@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -11,7 +12,7 @@ from torch import Tensor, nn
 
 from autocompress import Candidate, ModuleConfig, find_modules
 from autocompress.candidate import IMPORTANCES
-from autocompress.channels import ChannelGroup, all_of
+from autocompress.channels import ChannelGroup, Member, all_of
 from autocompress.compress.evidence import Evidence
 from autocompress.compress.importance import CRITERIA
 from autocompress.compress.prune import Pruner, global_ratios, ratio_below, reconstructed
@@ -141,6 +142,25 @@ def test_what_no_layer_with_known_inputs_reads_is_ranked_by_magnitude(group: Cha
     blind = Evidence(model)
     for name in ("wanda", "obs", "obs_diagonal"):
         np.testing.assert_array_equal(CRITERIA[name](group, blind), CRITERIA["l2"](group, blind))
+
+
+def test_a_layer_that_reads_a_part_of_the_channels_has_no_say_in_obs() -> None:
+    class Partial(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.make, self.whole, self.part = nn.Linear(8, UNITS), nn.Linear(UNITS, 4), nn.Linear(5, 4)
+
+        def forward(self, x: Tensor) -> Tensor:
+            made = torch.relu(self.make(x))
+            return self.whole(made) + self.part(made[:, :5])
+
+    torch.manual_seed(0)
+    partial = Partial().eval()
+    found = find_modules(partial, inputs())
+    group = next(g for g in found.groups if g.name == "make")
+    cut = replace(group, members=(*group.members, Member("part", "in", all_of(5), all_of(5))))
+    evidence = Evidence(partial, collect_statistics(partial, found, [inputs()], CPU))
+    assert sorted(CRITERIA["obs"](cut, evidence)) == list(range(UNITS))
 
 
 def test_without_targets_gradients_are_those_of_the_outputs(model: nn.Module) -> None:
