@@ -6,7 +6,7 @@ import copy
 import signal
 import threading
 import warnings
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -51,7 +51,7 @@ class _StandIn(nn.Module):
         return output, (hidden, hidden) if source.mode == "LSTM" else hidden
 
 
-def find_channel_groups(model: nn.Module, example_inputs: Inputs, names: Iterable[str]) -> tuple[ChannelGroup, ...]:
+def find_channel_groups(model: nn.Module, example_inputs: Inputs, names: Sequence[str]) -> tuple[ChannelGroup, ...]:
     """The groups rooted at the compressible modules `names`, in that order; each producer belongs to one group.
 
     Source: Fang et al. 2023, "DepGraph: Towards Any Structural Pruning", through torch-pruning.

@@ -116,11 +116,10 @@ def expert_groups(model: nn.Module, names: Iterable[str]) -> list[ChannelGroup]:
         if not isinstance(module, nn.ModuleList) or len(module) < 2:
             continue
         holder = place.rpartition(".")[0]
-        prefix = f"{holder}." if holder else ""
         routers = [n for n in known if n.rpartition(".")[0] == holder and getattr(model.get_submodule(n), "out_features", 0) == len(module)]
         inside = [[n for n in known if n.startswith(f"{place}.{i}.") or n == f"{place}.{i}"] for i in range(len(module))]
         alike = len({tuple(n.removeprefix(f"{place}.{i}") for n in found) for i, found in enumerate(inside)}) == 1
-        if len(routers) != 1 or not alike or not inside[0] or not routers[0].startswith(prefix):
+        if len(routers) != 1 or not alike or not inside[0]:
             continue
         router = routers[0]
         last = [model.get_submodule(found[-1]) for found in inside]
