@@ -58,6 +58,7 @@ def search(
     device: str | None = None,
     target_table: str | Path | None = None,
     strategy: str = "guided",
+    finalize_steps: int | None = None,
     quiet: bool = False,
 ) -> SearchResult:
     """Search the front of `task` and leave it, verified and with a report, in folder `out`; the same call resumes.
@@ -74,6 +75,7 @@ def search(
         device: "cpu" or "cuda" for evaluation and recovery; None takes CUDA when there is one.
         target_table: a latency table measured elsewhere.
         strategy: "guided", or "progressive": one module and one width down per trial, the least sensitive first, while accuracy holds.
+        finalize_steps: of the recovery that each point of the front gets at the end; None takes three times the space's, 0 none.
 
     Raises:
         AutocompressError: one line that names what is wrong and the nearest valid value. After Ctrl-C the result holds what
@@ -93,6 +95,7 @@ def search(
             target_table=target_table,
             workers=workers,
             strategy=strategy,
+            finalize_steps=finalize_steps,
         ),
         Path(out),
         quiet,

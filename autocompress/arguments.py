@@ -28,6 +28,13 @@ def count(text: str) -> int:
     return int(text)
 
 
+def steps(text: str) -> int:
+    """A whole number of at least 0."""
+    if not text.isdigit():
+        raise argparse.ArgumentTypeError(f"expected a whole number of at least 0, got {text!r}")
+    return int(text)
+
+
 def task_argument(text: str) -> tuple[str, Any]:
     """("k", value) of "k=value"; the value is read as YAML."""
     name, equals, value = text.partition("=")
@@ -57,6 +64,9 @@ def _add_search(found: argparse.ArgumentParser) -> None:
         choices=STRATEGIES,
         default="guided",
         help="progressive: one module, one width down per trial while accuracy holds; a guided search in the same folder goes on from it",
+    )
+    found.add_argument(
+        "--finalize-steps", type=steps, metavar="N", help="training of each point of the front (default: three times the space's steps)"
     )
     found.add_argument("--storage", metavar="URL", help="Optuna storage (default: a journal in the run folder)")
     found.add_argument("--workers", type=count, default=1, metavar="N")

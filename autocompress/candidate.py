@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, fields, replace
 from functools import cached_property
@@ -160,7 +162,17 @@ def _pattern_sparsity(pattern: str, sparsity: float) -> float:
 class Distillation:
     """Recovery by `alpha * task loss + (1 - alpha) * temperature^2 * KL(teacher, student)` (Hinton et al. 2015) for `steps`.
 
-    With a `schedule` other than "one_shot", pruning ratios and sparsities grow to their values over `rounds` parts of the steps.
+    Attributes:
+        alpha: weight of the task's own loss; without targets the other term is all there is.
+        temperature: of the softmax on both sides.
+        steps: optimizer steps; 0 does not train.
+        schedule: other than "one_shot", pruning ratios and sparsities grow to their values over `rounds` parts of the steps.
+        restarts: steps after which the cosine schedule starts anew (Loshchilov and Hutter 2017), where a search looked whether to go on.
+        features: weight of the relative squared error between matched modules' outputs (Romero et al. 2015).
+        sequences: share of the steps on sequences that the teacher of a causal language model continues (Kim and Rush 2016).
+        learning_rate: of the weights; scales and float parts have theirs in proportion.
+        accumulation: batches per optimizer step.
+        checkpointing: repeated blocks are computed again in the backward pass, which takes less memory.
     """
 
     alpha: float = 0.5
@@ -168,6 +180,26 @@ class Distillation:
     steps: int = 0
     schedule: str = "one_shot"
     rounds: int = 4
+    restarts: tuple[int, ...] = ()
+    features: float = 0.0
+    sequences: float = 0.0
+    learning_rate: float = 2e-4
+    accumulation: int = 1
+    checkpointing: bool = False
+
+    def to_json(self) -> dict[str, Any]:
+        """Alpha, temperature, steps, and what differs from the defaults; `from_json` reverses it."""
+        always = ("alpha", "temperature", "steps")
+        values = {name: list(value) if isinstance(value, tuple) else value for name, value in asdict(self).items()}
+        return {k: v for k, v in values.items() if k in always or getattr(self, k) != getattr(UNTRAINED, k)}
+
+    @classmethod
+    def from_json(cls, data: Mapping[str, Any]) -> Distillation:
+        """Reverse of `to_json`."""
+        return cls(**{**data, "restarts": tuple(data.get("restarts", ()))})
+
+
+UNTRAINED = Distillation()
 
 
 @dataclass(frozen=True)
@@ -192,13 +224,18 @@ class Candidate:
         """The config of one module."""
         return self._by_name.get(name, UNTOUCHED)
 
+    @cached_property
+    def digest(self) -> str:
+        """Hash of what is done; equal candidates have equal ones, in every process."""
+        return hashlib.sha256(json.dumps(self.to_json(), sort_keys=True).encode()).hexdigest()[:24]
+
     def to_json(self) -> dict[str, Any]:
         """Plain types; `from_json` reverses it."""
         modules = {name: config.to_json() for name, config in self.modules}
-        return {"modules": modules, "distillation": asdict(self.distillation)}
+        return {"modules": modules, "distillation": self.distillation.to_json()}
 
     @classmethod
     def from_json(cls, data: Mapping[str, Any]) -> Candidate:
         """Reverse of `to_json`."""
         modules = {name: ModuleConfig.from_json(f"candidate: module {name}", config) for name, config in data["modules"].items()}
-        return cls.of(modules, Distillation(**data.get("distillation", {})))
+        return cls.of(modules, Distillation.from_json(data.get("distillation", {})))

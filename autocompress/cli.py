@@ -56,6 +56,7 @@ def search_command(arguments: argparse.Namespace) -> int:
         target_table=arguments.target_table,
         workers=arguments.workers,
         strategy=arguments.strategy,
+        finalize_steps=arguments.finalize_steps,
     )
     out = Path(arguments.out)
     result, interrupted = search_interruptible(arguments.task, settings, out, arguments.json, dict(arguments.task_arg))

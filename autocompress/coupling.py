@@ -14,6 +14,7 @@ import numpy as np
 import torch_pruning
 from torch import Tensor, nn
 
+from autocompress.batches import Inputs
 from autocompress.channels import ChannelGroup, Member, all_of
 from autocompress.recurrent import SplitRecurrent
 from autocompress.structures import (
@@ -26,7 +27,6 @@ from autocompress.structures import (
     input_members,
     weight_shape,
 )
-from autocompress.task import Inputs
 
 GROUP_SECONDS = 20.0
 COVERED = (nn.Linear, nn.Conv1d, nn.Conv2d, nn.ConvTranspose1d, nn.ConvTranspose2d, nn.modules.batchnorm._BatchNorm)

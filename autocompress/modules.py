@@ -12,12 +12,13 @@ from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
+from autocompress.batches import Inputs, map_inputs
 from autocompress.channels import ChannelGroup
 from autocompress.coupling import find_channel_groups
 from autocompress.errors import TaskError, nearest_name
 from autocompress.recurrent import GateWeights, SplitRecurrent
 from autocompress.split import split_modules
-from autocompress.task import Inputs, call_model, map_inputs
+from autocompress.task import call_model
 
 KINDS: Mapping[str, tuple[type[nn.Module], ...]] = {
     "recurrent": (GateWeights,),

@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import asdict, dataclass, field, replace
 from fnmatch import fnmatchcase
 from itertools import product
 from pathlib import Path
@@ -13,10 +13,11 @@ from typing import Any
 
 import yaml
 
-from autocompress.axes import AXES, GROUP_AXES, MODULE_AXES, Choice, check_keys, choices_of, listed
-from autocompress.candidate import SCHEDULES, UNTOUCHED, WEIGHT_RANGES, Candidate, Distillation, ModuleConfig
+from autocompress.axes import AXES, GROUP_AXES, MODULE_AXES, Choice, check_keys, choices_of
+from autocompress.candidate import UNTOUCHED, WEIGHT_RANGES, Candidate, ModuleConfig
 from autocompress.errors import SpaceError, nearest_name
 from autocompress.modules import CompressibleModule, ModuleMap
+from autocompress.recovery_space import RecoverySpace, parse_recovery
 from autocompress.targets.target import Target
 
 ACTIVATION_RANGE = "squared_error"
@@ -59,7 +60,7 @@ class BoundSpace:
 
     Attributes:
         knobs: every (module, axis) with at least two choices; `fixed` the ones with a single choice.
-        alphas: (low, high) of the distillation weight, equal when it is not searched.
+        recovery: how candidates may be trained.
         no_gain: (module, rank_ratio, decomposition) whose factors are neither smaller nor faster; such a choice leaves the module whole.
     """
 
@@ -67,27 +68,20 @@ class BoundSpace:
     fixed: Mapping[tuple[str, str], Choice]
     kinds: Mapping[str, str]
     integer_kinds: tuple[str, ...]
-    alphas: tuple[float, float]
-    temperatures: tuple[float, ...]
-    steps: int
+    recovery: RecoverySpace
     constraints: Mapping[str, float | str]
-    schedules: tuple[str, ...] = ("one_shot",)
-    rounds: int = 4
     digest: str = ""
     no_gain: frozenset[tuple[str, float, str]] = frozenset()
 
-    def candidate(self, indices: Mapping[str, int], alpha: float, temperature_index: int, schedule_index: int = 0) -> Candidate:
-        """The candidate of ordered indices by parameter name."""
+    def candidate(self, parameters: Mapping[str, float]) -> Candidate:
+        """The candidate of the study's parameters: ordered indices by name, and alpha."""
         values: dict[str, dict[str, Choice]] = {}
         for (module, axis), value in self.fixed.items():
             values.setdefault(module, {})[axis] = value
         for knob in self.knobs:
-            values.setdefault(knob.module, {})[knob.axis] = knob.choices[indices[knob.parameter]]
+            values.setdefault(knob.module, {})[knob.axis] = knob.choices[int(parameters[knob.parameter])]
         configs = {module: self.config(module, axes) for module, axes in values.items()}
-        recovery = Distillation(
-            round(alpha, 4), self.temperatures[temperature_index], self.steps, self.schedules[schedule_index], self.rounds
-        )
-        return Candidate.of(configs, recovery)
+        return Candidate.of(configs, self.recovery.distillation(parameters))
 
     def config(self, module: str, axes: Mapping[str, Choice]) -> ModuleConfig:
         """The effective config of axis values: what the module's kind cannot do is left out."""
@@ -172,7 +166,7 @@ class SearchSpace:
             if not any(key in rule for key in MATCHERS):
                 raise SpaceError(f"{where}: rule {i + 1} matches on nothing; give one of {', '.join(MATCHERS)}")
         distillation = data.get("distillation") or {}
-        check_keys(f"{where}: distillation", distillation, ("alpha", "temperature", "steps", "schedule", "rounds"))
+        parse_recovery(where, distillation)
         constraints = data.get("constraints") or {}
         check_keys(f"{where}: constraints", constraints, ("max_size", "max_latency", "max_accuracy_drop"))
         calibration = data.get("calibration") or {}
@@ -207,30 +201,11 @@ class SearchSpace:
                     knobs.append(Knob(module.name, axis, choices))
         if self.every_rule_must_match:
             self._check_used(used, module_map)
-        alphas = self._alphas()
-        temperatures = tuple(float(t) for t in listed(self.distillation.get("temperature", [2.0])))
-        steps = self.distillation.get("steps", 0)
-        if not isinstance(steps, int) or steps < 0 or any(t <= 0 for t in temperatures):
-            raise SpaceError(
-                f"{self.where}: distillation: steps must be an integer >= 0 and temperature > 0, got {dict(self.distillation)}"
-            )
-        schedules, rounds = self._schedules()
+        recovery = parse_recovery(self.where, self.distillation)
         kinds = {module.name: module.kind for module in module_map}
-        content = [[k.parameter, k.choices] for k in knobs] + [alphas, temperatures, self.activation_range, schedules, rounds]
+        content = [[k.parameter, k.choices] for k in knobs] + [asdict(recovery), self.activation_range]
         digest = hashlib.sha256(json.dumps(content).encode()).hexdigest()
-        constraints = dict(self.constraints)
-        integer_kinds = target.integer_kinds
-        return BoundSpace(tuple(knobs), fixed, kinds, integer_kinds, alphas, temperatures, steps, constraints, schedules, rounds, digest)
-
-    def _schedules(self) -> tuple[tuple[str, ...], int]:
-        schedules = tuple(str(name) for name in listed(self.distillation.get("schedule", "one_shot")))
-        rounds = self.distillation.get("rounds", 4)
-        for name in schedules:
-            if name not in SCHEDULES:
-                raise SpaceError(f"{self.where}: distillation: schedule {name!r} is unknown; nearest: {nearest_name(name, SCHEDULES)}")
-        if not isinstance(rounds, int) or rounds < 1:
-            raise SpaceError(f"{self.where}: distillation: rounds must be an integer >= 1, got {rounds!r}; nearest valid value: 1")
-        return schedules, rounds
+        return BoundSpace(tuple(knobs), fixed, kinds, target.integer_kinds, recovery, dict(self.constraints), digest)
 
     def _check_used(self, used: set[int], module_map: ModuleMap) -> None:
         for i, rule in enumerate(self.rules):
@@ -245,17 +220,6 @@ class SearchSpace:
                 field_of = {"match": "name"}.get(key, key)
                 reason = f"matches no module; nearest {key}: {nearest_name(str(value), {str(getattr(m, field_of)) for m in module_map})}"
             raise SpaceError(f"{self.where}: rule {i + 1} {shown} {reason}")
-
-    def _alphas(self) -> tuple[float, float]:
-        value = self.distillation.get("alpha", 0.5)
-        if isinstance(value, dict):
-            check_keys(f"{self.where}: distillation: alpha", value, ("low", "high"))
-            low, high = value.get("low", 0.0), value.get("high", 1.0)
-        else:
-            low = high = value
-        if not all(isinstance(v, (int, float)) and 0 <= v <= 1 for v in (low, high)) or low > high:
-            raise SpaceError(f"{self.where}: distillation: alpha must be a number or {{low, high}} in [0, 1], got {value!r}")
-        return float(low), float(high)
 
 
 def _matches(rule: Mapping[str, Any], module: CompressibleModule) -> bool:

@@ -8,22 +8,18 @@ import importlib.util
 import inspect
 import math
 import sys
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from functools import cached_property, partial
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 import torch
 import torch.nn.functional as F
-from numpy.typing import NDArray
 from torch import Tensor, nn
 
+from autocompress.batches import HALVES, Batches, FloatBatches, Inputs, float32, map_inputs
 from autocompress.errors import NotComputableError, TaskError, nearest_name
-
-Inputs = Tensor | tuple[Tensor, ...] | Mapping[str, Tensor]
-Batches = Iterable[tuple[Inputs, Any]]
-HALVES = (torch.float16, torch.bfloat16)
 
 
 @dataclass(frozen=True)
@@ -45,6 +41,9 @@ class Task:
         student: an architecture to compress instead of `model`, which then teaches it.
         extra_metrics: name -> metric, reported beside accuracy.
         source: {"spec", "arguments"} with which `load_task` gives this task again; `load_task` sets it.
+        output_weights: for models of several outputs that recovery trains: weight by key, attribute or position ("0"). Targets are then
+            mappings by the same names (one that is missing is distilled without its label), and `loss` gets a mapping of outputs.
+        matched_modules: module of the student -> module of the teacher, whose outputs feature distillation compares; default: by name.
     """
 
     name: str
@@ -61,6 +60,8 @@ class Task:
     student: nn.Module | None = None
     extra_metrics: Mapping[str, Callable[[Any, Any], float]] = field(default_factory=dict)
     source: Mapping[str, Any] | None = None
+    output_weights: Mapping[str, float] | None = None
+    matched_modules: Mapping[str, str] | None = None
 
     @cached_property
     def first_batch(self) -> tuple[Inputs, Any]:
@@ -68,10 +69,20 @@ class Task:
         return _first(self.validation, "validation")
 
     @cached_property
-    def classifies(self) -> bool:
-        """Whether targets are integers, so that outputs are logits."""
-        target = self.first_batch[1]
+    def primary_name(self) -> str:
+        """The primary output's name among `output_weights`; "" when there are none."""
+        names = list(self.output_weights or ("",))
+        return "logits" if "logits" in names else names[0]
+
+    def is_logits(self, name: str) -> bool:
+        """Whether the targets of an output are integers, so that it holds logits."""
+        target = target_of(self.first_batch[1], name)
         return isinstance(target, Tensor) and not target.is_floating_point() and target.dtype != torch.bool
+
+    @cached_property
+    def has_labels(self) -> bool:
+        """Whether training batches have targets."""
+        return _first(self.training_batches(), "train")[1] is not None
 
     def training_batches(self) -> Batches:
         """What recovery trains on."""
@@ -84,19 +95,28 @@ class Task:
                 return batches
         return self.validation
 
-    def training_loss(self, outputs: Tensor, target: Any) -> Tensor:
-        """The scalar task loss of one batch."""
-        if self.loss is not None:
-            return self.loss(outputs, target)
-        if self.classifies:
-            return F.cross_entropy(outputs.flatten(0, -2), target.flatten())
-        return F.mse_loss(outputs, target.to(outputs.dtype))
+    def outputs_of(self, model: nn.Module, inputs: Inputs) -> dict[str, Tensor]:
+        """The outputs that recovery trains, by name; the primary one is "" when `output_weights` names none."""
+        if self.output_weights is None:
+            return {"": call_model(model, inputs)}
+        return named_outputs(_call(model, inputs), tuple(self.output_weights))
 
-    def output_divergence(self, student: Tensor, teacher: Tensor) -> Tensor:
-        """(n,) distance of each sample's outputs from the teacher's, 0 when equal."""
-        if self.divergence is not None:
+    def training_loss(self, outputs: Mapping[str, Tensor], target: Any) -> Tensor:
+        """The scalar task loss of one batch: of each output that has a target, weighted."""
+        if self.loss is not None:
+            return self.loss(outputs if self.output_weights else outputs[""], target)
+        weights = self.output_weights or {"": 1.0}
+        known = {name: found for name in outputs if (found := target_of(target, name)) is not None}
+        if not known:
+            raise TaskError(f"task: the target has none of the outputs {sorted(outputs)}; nearest: None, to train without labels")
+        return torch.stack([weights[name] * _default_loss(outputs[name], found) for name, found in known.items()]).sum()
+
+    def output_divergence(self, student: Tensor, teacher: Tensor, name: str | None = None) -> Tensor:
+        """(n,) distance of each sample's outputs from the teacher's, 0 when equal; of the primary output unless another is named."""
+        name = self.primary_name if name is None else name
+        if self.divergence is not None and name == self.primary_name:
             return self.divergence(student, teacher)
-        if self.classifies:
+        if self.is_logits(name):
             difference = F.kl_div(student.log_softmax(-1), teacher.log_softmax(-1), reduction="none", log_target=True)
             return difference.sum(-1).reshape(len(student), -1).mean(1).clamp_min(0)
         flat_student, flat_teacher = student.reshape(len(student), -1), teacher.reshape(len(teacher), -1)
@@ -105,15 +125,41 @@ class Task:
         return 1 - F.cosine_similarity(flat_student, flat_teacher, dim=1)
 
 
+def target_of(target: Any, name: str) -> Any:
+    """The target of one output; what is not a mapping by output belongs to all."""
+    return target.get(name) if isinstance(target, Mapping) else target
+
+
+def _default_loss(outputs: Tensor, target: Tensor) -> Tensor:
+    if target.is_floating_point() or target.dtype == torch.bool:
+        return F.mse_loss(outputs, target.to(outputs.dtype))
+    return F.cross_entropy(outputs.flatten(0, -2), target.flatten())
+
+
 def call_model(model: nn.Module, inputs: Inputs) -> Tensor:
     """The model's primary output (n, ...): what it returns, or its `.logits`, or its first tensor."""
+    return primary_output(_call(model, inputs))
+
+
+def _call(model: nn.Module, inputs: Inputs) -> Any:
     if isinstance(inputs, Tensor):
-        result = model(inputs)
-    elif isinstance(inputs, Mapping):
-        result = model(**inputs)
+        return model(inputs)
+    return model(**inputs) if isinstance(inputs, Mapping) else model(*inputs)
+
+
+def named_outputs(result: Any, names: Sequence[str]) -> dict[str, Tensor]:
+    """Entries, positions ("0") or attributes of what a model returns; TaskError for a name that is not there."""
+    if isinstance(result, Mapping):
+        known = dict(result)
+    elif isinstance(result, (tuple, list)):
+        known = {str(i): value for i, value in enumerate(result)}
     else:
-        result = model(*inputs)
-    return primary_output(result)
+        known = {} if isinstance(result, Tensor) else vars(result)
+    for name in names:
+        if not isinstance(known.get(name), Tensor):
+            near = nearest_name(name, list(known)) or "none"
+            raise TaskError(f"task: output_weights names {name!r}, which the model does not return as a tensor; nearest: {near}")
+    return {name: known[name] for name in names}
 
 
 def primary_output(result: Any) -> Tensor:
@@ -126,53 +172,6 @@ def primary_output(result: Any) -> Tensor:
         if isinstance(value, Tensor):
             return value
     raise TaskError(f"task: the model returns {type(result).__name__}; expected a tensor, .logits or a tuple of tensors")
-
-
-def map_inputs(inputs: Inputs, function: Callable[[Tensor], Tensor]) -> Inputs:
-    """`function` applied to each tensor of `inputs`."""
-    if isinstance(inputs, Tensor):
-        return function(inputs)
-    if isinstance(inputs, Mapping):
-        return {name: function(tensor) for name, tensor in inputs.items()}
-    return tuple(function(tensor) for tensor in inputs)
-
-
-def input_tensors(inputs: Inputs) -> list[Tensor]:
-    """The tensors of `inputs` in calling order."""
-    if isinstance(inputs, Tensor):
-        return [inputs]
-    return list(inputs.values() if isinstance(inputs, Mapping) else inputs)
-
-
-def feed_of(inputs: Inputs, names: Sequence[str]) -> dict[str, NDArray[Any]]:
-    """numpy inputs by the input names of an ONNX graph: by name where `inputs` has names, else in calling order."""
-    if isinstance(inputs, Mapping) and set(names) == set(inputs):
-        return {name: inputs[name].detach().cpu().numpy() for name in names}
-    return {name: tensor.detach().cpu().numpy() for name, tensor in zip(names, input_tensors(inputs), strict=True)}
-
-
-def batch_size(inputs: Inputs) -> int:
-    """Length of the first dimension of the first tensor."""
-    return len(input_tensors(inputs)[0])
-
-
-def take_samples(batches: Batches, count: int) -> list[tuple[Inputs, Any]]:
-    """The first `count` samples of `batches`, in their batches; the last one is cut."""
-    taken: list[tuple[Inputs, Any]] = []
-    for inputs, target in batches:
-        size = batch_size(inputs)
-        if size > count:
-            inputs = map_inputs(inputs, partial(_first_rows, count))
-            target = None if target is None else target[:count]
-        taken.append((inputs, target))
-        count -= size
-        if count <= 0:
-            break
-    return taken
-
-
-def _first_rows(count: int, tensor: Tensor) -> Tensor:
-    return tensor[:count]
 
 
 def score(metric: Callable[[Any, Any], float], outputs: Any, targets: Any, name: str = "metric") -> float:
@@ -189,16 +188,27 @@ def check_task(task: Task) -> None:
         batches = getattr(task, split)
         if batches is not None:
             _first(batches, split)
-    if task.student is not None:
-        raise TaskError("task: student is not supported yet; leave it out and compress the model itself")
-    try:
-        with torch.inference_mode():
-            call_model(copy.deepcopy(task.model).cpu().eval(), map_inputs(task.example_inputs, lambda tensor: tensor.cpu()))
-    except TaskError:
-        raise
-    except Exception as error:
-        first_line = str(error).strip().split("\n")[0]
-        raise TaskError(f"task {task.name}: model.forward fails on example_inputs: {type(error).__name__}: {first_line}") from error
+    for model, what in ((task.model, "model"), (task.student, "student")):
+        if model is None:
+            continue
+        try:
+            with torch.inference_mode():
+                task.outputs_of(copy.deepcopy(model).cpu().eval(), map_inputs(task.example_inputs, lambda tensor: tensor.cpu()))
+        except TaskError:
+            raise
+        except Exception as error:
+            first_line = str(error).strip().split("\n")[0]
+            raise TaskError(f"task {task.name}: {what}.forward fails on example_inputs: {type(error).__name__}: {first_line}") from error
+    _check_matched(task)
+
+
+def _check_matched(task: Task) -> None:
+    for learns, teaches in (task.matched_modules or {}).items():
+        for model, name in ((task.student or task.model, learns), (task.model, teaches)):
+            known = dict(model.named_modules())
+            if name not in known:
+                near = nearest_name(name, list(known))
+                raise TaskError(f"task {task.name}: matched_modules names {name!r}, which is no module; nearest: {near or 'none'}")
 
 
 def _first(batches: Batches, split: str) -> tuple[Inputs, Any]:
@@ -209,21 +219,6 @@ def _first(batches: Batches, split: str) -> tuple[Inputs, Any]:
     raise TaskError(f"task: {split} is empty; expected at least one (inputs, target) batch")
 
 
-class _Floats:
-    """Batches whose half-precision tensors are float32; re-iterable as the batches are."""
-
-    def __init__(self, batches: Batches) -> None:
-        self.batches = batches
-
-    def __iter__(self) -> Iterator[tuple[Inputs, Any]]:
-        for inputs, target in self.batches:
-            yield map_inputs(inputs, _float32), _float32(target) if isinstance(target, Tensor) else target
-
-
-def _float32(tensor: Tensor) -> Tensor:
-    return tensor.float() if tensor.dtype in HALVES else tensor
-
-
 def float_task(task: Task) -> Task:
     """`task` itself, or, where its model has half-precision parameters, the same with a float32 copy of the model and its data.
 
@@ -232,8 +227,8 @@ def float_task(task: Task) -> Task:
     if not any(parameter.dtype in HALVES for parameter in task.model.parameters()):
         return task
     batches = {name: getattr(task, name) for name in ("validation", "train", "calibration", "test")}
-    floats: dict[str, Any] = {name: None if found is None else _Floats(found) for name, found in batches.items()}
-    return replace(task, model=copy.deepcopy(task.model).float(), example_inputs=map_inputs(task.example_inputs, _float32), **floats)
+    floats: dict[str, Any] = {name: None if found is None else FloatBatches(found) for name, found in batches.items()}
+    return replace(task, model=copy.deepcopy(task.model).float(), example_inputs=map_inputs(task.example_inputs, float32), **floats)
 
 
 def load_task(spec: str, **arguments: Any) -> Task:

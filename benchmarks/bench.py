@@ -9,13 +9,15 @@ from functools import cached_property
 import torch
 
 from autocompress import Candidate, Distillation, ModuleConfig, Task
+from autocompress.batches import Batches
 from autocompress.compress.library import VariantLibrary
 from autocompress.compress.recover import recover
 from autocompress.compress.stitch import Stitcher, Trained
+from autocompress.compress.teacher import Teacher
+from autocompress.compress.trainer import Trainer
 from autocompress.export.build import Builder, stitched_variants
 from autocompress.measure.accuracy import evaluate_model, evaluate_session
 from autocompress.targets.runtime import open_session
-from autocompress.task import Batches
 
 CPU = torch.device("cpu")
 INTEGER = ("linear", "conv")
@@ -55,8 +57,8 @@ class Bench:
         return evaluate_session(self.task, session, tuple(i.name for i in session.get_inputs()), self.test)[0].accuracy
 
     def trained(self, candidate: Candidate) -> Trained:
-        torch.manual_seed(0)
-        return recover(self.task, self.stitcher, candidate, CPU)
+        teacher = Teacher(self.task, self.builder.teacher, CPU, None, (candidate.distillation.temperature,))
+        return recover(Trainer(self.task, teacher), self.stitcher, candidate)[0]
 
 
 def distilled(candidate: Candidate, steps: int, schedule: str = "one_shot") -> Candidate:

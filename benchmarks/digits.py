@@ -8,7 +8,7 @@ from sklearn.datasets import load_digits
 from torch import Tensor, nn
 
 from autocompress import Task
-from autocompress.task import Batches
+from autocompress.batches import Batches
 
 WIDTHS = (32, 64, 128)
 EPOCHS = 20

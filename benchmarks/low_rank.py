@@ -10,10 +10,10 @@ import numpy as np
 import torch
 
 from autocompress import find_modules, load_task
+from autocompress.batches import take_samples
 from autocompress.compress.low_rank import compose, factorise
 from autocompress.compress.statistics import CALIBRATION_SAMPLES, collect_statistics, output_error
 from autocompress.split import split_modules
-from autocompress.task import take_samples
 from benchmarks.output import parser_of, write_figures
 
 CPU = torch.device("cpu")

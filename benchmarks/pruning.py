@@ -22,6 +22,7 @@ import torch_pruning
 from torch import nn
 
 from autocompress import Candidate, ModuleConfig, Task, find_modules, load_task
+from autocompress.batches import take_samples
 from autocompress.candidate import IMPORTANCES
 from autocompress.compress.importance import CRITERIA
 from autocompress.compress.prune import global_ratios
@@ -30,7 +31,6 @@ from autocompress.export.float_graph import export_float
 from autocompress.measure.accuracy import evaluate_model
 from autocompress.measure.latency import interleaved_timing
 from autocompress.targets.kernels import KernelChoice
-from autocompress.task import take_samples
 from benchmarks.bench import CPU, Bench, distilled
 from benchmarks.digits import digits_task
 from benchmarks.output import parser_of, write_figures

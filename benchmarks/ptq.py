@@ -23,12 +23,13 @@ from onnxruntime.quantization.shape_inference import quant_pre_process
 from torch import nn
 
 from autocompress import Candidate, ModuleConfig, Task, find_modules, load_task
+from autocompress.batches import Batches, take_samples
 from autocompress.candidate import WEIGHT_RANGES
 from autocompress.compress.statistics import collect_statistics, output_error
 from autocompress.export.build import prepare, stitched_variants
 from autocompress.targets.kernels import KernelChoice
 from autocompress.targets.runtime import open_session
-from autocompress.task import Batches, call_model, take_samples
+from autocompress.task import call_model
 from benchmarks.against_onnxruntime import quantize_dynamic
 from benchmarks.bench import Bench, distilled
 from benchmarks.output import parser_of, write_figures

@@ -9,10 +9,10 @@ os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 import torch
 
 from autocompress import Candidate, ModuleConfig, find_modules, load_task
+from autocompress.batches import take_samples
 from autocompress.export.build import prepare
 from autocompress.measure.latency import interleaved_timing
 from autocompress.targets.kernels import KernelChoice
-from autocompress.task import take_samples
 from benchmarks.bench import Bench
 from benchmarks.output import parser_of, write_figures
 

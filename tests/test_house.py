@@ -12,13 +12,13 @@ import autocompress
 ROOT = Path(autocompress.__file__).parent
 LEVELS = [
     {"errors", "pareto"},
-    {"candidate", "limits"},
+    {"candidate", "limits", "batches"},
     {"task", "attention", "recurrent"},
     {"split", "channels"},
     {"structures"},
     {"coupling"},
     {"modules", "results"},
-    {"compress", "targets", "measure", "axes", "search_space"},
+    {"compress", "targets", "measure", "axes", "recovery_space", "search_space"},
     {"export"},
     {"search"},
     {"report"},

@@ -117,7 +117,7 @@ def test_every_field_of_a_config_can_be_searched(found) -> None:
     assert knobs["fc/group_size"] == (32, 0, -1), "from careful to small"
     assert knobs["fc/algorithm"] == ("nearest", "gptq")
     last = {parameter: len(choices) - 1 for parameter, choices in knobs.items()}
-    config = space.candidate({**last, "fc/activation_bits": 2}, 0.5, 0).config("fc")
+    config = space.candidate({**last, "fc/activation_bits": 2}).config("fc")
     assert config == ModuleConfig(2, 8, -1, symmetric=False, weight_range="entropy", algorithm="gptq", activation_mode="static")
     assert len(space.configs("fc")) == len(set(space.configs("fc")))
     assert all(c.activation_mode == "auto" for c in space.configs("fc") if c.activation_bits != 8), "what does nothing is not offered twice"

@@ -7,8 +7,9 @@ import pytest
 import torch
 
 from autocompress import Task, load_task
+from autocompress.batches import take_samples
 from autocompress.errors import NotComputableError, TaskError
-from autocompress.task import check_task, primary_output, score, take_samples
+from autocompress.task import check_task, primary_output, score
 
 
 @pytest.mark.parametrize(

@@ -1,76 +1,66 @@
-"""Recovery of a compressed model by distillation from the original (Hinton, Vinyals and Dean 2015, sec. 2)."""
+"""The loss of recovery: the task's own and the distance from the original's answers (Hinton, Vinyals and Dean 2015, sec. 2)."""
 
 from __future__ import annotations
 
-import math
+from collections.abc import Mapping
 from typing import Any
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor, nn
+from torch import Tensor
 
 from autocompress.candidate import Distillation
-from autocompress.errors import NotComputableError
-from autocompress.task import Task, call_model, map_inputs
+from autocompress.compress.teacher import Outputs, TopLogits
+from autocompress.task import Task, target_of
+
+IGNORED = -100  # the target of a position that does not count
 
 
-def distillation_loss(task: Task, student: Tensor, teacher: Tensor, target: Any, distillation: Distillation) -> Tensor:
-    """alpha * task loss + (1 - alpha) * T^2 * KL(teacher || student at temperature T).
+def distillation_loss(task: Task, student: Mapping[str, Tensor], teacher: Outputs, target: Any, distillation: Distillation) -> Tensor:
+    """alpha * task loss + (1 - alpha) * T^2 * KL(teacher || student at temperature T), both over all outputs with their weights.
 
-    Without a target only the second term is left, whatever alpha is. Outputs that are not logits use the task's divergence.
+    Without a target only the second term is left, whatever alpha is; at alpha = 1 `teacher` may be empty. Outputs that are not
+    logits, and the primary one where the task has a divergence of its own, use the task's divergence for the second term.
     """
-    temperature = distillation.temperature
-    if task.classifies and task.divergence is None:
-        divergence = F.kl_div(
-            (student / temperature).log_softmax(-1),
-            (teacher / temperature).log_softmax(-1),
-            reduction="none",
-            log_target=True,
-        )
-        soft = temperature**2 * divergence.sum(-1).mean()
-    else:
-        soft = task.output_divergence(student, teacher).mean()
     if target is None:
-        return soft
+        return soft_loss(task, student, teacher, None, distillation.temperature)
     hard = task.training_loss(student, target)
+    if distillation.alpha == 1:
+        return hard
+    soft = soft_loss(task, student, teacher, target, distillation.temperature)
     return distillation.alpha * hard + (1 - distillation.alpha) * soft
 
 
-def distil(
-    task: Task,
-    student: nn.Module,
-    teacher: nn.Module,
-    distillation: Distillation,
-    device: torch.device,
-    learning_rate: float = 2e-4,
-) -> None:
-    """Train the parameters of `student` in place for `distillation.steps` batches, AdamW with a cosine schedule.
+def soft_loss(task: Task, student: Mapping[str, Tensor], teacher: Outputs, target: Any, temperature: float) -> Tensor:
+    """The distance of all outputs from the teacher's, weighted; positions whose target is -100 do not count."""
+    weights = task.output_weights or {"": 1.0}
+    losses = []
+    for name, answer in teacher.items():
+        own = task.divergence is not None and name == task.primary_name
+        if task.is_logits(name) and not own:
+            losses.append(weights[name] * temperature**2 * _divergence(student[name], answer, target_of(target, name), temperature))
+        else:
+            assert isinstance(answer, Tensor)
+            losses.append(weights[name] * task.output_divergence(student[name], answer, name).mean())
+    return torch.stack(losses).sum()
 
-    Both models stay in eval mode: batch statistics are frozen and dropout is off. A loss that is not finite raises
-    NotComputableError.
-    """
-    parameters = [p for p in student.parameters() if p.is_floating_point()]
-    for parameter in parameters:
-        parameter.requires_grad_(True)
-    optimizer = torch.optim.AdamW(parameters, lr=learning_rate, weight_decay=0.0, fused=True)
-    schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, max(1, distillation.steps))
-    step = 0
-    while step < distillation.steps:
-        for inputs, target in task.training_batches():
-            inputs = map_inputs(inputs, lambda tensor: tensor.to(device))
-            target = target.to(device) if isinstance(target, Tensor) else target
-            with torch.no_grad():
-                reference = call_model(teacher, inputs)
-            loss = distillation_loss(task, call_model(student, inputs), reference, target, distillation)
-            if not math.isfinite(float(loss.detach())):
-                raise NotComputableError(f"recovery: loss is {float(loss.detach())} at step {step} of {distillation.steps}")
-            optimizer.zero_grad()
-            torch.autograd.backward(loss)
-            torch.nn.utils.clip_grad_norm_(parameters, 1.0)
-            optimizer.step()
-            schedule.step()
-            step += 1
-            if step >= distillation.steps:
-                break
-    for parameter in parameters:
-        parameter.requires_grad_(False)
+
+def _divergence(student: Tensor, teacher: Tensor | TopLogits, target: Any, temperature: float) -> Tensor:
+    """Mean over samples (and positions) of KL(teacher || student), both (..., classes)."""
+    log_q = (student / temperature).log_softmax(-1)
+    if isinstance(teacher, TopLogits):
+        # What is not among the kept classes is one class more, so that a student cannot gain by spreading mass over the rest.
+        log_p, log_q = (_with_rest(x) for x in (teacher.log_probabilities(temperature), log_q.gather(-1, teacher.indices)))
+    else:
+        log_p = (teacher / temperature).log_softmax(-1)
+    divergence = F.kl_div(log_q, log_p, reduction="none", log_target=True).sum(-1)
+    if isinstance(target, Tensor) and target.shape == divergence.shape and not target.is_floating_point():
+        counts = target != IGNORED
+        return (divergence * counts).sum() / counts.sum().clamp_min(1)
+    return divergence.mean()
+
+
+def _with_rest(log_probabilities: Tensor) -> Tensor:
+    """(..., k + 1) with the log of what is left to 1 as the last class."""
+    rest = torch.log1p(-log_probabilities.exp().sum(-1, keepdim=True).clamp_max(1 - 1e-6))
+    return torch.cat([log_probabilities, rest], -1)

@@ -6,7 +6,7 @@ import copy
 import hashlib
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
-from functools import cached_property, partial
+from functools import cached_property
 from typing import Any
 
 import numpy as np
@@ -14,9 +14,10 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
+from autocompress.batches import Inputs, batch_size, cut, cuttable, take_samples, target_to_device, to_device
 from autocompress.compress.statistics import LayerStatistics
 from autocompress.errors import NotComputableError
-from autocompress.task import Inputs, Task, call_model, map_inputs, take_samples
+from autocompress.task import Task
 
 GRADIENT_SAMPLES = 128
 GRADIENT_BATCH = 8
@@ -103,27 +104,20 @@ def task_losses(task: Task) -> Callable[[nn.Module], Iterable[Tensor]]:
         device = next(model.parameters()).device
         for inputs, target in take_samples(task.calibration_batches(), GRADIENT_SAMPLES):
             for part, wanted in _pieces(inputs, target):
-                outputs = call_model(model, map_inputs(part, lambda tensor: tensor.to(device)))
+                outputs = task.outputs_of(model, to_device(part, device))
                 if wanted is None:
-                    noise = torch.randn(outputs.shape, generator=generator).to(device)
-                    yield (outputs.float() * noise).sum() / len(outputs)
+                    noise = {name: torch.randn(found.shape, generator=generator).to(device) for name, found in outputs.items()}
+                    yield torch.stack([(found.float() * noise[name]).sum() / len(found) for name, found in outputs.items()]).sum()
                 else:
-                    yield task.training_loss(outputs, wanted.to(device) if isinstance(wanted, Tensor) else wanted)
+                    yield task.training_loss(outputs, target_to_device(wanted, device))
 
     return losses
 
 
 def _pieces(inputs: Inputs, target: Any) -> Iterable[tuple[Inputs, Any]]:
-    """A batch in parts of GRADIENT_BATCH samples; whole where the target is not a tensor that can be cut."""
-    tensors = [inputs] if isinstance(inputs, Tensor) else list(inputs.values() if isinstance(inputs, Mapping) else inputs)
-    size = len(tensors[0])
-    if any(len(tensor) != size for tensor in tensors) or not (target is None or (isinstance(target, Tensor) and len(target) == size)):
+    """A batch in parts of GRADIENT_BATCH samples; whole where it cannot be cut."""
+    if not cuttable(inputs, target):
         yield inputs, target
         return
-    for start in range(0, size, GRADIENT_BATCH):
-        rows = slice(start, start + GRADIENT_BATCH)
-        yield map_inputs(inputs, partial(_rows, rows)), None if target is None else target[rows]
-
-
-def _rows(rows: slice, tensor: Tensor) -> Tensor:
-    return tensor[rows]
+    for start in range(0, batch_size(inputs), GRADIENT_BATCH):
+        yield cut(inputs, target, slice(start, start + GRADIENT_BATCH))

@@ -3,18 +3,25 @@
 from __future__ import annotations
 
 import copy
-from dataclasses import replace
+import time
+from collections.abc import Callable
+from itertools import pairwise
+from pathlib import Path
 
 import torch
+from safetensors.torch import load_file, save_file
 from torch import nn
 
+from autocompress.batches import take_samples, to_device
 from autocompress.candidate import Candidate, ModuleConfig
-from autocompress.compress.distill import distil
 from autocompress.compress.evidence import Evidence
+from autocompress.compress.features import FeatureMatcher, matched_by_name
 from autocompress.compress.library import VariantLibrary
 from autocompress.compress.statistics import CALIBRATION_SAMPLES, collect_statistics
 from autocompress.compress.stitch import Stitcher, Trained
-from autocompress.task import Task, take_samples
+from autocompress.compress.train import Cycle
+from autocompress.compress.trainer import Trainer
+from autocompress.task import Task, call_model
 
 
 def schedule_shares(schedule: str, rounds: int) -> list[float]:
@@ -28,10 +35,19 @@ def schedule_shares(schedule: str, rounds: int) -> list[float]:
     return times if schedule == "linear" else [1 - (1 - t) ** 3 for t in times]
 
 
-def recover(task: Task, stitcher: Stitcher, candidate: Candidate, device: torch.device) -> Trained:
-    """Train `candidate` for its distillation's steps, which its schedule's rounds share; every round ranks units and zeros anew.
+def recover(
+    trainer: Trainer,
+    stitcher: Stitcher,
+    candidate: Candidate,
+    folder: Path | None = None,
+    go_on: Callable[[nn.Module, int], bool] = lambda model, steps: True,
+    deadline: float | None = None,
+) -> tuple[Trained, int]:
+    """(what training left, the steps after which it ended) of `candidate`, trained for its distillation's steps.
 
-    Rounds before the last train float weights without factors; NotComputableError of `distil` passes through.
+    The schedule's rounds share the steps; every round ranks units and zeros anew, those before the last train float weights without
+    factors. At each restart `go_on(model, steps)` says whether to go on. State is kept in `folder` (None: not kept), from which an
+    interrupted training goes on as if nothing had been. NotComputableError of `Cycle` passes through.
     """
     recovery = candidate.distillation
     shares = schedule_shares(recovery.schedule, recovery.rounds)
@@ -39,16 +55,57 @@ def recover(task: Task, stitcher: Stitcher, candidate: Candidate, device: torch.
         shares = [1.0]
     ends = [round(recovery.steps * (i + 1) / len(shares)) for i in range(len(shares))]
     current = stitcher
-    for share, start, end in zip(shares, [0, *ends], ends, strict=False):
-        last = share == shares[-1]
-        stage = candidate if last else _partly(candidate, share)
-        current.apply(stage)
-        current.start_training(stage)
-        distil(task, current.model, stitcher.teacher, replace(recovery, steps=end - start), device)
-        trained = current.trained_state()
-        if not last:
-            current = _continued(task, current, stage, trained, device)
-    return trained
+    for i, (share, start, end) in enumerate(zip(shares[:-1], [0, *ends], ends, strict=False)):
+        stage = _partly(candidate, share)
+        kept = None if folder is None else folder / f"round{i}.safetensors"
+        if kept is not None and kept.is_file():
+            trained = Trained.from_tensors(load_file(kept))
+        else:
+            trained = _train(trainer, current, stage, [start, end], folder, lambda model, steps: True, deadline)[0]
+            if kept is not None:
+                save_file(trained.to_tensors(), kept)
+        current = _continued(trainer.task, current, stage, trained, trainer.device)
+    start = ends[-2] if len(shares) > 1 else 0
+    borders = [start, *(at for at in recovery.restarts if start < at < recovery.steps), recovery.steps]
+    return _train(trainer, current, candidate, borders, folder, go_on, deadline)
+
+
+def _train(
+    trainer: Trainer,
+    stitcher: Stitcher,
+    stage: Candidate,
+    borders: list[int],
+    folder: Path | None,
+    go_on: Callable[[nn.Module, int], bool],
+    deadline: float | None,
+) -> tuple[Trained, int]:
+    """Train `stage` in one cycle between each two neighbours of `borders`, as long as `go_on` wants it."""
+    model = stitcher.apply(stage)
+    stitcher.start_training(stage)
+    matcher = _matcher(trainer, stitcher) if stage.distillation.features > 0 else None
+    reached = borders[0]
+    try:
+        for start, end in pairwise(borders):
+            path = None if folder is None else folder / f"cycle{start}.checkpoint"
+            Cycle(trainer, model, stage.distillation, end - start, start, matcher, path, deadline).run()
+            reached = end
+            late = deadline is not None and time.monotonic() > deadline
+            if late or (end < borders[-1] and not go_on(model, end)):
+                break
+    finally:
+        if matcher is not None:
+            matcher.remove()
+    return stitcher.trained_state(), reached
+
+
+def _matcher(trainer: Trainer, stitcher: Stitcher) -> FeatureMatcher:
+    task, model, teacher = trainer.task, stitcher.model, trainer.teacher.model
+    pairs = task.matched_modules or matched_by_name(stitcher.module_map, teacher)
+    matcher = FeatureMatcher(model, teacher, pairs, stitcher.masks)
+    ((inputs, _),) = take_samples([next(iter(task.training_batches()))], 2)
+    inputs = to_device(inputs, trainer.device)
+    matcher.prepare(lambda: (call_model(model, inputs), call_model(teacher, inputs)))
+    return matcher
 
 
 def _partly(candidate: Candidate, share: float) -> Candidate:

@@ -14,9 +14,10 @@ import torch.nn.functional as F
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
+from autocompress.batches import Inputs, map_inputs
 from autocompress.errors import NotComputableError
 from autocompress.modules import ModuleMap
-from autocompress.task import Inputs, call_model, map_inputs
+from autocompress.task import call_model
 
 CALIBRATION_SAMPLES = 128
 POSITIONS = 4096  # input vectors that one batch adds to one layer

@@ -12,6 +12,7 @@ import torch
 from onnx import ModelProto
 from torch import nn
 
+from autocompress.batches import Inputs, batch_size, take_samples
 from autocompress.candidate import Candidate, ModuleConfig
 from autocompress.channels import ChannelGroup
 from autocompress.compress.activation import ActivationRange
@@ -31,7 +32,7 @@ from autocompress.modules import CompressibleModule, ModuleMap
 from autocompress.split import fused_modules, split_modules
 from autocompress.targets.kernels import FOLDED, KernelChoice
 from autocompress.targets.runtime import open_session
-from autocompress.task import Inputs, Task, batch_size, call_model, take_samples
+from autocompress.task import Task, call_model
 
 WEIGHT_ONLY_BITS = (2, 4, 8)
 MULTIPLE_OF = {"filters": "conv", "neurons": "linear", "hidden units": "linear"}  # kind of group -> kind of kernel

@@ -8,11 +8,11 @@ import numpy as np
 import torch
 from onnx import ModelProto, helper
 
+from autocompress.batches import Inputs, batch_size, map_inputs
 from autocompress.compress.activation import ActivationRange, Observer
 from autocompress.errors import NotComputableError
 from autocompress.export.lower import LoweredModel
 from autocompress.targets.runtime import open_session
-from autocompress.task import Inputs, batch_size, map_inputs
 
 
 def calibrate(lowered: LoweredModel, batches: Iterable[Inputs], static_batch: int, method: str) -> dict[str, ActivationRange]:

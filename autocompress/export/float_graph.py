@@ -16,11 +16,12 @@ from onnx import ModelProto, NodeProto, helper, numpy_helper
 from onnxscript.optimizer import fold_constants
 from torch import nn
 
+from autocompress.batches import Inputs, feed_of, input_tensors, map_inputs
 from autocompress.errors import ExportError
 from autocompress.export.recurrent import free_recurrent
 from autocompress.structures import head_counts
 from autocompress.targets.runtime import open_session
-from autocompress.task import Inputs, call_model, feed_of, input_tensors, map_inputs
+from autocompress.task import call_model
 
 OPSET = 21  # the first with 4-bit integers in DequantizeLinear and Cast
 

@@ -9,9 +9,9 @@ from typing import Any
 from onnx import ModelProto, NodeProto, TensorProto, helper, numpy_helper
 from torch import nn
 
+from autocompress.batches import Inputs, feed_of
 from autocompress.export.float_graph import export_float
 from autocompress.modules import ModuleMap, NormGroup
-from autocompress.task import Inputs, feed_of
 
 RECURRENT = ("LSTM", "GRU")
 NORM_OPERATORS = ("LayerNormalization", "RMSNormalization", "Mul")

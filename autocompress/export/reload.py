@@ -18,6 +18,8 @@ from autocompress.compress.activation import ActivationRange
 from autocompress.compress.library import VariantLibrary
 from autocompress.compress.recover import recover
 from autocompress.compress.stitch import ActivationPlan, SimulatedModel, Stitcher, Trained
+from autocompress.compress.teacher import Teacher
+from autocompress.compress.trainer import Trainer
 from autocompress.errors import ExportError
 from autocompress.export.artifact import read_recipe, write_model
 from autocompress.export.build import prepare, stitched_variants
@@ -86,7 +88,7 @@ def reproduce_model(folder: Path, task: Task, to: Path) -> Path:
         trained = None
         if recipe["trained"]:
             stored = (folder / recipe["weights"]).is_file()
-            trained = Trained.from_tensors(_weights(folder, recipe)) if stored else recover(task, stitcher, candidate, torch.device("cpu"))
+            trained = Trained.from_tensors(_weights(folder, recipe)) if stored else _again(task, stitcher, candidate, recipe["origin"])
         variants = {} if trained is not None else stitched_variants(builder, stitcher, candidate)
         ranges = {name: ActivationRange(**at) for name, at in recipe["activation_ranges"].items()}
         built = builder.recipe(candidate, variants, trained, kernels["matmul_levels"], kernels["gather_blocks"])
@@ -97,3 +99,9 @@ def reproduce_model(folder: Path, task: Task, to: Path) -> Path:
         versions = recipe["origin"].get("versions")
         raise ExportError(f"{to / MODEL_FILE}: differs from the file that {folder} records; versions then: {versions}")
     return to / MODEL_FILE
+
+
+def _again(task: Task, stitcher: Stitcher, candidate: Candidate, origin: dict[str, Any]) -> Trained:
+    teacher = Teacher(task, stitcher.teacher, torch.device("cpu"), None, (candidate.distillation.temperature,))
+    dtype = getattr(torch, origin["training_dtype"])
+    return recover(Trainer(task, teacher, dtype, origin["seed"]), stitcher, candidate)[0]

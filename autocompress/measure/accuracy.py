@@ -11,7 +11,8 @@ import onnxruntime
 import torch
 from torch import Tensor, nn
 
-from autocompress.task import Batches, Inputs, Task, batch_size, call_model, feed_of, map_inputs, score
+from autocompress.batches import Batches, Inputs, batch_size, feed_of, to_device
+from autocompress.task import Task, call_model, score
 
 
 @dataclass(frozen=True)
@@ -20,11 +21,6 @@ class Scores:
 
     accuracy: float
     metrics: Mapping[str, float]
-
-
-def to_device(inputs: Inputs, device: torch.device) -> Inputs:
-    """`inputs` on `device`."""
-    return map_inputs(inputs, lambda tensor: tensor.to(device))
 
 
 @torch.no_grad()

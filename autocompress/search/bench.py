@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import os
 from collections.abc import Callable
 from dataclasses import dataclass, replace
@@ -10,11 +9,14 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from autocompress.candidate import Candidate
 from autocompress.compress.library import VariantLibrary, trim_folder
+from autocompress.compress.precision import training_dtype
 from autocompress.compress.stitch import Stitcher
+from autocompress.compress.teacher import Teacher
+from autocompress.compress.trainer import Trainer
 from autocompress.errors import TaskError
 from autocompress.export.build import Builder, prepare
 from autocompress.measure.accuracy import evaluate_model, evaluate_session, join_targets
@@ -53,6 +55,7 @@ class Bench:
     teacher_outputs: Tensor
     by_metric: bool
     targets: list[Any]
+    trainer: Trainer
 
     @property
     def module_map(self) -> ModuleMap:
@@ -77,15 +80,6 @@ def pick_device(name: str | None) -> torch.device:
     if device.type == "cuda" and not torch.cuda.is_available():
         raise TaskError(f"device {name!r} is not available on this machine; nearest: cpu")
     return device
-
-
-def model_hash(model: nn.Module) -> str:
-    """Hash of names, shapes and values of all parameters and buffers."""
-    digest = hashlib.sha256()
-    for name, value in model.state_dict().items():
-        digest.update(f"{name} {tuple(value.shape)}".encode())
-        digest.update(value.detach().cpu().contiguous().view(torch.uint8).numpy().tobytes() if value.dim() else str(value.item()).encode())
-    return digest.hexdigest()
 
 
 def subject_of(task: Task, builder: Builder, layout: Layout, space: BoundSpace) -> Subject:
@@ -132,12 +126,15 @@ def open_bench(
     module_map: ModuleMap,
     table_file: Path | None,
     known_baseline: Measurement | None,
+    seed: int,
     report: Report,
 ) -> Bench:
     """Export, calibrate, profile and evaluate the baseline (or take its numbers from the run that is resumed)."""
     report("exporting the model", 0.0)
     builder = builder_for(task, module_map, target, device, table_file, space.activation_range)
     bound = space.bind(builder.module_map, target)
+    logits = task.divergence is None and any(task.is_logits(name) for name in task.output_weights or ("",))
+    bound = replace(bound, recovery=bound.recovery.fitted(task.has_labels, logits))
     layout = layout_of(builder)
     subject = subject_of(task, builder, layout, bound)
     table = cached_table(subject, target, table_file, report)
@@ -150,6 +147,9 @@ def open_bench(
     _, outputs = evaluate_model(task, teacher, task.validation, device)
     targets = [target_of for _, target_of in task.validation]
     baseline = known_baseline or _baseline(task, builder, target, subject)
+    report("timing a step of training", 0.0)
+    dtype = training_dtype(task, teacher, device, cache_folder() / "precision") if bound.recovery.steps > 0 else torch.float32
+    teaches = Teacher(task, teacher, device, cache_folder() / "teacher", bound.recovery.choices["temperature"])
     return Bench(
         task,
         target,
@@ -163,6 +163,7 @@ def open_bench(
         outputs,
         metric_is_mean(task, outputs, join_targets(targets)),
         targets,
+        Trainer(task, teaches, dtype, seed),
     )
 
 

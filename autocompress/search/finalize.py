@@ -12,6 +12,7 @@ import numpy as np
 import optuna
 from optuna.trial import FrozenTrial, TrialState
 
+from autocompress.batches import Batches
 from autocompress.candidate import Candidate
 from autocompress.export.artifact import write_model, write_notes, write_recipe, write_weights
 from autocompress.export.build import stitched_variants
@@ -30,10 +31,10 @@ from autocompress.results import (
     write_json,
 )
 from autocompress.search.bench import Bench
-from autocompress.search.trial import read_trained, trained_path
+from autocompress.search.recovery import read_recovered, recover_front, untrained
 from autocompress.targets.profile import prediction_errors
 from autocompress.targets.runtime import open_session, weights_in_memory
-from autocompress.task import Batches, Task
+from autocompress.task import Task
 
 MAX_POINTS = 12
 ROUNDS = 60
@@ -88,6 +89,29 @@ def _finalist(trial: FrozenTrial, bench: Bench) -> Finalist:
     return Finalist(trial.number, candidate, (bench.size_bytes(candidate), bench.latency_ms(candidate), accuracy))
 
 
+def recovered(
+    study: optuna.Study,
+    finalists: list[Finalist],
+    bench: Bench,
+    folder: Path,
+    steps: int,
+    deadline: float | None,
+    report: Callable[[str, float], None],
+) -> list[Finalist]:
+    """The finalists after their long recovery of `steps`: with the training that their best weights have had, or none."""
+    recover_front(study, [(f.number, f.candidate, f.values[2]) for f in finalists], bench, folder, steps, deadline, report)
+    found = []
+    for finalist in finalists:
+        kept = read_recovered(folder, finalist.number)
+        if kept is None:
+            found.append(replace(finalist, candidate=untrained(finalist.candidate)))
+        else:
+            size, latency, accuracy = finalist.values
+            candidate = replace(finalist.candidate, distillation=kept.distillation)
+            found.append(Finalist(finalist.number, candidate, (size, latency, max(accuracy, kept.accuracy))))
+    return found
+
+
 def verify_front(
     finalists: list[Finalist], bench: Bench, folder: Path, origin: Mapping[str, Any], report: Callable[[str, float], None]
 ) -> tuple[ParetoFront, dict[str, Any]]:
@@ -133,7 +157,8 @@ def verify_front(
 
 def _export(finalist: Finalist, bench: Bench, place: Path, folder: Path, origin: Mapping[str, Any]) -> int:
     candidate, builder, stitcher = finalist.candidate, bench.builder, bench.stitcher
-    trained = read_trained(trained_path(folder, finalist.number))
+    kept = read_recovered(folder, finalist.number)
+    trained = None if kept is None else kept.trained
     variants = {} if trained is not None else stitched_variants(builder, stitcher, candidate)
     recipe = builder.recipe(candidate, variants, trained)
     size = write_model(place, builder.build(recipe))

@@ -14,6 +14,7 @@ import torch
 
 from autocompress.candidate import ModuleConfig
 from autocompress.compress.prune import global_ratios
+from autocompress.compress.teacher import model_hash
 from autocompress.errors import AutocompressError, LimitError, RunFolderError, nearest_name
 from autocompress.limits import Limits, parse_limits
 from autocompress.modules import find_modules
@@ -30,8 +31,8 @@ from autocompress.results import (
     write_json,
 )
 from autocompress.search.allocation import Allocator, smallest_candidate
-from autocompress.search.bench import Bench, model_hash, open_bench, pick_device
-from autocompress.search.finalize import choose_finalists, verify_front
+from autocompress.search.bench import Bench, open_bench, pick_device
+from autocompress.search.finalize import choose_finalists, recovered, verify_front
 from autocompress.search.progress import SearchProgress
 from autocompress.search.progressive import DEFAULT_DROP, ProgressiveSampler
 from autocompress.search.sampler import PriceSampler
@@ -60,9 +61,12 @@ class Settings:
     target_table: str | Path | None = None
     workers: int = 1
     strategy: str = "guided"
+    finalize_steps: int | None = None
 
 
 GLOBAL_RATIO = 0.3
+SEARCH_SHARE, RECOVERY_SHARE = 0.75, 0.85  # of a timeout: trials and the front's recovery; the rest exports and verifies
+FINALIZE_FACTOR = 3
 STRATEGIES = ("guided", "progressive")
 
 
@@ -96,7 +100,7 @@ def run_search(
     with folder_lock(folder), interrupt.watched():
         known = _known_run(folder, task)
         baseline = Measurement.from_json(known["baseline"]) if known else None
-        bench = open_bench(task, space, target, device, module_map, _path(settings.target_table), baseline, setting_up)
+        bench = open_bench(task, space, target, device, module_map, _path(settings.target_table), baseline, settings.seed, setting_up)
         limits = check_limits(bench, asked)
         run = describe_run(task, settings, bench, limits)
         if known and known["space"]["digest"] != bench.space.digest:
@@ -109,7 +113,7 @@ def run_search(
         if study.user_attrs.get("model", run["model"]) != run["model"]:
             raise RunFolderError(f"storage {url}: study {settings.study_name!r} belongs to another model; choose another storage or name")
         study.set_user_attr("model", run["model"])
-        deadline = _deadline(started, settings.timeout_s)
+        deadline = _deadline(started, settings.timeout_s, SEARCH_SHARE)
         study.set_user_attr("run", _for_workers(settings, space, folder, limits, deadline))
         others = launch(url) if launch else []
         finished = sampler.finished if isinstance(sampler, ProgressiveSampler) else lambda study: False
@@ -117,14 +121,17 @@ def run_search(
         worker.run(settings.n_trials, deadline, interrupt, url, progress)
         for process in others:
             process.wait()
-        front = finish(study, bench, limits, folder, run, progress)
+        late = _deadline(started, settings.timeout_s, RECOVERY_SHARE)
+        front = finish(study, bench, limits, folder, run, _finalize_steps(settings, bench), late, progress)
         run["seconds"] = (known or {}).get("seconds", 0.0) + time.monotonic() - started
         write_json(folder / RUN_FILE, run)
     return SearchResult(front, folder, limits), interrupt.requested
 
 
 def _check_settings(settings: Settings) -> None:
-    for name, value, least in (("n_trials", settings.n_trials, 1), ("seed", settings.seed, 0), ("workers", settings.workers, 1)):
+    steps = 0 if settings.finalize_steps is None else settings.finalize_steps
+    given = (("n_trials", settings.n_trials, 1), ("seed", settings.seed, 0), ("workers", settings.workers, 1), ("finalize_steps", steps, 0))
+    for name, value, least in given:
         if value < least:
             raise LimitError(f"search: {name} must be at least {least}, got {value}; nearest valid value: {least}")
     if settings.strategy not in STRATEGIES:
@@ -146,6 +153,7 @@ def describe_run(task: Task, settings: Settings, bench: Bench, limits: Limits) -
         "strategy": settings.strategy,
         "versions": {**bench.table.versions, "torch": str(torch.__version__), "optuna": optuna.__version__},
         "baseline": bench.baseline.to_json(),
+        "training_dtype": str(bench.trainer.dtype).removeprefix("torch."),
         "limits": limits.__dict__,
         "latency_check": bench.table.check,
         "no_gain": sorted(list(choice) for choice in bench.space.no_gain),
@@ -153,14 +161,27 @@ def describe_run(task: Task, settings: Settings, bench: Bench, limits: Limits) -
     }
 
 
-def finish(study: optuna.Study, bench: Bench, limits: Limits, folder: Path, run: dict[str, Any], progress: SearchProgress) -> ParetoFront:
-    """Export and verify the front; adds the prediction errors on it and the library's counts to `run`."""
+def finish(
+    study: optuna.Study,
+    bench: Bench,
+    limits: Limits,
+    folder: Path,
+    run: dict[str, Any],
+    finalize_steps: int,
+    deadline: float | None,
+    progress: SearchProgress,
+) -> ParetoFront:
+    """Recover, export and verify the front; adds the prediction errors on it and what was reused to `run`."""
     finalists = choose_finalists(study, bench, limits)
     if not finalists:
         raise AutocompressError(f"search: no trial finished; see the causes in {folder / TRIALS_FILE}")
+    finalists = recovered(study, finalists, bench, folder, finalize_steps, deadline, progress.phase)
     origin = {key: run[key] for key in ("task", "source", "model", "seed", "versions")}
     origin["threads"] = torch.get_num_threads()  # sums of floats depend on them in the last bit
+    origin["training_dtype"] = run["training_dtype"]
     front, run["front_check"] = verify_front(finalists, bench, folder, origin, progress.phase)
+    teacher = bench.trainer.teacher
+    run["teacher"] = {"computed": teacher.computed, "read": teacher.read}
     run["library"] = {"made": bench.stitcher.library.made, "reused": bench.stitcher.library.reused}
     return front
 
@@ -196,7 +217,7 @@ def run_worker(task: Task, storage: str, study_name: str, device_name: str | Non
     interrupt = Interrupt()
     with interrupt.watched(), SearchProgress(quiet=True) as progress:
         baseline = Measurement.from_json(known["baseline"])
-        bench = open_bench(task, space, target, device, module_map, _path(run["table"]), baseline, progress.phase)
+        bench = open_bench(task, space, target, device, module_map, _path(run["table"]), baseline, run["seed"], progress.phase)
         sampler = price_sampler(bench, sensitivity(bench, folder, progress.phase), run["seed"])
         study = open_study(storage, sampler, study_name, create=False)
         deadline = None if run["deadline"] is None else time.monotonic() + run["deadline"] - time.time()
@@ -250,9 +271,13 @@ def check_limits(bench: Bench, given: Mapping[str, float | str | None]) -> Limit
     return limits
 
 
-def _deadline(started: float, timeout_s: float | None) -> float | None:
-    """When trials must stop so that the front can still be exported and verified: a quarter of the time is kept for it."""
-    return None if timeout_s is None else started + timeout_s * 0.75
+def _deadline(started: float, timeout_s: float | None, share: float) -> float | None:
+    """When that share of the time is spent."""
+    return None if timeout_s is None else started + timeout_s * share
+
+
+def _finalize_steps(settings: Settings, bench: Bench) -> int:
+    return FINALIZE_FACTOR * bench.space.recovery.steps if settings.finalize_steps is None else settings.finalize_steps
 
 
 def _say_check(bench: Bench, progress: SearchProgress) -> None:

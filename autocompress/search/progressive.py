@@ -11,7 +11,8 @@ from optuna.samplers import BaseSampler, RandomSampler
 from optuna.trial import FrozenTrial, TrialState
 
 from autocompress.candidate import ModuleConfig
-from autocompress.search.sampler import ALPHA, TEMPERATURE, distributions
+from autocompress.recovery_space import ALPHA
+from autocompress.search.sampler import distributions
 from autocompress.search_space import BoundSpace
 
 DEFAULT_DROP = 0.01
@@ -51,11 +52,9 @@ class ProgressiveSampler(BaseSampler):
     def sample_relative(self, study: optuna.Study, trial: FrozenTrial, search_space: dict[str, BaseDistribution]) -> dict[str, Any]:
         """The next step; the last accepted point again when the walk is over."""
         proposal, accepted = self._walk(study)
-        extra: dict[str, Any] = {}
+        extra: dict[str, Any] = dict.fromkeys(self._space.recovery.searched, 0)
         if ALPHA in self._distributions:
-            extra[ALPHA] = sum(self._space.alphas) / 2
-        if TEMPERATURE in self._distributions:
-            extra[TEMPERATURE] = 0
+            extra[ALPHA] = sum(self._space.recovery.alphas) / 2
         return {**self._parameters(accepted if proposal is None else proposal), **extra}
 
     def finished(self, study: optuna.Study) -> bool:

@@ -16,7 +16,7 @@ from torch import Tensor
 from autocompress.measure.accuracy import join_targets
 from autocompress.task import Task
 
-RUNGS = (0.125, 0.375)  # parts of the split after which a candidate may stop; all of it otherwise
+PARTS = (0.125, 0.375)  # parts of the split after which a candidate may stop; all of it otherwise
 ERROR = 0.05  # probability, over all rungs and rivals, to stop a candidate that is not dominated
 RIVALS = 8
 Scores = NDArray[np.float32]
@@ -57,7 +57,7 @@ def surely_dominated(scores: Scores, rivals: Sequence[Rival]) -> int | None:
     best = sorted(rivals, key=lambda rival: -float(rival.scores.mean()))[:RIVALS]
     if not best or n < 2:
         return None
-    z = float(norm.ppf(1 - ERROR / (len(RUNGS) * len(best))))
+    z = float(norm.ppf(1 - ERROR / (len(PARTS) * len(best))))
     for rival in best:
         difference = rival.scores[:n] - scores
         mean = float(difference.mean())
@@ -71,7 +71,7 @@ def surely_below(scores: Scores, floor: float) -> bool:
     """Whether the mean of the whole split is below `floor` beyond doubt, for scores of the metric itself."""
     n = len(scores)
     deviation = np.sqrt(max(float(scores.var()), 1 / n) / n)
-    return bool(float(scores.mean()) + float(norm.ppf(1 - ERROR / len(RUNGS))) * float(deviation) < floor)
+    return bool(float(scores.mean()) + float(norm.ppf(1 - ERROR / len(PARTS))) * float(deviation) < floor)
 
 
 def encode_scores(scores: Scores) -> str:

@@ -14,24 +14,23 @@ from scipy.stats import qmc
 
 from autocompress.candidate import ModuleConfig
 from autocompress.pareto import non_dominated
+from autocompress.recovery_space import ALPHA
 from autocompress.search.allocation import Allocator
 from autocompress.search_space import BoundSpace
 
-ALPHA, TEMPERATURE, SCHEDULE = "distillation/alpha", "distillation/temperature", "distillation/schedule"
 LOCAL_SHARE = 0.35
 LOCAL_AFTER = 12
+NEW_RECOVERY = 1 / 3
+DIMENSIONS = 6  # alpha and the five choices of a recovery
 ANCHORS: tuple[tuple[int, int], ...] = ((8, 8), (4, 8))
 
 
 def distributions(space: BoundSpace) -> dict[str, BaseDistribution]:
     """The fixed, unconditional space: an ordered index per knob, and the distillation."""
     found: dict[str, BaseDistribution] = {k.parameter: IntDistribution(0, len(k.choices) - 1) for k in space.knobs}
-    if space.steps > 0 and space.alphas[0] < space.alphas[1]:
-        found[ALPHA] = FloatDistribution(*space.alphas)
-    if space.steps > 0 and len(space.temperatures) > 1:
-        found[TEMPERATURE] = IntDistribution(0, len(space.temperatures) - 1)
-    if space.steps > 0 and len(space.schedules) > 1:
-        found[SCHEDULE] = IntDistribution(0, len(space.schedules) - 1)
+    if space.recovery.alpha_is_searched:
+        found[ALPHA] = FloatDistribution(*space.recovery.alphas)
+    found |= {name: IntDistribution(0, len(choices) - 1) for name, choices in space.recovery.searched.items()}
     return found
 
 
@@ -64,15 +63,17 @@ class PriceSampler(BaseSampler):
 
     def sample_relative(self, study: optuna.Study, trial: FrozenTrial, search_space: dict[str, BaseDistribution]) -> dict[str, Any]:
         """One proposal."""
-        point = qmc.Halton(5, seed=self._seed).random(trial.number + 1)[-1]
-        extra = self._extra(point)
+        point = qmc.Halton(len(self._allocator.price_ranges) + DIMENSIONS, seed=self._seed).random(trial.number + 1)[-1]
+        recovery = point[len(self._allocator.price_ranges) :]
+        extra = self._extra(recovery)
         if trial.number <= len(self._anchors):
             return {**self._anchor(trial.number), **extra}
         generator = np.random.default_rng([self._seed, trial.number])
         if generator.random() < LOCAL_SHARE:
             front = self._front(study)
             if len(front) > 0:
-                return {**self._moved(front[int(generator.integers(len(front)))], generator), **extra}
+                chosen = front[int(generator.integers(len(front)))]
+                return {**self._moved(chosen, generator), **self._near(chosen, recovery, generator)}
         prices = [np.exp(np.log(low) + u * np.log(high / low)) for u, (low, high) in zip(point, self._allocator.price_ranges, strict=False)]
         return {**self.indices(self._allocator.allocate(*prices)[0]), **extra}
 
@@ -81,14 +82,24 @@ class PriceSampler(BaseSampler):
         return {k.parameter: _nearest(k.choices, getattr(configs[k.module], k.axis)) for k in self._space.knobs}
 
     def _extra(self, point: Sequence[float]) -> dict[str, Any]:
+        """Alpha and the index of each choice of the recovery, from coordinates in [0, 1)."""
+        recovery = self._space.recovery
         extra: dict[str, Any] = {}
         if ALPHA in self._distributions:
-            low, high = self._space.alphas
-            extra[ALPHA] = low + float(point[2]) * (high - low)
-        if TEMPERATURE in self._distributions:
-            extra[TEMPERATURE] = min(int(point[3] * len(self._space.temperatures)), len(self._space.temperatures) - 1)
-        if SCHEDULE in self._distributions:
-            extra[SCHEDULE] = min(int(point[4] * len(self._space.schedules)), len(self._space.schedules) - 1)
+            low, high = recovery.alphas
+            extra[ALPHA] = low + float(point[0]) * (high - low)
+        for (name, choices), u in zip(recovery.searched.items(), point[1:], strict=False):
+            extra[name] = min(int(u * len(choices)), len(choices) - 1)
+        return extra
+
+    def _near(self, trial: FrozenTrial, point: Sequence[float], generator: np.random.Generator) -> dict[str, Any]:
+        """The recovery of a front member, alpha a little moved; every third time another one, so that they are compared."""
+        if generator.random() < NEW_RECOVERY:
+            return self._extra(point)
+        extra = {name: trial.params[name] for name in self._space.recovery.searched if name in trial.params}
+        if ALPHA in self._distributions:
+            low, high = self._space.recovery.alphas
+            extra[ALPHA] = float(np.clip(trial.params[ALPHA] + generator.normal(0, 0.1 * (high - low)), low, high))
         return extra
 
     def _anchor(self, number: int) -> dict[str, int]:

@@ -11,12 +11,13 @@ from pathlib import Path
 
 import torch
 
+from autocompress.batches import take_samples
 from autocompress.candidate import Candidate, ModuleConfig
 from autocompress.compress.stitch import Stitcher
 from autocompress.measure.accuracy import model_outputs
 from autocompress.results import write_atomic
 from autocompress.search_space import BoundSpace
-from autocompress.task import Task, take_samples
+from autocompress.task import Task
 
 SAMPLES = 64
 COLUMNS = ("module", "config", "divergence", "bytes", "ms")

@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import hashlib
-import json
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -13,20 +12,15 @@ import numpy as np
 import optuna
 import torch
 from optuna.trial import FrozenTrial, TrialState
-from safetensors import SafetensorError
-from safetensors.torch import load_file, save
 from torch import Tensor
 
+from autocompress.batches import batch_size
 from autocompress.candidate import Candidate
-from autocompress.compress.recover import recover
-from autocompress.compress.stitch import Trained
-from autocompress.errors import RunFolderError
 from autocompress.limits import Limits
-from autocompress.measure.accuracy import evaluate_model, join_targets, model_outputs, scores_of
-from autocompress.results import write_atomic
+from autocompress.measure.accuracy import join_targets, model_outputs, scores_of
 from autocompress.search.bench import Bench
 from autocompress.search.racing import (
-    RUNGS,
+    PARTS,
     Rival,
     Scores,
     decode_scores,
@@ -35,9 +29,7 @@ from autocompress.search.racing import (
     surely_below,
     surely_dominated,
 )
-from autocompress.task import batch_size
-
-RECOVERY_MIN_LOSS = 0.0005  # a candidate that lost less is not trained
+from autocompress.search.recovery import RUNGS, beaten, recover_candidate, worth_training
 
 
 @dataclass(frozen=True)
@@ -50,29 +42,6 @@ class Outcome:
     cause: str = ""
     violations: Mapping[str, float] = field(default_factory=dict)
     attributes: Mapping[str, Any] = field(default_factory=dict)
-
-
-def candidate_key(candidate: Candidate, with_distillation: bool) -> str:
-    """Hash of what is effectively done to the model."""
-    data = candidate.to_json()
-    if not with_distillation:
-        data.pop("distillation")
-    return hashlib.sha256(json.dumps(data, sort_keys=True).encode()).hexdigest()[:24]
-
-
-def trained_path(folder: Path, number: int) -> Path:
-    """Where the weights of a recovered trial are."""
-    return folder / "recovered" / f"{number:04d}.safetensors"
-
-
-def read_trained(path: Path) -> Trained | None:
-    """What the recovery of a trial left; None when there was none."""
-    if not path.is_file():
-        return None
-    try:
-        return Trained.from_tensors(load_file(path))
-    except (SafetensorError, OSError, KeyError) as error:
-        raise RunFolderError(f"{path}: damaged ({error}); remove it, the trial's untrained weights are used then") from error
 
 
 @dataclass
@@ -105,15 +74,17 @@ class Judge:
         attributes["scores"] = encode_scores(scores)
         accuracy = scores_of(bench.task, outputs, join_targets(bench.targets)).accuracy
         attributes["accuracy_before_recovery"] = accuracy
-        if self._worth_training(candidate, accuracy, done, size, latency):
-            accuracy, improved = self._recover(number, candidate, accuracy)
-            attributes["recovered"] = improved
-            attributes["trained"] = True
+        cause = ""
+        if worth_training(bench, candidate, accuracy, done, size, latency):
+            stops = partial(beaten, done, size, latency)
+            lesson = recover_candidate(bench, self.folder, number, candidate, accuracy, stops)
+            attributes |= {"recovered": lesson.improved, "trained": True, RUNGS: {"0": accuracy, **lesson.rungs}}
+            accuracy, cause = lesson.accuracy, lesson.cause
         violations = self.limits.violations(size, latency, bench.baseline.accuracy - accuracy)
-        return Outcome((float(size), latency, accuracy), size, latency, "", violations, attributes)
+        return Outcome((float(size), latency, accuracy), size, latency, cause, violations, attributes)
 
     def _answered(self, done: list[FrozenTrial], candidate: Candidate) -> FrozenTrial | None:
-        plain, full = candidate_key(candidate, False), candidate_key(candidate, True)
+        plain, full = Candidate(candidate.modules).digest, candidate.digest
         for trial in done:
             attributes = trial.user_attrs
             same = attributes.get("key_full") == full or (attributes.get("key") == plain and not attributes.get("trained"))
@@ -147,7 +118,7 @@ class Judge:
         """(scores, outputs, cause to stop or "") on growing parts of the validation split."""
         bench = self.bench
         total = len(bench.teacher_outputs)
-        rungs = [int(part * total) for part in RUNGS]
+        rungs = [int(part * total) for part in PARTS]
         outputs: list[Tensor] = []
         scores: list[Scores] = []
         seen = 0
@@ -170,30 +141,8 @@ class Judge:
             return f"dominated by trial {winner} after {len(scores)} samples"
         drop = self.limits.max_accuracy_drop
         # Recovery may lift a candidate over the limit, so only the untrained are stopped for it.
-        if self.bench.by_metric and drop is not None and self.bench.space.steps == 0:
+        if self.bench.by_metric and drop is not None and self.bench.space.recovery.steps == 0:
             floor = self.bench.baseline.accuracy - drop
             if surely_below(scores, floor):
                 return f"below accuracy {floor:.4f} after {len(scores)} samples"
         return ""
-
-    def _worth_training(self, candidate: Candidate, accuracy: float, done: list[FrozenTrial], size: int, latency: float) -> bool:
-        """Whether recovery could bring the candidate to the front: something was lost that no smaller and faster trial has kept."""
-        goal = self.bench.baseline.accuracy
-        if candidate.distillation.steps == 0 or goal - accuracy < RECOVERY_MIN_LOSS:
-            return False
-        return not any(
-            t.values is not None and t.values[0] <= size and t.values[1] <= latency and t.values[2] >= goal - RECOVERY_MIN_LOSS
-            for t in done
-        )
-
-    def _recover(self, number: int, candidate: Candidate, before: float) -> tuple[float, bool]:
-        """(accuracy, whether training helped); better weights are on disk before the trial is told."""
-        bench = self.bench
-        stitcher = bench.stitcher
-        trained = recover(bench.task, stitcher, candidate, bench.device)
-        model = stitcher.apply(candidate, trained)
-        after = evaluate_model(bench.task, model, bench.task.validation, bench.device)[0].accuracy
-        if after <= before:
-            return before, False
-        write_atomic(trained_path(self.folder, number), save(trained.to_tensors()))
-        return after, True

@@ -14,12 +14,13 @@ from typing import Any
 import optuna
 from optuna.trial import Trial, TrialState
 
+from autocompress.candidate import Candidate
 from autocompress.errors import RunFolderError
 from autocompress.results import TRIAL_COLUMNS, TRIALS_FILE, append_row, disk_error, write_atomic
 from autocompress.search.progress import SearchProgress
-from autocompress.search.sampler import ALPHA, SCHEDULE, TEMPERATURE, distributions
+from autocompress.search.sampler import distributions
 from autocompress.search.storage import Lease, reap
-from autocompress.search.trial import Judge, Outcome, candidate_key
+from autocompress.search.trial import Judge, Outcome
 
 DISK_ERRORS = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EIO)
 FINISHED = (TrialState.COMPLETE, TrialState.PRUNED, TrialState.FAIL)
@@ -91,11 +92,10 @@ class Worker:
         space = self.judge.bench.space
         trial = self.study.ask(distributions(space))
         trial.set_user_attr("worker", lease.worker)
-        alpha = trial.params.get(ALPHA, space.alphas[0])
-        candidate = space.candidate(trial.params, alpha, trial.params.get(TEMPERATURE, 0), trial.params.get(SCHEDULE, 0))
+        candidate = space.candidate(trial.params)
         trial.set_user_attr("candidate", candidate.to_json())
-        trial.set_user_attr("key", candidate_key(candidate, False))
-        trial.set_user_attr("key_full", candidate_key(candidate, True))
+        trial.set_user_attr("key", Candidate(candidate.modules).digest)
+        trial.set_user_attr("key_full", candidate.digest)
         row: dict[str, Any] = {"number": trial.number}
         try:
             outcome = self.judge.judge(self.study, trial.number, candidate)

@@ -16,8 +16,9 @@ from hypothesis import strategies as st
 from torch import Tensor, nn
 
 from autocompress import Candidate, ModuleConfig, Task
+from autocompress.batches import Inputs
 from autocompress.candidate import DECOMPOSITIONS, IMPORTANCES, SPARSITY_CRITERIA, SPARSITY_PATTERNS
-from autocompress.task import Inputs, call_model
+from autocompress.task import call_model
 
 # 8-bit inputs lie on ties between two integers now and then, where 1e-7 decides; float arithmetic has no ties.
 INTEGER_TOLERANCE, FLOAT_TOLERANCE = 0.03, 1e-4

@@ -3,12 +3,14 @@ from __future__ import annotations
 import pytest
 import torch
 import torch.nn.functional as F
+from fixture import trainer_of
 
 from autocompress import Candidate, Distillation, ModuleConfig, find_modules
-from autocompress.compress.distill import distil, distillation_loss
+from autocompress.compress.distill import distillation_loss
 from autocompress.compress.evidence import Evidence
 from autocompress.compress.library import VariantLibrary
 from autocompress.compress.stitch import Stitcher
+from autocompress.compress.train import Cycle
 from autocompress.errors import NotComputableError
 from autocompress.measure.accuracy import evaluate_model
 from autocompress.split import split_modules
@@ -25,7 +27,7 @@ def test_alpha_0_and_1_are_the_pure_losses(cnn_task) -> None:
     soft = 4 * (p * (p.log() - (student / 2).log_softmax(1))).sum(1).mean()
 
     def loss(alpha: float, target):
-        return distillation_loss(cnn_task, student, teacher, target, Distillation(alpha, 2.0, 1))
+        return distillation_loss(cnn_task, {"": student}, {"": teacher}, target, Distillation(alpha, 2.0, 1))
 
     torch.testing.assert_close(loss(1.0, target), hard)
     torch.testing.assert_close(loss(0.0, target), soft)
@@ -47,7 +49,7 @@ CANDIDATE = Candidate.of(
         "body.2": ModuleConfig(4, pruning_ratio=0.25),
         "fc": ModuleConfig(4, rank_ratio=0.5),
     },
-    Distillation(0.0, 2.0, 120),
+    Distillation(0.0, 2.0, 120, learning_rate=3e-3),
 )
 
 
@@ -59,7 +61,7 @@ def test_recovery_brings_the_outputs_back_and_leaves_the_teacher(cnn_task) -> No
     _, outputs = evaluate_model(cnn_task, model, cnn_task.validation, CPU)
     before = float(cnn_task.output_divergence(outputs, reference).mean())
     stitcher.start_training(CANDIDATE)
-    distil(cnn_task, stitcher.model, stitcher.teacher, CANDIDATE.distillation, CPU, learning_rate=3e-3)
+    Cycle(trainer_of(cnn_task, stitcher), stitcher.model, CANDIDATE.distillation, 120).run()
     state = stitcher.trained_state()
     _, trained = evaluate_model(cnn_task, stitcher.model, cnn_task.validation, CPU)
     _, outputs = evaluate_model(cnn_task, stitcher.apply(CANDIDATE, state), cnn_task.validation, CPU)
@@ -83,4 +85,4 @@ def test_a_loss_that_is_not_finite_is_said(cnn_task) -> None:
     with torch.no_grad():
         stitcher.simulated["fc"].trained[0].fill_(float("nan"))
     with pytest.raises(NotComputableError, match="recovery: loss is nan at step 0 of 120"):
-        distil(cnn_task, stitcher.model, stitcher.teacher, CANDIDATE.distillation, CPU)
+        Cycle(trainer_of(cnn_task, stitcher), stitcher.model, CANDIDATE.distillation, 120).run()

@@ -8,12 +8,13 @@ from itertools import pairwise
 import numpy as np
 import pytest
 import torch
-from fixture import Fixture, relative_difference
+from fixture import Fixture, relative_difference, trainer_of
 
 from autocompress import Candidate, Distillation, ModuleConfig
-from autocompress.compress import recover as module
 from autocompress.compress.recover import recover, schedule_shares
+from autocompress.compress.simulate import SimulatedModule
 from autocompress.compress.stitch import Trained
+from autocompress.compress.train import Cycle
 from autocompress.measure.accuracy import evaluate_model
 
 CPU = torch.device("cpu")
@@ -47,29 +48,29 @@ def candidate(fixture: Fixture, schedule: str, steps: int) -> Candidate:
 
 def test_rounds_share_the_steps_and_each_removes_more(fixture: Fixture, monkeypatch: pytest.MonkeyPatch) -> None:
     rounds = []
-    train = module.distil
+    train = Cycle.run
 
-    def recorded(task, student, teacher, distillation, device) -> None:
-        kept = {name: m.masks[0].sum() for name, m in _simulated(student).items() if m.masks[0] is not None}
-        zeros = sum(int((~s.kept).sum()) for m in _simulated(student).values() for s in m.stored if s.kept is not None)
-        rounds.append((distillation.steps, kept, zeros, teacher, {m.config.weight_bits for m in _simulated(student).values()}))
-        train(task, student, teacher, distillation, device)
+    def recorded(cycle: Cycle) -> int:
+        simulated = _simulated(cycle.student)
+        kept = {name: m.masks[0].sum() for name, m in simulated.items() if m.masks[0] is not None}
+        zeros = sum(int((~s.kept).sum()) for m in simulated.values() for s in m.stored if s.kept is not None)
+        teacher = cycle.trainer.teacher.model
+        rounds.append((cycle.start, cycle.steps, kept, zeros, teacher, {m.config.weight_bits for m in simulated.values()}))
+        return train(cycle)
 
-    monkeypatch.setattr(module, "distil", recorded)
-    recover(fixture.task, fixture.stitcher, candidate(fixture, "linear", 7), CPU)
-    assert [steps for steps, *_ in rounds] == [2, 3, 2]
-    assert rounds[0][2] < rounds[1][2] < rounds[2][2]
-    for name in rounds[0][1]:
-        assert rounds[0][1][name] >= rounds[1][1][name] >= rounds[2][1][name]
-        assert rounds[0][1][name] > rounds[2][1][name]
+    monkeypatch.setattr(Cycle, "run", recorded)
+    recover(trainer_of(fixture.task, fixture.stitcher), fixture.stitcher, candidate(fixture, "linear", 7))
+    assert [(start, steps) for start, steps, *_ in rounds] == [(0, 2), (2, 3), (5, 2)]
+    assert rounds[0][3] < rounds[1][3] < rounds[2][3]
+    for name in rounds[0][2]:
+        assert rounds[0][2][name] >= rounds[1][2][name] >= rounds[2][2][name]
+        assert rounds[0][2][name] > rounds[2][2][name]
     assert all(teacher is fixture.stitcher.teacher for *_, teacher, _ in rounds), "the original teaches in every round"
-    assert rounds[0][4] == {32}
-    assert rounds[2][4] == {4}, "weights are quantised in the last round"
+    assert rounds[0][5] == {32}
+    assert rounds[2][5] == {4}, "weights are quantised in the last round"
 
 
-def _simulated(model: torch.nn.Module) -> dict[str, module.Stitcher]:
-    from autocompress.compress.simulate import SimulatedModule
-
+def _simulated(model: torch.nn.Module) -> dict[str, SimulatedModule]:
     return {name: m for name, m in model.named_modules() if isinstance(m, SimulatedModule)}
 
 
@@ -78,7 +79,7 @@ def test_what_was_pruned_in_steps_is_exported_as_it_was_simulated(fixture: Fixtu
     before = evaluate_model(fixture.task, fixture.stitcher.apply(at), fixture.task.validation, CPU)[1]
     reference = evaluate_model(fixture.task, fixture.stitcher.teacher, fixture.task.validation, CPU)[1]
     weights = {name: value.clone() for name, value in fixture.stitcher.teacher.state_dict().items()}
-    trained = recover(fixture.task, fixture.stitcher, at, CPU)
+    trained = recover(trainer_of(fixture.task, fixture.stitcher), fixture.stitcher, at)[0]
     after = evaluate_model(fixture.task, fixture.stitcher.apply(at, trained), fixture.task.validation, CPU)[1]
 
     def distance(outputs: torch.Tensor) -> float:
@@ -99,7 +100,7 @@ def test_zeros_stay_zeros_in_training(fixture: Fixture) -> None:
     at = Candidate.of(
         {m.name: ModuleConfig(8, sparsity=0.5, sparsity_pattern="2:4") for m in fixture.builder.module_map}, Distillation(0.3, 2.0, 5)
     )
-    trained = recover(fixture.task, fixture.stitcher, at, CPU)
+    trained = recover(trainer_of(fixture.task, fixture.stitcher), fixture.stitcher, at)[0]
     moved = 0
     for name, variant in trained.variants.items():
         untrained = fixture.stitcher.variant(name, fixture.stitcher.owners[name], at)

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import pytest
 import torch
-from fixture import Fixture, relative_difference
+from fixture import Fixture, relative_difference, trainer_of
 
 from autocompress import Candidate, Distillation, ModuleConfig
-from autocompress.compress.distill import distil
+from autocompress.compress.train import Cycle
 from autocompress.measure.accuracy import evaluate_model
 from autocompress.task import call_model
 
@@ -22,7 +22,7 @@ def fixture(request: pytest.FixtureRequest) -> Fixture:
 def candidate(fixture: Fixture, **axes: object) -> Candidate:
     linear = {"linear", "conv"}
     configs = {m.name: ModuleConfig(2, 8 if m.kind in linear else 32, **axes) for m in fixture.builder.module_map}
-    return Candidate.of(configs, Distillation(0.5, 2.0, 60))
+    return Candidate.of(configs, Distillation(0.5, 2.0, 60, learning_rate=2e-3))
 
 
 @pytest.mark.parametrize(
@@ -37,7 +37,7 @@ def test_training_recovers_and_is_exported_as_it_was_simulated(fixture: Fixture,
     stitcher.start_training(at)
     torch.testing.assert_close(evaluate_model(fixture.task, model, fixture.task.validation, CPU)[1], before, rtol=0.02, atol=0.02)
     scales = {name: [s.scale.clone() for s in module.stored if s.scale is not None] for name, module in stitcher.simulated.items()}
-    distil(fixture.task, model, stitcher.teacher, at.distillation, CPU, learning_rate=2e-3)
+    Cycle(trainer_of(fixture.task, stitcher), model, at.distillation, 60).run()
     state = stitcher.trained_state()
     after = evaluate_model(fixture.task, stitcher.apply(at, state), fixture.task.validation, CPU)[1]
 

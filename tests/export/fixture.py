@@ -14,6 +14,8 @@ from autocompress import Candidate, ModuleConfig, find_modules
 from autocompress.candidate import DECOMPOSITIONS, IMPORTANCES, SPARSITY_CRITERIA, SPARSITY_PATTERNS
 from autocompress.compress.library import VariantLibrary
 from autocompress.compress.stitch import Stitcher
+from autocompress.compress.teacher import Teacher
+from autocompress.compress.trainer import Trainer
 from autocompress.export.build import prepare, stitched_variants
 from autocompress.targets.kernels import KernelChoice
 from autocompress.targets.runtime import open_session
@@ -85,3 +87,7 @@ def optimized(proto: onnx.ModelProto) -> onnx.GraphProto:
         options.optimized_model_filepath = str(Path(folder) / "optimized.onnx")
         open_session(proto.SerializeToString(), 1, options)
         return onnx.load(options.optimized_model_filepath).graph
+
+
+def trainer_of(task: Task, stitcher: Stitcher, **settings: object) -> Trainer:
+    return Trainer(task, Teacher(task, stitcher.teacher, torch.device("cpu")), **settings)

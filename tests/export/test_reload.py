@@ -15,8 +15,9 @@ from torch import nn
 
 import autocompress
 from autocompress import SearchResult, Task, load_task, read_front
+from autocompress.batches import feed_of
 from autocompress.errors import ExportError, TaskError
-from autocompress.task import call_model, feed_of
+from autocompress.task import call_model
 
 SPACE = {
     "modules": [

@@ -34,7 +34,7 @@ def walk(space: BoundSpace, fragile: dict[str, int], most: int = 100, study: opt
     steps = []
     while not sampler.finished(study) and len(steps) < most:
         trial = study.ask(distributions(space))
-        candidate = space.candidate(trial.params, 0.5, 0)
+        candidate = space.candidate(trial.params)
         bits = {name: candidate.config(name).weight_bits for name in names}
         steps.append(bits)
         accuracy = 0.5 if any(bits[name] < width for name, width in fragile.items()) else 0.95
@@ -75,7 +75,7 @@ def test_the_walk_goes_on_where_it_stopped(space: BoundSpace) -> None:
 def test_candidates_keep_full_rank_and_run_on_integer_kernels(space: BoundSpace) -> None:
     study, _ = walk(space, {}, most=3)
     for trial in study.trials:
-        candidate = space.candidate(trial.params, 0.5, 0)
+        candidate = space.candidate(trial.params)
         assert all(config.rank_ratio == 1 for _, config in candidate.modules)
         assert all(config.activation_bits == 8 for _, config in candidate.modules)
 

@@ -68,10 +68,10 @@ def test_a_rank_without_gain_leaves_the_module_whole(space: BoundSpace, modules:
     guarded = replace(space, no_gain=no_gain(rank_verdicts(space, modules)))
     indices = {knob.parameter: 0 for knob in space.knobs} | {"3/rank_ratio": 1, "0/rank_ratio": 1}
     assert space.numbers("3", "rank_ratio")[1] == 0.9
-    assert guarded.candidate(indices, 0.5, 0).config("3").rank_ratio == 1.0
-    assert space.candidate(indices, 0.5, 0).config("3").rank_ratio == 0.9
+    assert guarded.candidate(indices).config("3").rank_ratio == 1.0
+    assert space.candidate(indices).config("3").rank_ratio == 0.9
     assert all(config.rank_ratio != 0.9 for config in guarded.configs("3"))
-    assert guarded.candidate(indices, 0.5, 0) != Candidate()
+    assert guarded.candidate(indices) != Candidate()
 
 
 def test_verdicts_read_well() -> None:

@@ -7,9 +7,10 @@ import pytest
 
 from autocompress import ModuleConfig, find_modules
 from autocompress.export.build import prepare
+from autocompress.recovery_space import ALPHA
 from autocompress.search.allocation import Allocator
 from autocompress.search.bench import layout_of, subject_of
-from autocompress.search.sampler import ALPHA, PriceSampler, distributions
+from autocompress.search.sampler import PriceSampler, distributions
 from autocompress.search.sensitivity import probes
 from autocompress.search.storage import open_study
 from autocompress.search_space import BoundSpace, SearchSpace
@@ -96,7 +97,7 @@ def test_anchors_are_the_most_accurate_and_the_uniform_integer_models(parts: tup
     expected = [(16, None), (8, 8), (4, 8)]
     for bits, activation_bits in expected:
         params = study.ask(distributions(space)).params
-        candidate = space.candidate(params, 0.5, 0)
+        candidate = space.candidate(params)
         for name, config in candidate.modules:
             assert config.weight_bits == bits
             assert config.pruning_ratio == 0.0

@@ -1,0 +1,102 @@
+"""Batches of a user's data: what the inputs of a model look like, and how they are cut, moved and named."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from typing import Any
+
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+Inputs = Tensor | tuple[Tensor, ...] | Mapping[str, Tensor]
+Batches = Iterable[tuple[Inputs, Any]]
+HALVES = (torch.float16, torch.bfloat16)
+
+
+def map_inputs(inputs: Inputs, function: Callable[[Tensor], Tensor]) -> Inputs:
+    """`function` applied to each tensor of `inputs`."""
+    if isinstance(inputs, Tensor):
+        return function(inputs)
+    if isinstance(inputs, Mapping):
+        return {name: function(tensor) for name, tensor in inputs.items()}
+    return tuple(function(tensor) for tensor in inputs)
+
+
+def input_tensors(inputs: Inputs) -> list[Tensor]:
+    """The tensors of `inputs` in calling order."""
+    if isinstance(inputs, Tensor):
+        return [inputs]
+    return list(inputs.values() if isinstance(inputs, Mapping) else inputs)
+
+
+def feed_of(inputs: Inputs, names: Sequence[str]) -> dict[str, NDArray[Any]]:
+    """numpy inputs by the input names of an ONNX graph: by name where `inputs` has names, else in calling order."""
+    if isinstance(inputs, Mapping) and set(names) == set(inputs):
+        return {name: inputs[name].detach().cpu().numpy() for name in names}
+    return {name: tensor.detach().cpu().numpy() for name, tensor in zip(names, input_tensors(inputs), strict=True)}
+
+
+def batch_size(inputs: Inputs) -> int:
+    """Length of the first dimension of the first tensor."""
+    return len(input_tensors(inputs)[0])
+
+
+def cut(inputs: Inputs, target: Any, rows: slice) -> tuple[Inputs, Any]:
+    """The samples `rows` of a batch; targets are tensors, lists, mappings of them by output, or None."""
+
+    def part(value: Any) -> Any:
+        return value[rows]
+
+    if target is not None:
+        target = {name: part(value) for name, value in target.items()} if isinstance(target, Mapping) else part(target)
+    return map_inputs(inputs, part), target
+
+
+def cuttable(inputs: Inputs, target: Any) -> bool:
+    """Whether every tensor of the batch has one entry per sample, so that `cut` gives a smaller batch."""
+    targets = list(target.values()) if isinstance(target, Mapping) else [] if target is None else [target]
+    size = batch_size(inputs)
+    return all(len(tensor) == size for tensor in input_tensors(inputs)) and all(
+        isinstance(value, (Tensor, list)) and len(value) == size for value in targets
+    )
+
+
+def take_samples(batches: Batches, count: int) -> list[tuple[Inputs, Any]]:
+    """The first `count` samples of `batches`, in their batches; the last one is cut."""
+    taken: list[tuple[Inputs, Any]] = []
+    for inputs, target in batches:
+        size = batch_size(inputs)
+        taken.append(cut(inputs, target, slice(count)) if size > count else (inputs, target))
+        count -= size
+        if count <= 0:
+            break
+    return taken
+
+
+def to_device(inputs: Inputs, device: torch.device) -> Inputs:
+    """`inputs` on `device`."""
+    return map_inputs(inputs, lambda tensor: tensor.to(device))
+
+
+def target_to_device(target: Any, device: torch.device) -> Any:
+    """The tensors of `target` on `device`; other targets as they are."""
+    if isinstance(target, Mapping):
+        return {name: target_to_device(value, device) for name, value in target.items()}
+    return target.to(device) if isinstance(target, Tensor) else target
+
+
+class FloatBatches:
+    """Batches whose half-precision tensors are float32; re-iterable as the batches are."""
+
+    def __init__(self, batches: Batches) -> None:
+        self.batches = batches
+
+    def __iter__(self) -> Iterator[tuple[Inputs, Any]]:
+        for inputs, target in self.batches:
+            yield map_inputs(inputs, float32), float32(target) if isinstance(target, Tensor) else target
+
+
+def float32(tensor: Tensor) -> Tensor:
+    """`tensor` with half precision turned into float32."""
+    return tensor.float() if tensor.dtype in HALVES else tensor

@@ -1,0 +1,157 @@
+"""Recovery inside a search: which candidates are trained and for how long, what is kept of it, and the long recovery of the front."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import optuna
+import torch
+from optuna.trial import FrozenTrial
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import load_file, save
+
+from autocompress.candidate import Candidate, Distillation
+from autocompress.compress.recover import recover
+from autocompress.compress.stitch import Trained
+from autocompress.errors import NotComputableError, RunFolderError
+from autocompress.measure.accuracy import evaluate_model
+from autocompress.results import write_atomic
+from autocompress.search.bench import Bench
+
+MIN_LOSS = 0.0005  # a candidate that lost less is not trained
+RUNGS = "rungs"  # trial attribute: accuracy by steps
+
+
+@dataclass(frozen=True)
+class Recovered:
+    """Trained weights of a trial, how they came about, and their validation accuracy."""
+
+    trained: Trained
+    distillation: Distillation
+    accuracy: float
+
+
+@dataclass(frozen=True)
+class Lesson:
+    """What recovery did to one candidate: accuracy afterwards, whether training helped, accuracy by steps, and why it broke off."""
+
+    accuracy: float
+    improved: bool
+    rungs: dict[str, float]
+    cause: str = ""
+
+
+def recovered_path(folder: Path, number: int) -> Path:
+    """Where the weights of a recovered trial are."""
+    return folder / "recovered" / f"{number:04d}.safetensors"
+
+
+def read_recovered(folder: Path, number: int) -> Recovered | None:
+    """What the recovery of a trial left; None when its untrained weights are the best ones."""
+    path = recovered_path(folder, number)
+    if not path.is_file():
+        return None
+    try:
+        with safe_open(path, "pt") as file:
+            notes = file.metadata()
+        distillation = Distillation.from_json(json.loads(notes["distillation"]))
+        return Recovered(Trained.from_tensors(load_file(path)), distillation, float(notes["accuracy"]))
+    except (SafetensorError, OSError, KeyError, TypeError, ValueError) as error:
+        raise RunFolderError(f"{path}: damaged ({error}); remove it, the trial's untrained weights are used then") from error
+
+
+def _write(folder: Path, number: int, found: Recovered) -> None:
+    notes = {"distillation": json.dumps(found.distillation.to_json()), "accuracy": repr(found.accuracy)}
+    write_atomic(recovered_path(folder, number), save(found.trained.to_tensors(), notes))
+
+
+def untrained(candidate: Candidate) -> Candidate:
+    """The same without recovery."""
+    return replace(candidate, distillation=replace(candidate.distillation, steps=0, restarts=()))
+
+
+def worth_training(bench: Bench, candidate: Candidate, accuracy: float, done: Sequence[FrozenTrial], size: int, latency: float) -> bool:
+    """Whether recovery could bring the candidate to the front: something was lost that no smaller and faster trial has kept."""
+    goal = bench.baseline.accuracy - MIN_LOSS
+    if candidate.distillation.steps == 0 or accuracy > goal:
+        return False
+    return not any(t.values is not None and t.values[0] <= size and t.values[1] <= latency and t.values[2] >= goal for t in done)
+
+
+def beaten(done: Sequence[FrozenTrial], size: int, latency: float, steps: int, accuracy: float) -> bool:
+    """Whether a finished trial that is no larger and no slower was at least as accurate after as many steps."""
+    return any(
+        t.values is not None
+        and t.values[0] <= size
+        and t.values[1] <= latency
+        and t.user_attrs.get(RUNGS, {}).get(str(steps), -float("inf")) >= accuracy
+        for t in done
+    )
+
+
+def recover_candidate(
+    bench: Bench,
+    folder: Path,
+    number: int,
+    candidate: Candidate,
+    before: float,
+    stops: Callable[[int, float], bool] = lambda steps, accuracy: False,
+    deadline: float | None = None,
+) -> Lesson:
+    """Train the candidate of trial `number`, whose accuracy so far is `before`; weights that are better are on disk afterwards.
+
+    At each restart the candidate is judged; it stops when nothing is left to gain or `stops(steps, accuracy)`. A loss that is not finite
+    ends the training, and what was there before is kept.
+    """
+    rungs: dict[str, float] = {}
+
+    def go_on(model: torch.nn.Module, steps: int) -> bool:
+        accuracy = evaluate_model(bench.task, model, bench.task.validation, bench.device)[0].accuracy
+        rungs[str(steps)] = accuracy
+        return bench.baseline.accuracy - accuracy >= MIN_LOSS and not stops(steps, accuracy)
+
+    place = folder / "recovered" / f"{number:04d}-{candidate.digest}"
+    place.mkdir(parents=True, exist_ok=True)
+    try:
+        trained, steps = recover(bench.trainer, bench.stitcher, candidate, place, go_on, deadline)
+    except NotComputableError as error:
+        shutil.rmtree(place, ignore_errors=True)
+        return Lesson(before, False, rungs, f"{error}; the weights before it are kept")
+    model = bench.stitcher.apply(candidate, trained)
+    after = evaluate_model(bench.task, model, bench.task.validation, bench.device)[0].accuracy
+    rungs[str(steps)] = after
+    if after > before:
+        taken = candidate.distillation
+        restarts = tuple(at for at in taken.restarts if at < steps)
+        _write(folder, number, Recovered(trained, replace(taken, steps=steps, restarts=restarts), after))
+    shutil.rmtree(place, ignore_errors=True)
+    return Lesson(max(after, before), after > before, rungs)
+
+
+def recover_front(
+    study: optuna.Study,
+    trials: Sequence[tuple[int, Candidate, float]],
+    bench: Bench,
+    folder: Path,
+    steps: int,
+    deadline: float | None,
+    report: Callable[[str, float], None],
+) -> None:
+    """Give the (number, candidate, accuracy) of a front the long recovery, those first that lost most; what was done is not done again."""
+    todo = sorted((t for t in trials if bench.baseline.accuracy - t[2] >= MIN_LOSS), key=lambda t: t[2]) if steps > 0 else []
+    for i, (number, candidate, accuracy) in enumerate(todo):
+        name = f"finalized/{number}"
+        if study.user_attrs.get(name, {}).get("steps", 0) >= steps:
+            continue
+        if deadline is not None and time.monotonic() > deadline:
+            return
+        report("recovering the front", i / len(todo))
+        longer = replace(candidate, distillation=replace(candidate.distillation, steps=steps, restarts=()))
+        lesson = recover_candidate(bench, folder, number, longer, accuracy, deadline=deadline)
+        found = {"steps": steps, "before": accuracy, "after": lesson.accuracy, "improved": lesson.improved, "cause": lesson.cause}
+        study.set_user_attr(name, found)
