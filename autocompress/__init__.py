@@ -11,14 +11,16 @@ from typing import Any
 from torch import nn
 
 from autocompress.candidate import Candidate, Distillation, ModuleConfig
+from autocompress.compress.student import on_student
 from autocompress.errors import AutocompressError, TaskError
 from autocompress.export.artifact import copy_artifact, read_recipe
 from autocompress.export.reload import load_module, reproduce_model
 from autocompress.modules import find_modules
 from autocompress.report.page import write_report
 from autocompress.results import FrontPoint, Measurement, ParetoFront, SearchResult, read_front
-from autocompress.search.loop import Settings, run_search
+from autocompress.search.loop import run_search
 from autocompress.search.progress import SearchProgress
+from autocompress.search.settings import Settings
 from autocompress.task import Task, float_task, load_task
 
 __all__ = [
@@ -135,12 +137,12 @@ def load(folder: str | Path, model: nn.Module | None = None) -> nn.Module:
 
     Args:
         folder: what `export` wrote: recipe.yaml and model.safetensors.
-        model: the architecture (its weights are not used); None takes the model of the task that the recipe names.
+        model: the architecture (its weights are not used); None takes the model (or the student) of the task that the recipe names.
 
     Raises:
         ExportError: files are missing or damaged, or the architecture is another one.
     """
-    return load_module(Path(folder), (_named_task(Path(folder)).model if model is None else model))
+    return load_module(Path(folder), (on_student(_named_task(Path(folder))).model if model is None else model))
 
 
 def reproduce(folder: str | Path, to: str | Path, task: Task | None = None) -> Path:

@@ -8,7 +8,7 @@ from typing import Any
 
 import yaml
 
-from autocompress.search.loop import STRATEGIES
+from autocompress.search.settings import STRATEGIES
 from autocompress.search.storage import STUDY_NAME
 from autocompress.targets.target import TARGETS
 

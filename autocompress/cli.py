@@ -15,6 +15,7 @@ import optuna
 
 from autocompress import reproduce, search_interruptible
 from autocompress.arguments import build_parser
+from autocompress.compress.student import on_student
 from autocompress.errors import AutocompressError, TaskError
 from autocompress.export.artifact import copy_artifact
 from autocompress.limits import parse_limits
@@ -24,8 +25,9 @@ from autocompress.modules import find_modules
 from autocompress.report.page import write_report
 from autocompress.results import REPORT_FILE, read_front
 from autocompress.search.bench import builder_for, layout_of, subject_of
-from autocompress.search.loop import Settings, run_worker
+from autocompress.search.loop import run_worker
 from autocompress.search.ranks import rank_verdicts, table_times
+from autocompress.search.settings import Settings
 from autocompress.search_space import SearchSpace
 from autocompress.show import console, notes, print_front, print_modules
 from autocompress.targets.latency_table import LatencyTable
@@ -72,7 +74,7 @@ def search_command(arguments: argparse.Namespace) -> int:
 
 def inspect_command(arguments: argparse.Namespace) -> int:
     """`autocompress inspect`."""
-    task = _task(arguments)
+    task = on_student(_task(arguments))
     target = find_target(arguments.target)
     found = find_modules(task.model, task.example_inputs, task.towers)
     times = None
@@ -96,7 +98,7 @@ def inspect_command(arguments: argparse.Namespace) -> int:
 def profile_command(arguments: argparse.Namespace) -> int:
     """`autocompress profile`."""
     target = find_target(arguments.target)
-    task = _task(arguments)
+    task = on_student(_task(arguments))
     builder = builder_for(task, find_modules(task.model, task.example_inputs, task.towers), target)
     space = SearchSpace.load(arguments.space).bind(builder.module_map, target)
     table = measure_table(subject_of(task, builder, layout_of(builder), space), target)

@@ -11,6 +11,7 @@ from autocompress.candidate import SCHEDULES, UNTRAINED, Distillation
 from autocompress.errors import SpaceError, nearest_name
 
 ALPHA = "distillation/alpha"
+STUDENT_RATE = 1e-3  # learning rate of a student that may know nothing yet
 FIRST_RUNG = 0.3  # of the steps, where only their number is given
 # Choices by key: their test, and what it asks for.
 CHOSEN: Mapping[str, tuple[Callable[[float], bool], str, float]] = {
@@ -71,6 +72,11 @@ class RecoverySpace:
             checkpointing=self.checkpointing,
             **values,
         )
+
+    def student_lesson(self) -> Distillation:
+        """What a student learns before the search, at the middle of alpha and the first of all other choices."""
+        first = self.distillation({ALPHA: sum(self.alphas) / 2})
+        return replace(first, steps=self.student_steps, restarts=(), schedule="one_shot", sequences=0.0, learning_rate=STUDENT_RATE)
 
     def fitted(self, has_labels: bool, has_logits: bool) -> RecoverySpace:
         """Without what means nothing for a task: alpha where there are no labels, temperature where outputs are no logits."""

@@ -2,10 +2,6 @@
 
 from __future__ import annotations
 
-import csv
-import json
-import os
-import tempfile
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -16,11 +12,12 @@ from numpy.typing import NDArray
 
 from autocompress.candidate import Candidate
 from autocompress.errors import LimitError, RunFolderError
+from autocompress.files import read_json
 from autocompress.limits import Limits
 from autocompress.pareto import non_dominated
 
 RUN_FILE, JOURNAL_FILE, TRIALS_FILE = "run.json", "study.journal", "trials.csv"
-SENSITIVITY_FILE, FRONT_FILE, REPORT_FILE = "sensitivity.csv", "front.json", "report.html"
+SENSITIVITY_FILE, FRONT_FILE, REPORT_FILE, STUDENT_FILE = "sensitivity.csv", "front.json", "report.html", "student.safetensors"
 MODEL_FILE, RECIPE_FILE, WEIGHTS_FILE, NOTES_FILE = "model.onnx", "recipe.yaml", "model.safetensors", "README.md"
 MARKED_GAP = 0.005  # deployed minus simulated accuracy from which a point is marked
 TRIAL_COLUMNS = ("number", "state", "size_bytes", "latency_ms", "accuracy", "seconds", "cause")
@@ -71,7 +68,8 @@ class Measurement:
 class FrontPoint:
     """One point: its trial, what was done, what was measured, what the search had predicted, and where its files are.
 
-    `deployed_gap` is measured minus simulated accuracy; `marked` when it is larger than MARKED_GAP.
+    `deployed_gap` is measured minus simulated accuracy; `marked` when it is larger than MARKED_GAP. `fragile` names the corruptions of
+    inputs under which it loses clearly more than on clean ones.
     """
 
     trial: int
@@ -80,6 +78,7 @@ class FrontPoint:
     predicted: Measurement
     artifact: str
     deployed_gap: float = 0.0
+    fragile: tuple[str, ...] = ()
 
     @property
     def marked(self) -> bool:
@@ -96,6 +95,7 @@ class FrontPoint:
             "predicted": predicted,
             "deployed_gap": self.deployed_gap,
             "marked": self.marked,
+            "fragile": list(self.fragile),
             "artifact": self.artifact,
         }
 
@@ -109,6 +109,7 @@ class FrontPoint:
             Measurement.from_json(data["predicted"]),
             data["artifact"],
             float(data.get("deployed_gap", 0.0)),
+            tuple(data.get("fragile", ())),
         )
 
 
@@ -242,58 +243,3 @@ class SearchResult:
     def shortfall(self) -> str:
         """By how much the nearest point misses the limits; "" when a point meets them."""
         return self.front.pick("knee", **self.limits.pick_limits()).shortfall
-
-
-def read_json(path: Path) -> Any:
-    """Parsed content; RunFolderError when it is missing or damaged."""
-    try:
-        return json.loads(path.read_text())
-    except FileNotFoundError:
-        raise RunFolderError(f"{path}: not found; {path.parent} is not the folder of a finished search") from None
-    except (OSError, ValueError) as error:
-        raise RunFolderError(f"{path}: damaged ({error}); remove it and run the same search again") from error
-
-
-def write_atomic(path: Path, content: str | bytes) -> None:
-    """Write a file so that a reader or a crash never sees half of it; RunFolderError when the disk or a permission refuses."""
-    data = content.encode() if isinstance(content, str) else content
-    temporary: str | None = None
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
-        with os.fdopen(handle, "wb") as file:
-            file.write(data)
-            file.flush()
-            os.fsync(file.fileno())
-        os.chmod(temporary, 0o644)
-        os.replace(temporary, path)
-    except OSError as error:
-        if temporary is not None:
-            Path(temporary).unlink(missing_ok=True)
-        raise disk_error(path, error) from error
-
-
-def write_json(path: Path, data: Any) -> None:
-    """`write_atomic` of indented JSON."""
-    write_atomic(path, json.dumps(data, indent=1))
-
-
-def append_row(path: Path, columns: Sequence[str], row: Mapping[str, Any]) -> None:
-    """Append one CSV row, with a header when the file is new."""
-    try:
-        new = not path.exists() or path.stat().st_size == 0
-        with path.open("a", newline="") as file:
-            writer = csv.DictWriter(file, columns)
-            if new:
-                writer.writeheader()
-            writer.writerow({column: row.get(column, "") for column in columns})
-    except OSError as error:
-        raise disk_error(path, error) from error
-
-
-def disk_error(path: Path, error: OSError) -> RunFolderError:
-    """One line for a write that failed."""
-    return RunFolderError(
-        f"{path}: cannot be written ({error.strerror or error}); results up to here are kept, free the disk or choose another --out, "
-        "then run the same command again"
-    )

@@ -23,6 +23,9 @@ def notes(result: SearchResult) -> list[str]:
     marked = [str(point.trial) for point in result.front if point.marked]
     if marked:
         lines.append(f"deployed accuracy differs from the simulated one by more than 0.005 at trial {', '.join(marked)}")
+    for point in result.front:
+        if point.fragile:
+            lines.append(f"trial {point.trial} became fragile under {', '.join(point.fragile)}: it loses there more than on clean inputs")
     return lines
 
 
@@ -32,6 +35,7 @@ def print_front(front: ParetoFront) -> None:
     frame = before_after(front)
     short = {"recommended as": "pick", "size (KB)": "KB", "latency (ms)": "ms", "accuracy (validation)": "validation"}
     short |= {"in memory (KB)": "KB in memory", "accuracy (test)": "test", "deployed - simulated": "gap"}
+    short |= {"accuracy (gaussian noise)": "noise", "accuracy (contrast)": "contrast", "accuracy (token dropout)": "dropped"}
     for column in frame.columns:
         left = column in ("point", "recommended as")
         table.add_column(short.get(str(column), str(column)), justify="left" if left else "right", no_wrap=column != "recommended as")

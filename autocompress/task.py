@@ -224,11 +224,14 @@ def float_task(task: Task) -> Task:
 
     What is stored in 16 bits, and what in fewer, is for the search to say; the original stays as it is.
     """
-    if not any(parameter.dtype in HALVES for parameter in task.model.parameters()):
+    models = [model for model in (task.model, task.student) if model is not None]
+    if not any(parameter.dtype in HALVES for model in models for parameter in model.parameters()):
         return task
     batches = {name: getattr(task, name) for name in ("validation", "train", "calibration", "test")}
     floats: dict[str, Any] = {name: None if found is None else FloatBatches(found) for name, found in batches.items()}
-    return replace(task, model=copy.deepcopy(task.model).float(), example_inputs=map_inputs(task.example_inputs, float32), **floats)
+    student = None if task.student is None else copy.deepcopy(task.student).float()
+    inputs = map_inputs(task.example_inputs, float32)
+    return replace(task, model=copy.deepcopy(task.model).float(), student=student, example_inputs=inputs, **floats)
 
 
 def load_task(spec: str, **arguments: Any) -> Task:

@@ -17,7 +17,7 @@ LEVELS = [
     {"split", "channels"},
     {"structures"},
     {"coupling"},
-    {"modules", "results"},
+    {"modules", "results", "files"},
     {"compress", "targets", "measure", "axes", "recovery_space", "search_space"},
     {"export"},
     {"search"},

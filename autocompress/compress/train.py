@@ -22,7 +22,7 @@ from autocompress.compress.teacher import Outputs, TopLogits
 from autocompress.compress.trainer import Trainer, out_of_memory, parameter_groups, recomputing, seeded, stream
 from autocompress.errors import NotComputableError
 
-SCALE_RATE = 5.0  # learning rate of scales against the weights': they are relative to what calibration found
+SCALE_RATE = 1.0  # learning rate of scales (relative to what calibration found) against the weights'
 FLOAT_RATE = 1.0  # of biases, normalisations and what else stays float
 CLIP = 1.0
 CHECKS = 5  # looks at the validation divergence per cycle

@@ -16,16 +16,8 @@ from autocompress.candidate import Candidate
 from autocompress.compress.stitch import Stitcher, Trained
 from autocompress.errors import ExportError
 from autocompress.export.build import Builder
-from autocompress.results import (
-    MODEL_FILE,
-    NOTES_FILE,
-    RECIPE_FILE,
-    WEIGHTS_FILE,
-    FrontPoint,
-    Measurement,
-    disk_error,
-    write_atomic,
-)
+from autocompress.files import disk_error, write_atomic
+from autocompress.results import MODEL_FILE, NOTES_FILE, RECIPE_FILE, WEIGHTS_FILE, FrontPoint, Measurement
 
 RECIPE_FORMAT = 2
 
@@ -101,6 +93,8 @@ def write_notes(folder: Path, point: FrontPoint, baseline: Measurement, input_na
     def percent(value: float | None) -> str:
         return "not measured" if value is None else f"{value:.4f}"
 
+    shown = [name for name in m.metrics if name in baseline.metrics]
+    extra = "".join(f"| {name.replace('_', ' ')} | {baseline.metrics[name]:.4f} | {m.metrics[name]:.4f} | |\n" for name in shown)
     text = f"""# {MODEL_FILE}, trial {point.trial}
 
 | | before | after | ratio |
@@ -110,7 +104,7 @@ def write_notes(folder: Path, point: FrontPoint, baseline: Measurement, input_na
 | latency (ms, {target}) | {baseline.latency_ms:.3f} | {m.latency_ms:.3f} | {baseline.latency_ms / m.latency_ms:.2f}x faster |
 | accuracy (validation) | {percent(baseline.accuracy)} | {percent(m.accuracy)} | |
 | accuracy (test) | {percent(baseline.test_accuracy)} | {percent(m.test_accuracy)} | |
-
+{extra}
 Packed weights are unpacked when a session is created, to 8-bit integers for integer kernels and to float for the others.
 Latency is the ratio to the float file, run interleaved with it, times the float file's latency at the start of the search.
 Linear modules with 8-bit activations take their range from each batch, so that outputs depend slightly on the batch they are in.

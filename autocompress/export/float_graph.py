@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import contextlib
+import copy
 import io
 import logging
 import warnings
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -57,6 +58,20 @@ def export_float(model: nn.Module, example_inputs: Inputs) -> tuple[ModelProto, 
         return proto, dynamic
     reason = str(problem).strip().split("\n")[0]
     raise ExportError(f"export: torch.onnx.export fails on the model: {type(problem).__name__}: {reason}") from problem
+
+
+def export_reference(model: nn.Module, example_inputs: Inputs, names: Sequence[str]) -> bytes:
+    """The float file of a model whose inputs are called as another model's are, so that both can be run on the same feed."""
+    proto, _ = export_float(copy.deepcopy(model).cpu().eval(), example_inputs)
+    if not isinstance(example_inputs, Mapping):
+        new = {value.name: name for value, name in zip(proto.graph.input, names, strict=True)}
+        for value in proto.graph.input:
+            value.name = new[value.name]
+        for node in proto.graph.node:
+            for i, name in enumerate(node.input):
+                node.input[i] = new.get(name, name)
+    data: bytes = proto.SerializeToString()
+    return data
 
 
 def _twice(tensor: torch.Tensor) -> torch.Tensor:

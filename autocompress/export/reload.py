@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import hashlib
 import os
 from dataclasses import replace
@@ -13,11 +14,12 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
-from autocompress.candidate import Candidate
+from autocompress.candidate import Candidate, Distillation
 from autocompress.compress.activation import ActivationRange
 from autocompress.compress.library import VariantLibrary
 from autocompress.compress.recover import recover
 from autocompress.compress.stitch import ActivationPlan, SimulatedModel, Stitcher, Trained
+from autocompress.compress.student import taught
 from autocompress.compress.teacher import Teacher
 from autocompress.compress.trainer import Trainer
 from autocompress.errors import ExportError
@@ -81,6 +83,8 @@ def reproduce_model(folder: Path, task: Task, to: Path) -> Path:
     torch.set_num_threads(int(recipe["origin"].get("threads", os.cpu_count() or 1)))
     try:
         kernels = recipe["kernels"]
+        original, origin = task, recipe["origin"]
+        task = taught(task, Distillation.from_json(origin["student"]), origin["seed"], torch.device("cpu"), None, None)
         builder = prepare(task, find_modules(task.model, task.example_inputs, task.towers), KernelChoice(1))
         builder = builder.with_multiples(kernels["multiples"])
         library = VariantLibrary(builder.evidence, None, builder.kernels.saturates)
@@ -88,7 +92,7 @@ def reproduce_model(folder: Path, task: Task, to: Path) -> Path:
         trained = None
         if recipe["trained"]:
             stored = (folder / recipe["weights"]).is_file()
-            trained = Trained.from_tensors(_weights(folder, recipe)) if stored else _again(task, stitcher, candidate, recipe["origin"])
+            trained = Trained.from_tensors(_weights(folder, recipe)) if stored else _again(task, original, stitcher, candidate, origin)
         variants = {} if trained is not None else stitched_variants(builder, stitcher, candidate)
         ranges = {name: ActivationRange(**at) for name, at in recipe["activation_ranges"].items()}
         built = builder.recipe(candidate, variants, trained, kernels["matmul_levels"], kernels["gather_blocks"])
@@ -101,7 +105,8 @@ def reproduce_model(folder: Path, task: Task, to: Path) -> Path:
     return to / MODEL_FILE
 
 
-def _again(task: Task, stitcher: Stitcher, candidate: Candidate, origin: dict[str, Any]) -> Trained:
-    teacher = Teacher(task, stitcher.teacher, torch.device("cpu"), None, (candidate.distillation.temperature,))
+def _again(task: Task, original: Task, stitcher: Stitcher, candidate: Candidate, origin: dict[str, Any]) -> Trained:
+    model = stitcher.teacher if original.student is None else copy.deepcopy(original.model).eval()
+    teacher = Teacher(task, model, torch.device("cpu"), None, (candidate.distillation.temperature,))
     dtype = getattr(torch, origin["training_dtype"])
     return recover(Trainer(task, teacher, dtype, origin["seed"]), stitcher, candidate)[0]

@@ -8,18 +8,10 @@ from typing import Any, NamedTuple
 import numpy as np
 import pandas as pd
 
+from autocompress.files import read_json
+from autocompress.measure.robustness import CORRUPTIONS
 from autocompress.pareto import hypervolume
-from autocompress.results import (
-    RUN_FILE,
-    SENSITIVITY_FILE,
-    TRIAL_COLUMNS,
-    TRIALS_FILE,
-    FrontPoint,
-    Measurement,
-    ParetoFront,
-    read_front,
-    read_json,
-)
+from autocompress.results import RUN_FILE, SENSITIVITY_FILE, TRIAL_COLUMNS, TRIALS_FILE, FrontPoint, Measurement, ParetoFront, read_front
 
 PICKS = ("smallest", "fastest", "accurate", "knee")
 PICK_DROP = 0.01  # the accuracy loss within which the recommended points are picked
@@ -85,9 +77,13 @@ def before_after(front: ParetoFront) -> pd.DataFrame:
             "faster": base.latency_ms / m.latency_ms,
             "accuracy (validation)": m.accuracy,
             "accuracy (test)": m.test_accuracy,
+            **{f"accuracy ({name.replace('_', ' ')})": m.metrics[f"accuracy_{name}"] for name in shown},
             "deployed - simulated": gap,
         }
 
+    shown = [
+        name for name in CORRUPTIONS if all(f"accuracy_{name}" in m.metrics for m in (front.baseline, *(p.measured for p in front.points)))
+    ]
     picks = recommended(front)
     rows = [row("float baseline", front.baseline, "", None)]
     rows += [row(f"trial {p.trial}", p.measured, picks.get(p.trial, ""), p.deployed_gap) for p in front.points]

@@ -11,6 +11,8 @@ import plotly.graph_objects as go
 import plotly.io
 from plotly.offline import get_plotlyjs
 
+from autocompress.files import write_atomic
+from autocompress.measure.robustness import CORRUPTIONS
 from autocompress.report.figures import (
     allocation_maps,
     front_2d,
@@ -20,7 +22,7 @@ from autocompress.report.figures import (
     sensitivity_bars,
 )
 from autocompress.report.info import RunInfo, before_after, read_run
-from autocompress.results import MARKED_GAP, REPORT_FILE, write_atomic
+from autocompress.results import MARKED_GAP, REPORT_FILE
 
 # Nothing leaves the reader's machine: plotly.js 4 would offer to upload the chart.
 CONFIG = {"showSendToCloud": False, "plotlyServerURL": "", "displaylogo": False, "responsive": True}
@@ -98,6 +100,7 @@ def _table(table: pd.DataFrame) -> str:
         "accuracy (validation)": "{:.4f}",
         "accuracy (test)": "{:.4f}",
         "deployed - simulated": "{:+.4f}",
+        **{f"accuracy ({name.replace('_', ' ')})": "{:.4f}" for name in CORRUPTIONS},
     }
     rows = ["<tr>" + "".join(f"<th>{html.escape(column)}</th>" for column in table.columns) + "</tr>"]
     for i, record in enumerate(table.to_dict("records")):

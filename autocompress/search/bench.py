@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import copy
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -19,6 +20,7 @@ from autocompress.compress.teacher import Teacher
 from autocompress.compress.trainer import Trainer
 from autocompress.errors import TaskError
 from autocompress.export.build import Builder, prepare
+from autocompress.export.float_graph import export_reference
 from autocompress.measure.accuracy import evaluate_model, evaluate_session, join_targets
 from autocompress.measure.latency import interleaved_timing
 from autocompress.modules import ModuleMap
@@ -40,7 +42,8 @@ class Bench:
     """The bench on which candidates are judged.
 
     `baseline` holds the float file's numbers; its latency is the reference to which every predicted and measured ratio
-    is multiplied, so that a machine that gets slower does not move one point against another.
+    is multiplied, so that a machine that gets slower does not move one point against another. With a student, `task` is on the student,
+    while baseline, `reference` (the float file) and the trainer's teacher are the original's; `float_ms` is the float student's latency.
     """
 
     task: Task
@@ -56,6 +59,8 @@ class Bench:
     by_metric: bool
     targets: list[Any]
     trainer: Trainer
+    reference: bytes
+    float_ms: float
 
     @property
     def module_map(self) -> ModuleMap:
@@ -68,7 +73,7 @@ class Bench:
 
     def latency_ms(self, candidate: Candidate) -> float:
         """Predicted latency at the speed of the run's baseline."""
-        return self.table.predict_ms(self.layout, candidate) / self.table.baseline_ms * self.baseline.latency_ms
+        return self.table.predict_ms(self.layout, candidate) / self.table.baseline_ms * self.float_ms
 
 
 def pick_device(name: str | None) -> torch.device:
@@ -119,17 +124,21 @@ def layout_of(builder: Builder) -> Layout:
 
 
 def open_bench(
+    original: Task,
     task: Task,
     space: SearchSpace,
     target: Target,
     device: torch.device,
     module_map: ModuleMap,
     table_file: Path | None,
-    known_baseline: Measurement | None,
+    known: Mapping[str, Any] | None,
     seed: int,
     report: Report,
 ) -> Bench:
-    """Export, calibrate, profile and evaluate the baseline (or take its numbers from the run that is resumed)."""
+    """Export, calibrate, profile and evaluate the baseline (or take its numbers from the run that is resumed).
+
+    `task` is `original`, or the same on its student; `known` holds the baseline and `float_ms` of the run that is resumed.
+    """
     report("exporting the model", 0.0)
     builder = builder_for(task, module_map, target, device, table_file, space.activation_range)
     bound = space.bind(builder.module_map, target)
@@ -140,35 +149,37 @@ def open_bench(
     table = cached_table(subject, target, table_file, report)
     bound = replace(bound, no_gain=no_gain(rank_verdicts(bound, builder.module_map, table_times(layout, table))))
     report("evaluating the baseline", 0.0)
+    reference = builder.baseline
     teacher = builder.teacher.to(device)
+    if original.student is not None:
+        reference = export_reference(original.model, original.example_inputs, builder.lowered.input_names)
+        teacher = copy.deepcopy(original.model).eval().to(device)
     trim_folder(cache_folder() / "variants")
     library = VariantLibrary(builder.evidence, cache_folder() / "variants", builder.kernels.saturates)
-    stitcher = Stitcher(teacher, builder.module_map, library, builder.plan)
+    stitcher = Stitcher(builder.teacher.to(device), builder.module_map, library, builder.plan)
     _, outputs = evaluate_model(task, teacher, task.validation, device)
     targets = [target_of for _, target_of in task.validation]
-    baseline = known_baseline or _baseline(task, builder, target, subject)
+    baseline, float_ms = _known(known) if known else _measured(task, builder, reference, target, subject)
     report("timing a step of training", 0.0)
-    dtype = training_dtype(task, teacher, device, cache_folder() / "precision") if bound.recovery.steps > 0 else torch.float32
+    dtype = training_dtype(task, builder.teacher, device, cache_folder() / "precision") if bound.recovery.steps > 0 else torch.float32
     teaches = Teacher(task, teacher, device, cache_folder() / "teacher", bound.recovery.choices["temperature"])
+    by_metric = metric_is_mean(task, outputs, join_targets(targets))
+    trainer = Trainer(task, teaches, dtype, seed)
     return Bench(
-        task,
-        target,
-        bound,
-        device,
-        builder,
-        stitcher,
-        layout,
-        table,
-        baseline,
-        outputs,
-        metric_is_mean(task, outputs, join_targets(targets)),
-        targets,
-        Trainer(task, teaches, dtype, seed),
+        task, target, bound, device, builder, stitcher, layout, table, baseline, outputs, by_metric, targets, trainer, reference, float_ms
     )
 
 
-def _baseline(task: Task, builder: Builder, target: Target, subject: Subject) -> Measurement:
-    session = open_session(builder.baseline, os.cpu_count() or 1)
+def _known(known: Mapping[str, Any]) -> tuple[Measurement, float]:
+    baseline = Measurement.from_json(known["baseline"])
+    return baseline, float(known.get("float_ms", baseline.latency_ms))
+
+
+def _measured(task: Task, builder: Builder, reference: bytes, target: Target, subject: Subject) -> tuple[Measurement, float]:
+    """(the float file's numbers, latency of the float model that is compressed: another one where a student is)."""
+    session = open_session(reference, os.cpu_count() or 1)
     scores, _ = evaluate_session(task, session, builder.lowered.input_names, task.validation)
-    timing = interleaved_timing(builder.baseline, [], subject.feed, target.threads, rounds=60)
-    return Measurement(len(builder.baseline), timing.baseline_ms, scores.accuracy, metrics=scores.metrics, verified=True)
+    others = [] if reference is builder.baseline else [builder.baseline]
+    timing = interleaved_timing(reference, others, subject.feed, target.threads, rounds=60)
+    baseline = Measurement(len(reference), timing.baseline_ms, scores.accuracy, metrics=scores.metrics, verified=True)
+    return baseline, timing.baseline_ms * (timing.ratios[0] if others else 1.0)

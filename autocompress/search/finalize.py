@@ -16,20 +16,13 @@ from autocompress.batches import Batches
 from autocompress.candidate import Candidate
 from autocompress.export.artifact import write_model, write_notes, write_recipe, write_weights
 from autocompress.export.build import stitched_variants
+from autocompress.files import write_atomic, write_json
 from autocompress.limits import Limits
 from autocompress.measure.accuracy import evaluate_model, evaluate_session
 from autocompress.measure.latency import interleaved_timing
+from autocompress.measure.robustness import corruptions_of, fragile_under
 from autocompress.pareto import hypervolume_subset, non_dominated
-from autocompress.results import (
-    FRONT_FILE,
-    MODEL_FILE,
-    FrontPoint,
-    Measurement,
-    ParetoFront,
-    read_front,
-    write_atomic,
-    write_json,
-)
+from autocompress.results import FRONT_FILE, MODEL_FILE, FrontPoint, Measurement, ParetoFront, read_front
 from autocompress.search.bench import Bench
 from autocompress.search.recovery import read_recovered, recover_front, untrained
 from autocompress.targets.profile import prediction_errors
@@ -118,20 +111,28 @@ def verify_front(
     """(front, prediction errors): export every finalist, run its file on validation and test, time it, write front.json."""
     paths, scores = [], []
     baseline_path = folder / "models" / "baseline" / MODEL_FILE
-    write_atomic(baseline_path, bench.builder.baseline)
+    write_atomic(baseline_path, bench.reference)
     baseline_test = _known_test(folder)
     if baseline_test is None:
         baseline_test = _test_accuracy(bench.task, str(baseline_path), bench.builder.lowered.input_names)
-    baseline = replace(bench.baseline, test_accuracy=baseline_test, memory_bytes=weights_in_memory(str(baseline_path)))
+    corrupted = corruptions_of(bench.task.validation)
+    names = bench.builder.lowered.input_names
+    hard = _robustness(bench.task, str(baseline_path), names, corrupted)
+    baseline = replace(
+        bench.baseline,
+        test_accuracy=baseline_test,
+        metrics={**bench.baseline.metrics, **hard},
+        memory_bytes=weights_in_memory(str(baseline_path)),
+    )
     for i, finalist in enumerate(finalists):
         report("exporting and verifying the front", i / len(finalists))
         place = folder / "models" / f"{finalist.number:04d}"
         size = _export(finalist, bench, place, folder, origin)
         session = open_session(str(place / MODEL_FILE), os.cpu_count() or 1)
-        names = bench.builder.lowered.input_names
         found, _ = evaluate_session(bench.task, session, names, bench.task.validation)
         test = _test_accuracy(bench.task, str(place / MODEL_FILE), names)
-        scores.append((size, found, test, weights_in_memory(str(place / MODEL_FILE))))
+        metrics = {**found.metrics, **_robustness(bench.task, str(place / MODEL_FILE), names, corrupted)}
+        scores.append((size, replace(found, metrics=metrics), test, weights_in_memory(str(place / MODEL_FILE))))
         paths.append(place)
     timing = interleaved_timing(
         str(baseline_path),
@@ -146,7 +147,8 @@ def verify_front(
         measured = Measurement(size, ratio * baseline.latency_ms, found.accuracy, test, found.metrics, True, memory)
         predicted = Measurement(int(finalist.values[0]), finalist.values[1], finalist.values[2])
         gap = found.accuracy - finalist.values[2]
-        point = FrontPoint(finalist.number, finalist.candidate, measured, predicted, f"models/{place.name}", gap)
+        fragile = fragile_under(baseline.metrics, found.metrics, baseline.accuracy, baseline.accuracy - found.accuracy)
+        point = FrontPoint(finalist.number, finalist.candidate, measured, predicted, f"models/{place.name}", gap, fragile)
         write_notes(place, point, baseline, bench.builder.lowered.input_names, bench.target.name)
         points.append(point)
     front = ParetoFront.of(baseline, points)
@@ -177,3 +179,9 @@ def _test_accuracy(task: Task, path: str, names: tuple[str, ...]) -> float | Non
     if test is None:
         return None
     return evaluate_session(task, open_session(path, os.cpu_count() or 1), names, test)[0].accuracy
+
+
+def _robustness(task: Task, path: str, names: tuple[str, ...], corrupted: Mapping[str, Batches]) -> dict[str, float]:
+    """The task's metric of a file on each corruption of the validation inputs."""
+    session = open_session(path, os.cpu_count() or 1)
+    return {name: evaluate_session(task, session, names, batches)[0].accuracy for name, batches in corrupted.items()}

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import time
 from collections.abc import Callable, Mapping
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -14,22 +14,13 @@ import torch
 
 from autocompress.candidate import ModuleConfig
 from autocompress.compress.prune import global_ratios
+from autocompress.compress.student import on_student, taught
 from autocompress.compress.teacher import model_hash
-from autocompress.errors import AutocompressError, LimitError, RunFolderError, nearest_name
+from autocompress.errors import AutocompressError, LimitError, RunFolderError
+from autocompress.files import disk_error, read_json, write_json
 from autocompress.limits import Limits, parse_limits
 from autocompress.modules import find_modules
-from autocompress.results import (
-    JOURNAL_FILE,
-    RUN_FILE,
-    SENSITIVITY_FILE,
-    TRIALS_FILE,
-    Measurement,
-    ParetoFront,
-    SearchResult,
-    disk_error,
-    read_json,
-    write_json,
-)
+from autocompress.results import JOURNAL_FILE, RUN_FILE, SENSITIVITY_FILE, STUDENT_FILE, TRIALS_FILE, ParetoFront, SearchResult
 from autocompress.search.allocation import Allocator, smallest_candidate
 from autocompress.search.bench import Bench, open_bench, pick_device
 from autocompress.search.finalize import choose_finalists, recovered, verify_front
@@ -37,37 +28,18 @@ from autocompress.search.progress import SearchProgress
 from autocompress.search.progressive import DEFAULT_DROP, ProgressiveSampler
 from autocompress.search.sampler import PriceSampler
 from autocompress.search.sensitivity import divergences, measure_sensitivity, read_rows, write_rows
-from autocompress.search.storage import STUDY_NAME, folder_lock, open_study
+from autocompress.search.settings import Settings, check_settings
+from autocompress.search.storage import folder_lock, open_study
 from autocompress.search.trial import Judge
 from autocompress.search.worker import Interrupt, Worker
-from autocompress.search_space import SearchSpace
+from autocompress.search_space import BoundSpace, SearchSpace
+from autocompress.targets.profile import cache_folder
 from autocompress.targets.target import find_target
 from autocompress.task import Task, check_task, float_task
-
-
-@dataclass(frozen=True)
-class Settings:
-    """What a search was asked for."""
-
-    space: str | Path | Mapping[str, Any] | None = None
-    target: str = "onnxruntime-cpu"
-    n_trials: int = 100
-    timeout_s: float | None = None
-    seed: int = 0
-    limits: Mapping[str, float | str | None] = field(default_factory=dict)
-    storage: str | None = None
-    study_name: str = STUDY_NAME
-    device: str | None = None
-    target_table: str | Path | None = None
-    workers: int = 1
-    strategy: str = "guided"
-    finalize_steps: int | None = None
-
 
 GLOBAL_RATIO = 0.3
 SEARCH_SHARE, RECOVERY_SHARE = 0.75, 0.85  # of a timeout: trials and the front's recovery; the rest exports and verifies
 FINALIZE_FACTOR = 3
-STRATEGIES = ("guided", "progressive")
 
 
 def run_search(
@@ -79,15 +51,17 @@ def run_search(
 ) -> tuple[SearchResult, bool]:
     """(result, whether it was interrupted). `launch(storage_url)` starts the other workers, as processes to wait for."""
     started = time.monotonic()
-    _check_settings(settings)
+    check_settings(settings)
     check_task(task)
     space = SearchSpace.load(settings.space)
     target = find_target(settings.target)
     device = pick_device(settings.device)
     torch.set_num_threads(max(1, (os.cpu_count() or 1) // max(1, settings.workers)))
-    module_map = find_modules(task.model, task.example_inputs, task.towers)
+    learner = on_student(task)
+    module_map = find_modules(learner.model, task.example_inputs, task.towers)
     # What is wrong with the space or the limits is said before anything takes long.
-    asked = {**space.bind(module_map, target).constraints, **{k: v for k, v in settings.limits.items() if v is not None}}
+    bound = space.bind(module_map, target)
+    asked = {**bound.constraints, **{k: v for k, v in settings.limits.items() if v is not None}}
     parse_limits(asked, 1.0, 1.0)
     _make_folder(folder)
     interrupt = Interrupt()
@@ -99,8 +73,11 @@ def run_search(
 
     with folder_lock(folder), interrupt.watched():
         known = _known_run(folder, task)
-        baseline = Measurement.from_json(known["baseline"]) if known else None
-        bench = open_bench(task, space, target, device, module_map, _path(settings.target_table), baseline, settings.seed, setting_up)
+        if task.student is not None:
+            setting_up("teaching the student", 0.0)
+            learner = _taught(task, bound, settings.seed, device, folder)
+        table = _path(settings.target_table)
+        bench = open_bench(task, learner, space, target, device, module_map, table, known, settings.seed, setting_up)
         limits = check_limits(bench, asked)
         run = describe_run(task, settings, bench, limits)
         if known and known["space"]["digest"] != bench.space.digest:
@@ -128,18 +105,6 @@ def run_search(
     return SearchResult(front, folder, limits), interrupt.requested
 
 
-def _check_settings(settings: Settings) -> None:
-    steps = 0 if settings.finalize_steps is None else settings.finalize_steps
-    given = (("n_trials", settings.n_trials, 1), ("seed", settings.seed, 0), ("workers", settings.workers, 1), ("finalize_steps", steps, 0))
-    for name, value, least in given:
-        if value < least:
-            raise LimitError(f"search: {name} must be at least {least}, got {value}; nearest valid value: {least}")
-    if settings.strategy not in STRATEGIES:
-        raise LimitError(f"search: strategy {settings.strategy!r} is unknown; nearest: {nearest_name(settings.strategy, STRATEGIES)}")
-    if settings.strategy == "progressive" and settings.workers > 1:
-        raise LimitError(f"search: the progressive strategy takes one step after another; workers must be 1, got {settings.workers}")
-
-
 def describe_run(task: Task, settings: Settings, bench: Bench, limits: Limits) -> dict[str, Any]:
     """Content of run.json while the search runs; `finish` adds what the front showed."""
     given = settings.space
@@ -153,6 +118,7 @@ def describe_run(task: Task, settings: Settings, bench: Bench, limits: Limits) -
         "strategy": settings.strategy,
         "versions": {**bench.table.versions, "torch": str(torch.__version__), "optuna": optuna.__version__},
         "baseline": bench.baseline.to_json(),
+        "float_ms": bench.float_ms,
         "training_dtype": str(bench.trainer.dtype).removeprefix("torch."),
         "limits": limits.__dict__,
         "latency_check": bench.table.check,
@@ -179,6 +145,7 @@ def finish(
     origin = {key: run[key] for key in ("task", "source", "model", "seed", "versions")}
     origin["threads"] = torch.get_num_threads()  # sums of floats depend on them in the last bit
     origin["training_dtype"] = run["training_dtype"]
+    origin["student"] = bench.space.recovery.student_lesson().to_json()
     front, run["front_check"] = verify_front(finalists, bench, folder, origin, progress.phase)
     teacher = bench.trainer.teacher
     run["teacher"] = {"computed": teacher.computed, "read": teacher.read}
@@ -213,17 +180,23 @@ def run_worker(task: Task, storage: str, study_name: str, device_name: str | Non
         raise RunFolderError(f"{folder}: not reachable from this worker; share the run folder between machines")
     torch.set_num_threads(max(1, (os.cpu_count() or 1) // max(1, run["workers"])))
     space, target, device = SearchSpace(**run["space"]), find_target(run["target"]), pick_device(device_name)
-    module_map = find_modules(task.model, task.example_inputs, task.towers)
+    module_map = find_modules(on_student(task).model, task.example_inputs, task.towers)
     interrupt = Interrupt()
     with interrupt.watched(), SearchProgress(quiet=True) as progress:
-        baseline = Measurement.from_json(known["baseline"])
-        bench = open_bench(task, space, target, device, module_map, _path(run["table"]), baseline, run["seed"], progress.phase)
+        learner = _taught(task, space.bind(module_map, target), run["seed"], device, folder)
+        table = _path(run["table"])
+        bench = open_bench(task, learner, space, target, device, module_map, table, known, run["seed"], progress.phase)
         sampler = price_sampler(bench, sensitivity(bench, folder, progress.phase), run["seed"])
         study = open_study(storage, sampler, study_name, create=False)
         deadline = None if run["deadline"] is None else time.monotonic() + run["deadline"] - time.time()
         worker = Worker(study, Judge(bench, Limits(**run["limits"]), folder), folder, alone=False)
         worker.run(run["n_trials"], deadline, interrupt, storage, progress)
     return interrupt.requested
+
+
+def _taught(task: Task, space: BoundSpace, seed: int, device: torch.device, folder: Path) -> Task:
+    """The task on its student, which the model has taught as the space says."""
+    return taught(task, space.recovery.student_lesson(), seed, device, folder / STUDENT_FILE, cache_folder() / "teacher")
 
 
 def sensitivity(bench: Bench, folder: Path, report: Callable[[str, float], None]) -> Mapping[tuple[str, ModuleConfig], float]:

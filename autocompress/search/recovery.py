@@ -19,8 +19,8 @@ from autocompress.candidate import Candidate, Distillation
 from autocompress.compress.recover import recover
 from autocompress.compress.stitch import Trained
 from autocompress.errors import NotComputableError, RunFolderError
+from autocompress.files import write_atomic
 from autocompress.measure.accuracy import evaluate_model
-from autocompress.results import write_atomic
 from autocompress.search.bench import Bench
 
 MIN_LOSS = 0.0005  # a candidate that lost less is not trained

@@ -14,8 +14,8 @@ import torch
 from autocompress.batches import take_samples
 from autocompress.candidate import Candidate, ModuleConfig
 from autocompress.compress.stitch import Stitcher
+from autocompress.files import write_atomic
 from autocompress.measure.accuracy import model_outputs
-from autocompress.results import write_atomic
 from autocompress.search_space import BoundSpace
 from autocompress.task import Task
 

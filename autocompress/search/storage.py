@@ -18,7 +18,7 @@ from optuna.storages.journal import JournalFileBackend, JournalFileOpenLock
 from optuna.trial import TrialState
 
 from autocompress.errors import RunFolderError
-from autocompress.results import disk_error
+from autocompress.files import disk_error
 
 LEASE_S = 60.0
 MAX_RETRIES = 2

@@ -16,7 +16,8 @@ from optuna.trial import Trial, TrialState
 
 from autocompress.candidate import Candidate
 from autocompress.errors import RunFolderError
-from autocompress.results import TRIAL_COLUMNS, TRIALS_FILE, append_row, disk_error, write_atomic
+from autocompress.files import append_row, disk_error, write_atomic
+from autocompress.results import TRIAL_COLUMNS, TRIALS_FILE
 from autocompress.search.progress import SearchProgress
 from autocompress.search.sampler import distributions
 from autocompress.search.storage import Lease, reap

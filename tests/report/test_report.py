@@ -11,9 +11,10 @@ import pytest
 
 from autocompress import Candidate, FrontPoint, Measurement, ModuleConfig, ParetoFront
 from autocompress.errors import LimitError, RunFolderError
+from autocompress.files import append_row, write_atomic, write_json
 from autocompress.report.info import allocation, before_after, hypervolume_history, predictions, read_run, recommended
 from autocompress.report.page import page, write_report
-from autocompress.results import append_row, read_front, write_atomic, write_json
+from autocompress.results import read_front
 
 BASE = Measurement(1000, 2.0, 0.9, 0.89, verified=True)
 

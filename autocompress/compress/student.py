@@ -1,0 +1,66 @@
+"""A student of another architecture: taught by the model first, then compressed in its place (D5)."""
+
+from __future__ import annotations
+
+import copy
+from dataclasses import replace
+from pathlib import Path
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+
+from autocompress.candidate import Distillation
+from autocompress.compress.features import FeatureMatcher
+from autocompress.compress.precision import training_dtype
+from autocompress.compress.prune import Masks
+from autocompress.compress.teacher import Teacher
+from autocompress.compress.train import Cycle
+from autocompress.compress.trainer import Trainer
+from autocompress.errors import RunFolderError
+from autocompress.task import Task, call_model
+
+
+def on_student(task: Task) -> Task:
+    """The task with its student in the model's place; the task itself where there is none."""
+    if task.student is None:
+        return task
+    return replace(task, model=copy.deepcopy(task.student).cpu().eval(), student=None)
+
+
+def taught(task: Task, lesson: Distillation, seed: int, device: torch.device, path: Path | None, cache: Path | None) -> Task:
+    """`on_student(task)` after `lesson`, a distillation from the task's model; one of 0 steps takes the student as it is.
+
+    The weights are kept in the file `path` (None: not kept), where an
+    interrupted training goes on; the teacher's answers in the folder `cache`.
+    """
+    learner = on_student(task)
+    if task.student is None or lesson.steps == 0:
+        return learner
+    if path is not None and path.is_file():
+        try:
+            learner.model.load_state_dict(load_file(path))
+        except (SafetensorError, OSError, RuntimeError) as error:
+            reason = str(error).split("\n")[0]
+            raise RunFolderError(f"{path}: is not the trained student of this task ({reason}); remove it to train again") from error
+        return learner
+    original = copy.deepcopy(task.model).eval().to(device)
+    student = learner.model.to(device)
+    teacher = Teacher(task, original, device, cache, (lesson.temperature,))
+    trainer = Trainer(task, teacher, training_dtype(learner, student, device, cache), seed)
+    matcher = None
+    if lesson.features > 0 and task.matched_modules:
+        matcher = FeatureMatcher(student, original, task.matched_modules, Masks({}))
+        inputs = trainer.watched[0][0]
+        matcher.prepare(lambda: (call_model(student, inputs), call_model(original, inputs)))
+    try:
+        Cycle(trainer, student, lesson, lesson.steps, 0, matcher, None if path is None else path.with_suffix(".checkpoint")).run()
+    finally:
+        if matcher is not None:
+            matcher.remove()
+    student.cpu()
+    if path is not None:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        save_file({name: value.contiguous() for name, value in student.state_dict().items()}, path)
+        path.with_suffix(".checkpoint").unlink(missing_ok=True)
+    return learner
