@@ -8,7 +8,6 @@ from collections.abc import Callable
 from itertools import pairwise
 from pathlib import Path
 
-import torch
 from safetensors.torch import load_file, save_file
 from torch import nn
 
@@ -20,8 +19,8 @@ from autocompress.compress.library import VariantLibrary
 from autocompress.compress.statistics import CALIBRATION_SAMPLES, collect_statistics
 from autocompress.compress.stitch import Stitcher, Trained
 from autocompress.compress.train import Cycle
-from autocompress.compress.trainer import Trainer
-from autocompress.task import Task, call_model
+from autocompress.compress.trainer import Trainer, seeded
+from autocompress.task import call_model
 
 
 def schedule_shares(schedule: str, rounds: int) -> list[float]:
@@ -64,7 +63,7 @@ def recover(
             trained = _train(trainer, current, stage, [start, end], folder, lambda model, steps: True, deadline)[0]
             if kept is not None:
                 save_file(trained.to_tensors(), kept)
-        current = _continued(trainer.task, current, stage, trained, trainer.device)
+        current = _continued(trainer, current, stage, trained)
     start = ends[-2] if len(shares) > 1 else 0
     borders = [start, *(at for at in recovery.restarts if start < at < recovery.steps), recovery.steps]
     return _train(trainer, current, candidate, borders, folder, go_on, deadline)
@@ -124,7 +123,7 @@ def _partly(candidate: Candidate, share: float) -> Candidate:
     return Candidate.of(configs, candidate.distillation)
 
 
-def _continued(task: Task, stitcher: Stitcher, stage: Candidate, trained: Trained, device: torch.device) -> Stitcher:
+def _continued(trainer: Trainer, stitcher: Stitcher, stage: Candidate, trained: Trained) -> Stitcher:
     """A stitcher over the trained model, in which what was removed is 0."""
     stitcher.apply(stage, trained)
     model: nn.Module = copy.deepcopy(stitcher.teacher)
@@ -135,8 +134,9 @@ def _continued(task: Task, stitcher: Stitcher, stage: Candidate, trained: Traine
         if f"{name}.bias" in state and simulated.bias is not None:
             state[f"{name}.bias"] = simulated.bias.detach()
     model.load_state_dict(state)
-    batches = [inputs for inputs, _ in take_samples(task.calibration_batches(), CALIBRATION_SAMPLES)]
-    statistics = collect_statistics(model, stitcher.module_map, batches, device)
+    with seeded(trainer.seed):
+        batches = [inputs for inputs, _ in take_samples(trainer.task.calibration_batches(), CALIBRATION_SAMPLES)]
+    statistics = collect_statistics(model, stitcher.module_map, batches, trainer.device)
     losses = stitcher.library.evidence.losses
     library = VariantLibrary(Evidence(model, statistics, losses), None, stitcher.library.saturates)
     return Stitcher(model, stitcher.module_map, library, stitcher.plan)

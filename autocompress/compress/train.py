@@ -26,6 +26,7 @@ SCALE_RATE = 1.0  # learning rate of scales (relative to what calibration found)
 FLOAT_RATE = 1.0  # of biases, normalisations and what else stays float
 CLIP = 1.0
 CHECKS = 5  # looks at the validation divergence per cycle
+LEAST_GAP = 10  # steps between two looks
 PATIENCE = 3  # looks without improvement until a cycle ends
 SAVE_S = 60.0  # seconds between checkpoints
 
@@ -85,7 +86,7 @@ class Cycle:
         bases = [group["lr"] for group in optimizer.param_groups]
         if not self._resume(optimizer):
             self._look()
-        every = max(1, -(-self.steps // CHECKS))
+        every = max(LEAST_GAP, -(-self.steps // CHECKS))
         saved = time.monotonic()
         accumulation = self.distillation.accumulation
         batches = stream(self.trainer.task, self.trainer.seed, (self.start + self.step) * accumulation)

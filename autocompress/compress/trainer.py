@@ -66,7 +66,7 @@ def parameter_groups(student: nn.Module) -> dict[str, list[nn.Parameter]]:
 
     def add(group: str, parameters: Any) -> None:
         for parameter in parameters:
-            if parameter is not None and parameter.is_floating_point() and id(parameter) not in seen:
+            if parameter is not None and parameter.is_floating_point() and parameter.numel() and id(parameter) not in seen:
                 seen.add(id(parameter))
                 groups[group].append(parameter)
 
