@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
+import random
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
+import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
@@ -62,15 +65,36 @@ def cuttable(inputs: Inputs, target: Any) -> bool:
     )
 
 
+def seed_all(seed: int) -> None:
+    """Start all generators that loaders draw from at `seed`."""
+    torch.manual_seed(seed)
+    random.seed(seed)
+    np.random.seed(seed % 2**32)
+
+
+@contextlib.contextmanager
+def seeded(seed: int) -> Iterator[None]:
+    """All generators that loaders draw from start at `seed` inside the block, and go on behind it as if nothing had been."""
+    states = random.getstate(), np.random.get_state()
+    with torch.random.fork_rng():
+        seed_all(seed)
+        try:
+            yield
+        finally:
+            random.setstate(states[0])
+            np.random.set_state(states[1])
+
+
 def take_samples(batches: Batches, count: int) -> list[tuple[Inputs, Any]]:
-    """The first `count` samples of `batches`, in their batches; the last one is cut."""
+    """The first `count` samples of `batches`, in their batches, the last one cut; a loader that shuffles gives the same ones each time."""
     taken: list[tuple[Inputs, Any]] = []
-    for inputs, target in batches:
-        size = batch_size(inputs)
-        taken.append(cut(inputs, target, slice(count)) if size > count else (inputs, target))
-        count -= size
-        if count <= 0:
-            break
+    with seeded(0):
+        for inputs, target in batches:
+            size = batch_size(inputs)
+            taken.append(cut(inputs, target, slice(count)) if size > count else (inputs, target))
+            count -= size
+            if count <= 0:
+                break
     return taken
 
 

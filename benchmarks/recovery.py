@@ -143,9 +143,7 @@ def built_in_task(seeds: int, steps: int, samples: int) -> dict[str, float]:
     by = defaultdict(list)
     for result in found:
         by[result.job.case, result.job.loss].append(result)
-    print(
-        f"\nfloat {found[0].whole:.4f}; {steps} steps of {BATCH}, {seeds} seeds: mean accuracy (standard deviation), share of the loss closed"
-    )
+    print(f"\nfloat {found[0].whole:.4f}; {steps} steps of {BATCH}, {seeds} seeds: mean accuracy (deviation), share of the loss closed")
     print(f"{'':12} {'before':>8}" + "".join(f"{loss:>32}" for loss in LOSSES))
     closed = {}
     for case in CASES:

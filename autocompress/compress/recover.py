@@ -19,7 +19,7 @@ from autocompress.compress.library import VariantLibrary
 from autocompress.compress.statistics import CALIBRATION_SAMPLES, collect_statistics
 from autocompress.compress.stitch import Stitcher, Trained
 from autocompress.compress.train import Cycle
-from autocompress.compress.trainer import Trainer, seeded
+from autocompress.compress.trainer import Trainer
 from autocompress.task import call_model
 
 
@@ -134,8 +134,7 @@ def _continued(trainer: Trainer, stitcher: Stitcher, stage: Candidate, trained: 
         if f"{name}.bias" in state and simulated.bias is not None:
             state[f"{name}.bias"] = simulated.bias.detach()
     model.load_state_dict(state)
-    with seeded(trainer.seed):
-        batches = [inputs for inputs, _ in take_samples(trainer.task.calibration_batches(), CALIBRATION_SAMPLES)]
+    batches = [inputs for inputs, _ in take_samples(trainer.task.calibration_batches(), CALIBRATION_SAMPLES)]
     statistics = collect_statistics(model, stitcher.module_map, batches, trainer.device)
     losses = stitcher.library.evidence.losses
     library = VariantLibrary(Evidence(model, statistics, losses), None, stitcher.library.saturates)

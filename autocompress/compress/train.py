@@ -13,13 +13,13 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from autocompress.batches import Inputs, batch_size, cut, cuttable, target_to_device, to_device
+from autocompress.batches import Inputs, batch_size, cut, cuttable, seeded, target_to_device, to_device
 from autocompress.candidate import Distillation
 from autocompress.compress.distill import distillation_loss
 from autocompress.compress.features import FeatureMatcher
 from autocompress.compress.generate import as_batch
 from autocompress.compress.teacher import Outputs, TopLogits
-from autocompress.compress.trainer import Trainer, out_of_memory, parameter_groups, recomputing, seeded, stream
+from autocompress.compress.trainer import Trainer, out_of_memory, parameter_groups, recomputing, stream
 from autocompress.errors import NotComputableError
 
 SCALE_RATE = 1.0  # learning rate of scales (relative to what calibration found) against the weights'

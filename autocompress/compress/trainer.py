@@ -3,18 +3,16 @@
 from __future__ import annotations
 
 import contextlib
-import random
 from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cached_property, partial
 from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint as recomputed
 
-from autocompress.batches import Inputs, take_samples, target_to_device, to_device
+from autocompress.batches import Inputs, seed_all, take_samples, target_to_device, to_device
 from autocompress.compress.activation import RangeQuantizer
 from autocompress.compress.generate import check_causal
 from autocompress.compress.simulate import SimulatedModule
@@ -80,28 +78,11 @@ def parameter_groups(student: nn.Module) -> dict[str, list[nn.Parameter]]:
     return groups
 
 
-@contextlib.contextmanager
-def seeded(seed: int) -> Iterator[None]:
-    """All generators that loaders draw from start at `seed` inside the block, and go on behind it as if nothing had been."""
-    states = random.getstate(), np.random.get_state()
-    with torch.random.fork_rng():
-        torch.manual_seed(seed)
-        random.seed(seed)
-        np.random.seed(seed % 2**32)
-        try:
-            yield
-        finally:
-            random.setstate(states[0])
-            np.random.set_state(states[1])
-
-
 def stream(task: Task, seed: int, skip: int) -> Iterator[tuple[Inputs, Any]]:
     """Training batches without end, the first `skip` left out; a pass of a loader that shuffles depends on the seed alone."""
     passes = 0
     while True:
-        torch.manual_seed(seed + passes)
-        random.seed(seed + passes)
-        np.random.seed((seed + passes) % 2**32)
+        seed_all(seed + passes)
         for batch in task.training_batches():
             if skip > 0:
                 skip -= 1

@@ -13,6 +13,7 @@ import optuna
 import torch
 
 from autocompress.candidate import ModuleConfig
+from autocompress.compress.generate import check_causal
 from autocompress.compress.prune import global_ratios
 from autocompress.compress.student import on_student, taught
 from autocompress.compress.teacher import model_hash
@@ -63,6 +64,8 @@ def run_search(
     bound = space.bind(module_map, target)
     asked = {**bound.constraints, **{k: v for k, v in settings.limits.items() if v is not None}}
     parse_limits(asked, 1.0, 1.0)
+    if bound.recovery.steps > 0 and max(bound.recovery.choices["sequences"]) > 0:
+        check_causal(on_student(task).model, *next(iter(task.training_batches())))
     _make_folder(folder)
     interrupt = Interrupt()
 

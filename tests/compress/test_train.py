@@ -220,7 +220,7 @@ def test_short_memory_halves_the_batch_and_goes_on(fixture: Fixture, improving: 
         raise RuntimeError("DefaultCPUAllocator: can't allocate memory: you tried to allocate 9 bytes")
 
     monkeypatch.setattr(Cycle, "_loss", none)
-    with pytest.raises(NotComputableError, match="out of memory at step 0 with 1 sample at a time; nearest: .*checkpointing: true"):
+    with pytest.raises(NotComputableError, match=r"out of memory at step 0 with 1 sample at a time; nearest: .*checkpointing: true"):
         recover(trainer_of(fixture.task, fixture.stitcher), fixture.stitcher, at)
 
 

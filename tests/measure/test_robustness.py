@@ -1,0 +1,60 @@
+"""Corruptions disturb what they are for, the same way each time; fragile points are named."""
+
+from __future__ import annotations
+
+import torch
+
+from autocompress.measure.robustness import Corrupted, corruptions_of, fragile_under
+
+GENERATOR = torch.Generator().manual_seed(0)
+IMAGES = torch.rand(32, 3, 8, 8, generator=GENERATOR)
+TOKENS = torch.randint(1, 50, (32, 40), generator=GENERATOR)
+MASK = torch.ones(32, 40, dtype=torch.int64)
+BATCHES = [({"image": IMAGES, "ids": TOKENS, "mask": MASK}, torch.zeros(32))]
+
+
+def only(name: str) -> dict[str, torch.Tensor]:
+    ((inputs, target),) = list(Corrupted(BATCHES, name))
+    assert target is BATCHES[0][1]
+    return inputs
+
+
+def test_noise_changes_signals_by_a_share_of_their_spread() -> None:
+    found = only("gaussian_noise")
+    assert torch.equal(found["ids"], TOKENS)
+    noise = found["image"] - IMAGES
+    assert abs(float(noise.std() / IMAGES.std()) - 0.3) < 0.02
+    assert abs(float(noise.mean())) < 0.01
+
+
+def test_contrast_keeps_each_samples_mean() -> None:
+    found = only("contrast")["image"]
+    torch.testing.assert_close(found.flatten(1).mean(1), IMAGES.flatten(1).mean(1))
+    torch.testing.assert_close(found.flatten(1).std(1), 0.4 * IMAGES.flatten(1).std(1))
+
+
+def test_some_tokens_are_dropped_and_masks_are_not() -> None:
+    found = only("token_dropout")
+    assert torch.equal(found["mask"], MASK)
+    assert torch.equal(found["image"], IMAGES)
+    gone = found["ids"] != TOKENS
+    assert not found["ids"][gone].any()
+    assert 0.07 < float(gone.float().mean()) < 0.13
+
+
+def test_every_pass_is_the_same_and_only_what_applies_is_measured() -> None:
+    corrupted = Corrupted(BATCHES, "gaussian_noise")
+    assert torch.equal(next(iter(corrupted))[0]["image"], next(iter(corrupted))[0]["image"])
+    assert set(corruptions_of(BATCHES)) == {"accuracy_gaussian_noise", "accuracy_contrast", "accuracy_token_dropout"}
+    assert set(corruptions_of([(IMAGES, None)])) == {"accuracy_gaussian_noise", "accuracy_contrast"}
+    assert set(corruptions_of([((TOKENS, MASK), None)])) == {"accuracy_token_dropout"}
+
+
+def test_what_loses_more_than_on_clean_inputs_is_fragile() -> None:
+    base = {"accuracy_gaussian_noise": 0.90, "accuracy_contrast": 0.80, "f1": 0.9}
+    point = {"accuracy_gaussian_noise": 0.85, "accuracy_contrast": 0.79, "f1": 0.1}
+    assert fragile_under(base, point, accuracy=1.0, clean_loss=0.0) == ("gaussian_noise",)
+    assert fragile_under(base, point, accuracy=1.0, clean_loss=0.04) == (), "it lost as much on clean inputs"
+    assert fragile_under(base, point, accuracy=1.0, clean_loss=-0.04) == ("gaussian_noise",)
+    # A metric in other units, such as minus a perplexity of 20.
+    assert fragile_under({"accuracy_contrast": -22.0}, {"accuracy_contrast": -22.3}, accuracy=-20.0, clean_loss=0.0) == ()

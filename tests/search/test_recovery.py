@@ -1,0 +1,218 @@
+"""Recovery inside a search: rungs, the long recovery of the front, what is kept, students, and losses that are no numbers."""
+
+from __future__ import annotations
+
+import csv
+import json
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import optuna
+import pytest
+import torch
+from torch import nn
+
+import autocompress as ac
+from autocompress import Candidate, Distillation
+from autocompress.candidate import UNTRAINED
+from autocompress.compress.train import Cycle
+from autocompress.errors import TaskError
+from autocompress.search import recovery as module
+from autocompress.search.recovery import read_recovered
+from autocompress.search.storage import open_study
+
+SPACE = {
+    "modules": [
+        {"match": "*", "weight_bits": [2, 3, 8], "activation_bits": [8, 32], "algorithm": "nearest", "pruning_ratio": [0.0, 0.5]},
+    ],
+    "distillation": {"alpha": {"low": 0.0, "high": 1.0}, "temperature": [1, 2], "steps": [0, 6, 20], "learning_rate": 0.002},
+}
+
+
+def trials_of(folder: Path) -> list[optuna.trial.FrozenTrial]:
+    return open_study(str(folder / "study.journal"), optuna.samplers.RandomSampler()).trials
+
+
+@pytest.fixture(scope="module")
+def finished(cnn_task, tmp_path_factory: pytest.TempPathFactory) -> tuple[ac.SearchResult, Path]:
+    folder = tmp_path_factory.mktemp("run") / "cnn"
+    return ac.search(cnn_task, SPACE, n_trials=16, out=folder, quiet=True, finalize_steps=40), folder
+
+
+def test_survivors_of_each_rung_go_on_and_the_beaten_stop(finished: tuple[ac.SearchResult, Path]) -> None:
+    trials = [t for t in trials_of(finished[1]) if t.user_attrs.get("trained")]
+    ended = {len(t.user_attrs["rungs"]) for t in trials}
+    assert ended == {2, 3}, "some end at 6 steps, some go on to 20"
+    for trial in trials:
+        rungs = trial.user_attrs["rungs"]
+        assert list(rungs) in (["0", "6"], ["0", "6", "20"])
+        assert rungs["0"] == trial.user_attrs["accuracy_before_recovery"]
+        assert trial.values[2] == max(rungs["0"], list(rungs.values())[-1])
+        if len(rungs) == 2:
+            earlier = [t for t in trials if t.number < trial.number and t.values[0] <= trial.values[0] and t.values[1] <= trial.values[1]]
+            lossless = rungs["6"] >= finished[0].front.baseline.accuracy - module.MIN_LOSS
+            assert lossless or any(t.user_attrs["rungs"].get("6", -1) >= rungs["6"] for t in earlier)
+
+
+def test_points_say_how_long_their_weights_were_trained(finished: tuple[ac.SearchResult, Path]) -> None:
+    result, folder = finished
+    study = open_study(str(folder / "study.journal"), optuna.samplers.RandomSampler())
+    final = {int(name.split("/")[1]): found for name, found in study.user_attrs.items() if name.startswith("finalized/")}
+    assert final, "something was lost, so something is recovered"
+    steps = set()
+    for point in (*result.front.points, *result.front.dominated):
+        kept = read_recovered(folder, point.trial)
+        distillation = point.candidate.distillation
+        steps.add(distillation.steps)
+        trial = trials_of(folder)[point.trial]
+        assert point.predicted.accuracy >= trial.values[2], "no point is worse than the search had it"
+        if kept is None:
+            assert distillation.steps == 0
+            assert point.predicted.accuracy == trial.user_attrs["accuracy_before_recovery"]
+        else:
+            assert distillation == kept.distillation
+            assert point.predicted.accuracy == kept.accuracy
+        if point.trial in final:
+            assert final[point.trial]["steps"] == 40
+            assert (distillation.steps == 40) == final[point.trial]["improved"]
+    assert 40 in steps
+    assert not [path for path in (folder / "recovered").iterdir() if path.is_dir()], "no checkpoint is left behind"
+
+
+def test_robustness_stands_beside_clean_accuracy(finished: tuple[ac.SearchResult, Path]) -> None:
+    result, folder = finished
+    data = json.loads((folder / "front.json").read_text())
+    names = {"accuracy_gaussian_noise", "accuracy_contrast"}
+    assert names <= set(data["baseline"]["metrics"])
+    for point in data["points"]:
+        assert names <= set(point["metrics"])
+        assert isinstance(point["fragile"], list)
+    notes = (folder / result.front.points[0].artifact / "README.md").read_text()
+    assert "accuracy gaussian noise" in notes
+
+
+def test_the_front_is_not_recovered_twice(finished: tuple[ac.SearchResult, Path], cnn_task, monkeypatch: pytest.MonkeyPatch) -> None:
+    result, folder = finished
+
+    def never(cycle: Cycle) -> int:
+        raise AssertionError("trained again")
+
+    monkeypatch.setattr(Cycle, "run", never)
+    again = ac.search(cnn_task, SPACE, n_trials=16, out=folder, quiet=True, finalize_steps=40)
+
+    def everything(front: ac.ParetoFront) -> dict[int, tuple[float, Distillation]]:
+        return {p.trial: (p.measured.accuracy, p.candidate.distillation) for p in (*front.points, *front.dominated)}
+
+    assert everything(again.front) == everything(result.front)
+
+
+def test_training_that_makes_it_worse_is_not_kept(cnn_task, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    # The looks on the way would notice; without them every training ends in ruins.
+    monkeypatch.setattr(
+        "autocompress.compress.trainer.Trainer.divergence", lambda trainer, student: -float(np.random.default_rng().random())
+    )
+    space = {**SPACE, "distillation": {"steps": 6, "learning_rate": 0.9}}
+    result = ac.search(cnn_task, space, n_trials=6, out=tmp_path / "run", quiet=True, finalize_steps=6)
+    trained = [t for t in trials_of(tmp_path / "run") if t.user_attrs.get("trained")]
+    worse = [t for t in trained if not t.user_attrs["recovered"]]
+    assert worse
+    for trial in worse:
+        assert trial.values[2] == trial.user_attrs["accuracy_before_recovery"]
+        assert list(trial.user_attrs["rungs"].values())[-1] <= trial.values[2]
+        assert read_recovered(tmp_path / "run", trial.number) is None
+    assert all(p.candidate.distillation.steps == 0 for p in result.front if p.trial in {t.number for t in worse})
+
+
+def test_a_loss_that_is_no_number_leaves_the_search_alive(cnn_task, tmp_path: Path) -> None:
+    task = replace(cnn_task, loss=lambda outputs, target: outputs.sum() * float("nan"), divergence=cnn_task.output_divergence)
+    space = {**SPACE, "modules": [{**SPACE["modules"][0], "weight_bits": [2, 3]}]}
+    result = ac.search(task, {**space, "distillation": {"alpha": 0.5, "steps": 6}}, n_trials=6, out=tmp_path / "run", quiet=True)
+    with (tmp_path / "run" / "trials.csv").open(newline="") as file:
+        rows = list(csv.DictReader(file))
+    broken = [row for row in rows if "recovery: loss is nan at step 0" in row["cause"]]
+    assert broken
+    assert all(row["state"] == "COMPLETE" and "the weights before it are kept" in row["cause"] for row in broken)
+    assert len(result.front) >= 1
+    assert all(p.candidate.distillation.steps == 0 for p in result.front)
+
+
+def test_without_labels_alpha_is_no_parameter(cnn_task, tmp_path: Path) -> None:
+    bare = replace(cnn_task, train=[(inputs, None) for inputs, _ in cnn_task.train])
+    ac.search(bare, SPACE, n_trials=5, out=tmp_path / "run", quiet=True, finalize_steps=0)
+    for trial in trials_of(tmp_path / "run"):
+        assert "distillation/alpha" not in trial.params
+        assert "distillation/temperature" in trial.params
+        assert trial.user_attrs["candidate"]["distillation"]["alpha"] == 0.0
+    assert any(t.user_attrs.get("recovered") for t in trials_of(tmp_path / "run")), "the teacher is enough"
+
+
+def test_sequences_are_refused_before_anything_takes_long(cnn_task, tmp_path: Path) -> None:
+    space = {**SPACE, "distillation": {"steps": 5, "sequences": 0.5}}
+    with pytest.raises(TaskError, match="sequences are distilled only"):
+        ac.search(cnn_task, space, n_trials=2, out=tmp_path / "run", quiet=True)
+
+
+class Small(nn.Module):
+    """Another architecture, with another name for its input."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.second = nn.Conv2d(1, 8, 3, padding=1), nn.Conv2d(8, 16, 3, stride=2, padding=1)
+        self.answer = nn.Linear(256, 4)
+
+    def forward(self, picture: torch.Tensor) -> torch.Tensor:
+        return self.answer(torch.relu(self.second(torch.relu(self.first(picture)))).flatten(1))
+
+
+def test_a_student_is_taught_and_searched_in_the_models_place(cnn_task, tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    student = Small()
+    untouched = {name: value.clone() for name, value in student.state_dict().items()}
+    task = replace(cnn_task, student=student, matched_modules={"second": "body.2"})
+    space = {**SPACE, "distillation": {**SPACE["distillation"], "student_steps": 150, "features": [0.0, 0.5]}}
+    folder = tmp_path / "run"
+    result = ac.search(task, space, n_trials=8, out=folder, quiet=True, finalize_steps=20)
+    baseline = result.front.baseline
+    assert baseline.size_bytes == (folder / "models/baseline/model.onnx").stat().st_size
+    assert baseline.size_bytes > 4 * sum(p.numel() for p in cnn_task.model.parameters()), "the original is the baseline"
+    best = result.front.most_accurate()
+    assert best.measured.accuracy > 0.6, "a student that knew nothing has learned from its teacher (chance: 0.25)"
+    assert {name for p in result.front for name, _ in p.candidate.modules} <= {"first", "second", "answer"}
+    assert all(torch.equal(value, untouched[name]) for name, value in student.state_dict().items())
+    assert (folder / "student.safetensors").is_file()
+    gap = [abs(np.log(p.measured.latency_ms / p.predicted.latency_ms)) for p in result.front]
+    assert np.median(gap) < np.log(2.0), "predictions are relative to the original as well"
+    ac.export(result, best, tmp_path / "best")
+    module_ = ac.load(tmp_path / "best", Small())
+    outputs = torch.cat([module_(x) for x, _ in task.validation])
+    targets = torch.cat([y for _, y in task.validation])
+    assert task.metric(outputs, targets) == pytest.approx(best.measured.accuracy, abs=0.02)
+    assert ac.reproduce(tmp_path / "best", tmp_path / "again", task).is_file()
+    more = ac.search(task, space, n_trials=10, out=folder, quiet=True, finalize_steps=20)
+    assert len(more.front) >= 1
+    assert more.front.baseline.latency_ms == baseline.latency_ms
+
+
+def test_a_student_that_fails_is_named(cnn_task, tmp_path: Path) -> None:
+    with pytest.raises(TaskError, match=r"student.forward fails on example_inputs"):
+        ac.search(replace(cnn_task, student=nn.Linear(3, 4)), SPACE, n_trials=1, out=tmp_path / "run", quiet=True)
+    with pytest.raises(TaskError, match=r"matched_modules names 'secnd', which is no module; nearest: second"):
+        ac.search(
+            replace(cnn_task, student=Small(), matched_modules={"secnd": "body.2"}), SPACE, n_trials=1, out=tmp_path / "run", quiet=True
+        )
+
+
+def test_candidates_keep_how_they_were_trained() -> None:
+    at = Candidate.of({}, Distillation(0.25, 4.0, 60, restarts=(6, 20), features=0.5, learning_rate=1e-3))
+    assert Candidate.from_json(json.loads(json.dumps(at.to_json()))) == at
+    assert at.to_json()["distillation"] == {
+        "alpha": 0.25,
+        "temperature": 4.0,
+        "steps": 60,
+        "restarts": [6, 20],
+        "features": 0.5,
+        "learning_rate": 0.001,
+    }
+    assert UNTRAINED.to_json() == {"alpha": 0.5, "temperature": 2.0, "steps": 0}
+    assert Candidate(at.modules).digest != at.digest
