@@ -99,7 +99,7 @@ class Task:
         """The outputs that recovery trains, by name; the primary one is "" when `output_weights` names none."""
         if self.output_weights is None:
             return {"": call_model(model, inputs)}
-        return named_outputs(_call(model, inputs), tuple(self.output_weights))
+        return named_outputs(run_model(model, inputs), tuple(self.output_weights))
 
     def training_loss(self, outputs: Mapping[str, Tensor], target: Any) -> Tensor:
         """The scalar task loss of one batch: of each output that has a target, weighted."""
@@ -138,10 +138,11 @@ def _default_loss(outputs: Tensor, target: Tensor) -> Tensor:
 
 def call_model(model: nn.Module, inputs: Inputs) -> Tensor:
     """The model's primary output (n, ...): what it returns, or its `.logits`, or its first tensor."""
-    return primary_output(_call(model, inputs))
+    return primary_output(run_model(model, inputs))
 
 
-def _call(model: nn.Module, inputs: Inputs) -> Any:
+def run_model(model: nn.Module, inputs: Inputs) -> Any:
+    """Everything that the model returns."""
     if isinstance(inputs, Tensor):
         return model(inputs)
     return model(**inputs) if isinstance(inputs, Mapping) else model(*inputs)
@@ -193,13 +194,21 @@ def check_task(task: Task) -> None:
             continue
         try:
             with torch.inference_mode():
-                task.outputs_of(copy.deepcopy(model).cpu().eval(), map_inputs(task.example_inputs, lambda tensor: tensor.cpu()))
+                _check_outputs(task, copy.deepcopy(model).cpu().eval(), map_inputs(task.example_inputs, lambda tensor: tensor.cpu()))
         except TaskError:
             raise
         except Exception as error:
             first_line = str(error).strip().split("\n")[0]
             raise TaskError(f"task {task.name}: {what}.forward fails on example_inputs: {type(error).__name__}: {first_line}") from error
     _check_matched(task)
+
+
+def _check_outputs(task: Task, model: nn.Module, inputs: Inputs) -> None:
+    result = run_model(model, inputs)
+    primary = primary_output(result)
+    names = tuple(task.output_weights or ())
+    if names and named_outputs(result, names)[task.primary_name] is not primary:
+        raise TaskError(f"task {task.name}: output_weights must name the model's first output (or logits) first, got {list(names)}")
 
 
 def _check_matched(task: Task) -> None:

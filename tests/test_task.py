@@ -9,7 +9,7 @@ import torch
 from autocompress import Task, load_task
 from autocompress.batches import take_samples
 from autocompress.errors import NotComputableError, TaskError
-from autocompress.task import check_task, primary_output, score
+from autocompress.task import check_task, named_outputs, primary_output, score
 
 
 @pytest.mark.parametrize(
@@ -92,3 +92,24 @@ def test_default_divergence_is_zero_for_equal_outputs_and_positive_otherwise() -
         a = torch.randn(2, 3 if target.dim() == 1 else target.shape[-1], generator=torch.Generator().manual_seed(0))
         assert float(task.output_divergence(a, a).abs().max()) < 1e-6
         assert bool((task.output_divergence(a, a + torch.tensor([[1.0], [2.0]]) * torch.arange(1.0, a.shape[1] + 1)) > 0).all())
+
+
+def test_outputs_are_named_by_key_position_or_attribute() -> None:
+    x, y = torch.rand(2), torch.rand(3)
+    for result, names in (({"a": x, "b": y}, ("a", "b")), ((x, y), ("0", "1")), (SimpleNamespace(a=x, b=y), ("a", "b"))):
+        found = named_outputs(result, names)
+        assert found[names[0]] is x
+        assert found[names[1]] is y
+    with pytest.raises(TaskError, match=r"output_weights names 'scor', which the model does not return as a tensor; nearest: score"):
+        named_outputs({"score": x}, ("scor",))
+
+
+def test_the_primary_output_is_named_first() -> None:
+    class Two(torch.nn.Module):
+        def forward(self, x: torch.Tensor) -> dict[str, torch.Tensor]:
+            return {"score": x.sum(1), "answer": x}
+
+    batches = [(torch.rand(2, 3), {"answer": torch.tensor([0, 1]), "score": torch.rand(2)})]
+    task = Task("two", Two(), torch.rand(2, 3), batches, lambda outputs, targets: 0.0, output_weights={"answer": 1.0, "score": 1.0})
+    with pytest.raises(TaskError, match="output_weights must name the model's first output"):
+        check_task(task)

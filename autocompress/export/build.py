@@ -195,7 +195,7 @@ def prepare(
     `activation_range` is how static ranges are chosen (as `ModuleConfig.weight_range`).
     """
     teacher = split_modules(task.model).cpu()
-    lowered = lower(teacher, task.example_inputs, module_map)
+    lowered = lower(teacher, task.example_inputs, module_map, tuple(task.output_weights or ()))
     module_map = module_map.restricted_to(lowered.sites)
     module_map = replace(module_map, norms=find_norms(lowered, module_map))
     samples = [inputs for inputs, _ in take_samples(task.calibration_batches(), CALIBRATION_SAMPLES)]
@@ -206,7 +206,7 @@ def prepare(
     teacher.cpu()
     baseline = lowered.proto
     if fused_modules(task.model):
-        baseline = export_float(copy.deepcopy(task.model).cpu().eval(), task.example_inputs)[0]
+        baseline = export_float(copy.deepcopy(task.model).cpu().eval(), task.example_inputs, tuple(task.output_weights or ()))[0]
     evidence = Evidence(teacher, statistics, task_losses(task))
     builder = Builder(lowered, module_map, evidence, ranges, baseline.SerializeToString(), kernels)
     return _with_prunable_groups(builder, samples[0])

@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 import onnx_ir
 import torch
+from numpy.typing import NDArray
 from onnx import ModelProto, NodeProto, helper, numpy_helper
 from onnxscript.optimizer import fold_constants
 from torch import nn
@@ -22,7 +23,7 @@ from autocompress.errors import ExportError
 from autocompress.export.recurrent import free_recurrent
 from autocompress.structures import head_counts
 from autocompress.targets.runtime import open_session
-from autocompress.task import call_model
+from autocompress.task import call_model, named_outputs, run_model
 
 OPSET = 21  # the first with 4-bit integers in DequantizeLinear and Cast
 
@@ -41,8 +42,8 @@ def _quiet() -> Iterator[None]:
             logger.setLevel(level)
 
 
-def export_float(model: nn.Module, example_inputs: Inputs) -> tuple[ModelProto, bool]:
-    """(cleaned graph with the primary output only, whether the batch dimension is free)."""
+def export_float(model: nn.Module, example_inputs: Inputs, names: Sequence[str] = ()) -> tuple[ModelProto, bool]:
+    """(cleaned graph with the primary output first and the others of `names` behind it, whether the batch dimension is free)."""
     example_inputs = map_inputs(example_inputs, lambda tensor: tensor.detach().cpu())
     problem: Exception | None = None
     for dynamic in (True, False):
@@ -51,7 +52,7 @@ def export_float(model: nn.Module, example_inputs: Inputs) -> tuple[ModelProto, 
         try:
             program = _export(model, traced, dynamic)
             proto = _clean(program.model_proto, head_counts(model))
-            _keep_primary_output(proto, model, traced)
+            _keep_outputs(proto, model, traced, names)
         except Exception as error:
             problem = error
             continue
@@ -60,9 +61,9 @@ def export_float(model: nn.Module, example_inputs: Inputs) -> tuple[ModelProto, 
     raise ExportError(f"export: torch.onnx.export fails on the model: {type(problem).__name__}: {reason}") from problem
 
 
-def export_reference(model: nn.Module, example_inputs: Inputs, names: Sequence[str]) -> bytes:
+def export_reference(model: nn.Module, example_inputs: Inputs, names: Sequence[str], outputs: Sequence[str]) -> bytes:
     """The float file of a model whose inputs are called as another model's are, so that both can be run on the same feed."""
-    proto, _ = export_float(copy.deepcopy(model).cpu().eval(), example_inputs)
+    proto, _ = export_float(copy.deepcopy(model).cpu().eval(), example_inputs, outputs)
     if not isinstance(example_inputs, Mapping):
         new = {value.name: name for value, name in zip(proto.graph.input, names, strict=True)}
         for value in proto.graph.input:
@@ -207,17 +208,24 @@ def remove_dead_nodes(proto: ModelProto) -> None:
     graph.initializer.extend(initializers)
 
 
-def _keep_primary_output(proto: ModelProto, model: nn.Module, inputs: Inputs) -> None:
-    """Only the output that `call_model` returns stays, found by its values."""
+def _keep_outputs(proto: ModelProto, model: nn.Module, inputs: Inputs, names: Sequence[str]) -> None:
+    """Only the output that `call_model` returns stays, and behind it those of `names`, all found by their values."""
     with torch.no_grad():
-        expected = call_model(model, inputs).detach().cpu().numpy()
+        wanted = [call_model(model, inputs)]
+        if names:
+            others = named_outputs(run_model(model, inputs), names)
+            wanted += [value for value in others.values() if not (value.shape == wanted[0].shape and torch.equal(value, wanted[0]))]
     session = open_session(proto.SerializeToString())
-    feed = feed_of(inputs, [value.name for value in session.get_inputs()])
-    for output, value in zip(list(proto.graph.output), session.run(None, feed), strict=True):
-        scale = max(1.0, float(np.abs(expected).max()))
+    values = session.run(None, feed_of(inputs, [value.name for value in session.get_inputs()]))
+    kept = [_equal_output(proto, values, tensor.detach().cpu().numpy()) for tensor in wanted]
+    del proto.graph.output[:]
+    proto.graph.output.extend(kept)
+    remove_dead_nodes(proto)
+
+
+def _equal_output(proto: ModelProto, values: Sequence[NDArray[Any]], expected: NDArray[Any]) -> Any:
+    scale = max(1.0, float(np.abs(expected).max()))
+    for output, value in zip(proto.graph.output, values, strict=True):
         if value.shape == expected.shape and float(np.abs(value - expected).max()) <= 1e-3 * scale:
-            del proto.graph.output[:]
-            proto.graph.output.append(output)
-            remove_dead_nodes(proto)
-            return
+            return output
     raise ExportError("export: no output of the ONNX graph equals the model's primary output")

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -58,9 +58,9 @@ class LoweredModel:
         return feed_of(inputs, self.input_names)
 
 
-def lower(model: nn.Module, example_inputs: Inputs, module_map: ModuleMap) -> LoweredModel:
+def lower(model: nn.Module, example_inputs: Inputs, module_map: ModuleMap, outputs: Sequence[str] = ()) -> LoweredModel:
     """Export `model` once and find where each compressible module is used; modules that are not found have no site."""
-    proto, dynamic = export_float(model, example_inputs)
+    proto, dynamic = export_float(model, example_inputs, outputs)
     names = tuple(value.name for value in proto.graph.input)
     consumers: dict[str, list[NodeProto]] = {}
     for node in proto.graph.node:

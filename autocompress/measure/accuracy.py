@@ -31,11 +31,16 @@ def model_outputs(model: nn.Module, inputs: Inputs, device: torch.device) -> Ten
 
 
 def join_targets(targets: list[Any]) -> Any:
-    """All targets of a split in one: a tensor where they are tensors, else a list; None when there are none."""
+    """All targets of a split in one: a tensor where they are tensors, a mapping of them where they are mappings, else a list.
+
+    None when there are none.
+    """
     if all(target is None for target in targets):
         return None
     if all(isinstance(target, Tensor) for target in targets):
         return torch.cat([t.cpu() for t in targets])
+    if all(isinstance(target, Mapping) for target in targets):
+        return {name: join_targets([target.get(name) for target in targets]) for name in targets[0]}
     return [item for target in targets for item in target]
 
 

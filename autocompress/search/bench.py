@@ -152,7 +152,9 @@ def open_bench(
     reference = builder.baseline
     teacher = builder.teacher.to(device)
     if original.student is not None:
-        reference = export_reference(original.model, original.example_inputs, builder.lowered.input_names)
+        reference = export_reference(
+            original.model, original.example_inputs, builder.lowered.input_names, tuple(original.output_weights or ())
+        )
         teacher = copy.deepcopy(original.model).eval().to(device)
     trim_folder(cache_folder() / "variants")
     library = VariantLibrary(builder.evidence, cache_folder() / "variants", builder.kernels.saturates)

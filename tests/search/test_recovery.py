@@ -8,6 +8,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
+import onnxruntime
 import optuna
 import pytest
 import torch
@@ -201,6 +202,47 @@ def test_a_student_that_fails_is_named(cnn_task, tmp_path: Path) -> None:
         ac.search(
             replace(cnn_task, student=Small(), matched_modules={"secnd": "body.2"}), SPACE, n_trials=1, out=tmp_path / "run", quiet=True
         )
+
+
+class TwoHeads(nn.Module):
+    def __init__(self, body: nn.Module) -> None:
+        super().__init__()
+        self.body, self.brightness = body, nn.Linear(64, 1)
+
+    def forward(self, x: torch.Tensor) -> dict[str, torch.Tensor]:
+        return {"quarter": self.body(x), "brightness": self.brightness(x.flatten(1))}
+
+
+def test_all_outputs_of_a_model_are_recovered_and_exported(cnn_task, tmp_path: Path) -> None:
+    def labelled(batches):
+        return [(x, {"quarter": y, "brightness": x.flatten(1).mean(1, keepdim=True)}) for x, y in batches]
+
+    torch.manual_seed(0)
+    model = TwoHeads(cnn_task.model)
+    with torch.no_grad():
+        model.brightness.weight.fill_(1 / 64)
+        model.brightness.bias.zero_()
+    task = replace(
+        cnn_task,
+        name="two",
+        model=model.eval(),
+        validation=labelled(cnn_task.validation),
+        train=labelled(cnn_task.train),
+        test=None,
+        metric=lambda outputs, targets: cnn_task.metric(outputs, targets["quarter"]),
+        output_weights={"quarter": 1.0, "brightness": 10.0},
+    )
+    space = {**SPACE, "modules": [{**SPACE["modules"][0], "weight_bits": [2, 3]}]}
+    result = ac.search(task, space, n_trials=8, out=tmp_path / "run", quiet=True)
+    trained = [p for p in (*result.front.points, *result.front.dominated) if p.candidate.distillation.steps]
+    assert trained
+    for point in trained:
+        session = onnxruntime.InferenceSession(str(tmp_path / "run" / point.artifact / "model.onnx"), providers=["CPUExecutionProvider"])
+        x, target = task.validation[0]
+        answers, brightness = session.run(None, {session.get_inputs()[0].name: x.numpy()})
+        assert answers.shape == (32, 4)
+        assert point.candidate.config("brightness").weight_bits < 8, "the second head is compressed too"
+        assert np.abs(brightness - target["brightness"].numpy()).mean() < 0.05
 
 
 def test_candidates_keep_how_they_were_trained() -> None:
