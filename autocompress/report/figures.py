@@ -7,6 +7,7 @@ import json
 import numpy as np
 import pandas as pd
 import plotly.graph_objects as go
+from plotly.colors import sample_colorscale
 from plotly.subplots import make_subplots
 
 from autocompress.report.info import (
@@ -17,6 +18,7 @@ from autocompress.report.info import (
     hypervolume_history,
     predictions,
     recommended,
+    recovery,
 )
 
 GREY, ACCENT, BASE = "#b8bec6", "#d6336c", "#1864ab"
@@ -25,6 +27,7 @@ HOVER = (
     "accuracy %{customdata[3]:.4f}<br>%{customdata[4]}<extra></extra>"
 )
 SHOWN_TRIALS = 2000
+LEAST_LOST = 1e-4  # what is lost less is drawn here
 
 
 def _layout(figure: go.Figure, height: int) -> go.Figure:
@@ -190,6 +193,39 @@ def _shown(table: pd.DataFrame) -> set[str]:
         if axes not in best or mean > means[best[axes]]:
             best[axes] = config
     return set(best.values())
+
+
+def recovery_curves(info: RunInfo) -> go.Figure:
+    """Accuracy lost against the steps of training, a line per trained trial, coloured by alpha."""
+    data = recovery(info)
+    figure = go.Figure()
+    for trial, alpha, temperature, curve in zip(data.trials, data.alphas, data.temperatures, data.curves, strict=True):
+        label = f"trial {trial}<br>alpha {alpha:g}, temperature {temperature:g}"
+        figure.add_trace(
+            go.Scatter(
+                x=[steps for steps, _ in curve],
+                y=[max(lost, LEAST_LOST) for _, lost in curve],
+                mode="lines+markers",
+                line={"color": sample_colorscale("Viridis", [alpha])[0], "width": 1.5},
+                marker={"size": 6},
+                showlegend=False,
+                customdata=[lost for _, lost in curve],
+                hovertemplate=label + "<br>%{x} steps: %{customdata:.4f} lost<extra></extra>",
+            )
+        )
+    # A scale for the lines' colours: lines have none of their own.
+    scale = {
+        "colorscale": "Viridis",
+        "cmin": 0,
+        "cmax": 1,
+        "color": [0],
+        "showscale": True,
+        "colorbar": {"title": "alpha", "thickness": 10},
+    }
+    figure.add_trace(go.Scatter(x=[None], y=[None], mode="markers", marker=scale, showlegend=False, hoverinfo="skip"))
+    figure.update_xaxes(title="steps")
+    figure.update_yaxes(type="log", title="accuracy lost (log)")
+    return _layout(figure, 420)
 
 
 def prediction_scatter(info: RunInfo) -> go.Figure:

@@ -46,6 +46,15 @@ class PredictionInfo(NamedTuple):
     front_mape: float | None
 
 
+class RecoveryInfo(NamedTuple):
+    """Trained trials: number, alpha and temperature, and (steps, accuracy lost against the baseline) after each rung."""
+
+    trials: list[int]
+    alphas: list[float]
+    temperatures: list[float]
+    curves: list[list[tuple[int, float]]]
+
+
 def read_run(folder: Path) -> RunInfo:
     """Everything the report needs; RunFolderError names the file that is missing or damaged."""
     front = read_front(folder)
@@ -104,6 +113,14 @@ def allocation(info: RunInfo) -> AllocationInfo:
     labels = [f"{p.trial} ({p.measured.size_bytes / 1e3:.0f} KB)" for p in front.points]
     axes = {"weight_bits": 32, "pruning_ratio": 0.0, "rank_ratio": 1.0, "sparsity": 0.0}
     return AllocationInfo(modules, labels, **{axis: grid(axis, untouched) for axis, untouched in axes.items()})
+
+
+def recovery(info: RunInfo) -> RecoveryInfo:
+    """What training did to each trial that was trained; a loss that is not there counts as 0."""
+    rows = info.run.get("recovery") or []
+    base = info.front.baseline.accuracy
+    curves = [sorted((int(steps), max(base - accuracy, 0.0)) for steps, accuracy in row["accuracy"].items()) for row in rows]
+    return RecoveryInfo([row["trial"] for row in rows], [row["alpha"] for row in rows], [row["temperature"] for row in rows], curves)
 
 
 def predictions(info: RunInfo) -> PredictionInfo:

@@ -19,6 +19,7 @@ from autocompress.report.figures import (
     front_3d,
     hypervolume_curve,
     prediction_scatter,
+    recovery_curves,
     sensitivity_bars,
 )
 from autocompress.report.info import RunInfo, before_after, read_run
@@ -64,6 +65,11 @@ def page(info: RunInfo) -> str:
             "How far the outputs move when one module alone is compressed one way, on calibration samples.",
             [sensitivity_bars(info)],
         ),
+        (
+            "Recovery",
+            "Each line is a trial that was trained: where it stood after each rung, and after the long training of the front.",
+            [recovery_curves(info)],
+        ),
         ("Is the latency model right? Did the search still improve?", "", [prediction_scatter(info), hypervolume_curve(info)]),
     ]
     data = json.dumps({"run": run, "front": info.front.to_json()}).replace("</", "<\\/")
@@ -76,6 +82,8 @@ def page(info: RunInfo) -> str:
         + f". {len(info.front)} verified points. Latencies: ratio to the baseline, run interleaved, times its milliseconds.</p>",
         f"<div class='wide'>{_table(before_after(info.front))}</div>",
     ]
+    if not info.run.get("recovery"):
+        sections = [section for section in sections if section[0] != "Recovery"]
     for title, text, figures in sections:
         parts.append(f"<h2>{title}</h2>" + (f"<p>{text}</p>" if text else ""))
         drawn = "".join(f"<div>{_div(figure)}</div>" for figure in figures)

@@ -27,6 +27,7 @@ from autocompress.search.bench import Bench, open_bench, pick_device
 from autocompress.search.finalize import choose_finalists, recovered, verify_front
 from autocompress.search.progress import SearchProgress
 from autocompress.search.progressive import DEFAULT_DROP, ProgressiveSampler
+from autocompress.search.recovery import lessons
 from autocompress.search.sampler import PriceSampler
 from autocompress.search.sensitivity import divergences, measure_sensitivity, read_rows, write_rows
 from autocompress.search.settings import Settings, check_settings
@@ -150,6 +151,7 @@ def finish(
     origin["training_dtype"] = run["training_dtype"]
     origin["student"] = bench.space.recovery.student_lesson().to_json()
     front, run["front_check"] = verify_front(finalists, bench, folder, origin, progress.phase)
+    run["recovery"] = lessons(study)
     teacher = bench.trainer.teacher
     run["teacher"] = {"computed": teacher.computed, "read": teacher.read}
     run["library"] = {"made": bench.stitcher.library.made, "reused": bench.stitcher.library.reused}

@@ -8,6 +8,7 @@ import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import optuna
 import torch
@@ -25,6 +26,7 @@ from autocompress.search.bench import Bench
 
 MIN_LOSS = 0.0005  # a candidate that lost less is not trained
 RUNGS = "rungs"  # trial attribute: accuracy by steps
+FINALIZED = "finalized/"  # study attribute, with the number of a trial: its long recovery
 
 
 @dataclass(frozen=True)
@@ -133,6 +135,21 @@ def recover_candidate(
     return Lesson(max(after, before), after > before, rungs)
 
 
+def lessons(study: optuna.Study) -> list[dict[str, Any]]:
+    """What recovery did, a row per trained trial: its loss, accuracy by steps, and the long recovery if it had one."""
+    rows = []
+    for trial in study.get_trials(deepcopy=False):
+        long = study.user_attrs.get(f"{FINALIZED}{trial.number}")
+        rungs = dict(trial.user_attrs.get(RUNGS, {}))
+        if long is not None:
+            rungs = rungs or {"0": long["before"]}
+            rungs[str(long["steps"])] = long["reached"]
+        if rungs:
+            recovery = trial.user_attrs["candidate"]["distillation"]
+            rows.append({"trial": trial.number, "alpha": recovery["alpha"], "temperature": recovery["temperature"], "accuracy": rungs})
+    return rows
+
+
 def recover_front(
     study: optuna.Study,
     trials: Sequence[tuple[int, Candidate, float]],
@@ -145,7 +162,7 @@ def recover_front(
     """Give the (number, candidate, accuracy) of a front the long recovery, those first that lost most; what was done is not done again."""
     todo = sorted((t for t in trials if bench.baseline.accuracy - t[2] >= MIN_LOSS), key=lambda t: t[2]) if steps > 0 else []
     for i, (number, candidate, accuracy) in enumerate(todo):
-        name = f"finalized/{number}"
+        name = f"{FINALIZED}{number}"
         if study.user_attrs.get(name, {}).get("steps", 0) >= steps:
             continue
         if deadline is not None and time.monotonic() > deadline:
@@ -153,5 +170,6 @@ def recover_front(
         report("recovering the front", i / len(todo))
         longer = replace(candidate, distillation=replace(candidate.distillation, steps=steps, restarts=()))
         lesson = recover_candidate(bench, folder, number, longer, accuracy, deadline=deadline)
-        found = {"steps": steps, "before": accuracy, "after": lesson.accuracy, "improved": lesson.improved, "cause": lesson.cause}
+        reached = next(reversed(lesson.rungs.values()), accuracy)
+        found = {"steps": steps, "before": accuracy, "reached": reached, "improved": lesson.improved, "cause": lesson.cause}
         study.set_user_attr(name, found)

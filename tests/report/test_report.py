@@ -12,7 +12,7 @@ import pytest
 from autocompress import Candidate, FrontPoint, Measurement, ModuleConfig, ParetoFront
 from autocompress.errors import LimitError, RunFolderError
 from autocompress.files import append_row, write_atomic, write_json
-from autocompress.report.info import allocation, before_after, hypervolume_history, predictions, read_run, recommended
+from autocompress.report.info import allocation, before_after, hypervolume_history, predictions, read_run, recommended, recovery
 from autocompress.report.page import page, write_report
 from autocompress.results import read_front
 
@@ -114,6 +114,22 @@ def test_the_page_is_self_contained(run: Path) -> None:
     data = json.loads(re.search(r"id='autocompress-data'>(.*?)</script>", text, flags=re.S).group(1))
     assert len(data["front"]["points"]) == 3
     assert '"showSendToCloud": true' not in body
+
+
+def test_recovery_is_drawn_where_something_was_trained(run: Path) -> None:
+    assert "<h2>Recovery</h2>" not in write_report(run).read_text()
+    data = json.loads((run / "run.json").read_text())
+    base = FRONT.baseline.accuracy
+    rungs = {"0": base - 0.3, "100": base + 0.01, "30": base - 0.1}
+    data["recovery"] = [{"trial": 2, "alpha": 0.25, "temperature": 4.0, "accuracy": rungs}]
+    write_json(run / "run.json", data)
+    found = recovery(read_run(run))
+    assert (found.trials, found.alphas, found.temperatures) == ([2], [0.25], [4.0])
+    assert [steps for steps, _ in found.curves[0]] == [0, 30, 100]
+    np.testing.assert_allclose([lost for _, lost in found.curves[0]], [0.3, 0.1, 0.0])
+    text = write_report(run).read_text()
+    assert "<h2>Recovery</h2>" in text
+    assert text.count('class="plotly-graph-div"') == 7
 
 
 def test_a_run_without_sensitivity_or_trials_still_has_a_page(run: Path) -> None:
