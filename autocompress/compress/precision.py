@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import hashlib
 import json
 import platform
@@ -12,47 +11,52 @@ from pathlib import Path
 import torch
 from torch import nn
 
-from autocompress.batches import Inputs, to_device
+from autocompress.batches import Inputs, take_samples, to_device
 from autocompress.compress.teacher import model_hash
 from autocompress.task import Task
 
-WORTH = 0.9  # bfloat16 must take at most this share of float32's time
+WORTH = 0.8  # bfloat16 must take at most this share of float32's time: its gradients are coarser
 TURNS = 3
+SAMPLES = 32
 
 
-def training_dtype(task: Task, model: nn.Module, device: torch.device, folder: Path | None) -> torch.dtype:
-    """bfloat16 or float16 on CUDA; on a CPU bfloat16 or float32, whichever is faster for `model` on the first training batch.
+def training_dtype(task: Task, student: nn.Module, device: torch.device, folder: Path | None) -> torch.dtype:
+    """bfloat16 or float16 on CUDA; on a CPU bfloat16 or float32, whichever is faster for `student` on the first training batch.
 
-    The verdict is kept in `folder` (None: not kept), so that a machine decides once and runs can be repeated.
+    `student` is a model as recovery trains it: rounding weights and activations takes its time in either type. The verdict is kept in
+    `folder` (None: not kept), so that a machine decides once and runs can be repeated.
     """
     if device.type == "cuda":
         return torch.bfloat16 if torch.cuda.is_bf16_supported() else torch.float16
-    inputs = next(iter(task.training_batches()))[0]
-    key = f"{model_hash(model)} {torch.__version__} {platform.processor()} {platform.node()} {torch.get_num_threads()}"
+    key = f"{model_hash(student)} {torch.__version__} {platform.processor()} {platform.node()} {torch.get_num_threads()}"
     path = None if folder is None else folder / f"{hashlib.sha256(key.encode()).hexdigest()[:16]}.json"
     if path is not None and path.is_file():
         return torch.bfloat16 if json.loads(path.read_text())["bfloat16"] < WORTH else torch.float32
-    ratio = time_ratio(task, model, inputs, device)
+    ((inputs, _),) = take_samples([next(iter(task.training_batches()))], SAMPLES)
+    ratio = time_ratio(task, student, inputs, device)
     if path is not None:
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_text(json.dumps({"bfloat16": ratio}))
     return torch.bfloat16 if ratio < WORTH else torch.float32
 
 
-def time_ratio(task: Task, model: nn.Module, inputs: Inputs, device: torch.device) -> float:
+def time_ratio(task: Task, student: nn.Module, inputs: Inputs, device: torch.device) -> float:
     """Time of a forward and a backward pass under bfloat16 autocast against float32, taken in turn, the fastest of each counting."""
-    student = copy.deepcopy(model).to(device).eval()
-    for parameter in student.parameters():
-        parameter.requires_grad_(parameter.is_floating_point())
+    parameters = [p for p in student.parameters() if p.is_floating_point() and not p.requires_grad]
     inputs = to_device(inputs, device)
     best = {torch.float32: float("inf"), torch.bfloat16: float("inf")}
+    for parameter in parameters:
+        parameter.requires_grad_(True)
     for turn in range(TURNS + 1):
         for dtype in best:
-            student.zero_grad(set_to_none=True)
             started = time.perf_counter()
             with torch.autocast(device.type, dtype, enabled=dtype != torch.float32):
                 outputs = task.outputs_of(student, inputs)
             torch.autograd.backward(torch.stack([found.float().square().mean() for found in outputs.values()]).sum())
             if turn > 0:
                 best[dtype] = min(best[dtype], time.perf_counter() - started)
+            for parameter in student.parameters():
+                parameter.grad = None
+    for parameter in parameters:
+        parameter.requires_grad_(False)
     return best[torch.bfloat16] / best[torch.float32]

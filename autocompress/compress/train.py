@@ -26,7 +26,7 @@ SCALE_RATE = 1.0  # learning rate of scales (relative to what calibration found)
 FLOAT_RATE = 1.0  # of biases, normalisations and what else stays float
 CLIP = 1.0
 CHECKS = 5  # looks at the validation divergence per cycle
-LEAST_GAP = 10  # steps between two looks
+LEAST_GAP = 20  # steps between two looks
 PATIENCE = 3  # looks without improvement until a cycle ends
 SAVE_S = 60.0  # seconds between checkpoints
 

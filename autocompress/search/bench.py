@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from autocompress.candidate import Candidate
+from autocompress.candidate import Candidate, ModuleConfig
 from autocompress.compress.library import VariantLibrary, trim_folder
 from autocompress.compress.precision import training_dtype
 from autocompress.compress.stitch import Stitcher
@@ -163,13 +163,23 @@ def open_bench(
     targets = [target_of for _, target_of in task.validation]
     baseline, float_ms = _known(known) if known else _measured(task, builder, reference, target, subject)
     report("timing a step of training", 0.0)
-    dtype = training_dtype(task, builder.teacher, device, cache_folder() / "precision") if bound.recovery.steps > 0 else torch.float32
+    dtype = _training_dtype(task, stitcher, device) if bound.recovery.steps > 0 else torch.float32
     teaches = Teacher(task, teacher, device, cache_folder() / "teacher", bound.recovery.choices["temperature"])
     by_metric = metric_is_mean(task, outputs, join_targets(targets))
     trainer = Trainer(task, teaches, dtype, seed)
     return Bench(
         task, target, bound, device, builder, stitcher, layout, table, baseline, outputs, by_metric, targets, trainer, reference, float_ms
     )
+
+
+def _training_dtype(task: Task, stitcher: Stitcher, device: torch.device) -> torch.dtype:
+    """For 4-bit weights on integer kernels, which is what most candidates are."""
+    typical = Candidate.of(
+        {m.name: ModuleConfig(4, 8 if m.kind in ("linear", "conv") else 32, algorithm="nearest") for m in stitcher.module_map}
+    )
+    student = stitcher.apply(typical)
+    stitcher.start_training(typical)
+    return training_dtype(task, student, device, cache_folder() / "precision")
 
 
 def _known(known: Mapping[str, Any]) -> tuple[Measurement, float]:

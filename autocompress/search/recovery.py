@@ -21,10 +21,12 @@ from autocompress.compress.recover import recover
 from autocompress.compress.stitch import Trained
 from autocompress.errors import NotComputableError, RunFolderError
 from autocompress.files import write_atomic
+from autocompress.limits import Limits
 from autocompress.measure.accuracy import evaluate_model
 from autocompress.search.bench import Bench
 
-MIN_LOSS = 0.0005  # a candidate that lost less is not trained
+MIN_LOSS = 0.0005  # what lost less is not trained
+LIMIT_SHARE = 0.05  # nor, before the end, what lost less than this share of what may be lost
 RUNGS = "rungs"  # trial attribute: accuracy by steps
 FINALIZED = "finalized/"  # study attribute, with the number of a trial: its long recovery
 
@@ -77,9 +79,16 @@ def untrained(candidate: Candidate) -> Candidate:
     return replace(candidate, distillation=replace(candidate.distillation, steps=0, restarts=()))
 
 
-def worth_training(bench: Bench, candidate: Candidate, accuracy: float, done: Sequence[FrozenTrial], size: int, latency: float) -> bool:
+def least_loss(limits: Limits) -> float:
+    """The loss from which on a trial is trained; the front is trained from MIN_LOSS on."""
+    return max(MIN_LOSS, LIMIT_SHARE * (limits.max_accuracy_drop or 0.0))
+
+
+def worth_training(
+    bench: Bench, limits: Limits, candidate: Candidate, accuracy: float, done: Sequence[FrozenTrial], size: int, latency: float
+) -> bool:
     """Whether recovery could bring the candidate to the front: something was lost that no smaller and faster trial has kept."""
-    goal = bench.baseline.accuracy - MIN_LOSS
+    goal = bench.baseline.accuracy - least_loss(limits)
     if candidate.distillation.steps == 0 or accuracy > goal:
         return False
     return not any(t.values is not None and t.values[0] <= size and t.values[1] <= latency and t.values[2] >= goal for t in done)
@@ -102,20 +111,21 @@ def recover_candidate(
     number: int,
     candidate: Candidate,
     before: float,
+    least: float = MIN_LOSS,
     stops: Callable[[int, float], bool] = lambda steps, accuracy: False,
     deadline: float | None = None,
 ) -> Lesson:
     """Train the candidate of trial `number`, whose accuracy so far is `before`; weights that are better are on disk afterwards.
 
-    At each restart the candidate is judged; it stops when nothing is left to gain or `stops(steps, accuracy)`. A loss that is not finite
-    ends the training, and what was there before is kept.
+    At each restart the candidate is judged; it stops when it has lost less than `least` or `stops(steps, accuracy)`. A loss that is not
+    finite ends the training, and what was there before is kept.
     """
     rungs: dict[str, float] = {}
 
     def go_on(model: torch.nn.Module, steps: int) -> bool:
         accuracy = evaluate_model(bench.task, model, bench.task.validation, bench.device)[0].accuracy
         rungs[str(steps)] = accuracy
-        return bench.baseline.accuracy - accuracy >= MIN_LOSS and not stops(steps, accuracy)
+        return bench.baseline.accuracy - accuracy >= least and not stops(steps, accuracy)
 
     place = folder / "recovered" / f"{number:04d}-{candidate.digest}"
     place.mkdir(parents=True, exist_ok=True)

@@ -29,7 +29,7 @@ from autocompress.search.racing import (
     surely_below,
     surely_dominated,
 )
-from autocompress.search.recovery import RUNGS, beaten, recover_candidate, worth_training
+from autocompress.search.recovery import RUNGS, beaten, least_loss, recover_candidate, worth_training
 
 
 @dataclass(frozen=True)
@@ -75,9 +75,9 @@ class Judge:
         accuracy = scores_of(bench.task, outputs, join_targets(bench.targets)).accuracy
         attributes["accuracy_before_recovery"] = accuracy
         cause = ""
-        if worth_training(bench, candidate, accuracy, done, size, latency):
+        if worth_training(bench, self.limits, candidate, accuracy, done, size, latency):
             stops = partial(beaten, done, size, latency)
-            lesson = recover_candidate(bench, self.folder, number, candidate, accuracy, stops)
+            lesson = recover_candidate(bench, self.folder, number, candidate, accuracy, least_loss(self.limits), stops)
             attributes |= {"recovered": lesson.improved, "trained": True, RUNGS: {"0": accuracy, **lesson.rungs}}
             accuracy, cause = lesson.accuracy, lesson.cause
         violations = self.limits.violations(size, latency, bench.baseline.accuracy - accuracy)

@@ -31,7 +31,7 @@ def easy_vqa(batch_size: int = 64, validation_images: int = 200) -> Task:
         example,
         Loader(data.validation, int(batch_size), seed=0),
         accuracy,
-        train=Loader(data.train, 32, seed=1),
+        train=Loader(data.train, 16, seed=1),
         calibration=Loader(data.train, int(batch_size), seed=2),
         test=Loader(data.test, int(batch_size)),
         towers={name: [f"{name}*"] for name in ("vision", "projector", "language", "fusion", "head")},

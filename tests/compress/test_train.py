@@ -262,14 +262,14 @@ def test_training_in_16_bits_recovers_too(fixture: Fixture) -> None:
 
 
 def test_the_best_weights_are_kept_and_what_gets_no_better_ends_early(fixture: Fixture) -> None:
-    at = candidate(fixture, Distillation(1.0, 2.0, 40, learning_rate=0.3), weight_bits=8)
+    at = candidate(fixture, Distillation(1.0, 2.0, 90, learning_rate=0.3), weight_bits=8)
     stitcher = fixture.stitcher
     trainer = trainer_of(fixture.task, stitcher)
     model = stitcher.apply(at)
     stitcher.start_training(at)
     before = trainer.divergence(model)
-    cycle = Cycle(trainer, model, at.distillation, 40)
-    assert cycle.run() == 30, "three looks, every ten steps, without improvement"
+    cycle = Cycle(trainer, model, at.distillation, 90)
+    assert cycle.run() == 60, "three looks, every twenty steps, without improvement"
     assert trainer.divergence(model) == pytest.approx(before, rel=1e-5), "a rate that wrecks the model leaves it as it was"
 
 

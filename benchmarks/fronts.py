@@ -1,0 +1,54 @@
+"""Hypervolume of the fronts of run folders, each relative to its own baseline: `python -m benchmarks.fronts reports/a reports/b`.
+
+The share of the box (baseline's size, baseline's latency, --drop of accuracy lost) that a front dominates, from the measured files; once
+with the accuracy of the validation split and once with that of the test split.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from autocompress.pareto import hypervolume
+from autocompress.results import Measurement, read_front
+from benchmarks.output import parser_of, write_figures
+
+
+def share(folder: Path, drop: float, split: str) -> float:
+    front = read_front(folder)
+    base = front.baseline
+
+    def accuracy(m: Measurement) -> float:
+        found = m.accuracy if split == "validation" else m.test_accuracy
+        return float("nan") if found is None else found
+
+    rows = [
+        (
+            p.measured.size_bytes / base.size_bytes,
+            p.measured.latency_ms / base.latency_ms,
+            max(accuracy(base) - accuracy(p.measured), 0.0) / drop,
+        )
+        for p in (*front.points, *front.dominated)
+    ]
+    return hypervolume(rows, (1.0, 1.0, 1.0))
+
+
+def main() -> None:
+    parser = parser_of(__doc__)
+    parser.add_argument("folders", nargs="+", type=Path)
+    parser.add_argument("--drop", type=float, default=0.05)
+    arguments = parser.parse_args()
+    figures = {}
+    for folder in arguments.folders:
+        found = {split: share(folder, arguments.drop, split) for split in ("validation", "test")}
+        smallest = read_front(folder).smallest(max_accuracy_drop=0.01)
+        base = read_front(folder).baseline
+        print(
+            f"{folder}: hypervolume {found['validation']:.4f} (validation), {found['test']:.4f} (test); within 0.01 smallest "
+            f"{base.size_bytes / smallest.measured.size_bytes:.1f}x, {base.latency_ms / smallest.measured.latency_ms:.2f}x"
+        )
+        figures |= {f"{folder.name}_{split}": value for split, value in found.items()}
+    write_figures(arguments.json, figures)
+
+
+if __name__ == "__main__":
+    main()
