@@ -183,7 +183,7 @@ class Distillation:
     restarts: tuple[int, ...] = ()
     features: float = 0.0
     sequences: float = 0.0
-    learning_rate: float = 3e-4
+    learning_rate: float = 2e-4
     accumulation: int = 1
     checkpointing: bool = False
 

@@ -65,7 +65,7 @@ def test_what_means_nothing_is_not_searched() -> None:
         ({"temperature": ["warm"]}, "temperature must be above 0, got 'warm'"),
         ({"features": -0.1}, "features must be at least 0, got -0.1; nearest valid value: 0"),
         ({"sequences": 2}, "sequences must be in [0, 1], got 2; nearest valid value: 0"),
-        ({"learning_rate": 5}, "learning_rate must be above 0 and below 1, got 5; nearest valid value: 0.0003"),
+        ({"learning_rate": 5}, "learning_rate must be above 0 and below 1, got 5; nearest valid value: 0.0002"),
         ({"accumulation": 0}, "accumulation must be an integer >= 1, got 0; nearest valid value: 1"),
         ({"checkpointing": 1}, "checkpointing must be true or false, got 1"),
         ({"student_steps": 1.5}, "student_steps must be an integer >= 0, got 1.5; nearest valid value: 0"),

@@ -25,10 +25,17 @@ from autocompress.errors import NotComputableError
 SCALE_RATE = 1.0  # learning rate of scales (relative to what calibration found) against the weights'
 FLOAT_RATE = 1.0  # of biases, normalisations and what else stays float
 CLIP = 1.0
+BETAS = (0.9, 0.95)  # short trainings start from a good model: the first steps must not throw it about
+WARM_UP = 10
 CHECKS = 5  # looks at the validation divergence per cycle
 LEAST_GAP = 20  # steps between two looks
 PATIENCE = 3  # looks without improvement until a cycle ends
 SAVE_S = 60.0  # seconds between checkpoints
+
+
+def rate(step: int, steps: int) -> float:
+    """Share of the learning rate at a step of a cycle: a linear warm-up over a third of it, WARM_UP steps at most, times the cosine."""
+    return min(1.0, (step + 1) / max(1, min(WARM_UP, steps // 3))) * 0.5 * (1 + math.cos(math.pi * step / steps))
 
 
 @dataclass
@@ -79,7 +86,7 @@ class Cycle:
         found = [{"params": group, "lr": rates[name]} for name, group in groups.items() if group]
         if self.matcher is not None and list(self.matcher.parameters()):
             found.append({"params": list(self.matcher.parameters()), "lr": 10 * rate})
-        return torch.optim.AdamW(found, weight_decay=0.0, fused=True)
+        return torch.optim.AdamW(found, betas=BETAS, weight_decay=0.0, fused=True)
 
     def _run(self, optimizer: torch.optim.Optimizer) -> None:
         self.scaler = torch.amp.GradScaler(self.trainer.device.type, enabled=self.trainer.dtype == torch.float16)
@@ -92,7 +99,7 @@ class Cycle:
         batches = stream(self.trainer.task, self.trainer.seed, (self.start + self.step) * accumulation)
         while self.step < self.steps and self.stale < PATIENCE:
             for group, base in zip(optimizer.param_groups, bases, strict=True):
-                group["lr"] = base * 0.5 * (1 + math.cos(math.pi * self.step / self.steps))
+                group["lr"] = base * rate(self.step, self.steps)
             self._gradients([next(batches) for _ in range(accumulation)])
             self._update(optimizer)
             self.step += 1
