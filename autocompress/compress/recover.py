@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-import time
 from collections.abc import Callable
 from itertools import pairwise
 from pathlib import Path
@@ -40,13 +39,14 @@ def recover(
     candidate: Candidate,
     folder: Path | None = None,
     go_on: Callable[[nn.Module, int], bool] = lambda model, steps: True,
-    deadline: float | None = None,
+    stop: Callable[[], bool] = lambda: False,
 ) -> tuple[Trained, int]:
     """(what training left, the steps after which it ended) of `candidate`, trained for its distillation's steps.
 
     The schedule's rounds share the steps; every round ranks units and zeros anew, those before the last train float weights without
-    factors. At each restart `go_on(model, steps)` says whether to go on. State is kept in `folder` (None: not kept), from which an
-    interrupted training goes on as if nothing had been. NotComputableError of `Cycle` passes through.
+    factors. At each restart `go_on(model, steps)` says whether to go on, at each step `stop()` whether time is up. State is kept in
+    `folder` (None: not kept), from which an interrupted training goes on as if nothing had been. NotComputableError of `Cycle` passes
+    through.
     """
     recovery = candidate.distillation
     shares = schedule_shares(recovery.schedule, recovery.rounds)
@@ -60,13 +60,13 @@ def recover(
         if kept is not None and kept.is_file():
             trained = Trained.from_tensors(load_file(kept))
         else:
-            trained = _train(trainer, current, stage, [start, end], folder, lambda model, steps: True, deadline)[0]
+            trained = _train(trainer, current, stage, [start, end], folder, lambda model, steps: True, stop)[0]
             if kept is not None:
                 save_file(trained.to_tensors(), kept)
         current = _continued(trainer, current, stage, trained)
     start = ends[-2] if len(shares) > 1 else 0
     borders = [start, *(at for at in recovery.restarts if start < at < recovery.steps), recovery.steps]
-    return _train(trainer, current, candidate, borders, folder, go_on, deadline)
+    return _train(trainer, current, candidate, borders, folder, go_on, stop)
 
 
 def _train(
@@ -76,7 +76,7 @@ def _train(
     borders: list[int],
     folder: Path | None,
     go_on: Callable[[nn.Module, int], bool],
-    deadline: float | None,
+    stop: Callable[[], bool],
 ) -> tuple[Trained, int]:
     """Train `stage` in one cycle between each two neighbours of `borders`, as long as `go_on` wants it."""
     model = stitcher.apply(stage)
@@ -86,10 +86,9 @@ def _train(
     try:
         for start, end in pairwise(borders):
             path = None if folder is None else folder / f"cycle{start}.checkpoint"
-            Cycle(trainer, model, stage.distillation, end - start, start, matcher, path, deadline).run()
+            Cycle(trainer, model, stage.distillation, end - start, start, matcher, path, stop).run()
             reached = end
-            late = deadline is not None and time.monotonic() > deadline
-            if late or (end < borders[-1] and not go_on(model, end)):
+            if stop() or (end < borders[-1] and not go_on(model, end)):
                 break
     finally:
         if matcher is not None:

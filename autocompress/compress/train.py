@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import os
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -24,6 +24,7 @@ from autocompress.errors import NotComputableError
 
 SCALE_RATE = 1.0  # learning rate of scales (relative to what calibration found) against the weights'
 FLOAT_RATE = 1.0  # of biases, normalisations and what else stays float
+PROJECTION_RATE = 10.0  # of the features' projections, which start from nothing
 CLIP = 1.0
 BETAS = (0.9, 0.95)  # short trainings start from a good model: the first steps must not throw it about
 WARM_UP = 10
@@ -54,12 +55,14 @@ class Cycle:
     start: int = 0
     matcher: FeatureMatcher | None = None
     checkpoint: Path | None = None
-    deadline: float | None = None
+    stop: Callable[[], bool] = lambda: False
     step: int = 0
     parts: int = 1
     best: dict[str, Tensor] = field(default_factory=dict)
     best_divergence: float = float("inf")
     stale: int = 0
+    parameters: dict[str, nn.Parameter] = field(default_factory=dict)
+    scaler: torch.amp.GradScaler = field(default_factory=lambda: torch.amp.GradScaler(enabled=False))
 
     def run(self) -> int:
         """Train; returns the steps taken. NotComputableError for a loss or a gradient that is not finite."""
@@ -81,11 +84,11 @@ class Cycle:
         return self.step
 
     def _optimizer(self, groups: Mapping[str, list[nn.Parameter]]) -> torch.optim.Optimizer:
-        rate = self.distillation.learning_rate
-        rates = {"weights": rate, "scales": SCALE_RATE * rate, "float": FLOAT_RATE * rate}
+        base = self.distillation.learning_rate
+        rates = {"weights": base, "scales": SCALE_RATE * base, "float": FLOAT_RATE * base}
         found = [{"params": group, "lr": rates[name]} for name, group in groups.items() if group]
         if self.matcher is not None and list(self.matcher.parameters()):
-            found.append({"params": list(self.matcher.parameters()), "lr": 10 * rate})
+            found.append({"params": list(self.matcher.parameters()), "lr": PROJECTION_RATE * base})
         return torch.optim.AdamW(found, betas=BETAS, weight_decay=0.0, fused=True)
 
     def _run(self, optimizer: torch.optim.Optimizer) -> None:
@@ -103,10 +106,10 @@ class Cycle:
             self._gradients([next(batches) for _ in range(accumulation)])
             self._update(optimizer)
             self.step += 1
-            late = self.deadline is not None and time.monotonic() > self.deadline
-            if self.step % every == 0 or self.step == self.steps or late:
+            stopped = self.stop()
+            if self.step % every == 0 or self.step == self.steps or stopped:
                 self._look()
-            if late:
+            if stopped:
                 break
             if self.checkpoint is not None and time.monotonic() - saved > SAVE_S:
                 self.save(optimizer)

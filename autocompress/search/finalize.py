@@ -88,11 +88,11 @@ def recovered(
     bench: Bench,
     folder: Path,
     steps: int,
-    deadline: float | None,
+    stop: Callable[[], bool],
     report: Callable[[str, float], None],
 ) -> list[Finalist]:
     """The finalists after their long recovery of `steps`: with the training that their best weights have had, or none."""
-    recover_front(study, [(f.number, f.candidate, f.values[2]) for f in finalists], bench, folder, steps, deadline, report)
+    recover_front(study, [(f.number, f.candidate, f.values[2]) for f in finalists], bench, folder, steps, stop, report)
     found = []
     for finalist in finalists:
         kept = read_recovered(folder, finalist.number)

@@ -103,7 +103,11 @@ def run_search(
         for process in others:
             process.wait()
         late = _deadline(started, settings.timeout_s, RECOVERY_SHARE)
-        front = finish(study, bench, limits, folder, run, _finalize_steps(settings, bench), late, progress)
+
+        def stop() -> bool:
+            return interrupt.requested or (late is not None and time.monotonic() > late)
+
+        front = finish(study, bench, limits, folder, run, _finalize_steps(settings, bench), stop, progress)
         run["seconds"] = (known or {}).get("seconds", 0.0) + time.monotonic() - started
         write_json(folder / RUN_FILE, run)
     return SearchResult(front, folder, limits), interrupt.requested
@@ -138,14 +142,14 @@ def finish(
     folder: Path,
     run: dict[str, Any],
     finalize_steps: int,
-    deadline: float | None,
+    stop: Callable[[], bool],
     progress: SearchProgress,
 ) -> ParetoFront:
     """Recover, export and verify the front; adds the prediction errors on it and what was reused to `run`."""
     finalists = choose_finalists(study, bench, limits)
     if not finalists:
         raise AutocompressError(f"search: no trial finished; see the causes in {folder / TRIALS_FILE}")
-    finalists = recovered(study, finalists, bench, folder, finalize_steps, deadline, progress.phase)
+    finalists = recovered(study, finalists, bench, folder, finalize_steps, stop, progress.phase)
     origin = {key: run[key] for key in ("task", "source", "model", "seed", "versions")}
     origin["threads"] = torch.get_num_threads()  # sums of floats depend on them in the last bit
     origin["training_dtype"] = run["training_dtype"]

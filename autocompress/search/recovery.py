@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import shutil
-import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -113,7 +112,7 @@ def recover_candidate(
     before: float,
     least: float = MIN_LOSS,
     stops: Callable[[int, float], bool] = lambda steps, accuracy: False,
-    deadline: float | None = None,
+    stop: Callable[[], bool] = lambda: False,
 ) -> Lesson:
     """Train the candidate of trial `number`, whose accuracy so far is `before`; weights that are better are on disk afterwards.
 
@@ -127,10 +126,10 @@ def recover_candidate(
         rungs[str(steps)] = accuracy
         return bench.baseline.accuracy - accuracy >= least and not stops(steps, accuracy)
 
-    place = folder / "recovered" / f"{number:04d}-{candidate.digest}"
+    place = folder / "recovered" / candidate.digest  # a trial that was killed comes again under another number
     place.mkdir(parents=True, exist_ok=True)
     try:
-        trained, steps = recover(bench.trainer, bench.stitcher, candidate, place, go_on, deadline)
+        trained, steps = recover(bench.trainer, bench.stitcher, candidate, place, go_on, stop)
     except NotComputableError as error:
         shutil.rmtree(place, ignore_errors=True)
         return Lesson(before, False, rungs, f"{error}; the weights before it are kept")
@@ -141,7 +140,8 @@ def recover_candidate(
         taken = candidate.distillation
         restarts = tuple(at for at in taken.restarts if at < steps)
         _write(folder, number, Recovered(trained, replace(taken, steps=steps, restarts=restarts), after))
-    shutil.rmtree(place, ignore_errors=True)
+    if not stop():  # what was cut short goes on from here next time
+        shutil.rmtree(place, ignore_errors=True)
     return Lesson(max(after, before), after > before, rungs)
 
 
@@ -166,7 +166,7 @@ def recover_front(
     bench: Bench,
     folder: Path,
     steps: int,
-    deadline: float | None,
+    stop: Callable[[], bool],
     report: Callable[[str, float], None],
 ) -> None:
     """Give the (number, candidate, accuracy) of a front the long recovery, those first that lost most; what was done is not done again."""
@@ -175,11 +175,15 @@ def recover_front(
         name = f"{FINALIZED}{number}"
         if study.user_attrs.get(name, {}).get("steps", 0) >= steps:
             continue
-        if deadline is not None and time.monotonic() > deadline:
+        if stop():
             return
         report("recovering the front", i / len(todo))
         longer = replace(candidate, distillation=replace(candidate.distillation, steps=steps, restarts=()))
-        lesson = recover_candidate(bench, folder, number, longer, accuracy, deadline=deadline)
+        kept = read_recovered(folder, number)
+        best = accuracy if kept is None else max(accuracy, kept.accuracy)
+        lesson = recover_candidate(bench, folder, number, longer, best, stop=stop)
+        if stop():
+            return
         reached = next(reversed(lesson.rungs.values()), accuracy)
         found = {"steps": steps, "before": accuracy, "reached": reached, "improved": lesson.improved, "cause": lesson.cause}
         study.set_user_attr(name, found)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import json
+import signal
 from dataclasses import replace
 from pathlib import Path
 
@@ -17,6 +18,7 @@ from torch import nn
 import autocompress as ac
 from autocompress import Candidate, Distillation
 from autocompress.candidate import UNTRAINED
+from autocompress.compress import train
 from autocompress.compress.train import Cycle
 from autocompress.errors import TaskError
 from autocompress.search import recovery as module
@@ -106,6 +108,47 @@ def test_the_front_is_not_recovered_twice(finished: tuple[ac.SearchResult, Path]
         return {p.trial: (p.measured.accuracy, p.candidate.distillation) for p in (*front.points, *front.dominated)}
 
     assert everything(again.front) == everything(result.front)
+
+
+def test_a_training_that_was_cut_off_goes_on_from_its_checkpoint(cnn_task, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(train, "SAVE_S", 0.0)
+    space = {**SPACE, "modules": [{**SPACE["modules"][0], "weight_bits": [2, 3]}], "distillation": {"steps": [0, 30]}}
+    update, done = Cycle._update, []
+
+    def dying(cycle: Cycle, optimizer: torch.optim.Optimizer) -> None:
+        done.append(cycle.step)
+        if len(done) == 20:
+            raise KeyboardInterrupt
+        update(cycle, optimizer)
+
+    monkeypatch.setattr(Cycle, "_update", dying)
+    with pytest.raises(KeyboardInterrupt):
+        ac.search(cnn_task, space, n_trials=3, out=tmp_path / "cut", quiet=True, finalize_steps=0)
+    cut = [t for t in trials_of(tmp_path / "cut") if t.state == optuna.trial.TrialState.RUNNING]
+    assert len(cut) == 1
+    ac.search(cnn_task, space, n_trials=3, out=tmp_path / "cut", quiet=True, finalize_steps=0)
+    assert done[20] == 19, "the first step after the crash is the one that was lost"
+    again = [t for t in trials_of(tmp_path / "cut") if t.user_attrs.get("retry_of") == cut[0].number]
+    ac.search(cnn_task, space, n_trials=3, out=tmp_path / "whole", quiet=True, finalize_steps=0)
+    whole = [t for t in trials_of(tmp_path / "whole") if t.user_attrs.get("candidate") == again[0].user_attrs["candidate"]]
+    assert again[0].user_attrs["rungs"] == whole[0].user_attrs["rungs"]
+
+
+def test_ctrl_c_does_not_wait_for_the_long_recovery(cnn_task, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    update = Cycle._update
+
+    def interrupting(cycle: Cycle, optimizer: torch.optim.Optimizer) -> None:
+        if cycle.distillation.steps == 500 and cycle.step == 10:
+            signal.raise_signal(signal.SIGINT)
+        update(cycle, optimizer)
+
+    monkeypatch.setattr(Cycle, "_update", interrupting)
+    space = {**SPACE, "modules": [{**SPACE["modules"][0], "weight_bits": [2, 3]}], "distillation": {"steps": [0, 5]}}
+    result = ac.search(cnn_task, space, n_trials=4, out=tmp_path / "run", quiet=True, finalize_steps=500)
+    assert len(result.front) >= 1
+    study = open_study(str(tmp_path / "run" / "study.journal"), optuna.samplers.RandomSampler())
+    assert not [name for name in study.user_attrs if name.startswith("finalized/")], "what was cut short is done the next time"
+    assert [path for path in (tmp_path / "run" / "recovered").iterdir() if path.is_dir()]
 
 
 def test_training_that_makes_it_worse_is_not_kept(cnn_task, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
