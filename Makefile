@@ -7,8 +7,8 @@ OUT ?= reports/demo
 .PHONY: demo test check clean
 
 demo: $(VENV)/.installed
-	$(BIN)/autocompress search autocompress.tasks:easy_vqa --space search_spaces/multimodal.yaml --trials 20 \
-		--task-arg validation_images=100 --out $(OUT)
+	$(BIN)/autocompress search autocompress.tasks:easy_vqa --space search_spaces/multimodal.yaml --trials 20 --timeout 5m \
+		--finalize-steps 80 --task-arg validation_images=100 --out $(OUT)
 
 test: $(VENV)/.installed
 	$(BIN)/python -m pytest

@@ -70,7 +70,7 @@ def search(
         space: YAML file or mapping; None takes the default space.
         target: the runtime whose kernels are measured.
         n_trials: finished trials that the study shall hold, earlier runs counted in.
-        timeout_s: stop proposing when three quarters of it are spent; the rest is for exporting and verifying.
+        timeout_s: trials take 60 % of it, the recovery of the front another 20 %; the rest is for exporting and verifying.
         seed: the same seed, latency table and one worker give the same trials.
         max_size, max_latency, max_accuracy_drop: limits ("2MB", "25%"; "3ms", "0.5x"; 0.005) that override the space's.
         storage: Optuna storage URL; None keeps a journal in `out`.

@@ -40,7 +40,7 @@ from autocompress.targets.target import find_target
 from autocompress.task import Task, check_task, float_task
 
 GLOBAL_RATIO = 0.3
-SEARCH_SHARE, RECOVERY_SHARE = 0.75, 0.85  # of a timeout: trials and the front's recovery; the rest exports and verifies
+SEARCH_SHARE, RECOVERY_SHARE = 0.6, 0.8  # of a timeout: trials, and the recovery of the front; the rest exports and verifies
 FINALIZE_FACTOR = 3
 
 
@@ -94,7 +94,8 @@ def run_search(
         if study.user_attrs.get("model", run["model"]) != run["model"]:
             raise RunFolderError(f"storage {url}: study {settings.study_name!r} belongs to another model; choose another storage or name")
         study.set_user_attr("model", run["model"])
-        deadline = _deadline(started, settings.timeout_s, SEARCH_SHARE)
+        finalize_steps = FINALIZE_FACTOR * bench.space.recovery.steps if settings.finalize_steps is None else settings.finalize_steps
+        deadline = _deadline(started, settings.timeout_s, SEARCH_SHARE if finalize_steps > 0 else RECOVERY_SHARE)
         study.set_user_attr("run", _for_workers(settings, space, folder, limits, deadline))
         others = launch(url) if launch else []
         finished = sampler.finished if isinstance(sampler, ProgressiveSampler) else lambda study: False
@@ -107,7 +108,7 @@ def run_search(
         def stop() -> bool:
             return interrupt.requested or (late is not None and time.monotonic() > late)
 
-        front = finish(study, bench, limits, folder, run, _finalize_steps(settings, bench), stop, progress)
+        front = finish(study, bench, limits, folder, run, finalize_steps, stop, progress)
         run["seconds"] = (known or {}).get("seconds", 0.0) + time.monotonic() - started
         write_json(folder / RUN_FILE, run)
     return SearchResult(front, folder, limits), interrupt.requested
@@ -256,10 +257,6 @@ def check_limits(bench: Bench, given: Mapping[str, float | str | None]) -> Limit
 def _deadline(started: float, timeout_s: float | None, share: float) -> float | None:
     """When that share of the time is spent."""
     return None if timeout_s is None else started + timeout_s * share
-
-
-def _finalize_steps(settings: Settings, bench: Bench) -> int:
-    return FINALIZE_FACTOR * bench.space.recovery.steps if settings.finalize_steps is None else settings.finalize_steps
 
 
 def _say_check(bench: Bench, progress: SearchProgress) -> None:
