@@ -110,6 +110,16 @@ def target_to_device(target: Any, device: torch.device) -> Any:
     return target.to(device) if isinstance(target, Tensor) else target
 
 
+class Unlabelled:
+    """The same inputs without their targets; re-iterable as the batches are."""
+
+    def __init__(self, batches: Batches) -> None:
+        self.batches = batches
+
+    def __iter__(self) -> Iterator[tuple[Inputs, None]]:
+        return ((inputs, None) for inputs, _ in self.batches)
+
+
 class FloatBatches:
     """Batches whose half-precision tensors are float32; re-iterable as the batches are."""
 

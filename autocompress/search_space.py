@@ -36,7 +36,7 @@ modules:
     activation_bits: [8, 32]
     rank_ratio: [0.25, 1.0]
     pruning_ratio: {low: 0.0, high: 0.75, step: 0.125}
-distillation: {alpha: {low: 0.0, high: 1.0}, temperature: [1, 2, 4], steps: 20}
+distillation: {alpha: {low: 0.0, high: 1.0}, temperature: [1, 2, 4], steps: [0, 30, 100]}
 """
 
 

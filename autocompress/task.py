@@ -18,7 +18,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from autocompress.batches import HALVES, Batches, FloatBatches, Inputs, float32, map_inputs
+from autocompress.batches import HALVES, Batches, FloatBatches, Inputs, Unlabelled, float32, map_inputs
 from autocompress.errors import NotComputableError, TaskError, nearest_name
 
 
@@ -34,7 +34,7 @@ class Task:
         metric: (outputs, targets) -> float, higher is better, on all outputs of a split concatenated.
         loss: (outputs, target) -> scalar for training; default: cross-entropy for integer targets, else squared error.
         divergence: (student, teacher) -> (n,) distance per sample; default: KL of the softmax, for embeddings 1 - cosine.
-        train: batches for recovery; default: `calibration`.
+        train: batches for recovery; default: `calibration`, else the inputs of `validation` without their targets.
         calibration: batches for ranges and sensitivity; default: `train`, else `validation`.
         test: batches that only the final front sees.
         towers: name -> patterns of module names; guessed when absent.
@@ -85,8 +85,11 @@ class Task:
         return _first(self.training_batches(), "train")[1] is not None
 
     def training_batches(self) -> Batches:
-        """What recovery trains on."""
-        return self.train if self.train is not None else self.calibration_batches()
+        """What recovery trains on: where there is nothing but `validation`, its inputs alone, so that no answer is learned by heart."""
+        for batches in (self.train, self.calibration):
+            if batches is not None:
+                return batches
+        return Unlabelled(self.validation)
 
     def calibration_batches(self) -> Batches:
         """What ranges and sensitivity are measured on: never the test split."""

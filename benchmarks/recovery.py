@@ -12,7 +12,6 @@ import multiprocessing
 import tempfile
 import time
 from collections import defaultdict
-from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from functools import cache
 from pathlib import Path
@@ -21,7 +20,7 @@ import numpy as np
 import torch
 
 from autocompress import Candidate, Distillation, ModuleConfig, Task, find_modules, load_task
-from autocompress.batches import Batches, Inputs, take_samples
+from autocompress.batches import Batches, Unlabelled, take_samples
 from autocompress.compress.recover import recover
 from autocompress.compress.teacher import Teacher
 from autocompress.compress.trainer import Trainer
@@ -50,16 +49,6 @@ LOSSES = {
 PLAIN_LOSS = "alpha 1 (plain)"
 BATCH = 16
 FEATURE_SEEDS = 2
-
-
-class Unlabelled:
-    """The same inputs without their targets."""
-
-    def __init__(self, batches: Batches) -> None:
-        self.batches = batches
-
-    def __iter__(self) -> Iterator[tuple[Inputs, None]]:
-        return ((inputs, None) for inputs, _ in self.batches)
 
 
 @dataclass(frozen=True)

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -113,3 +114,13 @@ def test_the_primary_output_is_named_first() -> None:
     task = Task("two", Two(), torch.rand(2, 3), batches, lambda outputs, targets: 0.0, output_weights={"answer": 1.0, "score": 1.0})
     with pytest.raises(TaskError, match="output_weights must name the model's first output"):
         check_task(task)
+
+
+def test_validation_labels_are_never_trained_on(cnn_task) -> None:
+    bare = replace(cnn_task, train=None, calibration=None)
+    assert all(target is None for _, target in bare.training_batches())
+    assert sum(len(x) for x, _ in bare.training_batches()) == sum(len(x) for x, _ in bare.validation)
+    assert not bare.has_labels
+    given = list(cnn_task.train)[:1]
+    assert replace(cnn_task, train=None, calibration=given).training_batches() is given
+    assert cnn_task.has_labels
