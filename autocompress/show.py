@@ -32,7 +32,7 @@ def notes(result: SearchResult) -> list[str]:
 def print_front(front: ParetoFront) -> None:
     """The before/after table."""
     table = Table(title="before / after")
-    frame = before_after(front)
+    frame = before_after(front).drop(columns="fragile under", errors="ignore")  # `notes` says it
     short = {"recommended as": "pick", "size (KB)": "KB", "latency (ms)": "ms", "accuracy (validation)": "validation"}
     short |= {"in memory (KB)": "KB in memory", "accuracy (test)": "test", "deployed - simulated": "gap"}
     short |= {"accuracy (gaussian noise)": "noise", "accuracy (contrast)": "contrast", "accuracy (token dropout)": "dropped"}

@@ -74,7 +74,7 @@ def recommended(front: ParetoFront) -> dict[int, str]:
 def before_after(front: ParetoFront) -> pd.DataFrame:
     """One row per point, the baseline first."""
 
-    def row(name: str, m: Measurement, what: str, gap: float | None) -> dict[str, Any]:
+    def row(name: str, m: Measurement, what: str, gap: float | None, fragile: tuple[str, ...]) -> dict[str, Any]:
         base = front.baseline
         return {
             "point": name,
@@ -88,15 +88,17 @@ def before_after(front: ParetoFront) -> pd.DataFrame:
             "accuracy (test)": m.test_accuracy,
             **{f"accuracy ({name.replace('_', ' ')})": m.metrics[f"accuracy_{name}"] for name in shown},
             "deployed - simulated": gap,
+            "fragile under": ", ".join(name.replace("_", " ") for name in fragile),
         }
 
     shown = [
         name for name in CORRUPTIONS if all(f"accuracy_{name}" in m.metrics for m in (front.baseline, *(p.measured for p in front.points)))
     ]
     picks = recommended(front)
-    rows = [row("float baseline", front.baseline, "", None)]
-    rows += [row(f"trial {p.trial}", p.measured, picks.get(p.trial, ""), p.deployed_gap) for p in front.points]
-    return pd.DataFrame(rows)
+    rows = [row("float baseline", front.baseline, "", None, ())]
+    rows += [row(f"trial {p.trial}", p.measured, picks.get(p.trial, ""), p.deployed_gap, p.fragile) for p in front.points]
+    table = pd.DataFrame(rows)
+    return table if any(table["fragile under"]) else table.drop(columns="fragile under")
 
 
 def allocation(info: RunInfo) -> AllocationInfo:

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import json
 import re
+from dataclasses import replace
 from itertools import pairwise
 from pathlib import Path
 
@@ -114,6 +115,15 @@ def test_the_page_is_self_contained(run: Path) -> None:
     data = json.loads(re.search(r"id='autocompress-data'>(.*?)</script>", text, flags=re.S).group(1))
     assert len(data["front"]["points"]) == 3
     assert '"showSendToCloud": true' not in body
+
+
+def test_fragile_points_are_named(run: Path) -> None:
+    assert "fragile under" not in before_after(FRONT).columns
+    point = replace(FRONT.points[1], fragile=("gaussian_noise", "contrast"))
+    write_json(run / "front.json", replace(FRONT, points=(FRONT.points[0], point, *FRONT.points[2:])).to_json())
+    table = before_after(read_front(run))
+    assert list(table["fragile under"]) == ["", "", "gaussian noise, contrast", ""]
+    assert "<td>gaussian noise, contrast</td>" in write_report(run).read_text()
 
 
 def test_recovery_is_drawn_where_something_was_trained(run: Path) -> None:
