@@ -39,12 +39,11 @@ CASES = {
     "rank25": {"rank_ratio": 0.25},
     "w3_pruned40": {"weight_bits": 3, "pruning_ratio": 0.4},
 }
-RATE = 5e-4  # more than the default: these models have lost much
 LOSSES = {
-    "alpha 0, label-free": Distillation(0.0, 2.0, learning_rate=RATE),
-    "alpha 0.5": Distillation(0.5, 2.0, learning_rate=RATE),
-    "alpha 1 (plain)": Distillation(1.0, 2.0, learning_rate=RATE),
-    "alpha 0.5 + features": Distillation(0.5, 2.0, features=1.0, learning_rate=RATE),
+    "alpha 0, label-free": Distillation(0.0, 2.0),
+    "alpha 0.5": Distillation(0.5, 2.0),
+    "alpha 1 (plain)": Distillation(1.0, 2.0),
+    "alpha 0.5 + features": Distillation(0.5, 2.0, features=1.0),
 }
 PLAIN_LOSS = "alpha 1 (plain)"
 BATCH = 16
@@ -183,10 +182,10 @@ def language_model(training: int, steps: int, rows: int) -> dict[str, float]:
     with tempfile.TemporaryDirectory() as folder:
         teacher = Teacher(task, builder.teacher, CPU, Path(folder), (1.0,))
         kinds = {
-            "token-level": Distillation(0.0, 1.0, steps, learning_rate=RATE),
-            "sequence-level (half of the steps)": Distillation(0.0, 1.0, steps, sequences=0.5, learning_rate=RATE),
-            "token-level, alpha 0.5": Distillation(0.5, 1.0, steps, learning_rate=RATE),
-            "plain fine-tuning": Distillation(1.0, 1.0, steps, learning_rate=RATE),
+            "token-level": Distillation(0.0, 1.0, steps),
+            "sequence-level (half of the steps)": Distillation(0.0, 1.0, steps, sequences=0.5),
+            "token-level, alpha 0.5": Distillation(0.5, 1.0, steps),
+            "plain fine-tuning": Distillation(1.0, 1.0, steps),
         }
         whole = perplexity(bench, task, Candidate(), Distillation(), teacher)
         compressed_at = perplexity(bench, task, candidate, Distillation(), teacher)
