@@ -19,7 +19,7 @@ import pytest
 import yaml
 
 import autocompress as ac
-from autocompress import results
+from autocompress import files
 from autocompress.candidate import Candidate
 from autocompress.errors import LimitError, NotComputableError, RunFolderError
 from autocompress.search import loop, worker
@@ -195,13 +195,13 @@ def test_folders_of_other_tasks_weights_and_spaces(finished, task_files: Path, c
 
 
 def test_a_full_disk_keeps_what_was_found(cnn_task, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    original = results.append_row
+    original = files.append_row
     calls: list[int] = []
 
     def full(path, columns, row):
         calls.append(1)
         if len(calls) == 4:
-            raise results.disk_error(path, OSError(errno.ENOSPC, os.strerror(errno.ENOSPC)))
+            raise files.disk_error(path, OSError(errno.ENOSPC, os.strerror(errno.ENOSPC)))
         original(path, columns, row)
 
     monkeypatch.setattr(worker, "append_row", full)
