@@ -2,8 +2,7 @@
 
 The built-in model is compressed the plain way (round to nearest with min-max scales, magnitude, no reconstruction, plain SVD), so that what
 comes back is training's own. easy-VQA figures are on 2000 test questions, perplexities on 50000 characters; the best alpha is chosen on
-validation data. An hour on two cores (Ctrl-C reports the seeds that are complete); --quick takes three minutes and
-says little.
+validation data. A seed is 20 trainings of half a minute to two minutes each, two at a time; Ctrl-C reports the seeds that are complete.
 """
 
 from __future__ import annotations

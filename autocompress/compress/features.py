@@ -9,9 +9,12 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from autocompress.batches import take_samples, to_device
 from autocompress.compress.prune import Masks
+from autocompress.compress.trainer import Trainer
 from autocompress.errors import TaskError
 from autocompress.modules import ModuleMap
+from autocompress.task import call_model
 
 SPATIAL = (nn.Conv1d, nn.Conv2d, nn.BatchNorm1d, nn.BatchNorm2d)
 
@@ -97,6 +100,20 @@ class FeatureMatcher(nn.Module):
             kept = torch.from_numpy(mask).to(student.device)
             return student[..., kept], teacher[..., kept]
         return student, teacher
+
+
+def prepared_matcher(trainer: Trainer, student: nn.Module, pairs: Mapping[str, str], masks: Masks) -> FeatureMatcher:
+    """A matcher of `student` and the trainer's teacher that has seen two training samples; TaskError leaves no hook behind."""
+    teacher = trainer.teacher.model
+    matcher = FeatureMatcher(student, teacher, pairs, masks)
+    ((inputs, _),) = take_samples([next(iter(trainer.task.training_batches()))], 2)
+    inputs = to_device(inputs, trainer.device)
+    try:
+        matcher.prepare(lambda: (call_model(student, inputs), call_model(teacher, inputs)))
+    except TaskError:
+        matcher.remove()
+        raise
+    return matcher
 
 
 def _keep(seen: dict[str, Tensor], name: str, module: nn.Module, inputs: Any, output: Any) -> None:

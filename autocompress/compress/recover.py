@@ -10,16 +10,15 @@ from pathlib import Path
 from safetensors.torch import load_file, save_file
 from torch import nn
 
-from autocompress.batches import take_samples, to_device
+from autocompress.batches import take_samples
 from autocompress.candidate import Candidate, ModuleConfig
 from autocompress.compress.evidence import Evidence
-from autocompress.compress.features import FeatureMatcher, matched_by_name
+from autocompress.compress.features import matched_by_name, prepared_matcher
 from autocompress.compress.library import VariantLibrary
 from autocompress.compress.statistics import CALIBRATION_SAMPLES, collect_statistics
 from autocompress.compress.stitch import Stitcher, Trained
 from autocompress.compress.train import Cycle
 from autocompress.compress.trainer import Trainer
-from autocompress.task import call_model
 
 
 def schedule_shares(schedule: str, rounds: int) -> list[float]:
@@ -61,7 +60,7 @@ def recover(
             trained = Trained.from_tensors(load_file(kept))
         else:
             trained = _train(trainer, current, stage, [start, end], folder, lambda model, steps: True, stop)[0]
-            if kept is not None:
+            if kept is not None and not stop():  # a round that was cut short goes on from its checkpoint
                 save_file(trained.to_tensors(), kept)
         current = _continued(trainer, current, stage, trained)
     start = ends[-2] if len(shares) > 1 else 0
@@ -81,7 +80,10 @@ def _train(
     """Train `stage` in one cycle between each two neighbours of `borders`, as long as `go_on` wants it."""
     model = stitcher.apply(stage)
     stitcher.start_training(stage)
-    matcher = _matcher(trainer, stitcher) if stage.distillation.features > 0 else None
+    matcher = None
+    if stage.distillation.features > 0:
+        pairs = trainer.task.matched_modules or matched_by_name(stitcher.module_map, trainer.teacher.model)
+        matcher = prepared_matcher(trainer, model, pairs, stitcher.masks)
     reached = borders[0]
     try:
         for start, end in pairwise(borders):
@@ -94,16 +96,6 @@ def _train(
         if matcher is not None:
             matcher.remove()
     return stitcher.trained_state(), reached
-
-
-def _matcher(trainer: Trainer, stitcher: Stitcher) -> FeatureMatcher:
-    task, model, teacher = trainer.task, stitcher.model, trainer.teacher.model
-    pairs = task.matched_modules or matched_by_name(stitcher.module_map, teacher)
-    matcher = FeatureMatcher(model, teacher, pairs, stitcher.masks)
-    ((inputs, _),) = take_samples([next(iter(task.training_batches()))], 2)
-    inputs = to_device(inputs, trainer.device)
-    matcher.prepare(lambda: (call_model(model, inputs), call_model(teacher, inputs)))
-    return matcher
 
 
 def _partly(candidate: Candidate, share: float) -> Candidate:

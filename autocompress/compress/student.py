@@ -11,14 +11,14 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 
 from autocompress.candidate import Distillation
-from autocompress.compress.features import FeatureMatcher
+from autocompress.compress.features import prepared_matcher
 from autocompress.compress.precision import training_dtype
 from autocompress.compress.prune import Masks
 from autocompress.compress.teacher import Teacher
 from autocompress.compress.train import Cycle
 from autocompress.compress.trainer import Trainer
 from autocompress.errors import RunFolderError
-from autocompress.task import Task, call_model
+from autocompress.task import Task
 
 
 def on_student(task: Task) -> Task:
@@ -31,8 +31,8 @@ def on_student(task: Task) -> Task:
 def taught(task: Task, lesson: Distillation, seed: int, device: torch.device, path: Path | None, cache: Path | None) -> Task:
     """`on_student(task)` after `lesson`, a distillation from the task's model; one of 0 steps takes the student as it is.
 
-    The weights are kept in the file `path` (None: not kept), where an
-    interrupted training goes on; the teacher's answers in the folder `cache`.
+    The weights are kept in the file `path` (None: not kept), beside which an interrupted training goes on from its checkpoint; the
+    teacher's answers in the folder `cache`.
     """
     learner = on_student(task)
     if task.student is None or lesson.steps == 0:
@@ -50,9 +50,7 @@ def taught(task: Task, lesson: Distillation, seed: int, device: torch.device, pa
     trainer = Trainer(task, teacher, training_dtype(learner, student, device, cache), seed)
     matcher = None
     if lesson.features > 0 and task.matched_modules:
-        matcher = FeatureMatcher(student, original, task.matched_modules, Masks({}))
-        inputs = trainer.watched[0][0]
-        matcher.prepare(lambda: (call_model(student, inputs), call_model(original, inputs)))
+        matcher = prepared_matcher(trainer, student, task.matched_modules, Masks({}))
     try:
         Cycle(trainer, student, lesson, lesson.steps, 0, matcher, None if path is None else path.with_suffix(".checkpoint")).run()
     finally:

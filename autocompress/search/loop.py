@@ -31,7 +31,7 @@ from autocompress.search.recovery import lessons
 from autocompress.search.sampler import PriceSampler
 from autocompress.search.sensitivity import divergences, measure_sensitivity, read_rows, write_rows
 from autocompress.search.settings import Settings, check_settings
-from autocompress.search.storage import folder_lock, open_study
+from autocompress.search.storage import folder_lock, open_study, study_of
 from autocompress.search.trial import Judge
 from autocompress.search.worker import Interrupt, Worker
 from autocompress.search_space import BoundSpace, SearchSpace
@@ -61,12 +61,8 @@ def run_search(
     torch.set_num_threads(max(1, (os.cpu_count() or 1) // max(1, settings.workers)))
     learner = on_student(task)
     module_map = find_modules(learner.model, task.example_inputs, task.towers)
-    # What is wrong with the space or the limits is said before anything takes long.
     bound = space.bind(module_map, target)
-    asked = {**bound.constraints, **{k: v for k, v in settings.limits.items() if v is not None}}
-    parse_limits(asked, 1.0, 1.0)
-    if bound.recovery.steps > 0 and max(bound.recovery.choices["sequences"]) > 0:
-        check_causal(on_student(task).model, *next(iter(task.training_batches())))
+    asked = _checked_limits(learner, bound, settings)
     _make_folder(folder)
     interrupt = Interrupt()
 
@@ -90,10 +86,7 @@ def run_search(
         _say_check(bench, progress)
         sampler = make_sampler(settings, bench, limits, sensitivity(bench, folder, setting_up))
         url = settings.storage or str(folder / JOURNAL_FILE)
-        study = open_study(url, sampler, settings.study_name)
-        if study.user_attrs.get("model", run["model"]) != run["model"]:
-            raise RunFolderError(f"storage {url}: study {settings.study_name!r} belongs to another model; choose another storage or name")
-        study.set_user_attr("model", run["model"])
+        study = study_of(run["model"], url, sampler, settings.study_name)
         finalize_steps = FINALIZE_FACTOR * bench.space.recovery.steps if settings.finalize_steps is None else settings.finalize_steps
         deadline = _deadline(started, settings.timeout_s, SEARCH_SHARE if finalize_steps > 0 else RECOVERY_SHARE)
         study.set_user_attr("run", _for_workers(settings, space, folder, limits, deadline))
@@ -112,6 +105,15 @@ def run_search(
         run["seconds"] = (known or {}).get("seconds", 0.0) + time.monotonic() - started
         write_json(folder / RUN_FILE, run)
     return SearchResult(front, folder, limits), interrupt.requested
+
+
+def _checked_limits(learner: Task, bound: BoundSpace, settings: Settings) -> dict[str, float | str | None]:
+    """The limits asked for; what is wrong with them, or with the space on this task, is said before anything takes long."""
+    asked: dict[str, float | str | None] = {**bound.constraints, **{k: v for k, v in settings.limits.items() if v is not None}}
+    parse_limits(asked, 1.0, 1.0)
+    if bound.recovery.steps > 0 and max(bound.recovery.choices["sequences"]) > 0:
+        check_causal(learner.model, *next(iter(learner.training_batches())))
+    return asked
 
 
 def describe_run(task: Task, settings: Settings, bench: Bench, limits: Limits) -> dict[str, Any]:

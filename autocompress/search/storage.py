@@ -151,3 +151,12 @@ def reap(study: optuna.Study, alone: bool) -> list[int]:
             study.enqueue_trial(dict(trial.params), user_attrs={"attempt": attempt, "retry_of": trial.number})
         reaped.append(trial.number)
     return reaped
+
+
+def study_of(model: str, url: str, sampler: optuna.samplers.BaseSampler, name: str) -> optuna.Study:
+    """The study of the model with that hash, made when it is not there; RunFolderError when it belongs to another model."""
+    study = open_study(url, sampler, name)
+    if study.user_attrs.get("model", model) != model:
+        raise RunFolderError(f"storage {url}: study {name!r} belongs to another model; choose another storage or name")
+    study.set_user_attr("model", model)
+    return study
