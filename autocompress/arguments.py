@@ -10,7 +10,7 @@ import yaml
 
 from autocompress.search.settings import STRATEGIES
 from autocompress.search.storage import STUDY_NAME
-from autocompress.targets.target import TARGETS
+from autocompress.targets.target import target_names
 
 
 def duration(text: str) -> float:
@@ -50,11 +50,16 @@ def add_limits(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--max-accuracy-drop", type=float, metavar="0.005", help="most accuracy that may be lost on validation")
 
 
+def _add_target(parser: argparse.ArgumentParser) -> None:
+    """The target, and its latency table where it was measured elsewhere."""
+    parser.add_argument("--target", default="onnxruntime-cpu", metavar="T", help=f"a file ending in .yaml, or {', '.join(target_names())}")
+    parser.add_argument("--target-table", metavar="FILE", help="latency table from `autocompress profile`, or what probes measured")
+
+
 def _add_search(found: argparse.ArgumentParser) -> None:
     """The arguments of `autocompress search`."""
     found.add_argument("--space", metavar="FILE", help="search space in YAML (default: a joint space for any model)")
-    found.add_argument("--target", default="onnxruntime-cpu", metavar="T", help=f"one of: {', '.join(TARGETS)}")
-    found.add_argument("--target-table", metavar="FILE", help="latency table from `autocompress profile`")
+    _add_target(found)
     found.add_argument("--trials", type=count, default=100, metavar="N")
     found.add_argument("--timeout", type=duration, metavar="10m")
     add_limits(found)
@@ -94,13 +99,18 @@ def build_parser() -> argparse.ArgumentParser:
     _add_search(command("search", "search the Pareto front of a task; the same command resumes", task=True))
     shown = command("inspect", "list what can be compressed, and what cannot", task=True)
     shown.add_argument("--space", metavar="FILE", help="space whose ranks are judged (default: the default space)")
-    shown.add_argument("--target", default="onnxruntime-cpu", metavar="T")
-    shown.add_argument("--target-table", metavar="FILE", help="latency table from `autocompress profile`, for the ranks' times")
+    _add_target(shown)
+    shown.add_argument("--latency", action="store_true", help="where the time goes, by module and operator (measured, or of the table)")
     shown.add_argument("--json", action="store_true")
     profiled = command("profile", "measure the latency table of a task's model", task=True)
     profiled.add_argument("--target", default="onnxruntime-cpu", metavar="T")
     profiled.add_argument("--space", metavar="FILE", help="space whose forms are measured (default: the default space)")
+    profiled.add_argument("--merge", metavar="FILE", action="append", default=[], help="add the runs of another table of this machine")
     profiled.add_argument("--out", required=True, metavar="FILE")
+    probes = command("export-probes", "write the models of a latency table and a script that measures them without PyTorch", task=True)
+    probes.add_argument("--target", default="onnxruntime-cpu", metavar="T", help="of which the device runs the runtime")
+    probes.add_argument("--space", metavar="FILE", help="space whose forms are measured (default: the default space)")
+    probes.add_argument("--to", required=True, metavar="DIR")
     front = command("front", "print the front of a run folder")
     front.add_argument("folder", metavar="DIR")
     front.add_argument("--json", action="store_true")
@@ -112,7 +122,7 @@ def build_parser() -> argparse.ArgumentParser:
     timed = command("bench", "latency of an ONNX file, interleaved with another one")
     timed.add_argument("path", metavar="PATH.onnx")
     timed.add_argument("--against", metavar="PATH")
-    timed.add_argument("--threads", type=count, default=1)
+    timed.add_argument("--threads", type=count, help="instead of what the recipe beside the file says (1 without one)")
     timed.add_argument("--rounds", type=count, default=100)
     reproduced = command("reproduce", "make model.onnx of a point again from the original weights and its recipe")
     reproduced.add_argument("folder", metavar="DIR")

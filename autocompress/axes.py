@@ -15,7 +15,7 @@ from autocompress.candidate import (
     WEIGHT_RANGES,
 )
 from autocompress.errors import SpaceError, nearest_name, nearest_number
-from autocompress.targets.target import Target
+from autocompress.targets.target import ACTIVATION_BITS, STORED_BITS, Target
 
 MODULE_AXES = (
     "weight_bits",
@@ -45,6 +45,7 @@ NAMED = {
     "sparsity_criterion": SPARSITY_CRITERIA,
 }
 SWITCHES = ("symmetric", "reconstruction")
+BITS: Mapping[str, tuple[int, ...]] = {"weight_bits": STORED_BITS, "activation_bits": ACTIVATION_BITS}
 GROUP_SIZES = (-1, 0, 16, 32, 64, 128, 256)
 Choice = float | str
 
@@ -62,16 +63,25 @@ _ORDER: Mapping[str, Callable[[Any], float]] = {
 
 
 def choices_of(where: str, axis: str, value: Any, target: Target) -> tuple[Choice, ...]:
-    """The choices that a rule gives an axis, ordered from careful to small where they have an order."""
-    choices = _spread(f"{where}: {axis}", value) if isinstance(value, dict) else list(listed(value))
+    """The choices that a rule gives an axis and the target can execute, ordered from careful to small where they have an order.
+
+    TargetError when it can execute none of them.
+    """
+    choices = spread(f"{where}: {axis}", value)
     for choice in choices:
         _check_choice(where, axis, choice, target)
+    able = [choice for choice in choices if target.executes(axis, choice)]
+    if not able:
+        target.check(where, axis, choices[0])
+    choices = able
     order = _ORDER.get(axis)
     return tuple(dict.fromkeys(choices if order is None else sorted(choices, key=order)))
 
 
-def _spread(where: str, value: Mapping[str, Any]) -> list[float]:
-    """The values of {low, high, step}."""
+def spread(where: str, value: Any) -> list[Any]:
+    """The values of a list, of {low, high, step}, or of one value."""
+    if not isinstance(value, dict):
+        return list(listed(value))
     check_keys(where, value, ("low", "high", "step"))
     try:
         low, high, step = float(value["low"]), float(value["high"]), float(value["step"])
@@ -93,8 +103,9 @@ def _check_choice(where: str, axis: str, choice: Any, target: Target) -> None:
         return
     if not isinstance(choice, (int, float)) or isinstance(choice, bool):
         raise SpaceError(f"{where}: {axis} must hold numbers, got {choice!r}")
-    if axis.endswith("bits"):
-        target.check(where, axis, choice)
+    if axis in BITS:
+        if choice not in BITS[axis]:
+            target.check(where, axis, choice)
     elif axis == "group_size":
         if choice not in GROUP_SIZES:
             near = nearest_number(choice, GROUP_SIZES)

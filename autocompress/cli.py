@@ -8,6 +8,7 @@ import os
 import sys
 import traceback
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -17,10 +18,10 @@ from autocompress import reproduce, search_interruptible
 from autocompress.arguments import build_parser
 from autocompress.compress.student import on_student
 from autocompress.errors import AutocompressError, TaskError
-from autocompress.export.artifact import copy_artifact
+from autocompress.export.artifact import copy_artifact, session_settings
+from autocompress.export.probes import SCRIPT_FILE, export_probes
 from autocompress.limits import parse_limits
 from autocompress.measure.accuracy import evaluate_session
-from autocompress.measure.latency import interleaved_timing
 from autocompress.modules import find_modules
 from autocompress.report.page import write_report
 from autocompress.results import REPORT_FILE, read_front
@@ -29,10 +30,13 @@ from autocompress.search.loop import run_worker
 from autocompress.search.ranks import rank_verdicts, table_times
 from autocompress.search.settings import Settings
 from autocompress.search_space import SearchSpace
-from autocompress.show import console, notes, print_front, print_modules
-from autocompress.targets.latency_table import LatencyTable
-from autocompress.targets.profile import measure_table
-from autocompress.targets.runtime import open_session, random_feed
+from autocompress.show import console, notes, print_front, print_latency, print_modules
+from autocompress.targets.breakdown import where_time_goes
+from autocompress.targets.device.job import FOUND_FILE
+from autocompress.targets.device.sessions import SessionSettings, open_session
+from autocompress.targets.device.timing import interleaved_timing
+from autocompress.targets.profile import cached_table, load_table, measure_table
+from autocompress.targets.runtime import random_feed
 from autocompress.targets.target import find_target
 from autocompress.task import Task, check_task, float_task, load_task
 
@@ -77,21 +81,27 @@ def inspect_command(arguments: argparse.Namespace) -> int:
     task = on_student(_task(arguments))
     target = find_target(arguments.target)
     found = find_modules(task.model, task.example_inputs, task.towers)
-    times = None
-    if arguments.target_table is not None:
-        builder = builder_for(task, found, target, table=Path(arguments.target_table))
-        found, times = builder.module_map, table_times(layout_of(builder), LatencyTable.load(Path(arguments.target_table)))
-    ranks = rank_verdicts(SearchSpace.load(arguments.space).bind(found, target), found, times)
+    space, given = SearchSpace.load(arguments.space), None if arguments.target_table is None else Path(arguments.target_table)
+    times, latency = None, None
+    if given is not None or arguments.latency:
+        builder = builder_for(task, found, target, table=given)
+        found, layout = builder.module_map, layout_of(builder)
+        table = cached_table(subject_of(task, builder, layout, space.bind(found, target)), target, given)
+        times, latency = table_times(layout, table), where_time_goes(table, layout) if arguments.latency else None
+    ranks = rank_verdicts(space.bind(found, target), found, times)
     if arguments.json:
         data = {
             "modules": [{**m.__dict__, "parameters": m.parameters} for m in found],
             "groups": [{"name": g.name, "kind": g.kind, "units": g.units, "reason": g.reason} for g in found.groups],
             "uncovered": [u.__dict__ for u in found.uncovered],
             "ranks": [{**r.__dict__, "verdict": r.words} for r in ranks],
+            **({} if latency is None else {"latency": latency}),
         }
         print(json.dumps(data, indent=1))
         return 0
     print_modules(found, ranks)
+    if latency is not None:
+        print_latency(latency)
     return 0
 
 
@@ -101,12 +111,30 @@ def profile_command(arguments: argparse.Namespace) -> int:
     task = on_student(_task(arguments))
     builder = builder_for(task, find_modules(task.model, task.example_inputs, task.towers), target)
     space = SearchSpace.load(arguments.space).bind(builder.module_map, target)
-    table = measure_table(subject_of(task, builder, layout_of(builder), space), target)
+    subject = subject_of(task, builder, layout_of(builder), space)
+    table = measure_table(subject, target)
+    for other in arguments.merge:
+        table = table.merged(load_table(subject, target, Path(other)))
     table.save(Path(arguments.out))
-    assert table.check is not None
     console.print(
         f"{arguments.out}: baseline {table.baseline_ms:.3f} ms; on {table.check['candidates']} unseen candidates mean error "
-        f"{table.check['mape']:.1%}, 95th percentile {table.check['p95']:.1%}, Kendall tau {table.check['kendall_tau']:.2f}",
+        f"{table.check['mape']:.1%}, 95th percentile {table.check['p95']:.1%}, Kendall tau {table.check['kendall_tau']:.2f}"
+        + (f"; {table.warning}" if table.warning else ""),
+        highlight=False,
+    )
+    return 0
+
+
+def export_probes_command(arguments: argparse.Namespace) -> int:
+    """`autocompress export-probes`."""
+    target = find_target(arguments.target, present=False)
+    task = on_student(_task(arguments))
+    builder = builder_for(task, find_modules(task.model, task.example_inputs, task.towers), target)
+    space = SearchSpace.load(arguments.space).bind(builder.module_map, target)
+    count = export_probes(subject_of(task, builder, layout_of(builder), space), target, Path(arguments.to))
+    console.print(
+        f"{arguments.to}: {count} models; on the device: python {SCRIPT_FILE}; then: autocompress search TASK "
+        f"--target-table {Path(arguments.to) / FOUND_FILE}",
         highlight=False,
     )
     return 0
@@ -136,20 +164,24 @@ def export_command(arguments: argparse.Namespace) -> int:
 
 def bench_command(arguments: argparse.Namespace) -> int:
     """`autocompress bench`."""
-    feed = random_feed(_file_session(arguments.path, arguments.threads))
+    opener = _opener(arguments.path, arguments.threads)
+    feed = random_feed(opener())
     if arguments.against is None:
-        timing = interleaved_timing(arguments.path, [], feed, arguments.threads, arguments.rounds)
+        timing = interleaved_timing(opener, [], feed, arguments.rounds)
         console.print(f"{arguments.path}: {os.path.getsize(arguments.path)} B, {timing.baseline_ms:.4f} ms", highlight=False)
         return 0
-    _file_session(arguments.against, arguments.threads)
-    timing = interleaved_timing(arguments.against, [arguments.path], feed, arguments.threads, arguments.rounds)
+    against = _opener(arguments.against, arguments.threads)
+    against()
+    timing = interleaved_timing(against, [opener], feed, arguments.rounds)
     ratio, (low, high) = timing.ratios[0], timing.intervals[0]
-    size, against = os.path.getsize(arguments.path), os.path.getsize(arguments.against)
+    size, other = os.path.getsize(arguments.path), os.path.getsize(arguments.against)
     console.print(
-        f"{arguments.path}: {size} B ({against / size:.2f}x smaller), {ratio * timing.baseline_ms:.4f} ms, {1 / ratio:.2f}x as fast as "
+        f"{arguments.path}: {size} B ({other / size:.2f}x smaller), {ratio * timing.baseline_ms:.4f} ms, {1 / ratio:.2f}x as fast as "
         f"{arguments.against} ({timing.baseline_ms:.4f} ms; 95 % interval {1 / high:.2f}x to {1 / low:.2f}x)",
         highlight=False,
     )
+    if timing.warning:
+        console.print(timing.warning, highlight=False)
     return 0
 
 
@@ -177,7 +209,7 @@ def evaluate_command(arguments: argparse.Namespace) -> int:
     batches = getattr(task, arguments.split)
     if batches is None:
         raise TaskError(f"task {task.name}: has no {arguments.split} split")
-    session = _file_session(arguments.path, os.cpu_count() or 1)
+    session = _opener(arguments.path, os.cpu_count() or 1)()
     scores, outputs = evaluate_session(task, session, tuple(i.name for i in session.get_inputs()), batches)
     extra = "".join(f", {name} {value:.4f}" for name, value in scores.metrics.items())
     console.print(
@@ -192,19 +224,28 @@ def _task(arguments: argparse.Namespace) -> Task:
     return task
 
 
-def _file_session(path: str, threads: int) -> Any:
+def _opener(path: str, threads: int | None) -> Callable[[], Any]:
+    """Opens sessions of a file with the settings that the recipe beside it names, with another number of threads where one is given."""
     if not Path(path).is_file():
         raise AutocompressError(f"{path}: no such file")
-    try:
-        return open_session(path, threads)
-    except Exception as error:
-        raise AutocompressError(f"{path}: ONNX Runtime cannot load it ({str(error).splitlines()[0]})") from error
+    settings = session_settings(Path(path)) or SessionSettings()
+    if threads is not None:
+        settings = replace(settings, threads=threads)
+
+    def opened() -> Any:
+        try:
+            return open_session(path, settings)
+        except Exception as error:
+            raise AutocompressError(f"{path}: {settings.runtime} cannot load it ({str(error).splitlines()[0]})") from error
+
+    return opened
 
 
 COMMANDS: dict[str, Callable[[argparse.Namespace], int]] = {
     "search": search_command,
     "inspect": inspect_command,
     "profile": profile_command,
+    "export-probes": export_probes_command,
     "front": front_command,
     "export": export_command,
     "bench": bench_command,

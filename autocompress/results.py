@@ -18,8 +18,14 @@ from autocompress.pareto import non_dominated
 
 RUN_FILE, JOURNAL_FILE, TRIALS_FILE = "run.json", "study.journal", "trials.csv"
 SENSITIVITY_FILE, FRONT_FILE, REPORT_FILE, STUDENT_FILE = "sensitivity.csv", "front.json", "report.html", "student.safetensors"
+TABLE_FILE = "latency_table.json"
 MODEL_FILE, RECIPE_FILE, WEIGHTS_FILE, NOTES_FILE = "model.onnx", "recipe.yaml", "model.safetensors", "README.md"
 MARKED_GAP = 0.005  # deployed minus simulated accuracy from which a point is marked
+LATENCY_WORDS = {
+    "measured": "Latency is the ratio to the float file, run in turn with it, times the float file's latency at the start of the search.",
+    "analytic": "Latency is computed from the operators of the file and the published figures of the device; nothing was run there.",
+    "table": "Latency is predicted from a table that was measured on another machine; the file was not run there.",
+}
 TRIAL_COLUMNS = ("number", "state", "size_bytes", "latency_ms", "accuracy", "seconds", "cause")
 
 
@@ -27,7 +33,9 @@ TRIAL_COLUMNS = ("number", "state", "size_bytes", "latency_ms", "accuracy", "sec
 class Measurement:
     """One model's numbers; `verified` says that they were measured from its file, otherwise they are the search's predictions.
 
-    `memory_bytes` are the weights as a session holds them: what the file packs may be unpacked when it is loaded.
+    `memory_bytes` are the weights as a session holds them: what the file packs may be unpacked when it is loaded. `latency_source` is
+    "measured" (in the target's runtime on this machine), "analytic" (computed from the file for an analytic target) or "table" (predicted
+    for the machine on which the latency table was measured).
     """
 
     size_bytes: int
@@ -37,6 +45,7 @@ class Measurement:
     metrics: Mapping[str, float] = field(default_factory=dict)
     verified: bool = False
     memory_bytes: int | None = None
+    latency_source: str = "measured"
 
     def to_json(self) -> dict[str, Any]:
         """Plain types."""
@@ -48,6 +57,7 @@ class Measurement:
             "metrics": dict(self.metrics),
             "verified": self.verified,
             "memory_bytes": self.memory_bytes,
+            "latency_source": self.latency_source,
         }
 
     @classmethod
@@ -61,6 +71,7 @@ class Measurement:
             data.get("metrics", {}),
             bool(data.get("verified", False)),
             data.get("memory_bytes"),
+            data.get("latency_source", "measured"),
         )
 
 

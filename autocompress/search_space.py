@@ -13,7 +13,7 @@ from typing import Any
 
 import yaml
 
-from autocompress.axes import AXES, GROUP_AXES, MODULE_AXES, Choice, check_keys, choices_of
+from autocompress.axes import AXES, GROUP_AXES, MODULE_AXES, Choice, check_keys, choices_of, spread
 from autocompress.candidate import UNTOUCHED, WEIGHT_RANGES, Candidate, ModuleConfig
 from autocompress.errors import SpaceError, nearest_name
 from autocompress.modules import CompressibleModule, ModuleMap
@@ -62,6 +62,7 @@ class BoundSpace:
         knobs: every (module, axis) with at least two choices; `fixed` the ones with a single choice.
         recovery: how candidates may be trained.
         no_gain: (module, rank_ratio, decomposition) whose factors are neither smaller nor faster; such a choice leaves the module whole.
+        left_out: what the rules offer and the target cannot execute, in words.
     """
 
     knobs: tuple[Knob, ...]
@@ -72,6 +73,7 @@ class BoundSpace:
     constraints: Mapping[str, float | str]
     digest: str = ""
     no_gain: frozenset[tuple[str, float, str]] = frozenset()
+    left_out: tuple[str, ...] = ()
 
     def candidate(self, parameters: Mapping[str, float]) -> Candidate:
         """The candidate of the study's parameters: ordered indices by name, and alpha."""
@@ -205,7 +207,14 @@ class SearchSpace:
         kinds = {module.name: module.kind for module in module_map}
         content = [[k.parameter, k.choices] for k in knobs] + [asdict(recovery), self.activation_range]
         digest = hashlib.sha256(json.dumps(content).encode()).hexdigest()
-        return BoundSpace(tuple(knobs), fixed, kinds, target.integer_kinds, recovery, dict(self.constraints), digest)
+        left_out = tuple(
+            f"{self.where}: rule {i + 1}: {axis} {', '.join(map(str, lost))}"
+            for i in sorted(used)
+            for axis, value in self.rules[i].items()
+            if axis in AXES and (lost := [c for c in spread(f"{self.where}: {axis}", value) if not target.executes(axis, c)])
+        )
+        constraints = dict(self.constraints)
+        return BoundSpace(tuple(knobs), fixed, kinds, target.integer_kinds, recovery, constraints, digest, left_out=left_out)
 
     def _check_used(self, used: set[int], module_map: ModuleMap) -> None:
         for i, rule in enumerate(self.rules):

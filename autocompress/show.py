@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 import numpy as np
 from rich.console import Console
@@ -80,6 +81,28 @@ def print_modules(found: ModuleMap, ranks: Sequence[RankVerdict]) -> None:
         f"{sum(u.macs_share for u in found.uncovered):.2%}",
     )
     console.print(rest)
+
+
+def print_latency(latency: Mapping[str, Any]) -> None:
+    """Where the time of the float model goes: modules with the times of their other forms, then what no module owns, by operator."""
+    forms = list(dict.fromkeys(form for row in latency["modules"] for form in row["forms"] if form != "float"))
+    table = Table(title=f"where the time goes: float model, {latency['milliseconds']:.3f} ms")
+    for column in ("module or operator", "share", "ms", *(f"as {form}" for form in forms)):
+        table.add_column(column, justify="left" if column.startswith("module") else "right")
+    for row in latency["modules"]:
+        cells = []
+        for form in forms:
+            ratio = row["forms"][form] / max(row["forms"].get("float", 0.0), 1e-9) if form in row["forms"] else None
+            cells.append("" if ratio is None else f"{ratio:.2f}x" + (" slower" if ratio > 1 else ""))
+        table.add_row(row["module"], f"{row['share']:.1%}", f"{row['milliseconds']:.4f}", *cells)
+    table.add_section()
+    for row in latency["operators"]:
+        table.add_row(f"({row['operator']})", f"{row['share']:.1%}", f"{row['milliseconds']:.4f}", *[""] * len(forms))
+    table.add_section()
+    share = latency["modules_share"]
+    table.add_row("in modules, compressible", f"{share:.1%}", f"{share * latency['milliseconds']:.4f}", *[""] * len(forms))
+    table.add_row("in (operators) between them", f"{1 - share:.1%}", f"{(1 - share) * latency['milliseconds']:.4f}", *[""] * len(forms))
+    console.print(table)
 
 
 def _rank_table(ranks: Sequence[RankVerdict]) -> Table:

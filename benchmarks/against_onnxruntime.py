@@ -12,10 +12,10 @@ import onnx
 from autocompress import load_task, read_front
 from autocompress.batches import feed_of
 from autocompress.measure.accuracy import evaluate_session
-from autocompress.measure.latency import interleaved_timing
 from autocompress.report.info import PICK_DROP, PICKS
 from autocompress.results import MODEL_FILE
-from autocompress.targets.runtime import open_session
+from autocompress.targets.device.sessions import open_session
+from autocompress.targets.device.timing import interleaved_timing
 from benchmarks.output import parser_of, write_figures
 
 

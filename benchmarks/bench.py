@@ -17,7 +17,7 @@ from autocompress.compress.teacher import Teacher
 from autocompress.compress.trainer import Trainer
 from autocompress.export.build import Builder, stitched_variants
 from autocompress.measure.accuracy import evaluate_model, evaluate_session
-from autocompress.targets.runtime import open_session
+from autocompress.targets.device.sessions import open_session
 
 CPU = torch.device("cpu")
 INTEGER = ("linear", "conv")

@@ -29,7 +29,7 @@ from autocompress.compress.prune import global_ratios
 from autocompress.export.build import prepare
 from autocompress.export.float_graph import export_float
 from autocompress.measure.accuracy import evaluate_model
-from autocompress.measure.latency import interleaved_timing
+from autocompress.targets.device.timing import interleaved_timing
 from autocompress.targets.kernels import KernelChoice
 from benchmarks.bench import CPU, Bench, distilled
 from benchmarks.digits import digits_task
@@ -175,7 +175,7 @@ def ours_at(rows: list[Row], limit: float) -> Row:
 
 def report(name: str, task: Task, samples: int, criteria: tuple[str, ...], ratios: tuple[float, ...], steps: int) -> dict[str, float]:
     started = time.monotonic()
-    kernels = KernelChoice(1)
+    kernels = KernelChoice()
     builder = prepare(task, find_modules(task.model, task.example_inputs), kernels)
     builder = builder.with_multiples({kind: kernels.width_multiple(kind) for kind in ("linear", "conv")})
     bench = Bench(builder, task, take_samples(task.test or [], samples))

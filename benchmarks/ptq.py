@@ -27,8 +27,8 @@ from autocompress.batches import Batches, take_samples
 from autocompress.candidate import WEIGHT_RANGES
 from autocompress.compress.statistics import collect_statistics, output_error
 from autocompress.export.build import prepare, stitched_variants
+from autocompress.targets.device.sessions import open_session
 from autocompress.targets.kernels import KernelChoice
-from autocompress.targets.runtime import open_session
 from autocompress.task import call_model
 from benchmarks.against_onnxruntime import quantize_dynamic
 from benchmarks.bench import Bench, distilled
@@ -58,7 +58,7 @@ def activation_table(bench: Bench, questions: Batches) -> None:
     print(f"\n{'activations, 8-bit weights':34}{'accuracy':>10}")
     print(f"{'dynamic (convolutions static)':34}{bench.simulated(bench.uniform(8), questions):10.4f}")
     for method in WEIGHT_RANGES:
-        builder = prepare(bench.task, find_modules(bench.task.model, bench.task.example_inputs), KernelChoice(1), None, method)
+        builder = prepare(bench.task, find_modules(bench.task.model, bench.task.example_inputs), KernelChoice(), None, method)
         other = Bench(builder, bench.task, bench.test)
         print(f"{'static, ' + method:34}{other.simulated(other.uniform(8, activation_mode='static'), questions):10.4f}", flush=True)
     print(f"{'16 bits':34}{bench.simulated(bench.uniform(8, 16), questions):10.4f}")
@@ -102,7 +102,7 @@ def simulation_gap(bench: Bench) -> tuple[float, str]:
         x = inputs[module.name]
         layer = nn.Sequential(teacher.get_submodule(module.name)).eval()
         task = Task("layer", layer, x[:1], [(x, torch.zeros(len(x)))], lambda o, t: 0.0)
-        one = Bench(prepare(task, find_modules(layer, x[:1]), KernelChoice(1)), task, [])
+        one = Bench(prepare(task, find_modules(layer, x[:1]), KernelChoice()), task, [])
         for bits in (2, 3, 4, 6, 8, 16):
             for activation_bits in (8, 16, 32):
                 for axes in ({}, {"activation_mode": "static"}, {"activation_mode": "dynamic"}, {"group_size": 32}, {"symmetric": False}):
@@ -147,7 +147,7 @@ def main() -> None:
     test = list(task.test or [])
     questions = take_samples(test, 500 if arguments.quick else TABLE_QUESTIONS)
     test = questions if arguments.quick else test
-    builder = prepare(task, find_modules(task.model, task.example_inputs), KernelChoice(1))
+    builder = prepare(task, find_modules(task.model, task.example_inputs), KernelChoice())
     bench = Bench(builder, task, test)
     size = len(builder.baseline)
     steps = 20 if arguments.quick else arguments.steps

@@ -17,7 +17,7 @@ from autocompress.compress.evidence import Evidence
 from autocompress.compress.library import VariantLibrary
 from autocompress.compress.stitch import Stitcher
 from autocompress.export.build import prepare, stitched_variants
-from autocompress.measure.latency import interleaved_timing
+from autocompress.targets.device.timing import interleaved_timing
 from autocompress.targets.kernels import KernelChoice
 from benchmarks.output import parser_of, write_figures
 
@@ -41,7 +41,7 @@ def measure(title: str, layer: nn.Module, x: torch.Tensor, kind: str, rounds: in
     """(bytes, time relative to int8) by form; prints the table."""
     torch.manual_seed(0)
     task = Task(title, nn.Sequential(layer).eval(), x, [(x, torch.zeros(len(x)))], lambda o, t: 0.0)
-    builder = prepare(task, find_modules(task.model, x), KernelChoice(1))
+    builder = prepare(task, find_modules(task.model, x), KernelChoice())
     stitcher = Stitcher(
         builder.teacher, builder.module_map, VariantLibrary(Evidence(builder.teacher), saturates=builder.kernels.saturates), builder.plan
     )

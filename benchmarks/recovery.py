@@ -90,7 +90,7 @@ def compressed(bench: Bench, axes: dict[str, float], recovery: Distillation) -> 
 def prepared(samples: int) -> tuple[Bench, Batches, float]:
     """(bench, validation batches, float accuracy) of the built-in task, once per process."""
     task = load_task("autocompress.tasks:easy_vqa")
-    builder = prepare(task, find_modules(task.model, task.example_inputs, task.towers), KernelChoice(1))
+    builder = prepare(task, find_modules(task.model, task.example_inputs, task.towers), KernelChoice())
     bench = Bench(builder, task, take_samples(Loader(task.test.split, 64, seed=5), samples))
     return bench, take_samples(task.validation, samples // 4), bench.simulated(Candidate(), bench.test)
 
@@ -172,7 +172,7 @@ def language_model(training: int, steps: int, rows: int) -> dict[str, float]:
     """Perplexity of the decoder before, after compression (3 bits, 40 % pruned, plain), and after each kind of recovery."""
     torch.set_num_threads(2)
     task = language_task(training, rows)
-    builder = prepare(task, find_modules(task.model, task.example_inputs), KernelChoice(1))
+    builder = prepare(task, find_modules(task.model, task.example_inputs), KernelChoice())
     bench = Bench(builder, task, task.test)
     parameters = sum(p.numel() for p in task.model.parameters())
     candidate = compressed(bench, CASES["w3_pruned40"], Distillation())

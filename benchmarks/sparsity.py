@@ -11,7 +11,7 @@ import torch
 from autocompress import Candidate, ModuleConfig, find_modules, load_task
 from autocompress.batches import take_samples
 from autocompress.export.build import prepare
-from autocompress.measure.latency import interleaved_timing
+from autocompress.targets.device.timing import interleaved_timing
 from autocompress.targets.kernels import KernelChoice
 from benchmarks.bench import Bench
 from benchmarks.output import parser_of, write_figures
@@ -36,7 +36,7 @@ def main() -> None:
     arguments = parser_of(__doc__).parse_args()
     torch.set_num_threads(os.cpu_count() or 1)
     task = load_task("autocompress.tasks:easy_vqa")
-    builder = prepare(task, find_modules(task.model, task.example_inputs), KernelChoice(1))
+    builder = prepare(task, find_modules(task.model, task.example_inputs), KernelChoice())
     bench = Bench(builder, task, take_samples(task.test or [], 300 if arguments.quick else QUESTIONS))
     size = len(builder.baseline)
     figures: dict[str, float] = {}

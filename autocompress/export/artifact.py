@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import shutil
 from collections.abc import Mapping
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +18,8 @@ from autocompress.compress.stitch import Stitcher, Trained
 from autocompress.errors import ExportError
 from autocompress.export.build import Builder
 from autocompress.files import disk_error, write_atomic
-from autocompress.results import MODEL_FILE, NOTES_FILE, RECIPE_FILE, WEIGHTS_FILE, FrontPoint, Measurement
+from autocompress.results import LATENCY_WORDS, MODEL_FILE, NOTES_FILE, RECIPE_FILE, WEIGHTS_FILE, FrontPoint, Measurement
+from autocompress.targets.device.sessions import SessionSettings
 
 RECIPE_FORMAT = 2
 
@@ -40,9 +42,15 @@ def write_weights(folder: Path, stitcher: Stitcher, candidate: Candidate, traine
 
 
 def write_recipe(
-    folder: Path, builder: Builder, stitcher: Stitcher, candidate: Candidate, trained: Trained | None, origin: Mapping[str, Any]
+    folder: Path,
+    builder: Builder,
+    stitcher: Stitcher,
+    candidate: Candidate,
+    trained: Trained | None,
+    origin: Mapping[str, Any],
+    settings: SessionSettings,
 ) -> None:
-    """Write recipe.yaml beside model.onnx: what was done, in order, and from what."""
+    """Write recipe.yaml beside model.onnx: what was done, in order, from what, and how its sessions are opened."""
     recipe = builder.recipe(candidate, {}, trained)
     modules = {}
     for name, module in stitcher.simulated.items():
@@ -65,6 +73,7 @@ def write_recipe(
         "kernels": {"matmul_levels": dict(recipe.levels), "gather_blocks": dict(recipe.blocks), "multiples": dict(builder.multiples)},
         "modules": modules,
         "activation_ranges": ranges,
+        "session": {**asdict(settings), "disabled_optimizers": list(settings.disabled_optimizers)},
         "weights": WEIGHTS_FILE,
         "sha256": hashlib.sha256((folder / MODEL_FILE).read_bytes()).hexdigest(),
     }
@@ -85,7 +94,30 @@ def read_recipe(folder: Path) -> dict[str, Any]:
     return data
 
 
-def write_notes(folder: Path, point: FrontPoint, baseline: Measurement, input_names: tuple[str, ...], target: str) -> None:
+def session_settings(path: Path) -> SessionSettings | None:
+    """How the sessions of a model.onnx are opened, as the recipe beside it says; None when there is none."""
+    recipe = path.parent / RECIPE_FILE
+    if path.name != MODEL_FILE or not recipe.is_file():
+        return None
+    session = read_recipe(path.parent).get("session")
+    return None if session is None else SessionSettings.from_json(session)
+
+
+def _session_lines(settings: SessionSettings) -> str:
+    if settings.runtime == "openvino":
+        config = f'{{"INFERENCE_NUM_THREADS": {settings.threads}, "NUM_STREAMS": 1}}'
+        return f'import openvino\nsession = openvino.Core().compile_model("{MODEL_FILE}", "{settings.provider}", {config})'
+    lines = ["import onnxruntime", "options = onnxruntime.SessionOptions()", f"options.intra_op_num_threads = {settings.threads}"]
+    if not settings.spinning:
+        lines.append('options.add_session_config_entry("session.intra_op.allow_spinning", "0")')
+    disabled = f", disabled_optimizers={list(settings.disabled_optimizers)}" if settings.disabled_optimizers else ""
+    lines.append(f'session = onnxruntime.InferenceSession("{MODEL_FILE}", options, providers=["{settings.provider}"]{disabled})')
+    return "\n".join(lines)
+
+
+def write_notes(
+    folder: Path, point: FrontPoint, baseline: Measurement, input_names: tuple[str, ...], target: str, settings: SessionSettings
+) -> None:
     """Write README.md: the table before/after and the lines that run the model."""
     m = point.measured
     feed = ", ".join(f'"{name}": {name}' for name in input_names)
@@ -106,13 +138,12 @@ def write_notes(folder: Path, point: FrontPoint, baseline: Measurement, input_na
 | accuracy (test) | {percent(baseline.test_accuracy)} | {percent(m.test_accuracy)} | |
 {extra}
 Packed weights are unpacked when a session is created, to 8-bit integers for integer kernels and to float for the others.
-Latency is the ratio to the float file, run interleaved with it, times the float file's latency at the start of the search.
+{LATENCY_WORDS[m.latency_source]}
 Linear modules with 8-bit activations take their range from each batch, so that outputs depend slightly on the batch they are in.
 
 ```python
-import onnxruntime
-session = onnxruntime.InferenceSession("{MODEL_FILE}", providers=["CPUExecutionProvider"])
-outputs = session.run(None, {{{feed}}})
+{_session_lines(settings)}
+outputs = {"session.run(None, " if settings.runtime == "onnxruntime" else "session("}{{{feed}}})
 ```
 """
     write_atomic(folder / NOTES_FILE, text)

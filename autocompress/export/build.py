@@ -30,8 +30,8 @@ from autocompress.export.operators import gather_block
 from autocompress.export.rewrite import Recipe, rewrite
 from autocompress.modules import CompressibleModule, ModuleMap
 from autocompress.split import fused_modules, split_modules
+from autocompress.targets.device.sessions import open_session
 from autocompress.targets.kernels import FOLDED, KernelChoice
-from autocompress.targets.runtime import open_session
 from autocompress.task import Task, call_model
 
 WEIGHT_ONLY_BITS = (2, 4, 8)
@@ -158,26 +158,33 @@ class Builder:
         return self._sizes[plain]
 
     @cached_property
-    def group_owners(self) -> dict[str, str]:
-        """Tensor -> "group:NAME" for what lies between the producers and the consumers of a prunable group."""
-        consumers: dict[str, list[str]] = {}
-        for node in self.lowered.proto.graph.node:
-            for value in node.input:
-                consumers.setdefault(value, []).extend(node.output)
-        sites = [site for found in self.lowered.sites.values() for site in found]
-        stops = {output for s in sites for output in (s.node.output[0], s.output)}
-        owners: dict[str, str] = {}
-        for group in self.module_map.groups:
-            if group.reason is not None:
-                continue
-            names = {m.name for m in group.members if m.side == "out"}
-            frontier = [site.output for site in sites if site.name in names]
+    def edges(self) -> tuple[tuple[str, str], ...]:
+        """(producer, consumer) for what flows from module to module through other operators; a graph input has producer ""."""
+        made = {site.output: owner for owner, sites in self.lowered.sites.items() for site in sites}
+        inputs = set(self.lowered.input_names)
+        found: dict[tuple[str, str], None] = {}
+        for owner, sites in self.lowered.sites.items():
+            frontier, seen = [site.input for site in sites], set()
             while frontier:
-                for output in consumers.get(frontier.pop(), []):
-                    if output not in stops and output not in owners:
-                        owners[output] = f"group:{group.name}"
-                        frontier.append(output)
-        return owners
+                value = frontier.pop()
+                if value in seen:
+                    continue
+                seen.add(value)
+                if value in made or value in inputs:
+                    found[made.get(value, ""), owner] = None
+                elif value in self.lowered.producer:
+                    frontier += self.lowered.producer[value].input
+        return tuple(found)
+
+    def signature(self, module: CompressibleModule) -> str:
+        """What the time of a module's kernel depends on besides widths, form and rows: kind, shape, attributes, and what is fused to it."""
+        site, *more = self.lowered.sites[module.name]
+        parts = [module.kind, "x".join(map(str, module.weight_shape))]
+        for attribute in site.node.attribute:
+            if attribute.name in ("strides", "dilations", "group"):
+                parts.append(f"{attribute.name} {'x'.join(map(str, attribute.ints)) or attribute.i}")
+        parts += [self.lowered.producer[value].op_type for value in site.tail if value in self.lowered.producer]
+        return " ".join(parts + ["bias"] * (site.bias is not None) + [f"{1 + len(more)} calls"] * bool(more))
 
 
 def _chosen(

@@ -12,7 +12,7 @@ from autocompress.batches import Inputs, batch_size, map_inputs
 from autocompress.compress.activation import ActivationRange, Observer
 from autocompress.errors import NotComputableError
 from autocompress.export.lower import LoweredModel
-from autocompress.targets.runtime import open_session
+from autocompress.targets.device.sessions import open_session
 
 
 def calibrate(lowered: LoweredModel, batches: Iterable[Inputs], static_batch: int, method: str) -> dict[str, ActivationRange]:

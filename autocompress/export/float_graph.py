@@ -22,7 +22,7 @@ from autocompress.batches import Inputs, feed_of, input_tensors, map_inputs
 from autocompress.errors import ExportError
 from autocompress.export.recurrent import free_recurrent
 from autocompress.structures import head_counts
-from autocompress.targets.runtime import open_session
+from autocompress.targets.device.sessions import open_session
 from autocompress.task import call_model, named_outputs, run_model
 
 OPSET = 21  # the first with 4-bit integers in DequantizeLinear and Cast

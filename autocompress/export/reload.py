@@ -85,7 +85,7 @@ def reproduce_model(folder: Path, task: Task, to: Path) -> Path:
         kernels = recipe["kernels"]
         original, origin = task, recipe["origin"]
         task = taught(task, Distillation.from_json(origin["student"]), origin["seed"], torch.device("cpu"), None, None)
-        builder = prepare(task, find_modules(task.model, task.example_inputs, task.towers), KernelChoice(1))
+        builder = prepare(task, find_modules(task.model, task.example_inputs, task.towers), KernelChoice())
         builder = builder.with_multiples(kernels["multiples"])
         library = VariantLibrary(builder.evidence, None, builder.kernels.saturates)
         stitcher = Stitcher(builder.teacher, builder.module_map, library, builder.plan)

@@ -12,11 +12,9 @@ from plotly.subplots import make_subplots
 
 from autocompress.report.info import (
     AllocationInfo,
-    PredictionInfo,
     RunInfo,
     allocation,
     hypervolume_history,
-    predictions,
     recommended,
     recovery,
 )
@@ -30,7 +28,8 @@ SHOWN_TRIALS = 2000
 LEAST_LOST = 1e-4  # what is lost less is drawn here
 
 
-def _layout(figure: go.Figure, height: int) -> go.Figure:
+def layout(figure: go.Figure, height: int) -> go.Figure:
+    """Size, margins and fonts that all figures share."""
     figure.update_layout(
         template="plotly_white",
         height=height,
@@ -85,7 +84,7 @@ def front_2d(info: RunInfo) -> go.Figure:
     figure.update_xaxes(title="latency (ms)", row=1, col=2)
     figure.update_yaxes(title="accuracy lost (validation)", row=1, col=1)
     figure.update_layout(legend={"orientation": "h", "y": -0.22})
-    return _layout(figure, 460)
+    return layout(figure, 460)
 
 
 def front_3d(info: RunInfo) -> go.Figure:
@@ -122,7 +121,7 @@ def front_3d(info: RunInfo) -> go.Figure:
         scene={"xaxis": {"title": "KB", "type": "log"}, "yaxis": {"title": "ms"}, "zaxis": {"title": "accuracy"}},
         legend={"orientation": "h"},
     )
-    return _layout(figure, 520)
+    return layout(figure, 520)
 
 
 def allocation_maps(info: RunInfo) -> go.Figure:
@@ -159,7 +158,7 @@ def allocation_maps(info: RunInfo) -> go.Figure:
         )
     figure.update_yaxes(autorange="reversed", tickfont={"size": 10}, automargin=True)
     figure.update_xaxes(tickangle=60, tickfont={"size": 9}, type="category", title="trial (size)")
-    return _layout(figure, max(320, 130 + 18 * len(data.modules)))
+    return layout(figure, max(320, 130 + 18 * len(data.modules)))
 
 
 def sensitivity_bars(info: RunInfo) -> go.Figure:
@@ -181,7 +180,7 @@ def sensitivity_bars(info: RunInfo) -> go.Figure:
     figure.update_yaxes(type="log", title="divergence (log)", exponentformat="power")
     figure.update_xaxes(tickangle=60, tickfont={"size": 9}, automargin=True)
     figure.update_layout(barmode="group", legend={"title": "module alone under (click to add)"})
-    return _layout(figure, 520)
+    return layout(figure, 520)
 
 
 def _shown(table: pd.DataFrame) -> set[str]:
@@ -225,36 +224,7 @@ def recovery_curves(info: RunInfo) -> go.Figure:
     figure.add_trace(go.Scatter(x=[None], y=[None], mode="markers", marker=scale, showlegend=False, hoverinfo="skip"))
     figure.update_xaxes(title="steps")
     figure.update_yaxes(type="log", title="accuracy lost (log)")
-    return _layout(figure, 420)
-
-
-def prediction_scatter(info: RunInfo) -> go.Figure:
-    """Predicted against measured latency of candidates that the latency model had not seen, and of the front."""
-    data: PredictionInfo = predictions(info)
-    figure = go.Figure()
-    values = [*data.check[0], *data.check[1], *data.front[0], *data.front[1]]
-    ends = [min(values, default=0) * 0.95, max(values, default=1) * 1.05]
-    figure.add_trace(go.Scatter(x=ends, y=ends, mode="lines", line={"color": GREY, "dash": "dot"}, showlegend=False, hoverinfo="skip"))
-    for name, (predicted, measured), colour in (("random candidates", data.check, BASE), ("final front", data.front, ACCENT)):
-        figure.add_trace(
-            go.Scatter(
-                x=measured,
-                y=predicted,
-                mode="markers",
-                marker={"color": colour, "size": 8},
-                name=name,
-                hovertemplate="measured %{x:.3f} ms<br>predicted %{y:.3f} ms<extra></extra>",
-            )
-        )
-    errors = [
-        f"{name} {mape:.1%}" for name, mape in (("random candidates", data.check_mape), ("front", data.front_mape)) if mape is not None
-    ]
-    figure.update_layout(
-        title={"text": "mean absolute error: " + ", ".join(errors), "font": {"size": 13}}, legend={"orientation": "h", "y": -0.2}
-    )
-    figure.update_xaxes(title="measured (ms)")
-    figure.update_yaxes(title="predicted (ms)")
-    return _layout(figure, 440)
+    return layout(figure, 420)
 
 
 def hypervolume_curve(info: RunInfo) -> go.Figure:
@@ -265,4 +235,4 @@ def hypervolume_curve(info: RunInfo) -> go.Figure:
     )
     figure.update_xaxes(title="trial")
     figure.update_yaxes(title="hypervolume (share)", rangemode="tozero")
-    return _layout(figure, 440)
+    return layout(figure, 440)

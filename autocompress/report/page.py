@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import html
 import json
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import pandas as pd
 import plotly.graph_objects as go
@@ -18,12 +20,12 @@ from autocompress.report.figures import (
     front_2d,
     front_3d,
     hypervolume_curve,
-    prediction_scatter,
     recovery_curves,
     sensitivity_bars,
 )
-from autocompress.report.info import RunInfo, before_after, read_run
-from autocompress.results import MARKED_GAP, REPORT_FILE
+from autocompress.report.info import RunInfo, before_after, read_run, settings_words, time_info
+from autocompress.report.latency_figures import prediction_scatter, time_bars
+from autocompress.results import LATENCY_WORDS, MARKED_GAP, REPORT_FILE
 
 # Nothing leaves the reader's machine: plotly.js 4 would offer to upload the chart.
 CONFIG = {"showSendToCloud": False, "plotlyServerURL": "", "displaylogo": False, "responsive": True}
@@ -70,7 +72,17 @@ def page(info: RunInfo) -> str:
             "Each line is a trial that was trained: where it stood after each rung, and after the long training of the front.",
             [recovery_curves(info)],
         ),
-        ("Is the latency model right? Did the search still improve?", "", [prediction_scatter(info), hypervolume_curve(info)]),
+        (
+            "Where the time goes",
+            f"{time_info(info).modules_share:.0%} of the float model's time is in modules, which can be compressed, the rest in operators "
+            f"between them. {html.escape(settings_words(info))}",
+            [time_bars(info)],
+        ),
+        (
+            "Is the latency model right? Did the search still improve?",
+            html.escape(_refit_words(run)),
+            [prediction_scatter(info), hypervolume_curve(info)],
+        ),
     ]
     data = json.dumps({"run": run, "front": info.front.to_json()}).replace("</", "<\\/")
     parts = [
@@ -79,11 +91,11 @@ def page(info: RunInfo) -> str:
         f"<h1>{html.escape(str(run['task']))} on {html.escape(str(run['target']))}</h1>",
         f"<p>Float baseline: {base.size_bytes / 1e6:.2f} MB, {base.latency_ms:.3f} ms, accuracy {base.accuracy:.4f} on validation"
         + (f" and {base.test_accuracy:.4f} on test" if base.test_accuracy is not None else "")
-        + f". {len(info.front)} verified points. Latencies: ratio to the baseline, run interleaved, times its milliseconds.</p>",
+        + f". {len(info.front)} verified points. {LATENCY_WORDS[base.latency_source]}</p>",
         f"<div class='wide'>{_table(before_after(info.front))}</div>",
     ]
-    if not info.run.get("recovery"):
-        sections = [section for section in sections if section[0] != "Recovery"]
+    without = {title for title, key in (("Recovery", "recovery"), ("Where the time goes", "time")) if not run.get(key)}
+    sections = [section for section in sections if section[0] not in without]
     for title, text, figures in sections:
         parts.append(f"<h2>{title}</h2>" + (f"<p>{text}</p>" if text else ""))
         drawn = "".join(f"<div>{_div(figure)}</div>" for figure in figures)
@@ -92,6 +104,17 @@ def page(info: RunInfo) -> str:
     parts.append(f"<p>seed {run.get('seed')}, {versions}</p>")
     parts.append(f"<script type='application/json' id='autocompress-data'>{data}</script></body></html>")
     return "\n".join(parts)
+
+
+def _refit_words(run: Mapping[str, Any]) -> str:
+    """What the search noticed while it measured."""
+    words = [f"While the front was timed, {run['front_check']['warning']}."] if (run.get("front_check") or {}).get("warning") else []
+    if run.get("refit"):
+        words.append(
+            f"The front was predicted {run['front_check']['mape']:.1%} wrong, so the model was fitted again to what was measured there "
+            f"({run['refit']['mape']:.1%} on the same points)."
+        )
+    return " ".join(words)
 
 
 def _div(figure: go.Figure) -> str:

@@ -16,7 +16,8 @@ from autocompress.compress.low_rank import factor_shapes
 from autocompress.compress.sparsify import kept_count
 from autocompress.modules import CompressibleModule
 from autocompress.search_space import BoundSpace
-from autocompress.targets.latency_table import LatencyTable, Layout, module_work
+from autocompress.targets.latency_table import LatencyTable
+from autocompress.targets.workload import Layout
 
 Array = NDArray[np.float64]
 SWEEPS = 3
@@ -72,7 +73,6 @@ class Allocator:
     modules: Mapping[str, ModuleTable]
     group_configs: Mapping[str, tuple[ModuleConfig, ...]]
     group_loss: Mapping[str, Array]
-    group_latency: Mapping[str, Array]
 
     @classmethod
     def of(
@@ -84,7 +84,6 @@ class Allocator:
         baseline_bytes: int,
     ) -> Allocator:
         """Tables from the measured divergences, the analytic bytes and the latency table."""
-        kinds = {module.name: module.kind for module in layout.module_map}
         groups = {g.name: g for g in layout.module_map.groups if g.reason is None}
         choices = {name: _best_criteria(space.group_configs(name), name, losses) for name in groups}
         kept: dict[tuple[str, str], list[tuple[str, list[int]]]] = {}
@@ -103,25 +102,19 @@ class Allocator:
             shape = (len(configs), len(out_removed), len(in_removed))
             size, latency = np.zeros(shape), np.zeros(shape)
             width = module.weight_shape[1] if len(module.weight_shape) > 1 else 1
+            times: dict[tuple[str, int, int], float] = {}  # many configs run in the same form
             for index in np.ndindex(shape):
                 config = configs[index[0]]
                 rows, columns = module.weight_shape[0] - out_removed[index[1]], width - in_removed[index[2]]
-                form, amount = module_work(layout, module, config, rows, columns)
                 size[index] = stored_bytes(module, config, rows, columns) / baseline_bytes
-                latency[index] = table.wall_us(module.name, form, amount, kinds) / (table.baseline_ms * 1e3)
+                at = layout.form(module, config), rows, columns
+                if at not in times:
+                    times[at] = table.module_us(layout, module, config, rows, columns) / (table.baseline_ms * 1e3)
+                latency[index] = times[at]
             loss = np.array([_config_loss(losses, module.name, config) for config in configs])
             modules[module.name] = ModuleTable(configs, out_group, in_group, loss, size, latency)
         group_loss = {name: np.array([losses.get((name, config), 0.0) for config in found]) for name, found in choices.items()}
-        group_latency = {
-            name: np.array(
-                [
-                    table.wall_us(f"group:{name}", "any", kept_share(groups[name], config), kinds) / (table.baseline_ms * 1e3)
-                    for config in found
-                ]
-            )
-            for name, found in choices.items()
-        }
-        return cls(space, modules, choices, group_loss, group_latency)
+        return cls(space, modules, choices, group_loss)
 
     def allocate(self, size_price: float, latency_price: float) -> tuple[dict[str, ModuleConfig], float, float]:
         """(configs with pruning, size, latency) at these prices; size and latency as shares of the baseline, of what the tables cover."""
@@ -137,7 +130,7 @@ class Allocator:
                 out, into = self._at(table, pruned)
                 chosen[name] = int(np.argmin(table.loss + costs[name][:, out, into]))
             for group, readers in self._members.items():
-                total = self.group_loss[group] + latency_price * self.group_latency[group]
+                total = self.group_loss[group]
                 for name, side in readers:
                     table = self.modules[name]
                     out, into = self._at(table, pruned)
@@ -151,7 +144,7 @@ class Allocator:
             config = table.configs[chosen[name]]
             removed = self.group_configs[name][pruned[name]] if name in pruned else UNTOUCHED
             configs[name] = replace(config, pruning_ratio=removed.pruning_ratio, importance=removed.importance)
-        return configs, float(size), float(latency + sum(self.group_latency[g][i] for g, i in pruned.items()))
+        return configs, float(size), float(latency)
 
     @cached_property
     def price_ranges(self) -> tuple[tuple[float, float], tuple[float, float]]:

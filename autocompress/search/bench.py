@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-import os
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -22,16 +21,18 @@ from autocompress.errors import TaskError
 from autocompress.export.build import Builder, prepare
 from autocompress.export.float_graph import export_reference
 from autocompress.measure.accuracy import evaluate_model, evaluate_session, join_targets
-from autocompress.measure.latency import interleaved_timing
-from autocompress.modules import ModuleMap
+from autocompress.modules import CompressibleModule, ModuleMap
 from autocompress.results import Measurement
 from autocompress.search.racing import metric_is_mean
 from autocompress.search.ranks import no_gain, rank_verdicts, table_times
 from autocompress.search_space import BoundSpace, SearchSpace
-from autocompress.targets.latency_table import LatencyTable, Layout
-from autocompress.targets.profile import Subject, cache_folder, cached_table, extra_forms, kernel_choice
-from autocompress.targets.runtime import open_session
+from autocompress.targets.device.sessions import SessionSettings, open_session
+from autocompress.targets.latency import all_threads, compare
+from autocompress.targets.latency_table import LatencyTable
+from autocompress.targets.plan import Subject, form_choices
+from autocompress.targets.profile import cache_folder, cached_table, is_foreign, kept, kernel_choice, table_multiples
 from autocompress.targets.target import Target
+from autocompress.targets.workload import Layout
 from autocompress.task import Task
 
 Report = Callable[[str, float], None]
@@ -53,6 +54,7 @@ class Bench:
     builder: Builder
     stitcher: Stitcher
     layout: Layout
+    subject: Subject
     table: LatencyTable
     baseline: Measurement
     teacher_outputs: Tensor
@@ -70,6 +72,16 @@ class Bench:
     def size_bytes(self, candidate: Candidate) -> int:
         """Size of the candidate's file."""
         return self.builder.size_bytes(candidate)
+
+    @property
+    def settings(self) -> SessionSettings:
+        """How the target's sessions are opened."""
+        return self.table.settings
+
+    @property
+    def latency_source(self) -> str:
+        """What latencies of files are: "measured" here, computed ("analytic"), or predicted ("table") for a device that is not at hand."""
+        return "analytic" if self.target.figures else "table" if is_foreign(self.table) else "measured"
 
     def latency_ms(self, candidate: Candidate) -> float:
         """Predicted latency at the speed of the run's baseline."""
@@ -94,9 +106,10 @@ def subject_of(task: Task, builder: Builder, layout: Layout, space: BoundSpace) 
         proto, owners = builder.blank(candidate)
         return proto.SerializeToString(), owners
 
-    extras = extra_forms(layout, lambda name: space.configs(name) if name in space.kinds else ())
-    feed = builder.lowered.feed(task.example_inputs)
-    return Subject(layout, feed, builder.baseline, blank, builder.group_owners, extras, builder.multiples)
+    choices = form_choices(layout, lambda name: space.configs(name) if name in space.kinds else ())
+    roots = [group.name for group in layout.module_map.groups if group.reason is None]
+    ratios = {name: tuple(sorted({0.0, *space.numbers(name, "pruning_ratio")})) for name in roots}
+    return Subject(layout, builder.lowered.feed(task.example_inputs), builder.baseline, blank, choices, ratios)
 
 
 def builder_for(
@@ -109,7 +122,7 @@ def builder_for(
 ) -> Builder:
     """A builder with the kernels of this machine, and the widths that they like as the table of the target says, or as measured here."""
     kernels = kernel_choice(target)
-    multiples = {kind: kernels.width_multiple(kind) for kind in ("linear", "conv")} if table is None else LatencyTable.load(table).multiples
+    multiples = {kind: kernels.width_multiple(kind) for kind in ("linear", "conv")} if table is None else table_multiples(table)
     return prepare(task, module_map, kernels, device, activation_range).with_multiples(multiples)
 
 
@@ -120,7 +133,12 @@ def layout_of(builder: Builder) -> Layout:
         for owner, sites in builder.lowered.sites.items()
         if all(site.kind == "linear" for site in sites)
     }
-    return Layout(builder.module_map, builder.pruner, inputs, builder.weight_only_level)
+
+    def packed(module: CompressibleModule, config: ModuleConfig) -> bool:
+        return builder.weight_only_level(module, config) is not None or builder.table_block(module, config) is not None
+
+    signatures = {module.name: builder.signature(module) for module in builder.module_map}
+    return Layout(builder.module_map, builder.pruner, inputs, packed, signatures, builder.edges, builder.multiples)
 
 
 def open_bench(
@@ -131,13 +149,15 @@ def open_bench(
     device: torch.device,
     module_map: ModuleMap,
     table_file: Path | None,
+    kept_table: Path,
     known: Mapping[str, Any] | None,
     seed: int,
     report: Report,
 ) -> Bench:
     """Export, calibrate, profile and evaluate the baseline (or take its numbers from the run that is resumed).
 
-    `task` is `original`, or the same on its student; `known` holds the baseline and `float_ms` of the run that is resumed.
+    `task` is `original`, or the same on its student; `known` holds the baseline and `float_ms` of the run that is resumed, file
+    `kept_table` its latency table.
     """
     report("exporting the model", 0.0)
     builder = builder_for(task, module_map, target, device, table_file, space.activation_range)
@@ -146,7 +166,8 @@ def open_bench(
     bound = replace(bound, recovery=bound.recovery.fitted(task.has_labels, logits))
     layout = layout_of(builder)
     subject = subject_of(task, builder, layout, bound)
-    table = cached_table(subject, target, table_file, report)
+    table = kept(subject, target, kept_table) or cached_table(subject, target, table_file, report)
+    table.save(kept_table)
     bound = replace(bound, no_gain=no_gain(rank_verdicts(bound, builder.module_map, table_times(layout, table))))
     report("evaluating the baseline", 0.0)
     reference = builder.baseline
@@ -161,14 +182,29 @@ def open_bench(
     stitcher = Stitcher(builder.teacher.to(device), builder.module_map, library, builder.plan)
     _, outputs = evaluate_model(task, teacher, task.validation, device)
     targets = [target_of for _, target_of in task.validation]
-    baseline, float_ms = _known(known) if known else _measured(task, builder, reference, target, subject)
+    baseline, float_ms = _known(known) if known else _measured(task, builder, reference, target, subject, table)
     report("timing a step of training", 0.0)
     dtype = _training_dtype(task, stitcher, device) if bound.recovery.steps > 0 else torch.float32
     teaches = Teacher(task, teacher, device, cache_folder() / "teacher", bound.recovery.choices["temperature"])
     by_metric = metric_is_mean(task, outputs, join_targets(targets))
     trainer = Trainer(task, teaches, dtype, seed)
     return Bench(
-        task, target, bound, device, builder, stitcher, layout, table, baseline, outputs, by_metric, targets, trainer, reference, float_ms
+        task,
+        target,
+        bound,
+        device,
+        builder,
+        stitcher,
+        layout,
+        subject,
+        table,
+        baseline,
+        outputs,
+        by_metric,
+        targets,
+        trainer,
+        reference,
+        float_ms,
     )
 
 
@@ -187,11 +223,16 @@ def _known(known: Mapping[str, Any]) -> tuple[Measurement, float]:
     return baseline, float(known.get("float_ms", baseline.latency_ms))
 
 
-def _measured(task: Task, builder: Builder, reference: bytes, target: Target, subject: Subject) -> tuple[Measurement, float]:
+def _measured(
+    task: Task, builder: Builder, reference: bytes, target: Target, subject: Subject, table: LatencyTable
+) -> tuple[Measurement, float]:
     """(the float file's numbers, latency of the float model that is compressed: another one where a student is)."""
-    session = open_session(reference, os.cpu_count() or 1)
+    session = open_session(reference, all_threads(table.settings))
     scores, _ = evaluate_session(task, session, builder.lowered.input_names, task.validation)
     others = [] if reference is builder.baseline else [builder.baseline]
-    timing = interleaved_timing(reference, others, subject.feed, target.threads, rounds=60)
-    baseline = Measurement(len(reference), timing.baseline_ms, scores.accuracy, metrics=scores.metrics, verified=True)
-    return baseline, timing.baseline_ms * (timing.ratios[0] if others else 1.0)
+    timing = compare(reference, others, subject.feed, target, table.settings, rounds=60)
+    ratio = timing.ratios[0] if others else 1.0
+    # Of a device that is not at hand nothing can be timed but ratios, which its table knows of the compressed model alone.
+    baseline_ms = table.baseline_ms / ratio if is_foreign(table) else timing.baseline_ms
+    baseline = Measurement(len(reference), baseline_ms, scores.accuracy, metrics=scores.metrics, verified=True)
+    return baseline, baseline_ms * ratio

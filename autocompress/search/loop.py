@@ -17,17 +17,17 @@ from autocompress.compress.generate import check_causal
 from autocompress.compress.prune import global_ratios
 from autocompress.compress.student import on_student, taught
 from autocompress.compress.teacher import model_hash
-from autocompress.errors import AutocompressError, LimitError, RunFolderError
+from autocompress.errors import LimitError, RunFolderError
 from autocompress.files import disk_error, read_json, write_json
 from autocompress.limits import Limits, parse_limits
 from autocompress.modules import find_modules
-from autocompress.results import JOURNAL_FILE, RUN_FILE, SENSITIVITY_FILE, STUDENT_FILE, TRIALS_FILE, ParetoFront, SearchResult
+from autocompress.results import JOURNAL_FILE, RUN_FILE, SENSITIVITY_FILE, STUDENT_FILE, TABLE_FILE, SearchResult
 from autocompress.search.allocation import Allocator, smallest_candidate
 from autocompress.search.bench import Bench, open_bench, pick_device
-from autocompress.search.finalize import choose_finalists, recovered, verify_front
+from autocompress.search.describe import describe_run, say_setup
+from autocompress.search.finish import finish
 from autocompress.search.progress import SearchProgress
 from autocompress.search.progressive import DEFAULT_DROP, ProgressiveSampler
-from autocompress.search.recovery import lessons
 from autocompress.search.sampler import PriceSampler
 from autocompress.search.sensitivity import divergences, measure_sensitivity, read_rows, write_rows
 from autocompress.search.settings import Settings, check_settings
@@ -77,13 +77,14 @@ def run_search(
             setting_up("teaching the student", 0.0)
             learner = _taught(task, bound, settings.seed, device, folder)
         table = _path(settings.target_table)
-        bench = open_bench(task, learner, space, target, device, module_map, table, known, settings.seed, setting_up)
+        kept = folder / TABLE_FILE
+        bench = open_bench(task, learner, space, target, device, module_map, table, kept, known, settings.seed, setting_up)
         limits = check_limits(bench, asked)
         run = describe_run(task, settings, bench, limits)
         if known and known["space"]["digest"] != bench.space.digest:
             raise RunFolderError(f"{folder}: holds a search over another space; choose another --out or give the space it was started with")
         write_json(folder / RUN_FILE, {**(known or {}), **run})
-        _say_check(bench, progress)
+        say_setup(bench, progress)
         sampler = make_sampler(settings, bench, limits, sensitivity(bench, folder, setting_up))
         url = settings.storage or str(folder / JOURNAL_FILE)
         study = study_of(run["model"], url, sampler, settings.study_name)
@@ -114,55 +115,6 @@ def _checked_limits(learner: Task, bound: BoundSpace, settings: Settings) -> dic
     if bound.recovery.steps > 0 and max(bound.recovery.choices["sequences"]) > 0:
         check_causal(learner.model, *next(iter(learner.training_batches())))
     return asked
-
-
-def describe_run(task: Task, settings: Settings, bench: Bench, limits: Limits) -> dict[str, Any]:
-    """Content of run.json while the search runs; `finish` adds what the front showed."""
-    given = settings.space
-    return {
-        "task": task.name,
-        "source": None if task.source is None else dict(task.source),
-        "model": model_hash(task.model),
-        "space": {"file": str(given) if isinstance(given, (str, Path)) else "inline", "digest": bench.space.digest},
-        "target": bench.target.name,
-        "seed": settings.seed,
-        "strategy": settings.strategy,
-        "versions": {**bench.table.versions, "torch": str(torch.__version__), "optuna": optuna.__version__},
-        "baseline": bench.baseline.to_json(),
-        "float_ms": bench.float_ms,
-        "training_dtype": str(bench.trainer.dtype).removeprefix("torch."),
-        "limits": limits.__dict__,
-        "latency_check": bench.table.check,
-        "no_gain": sorted(list(choice) for choice in bench.space.no_gain),
-        "uncovered": [item.__dict__ for item in bench.module_map.uncovered],
-    }
-
-
-def finish(
-    study: optuna.Study,
-    bench: Bench,
-    limits: Limits,
-    folder: Path,
-    run: dict[str, Any],
-    finalize_steps: int,
-    stop: Callable[[], bool],
-    progress: SearchProgress,
-) -> ParetoFront:
-    """Recover, export and verify the front; adds the prediction errors on it and what was reused to `run`."""
-    finalists = choose_finalists(study, bench, limits)
-    if not finalists:
-        raise AutocompressError(f"search: no trial finished; see the causes in {folder / TRIALS_FILE}")
-    finalists = recovered(study, finalists, bench, folder, finalize_steps, stop, progress.phase)
-    origin = {key: run[key] for key in ("task", "source", "model", "seed", "versions")}
-    origin["threads"] = torch.get_num_threads()  # sums of floats depend on them in the last bit
-    origin["training_dtype"] = run["training_dtype"]
-    origin["student"] = bench.space.recovery.student_lesson().to_json()
-    front, run["front_check"] = verify_front(finalists, bench, folder, origin, progress.phase)
-    run["recovery"] = lessons(study)
-    teacher = bench.trainer.teacher
-    run["teacher"] = {"computed": teacher.computed, "read": teacher.read}
-    run["library"] = {"made": bench.stitcher.library.made, "reused": bench.stitcher.library.reused}
-    return front
 
 
 def _for_workers(settings: Settings, space: SearchSpace, folder: Path, limits: Limits, deadline: float | None) -> dict[str, Any]:
@@ -197,7 +149,8 @@ def run_worker(task: Task, storage: str, study_name: str, device_name: str | Non
     with interrupt.watched(), SearchProgress(quiet=True) as progress:
         learner = _taught(task, space.bind(module_map, target), run["seed"], device, folder)
         table = _path(run["table"])
-        bench = open_bench(task, learner, space, target, device, module_map, table, known, run["seed"], progress.phase)
+        kept = folder / TABLE_FILE
+        bench = open_bench(task, learner, space, target, device, module_map, table, kept, known, run["seed"], progress.phase)
         sampler = price_sampler(bench, sensitivity(bench, folder, progress.phase), run["seed"])
         study = open_study(storage, sampler, study_name, create=False)
         deadline = None if run["deadline"] is None else time.monotonic() + run["deadline"] - time.time()
@@ -259,15 +212,6 @@ def check_limits(bench: Bench, given: Mapping[str, float | str | None]) -> Limit
 def _deadline(started: float, timeout_s: float | None, share: float) -> float | None:
     """When that share of the time is spent."""
     return None if timeout_s is None else started + timeout_s * share
-
-
-def _say_check(bench: Bench, progress: SearchProgress) -> None:
-    check = bench.table.check
-    if check:
-        progress.line(
-            f"latency model on {check['candidates']} random candidates it has not seen: mean error {check['mape']:.1%}, "
-            f"95th percentile {check['p95']:.1%}, Kendall tau {check['kendall_tau']:.2f}"
-        )
 
 
 def _make_folder(folder: Path) -> None:

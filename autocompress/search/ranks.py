@@ -10,7 +10,8 @@ from autocompress.candidate import ModuleConfig
 from autocompress.compress.low_rank import factor_shapes
 from autocompress.modules import CompressibleModule
 from autocompress.search_space import BoundSpace
-from autocompress.targets.latency_table import LatencyTable, Layout, module_work
+from autocompress.targets.latency_table import LatencyTable
+from autocompress.targets.workload import Layout
 
 
 @dataclass(frozen=True)
@@ -64,13 +65,10 @@ def rank_verdicts(space: BoundSpace, modules: Iterable[CompressibleModule], time
 
 def table_times(layout: Layout, table: LatencyTable) -> TimeRatio:
     """Times as a latency table predicts them."""
-    kinds = {m.name: m.kind for m in layout.module_map}
 
     def ratio(module: CompressibleModule, config: ModuleConfig) -> float:
-        def time(of: ModuleConfig) -> float:
-            return table.wall_us(module.name, *module_work(layout, module, of, *module.weight_shape[:2]), kinds)
-
-        return time(config) / max(time(config.quantized()), 1e-9)
+        whole = table.kernel_us(layout, module, config.quantized())
+        return table.kernel_us(layout, module, config) / max(whole, 1e-9)
 
     return ratio
 

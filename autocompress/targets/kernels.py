@@ -5,14 +5,15 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from onnx import TensorProto, helper, numpy_helper
 
-from autocompress.measure.latency import interleaved_timing
-from autocompress.targets.runtime import open_session
+from autocompress.targets.device.sessions import DEFAULT, SessionSettings, open_session
+from autocompress.targets.device.timing import interleaved_timing
 
 FOLDED = -1
 LEVELS = (4, 0)  # of MatMulNBits: 8-bit and float arithmetic
@@ -26,9 +27,14 @@ CONTRIB = "com.microsoft"
 
 @dataclass
 class KernelChoice:
-    """Answers from memory, from file `path`, or by timing the kernels against each other, in that order."""
+    """Answers from memory, from file `path`, or by timing the kernels against each other, in that order.
 
-    threads: int
+    Without `weight_only` the target has no kernels on packed weights; where it is not `present`, nothing can be timed.
+    """
+
+    settings: SessionSettings = DEFAULT
+    weight_only: bool = True
+    present: bool = True
     path: Path | None = None
     _known: dict[str, int] = field(default_factory=dict)
 
@@ -46,8 +52,10 @@ class KernelChoice:
 
     def matmul_level(self, rows: int, columns: int, outputs: int, bits: int, block: int) -> int:
         """Accuracy level of the fastest MatMulNBits for (rows, columns) @ (columns, outputs), or FOLDED when the float product is."""
+        if not self.weight_only:
+            return FOLDED
         key = f"MatMulNBits {rows}x{columns}x{outputs} {bits}b{block}"
-        return self._answer(key, lambda: _time_matmul(self.threads, rows, columns, outputs, bits, block))
+        return self._answer(key, lambda: _time_matmul(self.settings, rows, columns, outputs, bits, block))
 
     def matmul_rounds_inputs(self, rows: int, columns: int, outputs: int, bits: int, block: int, level: int) -> bool:
         """Whether that kernel rounds its inputs to 8 bits per block: an accuracy level permits it, and each machine decides."""
@@ -56,12 +64,16 @@ class KernelChoice:
 
     def gather_stays_packed(self, lookups: int, entries: int, width: int, bits: int, block: int) -> bool:
         """Whether GatherBlockQuantized is at least as fast as a lookup in the unpacked table."""
+        if not self.weight_only:
+            return False
         key = f"GatherBlockQuantized {lookups}x{entries}x{width} {bits}b{block}"
-        return self._answer(key, lambda: _time_gather(self.threads, lookups, entries, width, bits, block)) != FOLDED
+        return self._answer(key, lambda: _time_gather(self.settings, lookups, entries, width, bits, block)) != FOLDED
 
     def width_multiple(self, kind: str) -> int:
         """The largest multiple to which rounding a width up costs a "linear" or "conv" kernel hardly any time: 1, 2, 4, 8 or 16."""
-        return self._answer(f"{kind} width multiple", lambda: _width_multiple(self.threads, kind))
+        if not self.present:
+            return 1
+        return self._answer(f"{kind} width multiple", lambda: _width_multiple(self.settings, kind))
 
     def _answer(self, key: str, measure: Any) -> int:
         if key not in self._known:
@@ -89,8 +101,9 @@ def _saturates() -> bool:
     return bool((found != 64 * 255 * 127).any())
 
 
-def _fastest(baseline: bytes, others: dict[int, bytes], feed: dict[str, Any], threads: int) -> int:
-    timing = interleaved_timing(baseline, list(others.values()), feed, threads, ROUNDS)
+def _fastest(baseline: bytes, others: dict[int, bytes], feed: dict[str, Any], settings: SessionSettings) -> int:
+    openers = [partial(open_session, model, settings) for model in (baseline, *others.values())]
+    timing = interleaved_timing(openers[0], openers[1:], feed, ROUNDS)
     ratio, level = min(zip(timing.ratios, others, strict=True))
     return level if ratio <= 1 else FOLDED
 
@@ -132,28 +145,43 @@ def _rounds(rows: int, columns: int, outputs: int, bits: int, block: int, level:
     return float(np.linalg.norm(found - exact) / np.linalg.norm(exact)) > FLOAT_ERROR
 
 
-def _time_matmul(threads: int, rows: int, columns: int, outputs: int, bits: int, block: int) -> int:
+def _time_matmul(settings: SessionSettings, rows: int, columns: int, outputs: int, bits: int, block: int) -> int:
     generator = np.random.default_rng(0)
     weight = generator.standard_normal((columns, outputs), dtype=np.float32)
     baseline = _model([helper.make_node("MatMul", ["x", "w"], ["y"])], [_tensor("w", weight)], TensorProto.FLOAT, 2)
     packed = generator.integers(0, 256, (outputs, -(-columns // block), block * bits // 8), dtype=np.uint8)
     others = {level: _packed_matmul(packed, columns, bits, block, level) for level in LEVELS}
-    return _fastest(baseline, others, {"x": generator.standard_normal((rows, columns), dtype=np.float32)}, threads)
+    return _fastest(baseline, others, {"x": generator.standard_normal((rows, columns), dtype=np.float32)}, settings)
 
 
-def _width_multiple(threads: int, kind: str) -> int:
-    """From the times of one product or convolution at every width of a range of four times 16."""
+def _width_multiple(settings: SessionSettings, kind: str) -> int:
+    """From the times of one product or convolution at every width of a range of four times 16, in float and in 8-bit integers."""
     generator = np.random.default_rng(0)
     widths = list(range(WIDTHS[0], WIDTHS[1] + 1))
-    rank = 2 if kind == "linear" else 4
-    models = []
-    for width in widths:
-        shape, operator = ((64, width), "MatMul") if kind == "linear" else ((width, 32, 3, 3), "Conv")
-        weight = generator.standard_normal(shape, dtype=np.float32)
-        models.append(_model([helper.make_node(operator, ["x", "w"], ["y"])], [_tensor("w", weight)], TensorProto.FLOAT, rank))
-    x = generator.standard_normal((64, 64) if rank == 2 else (1, 32, 14, 14), dtype=np.float32)
-    timing = interleaved_timing(models[-1], models, {"x": x}, threads, 2 * ROUNDS)
-    return liked_multiple(dict(zip(widths, timing.ratios, strict=True)))
+    found = []
+    for integer in (False, True) if settings.runtime == "onnxruntime" else (False,):
+        models = [_product(generator, kind, width, integer) for width in widths]
+        x = generator.standard_normal((64, 64) if kind == "linear" else (1, 32, 14, 14), dtype=np.float32)
+        feed = {"x": (x * 32 + 128).clip(0, 255).astype(np.uint8) if integer else x}
+        openers = [partial(open_session, model, settings) for model in models]
+        timing = interleaved_timing(openers[-1], openers, feed, 2 * ROUNDS)
+        found.append(liked_multiple(dict(zip(widths, timing.ratios, strict=True))))
+    return max(found)
+
+
+def _product(generator: np.random.Generator, kind: str, width: int, integer: bool) -> bytes:
+    """A model of one product with 64 inputs, or of one 3 x 3 convolution with 32, and `width` outputs."""
+    shape, rank = ((64, width), 2) if kind == "linear" else ((width, 32, 3, 3), 4)
+    if not integer:
+        weight = _tensor("w", generator.standard_normal(shape, dtype=np.float32))
+        node = helper.make_node("MatMul" if rank == 2 else "Conv", ["x", "w"], ["y"])
+        return _model([node], [weight], TensorProto.FLOAT, rank)
+    weight = _tensor("w", generator.integers(-127, 128, shape, dtype=np.int8))
+    if rank == 2:
+        return _model([helper.make_node("MatMulInteger", ["x", "w"], ["y"])], [weight], TensorProto.UINT8, rank, TensorProto.INT32)
+    scale, zero, signed = _tensor("s", np.float32(0.01)), _tensor("z", np.uint8(128)), _tensor("i", np.int8(0))
+    node = helper.make_node("QLinearConv", ["x", "s", "z", "w", "s", "i", "s", "z"], ["y"])
+    return _model([node], [weight, scale, zero, signed], TensorProto.UINT8, rank, TensorProto.UINT8)
 
 
 def liked_multiple(times: Mapping[int, float]) -> int:
@@ -167,7 +195,7 @@ def liked_multiple(times: Mapping[int, float]) -> int:
     return 1
 
 
-def _time_gather(threads: int, lookups: int, entries: int, width: int, bits: int, block: int) -> int:
+def _time_gather(settings: SessionSettings, lookups: int, entries: int, width: int, bits: int, block: int) -> int:
     generator = np.random.default_rng(0)
     table = _tensor("w", generator.standard_normal((entries, width), dtype=np.float32))
     baseline = _model([helper.make_node("Gather", ["w", "x"], ["y"])], [table], TensorProto.INT64, 1)
@@ -176,4 +204,4 @@ def _time_gather(threads: int, lookups: int, entries: int, width: int, bits: int
     attributes: dict[str, Any] = {"gather_axis": 0, "quantize_axis": 1, "block_size": block, "bits": bits}
     node = helper.make_node("GatherBlockQuantized", ["w", "x", "s"], ["y"], domain=CONTRIB, **attributes)
     feed = {"x": generator.integers(0, entries, lookups)}
-    return _fastest(baseline, {1: _model([node], [packed, scale], TensorProto.INT64, 1)}, feed, threads)
+    return _fastest(baseline, {1: _model([node], [packed, scale], TensorProto.INT64, 1)}, feed, settings)

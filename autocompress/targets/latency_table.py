@@ -1,142 +1,139 @@
-"""Milliseconds of any candidate from the times of its modules in whole profiled models."""
+"""The latency table of a target: whole models that were measured there, as a file, and the predictions that follow from them."""
 
 from __future__ import annotations
 
 import json
-from collections import defaultdict
-from collections.abc import Callable, Iterable, Mapping
-from dataclasses import asdict, dataclass, field
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import asdict, dataclass, field, replace
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
-from scipy.optimize import nnls
+from scipy.stats import kendalltau
 
 from autocompress.candidate import Candidate, ModuleConfig
-from autocompress.compress.low_rank import factor_shapes
-from autocompress.compress.prune import Pruner
 from autocompress.errors import TargetError
-from autocompress.modules import CompressibleModule, ModuleMap
+from autocompress.modules import CompressibleModule
+from autocompress.targets.device.sessions import SessionSettings
+from autocompress.targets.fit import REST, LatencyModel, Run
+from autocompress.targets.workload import Kernel, Layout, Work, workload
 
-FORMAT = 4
-CLASSES = ("float", "int8", "conv", "rest")
-RIDGE = 0.003  # weight of the prior against the fitted candidates
-
-Key = tuple[str, str]  # (owner, form)
+FORMAT = 5
+# The rows of a table's file, by column; `run` numbers the models. What was not profiled has no microseconds.
+COLUMNS = {
+    "runs": ("run", "role", "milliseconds", "low", "high"),
+    "kernels": ("run", "module", "signature", "rows", "form", "kept_in", "kept_out", "amount", "microseconds", "operators"),
+    "surroundings": ("run", "feature", "amount"),
+    "rest": ("run", "operator", "microseconds", "operators"),
+}
 
 
 @dataclass(frozen=True)
-class Layout:
-    """What the workload of a candidate depends on: modules, masks, which tensors each linear module reads, and which modules
-    run on the weight-only kernel under a config."""
-
-    module_map: ModuleMap
-    pruner: Pruner
-    linear_inputs: Mapping[str, tuple[str, ...]]
-    weight_only_level: Callable[[CompressibleModule, ModuleConfig], int | None]
-
-
-def form_of(layout: Layout, module: CompressibleModule, config: ModuleConfig) -> str:
-    """The form in which a module under `config` is executed, its factors apart."""
-    config = config.executed(module.kind)
-    if module.kind not in ("linear", "conv"):
-        return "float"
-    if config.activation_bits == 8:
-        usual = config.static(module.kind) == (module.kind == "conv")
-        return "int8" if usual else "int8-static" if module.kind == "linear" else "int8-dynamic"
-    if layout.weight_only_level(module, config) is not None:
-        return f"nbits{config.weight_bits}-{config.group_size}"
-    return "float" if config.activation_bits == 32 else "int16"
-
-
-def module_work(layout: Layout, module: CompressibleModule, config: ModuleConfig, kept_out: int, kept_in: int) -> tuple[str, float]:
-    """(form, weights that are multiplied per output position) of one module under a config with that many channels left."""
-    form = form_of(layout, module, config)
-    ratio = config.rank_ratio if module.factorisable else 1.0
-    shapes = factor_shapes((kept_out, kept_in, *module.weight_shape[2:]), ratio, config.decomposition)
-    amount = float(sum(np.prod(shape) for shape in shapes))
-    if len(shapes) == 1:
-        return form, amount
-    both = len(shapes) == 2 and max(shapes[1][2:], default=1) > 1
-    return f"{form}-{'tucker' if len(shapes) == 3 else 'spatial' if both else 'rank'}", amount
-
-
-def workload(layout: Layout, candidate: Candidate) -> dict[Key, float]:
-    """Amount of work per (owner, form): weights of modules, kept share of groups, quantised tensors, and the rest of the graph."""
-    masks = layout.pruner.masks(candidate)
-    amounts: dict[Key, float] = {}
-    integer = 0
-    for module in layout.module_map:
-        out, into = masks.of(module.name, "out"), masks.of(module.name, "in")
-        kept_out = module.weight_shape[0] if out is None else int(out.sum())
-        kept_in = module.weight_shape[1] if into is None else int(into.sum())
-        form, amount = module_work(layout, module, candidate.config(module.name), kept_out, kept_in)
-        amounts[module.name, form] = 0.0 if masks.dropped(module.name) else amount
-        if form.startswith("int8"):
-            integer += 1
-            for tensor in layout.linear_inputs.get(module.name, ()):
-                amounts[f"quantize:{tensor}", "any"] = 1.0
-    for group in layout.module_map.groups:
-        if group.reason is None:
-            ratio = candidate.config(group.name).pruning_ratio
-            amounts[f"group:{group.name}", "any"] = group.kept_units(ratio) / group.units if ratio > 0 else 1.0
-    share = integer / max(1, len(layout.module_map))
-    amounts["rest", "float"], amounts["rest", "int8"] = 1 - share, share
-    return amounts
-
-
-@dataclass
 class LatencyTable:
-    """Times of one model on one target, in microseconds per (owner, form) as intercept + slope * amount.
+    """Models that were measured on one target.
 
-    `scales` turn profiled microseconds into wall time, per class for the intercepts and then for the slopes: the profiler's own
-    cost sits in the former, the caches' in the latter. `overhead_us` is what no operator accounts for. `check` holds
-    the errors on candidates that were never used in a fit. `multiples` by kind of module are the widths that its kernels like.
+    Attributes:
+        versions: runtime and machine; `settings`: the session settings that were tuned there, `tuning` what was tried.
+        inputs: shapes that the models were fed with.
+        baseline_ms: the float model, undisturbed; the times of all runs are ratios to it times this.
+        multiples: the widths that its kernels like, by kind of module.
+        warning: what was noticed while measuring, e.g. a busy machine.
     """
 
     target: str
-    key: str
-    versions: dict[str, str]
+    versions: Mapping[str, str]
+    settings: SessionSettings
+    inputs: Mapping[str, list[int]]
     baseline_ms: float
-    entries: dict[Key, tuple[float, float]]
-    scales: list[float]
-    overhead_us: float = 0.0
-    check: dict[str, Any] | None = None
-    multiples: dict[str, int] = field(default_factory=dict)
+    runs: tuple[Run, ...]
+    multiples: Mapping[str, int] = field(default_factory=dict)
+    tuning: tuple[Mapping[str, Any], ...] = ()
+    warning: str = ""
 
-    def parts(self, work: Mapping[Key, float], kinds: Mapping[str, str]) -> NDArray[np.float64]:
-        """(2 * classes,) profiled microseconds of all intercepts, then of all slopes, per class; `kinds` is the kind of each module."""
-        total = np.zeros((2, len(CLASSES)))
-        for (owner, form), amount in work.items():
-            intercept, slope = self.entries.get((owner, form), (0.0, 0.0))
-            share = amount if owner == "rest" else float(amount > 0)
-            total[:, CLASSES.index(self.class_of(owner, form, kinds))] += (intercept * share, slope * amount)
-        return total.flatten()
+    @cached_property
+    def model(self) -> LatencyModel:
+        """Fitted to all runs but those that are kept for checking."""
+        return LatencyModel.of(self.runs)
 
-    @staticmethod
-    def class_of(owner: str, form: str, kinds: Mapping[str, str]) -> str:
-        """The class whose scales apply to an entry."""
-        if owner not in kinds:
-            return "rest"
-        return "conv" if kinds[owner] == "conv" else "int8" if form.startswith(("int8", "nbits")) else "float"
-
-    def wall_us(self, owner: str, form: str, amount: float, kinds: Mapping[str, str]) -> float:
-        """Wall time of one entry."""
-        return float(self.parts({(owner, form): amount}, kinds) @ np.array(self.scales))
+    @cached_property
+    def check(self) -> dict[str, Any]:
+        """The errors on candidates that were never used in a fit."""
+        kept = [run for run in self.runs if run.role == "checked"]
+        predicted = [self.model.predict_us(run.work) / 1e3 for run in kept]
+        return prediction_errors(predicted, [run.milliseconds for run in kept]) if kept else {}
 
     def predict_ms(self, layout: Layout, candidate: Candidate) -> float:
-        """Predicted latency."""
-        kinds = {module.name: module.kind for module in layout.module_map}
-        return float(self.parts(workload(layout, candidate), kinds) @ np.array(self.scales) + self.overhead_us) / 1e3
+        """Predicted latency; TargetError when a module runs in a form that was never measured."""
+        return self.predict(workload(layout, candidate))
+
+    def predict(self, work: Work) -> float:
+        """Predicted milliseconds of what a candidate does."""
+        self._check_covered(work.kernels)
+        return self.model.predict_us(work) / 1e3
+
+    def module_us(self, layout: Layout, module: CompressibleModule, config: ModuleConfig, kept_out: int, kept_in: int) -> float:
+        """Predicted time of one module and of what it alone decides around it."""
+        kernel = layout.kernel(module, config, kept_out, kept_in)
+        self._check_covered({module.name: kernel})
+        return self.model.kernel_us(kernel) + self.model.around_us(layout.around(module, kernel))
+
+    def kernel_us(self, layout: Layout, module: CompressibleModule, config: ModuleConfig) -> float:
+        """Predicted time of one module, whole, without what surrounds it."""
+        kernel = layout.kernel(module, config, *(*module.weight_shape, 1)[:2])
+        self._check_covered({module.name: kernel})
+        return self.model.kernel_us(kernel)
+
+    def interpolated_share(self, work: Work) -> float:
+        """The share of the predicted time that lies in kernels of widths or rows between measured ones."""
+        unseen = sum(self.model.kernel_us(kernel) for kernel in work.kernels.values() if not self.model.measured(kernel))
+        return unseen / max(self.model.predict_us(work), 1e-9)
+
+    def _check_covered(self, kernels: Mapping[str, Kernel]) -> None:
+        for module, kernel in kernels.items():
+            try:
+                self.model.kernel_us(kernel)
+            except KeyError:
+                known = sorted({form for signature, _, form, *_ in self.model.grid if signature == kernel.signature})
+                has = f"it has {', '.join(known)}" if known else "it knows no module like it"
+                raise TargetError(f"latency table of {self.target}: has no time of module {module} in form {kernel.form}; {has}") from None
+
+    def covers(self, layout: Layout, candidates: Iterable[Candidate]) -> None:
+        """Raise TargetError unless every module of the candidates runs in a form that was measured."""
+        for candidate in candidates:
+            self._check_covered(workload(layout, candidate).kernels)
+
+    def with_front(self, works: Sequence[Work], milliseconds: Sequence[float]) -> LatencyTable:
+        """The same table, its model fitted to verified points too."""
+        found = tuple(Run("front", work, ms, (ms, ms)) for work, ms in zip(works, milliseconds, strict=True))
+        return replace(self, runs=(*(run for run in self.runs if run.role != "front"), *found))
+
+    def merged(self, other: LatencyTable) -> LatencyTable:
+        """Both tables' runs, held to this one's speed; TargetError when they are of other targets, runtimes, machines or settings."""
+        for what in ("target", "versions", "settings"):
+            mine, others = getattr(self, what), getattr(other, what)
+            if mine != others:
+                raise TargetError(f"latency tables differ in {what} ({_words(mine)} against {_words(others)}); measure both on one machine")
+        factor = self.baseline_ms / other.baseline_ms if self.inputs == other.inputs else 1.0
+        runs = [
+            replace(r, milliseconds=r.milliseconds * factor, interval=(r.interval[0] * factor, r.interval[1] * factor)) for r in other.runs
+        ]
+        return replace(self, runs=(*self.runs, *runs))
 
     def save(self, path: Path) -> None:
-        """Write the table as JSON."""
-        data = asdict(self)
-        data["entries"] = [
-            {"owner": owner, "form": form, "intercept_us": a, "slope_us": b} for (owner, form), (a, b) in self.entries.items()
-        ]
-        path.write_text(json.dumps({"format": FORMAT, **data}, indent=1))
+        """Write the table as JSON: a head, and rows whose columns it names."""
+        rows: dict[str, list[list[Any]]] = {name: [] for name in COLUMNS}
+        for number, run in enumerate(self.runs):
+            rows["runs"].append([number, run.role, run.milliseconds, *run.interval])
+            for module, kernel in run.work.kernels.items():
+                rows["kernels"].append([number, module, *kernel, *run.spent.get(module, (None, None))])
+            rows["surroundings"] += [[number, feature, amount] for feature, amount in run.work.surroundings.items()]
+            if run.spent:
+                rows["rest"].append([number, None, *run.spent.get(REST, (0.0, 0))])
+            rows["rest"] += [[number, operator, microseconds, None] for operator, microseconds in run.operators.items()]
+        head = {"format": FORMAT, **{key: value for key, value in asdict(self).items() if key != "runs"}, "columns": COLUMNS}
+        lines = ",\n".join(f' "{name}": [\n  ' + ",\n  ".join(map(json.dumps, found)) + "]" for name, found in rows.items())
+        path.write_text(json.dumps(head, indent=1)[:-2] + ",\n" + lines + "}\n")
 
     @classmethod
     def load(cls, path: Path) -> LatencyTable:
@@ -145,43 +142,61 @@ class LatencyTable:
             data = json.loads(path.read_text())
             if data.pop("format") != FORMAT:
                 raise ValueError("another format")
-            entries = {(e["owner"], e["form"]): (float(e["intercept_us"]), float(e["slope_us"])) for e in data.pop("entries")}
-            return cls(entries=entries, **data)
-        except (OSError, ValueError, KeyError, TypeError) as error:
-            raise TargetError(f"{path}: not a latency table ({type(error).__name__}); delete it to have it measured again") from error
+            tables = {name: [dict(zip(data["columns"][name], row, strict=True)) for row in data.pop(name)] for name in COLUMNS}
+            data.pop("columns")
+            data["settings"] = SessionSettings.from_json(data["settings"])
+            data["tuning"] = tuple(data["tuning"])
+            table = cls(runs=_runs(tables), **data)
+            if not any(run.spent for run in table.runs):
+                raise ValueError("no profiled model")
+            return table
+        except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+            raise TargetError(f"{path}: not a latency table ({type(error).__name__}: {error}); measure it again") from error
 
 
-def fit_entries(observations: Iterable[tuple[Key, float, float]]) -> dict[Key, tuple[float, float]]:
-    """Intercept and slope (both at least 0) per key from (key, amount, microseconds) of profiled models, by least squares.
-
-    The same amount measured several times counts once, with the median.
-    """
-    grouped: dict[Key, dict[float, list[float]]] = defaultdict(lambda: defaultdict(list))
-    for key, amount, microseconds in observations:
-        grouped[key][amount].append(microseconds)
-    entries = {}
-    for key, found in grouped.items():
-        amounts, times = np.array(list(found)), np.array([np.median(values) for values in found.values()])
-        if np.ptp(amounts) == 0:
-            entries[key] = (float(times[0]), 0.0)
-            continue
-        unit = amounts.max()
-        # Relative residuals: a small form counts as much as a large one.
-        weight = 1 / np.maximum(times, 0.5)
-        solution, _ = nnls(np.stack([np.ones_like(amounts), amounts / unit], 1) * weight[:, None], times * weight)
-        entries[key] = (float(solution[0]), float(solution[1] / unit))
-    return entries
+def _words(value: Any) -> str:
+    return ", ".join(f"{k} {v}" for k, v in value.items()) if isinstance(value, Mapping) else str(value)
 
 
-def fit_scales(parts: NDArray[np.float64], wall_us: NDArray[np.float64]) -> tuple[list[float], float]:
-    """(scales, overhead in microseconds) by ridge regression on relative errors, all at least 0.
+def _runs(tables: Mapping[str, list[dict[str, Any]]]) -> tuple[Run, ...]:
+    kernels: dict[int, dict[str, Kernel]] = {}
+    spent: dict[int, dict[str, tuple[float, int]]] = {}
+    operators: dict[int, dict[str, float]] = {}
+    around: dict[int, dict[str, float]] = {}
+    for row in tables["kernels"]:
+        kernels.setdefault(row["run"], {})[row["module"]] = Kernel(*(row[name] for name in Kernel._fields))
+        if row["microseconds"] is not None:
+            spent.setdefault(row["run"], {})[row["module"]] = (float(row["microseconds"]), int(row["operators"]))
+    for row in tables["rest"]:
+        if row["operator"] is None:
+            spent.setdefault(row["run"], {})[REST] = (float(row["microseconds"]), int(row["operators"]))
+        else:
+            operators.setdefault(row["run"], {})[row["operator"]] = float(row["microseconds"])
+    for row in tables["surroundings"]:
+        around.setdefault(row["run"], {})[row["feature"]] = float(row["amount"])
+    return tuple(
+        Run(
+            row["role"],
+            Work(kernels.get(row["run"], {}), around.get(row["run"], {})),
+            float(row["milliseconds"]),
+            (float(row["low"]), float(row["high"])),
+            spent.get(row["run"], {}),
+            operators.get(row["run"], {}),
+        )
+        for row in tables["runs"]
+    )
 
-    parts (candidates, 2 * classes) as `LatencyTable.parts`, wall_us (candidates,). The prior is that slopes are wall time
-    and that half of each intercept is the profiler's own cost.
-    """
-    count = parts.shape[1]
-    design = np.concatenate([parts, np.full((len(wall_us), 1), 10.0)], axis=1) / wall_us[:, None]
-    wanted = np.array([*[0.5] * (count // 2), *[1.0] * (count // 2), 0.0])
-    prior = np.diag(np.sqrt(RIDGE * len(wall_us)) * design.mean(0))
-    solution, _ = nnls(np.concatenate([design, prior]), np.concatenate([np.ones(len(wall_us)), prior @ wanted]))
-    return [float(s) for s in solution[:-1]], float(solution[-1] * 10.0)
+
+def prediction_errors(predicted_ms: Sequence[float], measured_ms: Sequence[float]) -> dict[str, Any]:
+    """Mean and 95th percentile of the absolute percentage error, bias, Kendall's tau, and the pairs themselves."""
+    predicted, measured = np.array(predicted_ms), np.array(measured_ms)
+    relative = predicted / measured - 1
+    return {
+        "candidates": len(measured),
+        "mape": float(np.abs(relative).mean()),
+        "p95": float(np.quantile(np.abs(relative), 0.95)),
+        "bias": float(relative.mean()),
+        "kendall_tau": float(kendalltau(predicted, measured).statistic),
+        "predicted_ms": [round(float(x), 5) for x in predicted],
+        "measured_ms": [round(float(x), 5) for x in measured],
+    }

@@ -1,44 +1,203 @@
-"""What a runtime can store and execute."""
+"""What a runtime can store and execute, read from a small file."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+import importlib.util
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import onnxruntime
+import yaml
 
 from autocompress.errors import TargetError, nearest_name, nearest_number
+from autocompress.targets.device.sessions import SessionSettings
+from autocompress.targets.device.tuning import thread_counts
+
+FILES = Path(__file__).parent / "builtin"
+ANALYTIC = "analytic"
+RUNTIMES = ("onnxruntime", "openvino", ANALYTIC)
+KEYS = ("runtime", "provider", "threads", "stores", "executes", "device")
+STORED_BITS = (2, 3, 4, 5, 6, 7, 8, 16, 32)
+ACTIVATION_BITS = (8, 16, 32)
+INTEGER_KINDS = ("linear", "conv")
+# (low, high) of what a machine can be, per figure of an analytic device: beyond it a unit was confused.
+FIGURES = {
+    "float_gops": (1e-4, 1e6),
+    "int8_gops": (1e-4, 1e7),
+    "bandwidth_gb_s": (1e-4, 1e5),
+    "overhead_us": (0.0, 1e5),
+}
+
+
+@dataclass(frozen=True)
+class Figures:
+    """A device that is not at hand, by what its maker says: operations (a multiply-add is two) in 1e9 per second for float and for 8-bit
+    integers, memory in GB/s, and what launching an operator costs in microseconds; `sources` says where each comes from."""
+
+    float_gops: float
+    int8_gops: float
+    bandwidth_gb_s: float
+    overhead_us: float
+    sources: Mapping[str, str] = field(default_factory=dict, compare=False)
 
 
 @dataclass(frozen=True)
 class Target:
-    """A runtime on this machine.
+    """A runtime on a machine.
 
     Attributes:
-        name: how the command line calls it.
-        threads: threads inside one operator; latency is measured with them.
+        name: how the command line calls it: a built-in name, or the path of its file.
+        runtime: "onnxruntime", "openvino" or "analytic".
+        provider: execution provider of ONNX Runtime, device of OpenVINO.
+        threads: the numbers of threads inside one operator to choose from; the first is the default.
         weight_bits: widths that a file for it can store.
+        activation_bits: widths that it computes with.
         integer_kinds: module kinds that have kernels for 8-bit activations (with weights of at most 8 bits).
+        weight_only: whether it has kernels that keep weights packed (MatMulNBits, GatherBlockQuantized).
+        sparsity: whether its files may store zeros as a bitmap, which takes functions of the file.
+        figures: of an analytic device, else None.
     """
 
     name: str
-    threads: int
+    runtime: str
+    provider: str
+    threads: tuple[int, ...]
     weight_bits: tuple[int, ...]
     activation_bits: tuple[int, ...]
     integer_kinds: tuple[str, ...]
+    weight_only: bool = True
+    sparsity: bool = True
+    figures: Figures | None = None
+
+    @property
+    def settings(self) -> SessionSettings:
+        """Sessions by default; those of an analytic target run on ONNX Runtime here."""
+        runtime = "onnxruntime" if self.figures else self.runtime
+        return SessionSettings(runtime, self.provider, self.threads[0])
+
+    def executes(self, axis: str, value: Any) -> bool:
+        """Whether a file for this target can hold `value` of `axis` (any value of an axis that does not depend on targets)."""
+        if axis == "sparsity":
+            return self.sparsity or value == 0
+        return value in {"weight_bits": self.weight_bits, "activation_bits": self.activation_bits}.get(axis, (value,))
 
     def check(self, where: str, axis: str, value: float) -> None:
         """Raise TargetError when no file for this target can hold `value` of `axis`."""
-        valid = {"weight_bits": self.weight_bits, "activation_bits": self.activation_bits}[axis]
-        if value not in valid:
+        if not self.executes(axis, value):
+            valid = {"weight_bits": self.weight_bits, "activation_bits": self.activation_bits}.get(axis, (0.0,))
             raise TargetError(
                 f"{where}: {axis} {value} cannot be stored by target {self.name}; nearest valid value: {nearest_number(value, valid)}"
             )
 
 
-ONNXRUNTIME_CPU = Target("onnxruntime-cpu", 1, (2, 3, 4, 5, 6, 7, 8, 16, 32), (8, 16, 32), ("linear", "conv"))
-TARGETS = {target.name: target for target in (ONNXRUNTIME_CPU,)}
+def target_names() -> tuple[str, ...]:
+    """The built-in targets."""
+    measured = sorted(path.stem for path in FILES.glob("*.yaml"))
+    return (*measured, *(f"{ANALYTIC}:{path.stem}" for path in sorted((FILES / ANALYTIC).glob("*.yaml"))))
 
 
-def find_target(name: str) -> Target:
-    """The target of that name; TargetError names the nearest."""
-    if name not in TARGETS:
-        raise TargetError(f"target {name!r} is unknown; nearest: {nearest_name(name, TARGETS)}")
-    return TARGETS[name]
+def find_target(name: str, present: bool = True) -> Target:
+    """The target of that name, or of that file when `name` ends in .yaml; TargetError names the nearest.
+
+    With `present` it also raises where this machine lacks the runtime or its provider.
+    """
+    if name in target_names():
+        path = FILES.joinpath(*name.split(":")).with_suffix(".yaml")
+    elif name.endswith((".yaml", ".yml")):
+        path = Path(name)
+        if not path.is_file():
+            raise TargetError(f"target {name}: no such file; built in: {', '.join(target_names())}")
+    else:
+        raise TargetError(f"target {name!r} is unknown; nearest: {nearest_name(name, target_names())}")
+    try:
+        data = yaml.safe_load(path.read_text())
+    except (OSError, yaml.YAMLError) as error:
+        raise TargetError(f"target {name}: cannot be read ({' '.join(str(error).split())})") from None
+    target = parse_target(name, data)
+    if present:
+        _check_present(target)
+    return target
+
+
+def parse_target(name: str, data: Any) -> Target:
+    """A target from the content of its file; TargetError says the key, what came and the nearest valid value."""
+    where = f"target {name}"
+    _check_keys(where, data, KEYS)
+    runtime = data.get("runtime")
+    if runtime not in RUNTIMES:
+        raise TargetError(f"{where}: runtime {runtime!r} is unknown; nearest: {nearest_name(str(runtime), RUNTIMES)}")
+    stores, executes = data.get("stores", {}), data.get("executes", {})
+    _check_keys(f"{where}: stores", stores, ("weight_bits", "sparsity"))
+    _check_keys(f"{where}: executes", executes, ("activation_bits", "integer_kinds", "weight_only"))
+    figures = None
+    if (runtime == ANALYTIC) != ("device" in data):
+        raise TargetError(f"{where}: a device's figures belong to runtime {ANALYTIC!r}, and to it alone")
+    if runtime == ANALYTIC:
+        figures = _figures(f"{where}: device", data["device"])
+    threads = data.get("threads", 1)
+    counts = threads if isinstance(threads, list) else [threads]
+    if (threads != "all" and not all(isinstance(n, int) and not isinstance(n, bool) and n >= 1 for n in counts)) or not counts:
+        raise TargetError(f"{where}: threads must be a whole number of at least 1, a list of them, or all, got {threads!r}")
+    return Target(
+        name,
+        runtime,
+        str(data.get("provider", "CPU" if runtime == "openvino" else "CPUExecutionProvider")),
+        thread_counts(threads),
+        _listed(where, "stores: weight_bits", stores.get("weight_bits", list(STORED_BITS)), STORED_BITS),
+        _listed(where, "executes: activation_bits", executes.get("activation_bits", list(ACTIVATION_BITS)), ACTIVATION_BITS),
+        _listed(where, "executes: integer_kinds", executes.get("integer_kinds", list(INTEGER_KINDS)), INTEGER_KINDS),
+        _switch(f"{where}: executes: weight_only", executes.get("weight_only", True)),
+        _switch(f"{where}: stores: sparsity", stores.get("sparsity", True)),
+        figures,
+    )
+
+
+def _listed(where: str, key: str, values: Any, valid: tuple[Any, ...]) -> tuple[Any, ...]:
+    values = values if isinstance(values, list) else [values]
+    for value in values:
+        if value not in valid:
+            raise TargetError(f"{where}: {key} {value!r} is unknown; nearest: {nearest_name(str(value), [str(v) for v in valid])}")
+    if 32 in valid and 32 not in values:
+        raise TargetError(f"{where}: {key} must hold 32, since normalisation and attention stay float; got {values}")
+    return tuple(values)
+
+
+def _switch(where: str, value: Any) -> bool:
+    if not isinstance(value, bool):
+        raise TargetError(f"{where} must be true or false, got {value!r}")
+    return value
+
+
+def _figures(where: str, data: Any) -> Figures:
+    _check_keys(where, data, tuple(FIGURES))
+    values, sources = {}, {}
+    for key, (low, high) in FIGURES.items():
+        entry = data.get(key)
+        if not isinstance(entry, Mapping) or set(entry) != {"value", "source"}:
+            raise TargetError(f"{where}: {key} needs a value and its source, got {entry!r}")
+        value = entry["value"]
+        if isinstance(value, bool) or not isinstance(value, (int, float)) or not math.isfinite(value) or not low <= value <= high:
+            near = min(high, max(low, value)) if isinstance(value, (int, float)) and math.isfinite(value) else low
+            raise TargetError(f"{where}: {key} {value!r} is impossible; nearest valid value: {near:g}")
+        values[key], sources[key] = float(value), str(entry["source"])
+    return Figures(**values, sources=sources)
+
+
+def _check_keys(where: str, data: Any, valid: tuple[str, ...]) -> None:
+    if not isinstance(data, Mapping):
+        raise TargetError(f"{where}: expected a mapping with the keys {', '.join(valid)}, got {data!r}")
+    for key in data:
+        if key not in valid:
+            raise TargetError(f"{where}: unknown key {key!r}; nearest: {nearest_name(str(key), valid)}")
+
+
+def _check_present(target: Target) -> None:
+    if target.runtime == "openvino" and importlib.util.find_spec("openvino") is None:
+        raise TargetError(f"target {target.name}: OpenVINO is not installed; pip install 'autocompress[openvino]'")
+    if target.runtime == "onnxruntime":
+        present = onnxruntime.get_available_providers()
+        if target.provider not in present:
+            raise TargetError(f"target {target.name}: ONNX Runtime has no {target.provider} here; it has: {', '.join(present)}")

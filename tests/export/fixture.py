@@ -17,15 +17,15 @@ from autocompress.compress.stitch import Stitcher
 from autocompress.compress.teacher import Teacher
 from autocompress.compress.trainer import Trainer
 from autocompress.export.build import prepare, stitched_variants
+from autocompress.targets.device.sessions import open_session
 from autocompress.targets.kernels import KernelChoice
-from autocompress.targets.runtime import open_session
 from autocompress.task import Task, call_model
 
 
 class Fixture:
     def __init__(self, task: Task, kernels: KernelChoice | None = None) -> None:
         self.task = task
-        self.builder = prepare(task, find_modules(task.model, task.example_inputs), kernels or KernelChoice(1))
+        self.builder = prepare(task, find_modules(task.model, task.example_inputs), kernels or KernelChoice())
         teacher = self.builder.teacher
         library = VariantLibrary(self.builder.evidence, None, self.builder.kernels.saturates)
         self.stitcher = Stitcher(teacher, self.builder.module_map, library, self.builder.plan)

@@ -14,7 +14,7 @@ from onnx import TensorProto
 from autocompress import Candidate
 from autocompress.errors import ExportError
 from autocompress.export.float_graph import export_float
-from autocompress.targets.runtime import open_session
+from autocompress.targets.device.sessions import open_session
 from autocompress.task import Task
 
 

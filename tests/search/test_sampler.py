@@ -36,7 +36,7 @@ LOSS = {16: 1e-6, 8: 1e-4, 4: 1e-2}
 @pytest.fixture(scope="module")
 def parts(cnn_task) -> tuple[BoundSpace, Allocator]:
     """An allocator over made-up sensitivities, in which fewer bits, channels and ranks always lose more."""
-    builder = prepare(cnn_task, find_modules(cnn_task.model, cnn_task.example_inputs), KernelChoice(1))
+    builder = prepare(cnn_task, find_modules(cnn_task.model, cnn_task.example_inputs), KernelChoice())
     target = find_target("onnxruntime-cpu")
     space = SearchSpace.load(SPACE).bind(builder.module_map, target)
     layout = layout_of(builder)

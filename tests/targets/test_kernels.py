@@ -5,22 +5,22 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
-from autocompress.measure.latency import Timing
 from autocompress.targets import kernels
+from autocompress.targets.device.sessions import DEFAULT, open_session
+from autocompress.targets.device.timing import Timing
 from autocompress.targets.kernels import FOLDED, KernelChoice, liked_multiple
-from autocompress.targets.runtime import open_session
 
 
 def test_answers_are_measured_once_and_remembered(tmp_path: Path, monkeypatch) -> None:
     calls = []
     monkeypatch.setattr(kernels, "_time_matmul", lambda *shape: calls.append(shape) or 4)
     path = tmp_path / "kernels" / "one.json"
-    choice = KernelChoice(1, path)
+    choice = KernelChoice(path=path)
     assert [choice.matmul_level(4, 64, 32, 4, 32) for _ in range(2)] == [4, 4]
-    assert KernelChoice(1, path).matmul_level(4, 64, 32, 4, 32) == 4
-    assert calls == [(1, 4, 64, 32, 4, 32)]
+    assert KernelChoice(path=path).matmul_level(4, 64, 32, 4, 32) == 4
+    assert calls == [(DEFAULT, 4, 64, 32, 4, 32)]
     path.write_text("{")
-    assert KernelChoice(1, path).matmul_level(4, 64, 32, 4, 32) == 4, "a damaged file is measured again"
+    assert KernelChoice(path=path).matmul_level(4, 64, 32, 4, 32) == 4, "a damaged file is measured again"
     assert json.loads(path.read_text())
 
 
@@ -33,7 +33,7 @@ def test_the_width_that_a_kernel_likes_is_read_from_its_times() -> None:
 
 
 def test_widths_are_measured_for_both_kinds_of_kernel(tmp_path: Path) -> None:
-    choice = KernelChoice(1, tmp_path / "kernels.json")
+    choice = KernelChoice(path=tmp_path / "kernels.json")
     found = {kind: choice.width_multiple(kind) for kind in ("linear", "conv")}
     assert set(found.values()) <= {1, 2, 4, 8, 16}
     assert set(json.loads((tmp_path / "kernels.json").read_text())) == {"linear width multiple", "conv width multiple"}
@@ -48,7 +48,7 @@ def test_all_kernels_that_are_timed_run_and_give_the_same_shape(monkeypatch) -> 
         return FOLDED
 
     monkeypatch.setattr(kernels, "_fastest", run)
-    choice = KernelChoice(1)
+    choice = KernelChoice()
     for bits in (2, 4, 8):
         assert choice.matmul_level(3, 100, 64, bits, 32) == FOLDED
         assert not choice.gather_stays_packed(3, 100, 64, bits, 32)
@@ -59,10 +59,10 @@ def test_the_faster_kernel_is_chosen(monkeypatch) -> None:
     for ratios, expected in (((0.5, 0.9), 4), ((0.9, 0.5), 0), ((1.2, 1.1), FOLDED)):
         timing = Timing(1.0, ratios, ((0.0, 1.0), (0.0, 1.0)))
         monkeypatch.setattr(kernels, "interleaved_timing", lambda *arguments, timing=timing: timing)
-        assert KernelChoice(1).matmul_level(1, 64, 32, 4, 32) == expected
+        assert KernelChoice().matmul_level(1, 64, 32, 4, 32) == expected
 
 
 def test_float_arithmetic_does_not_round_inputs() -> None:
-    choice = KernelChoice(1)
+    choice = KernelChoice()
     for bits in (2, 4, 8):
         assert not choice.matmul_rounds_inputs(3, 100, 48, bits, 32, 0)

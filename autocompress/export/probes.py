@@ -1,0 +1,94 @@
+"""The models of a latency table in a folder, with one script that measures them where there is no PyTorch."""
+
+from __future__ import annotations
+
+import tempfile
+import zipapp
+from collections.abc import Sequence
+from dataclasses import asdict
+from math import prod
+from pathlib import Path
+
+import numpy as np
+from onnx import ModelProto, TensorProto
+from onnx.external_data_helper import set_external_data
+
+import autocompress.targets.device
+from autocompress.files import write_atomic, write_json
+from autocompress.targets.device.job import FEED_FILE, PROBES_FILE
+from autocompress.targets.device.tuning import Source
+from autocompress.targets.plan import Plan, Subject
+from autocompress.targets.profile import job_of
+from autocompress.targets.target import Target
+
+SCRIPT_FILE = "measure.pyz"
+NOISE_FILES = {"float": "float32.bin", "half": "float16.bin", "bytes": "bytes.bin"}
+NOISE_OF = {TensorProto.FLOAT: "float", TensorProto.FLOAT16: "half", TensorProto.INT8: "bytes", TensorProto.UINT8: "bytes"}
+SPREAD = 0.04  # of the noise: activations neither explode nor vanish in models of usual widths
+LARGE = 4096  # bytes from which a weight is read from the shared noise
+MAIN = "import sys\nfrom pathlib import Path\nfrom device.job import main\nmain(Path(sys.argv[0]).resolve().parent)\n"
+
+
+def export_probes(subject: Subject, target: Target, folder: Path, seed: int = 0) -> int:
+    """Write models, inputs and the script into `folder`; returns the number of models. RunFolderError when it cannot be written.
+
+    Weights play no part in latency, so that all models read their large ones from the same few files of noise, and stay small.
+    """
+    plan = Plan.of(subject, seed)
+    job = job_of(subject, target, plan, seed)
+    needed = dict.fromkeys(NOISE_FILES, 0)
+    names: dict[str, list[str]] = {}
+    for role, sources in (("baseline", [job.baseline]), ("profiled", job.profiled), ("timed", job.timed)):
+        names[role] = _write_models(folder, role, sources, needed)
+    generator = np.random.default_rng(seed)
+    floats = generator.standard_normal(max(needed["float"] // 4, needed["half"] // 2), dtype=np.float32) * np.float32(SPREAD)
+    write_atomic(folder / NOISE_FILES["float"], floats[: needed["float"] // 4].tobytes())
+    write_atomic(folder / NOISE_FILES["half"], floats[: needed["half"] // 2].astype(np.float16).tobytes())
+    write_atomic(folder / NOISE_FILES["bytes"], generator.bytes(needed["bytes"]))
+    np.savez(folder / FEED_FILE, allow_pickle=False, **{name: np.asarray(array) for name, array in subject.feed.items()})
+    data = {
+        "baseline": names["baseline"][0],
+        "profiled": names["profiled"],
+        "timed": names["timed"],
+        "tuned": [names["baseline"][0], *names["profiled"][1:2]],
+        "settings": asdict(job.settings),
+        "threads": list(job.threads),
+        "budget_s": job.budget_s,
+        "seed": seed,
+        "plan": {**plan.to_json(), "target": target.name, "multiples": dict(subject.layout.multiples)},
+    }
+    write_json(folder / PROBES_FILE, data)
+    _write_script(folder / SCRIPT_FILE)
+    return sum(map(len, names.values()))
+
+
+def _write_models(folder: Path, role: str, sources: Sequence[Source], needed: dict[str, int]) -> list[str]:
+    """File names; `needed` grows to the bytes of noise that the models read."""
+    written = []
+    for i, source in enumerate(sources):
+        content = source()
+        assert isinstance(content, bytes)
+        proto = ModelProto.FromString(content)
+        for tensor in proto.graph.initializer:
+            # A normalisation's variances must stay what they are; only weights of two or more dimensions become noise.
+            noise = NOISE_OF.get(tensor.data_type)
+            size = len(tensor.raw_data)
+            if noise is not None and len(tensor.dims) >= 2 and size >= LARGE and prod(tensor.dims) > 0:
+                set_external_data(tensor, NOISE_FILES[noise], 0, size)
+                tensor.ClearField("raw_data")
+                needed[noise] = max(needed[noise], size)
+        written.append(f"{role}{i:03d}.onnx")
+        write_atomic(folder / written[-1], proto.SerializeToString())
+    return written
+
+
+def _write_script(path: Path) -> None:
+    """The package that measures, and a few lines that start it, as one file that Python runs."""
+    source = Path(autocompress.targets.device.__file__).parent
+    with tempfile.TemporaryDirectory() as folder:
+        package = Path(folder) / "device"
+        package.mkdir()
+        for file in source.glob("*.py"):
+            (package / file.name).write_bytes(file.read_bytes())
+        (Path(folder) / "__main__.py").write_text(MAIN)
+        zipapp.create_archive(folder, path)

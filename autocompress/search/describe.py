@@ -1,0 +1,65 @@
+"""What run.json and the terminal say of a search before its first trial."""
+
+from __future__ import annotations
+
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import optuna
+import torch
+
+from autocompress.compress.teacher import model_hash
+from autocompress.limits import Limits
+from autocompress.search.bench import Bench
+from autocompress.search.progress import SearchProgress
+from autocompress.search.settings import Settings
+from autocompress.targets.breakdown import where_time_goes
+from autocompress.task import Task
+
+
+def describe_run(task: Task, settings: Settings, bench: Bench, limits: Limits) -> dict[str, Any]:
+    """Content of run.json while the search runs; `finish` adds what the front showed."""
+    given = settings.space
+    return {
+        "task": task.name,
+        "source": None if task.source is None else dict(task.source),
+        "model": model_hash(task.model),
+        "space": {"file": str(given) if isinstance(given, (str, Path)) else "inline", "digest": bench.space.digest},
+        "target": bench.target.name,
+        "settings": {"used": asdict(bench.settings), "tried": list(bench.table.tuning)},
+        "latency_source": bench.latency_source,
+        "time": where_time_goes(bench.table, bench.layout),
+        "left_out": list(bench.space.left_out),
+        "seed": settings.seed,
+        "strategy": settings.strategy,
+        "versions": {**bench.table.versions, "torch": str(torch.__version__), "optuna": optuna.__version__},
+        "baseline": bench.baseline.to_json(),
+        "float_ms": bench.float_ms,
+        "training_dtype": str(bench.trainer.dtype).removeprefix("torch."),
+        "limits": limits.__dict__,
+        "latency_check": bench.table.check,
+        "no_gain": sorted(list(choice) for choice in bench.space.no_gain),
+        "uncovered": [item.__dict__ for item in bench.module_map.uncovered],
+    }
+
+
+def say_setup(bench: Bench, progress: SearchProgress) -> None:
+    """How far the latency model can be trusted, what of the model it covers, and what the target cannot do."""
+    check, table = bench.table.check, bench.table
+    if check:
+        progress.line(
+            f"latency model on {check['candidates']} random candidates it has not seen: mean error {check['mape']:.1%}, "
+            f"95th percentile {check['p95']:.1%}, bias {check['bias']:+.1%}, Kendall tau {check['kendall_tau']:.2f}"
+        )
+    time = where_time_goes(table, bench.layout)
+    progress.line(f"time of the float model: {time['modules_share']:.0%} in modules, {1 - time['modules_share']:.0%} in other operators")
+    if table.warning:
+        progress.line(f"latency table: {table.warning}")
+    disabled = table.settings.disabled_optimizers
+    if table.settings != bench.target.settings:
+        progress.line(f"session settings: {table.settings.threads} threads" + (f", without {', '.join(disabled)}" if disabled else ""))
+    if bench.latency_source == "table":
+        progress.line("latency table: of another machine; the latency of files is predicted for it, not measured here")
+    for words in bench.space.left_out:
+        progress.line(f"left out, since {bench.target.name} cannot execute it: {words}")

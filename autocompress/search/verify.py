@@ -1,0 +1,147 @@
+"""Turn finalists into files, run them, and keep what was measured."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+from autocompress.batches import Batches
+from autocompress.compress.stitch import Trained
+from autocompress.export.artifact import write_model, write_notes, write_recipe, write_weights
+from autocompress.export.build import stitched_variants
+from autocompress.files import write_atomic, write_json
+from autocompress.measure.accuracy import evaluate_session
+from autocompress.measure.robustness import corruptions_of, fragile_under
+from autocompress.results import FRONT_FILE, MODEL_FILE, FrontPoint, Measurement, ParetoFront, read_front
+from autocompress.search.bench import Bench
+from autocompress.search.finalize import Finalist
+from autocompress.search.recovery import read_recovered
+from autocompress.targets.device.sessions import SessionSettings, open_session
+from autocompress.targets.device.timing import interleaved_timing
+from autocompress.targets.latency import all_threads, compare
+from autocompress.targets.latency_table import prediction_errors
+from autocompress.targets.runtime import weights_in_memory
+
+ROUNDS = 60
+
+
+@dataclass(frozen=True)
+class FrontTiming:
+    """Ratios of the files to the float file, how each file's session is opened, and tuned against default settings by file."""
+
+    ratios: tuple[float, ...]
+    settings: tuple[SessionSettings, ...]
+    tuned_ratios: Mapping[str, float]
+    baseline_ms: float
+    warning: str
+
+
+def verify_front(
+    finalists: list[Finalist], bench: Bench, folder: Path, origin: Mapping[str, Any], report: Callable[[str, float], None]
+) -> tuple[ParetoFront, dict[str, Any]]:
+    """(front, prediction errors): export every finalist, run its file on validation and test, time it, write front.json."""
+    paths, scores = [], []
+    baseline_path = folder / "models" / "baseline" / MODEL_FILE
+    write_atomic(baseline_path, bench.reference)
+    baseline_test = _known_test(folder)
+    if baseline_test is None:
+        baseline_test = _test_accuracy(bench, str(baseline_path))
+    corrupted = corruptions_of(bench.task.validation)
+    names = bench.builder.lowered.input_names
+    hard = _robustness(bench, str(baseline_path), corrupted)
+    baseline = replace(
+        bench.baseline,
+        test_accuracy=baseline_test,
+        metrics={**bench.baseline.metrics, **hard},
+        memory_bytes=weights_in_memory(str(baseline_path)),
+        latency_source=bench.latency_source,
+    )
+    for i, finalist in enumerate(finalists):
+        report("exporting and verifying the front", i / len(finalists))
+        place = folder / "models" / f"{finalist.number:04d}"
+        size = _export(finalist, bench, place, folder)
+        session = open_session(str(place / MODEL_FILE), all_threads(bench.settings))
+        found, _ = evaluate_session(bench.task, session, names, bench.task.validation)
+        test = _test_accuracy(bench, str(place / MODEL_FILE))
+        metrics = {**found.metrics, **_robustness(bench, str(place / MODEL_FILE), corrupted)}
+        scores.append((size, replace(found, metrics=metrics), test, weights_in_memory(str(place / MODEL_FILE))))
+        paths.append(place)
+    timing = _time_front(bench, baseline_path, [path / MODEL_FILE for path in paths], report)
+    points = []
+    source = bench.latency_source
+    for i, (finalist, place, (size, found, test, memory)) in enumerate(zip(finalists, paths, scores, strict=True)):
+        latency_ms = finalist.values[1] if source == "table" else timing.ratios[i] * baseline.latency_ms
+        measured = Measurement(size, latency_ms, found.accuracy, test, found.metrics, True, memory, source)
+        predicted = Measurement(int(finalist.values[0]), finalist.values[1], finalist.values[2])
+        gap = found.accuracy - finalist.values[2]
+        fragile = fragile_under(baseline.metrics, found.metrics, baseline.accuracy, baseline.accuracy - found.accuracy)
+        point = FrontPoint(finalist.number, finalist.candidate, measured, predicted, f"models/{place.name}", gap, fragile)
+        write_recipe(place, bench.builder, bench.stitcher, finalist.candidate, trained_of(folder, finalist), origin, timing.settings[i])
+        write_notes(place, point, baseline, bench.builder.lowered.input_names, bench.target.name, timing.settings[i])
+        points.append(point)
+    front = ParetoFront.of(baseline, points)
+    write_json(folder / FRONT_FILE, front.to_json())
+    errors: dict[str, Any] = {}
+    if len(points) > 1 and source != "table":
+        errors = prediction_errors([f.values[1] for f in finalists], [p.measured.latency_ms for p in points])
+    return front, {"baseline_ms_at_the_end": timing.baseline_ms, "tuned": dict(timing.tuned_ratios), "warning": timing.warning, **errors}
+
+
+def _time_front(bench: Bench, baseline: Path, paths: Sequence[Path], report: Callable[[str, float], None]) -> FrontTiming:
+    """Every file in turn with the float one. Where settings were tuned, each file is first run under both, and one that the tuned
+    settings slow down keeps the default ones."""
+    feed = bench.builder.lowered.feed(bench.task.example_inputs)
+    tuned, default = bench.settings, bench.target.settings
+
+    def share(done: float) -> None:
+        report("timing the front", done)
+
+    if bench.target.figures is not None or tuned == default:
+        timing = compare(str(baseline), [str(path) for path in paths], feed, bench.target, tuned, ROUNDS, share)
+        return FrontTiming(timing.ratios, (tuned,) * len(paths), {}, timing.baseline_ms, timing.warning)
+    chosen, ratios = {}, {}
+    for i, path in enumerate((baseline, *paths)):
+        report("timing the settings", i / (1 + len(paths)))
+        pair = interleaved_timing(partial(open_session, str(path), default), [partial(open_session, str(path), tuned)], feed, ROUNDS // 2)
+        chosen[path] = default if pair.intervals[0][0] > 1 else tuned
+        ratios[path.parent.name] = pair.ratios[0]
+    openers = [partial(open_session, str(path), chosen[path]) for path in (baseline, *paths)]
+    timing = interleaved_timing(openers[0], openers[1:], feed, ROUNDS, report=share)
+    return FrontTiming(timing.ratios, tuple(chosen[path] for path in paths), ratios, timing.baseline_ms, timing.warning)
+
+
+def trained_of(folder: Path, finalist: Finalist) -> Trained | None:
+    """The weights that its recovery kept, or None when it is untrained."""
+    kept = read_recovered(folder, finalist.number)
+    return None if kept is None else kept.trained
+
+
+def _export(finalist: Finalist, bench: Bench, place: Path, folder: Path) -> int:
+    candidate, builder, stitcher = finalist.candidate, bench.builder, bench.stitcher
+    trained = trained_of(folder, finalist)
+    variants = {} if trained is not None else stitched_variants(builder, stitcher, candidate)
+    size = write_model(place, builder.build(builder.recipe(candidate, variants, trained)))
+    write_weights(place, stitcher, candidate, trained)
+    return size
+
+
+def _known_test(folder: Path) -> float | None:
+    """The baseline's test accuracy from an earlier front of the same run: the test split is used once per model."""
+    return read_front(folder).baseline.test_accuracy if (folder / FRONT_FILE).is_file() else None
+
+
+def _test_accuracy(bench: Bench, path: str) -> float | None:
+    test: Batches | None = bench.task.test
+    if test is None:
+        return None
+    session = open_session(path, all_threads(bench.settings))
+    return evaluate_session(bench.task, session, bench.builder.lowered.input_names, test)[0].accuracy
+
+
+def _robustness(bench: Bench, path: str, corrupted: Mapping[str, Batches]) -> dict[str, float]:
+    """The task's metric of a file on each corruption of the validation inputs."""
+    session, names = open_session(path, all_threads(bench.settings)), bench.builder.lowered.input_names
+    return {name: evaluate_session(bench.task, session, names, batches)[0].accuracy for name, batches in corrupted.items()}

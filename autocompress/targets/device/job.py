@@ -1,0 +1,166 @@
+"""The measurement of a latency table: tune the settings, time whole models against the float one, profile them operator by operator."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import platform
+import sys
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass, field, replace
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnxruntime
+
+from .profiler import NodeTime, profile_nodes
+from .sessions import DEFAULT, SessionSettings, open_session
+from .timing import LONG_S, PASSES, interleaved_timing
+from .tuning import Source, tune
+
+FORMAT = 1
+PROBES_FILE, FEED_FILE, FOUND_FILE = "probes.json", "inputs.npz", "measured.json"
+PROFILE_S = 0.15  # how long a model is run under the profiler
+PROFILE_RUNS = (12, 80)
+ROUNDS = (6, 36)
+PRECISION = 0.02  # relative half width of the 95 % intervals below which nothing is measured again
+
+Report = Callable[[str, float], None]
+
+
+@dataclass(frozen=True)
+class Job:
+    """What is measured, all on one feed: `profiled` models are profiled and timed, `timed` ones only timed; the settings are tuned on
+    the `tuned` ones, from `settings` and the numbers of `threads`; about `budget_s` seconds may go into timing."""
+
+    baseline: Source
+    profiled: Sequence[Source]
+    timed: Sequence[Source]
+    tuned: Sequence[Source]
+    feed: Mapping[str, Any]
+    settings: SessionSettings
+    threads: Sequence[int]
+    budget_s: float
+    seed: int = 0
+
+
+@dataclass(frozen=True)
+class Found:
+    """What a job found; ratios and intervals are those of the profiled models, then of the timed ones, to the baseline.
+
+    `plan` says which candidates the models of exported probes are.
+    """
+
+    versions: Mapping[str, str]
+    settings: SessionSettings
+    tuning: Sequence[Mapping[str, Any]]
+    baseline_ms: float
+    ratios: Sequence[float]
+    intervals: Sequence[tuple[float, float]]
+    profiles: Sequence[Sequence[NodeTime]]
+    warning: str
+    plan: Mapping[str, Any] = field(default_factory=dict)
+
+
+def measure(job: Job, report: Report = lambda what, share: None) -> Found:
+    """Carry out a job."""
+    report("tuning the session settings", 0.0)
+    settings, tuning = tune(job.tuned, job.feed, job.settings, job.threads, job.seed)
+    models = [*job.profiled, *job.timed]
+    started = time.perf_counter()
+    reference = open_session(job.baseline(), settings)
+    for _ in range(4):
+        begun = time.perf_counter()
+        reference.run(None, dict(job.feed))
+    once = time.perf_counter() - begun
+    opening = begun - started
+    # A round runs the baseline and one that is mostly faster, three times each (once where that is long anyway).
+    affordable = (job.budget_s / max(1, len(models)) - PASSES * opening) / (2 * once * (3 if once < LONG_S else 1))
+    timing = interleaved_timing(
+        partial(open_session, job.baseline(), settings),
+        [lambda source=source: open_session(source(), settings) for source in models],  # type: ignore[misc]
+        job.feed,
+        int(np.clip(affordable, *ROUNDS)),
+        job.seed,
+        lambda share: report("timing whole models", share),
+        PRECISION,
+        job.budget_s,
+    )
+    profiles = []
+    for i, source in enumerate(job.profiled):
+        report("profiling whole models", i / len(job.profiled))
+        runs = int(np.clip(PROFILE_S / (once * timing.ratios[i]), *PROFILE_RUNS))
+        profiles.append(profile_nodes(source(), job.feed, settings, runs))
+    return Found(versions(settings), settings, tuning, timing.baseline_ms, timing.ratios, timing.intervals, profiles, timing.warning)
+
+
+def versions(settings: SessionSettings = DEFAULT) -> dict[str, str]:
+    """Runtime and machine that a measurement belongs to."""
+    found = {"onnxruntime": str(onnxruntime.__version__), "machine": platform.machine(), "processor": _processor()}
+    if settings.runtime == "openvino":
+        import openvino
+
+        found["openvino"] = str(openvino.__version__)
+    return found
+
+
+def _processor() -> str:
+    cpuinfo = Path("/proc/cpuinfo")
+    if not cpuinfo.is_file():
+        return platform.processor()
+    lines = cpuinfo.read_text().split("\n\n")[0].splitlines()
+    wanted = [line for line in lines if line.startswith(("model name", "flags", "cpu family", "model\t", "Features", "CPU part"))]
+    return hashlib.sha256("\n".join(wanted).encode()).hexdigest()[:16]
+
+
+def write_found(path: Path, found: Found) -> None:
+    """Write as JSON what a job found."""
+    path.write_text(json.dumps({"format": FORMAT, **asdict(found)}))
+
+
+def read_found(path: Path) -> Found:
+    """Reverse of `write_found`; ValueError, KeyError or TypeError when the file is another's."""
+    data = json.loads(path.read_text())
+    if data.pop("format") != FORMAT:
+        raise ValueError("another format")
+    data["settings"] = SessionSettings.from_json(data["settings"])
+    data["intervals"] = [(float(low), float(high)) for low, high in data["intervals"]]
+    data["profiles"] = [
+        [NodeTime(n[0], tuple(n[1]), float(n[2]), _shapes(n[3]), _shapes(n[4])) for n in profile] for profile in data["profiles"]
+    ]
+    return Found(**data)
+
+
+def _shapes(found: Any) -> tuple[tuple[str, tuple[int, ...]], ...]:
+    return tuple((kind, tuple(shape)) for kind, shape in found)
+
+
+def main(folder: Path) -> None:
+    """Measure the probes of a folder and write what was found beside them."""
+    data = json.loads((folder / PROBES_FILE).read_text())
+
+    def sources(names: Sequence[str]) -> list[Source]:
+        return [partial(str, folder / name) for name in names]
+
+    def say(what: str, share: float) -> None:
+        print(f"\r{what}: {share:4.0%}", end="", file=sys.stderr)
+
+    with np.load(folder / FEED_FILE) as arrays:
+        feed = {name: arrays[name] for name in arrays.files}
+    job = Job(
+        sources([data["baseline"]])[0],
+        sources(data["profiled"]),
+        sources(data["timed"]),
+        sources(data["tuned"]),
+        feed,
+        SessionSettings.from_json(data["settings"]),
+        data["threads"],
+        data["budget_s"],
+        data["seed"],
+    )
+    found = replace(measure(job, say), plan=data["plan"])
+    write_found(folder / FOUND_FILE, found)
+    print(f"\nbaseline {found.baseline_ms:.3f} ms; wrote {folder / FOUND_FILE}" + (f"; {found.warning}" if found.warning else ""))

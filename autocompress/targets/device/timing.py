@@ -1,0 +1,132 @@
+"""Latency of models, measured in turn with a baseline, so that a busy machine slows both."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from .sessions import Opener, Runnable
+
+QUIET = 0.1
+PASSES = 3
+RESAMPLES = 200
+WARM_UP = 2
+BUSY = 0.25
+LONG_S = 0.004  # runs that take longer are not repeated within a round
+
+
+@dataclass(frozen=True)
+class Timing:
+    """Milliseconds of the baseline, and of each model the ratio to it with its bootstrapped 95 % interval.
+
+    All are 10 % quantiles over the rounds: what the machine does when nobody disturbs it. On shared machines a neighbour that
+    fills the caches slows a large model more than a small one, and the ratio of medians moves by a tenth and more with it; on a quiet
+    one they repeat better too (the ratios of two halves of the rounds differed by 0.55 % against 0.75 %).
+
+    Attributes:
+        disturbance: by how much the baseline's median exceeds its quantile.
+        rounds: how often each model was run in turn with the baseline.
+    """
+
+    baseline_ms: float
+    ratios: tuple[float, ...]
+    intervals: tuple[tuple[float, float], ...]
+    disturbance: float = 0.0
+    rounds: tuple[int, ...] = ()
+
+    @property
+    def warning(self) -> str:
+        """What to say when the machine was busy; "" when it was not."""
+        if self.disturbance <= BUSY:
+            return ""
+        widest = max(((high - low) / 2 / ratio for ratio, (low, high) in zip(self.ratios, self.intervals, strict=True)), default=0.0)
+        return (
+            f"the machine is busy: half of the runs of the baseline took {self.disturbance:.0%} longer than undisturbed ones "
+            f"(widest interval of a ratio: +-{widest:.0%})"
+        )
+
+
+def time_pair(
+    baseline: Runnable, other: Runnable, feed: Mapping[str, Any], rounds: int, generator: np.random.Generator, repeats: int = 3
+) -> NDArray[np.float64]:
+    """(rounds, 2) seconds of baseline and other, in random order within a round, the fastest of `repeats` counting."""
+    pair, inputs = (baseline, other), dict(feed)
+    seconds = np.zeros((rounds, 2))
+    for turn in range(-WARM_UP, rounds):
+        for i in generator.permutation(2):
+            best = float("inf")
+            for _ in range(repeats):
+                started = time.perf_counter()
+                pair[i].run(None, inputs)
+                best = min(best, time.perf_counter() - started)
+            if turn >= 0:
+                seconds[turn, i] = best
+    return seconds
+
+
+def interleaved_timing(
+    baseline: Opener,
+    models: Sequence[Opener],
+    feed: Mapping[str, Any],
+    rounds: int,
+    seed: int = 0,
+    report: Callable[[float], None] | None = None,
+    precision: float = 0.0,
+    budget_s: float = 0.0,
+) -> Timing:
+    """Time each model in turn with the baseline alone; `models` are opened one after another.
+
+    More sessions in one loop would push a large baseline out of the caches and flatter small models. The rounds are spread
+    over three passes over all models, so that a disturbance of some seconds meets no model in all of its rounds. Then models whose
+    interval is wider than +- `precision` (relative) are measured again, the widest first, until `budget_s` seconds have passed in all.
+    """
+    started = time.monotonic()
+    generator = np.random.default_rng(seed)
+    reference = baseline()
+    repeats = _repeats(reference, feed)
+    parts: list[list[NDArray[np.float64]]] = [[] for _ in models]
+    share = -(-rounds // PASSES)
+    for turn in range(PASSES):
+        for position, i in enumerate(generator.permutation(len(models))):
+            if report is not None:
+                report((turn + position / len(models)) / PASSES)
+            parts[i].append(time_pair(reference, models[i](), feed, share, generator, repeats))
+    widths = [_width(_interval(np.concatenate(p), np.random.default_rng(seed))) for p in parts]
+    while max(widths, default=0.0) > precision > 0 and time.monotonic() - started < budget_s:
+        i = int(np.argmax(widths))
+        parts[i].append(time_pair(reference, models[i](), feed, 2 * share, generator, repeats))
+        widths[i] = _width(_interval(np.concatenate(parts[i]), np.random.default_rng(seed)))
+    seconds = [np.concatenate(p) for p in parts]
+    everything = np.concatenate([s[:, 0] for s in seconds]) if seconds else time_pair(reference, reference, feed, rounds, generator)[:, 0]
+    intervals = [_interval(s, generator) for s in seconds]
+    quiet = float(np.quantile(everything, QUIET))
+    # Of each model's own minute: the speed of a processor drifts over a long measurement without anybody's doing.
+    spread = [float(np.median(s[:, 0]) / np.quantile(s[:, 0], QUIET)) - 1 for s in seconds] or [float(np.median(everything)) / quiet - 1]
+    return Timing(quiet * 1e3, tuple(map(_ratio, seconds)), tuple(intervals), float(np.median(spread)), tuple(len(s) for s in seconds))
+
+
+def _repeats(session: Runnable, feed: Mapping[str, Any]) -> int:
+    for _ in range(WARM_UP + 1):
+        started = time.perf_counter()
+        session.run(None, dict(feed))
+    return 1 if time.perf_counter() - started > LONG_S else 3
+
+
+def _ratio(seconds: NDArray[np.float64]) -> float:
+    baseline, other = np.quantile(seconds, QUIET, axis=0)
+    return float(other / baseline)
+
+
+def _interval(seconds: NDArray[np.float64], generator: np.random.Generator) -> tuple[float, float]:
+    draws = np.quantile(seconds[generator.integers(len(seconds), size=(RESAMPLES, len(seconds)))], QUIET, axis=1)
+    low, high = np.quantile(draws[:, 1] / draws[:, 0], (0.025, 0.975))
+    return float(low), float(high)
+
+
+def _width(interval: tuple[float, float]) -> float:
+    return (interval[1] - interval[0]) / (interval[1] + interval[0])

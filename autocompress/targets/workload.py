@@ -1,0 +1,133 @@
+"""What a candidate makes a runtime do: one kernel per module, and what lies between and around the modules."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from math import prod
+from typing import NamedTuple
+
+from autocompress.candidate import Candidate, ModuleConfig
+from autocompress.compress.low_rank import factor_shapes
+from autocompress.compress.prune import Pruner
+from autocompress.modules import CompressibleModule, ModuleMap
+
+
+class Kernel(NamedTuple):
+    """What the time of a module depends on.
+
+    Attributes:
+        signature: kind, weight shape and attributes; modules alike in it are timed together.
+        rows: vectors that the weight multiplies in one call of the model (batch x positions).
+        form: how it is executed: float, int8 (dynamic for linear modules, static for convolutions), int8-static, int8-dynamic, int16,
+            nbits<bits>-<group>, each with -rank<ratio>, -tucker<ratio> or -spatial<ratio> where it is factorised.
+        kept_in, kept_out: channels that are left.
+        amount: weights that are multiplied per row, widths rounded up to what the kernel likes.
+    """
+
+    signature: str
+    rows: int
+    form: str
+    kept_in: int
+    kept_out: int
+    amount: float
+
+
+class Work(NamedTuple):
+    """`kernels` by module (removed ones are not there), and amounts of what surrounds them by feature."""
+
+    kernels: Mapping[str, Kernel]
+    surroundings: Mapping[str, float]
+
+
+@dataclass(frozen=True)
+class Layout:
+    """What the work of a candidate depends on.
+
+    Attributes:
+        linear_inputs: the tensors that each linear module reads.
+        packed: whether a module under a config runs on a kernel that keeps its weights packed.
+        signatures: of each module's kernel (see `Kernel`).
+        edges: (producer, consumer) of what flows from module to module through other operators; the graph's inputs have producer "".
+        multiples: the widths that kernels like, by kind of module.
+    """
+
+    module_map: ModuleMap
+    pruner: Pruner
+    linear_inputs: Mapping[str, tuple[str, ...]]
+    packed: Callable[[CompressibleModule, ModuleConfig], bool]
+    signatures: Mapping[str, str]
+    edges: tuple[tuple[str, str], ...]
+    multiples: Mapping[str, int] = field(default_factory=dict)
+
+    def form(self, module: CompressibleModule, config: ModuleConfig) -> str:
+        """The form in which a module under `config` is executed."""
+        config = config.executed(module.kind)
+        if config.activation_bits == 8:
+            usual = config.static(module.kind) == (module.kind == "conv")
+            form = "int8" if usual else "int8-static" if module.kind == "linear" else "int8-dynamic"
+        elif self.packed(module, config):
+            form = f"nbits{config.weight_bits}-{config.group_size}"
+        else:
+            form = "float" if config.activation_bits == 32 or module.kind not in ("linear", "conv") else "int16"
+        ratio = config.rank_ratio if module.factorisable else 1.0
+        shapes = factor_shapes(module.weight_shape, ratio, config.decomposition)
+        if len(shapes) == 1:
+            return form
+        both = len(shapes) == 2 and max(shapes[1][2:], default=1) > 1
+        return f"{form}-{'tucker' if len(shapes) == 3 else 'spatial' if both else 'rank'}{ratio:g}"
+
+    def kernel(self, module: CompressibleModule, config: ModuleConfig, kept_out: int, kept_in: int) -> Kernel:
+        """The kernel of one module under a config with that many channels left."""
+        ratio = config.rank_ratio if module.factorisable else 1.0
+        multiple = self.multiples.get(module.kind, 1)
+        widths = [min(whole, -(-kept // multiple) * multiple) for kept, whole in ((kept_out, module.weight_shape[0]), (kept_in, kept_in))]
+        shapes = factor_shapes((*widths, *module.weight_shape[2:]), ratio, config.decomposition)
+        amount = float(sum(prod(shape) for shape in shapes))
+        return Kernel(self.signatures[module.name], module.positions, self.form(module, config), kept_in, kept_out, amount)
+
+    def around(self, module: CompressibleModule, kernel: Kernel) -> dict[str, float]:
+        """What a module under a kernel has around it, whatever its neighbours are: count and elements of its outputs, by kind and form."""
+        name = f"{module.kind} {arithmetic(kernel)}"
+        return {f"after {name}": 1.0, f"elements after {name}": float(kernel.rows * kernel.kept_out)}
+
+
+def arithmetic(kernel: Kernel) -> str:
+    """The arithmetic of a kernel: "int8", "nbits" or "float"."""
+    return next((found for found in ("int8", "nbits") if kernel.form.startswith(found)), "float")
+
+
+def workload(layout: Layout, candidate: Candidate) -> Work:
+    """What `candidate` makes the runtime do."""
+    masks = layout.pruner.masks(candidate)
+    kernels: dict[str, Kernel] = {}
+    around: dict[str, float] = defaultdict(float)
+    around["model"] = 1.0
+    rounded: dict[str, float] = {}
+    for module in layout.module_map:
+        if masks.dropped(module.name):
+            continue
+        out, into = masks.of(module.name, "out"), masks.of(module.name, "in")
+        kept_out = module.weight_shape[0] if out is None else int(out.sum())
+        kept_in = (*module.weight_shape, 1)[1] if into is None else int(into.sum())
+        kernel = kernels[module.name] = layout.kernel(module, candidate.config(module.name), kept_out, kept_in)
+        for feature, amount in layout.around(module, kernel).items():
+            around[feature] += amount
+        if arithmetic(kernel) == "int8":
+            rounded.update((tensor, float(kernel.rows * kept_in)) for tensor in layout.linear_inputs.get(module.name, ()))
+    around["tensors rounded for linear"] = float(len(rounded))
+    around["elements rounded for linear"] = sum(rounded.values())
+    for producer, consumer in layout.edges:
+        ends = [_side(layout, kernels.get(name)) for name in (producer, consumer)]
+        if "conv" in (layout.module_map[name].kind for name in (producer, consumer) if name):
+            source = kernels.get(producer)
+            around[f"from {ends[0]} to {ends[1]}"] += 1.0
+            around[f"elements from {ends[0]} to {ends[1]}"] += float(source.rows * source.kept_out) if source else 0.0
+    return Work(kernels, dict(around))
+
+
+def _side(layout: Layout, kernel: Kernel | None) -> str:
+    """Static 8-bit convolutions read and write integers, everything else floats."""
+    integer = kernel is not None and kernel.signature.startswith("conv") and kernel.form == "int8"
+    return "integers" if integer else "floats"

@@ -1,0 +1,175 @@
+"""The latency model against whole models it has not seen, beside what others count: multiply-adds, bits, bit operations, single kernels.
+
+For each network a table is measured, then 40 random joint candidates of the default space (another seed) are timed in turn with the float
+model. MACs, bits and bit operations get the best line through the very models that the table was fitted to; kernels alone are summed as
+they are. About ten minutes on two cores; --quick takes the ResNet and half of the candidates.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+
+import numpy as np
+import onnx
+import torch
+from numpy.typing import NDArray
+from onnx import ModelProto, TensorProto, helper
+from onnx.utils import Extractor
+
+from autocompress import Candidate, find_modules, load_task
+from autocompress.export.build import Builder
+from autocompress.export.lower import Site
+from autocompress.modules import CompressibleModule
+from autocompress.search.bench import builder_for, layout_of, subject_of
+from autocompress.search_space import BoundSpace, SearchSpace
+from autocompress.targets.device.sessions import open_session
+from autocompress.targets.device.timing import QUIET
+from autocompress.targets.latency import compare
+from autocompress.targets.latency_table import LatencyTable, prediction_errors
+from autocompress.targets.plan import Plan, Subject, random_candidate
+from autocompress.targets.profile import measure_table
+from autocompress.targets.target import find_target
+from autocompress.targets.workload import Kernel, workload
+from autocompress.task import Task
+from benchmarks.networks import network
+from benchmarks.output import parser_of, write_figures
+
+TARGET = find_target("onnxruntime-cpu")
+TASKS: dict[str, Callable[[], Task]] = {
+    "easy_vqa": lambda: load_task("autocompress.tasks:easy_vqa"),
+    "encoder_b1": lambda: network("encoder", 1),
+    "encoder_b8": lambda: network("encoder", 8),
+    "resnet": lambda: network("resnet"),
+    "mobilenet": lambda: network("mobilenet"),
+}
+SEED = 1000
+Values = NDArray[np.float64]
+
+
+def joint(space: BoundSpace, subject: Subject, generator: np.random.Generator) -> Candidate:
+    """A random mixture of forms and widths, each module with any of the configs that the space has for its form (bits differ)."""
+    layout, found = subject.layout, random_candidate(subject, generator)
+    configs = {}
+    for module in layout.module_map:
+        config = found.config(module.name)
+        form = layout.form(module, config)
+        alike = [c for c in space.configs(module.name) if layout.form(module, c) == form] if module.name in space.kinds else []
+        chosen = alike[int(generator.integers(len(alike)))] if alike else config
+        configs[module.name] = replace(chosen, pruning_ratio=config.pruning_ratio, importance=config.importance)
+    return Candidate.of(configs)
+
+
+def counts(subject: Subject, candidates: Sequence[Candidate]) -> dict[str, Values]:
+    """(candidates,) multiply-adds, bits of all weights, and multiply-adds times both widths."""
+    rows = []
+    for candidate in candidates:
+        macs = bits = operations = 0.0
+        for name, kernel in workload(subject.layout, candidate).kernels.items():
+            config = candidate.config(name)
+            exact = subject.layout.kernel(subject.layout.module_map[name], config, kernel.kept_out, kernel.kept_in).amount
+            products = kernel.rows * exact if subject.layout.module_map[name].kind != "embedding" else 0.0
+            macs += products
+            bits += exact * config.weight_bits
+            operations += products * config.weight_bits * config.activation_bits
+        rows.append((macs, bits, operations))
+    return dict(zip(("macs", "bits", "bit_operations"), np.array(rows).T, strict=True))
+
+
+def line(fitted: Values, times: Values, x: Values) -> Values:
+    """The best line through (fitted, times) in relative error, at x."""
+    design = np.stack([np.ones_like(fitted), fitted], 1) / times[:, None]
+    offset, slope = np.linalg.lstsq(design, np.ones_like(times), rcond=None)[0]
+    return offset + slope * x
+
+
+def kernels_alone(builder: Builder, subject: Subject, candidates: Sequence[Candidate]) -> Values:
+    """(candidates,) milliseconds: each kernel in a model of its own, summed over the modules."""
+    lowered = builder.lowered
+    wanted = sorted({site.input for sites in lowered.sites.values() for site in sites if site.input} - set(lowered.input_names))
+    proto = ModelProto.FromString(lowered.proto.SerializeToString())
+    proto.graph.output.extend(onnx.ValueInfoProto(name=name) for name in wanted)
+    inputs = dict(zip(wanted, open_session(proto.SerializeToString()).run(wanted, dict(subject.feed)), strict=True)) | dict(subject.feed)
+    known: dict[object, float] = {}
+    sums = []
+    for candidate in candidates:
+        total = 0.0
+        made: Extractor | None = None
+        for name, kernel in workload(subject.layout, candidate).kernels.items():
+            if kernel[:5] not in known:
+                made = made or Extractor(ModelProto.FromString(subject.blank(candidate)[0]))
+                module, sites = builder.module_map[name], lowered.sites[name]
+                known[kernel[:5]] = sum(_alone(made, module, site, inputs[site.input], kernel) for site in sites if site.input)
+            total += known[kernel[:5]]
+        sums.append(total)
+    return np.array(sums) * 1e3
+
+
+def _alone(extractor: Extractor, module: CompressibleModule, site: Site, example: Values, kernel: Kernel) -> float:
+    """Undisturbed seconds of the operators between the input and the output of a module, on as many channels as are left."""
+    x = example
+    if site.kind != "embedding":
+        axis, channels = (example.ndim - 1, kernel.kept_in) if site.kind == "linear" else (1, kernel.kept_in)
+        channels = kernel.kept_out if module.groups > 1 else channels  # depthwise
+        x = np.ascontiguousarray(np.take(example, np.arange(channels) % example.shape[axis], axis))
+    kind = helper.np_dtype_to_tensor_dtype(x.dtype)
+    extractor.vimap[site.input] = helper.make_tensor_value_info(site.input, kind, x.shape)
+    extractor.vimap[site.output] = helper.make_tensor_value_info(site.output, TensorProto.FLOAT, None)
+    session = open_session(extractor.extract_model([site.input], [site.output]).SerializeToString())
+    feed, seconds = {site.input: x}, []
+    for _ in range(40):
+        started = time.perf_counter()
+        session.run(None, feed)
+        seconds.append(time.perf_counter() - started)
+    return float(np.quantile(seconds, QUIET))
+
+
+def one(name: str, count: int) -> dict[str, float]:
+    """Figures of one network; prints its table."""
+    task = TASKS[name]()
+    builder = builder_for(task, find_modules(task.model, task.example_inputs, task.towers), TARGET)
+    space = SearchSpace.load(None).bind(builder.module_map, TARGET)
+    subject = subject_of(task, builder, layout_of(builder), space)
+    started = time.monotonic()
+    table: LatencyTable = measure_table(subject, TARGET)
+    seconds = time.monotonic() - started
+    generator = np.random.default_rng(SEED)
+    candidates = [joint(space, subject, generator) for _ in range(count)]
+    files = [subject.blank(candidate)[0] for candidate in candidates]
+    timing = compare(subject.baseline, files, subject.feed, TARGET, table.settings, rounds=36)
+    measured = np.array(timing.ratios) * table.baseline_ms
+    predictions = {"this model": np.array([table.predict_ms(subject.layout, candidate) for candidate in candidates])}
+    fitted = Plan.of(subject, 0).profiled  # the models that the table was fitted to
+    times = np.array([run.milliseconds for run in table.runs[: len(fitted)]])
+    seen, fresh = counts(subject, fitted), counts(subject, candidates)
+    predictions |= {key: line(seen[key], times, fresh[key]) for key in seen}
+    predictions["kernels_alone"] = kernels_alone(builder, subject, candidates)
+    figures = {f"seconds_{name}": seconds, f"baseline_ms_{name}": table.baseline_ms}
+    spread = f"{measured.min():.3f} to {measured.max():.3f} ms"
+    print(f"{name}: float {table.baseline_ms:.3f} ms, candidates {spread}; table in {seconds:.0f} s {timing.warning}")
+    for key, predicted in predictions.items():
+        errors = prediction_errors(list(predicted), list(measured))
+        suffix = "" if key == "this model" else f"_{key}"
+        figures |= {f"mape{suffix}_{name}": errors["mape"], f"tau{suffix}_{name}": errors["kendall_tau"]}
+        if not suffix:
+            figures |= {f"p95_{name}": errors["p95"], f"bias_{name}": errors["bias"]}
+        words = f"mean error {errors['mape']:6.1%}  p95 {errors['p95']:6.1%}  bias {errors['bias']:+6.1%}  tau {errors['kendall_tau']:.3f}"
+        print(f"  {key:16s} {words}", flush=True)
+    return figures
+
+
+def main() -> None:
+    arguments = parser_of(__doc__).parse_args()
+    torch.set_num_threads(1)
+    figures: dict[str, float] = {}
+    for name in ["resnet"] if arguments.quick else TASKS:
+        figures |= one(name, 20 if arguments.quick else 40)
+    worst = {"mape": max, "p95": max, "tau": min, "seconds": max, "tau_macs": max, "tau_bits": max}
+    if not arguments.quick:
+        figures |= {f"{key}_encoder": pick(figures[f"{key}_encoder_b{n}"] for n in (1, 8)) for key, pick in worst.items()}
+    write_figures(arguments.json, figures)
+
+
+if __name__ == "__main__":
+    main()
