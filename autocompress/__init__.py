@@ -12,15 +12,16 @@ from torch import nn
 
 from autocompress.candidate import Candidate, Distillation, ModuleConfig
 from autocompress.compress.student import on_student
-from autocompress.errors import AutocompressError, TaskError
-from autocompress.export.artifact import copy_artifact, read_recipe
+from autocompress.errors import AutocompressError, ExportError, TaskError
+from autocompress.export.artifact import copy_artifact, read_recipe, session_settings
 from autocompress.export.reload import load_module, reproduce_model
 from autocompress.modules import find_modules
 from autocompress.report.page import write_report
-from autocompress.results import FrontPoint, Measurement, ParetoFront, SearchResult, read_front
+from autocompress.results import MODEL_FILE, FrontPoint, Measurement, ParetoFront, SearchResult, read_front
 from autocompress.search.loop import run_search
 from autocompress.search.progress import SearchProgress
 from autocompress.search.settings import Settings
+from autocompress.targets.device import sessions
 from autocompress.task import Task, float_task, load_task
 
 __all__ = [
@@ -37,6 +38,7 @@ __all__ = [
     "find_modules",
     "load",
     "load_task",
+    "open_session",
     "read_front",
     "reproduce",
     "search",
@@ -143,6 +145,18 @@ def load(folder: str | Path, model: nn.Module | None = None) -> nn.Module:
         ExportError: files are missing or damaged, or the architecture is another one.
     """
     return load_module(Path(folder), (on_student(_named_task(Path(folder))).model if model is None else model))
+
+
+def open_session(path: str | Path) -> Any:
+    """A session of an exported point's model.onnx (or of its folder) on its target's runtime, with the settings that were tuned for it.
+
+    Its `run(None, {name: array})` returns the outputs. ExportError when there is no recipe beside the file.
+    """
+    file = Path(path) / MODEL_FILE if Path(path).is_dir() else Path(path)
+    settings = session_settings(file)
+    if settings is None:
+        raise ExportError(f"{file}: has no recipe beside it that says how to open it; give the folder that `autocompress export` wrote")
+    return sessions.open_session(str(file), settings)
 
 
 def reproduce(folder: str | Path, to: str | Path, task: Task | None = None) -> Path:

@@ -41,6 +41,7 @@ from autocompress.targets.target import find_target
 from autocompress.task import Task, check_task, float_task, load_task
 
 INTERRUPTED = 130
+RUNTIME_WORDS = {"onnxruntime": "ONNX Runtime", "openvino": "OpenVINO"}
 
 
 def limits_of(arguments: argparse.Namespace) -> dict[str, Any]:
@@ -236,7 +237,7 @@ def _opener(path: str, threads: int | None) -> Callable[[], Any]:
         try:
             return open_session(path, settings)
         except Exception as error:
-            raise AutocompressError(f"{path}: {settings.runtime} cannot load it ({str(error).splitlines()[0]})") from error
+            raise AutocompressError(f"{path}: {RUNTIME_WORDS[settings.runtime]} cannot load it ({str(error).splitlines()[0]})") from error
 
     return opened
 

@@ -131,7 +131,12 @@ class LatencyTable:
             if run.spent:
                 rows["rest"].append([number, None, *run.spent.get(REST, (0.0, 0))])
             rows["rest"] += [[number, operator, microseconds, None] for operator, microseconds in run.operators.items()]
-        head = {"format": FORMAT, **{key: value for key, value in asdict(self).items() if key != "runs"}, "columns": COLUMNS}
+        head = {
+            "format": FORMAT,
+            **{key: value for key, value in asdict(self).items() if key != "runs"},
+            "check": self.check,
+            "columns": COLUMNS,
+        }
         lines = ",\n".join(f' "{name}": [\n  ' + ",\n  ".join(map(json.dumps, found)) + "]" for name, found in rows.items())
         path.write_text(json.dumps(head, indent=1)[:-2] + ",\n" + lines + "}\n")
 
@@ -143,7 +148,7 @@ class LatencyTable:
             if data.pop("format") != FORMAT:
                 raise ValueError("another format")
             tables = {name: [dict(zip(data["columns"][name], row, strict=True)) for row in data.pop(name)] for name in COLUMNS}
-            data.pop("columns")
+            data.pop("columns"), data.pop("check")  # the latter follows from the runs
             data["settings"] = SessionSettings.from_json(data["settings"])
             data["tuning"] = tuple(data["tuning"])
             table = cls(runs=_runs(tables), **data)

@@ -23,7 +23,7 @@ from autocompress.targets.plan import Plan, Subject, all_forms, uniform_candidat
 from autocompress.targets.target import Target
 from autocompress.targets.workload import Work, workload
 
-BUDGET_S = 60.0
+BUDGET_S = 45.0
 # What changes representations belongs to no module: it depends on the neighbours.
 CONVERSIONS = {"QuantizeLinear", "DequantizeLinear", "DynamicQuantizeLinear", "Cast", "Transpose", "ReorderInput", "ReorderOutput"}
 CONVERSIONS |= {"Reorder", "Convert", "FakeQuantize"}  # of OpenVINO
@@ -71,7 +71,6 @@ def attribute(profile: Sequence[NodeTime], owners: Mapping[str, str], work: Work
     its outputs, and to the rest when none did or when it only changes a representation."""
     spent: dict[str, tuple[float, int]] = defaultdict(lambda: (0.0, 0))
     operators: dict[str, float] = defaultdict(float)
-    spent[REST] = (0.0, 0)
     for node in profile:
         owner = next((owners[name] for name in node.names if name in owners), REST)
         if owner not in work.kernels or node.operator in CONVERSIONS:
@@ -79,7 +78,7 @@ def attribute(profile: Sequence[NodeTime], owners: Mapping[str, str], work: Work
             operators[node.operator] += node.microseconds
         total, count = spent[owner]
         spent[owner] = (total + node.microseconds, count + 1)
-    return dict(spent), dict(operators)
+    return {name: spent[name] for name in (*work.kernels, REST) if name in spent or name == REST}, dict(operators)
 
 
 def table_key(subject: Subject, target: Target) -> str:
