@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-import os
 import tempfile
 from pathlib import Path
 
@@ -15,7 +14,7 @@ from autocompress.measure.accuracy import evaluate_session
 from autocompress.report.info import PICK_DROP, PICKS
 from autocompress.results import MODEL_FILE
 from autocompress.targets.device.sessions import open_session
-from autocompress.targets.device.timing import interleaved_timing
+from benchmarks.bench import ALL_THREADS, timed
 from benchmarks.output import parser_of, write_figures
 
 
@@ -45,14 +44,14 @@ def main() -> None:
         files = {"float": baseline, "onnxruntime_dynamic": dynamic}
         for what in PICKS:
             files[what] = run / front.pick(what, max_accuracy_drop=PICK_DROP).point.artifact / MODEL_FILE
-        names = tuple(i.name for i in open_session(str(baseline), 1).get_inputs())
+        names = tuple(i.name for i in open_session(str(baseline)).get_inputs())
         feed = feed_of(task.example_inputs, names)
         figures: dict[str, float] = {}
         print(f"{'file':22}{'bytes':>12}{'smaller':>10}{'faster':>10}{'test accuracy':>16}")
         for name, path in files.items():
             onnx.checker.check_model(str(path))
-            timing = interleaved_timing(str(baseline), [str(path)], feed, 1, 20 if arguments.quick else 100)
-            scores, _ = evaluate_session(task, open_session(str(path), os.cpu_count() or 1), names, test)
+            timing = timed(str(baseline), [str(path)], feed, 20 if arguments.quick else 100)
+            scores, _ = evaluate_session(task, open_session(str(path), ALL_THREADS), names, test)
             size = path.stat().st_size
             figures |= {f"bytes_{name}": size, f"latency_ratio_{name}": timing.ratios[0], f"accuracy_{name}": scores.accuracy}
             smaller, faster = baseline.stat().st_size / size, 1 / timing.ratios[0]

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-import os
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from functools import cached_property
+from functools import cached_property, partial
+from typing import Any
 
 import torch
 
@@ -17,8 +18,11 @@ from autocompress.compress.teacher import Teacher
 from autocompress.compress.trainer import Trainer
 from autocompress.export.build import Builder, stitched_variants
 from autocompress.measure.accuracy import evaluate_model, evaluate_session
-from autocompress.targets.device.sessions import open_session
+from autocompress.targets.device.sessions import DEFAULT, open_session
+from autocompress.targets.device.timing import Timing, interleaved_timing
+from autocompress.targets.latency import all_threads
 
+ALL_THREADS = all_threads(DEFAULT)
 CPU = torch.device("cpu")
 INTEGER = ("linear", "conv")
 
@@ -53,12 +57,18 @@ class Bench:
         return self.session_accuracy(data), len(data)
 
     def session_accuracy(self, model: bytes | str) -> float:
-        session = open_session(model, os.cpu_count() or 1)
+        session = open_session(model, ALL_THREADS)
         return evaluate_session(self.task, session, tuple(i.name for i in session.get_inputs()), self.test)[0].accuracy
 
     def trained(self, candidate: Candidate) -> Trained:
         teacher = Teacher(self.task, self.builder.teacher, CPU, None, (candidate.distillation.temperature,))
         return recover(Trainer(self.task, teacher), self.stitcher, candidate)[0]
+
+
+def timed(baseline: bytes | str, models: Sequence[bytes | str], feed: Mapping[str, Any], rounds: int) -> Timing:
+    """Each model in turn with the baseline, on one thread."""
+    openers = [partial(open_session, model) for model in (baseline, *models)]
+    return interleaved_timing(openers[0], openers[1:], feed, rounds)
 
 
 def distilled(candidate: Candidate, steps: int, schedule: str = "one_shot") -> Candidate:

@@ -1,8 +1,8 @@
 """The latency model against whole models it has not seen, beside what others count: multiply-adds, bits, bit operations, single kernels.
 
 For each network a table is measured, then 40 random joint candidates of the default space (another seed) are timed in turn with the float
-model. MACs, bits and bit operations get the best line through the very models that the table was fitted to; kernels alone are summed as
-they are. About ten minutes on two cores; --quick takes the ResNet and half of the candidates.
+model. MACs, bits and bit operations get the best line through the very times that they are judged by; kernels alone are summed as they
+are. About ten minutes on two cores; --quick takes the ResNet and half of the candidates.
 """
 
 from __future__ import annotations
@@ -16,10 +16,10 @@ import onnx
 import torch
 from numpy.typing import NDArray
 from onnx import ModelProto, TensorProto, helper
-from onnx.utils import Extractor
 
 from autocompress import Candidate, find_modules, load_task
 from autocompress.export.build import Builder
+from autocompress.export.float_graph import remove_dead_nodes
 from autocompress.export.lower import Site
 from autocompress.modules import CompressibleModule
 from autocompress.search.bench import builder_for, layout_of, subject_of
@@ -28,7 +28,7 @@ from autocompress.targets.device.sessions import open_session
 from autocompress.targets.device.timing import QUIET
 from autocompress.targets.latency import compare
 from autocompress.targets.latency_table import LatencyTable, prediction_errors
-from autocompress.targets.plan import Plan, Subject, random_candidate
+from autocompress.targets.plan import Subject, random_candidate
 from autocompress.targets.profile import measure_table
 from autocompress.targets.target import find_target
 from autocompress.targets.workload import Kernel, workload
@@ -77,9 +77,9 @@ def counts(subject: Subject, candidates: Sequence[Candidate]) -> dict[str, Value
     return dict(zip(("macs", "bits", "bit_operations"), np.array(rows).T, strict=True))
 
 
-def line(fitted: Values, times: Values, x: Values) -> Values:
-    """The best line through (fitted, times) in relative error, at x."""
-    design = np.stack([np.ones_like(fitted), fitted], 1) / times[:, None]
+def line(x: Values, times: Values) -> Values:
+    """The best line through the very times that it is judged by, in relative error."""
+    design = np.stack([np.ones_like(x), x], 1) / times[:, None]
     offset, slope = np.linalg.lstsq(design, np.ones_like(times), rcond=None)[0]
     return offset + slope * x
 
@@ -95,10 +95,10 @@ def kernels_alone(builder: Builder, subject: Subject, candidates: Sequence[Candi
     sums = []
     for candidate in candidates:
         total = 0.0
-        made: Extractor | None = None
+        made: bytes | None = None
         for name, kernel in workload(subject.layout, candidate).kernels.items():
             if kernel[:5] not in known:
-                made = made or Extractor(ModelProto.FromString(subject.blank(candidate)[0]))
+                made = made or subject.blank(candidate)[0]
                 module, sites = builder.module_map[name], lowered.sites[name]
                 known[kernel[:5]] = sum(_alone(made, module, site, inputs[site.input], kernel) for site in sites if site.input)
             total += known[kernel[:5]]
@@ -106,23 +106,38 @@ def kernels_alone(builder: Builder, subject: Subject, candidates: Sequence[Candi
     return np.array(sums) * 1e3
 
 
-def _alone(extractor: Extractor, module: CompressibleModule, site: Site, example: Values, kernel: Kernel) -> float:
+def _alone(model: bytes, module: CompressibleModule, site: Site, example: Values, kernel: Kernel) -> float:
     """Undisturbed seconds of the operators between the input and the output of a module, on as many channels as are left."""
     x = example
     if site.kind != "embedding":
         axis, channels = (example.ndim - 1, kernel.kept_in) if site.kind == "linear" else (1, kernel.kept_in)
         channels = kernel.kept_out if module.groups > 1 else channels  # depthwise
         x = np.ascontiguousarray(np.take(example, np.arange(channels) % example.shape[axis], axis))
-    kind = helper.np_dtype_to_tensor_dtype(x.dtype)
-    extractor.vimap[site.input] = helper.make_tensor_value_info(site.input, kind, x.shape)
-    extractor.vimap[site.output] = helper.make_tensor_value_info(site.output, TensorProto.FLOAT, None)
-    session = open_session(extractor.extract_model([site.input], [site.output]).SerializeToString())
+    proto = ModelProto.FromString(model)
+    graph, kind = proto.graph, helper.np_dtype_to_tensor_dtype(x.dtype)
+    kept = [node for node in graph.node if site.input not in node.output]
+    del graph.node[:], graph.input[:], graph.output[:]
+    graph.node.extend(kept)
+    graph.input.append(helper.make_tensor_value_info(site.input, kind, x.shape))
+    graph.output.append(helper.make_tensor_value_info(site.output, TensorProto.FLOAT, None))
+    remove_dead_nodes(proto)
+    session = open_session(proto.SerializeToString())
     feed, seconds = {site.input: x}, []
     for _ in range(40):
         started = time.perf_counter()
         session.run(None, feed)
         seconds.append(time.perf_counter() - started)
     return float(np.quantile(seconds, QUIET))
+
+
+def slower_than_wider(table: LatencyTable) -> list[float]:
+    """Of every kernel that takes longer than the same with more outputs: by how much."""
+    found = []
+    for place, (us, _) in table.model.grid.items():
+        wider = [other for at, (other, _) in table.model.grid.items() if at[:4] == place[:4] and at[4] > place[4]]
+        if wider and us > 1.1 * min(wider):
+            found.append(us / min(wider))
+    return found
 
 
 def one(name: str, count: int) -> dict[str, float]:
@@ -140,14 +155,15 @@ def one(name: str, count: int) -> dict[str, float]:
     timing = compare(subject.baseline, files, subject.feed, TARGET, table.settings, rounds=36)
     measured = np.array(timing.ratios) * table.baseline_ms
     predictions = {"this model": np.array([table.predict_ms(subject.layout, candidate) for candidate in candidates])}
-    fitted = Plan.of(subject, 0).profiled  # the models that the table was fitted to
-    times = np.array([run.milliseconds for run in table.runs[: len(fitted)]])
-    seen, fresh = counts(subject, fitted), counts(subject, candidates)
-    predictions |= {key: line(seen[key], times, fresh[key]) for key in seen}
+    predictions |= {key: line(found, measured) for key, found in counts(subject, candidates).items()}
     predictions["kernels_alone"] = kernels_alone(builder, subject, candidates)
     figures = {f"seconds_{name}": seconds, f"baseline_ms_{name}": table.baseline_ms}
     spread = f"{measured.min():.3f} to {measured.max():.3f} ms"
+    slower = slower_than_wider(table)
+    figures[f"narrower_but_slower_{name}"] = max(slower, default=1.0)
     print(f"{name}: float {table.baseline_ms:.3f} ms, candidates {spread}; table in {seconds:.0f} s {timing.warning}")
+    if slower:
+        print(f"  {len(slower)} of {len(table.model.grid)} kernels take over 1.1x, at most {max(slower):.2f}x, of a wider one's time")
     for key, predicted in predictions.items():
         errors = prediction_errors(list(predicted), list(measured))
         suffix = "" if key == "this model" else f"_{key}"

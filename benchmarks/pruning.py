@@ -29,9 +29,8 @@ from autocompress.compress.prune import global_ratios
 from autocompress.export.build import prepare
 from autocompress.export.float_graph import export_float
 from autocompress.measure.accuracy import evaluate_model
-from autocompress.targets.device.timing import interleaved_timing
 from autocompress.targets.kernels import KernelChoice
-from benchmarks.bench import CPU, Bench, distilled
+from benchmarks.bench import CPU, Bench, distilled, timed
 from benchmarks.digits import digits_task
 from benchmarks.output import parser_of, write_figures
 
@@ -148,9 +147,9 @@ def torch_pruning_rows(bench: Bench, ratios: tuple[float, ...]) -> list[Row]:
     return rows
 
 
-def timed(bench: Bench, rows: list[Row]) -> None:
+def add_latencies(bench: Bench, rows: list[Row]) -> None:
     feed = bench.builder.lowered.feed(bench.task.example_inputs)
-    timing = interleaved_timing(bench.builder.baseline, [r.file for r in rows], feed, 1, ROUNDS)
+    timing = timed(bench.builder.baseline, [r.file for r in rows], feed, ROUNDS)
     for r, ratio in zip(rows, timing.ratios, strict=True):
         r.time = ratio
 
@@ -183,7 +182,7 @@ def report(name: str, task: Task, samples: int, criteria: tuple[str, ...], ratio
     rows = our_rows(bench, criteria, ratios, steps)
     rows.append(half_macs(bench))
     rows += torch_pruning_rows(bench, tuple(i / 10 for i in range(1, 8)))
-    timed(bench, rows)
+    add_latencies(bench, rows)
     print(f"{'method':42}{'ratio':>6}{'accuracy':>10}{'MACs':>8}{'latency':>9}{'size':>8}")
     for r in rows:
         size = len(r.file) / len(builder.baseline)

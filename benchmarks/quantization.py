@@ -17,8 +17,8 @@ from autocompress.compress.evidence import Evidence
 from autocompress.compress.library import VariantLibrary
 from autocompress.compress.stitch import Stitcher
 from autocompress.export.build import prepare, stitched_variants
-from autocompress.targets.device.timing import interleaved_timing
 from autocompress.targets.kernels import KernelChoice
+from benchmarks.bench import timed
 from benchmarks.output import parser_of, write_figures
 
 ROUNDS = 45
@@ -53,7 +53,7 @@ def measure(title: str, layer: nn.Module, x: torch.Tensor, kind: str, rounds: in
         levels = [a.i for n in proto.graph.node if n.op_type == "MatMulNBits" for a in n.attribute if a.name == "accuracy_level"]
         kernels[name] = f"MatMulNBits, level {levels[0]}" if levels else ""
     reference = files["int8 dynamic" if kind == "linear" else "int8 static"]
-    timing = interleaved_timing(reference, list(files.values()), builder.lowered.feed(x), 1, rounds)
+    timing = timed(reference, list(files.values()), builder.lowered.feed(x), rounds)
     times = dict(zip(files, timing.ratios, strict=True))
     print(f"\n{title}: int8 takes {timing.baseline_ms * 1e3:.0f} us")
     print(f"{'form':34}{'bytes':>10}{'of float':>10}{'of int8':>10}{'us':>8}{'of float':>10}{'of int8':>10}")

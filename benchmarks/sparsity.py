@@ -11,9 +11,8 @@ import torch
 from autocompress import Candidate, ModuleConfig, find_modules, load_task
 from autocompress.batches import take_samples
 from autocompress.export.build import prepare
-from autocompress.targets.device.timing import interleaved_timing
 from autocompress.targets.kernels import KernelChoice
-from benchmarks.bench import Bench
+from benchmarks.bench import Bench, timed
 from benchmarks.output import parser_of, write_figures
 
 QUESTIONS = 1000
@@ -63,7 +62,7 @@ def main() -> None:
     print(", ".join(f"{size / len(d):.2f}x" for d in dense) + " smaller")
     feed = builder.lowered.feed(task.example_inputs)
     at = (0.7, "unstructured", 4)
-    timing = interleaved_timing(dense[1], [files[at]], feed, 1, 40)
+    timing = timed(dense[1], [files[at]], feed, 40)
     figures["time_of_zeros"] = timing.ratios[0]
     print(f"time of 70 % zeros at 4 bits: {timing.ratios[0]:.3f}x of dense 4 bits")
     write_figures(arguments.json, figures)

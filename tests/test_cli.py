@@ -8,7 +8,9 @@ from pathlib import Path
 import pytest
 import yaml
 
+from autocompress import cli
 from autocompress.cli import main
+from autocompress.targets.device.sessions import SessionSettings
 
 SPACE = {"modules": [{"match": "*", "weight_bits": [4, 8], "activation_bits": [8, 32]}]}
 
@@ -125,6 +127,41 @@ def test_profile_writes_a_table_that_a_search_takes(
     )
 
 
+def test_probes_tables_and_where_the_time_goes(cnn_spec: str, folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    space = ("--space", folder / "space.yaml")
+    code, out, _ = run(capsys, "export-probes", cnn_spec, *space, "--target", "onnxruntime-cpu", "--to", tmp_path / "probes")
+    assert code == 0
+    assert "models; on the device: python measure.pyz; then: autocompress search TASK --target-table" in out
+    assert {"measure.pyz", "probes.json", "inputs.npz"} <= {path.name for path in (tmp_path / "probes").iterdir()}
+    table = tmp_path / "table.json"
+    assert run(capsys, "profile", cnn_spec, *space, "--out", table)[0] == 0
+    assert run(capsys, "profile", cnn_spec, *space, "--merge", table, "--out", tmp_path / "both.json")[0] == 0
+    counts = [len(json.loads(path.read_text())["runs"]) for path in (table, tmp_path / "both.json")]
+    assert counts[1] > 1.5 * counts[0]
+    code, out, _ = run(capsys, "inspect", cnn_spec, *space, "--latency", "--target-table", table)
+    assert code == 0
+    assert "where the time goes: float model" in out
+    assert "in modules, compressible" in out
+    assert "as int8" in out
+    latency = json.loads(run(capsys, "inspect", cnn_spec, *space, "--latency", "--json")[1])["latency"]
+    assert {row["module"] for row in latency["modules"]} == {"stem.0", "body.0.conv1", "body.0.conv2", "body.2", "fc"}
+
+
+def test_bench_opens_files_as_their_recipe_says(folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch) -> None:
+    opened = []
+    real = cli.open_session
+    monkeypatch.setattr(cli, "open_session", lambda path, settings: opened.append(settings) or real(path, settings))
+    assert run(capsys, "export", folder / "run", "--to", tmp_path / "best")[0] == 0
+    recipe = tmp_path / "best" / "recipe.yaml"
+    data = yaml.safe_load(recipe.read_text())
+    data["session"] |= {"threads": 2, "disabled_optimizers": ["NchwcTransformer"]}
+    recipe.write_text(yaml.safe_dump(data))
+    assert run(capsys, "bench", tmp_path / "best" / "model.onnx", "--rounds", "3")[0] == 0
+    assert opened[-1] == SessionSettings(threads=2, disabled_optimizers=("NchwcTransformer",))
+    assert run(capsys, "bench", tmp_path / "best" / "model.onnx", "--rounds", "3", "--threads", "1")[0] == 0
+    assert opened[-1].threads == 1
+
+
 BAD = [
     (["search", "no_such_package_x:task"], 1, "no module 'no_such_package_x'"),
     (["search", "{tasks}/cnn.py:not_a_task"], 1, "not_a_task returned dict; it must return autocompress.Task"),
@@ -139,6 +176,9 @@ BAD = [
         "weight_bits 9 cannot be stored by target onnxruntime-cpu; nearest valid value: 8",
     ),
     (["search", "{tasks}/cnn.py:task", "--target", "tpu"], 1, "target 'tpu' is unknown; nearest: "),
+    (["search", "{tasks}/cnn.py:task", "--target", "{tmp}/device.yaml"], 1, "bandwidth_gb_s 0 is impossible; nearest valid value: 0.0001"),
+    (["search", "{tasks}/cnn.py:task", "--target-table", "{tmp}/unknown.yaml"], 1, "not a latency table"),
+    (["inspect", "{tasks}/cnn.py:task", "--target-table", "{tmp}/none.json"], 1, "none.json: no such file; measure a table with"),
     (["search", "{tasks}/cnn.py:task", "--max-size", "10B"], 1, "contradicts the search space"),
     (["search", "{tasks}/cnn.py:task", "--max-size", "big"], 1, "expected a value such as 2MB or 25%"),
     (["search", "{tasks}/cnn.py:task", "--seed", "-1"], 1, "seed must be at least 0, got -1; nearest valid value: 0"),
@@ -159,6 +199,9 @@ def test_bad_input(arguments, expected, text, folder: Path, task_files: Path, tm
     (tmp_path / "nothing.yaml").write_text("modules: [{match: 'vison.*', weight_bits: [8]}]")
     (tmp_path / "unknown.yaml").write_text("modules: [{match: '*', weigth_bits: [8]}]")
     (tmp_path / "nine.yaml").write_text("modules: [{match: '*', weight_bits: [9]}]")
+    figures = {name: {"value": 1, "source": "none"} for name in ("float_gops", "int8_gops", "overhead_us")}
+    device = {"runtime": "analytic", "device": {**figures, "bandwidth_gb_s": {"value": 0, "source": "none"}}}
+    (tmp_path / "device.yaml").write_text(yaml.safe_dump(device))
     best = folder / "run" / "models" / "baseline" / "model.onnx"
     filled = [a.format(tasks=task_files, tmp=tmp_path, best=best) for a in arguments]
     if arguments[0] == "search":

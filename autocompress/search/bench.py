@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -83,9 +84,15 @@ class Bench:
         """What latencies of files are: "measured" here, computed ("analytic"), or predicted ("table") for a device that is not at hand."""
         return "analytic" if self.target.figures else "table" if is_foreign(self.table) else "measured"
 
+    @cached_property
+    def table_float_ms(self) -> float:
+        """The float model as the latency table has it: measured, or predicted where the table is of other batch or sequence sizes."""
+        shapes = {name: list(array.shape) for name, array in self.subject.feed.items()}
+        return self.table.baseline_ms if self.table.inputs == shapes else self.table.predict_ms(self.layout, Candidate())
+
     def latency_ms(self, candidate: Candidate) -> float:
         """Predicted latency at the speed of the run's baseline."""
-        return self.table.predict_ms(self.layout, candidate) / self.table.baseline_ms * self.float_ms
+        return self.table.predict_ms(self.layout, candidate) / self.table_float_ms * self.float_ms
 
 
 def pick_device(name: str | None) -> torch.device:

@@ -68,6 +68,6 @@ def relearn(bench: Bench, finalists: list[Finalist], front: ParetoFront, folder:
     points = {point.trial: point.measured.latency_ms for point in (*front.points, *front.dominated)}
     measured = [points[finalist.number] for finalist in finalists]
     works = [workload(bench.layout, finalist.candidate) for finalist in finalists]
-    bench.table = bench.table.with_front(works, [ms / bench.float_ms * bench.table.baseline_ms for ms in measured])
+    bench.table = bench.table.with_front(works, [ms / bench.float_ms * bench.table_float_ms for ms in measured])
     bench.table.save(folder / TABLE_FILE)
     return prediction_errors([bench.latency_ms(finalist.candidate) for finalist in finalists], measured)

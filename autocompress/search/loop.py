@@ -72,7 +72,7 @@ def run_search(
         progress.phase(what, share)
 
     with folder_lock(folder), interrupt.watched():
-        known = _known_run(folder, task)
+        known = _known_run(folder, task, target.name)
         if task.student is not None:
             setting_up("teaching the student", 0.0)
             learner = _taught(task, bound, settings.seed, device, folder)
@@ -139,7 +139,7 @@ def run_worker(task: Task, storage: str, study_name: str, device_name: str | Non
     if run is None:
         raise RunFolderError(f"storage {storage}: study {study_name!r} was not started by autocompress search")
     folder = Path(run["folder"])
-    known = _known_run(folder, task)
+    known = _known_run(folder, task, run["target"])
     if known is None:
         raise RunFolderError(f"{folder}: not reachable from this worker; share the run folder between machines")
     torch.set_num_threads(max(1, (os.cpu_count() or 1) // max(1, run["workers"])))
@@ -223,8 +223,8 @@ def _make_folder(folder: Path) -> None:
         raise disk_error(folder, error) from error
 
 
-def _known_run(folder: Path, task: Task) -> dict[str, Any] | None:
-    """run.json of a run that is resumed; RunFolderError when it is another task's."""
+def _known_run(folder: Path, task: Task, target: str) -> dict[str, Any] | None:
+    """run.json of a run that is resumed; RunFolderError when it is another task's or another target's."""
     if not (folder / RUN_FILE).exists():
         return None
     known: dict[str, Any] = read_json(folder / RUN_FILE)
@@ -232,6 +232,8 @@ def _known_run(folder: Path, task: Task) -> dict[str, Any] | None:
         raise RunFolderError(f"{folder}: is the run folder of task {known.get('task')!r}, not of {task.name!r}; choose another --out")
     if known.get("model") != model_hash(task.model):
         raise RunFolderError(f"{folder}: was made with other weights of task {task.name!r}; choose another --out")
+    if known.get("target") != target:
+        raise RunFolderError(f"{folder}: was searched for target {known.get('target')}, not for {target}; choose another --out")
     return known
 
 

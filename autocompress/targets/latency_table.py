@@ -155,6 +155,8 @@ class LatencyTable:
             if not any(run.spent for run in table.runs):
                 raise ValueError("no profiled model")
             return table
+        except FileNotFoundError:
+            raise TargetError(f"{path}: no such file; measure a table with: autocompress profile TASK --out {path.name}") from None
         except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
             raise TargetError(f"{path}: not a latency table ({type(error).__name__}: {error}); measure it again") from error
 
