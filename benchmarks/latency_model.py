@@ -1,8 +1,8 @@
 """The latency model against whole models it has not seen, beside what others count: multiply-adds, bits, bit operations, single kernels.
 
-For each network a table is measured, then 40 random joint candidates of the default space (another seed) are timed in turn with the float
-model. MACs, bits and bit operations get the best line through the very times that they are judged by; kernels alone are summed as they
-are. About ten minutes on two cores; --quick takes the ResNet and half of the candidates.
+For each network a table is measured, then 40 random joint candidates of the default space (another seed) are timed twice, in turn with the
+float model. MACs, bits and bit operations get the best line through the very times that they are judged by; kernels alone are summed as
+they are. About ten minutes on two cores; --quick takes the ResNet and half of the candidates.
 """
 
 from __future__ import annotations
@@ -152,16 +152,19 @@ def one(name: str, count: int) -> dict[str, float]:
     generator = np.random.default_rng(SEED)
     candidates = [joint(space, subject, generator) for _ in range(count)]
     files = [subject.blank(candidate)[0] for candidate in candidates]
-    timing = compare(subject.baseline, files, subject.feed, TARGET, table.settings, rounds=36)
-    measured = np.array(timing.ratios) * table.baseline_ms
+    twice = [compare(subject.baseline, files, subject.feed, TARGET, table.settings, rounds=36) for _ in range(2)]
+    first, second = (np.array(timing.ratios) for timing in twice)
+    measured = (first + second) / 2 * table.baseline_ms
     predictions = {"this model": np.array([table.predict_ms(subject.layout, candidate) for candidate in candidates])}
     predictions |= {key: line(found, measured) for key, found in counts(subject, candidates).items()}
     predictions["kernels_alone"] = kernels_alone(builder, subject, candidates)
-    figures = {f"seconds_{name}": seconds, f"baseline_ms_{name}": table.baseline_ms}
+    repeated = float(np.abs(first / second - 1).mean())
+    figures = {f"seconds_{name}": seconds, f"baseline_ms_{name}": table.baseline_ms, f"repeated_{name}": repeated}
     spread = f"{measured.min():.3f} to {measured.max():.3f} ms"
     slower = slower_than_wider(table)
     figures[f"narrower_but_slower_{name}"] = max(slower, default=1.0)
-    print(f"{name}: float {table.baseline_ms:.3f} ms, candidates {spread}; table in {seconds:.0f} s {timing.warning}")
+    words = f"table in {seconds:.0f} s; the same candidate measured twice differs by {repeated:.1%} {twice[0].warning}"
+    print(f"{name}: float {table.baseline_ms:.3f} ms, candidates {spread}; {words}")
     if slower:
         print(f"  {len(slower)} of {len(table.model.grid)} kernels take over 1.1x, at most {max(slower):.2f}x, of a wider one's time")
     for key, predicted in predictions.items():

@@ -25,6 +25,7 @@ SCRIPT_FILE = "measure.pyz"
 NOISE_FILES = {"float": "float32.bin", "half": "float16.bin", "bytes": "bytes.bin"}
 NOISE_OF = {TensorProto.FLOAT: "float", TensorProto.FLOAT16: "half", TensorProto.INT8: "bytes", TensorProto.UINT8: "bytes"}
 SPREAD = 0.04  # of the noise: activations neither explode nor vanish in models of usual widths
+ALIGNED = 4096  # offsets that runtimes can map into memory
 LARGE = 4096  # bytes from which a weight is read from the shared noise
 MAIN = "import sys\nfrom pathlib import Path\nfrom device.job import main\nmain(Path(sys.argv[0]).resolve().parent)\n"
 
@@ -32,7 +33,7 @@ MAIN = "import sys\nfrom pathlib import Path\nfrom device.job import main\nmain(
 def export_probes(subject: Subject, target: Target, folder: Path, seed: int = 0) -> int:
     """Write models, inputs and the script into `folder`; returns the number of models. RunFolderError when it cannot be written.
 
-    Weights play no part in latency, so that all models read their large ones from the same few files of noise, and stay small.
+    The values of weights play no part in latency, so that all models read their large ones from the same few files of noise.
     """
     plan = Plan.of(subject, seed)
     job = job_of(subject, target, plan, seed)
@@ -55,7 +56,7 @@ def export_probes(subject: Subject, target: Target, folder: Path, seed: int = 0)
         "threads": list(job.threads),
         "budget_s": job.budget_s,
         "seed": seed,
-        "plan": {**plan.to_json(), "target": target.name, "multiples": dict(subject.layout.multiples)},
+        "plan": {**plan.to_json(), "target": target.name, "model": subject.layout.digest, "multiples": dict(subject.layout.multiples)},
     }
     write_json(folder / PROBES_FILE, data)
     _write_script(folder / SCRIPT_FILE)
@@ -63,20 +64,25 @@ def export_probes(subject: Subject, target: Target, folder: Path, seed: int = 0)
 
 
 def _write_models(folder: Path, role: str, sources: Sequence[Source], needed: dict[str, int]) -> list[str]:
-    """File names; `needed` grows to the bytes of noise that the models read."""
+    """File names; `needed` grows to the bytes of noise that the largest of the models reads.
+
+    Within a model each weight reads a part of its own, since a runtime would keep equal weights once, and caches would hold them.
+    """
     written = []
     for i, source in enumerate(sources):
         content = source()
         assert isinstance(content, bytes)
         proto = ModelProto.FromString(content)
+        read = dict.fromkeys(NOISE_FILES, 0)
         for tensor in proto.graph.initializer:
             # A normalisation's variances must stay what they are; only weights of two or more dimensions become noise.
             noise = NOISE_OF.get(tensor.data_type)
             size = len(tensor.raw_data)
             if noise is not None and len(tensor.dims) >= 2 and size >= LARGE and prod(tensor.dims) > 0:
-                set_external_data(tensor, NOISE_FILES[noise], 0, size)
+                set_external_data(tensor, NOISE_FILES[noise], read[noise], size)
                 tensor.ClearField("raw_data")
-                needed[noise] = max(needed[noise], size)
+                read[noise] += -(-size // ALIGNED) * ALIGNED
+        needed.update({noise: max(needed[noise], size) for noise, size in read.items()})
         written.append(f"{role}{i:03d}.onnx")
         write_atomic(folder / written[-1], proto.SerializeToString())
     return written

@@ -20,10 +20,10 @@ from autocompress.targets.kernels import KernelChoice
 from autocompress.targets.latency import carry_out
 from autocompress.targets.latency_table import LatencyTable
 from autocompress.targets.plan import Plan, Subject, all_forms, uniform_candidate
-from autocompress.targets.target import Target
+from autocompress.targets.target import Target, missing_here
 from autocompress.targets.workload import Work, workload
 
-BUDGET_S = 45.0
+BUDGET_S = 36.0
 # What changes representations belongs to no module: it depends on the neighbours.
 CONVERSIONS = {"QuantizeLinear", "DequantizeLinear", "DynamicQuantizeLinear", "Cast", "Transpose", "ReorderInput", "ReorderOutput"}
 CONVERSIONS |= {"Reorder", "Convert", "FakeQuantize"}  # of OpenVINO
@@ -84,10 +84,8 @@ def attribute(profile: Sequence[NodeTime], owners: Mapping[str, str], work: Work
 def table_key(subject: Subject, target: Target) -> str:
     """Hash of machine, runtime, target, the structure of the model and what the space offers (weights play no part in latency)."""
     layout = subject.layout
-    content: list[Any] = [sorted(versions(target.settings).items()), repr(target), sorted(layout.multiples.items())]
-    for module in layout.module_map:
-        forms = sorted(layout.form(module, option) for option in subject.choices[module.name])
-        content.append((module.name, layout.signatures[module.name], module.positions, module.group, forms))
+    content: list[Any] = [sorted(versions(target.settings).items()), repr(target), sorted(layout.multiples.items()), layout.digest]
+    content += [sorted(layout.form(module, option) for option in subject.choices[module.name]) for module in layout.module_map]
     content += [sorted(subject.ratios.items()), [(name, array.shape) for name, array in subject.feed.items()]]
     return hashlib.sha256(repr(content).encode()).hexdigest()
 
@@ -101,7 +99,8 @@ def cache_folder() -> Path:
 def kernel_choice(target: Target) -> KernelChoice:
     """The kernels of this machine, remembered between runs."""
     machine = hashlib.sha256(repr((sorted(versions().items()), sorted(asdict(target.settings).items()))).encode()).hexdigest()[:16]
-    return KernelChoice(target.settings, target.weight_only, target.figures is None, cache_folder() / "kernels" / f"{machine}.json")
+    present = target.figures is None and not missing_here(target)
+    return KernelChoice(target.settings, target.weight_only, present, cache_folder() / "kernels" / f"{machine}.json")
 
 
 def cached_table(subject: Subject, target: Target, given: Path | None = None, report: Report = lambda what, share: None) -> LatencyTable:
@@ -147,11 +146,13 @@ def keep_table(subject: Subject, target: Target, table: LatencyTable) -> None:
 
 def load_table(subject: Subject, target: Target, path: Path) -> LatencyTable:
     """A table from `profile`, or what probes found on a device; TargetError when it is damaged, or of another target, model or version."""
-    try:
-        found = read_found(path)
-        table = replace(table_of(subject, target, Plan.from_json(found.plan), found), target=found.plan["target"])
-    except (OSError, ValueError, KeyError, TypeError):
+    found = _probes(path)
+    if found is None:
         table = LatencyTable.load(path)
+    elif found.plan["model"] != subject.layout.digest:
+        raise TargetError(f"{path}: was measured with the probes of another model; export probes of this one")
+    else:
+        table = replace(table_of(subject, target, Plan.from_json(found.plan), found), target=found.plan["target"])
     if table.target != target.name:
         raise TargetError(f"{path}: table of target {table.target}, not of {target.name}")
     here = versions(target.settings)
@@ -163,10 +164,17 @@ def load_table(subject: Subject, target: Target, path: Path) -> LatencyTable:
 
 def table_multiples(path: Path) -> Mapping[str, int]:
     """The widths that kernels like, as the file of a table or of what probes found says."""
+    found = _probes(path)
+    return LatencyTable.load(path).multiples if found is None else found.plan["multiples"]
+
+
+def _probes(path: Path) -> Found | None:
+    """What probes found, or None when the file is another's."""
     try:
-        return {str(kind): int(multiple) for kind, multiple in read_found(path).plan["multiples"].items()}
+        found = read_found(path)
+        return found if {"model", "target", "multiples", "profiled", "checked"} <= set(found.plan) else None
     except (OSError, ValueError, KeyError, TypeError, AttributeError):
-        return LatencyTable.load(path).multiples
+        return None
 
 
 def is_foreign(table: LatencyTable) -> bool:

@@ -117,8 +117,9 @@ def find_target(name: str, present: bool = True) -> Target:
     except (OSError, yaml.YAMLError) as error:
         raise TargetError(f"target {name}: cannot be read ({' '.join(str(error).split())})") from None
     target = parse_target(name, data)
-    if present:
-        _check_present(target)
+    missing = missing_here(target) if present else ""
+    if missing:
+        raise TargetError(f"target {name}: {missing}")
     return target
 
 
@@ -194,10 +195,11 @@ def _check_keys(where: str, data: Any, valid: tuple[str, ...]) -> None:
             raise TargetError(f"{where}: unknown key {key!r}; nearest: {nearest_name(str(key), valid)}")
 
 
-def _check_present(target: Target) -> None:
+def missing_here(target: Target) -> str:
+    """What this machine lacks to run sessions of a target, in words; "" when nothing."""
     if target.runtime == "openvino" and importlib.util.find_spec("openvino") is None:
-        raise TargetError(f"target {target.name}: OpenVINO is not installed; pip install 'autocompress[openvino]'")
-    if target.runtime == "onnxruntime":
-        present = onnxruntime.get_available_providers()
-        if target.provider not in present:
-            raise TargetError(f"target {target.name}: ONNX Runtime has no {target.provider} here; it has: {', '.join(present)}")
+        return "OpenVINO is not installed; pip install 'autocompress[openvino]'"
+    present = onnxruntime.get_available_providers()
+    if target.runtime == "onnxruntime" and target.provider not in present:
+        return f"ONNX Runtime has no {target.provider} here; it has: {', '.join(present)}"
+    return ""

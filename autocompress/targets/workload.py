@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections import defaultdict
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
+from functools import cached_property
 from math import prod
 from typing import NamedTuple
 
@@ -60,6 +62,12 @@ class Layout:
     signatures: Mapping[str, str]
     edges: tuple[tuple[str, str], ...]
     multiples: Mapping[str, int] = field(default_factory=dict)
+
+    @cached_property
+    def digest(self) -> str:
+        """Hash of the model's structure: names, kernels, sizes and channel groups of its modules."""
+        content = [(m.name, self.signatures[m.name], m.positions, m.group) for m in self.module_map]
+        return hashlib.sha256(repr(content).encode()).hexdigest()
 
     def form(self, module: CompressibleModule, config: ModuleConfig) -> str:
         """The form in which a module under `config` is executed."""

@@ -88,6 +88,11 @@ def test_probes_of_another_space_or_damaged_ones_are_refused(subject: Subject, m
     with pytest.raises(TargetError, match="not a latency table"):
         cached_table(subject, TARGET, path)
     data = json.loads(text)
+    data["plan"]["model"] = "another"
+    path.write_text(json.dumps(data))
+    with pytest.raises(TargetError, match="was measured with the probes of another model"):
+        cached_table(subject, TARGET, path)
+    data = json.loads(text)
     data["plan"]["target"] = "openvino-cpu"
     path.write_text(json.dumps(data))
     with pytest.raises(TargetError, match="of target openvino-cpu, not of onnxruntime-cpu"):
