@@ -185,7 +185,7 @@ class SearchSpace:
         knobs: list[Knob] = []
         fixed: dict[tuple[str, str], Choice] = {}
         smoothed = {group.readers[0] for group in module_map.norms}
-        factorisable = {module.name for module in module_map if module.factorisable}
+        factorisable = {module.name for module in module_map if module.factorisable and module.kind not in target.plain_kinds}
         for module in module_map:
             position = next((i for i, rule in enumerate(self.rules) if _matches(rule, module)), None)
             if position is None:
@@ -242,6 +242,8 @@ def _applies(axis: str, module: CompressibleModule, roots: set[str], factorisabl
         return module.name in roots
     if axis in ("rank_ratio", "decomposition"):
         return module.name in factorisable
+    if axis == "group_size":
+        return module.kind not in target.plain_kinds
     if axis in ("algorithm", "reconstruction"):
         return module.kind in ("linear", "conv")
     return axis not in ("activation_bits", "activation_mode") or module.kind in target.integer_kinds

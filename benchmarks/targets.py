@@ -13,6 +13,7 @@ from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
+import optuna
 import torch
 
 import autocompress as ac
@@ -106,6 +107,7 @@ def tuned(figures: dict[str, float]) -> None:
 def main() -> None:
     arguments = parser_of(__doc__).parse_args()
     torch.set_num_threads(2)
+    optuna.logging.set_verbosity(optuna.logging.WARNING)
     figures: dict[str, float] = {}
     winners: dict[str, ac.FrontPoint] = {}
     with tempfile.TemporaryDirectory() as place:

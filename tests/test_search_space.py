@@ -148,3 +148,17 @@ def test_the_default_space_fits_any_model(found, transformer_task) -> None:
 @pytest.mark.parametrize("name", ["multimodal", "cnn", "transformer", "weight_only", "pruning"])
 def test_shipped_spaces_are_well_formed(name: str) -> None:
     assert SearchSpace.load(Path(__file__).parents[1] / "search_spaces" / f"{name}.yaml").rules
+
+
+def test_what_a_target_cannot_execute_is_left_out_and_said(transformer_task) -> None:
+    target = find_target("openvino-cpu", present=False)
+    rules = [{"match": "*", "weight_bits": [2, 3, 4, 8], "activation_bits": [8, 32], "rank_ratio": [0.5, 1.0], "group_size": [0, 32]}]
+    found = find_modules(transformer_task.model, transformer_task.example_inputs)
+    space = SearchSpace.load({"modules": rules}).bind(found, target)
+    assert space.left_out == ("space: rule 1: weight_bits 2, 3",)
+    assert {choice for knob in space.knobs if knob.axis == "weight_bits" for choice in knob.choices} == {4, 8}
+    table = next(module for module in found if module.kind == "embedding")
+    assert {knob.axis for knob in space.knobs if knob.module == table.name} == {"weight_bits"}
+    assert all(config.activation_bits == 32 for module in found if module.kind == "linear" for config in space.configs(module.name))
+    with pytest.raises(TargetError, match="weight_bits 3 cannot be stored by target openvino-cpu; nearest valid value: 4"):
+        SearchSpace.load({"modules": [{"match": "*", "weight_bits": 3}]}).bind(found, target)

@@ -23,6 +23,7 @@ KEYS = ("runtime", "provider", "threads", "stores", "executes", "device")
 STORED_BITS = (2, 3, 4, 5, 6, 7, 8, 16, 32)
 ACTIVATION_BITS = (8, 16, 32)
 INTEGER_KINDS = ("linear", "conv")
+KINDS = ("linear", "conv", "embedding", "recurrent")
 # (low, high) of what a machine can be, per figure of an analytic device: beyond it a unit was confused.
 FIGURES = {
     "float_gops": (1e-4, 1e6),
@@ -56,6 +57,7 @@ class Target:
         weight_bits: widths that a file for it can store.
         activation_bits: widths that it computes with.
         integer_kinds: module kinds that have kernels for 8-bit activations (with weights of at most 8 bits).
+        plain_kinds: module kinds whose weights it reads neither as factors nor with a scale per group.
         weight_only: whether it has kernels that keep weights packed (MatMulNBits, GatherBlockQuantized).
         sparsity: whether its files may store zeros as a bitmap, which takes functions of the file.
         figures: of an analytic device, else None.
@@ -68,6 +70,7 @@ class Target:
     weight_bits: tuple[int, ...]
     activation_bits: tuple[int, ...]
     integer_kinds: tuple[str, ...]
+    plain_kinds: tuple[str, ...] = ()
     weight_only: bool = True
     sparsity: bool = True
     figures: Figures | None = None
@@ -132,7 +135,7 @@ def parse_target(name: str, data: Any) -> Target:
         raise TargetError(f"{where}: runtime {runtime!r} is unknown; nearest: {nearest_name(str(runtime), RUNTIMES)}")
     stores, executes = data.get("stores", {}), data.get("executes", {})
     _check_keys(f"{where}: stores", stores, ("weight_bits", "sparsity"))
-    _check_keys(f"{where}: executes", executes, ("activation_bits", "integer_kinds", "weight_only"))
+    _check_keys(f"{where}: executes", executes, ("activation_bits", "integer_kinds", "plain_kinds", "weight_only"))
     figures = None
     if (runtime == ANALYTIC) != ("device" in data):
         raise TargetError(f"{where}: a device's figures belong to runtime {ANALYTIC!r}, and to it alone")
@@ -150,6 +153,7 @@ def parse_target(name: str, data: Any) -> Target:
         _listed(where, "stores: weight_bits", stores.get("weight_bits", list(STORED_BITS)), STORED_BITS),
         _listed(where, "executes: activation_bits", executes.get("activation_bits", list(ACTIVATION_BITS)), ACTIVATION_BITS),
         _listed(where, "executes: integer_kinds", executes.get("integer_kinds", list(INTEGER_KINDS)), INTEGER_KINDS),
+        _listed(where, "executes: plain_kinds", executes.get("plain_kinds", []), KINDS),
         _switch(f"{where}: executes: weight_only", executes.get("weight_only", True)),
         _switch(f"{where}: stores: sparsity", stores.get("sparsity", True)),
         figures,

@@ -43,6 +43,8 @@ def test_what_is_offered_runs(fixture: Fixture, weight_bits: int, axes: dict[str
         own = dict(axes)
         if module.kind not in TARGET.integer_kinds or not TARGET.executes("activation_mode", own.get("activation_mode", "auto")):
             own.pop("activation_bits", None)
+        if module.kind in TARGET.plain_kinds:
+            own = {axis: value for axis, value in own.items() if axis not in ("rank_ratio", "group_size")}
         if module.name not in fixture.roots:
             own.pop("pruning_ratio", None)
         configs[module.name] = ModuleConfig(weight_bits, **own)
