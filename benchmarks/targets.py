@@ -112,7 +112,7 @@ def main() -> None:
     winners: dict[str, ac.FrontPoint] = {}
     with tempfile.TemporaryDirectory() as place:
         for name in TARGETS:
-            winners[name] = search(name, 12 if arguments.quick else 30, Path(place) / name.replace(":", "-"))
+            winners[name] = search(name, 10 if arguments.quick else 20, Path(place) / name.replace(":", "-"))
         times: dict[str, Mapping[str, float]] = {}
         files = [str(Path(place) / name.replace(":", "-") / winners[name].artifact / MODEL_FILE) for name in TARGETS]
         baseline = str(Path(place) / TARGETS[0] / "models" / "baseline" / MODEL_FILE)

@@ -7,7 +7,6 @@ from tempfile import TemporaryDirectory
 
 import numpy as np
 import onnx
-import onnxruntime
 import torch
 
 from autocompress import Candidate, ModuleConfig, find_modules
@@ -83,10 +82,9 @@ def relative_difference(found: np.ndarray, expected: np.ndarray) -> float:
 def optimized(proto: onnx.ModelProto) -> onnx.GraphProto:
     """The graph that the runtime executes."""
     with TemporaryDirectory() as folder:
-        options = onnxruntime.SessionOptions()
-        options.optimized_model_filepath = str(Path(folder) / "optimized.onnx")
-        open_session(proto.SerializeToString(), 1, options)
-        return onnx.load(options.optimized_model_filepath).graph
+        path = str(Path(folder) / "optimized.onnx")
+        open_session(proto.SerializeToString(), optimized=path)
+        return onnx.load(path).graph
 
 
 def trainer_of(task: Task, stitcher: Stitcher, **settings: object) -> Trainer:

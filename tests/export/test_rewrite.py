@@ -88,12 +88,8 @@ def test_tensors_shrink_when_pruned(fixture: Fixture) -> None:
 
 
 def test_the_runtime_fuses_every_integer_module(fixture: Fixture, tmp_path: Path) -> None:
-    import onnxruntime
-
     candidate = fixture.uniform(weight_bits=4, activation_bits=8)
-    options = onnxruntime.SessionOptions()
-    options.optimized_model_filepath = str(tmp_path / "optimized.onnx")
-    open_session(fixture.build(candidate).SerializeToString(), 1, options)
+    open_session(fixture.build(candidate).SerializeToString(), optimized=str(tmp_path / "optimized.onnx"))
     operators = [node.op_type for node in onnx.load(tmp_path / "optimized.onnx").graph.node]
     linear = sum(m.kind == "linear" for m in fixture.builder.module_map)
     conv = sum(m.kind == "conv" for m in fixture.builder.module_map)
