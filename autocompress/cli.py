@@ -26,6 +26,7 @@ from autocompress.modules import find_modules
 from autocompress.report.page import write_report
 from autocompress.results import REPORT_FILE, read_front
 from autocompress.search.bench import builder_for, layout_of, subject_of
+from autocompress.search.describe import check_words
 from autocompress.search.loop import run_worker
 from autocompress.search.ranks import rank_verdicts, table_times
 from autocompress.search.settings import Settings
@@ -117,12 +118,9 @@ def profile_command(arguments: argparse.Namespace) -> int:
     for other in arguments.merge:
         table = table.merged(load_table(subject, target, Path(other)))
     table.save(Path(arguments.out))
-    console.print(
-        f"{arguments.out}: baseline {table.baseline_ms:.3f} ms; on {table.check['candidates']} unseen candidates mean error "
-        f"{table.check['mape']:.1%}, 95th percentile {table.check['p95']:.1%}, Kendall tau {table.check['kendall_tau']:.2f}"
-        + (f"; {table.warning}" if table.warning else ""),
-        highlight=False,
-    )
+    console.print(f"{arguments.out}: baseline {table.baseline_ms:.3f} ms; {check_words(table.check)}", highlight=False)
+    if table.warning:
+        console.print(table.warning, highlight=False)
     return 0
 
 

@@ -116,7 +116,7 @@ def test_profile_writes_a_table_that_a_search_takes(
 ) -> None:
     code, out, _ = run(capsys, "profile", cnn_spec, "--target", "onnxruntime-cpu", "--out", tmp_path / "table.json")
     assert code == 0
-    assert "unseen candidates mean error" in out
+    assert "random candidates it has not seen: mean error" in out
     arguments = ("search", cnn_spec, "--space", folder / "space.yaml", "--target-table", tmp_path / "table.json", "--trials", 2)
     code, out, _ = run(capsys, *arguments, "--out", tmp_path / "run", "--json")
     assert code == 0

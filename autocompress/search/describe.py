@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -44,14 +45,20 @@ def describe_run(task: Task, settings: Settings, bench: Bench, limits: Limits) -
     }
 
 
+def check_words(check: Mapping[str, Any]) -> str:
+    """The errors of a latency table on what it has not seen."""
+    if not check:
+        return "latency model: the space is too small to check it on candidates that it has not seen"
+    return (
+        f"latency model on {check['candidates']} random candidates it has not seen: mean error {check['mape']:.1%}, "
+        f"95th percentile {check['p95']:.1%}, bias {check['bias']:+.1%}, Kendall tau {check['kendall_tau']:.2f}"
+    )
+
+
 def say_setup(bench: Bench, progress: SearchProgress) -> None:
     """How far the latency model can be trusted, what of the model it covers, and what the target cannot do."""
-    check, table = bench.table.check, bench.table
-    if check:
-        progress.line(
-            f"latency model on {check['candidates']} random candidates it has not seen: mean error {check['mape']:.1%}, "
-            f"95th percentile {check['p95']:.1%}, bias {check['bias']:+.1%}, Kendall tau {check['kendall_tau']:.2f}"
-        )
+    table = bench.table
+    progress.line(check_words(table.check))
     time = where_time_goes(table, bench.layout)
     progress.line(f"time of the float model: {time['modules_share']:.0%} in modules, {1 - time['modules_share']:.0%} in other operators")
     if table.warning:

@@ -20,6 +20,7 @@ from autocompress.targets.fit import REST, LatencyModel, Run
 from autocompress.targets.workload import Kernel, Layout, Work, workload
 
 FORMAT = 5
+FEWEST = 3  # candidates that a check needs
 # The rows of a table's file, by column; `run` numbers the models. What was not profiled has no microseconds.
 COLUMNS = {
     "runs": ("run", "role", "milliseconds", "low", "high"),
@@ -58,10 +59,10 @@ class LatencyTable:
 
     @cached_property
     def check(self) -> dict[str, Any]:
-        """The errors on candidates that were never used in a fit."""
+        """The errors on candidates that were never used in a fit; {} where a space is so small that hardly any are left."""
         kept = [run for run in self.runs if run.role == "checked"]
         predicted = [self.model.predict_us(run.work) / 1e3 for run in kept]
-        return prediction_errors(predicted, [run.milliseconds for run in kept]) if kept else {}
+        return prediction_errors(predicted, [run.milliseconds for run in kept]) if len(kept) >= FEWEST else {}
 
     def predict_ms(self, layout: Layout, candidate: Candidate) -> float:
         """Predicted latency; TargetError when a module runs in a form that was never measured."""

@@ -55,6 +55,8 @@ def test_the_check_uses_candidates_that_no_fit_has_seen(table: LatencyTable) -> 
     without = replace(table, runs=tuple(run for run in table.runs if run.role != "checked"))
     assert without.model == table.model
     assert without.check == {}
+    checked = [run for run in table.runs if run.role == "checked"]
+    assert replace(table, runs=(*without.runs, *checked[:2])).check == {}, "two candidates show nothing"
 
 
 def test_prediction_covers_every_module_and_falls_with_work(subject: Subject, table: LatencyTable) -> None:
