@@ -40,13 +40,15 @@ class Subject:
 
 
 def form_choices(layout: Layout, offered: Callable[[str], Iterable[ModuleConfig]]) -> dict[str, tuple[ModuleConfig, ...]]:
-    """Per module, one config for each form among those that are offered; what plays no part in latency is left out of them."""
+    """Per module, one config for each form among those that are offered, and among their parts: ranks alone and bits alone, as they are
+    tried on the way to a candidate. What plays no part in latency is left out of them."""
     found: dict[str, tuple[ModuleConfig, ...]] = {}
     for module in layout.module_map:
         forms = {layout.form(module, ModuleConfig()): ModuleConfig()}
         for config in offered(module.name):
-            plain = replace(config.quantized(), rank_ratio=config.rank_ratio, decomposition=config.decomposition, smoothing=0.0)
-            forms.setdefault(layout.form(module, plain), plain)
+            bits = replace(config.quantized(), smoothing=0.0)
+            for plain in (replace(bits, rank_ratio=config.rank_ratio, decomposition=config.decomposition), config.factorised(), bits):
+                forms.setdefault(layout.form(module, plain), plain)
         found[module.name] = tuple(forms.values())
     return found
 

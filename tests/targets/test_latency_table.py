@@ -49,6 +49,16 @@ def test_the_plan_shows_every_kernel_that_the_space_offers(subject: Subject) -> 
     assert Plan.from_json(json.loads(json.dumps(plan.to_json()))) == plan
 
 
+def test_what_a_space_offers_is_shown_in_its_parts_too(cnn_task) -> None:
+    """Sensitivity is measured axis by axis: a module on integers only is also seen factorised in float."""
+    builder = prepare(cnn_task, find_modules(cnn_task.model, cnn_task.example_inputs), KernelChoice())
+    rules = [{"match": "*", "weight_bits": [2, 4], "activation_bits": 8, "rank_ratio": 0.25}]
+    space = SearchSpace.load({"modules": rules}).bind(builder.module_map, TARGET)
+    subject = subject_of(cnn_task, builder, layout_of(builder), space)
+    forms = {subject.layout.form(subject.layout.module_map["fc"], option) for option in subject.choices["fc"]}
+    assert forms == {"float", "int8", "float-rank0.25", "int8-rank0.25"}
+
+
 def test_the_check_uses_candidates_that_no_fit_has_seen(table: LatencyTable) -> None:
     assert table.check["candidates"] == sum(run.role == "checked" for run in table.runs) >= 20
     assert 0 <= table.check["mape"] <= table.check["p95"]
