@@ -45,6 +45,12 @@ def finish(
     origin["student"] = bench.space.recovery.student_lesson().to_json()
     front, run["front_check"] = verify_front(finalists, bench, folder, origin, progress.phase)
     error = run["front_check"].get("mape", 0.0)
+    if "mape" in run["front_check"]:
+        progress.line(
+            f"latency model on the {len(finalists)} files of the front: mean error {error:.1%}, bias {run['front_check']['bias']:+.1%}"
+        )
+    if run["front_check"]["warning"]:
+        progress.line(f"while the front was timed, {run['front_check']['warning']}")
     if error > PROMISE and bench.latency_source == "measured":
         run["refit"] = relearn(bench, finalists, front, folder)
         known = {finalist.number for finalist in finalists}
