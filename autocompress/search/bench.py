@@ -5,12 +5,11 @@ from __future__ import annotations
 import copy
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
-from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from autocompress.candidate import Candidate, ModuleConfig
 from autocompress.compress.library import VariantLibrary, trim_folder
@@ -84,7 +83,7 @@ class Bench:
         """What latencies of files are: "measured" here, computed ("analytic"), or predicted ("table") for a device that is not at hand."""
         return "analytic" if self.target.figures else "table" if is_foreign(self.table) else "measured"
 
-    @cached_property
+    @property
     def table_float_ms(self) -> float:
         """The float model as the latency table has it: measured, or predicted where the table is of other batch or sequence sizes."""
         shapes = {name: list(array.shape) for name, array in self.subject.feed.items()}
@@ -177,13 +176,7 @@ def open_bench(
     table.save(kept_table)
     bound = replace(bound, no_gain=no_gain(rank_verdicts(bound, builder.module_map, table_times(layout, table))))
     report("evaluating the baseline", 0.0)
-    reference = builder.baseline
-    teacher = builder.teacher.to(device)
-    if original.student is not None:
-        reference = export_reference(
-            original.model, original.example_inputs, builder.lowered.input_names, tuple(original.output_weights or ())
-        )
-        teacher = copy.deepcopy(original.model).eval().to(device)
+    reference, teacher = _original(original, builder, device)
     trim_folder(cache_folder() / "variants")
     library = VariantLibrary(builder.evidence, cache_folder() / "variants", builder.kernels.saturates)
     stitcher = Stitcher(builder.teacher.to(device), builder.module_map, library, builder.plan)
@@ -213,6 +206,15 @@ def open_bench(
         reference,
         float_ms,
     )
+
+
+def _original(original: Task, builder: Builder, device: torch.device) -> tuple[bytes, nn.Module]:
+    """(float file, model) of the user's own model: another one than what is compressed where a student is."""
+    if original.student is None:
+        return builder.baseline, builder.teacher.to(device)
+    names, outputs = builder.lowered.input_names, tuple(original.output_weights or ())
+    reference = export_reference(original.model, original.example_inputs, names, outputs)
+    return reference, copy.deepcopy(original.model).eval().to(device)
 
 
 def _training_dtype(task: Task, stitcher: Stitcher, device: torch.device) -> torch.dtype:

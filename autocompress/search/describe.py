@@ -55,11 +55,10 @@ def check_words(check: Mapping[str, Any]) -> str:
     )
 
 
-def say_setup(bench: Bench, progress: SearchProgress) -> None:
-    """How far the latency model can be trusted, what of the model it covers, and what the target cannot do."""
+def say_setup(bench: Bench, time: Mapping[str, Any], progress: SearchProgress) -> None:
+    """How far the latency model can be trusted, what of the `time` it covers lies in modules, and what the target cannot do."""
     table = bench.table
     progress.line(check_words(table.check))
-    time = where_time_goes(table, bench.layout)
     progress.line(f"time of the float model: {time['modules_share']:.0%} in modules, {1 - time['modules_share']:.0%} in other operators")
     if table.warning:
         progress.line(f"latency table: {table.warning}")

@@ -84,7 +84,7 @@ def run_search(
         if known and known["space"]["digest"] != bench.space.digest:
             raise RunFolderError(f"{folder}: holds a search over another space; choose another --out or give the space it was started with")
         write_json(folder / RUN_FILE, {**(known or {}), **run})
-        say_setup(bench, progress)
+        say_setup(bench, run["time"], progress)
         sampler = make_sampler(settings, bench, limits, sensitivity(bench, folder, setting_up))
         url = settings.storage or str(folder / JOURNAL_FILE)
         study = study_of(run["model"], url, sampler, settings.study_name)
@@ -97,11 +97,7 @@ def run_search(
         worker.run(settings.n_trials, deadline, interrupt, url, progress)
         for process in others:
             process.wait()
-        late = _deadline(started, settings.timeout_s, RECOVERY_SHARE)
-
-        def stop() -> bool:
-            return interrupt.requested or (late is not None and time.monotonic() > late)
-
+        stop = _stop(interrupt, _deadline(started, settings.timeout_s, RECOVERY_SHARE))
         front = finish(study, bench, limits, folder, run, finalize_steps, stop, progress)
         run["seconds"] = (known or {}).get("seconds", 0.0) + time.monotonic() - started
         write_json(folder / RUN_FILE, run)
@@ -212,6 +208,11 @@ def check_limits(bench: Bench, given: Mapping[str, float | str | None]) -> Limit
 def _deadline(started: float, timeout_s: float | None, share: float) -> float | None:
     """When that share of the time is spent."""
     return None if timeout_s is None else started + timeout_s * share
+
+
+def _stop(interrupt: Interrupt, late: float | None) -> Callable[[], bool]:
+    """Whether the recovery of the front is to end: Ctrl-C, or its share of the time is spent."""
+    return lambda: interrupt.requested or (late is not None and time.monotonic() > late)
 
 
 def _make_folder(folder: Path) -> None:

@@ -70,8 +70,11 @@ class LatencyTable:
 
     def predict(self, work: Work) -> float:
         """Predicted milliseconds of what a candidate does."""
-        self._check_covered(work.kernels)
-        return self.model.predict_us(work) / 1e3
+        try:
+            return self.model.predict_us(work) / 1e3
+        except KeyError:
+            self._check_covered(work.kernels)  # says which module it was
+            raise
 
     def module_us(self, layout: Layout, module: CompressibleModule, config: ModuleConfig, kept_out: int, kept_in: int) -> float:
         """Predicted time of one module and of what it alone decides around it."""

@@ -89,10 +89,11 @@ def _pruned(config: ModuleConfig, ratio: float) -> ModuleConfig:
 def shown_candidates(subject: Subject, generator: np.random.Generator) -> list[Candidate]:
     """The models to profile: all modules in one form each, then mixtures, greedily those that show most kernels not yet seen twice."""
     layout = subject.layout
-    forms = dict.fromkeys(layout.form(module, option) for module in layout.module_map for option in subject.choices[module.name])
-    chosen = [uniform_candidate(subject, form) for form in list(forms)[:2]]
-    pool = [uniform_candidate(subject, form, depth) for form in forms for depth in (0.0, 1.0)][2:]
+    forms = all_forms(subject)
+    chosen = [uniform_candidate(subject, form) for form in forms[:2]]
+    pool = [uniform_candidate(subject, form, depth) for form in forms for depth in (0.0, 1.0)]
     pool += [random_candidate(subject, generator) for _ in range(POOL)]
+    pool = [candidate for candidate in dict.fromkeys(pool) if candidate not in chosen]
     kernels = {candidate: Counter(kernel[:5] for kernel in workload(layout, candidate).kernels.values()) for candidate in (*chosen, *pool)}
     seen: Counter[Any] = Counter()
     for candidate in chosen:
@@ -104,7 +105,7 @@ def shown_candidates(subject: Subject, generator: np.random.Generator) -> list[C
             break
         seen += kernels[pool[best]]
         chosen.append(pool.pop(best))
-    return list(dict.fromkeys(chosen))
+    return chosen
 
 
 @dataclass(frozen=True)
