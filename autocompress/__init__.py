@@ -63,6 +63,7 @@ def search(
     target_table: str | Path | None = None,
     strategy: str = "guided",
     finalize_steps: int | None = None,
+    sampler: str = "guided",
     quiet: bool = False,
 ) -> SearchResult:
     """Search the front of `task` and leave it, verified and with a report, in folder `out`; the same call resumes.
@@ -79,6 +80,7 @@ def search(
         device: "cpu" or "cuda" for evaluation and recovery; None takes CUDA when there is one.
         target_table: a latency table measured elsewhere.
         strategy: "guided", or "progressive": one module and one width down per trial, the least sensitive first, while accuracy holds.
+        sampler: "guided" (prices over measured sensitivities, learning from what was told), or Optuna's "tpe", "nsga2" or "random".
         finalize_steps: of the recovery that each point of the front gets at the end; None takes three times the space's, 0 none.
 
     Raises:
@@ -100,6 +102,7 @@ def search(
             workers=workers,
             strategy=strategy,
             finalize_steps=finalize_steps,
+            sampler=sampler,
         ),
         Path(out),
         quiet,

@@ -8,7 +8,7 @@ from typing import Any
 
 import yaml
 
-from autocompress.search.settings import STRATEGIES
+from autocompress.search.settings import SAMPLERS, STRATEGIES
 from autocompress.search.storage import STUDY_NAME
 from autocompress.targets.target import target_names
 
@@ -70,6 +70,7 @@ def _add_search(found: argparse.ArgumentParser) -> None:
         default="guided",
         help="progressive: one module, one width down per trial while accuracy holds; a guided search in the same folder goes on from it",
     )
+    found.add_argument("--sampler", choices=SAMPLERS, default="guided", help="what proposes the trials; Optuna's own ones to compare with")
     found.add_argument(
         "--finalize-steps", type=steps, metavar="N", help="training of each point of the front (default: three times the space's steps)"
     )

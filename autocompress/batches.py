@@ -98,6 +98,41 @@ def take_samples(batches: Batches, count: int) -> list[tuple[Inputs, Any]]:
     return taken
 
 
+def dealt(batches: Batches, seed: int) -> Batches:
+    """The same samples in an order that depends on `seed` only, in batches of the first one's size, so that any first part is a random
+    sample; batches that are no list, or that do not fit together, stay as they are.
+    """
+    if not isinstance(batches, (list, tuple)) or len(batches) < 2 or not all(cuttable(*batch) for batch in batches):
+        return batches
+    try:
+        inputs = [torch.cat(tensors) for tensors in zip(*(input_tensors(batch[0]) for batch in batches), strict=True)]
+        targets = _joined([target for _, target in batches])
+    except (RuntimeError, TypeError, KeyError, ValueError):
+        return batches  # of different lengths, say
+    order = np.random.default_rng(seed).permutation(len(inputs[0]))
+    size = batch_size(batches[0][0])
+    return [_chosen(batches[0][0], inputs, targets, order[start : start + size].tolist()) for start in range(0, len(order), size)]
+
+
+def _joined(targets: list[Any]) -> Any:
+    if isinstance(targets[0], Mapping):
+        return {name: _joined([target[name] for target in targets]) for name in targets[0]}
+    if targets[0] is None:
+        return None
+    return torch.cat(targets) if isinstance(targets[0], Tensor) else [item for target in targets for item in target]
+
+
+def _chosen(like: Inputs, inputs: list[Tensor], targets: Any, rows: list[int]) -> tuple[Inputs, Any]:
+    left = iter(inputs)
+
+    def part(value: Any) -> Any:
+        if isinstance(value, Mapping):
+            return {name: part(found) for name, found in value.items()}
+        return value[rows] if isinstance(value, Tensor) else None if value is None else [value[i] for i in rows]
+
+    return map_inputs(like, lambda tensor: next(left)[rows]), part(targets)
+
+
 def to_device(inputs: Inputs, device: torch.device) -> Inputs:
     """`inputs` on `device`."""
     return map_inputs(inputs, lambda tensor: tensor.to(device))

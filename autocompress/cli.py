@@ -65,6 +65,7 @@ def search_command(arguments: argparse.Namespace) -> int:
         workers=arguments.workers,
         strategy=arguments.strategy,
         finalize_steps=arguments.finalize_steps,
+        sampler=arguments.sampler,
     )
     out = Path(arguments.out)
     result, interrupted = search_interruptible(arguments.task, settings, out, arguments.json, dict(arguments.task_arg))
@@ -152,7 +153,8 @@ def front_command(arguments: argparse.Namespace) -> int:
 def export_command(arguments: argparse.Namespace) -> int:
     """`autocompress export`."""
     front = read_front(Path(arguments.folder))
-    limits = parse_limits(limits_of(arguments), front.baseline.size_bytes, front.baseline.latency_ms)
+    base = front.baseline
+    limits = parse_limits(limits_of(arguments), base.size_bytes, base.latency_ms, base.accuracy, base.metrics)
     pick = front.pick(arguments.pick, **limits.pick_limits())
     copy_artifact(Path(arguments.folder), pick.point, Path(arguments.to))
     m = pick.point.measured

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from typing import Any
 
-from autocompress.errors import LimitError
+from autocompress.errors import LimitError, nearest_name
 
 SIZE_UNITS = {"B": 1.0, "KB": 1e3, "MB": 1e6, "GB": 1e9, "KIB": 2.0**10, "MIB": 2.0**20, "GIB": 2.0**30}
 LATENCY_UNITS = {"US": 1e-3, "MS": 1.0, "S": 1e3}
@@ -14,14 +15,20 @@ LATENCY_UNITS = {"US": 1e-3, "MS": 1.0, "S": 1e3}
 
 @dataclass(frozen=True)
 class Limits:
-    """What a point must keep; None does not limit. Sizes in bytes, latency in ms, drop in units of the metric."""
+    """What a point must keep; None does not limit. Sizes in bytes, latency in ms, drop in units of the metric; `floors` by extra metric."""
 
     max_size_bytes: float | None = None
     max_latency_ms: float | None = None
     max_accuracy_drop: float | None = None
+    floors: Mapping[str, float] = field(default_factory=dict)
 
-    def violations(self, size_bytes: float, latency_ms: float, drop: float | None) -> dict[str, float]:
-        """Per limit how far it is missed, as a share of the limit; at most 0 is kept. An unknown drop (None) is not judged."""
+    def violations(
+        self, size_bytes: float, latency_ms: float, drop: float | None, metrics: Mapping[str, float] | None = None
+    ) -> dict[str, float]:
+        """Per limit how far it is missed: size and latency as a share of the limit, others in units of the metric; at most 0 is kept.
+
+        An unknown drop or unknown metrics (None) are not judged.
+        """
         result = {}
         if self.max_size_bytes is not None:
             result["max_size"] = size_bytes / self.max_size_bytes - 1
@@ -29,30 +36,55 @@ class Limits:
             result["max_latency"] = latency_ms / self.max_latency_ms - 1
         if self.max_accuracy_drop is not None and drop is not None:
             result["max_accuracy_drop"] = drop - self.max_accuracy_drop
+        if metrics is not None:
+            result |= {f"min_metric {name}": floor - metrics[name] for name, floor in self.floors.items()}
         return result
 
-    def pick_limits(self) -> dict[str, float | None]:
+    def pick_limits(self) -> dict[str, Any]:
         """As the keywords of `ParetoFront.pick`."""
         return {
             "max_size_bytes": self.max_size_bytes,
             "max_latency_ms": self.max_latency_ms,
             "max_accuracy_drop": self.max_accuracy_drop,
+            **({"floors": dict(self.floors)} if self.floors else {}),
         }
 
 
-def parse_limits(given: Mapping[str, float | str | None], baseline_bytes: float, baseline_ms: float) -> Limits:
-    """Limits from max_size ("2MB", "25%"), max_latency ("3ms", "0.5x", "50%") and max_accuracy_drop (0.005)."""
+def parse_limits(
+    given: Mapping[str, Any], baseline_bytes: float, baseline_ms: float, accuracy: float = 1.0, metrics: Mapping[str, float] | None = None
+) -> Limits:
+    """Limits from values that are absolute or relative to the float model's: max_size ("2MB", "25%"), max_latency ("3ms", "0.5x", "50%"),
+    max_accuracy_drop (0.005, "1%") and min_metric ({name of an extra metric: 0.9 or "99%"}).
+    """
     size = _quantity("max_size", given.get("max_size"), SIZE_UNITS, baseline_bytes, "2MB or 25%")
     latency = _quantity("max_latency", given.get("max_latency"), LATENCY_UNITS, baseline_ms, "3ms or 0.5x")
     drop = given.get("max_accuracy_drop")
     if drop is not None:
-        try:
-            drop = float(drop)
-        except ValueError:
-            raise LimitError(f"limit max_accuracy_drop: expected a number such as 0.005, got {drop!r}") from None
+        drop = _share("max_accuracy_drop", drop, abs(accuracy), "0.005 or 1%")
         if not drop >= 0:
             raise LimitError(f"limit max_accuracy_drop: must be at least 0, got {drop}; nearest valid value: 0")
-    return Limits(size, latency, drop)
+    floors, known = {}, metrics or {}
+    for name, value in (given.get("min_metric") or {}).items():
+        if name not in known:
+            near = nearest_name(str(name), list(known)) or "none; max_accuracy_drop limits the metric of the task itself"
+            raise LimitError(f"limit min_metric: {name!r} is no extra metric of the task; nearest: {near}")
+        # A share of a metric below 0 (a negated error) is that much worse, as it is for one above 0.
+        whole = known[name]
+        share = _share(f"min_metric {name}", value, 1.0, "0.9 or 99%")
+        floors[name] = share if not str(value).strip().endswith("%") else whole - (1 - share) * abs(whole)
+    return Limits(size, latency, drop, floors)
+
+
+def _share(name: str, value: float | str, whole: float, example: str) -> float:
+    """A number, or a percentage of `whole`."""
+    text = str(value).strip()
+    try:
+        number = float(text[:-1]) / 100 * whole if text.endswith("%") else float(text)
+    except ValueError:
+        number = float("nan")
+    if number != number:
+        raise LimitError(f"limit {name}: expected a number such as {example}, got {value!r}")
+    return number
 
 
 def _quantity(name: str, value: float | str | None, units: Mapping[str, float], baseline: float, example: str) -> float | None:

@@ -158,29 +158,29 @@ class ParetoFront:
     def __len__(self) -> int:
         return len(self.points)
 
-    def smallest(self, **limits: float) -> FrontPoint:
-        """The smallest point within the limits (max_size_bytes, max_latency_ms, max_accuracy_drop), else the nearest."""
+    def smallest(self, **limits: Any) -> FrontPoint:
+        """The smallest point within the limits (max_size_bytes, max_latency_ms, max_accuracy_drop, floors of metrics), else the nearest."""
         return self.pick("smallest", **limits).point
 
-    def fastest(self, **limits: float) -> FrontPoint:
+    def fastest(self, **limits: Any) -> FrontPoint:
         """The fastest point within the limits, else the nearest."""
         return self.pick("fastest", **limits).point
 
-    def most_accurate(self, **limits: float) -> FrontPoint:
+    def most_accurate(self, **limits: Any) -> FrontPoint:
         """The most accurate point within the limits, else the nearest."""
         return self.pick("accurate", **limits).point
 
-    def knee(self, **limits: float) -> FrontPoint:
+    def knee(self, **limits: Any) -> FrontPoint:
         """The point within the limits that is closest to the ideal of smallest, fastest and most accurate, else the nearest."""
         return self.pick("knee", **limits).point
 
-    def pick(self, what: str, **limits: float | None) -> Pick:
+    def pick(self, what: str, **limits: Any) -> Pick:
         """The point that `smallest`, `fastest`, `accurate` or `knee` chooses; never empty-handed while there is a point."""
         if not self.points:
             raise LimitError("front: there is no point; run more trials or loosen the limits")
-        unknown = set(limits) - {"max_size_bytes", "max_latency_ms", "max_accuracy_drop"}
+        unknown = set(limits) - {"max_size_bytes", "max_latency_ms", "max_accuracy_drop", "floors"}
         if unknown:
-            raise LimitError(f"front: unknown limit {sorted(unknown)}; valid: max_size_bytes, max_latency_ms, max_accuracy_drop")
+            raise LimitError(f"front: unknown limit {sorted(unknown)}; valid: max_size_bytes, max_latency_ms, max_accuracy_drop, floors")
         misses = {p.trial: self._misses(p, limits) for p in self.points}
         within = [p for p in self.points if not misses[p.trial]]
         if within:
@@ -205,7 +205,7 @@ class ParetoFront:
             raise LimitError(f"front: pick {what!r} is unknown; valid: {', '.join(keys)}")
         return keys[what]
 
-    def _misses(self, point: FrontPoint, limits: Mapping[str, float | None]) -> list[tuple[float, str]]:
+    def _misses(self, point: FrontPoint, limits: Mapping[str, Any]) -> list[tuple[float, str]]:
         found: list[tuple[float, str]] = []
         m = point.measured
         drop = self.baseline.accuracy - m.accuracy
@@ -216,6 +216,10 @@ class ParetoFront:
             found.append((m.latency_ms / latency - 1, f"latency {m.latency_ms:.3f} ms by {m.latency_ms - latency:.3f} ms"))
         if allowed is not None and drop > allowed + 1e-9:
             found.append((10 * (drop - allowed), f"accuracy drop {drop:.4f} by {drop - allowed:.4f}"))
+        for name, floor in (limits.get("floors") or {}).items():
+            value = m.metrics[name]
+            if value < floor - 1e-9:
+                found.append((10 * (floor - value), f"{name} {value:.4f} by {floor - value:.4f}"))
         return found
 
     def to_json(self) -> dict[str, Any]:

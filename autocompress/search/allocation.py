@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, replace
 from functools import cached_property
+from itertools import product
 from operator import itemgetter
 
 import numpy as np
 from numpy.typing import NDArray
 
-from autocompress.candidate import UNTOUCHED, Candidate, ModuleConfig
+from autocompress.axes import GROUP_AXES, MODULE_AXES, Choice
+from autocompress.candidate import Candidate, ModuleConfig
 from autocompress.channels import ChannelGroup
 from autocompress.compress.low_rank import factor_shapes
 from autocompress.compress.sparsify import kept_count
@@ -20,7 +22,13 @@ from autocompress.targets.latency_table import LatencyTable
 from autocompress.targets.workload import Layout
 
 Array = NDArray[np.float64]
+Choices = NDArray[np.intp]
 SWEEPS = 3
+PARTS: Mapping[str, Callable[[ModuleConfig], ModuleConfig]] = {
+    "quantized": ModuleConfig.quantized,
+    "factorised": ModuleConfig.factorised,
+    "sparsified": ModuleConfig.sparsified,
+}
 
 
 def stored_bytes(module: CompressibleModule, config: ModuleConfig, kept_out: int, kept_in: int) -> float:
@@ -53,12 +61,12 @@ def smallest_candidate(space: BoundSpace, modules: Iterable[CompressibleModule])
 
 @dataclass(frozen=True, eq=False)
 class ModuleTable:
-    """loss (configs,); size and latency (configs, choices of its output group, of its input group) as shares of the baseline."""
+    """losses (PARTS, configs); size and latency (choices of its output group, of its input group, configs) as shares of the baseline."""
 
     configs: tuple[ModuleConfig, ...]
     out_group: str | None
     in_group: str | None
-    loss: Array
+    losses: Array
     size: Array
     latency: Array
 
@@ -67,12 +75,16 @@ class ModuleTable:
 class Allocator:
     """Picks, for prices (lambda_size, lambda_latency), per module and channel group what minimises
     loss + lambda_size * size + lambda_latency * latency (Shoham and Gersho 1988), by sweeps over modules and groups.
+
+    An allocation is a row of choices: the position of each module's config, then of each group's, in the order of the tables. Its loss is
+    a sum of features, one per module and part and one per group, of which each can be weighted.
     """
 
     space: BoundSpace
     modules: Mapping[str, ModuleTable]
     group_configs: Mapping[str, tuple[ModuleConfig, ...]]
     group_loss: Mapping[str, Array]
+    towers: Mapping[str, str]
 
     @classmethod
     def of(
@@ -99,82 +111,160 @@ class Allocator:
             configs = space.configs(module.name)
             out_group, out_removed = kept.get((module.name, "out"), [(None, [0])])[0]
             in_group, in_removed = kept.get((module.name, "in"), [(None, [0])])[0]
-            shape = (len(configs), len(out_removed), len(in_removed))
+            shape = (len(out_removed), len(in_removed), len(configs))
             size, latency = np.zeros(shape), np.zeros(shape)
             width = module.weight_shape[1] if len(module.weight_shape) > 1 else 1
             times: dict[tuple[str, int, int], float] = {}  # many configs run in the same form
             for index in np.ndindex(shape):
-                config = configs[index[0]]
-                rows, columns = module.weight_shape[0] - out_removed[index[1]], width - in_removed[index[2]]
+                config = configs[index[2]]
+                rows, columns = module.weight_shape[0] - out_removed[index[0]], width - in_removed[index[1]]
                 size[index] = stored_bytes(module, config, rows, columns) / baseline_bytes
                 at = layout.form(module, config), rows, columns
                 if at not in times:
                     times[at] = table.module_us(layout, module, config, rows, columns) / (table.baseline_ms * 1e3)
                 latency[index] = times[at]
-            loss = np.array([_config_loss(losses, module.name, config) for config in configs])
+            loss = np.array([[losses.get((module.name, part(config)), 0.0) for config in configs] for part in PARTS.values()])
             modules[module.name] = ModuleTable(configs, out_group, in_group, loss, size, latency)
         group_loss = {name: np.array([losses.get((name, config), 0.0) for config in found]) for name, found in choices.items()}
-        return cls(space, modules, choices, group_loss)
+        return cls(space, modules, choices, group_loss, {module.name: module.tower for module in layout.module_map})
 
-    def allocate(self, size_price: float, latency_price: float) -> tuple[dict[str, ModuleConfig], float, float]:
-        """(configs with pruning, size, latency) at these prices; size and latency as shares of the baseline, of what the tables cover."""
-        chosen = dict.fromkeys(self.modules, 0)
-        pruned = dict.fromkeys(self.group_configs, 0)
-
-        def cost(table: ModuleTable) -> Array:
-            return size_price * table.size + latency_price * table.latency
-
-        costs = {name: cost(table) for name, table in self.modules.items()}
-        for _ in range(SWEEPS):
-            for name, table in self.modules.items():
-                out, into = self._at(table, pruned)
-                chosen[name] = int(np.argmin(table.loss + costs[name][:, out, into]))
-            for group, readers in self._members.items():
-                total = self.group_loss[group]
-                for name, side in readers:
-                    table = self.modules[name]
-                    out, into = self._at(table, pruned)
-                    at = costs[name][chosen[name]]
-                    total = total + (at[:, into] if side == "out" else at[out, :])
-                pruned[group] = int(np.argmin(total))
-        configs, size, latency = {}, 0.0, 0.0
-        for name, table in self.modules.items():
-            index = (chosen[name], *self._at(table, pruned))
-            size, latency = size + table.size[index], latency + table.latency[index]
-            config = table.configs[chosen[name]]
-            removed = self.group_configs[name][pruned[name]] if name in pruned else UNTOUCHED
-            configs[name] = replace(config, pruning_ratio=removed.pruning_ratio, importance=removed.importance)
-        return configs, float(size), float(latency)
+    @property
+    def width(self) -> int:
+        """Choices of one allocation."""
+        return len(self.modules) + len(self.group_configs)
 
     @cached_property
-    def price_ranges(self) -> tuple[tuple[float, float], tuple[float, float]]:
-        """(low, high) of each price: from where it first moves anything to where nine tenths of what it can save are saved; beyond
+    def features(self) -> tuple[tuple[str, str], ...]:
+        """(module, part) of each feature of the loss, then (root of the group, "pruned")."""
+        return (*((name, part) for name in self.modules for part in PARTS), *((name, "pruned") for name in self.group_configs))
+
+    def allocate(self, prices: Array, weights: Array | None = None) -> Choices:
+        """(n, modules + groups) choices at `prices` (n, 2: of size, of latency), the loss of each feature times `weights` (n, features)."""
+        size_price, latency_price = prices[:, :1], prices[:, 1:]
+        weights = np.ones((len(prices), len(self.features))) if weights is None else weights
+        chosen = np.zeros((len(prices), self.width), dtype=np.intp)
+        tables, count = list(self.modules.values()), len(self.modules)
+        losses = [weights[:, i * len(PARTS) : (i + 1) * len(PARTS)] @ table.losses for i, table in enumerate(tables)]
+        pruned = [weights[:, len(PARTS) * count + g, None] * loss for g, loss in enumerate(self.group_loss.values())]
+        for _ in range(SWEEPS):
+            before = chosen.copy()
+            for i, table in enumerate(tables):
+                at = self._at(table, chosen)
+                chosen[:, i] = (losses[i] + size_price * table.size[at] + latency_price * table.latency[at]).argmin(1)
+            for g, readers in enumerate(self._members.values()):
+                total = pruned[g]
+                for i, side in readers:
+                    table = tables[i]
+                    out, into = self._at(table, chosen)
+                    index = (slice(None), into, chosen[:, i]) if side == "out" else (out, slice(None), chosen[:, i])
+                    size, latency = table.size[index], table.latency[index]
+                    if side == "out":
+                        size, latency = size.T, latency.T
+                    total = total + size_price * size + latency_price * latency
+                chosen[:, count + g] = total.argmin(1)
+            if np.array_equal(before, chosen):
+                break
+        return chosen
+
+    def costs(self, choices: Choices) -> tuple[Array, Array]:
+        """(size, latency), each (n,): shares of the baseline, of what the tables cover."""
+        size, latency = np.zeros(len(choices)), np.zeros(len(choices))
+        for i, table in enumerate(self.modules.values()):
+            index = (*self._at(table, choices), choices[:, i])
+            size, latency = size + table.size[index], latency + table.latency[index]
+        return size, latency
+
+    def losses(self, choices: Choices) -> Array:
+        """(n, features) losses of the table."""
+        found = [table.losses[:, choices[:, i]].T for i, table in enumerate(self.modules.values())]
+        count = len(self.modules)
+        found += [loss[choices[:, count + g], None] for g, loss in enumerate(self.group_loss.values())]
+        return np.concatenate(found, axis=1)
+
+    def parameters(self, choices: Choices) -> dict[str, int]:
+        """The index of each knob for one row of choices."""
+        return {name: index for column, choice in zip(self._knobs, choices, strict=True) for name, index in column[int(choice)].items()}
+
+    def choices(self, parameters: Mapping[str, float]) -> Choices:
+        """Reverse of `parameters`."""
+        return np.array([found[tuple(int(parameters[name]) for name in names)] for names, found in self._positions], dtype=np.intp)
+
+    @cached_property
+    def price_ranges(self) -> Array:
+        """(2, 2): (low, high) of each price, from where it first moves anything to where nine tenths of what it can save are saved; beyond
         that many prices give the same allocation, the cheapest."""
+        grid = np.geomspace(1e-5, 1e4, 46)
         found = []
         for axis in (0, 1):
-            grid = np.geomspace(1e-5, 1e4, 46)
-            values = np.array([self.allocate(*((p, 0.0) if axis == 0 else (0.0, p)))[1 + axis] for p in grid])
+            prices = np.zeros((len(grid), 2))
+            prices[:, axis] = grid
+            values = self.costs(self.allocate(prices))[axis]
             span = max(values[0] - values[-1], 1e-12)
             low = grid[max(0, int(np.argmax(values < values[0] - 0.02 * span)) - 1)]
             high = grid[int(np.argmax(values <= values[-1] + 0.1 * span))]
-            found.append((float(low), float(max(high, 10 * low))))
-        return found[0], found[1]
+            found.append((low, max(high, 10 * low)))
+        return np.array(found)
 
     @cached_property
-    def _members(self) -> dict[str, list[tuple[str, str]]]:
-        """Modules whose tables depend on each group."""
-        members: dict[str, list[tuple[str, str]]] = {name: [] for name in self.group_configs}
-        for name, table in self.modules.items():
+    def _members(self) -> dict[str, list[tuple[int, str]]]:
+        """Positions of the modules whose tables depend on each group, and with which side."""
+        members: dict[str, list[tuple[int, str]]] = {name: [] for name in self.group_configs}
+        for i, table in enumerate(self.modules.values()):
             if table.out_group is not None:
-                members[table.out_group].append((name, "out"))
+                members[table.out_group].append((i, "out"))
             if table.in_group is not None:
-                members[table.in_group].append((name, "in"))
+                members[table.in_group].append((i, "in"))
         return members
 
-    @staticmethod
-    def _at(table: ModuleTable, pruned: Mapping[str, int]) -> tuple[int, int]:
-        out = pruned[table.out_group] if table.out_group is not None else 0
-        return out, pruned[table.in_group] if table.in_group is not None else 0
+    @cached_property
+    def _columns(self) -> dict[str, int]:
+        return {name: len(self.modules) + g for g, name in enumerate(self.group_configs)}
+
+    def _at(self, table: ModuleTable, choices: Choices) -> tuple[Choices, Choices]:
+        whole = np.zeros(len(choices), dtype=np.intp)
+        out = whole if table.out_group is None else choices[:, self._columns[table.out_group]]
+        return out, whole if table.in_group is None else choices[:, self._columns[table.in_group]]
+
+    @cached_property
+    def _positions(self) -> list[tuple[tuple[str, ...], dict[tuple[int, ...], int]]]:
+        """By column: its Optuna parameters, and which choice their indices mean."""
+        found = []
+        for names, axes in ((self.modules, MODULE_AXES), (self.group_configs, GROUP_AXES)):
+            for name in names:
+                knobs = [knob for knob in self.space.knobs if knob.module == name and knob.axis in axes]
+                positions = {}
+                for index in product(*(range(len(knob.choices)) for knob in knobs)):
+                    positions[index] = self._position(name, {k.axis: k.choices[i] for k, i in zip(knobs, index, strict=True)}, axes)
+                found.append((tuple(knob.parameter for knob in knobs), positions))
+        return found
+
+    def _position(self, name: str, values: dict[str, Choice], axes: tuple[str, ...]) -> int:
+        fixed = {axis: value for (module, axis), value in self.space.fixed.items() if module == name and axis in axes}
+        config = self.space.config(name, {**fixed, **values})
+        if axes is MODULE_AXES:
+            return self.modules[name].configs.index(config)
+        return next(i for i, choice in enumerate(self.group_configs[name]) if choice.pruning_ratio == config.pruning_ratio)
+
+    @cached_property
+    def _knobs(self) -> list[list[dict[str, int]]]:
+        """By column and choice: the indices of its Optuna parameters."""
+        found = []
+        count = len(self.modules)
+        for column, (names, positions) in enumerate(self._positions):
+            by_choice: dict[int, tuple[int, ...]] = {}
+            for index, choice in positions.items():
+                by_choice.setdefault(choice, index)
+            if column >= count:  # of equal ratios the criterion that was chosen
+                root = list(self.group_configs)[column - count]
+                for choice, config in enumerate(self.group_configs[root]):
+                    by_choice[choice] = tuple(self._index(name, config) for name in names)
+            found.append([dict(zip(names, by_choice[choice], strict=True)) for choice in range(len(by_choice))])
+        return found
+
+    def _index(self, parameter: str, config: ModuleConfig) -> int:
+        knob = next(knob for knob in self.space.knobs if knob.parameter == parameter)
+        value = getattr(config, knob.axis)
+        return knob.choices.index(value) if value in knob.choices else 0
 
 
 def kept_share(group: ChannelGroup, config: ModuleConfig) -> float:
@@ -192,7 +282,3 @@ def _best_criteria(
         if known is None or losses.get((name, config), 0.0) < losses.get((name, known), 0.0):
             best[config.pruning_ratio] = config
     return tuple(best.values())
-
-
-def _config_loss(losses: Mapping[tuple[str, ModuleConfig], float], name: str, config: ModuleConfig) -> float:
-    return sum(losses.get((name, part), 0.0) for part in (config.quantized(), config.factorised(), config.sparsified()))

@@ -11,6 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from autocompress.batches import Batches, dealt
 from autocompress.candidate import Candidate, ModuleConfig
 from autocompress.compress.library import VariantLibrary, trim_folder
 from autocompress.compress.precision import training_dtype
@@ -23,7 +24,7 @@ from autocompress.export.float_graph import export_reference
 from autocompress.measure.accuracy import evaluate_model, evaluate_session, join_targets
 from autocompress.modules import CompressibleModule, ModuleMap
 from autocompress.results import Measurement
-from autocompress.search.racing import metric_is_mean
+from autocompress.search.racing import scoring_of
 from autocompress.search.ranks import no_gain, rank_verdicts, table_times
 from autocompress.search_space import BoundSpace, SearchSpace
 from autocompress.targets.device.sessions import SessionSettings, open_session
@@ -45,6 +46,7 @@ class Bench:
     `baseline` holds the float file's numbers; its latency is the reference to which every predicted and measured ratio
     is multiplied, so that a machine that gets slower does not move one point against another. With a student, `task` is on the student,
     while baseline, `reference` (the float file) and the trainer's teacher are the original's; `float_ms` is the float student's latency.
+    `validation` is the split in the order in which candidates race on it, `targets` and `teacher_outputs` in the same.
     """
 
     task: Task
@@ -58,7 +60,8 @@ class Bench:
     table: LatencyTable
     baseline: Measurement
     teacher_outputs: Tensor
-    by_metric: bool
+    scored: str
+    validation: Batches
     targets: list[Any]
     trainer: Trainer
     reference: bytes
@@ -180,13 +183,14 @@ def open_bench(
     trim_folder(cache_folder() / "variants")
     library = VariantLibrary(builder.evidence, cache_folder() / "variants", builder.kernels.saturates)
     stitcher = Stitcher(builder.teacher.to(device), builder.module_map, library, builder.plan)
-    _, outputs = evaluate_model(task, teacher, task.validation, device)
-    targets = [target_of for _, target_of in task.validation]
+    validation = dealt(task.validation, seed)
+    _, outputs = evaluate_model(task, teacher, validation, device)
+    targets = [target_of for _, target_of in validation]
     baseline, float_ms = _known(known) if known else _measured(task, builder, reference, target, subject, table)
     report("timing a step of training", 0.0)
     dtype = _training_dtype(task, stitcher, device) if bound.recovery.steps > 0 else torch.float32
     teaches = Teacher(task, teacher, device, cache_folder() / "teacher", bound.recovery.choices["temperature"])
-    by_metric = metric_is_mean(task, outputs, join_targets(targets))
+    scored = scoring_of(task, outputs, join_targets(targets))
     trainer = Trainer(task, teaches, dtype, seed)
     return Bench(
         task,
@@ -200,7 +204,8 @@ def open_bench(
         table,
         baseline,
         outputs,
-        by_metric,
+        scored,
+        validation,
         targets,
         trainer,
         reference,

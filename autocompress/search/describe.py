@@ -34,6 +34,7 @@ def describe_run(task: Task, settings: Settings, bench: Bench, limits: Limits) -
         "left_out": list(bench.space.left_out),
         "seed": settings.seed,
         "strategy": settings.strategy,
+        "sampler": settings.sampler,
         "versions": {**bench.table.versions, "torch": str(torch.__version__), "optuna": optuna.__version__},
         "baseline": bench.baseline.to_json(),
         "float_ms": bench.float_ms,

@@ -14,12 +14,11 @@ from autocompress.candidate import Candidate
 from autocompress.limits import Limits
 from autocompress.measure.accuracy import evaluate_model
 from autocompress.pareto import hypervolume_subset, non_dominated
-from autocompress.results import Measurement
 from autocompress.search.bench import Bench
+from autocompress.search.goal import Goal
 from autocompress.search.recovery import read_recovered, recover_front, untrained
 
 MAX_POINTS = 12
-REFERENCE_DROP = 0.1  # how much accuracy loss still counts when there is no limit
 
 
 @dataclass(frozen=True)
@@ -29,19 +28,6 @@ class Finalist:
     number: int
     candidate: Candidate
     values: tuple[float, float, float]
-
-
-def reference_point(baseline: Measurement, limits: Limits) -> tuple[float, float, float]:
-    """(size, latency, accuracy lost) that a point must beat to count in the hypervolume."""
-    drop = limits.max_accuracy_drop if limits.max_accuracy_drop is not None else REFERENCE_DROP
-    return float(baseline.size_bytes), baseline.latency_ms, max(drop, 1e-3) * 1.001  # a point at the very limit still counts
-
-
-def losses_of(baseline: Measurement, values: np.ndarray) -> np.ndarray:
-    """(n, 3) minimised objectives (size, latency, accuracy lost, at least 0) from (size, latency, accuracy)."""
-    objectives = np.array(values, dtype=float).reshape(-1, 3)
-    objectives[:, 2] = np.maximum(baseline.accuracy - objectives[:, 2], 0.0)
-    return objectives
 
 
 def choose_finalists(
@@ -62,7 +48,8 @@ def choose_finalists(
     # Predicted now: the latency model may have learned since the trial was told.
     values = np.array([_finalist(t, bench).values for t in feasible])
     keep = np.flatnonzero(non_dominated(values * np.array([1, 1, -1])))
-    chosen = hypervolume_subset(losses_of(bench.baseline, values[keep]), reference_point(bench.baseline, limits), count)
+    goal = Goal(bench.baseline, limits)
+    chosen = hypervolume_subset(goal.losses(values[keep]), goal.reference_point, count)
     by_number = {trial.number: trial for trial in feasible}
     numbers = [feasible[int(keep[i])].number for i in chosen]
     return [_finalist(by_number[number], bench) for number in dict.fromkeys([*numbers, *before]) if number in by_number]

@@ -11,6 +11,7 @@ from typing import Any
 
 import optuna
 import torch
+from optuna.samplers import BaseSampler
 
 from autocompress.candidate import ModuleConfig
 from autocompress.compress.generate import check_causal
@@ -26,11 +27,13 @@ from autocompress.search.allocation import Allocator, smallest_candidate
 from autocompress.search.bench import Bench, open_bench, pick_device
 from autocompress.search.describe import describe_run, say_setup
 from autocompress.search.finish import finish
+from autocompress.search.goal import Goal
 from autocompress.search.progress import SearchProgress
 from autocompress.search.progressive import DEFAULT_DROP, ProgressiveSampler
 from autocompress.search.sampler import PriceSampler
 from autocompress.search.sensitivity import divergences, measure_sensitivity, read_rows, write_rows
 from autocompress.search.settings import Settings, check_settings
+from autocompress.search.stock import stock_sampler
 from autocompress.search.storage import folder_lock, open_study, study_of
 from autocompress.search.trial import Judge
 from autocompress.search.worker import Interrupt, Worker
@@ -85,9 +88,11 @@ def run_search(
             raise RunFolderError(f"{folder}: holds a search over another space; choose another --out or give the space it was started with")
         write_json(folder / RUN_FILE, {**(known or {}), **run})
         say_setup(bench, run["time"], progress)
-        sampler = make_sampler(settings, bench, limits, sensitivity(bench, folder, setting_up))
+        losses = sensitivity(bench, folder, setting_up)
         url = settings.storage or str(folder / JOURNAL_FILE)
-        study = study_of(run["model"], url, sampler, settings.study_name)
+        study = study_of(run["model"], url, settings.study_name)
+        sampler = make_sampler(settings.strategy, settings.sampler, bench, limits, losses, settings.seed, study)
+        study.sampler = sampler
         finalize_steps = FINALIZE_FACTOR * bench.space.recovery.steps if settings.finalize_steps is None else settings.finalize_steps
         deadline = _deadline(started, settings.timeout_s, SEARCH_SHARE if finalize_steps > 0 else RECOVERY_SHARE)
         study.set_user_attr("run", _for_workers(settings, space, folder, limits, deadline))
@@ -107,7 +112,7 @@ def run_search(
 def _checked_limits(learner: Task, bound: BoundSpace, settings: Settings) -> dict[str, float | str | None]:
     """The limits asked for; what is wrong with them, or with the space on this task, is said before anything takes long."""
     asked: dict[str, float | str | None] = {**bound.constraints, **{k: v for k, v in settings.limits.items() if v is not None}}
-    parse_limits(asked, 1.0, 1.0)
+    parse_limits(asked, 1.0, 1.0, metrics=dict.fromkeys(learner.extra_metrics, 1.0))
     if bound.recovery.steps > 0 and max(bound.recovery.choices["sequences"]) > 0:
         check_causal(learner.model, *next(iter(learner.training_batches())))
     return asked
@@ -119,6 +124,7 @@ def _for_workers(settings: Settings, space: SearchSpace, folder: Path, limits: L
         "target": settings.target,
         "table": None if settings.target_table is None else str(Path(settings.target_table).resolve()),
         "seed": settings.seed,
+        "sampler": settings.sampler,
         "n_trials": settings.n_trials,
         "workers": settings.workers,
         "limits": limits.__dict__,
@@ -131,7 +137,8 @@ def run_worker(task: Task, storage: str, study_name: str, device_name: str | Non
     """Take trials of a study that a search has started, until it is full; returns whether it was interrupted."""
     task = float_task(task)
     check_task(task)
-    run = open_study(storage, optuna.samplers.RandomSampler(), study_name, create=False).user_attrs.get("run")
+    study = open_study(storage, study_name, create=False)
+    run = study.user_attrs.get("run")
     if run is None:
         raise RunFolderError(f"storage {storage}: study {study_name!r} was not started by autocompress search")
     folder = Path(run["folder"])
@@ -147,10 +154,13 @@ def run_worker(task: Task, storage: str, study_name: str, device_name: str | Non
         table = _path(run["table"])
         kept = folder / TABLE_FILE
         bench = open_bench(task, learner, space, target, device, module_map, table, kept, known, run["seed"], progress.phase)
-        sampler = price_sampler(bench, sensitivity(bench, folder, progress.phase), run["seed"])
-        study = open_study(storage, sampler, study_name, create=False)
+        limits = Limits(**run["limits"])
+        losses = sensitivity(bench, folder, progress.phase)
+        # Stock samplers draw from their own generators: each worker from other seeds.
+        own = run["seed"] + (0 if run["sampler"] == "guided" else os.getpid())
+        study.sampler = make_sampler("guided", run["sampler"], bench, limits, losses, own, study)
         deadline = None if run["deadline"] is None else time.monotonic() + run["deadline"] - time.time()
-        worker = Worker(study, Judge(bench, Limits(**run["limits"]), folder), folder, alone=False)
+        worker = Worker(study, Judge(bench, limits, folder), folder, alone=False)
         worker.run(run["n_trials"], deadline, interrupt, storage, progress)
     return interrupt.requested
 
@@ -174,27 +184,36 @@ def make_allocator(bench: Bench, losses: Mapping[tuple[str, ModuleConfig], float
     return Allocator.of(bench.space, bench.layout, bench.table, losses, bench.baseline.size_bytes)
 
 
-def price_sampler(bench: Bench, losses: Mapping[tuple[str, ModuleConfig], float], seed: int) -> PriceSampler:
+def price_sampler(bench: Bench, limits: Limits, losses: Mapping[tuple[str, ModuleConfig], float], seed: int) -> PriceSampler:
     """The guided sampler; one of its first proposals prunes all groups by one threshold on their magnitudes."""
     groups = [g for g in bench.module_map.groups if g.reason is None and max(bench.space.numbers(g.name, "pruning_ratio")) > 0]
     scores = {g.name: bench.layout.pruner.scores(g, "l2") for g in groups}
     ratios = global_ratios(scores, GLOBAL_RATIO) if scores else {}
-    return PriceSampler(bench.space, make_allocator(bench, losses), seed, ratios)
+    return PriceSampler(bench.space, make_allocator(bench, losses), Goal(bench.baseline, limits), seed, ratios)
 
 
 def make_sampler(
-    settings: Settings, bench: Bench, limits: Limits, losses: Mapping[tuple[str, ModuleConfig], float]
-) -> PriceSampler | ProgressiveSampler:
-    """What proposes the trials of a strategy."""
-    if settings.strategy == "guided":
-        return price_sampler(bench, losses, settings.seed)
-    drop = DEFAULT_DROP if limits.max_accuracy_drop is None else limits.max_accuracy_drop
-    return ProgressiveSampler(bench.space, losses, bench.baseline.accuracy - drop, settings.seed)
+    strategy: str,
+    sampler: str,
+    bench: Bench,
+    limits: Limits,
+    losses: Mapping[tuple[str, ModuleConfig], float],
+    seed: int,
+    study: optuna.Study,
+) -> BaseSampler:
+    """What proposes the trials of a study."""
+    if strategy == "progressive":
+        drop = DEFAULT_DROP if limits.max_accuracy_drop is None else limits.max_accuracy_drop
+        return ProgressiveSampler(bench.space, losses, bench.baseline.accuracy - drop, seed)
+    if sampler == "guided":
+        return price_sampler(bench, limits, losses, seed)
+    return stock_sampler(sampler, seed, len(study.get_trials(deepcopy=False)))
 
 
 def check_limits(bench: Bench, given: Mapping[str, float | str | None]) -> Limits:
     """Absolute limits; LimitError when even the smallest file of the space is larger than max_size."""
-    limits = parse_limits(given, bench.baseline.size_bytes, bench.baseline.latency_ms)
+    base = bench.baseline
+    limits = parse_limits(given, base.size_bytes, base.latency_ms, base.accuracy, base.metrics)
     if limits.max_size_bytes is not None:
         smallest = bench.size_bytes(smallest_candidate(bench.space, bench.module_map))
         if smallest > limits.max_size_bytes:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import base64
 import zlib
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -16,15 +16,52 @@ from torch import Tensor
 from autocompress.measure.accuracy import join_targets
 from autocompress.task import Task
 
-PARTS = (0.125, 0.375)  # parts of the split after which a candidate may stop; all of it otherwise
+PARTS = (0.0625, 0.125, 0.25, 0.5)  # parts of the split after which a candidate may stop; all of it otherwise
 ERROR = 0.05  # probability, over all rungs and rivals, to stop a candidate that is not dominated
 RIVALS = 8
-Scores = NDArray[np.float32]
+NEAR = 1.01  # a rival may be this much larger or slower: less than latencies and small files can be told apart by
+MOST_BATCH = 1024  # a race looks at the first samples up to a batch beyond a part
+Array = NDArray[np.float32]
+
+
+@dataclass(frozen=True)
+class Scores:
+    """Per sample (n,), in the order of the race: the metric where it is a mean over samples (None where it is not), higher is better; and
+    the divergence from the teacher, lower is better.
+    """
+
+    metric: Array | None
+    divergence: Array
+
+    def __len__(self) -> int:
+        return len(self.divergence)
+
+    @classmethod
+    def joined(cls, parts: Sequence[Scores]) -> Scores:
+        """Those of consecutive batches."""
+        metrics = [part.metric for part in parts if part.metric is not None]
+        return cls(np.concatenate(metrics) if metrics else None, np.concatenate([part.divergence for part in parts]))
+
+    def encoded(self, total: int) -> dict[str, str]:
+        """Text for a study attribute, as far as races on `total` samples look: 16-bit floats, deflated."""
+        found = {"divergence": self.divergence} | ({} if self.metric is None else {"metric": self.metric})
+        last = int(PARTS[-1] * total) + MOST_BATCH
+        packed = {name: zlib.compress(values[:last].astype(np.float16).tobytes()) for name, values in found.items()}
+        return {name: base64.b64encode(values).decode() for name, values in packed.items()}
+
+    @classmethod
+    def decoded(cls, texts: Mapping[str, str]) -> Scores:
+        """Reverse of `encoded`."""
+        found = {
+            name: np.frombuffer(zlib.decompress(base64.b64decode(text)), dtype=np.float16).astype(np.float32)
+            for name, text in texts.items()
+        }
+        return cls(found.get("metric"), found["divergence"])
 
 
 @dataclass(frozen=True)
 class Rival:
-    """A finished trial that is no larger and no slower, with its per-sample scores on the whole split."""
+    """A finished trial that is no larger and no slower."""
 
     number: int
     scores: Scores
@@ -43,42 +80,69 @@ def metric_is_mean(task: Task, outputs: Tensor, targets: Any, samples: int = 32)
     return bool(np.isfinite(single).all()) and abs(float(np.mean(single)) - whole) < 1e-6 * max(1.0, abs(whole))
 
 
-def sample_scores(task: Task, outputs: Tensor, targets: list[Any], teacher: Tensor, by_metric: bool) -> Scores:
-    """(n,) higher is better: the metric of each sample, or minus the divergence from the teacher where the metric is no mean."""
-    if by_metric:
-        joined = join_targets(targets)
-        return np.array([float(task.metric(outputs[i : i + 1], joined[i : i + 1])) for i in range(len(outputs))], dtype=np.float32)
-    return -task.output_divergence(outputs, teacher).numpy().astype(np.float32)
+def metric_is_top1(task: Task, outputs: Tensor, targets: Any, samples: int = 32) -> bool:
+    """Whether a metric that is a mean over samples is the share of right classes: checked on outputs and on outputs of other samples."""
+    if not isinstance(targets, Tensor) or targets.is_floating_point() or targets.dim() != 1 or outputs.dim() != 2:
+        return False
+    count = min(samples, len(outputs))
+    rows = [*range(count), *np.roll(np.arange(count), 1)]
+    asked = [*range(count), *range(count)]
+    right = (outputs[rows].argmax(1) == targets[asked]).tolist()
+    found = [float(task.metric(outputs[row : row + 1], targets[i : i + 1])) for row, i in zip(rows, asked, strict=True)]
+    return found == [float(value) for value in right]
+
+
+def sample_scores(task: Task, outputs: Tensor, target: Any, teacher: Tensor, scored: str) -> Scores:
+    """Of one batch; the metric of each sample where `scored` is "metric", the same by the class where it is "top1", none otherwise."""
+    divergence = task.output_divergence(outputs, teacher).numpy().astype(np.float32)
+    if scored == "top1":
+        return Scores((outputs.argmax(1) == target.cpu()).numpy().astype(np.float32), divergence)
+    if scored == "metric":
+        joined = join_targets([target])
+        single = [float(task.metric(outputs[i : i + 1], joined[i : i + 1])) for i in range(len(outputs))]
+        return Scores(np.array(single, dtype=np.float32), divergence)
+    return Scores(None, divergence)
+
+
+def scoring_of(task: Task, outputs: Tensor, targets: Any) -> str:
+    """How samples are scored: see `sample_scores`."""
+    if not metric_is_mean(task, outputs, targets):
+        return "divergence"
+    return "top1" if metric_is_top1(task, outputs, targets) else "metric"
 
 
 def surely_dominated(scores: Scores, rivals: Sequence[Rival]) -> int | None:
-    """The number of a rival whose mean score is higher beyond doubt, by the paired difference on the same first samples."""
+    """The number of a rival that is better beyond doubt on the same first samples, by the paired difference: in the metric; or in the
+    divergence, which tells near equals apart where a metric of right and wrong needs many times the samples, if the metric does not
+    say the contrary.
+    """
     n = len(scores)
-    best = sorted(rivals, key=lambda rival: -float(rival.scores.mean()))[:RIVALS]
-    if not best or n < 2:
+    best = sorted(rivals, key=lambda rival: float(rival.scores.divergence[:n].mean()))[:RIVALS]
+    if n < 2:
         return None
-    z = float(norm.ppf(1 - ERROR / (len(PARTS) * len(best))))
     for rival in best:
-        difference = rival.scores[:n] - scores
-        mean = float(difference.mean())
-        deviation = np.sqrt(max(float(difference.var()), 1 / n) / n)
-        if mean - z * deviation > 0:
+        z = float(norm.ppf(1 - ERROR / (len(PARTS) * len(best))))
+        better = 0.0
+        if scores.metric is not None and rival.scores.metric is not None:
+            difference = rival.scores.metric[:n] - scores.metric
+            if _surely_positive(difference, z):
+                return rival.number
+            better = float(difference.mean())
+        if better >= 0 and _surely_positive(scores.divergence - rival.scores.divergence[:n], z):
             return rival.number
     return None
 
 
-def surely_below(scores: Scores, floor: float) -> bool:
+def _surely_positive(difference: Array, z: float) -> bool:
+    """Whether the mean is above 0 by `z` standard errors. Few samples may all agree: the variance is at least that of one more that
+    differs as much as any did."""
+    n = len(difference)
+    deviation = np.sqrt(max(float(difference.var()), float(np.abs(difference).max()) ** 2 / n) / n)
+    return bool(float(difference.mean()) > z * deviation)
+
+
+def surely_below(scores: Array, floor: float) -> bool:
     """Whether the mean of the whole split is below `floor` beyond doubt, for scores of the metric itself."""
     n = len(scores)
     deviation = np.sqrt(max(float(scores.var()), 1 / n) / n)
     return bool(float(scores.mean()) + float(norm.ppf(1 - ERROR / len(PARTS))) * float(deviation) < floor)
-
-
-def encode_scores(scores: Scores) -> str:
-    """Text for a study attribute: 16-bit floats, deflated."""
-    return base64.b64encode(zlib.compress(scores.astype(np.float16).tobytes())).decode()
-
-
-def decode_scores(text: str) -> Scores:
-    """Reverse of `encode_scores`."""
-    return np.frombuffer(zlib.decompress(base64.b64decode(text)), dtype=np.float16).astype(np.float32)

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import json
 import shutil
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -41,12 +41,16 @@ class Recovered:
 
 @dataclass(frozen=True)
 class Lesson:
-    """What recovery did to one candidate: accuracy afterwards, whether training helped, accuracy by steps, and why it broke off."""
+    """What recovery did to one candidate: accuracy afterwards, whether training helped, accuracy by steps, and why it broke off.
+
+    `metrics` are the extra ones of the trained weights.
+    """
 
     accuracy: float
     improved: bool
     rungs: dict[str, float]
     cause: str = ""
+    metrics: Mapping[str, float] = field(default_factory=dict)
 
 
 def recovered_path(folder: Path, number: int) -> Path:
@@ -134,7 +138,8 @@ def recover_candidate(
         shutil.rmtree(place, ignore_errors=True)
         return Lesson(before, False, rungs, f"{error}; the weights before it are kept")
     model = bench.stitcher.apply(candidate, trained)
-    after = evaluate_model(bench.task, model, bench.task.validation, bench.device)[0].accuracy
+    scores = evaluate_model(bench.task, model, bench.task.validation, bench.device)[0]
+    after = scores.accuracy
     rungs[str(steps)] = after
     if after > before:
         taken = candidate.distillation
@@ -142,7 +147,7 @@ def recover_candidate(
         _write(folder, number, Recovered(trained, replace(taken, steps=steps, restarts=restarts), after))
     if not stop():  # what was cut short goes on from here next time
         shutil.rmtree(place, ignore_errors=True)
-    return Lesson(max(after, before), after > before, rungs)
+    return Lesson(max(after, before), after > before, rungs, metrics=scores.metrics)
 
 
 def lessons(study: optuna.Study) -> list[dict[str, Any]]:

@@ -1,25 +1,35 @@
-"""Proposals for the Optuna study: quasi-random prices over the sensitivity table, and local moves around the front."""
+"""Proposals for the Optuna study: prices over the sensitivity table, corrected by what was told, chosen by expected improvement."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
 import numpy as np
 import optuna
+from numpy.typing import NDArray
 from optuna.distributions import BaseDistribution, FloatDistribution, IntDistribution
 from optuna.samplers import BaseSampler, RandomSampler
 from optuna.trial import FrozenTrial, TrialState
+from scipy.special import ndtr
 from scipy.stats import qmc
 
-from autocompress.candidate import ModuleConfig
+from autocompress.candidate import Candidate, ModuleConfig
 from autocompress.pareto import non_dominated
 from autocompress.recovery_space import ALPHA
-from autocompress.search.allocation import Allocator
+from autocompress.search.allocation import Allocator, Choices
+from autocompress.search.goal import Goal
+from autocompress.search.surrogate import DivergenceModel, LossModel, expected_improvement
 from autocompress.search_space import BoundSpace
 
-LOCAL_SHARE = 0.35
-LOCAL_AFTER = 12
+Array = NDArray[np.float64]
+GUIDED_AFTER = 16  # told trials from which on proposals are chosen by expected improvement
+PRICED, MOVED = 48, 48  # proposals by prices and by local moves, of which one is taken
+JITTER = 0.5  # of the logarithm of the factors per tower and part, in half of the prices
+MOST_MOVES = 3
+TRIES = 12  # proposals that are looked at for one that was not told yet
 NEW_RECOVERY = 1 / 3
 DIMENSIONS = 6  # alpha and the five choices of a recovery
 ANCHORS: tuple[tuple[int, int], ...] = ((8, 8), (4, 8))
@@ -34,24 +44,45 @@ def distributions(space: BoundSpace) -> dict[str, BaseDistribution]:
     return found
 
 
-class PriceSampler(BaseSampler):
-    """Draws (lambda_size, lambda_latency) from a Halton sequence and proposes the allocation that is cheapest at them.
+@dataclass(frozen=True, eq=False)
+class Told:
+    """A trial in the terms of the model: its choices, its losses by the table, and what was seen of it (NaN for what was not)."""
 
-    The first trials are anchors: the most accurate allocation, uniform 8 and 4 bits on integer kernels, and, where groups can be pruned,
-    8 bits with the given `pruning_ratios`. Later a
-    share of proposals moves one to four knobs of a front member by a step. Everything is derived from the seed, the trial's number
-    and the storage, so that a resumed search goes on where it stopped and many workers share one sequence.
+    trial: FrozenTrial
+    choices: Choices
+    losses: Array
+    divergence: float
+    seen: float
+    lost: float
+    size: float
+    latency: float
+    metrics: Mapping[str, float]
+
+
+class PriceSampler(BaseSampler):
+    """Draws (lambda_size, lambda_latency), takes the allocation that is cheapest at them, and chooses among many such and among local moves
+    around the front by expected hypervolume improvement.
+
+    The first trials are anchors (the most accurate allocation, uniform 8 and 4 bits on integer kernels, and, where groups can be pruned,
+    8 bits with the given `pruning_ratios`), then quasi-random prices over the measured table. From `GUIDED_AFTER` told trials on, the table
+    is corrected by them (`DivergenceModel`), what a divergence costs is read off them (`LossModel`), and running trials count with what
+    is predicted of them, so that workers do not propose the same (kriging believer; Ginsbourger et al. 2010). Everything is derived from
+    the seed, the trial's number and the storage: a resumed search goes on where it stopped, and workers need no other channel.
     """
 
-    def __init__(self, space: BoundSpace, allocator: Allocator, seed: int, pruning_ratios: Mapping[str, float] | None = None) -> None:
+    def __init__(
+        self, space: BoundSpace, allocator: Allocator, goal: Goal, seed: int, pruning_ratios: Mapping[str, float] | None = None
+    ) -> None:
         self._space = space
         self._allocator = allocator
+        self._goal = goal
         self._seed = seed
         self._anchors = [{name: ModuleConfig(*bits) for name in space.kinds} for bits in ANCHORS]
         if pruning_ratios:
             self._anchors.append({name: ModuleConfig(8, 8, pruning_ratio=pruning_ratios.get(name, 0.0)) for name in space.kinds})
         self._distributions = distributions(space)
         self._random = RandomSampler(seed=seed)
+        self._known: dict[tuple[str, int], Told] = {}  # finished trials do not change
 
     def infer_relative_search_space(self, study: optuna.Study, trial: FrozenTrial) -> dict[str, BaseDistribution]:
         """Always the whole space."""
@@ -63,19 +94,105 @@ class PriceSampler(BaseSampler):
 
     def sample_relative(self, study: optuna.Study, trial: FrozenTrial, search_space: dict[str, BaseDistribution]) -> dict[str, Any]:
         """One proposal."""
-        point = qmc.Halton(len(self._allocator.price_ranges) + DIMENSIONS, seed=self._seed).random(trial.number + 1)[-1]
-        recovery = point[len(self._allocator.price_ranges) :]
-        extra = self._extra(recovery)
+        point = qmc.Halton(2 + DIMENSIONS, seed=self._seed).random(trial.number + 1)[-1]
+        recovery = point[2:]
         if trial.number <= len(self._anchors):
-            return {**self._anchor(trial.number), **extra}
+            return {**self._anchor(trial.number), **self._extra(recovery)}
+        states = (TrialState.COMPLETE, TrialState.PRUNED, TrialState.RUNNING)
+        trials = study.get_trials(deepcopy=False, states=states)
+        told = [found for t in trials if t.number != trial.number and (found := self._told(study.study_name, t)) is not None]
+        if sum(np.isfinite(t.lost) and np.isfinite(t.divergence) for t in told) < GUIDED_AFTER:
+            return {**self._allocator.parameters(self._allocator.allocate(self._prices(point[None, :2]))[0]), **self._extra(recovery)}
         generator = np.random.default_rng([self._seed, trial.number])
-        if generator.random() < LOCAL_SHARE:
-            front = self._front(study)
-            if len(front) > 0:
-                chosen = front[int(generator.integers(len(front)))]
-                return {**self._moved(chosen, generator), **self._near(chosen, recovery, generator)}
-        prices = [np.exp(np.log(low) + u * np.log(high / low)) for u, (low, high) in zip(point, self._allocator.price_ranges, strict=False)]
-        return {**self.indices(self._allocator.allocate(*prices)[0]), **extra}
+        best, parent = self._best(told, generator)
+        extra = self._extra(recovery) if parent is None else self._near(parent, recovery, generator)
+        return {**self._allocator.parameters(best), **extra}
+
+    def _best(self, told: list[Told], generator: np.random.Generator) -> tuple[Choices, FrozenTrial | None]:
+        """(choices, the front member that they were moved from, if any) with the largest expected improvement that was not told yet."""
+        model = Model.of(told, self._goal, self._allocator, self._shared)
+        front = _front(told)
+        priced = self._priced(model, generator)
+        moved, parents = self._moved(front, generator)
+        pool = np.concatenate([priced, moved])
+        gain = model.improvement(pool)
+        known = {t.choices.tobytes() for t in told}
+        digests = {t.trial.user_attrs.get("key") for t in told}
+        order = np.argsort(-gain, kind="stable")
+        fresh = [i for i in order if pool[i].tobytes() not in known][:TRIES]
+        for i in fresh:
+            if Candidate(self._space.candidate(self._allocator.parameters(pool[i])).modules).digest not in digests:
+                break
+        else:
+            i = fresh[0] if fresh else order[0]
+        return pool[i], parents[i - len(priced)] if i >= len(priced) else None
+
+    def _priced(self, model: Model, generator: np.random.Generator) -> Choices:
+        """Allocations at random prices: half by the posterior mean, half by draws of it, half of each with factors per tower and part."""
+        draws = model.divergence.draws(PRICED // 2, generator)
+        weights = np.concatenate([np.repeat(model.divergence.mean[None], PRICED - len(draws), axis=0), draws])
+        jitter = np.exp(generator.normal(0, JITTER, (PRICED, int(self._shared.max(initial=0)) + 1)))
+        jitter[::2] = 1.0
+        weights = weights * jitter[:, self._shared]
+        return self._allocator.allocate(self._prices(generator.random((PRICED, 2))), weights)
+
+    def _moved(self, front: list[Told], generator: np.random.Generator) -> tuple[Choices, list[FrozenTrial]]:
+        """One to `MOST_MOVES` knobs of front members moved by a step, every third time anywhere."""
+        rows, parents = [], []
+        for _ in range(MOVED if front else 0):
+            parent = front[int(generator.integers(len(front)))].trial
+            indices = {k.parameter: int(parent.params[k.parameter]) for k in self._space.knobs}
+            count = min(len(indices), int(generator.integers(1, MOST_MOVES + 1)))
+            for i in generator.choice(len(self._space.knobs), size=count, replace=False):
+                knob = self._space.knobs[int(i)]
+                last = len(knob.choices) - 1
+                step = int(generator.choice([-1, 1]))
+                moved = int(generator.integers(last + 1)) if generator.random() < 1 / 3 else indices[knob.parameter] + step
+                indices[knob.parameter] = int(np.clip(moved, 0, last))
+            rows.append(self._allocator.choices(indices))
+            parents.append(parent)
+        return np.array(rows, dtype=np.intp).reshape(len(rows), self._allocator.width), parents
+
+    def _told(self, study: str, trial: FrozenTrial) -> Told | None:
+        """None for a trial whose parameters are not all there, or that repeats another one."""
+        key = study, trial.number
+        if key in self._known:
+            return self._known[key]
+        if not all(k.parameter in trial.params for k in self._space.knobs) or trial.user_attrs.get("repeats"):
+            return None
+        choices = self._allocator.choices(trial.params)
+        attributes, row, base = trial.user_attrs, trial.user_attrs.get("row", {}), self._goal.baseline
+        steps, before = self._space.recovery.steps, attributes.get("accuracy_before_recovery")
+        # What would have been trained and was not, since it was beaten already, does not show what recovery mends.
+        untrained = steps > 0 and not attributes.get("trained") and before is not None and base.accuracy - before > 0.1 * self._goal.drop
+        lost = base.accuracy - trial.values[2] if trial.state == TrialState.COMPLETE and not untrained else np.nan
+        size, latency = trial.values[:2] if trial.values else (float(row.get(name, np.nan)) for name in ("size_bytes", "latency_ms"))
+        found = Told(
+            trial,
+            choices,
+            self._allocator.losses(choices[None])[0],
+            float(attributes.get("divergence", np.nan)),
+            float(attributes.get("seen", 1.0)),
+            lost,
+            size / base.size_bytes,
+            latency / base.latency_ms,
+            attributes.get("metrics", {}),
+        )
+        if trial.state.is_finished():
+            self._known[key] = found
+        return found
+
+    @cached_property
+    def _shared(self) -> NDArray[np.intp]:
+        """(features,) number of the (tower, part) that each feature of the loss belongs to."""
+        names = [(self._allocator.towers[module], part) for module, part in self._allocator.features]
+        places = {name: i for i, name in enumerate(dict.fromkeys(names))}
+        return np.array([places[name] for name in names], dtype=np.intp)
+
+    def _prices(self, units: Array) -> Array:
+        """(n, 2) prices at coordinates in [0, 1), even in their logarithms."""
+        low, high = np.log(self._allocator.price_ranges).T
+        return np.asarray(np.exp(low + units * (high - low)))
 
     def indices(self, configs: Mapping[str, ModuleConfig]) -> dict[str, int]:
         """The ordered index of each knob for `configs`; a value that the knob lacks gives its nearest choice."""
@@ -104,27 +221,83 @@ class PriceSampler(BaseSampler):
 
     def _anchor(self, number: int) -> dict[str, int]:
         if number == 0:
-            return self.indices(self._allocator.allocate(0.0, 0.0)[0])
+            return self._allocator.parameters(self._allocator.allocate(np.zeros((1, 2)))[0])
         return self.indices(self._anchors[number - 1])
 
-    def _front(self, study: optuna.Study) -> list[FrozenTrial]:
-        done = [
-            t
-            for t in study.get_trials(deepcopy=False, states=(TrialState.COMPLETE,))
-            if t.values and all(k.parameter in t.params for k in self._space.knobs) and all(v <= 0 for v in t.constraints.values())
-        ]
-        if len(done) < LOCAL_AFTER:
-            return []
-        mask = non_dominated([(t.values[0], t.values[1], -t.values[2]) for t in done])
-        return [t for t, keep in zip(done, mask, strict=True) if keep]
 
-    def _moved(self, trial: FrozenTrial, generator: np.random.Generator) -> dict[str, int]:
-        indices = {k.parameter: int(trial.params[k.parameter]) for k in self._space.knobs}
-        for i in generator.choice(len(self._space.knobs), size=min(len(self._space.knobs), int(generator.integers(1, 5))), replace=False):
-            knob = self._space.knobs[int(i)]
-            step = int(generator.choice([-1, 1]))
-            indices[knob.parameter] = int(np.clip(indices[knob.parameter] + step, 0, len(knob.choices) - 1))
-        return indices
+@dataclass(frozen=True, eq=False)
+class Model:
+    """What told trials predict: size and latency as shares of the baseline, the accuracy lost, and the metrics that have a floor."""
+
+    allocator: Allocator
+    goal: Goal
+    divergence: DivergenceModel
+    lost: LossModel
+    metrics: tuple[tuple[float, LossModel], ...]
+    offset: Array
+    front: Array
+
+    @classmethod
+    def of(cls, told: list[Told], goal: Goal, allocator: Allocator, shared: NDArray[np.intp]) -> Model:
+        """Fitted to the trials that are finished; the running ones are part of the front as they are predicted."""
+        finished = [t for t in told if t.trial.state.is_finished()]
+        seen = [t for t in finished if np.isfinite(t.divergence)]
+        full = [t for t in seen if np.isfinite(t.lost)]
+        divergence, lost = (np.array([getattr(t, name) for t in full]) for name in ("divergence", "lost"))
+        curve = LossModel.fitted(divergence, lost, 0.02 * goal.drop)
+        metrics = []
+        for name, floor in goal.limits.floors.items():
+            values = np.array([t.metrics.get(name, np.nan) for t in full])
+            known = np.isfinite(values)
+            if known.any():
+                gap = abs(goal.baseline.metrics.get(name, floor) - floor)
+                metrics.append((-floor, LossModel.fitted(divergence[known], -values[known], max(0.02 * gap, 1e-4))))
+        losses = np.stack([t.losses for t in seen])
+        found = DivergenceModel.fitted(
+            losses,
+            shared,
+            np.array([t.divergence for t in seen]),
+            np.array([t.seen for t in seen]),
+            curve.divergence_at(goal.drop),
+        )
+        exact = np.array([(t.size, t.latency) for t in finished])
+        offset = np.nanmedian(exact - np.stack(allocator.costs(np.stack([t.choices for t in finished])), axis=1), axis=0)
+        rows = [(t.size, t.latency, max(t.lost, 0.0)) for t in _front(finished)]
+        model = cls(allocator, goal, found, curve, tuple(metrics), offset, np.array(rows).reshape(-1, 3))
+        running = [t.choices for t in told if not t.trial.state.is_finished()]
+        if not running:
+            return model
+        costs, mean, _, _ = model.predict(np.stack(running))
+        believed = np.concatenate([costs, mean[:, None]], axis=1)
+        return cls(allocator, goal, found, curve, tuple(metrics), offset, np.concatenate([model.front, believed]))
+
+    def predict(self, choices: Choices) -> tuple[Array, Array, Array, Array]:
+        """((n, 2) size and latency, mean and deviation of the accuracy lost, probability to keep the floors of the metrics)."""
+        costs = np.stack(self.allocator.costs(choices), axis=1) + self.offset
+        divergence, spread = self.divergence.predict(self.allocator.losses(choices))
+        mean, deviation = self.lost.predict(divergence, spread)
+        kept = np.ones(len(choices))
+        for most, curve in self.metrics:
+            level, around = curve.predict(divergence, spread)
+            kept *= ndtr((most - level) / around)
+        return costs, np.maximum(mean, 0.0), deviation, kept
+
+    def improvement(self, choices: Choices) -> Array:
+        """(n,) expected hypervolume improvement, times the probability to keep the floors."""
+        costs, mean, deviation, kept = self.predict(choices)
+        gain: Array = kept * expected_improvement(costs, mean, deviation, self.front, self.goal.limit_point)
+        return gain
+
+
+def _front(told: list[Told]) -> list[Told]:
+    """The feasible ones that no other dominates."""
+    done = [
+        t
+        for t in told
+        if t.trial.state == TrialState.COMPLETE and np.isfinite(t.lost) and all(v <= 0 for v in t.trial.constraints.values())
+    ]
+    mask = non_dominated([(t.size, t.latency, max(t.lost, 0.0)) for t in done])
+    return [t for t, keep in zip(done, mask, strict=True) if keep]
 
 
 def _nearest(choices: Sequence[float | str], value: float | str) -> int:

@@ -8,9 +8,11 @@ from pathlib import Path
 from typing import Any
 
 from autocompress.errors import LimitError, nearest_name
+from autocompress.search.stock import STOCK
 from autocompress.search.storage import STUDY_NAME
 
 STRATEGIES = ("guided", "progressive")
+SAMPLERS = ("guided", *STOCK)
 
 
 @dataclass(frozen=True)
@@ -30,6 +32,7 @@ class Settings:
     workers: int = 1
     strategy: str = "guided"
     finalize_steps: int | None = None
+    sampler: str = "guided"
 
 
 def check_settings(settings: Settings) -> None:
@@ -41,5 +44,9 @@ def check_settings(settings: Settings) -> None:
             raise LimitError(f"search: {name} must be at least {least}, got {value}; nearest valid value: {least}")
     if settings.strategy not in STRATEGIES:
         raise LimitError(f"search: strategy {settings.strategy!r} is unknown; nearest: {nearest_name(settings.strategy, STRATEGIES)}")
+    if settings.sampler not in SAMPLERS:
+        raise LimitError(f"search: sampler {settings.sampler!r} is unknown; nearest: {nearest_name(settings.sampler, SAMPLERS)}")
+    if settings.strategy == "progressive" and settings.sampler != "guided":
+        raise LimitError(f"search: the progressive strategy proposes by itself; sampler must be guided, got {settings.sampler}")
     if settings.strategy == "progressive" and settings.workers > 1:
         raise LimitError(f"search: the progressive strategy takes one step after another; workers must be 1, got {settings.workers}")

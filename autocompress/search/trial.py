@@ -8,7 +8,6 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import optuna
 import torch
 from optuna.trial import FrozenTrial, TrialState
@@ -20,11 +19,10 @@ from autocompress.limits import Limits
 from autocompress.measure.accuracy import join_targets, model_outputs, scores_of
 from autocompress.search.bench import Bench
 from autocompress.search.racing import (
+    NEAR,
     PARTS,
     Rival,
     Scores,
-    decode_scores,
-    encode_scores,
     sample_scores,
     surely_below,
     surely_dominated,
@@ -51,6 +49,7 @@ class Judge:
     bench: Bench
     limits: Limits
     folder: Path
+    _decoded: dict[int, Rival] = field(default_factory=dict)
 
     def judge(self, study: optuna.Study, number: int, candidate: Candidate) -> Outcome:
         """The outcome of `candidate`; raises what the model or the metric raises."""
@@ -68,19 +67,23 @@ class Judge:
         model = bench.stitcher.apply(candidate)
         rivals = self._rivals(done, size, latency)
         scores, outputs, cause = self._race(model, rivals)
-        attributes: dict[str, Any] = {"samples": len(outputs)}
+        total = len(bench.teacher_outputs)
+        seen = {"seen": len(outputs) / total, "divergence": float(scores.divergence.mean())}
+        attributes: dict[str, Any] = {"samples": len(outputs), **seen}
         if cause:
             return Outcome(None, size, latency, cause, violations, attributes)
-        attributes["scores"] = encode_scores(scores)
-        accuracy = scores_of(bench.task, outputs, join_targets(bench.targets)).accuracy
+        attributes["scores"] = scores.encoded(total)
+        found = scores_of(bench.task, outputs, join_targets(bench.targets))
+        accuracy, metrics = found.accuracy, found.metrics
         attributes["accuracy_before_recovery"] = accuracy
-        cause = ""
         if worth_training(bench, self.limits, candidate, accuracy, done, size, latency):
             stops = partial(beaten, done, size, latency)
             lesson = recover_candidate(bench, self.folder, number, candidate, accuracy, least_loss(self.limits), stops)
             attributes |= {"recovered": lesson.improved, "trained": True, RUNGS: {"0": accuracy, **lesson.rungs}}
             accuracy, cause = lesson.accuracy, lesson.cause
-        violations = self.limits.violations(size, latency, bench.baseline.accuracy - accuracy)
+            metrics = lesson.metrics if lesson.improved else metrics
+        attributes["metrics"] = dict(metrics)
+        violations = self.limits.violations(size, latency, bench.baseline.accuracy - accuracy, metrics)
         return Outcome((float(size), latency, accuracy), size, latency, cause, violations, attributes)
 
     def _answered(self, done: list[FrozenTrial], candidate: Candidate) -> FrozenTrial | None:
@@ -98,21 +101,25 @@ class Judge:
         cause = f"repeats trial {earlier.number}"
         if earlier.state == TrialState.PRUNED or earlier.values is None:
             return Outcome(None, size, latency, f"{cause}: {earlier.user_attrs.get('cause', '')}", earlier.constraints, attributes)
-        attributes["accuracy_before_recovery"] = earlier.user_attrs.get("accuracy_before_recovery")
+        attributes |= {name: earlier.user_attrs.get(name) for name in ("accuracy_before_recovery", "metrics")}
         values = (float(earlier.values[0]), float(earlier.values[1]), float(earlier.values[2]))
         return Outcome(values, size, latency, cause, earlier.constraints, attributes)
 
-    @staticmethod
-    def _rivals(done: list[FrozenTrial], size: int, latency: float) -> list[Rival]:
+    def _rivals(self, done: list[FrozenTrial], size: int, latency: float) -> list[Rival]:
         return [
-            Rival(t.number, decode_scores(t.user_attrs["scores"]))
+            self._rival(t)
             for t in done
             if t.state == TrialState.COMPLETE
             and "scores" in t.user_attrs
-            and t.values[0] <= size
-            and t.values[1] <= latency
+            and t.values[0] <= size * NEAR
+            and t.values[1] <= latency * NEAR
             and all(v <= 0 for v in t.constraints.values())
         ]
+
+    def _rival(self, trial: FrozenTrial) -> Rival:
+        if trial.number not in self._decoded:
+            self._decoded[trial.number] = Rival(trial.number, Scores.decoded(trial.user_attrs["scores"]))
+        return self._decoded[trial.number]
 
     def _race(self, model: torch.nn.Module, rivals: list[Rival]) -> tuple[Scores, Tensor, str]:
         """(scores, outputs, cause to stop or "") on growing parts of the validation split."""
@@ -122,18 +129,18 @@ class Judge:
         outputs: list[Tensor] = []
         scores: list[Scores] = []
         seen = 0
-        for (inputs, _), target in zip(bench.task.validation, bench.targets, strict=True):
+        for (inputs, _), target in zip(bench.validation, bench.targets, strict=True):
             output = model_outputs(model, inputs, bench.device)
             outputs.append(output)
             reference = bench.teacher_outputs[seen : seen + len(output)]
-            scores.append(sample_scores(bench.task, output, [target], reference, bench.by_metric))
+            scores.append(sample_scores(bench.task, output, target, reference, bench.scored))
             seen += batch_size(inputs)
             if rungs and rungs[0] <= seen < total:
                 rungs = [rung for rung in rungs if rung > seen]
-                cause = self._stop(np.concatenate(scores), rivals)
+                cause = self._stop(Scores.joined(scores), rivals)
                 if cause:
-                    return np.concatenate(scores), torch.cat(outputs), cause
-        return np.concatenate(scores), torch.cat(outputs), ""
+                    return Scores.joined(scores), torch.cat(outputs), cause
+        return Scores.joined(scores), torch.cat(outputs), ""
 
     def _stop(self, scores: Scores, rivals: list[Rival]) -> str:
         winner = surely_dominated(scores, rivals)
@@ -141,8 +148,8 @@ class Judge:
             return f"dominated by trial {winner} after {len(scores)} samples"
         drop = self.limits.max_accuracy_drop
         # Recovery may lift a candidate over the limit, so only the untrained are stopped for it.
-        if self.bench.by_metric and drop is not None and self.bench.space.recovery.steps == 0:
+        if scores.metric is not None and drop is not None and self.bench.space.recovery.steps == 0:
             floor = self.bench.baseline.accuracy - drop
-            if surely_below(scores, floor):
+            if surely_below(scores.metric, floor):
                 return f"below accuracy {floor:.4f} after {len(scores)} samples"
         return ""

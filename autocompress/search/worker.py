@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import optuna
+from optuna.distributions import FloatDistribution, IntDistribution
 from optuna.trial import Trial, TrialState
 
 from autocompress.candidate import Candidate
@@ -20,8 +21,9 @@ from autocompress.files import append_row, disk_error, write_atomic
 from autocompress.results import TRIAL_COLUMNS, TRIALS_FILE
 from autocompress.search.progress import SearchProgress
 from autocompress.search.sampler import distributions
-from autocompress.search.storage import Lease, reap
+from autocompress.search.storage import Lease, batched, reap
 from autocompress.search.trial import Judge, Outcome
+from autocompress.search_space import BoundSpace
 
 DISK_ERRORS = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EIO)
 FINISHED = (TrialState.COMPLETE, TrialState.PRUNED, TrialState.FAIL)
@@ -91,12 +93,12 @@ class Worker:
     def _one(self, lease: Lease, progress: SearchProgress) -> None:
         started = time.monotonic()
         space = self.judge.bench.space
-        trial = self.study.ask(distributions(space))
-        trial.set_user_attr("worker", lease.worker)
+        trial = ask(self.study, space)
         candidate = space.candidate(trial.params)
-        trial.set_user_attr("candidate", candidate.to_json())
-        trial.set_user_attr("key", Candidate(candidate.modules).digest)
-        trial.set_user_attr("key_full", candidate.digest)
+        about = {"worker": lease.worker, "candidate": candidate.to_json(), "key_full": candidate.digest}
+        with batched(self.study):
+            for name, value in {**about, "key": Candidate(candidate.modules).digest}.items():
+                trial.set_user_attr(name, value)
         row: dict[str, Any] = {"number": trial.number}
         try:
             outcome = self.judge.judge(self.study, trial.number, candidate)
@@ -115,6 +117,20 @@ class Worker:
         append_row(self.folder / TRIALS_FILE, TRIAL_COLUMNS, row)
 
 
+def ask(study: optuna.Study, space: BoundSpace) -> Trial:
+    """A new trial with all parameters of the space."""
+    trial = study.ask()
+    # The proposal is made before anything is held back. (And without this NSGA-II would not take enqueued trials for parents.)
+    _ = trial.relative_params
+    with batched(study):
+        for name, distribution in distributions(space).items():
+            if isinstance(distribution, FloatDistribution):
+                trial.suggest_float(name, distribution.low, distribution.high)
+            elif isinstance(distribution, IntDistribution):
+                trial.suggest_int(name, distribution.low, distribution.high)
+    return trial
+
+
 def _row_of(outcome: Outcome, started: float) -> dict[str, Any]:
     return {
         "state": (TrialState.COMPLETE if outcome.values is not None else TrialState.PRUNED).name,
@@ -128,10 +144,11 @@ def _row_of(outcome: Outcome, started: float) -> dict[str, Any]:
 
 def _tell(study: optuna.Study, trial: Trial, outcome: Outcome, row: dict[str, Any]) -> None:
     """Tell the study; the row of trials.csv goes with the trial, so that a kill between the two loses nothing."""
-    for name, share in outcome.violations.items():
-        trial.set_constraint(name, share)
-    for name, value in {**outcome.attributes, "cause": outcome.cause, "row": row}.items():
-        trial.set_user_attr(name, value)
+    with batched(study):
+        for name, share in outcome.violations.items():
+            trial.set_constraint(name, share)
+        for name, value in {**outcome.attributes, "cause": outcome.cause, "row": row}.items():
+            trial.set_user_attr(name, value)
     try:
         if outcome.values is not None:
             study.tell(trial, list(outcome.values))

@@ -37,7 +37,7 @@ SPACE = {
 
 
 def trials_of(folder: Path) -> list[optuna.trial.FrozenTrial]:
-    return open_study(str(folder / "study.journal"), optuna.samplers.RandomSampler()).trials
+    return open_study(str(folder / "study.journal")).trials
 
 
 @pytest.fixture(scope="module")
@@ -78,7 +78,7 @@ def test_beaten_is_who_was_no_better_after_as_many_steps() -> None:
 
 def test_points_say_how_long_their_weights_were_trained(finished: tuple[ac.SearchResult, Path]) -> None:
     result, folder = finished
-    study = open_study(str(folder / "study.journal"), optuna.samplers.RandomSampler())
+    study = open_study(str(folder / "study.journal"))
     final = {int(name.split("/")[1]): found for name, found in study.user_attrs.items() if name.startswith("finalized/")}
     assert final, "something was lost, so something is recovered"
     for point in (*result.front.points, *result.front.dominated):
@@ -199,7 +199,7 @@ def test_ctrl_c_does_not_wait_for_the_long_recovery(cnn_task, tmp_path: Path, mo
     space = {**SPACE, "modules": [{**SPACE["modules"][0], "weight_bits": [2, 3]}], "distillation": {"steps": [0, 5]}}
     result = ac.search(cnn_task, space, n_trials=4, out=tmp_path / "run", quiet=True, finalize_steps=500)
     assert len(result.front) >= 1
-    study = open_study(str(tmp_path / "run" / "study.journal"), optuna.samplers.RandomSampler())
+    study = open_study(str(tmp_path / "run" / "study.journal"))
     assert not [name for name in study.user_attrs if name.startswith("finalized/")], "what was cut short is done the next time"
     assert [path for path in (tmp_path / "run" / "recovered").iterdir() if path.is_dir()]
 

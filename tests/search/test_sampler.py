@@ -2,17 +2,23 @@ from __future__ import annotations
 
 import itertools
 
+import numpy as np
 import optuna
 import pytest
 
 from autocompress import ModuleConfig, find_modules
 from autocompress.export.build import prepare
+from autocompress.limits import Limits
+from autocompress.pareto import hypervolume
 from autocompress.recovery_space import ALPHA
+from autocompress.results import Measurement
 from autocompress.search.allocation import Allocator
 from autocompress.search.bench import layout_of, subject_of
+from autocompress.search.goal import Goal
 from autocompress.search.sampler import PriceSampler, distributions
 from autocompress.search.sensitivity import probes
 from autocompress.search.storage import open_study
+from autocompress.search.worker import ask
 from autocompress.search_space import BoundSpace, SearchSpace
 from autocompress.targets.kernels import KernelChoice
 from autocompress.targets.profile import cached_table
@@ -31,6 +37,7 @@ SPACE = {
     "distillation": {"alpha": {"low": 0.2, "high": 0.8}, "steps": 5},
 }
 LOSS = {16: 1e-6, 8: 1e-4, 4: 1e-2}
+GOAL = Goal(Measurement(1_000_000, 2.0, 0.95), Limits(None, None, 0.2))
 
 
 @pytest.fixture(scope="module")
@@ -59,29 +66,70 @@ def test_every_choice_is_probed_one_axis_at_a_time(parts: tuple[BoundSpace, Allo
     assert ("fc", ModuleConfig(rank_ratio=0.25)) in found
 
 
+def configs_of(space: BoundSpace, allocator: Allocator, choices) -> dict[str, ModuleConfig]:
+    return dict(space.candidate(allocator.parameters(choices) | {ALPHA: 0.5}).modules)
+
+
 def test_without_prices_nothing_is_lost_and_higher_prices_save_more(parts: tuple[BoundSpace, Allocator]) -> None:
-    _, allocator = parts
-    configs, _, _ = allocator.allocate(0.0, 0.0)
+    space, allocator = parts
+    dear = [0.0, 1e-3, 1e-2, 1e-1, 1.0, 100.0]
+    choices = allocator.allocate(np.array([(price, 0.0) for price in dear]))
+    configs = configs_of(space, allocator, choices[0])
     assert all((c.weight_bits, c.rank_ratio, c.pruning_ratio) == (16, 1.0, 0.0) for c in configs.values())
-    sizes = [allocator.allocate(price, 0.0)[1] for price in (0.0, 1e-3, 1e-2, 1e-1, 1.0, 100.0)]
+    sizes = allocator.costs(choices)[0]
     assert all(b <= a + 1e-12 for a, b in itertools.pairwise(sizes))
     assert sizes[-1] < sizes[0] / 3
     for low, high in allocator.price_ranges:
         assert 0 < low < high
 
 
-def test_proposals_depend_on_seed_and_number_only(parts: tuple[BoundSpace, Allocator], tmp_path) -> None:
+def test_an_allocation_is_the_cheapest_of_all_at_its_prices(parts: tuple[BoundSpace, Allocator]) -> None:
+    """Against every single change of one choice: sweeps end where none of them pays."""
+    _, allocator = parts
+    prices = np.array([(0.02, 0.05), (0.5, 0.01)])
+    for price, choices in zip(prices, allocator.allocate(prices), strict=True):
+        counts = [len(t.configs) for t in allocator.modules.values()] + [len(c) for c in allocator.group_configs.values()]
+        others = [choices]
+        for column, count in enumerate(counts):
+            for choice in range(count):
+                others.append(choices.copy())
+                others[-1][column] = choice
+        rows = np.stack(others)
+        size, latency = allocator.costs(rows)
+        total = allocator.losses(rows).sum(1) + price[0] * size + price[1] * latency
+        assert total.argmin() == 0 or total[0] == pytest.approx(total.min())
+
+
+def test_choices_and_parameters_are_two_names_of_one_allocation(parts: tuple[BoundSpace, Allocator]) -> None:
+    space, allocator = parts
+    generator = np.random.default_rng(0)
+    for _ in range(20):
+        given = {knob.parameter: int(generator.integers(len(knob.choices))) for knob in space.knobs}
+        choices = allocator.choices(given)
+        again = allocator.parameters(choices)
+        assert space.candidate(again | {ALPHA: 0.5}).modules == space.candidate(given | {ALPHA: 0.5}).modules
+        assert (allocator.choices(again) == choices).all()
+
+
+def test_weights_on_a_part_move_the_allocation_away_from_it(parts: tuple[BoundSpace, Allocator]) -> None:
+    _, allocator = parts
+    weights = np.ones((1, len(allocator.features)))
+    weights[0, [part == "quantized" for _, part in allocator.features]] = 1e4
+    prices = np.array([(0.5, 0.0)])
+    plain, careful = (allocator.losses(allocator.allocate(prices, w))[0] for w in (None, weights))
+    bits = np.array([part == "quantized" for _, part in allocator.features])
+    assert careful[bits].sum() < plain[bits].sum()
+
+
+def test_proposals_depend_on_seed_and_storage_only(parts: tuple[BoundSpace, Allocator], tmp_path) -> None:
     space, allocator = parts
 
     def proposals(seed: int, path: str) -> list[dict]:
-        study = open_study(str(tmp_path / path), PriceSampler(space, allocator, seed))
         found = []
-        for _ in range(20):
-            trial = study.ask(distributions(space))
-            found.append(trial.params)
-            study.tell(trial, [float(sum(trial.params.values())), 1.0, 0.5])
-            # A resumed search has another sampler object and the same storage.
-            study = open_study(str(tmp_path / path), PriceSampler(space, allocator, seed))
+        for _ in range(26):  # past the point from which told trials guide it
+            study = open_study(str(tmp_path / path))  # a resumed search has another sampler object and the same storage
+            study.sampler = PriceSampler(space, allocator, GOAL, seed)
+            found.append(told(study, space, allocator).params)
         return found
 
     first = proposals(0, "a")
@@ -91,9 +139,73 @@ def test_proposals_depend_on_seed_and_number_only(parts: tuple[BoundSpace, Alloc
     assert all(set(params) == set(distributions(space)) for params in first)
 
 
+def told(study: optuna.Study, space: BoundSpace, allocator: Allocator, factors: np.ndarray | None = None) -> optuna.Trial:
+    """One trial whose divergence is the table's sum, each feature times its factor, and whose accuracy falls with it."""
+    trial = ask(study, space)
+    choices = allocator.choices(trial.params)[None]
+    losses = allocator.losses(choices)[0]
+    divergence = float(losses @ (np.ones(len(losses)) if factors is None else factors))
+    size, latency = allocator.costs(choices)
+    trial.set_user_attr("divergence", divergence)
+    lost = 1 - np.exp(-divergence)
+    trial.set_constraint("max_accuracy_drop", lost - GOAL.drop)
+    study.tell(trial, [size[0] * GOAL.baseline.size_bytes, latency[0] * GOAL.baseline.latency_ms, GOAL.baseline.accuracy - lost])
+    return trial
+
+
+def volume(study: optuna.Study) -> float:
+    kept = [t.values for t in study.trials if t.values and all(v <= 0 for v in t.constraints.values())]
+    return hypervolume(GOAL.losses(kept), GOAL.reference_point) if kept else 0.0
+
+
+def test_it_learns_where_the_table_is_wrong(parts: tuple[BoundSpace, Allocator]) -> None:
+    """With a table that is wrong by factors of 1/4 to 4 it finds more than prices over that table, and than random search in five times
+    the trials."""
+    space, allocator = parts
+    factors = np.exp(np.random.default_rng(0).normal(0, 1.0, len(allocator.features)))
+
+    def search(sampler: optuna.samplers.BaseSampler, count: int) -> float:
+        study = optuna.create_study(directions=["minimize", "minimize", "maximize"], sampler=sampler)
+        for _ in range(count):
+            told(study, space, allocator, factors)
+        return volume(study)
+
+    guided = np.mean([search(PriceSampler(space, allocator, GOAL, seed), 60) for seed in range(3)])
+    prices = [search(OnlyPrices(space, allocator, GOAL, seed), 60) for seed in range(3)]
+    assert guided > np.mean(prices)
+    assert guided > search(optuna.samplers.RandomSampler(seed=0), 300)
+
+
+class OnlyPrices(PriceSampler):
+    def _told(self, study, trial):
+        return None
+
+
+def test_running_trials_count_as_what_is_predicted_of_them(parts: tuple[BoundSpace, Allocator]) -> None:
+    """Workers that ask one after the other without an answer are given different candidates."""
+    space, allocator = parts
+    study = optuna.create_study(directions=["minimize", "minimize", "maximize"], sampler=PriceSampler(space, allocator, GOAL, 0))
+    for _ in range(24):
+        told(study, space, allocator)
+    asked = [tuple(allocator.choices(ask(study, space).params)) for _ in range(6)]
+    assert len(set(asked)) == 6
+    before = {tuple(allocator.choices(t.params)) for t in study.trials if t.state.is_finished()}
+    assert not before & set(asked), "nor what was told already"
+
+
+def test_limits_of_size_are_respected_once_it_is_guided(parts: tuple[BoundSpace, Allocator]) -> None:
+    space, allocator = parts
+    goal = Goal(GOAL.baseline, Limits(0.3 * GOAL.baseline.size_bytes, None, 0.2))
+    study = optuna.create_study(directions=["minimize", "minimize", "maximize"], sampler=PriceSampler(space, allocator, goal, 0))
+    for _ in range(50):
+        told(study, space, allocator)
+    sizes = [t.values[0] / GOAL.baseline.size_bytes for t in study.trials[20:]]
+    assert np.mean(np.array(sizes) <= 0.3) > 0.8
+
+
 def test_anchors_are_the_most_accurate_and_the_uniform_integer_models(parts: tuple[BoundSpace, Allocator]) -> None:
     space, allocator = parts
-    study = optuna.create_study(directions=["minimize", "minimize", "maximize"], sampler=PriceSampler(space, allocator, 0))
+    study = optuna.create_study(directions=["minimize", "minimize", "maximize"], sampler=PriceSampler(space, allocator, GOAL, 0))
     expected = [(16, None), (8, 8), (4, 8)]
     for bits, activation_bits in expected:
         params = study.ask(distributions(space)).params

@@ -106,7 +106,7 @@ def test_a_transformer_of_ones_own(transformer_task, tmp_path: Path) -> None:
 
 def test_the_same_seed_gives_the_same_trials_and_another_one_others(finished, cnn_task, tmp_path: Path) -> None:
     def candidates(folder: Path) -> list[dict]:
-        study = open_study(str(folder / "study.journal"), optuna.samplers.RandomSampler())
+        study = open_study(str(folder / "study.journal"))
         return [t.user_attrs["candidate"] for t in study.trials][:6]
 
     for seed in (0, 1):
@@ -211,7 +211,7 @@ def test_a_full_disk_keeps_what_was_found(cnn_task, tmp_path: Path, monkeypatch:
     monkeypatch.undo()
     ac.search(cnn_task, SPACE, n_trials=6, out=tmp_path, quiet=True)
     assert (tmp_path / "front.json").is_file()
-    assert len(open_study(f"{tmp_path}/study.journal", optuna.samplers.RandomSampler()).trials) == 6
+    assert len(open_study(f"{tmp_path}/study.journal").trials) == 6
     assert [r["number"] for r in rows(tmp_path)] == [str(i) for i in range(6)], "the row that did not fit is written later"
 
 
@@ -267,7 +267,7 @@ def test_kill_9_loses_at_most_the_trial_in_flight(cnn_spec: str, tmp_path: Path)
     done = subprocess.run(command(cnn_spec, folder, len(before) + 4), capture_output=True, text=True, timeout=300, check=False)
     assert done.returncode == 0, done.stderr
     assert rows(folder)[: len(before)] == before
-    study = open_study(str(folder / "study.journal"), optuna.samplers.RandomSampler())
+    study = open_study(str(folder / "study.journal"))
     assert not [t for t in study.trials if t.state == optuna.trial.TrialState.RUNNING]
     assert sorted(int(r["number"]) for r in rows(folder)) == [t.number for t in study.trials]
     assert "report:" in done.stdout
@@ -290,7 +290,7 @@ def test_workers_share_a_study(cnn_spec: str, tmp_path: Path) -> None:
     folder = tmp_path / "run"
     done = subprocess.run([*command(cnn_spec, folder, 300), "--workers", "2"], capture_output=True, text=True, timeout=300, check=False)
     assert done.returncode == 0, done.stderr
-    study = open_study(str(folder / "study.journal"), optuna.samplers.RandomSampler())
+    study = open_study(str(folder / "study.journal"))
     finished = [t for t in study.trials if t.state.is_finished()]
     assert 300 <= len(finished) <= 301
     assert len({t.user_attrs["worker"] for t in finished}) == 2

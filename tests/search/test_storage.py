@@ -9,30 +9,28 @@ from optuna.trial import TrialState
 from autocompress.errors import RunFolderError
 from autocompress.search.storage import folder_lock, open_study, reap, repair_journal
 
-RANDOM = optuna.samplers.RandomSampler(seed=0)
-
 
 def test_a_torn_tail_is_dropped_and_the_study_goes_on(tmp_path: Path) -> None:
     path = tmp_path / "study.journal"
-    study = open_study(str(path), RANDOM)
+    study = open_study(str(path))
     study.tell(study.ask(), [1.0, 2.0, 3.0])
     whole = path.read_bytes()
     path.write_bytes(whole + b'{"op_code": 4, "tri')
-    again = open_study(str(path), RANDOM)
+    again = open_study(str(path))
     assert [t.values for t in again.trials] == [[1.0, 2.0, 3.0]]
     again.tell(again.ask(), [4.0, 5.0, 6.0])
-    assert len(open_study(str(path), RANDOM).trials) == 2
+    assert len(open_study(str(path)).trials) == 2
 
 
 def test_a_damaged_record_is_named(tmp_path: Path) -> None:
     path = tmp_path / "study.journal"
-    study = open_study(str(path), RANDOM)
+    study = open_study(str(path))
     study.tell(study.ask(), [1.0, 2.0, 3.0])
     lines = path.read_bytes().splitlines(keepends=True)
     path.write_bytes(b"".join([lines[0], b"garbage\n", *lines[1:]]))
     before = path.read_bytes()
     with pytest.raises(RunFolderError, match=r"study\.journal: line 2 is damaged; restore the file") as caught:
-        open_study(str(path), RANDOM)
+        open_study(str(path))
     assert "\n" not in str(caught.value)
     assert path.read_bytes() == before, "what can still be rescued is not touched"
 
@@ -43,7 +41,7 @@ def test_repair_of_nothing(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("url", ["{folder}/study.journal", "sqlite:///{folder}/study.db"])
 def test_trials_of_dead_workers_are_queued_again(tmp_path: Path, url: str) -> None:
-    study = open_study(url.format(folder=tmp_path), RANDOM)
+    study = open_study(url.format(folder=tmp_path))
     dead = study.ask()
     dead.suggest_int("x", 0, 9)
     x = dead.params["x"]
@@ -65,7 +63,7 @@ def test_a_folder_is_used_by_one_search_at_a_time(tmp_path: Path) -> None:
 
 def test_unusable_storages(tmp_path: Path) -> None:
     with pytest.raises(RunFolderError, match="cannot be opened"):
-        open_study("nonsense://host/db", RANDOM)
-    open_study(f"{tmp_path}/study.journal", RANDOM)
+        open_study("nonsense://host/db")
+    open_study(f"{tmp_path}/study.journal")
     with pytest.raises(RunFolderError, match="holds no study 'other'"):
-        open_study(f"{tmp_path}/study.journal", RANDOM, "other", create=False)
+        open_study(f"{tmp_path}/study.journal", "other", create=False)
