@@ -30,6 +30,10 @@ class RunFolderError(AutocompressError, OSError):
     """The run folder or one of its files cannot be read or written."""
 
 
+class DamagedFileError(RunFolderError):
+    """A file of tensors is missing, torn, or not what was written."""
+
+
 class ExportError(AutocompressError, RuntimeError):
     """A model or candidate cannot be written as ONNX."""
 

@@ -43,11 +43,11 @@ class Block(nn.Module):
 class Decoder(nn.Module):
     """(n, length) characters -> (n, length, characters) logits of the next ones."""
 
-    def __init__(self, characters: int) -> None:
+    def __init__(self, characters: int, depth: int = DEPTH) -> None:
         super().__init__()
         self.embedding = nn.Embedding(characters, WIDTH)
         self.position = nn.Parameter(0.02 * torch.randn(LENGTH, WIDTH))
-        self.blocks = nn.ModuleList(Block() for _ in range(DEPTH))
+        self.blocks = nn.ModuleList(Block() for _ in range(depth))
         self.norm = nn.LayerNorm(WIDTH)
         self.head = nn.Linear(WIDTH, characters)
 
@@ -84,9 +84,9 @@ def read() -> tuple[Tensor, Tensor, Tensor, int]:
     return codes[:first], codes[first:second], codes[second:], len(index)
 
 
-def trained(text: Tensor, characters: int, steps: int) -> Decoder:
+def trained(text: Tensor, characters: int, steps: int, depth: int = DEPTH) -> Decoder:
     torch.manual_seed(0)
-    model = Decoder(characters)
+    model = Decoder(characters, depth)
     optimizer = torch.optim.AdamW(model.parameters(), 2e-3, weight_decay=0.05, fused=True)
     schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, 2e-3, total_steps=steps)
     for inputs, targets in Windows(text, 32, steps, 0):
@@ -111,10 +111,10 @@ def negative_perplexity(outputs: Tensor, targets: Tensor) -> float:
     return -float(F.cross_entropy(outputs.flatten(0, 1), targets.flatten()).exp())
 
 
-def language_task(steps: int, rows: int) -> Task:
+def language_task(steps: int, rows: int, depth: int = DEPTH) -> Task:
     """The task; `rows` bounds validation and test."""
     train, validation, test, characters = read()
-    model = trained(train, characters, steps)
+    model = trained(train, characters, steps, depth)
     return Task(
         "shakespeare",
         model,

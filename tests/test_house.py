@@ -18,6 +18,7 @@ LEVELS = [
     {"structures"},
     {"coupling"},
     {"modules", "results", "files"},
+    {"tensor_files"},
     {"compress", "targets", "measure", "axes", "recovery_space", "search_space"},
     {"export"},
     {"search"},
@@ -68,3 +69,19 @@ def test_heavy_dependencies_have_doors(path: Path) -> None:
 def test_every_file_says_its_purpose() -> None:
     for path in FILES:
         assert ast.get_docstring(ast.parse(path.read_text())), path
+
+
+def test_nothing_is_unpickled() -> None:
+    """A run folder, a cache or a storage may come from anybody."""
+    for path in FILES:
+        names = imports(path)
+        assert not {"pickle", "dill", "joblib", "shelve", "marshal"} & {name.split(".")[0] for name in names}, path
+        called = {
+            node.func.attr
+            for node in ast.walk(ast.parse(path.read_text()))
+            if isinstance(node, ast.Call)
+            and isinstance(node.func, ast.Attribute)
+            and isinstance(node.func.value, ast.Name)
+            and node.func.value.id == "torch"
+        }
+        assert not {"load", "save"} & called, path

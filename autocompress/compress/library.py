@@ -4,16 +4,12 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
-import os
-import tempfile
 from collections import OrderedDict
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import numpy as np
 import torch
-from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from autocompress.candidate import UNTOUCHED, ModuleConfig
@@ -26,11 +22,13 @@ from autocompress.compress.quantize import PARTS, StoredTensor
 from autocompress.compress.rounding import store
 from autocompress.compress.sparsify import NEEDS_GRADIENTS
 from autocompress.compress.statistics import LayerStatistics
+from autocompress.errors import DamagedFileError
 from autocompress.modules import kind_of
+from autocompress.tensor_files import read_tensors, write_tensors
 
 DISK_BYTES = 2 << 30
 MOST_FACTORS = 3
-FORMAT = "4"  # part of every key; raised when the arithmetic of a variant changes
+FORMAT = "5"  # part of every key; raised when the arithmetic of a variant changes
 
 
 @dataclass(frozen=True, eq=False)
@@ -212,9 +210,9 @@ class VariantLibrary:
         if path is None or not path.is_file():
             return None
         try:
-            return variant_from_tensors(load_file(path), "")
-        except (SafetensorError, OSError, KeyError):
-            path.unlink(missing_ok=True)  # damaged; it is made again
+            return variant_from_tensors(read_tensors(path)[0], "")
+        except (DamagedFileError, KeyError):
+            path.unlink(missing_ok=True)  # it is made again
             return None
 
     def _write(self, key: str, variant: Variant) -> None:
@@ -222,12 +220,8 @@ class VariantLibrary:
         if path is None:
             return
         # A cache that cannot be written costs time, never a result.
-        with contextlib.suppress(OSError, SafetensorError):
-            path.parent.mkdir(parents=True, exist_ok=True)
-            handle, temporary = tempfile.mkstemp(dir=path.parent, suffix=".tmp")
-            os.close(handle)
-            save_file(variant_to_tensors(variant, ""), temporary)
-            os.replace(temporary, path)
+        with contextlib.suppress(OSError):
+            write_tensors(path, variant_to_tensors(variant, ""))
 
 
 def trim_folder(folder: Path, limit_bytes: int = DISK_BYTES) -> None:

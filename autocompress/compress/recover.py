@@ -7,7 +7,6 @@ from collections.abc import Callable
 from itertools import pairwise
 from pathlib import Path
 
-from safetensors.torch import load_file, save_file
 from torch import nn
 
 from autocompress.batches import take_samples
@@ -19,6 +18,8 @@ from autocompress.compress.statistics import CALIBRATION_SAMPLES, collect_statis
 from autocompress.compress.stitch import Stitcher, Trained
 from autocompress.compress.train import Cycle
 from autocompress.compress.trainer import Trainer
+from autocompress.errors import DamagedFileError
+from autocompress.tensor_files import read_tensors, write_tensors
 
 
 def schedule_shares(schedule: str, rounds: int) -> list[float]:
@@ -56,16 +57,25 @@ def recover(
     for i, (share, start, end) in enumerate(zip(shares[:-1], [0, *ends], ends, strict=False)):
         stage = _partly(candidate, share)
         kept = None if folder is None else folder / f"round{i}.safetensors"
-        if kept is not None and kept.is_file():
-            trained = Trained.from_tensors(load_file(kept))
+        known = None if kept is None else _round_of(kept)
+        if known is not None:
+            trained = known
         else:
             trained = _train(trainer, current, stage, [start, end], folder, lambda model, steps: True, stop)[0]
             if kept is not None and not stop():  # a round that was cut short goes on from its checkpoint
-                save_file(trained.to_tensors(), kept)
+                write_tensors(kept, trained.to_tensors())
         current = _continued(trainer, current, stage, trained)
     start = ends[-2] if len(shares) > 1 else 0
     borders = [start, *(at for at in recovery.restarts if start < at < recovery.steps), recovery.steps]
     return _train(trainer, current, candidate, borders, folder, go_on, stop)
+
+
+def _round_of(path: Path) -> Trained | None:
+    """A round that was finished before; None where it was not, or its file is damaged."""
+    try:
+        return Trained.from_tensors(read_tensors(path)[0])
+    except DamagedFileError:
+        return None
 
 
 def _train(

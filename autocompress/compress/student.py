@@ -7,8 +7,6 @@ from dataclasses import replace
 from pathlib import Path
 
 import torch
-from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
 
 from autocompress.candidate import Distillation
 from autocompress.compress.features import prepared_matcher
@@ -17,8 +15,9 @@ from autocompress.compress.prune import Masks
 from autocompress.compress.teacher import Teacher
 from autocompress.compress.train import Cycle
 from autocompress.compress.trainer import Trainer
-from autocompress.errors import RunFolderError
+from autocompress.errors import DamagedFileError, RunFolderError
 from autocompress.task import Task
+from autocompress.tensor_files import read_tensors, write_tensors
 
 
 def on_student(task: Task) -> Task:
@@ -39,8 +38,8 @@ def taught(task: Task, lesson: Distillation, seed: int, device: torch.device, pa
         return learner
     if path is not None and path.is_file():
         try:
-            learner.model.load_state_dict(load_file(path))
-        except (SafetensorError, OSError, RuntimeError) as error:
+            learner.model.load_state_dict(read_tensors(path)[0])
+        except (DamagedFileError, RuntimeError) as error:
             reason = str(error).split("\n")[0]
             raise RunFolderError(f"{path}: is not the trained student of this task ({reason}); remove it to train again") from error
         return learner
@@ -58,7 +57,6 @@ def taught(task: Task, lesson: Distillation, seed: int, device: torch.device, pa
             matcher.remove()
     student.cpu()
     if path is not None:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        save_file({name: value.contiguous() for name, value in student.state_dict().items()}, path)
+        write_tensors(path, student.state_dict())
         path.with_suffix(".checkpoint").unlink(missing_ok=True)
     return learner

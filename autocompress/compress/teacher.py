@@ -4,22 +4,20 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
-import os
-import tempfile
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import torch
-from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from autocompress.batches import Inputs, input_tensors, to_device
 from autocompress.compress.generate import continued
 from autocompress.compress.library import trim_folder
+from autocompress.errors import DamagedFileError
 from autocompress.task import Task
+from autocompress.tensor_files import read_tensors, write_tensors
 
 DISK_BYTES = 2 << 30
 TOP = 64  # logits kept per position where there are more than DENSE
@@ -120,9 +118,9 @@ class Teacher:
         path = None if self.folder is None else self.folder / f"{self._key(inputs, what)}.safetensors"
         if path is not None and path.is_file():
             try:
-                kept = load_file(path, device=str(self.device))
-            except (SafetensorError, OSError):
-                kept = {}  # removed or torn by another process
+                kept = read_tensors(path, self.device)[0]
+            except DamagedFileError:
+                kept = {}  # removed by another process, or damaged: it is written again
             if kept:
                 self.read += 1
                 self._read_s = min(self._read_s, time.perf_counter() - started)
@@ -148,11 +146,7 @@ class Teacher:
         if self._room < 0:
             return
         with contextlib.suppress(OSError):  # a full disk: the answer is computed again next time
-            path.parent.mkdir(parents=True, exist_ok=True)
-            handle, temporary = tempfile.mkstemp(dir=path.parent, suffix=".tmp")
-            os.close(handle)
-            save_file({name: tensor.cpu().contiguous() for name, tensor in tensors.items()}, temporary)
-            os.replace(temporary, path)
+            write_tensors(path, tensors)
 
     def _unpacked(self, kept: dict[str, Tensor], name: str) -> Tensor | TopLogits:
         if f"{name}|values" not in kept:

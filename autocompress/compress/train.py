@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import os
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
@@ -20,7 +19,8 @@ from autocompress.compress.features import FeatureMatcher
 from autocompress.compress.generate import as_batch
 from autocompress.compress.teacher import Outputs, TopLogits
 from autocompress.compress.trainer import Trainer, out_of_memory, parameter_groups, recomputing, stream
-from autocompress.errors import NotComputableError
+from autocompress.errors import DamagedFileError, NotComputableError
+from autocompress.tensor_files import read_state, write_state
 
 SCALE_RATE = 1.0  # learning rate of scales (relative to what calibration found) against the weights'
 FLOAT_RATE = 1.0  # of biases, normalisations and what else stays float
@@ -192,7 +192,6 @@ class Cycle:
     def save(self, optimizer: torch.optim.Optimizer) -> None:
         """Write the checkpoint, whole or not at all."""
         assert self.checkpoint is not None
-        self.checkpoint.parent.mkdir(parents=True, exist_ok=True)
         state = {
             "settings": [self.steps, self.start, self.trainer.seed, self.distillation.to_json()],
             "progress": [self.step, self.parts, self.best_divergence, self.stale],
@@ -201,14 +200,15 @@ class Cycle:
             "optimizer": optimizer.state_dict(),
             "scaler": self.scaler.state_dict(),
         }
-        temporary = self.checkpoint.with_suffix(".tmp")
-        torch.save(state, temporary)
-        os.replace(temporary, self.checkpoint)
+        write_state(self.checkpoint, state)
 
     def _resume(self, optimizer: torch.optim.Optimizer) -> bool:
         if self.checkpoint is None or not self.checkpoint.is_file():
             return False
-        state = torch.load(self.checkpoint, map_location=self.trainer.device, weights_only=True)
+        try:
+            state = read_state(self.checkpoint, self.trainer.device)
+        except DamagedFileError:
+            return False  # the steps are made again
         if state["settings"] != [self.steps, self.start, self.trainer.seed, self.distillation.to_json()]:
             return False
         self.step, self.parts, self.best_divergence, self.stale = state["progress"]

@@ -12,17 +12,15 @@ from typing import Any
 import optuna
 import torch
 from optuna.trial import FrozenTrial
-from safetensors import SafetensorError, safe_open
-from safetensors.torch import load_file, save
 
 from autocompress.candidate import Candidate, Distillation
 from autocompress.compress.recover import recover
 from autocompress.compress.stitch import Trained
-from autocompress.errors import NotComputableError, RunFolderError
-from autocompress.files import write_atomic
+from autocompress.errors import DamagedFileError, NotComputableError, RunFolderError
 from autocompress.limits import Limits
 from autocompress.measure.accuracy import evaluate_model
 from autocompress.search.bench import Bench
+from autocompress.tensor_files import read_tensors, write_tensors
 
 MIN_LOSS = 0.0005  # what lost less is not trained
 LIMIT_SHARE = 0.05  # nor, before the end, what lost less than this share of what may be lost
@@ -64,17 +62,16 @@ def read_recovered(folder: Path, number: int) -> Recovered | None:
     if not path.is_file():
         return None
     try:
-        with safe_open(path, "pt") as file:
-            notes = file.metadata()
+        tensors, notes = read_tensors(path)
         distillation = Distillation.from_json(json.loads(notes["distillation"]))
-        return Recovered(Trained.from_tensors(load_file(path)), distillation, float(notes["accuracy"]))
-    except (SafetensorError, OSError, KeyError, TypeError, ValueError) as error:
+        return Recovered(Trained.from_tensors(tensors), distillation, float(notes["accuracy"]))
+    except (DamagedFileError, KeyError, TypeError, ValueError) as error:
         raise RunFolderError(f"{path}: damaged ({error}); remove it, the trial's untrained weights are used then") from error
 
 
 def _write(folder: Path, number: int, found: Recovered) -> None:
     notes = {"distillation": json.dumps(found.distillation.to_json()), "accuracy": repr(found.accuracy)}
-    write_atomic(recovered_path(folder, number), save(found.trained.to_tensors(), notes))
+    write_tensors(recovered_path(folder, number), found.trained.to_tensors(), notes)
 
 
 def untrained(candidate: Candidate) -> Candidate:

@@ -92,18 +92,10 @@ class Worker:
 
     def _one(self, lease: Lease, progress: SearchProgress) -> None:
         started = time.monotonic()
-        space = self.judge.bench.space
-        trial = ask(self.study, space)
-        candidate = space.candidate(trial.params)
-        about = {"worker": lease.worker, "candidate": candidate.to_json(), "key_full": candidate.digest}
-        with batched(self.study):
-            for name, value in {**about, "key": Candidate(candidate.modules).digest}.items():
-                trial.set_user_attr(name, value)
+        trial = ask(self.study, self.judge.bench.space)
         row: dict[str, Any] = {"number": trial.number}
         try:
-            outcome = self.judge.judge(self.study, trial.number, candidate)
-            row |= _row_of(outcome, started)
-            _tell(self.study, trial, outcome, row)
+            row = judged(self.study, trial, self.judge, lease.worker, started)
         except (KeyboardInterrupt, RunFolderError):
             raise
         except Exception as error:
@@ -115,6 +107,19 @@ class Worker:
             self.study.tell(trial, state=TrialState.FAIL)
             progress.line(f"trial {trial.number} failed: {cause}")
         append_row(self.folder / TRIALS_FILE, TRIAL_COLUMNS, row)
+
+
+def judged(study: optuna.Study, trial: Trial, judge: Judge, worker: str, started: float) -> dict[str, Any]:
+    """Judge and tell one trial; its row of trials.csv. Raises what the model or the metric raises."""
+    candidate = judge.bench.space.candidate(trial.params)
+    about = {"worker": worker, "candidate": candidate.to_json(), "key_full": candidate.digest}
+    with batched(study):
+        for name, value in {**about, "key": Candidate(candidate.modules).digest}.items():
+            trial.set_user_attr(name, value)
+    outcome = judge.judge(study, trial.number, candidate)
+    row = {"number": trial.number, **_row_of(outcome, started)}
+    _tell(study, trial, outcome, row)
+    return row
 
 
 def ask(study: optuna.Study, space: BoundSpace) -> Trial:

@@ -2,7 +2,6 @@ from __future__ import annotations
 
 from pathlib import Path
 
-import optuna
 import pytest
 from optuna.trial import TrialState
 

@@ -22,7 +22,7 @@ def test_improvement_of_a_sure_point_is_the_hypervolume_it_adds(count: int) -> N
 
 def test_improvement_of_an_unsure_point_is_the_mean_over_what_it_may_be() -> None:
     generator = RNG(3)
-    front, point = generator.random((6, 3)) + (0, 0, 5), np.array([0.2, 0.3, 5.5])  # far from 0, where hypervolume would clip
+    front, point = generator.random((6, 3)) + np.array([0, 0, 5]), np.array([0.2, 0.3, 5.5])  # far from 0, where hypervolume would clip
     reference = (1.0, 1.0, 6.0)
     found = expected_improvement(point[None, :2], point[2:], np.array([0.2]), front, reference)[0]
     drawn = [np.array([*point[:2], point[2] + 0.2 * z]) for z in generator.standard_normal(4000)]

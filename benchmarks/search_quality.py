@@ -1,0 +1,238 @@
+"""Hypervolume of what samplers find in the same number of evaluations, and of joint search against one kind of compression at a time.
+
+On easy-VQA and on a decoder of six layers, untrained candidates, each judged as a search judges it (racing included). Latency is the
+measured table's, so that the figures hang on no clock; the box is (float size, float latency, the loss that is allowed).
+"""
+
+from __future__ import annotations
+
+import statistics
+import tempfile
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import numpy as np
+import optuna
+import plotly.graph_objects as go
+import torch
+from optuna.samplers import BaseSampler
+from optuna.trial import TrialState
+
+from autocompress import Task, find_modules, load_task
+from autocompress.candidate import UNTOUCHED, ModuleConfig
+from autocompress.limits import Limits
+from autocompress.pareto import hypervolume
+from autocompress.recovery_space import RecoverySpace
+from autocompress.search.bench import Bench, open_bench
+from autocompress.search.goal import Goal
+from autocompress.search.loop import make_allocator, price_sampler, sensitivity
+from autocompress.search.stock import stock_sampler
+from autocompress.search.storage import DIRECTIONS
+from autocompress.search.trial import Judge
+from autocompress.search.worker import ask, judged
+from autocompress.search_space import BoundSpace, SearchSpace
+from autocompress.targets.target import find_target
+from benchmarks.language import language_task
+from benchmarks.output import parser_of, write_figures
+
+SPACE = {
+    "modules": [
+        {"role": "head", "weight_bits": [8, 16], "activation_bits": [8, 32]},
+        {"role": "embedding", "weight_bits": [3, 4, 6, 8]},
+        {
+            "match": "*",
+            "weight_bits": [2, 3, 4, 6, 8],
+            "activation_bits": [8, 32],
+            "rank_ratio": [0.25, 0.5, 1.0],
+            "pruning_ratio": {"low": 0.0, "high": 0.875, "step": 0.125},
+        },
+    ]
+}
+KINDS = {
+    "quant_only": ("weight_bits", "activation_bits"),
+    "prune_only": ("pruning_ratio",),
+    "rank_only": ("rank_ratio",),
+}
+SEEDED = 49  # allocations that a seeded NSGA-II starts from
+
+
+@dataclass
+class Case:
+    """A prepared task; `losses` is its sensitivity table, which took `table_s` seconds and is given to all guided searches."""
+
+    bench: Bench
+    limits: Limits
+    losses: Mapping[tuple[str, ModuleConfig], float]
+    folder: Path
+    table_s: float
+
+    @property
+    def goal(self) -> Goal:
+        return Goal(self.bench.baseline, self.limits)
+
+
+def case(task: Task, drop: float, folder: Path) -> Case:
+    modules = find_modules(task.model, task.example_inputs, task.towers)
+    device, table = torch.device("cpu"), folder / f"{task.name}.json"
+    target, space = find_target("onnxruntime-cpu"), SearchSpace.load(SPACE)
+    bench = open_bench(task, task, space, target, device, modules, None, table, None, 0, lambda what, share: None)
+    place = folder / task.name
+    place.mkdir()
+    started = time.perf_counter()
+    losses = sensitivity(bench, place, lambda what, share: None)
+    return Case(bench, Limits(None, None, drop), losses, place, time.perf_counter() - started)
+
+
+@dataclass(frozen=True)
+class Run:
+    """Hypervolume after each trial, and the seconds of all."""
+
+    volumes: list[float]
+    seconds: float
+    study: optuna.Study
+
+
+def run(found: Case, bench: Bench, sampler: BaseSampler, count: int, seeds: Sequence[Mapping[str, int]] = ()) -> Run:
+    study = optuna.create_study(directions=list(DIRECTIONS), sampler=sampler)
+    for parameters in seeds:
+        study.enqueue_trial(dict(parameters))
+    judge, started = Judge(bench, found.limits, found.folder), time.perf_counter()
+    values: list[tuple[float, float, float]] = []
+    volumes = []
+    for _ in range(count):
+        trial = ask(study, bench.space)
+        judged(study, trial, judge, "benchmark", time.monotonic())
+        last = study.trials[trial.number]
+        if last.state == TrialState.COMPLETE and all(v <= 0 for v in last.constraints.values()):
+            values.append((last.values[0], last.values[1], last.values[2]))
+        volumes.append(hypervolume(found.goal.losses(values), found.goal.reference_point) if values else 0.0)
+    return Run(volumes, time.perf_counter() - started, study)
+
+
+def only(space: BoundSpace, axes: Sequence[str], base: Mapping[str, ModuleConfig]) -> BoundSpace:
+    """The space with the knobs of `axes` alone; everything else as in `base` (float and whole for modules that it lacks)."""
+    fixed = dict(space.fixed)
+    for knob in space.knobs:
+        if knob.axis not in axes:
+            fixed[knob.module, knob.axis] = getattr(base.get(knob.module, UNTOUCHED), knob.axis)
+    fixed |= {key: getattr(base.get(key[0], UNTOUCHED), key[1]) for key in space.fixed if key[1] not in axes}
+    return replace(space, knobs=tuple(k for k in space.knobs if k.axis in axes), fixed=fixed, recovery=RecoverySpace())
+
+
+def guided(found: Case, bench: Bench, seed: int) -> BaseSampler:
+    return price_sampler(bench, found.limits, found.losses, seed)
+
+
+def in_sequence(found: Case, count: int, seed: int) -> Run:
+    """Prune, then factorise, then quantise: a third of the trials each, from the point of most volume within its share of the loss."""
+    values: list[tuple[float, float, float]] = []
+    volumes: list[float] = []
+    base: dict[str, ModuleConfig] = {}
+    started = time.perf_counter()
+    stages = [KINDS["prune_only"], KINDS["rank_only"], KINDS["quant_only"]]
+    for i, axes in enumerate(stages):
+        bench = replace(found.bench, space=only(found.bench.space, axes, base))
+        part = run(found, bench, guided(found, bench, seed), (count * (i + 1)) // 3 - (count * i) // 3)
+        allowed = found.bench.baseline.accuracy - found.limits.max_accuracy_drop * (i + 1) / 3
+        done = [t for t in part.study.trials if t.state == TrialState.COMPLETE and t.values[2] >= allowed]
+        for trial in part.study.trials:
+            if trial.state == TrialState.COMPLETE and all(v <= 0 for v in trial.constraints.values()):
+                values.append((trial.values[0], trial.values[1], trial.values[2]))
+            volumes.append(hypervolume(found.goal.losses(values), found.goal.reference_point) if values else 0.0)
+        if done:
+            best = max(done, key=lambda t: hypervolume(found.goal.losses([tuple(t.values)]), found.goal.reference_point))
+            base = dict(bench.space.candidate(best.params).modules)
+    return Run(volumes, time.perf_counter() - started, part.study)
+
+
+def methods(found: Case, few: int, many: int) -> dict[str, Callable[[int], Run]]:
+    bench = found.bench
+
+    def seeded(seed: int) -> Run:
+        prices = make_allocator(bench, found.losses)
+        low, high = np.log(prices.price_ranges).T
+        units = np.random.default_rng(seed).random((SEEDED, 2))
+        rows = prices.allocate(np.exp(low + units * (high - low)))
+        return run(found, bench, stock_sampler("nsga2", seed), many, [prices.parameters(row) for row in rows])
+
+    def one_kind(name: str) -> Callable[[int], Run]:
+        def search(seed: int) -> Run:
+            small = replace(bench, space=only(bench.space, KINDS[name], {}))
+            return run(found, small, guided(found, small, seed), few)
+
+        return search
+
+    return {
+        "guided": lambda seed: run(found, bench, guided(found, bench, seed), few),
+        **{name: one_kind(name) for name in KINDS},
+        "sequence": lambda seed: in_sequence(found, few, seed),
+        "nsga2_seeded": seeded,
+        "tpe": lambda seed: run(found, bench, stock_sampler("tpe", seed), many),
+        "nsga2": lambda seed: run(found, bench, stock_sampler("nsga2", seed), many),
+        "random": lambda seed: run(found, bench, stock_sampler("random", seed), many),
+    }
+
+
+def plot(path: Path, curves: Mapping[str, Mapping[str, list[list[float]]]]) -> None:
+    """Mean over seeds of the hypervolume by trial, a panel per task."""
+    figure = go.Figure()
+    for task, found in curves.items():
+        for name, volumes in found.items():
+            mean = np.mean(volumes, axis=0)
+            figure.add_scatter(x=list(range(1, len(mean) + 1)), y=mean, name=f"{task}: {name}", mode="lines")
+    figure.update_layout(xaxis_title="trials", yaxis_title="hypervolume", xaxis_type="log")
+    figure.write_html(path, include_plotlyjs=True, config={"showSendToCloud": False, "plotlyServerURL": "", "displaylogo": False})
+
+
+def main() -> None:
+    parser = parser_of(__doc__)
+    parser.add_argument("--plot", type=Path, metavar="FILE.html", help="hypervolume over trials")
+    parser.add_argument("--only", choices=("easy_vqa", "decoder"))
+    arguments = parser.parse_args()
+    optuna.logging.set_verbosity(optuna.logging.ERROR)
+    torch.set_num_threads(1)
+    few, many, seeds = (30, 60, 1) if arguments.quick else (100, 500, 3)
+    steps, images, rows = (100, 10, 32) if arguments.quick else (600, 30, 64)
+    tasks: dict[str, tuple[Callable[[], Task], float]] = {
+        "easy_vqa": (lambda: load_task("autocompress.tasks:easy_vqa", validation_images=images), 0.05),
+        "decoder": (lambda: language_task(steps, rows, depth=6), 1.0),
+    }
+    curves: dict[str, dict[str, list[list[float]]]] = {}
+    with tempfile.TemporaryDirectory() as folder:
+        for name, (make, drop) in tasks.items():
+            if arguments.only not in (None, name):
+                continue
+            found = case(make(), drop, Path(folder))
+            samples, knobs = len(found.bench.teacher_outputs), len(found.bench.space.knobs)
+            print(f"{name}: {knobs} knobs, {samples} validation samples, loss up to {drop}, sensitivity {found.table_s:.0f} s", flush=True)
+            curves[name] = {}
+            for method, search in methods(found, few, many).items():
+                runs = [search(seed) for seed in range(seeds)]
+                curves[name][method] = [r.volumes for r in runs]
+                shown = "  ".join(
+                    f"{at}: {statistics.mean(r.volumes[at - 1] for r in runs):.4f}"
+                    for at in (few // 4, few, many)
+                    if at <= len(runs[0].volumes)
+                )
+                last = [r.volumes[-1] for r in runs]
+                seconds = statistics.mean(r.seconds for r in runs)
+                print(f"  {method:13s} {shown}  (last: {min(last):.4f} to {max(last):.4f}; {seconds:.0f} s)", flush=True)
+    if arguments.plot:
+        plot(arguments.plot, curves)
+
+    def volume(method: str) -> float:
+        return statistics.mean(statistics.mean(v[-1] for v in found[method]) for found in curves.values())
+
+    stock = {f"hv_{name}_500": volume(name) for name in ("tpe", "nsga2", "nsga2_seeded", "random")}
+    kinds = {f"hv_{name}": volume(name) for name in (*KINDS, "sequence")}
+    figures = {"hv_guided_100": volume("guided"), **stock, "hv_joint": volume("guided"), **kinds}
+    for task, found_curves in curves.items():
+        figures |= {f"hv_{task}_{method}": statistics.mean(v[-1] for v in volumes) for method, volumes in found_curves.items()}
+    print({key: round(value, 4) for key, value in figures.items()})
+    write_figures(arguments.json, figures)
+
+
+if __name__ == "__main__":
+    main()
