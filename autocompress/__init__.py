@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import subprocess
-import sys
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -18,6 +16,7 @@ from autocompress.export.reload import load_module, reproduce_model
 from autocompress.modules import find_modules
 from autocompress.report.page import write_report
 from autocompress.results import MODEL_FILE, FrontPoint, Measurement, ParetoFront, SearchResult, read_front
+from autocompress.search.launch import Running, start_on_ray, start_workers, worker_arguments
 from autocompress.search.loop import run_search
 from autocompress.search.progress import SearchProgress
 from autocompress.search.settings import Settings
@@ -64,6 +63,7 @@ def search(
     strategy: str = "guided",
     finalize_steps: int | None = None,
     sampler: str = "guided",
+    ray: str | None = None,
     quiet: bool = False,
 ) -> SearchResult:
     """Search the front of `task` and leave it, verified and with a report, in folder `out`; the same call resumes.
@@ -73,10 +73,12 @@ def search(
         space: YAML file or mapping; None takes the default space.
         target: the runtime whose kernels are measured.
         n_trials: finished trials that the study shall hold, earlier runs counted in.
-        timeout_s: trials take 60 % of it, the recovery of the front another 20 %; the rest is for exporting and verifying.
+        timeout_s: for everything, the report included; the recovery of the front takes 20 % of it, its files what running them takes.
         seed: the same seed, latency table and one worker give the same trials.
         max_size, max_latency, max_accuracy_drop: limits ("2MB", "25%"; "3ms", "0.5x"; 0.005) that override the space's.
         storage: Optuna storage URL; None keeps a journal in `out`.
+        workers: processes that share the trials (this one is the first); their threads are divided.
+        ray: address of a Ray cluster that places the other workers ("auto", "ray://...", "local"); None starts them on this machine.
         device: "cpu" or "cuda" for evaluation and recovery; None takes CUDA when there is one.
         target_table: a latency table measured elsewhere.
         strategy: "guided", or "progressive": one module and one width down per trial, the least sensitive first, while accuracy holds.
@@ -103,6 +105,7 @@ def search(
             strategy=strategy,
             finalize_steps=finalize_steps,
             sampler=sampler,
+            ray=ray,
         ),
         Path(out),
         quiet,
@@ -118,12 +121,13 @@ def search_interruptible(
         raise TaskError("search: more than one worker needs the task as module:function or file.py:function, so that each can load it")
     loaded = float_task(load_task(task, **arguments) if isinstance(task, str) else task)
 
-    def launch(url: str) -> list[Any]:
-        command = [sys.executable, "-m", "autocompress", "worker", "--storage", url, "--study", settings.study_name, str(task)]
-        command += ["--device", settings.device] if settings.device else []
-        for name, value in arguments.items():
-            command += ["--task-arg", f"{name}={value}"]
-        return [subprocess.Popen(command) for _ in range(settings.workers - 1)]
+    def launch(url: str) -> list[Running]:
+        # A path that other processes can open, wherever they run.
+        spec = str((loaded.source or {}).get("spec", task))
+        command = worker_arguments(spec, arguments, settings, url)
+        if settings.ray is None:
+            return start_workers(command, settings.workers - 1)
+        return start_on_ray(settings.ray, command, settings.workers - 1, int(settings.device == "cuda"))
 
     with SearchProgress(quiet) as progress:
         result, interrupted = run_search(loaded, settings, out, progress, launch if settings.workers > 1 else None)

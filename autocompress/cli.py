@@ -66,6 +66,7 @@ def search_command(arguments: argparse.Namespace) -> int:
         strategy=arguments.strategy,
         finalize_steps=arguments.finalize_steps,
         sampler=arguments.sampler,
+        ray=arguments.ray,
     )
     out = Path(arguments.out)
     result, interrupted = search_interruptible(arguments.task, settings, out, arguments.json, dict(arguments.task_arg))

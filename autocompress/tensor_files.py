@@ -43,7 +43,7 @@ def _checksum(tensors: Mapping[str, Tensor]) -> str:
     for name in sorted(tensors):
         found = zlib.crc32(name.encode(), found)
         if tensors[name].numel():
-            found = zlib.crc32(tensors[name].flatten().view(torch.uint8).numpy(), found)
+            found = zlib.crc32(tensors[name].flatten().view(torch.uint8).numpy().data, found)
     return f"{found:08x}"
 
 

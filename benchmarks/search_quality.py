@@ -81,7 +81,7 @@ def case(task: Task, drop: float, folder: Path) -> Case:
     place = folder / task.name
     place.mkdir()
     started = time.perf_counter()
-    losses = sensitivity(bench, place, lambda what, share: None)
+    losses, _ = sensitivity(bench, place, lambda what, share: None)
     return Case(bench, Limits(None, None, drop), losses, place, time.perf_counter() - started)
 
 

@@ -181,6 +181,14 @@ class Allocator:
         found += [loss[choices[:, count + g], None] for g, loss in enumerate(self.group_loss.values())]
         return np.concatenate(found, axis=1)
 
+    def probes(self, choices: Choices) -> list[tuple[str, ModuleConfig]]:
+        """(module, config) of every single change that one row of choices is made of."""
+        found = []
+        for column, (name, table) in enumerate(self.modules.items()):
+            found += [(name, part(table.configs[int(choices[column])])) for part in PARTS.values()]
+        found += [(name, configs[int(choices[self._columns[name]])]) for name, configs in self.group_configs.items()]
+        return [probe for probe in found if probe[1] != ModuleConfig()]
+
     def parameters(self, choices: Choices) -> dict[str, int]:
         """The index of each knob for one row of choices."""
         return {name: index for column, choice in zip(self._knobs, choices, strict=True) for name, index in column[int(choice)].items()}

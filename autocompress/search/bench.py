@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -46,7 +47,8 @@ class Bench:
     `baseline` holds the float file's numbers; its latency is the reference to which every predicted and measured ratio
     is multiplied, so that a machine that gets slower does not move one point against another. With a student, `task` is on the student,
     while baseline, `reference` (the float file) and the trainer's teacher are the original's; `float_ms` is the float student's latency.
-    `validation` is the split in the order in which candidates race on it, `targets` and `teacher_outputs` in the same.
+    `validation` is the split in the order in which candidates race on it, `targets` and `teacher_outputs` in the same; `pass_s` is what one
+    pass of the float file over it took.
     """
 
     task: Task
@@ -66,6 +68,7 @@ class Bench:
     trainer: Trainer
     reference: bytes
     float_ms: float
+    pass_s: float
 
     @property
     def module_map(self) -> ModuleMap:
@@ -186,7 +189,7 @@ def open_bench(
     validation = dealt(task.validation, seed)
     _, outputs = evaluate_model(task, teacher, validation, device)
     targets = [target_of for _, target_of in validation]
-    baseline, float_ms = _known(known) if known else _measured(task, builder, reference, target, subject, table)
+    baseline, float_ms, pass_s = _known(known) if known else _measured(task, builder, reference, target, subject, table)
     report("timing a step of training", 0.0)
     dtype = _training_dtype(task, stitcher, device) if bound.recovery.steps > 0 else torch.float32
     teaches = Teacher(task, teacher, device, cache_folder() / "teacher", bound.recovery.choices["temperature"])
@@ -210,6 +213,7 @@ def open_bench(
         trainer,
         reference,
         float_ms,
+        pass_s,
     )
 
 
@@ -232,21 +236,23 @@ def _training_dtype(task: Task, stitcher: Stitcher, device: torch.device) -> tor
     return training_dtype(task, student, device, cache_folder() / "precision")
 
 
-def _known(known: Mapping[str, Any]) -> tuple[Measurement, float]:
+def _known(known: Mapping[str, Any]) -> tuple[Measurement, float, float]:
     baseline = Measurement.from_json(known["baseline"])
-    return baseline, float(known.get("float_ms", baseline.latency_ms))
+    return baseline, float(known.get("float_ms", baseline.latency_ms)), float(known["pass_s"])
 
 
 def _measured(
     task: Task, builder: Builder, reference: bytes, target: Target, subject: Subject, table: LatencyTable
-) -> tuple[Measurement, float]:
-    """(the float file's numbers, latency of the float model that is compressed: another one where a student is)."""
+) -> tuple[Measurement, float, float]:
+    """(the float file's numbers, latency of the float model that is compressed: another one where a student is; seconds of a pass)."""
     session = open_session(reference, all_threads(table.settings))
+    started = time.perf_counter()
     scores, _ = evaluate_session(task, session, builder.lowered.input_names, task.validation)
+    pass_s = time.perf_counter() - started
     others = [] if reference is builder.baseline else [builder.baseline]
     timing = compare(reference, others, subject.feed, target, table.settings, rounds=60)
     ratio = timing.ratios[0] if others else 1.0
     # Of a device that is not at hand nothing can be timed but ratios, which its table knows of the compressed model alone.
     baseline_ms = table.baseline_ms / ratio if is_foreign(table) else timing.baseline_ms
     baseline = Measurement(len(reference), baseline_ms, scores.accuracy, metrics=scores.metrics, verified=True)
-    return baseline, baseline_ms * ratio
+    return baseline, baseline_ms * ratio, pass_s

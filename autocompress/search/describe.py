@@ -38,6 +38,7 @@ def describe_run(task: Task, settings: Settings, bench: Bench, limits: Limits) -
         "versions": {**bench.table.versions, "torch": str(torch.__version__), "optuna": optuna.__version__},
         "baseline": bench.baseline.to_json(),
         "float_ms": bench.float_ms,
+        "pass_s": bench.pass_s,
         "training_dtype": str(bench.trainer.dtype).removeprefix("torch."),
         "limits": limits.__dict__,
         "latency_check": bench.table.check,

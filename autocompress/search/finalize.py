@@ -15,10 +15,9 @@ from autocompress.limits import Limits
 from autocompress.measure.accuracy import evaluate_model
 from autocompress.pareto import hypervolume_subset, non_dominated
 from autocompress.search.bench import Bench
+from autocompress.search.clock import MOST_FILES
 from autocompress.search.goal import Goal
 from autocompress.search.recovery import read_recovered, recover_front, untrained
-
-MAX_POINTS = 12
 
 
 @dataclass(frozen=True)
@@ -31,7 +30,7 @@ class Finalist:
 
 
 def choose_finalists(
-    study: optuna.Study, bench: Bench, limits: Limits, before: Collection[int] = (), count: int = MAX_POINTS
+    study: optuna.Study, bench: Bench, limits: Limits, before: Collection[int] = (), count: int = MOST_FILES
 ) -> list[Finalist]:
     """At most `count` feasible, non-dominated trials, one per candidate, those that span most hypervolume, and the feasible ones of
     `before`: trials that an earlier front of the same run had, which must not get worse by predictions that have changed.
@@ -52,7 +51,7 @@ def choose_finalists(
     chosen = hypervolume_subset(goal.losses(values[keep]), goal.reference_point, count)
     by_number = {trial.number: trial for trial in feasible}
     numbers = [feasible[int(keep[i])].number for i in chosen]
-    return [_finalist(by_number[number], bench) for number in dict.fromkeys([*numbers, *before]) if number in by_number]
+    return [_finalist(by_number[number], bench) for number in dict.fromkeys([*before, *numbers]) if number in by_number]
 
 
 def _finalist(trial: FrozenTrial, bench: Bench) -> Finalist:

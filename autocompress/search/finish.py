@@ -13,6 +13,7 @@ from autocompress.errors import AutocompressError
 from autocompress.limits import Limits
 from autocompress.results import FRONT_FILE, TABLE_FILE, TRIALS_FILE, ParetoFront, read_front
 from autocompress.search.bench import Bench
+from autocompress.search.clock import Clock
 from autocompress.search.finalize import Finalist, choose_finalists, recovered
 from autocompress.search.progress import SearchProgress
 from autocompress.search.recovery import lessons
@@ -30,12 +31,13 @@ def finish(
     folder: Path,
     run: dict[str, Any],
     finalize_steps: int,
+    clock: Clock,
     stop: Callable[[], bool],
     progress: SearchProgress,
 ) -> ParetoFront:
     """Recover, export and verify the front; adds the prediction errors on it and what was reused to `run`."""
     before = [point.trial for point in read_front(folder).points] if (folder / FRONT_FILE).is_file() else []
-    finalists = choose_finalists(study, bench, limits, before)
+    finalists = choose_finalists(study, bench, limits, before, clock.files)
     if not finalists:
         raise AutocompressError(f"search: no trial finished; see the causes in {folder / TRIALS_FILE}")
     finalists = recovered(study, finalists, bench, folder, finalize_steps, stop, progress.phase)
@@ -43,7 +45,13 @@ def finish(
     origin["threads"] = torch.get_num_threads()  # sums of floats depend on them in the last bit
     origin["training_dtype"] = run["training_dtype"]
     origin["student"] = bench.space.recovery.student_lesson().to_json()
-    front, run["front_check"] = verify_front(finalists, bench, folder, origin, progress.phase)
+    front, run["front_check"] = verify_front(finalists, bench, folder, origin, clock, progress.phase)
+    verified = {point.trial for point in (*front.points, *front.dominated)}
+    if len(verified) < len(finalists):
+        progress.line(
+            f"{len(verified)} of {len(finalists)} points of the front were run before the time was up; the same command runs more"
+        )
+        finalists = [finalist for finalist in finalists if finalist.number in verified]
     error = run["front_check"].get("mape", 0.0)
     if "mape" in run["front_check"]:
         progress.line(
@@ -59,9 +67,9 @@ def finish(
             f"latency model: {error:.1%} wrong on the front, more than the {PROMISE:.0%} promised; fitted again to what was measured "
             f"({run['refit']['mape']:.1%} on the same points), which brings {len(more)} more trials to the front"
         )
-        if more and not stop():
+        if more and not stop() and clock.has_room(2 * len(finalists)):
             finalists += recovered(study, more, bench, folder, finalize_steps, stop, progress.phase)
-            front, _ = verify_front(finalists, bench, folder, origin, progress.phase)
+            front, _ = verify_front(finalists, bench, folder, origin, clock, progress.phase)
     run["recovery"] = lessons(study)
     teacher = bench.trainer.teacher
     run["teacher"] = {"computed": teacher.computed, "read": teacher.read}

@@ -13,7 +13,6 @@ import optuna
 import torch
 from optuna.samplers import BaseSampler
 
-from autocompress.candidate import ModuleConfig
 from autocompress.compress.generate import check_causal
 from autocompress.compress.prune import global_ratios
 from autocompress.compress.student import on_student, taught
@@ -21,17 +20,21 @@ from autocompress.compress.teacher import model_hash
 from autocompress.errors import LimitError, RunFolderError
 from autocompress.files import disk_error, read_json, write_json
 from autocompress.limits import Limits, parse_limits
+from autocompress.measure.robustness import SAMPLES as CORRUPTED
+from autocompress.measure.robustness import corruptions_of
 from autocompress.modules import find_modules
 from autocompress.results import JOURNAL_FILE, RUN_FILE, SENSITIVITY_FILE, STUDENT_FILE, TABLE_FILE, SearchResult
 from autocompress.search.allocation import Allocator, smallest_candidate
 from autocompress.search.bench import Bench, open_bench, pick_device
+from autocompress.search.clock import EXPORT_S, Clock
 from autocompress.search.describe import describe_run, say_setup
 from autocompress.search.finish import finish
 from autocompress.search.goal import Goal
+from autocompress.search.launch import Running
 from autocompress.search.progress import SearchProgress
 from autocompress.search.progressive import DEFAULT_DROP, ProgressiveSampler
 from autocompress.search.sampler import PriceSampler
-from autocompress.search.sensitivity import divergences, measure_sensitivity, read_rows, write_rows
+from autocompress.search.sensitivity import Losses, Sensitivity, divergences, measure_sensitivity, often_chosen, read_rows, write_rows
 from autocompress.search.settings import Settings, check_settings
 from autocompress.search.stock import stock_sampler
 from autocompress.search.storage import folder_lock, open_study, study_of
@@ -43,7 +46,6 @@ from autocompress.targets.target import find_target
 from autocompress.task import Task, check_task, float_task
 
 GLOBAL_RATIO = 0.3
-SEARCH_SHARE, RECOVERY_SHARE = 0.6, 0.8  # of a timeout: trials, and the recovery of the front; the rest exports and verifies
 FINALIZE_FACTOR = 3
 
 
@@ -52,7 +54,7 @@ def run_search(
     settings: Settings,
     folder: Path,
     progress: SearchProgress,
-    launch: Callable[[str], list[Any]] | None = None,
+    launch: Callable[[str], list[Running]] | None = None,
 ) -> tuple[SearchResult, bool]:
     """(result, whether it was interrupted). `launch(storage_url)` starts the other workers, as processes to wait for."""
     started = time.monotonic()
@@ -88,13 +90,18 @@ def run_search(
             raise RunFolderError(f"{folder}: holds a search over another space; choose another --out or give the space it was started with")
         write_json(folder / RUN_FILE, {**(known or {}), **run})
         say_setup(bench, run["time"], progress)
-        losses = sensitivity(bench, folder, setting_up)
+        finalize_steps = FINALIZE_FACTOR * bench.space.recovery.steps if settings.finalize_steps is None else settings.finalize_steps
+        clock = clock_of(bench, settings, started, finalize_steps > 0)
+        losses, how = sensitivity(bench, folder, setting_up, clock.sensitivity_deadline(time.monotonic()))
+        run["sensitivity"] = (known or {}).get("sensitivity")
+        if how is not None:
+            progress.line(how.words)
+            run["sensitivity"] = {key: value for key, value in asdict(how).items() if key != "rows"}
         url = settings.storage or str(folder / JOURNAL_FILE)
         study = study_of(run["model"], url, settings.study_name)
         sampler = make_sampler(settings.strategy, settings.sampler, bench, limits, losses, settings.seed, study)
         study.sampler = sampler
-        finalize_steps = FINALIZE_FACTOR * bench.space.recovery.steps if settings.finalize_steps is None else settings.finalize_steps
-        deadline = _deadline(started, settings.timeout_s, SEARCH_SHARE if finalize_steps > 0 else RECOVERY_SHARE)
+        deadline = clock.search_deadline
         study.set_user_attr("run", _for_workers(settings, space, folder, limits, deadline))
         others = launch(url) if launch else []
         finished = sampler.finished if isinstance(sampler, ProgressiveSampler) else lambda study: False
@@ -102,8 +109,8 @@ def run_search(
         worker.run(settings.n_trials, deadline, interrupt, url, progress)
         for process in others:
             process.wait()
-        stop = _stop(interrupt, _deadline(started, settings.timeout_s, RECOVERY_SHARE))
-        front = finish(study, bench, limits, folder, run, finalize_steps, stop, progress)
+        stop = _stop(interrupt, clock.recovery_deadline)
+        front = finish(study, bench, limits, folder, run, finalize_steps, clock, stop, progress)
         run["seconds"] = (known or {}).get("seconds", 0.0) + time.monotonic() - started
         write_json(folder / RUN_FILE, run)
     return SearchResult(front, folder, limits), interrupt.requested
@@ -155,7 +162,7 @@ def run_worker(task: Task, storage: str, study_name: str, device_name: str | Non
         kept = folder / TABLE_FILE
         bench = open_bench(task, learner, space, target, device, module_map, table, kept, known, run["seed"], progress.phase)
         limits = Limits(**run["limits"])
-        losses = sensitivity(bench, folder, progress.phase)
+        losses, _ = sensitivity(bench, folder, progress.phase)
         # Stock samplers draw from their own generators: each worker from other seeds.
         own = run["seed"] + (0 if run["sampler"] == "guided" else os.getpid())
         study.sampler = make_sampler("guided", run["sampler"], bench, limits, losses, own, study)
@@ -170,21 +177,34 @@ def _taught(task: Task, space: BoundSpace, seed: int, device: torch.device, fold
     return taught(task, space.recovery.student_lesson(), seed, device, folder / STUDENT_FILE, cache_folder() / "teacher")
 
 
-def sensitivity(bench: Bench, folder: Path, report: Callable[[str, float], None]) -> Mapping[tuple[str, ModuleConfig], float]:
-    """Divergence by (module, config) from the run folder, or measured now."""
+def sensitivity(
+    bench: Bench, folder: Path, report: Callable[[str, float], None], deadline: float | None = None
+) -> tuple[Losses, Sensitivity | None]:
+    """(divergence by (module, config), how it was found): from the run folder, or measured now."""
     rows = read_rows(folder / SENSITIVITY_FILE)
-    if not rows:
-        rows = measure_sensitivity(bench.task, bench.stitcher, bench.space, bench.device, bench.size_bytes, bench.latency_ms, report)
-        write_rows(folder / SENSITIVITY_FILE, rows)
-    return divergences(rows)
+    if rows:
+        return divergences(rows), None
+    found = measure_sensitivity(
+        bench.task,
+        bench.stitcher,
+        bench.space,
+        bench.device,
+        bench.size_bytes,
+        bench.latency_ms,
+        lambda losses: often_chosen(make_allocator(bench, losses)),
+        deadline,
+        report,
+    )
+    write_rows(folder / SENSITIVITY_FILE, found.rows)
+    return divergences(found.rows), found
 
 
-def make_allocator(bench: Bench, losses: Mapping[tuple[str, ModuleConfig], float]) -> Allocator:
+def make_allocator(bench: Bench, losses: Losses) -> Allocator:
     """The tables of the bench."""
     return Allocator.of(bench.space, bench.layout, bench.table, losses, bench.baseline.size_bytes)
 
 
-def price_sampler(bench: Bench, limits: Limits, losses: Mapping[tuple[str, ModuleConfig], float], seed: int) -> PriceSampler:
+def price_sampler(bench: Bench, limits: Limits, losses: Losses, seed: int) -> PriceSampler:
     """The guided sampler; one of its first proposals prunes all groups by one threshold on their magnitudes."""
     groups = [g for g in bench.module_map.groups if g.reason is None and max(bench.space.numbers(g.name, "pruning_ratio")) > 0]
     scores = {g.name: bench.layout.pruner.scores(g, "l2") for g in groups}
@@ -197,7 +217,7 @@ def make_sampler(
     sampler: str,
     bench: Bench,
     limits: Limits,
-    losses: Mapping[tuple[str, ModuleConfig], float],
+    losses: Losses,
     seed: int,
     study: optuna.Study,
 ) -> BaseSampler:
@@ -224,9 +244,11 @@ def check_limits(bench: Bench, given: Mapping[str, float | str | None]) -> Limit
     return limits
 
 
-def _deadline(started: float, timeout_s: float | None, share: float) -> float | None:
-    """When that share of the time is spent."""
-    return None if timeout_s is None else started + timeout_s * share
+def clock_of(bench: Bench, settings: Settings, started: float, recovers: bool) -> Clock:
+    """How the timeout is divided, from what a pass over the validation split took."""
+    corrupted = len(corruptions_of(bench.validation)) * min(1.0, CORRUPTED / len(bench.teacher_outputs))
+    passes = 1 + corrupted + (bench.task.test is not None)
+    return Clock(started, settings.timeout_s, recovers, EXPORT_S + passes * bench.pass_s, bench.baseline.latency_ms / 1e3)
 
 
 def _stop(interrupt: Interrupt, late: float | None) -> Callable[[], bool]:

@@ -1,25 +1,33 @@
-"""Divergence of the model's outputs with one module compressed one way, for every module and way."""
+"""Divergence of the model's outputs with one module compressed one way, for every module and way: estimated, or measured."""
 
 from __future__ import annotations
 
 import csv
 import io
 import json
+import time
+from collections import Counter
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
+import numpy as np
 import torch
+from scipy.stats import spearmanr
 
 from autocompress.batches import take_samples
 from autocompress.candidate import Candidate, ModuleConfig
 from autocompress.compress.stitch import Stitcher
 from autocompress.files import write_atomic
 from autocompress.measure.accuracy import model_outputs
+from autocompress.search.allocation import Allocator
+from autocompress.search.curvature import Curvature
 from autocompress.search_space import BoundSpace
 from autocompress.task import Task
 
 SAMPLES = 64
+GRID, DRAWS = 10, 4  # prices per axis, and tables that may be true
+UNSURE = 1.0  # deviation of the logarithm of an estimate's error, as measured on the built-in task
 COLUMNS = ("module", "config", "divergence", "bytes", "ms")
 
 
@@ -44,6 +52,39 @@ def probes(space: BoundSpace) -> list[tuple[str, ModuleConfig]]:
     return [probe for probe in dict.fromkeys(found) if probe[1] != ModuleConfig()]
 
 
+@dataclass(frozen=True)
+class Sensitivity:
+    """The table, and how it came about.
+
+    Attributes:
+        rows: one per probe.
+        measured: how many of them were measured; the others are the second-order estimate, scaled by what was measured of their part.
+        estimate_s, measure_s: seconds of both.
+        rank_correlation: Spearman's, of the scaled estimate with what was measured.
+        factor: by which the scaled estimate is off, in the median.
+    """
+
+    rows: list[Row]
+    measured: int
+    estimate_s: float
+    measure_s: float
+    rank_correlation: float | None
+    factor: float | None
+
+    @property
+    def words(self) -> str:
+        """For the terminal."""
+        text = f"sensitivity: {self.measured} of {len(self.rows)} choices measured in {self.measure_s:.0f} s"
+        if self.measured < len(self.rows):
+            text += f", the others estimated in {self.estimate_s:.1f} s"
+        if self.rank_correlation is not None and self.factor is not None:
+            text += f" (the estimate is off by a factor of {self.factor:.1f} in the median, rank correlation {self.rank_correlation:.2f})"
+        return text
+
+
+Losses = Mapping[tuple[str, ModuleConfig], float]
+
+
 def measure_sensitivity(
     task: Task,
     stitcher: Stitcher,
@@ -51,24 +92,81 @@ def measure_sensitivity(
     device: torch.device,
     size_of: Callable[[Candidate], int],
     latency_of: Callable[[Candidate], float],
+    chosen: Callable[[Losses], Mapping[tuple[str, ModuleConfig], int]],
+    deadline: float | None,
     report: Callable[[str, float], None],
-) -> list[Row]:
-    """A row per probe, on the first calibration samples."""
+) -> Sensitivity:
+    """The divergence of every probe on the first calibration samples: estimated to second order, and measured where `chosen`, which counts
+    how often each probe is taken at which prices, finds that it may decide; the most often chosen first, until `deadline`.
+
+    What has no estimate (embeddings, recurrent weights, models without gradients) is measured before everything else.
+    """
+    started = time.monotonic()
+    report("estimating sensitivity", 0.0)
     batches = [inputs for inputs, _ in take_samples(task.calibration_batches(), SAMPLES)]
-    reference = [model_outputs(stitcher.teacher, inputs, device) for inputs in batches]
-    rows = []
+    curvature = Curvature(task, stitcher, batches, device)
     todo = probes(space)
-    for i, (module, config) in enumerate(todo):
-        report("measuring sensitivity", i / max(1, len(todo)))
-        candidate = Candidate.of({module: config})
-        model = stitcher.apply(candidate)
+    estimates = {probe: value for probe in todo if (value := curvature.estimate(*probe)) is not None}
+    estimate_s = time.monotonic() - started
+    counts = dict(chosen(estimates)) if estimates else {}
+    order = [probe for probe in todo if probe not in estimates]
+    order += sorted((probe for probe in estimates if counts.get(probe, 0) > 0), key=lambda probe: -counts[probe])
+    reference = [model_outputs(stitcher.teacher, inputs, device) for inputs in batches]
+    measured: dict[tuple[str, ModuleConfig], float] = {}
+    for i, (module, config) in enumerate(order):
+        if deadline is not None and time.monotonic() > deadline:
+            break
+        report("measuring sensitivity", i / len(order))
+        model = stitcher.apply(Candidate.of({module: config}))
         parts = [
             task.output_divergence(model_outputs(model, inputs, device), expected)
             for inputs, expected in zip(batches, reference, strict=True)
         ]
-        divergence = float(torch.cat(parts).mean())
+        measured[module, config] = float(torch.cat(parts).mean())
+    scaled = _scaled(estimates, measured)
+    worst = max(measured.values(), default=1.0)  # of what was neither estimated nor measured in time
+    rows = []
+    for module, config in todo:
+        divergence = measured.get((module, config), scaled.get((module, config), worst))
+        candidate = Candidate.of({module: config})
         rows.append(Row(module, config, divergence, size_of(candidate), latency_of(candidate)))
-    return rows
+    both = [(scaled[probe], measured[probe]) for probe in measured if probe in scaled and min(scaled[probe], measured[probe]) > 0]
+    rank = factor = None
+    if len(both) > 2:
+        pairs = np.array(both)
+        rank = float(spearmanr(*pairs.T).statistic)
+        factor = float(np.exp(np.median(np.abs(np.log(pairs[:, 0] / pairs[:, 1])))))
+    return Sensitivity(rows, len(measured), estimate_s, time.monotonic() - started - estimate_s, rank, factor)
+
+
+def _part(config: ModuleConfig) -> str:
+    """Whether a probe quantises, factorises, fills with zeros or prunes."""
+    parts = {"pruned": config.pruning_ratio > 0, "factorised": config.rank_ratio < 1, "sparsified": config.sparsity > 0}
+    return next((name for name, is_so in parts.items() if is_so), "quantized")
+
+
+def _scaled(estimates: Losses, measured: Losses) -> dict[tuple[str, ModuleConfig], float]:
+    """The estimates times the median ratio of what was measured to what was estimated, part by part."""
+    ratios: dict[str, list[float]] = {}
+    for probe, value in measured.items():
+        if min(value, estimates.get(probe, 0.0)) > 0:
+            ratios.setdefault(_part(probe[1]), []).append(value / estimates[probe])
+    return {probe: value * float(np.median(ratios.get(_part(probe[1]), [1.0]))) for probe, value in estimates.items()}
+
+
+def often_chosen(allocator: Allocator, seed: int = 0) -> Mapping[tuple[str, ModuleConfig], int]:
+    """How often each probe is part of the cheapest allocation, at a grid of prices and with the table wrong by its usual factors: what is
+    chosen nowhere decides nothing."""
+    generator = np.random.default_rng(seed)
+    low, high = np.log(allocator.price_ranges).T
+    unit = (np.arange(GRID) + 0.5) / GRID
+    grid = np.exp(low + np.stack(np.meshgrid(unit, unit), -1).reshape(-1, 2) * (high - low))
+    counts: Counter[tuple[str, ModuleConfig]] = Counter()
+    for _ in range(DRAWS):
+        weights = np.exp(generator.normal(0, UNSURE, (1, len(allocator.features))))
+        for row in allocator.allocate(grid, np.repeat(weights, len(grid), axis=0)):
+            counts.update(allocator.probes(row))
+    return counts
 
 
 def write_rows(path: Path, rows: list[Row]) -> None:

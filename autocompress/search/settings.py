@@ -33,6 +33,7 @@ class Settings:
     strategy: str = "guided"
     finalize_steps: int | None = None
     sampler: str = "guided"
+    ray: str | None = None
 
 
 def check_settings(settings: Settings) -> None:

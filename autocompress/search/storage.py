@@ -1,93 +1,83 @@
-"""Where the study lives: opening, repairing, locking it, and taking back trials of workers that died."""
+"""Where the study lives: opening and locking it, and waiting for a server that is away."""
 
 from __future__ import annotations
 
-import json
+import functools
 import threading
 import time
-import uuid
-from collections.abc import Generator, Iterator
-from contextlib import contextmanager, nullcontext
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Literal
 
 import optuna
+import sqlalchemy.exc
 from filelock import FileLock, Timeout
+from optuna.exceptions import StorageInternalError
 from optuna.storages import BaseStorage, JournalStorage, RDBStorage
-from optuna.storages.journal import JournalFileBackend, JournalFileOpenLock
-from optuna.trial import TrialState
 
 from autocompress.errors import RunFolderError
 from autocompress.files import disk_error
+from autocompress.search.journal import BatchedJournal, repair_journal
 
-LEASE_S = 60.0
-LOCK_S = 10  # after which a lock that a killed process left is taken
-MAX_RETRIES = 2
+PATIENCE_S = 300.0  # how long a database may be away before a search gives up
 DIRECTIONS: tuple[Literal["minimize", "maximize"], ...] = ("minimize", "minimize", "maximize")  # size_bytes, latency_ms, accuracy
 STUDY_NAME = "autocompress"
+AWAY = (StorageInternalError, sqlalchemy.exc.OperationalError, sqlalchemy.exc.InterfaceError, sqlalchemy.exc.TimeoutError)
 
 
-def repair_journal(path: Path) -> None:
-    """Drop a torn last record, which a kill or a full disk leaves; RunFolderError when a record before it is damaged."""
-    if not path.exists():
-        return
-    try:
-        content = path.read_bytes()
-        whole = content[: content.rfind(b"\n") + 1]
-        for number, line in enumerate(whole.splitlines(), 1):
-            try:
-                json.loads(line)
-            except ValueError:
-                raise RunFolderError(
-                    f"{path}: line {number} is damaged; restore the file from a copy, or move it away to start the search anew "
-                    "(trials.csv keeps what was found)"
-                ) from None
-        if len(whole) < len(content):
-            with path.open("rb+") as file:
-                file.truncate(len(whole))
-    except RunFolderError:
-        raise
-    except OSError as error:
-        raise disk_error(path, error) from error
+class PatientStorage(RDBStorage):
+    """A database whose server may restart and whose file may be locked: what fails for that reason is tried again for PATIENCE_S."""
 
+    def __init__(self, url: str, engine: dict[str, Any]) -> None:
+        self._waiting = threading.local()
+        super().__init__(url, engine_kwargs=engine)
 
-class BatchedJournal(JournalFileBackend):
-    """A journal file that can take many records in one write: a trial of 300 parameters costs one lock and one sync instead of 300."""
-
-    def __init__(self, path: str) -> None:
-        super().__init__(path, lock_obj=JournalFileOpenLock(path, grace_period=LOCK_S))
-        self._held: list[dict[str, Any]] | None = None
-
-    def append_logs(self, logs: list[dict[str, Any]]) -> None:
-        """Append, or keep until the batch ends."""
-        if self._held is None:
-            super().append_logs(logs)
-        else:
-            self._held += logs
-
-    def read_logs(self, log_number_from: int) -> Generator[dict[str, Any], None, None]:
-        """Records from that number on; none inside a batch, of which nothing is written yet."""
-        if self._held is None:
-            yield from super().read_logs(log_number_from)
-
-    @contextmanager
-    def batch(self) -> Iterator[None]:
-        """Write everything of the block at its end."""
-        self._held = []
+    def _patiently(self, call: Callable[..., Any], *given: Any, **named: Any) -> Any:
+        if getattr(self._waiting, "inside", False):
+            return call(self, *given, **named)
+        self._waiting.inside, until, pause = True, time.monotonic() + PATIENCE_S, 0.1
         try:
-            yield
+            while True:
+                try:
+                    return call(self, *given, **named)
+                except AWAY as error:
+                    if not _passes(error):
+                        raise RunFolderError(f"storage {self.url}: {_reason(error)}; what was told is kept") from error
+                    if time.monotonic() + pause > until:
+                        raise RunFolderError(
+                            f"storage {self.url}: away for more than {PATIENCE_S:.0f} s ({_reason(error)}); "
+                            "what was told is kept there, the same command goes on when it is back"
+                        ) from error
+                    time.sleep(pause)
+                    pause = min(2 * pause, 2.0)
         finally:
-            held, self._held = self._held, None
-            if held:
-                super().append_logs(held)
+            self._waiting.inside = False
 
 
-@contextmanager
-def batched(study: optuna.Study) -> Iterator[None]:
-    """Parameters and attributes set inside the block are written together where the storage is a journal."""
-    backend = getattr(study._storage, "_backend", None)
-    with backend.batch() if isinstance(backend, BatchedJournal) else nullcontext():
-        yield
+def _passes(error: Exception) -> bool:
+    """Whether waiting may help: a server or a lock does come back, a full disk or a wrong value does not."""
+    cause = error.__cause__ if isinstance(error, StorageInternalError) else error
+    lasting = ("disk is full", "readonly", "No space left")
+    return isinstance(cause, AWAY[1:]) and not any(word in str(cause) for word in lasting)
+
+
+def _reason(error: Exception) -> str:
+    return str(error.__cause__ or error).split("\n")[0]
+
+
+def _patient(call: Callable[..., Any]) -> Callable[..., Any]:
+    @functools.wraps(call)
+    def patiently(self: PatientStorage, *given: Any, **named: Any) -> Any:
+        return self._patiently(call, *given, **named)
+
+    return patiently
+
+
+# What Optuna calls on a database: the methods of a storage, and three of this class that its cache uses.
+for _name in (*(name for name in vars(BaseStorage) if not name.startswith("_")), "_create_new_trial", "_get_trials", "_set_trial_param"):
+    if callable(getattr(RDBStorage, _name, None)):
+        setattr(PatientStorage, _name, _patient(getattr(RDBStorage, _name)))
 
 
 def open_storage(url: str) -> BaseStorage:
@@ -95,8 +85,11 @@ def open_storage(url: str) -> BaseStorage:
     try:
         if "://" not in url:
             return JournalStorage(BatchedJournal(url))
-        engine = {"connect_args": {"timeout": 60}} if url.startswith("sqlite") else {"pool_pre_ping": True, "pool_size": 2}
-        return RDBStorage(url, engine_kwargs=engine)
+        for scheme in ("postgresql://", "postgres://"):  # SQLAlchemy's own choice of a driver depends on its version
+            if url.startswith(scheme):
+                url = f"postgresql+psycopg://{url.removeprefix(scheme)}"
+        engine: dict[str, Any] = {"connect_args": {"timeout": 60}} if url.startswith("sqlite") else {"pool_pre_ping": True, "pool_size": 2}
+        return PatientStorage(url, engine)
     except OSError as error:
         raise disk_error(Path(url), error) from error
     except ImportError as error:
@@ -137,60 +130,6 @@ def open_study(url: str, name: str = STUDY_NAME, create: bool = True) -> optuna.
         raise RunFolderError(f"storage {url}: holds no study {name!r}") from None
     except (ValueError, AssertionError, AttributeError) as error:
         raise RunFolderError(f"storage {url}: damaged ({type(error).__name__}); restore it from a copy or move it away") from error
-
-
-class Lease:
-    """Tells the other workers every quarter of the lease that this one is alive; needs its own storage handle."""
-
-    def __init__(self, url: str, study_name: str) -> None:
-        self.worker = uuid.uuid4().hex[:12]
-        self._stop = threading.Event()
-        self._study = optuna.load_study(study_name=study_name, storage=open_storage(url))
-        self._beat()
-        self._thread = threading.Thread(target=self._run, daemon=True)
-        self._thread.start()
-
-    def _beat(self) -> None:
-        self._study.set_user_attr(f"lease:{self.worker}", time.time())
-
-    def _run(self) -> None:
-        while not self._stop.wait(LEASE_S / 4):
-            try:
-                self._beat()
-            except Exception:
-                continue  # the storage is away for a moment; the lease outlasts three missed beats
-
-    def close(self) -> None:
-        """Stop beating and give the lease up, so that nobody waits for it."""
-        self._stop.set()
-        self._thread.join()
-        try:
-            self._study.set_user_attr(f"lease:{self.worker}", 0.0)
-        except Exception:
-            return
-
-
-def reap(study: optuna.Study, alone: bool) -> list[int]:
-    """Fail the running trials whose worker is dead and queue their parameters again; returns their numbers.
-
-    `alone`: no other worker can be alive (the run folder is locked by us), so that nobody's lease has to run out.
-    """
-    attributes = study.user_attrs
-    reaped = []
-    for trial in study.get_trials(deepcopy=False, states=(TrialState.RUNNING,)):
-        worker = trial.user_attrs.get("worker")
-        started = trial.datetime_start.timestamp() if trial.datetime_start else 0.0
-        if not alone and time.time() - attributes.get(f"lease:{worker}", started) < LEASE_S:
-            continue
-        try:
-            study.tell(trial.number, state=TrialState.FAIL)
-        except (ValueError, RuntimeError):
-            continue  # another worker was faster
-        attempt = trial.user_attrs.get("attempt", 0) + 1
-        if attempt <= MAX_RETRIES and trial.params:
-            study.enqueue_trial(dict(trial.params), user_attrs={"attempt": attempt, "retry_of": trial.number})
-        reaped.append(trial.number)
-    return reaped
 
 
 def study_of(model: str, url: str, name: str) -> optuna.Study:

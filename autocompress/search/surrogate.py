@@ -54,7 +54,7 @@ class DivergenceModel:
         seen = (total > 0) & (divergence > 0) & np.isfinite(divergence)
         losses, divergence, total, reliability = losses[seen], divergence[seen], total[seen], reliability[seen]
         scale = float(np.exp(np.median(np.log(divergence / total)))) if len(total) else 1.0
-        active = losses.any(0)
+        active: NDArray[Any] = np.asarray(losses.any(0))
         design = _design(losses[:, active] * scale, groups[active])
         prior = np.concatenate([np.full(int(active.sum()), OWN**-2), np.full(design.shape[1] - int(active.sum()), SHARED**-2)])
         least = 1e-3 * float(np.median(divergence)) if len(divergence) else 1.0

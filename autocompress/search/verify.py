@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
@@ -17,6 +18,7 @@ from autocompress.measure.accuracy import evaluate_session
 from autocompress.measure.robustness import corruptions_of, fragile_under
 from autocompress.results import FRONT_FILE, MODEL_FILE, FrontPoint, Measurement, ParetoFront, read_front
 from autocompress.search.bench import Bench
+from autocompress.search.clock import Clock
 from autocompress.search.finalize import Finalist
 from autocompress.search.recovery import read_recovered
 from autocompress.targets.device.sessions import SessionSettings, open_session
@@ -40,9 +42,12 @@ class FrontTiming:
 
 
 def verify_front(
-    finalists: list[Finalist], bench: Bench, folder: Path, origin: Mapping[str, Any], report: Callable[[str, float], None]
+    finalists: list[Finalist], bench: Bench, folder: Path, origin: Mapping[str, Any], clock: Clock, report: Callable[[str, float], None]
 ) -> tuple[ParetoFront, dict[str, Any]]:
-    """(front, prediction errors): export every finalist, run its file on validation and test, time it, write front.json."""
+    """(front, prediction errors): export every finalist, run its file on validation and test, time it, write front.json.
+
+    The first one always; the others as long as the `clock` has room for them.
+    """
     paths, scores = [], []
     baseline_path = folder / "models" / "baseline" / MODEL_FILE
     write_atomic(baseline_path, bench.reference)
@@ -60,6 +65,9 @@ def verify_front(
         latency_source=bench.latency_source,
     )
     for i, finalist in enumerate(finalists):
+        if i > 0 and not clock.has_room(i):
+            break
+        started = time.monotonic()
         report("exporting and verifying the front", i / len(finalists))
         place = folder / "models" / f"{finalist.number:04d}"
         size = _export(finalist, bench, place, folder)
@@ -69,6 +77,8 @@ def verify_front(
         metrics = {**found.metrics, **_robustness(bench, str(place / MODEL_FILE), corrupted)}
         scores.append((size, replace(found, metrics=metrics), test, weights_in_memory(str(place / MODEL_FILE))))
         paths.append(place)
+        clock.file_s = time.monotonic() - started if i == 0 else max(clock.file_s, time.monotonic() - started)
+    finalists = finalists[: len(paths)]
     timing = _time_front(bench, baseline_path, [path / MODEL_FILE for path in paths], report)
     points = []
     source = bench.latency_source

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import optuna
 from optuna.distributions import FloatDistribution, IntDistribution
 from optuna.trial import Trial, TrialState
@@ -19,9 +20,10 @@ from autocompress.candidate import Candidate
 from autocompress.errors import RunFolderError
 from autocompress.files import append_row, disk_error, write_atomic
 from autocompress.results import TRIAL_COLUMNS, TRIALS_FILE
+from autocompress.search.journal import batched
+from autocompress.search.lease import Lease, Reaper
 from autocompress.search.progress import SearchProgress
 from autocompress.search.sampler import distributions
-from autocompress.search.storage import Lease, batched, reap
 from autocompress.search.trial import Judge, Outcome
 from autocompress.search_space import BoundSpace
 
@@ -67,16 +69,15 @@ class Worker:
 
     def run(self, n_trials: int, deadline: float | None, interrupt: Interrupt, url: str, progress: SearchProgress) -> None:
         """Trials until the study holds `n_trials` finished ones, the strategy is at its end, the deadline passes, or an interrupt comes."""
-        lease = Lease(url, self.study.study_name)
-        reap(self.study, self.alone)
+        lease, reaper = Lease(url, self.study.study_name), Reaper(self.study, self.alone)
+        reaper.reap()
         if self.alone:
             complete_trials_file(self.study, self.folder / TRIALS_FILE)
         try:
             while not interrupt.requested:
                 finished = self.study.get_trials(deepcopy=False, states=FINISHED)
                 progress.trials(len(finished), n_trials, _feasible(finished), self.judge.bench.baseline)
-                longest = max((t.duration.total_seconds() for t in finished[-20:] if t.duration), default=0.0)
-                late = deadline is not None and time.monotonic() + longest > deadline
+                late = deadline is not None and time.monotonic() + _next_s(finished) > deadline
                 # However short the time, one trial is made, so that there is something to export.
                 if (
                     len(finished) >= n_trials
@@ -86,7 +87,7 @@ class Worker:
                     break
                 self._one(lease, progress)
                 if not self.alone:
-                    reap(self.study, alone=False)
+                    reaper.reap()
         finally:
             lease.close()
 
@@ -134,6 +135,12 @@ def ask(study: optuna.Study, space: BoundSpace) -> Trial:
             elif isinstance(distribution, IntDistribution):
                 trial.suggest_int(name, distribution.low, distribution.high)
     return trial
+
+
+def _next_s(finished: list[optuna.trial.FrozenTrial]) -> float:
+    """Seconds that the next trial may take: nine of ten of the last twenty took less."""
+    last = [t.duration.total_seconds() for t in finished[-20:] if t.duration]
+    return float(np.quantile(last, 0.9)) if last else 0.0
 
 
 def _row_of(outcome: Outcome, started: float) -> dict[str, Any]:

