@@ -246,6 +246,14 @@ def read_front(folder: Path) -> ParetoFront:
         ) from error
 
 
+def earlier_front(folder: Path) -> ParetoFront | None:
+    """The front that a run folder holds so far; None where there is none, or its file is damaged and will be written anew."""
+    try:
+        return read_front(folder)
+    except RunFolderError:
+        return None
+
+
 @dataclass(frozen=True)
 class SearchResult:
     """The front of a finished search, the folder that holds everything, and the limits that were asked for."""

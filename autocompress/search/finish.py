@@ -11,7 +11,7 @@ import torch
 
 from autocompress.errors import AutocompressError
 from autocompress.limits import Limits
-from autocompress.results import FRONT_FILE, TABLE_FILE, TRIALS_FILE, ParetoFront, read_front
+from autocompress.results import TABLE_FILE, TRIALS_FILE, ParetoFront, earlier_front
 from autocompress.search.bench import Bench
 from autocompress.search.clock import Clock
 from autocompress.search.finalize import Finalist, choose_finalists, recovered
@@ -36,7 +36,8 @@ def finish(
     progress: SearchProgress,
 ) -> ParetoFront:
     """Recover, export and verify the front; adds the prediction errors on it and what was reused to `run`."""
-    before = [point.trial for point in read_front(folder).points] if (folder / FRONT_FILE).is_file() else []
+    earlier = earlier_front(folder)
+    before = [] if earlier is None else [point.trial for point in earlier.points]
     finalists = choose_finalists(study, bench, limits, before, clock.files)
     if not finalists:
         raise AutocompressError(f"search: no trial finished; see the causes in {folder / TRIALS_FILE}")

@@ -12,7 +12,6 @@ from typing import Any, Protocol
 from autocompress.errors import RunFolderError
 from autocompress.search.settings import Settings
 
-
 CONNECT_S = 5.0
 
 

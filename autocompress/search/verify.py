@@ -16,7 +16,7 @@ from autocompress.export.build import stitched_variants
 from autocompress.files import write_atomic, write_json
 from autocompress.measure.accuracy import evaluate_session
 from autocompress.measure.robustness import corruptions_of, fragile_under
-from autocompress.results import FRONT_FILE, MODEL_FILE, FrontPoint, Measurement, ParetoFront, read_front
+from autocompress.results import FRONT_FILE, MODEL_FILE, FrontPoint, Measurement, ParetoFront, earlier_front
 from autocompress.search.bench import Bench
 from autocompress.search.clock import Clock
 from autocompress.search.finalize import Finalist
@@ -142,7 +142,8 @@ def _export(finalist: Finalist, bench: Bench, place: Path, folder: Path) -> int:
 
 def _known_test(folder: Path) -> float | None:
     """The baseline's test accuracy from an earlier front of the same run: the test split is used once per model."""
-    return read_front(folder).baseline.test_accuracy if (folder / FRONT_FILE).is_file() else None
+    earlier = earlier_front(folder)
+    return None if earlier is None else earlier.baseline.test_accuracy
 
 
 def _test_accuracy(bench: Bench, path: str) -> float | None:

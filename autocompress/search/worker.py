@@ -75,7 +75,8 @@ class Worker:
             complete_trials_file(self.study, self.folder / TRIALS_FILE)
         try:
             while not interrupt.requested:
-                finished = self.study.get_trials(deepcopy=False, states=FINISHED)
+                # What a killed worker left is tried again, and does not count.
+                finished = [t for t in self.study.get_trials(deepcopy=False, states=FINISHED) if "row" in t.user_attrs]
                 progress.trials(len(finished), n_trials, _feasible(finished), self.judge.bench.baseline)
                 late = deadline is not None and time.monotonic() + _next_s(finished) > deadline
                 # However short the time, one trial is made, so that there is something to export.
