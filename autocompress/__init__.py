@@ -55,7 +55,8 @@ def search(
     *,
     max_size: str | float | None = None,
     max_latency: str | float | None = None,
-    max_accuracy_drop: float | None = None,
+    max_accuracy_drop: str | float | None = None,
+    min_metric: Mapping[str, str | float] | None = None,
     storage: str | None = None,
     workers: int = 1,
     device: str | None = None,
@@ -75,7 +76,8 @@ def search(
         n_trials: finished trials that the study shall hold, earlier runs counted in.
         timeout_s: for everything, the report included; the recovery of the front takes 20 % of it, its files what running them takes.
         seed: the same seed, latency table and one worker give the same trials.
-        max_size, max_latency, max_accuracy_drop: limits ("2MB", "25%"; "3ms", "0.5x"; 0.005) that override the space's.
+        max_size, max_latency, max_accuracy_drop, min_metric: limits ("2MB", "25%"; "3ms", "0.5x"; 0.005, "1%"; {"f1": 0.9 or "99%"} of the
+            task's extra metrics) that override the space's.
         storage: Optuna storage URL; None keeps a journal in `out`.
         workers: processes that share the trials (this one is the first); their threads are divided.
         ray: address of a Ray cluster that places the other workers ("auto", "ray://...", "local"); None starts them on this machine.
@@ -97,7 +99,7 @@ def search(
             n_trials,
             timeout_s,
             seed,
-            {"max_size": max_size, "max_latency": max_latency, "max_accuracy_drop": max_accuracy_drop},
+            {"max_size": max_size, "max_latency": max_latency, "max_accuracy_drop": max_accuracy_drop, "min_metric": min_metric},
             storage,
             device=device,
             target_table=target_table,

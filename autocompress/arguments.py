@@ -43,11 +43,27 @@ def task_argument(text: str) -> tuple[str, Any]:
     return name, yaml.safe_load(value)
 
 
+def metric_floor(text: str) -> tuple[str, str]:
+    """("f1", "0.9") of "f1=0.9"."""
+    name, equals, value = text.partition("=")
+    if not equals or not name or not value:
+        raise argparse.ArgumentTypeError(f"expected name=value, for example f1=0.9 or f1=99%, got {text!r}")
+    return name, value
+
+
 def add_limits(parser: argparse.ArgumentParser) -> None:
-    """The three limits."""
+    """What a point must keep."""
     parser.add_argument("--max-size", metavar="2MB|25%", help="largest file, absolute or relative to the float file")
     parser.add_argument("--max-latency", metavar="3ms|0.5x", help="largest latency, absolute or relative to the float file")
-    parser.add_argument("--max-accuracy-drop", type=float, metavar="0.005", help="most accuracy that may be lost on validation")
+    parser.add_argument("--max-accuracy-drop", metavar="0.005|1%", help="most accuracy that may be lost on validation")
+    parser.add_argument(
+        "--min-metric",
+        type=metric_floor,
+        action="append",
+        default=[],
+        metavar="NAME=0.9|99%",
+        help="least value of an extra metric of the task, absolute or relative to the float model's",
+    )
 
 
 def _add_target(parser: argparse.ArgumentParser) -> None:

@@ -47,7 +47,8 @@ RUNTIME_WORDS = {"onnxruntime": "ONNX Runtime", "openvino": "OpenVINO"}
 
 def limits_of(arguments: argparse.Namespace) -> dict[str, Any]:
     """The limits as given."""
-    return {name: getattr(arguments, name) for name in ("max_size", "max_latency", "max_accuracy_drop")}
+    given = {name: getattr(arguments, name) for name in ("max_size", "max_latency", "max_accuracy_drop")}
+    return {**given, "min_metric": dict(arguments.min_metric) or None}
 
 
 def search_command(arguments: argparse.Namespace) -> int:

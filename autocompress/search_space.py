@@ -70,7 +70,7 @@ class BoundSpace:
     kinds: Mapping[str, str]
     integer_kinds: tuple[str, ...]
     recovery: RecoverySpace
-    constraints: Mapping[str, float | str]
+    constraints: Mapping[str, Any]
     digest: str = ""
     no_gain: frozenset[tuple[str, float, str]] = frozenset()
     left_out: tuple[str, ...] = ()
@@ -170,7 +170,7 @@ class SearchSpace:
         distillation = data.get("distillation") or {}
         parse_recovery(where, distillation)
         constraints = data.get("constraints") or {}
-        check_keys(f"{where}: constraints", constraints, ("max_size", "max_latency", "max_accuracy_drop"))
+        check_keys(f"{where}: constraints", constraints, ("max_size", "max_latency", "max_accuracy_drop", "min_metric"))
         calibration = data.get("calibration") or {}
         check_keys(f"{where}: calibration", calibration, ("range",))
         method = calibration.get("range", ACTIVATION_RANGE)

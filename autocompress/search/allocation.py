@@ -2,21 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from functools import cached_property
 from itertools import product
-from operator import itemgetter
 
 import numpy as np
 from numpy.typing import NDArray
 
 from autocompress.axes import GROUP_AXES, MODULE_AXES, Choice
-from autocompress.candidate import Candidate, ModuleConfig
+from autocompress.candidate import ModuleConfig
 from autocompress.channels import ChannelGroup
-from autocompress.compress.low_rank import factor_shapes
-from autocompress.compress.sparsify import kept_count
-from autocompress.modules import CompressibleModule
+from autocompress.search.stored_size import stored_bytes
 from autocompress.search_space import BoundSpace
 from autocompress.targets.latency_table import LatencyTable
 from autocompress.targets.workload import Layout
@@ -29,34 +26,6 @@ PARTS: Mapping[str, Callable[[ModuleConfig], ModuleConfig]] = {
     "factorised": ModuleConfig.factorised,
     "sparsified": ModuleConfig.sparsified,
 }
-
-
-def stored_bytes(module: CompressibleModule, config: ModuleConfig, kept_out: int, kept_in: int) -> float:
-    """Bytes of the weights and scales of one module; the graph around them is counted exactly elsewhere."""
-    config = config.for_kernel(module.kind)
-    ratio = config.rank_ratio if module.factorisable else 1.0
-    total = 0.0
-    for shape in factor_shapes((kept_out, kept_in, *module.weight_shape[2:]), ratio, config.decomposition):
-        rows, columns = shape[0], int(np.prod(shape[1:]))
-        count = rows * columns
-        kept = kept_count(shape, config) if config.sparsity > 0 else count
-        total += min(count * config.weight_bits, count + kept * config.weight_bits) / 8
-        if config.weight_bits < 16:
-            groups = {0: rows, -1: 1}.get(config.group_size) or rows * -(-columns // config.group_size)
-            per_group = 4 if config.group_size <= 0 else 2  # float16 shares
-            total += groups * (per_group + (0 if config.symmetric else 1))
-    return total
-
-
-def smallest_candidate(space: BoundSpace, modules: Iterable[CompressibleModule]) -> Candidate:
-    """Every module at what takes the fewest bytes, every group at its largest pruning ratio."""
-    configs = {}
-    for module in modules:
-        rows, columns = (*module.weight_shape, 1)[:2]
-        sizes = {config: stored_bytes(module, config, rows, columns) for config in space.configs(module.name)}
-        ratio = max(space.numbers(module.name, "pruning_ratio"))
-        configs[module.name] = replace(min(sizes.items(), key=itemgetter(1))[0], pruning_ratio=ratio)
-    return Candidate.of(configs)
 
 
 @dataclass(frozen=True, eq=False)
@@ -196,6 +165,26 @@ class Allocator:
     def choices(self, parameters: Mapping[str, float]) -> Choices:
         """Reverse of `parameters`."""
         return np.array([found[tuple(int(parameters[name]) for name in names)] for names, found in self._positions], dtype=np.intp)
+
+    def moved(self, choices: Choices, indices: Choices, moves: Mapping[int, int]) -> Choices:
+        """A row of choices whose knobs (by their place in the space) take other indices; `indices` are all of the row's."""
+        found, taken = choices.copy(), indices.copy()
+        for knob, index in moves.items():
+            taken[knob] = index
+        for column in {self._knob_columns[knob] for knob in moves}:
+            places, positions = self._knob_places[column], self._positions[column][1]
+            found[column] = positions[tuple(int(taken[place]) for place in places)]
+        return found
+
+    @cached_property
+    def _knob_places(self) -> list[list[int]]:
+        """By column: the places of its knobs in the space."""
+        place = {knob.parameter: i for i, knob in enumerate(self.space.knobs)}
+        return [[place[name] for name in names] for names, _ in self._positions]
+
+    @cached_property
+    def _knob_columns(self) -> dict[int, int]:
+        return {place: column for column, places in enumerate(self._knob_places) for place in places}
 
     @cached_property
     def price_ranges(self) -> Array:

@@ -17,14 +17,14 @@ from autocompress.compress.generate import check_causal
 from autocompress.compress.prune import global_ratios
 from autocompress.compress.student import on_student, taught
 from autocompress.compress.teacher import model_hash
-from autocompress.errors import LimitError, RunFolderError
+from autocompress.errors import RunFolderError
 from autocompress.files import disk_error, read_json, write_json
 from autocompress.limits import Limits, parse_limits
 from autocompress.measure.robustness import SAMPLES as CORRUPTED
 from autocompress.measure.robustness import corruptions_of
 from autocompress.modules import find_modules
 from autocompress.results import JOURNAL_FILE, RUN_FILE, SENSITIVITY_FILE, STUDENT_FILE, TABLE_FILE, SearchResult
-from autocompress.search.allocation import Allocator, smallest_candidate
+from autocompress.search.allocation import Allocator
 from autocompress.search.bench import Bench, open_bench, pick_device
 from autocompress.search.clock import EXPORT_S, Clock
 from autocompress.search.describe import describe_run, say_setup
@@ -33,6 +33,7 @@ from autocompress.search.goal import Goal
 from autocompress.search.launch import Running
 from autocompress.search.progress import SearchProgress
 from autocompress.search.progressive import DEFAULT_DROP, ProgressiveSampler
+from autocompress.search.reach import check_size, out_of_reach
 from autocompress.search.sampler import PriceSampler
 from autocompress.search.sensitivity import Losses, Sensitivity, divergences, measure_sensitivity, often_chosen, read_rows, write_rows
 from autocompress.search.settings import Settings, check_settings
@@ -97,6 +98,9 @@ def run_search(
         if how is not None:
             progress.line(how.words)
             run["sensitivity"] = {key: value for key, value in asdict(how).items() if key != "rows"}
+        missed = out_of_reach(bench, make_allocator(bench, losses), limits)
+        if missed:
+            progress.line(missed)
         url = settings.storage or str(folder / JOURNAL_FILE)
         study = study_of(run["model"], url, settings.study_name)
         sampler = make_sampler(settings.strategy, settings.sampler, bench, limits, losses, settings.seed, study)
@@ -116,9 +120,9 @@ def run_search(
     return SearchResult(front, folder, limits), interrupt.requested
 
 
-def _checked_limits(learner: Task, bound: BoundSpace, settings: Settings) -> dict[str, float | str | None]:
+def _checked_limits(learner: Task, bound: BoundSpace, settings: Settings) -> dict[str, Any]:
     """The limits asked for; what is wrong with them, or with the space on this task, is said before anything takes long."""
-    asked: dict[str, float | str | None] = {**bound.constraints, **{k: v for k, v in settings.limits.items() if v is not None}}
+    asked: dict[str, Any] = {**bound.constraints, **{k: v for k, v in settings.limits.items() if v is not None}}
     parse_limits(asked, 1.0, 1.0, metrics=dict.fromkeys(learner.extra_metrics, 1.0))
     if bound.recovery.steps > 0 and max(bound.recovery.choices["sequences"]) > 0:
         check_causal(learner.model, *next(iter(learner.training_batches())))
@@ -230,17 +234,11 @@ def make_sampler(
     return stock_sampler(sampler, seed, len(study.get_trials(deepcopy=False)))
 
 
-def check_limits(bench: Bench, given: Mapping[str, float | str | None]) -> Limits:
+def check_limits(bench: Bench, given: Mapping[str, Any]) -> Limits:
     """Absolute limits; LimitError when even the smallest file of the space is larger than max_size."""
     base = bench.baseline
     limits = parse_limits(given, base.size_bytes, base.latency_ms, base.accuracy, base.metrics)
-    if limits.max_size_bytes is not None:
-        smallest = bench.size_bytes(smallest_candidate(bench.space, bench.module_map))
-        if smallest > limits.max_size_bytes:
-            raise LimitError(
-                f"limits: max_size {limits.max_size_bytes:.0f} B contradicts the search space, whose smallest file has {smallest} B; "
-                f"nearest valid value: {smallest}"
-            )
+    check_size(bench, limits)
     return limits
 
 

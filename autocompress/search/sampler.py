@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
 
@@ -13,20 +12,18 @@ from numpy.typing import NDArray
 from optuna.distributions import BaseDistribution, FloatDistribution, IntDistribution
 from optuna.samplers import BaseSampler, RandomSampler
 from optuna.trial import FrozenTrial, TrialState
-from scipy.special import ndtr
 from scipy.stats import qmc
 
 from autocompress.candidate import Candidate, ModuleConfig
-from autocompress.pareto import non_dominated
 from autocompress.recovery_space import ALPHA
 from autocompress.search.allocation import Allocator, Choices
 from autocompress.search.goal import Goal
-from autocompress.search.surrogate import DivergenceModel, LossModel, expected_improvement
+from autocompress.search.prediction import Model, Told, told_front
 from autocompress.search_space import BoundSpace
 
 Array = NDArray[np.float64]
 GUIDED_AFTER = 16  # told trials from which on proposals are chosen by expected improvement
-PRICED, MOVED = 48, 48  # proposals by prices and by local moves, of which one is taken
+PRICED, MOVED = 32, 48  # proposals by prices and by local moves, of which one is taken
 JITTER = 0.5  # of the logarithm of the factors per tower and part, in half of the prices
 MOST_MOVES = 3
 TRIES = 12  # proposals that are looked at for one that was not told yet
@@ -42,21 +39,6 @@ def distributions(space: BoundSpace) -> dict[str, BaseDistribution]:
         found[ALPHA] = FloatDistribution(*space.recovery.alphas)
     found |= {name: IntDistribution(0, len(choices) - 1) for name, choices in space.recovery.searched.items()}
     return found
-
-
-@dataclass(frozen=True, eq=False)
-class Told:
-    """A trial in the terms of the model: its choices, its losses by the table, and what was seen of it (NaN for what was not)."""
-
-    trial: FrozenTrial
-    choices: Choices
-    losses: Array
-    divergence: float
-    seen: float
-    lost: float
-    size: float
-    latency: float
-    metrics: Mapping[str, float]
 
 
 class PriceSampler(BaseSampler):
@@ -111,7 +93,7 @@ class PriceSampler(BaseSampler):
     def _best(self, told: list[Told], generator: np.random.Generator) -> tuple[Choices, FrozenTrial | None]:
         """(choices, the front member that they were moved from, if any) with the largest expected improvement that was not told yet."""
         model = Model.of(told, self._goal, self._allocator, self._shared)
-        front = _front(told)
+        front = told_front(told)
         priced = self._priced(model, generator)
         moved, parents = self._moved(front, generator)
         pool = np.concatenate([priced, moved])
@@ -138,19 +120,17 @@ class PriceSampler(BaseSampler):
 
     def _moved(self, front: list[Told], generator: np.random.Generator) -> tuple[Choices, list[FrozenTrial]]:
         """One to `MOST_MOVES` knobs of front members moved by a step, every third time anywhere."""
+        knobs = self._space.knobs
         rows, parents = [], []
         for _ in range(MOVED if front else 0):
-            parent = front[int(generator.integers(len(front)))].trial
-            indices = {k.parameter: int(parent.params[k.parameter]) for k in self._space.knobs}
-            count = min(len(indices), int(generator.integers(1, MOST_MOVES + 1)))
-            for i in generator.choice(len(self._space.knobs), size=count, replace=False):
-                knob = self._space.knobs[int(i)]
-                last = len(knob.choices) - 1
-                step = int(generator.choice([-1, 1]))
-                moved = int(generator.integers(last + 1)) if generator.random() < 1 / 3 else indices[knob.parameter] + step
-                indices[knob.parameter] = int(np.clip(moved, 0, last))
-            rows.append(self._allocator.choices(indices))
-            parents.append(parent)
+            parent = front[int(generator.integers(len(front)))]
+            moves = {}
+            for i in generator.integers(len(knobs), size=int(generator.integers(1, MOST_MOVES + 1))):
+                last = len(knobs[i].choices) - 1
+                step = parent.indices[i] + int(generator.choice([-1, 1]))
+                moves[int(i)] = int(np.clip(int(generator.integers(last + 1)) if generator.random() < 1 / 3 else step, 0, last))
+            rows.append(self._allocator.moved(parent.choices, parent.indices, moves))
+            parents.append(parent.trial)
         return np.array(rows, dtype=np.intp).reshape(len(rows), self._allocator.width), parents
 
     def _told(self, study: str, trial: FrozenTrial) -> Told | None:
@@ -160,7 +140,8 @@ class PriceSampler(BaseSampler):
             return self._known[key]
         if not all(k.parameter in trial.params for k in self._space.knobs) or trial.user_attrs.get("repeats"):
             return None
-        choices = self._allocator.choices(trial.params)
+        params = trial.params
+        choices = self._allocator.choices(params)
         attributes, row, base = trial.user_attrs, trial.user_attrs.get("row", {}), self._goal.baseline
         steps, before = self._space.recovery.steps, attributes.get("accuracy_before_recovery")
         # What would have been trained and was not, since it was beaten already, does not show what recovery mends.
@@ -169,6 +150,7 @@ class PriceSampler(BaseSampler):
         size, latency = trial.values[:2] if trial.values else (float(row.get(name, np.nan)) for name in ("size_bytes", "latency_ms"))
         found = Told(
             trial,
+            np.array([int(params[knob.parameter]) for knob in self._space.knobs], dtype=np.intp),
             choices,
             self._allocator.losses(choices[None])[0],
             float(attributes.get("divergence", np.nan)),
@@ -223,81 +205,6 @@ class PriceSampler(BaseSampler):
         if number == 0:
             return self._allocator.parameters(self._allocator.allocate(np.zeros((1, 2)))[0])
         return self.indices(self._anchors[number - 1])
-
-
-@dataclass(frozen=True, eq=False)
-class Model:
-    """What told trials predict: size and latency as shares of the baseline, the accuracy lost, and the metrics that have a floor."""
-
-    allocator: Allocator
-    goal: Goal
-    divergence: DivergenceModel
-    lost: LossModel
-    metrics: tuple[tuple[float, LossModel], ...]
-    offset: Array
-    front: Array
-
-    @classmethod
-    def of(cls, told: list[Told], goal: Goal, allocator: Allocator, shared: NDArray[np.intp]) -> Model:
-        """Fitted to the trials that are finished; the running ones are part of the front as they are predicted."""
-        finished = [t for t in told if t.trial.state.is_finished()]
-        seen = [t for t in finished if np.isfinite(t.divergence)]
-        full = [t for t in seen if np.isfinite(t.lost)]
-        divergence, lost = (np.array([getattr(t, name) for t in full]) for name in ("divergence", "lost"))
-        curve = LossModel.fitted(divergence, lost, 0.02 * goal.drop)
-        metrics = []
-        for name, floor in goal.limits.floors.items():
-            values = np.array([t.metrics.get(name, np.nan) for t in full])
-            known = np.isfinite(values)
-            if known.any():
-                gap = abs(goal.baseline.metrics.get(name, floor) - floor)
-                metrics.append((-floor, LossModel.fitted(divergence[known], -values[known], max(0.02 * gap, 1e-4))))
-        losses = np.stack([t.losses for t in seen])
-        found = DivergenceModel.fitted(
-            losses,
-            shared,
-            np.array([t.divergence for t in seen]),
-            np.array([t.seen for t in seen]),
-            curve.divergence_at(goal.drop),
-        )
-        exact = np.array([(t.size, t.latency) for t in finished])
-        offset = np.nanmedian(exact - np.stack(allocator.costs(np.stack([t.choices for t in finished])), axis=1), axis=0)
-        rows = [(t.size, t.latency, max(t.lost, 0.0)) for t in _front(finished)]
-        model = cls(allocator, goal, found, curve, tuple(metrics), offset, np.array(rows).reshape(-1, 3))
-        running = [t.choices for t in told if not t.trial.state.is_finished()]
-        if not running:
-            return model
-        costs, mean, _, _ = model.predict(np.stack(running))
-        believed = np.concatenate([costs, mean[:, None]], axis=1)
-        return cls(allocator, goal, found, curve, tuple(metrics), offset, np.concatenate([model.front, believed]))
-
-    def predict(self, choices: Choices) -> tuple[Array, Array, Array, Array]:
-        """((n, 2) size and latency, mean and deviation of the accuracy lost, probability to keep the floors of the metrics)."""
-        costs = np.stack(self.allocator.costs(choices), axis=1) + self.offset
-        divergence, spread = self.divergence.predict(self.allocator.losses(choices))
-        mean, deviation = self.lost.predict(divergence, spread)
-        kept = np.ones(len(choices))
-        for most, curve in self.metrics:
-            level, around = curve.predict(divergence, spread)
-            kept *= ndtr((most - level) / around)
-        return costs, np.maximum(mean, 0.0), deviation, kept
-
-    def improvement(self, choices: Choices) -> Array:
-        """(n,) expected hypervolume improvement, times the probability to keep the floors."""
-        costs, mean, deviation, kept = self.predict(choices)
-        gain: Array = kept * expected_improvement(costs, mean, deviation, self.front, self.goal.limit_point)
-        return gain
-
-
-def _front(told: list[Told]) -> list[Told]:
-    """The feasible ones that no other dominates."""
-    done = [
-        t
-        for t in told
-        if t.trial.state == TrialState.COMPLETE and np.isfinite(t.lost) and all(v <= 0 for v in t.trial.constraints.values())
-    ]
-    mask = non_dominated([(t.size, t.latency, max(t.lost, 0.0)) for t in done])
-    return [t for t, keep in zip(done, mask, strict=True) if keep]
 
 
 def _nearest(choices: Sequence[float | str], value: float | str) -> int:

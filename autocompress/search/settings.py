@@ -24,7 +24,7 @@ class Settings:
     n_trials: int = 100
     timeout_s: float | None = None
     seed: int = 0
-    limits: Mapping[str, float | str | None] = field(default_factory=dict)
+    limits: Mapping[str, Any] = field(default_factory=dict)
     storage: str | None = None
     study_name: str = STUDY_NAME
     device: str | None = None

@@ -59,12 +59,12 @@ class DivergenceModel:
         prior = np.concatenate([np.full(int(active.sum()), OWN**-2), np.full(design.shape[1] - int(active.sum()), SHARED**-2)])
         least = 1e-3 * float(np.median(divergence)) if len(divergence) else 1.0
         relative = (least + divergence) * (1 + divergence / max(reference, least)) / np.sqrt(reliability)
+        weighted = design / relative[:, None] ** 2
+        squares, gap = weighted.T @ design, weighted.T @ (divergence - total * scale)
         noise, found, factor = NOISE, np.zeros(design.shape[1]), np.diag(np.sqrt(prior))
         for _ in range(2):
-            weights = 1 / (noise * relative) ** 2
-            precision = (design * weights[:, None]).T @ design + np.diag(prior)
-            factor = cho_factor(precision, lower=True)[0]
-            found = _solved(factor, design.T @ (weights * (divergence - total * scale)))
+            factor = cho_factor(squares / noise**2 + np.diag(prior), lower=True)[0]
+            found = _solved(factor, gap / noise**2)
             if len(divergence) < 4:
                 break
             left = np.abs(divergence - total * scale - design @ found) / relative

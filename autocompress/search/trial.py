@@ -44,11 +44,12 @@ class Outcome:
 
 @dataclass
 class Judge:
-    """Evaluates candidates of one study in one process."""
+    """Evaluates candidates of one study in one process; with `parts` () none is stopped before the whole split was seen."""
 
     bench: Bench
     limits: Limits
     folder: Path
+    parts: tuple[float, ...] = PARTS
     _decoded: dict[int, Rival] = field(default_factory=dict)
 
     def judge(self, study: optuna.Study, number: int, candidate: Candidate) -> Outcome:
@@ -125,7 +126,7 @@ class Judge:
         """(scores, outputs, cause to stop or "") on growing parts of the validation split."""
         bench = self.bench
         total = len(bench.teacher_outputs)
-        rungs = [int(part * total) for part in PARTS]
+        rungs = [int(part * total) for part in self.parts]
         outputs: list[Tensor] = []
         scores: list[Scores] = []
         seen = 0
