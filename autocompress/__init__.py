@@ -65,6 +65,7 @@ def search(
     finalize_steps: int | None = None,
     sampler: str = "guided",
     ray: str | None = None,
+    library_memory: str | float = "512MB",
     quiet: bool = False,
 ) -> SearchResult:
     """Search the front of `task` and leave it, verified and with a report, in folder `out`; the same call resumes.
@@ -80,6 +81,7 @@ def search(
             task's extra metrics) that override the space's.
         storage: Optuna storage URL; None keeps a journal in `out`.
         workers: processes that share the trials (this one is the first); their threads are divided.
+        library_memory: most that the compressed modules which a worker holds in memory take; the others are on disk.
         ray: address of a Ray cluster that places the other workers ("auto", "ray://...", "local"); None starts them on this machine.
         device: "cpu" or "cuda" for evaluation and recovery; None takes CUDA when there is one.
         target_table: a latency table measured elsewhere.
@@ -108,6 +110,7 @@ def search(
             finalize_steps=finalize_steps,
             sampler=sampler,
             ray=ray,
+            library_memory=library_memory,
         ),
         Path(out),
         quiet,

@@ -93,6 +93,7 @@ def _add_search(found: argparse.ArgumentParser) -> None:
     found.add_argument("--storage", metavar="URL", help="Optuna storage (default: a journal in the run folder)")
     found.add_argument("--workers", type=count, default=1, metavar="N")
     found.add_argument("--ray", metavar="ADDRESS", help="Ray cluster that places the workers: auto, ray://HOST:PORT, or local")
+    found.add_argument("--library-memory", default="512MB", metavar="512MB", help="compressed modules kept in memory, per worker")
     found.add_argument("--device", choices=("cpu", "cuda"))
     found.add_argument("--out", default="reports/run", metavar="DIR")
     found.add_argument("--json", action="store_true", help="print front.json instead of the table")

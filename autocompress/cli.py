@@ -68,6 +68,7 @@ def search_command(arguments: argparse.Namespace) -> int:
         finalize_steps=arguments.finalize_steps,
         sampler=arguments.sampler,
         ray=arguments.ray,
+        library_memory=arguments.library_memory,
     )
     out = Path(arguments.out)
     result, interrupted = search_interruptible(arguments.task, settings, out, arguments.json, dict(arguments.task_arg))

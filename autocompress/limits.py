@@ -75,6 +75,11 @@ def parse_limits(
     return Limits(size, latency, drop, floors)
 
 
+def parse_bytes(name: str, value: float | str) -> int:
+    """Bytes of 1000, "512MB" or "1GiB"."""
+    return int(_quantity(name, value, SIZE_UNITS, float("nan"), "512MB") or 0)
+
+
 def _share(name: str, value: float | str, whole: float, example: str) -> float:
     """A number, or a percentage of `whole`."""
     text = str(value).strip()
@@ -97,7 +102,7 @@ def _quantity(name: str, value: float | str | None, units: Mapping[str, float], 
     except ValueError:
         number = float("nan")
     factor = {"%": baseline / 100, "X": baseline, "": 1.0, **units}.get(unit)
-    if factor is None or number != number:
+    if factor is None or factor != factor or number != number:
         raise LimitError(f"limit {name}: expected a value such as {example}, got {value!r}")
     if number <= 0:
         raise LimitError(f"limit {name}: must be above 0, got {value!r}; use for example {example}")

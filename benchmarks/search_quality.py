@@ -6,6 +6,7 @@ measured table's, so that the figures hang on no clock; the box is (float size, 
 
 from __future__ import annotations
 
+import math
 import statistics
 import tempfile
 import time
@@ -190,10 +191,12 @@ def main() -> None:
     parser = parser_of(__doc__)
     parser.add_argument("--plot", type=Path, metavar="FILE.html", help="hypervolume over trials")
     parser.add_argument("--only", choices=("easy_vqa", "decoder"))
+    parser.add_argument("--seeds", type=int, default=3)
+    parser.add_argument("--methods", nargs="+", metavar="NAME", help="only these of the methods")
     arguments = parser.parse_args()
     optuna.logging.set_verbosity(optuna.logging.ERROR)
     torch.set_num_threads(1)
-    few, many, seeds = (30, 60, 1) if arguments.quick else (100, 500, 3)
+    few, many, seeds = (30, 60, 1) if arguments.quick else (100, 500, arguments.seeds)
     steps, images, rows = (100, 10, 32) if arguments.quick else (600, 30, 64)
     tasks: dict[str, tuple[Callable[[], Task], float]] = {
         "easy_vqa": (lambda: load_task("autocompress.tasks:easy_vqa", validation_images=images), 0.05),
@@ -209,6 +212,8 @@ def main() -> None:
             print(f"{name}: {knobs} knobs, {samples} validation samples, loss up to {drop}, sensitivity {found.table_s:.0f} s", flush=True)
             curves[name] = {}
             for method, search in methods(found, few, many).items():
+                if arguments.methods and method not in arguments.methods:
+                    continue
                 runs = [search(seed) for seed in range(seeds)]
                 curves[name][method] = [r.volumes for r in runs]
                 shown = "  ".join(
@@ -223,7 +228,9 @@ def main() -> None:
         plot(arguments.plot, curves)
 
     def volume(method: str) -> float:
-        return statistics.mean(statistics.mean(v[-1] for v in found[method]) for found in curves.values())
+        return statistics.mean(
+            [statistics.mean(v[-1] for v in found[method]) for found in curves.values() if method in found] or [math.nan]
+        )
 
     stock = {f"hv_{name}_500": volume(name) for name in ("tpe", "nsga2", "nsga2_seeded", "random")}
     kinds = {f"hv_{name}": volume(name) for name in (*KINDS, "sequence")}

@@ -26,7 +26,7 @@ from autocompress.search.bench import Bench, open_bench
 from autocompress.search.goal import Goal
 from autocompress.search.loop import price_sampler, sensitivity
 from autocompress.search.racing import PARTS as RUNGS
-from autocompress.search.sampler import PriceSampler
+from autocompress.search.sampler import PriceSampler, distributions
 from autocompress.search.storage import open_study
 from autocompress.search.stored_size import stored_bytes
 from autocompress.search.trial import Judge, Outcome
@@ -119,7 +119,7 @@ def ask_ms(folder: Path, told: int) -> float:
     study.sampler = sampler
     generator = np.random.default_rng(0)
     low, high = np.log(allocator.price_ranges).T
-    template = ask(study, space)
+    whole = distributions(space)
     rows = allocator.allocate(
         np.exp(low + generator.random((told, 2)) * (high - low)), generator.lognormal(0, 0.3, (told, len(allocator.features)))
     )
@@ -130,7 +130,7 @@ def ask_ms(folder: Path, told: int) -> float:
         study.add_trial(
             optuna.trial.create_trial(
                 params=allocator.parameters(row),
-                distributions={name: template.distributions[name] for name in allocator.parameters(row)},
+                distributions=whole,
                 values=[size[i] * goal.baseline.size_bytes, latency[i], 0.9 - lost],
                 user_attrs={"divergence": float(divergence[i]), "key": str(i)},
                 constraints={"max_accuracy_drop": float(lost - goal.drop)},
@@ -161,7 +161,7 @@ def main() -> None:
     arguments = parser.parse_args()
     optuna.logging.set_verbosity(optuna.logging.ERROR)
     torch.set_num_threads(arguments.threads)
-    trials, told, images = (8, 100, 20) if arguments.quick else (60, TOLD, 200)
+    trials, told, images = (8, 100, 20) if arguments.quick else (80, TOLD, 50)
     with tempfile.TemporaryDirectory() as place:
         folder = Path(place)
         asking = ask_ms(folder, told)

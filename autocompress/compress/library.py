@@ -27,6 +27,7 @@ from autocompress.modules import kind_of
 from autocompress.tensor_files import read_tensors, write_tensors
 
 DISK_BYTES = 2 << 30
+LIBRARY_BYTES = 512_000_000
 MOST_FACTORS = 3
 FORMAT = "5"  # part of every key; raised when the arithmetic of a variant changes
 
@@ -77,7 +78,7 @@ class VariantLibrary:
     evidence: Evidence
     folder: Path | None = None
     saturates: bool = False
-    memory_bytes: int = 512 << 20
+    memory_bytes: int = LIBRARY_BYTES
     made: int = 0
     reused: int = 0
     _memory: OrderedDict[str, Variant] = field(default_factory=OrderedDict)

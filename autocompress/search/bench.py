@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from autocompress.batches import Batches, dealt
 from autocompress.candidate import Candidate, ModuleConfig
-from autocompress.compress.library import VariantLibrary, trim_folder
+from autocompress.compress.library import LIBRARY_BYTES, VariantLibrary, trim_folder
 from autocompress.compress.precision import training_dtype
 from autocompress.compress.stitch import Stitcher
 from autocompress.compress.teacher import Teacher
@@ -165,11 +165,12 @@ def open_bench(
     known: Mapping[str, Any] | None,
     seed: int,
     report: Report,
+    library_bytes: int = LIBRARY_BYTES,
 ) -> Bench:
     """Export, calibrate, profile and evaluate the baseline (or take its numbers from the run that is resumed).
 
     `task` is `original`, or the same on its student; `known` holds the baseline and `float_ms` of the run that is resumed, file
-    `kept_table` its latency table.
+    `kept_table` its latency table; the library holds `library_bytes` of variants in memory.
     """
     report("exporting the model", 0.0)
     builder = builder_for(task, module_map, target, device, table_file, space.activation_range)
@@ -184,7 +185,7 @@ def open_bench(
     report("evaluating the baseline", 0.0)
     reference, teacher = _original(original, builder, device)
     trim_folder(cache_folder() / "variants")
-    library = VariantLibrary(builder.evidence, cache_folder() / "variants", builder.kernels.saturates)
+    library = VariantLibrary(builder.evidence, cache_folder() / "variants", builder.kernels.saturates, library_bytes)
     stitcher = Stitcher(builder.teacher.to(device), builder.module_map, library, builder.plan)
     validation = dealt(task.validation, seed)
     _, outputs = evaluate_model(task, teacher, validation, device)

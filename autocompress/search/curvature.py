@@ -61,7 +61,9 @@ class Curvature:
         if dense.shape != weight.shape:
             return None
         change, gradients = (dense - weight).flatten(1), self._gradients[name]
-        gram = self._statistics[name].gram.float()
+        gram, mean = self._statistics[name].gram.float(), self._statistics[name].mean.float()
+        if variant.bias is not None:  # it takes up what the change does to the mean
+            gram = gram - mean[:, :, None] * mean[:, None, :]
         rows = change.view(len(gram), -1, change.shape[1])
         moved = torch.einsum("goi,gij,gpj->gop", rows, gram, rows)
         size = rows.shape[1]

@@ -19,7 +19,7 @@ from autocompress.compress.student import on_student, taught
 from autocompress.compress.teacher import model_hash
 from autocompress.errors import RunFolderError
 from autocompress.files import disk_error, read_json, write_json
-from autocompress.limits import Limits, parse_limits
+from autocompress.limits import Limits, parse_bytes, parse_limits
 from autocompress.measure.robustness import SAMPLES as CORRUPTED
 from autocompress.measure.robustness import corruptions_of
 from autocompress.modules import find_modules
@@ -83,8 +83,8 @@ def run_search(
             setting_up("teaching the student", 0.0)
             learner = _taught(task, bound, settings.seed, device, folder)
         table = _path(settings.target_table)
-        kept = folder / TABLE_FILE
-        bench = open_bench(task, learner, space, target, device, module_map, table, kept, known, settings.seed, setting_up)
+        kept, memory = folder / TABLE_FILE, parse_bytes("library_memory", settings.library_memory)
+        bench = open_bench(task, learner, space, target, device, module_map, table, kept, known, settings.seed, setting_up, memory)
         limits = check_limits(bench, asked)
         run = describe_run(task, settings, bench, limits)
         if known and known["space"]["digest"] != bench.space.digest:
@@ -136,6 +136,7 @@ def _for_workers(settings: Settings, space: SearchSpace, folder: Path, limits: L
         "table": None if settings.target_table is None else str(Path(settings.target_table).resolve()),
         "seed": settings.seed,
         "sampler": settings.sampler,
+        "library_bytes": parse_bytes("library_memory", settings.library_memory),
         "n_trials": settings.n_trials,
         "workers": settings.workers,
         "limits": limits.__dict__,
@@ -164,7 +165,8 @@ def run_worker(task: Task, storage: str, study_name: str, device_name: str | Non
         learner = _taught(task, space.bind(module_map, target), run["seed"], device, folder)
         table = _path(run["table"])
         kept = folder / TABLE_FILE
-        bench = open_bench(task, learner, space, target, device, module_map, table, kept, known, run["seed"], progress.phase)
+        bytes_kept, seed = run["library_bytes"], run["seed"]
+        bench = open_bench(task, learner, space, target, device, module_map, table, kept, known, seed, progress.phase, bytes_kept)
         limits = Limits(**run["limits"])
         losses, _ = sensitivity(bench, folder, progress.phase)
         # Stock samplers draw from their own generators: each worker from other seeds.

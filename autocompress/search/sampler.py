@@ -14,19 +14,17 @@ from optuna.samplers import BaseSampler, RandomSampler
 from optuna.trial import FrozenTrial, TrialState
 from scipy.stats import qmc
 
-from autocompress.candidate import Candidate, ModuleConfig
+from autocompress.candidate import ModuleConfig
 from autocompress.recovery_space import ALPHA
 from autocompress.search.allocation import Allocator, Choices
 from autocompress.search.goal import Goal
-from autocompress.search.prediction import Model, Told, told_front
+from autocompress.search.prediction import GUIDED_AFTER, Model, Told, lost_of, told_front
 from autocompress.search_space import BoundSpace
 
 Array = NDArray[np.float64]
-GUIDED_AFTER = 16  # told trials from which on proposals are chosen by expected improvement
-PRICED, MOVED = 32, 48  # proposals by prices and by local moves, of which one is taken
+PRICED, MOVED = 32, 32  # proposals by prices and by local moves, of which one is taken
 JITTER = 0.5  # of the logarithm of the factors per tower and part, in half of the prices
 MOST_MOVES = 3
-TRIES = 12  # proposals that are looked at for one that was not told yet
 NEW_RECOVERY = 1 / 3
 DIMENSIONS = 6  # alpha and the five choices of a recovery
 ANCHORS: tuple[tuple[int, int], ...] = ((8, 8), (4, 8))
@@ -62,6 +60,7 @@ class PriceSampler(BaseSampler):
         self._anchors = [{name: ModuleConfig(*bits) for name in space.kinds} for bits in ANCHORS]
         if pruning_ratios:
             self._anchors.append({name: ModuleConfig(8, 8, pruning_ratio=pruning_ratios.get(name, 0.0)) for name in space.kinds})
+        self._names = dict.fromkeys(knob.parameter for knob in space.knobs).keys()
         self._distributions = distributions(space)
         self._random = RandomSampler(seed=seed)
         self._known: dict[tuple[str, int], Told] = {}  # finished trials do not change
@@ -99,15 +98,9 @@ class PriceSampler(BaseSampler):
         pool = np.concatenate([priced, moved])
         gain = model.improvement(pool)
         known = {t.choices.tobytes() for t in told}
-        digests = {t.trial.user_attrs.get("key") for t in told}
         order = np.argsort(-gain, kind="stable")
-        fresh = [i for i in order if pool[i].tobytes() not in known][:TRIES]
-        for i in fresh:
-            if Candidate(self._space.candidate(self._allocator.parameters(pool[i])).modules).digest not in digests:
-                break
-        else:
-            i = fresh[0] if fresh else order[0]
-        return pool[i], parents[i - len(priced)] if i >= len(priced) else None
+        best = next((i for i in order if pool[i].tobytes() not in known), order[0])
+        return pool[best], parents[best - len(priced)] if best >= len(priced) else None
 
     def _priced(self, model: Model, generator: np.random.Generator) -> Choices:
         """Allocations at random prices: half by the posterior mean, half by draws of it, half of each with factors per tower and part."""
@@ -138,19 +131,16 @@ class PriceSampler(BaseSampler):
         key = study, trial.number
         if key in self._known:
             return self._known[key]
-        if not all(k.parameter in trial.params for k in self._space.knobs) or trial.user_attrs.get("repeats"):
-            return None
         params = trial.params
+        if not self._names <= params.keys() or trial.user_attrs.get("repeats"):
+            return None
         choices = self._allocator.choices(params)
         attributes, row, base = trial.user_attrs, trial.user_attrs.get("row", {}), self._goal.baseline
-        steps, before = self._space.recovery.steps, attributes.get("accuracy_before_recovery")
-        # What would have been trained and was not, since it was beaten already, does not show what recovery mends.
-        untrained = steps > 0 and not attributes.get("trained") and before is not None and base.accuracy - before > 0.1 * self._goal.drop
-        lost = base.accuracy - trial.values[2] if trial.state == TrialState.COMPLETE and not untrained else np.nan
+        lost = lost_of(trial, self._goal, self._space.recovery.steps)
         size, latency = trial.values[:2] if trial.values else (float(row.get(name, np.nan)) for name in ("size_bytes", "latency_ms"))
         found = Told(
             trial,
-            np.array([int(params[knob.parameter]) for knob in self._space.knobs], dtype=np.intp),
+            np.array([int(params[name]) for name in self._names], dtype=np.intp),
             choices,
             self._allocator.losses(choices[None])[0],
             float(attributes.get("divergence", np.nan)),
@@ -158,7 +148,8 @@ class PriceSampler(BaseSampler):
             lost,
             size / base.size_bytes,
             latency / base.latency_ms,
-            attributes.get("metrics", {}),
+            attributes.get("metrics") or {},
+            all(violation <= 0 for violation in trial.constraints.values()),
         )
         if trial.state.is_finished():
             self._known[key] = found

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from autocompress.errors import LimitError, nearest_name
+from autocompress.limits import parse_bytes
 from autocompress.search.stock import STOCK
 from autocompress.search.storage import STUDY_NAME
 
@@ -34,11 +35,13 @@ class Settings:
     finalize_steps: int | None = None
     sampler: str = "guided"
     ray: str | None = None
+    library_memory: str | float = "512MB"
 
 
 def check_settings(settings: Settings) -> None:
     """Raise a LimitError for values that no search can have."""
     steps = 0 if settings.finalize_steps is None else settings.finalize_steps
+    parse_bytes("library_memory", settings.library_memory)
     given = (("n_trials", settings.n_trials, 1), ("seed", settings.seed, 0), ("workers", settings.workers, 1), ("finalize_steps", steps, 0))
     for name, value, least in given:
         if value < least:

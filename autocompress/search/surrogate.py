@@ -59,8 +59,9 @@ class DivergenceModel:
         prior = np.concatenate([np.full(int(active.sum()), OWN**-2), np.full(design.shape[1] - int(active.sum()), SHARED**-2)])
         least = 1e-3 * float(np.median(divergence)) if len(divergence) else 1.0
         relative = (least + divergence) * (1 + divergence / max(reference, least)) / np.sqrt(reliability)
-        weighted = design / relative[:, None] ** 2
-        squares, gap = weighted.T @ design, weighted.T @ (divergence - total * scale)
+        weighted = (design / relative[:, None]).astype(np.float32)  # the products are most of the time that a proposal takes
+        squares = (weighted.T @ weighted).astype(np.float64)
+        gap = (design / relative[:, None] ** 2).T @ (divergence - total * scale)
         noise, found, factor = NOISE, np.zeros(design.shape[1]), np.diag(np.sqrt(prior))
         for _ in range(2):
             factor = cho_factor(squares / noise**2 + np.diag(prior), lower=True)[0]
@@ -131,14 +132,18 @@ class LossModel:
         spread = np.sqrt((near @ (found - level) ** 2 + least_spread**2) / (near.sum(1)))
         return cls(at, level, np.maximum(spread, least_spread))
 
-    def predict(self, divergence: Array, deviation: Array) -> tuple[Array, Array]:
-        """(mean, standard deviation) of the loss at uncertain divergences (n,), by Gauss-Hermite quadrature over their logarithm."""
+    def predict(self, divergence: Array, deviation: Array, luck: bool = True) -> tuple[Array, Array]:
+        """(mean, standard deviation) of the loss at uncertain divergences (n,), by Gauss-Hermite quadrature over their logarithm.
+
+        Without `luck` it is the loss that is expected there, without the spread of single trials around it.
+        """
         relative = np.sqrt(np.log1p((deviation / np.maximum(divergence, 1e-12)) ** 2))
         at = np.log(np.maximum(divergence, 1e-12))[:, None] - relative[:, None] ** 2 / 2 + relative[:, None] * NODES
         level, spread = np.interp(at, self.at, self.level), np.interp(at, self.at, self.spread)
         beyond = np.exp(np.maximum(at - self.at[-1], 0.0))  # farther out than anything that was told, the loss grows with the divergence
         level = np.where(at > self.at[-1], np.maximum(level, 0.0) * beyond + spread * (beyond - 1), level)
         mean = level @ WEIGHTS
+        spread = spread if luck else np.zeros_like(spread)
         return mean, np.sqrt(((level - mean[:, None]) ** 2 + spread**2) @ WEIGHTS)
 
     def divergence_at(self, lost: float) -> float:

@@ -18,6 +18,8 @@ from autocompress.candidate import Candidate
 from autocompress.limits import Limits
 from autocompress.measure.accuracy import join_targets, model_outputs, scores_of
 from autocompress.search.bench import Bench
+from autocompress.search.goal import Goal
+from autocompress.search.prediction import worth_finishing
 from autocompress.search.racing import (
     NEAR,
     PARTS,
@@ -66,8 +68,7 @@ class Judge:
         if earlier is not None:
             return self._repeated(earlier, size, latency)
         model = bench.stitcher.apply(candidate)
-        rivals = self._rivals(done, size, latency)
-        scores, outputs, cause = self._race(model, rivals)
+        scores, outputs, cause = self._race(model, done, size, latency)
         total = len(bench.teacher_outputs)
         seen = {"seen": len(outputs) / total, "divergence": float(scores.divergence.mean())}
         attributes: dict[str, Any] = {"samples": len(outputs), **seen}
@@ -122,9 +123,10 @@ class Judge:
             self._decoded[trial.number] = Rival(trial.number, Scores.decoded(trial.user_attrs["scores"]))
         return self._decoded[trial.number]
 
-    def _race(self, model: torch.nn.Module, rivals: list[Rival]) -> tuple[Scores, Tensor, str]:
+    def _race(self, model: torch.nn.Module, done: list[FrozenTrial], size: int, latency: float) -> tuple[Scores, Tensor, str]:
         """(scores, outputs, cause to stop or "") on growing parts of the validation split."""
-        bench = self.bench
+        bench, rivals = self.bench, self._rivals(done, size, latency)
+        goal, steps = Goal(bench.baseline, self.limits), bench.space.recovery.steps
         total = len(bench.teacher_outputs)
         rungs = [int(part * total) for part in self.parts]
         outputs: list[Tensor] = []
@@ -138,9 +140,12 @@ class Judge:
             seen += batch_size(inputs)
             if rungs and rungs[0] <= seen < total:
                 rungs = [rung for rung in rungs if rung > seen]
-                cause = self._stop(Scores.joined(scores), rivals)
+                joined = Scores.joined(scores)
+                cause = self._stop(joined, rivals)
+                if not cause and not worth_finishing(done, goal, steps, size, latency, joined.divergence):
+                    cause = f"expected to add nothing to the front after {len(joined)} samples"
                 if cause:
-                    return Scores.joined(scores), torch.cat(outputs), cause
+                    return joined, torch.cat(outputs), cause
         return Scores.joined(scores), torch.cat(outputs), ""
 
     def _stop(self, scores: Scores, rivals: list[Rival]) -> str:

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import csv
 import errno
+import itertools
 import json
 import os
 import signal
 import subprocess
 import sys
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -151,6 +153,67 @@ def test_impossible_limits_are_said_early_and_missed_ones_give_the_nearest(cnn_t
     result = ac.search(cnn_task, SPACE, n_trials=4, out=tmp_path / "b", max_latency="0.001x", quiet=True)
     assert len(result.front) == 1, "nobody is left empty-handed"
     assert result.shortfall.startswith("no point meets the limits; the nearest misses latency")
+
+
+def test_limits_that_nothing_can_reach_are_said_before_the_first_trial(cnn_task, tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
+    result = ac.search(cnn_task, SPACE, n_trials=2, out=tmp_path, max_latency="0.001x", finalize_steps=0)
+    said = " ".join(capsys.readouterr().err.split())
+    assert "limits: no candidate of the space is predicted to keep" in said
+    assert "the nearest has" in said.partition("trial 0/2")[0]
+    assert result.shortfall
+
+
+def test_extra_metrics_are_limits(cnn_task, tmp_path: Path) -> None:
+    """Here one that falls where accuracy need not: the mean margin between the two best classes."""
+
+    def margin(outputs, targets) -> float:
+        best = outputs.topk(2, dim=1).values
+        return float((best[:, 0] - best[:, 1]).mean())
+
+    task = replace(cnn_task, extra_metrics={"margin": margin})
+    result = ac.search(task, SPACE, n_trials=12, out=tmp_path, min_metric={"margin": "97%"}, quiet=True, finalize_steps=0)
+    floor = result.limits.floors["margin"]
+    assert floor == pytest.approx(0.97 * result.front.baseline.metrics["margin"])
+    trials = [t for t in open_study(str(tmp_path / "study.journal")).trials if t.values]
+    for trial in trials:
+        missed = trial.constraints["min_metric margin"]
+        assert missed == pytest.approx(floor - trial.user_attrs["metrics"]["margin"])
+    assert any(t.constraints["min_metric margin"] > 0 for t in trials), "the limit is one that some miss"
+    kept = [p for p in result.front if p.measured.metrics["margin"] >= floor - 0.02]
+    assert len(kept) == len(result.front)
+    with pytest.raises(LimitError, match="'margins' is no extra metric of the task; nearest: margin"):
+        ac.search(task, SPACE, n_trials=1, out=tmp_path / "b", min_metric={"margins": 0.5}, quiet=True)
+
+
+@pytest.mark.parametrize("sampler", ["tpe", "nsga2", "random"])
+def test_optunas_own_samplers_search_the_same_space(cnn_task, tmp_path: Path, sampler: str) -> None:
+    result = ac.search(cnn_task, SPACE, n_trials=3, out=tmp_path, sampler=sampler, quiet=True, finalize_steps=0)
+    ac.search(cnn_task, SPACE, n_trials=5, out=tmp_path, sampler=sampler, quiet=True, finalize_steps=0)
+    found = [t.params for t in open_study(str(tmp_path / "study.journal")).trials]
+    assert len({json.dumps(params, sort_keys=True) for params in found}) == 5, "resumed, it does not draw the same numbers again"
+    assert len(result.front) >= 1
+    with pytest.raises(LimitError, match="sampler 'gp' is unknown"):
+        ac.search(cnn_task, SPACE, sampler="gp", out=tmp_path / "b", quiet=True)
+
+
+def test_the_front_does_not_depend_on_the_order_of_telling(finished, cnn_task) -> None:
+    """Whatever order trials are told in, the front holds the same points, and no trial more makes its hypervolume smaller."""
+    from autocompress.pareto import hypervolume, non_dominated
+    from autocompress.search.goal import Goal
+
+    result, folder = finished
+    trials = [t for t in open_study(str(folder / "study.journal")).trials if t.values and all(v <= 0 for v in t.constraints.values())]
+    goal = Goal(result.front.baseline, result.limits)
+    generator = np.random.default_rng(0)
+    fronts = set()
+    for _ in range(20):
+        order = generator.permutation(len(trials))
+        values = np.array([trials[i].values for i in order])
+        keep = non_dominated(goal.losses(values))
+        fronts.add(frozenset(map(tuple, values[keep])))
+        volumes = [hypervolume(goal.losses(values[:n]), goal.reference_point) for n in range(1, len(values) + 1)]
+        assert all(b >= a - 1e-12 for a, b in itertools.pairwise(volumes))
+    assert len(fronts) == 1
 
 
 def test_a_failed_trial_is_recorded_and_the_search_goes_on(cnn_task, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -300,3 +363,7 @@ def test_timeout_ends_a_search_with_a_front(cnn_task, tmp_path: Path) -> None:
     result = ac.search(cnn_task, SPACE, n_trials=10_000, timeout_s=20, out=tmp_path, quiet=True)
     assert len(result.front) >= 1
     assert len(rows(tmp_path)) < 10_000
+    before = {p.trial for p in result.front}
+    again = ac.search(cnn_task, SPACE, n_trials=10_000, timeout_s=1, out=tmp_path, quiet=True)
+    verified = {p.trial for p in (*again.front.points, *again.front.dominated)}
+    assert verified & before, "what an earlier front had comes first when time is short"
