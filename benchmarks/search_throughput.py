@@ -161,7 +161,7 @@ def main() -> None:
     arguments = parser.parse_args()
     optuna.logging.set_verbosity(optuna.logging.ERROR)
     torch.set_num_threads(arguments.threads)
-    trials, told, images = (8, 100, 20) if arguments.quick else (80, TOLD, 50)
+    trials, told, images = (8, 100, 20) if arguments.quick else (60, TOLD, 50)
     with tempfile.TemporaryDirectory() as place:
         folder = Path(place)
         asking = ask_ms(folder, told)

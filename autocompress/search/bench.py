@@ -239,7 +239,7 @@ def _training_dtype(task: Task, stitcher: Stitcher, device: torch.device) -> tor
 
 def _known(known: Mapping[str, Any]) -> tuple[Measurement, float, float]:
     baseline = Measurement.from_json(known["baseline"])
-    return baseline, float(known.get("float_ms", baseline.latency_ms)), float(known["pass_s"])
+    return baseline, float(known.get("float_ms", baseline.latency_ms)), float(known.get("pass_s", 1.0))
 
 
 def _measured(

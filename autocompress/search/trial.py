@@ -112,7 +112,7 @@ class Judge:
             self._rival(t)
             for t in done
             if t.state == TrialState.COMPLETE
-            and "scores" in t.user_attrs
+            and isinstance(t.user_attrs.get("scores"), Mapping)
             and t.values[0] <= size * NEAR
             and t.values[1] <= latency * NEAR
             and all(v <= 0 for v in t.constraints.values())

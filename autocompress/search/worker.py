@@ -76,7 +76,7 @@ class Worker:
         try:
             while not interrupt.requested:
                 # What a killed worker left is tried again, and does not count.
-                finished = [t for t in self.study.get_trials(deepcopy=False, states=FINISHED) if "row" in t.user_attrs]
+                finished = [t for t in self.study.get_trials(deepcopy=False, states=FINISHED) if _ended_itself(t)]
                 progress.trials(len(finished), n_trials, _feasible(finished), self.judge.bench.baseline)
                 late = deadline is not None and time.monotonic() + _next_s(finished) > deadline
                 # However short the time, one trial is made, so that there is something to export.
@@ -138,6 +138,11 @@ def ask(study: optuna.Study, space: BoundSpace) -> Trial:
     return trial
 
 
+def _ended_itself(trial: optuna.trial.FrozenTrial) -> bool:
+    """Whether its worker told how it ended: one that was killed while it did so has left a row of another state."""
+    return bool(trial.user_attrs.get("row", {}).get("state") == trial.state.name)
+
+
 def _next_s(finished: list[optuna.trial.FrozenTrial]) -> float:
     """Seconds that the next trial may take: nine of ten of the last twenty took less."""
     last = [t.duration.total_seconds() for t in finished[-20:] if t.duration]
@@ -184,7 +189,7 @@ def complete_trials_file(study: optuna.Study, path: Path) -> None:
     for trial in study.get_trials(deepcopy=False, states=FINISHED):
         if str(trial.number).encode() not in written:
             killed = {"number": trial.number, "state": trial.state.name, "cause": "its process was killed; its parameters are tried again"}
-            append_row(path, TRIAL_COLUMNS, trial.user_attrs.get("row", killed))
+            append_row(path, TRIAL_COLUMNS, trial.user_attrs["row"] if _ended_itself(trial) else killed)
 
 
 def _feasible(trials: list[optuna.trial.FrozenTrial]) -> list[tuple[float, float, float]]:
