@@ -7,8 +7,8 @@ from dataclasses import dataclass
 
 MOST_FILES = 12
 SENSITIVITY_SHARE = 0.2  # at most, from when it begins
-RECOVERY_SHARE = 0.2
-FILES_SHARE = 0.35  # at most, where files take long
+RECOVERY_SHARE = 0.15  # of what is left when trials begin
+FILES_SHARE = 0.3  # at most, where files take long
 EXPORT_S, OPEN_S, REPORT_S = 1.0, 0.8, 4.0  # of one file; of timing one; of the report
 RUNS = 600  # of a short model while it is timed under two settings; a long one is run RUNS / 3 times
 LONG_S = 0.02
@@ -19,7 +19,7 @@ class Clock:
     """Deadlines by the monotonic clock; None everywhere without a timeout.
 
     Attributes:
-        started: when the search began.
+        started: when the search began; `ready`: when everything but sensitivities was measured.
         timeout_s: what it was given.
         recovers: whether the front is trained at the end.
         file_s: of exporting and running one file on its splits: an estimate until one was made, then the slowest.
@@ -31,6 +31,12 @@ class Clock:
     recovers: bool
     file_s: float
     latency_s: float
+    ready: float
+
+    @property
+    def left_s(self) -> float:
+        """What setting up has left of the time."""
+        return 0.0 if self.timeout_s is None else max(0.0, self.started + self.timeout_s - self.ready)
 
     @property
     def end(self) -> float | None:
@@ -47,10 +53,10 @@ class Clock:
 
     @property
     def files(self) -> int:
-        """As many as can be run within their share of the time, at least one."""
+        """For as many time is set aside, at least for one; more are run where there is time left."""
         if self.timeout_s is None:
             return MOST_FILES
-        return max([1, *(n for n in range(1, MOST_FILES + 1) if self.finish_s(n) <= FILES_SHARE * self.timeout_s)])
+        return max([1, *(n for n in range(1, MOST_FILES + 1) if self.finish_s(n) <= FILES_SHARE * self.left_s)])
 
     def sensitivity_deadline(self, now: float) -> float | None:
         """When what is left of the sensitivities is taken from the estimate."""
@@ -62,7 +68,7 @@ class Clock:
         late = self.recovery_deadline
         if late is None or self.timeout_s is None:
             return None
-        return late - (RECOVERY_SHARE * self.timeout_s if self.recovers else 0.0)
+        return late - (RECOVERY_SHARE * self.left_s if self.recovers else 0.0)
 
     @property
     def recovery_deadline(self) -> float | None:

@@ -38,7 +38,7 @@ def finish(
     """Recover, export and verify the front; adds the prediction errors on it and what was reused to `run`."""
     earlier = earlier_front(folder)
     before = [] if earlier is None else [point.trial for point in earlier.points]
-    finalists = choose_finalists(study, bench, limits, before, clock.files)
+    finalists = choose_finalists(study, bench, limits, before)
     if not finalists:
         raise AutocompressError(f"search: no trial finished; see the causes in {folder / TRIALS_FILE}")
     finalists = recovered(study, finalists, bench, folder, finalize_steps, stop, progress.phase)

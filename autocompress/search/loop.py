@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sized
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -246,9 +246,13 @@ def check_limits(bench: Bench, given: Mapping[str, Any]) -> Limits:
 
 def clock_of(bench: Bench, settings: Settings, started: float, recovers: bool) -> Clock:
     """How the timeout is divided, from what a pass over the validation split took."""
-    corrupted = len(corruptions_of(bench.validation)) * min(1.0, CORRUPTED / len(bench.teacher_outputs))
-    passes = 1 + corrupted + (bench.task.test is not None)
-    return Clock(started, settings.timeout_s, recovers, EXPORT_S + passes * bench.pass_s, bench.baseline.latency_ms / 1e3)
+    test, validation = bench.task.test, bench.task.validation
+    tested = float(test is not None)
+    if isinstance(test, Sized) and isinstance(validation, Sized):
+        tested = len(test) / max(1, len(validation))
+    passes = 1 + tested + len(corruptions_of(bench.validation)) * min(1.0, CORRUPTED / len(bench.teacher_outputs))
+    latency_s = bench.baseline.latency_ms / 1e3
+    return Clock(started, settings.timeout_s, recovers, EXPORT_S + passes * bench.pass_s, latency_s, time.monotonic())
 
 
 def _stop(interrupt: Interrupt, late: float | None) -> Callable[[], bool]:
