@@ -94,23 +94,20 @@ def run_search(
         finalize_steps = FINALIZE_FACTOR * bench.space.recovery.steps if settings.finalize_steps is None else settings.finalize_steps
         clock = clock_of(bench, settings, started, finalize_steps > 0)
         losses, how = sensitivity(bench, folder, setting_up, clock.sensitivity_deadline(time.monotonic()))
-        run["sensitivity"] = (known or {}).get("sensitivity")
-        if how is not None:
-            progress.line(how.words)
-            run["sensitivity"] = {key: value for key, value in asdict(how).items() if key != "rows"}
-        missed = out_of_reach(bench, make_allocator(bench, losses), limits)
-        if missed:
-            progress.line(missed)
+        run["sensitivity"] = (known or {}).get("sensitivity") if how is None else how.summary
+        write_json(folder / RUN_FILE, {**(known or {}), **run})
+        for words in ("" if how is None else how.words, out_of_reach(bench, make_allocator(bench, losses), limits)):
+            if words:
+                progress.line(words)
         url = settings.storage or str(folder / JOURNAL_FILE)
         study = study_of(run["model"], url, settings.study_name)
         sampler = make_sampler(settings.strategy, settings.sampler, bench, limits, losses, settings.seed, study)
         study.sampler = sampler
-        deadline = clock.search_deadline
-        study.set_user_attr("run", _for_workers(settings, space, folder, limits, deadline))
+        study.set_user_attr("run", _for_workers(settings, space, folder, limits, clock.search_deadline))
         others = launch(url) if launch else []
         finished = sampler.finished if isinstance(sampler, ProgressiveSampler) else lambda study: False
         worker = Worker(study, Judge(bench, limits, folder), folder, not others and settings.storage is None, finished)
-        worker.run(settings.n_trials, deadline, interrupt, url, progress)
+        worker.run(settings.n_trials, clock.search_deadline, interrupt, url, progress)
         for process in others:
             process.wait()
         stop = _stop(interrupt, clock.recovery_deadline)

@@ -10,6 +10,7 @@ from collections import Counter
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -70,6 +71,11 @@ class Sensitivity:
     measure_s: float
     rank_correlation: float | None
     factor: float | None
+
+    @property
+    def summary(self) -> dict[str, Any]:
+        """For run.json: everything but the rows, which have a file of their own."""
+        return {key: value for key, value in self.__dict__.items() if key != "rows"}
 
     @property
     def words(self) -> str:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import csv
 import errno
 import json
 import os
@@ -16,6 +15,7 @@ import onnxruntime
 import pytest
 import yaml
 from optuna.trial import TrialState
+from run_folder import rows
 
 import autocompress as ac
 from autocompress import files
@@ -78,14 +78,6 @@ for i, phase in enumerate(kills):
     print(json.dumps({"phase": phase, "killed": os.WIFSIGNALED(status), "code": os.waitstatus_to_exitcode(status)}), flush=True)
     sys.stdin.readline()
 """
-
-
-def rows(folder: Path) -> list[dict[str, str]]:
-    path = folder / "trials.csv"
-    if not path.is_file():
-        return []
-    with path.open(newline="") as file:
-        return list(csv.DictReader(file))
 
 
 def finished(folder: Path) -> dict[int, tuple[str, tuple[float, ...] | None]]:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import csv
 import errno
 import itertools
 import json
@@ -19,6 +18,7 @@ import onnxruntime
 import optuna
 import pytest
 import yaml
+from run_folder import rows
 
 import autocompress as ac
 from autocompress import files
@@ -44,11 +44,6 @@ SPACE = {
 
 
 TEXT_SPACE = {**SPACE, "modules": [{"role": "embedding", "weight_bits": [4, 8]}, *SPACE["modules"]]}
-
-
-def rows(folder: Path) -> list[dict[str, str]]:
-    with (folder / "trials.csv").open(newline="") as file:
-        return list(csv.DictReader(file))
 
 
 @pytest.fixture(scope="module")

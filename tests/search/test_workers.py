@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import csv
 import os
 import signal
 import subprocess
@@ -16,6 +15,7 @@ import psycopg
 import pytest
 import yaml
 from optuna.trial import FrozenTrial, TrialState
+from run_folder import rows
 
 from autocompress.search.storage import open_study
 
@@ -85,14 +85,6 @@ def search(spec: str, folder: Path, trials: int, *more: str, pause: float = 0.0)
     space.write_text(yaml.safe_dump(SPACE))
     command = ["search", spec, "--space", str(space), "--trials", str(trials), "--out", str(folder), *more]
     return [sys.executable, "-W", "ignore", "-c", MAIN, str(pause), *command]
-
-
-def rows(folder: Path) -> list[dict[str, str]]:
-    path = folder / "trials.csv"
-    if not path.is_file():
-        return []
-    with path.open(newline="") as file:
-        return list(csv.DictReader(file))
 
 
 def until(condition: Callable[[], bool], process: subprocess.Popen, limit_s: float = 120) -> None:
