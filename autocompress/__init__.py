@@ -75,7 +75,7 @@ def search(
         space: YAML file or mapping; None takes the default space.
         target: the runtime whose kernels are measured.
         n_trials: finished trials that the study shall hold, earlier runs counted in.
-        timeout_s: for everything, the report included; of what setting up leaves the recovery of the front takes 15 %, its files at most 30 %.
+        timeout_s: for everything, the report included; the front's recovery takes 15 % of what setting up leaves, its files at most 30 %.
         seed: the same seed, latency table and one worker give the same trials.
         max_size, max_latency, max_accuracy_drop, min_metric: limits ("2MB", "25%"; "3ms", "0.5x"; 0.005, "1%"; {"f1": 0.9 or "99%"} of the
             task's extra metrics) that override the space's.
