@@ -80,7 +80,7 @@ def case(task: Task, drop: float, folder: Path) -> Case:
     target, space = find_target("onnxruntime-cpu"), SearchSpace.load(SPACE)
     bench = open_bench(task, task, space, target, device, modules, None, table, None, 0, lambda what, share: None)
     place = folder / task.name
-    place.mkdir()
+    place.mkdir(exist_ok=True)
     started = time.perf_counter()
     losses, _ = sensitivity(bench, place, lambda what, share: None)
     return Case(bench, Limits(None, None, drop), losses, place, time.perf_counter() - started)
@@ -190,6 +190,7 @@ def plot(path: Path, curves: Mapping[str, Mapping[str, list[list[float]]]]) -> N
 def main() -> None:
     parser = parser_of(__doc__)
     parser.add_argument("--plot", type=Path, metavar="FILE.html", help="hypervolume over trials")
+    parser.add_argument("--folder", type=Path, help="where measured tables are kept, so that methods can be run one after another")
     parser.add_argument("--only", choices=("easy_vqa", "decoder"))
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--methods", nargs="+", metavar="NAME", help="only these of the methods")
@@ -203,11 +204,13 @@ def main() -> None:
         "decoder": (lambda: language_task(steps, rows, depth=6), 1.0),
     }
     curves: dict[str, dict[str, list[list[float]]]] = {}
-    with tempfile.TemporaryDirectory() as folder:
+    with tempfile.TemporaryDirectory() as made:
+        folder = arguments.folder or Path(made)
+        folder.mkdir(parents=True, exist_ok=True)
         for name, (make, drop) in tasks.items():
             if arguments.only not in (None, name):
                 continue
-            found = case(make(), drop, Path(folder))
+            found = case(make(), drop, folder)
             samples, knobs = len(found.bench.teacher_outputs), len(found.bench.space.knobs)
             print(f"{name}: {knobs} knobs, {samples} validation samples, loss up to {drop}, sensitivity {found.table_s:.0f} s", flush=True)
             curves[name] = {}
