@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +21,8 @@ from autocompress.search.loop import run_search
 from autocompress.search.progress import SearchProgress
 from autocompress.search.settings import Settings
 from autocompress.targets.device import sessions
-from autocompress.task import Task, float_task, load_task
+from autocompress.task import OutputMetric, Task, float_task
+from autocompress.task_source import load_task
 
 __all__ = [
     "AutocompressError",
@@ -30,6 +31,7 @@ __all__ = [
     "FrontPoint",
     "Measurement",
     "ModuleConfig",
+    "OutputMetric",
     "ParetoFront",
     "SearchResult",
     "Task",
@@ -57,6 +59,7 @@ def search(
     max_latency: str | float | None = None,
     max_accuracy_drop: str | float | None = None,
     min_metric: Mapping[str, str | float] | None = None,
+    objectives: Sequence[str] = (),
     storage: str | None = None,
     workers: int = 1,
     device: str | None = None,
@@ -79,6 +82,8 @@ def search(
         seed: the same seed, latency table and one worker give the same trials.
         max_size, max_latency, max_accuracy_drop, min_metric: limits ("2MB", "25%"; "3ms", "0.5x"; 0.005, "1%"; {"f1": 0.9 or "99%"} of the
             task's extra metrics) that override the space's.
+        objectives: extra metrics of the task that are maximised beside accuracy, the space's `objectives` otherwise; the front then holds
+            what nothing else beats in size, latency and all of them.
         storage: Optuna storage URL; None keeps a journal in `out`.
         workers: processes that share the trials (this one is the first); their threads are divided.
         library_memory: most that the compressed modules which a worker holds in memory take; the others are on disk.
@@ -111,6 +116,7 @@ def search(
             sampler=sampler,
             ray=ray,
             library_memory=library_memory,
+            objectives=tuple(objectives),
         ),
         Path(out),
         quiet,

@@ -79,6 +79,9 @@ def _add_search(found: argparse.ArgumentParser) -> None:
     found.add_argument("--trials", type=count, default=100, metavar="N")
     found.add_argument("--timeout", type=duration, metavar="10m")
     add_limits(found)
+    found.add_argument(
+        "--objective", action="append", default=[], metavar="NAME", help="extra metric of the task to maximise beside accuracy"
+    )
     found.add_argument("--seed", type=int, default=0, metavar="S")
     found.add_argument(
         "--strategy",

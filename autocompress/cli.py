@@ -39,7 +39,8 @@ from autocompress.targets.device.timing import interleaved_timing
 from autocompress.targets.profile import cached_table, load_table, measure_table
 from autocompress.targets.runtime import random_feed
 from autocompress.targets.target import find_target
-from autocompress.task import Task, check_task, float_task, load_task
+from autocompress.task import Task, check_task, float_task
+from autocompress.task_source import load_task
 
 INTERRUPTED = 130
 RUNTIME_WORDS = {"onnxruntime": "ONNX Runtime", "openvino": "OpenVINO"}
@@ -69,6 +70,7 @@ def search_command(arguments: argparse.Namespace) -> int:
         sampler=arguments.sampler,
         ray=arguments.ray,
         library_memory=arguments.library_memory,
+        objectives=arguments.objective,
     )
     out = Path(arguments.out)
     result, interrupted = search_interruptible(arguments.task, settings, out, arguments.json, dict(arguments.task_arg))

@@ -134,22 +134,24 @@ class Pick:
 
 @dataclass(frozen=True)
 class ParetoFront:
-    """The verified points, none of which another one dominates in size, latency and accuracy, sorted by size."""
+    """The verified points, none of which another one dominates in size, latency, accuracy and `objectives` (extra metrics that the
+    search maximised), sorted by size."""
 
     baseline: Measurement
     points: tuple[FrontPoint, ...]
     dominated: tuple[FrontPoint, ...] = ()
+    objectives: tuple[str, ...] = ()
 
     @classmethod
-    def of(cls, baseline: Measurement, points: Sequence[FrontPoint]) -> ParetoFront:
+    def of(cls, baseline: Measurement, points: Sequence[FrontPoint], objectives: tuple[str, ...] = ()) -> ParetoFront:
         """Split `points` by dominance of what was measured."""
         ordered = sorted(points, key=lambda p: (p.measured.size_bytes, p.trial))
-        values = [(p.measured.size_bytes, p.measured.latency_ms, -p.measured.accuracy) for p in ordered]
-        keep = non_dominated(np.array(values).reshape(-1, 3))
+        keep = non_dominated([(p.measured.size_bytes, p.measured.latency_ms, *_negated(p, objectives)) for p in ordered])
         return cls(
             baseline,
             tuple(p for p, k in zip(ordered, keep, strict=True) if k),
             tuple(p for p, k in zip(ordered, keep, strict=True) if not k),
+            objectives,
         )
 
     def __iter__(self) -> Iterator[FrontPoint]:
@@ -190,7 +192,7 @@ class ParetoFront:
 
     def _key(self, what: str) -> Any:
         def coordinates(p: FrontPoint) -> NDArray[np.float64]:
-            return np.array([np.log(p.measured.size_bytes), np.log(p.measured.latency_ms), -p.measured.accuracy])
+            return np.array([np.log(p.measured.size_bytes), np.log(p.measured.latency_ms), *_negated(p, self.objectives)])
 
         everything = np.stack([coordinates(p) for p in self.points])
         ideal, span = everything.min(0), np.maximum(np.ptp(everything, axis=0), 1e-12)
@@ -226,9 +228,15 @@ class ParetoFront:
         """Content of front.json."""
         return {
             "baseline": self.baseline.to_json(),
+            "objectives": list(self.objectives),
             "points": [point.to_json() for point in self.points],
             "dominated": [point.to_json() for point in self.dominated],
         }
+
+
+def _negated(point: FrontPoint, objectives: Sequence[str]) -> list[float]:
+    """Accuracy and the extra metrics, minimised."""
+    return [-point.measured.accuracy, *(-point.measured.metrics[name] for name in objectives)]
 
 
 def read_front(folder: Path) -> ParetoFront:
@@ -239,6 +247,7 @@ def read_front(folder: Path) -> ParetoFront:
             Measurement.from_json(data["baseline"]),
             tuple(FrontPoint.from_json(p) for p in data["points"]),
             tuple(FrontPoint.from_json(p) for p in data.get("dominated", [])),
+            tuple(data.get("objectives", ())),
         )
     except (KeyError, TypeError, ValueError) as error:
         raise RunFolderError(

@@ -63,6 +63,7 @@ class BoundSpace:
         recovery: how candidates may be trained.
         no_gain: (module, rank_ratio, decomposition) whose factors are neither smaller nor faster; such a choice leaves the module whole.
         left_out: what the rules offer and the target cannot execute, in words.
+        objectives: extra metrics of the task that are maximised beside accuracy.
     """
 
     knobs: tuple[Knob, ...]
@@ -74,6 +75,7 @@ class BoundSpace:
     digest: str = ""
     no_gain: frozenset[tuple[str, float, str]] = frozenset()
     left_out: tuple[str, ...] = ()
+    objectives: tuple[str, ...] = ()
 
     def candidate(self, parameters: Mapping[str, float]) -> Candidate:
         """The candidate of the study's parameters: ordered indices by name, and alpha."""
@@ -133,6 +135,7 @@ class SearchSpace:
     constraints: Mapping[str, Any] = field(default_factory=dict)
     every_rule_must_match: bool = True
     activation_range: str = ACTIVATION_RANGE
+    objectives: tuple[str, ...] = ()
 
     @classmethod
     def load(cls, source: str | Path | Mapping[str, Any] | None) -> SearchSpace:
@@ -157,7 +160,7 @@ class SearchSpace:
     def _checked(cls, where: str, data: Any) -> SearchSpace:
         if not isinstance(data, dict):
             raise SpaceError(f"{where}: expected a mapping with the key 'modules', got {type(data).__name__}")
-        check_keys(where, data, ("modules", "distillation", "constraints", "calibration"))
+        check_keys(where, data, ("modules", "distillation", "constraints", "objectives", "calibration"))
         rules = data.get("modules")
         if not isinstance(rules, list) or not rules:
             raise SpaceError(f"{where}: 'modules' must be a list of rules, got {rules!r}")
@@ -176,7 +179,10 @@ class SearchSpace:
         method = calibration.get("range", ACTIVATION_RANGE)
         if method not in WEIGHT_RANGES:
             raise SpaceError(f"{where}: calibration: range {method!r} is unknown; nearest: {nearest_name(str(method), WEIGHT_RANGES)}")
-        return cls(where, tuple(rules), distillation, constraints, activation_range=method)
+        objectives = data.get("objectives") or []
+        if not isinstance(objectives, list) or not all(isinstance(name, str) for name in objectives):
+            raise SpaceError(f"{where}: objectives must be a list of names of extra metrics, got {objectives!r}")
+        return cls(where, tuple(rules), distillation, constraints, activation_range=method, objectives=tuple(dict.fromkeys(objectives)))
 
     def bind(self, module_map: ModuleMap, target: Target) -> BoundSpace:
         """The knobs on the modules of a model; SpaceError for a rule that matches nothing, TargetError for a width it lacks."""
@@ -205,7 +211,7 @@ class SearchSpace:
             self._check_used(used, module_map)
         recovery = parse_recovery(self.where, self.distillation)
         kinds = {module.name: module.kind for module in module_map}
-        content = [[k.parameter, k.choices] for k in knobs] + [asdict(recovery), self.activation_range]
+        content = [[k.parameter, k.choices] for k in knobs] + [asdict(recovery), self.activation_range, *self.objectives]
         digest = hashlib.sha256(json.dumps(content).encode()).hexdigest()
         left_out = tuple(
             f"{self.where}: rule {i + 1}: {axis} {', '.join(map(str, lost))}"
@@ -214,7 +220,10 @@ class SearchSpace:
             if axis in AXES and (lost := [c for c in spread(f"{self.where}: {axis}", value) if not target.executes(axis, c)])
         )
         constraints = dict(self.constraints)
-        return BoundSpace(tuple(knobs), fixed, kinds, target.integer_kinds, recovery, constraints, digest, left_out=left_out)
+        integer = target.integer_kinds
+        return BoundSpace(
+            tuple(knobs), fixed, kinds, integer, recovery, constraints, digest, left_out=left_out, objectives=tuple(self.objectives)
+        )
 
     def _check_used(self, used: set[int], module_map: ModuleMap) -> None:
         for i, rule in enumerate(self.rules):

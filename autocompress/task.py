@@ -3,15 +3,10 @@
 from __future__ import annotations
 
 import copy
-import importlib
-import importlib.util
-import inspect
 import math
-import sys
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -20,6 +15,19 @@ from torch import Tensor, nn
 
 from autocompress.batches import HALVES, Batches, FloatBatches, Inputs, Unlabelled, float32, map_inputs
 from autocompress.errors import NotComputableError, TaskError, nearest_name
+
+
+@dataclass(frozen=True)
+class OutputMetric:
+    """An extra metric of one output of a model that returns several, which `Task.output_weights` names.
+
+    Attributes:
+        output: key, attribute or position ("1") of the output.
+        metric: (outputs, targets) -> float, higher is better; where targets are mappings by output it gets those of its own.
+    """
+
+    output: str
+    metric: Callable[[Any, Any], float]
 
 
 @dataclass(frozen=True)
@@ -39,7 +47,8 @@ class Task:
         test: batches that only the final front sees.
         towers: name -> patterns of module names; guessed when absent.
         student: an architecture to compress instead of `model`, which then teaches it.
-        extra_metrics: name -> metric, reported beside accuracy.
+        extra_metrics: name -> metric, reported beside accuracy, and limits or objectives where the search is told so; an `OutputMetric`
+            judges another output than the primary one.
         source: {"spec", "arguments"} with which `load_task` gives this task again; `load_task` sets it.
         output_weights: for models of several outputs that recovery trains: weight by key, attribute or position ("0"). Targets are then
             mappings by the same names (one that is missing is distilled without its label), and `loss` gets a mapping of outputs.
@@ -58,7 +67,7 @@ class Task:
     test: Batches | None = None
     towers: Mapping[str, list[str]] | None = None
     student: nn.Module | None = None
-    extra_metrics: Mapping[str, Callable[[Any, Any], float]] = field(default_factory=dict)
+    extra_metrics: Mapping[str, Callable[[Any, Any], float] | OutputMetric] = field(default_factory=dict)
     source: Mapping[str, Any] | None = None
     output_weights: Mapping[str, float] | None = None
     matched_modules: Mapping[str, str] | None = None
@@ -73,6 +82,16 @@ class Task:
         """The primary output's name among `output_weights`; "" when there are none."""
         names = list(self.output_weights or ("",))
         return "logits" if "logits" in names else names[0]
+
+    @cached_property
+    def further_outputs(self) -> tuple[str, ...]:
+        """The outputs behind the primary one in the order in which a file has them."""
+        return tuple(name for name in self.output_weights or () if name != self.primary_name)
+
+    @cached_property
+    def has_output_metrics(self) -> bool:
+        """Whether a metric needs more than the primary output."""
+        return any(isinstance(metric, OutputMetric) for metric in self.extra_metrics.values())
 
     def is_logits(self, name: str) -> bool:
         """Whether the targets of an output are integers, so that it holds logits."""
@@ -204,6 +223,11 @@ def check_task(task: Task) -> None:
             first_line = str(error).strip().split("\n")[0]
             raise TaskError(f"task {task.name}: {what}.forward fails on example_inputs: {type(error).__name__}: {first_line}") from error
     _check_matched(task)
+    for name, metric in task.extra_metrics.items():
+        known = tuple(task.output_weights or ())
+        if isinstance(metric, OutputMetric) and metric.output not in known:
+            near = nearest_name(metric.output, list(known)) or "none, since output_weights is not given"
+            raise TaskError(f"task {task.name}: metric {name} reads output {metric.output!r}, which output_weights lacks; nearest: {near}")
 
 
 def _check_outputs(task: Task, model: nn.Module, inputs: Inputs) -> None:
@@ -244,54 +268,3 @@ def float_task(task: Task) -> Task:
     student = None if task.student is None else copy.deepcopy(task.student).float()
     inputs = map_inputs(task.example_inputs, float32)
     return replace(task, model=copy.deepcopy(task.model).float(), student=student, example_inputs=inputs, **floats)
-
-
-def load_task(spec: str, **arguments: Any) -> Task:
-    """The Task that a function returns: "package.module:function" or "path/to/file.py:function", called with `arguments`."""
-    place, _, function_name = spec.rpartition(":")
-    if not place:
-        raise TaskError(f"task {spec!r}: expected package.module:function or path/to/file.py:function")
-    module = _load_file(Path(place), spec) if place.endswith(".py") else _load_module(place, spec)
-    function = getattr(module, function_name, None)
-    if not callable(function):
-        functions = [n for n, v in vars(module).items() if inspect.isfunction(v) and not n.startswith("_")]
-        raise TaskError(f"task {spec!r}: {place} has no function {function_name!r}; nearest: {nearest_name(function_name, functions)}")
-    try:
-        inspect.signature(function).bind(**arguments)
-    except TypeError as error:
-        raise TaskError(f"task {spec!r}: {error}; it takes {inspect.signature(function)}") from None
-    task = function(**arguments)
-    if not isinstance(task, Task):
-        raise TaskError(f"task {spec!r}: {function_name} returned {type(task).__name__}; it must return autocompress.Task")
-    where = str(Path(place).resolve()) if place.endswith(".py") else place
-    return replace(task, source={"spec": f"{where}:{function_name}", "arguments": arguments})
-
-
-def _load_module(name: str, spec: str) -> Any:
-    try:
-        return importlib.import_module(name)
-    except ModuleNotFoundError as error:
-        raise TaskError(
-            f"task {spec!r}: no module {error.name!r}; expected an importable module or a path that ends in .py, "
-            "for example autocompress.tasks:easy_vqa"
-        ) from None
-
-
-def _load_file(path: Path, spec: str) -> Any:
-    if not path.is_file():
-        siblings = [p.name for p in path.parent.glob("*.py")] if path.parent.is_dir() else []
-        raise TaskError(f"task {spec!r}: no file {path}; nearest: {nearest_name(path.name, siblings) or 'none'}")
-    name = f"autocompress_task_{path.stem}"
-    module_spec = importlib.util.spec_from_file_location(name, path)
-    assert module_spec is not None
-    assert module_spec.loader is not None
-    module = importlib.util.module_from_spec(module_spec)
-    sys.modules[name] = module
-    sys.path.insert(0, str(path.parent.resolve()))
-    try:
-        module_spec.loader.exec_module(module)
-    except Exception as error:
-        raise TaskError(f"task {spec!r}: {path} fails to load: {type(error).__name__}: {error}") from error
-    finally:
-        sys.path.pop(0)
-    return module

@@ -14,7 +14,7 @@ LEVELS = [
     {"errors", "pareto"},
     {"candidate", "limits", "batches"},
     {"task", "attention", "recurrent"},
-    {"split", "channels"},
+    {"task_source", "split", "channels"},
     {"structures"},
     {"coupling"},
     {"modules", "results", "files"},

@@ -7,9 +7,10 @@ from types import SimpleNamespace
 import pytest
 import torch
 
-from autocompress import Task, load_task
+from autocompress import OutputMetric, Task, load_task
 from autocompress.batches import take_samples
 from autocompress.errors import NotComputableError, TaskError
+from autocompress.measure.accuracy import evaluate_model
 from autocompress.task import check_task, named_outputs, primary_output, score
 
 
@@ -114,6 +115,29 @@ def test_the_primary_output_is_named_first() -> None:
     task = Task("two", Two(), torch.rand(2, 3), batches, lambda outputs, targets: 0.0, output_weights={"answer": 1.0, "score": 1.0})
     with pytest.raises(TaskError, match="output_weights must name the model's first output"):
         check_task(task)
+
+
+def test_metrics_of_further_outputs_get_their_outputs_and_targets() -> None:
+    class Two(torch.nn.Module):
+        def forward(self, x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+            return x, x.sum(1)
+
+    x = torch.rand(6, 3)
+    batches = [(part, {"0": part.argmax(1), "1": part.sum(1) + 0.5}) for part in x.split(4)]
+    metrics = {
+        "error": OutputMetric("1", lambda outputs, targets: -float((outputs - targets).abs().mean())),
+        "right": OutputMetric("0", lambda outputs, targets: float((outputs.argmax(1) == targets).float().mean())),
+        "keys": lambda outputs, targets: float(len(targets)),
+    }
+    task = Task("two", Two(), x[:1], batches, lambda o, t: 1.0, output_weights={"0": 1.0, "1": 1.0}, extra_metrics=metrics)
+    check_task(task)
+    scores, outputs = evaluate_model(task, task.model, batches, torch.device("cpu"))
+    assert scores.metrics == {"error": pytest.approx(-0.5), "right": 1.0, "keys": 2.0}
+    assert torch.equal(outputs, x)
+    with pytest.raises(TaskError, match=r"metric error reads output '2', which output_weights lacks; nearest: [01]"):
+        check_task(replace(task, extra_metrics={"error": OutputMetric("2", metrics["keys"])}))
+    with pytest.raises(TaskError, match="nearest: none, since output_weights is not given"):
+        check_task(replace(task, output_weights=None, extra_metrics={"error": OutputMetric("1", metrics["keys"])}))
 
 
 def test_validation_labels_are_never_trained_on(cnn_task) -> None:

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from autocompress.batches import Batches, Inputs, batch_size, feed_of, to_device
-from autocompress.task import Task, call_model, score
+from autocompress.task import OutputMetric, Task, call_model, named_outputs, primary_output, run_model, score, target_of
 
 
 @dataclass(frozen=True)
@@ -44,27 +44,49 @@ def join_targets(targets: list[Any]) -> Any:
     return [item for target in targets for item in target]
 
 
-def scores_of(task: Task, outputs: Tensor, targets: Any) -> Scores:
-    """Metric and extra metrics of the concatenated outputs of a split."""
-    extra = {name: score(metric, outputs, targets, name) for name, metric in task.extra_metrics.items()}
-    return Scores(score(task.metric, outputs, targets), extra)
+@torch.no_grad()
+def metric_outputs(task: Task, model: nn.Module, inputs: Inputs, device: torch.device) -> dict[str, Tensor]:
+    """The outputs of one batch that metrics read, as `model_outputs` gives them: the primary one is "", others go by their names."""
+    if not task.has_output_metrics:
+        return {"": model_outputs(model, inputs, device)}
+    result = run_model(model, to_device(inputs, device))
+    found = {"": primary_output(result), **named_outputs(result, task.further_outputs)}
+    return {name: output.detach().cpu().float() if output.is_floating_point() else output.cpu() for name, output in found.items()}
+
+
+def join_outputs(batches: list[dict[str, Tensor]]) -> dict[str, Tensor]:
+    """The outputs of a split, by name."""
+    return {name: torch.cat([outputs[name] for outputs in batches]) for name in batches[0]}
+
+
+def scores_of(task: Task, outputs: Mapping[str, Tensor], targets: Any) -> Scores:
+    """Metric and extra metrics of the concatenated outputs of a split, by name."""
+    extra = {}
+    for name, metric in task.extra_metrics.items():
+        if isinstance(metric, OutputMetric):
+            read = "" if metric.output == task.primary_name else metric.output
+            extra[name] = score(metric.metric, outputs[read], target_of(targets, metric.output), name)
+        else:
+            extra[name] = score(metric, outputs[""], targets, name)
+    return Scores(score(task.metric, outputs[""], targets), extra)
 
 
 def evaluate_model(task: Task, model: nn.Module, batches: Batches, device: torch.device) -> tuple[Scores, Tensor]:
-    """(scores, outputs) of a PyTorch model on a split."""
+    """(scores, primary outputs) of a PyTorch model on a split."""
     outputs, targets = [], []
     for inputs, target in batches:
-        outputs.append(model_outputs(model, inputs, device))
+        outputs.append(metric_outputs(task, model, inputs, device))
         targets.append(target)
-    joined = torch.cat(outputs)
-    return scores_of(task, joined, join_targets(targets)), joined
+    joined = join_outputs(outputs)
+    return scores_of(task, joined, join_targets(targets)), joined[""]
 
 
 def evaluate_session(
     task: Task, session: onnxruntime.InferenceSession, input_names: tuple[str, ...], batches: Batches
 ) -> tuple[Scores, Tensor]:
-    """(scores, outputs) of an ONNX file; a file with a fixed batch size is fed in parts of that size, the last one padded."""
+    """(scores, primary outputs) of an ONNX file; a file with a fixed batch size is fed in parts of that size, the last one padded."""
     fixed = session.get_inputs()[0].shape[0]
+    names = ("", *task.further_outputs) if task.has_output_metrics else ("",)
     outputs, targets = [], []
     for inputs, target in batches:
         feed = feed_of(inputs, input_names)
@@ -73,11 +95,11 @@ def evaluate_session(
             parts = []
             for start in range(0, size, fixed):
                 rows = np.minimum(np.arange(start, start + fixed), size - 1)
-                parts.append(session.run(None, {name: array[rows] for name, array in feed.items()})[0])
-            result = np.concatenate(parts)[:size]
+                parts.append(session.run(None, {name: array[rows] for name, array in feed.items()})[: len(names)])
+            results = [np.concatenate(found)[:size] for found in zip(*parts, strict=True)]
         else:
-            result = session.run(None, feed)[0]
-        outputs.append(torch.from_numpy(np.asarray(result)))
+            results = session.run(None, feed)[: len(names)]
+        outputs.append({name: torch.from_numpy(np.asarray(found)) for name, found in zip(names, results, strict=True)})
         targets.append(target)
-    joined = torch.cat(outputs)
-    return scores_of(task, joined, join_targets(targets)), joined
+    joined = join_outputs(outputs)
+    return scores_of(task, joined, join_targets(targets)), joined[""]

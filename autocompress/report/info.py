@@ -104,6 +104,7 @@ def before_after(front: ParetoFront) -> pd.DataFrame:
             "faster": base.latency_ms / m.latency_ms,
             "accuracy (validation)": m.accuracy,
             "accuracy (test)": m.test_accuracy,
+            **{name: m.metrics[name] for name in extra},
             **{f"accuracy ({name.replace('_', ' ')})": m.metrics[f"accuracy_{name}"] for name in shown},
             "deployed - simulated": gap,
             "fragile under": ", ".join(name.replace("_", " ") for name in fragile),
@@ -112,6 +113,8 @@ def before_after(front: ParetoFront) -> pd.DataFrame:
     shown = [
         name for name in CORRUPTIONS if all(f"accuracy_{name}" in m.metrics for m in (front.baseline, *(p.measured for p in front.points)))
     ]
+    disturbed = {f"accuracy_{name}" for name in CORRUPTIONS}
+    extra = [name for name in front.baseline.metrics if name not in disturbed and all(name in p.measured.metrics for p in front.points)]
     picks = recommended(front)
     rows = [row("float baseline", front.baseline, "", None, ())]
     rows += [row(f"trial {p.trial}", p.measured, picks.get(p.trial, ""), p.deployed_gap, p.fragile) for p in front.points]

@@ -32,6 +32,7 @@ def describe_run(task: Task, settings: Settings, bench: Bench, limits: Limits) -
         "latency_source": bench.latency_source,
         "time": where_time_goes(bench.table, bench.layout),
         "left_out": list(bench.space.left_out),
+        "objectives": ["size_bytes", "latency_ms", "accuracy", *bench.space.objectives],
         "seed": settings.seed,
         "strategy": settings.strategy,
         "sampler": settings.sampler,

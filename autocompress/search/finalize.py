@@ -16,7 +16,7 @@ from autocompress.measure.accuracy import evaluate_model
 from autocompress.pareto import hypervolume_subset, non_dominated
 from autocompress.search.bench import Bench
 from autocompress.search.clock import MOST_FILES
-from autocompress.search.goal import Goal
+from autocompress.search.goal import Goal, signs
 from autocompress.search.recovery import read_recovered, recover_front, untrained
 
 
@@ -26,7 +26,7 @@ class Finalist:
 
     number: int
     candidate: Candidate
-    values: tuple[float, float, float]
+    values: tuple[float, ...]
 
 
 def choose_finalists(
@@ -46,8 +46,8 @@ def choose_finalists(
         return [_finalist(min(nearest, key=lambda t: sum(max(0.0, v) for v in t.constraints.values())), bench)]
     # Predicted now: the latency model may have learned since the trial was told.
     values = np.array([_finalist(t, bench).values for t in feasible])
-    keep = np.flatnonzero(non_dominated(values * np.array([1, 1, -1])))
-    goal = Goal(bench.baseline, limits)
+    keep = np.flatnonzero(non_dominated(values * signs(bench.space.objectives)))
+    goal = Goal(bench.baseline, limits, bench.space.objectives)
     chosen = hypervolume_subset(goal.losses(values[keep]), goal.reference_point, count)
     by_number = {trial.number: trial for trial in feasible}
     numbers = [feasible[int(keep[i])].number for i in chosen]
@@ -57,9 +57,10 @@ def choose_finalists(
 def _finalist(trial: FrozenTrial, bench: Bench) -> Finalist:
     candidate = Candidate.from_json(trial.user_attrs["candidate"])
     if trial.values is not None:
-        return Finalist(trial.number, candidate, (trial.values[0], bench.latency_ms(candidate), trial.values[2]))
-    accuracy = evaluate_model(bench.task, bench.stitcher.apply(candidate), bench.task.validation, bench.device)[0].accuracy
-    return Finalist(trial.number, candidate, (bench.size_bytes(candidate), bench.latency_ms(candidate), accuracy))
+        return Finalist(trial.number, candidate, (trial.values[0], bench.latency_ms(candidate), *trial.values[2:]))
+    scores = evaluate_model(bench.task, bench.stitcher.apply(candidate), bench.task.validation, bench.device)[0]
+    qualities = scores.accuracy, *(scores.metrics[name] for name in bench.space.objectives)
+    return Finalist(trial.number, candidate, (bench.size_bytes(candidate), bench.latency_ms(candidate), *qualities))
 
 
 def recovered(
@@ -79,7 +80,7 @@ def recovered(
         if kept is None:
             found.append(replace(finalist, candidate=untrained(finalist.candidate)))
         else:
-            size, latency, accuracy = finalist.values
+            size, latency, accuracy, *others = finalist.values
             candidate = replace(finalist.candidate, distillation=kept.distillation)
-            found.append(Finalist(finalist.number, candidate, (size, latency, max(accuracy, kept.accuracy))))
+            found.append(Finalist(finalist.number, candidate, (size, latency, max(accuracy, kept.accuracy), *others)))
     return found

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import threading
-import time
 import uuid
 
 import optuna
@@ -12,12 +11,13 @@ from optuna.trial import TrialState
 from autocompress.search.storage import open_storage
 
 LEASE_S = 60.0
+COUNTS = 4
 MAX_RETRIES = 2
 GIVEN_UP = -1
 
 
 class Lease:
-    """Counts up in the storage four times per lease; needs its own storage handle, since it does so from a thread."""
+    """Counts up in the storage `COUNTS` times per lease; needs its own storage handle, since it does so from a thread."""
 
     def __init__(self, url: str, study_name: str) -> None:
         self.worker = uuid.uuid4().hex[:12]
@@ -32,12 +32,12 @@ class Lease:
         self._study.set_user_attr(f"lease:{self.worker}", count)
 
     def _run(self) -> None:
-        while not self._stop.wait(LEASE_S / 4):
-            self._count += 1
+        while not self._stop.wait(LEASE_S / COUNTS):
             try:
-                self._write(self._count)
+                self._write(self._count + 1)
             except Exception:
                 continue  # the storage is away; the others cannot read it either
+            self._count += 1
 
     def close(self) -> None:
         """Stop counting and give the lease up, so that nobody waits for it."""
@@ -52,14 +52,15 @@ class Lease:
 class Reaper:
     """Fails the running trials whose worker is dead and queues their parameters again, at most MAX_RETRIES times.
 
-    A worker is dead when its count has not moved for a lease by this process's own clock: clocks of other machines, and one that jumps,
-    do not matter. `alone`: no other worker can be alive (the run folder is locked by us), so that nobody's lease has to run out.
+    A worker is dead when its count has not moved while `own`, this process's, has moved by a whole lease: what no clock of a machine says,
+    and what stands still for everybody while the storage is away. `own` None: no other worker can be alive (the run folder is locked by
+    us), so that nobody's lease has to run out.
     """
 
-    def __init__(self, study: optuna.Study, alone: bool) -> None:
+    def __init__(self, study: optuna.Study, own: str | None) -> None:
         self._study = study
-        self._alone = alone
-        self._seen: dict[str, tuple[int | None, float]] = {}
+        self._own = own
+        self._seen: dict[str, tuple[int | None, int]] = {}
 
     def reap(self) -> list[int]:
         """The numbers of the trials that were taken back."""
@@ -68,7 +69,7 @@ class Reaper:
         for trial in self._study.get_trials(deepcopy=False, states=(TrialState.RUNNING,)):
             # A trial whose worker died before it could say who it is is watched by itself.
             worker = trial.user_attrs.get("worker", f"of trial {trial.number}")
-            if not self._alone and not self._dead(worker, counts.get(f"lease:{worker}")):
+            if self._own is not None and not self._dead(worker, counts.get(f"lease:{worker}"), counts[f"lease:{self._own}"]):
                 continue
             try:
                 self._study.tell(trial.number, state=TrialState.FAIL)
@@ -81,10 +82,8 @@ class Reaper:
             reaped.append(trial.number)
         return reaped
 
-    def _dead(self, worker: str, count: int | None) -> bool:
-        now = time.monotonic()
+    def _dead(self, worker: str, count: int | None, now: int) -> bool:
         known = self._seen.get(worker)
         if known is None or known[0] != count:
-            self._seen[worker] = (count, now)
-            return count == GIVEN_UP
-        return count == GIVEN_UP or now - known[1] > LEASE_S
+            self._seen[worker] = known = (count, now)
+        return count == GIVEN_UP or now - known[1] > COUNTS

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import time
 from collections.abc import Callable, Mapping, Sized
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -17,13 +17,13 @@ from autocompress.compress.generate import check_causal
 from autocompress.compress.prune import global_ratios
 from autocompress.compress.student import on_student, taught
 from autocompress.compress.teacher import model_hash
-from autocompress.errors import RunFolderError
+from autocompress.errors import LimitError, RunFolderError, nearest_name
 from autocompress.files import disk_error, read_json, write_json
 from autocompress.limits import Limits, parse_bytes, parse_limits
 from autocompress.measure.robustness import SAMPLES as CORRUPTED
 from autocompress.measure.robustness import corruptions_of
 from autocompress.modules import find_modules
-from autocompress.results import JOURNAL_FILE, RUN_FILE, SENSITIVITY_FILE, STUDENT_FILE, TABLE_FILE, SearchResult
+from autocompress.results import JOURNAL_FILE, RUN_FILE, SENSITIVITY_FILE, STUDENT_FILE, TABLE_FILE, TRIALS_FILE, SearchResult
 from autocompress.search.allocation import Allocator
 from autocompress.search.bench import Bench, open_bench, pick_device
 from autocompress.search.clock import EXPORT_S, Clock
@@ -40,7 +40,7 @@ from autocompress.search.settings import Settings, check_settings
 from autocompress.search.stock import stock_sampler
 from autocompress.search.storage import folder_lock, open_study, study_of
 from autocompress.search.trial import Judge
-from autocompress.search.worker import Interrupt, Worker
+from autocompress.search.worker import Interrupt, Worker, complete_trials_file
 from autocompress.search_space import BoundSpace, SearchSpace
 from autocompress.targets.profile import cache_folder
 from autocompress.targets.target import find_target
@@ -62,6 +62,8 @@ def run_search(
     check_settings(settings)
     check_task(task)
     space = SearchSpace.load(settings.space)
+    if settings.objectives:
+        space = replace(space, objectives=tuple(dict.fromkeys(settings.objectives)))
     target = find_target(settings.target)
     device = pick_device(settings.device)
     torch.set_num_threads(max(1, (os.cpu_count() or 1) // max(1, settings.workers)))
@@ -100,7 +102,7 @@ def run_search(
             if words:
                 progress.line(words)
         url = settings.storage or str(folder / JOURNAL_FILE)
-        study = study_of(run["model"], url, settings.study_name)
+        study = study_of(run["model"], url, settings.study_name, bench.space.objectives)
         sampler = make_sampler(settings.strategy, settings.sampler, bench, limits, losses, settings.seed, study)
         study.sampler = sampler
         study.set_user_attr("run", _for_workers(settings, space, folder, limits, clock.search_deadline))
@@ -110,6 +112,7 @@ def run_search(
         worker.run(settings.n_trials, clock.search_deadline, interrupt, url, progress)
         for process in others:
             process.wait()
+        complete_trials_file(study, folder / TRIALS_FILE)
         stop = _stop(interrupt, clock.recovery_deadline)
         front = finish(study, bench, limits, folder, run, finalize_steps, clock, stop, progress)
         run["seconds"] = (known or {}).get("seconds", 0.0) + time.monotonic() - started
@@ -121,6 +124,10 @@ def _checked_limits(learner: Task, bound: BoundSpace, settings: Settings) -> dic
     """The limits asked for; what is wrong with them, or with the space on this task, is said before anything takes long."""
     asked: dict[str, Any] = {**bound.constraints, **{k: v for k, v in settings.limits.items() if v is not None}}
     parse_limits(asked, 1.0, 1.0, metrics=dict.fromkeys(learner.extra_metrics, 1.0))
+    for name in bound.objectives:
+        if name not in learner.extra_metrics:
+            near = nearest_name(name, list(learner.extra_metrics)) or "none; size, latency and the task's own metric are objectives anyway"
+            raise LimitError(f"objective {name!r}: is no extra metric of the task; nearest: {near}")
     if bound.recovery.steps > 0 and max(bound.recovery.choices["sequences"]) > 0:
         check_causal(learner.model, *next(iter(learner.training_batches())))
     return asked
@@ -212,7 +219,7 @@ def price_sampler(bench: Bench, limits: Limits, losses: Losses, seed: int) -> Pr
     groups = [g for g in bench.module_map.groups if g.reason is None and max(bench.space.numbers(g.name, "pruning_ratio")) > 0]
     scores = {g.name: bench.layout.pruner.scores(g, "l2") for g in groups}
     ratios = global_ratios(scores, GLOBAL_RATIO) if scores else {}
-    return PriceSampler(bench.space, make_allocator(bench, losses), Goal(bench.baseline, limits), seed, ratios)
+    return PriceSampler(bench.space, make_allocator(bench, losses), Goal(bench.baseline, limits, bench.space.objectives), seed, ratios)
 
 
 def make_sampler(

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 from numpy.typing import NDArray
@@ -18,12 +18,14 @@ from autocompress.search.surrogate import DivergenceModel, LossModel, expected_i
 Array = NDArray[np.float64]
 GUIDED_AFTER = 16  # told trials from which on they are believed
 MOST_FITTED = 512  # told trials that a model is fitted to
+RESOLUTION = 0.02  # of a quality's loss, as a share of what may be lost: what trials have over each other below that is luck
 WORTH = 1e-3  # share of the box that a candidate must be expected to add, for the rest of the split to be looked at
 
 
 @dataclass(frozen=True, eq=False)
 class Told:
-    """A trial in the terms of the model: indices of its knobs, choices, losses by the table, and what was seen (NaN for what was not)."""
+    """A trial in the terms of the model: indices of its knobs, choices, losses by the table, and what was seen (NaN for what was not);
+    `lost` (qualities,) of the goal."""
 
     trial: FrozenTrial
     indices: Choices
@@ -31,19 +33,21 @@ class Told:
     losses: Array
     divergence: float
     seen: float
-    lost: float
+    lost: Array
     size: float
     latency: float
     metrics: Mapping[str, float]
     feasible: bool
 
 
-def lost_of(trial: FrozenTrial, goal: Goal, steps: int) -> float:
-    """The accuracy that a trial lost; NaN for one that was stopped, or that recovery (of `steps`) passed over since it was beaten already:
-    it does not show what recovery mends."""
+def lost_of(trial: FrozenTrial, goal: Goal, steps: int) -> Array:
+    """(qualities,) what a trial lost of each; NaN for one that was stopped, or that recovery (of `steps`) passed over since it was beaten
+    already: it does not show what recovery mends."""
     before = trial.user_attrs.get("accuracy_before_recovery")
     passed = steps > 0 and not trial.user_attrs.get("trained") and before is not None and goal.baseline.accuracy - before > 0.1 * goal.drop
-    return goal.baseline.accuracy - trial.values[2] if trial.state == TrialState.COMPLETE and not passed else float("nan")
+    if trial.state != TrialState.COMPLETE or passed:
+        return np.full(len(goal.levels), np.nan)
+    return np.asarray(np.array(goal.levels) - np.array(trial.values[2:]))
 
 
 def worth_finishing(
@@ -51,53 +55,52 @@ def worth_finishing(
 ) -> bool:
     """Whether a candidate whose first samples diverge so is expected to add to the front more than nothing to speak of.
 
-    Its size and latency are known; its loss, and that of the front, is what their divergences cost by all that was `done`: what a trial has
-    over that is the luck of the split, which no candidate is stopped or kept for.
+    Its size and latency are known; its losses, and those of the front, are what their divergences cost by all that was `done`: what a trial
+    has over that is the luck of the split, which no candidate is stopped or kept for. One quality that it adds to is enough.
     """
-    finished = [t for t in done if "divergence" in t.user_attrs and np.isfinite(lost_of(t, goal, steps))][-MOST_FITTED:]
+    finished = [t for t in done if "divergence" in t.user_attrs and np.isfinite(lost_of(t, goal, steps)).all()][-MOST_FITTED:]
     if len(finished) < GUIDED_AFTER:
         return True
     known = np.array([float(t.user_attrs["divergence"]) for t in finished])
-    curve = LossModel.fitted(known, np.array([lost_of(t, goal, steps) for t in finished]), 0.02 * goal.drop)
     error = float(divergence.std()) / np.sqrt(len(divergence))
-    at = np.append(known, float(divergence.mean()))
-    lost, deviation = curve.predict(at, np.append(np.zeros(len(known)), error), luck=False)
+    at, around = np.append(known, float(divergence.mean())), np.append(np.zeros(len(known)), error)
     objectives = np.array([(t.values[0] / goal.baseline.size_bytes, t.values[1] / goal.baseline.latency_ms) for t in finished])
     kept = np.array([all(v <= 0 for v in t.constraints.values()) for t in finished])
-    front = np.concatenate([objectives, np.maximum(lost[:-1, None], 0.0)], axis=1)[kept]
     costs = np.array([[size / goal.baseline.size_bytes, latency / goal.baseline.latency_ms]])
-    gain = expected_improvement(costs, np.maximum(lost[-1:], 0.0), np.maximum(deviation[-1:], 1e-9), front, goal.limit_point)
-    return bool(gain[0] > WORTH * np.prod(goal.limit_point))
+    for quality, losses in enumerate(np.stack([lost_of(t, goal, steps) for t in finished], axis=1)):
+        curve, box = LossModel.fitted(known, losses, RESOLUTION * goal.drops[quality]), goal.limit_point(quality)
+        lost, deviation = curve.predict(at, around, luck=False)
+        front = np.concatenate([objectives, np.maximum(lost[:-1, None], 0.0)], axis=1)[kept]
+        gain = expected_improvement(costs, np.maximum(lost[-1:], 0.0), np.maximum(deviation[-1:], 1e-9), front, box)
+        if gain[0] > WORTH * np.prod(box):
+            return True
+    return False
 
 
 @dataclass(frozen=True, eq=False)
 class Model:
-    """What told trials predict: size and latency as shares of the baseline, the accuracy lost, and the metrics that have a floor."""
+    """What told trials predict: size and latency as shares of the baseline, what is lost of the `quality` that is looked at, and whether
+    the others that are limited are kept."""
 
     allocator: Allocator
     goal: Goal
+    quality: int
     divergence: DivergenceModel
     lost: LossModel
-    metrics: tuple[tuple[float, LossModel], ...]
+    limited: tuple[tuple[float, LossModel], ...]
     offset: Array
     front: Array
 
     @classmethod
-    def of(cls, told: list[Told], goal: Goal, allocator: Allocator, shared: NDArray[np.intp]) -> Model:
+    def of(cls, told: list[Told], goal: Goal, allocator: Allocator, shared: NDArray[np.intp], quality: int = 0) -> Model:
         """Fitted to the trials that are finished; the running ones are part of the front as they are predicted."""
         finished = [t for t in told if t.trial.state.is_finished()]
         seen = [t for t in finished if np.isfinite(t.divergence)]
-        full = [t for t in seen if np.isfinite(t.lost)][-MOST_FITTED:]
-        divergence, lost = (np.array([getattr(t, name) for t in full]) for name in ("divergence", "lost"))
-        curve = LossModel.fitted(divergence, lost, 0.02 * goal.drop)
-        metrics = []
-        for name, floor in goal.limits.floors.items():
-            values = np.array([t.metrics.get(name, np.nan) for t in full])
-            known = np.isfinite(values)
-            if known.any():
-                gap = abs(goal.baseline.metrics.get(name, floor) - floor)
-                metrics.append((-floor, LossModel.fitted(divergence[known], -values[known], max(0.02 * gap, 1e-4))))
-        reference = curve.divergence_at(goal.drop)
+        full = [t for t in seen if np.isfinite(t.lost[quality])][-MOST_FITTED:]
+        drop, divergence = goal.drops[quality], np.array([t.divergence for t in full])
+        curve = LossModel.fitted(divergence, np.array([t.lost[quality] for t in full]), RESOLUTION * drop)
+        limited = _limited(full, goal, quality)
+        reference = curve.divergence_at(drop)
         # Those that diverge like what is looked for say most about it, and no proposal has to wait for thousands.
         seen = sorted(seen, key=lambda t: abs(np.log(max(t.divergence, 1e-12) / reference)))[:MOST_FITTED]
         found = DivergenceModel.fitted(
@@ -109,35 +112,51 @@ class Model:
         )
         exact = np.array([(t.size, t.latency) for t in finished])
         offset = np.nanmedian(exact - np.stack(allocator.costs(np.stack([t.choices for t in finished])), axis=1), axis=0)
-        rows = [(t.size, t.latency, max(t.lost, 0.0)) for t in told_front(finished)]
-        model = cls(allocator, goal, found, curve, tuple(metrics), offset, np.array(rows).reshape(-1, 3))
+        rows = [(t.size, t.latency, max(t.lost[quality], 0.0)) for t in told_front(finished)]
+        model = cls(allocator, goal, quality, found, curve, limited, offset, np.array(rows).reshape(-1, 3))
         running = [t.choices for t in told if not t.trial.state.is_finished()]
         if not running:
             return model
         costs, mean, _, _ = model.predict(np.stack(running))
         believed = np.concatenate([costs, mean[:, None]], axis=1)
-        return cls(allocator, goal, found, curve, tuple(metrics), offset, np.concatenate([model.front, believed]))
+        return replace(model, front=np.concatenate([model.front, believed]))
 
     def predict(self, choices: Choices) -> tuple[Array, Array, Array, Array]:
-        """((n, 2) size and latency, mean and deviation of the accuracy lost, probability to keep the floors of the metrics)."""
+        """((n, 2) size and latency, mean and deviation of what is lost, probability to keep the other limits)."""
         costs = np.stack(self.allocator.costs(choices), axis=1) + self.offset
         divergence, spread = self.divergence.predict(self.allocator.losses(choices))
         mean, deviation = self.lost.predict(divergence, spread)
         kept = np.ones(len(choices))
-        for most, curve in self.metrics:
+        for most, curve in self.limited:
             level, around = curve.predict(divergence, spread)
             kept *= ndtr((most - level) / around)
         return costs, np.maximum(mean, 0.0), deviation, kept
 
     def improvement(self, choices: Choices) -> Array:
-        """(n,) expected hypervolume improvement, times the probability to keep the floors."""
+        """(n,) expected hypervolume improvement, times the probability to keep the other limits."""
         costs, mean, deviation, kept = self.predict(choices)
-        gain: Array = kept * expected_improvement(costs, mean, deviation, self.front, self.goal.limit_point)
+        gain: Array = kept * expected_improvement(costs, mean, deviation, self.front, self.goal.limit_point(self.quality))
         return gain
+
+
+def _limited(full: list[Told], goal: Goal, quality: int) -> tuple[tuple[float, LossModel], ...]:
+    """(most that may be lost, what divergences cost) of what is limited and not the quality that is looked at; of a metric with a floor
+    that is no objective it is the metric itself, negated."""
+    divergence, allowed = np.array([t.divergence for t in full]), goal.limits.max_accuracy_drop
+    found = []
+    if quality > 0 and allowed is not None:
+        found.append((allowed, LossModel.fitted(divergence, np.array([t.lost[0] for t in full]), RESOLUTION * goal.drop)))
+    for name, floor in goal.limits.floors.items():
+        values = np.array([t.metrics.get(name, np.nan) for t in full])
+        known = np.isfinite(values)
+        if known.any() and (quality == 0 or goal.objectives[quality - 1] != name):
+            gap = abs(goal.baseline.metrics.get(name, floor) - floor)
+            found.append((-floor, LossModel.fitted(divergence[known], -values[known], max(RESOLUTION * gap, 1e-4))))
+    return tuple(found)
 
 
 def told_front(told: list[Told]) -> list[Told]:
     """The feasible ones that no other dominates."""
-    done = [t for t in told if t.trial.state == TrialState.COMPLETE and np.isfinite(t.lost) and t.feasible]
-    mask = non_dominated([(t.size, t.latency, max(t.lost, 0.0)) for t in done])
+    done = [t for t in told if t.trial.state == TrialState.COMPLETE and np.isfinite(t.lost).all() and t.feasible]
+    mask = non_dominated([(t.size, t.latency, *np.maximum(t.lost, 0.0)) for t in done])
     return [t for t, keep in zip(done, mask, strict=True) if keep]

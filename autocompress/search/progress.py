@@ -48,7 +48,7 @@ class SearchProgress:
                 self._console.print(what)
         self._progress.update(self._bar, completed=share)
 
-    def trials(self, done: int, total: int, values: list[tuple[float, float, float]], baseline: Measurement) -> None:
+    def trials(self, done: int, total: int, values: list[list[float]], baseline: Measurement) -> None:
         """`done` of `total` trials; `values` of the feasible complete ones."""
         note = best_points(values, baseline)
         if self._phase != "searching":
@@ -63,12 +63,12 @@ class SearchProgress:
         self._console.print(text, highlight=False, soft_wrap=True)
 
 
-def best_points(values: list[tuple[float, float, float]], baseline: Measurement) -> str:
+def best_points(values: list[list[float]], baseline: Measurement) -> str:
     """Front size, and the smallest and fastest among the points that lose at most 0.01."""
     if not values:
         return "front 0"
     array = np.array(values)
-    text = f"front {int(non_dominated(array * np.array([1, 1, -1])).sum())}"
+    text = f"front {int(non_dominated(array * np.array([1, 1] + [-1] * (array.shape[1] - 2))).sum())}"
     good = array[array[:, 2] >= baseline.accuracy - 0.01]
     if len(good):
         text += (

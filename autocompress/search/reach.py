@@ -1,8 +1,9 @@
-"""Whether limits of size and latency can be met at all, before time is spent on finding out."""
+"""Whether limits can be met at all, before time is spent on finding out."""
 
 from __future__ import annotations
 
 import numpy as np
+from optuna.trial import FrozenTrial, TrialState
 
 from autocompress.candidate import Candidate
 from autocompress.errors import LimitError
@@ -48,4 +49,17 @@ def out_of_reach(bench: Bench, allocator: Allocator, limits: Limits) -> str:
     return (
         f"limits: no candidate of the space is predicted to keep {' and '.join(asked)}; the nearest has {nearest[1]} B and "
         f"{nearest[2]:.4g} ms; the search goes on to come as near as it can"
+    )
+
+
+def short_of(first: FrozenTrial) -> str:
+    """ "" when the `first` trial of a guided search, the most accurate one expected within the limits of size and latency, keeps the limits
+    of accuracy and metrics; else by how much it misses them."""
+    missed = {name: by for name, by in first.constraints.items() if by > 0}
+    if first.state != TrialState.COMPLETE or not missed:
+        return ""
+    size, latency, accuracy = first.values[:3]
+    return (
+        f"limits: what is expected to lose least ({size:.0f} B, {latency:.4g} ms, accuracy {accuracy:.4f}) misses "
+        f"{', '.join(f'{name} by {by:.4f}' for name, by in missed.items())}; the search goes on to come as near as it can"
     )

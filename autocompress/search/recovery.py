@@ -171,8 +171,9 @@ def recover_front(
     stop: Callable[[], bool],
     report: Callable[[str, float], None],
 ) -> None:
-    """Give the (number, candidate, accuracy) of a front the long recovery, those first that lost most; what was done is not done again."""
-    todo = sorted((t for t in trials if bench.baseline.accuracy - t[2] >= MIN_LOSS), key=lambda t: t[2]) if steps > 0 else []
+    """Give the (number, candidate, accuracy) of a front the long recovery, in the order in which they become files, so that those which
+    are run before the time is up have had it; what was done is not done again."""
+    todo = [t for t in trials if bench.baseline.accuracy - t[2] >= MIN_LOSS] if steps > 0 else []
     for i, (number, candidate, accuracy) in enumerate(todo):
         name = f"{FINALIZED}{number}"
         if study.user_attrs.get(name, {}).get("steps", 0) >= steps:

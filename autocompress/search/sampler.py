@@ -27,6 +27,8 @@ JITTER = 0.5  # of the logarithm of the factors per tower and part, in half of t
 MOST_MOVES = 3
 NEW_RECOVERY = 1 / 3
 DIMENSIONS = 6  # alpha and the five choices of a recovery
+LADDER = 12  # prices of size and of latency at which the most accurate allocation within limits is looked for
+ROOM = 0.98  # of a limit, so that what is predicted to keep it does
 ANCHORS: tuple[tuple[int, int], ...] = ((8, 8), (4, 8))
 
 
@@ -43,11 +45,12 @@ class PriceSampler(BaseSampler):
     """Draws (lambda_size, lambda_latency), takes the allocation that is cheapest at them, and chooses among many such and among local moves
     around the front by expected hypervolume improvement.
 
-    The first trials are anchors (the most accurate allocation, uniform 8 and 4 bits on integer kernels, and, where groups can be pruned,
-    8 bits with the given `pruning_ratios`), then quasi-random prices over the measured table. From `GUIDED_AFTER` told trials on, the table
-    is corrected by them (`DivergenceModel`), what a divergence costs is read off them (`LossModel`), and running trials count with what
-    is predicted of them, so that workers do not propose the same (kriging believer; Ginsbourger et al. 2010). Everything is derived from
-    the seed, the trial's number and the storage: a resumed search goes on where it stopped, and workers need no other channel.
+    The first trials are anchors (the most accurate allocation within the limits of size and latency, uniform 8 and 4 bits on integer
+    kernels, and, where groups can be pruned, 8 bits with the given `pruning_ratios`), then quasi-random prices over the measured table.
+    From `GUIDED_AFTER` told trials on, the table is corrected by them (`DivergenceModel`), what a divergence costs is read off them
+    (`LossModel`), and running trials count with what is predicted of them, so that workers do not propose the same (kriging believer;
+    Ginsbourger et al. 2010). Everything is derived from the seed, the trial's number and the storage: a resumed search goes on where it
+    stopped, and workers need no other channel.
     """
 
     def __init__(
@@ -82,16 +85,17 @@ class PriceSampler(BaseSampler):
         states = (TrialState.COMPLETE, TrialState.PRUNED, TrialState.RUNNING)
         trials = study.get_trials(deepcopy=False, states=states)
         told = [found for t in trials if t.number != trial.number and (found := self._told(study.study_name, t)) is not None]
-        if sum(np.isfinite(t.lost) and np.isfinite(t.divergence) for t in told) < GUIDED_AFTER:
+        if sum(np.isfinite(t.lost).all() and np.isfinite(t.divergence) for t in told) < GUIDED_AFTER:
             return {**self._allocator.parameters(self._allocator.allocate(self._prices(point[None, :2]))[0]), **self._extra(recovery)}
         generator = np.random.default_rng([self._seed, trial.number])
-        best, parent = self._best(told, generator)
+        # Each quality in turn: what one proposal leaves aside, the next one looks for.
+        best, parent = self._best(told, generator, trial.number % len(self._goal.levels))
         extra = self._extra(recovery) if parent is None else self._near(parent, recovery, generator)
         return {**self._allocator.parameters(best), **extra}
 
-    def _best(self, told: list[Told], generator: np.random.Generator) -> tuple[Choices, FrozenTrial | None]:
+    def _best(self, told: list[Told], generator: np.random.Generator, quality: int) -> tuple[Choices, FrozenTrial | None]:
         """(choices, the front member that they were moved from, if any) with the largest expected improvement that was not told yet."""
-        model = Model.of(told, self._goal, self._allocator, self._shared)
+        model = Model.of(told, self._goal, self._allocator, self._shared, quality)
         front = told_front(told)
         priced = self._priced(model, generator)
         moved, parents = self._moved(front, generator)
@@ -192,9 +196,21 @@ class PriceSampler(BaseSampler):
             extra[ALPHA] = float(np.clip(trial.params[ALPHA] + generator.normal(0, 0.1 * (high - low)), low, high))
         return extra
 
+    def _most_accurate(self) -> Choices:
+        """What is predicted to lose least of the allocations that keep the limits of size and latency, or else come nearest to them."""
+        most = np.array(self._goal.limit_point()[:2])
+        prices = np.zeros((1, 2))
+        if (most < 1.0).any():
+            ladder = (np.arange(LADDER**2)[:, None] // (LADDER, 1)) % LADDER / (LADDER - 1)
+            prices = np.concatenate([prices, self._prices(ladder)])
+        choices = self._allocator.allocate(prices)
+        missed = np.maximum(np.stack(self._allocator.costs(choices), axis=1) - ROOM * most, 0.0).sum(1)
+        found: Choices = choices[np.lexsort((self._allocator.losses(choices).sum(1), missed))[0]]
+        return found
+
     def _anchor(self, number: int) -> dict[str, int]:
         if number == 0:
-            return self._allocator.parameters(self._allocator.allocate(np.zeros((1, 2)))[0])
+            return self._allocator.parameters(self._most_accurate())
         return self.indices(self._anchors[number - 1])
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -36,6 +36,7 @@ class Settings:
     sampler: str = "guided"
     ray: str | None = None
     library_memory: str | float = "512MB"
+    objectives: Sequence[str] = ()
 
 
 def check_settings(settings: Settings) -> None:

@@ -5,23 +5,23 @@ from __future__ import annotations
 import functools
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import optuna
 import sqlalchemy.exc
 from filelock import FileLock, Timeout
-from optuna.exceptions import StorageInternalError
+from optuna.exceptions import StorageInternalError, UpdateFinishedTrialError
 from optuna.storages import BaseStorage, JournalStorage, RDBStorage
 
 from autocompress.errors import RunFolderError
 from autocompress.files import disk_error
+from autocompress.search.goal import directions
 from autocompress.search.journal import BatchedJournal, repair_journal
 
 PATIENCE_S = 300.0  # how long a database may be away before a search gives up
-DIRECTIONS: tuple[Literal["minimize", "maximize"], ...] = ("minimize", "minimize", "maximize")  # size_bytes, latency_ms, accuracy
 STUDY_NAME = "autocompress"
 AWAY = (StorageInternalError, sqlalchemy.exc.OperationalError, sqlalchemy.exc.InterfaceError, sqlalchemy.exc.TimeoutError)
 
@@ -36,11 +36,15 @@ class PatientStorage(RDBStorage):
     def _patiently(self, call: Callable[..., Any], *given: Any, **named: Any) -> Any:
         if getattr(self._waiting, "inside", False):
             return call(self, *given, **named)
-        self._waiting.inside, until, pause = True, time.monotonic() + PATIENCE_S, 0.1
+        self._waiting.inside, until, pause, again = True, time.monotonic() + PATIENCE_S, 0.1, False
         try:
             while True:
                 try:
                     return call(self, *given, **named)
+                except UpdateFinishedTrialError:
+                    if again and call.__name__ == "set_trial_state_values":
+                        return True  # the first try arrived, its answer did not
+                    raise
                 except AWAY as error:
                     if not _passes(error):
                         raise RunFolderError(f"storage {self.url}: {_reason(error)}; what was told is kept") from error
@@ -50,7 +54,7 @@ class PatientStorage(RDBStorage):
                             "what was told is kept there, the same command goes on when it is back"
                         ) from error
                     time.sleep(pause)
-                    pause = min(2 * pause, 2.0)
+                    pause, again = min(2 * pause, 2.0), True
         finally:
             self._waiting.inside = False
 
@@ -115,14 +119,16 @@ def folder_lock(folder: Path) -> Iterator[None]:
         lock.release()
 
 
-def open_study(url: str, name: str = STUDY_NAME, create: bool = True) -> optuna.Study:
+def open_study(url: str, name: str = STUDY_NAME, create: bool = True, objectives: Sequence[str] = ()) -> optuna.Study:
     """The study in `url`, which proposes at random until it gets another sampler; a damaged or foreign storage gives one line."""
     if "://" not in url and create:
         repair_journal(Path(url))  # only by the one that holds the run folder, before anybody else writes
     storage, sampler = open_storage(url), optuna.samplers.RandomSampler()
     try:
         if create:
-            return optuna.create_study(study_name=name, storage=storage, sampler=sampler, directions=list(DIRECTIONS), load_if_exists=True)
+            return optuna.create_study(
+                study_name=name, storage=storage, sampler=sampler, directions=directions(objectives), load_if_exists=True
+            )
         return optuna.load_study(study_name=name, storage=storage, sampler=sampler)
     except OSError as error:
         raise disk_error(Path(url), error) from error
@@ -132,9 +138,11 @@ def open_study(url: str, name: str = STUDY_NAME, create: bool = True) -> optuna.
         raise RunFolderError(f"storage {url}: damaged ({type(error).__name__}); restore it from a copy or move it away") from error
 
 
-def study_of(model: str, url: str, name: str) -> optuna.Study:
-    """The study of the model with that hash, made when it is not there; RunFolderError when it belongs to another model."""
-    study = open_study(url, name)
+def study_of(model: str, url: str, name: str, objectives: Sequence[str]) -> optuna.Study:
+    """The study of the model with that hash, made when it is not there; RunFolderError when it belongs to another model or goal."""
+    study = open_study(url, name, objectives=objectives)
+    if len(study.directions) != len(directions(objectives)):
+        raise RunFolderError(f"storage {url}: study {name!r} has {len(study.directions)} objectives; choose another storage or name")
     if study.user_attrs.get("model", model) != model:
         raise RunFolderError(f"storage {url}: study {name!r} belongs to another model; choose another storage or name")
     study.set_user_attr("model", model)

@@ -16,7 +16,7 @@ from torch import Tensor
 from autocompress.batches import batch_size
 from autocompress.candidate import Candidate
 from autocompress.limits import Limits
-from autocompress.measure.accuracy import join_targets, model_outputs, scores_of
+from autocompress.measure.accuracy import join_outputs, join_targets, metric_outputs, scores_of
 from autocompress.search.bench import Bench
 from autocompress.search.goal import Goal
 from autocompress.search.prediction import worth_finishing
@@ -34,9 +34,9 @@ from autocompress.search.recovery import RUNGS, beaten, least_loss, recover_cand
 
 @dataclass(frozen=True)
 class Outcome:
-    """How a trial ended: values (size_bytes, latency_ms, accuracy) when complete, else the cause."""
+    """How a trial ended: values (size_bytes, latency_ms, accuracy, extra metrics that are objectives) when complete, else the cause."""
 
-    values: tuple[float, float, float] | None
+    values: tuple[float, ...] | None
     size_bytes: int
     latency_ms: float
     cause: str = ""
@@ -54,6 +54,11 @@ class Judge:
     parts: tuple[float, ...] = PARTS
     _decoded: dict[int, Rival] = field(default_factory=dict)
 
+    @property
+    def goal(self) -> Goal:
+        """What candidates are judged by."""
+        return Goal(self.bench.baseline, self.limits, self.bench.space.objectives)
+
     def judge(self, study: optuna.Study, number: int, candidate: Candidate) -> Outcome:
         """The outcome of `candidate`; raises what the model or the metric raises."""
         bench = self.bench
@@ -67,26 +72,29 @@ class Judge:
         earlier = self._answered(done, candidate)
         if earlier is not None:
             return self._repeated(earlier, size, latency)
+        rivals = self._comparable(done)
         model = bench.stitcher.apply(candidate)
         scores, outputs, cause = self._race(model, done, size, latency)
         total = len(bench.teacher_outputs)
-        seen = {"seen": len(outputs) / total, "divergence": float(scores.divergence.mean())}
-        attributes: dict[str, Any] = {"samples": len(outputs), **seen}
+        count = len(scores)
+        seen = {"seen": count / total, "divergence": float(scores.divergence.mean())}
+        attributes: dict[str, Any] = {"samples": count, **seen}
         if cause:
             return Outcome(None, size, latency, cause, violations, attributes)
         attributes["scores"] = scores.encoded(total)
         found = scores_of(bench.task, outputs, join_targets(bench.targets))
         accuracy, metrics = found.accuracy, found.metrics
         attributes["accuracy_before_recovery"] = accuracy
-        if worth_training(bench, self.limits, candidate, accuracy, done, size, latency):
-            stops = partial(beaten, done, size, latency)
+        if worth_training(bench, self.limits, candidate, accuracy, rivals, size, latency):
+            stops = partial(beaten, rivals, size, latency)
             lesson = recover_candidate(bench, self.folder, number, candidate, accuracy, least_loss(self.limits), stops)
             attributes |= {"recovered": lesson.improved, "trained": True, RUNGS: {"0": accuracy, **lesson.rungs}}
             accuracy, cause = lesson.accuracy, lesson.cause
             metrics = lesson.metrics if lesson.improved else metrics
         attributes["metrics"] = dict(metrics)
         violations = self.limits.violations(size, latency, bench.baseline.accuracy - accuracy, metrics)
-        return Outcome((float(size), latency, accuracy), size, latency, cause, violations, attributes)
+        values = (float(size), latency, accuracy, *(metrics[name] for name in self.goal.objectives))
+        return Outcome(values, size, latency, cause, violations, attributes)
 
     def _answered(self, done: list[FrozenTrial], candidate: Candidate) -> FrozenTrial | None:
         plain, full = Candidate(candidate.modules).digest, candidate.digest
@@ -104,8 +112,11 @@ class Judge:
         if earlier.state == TrialState.PRUNED or earlier.values is None:
             return Outcome(None, size, latency, f"{cause}: {earlier.user_attrs.get('cause', '')}", earlier.constraints, attributes)
         attributes |= {name: earlier.user_attrs.get(name) for name in ("accuracy_before_recovery", "metrics")}
-        values = (float(earlier.values[0]), float(earlier.values[1]), float(earlier.values[2]))
-        return Outcome(values, size, latency, cause, earlier.constraints, attributes)
+        return Outcome(tuple(map(float, earlier.values)), size, latency, cause, earlier.constraints, attributes)
+
+    def _comparable(self, done: list[FrozenTrial]) -> list[FrozenTrial]:
+        """Those whose accuracy alone shows whether they beat a candidate: none where other qualities are objectives too."""
+        return [] if self.bench.space.objectives else done
 
     def _rivals(self, done: list[FrozenTrial], size: int, latency: float) -> list[Rival]:
         return [
@@ -123,18 +134,18 @@ class Judge:
             self._decoded[trial.number] = Rival(trial.number, Scores.decoded(trial.user_attrs["scores"]))
         return self._decoded[trial.number]
 
-    def _race(self, model: torch.nn.Module, done: list[FrozenTrial], size: int, latency: float) -> tuple[Scores, Tensor, str]:
+    def _race(self, model: torch.nn.Module, done: list[FrozenTrial], size: int, latency: float) -> tuple[Scores, dict[str, Tensor], str]:
         """(scores, outputs, cause to stop or "") on growing parts of the validation split."""
-        bench, rivals = self.bench, self._rivals(done, size, latency)
-        goal, steps = Goal(bench.baseline, self.limits), bench.space.recovery.steps
+        bench, rivals = self.bench, self._rivals(self._comparable(done), size, latency)
+        steps = bench.space.recovery.steps
         total = len(bench.teacher_outputs)
         rungs = [int(part * total) for part in self.parts]
-        outputs: list[Tensor] = []
+        outputs: list[dict[str, Tensor]] = []
         scores: list[Scores] = []
         seen = 0
         for (inputs, _), target in zip(bench.validation, bench.targets, strict=True):
-            output = model_outputs(model, inputs, bench.device)
-            outputs.append(output)
+            outputs.append(metric_outputs(bench.task, model, inputs, bench.device))
+            output = outputs[-1][""]
             reference = bench.teacher_outputs[seen : seen + len(output)]
             scores.append(sample_scores(bench.task, output, target, reference, bench.scored))
             seen += batch_size(inputs)
@@ -142,11 +153,11 @@ class Judge:
                 rungs = [rung for rung in rungs if rung > seen]
                 joined = Scores.joined(scores)
                 cause = self._stop(joined, rivals)
-                if not cause and not worth_finishing(done, goal, steps, size, latency, joined.divergence):
+                if not cause and not worth_finishing(done, self.goal, steps, size, latency, joined.divergence):
                     cause = f"expected to add nothing to the front after {len(joined)} samples"
                 if cause:
-                    return joined, torch.cat(outputs), cause
-        return Scores.joined(scores), torch.cat(outputs), ""
+                    return joined, join_outputs(outputs), cause
+        return Scores.joined(scores), join_outputs(outputs), ""
 
     def _stop(self, scores: Scores, rivals: list[Rival]) -> str:
         winner = surely_dominated(scores, rivals)

@@ -92,7 +92,7 @@ def verify_front(
         write_recipe(place, bench.builder, bench.stitcher, finalist.candidate, trained_of(folder, finalist), origin, timing.settings[i])
         write_notes(place, point, baseline, bench.builder.lowered.input_names, bench.target.name, timing.settings[i])
         points.append(point)
-    front = ParetoFront.of(baseline, points)
+    front = ParetoFront.of(baseline, points, bench.space.objectives)
     write_json(folder / FRONT_FILE, front.to_json())
     errors: dict[str, Any] = {}
     if len(points) > 1 and source != "table":

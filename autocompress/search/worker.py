@@ -23,7 +23,8 @@ from autocompress.results import TRIAL_COLUMNS, TRIALS_FILE
 from autocompress.search.journal import batched
 from autocompress.search.lease import Lease, Reaper
 from autocompress.search.progress import SearchProgress
-from autocompress.search.sampler import distributions
+from autocompress.search.reach import short_of
+from autocompress.search.sampler import PriceSampler, distributions
 from autocompress.search.trial import Judge, Outcome
 from autocompress.search_space import BoundSpace
 
@@ -69,7 +70,8 @@ class Worker:
 
     def run(self, n_trials: int, deadline: float | None, interrupt: Interrupt, url: str, progress: SearchProgress) -> None:
         """Trials until the study holds `n_trials` finished ones, the strategy is at its end, the deadline passes, or an interrupt comes."""
-        lease, reaper = Lease(url, self.study.study_name), Reaper(self.study, self.alone)
+        lease = Lease(url, self.study.study_name)
+        reaper = Reaper(self.study, None if self.alone else lease.worker)
         reaper.reap()
         if self.alone:
             complete_trials_file(self.study, self.folder / TRIALS_FILE)
@@ -109,6 +111,8 @@ class Worker:
             self.study.tell(trial, state=TrialState.FAIL)
             progress.line(f"trial {trial.number} failed: {cause}")
         append_row(self.folder / TRIALS_FILE, TRIAL_COLUMNS, row)
+        if trial.number == 0 and isinstance(self.study.sampler, PriceSampler) and (words := short_of(self.study.trials[0])):
+            progress.line(words)
 
 
 def judged(study: optuna.Study, trial: Trial, judge: Judge, worker: str, started: float) -> dict[str, Any]:
@@ -192,6 +196,5 @@ def complete_trials_file(study: optuna.Study, path: Path) -> None:
             append_row(path, TRIAL_COLUMNS, trial.user_attrs["row"] if _ended_itself(trial) else killed)
 
 
-def _feasible(trials: list[optuna.trial.FrozenTrial]) -> list[tuple[float, float, float]]:
-    done = [t for t in trials if t.state == TrialState.COMPLETE and all(v <= 0 for v in t.constraints.values())]
-    return [(t.values[0], t.values[1], t.values[2]) for t in done]
+def _feasible(trials: list[optuna.trial.FrozenTrial]) -> list[list[float]]:
+    return [t.values for t in trials if t.state == TrialState.COMPLETE and all(v <= 0 for v in t.constraints.values())]

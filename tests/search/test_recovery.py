@@ -313,6 +313,9 @@ def test_all_outputs_of_a_model_are_recovered_and_exported(cnn_task, tmp_path: P
     def labelled(batches):
         return [(x, {"quarter": y, "brightness": x.flatten(1).mean(1, keepdim=True)}) for x, y in batches]
 
+    def minus_error(outputs: torch.Tensor, targets: torch.Tensor) -> float:
+        return -float((outputs - targets).abs().mean())
+
     torch.manual_seed(0)
     model = TwoHeads(cnn_task.model)
     with torch.no_grad():
@@ -327,10 +330,14 @@ def test_all_outputs_of_a_model_are_recovered_and_exported(cnn_task, tmp_path: P
         test=None,
         metric=lambda outputs, targets: cnn_task.metric(outputs, targets["quarter"]),
         output_weights={"quarter": 1.0, "brightness": 10.0},
+        extra_metrics={"minus_error": ac.OutputMetric("brightness", minus_error)},
     )
     space = {**SPACE, "modules": [{**SPACE["modules"][0], "weight_bits": [2, 3]}]}
-    result = ac.search(task, space, n_trials=8, out=tmp_path / "run", quiet=True)
+    result = ac.search(task, space, n_trials=8, out=tmp_path / "run", objectives=["minus_error"], quiet=True)
     assert any(t.user_attrs.get("trained") for t in trials_of(tmp_path / "run")), "a loss over both outputs was trained on"
+    assert result.front.baseline.metrics["minus_error"] == pytest.approx(0.0, abs=1e-4), "it is exact in float"
+    for trial in trials_of(tmp_path / "run"):
+        assert not trial.values or trial.values[3] == trial.user_attrs["metrics"]["minus_error"]
     for point in (*result.front.points, *result.front.dominated):
         session = onnxruntime.InferenceSession(str(tmp_path / "run" / point.artifact / "model.onnx"), providers=["CPUExecutionProvider"])
         x, target = task.validation[0]
@@ -338,6 +345,11 @@ def test_all_outputs_of_a_model_are_recovered_and_exported(cnn_task, tmp_path: P
         assert answers.shape == (32, 4)
         assert point.candidate.config("brightness").weight_bits < 8, "the second head is compressed too"
         assert np.abs(brightness - target["brightness"].numpy()).mean() < 0.05
+        found = [
+            minus_error(torch.from_numpy(session.run(None, {session.get_inputs()[0].name: x.numpy()})[1]), t["brightness"])
+            for x, t in task.validation
+        ]
+        assert point.measured.metrics["minus_error"] == pytest.approx(np.mean(found), rel=1e-4), "judged from the second output of the file"
 
 
 def test_candidates_keep_how_they_were_trained() -> None:

@@ -24,8 +24,10 @@ import autocompress as ac
 from autocompress import files
 from autocompress.candidate import Candidate
 from autocompress.errors import LimitError, NotComputableError, RunFolderError
+from autocompress.pareto import hypervolume, non_dominated
 from autocompress.search import loop, worker
 from autocompress.search import trial as trial_module
+from autocompress.search.goal import Goal
 from autocompress.search.storage import open_study
 
 SPACE = {
@@ -180,6 +182,46 @@ def test_extra_metrics_are_limits(cnn_task, tmp_path: Path) -> None:
         ac.search(task, SPACE, n_trials=1, out=tmp_path / "b", min_metric={"margins": 0.5}, quiet=True)
 
 
+def test_an_accuracy_that_nothing_can_keep_is_said_after_the_first_trial(cnn_task, tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
+    few = {"modules": [{"match": "*", "weight_bits": [2, 3], "pruning_ratio": [0.5, 0.75]}]}
+    ac.search(cnn_task, few, n_trials=2, out=tmp_path, max_accuracy_drop=0.001, finalize_steps=0)
+    said = " ".join(capsys.readouterr().err.split())
+    assert "limits: what is expected to lose least (" in said
+    first = open_study(str(tmp_path / "study.journal")).trials[0]
+    assert f"misses max_accuracy_drop by {first.constraints['max_accuracy_drop']:.4f}" in said.partition("trial 2/2")[0]
+
+
+def sharpness(outputs, targets) -> float:
+    """Minus the mean probability of the right class's rivals times ten: falls where accuracy need not."""
+    return -10 * float(1 - outputs.softmax(1).gather(1, targets[:, None]).mean())
+
+
+def test_extra_metrics_are_objectives(cnn_task, tmp_path: Path) -> None:
+    """Then the front holds what nothing beats in size, latency, accuracy and them."""
+    task = replace(cnn_task, extra_metrics={"sharpness": sharpness})
+    space = {**SPACE, "objectives": ["sharpness"]}
+    result = ac.search(task, space, n_trials=24, out=tmp_path / "a", quiet=True, finalize_steps=0)
+    study = open_study(str(tmp_path / "a" / "study.journal"), objectives=["sharpness"])
+    assert [d.name for d in study.directions] == ["MINIMIZE", "MINIMIZE", "MAXIMIZE", "MAXIMIZE"]
+    told = [t for t in study.trials if t.values and not t.user_attrs.get("repeats")]
+    assert all(t.values[3] == t.user_attrs["metrics"]["sharpness"] for t in told)
+    assert not any(t.user_attrs["cause"].startswith("dominated") for t in study.trials), "accuracy alone decides nothing"
+    assert result.front.objectives == ("sharpness",)
+    points = [
+        (p.measured.size_bytes, p.measured.latency_ms, -p.measured.accuracy, -p.measured.metrics["sharpness"])
+        for p in (*result.front.points, *result.front.dominated)
+    ]
+    assert sum(non_dominated(points)) == len(result.front)
+    again = ac.read_front(tmp_path / "a")
+    assert again.objectives == ("sharpness",)
+    assert [p.trial for p in again] == [p.trial for p in result.front]
+    assert len(ac.search(task, space, n_trials=24, out=tmp_path / "a", quiet=True, finalize_steps=0).front) >= 1, "it resumes"
+    with pytest.raises(RunFolderError, match="holds a search over another space"):
+        ac.search(task, SPACE, n_trials=24, out=tmp_path / "a", quiet=True)
+    with pytest.raises(LimitError, match="objective 'sharp': is no extra metric of the task; nearest: sharpness"):
+        ac.search(task, SPACE, n_trials=1, out=tmp_path / "b", objectives=["sharp"], quiet=True)
+
+
 @pytest.mark.parametrize("sampler", ["tpe", "nsga2", "random"])
 def test_optunas_own_samplers_search_the_same_space(cnn_task, tmp_path: Path, sampler: str) -> None:
     result = ac.search(cnn_task, SPACE, n_trials=3, out=tmp_path, sampler=sampler, quiet=True, finalize_steps=0)
@@ -193,9 +235,6 @@ def test_optunas_own_samplers_search_the_same_space(cnn_task, tmp_path: Path, sa
 
 def test_the_front_does_not_depend_on_the_order_of_telling(finished, cnn_task) -> None:
     """Whatever order trials are told in, the front holds the same points, and no trial more makes its hypervolume smaller."""
-    from autocompress.pareto import hypervolume, non_dominated
-    from autocompress.search.goal import Goal
-
     result, folder = finished
     trials = [t for t in open_study(str(folder / "study.journal")).trials if t.values and all(v <= 0 for v in t.constraints.values())]
     goal = Goal(result.front.baseline, result.limits)

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import functools
 import os
 import sqlite3
 import threading
@@ -57,8 +58,10 @@ def test_trials_of_dead_workers_are_queued_again(tmp_path: Path, url: str) -> No
     dead.suggest_int("x", 0, 9)
     dead.set_user_attr("worker", "dead")
     x = dead.params["x"]
-    assert Reaper(study, alone=False).reap() == [], "its lease is not over"
-    assert Reaper(study, alone=True).reap() == [dead.number]
+    own = Lease(url.format(folder=tmp_path), study.study_name)
+    assert Reaper(study, own.worker).reap() == [], "its lease is not over"
+    own.close()
+    assert Reaper(study, None).reap() == [dead.number]
     assert study.trials[dead.number].state == TrialState.FAIL
     retried = study.ask()
     assert retried.suggest_int("x", 0, 9) == x
@@ -72,7 +75,8 @@ def test_a_worker_that_counts_keeps_its_trials_and_one_that_stopped_loses_them(
 ) -> None:
     monkeypatch.setattr(lease, "LEASE_S", 0.4)
     study = open_study(url.format(folder=tmp_path))
-    alive, reaper = Lease(url.format(folder=tmp_path), study.study_name), Reaper(study, alone=False)
+    own, alive = (Lease(url.format(folder=tmp_path), study.study_name) for _ in range(2))
+    reaper = Reaper(study, own.worker)
     trial = study.ask()
     trial.set_user_attr("worker", alive.worker)
     for _ in range(6):
@@ -80,11 +84,28 @@ def test_a_worker_that_counts_keeps_its_trials_and_one_that_stopped_loses_them(
         assert reaper.reap() == []
     alive.close()
     assert reaper.reap() == [trial.number], "a lease that was given up does not have to run out"
+    own.close()
+
+
+def test_a_worker_is_dead_when_others_have_counted_a_lease_and_it_has_not(tmp_path: Path) -> None:
+    study = open_study(f"{tmp_path}/study.journal")
+    trial = study.ask()
+    trial.set_user_attr("worker", "silent")
+    study.set_user_attr("lease:silent", 7)
+    study.set_user_attr("lease:own", 0)
+    reaper = Reaper(study, "own")
+    for count in range(lease.COUNTS + 1):
+        study.set_user_attr("lease:own", count)
+        assert reaper.reap() == []
+        assert reaper.reap() == [], "nobody counts while the storage is away: however long that is, nobody is dead"
+    study.set_user_attr("lease:own", lease.COUNTS + 1)
+    assert reaper.reap() == [trial.number]
 
 
 def test_clocks_that_jump_take_no_trial_away(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     study = open_study(f"{tmp_path}/study.journal")
-    alive, reaper = Lease(f"{tmp_path}/study.journal", study.study_name), Reaper(study, alone=False)
+    own, alive = (Lease(f"{tmp_path}/study.journal", study.study_name) for _ in range(2))
+    reaper = Reaper(study, own.worker)
     trial = study.ask()
     trial.set_user_attr("worker", alive.worker)
     reaper.reap()
@@ -94,6 +115,7 @@ def test_clocks_that_jump_take_no_trial_away(tmp_path: Path, monkeypatch: pytest
         assert reaper.reap() == []
     monkeypatch.undo()
     alive.close()
+    own.close()
 
 
 def test_a_trial_that_is_taken_over_again_and_again_is_given_up(tmp_path: Path) -> None:
@@ -103,14 +125,14 @@ def test_a_trial_that_is_taken_over_again_and_again_is_given_up(tmp_path: Path) 
         trial.suggest_int("x", 0, 9)
         trial.set_user_attr("worker", "dead")
         assert trial.user_attrs.get("attempt", 0) == expected
-        Reaper(study, alone=True).reap()
+        Reaper(study, None).reap()
     assert not study.get_trials(states=(TrialState.WAITING,))
 
 
 def test_a_proposal_that_was_not_whole_is_not_repeated(tmp_path: Path) -> None:
     study = open_study(f"{tmp_path}/study.journal")
     study.ask().suggest_int("x", 0, 9)
-    assert Reaper(study, alone=True).reap() == [0]
+    assert Reaper(study, None).reap() == [0]
     assert not study.get_trials(states=(TrialState.WAITING,))
 
 
@@ -146,6 +168,27 @@ def test_a_locked_database_is_waited_for(tmp_path: Path, monkeypatch: pytest.Mon
     freed.join()
     study.tell(trial, [1.0, 2.0, 3.0])
     assert [t.state for t in open_study(f"sqlite:///{path}").trials] == [TrialState.COMPLETE]
+
+
+def test_a_result_that_arrived_without_an_answer_is_told_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    study = open_study(f"sqlite:///{tmp_path}/study.db")
+    trial = study.ask()
+    tell, lost = RDBStorage.set_trial_state_values, []
+
+    @functools.wraps(tell)
+    def told_but_cut_off(*given, **named):
+        found = tell(*given, **named)
+        if not lost:
+            lost.append(1)
+            raise sqlalchemy.exc.OperationalError("commit", {}, Exception("server closed the connection"))
+        return found
+
+    monkeypatch.setattr(PatientStorage, "set_trial_state_values", storage._patient(told_but_cut_off))
+    study.tell(trial, [1.0, 2.0, 3.0])
+    assert lost
+    assert [t.values for t in study.trials] == [[1.0, 2.0, 3.0]]
+    with pytest.raises(ValueError, match="Cannot tell a COMPLETE trial"):
+        study.tell(trial, [1.0, 2.0, 3.0])
 
 
 def test_a_database_that_stays_away_or_is_full_is_said_in_a_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

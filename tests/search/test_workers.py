@@ -140,10 +140,14 @@ def test_a_search_outlives_its_server_for_twenty_seconds(server: Server, cnn_spe
     _, errors = process.communicate(timeout=200)
     assert process.returncode == 0, errors
     trials = trials_of(url)
-    finished = [t for t in trials if t.state.is_finished()]
+    # A trial that the server made and could not answer for before it died belongs to nobody: it is failed once a lease is over.
+    unanswered = [t for t in trials if t.state == TrialState.FAIL and not t.params]
+    assert len(unanswered) <= 1
+    finished = [t for t in trials if t.state.is_finished() and t not in unanswered]
+    assert [t.user_attrs["row"]["state"] for t in finished] == [t.state.name for t in finished]
     assert len(finished) == 14
     assert rows(folder)[: len(before)] == before
-    assert sorted(int(r["number"]) for r in rows(folder)) == [t.number for t in finished]
+    assert sorted(int(r["number"]) for r in rows(folder)) == sorted(t.number for t in trials if t.state.is_finished())
 
 
 def test_ray_places_the_workers(cnn_spec: str, tmp_path: Path) -> None:
