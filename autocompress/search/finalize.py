@@ -11,8 +11,7 @@ import optuna
 from optuna.trial import FrozenTrial, TrialState
 
 from autocompress.candidate import Candidate
-from autocompress.limits import Limits
-from autocompress.measure.accuracy import evaluate_model
+from autocompress.measure.accuracy import Scores, evaluate_model
 from autocompress.pareto import hypervolume_subset, non_dominated
 from autocompress.search.bench import Bench
 from autocompress.search.clock import MOST_FILES
@@ -30,7 +29,7 @@ class Finalist:
 
 
 def choose_finalists(
-    study: optuna.Study, bench: Bench, limits: Limits, before: Collection[int] = (), count: int = MOST_FILES
+    study: optuna.Study, bench: Bench, goal: Goal, before: Collection[int] = (), count: int = MOST_FILES
 ) -> list[Finalist]:
     """At most `count` feasible, non-dominated trials, one per candidate, those that span most hypervolume, and the feasible ones of
     `before`: trials that an earlier front of the same run had, which must not get worse by predictions that have changed.
@@ -47,7 +46,6 @@ def choose_finalists(
     # Predicted now: the latency model may have learned since the trial was told.
     values = np.array([_finalist(t, bench).values for t in feasible])
     keep = np.flatnonzero(non_dominated(values * signs(bench.space.objectives)))
-    goal = Goal(bench.baseline, limits, bench.space.objectives)
     chosen = hypervolume_subset(goal.losses(values[keep]), goal.reference_point, count)
     by_number = {trial.number: trial for trial in feasible}
     numbers = [feasible[int(keep[i])].number for i in chosen]
@@ -67,20 +65,24 @@ def recovered(
     study: optuna.Study,
     finalists: list[Finalist],
     bench: Bench,
+    goal: Goal,
     folder: Path,
     steps: int,
     stop: Callable[[], bool],
     report: Callable[[str, float], None],
 ) -> list[Finalist]:
     """The finalists after their long recovery of `steps`: with the training that their best weights have had, or none."""
-    recover_front(study, [(f.number, f.candidate, f.values[2]) for f in finalists], bench, folder, steps, stop, report)
+    names = bench.space.objectives
+    scores = [Scores(f.values[2], dict(zip(names, f.values[3:], strict=True))) for f in finalists]
+    given = [(f.number, f.candidate, found) for f, found in zip(finalists, scores, strict=True)]
+    recover_front(study, given, bench, goal, folder, steps, stop, report)
     found = []
     for finalist in finalists:
         kept = read_recovered(folder, finalist.number)
         if kept is None:
             found.append(replace(finalist, candidate=untrained(finalist.candidate)))
         else:
-            size, latency, accuracy, *others = finalist.values
             candidate = replace(finalist.candidate, distillation=kept.distillation)
-            found.append(Finalist(finalist.number, candidate, (size, latency, max(accuracy, kept.accuracy), *others)))
+            qualities = kept.scores.accuracy, *(kept.scores.metrics[name] for name in names)
+            found.append(Finalist(finalist.number, candidate, (*finalist.values[:2], *qualities)))
     return found

@@ -15,6 +15,7 @@ from autocompress.results import TABLE_FILE, TRIALS_FILE, ParetoFront, earlier_f
 from autocompress.search.bench import Bench
 from autocompress.search.clock import Clock
 from autocompress.search.finalize import Finalist, choose_finalists, recovered
+from autocompress.search.goal import Goal
 from autocompress.search.progress import SearchProgress
 from autocompress.search.recovery import lessons
 from autocompress.search.verify import verify_front
@@ -38,10 +39,11 @@ def finish(
     """Recover, export and verify the front; adds the prediction errors on it and what was reused to `run`."""
     earlier = earlier_front(folder)
     before = [] if earlier is None else [point.trial for point in earlier.points]
-    finalists = choose_finalists(study, bench, limits, before)
+    goal = Goal(bench.baseline, limits, bench.space.objectives)
+    finalists = choose_finalists(study, bench, goal, before)
     if not finalists:
         raise AutocompressError(f"search: no trial finished; see the causes in {folder / TRIALS_FILE}")
-    finalists = recovered(study, finalists, bench, folder, finalize_steps, stop, progress.phase)
+    finalists = recovered(study, finalists, bench, goal, folder, finalize_steps, stop, progress.phase)
     origin = {key: run[key] for key in ("task", "source", "model", "seed", "versions")}
     origin["threads"] = torch.get_num_threads()  # sums of floats depend on them in the last bit
     origin["training_dtype"] = run["training_dtype"]
@@ -63,13 +65,13 @@ def finish(
     if error > PROMISE and bench.latency_source == "measured":
         run["refit"] = relearn(bench, finalists, front, folder)
         known = {finalist.number for finalist in finalists}
-        more = [finalist for finalist in choose_finalists(study, bench, limits) if finalist.number not in known]
+        more = [finalist for finalist in choose_finalists(study, bench, goal) if finalist.number not in known]
         progress.line(
             f"latency model: {error:.1%} wrong on the front, more than the {PROMISE:.0%} promised; fitted again to what was measured "
             f"({run['refit']['mape']:.1%} on the same points), which brings {len(more)} more trials to the front"
         )
         if more and not stop() and clock.has_room(2 * len(finalists)):
-            finalists += recovered(study, more, bench, folder, finalize_steps, stop, progress.phase)
+            finalists += recovered(study, more, bench, goal, folder, finalize_steps, stop, progress.phase)
             front, _ = verify_front(finalists, bench, folder, origin, clock, progress.phase)
     run["recovery"] = lessons(study)
     teacher = bench.trainer.teacher

@@ -10,6 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from autocompress.limits import Limits
+from autocompress.measure.accuracy import Scores
 from autocompress.results import Measurement
 
 Array = NDArray[np.float64]
@@ -49,6 +50,15 @@ class Goal:
     def drop(self) -> float:
         """The accuracy loss from which on a point is of no use."""
         return self.drops[0]
+
+    def worth(self, scores: Scores) -> float:
+        """What recovery raises: the accuracy; with more qualities the accuracy of a point that has lost as large a share of what may be
+        lost of it as this one has of all on average."""
+        if not self.objectives:
+            return scores.accuracy
+        found = np.array([scores.accuracy, *(scores.metrics[name] for name in self.objectives)])
+        shares = np.maximum(np.array(self.levels) - found, 0.0) / np.array(self.drops)
+        return self.levels[0] - self.drop * float(shares.mean())
 
     @property
     def reference_point(self) -> tuple[float, ...]:

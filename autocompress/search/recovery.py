@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import json
 import shutil
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -18,8 +18,9 @@ from autocompress.compress.recover import recover
 from autocompress.compress.stitch import Trained
 from autocompress.errors import DamagedFileError, NotComputableError, RunFolderError
 from autocompress.limits import Limits
-from autocompress.measure.accuracy import evaluate_model
+from autocompress.measure.accuracy import Scores, evaluate_model
 from autocompress.search.bench import Bench
+from autocompress.search.goal import Goal
 from autocompress.tensor_files import read_tensors, write_tensors
 
 MIN_LOSS = 0.0005  # what lost less is not trained
@@ -30,25 +31,21 @@ FINALIZED = "finalized/"  # study attribute, with the number of a trial: its lon
 
 @dataclass(frozen=True)
 class Recovered:
-    """Trained weights of a trial, how they came about, and their validation accuracy."""
+    """Trained weights of a trial, how they came about, and their accuracy and extra metrics on validation."""
 
     trained: Trained
     distillation: Distillation
-    accuracy: float
+    scores: Scores
 
 
 @dataclass(frozen=True)
 class Lesson:
-    """What recovery did to one candidate: accuracy afterwards, whether training helped, accuracy by steps, and why it broke off.
+    """What recovery did to one candidate: scores afterwards, whether training helped, accuracy by steps, and why it broke off."""
 
-    `metrics` are the extra ones of the trained weights.
-    """
-
-    accuracy: float
+    scores: Scores
     improved: bool
     rungs: dict[str, float]
     cause: str = ""
-    metrics: Mapping[str, float] = field(default_factory=dict)
 
 
 def recovered_path(folder: Path, number: int) -> Path:
@@ -64,13 +61,15 @@ def read_recovered(folder: Path, number: int) -> Recovered | None:
     try:
         tensors, notes = read_tensors(path)
         distillation = Distillation.from_json(json.loads(notes["distillation"]))
-        return Recovered(Trained.from_tensors(tensors), distillation, float(notes["accuracy"]))
+        scores = Scores(float(notes["accuracy"]), json.loads(notes.get("metrics", "{}")))
+        return Recovered(Trained.from_tensors(tensors), distillation, scores)
     except (DamagedFileError, KeyError, TypeError, ValueError) as error:
         raise RunFolderError(f"{path}: damaged ({error}); remove it, the trial's untrained weights are used then") from error
 
 
 def _write(folder: Path, number: int, found: Recovered) -> None:
-    notes = {"distillation": json.dumps(found.distillation.to_json()), "accuracy": repr(found.accuracy)}
+    scores = {"accuracy": repr(found.scores.accuracy), "metrics": json.dumps(dict(found.scores.metrics))}
+    notes = {"distillation": json.dumps(found.distillation.to_json()), **scores}
     write_tensors(recovered_path(folder, number), found.trained.to_tensors(), notes)
 
 
@@ -84,14 +83,12 @@ def least_loss(limits: Limits) -> float:
     return max(MIN_LOSS, LIMIT_SHARE * (limits.max_accuracy_drop or 0.0))
 
 
-def worth_training(
-    bench: Bench, limits: Limits, candidate: Candidate, accuracy: float, done: Sequence[FrozenTrial], size: int, latency: float
-) -> bool:
+def worth_training(goal: Goal, candidate: Candidate, scores: Scores, done: Sequence[FrozenTrial], size: int, latency: float) -> bool:
     """Whether recovery could bring the candidate to the front: something was lost that no smaller and faster trial has kept."""
-    goal = bench.baseline.accuracy - least_loss(limits)
-    if candidate.distillation.steps == 0 or accuracy > goal:
+    enough = goal.baseline.accuracy - least_loss(goal.limits)
+    if candidate.distillation.steps == 0 or goal.worth(scores) > enough:
         return False
-    return not any(t.values is not None and t.values[0] <= size and t.values[1] <= latency and t.values[2] >= goal for t in done)
+    return not any(t.values is not None and t.values[0] <= size and t.values[1] <= latency and t.values[2] >= enough for t in done)
 
 
 def beaten(done: Sequence[FrozenTrial], size: int, latency: float, steps: int, accuracy: float) -> bool:
@@ -110,12 +107,13 @@ def recover_candidate(
     folder: Path,
     number: int,
     candidate: Candidate,
-    before: float,
+    before: Scores,
+    goal: Goal,
     least: float = MIN_LOSS,
     stops: Callable[[int, float], bool] = lambda steps, accuracy: False,
     stop: Callable[[], bool] = lambda: False,
 ) -> Lesson:
-    """Train the candidate of trial `number`, whose accuracy so far is `before`; weights that are better are on disk afterwards.
+    """Train the candidate of trial `number`, whose scores so far are `before`; weights that are better are on disk afterwards.
 
     At each restart the candidate is judged; it stops when it has lost less than `least` or `stops(steps, accuracy)`. A loss that is not
     finite ends the training, and what was there before is kept.
@@ -123,9 +121,9 @@ def recover_candidate(
     rungs: dict[str, float] = {}
 
     def go_on(model: torch.nn.Module, steps: int) -> bool:
-        accuracy = evaluate_model(bench.task, model, bench.task.validation, bench.device)[0].accuracy
-        rungs[str(steps)] = accuracy
-        return bench.baseline.accuracy - accuracy >= least and not stops(steps, accuracy)
+        scores = evaluate_model(bench.task, model, bench.task.validation, bench.device)[0]
+        rungs[str(steps)] = scores.accuracy
+        return goal.baseline.accuracy - goal.worth(scores) >= least and not stops(steps, scores.accuracy)
 
     place = folder / "recovered" / candidate.digest  # a trial that was killed comes again under another number
     place.mkdir(parents=True, exist_ok=True)
@@ -135,16 +133,16 @@ def recover_candidate(
         shutil.rmtree(place, ignore_errors=True)
         return Lesson(before, False, rungs, f"{error}; the weights before it are kept")
     model = bench.stitcher.apply(candidate, trained)
-    scores = evaluate_model(bench.task, model, bench.task.validation, bench.device)[0]
-    after = scores.accuracy
-    rungs[str(steps)] = after
-    if after > before:
+    after = evaluate_model(bench.task, model, bench.task.validation, bench.device)[0]
+    rungs[str(steps)] = after.accuracy
+    improved = goal.worth(after) > goal.worth(before)
+    if improved:
         taken = candidate.distillation
         restarts = tuple(at for at in taken.restarts if at < steps)
         _write(folder, number, Recovered(trained, replace(taken, steps=steps, restarts=restarts), after))
     if not stop():  # what was cut short goes on from here next time
         shutil.rmtree(place, ignore_errors=True)
-    return Lesson(max(after, before), after > before, rungs, metrics=scores.metrics)
+    return Lesson(after if improved else before, improved, rungs)
 
 
 def lessons(study: optuna.Study) -> list[dict[str, Any]]:
@@ -164,17 +162,18 @@ def lessons(study: optuna.Study) -> list[dict[str, Any]]:
 
 def recover_front(
     study: optuna.Study,
-    trials: Sequence[tuple[int, Candidate, float]],
+    trials: Sequence[tuple[int, Candidate, Scores]],
     bench: Bench,
+    goal: Goal,
     folder: Path,
     steps: int,
     stop: Callable[[], bool],
     report: Callable[[str, float], None],
 ) -> None:
-    """Give the (number, candidate, accuracy) of a front the long recovery, in the order in which they become files, so that those which
+    """Give the (number, candidate, scores) of a front the long recovery, in the order in which they become files, so that those which
     are run before the time is up have had it; what was done is not done again."""
-    todo = [t for t in trials if bench.baseline.accuracy - t[2] >= MIN_LOSS] if steps > 0 else []
-    for i, (number, candidate, accuracy) in enumerate(todo):
+    todo = [t for t in trials if goal.baseline.accuracy - goal.worth(t[2]) >= MIN_LOSS] if steps > 0 else []
+    for i, (number, candidate, scores) in enumerate(todo):
         name = f"{FINALIZED}{number}"
         if study.user_attrs.get(name, {}).get("steps", 0) >= steps:
             continue
@@ -183,10 +182,10 @@ def recover_front(
         report("recovering the front", i / len(todo))
         longer = replace(candidate, distillation=replace(candidate.distillation, steps=steps, restarts=()))
         kept = read_recovered(folder, number)
-        best = accuracy if kept is None else max(accuracy, kept.accuracy)
-        lesson = recover_candidate(bench, folder, number, longer, best, stop=stop)
+        best = scores if kept is None else max(scores, kept.scores, key=goal.worth)
+        lesson = recover_candidate(bench, folder, number, longer, best, goal, stop=stop)
         if stop():
             return
-        reached = next(reversed(lesson.rungs.values()), accuracy)
-        found = {"steps": steps, "before": accuracy, "reached": reached, "improved": lesson.improved, "cause": lesson.cause}
+        reached = next(reversed(lesson.rungs.values()), scores.accuracy)
+        found = {"steps": steps, "before": scores.accuracy, "reached": reached, "improved": lesson.improved, "cause": lesson.cause}
         study.set_user_attr(name, found)

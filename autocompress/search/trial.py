@@ -83,17 +83,15 @@ class Judge:
             return Outcome(None, size, latency, cause, violations, attributes)
         attributes["scores"] = scores.encoded(total)
         found = scores_of(bench.task, outputs, join_targets(bench.targets))
-        accuracy, metrics = found.accuracy, found.metrics
-        attributes["accuracy_before_recovery"] = accuracy
-        if worth_training(bench, self.limits, candidate, accuracy, rivals, size, latency):
+        attributes["accuracy_before_recovery"] = found.accuracy
+        if worth_training(self.goal, candidate, found, rivals, size, latency):
             stops = partial(beaten, rivals, size, latency)
-            lesson = recover_candidate(bench, self.folder, number, candidate, accuracy, least_loss(self.limits), stops)
-            attributes |= {"recovered": lesson.improved, "trained": True, RUNGS: {"0": accuracy, **lesson.rungs}}
-            accuracy, cause = lesson.accuracy, lesson.cause
-            metrics = lesson.metrics if lesson.improved else metrics
-        attributes["metrics"] = dict(metrics)
-        violations = self.limits.violations(size, latency, bench.baseline.accuracy - accuracy, metrics)
-        values = (float(size), latency, accuracy, *(metrics[name] for name in self.goal.objectives))
+            lesson = recover_candidate(bench, self.folder, number, candidate, found, self.goal, least_loss(self.limits), stops)
+            attributes |= {"recovered": lesson.improved, "trained": True, RUNGS: {"0": found.accuracy, **lesson.rungs}}
+            found, cause = lesson.scores, lesson.cause
+        attributes["metrics"] = dict(found.metrics)
+        violations = self.limits.violations(size, latency, bench.baseline.accuracy - found.accuracy, found.metrics)
+        values = (float(size), latency, found.accuracy, *(found.metrics[name] for name in self.goal.objectives))
         return Outcome(values, size, latency, cause, violations, attributes)
 
     def _answered(self, done: list[FrozenTrial], candidate: Candidate) -> FrozenTrial | None:

@@ -23,8 +23,10 @@ from autocompress.candidate import UNTRAINED
 from autocompress.compress import train
 from autocompress.compress.train import Cycle
 from autocompress.errors import TaskError
-from autocompress.measure.accuracy import evaluate_model
+from autocompress.limits import Limits
+from autocompress.measure.accuracy import Scores, evaluate_model
 from autocompress.search import recovery as module
+from autocompress.search.goal import Goal
 from autocompress.search.recovery import beaten, read_recovered, recover_front
 from autocompress.search.storage import open_study
 
@@ -91,7 +93,7 @@ def test_points_say_how_long_their_weights_were_trained(finished: tuple[ac.Searc
             assert point.predicted.accuracy == trial.user_attrs["accuracy_before_recovery"]
         else:
             assert distillation == kept.distillation
-            assert point.predicted.accuracy == kept.accuracy
+            assert point.predicted.accuracy == kept.scores.accuracy
         if point.trial in final:
             assert final[point.trial]["steps"] == 40
             assert (distillation.steps == 40) == final[point.trial]["improved"]
@@ -111,21 +113,21 @@ def test_the_long_recovery_lifts_a_point_once(cnn_task, tmp_path: Path, monkeypa
     def accuracy(model: nn.Module) -> float:
         return evaluate_model(cnn_task, model, cnn_task.validation, cpu)[0].accuracy
 
-    baseline = SimpleNamespace(accuracy=accuracy(fixture.stitcher.teacher))
-    bench = SimpleNamespace(
-        task=cnn_task, stitcher=fixture.stitcher, device=cpu, trainer=trainer_of(cnn_task, fixture.stitcher), baseline=baseline
-    )
+    baseline = ac.Measurement(1_000, 1.0, accuracy(fixture.stitcher.teacher))
+    bench = SimpleNamespace(task=cnn_task, stitcher=fixture.stitcher, device=cpu, trainer=trainer_of(cnn_task, fixture.stitcher))
     before = accuracy(fixture.stitcher.apply(at))
     assert before < baseline.accuracy - 0.05
     study = optuna.create_study()
-    given = (study, [(3, at, before)], bench, tmp_path, 80, lambda: False, lambda what, share: None)
+    goal = Goal(baseline, Limits())
+    given = (study, [(3, at, Scores(before, {}))], bench, goal, tmp_path, 80, lambda: False, lambda what, share: None)
     recover_front(*given)
     kept = read_recovered(tmp_path, 3)
     assert kept is not None
     assert kept.distillation == replace(at.distillation, steps=80)
-    assert kept.accuracy > before + 0.3 * (baseline.accuracy - before)
-    assert accuracy(fixture.stitcher.apply(at, kept.trained)) == kept.accuracy
-    assert study.user_attrs["finalized/3"] == {"steps": 80, "before": before, "reached": kept.accuracy, "improved": True, "cause": ""}
+    reached = kept.scores.accuracy
+    assert reached > before + 0.3 * (baseline.accuracy - before)
+    assert accuracy(fixture.stitcher.apply(at, kept.trained)) == reached
+    assert study.user_attrs["finalized/3"] == {"steps": 80, "before": before, "reached": reached, "improved": True, "cause": ""}
 
     def never(cycle: Cycle) -> int:
         raise AssertionError("trained again")
@@ -206,11 +208,10 @@ def test_ctrl_c_does_not_wait_for_the_long_recovery(cnn_task, tmp_path: Path, mo
 
 def test_training_that_makes_it_worse_is_not_kept(cnn_task, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     # The looks on the way would notice; without them every training ends in ruins.
-    monkeypatch.setattr(
-        "autocompress.compress.trainer.Trainer.divergence", lambda trainer, student: -float(np.random.default_rng().random())
-    )
+    generator = np.random.default_rng(0)
+    monkeypatch.setattr("autocompress.compress.trainer.Trainer.divergence", lambda trainer, student: -float(generator.random()))
     space = {**SPACE, "distillation": {"steps": 6, "learning_rate": 0.9}}
-    result = ac.search(cnn_task, space, n_trials=6, out=tmp_path / "run", quiet=True, finalize_steps=6)
+    result = ac.search(cnn_task, space, n_trials=6, out=tmp_path / "run", quiet=True, finalize_steps=0)
     trained = [t for t in trials_of(tmp_path / "run") if t.user_attrs.get("trained")]
     worse = [t for t in trained if not t.user_attrs["recovered"]]
     assert worse
@@ -365,3 +366,13 @@ def test_candidates_keep_how_they_were_trained() -> None:
     }
     assert UNTRAINED.to_json() == {"alpha": 0.5, "temperature": 2.0, "steps": 0}
     assert Candidate(at.modules).digest != at.digest
+
+
+def test_recovery_raises_all_objectives() -> None:
+    """Half of what may be lost of one of two qualities is a quarter of the whole."""
+    baseline = ac.Measurement(1, 1.0, 0.9, metrics={"f": 2.0})
+    both = Goal(baseline, Limits(max_accuracy_drop=0.1, floors={"f": 1.6}), ("f",))
+    assert both.worth(Scores(0.95, {"f": 2.5})) == pytest.approx(0.9), "more than the float model is nothing to train for"
+    assert both.worth(Scores(0.9, {"f": 1.8})) == pytest.approx(0.875)
+    assert both.worth(Scores(0.85, {"f": 1.8})) == pytest.approx(0.85)
+    assert Goal(baseline, Limits()).worth(Scores(0.95, {"f": 0.0})) == 0.95

@@ -105,9 +105,9 @@ def trials_of(url: str) -> list[FrozenTrial]:
 
 def test_another_worker_takes_over_the_trial_of_one_that_was_killed(server: Server, cnn_spec: str, tmp_path: Path) -> None:
     url, folder = server.url("killed"), tmp_path / "run" / "out"
-    first = subprocess.Popen(search(cnn_spec, folder, 18, "--storage", url, pause=1.0), stderr=subprocess.PIPE, text=True)
+    first = subprocess.Popen(search(cnn_spec, folder, 4000, "--storage", url, pause=0.5), stderr=subprocess.PIPE, text=True)
     until(lambda: len(rows(folder)) >= 2, first)
-    worker = [sys.executable, "-W", "ignore", "-c", MAIN, "1.0", "worker", "--storage", url, cnn_spec]
+    worker = [sys.executable, "-W", "ignore", "-c", MAIN, "0.5", "worker", "--storage", url, cnn_spec]
     second = subprocess.Popen(worker, stderr=subprocess.PIPE, text=True)
     until(lambda: len({t.user_attrs.get("worker") for t in trials_of(url) if t.state == TrialState.COMPLETE}) == 2, second)
     # The second worker's trial, whatever it is at, ends here.
@@ -115,10 +115,18 @@ def test_another_worker_takes_over_the_trial_of_one_that_was_killed(server: Serv
     running = [t for t in trials_of(url) if t.state == TrialState.RUNNING]
     second.kill()
     second.communicate()
+
+    def taken_over() -> bool:
+        found = trials_of(url)
+        retried = [t for t in found if t.user_attrs.get("retry_of") in {t.number for t in running}]
+        return all(t.state.is_finished() for t in (*(found[t.number] for t in running), *retried))
+
+    until(taken_over, first)
+    first.send_signal(signal.SIGINT)
     _, errors = first.communicate(timeout=200)
-    assert first.returncode == 0, errors
+    assert first.returncode == 130, errors
     trials = trials_of(url)
-    assert not [t for t in trials if t.state == TrialState.RUNNING], "nobody waits for the dead"
+    assert not [t for t in trials if t.state == TrialState.RUNNING]
     failed = [t for t in trials if t.state == TrialState.FAIL]
     assert len(failed) <= 1, "one trial was in flight"
     for trial in failed:
