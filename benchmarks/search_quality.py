@@ -6,6 +6,7 @@ measured table's, so that the figures hang on no clock; the box is (float size, 
 
 from __future__ import annotations
 
+import json
 import math
 import statistics
 import tempfile
@@ -19,7 +20,7 @@ import optuna
 import plotly.graph_objects as go
 import torch
 from optuna.samplers import BaseSampler
-from optuna.trial import TrialState
+from optuna.trial import FrozenTrial, TrialState
 
 from autocompress import Task, find_modules, load_task
 from autocompress.candidate import UNTOUCHED, ModuleConfig
@@ -27,10 +28,9 @@ from autocompress.limits import Limits
 from autocompress.pareto import hypervolume
 from autocompress.recovery_space import RecoverySpace
 from autocompress.search.bench import Bench, open_bench
-from autocompress.search.goal import Goal
+from autocompress.search.goal import Goal, directions
 from autocompress.search.loop import make_allocator, price_sampler, sensitivity
 from autocompress.search.stock import stock_sampler
-from autocompress.search.storage import DIRECTIONS
 from autocompress.search.trial import Judge
 from autocompress.search.worker import ask, judged
 from autocompress.search_space import BoundSpace, SearchSpace
@@ -88,20 +88,20 @@ def case(task: Task, drop: float, folder: Path) -> Case:
 
 @dataclass(frozen=True)
 class Run:
-    """Hypervolume after each trial, and the seconds of all."""
+    """Hypervolume after each trial, and the seconds since the start."""
 
     volumes: list[float]
-    seconds: float
-    study: optuna.Study
+    seconds: list[float]
+    trials: Sequence[FrozenTrial] = ()
 
 
 def run(found: Case, bench: Bench, sampler: BaseSampler, count: int, seeds: Sequence[Mapping[str, int]] = ()) -> Run:
-    study = optuna.create_study(directions=list(DIRECTIONS), sampler=sampler)
+    study = optuna.create_study(directions=directions(()), sampler=sampler)
     for parameters in seeds:
         study.enqueue_trial(dict(parameters))
     judge, started = Judge(bench, found.limits, found.folder), time.perf_counter()
     values: list[tuple[float, float, float]] = []
-    volumes = []
+    volumes, seconds = [], []
     for _ in range(count):
         trial = ask(study, bench.space)
         judged(study, trial, judge, "benchmark", time.monotonic())
@@ -109,7 +109,8 @@ def run(found: Case, bench: Bench, sampler: BaseSampler, count: int, seeds: Sequ
         if last.state == TrialState.COMPLETE and all(v <= 0 for v in last.constraints.values()):
             values.append((last.values[0], last.values[1], last.values[2]))
         volumes.append(hypervolume(found.goal.losses(values), found.goal.reference_point) if values else 0.0)
-    return Run(volumes, time.perf_counter() - started, study)
+        seconds.append(time.perf_counter() - started)
+    return Run(volumes, seconds, study.trials)
 
 
 def only(space: BoundSpace, axes: Sequence[str], base: Mapping[str, ModuleConfig]) -> BoundSpace:
@@ -130,22 +131,23 @@ def in_sequence(found: Case, count: int, seed: int) -> Run:
     """Prune, then factorise, then quantise: a third of the trials each, from the point of most volume within its share of the loss."""
     values: list[tuple[float, float, float]] = []
     volumes: list[float] = []
+    seconds: list[float] = []
     base: dict[str, ModuleConfig] = {}
-    started = time.perf_counter()
     stages = [KINDS["prune_only"], KINDS["rank_only"], KINDS["quant_only"]]
     for i, axes in enumerate(stages):
         bench = replace(found.bench, space=only(found.bench.space, axes, base))
         part = run(found, bench, guided(found, bench, seed), (count * (i + 1)) // 3 - (count * i) // 3)
+        seconds += [(seconds[len(volumes) - 1] if volumes else 0.0) + s for s in part.seconds]
         allowed = found.bench.baseline.accuracy - found.limits.max_accuracy_drop * (i + 1) / 3
-        done = [t for t in part.study.trials if t.state == TrialState.COMPLETE and t.values[2] >= allowed]
-        for trial in part.study.trials:
+        done = [t for t in part.trials if t.state == TrialState.COMPLETE and t.values[2] >= allowed]
+        for trial in part.trials:
             if trial.state == TrialState.COMPLETE and all(v <= 0 for v in trial.constraints.values()):
                 values.append((trial.values[0], trial.values[1], trial.values[2]))
             volumes.append(hypervolume(found.goal.losses(values), found.goal.reference_point) if values else 0.0)
         if done:
             best = max(done, key=lambda t: hypervolume(found.goal.losses([tuple(t.values)]), found.goal.reference_point))
             base = dict(bench.space.candidate(best.params).modules)
-    return Run(volumes, time.perf_counter() - started, part.study)
+    return Run(volumes, seconds)
 
 
 def methods(found: Case, few: int, many: int) -> dict[str, Callable[[int], Run]]:
@@ -187,10 +189,56 @@ def plot(path: Path, curves: Mapping[str, Mapping[str, list[list[float]]]]) -> N
     figure.write_html(path, include_plotlyjs=True, config={"showSendToCloud": False, "plotlyServerURL": "", "displaylogo": False})
 
 
+def kept(place: Path, search: Callable[[int], Run], seed: int) -> Run:
+    """The run of one seed: from the folder when it was made before, so that a benchmark that was stopped goes on."""
+    path = place / f"{seed}.json"
+    if path.exists():
+        found = json.loads(path.read_text())
+        return Run(found["volumes"], found["seconds"])
+    made = search(seed)
+    place.mkdir(exist_ok=True)
+    path.write_text(json.dumps({"volumes": made.volumes, "seconds": made.seconds}))
+    return made
+
+
+def described(runs: Sequence[Run], marks: Sequence[int]) -> str:
+    """Mean hypervolume at some numbers of trials, the least and the most at the end, and the mean time."""
+    means = [f"{n}: {statistics.mean(r.volumes[n - 1] for r in runs):.4f}" for n in marks if n <= len(runs[0].volumes)]
+    last, seconds = [r.volumes[-1] for r in runs], statistics.mean(r.seconds[-1] for r in runs)
+    return f"{'  '.join(means)}  (last: {min(last):.4f} to {max(last):.4f}; {seconds:.0f} s)"
+
+
+def in_the_time_of(others: Sequence[Run], runs: Sequence[Run]) -> float:
+    """Mean hypervolume of `runs` when as much time had passed as the `others` took, seed by seed."""
+    counts = [max(1, int(np.searchsorted(r.seconds, o.seconds[-1], "right"))) for r, o in zip(runs, others, strict=True)]
+    found = statistics.mean(r.volumes[n - 1] for r, n in zip(runs, counts, strict=True))
+    print(f"  joint in the time of the sequence: {found:.4f} ({', '.join(map(str, counts))} trials)", flush=True)
+    return found
+
+
+def figures_of(found: Mapping[str, Mapping[str, Sequence[Run]]]) -> dict[str, float]:
+    """Means over tasks and seeds by the keys of the benchmark, and by task and method."""
+
+    def volume(runs: Sequence[Run]) -> float:
+        return statistics.mean(r.volumes[-1] for r in runs)
+
+    def mean(method: str) -> float:
+        return statistics.mean([volume(by_method[method]) for by_method in found.values() if method in by_method] or [math.nan])
+
+    stock = {f"hv_{name}_500": mean(name) for name in ("tpe", "nsga2", "nsga2_seeded", "random")}
+    figures = {"hv_guided_100": mean("guided"), **stock, "hv_joint": mean("guided")}
+    figures |= {f"hv_{name}": mean(name) for name in (*KINDS, "sequence")}
+    for task, by_method in found.items():
+        figures |= {f"hv_{task}_{method}": volume(runs) for method, runs in by_method.items()}
+        if {"guided", "sequence"} <= by_method.keys():
+            figures[f"hv_{task}_joint_in_the_time_of_the_sequence"] = in_the_time_of(by_method["sequence"], by_method["guided"])
+    return figures
+
+
 def main() -> None:
     parser = parser_of(__doc__)
     parser.add_argument("--plot", type=Path, metavar="FILE.html", help="hypervolume over trials")
-    parser.add_argument("--folder", type=Path, help="where measured tables are kept, so that methods can be run one after another")
+    parser.add_argument("--folder", type=Path, help="where tables and finished runs are kept, so that the same command goes on")
     parser.add_argument("--only", choices=("easy_vqa", "decoder"))
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--methods", nargs="+", metavar="NAME", help="only these of the methods")
@@ -203,43 +251,27 @@ def main() -> None:
         "easy_vqa": (lambda: load_task("autocompress.tasks:easy_vqa", validation_images=images), 0.05),
         "decoder": (lambda: language_task(steps, rows, depth=6), 1.0),
     }
-    curves: dict[str, dict[str, list[list[float]]]] = {}
+    found: dict[str, dict[str, list[Run]]] = {}
     with tempfile.TemporaryDirectory() as made:
         folder = arguments.folder or Path(made)
         folder.mkdir(parents=True, exist_ok=True)
         for name, (make, drop) in tasks.items():
             if arguments.only not in (None, name):
                 continue
-            found = case(make(), drop, folder)
-            samples, knobs = len(found.bench.teacher_outputs), len(found.bench.space.knobs)
-            print(f"{name}: {knobs} knobs, {samples} validation samples, loss up to {drop}, sensitivity {found.table_s:.0f} s", flush=True)
-            curves[name] = {}
-            for method, search in methods(found, few, many).items():
+            prepared = case(make(), drop, folder)
+            samples, knobs = len(prepared.bench.teacher_outputs), len(prepared.bench.space.knobs)
+            print(
+                f"{name}: {knobs} knobs, {samples} validation samples, loss up to {drop}, sensitivity {prepared.table_s:.0f} s", flush=True
+            )
+            found[name] = {}
+            for method, search in methods(prepared, few, many).items():
                 if arguments.methods and method not in arguments.methods:
                     continue
-                runs = [search(seed) for seed in range(seeds)]
-                curves[name][method] = [r.volumes for r in runs]
-                shown = "  ".join(
-                    f"{at}: {statistics.mean(r.volumes[at - 1] for r in runs):.4f}"
-                    for at in (few // 4, few, many)
-                    if at <= len(runs[0].volumes)
-                )
-                last = [r.volumes[-1] for r in runs]
-                seconds = statistics.mean(r.seconds for r in runs)
-                print(f"  {method:13s} {shown}  (last: {min(last):.4f} to {max(last):.4f}; {seconds:.0f} s)", flush=True)
+                found[name][method] = [kept(prepared.folder / method, search, seed) for seed in range(seeds)]
+                print(f"  {method:13s} {described(found[name][method], (few // 4, few, many))}", flush=True)
     if arguments.plot:
-        plot(arguments.plot, curves)
-
-    def volume(method: str) -> float:
-        return statistics.mean(
-            [statistics.mean(v[-1] for v in found[method]) for found in curves.values() if method in found] or [math.nan]
-        )
-
-    stock = {f"hv_{name}_500": volume(name) for name in ("tpe", "nsga2", "nsga2_seeded", "random")}
-    kinds = {f"hv_{name}": volume(name) for name in (*KINDS, "sequence")}
-    figures = {"hv_guided_100": volume("guided"), **stock, "hv_joint": volume("guided"), **kinds}
-    for task, found_curves in curves.items():
-        figures |= {f"hv_{task}_{method}": statistics.mean(v[-1] for v in volumes) for method, volumes in found_curves.items()}
+        plot(arguments.plot, {task: {m: [r.volumes for r in runs] for m, runs in by_method.items()} for task, by_method in found.items()})
+    figures = figures_of(found)
     print({key: round(value, 4) for key, value in figures.items()})
     write_figures(arguments.json, figures)
 
