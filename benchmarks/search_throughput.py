@@ -8,6 +8,7 @@ from __future__ import annotations
 import statistics
 import tempfile
 import time
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -76,6 +77,28 @@ def ratios(bench: Bench, limits: Limits, losses, folder: Path, parts: tuple[floa
         extra.append((seconds - judge.seconds) / ((before + after) / 2))
         before = after
     return whole, extra
+
+
+def reusable_shares(bench: Bench, candidates: Sequence[Candidate]) -> list[float]:
+    """Per candidate the share of the model's MACs that run before the first module in which it differs from that earlier candidate with
+    which it has most in common: what reusing activations could save at most, if those of all earlier candidates were kept.
+    """
+    order: list[str] = []
+    handles = [
+        bench.stitcher.teacher.get_submodule(module.name).register_forward_hook(lambda *given, name=module.name: order.append(name))
+        for module in bench.module_map
+    ]
+    model_outputs(bench.stitcher.teacher, next(iter(bench.validation))[0], bench.device)
+    for handle in handles:
+        handle.remove()
+    macs = {module.name: module.macs for module in bench.module_map}
+    names = list(dict.fromkeys(order))
+    before = np.concatenate([[0.0], np.cumsum([macs[name] for name in names])]) / sum(macs.values())
+
+    def common(one: Candidate, other: Candidate) -> int:
+        return next((i for i, name in enumerate(names) if one.config(name) != other.config(name)), len(names))
+
+    return [max(float(before[common(c, other)]) for other in candidates[:i]) for i, c in enumerate(candidates) if i > 0]
 
 
 def many_modules() -> tuple[PriceSampler, SearchSpace]:
@@ -177,6 +200,10 @@ def main() -> None:
             print(
                 f"{name}: trial {quartiles} (quartiles) of a forward pass; sampler and storage {statistics.median(extra):.1%}", flush=True
             )
+        trials = open_study(str(folder / f"{len(RUNGS)}.journal")).trials
+        shares = reusable_shares(bench, [Candidate.from_json(trial.user_attrs["candidate"]) for trial in trials])
+        quartiles = ", ".join(f"{q:.1%}" for q in np.quantile(shares, (0.25, 0.5, 0.75)))
+        print(f"work before the first module that no earlier candidate shares: {quartiles} (quartiles)", flush=True)
         library = bench.stitcher.library
         print(f"library: {library.made} variants made, {library.reused} reused, at most {library.memory_bytes >> 20} MB in memory")
     write_figures(
@@ -186,6 +213,7 @@ def main() -> None:
             "trial_vs_forward_full": statistics.median(found["full"][0]),
             "overhead_share": statistics.median(found["full"][1]),
             "ask_ms_1000": asking,
+            "reusable_prefix_share": statistics.median(shares),
         },
     )
 
