@@ -74,7 +74,7 @@ class BatchedJournal(JournalFileBackend):
 
 @contextmanager
 def batched(study: optuna.Study) -> Iterator[None]:
-    """Parameters and attributes set inside the block are written together where the storage is a journal."""
-    backend = getattr(study._storage, "_backend", None)
-    with backend.batch() if isinstance(backend, BatchedJournal) else nullcontext():
+    """Parameters and attributes set inside the block are written together, where the storage is one of ours."""
+    batch = getattr(getattr(study._storage, "_backend", None), "batch", nullcontext)
+    with batch():
         yield

@@ -15,6 +15,8 @@ import sqlalchemy.exc
 from filelock import FileLock, Timeout
 from optuna.exceptions import StorageInternalError, UpdateFinishedTrialError
 from optuna.storages import BaseStorage, JournalStorage, RDBStorage
+from optuna.storages._rdb.models import TrialSystemAttributeModel, TrialUserAttributeModel
+from optuna.storages._rdb.storage import _create_scoped_session
 
 from autocompress.errors import RunFolderError
 from autocompress.files import disk_error
@@ -26,12 +28,39 @@ STUDY_NAME = "autocompress"
 AWAY = (StorageInternalError, sqlalchemy.exc.OperationalError, sqlalchemy.exc.InterfaceError, sqlalchemy.exc.TimeoutError)
 
 
+ATTRIBUTES: dict[str, Any] = {"set_trial_user_attr": TrialUserAttributeModel, "set_trial_system_attr": TrialSystemAttributeModel}
+
+
 class PatientStorage(RDBStorage):
-    """A database whose server may restart and whose file may be locked: what fails for that reason is tried again for PATIENCE_S."""
+    """A database whose server may restart and whose file may be locked: what fails for that reason is tried again for PATIENCE_S.
+
+    Inside `batch` parameters and attributes of trials are kept back, to be written in one transaction: hundreds of them cost one commit.
+    """
 
     def __init__(self, url: str, engine: dict[str, Any]) -> None:
         self._waiting = threading.local()
+        self._held: list[tuple[str, tuple[Any, ...], dict[str, Any]]] | None = None
         super().__init__(url, engine_kwargs=engine)
+
+    @contextmanager
+    def batch(self) -> Iterator[None]:
+        """Write everything of the block at its end, all or nothing."""
+        self._held = []
+        try:
+            yield
+        finally:
+            held, self._held = self._held, None
+            if held:
+                self._patiently(PatientStorage._write, held)
+
+    def _write(self, held: list[tuple[str, tuple[Any, ...], dict[str, Any]]]) -> None:
+        # A record that is there already is one that arrived without an answer, and all others with it.
+        with _create_scoped_session(self.scoped_session, True) as session:
+            for name, given, named in held:
+                if name == "_set_trial_param":
+                    self._set_trial_param_without_commit(session, *given, **named)
+                else:
+                    self._set_trial_attr_without_commit(session, ATTRIBUTES[name], *given, **named)
 
     def _patiently(self, call: Callable[..., Any], *given: Any, **named: Any) -> Any:
         if getattr(self._waiting, "inside", False):
@@ -73,6 +102,8 @@ def _reason(error: Exception) -> str:
 def _patient(call: Callable[..., Any]) -> Callable[..., Any]:
     @functools.wraps(call)
     def patiently(self: PatientStorage, *given: Any, **named: Any) -> Any:
+        if self._held is not None and call.__name__ in ("_set_trial_param", *ATTRIBUTES):
+            return self._held.append((call.__name__, given, named))
         return self._patiently(call, *given, **named)
 
     return patiently

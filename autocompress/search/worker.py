@@ -6,7 +6,7 @@ import errno
 import signal
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 import optuna
 from optuna.distributions import FloatDistribution, IntDistribution
+from optuna.exceptions import UpdateFinishedTrialError
 from optuna.trial import Trial, TrialState
 
 from autocompress.candidate import Candidate
@@ -107,8 +108,9 @@ class Worker:
                 raise disk_error(self.folder, error) from error
             cause = f"{type(error).__name__}: {str(error).strip().splitlines()[0] if str(error).strip() else ''}"
             row |= {"state": "FAIL", "cause": cause, "seconds": round(time.monotonic() - started, 3)}
-            trial.set_user_attr("row", row)
-            self.study.tell(trial, state=TrialState.FAIL)
+            with suppress(ValueError, UpdateFinishedTrialError):  # another worker took the trial over
+                trial.set_user_attr("row", row)
+                self.study.tell(trial, state=TrialState.FAIL)
             progress.line(f"trial {trial.number} failed: {cause}")
         append_row(self.folder / TRIALS_FILE, TRIAL_COLUMNS, row)
         if trial.number == 0 and isinstance(self.study.sampler, PriceSampler) and (words := short_of(self.study.trials[0])):
@@ -166,17 +168,17 @@ def _row_of(outcome: Outcome, started: float) -> dict[str, Any]:
 
 def _tell(study: optuna.Study, trial: Trial, outcome: Outcome, row: dict[str, Any]) -> None:
     """Tell the study; the row of trials.csv goes with the trial, so that a kill between the two loses nothing."""
-    with batched(study):
-        for name, share in outcome.violations.items():
-            trial.set_constraint(name, share)
-        for name, value in {**outcome.attributes, "cause": outcome.cause, "row": row}.items():
-            trial.set_user_attr(name, value)
     try:
+        with batched(study):
+            for name, share in outcome.violations.items():
+                trial.set_constraint(name, share)
+            for name, value in {**outcome.attributes, "cause": outcome.cause, "row": row}.items():
+                trial.set_user_attr(name, value)
         if outcome.values is not None:
             study.tell(trial, list(outcome.values))
         else:
             study.tell(trial, state=TrialState.PRUNED)
-    except ValueError:
+    except (ValueError, UpdateFinishedTrialError):
         row |= {"state": "FAIL", "cause": "another worker took the trial over while this one was slow"}
 
 

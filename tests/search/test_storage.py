@@ -7,8 +7,11 @@ import threading
 import time
 from pathlib import Path
 
+import optuna
 import pytest
+import sqlalchemy
 import sqlalchemy.exc
+from optuna.exceptions import UpdateFinishedTrialError
 from optuna.storages import RDBStorage
 from optuna.trial import TrialState
 
@@ -151,6 +154,49 @@ def test_a_batch_is_one_write_and_loses_nothing(tmp_path: Path, monkeypatch: pyt
     (again,) = open_study(f"{tmp_path}/study.journal").trials
     assert again.params == trial.params
     assert again.user_attrs == {f"a{i}": i for i in range(20)}
+
+
+def test_a_batch_is_one_transaction_and_all_or_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    study = open_study(f"sqlite:///{tmp_path}/study.db")
+    patient = study._storage._backend
+
+    def written(number: int) -> optuna.trial.FrozenTrial:
+        return open_study(f"sqlite:///{tmp_path}/study.db").trials[number]
+
+    def filled(lost: int) -> optuna.Trial:
+        trial = study.ask()
+        with batched(study):
+            for i in range(20):
+                trial.suggest_int(f"x{i}", 0, 9)
+                trial.set_user_attr(f"a{i}", i)
+            trial.set_constraint("size", 0.5)
+            assert written(trial.number).params == {}
+            left = [lost]
+
+            def cut_off(connection) -> None:
+                if left[0] > 0:
+                    left[0] -= 1
+                    raise sqlalchemy.exc.OperationalError("commit", {}, Exception("server closed the connection"))
+
+            sqlalchemy.event.listen(patient.engine, "commit", cut_off)
+        sqlalchemy.event.remove(patient.engine, "commit", cut_off)
+        study.tell(trial, [1.0, 2.0, 3.0])
+        return trial
+
+    for lost in (0, 2):
+        trial = filled(lost)
+        found = written(trial.number)
+        assert found.params == trial.params
+        assert found.user_attrs == {f"a{i}": i for i in range(20)}
+        assert found.constraints == {"size": 0.5}
+
+
+def test_a_batch_for_a_trial_that_was_taken_over_says_so(tmp_path: Path) -> None:
+    study = open_study(f"sqlite:///{tmp_path}/study.db")
+    trial = study.ask()
+    study.tell(trial.number, state=TrialState.FAIL)
+    with pytest.raises(UpdateFinishedTrialError), batched(study):
+        trial.set_user_attr("row", {})
 
 
 def test_a_locked_database_is_waited_for(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
