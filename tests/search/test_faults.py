@@ -5,10 +5,12 @@ from __future__ import annotations
 import errno
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
 import time
+from collections.abc import Iterator
 from pathlib import Path
 
 import onnxruntime
@@ -198,6 +200,41 @@ def test_a_disk_that_is_full_for_the_cache_costs_time_and_no_result(cnn_task, tm
     assert refused
     assert len(result.front) >= 1
     assert not list((tmp_path / "cache").rglob("variants/**/*.safetensors"))
+
+
+@pytest.fixture
+def disk(tmp_path: Path) -> Iterator[Path]:
+    """A file system of its own of 64 KB."""
+    place = tmp_path / "disk"
+    place.mkdir()
+    made = subprocess.run(["mount", "-t", "tmpfs", "-o", "size=64k", "tmpfs", str(place)], capture_output=True, check=False)
+    if made.returncode != 0:
+        pytest.skip("mounting a file system is not allowed here")
+    yield place
+    subprocess.run(["umount", "--lazy", str(place)], check=True)
+
+
+def test_a_disk_that_is_full_ends_in_a_line_and_the_search_goes_on_when_there_is_room(cnn_task, disk: Path, tmp_path: Path) -> None:
+    folder, copy = disk / "run", tmp_path / "copy"
+    copy.mkdir()
+    before: dict[int, tuple[str, tuple[float, ...] | None]] = {}
+    said: list[str] = []
+    for kilobytes in (64, 160, 256, 352, 1 << 16):
+        subprocess.run(["mount", "-o", f"remount,size={kilobytes}k", str(disk)], check=True)
+        try:
+            result = ac.search(cnn_task, SPACE, n_trials=10, out=folder, quiet=True, finalize_steps=0)
+        except ac.AutocompressError as error:
+            said.append(str(error))
+        if (folder / "study.journal").exists():
+            shutil.copy(folder / "study.journal", copy)
+        found = finished(copy)
+        assert before.items() <= found.items()
+        before = found
+        check_artifacts(folder)
+    assert len(said) >= 3, "the disk was full in several phases"
+    assert all("No space left on device" in text and "\n" not in text for text in said), said
+    assert len([t for t in before.values() if t[0] != "FAIL"]) == 10
+    assert len(result.front) >= 1
 
 
 def test_damaged_files_are_made_again_or_named(cnn_task, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
