@@ -29,7 +29,7 @@ from autocompress.pareto import hypervolume
 from autocompress.recovery_space import RecoverySpace
 from autocompress.search.bench import Bench, open_bench
 from autocompress.search.goal import Goal, directions
-from autocompress.search.loop import make_allocator, price_sampler, sensitivity
+from autocompress.search.proposals import make_allocator, price_sampler, sensitivity
 from autocompress.search.stock import stock_sampler
 from autocompress.search.trial import Judge
 from autocompress.search.worker import ask, judged

@@ -25,7 +25,7 @@ from autocompress.results import Measurement
 from autocompress.search.allocation import PARTS, Allocator, ModuleTable
 from autocompress.search.bench import Bench, open_bench
 from autocompress.search.goal import Goal
-from autocompress.search.loop import price_sampler, sensitivity
+from autocompress.search.proposals import price_sampler, sensitivity
 from autocompress.search.racing import PARTS as RUNGS
 from autocompress.search.sampler import PriceSampler, distributions
 from autocompress.search.storage import open_study

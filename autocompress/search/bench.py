@@ -188,14 +188,11 @@ def open_bench(
     library = VariantLibrary(builder.evidence, cache_folder() / "variants", builder.kernels.saturates, library_bytes)
     stitcher = Stitcher(builder.teacher.to(device), builder.module_map, library, builder.plan)
     validation = dealt(task.validation, seed)
-    _, outputs = evaluate_model(task, teacher, validation, device)
-    targets = [target_of for _, target_of in validation]
+    outputs, targets = evaluate_model(task, teacher, validation, device)[1], [target for _, target in validation]
     baseline, float_ms, pass_s = _known(known) if known else _measured(task, builder, reference, target, subject, table)
     report("timing a step of training", 0.0)
-    dtype = _training_dtype(task, stitcher, device) if bound.recovery.steps > 0 else torch.float32
-    teaches = Teacher(task, teacher, device, cache_folder() / "teacher", bound.recovery.choices["temperature"])
+    trainer = _trainer(task, teacher, stitcher, bound, device, seed)
     scored = scoring_of(task, outputs, join_targets(targets))
-    trainer = Trainer(task, teaches, dtype, seed)
     return Bench(
         task,
         target,
@@ -225,6 +222,12 @@ def _original(original: Task, builder: Builder, device: torch.device) -> tuple[b
     names, outputs = builder.lowered.input_names, tuple(original.output_weights or ())
     reference = export_reference(original.model, original.example_inputs, names, outputs)
     return reference, copy.deepcopy(original.model).eval().to(device)
+
+
+def _trainer(task: Task, teacher: nn.Module, stitcher: Stitcher, space: BoundSpace, device: torch.device, seed: int) -> Trainer:
+    dtype = _training_dtype(task, stitcher, device) if space.recovery.steps > 0 else torch.float32
+    teaches = Teacher(task, teacher, device, cache_folder() / "teacher", space.recovery.choices["temperature"])
+    return Trainer(task, teaches, dtype, seed)
 
 
 def _training_dtype(task: Task, stitcher: Stitcher, device: torch.device) -> torch.dtype:

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Generator, Iterator
-from contextlib import contextmanager, nullcontext
+from collections.abc import Callable, Generator, Iterator
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -41,6 +41,18 @@ def repair_journal(path: Path) -> None:
         raise disk_error(path, error) from error
 
 
+@contextmanager
+def holding(storage: Any, write: Callable[[list[Any]], Any]) -> Iterator[None]:
+    """Inside the block `storage._held` is a list of what is kept back; at its end that is written."""
+    storage._held = []
+    try:
+        yield
+    finally:
+        held, storage._held = storage._held, None
+        if held:
+            write(held)
+
+
 class BatchedJournal(JournalFileBackend):
     """A journal file that can take many records in one write: a trial of 300 parameters costs one lock and one sync instead of 300."""
 
@@ -60,16 +72,9 @@ class BatchedJournal(JournalFileBackend):
         if self._held is None:
             yield from super().read_logs(log_number_from)
 
-    @contextmanager
-    def batch(self) -> Iterator[None]:
+    def batch(self) -> AbstractContextManager[None]:
         """Write everything of the block at its end."""
-        self._held = []
-        try:
-            yield
-        finally:
-            held, self._held = self._held, None
-            if held:
-                super().append_logs(held)
+        return holding(self, super().append_logs)
 
 
 @contextmanager

@@ -11,10 +11,8 @@ from typing import Any
 
 import optuna
 import torch
-from optuna.samplers import BaseSampler
 
 from autocompress.compress.generate import check_causal
-from autocompress.compress.prune import global_ratios
 from autocompress.compress.student import on_student, taught
 from autocompress.compress.teacher import model_hash
 from autocompress.errors import LimitError, RunFolderError, nearest_name
@@ -23,21 +21,17 @@ from autocompress.limits import Limits, parse_bytes, parse_limits
 from autocompress.measure.robustness import SAMPLES as CORRUPTED
 from autocompress.measure.robustness import corruptions_of
 from autocompress.modules import find_modules
-from autocompress.results import JOURNAL_FILE, RUN_FILE, SENSITIVITY_FILE, STUDENT_FILE, TABLE_FILE, TRIALS_FILE, SearchResult
-from autocompress.search.allocation import Allocator
+from autocompress.results import JOURNAL_FILE, RUN_FILE, STUDENT_FILE, TABLE_FILE, TRIALS_FILE, SearchResult
 from autocompress.search.bench import Bench, open_bench, pick_device
 from autocompress.search.clock import EXPORT_S, Clock
 from autocompress.search.describe import describe_run, say_setup
 from autocompress.search.finish import finish
-from autocompress.search.goal import Goal
 from autocompress.search.launch import Running
 from autocompress.search.progress import SearchProgress
-from autocompress.search.progressive import DEFAULT_DROP, ProgressiveSampler
+from autocompress.search.progressive import ProgressiveSampler
+from autocompress.search.proposals import make_allocator, make_sampler, sensitivity
 from autocompress.search.reach import check_size, out_of_reach
-from autocompress.search.sampler import PriceSampler
-from autocompress.search.sensitivity import Losses, Sensitivity, divergences, measure_sensitivity, often_chosen, read_rows, write_rows
 from autocompress.search.settings import Settings, check_settings
-from autocompress.search.stock import stock_sampler
 from autocompress.search.storage import folder_lock, open_study, study_of
 from autocompress.search.trial import Judge
 from autocompress.search.worker import Interrupt, Worker, complete_trials_file
@@ -46,7 +40,6 @@ from autocompress.targets.profile import cache_folder
 from autocompress.targets.target import find_target
 from autocompress.task import Task, check_task, float_task
 
-GLOBAL_RATIO = 0.3
 FINALIZE_FACTOR = 3
 
 
@@ -64,8 +57,7 @@ def run_search(
     space = SearchSpace.load(settings.space)
     if settings.objectives:
         space = replace(space, objectives=tuple(dict.fromkeys(settings.objectives)))
-    target = find_target(settings.target)
-    device = pick_device(settings.device)
+    target, device = find_target(settings.target), pick_device(settings.device)
     torch.set_num_threads(max(1, (os.cpu_count() or 1) // max(1, settings.workers)))
     learner = on_student(task)
     module_map = find_modules(learner.model, task.example_inputs, task.towers)
@@ -103,21 +95,34 @@ def run_search(
                 progress.line(words)
         url = settings.storage or str(folder / JOURNAL_FILE)
         study = study_of(run["model"], url, settings.study_name, bench.space.objectives)
-        sampler = make_sampler(settings.strategy, settings.sampler, bench, limits, losses, settings.seed, study)
-        study.sampler = sampler
+        study.sampler = make_sampler(settings.strategy, settings.sampler, bench, limits, losses, settings.seed, study)
         study.set_user_attr("run", _for_workers(settings, space, folder, limits, clock.search_deadline))
-        others = launch(url) if launch else []
-        finished = sampler.finished if isinstance(sampler, ProgressiveSampler) else lambda study: False
-        worker = Worker(study, Judge(bench, limits, folder), folder, not others and settings.storage is None, finished)
-        worker.run(settings.n_trials, clock.search_deadline, interrupt, url, progress)
-        for process in others:
-            process.wait()
-        complete_trials_file(study, folder / TRIALS_FILE)
+        _run_trials(study, Judge(bench, limits, folder), settings, url, launch, clock.search_deadline, interrupt, progress)
         stop = _stop(interrupt, clock.recovery_deadline)
         front = finish(study, bench, limits, folder, run, finalize_steps, clock, stop, progress)
         run["seconds"] = (known or {}).get("seconds", 0.0) + time.monotonic() - started
         write_json(folder / RUN_FILE, run)
     return SearchResult(front, folder, limits), interrupt.requested
+
+
+def _run_trials(
+    study: optuna.Study,
+    judge: Judge,
+    settings: Settings,
+    url: str,
+    launch: Callable[[str], list[Running]] | None,
+    deadline: float | None,
+    interrupt: Interrupt,
+    progress: SearchProgress,
+) -> None:
+    """This process's trials and, where others are launched, theirs."""
+    others = launch(url) if launch else []
+    alone = not others and settings.storage is None
+    finished = study.sampler.finished if isinstance(study.sampler, ProgressiveSampler) else lambda study: False
+    Worker(study, judge, judge.folder, alone, finished).run(settings.n_trials, deadline, interrupt, url, progress)
+    for process in others:
+        process.wait()
+    complete_trials_file(study, judge.folder / TRIALS_FILE)
 
 
 def _checked_limits(learner: Task, bound: BoundSpace, settings: Settings) -> dict[str, Any]:
@@ -185,59 +190,6 @@ def run_worker(task: Task, storage: str, study_name: str, device_name: str | Non
 def _taught(task: Task, space: BoundSpace, seed: int, device: torch.device, folder: Path) -> Task:
     """The task on its student, which the model has taught as the space says."""
     return taught(task, space.recovery.student_lesson(), seed, device, folder / STUDENT_FILE, cache_folder() / "teacher")
-
-
-def sensitivity(
-    bench: Bench, folder: Path, report: Callable[[str, float], None], deadline: float | None = None
-) -> tuple[Losses, Sensitivity | None]:
-    """(divergence by (module, config), how it was found): from the run folder, or measured now."""
-    rows = read_rows(folder / SENSITIVITY_FILE)
-    if rows:
-        return divergences(rows), None
-    found = measure_sensitivity(
-        bench.task,
-        bench.stitcher,
-        bench.space,
-        bench.device,
-        bench.size_bytes,
-        bench.latency_ms,
-        lambda losses: often_chosen(make_allocator(bench, losses)),
-        deadline,
-        report,
-    )
-    write_rows(folder / SENSITIVITY_FILE, found.rows)
-    return divergences(found.rows), found
-
-
-def make_allocator(bench: Bench, losses: Losses) -> Allocator:
-    """The tables of the bench."""
-    return Allocator.of(bench.space, bench.layout, bench.table, losses, bench.baseline.size_bytes)
-
-
-def price_sampler(bench: Bench, limits: Limits, losses: Losses, seed: int) -> PriceSampler:
-    """The guided sampler; one of its first proposals prunes all groups by one threshold on their magnitudes."""
-    groups = [g for g in bench.module_map.groups if g.reason is None and max(bench.space.numbers(g.name, "pruning_ratio")) > 0]
-    scores = {g.name: bench.layout.pruner.scores(g, "l2") for g in groups}
-    ratios = global_ratios(scores, GLOBAL_RATIO) if scores else {}
-    return PriceSampler(bench.space, make_allocator(bench, losses), Goal(bench.baseline, limits, bench.space.objectives), seed, ratios)
-
-
-def make_sampler(
-    strategy: str,
-    sampler: str,
-    bench: Bench,
-    limits: Limits,
-    losses: Losses,
-    seed: int,
-    study: optuna.Study,
-) -> BaseSampler:
-    """What proposes the trials of a study."""
-    if strategy == "progressive":
-        drop = DEFAULT_DROP if limits.max_accuracy_drop is None else limits.max_accuracy_drop
-        return ProgressiveSampler(bench.space, losses, bench.baseline.accuracy - drop, seed)
-    if sampler == "guided":
-        return price_sampler(bench, limits, losses, seed)
-    return stock_sampler(sampler, seed, len(study.get_trials(deepcopy=False)))
 
 
 def check_limits(bench: Bench, given: Mapping[str, Any]) -> Limits:

@@ -6,7 +6,8 @@ import functools
 import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +22,7 @@ from optuna.storages._rdb.storage import _create_scoped_session
 from autocompress.errors import RunFolderError
 from autocompress.files import disk_error
 from autocompress.search.goal import directions
-from autocompress.search.journal import BatchedJournal, repair_journal
+from autocompress.search.journal import BatchedJournal, holding, repair_journal
 
 PATIENCE_S = 300.0  # how long a database may be away before a search gives up
 STUDY_NAME = "autocompress"
@@ -42,16 +43,9 @@ class PatientStorage(RDBStorage):
         self._held: list[tuple[str, tuple[Any, ...], dict[str, Any]]] | None = None
         super().__init__(url, engine_kwargs=engine)
 
-    @contextmanager
-    def batch(self) -> Iterator[None]:
+    def batch(self) -> AbstractContextManager[None]:
         """Write everything of the block at its end, all or nothing."""
-        self._held = []
-        try:
-            yield
-        finally:
-            held, self._held = self._held, None
-            if held:
-                self._patiently(PatientStorage._write, held)
+        return holding(self, partial(self._patiently, PatientStorage._write))
 
     def _write(self, held: list[tuple[str, tuple[Any, ...], dict[str, Any]]]) -> None:
         # A record that is there already is one that arrived without an answer, and all others with it.
