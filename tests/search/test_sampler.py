@@ -244,7 +244,9 @@ def test_the_first_proposal_is_the_most_accurate_one_within_the_limits(parts: tu
     sizes, latencies = allocator.costs(others)
     within = (sizes <= 0.3) & (latencies <= 0.9)
     assert within.sum() > 10
-    assert allocator.losses(first).sum() < allocator.losses(others[within]).sum(1).min()
+    assert allocator.losses(first).sum() <= np.quantile(allocator.losses(others[within]).sum(1), 0.02), (
+        "nearly all that keep them lose more"
+    )
 
 
 def test_anchors_are_the_most_accurate_and_the_uniform_integer_models(parts: tuple[BoundSpace, Allocator]) -> None:
