@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 
@@ -25,7 +26,7 @@ WORTH = 1e-3  # share of the box that a candidate must be expected to add, for t
 @dataclass(frozen=True, eq=False)
 class Told:
     """A trial in the terms of the model: indices of its knobs, choices, losses by the table, and what was seen (NaN for what was not);
-    `lost` (qualities,) of the goal."""
+    `lost` of each quality of the goal."""
 
     trial: FrozenTrial
     indices: Choices
@@ -33,21 +34,26 @@ class Told:
     losses: Array
     divergence: float
     seen: float
-    lost: Array
+    lost: tuple[float, ...]
     size: float
     latency: float
     metrics: Mapping[str, float]
     feasible: bool
 
+    @property
+    def whole(self) -> bool:
+        """Whether all of what it lost is known."""
+        return not math.isnan(sum(self.lost))
 
-def lost_of(trial: FrozenTrial, goal: Goal, steps: int) -> Array:
-    """(qualities,) what a trial lost of each; NaN for one that was stopped, or that recovery (of `steps`) passed over since it was beaten
+
+def lost_of(trial: FrozenTrial, goal: Goal, steps: int) -> tuple[float, ...]:
+    """What a trial lost of each quality; NaN for one that was stopped, or that recovery (of `steps`) passed over since it was beaten
     already: it does not show what recovery mends."""
     before = trial.user_attrs.get("accuracy_before_recovery")
     passed = steps > 0 and not trial.user_attrs.get("trained") and before is not None and goal.baseline.accuracy - before > 0.1 * goal.drop
     if trial.state != TrialState.COMPLETE or passed:
-        return np.full(len(goal.levels), np.nan)
-    return np.asarray(np.array(goal.levels) - np.array(trial.values[2:]))
+        return (math.nan,) * len(goal.levels)
+    return tuple(level - value for level, value in zip(goal.levels, trial.values[2:], strict=True))
 
 
 def worth_finishing(
@@ -58,7 +64,7 @@ def worth_finishing(
     Its size and latency are known; its losses, and those of the front, are what their divergences cost by all that was `done`: what a trial
     has over that is the luck of the split, which no candidate is stopped or kept for. One quality that it adds to is enough.
     """
-    finished = [t for t in done if "divergence" in t.user_attrs and np.isfinite(lost_of(t, goal, steps)).all()][-MOST_FITTED:]
+    finished = [t for t in done if "divergence" in t.user_attrs and not math.isnan(sum(lost_of(t, goal, steps)))][-MOST_FITTED:]
     if len(finished) < GUIDED_AFTER:
         return True
     known = np.array([float(t.user_attrs["divergence"]) for t in finished])
@@ -67,7 +73,7 @@ def worth_finishing(
     objectives = np.array([(t.values[0] / goal.baseline.size_bytes, t.values[1] / goal.baseline.latency_ms) for t in finished])
     kept = np.array([all(v <= 0 for v in t.constraints.values()) for t in finished])
     costs = np.array([[size / goal.baseline.size_bytes, latency / goal.baseline.latency_ms]])
-    for quality, losses in enumerate(np.stack([lost_of(t, goal, steps) for t in finished], axis=1)):
+    for quality, losses in enumerate(np.array([lost_of(t, goal, steps) for t in finished]).T):
         curve, box = LossModel.fitted(known, losses, RESOLUTION * goal.drops[quality]), goal.limit_point(quality)
         lost, deviation = curve.predict(at, around, luck=False)
         front = np.concatenate([objectives, np.maximum(lost[:-1, None], 0.0)], axis=1)[kept]
@@ -95,8 +101,8 @@ class Model:
     def of(cls, told: list[Told], goal: Goal, allocator: Allocator, shared: NDArray[np.intp], quality: int = 0) -> Model:
         """Fitted to the trials that are finished; the running ones are part of the front as they are predicted."""
         finished = [t for t in told if t.trial.state.is_finished()]
-        seen = [t for t in finished if np.isfinite(t.divergence)]
-        full = [t for t in seen if np.isfinite(t.lost[quality])][-MOST_FITTED:]
+        seen = [t for t in finished if math.isfinite(t.divergence)]
+        full = [t for t in seen if t.whole][-MOST_FITTED:]
         drop, divergence = goal.drops[quality], np.array([t.divergence for t in full])
         curve = LossModel.fitted(divergence, np.array([t.lost[quality] for t in full]), RESOLUTION * drop)
         limited = _limited(full, goal, quality)
@@ -157,6 +163,6 @@ def _limited(full: list[Told], goal: Goal, quality: int) -> tuple[tuple[float, L
 
 def told_front(told: list[Told]) -> list[Told]:
     """The feasible ones that no other dominates."""
-    done = [t for t in told if t.trial.state == TrialState.COMPLETE and np.isfinite(t.lost).all() and t.feasible]
-    mask = non_dominated([(t.size, t.latency, *np.maximum(t.lost, 0.0)) for t in done])
+    done = [t for t in told if t.trial.state == TrialState.COMPLETE and t.whole and t.feasible]
+    mask = non_dominated([(t.size, t.latency, *(max(lost, 0.0) for lost in t.lost)) for t in done])
     return [t for t, keep in zip(done, mask, strict=True) if keep]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from functools import cached_property
 from typing import Any
@@ -85,7 +86,7 @@ class PriceSampler(BaseSampler):
         states = (TrialState.COMPLETE, TrialState.PRUNED, TrialState.RUNNING)
         trials = study.get_trials(deepcopy=False, states=states)
         told = [found for t in trials if t.number != trial.number and (found := self._told(study.study_name, t)) is not None]
-        if sum(np.isfinite(t.lost).all() and np.isfinite(t.divergence) for t in told) < GUIDED_AFTER:
+        if sum(t.whole and math.isfinite(t.divergence) for t in told) < GUIDED_AFTER:
             return {**self._allocator.parameters(self._allocator.allocate(self._prices(point[None, :2]))[0]), **self._extra(recovery)}
         generator = np.random.default_rng([self._seed, trial.number])
         # Each quality in turn: what one proposal leaves aside, the next one looks for.
