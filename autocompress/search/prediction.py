@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import cached_property
 
 import numpy as np
 from numpy.typing import NDArray
@@ -40,7 +41,7 @@ class Told:
     metrics: Mapping[str, float]
     feasible: bool
 
-    @property
+    @cached_property
     def whole(self) -> bool:
         """Whether all of what it lost is known."""
         return not math.isnan(sum(self.lost))
@@ -98,8 +99,8 @@ class Model:
     front: Array
 
     @classmethod
-    def of(cls, told: list[Told], goal: Goal, allocator: Allocator, shared: NDArray[np.intp], quality: int = 0) -> Model:
-        """Fitted to the trials that are finished; the running ones are part of the front as they are predicted."""
+    def of(cls, told: list[Told], front: list[Told], goal: Goal, allocator: Allocator, shared: NDArray[np.intp], quality: int = 0) -> Model:
+        """Fitted to the trials that are finished, of which `front` is the front; the running ones join it as they are predicted."""
         finished = [t for t in told if t.trial.state.is_finished()]
         seen = [t for t in finished if math.isfinite(t.divergence)]
         full = [t for t in seen if t.whole][-MOST_FITTED:]
@@ -118,7 +119,7 @@ class Model:
         )
         exact = np.array([(t.size, t.latency) for t in finished])
         offset = np.nanmedian(exact - np.stack(allocator.costs(np.stack([t.choices for t in finished])), axis=1), axis=0)
-        rows = [(t.size, t.latency, max(t.lost[quality], 0.0)) for t in told_front(finished)]
+        rows = [(t.size, t.latency, max(t.lost[quality], 0.0)) for t in front]
         model = cls(allocator, goal, quality, found, curve, limited, offset, np.array(rows).reshape(-1, 3))
         running = [t.choices for t in told if not t.trial.state.is_finished()]
         if not running:

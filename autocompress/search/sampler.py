@@ -96,8 +96,8 @@ class PriceSampler(BaseSampler):
 
     def _best(self, told: list[Told], generator: np.random.Generator, quality: int) -> tuple[Choices, FrozenTrial | None]:
         """(choices, the front member that they were moved from, if any) with the largest expected improvement that was not told yet."""
-        model = Model.of(told, self._goal, self._allocator, self._shared, quality)
         front = told_front(told)
+        model = Model.of(told, front, self._goal, self._allocator, self._shared, quality)
         priced = self._priced(model, generator)
         moved, parents = self._moved(front, generator)
         pool = np.concatenate([priced, moved])
