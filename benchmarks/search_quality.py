@@ -1,7 +1,7 @@
 """Hypervolume of what samplers find in the same number of evaluations, and of joint search against one kind of compression at a time.
 
 On easy-VQA and on a decoder of six layers, untrained candidates, each judged as a search judges it (racing included). Latency is the
-measured table's, so that the figures hang on no clock; the box is (float size, float latency, the loss that is allowed).
+measured table's, so that the figures hang on no clock; times are the processor's; the box is (float size, float latency, the loss that is allowed).
 """
 
 from __future__ import annotations
@@ -61,7 +61,7 @@ SEEDED = 49  # allocations that a seeded NSGA-II starts from
 
 @dataclass
 class Case:
-    """A prepared task; `losses` is its sensitivity table, which took `table_s` seconds and is given to all guided searches."""
+    """A prepared task; `losses` is its sensitivity table, which took `table_s` processor seconds and is given to all guided searches."""
 
     bench: Bench
     limits: Limits
@@ -81,14 +81,14 @@ def case(task: Task, drop: float, folder: Path) -> Case:
     bench = open_bench(task, task, space, target, device, modules, None, table, None, 0, lambda what, share: None)
     place = folder / task.name
     place.mkdir(exist_ok=True)
-    started = time.perf_counter()
+    started = time.process_time()
     losses, _ = sensitivity(bench, place, lambda what, share: None)
-    return Case(bench, Limits(None, None, drop), losses, place, time.perf_counter() - started)
+    return Case(bench, Limits(None, None, drop), losses, place, time.process_time() - started)
 
 
 @dataclass(frozen=True)
 class Run:
-    """Hypervolume after each trial, and the seconds since the start."""
+    """Hypervolume after each trial, and the processor's seconds since the start (one thread; a machine that is shared moves them little)."""
 
     volumes: list[float]
     seconds: list[float]
@@ -99,7 +99,7 @@ def run(found: Case, bench: Bench, sampler: BaseSampler, count: int, seeds: Sequ
     study = optuna.create_study(directions=directions(()), sampler=sampler)
     for parameters in seeds:
         study.enqueue_trial(dict(parameters))
-    judge, started = Judge(bench, found.limits, found.folder), time.perf_counter()
+    judge, started = Judge(bench, found.limits, found.folder), time.process_time()
     values: list[tuple[float, float, float]] = []
     volumes, seconds = [], []
     for _ in range(count):
@@ -109,7 +109,7 @@ def run(found: Case, bench: Bench, sampler: BaseSampler, count: int, seeds: Sequ
         if last.state == TrialState.COMPLETE and all(v <= 0 for v in last.constraints.values()):
             values.append((last.values[0], last.values[1], last.values[2]))
         volumes.append(hypervolume(found.goal.losses(values), found.goal.reference_point) if values else 0.0)
-        seconds.append(time.perf_counter() - started)
+        seconds.append(time.process_time() - started)
     return Run(volumes, seconds, study.trials)
 
 
