@@ -1,7 +1,8 @@
 """Hypervolume of what samplers find in the same number of evaluations, and of joint search against one kind of compression at a time.
 
 On easy-VQA and on a decoder of six layers, untrained candidates, each judged as a search judges it (racing included). Latency is the
-measured table's, so that the figures hang on no clock; times are the processor's; the box is (float size, float latency, the loss that is allowed).
+measured table's, so that the figures hang on no clock; times are the processor's, on one thread. The box is (float size, float latency,
+the loss that is allowed).
 """
 
 from __future__ import annotations
@@ -88,7 +89,7 @@ def case(task: Task, drop: float, folder: Path) -> Case:
 
 @dataclass(frozen=True)
 class Run:
-    """Hypervolume after each trial, and the processor's seconds since the start (one thread; a machine that is shared moves them little)."""
+    """Hypervolume after each trial, and the processor's seconds since the start."""
 
     volumes: list[float]
     seconds: list[float]
