@@ -26,7 +26,11 @@ class Scores:
 @torch.no_grad()
 def model_outputs(model: nn.Module, inputs: Inputs, device: torch.device) -> Tensor:
     """Primary output of one batch on the CPU, float32 when it is floating point."""
-    output = call_model(model, to_device(inputs, device)).detach().cpu()
+    return _collected(call_model(model, to_device(inputs, device)))
+
+
+def _collected(output: Tensor) -> Tensor:
+    output = output.detach().cpu()
     return output.float() if output.is_floating_point() else output
 
 
@@ -51,7 +55,7 @@ def metric_outputs(task: Task, model: nn.Module, inputs: Inputs, device: torch.d
         return {"": model_outputs(model, inputs, device)}
     result = run_model(model, to_device(inputs, device))
     found = {"": primary_output(result), **named_outputs(result, task.further_outputs)}
-    return {name: output.detach().cpu().float() if output.is_floating_point() else output.cpu() for name, output in found.items()}
+    return {name: _collected(output) for name, output in found.items()}
 
 
 def join_outputs(batches: list[dict[str, Tensor]]) -> dict[str, Tensor]:
