@@ -127,7 +127,8 @@ def many_modules() -> tuple[PriceSampler, SearchSpace]:
         configs = space.configs(module.name)
         size = np.array([[[stored_bytes(module, c, round(64 * a), round(64 * b)) for c in configs] for b in kept_in] for a in kept_out])
         loss = np.array([[part(config).weight_bits ** -4.0 + 1 - part(config).rank_ratio for config in configs] for part in PARTS.values()])
-        tables[module.name] = ModuleTable(configs, out, into, loss * generator.lognormal(), size / 1.6e6, size / 1.6e6 * 0.8)
+        costs = np.stack([size / 1.6e6, size / 1.6e6 * 0.8], axis=2)
+        tables[module.name] = ModuleTable(configs, out, into, loss * generator.lognormal(), costs)
     lost = {name: np.array([generator.lognormal() * config.pruning_ratio**2 for config in found]) for name, found in choices.items()}
     allocator = Allocator(space, tables, choices, lost, dict.fromkeys(names, ""))
     goal = Goal(Measurement(1_600_000, 1.0, 0.9), Limits(None, None, 0.1))
@@ -146,7 +147,7 @@ def ask_ms(folder: Path, told: int) -> float:
     rows = allocator.allocate(
         np.exp(low + generator.random((told, 2)) * (high - low)), generator.lognormal(0, 0.3, (told, len(allocator.features)))
     )
-    size, latency = allocator.costs(rows)
+    size, latency = allocator.costs(rows).T
     divergence = allocator.losses(rows).sum(1) * generator.lognormal(0, 0.2, told)
     for i, row in enumerate(rows):
         lost = 0.9 * -np.expm1(-divergence[i])

@@ -30,14 +30,33 @@ PARTS: Mapping[str, Callable[[ModuleConfig], ModuleConfig]] = {
 
 @dataclass(frozen=True, eq=False)
 class ModuleTable:
-    """losses (PARTS, configs); size and latency (choices of its output group, of its input group, configs) as shares of the baseline."""
+    """losses (PARTS, configs); costs (choices of its output group, of its input group, size and latency, configs) as shares of the
+    baseline."""
 
     configs: tuple[ModuleConfig, ...]
     out_group: str | None
     in_group: str | None
     losses: Array
-    size: Array
-    latency: Array
+    costs: Array
+
+    @cached_property
+    def by_groups(self) -> tuple[Array, Array]:
+        """(size, latency), each (choices of the output group x of the input group, configs)."""
+        return self._flat(0, 1, 3)
+
+    @cached_property
+    def by_output(self) -> tuple[Array, Array]:
+        """(size, latency), each (choices of the input group x configs, choices of the output group)."""
+        return self._flat(1, 3, 0)
+
+    @cached_property
+    def by_input(self) -> tuple[Array, Array]:
+        """(size, latency), each (choices of the output group x configs, choices of the input group)."""
+        return self._flat(0, 3, 1)
+
+    def _flat(self, *order: int) -> tuple[Array, Array]:
+        size, latency = np.ascontiguousarray(self.costs.transpose(2, *order))
+        return size.reshape(-1, size.shape[-1]), latency.reshape(-1, latency.shape[-1])
 
 
 @dataclass(frozen=True, eq=False)
@@ -80,20 +99,18 @@ class Allocator:
             configs = space.configs(module.name)
             out_group, out_removed = kept.get((module.name, "out"), [(None, [0])])[0]
             in_group, in_removed = kept.get((module.name, "in"), [(None, [0])])[0]
-            shape = (len(out_removed), len(in_removed), len(configs))
-            size, latency = np.zeros(shape), np.zeros(shape)
+            costs = np.zeros((len(out_removed), len(in_removed), 2, len(configs)))
             width = module.weight_shape[1] if len(module.weight_shape) > 1 else 1
             times: dict[tuple[str, int, int], float] = {}  # many configs run in the same form
-            for index in np.ndindex(shape):
-                config = configs[index[2]]
-                rows, columns = module.weight_shape[0] - out_removed[index[0]], width - in_removed[index[1]]
-                size[index] = stored_bytes(module, config, rows, columns) / baseline_bytes
+            for out, into, i in product(range(len(out_removed)), range(len(in_removed)), range(len(configs))):
+                config = configs[i]
+                rows, columns = module.weight_shape[0] - out_removed[out], width - in_removed[into]
                 at = layout.form(module, config), rows, columns
                 if at not in times:
                     times[at] = table.module_us(layout, module, config, rows, columns) / (table.baseline_ms * 1e3)
-                latency[index] = times[at]
+                costs[out, into, :, i] = stored_bytes(module, config, rows, columns) / baseline_bytes, times[at]
             loss = np.array([[losses.get((module.name, part(config)), 0.0) for config in configs] for part in PARTS.values()])
-            modules[module.name] = ModuleTable(configs, out_group, in_group, loss, size, latency)
+            modules[module.name] = ModuleTable(configs, out_group, in_group, loss, costs)
         group_loss = {name: np.array([losses.get((name, config), 0.0) for config in found]) for name, found in choices.items()}
         return cls(space, modules, choices, group_loss, {module.name: module.tower for module in layout.module_map})
 
@@ -109,39 +126,38 @@ class Allocator:
 
     def allocate(self, prices: Array, weights: Array | None = None) -> Choices:
         """(n, modules + groups) choices at `prices` (n, 2: of size, of latency), the loss of each feature times `weights` (n, features)."""
-        size_price, latency_price = prices[:, :1], prices[:, 1:]
         weights = np.ones((len(prices), len(self.features))) if weights is None else weights
         chosen = np.zeros((len(prices), self.width), dtype=np.intp)
         tables, count = list(self.modules.values()), len(self.modules)
         losses = [weights[:, i * len(PARTS) : (i + 1) * len(PARTS)] @ table.losses for i, table in enumerate(tables)]
         pruned = [weights[:, len(PARTS) * count + g, None] * loss for g, loss in enumerate(self.group_loss.values())]
+        of_size, of_latency = prices[:, :1], prices[:, 1:]
         for _ in range(SWEEPS):
             before = chosen.copy()
             for i, table in enumerate(tables):
-                at = self._at(table, chosen)
-                chosen[:, i] = (losses[i] + size_price * table.size[at] + latency_price * table.latency[at]).argmin(1)
+                out, into = self._at(table, chosen)
+                size, latency = table.by_groups
+                row = out * table.costs.shape[1] + into
+                chosen[:, i] = (losses[i] + of_size * size.take(row, 0) + of_latency * latency.take(row, 0)).argmin(1)
             for g, readers in enumerate(self._members.values()):
                 total = pruned[g]
                 for i, side in readers:
                     table = tables[i]
                     out, into = self._at(table, chosen)
-                    index = (slice(None), into, chosen[:, i]) if side == "out" else (out, slice(None), chosen[:, i])
-                    size, latency = table.size[index], table.latency[index]
-                    if side == "out":
-                        size, latency = size.T, latency.T
-                    total = total + size_price * size + latency_price * latency
+                    size, latency = table.by_output if side == "out" else table.by_input
+                    row = (into if side == "out" else out) * len(table.configs) + chosen[:, i]
+                    total = total + of_size * size.take(row, 0) + of_latency * latency.take(row, 0)
                 chosen[:, count + g] = total.argmin(1)
             if np.array_equal(before, chosen):
                 break
         return chosen
 
-    def costs(self, choices: Choices) -> tuple[Array, Array]:
-        """(size, latency), each (n,): shares of the baseline, of what the tables cover."""
-        size, latency = np.zeros(len(choices)), np.zeros(len(choices))
+    def costs(self, choices: Choices) -> Array:
+        """(n, 2) size and latency, shares of the baseline, of what the tables cover."""
+        found = np.zeros((len(choices), 2))
         for i, table in enumerate(self.modules.values()):
-            index = (*self._at(table, choices), choices[:, i])
-            size, latency = size + table.size[index], latency + table.latency[index]
-        return size, latency
+            found += table.costs[(*self._at(table, choices), slice(None), choices[:, i])]
+        return found
 
     def losses(self, choices: Choices) -> Array:
         """(n, features) losses of the table."""
@@ -195,7 +211,7 @@ class Allocator:
         for axis in (0, 1):
             prices = np.zeros((len(grid), 2))
             prices[:, axis] = grid
-            values = self.costs(self.allocate(prices))[axis]
+            values = self.costs(self.allocate(prices))[:, axis]
             span = max(values[0] - values[-1], 1e-12)
             low = grid[max(0, int(np.argmax(values < values[0] - 0.02 * span)) - 1)]
             high = grid[int(np.argmax(values <= values[-1] + 0.1 * span))]

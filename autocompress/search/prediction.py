@@ -26,13 +26,14 @@ WORTH = 1e-3  # share of the box that a candidate must be expected to add, for t
 
 @dataclass(frozen=True, eq=False)
 class Told:
-    """A trial in the terms of the model: indices of its knobs, choices, losses by the table, and what was seen (NaN for what was not);
-    `lost` of each quality of the goal."""
+    """A trial in the terms of the model: indices of its knobs, choices, losses and costs by the table, and what was seen (NaN for what was
+    not); `lost` of each quality of the goal."""
 
     trial: FrozenTrial
     indices: Choices
     choices: Choices
     losses: Array
+    costs: Array
     divergence: float
     seen: float
     lost: tuple[float, ...]
@@ -109,7 +110,8 @@ class Model:
         limited = _limited(full, goal, quality)
         reference = curve.divergence_at(drop)
         # Those that diverge like what is looked for say most about it, and no proposal has to wait for thousands.
-        seen = sorted(seen, key=lambda t: abs(np.log(max(t.divergence, 1e-12) / reference)))[:MOST_FITTED]
+        far = np.abs(np.log(np.maximum([t.divergence for t in seen], 1e-12) / reference))
+        seen = [seen[i] for i in np.argsort(far, kind="stable")[:MOST_FITTED]]
         found = DivergenceModel.fitted(
             np.stack([t.losses for t in seen]),
             shared,
@@ -117,8 +119,8 @@ class Model:
             np.array([t.seen for t in seen]),
             reference,
         )
-        exact = np.array([(t.size, t.latency) for t in finished])
-        offset = np.nanmedian(exact - np.stack(allocator.costs(np.stack([t.choices for t in finished])), axis=1), axis=0)
+        last = finished[-MOST_FITTED:]
+        offset = np.nanmedian(np.array([(t.size, t.latency) for t in last]) - np.array([t.costs for t in last]), axis=0)
         rows = [(t.size, t.latency, max(t.lost[quality], 0.0)) for t in front]
         model = cls(allocator, goal, quality, found, curve, limited, offset, np.array(rows).reshape(-1, 3))
         running = [t.choices for t in told if not t.trial.state.is_finished()]
@@ -130,7 +132,7 @@ class Model:
 
     def predict(self, choices: Choices) -> tuple[Array, Array, Array, Array]:
         """((n, 2) size and latency, mean and deviation of what is lost, probability to keep the other limits)."""
-        costs = np.stack(self.allocator.costs(choices), axis=1) + self.offset
+        costs = self.allocator.costs(choices) + self.offset
         divergence, spread = self.divergence.predict(self.allocator.losses(choices))
         mean, deviation = self.lost.predict(divergence, spread)
         kept = np.ones(len(choices))

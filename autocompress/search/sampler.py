@@ -67,7 +67,8 @@ class PriceSampler(BaseSampler):
         self._names = dict.fromkeys(knob.parameter for knob in space.knobs).keys()
         self._distributions = distributions(space)
         self._random = RandomSampler(seed=seed)
-        self._known: dict[tuple[str, int], Told] = {}  # finished trials do not change
+        self._known: dict[tuple[str, int], Told] = {}  # as long as a trial is in the state in which it was seen, it does not change
+        self._points = np.zeros((0, 2 + DIMENSIONS))
 
     def infer_relative_search_space(self, study: optuna.Study, trial: FrozenTrial) -> dict[str, BaseDistribution]:
         """Always the whole space."""
@@ -79,13 +80,13 @@ class PriceSampler(BaseSampler):
 
     def sample_relative(self, study: optuna.Study, trial: FrozenTrial, search_space: dict[str, BaseDistribution]) -> dict[str, Any]:
         """One proposal."""
-        point = qmc.Halton(2 + DIMENSIONS, seed=self._seed).random(trial.number + 1)[-1]
+        point = self._point(trial.number)
         recovery = point[2:]
         if trial.number <= len(self._anchors):
             return {**self._anchor(trial.number), **self._extra(recovery)}
         states = (TrialState.COMPLETE, TrialState.PRUNED, TrialState.RUNNING)
         trials = study.get_trials(deepcopy=False, states=states)
-        told = [found for t in trials if t.number != trial.number and (found := self._told(study.study_name, t)) is not None]
+        told = [found for t in trials if t.number != trial.number and (found := self._told(study, t)) is not None]
         if sum(t.whole and math.isfinite(t.divergence) for t in told) < GUIDED_AFTER:
             return {**self._allocator.parameters(self._allocator.allocate(self._prices(point[None, :2]))[0]), **self._extra(recovery)}
         generator = np.random.default_rng([self._seed, trial.number])
@@ -131,23 +132,31 @@ class PriceSampler(BaseSampler):
             parents.append(parent.trial)
         return np.array(rows, dtype=np.intp).reshape(len(rows), self._allocator.width), parents
 
-    def _told(self, study: str, trial: FrozenTrial) -> Told | None:
+    def _told(self, study: optuna.Study, trial: FrozenTrial) -> Told | None:
         """None for a trial whose parameters are not all there, or that repeats another one."""
-        key = study, trial.number
-        if key in self._known:
-            return self._known[key]
+        key = study.study_name, trial.number
+        known = self._known.get(key)
+        if known is not None and known.trial.state == trial.state:
+            return known
         params = trial.params
         if not self._names <= params.keys() or trial.user_attrs.get("repeats"):
             return None
-        choices = self._allocator.choices(params)
+        if known is None:
+            choices = self._allocator.choices(params)
+            losses = self._allocator.losses(choices[None])[0].astype(np.float32)
+            costs = self._allocator.costs(choices[None])[0]
+            indices = np.array([int(params[name]) for name in self._names], dtype=np.intp)
+        else:
+            indices, choices, losses, costs = known.indices, known.choices, known.losses, known.costs
         attributes, row, base = trial.user_attrs, trial.user_attrs.get("row", {}), self._goal.baseline
         lost = lost_of(trial, self._goal, self._space.recovery.steps)
         size, latency = trial.values[:2] if trial.values else (float(row.get(name, np.nan)) for name in ("size_bytes", "latency_ms"))
-        found = Told(
+        self._known[key] = found = Told(
             trial,
-            np.array([int(params[name]) for name in self._names], dtype=np.intp),
+            indices,
             choices,
-            self._allocator.losses(choices[None])[0],
+            losses,
+            costs,
             float(attributes.get("divergence", np.nan)),
             float(attributes.get("seen", 1.0)),
             lost,
@@ -156,9 +165,13 @@ class PriceSampler(BaseSampler):
             attributes.get("metrics") or {},
             all(violation <= 0 for violation in trial.constraints.values()),
         )
-        if trial.state.is_finished():
-            self._known[key] = found
         return found
+
+    def _point(self, number: int) -> Array:
+        """The `number`-th of a quasi-random sequence (Halton 1960), which the seed alone determines."""
+        if number >= len(self._points):
+            self._points = qmc.Halton(2 + DIMENSIONS, seed=self._seed).random(2 * number + 64)
+        return np.asarray(self._points[number])
 
     @cached_property
     def _shared(self) -> NDArray[np.intp]:
@@ -176,7 +189,7 @@ class PriceSampler(BaseSampler):
         """The ordered index of each knob for `configs`; a value that the knob lacks gives its nearest choice."""
         return {k.parameter: _nearest(k.choices, getattr(configs[k.module], k.axis)) for k in self._space.knobs}
 
-    def _extra(self, point: Sequence[float]) -> dict[str, Any]:
+    def _extra(self, point: Array) -> dict[str, Any]:
         """Alpha and the index of each choice of the recovery, from coordinates in [0, 1)."""
         recovery = self._space.recovery
         extra: dict[str, Any] = {}
@@ -187,7 +200,7 @@ class PriceSampler(BaseSampler):
             extra[name] = min(int(u * len(choices)), len(choices) - 1)
         return extra
 
-    def _near(self, trial: FrozenTrial, point: Sequence[float], generator: np.random.Generator) -> dict[str, Any]:
+    def _near(self, trial: FrozenTrial, point: Array, generator: np.random.Generator) -> dict[str, Any]:
         """The recovery of a front member, alpha a little moved; every third time another one, so that they are compared."""
         if generator.random() < NEW_RECOVERY:
             return self._extra(point)
@@ -205,7 +218,7 @@ class PriceSampler(BaseSampler):
             ladder = (np.arange(LADDER**2)[:, None] // (LADDER, 1)) % LADDER / (LADDER - 1)
             prices = np.concatenate([prices, self._prices(ladder)])
         choices = self._allocator.allocate(prices)
-        missed = np.maximum(np.stack(self._allocator.costs(choices), axis=1) - ROOM * most, 0.0).sum(1)
+        missed = np.maximum(self._allocator.costs(choices) - ROOM * most, 0.0).sum(1)
         found: Choices = choices[np.lexsort((self._allocator.losses(choices).sum(1), missed))[0]]
         return found
 

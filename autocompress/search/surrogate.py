@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy.linalg import cho_factor, solve_triangular
+from scipy.linalg import cho_factor, cho_solve, solve_triangular
 from scipy.optimize import isotonic_regression
 from scipy.special import ndtr
 
@@ -17,6 +17,7 @@ OWN, SHARED = 0.5, 0.5  # prior deviation of a feature's factor from 1: its own,
 NOISE = 0.3  # relative error of a sum of losses before there are residuals
 LEAST_NOISE, MOST_NOISE = 0.05, 1.0
 BAND = 0.5  # of the logarithm of the divergence, within which residuals are alike
+KNOTS = 64  # at which their spread is computed
 NODES, WEIGHTS = np.polynomial.hermite_e.hermegauss(5)
 WEIGHTS = WEIGHTS / WEIGHTS.sum()
 
@@ -46,7 +47,7 @@ class DivergenceModel:
 
     @classmethod
     def fitted(cls, losses: Array, groups: NDArray[np.intp], divergence: Array, reliability: Array, reference: float) -> DivergenceModel:
-        """From `losses` (n, features) and the `divergence` (n,) of told trials; `groups` (features,) shares u.
+        """From `losses` (n, features; float32 halves the time) and the `divergence` (n,) of told trials; `groups` (features,) shares u.
 
         `reliability` (n,) in (0, 1] is the share of the split that a trial has seen; what diverges far beyond `reference` counts less.
         """
@@ -59,20 +60,22 @@ class DivergenceModel:
         prior = np.concatenate([np.full(int(active.sum()), OWN**-2), np.full(design.shape[1] - int(active.sum()), SHARED**-2)])
         least = 1e-3 * float(np.median(divergence)) if len(divergence) else 1.0
         relative = (least + divergence) * (1 + divergence / max(reference, least)) / np.sqrt(reliability)
-        weighted = (design / relative[:, None]).astype(np.float32)  # the products are most of the time that a proposal takes
+        weighted = design / relative[:, None].astype(np.float32)
         squares = (weighted.T @ weighted).astype(np.float64)
-        gap = (design / relative[:, None] ** 2).T @ (divergence - total * scale)
+        gap = weighted.T @ ((divergence - total * scale) / relative).astype(np.float32)
         noise, found, factor = NOISE, np.zeros(design.shape[1]), np.diag(np.sqrt(prior))
         for _ in range(2):
-            factor = cho_factor(squares / noise**2 + np.diag(prior), lower=True)[0]
-            found = _solved(factor, gap / noise**2)
+            precision = squares / noise**2
+            precision.flat[:: len(prior) + 1] += prior
+            factor = cho_factor(precision, lower=True, overwrite_a=True, check_finite=False)[0]
+            found = cho_solve((factor, True), gap / noise**2, check_finite=False)
             if len(divergence) < 4:
                 break
-            left = np.abs(divergence - total * scale - design @ found) / relative
+            left = np.abs(divergence - total * scale - design @ found.astype(np.float32)) / relative
             noise = float(np.clip(1.4826 * np.median(left), LEAST_NOISE, MOST_NOISE))
         mean = np.ones(len(groups))
         mean[active] += _factors(found, groups[active])
-        return cls(scale, np.maximum(mean, 0.05), noise, active, groups, np.tril(factor), found)
+        return cls(scale, np.maximum(mean, 0.05), noise, active, groups, factor, found)
 
     def predict(self, losses: Array) -> tuple[Array, Array]:
         """(mean, standard deviation) of the divergence, each (n,)."""
@@ -92,9 +95,7 @@ class DivergenceModel:
 
 def _design(losses: Array, groups: NDArray[np.intp]) -> Array:
     """(n, features + groups): each feature's loss, and the sums over groups."""
-    found = np.unique(groups)
-    shared = [losses[:, groups == group].sum(1) for group in found]
-    return np.concatenate([losses, *(column[:, None] for column in shared)], axis=1)
+    return np.concatenate([losses, losses @ (groups[:, None] == np.unique(groups)).astype(losses.dtype)], axis=1)
 
 
 def _factors(coefficients: Array, groups: NDArray[np.intp]) -> Array:
@@ -102,11 +103,6 @@ def _factors(coefficients: Array, groups: NDArray[np.intp]) -> Array:
     _, place = np.unique(groups, return_inverse=True)
     own, shared = coefficients[..., : len(groups)], coefficients[..., len(groups) :]
     return own + shared[..., place] if len(groups) else own
-
-
-def _solved(factor: Array, right: Array) -> Array:
-    lower = np.tril(factor)
-    return np.asarray(solve_triangular(lower.T, solve_triangular(lower, right, lower=True), lower=False))
 
 
 @dataclass(frozen=True, eq=False)
@@ -128,9 +124,10 @@ class LossModel:
         order = np.argsort(divergence, kind="stable")
         at, found = np.log(np.maximum(divergence[order], 1e-12)), lost[order]
         level = np.asarray(isotonic_regression(found).x)
-        near = np.exp(-0.5 * ((at[:, None] - at[None]) / BAND) ** 2)
-        spread = np.sqrt((near @ (found - level) ** 2 + least_spread**2) / (near.sum(1)))
-        return cls(at, level, np.maximum(spread, least_spread))
+        grid = np.linspace(at[0], at[-1], KNOTS)
+        near = np.exp(-0.5 * ((grid[:, None] - at[None]) / BAND) ** 2)
+        spread = np.sqrt((near @ (found - level) ** 2 + least_spread**2) / np.maximum(near.sum(1), 1.0))
+        return cls(at, level, np.maximum(np.interp(at, grid, spread), least_spread))
 
     def predict(self, divergence: Array, deviation: Array, luck: bool = True) -> tuple[Array, Array]:
         """(mean, standard deviation) of the loss at uncertain divergences (n,), by Gauss-Hermite quadrature over their logarithm.

@@ -77,7 +77,7 @@ def test_without_prices_nothing_is_lost_and_higher_prices_save_more(parts: tuple
     choices = allocator.allocate(np.array([(price, 0.0) for price in dear]))
     configs = configs_of(space, allocator, choices[0])
     assert all((c.weight_bits, c.rank_ratio, c.pruning_ratio) == (16, 1.0, 0.0) for c in configs.values())
-    sizes = allocator.costs(choices)[0]
+    sizes = allocator.costs(choices)[:, 0]
     assert all(b <= a + 1e-12 for a, b in itertools.pairwise(sizes))
     assert sizes[-1] < sizes[0] / 3
     for low, high in allocator.price_ranges:
@@ -96,7 +96,7 @@ def test_an_allocation_is_the_cheapest_of_all_at_its_prices(parts: tuple[BoundSp
                 others.append(choices.copy())
                 others[-1][column] = choice
         rows = np.stack(others)
-        size, latency = allocator.costs(rows)
+        size, latency = allocator.costs(rows).T
         total = allocator.losses(rows).sum(1) + price[0] * size + price[1] * latency
         assert total.argmin() == 0 or total[0] == pytest.approx(total.min())
 
@@ -146,7 +146,7 @@ def told(study: optuna.Study, space: BoundSpace, allocator: Allocator, factors: 
     choices = allocator.choices(trial.params)[None]
     losses = allocator.losses(choices)[0]
     divergence = float(losses @ (np.ones(len(losses)) if factors is None else factors))
-    size, latency = allocator.costs(choices)
+    size, latency = allocator.costs(choices).T
     trial.set_user_attr("divergence", divergence)
     lost = 1 - np.exp(-divergence)
     trial.set_constraint("max_accuracy_drop", lost - GOAL.drop)
@@ -206,7 +206,7 @@ def test_it_looks_for_each_of_several_qualities(parts: tuple[BoundSpace, Allocat
             trial = ask(study, space)
             choices = allocator.choices(trial.params)[None]
             divergence = float(allocator.losses(choices)[0].sum())
-            size, latency = allocator.costs(choices)
+            size, latency = allocator.costs(choices).T
             accuracy, late = 0.95 - (1 - np.exp(-divergence)), 2.0 - 2 * divergence**2
             trial.set_user_attr("divergence", divergence)
             trial.set_user_attr("metrics", {"late": late})
@@ -236,12 +236,12 @@ def test_the_first_proposal_is_the_most_accurate_one_within_the_limits(parts: tu
     sampler = PriceSampler(space, allocator, Goal(GOAL.baseline, limits), 0)
     study = optuna.create_study(directions=["minimize", "minimize", "maximize"], sampler=sampler)
     first = allocator.choices(ask(study, space).params)[None]
-    size, latency = (float(cost[0]) for cost in allocator.costs(first))
+    size, latency = map(float, allocator.costs(first)[0])
     assert size <= 0.3
     assert latency <= 0.9
     generator = np.random.default_rng(0)
     others = np.stack([allocator.choices({k.parameter: int(generator.integers(len(k.choices))) for k in space.knobs}) for _ in range(2000)])
-    sizes, latencies = allocator.costs(others)
+    sizes, latencies = allocator.costs(others).T
     within = (sizes <= 0.3) & (latencies <= 0.9)
     assert within.sum() > 10
     assert allocator.losses(first).sum() <= np.quantile(allocator.losses(others[within]).sum(1), 0.02), (
