@@ -127,36 +127,35 @@ class Allocator:
     def allocate(self, prices: Array, weights: Array | None = None) -> Choices:
         """(n, modules + groups) choices at `prices` (n, 2: of size, of latency), the loss of each feature times `weights` (n, features)."""
         weights = np.ones((len(prices), len(self.features))) if weights is None else weights
-        chosen = np.zeros((len(prices), self.width), dtype=np.intp)
         tables, count = list(self.modules.values()), len(self.modules)
         losses = [weights[:, i * len(PARTS) : (i + 1) * len(PARTS)] @ table.losses for i, table in enumerate(tables)]
         pruned = [weights[:, len(PARTS) * count + g, None] * loss for g, loss in enumerate(self.group_loss.values())]
         of_size, of_latency = prices[:, :1], prices[:, 1:]
+        chosen = np.zeros((self.width + 1, len(prices)), dtype=np.intp)  # by column; the last one is that of no group
         for _ in range(SWEEPS):
             before = chosen.copy()
-            for i, table in enumerate(tables):
-                out, into = self._at(table, chosen)
+            for i, (table, (out, into)) in enumerate(zip(tables, self._ends, strict=True)):
                 size, latency = table.by_groups
-                row = out * table.costs.shape[1] + into
-                chosen[:, i] = (losses[i] + of_size * size.take(row, 0) + of_latency * latency.take(row, 0)).argmin(1)
+                row = chosen[out] * table.costs.shape[1] + chosen[into]
+                chosen[i] = (losses[i] + of_size * size.take(row, 0) + of_latency * latency.take(row, 0)).argmin(1)
             for g, readers in enumerate(self._members.values()):
                 total = pruned[g]
-                for i, side in readers:
-                    table = tables[i]
-                    out, into = self._at(table, chosen)
-                    size, latency = table.by_output if side == "out" else table.by_input
-                    row = (into if side == "out" else out) * len(table.configs) + chosen[:, i]
+                for i, other, side in readers:
+                    size, latency = tables[i].by_output if side == "out" else tables[i].by_input
+                    row = chosen[other] * len(tables[i].configs) + chosen[i]
                     total = total + of_size * size.take(row, 0) + of_latency * latency.take(row, 0)
-                chosen[:, count + g] = total.argmin(1)
+                chosen[count + g] = total.argmin(1)
             if np.array_equal(before, chosen):
                 break
-        return chosen
+        return np.ascontiguousarray(chosen[:-1].T)
 
     def costs(self, choices: Choices) -> Array:
         """(n, 2) size and latency, shares of the baseline, of what the tables cover."""
         found = np.zeros((len(choices), 2))
-        for i, table in enumerate(self.modules.values()):
-            found += table.costs[(*self._at(table, choices), slice(None), choices[:, i])]
+        whole = np.zeros(len(choices), dtype=np.intp)
+        for i, (table, ends) in enumerate(zip(self.modules.values(), self._ends, strict=True)):
+            out, into = (whole if column < 0 else choices[:, column] for column in ends)
+            found += table.costs[out, into, :, choices[:, i]]
         return found
 
     def losses(self, choices: Choices) -> Array:
@@ -219,24 +218,25 @@ class Allocator:
         return np.array(found)
 
     @cached_property
-    def _members(self) -> dict[str, list[tuple[int, str]]]:
-        """Positions of the modules whose tables depend on each group, and with which side."""
-        members: dict[str, list[tuple[int, str]]] = {name: [] for name in self.group_configs}
-        for i, table in enumerate(self.modules.values()):
+    def _ends(self) -> list[tuple[int, int]]:
+        """By module: the columns of its output and its input group, -1 where it has none."""
+        at = self._columns
+        return [(at.get(table.out_group or "", -1), at.get(table.in_group or "", -1)) for table in self.modules.values()]
+
+    @cached_property
+    def _members(self) -> dict[str, list[tuple[int, int, str]]]:
+        """By group: the modules whose tables depend on it, the column of the other group of each (-1: none), and with which side."""
+        members: dict[str, list[tuple[int, int, str]]] = {name: [] for name in self.group_configs}
+        for i, (table, (out, into)) in enumerate(zip(self.modules.values(), self._ends, strict=True)):
             if table.out_group is not None:
-                members[table.out_group].append((i, "out"))
+                members[table.out_group].append((i, into, "out"))
             if table.in_group is not None:
-                members[table.in_group].append((i, "in"))
+                members[table.in_group].append((i, out, "in"))
         return members
 
     @cached_property
     def _columns(self) -> dict[str, int]:
         return {name: len(self.modules) + g for g, name in enumerate(self.group_configs)}
-
-    def _at(self, table: ModuleTable, choices: Choices) -> tuple[Choices, Choices]:
-        whole = np.zeros(len(choices), dtype=np.intp)
-        out = whole if table.out_group is None else choices[:, self._columns[table.out_group]]
-        return out, whole if table.in_group is None else choices[:, self._columns[table.in_group]]
 
     @cached_property
     def _positions(self) -> list[tuple[tuple[str, ...], dict[tuple[int, ...], int]]]:

@@ -47,6 +47,16 @@ class Told:
         """Whether all of what it lost is known."""
         return not math.isnan(sum(self.lost))
 
+    @cached_property
+    def running(self) -> bool:
+        """Whether it has not ended yet."""
+        return not self.trial.state.is_finished()
+
+    @cached_property
+    def key(self) -> bytes:
+        """The same for the same choices."""
+        return self.choices.tobytes()
+
 
 def lost_of(trial: FrozenTrial, goal: Goal, steps: int) -> tuple[float, ...]:
     """What a trial lost of each quality; NaN for one that was stopped, or that recovery (of `steps`) passed over since it was beaten
@@ -102,7 +112,7 @@ class Model:
     @classmethod
     def of(cls, told: list[Told], front: list[Told], goal: Goal, allocator: Allocator, shared: NDArray[np.intp], quality: int = 0) -> Model:
         """Fitted to the trials that are finished, of which `front` is the front; the running ones join it as they are predicted."""
-        finished = [t for t in told if t.trial.state.is_finished()]
+        finished = [t for t in told if not t.running]
         seen = [t for t in finished if math.isfinite(t.divergence)]
         full = [t for t in seen if t.whole][-MOST_FITTED:]
         drop, divergence = goal.drops[quality], np.array([t.divergence for t in full])
@@ -123,7 +133,7 @@ class Model:
         offset = np.nanmedian(np.array([(t.size, t.latency) for t in last]) - np.array([t.costs for t in last]), axis=0)
         rows = [(t.size, t.latency, max(t.lost[quality], 0.0)) for t in front]
         model = cls(allocator, goal, quality, found, curve, limited, offset, np.array(rows).reshape(-1, 3))
-        running = [t.choices for t in told if not t.trial.state.is_finished()]
+        running = [t.choices for t in told if t.running]
         if not running:
             return model
         costs, mean, _, _ = model.predict(np.stack(running))

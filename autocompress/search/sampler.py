@@ -103,7 +103,7 @@ class PriceSampler(BaseSampler):
         moved, parents = self._moved(front, generator)
         pool = np.concatenate([priced, moved])
         gain = model.improvement(pool)
-        known = {t.choices.tobytes() for t in told}
+        known = {t.key for t in told}
         order = np.argsort(-gain, kind="stable")
         best = next((i for i in order if pool[i].tobytes() not in known), order[0])
         return pool[best], parents[best - len(priced)] if best >= len(priced) else None
