@@ -121,13 +121,21 @@ class Observer:
         return ActivationRange(_float32(float(scale)), int(zero), self.low, self.high)
 
 
-def dynamic(x: Tensor) -> Tensor:
-    """ONNX DynamicQuantizeLinear and back: 0 inside the range, scale = (max - min) / 255. Gradients pass straight through."""
+def dynamic_affine(x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """(scale, zero point, largest value) of ONNX DynamicQuantizeLinear: 0 inside the range, scale = (max - min) / 255."""
     low, high = torch.aminmax(x.detach())
     low, high = low.clamp_max(0), high.clamp_min(0)
     scale = (high - low) / 255
     scale = torch.where(scale > 0, scale, torch.ones_like(scale))
-    return covering_step(x, scale, (-low / scale).round(), *UINT8)
+    return scale, (-low / scale).round(), high
+
+
+def dynamic(x: Tensor) -> Tensor:
+    """ONNX DynamicQuantizeLinear and back; nothing for nothing (an expert without tokens). Gradients pass straight through."""
+    if x.numel() == 0:
+        return x
+    scale, zero_point, _ = dynamic_affine(x)
+    return covering_step(x, scale, zero_point, *UINT8)
 
 
 def blockwise(x: Tensor, block_size: int) -> Tensor:

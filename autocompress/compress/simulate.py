@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -14,9 +13,11 @@ from torch import Tensor, nn
 
 from autocompress.candidate import UNTOUCHED, ModuleConfig
 from autocompress.compress.activation import RangeQuantizer, blockwise, dynamic
+from autocompress.compress.convolve import convolve, geometry_of
 from autocompress.compress.importance import weight_of
+from autocompress.compress.integer import IntegerFactor, Rounding, has_integer_products, worth_integers
 from autocompress.compress.library import Variant
-from autocompress.compress.low_rank import carriers, compose
+from autocompress.compress.low_rank import compose
 from autocompress.compress.lsq import learned_step
 from autocompress.compress.prune import Mask
 from autocompress.compress.quantize import StoredTensor, from_blocks, grid_of, half_scales, quant_bounds, to_blocks, to_half
@@ -40,23 +41,29 @@ def _scatter(small: Tensor, rows: Mask | None, columns: Mask | None, shape: tupl
 class SimulatedModule(nn.Module):
     """Stands in for a Linear, Conv, Embedding or recurrent weight.
 
+    Linear layers on 8-bit dynamic inputs are computed with integers where the processor can and no gradient is asked for.
+
     Pruned channels are zeros here, and so is the output of a module that is removed as a whole, so that shapes around it stay: zero
     columns of the consumers make that equal to removal. A router adds `GATE_SHUT` to the logits of removed experts.
     `kind` is the module's. `input_range` rounds statically quantised inputs. `output_range` rounds the
     output of a static 8-bit convolution, as its kernel does; None where a normalisation behind it is folded and rounds instead.
     """
 
-    def __init__(self, source: nn.Module, kind: str, input_range: RangeQuantizer | None, output_range: RangeQuantizer | None) -> None:
+    def __init__(
+        self, source: nn.Module, kind: str, input_range: RangeQuantizer | None, output_range: RangeQuantizer | None, rounding: Rounding
+    ) -> None:
         super().__init__()
         self._source = (source,)  # in a tuple, so that its parameters are not ours
         self.kind = kind
         self.input_range = input_range
         self.output_range = output_range
+        self.rounding = rounding
         self.config = UNTOUCHED
         self.block_size = 0
         self.masks: tuple[Mask | None, Mask | None] = (None, None)
         self.gate: Tensor | None = None
-        self.dense: list[Tensor] = []
+        self.dense: list[Tensor] | None = None
+        self.integers: list[IntegerFactor] | None = None
         self.dense_bias: Tensor | None = None
         self.stored_bias: Tensor | None = None
         self.trained: nn.ParameterList | None = None
@@ -105,10 +112,7 @@ class SimulatedModule(nn.Module):
         self.config, self.masks, self.stored, self.block_size = config.executed(self.kind), masks, variant.factors, block_size
         self.gate = None if experts is None else torch.from_numpy(gate_shift(experts)).to(device)
         self.trained = self.trained_steps = self.trained_bias = None
-        self.dense = [
-            _scatter(factor.dequantized().to(device), *self._factor_masks(i), self._factor_shape(i))
-            for i, factor in enumerate(variant.factors)
-        ]
+        self.dense, self.integers = None, self._integer_factors()
         self.stored_bias, self.dense_bias = variant.bias, None
         if variant.bias is not None:
             self.dense_bias = _scatter(variant.bias.to(device), masks[0], None, (len(source.weight),))
@@ -163,8 +167,42 @@ class SimulatedModule(nn.Module):
             shape[1] = full[1]
         return tuple(shape)
 
+    def _integer_factors(self) -> list[IntegerFactor] | None:
+        """For a linear layer whose inputs are rounded to 8 bits by their own range; None where its kernel computes something else."""
+        source: Any = self._source[0]
+        if not isinstance(source, nn.Linear) or source.weight.device.type != "cpu" or not has_integer_products():
+            return None
+        if self.config.activation_bits != 8 or self.config.static(self.kind) or not self.stored:
+            return None
+        found = []
+        for i, stored in enumerate(self.stored):
+            factor = IntegerFactor.of(stored)
+            if factor is None:
+                return None
+            (rows, columns), shape = self._factor_masks(i), self._factor_shape(i)
+            scale, sums = (_scatter(of_row, rows, None, shape[:1]) for of_row in (factor.scale, factor.sums))
+            found.append(IntegerFactor(_scatter(factor.values, rows, columns, shape), scale, sums))
+        return found
+
+    def _product_of_integers(self, x: Tensor) -> Tensor | None:
+        """As the integer kernel; None for inputs that are no numbers."""
+        assert self.integers is not None
+        shape, last = x.shape[:-1], len(self.integers) - 1
+        for i, factor in enumerate(self.integers):
+            read = self.rounding(x)
+            if read is None:
+                return None
+            x = factor.product(read, self.bias if i == last else None)
+        return x.view(*shape, -1)
+
     def _full_factors(self) -> list[Tensor]:
         if self.trained is None:
+            if self.dense is None:
+                device = weight_of(self._source[0]).device
+                self.dense = [
+                    _scatter(factor.dequantized().to(device), *self._factor_masks(i), self._factor_shape(i))
+                    for i, factor in enumerate(self.stored)
+                ]
             return self.dense
         assert self.trained_steps is not None
         full = []
@@ -201,6 +239,10 @@ class SimulatedModule(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """As the source module."""
+        if self.integers is not None and self.trained is None and not torch.is_grad_enabled() and worth_integers(x, self.integers[0]):
+            product = self._product_of_integers(x)
+            if product is not None:
+                return product if self.gate is None else product + self.gate
         source: Any = self._source[0]
         factors = self._full_factors()
         if not factors:
@@ -208,56 +250,26 @@ class SimulatedModule(nn.Module):
         if isinstance(source, nn.Embedding):
             rows = F.embedding(x, factors[-1], source.padding_idx, source.max_norm, source.norm_type)
             return rows if len(factors) == 1 else rows @ factors[0]
-        last = len(factors) - 1
-        geometry = [] if isinstance(source, nn.Linear) else _geometry(source, [factor.shape[2:] for factor in factors])
+        last, rounds = len(factors) - 1, self.output_range is not None and self.rounds_output
+        geometry = [] if isinstance(source, nn.Linear) else geometry_of(source, [factor.shape[2:] for factor in factors])
         for i, factor in enumerate(factors):
             x = self._rounded(x, i)
             bias = self.bias if i == last else None
+            if rounds and bias is not None:
+                bias = bias + self.bias_error(bias)
             if isinstance(source, nn.Linear):
                 x = F.linear(x, factor, bias)
             elif last == 0:
                 x = source._conv_forward(x, factor, bias)
             else:
-                x = _convolve(source, x, factor, bias, geometry[i], first=i == 0)
+                x = convolve(source, x, factor, bias, geometry[i], first=i == 0)
         result: Tensor = x if self.gate is None else x + self.gate
-        if self.output_range is not None and self.rounds_output and self.bias is not None:
-            result = result + self.bias_error(self.bias).view(-1, *[1] * (source.weight.dim() - 2))
-        if self.output_range is not None and self.rounds_output:
-            result = self.output_range(result)
-        return result
+        return self.output_range(result) if rounds and self.output_range is not None else result
 
 
 def gate_shift(experts: Mask) -> NDArray[np.float32]:
     """(experts,) what is added to a router's logits."""
     return np.where(experts, np.float32(0), np.float32(GATE_SHUT))
-
-
-def _geometry(source: Any, kernels: Sequence[Sequence[int]]) -> list[list[list[int]]]:
-    """[stride, padding, dilation] per factor of a convolution with these kernels.
-
-    Padding that is not a number of zeros per side is applied to the input, and 0 here.
-    """
-    given = (source.stride, (0,) * len(source.kernel_size) if _pads_first(source) else source.padding, source.dilation)
-    carrier = carriers(kernels, source.kernel_size)
-    return [
-        [[v if at == i else rest for v, at in zip(values, carrier, strict=True)] for values, rest in zip(given, (1, 0, 1), strict=True)]
-        for i in range(len(kernels))
-    ]
-
-
-def _pads_first(source: Any) -> bool:
-    return isinstance(source.padding, str) or source.padding_mode != "zeros"
-
-
-def _convolve(source: Any, x: Tensor, weight: Tensor, bias: Tensor | None, geometry: list[list[int]], first: bool) -> Tensor:
-    """One factor of a convolution; `geometry` is its stride, padding and dilation."""
-    if first and _pads_first(source):
-        mode = "constant" if source.padding_mode == "zeros" else source.padding_mode
-        x = F.pad(x, source._reversed_padding_repeated_twice, mode=mode)
-    stride, padding, dilation = geometry
-    convolve: Any = F.conv1d if weight.dim() == 3 else F.conv2d
-    result: Tensor = convolve(x, weight, bias, stride, padding, dilation)
-    return result
 
 
 def _starting_point(weight: Tensor, stored: StoredTensor) -> Tensor:

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from autocompress.candidate import Candidate, ModuleConfig
 from autocompress.compress.activation import ActivationRange, RangeQuantizer
 from autocompress.compress.importance import side_dimension
+from autocompress.compress.integer import Rounding
 from autocompress.compress.library import Variant, VariantLibrary, variant_from_tensors, variant_to_tensors
 from autocompress.compress.prune import Masks, Pruner
 from autocompress.compress.simulate import SimulatedModule
@@ -87,13 +88,15 @@ class SimulatedModel:
         self.quantizers = {tensor: RangeQuantizer(at) for tensor, at in plan.ranges.items()}
         self.base_ranges = dict(plan.ranges)
         self.owners = {name: owner for name, (_, owner) in kinds.items()}
-        self.model = copy.deepcopy(teacher).eval()
+        self.model, rounding = copy.deepcopy(teacher).eval(), Rounding()
         self.simulated: dict[str, SimulatedModule] = {}
         for name, (kind, owner) in kinds.items():
             read = self.quantizers.get(plan.inputs.get(owner, ""))
             rounded, tensor = plan.outputs.get(owner, (owner, ""))
             made = self.quantizers.get(tensor)
-            self.simulated[name] = SimulatedModule(teacher.get_submodule(name), kind, read, made if rounded == owner else None)
+            self.simulated[name] = SimulatedModule(
+                teacher.get_submodule(name), kind, read, made if rounded == owner else None, rounding
+            )
             parent, _, child = name.rpartition(".")
             setattr(self.model.get_submodule(parent), child, self.simulated[name])
             if rounded != owner and made is not None:
@@ -167,15 +170,16 @@ class Stitcher(SimulatedModel):
             config = candidate.config(module.name)
             block_size = config.group_size if self.plan.rounds_blocks(module, config) else 0
             for name in (module.name, *module.aliases):
-                variant = (trained.variants.get(name) if trained else None) or self.variant(name, module.name, candidate)
+                variant = (trained.variants.get(name) if trained else None) or self.variant(name, module.name, candidate, masks)
                 self.set_variant(name, module.name, variant, config, masks, block_size)
         self.load({**self.smoother.parameters(candidate), **(trained.others if trained else {})}, masks)
         return self.model
 
-    def variant(self, name: str, owner: str, candidate: Candidate) -> Variant:
-        """The library's variant of `name`, compressed as its owner (another name where weights are tied)."""
-        masks, factors = self.pruner.masks(candidate), self.smoother.of(owner, candidate)
-        variant = self.library.get(owner, candidate.config(owner), masks, factors)
+    def variant(self, name: str, owner: str, candidate: Candidate, masks: Masks | None = None) -> Variant:
+        """The library's variant of `name`, compressed as its owner (another name where weights are tied); `masks` of the candidate where
+        they are known."""
+        masks = self.pruner.masks(candidate) if masks is None else masks
+        variant = self.library.get(owner, candidate.config(owner), masks, self.smoother.of(owner, candidate))
         return variant if name == owner else Variant(variant.factors, self.library.bias(name, None))
 
     def start_training(self, candidate: Candidate) -> None:
