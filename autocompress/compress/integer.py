@@ -20,8 +20,9 @@ WORTH = 1 << 24  # products of a layer from which on integers are faster, conver
 def has_integer_products() -> bool:
     """Whether this processor multiplies 8-bit integers exactly and fast: x86 with VNNI (others add pairs of products in 16 bits, which
     overflow, or have no instruction for it)."""
-    found = getattr(torch.cpu, "get_capabilities", dict)()
-    return torch.backends.mkldnn.is_available() and bool(found.get("avx512_vnni") or found.get("avx_vnni"))
+    found: dict[str, bool] = getattr(torch.cpu, "get_capabilities", dict)()
+    fast = torch.backends.mkldnn.is_available()  # type: ignore[no-untyped-call]
+    return bool(fast and (found.get("avx512_vnni") or found.get("avx_vnni")))
 
 
 @dataclass(frozen=True, eq=False)

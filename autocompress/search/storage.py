@@ -26,7 +26,13 @@ from autocompress.search.journal import BatchedJournal, holding, repair_journal
 
 PATIENCE_S = 300.0  # how long a database may be away before a search gives up
 STUDY_NAME = "autocompress"
-AWAY = (StorageInternalError, sqlalchemy.exc.OperationalError, sqlalchemy.exc.InterfaceError, sqlalchemy.exc.TimeoutError)
+AWAY = (
+    StorageInternalError,
+    sqlalchemy.exc.OperationalError,
+    sqlalchemy.exc.InterfaceError,
+    sqlalchemy.exc.TimeoutError,
+    sqlalchemy.exc.PendingRollbackError,  # of the slower query that Optuna tries where trials cannot be read
+)
 ATTRIBUTES: dict[str, Any] = {"set_trial_user_attr": TrialUserAttributeModel, "set_trial_system_attr": TrialSystemAttributeModel}
 
 

@@ -216,6 +216,23 @@ def test_a_locked_database_is_waited_for(tmp_path: Path, monkeypatch: pytest.Mon
     assert [t.state for t in open_study(f"sqlite:///{path}").trials] == [TrialState.COMPLETE]
 
 
+def test_trials_are_read_again_when_the_server_goes_while_they_are_read(tmp_path: Path) -> None:
+    study = open_study(f"sqlite:///{tmp_path}/study.db")
+    study.tell(study.ask(), [1.0, 2.0, 3.0])
+    again = open_study(f"sqlite:///{tmp_path}/study.db")
+    left = [1]
+
+    def cut_off(connection, cursor, statement, *given) -> None:
+        if "FROM trials" in statement and left[0] > 0:
+            left[0] -= 1
+            connection.invalidate()
+            raise sqlalchemy.exc.OperationalError(statement, {}, Exception("server closed the connection"))
+
+    sqlalchemy.event.listen(again._storage._backend.engine, "before_cursor_execute", cut_off)
+    assert [t.values for t in again.trials] == [[1.0, 2.0, 3.0]]
+    assert left == [0]
+
+
 def test_a_result_that_arrived_without_an_answer_is_told_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     study = open_study(f"sqlite:///{tmp_path}/study.db")
     trial = study.ask()
