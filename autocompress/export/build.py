@@ -6,6 +6,7 @@ import copy
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from functools import cached_property
+from pathlib import Path
 
 import numpy as np
 import torch
@@ -24,7 +25,7 @@ from autocompress.compress.statistics import CALIBRATION_SAMPLES, collect_statis
 from autocompress.compress.stitch import ActivationPlan, Stitcher, Trained
 from autocompress.export.blank import blank_variant
 from autocompress.export.calibrate import calibrate
-from autocompress.export.float_graph import export_float
+from autocompress.export.float_cache import exported
 from autocompress.export.lower import LoweredModel, find_norms, lower
 from autocompress.export.operators import gather_block
 from autocompress.export.rewrite import Recipe, rewrite
@@ -195,14 +196,19 @@ def _chosen(
 
 
 def prepare(
-    task: Task, module_map: ModuleMap, kernels: KernelChoice, device: torch.device | None = None, activation_range: str = "squared_error"
+    task: Task,
+    module_map: ModuleMap,
+    kernels: KernelChoice,
+    device: torch.device | None = None,
+    activation_range: str = "squared_error",
+    graphs: Path | None = None,
 ) -> Builder:
     """Export and calibrate once; modules whose weight the graph does not show are left out of the map.
 
-    `activation_range` is how static ranges are chosen (as `ModuleConfig.weight_range`).
+    `activation_range` is how static ranges are chosen (as `ModuleConfig.weight_range`); folder `graphs` keeps exported graphs.
     """
-    teacher = split_modules(task.model).cpu()
-    lowered = lower(teacher, task.example_inputs, module_map, tuple(task.output_weights or ()))
+    teacher, outputs = split_modules(task.model).cpu(), tuple(task.output_weights or ())
+    lowered = lower(teacher, task.example_inputs, module_map, outputs, graphs)
     module_map = module_map.restricted_to(lowered.sites)
     module_map = replace(module_map, norms=find_norms(lowered, module_map))
     samples = [inputs for inputs, _ in take_samples(task.calibration_batches(), CALIBRATION_SAMPLES)]
@@ -213,7 +219,7 @@ def prepare(
     teacher.cpu()
     baseline = lowered.proto
     if fused_modules(task.model):
-        baseline = export_float(copy.deepcopy(task.model).cpu().eval(), task.example_inputs, tuple(task.output_weights or ()))[0]
+        baseline = exported(copy.deepcopy(task.model).cpu().eval(), task.example_inputs, outputs, graphs)[0]
     evidence = Evidence(teacher, statistics, task_losses(task))
     builder = Builder(lowered, module_map, evidence, ranges, baseline.SerializeToString(), kernels)
     return _with_prunable_groups(builder, samples[0])

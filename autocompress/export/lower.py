@@ -4,13 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 from onnx import ModelProto, NodeProto, TensorProto, helper, numpy_helper
 from torch import nn
 
 from autocompress.batches import Inputs, feed_of
-from autocompress.export.float_graph import export_float
+from autocompress.export.float_cache import exported
 from autocompress.modules import ModuleMap, NormGroup
 
 RECURRENT = ("LSTM", "GRU")
@@ -58,9 +59,12 @@ class LoweredModel:
         return feed_of(inputs, self.input_names)
 
 
-def lower(model: nn.Module, example_inputs: Inputs, module_map: ModuleMap, outputs: Sequence[str] = ()) -> LoweredModel:
-    """Export `model` once and find where each compressible module is used; modules that are not found have no site."""
-    proto, dynamic = export_float(model, example_inputs, outputs)
+def lower(
+    model: nn.Module, example_inputs: Inputs, module_map: ModuleMap, outputs: Sequence[str] = (), graphs: Path | None = None
+) -> LoweredModel:
+    """Export `model` once, or read it from folder `graphs`, and find where each compressible module is used; modules that are not found
+    have no site."""
+    proto, dynamic = exported(model, example_inputs, outputs, graphs)
     names = tuple(value.name for value in proto.graph.input)
     consumers: dict[str, list[NodeProto]] = {}
     for node in proto.graph.node:

@@ -38,6 +38,7 @@ from autocompress.targets.workload import Layout
 from autocompress.task import Task
 
 Report = Callable[[str, float], None]
+GRAPHS_BYTES = 256 << 20  # of exported float graphs without their weights, on disk
 
 
 @dataclass
@@ -135,7 +136,7 @@ def builder_for(
     """A builder with the kernels of this machine, and the widths that they like as the table of the target says, or as measured here."""
     kernels = kernel_choice(target)
     multiples = {kind: kernels.width_multiple(kind) for kind in ("linear", "conv")} if table is None else table_multiples(table)
-    return prepare(task, module_map, kernels, device, activation_range).with_multiples(multiples)
+    return prepare(task, module_map, kernels, device, activation_range, cache_folder() / "graphs").with_multiples(multiples)
 
 
 def layout_of(builder: Builder) -> Layout:
@@ -185,6 +186,7 @@ def open_bench(
     report("evaluating the baseline", 0.0)
     reference, teacher = _original(original, builder, device)
     trim_folder(cache_folder() / "variants")
+    trim_folder(cache_folder() / "graphs", GRAPHS_BYTES)
     library = VariantLibrary(builder.evidence, cache_folder() / "variants", builder.kernels.saturates, library_bytes)
     stitcher = Stitcher(builder.teacher.to(device), builder.module_map, library, builder.plan)
     validation = dealt(task.validation, seed)

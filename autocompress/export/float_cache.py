@@ -1,0 +1,107 @@
+"""Float graphs of models that were exported before: resumed searches and other workers do not export again."""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import inspect
+import json
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+import numpy as np
+import onnx
+import onnx_ir
+import onnxruntime
+import onnxscript
+import torch
+from onnx import ModelProto, numpy_helper
+from torch import Tensor, nn
+
+from autocompress.batches import Inputs, feed_of, input_tensors, map_inputs
+from autocompress.errors import DamagedFileError
+from autocompress.export.float_graph import export_float
+from autocompress.targets.device.sessions import open_session
+from autocompress.task import call_model
+from autocompress.tensor_files import read_tensors, write_tensors
+
+FORMAT = "1"  # part of every key; raised when the cleaning of graphs changes
+TOOLS = (torch, onnx, onnx_ir, onnxscript, onnxruntime)
+TOLERANCE = 1e-4  # of the largest output: another order of sums, and nothing else
+
+
+def exported(model: nn.Module, example_inputs: Inputs, names: Sequence[str] = (), folder: Path | None = None) -> tuple[ModelProto, bool]:
+    """As `export_float`, from `folder` where a graph of this model lies there.
+
+    Graphs are kept without the weights, which are the model's own. A graph is found by what the model prints as, the source of its modules,
+    the shapes of its weights and inputs and the versions of the tools; it is used if it computes what the model computes of the example.
+    """
+    if folder is None:
+        return export_float(model, example_inputs, names)
+    path = folder / f"{_key(model, example_inputs, names)}.safetensors"
+    known = _read(path, model, example_inputs)
+    if known is not None:
+        return known
+    proto, dynamic = export_float(model, example_inputs, names)
+    _write(path, proto, dynamic, model)
+    return proto, dynamic
+
+
+def _key(model: nn.Module, example_inputs: Inputs, names: Sequence[str]) -> str:
+    sources = []
+    for kind in dict.fromkeys(type(module) for module in model.modules()):
+        with contextlib.suppress(OSError, TypeError):  # made where no source is kept
+            sources.append(inspect.getsource(kind))
+    shapes = [(name, tuple(value.shape), str(value.dtype)) for name, value in model.state_dict().items()]
+    called = list(example_inputs) if isinstance(example_inputs, Mapping) else None
+    inputs = [(tuple(value.shape), str(value.dtype)) for value in input_tensors(example_inputs)]
+    versions = [tool.__version__ for tool in TOOLS]
+    return hashlib.sha256(repr((FORMAT, repr(model), sources, shapes, called, inputs, list(names), versions)).encode()).hexdigest()
+
+
+def _weights(model: nn.Module) -> dict[str, Tensor]:
+    return {name: value.detach().cpu() for name, value in model.state_dict().items() if value.dtype == torch.float32}
+
+
+def _write(path: Path, proto: ModelProto, dynamic: bool, model: nn.Module) -> None:
+    """The graph without the initializers that are weights of the model."""
+    bare, weights, taken = ModelProto(), _weights(model), []
+    bare.CopyFrom(proto)
+    for tensor in bare.graph.initializer:
+        weight = weights.get(tensor.name)
+        if weight is not None and np.array_equal(numpy_helper.to_array(tensor), weight.numpy()):
+            taken.append(tensor.name)
+            tensor.ClearField("raw_data")
+    graph = torch.frombuffer(bytearray(bare.SerializeToString()), dtype=torch.uint8)
+    # A cache that cannot be written costs time, never a result.
+    with contextlib.suppress(OSError):
+        write_tensors(path, {"graph": graph}, {"dynamic": json.dumps(dynamic), "weights": json.dumps(taken)})
+
+
+def _read(path: Path, model: nn.Module, example_inputs: Inputs) -> tuple[ModelProto, bool] | None:
+    if not path.is_file():
+        return None
+    try:
+        tensors, notes = read_tensors(path)
+    except DamagedFileError:
+        path.unlink(missing_ok=True)  # it is made again
+        return None
+    proto, weights, taken = ModelProto(), _weights(model), set(json.loads(notes["weights"]))
+    proto.ParseFromString(tensors["graph"].numpy().tobytes())
+    if not taken <= weights.keys():
+        return None
+    for tensor in proto.graph.initializer:
+        if tensor.name in taken:
+            tensor.CopyFrom(numpy_helper.from_array(weights[tensor.name].contiguous().numpy(), tensor.name))
+    return (proto, bool(json.loads(notes["dynamic"]))) if _computes(proto, model, example_inputs) else None
+
+
+def _computes(proto: ModelProto, model: nn.Module, inputs: Inputs) -> bool:
+    """Whether the graph's first output is the model's on the example."""
+    inputs = map_inputs(inputs, lambda tensor: tensor.detach().cpu())
+    session = open_session(proto.SerializeToString())
+    (found, *_) = session.run(None, feed_of(inputs, [value.name for value in session.get_inputs()]))
+    with torch.no_grad():
+        expected = call_model(model, inputs).detach().cpu().float().numpy()
+    scale = max(1e-6, float(np.abs(expected).max(initial=0.0)))
+    return found.shape == expected.shape and float(np.abs(found - expected).max(initial=0.0)) <= TOLERANCE * scale
