@@ -11,7 +11,7 @@ demo: $(VENV)/.installed
 		--finalize-steps 80 --task-arg validation_images=100 --out $(OUT)
 
 test: $(VENV)/.installed
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest -n 2 --dist loadfile
 
 check: $(VENV)/.installed
 	$(BIN)/pip install --quiet -c constraints.txt -e '.[dev]'
