@@ -141,11 +141,11 @@ class Builder:
         """The file's content."""
         return rewrite(self.lowered, self.module_map, recipe)[0]
 
-    def blank(self, candidate: Candidate) -> tuple[ModelProto, dict[str, str]]:
-        """(graph, owner of each tensor) with weights of the right shapes and no meaning."""
+    def blank(self, candidate: Candidate, noise: bool = True) -> tuple[ModelProto, dict[str, str]]:
+        """(graph, owner of each tensor) with weights of the right shapes and no meaning: noise, or zeros."""
         masks = self.pruner.masks(candidate)
         variants = {
-            site.name: blank_variant(module, candidate.config(module.name), masks, self.kernels.saturates)
+            site.name: blank_variant(module, candidate.config(module.name), masks, self.kernels.saturates, noise)
             for module in self.module_map
             for site in self.lowered.sites[module.name]
         }
@@ -155,7 +155,7 @@ class Builder:
         """Size of the candidate's file."""
         plain = Candidate(candidate.modules)
         if plain not in self._sizes:
-            self._sizes[plain] = self.blank(plain)[0].ByteSize()
+            self._sizes[plain] = self.blank(plain, noise=False)[0].ByteSize()
         return self._sizes[plain]
 
     @cached_property

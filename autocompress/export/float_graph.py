@@ -7,14 +7,14 @@ import copy
 import io
 import logging
 import warnings
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
 import onnx_ir
 import torch
 from numpy.typing import NDArray
-from onnx import ModelProto, NodeProto, helper, numpy_helper
+from onnx import ModelProto, NodeProto, TensorProto, helper, numpy_helper
 from onnxscript.optimizer import fold_constants
 from torch import nn
 
@@ -195,17 +195,23 @@ def _free_reshapes(proto: ModelProto, heads: set[int]) -> None:
 def remove_dead_nodes(proto: ModelProto) -> None:
     """Drop nodes and initializers that no output needs."""
     graph = proto.graph
-    needed = {output.name for output in graph.output}
-    kept = []
-    for node in reversed(graph.node):
+    nodes, initializers = needed_parts(graph.node, graph.initializer, {output.name for output in graph.output})
+    del graph.node[:]
+    graph.node.extend(nodes)
+    del graph.initializer[:]
+    graph.initializer.extend(initializers)
+
+
+def needed_parts(
+    nodes: Sequence[NodeProto], initializers: Iterable[TensorProto], outputs: Collection[str]
+) -> tuple[list[NodeProto], list[TensorProto]]:
+    """Those of the nodes, which are in the order of computation, and of the initializers that `outputs` need."""
+    needed, kept = set(outputs), []
+    for node in reversed(nodes):
         if needed & set(node.output):
             kept.append(node)
             needed.update(node.input)
-    initializers = [tensor for tensor in graph.initializer if tensor.name in needed]
-    del graph.node[:]
-    graph.node.extend(reversed(kept))
-    del graph.initializer[:]
-    graph.initializer.extend(initializers)
+    return kept[::-1], [tensor for tensor in initializers if tensor.name in needed]
 
 
 def _keep_outputs(proto: ModelProto, model: nn.Module, inputs: Inputs, names: Sequence[str]) -> None:

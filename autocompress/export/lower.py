@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -53,6 +54,15 @@ class LoweredModel:
     input_names: tuple[str, ...]
     dynamic_batch: bool
     producer: dict[str, NodeProto] = field(default_factory=dict)
+
+    @cached_property
+    def shell(self) -> ModelProto:
+        """The graph's inputs and outputs without what is between them."""
+        found = ModelProto()
+        found.CopyFrom(self.proto)
+        del found.graph.node[:]
+        del found.graph.initializer[:]
+        return found
 
     def feed(self, inputs: Inputs) -> dict[str, Any]:
         """numpy feed of one batch."""

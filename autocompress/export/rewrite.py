@@ -14,7 +14,7 @@ from autocompress.compress.activation import ActivationRange
 from autocompress.compress.library import Variant
 from autocompress.compress.prune import Mask, Masks
 from autocompress.export.convolution import convolution
-from autocompress.export.float_graph import remove_dead_nodes
+from autocompress.export.float_graph import needed_parts
 from autocompress.export.graph import FUNCTIONS, GraphBuilder
 from autocompress.export.lower import LoweredModel, Site
 from autocompress.export.operators import embedding, linear, recurrent, zeros
@@ -49,9 +49,7 @@ class Recipe:
 
 def rewrite(lowered: LoweredModel, module_map: ModuleMap, recipe: Recipe) -> tuple[ModelProto, dict[str, str]]:
     """(graph, owner of each tensor) of a recipe."""
-    proto = ModelProto()
-    proto.CopyFrom(lowered.proto)
-    graph = GraphBuilder(lowered, recipe.ranges, {tensor.name: tensor for tensor in proto.graph.initializer})
+    graph = GraphBuilder(lowered, recipe.ranges, {tensor.name: tensor for tensor in lowered.proto.graph.initializer})
     _replace_parameters(graph, recipe)
     norms = {name.rpartition(".")[0] for name in recipe.smoothed}
     rescaled = {reader for group in module_map.norms if group.norm in norms for reader in group.readers}
@@ -87,11 +85,11 @@ def rewrite(lowered: LoweredModel, module_map: ModuleMap, recipe: Recipe) -> tup
             graph.copy(node, hidden_size=states[node.output[0]])
         elif node.output[0] not in dropped:
             graph.nodes.append(node)
-    del proto.graph.node[:]
-    proto.graph.node.extend(graph.nodes)
-    del proto.graph.initializer[:]
-    proto.graph.initializer.extend(graph.initializers.values())
-    remove_dead_nodes(proto)
+    proto = ModelProto()
+    proto.CopyFrom(lowered.shell)
+    nodes, initializers = needed_parts(graph.nodes, graph.initializers.values(), {output.name for output in proto.graph.output})
+    proto.graph.node.extend(nodes)
+    proto.graph.initializer.extend(initializers)
     used = {node.op_type for node in proto.graph.node if node.domain == FUNCTIONS}
     proto.functions.extend(function for name, function in graph.functions.items() if name in used)
     for domain in sorted({node.domain for node in proto.graph.node} - {""}):
