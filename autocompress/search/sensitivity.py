@@ -129,6 +129,7 @@ def measure_sensitivity(
             for inputs, expected in zip(batches, reference, strict=True)
         ]
         measured[module, config] = float(torch.cat(parts).mean())
+    measure_s = time.monotonic() - started - estimate_s
     scaled = _scaled(estimates, measured)
     worst = max(measured.values(), default=1.0)  # of what was neither estimated nor measured in time
     rows = []
@@ -142,7 +143,7 @@ def measure_sensitivity(
         pairs = np.array(both)
         rank = float(spearmanr(*pairs.T).statistic)
         factor = float(np.exp(np.median(np.abs(np.log(pairs[:, 0] / pairs[:, 1])))))
-    return Sensitivity(rows, len(measured), estimate_s, time.monotonic() - started - estimate_s, rank, factor)
+    return Sensitivity(rows, len(measured), estimate_s, measure_s, rank, factor)
 
 
 def _part(config: ModuleConfig) -> str:
