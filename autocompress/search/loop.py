@@ -11,6 +11,7 @@ from typing import Any
 
 import optuna
 import torch
+from threadpoolctl import threadpool_limits
 
 from autocompress.compress.generate import check_causal
 from autocompress.compress.student import on_student, taught
@@ -58,7 +59,7 @@ def run_search(
     if settings.objectives:
         space = replace(space, objectives=tuple(dict.fromkeys(settings.objectives)))
     target, device = find_target(settings.target), pick_device(settings.device)
-    torch.set_num_threads(max(1, (os.cpu_count() or 1) // max(1, settings.workers)))
+    _divide_threads(settings.workers)
     learner = on_student(task)
     module_map = find_modules(learner.model, task.example_inputs, task.towers)
     bound = space.bind(module_map, target)
@@ -166,7 +167,7 @@ def run_worker(task: Task, storage: str, study_name: str, device_name: str | Non
     known = _known_run(folder, task, run["target"])
     if known is None:
         raise RunFolderError(f"{folder}: not reachable from this worker; share the run folder between machines")
-    torch.set_num_threads(max(1, (os.cpu_count() or 1) // max(1, run["workers"])))
+    _divide_threads(run["workers"])
     space, target, device = SearchSpace(**run["space"]), find_target(run["target"]), pick_device(device_name)
     module_map = find_modules(on_student(task).model, task.example_inputs, task.towers)
     interrupt = Interrupt()
@@ -185,6 +186,13 @@ def run_worker(task: Task, storage: str, study_name: str, device_name: str | Non
         worker = Worker(study, Judge(bench, limits, folder), folder, alone=False)
         worker.run(run["n_trials"], deadline, interrupt, storage, progress)
     return interrupt.requested
+
+
+def _divide_threads(workers: int) -> None:
+    """This process's share of the processors, for torch and for the BLAS of NumPy and SciPy, whose threads spin while they wait."""
+    share = max(1, (os.cpu_count() or 1) // max(1, workers))
+    torch.set_num_threads(share)
+    threadpool_limits(share, user_api="blas")
 
 
 def _taught(task: Task, space: BoundSpace, seed: int, device: torch.device, folder: Path) -> Task:
