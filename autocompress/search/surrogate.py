@@ -151,7 +151,7 @@ class LossModel:
 
 def expected_improvement(costs: Array, mean: Array, deviation: Array, front: Array, reference: Sequence[float]) -> Array:
     """(n,) expected hypervolume improvement over `front` (m, 3; all minimised) of points with known `costs` (n, 2) and a normal third
-    objective.
+    objective, of which less than 0 is no better than 0: luck there would be looked for again and again.
 
     Exact: the plane of the two known objectives is cut into cells by the front; over a cell a point gains as much as its third objective
     is expected to be below the least of the front's there (Emmerich et al. 2011, with one uncertain objective).
@@ -173,7 +173,12 @@ def expected_improvement(costs: Array, mean: Array, deviation: Array, front: Arr
     flat = rank.reshape(-1)
     for k in range(len(costs)):
         areas[k] = np.bincount(flat, np.outer(widths[0][k], widths[1][k]).reshape(-1), minlength=len(levels))
-    gap = levels[None] - mean[:, None]
-    z = gap / deviation[:, None]
-    gain = gap * ndtr(z) + deviation[:, None] * np.exp(-0.5 * z**2) / np.sqrt(2 * np.pi)
-    return np.asarray((areas * gain).sum(1))
+    gain = _expected_below(levels[None], mean[:, None], deviation[:, None])
+    return np.asarray((areas * (gain - _expected_below(np.zeros((1, 1)), mean[:, None], deviation[:, None]))).sum(1))
+
+
+def _expected_below(level: Array, mean: Array, deviation: Array) -> Array:
+    """E[max(level - x, 0)] of normal x."""
+    z = (level - mean) / deviation
+    found: Array = (level - mean) * ndtr(z) + deviation * np.exp(-0.5 * z**2) / np.sqrt(2 * np.pi)
+    return found

@@ -20,14 +20,23 @@ def test_improvement_of_a_sure_point_is_the_hypervolume_it_adds(count: int) -> N
     np.testing.assert_allclose(found, added, atol=1e-8)
 
 
-def test_improvement_of_an_unsure_point_is_the_mean_over_what_it_may_be() -> None:
+@pytest.mark.parametrize("level", [0.0, 0.1, 0.5, 5.5])
+def test_improvement_of_an_unsure_point_is_the_mean_over_what_it_may_be(level: float) -> None:
+    """And what is below 0 is worth no more than 0."""
     generator = RNG(3)
-    front, point = generator.random((6, 3)) + np.array([0, 0, 5]), np.array([0.2, 0.3, 5.5])  # far from 0, where hypervolume would clip
-    reference = (1.0, 1.0, 6.0)
+    front, point = generator.random((6, 3)) + np.array([0, 0, np.floor(level)]), np.array([0.2, 0.3, level])
+    reference = (1.0, 1.0, np.floor(level) + 1.0)
     found = expected_improvement(point[None, :2], point[2:], np.array([0.2]), front, reference)[0]
-    drawn = [np.array([*point[:2], point[2] + 0.2 * z]) for z in generator.standard_normal(4000)]
+    drawn = [np.array([*point[:2], max(level + 0.2 * z, 0.0)]) for z in generator.standard_normal(4000)]
     mean = np.mean([hypervolume(np.vstack([front, p]), reference) for p in drawn]) - hypervolume(front, reference)
-    assert found == pytest.approx(mean * 6.0, rel=0.05)
+    assert found == pytest.approx(mean * reference[2], rel=0.05)
+
+
+def test_what_cannot_lose_less_promises_nothing() -> None:
+    """A point that is no smaller and no faster than one that loses nothing, however unsure its loss is."""
+    front = np.array([[0.3, 0.3, 0.0], [0.1, 0.6, 0.02]])
+    found = expected_improvement(np.array([[0.31, 0.3]]), np.array([0.0]), np.array([0.5]), front, (1.0, 1.0, 1.0))
+    assert found[0] == pytest.approx(0.0, abs=1e-12)
 
 
 def told(count: int, spread: float) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:

@@ -25,18 +25,21 @@ SPACE = {
         {"match": "*", "weight_bits": [3, 4, 6, 8], "rank_ratio": [0.25, 1.0], "pruning_ratio": {"low": 0.0, "high": 0.5, "step": 0.125}},
     ]
 }
-# A lease of two seconds instead of a minute, and trials that take a moment, so that one of them is in flight when a worker is killed.
+# A lease of two seconds instead of a minute, and trials that take a moment, so that one of them is in flight when a worker is killed. From
+# the fifth trial on they wait for as many workers as are to be there, however long these take to start.
 MAIN = """
 import sys, time
 from autocompress.search import lease, trial
 lease.LEASE_S = 2.0
 judge = trial.Judge.judge
-def slowly(*given):
+def slowly(self, study, number, candidate):
     time.sleep(float(sys.argv[1]))
-    return judge(*given)
+    while number > 4 and len({t.user_attrs.get("worker") for t in study.get_trials(deepcopy=False)} - {None}) < int(sys.argv[2]):
+        time.sleep(0.1)
+    return judge(self, study, number, candidate)
 trial.Judge.judge = slowly
 from autocompress.cli import main
-main(sys.argv[2:])
+main(sys.argv[3:])
 """
 
 
@@ -79,15 +82,31 @@ def server() -> Iterator[Server]:
         made.stop()
 
 
-def search(spec: str, folder: Path, trials: int, *more: str, pause: float = 0.0) -> list[str]:
+@pytest.fixture
+def start() -> Iterator[Callable[[list[str]], subprocess.Popen]]:
+    """Starts processes, which end with the test, whether it passes or not."""
+    running: list[subprocess.Popen] = []
+
+    def started(command: list[str]) -> subprocess.Popen:
+        running.append(subprocess.Popen(command, stderr=subprocess.PIPE, text=True))
+        return running[-1]
+
+    yield started
+    for process in running:
+        if process.poll() is None:
+            process.kill()
+            process.communicate()
+
+
+def search(spec: str, folder: Path, trials: int, *more: str, pause: float = 0.0, workers: int = 1) -> list[str]:
     folder.parent.mkdir(exist_ok=True)
     space = folder.parent / "space.yaml"
     space.write_text(yaml.safe_dump(SPACE))
     command = ["search", spec, "--space", str(space), "--trials", str(trials), "--out", str(folder), *more]
-    return [sys.executable, "-W", "ignore", "-c", MAIN, str(pause), *command]
+    return [sys.executable, "-W", "ignore", "-c", MAIN, str(pause), str(workers), *command]
 
 
-def until(condition: Callable[[], bool], process: subprocess.Popen, limit_s: float = 120) -> None:
+def until(condition: Callable[[], bool], process: subprocess.Popen, limit_s: float = 300) -> None:
     limit = time.monotonic() + limit_s
     while not condition():
         assert process.poll() is None, process.communicate()
@@ -103,12 +122,12 @@ def trials_of(url: str) -> list[FrozenTrial]:
     return found
 
 
-def test_another_worker_takes_over_the_trial_of_one_that_was_killed(server: Server, cnn_spec: str, tmp_path: Path) -> None:
+def test_another_worker_takes_over_the_trial_of_one_that_was_killed(server: Server, cnn_spec: str, tmp_path: Path, start) -> None:
     url, folder = server.url("killed"), tmp_path / "run" / "out"
-    first = subprocess.Popen(search(cnn_spec, folder, 4000, "--storage", url, pause=0.5), stderr=subprocess.PIPE, text=True)
+    first = start(search(cnn_spec, folder, 4000, "--storage", url, pause=0.5))
     until(lambda: len(rows(folder)) >= 2, first)
-    worker = [sys.executable, "-W", "ignore", "-c", MAIN, "0.5", "worker", "--storage", url, cnn_spec]
-    second = subprocess.Popen(worker, stderr=subprocess.PIPE, text=True)
+    worker = [sys.executable, "-W", "ignore", "-c", MAIN, "0.5", "1", "worker", "--storage", url, cnn_spec]
+    second = start(worker)
     until(lambda: len({t.user_attrs.get("worker") for t in trials_of(url) if t.state == TrialState.COMPLETE}) == 2, second)
     # The second worker's trial, whatever it is at, ends here.
     second.send_signal(signal.SIGSTOP)
@@ -136,9 +155,9 @@ def test_another_worker_takes_over_the_trial_of_one_that_was_killed(server: Serv
     assert (folder / "front.json").is_file()
 
 
-def test_a_search_outlives_its_server_for_twenty_seconds(server: Server, cnn_spec: str, tmp_path: Path) -> None:
+def test_a_search_outlives_its_server_for_twenty_seconds(server: Server, cnn_spec: str, tmp_path: Path, start) -> None:
     url, folder = server.url("restarted"), tmp_path / "run" / "out"
-    process = subprocess.Popen(search(cnn_spec, folder, 14, "--storage", url, pause=0.2), stderr=subprocess.PIPE, text=True)
+    process = start(search(cnn_spec, folder, 14, "--storage", url, pause=0.2))
     until(lambda: len(rows(folder)) >= 4, process)
     before = rows(folder)
     server.kill()
@@ -162,8 +181,8 @@ def test_ray_places_the_workers(cnn_spec: str, tmp_path: Path) -> None:
     folder = tmp_path / "run" / "out"
     # The task trains when it is loaded, and Ray gives its workers one thread: with as many here the weights are the same.
     environment = {**os.environ, "RAY_USAGE_STATS_ENABLED": "0", "OMP_NUM_THREADS": "1"}
-    command = search(cnn_spec, folder, 24, "--workers", "2", "--ray", "local", pause=1.0)
-    done = subprocess.run(command, capture_output=True, text=True, timeout=300, check=False, env=environment)
+    command = search(cnn_spec, folder, 24, "--workers", "2", "--ray", "local", workers=2)
+    done = subprocess.run(command, capture_output=True, text=True, timeout=600, check=False, env=environment)
     assert done.returncode == 0, done.stderr
     finished = [t for t in trials_of(str(folder / "study.journal")) if t.state.is_finished()]
     assert 24 <= len(finished) <= 25
