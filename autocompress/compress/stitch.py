@@ -94,9 +94,7 @@ class SimulatedModel:
             read = self.quantizers.get(plan.inputs.get(owner, ""))
             rounded, tensor = plan.outputs.get(owner, (owner, ""))
             made = self.quantizers.get(tensor)
-            self.simulated[name] = SimulatedModule(
-                teacher.get_submodule(name), kind, read, made if rounded == owner else None, rounding
-            )
+            self.simulated[name] = SimulatedModule(teacher.get_submodule(name), kind, read, made if rounded == owner else None, rounding)
             parent, _, child = name.rpartition(".")
             setattr(self.model.get_submodule(parent), child, self.simulated[name])
             if rounded != owner and made is not None:
