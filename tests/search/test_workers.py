@@ -34,7 +34,7 @@ lease.LEASE_S = 2.0
 judge = trial.Judge.judge
 def slowly(self, study, number, candidate):
     time.sleep(float(sys.argv[1]))
-    while number > 4 and len({t.user_attrs.get("worker") for t in study.get_trials(deepcopy=False)} - {None}) < int(sys.argv[2]):
+    while number >= 4 and len({t.user_attrs.get("worker") for t in study.get_trials(deepcopy=False)} - {None}) < int(sys.argv[2]):
         time.sleep(0.1)
     return judge(self, study, number, candidate)
 trial.Judge.judge = slowly
