@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -11,7 +12,7 @@ from torch import nn
 from autocompress.candidate import Candidate, Distillation, ModuleConfig
 from autocompress.compress.student import on_student
 from autocompress.errors import AutocompressError, ExportError, TaskError
-from autocompress.export.artifact import copy_artifact, read_recipe, session_settings
+from autocompress.export.artifact import copy_artifact, read_recipe, session_settings, session_warning
 from autocompress.export.reload import load_module, reproduce_model
 from autocompress.modules import find_modules
 from autocompress.report.page import write_report
@@ -69,6 +70,7 @@ def search(
     sampler: str = "guided",
     ray: str | None = None,
     library_memory: str | float = "512MB",
+    portable: bool | None = None,
     quiet: bool = False,
 ) -> SearchResult:
     """Search the front of `task` and leave it, verified and with a report, in folder `out`; the same call resumes.
@@ -87,6 +89,8 @@ def search(
         storage: Optuna storage URL; None keeps a journal in `out`.
         workers: processes that share the trials (this one is the first); their threads are divided.
         library_memory: most that the compressed modules which a worker holds in memory take; the others are on disk.
+        portable: True holds integer weights in a range whose products are exact on every processor, False in all 8 bits where that is
+            exact on this machine; None takes what the target says.
         ray: address of a Ray cluster that places the other workers ("auto", "ray://...", "local"); None starts them on this machine.
         device: "cpu" or "cuda" for evaluation and recovery; None takes CUDA when there is one.
         target_table: a latency table measured elsewhere.
@@ -117,6 +121,7 @@ def search(
             ray=ray,
             library_memory=library_memory,
             objectives=tuple(objectives),
+            portable=portable,
         ),
         Path(out),
         quiet,
@@ -168,12 +173,16 @@ def load(folder: str | Path, model: nn.Module | None = None) -> nn.Module:
 def open_session(path: str | Path) -> Any:
     """A session of an exported point's model.onnx (or of its folder) on its target's runtime, with the settings that were tuned for it.
 
-    Its `run(None, {name: array})` returns the outputs. ExportError when there is no recipe beside the file.
+    Its `run(None, {name: array})` returns the outputs. ExportError when there is no recipe beside the file; a warning when the file was
+    made for other integer arithmetic than this processor's.
     """
     file = Path(path) / MODEL_FILE if Path(path).is_dir() else Path(path)
     settings = session_settings(file)
     if settings is None:
         raise ExportError(f"{file}: has no recipe beside it that says how to open it; give the folder that `autocompress export` wrote")
+    words = session_warning(file, settings)
+    if words:
+        warnings.warn(words, stacklevel=2)
     return sessions.open_session(str(file), settings)
 
 

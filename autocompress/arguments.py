@@ -66,9 +66,20 @@ def add_limits(parser: argparse.ArgumentParser) -> None:
     )
 
 
-def _add_target(parser: argparse.ArgumentParser) -> None:
-    """The target, and its latency table where it was measured elsewhere."""
-    parser.add_argument("--target", default="onnxruntime-cpu", metavar="T", help=f"a file ending in .yaml, or {', '.join(target_names())}")
+def _add_target(parser: argparse.ArgumentParser, names: str = "") -> None:
+    """The target, and for which arithmetic its files are."""
+    names = names or f"a file ending in .yaml, or {', '.join(target_names())}"
+    parser.add_argument("--target", default="onnxruntime-cpu", metavar="T", help=names)
+    parser.add_argument(
+        "--portable",
+        action=argparse.BooleanOptionalAction,
+        help="files that compute the same on every processor; without, integer weights take all 8 bits where that is exact here "
+        "(default: as the target says, which is portable)",
+    )
+
+
+def _add_table(parser: argparse.ArgumentParser) -> None:
+    """The latency table, where it was measured elsewhere."""
     parser.add_argument("--target-table", metavar="FILE", help="latency table from `autocompress profile`, or what probes measured")
 
 
@@ -76,6 +87,7 @@ def _add_search(found: argparse.ArgumentParser) -> None:
     """The arguments of `autocompress search`."""
     found.add_argument("--space", metavar="FILE", help="search space in YAML (default: a joint space for any model)")
     _add_target(found)
+    _add_table(found)
     found.add_argument("--trials", type=count, default=100, metavar="N")
     found.add_argument("--timeout", type=duration, metavar="10m")
     add_limits(found)
@@ -122,15 +134,16 @@ def build_parser() -> argparse.ArgumentParser:
     shown = command("inspect", "list what can be compressed, and what cannot", task=True)
     shown.add_argument("--space", metavar="FILE", help="space whose ranks are judged (default: the default space)")
     _add_target(shown)
+    _add_table(shown)
     shown.add_argument("--latency", action="store_true", help="where the time goes, by module and operator (measured, or of the table)")
     shown.add_argument("--json", action="store_true")
     profiled = command("profile", "measure the latency table of a task's model", task=True)
-    profiled.add_argument("--target", default="onnxruntime-cpu", metavar="T")
+    _add_target(profiled)
     profiled.add_argument("--space", metavar="FILE", help="space whose forms are measured (default: the default space)")
     profiled.add_argument("--merge", metavar="FILE", action="append", default=[], help="add the runs of another table of this machine")
     profiled.add_argument("--out", required=True, metavar="FILE")
     probes = command("export-probes", "write the models of a latency table and a script that measures them without PyTorch", task=True)
-    probes.add_argument("--target", default="onnxruntime-cpu", metavar="T", help="of which the device runs the runtime")
+    _add_target(probes, "of which the device runs the runtime")
     probes.add_argument("--space", metavar="FILE", help="space whose forms are measured (default: the default space)")
     probes.add_argument("--to", required=True, metavar="DIR")
     front = command("front", "print the front of a run folder")

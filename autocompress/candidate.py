@@ -9,6 +9,8 @@ from dataclasses import asdict, dataclass, fields, replace
 from functools import cached_property
 from typing import Any
 
+from autocompress.integer_form import IntegerForm
+
 ALGORITHMS = ("auto", "nearest", "gptq", "adaround")
 WEIGHT_RANGES = ("squared_error", "golden_section", "min_max", "percentile", "entropy")
 ACTIVATION_MODES = ("auto", "dynamic", "static")
@@ -17,6 +19,7 @@ IMPORTANCES = ("obs", "obs_diagonal", "wanda", "taylor", "hessian", "gradient", 
 SPARSITY_PATTERNS = ("unstructured", "2:4", "4:8")
 SPARSITY_CRITERIA = ("auto", "magnitude", "random", "gradient", "taylor", "hessian", "wanda", "obs_diagonal", "sparsegpt")
 SCHEDULES = ("one_shot", "linear", "cubic")
+APART_BITS = 7  # widths whose zero-points stay beside the integers, since the difference of both would not fit
 
 
 @dataclass(frozen=True, order=True)
@@ -110,17 +113,18 @@ class ModuleConfig:
             replace(self, activation_bits=32).effective() if kind == "conv" and self.rank_ratio < 1 and self.activation_bits == 8 else self
         )
 
-    def for_kernel(self, kind: str, saturates: bool = False) -> ModuleConfig:
-        """What the kernel of a module of that kind can hold.
+    def for_kernel(self, kind: str, form: IntegerForm) -> ModuleConfig:
+        """Return the config whose integers the kernel of a module of that kind can hold.
 
-        8-bit weights of integer kernels fill int8, so their groups share the scale of the row; integer convolutions take one
-        zero point for all channels. Where sums of two products saturate at 16 bits, 7-bit weights are what stays exact.
+        Weights as wide as `form` leave no room for multiples of a row's scale, so that their groups share it. Integer convolutions
+        take one zero-point for all channels, so that wide weights of theirs are symmetric.
         """
-        if not self.integer(kind) or self.weight_bits != 8:
+        if not self.integer(kind):
             return self
-        if saturates:
-            return replace(self, weight_bits=7)
-        return replace(self, group_size=min(self.group_size, 0), symmetric=self.symmetric or kind == "conv")
+        bits = min(self.weight_bits, form.bits)
+        group_size = self.group_size if bits < form.bits else min(self.group_size, 0)
+        one_zero = kind == "conv" and bits >= APART_BITS and group_size <= 0
+        return replace(self, weight_bits=bits, group_size=group_size, symmetric=self.symmetric or one_zero)
 
     def static(self, kind: str) -> bool:
         """Whether 8- or 16-bit inputs take a calibrated range."""

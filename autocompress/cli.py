@@ -18,7 +18,7 @@ from autocompress import reproduce, search_interruptible
 from autocompress.arguments import build_parser
 from autocompress.compress.student import on_student
 from autocompress.errors import AutocompressError, TaskError
-from autocompress.export.artifact import copy_artifact, session_settings
+from autocompress.export.artifact import copy_artifact, session_settings, session_warning
 from autocompress.export.probes import SCRIPT_FILE, export_probes
 from autocompress.limits import parse_limits
 from autocompress.measure.accuracy import evaluate_session
@@ -71,6 +71,7 @@ def search_command(arguments: argparse.Namespace) -> int:
         ray=arguments.ray,
         library_memory=arguments.library_memory,
         objectives=arguments.objective,
+        portable=arguments.portable,
     )
     out = Path(arguments.out)
     result, interrupted = search_interruptible(arguments.task, settings, out, arguments.json, dict(arguments.task_arg))
@@ -87,7 +88,7 @@ def search_command(arguments: argparse.Namespace) -> int:
 def inspect_command(arguments: argparse.Namespace) -> int:
     """`autocompress inspect`."""
     task = on_student(_task(arguments))
-    target = find_target(arguments.target)
+    target = find_target(arguments.target, portable=arguments.portable)
     found = find_modules(task.model, task.example_inputs, task.towers)
     space, given = SearchSpace.load(arguments.space), None if arguments.target_table is None else Path(arguments.target_table)
     times, latency = None, None
@@ -115,7 +116,7 @@ def inspect_command(arguments: argparse.Namespace) -> int:
 
 def profile_command(arguments: argparse.Namespace) -> int:
     """`autocompress profile`."""
-    target = find_target(arguments.target)
+    target = find_target(arguments.target, portable=arguments.portable)
     task = on_student(_task(arguments))
     builder = builder_for(task, find_modules(task.model, task.example_inputs, task.towers), target)
     space = SearchSpace.load(arguments.space).bind(builder.module_map, target)
@@ -132,7 +133,7 @@ def profile_command(arguments: argparse.Namespace) -> int:
 
 def export_probes_command(arguments: argparse.Namespace) -> int:
     """`autocompress export-probes`."""
-    target = find_target(arguments.target, present=False)
+    target = find_target(arguments.target, present=False, portable=arguments.portable)
     task = on_student(_task(arguments))
     builder = builder_for(task, find_modules(task.model, task.example_inputs, task.towers), target)
     space = SearchSpace.load(arguments.space).bind(builder.module_map, target)
@@ -172,12 +173,14 @@ def bench_command(arguments: argparse.Namespace) -> int:
     """`autocompress bench`."""
     opener = _opener(arguments.path, arguments.threads)
     feed = random_feed(opener())
+    _warn_of_arithmetic(arguments.path)
     if arguments.against is None:
         timing = interleaved_timing(opener, [], feed, arguments.rounds)
         console.print(f"{arguments.path}: {os.path.getsize(arguments.path)} B, {timing.baseline_ms:.4f} ms", highlight=False)
         return 0
     against = _opener(arguments.against, arguments.threads)
     against()
+    _warn_of_arithmetic(arguments.against)
     timing = interleaved_timing(against, [opener], feed, arguments.rounds)
     ratio, (low, high) = timing.ratios[0], timing.intervals[0]
     size, other = os.path.getsize(arguments.path), os.path.getsize(arguments.against)
@@ -216,6 +219,7 @@ def evaluate_command(arguments: argparse.Namespace) -> int:
     if batches is None:
         raise TaskError(f"task {task.name}: has no {arguments.split} split")
     session = _opener(arguments.path, os.cpu_count() or 1)()
+    _warn_of_arithmetic(arguments.path)
     scores, outputs = evaluate_session(task, session, tuple(i.name for i in session.get_inputs()), batches)
     extra = "".join(f", {name} {value:.4f}" for name, value in scores.metrics.items())
     console.print(
@@ -245,6 +249,13 @@ def _opener(path: str, threads: int | None) -> Callable[[], Any]:
             raise AutocompressError(f"{path}: {RUNTIME_WORDS[settings.runtime]} cannot load it ({str(error).splitlines()[0]})") from error
 
     return opened
+
+
+def _warn_of_arithmetic(path: str) -> None:
+    """Print a line when a file was made for other integer arithmetic than this machine's."""
+    words = session_warning(Path(path), session_settings(Path(path)) or SessionSettings())
+    if words:
+        console.print(words, highlight=False)
 
 
 COMMANDS: dict[str, Callable[[argparse.Namespace], int]] = {

@@ -11,7 +11,6 @@ import torch
 
 from autocompress import Candidate, Distillation, ModuleConfig, Task
 from autocompress.batches import Batches
-from autocompress.compress.library import VariantLibrary
 from autocompress.compress.recover import recover
 from autocompress.compress.stitch import Stitcher, Trained
 from autocompress.compress.teacher import Teacher
@@ -37,7 +36,7 @@ class Bench:
 
     @cached_property
     def stitcher(self) -> Stitcher:
-        library = VariantLibrary(self.builder.evidence, None, self.builder.kernels.saturates)
+        library = self.builder.library()
         return Stitcher(self.builder.teacher, self.builder.module_map, library, self.builder.plan)
 
     def uniform(self, bits: int, activation_bits: int = 8, **axes: object) -> Candidate:

@@ -10,6 +10,7 @@ import tempfile
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -19,6 +20,7 @@ from torch import nn
 
 from autocompress import Task, find_modules, load_task
 from autocompress.candidate import Candidate, ModuleConfig
+from autocompress.integer_form import IntegerForm
 from autocompress.limits import Limits
 from autocompress.measure.accuracy import model_outputs
 from autocompress.results import Measurement
@@ -125,7 +127,9 @@ def many_modules() -> tuple[PriceSampler, SearchSpace]:
         kept_out = [1.0] if out is None else [1 - config.pruning_ratio for config in choices[out]]
         kept_in = [1.0] if into is None else [1 - config.pruning_ratio for config in choices[into]]
         configs = space.configs(module.name)
-        size = np.array([[[stored_bytes(module, c, round(64 * a), round(64 * b)) for c in configs] for b in kept_in] for a in kept_out])
+        bytes_of = partial(stored_bytes, module)
+        widths = [[(round(64 * a), round(64 * b)) for b in kept_in] for a in kept_out]
+        size = np.array([[[bytes_of(c, IntegerForm.REDUCED, *at) for c in configs] for at in row] for row in widths])
         loss = np.array([[part(config).weight_bits ** -4.0 + 1 - part(config).rank_ratio for config in configs] for part in PARTS.values()])
         costs = np.stack([size / 1.6e6, size / 1.6e6 * 0.8], axis=2)
         tables[module.name] = ModuleTable(configs, out, into, loss * generator.lognormal(), costs)

@@ -11,9 +11,12 @@ import pytest
 # Threads that spin while they wait make a busy machine many times slower.
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
+import hypothesis
 import torch
 
 torch.set_num_threads(2)
+hypothesis.settings.register_profile("untimed", deadline=None)  # no test hangs on a clock
+hypothesis.settings.load_profile("untimed")
 
 CNN = """
 import torch

@@ -11,7 +11,7 @@ import autocompress
 
 ROOT = Path(autocompress.__file__).parent
 LEVELS = [
-    {"errors", "pareto"},
+    {"errors", "pareto", "integer_form"},
     {"candidate", "limits", "batches"},
     {"task", "attention", "recurrent"},
     {"task_source", "split", "channels"},

@@ -94,8 +94,8 @@ class IntegerFactor:
             return None
         if stored.values.shape[1] == 1:  # torch 2.13 returns memory that nobody wrote to
             return None
-        if stored.zero_point is not None and stored.weight_bits == 8 and stored.multiplier is None:
-            return None  # what is left of them does not fit int8
+        if stored.zero_apart:
+            return None  # without their zero-points the integers do not fit int8
         values = stored.int8()
         return cls(values, stored.scale.flatten().expand(len(values)), values.sum(1, dtype=torch.float32))
 

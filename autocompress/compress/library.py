@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import hashlib
 from collections import OrderedDict
+from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
@@ -23,13 +24,14 @@ from autocompress.compress.rounding import store
 from autocompress.compress.sparsify import NEEDS_GRADIENTS
 from autocompress.compress.statistics import LayerStatistics
 from autocompress.errors import DamagedFileError
+from autocompress.integer_form import IntegerForm
 from autocompress.modules import kind_of
 from autocompress.tensor_files import read_tensors, write_tensors
 
 DISK_BYTES = 2 << 30
 LIBRARY_BYTES = 512_000_000
 MOST_FACTORS = 3
-FORMAT = "5"  # part of every key; raised when the arithmetic of a variant changes
+FORMAT = "6"  # part of every key; raised when the arithmetic of a variant changes
 
 
 @dataclass(frozen=True, eq=False)
@@ -66,18 +68,22 @@ class FloatWeight:
     bias: Tensor | None
 
 
+def _exact_everywhere(name: str) -> IntegerForm:
+    return IntegerForm.REDUCED
+
+
 @dataclass
 class VariantLibrary:
     """Variants of the modules of `evidence.model` (on one device, never changed), on disk by content hash and in memory by last use.
 
     Statistics of the layers' inputs let pruning, factors, zeros, rounding and the bias make up for errors; without them weights
-    are cut and rounded to nearest. With `saturates`, integer kernels get 7-bit weights where 8 were asked for. `made` counts
+    are cut and rounded to nearest. `integer_form` says which integers the kernel of a module may hold. `made` counts
     compressions, `reused` answers from memory or disk.
     """
 
     evidence: Evidence
     folder: Path | None = None
-    saturates: bool = False
+    integer_form: Callable[[str], IntegerForm] = _exact_everywhere
     memory_bytes: int = LIBRARY_BYTES
     made: int = 0
     reused: int = 0
@@ -112,14 +118,13 @@ class VariantLibrary:
         return variant
 
     def _make(self, name: str, config: ModuleConfig, masks: Masks, factors: Tensor | None) -> Variant:
-        kind = kind_of(self.model.get_submodule(name)) or ""
         weight = self.float_weight(name, config, masks, factors)
         seen = factor_statistics(weight.seen, weight.factors)
         gradients = self._gradients(name, config, masks) if len(weight.factors) == 1 else None
-        config, integer = config.for_kernel(kind, self.saturates), config.integer(kind)
+        config, largest = self._integers(name, config)
         last = len(weight.factors) - 1
         stored = tuple(
-            store(factor, config, integer, of_factor, has_bias=i == last and weight.bias is not None, gradients=gradients)
+            store(factor, config, largest, of_factor, has_bias=i == last and weight.bias is not None, gradients=gradients)
             for i, (factor, of_factor) in enumerate(zip(weight.factors, seen, strict=True))
         )
         exact = config.weight_bits >= 16 and last == 0 and config.sparsity == 0
@@ -129,6 +134,14 @@ class VariantLibrary:
         mean = weight.seen.mean
         mean = mean.repeat_interleave(len(wanted) // len(mean), 0) if len(mean) > 1 else mean[0]
         return Variant(stored, corrected_bias(weight.bias, wanted.flatten(1), given.flatten(1), mean))
+
+    def _integers(self, name: str, config: ModuleConfig) -> tuple[ModuleConfig, int]:
+        """Return the config that the module's kernel can hold, and the largest integer that it may multiply: 0 for float kernels."""
+        kind = kind_of(self.model.get_submodule(name)) or ""
+        if not config.integer(kind):
+            return config, 0
+        form = self.integer_form(name)
+        return config.for_kernel(kind, form), form.largest
 
     def float_weight(self, name: str, config: ModuleConfig, masks: Masks, factors: Tensor | None = None) -> FloatWeight:
         """The pruned and factorised weight before it is quantised."""
@@ -174,19 +187,17 @@ class VariantLibrary:
             if name in self.evidence.statistics:
                 digest.update(self.evidence.statistics[name].digest.encode())
             self._hashes[name] = digest.hexdigest()
-        # Whether the kernel is an integer one:
-        grid_depends = config.group_size > 0 or not config.symmetric or (self.saturates and config.weight_bits == 8)
-        bits = config.activation_bits if grid_depends else 32
+        made, largest = self._integers(name, config)
         made_of = replace(
-            config,
-            activation_bits=bits,
+            made,
+            activation_bits=32,
             pruning_ratio=0.0,
             importance=UNTOUCHED.importance,
             smoothing=0.0,
             activation_mode="auto",
             reconstruction=config.reconstruction or into is None,
         )
-        digest = hashlib.sha256(f"{self._hashes[name]} {made_of} {self.saturates}".encode())
+        digest = hashlib.sha256(f"{self._hashes[name]} {made_of} {largest if made.group_size > 0 else 0}".encode())
         if config.sparsity > 0 and config.sparsity_criterion in NEEDS_GRADIENTS:
             digest.update(self.evidence.gradient_digest.encode())
         for mask in (out, into):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
 import platform
@@ -13,6 +14,8 @@ from torch import nn
 
 from autocompress.batches import Inputs, take_samples, to_device
 from autocompress.compress.teacher import model_hash
+from autocompress.errors import RunFolderError
+from autocompress.files import write_json
 from autocompress.task import Task
 
 WORTH = 0.8  # bfloat16 must take at most this share of float32's time: its gradients are coarser
@@ -35,8 +38,9 @@ def training_dtype(task: Task, student: nn.Module, device: torch.device, folder:
     ((inputs, _),) = take_samples([next(iter(task.training_batches()))], SAMPLES)
     ratio = time_ratio(task, student, inputs, device)
     if path is not None:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_text(json.dumps({"bfloat16": ratio}))
+        # A cache that cannot be written costs time, never a result.
+        with contextlib.suppress(RunFolderError):
+            write_json(path, {"bfloat16": ratio})
     return torch.bfloat16 if ratio < WORTH else torch.float32
 
 

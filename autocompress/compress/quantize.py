@@ -8,9 +8,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from autocompress.candidate import APART_BITS
 from autocompress.compress.ranges import block_scales
 
-INT8_MAX = 127
 PARTS = ("scale", "zero_point", "multiplier", "kept")  # of a StoredTensor, beside its values
 
 
@@ -82,9 +82,15 @@ class StoredTensor:
         """(rows, groups) step of each group when the scale is `scale`."""
         return scale if self.multiplier is None else scale * self.multiplier.to(scale.device)
 
+    @property
+    def zero_apart(self) -> bool:
+        """Whether an integer kernel gets the zero-points beside the integers, since their difference would not fit."""
+        return self.zero_point is not None and self.multiplier is None and self.weight_bits >= APART_BITS
+
     def int8(self) -> Tensor:
-        """(rows, ...) int8 that the integer kernel multiplies: values, or (values - zero_point) * multiplier; 8 bits keep theirs apart."""
-        if self.multiplier is None and (self.zero_point is None or self.weight_bits == 8):
+        """(rows, ...) int8 that the integer kernel multiplies: values, or (values - zero_point) * multiplier, or values with the
+        zero-points apart."""
+        if self.multiplier is None and (self.zero_point is None or self.zero_apart):
             return self.values
         blocks = to_blocks(self.values.int(), self.group_size)
         if self.zero_point is not None:
@@ -120,10 +126,15 @@ class Grid:
         return (integers - self.zero_point) * self.step
 
 
-def blank(weight: Tensor, weight_bits: int, group_size: int, symmetric: bool, weight_range: str, integer: bool) -> StoredTensor:
-    """The scales and zero points of `weight`, its integers still 0. With `integer`, scales of groups are multiples of their row's.
+def blank(weight: Tensor, weight_bits: int, group_size: int, symmetric: bool, weight_range: str, largest: int) -> StoredTensor:
+    """Return the scales and zero points of `weight`, its integers still 0.
 
-    NaN or infinity raise ValueError; an all-zero block gets scale 1.
+    Args:
+        largest: largest absolute integer that an integer kernel may multiply; scales of groups are then integer multiples of their
+            row's. 0 for float kernels.
+
+    Raises:
+        ValueError: the weight holds NaN or infinity. An all-zero block gets scale 1.
     """
     if not torch.isfinite(weight).all():
         raise ValueError("weight holds NaN or infinity")
@@ -133,8 +144,8 @@ def blank(weight: Tensor, weight_bits: int, group_size: int, symmetric: bool, we
     scale, zero = block_scales(blocks.flatten(0, 1), bounds, symmetric, weight_range)
     scale, zero = scale.view(blocks.shape[:2]), zero.view(blocks.shape[:2])
     multiplier = None
-    if integer and group_size > 0:
-        scale, multiplier = _integer_multiples(scale, INT8_MAX // (bounds[1] - bounds[0] if not symmetric else bounds[1]))
+    if largest and group_size > 0:
+        scale, multiplier = _integer_multiples(scale, largest // (bounds[1] - bounds[0] if not symmetric else bounds[1]))
     elif group_size > 0:
         scale = half_scales(scale)
     values = torch.zeros(weight.shape, dtype=torch.int8, device=weight.device)

@@ -138,5 +138,5 @@ def _continued(trainer: Trainer, stitcher: Stitcher, stage: Candidate, trained: 
     batches = [inputs for inputs, _ in take_samples(trainer.task.calibration_batches(), CALIBRATION_SAMPLES)]
     statistics = collect_statistics(model, stitcher.module_map, batches, trainer.device)
     losses = stitcher.library.evidence.losses
-    library = VariantLibrary(Evidence(model, statistics, losses), None, stitcher.library.saturates)
+    library = VariantLibrary(Evidence(model, statistics, losses), None, stitcher.library.integer_form)
     return Stitcher(model, stitcher.module_map, library, stitcher.plan)

@@ -27,15 +27,15 @@ ALGORITHMS: dict[str, Callable[[Tensor, Tensor, Grid], Tensor]] = {
 def store(
     weight: Tensor,
     config: ModuleConfig,
-    integer: bool,
+    largest: int,
     statistics: LayerStatistics | None,
     has_bias: bool = False,
     gradients: Gradients | None = None,
 ) -> StoredTensor:
     """`weight` (rows, ...) with the zeros, bits, scales and algorithm of `config`, on the CPU.
 
-    `integer` asks for one scale per row behind the groups, for integer kernels. Without statistics of the layer's inputs
-    (embeddings, recurrent weights) it is rounded to nearest.
+    `largest` is the largest absolute integer that an integer kernel may multiply, which then sees one scale per row behind the
+    groups; 0 for float kernels. Without statistics of the layer's inputs (embeddings, recurrent weights) it is rounded to nearest.
     """
     weight, kept = weight.detach().float(), None
     if config.sparsity > 0:
@@ -43,7 +43,7 @@ def store(
     if config.weight_bits >= 16:
         values = weight if config.weight_bits == 32 else to_half(weight)
         return StoredTensor(values.contiguous().cpu(), config.weight_bits, kept=None if kept is None else kept.cpu())
-    stored = blank(weight, config.weight_bits, config.group_size, config.symmetric, config.weight_range, integer)
+    stored = blank(weight, config.weight_bits, config.group_size, config.symmetric, config.weight_range, largest)
     stored = replace(stored, kept=kept)
     grid = grid_of(stored, weight.shape)
     values = _best(weight, grid, config, statistics, has_bias)

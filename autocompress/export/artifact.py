@@ -16,6 +16,7 @@ from safetensors.torch import save
 from autocompress.candidate import Candidate
 from autocompress.compress.stitch import Stitcher, Trained
 from autocompress.errors import ExportError
+from autocompress.export.arithmetic import arithmetic_words, saturation_warning
 from autocompress.export.build import Builder
 from autocompress.files import disk_error, write_atomic
 from autocompress.results import LATENCY_WORDS, MODEL_FILE, NOTES_FILE, RECIPE_FILE, WEIGHTS_FILE, FrontPoint, Measurement
@@ -70,7 +71,13 @@ def write_recipe(
         "order": ["prune", "smooth", "reconstruct", "factorise", "sparsify", "distil", "quantise"],
         "candidate": candidate.to_json(),
         "trained": trained is not None,
-        "kernels": {"matmul_levels": dict(recipe.levels), "gather_blocks": dict(recipe.blocks), "multiples": dict(builder.multiples)},
+        "portable": recipe.portable,
+        "kernels": {
+            "matmul_levels": dict(recipe.levels),
+            "gather_blocks": dict(recipe.blocks),
+            "multiples": dict(builder.multiples),
+            "integer_forms": {name: str(form) for name, form in recipe.forms.items()},
+        },
         "modules": modules,
         "activation_ranges": ranges,
         "session": {**asdict(settings), "disabled_optimizers": list(settings.disabled_optimizers)},
@@ -96,11 +103,18 @@ def read_recipe(folder: Path) -> dict[str, Any]:
 
 def session_settings(path: Path) -> SessionSettings | None:
     """How the sessions of a model.onnx are opened, as the recipe beside it says; None when there is none."""
-    recipe = path.parent / RECIPE_FILE
-    if path.name != MODEL_FILE or not recipe.is_file():
-        return None
-    session = read_recipe(path.parent).get("session")
+    session = _recipe_beside(path).get("session")
     return None if session is None else SessionSettings.from_json(session)
+
+
+def session_warning(path: Path, settings: SessionSettings) -> str:
+    """Return one line when this machine's integer products are not those that a file was made for; "" when all is well."""
+    return saturation_warning(path, settings, _recipe_beside(path).get("portable"))
+
+
+def _recipe_beside(path: Path) -> dict[str, Any]:
+    """The recipe of a model.onnx; empty when there is none."""
+    return read_recipe(path.parent) if path.name == MODEL_FILE and (path.parent / RECIPE_FILE).is_file() else {}
 
 
 def _session_lines(settings: SessionSettings) -> str:
@@ -118,7 +132,7 @@ def _session_lines(settings: SessionSettings) -> str:
 def write_notes(
     folder: Path, point: FrontPoint, baseline: Measurement, input_names: tuple[str, ...], target: str, settings: SessionSettings
 ) -> None:
-    """Write README.md: the table before/after and the lines that run the model."""
+    """Write README.md beside the recipe: the table before/after and the lines that run the model."""
     m = point.measured
     feed = ", ".join(f'"{name}": {name}' for name in input_names)
 
@@ -138,6 +152,7 @@ def write_notes(
 | accuracy (test) | {percent(baseline.test_accuracy)} | {percent(m.test_accuracy)} | |
 {extra}
 Packed weights are unpacked when a session is created, to 8-bit integers for integer kernels and to float for the others.
+{arithmetic_words(read_recipe(folder)["portable"])}
 {LATENCY_WORDS[m.latency_source]}
 Linear modules with 8-bit activations take their range from each batch, so that outputs depend slightly on the batch they are in.
 

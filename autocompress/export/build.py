@@ -18,8 +18,8 @@ from autocompress.candidate import Candidate, ModuleConfig
 from autocompress.channels import ChannelGroup
 from autocompress.compress.activation import ActivationRange
 from autocompress.compress.evidence import Evidence, task_losses
-from autocompress.compress.library import Variant, VariantLibrary
-from autocompress.compress.prune import Pruner
+from autocompress.compress.library import LIBRARY_BYTES, Variant, VariantLibrary
+from autocompress.compress.prune import Masks, Pruner
 from autocompress.compress.smooth import Smoother
 from autocompress.compress.statistics import CALIBRATION_SAMPLES, collect_statistics
 from autocompress.compress.stitch import ActivationPlan, Stitcher, Trained
@@ -29,6 +29,7 @@ from autocompress.export.float_cache import exported
 from autocompress.export.lower import LoweredModel, find_norms, lower
 from autocompress.export.operators import gather_block
 from autocompress.export.rewrite import Recipe, rewrite
+from autocompress.integer_form import IntegerForm
 from autocompress.modules import CompressibleModule, ModuleMap
 from autocompress.split import fused_modules, split_modules
 from autocompress.targets.device.sessions import open_session
@@ -85,6 +86,20 @@ class Builder:
                     outputs[owner] = (norm.input[3].rpartition(".")[0] if norm else owner, site.output)
         return ActivationPlan(self.ranges, inputs, outputs, self.rounds_blocks)
 
+    def library(
+        self, folder: Path | None = None, memory_bytes: int = LIBRARY_BYTES, forms: Mapping[str, IntegerForm] | None = None
+    ) -> VariantLibrary:
+        """Return the library of the model's variants, with the integers that `forms` state, else those of the target's fastest kernels."""
+
+        def form(name: str) -> IntegerForm:
+            return self.integer_form(self.module_map[name]) if forms is None else forms.get(name, IntegerForm.SIGNED)
+
+        return VariantLibrary(self.evidence, folder, form, memory_bytes)
+
+    def integer_form(self, module: CompressibleModule) -> IntegerForm:
+        """Return which integers the 8-bit kernel of a module may hold; nothing else decides it."""
+        return self.kernels.integer_form(self._matmul_shape(module) if module.kind == "linear" else None)
+
     def weight_only_level(self, module: CompressibleModule, config: ModuleConfig) -> int | None:
         """Accuracy level of the weight-only kernel where it is the fastest for float inputs and groups of weights, else None."""
         fits = config.activation_bits == 32 and config.group_size > 0 and config.weight_bits in WEIGHT_ONLY_BITS
@@ -124,8 +139,9 @@ class Builder:
         trained: Trained | None = None,
         levels: Mapping[str, int] | None = None,
         blocks: Mapping[str, int] | None = None,
+        forms: Mapping[str, IntegerForm] | None = None,
     ) -> Recipe:
-        """What the file of `candidate` is made of; `levels` and `blocks` state the kernels, else the target's fastest are taken."""
+        """What the file of `candidate` is made of; `levels`, `blocks`, `forms` state the kernels, else the target's fastest are taken."""
         return Recipe(
             candidate,
             {**variants, **(trained.variants if trained else {})},
@@ -133,9 +149,15 @@ class Builder:
             {**self.ranges, **self.smoother.ranges(candidate, self.plan.inputs), **(trained.ranges if trained else {})},
             _chosen(self.module_map, candidate, self.weight_only_level) if levels is None else levels,
             _chosen(self.module_map, candidate, self.table_block) if blocks is None else blocks,
+            self._forms(candidate) if forms is None else forms,
             self.smoother.parameters(candidate),
             trained.others if trained else None,
         )
+
+    def _forms(self, candidate: Candidate) -> dict[str, IntegerForm]:
+        """The form of the integer weights of each module whose kernel multiplies integers."""
+        configs = {module: candidate.config(module.name) for module in self.module_map}
+        return {m.name: self.integer_form(m) for m, config in configs.items() if config.integer(m.kind)}
 
     def build(self, recipe: Recipe) -> ModelProto:
         """The file's content."""
@@ -145,11 +167,14 @@ class Builder:
         """(graph, owner of each tensor) with weights of the right shapes and no meaning: noise, or zeros."""
         masks = self.pruner.masks(candidate)
         variants = {
-            site.name: blank_variant(module, candidate.config(module.name), masks, self.kernels.saturates, noise)
+            site.name: self._blank(module, candidate.config(module.name), masks, noise)
             for module in self.module_map
             for site in self.lowered.sites[module.name]
         }
         return rewrite(self.lowered, self.module_map, self.recipe(candidate, variants))
+
+    def _blank(self, module: CompressibleModule, config: ModuleConfig, masks: Masks, noise: bool) -> Variant:
+        return blank_variant(module, config, masks, self.integer_form(module), noise)
 
     def size_bytes(self, candidate: Candidate) -> int:
         """Size of the candidate's file."""

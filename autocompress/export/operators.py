@@ -12,15 +12,24 @@ from autocompress.compress.quantize import StoredTensor
 from autocompress.compress.simulate import gate_shift
 from autocompress.export.graph import CONTRIB, GraphBuilder
 from autocompress.export.lower import Site
-from autocompress.export.pack import float_weight, group_scale, int8_weight, pack_rows
+from autocompress.export.pack import float_weight, group_scale, int8_weight, pack_rows, uint8_weight
 
 SMALLEST_BLOCK = 16  # of GatherBlockQuantized
 
 
-def linear(graph: GraphBuilder, site: Site, variant: Variant, config: ModuleConfig, level: int | None, experts: Mask | None = None) -> None:
-    """A product per factor and the bias; `level` runs them on the weight-only kernel at that accuracy level.
+def linear(
+    graph: GraphBuilder,
+    site: Site,
+    variant: Variant,
+    config: ModuleConfig,
+    level: int | None,
+    unsigned: bool,
+    experts: Mask | None = None,
+) -> None:
+    """Add a product per factor and the bias.
 
-    `experts` are those that a router still has.
+    `level` runs them on the weight-only kernel at that accuracy level, `unsigned` gives integer kernels weights around 128. `experts`
+    are those that a router still has.
     """
     value = site.input
     last = len(variant.factors) - 1
@@ -28,14 +37,14 @@ def linear(graph: GraphBuilder, site: Site, variant: Variant, config: ModuleConf
         name = f"{site.owner}.weight/{i}"
         output = graph.short(f"{site.node.output[0]}/{i}") if i < last or site.bias or experts is not None else site.output
         if config.activation_bits == 8:
-            value = _integer_product(graph, name, value, stored, output, static=i == 0 and config.static("linear"))
+            value = _integer_product(graph, name, value, stored, output, unsigned, static=i == 0 and config.static("linear"))
             continue
         if config.activation_bits == 16 and i == 0:
             value = graph.rounded(value, 16)
         if level is not None:
             value = _weight_only_product(graph, name, value, stored, output, level)
         else:
-            value = graph.add("MatMul", [value, _transposed(graph, name, float_weight(graph, name, stored))], output)
+            value = graph.add("MatMul", [value, _transposed(graph, float_weight(graph, name, stored))], output)
     if site.bias is not None:
         if variant.bias is not None:
             graph.constant(site.bias, variant.bias.cpu().numpy())
@@ -44,22 +53,25 @@ def linear(graph: GraphBuilder, site: Site, variant: Variant, config: ModuleConf
         graph.add("Add", [value, graph.constant(graph.short(f"{site.owner}/gate"), gate_shift(experts))], site.output)
 
 
-def _transposed(graph: GraphBuilder, name: str, weight: str) -> str:
-    return graph.once(f"{name}/transposed", lambda short: graph.add("Transpose", [weight], short, perm=[1, 0]))
+def _transposed(graph: GraphBuilder, weight: str) -> str:
+    return graph.once(f"{weight}/transposed", lambda short: graph.add("Transpose", [weight], short, perm=[1, 0]))
 
 
-def _integer_product(graph: GraphBuilder, name: str, value: str, stored: StoredTensor, output: str, static: bool) -> str:
+def _integer_product(graph: GraphBuilder, name: str, value: str, stored: StoredTensor, output: str, unsigned: bool, static: bool) -> str:
     """MatMulInteger between a quantiser and the scales, which the runtime fuses."""
     quantised, scale, zero = graph.static(value) if static else graph.dynamic(value)
     assert stored.scale is not None
     call = graph.short(f"{output}/call")
-    weight = _transposed(graph, name, int8_weight(graph, name, stored))
+    weight = uint8_weight(graph, name, stored) if unsigned else int8_weight(graph, name, stored)
+    weight = _transposed(graph, weight)
     short = graph.short(name)
-    if stored.weight_bits == 8 and stored.zero_point is not None and stored.multiplier is None:
+    dtype, middle = (np.uint8, 128) if unsigned else (np.int8, 0)
+    if stored.zero_apart:
+        assert stored.zero_point is not None
         zeros = np.broadcast_to(stored.zero_point.numpy().reshape(-1), (len(stored.values),))
-        weight_zero = graph.shared(f"{short}b", zeros)
+        weight_zero = graph.shared(f"{short}b", (zeros.astype(np.int16) + middle).astype(dtype))
     else:
-        weight_zero = graph.shared("int8zero", np.zeros((), np.int8))
+        weight_zero = graph.shared(f"{np.dtype(dtype).name}zero", np.full((), middle, dtype))
     product = graph.add("MatMulInteger", [quantised, weight, zero, weight_zero], f"{call}p")
     wide = graph.add("Cast", [product], f"{call}f", to=TensorProto.FLOAT)
     weight_scale = graph.constant(f"{short}s", stored.scale.cpu().numpy().reshape(-1))

@@ -149,19 +149,30 @@ def int8_weight(graph: GraphBuilder, name: str, stored: StoredTensor) -> str:
 
     def make(name: str) -> str:
         value, shape = _blocked(graph, name, stored)
-        zero = stored.zero_point if stored.weight_bits < 8 else None
-        if zero is None and stored.multiplier is None:
+        operators = {} if stored.zero_apart else {"zero_point": "Sub", "multiplier": "Mul"}
+        operators = {part: operator for part, operator in operators.items() if getattr(stored, part) is not None}
+        if not operators:
             return _unblocked(graph, name, value, stored)
         value = graph.add("Cast", [value], f"{name}e", to=TensorProto.INT32)
-        for part, operator in (("zero_point", "Sub"), ("multiplier", "Mul")):
-            if getattr(stored, part) is not None and (part != "zero_point" or zero is not None):
-                operand = graph.constant(f"{name}{part[0]}", _numpy(stored, part).reshape(shape))
-                operand = graph.add("Cast", [operand], f"{operand}e", to=TensorProto.INT32)
-                value = graph.add(operator, [value, operand], f"{name}{operator[0]}")
+        for part, operator in operators.items():
+            operand = graph.constant(f"{name}{part[0]}", _numpy(stored, part).reshape(shape))
+            operand = graph.add("Cast", [operand], f"{operand}e", to=TensorProto.INT32)
+            value = graph.add(operator, [value, operand], f"{name}{operator[0]}")
         value = graph.add("Cast", [value], f"{name}t", to=TensorProto.INT8)
         return _unblocked(graph, name, value, stored)
 
     return graph.once(f"{name}/int8", make)
+
+
+def uint8_weight(graph: GraphBuilder, name: str, stored: StoredTensor) -> str:
+    """uint8 tensor, `StoredTensor.int8` plus 128; the runtime folds the operators that make it."""
+
+    def make(name: str) -> str:
+        wide = graph.add("Cast", [int8_weight(graph, name, stored)], f"{name}w", to=TensorProto.INT32)
+        middle = graph.shared("middle", np.full((), 128, np.int32))
+        return graph.add("Cast", [graph.add("Add", [wide, middle], f"{name}m")], f"{name}u", to=TensorProto.UINT8)
+
+    return graph.once(f"{name}/uint8", make)
 
 
 def float_weight(graph: GraphBuilder, name: str, stored: StoredTensor) -> str:

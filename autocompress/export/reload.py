@@ -16,7 +16,6 @@ from torch import Tensor, nn
 
 from autocompress.candidate import Candidate, Distillation
 from autocompress.compress.activation import ActivationRange
-from autocompress.compress.library import VariantLibrary
 from autocompress.compress.recover import recover
 from autocompress.compress.stitch import ActivationPlan, SimulatedModel, Stitcher, Trained
 from autocompress.compress.student import taught
@@ -25,6 +24,7 @@ from autocompress.compress.trainer import Trainer
 from autocompress.errors import ExportError
 from autocompress.export.artifact import read_recipe, write_model
 from autocompress.export.build import prepare, stitched_variants
+from autocompress.integer_form import IntegerForm
 from autocompress.modules import find_modules
 from autocompress.results import MODEL_FILE
 from autocompress.split import split_modules
@@ -86,16 +86,16 @@ def reproduce_model(folder: Path, task: Task, to: Path) -> Path:
         original, origin = task, recipe["origin"]
         task = taught(task, Distillation.from_json(origin["student"]), origin["seed"], torch.device("cpu"), None, None)
         builder = prepare(task, find_modules(task.model, task.example_inputs, task.towers), KernelChoice())
+        forms = {name: IntegerForm(form) for name, form in kernels.get("integer_forms", {}).items()}
         builder = builder.with_multiples(kernels["multiples"])
-        library = VariantLibrary(builder.evidence, None, builder.kernels.saturates)
-        stitcher = Stitcher(builder.teacher, builder.module_map, library, builder.plan)
+        stitcher = Stitcher(builder.teacher, builder.module_map, builder.library(forms=forms), builder.plan)
         trained = None
         if recipe["trained"]:
             stored = (folder / recipe["weights"]).is_file()
             trained = Trained.from_tensors(_weights(folder, recipe)) if stored else _again(task, original, stitcher, candidate, origin)
         variants = {} if trained is not None else stitched_variants(builder, stitcher, candidate)
         ranges = {name: ActivationRange(**at) for name, at in recipe["activation_ranges"].items()}
-        built = builder.recipe(candidate, variants, trained, kernels["matmul_levels"], kernels["gather_blocks"])
+        built = builder.recipe(candidate, variants, trained, kernels["matmul_levels"], kernels["gather_blocks"], forms)
         write_model(to, builder.build(replace(built, ranges=ranges)))
     finally:
         torch.set_num_threads(threads)

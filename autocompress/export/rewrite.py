@@ -18,6 +18,7 @@ from autocompress.export.float_graph import needed_parts
 from autocompress.export.graph import FUNCTIONS, GraphBuilder
 from autocompress.export.lower import LoweredModel, Site
 from autocompress.export.operators import embedding, linear, recurrent, zeros
+from autocompress.integer_form import IntegerForm
 from autocompress.modules import ModuleMap
 
 NORM_PARAMETERS = ("weight", "bias", "running_mean", "running_var")
@@ -33,6 +34,7 @@ class Recipe:
         ranges: calibrated range by tensor.
         levels: accuracy level of the weight-only kernel, for the modules that run on it.
         blocks: block size, for the embeddings that stay packed at run time.
+        forms: of the integer weights, for the modules whose kernel multiplies integers.
         smoothed: parameters of normalisations that were divided by smoothing factors, by name.
         others: parameters that training changed, by name; None for weights that were not trained.
     """
@@ -43,8 +45,14 @@ class Recipe:
     ranges: Mapping[str, ActivationRange]
     levels: Mapping[str, int] = field(default_factory=dict)
     blocks: Mapping[str, int] = field(default_factory=dict)
+    forms: Mapping[str, IntegerForm] = field(default_factory=dict)
     smoothed: Mapping[str, Tensor] = field(default_factory=dict)
     others: Mapping[str, Tensor] | None = None
+
+    @property
+    def portable(self) -> bool:
+        """Whether the integer products of the file are exact on every processor."""
+        return all(form.portable for form in self.forms.values())
 
 
 def rewrite(lowered: LoweredModel, module_map: ModuleMap, recipe: Recipe) -> tuple[ModelProto, dict[str, str]]:
@@ -137,7 +145,8 @@ def _emit(graph: GraphBuilder, site: Site, recipe: Recipe) -> None:
     config = recipe.candidate.config(site.owner)
     variant = recipe.variants[site.name]
     if site.kind == "linear":
-        linear(graph, site, variant, config, recipe.levels.get(site.owner), recipe.masks.of(site.owner, "gate"))
+        unsigned = recipe.forms.get(site.owner) is IntegerForm.UNSIGNED
+        linear(graph, site, variant, config, recipe.levels.get(site.owner), unsigned, recipe.masks.of(site.owner, "gate"))
     elif site.kind == "embedding":
         embedding(graph, site, variant, recipe.blocks.get(site.owner))
     else:

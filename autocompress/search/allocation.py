@@ -108,7 +108,8 @@ class Allocator:
                 at = layout.form(module, config), rows, columns
                 if at not in times:
                     times[at] = table.module_us(layout, module, config, rows, columns) / (table.baseline_ms * 1e3)
-                costs[out, into, :, i] = stored_bytes(module, config, rows, columns) / baseline_bytes, times[at]
+                size = stored_bytes(module, config, layout.integer_form(module), rows, columns)
+                costs[out, into, :, i] = size / baseline_bytes, times[at]
             loss = np.array([[losses.get((module.name, part(config)), 0.0) for config in configs] for part in PARTS.values()])
             modules[module.name] = ModuleTable(configs, out_group, in_group, loss, costs)
         group_loss = {name: np.array([losses.get((name, config), 0.0) for config in found]) for name, found in choices.items()}

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from autocompress.batches import Batches, dealt
 from autocompress.candidate import Candidate, ModuleConfig
-from autocompress.compress.library import LIBRARY_BYTES, VariantLibrary, trim_folder
+from autocompress.compress.library import LIBRARY_BYTES, trim_folder
 from autocompress.compress.precision import training_dtype
 from autocompress.compress.stitch import Stitcher
 from autocompress.compress.teacher import Teacher
@@ -32,7 +32,7 @@ from autocompress.targets.device.sessions import SessionSettings, open_session
 from autocompress.targets.latency import all_threads, compare
 from autocompress.targets.latency_table import LatencyTable
 from autocompress.targets.plan import Subject, form_choices
-from autocompress.targets.profile import cache_folder, cached_table, is_foreign, kept, kernel_choice, table_multiples
+from autocompress.targets.profile import cache_folder, cached_table, is_foreign, kept, kernel_choice, table_is_foreign, table_multiples
 from autocompress.targets.target import Target
 from autocompress.targets.workload import Layout
 from autocompress.task import Task
@@ -133,8 +133,11 @@ def builder_for(
     table: Path | None = None,
     activation_range: str = "squared_error",
 ) -> Builder:
-    """A builder with the kernels of this machine, and the widths that they like as the table of the target says, or as measured here."""
-    kernels = kernel_choice(target)
+    """A builder with the kernels of this machine, and the widths that they like as the table of the target says, or as measured here.
+
+    For a machine that is not at hand integer weights are exact everywhere, since its arithmetic is not known.
+    """
+    kernels = kernel_choice(target, elsewhere=table is not None and table_is_foreign(table))
     multiples = {kind: kernels.width_multiple(kind) for kind in ("linear", "conv")} if table is None else table_multiples(table)
     return prepare(task, module_map, kernels, device, activation_range, cache_folder() / "graphs").with_multiples(multiples)
 
@@ -151,7 +154,7 @@ def layout_of(builder: Builder) -> Layout:
         return builder.weight_only_level(module, config) is not None or builder.table_block(module, config) is not None
 
     signatures = {module.name: builder.signature(module) for module in builder.module_map}
-    return Layout(builder.module_map, builder.pruner, inputs, packed, signatures, builder.edges, builder.multiples)
+    return Layout(builder.module_map, builder.pruner, inputs, packed, builder.integer_form, signatures, builder.edges, builder.multiples)
 
 
 def open_bench(
@@ -187,7 +190,7 @@ def open_bench(
     reference, teacher = _original(original, builder, device)
     trim_folder(cache_folder() / "variants")
     trim_folder(cache_folder() / "graphs", GRAPHS_BYTES)
-    library = VariantLibrary(builder.evidence, cache_folder() / "variants", builder.kernels.saturates, library_bytes)
+    library = builder.library(cache_folder() / "variants", library_bytes)
     stitcher = Stitcher(builder.teacher.to(device), builder.module_map, library, builder.plan)
     validation = dealt(task.validation, seed)
     outputs, targets = evaluate_model(task, teacher, validation, device)[1], [target for _, target in validation]

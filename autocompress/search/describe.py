@@ -28,6 +28,7 @@ def describe_run(task: Task, settings: Settings, bench: Bench, limits: Limits) -
         "model": model_hash(task.model),
         "space": {"file": str(given) if isinstance(given, (str, Path)) else "inline", "digest": bench.space.digest},
         "target": bench.target.name,
+        "portable": bench.target.portable,
         "settings": {"used": asdict(bench.settings), "tried": list(bench.table.tuning)},
         "latency_source": bench.latency_source,
         "time": where_time_goes(bench.table, bench.layout),

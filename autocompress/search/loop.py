@@ -38,7 +38,7 @@ from autocompress.search.trial import Judge
 from autocompress.search.worker import Interrupt, Worker, complete_trials_file
 from autocompress.search_space import BoundSpace, SearchSpace
 from autocompress.targets.profile import cache_folder
-from autocompress.targets.target import find_target
+from autocompress.targets.target import Target, find_target
 from autocompress.task import Task, check_task, float_task
 
 FINALIZE_FACTOR = 3
@@ -58,7 +58,7 @@ def run_search(
     space = SearchSpace.load(settings.space)
     if settings.objectives:
         space = replace(space, objectives=tuple(dict.fromkeys(settings.objectives)))
-    target, device = find_target(settings.target), pick_device(settings.device)
+    target, device = find_target(settings.target, portable=settings.portable), pick_device(settings.device)
     _divide_threads(settings.workers)
     learner = on_student(task)
     module_map = find_modules(learner.model, task.example_inputs, task.towers)
@@ -73,7 +73,7 @@ def run_search(
         progress.phase(what, share)
 
     with folder_lock(folder), interrupt.watched():
-        known = _known_run(folder, task, target.name)
+        known = _known_run(folder, task, target)
         if task.student is not None:
             setting_up("teaching the student", 0.0)
             learner = _taught(task, bound, settings.seed, device, folder)
@@ -97,7 +97,7 @@ def run_search(
         url = settings.storage or str(folder / JOURNAL_FILE)
         study = study_of(run["model"], url, settings.study_name, bench.space.objectives)
         study.sampler = make_sampler(settings.strategy, settings.sampler, bench, limits, losses, settings.seed, study)
-        study.set_user_attr("run", _for_workers(settings, space, folder, limits, clock.search_deadline))
+        study.set_user_attr("run", _for_workers(settings, space, target, folder, limits, clock.search_deadline))
         _run_trials(study, Judge(bench, limits, folder), settings, url, launch, clock.search_deadline, interrupt, progress)
         stop = _stop(interrupt, clock.recovery_deadline)
         front = finish(study, bench, limits, folder, run, finalize_steps, clock, stop, progress)
@@ -139,10 +139,13 @@ def _checked_limits(learner: Task, bound: BoundSpace, settings: Settings) -> dic
     return asked
 
 
-def _for_workers(settings: Settings, space: SearchSpace, folder: Path, limits: Limits, deadline: float | None) -> dict[str, Any]:
+def _for_workers(
+    settings: Settings, space: SearchSpace, target: Target, folder: Path, limits: Limits, deadline: float | None
+) -> dict[str, Any]:
     return {
         "space": asdict(space),
         "target": settings.target,
+        "portable": target.portable,
         "table": None if settings.target_table is None else str(Path(settings.target_table).resolve()),
         "seed": settings.seed,
         "sampler": settings.sampler,
@@ -164,11 +167,12 @@ def run_worker(task: Task, storage: str, study_name: str, device_name: str | Non
     if run is None:
         raise RunFolderError(f"storage {storage}: study {study_name!r} was not started by autocompress search")
     folder = Path(run["folder"])
-    known = _known_run(folder, task, run["target"])
+    target = find_target(run["target"], portable=run["portable"])
+    known = _known_run(folder, task, target)
     if known is None:
         raise RunFolderError(f"{folder}: not reachable from this worker; share the run folder between machines")
     _divide_threads(run["workers"])
-    space, target, device = SearchSpace(**run["space"]), find_target(run["target"]), pick_device(device_name)
+    space, device = SearchSpace(**run["space"]), pick_device(device_name)
     module_map = find_modules(on_student(task).model, task.example_inputs, task.towers)
     interrupt = Interrupt()
     with interrupt.watched(), SearchProgress(quiet=True) as progress:
@@ -233,7 +237,7 @@ def _make_folder(folder: Path) -> None:
         raise disk_error(folder, error) from error
 
 
-def _known_run(folder: Path, task: Task, target: str) -> dict[str, Any] | None:
+def _known_run(folder: Path, task: Task, target: Target) -> dict[str, Any] | None:
     """run.json of a run that is resumed; RunFolderError when it is another task's or another target's."""
     if not (folder / RUN_FILE).exists():
         return None
@@ -242,8 +246,11 @@ def _known_run(folder: Path, task: Task, target: str) -> dict[str, Any] | None:
         raise RunFolderError(f"{folder}: is the run folder of task {known.get('task')!r}, not of {task.name!r}; choose another --out")
     if known.get("model") != model_hash(task.model):
         raise RunFolderError(f"{folder}: was made with other weights of task {task.name!r}; choose another --out")
-    if known.get("target") != target:
-        raise RunFolderError(f"{folder}: was searched for target {known.get('target')}, not for {target}; choose another --out")
+    if known.get("target") != target.name:
+        raise RunFolderError(f"{folder}: was searched for target {known.get('target')}, not for {target.name}; choose another --out")
+    if known.get("portable") != target.portable:
+        then, now = ("--portable" if value else "--no-portable" for value in (not target.portable, target.portable))
+        raise RunFolderError(f"{folder}: was searched with {then}, not with {now}; choose another --out")
     return known
 
 

@@ -19,7 +19,7 @@ def check_size(bench: Bench, limits: Limits) -> None:
     """LimitError when even the smallest file of the space is larger than max_size, which is known to the byte."""
     if limits.max_size_bytes is None:
         return
-    smallest = bench.size_bytes(smallest_candidate(bench.space, bench.module_map))
+    smallest = bench.size_bytes(smallest_candidate(bench.space, bench.layout))
     if smallest > limits.max_size_bytes:
         raise LimitError(
             f"limits: max_size {limits.max_size_bytes:.0f} B contradicts the search space, whose smallest file has {smallest} B; "

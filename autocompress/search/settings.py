@@ -37,6 +37,7 @@ class Settings:
     ray: str | None = None
     library_memory: str | float = "512MB"
     objectives: Sequence[str] = ()
+    portable: bool | None = None
 
 
 def check_settings(settings: Settings) -> None:

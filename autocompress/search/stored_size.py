@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
 from dataclasses import replace
 from operator import itemgetter
 
@@ -11,13 +10,15 @@ import numpy as np
 from autocompress.candidate import Candidate, ModuleConfig
 from autocompress.compress.low_rank import factor_shapes
 from autocompress.compress.sparsify import kept_count
+from autocompress.integer_form import IntegerForm
 from autocompress.modules import CompressibleModule
 from autocompress.search_space import BoundSpace
+from autocompress.targets.workload import Layout
 
 
-def stored_bytes(module: CompressibleModule, config: ModuleConfig, kept_out: int, kept_in: int) -> float:
+def stored_bytes(module: CompressibleModule, config: ModuleConfig, form: IntegerForm, kept_out: int, kept_in: int) -> float:
     """Bytes of the weights and scales of one module; the graph around them is counted exactly elsewhere."""
-    config = config.for_kernel(module.kind)
+    config = config.for_kernel(module.kind, form)
     ratio = config.rank_ratio if module.factorisable else 1.0
     total = 0.0
     for shape in factor_shapes((kept_out, kept_in, *module.weight_shape[2:]), ratio, config.decomposition):
@@ -32,12 +33,12 @@ def stored_bytes(module: CompressibleModule, config: ModuleConfig, kept_out: int
     return total
 
 
-def smallest_candidate(space: BoundSpace, modules: Iterable[CompressibleModule]) -> Candidate:
+def smallest_candidate(space: BoundSpace, layout: Layout) -> Candidate:
     """Every module at what takes the fewest bytes, every group at its largest pruning ratio."""
     configs = {}
-    for module in modules:
+    for module in layout.module_map:
         rows, columns = (*module.weight_shape, 1)[:2]
-        sizes = {config: stored_bytes(module, config, rows, columns) for config in space.configs(module.name)}
+        sizes = {c: stored_bytes(module, c, layout.integer_form(module), rows, columns) for c in space.configs(module.name)}
         ratio = max(space.numbers(module.name, "pruning_ratio"))
         configs[module.name] = replace(min(sizes.items(), key=itemgetter(1))[0], pruning_ratio=ratio)
     return Candidate.of(configs)

@@ -5,13 +5,14 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from functools import partial
+from functools import cache, partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from onnx import TensorProto, helper, numpy_helper
 
+from autocompress.integer_form import IntegerForm
 from autocompress.targets.device.sessions import DEFAULT, SessionSettings, open_session
 from autocompress.targets.device.timing import interleaved_timing
 
@@ -22,6 +23,7 @@ WIDTHS = (33, 96)
 MULTIPLES = (16, 8, 4, 2)
 NEARLY_FREE = 0.25
 FLOAT_ERROR = 1e-4  # relative; inputs rounded to 8 bits differ by some 5e-3
+NEARLY_AS_FAST = 1.03  # the time that full 8-bit weights may take, relative to 7-bit ones
 CONTRIB = "com.microsoft"
 
 
@@ -29,12 +31,14 @@ CONTRIB = "com.microsoft"
 class KernelChoice:
     """Answers from memory, from file `path`, or by timing the kernels against each other, in that order.
 
-    Without `weight_only` the target has no kernels on packed weights; where it is not `present`, nothing can be timed.
+    Without `weight_only` the target has no kernels on packed weights; where it is not `present`, nothing can be timed. `portable`
+    asks for integer weights whose products are exact on every processor.
     """
 
     settings: SessionSettings = DEFAULT
     weight_only: bool = True
     present: bool = True
+    portable: bool = True
     path: Path | None = None
     _known: dict[str, int] = field(default_factory=dict)
 
@@ -47,8 +51,24 @@ class KernelChoice:
 
     @property
     def saturates(self) -> bool:
-        """Whether the integer kernels of this machine add two products of 8-bit numbers in 16 bits (x86 without VNNI)."""
-        return self._answer("integer products saturate", lambda: int(_saturates())) == 1
+        """Return whether the integer kernels of this machine add two products of 8-bit numbers in 16 bits (x86 without VNNI)."""
+        return self._answer("integer products saturate", lambda: int(products_saturate(self.settings))) == 1
+
+    def integer_form(self, shape: tuple[int, int, int] | None) -> IntegerForm:
+        """Return the fastest exact form of the weights of an integer kernel; the wider one where both take the same time.
+
+        Args:
+            shape: (rows, columns, outputs) of a linear product; None for convolutions, whose unsigned kernels took 1.3 to 4 times as
+                long as the signed ones on all of AVX2, AVX-512 and VNNI (`python -m benchmarks.quantization`).
+        """
+        if not (self.portable or self.saturates):
+            return IntegerForm.SIGNED
+        if shape is None or not self.present or self.settings.runtime != "onnxruntime":
+            return IntegerForm.REDUCED
+        rows, columns, outputs = shape
+        key = f"unsigned MatMulInteger {rows}x{columns}x{outputs}"
+        free = self._answer(key, lambda: int(_unsigned_is_free(self.settings, rows, columns, outputs)))
+        return IntegerForm.UNSIGNED if free else IntegerForm.REDUCED
 
     def matmul_level(self, rows: int, columns: int, outputs: int, bits: int, block: int) -> int:
         """Accuracy level of the fastest MatMulNBits for (rows, columns) @ (columns, outputs), or FOLDED when the float product is."""
@@ -93,12 +113,58 @@ class KernelChoice:
             pass  # a cache that cannot be written costs time, never a result
 
 
-def _saturates() -> bool:
-    node = helper.make_node("MatMulInteger", ["x", "w"], ["y"])
-    weight = _tensor("w", np.full((64, 32), 127, np.int8))
-    session = open_session(_model([node], [weight], TensorProto.UINT8, 2, TensorProto.INT32))
-    (found,) = session.run(None, {"x": np.full((8, 64), 255, np.uint8)})
-    return bool((found != 64 * 255 * 127).any())
+@cache
+def products_saturate(settings: SessionSettings) -> bool:
+    """Return whether a product or a convolution of the largest 8-bit numbers comes out too small in sessions of `settings`."""
+    if settings.runtime == "onnxruntime":
+        node = helper.make_node("MatMulInteger", ["x", "w"], ["y"])
+        weight = _tensor("w", np.full((64, 32), 127, np.int8))
+        session = open_session(_model([node], [weight], TensorProto.UINT8, 2, TensorProto.INT32), settings)
+        # One row runs on a kernel of its own.
+        for rows in (1, 8):
+            (found,) = session.run(None, {"x": np.full((rows, 64), 255, np.uint8)})
+            if (found != 64 * 255 * 127).any():
+                return True
+    # A convolution whose exact output is 255 steps.
+    step = np.float32(16 * 9 * 127)
+    scales = [_tensor("one", np.float32(1)), _tensor("step", step), _tensor("zero", np.uint8(0))]
+    scales += [_tensor("ones", np.ones(16, np.float32)), _tensor("zeros", np.zeros(16, np.int8))]
+    nodes = [
+        helper.make_node("QuantizeLinear", ["x", "one", "zero"], ["xq"]),
+        helper.make_node("DequantizeLinear", ["xq", "one", "zero"], ["xd"]),
+        helper.make_node("DequantizeLinear", ["w", "ones", "zeros"], ["wd"], axis=0),
+        helper.make_node("Conv", ["xd", "wd"], ["c"]),
+        helper.make_node("QuantizeLinear", ["c", "step", "zero"], ["cq"]),
+        helper.make_node("DequantizeLinear", ["cq", "step", "zero"], ["y"]),
+    ]
+    model = _model(nodes, [_tensor("w", np.full((16, 16, 3, 3), 127, np.int8)), *scales], TensorProto.FLOAT, 4)
+    (found,) = open_session(model, settings).run(None, {"x": np.full((1, 16, 8, 8), 255, np.float32)})
+    return bool((np.abs(found / step - 255) > 1).any())
+
+
+def _unsigned_is_free(settings: SessionSettings, rows: int, columns: int, outputs: int) -> bool:
+    """Whether the product with unsigned weights is exact and takes hardly longer than the one with signed weights."""
+    generator = np.random.default_rng(0)
+    weight = generator.integers(-128, 128, (columns, outputs))
+    models = {}
+    for name, values, zero in (("unsigned", (weight + 128).astype(np.uint8), np.uint8(128)), ("signed", weight // 2, np.int8(0))):
+        nodes = [
+            helper.make_node("DynamicQuantizeLinear", ["x"], ["q", "scale", "z"]),
+            helper.make_node("MatMulInteger", ["q", "w", "z", "wz"], ["p"]),
+            helper.make_node("Cast", ["p"], ["f"], to=TensorProto.FLOAT),
+            helper.make_node("Mul", ["scale", "s"], ["b"]),
+            helper.make_node("Mul", ["f", "b"], ["y"]),
+        ]
+        constants = [_tensor("w", values.astype(zero.dtype)), _tensor("wz", zero), _tensor("s", np.full(outputs, 0.01, np.float32))]
+        models[name] = _model(nodes, constants, TensorProto.FLOAT, 2)
+    # All inputs at the end of their range, where 16 bits would not do.
+    (found,) = open_session(models["unsigned"], settings).run(None, {"x": np.full((rows, columns), 1.0, np.float32)})
+    exact = weight.sum(0) * 0.01
+    if np.abs(found - exact).max() > FLOAT_ERROR * max(1.0, float(np.abs(exact).max())):
+        return False
+    feed = {"x": generator.standard_normal((rows, columns), dtype=np.float32)}
+    signed, unsigned = (partial(open_session, models[name], settings) for name in ("signed", "unsigned"))
+    return interleaved_timing(signed, [unsigned], feed, 2 * ROUNDS).ratios[0] <= NEARLY_AS_FAST
 
 
 def _fastest(baseline: bytes, others: dict[int, bytes], feed: dict[str, Any], settings: SessionSettings) -> int:

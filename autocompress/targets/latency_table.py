@@ -14,6 +14,7 @@ from scipy.stats import kendalltau
 
 from autocompress.candidate import Candidate, ModuleConfig
 from autocompress.errors import TargetError
+from autocompress.files import write_atomic
 from autocompress.modules import CompressibleModule
 from autocompress.targets.device.sessions import SessionSettings
 from autocompress.targets.fit import REST, LatencyModel, Run
@@ -125,7 +126,7 @@ class LatencyTable:
         return replace(self, runs=(*self.runs, *runs))
 
     def save(self, path: Path) -> None:
-        """Write the table as JSON: a head, and rows whose columns it names."""
+        """Write the table as JSON: a head, and rows whose columns it names. RunFolderError when it cannot be written."""
         rows: dict[str, list[list[Any]]] = {name: [] for name in COLUMNS}
         for number, run in enumerate(self.runs):
             rows["runs"].append([number, run.role, run.milliseconds, *run.interval])
@@ -142,7 +143,7 @@ class LatencyTable:
             "columns": COLUMNS,
         }
         lines = ",\n".join(f' "{name}": [\n  ' + ",\n  ".join(map(json.dumps, found)) + "]" for name, found in rows.items())
-        path.write_text(json.dumps(head, indent=1)[:-2] + ",\n" + lines + "}\n")
+        write_atomic(path, json.dumps(head, indent=1)[:-2] + ",\n" + lines + "}\n")
 
     @classmethod
     def load(cls, path: Path) -> LatencyTable:

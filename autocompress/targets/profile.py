@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import os
 from collections import defaultdict
@@ -12,7 +13,7 @@ from typing import Any
 
 from platformdirs import user_cache_path
 
-from autocompress.errors import TargetError
+from autocompress.errors import RunFolderError, TargetError
 from autocompress.targets.device.job import Found, Job, Report, read_found, versions
 from autocompress.targets.device.profiler import NodeTime
 from autocompress.targets.fit import REST, Run
@@ -96,11 +97,12 @@ def cache_folder() -> Path:
     return Path(override) if override else user_cache_path("autocompress")
 
 
-def kernel_choice(target: Target) -> KernelChoice:
-    """The kernels of this machine, remembered between runs."""
+def kernel_choice(target: Target, elsewhere: bool = False) -> KernelChoice:
+    """The kernels of this machine, remembered between runs; `elsewhere` says that files are for another machine."""
     machine = hashlib.sha256(repr((sorted(versions().items()), sorted(asdict(target.settings).items()))).encode()).hexdigest()[:16]
     present = target.figures is None and not missing_here(target)
-    return KernelChoice(target.settings, target.weight_only, present, cache_folder() / "kernels" / f"{machine}.json")
+    portable = target.portable or elsewhere
+    return KernelChoice(target.settings, target.weight_only, present, portable, cache_folder() / "kernels" / f"{machine}.json")
 
 
 def cached_table(subject: Subject, target: Target, given: Path | None = None, report: Report = lambda what, share: None) -> LatencyTable:
@@ -135,13 +137,9 @@ def _serving(subject: Subject, target: Target, path: Path) -> LatencyTable:
 def keep_table(subject: Subject, target: Target, table: LatencyTable) -> None:
     """Put a table of this machine into the cache."""
     path = cache_folder() / "latency" / f"{table_key(subject, target)}.json"
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        temporary = path.with_suffix(".tmp")
-        table.save(temporary)
-        temporary.replace(path)
-    except OSError:
-        pass  # a cache that cannot be written costs time, never a result
+    # A cache that cannot be written costs time, never a result.
+    with contextlib.suppress(RunFolderError):
+        table.save(path)
 
 
 def load_table(subject: Subject, target: Target, path: Path) -> LatencyTable:
@@ -166,6 +164,13 @@ def table_multiples(path: Path) -> Mapping[str, int]:
     """The widths that kernels like, as the file of a table or of what probes found says."""
     found = _probes(path)
     return LatencyTable.load(path).multiples if found is None else found.plan["multiples"]
+
+
+def table_is_foreign(path: Path) -> bool:
+    """Whether the table of a file, or what probes found, is of another machine."""
+    found = _probes(path)
+    measured = LatencyTable.load(path).versions if found is None else found.versions
+    return measured.get("processor") != versions()["processor"]
 
 
 def _probes(path: Path) -> Found | None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import importlib.util
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +19,7 @@ from autocompress.targets.device.tuning import thread_counts
 FILES = Path(__file__).parent / "builtin"
 ANALYTIC = "analytic"
 RUNTIMES = ("onnxruntime", "openvino", ANALYTIC)
-KEYS = ("runtime", "provider", "threads", "stores", "executes", "device")
+KEYS = ("runtime", "provider", "threads", "portable", "stores", "executes", "device")
 STORED_BITS = (2, 3, 4, 5, 6, 7, 8, 16, 32)
 ACTIVATION_BITS = (8, 16, 32)
 INTEGER_KINDS = ("linear", "conv")
@@ -59,6 +59,8 @@ class Target:
         integer_kinds: module kinds that have kernels for 8-bit activations (with weights of at most 8 bits).
         plain_kinds: module kinds whose weights it reads neither as factors nor with a scale per group.
         weight_only: whether it has kernels that keep weights packed (MatMulNBits, GatherBlockQuantized).
+        portable: whether integer weights are held in a range whose products are exact on every processor; else in all 8 bits where
+            this machine's products are exact.
         sparsity: whether its files may store zeros as a bitmap, which takes functions of the file.
         figures: of an analytic device, else None.
     """
@@ -73,6 +75,7 @@ class Target:
     plain_kinds: tuple[str, ...] = ()
     weight_only: bool = True
     sparsity: bool = True
+    portable: bool = True
     figures: Figures | None = None
 
     @property
@@ -102,10 +105,10 @@ def target_names() -> tuple[str, ...]:
     return (*measured, *(f"{ANALYTIC}:{path.stem}" for path in sorted((FILES / ANALYTIC).glob("*.yaml"))))
 
 
-def find_target(name: str, present: bool = True) -> Target:
+def find_target(name: str, present: bool = True, portable: bool | None = None) -> Target:
     """The target of that name, or of that file when `name` ends in .yaml; TargetError names the nearest.
 
-    With `present` it also raises where this machine lacks the runtime or its provider.
+    With `present` it also raises where this machine lacks the runtime or its provider. `portable` replaces what the file says.
     """
     if name in target_names():
         path = FILES.joinpath(*name.split(":")).with_suffix(".yaml")
@@ -120,6 +123,7 @@ def find_target(name: str, present: bool = True) -> Target:
     except (OSError, yaml.YAMLError) as error:
         raise TargetError(f"target {name}: cannot be read ({' '.join(str(error).split())})") from None
     target = parse_target(name, data)
+    target = target if portable is None else replace(target, portable=portable)
     missing = missing_here(target) if present else ""
     if missing:
         raise TargetError(f"target {name}: {missing}")
@@ -156,6 +160,7 @@ def parse_target(name: str, data: Any) -> Target:
         _listed(where, "executes: plain_kinds", executes.get("plain_kinds", []), KINDS),
         _switch(f"{where}: executes: weight_only", executes.get("weight_only", True)),
         _switch(f"{where}: stores: sparsity", stores.get("sparsity", True)),
+        _switch(f"{where}: portable", data.get("portable", True)),
         figures,
     )
 

@@ -13,6 +13,7 @@ from typing import NamedTuple
 from autocompress.candidate import Candidate, ModuleConfig
 from autocompress.compress.low_rank import factor_shapes
 from autocompress.compress.prune import Pruner
+from autocompress.integer_form import IntegerForm
 from autocompress.modules import CompressibleModule, ModuleMap
 
 
@@ -22,8 +23,9 @@ class Kernel(NamedTuple):
     Attributes:
         signature: kind, weight shape and attributes; modules alike in it are timed together.
         rows: vectors that the weight multiplies in one call of the model (batch x positions).
-        form: how it is executed: float, int8 (dynamic for linear modules, static for convolutions), int8-static, int8-dynamic, int16,
-            nbits<bits>-<group>, each with -rank<ratio>, -tucker<ratio> or -spatial<ratio> where it is factorised.
+        form: how it is executed: float, int8 (dynamic for linear modules, static for convolutions), int8-static, int8-dynamic (each with
+            -unsigned where the kernel takes unsigned weights), int16, nbits<bits>-<group>, each with -rank<ratio>, -tucker<ratio> or
+            -spatial<ratio> where it is factorised.
         kept_in, kept_out: channels that are left.
         amount: weights that are multiplied per row, widths rounded up to what the kernel likes.
     """
@@ -50,6 +52,7 @@ class Layout:
     Attributes:
         linear_inputs: the tensors that each linear module reads.
         packed: whether a module under a config runs on a kernel that keeps its weights packed.
+        integer_form: the form of a module's weights where its kernel multiplies integers.
         signatures: of each module's kernel (see `Kernel`).
         edges: (producer, consumer) of what flows from module to module through other operators; the graph's inputs have producer "".
         multiples: the widths that kernels like, by kind of module.
@@ -59,6 +62,7 @@ class Layout:
     pruner: Pruner
     linear_inputs: Mapping[str, tuple[str, ...]]
     packed: Callable[[CompressibleModule, ModuleConfig], bool]
+    integer_form: Callable[[CompressibleModule], IntegerForm]
     signatures: Mapping[str, str]
     edges: tuple[tuple[str, str], ...]
     multiples: Mapping[str, int] = field(default_factory=dict)
@@ -75,6 +79,7 @@ class Layout:
         if config.activation_bits == 8:
             usual = config.static(module.kind) == (module.kind == "conv")
             form = "int8" if usual else "int8-static" if module.kind == "linear" else "int8-dynamic"
+            form += "-unsigned" if self.integer_form(module) is IntegerForm.UNSIGNED else ""
         elif self.packed(module, config):
             form = f"nbits{config.weight_bits}-{config.group_size}"
         else:

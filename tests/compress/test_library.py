@@ -12,6 +12,7 @@ from autocompress.compress.evidence import Evidence
 from autocompress.compress.library import VariantLibrary, trim_folder
 from autocompress.compress.prune import Masks, Pruner
 from autocompress.compress.stitch import Stitcher
+from autocompress.integer_form import IntegerForm
 from autocompress.split import split_modules
 
 ALL = Masks({})
@@ -123,5 +124,15 @@ def test_a_trial_compresses_nothing_that_an_earlier_one_compressed(stitcher: Sti
     made = stitcher.library.made
     stitcher.apply(Candidate.of({"0": ModuleConfig(4), "2": ModuleConfig(4)}))
     assert stitcher.library.made == made + 1
+    stitcher.apply(Candidate.of({"0": ModuleConfig(4, 8), "2": ModuleConfig(7)}))
+    made = stitcher.library.made
     stitcher.apply(Candidate.of({"0": ModuleConfig(4, 8), "2": ModuleConfig(8, 8)}))
-    assert stitcher.library.made == made + 1
+    assert stitcher.library.made == made, "8 bits of an integer kernel that is exact everywhere are 7"
+    stitcher.library.integer_form = lambda name: IntegerForm.SIGNED
+    stitcher.apply(Candidate.of({"0": ModuleConfig(4, 8), "2": ModuleConfig(8, 8)}))
+    assert stitcher.library.made == made, "where all 8 bits are exact, they are those of the float kernel"
+    stitcher.apply(Candidate.of({"0": ModuleConfig(4, 8, 8), "2": ModuleConfig(8, 8)}))
+    assert stitcher.library.made == made + 1, "in groups, multiples of a row's scale"
+    stitcher.library.integer_form = lambda name: IntegerForm.REDUCED
+    stitcher.apply(Candidate.of({"0": ModuleConfig(4, 8, 8), "2": ModuleConfig(8)}))
+    assert stitcher.library.made == made + 2, "and smaller ones where all shall be exact everywhere"

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
@@ -13,6 +15,7 @@ from autocompress import ModuleConfig
 from autocompress.candidate import WEIGHT_RANGES
 from autocompress.compress.quantize import StoredTensor, blank, from_blocks, grid_of, quant_bounds, to_blocks, to_half
 from autocompress.compress.rounding import store
+from autocompress.integer_form import IntegerForm
 
 BITS = [2, 3, 4, 5, 6, 7, 8]
 weights = hnp.arrays(
@@ -34,11 +37,11 @@ def steps(stored: StoredTensor, shape: torch.Size) -> torch.Tensor:
     return grid_of(stored, shape).step
 
 
-@given(weights, configs, st.booleans())
-def test_error_is_half_a_step_inside_the_range(weight: np.ndarray, config: ModuleConfig, integer: bool) -> None:
+@given(weights, configs, st.sampled_from([None, *IntegerForm]), st.sampled_from(["linear", "conv"]))
+def test_error_is_half_a_step_inside_the_range(weight: np.ndarray, config: ModuleConfig, form: IntegerForm | None, kind: str) -> None:
     w = torch.from_numpy(weight)
-    config = config if config.weight_bits < 8 or not integer else ModuleConfig(8, 8, algorithm="nearest")
-    stored = store(w, config, integer, None)
+    config = config if form is None else replace(config, activation_bits=8).for_kernel(kind, form)
+    stored = store(w, config, 0 if form is None else form.largest, None)
     grid = grid_of(stored, w.shape)
     assert stored.values.dtype == torch.int8
     low, high = quant_bounds(config.weight_bits, config.symmetric)
@@ -50,18 +53,21 @@ def test_error_is_half_a_step_inside_the_range(weight: np.ndarray, config: Modul
     inside = (stored.values > low) & (stored.values < high)
     assert bool(((back - w).abs() <= grid.step * 0.5 * (1 + 1e-4) + 1e-6)[inside].all())
     assert bool((back[w == 0] == 0).all()), "zero is exact"
-    if integer:
-        kernel = stored.int8().float() * (stored.scale if len(stored.scale) > 1 else stored.scale.expand(len(w), 1)).view(
-            -1, *[1] * (w.dim() - 1)
-        )
-        torch.testing.assert_close(kernel, back)
+    if form is not None:
+        kernel, shape = stored.int8(), (-1, *[1] * (w.dim() - 1))
+        assert -form.largest - 1 <= int(kernel.min())
+        assert int(kernel.max()) <= form.largest
+        assert not (stored.zero_apart and kind == "conv"), "a convolution has one zero-point for all channels"
+        zero = stored.zero_point.int() if stored.zero_apart else torch.zeros(1, 1, dtype=torch.int32)
+        rows = stored.scale.expand(len(w), 1).view(shape)
+        torch.testing.assert_close((kernel.int() - zero.expand(len(w), 1).view(shape)).float() * rows, back)
 
 
 @given(weights, st.sampled_from(BITS), st.booleans())
 def test_per_tensor_is_per_group_with_one_group(weight: np.ndarray, bits: int, symmetric: bool) -> None:
     row = torch.from_numpy(weight).reshape(1, -1)
-    tensor, channel = (blank(row, bits, size, symmetric, "squared_error", integer=False) for size in (-1, 0))
-    group = blank(row, bits, row.numel(), symmetric, "squared_error", integer=False)
+    tensor, channel = (blank(row, bits, size, symmetric, "squared_error", largest=0) for size in (-1, 0))
+    group = blank(row, bits, row.numel(), symmetric, "squared_error", largest=0)
     torch.testing.assert_close(tensor.scale, channel.scale)
     torch.testing.assert_close(tensor.scale, group.scale)
 
@@ -76,7 +82,7 @@ def test_more_bits_and_smaller_groups_never_hurt() -> None:
     weight = torch.randn(8, 128, generator=torch.Generator().manual_seed(0)) * torch.logspace(-1, 1, 128)
 
     def error(**axes: int) -> float:
-        return float((store(weight, ModuleConfig(algorithm="nearest", **axes), False, None).dequantized() - weight).square().sum())
+        return float((store(weight, ModuleConfig(algorithm="nearest", **axes), 0, None).dequantized() - weight).square().sum())
 
     by_bits = [error(weight_bits=bits) for bits in BITS]
     assert by_bits == sorted(by_bits, reverse=True)
@@ -86,9 +92,7 @@ def test_more_bits_and_smaller_groups_never_hurt() -> None:
 
 def test_a_zero_point_helps_one_sided_weights() -> None:
     weight = torch.rand(4, 100, generator=torch.Generator().manual_seed(0)) + 0.0
-    errors = [
-        float((store(weight, ModuleConfig(4, symmetric=s), False, None).dequantized() - weight).square().sum()) for s in (True, False)
-    ]
+    errors = [float((store(weight, ModuleConfig(4, symmetric=s), 0, None).dequantized() - weight).square().sum()) for s in (True, False)]
     assert errors[1] < errors[0] / 2
 
 
@@ -96,20 +100,20 @@ def test_a_zero_point_helps_one_sided_weights() -> None:
 @pytest.mark.parametrize("group_size", [-1, 0, 32])
 def test_weights_that_are_not_finite_are_refused(bad: float, group_size: int) -> None:
     with pytest.raises(ValueError, match="NaN or infinity"):
-        store(torch.tensor([[bad, 1.0]]), ModuleConfig(8, group_size=group_size), False, None)
+        store(torch.tensor([[bad, 1.0]]), ModuleConfig(8, group_size=group_size), 0, None)
 
 
-@pytest.mark.parametrize("integer", [False, True])
+@pytest.mark.parametrize("largest", [0, 63, 127])
 @pytest.mark.parametrize("group_size", [-1, 0, 32])
-def test_zero_channels_and_single_elements(group_size: int, integer: bool) -> None:
-    stored = store(torch.tensor([[0.0], [2.0]]), ModuleConfig(4, group_size=group_size), integer, None)
+def test_zero_channels_and_single_elements(group_size: int, largest: int) -> None:
+    stored = store(torch.tensor([[0.0], [2.0]]), ModuleConfig(4, group_size=group_size), largest, None)
     assert stored.values.tolist() == [[0], [7]]
     assert float(stored.dequantized()[1, 0]) == pytest.approx(2.0, rel=0.01)
-    zero = store(torch.zeros(1, 1), ModuleConfig(3, group_size=group_size), integer, None)
+    zero = store(torch.zeros(1, 1), ModuleConfig(3, group_size=group_size), largest, None)
     assert float(zero.dequantized()) == 0
 
 
 def test_sixteen_bits_take_the_format_that_loses_less() -> None:
     assert to_half(torch.tensor([0.1, 0.2])).dtype == torch.float16
     assert to_half(torch.tensor([1e5, 0.2])).dtype == torch.bfloat16, "float16 ends at 65504"
-    assert store(torch.tensor([[1e6]]), ModuleConfig(16), False, None).dequantized().item() == pytest.approx(1e6, rel=0.01)
+    assert store(torch.tensor([[1e6]]), ModuleConfig(16), 0, None).dequantized().item() == pytest.approx(1e6, rel=0.01)

@@ -25,7 +25,7 @@ def statistics(x: torch.Tensor) -> LayerStatistics:
 
 
 def grid(weight: torch.Tensor, bits: int, group_size: int = 0, symmetric: bool = True) -> Grid:
-    return grid_of(blank(weight, bits, group_size, symmetric, "squared_error", integer=False), weight.shape)
+    return grid_of(blank(weight, bits, group_size, symmetric, "squared_error", largest=0), weight.shape)
 
 
 WEIGHT = torch.randn(24, 96, generator=torch.Generator().manual_seed(0))
@@ -75,7 +75,7 @@ def test_column_order_does_not_change_which_column_is_which() -> None:
 def test_auto_keeps_what_loses_least_of_the_output() -> None:
     seen = statistics(SEEN)
     errors = {
-        name: output_error(store(WEIGHT, ModuleConfig(3, algorithm=name), False, seen).dequantized() - WEIGHT, seen, False)
+        name: output_error(store(WEIGHT, ModuleConfig(3, algorithm=name), 0, seen).dequantized() - WEIGHT, seen, False)
         for name in ("auto", "nearest", "gptq")
     }
     assert errors["auto"] == min(errors.values())
@@ -87,7 +87,7 @@ def test_grouped_convolutions_are_rounded_group_by_group() -> None:
     grams = torch.stack([(x := correlated(300, 9, seed)).T @ x / 300 for seed in range(24)])
     seen = LayerStatistics(grams, torch.zeros(24, 9), torch.zeros(24), torch.zeros(24))
     found = {
-        name: output_error((store(weight, ModuleConfig(3, algorithm=name), True, seen).dequantized() - weight).flatten(1), seen, False)
+        name: output_error((store(weight, ModuleConfig(3, algorithm=name), 63, seen).dequantized() - weight).flatten(1), seen, False)
         for name in ("nearest", "gptq", "adaround")
     }
     assert max(found["gptq"], found["adaround"]) < found["nearest"]
@@ -95,7 +95,7 @@ def test_grouped_convolutions_are_rounded_group_by_group() -> None:
 
 def test_bias_correction_restores_the_mean_output() -> None:
     x = SEEN + 3.0
-    compressed = store(WEIGHT, ModuleConfig(2, algorithm="nearest"), False, None).dequantized()
+    compressed = store(WEIGHT, ModuleConfig(2, algorithm="nearest"), 0, None).dequantized()
     bias = corrected_bias(torch.zeros(24), WEIGHT, compressed, x.mean(0))
     torch.testing.assert_close((x @ compressed.T + bias).mean(0), (x @ WEIGHT.T).mean(0), rtol=1e-3, atol=1e-3)
     by_row = corrected_bias(torch.zeros(24), WEIGHT, compressed, x.mean(0).expand(24, 96))

@@ -101,7 +101,7 @@ def test_zeros_stay_zeros_at_any_width(algorithm: str, bits: int) -> None:
     weight, seen = torch.randn(8, 32, generator=torch.Generator().manual_seed(0)), statistics(32)
     for group_size in (0, 16):
         config = ModuleConfig(bits, sparsity=0.5, algorithm=algorithm, group_size=group_size, symmetric=False).effective()
-        stored = store(weight, config, False, seen)
+        stored = store(weight, config, 0, seen)
         assert stored.zero_point is None, "zeros need a zero-point of 0"
         assert int(stored.kept.sum()) == 128
         assert not stored.dequantized()[~stored.kept].any()
@@ -114,7 +114,7 @@ def test_gptq_makes_up_for_rounding_among_the_kept() -> None:
     weight, seen = torch.randn(16, 48, generator=torch.Generator().manual_seed(0)), statistics(48)
     errors = {}
     for algorithm in ("nearest", "gptq"):
-        stored = store(weight, ModuleConfig(3, sparsity=0.5, sparsity_criterion="magnitude", algorithm=algorithm), False, seen)
+        stored = store(weight, ModuleConfig(3, sparsity=0.5, sparsity_criterion="magnitude", algorithm=algorithm), 0, seen)
         errors[algorithm] = output_error(weight - stored.dequantized(), seen, False)
     assert errors["gptq"] < errors["nearest"]
 

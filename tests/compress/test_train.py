@@ -252,13 +252,16 @@ def test_recomputed_activations_change_nothing(fixture: Fixture, improving: None
 
 
 def test_training_in_16_bits_recovers_too(fixture: Fixture) -> None:
-    at = candidate(fixture, Distillation(0.0, 2.0, 40, learning_rate=2e-3), weight_bits=3, activation_bits=8, pruning_ratio=0.25)
+    # Compressed without any compensation, so that training has much to recover whatever the fixture's own training came to.
+    crude = {"weight_range": "min_max", "algorithm": "nearest", "reconstruction": False}
+    recovery = Distillation(0.0, 2.0, 40, learning_rate=2e-3)
+    at = candidate(fixture, recovery, weight_bits=3, activation_bits=8, pruning_ratio=0.25, **crude)
     task = fixture.task
     before = evaluate_model(task, fixture.stitcher.apply(at), task.validation, CPU)[1]
     trained, _ = recover(trainer_of(task, fixture.stitcher, dtype=torch.bfloat16), fixture.stitcher, at)
     after = evaluate_model(task, fixture.stitcher.apply(at, trained), task.validation, CPU)[1]
     reference = evaluate_model(task, fixture.stitcher.teacher, task.validation, CPU)[1]
-    assert float(task.output_divergence(after, reference).mean()) < 0.7 * float(task.output_divergence(before, reference).mean())
+    assert float(task.output_divergence(after, reference).mean()) < 0.3 * float(task.output_divergence(before, reference).mean())
 
 
 def test_the_best_weights_are_kept_and_what_gets_no_better_ends_early(fixture: Fixture) -> None:

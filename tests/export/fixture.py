@@ -2,20 +2,21 @@
 
 from __future__ import annotations
 
-from pathlib import Path
-from tempfile import TemporaryDirectory
+import copy
+from dataclasses import replace
 
 import numpy as np
 import onnx
 import torch
+from arithmetic import EmulatedSession, Formed, optimized_model
 
 from autocompress import Candidate, ModuleConfig, find_modules
 from autocompress.candidate import DECOMPOSITIONS, IMPORTANCES, SPARSITY_CRITERIA, SPARSITY_PATTERNS
-from autocompress.compress.library import VariantLibrary
 from autocompress.compress.stitch import Stitcher
 from autocompress.compress.teacher import Teacher
 from autocompress.compress.trainer import Trainer
-from autocompress.export.build import prepare, stitched_variants
+from autocompress.export.build import Builder, prepare, stitched_variants
+from autocompress.integer_form import IntegerForm
 from autocompress.targets.device.sessions import open_session
 from autocompress.targets.kernels import KernelChoice
 from autocompress.task import Task, call_model
@@ -24,12 +25,21 @@ from autocompress.task import Task, call_model
 class Fixture:
     def __init__(self, task: Task, kernels: KernelChoice | None = None) -> None:
         self.task = task
-        self.builder = prepare(task, find_modules(task.model, task.example_inputs), kernels or KernelChoice())
+        self._stitch(prepare(task, find_modules(task.model, task.example_inputs), kernels or KernelChoice()))
+        self.inputs = next(iter(task.validation))[0]
+
+    def formed(self, form: IntegerForm) -> Fixture:
+        """The same with integer weights of that form."""
+        other = copy.copy(self)
+        other._stitch(replace(self.builder, kernels=Formed(form), _sizes={}))
+        return other
+
+    def _stitch(self, builder: Builder) -> None:
+        self.builder = builder
         teacher = self.builder.teacher
-        library = VariantLibrary(self.builder.evidence, None, self.builder.kernels.saturates)
+        library = self.builder.library()
         self.stitcher = Stitcher(teacher, self.builder.module_map, library, self.builder.plan)
         self.roots = {g.name for g in self.builder.module_map.groups if g.reason is None}
-        self.inputs = next(iter(task.validation))[0]
 
     def random(self, seed: int) -> Candidate:
         generator = np.random.default_rng(seed)
@@ -66,6 +76,10 @@ class Fixture:
     def run(self, proto: onnx.ModelProto) -> np.ndarray:
         return open_session(proto.SerializeToString()).run(None, self.builder.lowered.feed(self.inputs))[0]
 
+    def run_as(self, proto: onnx.ModelProto, saturates: bool) -> np.ndarray:
+        """The file's output on a processor whose integer products saturate, or are exact, whichever this one is."""
+        return EmulatedSession(proto.SerializeToString(), saturates).run(None, self.builder.lowered.feed(self.inputs))[0]
+
     def simulate(self, candidate: Candidate) -> np.ndarray:
         with torch.no_grad():
             return call_model(self.stitcher.apply(candidate), self.inputs).numpy()
@@ -81,10 +95,7 @@ def relative_difference(found: np.ndarray, expected: np.ndarray) -> float:
 
 def optimized(proto: onnx.ModelProto) -> onnx.GraphProto:
     """The graph that the runtime executes."""
-    with TemporaryDirectory() as folder:
-        path = str(Path(folder) / "optimized.onnx")
-        open_session(proto.SerializeToString(), optimized=path)
-        return onnx.load(path).graph
+    return optimized_model(proto.SerializeToString()).graph
 
 
 def trainer_of(task: Task, stitcher: Stitcher, **settings: object) -> Trainer:

@@ -3,17 +3,21 @@
 from __future__ import annotations
 
 import itertools
+from collections.abc import Iterator
 
 import numpy as np
 import onnx
 import pytest
 import torch
+from arithmetic import Formed
 from fixture import Fixture, optimized, relative_difference
 from onnx import TensorProto
 from torch import nn
 
 from autocompress import Candidate, ModuleConfig, Task
-from autocompress.targets.kernels import FOLDED, KernelChoice
+from autocompress.integer_form import IntegerForm
+from autocompress.targets.device.sessions import DEFAULT
+from autocompress.targets.kernels import FOLDED, KernelChoice, products_saturate
 
 BITS = (2, 3, 4, 5, 6, 7, 8)
 LAYERS = {
@@ -32,7 +36,7 @@ class Chosen(KernelChoice):
     """Answers without a clock, so that every kernel is met on every machine."""
 
     def __init__(self, level: int = FOLDED, packed: bool = False) -> None:
-        super().__init__(1)
+        super().__init__()
         self.level, self.packed = level, packed
 
     def matmul_level(self, rows: int, columns: int, outputs: int, bits: int, block: int) -> int:
@@ -40,6 +44,9 @@ class Chosen(KernelChoice):
 
     def gather_stays_packed(self, lookups: int, entries: int, width: int, bits: int, block: int) -> bool:
         return self.packed
+
+    def integer_form(self, shape: tuple[int, int, int] | None) -> IntegerForm:
+        return IntegerForm.REDUCED
 
 
 def fixture_of(model: nn.Module, inputs: torch.Tensor, kernels: KernelChoice | None = None) -> Fixture:
@@ -54,10 +61,9 @@ def layer(request: pytest.FixtureRequest) -> Fixture:
     return fixture_of(nn.Sequential(module), torch.randn(shape))
 
 
-@pytest.mark.parametrize(("activation_bits", "mode"), [(32, "auto"), (16, "auto"), (8, "static"), (8, "dynamic")])
-def test_every_width_group_and_zero_point_computes_what_was_simulated(layer: Fixture, activation_bits: int, mode: str) -> None:
+def every_width_group_and_zero_point(layer: Fixture, activation_bits: int, mode: str) -> Iterator[Candidate]:
     for bits, group_size, symmetric in itertools.product(BITS, (-1, 0, 16), (True, False)):
-        candidate = layer.uniform(
+        yield layer.uniform(
             weight_bits=bits,
             activation_bits=activation_bits,
             group_size=group_size,
@@ -65,9 +71,33 @@ def test_every_width_group_and_zero_point_computes_what_was_simulated(layer: Fix
             activation_mode=mode,
             algorithm="nearest",
         )
+
+
+@pytest.mark.parametrize(("activation_bits", "mode"), [(32, "auto"), (16, "auto"), (8, "static"), (8, "dynamic")])
+def test_every_width_group_and_zero_point_computes_what_was_simulated(layer: Fixture, activation_bits: int, mode: str) -> None:
+    for candidate in every_width_group_and_zero_point(layer, activation_bits, mode):
         proto = layer.build(candidate)
         assert proto.ByteSize() == layer.builder.size_bytes(candidate), candidate
         assert relative_difference(layer.run(proto), layer.simulate(candidate)) <= 1e-3, candidate
+
+
+@pytest.mark.parametrize("form", list(IntegerForm))
+@pytest.mark.parametrize("mode", ["static", "dynamic"])
+def test_no_form_saturates_on_the_processors_that_it_is_for(layer: Fixture, form: IntegerForm, mode: str) -> None:
+    """On this processor and on an emulated one of the other kind; signed weights are for processors with exact products alone."""
+    layer = layer.formed(form)
+    differences = []
+    for candidate in every_width_group_and_zero_point(layer, 8, mode):
+        proto, simulated = layer.build(candidate), layer.simulate(candidate)
+        assert proto.ByteSize() == layer.builder.size_bytes(candidate), candidate
+        assert relative_difference(layer.run_as(proto, saturates=False), simulated) <= 1e-3, candidate
+        if form.portable or not products_saturate(DEFAULT):
+            assert relative_difference(layer.run(proto), simulated) <= 1e-3, candidate
+        differences.append(relative_difference(layer.run_as(proto, saturates=True), simulated))
+    if form.portable:
+        assert max(differences) <= 1e-3
+    else:
+        assert max(differences) > 0.1, "the emulated processor shows what goes wrong"
 
 
 @pytest.mark.parametrize("bits", [16, 32])
@@ -124,13 +154,9 @@ def test_kernels_that_are_not_faster_are_not_used() -> None:
         assert "MatMulNBits" not in {n.op_type for n in fixture.build(fixture.uniform(**axes)).graph.node}
 
 
-class Saturating(Chosen):
-    saturates = True
-
-
-def test_machines_whose_products_saturate_get_seven_bits() -> None:
+def test_weights_that_are_exact_everywhere_have_seven_bits() -> None:
     torch.manual_seed(0)
-    fixture = fixture_of(nn.Sequential(nn.Linear(64, 16), nn.Linear(16, 4)), torch.randn(6, 64), Saturating())
+    fixture = fixture_of(nn.Sequential(nn.Linear(64, 16), nn.Linear(16, 4)), torch.randn(6, 64), Formed(IntegerForm.REDUCED))
     candidate = Candidate.of({"0": ModuleConfig(8, 8), "1": ModuleConfig(8)})
     variant = fixture.stitcher.variant("0", "0", candidate).factors[0]
     assert int(variant.int8().abs().max()) <= 63, "255 * 63 * 2 fits 16 bits"

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import itertools
+
 import numpy as np
 import pytest
 import torch
@@ -11,6 +13,7 @@ from torch import nn
 from autocompress import Candidate, ModuleConfig, Task
 from autocompress.compress.sparsify import kept_count
 from autocompress.export.sparse import sparse_pays
+from autocompress.integer_form import IntegerForm
 
 
 @pytest.fixture(scope="module")
@@ -30,16 +33,20 @@ def sparse(sparsity: float, bits: int, activation_bits: int = 32, pattern: str =
 @pytest.mark.parametrize("activation_bits", [8, 32])
 def test_files_hold_a_bit_per_weight_and_the_kept_values(fixture: Fixture, bits: int, activation_bits: int) -> None:
     weights = 96 * 128 + 128 * 64
-    dense = fixture.builder.size_bytes(sparse(0.0, bits, activation_bits))
-    for sparsity in (0.5, 0.9):
+    for form, sparsity in itertools.product((IntegerForm.REDUCED, IntegerForm.UNSIGNED), (0.5, 0.9)):
+        fixture = fixture.formed(form)
+        stored = min(bits, form.bits) if activation_bits == 8 and bits <= 8 else bits
+        dense = fixture.builder.size_bytes(sparse(0.0, bits, activation_bits))
         candidate = sparse(sparsity, bits, activation_bits)
         proto = fixture.build(candidate)
         assert proto.ByteSize() == fixture.builder.size_bytes(candidate)
         assert relative_difference(fixture.run(proto), fixture.simulate(candidate)) <= 1e-3
+        if activation_bits == 8 and bits <= 8:
+            assert relative_difference(fixture.run_as(proto, saturates=True), fixture.simulate(candidate)) <= 1e-3
         saved = dense - proto.ByteSize()
-        expected = weights * (sparsity * bits - 1) / 8
+        expected = weights * (sparsity * stored - 1) / 8
         assert saved == pytest.approx(max(expected, 0), abs=1400), "the function that spreads is stored once"
-        assert (saved != 0) == sparse_pays(weights, round(weights * (1 - sparsity)), bits)
+        assert (saved != 0) == sparse_pays(weights, round(weights * (1 - sparsity)), stored)
 
 
 @pytest.mark.parametrize("pattern", ["2:4", "4:8"])
@@ -52,11 +59,13 @@ def test_patterns_and_groups_go_together(fixture: Fixture, pattern: str, group_s
             candidate = sparse(0.5, bits, activation_bits, pattern, group_size=group_size)
             proto = fixture.build(candidate)
             assert relative_difference(fixture.run(proto), fixture.simulate(candidate)) <= 1e-3
+            if activation_bits == 8:
+                assert relative_difference(fixture.run_as(proto, saturates=True), fixture.simulate(candidate)) <= 1e-3
             assert proto.ByteSize() == fixture.builder.size_bytes(candidate)
 
 
 def test_nothing_of_it_is_left_at_run_time(fixture: Fixture) -> None:
-    proto = fixture.build(sparse(0.7, 4, 8))
+    proto = fixture.formed(IntegerForm.REDUCED).build(sparse(0.7, 4, 8))
     assert [f.name for f in proto.functions].count("Spread") == 1
     operators = {node.op_type for node in optimized(proto).node}
     assert not {"Spread", "CumSum", "Gather", "BitShift", "Cast"} & operators

@@ -6,15 +6,16 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from arithmetic import Formed
 
 from autocompress import Candidate, ModuleConfig, find_modules
 from autocompress.errors import TargetError
 from autocompress.export.build import prepare
+from autocompress.integer_form import IntegerForm
 from autocompress.search.bench import layout_of, subject_of
 from autocompress.search_space import SearchSpace
 from autocompress.targets.breakdown import where_time_goes
 from autocompress.targets.device.job import versions
-from autocompress.targets.kernels import KernelChoice
 from autocompress.targets.latency_table import LatencyTable, prediction_errors
 from autocompress.targets.plan import Plan, Subject, all_forms, random_candidate, uniform_candidate
 from autocompress.targets.profile import cached_table
@@ -26,7 +27,7 @@ TARGET = find_target("onnxruntime-cpu")
 
 @pytest.fixture(scope="module")
 def subject(cnn_task) -> Subject:
-    builder = prepare(cnn_task, find_modules(cnn_task.model, cnn_task.example_inputs), KernelChoice())
+    builder = prepare(cnn_task, find_modules(cnn_task.model, cnn_task.example_inputs), Formed(IntegerForm.REDUCED))
     space = SearchSpace.load(None).bind(builder.module_map, TARGET)
     return subject_of(cnn_task, builder, layout_of(builder), space)
 
@@ -51,7 +52,7 @@ def test_the_plan_shows_every_kernel_that_the_space_offers(subject: Subject) -> 
 
 def test_what_a_space_offers_is_shown_in_its_parts_too(cnn_task) -> None:
     """Sensitivity is measured axis by axis: a module on integers only is also seen factorised in float."""
-    builder = prepare(cnn_task, find_modules(cnn_task.model, cnn_task.example_inputs), KernelChoice())
+    builder = prepare(cnn_task, find_modules(cnn_task.model, cnn_task.example_inputs), Formed(IntegerForm.REDUCED))
     rules = [{"match": "*", "weight_bits": [2, 4], "activation_bits": 8, "rank_ratio": 0.25}]
     space = SearchSpace.load({"modules": rules}).bind(builder.module_map, TARGET)
     subject = subject_of(cnn_task, builder, layout_of(builder), space)

@@ -1,0 +1,57 @@
+"""Whether the integer products of a file are exact on this machine."""
+
+from __future__ import annotations
+
+import tempfile
+from pathlib import Path
+
+import numpy as np
+import onnx
+from onnx import TensorProto, numpy_helper
+
+from autocompress.integer_form import IntegerForm
+from autocompress.targets.device.sessions import SessionSettings, open_session
+from autocompress.targets.kernels import products_saturate
+
+# ONNX Runtime's operators on 8-bit weights.
+INTEGER_OPERATORS = {"MatMulInteger", "MatMulIntegerToFloat", "DynamicQuantizeMatMul", "QLinearMatMul", "QGemm"}
+INTEGER_OPERATORS |= {"ConvInteger", "QLinearConv", "QAttention", "DynamicQuantizeLSTM"}
+PORTABLE = "Integer weights are held in a range whose products are exact on every processor."
+FULL_RANGE = (
+    "Integer weights take all 8 bits: exact on processors that sum 8-bit products in 32 bits (x86 with VNNI or AMX, ARM), wrong on "
+    "others. `--portable` makes files that are exact everywhere."
+)
+
+
+def arithmetic_words(portable: bool) -> str:
+    """Return the sentence that tells on which processors a file is exact."""
+    return PORTABLE if portable else FULL_RANGE
+
+
+def saturation_warning(path: Path, settings: SessionSettings, portable: bool | None) -> str:
+    """Return one line when integer products of a file may saturate on this machine; "" when they are exact.
+
+    Args:
+        path: the ONNX file.
+        settings: how its sessions are opened.
+        portable: what the recipe beside it says; None reads the weights of the file.
+    """
+    if not products_saturate(settings):
+        return ""
+    if portable is None:
+        portable = settings.runtime == "openvino" or not wide_integer_weights(path)
+    if portable:
+        return ""
+    return f"{path}: was made for exact 8-bit products, which this processor does not compute; outputs may be wrong here (see --portable)"
+
+
+def wide_integer_weights(path: Path) -> list[str]:
+    """Return the int8 weights of integer operators that leave [-64, 63], as the session of a file holds them."""
+    with tempfile.TemporaryDirectory() as folder:
+        optimized = str(Path(folder) / "optimized.onnx")
+        open_session(str(path), optimized=optimized)
+        graph = onnx.load(optimized).graph
+    read = {name for node in graph.node if node.op_type in INTEGER_OPERATORS for name in node.input}
+    weights = [t for t in graph.initializer if t.name in read and t.data_type == TensorProto.INT8 and len(t.dims) >= 2]
+    largest = IntegerForm.REDUCED.largest + 1
+    return [t.name for t in weights if np.abs(numpy_helper.to_array(t).astype(np.int16)).max(initial=0) > largest]
