@@ -1,8 +1,13 @@
-# make demo: search the built-in task and print the front.   make test: run the test suite.
+# make demo: search the built-in task and print the front.   make test: run the test suite.   make check: lint and types.
+#   make test VERSIONS=oldest    with the lowest versions that pyproject.toml allows (PyPI's torch is a CUDA build of 3 GB)
+#   make test HIDE=avx512        on the kernels for processors without AVX-512 (HIDE=vnni: without VNNI); Linux on x86-64, needs cc
 PYTHON ?= python3
-VENV ?= .venv
+VERSIONS ?= newest
+VENV ?= $(if $(filter oldest,$(VERSIONS)),.venv-oldest,.venv)
 BIN = $(VENV)/bin
 OUT ?= reports/demo
+CONSTRAINTS = $(if $(filter oldest,$(VERSIONS)),$(VENV)/oldest.txt,constraints.txt)
+HIDDEN = $(if $(HIDE),LD_PRELOAD=$(abspath build/hide.so) HIDE=$(HIDE))
 
 .PHONY: demo test check clean
 
@@ -10,17 +15,22 @@ demo: $(VENV)/.installed
 	$(BIN)/autocompress search autocompress.tasks:easy_vqa --space search_spaces/multimodal.yaml --trials 20 --timeout 5m \
 		--finalize-steps 80 --task-arg validation_images=100 --out $(OUT)
 
-test: $(VENV)/.installed
-	$(BIN)/python -m pytest -n 2 --dist loadfile
+test: $(VENV)/.installed $(if $(HIDE),build/hide.so)
+	$(HIDDEN) $(BIN)/python -m pytest -n 2 --dist loadfile
 
 check: $(VENV)/.installed
-	$(BIN)/pip install --quiet -c constraints.txt -e '.[dev]'
-	$(BIN)/ruff check . && $(BIN)/mypy
+	$(BIN)/pip install --quiet -c $(CONSTRAINTS) -e '.[dev]'
+	$(BIN)/ruff check . && $(BIN)/ruff format --check . && $(BIN)/mypy
 
-$(VENV)/.installed: pyproject.toml constraints.txt
+$(VENV)/.installed: pyproject.toml constraints.txt tests/oldest.py
 	$(PYTHON) -m venv $(VENV)
-	$(BIN)/pip install --quiet -c constraints.txt -e '.[test]'
+	$(if $(filter oldest,$(VERSIONS)),$(BIN)/python tests/oldest.py pyproject.toml > $(CONSTRAINTS))
+	$(BIN)/pip install --quiet -c $(CONSTRAINTS) -e '.[test]'
 	touch $@
 
+build/hide.so: tests/processors/hide.c
+	mkdir -p build
+	$(CC) -O2 -shared -fPIC -o $@ $< -ldl
+
 clean:
-	rm -rf $(VENV) build *.egg-info
+	rm -rf .venv .venv-oldest build *.egg-info
