@@ -20,6 +20,7 @@ from autocompress.compress.student import on_student
 from autocompress.errors import AutocompressError, TaskError
 from autocompress.export.artifact import copy_artifact, session_settings, session_warning
 from autocompress.export.probes import SCRIPT_FILE, export_probes
+from autocompress.integer_form import IntegerForm
 from autocompress.limits import parse_limits
 from autocompress.measure.accuracy import evaluate_session
 from autocompress.modules import find_modules
@@ -135,7 +136,10 @@ def export_probes_command(arguments: argparse.Namespace) -> int:
     """`autocompress export-probes`."""
     target = find_target(arguments.target, present=False, portable=arguments.portable)
     task = on_student(_task(arguments))
-    builder = builder_for(task, find_modules(task.model, task.example_inputs, task.towers), target)
+    found = find_modules(task.model, task.example_inputs, task.towers)
+    # Of a device that is not at hand neither the arithmetic nor the times are known: weights are what is exact everywhere.
+    forms = {module.name: IntegerForm.REDUCED for module in found}
+    builder = replace(builder_for(task, found, target), forms=forms, _sizes={})
     space = SearchSpace.load(arguments.space).bind(builder.module_map, target)
     count = export_probes(subject_of(task, builder, layout_of(builder), space), target, Path(arguments.to))
     console.print(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from enum import StrEnum
+from typing import Any
 
 
 class IntegerForm(StrEnum):
@@ -31,6 +32,10 @@ class IntegerForm(StrEnum):
     def largest(self) -> int:
         """Largest absolute value of symmetric weights, 63 or 127."""
         return int(2 ** (self.bits - 1) - 1)
+
+    def holds(self, integers: Any) -> bool:
+        """Return whether all of an int8 tensor lie in the form's range."""
+        return not integers.numel() or (int(integers.min()) >= -self.largest - 1 and int(integers.max()) <= self.largest)
 
     @property
     def portable(self) -> bool:

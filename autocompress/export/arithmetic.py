@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import tempfile
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
 import onnx
-from onnx import TensorProto, numpy_helper
+from onnx import GraphProto, TensorProto, numpy_helper
 
 from autocompress.integer_form import IntegerForm
 from autocompress.targets.device.sessions import SessionSettings, open_session
@@ -38,11 +39,13 @@ def saturation_warning(path: Path, settings: SessionSettings, portable: bool | N
     """
     if not products_saturate(settings):
         return ""
+    ours = portable is not None
     if portable is None:
         portable = settings.runtime == "openvino" or not wide_integer_weights(path)
     if portable:
         return ""
-    return f"{path}: was made for exact 8-bit products, which this processor does not compute; outputs may be wrong here (see --portable)"
+    remedy = "search with --portable" if ours else "quantize it again to 7 bits (reduce_range)"
+    return f"{path}: was made for exact 8-bit products, which this processor does not compute; outputs may be wrong here; {remedy}"
 
 
 def wide_integer_weights(path: Path) -> list[str]:
@@ -51,7 +54,18 @@ def wide_integer_weights(path: Path) -> list[str]:
         optimized = str(Path(folder) / "optimized.onnx")
         open_session(str(path), optimized=optimized)
         graph = onnx.load(optimized).graph
-    read = {name for node in graph.node if node.op_type in INTEGER_OPERATORS for name in node.input}
-    weights = [t for t in graph.initializer if t.name in read and t.data_type == TensorProto.INT8 and len(t.dims) >= 2]
+    graphs = list(_graphs(graph))
+    read = {name for one in graphs for node in one.node if node.op_type in INTEGER_OPERATORS for name in node.input}
+    tensors = [t for one in graphs for t in one.initializer if t.name in read and t.data_type == TensorProto.INT8 and len(t.dims) >= 2]
     largest = IntegerForm.REDUCED.largest + 1
-    return [t.name for t in weights if np.abs(numpy_helper.to_array(t).astype(np.int16)).max(initial=0) > largest]
+    return [t.name for t in tensors if np.abs(numpy_helper.to_array(t).astype(np.int16)).max(initial=0) > largest]
+
+
+def _graphs(graph: GraphProto) -> Iterator[GraphProto]:
+    """A graph and the bodies of its branches and loops."""
+    yield graph
+    for node in graph.node:
+        for attribute in node.attribute:
+            for body in (attribute.g, *attribute.graphs):
+                if body.node:
+                    yield from _graphs(body)

@@ -42,7 +42,10 @@ MULTIPLE_OF = {"filters": "conv", "neurons": "linear", "hidden units": "linear"}
 
 @dataclass
 class Builder:
-    """The lowered model with its calibrated ranges; `baseline` is the float file of the user's own model."""
+    """The lowered model with its calibrated ranges; `baseline` is the float file of the user's own model.
+
+    `forms` are the integer forms that a latency table was measured with, by module; the others are the kernels' choice.
+    """
 
     lowered: LoweredModel
     module_map: ModuleMap
@@ -51,6 +54,7 @@ class Builder:
     baseline: bytes
     kernels: KernelChoice
     multiples: Mapping[str, int] = field(default_factory=dict)
+    forms: Mapping[str, IntegerForm] = field(default_factory=dict)
     _sizes: dict[Candidate, int] = field(default_factory=dict)
 
     @property
@@ -98,6 +102,8 @@ class Builder:
 
     def integer_form(self, module: CompressibleModule) -> IntegerForm:
         """Return which integers the 8-bit kernel of a module may hold; nothing else decides it."""
+        if module.name in self.forms:
+            return self.forms[module.name]
         return self.kernels.integer_form(self._matmul_shape(module) if module.kind == "linear" else None)
 
     def weight_only_level(self, module: CompressibleModule, config: ModuleConfig) -> int | None:
@@ -142,22 +148,34 @@ class Builder:
         forms: Mapping[str, IntegerForm] | None = None,
     ) -> Recipe:
         """What the file of `candidate` is made of; `levels`, `blocks`, `forms` state the kernels, else the target's fastest are taken."""
+        variants = {**variants, **(trained.variants if trained else {})}
         return Recipe(
             candidate,
-            {**variants, **(trained.variants if trained else {})},
+            variants,
             trained.masks if trained else self.pruner.masks(candidate),
             {**self.ranges, **self.smoother.ranges(candidate, self.plan.inputs), **(trained.ranges if trained else {})},
             _chosen(self.module_map, candidate, self.weight_only_level) if levels is None else levels,
             _chosen(self.module_map, candidate, self.table_block) if blocks is None else blocks,
-            self._forms(candidate) if forms is None else forms,
+            self._forms(candidate, variants) if forms is None else forms,
             self.smoother.parameters(candidate),
             trained.others if trained else None,
         )
 
-    def _forms(self, candidate: Candidate) -> dict[str, IntegerForm]:
-        """The form of the integer weights of each module whose kernel multiplies integers."""
-        configs = {module: candidate.config(module.name) for module in self.module_map}
-        return {m.name: self.integer_form(m) for m, config in configs.items() if config.integer(m.kind)}
+    def _forms(self, candidate: Candidate, variants: Mapping[str, Variant]) -> dict[str, IntegerForm]:
+        """The form of the integer weights of each module whose kernel multiplies integers.
+
+        Weights that were trained in a wider form than this process would choose keep it, so that what a file says of itself holds.
+        """
+        found = {}
+        for module in self.module_map:
+            if not candidate.config(module.name).integer(module.kind):
+                continue
+            form = self.integer_form(module)
+            factors = variants[module.name].factors if module.name in variants else ()
+            if form is IntegerForm.REDUCED and not all(form.holds(factor.int8()) for factor in factors):
+                form = IntegerForm.UNSIGNED if module.kind == "linear" else IntegerForm.SIGNED
+            found[module.name] = form
+        return found
 
     def build(self, recipe: Recipe) -> ModelProto:
         """The file's content."""

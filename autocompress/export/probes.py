@@ -56,7 +56,13 @@ def export_probes(subject: Subject, target: Target, folder: Path, seed: int = 0)
         "threads": list(job.threads),
         "budget_s": job.budget_s,
         "seed": seed,
-        "plan": {**plan.to_json(), "target": target.name, "model": subject.layout.digest, "multiples": dict(subject.layout.multiples)},
+        "plan": {
+            **plan.to_json(),
+            "target": target.name,
+            "model": subject.layout.digest,
+            "multiples": dict(subject.layout.multiples),
+            "integer_forms": subject.layout.integer_forms,
+        },
     }
     write_json(folder / PROBES_FILE, data)
     _write_script(folder / SCRIPT_FILE)

@@ -19,7 +19,7 @@ from autocompress.compress.precision import training_dtype
 from autocompress.compress.stitch import Stitcher
 from autocompress.compress.teacher import Teacher
 from autocompress.compress.trainer import Trainer
-from autocompress.errors import TaskError
+from autocompress.errors import TargetError, TaskError
 from autocompress.export.build import Builder, prepare
 from autocompress.export.float_graph import export_reference
 from autocompress.measure.accuracy import evaluate_model, evaluate_session, join_targets
@@ -32,7 +32,7 @@ from autocompress.targets.device.sessions import SessionSettings, open_session
 from autocompress.targets.latency import all_threads, compare
 from autocompress.targets.latency_table import LatencyTable
 from autocompress.targets.plan import Subject, form_choices
-from autocompress.targets.profile import cache_folder, cached_table, is_foreign, kept, kernel_choice, table_is_foreign, table_multiples
+from autocompress.targets.profile import cache_folder, cached_table, is_foreign, kept, kernel_choice, table_forms, table_multiples
 from autocompress.targets.target import Target
 from autocompress.targets.workload import Layout
 from autocompress.task import Task
@@ -133,13 +133,12 @@ def builder_for(
     table: Path | None = None,
     activation_range: str = "squared_error",
 ) -> Builder:
-    """A builder with the kernels of this machine, and the widths that they like as the table of the target says, or as measured here.
-
-    For a machine that is not at hand integer weights are exact everywhere, since its arithmetic is not known.
-    """
-    kernels = kernel_choice(target, elsewhere=table is not None and table_is_foreign(table))
+    """A builder with the kernels of this machine; the widths that they like, and the forms of integer weights, are as the table of the
+    target says, or as measured here."""
+    kernels, forms = kernel_choice(target), {} if table is None else table_forms(table, target)
     multiples = {kind: kernels.width_multiple(kind) for kind in ("linear", "conv")} if table is None else table_multiples(table)
-    return prepare(task, module_map, kernels, device, activation_range, cache_folder() / "graphs").with_multiples(multiples)
+    builder = prepare(task, module_map, kernels, device, activation_range, cache_folder() / "graphs").with_multiples(multiples)
+    return replace(builder, forms=forms, _sizes={})
 
 
 def layout_of(builder: Builder) -> Layout:
@@ -177,7 +176,7 @@ def open_bench(
     `kept_table` its latency table; the library holds `library_bytes` of variants in memory.
     """
     report("exporting the model", 0.0)
-    builder = builder_for(task, module_map, target, device, table_file, space.activation_range)
+    builder = builder_for(task, module_map, target, device, table_file or _whole(kept_table), space.activation_range)
     bound = space.bind(builder.module_map, target)
     logits = task.divergence is None and any(task.is_logits(name) for name in task.output_weights or ("",))
     bound = replace(bound, recovery=bound.recovery.fitted(task.has_labels, logits))
@@ -218,6 +217,15 @@ def open_bench(
         float_ms,
         pass_s,
     )
+
+
+def _whole(path: Path) -> Path | None:
+    """The latency table of a run that is resumed, or None when there is none that can be read."""
+    try:
+        LatencyTable.load(path)
+    except TargetError:
+        return None
+    return path
 
 
 def _original(original: Task, builder: Builder, device: torch.device) -> tuple[bytes, nn.Module]:

@@ -248,7 +248,9 @@ def _known_run(folder: Path, task: Task, target: Target) -> dict[str, Any] | Non
         raise RunFolderError(f"{folder}: was made with other weights of task {task.name!r}; choose another --out")
     if known.get("target") != target.name:
         raise RunFolderError(f"{folder}: was searched for target {known.get('target')}, not for {target.name}; choose another --out")
-    if known.get("portable") != target.portable:
+    if "portable" not in known:
+        raise RunFolderError(f"{folder}: was searched by an earlier version; choose another --out")
+    if known["portable"] != target.portable:
         then, now = ("--portable" if value else "--no-portable" for value in (not target.portable, target.portable))
         raise RunFolderError(f"{folder}: was searched with {then}, not with {now}; choose another --out")
     return known

@@ -43,11 +43,16 @@ class KernelChoice:
     _known: dict[str, int] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
-        if self.path is not None and self.path.is_file():
-            try:
-                self._known.update({str(key): int(value) for key, value in json.loads(self.path.read_text()).items()})
-            except (OSError, ValueError, AttributeError):
-                self._known.clear()  # damaged; it is measured again
+        self._known.update(self._kept())
+
+    def _kept(self) -> dict[str, int]:
+        """The answers on disk; none when the file is damaged, which is measured again."""
+        if self.path is None or not self.path.is_file():
+            return {}
+        try:
+            return {str(key): int(value) for key, value in json.loads(self.path.read_text()).items()}
+        except (OSError, ValueError, AttributeError):
+            return {}
 
     @property
     def saturates(self) -> bool:
@@ -106,6 +111,7 @@ class KernelChoice:
             return
         try:
             self.path.parent.mkdir(parents=True, exist_ok=True)
+            self._known = {**self._kept(), **self._known}  # other processes answer too
             temporary = self.path.with_suffix(".tmp")
             temporary.write_text(json.dumps(self._known, indent=1, sort_keys=True))
             temporary.replace(self.path)

@@ -20,7 +20,7 @@ from autocompress.targets.device.sessions import SessionSettings
 from autocompress.targets.fit import REST, LatencyModel, Run
 from autocompress.targets.workload import Kernel, Layout, Work, workload
 
-FORMAT = 5
+FORMAT = 6
 FEWEST = 3  # candidates that a check needs
 # The rows of a table's file, by column; `run` numbers the models. What was not profiled has no microseconds.
 COLUMNS = {
@@ -40,6 +40,7 @@ class LatencyTable:
         inputs: shapes that the models were fed with.
         baseline_ms: the float model, undisturbed; the times of all runs are ratios to it times this.
         multiples: the widths that its kernels like, by kind of module.
+        integer_forms: the form of the integer weights of each module in the models that were measured.
         warning: what was noticed while measuring, e.g. a busy machine.
     """
 
@@ -50,6 +51,7 @@ class LatencyTable:
     baseline_ms: float
     runs: tuple[Run, ...]
     multiples: Mapping[str, int] = field(default_factory=dict)
+    integer_forms: Mapping[str, str] = field(default_factory=dict)
     tuning: tuple[Mapping[str, Any], ...] = ()
     warning: str = ""
 

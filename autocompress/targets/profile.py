@@ -14,10 +14,11 @@ from typing import Any
 from platformdirs import user_cache_path
 
 from autocompress.errors import RunFolderError, TargetError
+from autocompress.integer_form import IntegerForm
 from autocompress.targets.device.job import Found, Job, Report, read_found, versions
 from autocompress.targets.device.profiler import NodeTime
 from autocompress.targets.fit import REST, Run
-from autocompress.targets.kernels import KernelChoice
+from autocompress.targets.kernels import KernelChoice, products_saturate
 from autocompress.targets.latency import carry_out
 from autocompress.targets.latency_table import LatencyTable
 from autocompress.targets.plan import Plan, Subject, all_forms, uniform_candidate
@@ -62,6 +63,7 @@ def table_of(subject: Subject, target: Target, plan: Plan, found: Found) -> Late
         found.baseline_ms,
         tuple(runs),
         dict(subject.layout.multiples),
+        subject.layout.integer_forms,
         tuple(found.tuning),
         found.warning,
     )
@@ -97,12 +99,12 @@ def cache_folder() -> Path:
     return Path(override) if override else user_cache_path("autocompress")
 
 
-def kernel_choice(target: Target, elsewhere: bool = False) -> KernelChoice:
-    """The kernels of this machine, remembered between runs; `elsewhere` says that files are for another machine."""
+def kernel_choice(target: Target) -> KernelChoice:
+    """The kernels of this machine, remembered between runs."""
     machine = hashlib.sha256(repr((sorted(versions().items()), sorted(asdict(target.settings).items()))).encode()).hexdigest()[:16]
     present = target.figures is None and not missing_here(target)
-    portable = target.portable or elsewhere
-    return KernelChoice(target.settings, target.weight_only, present, portable, cache_folder() / "kernels" / f"{machine}.json")
+    path = cache_folder() / "kernels" / f"{machine}.json"
+    return KernelChoice(target.settings, target.weight_only, present, target.portable, path)
 
 
 def cached_table(subject: Subject, target: Target, given: Path | None = None, report: Report = lambda what, share: None) -> LatencyTable:
@@ -166,18 +168,24 @@ def table_multiples(path: Path) -> Mapping[str, int]:
     return LatencyTable.load(path).multiples if found is None else found.plan["multiples"]
 
 
-def table_is_foreign(path: Path) -> bool:
-    """Whether the table of a file, or what probes found, is of another machine."""
+def table_forms(path: Path, target: Target) -> dict[str, IntegerForm]:
+    """The integer forms that a table, or what probes found, was measured with; TargetError where they are not those of the target,
+    or where no file with them can be run here."""
     found = _probes(path)
-    measured = LatencyTable.load(path).versions if found is None else found.versions
-    return measured.get("processor") != versions()["processor"]
+    forms = LatencyTable.load(path).integer_forms if found is None else found.plan["integer_forms"]
+    signed = any(not IntegerForm(form).portable for form in forms.values())
+    if signed and target.portable:
+        raise TargetError(f"{path}: was measured with --no-portable; give --no-portable too, or measure it again")
+    if signed and products_saturate(target.settings):
+        raise TargetError(f"{path}: was measured with exact 8-bit products, which this processor does not compute; measure with --portable")
+    return {name: IntegerForm(form) for name, form in forms.items()}
 
 
 def _probes(path: Path) -> Found | None:
     """What probes found, or None when the file is another's."""
     try:
         found = read_found(path)
-        return found if {"model", "target", "multiples", "profiled", "checked"} <= set(found.plan) else None
+        return found if {"model", "target", "multiples", "integer_forms", "profiled", "checked"} <= set(found.plan) else None
     except (OSError, ValueError, KeyError, TypeError, AttributeError):
         return None
 

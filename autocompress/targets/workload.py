@@ -73,6 +73,11 @@ class Layout:
         content = [(m.name, self.signatures[m.name], m.positions, m.group) for m in self.module_map]
         return hashlib.sha256(repr(content).encode()).hexdigest()
 
+    @property
+    def integer_forms(self) -> dict[str, str]:
+        """The form of the integer weights of every module."""
+        return {module.name: str(self.integer_form(module)) for module in self.module_map}
+
     def form(self, module: CompressibleModule, config: ModuleConfig) -> str:
         """The form in which a module under `config` is executed."""
         config = config.executed(module.kind)

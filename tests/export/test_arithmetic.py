@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import dataclasses
+import json
 from pathlib import Path
 
 import numpy as np
@@ -17,10 +19,17 @@ import autocompress
 from autocompress import Task
 from autocompress.export import arithmetic
 from autocompress.export.arithmetic import FULL_RANGE, PORTABLE, saturation_warning, wide_integer_weights
+from autocompress.export.artifact import read_recipe
+from autocompress.export.build import stitched_variants
 from autocompress.integer_form import IntegerForm
-from autocompress.targets import kernels
+from autocompress.targets import kernels, profile
 from autocompress.targets.device.sessions import DEFAULT, SessionSettings
+from autocompress.targets.fit import Run
 from autocompress.targets.kernels import KernelChoice, products_saturate
+from autocompress.targets.latency_table import LatencyTable
+from autocompress.targets.profile import table_forms
+from autocompress.targets.target import find_target
+from autocompress.targets.workload import Work
 
 
 def test_the_reference_product_saturates_as_pmaddubsw_does() -> None:
@@ -144,7 +153,6 @@ def test_recipe_readme_and_sessions_say_for_which_arithmetic_a_file_was_made(
     cnn_task: Task, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     from autocompress.cli import main
-    from autocompress.export.artifact import read_recipe
 
     for module in (kernels, arithmetic):
         monkeypatch.setattr(module, "products_saturate", lambda settings: False)
@@ -177,3 +185,86 @@ def test_a_recipe_made_elsewhere_is_reproduced_as_it_was_made(cnn_task: Task, tm
     autocompress.export(result, result.front.smallest(), tmp_path / "best")
     monkeypatch.setattr(kernels, "products_saturate", lambda settings: True)
     autocompress.reproduce(tmp_path / "best", tmp_path / "again", cnn_task)
+
+
+def test_a_run_that_is_resumed_elsewhere_keeps_its_forms(cnn_task: Task, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Weights that were trained as unsigned integers stay unsigned where this process would choose otherwise."""
+    space = {**SPACE, "modules": [{**SPACE["modules"][0], "weight_bits": 8, "group_size": 0}], "distillation": {"steps": [0, 4]}}
+    forms = {}
+    for free in (True, False):
+        monkeypatch.setattr(kernels, "_unsigned_is_free", lambda *arguments, free=free: free)
+        monkeypatch.setenv("AUTOCOMPRESS_CACHE", str(tmp_path / f"cache{free}"))
+        result = autocompress.search(cnn_task, space, n_trials=2, out=tmp_path / "run", quiet=True, finalize_steps=4)
+        for path in sorted((tmp_path / "run" / "models").glob("0*/model.onnx")):
+            assert wide_integer_weights(path) == [], path
+        recipes = [read_recipe(result.folder / point.artifact) for point in result.front]
+        forms[free] = [recipe["kernels"]["integer_forms"] for recipe in recipes]
+    assert forms[False] == forms[True]
+    assert "unsigned" in forms[True][0].values()
+
+
+def test_trained_integers_decide_what_a_file_says_of_itself(cnn_task: Task) -> None:
+    fixture = Fixture(cnn_task, Formed(IntegerForm.UNSIGNED))
+    candidate = fixture.uniform(weight_bits=8, activation_bits=8)
+    variants = stitched_variants(fixture.builder, fixture.stitcher, candidate)
+    reduced = dataclasses.replace(fixture.builder, kernels=Formed(IntegerForm.REDUCED), _sizes={})
+    recipe = reduced.recipe(candidate, variants)
+    assert recipe.forms["fc"] is IntegerForm.UNSIGNED, "its integers leave [-64, 63]"
+    assert recipe.portable
+    signed = fixture.formed(IntegerForm.SIGNED)
+    recipe = reduced.recipe(candidate, stitched_variants(signed.builder, signed.stitcher, candidate))
+    assert not recipe.portable, "a convolution of all 8 bits"
+
+
+def test_processes_that_share_a_cache_keep_each_others_answers(tmp_path: Path) -> None:
+    first, second = (KernelChoice(path=tmp_path / "kernels.json") for _ in range(2))
+    first.integer_form((1, 8, 8))
+    second.integer_form((2, 8, 8))
+    assert set(json.loads((tmp_path / "kernels.json").read_text())) >= {"unsigned MatMulInteger 1x8x8", "unsigned MatMulInteger 2x8x8"}
+
+
+def test_weights_inside_a_branch_are_seen(tmp_path: Path) -> None:
+    weight = numpy_helper.from_array(np.full((4, 4), 127, np.int8), "w")
+    output = helper.make_tensor_value_info("inner", TensorProto.INT32, None)
+    product = helper.make_node("MatMulInteger", ["x", "w"], ["inner"])
+    branch = helper.make_graph([product], "branch", [], [output], [weight])
+    node = helper.make_node("If", ["choice"], ["y"], then_branch=branch, else_branch=branch)
+    inputs = [
+        helper.make_tensor_value_info("choice", TensorProto.BOOL, []),
+        helper.make_tensor_value_info("x", TensorProto.UINT8, ["n", 4]),
+    ]
+    graph = helper.make_graph([node], "g", inputs, [helper.make_tensor_value_info("y", TensorProto.INT32, None)])
+    onnx.save(helper.make_model(graph, opset_imports=[helper.make_opsetid("", 21)], ir_version=10), tmp_path / "if.onnx")
+    assert wide_integer_weights(tmp_path / "if.onnx")
+
+
+def test_tables_are_used_for_the_forms_that_they_were_measured_with(
+    cnn_task: Task, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    forms = {"fc": "unsigned", "stem.0": "reduced"}
+    table = tmp_path / "table.json"
+    LatencyTable(
+        "onnxruntime-cpu", {}, DEFAULT, {}, 1.0, (Run("profiled", Work({}, {}), 1.0, (1.0, 1.0), {"rest": (1.0, 1)}),), integer_forms=forms
+    ).save(table)
+    assert table_forms(table, find_target("onnxruntime-cpu")) == forms
+    LatencyTable.load(table)
+    table.write_text(table.read_text().replace("reduced", "signed"))
+    with pytest.raises(autocompress.AutocompressError, match="was measured with --no-portable; give --no-portable too"):
+        table_forms(table, find_target("onnxruntime-cpu"))
+    for saturates in (True, False):
+        monkeypatch.setattr(profile, "products_saturate", lambda settings, saturates=saturates: saturates)
+        target = find_target("onnxruntime-cpu", portable=False)
+        if saturates:
+            with pytest.raises(autocompress.AutocompressError, match="which this processor does not compute"):
+                table_forms(table, target)
+        else:
+            assert table_forms(table, target)["stem.0"] is IntegerForm.SIGNED
+
+
+def test_a_run_of_an_earlier_version_is_named(cnn_task: Task, tmp_path: Path) -> None:
+    autocompress.search(cnn_task, SPACE, n_trials=1, out=tmp_path, quiet=True)
+    run = json.loads((tmp_path / "run.json").read_text())
+    del run["portable"]
+    (tmp_path / "run.json").write_text(json.dumps(run))
+    with pytest.raises(autocompress.AutocompressError, match="was searched by an earlier version"):
+        autocompress.search(cnn_task, SPACE, n_trials=1, out=tmp_path, quiet=True)
