@@ -24,6 +24,7 @@ from autocompress.integer_form import IntegerForm
 from autocompress.limits import parse_limits
 from autocompress.measure.accuracy import evaluate_session
 from autocompress.modules import find_modules
+from autocompress.plain import ready_task
 from autocompress.report.page import write_report
 from autocompress.results import REPORT_FILE, read_front
 from autocompress.search.bench import builder_for, layout_of, subject_of
@@ -40,7 +41,7 @@ from autocompress.targets.device.timing import interleaved_timing
 from autocompress.targets.profile import cached_table, load_table, measure_table
 from autocompress.targets.runtime import random_feed
 from autocompress.targets.target import find_target
-from autocompress.task import Task, check_task, float_task
+from autocompress.task import Task, check_task
 from autocompress.task_source import load_task
 
 INTERRUPTED = 130
@@ -233,7 +234,7 @@ def evaluate_command(arguments: argparse.Namespace) -> int:
 
 
 def _task(arguments: argparse.Namespace) -> Task:
-    task = float_task(load_task(arguments.task, **dict(arguments.task_arg)))
+    task = ready_task(load_task(arguments.task, **dict(arguments.task_arg)))
     check_task(task)
     return task
 

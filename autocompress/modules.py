@@ -16,8 +16,8 @@ from autocompress.batches import Inputs, map_inputs
 from autocompress.channels import ChannelGroup
 from autocompress.coupling import find_channel_groups
 from autocompress.errors import TaskError, nearest_name
+from autocompress.plain import is_plain, plain_model
 from autocompress.recurrent import GateWeights, SplitRecurrent
-from autocompress.split import split_modules
 from autocompress.task import call_model
 
 KINDS: Mapping[str, tuple[type[nn.Module], ...]] = {
@@ -140,9 +140,9 @@ def find_modules(model: nn.Module, example_inputs: Inputs, towers: Mapping[str, 
 
     Raises TaskError when there is none, or when a pattern of `towers` matches nothing.
     """
-    model = split_modules(model).cpu()
+    model = plain_model(model, example_inputs)
     example_inputs = map_inputs(example_inputs, lambda tensor: tensor.cpu())
-    names = [name for name, module in model.named_modules() if kind_of(module)]
+    names = [name for name, module in model.named_modules() if kind_of(module) and is_plain(module)]
     positions, total_macs = _count_positions(model, example_inputs, names)
     order = list(positions)
     if not order:

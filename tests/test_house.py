@@ -16,6 +16,8 @@ LEVELS = [
     {"task", "attention", "recurrent"},
     {"task_source", "split", "channels"},
     {"structures"},
+    {"operators"},
+    {"plain"},
     {"coupling"},
     {"modules", "results", "files"},
     {"tensor_files"},

@@ -13,6 +13,7 @@ import yaml
 from onnx import ModelProto
 from safetensors.torch import save
 
+from autocompress.batches import Inputs, input_tensors
 from autocompress.candidate import Candidate
 from autocompress.compress.stitch import Stitcher, Trained
 from autocompress.errors import ExportError
@@ -48,6 +49,7 @@ def write_recipe(
     stitcher: Stitcher,
     candidate: Candidate,
     trained: Trained | None,
+    example: Inputs,
     origin: Mapping[str, Any],
     settings: SessionSettings,
 ) -> None:
@@ -65,6 +67,7 @@ def write_recipe(
             "block_size": module.block_size,
         }
     ranges = {name: {"scale": r.scale, "zero_point": r.zero_point, "low": r.low, "high": r.high} for name, r in recipe.ranges.items()}
+    names = list(example) if isinstance(example, Mapping) else builder.lowered.input_names
     data = {
         "format": RECIPE_FORMAT,
         "origin": dict(origin),
@@ -77,6 +80,11 @@ def write_recipe(
             "gather_blocks": dict(recipe.blocks),
             "multiples": dict(builder.multiples),
             "integer_forms": {name: str(form) for name, form in recipe.forms.items()},
+        },
+        "named_inputs": isinstance(example, Mapping),
+        "inputs": {
+            name: [list(tensor.shape), str(tensor.dtype).removeprefix("torch.")]
+            for name, tensor in zip(names, input_tensors(example), strict=True)
         },
         "modules": modules,
         "activation_ranges": ranges,

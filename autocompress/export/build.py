@@ -31,7 +31,8 @@ from autocompress.export.operators import gather_block
 from autocompress.export.rewrite import Recipe, rewrite
 from autocompress.integer_form import IntegerForm
 from autocompress.modules import CompressibleModule, ModuleMap
-from autocompress.split import fused_modules, split_modules
+from autocompress.plain import plain_model
+from autocompress.split import fused_modules
 from autocompress.targets.device.sessions import open_session
 from autocompress.targets.kernels import FOLDED, KernelChoice
 from autocompress.task import Task, call_model
@@ -250,7 +251,7 @@ def prepare(
 
     `activation_range` is how static ranges are chosen (as `ModuleConfig.weight_range`); folder `graphs` keeps exported graphs.
     """
-    teacher, outputs = split_modules(task.model).cpu(), tuple(task.output_weights or ())
+    teacher, outputs = plain_model(task.model, task.example_inputs), tuple(task.output_weights or ())
     lowered = lower(teacher, task.example_inputs, module_map, outputs, graphs)
     module_map = module_map.restricted_to(lowered.sites)
     module_map = replace(module_map, norms=find_norms(lowered, module_map))

@@ -26,10 +26,10 @@ from autocompress.export.artifact import read_recipe, write_model
 from autocompress.export.build import prepare, stitched_variants
 from autocompress.integer_form import IntegerForm
 from autocompress.modules import find_modules
+from autocompress.plain import plain_model, ready_task
 from autocompress.results import MODEL_FILE
-from autocompress.split import split_modules
 from autocompress.targets.kernels import KernelChoice
-from autocompress.task import Task, float_task
+from autocompress.task import Task
 
 
 def load_module(folder: Path, model: nn.Module) -> nn.Module:
@@ -50,7 +50,7 @@ def load_module(folder: Path, model: nn.Module) -> nn.Module:
     )
     try:
         kinds = {name: (entry["kind"], entry["owner"]) for name, entry in modules.items()}
-        simulated = SimulatedModel(split_modules(model).float(), kinds, plan)
+        simulated = SimulatedModel(_plain(model, recipe).float(), kinds, plan)
         for name, entry in modules.items():
             owner = entry["owner"]
             simulated.set_variant(name, owner, stored.variants[name], candidate.config(owner), stored.masks, entry["block_size"])
@@ -59,6 +59,13 @@ def load_module(folder: Path, model: nn.Module) -> nn.Module:
         reason = str(error).strip().split("\n")[0]
         raise ExportError(f"{folder}: the model has another architecture than the one that was compressed: {reason}") from error
     return simulated.model
+
+
+def _plain(model: nn.Module, recipe: dict[str, Any]) -> nn.Module:
+    """The model as it was compressed: its plain form on inputs of the shapes that the recipe names."""
+    example = {name: torch.zeros(shape, dtype=getattr(torch, kind)) for name, (shape, kind) in recipe["inputs"].items()}
+    values = list(example.values())
+    return plain_model(model, example if recipe["named_inputs"] else values[0] if len(values) == 1 else tuple(values))
 
 
 def _weights(folder: Path, recipe: dict[str, Any]) -> dict[str, Tensor]:
@@ -77,7 +84,7 @@ def reproduce_model(folder: Path, task: Task, to: Path) -> Path:
     recorded file byte for byte (another version, machine or calibration set rounds differently).
     """
     recipe = read_recipe(folder)
-    task = float_task(task)
+    task = ready_task(task)
     candidate = Candidate.from_json(recipe["candidate"])
     threads = torch.get_num_threads()
     torch.set_num_threads(int(recipe["origin"].get("threads", os.cpu_count() or 1)))

@@ -22,6 +22,7 @@ from autocompress.limits import Limits, parse_bytes, parse_limits
 from autocompress.measure.robustness import SAMPLES as CORRUPTED
 from autocompress.measure.robustness import corruptions_of
 from autocompress.modules import find_modules
+from autocompress.plain import ready_task
 from autocompress.results import JOURNAL_FILE, RUN_FILE, STUDENT_FILE, TABLE_FILE, TRIALS_FILE, SearchResult
 from autocompress.search.bench import Bench, open_bench, pick_device
 from autocompress.search.clock import EXPORT_S, Clock
@@ -39,7 +40,7 @@ from autocompress.search.worker import Interrupt, Worker, complete_trials_file
 from autocompress.search_space import BoundSpace, SearchSpace
 from autocompress.targets.profile import cache_folder
 from autocompress.targets.target import Target, find_target
-from autocompress.task import Task, check_task, float_task
+from autocompress.task import Task, check_task
 
 FINALIZE_FACTOR = 3
 
@@ -160,7 +161,7 @@ def _for_workers(
 
 def run_worker(task: Task, storage: str, study_name: str, device_name: str | None) -> bool:
     """Take trials of a study that a search has started, until it is full; returns whether it was interrupted."""
-    task = float_task(task)
+    task = ready_task(task)
     check_task(task)
     study = open_study(storage, study_name, create=False)
     run = study.user_attrs.get("run")

@@ -89,7 +89,8 @@ def verify_front(
         gap = found.accuracy - finalist.values[2]
         fragile = fragile_under(baseline.metrics, found.metrics, baseline.accuracy, baseline.accuracy - found.accuracy)
         point = FrontPoint(finalist.number, finalist.candidate, measured, predicted, f"models/{place.name}", gap, fragile)
-        write_recipe(place, bench.builder, bench.stitcher, finalist.candidate, trained_of(folder, finalist), origin, timing.settings[i])
+        trained, example = trained_of(folder, finalist), bench.task.example_inputs
+        write_recipe(place, bench.builder, bench.stitcher, finalist.candidate, trained, example, origin, timing.settings[i])
         write_notes(place, point, baseline, bench.builder.lowered.input_names, bench.target.name, timing.settings[i])
         points.append(point)
     front = ParetoFront.of(baseline, points, bench.space.objectives)

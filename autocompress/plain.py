@@ -1,0 +1,314 @@
+"""A user's model as a plain one: the program that really runs, its products with weights as plain modules under the weights' names.
+
+A covered class says little about what a module does: subclasses have forwards of their own, hooks change what goes in and out, and
+parametrizations make the weight anew in each call. Where a model has any of that, `torch.export` gives its program, in which all of it
+is resolved; its products with constant matrices, convolutions, lookups, normalisations and recurrent operators become modules again.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import copy
+import logging
+import warnings
+from collections.abc import Iterator, Mapping
+from dataclasses import replace
+from typing import Any
+
+import torch
+from torch import Tensor, fx, nn
+from torch.nn.utils import parametrize
+
+from autocompress.batches import Inputs, input_tensors, map_inputs
+from autocompress.errors import TaskError
+from autocompress.operators import Operator, operator_of
+from autocompress.split import split_modules
+from autocompress.structures import HEAD_ATTRIBUTES, SHARED_ATTRIBUTES
+from autocompress.task import Task, call_model, float_task, run_model
+
+COVERED: tuple[type[nn.Module], ...] = (
+    nn.Linear,
+    nn.Conv1d,
+    nn.Conv2d,
+    nn.Embedding,
+    nn.MultiheadAttention,
+    nn.LSTM,
+    nn.GRU,
+    nn.modules.batchnorm._BatchNorm,
+    nn.LayerNorm,
+)
+METHODS = ("forward", "_conv_forward")
+HOOKS = ("_forward_hooks", "_forward_pre_hooks")
+TOLERANCE = 1e-4  # of the largest output: another order of sums, and nothing else
+
+
+def is_plain(module: nn.Module) -> bool:
+    """Return whether a module of a covered class does what its class does: no forward of its own, no hooks, no parametrization."""
+    base = next((kind for kind in COVERED if isinstance(module, kind)), None)
+    if base is None:
+        return True
+    own = any(name in vars(module) or getattr(type(module), name, None) is not getattr(base, name, None) for name in METHODS)
+    return not (own or any(getattr(module, name) for name in HOOKS) or parametrize.is_parametrized(module))
+
+
+def plain_model(model: nn.Module, example_inputs: Inputs) -> nn.Module:
+    """Return a copy of `model` on the CPU, in eval mode, whose covered modules do what their classes do.
+
+    That is the module tree, its fused modules split, where all of them do and it runs; else the exported program. Where a program
+    cannot be exported, the tree is returned all the same (whole, where splitting it changes what it computes); `is_plain` tells
+    which of its modules are not covered then.
+
+    Args:
+        model: any module; it is not changed.
+        example_inputs: a batch that it runs on.
+    """
+    model = copy.deepcopy(model).cpu().eval()
+    inputs = map_inputs(example_inputs, lambda tensor: tensor.detach().cpu())
+    tree = split_modules(model)
+    alike = _same(model, tree, inputs)
+    if alike and all(map(is_plain, model.modules())):
+        return tree
+    program = _program(model, inputs)
+    return program or (tree if alike else model)
+
+
+def _same(model: nn.Module, other: nn.Module, inputs: Inputs) -> bool:
+    """Whether another form of a model gives its outputs; an error of the model itself is the user's and raised."""
+    with torch.no_grad():
+        expected = call_model(model, map_inputs(inputs, Tensor.clone))
+        try:
+            found = call_model(other, map_inputs(inputs, Tensor.clone))
+        except Exception:  # a split module that does not cover how the model calls it
+            return False
+    if found.shape != expected.shape or found.dtype != expected.dtype:
+        return False
+    if not expected.is_floating_point():
+        return bool(torch.equal(found, expected))
+    scale = max(1e-6, float(expected.abs().nan_to_num().max())) if expected.numel() else 1.0
+    return bool(torch.allclose(found, expected, rtol=0.0, atol=TOLERANCE * scale, equal_nan=True))
+
+
+def _program(model: nn.Module, inputs: Inputs) -> nn.Module | None:
+    """The exported program with plain modules, or None where none can be exported that computes what the model computes."""
+    # An example of size 1 would be taken for a constant, so that the program is traced with two samples.
+    doubled = map_inputs(inputs, lambda tensor: torch.cat([tensor, tensor]) if tensor.dim() else tensor)
+    for traced in (doubled, inputs):
+        for strict in (False, True):  # only the strict tracer follows len(tensor)
+            try:
+                with _quiet():
+                    program = _export(model, traced, strict)
+                    graph = _with_modules(program, model)
+            except Exception:
+                continue
+            if _same(model, graph, inputs) and _same(model, graph, doubled):
+                return graph
+    return None
+
+
+@contextlib.contextmanager
+def _quiet() -> Iterator[None]:
+    """The tracer warns about what it specialises; what counts is whether the program computes the same."""
+    loggers = [logging.getLogger(name) for name in ("torch.export", "torch.fx", "torch._dynamo", "torch._export")]
+    levels = [logger.level for logger in loggers]
+    for logger in loggers:
+        logger.setLevel(logging.CRITICAL)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        try:
+            yield
+        finally:
+            for logger, level in zip(loggers, levels, strict=True):
+                logger.setLevel(level)
+
+
+def _export(model: nn.Module, inputs: Inputs, strict: bool) -> fx.GraphModule:
+    """The program with every dimension free that it does not fix itself."""
+    auto = torch.export.Dim.AUTO
+    shapes: Any = [{i: auto for i, size in enumerate(tensor.shape) if size > 1} for tensor in input_tensors(inputs)]
+    keywords = dict(inputs) if isinstance(inputs, Mapping) else None
+    arguments = () if keywords is not None else tuple(input_tensors(inputs))
+    shapes = dict(zip(keywords, shapes, strict=True)) if keywords is not None else tuple(shapes)
+    with torch.no_grad():
+        program = torch.export.export(model, arguments, kwargs=keywords, dynamic_shapes=shapes, strict=strict)
+    graph: fx.GraphModule = program.module(check_guards=False)
+    return graph
+
+
+def _with_modules(module: fx.GraphModule, model: nn.Module) -> fx.GraphModule:
+    """The same program with plain modules for its operators on weights, and what the model's own modules say about heads."""
+    graph = module.graph
+    places = _Places(module)
+    for node in list(graph.nodes):
+        operator = operator_of(module, node)
+        if operator is not None:
+            _replace(graph, node, operator, places.put(operator))
+    _follow_device(module)
+    graph.eliminate_dead_code()
+    _drop_unused(module)
+    for name, source in model.named_modules():
+        with contextlib.suppress(AttributeError):
+            _tell_heads(source, module.get_submodule(name))
+    graph.lint()
+    module.recompile()
+    return module
+
+
+class _Places:
+    """Where plain modules go in the tree of a program: under the name of their weight, one module per weight and kind."""
+
+    def __init__(self, module: fx.GraphModule) -> None:
+        self.module = module
+        self.made: dict[tuple[Any, ...], str] = {}
+
+    def put(self, operator: Operator) -> str:
+        """Return the name of the module of an operator, which all its calls share."""
+        if operator.key in self.made:
+            return self.made[operator.key]
+        *above, leaf = operator.name.split(".")
+        owner: nn.Module = self.module
+        for i, part in enumerate(above):
+            if not hasattr(owner, part):
+                owner.add_module(part, nn.Module())
+            child = getattr(owner, part)
+            if not isinstance(child, nn.Module) or isinstance(child, (*COVERED, nn.RMSNorm)):
+                leaf, above = "_".join([*above[i:], leaf]), above[:i]  # below a weighted module nothing can be placed
+                break
+            owner = child
+        held = getattr(owner, leaf, None)
+        count = 1
+        while held is not None and (not isinstance(held, nn.Module) or type(held) is not nn.Module):
+            leaf, count = f"{leaf.removesuffix(f'_{count - 1}')}_{count}", count + 1
+            held = getattr(owner, leaf, None)
+        if held is not None:
+            self._move_rest(held, operator, ".".join([*above, leaf]))
+        setattr(owner, leaf, operator.module.eval())
+        self.made[operator.key] = name = ".".join([*above, leaf])
+        return name
+
+    def _move_rest(self, held: nn.Module, operator: Operator, name: str) -> None:
+        """What stands beside a weight in its module (a factor, a branch) goes to the root, since the module becomes a plain one."""
+        moved = {}
+        for path, value in (*held.named_parameters(), *held.named_buffers()):
+            if getattr(operator.module, path, None) is value:
+                continue
+            new = f"{name}.{path}".replace(".", "_")
+            while hasattr(self.module, new):
+                new += "_"
+            moved[f"{name}.{path}"] = new
+            if isinstance(value, nn.Parameter):
+                self.module.register_parameter(new, value)
+            else:
+                self.module.register_buffer(new, value)
+        for node in self.module.graph.nodes:
+            if node.op == "get_attr" and node.target in moved:
+                node.target = moved[node.target]
+
+
+def _replace(graph: fx.Graph, node: fx.Node, operator: Operator, name: str) -> None:
+    """Call the module in the place of the operator."""
+    with graph.inserting_before(node):
+        called = graph.call_module(name, operator.inputs)
+        called.meta = dict(node.meta)
+        if operator.nested:  # an LSTM gives (output, (hidden, cell)), its operator three tensors
+            first, rest = (graph.call_function(_item, (called, i)) for i in (0, 1))
+            parts = [first, *(graph.call_function(_item, (rest, i)) for i in (0, 1))]
+            for user in list(node.users):
+                user.replace_all_uses_with(parts[user.args[1]])  # type: ignore[index]
+                graph.erase_node(user)
+    if not operator.nested:
+        node.replace_all_uses_with(called)
+    graph.erase_node(node)
+
+
+def _item(values: Any, index: int) -> Any:
+    return values[index]
+
+
+def _beside(tensor: Tensor, reference: Tensor) -> Tensor:
+    return tensor.to(reference.device)
+
+
+def _follow_device(module: fx.GraphModule) -> None:
+    """Tensors that the program makes itself go where its inputs are, not where it was traced."""
+    graph = module.graph
+    first = next(node for node in graph.nodes if node.op == "placeholder")
+    for node in list(graph.nodes):
+        if node.op == "call_function" and node.kwargs.get("device") is not None:
+            with graph.inserting_after(node):
+                moved = graph.call_function(_beside, (node, first))
+            moved.meta = dict(node.meta)
+            node.replace_all_uses_with(moved, delete_user_cb=lambda user, moved=moved: user is not moved)  # type: ignore[misc]
+
+
+def _drop_unused(module: fx.GraphModule) -> None:
+    """Parameters, buffers and empty modules that the program no longer reads."""
+    read = {str(node.target) for node in module.graph.nodes if node.op in ("get_attr", "call_module")}
+    inside = tuple(f"{name}." for name in read)
+    for name in [*dict(module.named_parameters(remove_duplicate=False)), *dict(module.named_buffers(remove_duplicate=False))]:
+        if name not in read and not name.startswith(inside):
+            parent, _, leaf = name.rpartition(".")
+            delattr(module.get_submodule(parent), leaf)
+
+
+def _tell_heads(source: nn.Module, place: nn.Module) -> None:
+    """What a module, or its config, says of attention's heads."""
+    for said in (getattr(source, "config", None), source):
+        for name in (*HEAD_ATTRIBUTES, *SHARED_ATTRIBUTES):
+            value = getattr(said, name, None)
+            if isinstance(value, int) and type(place) is nn.Module:
+                setattr(place, name, value)
+
+
+def ready_task(task: Task) -> Task:
+    """Return the task as everything behind it sees it: in float32, and on a plain model where its own is none.
+
+    Raises:
+        TaskError: the plain model computes something else than the model on validation batches.
+    """
+    task = float_task(task)
+    changed: dict[str, nn.Module] = {}
+    for name in ("model", "student"):
+        model = getattr(task, name)
+        plain = None if model is None else plain_model(model, task.example_inputs)
+        if isinstance(plain, fx.GraphModule) and plain is not model:
+            check_same(model, plain, task.validation)
+            changed[name] = plain
+    return replace(task, **changed)
+
+
+def check_same(model: nn.Module, plain: nn.Module, batches: Any, count: int = 2) -> None:
+    """Raise TaskError unless a plain model gives the outputs of the user's model on the first batches."""
+    for i, (inputs, _) in enumerate(batches):
+        if i == count:
+            return
+        if not _same(model, plain, inputs):
+            where = first_difference(model, plain, inputs)
+            raise TaskError(f"model: what would be compressed differs from the model{where}; please report it with the model")
+
+
+def first_difference(model: nn.Module, other: nn.Module, inputs: Inputs) -> str:
+    """Return " at module NAME" for the first module, in calling order, whose output differs between two models; "" when none does."""
+    seen: list[dict[str, Tensor]] = []
+    for one in (model, other):
+        outputs: dict[str, Tensor] = {}
+        handles = [m.register_forward_hook(_recorder(outputs, name)) for name, m in one.named_modules() if name]
+        try:
+            with torch.no_grad(), contextlib.suppress(Exception):
+                run_model(one, map_inputs(inputs, Tensor.clone))
+        finally:
+            for handle in handles:
+                handle.remove()
+        seen.append(outputs)
+    for name, value in seen[0].items():
+        found = seen[1].get(name)
+        if found is not None and (found.shape != value.shape or not torch.allclose(found, value, rtol=1e-3, atol=1e-4)):
+            return f" at module {name}"
+    return ""
+
+
+def _recorder(outputs: dict[str, Tensor], name: str) -> Any:
+    def hook(module: nn.Module, inputs: Any, output: Any) -> None:
+        if isinstance(output, Tensor) and output.is_floating_point():
+            outputs.setdefault(name, output.detach().clone())
+
+    return hook
