@@ -140,7 +140,8 @@ def find_modules(model: nn.Module, example_inputs: Inputs, towers: Mapping[str, 
 
     Raises TaskError when there is none, or when a pattern of `towers` matches nothing.
     """
-    model = plain_model(model, example_inputs)
+    # Operators are counted on a copy without gradients: the counter does not follow views of parameters that have them.
+    model = plain_model(model, example_inputs).requires_grad_(False)
     example_inputs = map_inputs(example_inputs, lambda tensor: tensor.cpu())
     names = [name for name, module in model.named_modules() if kind_of(module) and is_plain(module)]
     positions, total_macs = _count_positions(model, example_inputs, names)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -37,8 +37,8 @@ class Operator:
 class _Reader:
     """Arguments of one node: by position or by name, and what is constant in them."""
 
-    def __init__(self, module: fx.GraphModule, node: fx.Node) -> None:
-        self.module, self.node = module, node
+    def __init__(self, module: fx.GraphModule, node: fx.Node, first: Mapping[int, str]) -> None:
+        self.module, self.node, self.first = module, node, first
         schema = getattr(node.target, "_schema", None)
         self.values: dict[str, Any] = {}
         for i, argument in enumerate(schema.arguments if schema is not None else ()):
@@ -54,8 +54,9 @@ class _Reader:
         return constant_of(self.module, value) if isinstance(value, fx.Node) else None
 
     def path(self, name: str) -> str:
-        """Where the parameter is that an argument is made of."""
-        return _path(self.values[name])
+        """Where the parameter is that an argument is made of, under the first name that it has."""
+        path = _path(self.values[name])
+        return self.first.get(id(_attribute(self.module, path)), path)
 
     def owner(self, name: str) -> str:
         """The name of the module whose weight an argument is."""
@@ -105,15 +106,27 @@ def _attribute(module: nn.Module, path: str) -> Any:
     return value
 
 
-def operator_of(module: fx.GraphModule, node: fx.Node) -> Operator | None:
-    """The plain module of a node, or None where there is none: its weight depends on an input, or it is another operator."""
+def first_names(module: fx.GraphModule) -> dict[int, str]:
+    """The first name of each parameter and buffer that a program reads, by identity: one weight may have several."""
+    found: dict[int, str] = {}
+    for node in module.graph.nodes:
+        if node.op == "get_attr":
+            found.setdefault(id(_attribute(module, str(node.target))), str(node.target))
+    return found
+
+
+def operator_of(module: fx.GraphModule, node: fx.Node, names: Mapping[int, str]) -> Operator | None:
+    """The plain module of a node, or None where there is none: its weight depends on an input, or it is another operator.
+
+    `names` are those of the program's parameters before any node was replaced.
+    """
     if node.op != "call_function":
         return None
     make = MAKERS.get(str(node.target))
     if make is None:
         return None
     try:
-        return make(_Reader(module, node))
+        return make(_Reader(module, node, names))
     except _NotPlain:
         return None
 

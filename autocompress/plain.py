@@ -18,10 +18,11 @@ from typing import Any
 import torch
 from torch import Tensor, fx, nn
 from torch.nn.utils import parametrize
+from torch.utils import _pytree as pytree
 
 from autocompress.batches import Inputs, input_tensors, map_inputs
 from autocompress.errors import TaskError
-from autocompress.operators import Operator, operator_of
+from autocompress.operators import Operator, first_names, operator_of
 from autocompress.split import split_modules
 from autocompress.structures import HEAD_ATTRIBUTES, SHARED_ATTRIBUTES
 from autocompress.task import Task, call_model, float_task, run_model
@@ -66,10 +67,16 @@ def plain_model(model: nn.Module, example_inputs: Inputs) -> nn.Module:
     inputs = map_inputs(example_inputs, lambda tensor: tensor.detach().cpu())
     tree = split_modules(model)
     alike = _same(model, tree, inputs)
-    if alike and all(map(is_plain, model.modules())):
+    if alike and all(map(is_plain, model.modules())) and not _shares_modules(model):
         return tree
     program = _program(model, inputs)
     return program or (tree if alike else model)
+
+
+def _shares_modules(model: nn.Module) -> bool:
+    """Whether a module of a covered class stands in several places, of which a swap would reach one."""
+    places = [id(module) for _, module in model.named_modules(remove_duplicate=False) if isinstance(module, COVERED)]
+    return len(places) != len(set(places))
 
 
 def _same(model: nn.Module, other: nn.Module, inputs: Inputs) -> bool:
@@ -131,26 +138,44 @@ def _export(model: nn.Module, inputs: Inputs, strict: bool) -> fx.GraphModule:
     with torch.no_grad():
         program = torch.export.export(model, arguments, kwargs=keywords, dynamic_shapes=shapes, strict=strict)
     graph: fx.GraphModule = program.module(check_guards=False)
+    _plain_signature(graph)
     return graph
+
+
+def _plain_signature(module: fx.GraphModule) -> None:
+    """Arguments by their names and an output of tuples and dicts, in the place of the tracer's flattened trees."""
+    (output,) = (node for node in module.graph.nodes if node.op == "output")
+    found = pytree.tree_unflatten(list(output.args[0]), module._out_spec)  # type: ignore[arg-type]
+    output.args = (_plain_result(found),)
+    module.graph.set_codegen(fx.graph.CodeGen())
+    module.recompile()
+
+
+def _plain_result(value: Any) -> Any:
+    """A result without classes that a program cannot hold: of a mapping or a dataclass like it the entries that are there."""
+    if isinstance(value, Mapping):
+        return {name: _plain_result(part) for name, part in value.items() if part is not None}
+    if isinstance(value, (tuple, list)):
+        return type(value)(map(_plain_result, value)) if type(value) in (tuple, list) else tuple(map(_plain_result, value))
+    return value
 
 
 def _with_modules(module: fx.GraphModule, model: nn.Module) -> fx.GraphModule:
     """The same program with plain modules for its operators on weights, and what the model's own modules say about heads."""
     graph = module.graph
-    places = _Places(module)
+    places, names = _Places(module), first_names(module)
     for node in list(graph.nodes):
-        operator = operator_of(module, node)
+        operator = operator_of(module, node, names)
         if operator is not None:
             _replace(graph, node, operator, places.put(operator))
     _follow_device(module)
     graph.eliminate_dead_code()
-    _drop_unused(module)
+    graph.lint()
+    plain = fx.GraphModule(module, graph)  # holds what the program reads, and nothing of the tracer
     for name, source in model.named_modules():
         with contextlib.suppress(AttributeError):
-            _tell_heads(source, module.get_submodule(name))
-    graph.lint()
-    module.recompile()
-    return module
+            _tell_heads(source, plain.get_submodule(name))
+    return plain.eval()
 
 
 class _Places:
@@ -191,7 +216,7 @@ class _Places:
         for path, value in (*held.named_parameters(), *held.named_buffers()):
             if getattr(operator.module, path, None) is value:
                 continue
-            new = f"{name}.{path}".replace(".", "_")
+            new = f"{name}.{path}".replace(".", "_") + "_value"
             while hasattr(self.module, new):
                 new += "_"
             moved[f"{name}.{path}"] = new
@@ -240,16 +265,6 @@ def _follow_device(module: fx.GraphModule) -> None:
             node.replace_all_uses_with(moved, delete_user_cb=lambda user, moved=moved: user is not moved)  # type: ignore[misc]
 
 
-def _drop_unused(module: fx.GraphModule) -> None:
-    """Parameters, buffers and empty modules that the program no longer reads."""
-    read = {str(node.target) for node in module.graph.nodes if node.op in ("get_attr", "call_module")}
-    inside = tuple(f"{name}." for name in read)
-    for name in [*dict(module.named_parameters(remove_duplicate=False)), *dict(module.named_buffers(remove_duplicate=False))]:
-        if name not in read and not name.startswith(inside):
-            parent, _, leaf = name.rpartition(".")
-            delattr(module.get_submodule(parent), leaf)
-
-
 def _tell_heads(source: nn.Module, place: nn.Module) -> None:
     """What a module, or its config, says of attention's heads."""
     for said in (getattr(source, "config", None), source):
@@ -266,7 +281,7 @@ def ready_task(task: Task) -> Task:
         TaskError: the plain model computes something else than the model on validation batches.
     """
     task = float_task(task)
-    changed: dict[str, nn.Module] = {}
+    changed: dict[str, Any] = {}
     for name in ("model", "student"):
         model = getattr(task, name)
         plain = None if model is None else plain_model(model, task.example_inputs)

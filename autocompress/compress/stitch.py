@@ -54,7 +54,15 @@ class Trained:
 
     def to_tensors(self) -> dict[str, Tensor]:
         """Flat tensors for a safetensors file; `from_tensors` reverses it."""
-        tensors = {f"other|{name}": value.contiguous() for name, value in self.others.items()}
+        tensors: dict[str, Tensor] = {}
+        first: dict[tuple[int, torch.Size, torch.dtype], str] = {}
+        for name, value in self.others.items():
+            # One weight under several names is kept once; safetensors refuses memory that tensors share.
+            known = first.setdefault((value.data_ptr(), value.shape, value.dtype), name) if value.numel() else name
+            if known == name:
+                tensors[f"other|{name}"] = value.contiguous()
+            else:
+                tensors[f"same|{name}"] = torch.frombuffer(bytearray(known.encode()), dtype=torch.uint8)
         for tensor, at in self.ranges.items():
             tensors[f"range|{tensor}"] = torch.tensor([at.scale, at.zero_point, at.low, at.high], dtype=torch.float64)
         for name, variant in self.variants.items():
@@ -69,6 +77,9 @@ class Trained:
         names = dict.fromkeys(key.split("|")[1] for key in tensors if key.startswith("variant|"))
         variants = {name: variant_from_tensors(tensors, f"variant|{name}|") for name in names}
         others = {key.partition("|")[2]: value for key, value in tensors.items() if key.startswith("other|")}
+        for key, value in tensors.items():
+            if key.startswith("same|"):
+                others[key.partition("|")[2]] = others[value.numpy().tobytes().decode()]
         ranges, kept = {}, {}
         for key, value in tensors.items():
             kind, name, *side = key.split("|")
