@@ -50,7 +50,7 @@ def load_module(folder: Path, model: nn.Module) -> nn.Module:
     )
     try:
         kinds = {name: (entry["kind"], entry["owner"]) for name, entry in modules.items()}
-        simulated = SimulatedModel(_plain(model, recipe).float(), kinds, plan)
+        simulated = SimulatedModel(_plain(copy.deepcopy(model).float(), recipe), kinds, plan)
         for name, entry in modules.items():
             owner = entry["owner"]
             simulated.set_variant(name, owner, stored.variants[name], candidate.config(owner), stored.masks, entry["block_size"])
