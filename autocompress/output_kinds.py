@@ -13,7 +13,7 @@ from autocompress.batches import Batches, Inputs, batch_size, input_tensors, see
 from autocompress.errors import TaskError
 from autocompress.outputs import BERNOULLI, EMBEDDING, IGNORED, VALUES, OutputKind, as_labels, one_each, outside, shapes_of, squeezed
 
-ROWS, BATCHES = 256, 32  # samples and batches of a split that are looked at
+ROWS, BATCHES, SHAPES = 256, 32, 4  # samples, batches and shapes of inputs of a split that are looked at
 SUM_ERROR = 2e-3  # of probabilities that sum to 1
 MOVES = ("View", "Select", "Squeeze", "Unsqueeze", "Slice", "Transpose", "Permute", "Alias", "Clone", "ToCopy")  # change no value
 
@@ -50,12 +50,21 @@ class Seen:
     Attributes:
         output: the output.
         readings: the kinds that the labels fit; None where the batch has no labels.
-        misfit: in words, labels and output, and what is wrong where nothing fits.
+        shapes: output and labels, in words.
+        misfit: why nothing fits, in words.
     """
 
     output: Output
-    readings: frozenset[OutputKind] | None
-    misfit: str
+    readings: frozenset[OutputKind] | None = None
+    shapes: str = ""
+    misfit: str = ""
+
+    @classmethod
+    def of(cls, output: Output, labels: Tensor | None) -> Seen:
+        """What `labels` say about `output`."""
+        if labels is None:
+            return cls(output)
+        return cls(output, _readings(output.like, labels), shapes_of(output.like, labels), _misfit(output.like, labels))
 
 
 def find_kinds(splits: Sequence[Batches], run: Run, target_of: TargetOf) -> dict[str, OutputKind | str]:
@@ -90,12 +99,13 @@ def _look_at(batches: Batches, run: Run, target_of: TargetOf) -> dict[str, list[
             break
         rows += batch_size(inputs)
         shapes = tuple(tensor.shape for tensor in input_tensors(inputs))
+        if shapes not in known and len(known) >= SHAPES:
+            continue
         if shapes not in known:
             known[shapes] = {name: Output.of(output) for name, output in _ran(run, inputs).items()}
         for name, output in known[shapes].items():
             labels = as_labels(target_of(target, name))
-            said = (None, "") if labels is None else (_readings(output.like, labels), _misfit(output.like, labels))
-            seen.setdefault(name, []).append(Seen(output, *said))
+            seen.setdefault(name, []).append(Seen.of(output, labels))
     return seen
 
 
@@ -127,9 +137,10 @@ def _of_split(split: Sequence[Seen]) -> OutputKind | str:
     if len(possible) > 1:
         possible.discard(BERNOULLI)  # every row is one-hot
     if len(possible) > 1:
-        return f"{labelled[0].misfit.partition(' (')[0]} fit classes in dimension 1 and in the last one"
+        return f"{labelled[0].shapes} fit classes in dimension 1 and in the last one"
     if not possible:
-        return next((seen.misfit for seen in labelled if not seen.readings), f"{labelled[0].misfit} in some batches only")
+        wrong = next((seen for seen in labelled if seen.misfit), labelled[0])
+        return f"{wrong.shapes} {wrong.misfit or 'are read differently than other batches'}"
     kind = possible.pop()
     if kind.class_dim is not None and all(kind.class_dim in seen.output.distributed for seen in split):
         return replace(kind, normalised=True)
@@ -165,17 +176,16 @@ def _readings(output: Tensor, labels: Tensor) -> frozenset[OutputKind]:
 
 
 def _misfit(output: Tensor, labels: Tensor) -> str:
-    """Shapes and types, and (in brackets) which label is wrong."""
-    words = shapes_of(output, labels)
+    """Why labels fit nothing; "" where that is not their fault."""
     dims = _index_dims(output, labels)
     classes = output.shape[dims[0]] if dims else 2
     wrong = outside(labels, classes)
     if labels.is_floating_point() or not (dims or one_each(output, labels)):
-        return f"{words} (neither classes nor yes or no for each)"
+        return "are neither classes nor yes or no for each"
     if wrong is None:
-        return words
+        return ""
     near = f"{IGNORED} for what does not count" if dims else "float targets, for a squared error"
-    return f"{words} (target {wrong:g} is none of the {classes} classes; nearest: {near})"
+    return f"hold target {wrong:g}, which is none of {classes} classes (nearest: {near})"
 
 
 def _class_dims(output: Tensor) -> list[int]:

@@ -9,6 +9,7 @@ from typing import Any, Literal
 import numpy as np
 import torch
 import torch.nn.functional as F
+from numpy.typing import NDArray
 from torch import Tensor
 
 from autocompress.errors import TaskError
@@ -135,6 +136,18 @@ def sample_divergence(kind: OutputKind, student: Tensor, teacher: Tensor) -> Ten
     if teacher.shape[1] == 1:
         return (student - teacher).square().mean(1)
     return 1 - F.cosine_similarity(student, teacher, dim=1)
+
+
+def relative_difference(found: NDArray[Any], expected: NDArray[Any], least: float) -> float:
+    """The largest difference of two outputs against the largest value, or `least`; infinite where shapes or infinities differ.
+
+    What masks classes (-inf, -1e9) is compared by itself, so that its size hides no difference of the others.
+    """
+    if found.shape != expected.shape or not np.array_equal(found[np.isinf(expected)], expected[np.isinf(expected)]):
+        return float("inf")
+    found, sizes, expected = found[~np.isinf(expected)], np.abs(expected[~np.isinf(expected)]), expected[~np.isinf(expected)]
+    scale = max(least, float(sizes[sizes < MASKED].max(initial=0.0)))
+    return float((np.abs(found - expected) / np.maximum(sizes, scale)).max(initial=0.0))
 
 
 def counted(labels: Tensor | None, positions: Tensor) -> Tensor | None:
