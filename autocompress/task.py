@@ -10,11 +10,12 @@ from functools import cached_property
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from autocompress.batches import HALVES, Batches, FloatBatches, Inputs, Unlabelled, float32, map_inputs
 from autocompress.errors import NotComputableError, TaskError, nearest_name
+from autocompress.output_kinds import find_kinds
+from autocompress.outputs import OutputKind, as_labels, default_loss, sample_divergence
 
 
 @dataclass(frozen=True)
@@ -40,8 +41,10 @@ class Task:
         example_inputs: one batch of inputs in the shape that latency is measured for.
         validation: re-iterable of (inputs, target) batches that the search sees; target may be None without a metric's need.
         metric: (outputs, targets) -> float, higher is better, on all outputs of a split concatenated.
-        loss: (outputs, target) -> scalar for training; default: cross-entropy for integer targets, else squared error.
-        divergence: (student, teacher) -> (n,) distance per sample; default: KL of the softmax, for embeddings 1 - cosine.
+        loss: (outputs, target) -> scalar for training; default: cross-entropy for classes and class probabilities, binary cross-entropy
+            for 0 and 1 per element, else squared error; targets of -100 do not count.
+        divergence: (student, teacher) -> (n,) distance per sample; default: KL of classes or of each yes or no, the squared difference
+            of single numbers, for embeddings 1 - cosine.
         train: batches for recovery; default: `calibration`, else the inputs of `validation` without their targets.
         calibration: batches for ranges and sensitivity; default: `train`, else `validation`.
         test: batches that only the final front sees.
@@ -93,15 +96,37 @@ class Task:
         """Whether a metric needs more than the primary output."""
         return any(isinstance(metric, OutputMetric) for metric in self.extra_metrics.values())
 
+    @cached_property
+    def output_kinds(self) -> Mapping[str, OutputKind | str]:
+        """What each output of `outputs_of` holds, or the reason why that is not known; read from the first batches that have targets."""
+        model = copy.deepcopy(self.model).cpu().eval()
+        splits = [split for split in (self.validation, self.train, self.calibration) if split is not None]
+        return find_kinds(splits, lambda inputs: self.outputs_of(model, map_inputs(inputs, lambda tensor: tensor.cpu())), target_of)
+
+    def kind_of(self, name: str) -> OutputKind:
+        """What an output holds; TaskError where its shape and targets do not say."""
+        kind = self.output_kinds[name]
+        if isinstance(kind, OutputKind):
+            return kind
+        needed = ["divergence"] if self.divergence is None else []
+        needed += ["loss"] if self.loss is None and self.has_labels else []
+        if name != self.primary_name:
+            raise TaskError(f"task {self.name}: output {name!r}: {kind}; give it other targets, or leave it out of output_weights")
+        raise TaskError(f"task {self.name}: {kind}; give {' and '.join(needed)}")
+
     def is_logits(self, name: str) -> bool:
-        """Whether the targets of an output are integers, so that it holds logits."""
-        target = target_of(self.first_batch[1], name)
-        return isinstance(target, Tensor) and not target.is_floating_point() and target.dtype != torch.bool
+        """Whether an output gives probabilities."""
+        return self.kind_of(name).is_logits
 
     @cached_property
     def has_labels(self) -> bool:
-        """Whether training batches have targets."""
-        return _first(self.training_batches(), "train")[1] is not None
+        """Whether training batches have targets that give a loss."""
+        return self.teaches(_first(self.training_batches(), "train")[1])
+
+    def teaches(self, target: Any) -> bool:
+        """Whether a target gives a loss; strings give none without a `loss`, and are for the metric alone."""
+        known = [part for name in self.output_weights or ("",) if (part := target_of(target, name)) is not None]
+        return target is not None and (self.loss is not None or not known or any(as_labels(part) is not None for part in known))
 
     def training_batches(self) -> Batches:
         """What recovery trains on: where there is nothing but `validation`, its inputs alone, so that no answer is learned by heart."""
@@ -128,34 +153,22 @@ class Task:
         if self.loss is not None:
             return self.loss(outputs if self.output_weights else outputs[""], target)
         weights = self.output_weights or {"": 1.0}
-        known = {name: found for name in outputs if (found := target_of(target, name)) is not None}
+        known = {name: found for name in outputs if (found := as_labels(target_of(target, name))) is not None}
         if not known:
             raise TaskError(f"task: the target has none of the outputs {sorted(outputs)}; nearest: None, to train without labels")
-        return torch.stack([weights[name] * _default_loss(outputs[name], found) for name, found in known.items()]).sum()
+        return torch.stack([weights[name] * default_loss(self.kind_of(name), outputs[name], found) for name, found in known.items()]).sum()
 
     def output_divergence(self, student: Tensor, teacher: Tensor, name: str | None = None) -> Tensor:
         """(n,) distance of each sample's outputs from the teacher's, 0 when equal; of the primary output unless another is named."""
         name = self.primary_name if name is None else name
         if self.divergence is not None and name == self.primary_name:
             return self.divergence(student, teacher)
-        if self.is_logits(name):
-            difference = F.kl_div(student.log_softmax(-1), teacher.log_softmax(-1), reduction="none", log_target=True)
-            return difference.sum(-1).reshape(len(student), -1).mean(1).clamp_min(0)
-        flat_student, flat_teacher = student.reshape(len(student), -1), teacher.reshape(len(teacher), -1)
-        if flat_teacher.shape[1] == 1:
-            return (flat_student - flat_teacher).square().mean(1)
-        return 1 - F.cosine_similarity(flat_student, flat_teacher, dim=1)
+        return sample_divergence(self.kind_of(name), student, teacher)
 
 
 def target_of(target: Any, name: str) -> Any:
     """The target of one output; what is not a mapping by output belongs to all."""
     return target.get(name) if isinstance(target, Mapping) else target
-
-
-def _default_loss(outputs: Tensor, target: Tensor) -> Tensor:
-    if target.is_floating_point() or target.dtype == torch.bool:
-        return F.mse_loss(outputs, target.to(outputs.dtype))
-    return F.cross_entropy(outputs.flatten(0, -2), target.flatten())
 
 
 def call_model(model: nn.Module, inputs: Inputs) -> Tensor:
@@ -222,6 +235,7 @@ def check_task(task: Task) -> None:
         except Exception as error:
             first_line = str(error).strip().split("\n")[0]
             raise TaskError(f"task {task.name}: {what}.forward fails on example_inputs: {type(error).__name__}: {first_line}") from error
+    _check_kinds(task)
     _check_matched(task)
     for name, metric in task.extra_metrics.items():
         known = tuple(task.output_weights or ())
@@ -236,6 +250,19 @@ def _check_outputs(task: Task, model: nn.Module, inputs: Inputs) -> None:
     names = tuple(task.output_weights or ())
     if names and named_outputs(result, names)[task.primary_name] is not primary:
         raise TaskError(f"task {task.name}: output_weights must name the model's first output (or logits) first, got {list(names)}")
+
+
+def _check_kinds(task: Task) -> None:
+    """TaskError where the default divergence or loss needs to know what outputs hold, and the targets do not say."""
+    learns = task.loss is None and task.has_labels
+    for name in task.output_weights or ("",):
+        if learns or task.divergence is None or name != task.primary_name:
+            task.kind_of(name)
+    if learns:
+        inputs, target = _first(task.training_batches(), "train")
+        with torch.no_grad():
+            model, inputs = copy.deepcopy(task.model).cpu().eval(), map_inputs(inputs, lambda tensor: tensor.cpu())
+            task.training_loss(task.outputs_of(model, inputs), target)
 
 
 def _check_matched(task: Task) -> None:

@@ -12,7 +12,8 @@ import autocompress
 ROOT = Path(autocompress.__file__).parent
 LEVELS = [
     {"errors", "pareto", "integer_form"},
-    {"candidate", "limits", "batches"},
+    {"candidate", "limits", "batches", "outputs"},
+    {"output_kinds"},
     {"task", "attention", "recurrent"},
     {"task_source", "split", "channels"},
     {"structures"},

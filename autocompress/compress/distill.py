@@ -11,19 +11,18 @@ from torch import Tensor
 
 from autocompress.candidate import Distillation
 from autocompress.compress.teacher import Outputs, TopLogits
+from autocompress.outputs import OutputKind, as_labels, counted, position_divergence
 from autocompress.task import Task, target_of
-
-IGNORED = -100  # the target of a position that does not count
 
 
 def distillation_loss(task: Task, student: Mapping[str, Tensor], teacher: Outputs, target: Any, distillation: Distillation) -> Tensor:
     """alpha * task loss + (1 - alpha) * T^2 * KL(teacher || student at temperature T), both over all outputs with their weights.
 
-    Without a target only the second term is left, whatever alpha is; at alpha = 1 `teacher` may be empty. Outputs that are not
-    logits, and the primary one where the task has a divergence of its own, use the task's divergence for the second term.
+    Without a target that gives a loss only the second term is left, whatever alpha is; at alpha = 1 `teacher` may be empty. Outputs
+    that are not logits, and the primary one where the task has a divergence of its own, use the task's divergence for the second term.
     """
-    if target is None:
-        return soft_loss(task, student, teacher, None, distillation.temperature)
+    if not task.teaches(target):
+        return soft_loss(task, student, teacher, target, distillation.temperature)
     hard = task.training_loss(student, target)
     if distillation.alpha == 1:
         return hard
@@ -37,27 +36,29 @@ def soft_loss(task: Task, student: Mapping[str, Tensor], teacher: Outputs, targe
     losses = []
     for name, answer in teacher.items():
         own = task.divergence is not None and name == task.primary_name
-        if task.is_logits(name) and not own:
-            losses.append(weights[name] * temperature**2 * _divergence(student[name], answer, target_of(target, name), temperature))
+        if not own and task.is_logits(name):
+            labels = as_labels(target_of(target, name))
+            losses.append(weights[name] * temperature**2 * _divergence(task.kind_of(name), student[name], answer, labels, temperature))
         else:
             assert isinstance(answer, Tensor)
             losses.append(weights[name] * task.output_divergence(student[name], answer, name).mean())
     return torch.stack(losses).sum()
 
 
-def _divergence(student: Tensor, teacher: Tensor | TopLogits, target: Any, temperature: float) -> Tensor:
-    """Mean over samples (and positions) of KL(teacher || student), both (..., classes)."""
-    log_q = (student / temperature).log_softmax(-1)
+def _divergence(kind: OutputKind, student: Tensor, teacher: Tensor | TopLogits, labels: Tensor | None, temperature: float) -> Tensor:
+    """Mean over samples (and positions) of KL(teacher || student)."""
     if isinstance(teacher, TopLogits):
         # What is not among the kept classes is one class more, so that a student cannot gain by spreading mass over the rest.
-        log_p, log_q = (_with_rest(x) for x in (teacher.log_probabilities(temperature), log_q.gather(-1, teacher.indices)))
+        log_q = (kind.logits(student) / temperature).log_softmax(-1).gather(-1, teacher.indices)
+        log_p, log_q = _with_rest(teacher.log_probabilities(temperature)), _with_rest(log_q)
+        divergence = F.kl_div(log_q, log_p, reduction="none", log_target=True).sum(-1)
     else:
-        log_p = (teacher / temperature).log_softmax(-1)
-    divergence = F.kl_div(log_q, log_p, reduction="none", log_target=True).sum(-1)
-    if isinstance(target, Tensor) and target.shape == divergence.shape and not target.is_floating_point():
-        counts = target != IGNORED
-        return (divergence * counts).sum() / counts.sum().clamp_min(1)
-    return divergence.mean()
+        divergence = position_divergence(kind, student, teacher, temperature)
+    counts = counted(labels, divergence)
+    if counts is None:
+        return divergence.mean()
+    counts = counts.to(divergence.device)
+    return (divergence * counts).sum() / counts.sum().clamp_min(1)
 
 
 def _with_rest(log_probabilities: Tensor) -> Tensor:

@@ -105,7 +105,7 @@ def task_losses(task: Task) -> Callable[[nn.Module], Iterable[Tensor]]:
         for inputs, target in take_samples(task.calibration_batches(), GRADIENT_SAMPLES):
             for part, wanted in _pieces(inputs, target):
                 outputs = task.outputs_of(model, to_device(part, device))
-                if wanted is None:
+                if not task.teaches(wanted):
                     noise = {name: torch.randn(found.shape, generator=generator).to(device) for name, found in outputs.items()}
                     yield torch.stack([(found.float() * noise[name]).sum() / len(found) for name, found in outputs.items()]).sum()
                 else:

@@ -88,7 +88,7 @@ class Teacher:
         self._compute_s = self._read_s = float("inf")
         self._digest = ""
         if self.folder is not None:
-            self._digest = f"{model_hash(self.model)} {self.temperatures} {TOP} {DENSE}"
+            self._digest = f"{model_hash(self.model)} {self.temperatures} {TOP} {DENSE} {self.task.output_kinds}"
             trim_folder(self.folder, DISK_BYTES // 2)
             self._room = DISK_BYTES // 2
 
@@ -105,8 +105,11 @@ class Teacher:
     def reduced(self, name: str, output: Tensor) -> Tensor | TopLogits:
         """What is remembered of one output of the original."""
         output = output.detach().float()
-        many = output.dim() > 1 and output.shape[-1] > DENSE and self.task.is_logits(name) and self.task.divergence is None
-        return TopLogits.of(output, self.temperatures) if many else output
+        if self.task.divergence is not None or not self.task.is_logits(name):
+            return output
+        kind = self.task.kind_of(name)
+        many = kind.class_dim is not None and output.shape[kind.class_dim] > DENSE
+        return TopLogits.of(kind.logits(output), self.temperatures) if many else output
 
     def continued(self, inputs: Inputs) -> Tensor:
         """(n, length + 1) tokens that the teacher writes behind the first part of each sequence (see `generate.continued`)."""

@@ -21,6 +21,7 @@ from torch import Tensor, nn
 from autocompress.batches import Inputs, feed_of, input_tensors, map_inputs
 from autocompress.errors import DamagedFileError
 from autocompress.export.float_graph import export_float
+from autocompress.outputs import relative_difference
 from autocompress.targets.device.sessions import open_session
 from autocompress.task import call_model
 from autocompress.tensor_files import read_tensors, write_tensors
@@ -103,5 +104,4 @@ def _computes(proto: ModelProto, model: nn.Module, inputs: Inputs) -> bool:
     (found, *_) = session.run(None, feed_of(inputs, [value.name for value in session.get_inputs()]))
     with torch.no_grad():
         expected = call_model(model, inputs).detach().cpu().float().numpy()
-    scale = max(1e-6, float(np.abs(expected).max(initial=0.0)))
-    return found.shape == expected.shape and float(np.abs(found - expected).max(initial=0.0)) <= TOLERANCE * scale
+    return relative_difference(found, expected, 1e-6) <= TOLERANCE

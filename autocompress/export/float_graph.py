@@ -21,6 +21,7 @@ from torch import nn
 from autocompress.batches import Inputs, feed_of, input_tensors, map_inputs
 from autocompress.errors import ExportError
 from autocompress.export.recurrent import free_recurrent
+from autocompress.outputs import relative_difference
 from autocompress.structures import head_counts
 from autocompress.targets.device.sessions import open_session
 from autocompress.task import call_model, named_outputs, run_model
@@ -230,8 +231,7 @@ def _keep_outputs(proto: ModelProto, model: nn.Module, inputs: Inputs, names: Se
 
 
 def _equal_output(proto: ModelProto, values: Sequence[NDArray[Any]], expected: NDArray[Any]) -> Any:
-    scale = max(1.0, float(np.abs(expected).max()))
     for output, value in zip(proto.graph.output, values, strict=True):
-        if value.shape == expected.shape and float(np.abs(value - expected).max()) <= 1e-3 * scale:
+        if relative_difference(value, expected, 1.0) <= 1e-3:
             return output
     raise ExportError("export: no output of the ONNX graph equals the model's primary output")

@@ -15,6 +15,7 @@ from autocompress.compress.library import Variant
 from autocompress.compress.low_rank import compose
 from autocompress.compress.prune import Mask
 from autocompress.compress.stitch import Stitcher
+from autocompress.outputs import MASKED
 from autocompress.task import Task, call_model
 
 STEP = 0.01  # of the outputs' standard deviation, by which they are shifted
@@ -132,9 +133,10 @@ def _slope(task: Task, model: nn.Module, inputs: Inputs, generator: torch.Genera
     with torch.enable_grad():
         output = call_model(model, inputs)
         output.retain_grad()
-        step = STEP * float(output.detach().std()) or STEP
+        fixed = output.detach()
+        step = STEP * float(fixed[fixed.abs() < MASKED].std()) or STEP  # masked classes are infinite
         direction = torch.randn(output.shape, generator=generator).to(output.device)
-        divergence = task.output_divergence(output, output.detach() - step * direction).sum() / step
+        divergence = task.output_divergence(output, fixed - step * direction).sum() / step
         divergence.backward()  # type: ignore[no-untyped-call]
     assert output.grad is not None
     return direction, output.grad

@@ -84,6 +84,8 @@ def metric_is_top1(task: Task, outputs: Tensor, targets: Any, samples: int = 32)
     """Whether a metric that is a mean over samples is the share of right classes: checked on outputs and on outputs of other samples."""
     if not isinstance(targets, Tensor) or targets.is_floating_point() or targets.dim() != 1 or outputs.dim() != 2:
         return False
+    if outputs.shape[1] == 1:
+        return False  # one logit: its sign decides
     count = min(samples, len(outputs))
     rows = [*range(count), *np.roll(np.arange(count), 1)]
     asked = [*range(count), *range(count)]

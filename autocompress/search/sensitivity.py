@@ -15,10 +15,12 @@ from typing import Any
 import numpy as np
 import torch
 from scipy.stats import spearmanr
+from torch import Tensor
 
 from autocompress.batches import take_samples
 from autocompress.candidate import Candidate, ModuleConfig
 from autocompress.compress.stitch import Stitcher
+from autocompress.errors import TaskError
 from autocompress.files import write_atomic
 from autocompress.measure.accuracy import model_outputs
 from autocompress.search.allocation import Allocator
@@ -28,6 +30,7 @@ from autocompress.task import Task
 
 SAMPLES = 64
 GRID, DRAWS = 10, 4  # prices per axis, and tables that may be true
+MOVED = 0.01  # relative change of the outputs that no divergence may miss everywhere; rounding to 16 bits changes them less
 UNSURE = 1.0  # deviation of the logarithm of an estimate's error, as measured on the built-in task
 COLUMNS = ("module", "config", "divergence", "bytes", "ms")
 
@@ -119,16 +122,17 @@ def measure_sensitivity(
     order += sorted((probe for probe in estimates if counts.get(probe, 0) > 0), key=lambda probe: -counts[probe])
     reference = [model_outputs(stitcher.teacher, inputs, device) for inputs in batches]
     measured: dict[tuple[str, ModuleConfig], float] = {}
+    moved = 0.0
     for i, (module, config) in enumerate(order):
         if deadline is not None and time.monotonic() > deadline:
             break
         report("measuring sensitivity", i / len(order))
         model = stitcher.apply(Candidate.of({module: config}))
-        parts = [
-            task.output_divergence(model_outputs(model, inputs, device), expected)
-            for inputs, expected in zip(batches, reference, strict=True)
-        ]
+        outputs = [model_outputs(model, inputs, device) for inputs in batches]
+        parts = [task.output_divergence(output, expected) for output, expected in zip(outputs, reference, strict=True)]
         measured[module, config] = float(torch.cat(parts).mean())
+        moved = max([moved, *(_moved(output, expected) for output, expected in zip(outputs, reference, strict=True))])
+    check_seen(task, measured, moved)
     measure_s = time.monotonic() - started - estimate_s
     scaled = _scaled(estimates, measured)
     worst = max(measured.values(), default=1.0)  # of what was neither estimated nor measured in time
@@ -144,6 +148,23 @@ def measure_sensitivity(
         rank = float(spearmanr(*pairs.T).statistic)
         factor = float(np.exp(np.median(np.abs(np.log(pairs[:, 0] / pairs[:, 1])))))
     return Sensitivity(rows, len(measured), estimate_s, measure_s, rank, factor)
+
+
+def _moved(output: Tensor, expected: Tensor) -> float:
+    """Root mean square of an output's change against that of the output; infinities of masked classes do not count."""
+    finite = output.isfinite() & expected.isfinite()
+    change, size = (output - expected)[finite].double().square().mean(), expected[finite].double().square().mean()
+    return float((change / size.clamp_min(1e-30)).sqrt()) if bool(finite.any()) else 0.0
+
+
+def check_seen(task: Task, measured: Losses, moved: float) -> None:
+    """TaskError where the divergence is 0 of all choices although they change the outputs; choices that change nothing may well be 0."""
+    if measured and moved > MOVED and not any(measured.values()):
+        which = "the default divergence" if task.divergence is None else "divergence"
+        raise TaskError(
+            f"task {task.name}: {which} is 0 for all {len(measured)} choices, though the outputs change by up to {moved:.0%}: "
+            "it does not see them change; give a divergence that does"
+        )
 
 
 def _part(config: ModuleConfig) -> str:

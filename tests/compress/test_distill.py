@@ -26,9 +26,14 @@ def kl(student: Tensor, teacher: Tensor, temperature: float) -> Tensor:
     return temperature**2 * (p * (p.log() - (student / temperature).log_softmax(-1))).sum(-1)
 
 
-def task_of(target, **settings) -> Task:
-    batches = [(torch.rand(2, 3), target)]
-    return Task("t", nn.Linear(3, 4), torch.rand(2, 3), batches, lambda outputs, targets: 0.0, **settings)
+class TwoOutputs(nn.Module):
+    def forward(self, x: Tensor) -> dict[str, Tensor]:
+        return {"answer": torch.cat([x, x], 1), "score": x.sum(1, keepdim=True)}
+
+
+def task_of(target, model: nn.Module | None = None, x: Tensor | None = None, **settings) -> Task:
+    x = torch.rand(2, 3) if x is None else x
+    return Task("t", nn.Linear(3, 4) if model is None else model, x, [(x, target)], lambda outputs, targets: 0.0, **settings)
 
 
 def test_alpha_0_and_1_are_the_pure_losses() -> None:
@@ -55,7 +60,8 @@ def test_what_is_no_logits_is_held_by_the_divergence() -> None:
 
 
 def test_several_outputs_are_weighted_and_one_may_lack_its_label() -> None:
-    task = task_of({"answer": torch.tensor([0, 1]), "score": torch.rand(2, 1)}, output_weights={"answer": 1.0, "score": 0.25})
+    target = {"answer": torch.tensor([0, 1]), "score": torch.rand(2, 1)}
+    task = task_of(target, TwoOutputs(), output_weights={"answer": 1.0, "score": 0.25})
     score, scored, wanted = torch.rand(6, 1), torch.rand(6, 1), torch.rand(6, 1)
     student, teacher = {"answer": STUDENT, "score": score}, {"answer": TEACHER, "score": scored}
     settings = Distillation(0.5, 2.0, 1)
@@ -74,7 +80,7 @@ def test_several_outputs_are_weighted_and_one_may_lack_its_label() -> None:
 
 
 def test_positions_that_do_not_count_are_left_out() -> None:
-    task = task_of(torch.zeros(2, 3, dtype=torch.int64))
+    task = task_of(torch.zeros(2, 3, dtype=torch.int64), nn.Identity(), torch.rand(2, 3, 5))
     student, teacher = torch.randn(2, 3, 5), torch.randn(2, 3, 5)
     target = torch.tensor([[1, 2, -100], [-100, -100, 4]])
     counted = kl(student, teacher, 1.0)[target != -100].mean()
