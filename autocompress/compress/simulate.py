@@ -40,7 +40,7 @@ def _scatter(small: Tensor, rows: Mask | None, columns: Mask | None, shape: tupl
     return small.new_zeros(shape).index_copy(0, index_rows.to(small.device), wide)
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Unrounded:
     """The output of a convolution that a folded normalisation is about to read: its products' scale (channels,), and its range."""
 
@@ -59,7 +59,7 @@ class SimulatedModule(nn.Module):
     columns of the consumers make that equal to removal. A router adds `GATE_SHUT` to the logits of removed experts.
     `kind` is the module's, `owner` the name under which `calls` counts its calls. Each call has its own `ranges`: of its input, where
     that is quantised statically, and of what its kernel writes, where that is a static 8-bit convolution. A normalisation that is
-    folded into the call rounds in its place what is left in `unrounded`.
+    folded into the call rounds in its place what it takes from `unrounded`.
     """
 
     def __init__(self, source: nn.Module, kind: str, owner: str, ranges: Sequence[CallRanges], calls: Calls, rounding: Rounding) -> None:
@@ -70,7 +70,7 @@ class SimulatedModule(nn.Module):
         self.ranges = nn.ModuleList(ranges)
         self.calls = calls
         self.rounding = rounding
-        self.unrounded: Unrounded | None = None
+        self.unrounded: list[Unrounded] = []
         self.config = UNTOUCHED
         self.block_size = 0
         self.masks: tuple[Mask | None, Mask | None] = (None, None)
@@ -250,6 +250,8 @@ class SimulatedModule(nn.Module):
         """As the source module."""
         at = self.calls.next(self.owner, len(self.ranges))
         ranges: Any = None if at is None else self.ranges[at]
+        if at == 0:
+            self.unrounded.clear()  # of a pass that was given up
         if self.integers is not None and self.trained is None and not torch.is_grad_enabled() and worth_integers(x, self.integers[0]):
             product = self._product_of_integers(x)
             if product is not None:
@@ -285,7 +287,7 @@ class SimulatedModule(nn.Module):
             bias = bias + bias_error(bias, scale, written.at.scale)
         result: Tensor = source._conv_forward(ranges.read(x), weight, bias)
         if ranges.folded:
-            self.unrounded = Unrounded(result, scale, bias, written)
+            self.unrounded.append(Unrounded(result, scale, bias, written))
             return result
         rounded: Tensor = written(result)
         return rounded

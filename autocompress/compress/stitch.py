@@ -93,10 +93,11 @@ class FoldedNorm:
     def __call__(self, norm: Any, args: tuple[Any, ...], named: Mapping[str, Any], output: Tensor) -> Tensor:
         """Round `output`; unchanged where what the normalisation reads is not from an integer convolution."""
         read = args[0] if args else named["input"]
-        before = next((c for c in self.convolutions if c.unrounded is not None and c.unrounded.output is read), None)
-        if before is None or before.unrounded is None:
+        waiting = [(c, found) for c in self.convolutions for found in c.unrounded if found.output is read]
+        if not waiting:
             return output
-        found, before.unrounded = before.unrounded, None
+        convolution, found = waiting[-1]
+        convolution.unrounded.remove(found)
         gain = (norm.running_var + norm.eps).rsqrt() * (1.0 if norm.weight is None else norm.weight)
         shift = ((0.0 if found.bias is None else found.bias) - norm.running_mean) * gain + (0.0 if norm.bias is None else norm.bias)
         error = bias_error(shift, found.scale * gain.abs(), found.quantizer.at.scale)

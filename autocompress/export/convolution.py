@@ -146,7 +146,7 @@ def _multiplied(stored: StoredTensor, factor: Tensor) -> StoredTensor:
     The sign changes by -(q - z) = (-q - 1) - (-z - 1), which keeps asymmetric integers in range.
     """
     shape = (-1, *[1] * (stored.values.dim() - 1))
-    negative = factor < 0
+    negative = factor.signbit()  # of zeros too: the file has its size whatever the weights
     if negative.any() and stored.zero_point is not None and len(stored.zero_point) == 1:  # every row gets its own zero point
         stored = replace(stored, zero_point=stored.zero_point.expand(len(factor), 1).clone(), group_size=0)
     if negative.any():
