@@ -171,6 +171,6 @@ class RangeQuantizer(torch.nn.Module):
         """x rounded to `activation_bits`."""
         scale, zero = self.at.affine(activation_bits)
         step = torch.tensor(scale, device=x.device)
-        if self.factor is not None:
+        if self.factor is not None and activation_bits == 8:
             step = step * self.factor.to(x.device).clamp_min(1e-3)
         return learned_step(x, step, torch.tensor(float(zero), device=x.device), *(UINT8 if activation_bits == 8 else UINT16))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from typing import Any
 
 import numpy as np
 import torch
@@ -77,9 +78,11 @@ class Pruner:
         return self._cache[key]
 
     def _width(self, name: str, side: str) -> int:
-        module = self.evidence.model.get_submodule(name)
+        module: Any = self.evidence.model.get_submodule(name)
         if side == "whole":
             return 1
+        if side == "channel" and getattr(module, "weight", None) is None:  # a normalisation without parameters
+            return int(getattr(module, "num_features", None) or module.num_channels)
         return int(weight_of(module).shape[0 if side in ("channel", "gate") else side_dimension(module, side)])
 
 

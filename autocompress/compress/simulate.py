@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -13,16 +14,17 @@ from torch import Tensor, nn
 
 from autocompress.candidate import UNTOUCHED, ModuleConfig
 from autocompress.compress.activation import RangeQuantizer, blockwise, dynamic
+from autocompress.compress.calls import CallRanges, Calls
 from autocompress.compress.convolve import convolve, geometry_of
 from autocompress.compress.importance import weight_of
 from autocompress.compress.integer import IntegerFactor, Rounding, has_integer_products, worth_integers
+from autocompress.compress.integer_bias import bias_error
 from autocompress.compress.library import Variant
 from autocompress.compress.low_rank import compose
-from autocompress.compress.lsq import learned_step
+from autocompress.compress.masters import LEAST_FACTOR, quantised, starting_point
 from autocompress.compress.prune import Mask
-from autocompress.compress.quantize import StoredTensor, from_blocks, grid_of, half_scales, quant_bounds, to_blocks, to_half
+from autocompress.compress.quantize import StoredTensor, grid_of, half_scales, to_half
 
-LEAST_FACTOR = 1e-3  # a learned step stays positive
 GATE_SHUT = -1e4  # the logit of an expert that is not there: softmax and sigmoid make it exactly 0
 
 
@@ -38,6 +40,16 @@ def _scatter(small: Tensor, rows: Mask | None, columns: Mask | None, shape: tupl
     return small.new_zeros(shape).index_copy(0, index_rows.to(small.device), wide)
 
 
+@dataclass(frozen=True, eq=False)
+class Unrounded:
+    """The output of a convolution that a folded normalisation is about to read: its products' scale (channels,), and its range."""
+
+    output: Tensor
+    scale: Tensor
+    bias: Tensor | None
+    quantizer: RangeQuantizer
+
+
 class SimulatedModule(nn.Module):
     """Stands in for a Linear, Conv, Embedding or recurrent weight.
 
@@ -45,19 +57,20 @@ class SimulatedModule(nn.Module):
 
     Pruned channels are zeros here, and so is the output of a module that is removed as a whole, so that shapes around it stay: zero
     columns of the consumers make that equal to removal. A router adds `GATE_SHUT` to the logits of removed experts.
-    `kind` is the module's. `input_range` rounds statically quantised inputs. `output_range` rounds the
-    output of a static 8-bit convolution, as its kernel does; None where a normalisation behind it is folded and rounds instead.
+    `kind` is the module's, `owner` the name under which `calls` counts its calls. Each call has its own `ranges`: of its input, where
+    that is quantised statically, and of what its kernel writes, where that is a static 8-bit convolution. A normalisation that is
+    folded into the call rounds in its place what it takes from `unrounded`.
     """
 
-    def __init__(
-        self, source: nn.Module, kind: str, input_range: RangeQuantizer | None, output_range: RangeQuantizer | None, rounding: Rounding
-    ) -> None:
+    def __init__(self, source: nn.Module, kind: str, owner: str, ranges: Sequence[CallRanges], calls: Calls, rounding: Rounding) -> None:
         super().__init__()
         self._source = (source,)  # in a tuple, so that its parameters are not ours
         self.kind = kind
-        self.input_range = input_range
-        self.output_range = output_range
+        self.owner = owner
+        self.ranges = nn.ModuleList(ranges)
+        self.calls = calls
         self.rounding = rounding
+        self.unrounded: list[Unrounded] = []
         self.config = UNTOUCHED
         self.block_size = 0
         self.masks: tuple[Mask | None, Mask | None] = (None, None)
@@ -93,7 +106,7 @@ class SimulatedModule(nn.Module):
     @property
     def rounds_output(self) -> bool:
         """Whether the kernel of this convolution gives 8-bit outputs."""
-        return self.kind == "conv" and self.config.activation_bits == 8 and self.config.static("conv") and self.input_range is not None
+        return self.kind == "conv" and self.config.activation_bits == 8 and self.config.static("conv") and len(self.ranges) > 0
 
     def set_variant(
         self,
@@ -124,14 +137,16 @@ class SimulatedModule(nn.Module):
         """
         device, bias = factors[0].device, self.stored_bias
         self.trained = nn.ParameterList(
-            nn.Parameter(_starting_point(factor.detach(), stored)) for factor, stored in zip(factors, self.stored, strict=True)
+            nn.Parameter(starting_point(factor.detach(), stored)) for factor, stored in zip(factors, self.stored, strict=True)
         )
         self.trained_steps = nn.ParameterList(
             nn.Parameter(torch.ones((0,) if stored.scale is None else stored.scale.shape, device=device)) for stored in self.stored
         )
         self.trained_bias = None if bias is None else nn.Parameter(bias.detach().clone().to(device))
-        if self.input_range is not None and self.config.activation_bits == 8 and self.config.static(self.kind):
-            self.input_range.learn()
+        if self.config.activation_bits == 8 and self.config.static(self.kind):
+            for call in self.ranges:
+                assert isinstance(call, CallRanges)
+                call.read.learn()
 
     def trained_variant(self) -> Variant:
         """What was trained, at the bits and scales that training left."""
@@ -207,38 +222,36 @@ class SimulatedModule(nn.Module):
         assert self.trained_steps is not None
         full = []
         for i, (master, steps, stored) in enumerate(zip(self.trained, self.trained_steps, self.stored, strict=True)):
-            seen = master if stored.scale is None else _quantised(master, steps, stored)
+            seen = master if stored.scale is None else quantised(master, steps, stored)
             seen = seen if stored.kept is None else seen * stored.kept.to(seen.device)
             full.append(_scatter(seen, *self._factor_masks(i), self._factor_shape(i)))
         return full
 
-    def _rounded(self, x: Tensor, i: int) -> Tensor:
+    def _rounded(self, x: Tensor, i: int, ranges: CallRanges | None) -> Tensor:
         """The input of factor i as its kernel sees it."""
         bits = self.config.activation_bits
         if bits == 32:
             return blockwise(x, self.block_size) if self.block_size else x
-        if i == 0 and self.config.static(self.kind) and self.input_range is not None:
-            rounded: Tensor = self.input_range(x, bits)
+        if i == 0 and self.config.static(self.kind) and ranges is not None:
+            rounded: Tensor = ranges.read(x, bits)
             return rounded
         # What lies between two factors has no calibrated range.
         return dynamic(x) if bits == 8 else x
 
-    def bias_error(self, bias: Tensor, gain: Tensor | None = None) -> Tensor:
-        """(channels,) what an integer convolution adds to its outputs since its bias is a multiple of the products' scale.
-
-        gain (channels,) of a normalisation that is folded in, whose shift is then part of `bias`.
-        """
-        assert self.input_range is not None
+    def _scale_of_products(self, weight: Tensor, read: RangeQuantizer) -> Tensor:
+        """(channels,) what one step of an integer convolution's sums stands for; 0 where no weight is left."""
         (stored,) = self.stored
         assert stored.scale is not None
-        rows = stored.scale.to(bias.device).flatten().expand(len(stored.values))
-        scale = _scatter(rows, self.masks[0], None, (len(bias),)) * self.input_range.at.scale
-        scale = scale if gain is None else scale * gain.abs()
-        exact = bias / scale.clamp_min(1e-30)
-        return torch.where(scale > 0, (exact.round() - exact) * scale, 0.0).detach()
+        rows = stored.scale.to(weight.device).flatten().expand(len(stored.values))
+        scale = _scatter(rows, self.masks[0], None, (len(weight),)) * read.at.scale
+        return torch.where(weight.detach().flatten(1).any(1), scale, 0.0)
 
     def forward(self, x: Tensor) -> Tensor:
         """As the source module."""
+        at = self.calls.next(self.owner, len(self.ranges))
+        ranges: Any = None if at is None else self.ranges[at]
+        if at == 0:
+            self.unrounded.clear()  # of a pass that was given up
         if self.integers is not None and self.trained is None and not torch.is_grad_enabled() and worth_integers(x, self.integers[0]):
             product = self._product_of_integers(x)
             if product is not None:
@@ -250,46 +263,36 @@ class SimulatedModule(nn.Module):
         if isinstance(source, nn.Embedding):
             rows = F.embedding(x, factors[-1], source.padding_idx, source.max_norm, source.norm_type)
             return rows if len(factors) == 1 else rows @ factors[0]
-        last, rounds = len(factors) - 1, self.output_range is not None and self.rounds_output
+        if ranges is not None and self.rounds_output:
+            return self._integer_convolution(x, factors[0], ranges)
+        last = len(factors) - 1
         geometry = [] if isinstance(source, nn.Linear) else geometry_of(source, [factor.shape[2:] for factor in factors])
         for i, factor in enumerate(factors):
-            x = self._rounded(x, i)
+            x = self._rounded(x, i, ranges)
             bias = self.bias if i == last else None
-            if rounds and bias is not None:
-                bias = bias + self.bias_error(bias)
             if isinstance(source, nn.Linear):
                 x = F.linear(x, factor, bias)
             elif last == 0:
                 x = source._conv_forward(x, factor, bias)
             else:
                 x = convolve(source, x, factor, bias, geometry[i], first=i == 0)
-        result: Tensor = x if self.gate is None else x + self.gate
-        return self.output_range(result) if rounds and self.output_range is not None else result
+        return x if self.gate is None else x + self.gate
+
+    def _integer_convolution(self, x: Tensor, weight: Tensor, ranges: CallRanges) -> Tensor:
+        """A static 8-bit convolution, whose bias is a multiple of its products' scale and whose kernel writes 8 bits."""
+        source: Any = self._source[0]
+        scale, bias, written = self._scale_of_products(weight, ranges.read), self.bias, ranges.written
+        assert written is not None
+        if not ranges.folded and bias is not None:
+            bias = bias + bias_error(bias, scale, written.at.scale)
+        result: Tensor = source._conv_forward(ranges.read(x), weight, bias)
+        if ranges.folded:
+            self.unrounded.append(Unrounded(result, scale, bias, written))
+            return result
+        rounded: Tensor = written(result)
+        return rounded
 
 
 def gate_shift(experts: Mask) -> NDArray[np.float32]:
     """(experts,) what is added to a router's logits."""
     return np.where(experts, np.float32(0), np.float32(GATE_SHUT))
-
-
-def _starting_point(weight: Tensor, stored: StoredTensor) -> Tensor:
-    """Where the training of a stored weight starts: where zeros were chosen, from what the kept elements became."""
-    return _inside_cell(weight if stored.kept is None else stored.dequantized().to(weight.device), stored)
-
-
-def _inside_cell(weight: Tensor, stored: StoredTensor) -> Tensor:
-    """The point nearest to `weight` that rounds to the stored integers."""
-    if stored.scale is None:
-        return weight.clone()
-    grid = grid_of(stored, weight.shape)
-    point, reach = grid.point(stored.values.float()).to(weight.device), 0.49 * grid.step.to(weight.device)
-    return torch.maximum(torch.minimum(weight, point + reach), point - reach)
-
-
-def _quantised(master: Tensor, steps: Tensor, stored: StoredTensor) -> Tensor:
-    """The trained weight at its bits, with gradients to the weight and to the steps."""
-    assert stored.scale is not None
-    scale = stored.steps(stored.scale.to(master.device) * steps.clamp_min(LEAST_FACTOR)).unsqueeze(-1)
-    zero = torch.zeros_like(scale) if stored.zero_point is None else stored.zero_point.to(master.device).float().unsqueeze(-1)
-    bounds = quant_bounds(stored.weight_bits, stored.zero_point is None)
-    return from_blocks(learned_step(to_blocks(master, stored.group_size), scale, zero, *bounds), master.shape)

@@ -12,8 +12,10 @@ from torch import Tensor, nn
 
 from autocompress.candidate import Candidate, ModuleConfig
 from autocompress.compress.activation import ActivationRange, RangeQuantizer
+from autocompress.compress.calls import Call, CallRanges, Calls
 from autocompress.compress.importance import side_dimension
 from autocompress.compress.integer import Rounding
+from autocompress.compress.integer_bias import bias_error
 from autocompress.compress.library import Variant, VariantLibrary, variant_from_tensors, variant_to_tensors
 from autocompress.compress.prune import Masks, Pruner
 from autocompress.compress.simulate import SimulatedModule
@@ -31,16 +33,18 @@ class ActivationPlan:
 
     Attributes:
         ranges: calibrated range by tensor of the graph.
-        inputs: the tensor that each linear or convolutional module reads.
-        outputs: for each convolution, (module whose output its integer kernel rounds: itself or the normalisation folded into
-            it, tensor).
+        calls: the calls of each linear or convolutional module, in their order.
         rounds_blocks: whether a module under a config runs on a weight-only kernel that rounds inputs to 8 bits per block.
     """
 
     ranges: Mapping[str, ActivationRange] = field(default_factory=dict)
-    inputs: Mapping[str, str] = field(default_factory=dict)
-    outputs: Mapping[str, tuple[str, str]] = field(default_factory=dict)
+    calls: Mapping[str, tuple[Call, ...]] = field(default_factory=dict)
     rounds_blocks: Callable[[CompressibleModule, ModuleConfig], bool] = _never
+
+    @property
+    def inputs(self) -> dict[str, str]:
+        """The tensor that each module reads in its first call."""
+        return {owner: calls[0].reads for owner, calls in self.calls.items()}
 
 
 @dataclass(frozen=True)
@@ -91,6 +95,27 @@ class Trained:
         return cls(variants, others, ranges, Masks(kept))
 
 
+@dataclass(frozen=True)
+class FoldedNorm:
+    """A hook behind a normalisation: where one of `convolutions` has it folded in, its output is what the integer kernel rounds."""
+
+    convolutions: tuple[SimulatedModule, ...]
+
+    def __call__(self, norm: Any, args: tuple[Any, ...], named: Mapping[str, Any], output: Tensor) -> Tensor:
+        """Round `output`; unchanged where what the normalisation reads is not from an integer convolution."""
+        read = args[0] if args else named["input"]
+        waiting = [(c, found) for c in self.convolutions for found in c.unrounded if found.output is read]
+        if not waiting:
+            return output
+        convolution, found = waiting[-1]
+        convolution.unrounded.remove(found)
+        gain = (norm.running_var + norm.eps).rsqrt() * (1.0 if norm.weight is None else norm.weight)
+        shift = ((0.0 if found.bias is None else found.bias) - norm.running_mean) * gain + (0.0 if norm.bias is None else norm.bias)
+        error = bias_error(shift, found.scale * gain.abs(), found.quantizer.at.scale)
+        rounded: Tensor = found.quantizer(output + error.view(-1, *[1] * (output.dim() - 2)))
+        return rounded
+
+
 class SimulatedModel:
     """A copy of `teacher` whose compressible modules are `SimulatedModule`s, with one range quantizer per tensor."""
 
@@ -99,33 +124,21 @@ class SimulatedModel:
         self.quantizers = {tensor: RangeQuantizer(at) for tensor, at in plan.ranges.items()}
         self.base_ranges = dict(plan.ranges)
         self.owners = {name: owner for name, (_, owner) in kinds.items()}
-        self.model, rounding = copy.deepcopy(teacher).eval(), Rounding()
+        self.model, rounding, order = copy.deepcopy(teacher).eval(), Rounding(), Calls()
+        self.model.register_forward_pre_hook(order.restart)
         self.simulated: dict[str, SimulatedModule] = {}
+        folded: dict[str, list[SimulatedModule]] = {}
         for name, (kind, owner) in kinds.items():
-            read = self.quantizers.get(plan.inputs.get(owner, ""))
-            rounded, tensor = plan.outputs.get(owner, (owner, ""))
-            made = self.quantizers.get(tensor)
-            self.simulated[name] = SimulatedModule(teacher.get_submodule(name), kind, read, made if rounded == owner else None, rounding)
+            calls = plan.calls.get(owner, ())
+            ranges = [CallRanges(self.quantizers[c.reads], self.quantizers.get(c.writes), c.norm != "") for c in calls]
+            self.simulated[name] = SimulatedModule(teacher.get_submodule(name), kind, owner, ranges, order, rounding)
             parent, _, child = name.rpartition(".")
             setattr(self.model.get_submodule(parent), child, self.simulated[name])
-            if rounded != owner and made is not None:
-                self._round_behind(rounded, self.simulated[name], made)
+            for norm in dict.fromkeys(call.norm for call in calls if call.norm):
+                folded.setdefault(norm, []).append(self.simulated[name])
+        for norm, convolutions in folded.items():
+            self.model.get_submodule(norm).register_forward_hook(FoldedNorm(tuple(convolutions)), with_kwargs=True)
         self.state = {name: value.clone() for name, value in self.model.state_dict().items()}
-
-    def _round_behind(self, norm: str, convolution: SimulatedModule, quantizer: RangeQuantizer) -> None:
-        """The normalisation is folded into the convolution, so its output is what the integer kernel rounds."""
-
-        def hook(module: Any, inputs: Any, output: Tensor) -> Tensor:
-            if not convolution.rounds_output:
-                return output
-            gain = (module.running_var + module.eps).rsqrt() * (1.0 if module.weight is None else module.weight)
-            bias = 0.0 if convolution.bias is None else convolution.bias
-            shift = (bias - module.running_mean) * gain + (0.0 if module.bias is None else module.bias)
-            error = convolution.bias_error(shift, gain).view(-1, *[1] * (output.dim() - 2))
-            rounded: Tensor = quantizer(output + error)
-            return rounded
-
-        self.model.get_submodule(norm).register_forward_hook(hook)
 
     def set_variant(self, name: str, owner: str, variant: Variant, config: ModuleConfig, masks: Masks, block_size: int) -> None:
         """Compute with `variant` in module `name`, compressed as `owner`."""

@@ -14,6 +14,7 @@ from torch.utils.checkpoint import checkpoint as recomputed
 
 from autocompress.batches import Inputs, seed_all, take_samples, target_to_device, to_device
 from autocompress.compress.activation import RangeQuantizer
+from autocompress.compress.calls import Calls
 from autocompress.compress.generate import check_causal
 from autocompress.compress.simulate import SimulatedModule
 from autocompress.compress.teacher import Teacher
@@ -94,11 +95,12 @@ def stream(task: Task, seed: int, skip: int) -> Iterator[tuple[Inputs, Any]]:
 @contextlib.contextmanager
 def recomputing(model: nn.Module, wanted: bool) -> Iterator[None]:
     """Inside the block every repeated block of `model` keeps its inputs only and is computed again in the backward pass."""
+    calls = next((module.calls for module in model.modules() if isinstance(module, SimulatedModule)), Calls())
     lists = {name: module for name, module in model.named_modules() if isinstance(module, nn.ModuleList)} if wanted else {}
     outermost = [found for name, found in lists.items() if not any(name.startswith(f"{other}.") for other in lists)]
     blocks = [block for found in outermost for block in found]
     for block in blocks:
-        block.forward = partial(recomputed, block.forward, use_reentrant=False)
+        block.forward = partial(recomputed, block.forward, use_reentrant=False, context_fn=calls.recomputing)
     try:
         yield
     finally:

@@ -23,7 +23,7 @@ from autocompress.files import disk_error, write_atomic
 from autocompress.results import LATENCY_WORDS, MODEL_FILE, NOTES_FILE, RECIPE_FILE, WEIGHTS_FILE, FrontPoint, Measurement
 from autocompress.targets.device.sessions import SessionSettings
 
-RECIPE_FORMAT = 2
+RECIPE_FORMAT = 3
 
 
 def write_model(folder: Path, proto: ModelProto) -> int:
@@ -58,12 +58,10 @@ def write_recipe(
     modules = {}
     for name, module in stitcher.simulated.items():
         owner = stitcher.owners[name]
-        rounded, tensor = builder.plan.outputs.get(owner, (owner, ""))
         modules[name] = {
             "kind": module.kind,
             "owner": owner,
-            "reads": builder.plan.inputs.get(owner, ""),
-            "rounds": [rounded, tensor],
+            "calls": [asdict(call) for call in builder.plan.calls.get(owner, ())],
             "block_size": module.block_size,
         }
     ranges = {name: {"scale": r.scale, "zero_point": r.zero_point, "low": r.low, "high": r.high} for name, r in recipe.ranges.items()}

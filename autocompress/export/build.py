@@ -16,6 +16,7 @@ from autocompress.batches import Inputs, batch_size, take_samples
 from autocompress.candidate import Candidate, ModuleConfig
 from autocompress.channels import ChannelGroup
 from autocompress.compress.activation import ActivationRange
+from autocompress.compress.calls import Call
 from autocompress.compress.evidence import Evidence, task_losses
 from autocompress.compress.library import LIBRARY_BYTES, Variant, VariantLibrary
 from autocompress.compress.prune import Masks, Pruner
@@ -24,6 +25,7 @@ from autocompress.compress.statistics import CALIBRATION_SAMPLES, collect_statis
 from autocompress.compress.stitch import ActivationPlan, Stitcher, Trained
 from autocompress.export.blank import blank_variant
 from autocompress.export.calibrate import calibrate
+from autocompress.export.called import as_called
 from autocompress.export.float_cache import exported
 from autocompress.export.lower import LoweredModel, find_norms, lower
 from autocompress.export.operators import gather_block
@@ -81,15 +83,12 @@ class Builder:
     @cached_property
     def plan(self) -> ActivationPlan:
         """What the simulation must know of the graph."""
-        inputs, outputs = {}, {}
-        for owner, (site, *more) in self.lowered.sites.items():
-            if site.input in self.ranges:
-                inputs[owner] = site.input
-            if site.kind == "conv":
-                norm = next((n for n in map(self.lowered.producer.get, site.tail) if n and n.op_type == "BatchNormalization"), None)
-                if norm is None or not more:
-                    outputs[owner] = (norm.input[3].rpartition(".")[0] if norm else owner, site.output)
-        return ActivationPlan(self.ranges, inputs, outputs, self.rounds_blocks)
+        calls = {
+            owner: tuple(Call(site.input, site.output if site.kind == "conv" else "", self.lowered.norm(site)) for site in sites)
+            for owner, sites in self.lowered.sites.items()
+            if sites[0].kind in ("linear", "conv")
+        }
+        return ActivationPlan(self.ranges, calls, self.rounds_blocks)
 
     def library(
         self, folder: Path | None = None, memory_bytes: int = LIBRARY_BYTES, forms: Mapping[str, IntegerForm] | None = None
@@ -252,7 +251,7 @@ def prepare(
     `activation_range` is how static ranges are chosen (as `ModuleConfig.weight_range`); folder `graphs` keeps exported graphs.
     """
     teacher, outputs = plain_model(task.model, task.example_inputs), tuple(task.output_weights or ())
-    lowered = lower(teacher, task.example_inputs, module_map, outputs, graphs)
+    lowered = as_called(lower(teacher, task.example_inputs, module_map, outputs, graphs), teacher, module_map, task.example_inputs)
     module_map = module_map.restricted_to(lowered.sites)
     module_map = replace(module_map, norms=find_norms(lowered, module_map))
     samples = [inputs for inputs, _ in take_samples(task.calibration_batches(), CALIBRATION_SAMPLES)]

@@ -45,15 +45,4 @@ def calibrate(lowered: LoweredModel, batches: Iterable[Inputs], static_batch: in
                 observer.see(torch.from_numpy(np.ascontiguousarray(values[name], dtype=np.float32)))
             except ValueError as error:
                 raise NotComputableError(f"calibration: tensor {name}: {error}; check the calibration data") from error
-    return _shared({name: observer.range(method) for name, observer in names.items()}, lowered)
-
-
-def _shared(ranges: dict[str, ActivationRange], lowered: LoweredModel) -> dict[str, ActivationRange]:
-    """The same ranges, but a module that is called several times has one for all its calls, as its simulation has."""
-    for sites in lowered.sites.values():
-        for names in ({site.input for site in sites}, {site.output for site in sites}):
-            calls = [ranges[name] for name in sorted(names) if name in ranges]
-            if len(calls) > 1:
-                whole = ActivationRange.spanning(min(r.low for r in calls), max(r.high for r in calls))
-                ranges.update(dict.fromkeys(names & set(ranges), whole))
-    return ranges
+    return {name: observer.range(method) for name, observer in names.items()}

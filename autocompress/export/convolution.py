@@ -9,11 +9,13 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from onnx import TensorProto, helper
+from torch import Tensor
 
 from autocompress.candidate import ModuleConfig
+from autocompress.compress.integer_bias import covering_scale
 from autocompress.compress.library import Variant
 from autocompress.compress.low_rank import carriers
-from autocompress.compress.quantize import StoredTensor
+from autocompress.compress.quantize import StoredTensor, grid_of
 from autocompress.export.graph import GraphBuilder
 from autocompress.export.lower import Site
 from autocompress.export.pack import float_weight, int8_weight
@@ -105,18 +107,22 @@ def _dynamic(graph: GraphBuilder, site: Site, stored: StoredTensor, bias: Array 
 
 @dataclass(frozen=True)
 class _Folded:
-    """A convolution with its batch normalisation folded in."""
+    """A batch normalisation folded into a convolution, float64 by output channel.
 
-    stored: StoredTensor
-    scale: NDArray[np.float64]
-    shift: NDArray[np.float64]
+    The integers of the weights are multiplied by `factor`: -1 for negative gains, and nearer to 0 where the bias needs a larger scale.
+    """
+
+    factor: Tensor
+    scale: Tensor
+    shift: Tensor
     relu: bool
 
 
 def _fold(graph: GraphBuilder, site: Site, stored: StoredTensor, bias: Array | None) -> _Folded:
-    scale = _row_scales(stored)
-    shift: NDArray[np.float64] = np.zeros(len(stored.values)) if bias is None else bias.astype(np.float64)
-    relu = False
+    scale, relu = _row_scales(stored), False
+    scale[~stored.dequantized().flatten(1).any(1).numpy()] = 0.0  # a filter without weights leaves its bias the scale
+    shift = np.zeros(len(scale)) if bias is None else bias.astype(np.float64)
+    sign = np.ones(len(scale))
     for output in site.tail:
         node = graph.lowered.producer[output]
         relu = relu or node.op_type == "Relu"  # a Clip is what the range of the output does
@@ -124,44 +130,67 @@ def _fold(graph: GraphBuilder, site: Site, stored: StoredTensor, bias: Array | N
             gamma, beta, mean, variance = (graph.array(n).astype(np.float64) for n in node.input[1:5])
             epsilon = next((a.f for a in node.attribute if a.name == "epsilon"), 1e-5)
             gain = gamma / np.sqrt(variance + epsilon)
-            stored = _negated(stored, gain < 0)
+            sign = np.where(gain < 0, -1.0, 1.0)
             scale, shift = scale * np.abs(gain), (shift - mean) * gain + beta
-    return _Folded(stored, np.maximum(scale, 1e-12), shift, relu)
+    exact, bias_shift = torch.from_numpy(scale), torch.from_numpy(shift)
+    step = graph.ranges[site.input].scale
+    covering = covering_scale(exact * step, bias_shift, graph.ranges[site.output].scale) / step
+    larger = covering > exact * (1 + 1e-9)
+    factor = torch.from_numpy(sign) * torch.where(larger, exact / covering, 1.0)
+    return _Folded(factor, torch.where(larger, covering, exact), bias_shift, relu)
 
 
-def _negated(stored: StoredTensor, rows: NDArray[np.bool_]) -> StoredTensor:
-    """The weights of `rows` with the other sign: -(q - z) = (-q - 1) - (-z - 1) keeps asymmetric integers in range."""
-    if not rows.any():
-        return stored
-    sign = torch.from_numpy(np.where(rows, -1, 1).astype(np.int8))
-    if stored.zero_point is None:
-        return replace(stored, values=stored.values * sign.view(-1, *[1] * (stored.values.dim() - 1)))
-    if len(stored.zero_point) == 1:  # per tensor: every row gets its own zero point
-        stored = replace(stored, zero_point=stored.zero_point.expand(len(rows), 1).clone(), group_size=0)
-    assert stored.zero_point is not None
-    offset = torch.from_numpy(np.where(rows, -1, 0).astype(np.int8))
+def _multiplied(stored: StoredTensor, factor: Tensor) -> StoredTensor:
+    """The integers of each row times its `factor` (rows,) in [-1, 1].
+
+    The sign changes by -(q - z) = (-q - 1) - (-z - 1), which keeps asymmetric integers in range.
+    """
     shape = (-1, *[1] * (stored.values.dim() - 1))
-    values = stored.values * sign.view(shape) + offset.view(shape)
-    return replace(stored, values=values, zero_point=stored.zero_point * sign[:, None] + offset[:, None])
+    negative = factor.signbit()  # of zeros too: the file has its size whatever the weights
+    if negative.any() and stored.zero_point is not None and len(stored.zero_point) == 1:  # every row gets its own zero point
+        stored = replace(stored, zero_point=stored.zero_point.expand(len(factor), 1).clone(), group_size=0)
+    if negative.any():
+        sign, offset = torch.where(negative, -1, 1).to(torch.int8), torch.where(negative, -1, 0).to(torch.int8)
+        zero = stored.zero_point
+        if zero is None:
+            stored = replace(stored, values=stored.values * sign.view(shape))
+        else:
+            values = stored.values * sign.view(shape) + offset.view(shape)
+            stored = replace(stored, values=values, zero_point=zero * sign[:, None] + offset[:, None])
+    if bool((factor.abs() == 1).all()):
+        return stored
+    center = grid_of(stored, stored.values.shape).zero_point
+    values = center + ((stored.values - center) * factor.abs().float().view(shape)).round()
+    return replace(stored, values=values.to(torch.int8))
+
+
+def _shared_weight(graph: GraphBuilder, site: Site, stored: StoredTensor, factor: Tensor, call: str) -> str:
+    """The integers that all calls share, times the `factor` of this one, in operators that the runtime folds."""
+    weight = graph.add("Cast", [int8_weight(graph, f"{site.owner}.weight/conv", stored)], f"{call}x", to=TensorProto.FLOAT)
+    shape = (-1, *[1] * (stored.values.dim() - 1))
+    rows = graph.constant(f"{call}m", factor.numpy().astype(np.float32).reshape(shape))
+    rounded = graph.add("Round", [graph.add("Mul", [weight, rows], f"{call}y")], f"{call}z")
+    return graph.add("Cast", [rounded], f"{call}q", to=TensorProto.INT8)
 
 
 def _static(graph: GraphBuilder, site: Site, stored: StoredTensor, bias: Array | None, attributes: dict[str, Any]) -> None:
     folded = _fold(graph, site, stored, bias)
-    rows = len(folded.stored.values)
+    rows, scale = len(folded.scale), folded.scale.numpy()
     # Each call has its own batch normalisation and bias scale folded in.
     call = graph.short(f"{site.node.output[0]}/call")
     source = graph.rounded(site.input)
-    weight = int8_weight(graph, f"{site.node.output[0]}/weight", folded.stored)
-    scale_name = graph.constant(f"{call}s", folded.scale.astype(np.float32))
+    if len(graph.lowered.sites[site.owner]) > 1:
+        weight = _shared_weight(graph, site, stored, folded.factor, call)
+    else:
+        weight = int8_weight(graph, f"{site.node.output[0]}/weight", _multiplied(stored, folded.factor))
+    scale_name = graph.constant(f"{call}s", scale.astype(np.float32))
     zero = graph.shared(f"int8zeros{rows}", np.zeros(rows, np.int8))
     dequantised = graph.add("DequantizeLinear", [weight, scale_name, zero], f"{call}w", axis=0)
     # The kernel adds an int32 bias at the scale of its products.
-    bias_scale = (folded.scale * graph.ranges[site.input].scale).astype(np.float32)
-    limit = 2.0**31 - 1
-    rounded = np.clip(np.round(folded.shift / bias_scale), -limit, limit).astype(np.int32)
+    bias_scale = scale * graph.ranges[site.input].scale
     bias_inputs = [
-        graph.constant(f"{call}B", rounded),
-        graph.constant(f"{call}t", bias_scale),
+        graph.constant(f"{call}B", np.round(folded.shift.numpy() / bias_scale).astype(np.int32)),
+        graph.constant(f"{call}t", bias_scale.astype(np.float32)),
         graph.shared(f"zeros{rows}", np.zeros(rows, np.int32)),
     ]
     added = graph.add("DequantizeLinear", bias_inputs, f"{call}b", axis=0)

@@ -64,6 +64,11 @@ class LoweredModel:
         del found.graph.initializer[:]
         return found
 
+    def norm(self, site: Site) -> str:
+        """The module of the BatchNormalization that follows a convolution, or ""."""
+        nodes = [self.producer[value] for value in site.tail if value in self.producer]
+        return next((node.input[3].rpartition(".")[0] for node in nodes if node.op_type == "BatchNormalization"), "")
+
     def feed(self, inputs: Inputs) -> dict[str, Any]:
         """numpy feed of one batch."""
         return feed_of(inputs, self.input_names)
@@ -80,6 +85,8 @@ def lower(
     for node in proto.graph.node:
         for value in node.input:
             consumers.setdefault(value, []).append(node)
+    for value in proto.graph.output:  # what leaves the graph has another reader than the node behind it
+        consumers.setdefault(value.name, []).append(helper.make_node("Output", [value.name], []))
     initializers = {tensor.name: tensor for tensor in proto.graph.initializer}
     sites: dict[str, tuple[Site, ...]] = {}
     for module in module_map:
@@ -175,7 +182,7 @@ def _site(
         bias = node.input[2] if len(node.input) > 2 and node.input[2] in initializers else None
         if len(node.input) > 2 and bias is None:
             return None
-        return Site(owner, owner, "conv", node, node.input[0], value, bias, (), tuple(tail))
+        return Site(named(bias, owner), owner, "conv", node, node.input[0], value, bias, (), tuple(tail))
     return None
 
 

@@ -16,6 +16,7 @@ from torch import Tensor, nn
 
 from autocompress.candidate import Candidate, Distillation
 from autocompress.compress.activation import ActivationRange
+from autocompress.compress.calls import Call
 from autocompress.compress.recover import recover
 from autocompress.compress.stitch import ActivationPlan, SimulatedModel, Stitcher, Trained
 from autocompress.compress.student import taught
@@ -43,11 +44,7 @@ def load_module(folder: Path, model: nn.Module) -> nn.Module:
     stored = Trained.from_tensors(tensors)
     ranges = {name: ActivationRange(**at) for name, at in recipe["activation_ranges"].items()}
     modules = recipe["modules"]
-    plan = ActivationPlan(
-        ranges,
-        {entry["owner"]: entry["reads"] for entry in modules.values()},
-        {entry["owner"]: (entry["rounds"][0], entry["rounds"][1]) for entry in modules.values()},
-    )
+    plan = ActivationPlan(ranges, {entry["owner"]: tuple(Call(**call) for call in entry["calls"]) for entry in modules.values()})
     try:
         kinds = {name: (entry["kind"], entry["owner"]) for name, entry in modules.items()}
         simulated = SimulatedModel(_plain(copy.deepcopy(model).float(), recipe), kinds, plan)
