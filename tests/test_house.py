@@ -14,7 +14,7 @@ LEVELS = [
     {"errors", "pareto", "integer_form"},
     {"candidate", "limits", "batches"},
     {"task", "attention", "recurrent"},
-    {"task_source", "split", "channels"},
+    {"task_source", "split", "channels", "free_shapes"},
     {"structures"},
     {"coupling"},
     {"modules", "results", "files"},
