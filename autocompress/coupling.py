@@ -117,7 +117,7 @@ def _traced(model: nn.Module, inputs: Any) -> tuple[torch_pruning.DependencyGrap
 def _fitting(group: ChannelGroup, model: nn.Module) -> ChannelGroup:
     """The group itself; _Unfollowed where it counts channels that a module does not have, as behind operators that move channels
     into space or time (pixel shuffle)."""
-    for member in group.members:
+    for member in group.members if group.reason is None else ():
         width = _width(model.get_submodule(member.name), member.side)
         fits = len(member.index) == len(member.root) and (
             not len(member.index) or 0 <= member.root.min() <= member.root.max() < group.channels

@@ -281,7 +281,7 @@ def _prunes(builder: Builder, inputs: Inputs, groups: list[ChannelGroup], names:
         outputs = open_session(proto.SerializeToString()).run(None, builder.lowered.feed(inputs))
     except Exception:
         return False  # PyTorch or ONNX Runtime refuses it: shapes do not fit any more
-    expected = [tensor.numpy() for _, tensor in ordered_outputs(result, names)]
+    expected = [output.tensor.numpy() for output in ordered_outputs(result, names)]
     return all(close(found, wanted) for found, wanted in zip(outputs, expected, strict=False))
 
 

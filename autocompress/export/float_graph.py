@@ -14,11 +14,10 @@ from torch import nn
 from autocompress.batches import Inputs, input_tensors, map_inputs
 from autocompress.errors import ExportError
 from autocompress.export.clean import cleaned, named
-from autocompress.export.same import Differs, Symbols, check_same, expression_of
+from autocompress.export.same import Differs, Symbols, check_same
 from autocompress.export.subgraphs import rename_values, unused, value_names
-from autocompress.export.trace import INSIDE, Traced, cause_of, ordered_outputs, trace
+from autocompress.export.trace import INSIDE, Traced, cause_of, expression_of, ordered_outputs, recurrent_layers, trace
 from autocompress.free_shapes import FreeDimension, argument_names, default_dimensions
-from autocompress.recurrent import SplitRecurrent
 from autocompress.structures import head_counts
 from autocompress.targets.runtime import EXAMPLE
 from autocompress.task import run_model
@@ -61,7 +60,9 @@ def export_float(
         open_ones = [dimension for dimension in asked if dimension not in fixed]
         try:
             traced = trace(model, inputs, names, open_ones, further)
-            fixed.update((d, _constant_words(d, inputs, model)) for d in open_ones if expression_of(traced, d) is None)
+            fixed.update(
+                (d, _constant_words(d, inputs, model)) for d in open_ones if expression_of(traced.shapes[d.position][d.dimension]) is None
+            )
             proto, words = _agreeing(traced, model, inputs, names, open_ones, further)
             break
         except Differs as error:
@@ -117,7 +118,7 @@ def _copy(proto: ModelProto) -> ModelProto:
 
 def _constant_words(dimension: FreeDimension, inputs: Inputs, model: nn.Module) -> str:
     size = input_tensors(inputs)[dimension.position].shape[dimension.dimension]
-    layers = sorted({type(m).__name__ for m in model.modules() if isinstance(m, (nn.RNNBase, SplitRecurrent))})
+    layers = recurrent_layers(model)
     return f"the traced program needs exactly {size}" + (f" ({', '.join(layers)} in the model)" if layers else "")
 
 

@@ -13,7 +13,7 @@ from onnx import ModelProto
 from torch import Tensor, nn
 
 from autocompress.batches import Inputs, feed_of, input_tensors, map_inputs
-from autocompress.export.trace import Traced, ordered_outputs
+from autocompress.export.trace import Traced, expression_of, ordered_outputs
 from autocompress.free_shapes import FreeDimension
 from autocompress.targets.device.sessions import open_session
 from autocompress.task import run_model
@@ -56,7 +56,7 @@ class Symbols:
         sizes: dict[Any, int] = {}
         seen: dict[Any, tuple[int, ...]] = {}
         for dimension in free:
-            expression = expression_of(traced, dimension)
+            expression = expression_of(traced.shapes[dimension.position][dimension.dimension])
             if expression is not None and expression.is_Symbol:
                 names.setdefault(expression, dimension.name)
                 sizes.setdefault(expression, input_tensors(inputs)[dimension.position].shape[dimension.dimension])
@@ -84,7 +84,7 @@ class Symbols:
 
         def fitted(tensor: Tensor) -> Tensor:
             for d, size in enumerate(next(shapes)):
-                expression = None if isinstance(size, int) else size.node.expr
+                expression = expression_of(size)
                 if expression is not None and expression.free_symbols <= whole.keys():
                     tensor = tensor.index_select(d, torch.arange(int(expression.subs(whole))) % tensor.shape[d])
             if tensor.dim() > 1 and tensor.dtype != torch.bool:
@@ -92,12 +92,6 @@ class Symbols:
             return tensor
 
         return map_inputs(inputs, fitted)
-
-
-def expression_of(traced: Traced, dimension: FreeDimension) -> Any:
-    """What a dimension is in the traced program: an expression of symbols, or None for a constant."""
-    size = traced.shapes[dimension.position][dimension.dimension]
-    return None if isinstance(size, int) or size.node.expr.is_number else size.node.expr
 
 
 def check_same(proto: ModelProto, model: nn.Module, inputs: Inputs, symbols: Symbols, names: Sequence[str], further: bool) -> None:
@@ -139,7 +133,7 @@ def check_same(proto: ModelProto, model: nn.Module, inputs: Inputs, symbols: Sym
 def _outputs(model: nn.Module, inputs: Inputs, names: Sequence[str], further: bool) -> list[NDArray[Any]]:
     with torch.no_grad():
         result = run_model(model, map_inputs(inputs, lambda tensor: tensor.clone()))
-    return [tensor.detach().cpu().numpy() for _, tensor in ordered_outputs(result, names, further)]
+    return [output.tensor.detach().cpu().numpy() for output in ordered_outputs(result, names, further)]
 
 
 def close(value: NDArray[Any], expected: NDArray[Any]) -> bool:

@@ -7,9 +7,9 @@ import io
 import logging
 import traceback
 import warnings
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
+from pathlib import Path as File
 from typing import Any
 
 import torch
@@ -18,8 +18,10 @@ from torch import Tensor, nn
 
 from autocompress.batches import Inputs, input_tensors, map_inputs
 from autocompress.free_shapes import FreeDimension
+from autocompress.recurrent import SplitRecurrent
 from autocompress.task import named_outputs, primary_output, run_model
 
+Path = tuple[tuple[bool, Any], ...]  # (whether it is an attribute, key, position or attribute), step by step
 OPSET = 21  # the first with 4-bit integers in DequantizeLinear and Cast
 INSIDE = "model."  # before the names of parameters in the exporter's graph, so that none of its own names is like them
 
@@ -42,48 +44,67 @@ class Traced:
 class _ByPosition(nn.Module):
     """The model as a function of a tuple of tensors that returns a tuple of tensors."""
 
-    def __init__(self, model: nn.Module, like: Inputs, outputs_of: Callable[[Any], tuple[Tensor, ...]]) -> None:
+    def __init__(self, model: nn.Module, like: Inputs, paths: Sequence[Path]) -> None:
         super().__init__()
         self.model = model
-        self.like, self.outputs_of = like, outputs_of
+        self.like, self.paths = like, tuple(paths)
 
     def forward(self, tensors: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
-        left = iter(tensors)
-        return self.outputs_of(run_model(self.model, map_inputs(self.like, lambda _: next(left))))
+        if isinstance(self.like, Tensor):
+            result = self.model(tensors[0])
+        elif isinstance(self.like, Mapping):
+            result = self.model(**dict(zip(self.like, tensors, strict=True)))
+        else:
+            result = self.model(*tensors)
+        return tuple([_follow(result, path) for path in self.paths])
 
 
-def ordered_outputs(result: Any, names: Sequence[str] = (), further: bool = True) -> list[tuple[str, Tensor]]:
-    """(name, tensor) of what a model returned: the primary output, the others of `names`, then (if `further`) all that is left.
+@dataclass(frozen=True)
+class Output:
+    """A tensor that a model returned, its name, and the way to it through keys, positions and attributes."""
+
+    name: str
+    path: Path
+    tensor: Tensor
+
+
+def ordered_outputs(result: Any, names: Sequence[str] = (), further: bool = True) -> list[Output]:
+    """The tensors that a model returned: the primary output, the others of `names`, then (if `further`) all that is left.
 
     Names are keys, attributes, or "output_1" for positions; what is no tensor has no place in a file.
     """
-    flat = list(_labelled(result, ""))
+    every = list(_leaves(result, "", ()))
     wanted = [primary_output(result)]
     wanted += [tensor for tensor in named_outputs(result, names).values() if tensor is not wanted[0]] if names else []
     places: list[int] = []
     for tensor in wanted:
-        same = [i for i, (_, value) in enumerate(flat) if value is tensor]
+        same = [i for i, output in enumerate(every) if output.tensor is tensor]
         places.append(next((i for i in same if i not in places), same[0]))
-    places += [i for i in range(len(flat)) if i not in places] if further else []
-    return [flat[i] for i in places]
+    places += [i for i in range(len(every)) if i not in places] if further else []
+    return [every[i] for i in places]
 
 
-def _labelled(result: Any, label: str) -> Iterator[tuple[str, Tensor]]:
+def _leaves(result: Any, name: str, path: Path) -> Iterator[Output]:
     if isinstance(result, Tensor):
-        yield label or "output", result
+        yield Output(name or "output", path, result)
         return
+    parts: list[tuple[str, tuple[bool, Any], Any]] = []
     if isinstance(result, Mapping):
-        parts = [(str(key), value) for key, value in result.items()]
+        parts = [(str(key), (False, key), value) for key, value in result.items()]
     elif isinstance(result, (tuple, list)):
         fields = getattr(result, "_fields", None)
-        parts = (
-            list(zip(fields, result, strict=True)) if fields else [(f"{label or 'output'}_{i}", value) for i, value in enumerate(result)]
-        )
-        label = "" if not fields else label
-    else:
-        parts = list(vars(result).items()) if hasattr(result, "__dict__") and not label else []
-    for name, value in parts:
-        yield from _labelled(value, name if not label else f"{label}_{name}")
+        name = name or ("" if fields else "output")
+        parts = [(fields[i] if fields else str(i), (False, i), value) for i, value in enumerate(result)]
+    elif hasattr(result, "__dict__") and not path:
+        parts = [(key, (True, key), value) for key, value in vars(result).items()]
+    for label, step, value in parts:
+        yield from _leaves(value, f"{name}_{label}" if name else label, (*path, step))
+
+
+def _follow(result: Any, path: Path) -> Any:
+    for is_attribute, step in path:
+        result = getattr(result, step) if is_attribute else result[step]
+    return result
 
 
 @contextlib.contextmanager
@@ -109,32 +130,52 @@ def trace(model: nn.Module, inputs: Inputs, names: Sequence[str], free: Sequence
         shapes[i][d] = torch.export.Dim.AUTO
         if traced[i].shape[d] == 1:  # would be taken for a constant
             traced[i] = torch.cat([traced[i], traced[i]], d)
-    labels: tuple[str, ...] = ()
-
-    def outputs_of(result: Any) -> tuple[Tensor, ...]:
-        nonlocal labels
-        labels, tensors = zip(*ordered_outputs(result, names, further), strict=True)
-        return tensors
-
-    wrapped = _ByPosition(model, inputs, outputs_of)
+    with torch.no_grad():
+        outputs = ordered_outputs(run_model(model, map_inputs(inputs, lambda tensor: tensor.clone())), names, further)
+    wrapped = _ByPosition(model, inputs, [output.path for output in outputs])
     dynamic = (tuple(shape or None for shape in shapes),) if free else None
     with _quiet(), torch.no_grad():
         program = _program(wrapped, tuple(traced), dynamic)
         onnx_program = torch.onnx.export(program, (), dynamo=True, optimize=False, verbose=False, opset_version=OPSET)
     assert onnx_program is not None
-    given = set(program.graph_signature.user_inputs)
-    found = tuple(tuple(node.meta["val"].shape) for node in program.graph.nodes if node.op == "placeholder" and node.name in given)
-    return Traced(onnx_program.model_proto, found, labels)
+    return Traced(onnx_program.model_proto, _input_shapes(program), tuple(output.name for output in outputs))
 
 
 def _program(wrapped: nn.Module, tensors: tuple[Tensor, ...], dynamic: Any) -> torch.export.ExportedProgram:
-    try:
-        return torch.export.export(wrapped, (tensors,), dynamic_shapes=dynamic, strict=False)
-    except Exception as error:
+    """The program of `wrapped`, traced through its bytecode where that leaves more open (as behind `len` of a tensor), or works at all."""
+    asked = sum(len(shape or {}) for shape in dynamic[0]) if dynamic else 0
+    problem: Exception | None = None
+    best: tuple[int, torch.export.ExportedProgram] | None = None
+    for strict in (False, True):
         try:
-            return torch.export.export(wrapped, (tensors,), dynamic_shapes=dynamic, strict=True)
-        except Exception:
-            raise error from None
+            program = torch.export.export(wrapped, (tensors,), dynamic_shapes=dynamic, strict=strict)
+        except Exception as error:
+            problem = problem or error
+            continue
+        free = sum(expression_of(size) is not None for shape in _input_shapes(program) for size in shape)
+        if best is None or free > best[0]:
+            best = free, program
+        if free >= asked or recurrent_layers(wrapped):
+            break
+    if best is None:
+        assert problem is not None
+        raise problem
+    return best[1]
+
+
+def recurrent_layers(model: nn.Module) -> list[str]:
+    """Kinds of layers in a model whose length no tracer leaves open."""
+    return sorted({type(module).__name__ for module in model.modules() if isinstance(module, (nn.RNNBase, SplitRecurrent))})
+
+
+def expression_of(size: Any) -> Any:
+    """What a dimension is in a traced program: an expression of symbols, or None for a constant."""
+    return None if isinstance(size, int) or size.node.expr.is_number else size.node.expr
+
+
+def _input_shapes(program: torch.export.ExportedProgram) -> tuple[tuple[Any, ...], ...]:
+    given = set(program.graph_signature.user_inputs)
+    return tuple(tuple(node.meta["val"].shape) for node in program.graph.nodes if node.op == "placeholder" and node.name in given)
 
 
 def cause_of(error: BaseException) -> str:
@@ -152,6 +193,6 @@ def cause_of(error: BaseException) -> str:
 
 def _place(error: BaseException) -> str:
     """The last line of an error's traceback that is neither a library's nor ours."""
-    others = (str(Path(__file__).parents[1]), str(Path(torch.__file__).parents[1]), str(Path(io.__file__).parent), "<")
+    others = (str(File(__file__).parents[1]), str(File(torch.__file__).parents[1]), str(File(io.__file__).parent), "<")
     frames = [f for f in traceback.extract_tb(error.__traceback__) if not f.filename.startswith(others)]
-    return f"{Path(frames[-1].filename).name}:{frames[-1].lineno}" if frames else ""
+    return f"{File(frames[-1].filename).name}:{frames[-1].lineno}" if frames else ""
