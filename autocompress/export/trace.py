@@ -165,7 +165,7 @@ def _program(wrapped: nn.Module, tensors: tuple[Tensor, ...], dynamic: Any) -> t
 
 def recurrent_layers(model: nn.Module) -> list[str]:
     """Kinds of layers in a model whose length no tracer leaves open."""
-    return sorted({type(module).__name__ for module in model.modules() if isinstance(module, (nn.RNNBase, SplitRecurrent))})
+    return sorted({str(module.mode) for module in model.modules() if isinstance(module, (nn.RNNBase, SplitRecurrent))})
 
 
 def expression_of(size: Any) -> Any:
