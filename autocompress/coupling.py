@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import signal
 import threading
+import time
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -29,6 +30,7 @@ from autocompress.structures import (
 )
 
 GROUP_SECONDS = 20.0
+TRACER_SECONDS = 60.0  # for all groups of a model
 COVERED = (nn.Linear, nn.Conv1d, nn.Conv2d, nn.ConvTranspose1d, nn.ConvTranspose2d, nn.modules.batchnorm._BatchNorm)
 
 
@@ -69,33 +71,70 @@ def find_channel_groups(model: nn.Module, example_inputs: Inputs, names: Sequenc
     for parameter in model.parameters():
         parameter.requires_grad_(True)
     inputs: Any = dict(example_inputs) if isinstance(example_inputs, Mapping) else example_inputs
-    graph: Any = None
-    problem = ""
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        try:
-            graph = torch_pruning.DependencyGraph().build_dependency(model, example_inputs=inputs, verbose=False)
-        except Exception as error:  # nothing that it would have found is pruned then, and inspect says why
-            problem = f"torch-pruning cannot trace the model ({type(error).__name__})"
+    deadline = time.monotonic() + TRACER_SECONDS
+    graph, problem = _traced(model, inputs)
     name_of = {module: name for name, module in model.named_modules()}
     produced = {member.name for group in groups for member in group.members if member.side == "out"}
     routers = {group.name for group in mixtures}
     for name in plain:
         if name in produced or name in routers:
             continue
-        if graph is None:
-            group = _alone(model, name, problem)
-        else:
-            try:
-                with _time_limit(GROUP_SECONDS):
-                    group = _group(graph, model.get_submodule(name), name, name_of, model)
-            except Exception as error:
-                group = _alone(model, name, f"torch-pruning cannot follow its channels ({type(error).__name__})")
+        left = deadline - time.monotonic()
+        try:
+            if graph is None:
+                raise _Unfollowed(problem)
+            if left <= 0:
+                raise _Unfollowed(f"not looked at in the {TRACER_SECONDS:.0f} s that the tracer has for all groups")
+            with _time_limit(min(GROUP_SECONDS, left)):
+                group = _fitting(_group(graph, model.get_submodule(name), name, name_of, model), model)
+            group = _with_layers(group, layers)
+        except _Unfollowed as error:
+            group = _with_layers(_alone(model, name, str(error)), layers)
+        except Exception as error:  # whatever torch-pruning does not know leaves its channels whole
+            reason = f"torch-pruning cannot follow its channels ({type(error).__name__})"
+            group = _with_layers(_alone(model, name, reason), layers)
         produced.update(member.name for member in group.members if member.side == "out")
-        groups.append(_with_layers(group, layers))
+        groups.append(group)
     order = {name: i for i, name in enumerate(names)}
     found = sorted((*groups, *mixtures), key=lambda group: order.get(group.name, len(order)))
     return tuple(found)
+
+
+class _Unfollowed(Exception):
+    """Why a group is not prunable."""
+
+
+def _traced(model: nn.Module, inputs: Any) -> tuple[torch_pruning.DependencyGraph | None, str]:
+    """(dependency graph, "") or (None, why there is none): nothing that it would have found is pruned then, and inspect says why."""
+    try:
+        with warnings.catch_warnings(), _time_limit(TRACER_SECONDS):
+            warnings.simplefilter("ignore")
+            return torch_pruning.DependencyGraph().build_dependency(model, example_inputs=inputs, verbose=False), ""
+    except Exception as error:
+        return None, f"torch-pruning cannot trace the model ({type(error).__name__})"
+
+
+def _fitting(group: ChannelGroup, model: nn.Module) -> ChannelGroup:
+    """The group itself; _Unfollowed where it counts channels that a module does not have, as behind operators that move channels
+    into space or time (pixel shuffle)."""
+    for member in group.members if group.reason is None else ():
+        width = _width(model.get_submodule(member.name), member.side)
+        fits = len(member.index) == len(member.root) and (
+            not len(member.index) or 0 <= member.root.min() <= member.root.max() < group.channels
+        )
+        if not fits or (width is not None and len(member.index) and not 0 <= member.index.min() <= member.index.max() < width):
+            raise _Unfollowed(f"torch-pruning counts other channels of {member.name} than it has")
+    return group
+
+
+def _width(module: nn.Module, side: str) -> int | None:
+    """How many channels a module has on one side; None where its weight does not say it."""
+    if isinstance(module, nn.modules.batchnorm._BatchNorm):
+        return module.num_features
+    if isinstance(module, COVERED):
+        names = ("in_features", "in_channels") if side == "in" else ("out_features", "out_channels")
+        return next(value for name in names if isinstance(value := getattr(module, name, None), int))
+    return None
 
 
 @contextmanager

@@ -262,7 +262,7 @@ def _follow_device(module: fx.GraphModule) -> None:
             with graph.inserting_after(node):
                 moved = graph.call_function(_beside, (node, first))
             moved.meta = dict(node.meta)
-            node.replace_all_uses_with(moved, delete_user_cb=lambda user, moved=moved: user is not moved)  # type: ignore[misc]
+            node.replace_all_uses_with(moved, delete_user_cb=lambda user, moved=moved: user is not moved)
 
 
 def _tell_heads(source: nn.Module, place: nn.Module) -> None:

@@ -56,6 +56,8 @@ class Task:
         output_weights: for models of several outputs that recovery trains: weight by key, attribute or position ("0"). Targets are then
             mappings by the same names (one that is missing is distilled without its label), and `loss` gets a mapping of outputs.
         matched_modules: module of the student -> module of the teacher, whose outputs feature distillation compares; default: by name.
+        dynamic: argument name or position ("0") -> {dimension: name} that files leave free, beside the batch, the sequence of integer
+            inputs and what differs among the batches, which are free anyway.
     """
 
     name: str
@@ -74,6 +76,7 @@ class Task:
     source: Mapping[str, Any] | None = None
     output_weights: Mapping[str, float] | None = None
     matched_modules: Mapping[str, str] | None = None
+    dynamic: Mapping[str, Mapping[int, str]] | None = None
 
     @cached_property
     def first_batch(self) -> tuple[Inputs, Any]:

@@ -20,8 +20,8 @@ from onnx import ModelProto, TensorProto, helper
 
 from autocompress import Candidate, find_modules, load_task
 from autocompress.export.build import Builder
-from autocompress.export.float_graph import remove_dead_nodes
 from autocompress.export.lower import Site
+from autocompress.export.subgraphs import remove_dead_nodes
 from autocompress.modules import CompressibleModule
 from autocompress.search.bench import builder_for, layout_of, subject_of
 from autocompress.search_space import BoundSpace, SearchSpace

@@ -15,7 +15,7 @@ LEVELS = [
     {"candidate", "limits", "batches", "outputs"},
     {"output_kinds"},
     {"task", "attention", "recurrent"},
-    {"task_source", "split", "channels"},
+    {"task_source", "split", "channels", "free_shapes"},
     {"structures"},
     {"operators"},
     {"plain"},

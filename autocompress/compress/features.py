@@ -79,7 +79,7 @@ class FeatureMatcher(nn.Module):
             projection = nn.Linear(student.shape[-1], teacher.shape[-1], bias=False)
             with torch.no_grad():
                 projection.weight.copy_(torch.randn(projection.weight.shape, generator=generator) / student.shape[-1] ** 0.5)
-            self.projections[name.replace(".", "|")] = projection.to(student.device)
+            self.projections[_key(name)] = projection.to(student.device)
 
     def loss(self) -> Tensor:
         """Mean over the pairs of |student - teacher|^2 / |teacher|^2 in the last forward passes of both models; 0 without a pair."""
@@ -92,7 +92,7 @@ class FeatureMatcher(nn.Module):
     def _compared(self, name: str, project: bool) -> tuple[Tensor, Tensor]:
         """(..., channels) of both sides."""
         student, teacher = (seen[name].float().transpose(self._dimensions[name], -1) for seen in self._seen)
-        key = name.replace(".", "|")
+        key = _key(name)
         if project and key in self.projections:
             return self.projections[key](student), teacher
         mask = next((found for side in ("out", "channel") if (found := self._masks.of(name, side)) is not None), None)
@@ -100,6 +100,11 @@ class FeatureMatcher(nn.Module):
             kept = torch.from_numpy(mask).to(student.device)
             return student[..., kept], teacher[..., kept]
         return student, teacher
+
+
+def _key(name: str) -> str:
+    """A name of its own without dots, which a ModuleDict refuses."""
+    return name.replace("%", "%25").replace(".", "%2E")
 
 
 def prepared_matcher(trainer: Trainer, student: nn.Module, pairs: Mapping[str, str], masks: Masks) -> FeatureMatcher:

@@ -78,7 +78,9 @@ class Trained:
     @classmethod
     def from_tensors(cls, tensors: dict[str, Tensor]) -> Trained:
         """Reverse of `to_tensors`."""
-        names = dict.fromkeys(key.split("|")[1] for key in tensors if key.startswith("variant|"))
+        # A module's name may hold any character, so what surrounds it is cut off from both ends.
+        whole = "variant|"
+        names = dict.fromkeys(key.removeprefix(whole).rpartition("|")[0] for key in tensors if key.startswith(whole))
         variants = {name: variant_from_tensors(tensors, f"variant|{name}|") for name in names}
         others = {key.partition("|")[2]: value for key, value in tensors.items() if key.startswith("other|")}
         for key, value in tensors.items():
@@ -86,12 +88,13 @@ class Trained:
                 others[key.partition("|")[2]] = others[value.numpy().tobytes().decode()]
         ranges, kept = {}, {}
         for key, value in tensors.items():
-            kind, name, *side = key.split("|")
+            kind, _, name = key.partition("|")
             if kind == "range":
                 scale, zero, low, high = value.tolist()
                 ranges[name] = ActivationRange(scale, int(zero), low, high)
             elif kind == "mask":
-                kept[name, side[0]] = value.numpy()
+                name, _, side = name.rpartition("|")
+                kept[name, side] = value.numpy()
         return cls(variants, others, ranges, Masks(kept))
 
 

@@ -100,7 +100,7 @@ class Teacher:
             return {key: tensor for name, output in found.items() for key, tensor in _packed(name, self.reduced(name, output)).items()}
 
         kept = self._remembered(inputs, "outputs", compute)
-        return {name: self._unpacked(kept, name) for name in dict.fromkeys(key.partition("|")[0] for key in kept)}
+        return {name: self._unpacked(kept, name) for name in dict.fromkeys(key.rpartition("|")[0] for key in kept)}
 
     def reduced(self, name: str, output: Tensor) -> Tensor | TopLogits:
         """What is remembered of one output of the original."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
@@ -30,6 +30,9 @@ from autocompress.export.float_cache import exported
 from autocompress.export.lower import LoweredModel, find_norms, lower
 from autocompress.export.operators import gather_block
 from autocompress.export.rewrite import Recipe, rewrite
+from autocompress.export.subgraphs import reads
+from autocompress.export.trace import ordered_outputs
+from autocompress.free_shapes import free_dimensions
 from autocompress.integer_form import IntegerForm
 from autocompress.modules import CompressibleModule, ModuleMap
 from autocompress.outputs import relative_difference
@@ -37,7 +40,7 @@ from autocompress.plain import plain_model
 from autocompress.split import fused_modules
 from autocompress.targets.device.sessions import open_session
 from autocompress.targets.kernels import FOLDED, KernelChoice
-from autocompress.task import Task, call_model
+from autocompress.task import Task, run_model
 
 WEIGHT_ONLY_BITS = (2, 4, 8)
 MULTIPLE_OF = {"filters": "conv", "neurons": "linear", "hidden units": "linear"}  # kind of group -> kind of kernel
@@ -217,7 +220,7 @@ class Builder:
                 if value in made or value in inputs:
                     found[made.get(value, ""), owner] = None
                 elif value in self.lowered.producer:
-                    frontier += self.lowered.producer[value].input
+                    frontier += reads(self.lowered.producer[value])
         return tuple(found)
 
     def signature(self, module: CompressibleModule) -> str:
@@ -251,7 +254,9 @@ def prepare(
     `activation_range` is how static ranges are chosen (as `ModuleConfig.weight_range`); folder `graphs` keeps exported graphs.
     """
     teacher, outputs = plain_model(task.model, task.example_inputs), tuple(task.output_weights or ())
-    lowered = as_called(lower(teacher, task.example_inputs, module_map, outputs, graphs), teacher, module_map, task.example_inputs)
+    free = free_dimensions(task)
+    lowered = lower(teacher, task.example_inputs, module_map, outputs, graphs, free)
+    lowered = as_called(lowered, teacher, module_map, task.example_inputs)
     module_map = module_map.restricted_to(lowered.sites)
     module_map = replace(module_map, norms=find_norms(lowered, module_map))
     samples = [inputs for inputs, _ in take_samples(task.calibration_batches(), CALIBRATION_SAMPLES)]
@@ -262,40 +267,41 @@ def prepare(
     teacher.cpu()
     baseline = lowered.proto
     if fused_modules(task.model):
-        baseline = exported(copy.deepcopy(task.model).cpu().eval(), task.example_inputs, outputs, graphs)[0]
+        baseline = exported(copy.deepcopy(task.model).cpu().eval(), task.example_inputs, outputs, graphs, free).proto
     evidence = Evidence(teacher, statistics, task_losses(task))
     builder = Builder(lowered, module_map, evidence, ranges, baseline.SerializeToString(), kernels)
-    return _with_prunable_groups(builder, samples[0])
+    return _with_prunable_groups(builder, samples[0], outputs)
 
 
-def _with_prunable_groups(builder: Builder, inputs: Inputs) -> Builder:
+def _with_prunable_groups(builder: Builder, inputs: Inputs, names: Sequence[str]) -> Builder:
     """The same builder, in which groups that the exported graph cannot lose are not pruned.
 
     A graph may hold a width as a constant, or couple channels in a way that the dependency graph did not see; so half of
     every group is removed and the file compared with the simulation, group by group where they differ.
     """
     groups = [group for group in builder.module_map.groups if group.reason is None]
-    if not groups or _prunes(builder, inputs, groups):
+    if not groups or _prunes(builder, inputs, groups, names):
         return builder
-    bad = {group.name for group in groups if not _prunes(builder, inputs, [group])}
+    bad = {group.name for group in groups if not _prunes(builder, inputs, [group], names)}
     kept = tuple(
         g.but("the exported graph does not compute the same without half of it") if g.name in bad else g for g in builder.module_map.groups
     )
     return replace(builder, module_map=replace(builder.module_map, groups=kept), _sizes={})
 
 
-def _prunes(builder: Builder, inputs: Inputs, groups: list[ChannelGroup]) -> bool:
+def _prunes(builder: Builder, inputs: Inputs, groups: list[ChannelGroup], names: Sequence[str]) -> bool:
     # By magnitude: which units go does not matter here, and both sides must choose the same.
     candidate = Candidate.of({group.name: ModuleConfig(pruning_ratio=0.5, importance="l2") for group in groups})
     stitcher = Stitcher(builder.teacher, builder.module_map, VariantLibrary(Evidence(builder.teacher)))
-    with torch.no_grad():
-        expected = call_model(stitcher.apply(candidate), inputs).numpy()
     try:
+        with torch.no_grad():
+            result = run_model(stitcher.apply(candidate), inputs)
         proto = builder.build(builder.recipe(candidate, stitched_variants(builder, stitcher, candidate)))
-        (found, *_) = open_session(proto.SerializeToString()).run(None, builder.lowered.feed(inputs))
+        outputs = open_session(proto.SerializeToString()).run(None, builder.lowered.feed(inputs))
     except Exception:
-        return False  # ONNX Runtime refuses the graph: shapes do not fit any more
-    return relative_difference(found, expected, 1.0) <= 1e-3
+        return False  # PyTorch or ONNX Runtime refuses it: shapes do not fit any more
+    expected = [output.tensor.numpy() for output in ordered_outputs(result, names)]
+    return all(relative_difference(found, wanted, 1.0) <= 1e-3 for found, wanted in zip(outputs, expected, strict=False))
 
 
 def stitched_variants(builder: Builder, stitcher: Stitcher, candidate: Candidate) -> dict[str, Variant]:

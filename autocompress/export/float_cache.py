@@ -20,35 +20,42 @@ from torch import Tensor, nn
 
 from autocompress.batches import Inputs, feed_of, input_tensors, map_inputs
 from autocompress.errors import DamagedFileError
-from autocompress.export.float_graph import export_float
+from autocompress.export.float_graph import FloatGraph, export_float
+from autocompress.free_shapes import FreeDimension
 from autocompress.outputs import relative_difference
 from autocompress.targets.device.sessions import open_session
 from autocompress.task import call_model
 from autocompress.tensor_files import read_tensors, write_tensors
 
-FORMAT = "1"  # part of every key; raised when the cleaning of graphs changes
+FORMAT = "2"  # part of every key; raised when the cleaning of graphs changes
 TOOLS = (torch, onnx, onnx_ir, onnxscript, onnxruntime)
 TOLERANCE = 1e-4  # of the largest output: another order of sums, and nothing else
 
 
-def exported(model: nn.Module, example_inputs: Inputs, names: Sequence[str] = (), folder: Path | None = None) -> tuple[ModelProto, bool]:
+def exported(
+    model: nn.Module,
+    example_inputs: Inputs,
+    names: Sequence[str] = (),
+    folder: Path | None = None,
+    free: Sequence[FreeDimension] | None = None,
+) -> FloatGraph:
     """As `export_float`, from `folder` where a graph of this model lies there.
 
     Graphs are kept without the weights, which are the model's own. A graph is found by what the model prints as, the source of its modules,
     the shapes of its weights and inputs and the versions of the tools; it is used if it computes what the model computes of the example.
     """
     if folder is None:
-        return export_float(model, example_inputs, names)
-    path = folder / f"{_key(model, example_inputs, names)}.safetensors"
+        return export_float(model, example_inputs, names, free)
+    path = folder / f"{_key(model, example_inputs, names, free)}.safetensors"
     known = _read(path, model, example_inputs)
     if known is not None:
         return known
-    proto, dynamic = export_float(model, example_inputs, names)
-    _write(path, proto, dynamic, model)
-    return proto, dynamic
+    graph = export_float(model, example_inputs, names, free)
+    _write(path, graph, model)
+    return graph
 
 
-def _key(model: nn.Module, example_inputs: Inputs, names: Sequence[str]) -> str:
+def _key(model: nn.Module, example_inputs: Inputs, names: Sequence[str], free: Sequence[FreeDimension] | None) -> str:
     sources = []
     for kind in dict.fromkeys(type(module) for module in model.modules()):
         with contextlib.suppress(OSError, TypeError):  # made where no source is kept
@@ -57,17 +64,19 @@ def _key(model: nn.Module, example_inputs: Inputs, names: Sequence[str]) -> str:
     called = list(example_inputs) if isinstance(example_inputs, Mapping) else None
     inputs = [(tuple(value.shape), str(value.dtype)) for value in input_tensors(example_inputs)]
     versions = [tool.__version__ for tool in TOOLS]
-    return hashlib.sha256(repr((FORMAT, repr(model), sources, shapes, called, inputs, list(names), versions)).encode()).hexdigest()
+    return hashlib.sha256(
+        repr((FORMAT, repr(model), getattr(model, "code", ""), sources, shapes, called, inputs, list(names), free, versions)).encode()
+    ).hexdigest()
 
 
 def _weights(model: nn.Module) -> dict[str, Tensor]:
     return {name: value.detach().cpu() for name, value in model.state_dict().items() if value.dtype == torch.float32}
 
 
-def _write(path: Path, proto: ModelProto, dynamic: bool, model: nn.Module) -> None:
+def _write(path: Path, whole: FloatGraph, model: nn.Module) -> None:
     """The graph without the initializers that are weights of the model."""
     bare, weights, taken = ModelProto(), _weights(model), []
-    bare.CopyFrom(proto)
+    bare.CopyFrom(whole.proto)
     for tensor in bare.graph.initializer:
         weight = weights.get(tensor.name)
         if weight is not None and np.array_equal(numpy_helper.to_array(tensor), weight.numpy()):
@@ -76,10 +85,11 @@ def _write(path: Path, proto: ModelProto, dynamic: bool, model: nn.Module) -> No
     graph = torch.frombuffer(bytearray(bare.SerializeToString()), dtype=torch.uint8)
     # A cache that cannot be written costs time, never a result.
     with contextlib.suppress(OSError):
-        write_tensors(path, {"graph": graph}, {"dynamic": json.dumps(dynamic), "weights": json.dumps(taken)})
+        notes = {"dynamic": whole.dynamic_batch, "fixed": whole.fixed, "weights": taken}
+        write_tensors(path, {"graph": graph}, {name: json.dumps(value) for name, value in notes.items()})
 
 
-def _read(path: Path, model: nn.Module, example_inputs: Inputs) -> tuple[ModelProto, bool] | None:
+def _read(path: Path, model: nn.Module, example_inputs: Inputs) -> FloatGraph | None:
     if not path.is_file():
         return None
     try:
@@ -94,7 +104,9 @@ def _read(path: Path, model: nn.Module, example_inputs: Inputs) -> tuple[ModelPr
     for tensor in proto.graph.initializer:
         if tensor.name in taken:
             tensor.CopyFrom(numpy_helper.from_array(weights[tensor.name].contiguous().numpy(), tensor.name))
-    return (proto, bool(json.loads(notes["dynamic"]))) if _computes(proto, model, example_inputs) else None
+    if not _computes(proto, model, example_inputs):
+        return None
+    return FloatGraph(proto, bool(json.loads(notes["dynamic"])), tuple(json.loads(notes["fixed"])))
 
 
 def _computes(proto: ModelProto, model: nn.Module, inputs: Inputs) -> bool:
@@ -104,4 +116,4 @@ def _computes(proto: ModelProto, model: nn.Module, inputs: Inputs) -> bool:
     (found, *_) = session.run(None, feed_of(inputs, [value.name for value in session.get_inputs()]))
     with torch.no_grad():
         expected = call_model(model, inputs).detach().cpu().float().numpy()
-    return relative_difference(found, expected, 1e-6) <= TOLERANCE
+    return relative_difference(found, expected, 1e-12) <= TOLERANCE

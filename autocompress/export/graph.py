@@ -12,6 +12,7 @@ from onnx import FunctionProto, NodeProto, TensorProto, helper, numpy_helper
 
 from autocompress.compress.activation import ActivationRange
 from autocompress.export.lower import LoweredModel
+from autocompress.export.subgraphs import unused
 
 CONTRIB = "com.microsoft"
 FUNCTIONS = "autocompress"
@@ -58,7 +59,8 @@ class GraphBuilder:
         return name
 
     def shared(self, name: str, value: NDArray[np.generic]) -> str:
-        """A constant that all weights use."""
+        """A constant that all weights use, under this name or one like it that the float graph does not have."""
+        name = unused(name, self.lowered.names)
         return name if name in self.initializers else self.constant(name, value)
 
     def shape(self, sizes: tuple[int, ...]) -> str:
@@ -71,7 +73,7 @@ class GraphBuilder:
 
     def short(self, name: str) -> str:
         """A short name that stands for a long one."""
-        return f"t{self._numbers.setdefault(name, len(self._numbers))}"
+        return f"{self.lowered.prefix}{self._numbers.setdefault(name, len(self._numbers))}"
 
     def once(self, name: str, make: Callable[[str], str]) -> str:
         """What `make(short name)` returned for this name the first time."""

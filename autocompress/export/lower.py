@@ -13,6 +13,8 @@ from torch import nn
 
 from autocompress.batches import Inputs, feed_of
 from autocompress.export.float_cache import exported
+from autocompress.export.subgraphs import reads, value_names
+from autocompress.free_shapes import FreeDimension
 from autocompress.modules import ModuleMap, NormGroup
 
 RECURRENT = ("LSTM", "GRU")
@@ -47,13 +49,15 @@ class Site:
 
 @dataclass
 class LoweredModel:
-    """The float graph; `sites` by owner. `input_names` are in calling order; only the primary output is left."""
+    """The float graph; `sites` by owner. `input_names` are in calling order; the primary output is the first; `fixed` has a line for
+    every dimension that is not free."""
 
     proto: ModelProto
     sites: Mapping[str, tuple[Site, ...]]
     input_names: tuple[str, ...]
     dynamic_batch: bool
     producer: dict[str, NodeProto] = field(default_factory=dict)
+    fixed: tuple[str, ...] = ()
 
     @cached_property
     def shell(self) -> ModelProto:
@@ -69,24 +73,42 @@ class LoweredModel:
         nodes = [self.producer[value] for value in site.tail if value in self.producer]
         return next((node.input[3].rpartition(".")[0] for node in nodes if node.op_type == "BatchNormalization"), "")
 
+    @cached_property
+    def names(self) -> frozenset[str]:
+        """Every name of a tensor."""
+        return frozenset(value_names(self.proto.graph))
+
+    @cached_property
+    def prefix(self) -> str:
+        """Letters that no name of a tensor begins with, for the short names of what candidates add."""
+        found = "t"
+        while any(name.startswith(found) and name[len(found) :][:1].isdigit() for name in self.names):
+            found += "_"
+        return found
+
     def feed(self, inputs: Inputs) -> dict[str, Any]:
         """numpy feed of one batch."""
         return feed_of(inputs, self.input_names)
 
 
 def lower(
-    model: nn.Module, example_inputs: Inputs, module_map: ModuleMap, outputs: Sequence[str] = (), graphs: Path | None = None
+    model: nn.Module,
+    example_inputs: Inputs,
+    module_map: ModuleMap,
+    outputs: Sequence[str] = (),
+    graphs: Path | None = None,
+    free: Sequence[FreeDimension] | None = None,
 ) -> LoweredModel:
     """Export `model` once, or read it from folder `graphs`, and find where each compressible module is used; modules that are not found
     have no site."""
-    proto, dynamic = exported(model, example_inputs, outputs, graphs)
+    proto, dynamic, fixed = exported(model, example_inputs, outputs, graphs, free)
     names = tuple(value.name for value in proto.graph.input)
     consumers: dict[str, list[NodeProto]] = {}
     for node in proto.graph.node:
-        for value in node.input:
+        for value in reads(node):
             consumers.setdefault(value, []).append(node)
-    for value in proto.graph.output:  # what leaves the graph has another reader than the node behind it
-        consumers.setdefault(value.name, []).append(helper.make_node("Output", [value.name], []))
+    for output in proto.graph.output:  # whoever runs the file reads it
+        consumers.setdefault(output.name, []).append(NodeProto())
     initializers = {tensor.name: tensor for tensor in proto.graph.initializer}
     sites: dict[str, tuple[Site, ...]] = {}
     for module in module_map:
@@ -101,7 +123,7 @@ def lower(
         if found and all(found):
             sites[module.name] = tuple(site for site in found if site)
     producer = {output: node for node in proto.graph.node for output in node.output}
-    return LoweredModel(proto, sites, names, dynamic, producer)
+    return LoweredModel(proto, sites, names, dynamic, producer, fixed)
 
 
 def _recurrent_site(name: str, consumers: Mapping[str, list[NodeProto]]) -> Site | None:
@@ -124,7 +146,7 @@ def find_norms(lowered: LoweredModel, module_map: ModuleMap) -> tuple[NormGroup,
     vectors = {t.name for t in graph.initializer if t.name.endswith(".weight") and len(t.dims) == 1}
     uses: dict[str, int] = {}
     for node in graph.node:
-        for value in node.input:
+        for value in reads(node):
             uses[value] = uses.get(value, 0) + 1
     outputs = {value.name for value in graph.output}
     readers: dict[str, list[str]] = {}

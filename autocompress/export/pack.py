@@ -10,9 +10,9 @@ from numpy.typing import NDArray
 from onnx import FunctionProto, TensorProto, helper
 
 from autocompress.compress.quantize import StoredTensor, to_blocks
-from autocompress.export.float_graph import OPSET
 from autocompress.export.graph import FUNCTIONS, GraphBuilder, constant
 from autocompress.export.sparse import sparse_pays, spread
+from autocompress.export.trace import OPSET
 
 Array = NDArray[np.generic]
 

@@ -14,10 +14,10 @@ from autocompress.compress.activation import ActivationRange
 from autocompress.compress.library import Variant
 from autocompress.compress.prune import Mask, Masks
 from autocompress.export.convolution import convolution
-from autocompress.export.float_graph import needed_parts
 from autocompress.export.graph import FUNCTIONS, GraphBuilder
 from autocompress.export.lower import LoweredModel, Site
 from autocompress.export.operators import embedding, linear, recurrent, zeros
+from autocompress.export.subgraphs import needed_parts
 from autocompress.integer_form import IntegerForm
 from autocompress.modules import ModuleMap
 

@@ -8,8 +8,8 @@ import numpy as np
 from numpy.typing import NDArray
 from onnx import FunctionProto, TensorProto, helper
 
-from autocompress.export.float_graph import OPSET
 from autocompress.export.graph import FUNCTIONS, GraphBuilder, constant
+from autocompress.export.trace import OPSET
 
 
 def sparse_pays(count: int, kept: int, weight_bits: int) -> bool:

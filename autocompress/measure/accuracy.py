@@ -9,9 +9,11 @@ from typing import Any
 import numpy as np
 import onnxruntime
 import torch
+from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from autocompress.batches import Batches, Inputs, batch_size, feed_of, to_device
+from autocompress.errors import TaskError
 from autocompress.task import OutputMetric, Task, call_model, named_outputs, primary_output, run_model, score, target_of
 
 
@@ -88,13 +90,17 @@ def evaluate_model(task: Task, model: nn.Module, batches: Batches, device: torch
 def evaluate_session(
     task: Task, session: onnxruntime.InferenceSession, input_names: tuple[str, ...], batches: Batches
 ) -> tuple[Scores, Tensor]:
-    """(scores, primary outputs) of an ONNX file; a file with a fixed batch size is fed in parts of that size, the last one padded."""
+    """(scores, primary outputs) of an ONNX file; a file with a fixed batch size is fed in parts of that size, the last one padded.
+
+    A batch of another size in another fixed dimension raises TaskError.
+    """
     fixed = session.get_inputs()[0].shape[0]
     names = ("", *task.further_outputs) if task.has_output_metrics else ("",)
     outputs, targets = [], []
     for inputs, target in batches:
         feed = feed_of(inputs, input_names)
         size = batch_size(inputs)
+        _check_sizes(session, feed)
         if isinstance(fixed, int) and fixed != size:
             parts = []
             for start in range(0, size, fixed):
@@ -107,3 +113,13 @@ def evaluate_session(
         targets.append(target)
     joined = join_outputs(outputs)
     return scores_of(task, joined, join_targets(targets)), joined[""]
+
+
+def _check_sizes(session: onnxruntime.InferenceSession, feed: Mapping[str, NDArray[Any]]) -> None:
+    for value in session.get_inputs():
+        found = feed[value.name].shape
+        for d, (size, given) in enumerate(zip(value.shape, found, strict=False)):
+            if d > 0 and isinstance(size, int) and size != given:
+                raise TaskError(
+                    f"evaluate: {value.name}: dimension {d} is fixed at {size} in the file, the batch has {given}; pad to {size}"
+                )

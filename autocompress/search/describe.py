@@ -33,6 +33,7 @@ def describe_run(task: Task, settings: Settings, bench: Bench, limits: Limits) -
         "latency_source": bench.latency_source,
         "time": where_time_goes(bench.table, bench.layout),
         "left_out": list(bench.space.left_out),
+        "not_free": list(bench.builder.lowered.fixed),
         "objectives": ["size_bytes", "latency_ms", "accuracy", *bench.space.objectives],
         "seed": settings.seed,
         "strategy": settings.strategy,
@@ -71,5 +72,7 @@ def say_setup(bench: Bench, time: Mapping[str, Any], progress: SearchProgress) -
         progress.line(f"session settings: {table.settings.threads} threads" + (f", without {', '.join(disabled)}" if disabled else ""))
     if bench.latency_source == "table":
         progress.line("latency table: of another machine; the latency of files is predicted for it, not measured here")
+    for words in bench.builder.lowered.fixed:
+        progress.line(f"export: {words}")
     for words in bench.space.left_out:
         progress.line(f"left out, since {bench.target.name} cannot execute it: {words}")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import tempfile
 from pathlib import Path
 from typing import Any
@@ -10,6 +11,8 @@ import numpy as np
 import onnx
 
 from autocompress.targets.device.sessions import Runnable, open_session
+
+EXAMPLE = "example"  # metadata of a file: the sizes of its inputs for which it is timed, by name
 
 
 def weights_in_memory(model: bytes | str) -> int:
@@ -22,11 +25,14 @@ def weights_in_memory(model: bytes | str) -> int:
 
 
 def random_feed(session: Runnable) -> dict[str, Any]:
-    """Inputs of the session's shapes, free dimensions 1: random floats, integer zeros."""
+    """Inputs of the session's shapes, free dimensions as in the example that the file notes, else 1: random floats, integer zeros."""
     generator = np.random.default_rng(0)
     feed: dict[str, Any] = {}
+    notes = session.get_modelmeta().custom_metadata_map if hasattr(session, "get_modelmeta") else {}
+    sizes = json.loads(notes.get(EXAMPLE, "{}"))
     for value in session.get_inputs():
-        shape = [size if isinstance(size, int) else 1 for size in value.shape]
+        usual = sizes.get(value.name, [1] * len(value.shape))
+        shape = [size if isinstance(size, int) else free for size, free in zip(value.shape, usual, strict=True)]
         kind = {"tensor(int64)": np.int64, "tensor(int32)": np.int32, "tensor(bool)": np.bool_}.get(value.type)
         feed[value.name] = np.zeros(shape, kind) if kind else generator.random(shape, dtype=np.float32)
     return feed

@@ -10,9 +10,9 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 from onnx import ModelProto, TensorProto, helper
 
-from autocompress.export.float_graph import OPSET
 from autocompress.export.graph import FUNCTIONS
 from autocompress.export.pack import field_widths, pack, pack_rows, unpack_function
+from autocompress.export.trace import OPSET
 from autocompress.targets.device.sessions import open_session
 
 WIDTHS = [2, 3, 5, 6, 7]

@@ -1,0 +1,207 @@
+"""Passes that turn the exporter's graph into one that other batches, lengths and widths fit: folded, plain, without numbers baked in."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import onnx_ir
+from onnx import GraphProto, ModelProto, NodeProto, helper, inliner, numpy_helper
+from onnxscript.optimizer import fold_constants
+
+from autocompress.export.recurrent import free_recurrent
+from autocompress.export.subgraphs import inner_graphs, reads, remove_dead_nodes, rename_values, unused, value_names
+
+Shape = list[int | str]
+
+
+def cleaned(proto: ModelProto, heads: set[int], free: bool = True) -> ModelProto:
+    """Fold what depends on no input and no parameter, drop metadata and dead nodes; if `free`, make shapes follow the inputs too."""
+    parameters = {tensor.name for tensor in proto.graph.initializer}
+
+    def foldable(node: Any) -> bool | None:
+        read = any(value is not None and value.name in parameters for value in node.inputs)
+        return False if read and node.op_type != "Shape" else None
+
+    if proto.functions:
+        proto = inliner.inline_local_functions(proto)
+    _plain_numbers(proto)
+    intermediate = onnx_ir.from_proto(proto)
+    fold_constants(intermediate, should_fold=foldable)
+    proto = onnx_ir.to_proto(intermediate)
+    _constants_to_initializers(proto)
+    if free:
+        shapes = known_shapes(proto.graph)
+        _plain_transposes(proto, shapes)
+        _free_reshapes(proto, shapes, heads)
+        free_recurrent(proto)
+    remove_dead_nodes(proto)
+    del proto.graph.value_info[:]
+    for tensor in proto.graph.initializer:  # without the exporter's optional fields, so that a replaced one takes the same bytes
+        tensor.CopyFrom(numpy_helper.from_array(numpy_helper.to_array(tensor), tensor.name))
+    del proto.metadata_props[:]
+    proto.ClearField("doc_string")
+    _without_notes(proto.graph)
+    return proto
+
+
+def _without_notes(graph: GraphProto) -> None:
+    for message in (*graph.node, *graph.initializer, *graph.input, *graph.output, graph):
+        del message.metadata_props[:]
+        message.ClearField("doc_string")
+    for node in graph.node:
+        node.name = node.output[0]
+        for inner in inner_graphs(node):
+            _without_notes(inner)
+
+
+def _plain_numbers(proto: ModelProto) -> None:
+    """Dimensions that the exporter writes as texts, as the numbers that they are."""
+    for value in (*proto.graph.value_info, *proto.graph.input, *proto.graph.output):
+        for dimension in value.type.tensor_type.shape.dim:
+            if dimension.dim_param.isdigit():
+                dimension.dim_value = int(dimension.dim_param)
+
+
+def known_shapes(graph: GraphProto) -> dict[str, Shape]:
+    """The shapes that are known, by tensor: numbers, and symbols, of which an unknown one is like no other."""
+    shapes: dict[str, Shape] = {tensor.name: list(tensor.dims) for tensor in graph.initializer}
+    for value in (*graph.value_info, *graph.input, *graph.output):
+        tensor = value.type.tensor_type
+        if not value.type.HasField("tensor_type") or not tensor.HasField("shape"):
+            continue  # an unknown shape is not an empty one
+        shapes[value.name] = [
+            d.dim_value if d.HasField("dim_value") else d.dim_param or f"?{value.name}/{i}" for i, d in enumerate(tensor.shape.dim)
+        ]
+    return shapes
+
+
+def _constants_to_initializers(proto: ModelProto) -> None:
+    kept = []
+    for node in proto.graph.node:
+        if node.op_type == "Constant" and node.attribute[0].name == "value":
+            tensor = node.attribute[0].t
+            tensor.name = node.output[0]
+            proto.graph.initializer.append(tensor)
+        else:
+            kept.append(node)
+    del proto.graph.node[:]
+    proto.graph.node.extend(kept)
+
+
+def _plain_transposes(proto: ModelProto, shapes: dict[str, Shape]) -> None:
+    """Attention's swap of the last two of four dimensions, which is exported through three dimensions and their run-time
+    shapes, as the one Transpose that it is; the shapes cost more than the product, and they bake the number of heads in."""
+    consumers: dict[str, list[NodeProto]] = {}
+    for node in proto.graph.node:
+        for value in reads(node):
+            consumers.setdefault(value, []).append(node)
+    for flatten in proto.graph.node:
+        whole = shapes.get(flatten.input[0]) if flatten.op_type == "Reshape" else None
+        flat = shapes.get(flatten.output[0])
+        if whole is None or flat is None or len(whole) != 4 or len(flat) != 3 or whole[2:] != flat[1:]:
+            continue
+        swap = consumers.get(flatten.output[0], [])
+        if len(swap) != 1 or swap[0].op_type != "Transpose" or list(swap[0].attribute[0].ints) != [0, 2, 1]:
+            continue
+        restore = consumers.get(swap[0].output[0], [])
+        if len(restore) != 1 or restore[0].op_type != "Reshape":
+            continue
+        if shapes.get(restore[0].output[0]) == [*whole[:2], whole[3], whole[2]]:
+            transpose = helper.make_node("Transpose", [flatten.input[0]], [restore[0].output[0]], perm=[0, 1, 3, 2])
+            restore[0].CopyFrom(transpose)
+
+
+def _free_reshapes(proto: ModelProto, shapes: dict[str, Shape], heads: set[int]) -> None:
+    """Write Reshape targets with 0 (copy) and one -1, so that neither batch size nor pruned width is baked in.
+
+    Where a width is split in constant parts, the part that is a number of `heads` is the free one, else the first. Where several
+    dimensions follow the inputs they stay computed, and a constant one beside them is the free one.
+    """
+    graph = proto.graph
+    producer = {output: node for node in graph.node for output in node.output}
+    taken = set(value_names(graph))
+    for node in graph.node:
+        if node.op_type != "Reshape" or node.input[0] not in shapes or node.output[0] not in shapes:
+            continue
+        before, after = shapes[node.input[0]], shapes[node.output[0]]
+        target: list[int] = []
+        while len(target) < min(len(before), len(after)) and before[len(target)] == after[len(target)]:
+            target.append(0)
+        rest = after[len(target) :]
+        free = [i for i, size in enumerate(rest) if not isinstance(size, int)]
+        free = free or [i for i, size in enumerate(rest[:-1]) if size in heads][-1:] or ([0] if rest else [])
+        if len(free) > 1:
+            _free_computed(proto, node, after, producer, taken)
+            continue
+        target += [-1 if i in free else int(size) for i, size in enumerate(rest)]
+        node.input[1] = _int64(graph, f"{node.output[0]}/shape", target, taken)
+        del node.attribute[:]
+
+
+def _free_computed(proto: ModelProto, node: NodeProto, after: Shape, producer: dict[str, NodeProto], taken: set[str]) -> None:
+    """A target that is joined from one-element parts, of which the last constant one becomes -1: a pruned width fits then."""
+    join = producer.get(node.input[1])
+    constants = [i for i, size in enumerate(after) if isinstance(size, int)]
+    if join is None or join.op_type != "Concat" or len(join.input) != len(after) or not constants:
+        return
+    inputs = list(join.input)
+    inputs[constants[-1]] = _int64(proto.graph, f"{node.output[0]}/rest", [-1], taken)
+    target = unused(f"{node.output[0]}/shape", taken)
+    taken.add(target)
+    nodes = list(proto.graph.node)
+    nodes.insert(nodes.index(node), helper.make_node("Concat", inputs, [target], axis=0))
+    node.input[1] = target
+    del proto.graph.node[:]
+    proto.graph.node.extend(nodes)
+
+
+def _int64(graph: GraphProto, name: str, values: list[int], taken: set[str]) -> str:
+    name = unused(name, taken)
+    taken.add(name)
+    graph.initializer.append(numpy_helper.from_array(np.array(values, dtype=np.int64), name))
+    return name
+
+
+def named(proto: ModelProto, inside: str, inputs: tuple[str, ...], outputs: tuple[str, ...], symbols: dict[str, str]) -> None:
+    """Give parameters, inputs, outputs and free dimensions the model's own names, and other names to whatever is called like them.
+
+    The exporter calls parameters by the model's names behind `inside`; those stay first, then inputs and outputs, all different.
+    """
+    graph = proto.graph
+    _own_outputs(graph)
+    new = {tensor.name: tensor.name.removeprefix(inside) for tensor in graph.initializer if tensor.name.startswith(inside)}
+    taken = set(new.values())
+    for values, names in ((graph.input, inputs), (graph.output, outputs)):
+        for value, name in zip(values, names, strict=True):
+            new[value.name] = unused(name, taken)
+            taken.add(new[value.name])
+    others = dict.fromkeys(name for name in value_names(graph) if name not in new)
+    everything = taken | set(others)
+    for name in others:
+        if name in taken:
+            new[name] = unused(name, everything)
+            everything.add(new[name])
+    rename_values(graph, new)
+    for node in graph.node:
+        node.name = node.output[0]
+    for value in (*graph.input, *graph.output):
+        for dimension in value.type.tensor_type.shape.dim:
+            if dimension.dim_param:
+                name = symbols.get(dimension.dim_param, "")
+                dimension.ClearField("dim_param")
+                if name:
+                    dimension.dim_param = name
+
+
+def _own_outputs(graph: GraphProto) -> None:
+    """A tensor of its own for each output: one that is also an input, a parameter or another output is passed through a node."""
+    taken = set(value_names(graph))
+    seen = {value.name for value in (*graph.input, *graph.initializer)}
+    for output in graph.output:
+        if output.name in seen:
+            own = unused(f"{output.name}/output", taken)
+            graph.node.append(helper.make_node("Identity", [output.name], [own], name=own))
+            output.name = own
+        seen.add(output.name)
+        taken.add(output.name)

@@ -1,0 +1,116 @@
+"""Which dimensions of a model's inputs are free: by default, because the user's batches differ there, or because the task names them."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Mapping
+from dataclasses import dataclass
+from itertools import islice
+
+from torch import Tensor, nn
+
+from autocompress.batches import Inputs, batch_size, input_tensors, seeded
+from autocompress.errors import TaskError, nearest_name
+from autocompress.task import Task
+
+SPLITS = ("validation", "train", "test", "calibration")
+LOOKED_AT = 32  # batches of each split
+
+
+@dataclass(frozen=True)
+class FreeDimension:
+    """A dimension that the exported graph should leave open.
+
+    Attributes:
+        position: of the input, in calling order.
+        dimension: of that input.
+        label: what the input is called, for messages.
+        name: what the dimension is called in the file.
+        sizes: those that the user's batches have there, where they differ from the example's; the graph must then be free.
+        split: the split in which they were seen first.
+    """
+
+    position: int
+    dimension: int
+    label: str
+    name: str
+    sizes: tuple[int, ...] = ()
+    split: str = ""
+
+    @property
+    def is_batch(self) -> bool:
+        """Whether it counts samples, which can also be fed in parts."""
+        return self.dimension == 0
+
+
+def argument_names(model: nn.Module, inputs: Inputs) -> tuple[str, ...]:
+    """The model's own names of `inputs`, in calling order: keys, else arguments of forward, all different."""
+    tensors = input_tensors(inputs)
+    if isinstance(inputs, Mapping):
+        return tuple(inputs)
+    names: list[str] = []
+    for name, parameter in inspect.signature(model.forward).parameters.items():
+        if parameter.kind in (parameter.POSITIONAL_ONLY, parameter.POSITIONAL_OR_KEYWORD):
+            names.append(name)
+        elif parameter.kind == parameter.VAR_POSITIONAL:
+            names += [f"{name}_{i}" for i in range(len(tensors) - len(names))]
+    names += [f"input_{i}" for i in range(len(names), len(tensors))]
+    return tuple(names[: len(tensors)])
+
+
+def default_dimensions(model: nn.Module, inputs: Inputs) -> tuple[FreeDimension, ...]:
+    """The batch, and the sequence of integer inputs (n, length) and of whatever has the same length there, such as masks."""
+    tensors, names = input_tensors(inputs), argument_names(model, inputs)
+    size = batch_size(inputs) if tensors[0].dim() else None
+    lengths = {tensor.shape[1] for tensor in tensors if _whole(tensor) and tensor.dim() == 2}
+    found = []
+    for i, (tensor, label) in enumerate(zip(tensors, names, strict=True)):
+        if tensor.dim() and tensor.shape[0] == size:
+            found.append(FreeDimension(i, 0, label, "batch"))
+        square = _mask(tensor) and (tensor.dim() > 2 or (tensor.dim() == 2 and tensor.shape[0] != size))
+        first = tensor.dim() - 2 if square else 1
+        if tensor.dim() == 2 or square:
+            found += [FreeDimension(i, d, label, "sequence") for d in range(first, tensor.dim()) if tensor.shape[d] in lengths]
+    return tuple(found)
+
+
+def _whole(tensor: Tensor) -> bool:
+    return not tensor.is_floating_point() and not tensor.is_complex() and not _mask(tensor)
+
+
+def _mask(tensor: Tensor) -> bool:
+    return str(tensor.dtype) == "torch.bool"
+
+
+def free_dimensions(task: Task) -> tuple[FreeDimension, ...]:
+    """The default ones, those in which the task's batches differ from `example_inputs`, and those that `task.dynamic` names."""
+    names, tensors = argument_names(task.model, task.example_inputs), input_tensors(task.example_inputs)
+    found = {(free.position, free.dimension): free for free in default_dimensions(task.model, task.example_inputs)}
+    for split in SPLITS:
+        batches = getattr(task, split)
+        if batches is None:
+            continue
+        with seeded(0):
+            for inputs, _ in islice(batches, LOOKED_AT):
+                for i, (tensor, example) in enumerate(zip(input_tensors(inputs), tensors, strict=False)):
+                    for d, (size, usual) in enumerate(zip(tensor.shape, example.shape, strict=False)):
+                        if size != usual and d > 0 and tensor.dim() == example.dim():
+                            old = found.get((i, d)) or FreeDimension(i, d, names[i], f"{names[i]}_{d}")
+                            sizes = tuple(sorted({*old.sizes, size}))
+                            found[i, d] = FreeDimension(i, d, old.label, old.name, sizes, old.split or split)
+    for key, dimensions in (task.dynamic or {}).items():
+        i = _position(task, key, names)
+        for d, name in dimensions.items():
+            if not 0 <= d < tensors[i].dim():
+                raise TaskError(f"task {task.name}: dynamic[{key!r}] names dimension {d}; {names[i]} has 0 to {tensors[i].dim() - 1}")
+            old = found.get((i, d)) or FreeDimension(i, d, names[i], name)
+            found[i, d] = FreeDimension(i, d, old.label, name, old.sizes, old.split)
+    return tuple(found[key] for key in sorted(found))
+
+
+def _position(task: Task, key: str, names: tuple[str, ...]) -> int:
+    if key in names:
+        return names.index(key)
+    if key.isdigit() and int(key) < len(names):
+        return int(key)
+    raise TaskError(f"task {task.name}: dynamic names {key!r}, which is no input; nearest: {nearest_name(key, names)}")
