@@ -63,14 +63,17 @@ def plain_model(model: nn.Module, example_inputs: Inputs) -> nn.Module:
         model: any module; it is not changed.
         example_inputs: a batch that it runs on.
     """
-    model = copy.deepcopy(model).cpu().eval()
+    original, model = model, copy.deepcopy(model).cpu().eval()
     inputs = map_inputs(example_inputs, lambda tensor: tensor.detach().cpu())
     tree = split_modules(model)
     alike = _same(model, tree, inputs)
     if alike and all(map(is_plain, model.modules())) and not _shares_modules(model):
         return tree
-    program = _program(model, inputs)
-    return program or (tree if alike else model)
+    with _in_eval_mode(original):
+        # Not of a copy: a forward that was set on an instance still reads the weights of the module that it was made for.
+        on_cpu = all(value.device.type == "cpu" for value in original.state_dict().values())
+        program = _program(original if on_cpu else model, inputs)
+    return copy.deepcopy(program) or (tree if alike else model)
 
 
 def _shares_modules(model: nn.Module) -> bool:
@@ -110,6 +113,18 @@ def _program(model: nn.Module, inputs: Inputs) -> nn.Module | None:
             if _same(model, graph, inputs) and _same(model, graph, doubled):
                 return graph
     return None
+
+
+@contextlib.contextmanager
+def _in_eval_mode(model: nn.Module) -> Iterator[None]:
+    """Every module of the user's model in eval mode inside the block, and as it was behind it."""
+    trained = [module for module in model.modules() if module.training]
+    model.eval()
+    try:
+        yield
+    finally:
+        for module in trained:
+            module.training = True
 
 
 @contextlib.contextmanager

@@ -25,6 +25,7 @@ from autocompress.export.float_graph import export_reference
 from autocompress.measure.accuracy import evaluate_model, evaluate_session, join_targets
 from autocompress.modules import CompressibleModule, ModuleMap
 from autocompress.results import Measurement
+from autocompress.search.identity import check_identity
 from autocompress.search.racing import scoring_of
 from autocompress.search.ranks import no_gain, rank_verdicts, table_times
 from autocompress.search_space import BoundSpace, SearchSpace
@@ -191,6 +192,8 @@ def open_bench(
     trim_folder(cache_folder() / "graphs", GRAPHS_BYTES)
     library = builder.library(cache_folder() / "variants", library_bytes)
     stitcher = Stitcher(builder.teacher.to(device), builder.module_map, library, builder.plan)
+    if known is None:
+        check_identity(builder, stitcher, target, task)
     validation = dealt(task.validation, seed)
     outputs, targets = evaluate_model(task, teacher, validation, device)[1], [target for _, target in validation]
     baseline, float_ms, pass_s = _known(known) if known else _measured(task, builder, reference, target, subject, table)

@@ -1,0 +1,115 @@
+"""Whether what is simulated is what runs: the untouched candidate against the model, one of 8 bits against its file, module by module."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from onnx import ModelProto, helper
+from torch import Tensor, nn
+
+from autocompress.batches import Inputs, map_inputs, take_samples
+from autocompress.candidate import Candidate, ModuleConfig
+from autocompress.compress.stitch import Stitcher
+from autocompress.errors import ExportError
+from autocompress.export.build import Builder, stitched_variants
+from autocompress.targets.device.sessions import open_session
+from autocompress.targets.target import Target
+from autocompress.task import Task, call_model
+
+UNTOUCHED_ERROR = 1e-3  # of the outputs' norm: sums of floats in another order
+ROUNDED_ERROR = 0.05  # roundings at a tie go either way, and what reads them differs
+REPORT = "no number of a search would be right, so it ends here; please report it with the model"
+SAMPLES = 4
+Array = NDArray[Any]
+
+
+def check_identity(builder: Builder, stitcher: Stitcher, target: Target, task: Task) -> None:
+    """Raise ExportError unless simulation and files compute the same on a few validation samples.
+
+    Args:
+        builder: the exported model.
+        stitcher: its simulation, on the CPU or another device.
+        target: what the candidate of 8 bits may use.
+        task: whose samples are taken; the example where the file's batch is fixed.
+    """
+    inputs = take_samples(task.validation, SAMPLES)[0][0] if builder.lowered.dynamic_batch else task.example_inputs
+    expected, proto = _outputs(builder.teacher, inputs), builder.lowered.proto
+    simulated = _outputs(stitcher.apply(Candidate()), inputs)
+    if _difference(simulated, expected) > UNTOUCHED_ERROR:
+        where = _first_module(builder, stitcher, proto, inputs, UNTOUCHED_ERROR)
+        raise ExportError(f"export: the simulation of the untouched model differs from the model{where}; {REPORT}")
+    if _difference(_run(proto, builder, inputs)[0], expected) > UNTOUCHED_ERROR:
+        where = _first_module(builder, stitcher, proto, inputs, UNTOUCHED_ERROR)
+        raise ExportError(f"export: the float file differs from the model{where}; {REPORT}")
+    candidate = _eight_bits(builder, target)
+    proto = builder.build(builder.recipe(candidate, stitched_variants(builder, stitcher, candidate)))
+    simulated = _outputs(stitcher.apply(candidate), inputs)
+    if _difference(_run(proto, builder, inputs)[0], simulated) > ROUNDED_ERROR:
+        where = _first_module(builder, stitcher, proto, inputs, ROUNDED_ERROR)
+        raise ExportError(f"export: the file of 8-bit weights differs from its simulation{where}; {REPORT}")
+
+
+def _eight_bits(builder: Builder, target: Target) -> Candidate:
+    """Every module at 8 bits, on integer kernels where the target has them."""
+    integer = target.integer_kinds if 8 in target.activation_bits else ()
+    bits = 8 if 8 in target.weight_bits else 32
+    configs = {m.name: ModuleConfig(bits, 8 if m.kind in integer else 32, algorithm="nearest") for m in builder.module_map}
+    return Candidate.of(configs)
+
+
+@torch.no_grad()
+def _outputs(model: nn.Module, inputs: Inputs) -> Array:
+    device = next((parameter.device for parameter in model.parameters()), torch.device("cpu"))
+    result = call_model(model, map_inputs(inputs, lambda tensor: tensor.to(device, copy=True)))
+    return np.asarray(result.cpu().float().numpy() if result.is_floating_point() else result.cpu().numpy())
+
+
+def _run(proto: ModelProto, builder: Builder, inputs: Inputs) -> list[Array]:
+    return [np.asarray(value) for value in open_session(proto.SerializeToString()).run(None, builder.lowered.feed(inputs))]
+
+
+def _difference(found: Array, expected: Array) -> float:
+    """Relative difference of what is finite in both; infinite where shapes, or what is not finite, differ."""
+    if found.shape != expected.shape or (np.isfinite(found) != np.isfinite(expected)).any():
+        return float("inf")
+    finite = np.isfinite(expected)
+    found, expected = found[finite].astype(np.float64), expected[finite].astype(np.float64)
+    return float(np.linalg.norm(found - expected) / max(float(np.linalg.norm(expected)), 1e-9))
+
+
+def _first_module(builder: Builder, stitcher: Stitcher, proto: ModelProto, inputs: Inputs, error: float) -> str:
+    """Return " at module NAME" for the first one, in the order of calls, whose output differs between simulation and file."""
+    made = {output for node in proto.graph.node for output in node.output}
+    shown = [m.name for m in builder.module_map if m.kind in ("linear", "embedding") and builder.lowered.sites[m.name][0].output in made]
+    values: dict[str, Tensor] = {}
+    handles = [stitcher.simulated[name].register_forward_hook(_keep(values, name)) for name in shown]
+    try:
+        _outputs(stitcher.model, inputs)
+    finally:
+        for handle in handles:
+            handle.remove()
+    tensors = [builder.lowered.sites[name][0].output for name in shown]
+    session = open_session(_with_outputs(proto, tensors).SerializeToString())
+    for name, value in zip(shown, session.run(tensors, builder.lowered.feed(inputs)), strict=True):
+        if name in values and _difference(value, values[name].cpu().float().numpy()) > error:
+            return f" at module {name}"
+    return ""
+
+
+def _keep(values: dict[str, Tensor], name: str) -> Any:
+    def hook(module: nn.Module, inputs: Any, output: Tensor) -> None:
+        values.setdefault(name, output.detach())
+
+    return hook
+
+
+def _with_outputs(proto: ModelProto, names: Sequence[str]) -> ModelProto:
+    """The same graph that also gives the tensors `names`."""
+    shown, known = ModelProto(), {value.name for value in proto.graph.output}
+    shown.CopyFrom(proto)
+    shown.graph.output.extend(helper.make_empty_tensor_value_info(name) for name in names if name not in known)
+    return shown
