@@ -22,7 +22,7 @@ from autocompress.search.loop import run_search
 from autocompress.search.progress import SearchProgress
 from autocompress.search.settings import Settings
 from autocompress.targets.device import sessions
-from autocompress.task import OutputMetric, Task, float_task
+from autocompress.task import OutputMetric, Task
 from autocompress.task_source import load_task
 
 __all__ = [
@@ -135,7 +135,7 @@ def search_interruptible(
     arguments = dict(task_arguments or {})
     if settings.workers > 1 and not isinstance(task, str):
         raise TaskError("search: more than one worker needs the task as module:function or file.py:function, so that each can load it")
-    loaded = float_task(load_task(task, **arguments) if isinstance(task, str) else task)
+    loaded = load_task(task, **arguments) if isinstance(task, str) else task
 
     def launch(url: str) -> list[Running]:
         # A path that other processes can open, wherever they run.

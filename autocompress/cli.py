@@ -23,6 +23,7 @@ from autocompress.export.probes import SCRIPT_FILE, export_probes
 from autocompress.limits import parse_limits
 from autocompress.measure.accuracy import evaluate_session
 from autocompress.modules import find_modules
+from autocompress.prepare import prepared
 from autocompress.report.page import write_report
 from autocompress.results import REPORT_FILE, read_front
 from autocompress.search.bench import builder_for, layout_of, subject_of
@@ -39,7 +40,7 @@ from autocompress.targets.device.timing import interleaved_timing
 from autocompress.targets.profile import cached_table, load_table, measure_table
 from autocompress.targets.runtime import random_feed
 from autocompress.targets.target import find_target
-from autocompress.task import Task, check_task, float_task
+from autocompress.task import Task
 from autocompress.task_source import load_task
 
 INTERRUPTED = 130
@@ -209,7 +210,11 @@ def report_command(arguments: argparse.Namespace) -> int:
 
 def worker_command(arguments: argparse.Namespace) -> int:
     """`autocompress worker`."""
-    return INTERRUPTED if run_worker(_task(arguments), arguments.storage, arguments.study, arguments.device) else 0
+    return (
+        INTERRUPTED
+        if run_worker(load_task(arguments.task, **dict(arguments.task_arg)), arguments.storage, arguments.study, arguments.device)
+        else 0
+    )
 
 
 def evaluate_command(arguments: argparse.Namespace) -> int:
@@ -229,9 +234,8 @@ def evaluate_command(arguments: argparse.Namespace) -> int:
 
 
 def _task(arguments: argparse.Namespace) -> Task:
-    task = float_task(load_task(arguments.task, **dict(arguments.task_arg)))
-    check_task(task)
-    return task
+    task = load_task(arguments.task, **dict(arguments.task_arg))
+    return prepared(task, lambda line: print(f"autocompress: {line}", file=sys.stderr))
 
 
 def _opener(path: str, threads: int | None) -> Callable[[], Any]:

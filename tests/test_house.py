@@ -12,9 +12,10 @@ import autocompress
 ROOT = Path(autocompress.__file__).parent
 LEVELS = [
     {"errors", "pareto", "integer_form"},
-    {"candidate", "limits", "batches"},
+    {"candidate", "limits", "batches", "user_code"},
+    {"loading"},
     {"task", "attention", "recurrent"},
-    {"task_source", "split", "channels"},
+    {"task_source", "split", "channels", "prepare"},
     {"structures"},
     {"coupling"},
     {"modules", "results", "files"},

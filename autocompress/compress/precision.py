@@ -12,7 +12,7 @@ from pathlib import Path
 import torch
 from torch import nn
 
-from autocompress.batches import Inputs, take_samples, to_device
+from autocompress.batches import Inputs, to_device
 from autocompress.compress.teacher import model_hash
 from autocompress.errors import RunFolderError
 from autocompress.files import write_json
@@ -35,7 +35,7 @@ def training_dtype(task: Task, student: nn.Module, device: torch.device, folder:
     path = None if folder is None else folder / f"{hashlib.sha256(key.encode()).hexdigest()[:16]}.json"
     if path is not None and path.is_file():
         return torch.bfloat16 if json.loads(path.read_text())["bfloat16"] < WORTH else torch.float32
-    ((inputs, _),) = take_samples([next(iter(task.training_batches()))], SAMPLES)
+    ((inputs, _),) = task.first_samples([next(iter(task.training_batches()))], SAMPLES)
     ratio = time_ratio(task, student, inputs, device)
     if path is not None:
         # A cache that cannot be written costs time, never a result.

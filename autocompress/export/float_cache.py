@@ -18,7 +18,7 @@ import torch
 from onnx import ModelProto, numpy_helper
 from torch import Tensor, nn
 
-from autocompress.batches import Inputs, feed_of, input_tensors, map_inputs
+from autocompress.batches import Inputs, feed_of, leaves, map_inputs
 from autocompress.errors import DamagedFileError
 from autocompress.export.float_graph import export_float
 from autocompress.targets.device.sessions import open_session
@@ -30,33 +30,40 @@ TOOLS = (torch, onnx, onnx_ir, onnxscript, onnxruntime)
 TOLERANCE = 1e-4  # of the largest output: another order of sums, and nothing else
 
 
-def exported(model: nn.Module, example_inputs: Inputs, names: Sequence[str] = (), folder: Path | None = None) -> tuple[ModelProto, bool]:
+def exported(
+    model: nn.Module, example_inputs: Inputs, names: Sequence[str] = (), folder: Path | None = None, free_batch: bool = True
+) -> tuple[ModelProto, bool]:
     """As `export_float`, from `folder` where a graph of this model lies there.
 
     Graphs are kept without the weights, which are the model's own. A graph is found by what the model prints as, the source of its modules,
     the shapes of its weights and inputs and the versions of the tools; it is used if it computes what the model computes of the example.
     """
     if folder is None:
-        return export_float(model, example_inputs, names)
-    path = folder / f"{_key(model, example_inputs, names)}.safetensors"
+        return export_float(model, example_inputs, names, free_batch)
+    path = folder / f"{_key(model, example_inputs, names, free_batch)}.safetensors"
     known = _read(path, model, example_inputs)
     if known is not None:
         return known
-    proto, dynamic = export_float(model, example_inputs, names)
+    proto, dynamic = export_float(model, example_inputs, names, free_batch)
     _write(path, proto, dynamic, model)
     return proto, dynamic
 
 
-def _key(model: nn.Module, example_inputs: Inputs, names: Sequence[str]) -> str:
+def _key(model: nn.Module, example_inputs: Inputs, names: Sequence[str], free_batch: bool) -> str:
     sources = []
     for kind in dict.fromkeys(type(module) for module in model.modules()):
         with contextlib.suppress(OSError, TypeError):  # made where no source is kept
             sources.append(inspect.getsource(kind))
     shapes = [(name, tuple(value.shape), str(value.dtype)) for name, value in model.state_dict().items()]
     called = list(example_inputs) if isinstance(example_inputs, Mapping) else None
-    inputs = [(tuple(value.shape), str(value.dtype)) for value in input_tensors(example_inputs)]
+    inputs = [
+        (path, (tuple(value.shape), str(value.dtype)) if isinstance(value, Tensor) else value)
+        for path, value in leaves(example_inputs).items()
+    ]
     versions = [tool.__version__ for tool in TOOLS]
-    return hashlib.sha256(repr((FORMAT, repr(model), sources, shapes, called, inputs, list(names), versions)).encode()).hexdigest()
+    return hashlib.sha256(
+        repr((FORMAT, repr(model), sources, shapes, called, inputs, list(names), free_batch, versions)).encode()
+    ).hexdigest()
 
 
 def _weights(model: nn.Module) -> dict[str, Tensor]:

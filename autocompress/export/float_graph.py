@@ -42,11 +42,15 @@ def _quiet() -> Iterator[None]:
             logger.setLevel(level)
 
 
-def export_float(model: nn.Module, example_inputs: Inputs, names: Sequence[str] = ()) -> tuple[ModelProto, bool]:
-    """(cleaned graph with the primary output first and the others of `names` behind it, whether the batch dimension is free)."""
-    example_inputs = map_inputs(example_inputs, lambda tensor: tensor.detach().cpu())
+def export_float(model: nn.Module, example_inputs: Inputs, names: Sequence[str] = (), free_batch: bool = True) -> tuple[ModelProto, bool]:
+    """(cleaned graph with the primary output first and the others of `names` behind it, whether the batch dimension is free).
+
+    Without `free_batch` the first dimension is not the batch, and stays as it is in the example.
+    """
+    # A copy, since the model may write to it.
+    example_inputs = map_inputs(example_inputs, lambda tensor: tensor.detach().cpu().clone())
     problem: Exception | None = None
-    for dynamic in (True, False):
+    for dynamic in (True, False) if free_batch else (False,):
         # An example of size 1 would be taken for a constant, so the free dimension is traced with two samples.
         traced = map_inputs(example_inputs, _twice) if dynamic else example_inputs
         try:
@@ -61,9 +65,11 @@ def export_float(model: nn.Module, example_inputs: Inputs, names: Sequence[str] 
     raise ExportError(f"export: torch.onnx.export fails on the model: {type(problem).__name__}: {reason}") from problem
 
 
-def export_reference(model: nn.Module, example_inputs: Inputs, names: Sequence[str], outputs: Sequence[str]) -> bytes:
+def export_reference(
+    model: nn.Module, example_inputs: Inputs, names: Sequence[str], outputs: Sequence[str], free_batch: bool = True
+) -> bytes:
     """The float file of a model whose inputs are called as another model's are, so that both can be run on the same feed."""
-    proto, _ = export_float(copy.deepcopy(model).cpu().eval(), example_inputs, outputs)
+    proto, _ = export_float(copy.deepcopy(model).cpu().eval(), example_inputs, outputs, free_batch)
     if not isinstance(example_inputs, Mapping):
         new = {value.name: name for value, name in zip(proto.graph.input, names, strict=True)}
         for value in proto.graph.input:

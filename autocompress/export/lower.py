@@ -70,11 +70,16 @@ class LoweredModel:
 
 
 def lower(
-    model: nn.Module, example_inputs: Inputs, module_map: ModuleMap, outputs: Sequence[str] = (), graphs: Path | None = None
+    model: nn.Module,
+    example_inputs: Inputs,
+    module_map: ModuleMap,
+    outputs: Sequence[str] = (),
+    graphs: Path | None = None,
+    free_batch: bool = True,
 ) -> LoweredModel:
     """Export `model` once, or read it from folder `graphs`, and find where each compressible module is used; modules that are not found
     have no site."""
-    proto, dynamic = exported(model, example_inputs, outputs, graphs)
+    proto, dynamic = exported(model, example_inputs, outputs, graphs, free_batch)
     names = tuple(value.name for value in proto.graph.input)
     consumers: dict[str, list[NodeProto]] = {}
     for node in proto.graph.node:

@@ -9,9 +9,11 @@ from typing import Any
 import numpy as np
 import onnxruntime
 import torch
+from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from autocompress.batches import Batches, Inputs, batch_size, feed_of, to_device
+from autocompress.errors import TaskError
 from autocompress.task import OutputMetric, Task, call_model, named_outputs, primary_output, run_model, score, target_of
 
 
@@ -59,7 +61,15 @@ def metric_outputs(task: Task, model: nn.Module, inputs: Inputs, device: torch.d
 
 
 def join_outputs(batches: list[dict[str, Tensor]]) -> dict[str, Tensor]:
-    """The outputs of a split, by name."""
+    """The outputs of a split, by name; TaskError where those of its batches do not fit together."""
+    for outputs in batches:
+        for name, output in outputs.items():
+            first = batches[0][name]
+            if output.dim() == 0 or output.shape[1:] != first.shape[1:]:
+                raise TaskError(
+                    f"task: batches give outputs of shapes {tuple(first.shape)} and {tuple(output.shape)}, which the metric cannot get as "
+                    "one; nearest: pad inputs to one length, or return outputs that do not depend on it"
+                )
     return {name: torch.cat([outputs[name] for outputs in batches]) for name in batches[0]}
 
 
@@ -85,22 +95,39 @@ def evaluate_model(task: Task, model: nn.Module, batches: Batches, device: torch
     return scores_of(task, joined, join_targets(targets)), joined[""]
 
 
+def _check_shapes(session: onnxruntime.InferenceSession, feed: Mapping[str, NDArray[Any]], whole: bool) -> None:
+    """TaskError for dimensions that the file has fixed otherwise; the first one counts where batches stay `whole`."""
+    for value in session.get_inputs():
+        shape = feed[value.name].shape if value.name in feed else ()
+        pairs = list(zip(value.shape, shape, strict=False))[0 if whole else 1 :]
+        if any(isinstance(size, int) and size != came for size, came in pairs):
+            raise TaskError(
+                f"task: a batch has {value.name} of shape {shape}, the file takes {tuple(value.shape)} as in example_inputs; "
+                "nearest: batches of the example's shape"
+            )
+
+
 def evaluate_session(
     task: Task, session: onnxruntime.InferenceSession, input_names: tuple[str, ...], batches: Batches
 ) -> tuple[Scores, Tensor]:
-    """(scores, primary outputs) of an ONNX file; a file with a fixed batch size is fed in parts of that size, the last one padded."""
+    """(scores, primary outputs) of an ONNX file; a file with a fixed batch size is fed in parts of that size, the last one padded.
+
+    TaskError where the file's first dimension is fixed and is not the batch, and a batch has another.
+    """
     fixed = session.get_inputs()[0].shape[0]
     names = ("", *task.further_outputs) if task.has_output_metrics else ("",)
     outputs, targets = [], []
     for inputs, target in batches:
         feed = feed_of(inputs, input_names)
         size = batch_size(inputs)
+        _check_shapes(session, feed, task.batch_first is False)
         if isinstance(fixed, int) and fixed != size:
             parts = []
             for start in range(0, size, fixed):
                 rows = np.minimum(np.arange(start, start + fixed), size - 1)
                 parts.append(session.run(None, {name: array[rows] for name, array in feed.items()})[: len(names)])
-            results = [np.concatenate(found)[:size] for found in zip(*parts, strict=True)]
+            # A sample may have several rows of output.
+            results = [np.concatenate(found)[: size * (len(found[0]) // fixed)] for found in zip(*parts, strict=True)]
         else:
             results = session.run(None, feed)[: len(names)]
         outputs.append({name: torch.from_numpy(np.asarray(found)) for name, found in zip(names, results, strict=True)})

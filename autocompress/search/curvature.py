@@ -16,6 +16,7 @@ from autocompress.compress.low_rank import compose
 from autocompress.compress.prune import Mask
 from autocompress.compress.stitch import Stitcher
 from autocompress.task import Task, call_model
+from autocompress.user_code import UserCodeError
 
 STEP = 0.01  # of the outputs' standard deviation, by which they are shifted
 
@@ -115,7 +116,7 @@ def _gradients(
                         rows = found.grad.flatten(2).transpose(1, 2) if convolves else found.grad
                         rows = rows.reshape(-1, rows.shape[-1]).float().cpu()
                         sums[name] = sums.get(name, torch.zeros(1)) + rows.T @ rows
-    except RuntimeError:
+    except (RuntimeError, UserCodeError):
         return {}
     finally:
         for handle in handles:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -11,6 +12,7 @@ from typing import Any
 
 from autocompress.batches import Batches
 from autocompress.compress.stitch import Trained
+from autocompress.errors import NotComputableError
 from autocompress.export.artifact import write_model, write_notes, write_recipe, write_weights
 from autocompress.export.build import stitched_variants
 from autocompress.files import write_atomic, write_json
@@ -26,6 +28,7 @@ from autocompress.targets.device.timing import interleaved_timing
 from autocompress.targets.latency import all_threads, compare
 from autocompress.targets.latency_table import prediction_errors
 from autocompress.targets.runtime import weights_in_memory
+from autocompress.user_code import UserCodeError
 
 ROUNDS = 60
 
@@ -54,7 +57,7 @@ def verify_front(
     baseline_test = _known_test(folder)
     if baseline_test is None:
         baseline_test = _test_accuracy(bench, str(baseline_path))
-    corrupted = corruptions_of(bench.task.validation)
+    corrupted = corruptions_of(bench.task.validation, bench.task.batch_first)
     names = bench.builder.lowered.input_names
     hard = _robustness(bench, str(baseline_path), corrupted)
     baseline = replace(
@@ -155,6 +158,11 @@ def _test_accuracy(bench: Bench, path: str) -> float | None:
 
 
 def _robustness(bench: Bench, path: str, corrupted: Mapping[str, Batches]) -> dict[str, float]:
-    """The task's metric of a file on each corruption of the validation inputs."""
+    """The task's metric of a file on each corruption of the validation inputs, but those of which it cannot be computed."""
     session, names = open_session(path, all_threads(bench.settings)), bench.builder.lowered.input_names
-    return {name: evaluate_session(bench.task, session, names, batches)[0].accuracy for name, batches in corrupted.items()}
+    judged, found = replace(bench.task, extra_metrics={}), {}
+    for name, batches in corrupted.items():
+        # The first samples may be of one class, say, of which there is no AUC.
+        with suppress(NotComputableError, UserCodeError):
+            found[name] = evaluate_session(judged, session, names, batches)[0].accuracy
+    return found
