@@ -11,10 +11,11 @@ from contextlib import contextmanager
 from typing import Any
 
 import numpy as np
+import torch
 import torch_pruning
 from torch import Tensor, nn
 
-from autocompress.batches import Inputs
+from autocompress.batches import Inputs, map_inputs
 from autocompress.channels import ChannelGroup, Member, all_of
 from autocompress.recurrent import SplitRecurrent
 from autocompress.structures import (
@@ -68,7 +69,7 @@ def find_channel_groups(model: nn.Module, example_inputs: Inputs, names: Sequenc
             plain.append(f"{name}.linear")
     for parameter in model.parameters():
         parameter.requires_grad_(True)
-    inputs: Any = dict(example_inputs) if isinstance(example_inputs, Mapping) else example_inputs
+    inputs = map_inputs(example_inputs, torch.clone)  # the model may write to them
     graph: Any = None
     problem = ""
     with warnings.catch_warnings():

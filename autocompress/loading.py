@@ -112,7 +112,16 @@ def checked(batch: Any, split: str, example: Inputs | None = None) -> tuple[Inpu
     if isinstance(batch, PackedSequence) or not (isinstance(batch, (tuple, list)) and len(batch) == 2):
         raise TaskError(f"task: {split} yields {type(batch).__name__}; expected (inputs, target), target may be None")
     check_inputs(batch[0], split, example)
-    return map_inputs(batch[0], ordinary), map_value(batch[1], ordinary)
+    return map_inputs(_ordered(batch[0], example), ordinary), map_value(batch[1], ordinary)
+
+
+def _ordered(inputs: Any, like: Any) -> Any:
+    """`inputs` with the names of each mapping in the order of `like`'s, in which files take what is nested."""
+    if isinstance(inputs, Mapping) and isinstance(like, Mapping):
+        return {name: _ordered(inputs[name], like[name]) for name in like}
+    if isinstance(inputs, (tuple, list)) and isinstance(like, (tuple, list)) and not hasattr(inputs, "_fields"):
+        return type(inputs)(map(_ordered, inputs, like))
+    return inputs
 
 
 def ordinary(tensor: Tensor) -> Tensor:

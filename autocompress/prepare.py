@@ -51,9 +51,22 @@ def prepared(task: Task, say: Callable[[str], None] = lambda line: None) -> Task
         if model is not None:
             check_steady(task, model, inputs, what)
             firsts.append(task.batch_first if task.batch_first is not None else is_batch_first(task, model, inputs))
+    _check_loss(task)
     if not all(firsts):
         say(f"{_why_whole(task)}: batches are never cut nor joined, and files take the shape of example_inputs")
     return replace(task, batch_first=all(firsts))
+
+
+def _check_loss(task: Task) -> None:
+    """Call a loss of the user's on the first training batch, so that what fails is said before anything takes long."""
+    if task.loss is None or not task.has_labels:
+        return
+    inputs, target = next(iter(task.training_batches()))
+    with torch.no_grad():
+        loss = task.training_loss(task.outputs_of(_probe(task.student or task.model), inputs), target)
+    if not isinstance(loss, Tensor) or loss.numel() != 1:
+        came = f"a tensor of shape {tuple(loss.shape)}" if isinstance(loss, Tensor) else type(loss).__name__
+        raise TaskError(f"task: loss returned {came} of the first training batch; expected one number, a scalar tensor")
 
 
 def check_steady(task: Task, model: nn.Module, inputs: Inputs, what: str = "model") -> None:

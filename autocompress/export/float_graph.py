@@ -18,7 +18,7 @@ from onnx import ModelProto, NodeProto, TensorProto, helper, numpy_helper
 from onnxscript.optimizer import fold_constants
 from torch import nn
 
-from autocompress.batches import Inputs, feed_of, input_tensors, map_inputs
+from autocompress.batches import Inputs, feed_of, map_inputs
 from autocompress.errors import ExportError
 from autocompress.export.recurrent import free_recurrent
 from autocompress.structures import head_counts
@@ -85,16 +85,25 @@ def _twice(tensor: torch.Tensor) -> torch.Tensor:
     return torch.cat([tensor, tensor])
 
 
+def _free(value: Any, free: Any) -> Any:
+    """`free` in the place of each tensor of one argument; constants have no shape."""
+    if isinstance(value, Mapping):
+        return {name: _free(found, free) for name, found in value.items()}
+    if isinstance(value, (tuple, list)):
+        return type(value)(_free(found, free) for found in value)
+    return free if isinstance(value, torch.Tensor) else None
+
+
 def _export(model: nn.Module, inputs: Inputs, dynamic: bool) -> Any:
     free = {0: torch.export.Dim.DYNAMIC} if dynamic else None
     arguments: tuple[Any, ...] = ()
     keywords: dict[str, Any] | None = None
     shapes: Any
     if isinstance(inputs, Mapping):
-        keywords, shapes = dict(inputs), dict.fromkeys(inputs, free)
+        keywords, shapes = dict(inputs), {name: _free(value, free) for name, value in inputs.items()}
     else:
-        arguments = tuple(input_tensors(inputs))
-        shapes = tuple(free for _ in arguments)
+        arguments = (inputs,) if isinstance(inputs, torch.Tensor) else tuple(inputs)
+        shapes = tuple(_free(value, free) for value in arguments)
     with _quiet():
         return torch.onnx.export(
             model,

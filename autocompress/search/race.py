@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from autocompress.batches import Batches, Inputs, input_tensors, leaves, map_inputs
+from autocompress.errors import TaskError
 from autocompress.loading import in_memory
 from autocompress.measure.accuracy import join_outputs, join_targets, metric_outputs, scores_of
 from autocompress.search.racing import scoring_of
@@ -61,8 +62,11 @@ def open_race(task: Task, original: nn.Module, device: torch.device, seed: int) 
     for inputs, target in task.validation:
         outputs.append(metric_outputs(task, original, inputs, device))
         targets.append(target)
+    if not outputs:
+        raise TaskError("task: validation is empty; expected at least one (inputs, target) batch")
     joined, answers = join_outputs(outputs), join_targets(targets)
     scores_of(task, joined, answers)
+    _check_divergence(task, outputs[0][""])
     batches, order, mixed = task.validation, list(range(len(outputs))), False
     if in_memory(batches):
         generator, batches = np.random.default_rng(seed), list(batches)
@@ -78,6 +82,13 @@ def open_race(task: Task, original: nn.Module, device: torch.device, seed: int) 
     teacher = joined[""][order] if mixed else torch.cat([outputs[i][""] for i in order])
     scored = scoring_of(task, joined[""], answers)
     return Race(batches, targets, order, mixed, teacher, answers, scored, _digest(batches, order))
+
+
+def _check_divergence(task: Task, outputs: Tensor) -> None:
+    found = task.output_divergence(outputs, outputs)
+    if not isinstance(found, Tensor) or found.shape != outputs.shape[:1] or not bool(found.isfinite().all()):
+        came = f"shape {tuple(found.shape)}" if isinstance(found, Tensor) else type(found).__name__
+        raise TaskError(f"task: divergence of a batch from itself gave {came}; expected ({len(outputs)},) finite numbers")
 
 
 def _dealt(

@@ -51,7 +51,8 @@ def verify_front(
 
     The first one always; the others as long as the `clock` has room for them.
     """
-    paths, scores = [], []
+    paths, scores, problem = [], [], None
+    judged: list[Finalist] = []
     baseline_path = folder / "models" / "baseline" / MODEL_FILE
     write_atomic(baseline_path, bench.reference)
     baseline_test = _known_test(folder)
@@ -68,20 +69,27 @@ def verify_front(
         latency_source=bench.latency_source,
     )
     for i, finalist in enumerate(finalists):
-        if i > 0 and not clock.has_room(i):
+        if judged and not clock.has_room(len(judged)):
             break
         started = time.monotonic()
         report("exporting and verifying the front", i / len(finalists))
         place = folder / "models" / f"{finalist.number:04d}"
         size = _export(finalist, bench, place, folder)
         session = open_session(str(place / MODEL_FILE), all_threads(bench.settings))
-        found, _ = evaluate_session(bench.task, session, names, bench.task.validation)
+        try:
+            found, _ = evaluate_session(bench.task, session, names, bench.task.validation)
+        except (NotComputableError, UserCodeError) as error:
+            problem = error  # its outputs are not finite, say; the others are judged
+            continue
         test = _test_accuracy(bench, str(place / MODEL_FILE))
         metrics = {**found.metrics, **_robustness(bench, str(place / MODEL_FILE), corrupted)}
         scores.append((size, replace(found, metrics=metrics), test, weights_in_memory(str(place / MODEL_FILE))))
+        clock.file_s = max(clock.file_s if judged else 0.0, time.monotonic() - started)
         paths.append(place)
-        clock.file_s = time.monotonic() - started if i == 0 else max(clock.file_s, time.monotonic() - started)
-    finalists = finalists[: len(paths)]
+        judged.append(finalist)
+    if problem is not None and not judged:
+        raise problem
+    finalists = judged
     timing = _time_front(bench, baseline_path, [path / MODEL_FILE for path in paths], report)
     points = []
     source = bench.latency_source
@@ -150,11 +158,14 @@ def _known_test(folder: Path) -> float | None:
 
 
 def _test_accuracy(bench: Bench, path: str) -> float | None:
+    """The task's metric of a file on the test split; None where there is none, or the metric cannot be computed of it."""
     test: Batches | None = bench.task.test
     if test is None:
         return None
-    session = open_session(path, all_threads(bench.settings))
-    return evaluate_session(bench.task, session, bench.builder.lowered.input_names, test)[0].accuracy
+    session, judged = open_session(path, all_threads(bench.settings)), replace(bench.task, extra_metrics={})
+    with suppress(NotComputableError, UserCodeError):  # of what has no labels, say
+        return evaluate_session(judged, session, bench.builder.lowered.input_names, test)[0].accuracy
+    return None
 
 
 def _robustness(bench: Bench, path: str, corrupted: Mapping[str, Batches]) -> dict[str, float]:
