@@ -112,7 +112,12 @@ def checked(batch: Any, split: str, example: Inputs | None = None) -> tuple[Inpu
     if isinstance(batch, PackedSequence) or not (isinstance(batch, (tuple, list)) and len(batch) == 2):
         raise TaskError(f"task: {split} yields {type(batch).__name__}; expected (inputs, target), target may be None")
     check_inputs(batch[0], split, example)
-    return map_inputs(_ordered(batch[0], example), ordinary), map_value(batch[1], ordinary)
+    return map_inputs(_ordered(batch[0], example), ordinary), map_value(_tensor(batch[1]), ordinary)
+
+
+def _tensor(target: Any) -> Any:
+    """A number as a tensor; other targets as they are."""
+    return torch.tensor(target) if isinstance(target, (bool, int, float)) else target
 
 
 def _ordered(inputs: Any, like: Any) -> Any:

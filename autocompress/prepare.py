@@ -22,7 +22,7 @@ SPLITS = ("validation", "train", "calibration", "test")
 AGAIN = 1e-4  # of the largest output: another order of sums
 APART = 1e-3  # the same for samples alone and in a batch, for which other kernels are chosen
 PROBED = 8  # samples by which the first dimension is judged
-NORMS = nn.modules.batchnorm._NormBase
+NORMS = nn.modules.batchnorm._BatchNorm
 
 
 def prepared(task: Task, say: Callable[[str], None] = lambda line: None) -> Task:
@@ -52,6 +52,7 @@ def prepared(task: Task, say: Callable[[str], None] = lambda line: None) -> Task
             check_steady(task, model, inputs, what)
             firsts.append(task.batch_first if task.batch_first is not None else is_batch_first(task, model, inputs))
     _check_loss(task)
+    _check_rows(task)
     if not all(firsts):
         say(f"{_why_whole(task)}: batches are never cut nor joined, and files take the shape of example_inputs")
     return replace(task, batch_first=all(firsts))
@@ -67,6 +68,16 @@ def _check_loss(task: Task) -> None:
     if not isinstance(loss, Tensor) or loss.numel() != 1:
         came = f"a tensor of shape {tuple(loss.shape)}" if isinstance(loss, Tensor) else type(loss).__name__
         raise TaskError(f"task: loss returned {came} of the first training batch; expected one number, a scalar tensor")
+
+
+def _check_rows(task: Task) -> None:
+    """TaskError for outputs without a row per sample, of a model that takes one sample at a time."""
+    inputs, target = task.first_batch
+    output = _outputs(task, _probe(task.model), inputs)[0]
+    single = isinstance(target, Tensor) and target.numel() == 1
+    if output.dim() == 0 or (single and output.dim() == 1 and len(output) > 1):
+        wanted = (1, *output.shape)
+        raise TaskError(f"task: the model gives outputs of shape {tuple(output.shape)} for one sample; expected a row per sample, {wanted}")
 
 
 def check_steady(task: Task, model: nn.Module, inputs: Inputs, what: str = "model") -> None:
@@ -125,7 +136,7 @@ def is_batch_first(task: Task, model: nn.Module, inputs: Inputs) -> bool:
 def _why_whole(task: Task) -> str:
     """What keeps samples from being told apart, as far as it is known."""
     for name, module in task.model.named_modules():
-        if isinstance(module, NORMS) and module.running_mean is None and type(module).__name__.startswith("BatchNorm"):
+        if isinstance(module, NORMS) and module.running_mean is None:
             return f"{name or 'the model'} normalises by the batch that it is given, also in eval mode"
     shapes = [tuple(tensor.shape) for tensor in input_tensors(task.first_batch[0])]
     return f"the first dimension of the inputs {shapes} is not the batch (its parts give other outputs, or none)"

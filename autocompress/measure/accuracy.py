@@ -44,7 +44,7 @@ def join_targets(targets: list[Any]) -> Any:
     if all(target is None for target in targets):
         return None
     if all(isinstance(target, Tensor) for target in targets):
-        return torch.cat([t.cpu() for t in targets])
+        return torch.cat([t.cpu().reshape(1) if t.dim() == 0 else t.cpu() for t in targets])
     if all(isinstance(target, Mapping) for target in targets):
         return {name: join_targets([target.get(name) for target in targets]) for name in targets[0]}
     return [item for target in targets for item in target]

@@ -55,19 +55,9 @@ def verify_front(
     judged: list[Finalist] = []
     baseline_path = folder / "models" / "baseline" / MODEL_FILE
     write_atomic(baseline_path, bench.reference)
-    baseline_test = _known_test(folder)
-    if baseline_test is None:
-        baseline_test = _test_accuracy(bench, str(baseline_path))
     corrupted = corruptions_of(bench.task.validation, bench.task.batch_first)
     names = bench.builder.lowered.input_names
-    hard = _robustness(bench, str(baseline_path), corrupted)
-    baseline = replace(
-        bench.baseline,
-        test_accuracy=baseline_test,
-        metrics={**bench.baseline.metrics, **hard},
-        memory_bytes=weights_in_memory(str(baseline_path)),
-        latency_source=bench.latency_source,
-    )
+    baseline = _baseline(bench, folder, str(baseline_path), corrupted)
     for i, finalist in enumerate(finalists):
         if judged and not clock.has_room(len(judged)):
             break
@@ -109,6 +99,18 @@ def verify_front(
     if len(points) > 1 and source != "table":
         errors = prediction_errors([f.values[1] for f in finalists], [p.measured.latency_ms for p in points])
     return front, {"baseline_ms_at_the_end": timing.baseline_ms, "tuned": dict(timing.tuned_ratios), "warning": timing.warning, **errors}
+
+
+def _baseline(bench: Bench, folder: Path, path: str, corrupted: Mapping[str, Batches]) -> Measurement:
+    """The float file's numbers, with those of the test split and of disturbed inputs."""
+    test = _known_test(folder)
+    return replace(
+        bench.baseline,
+        test_accuracy=_test_accuracy(bench, path) if test is None else test,
+        metrics={**bench.baseline.metrics, **_robustness(bench, path, corrupted)},
+        memory_bytes=weights_in_memory(path),
+        latency_source=bench.latency_source,
+    )
 
 
 def _time_front(bench: Bench, baseline: Path, paths: Sequence[Path], report: Callable[[str, float], None]) -> FrontTiming:

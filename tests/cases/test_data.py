@@ -334,6 +334,48 @@ def test_whether_the_first_dimension_is_the_batch_is_found_out(name: str) -> Non
     assert prepared(replace(task, batch_first=False)).batch_first is False, "the task may say so"
 
 
+class OneImage(nn.Module):
+    """(3, 8, 8) -> (1, 4), or (4,)."""
+
+    def __init__(self, row: bool = True) -> None:
+        super().__init__()
+        self.conv, self.head, self.row = nn.Conv2d(3, 8, 3), nn.Linear(8, 4), row
+
+    def forward(self, x: Tensor) -> Tensor:
+        found = self.head(torch.relu(self.conv(x)).amax((1, 2)))
+        return found[None] if self.row else found
+
+
+@pytest.mark.parametrize("label", [int, torch.tensor, lambda y: torch.tensor([y])])
+def test_one_image_at_a_time_is_searched(label: Any, tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    net, images = OneImage().eval(), torch.randn(48, 3, 8, 8)
+    with torch.no_grad():
+        net.head.bias -= torch.cat([net(x) for x in images]).mean(0)
+        data = [(x, label(int(net(x).argmax()))) for x in images]
+    front = searched(ac.Task("image", net, images[0], data, top1, train=data), tmp_path, distillation={"steps": 4}).front
+    assert front.baseline.accuracy == 1.0
+    assert set(front.baseline.metrics) == {"accuracy_gaussian_noise"}, "what samples are is not known to the others"
+
+
+def test_outputs_without_a_row_per_sample_are_named() -> None:
+    x = torch.randn(3, 8, 8)
+    with pytest.raises(TaskError, match=r"outputs of shape \(4,\) for one sample; expected a row per sample, \(1, 4\)"):
+        prepared(ac.Task("image", OneImage(row=False), x, [(x, 2)], top1))
+
+
+def test_graphs_are_searched(tmp_path: Path) -> None:
+    """Whole graphs: neither nodes nor edges are cut, though there are more of both than samples are asked for."""
+    torch.manual_seed(0)
+    net, data = Graph().eval(), []
+    for _ in range(6):
+        graph = torch.randn(60, 8), torch.randint(0, 60, (2, 150))
+        with torch.no_grad():
+            data.append((graph, net(*graph).argmax(1)))
+    front = searched(ac.Task("graph", net, data[0][0], data, top1, train=data), tmp_path, distillation={"steps": 4}).front
+    assert front.baseline.accuracy == 1.0
+
+
 def test_time_first_data_is_searched(tmp_path: Path) -> None:
     torch.manual_seed(0)
     net, data = Recurrent().eval(), []
