@@ -210,11 +210,8 @@ def report_command(arguments: argparse.Namespace) -> int:
 
 def worker_command(arguments: argparse.Namespace) -> int:
     """`autocompress worker`."""
-    return (
-        INTERRUPTED
-        if run_worker(load_task(arguments.task, **dict(arguments.task_arg)), arguments.storage, arguments.study, arguments.device)
-        else 0
-    )
+    task = load_task(arguments.task, **dict(arguments.task_arg))
+    return INTERRUPTED if run_worker(task, arguments.storage, arguments.study, arguments.device) else 0
 
 
 def evaluate_command(arguments: argparse.Namespace) -> int:
@@ -234,8 +231,7 @@ def evaluate_command(arguments: argparse.Namespace) -> int:
 
 
 def _task(arguments: argparse.Namespace) -> Task:
-    task = load_task(arguments.task, **dict(arguments.task_arg))
-    return prepared(task, lambda line: print(f"autocompress: {line}", file=sys.stderr))
+    return prepared(load_task(arguments.task, **dict(arguments.task_arg)), lambda line: print(f"autocompress: {line}", file=sys.stderr))
 
 
 def _opener(path: str, threads: int | None) -> Callable[[], Any]:
