@@ -15,7 +15,6 @@ from autocompress.errors import AutocompressError, ExportError, TaskError
 from autocompress.export.artifact import copy_artifact, read_recipe, session_settings, session_warning
 from autocompress.export.reload import load_module, reproduce_model
 from autocompress.modules import find_modules
-from autocompress.plain import ready_task
 from autocompress.report.page import write_report
 from autocompress.results import MODEL_FILE, FrontPoint, Measurement, ParetoFront, SearchResult, read_front
 from autocompress.search.launch import Running, start_on_ray, start_workers, worker_arguments
@@ -136,7 +135,7 @@ def search_interruptible(
     arguments = dict(task_arguments or {})
     if settings.workers > 1 and not isinstance(task, str):
         raise TaskError("search: more than one worker needs the task as module:function or file.py:function, so that each can load it")
-    loaded = ready_task(load_task(task, **arguments) if isinstance(task, str) else task)
+    loaded = load_task(task, **arguments) if isinstance(task, str) else task
 
     def launch(url: str) -> list[Running]:
         # A path that other processes can open, wherever they run.

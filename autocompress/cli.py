@@ -24,7 +24,7 @@ from autocompress.integer_form import IntegerForm
 from autocompress.limits import parse_limits
 from autocompress.measure.accuracy import evaluate_session
 from autocompress.modules import find_modules
-from autocompress.plain import ready_task
+from autocompress.prepare import prepared
 from autocompress.report.page import write_report
 from autocompress.results import REPORT_FILE, read_front
 from autocompress.search.bench import builder_for, layout_of, subject_of
@@ -41,7 +41,7 @@ from autocompress.targets.device.timing import interleaved_timing
 from autocompress.targets.profile import cached_table, load_table, measure_table
 from autocompress.targets.runtime import random_feed
 from autocompress.targets.target import find_target
-from autocompress.task import Task, check_task
+from autocompress.task import Task
 from autocompress.task_source import load_task
 
 INTERRUPTED = 130
@@ -214,7 +214,8 @@ def report_command(arguments: argparse.Namespace) -> int:
 
 def worker_command(arguments: argparse.Namespace) -> int:
     """`autocompress worker`."""
-    return INTERRUPTED if run_worker(_task(arguments), arguments.storage, arguments.study, arguments.device) else 0
+    task = load_task(arguments.task, **dict(arguments.task_arg))
+    return INTERRUPTED if run_worker(task, arguments.storage, arguments.study, arguments.device) else 0
 
 
 def evaluate_command(arguments: argparse.Namespace) -> int:
@@ -234,9 +235,7 @@ def evaluate_command(arguments: argparse.Namespace) -> int:
 
 
 def _task(arguments: argparse.Namespace) -> Task:
-    task = ready_task(load_task(arguments.task, **dict(arguments.task_arg)))
-    check_task(task)
-    return task
+    return prepared(load_task(arguments.task, **dict(arguments.task_arg)), lambda line: print(f"autocompress: {line}", file=sys.stderr))
 
 
 def _opener(path: str, threads: int | None) -> Callable[[], Any]:

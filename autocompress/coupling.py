@@ -12,10 +12,11 @@ from contextlib import contextmanager
 from typing import Any
 
 import numpy as np
+import torch
 import torch_pruning
 from torch import Tensor, nn
 
-from autocompress.batches import Inputs
+from autocompress.batches import Inputs, map_inputs
 from autocompress.channels import ChannelGroup, Member, all_of
 from autocompress.recurrent import SplitRecurrent
 from autocompress.structures import (
@@ -70,7 +71,7 @@ def find_channel_groups(model: nn.Module, example_inputs: Inputs, names: Sequenc
             plain.append(f"{name}.linear")
     for parameter in model.parameters():
         parameter.requires_grad_(True)
-    inputs: Any = dict(example_inputs) if isinstance(example_inputs, Mapping) else example_inputs
+    inputs: Any = map_inputs(example_inputs, torch.clone)  # the model may write to them
     deadline = time.monotonic() + TRACER_SECONDS
     graph, problem = _traced(model, inputs)
     name_of = {module: name for name, module in model.named_modules()}

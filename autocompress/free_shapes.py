@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import inspect
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from itertools import islice
 
 from torch import Tensor, nn
 
-from autocompress.batches import Inputs, batch_size, input_tensors, seeded
+from autocompress.batches import Inputs, batch_size, input_tensors, leaves, seeded
 from autocompress.errors import TaskError, nearest_name
 from autocompress.task import Task
 
@@ -45,17 +46,20 @@ class FreeDimension:
 
 def argument_names(model: nn.Module, inputs: Inputs) -> tuple[str, ...]:
     """The model's own names of `inputs`, in calling order: keys, else arguments of forward, all different."""
-    tensors = input_tensors(inputs)
+    paths = [path for path, value in leaves(inputs).items() if isinstance(value, Tensor)]
     if isinstance(inputs, Mapping):
-        return tuple(inputs)
+        return tuple(paths)
+    count = 1 if isinstance(inputs, Tensor) else len(inputs)
     names: list[str] = []
     for name, parameter in inspect.signature(model.forward).parameters.items():
         if parameter.kind in (parameter.POSITIONAL_ONLY, parameter.POSITIONAL_OR_KEYWORD):
             names.append(name)
         elif parameter.kind == parameter.VAR_POSITIONAL:
-            names += [f"{name}_{i}" for i in range(len(tensors) - len(names))]
-    names += [f"input_{i}" for i in range(len(names), len(tensors))]
-    return tuple(names[: len(tensors)])
+            names += [f"{name}_{i}" for i in range(count - len(names))]
+    names += [f"input_{i}" for i in range(len(names), count)]
+    # "argument 1[0]" is the first entry of the second argument.
+    places = [re.match(r"argument (\d+)(.*)", path, re.DOTALL) for path in paths]
+    return tuple(names[int(place[1])] + place[2] for place in places if place)
 
 
 def default_dimensions(model: nn.Module, inputs: Inputs) -> tuple[FreeDimension, ...]:
@@ -105,7 +109,7 @@ def free_dimensions(task: Task) -> tuple[FreeDimension, ...]:
                 raise TaskError(f"task {task.name}: dynamic[{key!r}] names dimension {d}; {names[i]} has 0 to {tensors[i].dim() - 1}")
             old = found.get((i, d)) or FreeDimension(i, d, names[i], name)
             found[i, d] = FreeDimension(i, d, old.label, name, old.sizes, old.split)
-    return tuple(found[key] for key in sorted(found))
+    return tuple(found[key] for key in sorted(found) if key[1] > 0 or task.batch_first is not False)
 
 
 def _position(task: Task, key: str, names: tuple[str, ...]) -> int:

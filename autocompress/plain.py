@@ -20,12 +20,12 @@ from torch import Tensor, fx, nn
 from torch.nn.utils import parametrize
 from torch.utils import _pytree as pytree
 
-from autocompress.batches import Inputs, input_tensors, map_inputs
+from autocompress.batches import Inputs, map_inputs
 from autocompress.errors import TaskError
 from autocompress.operators import Operator, first_names, operator_of
 from autocompress.split import split_modules
 from autocompress.structures import HEAD_ATTRIBUTES, SHARED_ATTRIBUTES
-from autocompress.task import Task, call_model, float_task, run_model
+from autocompress.task import Task, call_model, run_model
 
 COVERED: tuple[type[nn.Module], ...] = (
     nn.Linear,
@@ -145,16 +145,23 @@ def _quiet() -> Iterator[None]:
 
 def _export(model: nn.Module, inputs: Inputs, strict: bool) -> fx.GraphModule:
     """The program with every dimension free that it does not fix itself."""
-    auto = torch.export.Dim.AUTO
-    shapes: Any = [{i: auto for i, size in enumerate(tensor.shape) if size > 1} for tensor in input_tensors(inputs)]
     keywords = dict(inputs) if isinstance(inputs, Mapping) else None
-    arguments = () if keywords is not None else tuple(input_tensors(inputs))
-    shapes = dict(zip(keywords, shapes, strict=True)) if keywords is not None else tuple(shapes)
+    arguments: Any = () if keywords is not None else (inputs,) if isinstance(inputs, Tensor) else tuple(inputs)
+    shapes = _shapes(keywords if keywords is not None else arguments)
     with torch.no_grad():
         program = torch.export.export(model, arguments, kwargs=keywords, dynamic_shapes=shapes, strict=strict)
     graph: fx.GraphModule = program.module(check_guards=False)
     _plain_signature(graph)
     return graph
+
+
+def _shapes(value: Any) -> Any:
+    """What may be free in each tensor of nested arguments; constants have no shape, and what has size 1 stays."""
+    if isinstance(value, Mapping):
+        return {name: _shapes(part) for name, part in value.items()}
+    if isinstance(value, (tuple, list)):
+        return type(value)(map(_shapes, value))
+    return {i: torch.export.Dim.AUTO for i, size in enumerate(value.shape) if size > 1} if isinstance(value, Tensor) else None
 
 
 def _plain_signature(module: fx.GraphModule) -> None:
@@ -289,13 +296,12 @@ def _tell_heads(source: nn.Module, place: nn.Module) -> None:
                 setattr(place, name, value)
 
 
-def ready_task(task: Task) -> Task:
-    """Return the task as everything behind it sees it: in float32, and on a plain model where its own is none.
+def plain_task(task: Task) -> Task:
+    """Return the task on a plain model where its own is none.
 
     Raises:
         TaskError: the plain model computes something else than the model on validation batches.
     """
-    task = float_task(task)
     changed: dict[str, Any] = {}
     for name in ("model", "student"):
         model = getattr(task, name)

@@ -12,10 +12,12 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from autocompress.batches import HALVES, Batches, FloatBatches, Inputs, Unlabelled, float32, map_inputs
+from autocompress.batches import NARROWED, Batches, Inputs, cuttable, map_inputs, take_samples
 from autocompress.errors import NotComputableError, TaskError, nearest_name
+from autocompress.loading import FloatBatches, Unlabelled, checked, float32
 from autocompress.output_kinds import find_kinds
 from autocompress.outputs import OutputKind, as_labels, default_loss, sample_divergence
+from autocompress.user_code import user_code
 
 
 @dataclass(frozen=True)
@@ -58,6 +60,11 @@ class Task:
         matched_modules: module of the student -> module of the teacher, whose outputs feature distillation compares; default: by name.
         dynamic: argument name or position ("0") -> {dimension: name} that files leave free, beside the batch, the sequence of integer
             inputs and what differs among the batches, which are free anyway.
+        batch_first: whether the first dimension of all inputs and outputs is the batch, so that batches may be cut and joined along it;
+            None: found out by calling the model.
+        rows_independent: whether the samples of a list of validation batches may be mixed across batches, so that any first part of them
+            is a random sample (for data sorted by class, say); metrics get them in their own order.
+        data_memory: most that a validation, calibration or test split takes in memory, where it is kept so that each pass is the same.
     """
 
     name: str
@@ -77,6 +84,9 @@ class Task:
     output_weights: Mapping[str, float] | None = None
     matched_modules: Mapping[str, str] | None = None
     dynamic: Mapping[str, Mapping[int, str]] | None = None
+    batch_first: bool | None = None
+    rows_independent: bool = False
+    data_memory: str | float = "2GB"
 
     @cached_property
     def first_batch(self) -> tuple[Inputs, Any]:
@@ -145,6 +155,14 @@ class Task:
                 return batches
         return self.validation
 
+    def can_cut(self, inputs: Inputs, target: Any) -> bool:
+        """Whether a part of the batch is a smaller batch."""
+        return self.batch_first is not False and cuttable(inputs, target)
+
+    def first_samples(self, batches: Batches, count: int) -> list[tuple[Inputs, Any]]:
+        """The first batches with `count` samples, the last one cut where the first dimension is the batch."""
+        return take_samples(batches, count, whole=self.batch_first is False)
+
     def outputs_of(self, model: nn.Module, inputs: Inputs) -> dict[str, Tensor]:
         """The outputs that recovery trains, by name; the primary one is "" when `output_weights` names none."""
         if self.output_weights is None:
@@ -154,7 +172,8 @@ class Task:
     def training_loss(self, outputs: Mapping[str, Tensor], target: Any) -> Tensor:
         """The scalar task loss of one batch: of each output that has a target, weighted."""
         if self.loss is not None:
-            return self.loss(outputs if self.output_weights else outputs[""], target)
+            with user_code("task: loss fails"):
+                return self.loss(outputs if self.output_weights else outputs[""], target)
         weights = self.output_weights or {"": 1.0}
         known = {name: found for name in outputs if (found := as_labels(target_of(target, name))) is not None}
         if not known:
@@ -165,7 +184,8 @@ class Task:
         """(n,) distance of each sample's outputs from the teacher's, 0 when equal; of the primary output unless another is named."""
         name = self.primary_name if name is None else name
         if self.divergence is not None and name == self.primary_name:
-            return self.divergence(student, teacher)
+            with user_code("task: divergence fails"):
+                return self.divergence(student, teacher)
         return sample_divergence(self.kind_of(name), student, teacher)
 
 
@@ -179,11 +199,13 @@ def call_model(model: nn.Module, inputs: Inputs) -> Tensor:
     return primary_output(run_model(model, inputs))
 
 
-def run_model(model: nn.Module, inputs: Inputs) -> Any:
-    """Everything that the model returns."""
-    if isinstance(inputs, Tensor):
-        return model(inputs)
-    return model(**inputs) if isinstance(inputs, Mapping) else model(*inputs)
+def run_model(model: nn.Module, inputs: Inputs, what: str = "task: model.forward fails") -> Any:
+    """Everything that the model returns; it gets copies of `inputs`, since it may write to them. UserCodeError: `what`, and why."""
+    given = map_inputs(inputs, torch.clone)
+    with user_code(what):
+        if isinstance(given, Tensor):
+            return model(given)
+        return model(**given) if isinstance(given, Mapping) else model(*given)
 
 
 def named_outputs(result: Any, names: Sequence[str]) -> dict[str, Tensor]:
@@ -214,8 +236,9 @@ def primary_output(result: Any) -> Tensor:
 
 
 def score(metric: Callable[[Any, Any], float], outputs: Any, targets: Any, name: str = "metric") -> float:
-    """The metric as a finite float; NotComputableError names it otherwise."""
-    value = float(metric(outputs, targets))
+    """The metric as a finite float; NotComputableError names it otherwise, UserCodeError says where it fails."""
+    with user_code(f"task: {name} fails"):
+        value = float(metric(outputs, targets))
     if not math.isfinite(value):
         raise NotComputableError(f"task: {name} returned {value} on {len(outputs)} outputs; it must be a finite number")
     return value
@@ -230,14 +253,13 @@ def check_task(task: Task) -> None:
     for model, what in ((task.model, "model"), (task.student, "student")):
         if model is None:
             continue
-        try:
-            with torch.inference_mode():
-                _check_outputs(task, copy.deepcopy(model).cpu().eval(), map_inputs(task.example_inputs, lambda tensor: tensor.cpu()))
-        except TaskError:
-            raise
-        except Exception as error:
-            first_line = str(error).strip().split("\n")[0]
-            raise TaskError(f"task {task.name}: {what}.forward fails on example_inputs: {type(error).__name__}: {first_line}") from error
+        _check_initialised(task, model, what)
+        with user_code(f"task {task.name}: the {what} cannot be copied"):
+            copied = copy.deepcopy(model).cpu().eval()
+        inputs = map_inputs(task.example_inputs, lambda tensor: tensor.cpu())
+        with torch.no_grad():
+            result = run_model(copied, inputs, f"task {task.name}: {what}.forward fails on example_inputs")
+        _check_outputs(task, result)
     _check_kinds(task)
     _check_matched(task)
     for name, metric in task.extra_metrics.items():
@@ -247,8 +269,13 @@ def check_task(task: Task) -> None:
             raise TaskError(f"task {task.name}: metric {name} reads output {metric.output!r}, which output_weights lacks; nearest: {near}")
 
 
-def _check_outputs(task: Task, model: nn.Module, inputs: Inputs) -> None:
-    result = run_model(model, inputs)
+def _check_initialised(task: Task, model: nn.Module, what: str) -> None:
+    for name, value in (*model.named_parameters(), *model.named_buffers()):
+        if torch.nn.parameter.is_lazy(value):
+            raise TaskError(f"task {task.name}: {what}'s {name} has no shape yet; call the {what} once before the task is made")
+
+
+def _check_outputs(task: Task, result: Any) -> None:
     primary = primary_output(result)
     names = tuple(task.output_weights or ())
     if names and named_outputs(result, names)[task.primary_name] is not primary:
@@ -279,19 +306,17 @@ def _check_matched(task: Task) -> None:
 
 def _first(batches: Batches, split: str) -> tuple[Inputs, Any]:
     for batch in batches:
-        if not (isinstance(batch, (tuple, list)) and len(batch) == 2):
-            raise TaskError(f"task: {split} yields {type(batch).__name__}; expected (inputs, target), target may be None")
-        return batch[0], batch[1]
+        return checked(batch, split)
     raise TaskError(f"task: {split} is empty; expected at least one (inputs, target) batch")
 
 
 def float_task(task: Task) -> Task:
-    """`task` itself, or, where its model has half-precision parameters, the same with a float32 copy of the model and its data.
+    """`task` itself, or, where its model has parameters of half or double precision, the same with float32 copies.
 
     What is stored in 16 bits, and what in fewer, is for the search to say; the original stays as it is.
     """
     models = [model for model in (task.model, task.student) if model is not None]
-    if not any(parameter.dtype in HALVES for model in models for parameter in model.parameters()):
+    if not any(parameter.dtype in NARROWED for model in models for parameter in model.parameters()):
         return task
     batches = {name: getattr(task, name) for name in ("validation", "train", "calibration", "test")}
     floats: dict[str, Any] = {name: None if found is None else FloatBatches(found) for name, found in batches.items()}

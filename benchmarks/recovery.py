@@ -19,11 +19,12 @@ import numpy as np
 import torch
 
 from autocompress import Candidate, Distillation, ModuleConfig, Task, find_modules, load_task
-from autocompress.batches import Batches, Unlabelled, take_samples
+from autocompress.batches import Batches, take_samples
 from autocompress.compress.recover import recover
 from autocompress.compress.teacher import Teacher
 from autocompress.compress.trainer import Trainer
 from autocompress.export.build import prepare
+from autocompress.loading import Unlabelled
 from autocompress.targets.kernels import KernelChoice
 from autocompress.tasks.easy_vqa_data import Loader
 from benchmarks.bench import CPU, Bench

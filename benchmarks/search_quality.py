@@ -262,7 +262,7 @@ def main() -> None:
             if arguments.only not in (None, name):
                 continue
             prepared = case(make(), drop, folder)
-            samples, knobs = len(prepared.bench.teacher_outputs), len(prepared.bench.space.knobs)
+            samples, knobs = len(prepared.bench.race.teacher), len(prepared.bench.space.knobs)
             print(
                 f"{name}: {knobs} knobs, {samples} validation samples, loss up to {drop}, sensitivity {prepared.table_s:.0f} s", flush=True
             )

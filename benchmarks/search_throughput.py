@@ -58,7 +58,7 @@ class Timed(Judge):
 
 def forward_s(bench: Bench) -> float:
     started = time.perf_counter()
-    for inputs, _ in bench.validation:
+    for inputs, _ in bench.race.batches:
         model_outputs(bench.stitcher.teacher, inputs, bench.device)
     return time.perf_counter() - started
 
@@ -90,7 +90,7 @@ def reusable_shares(bench: Bench, candidates: Sequence[Candidate]) -> list[float
         bench.stitcher.teacher.get_submodule(module.name).register_forward_hook(lambda *given, name=module.name: order.append(name))
         for module in bench.module_map
     ]
-    model_outputs(bench.stitcher.teacher, next(iter(bench.validation))[0], bench.device)
+    model_outputs(bench.stitcher.teacher, next(iter(bench.race.batches))[0], bench.device)
     for handle in handles:
         handle.remove()
     macs = {module.name: module.macs for module in bench.module_map}
@@ -196,7 +196,7 @@ def main() -> None:
         print(f"ask: {asking:.1f} ms at {LAYERS} modules and {told} told trials, journal included", flush=True)
         bench, losses = prepared(load_task("autocompress.tasks:easy_vqa", validation_images=images), folder)
         limits = Limits(None, None, 0.05)
-        print(f"forward pass: {forward_s(bench):.2f} s, {len(bench.teacher_outputs)} samples", flush=True)
+        print(f"forward pass: {forward_s(bench):.2f} s, {len(bench.race.teacher)} samples", flush=True)
         found = {}
         for name, parts in (("racing", RUNGS), ("full", ())):
             whole, extra = ratios(bench, limits, losses, folder, parts, trials)

@@ -12,13 +12,14 @@ import autocompress
 ROOT = Path(autocompress.__file__).parent
 LEVELS = [
     {"errors", "pareto", "integer_form"},
-    {"candidate", "limits", "batches", "outputs"},
-    {"output_kinds"},
+    {"candidate", "limits", "batches", "outputs", "user_code"},
+    {"output_kinds", "loading"},
     {"task", "attention", "recurrent"},
     {"task_source", "split", "channels", "free_shapes"},
     {"structures"},
     {"operators"},
     {"plain"},
+    {"prepare"},
     {"coupling"},
     {"modules", "results", "files"},
     {"tensor_files"},

@@ -14,7 +14,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from autocompress.batches import Inputs, batch_size, cut, cuttable, take_samples, target_to_device, to_device
+from autocompress.batches import Inputs, batch_size, cut, target_to_device, to_device
 from autocompress.compress.statistics import LayerStatistics
 from autocompress.errors import NotComputableError
 from autocompress.task import Task
@@ -102,8 +102,8 @@ def task_losses(task: Task) -> Callable[[nn.Module], Iterable[Tensor]]:
     def losses(model: nn.Module) -> Iterable[Tensor]:
         generator = torch.Generator().manual_seed(0)
         device = next(model.parameters()).device
-        for inputs, target in take_samples(task.calibration_batches(), GRADIENT_SAMPLES):
-            for part, wanted in _pieces(inputs, target):
+        for inputs, target in task.first_samples(task.calibration_batches(), GRADIENT_SAMPLES):
+            for part, wanted in _pieces(task, inputs, target):
                 outputs = task.outputs_of(model, to_device(part, device))
                 if not task.teaches(wanted):
                     noise = {name: torch.randn(found.shape, generator=generator).to(device) for name, found in outputs.items()}
@@ -114,9 +114,9 @@ def task_losses(task: Task) -> Callable[[nn.Module], Iterable[Tensor]]:
     return losses
 
 
-def _pieces(inputs: Inputs, target: Any) -> Iterable[tuple[Inputs, Any]]:
+def _pieces(task: Task, inputs: Inputs, target: Any) -> Iterable[tuple[Inputs, Any]]:
     """A batch in parts of GRADIENT_BATCH samples; whole where it cannot be cut."""
-    if not cuttable(inputs, target):
+    if not task.can_cut(inputs, target):
         yield inputs, target
         return
     for start in range(0, batch_size(inputs), GRADIENT_BATCH):

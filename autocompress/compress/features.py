@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from autocompress.batches import take_samples, to_device
+from autocompress.batches import to_device
 from autocompress.compress.prune import Masks
 from autocompress.compress.trainer import Trainer
 from autocompress.errors import TaskError
@@ -111,7 +111,7 @@ def prepared_matcher(trainer: Trainer, student: nn.Module, pairs: Mapping[str, s
     """A matcher of `student` and the trainer's teacher that has seen two training samples; TaskError leaves no hook behind."""
     teacher = trainer.teacher.model
     matcher = FeatureMatcher(student, teacher, pairs, masks)
-    ((inputs, _),) = take_samples([next(iter(trainer.task.training_batches()))], 2)
+    ((inputs, _),) = trainer.task.first_samples([next(iter(trainer.task.training_batches()))], 2)
     inputs = to_device(inputs, trainer.device)
     try:
         matcher.prepare(lambda: (call_model(student, inputs), call_model(teacher, inputs)))

@@ -18,6 +18,7 @@ PROMPT = 0.25  # share of each sequence that stays the user's
 def tokens_of(inputs: Inputs) -> Tensor:
     """The (n, length) integer tensor of `inputs`: "input_ids" or the first one; TaskError when there is none."""
     named = [inputs["input_ids"]] if isinstance(inputs, Mapping) and "input_ids" in inputs else []
+    tensor: Tensor
     for tensor in (*named, *input_tensors(inputs)):
         if tensor.dim() == 2 and not tensor.is_floating_point() and tensor.dtype != torch.bool:
             return tensor

@@ -12,11 +12,12 @@ from pathlib import Path
 import torch
 from torch import nn
 
-from autocompress.batches import Inputs, take_samples, to_device
+from autocompress.batches import Inputs, to_device
 from autocompress.compress.teacher import model_hash
 from autocompress.errors import RunFolderError
 from autocompress.files import write_json
 from autocompress.task import Task
+from autocompress.user_code import UserCodeError
 
 WORTH = 0.8  # bfloat16 must take at most this share of float32's time: its gradients are coarser
 TURNS = 3
@@ -35,8 +36,11 @@ def training_dtype(task: Task, student: nn.Module, device: torch.device, folder:
     path = None if folder is None else folder / f"{hashlib.sha256(key.encode()).hexdigest()[:16]}.json"
     if path is not None and path.is_file():
         return torch.bfloat16 if json.loads(path.read_text())["bfloat16"] < WORTH else torch.float32
-    ((inputs, _),) = take_samples([next(iter(task.training_batches()))], SAMPLES)
-    ratio = time_ratio(task, student, inputs, device)
+    ((inputs, _),) = task.first_samples([next(iter(task.training_batches()))], SAMPLES)
+    try:
+        ratio = time_ratio(task, student, inputs, device)
+    except (RuntimeError, UserCodeError):  # operators that do not take mixed types
+        return torch.float32
     if path is not None:
         # A cache that cannot be written costs time, never a result.
         with contextlib.suppress(RunFolderError):
@@ -51,16 +55,18 @@ def time_ratio(task: Task, student: nn.Module, inputs: Inputs, device: torch.dev
     best = {torch.float32: float("inf"), torch.bfloat16: float("inf")}
     for parameter in parameters:
         parameter.requires_grad_(True)
-    for turn in range(TURNS + 1):
-        for dtype in best:
-            started = time.perf_counter()
-            with torch.autocast(device.type, dtype, enabled=dtype != torch.float32):
-                outputs = task.outputs_of(student, inputs)
-            torch.autograd.backward(torch.stack([found.float().square().mean() for found in outputs.values()]).sum())
-            if turn > 0:
-                best[dtype] = min(best[dtype], time.perf_counter() - started)
-            for parameter in student.parameters():
-                parameter.grad = None
-    for parameter in parameters:
-        parameter.requires_grad_(False)
+    try:
+        for turn in range(TURNS + 1):
+            for dtype in best:
+                started = time.perf_counter()
+                with torch.autocast(device.type, dtype, enabled=dtype != torch.float32):
+                    outputs = task.outputs_of(student, inputs)
+                torch.autograd.backward(torch.stack([found.float().square().mean() for found in outputs.values()]).sum())
+                if turn > 0:
+                    best[dtype] = min(best[dtype], time.perf_counter() - started)
+                for parameter in student.parameters():
+                    parameter.grad = None
+    finally:
+        for parameter in parameters:
+            parameter.requires_grad_(False)
     return best[torch.bfloat16] / best[torch.float32]

@@ -9,7 +9,6 @@ from pathlib import Path
 
 from torch import nn
 
-from autocompress.batches import take_samples
 from autocompress.candidate import Candidate, ModuleConfig
 from autocompress.compress.evidence import Evidence
 from autocompress.compress.features import matched_by_name, prepared_matcher
@@ -135,7 +134,7 @@ def _continued(trainer: Trainer, stitcher: Stitcher, stage: Candidate, trained: 
         if f"{name}.bias" in state and simulated.bias is not None:
             state[f"{name}.bias"] = simulated.bias.detach()
     model.load_state_dict(state)
-    batches = [inputs for inputs, _ in take_samples(trainer.task.calibration_batches(), CALIBRATION_SAMPLES)]
+    batches = [inputs for inputs, _ in trainer.task.first_samples(trainer.task.calibration_batches(), CALIBRATION_SAMPLES)]
     statistics = collect_statistics(model, stitcher.module_map, batches, trainer.device)
     losses = stitcher.library.evidence.losses
     library = VariantLibrary(Evidence(model, statistics, losses), None, stitcher.library.integer_form)

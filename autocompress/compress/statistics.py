@@ -110,6 +110,8 @@ def input_vectors(module: nn.Module, x: Tensor) -> tuple[Tensor, Tensor, Tensor]
     if not isinstance(module, (nn.Conv1d, nn.Conv2d)):
         flat = x.reshape(-1, x.shape[-1])
         return flat[:: -(-len(flat) // POSITIONS)].unsqueeze(1), flat.amin(0), flat.amax(0)
+    if x.dim() == 1 + len(module.kernel_size):  # one sample without a batch
+        x = x.unsqueeze(0)
     channels = x.transpose(0, 1).flatten(1)
     low, high = channels.amin(1), channels.amax(1)
     kernel, stride, dilation = tuple(module.kernel_size), tuple(module.stride), tuple(module.dilation)

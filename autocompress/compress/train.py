@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from autocompress.batches import Inputs, batch_size, cut, cuttable, seeded, target_to_device, to_device
+from autocompress.batches import Inputs, batch_size, cut, seeded, target_to_device, to_device
 from autocompress.candidate import Distillation
 from autocompress.compress.distill import distillation_loss
 from autocompress.compress.features import FeatureMatcher
@@ -148,7 +148,7 @@ class Cycle:
             except (RuntimeError, MemoryError) as error:
                 if not out_of_memory(error):
                     raise
-                size = min(batch_size(inputs) if cuttable(inputs, target) else 1 for inputs, target in batches)
+                size = min(batch_size(inputs) if self.trainer.task.can_cut(inputs, target) else 1 for inputs, target in batches)
                 if self.parts >= size:
                     raise NotComputableError(
                         f"recovery: out of memory at step {self.step} with {-(-size // self.parts)} sample at a time; "
@@ -171,7 +171,7 @@ class Cycle:
             rows = slice(first, first + length)
             some, wanted = (inputs, target) if self.parts == 1 else cut(inputs, target, rows)
             some, wanted = to_device(some, trainer.device), target_to_device(wanted, trainer.device)
-            known = answers if self.parts == 1 else {name: _rows(answer, rows) for name, answer in answers.items()}
+            known = answers if self.parts == 1 else {name: _rows(answer, rows, size) for name, answer in answers.items()}
             loss = self._loss(some, wanted, known)
             if not math.isfinite(float(loss.detach())):
                 raise NotComputableError(f"recovery: loss is {float(loss.detach())} at step {self.step} of {self.steps}")
@@ -221,7 +221,10 @@ class Cycle:
         return True
 
 
-def _rows(answer: Tensor | TopLogits, rows: slice) -> Tensor | TopLogits:
+def _rows(answer: Tensor | TopLogits, samples: slice, size: int) -> Tensor | TopLogits:
+    """The answers to some samples of a batch of `size`; a sample may have several rows of output."""
+    each = (len(answer) if isinstance(answer, Tensor) else len(answer.values)) // size
+    rows = slice(samples.start * each, samples.stop * each)
     if isinstance(answer, Tensor):
         return answer[rows]
     return TopLogits(answer.values[rows], answer.indices[rows], answer.log_sums[rows], answer.temperatures)

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint as recomputed
 
-from autocompress.batches import Inputs, seed_all, take_samples, target_to_device, to_device
+from autocompress.batches import Inputs, seed_all, target_to_device, to_device
 from autocompress.compress.activation import RangeQuantizer
 from autocompress.compress.calls import Calls
 from autocompress.compress.generate import check_causal
@@ -40,7 +40,7 @@ class Trainer:
     @cached_property
     def watched(self) -> list[tuple[Inputs, Tensor]]:
         """Validation inputs and the teacher's primary outputs."""
-        batches = [to_device(inputs, self.device) for inputs, _ in take_samples(self.task.validation, WATCHED)]
+        batches = [to_device(inputs, self.device) for inputs, _ in self.task.first_samples(self.task.validation, WATCHED)]
         with torch.no_grad():
             return [(inputs, call_model(self.teacher.model, inputs).float()) for inputs in batches]
 

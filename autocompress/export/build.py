@@ -12,7 +12,7 @@ import torch
 from onnx import ModelProto
 from torch import nn
 
-from autocompress.batches import Inputs, batch_size, take_samples
+from autocompress.batches import Inputs, batch_size, input_tensors
 from autocompress.candidate import Candidate, ModuleConfig
 from autocompress.channels import ChannelGroup
 from autocompress.compress.activation import ActivationRange
@@ -259,8 +259,12 @@ def prepare(
     lowered = as_called(lowered, teacher, module_map, task.example_inputs)
     module_map = module_map.restricted_to(lowered.sites)
     module_map = replace(module_map, norms=find_norms(lowered, module_map))
-    samples = [inputs for inputs, _ in take_samples(task.calibration_batches(), CALIBRATION_SAMPLES)]
-    samples = samples if lowered.dynamic_batch else [task.example_inputs, *samples]
+    samples = [inputs for inputs, _ in task.first_samples(task.calibration_batches(), CALIBRATION_SAMPLES)]
+    if not lowered.dynamic_batch:
+        samples = [task.example_inputs, *samples]
+    if task.batch_first is False:  # the graph takes the example's shape, to which nothing is cut
+        shapes = [tensor.shape for tensor in input_tensors(task.example_inputs)]
+        samples = [inputs for inputs in samples if [tensor.shape for tensor in input_tensors(inputs)] == shapes]
     ranges = calibrate(lowered, samples, batch_size(task.example_inputs), activation_range)
     device = device or torch.device("cpu")
     statistics = collect_statistics(teacher.to(device), module_map, samples, device)

@@ -18,7 +18,7 @@ import torch
 from onnx import ModelProto, numpy_helper
 from torch import Tensor, nn
 
-from autocompress.batches import Inputs, feed_of, input_tensors, map_inputs
+from autocompress.batches import Inputs, feed_of, leaves, map_inputs
 from autocompress.errors import DamagedFileError
 from autocompress.export.float_graph import FloatGraph, export_float
 from autocompress.free_shapes import FreeDimension
@@ -62,7 +62,10 @@ def _key(model: nn.Module, example_inputs: Inputs, names: Sequence[str], free: S
             sources.append(inspect.getsource(kind))
     shapes = [(name, tuple(value.shape), str(value.dtype)) for name, value in model.state_dict().items()]
     called = list(example_inputs) if isinstance(example_inputs, Mapping) else None
-    inputs = [(tuple(value.shape), str(value.dtype)) for value in input_tensors(example_inputs)]
+    inputs = [
+        (path, (tuple(value.shape), str(value.dtype)) if isinstance(value, Tensor) else value)
+        for path, value in leaves(example_inputs).items()
+    ]
     versions = [tool.__version__ for tool in TOOLS]
     return hashlib.sha256(
         repr((FORMAT, repr(model), getattr(model, "code", ""), sources, shapes, called, inputs, list(names), free, versions)).encode()

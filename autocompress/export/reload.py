@@ -27,7 +27,8 @@ from autocompress.export.artifact import read_recipe, write_model
 from autocompress.export.build import prepare, stitched_variants
 from autocompress.integer_form import IntegerForm
 from autocompress.modules import find_modules
-from autocompress.plain import plain_model, ready_task
+from autocompress.plain import plain_model
+from autocompress.prepare import prepared
 from autocompress.results import MODEL_FILE
 from autocompress.targets.kernels import KernelChoice
 from autocompress.task import Task
@@ -81,7 +82,7 @@ def reproduce_model(folder: Path, task: Task, to: Path) -> Path:
     recorded file byte for byte (another version, machine or calibration set rounds differently).
     """
     recipe = read_recipe(folder)
-    task = ready_task(task)
+    task = prepared(task)
     candidate = Candidate.from_json(recipe["candidate"])
     threads = torch.get_num_threads()
     torch.set_num_threads(int(recipe["origin"].get("threads", os.cpu_count() or 1)))

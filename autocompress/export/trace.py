@@ -50,12 +50,12 @@ class _ByPosition(nn.Module):
         self.like, self.paths = like, tuple(paths)
 
     def forward(self, tensors: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
-        if isinstance(self.like, Tensor):
-            result = self.model(tensors[0])
-        elif isinstance(self.like, Mapping):
-            result = self.model(**dict(zip(self.like, tensors, strict=True)))
+        left = iter(tensors)
+        inputs: Any = map_inputs(self.like, lambda _: next(left))
+        if isinstance(inputs, Tensor):
+            result = self.model(inputs)
         else:
-            result = self.model(*tensors)
+            result = self.model(**inputs) if isinstance(inputs, Mapping) else self.model(*inputs)
         return tuple([_follow(result, path) for path in self.paths])
 
 

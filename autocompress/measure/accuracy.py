@@ -44,7 +44,7 @@ def join_targets(targets: list[Any]) -> Any:
     if all(target is None for target in targets):
         return None
     if all(isinstance(target, Tensor) for target in targets):
-        return torch.cat([t.cpu() for t in targets])
+        return torch.cat([t.cpu().reshape(1) if t.dim() == 0 else t.cpu() for t in targets])
     if all(isinstance(target, Mapping) for target in targets):
         return {name: join_targets([target.get(name) for target in targets]) for name in targets[0]}
     return [item for target in targets for item in target]
@@ -61,7 +61,15 @@ def metric_outputs(task: Task, model: nn.Module, inputs: Inputs, device: torch.d
 
 
 def join_outputs(batches: list[dict[str, Tensor]]) -> dict[str, Tensor]:
-    """The outputs of a split, by name."""
+    """The outputs of a split, by name; TaskError where those of its batches do not fit together."""
+    for outputs in batches:
+        for name, output in outputs.items():
+            first = batches[0][name]
+            if output.dim() == 0 or output.shape[1:] != first.shape[1:]:
+                raise TaskError(
+                    f"task: batches give outputs of shapes {tuple(first.shape)} and {tuple(output.shape)}, which the metric cannot get as "
+                    "one; nearest: pad inputs to one length, or return outputs that do not depend on it"
+                )
     return {name: torch.cat([outputs[name] for outputs in batches]) for name in batches[0]}
 
 
@@ -87,12 +95,24 @@ def evaluate_model(task: Task, model: nn.Module, batches: Batches, device: torch
     return scores_of(task, joined, join_targets(targets)), joined[""]
 
 
+def _check_shapes(session: onnxruntime.InferenceSession, feed: Mapping[str, NDArray[Any]], whole: bool) -> None:
+    """TaskError for dimensions that the file has fixed otherwise; the first one counts where batches stay `whole`."""
+    for value in session.get_inputs():
+        shape = feed[value.name].shape if value.name in feed else ()
+        pairs = list(zip(value.shape, shape, strict=False))[0 if whole else 1 :]
+        if any(isinstance(size, int) and size != came for size, came in pairs):
+            raise TaskError(
+                f"task: a batch has {value.name} of shape {shape}, the file takes {tuple(value.shape)} as in example_inputs; "
+                "nearest: batches of the example's shape"
+            )
+
+
 def evaluate_session(
     task: Task, session: onnxruntime.InferenceSession, input_names: tuple[str, ...], batches: Batches
 ) -> tuple[Scores, Tensor]:
     """(scores, primary outputs) of an ONNX file; a file with a fixed batch size is fed in parts of that size, the last one padded.
 
-    A batch of another size in another fixed dimension raises TaskError.
+    TaskError where a batch has another size in a dimension that the file fixes.
     """
     fixed = session.get_inputs()[0].shape[0]
     names = ("", *task.further_outputs) if task.has_output_metrics else ("",)
@@ -100,26 +120,17 @@ def evaluate_session(
     for inputs, target in batches:
         feed = feed_of(inputs, input_names)
         size = batch_size(inputs)
-        _check_sizes(session, feed)
+        _check_shapes(session, feed, task.batch_first is False)
         if isinstance(fixed, int) and fixed != size:
             parts = []
             for start in range(0, size, fixed):
                 rows = np.minimum(np.arange(start, start + fixed), size - 1)
                 parts.append(session.run(None, {name: array[rows] for name, array in feed.items()})[: len(names)])
-            results = [np.concatenate(found)[:size] for found in zip(*parts, strict=True)]
+            # A sample may have several rows of output.
+            results = [np.concatenate(found)[: size * (len(found[0]) // fixed)] for found in zip(*parts, strict=True)]
         else:
             results = session.run(None, feed)[: len(names)]
         outputs.append({name: torch.from_numpy(np.asarray(found)) for name, found in zip(names, results, strict=True)})
         targets.append(target)
     joined = join_outputs(outputs)
     return scores_of(task, joined, join_targets(targets)), joined[""]
-
-
-def _check_sizes(session: onnxruntime.InferenceSession, feed: Mapping[str, NDArray[Any]]) -> None:
-    for value in session.get_inputs():
-        found = feed[value.name].shape
-        for d, (size, given) in enumerate(zip(value.shape, found, strict=False)):
-            if d > 0 and isinstance(size, int) and size != given:
-                raise TaskError(
-                    f"evaluate: {value.name}: dimension {d} is fixed at {size} in the file, the batch has {given}; pad to {size}"
-                )

@@ -51,10 +51,10 @@ CORRUPTIONS: Mapping[str, tuple[Callable[[Tensor, torch.Generator], Tensor], Cal
 
 
 class Corrupted:
-    """The first SAMPLES samples of batches under one corruption, the same in every pass."""
+    """The first whole batches with SAMPLES samples under one corruption, the same in every pass."""
 
     def __init__(self, batches: Batches, name: str) -> None:
-        self.batches = take_samples(batches, SAMPLES)
+        self.batches = take_samples(batches, SAMPLES, whole=True)  # a metric may be of pairs or groups of a batch
         self.corrupt, self.applies = CORRUPTIONS[name]
 
     def __iter__(self) -> Iterator[tuple[Inputs, Any]]:
@@ -66,13 +66,13 @@ class Corrupted:
         return self.corrupt(tensor, generator) if self.applies(tensor) else tensor
 
 
-def corruptions_of(batches: Batches) -> dict[str, Corrupted]:
-    """Every corruption that changes inputs of such batches, by the name of its metric."""
+def corruptions_of(batches: Batches, batch_first: bool | None = None) -> dict[str, Corrupted]:
+    """Every corruption that changes inputs of such batches, by the name of its metric; noise alone where samples cannot be told apart."""
     inputs = next(iter(batches))[0]
     return {
         f"accuracy_{name}": Corrupted(batches, name)
         for name, (_, applies) in CORRUPTIONS.items()
-        if any(applies(tensor) for tensor in input_tensors(inputs))
+        if (batch_first is not False or name == "gaussian_noise") and any(applies(tensor) for tensor in input_tensors(inputs))
     }
 
 

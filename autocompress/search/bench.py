@@ -10,9 +10,8 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
-from autocompress.batches import Batches, dealt
 from autocompress.candidate import Candidate, ModuleConfig
 from autocompress.compress.library import LIBRARY_BYTES, trim_folder
 from autocompress.compress.precision import training_dtype
@@ -22,11 +21,12 @@ from autocompress.compress.trainer import Trainer
 from autocompress.errors import TargetError, TaskError
 from autocompress.export.build import Builder, prepare
 from autocompress.export.float_graph import export_reference
-from autocompress.measure.accuracy import evaluate_model, evaluate_session, join_targets
+from autocompress.free_shapes import free_dimensions
+from autocompress.measure.accuracy import evaluate_session
 from autocompress.modules import CompressibleModule, ModuleMap
 from autocompress.results import Measurement
 from autocompress.search.identity import check_identity
-from autocompress.search.racing import scoring_of
+from autocompress.search.race import Race, open_race
 from autocompress.search.ranks import no_gain, rank_verdicts, table_times
 from autocompress.search_space import BoundSpace, SearchSpace
 from autocompress.targets.device.sessions import SessionSettings, open_session
@@ -49,8 +49,7 @@ class Bench:
     `baseline` holds the float file's numbers; its latency is the reference to which every predicted and measured ratio
     is multiplied, so that a machine that gets slower does not move one point against another. With a student, `task` is on the student,
     while baseline, `reference` (the float file) and the trainer's teacher are the original's; `float_ms` is the float student's latency.
-    `validation` is the split in the order in which candidates race on it, `targets` and `teacher_outputs` in the same; `pass_s` is what one
-    pass of the float file over it took.
+    `race` is the validation split in the order in which candidates race on it; `pass_s` is what one pass of the float file over it took.
     """
 
     task: Task
@@ -63,10 +62,7 @@ class Bench:
     subject: Subject
     table: LatencyTable
     baseline: Measurement
-    teacher_outputs: Tensor
-    scored: str
-    validation: Batches
-    targets: list[Any]
+    race: Race
     trainer: Trainer
     reference: bytes
     float_ms: float
@@ -176,6 +172,8 @@ def open_bench(
     `task` is `original`, or the same on its student; `known` holds the baseline and `float_ms` of the run that is resumed, file
     `kept_table` its latency table; the library holds `library_bytes` of variants in memory.
     """
+    report("evaluating the model", 0.0)
+    race = open_race(task, copy.deepcopy(original.model).eval().to(device), device, seed)
     report("exporting the model", 0.0)
     builder = builder_for(task, module_map, target, device, table_file or _whole(kept_table), space.activation_range)
     bound = space.bind(builder.module_map, target)
@@ -194,12 +192,9 @@ def open_bench(
     stitcher = Stitcher(builder.teacher.to(device), builder.module_map, library, builder.plan)
     if known is None:
         check_identity(builder, stitcher, target, task)
-    validation = dealt(task.validation, seed)
-    outputs, targets = evaluate_model(task, teacher, validation, device)[1], [target for _, target in validation]
     baseline, float_ms, pass_s = _known(known) if known else _measured(task, builder, reference, target, subject, table)
     report("timing a step of training", 0.0)
     trainer = _trainer(task, teacher, stitcher, bound, device, seed)
-    scored = scoring_of(task, outputs, join_targets(targets))
     return Bench(
         task,
         target,
@@ -211,10 +206,7 @@ def open_bench(
         subject,
         table,
         baseline,
-        outputs,
-        scored,
-        validation,
-        targets,
+        race,
         trainer,
         reference,
         float_ms,
@@ -236,7 +228,7 @@ def _original(original: Task, builder: Builder, device: torch.device) -> tuple[b
     if original.student is None:
         return builder.baseline, builder.teacher.to(device)
     names, outputs = builder.lowered.input_names, tuple(original.output_weights or ())
-    reference = export_reference(original.model, original.example_inputs, names, outputs)
+    reference = export_reference(original.model, original.example_inputs, names, outputs, free_dimensions(original))
     return reference, copy.deepcopy(original.model).eval().to(device)
 
 

@@ -17,6 +17,7 @@ from autocompress.compress.prune import Mask
 from autocompress.compress.stitch import Stitcher
 from autocompress.outputs import MASKED
 from autocompress.task import Task, call_model
+from autocompress.user_code import UserCodeError
 
 STEP = 0.01  # of the outputs' standard deviation, by which they are shifted
 
@@ -110,13 +111,15 @@ def _gradients(
             curved, squared = curved + float((direction * slope).sum()), squared + float(slope.square().sum())
             samples += batch_size(inputs)
             for name, outputs in seen.items():
-                convolves = isinstance(model.get_submodule(name), (nn.Conv1d, nn.Conv2d))
+                module = model.get_submodule(name)
                 for found in outputs:
                     if found.grad is not None:
-                        rows = found.grad.flatten(2).transpose(1, 2) if convolves else found.grad
+                        rows = found.grad
+                        if isinstance(module, (nn.Conv1d, nn.Conv2d)):  # channels last, with a batch or without
+                            rows = rows.movedim(-1 - len(module.kernel_size), -1)
                         rows = rows.reshape(-1, rows.shape[-1]).float().cpu()
                         sums[name] = sums.get(name, torch.zeros(1)) + rows.T @ rows
-    except RuntimeError:
+    except (RuntimeError, UserCodeError):
         return {}
     finally:
         for handle in handles:

@@ -22,7 +22,7 @@ from autocompress.limits import Limits, parse_bytes, parse_limits
 from autocompress.measure.robustness import SAMPLES as CORRUPTED
 from autocompress.measure.robustness import corruptions_of
 from autocompress.modules import find_modules
-from autocompress.plain import ready_task
+from autocompress.prepare import prepared
 from autocompress.results import JOURNAL_FILE, RUN_FILE, STUDENT_FILE, TABLE_FILE, TRIALS_FILE, SearchResult
 from autocompress.search.bench import Bench, open_bench, pick_device
 from autocompress.search.clock import EXPORT_S, Clock
@@ -40,7 +40,7 @@ from autocompress.search.worker import Interrupt, Worker, complete_trials_file
 from autocompress.search_space import BoundSpace, SearchSpace
 from autocompress.targets.profile import cache_folder
 from autocompress.targets.target import Target, find_target
-from autocompress.task import Task, check_task
+from autocompress.task import Task
 
 FINALIZE_FACTOR = 3
 
@@ -55,7 +55,7 @@ def run_search(
     """(result, whether it was interrupted). `launch(storage_url)` starts the other workers, as processes to wait for."""
     started = time.monotonic()
     check_settings(settings)
-    check_task(task)
+    task = prepared(task, progress.line)
     space = SearchSpace.load(settings.space)
     if settings.objectives:
         space = replace(space, objectives=tuple(dict.fromkeys(settings.objectives)))
@@ -161,8 +161,7 @@ def _for_workers(
 
 def run_worker(task: Task, storage: str, study_name: str, device_name: str | None) -> bool:
     """Take trials of a study that a search has started, until it is full; returns whether it was interrupted."""
-    task = ready_task(task)
-    check_task(task)
+    task = prepared(task)
     study = open_study(storage, study_name, create=False)
     run = study.user_attrs.get("run")
     if run is None:
@@ -219,7 +218,8 @@ def clock_of(bench: Bench, settings: Settings, started: float, recovers: bool) -
     tested = float(test is not None)
     if isinstance(test, Sized) and isinstance(validation, Sized):
         tested = len(test) / max(1, len(validation))
-    passes = 1 + tested + len(corruptions_of(bench.validation)) * min(1.0, CORRUPTED / len(bench.teacher_outputs))
+    disturbed = corruptions_of(validation, bench.task.batch_first)
+    passes = 1 + tested + len(disturbed) * min(1.0, CORRUPTED / len(bench.race.teacher))
     latency_s = bench.baseline.latency_ms / 1e3
     return Clock(started, settings.timeout_s, recovers, EXPORT_S + passes * bench.pass_s, latency_s, time.monotonic())
 

@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy.stats import norm
+from scipy.stats import norm, t
 from torch import Tensor
 
 from autocompress.measure.accuracy import join_targets
@@ -20,6 +20,8 @@ PARTS = (0.0625, 0.125, 0.25, 0.5)  # parts of the split after which a candidate
 ERROR = 0.05  # probability, over all rungs and rivals, to stop a candidate that is not dominated
 RIVALS = 8
 NEAR = 1.01  # a rival may be this much larger or slower: less than latencies and small files can be told apart by
+LEAST_BATCHES = 3  # batches seen before a candidate may stop, where these are not mixed: a first one may hold one class only
+ALIKE = 4.0  # variance between the means of batches, against that of random samples, up to which batches are taken for such
 MOST_BATCH = 1024  # a race looks at the first samples up to a batch beyond a part
 Array = NDArray[np.float32]
 
@@ -38,9 +40,9 @@ class Scores:
 
     @classmethod
     def joined(cls, parts: Sequence[Scores]) -> Scores:
-        """Those of consecutive batches."""
+        """Those of consecutive batches; without the metric where one of them has none."""
         metrics = [part.metric for part in parts if part.metric is not None]
-        return cls(np.concatenate(metrics) if metrics else None, np.concatenate([part.divergence for part in parts]))
+        return cls(np.concatenate(metrics) if len(metrics) == len(parts) else None, np.concatenate([part.divergence for part in parts]))
 
     def encoded(self, total: int) -> dict[str, str]:
         """Text for a study attribute, as far as races on `total` samples look: 16-bit floats, deflated."""
@@ -90,19 +92,27 @@ def metric_is_top1(task: Task, outputs: Tensor, targets: Any, samples: int = 32)
     rows = [*range(count), *np.roll(np.arange(count), 1)]
     asked = [*range(count), *range(count)]
     right = (outputs[rows].argmax(1) == targets[asked]).tolist()
-    found = [float(task.metric(outputs[row : row + 1], targets[i : i + 1])) for row, i in zip(rows, asked, strict=True)]
+    try:
+        found = [float(task.metric(outputs[row : row + 1], targets[i : i + 1])) for row, i in zip(rows, asked, strict=True)]
+    except Exception:
+        return False  # it cannot judge what was not seen before
     return found == [float(value) for value in right]
 
 
 def sample_scores(task: Task, outputs: Tensor, target: Any, teacher: Tensor, scored: str) -> Scores:
-    """Of one batch; the metric of each sample where `scored` is "metric", the same by the class where it is "top1", none otherwise."""
+    """Of one batch; the metric of each sample where `scored` is "metric", the same by the class where it is "top1", none otherwise, nor
+    where it cannot be computed of one of the samples.
+    """
     divergence = task.output_divergence(outputs, teacher).numpy().astype(np.float32)
     if scored == "top1":
         return Scores((outputs.argmax(1) == target.cpu()).numpy().astype(np.float32), divergence)
     if scored == "metric":
         joined = join_targets([target])
-        single = [float(task.metric(outputs[i : i + 1], joined[i : i + 1])) for i in range(len(outputs))]
-        return Scores(np.array(single, dtype=np.float32), divergence)
+        try:
+            single = np.array([float(task.metric(outputs[i : i + 1], joined[i : i + 1])) for i in range(len(outputs))], dtype=np.float32)
+        except Exception:
+            return Scores(None, divergence)
+        return Scores(single if np.isfinite(single).all() else None, divergence)
     return Scores(None, divergence)
 
 
@@ -113,10 +123,10 @@ def scoring_of(task: Task, outputs: Tensor, targets: Any) -> str:
     return "top1" if metric_is_top1(task, outputs, targets) else "metric"
 
 
-def surely_dominated(scores: Scores, rivals: Sequence[Rival]) -> int | None:
+def surely_dominated(scores: Scores, rivals: Sequence[Rival], sizes: Sequence[int] = ()) -> int | None:
     """The number of a rival that is better beyond doubt on the same first samples, by the paired difference: in the metric; or in the
     divergence, which tells near equals apart where a metric of right and wrong needs many times the samples, if the metric does not
-    say the contrary.
+    say the contrary. `sizes` are those of the batches, where samples of a batch may be more alike than others.
     """
     n = len(scores)
     best = sorted(rivals, key=lambda rival: float(rival.scores.divergence[:n].mean()))[:RIVALS]
@@ -127,24 +137,36 @@ def surely_dominated(scores: Scores, rivals: Sequence[Rival]) -> int | None:
         better = 0.0
         if scores.metric is not None and rival.scores.metric is not None:
             difference = rival.scores.metric[:n] - scores.metric
-            if _surely_positive(difference, z):
+            if _surely_positive(difference, z, sizes):
                 return rival.number
             better = float(difference.mean())
-        if better >= 0 and _surely_positive(scores.divergence - rival.scores.divergence[:n], z):
+        if better >= 0 and _surely_positive(scores.divergence - rival.scores.divergence[:n], z, sizes):
             return rival.number
     return None
 
 
-def _surely_positive(difference: Array, z: float) -> bool:
+def _surely_positive(difference: Array, z: float, sizes: Sequence[int]) -> bool:
     """Whether the mean is above 0 by `z` standard errors. Few samples may all agree: the variance is at least that of one more that
     differs as much as any did."""
     n = len(difference)
-    deviation = np.sqrt(max(float(difference.var()), float(np.abs(difference).max()) ** 2 / n) / n)
-    return bool(float(difference.mean()) > z * deviation)
+    margin = z * float(np.sqrt(max(float(difference.var()), float(np.abs(difference).max()) ** 2 / n) / n))
+    return float(difference.mean()) > max(margin, _batch_margin(difference, z, sizes))
 
 
-def surely_below(scores: Array, floor: float) -> bool:
+def _batch_margin(values: Array, z: float, sizes: Sequence[int]) -> float:
+    """By how much the mean of whole batches may be off at `z`, where samples of a batch are more alike than others; else 0."""
+    if len(sizes) < 2:
+        return 0.0
+    means = np.array([part.mean() for part in np.split(values, np.cumsum(sizes)[:-1])])
+    between = float(means.var(ddof=1))
+    if between <= ALIKE * float(values.var()) / float(np.mean(sizes)):
+        return 0.0
+    return float(t.isf(norm.sf(z), len(sizes) - 1)) * float(np.sqrt(between / len(sizes)))
+
+
+def surely_below(scores: Array, floor: float, sizes: Sequence[int] = ()) -> bool:
     """Whether the mean of the whole split is below `floor` beyond doubt, for scores of the metric itself."""
     n = len(scores)
     deviation = np.sqrt(max(float(scores.var()), 1 / n) / n)
-    return bool(float(scores.mean()) + float(norm.ppf(1 - ERROR / len(PARTS))) * float(deviation) < floor)
+    z = float(norm.ppf(1 - ERROR / len(PARTS)))
+    return float(scores.mean()) + max(z * float(deviation), _batch_margin(scores, z, sizes)) < floor

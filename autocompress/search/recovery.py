@@ -22,6 +22,7 @@ from autocompress.measure.accuracy import Scores, evaluate_model
 from autocompress.search.bench import Bench
 from autocompress.search.goal import Goal
 from autocompress.tensor_files import read_tensors, write_tensors
+from autocompress.user_code import UserCodeError
 
 MIN_LOSS = 0.0005  # what lost less is not trained
 LIMIT_SHARE = 0.05  # nor, before the end, what lost less than this share of what may be lost
@@ -129,11 +130,11 @@ def recover_candidate(
     place.mkdir(parents=True, exist_ok=True)
     try:
         trained, steps = recover(bench.trainer, bench.stitcher, candidate, place, go_on, stop)
-    except NotComputableError as error:
+        model = bench.stitcher.apply(candidate, trained)
+        after = evaluate_model(bench.task, model, bench.task.validation, bench.device)[0]
+    except (NotComputableError, UserCodeError) as error:
         shutil.rmtree(place, ignore_errors=True)
         return Lesson(before, False, rungs, f"{error}; the weights before it are kept")
-    model = bench.stitcher.apply(candidate, trained)
-    after = evaluate_model(bench.task, model, bench.task.validation, bench.device)[0]
     rungs[str(steps)] = after.accuracy
     improved = goal.worth(after) > goal.worth(before)
     if improved:

@@ -17,7 +17,6 @@ import torch
 from scipy.stats import spearmanr
 from torch import Tensor
 
-from autocompress.batches import take_samples
 from autocompress.candidate import Candidate, ModuleConfig
 from autocompress.compress.stitch import Stitcher
 from autocompress.errors import TaskError
@@ -112,7 +111,7 @@ def measure_sensitivity(
     """
     started = time.monotonic()
     report("estimating sensitivity", 0.0)
-    batches = [inputs for inputs, _ in take_samples(task.calibration_batches(), SAMPLES)]
+    batches = [inputs for inputs, _ in task.first_samples(task.calibration_batches(), SAMPLES)]
     curvature = Curvature(task, stitcher, batches, device)
     todo = probes(space)
     estimates = {probe: value for probe in todo if (value := curvature.estimate(*probe)) is not None}

@@ -13,14 +13,14 @@ import torch
 from optuna.trial import FrozenTrial, TrialState
 from torch import Tensor
 
-from autocompress.batches import batch_size
 from autocompress.candidate import Candidate
 from autocompress.limits import Limits
-from autocompress.measure.accuracy import join_outputs, join_targets, metric_outputs, scores_of
+from autocompress.measure.accuracy import metric_outputs, scores_of
 from autocompress.search.bench import Bench
 from autocompress.search.goal import Goal
 from autocompress.search.prediction import worth_finishing
 from autocompress.search.racing import (
+    LEAST_BATCHES,
     NEAR,
     PARTS,
     Rival,
@@ -75,14 +75,14 @@ class Judge:
         rivals = self._comparable(done)
         model = bench.stitcher.apply(candidate)
         scores, outputs, cause = self._race(model, done, size, latency)
-        total = len(bench.teacher_outputs)
+        total = len(bench.race.teacher)
         count = len(scores)
         seen = {"seen": count / total, "divergence": float(scores.divergence.mean())}
         attributes: dict[str, Any] = {"samples": count, **seen}
         if cause:
             return Outcome(None, size, latency, cause, violations, attributes)
-        attributes["scores"] = scores.encoded(total)
-        found = scores_of(bench.task, outputs, join_targets(bench.targets))
+        attributes |= {"scores": scores.encoded(total), "race": bench.race.digest}
+        found = scores_of(bench.task, bench.race.joined(outputs), bench.race.answers)
         attributes["accuracy_before_recovery"] = found.accuracy
         if worth_training(self.goal, candidate, found, rivals, size, latency):
             stops = partial(beaten, rivals, size, latency)
@@ -122,6 +122,7 @@ class Judge:
             for t in done
             if t.state == TrialState.COMPLETE
             and isinstance(t.user_attrs.get("scores"), Mapping)
+            and t.user_attrs.get("race") == self.bench.race.digest
             and t.values[0] <= size * NEAR
             and t.values[1] <= latency * NEAR
             and all(v <= 0 for v in t.constraints.values())
@@ -132,39 +133,41 @@ class Judge:
             self._decoded[trial.number] = Rival(trial.number, Scores.decoded(trial.user_attrs["scores"]))
         return self._decoded[trial.number]
 
-    def _race(self, model: torch.nn.Module, done: list[FrozenTrial], size: int, latency: float) -> tuple[Scores, dict[str, Tensor], str]:
+    def _race(
+        self, model: torch.nn.Module, done: list[FrozenTrial], size: int, latency: float
+    ) -> tuple[Scores, list[dict[str, Tensor]], str]:
         """(scores, outputs, cause to stop or "") on growing parts of the validation split."""
         bench, rivals = self.bench, self._rivals(self._comparable(done), size, latency)
+        race = bench.race
         steps = bench.space.recovery.steps
-        total = len(bench.teacher_outputs)
+        total = len(bench.race.teacher)
         rungs = [int(part * total) for part in self.parts]
         outputs: list[dict[str, Tensor]] = []
         scores: list[Scores] = []
         seen = 0
-        for (inputs, _), target in zip(bench.validation, bench.targets, strict=True):
+        for (inputs, _), target in zip(race.batches, race.targets, strict=True):
             outputs.append(metric_outputs(bench.task, model, inputs, bench.device))
             output = outputs[-1][""]
-            reference = bench.teacher_outputs[seen : seen + len(output)]
-            scores.append(sample_scores(bench.task, output, target, reference, bench.scored))
-            seen += batch_size(inputs)
-            if rungs and rungs[0] <= seen < total:
+            scores.append(sample_scores(bench.task, output, target, race.teacher[seen : seen + len(output)], race.scored))
+            seen += len(output)
+            if rungs and rungs[0] <= seen < total and (race.mixed or len(outputs) >= LEAST_BATCHES):
                 rungs = [rung for rung in rungs if rung > seen]
                 joined = Scores.joined(scores)
-                cause = self._stop(joined, rivals)
+                cause = self._stop(joined, rivals, [] if race.mixed else [len(found[""]) for found in outputs])
                 if not cause and not worth_finishing(done, self.goal, steps, size, latency, joined.divergence):
                     cause = f"expected to add nothing to the front after {len(joined)} samples"
                 if cause:
-                    return joined, join_outputs(outputs), cause
-        return Scores.joined(scores), join_outputs(outputs), ""
+                    return joined, outputs, cause
+        return Scores.joined(scores), outputs, ""
 
-    def _stop(self, scores: Scores, rivals: list[Rival]) -> str:
-        winner = surely_dominated(scores, rivals)
+    def _stop(self, scores: Scores, rivals: list[Rival], sizes: list[int]) -> str:
+        winner = surely_dominated(scores, rivals, sizes)
         if winner is not None:
             return f"dominated by trial {winner} after {len(scores)} samples"
         drop = self.limits.max_accuracy_drop
         # Recovery may lift a candidate over the limit, so only the untrained are stopped for it.
         if scores.metric is not None and drop is not None and self.bench.space.recovery.steps == 0:
             floor = self.bench.baseline.accuracy - drop
-            if surely_below(scores.metric, floor):
+            if surely_below(scores.metric, floor, sizes):
                 return f"below accuracy {floor:.4f} after {len(scores)} samples"
         return ""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -11,6 +12,7 @@ from typing import Any
 
 from autocompress.batches import Batches
 from autocompress.compress.stitch import Trained
+from autocompress.errors import NotComputableError
 from autocompress.export.artifact import write_model, write_notes, write_recipe, write_weights
 from autocompress.export.build import stitched_variants
 from autocompress.files import write_atomic, write_json
@@ -26,6 +28,7 @@ from autocompress.targets.device.timing import interleaved_timing
 from autocompress.targets.latency import all_threads, compare
 from autocompress.targets.latency_table import prediction_errors
 from autocompress.targets.runtime import weights_in_memory
+from autocompress.user_code import UserCodeError
 
 ROUNDS = 60
 
@@ -48,37 +51,35 @@ def verify_front(
 
     The first one always; the others as long as the `clock` has room for them.
     """
-    paths, scores = [], []
+    paths, scores, problem = [], [], None
+    judged: list[Finalist] = []
     baseline_path = folder / "models" / "baseline" / MODEL_FILE
     write_atomic(baseline_path, bench.reference)
-    baseline_test = _known_test(folder)
-    if baseline_test is None:
-        baseline_test = _test_accuracy(bench, str(baseline_path))
-    corrupted = corruptions_of(bench.task.validation)
+    corrupted = corruptions_of(bench.task.validation, bench.task.batch_first)
     names = bench.builder.lowered.input_names
-    hard = _robustness(bench, str(baseline_path), corrupted)
-    baseline = replace(
-        bench.baseline,
-        test_accuracy=baseline_test,
-        metrics={**bench.baseline.metrics, **hard},
-        memory_bytes=weights_in_memory(str(baseline_path)),
-        latency_source=bench.latency_source,
-    )
+    baseline = _baseline(bench, folder, str(baseline_path), corrupted)
     for i, finalist in enumerate(finalists):
-        if i > 0 and not clock.has_room(i):
+        if judged and not clock.has_room(len(judged)):
             break
         started = time.monotonic()
         report("exporting and verifying the front", i / len(finalists))
         place = folder / "models" / f"{finalist.number:04d}"
         size = _export(finalist, bench, place, folder)
         session = open_session(str(place / MODEL_FILE), all_threads(bench.settings))
-        found, _ = evaluate_session(bench.task, session, names, bench.task.validation)
+        try:
+            found, _ = evaluate_session(bench.task, session, names, bench.task.validation)
+        except (NotComputableError, UserCodeError) as error:
+            problem = error  # its outputs are not finite, say; the others are judged
+            continue
         test = _test_accuracy(bench, str(place / MODEL_FILE))
         metrics = {**found.metrics, **_robustness(bench, str(place / MODEL_FILE), corrupted)}
         scores.append((size, replace(found, metrics=metrics), test, weights_in_memory(str(place / MODEL_FILE))))
+        clock.file_s = max(clock.file_s if judged else 0.0, time.monotonic() - started)
         paths.append(place)
-        clock.file_s = time.monotonic() - started if i == 0 else max(clock.file_s, time.monotonic() - started)
-    finalists = finalists[: len(paths)]
+        judged.append(finalist)
+    if problem is not None and not judged:
+        raise problem
+    finalists = judged
     timing = _time_front(bench, baseline_path, [path / MODEL_FILE for path in paths], report)
     points = []
     source = bench.latency_source
@@ -99,6 +100,18 @@ def verify_front(
     if len(points) > 1 and source != "table":
         errors = prediction_errors([f.values[1] for f in finalists], [p.measured.latency_ms for p in points])
     return front, {"baseline_ms_at_the_end": timing.baseline_ms, "tuned": dict(timing.tuned_ratios), "warning": timing.warning, **errors}
+
+
+def _baseline(bench: Bench, folder: Path, path: str, corrupted: Mapping[str, Batches]) -> Measurement:
+    """The float file's numbers, with those of the test split and of disturbed inputs."""
+    test = _known_test(folder)
+    return replace(
+        bench.baseline,
+        test_accuracy=_test_accuracy(bench, path) if test is None else test,
+        metrics={**bench.baseline.metrics, **_robustness(bench, path, corrupted)},
+        memory_bytes=weights_in_memory(path),
+        latency_source=bench.latency_source,
+    )
 
 
 def _time_front(bench: Bench, baseline: Path, paths: Sequence[Path], report: Callable[[str, float], None]) -> FrontTiming:
@@ -148,14 +161,22 @@ def _known_test(folder: Path) -> float | None:
 
 
 def _test_accuracy(bench: Bench, path: str) -> float | None:
+    """The task's metric of a file on the test split; None where there is none, or the metric cannot be computed of it."""
     test: Batches | None = bench.task.test
     if test is None:
         return None
-    session = open_session(path, all_threads(bench.settings))
-    return evaluate_session(bench.task, session, bench.builder.lowered.input_names, test)[0].accuracy
+    session, judged = open_session(path, all_threads(bench.settings)), replace(bench.task, extra_metrics={})
+    with suppress(NotComputableError, UserCodeError):  # of what has no labels, say
+        return evaluate_session(judged, session, bench.builder.lowered.input_names, test)[0].accuracy
+    return None
 
 
 def _robustness(bench: Bench, path: str, corrupted: Mapping[str, Batches]) -> dict[str, float]:
-    """The task's metric of a file on each corruption of the validation inputs."""
+    """The task's metric of a file on each corruption of the validation inputs, but those of which it cannot be computed."""
     session, names = open_session(path, all_threads(bench.settings)), bench.builder.lowered.input_names
-    return {name: evaluate_session(bench.task, session, names, batches)[0].accuracy for name, batches in corrupted.items()}
+    judged, found = replace(bench.task, extra_metrics={}), {}
+    for name, batches in corrupted.items():
+        # The first samples may be of one class, say, of which there is no AUC.
+        with suppress(NotComputableError, UserCodeError):
+            found[name] = evaluate_session(judged, session, names, batches)[0].accuracy
+    return found

@@ -20,7 +20,7 @@ from autocompress.compress.simulate import SimulatedModule
 from autocompress.errors import ExportError
 from autocompress.export import operators
 from autocompress.export.lower import LoweredModel
-from autocompress.plain import is_plain, plain_model, ready_task
+from autocompress.plain import is_plain, plain_model, plain_task
 from autocompress.task import call_model
 
 SPACE = {"modules": [{"match": "*", "weight_bits": [4, 8], "activation_bits": [8, 32]}], "distillation": {"steps": [0, 3]}}
@@ -222,7 +222,7 @@ def test_search_file_and_loaded_module_agree(name: str, tmp_path: Path) -> None:
 
 def test_a_model_that_is_plain_stays_a_tree(cnn_task: Task) -> None:
     assert not isinstance(plain_model(cnn_task.model, cnn_task.example_inputs), fx.GraphModule)
-    assert ready_task(cnn_task).model is cnn_task.model
+    assert plain_task(cnn_task).model is cnn_task.model
     assert all(is_plain(module) for module in cnn_task.model.modules())
 
 

@@ -1,0 +1,200 @@
+"""What is found out about a task before it is searched: that its model answers alike when asked again, and where its samples are."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable
+from contextlib import suppress
+from dataclasses import replace
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from autocompress.batches import Inputs, batch_size, cut, cuttable, input_tensors, map_inputs, seeded
+from autocompress.errors import TaskError
+from autocompress.limits import parse_bytes
+from autocompress.loading import check_inputs, ordinary, settled
+from autocompress.plain import plain_task
+from autocompress.task import Task, check_task, float_task, named_outputs, primary_output, run_model
+from autocompress.user_code import UserCodeError
+
+SPLITS = ("validation", "train", "calibration", "test")
+AGAIN = 1e-4  # of the largest output: another order of sums
+APART = 1e-3  # the same for samples alone and in a batch, for which other kernels are chosen
+PROBED = 8  # samples by which the first dimension is judged
+NORMS = nn.modules.batchnorm._BatchNorm
+
+
+def prepared(task: Task, say: Callable[[str], None] = lambda line: None) -> Task:
+    """`task` as it is searched: its splits the same in every pass, its numbers in float32, and whether its first dimension is the batch.
+
+    `say` gets what was changed, a line each. TaskError for what cannot work, before anything takes long.
+    """
+    check_inputs(task.example_inputs, "example_inputs")
+    task = replace(task, example_inputs=map_inputs(task.example_inputs, ordinary))
+    memory = parse_bytes("data_memory", task.data_memory)
+    found: dict[str, Any] = {
+        split: settled(getattr(task, split), split, task.example_inputs, memory, split == "train")
+        for split in SPLITS
+        if getattr(task, split) is not None
+    }
+    task = replace(task, **found)
+    floats = float_task(task)
+    if floats is not task:
+        kinds = {str(parameter.dtype).removeprefix("torch.") for parameter in task.model.parameters()} - {"float32"}
+        say(f"the model is in {' and '.join(sorted(kinds))}: a float32 copy of it and of its data is searched")
+        task = floats
+    check_task(task)
+    inputs = task.first_batch[0]
+    firsts = []
+    for model, what in ((task.model, "model"), (task.student, "student")):
+        if model is not None:
+            check_steady(task, model, inputs, what)
+            firsts.append(task.batch_first if task.batch_first is not None else is_batch_first(task, model, inputs))
+    _check_loss(task)
+    _check_rows(task)
+    if not all(firsts):
+        say(f"{_why_whole(task)}: batches are never cut nor joined, and files take the shape of example_inputs")
+    return plain_task(replace(task, batch_first=all(firsts)))
+
+
+def _check_loss(task: Task) -> None:
+    """Call a loss of the user's on the first training batch, so that what fails is said before anything takes long."""
+    if task.loss is None or not task.has_labels:
+        return
+    inputs, target = next(iter(task.training_batches()))
+    with torch.no_grad():
+        loss = task.training_loss(task.outputs_of(_probe(task.student or task.model), inputs), target)
+    if not isinstance(loss, Tensor) or loss.numel() != 1:
+        came = f"a tensor of shape {tuple(loss.shape)}" if isinstance(loss, Tensor) else type(loss).__name__
+        raise TaskError(f"task: loss returned {came} of the first training batch; expected one number, a scalar tensor")
+
+
+def _check_rows(task: Task) -> None:
+    """TaskError for outputs without a row per sample, of a model that takes one sample at a time."""
+    inputs, target = task.first_batch
+    output = _outputs(task, _probe(task.model), inputs)[0]
+    single = isinstance(target, Tensor) and target.numel() == 1
+    if output.dim() == 0 or (single and output.dim() == 1 and len(output) > 1):
+        wanted = (1, *output.shape)
+        raise TaskError(f"task: the model gives outputs of shape {tuple(output.shape)} for one sample; expected a row per sample, {wanted}")
+
+
+def check_steady(task: Task, model: nn.Module, inputs: Inputs, what: str = "model") -> None:
+    """Raise a TaskError when `model` in eval mode gives other outputs for the same inputs: it keeps state, or draws random numbers."""
+    probe, answers = _probe(model), []
+    if cuttable(inputs, None) and batch_size(inputs) > PROBED:
+        few = cut(inputs, None, slice(PROBED))[0]
+        with suppress(UserCodeError):  # it takes whole batches only
+            _outputs(task, _probe(model), few, what)
+            inputs = few
+    for seed in (0, 0, 1):
+        with seeded(seed):
+            answers.append(_outputs(task, probe, inputs, what))
+    first, second, third = answers
+    where = f"task {task.name}: {what}.forward gives other outputs when it is called again on the same inputs"
+    if not _close(first, second, AGAIN):
+        changed = _changed(_probe(model), probe)
+        kept = f" ({', '.join(changed[:3])} changed)" if changed else ""
+        raise TaskError(
+            f"{where}, by up to {_distance(first, second)}: it keeps state{kept}; start it anew at each call, or make it an input"
+        )
+    if not _close(second, third, AGAIN):
+        raise TaskError(
+            f"{where}, by up to {_distance(second, third)}: it draws random numbers in eval mode (dropout with training=True?); "
+            "draw none, or make the noise an input"
+        )
+
+
+def is_batch_first(task: Task, model: nn.Module, inputs: Inputs) -> bool:
+    """Whether parts of a batch along the first dimension give the same outputs as the whole, so that this dimension is the batch."""
+    if not cuttable(inputs, None):
+        return False
+    probe, size = _probe(model), batch_size(inputs)
+    if size < 2:
+        inputs, size = map_inputs(inputs, lambda tensor: torch.cat([tensor, tensor])), 2 * size
+    elif size > PROBED:
+        inputs, size = cut(inputs, None, slice(PROBED))[0], PROBED
+    half = size // 2
+    try:
+        whole = _outputs(task, probe, inputs)
+        parts = [_outputs(task, probe, cut(inputs, None, rows)[0]) for rows in (slice(half), slice(half, None))]
+    except UserCodeError:
+        return False  # it takes inputs of some sizes only
+    if any(len(output) % size or output.dim() == 0 for output in whole):
+        return False
+    if any(
+        len(output) * size != len(full) * rows
+        for part, rows in zip(parts, (half, size - half), strict=True)
+        for output, full in zip(part, whole, strict=True)
+    ):
+        return False
+    joined = [torch.cat(pair) if pair[0].shape[1:] == pair[1].shape[1:] else pair[0] for pair in zip(*parts, strict=True)]
+    return _close(joined, whole, APART)
+
+
+def _why_whole(task: Task) -> str:
+    """What keeps samples from being told apart, as far as it is known."""
+    for name, module in task.model.named_modules():
+        if isinstance(module, NORMS) and module.running_mean is None:
+            return f"{name or 'the model'} normalises by the batch that it is given, also in eval mode"
+    shapes = [tuple(tensor.shape) for tensor in input_tensors(task.first_batch[0])]
+    return f"the first dimension of the inputs {shapes} is not the batch (its parts give other outputs, or none)"
+
+
+def _probe(model: nn.Module) -> nn.Module:
+    return copy.deepcopy(model).cpu().eval()
+
+
+def _outputs(task: Task, model: nn.Module, inputs: Inputs, what: str = "model") -> list[Tensor]:
+    with torch.no_grad():
+        result = run_model(model, map_inputs(inputs, lambda tensor: tensor.cpu()), f"task {task.name}: {what}.forward fails on validation")
+    found = [primary_output(result), *named_outputs(result, tuple(task.output_weights or ())).values()]
+    return [output.detach() for output in found]
+
+
+def _close(found: list[Tensor], expected: list[Tensor], tolerance: float) -> bool:
+    return all(a.shape == b.shape and _gap(a, b) <= tolerance * max(1e-6, _largest(b)) for a, b in zip(found, expected, strict=True))
+
+
+def _gap(a: Tensor, b: Tensor) -> float:
+    """The largest difference; values that are not finite must be the same."""
+    a, b = a.double(), b.double()
+    same = (a == b) | (a.isnan() & b.isnan())
+    return float(torch.where(same, torch.zeros_like(a), (a - b).abs()).nan_to_num(float("inf")).max()) if a.numel() else 0.0
+
+
+def _largest(tensor: Tensor) -> float:
+    finite = tensor.double()[tensor.isfinite()]
+    return float(finite.abs().max()) if finite.numel() else 0.0
+
+
+def _distance(found: list[Tensor], expected: list[Tensor]) -> str:
+    gaps = [_gap(a, b) for a, b in zip(found, expected, strict=True) if a.shape == b.shape]
+    return f"{max(gaps):.3g}" if len(gaps) == len(found) else "another shape"
+
+
+def _changed(before: nn.Module, after: nn.Module) -> list[str]:
+    """Buffers and attributes of modules that differ."""
+    names = []
+    for (name, old), (_, new) in zip(before.named_modules(), after.named_modules(), strict=False):
+        for key in sorted({**_state(old), **_state(new)}):
+            if not _equal(_state(old).get(key), _state(new).get(key)):
+                names.append(f"{name}.{key}" if name else key)
+    return names
+
+
+def _state(module: nn.Module) -> dict[str, Any]:
+    own = {key: value for key, value in vars(module).items() if not key.startswith("_")}
+    return {**own, **module._buffers}
+
+
+def _equal(a: Any, b: Any) -> bool:
+    if isinstance(a, Tensor) and isinstance(b, Tensor):
+        return a.shape == b.shape and torch.equal(a, b)
+    if isinstance(a, (tuple, list)) and isinstance(b, (tuple, list)):
+        return len(a) == len(b) and all(map(_equal, a, b))
+    if isinstance(a, (bool, int, float, str, type(None), Tensor)) or isinstance(b, (bool, int, float, str, type(None), Tensor)):
+        return type(a) is type(b) and a == b
+    return True
