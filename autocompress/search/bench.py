@@ -21,11 +21,11 @@ from autocompress.compress.trainer import Trainer
 from autocompress.errors import TargetError, TaskError
 from autocompress.export.build import Builder, prepare
 from autocompress.export.float_graph import export_reference
+from autocompress.export.identity import check_identity
 from autocompress.free_shapes import free_dimensions
 from autocompress.measure.accuracy import evaluate_session
 from autocompress.modules import CompressibleModule, ModuleMap
 from autocompress.results import Measurement
-from autocompress.search.identity import check_identity
 from autocompress.search.race import Race, open_race
 from autocompress.search.ranks import no_gain, rank_verdicts, table_times
 from autocompress.search_space import BoundSpace, SearchSpace
