@@ -144,9 +144,11 @@ def _note_example(proto: ModelProto, inputs: Inputs) -> None:
     proto.metadata_props.add(key=EXAMPLE, value=json.dumps(sizes, ensure_ascii=False))
 
 
-def export_reference(model: nn.Module, example_inputs: Inputs, names: Sequence[str], outputs: Sequence[str]) -> bytes:
+def export_reference(
+    model: nn.Module, example_inputs: Inputs, names: Sequence[str], outputs: Sequence[str], free: Sequence[FreeDimension] | None = None
+) -> bytes:
     """The float file of a model whose inputs are called as another model's are, so that both can be run on the same feed."""
-    proto = export_float(copy.deepcopy(model).cpu().eval(), example_inputs, outputs).proto
+    proto = export_float(copy.deepcopy(model).cpu().eval(), example_inputs, outputs, free).proto
     if not isinstance(example_inputs, Mapping):
         new = {value.name: name for value, name in zip(proto.graph.input, names, strict=True)}
         others = set(value_names(proto.graph)) - new.keys()

@@ -61,7 +61,14 @@ def metric_outputs(task: Task, model: nn.Module, inputs: Inputs, device: torch.d
 
 
 def join_outputs(batches: list[dict[str, Tensor]]) -> dict[str, Tensor]:
-    """The outputs of a split, by name."""
+    """The outputs of a split, by name; TaskError where those of two batches do not fit together."""
+    for name, first in batches[0].items():
+        other = next((found[name] for found in batches if found[name].shape[1:] != first.shape[1:]), None)
+        if other is not None:
+            raise TaskError(
+                f"task: outputs of two batches have shapes {tuple(first.shape)} and {tuple(other.shape)}, which no metric can see as one; "
+                "return one row per sample, or pad all batches to one size"
+            )
     return {name: torch.cat([outputs[name] for outputs in batches]) for name in batches[0]}
 
 

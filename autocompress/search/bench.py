@@ -22,6 +22,7 @@ from autocompress.compress.trainer import Trainer
 from autocompress.errors import TaskError
 from autocompress.export.build import Builder, prepare
 from autocompress.export.float_graph import export_reference
+from autocompress.free_shapes import free_dimensions
 from autocompress.measure.accuracy import evaluate_model, evaluate_session, join_targets
 from autocompress.modules import CompressibleModule, ModuleMap
 from autocompress.results import Measurement
@@ -225,7 +226,7 @@ def _original(original: Task, builder: Builder, device: torch.device) -> tuple[b
     if original.student is None:
         return builder.baseline, builder.teacher.to(device)
     names, outputs = builder.lowered.input_names, tuple(original.output_weights or ())
-    reference = export_reference(original.model, original.example_inputs, names, outputs)
+    reference = export_reference(original.model, original.example_inputs, names, outputs, free_dimensions(original))
     return reference, copy.deepcopy(original.model).eval().to(device)
 
 
