@@ -301,7 +301,7 @@ def _prunes(builder: Builder, inputs: Inputs, groups: list[ChannelGroup], names:
         with torch.no_grad():
             result = run_model(stitcher.apply(candidate), inputs)
         proto = builder.build(builder.recipe(candidate, stitched_variants(builder, stitcher, candidate)))
-        outputs = open_session(proto.SerializeToString()).run(None, builder.lowered.feed(inputs))
+        outputs = open_session(proto.SerializeToString(), silent=True).run(None, builder.lowered.feed(inputs))
     except Exception:
         return False  # PyTorch or ONNX Runtime refuses it: shapes do not fit any more
     expected = [output.tensor.numpy() for output in ordered_outputs(result, names)]

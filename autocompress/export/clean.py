@@ -11,6 +11,7 @@ from onnxscript.optimizer import fold_constants
 
 from autocompress.export.recurrent import free_recurrent
 from autocompress.export.subgraphs import inner_graphs, reads, remove_dead_nodes, rename_values, unused, value_names
+from autocompress.export.trace import quiet
 
 Shape = list[int | str]
 
@@ -27,7 +28,8 @@ def cleaned(proto: ModelProto, heads: set[int], free: bool = True) -> ModelProto
         proto = inliner.inline_local_functions(proto)
     _plain_numbers(proto)
     intermediate = onnx_ir.from_proto(proto)
-    fold_constants(intermediate, should_fold=foldable)
+    with quiet():
+        fold_constants(intermediate, should_fold=foldable)
     proto = onnx_ir.to_proto(intermediate)
     _constants_to_initializers(proto)
     if free:
@@ -98,16 +100,14 @@ def _plain_transposes(proto: ModelProto, shapes: dict[str, Shape]) -> None:
             consumers.setdefault(value, []).append(node)
     for flatten in proto.graph.node:
         whole = shapes.get(flatten.input[0]) if flatten.op_type == "Reshape" else None
-        flat = shapes.get(flatten.output[0])
-        if whole is None or flat is None or len(whole) != 4 or len(flat) != 3 or whole[2:] != flat[1:]:
+        if whole is None or len(whole) != 4 or shapes.get(flatten.output[0], [0, *whole[2:]])[1:] != whole[2:]:
             continue
         swap = consumers.get(flatten.output[0], [])
         if len(swap) != 1 or swap[0].op_type != "Transpose" or list(swap[0].attribute[0].ints) != [0, 2, 1]:
             continue
         restore = consumers.get(swap[0].output[0], [])
-        if len(restore) != 1 or restore[0].op_type != "Reshape":
-            continue
-        if shapes.get(restore[0].output[0]) == [*whole[:2], whole[3], whole[2]]:
+        swapped = [*whole[:2], whole[3], whole[2]]
+        if len(restore) == 1 and restore[0].op_type == "Reshape" and shapes.get(restore[0].output[0], swapped) == swapped:
             transpose = helper.make_node("Transpose", [flatten.input[0]], [restore[0].output[0]], perm=[0, 1, 3, 2])
             restore[0].CopyFrom(transpose)
 

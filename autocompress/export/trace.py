@@ -23,6 +23,7 @@ from autocompress.task import named_outputs, primary_output, run_model
 
 Path = tuple[tuple[bool, Any], ...]  # (whether it is an attribute, key, position or attribute), step by step
 OPSET = 21  # the first with 4-bit integers in DequantizeLinear and Cast
+NOISY = ("torch.onnx", "torch.export", "onnxscript", "onnx_ir")
 INSIDE = "model."  # before the names of parameters in the exporter's graph, so that none of its own names is like them
 
 
@@ -108,17 +109,18 @@ def _follow(result: Any, path: Path) -> Any:
 
 
 @contextlib.contextmanager
-def _quiet() -> Iterator[None]:
+def quiet() -> Iterator[None]:
     """The exporter prints and warns about its own internals; errors still reach the caller as exceptions."""
-    logger = logging.getLogger("torch.onnx")
-    level = logger.level
-    logger.setLevel(logging.ERROR)
+    loggers = {logger: logger.level for logger in map(logging.getLogger, NOISY)}
+    for logger in loggers:
+        logger.setLevel(logging.ERROR)
     with warnings.catch_warnings(), contextlib.redirect_stdout(io.StringIO()), contextlib.redirect_stderr(io.StringIO()):
         warnings.simplefilter("ignore")
         try:
             yield
         finally:
-            logger.setLevel(level)
+            for logger, level in loggers.items():
+                logger.setLevel(level)
 
 
 def trace(model: nn.Module, inputs: Inputs, names: Sequence[str], free: Sequence[FreeDimension], further: bool) -> Traced:
@@ -134,16 +136,19 @@ def trace(model: nn.Module, inputs: Inputs, names: Sequence[str], free: Sequence
         outputs = ordered_outputs(run_model(model, map_inputs(inputs, lambda tensor: tensor.clone())), names, further)
     wrapped = _ByPosition(model, inputs, [output.path for output in outputs])
     dynamic = (tuple(shape or None for shape in shapes),) if free else None
-    with _quiet(), torch.no_grad():
-        program = _program(wrapped, tuple(traced), dynamic)
+    needed = [(d.position, d.dimension) for d in free if d.is_batch or d.sizes]
+    with quiet(), torch.no_grad():
+        program = _program(wrapped, tuple(traced), dynamic, needed)
         onnx_program = torch.onnx.export(program, (), dynamo=True, optimize=False, verbose=False, opset_version=OPSET)
     assert onnx_program is not None
     return Traced(onnx_program.model_proto, _input_shapes(program), tuple(output.name for output in outputs))
 
 
-def _program(wrapped: nn.Module, tensors: tuple[Tensor, ...], dynamic: Any) -> torch.export.ExportedProgram:
-    """The program of `wrapped`, traced through its bytecode where that leaves more open (as behind `len` of a tensor), or works at all."""
-    asked = sum(len(shape or {}) for shape in dynamic[0]) if dynamic else 0
+def _program(
+    wrapped: nn.Module, tensors: tuple[Tensor, ...], dynamic: Any, needed: Sequence[tuple[int, int]]
+) -> torch.export.ExportedProgram:
+    """The program of `wrapped`, traced through its bytecode where only that leaves what is `needed` open (as behind `len` of a tensor), or
+    works at all; (input, dimension) each."""
     problem: Exception | None = None
     best: tuple[int, torch.export.ExportedProgram] | None = None
     for strict in (False, True):
@@ -152,10 +157,11 @@ def _program(wrapped: nn.Module, tensors: tuple[Tensor, ...], dynamic: Any) -> t
         except Exception as error:
             problem = problem or error
             continue
-        free = sum(expression_of(size) is not None for shape in _input_shapes(program) for size in shape)
+        shapes = _input_shapes(program)
+        free = sum(expression_of(shapes[i][d]) is not None for i, d in needed)
         if best is None or free > best[0]:
             best = free, program
-        if free >= asked or recurrent_layers(wrapped):
+        if free == len(needed) or recurrent_layers(wrapped):
             break
     if best is None:
         assert problem is not None

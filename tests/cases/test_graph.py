@@ -460,3 +460,18 @@ def test_an_error_of_the_exporter_names_its_cause_and_place() -> None:
 
     with pytest.raises(ExportError, match=r"data-dependent.*test_graph\.py:\d+"):
         export_float(Branch().eval(), torch.rand(2, 4))
+
+
+def test_outputs_of_different_lengths_are_named_where_a_metric_must_see_them_as_one() -> None:
+    class Tagger(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.words, self.head = nn.Embedding(20, 8), nn.Linear(8, 3)
+
+        def forward(self, ids: Tensor) -> Tensor:
+            return self.head(self.words(ids))
+
+    task = varying((8, 20), Tagger().eval(), words(1, 8))
+    proto = export_float(task.model, task.example_inputs).proto
+    with pytest.raises(TaskError, match=r"shapes \(8, 8, 3\) and \(8, 20, 3\), which no metric can see as one"):
+        evaluate_session(task, open_session(proto.SerializeToString()), ("ids",), task.validation)

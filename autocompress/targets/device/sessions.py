@@ -51,9 +51,14 @@ DEFAULT = SessionSettings()
 
 
 def open_session(
-    model: bytes | str, settings: SessionSettings = DEFAULT, profile: str = "", optimized: str = "", level: str = "ALL"
+    model: bytes | str,
+    settings: SessionSettings = DEFAULT,
+    profile: str = "",
+    optimized: str = "",
+    level: str = "ALL",
+    silent: bool = False,
 ) -> Any:
-    """A session that logs errors only; `model` is the file's content or its path.
+    """A session that logs errors only, or if `silent` nothing; `model` is the file's content or its path.
 
     profile, optimized: where ONNX Runtime writes its profile and the graph that it executes; level: of its graph optimiser (below "ALL"
     weights keep their shapes too, so that a profile shows them).
@@ -62,7 +67,7 @@ def open_session(
         return OpenVinoSession(model, settings, bool(profile))
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = settings.threads
-    options.log_severity_level = 3
+    options.log_severity_level = 4 if silent else 3
     options.graph_optimization_level = getattr(onnxruntime.GraphOptimizationLevel, f"ORT_ENABLE_{level}")
     if level != "ALL":
         options.add_session_config_entry("session.disable_prepacking", "1")
