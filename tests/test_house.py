@@ -18,6 +18,7 @@ LEVELS = [
     {"task_source", "split", "channels", "free_shapes"},
     {"structures"},
     {"operators"},
+    {"program"},
     {"plain"},
     {"prepare"},
     {"coupling"},
