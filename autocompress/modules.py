@@ -212,18 +212,33 @@ def _count_positions(model: nn.Module, example_inputs: Inputs, names: list[str])
     recurrent = [name for name, module in model.named_modules() if isinstance(module, SplitRecurrent)]
     handles += [model.get_submodule(name).register_forward_hook(record_gates(name)) for name in recurrent]
     try:
-        # The math backend shows attention's two products to the counter; the fused ones hide them.
-        with sdpa_kernel(SDPBackend.MATH), FlopCounterMode(display=False) as counter, torch.no_grad():
-            call_model(model, example_inputs)
+        by_operator = _count_macs(model, example_inputs)
+        if by_operator is None:
+            positions.clear()
+            with torch.no_grad():
+                call_model(model, example_inputs)
+            by_operator = {"products": sum(model.get_submodule(name).weight.numel() * count for name, count in positions.items())}  # type: ignore[operator,misc]
     finally:
         for handle in handles:
             handle.remove()
-    by_operator = {str(op).replace("aten.", ""): flops // 2 for op, flops in counter.get_flop_counts().get("Global", {}).items()}
     gates = [(model.get_submodule(name), count) for name, count in positions.items()]
     steps = sum(module.weight.numel() * count for module, count in gates if isinstance(module, GateWeights))
     if steps:
         by_operator["recurrent"] = steps  # the counter does not know these
     return positions, by_operator
+
+
+def _count_macs(model: nn.Module, example_inputs: Inputs) -> dict[str, int] | None:
+    """MACs per operator; None where the counter cannot look at the model (torch.cond and torch.while_loop are such operators)."""
+    try:
+        # The math backend shows attention's two products to the counter; the fused ones hide them.
+        with sdpa_kernel(SDPBackend.MATH), FlopCounterMode(display=False) as counter, torch.no_grad():
+            call_model(model, example_inputs)
+    except Exception:
+        torch._dynamo.reset()  # what was compiled under the counter does not run without it
+        return None
+    counts = counter.get_flop_counts().get("Global", {})
+    return {str(op).replace("aten.", ""): flops // 2 for op, flops in counts.items()}
 
 
 def _uncovered(model: nn.Module, modules: list[CompressibleModule], total: int, macs: dict[str, int]) -> tuple[Uncovered, ...]:

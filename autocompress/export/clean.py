@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 import onnx_ir
-from onnx import GraphProto, ModelProto, NodeProto, helper, inliner, numpy_helper
+from onnx import GraphProto, ModelProto, NodeProto, TensorProto, helper, inliner, numpy_helper
 from onnxscript.optimizer import fold_constants
 
 from autocompress.export.recurrent import free_recurrent
@@ -146,6 +146,10 @@ def _free_computed(proto: ModelProto, node: NodeProto, after: Shape, producer: d
     if join is None or join.op_type != "Concat" or len(join.input) != len(after) or not constants:
         return
     inputs = list(join.input)
+    numbers = {tensor.name: numpy_helper.to_array(tensor) for tensor in proto.graph.initializer if tensor.name in inputs}
+    numbers.update({name: _constant(producer[name]) for name in inputs if name in producer})
+    if any(value.size != 1 or value.item() == -1 for value in numbers.values() if value is not None):
+        return  # not one part per dimension, or one of them is the free one already
     inputs[constants[-1]] = _int64(proto.graph, f"{node.output[0]}/rest", [-1], taken)
     target = unused(f"{node.output[0]}/shape", taken)
     taken.add(target)
@@ -154,6 +158,14 @@ def _free_computed(proto: ModelProto, node: NodeProto, after: Shape, producer: d
     node.input[1] = target
     del proto.graph.node[:]
     proto.graph.node.extend(nodes)
+
+
+def _constant(node: NodeProto) -> Any:
+    """The value of a Constant node, else None."""
+    if node.op_type != "Constant":
+        return None
+    value = helper.get_attribute_value(node.attribute[0])
+    return numpy_helper.to_array(value) if isinstance(value, TensorProto) else np.array(value)
 
 
 def _int64(graph: GraphProto, name: str, values: list[int], taken: set[str]) -> str:

@@ -123,9 +123,12 @@ def _constant_words(dimension: FreeDimension, inputs: Inputs, model: nn.Module) 
 
 
 def _has_more(model: nn.Module, inputs: Inputs, names: Sequence[str]) -> bool:
-    """Whether the model returns outputs that nobody asked for."""
-    with torch.no_grad():
-        result = run_model(model, map_inputs(inputs, lambda tensor: tensor.clone()))
+    """Whether the model returns outputs that nobody asked for; not, where it does not run any more."""
+    try:
+        with torch.no_grad():
+            result = run_model(model, map_inputs(inputs, lambda tensor: tensor.clone()))
+    except Exception:
+        return False
     return len(ordered_outputs(result, names)) > len(ordered_outputs(result, names, further=False))
 
 

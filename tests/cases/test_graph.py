@@ -423,6 +423,45 @@ def test_dimensions_that_the_task_names_are_free() -> None:
     assert random_feed(open_session(builder.baseline))["image"].shape == (1, 3, 16, 16)
 
 
+class Windows(nn.Module):
+    """Attention in windows: batch and windows are one dimension, which leaves several computed sizes in one target."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.patch, self.layer, self.head = nn.Conv2d(3, 16, 4, 4), Layer(16, 4), nn.Linear(16, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.patch(x).permute(0, 2, 3, 1)
+        batch, height, width, channels = x.shape
+        parts = x.view(batch, height // 2, 2, width // 2, 2, channels).permute(0, 1, 3, 2, 4, 5).reshape(-1, 4, channels)
+        whole = self.layer(parts).view(batch, height // 2, width // 2, 2, 2, channels).permute(0, 1, 3, 2, 4, 5)
+        return self.head(whole.reshape(batch, height * width, channels).mean(1))
+
+
+class Queries(nn.Module):
+    """A small detector: learned queries look at an image."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.patch, self.queries = nn.Conv2d(3, 16, 4, 4), nn.Embedding(5, 16)
+        self.attention, self.kinds, self.boxes = nn.MultiheadAttention(16, 4, batch_first=True), nn.Linear(16, 3), nn.Linear(16, 4)
+
+    def forward(self, pixel_values: Tensor) -> dict[str, Tensor]:
+        image = self.patch(pixel_values).flatten(2).transpose(1, 2)
+        hidden, _ = self.attention(self.queries.weight[None].expand(image.shape[0], -1, -1), image, image)
+        return {"logits": self.kinds(hidden), "pred_boxes": self.boxes(hidden).sigmoid(), "last_hidden_state": hidden}
+
+
+@pytest.mark.parametrize("make", [Windows, Queries])
+def test_height_and_width_are_free_where_the_task_names_them(make: Callable[[], nn.Module]) -> None:
+    torch.manual_seed(0)
+    model = make().eval()
+    builder = builder_of(model, images(1), dynamic={"0": {2: "height", 3: "width"}})
+    assert builder.lowered.fixed == ()
+    for inputs in (images(3), images(2, 24), torch.randn(2, 3, 16, 32)):
+        assert_same(run(builder.lowered.proto, inputs)[0], expected(model, inputs))
+
+
 def test_what_cannot_be_free_is_said_with_its_reason() -> None:
     builder = builder_of(Patches().eval(), images(2), dynamic={"0": {1: "channels"}})
     (words_of_it,) = builder.lowered.fixed
