@@ -45,6 +45,8 @@ def prepared(task: Task, say: Callable[[str], None] = lambda line: None) -> Task
         kinds = {str(parameter.dtype).removeprefix("torch.") for parameter in task.model.parameters()} - {"float32"}
         say(f"the model is in {' and '.join(sorted(kinds))}: a float32 copy of it and of its data is searched")
         task = floats
+    with suppress(UserCodeError):  # what the model's forward raises, check_task tells with its place
+        _check_rows(task)
     check_task(task)
     inputs = task.first_batch[0]
     firsts = []
@@ -53,7 +55,6 @@ def prepared(task: Task, say: Callable[[str], None] = lambda line: None) -> Task
             check_steady(task, model, inputs, what)
             firsts.append(task.batch_first if task.batch_first is not None else is_batch_first(task, model, inputs))
     _check_loss(task)
-    _check_rows(task)
     if not all(firsts):
         say(f"{_why_whole(task)}: batches are never cut nor joined, and files take the shape of example_inputs")
     return plain_task(replace(task, batch_first=all(firsts)))

@@ -19,6 +19,8 @@ from autocompress.output_kinds import find_kinds
 from autocompress.outputs import OutputKind, as_labels, default_loss, sample_divergence
 from autocompress.user_code import user_code
 
+FORWARD_FAILS = "task: model.forward fails"
+
 
 @dataclass(frozen=True)
 class OutputMetric:
@@ -114,7 +116,13 @@ class Task:
         """What each output of `outputs_of` holds, or the reason why that is not known; read from the first batches that have targets."""
         model = copy.deepcopy(self.model).cpu().eval()
         splits = [split for split in (self.validation, self.train, self.calibration) if split is not None]
-        return find_kinds(splits, lambda inputs: self.outputs_of(model, map_inputs(inputs, lambda tensor: tensor.cpu())), target_of)
+
+        def run(inputs: Inputs) -> dict[str, Tensor]:
+            return self.outputs_of(
+                model, map_inputs(inputs, lambda tensor: tensor.cpu()), f"task {self.name}: model.forward fails on validation"
+            )
+
+        return find_kinds(splits, run, target_of)
 
     def kind_of(self, name: str) -> OutputKind:
         """What an output holds; TaskError where its shape and targets do not say."""
@@ -163,11 +171,10 @@ class Task:
         """The first batches with `count` samples, the last one cut where the first dimension is the batch."""
         return take_samples(batches, count, whole=self.batch_first is False)
 
-    def outputs_of(self, model: nn.Module, inputs: Inputs) -> dict[str, Tensor]:
-        """The outputs that recovery trains, by name; the primary one is "" when `output_weights` names none."""
-        if self.output_weights is None:
-            return {"": call_model(model, inputs)}
-        return named_outputs(run_model(model, inputs), tuple(self.output_weights))
+    def outputs_of(self, model: nn.Module, inputs: Inputs, what: str = FORWARD_FAILS) -> dict[str, Tensor]:
+        """The outputs that recovery trains, by name; the primary one is "" when `output_weights` names none. `what` as `run_model`."""
+        result = run_model(model, inputs, what)
+        return {"": primary_output(result)} if self.output_weights is None else named_outputs(result, tuple(self.output_weights))
 
     def training_loss(self, outputs: Mapping[str, Tensor], target: Any) -> Tensor:
         """The scalar task loss of one batch: of each output that has a target, weighted."""
@@ -199,7 +206,7 @@ def call_model(model: nn.Module, inputs: Inputs) -> Tensor:
     return primary_output(run_model(model, inputs))
 
 
-def run_model(model: nn.Module, inputs: Inputs, what: str = "task: model.forward fails") -> Any:
+def run_model(model: nn.Module, inputs: Inputs, what: str = FORWARD_FAILS) -> Any:
     """Everything that the model returns; it gets copies of `inputs`, since it may write to them. UserCodeError: `what`, and why."""
     given = map_inputs(inputs, torch.clone)
     with user_code(what):

@@ -96,7 +96,9 @@ def stream(task: Task, seed: int, skip: int) -> Iterator[tuple[Inputs, Any]]:
 def recomputing(model: nn.Module, wanted: bool) -> Iterator[None]:
     """Inside the block every repeated block of `model` keeps its inputs only and is computed again in the backward pass."""
     calls = next((module.calls for module in model.modules() if isinstance(module, SimulatedModule)), Calls())
-    lists = {name: module for name, module in model.named_modules() if isinstance(module, nn.ModuleList)} if wanted else {}
+    inside = tuple(f"{name}." for name, module in model.named_modules() if isinstance(module, SimulatedModule))
+    named = model.named_modules() if wanted else ()
+    lists = {name: module for name, module in named if isinstance(module, nn.ModuleList) and not name.startswith(inside)}
     outermost = [found for name, found in lists.items() if not any(name.startswith(f"{other}.") for other in lists)]
     blocks = [block for found in outermost for block in found]
     for block in blocks:

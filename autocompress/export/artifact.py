@@ -9,11 +9,13 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
+import torch
 import yaml
 from onnx import ModelProto
 from safetensors.torch import save
+from torch import Tensor
 
-from autocompress.batches import Inputs, input_tensors
+from autocompress.batches import Inputs
 from autocompress.candidate import Candidate
 from autocompress.compress.stitch import Stitcher, Trained
 from autocompress.errors import ExportError
@@ -65,7 +67,6 @@ def write_recipe(
             "block_size": module.block_size,
         }
     ranges = {name: {"scale": r.scale, "zero_point": r.zero_point, "low": r.low, "high": r.high} for name, r in recipe.ranges.items()}
-    names = list(example) if isinstance(example, Mapping) else builder.lowered.input_names
     data = {
         "format": RECIPE_FORMAT,
         "origin": dict(origin),
@@ -79,11 +80,7 @@ def write_recipe(
             "multiples": dict(builder.multiples),
             "integer_forms": {name: str(form) for name, form in recipe.forms.items()},
         },
-        "named_inputs": isinstance(example, Mapping),
-        "inputs": {
-            name: [list(tensor.shape), str(tensor.dtype).removeprefix("torch.")]
-            for name, tensor in zip(names, input_tensors(example), strict=True)
-        },
+        "inputs": describe_inputs(example),
         "modules": modules,
         "activation_ranges": ranges,
         "session": {**asdict(settings), "disabled_optimizers": list(settings.disabled_optimizers)},
@@ -105,6 +102,30 @@ def read_recipe(folder: Path) -> dict[str, Any]:
     if not isinstance(data, dict) or data.get("format") != RECIPE_FORMAT:
         raise ExportError(f"{path}: not a recipe of format {RECIPE_FORMAT}; export the point again")
     return data
+
+
+def describe_inputs(value: Any) -> Any:
+    """Plain types that say what the model is called with: shapes and types of tensors, constants, and how they are nested."""
+    if isinstance(value, Tensor):
+        return {"shape": list(value.shape), "type": str(value.dtype).removeprefix("torch.")}
+    if isinstance(value, Mapping):
+        return {"entries": {name: describe_inputs(part) for name, part in value.items()}}
+    if isinstance(value, (tuple, list)):
+        return {type(value).__name__ if type(value) in (tuple, list) else "tuple": [describe_inputs(part) for part in value]}
+    return {"constant": value}
+
+
+def described_inputs(found: Mapping[str, Any]) -> Any:
+    """Inputs like those that `describe_inputs` described, their tensors zeros."""
+    ((kind, value), *_) = found.items()
+    if kind == "shape":
+        return torch.zeros(value, dtype=getattr(torch, found["type"]))
+    if kind == "entries":
+        return {name: described_inputs(part) for name, part in value.items()}
+    if kind in ("tuple", "list"):
+        parts = [described_inputs(part) for part in value]
+        return tuple(parts) if kind == "tuple" else parts
+    return value
 
 
 def session_settings(path: Path) -> SessionSettings | None:

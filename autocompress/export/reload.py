@@ -22,8 +22,8 @@ from autocompress.compress.stitch import ActivationPlan, SimulatedModel, Stitche
 from autocompress.compress.student import taught
 from autocompress.compress.teacher import Teacher
 from autocompress.compress.trainer import Trainer
-from autocompress.errors import ExportError
-from autocompress.export.artifact import read_recipe, write_model
+from autocompress.errors import ExportError, TaskError
+from autocompress.export.artifact import described_inputs, read_recipe, write_model
 from autocompress.export.build import prepare, stitched_variants
 from autocompress.integer_form import IntegerForm
 from autocompress.modules import find_modules
@@ -53,7 +53,7 @@ def load_module(folder: Path, model: nn.Module) -> nn.Module:
             owner = entry["owner"]
             simulated.set_variant(name, owner, stored.variants[name], candidate.config(owner), stored.masks, entry["block_size"])
         simulated.load(stored.others, stored.masks)
-    except (AttributeError, KeyError, RuntimeError) as error:
+    except (AttributeError, KeyError, RuntimeError, TaskError) as error:
         reason = str(error).strip().split("\n")[0]
         raise ExportError(f"{folder}: the model has another architecture than the one that was compressed: {reason}") from error
     return simulated.model
@@ -61,9 +61,7 @@ def load_module(folder: Path, model: nn.Module) -> nn.Module:
 
 def _plain(model: nn.Module, recipe: dict[str, Any]) -> nn.Module:
     """The model as it was compressed: its plain form on inputs of the shapes that the recipe names."""
-    example = {name: torch.zeros(shape, dtype=getattr(torch, kind)) for name, (shape, kind) in recipe["inputs"].items()}
-    values = list(example.values())
-    return plain_model(model, example if recipe["named_inputs"] else values[0] if len(values) == 1 else tuple(values))
+    return plain_model(model, described_inputs(recipe["inputs"]))
 
 
 def _weights(folder: Path, recipe: dict[str, Any]) -> dict[str, Tensor]:

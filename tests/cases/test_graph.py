@@ -410,7 +410,7 @@ def test_a_length_that_cannot_be_free_is_an_error_where_the_batches_need_it() ->
 def test_a_batch_that_does_not_fit_a_file_is_named() -> None:
     task = varying((8, 20), Recurrent().eval(), words(1, 8))
     proto = export_float(task.model, task.example_inputs).proto
-    with pytest.raises(TaskError, match="ids: dimension 1 is fixed at 8 in the file, the batch has 20"):
+    with pytest.raises(TaskError, match=r"a batch has ids of shape \(8, 20\), the file takes \('batch', 8\)"):
         evaluate_session(task, open_session(proto.SerializeToString()), ("ids",), task.validation)
 
 
@@ -512,5 +512,5 @@ def test_outputs_of_different_lengths_are_named_where_a_metric_must_see_them_as_
 
     task = varying((8, 20), Tagger().eval(), words(1, 8))
     proto = export_float(task.model, task.example_inputs).proto
-    with pytest.raises(TaskError, match=r"shapes \(8, 8, 3\) and \(8, 20, 3\), which no metric can see as one"):
+    with pytest.raises(TaskError, match=r"shapes \(8, 8, 3\) and \(8, 20, 3\), which the metric cannot get as one"):
         evaluate_session(task, open_session(proto.SerializeToString()), ("ids",), task.validation)

@@ -245,7 +245,7 @@ def test_recomputed_activations_change_nothing(fixture: Fixture, improving: None
     assert not calls
     less = replace(at, distillation=replace(at.distillation, checkpointing=True))
     found, _ = recover(trainer_of(fixture.task, fixture.stitcher), fixture.stitcher, less)
-    lists = any(isinstance(m, torch.nn.ModuleList) for m in fixture.stitcher.model.modules())
+    lists = any(isinstance(m, torch.nn.ModuleList) for m in fixture.stitcher.teacher.modules())
     assert bool(calls) == lists
     close(found, expected, 1e-5)
     assert not any("forward" in vars(m) for m in fixture.stitcher.model.modules()), "the model is as it was"
