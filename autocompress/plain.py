@@ -24,6 +24,7 @@ from autocompress.errors import TaskError
 from autocompress.program import COVERED, exported_program, with_modules
 from autocompress.split import split_modules
 from autocompress.task import Task, call_model, run_model
+from autocompress.user_code import UserCodeError
 
 METHODS = ("forward", "_conv_forward")
 HOOKS = ("_forward_hooks", "_forward_pre_hooks")
@@ -85,11 +86,22 @@ def _same(model: nn.Module, other: nn.Module, inputs: Inputs) -> bool:
     return bool(torch.allclose(found, expected, rtol=0.0, atol=TOLERANCE * scale, equal_nan=True))
 
 
+def _runs(model: nn.Module, inputs: Inputs) -> bool:
+    """Return whether the model takes inputs of that size: some take one sample at a time."""
+    try:
+        with torch.no_grad():
+            call_model(model, inputs)
+    except UserCodeError:
+        return False
+    return True
+
+
 def _program(model: nn.Module, inputs: Inputs) -> nn.Module | None:
     """The exported program with plain modules, or None where none can be exported that computes what the model computes."""
     # An example of size 1 would be taken for a constant, so that the program is traced with two samples.
     doubled = map_inputs(inputs, lambda tensor: torch.cat([tensor, tensor]) if tensor.dim() else tensor)
-    for traced in (doubled, inputs):
+    compared = [inputs, doubled] if _runs(model, doubled) else [inputs]
+    for traced in reversed(compared):
         for strict in (False, True):  # only the strict tracer follows len(tensor)
             try:
                 with _quiet():
@@ -97,7 +109,7 @@ def _program(model: nn.Module, inputs: Inputs) -> nn.Module | None:
                     graph = with_modules(program, model)
             except Exception:
                 continue
-            if _same(model, graph, inputs) and _same(model, graph, doubled):
+            if all(_same(model, graph, found) for found in compared):
                 return graph
     return None
 

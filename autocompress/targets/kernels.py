@@ -63,7 +63,7 @@ class KernelChoice:
         """Return the fastest exact form of the weights of an integer kernel; the wider one where both take the same time.
 
         Args:
-            shape: (rows, columns, outputs) of a linear product; None for convolutions, whose unsigned kernels took 1.3 to 4 times as
+            shape: (rows, columns, outputs) of a linear product; None for convolutions, whose unsigned kernels took 1.1 to 3.6 times as
                 long as the signed ones on all of AVX2, AVX-512 and VNNI (`python -m benchmarks.quantization`).
         """
         if not (self.portable or self.saturates):

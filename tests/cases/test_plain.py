@@ -226,6 +226,29 @@ def test_a_model_that_is_plain_stays_a_tree(cnn_task: Task) -> None:
     assert all(is_plain(module) for module in cnn_task.model.modules())
 
 
+class OneAtATime(nn.Module):
+    """A hooked layer in a model that takes a single sample."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.a = nn.Linear(8, 3)
+        self.a.register_forward_hook(lambda module, inputs, output: output * 2)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        if x.shape[0] != 1:
+            raise ValueError("one at a time")
+        return self.a(x)
+
+
+def test_a_model_that_takes_one_sample_at_a_time_becomes_plain() -> None:
+    torch.manual_seed(0)
+    model, x = OneAtATime().eval(), torch.randn(1, 8)
+    plain = plain_model(model, x)
+    assert isinstance(plain, fx.GraphModule)
+    torch.testing.assert_close(plain(x), model(x))
+    assert [module.name for module in find_modules(model, x)] == ["a"]
+
+
 class Branching(nn.Module):
     """Control flow that depends on data, which no program holds, around a module with a hook and one without."""
 
