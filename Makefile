@@ -1,6 +1,7 @@
 # make demo: search the built-in task and print the front.   make test: run the test suite.   make check: lint and types.
 #   make test VERSIONS=oldest    with the lowest versions that pyproject.toml allows (PyPI's torch is a CUDA build of 3 GB)
 #   make test HIDE=avx512        on the kernels for processors without AVX-512 (HIDE=vnni: without VNNI); Linux on x86-64, needs cc
+#   make test SLOW=yes           whole searches of all model families too
 PYTHON ?= python3
 VERSIONS ?= newest
 VENV ?= $(if $(filter oldest,$(VERSIONS)),.venv-oldest,.venv)
@@ -16,7 +17,7 @@ demo: $(VENV)/.installed
 		--finalize-steps 80 --task-arg validation_images=100 --out $(OUT)
 
 test: $(VENV)/.installed $(if $(HIDE),build/hide.so)
-	$(HIDDEN) $(BIN)/python -m pytest -n 2 --dist loadfile
+	$(HIDDEN) $(BIN)/python -m pytest -n 2 --dist $(if $(SLOW),load -m '',loadfile)
 
 check: $(VENV)/.installed
 	$(BIN)/pip install --quiet -c $(CONSTRAINTS) -e '.[dev]'

@@ -27,7 +27,8 @@ KINDS: Mapping[str, tuple[type[nn.Module], ...]] = {
     "embedding": (nn.Embedding,),
 }
 ATTENTION_WORDS = {"attn", "attention", "self_attn", "multihead_attn", "q_proj", "k_proj", "v_proj", "out_proj", "qkv"}
-HEAD_TOWERS = {"head", "classifier", "fc", "lm_head", "output"}
+HEAD_TOWERS = {"head", "classifier", "fc", "lm_head", "output", "score", "proj_out"}
+TOWER_WORDS = ("vision", "visual", "image", "text", "language", "audio", "speech", "projector", "connector", "encoder", "decoder", "backbone")
 
 
 @dataclass(frozen=True)
@@ -161,7 +162,7 @@ def find_modules(model: nn.Module, example_inputs: Inputs, towers: Mapping[str, 
         for group in find_channel_groups(model, example_inputs, unique)
     )
     group_of = {m.name: g.name for g in groups for m in g.members if m.side == "out"}
-    tower_of = _towers(model, unique, towers)
+    tower_of = _towers(model, order, towers)
     modules = []
     for name in unique:
         module: Any = model.get_submodule(name)
@@ -179,7 +180,7 @@ def find_modules(model: nn.Module, example_inputs: Inputs, towers: Mapping[str, 
                 multiplying * module.weight.numel(),
                 sum(positions[n] for n in sharing),
                 tower,
-                _role(model, name, kind, tower, last=name == unique[-1]),
+                _role(model, name, kind, tower, last=name == owner[id(model.get_submodule(order[-1]).weight)]),
                 group_of.get(name),
                 tuple(aliases.get(name, [])),
                 getattr(module, "groups", 1),
@@ -276,11 +277,24 @@ def _towers(model: nn.Module, names: list[str], towers: Mapping[str, list[str]] 
         if len(children) != 1 or any(name == prefix + next(iter(children)) for name in names):
             break
         prefix += next(iter(children)) + "."
+    split = _split_children(names, prefix)
     result = {}
     for name in names:
         child, _, inside = name[len(prefix) :].partition(".")
-        result[name] = child if child in HEAD_TOWERS or (inside and not child.isdigit()) else "model"
+        if child in split and inside:
+            child, _, inside = inside.partition(".")
+        result[name] = child if child in HEAD_TOWERS or (inside and not child.isdigit()) or child in split else "model"
     return result
+
+
+def _split_children(names: list[str], prefix: str) -> set[str]:
+    """The children that hold several towers themselves, as the `model` inside of a model with a head on it."""
+    inside: dict[str, set[str]] = {}
+    for name in names:
+        child, _, rest = name[len(prefix) :].partition(".")
+        if rest:
+            inside.setdefault(child, set()).add(rest.partition(".")[0])
+    return {child for child, parts in inside.items() if sum(any(word in part for word in TOWER_WORDS) for part in parts) > 1}
 
 
 def _role(model: nn.Module, name: str, kind: str, tower: str, last: bool) -> str:

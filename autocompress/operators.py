@@ -37,8 +37,8 @@ class Operator:
 class _Reader:
     """Arguments of one node: by position or by name, and what is constant in them."""
 
-    def __init__(self, module: fx.GraphModule, node: fx.Node, first: Mapping[int, str]) -> None:
-        self.module, self.node, self.first = module, node, first
+    def __init__(self, module: fx.GraphModule, node: fx.Node, names: Names) -> None:
+        self.module, self.node, self.names = module, node, names
         schema = getattr(node.target, "_schema", None)
         self.values: dict[str, Any] = {}
         for i, argument in enumerate(schema.arguments if schema is not None else ()):
@@ -53,14 +53,15 @@ class _Reader:
         value = self.values.get(name)
         return constant_of(self.module, value) if isinstance(value, fx.Node) else None
 
-    def path(self, name: str) -> str:
-        """Where the parameter is that an argument is made of, under the first name that it has."""
+    def path(self, name: str, looked_up: bool = False) -> str:
+        """Where the parameter is that an argument is made of: of a tied one where it is looked up, or where it multiplies."""
         path = _path(self.values[name])
-        return self.first.get(id(_attribute(self.module, path)), path)
+        names = self.names.get(id(_attribute(self.module, path)), {})
+        return next((found for found, kind in names.items() if issubclass(kind, nn.Embedding) == looked_up), next(iter(names), path))
 
-    def owner(self, name: str) -> str:
+    def owner(self, name: str, looked_up: bool = False) -> str:
         """The name of the module whose weight an argument is."""
-        *above, leaf = self.path(name).split(".")
+        *above, leaf = self.path(name, looked_up).split(".")
         if "parametrizations" in above:
             above = above[: above.index("parametrizations")]
         elif leaf in ("weight_g", "weight_v", "weight_orig", "weight_u"):
@@ -69,6 +70,9 @@ class _Reader:
             above = [*above, leaf.removesuffix("_weight")]
         elif leaf == "in_proj_weight":
             above = [*above, "in_proj"]
+        taken = _taken(self.values[name])
+        if taken is not None:  # of a stack of matrices, as experts have
+            above = [*above[:-1], str(taken), above[-1]] if above else [leaf, str(taken)]
         return ".".join(above) or leaf.removesuffix("_weight") + "_module"
 
 
@@ -76,6 +80,15 @@ def _path(node: fx.Node) -> str:
     while node.op != "get_attr":
         node = next(found for found in node.all_input_nodes)
     return str(node.target)
+
+
+def _taken(node: fx.Node) -> int | None:
+    """Which matrix of a stack a weight is, or None."""
+    while node.op != "get_attr":
+        if str(node.target) == "aten.select.int" and node.args[1] == 0:
+            return int(node.args[2])  # type: ignore[call-overload,no-any-return]
+        node = node.all_input_nodes[0]
+    return None
 
 
 def constant_of(module: fx.GraphModule, node: fx.Node, depth: int = MOST_FOLDED) -> Tensor | None:
@@ -106,19 +119,26 @@ def _attribute(module: nn.Module, path: str) -> Any:
     return value
 
 
-def first_names(module: fx.GraphModule) -> dict[int, str]:
-    """The first name of each parameter and buffer that a program reads, by identity: one weight may have several."""
-    found: dict[int, str] = {}
-    for node in module.graph.nodes:
-        if node.op == "get_attr":
-            found.setdefault(id(_attribute(module, str(node.target))), str(node.target))
+Names = Mapping[int, Mapping[str, type[nn.Module]]]
+
+
+def weight_names(module: fx.GraphModule, model: nn.Module) -> Names:
+    """Map each parameter and buffer that a program reads, by identity, to its names and, for each, the kind of module that it is in.
+
+    One weight may have several names; those of the model come first.
+    """
+    found: dict[int, dict[str, type[nn.Module]]] = {}
+    for owner in (model, module):
+        for path, part in owner.named_modules(remove_duplicate=False):
+            for leaf, value in (*part.named_parameters(recurse=False), *part.named_buffers(recurse=False)):
+                found.setdefault(id(value), {}).setdefault(f"{path}.{leaf}" if path else leaf, type(part))
     return found
 
 
-def operator_of(module: fx.GraphModule, node: fx.Node, names: Mapping[int, str]) -> Operator | None:
+def operator_of(module: fx.GraphModule, node: fx.Node, names: Names) -> Operator | None:
     """The plain module of a node, or None where there is none: its weight depends on an input, or it is another operator.
 
-    `names` are those of the program's parameters before any node was replaced.
+    `names` are those that `weight_names` found before any node was replaced.
     """
     if node.op != "call_function":
         return None
@@ -219,7 +239,7 @@ def _convolution(read: _Reader) -> Operator:
 def _embedding(read: _Reader) -> Operator:
     weight = _weight(read, "weight", (2,))
     module = nn.Embedding(weight.shape[0], weight.shape[1], device="meta")
-    return Operator(_holding(module, weight, None), (read["indices"],), read.owner("weight"), _key(read, "embedding", "weight"))
+    return Operator(_holding(module, weight, None), (read["indices"],), read.owner("weight", True), _key(read, "embedding", "weight"))
 
 
 def _batch_norm(read: _Reader) -> Operator:

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import copy
+import io
 import logging
 import warnings
 from collections.abc import Iterator
@@ -18,9 +19,11 @@ from typing import Any
 import torch
 from torch import Tensor, fx, nn
 from torch.nn.utils import parametrize
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from autocompress.batches import Inputs, map_inputs
 from autocompress.errors import TaskError
+from autocompress.hugging_face import exportable, without_cache
 from autocompress.program import COVERED, exported_program, with_modules
 from autocompress.split import split_modules
 from autocompress.task import Task, call_model, run_model
@@ -28,6 +31,7 @@ from autocompress.user_code import UserCodeError
 
 METHODS = ("forward", "_conv_forward")
 HOOKS = ("_forward_hooks", "_forward_pre_hooks")
+PRODUCTS = ("mm", "matmul", "linear", "convolution", "embedding")  # in the names of operators that multiply, or look up
 TOLERANCE = 1e-4  # of the largest output: another order of sums, and nothing else
 
 
@@ -51,17 +55,57 @@ def plain_model(model: nn.Module, example_inputs: Inputs) -> nn.Module:
         model: any module; it is not changed.
         example_inputs: a batch that it runs on.
     """
-    original, model = model, copy.deepcopy(model).cpu().eval()
+    original, model = model, without_cache(copy.deepcopy(model).cpu().eval())
     inputs = map_inputs(example_inputs, lambda tensor: tensor.detach().cpu())
     tree = split_modules(model)
     alike = _same(model, tree, inputs)
-    if alike and all(map(is_plain, model.modules())) and not _shares_modules(model):
+    covers = alike and all(map(is_plain, model.modules())) and not _shares_modules(model)
+    if covers and not _multiplies_more(tree, inputs):
         return tree
-    with _in_eval_mode(original):
-        # Not of a copy: a forward that was set on an instance still reads the weights of the module that it was made for.
-        on_cpu = all(value.device.type == "cpu" for value in original.state_dict().values())
-        program = _program(original if on_cpu else model, inputs)
-    return copy.deepcopy(program) or (tree if alike else model)
+    # Not of a copy: a forward that was set on an instance still reads the weights of the module that it was made for.
+    on_cpu = all(value.device.type == "cpu" for value in original.state_dict().values())
+    exported = original if on_cpu else model
+    with _in_eval_mode(exported), exportable(exported):
+        program = _program(exported, inputs)
+    if program is None or (covers and _covered(program) <= _covered(tree)):
+        return tree if alike else model
+    return copy.deepcopy(program)
+
+
+def _multiplies_more(model: nn.Module, inputs: Inputs) -> bool:
+    """Return whether a model multiplies by parameters that no module of a covered class holds: transposed matrices, stacks of experts."""
+    held = {id(value) for module in model.modules() if isinstance(module, COVERED) for value in module.parameters(recurse=False)}
+    rest = {value.untyped_storage().data_ptr() for value in model.parameters() if value.dim() >= 2 and id(value) not in held}
+    if not rest:
+        return False
+    watch = _Products(rest)
+    with torch.no_grad(), watch:
+        call_model(model, inputs)
+    return watch.seen
+
+
+class _Products(TorchDispatchMode):
+    """Notes whether an operator that multiplies reads one of some parameters, or a view or a copy of one."""
+
+    def __init__(self, storages: set[int]) -> None:
+        super().__init__()
+        self.storages, self.seen = storages, False
+        self.copies: list[Tensor] = []
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        name, result = str(func), func(*args, **(kwargs or {}))
+        if not self.seen and any(isinstance(value, Tensor) and value.untyped_storage().data_ptr() in self.storages for value in args):
+            self.seen = any(word in name for word in PRODUCTS)
+            if "clone" in name or "_to_copy" in name:
+                self.copies.append(result)  # held, so that its place in memory is not taken by another
+                self.storages.add(result.untyped_storage().data_ptr())
+        return result
+
+
+def _covered(model: nn.Module) -> int:
+    """How many weights modules of covered classes hold."""
+    found = {id(p): p.numel() for m in model.modules() if isinstance(m, COVERED) for p in m.parameters(recurse=False)}
+    return sum(found.values())
 
 
 def _shares_modules(model: nn.Module) -> bool:
@@ -129,17 +173,14 @@ def _in_eval_mode(model: nn.Module) -> Iterator[None]:
 @contextlib.contextmanager
 def _quiet() -> Iterator[None]:
     """The tracer warns about what it specialises; what counts is whether the program computes the same."""
-    loggers = [logging.getLogger(name) for name in ("torch.export", "torch.fx", "torch._dynamo", "torch._export")]
-    levels = [logger.level for logger in loggers]
-    for logger in loggers:
-        logger.setLevel(logging.CRITICAL)
-    with warnings.catch_warnings():
+    before = logging.root.manager.disable
+    logging.disable(logging.CRITICAL)
+    with warnings.catch_warnings(), contextlib.redirect_stderr(io.StringIO()):  # it prints the graph of what it cannot trace
         warnings.simplefilter("ignore")
         try:
             yield
         finally:
-            for logger, level in zip(loggers, levels, strict=True):
-                logger.setLevel(level)
+            logging.disable(before)
 
 
 def plain_task(task: Task) -> Task:

@@ -11,8 +11,9 @@ from torch import Tensor, fx, nn
 from torch.utils import _pytree as pytree
 
 from autocompress.batches import Inputs
-from autocompress.operators import Operator, first_names, operator_of
-from autocompress.structures import HEAD_ATTRIBUTES, SHARED_ATTRIBUTES
+from autocompress.matrices import single_matrices
+from autocompress.operators import Operator, operator_of, weight_names
+from autocompress.structures import HEAD_ATTRIBUTES, SHARED_ATTRIBUTES, head_count
 
 COVERED: tuple[type[nn.Module], ...] = (
     nn.Linear,
@@ -68,8 +69,9 @@ def _plain_result(value: Any) -> Any:
 
 def with_modules(module: fx.GraphModule, model: nn.Module) -> fx.GraphModule:
     """The same program with plain modules for its operators on weights, and what the model's own modules say about heads."""
+    single_matrices(module)
     graph = module.graph
-    places, names = _Places(module), first_names(module)
+    places, names = _Places(module), weight_names(module, model)
     for node in list(graph.nodes):
         operator = operator_of(module, node, names)
         if operator is not None:
@@ -173,8 +175,7 @@ def _follow_device(module: fx.GraphModule) -> None:
 
 def _tell_heads(source: nn.Module, place: nn.Module) -> None:
     """What a module, or its config, says of attention's heads."""
-    for said in (getattr(source, "config", None), source):
-        for name in (*HEAD_ATTRIBUTES, *SHARED_ATTRIBUTES):
-            value = getattr(said, name, None)
-            if isinstance(value, int) and type(place) is nn.Module:
-                setattr(place, name, value)
+    for attributes in (HEAD_ATTRIBUTES, SHARED_ATTRIBUTES):
+        count = head_count(source, attributes)
+        if count is not None and type(place) is nn.Module:
+            setattr(place, attributes[0], count)

@@ -19,8 +19,9 @@ GATES = {"LSTM": 4, "GRU": 3}
 
 
 def head_count(module: nn.Module, attributes: Sequence[str] = HEAD_ATTRIBUTES) -> int | None:
-    """What a module itself says about its heads."""
-    values = (getattr(module, attribute, None) for attribute in attributes)
+    """Return how many heads a module has: what it says itself, else what its config says."""
+    said = (module, getattr(module, "config", None))
+    values = (getattr(owner, attribute, None) for owner in said for attribute in attributes)
     return next((value for value in values if isinstance(value, int) and value > 0), None)
 
 
@@ -113,19 +114,20 @@ def expert_groups(model: nn.Module, names: Iterable[str]) -> list[ChannelGroup]:
     known = list(names)
     groups = []
     for place, module in model.named_modules():
-        if not isinstance(module, nn.ModuleList) or len(module) < 2:
+        count = len(list(module.children()))
+        if count < 2 or [name for name, _ in module.named_children()] != [str(i) for i in range(count)]:
             continue
         holder = place.rpartition(".")[0]
-        routers = [n for n in known if n.rpartition(".")[0] == holder and getattr(model.get_submodule(n), "out_features", 0) == len(module)]
-        inside = [[n for n in known if n.startswith(f"{place}.{i}.") or n == f"{place}.{i}"] for i in range(len(module))]
+        routers = [n for n in known if n.rpartition(".")[0] == holder and getattr(model.get_submodule(n), "out_features", 0) == count]
+        inside = [[n for n in known if n.startswith(f"{place}.{i}.") or n == f"{place}.{i}"] for i in range(count)]
         alike = len({tuple(n.removeprefix(f"{place}.{i}") for n in found) for i, found in enumerate(inside)}) == 1
         if len(routers) != 1 or not alike or not inside[0]:
             continue
         router = routers[0]
         last = [model.get_submodule(found[-1]) for found in inside]
         reason = None if all(isinstance(m, nn.Linear) for m in last) else "an expert does not end in a linear module"
-        units = all_of(len(module))
+        units = all_of(count)
         members = [Member(router, "gate", units, units)]
         members += [Member(n, "whole", all_of(1), np.array([i])) for i, found in enumerate(inside) for n in found]
-        groups.append(ChannelGroup(router, "experts", len(module), 1, tuple(members), reason))
+        groups.append(ChannelGroup(router, "experts", count, 1, tuple(members), reason))
     return groups

@@ -58,19 +58,12 @@ class Trained:
 
     def to_tensors(self) -> dict[str, Tensor]:
         """Flat tensors for a safetensors file; `from_tensors` reverses it."""
-        tensors: dict[str, Tensor] = {}
-        first: dict[tuple[int, torch.Size, torch.dtype], str] = {}
-        for name, value in self.others.items():
-            # One weight under several names is kept once; safetensors refuses memory that tensors share.
-            known = first.setdefault((value.data_ptr(), value.shape, value.dtype), name) if value.numel() else name
-            if known == name:
-                tensors[f"other|{name}"] = value.contiguous()
-            else:
-                tensors[f"same|{name}"] = torch.frombuffer(bytearray(known.encode()), dtype=torch.uint8)
-        for tensor, at in self.ranges.items():
-            tensors[f"range|{tensor}"] = torch.tensor([at.scale, at.zero_point, at.low, at.high], dtype=torch.float64)
+        tensors = {f"other|{name}": value for name, value in self.others.items()}
         for name, variant in self.variants.items():
             tensors.update(variant_to_tensors(variant, f"variant|{name}|"))
+        tensors = _kept_once(tensors)
+        for tensor, at in self.ranges.items():
+            tensors[f"range|{tensor}"] = torch.tensor([at.scale, at.zero_point, at.low, at.high], dtype=torch.float64)
         for (name, side), mask in self.masks.kept.items():
             tensors[f"mask|{name}|{side}"] = torch.from_numpy(mask)
         return tensors
@@ -78,14 +71,13 @@ class Trained:
     @classmethod
     def from_tensors(cls, tensors: dict[str, Tensor]) -> Trained:
         """Reverse of `to_tensors`."""
+        again = {key.partition("|")[2]: value.numpy().tobytes().decode() for key, value in tensors.items() if key.startswith("same|")}
+        tensors = {**tensors, **{key: tensors[known] for key, known in again.items()}}
         # A module's name may hold any character, so what surrounds it is cut off from both ends.
         whole = "variant|"
         names = dict.fromkeys(key.removeprefix(whole).rpartition("|")[0] for key in tensors if key.startswith(whole))
         variants = {name: variant_from_tensors(tensors, f"variant|{name}|") for name in names}
         others = {key.partition("|")[2]: value for key, value in tensors.items() if key.startswith("other|")}
-        for key, value in tensors.items():
-            if key.startswith("same|"):
-                others[key.partition("|")[2]] = others[value.numpy().tobytes().decode()]
         ranges, kept = {}, {}
         for key, value in tensors.items():
             kind, _, name = key.partition("|")
@@ -96,6 +88,20 @@ class Trained:
                 name, _, side = name.rpartition("|")
                 kept[name, side] = value.numpy()
         return cls(variants, others, ranges, Masks(kept))
+
+
+def _kept_once(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Each tensor once, and under "same|" and its other names the first name: safetensors refuses memory that tensors share."""
+    found: dict[str, Tensor] = {}
+    first: dict[tuple[int, torch.Size, torch.dtype, tuple[int, ...]], str] = {}
+    for name, value in tensors.items():
+        known = first.setdefault((value.data_ptr(), value.shape, value.dtype, value.stride()), name) if value.numel() else name
+        if known != name:
+            found[f"same|{name}"] = torch.frombuffer(bytearray(known.encode()), dtype=torch.uint8)
+        else:
+            part = value.untyped_storage().nbytes() != value.numel() * value.element_size()
+            found[name] = value.contiguous().clone() if part else value.contiguous()
+    return found
 
 
 @dataclass(frozen=True)

@@ -25,7 +25,7 @@ from autocompress.files import disk_error, write_atomic
 from autocompress.results import LATENCY_WORDS, MODEL_FILE, NOTES_FILE, RECIPE_FILE, WEIGHTS_FILE, FrontPoint, Measurement
 from autocompress.targets.device.sessions import SessionSettings
 
-RECIPE_FORMAT = 3
+RECIPE_FORMAT = 4
 
 
 def write_model(folder: Path, proto: ModelProto) -> int:

@@ -1,0 +1,87 @@
+"""What is set in models of the transformers library while they are exported: no cache returned, every expert a product of its own."""
+
+from __future__ import annotations
+
+import contextlib
+import sys
+from collections.abc import Iterator
+from typing import Any
+
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+DENSE = "autocompress_dense"
+
+
+@contextlib.contextmanager
+def exportable(model: nn.Module) -> Iterator[None]:
+    """Hold the settings of a model that its program needs inside the block; they are as before behind it.
+
+    A cache of keys and values is an output that no task asked for (an input of that name asks, and brings its own setting). Experts whose
+    weights are one parameter of three dimensions run grouped by default, which is no product with a matrix.
+    """
+    kept: list[tuple[Any, str, Any]] = []
+    try:
+        for config in _configs(model):
+            if getattr(config, "use_cache", None) is True:
+                kept.append((config, "use_cache", True))
+                config.use_cache = False
+        for module in model.modules():
+            if _has_experts(module):
+                kept.append((module.config, "_experts_implementation", module.config._experts_implementation))  # type: ignore[union-attr]
+                _register()
+                module.config._experts_implementation = DENSE  # type: ignore[union-attr]
+        yield
+    finally:
+        for owner, name, value in reversed(kept):
+            setattr(owner, name, value)
+
+
+def without_cache(model: nn.Module) -> nn.Module:
+    """Switch off the cache that a model's own copy returns, and return it."""
+    for config in _configs(model):
+        if getattr(config, "use_cache", None) is True:
+            config.use_cache = False
+    return model
+
+
+def _configs(model: nn.Module) -> list[Any]:
+    found = {id(config): config for module in model.modules() if (config := getattr(module, "config", None)) is not None}
+    return list(found.values())
+
+
+def _has_experts(module: nn.Module) -> bool:
+    """Return whether a module is one of the library's experts with weights of three dimensions."""
+    return hasattr(module, "is_concatenated") and hasattr(getattr(module, "config", None), "_experts_implementation")
+
+
+def _register() -> None:
+    interface = sys.modules["transformers.integrations.moe"].ALL_EXPERTS_FUNCTIONS
+    if DENSE not in interface:
+        interface.register(DENSE, dense_experts)
+
+
+def dense_experts(experts: Any, states: Tensor, chosen: Tensor, weights: Tensor) -> Tensor:
+    """Every expert on every token, weighted by the router: (tokens, width) as the library's own implementations return it.
+
+    Args:
+        experts: a module with `gate_up_proj` (or `up_proj`) and `down_proj` of shape (experts, out, in), or (experts, in, out).
+        states: (tokens, width).
+        chosen, weights: (tokens, k) experts of each token, and their weights.
+    """
+    first = "gate_up_proj" if experts.has_gate else "up_proj"
+    result = states.new_zeros(states.shape)
+    for i in range(len(experts.down_proj)):
+        inner = _product(experts, first, i, states)
+        inner = experts._apply_gate(inner) if experts.has_gate else experts.act_fn(inner)
+        out = _product(experts, "down_proj", i, inner)
+        if experts.has_post_expert_norm:
+            out = experts.post_expert_norm(out)
+        result = result + out * ((chosen == i) * weights).sum(-1, keepdim=True)
+    return result.to(states.dtype)
+
+
+def _product(experts: Any, name: str, expert: int, states: Tensor) -> Tensor:
+    weight = getattr(experts, name)[expert]
+    bias = getattr(experts, f"{name}_bias")[expert] if experts.has_bias else None
+    return F.linear(states, weight.t() if experts.is_transposed else weight, bias)

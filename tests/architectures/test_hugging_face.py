@@ -1,0 +1,65 @@
+"""Families of Hugging Face models: what is covered, and one mixed file of each at other batch sizes and lengths; whole searches are slow."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import onnx
+import pytest
+import torch
+from benchmarks.families import check_family, covered_share
+from benchmarks.hugging_face import FAMILIES, family_task
+from fixture import relative_difference
+
+from autocompress import Candidate, ModuleConfig, find_modules
+from autocompress.batches import Inputs, feed_of
+from autocompress.compress.stitch import Stitcher
+from autocompress.export.build import prepare, stitched_variants
+from autocompress.prepare import prepared
+from autocompress.targets.device.sessions import open_session
+from autocompress.targets.kernels import KernelChoice
+from autocompress.task import call_model
+
+# Windows, and a table of positions in each head, stand between the projections; BLIP and ModernBERT have one projection for all three.
+HEADS_FOLLOWED = {name for name in FAMILIES if name not in ("convnext", "resnet", "mobilenet_v2", "swin")}
+
+
+def run(proto: onnx.ModelProto | bytes, inputs: Inputs) -> object:
+    session = open_session(proto if isinstance(proto, bytes) else proto.SerializeToString())
+    return session.run(None, feed_of(inputs, [value.name for value in session.get_inputs()]))[0]
+
+
+def computed(model: torch.nn.Module, inputs: Inputs) -> object:
+    with torch.no_grad():
+        return call_model(model, inputs).numpy()
+
+
+@pytest.mark.parametrize("name", FAMILIES)
+def test_one_mixed_file_computes_what_is_simulated_at_other_sizes(name: str) -> None:
+    family, task = FAMILIES[name], prepared(family_task(name))
+    modules = find_modules(task.model, task.example_inputs)
+    assert covered_share(modules) > 0.9
+    prunable = {group.name: group for group in modules.groups if group.reason is None}
+    assert prunable
+    assert ("heads" in {group.kind for group in prunable.values()}) == (name in HEADS_FOLLOWED)
+    builder = prepare(task, modules, KernelChoice())
+    configs = {}
+    for i, module in enumerate(builder.module_map):
+        ratio = 0.5 if module.name in prunable else 0.0
+        configs[module.name] = ModuleConfig((4, 32)[i % 2], pruning_ratio=ratio, rank_ratio=0.5 if i % 3 == 0 and module.factorisable else 1.0)
+    candidate = Candidate.of(configs)
+    stitcher = Stitcher(builder.teacher, builder.module_map, builder.library(), builder.plan)
+    file = builder.build(builder.recipe(candidate, stitched_variants(builder, stitcher, candidate)))
+    assert file.ByteSize() == builder.size_bytes(candidate) < len(builder.baseline)
+    simulated = stitcher.apply(candidate)
+    original = family_task(name).model
+    for inputs in [family.inputs(batch, 0) for batch in (2, 7)] + [family.inputs(4, length) for length in family.lengths]:
+        assert relative_difference(run(builder.baseline, inputs), computed(original, inputs)) < 1e-4
+        assert relative_difference(run(file, inputs), computed(simulated, inputs)) < 1e-4
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", FAMILIES)
+def test_a_search_ends_in_files_that_load_and_are_made_again(name: str, tmp_path: Path) -> None:
+    row = check_family(name, tmp_path, "analytic:phone-npu")
+    assert row.passed, row.steps
