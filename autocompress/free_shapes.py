@@ -102,6 +102,7 @@ def free_dimensions(task: Task) -> tuple[FreeDimension, ...]:
                             old = found.get((i, d)) or FreeDimension(i, d, names[i], f"{names[i]}_{d}")
                             sizes = tuple(sorted({*old.sizes, size}))
                             found[i, d] = FreeDimension(i, d, old.label, old.name, sizes, old.split or split)
+    named: set[tuple[int, int]] = set()
     for key, dimensions in (task.dynamic or {}).items():
         i = _position(task, key, names)
         for d, name in dimensions.items():
@@ -109,7 +110,8 @@ def free_dimensions(task: Task) -> tuple[FreeDimension, ...]:
                 raise TaskError(f"task {task.name}: dynamic[{key!r}] names dimension {d}; {names[i]} has 0 to {tensors[i].dim() - 1}")
             old = found.get((i, d)) or FreeDimension(i, d, names[i], name)
             found[i, d] = FreeDimension(i, d, old.label, name, old.sizes, old.split)
-    return tuple(found[key] for key in sorted(found) if key[1] > 0 or task.batch_first is not False)
+            named.add((i, d))
+    return tuple(found[key] for key in sorted(found) if key[1] > 0 or key in named or task.batch_first is not False)
 
 
 def _position(task: Task, key: str, names: tuple[str, ...]) -> int:

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from autocompress.batches import Inputs, batch_size, cut, cuttable, input_tensors, map_inputs, seeded
 from autocompress.errors import TaskError
+from autocompress.free_shapes import argument_names
 from autocompress.limits import parse_bytes
 from autocompress.loading import check_inputs, ordinary, settled
 from autocompress.plain import plain_task
@@ -55,9 +56,20 @@ def prepared(task: Task, say: Callable[[str], None] = lambda line: None) -> Task
             check_steady(task, model, inputs, what)
             firsts.append(task.batch_first if task.batch_first is not None else is_batch_first(task, model, inputs))
     _check_loss(task)
-    if not all(firsts):
+    if not all(firsts) and task.batch_first is None and compares_samples(task, task.model, inputs):
+        say("outputs compare the samples of a batch: batches are never cut nor joined; files take any batch size")
+        task = _with_free_batch(task)
+    elif not all(firsts):
         say(f"{_why_whole(task)}: batches are never cut nor joined, and files take the shape of example_inputs")
     return plain_task(replace(task, batch_first=all(firsts)))
+
+
+def _with_free_batch(task: Task) -> Task:
+    """The task with the first dimension of its inputs among those that it names as free."""
+    dynamic = {name: dict(dimensions) for name, dimensions in (task.dynamic or {}).items()}
+    for i, name in enumerate(argument_names(task.model, task.example_inputs)):
+        dynamic.setdefault(name if name in dynamic else str(i), {}).setdefault(0, "batch")
+    return replace(task, dynamic=dynamic)
 
 
 def _check_loss(task: Task) -> None:
@@ -110,8 +122,44 @@ def check_steady(task: Task, model: nn.Module, inputs: Inputs, what: str = "mode
 
 def is_batch_first(task: Task, model: nn.Module, inputs: Inputs) -> bool:
     """Whether parts of a batch along the first dimension give the same outputs as the whole, so that this dimension is the batch."""
-    if not cuttable(inputs, None):
+    found = _whole_and_halves(task, model, inputs)
+    if found is None:
         return False
+    whole, halves, sizes = found
+    size = sum(sizes)
+    if any(len(output) % size or output.dim() == 0 for output in whole):
+        return False
+    if any(
+        len(output) * size != len(full) * rows
+        for half, rows in zip(halves, sizes, strict=True)
+        for output, full in zip(half, whole, strict=True)
+    ):
+        return False
+    joined = [torch.cat(pair) if pair[0].shape[1:] == pair[1].shape[1:] else pair[0] for pair in zip(*halves, strict=True)]
+    return _close(joined, whole, APART)
+
+
+def compares_samples(task: Task, model: nn.Module, inputs: Inputs) -> bool:
+    """Return whether outputs hold one entry per pair of samples, as the scores of all pictures and all texts of a batch.
+
+    Their first samples then give the first rows and columns of what the whole batch gives: it cannot be cut, but it has any size.
+    """
+    found = _whole_and_halves(task, model, inputs)
+    if found is None:
+        return False
+    whole, (first, _), (rows, rest) = found
+    for half, full in zip(first, whole, strict=True):
+        counts = [(a, b) for a, b in zip(half.shape, full.shape, strict=False) if a != b]
+        if half.dim() != full.dim() or not counts or any(a * (rows + rest) != b * rows for a, b in counts):
+            return False
+    shown = [full[tuple(map(slice, half.shape))] for half, full in zip(first, whole, strict=True)]
+    return _close(first, shown, APART)
+
+
+def _whole_and_halves(task: Task, model: nn.Module, inputs: Inputs) -> tuple[list[Tensor], list[list[Tensor]], tuple[int, int]] | None:
+    """(outputs of a batch, of its two halves, their sizes), or None where the model does not take them."""
+    if not cuttable(inputs, None):
+        return None
     probe, size = _probe(model), batch_size(inputs)
     if size < 2:
         inputs, size = map_inputs(inputs, lambda tensor: torch.cat([tensor, tensor])), 2 * size
@@ -120,19 +168,9 @@ def is_batch_first(task: Task, model: nn.Module, inputs: Inputs) -> bool:
     half = size // 2
     try:
         whole = _outputs(task, probe, inputs)
-        parts = [_outputs(task, probe, cut(inputs, None, rows)[0]) for rows in (slice(half), slice(half, None))]
+        return whole, [_outputs(task, probe, cut(inputs, None, rows)[0]) for rows in (slice(half), slice(half, None))], (half, size - half)
     except UserCodeError:
-        return False  # it takes inputs of some sizes only
-    if any(len(output) % size or output.dim() == 0 for output in whole):
-        return False
-    if any(
-        len(output) * size != len(full) * rows
-        for part, rows in zip(parts, (half, size - half), strict=True)
-        for output, full in zip(part, whole, strict=True)
-    ):
-        return False
-    joined = [torch.cat(pair) if pair[0].shape[1:] == pair[1].shape[1:] else pair[0] for pair in zip(*parts, strict=True)]
-    return _close(joined, whole, APART)
+        return None  # it takes inputs of some sizes only
 
 
 def _why_whole(task: Task) -> str:

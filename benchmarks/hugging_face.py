@@ -25,11 +25,13 @@ class Family:
         make: the model, with random weights.
         inputs: (batch, length) -> inputs; a length of 0 is the usual one.
         lengths: two other lengths that the model takes; () where its inputs have none.
+        dynamic: as `Task.dynamic`; lengths of word numbers and of their masks are free without it.
     """
 
     make: Callable[[], nn.Module]
     inputs: Callable[[int, int], Inputs]
     lengths: tuple[int, ...] = ()
+    dynamic: Mapping[str, Mapping[int, str]] | None = None
 
 
 def ids(batch: int, length: int) -> Tensor:
@@ -348,7 +350,7 @@ FAMILIES: Mapping[str, Family] = {
     "siglip": Family(siglip, both(), (5, 13)),
     "blip": Family(blip, both(), (5, 13)),
     "vilt": Family(vilt, both(), (5, 13)),
-    "wav2vec2": Family(wav2vec2, lambda batch, length: {"input_values": noise(batch, length or 400)}, (300, 520)),
+    "wav2vec2": Family(wav2vec2, lambda batch, length: {"input_values": noise(batch, length or 400)}, (300, 520), {"input_values": {1: "samples"}}),
     "whisper_encoder": Family(WhisperClassifier, _spoken),
     "gpt2": Family(gpt2, causal, (5, 13)),
     "llama": Family(llama, causal, (5, 13)),
@@ -364,13 +366,6 @@ FAMILIES: Mapping[str, Family] = {
 }
 
 
-def agreement(outputs: Any, targets: Any) -> float:
-    """Share of answers that are those of the float model."""
-    outputs = outputs if isinstance(outputs, Tensor) else torch.cat(list(outputs))
-    targets = targets if isinstance(targets, Tensor) else torch.cat(list(targets))
-    return float((outputs.argmax(1 if outputs.dim() == targets.dim() + 1 and outputs.shape[1] != targets.shape[-1] else -1) == targets).float().mean())
-
-
 def family_task(name: str, batches: Sequence[int] = (4, 4)) -> Task:
     """The task of a family: to answer as the float model does."""
     family = FAMILIES[name]
@@ -382,7 +377,7 @@ def family_task(name: str, batches: Sequence[int] = (4, 4)) -> Task:
         with torch.no_grad():
             outputs = call_model(model, inputs)
         data.append((inputs, outputs))
-    return Task(name, model, family.inputs(4, 0), data, closeness)
+    return Task(name, model, family.inputs(4, 0), data, closeness, dynamic=family.dynamic)
 
 
 def closeness(outputs: Tensor, targets: Tensor) -> float:

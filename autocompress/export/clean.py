@@ -32,6 +32,7 @@ def cleaned(proto: ModelProto, heads: set[int], free: bool = True) -> ModelProto
         fold_constants(intermediate, should_fold=foldable)
     proto = onnx_ir.to_proto(intermediate)
     _constants_to_initializers(proto)
+    _infinite_masks(proto.graph)
     if free:
         shapes = known_shapes(proto.graph)
         _plain_transposes(proto, shapes)
@@ -89,6 +90,28 @@ def _constants_to_initializers(proto: ModelProto) -> None:
             kept.append(node)
     del proto.graph.node[:]
     proto.graph.node.extend(kept)
+
+
+def _infinite_masks(graph: GraphProto) -> None:
+    """Mask attention by minus infinity where the exporter takes the lowest float32: a row that may attend to nothing then gives zeros,
+    as PyTorch gives, since the exporter puts zeros where a softmax is not a number."""
+    makers = {name: node for node in graph.node for name in node.output}
+    tensors = {tensor.name: tensor for tensor in graph.initializer}
+    lowest = np.float32(np.finfo(np.float32).min)
+    for node in graph.node:
+        softmax = makers.get(node.input[0]) if node.op_type == "IsNaN" else None
+        scores = makers.get(softmax.input[0]) if softmax is not None and softmax.op_type == "Softmax" else None
+        for name in scores.input if scores is not None and scores.op_type == "Add" else ():
+            mask = makers.get(name)
+            for i, part in enumerate(mask.input) if mask is not None and mask.op_type == "Where" else ():
+                tensor = tensors.get(part)
+                if tensor is not None and tensor.data_type == TensorProto.FLOAT and np.all(numpy_helper.to_array(tensor) == lowest):
+                    infinite = tensors.get(f"{part}_infinite")
+                    if infinite is None:
+                        infinite = numpy_helper.from_array(np.full(tuple(tensor.dims), -np.inf, np.float32), f"{part}_infinite")
+                        graph.initializer.append(infinite)
+                        tensors[infinite.name] = infinite
+                    mask.input[i] = infinite.name
 
 
 def _plain_transposes(proto: ModelProto, shapes: dict[str, Shape]) -> None:

@@ -89,7 +89,7 @@ class Symbols:
                 expression = expression_of(size)
                 if expression is not None and expression.free_symbols <= whole.keys():
                     tensor = tensor.index_select(d, torch.arange(int(expression.subs(whole))) % tensor.shape[d])
-            if tensor.dim() > 1 and tensor.dtype != torch.bool:
+            if tensor.dim() > 1 and not _is_mask(tensor):
                 tensor = torch.stack([row.roll(i, -1) for i, row in enumerate(tensor)]) if len(tensor) else tensor
             return tensor
 
@@ -167,6 +167,11 @@ def close(value: NDArray[Any], expected: NDArray[Any], noise: float = NOISE) -> 
     scale = float(finite.max(initial=0.0))
     same: bool = np.allclose(value, expected, rtol=0.0, atol=TOLERANCE * scale + noise, equal_nan=True)
     return same
+
+
+def _is_mask(tensor: Tensor) -> bool:
+    """Return whether a tensor says yes or no: shifted, it could leave a token nothing to attend to, which no user's mask does."""
+    return not tensor.is_floating_point() and not tensor.is_complex() and bool(((tensor == 0) | (tensor == 1)).all())
 
 
 def _first_line(error: Exception) -> str:

@@ -21,6 +21,7 @@ from autocompress.free_shapes import FreeDimension
 from autocompress.recurrent import SplitRecurrent
 from autocompress.task import named_outputs, primary_output, run_model
 
+CHECKS = ("_assert_scalar", "_assert_async", "_assert_tensor_metadata", "sym_constrain_range")
 Path = tuple[tuple[bool, Any], ...]  # (whether it is an attribute, key, position or attribute), step by step
 OPSET = 21  # the first with 4-bit integers in DequantizeLinear and Cast
 NOISY = ("torch.onnx", "torch.export", "onnxscript", "onnx_ir")
@@ -138,7 +139,7 @@ def trace(model: nn.Module, inputs: Inputs, names: Sequence[str], free: Sequence
     dynamic = (tuple(shape or None for shape in shapes),) if free else None
     needed = [(d.position, d.dimension) for d in free if d.is_batch or d.sizes]
     with quiet(), torch.no_grad():
-        program = _program(wrapped, tuple(traced), dynamic, needed)
+        program = _without_checks(_program(wrapped, tuple(traced), dynamic, needed))
         onnx_program = torch.onnx.export(program, (), dynamo=True, optimize=False, verbose=False, opset_version=OPSET)
     assert onnx_program is not None
     return Traced(onnx_program.model_proto, _input_shapes(program), tuple(output.name for output in outputs))
@@ -167,6 +168,17 @@ def _program(
         assert problem is not None
         raise problem
     return best[1]
+
+
+def _without_checks(program: torch.export.ExportedProgram) -> torch.export.ExportedProgram:
+    """The program without what it only checks while it runs, for which ONNX has no operator."""
+    graph = program.graph_module.graph
+    for node in list(graph.nodes):
+        if node.op == "call_function" and any(word in str(node.target) for word in CHECKS):
+            graph.erase_node(node)
+    graph.eliminate_dead_code(is_impure_node=lambda node: node.op in ("placeholder", "output"))
+    program.graph_module.recompile()
+    return program
 
 
 def recurrent_layers(model: nn.Module) -> list[str]:
