@@ -28,7 +28,20 @@ KINDS: Mapping[str, tuple[type[nn.Module], ...]] = {
 }
 ATTENTION_WORDS = {"attn", "attention", "self_attn", "multihead_attn", "q_proj", "k_proj", "v_proj", "out_proj", "qkv"}
 HEAD_TOWERS = {"head", "classifier", "fc", "lm_head", "output", "score", "proj_out"}
-TOWER_WORDS = ("vision", "visual", "image", "text", "language", "audio", "speech", "projector", "connector", "encoder", "decoder", "backbone")
+TOWER_WORDS = (
+    "vision",
+    "visual",
+    "image",
+    "text",
+    "language",
+    "audio",
+    "speech",
+    "projector",
+    "connector",
+    "encoder",
+    "decoder",
+    "backbone",
+)
 
 
 @dataclass(frozen=True)

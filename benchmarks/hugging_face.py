@@ -90,7 +90,9 @@ def distilbert() -> nn.Module:
 
 
 def modernbert() -> nn.Module:
-    config = hf.ModernBertConfig(**ENCODER, pad_token_id=0, bos_token_id=1, eos_token_id=2, cls_token_id=1, sep_token_id=2, local_attention=8)
+    config = hf.ModernBertConfig(
+        **ENCODER, pad_token_id=0, bos_token_id=1, eos_token_id=2, cls_token_id=1, sep_token_id=2, local_attention=8
+    )
     return hf.ModernBertForSequenceClassification(config)
 
 
@@ -262,7 +264,15 @@ def qwen2_moe() -> nn.Module:
 
 def t5() -> nn.Module:
     config = hf.T5Config(
-        vocab_size=WORDS, d_model=32, d_kv=8, d_ff=48, num_layers=2, num_decoder_layers=2, num_heads=4, use_cache=False, decoder_start_token_id=0
+        vocab_size=WORDS,
+        d_model=32,
+        d_kv=8,
+        d_ff=48,
+        num_layers=2,
+        num_decoder_layers=2,
+        num_heads=4,
+        use_cache=False,
+        decoder_start_token_id=0,
     )
     return hf.T5ForConditionalGeneration(config)
 
@@ -350,7 +360,9 @@ FAMILIES: Mapping[str, Family] = {
     "siglip": Family(siglip, both(), (5, 13)),
     "blip": Family(blip, both(), (5, 13)),
     "vilt": Family(vilt, both(), (5, 13)),
-    "wav2vec2": Family(wav2vec2, lambda batch, length: {"input_values": noise(batch, length or 400)}, (300, 520), {"input_values": {1: "samples"}}),
+    "wav2vec2": Family(
+        wav2vec2, lambda batch, length: {"input_values": noise(batch, length or 400)}, (300, 520), {"input_values": {1: "samples"}}
+    ),
     "whisper_encoder": Family(WhisperClassifier, _spoken),
     "gpt2": Family(gpt2, causal, (5, 13)),
     "llama": Family(llama, causal, (5, 13)),

@@ -27,7 +27,7 @@ from autocompress.targets.device.sessions import open_session
 from autocompress.task import call_model
 from autocompress.tensor_files import read_tensors, write_tensors
 
-FORMAT = "2"  # part of every key; raised when the cleaning of graphs changes
+FORMAT = "3"  # part of every key; raised when the cleaning of graphs changes
 TOOLS = (torch, onnx, onnx_ir, onnxscript, onnxruntime)
 TOLERANCE = 1e-4  # of the largest output: another order of sums, and nothing else
 

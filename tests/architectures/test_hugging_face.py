@@ -53,7 +53,9 @@ def test_one_mixed_file_computes_what_is_simulated_at_other_sizes(name: str) -> 
     configs = {}
     for i, module in enumerate(builder.module_map):
         ratio = 0.5 if module.name in prunable else 0.0
-        configs[module.name] = ModuleConfig((4, 32)[i % 2], pruning_ratio=ratio, rank_ratio=0.5 if i % 3 == 0 and module.factorisable else 1.0)
+        configs[module.name] = ModuleConfig(
+            (4, 32)[i % 2], pruning_ratio=ratio, rank_ratio=0.5 if i % 3 == 0 and module.factorisable else 1.0
+        )
     candidate = Candidate.of(configs)
     stitcher = Stitcher(builder.teacher, builder.module_map, builder.library(), builder.plan)
     file = builder.build(builder.recipe(candidate, stitched_variants(builder, stitcher, candidate)))
