@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, fx
 
-from autocompress.operators import constant_of
+from autocompress.operands import constant_of
 
 MOST_MATRICES = 256  # more would be more modules than a search can tell apart
 aten = torch.ops.aten

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Container, Iterator, Mapping
 from dataclasses import dataclass, replace
-from fnmatch import fnmatchcase
 from typing import Any
 
 import torch
@@ -19,6 +18,7 @@ from autocompress.errors import TaskError, nearest_name
 from autocompress.plain import is_plain, plain_model
 from autocompress.recurrent import GateWeights, SplitRecurrent
 from autocompress.task import call_model
+from autocompress.towers import find_towers, role_of
 
 KINDS: Mapping[str, tuple[type[nn.Module], ...]] = {
     "recurrent": (GateWeights,),
@@ -26,22 +26,6 @@ KINDS: Mapping[str, tuple[type[nn.Module], ...]] = {
     "conv": (nn.Conv1d, nn.Conv2d),
     "embedding": (nn.Embedding,),
 }
-ATTENTION_WORDS = {"attn", "attention", "self_attn", "multihead_attn", "q_proj", "k_proj", "v_proj", "out_proj", "qkv"}
-HEAD_TOWERS = {"head", "classifier", "fc", "lm_head", "output", "score", "proj_out"}
-TOWER_WORDS = (
-    "vision",
-    "visual",
-    "image",
-    "text",
-    "language",
-    "audio",
-    "speech",
-    "projector",
-    "connector",
-    "encoder",
-    "decoder",
-    "backbone",
-)
 
 
 @dataclass(frozen=True)
@@ -175,7 +159,7 @@ def find_modules(model: nn.Module, example_inputs: Inputs, towers: Mapping[str, 
         for group in find_channel_groups(model, example_inputs, unique)
     )
     group_of = {m.name: g.name for g in groups for m in g.members if m.side == "out"}
-    tower_of = _towers(model, order, towers)
+    tower_of = find_towers(order, towers)
     modules = []
     for name in unique:
         module: Any = model.get_submodule(name)
@@ -193,7 +177,7 @@ def find_modules(model: nn.Module, example_inputs: Inputs, towers: Mapping[str, 
                 multiplying * module.weight.numel(),
                 sum(positions[n] for n in sharing),
                 tower,
-                _role(model, name, kind, tower, last=name == owner[id(model.get_submodule(order[-1]).weight)]),
+                role_of(model, name, kind, tower, last=name == owner[id(model.get_submodule(order[-1]).weight)]),
                 group_of.get(name),
                 tuple(aliases.get(name, [])),
                 getattr(module, "groups", 1),
@@ -268,55 +252,3 @@ def _uncovered(model: nn.Module, modules: list[CompressibleModule], total: int, 
         operators = [op for op in macs if op in {"bmm", "baddbmm"}] or list(macs)
         rest.append(Uncovered("(functional)", " + ".join(operators), 0.0, rest_macs / macs_total))
     return tuple(rest)
-
-
-def _towers(model: nn.Module, names: list[str], towers: Mapping[str, list[str]] | None) -> dict[str, str]:
-    """The tower of each module: by the user's patterns, else by the top-level child that holds it."""
-    if towers is not None:
-        found: dict[str, str] = {}
-        for tower, patterns in towers.items():
-            for pattern in patterns:
-                matches = [name for name in names if fnmatchcase(name, pattern)]
-                if not matches:
-                    raise TaskError(
-                        f"task: towers[{tower!r}] pattern {pattern!r} matches no module; nearest: {nearest_name(pattern, names)}"
-                    )
-                for name in matches:
-                    found.setdefault(name, tower)
-        return {name: found.get(name, "other") for name in names}
-    prefix = ""
-    while True:
-        children = {name[len(prefix) :].partition(".")[0] for name in names}
-        if len(children) != 1 or any(name == prefix + next(iter(children)) for name in names):
-            break
-        prefix += next(iter(children)) + "."
-    split = _split_children(names, prefix)
-    result = {}
-    for name in names:
-        child, _, inside = name[len(prefix) :].partition(".")
-        if child in split and inside:
-            child, _, inside = inside.partition(".")
-        result[name] = child if child in HEAD_TOWERS or (inside and not child.isdigit()) or child in split else "model"
-    return result
-
-
-def _split_children(names: list[str], prefix: str) -> set[str]:
-    """The children that hold several towers themselves, as the `model` inside of a model with a head on it."""
-    inside: dict[str, set[str]] = {}
-    for name in names:
-        child, _, rest = name[len(prefix) :].partition(".")
-        if rest:
-            inside.setdefault(child, set()).add(rest.partition(".")[0])
-    return {child for child, parts in inside.items() if sum(any(word in part for word in TOWER_WORDS) for part in parts) > 1}
-
-
-def _role(model: nn.Module, name: str, kind: str, tower: str, last: bool) -> str:
-    if kind == "embedding":
-        return "embedding"
-    if last or tower in HEAD_TOWERS:
-        return "head"
-    if kind == "conv":
-        return "conv"
-    parent = type(model.get_submodule(name.rpartition(".")[0])).__name__.lower()
-    attention = bool(ATTENTION_WORDS & set(name.split("."))) or "attention" in parent
-    return "attention" if attention else "mlp"

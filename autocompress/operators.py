@@ -2,17 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import torch
-from torch import Tensor, fx, nn
+from torch import fx, nn
 
+from autocompress.operands import Names, Reader, constant_of, place_of
 from autocompress.recurrent import SplitRecurrent
-
-WEIGHT_ENDINGS = ("weight", "in_proj_weight", "kernel", "W")
-MOST_FOLDED = 8  # operators between a weight and its parameters
 
 
 @dataclass(frozen=True, eq=False)
@@ -34,107 +32,6 @@ class Operator:
     nested: bool = False
 
 
-class _Reader:
-    """Arguments of one node: by position or by name, and what is constant in them."""
-
-    def __init__(self, module: fx.GraphModule, node: fx.Node, names: Names) -> None:
-        self.module, self.node, self.names = module, node, names
-        schema = getattr(node.target, "_schema", None)
-        self.values: dict[str, Any] = {}
-        for i, argument in enumerate(schema.arguments if schema is not None else ()):
-            given = node.args[i] if i < len(node.args) else node.kwargs.get(argument.name, argument.default_value)
-            self.values[argument.name] = given
-
-    def __getitem__(self, name: str) -> Any:
-        return self.values[name]
-
-    def constant(self, name: str) -> Tensor | None:
-        """The value of an argument that depends on no input, or None."""
-        value = self.values.get(name)
-        return constant_of(self.module, value) if isinstance(value, fx.Node) else None
-
-    def path(self, name: str, looked_up: bool = False) -> str:
-        """Where the parameter is that an argument is made of: of a tied one where it is looked up, or where it multiplies."""
-        path = _path(self.values[name])
-        names = self.names.get(id(_attribute(self.module, path)), {})
-        return next((found for found, kind in names.items() if issubclass(kind, nn.Embedding) == looked_up), next(iter(names), path))
-
-    def owner(self, name: str, looked_up: bool = False) -> str:
-        """The name of the module whose weight an argument is."""
-        *above, leaf = self.path(name, looked_up).split(".")
-        if "parametrizations" in above:
-            above = above[: above.index("parametrizations")]
-        elif leaf in ("weight_g", "weight_v", "weight_orig", "weight_u"):
-            pass  # of the older parametrizations
-        elif leaf not in WEIGHT_ENDINGS and not (leaf.endswith("_weight") and not above):
-            above = [*above, leaf.removesuffix("_weight")]
-        elif leaf == "in_proj_weight":
-            above = [*above, "in_proj"]
-        taken = _taken(self.values[name])
-        if taken is not None:  # of a stack of matrices, as experts have
-            above = [*above[:-1], str(taken), above[-1]] if above else [leaf, str(taken)]
-        return ".".join(above) or leaf.removesuffix("_weight") + "_module"
-
-
-def _path(node: fx.Node) -> str:
-    while node.op != "get_attr":
-        node = next(found for found in node.all_input_nodes)
-    return str(node.target)
-
-
-def _taken(node: fx.Node) -> int | None:
-    """Which matrix of a stack a weight is, or None."""
-    while node.op != "get_attr":
-        if str(node.target) == "aten.select.int" and node.args[1] == 0:
-            return int(node.args[2])  # type: ignore[call-overload,no-any-return]
-        node = node.all_input_nodes[0]
-    return None
-
-
-def constant_of(module: fx.GraphModule, node: fx.Node, depth: int = MOST_FOLDED) -> Tensor | None:
-    """The value of a node that depends on parameters and buffers alone, through few operators; None where it depends on an input."""
-    if node.op == "get_attr":
-        value = _attribute(module, str(node.target))
-        return value if isinstance(value, Tensor) else None
-    if node.op != "call_function" or depth == 0 or not node.all_input_nodes:
-        return None
-    values: dict[fx.Node, Any] = {}
-    for source in node.all_input_nodes:
-        values[source] = constant_of(module, source, depth - 1)
-        if values[source] is None:
-            return None
-    arguments = fx.node.map_arg((node.args, node.kwargs), lambda source: values[source])
-    try:
-        with torch.no_grad():
-            result = node.target(*arguments[0], **arguments[1])  # type: ignore[operator]
-    except Exception:
-        return None
-    return result if isinstance(result, (Tensor, tuple, list)) else None  # type: ignore[return-value]
-
-
-def _attribute(module: nn.Module, path: str) -> Any:
-    value: Any = module
-    for part in path.split("."):
-        value = getattr(value, part)
-    return value
-
-
-Names = Mapping[int, Mapping[str, type[nn.Module]]]
-
-
-def weight_names(module: fx.GraphModule, model: nn.Module) -> Names:
-    """Map each parameter and buffer that a program reads, by identity, to its names and, for each, the kind of module that it is in.
-
-    One weight may have several names; those of the model come first.
-    """
-    found: dict[int, dict[str, type[nn.Module]]] = {}
-    for owner in (model, module):
-        for path, part in owner.named_modules(remove_duplicate=False):
-            for leaf, value in (*part.named_parameters(recurse=False), *part.named_buffers(recurse=False)):
-                found.setdefault(id(value), {}).setdefault(f"{path}.{leaf}" if path else leaf, type(part))
-    return found
-
-
 def operator_of(module: fx.GraphModule, node: fx.Node, names: Names) -> Operator | None:
     """The plain module of a node, or None where there is none: its weight depends on an input, or it is another operator.
 
@@ -146,7 +43,7 @@ def operator_of(module: fx.GraphModule, node: fx.Node, names: Names) -> Operator
     if make is None:
         return None
     try:
-        return make(_Reader(module, node, names))
+        return make(Reader(module, node, names))
     except _NotPlain:
         return None
 
@@ -155,7 +52,7 @@ class _NotPlain(Exception):
     pass
 
 
-def _weight(read: _Reader, name: str, dims: Sequence[int], transposed: bool = False) -> nn.Parameter:
+def _weight(read: Reader, name: str, dims: Sequence[int], transposed: bool = False) -> nn.Parameter:
     value = read.constant(name)
     if value is None or value.dim() not in dims or not value.is_floating_point():
         raise _NotPlain
@@ -165,7 +62,7 @@ def _weight(read: _Reader, name: str, dims: Sequence[int], transposed: bool = Fa
     return nn.Parameter((value.t() if transposed else value).contiguous(), requires_grad=False)
 
 
-def _bias(read: _Reader, name: str, width: int) -> nn.Parameter | None:
+def _bias(read: Reader, name: str, width: int) -> nn.Parameter | None:
     if read[name] is None:
         return None
     value = read.constant(name)
@@ -174,7 +71,7 @@ def _bias(read: _Reader, name: str, width: int) -> nn.Parameter | None:
     return value if isinstance(value, nn.Parameter) else nn.Parameter(value.detach().clone(), requires_grad=False)
 
 
-def _key(read: _Reader, kind: str, *arguments: str) -> tuple[Any, ...]:
+def _key(read: Reader, kind: str, *arguments: str) -> tuple[Any, ...]:
     """Calls with the same constants and numbers share a module."""
     parts: list[Any] = [kind]
     for name in arguments:
@@ -185,26 +82,26 @@ def _key(read: _Reader, kind: str, *arguments: str) -> tuple[Any, ...]:
     return tuple(parts)
 
 
-def _linear(read: _Reader) -> Operator:
+def _linear(read: Reader) -> Operator:
     weight = _weight(read, "weight", (2,))
     return _product(read, weight, _bias(read, "bias", len(weight)), "input", "weight", ("weight", "bias"))
 
 
-def _addmm(read: _Reader) -> Operator:
+def _addmm(read: Reader) -> Operator:
     if (read["beta"], read["alpha"]) != (1, 1):
         raise _NotPlain
     weight = _weight(read, "mat2", (2,), transposed=True)
     return _product(read, weight, _bias(read, "self", len(weight)), "mat1", "mat2", ("mat2", "self"))
 
 
-def _matmul(read: _Reader) -> Operator:
+def _matmul(read: Reader) -> Operator:
     second = "mat2" if "mat2" in read.values else "other"
     if isinstance(read["self"], fx.Node) and read.constant("self") is not None:
         raise _NotPlain  # a product of constants
     return _product(read, _weight(read, second, (2,), transposed=True), None, "self", second, (second,))
 
 
-def _product(read: _Reader, weight: nn.Parameter, bias: nn.Parameter | None, inputs: str, named: str, keys: tuple[str, ...]) -> Operator:
+def _product(read: Reader, weight: nn.Parameter, bias: nn.Parameter | None, inputs: str, named: str, keys: tuple[str, ...]) -> Operator:
     module = nn.Linear(weight.shape[1], weight.shape[0], bias is not None, device="meta")
     return Operator(_holding(module, weight, bias), (read[inputs],), read.owner(named), _key(read, "linear", *keys))
 
@@ -218,7 +115,7 @@ def _holding(module: Any, weight: nn.Parameter | None, bias: nn.Parameter | None
     return result
 
 
-def _convolution(read: _Reader) -> Operator:
+def _convolution(read: Reader) -> Operator:
     axes = 1 if "conv1d" in str(read.node.target) else 2
     weight = _weight(read, "weight", (axes + 2,))
 
@@ -236,13 +133,13 @@ def _convolution(read: _Reader) -> Operator:
     return Operator(_holding(module, weight, bias), (read["input"],), read.owner("weight"), _key(read, "conv", *arguments))
 
 
-def _embedding(read: _Reader) -> Operator:
+def _embedding(read: Reader) -> Operator:
     weight = _weight(read, "weight", (2,))
     module = nn.Embedding(weight.shape[0], weight.shape[1], device="meta")
     return Operator(_holding(module, weight, None), (read["indices"],), read.owner("weight", True), _key(read, "embedding", "weight"))
 
 
-def _batch_norm(read: _Reader) -> Operator:
+def _batch_norm(read: Reader) -> Operator:
     mean, variance = read.constant("running_mean"), read.constant("running_var")
     value = read["input"].meta.get("val")
     if mean is None or variance is None or value is None or read["training"]:
@@ -262,7 +159,7 @@ def _batch_norm(read: _Reader) -> Operator:
     )
 
 
-def _layer_norm(read: _Reader) -> Operator:
+def _layer_norm(read: Reader) -> Operator:
     if read["weight"] is None:
         raise _NotPlain
     weight = _weight(read, "weight", (1, 2, 3))
@@ -280,7 +177,7 @@ def _layer_norm(read: _Reader) -> Operator:
     )
 
 
-def _recurrent(read: _Reader) -> Operator:
+def _recurrent(read: Reader) -> Operator:
     mode = "LSTM" if "lstm" in str(read.node.target) else "GRU"
     states, nodes = read["hx"], read["params"]
     values = [constant_of(read.module, node) for node in nodes]
@@ -297,12 +194,12 @@ def _recurrent(read: _Reader) -> Operator:
     for name, value in zip(source._flat_weights_names, values, strict=True):
         setattr(source, name, nn.Parameter(value.detach(), requires_grad=False))  # type: ignore[union-attr]
     state: Any = tuple(states) if mode == "LSTM" else states
-    name = _path(nodes[0]).rpartition(".")[0] or "recurrent"
-    key = ("recurrent", *(_path(node) for node in nodes))
+    name = place_of(nodes[0]).rpartition(".")[0] or "recurrent"
+    key = ("recurrent", *(place_of(node) for node in nodes))
     return Operator(SplitRecurrent(source), (read["input"], state), name, key, nested=mode == "LSTM")
 
 
-MAKERS: dict[str, Callable[[_Reader], Operator]] = {
+MAKERS: dict[str, Callable[[Reader], Operator]] = {
     "aten.linear.default": _linear,
     "aten.addmm.default": _addmm,
     "aten.mm.default": _matmul,

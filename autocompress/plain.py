@@ -84,11 +84,11 @@ def _multiplies_more(model: nn.Module, inputs: Inputs) -> bool:
     return watch.seen
 
 
-class _Products(TorchDispatchMode):
+class _Products(TorchDispatchMode):  # type: ignore[no-untyped-call]
     """Notes whether an operator that multiplies reads one of some parameters, or a view or a copy of one."""
 
     def __init__(self, storages: set[int]) -> None:
-        super().__init__()
+        super().__init__()  # type: ignore[no-untyped-call]
         self.storages, self.seen = storages, False
         self.copies: list[Tensor] = []
 

@@ -12,7 +12,8 @@ from torch.utils import _pytree as pytree
 
 from autocompress.batches import Inputs
 from autocompress.matrices import single_matrices
-from autocompress.operators import Operator, operator_of, weight_names
+from autocompress.operands import weight_names
+from autocompress.operators import Operator, operator_of
 from autocompress.structures import HEAD_ATTRIBUTES, SHARED_ATTRIBUTES, head_count
 
 COVERED: tuple[type[nn.Module], ...] = (

@@ -16,14 +16,14 @@ from typing import Any
 
 import numpy as np
 import torch
-from benchmarks.hugging_face import FAMILIES, Family, family_task
-from benchmarks.output import parser_of, write_figures
 
 import autocompress as ac
 from autocompress.batches import Inputs, feed_of
 from autocompress.modules import ModuleMap
 from autocompress.prepare import prepared
 from autocompress.task import call_model
+from benchmarks.hugging_face import FAMILIES, Family, family_task
+from benchmarks.output import parser_of, write_figures
 
 STEPS = ("inspect", "search", "other batch", "other length", "load", "reproduce")
 BATCHES = (2, 7)

@@ -384,7 +384,7 @@ def family_task(name: str, batches: Sequence[int] = (4, 4)) -> Task:
     torch.manual_seed(0)
     model = family.make().eval()
     data = []
-    for i, batch in enumerate(batches):
+    for batch in batches:
         inputs = family.inputs(batch, 0)
         with torch.no_grad():
             outputs = call_model(model, inputs)

@@ -103,7 +103,9 @@ def _infinite_masks(graph: GraphProto) -> None:
         scores = makers.get(softmax.input[0]) if softmax is not None and softmax.op_type == "Softmax" else None
         for name in scores.input if scores is not None and scores.op_type == "Add" else ():
             mask = makers.get(name)
-            for i, part in enumerate(mask.input) if mask is not None and mask.op_type == "Where" else ():
+            if mask is None or mask.op_type != "Where":
+                continue
+            for i, part in enumerate(mask.input):
                 tensor = tensors.get(part)
                 if tensor is not None and tensor.data_type == TensorProto.FLOAT and np.all(numpy_helper.to_array(tensor) == lowest):
                     infinite = tensors.get(f"{part}_infinite")

@@ -1,4 +1,4 @@
-"""Families of Hugging Face models: what is covered, and one mixed file of each at other batch sizes and lengths; whole searches are slow."""
+"""Families of Hugging Face models: what is covered, and one mixed file of each at other sizes; whole searches are slow."""
 
 from __future__ import annotations
 
@@ -7,8 +7,6 @@ from pathlib import Path
 import onnx
 import pytest
 import torch
-from benchmarks.families import check_family, covered_share
-from benchmarks.hugging_face import FAMILIES, family_task
 from fixture import relative_difference
 
 from autocompress import Candidate, ModuleConfig, find_modules
@@ -20,6 +18,8 @@ from autocompress.prepare import prepared
 from autocompress.targets.device.sessions import open_session
 from autocompress.targets.kernels import KernelChoice
 from autocompress.task import call_model
+from benchmarks.families import check_family, covered_share
+from benchmarks.hugging_face import FAMILIES, family_task
 
 # Windows, and a table of positions in each head, stand between the projections; BLIP and ModernBERT have one projection for all three.
 HEADS_FOLLOWED = {name for name in FAMILIES if name not in ("convnext", "resnet", "mobilenet_v2", "swin")}
