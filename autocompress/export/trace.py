@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import io
 import logging
+import re
 import traceback
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
@@ -206,7 +207,13 @@ def cause_of(error: BaseException) -> str:
             break
         error = deeper
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-    return f"{type(error).__name__}: {lines[0] if lines else 'no message'}" + (f" (at {place})" if place else "")
+    if "data-dependent" in (lines[0] if lines else ""):
+        said = "data-dependent sizes or branches, which no graph holds"
+        places = re.findall(r'File "([^"]+)", line (\d+)', str(error))  # the exporter's own words hold the place
+        place = place or (f"{File(places[-1][0]).name}:{places[-1][1]}" if places else "")
+    else:
+        said = f"{type(error).__name__}: {lines[0] if lines else 'no message'}"
+    return said + (f" (at {place})" if place else "")
 
 
 def _place(error: BaseException) -> str:
