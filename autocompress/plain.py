@@ -21,10 +21,12 @@ from torch import Tensor, fx, nn
 from torch.nn.utils import parametrize
 from torch.utils._python_dispatch import TorchDispatchMode
 
+from autocompress.attention import SplitAttention
 from autocompress.batches import Inputs, map_inputs
 from autocompress.errors import TaskError
 from autocompress.hugging_face import exportable, without_cache
 from autocompress.program import COVERED, exported_program, with_modules
+from autocompress.recurrent import SplitRecurrent
 from autocompress.split import split_modules
 from autocompress.task import Task, call_model, run_model
 from autocompress.user_code import UserCodeError
@@ -70,6 +72,21 @@ def plain_model(model: nn.Module, example_inputs: Inputs) -> nn.Module:
     if program is None or (covers and _covered(program) <= _covered(tree)):
         return tree if alike else model
     return copy.deepcopy(program)
+
+
+def form_of(plain: nn.Module) -> str:
+    """Return what `plain_model` made: "program", or the module tree, "split" where fused modules are, else "whole"."""
+    if isinstance(plain, fx.GraphModule):
+        return "program"
+    return "split" if any(isinstance(module, (SplitAttention, SplitRecurrent)) for module in plain.modules()) else "whole"
+
+
+def in_form(form: str, model: nn.Module, example_inputs: Inputs) -> nn.Module:
+    """Return the plain model of a known form; only a program is traced, with inputs that the model must run on."""
+    if form == "program":
+        return plain_model(model, example_inputs)
+    tree = without_cache(copy.deepcopy(model).cpu().eval())
+    return split_modules(tree) if form == "split" else tree
 
 
 def _multiplies_more(model: nn.Module, inputs: Inputs) -> bool:

@@ -22,6 +22,7 @@ from autocompress.errors import ExportError
 from autocompress.export.arithmetic import arithmetic_words, saturation_warning
 from autocompress.export.build import Builder
 from autocompress.files import disk_error, write_atomic
+from autocompress.plain import form_of
 from autocompress.results import LATENCY_WORDS, MODEL_FILE, NOTES_FILE, RECIPE_FILE, WEIGHTS_FILE, FrontPoint, Measurement
 from autocompress.targets.device.sessions import SessionSettings
 
@@ -80,6 +81,7 @@ def write_recipe(
             "multiples": dict(builder.multiples),
             "integer_forms": {name: str(form) for name, form in recipe.forms.items()},
         },
+        "form": form_of(builder.teacher),
         "inputs": describe_inputs(example),
         "modules": modules,
         "activation_ranges": ranges,

@@ -27,11 +27,12 @@ from autocompress.export.artifact import described_inputs, read_recipe, write_mo
 from autocompress.export.build import prepare, stitched_variants
 from autocompress.integer_form import IntegerForm
 from autocompress.modules import find_modules
-from autocompress.plain import plain_model
+from autocompress.plain import in_form
 from autocompress.prepare import prepared
 from autocompress.results import MODEL_FILE
 from autocompress.targets.kernels import KernelChoice
 from autocompress.task import Task
+from autocompress.user_code import UserCodeError
 
 
 def load_module(folder: Path, model: nn.Module) -> nn.Module:
@@ -60,8 +61,11 @@ def load_module(folder: Path, model: nn.Module) -> nn.Module:
 
 
 def _plain(model: nn.Module, recipe: dict[str, Any]) -> nn.Module:
-    """The model as it was compressed: its plain form on inputs of the shapes that the recipe names."""
-    return plain_model(model, described_inputs(recipe["inputs"]))
+    """The model as it was compressed, in its plain form."""
+    try:
+        return in_form(recipe["form"], model, described_inputs(recipe["inputs"]))
+    except UserCodeError as error:
+        raise TaskError(f"it does not run on zeros of the shapes in the recipe, with which its program is traced ({error})") from error
 
 
 def _weights(folder: Path, recipe: dict[str, Any]) -> dict[str, Tensor]:

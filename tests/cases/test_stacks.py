@@ -25,6 +25,9 @@ from autocompress.task import Task, call_model
 from autocompress.towers import find_towers
 from benchmarks.hugging_face import DECODER, FAMILIES, ids
 
+RULE = {"match": "*", "weight_bits": [4, 8], "activation_bits": [32], "rank_ratio": [0.5, 1.0], "pruning_ratio": [0.0, 0.5]}
+SPACE = {"modules": [RULE], "distillation": {"steps": 0}}
+
 
 class Mixture(nn.Module):
     """(tokens, 8) to (tokens, 3) through four experts in stacks of matrices."""
@@ -137,9 +140,7 @@ def test_files_agree_with_the_simulation_at_other_sizes(name: str, tmp_path: Pat
     with torch.no_grad():
         labels = model(x).argmax(1)
     task = Task("stack", model, x, [(x, labels)], lambda o, t: float((o.argmax(1) == t).float().mean()))
-    rule = {"match": "*", "weight_bits": [4, 8], "activation_bits": [32], "rank_ratio": [0.5, 1.0], "pruning_ratio": [0.0, 0.5]}
-    space = {"modules": [rule], "distillation": {"steps": 0}}
-    result = ac.search(task, space, "analytic:phone-npu", 2, out=tmp_path / "run", finalize_steps=0, quiet=True)
+    result = ac.search(task, SPACE, "analytic:phone-npu", 2, out=tmp_path / "run", finalize_steps=0, quiet=True)
     for i, point in enumerate(result.front):
         folder = ac.export(result, point, tmp_path / str(i))
         loaded, session = ac.load(folder, make()), ac.open_session(folder)
@@ -265,3 +266,28 @@ def test_tensors_that_share_memory_are_stored_once() -> None:
 def test_towers_are_found_inside_a_model_with_a_head(names: list[str], expected: list[str]) -> None:
     found = find_towers(names, None)
     assert [found[name] for name in names] == expected
+
+
+class NeedsWord(nn.Module):
+    """Refuses inputs without the word 3, as models refuse text without a place for their picture."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.words, self.head = nn.Embedding(20, 8), nn.Linear(8, 3)
+
+    def forward(self, ids: Tensor) -> Tensor:
+        if not torch.compiler.is_compiling() and not bool((ids == 3).any()):
+            raise ValueError("no place for the picture")
+        return self.head(self.words(ids).mean(1))
+
+
+def test_a_model_that_refuses_zeros_is_loaded(tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    model, words = NeedsWord().eval(), ids(4, 6) % 20
+    words[:, 0] = 3
+    task = Task("word", model, words, [(words, torch.tensor([0, 1, 2, 0]))], lambda o, t: float((o.argmax(1) == t).float().mean()))
+    result = ac.search(task, SPACE, "analytic:phone-npu", 1, out=tmp_path / "run", finalize_steps=0, quiet=True)
+    folder = ac.export(result, result.front.smallest(), tmp_path / "point")
+    loaded, session = ac.load(folder, NeedsWord()), ac.open_session(folder)
+    with torch.no_grad():
+        assert relative_difference(session.run(None, {"ids": words.numpy()})[0], loaded(words).numpy()) < 1e-4
