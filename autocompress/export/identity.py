@@ -57,7 +57,10 @@ def _eight_bits(builder: Builder, target: Target) -> Candidate:
     """Every module at 8 bits, on integer kernels where the target has them."""
     integer = target.integer_kinds if 8 in target.activation_bits else ()
     bits = 8 if 8 in target.weight_bits else 32
-    configs = {m.name: ModuleConfig(bits, 8 if m.kind in integer else 32, algorithm="nearest") for m in builder.module_map}
+    # The range that takes no search: what is compared is arithmetic, not accuracy.
+    configs = {
+        m.name: ModuleConfig(bits, 8 if m.kind in integer else 32, algorithm="nearest", weight_range="min_max") for m in builder.module_map
+    }
     return Candidate.of(configs)
 
 

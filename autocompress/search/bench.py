@@ -245,10 +245,9 @@ def _trainer(task: Task, teacher: nn.Module, stitcher: Stitcher, space: BoundSpa
 
 
 def _training_dtype(task: Task, stitcher: Stitcher, device: torch.device) -> torch.dtype:
-    """For 4-bit weights on integer kernels, which is what most candidates are."""
-    typical = Candidate.of(
-        {m.name: ModuleConfig(4, 8 if m.kind in ("linear", "conv") else 32, algorithm="nearest") for m in stitcher.module_map}
-    )
+    """For 4-bit weights on integer kernels, which is what most candidates are; how they are rounded does not change the time."""
+    quick = ModuleConfig(4, algorithm="nearest", weight_range="min_max")
+    typical = Candidate.of({m.name: replace(quick, activation_bits=8 if m.kind in ("linear", "conv") else 32) for m in stitcher.module_map})
     student = stitcher.apply(typical)
     stitcher.start_training(typical)
     return training_dtype(task, student, device, cache_folder() / "precision")

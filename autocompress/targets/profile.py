@@ -6,13 +6,14 @@ import contextlib
 import hashlib
 import os
 from collections import defaultdict
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
 from platformdirs import user_cache_path
 
+from autocompress.candidate import Candidate
 from autocompress.errors import RunFolderError, TargetError
 from autocompress.integer_form import IntegerForm
 from autocompress.targets.device.job import Found, Job, Report, read_found, versions
@@ -26,6 +27,7 @@ from autocompress.targets.target import Target, missing_here
 from autocompress.targets.workload import Work, workload
 
 BUDGET_S = 36.0
+KEPT_BYTES = 512 << 20  # of files in memory while they are measured
 # What changes representations belongs to no module: it depends on the neighbours.
 CONVERSIONS = {"QuantizeLinear", "DequantizeLinear", "DynamicQuantizeLinear", "Cast", "Transpose", "ReorderInput", "ReorderOutput"}
 CONVERSIONS |= {"Reorder", "Convert", "FakeQuantize"}  # of OpenVINO
@@ -44,8 +46,29 @@ def measure_table(
     subject: Subject, target: Target, seed: int = 0, report: Report = lambda what, share: None, limit_s: float | None = None
 ) -> LatencyTable:
     """Profile, time, fit and check; `report` gets (what, share done). What `limit_s` seconds do not allow is left out, but no form."""
+    subject = replace(subject, blank=_remembered(subject.blank))
     plan = Plan.of(subject, seed)
     return table_of(subject, target, plan, carry_out(job_of(subject, target, plan, seed, limit_s), target, report))
+
+
+def _remembered(
+    blank: Callable[[Candidate], tuple[bytes, Mapping[str, str]]],
+) -> Callable[[Candidate], tuple[bytes, Mapping[str, str]]]:
+    """`blank`, which is asked for each file several times: the first files are kept while they take at most `KEPT_BYTES`."""
+    files: dict[Candidate, tuple[bytes, Mapping[str, str]]] = {}
+    room = KEPT_BYTES
+
+    def made(candidate: Candidate) -> tuple[bytes, Mapping[str, str]]:
+        nonlocal room
+        if candidate in files:
+            return files[candidate]
+        found = blank(candidate)
+        if len(found[0]) <= room:
+            room -= len(found[0])
+            files[candidate] = found
+        return found
+
+    return made
 
 
 def table_of(subject: Subject, target: Target, plan: Plan, found: Found) -> LatencyTable:
