@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -27,30 +27,53 @@ SAMPLES = 4
 Array = NDArray[Any]
 
 
-def check_identity(builder: Builder, stitcher: Stitcher, target: Target, task: Task) -> None:
-    """Raise ExportError unless simulation and files compute the same on a few validation samples.
+class Identity(NamedTuple):
+    """Relative differences of outputs: simulation and float file against the model, the file of 8-bit weights against its simulation."""
+
+    simulation: float
+    float_file: float
+    rounded_file: float
+
+    @property
+    def words(self) -> str:
+        """For the terminal."""
+        return (
+            f"what is simulated is what runs: the simulation differs from the model by {self.simulation:.1g}, the float file by "
+            f"{self.float_file:.1g}, a file of 8-bit weights from its simulation by {self.rounded_file:.1g}"
+        )
+
+
+def check_identity(builder: Builder, stitcher: Stitcher, target: Target, task: Task) -> Identity:
+    """How closely simulation and files agree with the model on a few validation samples.
 
     Args:
         builder: the exported model.
         stitcher: its simulation, on the CPU or another device.
         target: what the candidate of 8 bits may use.
         task: whose samples are taken; the example where the file's batch is fixed.
+
+    Raises:
+        ExportError: they do not agree; it names the first module whose output differs.
     """
     inputs = take_samples(task.validation, SAMPLES)[0][0] if builder.lowered.dynamic_batch else task.example_inputs
     expected, proto = _outputs(builder.teacher, inputs), builder.lowered.proto
     simulated = _outputs(stitcher.apply(Candidate()), inputs)
-    if _difference(simulated, expected) > UNTOUCHED_ERROR:
+    simulation = _difference(simulated, expected)
+    if simulation > UNTOUCHED_ERROR:
         where = _first_module(builder, stitcher, proto, inputs, UNTOUCHED_ERROR)
         raise ExportError(f"export: the simulation of the untouched model differs from the model{where}; {REPORT}")
-    if _difference(_run(proto, builder, inputs)[0], expected) > UNTOUCHED_ERROR:
+    float_file = _difference(_run(proto, builder, inputs)[0], expected)
+    if float_file > UNTOUCHED_ERROR:
         where = _first_module(builder, stitcher, proto, inputs, UNTOUCHED_ERROR)
         raise ExportError(f"export: the float file differs from the model{where}; {REPORT}")
     candidate = _eight_bits(builder, target)
     proto = builder.build(builder.recipe(candidate, stitched_variants(builder, stitcher, candidate)))
     simulated = _outputs(stitcher.apply(candidate), inputs)
-    if _difference(_run(proto, builder, inputs)[0], simulated) > ROUNDED_ERROR:
+    rounded_file = _difference(_run(proto, builder, inputs)[0], simulated)
+    if rounded_file > ROUNDED_ERROR:
         where = _first_module(builder, stitcher, proto, inputs, ROUNDED_ERROR)
         raise ExportError(f"export: the file of 8-bit weights differs from its simulation{where}; {REPORT}")
+    return Identity(simulation, float_file, rounded_file)
 
 
 def _eight_bits(builder: Builder, target: Target) -> Candidate:
