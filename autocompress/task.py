@@ -245,7 +245,12 @@ def primary_output(result: Any) -> Tensor:
 def score(metric: Callable[[Any, Any], float], outputs: Any, targets: Any, name: str = "metric") -> float:
     """The metric as a finite float; NotComputableError names it otherwise, UserCodeError says where it fails."""
     with user_code(f"task: {name} fails"):
-        value = float(metric(outputs, targets))
+        found: Any = metric(outputs, targets)
+    try:
+        value = float(found)
+    except (TypeError, ValueError, RuntimeError):
+        came = f"a tensor of shape {tuple(found.shape)}" if isinstance(found, Tensor) else repr(found)[:60]
+        raise NotComputableError(f"task: {name} returned {came}; it must be a finite number") from None
     if not math.isfinite(value):
         raise NotComputableError(f"task: {name} returned {value} on {len(outputs)} outputs; it must be a finite number")
     return value

@@ -23,7 +23,7 @@ from autocompress.task import named_outputs, primary_output, run_model
 
 Path = tuple[tuple[bool, Any], ...]  # (whether it is an attribute, key, position or attribute), step by step
 OPSET = 21  # the first with 4-bit integers in DequantizeLinear and Cast
-NOISY = ("torch.onnx", "torch.export", "onnxscript", "onnx_ir")
+NOISY = ("torch.onnx", "torch.export", "torch.fx.experimental.symbolic_shapes", "onnxscript", "onnx_ir")
 INSIDE = "model."  # before the names of parameters in the exporter's graph, so that none of its own names is like them
 
 

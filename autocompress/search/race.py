@@ -87,7 +87,14 @@ def open_race(task: Task, original: nn.Module, device: torch.device, seed: int) 
 def _check_divergence(task: Task, outputs: Tensor) -> None:
     found = task.output_divergence(outputs, outputs)
     if not isinstance(found, Tensor) or found.shape != outputs.shape[:1] or not bool(found.isfinite().all()):
-        came = f"shape {tuple(found.shape)}" if isinstance(found, Tensor) else type(found).__name__
+        if not isinstance(found, Tensor):
+            came = type(found).__name__
+        elif found.shape != outputs.shape[:1]:
+            came = f"shape {tuple(found.shape)}"
+        elif outputs.isnan().any():
+            came = f"{int((~found.isfinite()).sum())} values that are not finite, since the model's outputs hold NaN"
+        else:
+            came = f"{int((~found.isfinite()).sum())} values that are not finite"
         raise TaskError(f"task: divergence of a batch from itself gave {came}; expected ({len(outputs)},) finite numbers")
 
 
