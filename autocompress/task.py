@@ -44,7 +44,9 @@ class Task:
         model: any nn.Module; it is never changed.
         example_inputs: one batch of inputs in the shape that latency is measured for.
         validation: re-iterable of (inputs, target) batches that the search sees; target may be None without a metric's need.
-        metric: (outputs, targets) -> float, higher is better, on all outputs of a split concatenated.
+        metric: (outputs, targets) -> float, higher is better, on all outputs of a split concatenated; where those of its batches differ
+            in shape (sequences of several lengths), on lists with an entry per sample, or, where it takes none and is a mean over samples
+            or positions, the mean over batches.
         loss: (outputs, target) -> scalar for training; default: cross-entropy for classes and class probabilities, binary cross-entropy
             for 0 and 1 per element, else squared error; targets of -100 do not count.
         divergence: (student, teacher) -> (n,) distance per sample; default: KL of classes or of each yes or no, the squared difference

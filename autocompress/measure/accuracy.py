@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -14,7 +14,10 @@ from torch import Tensor, nn
 
 from autocompress.batches import Batches, Inputs, batch_size, feed_of, to_device
 from autocompress.errors import TaskError
+from autocompress.measure.ragged import ragged_score, split_rows
 from autocompress.task import OutputMetric, Task, call_model, named_outputs, primary_output, run_model, score, target_of
+
+Outputs = Tensor | list[Tensor]  # of a split; a list has one entry per sample
 
 
 @dataclass(frozen=True)
@@ -37,13 +40,14 @@ def _collected(output: Tensor) -> Tensor:
 
 
 def join_targets(targets: list[Any]) -> Any:
-    """All targets of a split in one: a tensor where they are tensors, a mapping of them where they are mappings, else a list.
+    """All targets of a split in one: a tensor where they are tensors that fit together, a mapping of them where they are mappings, else
+    a list with an entry per sample.
 
     None when there are none.
     """
     if all(target is None for target in targets):
         return None
-    if all(isinstance(target, Tensor) for target in targets):
+    if all(isinstance(target, Tensor) for target in targets) and len({target.shape[1:] for target in targets}) == 1:
         return torch.cat([t.cpu().reshape(1) if t.dim() == 0 else t.cpu() for t in targets])
     if all(isinstance(target, Mapping) for target in targets):
         return {name: join_targets([target.get(name) for target in targets]) for name in targets[0]}
@@ -60,32 +64,34 @@ def metric_outputs(task: Task, model: nn.Module, inputs: Inputs, device: torch.d
     return {name: _collected(output) for name, output in found.items()}
 
 
-def join_outputs(batches: list[dict[str, Tensor]]) -> dict[str, Tensor]:
-    """The outputs of a split, by name; TaskError where those of its batches do not fit together."""
-    for outputs in batches:
-        for name, output in outputs.items():
-            first = batches[0][name]
-            if output.dim() == 0 or output.shape[1:] != first.shape[1:]:
-                raise TaskError(
-                    f"task: batches give outputs of shapes {tuple(first.shape)} and {tuple(output.shape)}, which the metric cannot get as "
-                    "one; nearest: pad inputs to one length, or return outputs that do not depend on it"
-                )
-    return {name: torch.cat([outputs[name] for outputs in batches]) for name in batches[0]}
+def join_outputs(batches: list[dict[str, Tensor]]) -> dict[str, Outputs]:
+    """The outputs of a split, by name: a tensor, or a list with an entry per sample where those of its batches do not fit together."""
+    joined: dict[str, Outputs] = {}
+    for name, first in batches[0].items():
+        found = [outputs[name] for outputs in batches]
+        if any(output.dim() == 0 for output in found):
+            raise TaskError(f"task: a batch gives an output of shape (); expected a row per sample, not one number like {float(first):.3g}")
+        joined[name] = torch.cat(found) if len({output.shape[1:] for output in found}) == 1 else split_rows(found)
+    return joined
 
 
-def scores_of(task: Task, outputs: Mapping[str, Tensor], targets: Any) -> Scores:
-    """Metric and extra metrics of the concatenated outputs of a split, by name."""
+def scores_of(task: Task, outputs: Mapping[str, Outputs], targets: Any) -> Scores:
+    """Metric and extra metrics of all outputs of a split, by name."""
     extra = {}
     for name, metric in task.extra_metrics.items():
         if isinstance(metric, OutputMetric):
             read = "" if metric.output == task.primary_name else metric.output
-            extra[name] = score(metric.metric, outputs[read], target_of(targets, metric.output), name)
+            extra[name] = _score(metric.metric, outputs[read], target_of(targets, metric.output), name)
         else:
-            extra[name] = score(metric, outputs[""], targets, name)
-    return Scores(score(task.metric, outputs[""], targets), extra)
+            extra[name] = _score(metric, outputs[""], targets, name)
+    return Scores(_score(task.metric, outputs[""], targets, "metric"), extra)
 
 
-def evaluate_model(task: Task, model: nn.Module, batches: Batches, device: torch.device) -> tuple[Scores, Tensor]:
+def _score(metric: Callable[[Any, Any], float], outputs: Outputs, targets: Any, name: str) -> float:
+    return ragged_score(metric, outputs, targets, name) if isinstance(outputs, list) else score(metric, outputs, targets, name)
+
+
+def evaluate_model(task: Task, model: nn.Module, batches: Batches, device: torch.device) -> tuple[Scores, Outputs]:
     """(scores, primary outputs) of a PyTorch model on a split."""
     outputs, targets = [], []
     for inputs, target in batches:
@@ -109,7 +115,7 @@ def _check_shapes(session: onnxruntime.InferenceSession, feed: Mapping[str, NDAr
 
 def evaluate_session(
     task: Task, session: onnxruntime.InferenceSession, input_names: tuple[str, ...], batches: Batches
-) -> tuple[Scores, Tensor]:
+) -> tuple[Scores, Outputs]:
     """(scores, primary outputs) of an ONNX file; a file with a fixed batch size is fed in parts of that size, the last one padded.
 
     TaskError where a batch has another size in a dimension that the file fixes.

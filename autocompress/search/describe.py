@@ -75,6 +75,8 @@ def say_setup(bench: Bench, time: Mapping[str, Any], progress: SearchProgress) -
         progress.line(f"session settings: {table.settings.threads} threads" + (f", without {', '.join(disabled)}" if disabled else ""))
     if bench.latency_source == "table":
         progress.line("latency table: of another machine; the latency of files is predicted for it, not measured here")
+    if isinstance(bench.race.teacher, list):
+        progress.line("outputs differ in shape among batches: metrics get lists of samples, or are averaged where they are means over them")
     for words in bench.builder.lowered.fixed:
         progress.line(f"export: {words}")
     for words in bench.space.left_out:
