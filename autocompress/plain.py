@@ -19,7 +19,7 @@ import torch
 from torch import Tensor, fx, nn
 from torch.nn.utils import parametrize
 
-from autocompress.batches import Inputs, map_inputs
+from autocompress.batches import Inputs, input_tensors, map_inputs
 from autocompress.errors import TaskError
 from autocompress.program import COVERED, exported_program, with_modules
 from autocompress.split import split_modules
@@ -153,17 +153,23 @@ def plain_task(task: Task) -> Task:
         model = getattr(task, name)
         plain = None if model is None else plain_model(model, task.example_inputs)
         if isinstance(plain, fx.GraphModule) and plain is not model:
-            check_same(model, plain, task.validation)
+            check_same(model, plain, task.validation, task.example_inputs)
             changed[name] = plain
     return replace(task, **changed)
 
 
-def check_same(model: nn.Module, plain: nn.Module, batches: Any, count: int = 2) -> None:
-    """Raise TaskError unless a plain model gives the outputs of the user's model on the first batches."""
+def check_same(model: nn.Module, plain: nn.Module, batches: Any, example: Inputs, count: int = 2) -> None:
+    """Raise TaskError unless a plain model, which does on the example, gives the outputs of the user's model on the first batches."""
     for i, (inputs, _) in enumerate(batches):
         if i == count:
             return
         if not _same(model, plain, inputs):
+            shapes = [[tuple(tensor.shape) for tensor in input_tensors(found)] for found in (inputs, example)]
+            if shapes[0] != shapes[1]:
+                raise TaskError(
+                    f"model: it does something else with inputs of {shapes[0]} (validation) than with those of {shapes[1]} "
+                    "(example_inputs), which no file can follow; nearest: example_inputs of the size of the batches"
+                )
             where = first_difference(model, plain, inputs)
             raise TaskError(f"model: what would be compressed differs from the model{where}; please report it with the model")
 

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import copy
+import io
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -10,7 +12,7 @@ from functools import cached_property
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor, fx, nn
 
 from autocompress.batches import NARROWED, Batches, Inputs, cuttable, map_inputs, take_samples
 from autocompress.errors import NotComputableError, TaskError, nearest_name
@@ -211,7 +213,9 @@ def call_model(model: nn.Module, inputs: Inputs) -> Tensor:
 def run_model(model: nn.Module, inputs: Inputs, what: str = FORWARD_FAILS) -> Any:
     """Everything that the model returns; it gets copies of `inputs`, since it may write to them. UserCodeError: `what`, and why."""
     given = map_inputs(inputs, torch.clone)
-    with user_code(what):
+    # A traced program prints its source where it fails, beside the error.
+    silent = contextlib.redirect_stderr(io.StringIO()) if isinstance(model, fx.GraphModule) else contextlib.nullcontext()
+    with user_code(what), silent:
         if isinstance(given, Tensor):
             return model(given)
         return model(**given) if isinstance(given, Mapping) else model(*given)

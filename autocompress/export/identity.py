@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from onnx import ModelProto, helper
 from torch import Tensor, nn
 
-from autocompress.batches import Inputs, map_inputs, take_samples
+from autocompress.batches import Inputs, batch_size, map_inputs, take_samples
 from autocompress.candidate import Candidate, ModuleConfig
 from autocompress.compress.stitch import Stitcher
 from autocompress.errors import ExportError
@@ -66,6 +66,7 @@ def check_identity(builder: Builder, stitcher: Stitcher, target: Target, task: T
     if float_file > UNTOUCHED_ERROR:
         where = _first_module(builder, stitcher, proto, inputs, UNTOUCHED_ERROR)
         raise ExportError(f"export: the float file differs from the model{where}; {REPORT}")
+    _check_whole_batch(builder, task, inputs)
     candidate = _eight_bits(builder, target)
     proto = builder.build(builder.recipe(candidate, stitched_variants(builder, stitcher, candidate)))
     simulated = _outputs(stitcher.apply(candidate), inputs)
@@ -74,6 +75,18 @@ def check_identity(builder: Builder, stitcher: Stitcher, target: Target, task: T
         where = _first_module(builder, stitcher, proto, inputs, ROUNDED_ERROR)
         raise ExportError(f"export: the file of 8-bit weights differs from its simulation{where}; {REPORT}")
     return Identity(simulation, float_file, rounded_file)
+
+
+def _check_whole_batch(builder: Builder, task: Task, few: Inputs) -> None:
+    """Raise ExportError where the float file, which is right for a few samples, differs for a whole batch."""
+    whole = task.first_batch[0]
+    if not builder.lowered.dynamic_batch or batch_size(whole) <= batch_size(few):
+        return
+    if _difference(_run(builder.lowered.proto, builder, whole)[0], _outputs(builder.teacher, whole)) > UNTOUCHED_ERROR:
+        raise ExportError(
+            f"export: the float file differs from the model on a batch of {batch_size(whole)}, not on one of {batch_size(few)}: the model "
+            "does something else by the size of its batch, which no file can follow; nearest: batches of the size that is deployed"
+        )
 
 
 def _eight_bits(builder: Builder, target: Target) -> Candidate:
