@@ -18,6 +18,7 @@ from typing import Any
 import torch
 from torch import Tensor, fx, nn
 from torch.nn.utils import parametrize
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from autocompress.batches import Inputs, input_tensors, map_inputs
 from autocompress.errors import TaskError
@@ -55,13 +56,32 @@ def plain_model(model: nn.Module, example_inputs: Inputs) -> nn.Module:
     inputs = map_inputs(example_inputs, lambda tensor: tensor.detach().cpu())
     tree = split_modules(model)
     alike = _same(model, tree, inputs)
-    if alike and all(map(is_plain, model.modules())) and not _shares_modules(model):
+    plain = alike and all(map(is_plain, model.modules())) and not _shares_modules(model)
+    if plain and (isinstance(model, fx.GraphModule) or not _has_hidden_parts(tree, inputs)):
         return tree
     with _in_eval_mode(original):
         # Not of a copy: a forward that was set on an instance still reads the weights of the module that it was made for.
         on_cpu = all(value.device.type == "cpu" for value in original.state_dict().values())
         program = _program(original if on_cpu else model, inputs)
     return copy.deepcopy(program) or (tree if alike else model)
+
+
+class _Seeing(TorchDispatchMode):  # type: ignore[no-untyped-call]
+    """Looks at every operator and changes nothing."""
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        return func(*args, **(kwargs or {}))
+
+
+def _has_hidden_parts(model: nn.Module, inputs: Inputs) -> bool:
+    """Whether a model runs operators that nothing may look into, nor at the modules inside: torch.cond, torch.while_loop, scan."""
+    try:
+        with torch.no_grad(), _Seeing():  # type: ignore[no-untyped-call]
+            call_model(model, map_inputs(inputs, Tensor.clone))
+    except Exception:
+        torch._dynamo.reset()  # what was compiled while it was looked at does not run otherwise
+        return True
+    return False
 
 
 def _shares_modules(model: nn.Module) -> bool:
