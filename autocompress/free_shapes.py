@@ -98,8 +98,10 @@ def free_dimensions(task: Task) -> tuple[FreeDimension, ...]:
     def at(i: int, d: int) -> FreeDimension:
         return found.get((i, d)) or FreeDimension(i, d, names[i], f"{names[i]}_{d}", samples=samples)
 
-    for split in SPLITS:
-        batches = getattr(task, split)
+    seen = {split: getattr(task, split) for split in SPLITS} | {
+        "latency_inputs": [(inputs, None) for inputs in task.latency_inputs.values()]
+    }
+    for split, batches in seen.items():
         if batches is None:
             continue
         with seeded(0):

@@ -35,14 +35,17 @@ def prepared(task: Task, say: Callable[[str], None] = lambda line: None) -> Task
         if model is not None or what == "model":
             _check_model(task, model, what)
     check_inputs(task.example_inputs, "example_inputs")
-    task = replace(task, example_inputs=map_inputs(task.example_inputs, ordinary))
+    for name, inputs in task.latency_inputs.items():
+        check_inputs(inputs, f"latency_inputs[{name!r}]", task.example_inputs)
+    elsewhere = {name: map_inputs(inputs, ordinary) for name, inputs in task.latency_inputs.items()}
+    task = replace(task, example_inputs=map_inputs(task.example_inputs, ordinary), latency_inputs=elsewhere)
     memory = parse_bytes("data_memory", task.data_memory)
-    found: dict[str, Any] = {
+    splits: dict[str, Any] = {
         split: settled(getattr(task, split), split, task.example_inputs, memory, split == "train")
         for split in SPLITS
         if getattr(task, split) is not None
     }
-    task = replace(task, **found)
+    task = replace(task, **splits)
     floats = float_task(task)
     if floats is not task:
         kinds = {str(parameter.dtype).removeprefix("torch.") for parameter in task.model.parameters()} - {"float32"}
@@ -58,6 +61,9 @@ def prepared(task: Task, say: Callable[[str], None] = lambda line: None) -> Task
             check_steady(task, model, inputs, what)
             firsts.append(task.batch_first if task.batch_first is not None else is_batch_first(task, model, inputs))
     _check_loss(task)
+    for name, found in task.latency_inputs.items():
+        with torch.no_grad():
+            run_model(_probe(task.student or task.model), found, f"task {task.name}: model.forward fails on latency_inputs[{name!r}]")
     if not all(firsts):
         say(f"{_why_whole(task)}: batches are never cut nor joined, and files take the shape of example_inputs")
     return plain_task(replace(task, batch_first=all(firsts)))

@@ -70,6 +70,8 @@ class Task:
             None: found out by calling the model.
         rows_independent: whether the samples of a list of validation batches may be mixed across batches, so that any first part of them
             is a random sample (for data sorted by class, say); metrics get them in their own order.
+        latency_inputs: name -> further inputs at which the latency of the front's files is measured and reported, beside `example_inputs`,
+            which decides; what differs from it there is free in the files.
         data_memory: most that a validation, calibration or test split takes in memory, where it is kept so that each pass is the same.
     """
 
@@ -93,6 +95,7 @@ class Task:
     batch_first: bool | None = None
     rows_independent: bool = False
     data_memory: str | float = "2GB"
+    latency_inputs: Mapping[str, Inputs] = field(default_factory=dict)
 
     @cached_property
     def first_batch(self) -> tuple[Inputs, Any]:
@@ -339,5 +342,6 @@ def float_task(task: Task) -> Task:
     batches = {name: getattr(task, name) for name in ("validation", "train", "calibration", "test")}
     floats: dict[str, Any] = {name: None if found is None else FloatBatches(found) for name, found in batches.items()}
     student = None if task.student is None else copy.deepcopy(task.student).float()
-    inputs = map_inputs(task.example_inputs, float32)
-    return replace(task, model=copy.deepcopy(task.model).float(), student=student, example_inputs=inputs, **floats)
+    floats["example_inputs"] = map_inputs(task.example_inputs, float32)
+    floats["latency_inputs"] = {name: map_inputs(inputs, float32) for name, inputs in task.latency_inputs.items()}
+    return replace(task, model=copy.deepcopy(task.model).float(), student=student, **floats)

@@ -12,6 +12,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from autocompress.batches import batch_size
 from autocompress.candidate import Candidate, ModuleConfig
 from autocompress.compress.library import LIBRARY_BYTES, trim_folder
 from autocompress.compress.precision import training_dtype
@@ -180,6 +181,7 @@ def open_bench(
     report("evaluating the model", 0.0)
     race = open_race(task, copy.deepcopy(original.model).eval().to(device), device, seed)
     builder = builder_for(task, module_map, target, device, table_file or _whole(kept_table), space.activation_range, report)
+    _check_latency_inputs(task, builder)
     bound = space.bind(builder.module_map, target)
     logits = task.divergence is None and any(task.is_logits(name) for name in task.output_weights or ("",))
     bound = replace(bound, recovery=bound.recovery.fitted(task.has_labels, logits))
@@ -218,6 +220,15 @@ def open_bench(
         float_ms,
         pass_s,
     )
+
+
+def _check_latency_inputs(task: Task, builder: Builder) -> None:
+    """Raise TaskError for latency inputs of another batch size where files have one."""
+    size = batch_size(task.example_inputs)
+    for name, inputs in task.latency_inputs.items():
+        if not builder.lowered.dynamic_batch and batch_size(inputs) != size:
+            came = batch_size(inputs)
+            raise TaskError(f"task: latency_inputs[{name!r}] has a batch of {came}, files of this model take {size}; nearest: {size}")
 
 
 def _whole(path: Path) -> Path | None:

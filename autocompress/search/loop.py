@@ -223,7 +223,7 @@ def clock_of(bench: Bench, settings: Settings, started: float, recovers: bool) -
         tested = len(test) / max(1, len(validation))
     disturbed = corruptions_of(validation, bench.task.batch_first)
     passes = 1 + tested + len(disturbed) * min(1.0, CORRUPTED / len(bench.race.teacher))
-    latency_s = bench.baseline.latency_ms / 1e3
+    latency_s = bench.baseline.latency_ms / 1e3 * (1 + len(bench.task.latency_inputs))
     return Clock(started, settings.timeout_s, recovers, EXPORT_S + passes * bench.pass_s, latency_s, time.monotonic())
 
 
