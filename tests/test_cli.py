@@ -208,6 +208,7 @@ BAD = [
     (["bench", "{tmp}/none.onnx"], 1, "none.onnx: no such file"),
     (["bench", "{tmp}/nine.yaml"], 1, "ONNX Runtime cannot load it"),
     (["evaluate", "{best}", "{tasks}/transformer.py:task", "--split", "test"], 1, "task words: has no test split"),
+    (["evaluate", "{best}", "{tasks}/transformer.py:task"], 1, "a batch has x of shape (32, 12), the file takes ('batch', 1, 8, 8)"),
     (["worker", "--storage", "{tmp}/empty.journal", "{tasks}/cnn.py:task"], 1, "holds no study 'autocompress'"),
 ]
 

@@ -24,6 +24,7 @@ from autocompress.task import named_outputs, primary_output, run_model
 Path = tuple[tuple[bool, Any], ...]  # (whether it is an attribute, key, position or attribute), step by step
 OPSET = 21  # the first with 4-bit integers in DequantizeLinear and Cast
 NOISY = ("torch.onnx", "torch.export", "torch.fx.experimental.symbolic_shapes", "onnxscript", "onnx_ir")
+DATA_DEPENDENT = "GuardOnDataDependentSymNode"  # the exporter's error where Python asks for a tensor's value
 INSIDE = "model."  # before the names of parameters in the exporter's graph, so that none of its own names is like them
 
 
@@ -194,6 +195,12 @@ def cause_of(error: BaseException) -> str:
             break
         error = deeper
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    if type(error).__name__ == DATA_DEPENDENT:
+        return (
+            "it decides by the values of tensors (data-dependent), which no file can follow"
+            + (f" (at {place})" if place else "")
+            + "; nearest: torch.where, or torch.cond"
+        )
     return f"{type(error).__name__}: {lines[0] if lines else 'no message'}" + (f" (at {place})" if place else "")
 
 

@@ -12,7 +12,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from autocompress.batches import Batches, Inputs, batch_size, feed_of, to_device
+from autocompress.batches import Batches, Inputs, batch_size, feed_of, input_tensors, to_device
 from autocompress.errors import TaskError
 from autocompress.measure.ragged import ragged_score, split_rows
 from autocompress.task import OutputMetric, Task, call_model, named_outputs, primary_output, run_model, score, target_of
@@ -113,17 +113,29 @@ def _check_shapes(session: onnxruntime.InferenceSession, feed: Mapping[str, NDAr
             )
 
 
+def _run(session: onnxruntime.InferenceSession, feed: Mapping[str, NDArray[Any]]) -> list[NDArray[Any]]:
+    try:
+        return [np.asarray(found) for found in session.run(None, dict(feed))]
+    except Exception as error:
+        came = ", ".join(f"{name} {array.dtype} {array.shape}" for name, array in feed.items())
+        why = next((line.strip() for line in str(error).splitlines() if line.strip()), type(error).__name__)
+        raise TaskError(f"task: the file does not run on a batch ({came}): {why}") from error
+
+
 def evaluate_session(
     task: Task, session: onnxruntime.InferenceSession, input_names: tuple[str, ...], batches: Batches
 ) -> tuple[Scores, Outputs]:
     """(scores, primary outputs) of an ONNX file; a file with a fixed batch size is fed in parts of that size, the last one padded.
 
-    TaskError where a batch has another size in a dimension that the file fixes.
+    TaskError where a batch has another size in a dimension that the file fixes, or does not fit the file at all.
     """
     fixed = session.get_inputs()[0].shape[0]
     names = ("", *task.further_outputs) if task.has_output_metrics else ("",)
     outputs, targets = [], []
     for inputs, target in batches:
+        tensors = input_tensors(inputs)
+        if len(tensors) != len(input_names):
+            raise TaskError(f"task: a batch has {len(tensors)} input tensors, the file takes {len(input_names)} ({', '.join(input_names)})")
         feed = feed_of(inputs, input_names)
         size = batch_size(inputs)
         _check_shapes(session, feed, task.batch_first is False)
@@ -131,11 +143,15 @@ def evaluate_session(
             parts = []
             for start in range(0, size, fixed):
                 rows = np.minimum(np.arange(start, start + fixed), size - 1)
-                parts.append(session.run(None, {name: array[rows] for name, array in feed.items()})[: len(names)])
+                parts.append(_run(session, {name: array[rows] for name, array in feed.items()})[: len(names)])
             # A sample may have several rows of output.
             results = [np.concatenate(found)[: size * (len(found[0]) // fixed)] for found in zip(*parts, strict=True)]
         else:
-            results = session.run(None, feed)[: len(names)]
+            results = _run(session, feed)[: len(names)]
+        if len(results) < len(names):
+            raise TaskError(
+                f"task: the file gives {len(results)} outputs, metrics read {len(names)}: {', '.join(task.output_weights or ())}"
+            )
         outputs.append({name: torch.from_numpy(np.asarray(found)) for name, found in zip(names, results, strict=True)})
         targets.append(target)
     joined = join_outputs(outputs)
