@@ -42,6 +42,7 @@ from autocompress.targets.runtime import random_feed
 from autocompress.targets.target import find_target
 from autocompress.task import Task
 from autocompress.task_source import load_task
+from autocompress.user_code import our_fault
 
 INTERRUPTED = 130
 RUNTIME_WORDS = {"onnxruntime": "ONNX Runtime", "openvino": "OpenVINO"}
@@ -288,16 +289,8 @@ def main(argv: Sequence[str] | None = None) -> None:
     except Exception as error:
         if arguments.debug:
             traceback.print_exc()
-        sys.exit(_fail(internal_error(error)))
+        sys.exit(_fail(our_fault(error)))
     sys.exit(code)
-
-
-def internal_error(error: Exception) -> str:
-    """One line for what is nobody's but our fault: what it is, and the last of our lines."""
-    ours = [f for f in traceback.extract_tb(error.__traceback__) if Path(f.filename).is_relative_to(Path(__file__).parent)]
-    place = f" at {Path(ours[-1].filename).relative_to(Path(__file__).parents[1])}:{ours[-1].lineno}" if ours else ""
-    words = " ".join(str(error).split())[:300]
-    return f"a fault of autocompress{place}: {type(error).__name__}: {words}; please report it with what --debug shows"
 
 
 def _fail(text: str) -> int:

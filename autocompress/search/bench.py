@@ -183,8 +183,7 @@ def open_bench(
     builder = builder_for(task, module_map, target, device, table_file or _whole(kept_table), space.activation_range, report)
     _check_latency_inputs(task, builder)
     bound = space.bind(builder.module_map, target)
-    logits = task.divergence is None and any(task.is_logits(name) for name in task.output_weights or ("",))
-    bound = replace(bound, recovery=bound.recovery.fitted(task.has_labels, logits))
+    bound = replace(bound, recovery=bound.recovery.fitted(task.has_labels, _gives_logits(task)))
     layout = layout_of(builder)
     subject = subject_of(task, builder, layout, bound)
     report("planning the latency table", 0.0)
@@ -193,8 +192,7 @@ def open_bench(
     bound = replace(bound, no_gain=no_gain(rank_verdicts(bound, builder.module_map, table_times(layout, table))))
     report("checking the files against their simulation", 0.0)
     reference, teacher = _original(original, builder, device)
-    trim_folder(cache_folder() / "variants")
-    trim_folder(cache_folder() / "graphs", GRAPHS_BYTES)
+    _trim_caches()
     library = builder.library(cache_folder() / "variants", library_bytes)
     stitcher = Stitcher(builder.teacher.to(device), builder.module_map, library, builder.plan)
     if known is None:
@@ -203,23 +201,17 @@ def open_bench(
     baseline, float_ms, pass_s = _known(known) if known else _measured(task, builder, reference, target, subject, table)
     report("timing a step of training", 0.0)
     trainer = _trainer(task, teacher, stitcher, bound, device, seed)
-    return Bench(
-        task,
-        target,
-        bound,
-        device,
-        builder,
-        stitcher,
-        layout,
-        subject,
-        table,
-        baseline,
-        race,
-        trainer,
-        reference,
-        float_ms,
-        pass_s,
-    )
+    settled = (task, target, bound, device, builder, stitcher, layout, subject, table)
+    return Bench(*settled, baseline, race, trainer, reference, float_ms, pass_s)
+
+
+def _trim_caches() -> None:
+    trim_folder(cache_folder() / "variants")
+    trim_folder(cache_folder() / "graphs", GRAPHS_BYTES)
+
+
+def _gives_logits(task: Task) -> bool:
+    return task.divergence is None and any(task.is_logits(name) for name in task.output_weights or ("",))
 
 
 def _check_latency_inputs(task: Task, builder: Builder) -> None:

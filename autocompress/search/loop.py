@@ -78,9 +78,8 @@ def run_search(
             learner = _taught(task, bound, settings.seed, device, folder)
         table = _path(settings.target_table)
         kept, memory = folder / TABLE_FILE, parse_bytes("library_memory", settings.library_memory)
-        bench = open_bench(
-            task, learner, space, target, device, module_map, table, kept, known, settings.seed, setup, memory, setup.budget_s
-        )
+        seed = settings.seed
+        bench = open_bench(task, learner, space, target, device, module_map, table, kept, known, seed, setup, memory, setup.budget_s)
         setup.is_ready = True
         limits = check_limits(bench, asked)
         run = describe_run(task, settings, bench, limits)
@@ -94,8 +93,7 @@ def run_search(
         run["sensitivity"] = (known or {}).get("sensitivity") if how is None else how.summary
         run["setup_seconds"] = setup.finish()
         write_json(folder / RUN_FILE, {**(known or {}), **run})
-        late = setup.late_words() if setup.is_over else setup.words
-        for words in ("" if how is None else how.words, late, out_of_reach(bench, make_allocator(bench, losses), limits)):
+        for words in ("" if how is None else how.words, setup.words, out_of_reach(bench, make_allocator(bench, losses), limits)):
             if words:
                 progress.line(words)
         url = settings.storage or str(folder / JOURNAL_FILE)

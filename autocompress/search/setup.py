@@ -50,7 +50,7 @@ class Setup:
         self._count()
         self._step = what
         if self.is_over and not self.is_ready:
-            raise OutOfTimeError(self._words())
+            raise OutOfTimeError(self._ended())
         self._show(what, share)
 
     @property
@@ -70,12 +70,10 @@ class Setup:
 
     @property
     def words(self) -> str:
-        """For the terminal: the whole, and the longest steps."""
+        """For the terminal: the whole, and the longest steps; or that no time is left for more than one candidate."""
+        if self.is_over:
+            return f"search: {self._spent()}: one candidate is made; nearest timeout for a search: {self._enough()}"
         return f"set up in {sum(self.seconds.values()):.0f} s: {self._longest()}"
-
-    def late_words(self) -> str:
-        """What to say when setting up left no time for more than one candidate."""
-        return f"search: {self._spent()}: one candidate is made; nearest timeout for a search: {self._enough()}"
 
     def _count(self) -> None:
         now = self._now()
@@ -83,9 +81,9 @@ class Setup:
             self.seconds[self._step] = self.seconds.get(self._step, 0.0) + now - self._last
         self._last = now
 
-    def _words(self) -> str:
+    def _ended(self) -> str:
         return (
-            f"search: {self._spent()}, before the first trial; exported graphs and measured kernels are kept for the next run; "
+            f"search: {self._spent()}, before the first trial; what was exported and measured is kept for the next run; "
             f"nearest timeout: {self._enough()}"
         )
 

@@ -59,7 +59,7 @@ def test_the_end_of_the_time_names_steps_and_a_timeout_that_would_do() -> None:
         steps("evaluating the baseline", 0.0)
     assert str(caught.value) == (
         "search: setting up took 22 of the 10 s (calibrating 14.0 s, exporting the model 8.0 s), before the first trial; "
-        "exported graphs and measured kernels are kept for the next run; nearest timeout: 2m"
+        "what was exported and measured is kept for the next run; nearest timeout: 2m"
     )
     assert shown == ["exporting the model", "calibrating"]
     assert steps.budget_s(0.5) == 0
@@ -75,8 +75,8 @@ def test_what_is_ready_goes_on_with_one_candidate() -> None:
     steps.finish()
     assert shown == ["a", "b"]
     assert steps.is_over
-    assert "setting up took 12 of the 10 s" in steps.late_words()
-    assert steps.late_words().endswith("one candidate is made; nearest timeout for a search: 36s")
+    assert "setting up took 12 of the 10 s" in steps.words
+    assert steps.words.endswith("one candidate is made; nearest timeout for a search: 36s")
 
 
 @pytest.mark.parametrize(
