@@ -11,10 +11,17 @@ from run_folder import rows
 
 import autocompress as ac
 from autocompress.errors import OutOfTimeError
+from autocompress.modules import find_modules
 from autocompress.search import loop
+from autocompress.search.bench import builder_for, layout_of, subject_of
 from autocompress.search.clock import SENSITIVITY_PART, SENSITIVITY_SHARE, Clock
 from autocompress.search.setup import Setup
+from autocompress.search_space import SearchSpace
 from autocompress.targets.device.job import affordable
+from autocompress.targets.latency_table import LatencyTable
+from autocompress.targets.plan import Plan, all_forms, least_shown, uniform_candidate
+from autocompress.targets.profile import cached_table
+from autocompress.targets.target import find_target
 
 SPACE = {"modules": [{"match": "*", "weight_bits": [4, 8]}], "distillation": {"steps": 0}}
 
@@ -125,3 +132,25 @@ def test_with_the_float_model_at_hand_one_candidate_is_made_though_the_time_is_o
     result = ac.search(cnn_task, SPACE, n_trials=3, timeout_s=600, out=tmp_path, quiet=True)
     assert len(result.front) == 1
     assert len(rows(tmp_path)) == 1
+
+
+def test_a_table_without_time_still_knows_every_form(cnn_task, tmp_path: Path, monkeypatch) -> None:
+    monkeypatch.setenv("AUTOCOMPRESS_CACHE", str(tmp_path))
+    target = find_target("onnxruntime-cpu")
+    builder = builder_for(cnn_task, find_modules(cnn_task.model, cnn_task.example_inputs), target)
+    space = SearchSpace.load({"modules": [{"match": "*", "weight_bits": [4, 8], "activation_bits": [8, 32]}]}).bind(
+        builder.module_map, target
+    )
+    subject = subject_of(cnn_task, builder, layout_of(builder), space)
+    plan = Plan.of(subject, 0)
+    least = least_shown(subject, plan.profiled)
+    assert 1 < least < len(plan.profiled)
+    table = cached_table(subject, target, limit_s=0.0)
+    assert len(table.runs) == least
+    assert table.left_out == len(plan.profiled) + len(plan.checked) - least
+    assert table.tuning == ()
+    table.covers(subject.layout, [uniform_candidate(subject, form) for form in all_forms(subject)])
+    assert table.check == {}
+    table.save(tmp_path / "table.json")
+    assert LatencyTable.load(tmp_path / "table.json").left_out == table.left_out
+    assert not list((tmp_path / "latency").glob("*")), "what is not whole is not kept for other searches"
