@@ -17,9 +17,10 @@ import optuna
 from autocompress import reproduce, search_interruptible
 from autocompress.arguments import build_parser
 from autocompress.compress.student import on_student
-from autocompress.errors import AutocompressError, TaskError
+from autocompress.errors import AutocompressError, ExportError, TaskError
 from autocompress.export.artifact import copy_artifact, session_settings, session_warning
 from autocompress.export.probes import SCRIPT_FILE, export_probes
+from autocompress.inspection import inspect_task
 from autocompress.integer_form import IntegerForm
 from autocompress.limits import parse_limits
 from autocompress.measure.accuracy import evaluate_session
@@ -30,19 +31,18 @@ from autocompress.results import REPORT_FILE, read_front
 from autocompress.search.bench import builder_for, layout_of, subject_of
 from autocompress.search.describe import check_words
 from autocompress.search.loop import run_worker
-from autocompress.search.ranks import rank_verdicts, table_times
 from autocompress.search.settings import Settings
 from autocompress.search_space import SearchSpace
 from autocompress.show import console, notes, print_front, print_latency, print_modules
-from autocompress.targets.breakdown import where_time_goes
 from autocompress.targets.device.job import FOUND_FILE
 from autocompress.targets.device.sessions import SessionSettings, open_session
 from autocompress.targets.device.timing import interleaved_timing
-from autocompress.targets.profile import cached_table, load_table, measure_table
+from autocompress.targets.profile import load_table, measure_table
 from autocompress.targets.runtime import random_feed
 from autocompress.targets.target import find_target
 from autocompress.task import Task
 from autocompress.task_source import load_task
+from autocompress.user_code import our_fault
 
 INTERRUPTED = 130
 RUNTIME_WORDS = {"onnxruntime": "ONNX Runtime", "openvino": "OpenVINO"}
@@ -91,28 +91,20 @@ def inspect_command(arguments: argparse.Namespace) -> int:
     """`autocompress inspect`."""
     task = on_student(_task(arguments))
     target = find_target(arguments.target, portable=arguments.portable)
-    found = find_modules(task.model, task.example_inputs, task.towers)
-    space, given = SearchSpace.load(arguments.space), None if arguments.target_table is None else Path(arguments.target_table)
-    times, latency = None, None
-    if given is not None or arguments.latency:
-        builder = builder_for(task, found, target, table=given)
-        found, layout = builder.module_map, layout_of(builder)
-        table = cached_table(subject_of(task, builder, layout, space.bind(found, target)), target, given)
-        times, latency = table_times(layout, table), where_time_goes(table, layout) if arguments.latency else None
-    ranks = rank_verdicts(space.bind(found, target), found, times)
+    space, table = SearchSpace.load(arguments.space), None if arguments.target_table is None else Path(arguments.target_table)
+    found = inspect_task(task, target, space, table, arguments.latency)
     if arguments.json:
-        data = {
-            "modules": [{**m.__dict__, "parameters": m.parameters} for m in found],
-            "groups": [{"name": g.name, "kind": g.kind, "units": g.units, "reason": g.reason} for g in found.groups],
-            "uncovered": [u.__dict__ for u in found.uncovered],
-            "ranks": [{**r.__dict__, "verdict": r.words} for r in ranks],
-            **({} if latency is None else {"latency": latency}),
-        }
-        print(json.dumps(data, indent=1))
-        return 0
-    print_modules(found, ranks)
-    if latency is not None:
-        print_latency(latency)
+        print(json.dumps(found.to_json(), indent=1))
+    else:
+        print_modules(found.modules, found.ranks)
+        if found.latency is not None:
+            print_latency(found.latency)
+        for words in found.not_free:
+            console.print(f"export: {words}", highlight=False)
+    if isinstance(found.identity, ExportError):
+        raise found.identity
+    if not arguments.json:
+        console.print(found.identity.words, highlight=False)
     return 0
 
 
@@ -294,6 +286,10 @@ def main(argv: Sequence[str] | None = None) -> None:
     except KeyboardInterrupt:
         print("autocompress: stopped; everything found so far is saved, the same command goes on", file=sys.stderr)
         sys.exit(INTERRUPTED)
+    except Exception as error:
+        if arguments.debug:
+            traceback.print_exc()
+        sys.exit(_fail(our_fault(error)))
     sys.exit(code)
 
 

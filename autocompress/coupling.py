@@ -112,6 +112,7 @@ def _traced(model: nn.Module, inputs: Any) -> tuple[torch_pruning.DependencyGrap
             warnings.simplefilter("ignore")
             return torch_pruning.DependencyGraph().build_dependency(model, example_inputs=inputs, verbose=False), ""
     except Exception as error:
+        torch._dynamo.reset()  # what was compiled under the tracer, as torch.cond is, does not run without it
         return None, f"torch-pruning cannot trace the model ({type(error).__name__})"
 
 

@@ -22,6 +22,10 @@ class LimitError(AutocompressError, ValueError):
     """A limit is malformed or contradicts another."""
 
 
+class OutOfTimeError(AutocompressError, TimeoutError):
+    """The timeout of a search was over before anything could be searched."""
+
+
 class TargetError(AutocompressError, ValueError):
     """The target is unknown, or its latency table cannot be used."""
 

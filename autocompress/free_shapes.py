@@ -5,7 +5,7 @@ from __future__ import annotations
 import inspect
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import islice
 
 from torch import Tensor, nn
@@ -29,6 +29,7 @@ class FreeDimension:
         name: what the dimension is called in the file.
         sizes: those that the user's batches have there, where they differ from the example's; the graph must then be free.
         split: the split in which they were seen first.
+        samples: whether the first dimension of the model's inputs counts samples.
     """
 
     position: int
@@ -37,11 +38,12 @@ class FreeDimension:
     name: str
     sizes: tuple[int, ...] = ()
     split: str = ""
+    samples: bool = True
 
     @property
     def is_batch(self) -> bool:
         """Whether it counts samples, which can also be fed in parts."""
-        return self.dimension == 0
+        return self.dimension == 0 and self.samples
 
 
 def argument_names(model: nn.Module, inputs: Inputs) -> tuple[str, ...]:
@@ -89,29 +91,33 @@ def _mask(tensor: Tensor) -> bool:
 def free_dimensions(task: Task) -> tuple[FreeDimension, ...]:
     """The default ones, those in which the task's batches differ from `example_inputs`, and those that `task.dynamic` names."""
     names, tensors = argument_names(task.model, task.example_inputs), input_tensors(task.example_inputs)
-    found = {(free.position, free.dimension): free for free in default_dimensions(task.model, task.example_inputs)}
-    for split in SPLITS:
-        batches = getattr(task, split)
+    samples = task.batch_first is not False
+    usual = default_dimensions(task.model, task.example_inputs)
+    found = {(free.position, free.dimension): free for free in usual if samples or free.dimension > 0}
+
+    def at(i: int, d: int) -> FreeDimension:
+        return found.get((i, d)) or FreeDimension(i, d, names[i], f"{names[i]}_{d}", samples=samples)
+
+    seen = {split: getattr(task, split) for split in SPLITS} | {
+        "latency_inputs": [(inputs, None) for inputs in task.latency_inputs.values()]
+    }
+    for split, batches in seen.items():
         if batches is None:
             continue
         with seeded(0):
             for inputs, _ in islice(batches, LOOKED_AT):
                 for i, (tensor, example) in enumerate(zip(input_tensors(inputs), tensors, strict=False)):
-                    for d, (size, usual) in enumerate(zip(tensor.shape, example.shape, strict=False)):
-                        if size != usual and d > 0 and tensor.dim() == example.dim():
-                            old = found.get((i, d)) or FreeDimension(i, d, names[i], f"{names[i]}_{d}")
-                            sizes = tuple(sorted({*old.sizes, size}))
-                            found[i, d] = FreeDimension(i, d, old.label, old.name, sizes, old.split or split)
-    named: set[tuple[int, int]] = set()
+                    for d, (size, own) in enumerate(zip(tensor.shape, example.shape, strict=False)):
+                        if size != own and (d > 0 or not samples) and tensor.dim() == example.dim():
+                            old = at(i, d)
+                            found[i, d] = replace(old, sizes=tuple(sorted({*old.sizes, size})), split=old.split or split)
     for key, dimensions in (task.dynamic or {}).items():
         i = _position(task, key, names)
         for d, name in dimensions.items():
             if not 0 <= d < tensors[i].dim():
                 raise TaskError(f"task {task.name}: dynamic[{key!r}] names dimension {d}; {names[i]} has 0 to {tensors[i].dim() - 1}")
-            old = found.get((i, d)) or FreeDimension(i, d, names[i], name)
-            found[i, d] = FreeDimension(i, d, old.label, name, old.sizes, old.split)
-            named.add((i, d))
-    return tuple(found[key] for key in sorted(found) if key[1] > 0 or key in named or task.batch_first is not False)
+            found[i, d] = replace(at(i, d), name=name)
+    return tuple(found[key] for key in sorted(found))
 
 
 def _position(task: Task, key: str, names: tuple[str, ...]) -> int:

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 from torch.nn.utils.rnn import PackedSequence
 
-from autocompress.batches import NARROWED, Batches, Inputs, leaves, map_inputs, map_value, seed_all
+from autocompress.batches import NARROWED, Batches, Inputs, batch_size, leaves, map_inputs, map_value, seed_all
 from autocompress.errors import TaskError
 from autocompress.user_code import user_code
 
@@ -112,6 +112,8 @@ def checked(batch: Any, split: str, example: Inputs | None = None) -> tuple[Inpu
     if isinstance(batch, PackedSequence) or not (isinstance(batch, (tuple, list)) and len(batch) == 2):
         raise TaskError(f"task: {split} yields {type(batch).__name__}; expected (inputs, target), target may be None")
     check_inputs(batch[0], split, example)
+    if batch_size(batch[0]) == 0:
+        raise TaskError(f"task: {split} yields a batch without samples; nearest: leave it out")
     return map_inputs(_ordered(batch[0], example), ordinary), map_value(_tensor(batch[1]), ordinary)
 
 

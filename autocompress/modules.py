@@ -245,7 +245,8 @@ def _uncovered(model: nn.Module, modules: list[CompressibleModule], total: int, 
     for name, module in model.named_modules():
         own = sum(p.numel() for p in module.parameters(recurse=False) if id(p) not in covered)
         if own:
-            rest.append(Uncovered(name or "(model)", type(module).__name__, own / total, 0.0))
+            what = "read by a branch, a loop or another operator" if type(module) is nn.Module else type(module).__name__
+            rest.append(Uncovered(name or "(model)", what, own / total, 0.0))
     macs_total = max(1, sum(macs.values()))
     rest_macs = sum(macs.values()) - sum(m.macs for m in modules)
     if rest_macs > 0:

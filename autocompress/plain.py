@@ -22,7 +22,7 @@ from torch.nn.utils import parametrize
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from autocompress.attention import SplitAttention
-from autocompress.batches import Inputs, map_inputs
+from autocompress.batches import Inputs, input_tensors, map_inputs
 from autocompress.errors import TaskError
 from autocompress.hugging_face import exportable, without_cache
 from autocompress.program import COVERED, exported_program, with_modules
@@ -61,15 +61,16 @@ def plain_model(model: nn.Module, example_inputs: Inputs) -> nn.Module:
     inputs = map_inputs(example_inputs, lambda tensor: tensor.detach().cpu())
     tree = split_modules(model)
     alike = _same(model, tree, inputs)
-    covers = alike and all(map(is_plain, model.modules())) and not _shares_modules(model)
-    if covers and not _multiplies_more(tree, inputs):
+    plain = alike and all(map(is_plain, model.modules())) and not _shares_modules(model)
+    seen = _looked_at(tree, inputs)
+    if plain and (isinstance(model, fx.GraphModule) or not (seen.multiplies_more or seen.hides)):
         return tree
     # Not of a copy: a forward that was set on an instance still reads the weights of the module that it was made for.
     on_cpu = all(value.device.type == "cpu" for value in original.state_dict().values())
     exported = original if on_cpu else model
     with _in_eval_mode(exported), exportable(exported):
         program = _program(exported, inputs)
-    if program is None or (covers and _covered(program) <= _covered(tree)):
+    if program is None or (plain and not seen.hides and _covered(program) <= _covered(tree)):
         return tree if alike else model
     return copy.deepcopy(program)
 
@@ -89,34 +90,41 @@ def in_form(form: str, model: nn.Module, example_inputs: Inputs) -> nn.Module:
     return split_modules(tree) if form == "split" else tree
 
 
-def _multiplies_more(model: nn.Module, inputs: Inputs) -> bool:
-    """Return whether a model multiplies by parameters that no module of a covered class holds: transposed matrices, stacks of experts."""
-    held = {id(value) for module in model.modules() if isinstance(module, COVERED) for value in module.parameters(recurse=False)}
-    rest = {value.untyped_storage().data_ptr() for value in model.parameters() if value.dim() >= 2 and id(value) not in held}
-    if not rest:
-        return False
-    watch = _Products(rest)
-    with torch.no_grad(), watch:
-        call_model(model, inputs)
-    return watch.seen
+class _Watch(TorchDispatchMode):  # type: ignore[no-untyped-call]
+    """What a run shows that the module tree does not.
 
-
-class _Products(TorchDispatchMode):  # type: ignore[no-untyped-call]
-    """Notes whether an operator that multiplies reads one of some parameters, or a view or a copy of one."""
+    Attributes:
+        multiplies_more: an operator multiplies by a parameter that no module of a covered class holds (a transposed matrix, a stack of
+            experts), by a view of it or by a copy.
+        hides: it runs operators that nothing may look into, nor at the modules inside (torch.cond, torch.while_loop, scan).
+    """
 
     def __init__(self, storages: set[int]) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
-        self.storages, self.seen = storages, False
+        self.storages, self.multiplies_more, self.hides = storages, False, False
         self.copies: list[Tensor] = []
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         name, result = str(func), func(*args, **(kwargs or {}))
-        if not self.seen and any(isinstance(value, Tensor) and value.untyped_storage().data_ptr() in self.storages for value in args):
-            self.seen = any(word in name for word in PRODUCTS)
+        read = any(isinstance(value, Tensor) and value.untyped_storage().data_ptr() in self.storages for value in args)
+        if read and not self.multiplies_more:
+            self.multiplies_more = any(word in name for word in PRODUCTS)
             if "clone" in name or "_to_copy" in name:
                 self.copies.append(result)  # held, so that its place in memory is not taken by another
                 self.storages.add(result.untyped_storage().data_ptr())
         return result
+
+
+def _looked_at(model: nn.Module, inputs: Inputs) -> _Watch:
+    held = {id(value) for module in model.modules() if isinstance(module, COVERED) for value in module.parameters(recurse=False)}
+    watch = _Watch({value.untyped_storage().data_ptr() for value in model.parameters() if value.dim() >= 2 and id(value) not in held})
+    try:
+        with torch.no_grad(), watch:
+            call_model(model, map_inputs(inputs, Tensor.clone))
+    except Exception:
+        torch._dynamo.reset()  # what was compiled while it was looked at does not run otherwise
+        watch.hides = True
+    return watch
 
 
 def _covered(model: nn.Module) -> int:
@@ -211,17 +219,23 @@ def plain_task(task: Task) -> Task:
         model = getattr(task, name)
         plain = None if model is None else plain_model(model, task.example_inputs)
         if isinstance(plain, fx.GraphModule) and plain is not model:
-            check_same(model, plain, task.validation)
+            check_same(model, plain, task.validation, task.example_inputs)
             changed[name] = plain
     return replace(task, **changed)
 
 
-def check_same(model: nn.Module, plain: nn.Module, batches: Any, count: int = 2) -> None:
-    """Raise TaskError unless a plain model gives the outputs of the user's model on the first batches."""
+def check_same(model: nn.Module, plain: nn.Module, batches: Any, example: Inputs, count: int = 2) -> None:
+    """Raise TaskError unless a plain model, which does on the example, gives the outputs of the user's model on the first batches."""
     for i, (inputs, _) in enumerate(batches):
         if i == count:
             return
         if not _same(model, plain, inputs):
+            shapes = [[tuple(tensor.shape) for tensor in input_tensors(found)] for found in (inputs, example)]
+            if shapes[0] != shapes[1]:
+                raise TaskError(
+                    f"model: it does something else with inputs of {shapes[0]} (validation) than with those of {shapes[1]} "
+                    "(example_inputs), which no file can follow; nearest: example_inputs of the size of the batches"
+                )
             where = first_difference(model, plain, inputs)
             raise TaskError(f"model: what would be compressed differs from the model{where}; please report it with the model")
 

@@ -18,7 +18,7 @@ from autocompress.limits import parse_bytes
 from autocompress.loading import check_inputs, ordinary, settled
 from autocompress.plain import plain_task
 from autocompress.task import Task, check_task, float_task, named_outputs, primary_output, run_model
-from autocompress.user_code import UserCodeError
+from autocompress.user_code import UserCodeError, user_code
 
 SPLITS = ("validation", "train", "calibration", "test")
 AGAIN = 1e-4  # of the largest output: another order of sums
@@ -32,15 +32,21 @@ def prepared(task: Task, say: Callable[[str], None] = lambda line: None) -> Task
 
     `say` gets what was changed, a line each. TaskError for what cannot work, before anything takes long.
     """
+    for model, what in ((task.model, "model"), (task.student, "student")):
+        if model is not None or what == "model":
+            _check_model(task, model, what)
     check_inputs(task.example_inputs, "example_inputs")
-    task = replace(task, example_inputs=map_inputs(task.example_inputs, ordinary))
+    for name, inputs in task.latency_inputs.items():
+        check_inputs(inputs, f"latency_inputs[{name!r}]", task.example_inputs)
+    elsewhere = {name: map_inputs(inputs, ordinary) for name, inputs in task.latency_inputs.items()}
+    task = replace(task, example_inputs=map_inputs(task.example_inputs, ordinary), latency_inputs=elsewhere)
     memory = parse_bytes("data_memory", task.data_memory)
-    found: dict[str, Any] = {
+    splits: dict[str, Any] = {
         split: settled(getattr(task, split), split, task.example_inputs, memory, split == "train")
         for split in SPLITS
         if getattr(task, split) is not None
     }
-    task = replace(task, **found)
+    task = replace(task, **splits)
     floats = float_task(task)
     if floats is not task:
         kinds = {str(parameter.dtype).removeprefix("torch.") for parameter in task.model.parameters()} - {"float32"}
@@ -56,6 +62,9 @@ def prepared(task: Task, say: Callable[[str], None] = lambda line: None) -> Task
             check_steady(task, model, inputs, what)
             firsts.append(task.batch_first if task.batch_first is not None else is_batch_first(task, model, inputs))
     _check_loss(task)
+    for name, found in task.latency_inputs.items():
+        with torch.no_grad():
+            run_model(_probe(task.student or task.model), found, f"task {task.name}: model.forward fails on latency_inputs[{name!r}]")
     if not all(firsts) and task.batch_first is None and compares_samples(task, task.model, inputs):
         say("outputs compare the samples of a batch: batches are never cut nor joined; files take any batch size")
         task = _with_free_batch(task)
@@ -72,6 +81,17 @@ def _with_free_batch(task: Task) -> Task:
     return replace(task, dynamic=dynamic)
 
 
+def _check_model(task: Task, model: Any, what: str) -> None:
+    """TaskError for what is no module with values, or cannot be copied."""
+    if not isinstance(model, nn.Module):
+        raise TaskError(f"task {task.name}: {what} is a {type(model).__name__}; expected a torch.nn.Module")
+    for name, value in (*model.named_parameters(), *model.named_buffers()):
+        if value.is_meta:
+            raise TaskError(f"task {task.name}: {what}'s {name} is on device meta and has no values; nearest: to_empty, and load weights")
+    with user_code(f"task {task.name}: the {what} cannot be copied"):
+        copy.deepcopy(model)
+
+
 def _check_loss(task: Task) -> None:
     """Call a loss of the user's on the first training batch, so that what fails is said before anything takes long."""
     if task.loss is None or not task.has_labels:
@@ -85,9 +105,14 @@ def _check_loss(task: Task) -> None:
 
 
 def _check_rows(task: Task) -> None:
-    """TaskError for outputs without a row per sample, of a model that takes one sample at a time."""
+    """TaskError for outputs that are no floating-point numbers, or, of a model that takes one sample at a time, have no row per sample."""
     inputs, target = task.first_batch
     output = _outputs(task, _probe(task.model), inputs)[0]
+    if not output.is_floating_point() and (task.divergence is None or (task.has_labels and task.loss is None)):
+        kind = str(output.dtype).removeprefix("torch.")
+        raise TaskError(f"task: the model gives {kind} outputs; expected scores, nearest: logits, with argmax in the metric")
+    if output.numel() and not bool(output.isfinite().any()):
+        raise TaskError("task: the model gives no finite number on the first validation batch; look for NaN in its weights and inputs")
     single = isinstance(target, Tensor) and target.numel() == 1
     if output.dim() == 0 or (single and output.dim() == 1 and len(output) > 1):
         wanted = (1, *output.shape)

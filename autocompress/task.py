@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import copy
+import io
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -10,7 +12,7 @@ from functools import cached_property
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor, fx, nn
 
 from autocompress.batches import NARROWED, Batches, Inputs, cuttable, map_inputs, take_samples
 from autocompress.errors import NotComputableError, TaskError, nearest_name
@@ -44,7 +46,9 @@ class Task:
         model: any nn.Module; it is never changed.
         example_inputs: one batch of inputs in the shape that latency is measured for.
         validation: re-iterable of (inputs, target) batches that the search sees; target may be None without a metric's need.
-        metric: (outputs, targets) -> float, higher is better, on all outputs of a split concatenated.
+        metric: (outputs, targets) -> float, higher is better, on all outputs of a split concatenated; where those of its batches differ
+            in shape (sequences of several lengths), on lists with an entry per sample, or, where it takes none and is a mean over samples
+            or positions, the mean over batches.
         loss: (outputs, target) -> scalar for training; default: cross-entropy for classes and class probabilities, binary cross-entropy
             for 0 and 1 per element, else squared error; targets of -100 do not count.
         divergence: (student, teacher) -> (n,) distance per sample; default: KL of classes or of each yes or no, the squared difference
@@ -66,6 +70,8 @@ class Task:
             None: found out by calling the model.
         rows_independent: whether the samples of a list of validation batches may be mixed across batches, so that any first part of them
             is a random sample (for data sorted by class, say); metrics get them in their own order.
+        latency_inputs: name -> further inputs at which the latency of the front's files is measured and reported, beside `example_inputs`,
+            which decides; what differs from it there is free in the files.
         data_memory: most that a validation, calibration or test split takes in memory, where it is kept so that each pass is the same.
     """
 
@@ -89,6 +95,7 @@ class Task:
     batch_first: bool | None = None
     rows_independent: bool = False
     data_memory: str | float = "2GB"
+    latency_inputs: Mapping[str, Inputs] = field(default_factory=dict)
 
     @cached_property
     def first_batch(self) -> tuple[Inputs, Any]:
@@ -209,7 +216,9 @@ def call_model(model: nn.Module, inputs: Inputs) -> Tensor:
 def run_model(model: nn.Module, inputs: Inputs, what: str = FORWARD_FAILS) -> Any:
     """Everything that the model returns; it gets copies of `inputs`, since it may write to them. UserCodeError: `what`, and why."""
     given = map_inputs(inputs, torch.clone)
-    with user_code(what):
+    # A traced program prints its source where it fails, beside the error.
+    silent = contextlib.redirect_stderr(io.StringIO()) if isinstance(model, fx.GraphModule) else contextlib.nullcontext()
+    with user_code(what), silent:
         if isinstance(given, Tensor):
             return model(given)
         return model(**given) if isinstance(given, Mapping) else model(*given)
@@ -245,7 +254,12 @@ def primary_output(result: Any) -> Tensor:
 def score(metric: Callable[[Any, Any], float], outputs: Any, targets: Any, name: str = "metric") -> float:
     """The metric as a finite float; NotComputableError names it otherwise, UserCodeError says where it fails."""
     with user_code(f"task: {name} fails"):
-        value = float(metric(outputs, targets))
+        found: Any = metric(outputs, targets)
+    try:
+        value = float(found)
+    except (TypeError, ValueError, RuntimeError):
+        came = f"a tensor of shape {tuple(found.shape)}" if isinstance(found, Tensor) else repr(found)[:60]
+        raise NotComputableError(f"task: {name} returned {came}; it must be a finite number") from None
     if not math.isfinite(value):
         raise NotComputableError(f"task: {name} returned {value} on {len(outputs)} outputs; it must be a finite number")
     return value
@@ -328,5 +342,6 @@ def float_task(task: Task) -> Task:
     batches = {name: getattr(task, name) for name in ("validation", "train", "calibration", "test")}
     floats: dict[str, Any] = {name: None if found is None else FloatBatches(found) for name, found in batches.items()}
     student = None if task.student is None else copy.deepcopy(task.student).float()
-    inputs = map_inputs(task.example_inputs, float32)
-    return replace(task, model=copy.deepcopy(task.model).float(), student=student, example_inputs=inputs, **floats)
+    floats["example_inputs"] = map_inputs(task.example_inputs, float32)
+    floats["latency_inputs"] = {name: map_inputs(inputs, float32) for name, inputs in task.latency_inputs.items()}
+    return replace(task, model=copy.deepcopy(task.model).float(), student=student, **floats)

@@ -12,6 +12,7 @@ from typing import Any
 
 from autocompress.errors import TaskError, nearest_name
 from autocompress.task import Task
+from autocompress.user_code import UserCodeError, user_code
 
 
 def load_task(spec: str, **arguments: Any) -> Task:
@@ -28,7 +29,8 @@ def load_task(spec: str, **arguments: Any) -> Task:
         inspect.signature(function).bind(**arguments)
     except TypeError as error:
         raise TaskError(f"task {spec!r}: {error}; it takes {inspect.signature(function)}") from None
-    task = function(**arguments)
+    with user_code(f"task {spec!r}: {function_name} fails"):
+        task = function(**arguments)
     if not isinstance(task, Task):
         raise TaskError(f"task {spec!r}: {function_name} returned {type(task).__name__}; it must return autocompress.Task")
     where = str(Path(place).resolve()) if place.endswith(".py") else place
@@ -37,8 +39,12 @@ def load_task(spec: str, **arguments: Any) -> Task:
 
 def _load_module(name: str, spec: str) -> Any:
     try:
-        return importlib.import_module(name)
-    except ModuleNotFoundError as error:
+        with user_code(f"task {spec!r}: {name} fails to load"):
+            return importlib.import_module(name)
+    except UserCodeError as failure:
+        error = failure.__cause__
+        if not isinstance(error, ModuleNotFoundError):
+            raise
         raise TaskError(
             f"task {spec!r}: no module {error.name!r}; expected an importable module or a path that ends in .py, "
             "for example autocompress.tasks:easy_vqa"
@@ -57,9 +63,8 @@ def _load_file(path: Path, spec: str) -> Any:
     sys.modules[name] = module
     sys.path.insert(0, str(path.parent.resolve()))
     try:
-        module_spec.loader.exec_module(module)
-    except Exception as error:
-        raise TaskError(f"task {spec!r}: {path} fails to load: {type(error).__name__}: {error}") from error
+        with user_code(f"task {spec!r}: {path} fails to load"):
+            module_spec.loader.exec_module(module)
     finally:
         sys.path.pop(0)
     return module

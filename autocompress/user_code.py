@@ -31,7 +31,7 @@ def user_code(what: str) -> Iterator[None]:
         yield
     except (AutocompressError, MemoryError):
         raise
-    except Exception as error:
+    except (Exception, SystemExit) as error:
         text = str(error)
         if "out of memory" in text or "can't allocate memory" in text:
             raise
@@ -42,7 +42,15 @@ def user_code(what: str) -> Iterator[None]:
         raise UserCodeError(f"{what}: {_first_line(error)}{_place(called, text)}") from error
 
 
-def _first_line(error: Exception) -> str:
+def our_fault(error: Exception) -> str:
+    """One line for what is nobody's fault but ours: what it is, and the last of our lines that it passed."""
+    ours = [frame for frame in traceback.extract_tb(error.__traceback__) if frame.filename.startswith(OURS)]
+    place = f" at {Path(ours[-1].filename).relative_to(Path(OURS).parent)}:{ours[-1].lineno}" if ours else ""
+    words = " ".join(str(error).split())[:300]
+    return f"a fault of autocompress{place}: {type(error).__name__}: {words}; please report it with what --debug shows"
+
+
+def _first_line(error: BaseException) -> str:
     """The type and the first line of an error; of one that a loader's process caught, its own type and line."""
     lines = [line for line in str(error).strip().splitlines() if line.strip()]
     if len(lines) > 1 and "in DataLoader worker process" in lines[0]:

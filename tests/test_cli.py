@@ -10,6 +10,7 @@ import yaml
 
 from autocompress import cli
 from autocompress.cli import main
+from autocompress.compress.simulate import SimulatedModule
 from autocompress.targets.device.sessions import SessionSettings
 
 SPACE = {"modules": [{"match": "*", "weight_bits": [4, 8], "activation_bits": [8, 32]}]}
@@ -91,6 +92,23 @@ def test_inspect(cnn_spec: str, capsys: pytest.CaptureFixture[str]) -> None:
     assert "BatchNorm2d" in out
     data = json.loads(run(capsys, "inspect", cnn_spec, "--json")[1])
     assert {m["name"] for m in data["modules"]} == {"stem.0", "body.0.conv1", "body.0.conv2", "body.2", "fc"}
+    assert "what is simulated is what runs: the simulation differs from the model by" in out
+    assert data["identity"]["simulation"] < 1e-5
+    assert data["identity"]["float_file"] < 1e-5
+    assert data["identity"]["rounded_file"] < 0.05
+
+
+def test_inspect_names_the_module_whose_file_differs(
+    transformer_spec: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    forward = SimulatedModule.forward
+    monkeypatch.setattr(SimulatedModule, "forward", lambda self, x: forward(self, x) * 1.1)
+    code, out, error = run(capsys, "inspect", transformer_spec)
+    assert code == 1
+    assert "compressible modules" in out, "what can be said is said"
+    assert "the simulation of the untouched model differs from the model at module embed" in error
+    assert len(error.splitlines()) == 1
+    assert "differs from the model at module" in json.loads(run(capsys, "inspect", transformer_spec, "--json")[1])["identity"]["error"]
 
 
 def test_inspect_marks_ranks_without_gain(cnn_spec: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -190,6 +208,7 @@ BAD = [
     (["bench", "{tmp}/none.onnx"], 1, "none.onnx: no such file"),
     (["bench", "{tmp}/nine.yaml"], 1, "ONNX Runtime cannot load it"),
     (["evaluate", "{best}", "{tasks}/transformer.py:task", "--split", "test"], 1, "task words: has no test split"),
+    (["evaluate", "{best}", "{tasks}/transformer.py:task"], 1, "a batch has x of shape (32, 12), the file takes ('batch', 1, 8, 8)"),
     (["worker", "--storage", "{tmp}/empty.journal", "{tasks}/cnn.py:task"], 1, "holds no study 'autocompress'"),
 ]
 

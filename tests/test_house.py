@@ -29,6 +29,7 @@ LEVELS = [
     {"export"},
     {"search"},
     {"report"},
+    {"inspection"},
     {"tasks", "__init__", "arguments", "cli", "show", "__main__"},
 ]
 LEVEL = {name: i for i, names in enumerate(LEVELS) for name in names}

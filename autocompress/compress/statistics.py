@@ -80,6 +80,8 @@ def collect_statistics(
 
     def hook(name: str) -> Any:
         def see(module: nn.Module, inputs: tuple[Tensor, ...]) -> None:
+            if inputs[0].numel() == 0:  # a part of the batch without samples
+                return
             gathered.setdefault(name, _Sums()).add(*input_vectors(module, inputs[0]))
 
         return see

@@ -248,17 +248,20 @@ def prepare(
     device: torch.device | None = None,
     activation_range: str = "squared_error",
     graphs: Path | None = None,
+    report: Callable[[str, float], None] = lambda what, share: None,
 ) -> Builder:
     """Export and calibrate once; modules whose weight the graph does not show are left out of the map.
 
     `activation_range` is how static ranges are chosen (as `ModuleConfig.weight_range`); folder `graphs` keeps exported graphs.
     """
+    report("exporting the model", 0.0)
     teacher, outputs = plain_model(task.model, task.example_inputs), tuple(task.output_weights or ())
     free = free_dimensions(task)
     lowered = lower(teacher, task.example_inputs, module_map, outputs, graphs, free)
     lowered = as_called(lowered, teacher, module_map, task.example_inputs)
     module_map = module_map.restricted_to(lowered.sites)
     module_map = replace(module_map, norms=find_norms(lowered, module_map))
+    report("calibrating", 0.0)
     samples = [inputs for inputs, _ in task.first_samples(task.calibration_batches(), CALIBRATION_SAMPLES)]
     if not lowered.dynamic_batch:
         samples = [task.example_inputs, *samples]
@@ -274,6 +277,7 @@ def prepare(
         baseline = exported(copy.deepcopy(task.model).cpu().eval(), task.example_inputs, outputs, graphs, free).proto
     evidence = Evidence(teacher, statistics, task_losses(task))
     builder = Builder(lowered, module_map, evidence, ranges, baseline.SerializeToString(), kernels)
+    report("checking what can be pruned", 0.0)
     return _with_prunable_groups(builder, samples[0], outputs)
 
 

@@ -60,9 +60,10 @@ def export_float(
         open_ones = [dimension for dimension in asked if dimension not in fixed]
         try:
             traced = trace(model, inputs, names, open_ones, further)
-            fixed.update(
-                (d, _constant_words(d, inputs, model)) for d in open_ones if expression_of(traced.shapes[d.position][d.dimension]) is None
-            )
+            constant = [d for d in open_ones if expression_of(traced.shapes[d.position][d.dimension]) is None]
+            fixed.update((d, _constant_words(d, inputs, model)) for d in constant)
+            if any(_size(d, inputs) == 1 for d in constant):
+                continue  # it was traced with two, at which it is no use
             proto, words = _agreeing(traced, model, inputs, names, open_ones, further)
             break
         except Differs as error:
@@ -116,8 +117,12 @@ def _copy(proto: ModelProto) -> ModelProto:
     return found
 
 
+def _size(dimension: FreeDimension, inputs: Inputs) -> int:
+    return input_tensors(inputs)[dimension.position].shape[dimension.dimension]
+
+
 def _constant_words(dimension: FreeDimension, inputs: Inputs, model: nn.Module) -> str:
-    size = input_tensors(inputs)[dimension.position].shape[dimension.dimension]
+    size = _size(dimension, inputs)
     layers = recurrent_layers(model)
     return f"the traced program needs exactly {size}" + (f" ({', '.join(layers)} in the model)" if layers else "")
 
@@ -135,7 +140,7 @@ def _has_more(model: nn.Module, inputs: Inputs, names: Sequence[str]) -> bool:
 def _refuse_needed(fixed: Mapping[FreeDimension, str], inputs: Inputs) -> None:
     for d, why in fixed.items():
         if d.sizes:
-            size = input_tensors(inputs)[d.position].shape[d.dimension]
+            size = _size(d, inputs)
             raise ExportError(
                 f"export: {d.label}: dimension {d.dimension} is fixed at {size} ({why}), but {d.split} has batches of {d.sizes[-1]} there; "
                 f"pad all batches to {size}"

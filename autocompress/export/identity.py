@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from onnx import ModelProto, helper
 from torch import Tensor, nn
 
-from autocompress.batches import Inputs, map_inputs, take_samples
+from autocompress.batches import Inputs, batch_size, map_inputs, take_samples
 from autocompress.candidate import Candidate, ModuleConfig
 from autocompress.compress.stitch import Stitcher
 from autocompress.errors import ExportError
@@ -27,37 +27,76 @@ SAMPLES = 4
 Array = NDArray[Any]
 
 
-def check_identity(builder: Builder, stitcher: Stitcher, target: Target, task: Task) -> None:
-    """Raise ExportError unless simulation and files compute the same on a few validation samples.
+class Identity(NamedTuple):
+    """Relative differences of outputs: simulation and float file against the model, the file of 8-bit weights against its simulation."""
+
+    simulation: float
+    float_file: float
+    rounded_file: float
+
+    @property
+    def words(self) -> str:
+        """For the terminal."""
+        return (
+            f"what is simulated is what runs: the simulation differs from the model by {self.simulation:.1g}, the float file by "
+            f"{self.float_file:.1g}, a file of 8-bit weights from its simulation by {self.rounded_file:.1g}"
+        )
+
+
+def check_identity(builder: Builder, stitcher: Stitcher, target: Target, task: Task) -> Identity:
+    """How closely simulation and files agree with the model on a few validation samples.
 
     Args:
         builder: the exported model.
         stitcher: its simulation, on the CPU or another device.
         target: what the candidate of 8 bits may use.
         task: whose samples are taken; the example where the file's batch is fixed.
+
+    Raises:
+        ExportError: they do not agree; it names the first module whose output differs.
     """
     inputs = take_samples(task.validation, SAMPLES)[0][0] if builder.lowered.dynamic_batch else task.example_inputs
     expected, proto = _outputs(builder.teacher, inputs), builder.lowered.proto
     simulated = _outputs(stitcher.apply(Candidate()), inputs)
-    if _difference(simulated, expected) > UNTOUCHED_ERROR:
+    simulation = _difference(simulated, expected)
+    if simulation > UNTOUCHED_ERROR:
         where = _first_module(builder, stitcher, proto, inputs, UNTOUCHED_ERROR)
         raise ExportError(f"export: the simulation of the untouched model differs from the model{where}; {REPORT}")
-    if _difference(_run(proto, builder, inputs)[0], expected) > UNTOUCHED_ERROR:
+    float_file = _difference(_run(proto, builder, inputs)[0], expected)
+    if float_file > UNTOUCHED_ERROR:
         where = _first_module(builder, stitcher, proto, inputs, UNTOUCHED_ERROR)
         raise ExportError(f"export: the float file differs from the model{where}; {REPORT}")
+    _check_whole_batch(builder, task, inputs)
     candidate = _eight_bits(builder, target)
     proto = builder.build(builder.recipe(candidate, stitched_variants(builder, stitcher, candidate)))
     simulated = _outputs(stitcher.apply(candidate), inputs)
-    if _difference(_run(proto, builder, inputs)[0], simulated) > ROUNDED_ERROR:
+    rounded_file = _difference(_run(proto, builder, inputs)[0], simulated)
+    if rounded_file > ROUNDED_ERROR:
         where = _first_module(builder, stitcher, proto, inputs, ROUNDED_ERROR)
         raise ExportError(f"export: the file of 8-bit weights differs from its simulation{where}; {REPORT}")
+    return Identity(simulation, float_file, rounded_file)
+
+
+def _check_whole_batch(builder: Builder, task: Task, few: Inputs) -> None:
+    """Raise ExportError where the float file, which is right for a few samples, differs for a whole batch."""
+    whole = task.first_batch[0]
+    if not builder.lowered.dynamic_batch or batch_size(whole) <= batch_size(few):
+        return
+    if _difference(_run(builder.lowered.proto, builder, whole)[0], _outputs(builder.teacher, whole)) > UNTOUCHED_ERROR:
+        raise ExportError(
+            f"export: the float file differs from the model on a batch of {batch_size(whole)}, not on one of {batch_size(few)}: the model "
+            "does something else by the size of its batch, which no file can follow; nearest: batches of the size that is deployed"
+        )
 
 
 def _eight_bits(builder: Builder, target: Target) -> Candidate:
     """Every module at 8 bits, on integer kernels where the target has them."""
     integer = target.integer_kinds if 8 in target.activation_bits else ()
     bits = 8 if 8 in target.weight_bits else 32
-    configs = {m.name: ModuleConfig(bits, 8 if m.kind in integer else 32, algorithm="nearest") for m in builder.module_map}
+    # The range that takes no search: what is compared is arithmetic, not accuracy.
+    configs = {
+        m.name: ModuleConfig(bits, 8 if m.kind in integer else 32, algorithm="nearest", weight_range="min_max") for m in builder.module_map
+    }
     return Candidate.of(configs)
 
 

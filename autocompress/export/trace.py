@@ -25,7 +25,8 @@ from autocompress.task import named_outputs, primary_output, run_model
 CHECKS = ("_assert_scalar", "_assert_async", "_assert_tensor_metadata", "sym_constrain_range")
 Path = tuple[tuple[bool, Any], ...]  # (whether it is an attribute, key, position or attribute), step by step
 OPSET = 21  # the first with 4-bit integers in DequantizeLinear and Cast
-NOISY = ("torch.onnx", "torch.export", "onnxscript", "onnx_ir")
+NOISY = ("torch.onnx", "torch.export", "torch.fx.experimental.symbolic_shapes", "onnxscript", "onnx_ir")
+DATA_DEPENDENT = "GuardOnDataDependentSymNode"  # the exporter's error where Python asks for a tensor's value
 INSIDE = "model."  # before the names of parameters in the exporter's graph, so that none of its own names is like them
 
 
@@ -207,13 +208,16 @@ def cause_of(error: BaseException) -> str:
             break
         error = deeper
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-    if "data-dependent" in (lines[0] if lines else ""):
-        said = "data-dependent sizes or branches, which no graph holds"
-        places = re.findall(r'File "([^"]+)", line (\d+)', str(error))  # the exporter's own words hold the place
-        place = place or (f"{File(places[-1][0]).name}:{places[-1][1]}" if places else "")
-    else:
-        said = f"{type(error).__name__}: {lines[0] if lines else 'no message'}"
-    return said + (f" (at {place})" if place else "")
+    places = re.findall(r'File "([^"]+)", line (\d+)', str(error)) if type(error).__name__ == DATA_DEPENDENT else []
+    if places:  # the exporter's own words hold the place, where it is a library's
+        place = place or f"{File(places[-1][0]).name}:{places[-1][1]}"
+    if type(error).__name__ == DATA_DEPENDENT:
+        return (
+            "it decides by the values of tensors (data-dependent), which no file can follow"
+            + (f" (at {place})" if place else "")
+            + "; nearest: torch.where, or torch.cond"
+        )
+    return f"{type(error).__name__}: {lines[0] if lines else 'no message'}" + (f" (at {place})" if place else "")
 
 
 def _place(error: BaseException) -> str:

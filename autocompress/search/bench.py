@@ -12,6 +12,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from autocompress.batches import batch_size
 from autocompress.candidate import Candidate, ModuleConfig
 from autocompress.compress.library import LIBRARY_BYTES, trim_folder
 from autocompress.compress.precision import training_dtype
@@ -26,6 +27,7 @@ from autocompress.free_shapes import free_dimensions
 from autocompress.measure.accuracy import evaluate_session
 from autocompress.modules import CompressibleModule, ModuleMap
 from autocompress.results import Measurement
+from autocompress.search.clock import TABLE_SHARE
 from autocompress.search.race import Race, open_race
 from autocompress.search.ranks import no_gain, rank_verdicts, table_times
 from autocompress.search_space import BoundSpace, SearchSpace
@@ -129,12 +131,14 @@ def builder_for(
     device: torch.device | None = None,
     table: Path | None = None,
     activation_range: str = "squared_error",
+    report: Report = lambda what, share: None,
 ) -> Builder:
     """A builder with the kernels of this machine; the widths that they like, and the forms of integer weights, are as the table of the
     target says, or as measured here."""
+    report("timing the kernels of this machine", 0.0)
     kernels, forms = kernel_choice(target), {} if table is None else table_forms(table, target)
     multiples = {kind: kernels.width_multiple(kind) for kind in ("linear", "conv")} if table is None else table_multiples(table)
-    builder = prepare(task, module_map, kernels, device, activation_range, cache_folder() / "graphs").with_multiples(multiples)
+    builder = prepare(task, module_map, kernels, device, activation_range, cache_folder() / "graphs", report).with_multiples(multiples)
     return replace(builder, forms=forms, _sizes={})
 
 
@@ -166,52 +170,57 @@ def open_bench(
     seed: int,
     report: Report,
     library_bytes: int = LIBRARY_BYTES,
+    budget_s: Callable[[float], float | None] = lambda share: None,
 ) -> Bench:
     """Export, calibrate, profile and evaluate the baseline (or take its numbers from the run that is resumed).
 
     `task` is `original`, or the same on its student; `known` holds the baseline and `float_ms` of the run that is resumed, file
-    `kept_table` its latency table; the library holds `library_bytes` of variants in memory.
+    `kept_table` its latency table; the library holds `library_bytes` of variants in memory; `budget_s` says how many seconds a share
+    of the time that is left is, where it is limited.
     """
     report("evaluating the model", 0.0)
     race = open_race(task, copy.deepcopy(original.model).eval().to(device), device, seed)
-    report("exporting the model", 0.0)
-    builder = builder_for(task, module_map, target, device, table_file or _whole(kept_table), space.activation_range)
+    builder = builder_for(task, module_map, target, device, table_file or _whole(kept_table), space.activation_range, report)
+    _check_latency_inputs(task, builder)
     bound = space.bind(builder.module_map, target)
-    logits = task.divergence is None and any(task.is_logits(name) for name in task.output_weights or ("",))
-    bound = replace(bound, recovery=bound.recovery.fitted(task.has_labels, logits))
+    bound = replace(bound, recovery=bound.recovery.fitted(task.has_labels, _gives_logits(task)))
     layout = layout_of(builder)
     subject = subject_of(task, builder, layout, bound)
-    table = kept(subject, target, kept_table) or cached_table(subject, target, table_file, report)
+    report("planning the latency table", 0.0)
+    table = kept(subject, target, kept_table) or cached_table(subject, target, table_file, report, budget_s(TABLE_SHARE))
     table.save(kept_table)
     bound = replace(bound, no_gain=no_gain(rank_verdicts(bound, builder.module_map, table_times(layout, table))))
-    report("evaluating the baseline", 0.0)
+    report("checking the files against their simulation", 0.0)
     reference, teacher = _original(original, builder, device)
-    trim_folder(cache_folder() / "variants")
-    trim_folder(cache_folder() / "graphs", GRAPHS_BYTES)
+    _trim_caches()
     library = builder.library(cache_folder() / "variants", library_bytes)
     stitcher = Stitcher(builder.teacher.to(device), builder.module_map, library, builder.plan)
     if known is None:
         check_identity(builder, stitcher, target, task)
+    report("evaluating the baseline", 0.0)
     baseline, float_ms, pass_s = _known(known) if known else _measured(task, builder, reference, target, subject, table)
     report("timing a step of training", 0.0)
     trainer = _trainer(task, teacher, stitcher, bound, device, seed)
-    return Bench(
-        task,
-        target,
-        bound,
-        device,
-        builder,
-        stitcher,
-        layout,
-        subject,
-        table,
-        baseline,
-        race,
-        trainer,
-        reference,
-        float_ms,
-        pass_s,
-    )
+    settled = (task, target, bound, device, builder, stitcher, layout, subject, table)
+    return Bench(*settled, baseline, race, trainer, reference, float_ms, pass_s)
+
+
+def _trim_caches() -> None:
+    trim_folder(cache_folder() / "variants")
+    trim_folder(cache_folder() / "graphs", GRAPHS_BYTES)
+
+
+def _gives_logits(task: Task) -> bool:
+    return task.divergence is None and any(task.is_logits(name) for name in task.output_weights or ("",))
+
+
+def _check_latency_inputs(task: Task, builder: Builder) -> None:
+    """Raise TaskError for latency inputs of another batch size where files have one."""
+    size = batch_size(task.example_inputs)
+    for name, inputs in task.latency_inputs.items():
+        if not builder.lowered.dynamic_batch and batch_size(inputs) != size:
+            came = batch_size(inputs)
+            raise TaskError(f"task: latency_inputs[{name!r}] has a batch of {came}, files of this model take {size}; nearest: {size}")
 
 
 def _whole(path: Path) -> Path | None:
@@ -239,10 +248,9 @@ def _trainer(task: Task, teacher: nn.Module, stitcher: Stitcher, space: BoundSpa
 
 
 def _training_dtype(task: Task, stitcher: Stitcher, device: torch.device) -> torch.dtype:
-    """For 4-bit weights on integer kernels, which is what most candidates are."""
-    typical = Candidate.of(
-        {m.name: ModuleConfig(4, 8 if m.kind in ("linear", "conv") else 32, algorithm="nearest") for m in stitcher.module_map}
-    )
+    """For 4-bit weights on integer kernels, which is what most candidates are; how they are rounded does not change the time."""
+    quick = ModuleConfig(4, algorithm="nearest", weight_range="min_max")
+    typical = Candidate.of({m.name: replace(quick, activation_bits=8 if m.kind in ("linear", "conv") else 32) for m in stitcher.module_map})
     student = stitcher.apply(typical)
     stitcher.start_training(typical)
     return training_dtype(task, student, device, cache_folder() / "precision")

@@ -6,7 +6,9 @@ import time
 from dataclasses import dataclass
 
 MOST_FILES = 12
+TABLE_SHARE = 0.3  # of what is left when the latency table is begun
 SENSITIVITY_SHARE = 0.2  # at most, from when it begins
+SENSITIVITY_PART = 0.4  # of what is left then, where that is less
 RECOVERY_SHARE = 0.15  # of what is left when trials begin
 FILES_SHARE = 0.3  # at most, where files take long
 EXPORT_S, OPEN_S, REPORT_S = 1.0, 0.8, 4.0  # of one file; of timing one; of the report
@@ -60,7 +62,9 @@ class Clock:
 
     def sensitivity_deadline(self, now: float) -> float | None:
         """When what is left of the sensitivities is taken from the estimate."""
-        return None if self.timeout_s is None else now + SENSITIVITY_SHARE * self.timeout_s
+        if self.timeout_s is None or self.end is None:
+            return None
+        return now + min(SENSITIVITY_SHARE * self.timeout_s, SENSITIVITY_PART * max(0.0, self.end - now))
 
     @property
     def search_deadline(self) -> float | None:

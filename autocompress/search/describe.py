@@ -65,6 +65,9 @@ def say_setup(bench: Bench, time: Mapping[str, Any], progress: SearchProgress) -
     table = bench.table
     progress.line(check_words(table.check))
     progress.line(f"time of the float model: {time['modules_share']:.0%} in modules, {1 - time['modules_share']:.0%} in other operators")
+    if table.left_out:
+        measured = sum(run.role != "front" for run in table.runs)
+        progress.line(f"latency table: {measured} of {measured + table.left_out} models were measured in the time that there was")
     if table.warning:
         progress.line(f"latency table: {table.warning}")
     disabled = table.settings.disabled_optimizers
@@ -72,6 +75,8 @@ def say_setup(bench: Bench, time: Mapping[str, Any], progress: SearchProgress) -
         progress.line(f"session settings: {table.settings.threads} threads" + (f", without {', '.join(disabled)}" if disabled else ""))
     if bench.latency_source == "table":
         progress.line("latency table: of another machine; the latency of files is predicted for it, not measured here")
+    if isinstance(bench.race.teacher, list):
+        progress.line("outputs differ in shape among batches: metrics get lists of samples, or are averaged where they are means over them")
     for words in bench.builder.lowered.fixed:
         progress.line(f"export: {words}")
     for words in bench.space.left_out:

@@ -34,6 +34,7 @@ from autocompress.search.progressive import ProgressiveSampler
 from autocompress.search.proposals import make_allocator, make_sampler, sensitivity
 from autocompress.search.reach import check_size, out_of_reach
 from autocompress.search.settings import Settings, check_settings
+from autocompress.search.setup import Setup
 from autocompress.search.storage import folder_lock, open_study, study_of
 from autocompress.search.trial import Judge
 from autocompress.search.worker import Interrupt, Worker, complete_trials_file
@@ -53,8 +54,11 @@ def run_search(
     launch: Callable[[str], list[Running]] | None = None,
 ) -> tuple[SearchResult, bool]:
     """(result, whether it was interrupted). `launch(storage_url)` starts the other workers, as processes to wait for."""
-    started = time.monotonic()
     check_settings(settings)
+    interrupt = Interrupt()
+    setup = Setup(settings.timeout_s, progress.phase, lambda: interrupt.requested)
+    setup.is_ready = (folder / RUN_FILE).exists()  # there is a float model, and perhaps a front, to go on from
+    setup("checking the task", 0.0)
     task = prepared(task, progress.line)
     space = SearchSpace.load(settings.space)
     if settings.objectives:
@@ -62,25 +66,21 @@ def run_search(
     target, device = find_target(settings.target, portable=settings.portable), pick_device(settings.device)
     _divide_threads(settings.workers)
     learner = on_student(task)
+    setup("finding modules", 0.0)
     module_map = find_modules(learner.model, task.example_inputs, task.towers)
     bound = space.bind(module_map, target)
     asked = _checked_limits(learner, bound, settings)
     _make_folder(folder)
-    interrupt = Interrupt()
-
-    def setting_up(what: str, share: float) -> None:
-        if interrupt.requested:
-            raise KeyboardInterrupt  # there is nothing yet that a first Ctrl-C could finish
-        progress.phase(what, share)
-
     with folder_lock(folder), interrupt.watched():
         known = _known_run(folder, task, target)
         if task.student is not None:
-            setting_up("teaching the student", 0.0)
+            setup("teaching the student", 0.0)
             learner = _taught(task, bound, settings.seed, device, folder)
         table = _path(settings.target_table)
         kept, memory = folder / TABLE_FILE, parse_bytes("library_memory", settings.library_memory)
-        bench = open_bench(task, learner, space, target, device, module_map, table, kept, known, settings.seed, setting_up, memory)
+        seed = settings.seed
+        bench = open_bench(task, learner, space, target, device, module_map, table, kept, known, seed, setup, memory, setup.budget_s)
+        setup.is_ready = True
         limits = check_limits(bench, asked)
         run = describe_run(task, settings, bench, limits)
         if known and known["space"]["digest"] != bench.space.digest:
@@ -88,11 +88,12 @@ def run_search(
         write_json(folder / RUN_FILE, {**(known or {}), **run})
         say_setup(bench, run["time"], progress)
         finalize_steps = FINALIZE_FACTOR * bench.space.recovery.steps if settings.finalize_steps is None else settings.finalize_steps
-        clock = clock_of(bench, settings, started, finalize_steps > 0)
-        losses, how = sensitivity(bench, folder, setting_up, clock.sensitivity_deadline(time.monotonic()))
+        clock = clock_of(bench, settings, setup.started, finalize_steps > 0)
+        losses, how = sensitivity(bench, folder, setup, clock.sensitivity_deadline(time.monotonic()))
         run["sensitivity"] = (known or {}).get("sensitivity") if how is None else how.summary
+        run["setup_seconds"] = setup.finish()
         write_json(folder / RUN_FILE, {**(known or {}), **run})
-        for words in ("" if how is None else how.words, out_of_reach(bench, make_allocator(bench, losses), limits)):
+        for words in ("" if how is None else how.words, setup.words, out_of_reach(bench, make_allocator(bench, losses), limits)):
             if words:
                 progress.line(words)
         url = settings.storage or str(folder / JOURNAL_FILE)
@@ -102,7 +103,7 @@ def run_search(
         _run_trials(study, Judge(bench, limits, folder), settings, url, launch, clock.search_deadline, interrupt, progress)
         stop = _stop(interrupt, clock.recovery_deadline)
         front = finish(study, bench, limits, folder, run, finalize_steps, clock, stop, progress)
-        run["seconds"] = (known or {}).get("seconds", 0.0) + time.monotonic() - started
+        run["seconds"] = (known or {}).get("seconds", 0.0) + time.monotonic() - setup.started
         write_json(folder / RUN_FILE, run)
     return SearchResult(front, folder, limits), interrupt.requested
 
@@ -220,7 +221,7 @@ def clock_of(bench: Bench, settings: Settings, started: float, recovers: bool) -
         tested = len(test) / max(1, len(validation))
     disturbed = corruptions_of(validation, bench.task.batch_first)
     passes = 1 + tested + len(disturbed) * min(1.0, CORRUPTED / len(bench.race.teacher))
-    latency_s = bench.baseline.latency_ms / 1e3
+    latency_s = bench.baseline.latency_ms / 1e3 * (1 + len(bench.task.latency_inputs))
     return Clock(started, settings.timeout_s, recovers, EXPORT_S + passes * bench.pass_s, latency_s, time.monotonic())
 
 

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from autocompress.batches import Batches, Inputs, input_tensors, leaves, map_inputs
 from autocompress.errors import TaskError
 from autocompress.loading import in_memory
-from autocompress.measure.accuracy import join_outputs, join_targets, metric_outputs, scores_of
+from autocompress.measure.accuracy import Outputs, join_outputs, join_targets, metric_outputs, scores_of
 from autocompress.search.racing import scoring_of
 from autocompress.task import Task
 
@@ -30,7 +30,7 @@ class Race:
         targets: of these batches.
         order: which batch of the split is at each place; of `mixed` samples, which sample.
         mixed: whether samples were dealt anew, so that each first part is a random sample.
-        teacher: (n, ...) outputs of the original in the order of the race.
+        teacher: (n, ...) outputs of the original in the order of the race; a list where batches do not fit together.
         answers: all targets in the order of the split, as metrics get them.
         scored: how samples are scored: see `sample_scores`.
         digest: hash of the order and of a part of the data: scores of another race cannot be compared sample by sample.
@@ -40,17 +40,22 @@ class Race:
     targets: list[Any]
     order: list[int]
     mixed: bool
-    teacher: Tensor
+    teacher: Outputs
     answers: Any
     scored: str
     digest: str
 
-    def joined(self, outputs: Sequence[dict[str, Tensor]]) -> dict[str, Tensor]:
+    def expected(self, first: int, count: int) -> Tensor:
+        """The original's outputs of `count` samples of one batch."""
+        found = self.teacher[first : first + count]
+        return torch.stack(found) if isinstance(found, list) else found
+
+    def joined(self, outputs: Sequence[dict[str, Tensor]]) -> dict[str, Outputs]:
         """The outputs of the race's batches in the order of the split, by name, as metrics get them."""
         if not self.mixed:
             return join_outputs([outputs[place] for place in np.argsort(self.order).tolist()])
         back = torch.as_tensor(np.argsort(self.order))
-        return {name: found[back] for name, found in join_outputs(list(outputs)).items()}
+        return {name: found[back] for name, found in join_outputs(list(outputs)).items() if isinstance(found, Tensor)}
 
 
 def open_race(task: Task, original: nn.Module, device: torch.device, seed: int) -> Race:
@@ -70,7 +75,8 @@ def open_race(task: Task, original: nn.Module, device: torch.device, seed: int) 
     batches, order, mixed = task.validation, list(range(len(outputs))), False
     if in_memory(batches):
         generator, batches = np.random.default_rng(seed), list(batches)
-        each = len(joined[""]) == sum(len(input_tensors(inputs)[0]) for inputs, _ in batches) if task.rows_independent else False
+        fits = all(isinstance(found, Tensor) for found in joined.values())
+        each = fits and len(joined[""]) == sum(len(input_tensors(inputs)[0]) for inputs, _ in batches) if task.rows_independent else False
         dealt = _dealt(task, batches, generator) if each else None
         mixed = dealt is not None
         if dealt is not None:
@@ -79,15 +85,23 @@ def open_race(task: Task, original: nn.Module, device: torch.device, seed: int) 
             order = generator.permutation(len(batches)).tolist()
             batches = [batches[i] for i in order]
         targets = [target for _, target in batches]
-    teacher = joined[""][order] if mixed else torch.cat([outputs[i][""] for i in order])
-    scored = scoring_of(task, joined[""], answers)
+    primary = joined[""]
+    teacher = primary[order] if mixed and isinstance(primary, Tensor) else join_outputs([outputs[i] for i in order])[""]
+    scored = scoring_of(task, primary, answers) if isinstance(primary, Tensor) else "divergence"
     return Race(batches, targets, order, mixed, teacher, answers, scored, _digest(batches, order))
 
 
 def _check_divergence(task: Task, outputs: Tensor) -> None:
     found = task.output_divergence(outputs, outputs)
     if not isinstance(found, Tensor) or found.shape != outputs.shape[:1] or not bool(found.isfinite().all()):
-        came = f"shape {tuple(found.shape)}" if isinstance(found, Tensor) else type(found).__name__
+        if not isinstance(found, Tensor):
+            came = type(found).__name__
+        elif found.shape != outputs.shape[:1]:
+            came = f"shape {tuple(found.shape)}"
+        elif outputs.isnan().any():
+            came = f"{int((~found.isfinite()).sum())} values that are not finite, since the model's outputs hold NaN"
+        else:
+            came = f"{int((~found.isfinite()).sum())} values that are not finite"
         raise TaskError(f"task: divergence of a batch from itself gave {came}; expected ({len(outputs)},) finite numbers")
 
 

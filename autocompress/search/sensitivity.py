@@ -107,14 +107,15 @@ def measure_sensitivity(
     """The divergence of every probe on the first calibration samples: estimated to second order, and measured where `chosen`, which counts
     how often each probe is taken at which prices, finds that it may decide; the most often chosen first, until `deadline`.
 
-    What has no estimate (embeddings, recurrent weights, models without gradients) is measured before everything else.
+    What has no estimate (embeddings, recurrent weights, models without gradients) is measured before everything else. What is neither
+    estimated nor measured by then is taken for as bad as the same config is in the median of the other modules.
     """
     started = time.monotonic()
     report("estimating sensitivity", 0.0)
     batches = [inputs for inputs, _ in task.first_samples(task.calibration_batches(), SAMPLES)]
     curvature = Curvature(task, stitcher, batches, device)
     todo = probes(space)
-    estimates = {probe: value for probe in todo if (value := curvature.estimate(*probe)) is not None}
+    estimates = _estimates(curvature, todo, deadline, report)
     estimate_s = time.monotonic() - started
     counts = dict(chosen(estimates)) if estimates else {}
     order = [probe for probe in todo if probe not in estimates]
@@ -134,10 +135,10 @@ def measure_sensitivity(
     check_seen(task, measured, moved)
     measure_s = time.monotonic() - started - estimate_s
     scaled = _scaled(estimates, measured)
-    worst = max(measured.values(), default=1.0)  # of what was neither estimated nor measured in time
+    losses = _completed({**scaled, **measured}, todo)
     rows = []
     for module, config in todo:
-        divergence = measured.get((module, config), scaled.get((module, config), worst))
+        divergence = losses[module, config]
         candidate = Candidate.of({module: config})
         rows.append(Row(module, config, divergence, size_of(candidate), latency_of(candidate)))
     both = [(scaled[probe], measured[probe]) for probe in measured if probe in scaled and min(scaled[probe], measured[probe]) > 0]
@@ -147,6 +148,31 @@ def measure_sensitivity(
         rank = float(spearmanr(*pairs.T).statistic)
         factor = float(np.exp(np.median(np.abs(np.log(pairs[:, 0] / pairs[:, 1])))))
     return Sensitivity(rows, len(measured), estimate_s, measure_s, rank, factor)
+
+
+def _estimates(
+    curvature: Curvature, todo: list[tuple[str, ModuleConfig]], deadline: float | None, report: Callable[[str, float], None]
+) -> dict[tuple[str, ModuleConfig], float]:
+    """What can be estimated by the deadline; in a random order where there is one, so that it holds some modules of every config."""
+    found: dict[tuple[str, ModuleConfig], float] = {}
+    order = range(len(todo)) if deadline is None else np.random.default_rng(0).permutation(len(todo)).tolist()
+    for i, place in enumerate(order):
+        if deadline is not None and time.monotonic() > deadline:
+            break
+        report("estimating sensitivity", i / len(todo))
+        value = curvature.estimate(*todo[place])
+        if value is not None:
+            found[todo[place]] = value
+    return {probe: found[probe] for probe in todo if probe in found}
+
+
+def _completed(known: Losses, todo: list[tuple[str, ModuleConfig]]) -> dict[tuple[str, ModuleConfig], float]:
+    """`known`, and for every other probe the median of its config, or the worst of all."""
+    same: dict[ModuleConfig, list[float]] = {}
+    for (_, config), value in known.items():
+        same.setdefault(config, []).append(value)
+    worst = max(known.values(), default=1.0)
+    return {probe: known[probe] if probe in known else float(np.median(same.get(probe[1], [worst]))) for probe in todo}
 
 
 def _moved(output: Tensor, expected: Tensor) -> float:

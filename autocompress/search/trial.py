@@ -148,7 +148,7 @@ class Judge:
         for (inputs, _), target in zip(race.batches, race.targets, strict=True):
             outputs.append(metric_outputs(bench.task, model, inputs, bench.device))
             output = outputs[-1][""]
-            scores.append(sample_scores(bench.task, output, target, race.teacher[seen : seen + len(output)], race.scored))
+            scores.append(sample_scores(bench.task, output, target, race.expected(seen, len(output)), race.scored))
             seen += len(output)
             if rungs and rungs[0] <= seen < total and (race.mixed or len(outputs) >= LEAST_BATCHES):
                 rungs = [rung for rung in rungs if rung > seen]

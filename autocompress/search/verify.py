@@ -81,11 +81,13 @@ def verify_front(
         raise problem
     finalists = judged
     timing = _time_front(bench, baseline_path, [path / MODEL_FILE for path in paths], report)
+    elsewhere = _time_elsewhere(bench, baseline_path, [path / MODEL_FILE for path in paths], timing.settings, report)
+    baseline = replace(baseline, metrics={**baseline.metrics, **elsewhere[0]})
     points = []
     source = bench.latency_source
     for i, (finalist, place, (size, found, test, memory)) in enumerate(zip(finalists, paths, scores, strict=True)):
         latency_ms = finalist.values[1] if source == "table" else timing.ratios[i] * baseline.latency_ms
-        measured = Measurement(size, latency_ms, found.accuracy, test, found.metrics, True, memory, source)
+        measured = Measurement(size, latency_ms, found.accuracy, test, {**found.metrics, **elsewhere[1 + i]}, True, memory, source)
         predicted = Measurement(int(finalist.values[0]), finalist.values[1], finalist.values[2])
         gap = found.accuracy - finalist.values[2]
         fragile = fragile_under(baseline.metrics, found.metrics, baseline.accuracy, baseline.accuracy - found.accuracy)
@@ -137,6 +139,26 @@ def _time_front(bench: Bench, baseline: Path, paths: Sequence[Path], report: Cal
     openers = [partial(open_session, str(path), chosen[path]) for path in (baseline, *paths)]
     timing = interleaved_timing(openers[0], openers[1:], feed, ROUNDS, report=share)
     return FrontTiming(timing.ratios, tuple(chosen[path] for path in paths), ratios, timing.baseline_ms, timing.warning)
+
+
+def _time_elsewhere(
+    bench: Bench, baseline: Path, paths: Sequence[Path], settings: Sequence[SessionSettings], report: Callable[[str, float], None]
+) -> list[dict[str, float]]:
+    """Milliseconds of the float file, and of each other file, at the task's `latency_inputs`, by what they are called in reports."""
+    found: list[dict[str, float]] = [{} for _ in (baseline, *paths)]
+    if bench.latency_source == "table":  # its device is not at hand
+        return found
+    for name, inputs in bench.task.latency_inputs.items():
+        feed = bench.builder.lowered.feed(inputs)
+        share = partial(report, f"timing the front at {name}")
+        if bench.target.figures is not None:
+            timing = compare(str(baseline), [str(path) for path in paths], feed, bench.target, bench.settings, ROUNDS, share)
+        else:
+            openers = [partial(open_session, str(path), own) for path, own in zip(paths, settings, strict=True)]
+            timing = interleaved_timing(partial(open_session, str(baseline), bench.settings), openers, feed, ROUNDS, report=share)
+        for entry, ratio in zip(found, (1.0, *timing.ratios), strict=True):
+            entry[f"latency at {name} (ms)"] = ratio * timing.baseline_ms
+    return found
 
 
 def trained_of(folder: Path, finalist: Finalist) -> Trained | None:

@@ -42,6 +42,7 @@ class LatencyTable:
         multiples: the widths that its kernels like, by kind of module.
         integer_forms: the form of the integer weights of each module in the models that were measured.
         warning: what was noticed while measuring, e.g. a busy machine.
+        left_out: how many of the planned models there was no time to measure.
     """
 
     target: str
@@ -54,6 +55,7 @@ class LatencyTable:
     integer_forms: Mapping[str, str] = field(default_factory=dict)
     tuning: tuple[Mapping[str, Any], ...] = ()
     warning: str = ""
+    left_out: int = 0
 
     @cached_property
     def model(self) -> LatencyModel:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter, defaultdict
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -131,6 +131,18 @@ class Plan:
     def to_json(self) -> dict[str, Any]:
         """Plain types."""
         return {role: [candidate.to_json() for candidate in getattr(self, role)] for role in ("profiled", "checked")}
+
+
+def least_shown(subject: Subject, profiled: Sequence[Candidate]) -> int:
+    """How many of the first candidates show every form of every kind of kernel that all of them show."""
+    shown = [{(k.signature, k.form) for k in workload(subject.layout, one).kernels.values()} for one in profiled]
+    wanted: set[tuple[str, str]] = set().union(*shown)
+    seen: set[tuple[str, str]] = set()
+    for count, forms in enumerate(shown, 1):
+        seen |= forms
+        if seen >= wanted:
+            return count
+    return len(profiled)
 
 
 def all_forms(subject: Subject) -> list[str]:

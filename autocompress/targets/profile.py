@@ -6,13 +6,14 @@ import contextlib
 import hashlib
 import os
 from collections import defaultdict
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
 from platformdirs import user_cache_path
 
+from autocompress.candidate import Candidate
 from autocompress.errors import RunFolderError, TargetError
 from autocompress.integer_form import IntegerForm
 from autocompress.targets.device.job import Found, Job, Report, read_found, versions
@@ -21,36 +22,63 @@ from autocompress.targets.fit import REST, Run
 from autocompress.targets.kernels import KernelChoice, products_saturate
 from autocompress.targets.latency import carry_out
 from autocompress.targets.latency_table import LatencyTable
-from autocompress.targets.plan import Plan, Subject, all_forms, uniform_candidate
+from autocompress.targets.plan import Plan, Subject, all_forms, least_shown, uniform_candidate
 from autocompress.targets.target import Target, missing_here
 from autocompress.targets.workload import Work, workload
 
 BUDGET_S = 36.0
+KEPT_BYTES = 512 << 20  # of files in memory while they are measured
 # What changes representations belongs to no module: it depends on the neighbours.
 CONVERSIONS = {"QuantizeLinear", "DequantizeLinear", "DynamicQuantizeLinear", "Cast", "Transpose", "ReorderInput", "ReorderOutput"}
 CONVERSIONS |= {"Reorder", "Convert", "FakeQuantize"}  # of OpenVINO
 
 
-def job_of(subject: Subject, target: Target, plan: Plan, seed: int) -> Job:
-    """What is to be run on the target: settings are tuned on the float model, and on the first other form."""
+def job_of(subject: Subject, target: Target, plan: Plan, seed: int, limit_s: float | None = None) -> Job:
+    """What is to be run on the target, within `limit_s` seconds: settings are tuned on the float model, and on the first other form."""
     profiled, checked = ([subject.source(candidate) for candidate in part] for part in (plan.profiled, plan.checked))
     tuned = [lambda: subject.baseline, *profiled[1:2]]
-    return Job(lambda: subject.baseline, profiled, checked, tuned, subject.feed, target.settings, target.threads, BUDGET_S, seed)
+    least = least_shown(subject, plan.profiled)
+    settings, threads = target.settings, target.threads
+    return Job(lambda: subject.baseline, profiled, checked, tuned, subject.feed, settings, threads, BUDGET_S, seed, limit_s, least)
 
 
-def measure_table(subject: Subject, target: Target, seed: int = 0, report: Report = lambda what, share: None) -> LatencyTable:
-    """Profile, time, fit and check; `report` gets (what, share done)."""
+def measure_table(
+    subject: Subject, target: Target, seed: int = 0, report: Report = lambda what, share: None, limit_s: float | None = None
+) -> LatencyTable:
+    """Profile, time, fit and check; `report` gets (what, share done). What `limit_s` seconds do not allow is left out, but no form."""
+    subject = replace(subject, blank=_remembered(subject.blank))
     plan = Plan.of(subject, seed)
-    return table_of(subject, target, plan, carry_out(job_of(subject, target, plan, seed), target, report))
+    return table_of(subject, target, plan, carry_out(job_of(subject, target, plan, seed, limit_s), target, report))
+
+
+def _remembered(
+    blank: Callable[[Candidate], tuple[bytes, Mapping[str, str]]],
+) -> Callable[[Candidate], tuple[bytes, Mapping[str, str]]]:
+    """`blank`, which is asked for each file several times: the first files are kept while they take at most `KEPT_BYTES`."""
+    files: dict[Candidate, tuple[bytes, Mapping[str, str]]] = {}
+    room = KEPT_BYTES
+
+    def made(candidate: Candidate) -> tuple[bytes, Mapping[str, str]]:
+        nonlocal room
+        if candidate in files:
+            return files[candidate]
+        found = blank(candidate)
+        if len(found[0]) <= room:
+            room -= len(found[0])
+            files[candidate] = found
+        return found
+
+    return made
 
 
 def table_of(subject: Subject, target: Target, plan: Plan, found: Found) -> LatencyTable:
-    """The table of what a job found on the models of a plan."""
+    """The table of what a job found on the models of a plan, the last of which may be left out."""
     runs = []
-    candidates = [*plan.profiled, *plan.checked]
+    profiled = len(found.profiles)
+    candidates = [*plan.profiled[:profiled], *plan.checked[: len(found.ratios) - profiled]]
     for i, (candidate, ratio, (low, high)) in enumerate(zip(candidates, found.ratios, found.intervals, strict=True)):
         work, ms = workload(subject.layout, candidate), found.baseline_ms
-        if i >= len(plan.profiled):
+        if i >= profiled:
             runs.append(Run("checked", work, ratio * ms, (low * ms, high * ms)))
             continue
         spent, operators = attribute(found.profiles[i], subject.blank(candidate)[1], work)
@@ -66,6 +94,7 @@ def table_of(subject: Subject, target: Target, plan: Plan, found: Found) -> Late
         subject.layout.integer_forms,
         tuple(found.tuning),
         found.warning,
+        found.left_out,
     )
 
 
@@ -107,8 +136,14 @@ def kernel_choice(target: Target) -> KernelChoice:
     return KernelChoice(target.settings, target.weight_only, present, target.portable, path)
 
 
-def cached_table(subject: Subject, target: Target, given: Path | None = None, report: Report = lambda what, share: None) -> LatencyTable:
-    """The table from file `given`, from the cache by machine and model, or measured now and cached."""
+def cached_table(
+    subject: Subject,
+    target: Target,
+    given: Path | None = None,
+    report: Report = lambda what, share: None,
+    limit_s: float | None = None,
+) -> LatencyTable:
+    """The table from file `given`, from the cache by machine and model, or measured now, within `limit_s` seconds, and cached if whole."""
     if given is not None:
         return _serving(subject, target, given)
     path = cache_folder() / "latency" / f"{table_key(subject, target)}.json"
@@ -117,8 +152,9 @@ def cached_table(subject: Subject, target: Target, given: Path | None = None, re
             return LatencyTable.load(path)
         except TargetError:
             path.unlink()  # damaged; it is measured again
-    table = measure_table(subject, target, report=report)
-    keep_table(subject, target, table)
+    table = measure_table(subject, target, report=report, limit_s=limit_s)
+    if not table.left_out:
+        keep_table(subject, target, table)
     return table
 
 

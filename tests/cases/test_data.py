@@ -227,8 +227,10 @@ def test_batches_of_different_lengths_are_judged_whole() -> None:
 
 def test_outputs_of_different_lengths_are_named() -> None:
     data = [(torch.rand(4, length, 8), None) for length in (5, 6)]
-    task = prepared(ac.Task("tokens", nn.Linear(8, 3), data[0][0], data, lambda o, t: 0.0))
-    with pytest.raises(TaskError, match=r"outputs of shapes \(4, 5, 3\) and \(4, 6, 3\), which the metric cannot get as one; nearest: pad"):
+    task = prepared(ac.Task("tokens", nn.Linear(8, 3), data[0][0], data, lambda o, t: float(o.std())))
+    with pytest.raises(
+        TaskError, match=r"no mean over samples; outputs have shapes \(5, 3\) and \(6, 3\), which are not one tensor; nearest: a"
+    ):
         open_race(task, task.model, CPU, 0)
 
 

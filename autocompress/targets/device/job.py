@@ -18,7 +18,7 @@ import onnxruntime
 
 from .profiler import NodeTime, profile_nodes
 from .sessions import DEFAULT, SessionSettings, open_session
-from .timing import LONG_S, PASSES, interleaved_timing
+from .timing import LONG_S, PASSES, WARM_UP, interleaved_timing
 from .tuning import Source, tune
 
 FORMAT = 1
@@ -26,6 +26,7 @@ PROBES_FILE, FEED_FILE, FOUND_FILE = "probes.json", "inputs.npz", "measured.json
 PROFILE_S = 0.15  # how long a model is run under the profiler
 PROFILE_RUNS = (12, 80)
 ROUNDS = (6, 36)
+TUNING_SHARE = 0.25  # of a limited time
 PRECISION = 0.02  # relative half width of the 95 % intervals below which nothing is measured again
 
 Report = Callable[[str, float], None]
@@ -34,7 +35,10 @@ Report = Callable[[str, float], None]
 @dataclass(frozen=True)
 class Job:
     """What is measured, all on one feed: `profiled` models are profiled and timed, `timed` ones only timed; the settings are tuned on
-    the `tuned` ones, from `settings` and the numbers of `threads`; about `budget_s` seconds may go into timing."""
+    the `tuned` ones, from `settings` and the numbers of `threads`; about `budget_s` seconds may go into timing.
+
+    Where all of it would take more than `limit_s` seconds, fewer models are measured: the first `least` of `profiled` always.
+    """
 
     baseline: Source
     profiled: Sequence[Source]
@@ -45,13 +49,16 @@ class Job:
     threads: Sequence[int]
     budget_s: float
     seed: int = 0
+    limit_s: float | None = None
+    least: int = 0
 
 
 @dataclass(frozen=True)
 class Found:
     """What a job found; ratios and intervals are those of the profiled models, then of the timed ones, to the baseline.
 
-    `plan` says which candidates the models of exported probes are.
+    `plan` says which candidates the models of exported probes are. `left_out` counts the models for which there was no time, the last
+    ones of each kind.
     """
 
     versions: Mapping[str, str]
@@ -63,38 +70,81 @@ class Found:
     profiles: Sequence[Sequence[NodeTime]]
     warning: str
     plan: Mapping[str, Any] = field(default_factory=dict)
+    left_out: int = 0
 
 
 def measure(job: Job, report: Report = lambda what, share: None) -> Found:
     """Carry out a job."""
+    begun = time.monotonic()
+
+    def left_s() -> float:
+        return float("inf") if job.limit_s is None else job.limit_s - (time.monotonic() - begun)
+
     report("tuning the session settings", 0.0)
-    settings, tuning = tune(job.tuned, job.feed, job.settings, job.threads, job.seed)
-    models = [*job.profiled, *job.timed]
-    started = time.perf_counter()
-    reference = open_session(job.baseline(), settings)
-    for _ in range(4):
-        begun = time.perf_counter()
-        reference.run(None, dict(job.feed))
-    once = time.perf_counter() - begun
-    opening = begun - started
-    # A round runs the baseline and one that is mostly faster, three times each (once where that is long anyway).
-    affordable = (job.budget_s / max(1, len(models)) - PASSES * opening) / (2 * once * (3 if once < LONG_S else 1))
+    most = 0.0 if job.limit_s is None else (1 - TUNING_SHARE) * job.limit_s
+    settings, tuning = tune(job.tuned, job.feed, job.settings, job.threads, job.seed, lambda: left_s() > most)
+    opening, once = _cost(job, settings)
+    repeats = 3 if once < LONG_S else 1
+    # A round runs the baseline and one that is mostly faster; a pass begins with rounds that warm up.
+    timed_s = PASSES * (opening + 2 * once * repeats * (WARM_UP + ROUNDS[0] / PASSES))
+    profiled_s = timed_s + opening + max(PROFILE_S, once * PROFILE_RUNS[0])
+    profiled, timed = affordable(len(job.profiled), len(job.timed), job.least, profiled_s, timed_s, left_s())
+    models = [*job.profiled[:profiled], *job.timed[:timed]]
+    budget_s = min(job.budget_s, max(0.0, left_s() - profiled * (profiled_s - timed_s)))
+    rounds = (budget_s / max(1, len(models)) - PASSES * opening) / (2 * once * repeats)
     timing = interleaved_timing(
         partial(open_session, job.baseline(), settings),
         [lambda source=source: open_session(source(), settings) for source in models],  # type: ignore[misc]
         job.feed,
-        int(np.clip(affordable, *ROUNDS)),
+        int(np.clip(rounds, *ROUNDS)),
         job.seed,
         lambda share: report("timing whole models", share),
         PRECISION,
-        job.budget_s,
+        budget_s,
     )
     profiles = []
-    for i, source in enumerate(job.profiled):
-        report("profiling whole models", i / len(job.profiled))
+    for i, source in enumerate(job.profiled[:profiled]):
+        report("profiling whole models", i / profiled)
         runs = int(np.clip(PROFILE_S / (once * timing.ratios[i]), *PROFILE_RUNS))
         profiles.append(profile_nodes(source(), job.feed, settings, runs))
-    return Found(versions(settings), settings, tuning, timing.baseline_ms, timing.ratios, timing.intervals, profiles, timing.warning)
+    left_out = len(job.profiled) + len(job.timed) - len(models)
+    return Found(
+        versions(settings),
+        settings,
+        tuning,
+        timing.baseline_ms,
+        timing.ratios,
+        timing.intervals,
+        profiles,
+        timing.warning,
+        left_out=left_out,
+    )
+
+
+def _cost(job: Job, settings: SessionSettings) -> tuple[float, float]:
+    """Seconds of making and opening a model, and of running the baseline once."""
+    started = time.perf_counter()
+    source = job.profiled[0] if job.profiled else job.baseline
+    open_session(source(), settings)
+    opening = time.perf_counter() - started
+    reference = open_session(job.baseline(), settings)
+    for _ in range(4):
+        begun = time.perf_counter()
+        reference.run(None, dict(job.feed))
+    return opening, time.perf_counter() - begun
+
+
+def affordable(profiled: int, timed: int, least: int, profiled_s: float, timed_s: float, left_s: float) -> tuple[int, int]:
+    """How many models can be profiled and how many only timed within `left_s` seconds, given the seconds of one of each.
+
+    The fit comes first: of every three models that are cut, two are of those that only check it, but `least` are always profiled.
+    """
+    while profiled * profiled_s + timed * timed_s > left_s and (timed or profiled > least):
+        if timed and (profiled <= least or (profiled + timed) % 3):
+            timed -= 1
+        else:
+            profiled -= 1
+    return profiled, timed
 
 
 def versions(settings: SessionSettings = DEFAULT) -> dict[str, str]:

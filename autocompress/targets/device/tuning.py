@@ -34,17 +34,25 @@ ROUNDS = 30
 
 
 def tune(
-    models: Sequence[Source], feed: Mapping[str, Any], settings: SessionSettings, threads: Sequence[int], seed: int = 0
+    models: Sequence[Source],
+    feed: Mapping[str, Any],
+    settings: SessionSettings,
+    threads: Sequence[int],
+    seed: int = 0,
+    has_time: Callable[[], bool] = lambda: True,
 ) -> tuple[SessionSettings, list[dict[str, Any]]]:
     """(settings, what was tried): the settings under which the models are fastest in the mean and none is slower than by default.
 
     Every row says the setting, the time of each model under it relative to that without it, and whether it was taken.
     The passes are tried one by one, those that save at least 2 % together are measured once more; if that does not hold, nothing is taken.
+    What there is no time for (`has_time`) is not tried, and so not taken.
     """
     default = replace(settings, threads=threads[0])
     tried: list[dict[str, Any]] = []
 
     def compare(name: str, other: SessionSettings, against: SessionSettings) -> float:
+        if not has_time():
+            return 1.0
         timings = [_against(model, feed, against, other, seed) for model in models]
         ratios = [timing.ratios[0] for timing in timings]
         # A model counts as slower only where its whole interval is above 1.

@@ -1,0 +1,225 @@
+"""Tasks that are broken: one line that says what, and where in the user's file; a fault of ours is called ours."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from autocompress import cli
+from autocompress.cli import main
+
+TASKS = """
+import sys, threading
+import torch
+from torch import nn
+from autocompress import Task
+
+class Net(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.a, self.b = nn.Linear(8, 16), nn.Linear(16, 3)
+    def forward(self, x):
+        return self.b(torch.relu(self.a(x)))
+
+def accuracy(o, t):
+    return float((o.argmax(-1) == t).float().mean())
+
+def base(net=None, metric=accuracy, **given):
+    torch.manual_seed(0)
+    x, y = torch.randn(64, 8), torch.randint(0, 3, (64,))
+    data = list(zip(x.split(16), y.split(16)))
+    own = {"model": Net() if net is None else net, "example_inputs": x[:1], "validation": data, "metric": metric, "train": data}
+    return Task("t", **{**own, **given})
+
+def ok():
+    return base()
+
+def raises_metric(o, t):
+    raise ValueError("metric broke")  # line 28
+
+def metric_raises():
+    return base(metric=raises_metric)
+
+def metric_string():
+    return base(metric=lambda o, t: "good")
+
+def metric_tensor():
+    return base(metric=lambda o, t: o.argmax(1) == t)
+
+class Second(Net):
+    def forward(self, x):
+        if float(x[0, 0]) > 100:
+            raise RuntimeError("second batch broke")  # line 42
+        return super().forward(x)
+
+def forward_second():
+    task = base(Second())
+    task.validation[1][0][0, 0] = 1000.0
+    return task
+
+class Loader:
+    def __init__(self, data):
+        self.data = data
+    def __iter__(self):
+        yield self.data[0]
+        raise OSError("file 2 is gone")  # line 55
+
+def loader_raises():
+    return base(validation=Loader(base().validation))
+
+def wrong_dtype():
+    return base(validation=[(x.long(), y) for x, y in base().validation])
+
+def labels_out():
+    return base(train=[(x, y + 7) for x, y in base().validation])
+
+def empty():
+    return base(validation=[])
+
+def empty_batch():
+    return base(validation=[*base().validation, (torch.zeros(0, 8), torch.zeros(0, dtype=torch.long))])
+
+class Returns(nn.Module):
+    def __init__(self, answer):
+        super().__init__()
+        self.a, self.answer = nn.Linear(8, 3), answer
+    def forward(self, x):
+        return self.answer(self.a(x))
+
+def nan_outputs():
+    return base(Returns(lambda o: o * float("nan")))
+
+def nan_rows():
+    return base(Returns(lambda o: torch.where(o[:, :1] > 0, o, float("nan"))))
+
+def string():
+    return base(Returns(lambda o: "hello"))
+
+def only_none():
+    return base(Returns(lambda o: {"logits": None}))
+
+def none_values():
+    return base(Returns(lambda o: {"logits": o, "loss": None, "count": 3}))
+
+def integers():
+    return base(Returns(lambda o: o.argmax(1)), metric=lambda o, t: float((o == t).float().mean()))
+
+def exits():
+    return base(Returns(lambda o: sys.exit(3)))
+
+def meta():
+    with torch.device("meta"):
+        return base(Net())
+
+def uncopyable():
+    net = Net()
+    net.lock = threading.Lock()
+    return base(net)
+
+def function():
+    return base(lambda x: x)
+
+def no_model():
+    return base(model=None)
+
+def missing_file():
+    open("/no/such/weights.pt")  # line 116
+
+def key():
+    raise KeyError("a")
+"""
+
+SEARCH = [
+    ("metric_raises", "task: metric fails: ValueError: metric broke ({file}:28)"),
+    ("metric_string", "task: metric returned 'good'; it must be a finite number"),
+    ("metric_tensor", "task: metric returned a tensor of shape (64,); it must be a finite number"),
+    ("forward_second", "model.forward fails: RuntimeError: second batch broke ({file}:42)"),
+    ("nan_rows", "values that are not finite, since the model's outputs hold NaN"),
+]
+BOTH = [
+    ("loader_raises", "task: validation cannot be read: OSError: file 2 is gone ({file}:55)"),
+    ("wrong_dtype", "model.forward fails on validation: RuntimeError: mat1 and mat2 must have the same dtype"),
+    ("labels_out", "task: target 8 is none of the 3 classes"),
+    ("empty", "task: validation is empty"),
+    ("empty_batch", "task: validation yields a batch without samples; nearest: leave it out"),
+    ("nan_outputs", "task: the model gives no finite number on the first validation batch"),
+    ("string", "task: the model returns str; expected a tensor, .logits or a tuple of tensors"),
+    ("only_none", "task: the model returns dict; expected a tensor"),
+    ("integers", "task: the model gives int64 outputs; expected scores, nearest: logits, with argmax in the metric"),
+    ("exits", "model.forward fails on example_inputs: SystemExit: 3"),
+    ("meta", "task t: model's a.weight is on device meta and has no values"),
+    ("uncopyable", "task t: the model cannot be copied: TypeError: cannot pickle '_thread.lock' object"),
+    ("function", "task t: model is a function; expected a torch.nn.Module"),
+    ("no_model", "task t: model is a NoneType; expected a torch.nn.Module"),
+    ("missing_file", "missing_file fails: FileNotFoundError: [Errno 2] No such file or directory: '/no/such/weights.pt' ({file}:116)"),
+    ("key", "key fails: KeyError: 'a'"),
+]
+EVALUATE = [*SEARCH[:3], BOTH[0], *BOTH[3:5], BOTH[-1]]
+
+
+@pytest.fixture(scope="module")
+def tasks(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    path = tmp_path_factory.mktemp("broken") / "tasks.py"
+    path.write_text(TASKS)
+    return path
+
+
+@pytest.fixture(scope="module")
+def file(tasks: Path) -> Path:
+    """A file of the task that is not broken."""
+    out = tasks.parent / "run"
+    with pytest.raises(SystemExit) as caught:
+        main(["search", f"{tasks}:ok", "--trials", "2", "--finalize-steps", "0", "--space", str(space(tasks)), "--out", str(out)])
+    assert caught.value.code == 0
+    return next(path for path in (out / "models").glob("*/model.onnx") if path.parent.name != "baseline")
+
+
+def space(tasks: Path) -> Path:
+    path = tasks.parent / "space.yaml"
+    path.write_text("modules: [{match: '*', weight_bits: [4, 8]}]\ndistillation: {steps: 0}\n")
+    return path
+
+
+def error_of(capsys: pytest.CaptureFixture[str], *arguments: object) -> str:
+    """The one line of a command that fails."""
+    capsys.readouterr()
+    with pytest.raises(SystemExit) as caught:
+        main([str(argument) for argument in arguments])
+    assert caught.value.code == 1
+    lines = [line for line in capsys.readouterr().err.splitlines() if line.startswith("autocompress: ")]
+    assert len(lines) == 1
+    return lines[0]
+
+
+@pytest.mark.parametrize(("task", "said"), [*SEARCH, *BOTH], ids=lambda value: value[:20])
+def test_a_search_of_a_broken_task(task: str, said: str, tasks: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    error = error_of(capsys, "search", f"{tasks}:{task}", "--trials", 2, "--space", space(tasks), "--out", tmp_path)
+    assert said.format(file=tasks) in error
+
+
+@pytest.mark.parametrize(("task", "said"), BOTH, ids=lambda value: value[:20])
+def test_an_inspection_of_a_broken_task(task: str, said: str, tasks: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert said.format(file=tasks) in error_of(capsys, "inspect", f"{tasks}:{task}")
+
+
+@pytest.mark.parametrize(("task", "said"), EVALUATE, ids=lambda value: value[:20])
+def test_an_evaluation_by_a_broken_task(task: str, said: str, file: Path, tasks: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert said.format(file=tasks) in error_of(capsys, "evaluate", file, f"{tasks}:{task}")
+
+
+def test_values_that_are_no_tensors_are_not_in_the_file(tasks: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as caught:
+        main(["search", f"{tasks}:none_values", "--trials", "2", "--space", str(space(tasks)), "--out", str(tmp_path)])
+    assert caught.value.code == 0
+
+
+def test_a_fault_of_ours_is_called_ours(tasks: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    def wrong(*arguments: object) -> None:
+        raise KeyError("nothing of\nthe user's")
+
+    monkeypatch.setattr(cli, "inspect_task", wrong)
+    error = error_of(capsys, "inspect", f"{tasks}:ok")
+    assert error.startswith("autocompress: a fault of autocompress at autocompress/cli.py:")
+    assert "KeyError" in error
+    assert error.endswith("please report it with what --debug shows")
