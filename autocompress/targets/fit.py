@@ -28,7 +28,8 @@ class Run:
         role: "profiled", "checked" (never used in a fit) or "front".
         work: what it does.
         milliseconds: its wall time, undisturbed, at the speed of its table's baseline; `interval` its 95 % interval.
-        spent: owner (module or "rest") -> (profiled microseconds, operators); empty where it was only timed.
+        spent: owner (module or "rest") -> (profiled microseconds, operators, in parts where several share one); empty where it was
+            only timed.
         operators: the rest's microseconds by operator.
     """
 
@@ -36,7 +37,7 @@ class Run:
     work: Work
     milliseconds: float
     interval: tuple[float, float]
-    spent: Mapping[str, tuple[float, int]] = field(default_factory=dict)
+    spent: Mapping[str, tuple[float, float]] = field(default_factory=dict)
     operators: Mapping[str, float] = field(default_factory=dict)
 
 

@@ -174,16 +174,16 @@ def _words(value: Any) -> str:
 
 def _runs(tables: Mapping[str, list[dict[str, Any]]]) -> tuple[Run, ...]:
     kernels: dict[int, dict[str, Kernel]] = {}
-    spent: dict[int, dict[str, tuple[float, int]]] = {}
+    spent: dict[int, dict[str, tuple[float, float]]] = {}
     operators: dict[int, dict[str, float]] = {}
     around: dict[int, dict[str, float]] = {}
     for row in tables["kernels"]:
         kernels.setdefault(row["run"], {})[row["module"]] = Kernel(*(row[name] for name in Kernel._fields))
         if row["microseconds"] is not None:
-            spent.setdefault(row["run"], {})[row["module"]] = (float(row["microseconds"]), int(row["operators"]))
+            spent.setdefault(row["run"], {})[row["module"]] = (float(row["microseconds"]), float(row["operators"]))
     for row in tables["rest"]:
         if row["operator"] is None:
-            spent.setdefault(row["run"], {})[REST] = (float(row["microseconds"]), int(row["operators"]))
+            spent.setdefault(row["run"], {})[REST] = (float(row["microseconds"]), float(row["operators"]))
         else:
             operators.setdefault(row["run"], {})[row["operator"]] = float(row["microseconds"])
     for row in tables["surroundings"]:

@@ -5,8 +5,7 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import os
-from collections import defaultdict
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
@@ -15,20 +14,17 @@ from platformdirs import user_cache_path
 
 from autocompress.errors import RunFolderError, TargetError
 from autocompress.integer_form import IntegerForm
+from autocompress.targets.attribution import attribute
 from autocompress.targets.device.job import Found, Job, Report, read_found, versions
-from autocompress.targets.device.profiler import NodeTime
-from autocompress.targets.fit import REST, Run
+from autocompress.targets.fit import Run
 from autocompress.targets.kernels import KernelChoice, products_saturate
 from autocompress.targets.latency import carry_out
 from autocompress.targets.latency_table import LatencyTable
 from autocompress.targets.plan import Plan, Subject, all_forms, uniform_candidate
 from autocompress.targets.target import Target, missing_here
-from autocompress.targets.workload import Work, workload
+from autocompress.targets.workload import workload
 
 BUDGET_S = 36.0
-# What changes representations belongs to no module: it depends on the neighbours.
-CONVERSIONS = {"QuantizeLinear", "DequantizeLinear", "DynamicQuantizeLinear", "Cast", "Transpose", "ReorderInput", "ReorderOutput"}
-CONVERSIONS |= {"Reorder", "Convert", "FakeQuantize"}  # of OpenVINO
 
 
 def job_of(subject: Subject, target: Target, plan: Plan, seed: int) -> Job:
@@ -53,7 +49,7 @@ def table_of(subject: Subject, target: Target, plan: Plan, found: Found) -> Late
         if i >= len(plan.profiled):
             runs.append(Run("checked", work, ratio * ms, (low * ms, high * ms)))
             continue
-        spent, operators = attribute(found.profiles[i], subject.blank(candidate)[1], work)
+        spent, operators = attribute(found.profiles[i], *subject.blank(candidate), work)
         runs.append(Run("profiled", work, ratio * ms, (low * ms, high * ms), spent, operators))
     return LatencyTable(
         target.name,
@@ -67,21 +63,6 @@ def table_of(subject: Subject, target: Target, plan: Plan, found: Found) -> Late
         tuple(found.tuning),
         found.warning,
     )
-
-
-def attribute(profile: Sequence[NodeTime], owners: Mapping[str, str], work: Work) -> tuple[dict[str, tuple[float, int]], dict[str, float]]:
-    """(owner -> (microseconds, operators), the rest's microseconds by operator): each operator belongs to the module that made one of
-    its outputs, and to the rest when none did or when it only changes a representation."""
-    spent: dict[str, tuple[float, int]] = defaultdict(lambda: (0.0, 0))
-    operators: dict[str, float] = defaultdict(float)
-    for node in profile:
-        owner = next((owners[name] for name in node.names if name in owners), REST)
-        if owner not in work.kernels or node.operator in CONVERSIONS:
-            owner = REST
-            operators[node.operator] += node.microseconds
-        total, count = spent[owner]
-        spent[owner] = (total + node.microseconds, count + 1)
-    return {name: spent[name] for name in (*work.kernels, REST) if name in spent or name == REST}, dict(operators)
 
 
 def table_key(subject: Subject, target: Target) -> str:

@@ -21,7 +21,7 @@ from .sessions import DEFAULT, SessionSettings, open_session
 from .timing import LONG_S, PASSES, interleaved_timing
 from .tuning import Source, tune
 
-FORMAT = 1
+FORMAT = 2
 PROBES_FILE, FEED_FILE, FOUND_FILE = "probes.json", "inputs.npz", "measured.json"
 PROFILE_S = 0.15  # how long a model is run under the profiler
 PROFILE_RUNS = (12, 80)
@@ -129,7 +129,8 @@ def read_found(path: Path) -> Found:
     data["settings"] = SessionSettings.from_json(data["settings"])
     data["intervals"] = [(float(low), float(high)) for low, high in data["intervals"]]
     data["profiles"] = [
-        [NodeTime(n[0], tuple(n[1]), float(n[2]), _shapes(n[3]), _shapes(n[4])) for n in profile] for profile in data["profiles"]
+        [NodeTime(n[0], tuple(n[1]), float(n[2]), _shapes(n[3]), _shapes(n[4]), tuple(n[5])) for n in profile]
+        for profile in data["profiles"]
     ]
     return Found(**data)
 
