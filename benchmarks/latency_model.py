@@ -10,7 +10,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import replace
-from functools import cache
+from functools import cache, partial
 
 import numpy as np
 import onnx
@@ -34,6 +34,7 @@ from autocompress.targets.profile import measure_table
 from autocompress.targets.target import find_target
 from autocompress.targets.workload import Kernel, workload
 from autocompress.task import Task
+from benchmarks.hf_networks import NETWORKS, hf_network
 from benchmarks.networks import network
 from benchmarks.output import parser_of, write_figures
 
@@ -44,6 +45,7 @@ TASKS: dict[str, Callable[[], Task]] = {
     "encoder_b8": lambda: network("encoder", 8),
     "resnet": lambda: network("resnet"),
     "mobilenet": lambda: network("mobilenet"),
+    **{name: partial(hf_network, name) for name in NETWORKS},
 }
 SEED = 1000
 Values = NDArray[np.float64]

@@ -18,10 +18,12 @@ from autocompress.files import write_atomic
 from autocompress.modules import CompressibleModule
 from autocompress.targets.device.sessions import SessionSettings
 from autocompress.targets.fit import REST, LatencyModel, Run
+from autocompress.targets.plausible import missing_time
 from autocompress.targets.workload import Kernel, Layout, Work, workload
 
-FORMAT = 6
+FORMAT = 7
 FEWEST = 3  # candidates that a check needs
+WRONG = 0.15  # mean error on candidates that were not fitted, above which a model is not taken as it is
 # The rows of a table's file, by column; `run` numbers the models. What was not profiled has no microseconds.
 COLUMNS = {
     "runs": ("run", "role", "milliseconds", "low", "high"),
@@ -42,6 +44,7 @@ class LatencyTable:
         multiples: the widths that its kernels like, by kind of module.
         integer_forms: the form of the integer weights of each module in the models that were measured.
         warning: what was noticed while measuring, e.g. a busy machine.
+        product_rate: multiply-adds per microsecond of a large float product there; 0 where it is not known.
     """
 
     target: str
@@ -54,17 +57,42 @@ class LatencyTable:
     integer_forms: Mapping[str, str] = field(default_factory=dict)
     tuning: tuple[Mapping[str, Any], ...] = ()
     warning: str = ""
+    product_rate: float = 0.0
+
+    @cached_property
+    def doubt(self) -> str:
+        """Why the operators' times are not used, in words; "" where they are."""
+        missing = missing_time(self.runs, self.product_rate)
+        if missing:
+            return missing
+        by_operators, by_whole = (self._checked(LatencyModel.of(self.runs, attributed)) for attributed in (True, False))
+        if by_operators.get("mape", 0.0) <= max(WRONG, by_whole.get("mape", 0.0)):
+            return ""
+        return f"with them, candidates that the model has not seen were predicted {by_operators['mape']:.0%} wrong"
 
     @cached_property
     def model(self) -> LatencyModel:
-        """Fitted to all runs but those that are kept for checking."""
-        return LatencyModel.of(self.runs)
+        """Fitted to all runs but those that are kept for checking: to the operators' times, or where these are wrong to whole models."""
+        return LatencyModel.of(self.runs, attributed=not self.doubt)
 
     @cached_property
     def check(self) -> dict[str, Any]:
         """The errors on candidates that were never used in a fit; {} where a space is so small that hardly any are left."""
+        return self._checked(self.model)
+
+    @property
+    def note(self) -> str:
+        """What a user must know of the model's quality, in one line; "" where it is as it should be."""
+        error = self.check.get("mape", 0.0)
+        rough = f"predictions are rough (mean error {error:.0%})" if error > WRONG else ""
+        if not self.doubt:
+            return rough
+        fitted = sum(run.role != "checked" for run in self.runs)
+        return f"operators' times are not used: {self.doubt}; {fitted} whole models are regressed instead" + f"; {rough}" * bool(rough)
+
+    def _checked(self, model: LatencyModel) -> dict[str, Any]:
         kept = [run for run in self.runs if run.role == "checked"]
-        predicted = [self.model.predict_us(run.work) / 1e3 for run in kept]
+        predicted = [model.predict_us(run.work) / 1e3 for run in kept]
         return prediction_errors(predicted, [run.milliseconds for run in kept]) if len(kept) >= FEWEST else {}
 
     def predict_ms(self, layout: Layout, candidate: Candidate) -> float:
@@ -142,6 +170,7 @@ class LatencyTable:
             "format": FORMAT,
             **{key: value for key, value in asdict(self).items() if key != "runs"},
             "check": self.check,
+            "note": self.note,
             "columns": COLUMNS,
         }
         lines = ",\n".join(f' "{name}": [\n  ' + ",\n  ".join(map(json.dumps, found)) + "]" for name, found in rows.items())
@@ -155,7 +184,7 @@ class LatencyTable:
             if data.pop("format") != FORMAT:
                 raise ValueError("another format")
             tables = {name: [dict(zip(data["columns"][name], row, strict=True)) for row in data.pop(name)] for name in COLUMNS}
-            data.pop("columns"), data.pop("check")  # the latter follows from the runs
+            data.pop("columns"), data.pop("check"), data.pop("note")  # the latter two follow from the runs
             data["settings"] = SessionSettings.from_json(data["settings"])
             data["tuning"] = tuple(data["tuning"])
             table = cls(runs=_runs(tables), **data)

@@ -17,7 +17,7 @@ from autocompress.integer_form import IntegerForm
 from autocompress.targets.attribution import attribute
 from autocompress.targets.device.job import Found, Job, Report, read_found, versions
 from autocompress.targets.fit import Run
-from autocompress.targets.kernels import KernelChoice, products_saturate
+from autocompress.targets.kernels import KernelChoice, product_model, products_saturate
 from autocompress.targets.latency import carry_out
 from autocompress.targets.latency_table import LatencyTable
 from autocompress.targets.plan import Plan, Subject, all_forms, uniform_candidate
@@ -31,7 +31,9 @@ def job_of(subject: Subject, target: Target, plan: Plan, seed: int) -> Job:
     """What is to be run on the target: settings are tuned on the float model, and on the first other form."""
     profiled, checked = ([subject.source(candidate) for candidate in part] for part in (plan.profiled, plan.checked))
     tuned = [lambda: subject.baseline, *profiled[1:2]]
-    return Job(lambda: subject.baseline, profiled, checked, tuned, subject.feed, target.settings, target.threads, BUDGET_S, seed)
+    return Job(
+        lambda: subject.baseline, product_model, profiled, checked, tuned, subject.feed, target.settings, target.threads, BUDGET_S, seed
+    )
 
 
 def measure_table(subject: Subject, target: Target, seed: int = 0, report: Report = lambda what, share: None) -> LatencyTable:
@@ -62,6 +64,7 @@ def table_of(subject: Subject, target: Target, plan: Plan, found: Found) -> Late
         subject.layout.integer_forms,
         tuple(found.tuning),
         found.warning,
+        found.product_rate,
     )
 
 

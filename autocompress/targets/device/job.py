@@ -26,6 +26,8 @@ PROBES_FILE, FEED_FILE, FOUND_FILE = "probes.json", "inputs.npz", "measured.json
 PROFILE_S = 0.15  # how long a model is run under the profiler
 PROFILE_RUNS = (12, 80)
 ROUNDS = (6, 36)
+PRODUCT = (256, 512, 512)  # rows, columns, outputs of the float product that shows what the runtime can do at best
+PRODUCT_RUNS = 20
 PRECISION = 0.02  # relative half width of the 95 % intervals below which nothing is measured again
 
 Report = Callable[[str, float], None]
@@ -34,9 +36,11 @@ Report = Callable[[str, float], None]
 @dataclass(frozen=True)
 class Job:
     """What is measured, all on one feed: `profiled` models are profiled and timed, `timed` ones only timed; the settings are tuned on
-    the `tuned` ones, from `settings` and the numbers of `threads`; about `budget_s` seconds may go into timing."""
+    the `tuned` ones, from `settings` and the numbers of `threads`; about `budget_s` seconds may go into timing. `product` is a model
+    of the product `PRODUCT` alone."""
 
     baseline: Source
+    product: Source
     profiled: Sequence[Source]
     timed: Sequence[Source]
     tuned: Sequence[Source]
@@ -51,7 +55,9 @@ class Job:
 class Found:
     """What a job found; ratios and intervals are those of the profiled models, then of the timed ones, to the baseline.
 
-    `plan` says which candidates the models of exported probes are.
+    Attributes:
+        product_rate: multiply-adds per microsecond of a large float product.
+        plan: which candidates the models of exported probes are.
     """
 
     versions: Mapping[str, str]
@@ -62,6 +68,7 @@ class Found:
     intervals: Sequence[tuple[float, float]]
     profiles: Sequence[Sequence[NodeTime]]
     warning: str
+    product_rate: float
     plan: Mapping[str, Any] = field(default_factory=dict)
 
 
@@ -94,7 +101,20 @@ def measure(job: Job, report: Report = lambda what, share: None) -> Found:
         report("profiling whole models", i / len(job.profiled))
         runs = int(np.clip(PROFILE_S / (once * timing.ratios[i]), *PROFILE_RUNS))
         profiles.append(profile_nodes(source(), job.feed, settings, runs))
-    return Found(versions(settings), settings, tuning, timing.baseline_ms, timing.ratios, timing.intervals, profiles, timing.warning)
+    rate = _product_rate(job.product, settings)
+    shares = (timing.baseline_ms, timing.ratios, timing.intervals)
+    return Found(versions(settings), settings, tuning, *shares, profiles, timing.warning, rate)
+
+
+def _product_rate(product: Source, settings: SessionSettings) -> float:
+    """Multiply-adds per microsecond of the fastest of some calls."""
+    session, seconds = open_session(product(), settings), []
+    feed = {session.get_inputs()[0].name: np.random.default_rng(0).standard_normal(PRODUCT[:2], dtype=np.float32)}
+    for _ in range(PRODUCT_RUNS):
+        started = time.perf_counter()
+        session.run(None, feed)
+        seconds.append(time.perf_counter() - started)
+    return float(np.prod(PRODUCT)) / (min(seconds) * 1e6)
 
 
 def versions(settings: SessionSettings = DEFAULT) -> dict[str, str]:
@@ -153,6 +173,7 @@ def main(folder: Path) -> None:
         feed = {name: arrays[name] for name in arrays.files}
     job = Job(
         sources([data["baseline"]])[0],
+        sources([data["product"]])[0],
         sources(data["profiled"]),
         sources(data["timed"]),
         sources(data["tuned"]),
