@@ -49,21 +49,25 @@ class Given:
 
     @cached_property
     def weights(self) -> dict[str, tuple[str, ...]]:
-        """The modules of each constant: that which made it, else those whose operators read it or what is computed from it."""
+        """The modules of each constant: those of the weights that it is computed from, where a module owns its weight by name (one of
+        several of a recurrent operator), else those whose operators read it or what is computed from it."""
         made: dict[str, dict[str, None]] = defaultdict(dict)  # an ordered set
         read: dict[str, dict[str, None]] = defaultdict(dict)
         for name in self.graph.constants:
-            made[name].update(self.owner(name))
+            made[name].update(self._whole(name))
         for node in self.graph.nodes:
             for output in node.outputs:
                 if output in self.constants:
-                    made[output].update(self.owner(output) or {m: None for name in node.inputs for m in made[name]})
+                    made[output].update(self._whole(output) or {m: None for name in node.inputs for m in made[name]})
         for node in reversed(self.graph.nodes):
             readers = {m: None for output in node.outputs for m in (read[output] if output in self.constants else self.owner(output))}
             for name in node.inputs:
                 if name in self.constants:
                     read[name].update(readers)
         return {name: tuple(made[name] or read[name]) for name in self.constants}
+
+    def _whole(self, tensor: str) -> dict[str, None]:
+        return {owner: None for owner in self.owner(tensor) if tensor == f"{owner}.weight"}
 
     def owner(self, tensor: str) -> dict[str, None]:
         """The module that made a tensor, as an ordered set of at most one."""
@@ -72,7 +76,7 @@ class Given:
 
     def weight_owners(self, name: str) -> tuple[str, ...]:
         """The modules of a constant of the optimised graph; what was made from one bears its name in its own."""
-        if name not in self.weights:
+        if name not in self.graph.names:
             name = max((known for known in self.weights if _bears(name, known)), key=len, default="")
         return self.weights.get(name, ())
 
@@ -141,5 +145,5 @@ def _owners_of(node: NodeTime, given: Given, everything: frozenset[str]) -> tupl
             return found
     if node.operator in CONVERSIONS:
         return ()
-    strangers = [name for name in node.weights if name not in given.constants]
+    strangers = [name for name in node.weights if name not in given.graph.names]
     return own or (given.computed(node.names, everything - set(node.names)) if strangers else ())

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -53,7 +54,7 @@ class GraphFile:
                 constants["".join(str(n, "utf-8") for n in _parts(tensor, TENSOR_NAME))] = tensor
         return cls(tuple(nodes), constants)
 
-    @property
+    @cached_property
     def names(self) -> frozenset[str]:
         """Every initializer and every output of a node."""
         return frozenset(self.constants) | {output for node in self.nodes for output in node.outputs}
