@@ -176,6 +176,8 @@ def _undisturbed(run: Run, overhead: float) -> dict[str, float]:
 def _costs(features: Sequence[Mapping[str, float]], times: Sequence[float], whole: Sequence[float]) -> dict[str, float]:
     """Cost of a unit of each feature, at least 0, by ridge regression of `times` on errors relative to the `whole` models."""
     names = sorted({name for found in features for name in found})
+    if not names:
+        return {}
     design = np.array([[found.get(name, 0.0) for name in names] for found in features])
     unit = np.maximum(design.max(axis=0), 1e-9)
     weight = 1 / np.array(whole)

@@ -65,10 +65,12 @@ class LatencyTable:
         missing = missing_time(self.runs, self.product_rate)
         if missing:
             return missing
-        by_operators, by_whole = (self._checked(LatencyModel.of(self.runs, attributed)) for attributed in (True, False))
-        if by_operators.get("mape", 0.0) <= max(WRONG, by_whole.get("mape", 0.0)):
+        if not self._kept:
             return ""
-        return f"with them, candidates that the model has not seen were predicted {by_operators['mape']:.0%} wrong"
+        error, otherwise = (self._errors(LatencyModel.of(self.runs, attributed))["mape"] for attributed in (True, False))
+        if error <= max(WRONG, otherwise):
+            return ""
+        return f"with them, candidates that the model has not seen were predicted {error:.0%} wrong"
 
     @cached_property
     def model(self) -> LatencyModel:
@@ -78,7 +80,7 @@ class LatencyTable:
     @cached_property
     def check(self) -> dict[str, Any]:
         """The errors on candidates that were never used in a fit; {} where a space is so small that hardly any are left."""
-        return self._checked(self.model)
+        return self._errors(self.model) if self._kept else {}
 
     @property
     def note(self) -> str:
@@ -90,10 +92,15 @@ class LatencyTable:
         fitted = sum(run.role != "checked" for run in self.runs)
         return f"operators' times are not used: {self.doubt}; {fitted} whole models are regressed instead" + f"; {rough}" * bool(rough)
 
-    def _checked(self, model: LatencyModel) -> dict[str, Any]:
+    @property
+    def _kept(self) -> list[Run]:
+        """The candidates that no fit sees; none where there are too few to show anything."""
         kept = [run for run in self.runs if run.role == "checked"]
-        predicted = [model.predict_us(run.work) / 1e3 for run in kept]
-        return prediction_errors(predicted, [run.milliseconds for run in kept]) if len(kept) >= FEWEST else {}
+        return kept if len(kept) >= FEWEST else []
+
+    def _errors(self, model: LatencyModel) -> dict[str, Any]:
+        predicted = [model.predict_us(run.work) / 1e3 for run in self._kept]
+        return prediction_errors(predicted, [run.milliseconds for run in self._kept])
 
     def predict_ms(self, layout: Layout, candidate: Candidate) -> float:
         """Predicted latency; TargetError when a module runs in a form that was never measured."""

@@ -93,7 +93,7 @@ def test_a_lost_attribution_is_told_by_the_multiply_adds() -> None:
     assert found.model == LatencyModel.of(found.runs, attributed=False)
     assert found.check["mape"] < 0.03
     assert found.check["kendall_tau"] > 0.9
-    broken = found._checked(LatencyModel.of(found.runs))
+    broken = found._errors(LatencyModel.of(found.runs))
     assert broken["mape"] > 2 * found.check["mape"], "the fault is one"
 
 
@@ -118,7 +118,7 @@ def test_what_takes_no_time_to_speak_of_may_lack_it() -> None:
 def test_an_error_beyond_15_percent_on_unseen_candidates_falls_back() -> None:
     found = table(with_spent(runs(), levelled))
     assert missing_time(found.runs, RATE) == ""
-    broken = found._checked(LatencyModel.of(found.runs))["mape"]
+    broken = found._errors(LatencyModel.of(found.runs))["mape"]
     assert broken > 0.15
     assert found.note == (
         f"operators' times are not used: with them, candidates that the model has not seen were predicted {broken:.0%} wrong; "
