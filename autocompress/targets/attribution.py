@@ -15,6 +15,8 @@ from autocompress.targets.workload import Work
 # What changes representations belongs to no module: it depends on the neighbours.
 CONVERSIONS = {"QuantizeLinear", "DequantizeLinear", "DynamicQuantizeLinear", "Cast", "Transpose", "ReorderInput", "ReorderOutput"}
 CONVERSIONS |= {"Reorder", "Convert", "FakeQuantize"}  # of OpenVINO
+# Of OpenVINO, whose profile does not say what is read: what may multiply by a weight, under the name of the last operator fused to it.
+PRODUCTS = {"Convolution", "GroupConvolution", "FullyConnected", "MatMul"}
 # What reads a constant without being the product of a module: positions that are added, a mask, a token in front.
 COMBINE = {"Add", "Sub", "Mul", "Div", "Where", "Concat", "Expand"}
 
@@ -138,12 +140,12 @@ def attribute(
 
 
 def _owners_of(node: NodeTime, given: Given, everything: frozenset[str]) -> tuple[str, ...]:
-    own = tuple(owner for name in node.names for owner in given.owner(name))[:1]
-    if node.operator not in COMBINE and node.weights:
+    if node.weights and node.operator not in COMBINE:
         found = tuple(dict.fromkeys(owner for name in node.weights for owner in given.weight_owners(name)))
         if found:
             return found
     if node.operator in CONVERSIONS:
         return ()
-    strangers = [name for name in node.weights if name not in given.graph.names]
-    return own or (given.computed(node.names, everything - set(node.names)) if strangers else ())
+    own = tuple(owner for name in node.names for owner in given.owner(name))[:1]
+    unknown = node.operator in PRODUCTS if node.weights is None else not given.graph.names.issuperset(node.weights)
+    return own or (given.computed(node.names, everything - set(node.names)) if unknown else ())

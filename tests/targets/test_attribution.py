@@ -106,6 +106,17 @@ def test_the_parts_of_a_module_are_added_up() -> None:
     assert spent == {"a": (7.0, 3.0), "b": (8.0, 1.0), REST: (16.0, 1.0)}
 
 
+def test_a_runtime_that_does_not_say_what_is_read_is_taken_by_what_it_computes() -> None:
+    """OpenVINO's operators bear the name of the last one that was fused to them."""
+    products = [NodeTime("Convolution", ("relu",), 4.0, weights=None), NodeTime("MatMul", ("attention",), 1.0, weights=None)]
+    around = [NodeTime("MVN", ("placed",), 2.0, weights=None), NodeTime("FullyConnected", ("softmax",), 8.0, weights=None)]
+    around.append(NodeTime("FullyConnected", ("linear_1",), 16.0, weights=None))
+    owners = {name: owner for name, owner in OWNERS.items() if name != "relu"}
+    spent, operators = attribute(products + around, BLOCK, owners, BLOCK_WORK)
+    assert spent == {"q": (8.0, 1.0), "k": (16.0, 1.0), "stem.0": (4.0, 1.0), REST: (3.0, 2.0)}
+    assert operators == {"MatMul": 1.0, "MVN": 2.0}
+
+
 def test_a_recurrent_operator_is_shared_by_its_weights() -> None:
     graph = [("Split", "ih.weight", "i o"), ("Concat", "o i", "w"), ("Unsqueeze", "hh.weight", "r"), ("LSTM", "x w r", "y")]
     content = model(graph, {"ih.weight": (8, 8), "hh.weight": (8, 8)})

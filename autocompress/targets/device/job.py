@@ -149,7 +149,7 @@ def read_found(path: Path) -> Found:
     data["settings"] = SessionSettings.from_json(data["settings"])
     data["intervals"] = [(float(low), float(high)) for low, high in data["intervals"]]
     data["profiles"] = [
-        [NodeTime(n[0], tuple(n[1]), float(n[2]), _shapes(n[3]), _shapes(n[4]), tuple(n[5])) for n in profile]
+        [NodeTime(n[0], tuple(n[1]), float(n[2]), _shapes(n[3]), _shapes(n[4]), None if n[5] is None else tuple(n[5])) for n in profile]
         for profile in data["profiles"]
     ]
     return Found(**data)

@@ -16,6 +16,7 @@ from .graph_file import GraphFile, GraphNode
 from .sessions import OpenVinoSession, SessionSettings, open_session
 
 OPTIMIZER_SUFFIX = re.compile(r"(_nchwc|_token_\d+|_post_dq|_q_to_dq)+$")
+WITHOUT_BIAS = "/WithoutBiases"  # of OpenVINO
 WARM_UP = 5
 
 
@@ -26,7 +27,7 @@ class NodeTime(NamedTuple):
         names: of its outputs and its own, also without the suffixes that the optimiser appends.
         inputs, outputs: (type, shape) of each.
         weights: the constants of two or more dimensions that it reads, under the names that they had before they were laid out for
-            a kernel.
+            a kernel; None where the runtime does not say.
     """
 
     operator: str
@@ -34,7 +35,7 @@ class NodeTime(NamedTuple):
     microseconds: float
     inputs: tuple[tuple[str, tuple[int, ...]], ...] = ()
     outputs: tuple[tuple[str, tuple[int, ...]], ...] = ()
-    weights: tuple[str, ...] = ()
+    weights: tuple[str, ...] | None = ()
 
 
 def profile_nodes(model: bytes | str, feed: Mapping[str, Any], settings: SessionSettings, runs: int, level: str = "ALL") -> list[NodeTime]:
@@ -95,8 +96,9 @@ def _profile_openvino(model: bytes | str, feed: Mapping[str, Any], settings: Ses
         session.run(None, feed)
         if run >= WARM_UP:
             for operator, names, microseconds in session.node_times():
-                durations[operator, names].append(microseconds)
-    return [NodeTime(operator, names, _faster_half(values)) for (operator, names), values in durations.items()]
+                originals = tuple(name.removesuffix(WITHOUT_BIAS) for name in names)
+                durations[operator, originals].append(microseconds)
+    return [NodeTime(operator, names, _faster_half(values), weights=None) for (operator, names), values in durations.items()]
 
 
 def _faster_half(values: Sequence[float]) -> float:
