@@ -49,7 +49,7 @@ def profile_nodes(model: bytes | str, feed: Mapping[str, Any], settings: Session
             session.run(None, feed)
         events = json.loads(Path(session.end_profiling()).read_text())
         graph = GraphFile.read(Path(optimized).read_bytes())
-        former = _former_names(graph, model, settings, Path(folder))
+        former = _former_names(graph, model, settings, Path(folder)) if level == "ALL" else {}
     nodes = {node.name: node for node in graph.nodes}
     durations: dict[str, list[float]] = defaultdict(list)
     arguments: dict[str, Mapping[str, Any]] = {}
