@@ -131,7 +131,8 @@ def attribute(
         found = _owners_of(node, given, everything)
         if not found:
             operators[node.operator] += node.microseconds
-        parts = {name: work.kernels[name].rows * work.kernels[name].amount for name in found} or {REST: 1.0}
+        # An expert that no sample of the example went to has no rows.
+        parts = {name: max(1.0, work.kernels[name].rows * work.kernels[name].amount) for name in found} or {REST: 1.0}
         for owner, part in parts.items():
             share = part / sum(parts.values())
             total, count = spent[owner]
