@@ -155,6 +155,7 @@ def test_a_search_with_a_lost_attribution_says_so_everywhere(cnn_task, tmp_path:
         return {REST: (sum(node.microseconds for node in profile_), float(len(profile_)))}, {"Conv": 1.0}
 
     monkeypatch.setattr(profile, "attribute", nothing)
+    monkeypatch.setenv("AUTOCOMPRESS_CACHE", str(tmp_path / "cache"))  # such a table is for nobody else
     space = {"modules": [{"match": "*", "weight_bits": [4, 8], "activation_bits": [8, 32], "pruning_ratio": [0.0, 0.5]}]}
     space["distillation"] = {"steps": 0}
     ac.search(cnn_task, space=space, target="analytic:microcontroller", n_trials=2, out=tmp_path)
