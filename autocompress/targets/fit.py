@@ -45,8 +45,8 @@ class Run:
 
 @dataclass(frozen=True)
 class LatencyModel:
-    """Microseconds of anything: `grid` holds what was measured, `around` what a unit of each feature costs, and `corrections`, per kind
-    and arithmetic, what wall time adds to the sum of the parts."""
+    """Microseconds of anything: `grid` holds what was measured, or regressed, `around` what a unit of each feature costs, and
+    `corrections`, per kind and arithmetic, what wall time adds to the sum of the parts."""
 
     grid: Mapping[Place, tuple[float, float]]  # microseconds, amount
     around: Mapping[str, float]
