@@ -33,7 +33,7 @@ from autocompress.search.describe import check_words
 from autocompress.search.loop import run_worker
 from autocompress.search.settings import Settings
 from autocompress.search_space import SearchSpace
-from autocompress.show import console, notes, print_front, print_latency, print_modules
+from autocompress.show import console, latency_notes, notes, print_front, print_latency, print_lines, print_modules
 from autocompress.targets.device.job import FOUND_FILE
 from autocompress.targets.device.sessions import SessionSettings, open_session
 from autocompress.targets.device.timing import interleaved_timing
@@ -81,9 +81,7 @@ def search_command(arguments: argparse.Namespace) -> int:
         print(json.dumps(result.front.to_json(), indent=1))
     else:
         print_front(result.front)
-        for line in notes(result):
-            console.print(line, highlight=False)
-        console.print(f"report: {out / REPORT_FILE}", highlight=False)
+        print_lines([*notes(result), f"report: {out / REPORT_FILE}"])
     return INTERRUPTED if interrupted else 0
 
 
@@ -120,8 +118,7 @@ def profile_command(arguments: argparse.Namespace) -> int:
         table = table.merged(load_table(subject, target, Path(other)))
     table.save(Path(arguments.out))
     console.print(f"{arguments.out}: baseline {table.baseline_ms:.3f} ms; {check_words(table.check)}", highlight=False)
-    if table.warning:
-        console.print(table.warning, highlight=False)
+    print_lines([words for words in (table.note, table.warning) if words])
     return 0
 
 
@@ -150,6 +147,7 @@ def front_command(arguments: argparse.Namespace) -> int:
         print(json.dumps(front.to_json(), indent=1))
     else:
         print_front(front)
+        print_lines(latency_notes(Path(arguments.folder)))
     return 0
 
 

@@ -4,15 +4,17 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 from rich.console import Console
 from rich.table import Table
 
+from autocompress.files import read_json
 from autocompress.modules import ModuleMap
 from autocompress.report.info import before_after
-from autocompress.results import ParetoFront, SearchResult
+from autocompress.results import RUN_FILE, ParetoFront, SearchResult
 from autocompress.search.ranks import RankVerdict
 
 console = Console(soft_wrap=True, width=None if sys.stdout.isatty() else 160)
@@ -27,7 +29,20 @@ def notes(result: SearchResult) -> list[str]:
     for point in result.front:
         if point.fragile:
             lines.append(f"trial {point.trial} became fragile under {', '.join(point.fragile)}: it loses there more than on clean inputs")
-    return lines
+    return lines + latency_notes(result.folder)
+
+
+def latency_notes(folder: Path) -> list[str]:
+    """What a run folder says of the quality of its latency model, where that is not as it should be."""
+    path = folder / RUN_FILE
+    words = read_json(path).get("latency_note") if path.is_file() else None
+    return [f"latency model: {words}"] if words else []
+
+
+def print_lines(lines: Sequence[str]) -> None:
+    """Plain lines."""
+    for line in lines:
+        console.print(line, highlight=False)
 
 
 def print_front(front: ParetoFront) -> None:
@@ -103,6 +118,8 @@ def print_latency(latency: Mapping[str, Any]) -> None:
     table.add_row("in modules, compressible", f"{share:.1%}", f"{share * latency['milliseconds']:.4f}", *[""] * len(forms))
     table.add_row("in (operators) between them", f"{1 - share:.1%}", f"{(1 - share) * latency['milliseconds']:.4f}", *[""] * len(forms))
     console.print(table)
+    if latency["note"]:
+        print_lines([f"latency model: {latency['note']}"])
 
 
 def _rank_table(ranks: Sequence[RankVerdict]) -> Table:

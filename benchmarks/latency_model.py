@@ -2,7 +2,8 @@
 
 For each network a table is measured, then 40 random joint candidates of the default space (another seed) are timed twice, in turn with the
 float model. MACs, bits and bit operations get the best line through the very times that they are judged by; kernels alone are summed as
-they are, less what calling a session costs. About ten minutes on two cores; --quick takes the ResNet and half of the candidates.
+they are, less what calling a session costs. Networks named _hf are of the transformers package. About twenty minutes on two cores; --quick
+takes the ResNet and half of the candidates, --only some networks.
 """
 
 from __future__ import annotations
@@ -10,7 +11,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import replace
-from functools import cache
+from functools import cache, partial
 
 import numpy as np
 import onnx
@@ -38,12 +39,21 @@ from benchmarks.networks import network
 from benchmarks.output import parser_of, write_figures
 
 TARGET = find_target("onnxruntime-cpu")
+
+
+def hf_task(name: str) -> Task:
+    from benchmarks.hf_networks import hf_network  # needs an extra
+
+    return hf_network(name)
+
+
 TASKS: dict[str, Callable[[], Task]] = {
     "easy_vqa": lambda: load_task("autocompress.tasks:easy_vqa"),
     "encoder_b1": lambda: network("encoder", 1),
     "encoder_b8": lambda: network("encoder", 8),
     "resnet": lambda: network("resnet"),
     "mobilenet": lambda: network("mobilenet"),
+    **{name: partial(hf_task, name) for name in ("bert_hf", "vit_hf", "clip_hf")},
 }
 SEED = 1000
 Values = NDArray[np.float64]
@@ -176,6 +186,8 @@ def one(name: str, count: int) -> dict[str, float]:
     spread = f"{measured.min():.3f} to {measured.max():.3f} ms"
     slower = slower_than_wider(table)
     figures[f"narrower_but_slower_{name}"] = max(slower, default=1.0)
+    if table.note:
+        print(f"{name}: {table.note}")
     words = f"table in {seconds:.0f} s; the same candidate measured twice differs by {repeated:.1%} {twice[0].warning}"
     print(f"{name}: float {table.baseline_ms:.3f} ms, candidates {spread}; {words}")
     if slower:
@@ -192,13 +204,15 @@ def one(name: str, count: int) -> dict[str, float]:
 
 
 def main() -> None:
-    arguments = parser_of(__doc__).parse_args()
+    parser = parser_of(__doc__)
+    parser.add_argument("--only", nargs="+", choices=list(TASKS), default=[], help="networks to measure")
+    arguments = parser.parse_args()
     torch.set_num_threads(1)
     figures: dict[str, float] = {}
-    for name in ["resnet"] if arguments.quick else TASKS:
+    for name in arguments.only or (["resnet"] if arguments.quick else TASKS):
         figures |= one(name, 20 if arguments.quick else 40)
     worst = {"mape": max, "p95": max, "tau": min, "seconds": max, "tau_macs": max, "tau_bits": max}
-    if not arguments.quick:
+    if {f"mape_encoder_b{n}" for n in (1, 8)} <= set(figures):
         figures |= {f"{key}_encoder": pick(figures[f"{key}_encoder_b{n}"] for n in (1, 8)) for key, pick in worst.items()}
     write_figures(arguments.json, figures)
 

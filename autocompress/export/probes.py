@@ -39,7 +39,7 @@ def export_probes(subject: Subject, target: Target, folder: Path, seed: int = 0)
     job = job_of(subject, target, plan, seed)
     needed = dict.fromkeys(NOISE_FILES, 0)
     names: dict[str, list[str]] = {}
-    for role, sources in (("baseline", [job.baseline]), ("profiled", job.profiled), ("timed", job.timed)):
+    for role, sources in (("baseline", [job.baseline]), ("product", [job.product]), ("profiled", job.profiled), ("timed", job.timed)):
         names[role] = _write_models(folder, role, sources, needed)
     generator = np.random.default_rng(seed)
     floats = generator.standard_normal(max(needed["float"] // 4, needed["half"] // 2), dtype=np.float32) * np.float32(SPREAD)
@@ -49,6 +49,7 @@ def export_probes(subject: Subject, target: Target, folder: Path, seed: int = 0)
     np.savez(folder / FEED_FILE, allow_pickle=False, **{name: np.asarray(array) for name, array in subject.feed.items()})
     data = {
         "baseline": names["baseline"][0],
+        "product": names["product"][0],
         "profiled": names["profiled"],
         "timed": names["timed"],
         "tuned": [names["baseline"][0], *names["profiled"][1:2]],

@@ -108,7 +108,9 @@ def page(info: RunInfo) -> str:
 
 def _refit_words(run: Mapping[str, Any]) -> str:
     """What the search noticed while it measured."""
-    words = [f"While the front was timed, {run['front_check']['warning']}."] if (run.get("front_check") or {}).get("warning") else []
+    words = [f"Latency model: {run['latency_note']}."] if run.get("latency_note") else []
+    if (run.get("front_check") or {}).get("warning"):
+        words.append(f"While the front was timed, {run['front_check']['warning']}.")
     if run.get("refit"):
         words.append(
             f"The front was predicted {run['front_check']['mape']:.1%} wrong, so the model was fitted again to what was measured there "

@@ -45,6 +45,7 @@ def describe_run(task: Task, settings: Settings, bench: Bench, limits: Limits) -
         "training_dtype": str(bench.trainer.dtype).removeprefix("torch."),
         "limits": limits.__dict__,
         "latency_check": bench.table.check,
+        "latency_note": bench.table.note,
         "no_gain": sorted(list(choice) for choice in bench.space.no_gain),
         "uncovered": [item.__dict__ for item in bench.module_map.uncovered],
     }
@@ -64,6 +65,8 @@ def say_setup(bench: Bench, time: Mapping[str, Any], progress: SearchProgress) -
     """How far the latency model can be trusted, what of the `time` it covers lies in modules, and what the target cannot do."""
     table = bench.table
     progress.line(check_words(table.check))
+    if table.note:
+        progress.line(f"latency model: {table.note}")
     progress.line(f"time of the float model: {time['modules_share']:.0%} in modules, {1 - time['modules_share']:.0%} in other operators")
     if table.left_out:
         measured = sum(run.role != "front" for run in table.runs)

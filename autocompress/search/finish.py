@@ -64,6 +64,7 @@ def finish(
         progress.line(f"while the front was timed, {run['front_check']['warning']}")
     if error > PROMISE and bench.latency_source == "measured":
         run["refit"] = relearn(bench, finalists, front, folder)
+        run["latency_note"] = bench.table.note
         known = {finalist.number for finalist in finalists}
         more = [finalist for finalist in choose_finalists(study, bench, goal) if finalist.number not in known]
         progress.line(

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 
@@ -15,7 +15,9 @@ from autocompress.targets.workload import Kernel, Work, arithmetic
 
 RIDGE = 1e-3
 PRIOR = 0.1  # relative spread of a class's correction
+KERNEL_PRIOR = 0.3  # of a kernel's, around the time per multiply-add of its class
 NOISE = {"profiled": 0.02, "front": 0.005}  # of what a whole model's time is explained to; what was verified counts most
+PRODUCTS = "products of "  # in front of a class of kernels: a feature of whole models
 REST = "rest"  # the owner of what no module owns
 Place = tuple[str, int, str, int, int]  # signature, rows, form, kept_in, kept_out
 
@@ -28,7 +30,8 @@ class Run:
         role: "profiled", "checked" (never used in a fit) or "front".
         work: what it does.
         milliseconds: its wall time, undisturbed, at the speed of its table's baseline; `interval` its 95 % interval.
-        spent: owner (module or "rest") -> (profiled microseconds, operators); empty where it was only timed.
+        spent: owner (module or "rest") -> (profiled microseconds, operators, in parts where several share one); empty where it was
+            only timed.
         operators: the rest's microseconds by operator.
     """
 
@@ -36,14 +39,14 @@ class Run:
     work: Work
     milliseconds: float
     interval: tuple[float, float]
-    spent: Mapping[str, tuple[float, int]] = field(default_factory=dict)
+    spent: Mapping[str, tuple[float, float]] = field(default_factory=dict)
     operators: Mapping[str, float] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
 class LatencyModel:
-    """Microseconds of anything: `grid` holds what was measured, `around` what a unit of each feature costs, and `corrections`, per kind
-    and arithmetic, what wall time adds to the sum of the parts."""
+    """Microseconds of anything: `grid` holds what was measured, or regressed, `around` what a unit of each feature costs, and
+    `corrections`, per kind and arithmetic, what wall time adds to the sum of the parts."""
 
     grid: Mapping[Place, tuple[float, float]]  # microseconds, amount
     around: Mapping[str, float]
@@ -51,9 +54,19 @@ class LatencyModel:
     profiler_us: float
 
     @classmethod
-    def of(cls, runs: Sequence[Run]) -> LatencyModel:
-        """Fitted to the runs that are not kept for checking; at least one of them must have been profiled."""
+    def of(cls, runs: Sequence[Run], attributed: bool = True) -> LatencyModel:
+        """Fit to the runs that are not kept for checking.
+
+        Args:
+            runs: at least one of them must have been profiled.
+            attributed: whether the operators' times that were given to the modules are right; else whole models alone count.
+        """
         used = [run for run in runs if run.role != "checked"]
+        return cls._of_operators(used) if attributed else cls._of_whole_models(used)
+
+    @classmethod
+    def _of_operators(cls, used: Sequence[Run]) -> LatencyModel:
+        """Kernels as they were profiled; what lies between them by regression."""
         profiled = [run for run in used if run.spent]
         overhead = profiler_overhead(profiled)
         times = [_undisturbed(run, overhead) for run in profiled]
@@ -64,9 +77,24 @@ class LatencyModel:
                 seen[kernel[:5]].append(spent.get(module, 0.0))
                 amounts[kernel[:5]] = kernel.amount
         grid = {place: (float(np.median(found)), amounts[place]) for place, found in seen.items()}
-        around = _surroundings(profiled, [spent[REST] for spent in times])
+        surroundings = [run.work.surroundings for run in profiled]
+        around = _costs(surroundings, [spent[REST] for spent in times], [run.milliseconds * 1e3 for run in profiled])
         plain = cls(grid, around, {}, overhead)
         return cls(grid, around, _corrections(plain, used), overhead)
+
+    @classmethod
+    def _of_whole_models(cls, used: Sequence[Run]) -> LatencyModel:
+        """Regression of wall times, in two steps: what a multiply-add of each class of kernels costs and what surrounds the kernels;
+        then by how much each kernel differs from its class."""
+        wall = [run.milliseconds * 1e3 for run in used]
+        cost = _costs([_amounts(run.work) for run in used], wall, wall)
+        around = {feature: us for feature, us in cost.items() if not feature.startswith(PRODUCTS)}
+        kernels = {kernel[:5]: kernel for run in used for kernel in run.work.kernels.values()}
+        grid = {place: (cost.get(PRODUCTS + _class(k), 0.0) * k.rows * k.amount, k.amount) for place, k in kernels.items()}
+        apart = _corrections(cls(grid, around, {}, 0.0), used, _alike, KERNEL_PRIOR)
+        grid = {place: (us * (1 + apart[_alike(kernels[place])]), amount) for place, (us, amount) in grid.items()}
+        around = {feature: us * (1 + apart[REST]) for feature, us in around.items()}
+        return cls(grid, around, _corrections(cls(grid, around, {}, 0.0), used), 0.0)
 
     def kernel_us(self, kernel: Kernel) -> float:
         """Time of one kernel; between measured widths and rows by interpolation. KeyError when no kernel of its form was measured."""
@@ -145,24 +173,41 @@ def _undisturbed(run: Run, overhead: float) -> dict[str, float]:
     return defaultdict(float, {owner: us * factor for owner, us in net.items()})
 
 
-def _surroundings(profiled: Sequence[Run], rest: Sequence[float]) -> dict[str, float]:
-    """Cost of a unit of each feature, at least 0, by ridge regression on errors relative to the whole models."""
-    features = sorted({feature for run in profiled for feature in run.work.surroundings})
-    design = np.array([[run.work.surroundings.get(feature, 0.0) for feature in features] for run in profiled])
+def _costs(features: Sequence[Mapping[str, float]], times: Sequence[float], whole: Sequence[float]) -> dict[str, float]:
+    """Cost of a unit of each feature, at least 0, by ridge regression of `times` on errors relative to the `whole` models."""
+    names = sorted({name for found in features for name in found})
+    if not names:
+        return {}
+    design = np.array([[found.get(name, 0.0) for name in names] for found in features])
     unit = np.maximum(design.max(axis=0), 1e-9)
-    weight = 1 / np.array([run.milliseconds * 1e3 for run in profiled])
+    weight = 1 / np.array(whole)
     # Scaled to shares of a typical model, so that the ridge means the same for a small model and for a large one.
     typical = 1 / weight.mean()
-    rows = np.concatenate([design / unit * typical * weight[:, None], np.eye(len(features)) * RIDGE * np.sqrt(len(profiled))])
-    solution, _ = nnls(rows, np.concatenate([np.array(rest) * weight, np.zeros(len(features))]))
-    return {feature: float(cost * typical / scale) for feature, cost, scale in zip(features, solution, unit, strict=True)}
+    rows = np.concatenate([design / unit * typical * weight[:, None], np.eye(len(names)) * RIDGE * np.sqrt(len(features))])
+    solution, _ = nnls(rows, np.concatenate([np.array(times) * weight, np.zeros(len(names))]))
+    return {name: float(cost * typical / scale) for name, cost, scale in zip(names, solution, unit, strict=True)}
+
+
+def _amounts(work: Work) -> dict[str, float]:
+    """The features of a whole model: multiply-adds by class of kernels, and what surrounds them."""
+    found = defaultdict(float, work.surroundings)
+    for kernel in work.kernels.values():
+        if not kernel.signature.startswith("embedding"):  # a lookup multiplies nothing; its rows are among the surroundings
+            found[PRODUCTS + _class(kernel)] += kernel.rows * kernel.amount
+    return dict(found)
 
 
 def _class(kernel: Kernel) -> str:
     return f"{kernel.signature.split()[0]} {arithmetic(kernel)}"
 
 
-def _corrections(plain: LatencyModel, runs: Sequence[Run]) -> dict[str, float]:
+def _alike(kernel: Kernel) -> str:
+    return f"{kernel.signature} {_without_ratio(kernel.form)}"
+
+
+def _corrections(
+    plain: LatencyModel, runs: Sequence[Run], class_of: Callable[[Kernel], str] = _class, prior: float = PRIOR
+) -> dict[str, float]:
     """Relative correction per class: the mean of the posterior of Gaussian regression on what `plain` leaves of the wall times."""
     shares: list[dict[str, float]] = []
     left = []
@@ -170,11 +215,11 @@ def _corrections(plain: LatencyModel, runs: Sequence[Run]) -> dict[str, float]:
         wall = run.milliseconds * 1e3
         parts: dict[str, float] = defaultdict(float)
         for kernel in run.work.kernels.values():
-            parts[_class(kernel)] += plain.kernel_us(kernel) / wall
+            parts[class_of(kernel)] += plain.kernel_us(kernel) / wall
         parts[REST] = plain.around_us(run.work.surroundings) / wall
         shares.append({name: part / NOISE[run.role] for name, part in parts.items()})
         left.append((1 - sum(parts.values())) / NOISE[run.role])
     names = sorted({name for parts in shares for name in parts})
     design: NDArray[np.float64] = np.array([[parts.get(name, 0.0) for name in names] for parts in shares])
-    solution = np.linalg.solve(design.T @ design + np.eye(len(names)) / PRIOR**2, design.T @ np.array(left))
+    solution = np.linalg.solve(design.T @ design + np.eye(len(names)) / prior**2, design.T @ np.array(left))
     return dict(zip(names, (float(np.clip(value, -0.5, 0.5)) for value in solution), strict=True))

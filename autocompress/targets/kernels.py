@@ -13,6 +13,7 @@ import numpy as np
 from onnx import TensorProto, helper, numpy_helper
 
 from autocompress.integer_form import IntegerForm
+from autocompress.targets.device.job import PRODUCT
 from autocompress.targets.device.sessions import DEFAULT, SessionSettings, open_session
 from autocompress.targets.device.timing import interleaved_timing
 
@@ -265,6 +266,13 @@ def liked_multiple(times: Mapping[int, float]) -> int:
         if sum(time for _, time in grown) <= NEARLY_FREE * sum(width for width, _ in grown):
             return multiple
     return 1
+
+
+def product_model() -> bytes:
+    """The model of one large float product, which shows what a runtime can do at best."""
+    _, columns, outputs = PRODUCT
+    weight = _tensor("w", np.random.default_rng(0).standard_normal((columns, outputs), dtype=np.float32))
+    return _model([helper.make_node("MatMul", ["x", "w"], ["y"])], [weight], TensorProto.FLOAT, 2)
 
 
 def _time_gather(settings: SessionSettings, lookups: int, entries: int, width: int, bits: int, block: int) -> int:

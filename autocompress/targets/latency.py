@@ -47,7 +47,8 @@ def carry_out(job: Job, target: Target, report: Report) -> Found:
     baseline = sum(node.microseconds for node in analytic_times(job.baseline(), job.feed, figures, settings))
     ratios = [sum(node.microseconds for node in profile) / baseline for profile in profiles]
     intervals = [(ratio, ratio) for ratio in ratios]
-    return Found(versions(settings), settings, (), baseline / 1e3, ratios, intervals, profiles[: len(job.profiled)], "")
+    profiled, rate = profiles[: len(job.profiled)], figures.float_gops * 1e3 / 2
+    return Found(versions(settings), settings, (), baseline / 1e3, ratios, intervals, profiled, "", rate)
 
 
 def all_threads(settings: SessionSettings) -> SessionSettings:

@@ -18,10 +18,12 @@ from autocompress.files import write_atomic
 from autocompress.modules import CompressibleModule
 from autocompress.targets.device.sessions import SessionSettings
 from autocompress.targets.fit import REST, LatencyModel, Run
+from autocompress.targets.plausible import missing_time
 from autocompress.targets.workload import Kernel, Layout, Work, workload
 
-FORMAT = 6
+FORMAT = 7
 FEWEST = 3  # candidates that a check needs
+WRONG = 0.15  # mean error on candidates that were not fitted, above which a model is not taken as it is
 # The rows of a table's file, by column; `run` numbers the models. What was not profiled has no microseconds.
 COLUMNS = {
     "runs": ("run", "role", "milliseconds", "low", "high"),
@@ -43,6 +45,7 @@ class LatencyTable:
         integer_forms: the form of the integer weights of each module in the models that were measured.
         warning: what was noticed while measuring, e.g. a busy machine.
         left_out: how many of the planned models there was no time to measure.
+        product_rate: multiply-adds per microsecond of a large float product there; 0 where it is not known.
     """
 
     target: str
@@ -56,18 +59,50 @@ class LatencyTable:
     tuning: tuple[Mapping[str, Any], ...] = ()
     warning: str = ""
     left_out: int = 0
+    product_rate: float = 0.0
+
+    @cached_property
+    def doubt(self) -> str:
+        """Why the operators' times are not used, in words; "" where they are."""
+        missing = missing_time(self.runs, self.product_rate)
+        if missing:
+            return missing
+        if not self._kept:
+            return ""
+        error, otherwise = (self._errors(LatencyModel.of(self.runs, attributed))["mape"] for attributed in (True, False))
+        if error <= max(WRONG, otherwise):
+            return ""
+        return f"with them, candidates that the model has not seen were predicted {error:.0%} wrong"
 
     @cached_property
     def model(self) -> LatencyModel:
-        """Fitted to all runs but those that are kept for checking."""
-        return LatencyModel.of(self.runs)
+        """Fitted to all runs but those that are kept for checking: to the operators' times, or where these are wrong to whole models."""
+        return LatencyModel.of(self.runs, attributed=not self.doubt)
 
     @cached_property
     def check(self) -> dict[str, Any]:
         """The errors on candidates that were never used in a fit; {} where a space is so small that hardly any are left."""
+        return self._errors(self.model) if self._kept else {}
+
+    @property
+    def note(self) -> str:
+        """What a user must know of the model's quality, in one line; "" where it is as it should be."""
+        error = self.check.get("mape", 0.0)
+        rough = f"predictions are rough (mean error {error:.0%})" if error > WRONG else ""
+        if not self.doubt:
+            return rough
+        fitted = sum(run.role != "checked" for run in self.runs)
+        return f"operators' times are not used: {self.doubt}; {fitted} whole models are regressed instead" + f"; {rough}" * bool(rough)
+
+    @property
+    def _kept(self) -> list[Run]:
+        """The candidates that no fit sees; none where there are too few to show anything."""
         kept = [run for run in self.runs if run.role == "checked"]
-        predicted = [self.model.predict_us(run.work) / 1e3 for run in kept]
-        return prediction_errors(predicted, [run.milliseconds for run in kept]) if len(kept) >= FEWEST else {}
+        return kept if len(kept) >= FEWEST else []
+
+    def _errors(self, model: LatencyModel) -> dict[str, Any]:
+        predicted = [model.predict_us(run.work) / 1e3 for run in self._kept]
+        return prediction_errors(predicted, [run.milliseconds for run in self._kept])
 
     def predict_ms(self, layout: Layout, candidate: Candidate) -> float:
         """Predicted latency; TargetError when a module runs in a form that was never measured."""
@@ -144,6 +179,7 @@ class LatencyTable:
             "format": FORMAT,
             **{key: value for key, value in asdict(self).items() if key != "runs"},
             "check": self.check,
+            "note": self.note,
             "columns": COLUMNS,
         }
         lines = ",\n".join(f' "{name}": [\n  ' + ",\n  ".join(map(json.dumps, found)) + "]" for name, found in rows.items())
@@ -157,7 +193,7 @@ class LatencyTable:
             if data.pop("format") != FORMAT:
                 raise ValueError("another format")
             tables = {name: [dict(zip(data["columns"][name], row, strict=True)) for row in data.pop(name)] for name in COLUMNS}
-            data.pop("columns"), data.pop("check")  # the latter follows from the runs
+            data.pop("columns"), data.pop("check"), data.pop("note")  # the latter two follow from the runs
             data["settings"] = SessionSettings.from_json(data["settings"])
             data["tuning"] = tuple(data["tuning"])
             table = cls(runs=_runs(tables), **data)
@@ -176,16 +212,16 @@ def _words(value: Any) -> str:
 
 def _runs(tables: Mapping[str, list[dict[str, Any]]]) -> tuple[Run, ...]:
     kernels: dict[int, dict[str, Kernel]] = {}
-    spent: dict[int, dict[str, tuple[float, int]]] = {}
+    spent: dict[int, dict[str, tuple[float, float]]] = {}
     operators: dict[int, dict[str, float]] = {}
     around: dict[int, dict[str, float]] = {}
     for row in tables["kernels"]:
         kernels.setdefault(row["run"], {})[row["module"]] = Kernel(*(row[name] for name in Kernel._fields))
         if row["microseconds"] is not None:
-            spent.setdefault(row["run"], {})[row["module"]] = (float(row["microseconds"]), int(row["operators"]))
+            spent.setdefault(row["run"], {})[row["module"]] = (float(row["microseconds"]), float(row["operators"]))
     for row in tables["rest"]:
         if row["operator"] is None:
-            spent.setdefault(row["run"], {})[REST] = (float(row["microseconds"]), int(row["operators"]))
+            spent.setdefault(row["run"], {})[REST] = (float(row["microseconds"]), float(row["operators"]))
         else:
             operators.setdefault(row["run"], {})[row["operator"]] = float(row["microseconds"])
     for row in tables["surroundings"]:

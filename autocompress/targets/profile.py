@@ -5,8 +5,7 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import os
-from collections import defaultdict
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
@@ -16,21 +15,18 @@ from platformdirs import user_cache_path
 from autocompress.candidate import Candidate
 from autocompress.errors import RunFolderError, TargetError
 from autocompress.integer_form import IntegerForm
+from autocompress.targets.attribution import attribute
 from autocompress.targets.device.job import Found, Job, Report, read_found, versions
-from autocompress.targets.device.profiler import NodeTime
-from autocompress.targets.fit import REST, Run
-from autocompress.targets.kernels import KernelChoice, products_saturate
+from autocompress.targets.fit import Run
+from autocompress.targets.kernels import KernelChoice, product_model, products_saturate
 from autocompress.targets.latency import carry_out
 from autocompress.targets.latency_table import LatencyTable
 from autocompress.targets.plan import Plan, Subject, all_forms, least_shown, uniform_candidate
 from autocompress.targets.target import Target, missing_here
-from autocompress.targets.workload import Work, workload
+from autocompress.targets.workload import workload
 
 BUDGET_S = 36.0
 KEPT_BYTES = 512 << 20  # of files in memory while they are measured
-# What changes representations belongs to no module: it depends on the neighbours.
-CONVERSIONS = {"QuantizeLinear", "DequantizeLinear", "DynamicQuantizeLinear", "Cast", "Transpose", "ReorderInput", "ReorderOutput"}
-CONVERSIONS |= {"Reorder", "Convert", "FakeQuantize"}  # of OpenVINO
 
 
 def job_of(subject: Subject, target: Target, plan: Plan, seed: int, limit_s: float | None = None) -> Job:
@@ -38,8 +34,8 @@ def job_of(subject: Subject, target: Target, plan: Plan, seed: int, limit_s: flo
     profiled, checked = ([subject.source(candidate) for candidate in part] for part in (plan.profiled, plan.checked))
     tuned = [lambda: subject.baseline, *profiled[1:2]]
     least = least_shown(subject, plan.profiled)
-    settings, threads = target.settings, target.threads
-    return Job(lambda: subject.baseline, profiled, checked, tuned, subject.feed, settings, threads, BUDGET_S, seed, limit_s, least)
+    shared = (subject.feed, target.settings, target.threads, BUDGET_S, seed, limit_s, least)
+    return Job(lambda: subject.baseline, product_model, profiled, checked, tuned, *shared)
 
 
 def measure_table(
@@ -81,7 +77,7 @@ def table_of(subject: Subject, target: Target, plan: Plan, found: Found) -> Late
         if i >= profiled:
             runs.append(Run("checked", work, ratio * ms, (low * ms, high * ms)))
             continue
-        spent, operators = attribute(found.profiles[i], subject.blank(candidate)[1], work)
+        spent, operators = attribute(found.profiles[i], *subject.blank(candidate), work)
         runs.append(Run("profiled", work, ratio * ms, (low * ms, high * ms), spent, operators))
     return LatencyTable(
         target.name,
@@ -95,22 +91,8 @@ def table_of(subject: Subject, target: Target, plan: Plan, found: Found) -> Late
         tuple(found.tuning),
         found.warning,
         found.left_out,
+        found.product_rate,
     )
-
-
-def attribute(profile: Sequence[NodeTime], owners: Mapping[str, str], work: Work) -> tuple[dict[str, tuple[float, int]], dict[str, float]]:
-    """(owner -> (microseconds, operators), the rest's microseconds by operator): each operator belongs to the module that made one of
-    its outputs, and to the rest when none did or when it only changes a representation."""
-    spent: dict[str, tuple[float, int]] = defaultdict(lambda: (0.0, 0))
-    operators: dict[str, float] = defaultdict(float)
-    for node in profile:
-        owner = next((owners[name] for name in node.names if name in owners), REST)
-        if owner not in work.kernels or node.operator in CONVERSIONS:
-            owner = REST
-            operators[node.operator] += node.microseconds
-        total, count = spent[owner]
-        spent[owner] = (total + node.microseconds, count + 1)
-    return {name: spent[name] for name in (*work.kernels, REST) if name in spent or name == REST}, dict(operators)
 
 
 def table_key(subject: Subject, target: Target) -> str:

@@ -10,7 +10,8 @@ import pytest
 from onnx import TensorProto, helper, numpy_helper
 
 from autocompress.targets.device import tuning
-from autocompress.targets.device.profiler import graph_outputs, profile_nodes
+from autocompress.targets.device.graph_file import GraphFile
+from autocompress.targets.device.profiler import profile_nodes
 from autocompress.targets.device.sessions import DEFAULT, SessionSettings, open_session
 from autocompress.targets.device.timing import Timing
 from autocompress.targets.device.tuning import thread_counts, tune
@@ -39,15 +40,53 @@ def layered() -> bytes:
 FEED = {"x": np.random.default_rng(1).standard_normal((1, 8, 64), dtype=np.float32)}
 
 
-def test_outputs_are_read_from_the_bytes_of_a_file(layered: bytes) -> None:
-    expected = {node.name: tuple(node.output) for node in onnx.load_from_string(layered).graph.node}
-    assert graph_outputs(layered) == expected
+def test_nodes_and_weights_are_read_from_the_bytes_of_a_file(layered: bytes) -> None:
+    expected = onnx.load_from_string(layered).graph
+    graph = GraphFile.read(layered)
+    assert graph.nodes == tuple((node.name, tuple(node.input), tuple(node.output)) for node in expected.node)
+    assert set(graph.constants) == {tensor.name for tensor in expected.initializer}
+    assert [graph.is_weight(name) for name in ("w0", "g0", "x")] == [True, False, False]
+    assert graph.names == {"w0", "g0", "b0", "w1", "g1", "b1", "p0", "a0", "n0", "p1", "a1", "n1"}
+
+
+def test_values_are_told_in_any_order_with_zeros_and_in_a_file_of_their_own(tmp_path: Path) -> None:
+    values = np.random.default_rng(0).standard_normal((8, 16)).astype(np.float32)
+    padded = np.zeros((16, 16), np.float32)
+    padded[::2] = values[::-1]
+    other = values.copy()
+    other[3, 3] += 1
+    tensors = [numpy_helper.from_array(v, name) for v, name in ((values, "a"), (padded, "b"), (other, "c"), (values[:2, :2], "few"))]
+    spread = TensorProto(name="spread", data_type=TensorProto.FLOAT, dims=values.shape, float_data=values.reshape(-1))
+    outside = TensorProto(name="outside", data_type=TensorProto.FLOAT, dims=values.shape, data_location=TensorProto.EXTERNAL)
+    (tmp_path / "values.bin").write_bytes(b"head" + values.tobytes() + b"tail")
+    for key, value in (("location", "values.bin"), ("offset", "4"), ("length", str(values.nbytes))):
+        outside.external_data.add(key=key, value=value)
+    graph = helper.make_graph([], "g", [], [], [*tensors, spread, outside])
+    found = GraphFile.read(helper.make_model(graph).SerializeToString())
+    expected = found.values_hash("a")
+    assert expected is not None
+    assert [found.values_hash(name, tmp_path) == expected for name in ("b", "c", "spread", "outside")] == [True, False, True, True]
+    assert found.values_hash("few") is None, "four numbers identify nothing"
+    assert found.values_hash("outside", tmp_path / "elsewhere") is None
+
+
+def test_profiles_name_the_weights_that_were_laid_out_for_a_kernel() -> None:
+    """Convolutions of 16 channels and more read blocks of channels, under names that the optimiser makes up."""
+    generator = np.random.default_rng(0)
+    weights = [numpy_helper.from_array(generator.standard_normal((32, 32, 3, 3), dtype=np.float32), f"w{i}") for i in range(2)]
+    nodes = [helper.make_node("Conv", ["x", "w0"], ["y"], name="first"), helper.make_node("Conv", ["y", "w1"], ["z"], name="second")]
+    ends = [helper.make_tensor_value_info(name, TensorProto.FLOAT, [1, 32, size, size]) for name, size in (("x", 12), ("z", 8))]
+    graph = helper.make_graph(nodes, "g", ends[:1], ends[1:], weights)
+    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 21)], ir_version=10).SerializeToString()
+    profile = profile_nodes(model, {"x": np.ones((1, 32, 12, 12), np.float32)}, DEFAULT, 2)
+    assert [node.weights for node in profile if node.operator == "Conv"] == [("w0",), ("w1",)]
 
 
 def test_profiles_name_tensors_types_and_shapes(layered: bytes) -> None:
     profile = profile_nodes(layered, FEED, DEFAULT, 5)
     products = [node for node in profile if node.operator == "MatMul"]
     assert {"p0", "p1"} <= {name for node in products for name in node.names}
+    assert {node.weights for node in profile} == {("w0",), ("w1",), ()}
     assert all(node.microseconds >= 0 for node in profile)
     plain = [node for node in profile_nodes(layered, FEED, DEFAULT, 1, "EXTENDED") if node.operator == "MatMul"]
     assert plain[0].inputs == (("float", (1, 8, 64)), ("float", (64, 64))), "prepacked weights have no shape any more"

@@ -119,7 +119,7 @@ def test_tables_that_cannot_serve_are_refused_in_one_line(subject: Subject, tabl
     text = path.read_text()
     for damaged, message in (
         (text[:200], "not a latency table"),
-        (text.replace('"format": 6', '"format": 4'), "not a latency table .*another format"),
+        (text.replace('"format": 7', '"format": 4'), "not a latency table .*another format"),
         (text.replace('"target": "onnxruntime-cpu"', '"target": "openvino-cpu"'), "table of target openvino-cpu, not of onnxruntime-cpu"),
         (text.replace(f'"onnxruntime": "{versions()["onnxruntime"]}"', '"onnxruntime": "1.2.3"'), "was measured with onnxruntime 1.2.3"),
         (text.replace('"conv 16x1x3x3', '"conv 17x1x3x3'), "has no time of module stem.0 in form float; it knows no module like it"),

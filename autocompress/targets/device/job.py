@@ -21,12 +21,14 @@ from .sessions import DEFAULT, SessionSettings, open_session
 from .timing import LONG_S, PASSES, WARM_UP, interleaved_timing
 from .tuning import Source, tune
 
-FORMAT = 1
+FORMAT = 2
 PROBES_FILE, FEED_FILE, FOUND_FILE = "probes.json", "inputs.npz", "measured.json"
 PROFILE_S = 0.15  # how long a model is run under the profiler
 PROFILE_RUNS = (12, 80)
 ROUNDS = (6, 36)
 TUNING_SHARE = 0.25  # of a limited time
+PRODUCT = (256, 512, 512)  # rows, columns, outputs of the float product that shows what the runtime can do at best
+PRODUCT_RUNS = 20
 PRECISION = 0.02  # relative half width of the 95 % intervals below which nothing is measured again
 
 Report = Callable[[str, float], None]
@@ -35,12 +37,14 @@ Report = Callable[[str, float], None]
 @dataclass(frozen=True)
 class Job:
     """What is measured, all on one feed: `profiled` models are profiled and timed, `timed` ones only timed; the settings are tuned on
-    the `tuned` ones, from `settings` and the numbers of `threads`; about `budget_s` seconds may go into timing.
+    the `tuned` ones, from `settings` and the numbers of `threads`; about `budget_s` seconds may go into timing. `product` is a model
+    of the product `PRODUCT` alone.
 
     Where all of it would take more than `limit_s` seconds, fewer models are measured: the first `least` of `profiled` always.
     """
 
     baseline: Source
+    product: Source
     profiled: Sequence[Source]
     timed: Sequence[Source]
     tuned: Sequence[Source]
@@ -57,8 +61,10 @@ class Job:
 class Found:
     """What a job found; ratios and intervals are those of the profiled models, then of the timed ones, to the baseline.
 
-    `plan` says which candidates the models of exported probes are. `left_out` counts the models for which there was no time, the last
-    ones of each kind.
+    Attributes:
+        product_rate: multiply-adds per microsecond of a large float product.
+        plan: which candidates the models of exported probes are.
+        left_out: how many models there was no time for, the last ones of each kind.
     """
 
     versions: Mapping[str, str]
@@ -69,6 +75,7 @@ class Found:
     intervals: Sequence[tuple[float, float]]
     profiles: Sequence[Sequence[NodeTime]]
     warning: str
+    product_rate: float
     plan: Mapping[str, Any] = field(default_factory=dict)
     left_out: int = 0
 
@@ -108,17 +115,20 @@ def measure(job: Job, report: Report = lambda what, share: None) -> Found:
         runs = int(np.clip(PROFILE_S / (once * timing.ratios[i]), *PROFILE_RUNS))
         profiles.append(profile_nodes(source(), job.feed, settings, runs))
     left_out = len(job.profiled) + len(job.timed) - len(models)
-    return Found(
-        versions(settings),
-        settings,
-        tuning,
-        timing.baseline_ms,
-        timing.ratios,
-        timing.intervals,
-        profiles,
-        timing.warning,
-        left_out=left_out,
-    )
+    rate = _product_rate(job.product, settings)
+    shares = (timing.baseline_ms, timing.ratios, timing.intervals)
+    return Found(versions(settings), settings, tuning, *shares, profiles, timing.warning, rate, left_out=left_out)
+
+
+def _product_rate(product: Source, settings: SessionSettings) -> float:
+    """Multiply-adds per microsecond of the fastest of some calls."""
+    session, seconds = open_session(product(), settings), []
+    feed = {session.get_inputs()[0].name: np.random.default_rng(0).standard_normal(PRODUCT[:2], dtype=np.float32)}
+    for _ in range(PRODUCT_RUNS):
+        started = time.perf_counter()
+        session.run(None, feed)
+        seconds.append(time.perf_counter() - started)
+    return float(np.prod(PRODUCT)) / (min(seconds) * 1e6)
 
 
 def _cost(job: Job, settings: SessionSettings) -> tuple[float, float]:
@@ -179,7 +189,8 @@ def read_found(path: Path) -> Found:
     data["settings"] = SessionSettings.from_json(data["settings"])
     data["intervals"] = [(float(low), float(high)) for low, high in data["intervals"]]
     data["profiles"] = [
-        [NodeTime(n[0], tuple(n[1]), float(n[2]), _shapes(n[3]), _shapes(n[4])) for n in profile] for profile in data["profiles"]
+        [NodeTime(n[0], tuple(n[1]), float(n[2]), _shapes(n[3]), _shapes(n[4]), None if n[5] is None else tuple(n[5])) for n in profile]
+        for profile in data["profiles"]
     ]
     return Found(**data)
 
@@ -202,6 +213,7 @@ def main(folder: Path) -> None:
         feed = {name: arrays[name] for name in arrays.files}
     job = Job(
         sources([data["baseline"]])[0],
+        sources([data["product"]])[0],
         sources(data["profiled"]),
         sources(data["timed"]),
         sources(data["tuned"]),

@@ -12,17 +12,22 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from .graph_file import GraphFile, GraphNode
 from .sessions import OpenVinoSession, SessionSettings, open_session
 
 OPTIMIZER_SUFFIX = re.compile(r"(_nchwc|_token_\d+|_post_dq|_q_to_dq)+$")
+WITHOUT_BIAS = "/WithoutBiases"  # of OpenVINO
 WARM_UP = 5
 
 
 class NodeTime(NamedTuple):
     """One operator of the graph that is executed.
 
-    `names` are those of its outputs and its own, also without the suffixes that the optimiser appends, so that one of them is a
-    tensor of the graph that was given; `inputs` and `outputs` are lists of (type, shape).
+    Attributes:
+        names: of its outputs and its own, also without the suffixes that the optimiser appends.
+        inputs, outputs: (type, shape) of each.
+        weights: the constants of two or more dimensions that it reads, under the names that they had before they were laid out for
+            a kernel; None where the runtime does not say.
     """
 
     operator: str
@@ -30,6 +35,7 @@ class NodeTime(NamedTuple):
     microseconds: float
     inputs: tuple[tuple[str, tuple[int, ...]], ...] = ()
     outputs: tuple[tuple[str, tuple[int, ...]], ...] = ()
+    weights: tuple[str, ...] | None = ()
 
 
 def profile_nodes(model: bytes | str, feed: Mapping[str, Any], settings: SessionSettings, runs: int, level: str = "ALL") -> list[NodeTime]:
@@ -42,7 +48,9 @@ def profile_nodes(model: bytes | str, feed: Mapping[str, Any], settings: Session
         for _ in range(runs + WARM_UP):
             session.run(None, feed)
         events = json.loads(Path(session.end_profiling()).read_text())
-        outputs = graph_outputs(Path(optimized).read_bytes())
+        graph = GraphFile.read(Path(optimized).read_bytes())
+        former = _former_names(graph, model, settings, Path(folder)) if level == "ALL" else {}
+    nodes = {node.name: node for node in graph.nodes}
     durations: dict[str, list[float]] = defaultdict(list)
     arguments: dict[str, Mapping[str, Any]] = {}
     for event in events:
@@ -52,11 +60,33 @@ def profile_nodes(model: bytes | str, feed: Mapping[str, Any], settings: Session
             arguments[name] = event["args"]
     found = []
     for name, values in durations.items():
-        made = (*outputs.get(name, ()), name)
-        names = tuple(original for one in made for original in (one, OPTIMIZER_SUFFIX.sub("", one)))
+        node = nodes.get(name, GraphNode(name, (), ()))
+        names = tuple(original for one in (*node.outputs, name) for original in (one, OPTIMIZER_SUFFIX.sub("", one)))
+        weights = tuple(former.get(one, one) for one in node.inputs if graph.is_weight(one))
         shapes = [tuple(_types(arguments[name].get(key, ()))) for key in ("input_type_shape", "output_type_shape")]
-        found.append(NodeTime(arguments[name]["op_name"], names, _faster_half(values[-runs:]), shapes[0], shapes[1]))
+        found.append(NodeTime(arguments[name]["op_name"], names, _faster_half(values[-runs:]), shapes[0], shapes[1], weights))
     return found
+
+
+def _former_names(graph: GraphFile, model: bytes | str, settings: SessionSettings, folder: Path) -> dict[str, str]:
+    """Return the names that weights had before the optimiser laid them out for a kernel under new ones.
+
+    They are told by their values: the optimiser is run once more without its last level, which does this.
+    """
+    given = GraphFile.read(Path(model).read_bytes() if isinstance(model, str) else model).names
+    read = {name for node in graph.nodes for name in node.inputs if graph.is_weight(name)}
+    new = read - given
+    if not new:
+        return {}
+    path, beside = folder / "plain.onnx", Path(model).parent if isinstance(model, str) else None
+    open_session(model, settings, optimized=str(path), level="EXTENDED")
+    plain = GraphFile.read(path.read_bytes())
+    known: dict[tuple[int, int] | None, list[str]] = defaultdict(list)
+    for name in filter(plain.is_weight, plain.constants):
+        known[plain.values_hash(name, beside)].append(name)
+    known.pop(None, None)
+    alike = {name: known.get(graph.values_hash(name, beside), []) for name in new}
+    return {name: names[0] for name, names in alike.items() if len(names) == 1}
 
 
 def _profile_openvino(model: bytes | str, feed: Mapping[str, Any], settings: SessionSettings, runs: int) -> list[NodeTime]:
@@ -66,8 +96,9 @@ def _profile_openvino(model: bytes | str, feed: Mapping[str, Any], settings: Ses
         session.run(None, feed)
         if run >= WARM_UP:
             for operator, names, microseconds in session.node_times():
-                durations[operator, names].append(microseconds)
-    return [NodeTime(operator, names, _faster_half(values)) for (operator, names), values in durations.items()]
+                originals = tuple(name.removesuffix(WITHOUT_BIAS) for name in names)
+                durations[operator, originals].append(microseconds)
+    return [NodeTime(operator, names, _faster_half(values), weights=None) for (operator, names), values in durations.items()]
 
 
 def _faster_half(values: Sequence[float]) -> float:
@@ -79,43 +110,3 @@ def _types(found: Sequence[Mapping[str, Sequence[int]]]) -> Iterator[tuple[str, 
     for entry in found:
         for kind, shape in entry.items():
             yield kind, tuple(shape)
-
-
-def graph_outputs(model: bytes) -> dict[str, tuple[str, ...]]:
-    """Node name -> its outputs, read from the file's bytes (ModelProto.graph is field 7, GraphProto.node 1, NodeProto.output 2 and
-    name 3), since a device need not have the onnx package."""
-    found = {}
-    for graph in _fields(model, 7):
-        for node in _fields(graph, 1):
-            name = next(_fields(node, 3), b"").decode()
-            found[name] = tuple(output.decode() for output in _fields(node, 2))
-    return found
-
-
-def _fields(message: bytes, wanted: int) -> Iterator[bytes]:
-    """Contents of the length-delimited fields of that number in a protobuf message."""
-    at = 0
-
-    def number() -> int:
-        nonlocal at
-        value = shift = 0
-        while True:
-            byte = message[at]
-            at += 1
-            value |= (byte & 127) << shift
-            shift += 7
-            if byte < 128:
-                return value
-
-    while at < len(message):
-        tag = number()
-        kind = tag & 7
-        if kind == 2:
-            size = number()
-            if tag >> 3 == wanted:
-                yield message[at : at + size]
-            at += size
-        elif kind == 0:
-            number()
-        else:
-            at += 8 if kind == 1 else 4

@@ -1,0 +1,140 @@
+"""Nodes and weights of an ONNX file, read from its bytes: a device need not have the onnx package."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+
+# Numbers of fields in onnx.proto.
+GRAPH = 7  # of ModelProto
+NODE, INITIALIZER = 1, 5  # of GraphProto
+INPUT, OUTPUT, NAME = 1, 2, 3  # of NodeProto
+DIMS, TENSOR_NAME, RAW_DATA, EXTERNAL_DATA = 1, 8, 9, 13  # of TensorProto
+PACKED = (4, 5, 7, 10, 11)  # fields of TensorProto that hold values where there are no raw data
+KEY, VALUE = 1, 2  # of StringStringEntryProto
+
+FEWEST_VALUES = 16  # below, different weights may well have the same values
+MIX = np.uint64(0x9E3779B97F4A7C15)  # an odd number: multiplying by it maps 64-bit numbers one to one
+
+
+class GraphNode(NamedTuple):
+    """One operator: its name and the names of the tensors that it reads and makes."""
+
+    name: str
+    inputs: tuple[str, ...]
+    outputs: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class GraphFile:
+    """A graph.
+
+    Attributes:
+        nodes: in the file's order, without those of bodies and functions.
+        constants: content of each initializer, by name.
+    """
+
+    nodes: tuple[GraphNode, ...]
+    constants: Mapping[str, memoryview]
+
+    @classmethod
+    def read(cls, model: bytes) -> GraphFile:
+        """From the bytes of a ModelProto."""
+        nodes, constants = [], {}
+        for graph in _parts(memoryview(model), GRAPH):
+            for node in _parts(graph, NODE):
+                names = [tuple(str(n, "utf-8") for n in _parts(node, number)) for number in (NAME, INPUT, OUTPUT)]
+                nodes.append(GraphNode("".join(names[0]), names[1], names[2]))
+            for tensor in _parts(graph, INITIALIZER):
+                constants["".join(str(n, "utf-8") for n in _parts(tensor, TENSOR_NAME))] = tensor
+        return cls(tuple(nodes), constants)
+
+    @cached_property
+    def names(self) -> frozenset[str]:
+        """Every initializer and every output of a node."""
+        return frozenset(self.constants) | {output for node in self.nodes for output in node.outputs}
+
+    def is_weight(self, name: str) -> bool:
+        """Return whether a tensor is a constant of two or more dimensions, as what modules multiply by is."""
+        return name in self.constants and _rank(self.constants[name]) >= 2
+
+    def values_hash(self, name: str, folder: Path | None = None) -> tuple[int, int] | None:
+        """Return a hash of a constant's values that their order and added zeros do not change, as layouts for kernels do.
+
+        Args:
+            folder: where files of values lie that are not in this one.
+
+        Returns:
+            (count, sum of mixed 32-bit words) of all words but zeros; None where there are too few to tell weights apart.
+        """
+        words = _words(self.constants[name], folder)
+        words = words[words != 0].astype(np.uint64)
+        if len(words) < FEWEST_VALUES:
+            return None
+        mixed = words * MIX
+        mixed = (mixed ^ (mixed >> np.uint64(29))) * MIX
+        return len(words), int(mixed.sum(dtype=np.uint64))
+
+
+def _rank(tensor: memoryview) -> int:
+    """The number of dimensions of a TensorProto, which come one by one or packed."""
+    rank = 0
+    for number, value in _fields(tensor):
+        if number == DIMS:
+            rank += 1 if isinstance(value, int) else sum(byte < 128 for byte in value)
+    return rank
+
+
+def _words(tensor: memoryview, folder: Path | None) -> np.ndarray[Any, np.dtype[np.uint32]]:
+    """The values of a TensorProto as 32-bit words."""
+    content: bytes | memoryview = b"".join(part for number in (RAW_DATA, *PACKED) for part in _parts(tensor, number))
+    where = {_text(entry, KEY): _text(entry, VALUE) for entry in _parts(tensor, EXTERNAL_DATA)}
+    if not content and folder is not None and "location" in where and (folder / where["location"]).is_file():
+        with (folder / where["location"]).open("rb") as file:
+            file.seek(int(where.get("offset", 0)))
+            content = file.read(int(where.get("length", -1)))
+    return np.frombuffer(content, np.uint32, len(content) // 4)
+
+
+def _text(message: memoryview, number: int) -> str:
+    return "".join(str(part, "utf-8") for part in _parts(message, number))
+
+
+def _parts(message: memoryview, wanted: int) -> Iterator[memoryview]:
+    """Contents of the length-delimited fields of that number."""
+    for number, value in _fields(message):
+        if number == wanted and not isinstance(value, int):
+            yield value
+
+
+def _fields(message: memoryview) -> Iterator[tuple[int, int | memoryview]]:
+    """(number, content) of the fields of a protobuf message; those of fixed width are left out."""
+    at = 0
+
+    def varint() -> int:
+        nonlocal at
+        value = shift = 0
+        while True:
+            byte = message[at]
+            at += 1
+            value |= (byte & 127) << shift
+            shift += 7
+            if byte < 128:
+                return value
+
+    while at < len(message):
+        tag = varint()
+        kind = tag & 7
+        if kind == 2:
+            size = varint()
+            yield tag >> 3, message[at : at + size]
+            at += size
+        elif kind == 0:
+            yield tag >> 3, varint()
+        else:
+            at += 8 if kind == 1 else 4
