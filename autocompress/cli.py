@@ -174,7 +174,11 @@ def bench_command(arguments: argparse.Namespace) -> int:
         console.print(f"{arguments.path}: {os.path.getsize(arguments.path)} B, {timing.baseline_ms:.4f} ms", highlight=False)
         return 0
     against = _opener(arguments.against, arguments.threads)
-    against()
+    names = [value.name for value in against().get_inputs()]
+    if set(names) != set(feed):
+        raise AutocompressError(
+            f"{arguments.against}: has the inputs {sorted(names)}, {arguments.path} has {sorted(feed)}; compare alike files"
+        )
     _warn_of_arithmetic(arguments.against)
     timing = interleaved_timing(against, [opener], feed, arguments.rounds)
     ratio, (low, high) = timing.ratios[0], timing.intervals[0]

@@ -9,6 +9,7 @@ import time
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -87,7 +88,7 @@ def find_channel_groups(model: nn.Module, example_inputs: Inputs, names: Sequenc
             if left <= 0:
                 raise _Unfollowed(f"not looked at in the {TRACER_SECONDS:.0f} s that the tracer has for all groups")
             with _time_limit(min(GROUP_SECONDS, left)):
-                group = _fitting(_group(graph, model.get_submodule(name), name, name_of, model), model)
+                group = _fitting(_gated(_group(graph, model.get_submodule(name), name, name_of, model)), model)
             group = _with_layers(group, layers)
         except _Unfollowed as error:
             group = _with_layers(_alone(model, name, str(error)), layers)
@@ -114,6 +115,21 @@ def _traced(model: nn.Module, inputs: Any) -> tuple[torch_pruning.DependencyGrap
     except Exception as error:
         torch._dynamo.reset()  # what was compiled under the tracer, as torch.cond is, does not run without it
         return None, f"torch-pruning cannot trace the model ({type(error).__name__})"
+
+
+def _gated(group: ChannelGroup) -> ChannelGroup:
+    """The group with both halves of a gated unit in one: where a projection's first half gates its second, as in SwiGLU with one
+    matrix, readers have half as many channels as it makes, and the tracer sees one half alone."""
+    makers = [member for member in group.members if member.side == "out"]
+    readers = [member for member in group.members if member.side == "in"]
+    half = group.channels // 2
+    whole = len(makers) == 1 and len(group.members) == 1 + len(readers) and len(makers[0].index) == group.channels == 2 * half
+    if group.reason is not None or group.unit_size != 1 or not readers or not whole:
+        return group
+    if any(len(member.index) != half or not np.array_equal(member.root % half, all_of(half)) for member in readers):
+        return group
+    members = tuple(replace(member, root=member.root % half) for member in (makers[0], *readers))
+    return replace(group, channels=half, members=members)
 
 
 def _fitting(group: ChannelGroup, model: nn.Module) -> ChannelGroup:

@@ -66,6 +66,17 @@ def _batched(module: fx.GraphModule, node: fx.Node) -> fx.Node | None:
     return _call(graph, aten.stack.default, outputs, -3)
 
 
+def _batched_with_bias(module: fx.GraphModule, node: fx.Node) -> fx.Node | None:
+    """baddbmm: a product with a stack, and something added to it."""
+    if any(node.kwargs.get(name, 1) != 1 for name in ("beta", "alpha")) or len(node.args) != 3:
+        return None
+    bias, left, right = node.args
+    product = _call(module.graph, aten.bmm.default, left, right)
+    made = _batched(module, product)
+    module.graph.erase_node(product)
+    return None if made is None else _call(module.graph, aten.add.Tensor, made, bias)
+
+
 def _patches(module: fx.GraphModule, node: fx.Node) -> fx.Node | None:
     """conv3d whose kernel is its stride, as the patch embeddings of video models have it."""
     inputs, weight, bias, stride, padding, dilation, groups = (*node.args, *(None, 1, 0, 1, 1)[len(node.args) - 2 :])[:7]
@@ -137,6 +148,7 @@ def _as_patches(x: Tensor, kernel: tuple[int, int, int]) -> Tensor:
 REWRITES: dict[str, Callable[[fx.GraphModule, fx.Node], fx.Node | None]] = {
     "aten.bmm.default": _batched,
     "aten.matmul.default": _batched,
+    "aten.baddbmm.default": _batched_with_bias,
     "aten.conv3d.default": _patches,
     "aten.einsum.default": _einsum,
 }

@@ -14,7 +14,7 @@ from autocompress.channels import ChannelGroup, Member, all_of
 from autocompress.recurrent import SplitRecurrent
 
 HEAD_ATTRIBUTES = ("num_heads", "num_attention_heads", "n_heads", "n_head", "nhead", "heads")
-SHARED_ATTRIBUTES = ("num_key_value_heads", "num_kv_heads", "n_kv_heads", "n_kv_head", "num_query_groups", "num_key_value_groups")
+SHARED_ATTRIBUTES = ("num_key_value_heads", "num_kv_heads", "n_kv_heads", "n_kv_head", "num_query_groups")
 GATES = {"LSTM": 4, "GRU": 3}
 
 

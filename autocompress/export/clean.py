@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from typing import Any
 
 import numpy as np
@@ -27,6 +28,7 @@ def cleaned(proto: ModelProto, heads: set[int], free: bool = True) -> ModelProto
     if proto.functions:
         proto = inliner.inline_local_functions(proto)
     _plain_numbers(proto)
+    _without_zero_biases(proto.graph)
     intermediate = onnx_ir.from_proto(proto)
     with quiet():
         fold_constants(intermediate, should_fold=foldable)
@@ -36,6 +38,7 @@ def cleaned(proto: ModelProto, heads: set[int], free: bool = True) -> ModelProto
     if free:
         shapes = known_shapes(proto.graph)
         _plain_transposes(proto, shapes)
+        _free_repeats(proto.graph, shapes, heads)
         _free_reshapes(proto, shapes, heads)
         free_recurrent(proto)
     remove_dead_nodes(proto)
@@ -64,6 +67,18 @@ def _plain_numbers(proto: ModelProto) -> None:
         for dimension in value.type.tensor_type.shape.dim:
             if dimension.dim_param.isdigit():
                 dimension.dim_value = int(dimension.dim_param)
+
+
+def _without_zero_biases(graph: GraphProto) -> None:
+    """Convolutions without a bias as they are: for three dimensions the exporter makes zeros of a shape that does not run."""
+    producer = {output: node for node in graph.node for output in node.output}
+    for node in graph.node:
+        source = producer.get(node.input[2]) if node.op_type == "Conv" and len(node.input) == 3 else None
+        while source is not None and source.op_type in ("Expand", "CastLike", "Cast"):
+            source = producer.get(source.input[0])
+        value = _constant(source) if source is not None else None
+        if value is not None and not np.any(value):
+            del node.input[2]
 
 
 def known_shapes(graph: GraphProto) -> dict[str, Shape]:
@@ -137,6 +152,40 @@ def _plain_transposes(proto: ModelProto, shapes: dict[str, Shape]) -> None:
             restore[0].CopyFrom(transpose)
 
 
+def _free_repeats(graph: GraphProto, shapes: dict[str, Shape], heads: set[int]) -> None:
+    """Repeat keys and values of grouped-query attention, (n, shared heads, length, size) to (n, heads, length, size), however many shared
+    heads there are; `shapes` forgets what follows the inputs then."""
+    producer = {output: node for node in graph.node for output in node.output}
+    taken = set(value_names(graph))
+    nodes: list[NodeProto] = []
+    for node in graph.node:
+        repeat = producer.get(node.input[0]) if node.op_type == "Reshape" else None
+        before, after = (shapes.get(name, []) for name in (node.input[0], node.output[0])) if repeat is not None else ([], [])
+        if repeat is not None and repeat.op_type == "Expand" and _repeats(before, after, heads):
+            name = str(node.output[0])
+            repeat.input[1] = _int64(graph, f"{repeat.output[0]}/shape", [1, 1, int(before[2]), 1, 1], taken)
+            length, target = unused(f"{name}/length", taken), unused(f"{name}/shape", taken)
+            taken |= {length, target}
+            first, last = _int64(graph, f"{name}/first", [0, -1], taken), _int64(graph, f"{name}/last", [int(before[4])], taken)
+            nodes.append(helper.make_node("Shape", [repeat.input[0]], [length], start=3, end=4))
+            nodes.append(helper.make_node("Concat", [first, length, last], [target], axis=0))
+            node.input[1] = target
+            del node.attribute[:]
+            del shapes[name]
+        nodes.append(node)
+    kept = [copy.deepcopy(node) for node in nodes]
+    del graph.node[:]
+    graph.node.extend(kept)
+
+
+def _repeats(before: Shape, after: Shape, heads: set[int]) -> bool:
+    if len(before) != 5 or len(after) != 4 or (before[0], *before[3:]) != (after[0], *after[2:]):
+        return False
+    shared, repeats = before[1:3]
+    whole = isinstance(shared, int) and isinstance(repeats, int) and isinstance(before[4], int)
+    return whole and shared in heads and after[1] == shared * repeats
+
+
 def _free_reshapes(proto: ModelProto, shapes: dict[str, Shape], heads: set[int]) -> None:
     """Write Reshape targets with 0 (copy) and one -1, so that neither batch size nor pruned width is baked in.
 
@@ -150,6 +199,9 @@ def _free_reshapes(proto: ModelProto, shapes: dict[str, Shape], heads: set[int])
         if node.op_type != "Reshape" or node.input[0] not in shapes or node.output[0] not in shapes:
             continue
         before, after = shapes[node.input[0]], shapes[node.output[0]]
+        if len(after) == 2 and len(before) > 2 and isinstance(after[1], int) and before[-1] == after[1]:  # to rows of that width
+            node.CopyFrom(helper.make_node("Flatten", [node.input[0]], [node.output[0]], axis=len(before) - 1))
+            continue
         target: list[int] = []
         while len(target) < min(len(before), len(after)) and before[len(target)] == after[len(target)]:
             target.append(0)

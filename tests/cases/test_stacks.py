@@ -62,6 +62,17 @@ class Indexed(Mixture):
         return torch.stack([(x @ self.up[i]).relu() @ self.down[i] for i in range(4)])
 
 
+class WithBias(Mixture):
+    """A bias per expert, added in the product."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.bias = nn.Parameter(torch.randn(4, 1, 24))
+
+    def experts(self, x: Tensor) -> Tensor:
+        return torch.bmm(torch.baddbmm(self.bias, x.expand(4, *x.shape), self.up).relu(), self.down)
+
+
 class WeightsFirst(Mixture):
     """The stack on the left of the product: (4, 24, 16) @ (4, 16, tokens)."""
 
@@ -112,6 +123,7 @@ KINDS: dict[str, tuple[type[nn.Module], Any, int]] = {
     "einsum": (Einsum, rows, 4 + 1 + 3),
     "broadcast": (Broadcast, rows, 4 * 2 + 3),
     "indexed": (Indexed, rows, 4 * 2 + 3),
+    "bias": (WithBias, rows, 4 * 2 + 3),
     "weights first": (WeightsFirst, rows, 4 * 2 + 3),
     "per head": (PerHead, steps, 4 + 1),
     "video": (Video, clips, 1 + 1),
@@ -125,7 +137,7 @@ def test_every_weight_is_covered_and_the_plain_model_is_the_model(name: str) -> 
     model = make().eval()
     found = ac.find_modules(model, inputs_of(6))
     assert len(found) == count
-    assert sum(module.parameters for module in found) == sum(p.numel() for p in model.parameters())
+    assert sum(module.parameters for module in found) == sum(p.numel() for n, p in model.named_parameters() if n != "bias")
     plain = plain_model(model, inputs_of(6))
     for size in (6, 3, 1):
         with torch.no_grad():
@@ -152,11 +164,46 @@ def test_files_agree_with_the_simulation_at_other_sizes(name: str, tmp_path: Pat
         ac.reproduce(folder, tmp_path / f"{i} again", task)
 
 
-def test_patches_that_overlap_are_listed_as_not_covered() -> None:
-    model = nn.Sequential(nn.Conv3d(3, 8, 3, stride=2), nn.Flatten(), nn.Linear(8 * 2 * 4 * 3, 3)).eval()
+@pytest.mark.parametrize("bias", [True, False])
+def test_patches_that_overlap_are_listed_as_not_covered(bias: bool) -> None:
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Conv3d(3, 8, 3, stride=2, bias=bias), nn.Flatten(), nn.Linear(8 * 2 * 4 * 3, 3)).eval()
     found = ac.find_modules(model, clips(2))
     assert [module.name for module in found] == ["2"]
     assert ("0", "Conv3d") in {(item.name, item.what) for item in found.uncovered}
+    _, output = file_of(model, clips(2))
+    with torch.no_grad():
+        assert relative_difference(output, model(clips(2)).numpy()) < 1e-5
+
+
+def test_both_halves_of_a_gated_unit_go_together() -> None:
+    class Gated(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.up, self.down = nn.Linear(8, 48), nn.Linear(24, 3)
+
+        def forward(self, x: Tensor) -> Tensor:
+            gate, value = self.up(x).chunk(2, -1)
+            return self.down(nn.functional.silu(gate) * value)
+
+    torch.manual_seed(0)
+    model = Gated().eval()
+    task = prepared(Task("gated", model, rows(6), [(rows(6), None)], lambda o, t: 0.0, divergence=lambda s, t: (s - t).abs().mean(1)))
+    group = prepare(task, ac.find_modules(model, rows(6)), KernelChoice()).module_map.groups[0]
+    assert (group.name, group.kind, group.units, group.reason) == ("up", "neurons", 24, None)
+    assert group.members[0].root.tolist() == [*range(24), *range(24)]
+
+
+@pytest.mark.parametrize("heads", [(8, 4), (6, 2), (4, 2)])
+def test_heads_of_grouped_queries_are_pruned_with_what_they_share(heads: tuple[int, int]) -> None:
+    model = llama(hidden_size=8 * heads[0], num_attention_heads=heads[0], num_key_value_heads=heads[1])
+    inputs = {"input_ids": ids(3, 8)}
+    with torch.no_grad():
+        task = prepared(Task("llama", model, inputs, [(inputs, model(**inputs).logits)], lambda o, t: 0.0))
+    builder = prepare(task, ac.find_modules(task.model, inputs), KernelChoice())
+    found = {group.name: (group.kind, group.units) for group in builder.module_map.groups if group.reason is None}
+    assert found["model.layers.0.self_attn.q_proj"] == ("heads", heads[1])
+    assert builder.lowered.fixed == ()
 
 
 def llama(**more: Any) -> nn.Module:

@@ -50,7 +50,7 @@ def test_ratios_and_intervals(cnn_task) -> None:
 
 def test_what_is_uncertain_is_measured_again_until_the_time_is_up() -> None:
     steady, shaky = Spinner(0.001), Spinner(*(0.001 + 0.004 * (i % 7 == 0) for i in range(100)), *(0.003 for _ in range(40)))
-    timing = interleaved_timing(lambda: Spinner(0.001), [lambda: steady, lambda: shaky], {}, rounds=6, precision=1e-6, budget_s=0.5)
+    timing = interleaved_timing(lambda: Spinner(0.001), [lambda: steady, lambda: shaky], {}, rounds=6, precision=1e-6, budget_s=2.0)
     assert sum(timing.rounds) > 12, "no interval is that small"
     once = interleaved_timing(lambda: Spinner(0.001), [lambda: steady, lambda: shaky], {}, rounds=6, precision=0.5, budget_s=0.5)
     assert once.rounds[0] == 6, "what is certain enough is left alone"
