@@ -70,10 +70,11 @@ def _plain_numbers(proto: ModelProto) -> None:
 
 
 def _without_zero_biases(graph: GraphProto) -> None:
-    """Convolutions without a bias as they are: for three dimensions the exporter makes zeros of a shape that does not run."""
+    """Convolutions in three dimensions without a bias as they are: the exporter makes zeros of a shape that does not run."""
     producer = {output: node for node in graph.node for output in node.output}
+    solid = {tensor.name for tensor in graph.initializer if len(tensor.dims) == 5}
     for node in graph.node:
-        source = producer.get(node.input[2]) if node.op_type == "Conv" and len(node.input) == 3 else None
+        source = producer.get(node.input[2]) if node.op_type == "Conv" and len(node.input) == 3 and node.input[1] in solid else None
         while source is not None and source.op_type in ("Expand", "CastLike", "Cast"):
             source = producer.get(source.input[0])
         value = _constant(source) if source is not None else None
