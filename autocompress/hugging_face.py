@@ -1,4 +1,4 @@
-"""What is set in models of the transformers library while they are exported: no cache returned, every expert a product of its own."""
+"""Set models of the transformers library up for export: no cache is returned, every expert is a product of its own."""
 
 from __future__ import annotations
 
@@ -17,8 +17,8 @@ DENSE = "autocompress_dense"
 def exportable(model: nn.Module) -> Iterator[None]:
     """Hold the settings of a model that its program needs inside the block; they are as before behind it.
 
-    A cache of keys and values is an output that no task asked for (an input of that name asks, and brings its own setting). Experts whose
-    weights are one parameter of three dimensions run grouped by default, which is no product with a matrix.
+    The cache of keys and values is not returned, also where a task passes one in. Experts whose weights are one parameter of three
+    dimensions run grouped by default, which is no product with a matrix.
     """
     kept: list[tuple[Any, str, Any]] = []
     try:
