@@ -22,10 +22,8 @@ def exportable(model: nn.Module) -> Iterator[None]:
     """
     kept: list[tuple[Any, str, Any]] = []
     try:
-        for config in _configs(model):
-            if getattr(config, "use_cache", None) is True:
-                kept.append((config, "use_cache", True))
-                config.use_cache = False
+        kept += [(config, "use_cache", True) for config in _caching(model)]
+        without_cache(model)
         for module in model.modules():
             if _has_experts(module):
                 kept.append((module.config, "_experts_implementation", module.config._experts_implementation))  # type: ignore[union-attr]
@@ -39,15 +37,15 @@ def exportable(model: nn.Module) -> Iterator[None]:
 
 def without_cache(model: nn.Module) -> nn.Module:
     """Switch off the cache that a model's own copy returns, and return it."""
-    for config in _configs(model):
-        if getattr(config, "use_cache", None) is True:
-            config.use_cache = False
+    for config in _caching(model):
+        config.use_cache = False
     return model
 
 
-def _configs(model: nn.Module) -> list[Any]:
+def _caching(model: nn.Module) -> list[Any]:
+    """The configs in a model that ask for a cache."""
     found = {id(config): config for module in model.modules() if (config := getattr(module, "config", None)) is not None}
-    return list(found.values())
+    return [config for config in found.values() if getattr(config, "use_cache", None) is True]
 
 
 def _has_experts(module: nn.Module) -> bool:
