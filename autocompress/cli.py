@@ -147,7 +147,7 @@ def front_command(arguments: argparse.Namespace) -> int:
         print(json.dumps(front.to_json(), indent=1))
     else:
         print_front(front)
-        print_lines(latency_notes(Path(arguments.folder)))
+        print_lines([*front.left_out(), *latency_notes(Path(arguments.folder))])
     return 0
 
 

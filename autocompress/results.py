@@ -35,7 +35,8 @@ class Measurement:
 
     `memory_bytes` are the weights as a session holds them: what the file packs may be unpacked when it is loaded. `latency_source` is
     "measured" (in the target's runtime on this machine), "analytic" (computed from the file for an analytic target) or "table" (predicted
-    for the machine on which the latency table was measured).
+    for the machine on which the latency table was measured). `left_out` says of each figure that the metric does not give, such as
+    "accuracy (test)", why.
     """
 
     size_bytes: int
@@ -46,6 +47,7 @@ class Measurement:
     verified: bool = False
     memory_bytes: int | None = None
     latency_source: str = "measured"
+    left_out: Mapping[str, str] = field(default_factory=dict)
 
     def to_json(self) -> dict[str, Any]:
         """Plain types."""
@@ -58,6 +60,7 @@ class Measurement:
             "verified": self.verified,
             "memory_bytes": self.memory_bytes,
             "latency_source": self.latency_source,
+            "left_out": dict(self.left_out),
         }
 
     @classmethod
@@ -72,7 +75,17 @@ class Measurement:
             bool(data.get("verified", False)),
             data.get("memory_bytes"),
             data.get("latency_source", "measured"),
+            data.get("left_out", {}),
         )
+
+
+def left_out_words(measurements: Sequence[Measurement]) -> list[str]:
+    """A line for each reason why figures are missing, with their names."""
+    figures: dict[str, list[str]] = {}
+    for measured in measurements:
+        for figure, reason in measured.left_out.items():
+            figures.setdefault(reason, []).append(figure)
+    return [f"left out: {', '.join(dict.fromkeys(names))}: {reason}" for reason, names in figures.items()]
 
 
 @dataclass(frozen=True)
@@ -223,6 +236,10 @@ class ParetoFront:
             if value < floor - 1e-9:
                 found.append((10 * (floor - value), f"{name} {value:.4f} by {floor - value:.4f}"))
         return found
+
+    def left_out(self) -> list[str]:
+        """A line for each reason why figures of the float model or of points are missing."""
+        return left_out_words([self.baseline, *(point.measured for point in self.points)])
 
     def to_json(self) -> dict[str, Any]:
         """Content of front.json."""

@@ -23,7 +23,7 @@ from autocompress.export.arithmetic import arithmetic_words, saturation_warning
 from autocompress.export.build import Builder
 from autocompress.files import disk_error, write_atomic
 from autocompress.plain import form_of
-from autocompress.results import LATENCY_WORDS, MODEL_FILE, NOTES_FILE, RECIPE_FILE, WEIGHTS_FILE, FrontPoint, Measurement
+from autocompress.results import LATENCY_WORDS, MODEL_FILE, NOTES_FILE, RECIPE_FILE, WEIGHTS_FILE, FrontPoint, Measurement, left_out_words
 from autocompress.targets.device.sessions import SessionSettings
 
 RECIPE_FORMAT = 4
@@ -170,6 +170,7 @@ def write_notes(
 
     shown = [name for name in m.metrics if name in baseline.metrics]
     extra = "".join(f"| {name.replace('_', ' ')} | {baseline.metrics[name]:.4f} | {m.metrics[name]:.4f} | |\n" for name in shown)
+    missing = "".join(f"\n{words}\n" for words in left_out_words([baseline, m]))
     text = f"""# {MODEL_FILE}, trial {point.trial}
 
 | | before | after | ratio |
@@ -179,7 +180,7 @@ def write_notes(
 | latency (ms, {target}) | {baseline.latency_ms:.3f} | {m.latency_ms:.3f} | {baseline.latency_ms / m.latency_ms:.2f}x faster |
 | accuracy (validation) | {percent(baseline.accuracy)} | {percent(m.accuracy)} | |
 | accuracy (test) | {percent(baseline.test_accuracy)} | {percent(m.test_accuracy)} | |
-{extra}
+{extra}{missing}
 Packed weights are unpacked when a session is created, to 8-bit integers for integer kernels and to float for the others.
 {arithmetic_words(read_recipe(folder)["portable"])}
 {LATENCY_WORDS[m.latency_source]}

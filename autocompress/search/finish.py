@@ -74,6 +74,8 @@ def finish(
         if more and not stop() and clock.has_room(2 * len(finalists)):
             finalists += recovered(study, more, bench, goal, folder, finalize_steps, stop, progress.phase)
             front, _ = verify_front(finalists, bench, folder, origin, clock, progress.phase)
+    for words in front.left_out():
+        progress.line(words)
     run["recovery"] = lessons(study)
     teacher = bench.trainer.teacher
     run["teacher"] = {"computed": teacher.computed, "read": teacher.read}

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Mapping, Sequence
-from contextlib import suppress
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -31,6 +30,7 @@ from autocompress.targets.runtime import weights_in_memory
 from autocompress.user_code import UserCodeError
 
 ROUNDS = 60
+TEST = "test"
 
 
 @dataclass(frozen=True)
@@ -42,6 +42,15 @@ class FrontTiming:
     tuned_ratios: Mapping[str, float]
     baseline_ms: float
     warning: str
+
+
+@dataclass(frozen=True)
+class _Rest:
+    """What a file scores beside the validation split, and why it does not where the metric fails, by what tables call the figure."""
+
+    test: float | None
+    disturbed: Mapping[str, float]
+    left_out: Mapping[str, str]
 
 
 def verify_front(
@@ -71,9 +80,8 @@ def verify_front(
         except (NotComputableError, UserCodeError) as error:
             problem = error  # its outputs are not finite, say; the others are judged
             continue
-        test = _test_accuracy(bench, str(place / MODEL_FILE))
-        metrics = {**found.metrics, **_robustness(bench, str(place / MODEL_FILE), corrupted)}
-        scores.append((size, replace(found, metrics=metrics), test, weights_in_memory(str(place / MODEL_FILE))))
+        rest = _judge_rest(bench, str(place / MODEL_FILE), corrupted)
+        scores.append((size, found, rest, weights_in_memory(str(place / MODEL_FILE))))
         clock.file_s = max(clock.file_s if judged else 0.0, time.monotonic() - started)
         paths.append(place)
         judged.append(finalist)
@@ -85,12 +93,13 @@ def verify_front(
     baseline = replace(baseline, metrics={**baseline.metrics, **elsewhere[0]})
     points = []
     source = bench.latency_source
-    for i, (finalist, place, (size, found, test, memory)) in enumerate(zip(finalists, paths, scores, strict=True)):
+    for i, (finalist, place, (size, found, rest, memory)) in enumerate(zip(finalists, paths, scores, strict=True)):
         latency_ms = finalist.values[1] if source == "table" else timing.ratios[i] * baseline.latency_ms
-        measured = Measurement(size, latency_ms, found.accuracy, test, {**found.metrics, **elsewhere[1 + i]}, True, memory, source)
+        metrics = {**found.metrics, **rest.disturbed, **elsewhere[1 + i]}
+        measured = Measurement(size, latency_ms, found.accuracy, rest.test, metrics, True, memory, source, rest.left_out)
         predicted = Measurement(int(finalist.values[0]), finalist.values[1], finalist.values[2])
         gap = found.accuracy - finalist.values[2]
-        fragile = fragile_under(baseline.metrics, found.metrics, baseline.accuracy, baseline.accuracy - found.accuracy)
+        fragile = fragile_under(baseline.metrics, metrics, baseline.accuracy, baseline.accuracy - found.accuracy)
         point = FrontPoint(finalist.number, finalist.candidate, measured, predicted, f"models/{place.name}", gap, fragile)
         trained, example = trained_of(folder, finalist), bench.task.example_inputs
         write_recipe(place, bench.builder, bench.stitcher, finalist.candidate, trained, example, origin, timing.settings[i])
@@ -106,13 +115,14 @@ def verify_front(
 
 def _baseline(bench: Bench, folder: Path, path: str, corrupted: Mapping[str, Batches]) -> Measurement:
     """The float file's numbers, with those of the test split and of disturbed inputs."""
-    test = _known_test(folder)
+    rest = _judge_rest(bench, path, corrupted, _known_test(folder))
     return replace(
         bench.baseline,
-        test_accuracy=_test_accuracy(bench, path) if test is None else test,
-        metrics={**bench.baseline.metrics, **_robustness(bench, path, corrupted)},
+        test_accuracy=rest.test,
+        metrics={**bench.baseline.metrics, **rest.disturbed},
         memory_bytes=weights_in_memory(path),
         latency_source=bench.latency_source,
+        left_out=rest.left_out,
     )
 
 
@@ -182,23 +192,14 @@ def _known_test(folder: Path) -> float | None:
     return None if earlier is None else earlier.baseline.test_accuracy
 
 
-def _test_accuracy(bench: Bench, path: str) -> float | None:
-    """The task's metric of a file on the test split; None where there is none, or the metric cannot be computed of it."""
-    test: Batches | None = bench.task.test
-    if test is None:
-        return None
-    session, judged = open_session(path, all_threads(bench.settings)), replace(bench.task, extra_metrics={})
-    with suppress(NotComputableError, UserCodeError):  # of what has no labels, say
-        return evaluate_session(judged, session, bench.builder.lowered.input_names, test)[0].accuracy
-    return None
-
-
-def _robustness(bench: Bench, path: str, corrupted: Mapping[str, Batches]) -> dict[str, float]:
-    """The task's metric of a file on each corruption of the validation inputs, but those of which it cannot be computed."""
+def _judge_rest(bench: Bench, path: str, corrupted: Mapping[str, Batches], known_test: float | None = None) -> _Rest:
+    """The task's metric of a file on the test split, unless it is known, and on each corruption of the validation inputs."""
     session, names = open_session(path, all_threads(bench.settings)), bench.builder.lowered.input_names
-    judged, found = replace(bench.task, extra_metrics={}), {}
-    for name, batches in corrupted.items():
-        # The first samples may be of one class, say, of which there is no AUC.
-        with suppress(NotComputableError, UserCodeError):
+    judged, found, left_out = replace(bench.task, extra_metrics={}), dict[str, float](), dict[str, str]()
+    test: Batches | None = bench.task.test if known_test is None else None
+    for name, batches in {**({} if test is None else {TEST: test}), **corrupted}.items():
+        try:
             found[name] = evaluate_session(judged, session, names, batches)[0].accuracy
-    return found
+        except (NotComputableError, UserCodeError) as error:  # it has no labels, say, or labels of one class, of which there is no AUC
+            left_out[f"accuracy ({name.removeprefix('accuracy_').replace('_', ' ')})"] = " ".join(str(error).split())
+    return _Rest(found.pop(TEST, known_test), found, left_out)

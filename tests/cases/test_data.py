@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import random
 from collections.abc import Callable, Iterator
 from dataclasses import replace
@@ -16,10 +17,12 @@ from torch.utils.data import DataLoader, IterableDataset, TensorDataset
 
 import autocompress as ac
 from autocompress.batches import take_samples
+from autocompress.cli import main
 from autocompress.errors import AutocompressError, TaskError
 from autocompress.loading import Kept
 from autocompress.measure.accuracy import evaluate_model
 from autocompress.prepare import check_steady, is_batch_first, prepared
+from autocompress.results import Measurement
 from autocompress.search.race import open_race
 from autocompress.search.racing import Rival, Scores, sample_scores, surely_dominated
 from autocompress.user_code import UserCodeError
@@ -631,10 +634,39 @@ def sorted_by_class(metric: Any) -> ac.Task:
 
 @pytest.mark.parametrize("metric", [auc, nan_auc])
 def test_a_metric_that_fails_on_a_part_of_the_data_leaves_out_that_figure(metric: Any, tmp_path: Path) -> None:
-    front = searched(sorted_by_class(metric), tmp_path).front
+    result = searched(sorted_by_class(metric), tmp_path)
+    front = result.front
     assert front.baseline.accuracy == 1.0
     assert front.baseline.metrics == {}, "the first 512 samples are of one class"
     assert front.baseline.test_accuracy is None
+    figures = ["accuracy (test)", "accuracy (gaussian noise)", "accuracy (contrast)"]
+    reason = "ValueError: Only one class present in y_true. (" if metric is auc else "task: metric returned nan on"
+    saved = json.loads((result.folder / "front.json").read_text())
+    for entry in (saved["baseline"], *saved["points"]):
+        assert list(entry["left_out"]) == figures
+        assert all(reason in words for words in entry["left_out"].values())
+    notes = (result.folder / front.points[0].artifact / "README.md").read_text()
+    assert "| accuracy (test) | not measured | not measured | |" in notes
+    assert "\nleft out: accuracy (test)" in notes
+    assert reason in notes
+
+
+def test_figures_that_a_metric_does_not_give_are_said_with_the_reason(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("COLUMNS", "400")
+    ac.search(sorted_by_class(auc), SPACE, n_trials=2, out=tmp_path)
+    said = [line for line in capsys.readouterr().err.splitlines() if line.startswith("left out: accuracy")]
+    assert len(said) == 1
+    words = "left out: accuracy (test), accuracy (gaussian noise), accuracy (contrast): task: metric fails: ValueError: Only one class"
+    assert said[0].startswith(words)
+    with pytest.raises(SystemExit):
+        main(["front", str(tmp_path)])
+    assert words in capsys.readouterr().out
+
+
+def test_fronts_without_reasons_are_read() -> None:
+    assert Measurement.from_json({"size_bytes": 1, "latency_ms": 1.0, "accuracy": 1.0}).left_out == {}
 
 
 def test_a_metric_of_one_sample_that_fails_later_leaves_the_divergence() -> None:
