@@ -10,8 +10,9 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn.parameter import is_lazy
 
-from autocompress.batches import Inputs, batch_size, cut, cuttable, input_tensors, map_inputs, seeded
+from autocompress.batches import NARROWED, Inputs, batch_size, cut, cuttable, input_tensors, map_inputs, seeded
 from autocompress.errors import TaskError
 from autocompress.free_shapes import argument_names
 from autocompress.limits import parse_bytes
@@ -25,6 +26,7 @@ AGAIN = 1e-4  # of the largest output: another order of sums
 APART = 1e-3  # the same for samples alone and in a batch, for which other kernels are chosen
 PROBED = 8  # samples by which the first dimension is judged
 NORMS = nn.modules.batchnorm._BatchNorm
+STATISTICS = ("running_mean", "running_var")
 
 
 def prepared(task: Task, say: Callable[[str], None] = lambda line: None) -> Task:
@@ -88,8 +90,35 @@ def _check_model(task: Task, model: Any, what: str) -> None:
     for name, value in (*model.named_parameters(), *model.named_buffers()):
         if value.is_meta:
             raise TaskError(f"task {task.name}: {what}'s {name} is on device meta and has no values; nearest: to_empty, and load weights")
+    _check_finite(task, model, what)
     with user_code(f"task {task.name}: the {what} cannot be copied"):
         copy.deepcopy(model)
+
+
+def _check_finite(task: Task, model: nn.Module, what: str) -> None:
+    """TaskError that names the first weight, or statistic of a normalisation, that holds NaN or infinity.
+
+    A frozen parameter of zeros and -inf is a mask, and other buffers may hold what they like.
+    """
+    norms = {
+        f"{name}.{key}".lstrip("."): module for name, module in model.named_modules() if isinstance(module, NORMS) for key in STATISTICS
+    }
+    values = dict(model.named_parameters()) | {name: value for name, value in model.named_buffers() if name in norms}
+    for name, value in values.items():
+        if is_lazy(value) or value.dtype not in (torch.float32, *NARROWED):
+            continue
+        found = value.detach().float()  # larger numbers of double precision are infinite there
+        finite = found.isfinite()
+        wrong, rest = found[~finite], found[finite]
+        if not len(wrong):
+            continue
+        if not value.requires_grad and name not in norms and bool((wrong == -torch.inf).all()) and not bool(rest.any()):
+            continue
+        kind = "NaN" if bool(wrong.isnan().any()) else "infinity"
+        raise TaskError(
+            f"task {task.name}: {what}'s {name} holds {kind} in {len(wrong)} of {value.numel()} values; expected finite numbers, "
+            "nearest: weights from before training diverged"
+        )
 
 
 def _check_loss(task: Task) -> None:

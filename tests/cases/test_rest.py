@@ -80,6 +80,54 @@ def empty():
 def empty_batch():
     return base(validation=[*base().validation, (torch.zeros(0, 8), torch.zeros(0, dtype=torch.long))])
 
+def with_value(name, value, net=None):
+    net = Net() if net is None else net
+    net.get_parameter(name).data.view(-1)[1] = value
+    return base(net)
+
+def nan_weight():
+    return with_value("a.weight", float("nan"))
+
+def infinite_weight():
+    return with_value("b.weight", float("inf"))
+
+def infinite_bias():
+    return with_value("b.bias", -float("inf"))
+
+def infinite_half():
+    return with_value("a.weight", float("inf"), Net().half())
+
+def beyond_float32():
+    return with_value("a.weight", 1e300, Net().double())
+
+def infinite_frozen():
+    return with_value("b.weight", -float("inf"), Net().requires_grad_(False))
+
+class Normed(Net):
+    def __init__(self):
+        super().__init__()
+        self.norm = nn.BatchNorm1d(8)
+    def forward(self, x):
+        return super().forward(self.norm(x))
+
+def infinite_statistic():
+    net = Normed()
+    net.norm.running_var[3] = float("inf")
+    return base(net)
+
+class Masked(Net):
+    def __init__(self):
+        super().__init__()
+        hidden = torch.zeros(3)
+        hidden[2] = -float("inf")
+        self.mask = nn.Parameter(hidden, requires_grad=False)
+        self.register_buffer("seen", torch.full((2,), float("nan")))
+    def forward(self, x):
+        return super().forward(x) + self.mask
+
+def masks():
+    return base(Masked(), train=None)
+
 class Returns(nn.Module):
     def __init__(self, answer):
         super().__init__()
@@ -124,7 +172,7 @@ def no_model():
     return base(model=None)
 
 def missing_file():
-    open("/no/such/weights.pt")  # line 116
+    open("/no/such/weights.pt")  # line 164
 
 def key():
     raise KeyError("a")
@@ -152,7 +200,14 @@ BOTH = [
     ("uncopyable", "task t: the model cannot be copied: TypeError: cannot pickle '_thread.lock' object"),
     ("function", "task t: model is a function; expected a torch.nn.Module"),
     ("no_model", "task t: model is a NoneType; expected a torch.nn.Module"),
-    ("missing_file", "missing_file fails: FileNotFoundError: [Errno 2] No such file or directory: '/no/such/weights.pt' ({file}:116)"),
+    ("nan_weight", "task t: model's a.weight holds NaN in 1 of 128 values; expected finite numbers"),
+    ("infinite_weight", "task t: model's b.weight holds infinity in 1 of 48 values; expected finite numbers"),
+    ("infinite_bias", "task t: model's b.bias holds infinity in 1 of 3 values"),
+    ("infinite_half", "task t: model's a.weight holds infinity in 1 of 128 values"),
+    ("beyond_float32", "task t: model's a.weight holds infinity in 1 of 128 values"),
+    ("infinite_frozen", "task t: model's b.weight holds infinity in 1 of 48 values"),
+    ("infinite_statistic", "task t: model's norm.running_var holds infinity in 1 of 8 values"),
+    ("missing_file", "missing_file fails: FileNotFoundError: [Errno 2] No such file or directory: '/no/such/weights.pt' ({file}:164)"),
     ("key", "key fails: KeyError: 'a'"),
 ]
 EVALUATE = [*SEARCH[:3], BOTH[0], *BOTH[3:5], BOTH[-1]]
@@ -208,9 +263,11 @@ def test_an_evaluation_by_a_broken_task(task: str, said: str, file: Path, tasks:
     assert said.format(file=tasks) in error_of(capsys, "evaluate", file, f"{tasks}:{task}")
 
 
-def test_values_that_are_no_tensors_are_not_in_the_file(tasks: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+@pytest.mark.parametrize("task", ["none_values", "masks"])
+def test_what_is_no_fault_of_the_task_goes_through(task: str, tasks: Path, tmp_path: Path) -> None:
+    """Values that are no tensors are not in the file; masks of -inf and marks of NaN are no weights."""
     with pytest.raises(SystemExit) as caught:
-        main(["search", f"{tasks}:none_values", "--trials", "2", "--space", str(space(tasks)), "--out", str(tmp_path)])
+        main(["search", f"{tasks}:{task}", "--trials", "2", "--space", str(space(tasks)), "--out", str(tmp_path)])
     assert caught.value.code == 0
 
 
