@@ -190,7 +190,7 @@ def reproduce(folder: str | Path, to: str | Path, task: Task | None = None) -> P
     """Make model.onnx of an exported point again, in folder `to`, from the original weights and the recipe; returns its path.
 
     Weights that recovery trained are read from model.safetensors, or trained again when it is not there. `task` is needed when the
-    recipe names none. ExportError when the file differs from the recorded one in a single byte.
+    recipe names none. ExportError when the model's weights differ from those of the search, or the file from the recorded one.
     """
     return reproduce_model(Path(folder), _named_task(Path(folder)) if task is None else task, Path(to))
 

@@ -5,9 +5,10 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -61,6 +62,18 @@ def model_hash(model: nn.Module) -> str:
         digest.update(f"{name} {tuple(value.shape)}".encode())
         digest.update(_bytes(value) if value.dim() else str(value.item()).encode())
     return digest.hexdigest()
+
+
+def weight_hashes(task: Task) -> dict[str, str | None]:
+    """Hashes of the task's model and of its student as it comes, by which a run knows them again."""
+    return {"model": model_hash(task.model), "student_model": None if task.student is None else model_hash(task.student)}
+
+
+def changed_weights(task: Task, known: Mapping[str, Any]) -> str:
+    """Return "model" or "student" where its weights are not those that a run or recipe knows; "" where all are."""
+    found = weight_hashes(task)
+    changed = [name for name in found if name in known and known[name] != found[name]]
+    return changed[0].removesuffix("_model") if changed else ""
 
 
 def _bytes(tensor: Tensor) -> bytes:

@@ -20,7 +20,7 @@ from autocompress.compress.calls import Call
 from autocompress.compress.recover import recover
 from autocompress.compress.stitch import ActivationPlan, SimulatedModel, Stitcher, Trained
 from autocompress.compress.student import taught
-from autocompress.compress.teacher import Teacher
+from autocompress.compress.teacher import Teacher, changed_weights
 from autocompress.compress.trainer import Trainer
 from autocompress.errors import ExportError, TaskError
 from autocompress.export.artifact import described_inputs, read_recipe, write_model
@@ -80,11 +80,17 @@ def reproduce_model(folder: Path, task: Task, to: Path) -> Path:
     """Make model.onnx of a point again from the original weights of `task` and the recipe; returns the new file.
 
     Weights that training made are taken from model.safetensors where it is there, else they are trained again (which needs training
-    batches in the same order); all others are compressed anew, without any cache. ExportError when the result is not the
-    recorded file byte for byte (another version, machine or calibration set rounds differently).
+    batches in the same order); all others are compressed anew, without any cache. ExportError when the weights are not those of the
+    search, or the result is not the recorded file byte for byte (another version, machine or calibration set rounds differently).
     """
     recipe = read_recipe(folder)
     task = prepared(task)
+    changed = changed_weights(task, recipe["origin"])
+    if changed:
+        raise ExportError(
+            f"{folder}: the {changed}'s weights differ from those of the search, of which alone the file can be made again; "
+            f"nearest: task {recipe['origin']['task']!r} with the weights that it had then"
+        )
     candidate = Candidate.from_json(recipe["candidate"])
     threads = torch.get_num_threads()
     torch.set_num_threads(int(recipe["origin"].get("threads", os.cpu_count() or 1)))

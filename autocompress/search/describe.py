@@ -10,7 +10,7 @@ from typing import Any
 import optuna
 import torch
 
-from autocompress.compress.teacher import model_hash
+from autocompress.compress.teacher import weight_hashes
 from autocompress.limits import Limits
 from autocompress.search.bench import Bench
 from autocompress.search.progress import SearchProgress
@@ -25,7 +25,7 @@ def describe_run(task: Task, settings: Settings, bench: Bench, limits: Limits) -
     return {
         "task": task.name,
         "source": None if task.source is None else dict(task.source),
-        "model": model_hash(task.model),
+        **weight_hashes(task),
         "space": {"file": str(given) if isinstance(given, (str, Path)) else "inline", "digest": bench.space.digest},
         "target": bench.target.name,
         "portable": bench.target.portable,

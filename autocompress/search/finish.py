@@ -44,7 +44,7 @@ def finish(
     if not finalists:
         raise AutocompressError(f"search: no trial finished; see the causes in {folder / TRIALS_FILE}")
     finalists = recovered(study, finalists, bench, goal, folder, finalize_steps, stop, progress.phase)
-    origin = {key: run[key] for key in ("task", "source", "model", "seed", "versions")}
+    origin = {key: run[key] for key in ("task", "source", "model", "student_model", "seed", "versions")}
     origin["threads"] = torch.get_num_threads()  # sums of floats depend on them in the last bit
     origin["training_dtype"] = run["training_dtype"]
     origin["student"] = bench.space.recovery.student_lesson().to_json()

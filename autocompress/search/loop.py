@@ -15,7 +15,7 @@ from threadpoolctl import threadpool_limits
 
 from autocompress.compress.generate import check_causal
 from autocompress.compress.student import on_student, taught
-from autocompress.compress.teacher import model_hash
+from autocompress.compress.teacher import changed_weights
 from autocompress.errors import LimitError, RunFolderError, nearest_name
 from autocompress.files import disk_error, read_json, write_json
 from autocompress.limits import Limits, parse_bytes, parse_limits
@@ -246,8 +246,10 @@ def _known_run(folder: Path, task: Task, target: Target) -> dict[str, Any] | Non
     known: dict[str, Any] = read_json(folder / RUN_FILE)
     if known.get("task") != task.name:
         raise RunFolderError(f"{folder}: is the run folder of task {known.get('task')!r}, not of {task.name!r}; choose another --out")
-    if known.get("model") != model_hash(task.model):
-        raise RunFolderError(f"{folder}: was made with other weights of task {task.name!r}; choose another --out")
+    changed = changed_weights(task, known)
+    if changed:
+        whose = "" if changed == "model" else f"the {changed} of "
+        raise RunFolderError(f"{folder}: was made with other weights of {whose}task {task.name!r}; choose another --out")
     if known.get("target") != target.name:
         raise RunFolderError(f"{folder}: was searched for target {known.get('target')}, not for {target.name}; choose another --out")
     if "portable" not in known:

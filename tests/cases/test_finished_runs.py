@@ -1,0 +1,118 @@
+"""What is done with a finished run: weights that have changed since, and limits that no point keeps, are one line."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+import autocompress as ac
+from autocompress.cli import main
+from autocompress.errors import ExportError, RunFolderError
+
+SPACE = {"modules": [{"match": "*", "weight_bits": [3, 4, 8]}], "distillation": {"steps": 0}}
+TASK = """
+from pathlib import Path
+import torch
+from torch import nn
+from autocompress import Task
+
+def accuracy(outputs, targets):
+    return float((outputs.argmax(1) == targets).float().mean())
+
+def task():
+    torch.manual_seed(0)
+    x = torch.randn(64, 8)
+    torch.manual_seed(int((Path(__file__).parent / "seed").read_text()))
+    net = nn.Sequential(nn.Linear(8, 16), nn.ReLU(), nn.Linear(16, 3)).eval()
+    data = [(x[:32], net(x[:32]).argmax(1)), (x[32:], net(x[32:]).argmax(1))]
+    return Task("seeded", net, x[:1], data, accuracy, extra_metrics={"share": accuracy})
+"""
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A finished run in a folder beside the task's file."""
+    place = tmp_path_factory.mktemp("finished")
+    (place / "task.py").write_text(TASK)
+    (place / "seed").write_text("0")
+    ac.search(f"{place / 'task.py'}:task", SPACE, n_trials=3, out=place / "run", quiet=True)
+    return place / "run"
+
+
+def said(capsys: pytest.CaptureFixture[str], *arguments: object) -> tuple[int | str | None, str, str]:
+    """(exit code, standard output, standard error) of a command."""
+    capsys.readouterr()
+    with pytest.raises(SystemExit) as caught:
+        main([str(argument) for argument in arguments])
+    return caught.value.code, *capsys.readouterr()
+
+
+def labelled(net: nn.Module, **more: object) -> ac.Task:
+    x = torch.randn(64, 8, generator=torch.Generator().manual_seed(0))
+    with torch.no_grad():
+        data = [(part, net(part).argmax(1)) for part in x.split(32)]
+    return ac.Task("t", net, x[:1], data, top1, train=data, **more)  # type: ignore[arg-type]
+
+
+def top1(outputs: Tensor, targets: Tensor) -> float:
+    return float((outputs.argmax(1) == targets).float().mean())
+
+
+def network() -> nn.Sequential:
+    torch.manual_seed(1)
+    return nn.Sequential(nn.Linear(8, 16), nn.ReLU(), nn.Linear(16, 3)).eval()
+
+
+def test_weights_that_changed_since_the_search_are_said(run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert said(capsys, "export", run, "--to", tmp_path / "best")[0] == 0
+    code, out, _ = said(capsys, "reproduce", tmp_path / "best", "--to", tmp_path / "same")
+    assert code == 0
+    assert "the same file, byte for byte" in out
+    (run.parent / "seed").write_text("1")
+    try:
+        code, _, error = said(capsys, "reproduce", tmp_path / "best", "--to", tmp_path / "again")
+    finally:
+        (run.parent / "seed").write_text("0")
+    assert code == 1
+    assert len(error.splitlines()) == 1
+    assert "best: the model's weights differ from those of the search" in error
+    assert not (tmp_path / "again").exists()
+
+
+@pytest.mark.parametrize("steps", [0, 4])
+@pytest.mark.parametrize("what", ["one value", "buffer", "precision"])
+def test_every_change_of_weights_is_noticed(what: str, steps: int, tmp_path: Path) -> None:
+    """Also of what training has stored, and of weights that are not compressed."""
+    net = nn.Sequential(*network(), nn.BatchNorm1d(3)).eval()
+    task = labelled(net)
+    space = {"modules": [{"match": "*", "weight_bits": [3]}], "distillation": {"steps": steps}}
+    result = ac.search(task, space, n_trials=2, out=tmp_path / "run", quiet=True, finalize_steps=steps)
+    folder = ac.export(result, result.front.smallest(), tmp_path / "best")
+    assert ac.reproduce(folder, tmp_path / "same", task).is_file()
+    with torch.no_grad():
+        if what == "one value":
+            net[0].weight[0, 0] += 1e-3
+        elif what == "buffer":
+            net[3].running_mean += 0.1
+        else:
+            net.double()[0].weight += 1e-3
+    with pytest.raises(ExportError, match="the model's weights differ from those of the search"):
+        ac.reproduce(folder, tmp_path / "again", task)
+
+
+def test_weights_of_a_student_that_changed_are_said(tmp_path: Path) -> None:
+    task = labelled(network())
+    task = replace(task, student=nn.Sequential(nn.Linear(8, 4), nn.ReLU(), nn.Linear(4, 3)))
+    result = ac.search(task, SPACE, n_trials=2, out=tmp_path / "run", quiet=True)
+    folder = ac.export(result, result.front.smallest(), tmp_path / "best")
+    assert ac.reproduce(folder, tmp_path / "same", task).is_file()
+    with torch.no_grad():
+        task.student[0].weight += 0.1  # type: ignore[index]
+    with pytest.raises(ExportError, match="the student's weights differ from those of the search"):
+        ac.reproduce(folder, tmp_path / "again", task)
+    with pytest.raises(RunFolderError, match="was made with other weights of the student of task 't'"):
+        ac.search(task, SPACE, n_trials=3, out=tmp_path / "run", quiet=True)
