@@ -21,6 +21,7 @@ from autocompress.recovery_space import RecoverySpace, parse_recovery
 from autocompress.targets.target import Target
 
 ACTIVATION_RANGE = "squared_error"
+EXAMPLE = "modules: [{match: '*', weight_bits: [4, 8]}]"
 MATCHERS = ("match", "tower", "role", "kind")
 DEFAULT_SPACE = """
 modules:
@@ -124,7 +125,7 @@ class BoundSpace:
 
 @dataclass(frozen=True)
 class SearchSpace:
-    """The parsed rules; `where` names the file in errors. A user's rule must match something, the default space's need not.
+    """The parsed rules; `where` names the file in errors. A user's rule must match something, the default rules need not.
 
     `activation_range` is how the ranges of static activations are calibrated, for all modules: those that read one tensor share it.
     """
@@ -139,7 +140,7 @@ class SearchSpace:
 
     @classmethod
     def load(cls, source: str | Path | Mapping[str, Any] | None) -> SearchSpace:
-        """From a YAML file, a mapping, or (None) the default space."""
+        """From a YAML file, a mapping, or (None) the default space, whose rules also hold where `modules` is left out."""
         where = "default space" if source is None else "space" if isinstance(source, Mapping) else str(source)
         if source is None:
             data: Any = yaml.safe_load(DEFAULT_SPACE)
@@ -154,16 +155,20 @@ class SearchSpace:
                 data = yaml.safe_load(path.read_text())
             except yaml.YAMLError as error:
                 raise SpaceError(f"{where}: not YAML: {' '.join(str(error).split())}") from None
-        return replace(cls._checked(where, data), every_rule_must_match=source is not None)
+        return replace(cls._checked(where, data), every_rule_must_match=source is not None and "modules" in data)
 
     @classmethod
     def _checked(cls, where: str, data: Any) -> SearchSpace:
         if not isinstance(data, dict):
-            raise SpaceError(f"{where}: expected a mapping with the key 'modules', got {type(data).__name__}")
+            raise SpaceError(
+                f"{where}: expected a mapping such as {EXAMPLE}, got {'an empty file' if data is None else type(data).__name__}"
+            )
         check_keys(where, data, ("modules", "distillation", "constraints", "objectives", "calibration"))
-        rules = data.get("modules")
+        rules = data.get("modules", yaml.safe_load(DEFAULT_SPACE)["modules"])
         if not isinstance(rules, list) or not rules:
-            raise SpaceError(f"{where}: 'modules' must be a list of rules, got {rules!r}")
+            raise SpaceError(
+                f"{where}: 'modules' must be a list of rules, got {rules!r}; nearest: {EXAMPLE}, or none for the default rules"
+            )
         for i, rule in enumerate(rules):
             if not isinstance(rule, dict):
                 raise SpaceError(f"{where}: rule {i + 1} must be a mapping, got {rule!r}")
