@@ -12,6 +12,12 @@ from autocompress.errors import LimitError, nearest_name
 SIZE_UNITS = {"B": 1.0, "KB": 1e3, "MB": 1e6, "GB": 1e9, "KIB": 2.0**10, "MIB": 2.0**20, "GIB": 2.0**30}
 LATENCY_UNITS = {"US": 1e-3, "MS": 1.0, "S": 1e3}
 
+PICK_UNITS = {
+    "max_size_bytes": "bytes, such as 2e6",
+    "max_latency_ms": "milliseconds, such as 3.0",
+    "max_accuracy_drop": "a share of 1, such as 0.01",
+}
+
 
 @dataclass(frozen=True)
 class Limits:
@@ -48,6 +54,44 @@ class Limits:
             "max_accuracy_drop": self.max_accuracy_drop,
             **({"floors": dict(self.floors)} if self.floors else {}),
         }
+
+
+def check_pick(limits: Mapping[str, Any], metrics: Mapping[str, float]) -> None:
+    """LimitError for keywords of `ParetoFront.pick` that are unknown, no numbers, or floors of what is not among `metrics`."""
+    unknown = sorted(set(limits) - {*PICK_UNITS, "floors"})
+    if unknown:
+        raise LimitError(f"front: unknown limit {unknown}; valid: {', '.join((*PICK_UNITS, 'floors'))}")
+    floors = limits.get("floors") or {}
+    for name in floors:
+        if name not in metrics:
+            near = nearest_name(str(name), list(metrics)) or "none; max_accuracy_drop limits the metric of the task itself"
+            raise LimitError(f"front: floors: {name!r} is no metric of the front; nearest: {near}")
+    for name, value in {**limits, "floors": None, **floors}.items():
+        if value is not None and not isinstance(value, (int, float)):
+            raise LimitError(f"front: {name} must be a number, got {value!r}; nearest: {PICK_UNITS.get(name, 'one such as 0.9')}")
+        if value is not None and name in ("max_size_bytes", "max_latency_ms") and not value > 0:
+            raise LimitError(f"front: {name} must be above 0, got {value!r}; nearest: {PICK_UNITS[name]}")
+
+
+def shortfalls(
+    limits: Mapping[str, Any], size_bytes: float, latency_ms: float, drop: float, metrics: Mapping[str, float]
+) -> list[tuple[float, str]]:
+    """How far, and in words, a point misses each limit of `ParetoFront.pick` that it does not keep."""
+    found: list[tuple[float, str]] = []
+    size, latency, allowed = (limits.get(name) for name in PICK_UNITS)
+    if size is not None and size_bytes > size:
+        found.append((size_bytes / size - 1, f"size {size_bytes} B by {size_bytes - size:.0f} B"))
+    if latency is not None and latency_ms > latency:
+        found.append((latency_ms / latency - 1, f"latency {latency_ms:.3f} ms by {latency_ms - latency:.3f} ms"))
+    if allowed is not None and drop > allowed + 1e-9:
+        found.append((10 * (drop - allowed), f"accuracy drop {drop:.4f} by {drop - allowed:.4f}"))
+    for name, floor in (limits.get("floors") or {}).items():
+        value = metrics.get(name)
+        if value is None:
+            found.append((1.0, f"{name}, which was left out"))
+        elif value < floor - 1e-9:
+            found.append((10 * (floor - value), f"{name} {value:.4f} by {floor - value:.4f}"))
+    return found
 
 
 def parse_limits(

@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from autocompress.candidate import Candidate
 from autocompress.errors import LimitError, RunFolderError
 from autocompress.files import read_json
-from autocompress.limits import Limits
+from autocompress.limits import Limits, check_pick, shortfalls
 from autocompress.pareto import non_dominated
 
 RUN_FILE, JOURNAL_FILE, TRIALS_FILE = "run.json", "study.journal", "trials.csv"
@@ -174,32 +174,43 @@ class ParetoFront:
         return len(self.points)
 
     def smallest(self, **limits: Any) -> FrontPoint:
-        """The smallest point within the limits (max_size_bytes, max_latency_ms, max_accuracy_drop, floors of metrics), else the nearest."""
-        return self.pick("smallest", **limits).point
+        """The smallest point within the limits (max_size_bytes, max_latency_ms, max_accuracy_drop, floors of metrics); else a LimitError
+        that names the nearest, which `pick` gives."""
+        return self.choose("smallest", **limits)
 
     def fastest(self, **limits: Any) -> FrontPoint:
-        """The fastest point within the limits, else the nearest."""
-        return self.pick("fastest", **limits).point
+        """The fastest point within the limits, as `smallest`."""
+        return self.choose("fastest", **limits)
 
     def most_accurate(self, **limits: Any) -> FrontPoint:
-        """The most accurate point within the limits, else the nearest."""
-        return self.pick("accurate", **limits).point
+        """The most accurate point within the limits, as `smallest`."""
+        return self.choose("accurate", **limits)
 
     def knee(self, **limits: Any) -> FrontPoint:
-        """The point within the limits that is closest to the ideal of smallest, fastest and most accurate, else the nearest."""
-        return self.pick("knee", **limits).point
+        """The point within the limits that is closest to the ideal of smallest, fastest and most accurate, as `smallest`."""
+        return self.choose("knee", **limits)
+
+    def choose(self, what: str, **limits: Any) -> FrontPoint:
+        """The point that `pick` gives, where it is within the limits; else a LimitError that names it."""
+        found = self.pick(what, **limits)
+        if found.shortfall:
+            raise LimitError(f"front: {found.shortfall} (trial {found.point.trial})")
+        return found.point
 
     def pick(self, what: str, **limits: Any) -> Pick:
-        """The point that `smallest`, `fastest`, `accurate` or `knee` chooses; never empty-handed while there is a point."""
+        """The point that `smallest`, `fastest`, `accurate` or `knee` chooses, or the nearest; never empty-handed while there is a point."""
         if not self.points:
             raise LimitError("front: there is no point; run more trials or loosen the limits")
-        unknown = set(limits) - {"max_size_bytes", "max_latency_ms", "max_accuracy_drop", "floors"}
-        if unknown:
-            raise LimitError(f"front: unknown limit {sorted(unknown)}; valid: max_size_bytes, max_latency_ms, max_accuracy_drop, floors")
-        misses = {p.trial: self._misses(p, limits) for p in self.points}
+        check_pick(limits, self.baseline.metrics)
+        base = self.baseline.accuracy
+        misses = {
+            p.trial: shortfalls(limits, p.measured.size_bytes, p.measured.latency_ms, base - p.measured.accuracy, p.measured.metrics)
+            for p in self.points
+        }
         within = [p for p in self.points if not misses[p.trial]]
+        key = self._key(what)
         if within:
-            return Pick(min(within, key=self._key(what)))
+            return Pick(min(within, key=key))
         nearest = min(self.points, key=lambda p: sum(share for share, _ in misses[p.trial]))
         return Pick(nearest, "no point meets the limits; the nearest misses " + ", ".join(t for _, t in misses[nearest.trial]))
 
@@ -219,23 +230,6 @@ class ParetoFront:
         if what not in keys:
             raise LimitError(f"front: pick {what!r} is unknown; valid: {', '.join(keys)}")
         return keys[what]
-
-    def _misses(self, point: FrontPoint, limits: Mapping[str, Any]) -> list[tuple[float, str]]:
-        found: list[tuple[float, str]] = []
-        m = point.measured
-        drop = self.baseline.accuracy - m.accuracy
-        size, latency, allowed = (limits.get(k) for k in ("max_size_bytes", "max_latency_ms", "max_accuracy_drop"))
-        if size is not None and m.size_bytes > size:
-            found.append((m.size_bytes / size - 1, f"size {m.size_bytes} B by {m.size_bytes - size:.0f} B"))
-        if latency is not None and m.latency_ms > latency:
-            found.append((m.latency_ms / latency - 1, f"latency {m.latency_ms:.3f} ms by {m.latency_ms - latency:.3f} ms"))
-        if allowed is not None and drop > allowed + 1e-9:
-            found.append((10 * (drop - allowed), f"accuracy drop {drop:.4f} by {drop - allowed:.4f}"))
-        for name, floor in (limits.get("floors") or {}).items():
-            value = m.metrics[name]
-            if value < floor - 1e-9:
-                found.append((10 * (floor - value), f"{name} {value:.4f} by {floor - value:.4f}"))
-        return found
 
     def left_out(self) -> list[str]:
         """A line for each reason why figures of the float model or of points are missing."""

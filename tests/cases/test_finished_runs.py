@@ -116,3 +116,35 @@ def test_weights_of_a_student_that_changed_are_said(tmp_path: Path) -> None:
         ac.reproduce(folder, tmp_path / "again", task)
     with pytest.raises(RunFolderError, match="was made with other weights of the student of task 't'"):
         ac.search(task, SPACE, n_trials=3, out=tmp_path / "run", quiet=True)
+
+
+@pytest.mark.parametrize(
+    ("limit", "misses"),
+    [
+        (("--max-size", "1"), "size "),
+        (("--max-size", "0.01%"), "size "),
+        (("--max-latency", "1us"), "latency "),
+        (("--max-latency", "0.0001x"), "latency "),
+        (("--min-metric", "share=1.5"), "share 1.0000 by 0.5000"),
+        (("--min-metric", "share=150%"), "share 1.0000 by 0.5000"),
+        (("--max-size", "1", "--max-latency", "1us"), " ms by "),
+    ],
+)
+@pytest.mark.parametrize("pick", ["smallest", "knee"])
+def test_limits_that_no_point_keeps_export_nothing(
+    limit: tuple[str, ...], misses: str, pick: str, run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    code, out, error = said(capsys, "export", run, "--pick", pick, *limit, "--to", tmp_path / "best")
+    assert (code, out) == (1, "")
+    assert len(error.splitlines()) == 1
+    assert error.startswith("autocompress: front: no point meets the limits; the nearest misses ")
+    assert misses in error
+    assert not (tmp_path / "best").exists()
+
+
+def test_limits_that_a_point_keeps_export_it(run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    front = ac.read_front(run)
+    size = max(point.measured.size_bytes for point in front)
+    code, out, _ = said(capsys, "export", run, "--pick", "accurate", "--max-size", f"{size}B", "--to", tmp_path / "best")
+    assert code == 0
+    assert f"trial {front.most_accurate(max_size_bytes=size).trial}, " in out
