@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from autocompress.batches import Batches, Inputs, batch_size, input_tensors, seeded
-from autocompress.errors import TaskError
+from autocompress.errors import AutocompressError, TaskError
 from autocompress.outputs import BERNOULLI, EMBEDDING, IGNORED, VALUES, OutputKind, as_labels, one_each, outside, shapes_of, squeezed
 
 ROWS, BATCHES, SHAPES = 256, 32, 4  # samples, batches and shapes of inputs of a split that are looked at
@@ -112,7 +112,7 @@ def _look_at(batches: Batches, run: Run, target_of: TargetOf) -> dict[str, list[
 def _ran(run: Run, inputs: Inputs) -> dict[str, Tensor]:
     try:
         return run(inputs)
-    except TaskError:
+    except AutocompressError:
         raise
     except Exception as error:
         first_line = str(error).strip().split("\n")[0]

@@ -6,7 +6,8 @@ import contextlib
 import re
 import sysconfig
 import traceback
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from contextvars import ContextVar
 from pathlib import Path
 
 from autocompress.errors import AutocompressError, TaskError
@@ -21,12 +22,26 @@ class UserCodeError(TaskError):
     """The model, the metric, the loss, the divergence or a loader of the task raises."""
 
 
+LOOK: ContextVar[Callable[[], None]] = ContextVar("look", default=lambda: None)
+
+
+@contextlib.contextmanager
+def looking(look: Callable[[], None]) -> Iterator[None]:
+    """Call `look` before each call of the user's code inside the block, so that what is slow can be ended between two calls."""
+    token = LOOK.set(look)
+    try:
+        yield
+    finally:
+        LOOK.reset(token)
+
+
 @contextlib.contextmanager
 def user_code(what: str) -> Iterator[None]:
     """Turn what the block raises into a UserCodeError: `what`, the error's type and first line, and the user's file and line.
 
     Errors of this package stay as they are, and so do those that begin in its own frames and those of memory that is short.
     """
+    LOOK.get()()
     try:
         yield
     except (AutocompressError, MemoryError):

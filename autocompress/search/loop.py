@@ -42,6 +42,7 @@ from autocompress.search_space import BoundSpace, SearchSpace
 from autocompress.targets.profile import cache_folder
 from autocompress.targets.target import Target, find_target
 from autocompress.task import Task
+from autocompress.user_code import looking
 
 FINALIZE_FACTOR = 3
 
@@ -59,7 +60,8 @@ def run_search(
     setup = Setup(settings.timeout_s, progress.phase, lambda: interrupt.requested)
     setup.is_ready = (folder / RUN_FILE).exists()  # there is a float model, and perhaps a front, to go on from
     setup("checking the task", 0.0)
-    task = prepared(task, progress.line)
+    with looking(setup.look):
+        task = prepared(task, progress.line)
     space = SearchSpace.load(settings.space)
     if settings.objectives:
         space = replace(space, objectives=tuple(dict.fromkeys(settings.objectives)))
@@ -67,7 +69,8 @@ def run_search(
     _divide_threads(settings.workers)
     learner = on_student(task)
     setup("finding modules", 0.0)
-    module_map = find_modules(learner.model, task.example_inputs, task.towers)
+    with looking(setup.look):
+        module_map = find_modules(learner.model, task.example_inputs, task.towers)
     bound = space.bind(module_map, target)
     asked = _checked_limits(learner, bound, settings)
     _make_folder(folder)

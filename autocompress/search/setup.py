@@ -45,13 +45,18 @@ class Setup:
             KeyboardInterrupt: Ctrl-C was pressed; nothing is there yet that a first Ctrl-C could finish.
             OutOfTimeError: the time is over, and there is nothing to start a search from.
         """
-        if self._stopped():
-            raise KeyboardInterrupt
         self._count()
         self._step = what
-        if self.is_over and not self.is_ready:
-            raise OutOfTimeError(self._ended())
+        self.look()
         self._show(what, share)
+
+    def look(self) -> None:
+        """Look at the clock, and for Ctrl-C, within a step; raises as a report does."""
+        if self._stopped():
+            raise KeyboardInterrupt
+        if self.is_over and not self.is_ready:
+            self._count()
+            raise OutOfTimeError(self._ended())
 
     @property
     def is_over(self) -> bool:
@@ -77,7 +82,7 @@ class Setup:
 
     def _count(self) -> None:
         now = self._now()
-        if self._step:
+        if self._step and now > self._last:
             self.seconds[self._step] = self.seconds.get(self._step, 0.0) + now - self._last
         self._last = now
 

@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
+import torch
 from run_folder import rows
+from torch import Tensor, nn
 
 import autocompress as ac
 from autocompress.errors import OutOfTimeError
@@ -154,3 +157,50 @@ def test_a_table_without_time_still_knows_every_form(cnn_task, tmp_path: Path, m
     table.save(tmp_path / "table.json")
     assert LatencyTable.load(tmp_path / "table.json").left_out == table.left_out
     assert not list((tmp_path / "latency").glob("*")), "what is not whole is not kept for other searches"
+
+
+class SlowModel(nn.Module):
+    """Each call takes 100 s of a clock that moves by hand."""
+
+    def __init__(self, hands: Hands) -> None:
+        super().__init__()
+        self.a, self.b = nn.Linear(8, 16), nn.Linear(16, 3)
+        self.hands = [hands]
+
+    def __deepcopy__(self, memo: dict) -> SlowModel:
+        made = SlowModel(self.hands[0])
+        made.load_state_dict(self.state_dict())
+        return made.train(self.training)
+
+    def forward(self, x: Tensor) -> Tensor:
+        self.hands[0].time += 100
+        return self.b(torch.relu(self.a(x)))
+
+
+class SlowLoader:
+    """Each batch takes 100 s of a clock that moves by hand."""
+
+    def __init__(self, batches: list, hands: Hands) -> None:
+        self.batches, self.hands = batches, hands
+
+    def __iter__(self) -> Iterator:
+        for batch in self.batches:
+            self.hands.time += 100
+            yield batch
+
+
+@pytest.mark.parametrize("what", ["model", "student", "validation", "train"])
+def test_the_clock_is_looked_at_between_calls_of_the_users_code(what: str, tmp_path: Path, monkeypatch) -> None:
+    """One call that is slow cannot be ended, but no other one is begun when the time is over."""
+    hands = Hands()
+    x = torch.randn(64, 8)
+    data = [(part, part[:, :3].argmax(1)) for part in x.split(4)]
+    task = ac.Task("slow", nn.Sequential(nn.Linear(8, 3)), x[:1], data, lambda o, t: float((o.argmax(1) == t).float().mean()), train=data)
+    given = SlowModel(hands) if what in ("model", "student") else SlowLoader(data, hands)
+    task = replace(task, **{what: given})
+    monkeypatch.setattr(loop, "Setup", lambda timeout_s, show, stopped: Setup(timeout_s, show, stopped, hands))
+    began = hands.time
+    with pytest.raises(OutOfTimeError, match=r"setting up took 300 of the 250 s \(checking the task 300\.0 s\)") as caught:
+        ac.search(task, SPACE, n_trials=2, timeout_s=250, out=tmp_path, quiet=True)
+    assert hands.time - began == 300
+    assert "\n" not in str(caught.value)
