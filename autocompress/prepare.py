@@ -14,11 +14,12 @@ from torch.nn.parameter import is_lazy
 
 from autocompress.batches import NARROWED, Inputs, batch_size, cut, cuttable, input_tensors, map_inputs, seeded
 from autocompress.errors import TaskError
+from autocompress.float_copy import float_task, narrowed_types, noticed_autocast
 from autocompress.free_shapes import argument_names
 from autocompress.limits import parse_bytes
 from autocompress.loading import check_inputs, ordinary, settled
 from autocompress.plain import plain_task
-from autocompress.task import Task, check_task, float_task, named_outputs, primary_output, run_model
+from autocompress.task import Task, check_task, named_outputs, primary_output, run_model
 from autocompress.user_code import UserCodeError, user_code
 
 SPLITS = ("validation", "train", "calibration", "test")
@@ -51,7 +52,7 @@ def prepared(task: Task, say: Callable[[str], None] = lambda line: None) -> Task
     task = replace(task, **splits)
     floats = float_task(task)
     if floats is not task:
-        kinds = {str(parameter.dtype).removeprefix("torch.") for parameter in task.model.parameters()} - {"float32"}
+        kinds = {str(kind).removeprefix("torch.") for model in (task.model, task.student) if model for kind in narrowed_types(model)}
         say(f"the model is in {' and '.join(sorted(kinds))}: a float32 copy of it and of its data is searched")
         task = floats
     with suppress(UserCodeError):  # what the model's forward raises, check_task tells with its place
@@ -136,7 +137,10 @@ def _check_loss(task: Task) -> None:
 def _check_rows(task: Task) -> None:
     """TaskError for outputs that are no floating-point numbers, or, of a model that takes one sample at a time, have no row per sample."""
     inputs, target = task.first_batch
-    output = _outputs(task, _probe(task.model), inputs)[0]
+    with noticed_autocast() as found:
+        output = _outputs(task, _probe(task.model), inputs)[0]
+    if found:
+        raise TaskError(f"task: model.forward runs under torch.autocast in {found[0]}; no file can follow it, nearest: enabled=False")
     if not output.is_floating_point() and (task.divergence is None or (task.has_labels and task.loss is None)):
         kind = str(output.dtype).removeprefix("torch.")
         raise TaskError(f"task: the model gives {kind} outputs; expected scores, nearest: logits, with argmax in the metric")

@@ -7,16 +7,16 @@ import copy
 import io
 import math
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any
 
 import torch
 from torch import Tensor, fx, nn
 
-from autocompress.batches import NARROWED, Batches, Inputs, cuttable, map_inputs, take_samples
+from autocompress.batches import Batches, Inputs, cuttable, map_inputs, take_samples
 from autocompress.errors import NotComputableError, TaskError, nearest_name
-from autocompress.loading import FloatBatches, Unlabelled, checked, float32
+from autocompress.loading import Unlabelled, checked
 from autocompress.output_kinds import find_kinds
 from autocompress.outputs import OutputKind, as_labels, default_loss, sample_divergence
 from autocompress.user_code import user_code
@@ -329,19 +329,3 @@ def _first(batches: Batches, split: str) -> tuple[Inputs, Any]:
     for batch in batches:
         return checked(batch, split)
     raise TaskError(f"task: {split} is empty; expected at least one (inputs, target) batch")
-
-
-def float_task(task: Task) -> Task:
-    """`task` itself, or, where its model has parameters of half or double precision, the same with float32 copies.
-
-    What is stored in 16 bits, and what in fewer, is for the search to say; the original stays as it is.
-    """
-    models = [model for model in (task.model, task.student) if model is not None]
-    if not any(parameter.dtype in NARROWED for model in models for parameter in model.parameters()):
-        return task
-    batches = {name: getattr(task, name) for name in ("validation", "train", "calibration", "test")}
-    floats: dict[str, Any] = {name: None if found is None else FloatBatches(found) for name, found in batches.items()}
-    student = None if task.student is None else copy.deepcopy(task.student).float()
-    floats["example_inputs"] = map_inputs(task.example_inputs, float32)
-    floats["latency_inputs"] = {name: map_inputs(inputs, float32) for name, inputs in task.latency_inputs.items()}
-    return replace(task, model=copy.deepcopy(task.model).float(), student=student, **floats)

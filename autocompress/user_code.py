@@ -14,6 +14,7 @@ from autocompress.errors import AutocompressError, TaskError
 
 OURS = str(Path(__file__).resolve().parent)
 TASKS = str(Path(OURS) / "tasks")  # the built-in tasks stand where a user's do
+PASSING = (__file__, str(Path(OURS) / "float_copy.py"))  # what only passes on what the user's code raises
 LIBRARIES = tuple(dict.fromkeys(sysconfig.get_paths()[name] for name in ("stdlib", "platstdlib", "purelib", "platlib")))
 WORKER_FRAME = re.compile(r'File "([^"]+)", line (\d+)')
 
@@ -51,10 +52,10 @@ def user_code(what: str) -> Iterator[None]:
         if "out of memory" in text or "can't allocate memory" in text:
             raise
         frames = [(frame.filename, frame.lineno or 0) for frame in traceback.extract_tb(error.__traceback__)]
-        called = [frame for frame in frames if frame[0] != __file__][1:]
+        called = [frame for frame in frames if frame[0] not in PASSING][1:]
         if any(name.startswith(OURS) and not name.startswith(TASKS) for name, _ in called):
             raise
-        raise UserCodeError(f"{what}: {_first_line(error)}{_place(called, text)}") from error
+        raise UserCodeError(f"{what}: {_first_line(error)}{place(called, text)}") from error
 
 
 def our_fault(error: Exception) -> str:
@@ -73,7 +74,7 @@ def _first_line(error: BaseException) -> str:
     return f"{type(error).__name__}: {lines[0].strip()}" if lines else type(error).__name__
 
 
-def _place(frames: list[tuple[str, int]], text: str) -> str:
+def place(frames: list[tuple[str, int]], text: str = "") -> str:
     """The innermost line of a file that is no library, in brackets; else the innermost one outside PyTorch."""
     frames = frames + [(name, int(line)) for name, line in WORKER_FRAME.findall(text)]
     frames = [frame for frame in frames if not frame[0].startswith(("<frozen", OURS)) or frame[0].startswith(TASKS)]

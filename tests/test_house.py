@@ -15,7 +15,7 @@ LEVELS = [
     {"candidate", "limits", "batches", "outputs", "user_code"},
     {"output_kinds", "loading"},
     {"task", "attention", "recurrent"},
-    {"task_source", "split", "channels", "free_shapes"},
+    {"task_source", "split", "channels", "free_shapes", "float_copy"},
     {"structures", "hugging_face"},
     {"operands", "towers"},
     {"operators", "matrices"},

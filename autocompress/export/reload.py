@@ -25,6 +25,7 @@ from autocompress.compress.trainer import Trainer
 from autocompress.errors import ExportError, TaskError
 from autocompress.export.artifact import described_inputs, read_recipe, write_model
 from autocompress.export.build import prepare, stitched_variants
+from autocompress.float_copy import float_copy
 from autocompress.integer_form import IntegerForm
 from autocompress.modules import find_modules
 from autocompress.plain import in_form
@@ -49,7 +50,7 @@ def load_module(folder: Path, model: nn.Module) -> nn.Module:
     plan = ActivationPlan(ranges, {entry["owner"]: tuple(Call(**call) for call in entry["calls"]) for entry in modules.values()})
     try:
         kinds = {name: (entry["kind"], entry["owner"]) for name, entry in modules.items()}
-        simulated = SimulatedModel(_plain(copy.deepcopy(model).float(), recipe), kinds, plan)
+        simulated = SimulatedModel(_plain(model, recipe), kinds, plan)
         for name, entry in modules.items():
             owner = entry["owner"]
             simulated.set_variant(name, owner, stored.variants[name], candidate.config(owner), stored.masks, entry["block_size"])
@@ -62,8 +63,9 @@ def load_module(folder: Path, model: nn.Module) -> nn.Module:
 
 def _plain(model: nn.Module, recipe: dict[str, Any]) -> nn.Module:
     """The model as it was compressed, in its plain form."""
+    inputs = described_inputs(recipe["inputs"])
     try:
-        return in_form(recipe["form"], model, described_inputs(recipe["inputs"]))
+        return in_form(recipe["form"], float_copy(model, inputs), inputs)
     except UserCodeError as error:
         raise TaskError(f"it does not run on zeros of the shapes in the recipe, with which its program is traced ({error})") from error
 
