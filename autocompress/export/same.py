@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from onnx import ModelProto
+from onnx import ModelProto, TensorProto
 from torch import Tensor, nn
 
 from autocompress.batches import Inputs, feed_of, input_tensors, map_inputs
@@ -25,6 +25,7 @@ REORDERED = 10  # times the model's own rounding error: sums in another order
 LOOKS = 2  # other sizes of each dimension
 EQUAL_SHARE = 0.99  # of integers: ties are broken by rounding
 BATCHES = (3, 5, 2)
+CAST_TYPES = {TensorProto.FLOAT16: "float16", TensorProto.BFLOAT16: "bfloat16", TensorProto.DOUBLE: "float64"}
 
 
 class Differs(Exception):
@@ -96,12 +97,21 @@ class Symbols:
         return map_inputs(inputs, fitted)
 
 
+def _casts(proto: ModelProto, error: str) -> str:
+    """Return the types that the model casts to, where an operator has no kernel and they may be why, and what to do."""
+    targets = {attribute.i for node in proto.graph.node if node.op_type == "Cast" for attribute in node.attribute if attribute.name == "to"}
+    found = sorted(name for kind, name in CAST_TYPES.items() if kind in targets)
+    if "NOT_IMPLEMENTED" not in error or not found:
+        return ""
+    return f"; the model casts to {' and '.join(found)} in forward, for which there is no kernel; nearest: no such casts"
+
+
 def check_same(proto: ModelProto, model: nn.Module, inputs: Inputs, symbols: Symbols, names: Sequence[str], further: bool) -> None:
     """Raise `Differs` unless the graph computes what the model computes."""
     try:
         session = open_session(proto.SerializeToString(), silent=True)
     except Exception as error:
-        raise Differs("", f"ONNX Runtime refuses the graph: {_first_line(error)}") from error
+        raise Differs("", f"ONNX Runtime refuses the graph: {_first_line(error)}{_casts(proto, str(error))}") from error
     called = [value.name for value in session.get_inputs()]
 
     def compare(changed: Inputs, name: str) -> None:

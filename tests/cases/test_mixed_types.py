@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 import autocompress as ac
-from autocompress.errors import TaskError
+from autocompress.errors import ExportError, TaskError
 from autocompress.float_copy import float_copy
 from autocompress.prepare import prepared
 from autocompress.user_code import UserCodeError
@@ -203,3 +203,30 @@ def test_what_such_a_model_raises_later_is_told_as_the_users() -> None:
     task.validation[0][0][5, 0] = 1000.0  # type: ignore[index]
     with pytest.raises(UserCodeError, match=r"model\.forward fails on validation: ValueError: too bright \(.*test_mixed_types\.py:\d+\)"):
         prepared(task)
+
+
+class Cast(Tower):
+    """Weights in float32, which forward casts."""
+
+    def __init__(self) -> None:
+        super().__init__(SINGLE)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = nn.functional.linear(x.bfloat16(), self.stem.weight.bfloat16(), self.stem.bias.bfloat16())
+        return self.head(self.tower(torch.relu(x).float()))
+
+
+class Activated(Tower):
+    def __init__(self) -> None:
+        super().__init__(SINGLE)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.head(self.tower(torch.tanh(2 * self.stem(x).bfloat16()).float()))
+
+
+@pytest.mark.parametrize("kind", [Cast, Activated])
+def test_casts_of_float32_weights_without_a_kernel_are_named(kind: type[nn.Module], tmp_path: Path) -> None:
+    with pytest.raises(ExportError) as caught:
+        ac.search(task_of(seeded(kind)), SPACE, n_trials=2, out=tmp_path, quiet=True)
+    assert "the model casts to bfloat16 in forward, for which there is no kernel; nearest: no such casts" in str(caught.value)
+    assert "\n" not in str(caught.value)
