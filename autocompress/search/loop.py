@@ -62,9 +62,7 @@ def run_search(
     setup("checking the task", 0.0)
     with looking(setup.look):
         task = prepared(task, progress.line)
-    space = SearchSpace.load(settings.space)
-    if settings.objectives:
-        space = replace(space, objectives=tuple(dict.fromkeys(settings.objectives)))
+    space = _space_of(settings)
     target, device = find_target(settings.target, portable=settings.portable), pick_device(settings.device)
     _divide_threads(settings.workers)
     learner = on_student(task)
@@ -109,6 +107,11 @@ def run_search(
         run["seconds"] = (known or {}).get("seconds", 0.0) + time.monotonic() - setup.started
         write_json(folder / RUN_FILE, run)
     return SearchResult(front, folder, limits), interrupt.requested
+
+
+def _space_of(settings: Settings) -> SearchSpace:
+    space = SearchSpace.load(settings.space)
+    return replace(space, objectives=tuple(dict.fromkeys(settings.objectives))) if settings.objectives else space
 
 
 def _run_trials(
