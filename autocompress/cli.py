@@ -156,11 +156,11 @@ def export_command(arguments: argparse.Namespace) -> int:
     front = read_front(Path(arguments.folder))
     base = front.baseline
     limits = parse_limits(limits_of(arguments), base.size_bytes, base.latency_ms, base.accuracy, base.metrics)
-    point = front.choose(arguments.pick, **limits.pick_limits())
-    copy_artifact(Path(arguments.folder), point, Path(arguments.to))
-    m = point.measured
-    text = f"{arguments.to}: trial {point.trial}, {m.size_bytes} B, {m.latency_ms:.3f} ms, accuracy {m.accuracy:.4f}"
-    console.print(text, highlight=False)
+    pick = front.pick(arguments.pick, **limits.pick_limits())
+    copy_artifact(Path(arguments.folder), pick.point, Path(arguments.to))
+    m = pick.point.measured
+    text = f"{arguments.to}: trial {pick.point.trial}, {m.size_bytes} B, {m.latency_ms:.3f} ms, accuracy {m.accuracy:.4f}"
+    console.print(text + (f" ({pick.shortfall})" if pick.shortfall else ""), highlight=False)
     return 0
 
 

@@ -174,28 +174,20 @@ class ParetoFront:
         return len(self.points)
 
     def smallest(self, **limits: Any) -> FrontPoint:
-        """The smallest point within the limits (max_size_bytes, max_latency_ms, max_accuracy_drop, floors of metrics); else a LimitError
-        that names the nearest, which `pick` gives."""
-        return self.choose("smallest", **limits)
+        """The smallest point within the limits (max_size_bytes, max_latency_ms, max_accuracy_drop, floors of metrics), else the nearest."""
+        return self.pick("smallest", **limits).point
 
     def fastest(self, **limits: Any) -> FrontPoint:
-        """The fastest point within the limits, as `smallest`."""
-        return self.choose("fastest", **limits)
+        """The fastest point within the limits, else the nearest."""
+        return self.pick("fastest", **limits).point
 
     def most_accurate(self, **limits: Any) -> FrontPoint:
-        """The most accurate point within the limits, as `smallest`."""
-        return self.choose("accurate", **limits)
+        """The most accurate point within the limits, else the nearest."""
+        return self.pick("accurate", **limits).point
 
     def knee(self, **limits: Any) -> FrontPoint:
-        """The point within the limits that is closest to the ideal of smallest, fastest and most accurate, as `smallest`."""
-        return self.choose("knee", **limits)
-
-    def choose(self, what: str, **limits: Any) -> FrontPoint:
-        """The point that `pick` gives, where it is within the limits; else a LimitError that names it."""
-        found = self.pick(what, **limits)
-        if found.shortfall:
-            raise LimitError(f"front: {found.shortfall} (trial {found.point.trial})")
-        return found.point
+        """The point within the limits that is closest to the ideal of smallest, fastest and most accurate, else the nearest."""
+        return self.pick("knee", **limits).point
 
     def pick(self, what: str, **limits: Any) -> Pick:
         """The point that `smallest`, `fastest`, `accurate` or `knee` chooses, or the nearest; never empty-handed while there is a point."""

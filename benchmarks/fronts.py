@@ -40,7 +40,7 @@ def main() -> None:
     figures = {}
     for folder in arguments.folders:
         found = {split: share(folder, arguments.drop, split) for split in ("validation", "test")}
-        smallest = read_front(folder).pick("smallest", max_accuracy_drop=0.01).point
+        smallest = read_front(folder).smallest(max_accuracy_drop=0.01)
         base = read_front(folder).baseline
         print(
             f"{folder}: hypervolume {found['validation']:.4f} (validation), {found['test']:.4f} (test); within 0.01 smallest "

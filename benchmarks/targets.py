@@ -51,7 +51,7 @@ SPACE = {
 def search(target: str, trials: int, folder: Path) -> ac.FrontPoint:
     task = ac.load_task("autocompress.tasks:easy_vqa", validation_images=100)
     result = ac.search(task, SPACE, target, trials, out=folder, quiet=True, finalize_steps=0)
-    return result.front.pick("fastest", max_accuracy_drop=DROP).point
+    return result.front.fastest(max_accuracy_drop=DROP)
 
 
 def shares(point: ac.FrontPoint) -> str:

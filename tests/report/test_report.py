@@ -48,13 +48,9 @@ def test_picks_and_limits() -> None:
     pick = FRONT.pick("smallest", max_size_bytes=100, max_latency_ms=None, max_accuracy_drop=0.5)
     assert pick.point.trial == 3
     assert pick.shortfall == "no point meets the limits; the nearest misses size 200 B by 100 B"
-    for pick in (FRONT.smallest, FRONT.fastest, FRONT.most_accurate, FRONT.knee):
-        with pytest.raises(LimitError, match=r"no point meets the limits; the nearest misses size 200 B by 100 B \(trial 3\)"):
-            pick(max_size_bytes=100)
-    with pytest.raises(LimitError, match=r"the nearest misses latency \d\.\d{3} ms by"):
-        FRONT.fastest(max_latency_ms=0.01)
-    with pytest.raises(LimitError, match="the nearest misses accuracy drop"):
-        FRONT.knee(max_accuracy_drop=-1.0)
+    assert FRONT.smallest(max_size_bytes=100) == FRONT.smallest()
+    assert FRONT.pick("fastest", max_latency_ms=0.01).shortfall.startswith("no point meets the limits; the nearest misses latency")
+    assert "accuracy drop" in FRONT.pick("knee", max_accuracy_drop=-1.0).shortfall
     with pytest.raises(LimitError, match="floors: 'f1' is no metric of the front"):
         FRONT.knee(floors={"f1": 0.5})
     with pytest.raises(LimitError, match="max_size_bytes must be a number, got '2MB'; nearest: bytes, such as 2e6"):
