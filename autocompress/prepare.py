@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import replace
@@ -12,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from autocompress.batches import Inputs, batch_size, cut, cuttable, input_tensors, map_inputs, seeded
+from autocompress.copies import copied
 from autocompress.errors import TaskError
 from autocompress.free_shapes import argument_names
 from autocompress.limits import parse_bytes
@@ -89,7 +89,7 @@ def _check_model(task: Task, model: Any, what: str) -> None:
         if value.is_meta:
             raise TaskError(f"task {task.name}: {what}'s {name} is on device meta and has no values; nearest: to_empty, and load weights")
     with user_code(f"task {task.name}: the {what} cannot be copied"):
-        copy.deepcopy(model)
+        copied(model)
 
 
 def _check_loss(task: Task) -> None:
@@ -208,7 +208,7 @@ def _why_whole(task: Task) -> str:
 
 
 def _probe(model: nn.Module) -> nn.Module:
-    return copy.deepcopy(model).cpu().eval()
+    return copied(model)
 
 
 def _outputs(task: Task, model: nn.Module, inputs: Inputs, what: str = "model") -> list[Tensor]:

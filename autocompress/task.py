@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import copy
 import io
 import math
 from collections.abc import Callable, Mapping, Sequence
@@ -15,6 +14,7 @@ import torch
 from torch import Tensor, fx, nn
 
 from autocompress.batches import NARROWED, Batches, Inputs, cuttable, map_inputs, take_samples
+from autocompress.copies import copied
 from autocompress.errors import NotComputableError, TaskError, nearest_name
 from autocompress.loading import FloatBatches, Unlabelled, checked, float32
 from autocompress.output_kinds import find_kinds
@@ -121,7 +121,7 @@ class Task:
     @cached_property
     def output_kinds(self) -> Mapping[str, OutputKind | str]:
         """What each output of `outputs_of` holds, or the reason why that is not known; read from the first batches that have targets."""
-        model = copy.deepcopy(self.model).cpu().eval()
+        model = copied(self.model)
         splits = [split for split in (self.validation, self.train, self.calibration) if split is not None]
 
         def run(inputs: Inputs) -> dict[str, Tensor]:
@@ -276,10 +276,10 @@ def check_task(task: Task) -> None:
             continue
         _check_initialised(task, model, what)
         with user_code(f"task {task.name}: the {what} cannot be copied"):
-            copied = copy.deepcopy(model).cpu().eval()
+            own = copied(model)
         inputs = map_inputs(task.example_inputs, lambda tensor: tensor.cpu())
         with torch.no_grad():
-            result = run_model(copied, inputs, f"task {task.name}: {what}.forward fails on example_inputs")
+            result = run_model(own, inputs, f"task {task.name}: {what}.forward fails on example_inputs")
         _check_outputs(task, result)
     _check_kinds(task)
     _check_matched(task)
@@ -312,7 +312,7 @@ def _check_kinds(task: Task) -> None:
     if learns:
         inputs, target = _first(task.training_batches(), "train")
         with torch.no_grad():
-            model, inputs = copy.deepcopy(task.model).cpu().eval(), map_inputs(inputs, lambda tensor: tensor.cpu())
+            model, inputs = copied(task.model), map_inputs(inputs, lambda tensor: tensor.cpu())
             task.training_loss(task.outputs_of(model, inputs), target)
 
 
@@ -341,7 +341,7 @@ def float_task(task: Task) -> Task:
         return task
     batches = {name: getattr(task, name) for name in ("validation", "train", "calibration", "test")}
     floats: dict[str, Any] = {name: None if found is None else FloatBatches(found) for name, found in batches.items()}
-    student = None if task.student is None else copy.deepcopy(task.student).float()
+    student = None if task.student is None else copied(task.student, None, torch.float32)
     floats["example_inputs"] = map_inputs(task.example_inputs, float32)
     floats["latency_inputs"] = {name: map_inputs(inputs, float32) for name, inputs in task.latency_inputs.items()}
-    return replace(task, model=copy.deepcopy(task.model).float(), student=student, **floats)
+    return replace(task, model=copied(task.model, None, torch.float32), student=student, **floats)
