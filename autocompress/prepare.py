@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import replace
@@ -51,6 +52,7 @@ def prepared(task: Task, say: Callable[[str], None] = lambda line: None) -> Task
     if floats is not task:
         kinds = {str(parameter.dtype).removeprefix("torch.") for parameter in task.model.parameters()} - {"float32"}
         say(f"the model is in {' and '.join(sorted(kinds))}: a float32 copy of it and of its data is searched")
+        _check_float(task, floats, " and ".join(sorted(kinds)))
         task = floats
     with suppress(UserCodeError):  # what the model's forward raises, check_task tells with its place
         _check_rows(task)
@@ -88,8 +90,29 @@ def _check_model(task: Task, model: Any, what: str) -> None:
     for name, value in (*model.named_parameters(), *model.named_buffers()):
         if value.is_meta:
             raise TaskError(f"task {task.name}: {what}'s {name} is on device meta and has no values; nearest: to_empty, and load weights")
-    with user_code(f"task {task.name}: the {what} cannot be copied"):
-        copied(model)
+    for name, module in model.named_modules():
+        place = f"task {task.name}: {what}'s {name}" if name else f"task {task.name}: the {what}"
+        if isinstance(module, torch.jit.ScriptModule):
+            raise TaskError(f"{place} is a TorchScript module, which nothing can look into; nearest: the Python module it was made of")
+        if isinstance(module, nn.LSTM) and module.proj_size > 0:
+            raise TaskError(f"{place} is an LSTM with proj_size, which ONNX does not have; nearest: an LSTM without")
+    with torch.no_grad(), user_code(f"task {task.name}: the {what} cannot be copied"):
+        copy.deepcopy(model)
+
+
+def _check_float(task: Task, floats: Task, kinds: str) -> None:
+    """TaskError where the model runs and a float32 copy of it does not, since it makes numbers of its own precision inside."""
+    if task.model is floats.model:
+        return
+    with torch.no_grad():
+        run_model(_probe(task.model), map_inputs(task.example_inputs, lambda tensor: tensor.cpu()))
+        try:
+            run_model(_probe(floats.model), map_inputs(floats.example_inputs, lambda tensor: tensor.cpu()))
+        except UserCodeError as error:
+            raise TaskError(
+                f"task {task.name}: the model is in {kinds}, and a float32 copy of it does not run ({error}); "
+                "nearest: casts inside it to the dtype of its weights"
+            ) from error
 
 
 def _check_loss(task: Task) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import copy
 import io
 import math
 from collections.abc import Callable, Mapping, Sequence
@@ -240,15 +241,22 @@ def named_outputs(result: Any, names: Sequence[str]) -> dict[str, Tensor]:
 
 
 def primary_output(result: Any) -> Tensor:
-    """`result` itself, its `.logits`, its "logits" entry, or its first tensor."""
+    """`result` itself, its `.logits`, its "logits" entry, its first tensor, or the first inside of what it holds."""
+    found = _first_tensor(result)
+    if found is not None:
+        return found
+    raise TaskError(f"task: the model returns {type(result).__name__}; expected a tensor, .logits or a tuple of tensors")
+
+
+def _first_tensor(result: Any) -> Tensor | None:
     if isinstance(result, Tensor):
         return result
     logits = result.get("logits") if isinstance(result, Mapping) else getattr(result, "logits", None)
-    values = list(result.values()) if isinstance(result, Mapping) else result
-    for value in (logits, *(values if isinstance(values, (tuple, list)) else ())):
+    values = result.values() if isinstance(result, Mapping) else result if isinstance(result, (tuple, list)) else ()
+    for value in (logits, *values):
         if isinstance(value, Tensor):
             return value
-    raise TaskError(f"task: the model returns {type(result).__name__}; expected a tensor, .logits or a tuple of tensors")
+    return next((found for value in values if (found := _first_tensor(value)) is not None), None)
 
 
 def score(metric: Callable[[Any, Any], float], outputs: Any, targets: Any, name: str = "metric") -> float:
@@ -275,8 +283,8 @@ def check_task(task: Task) -> None:
         if model is None:
             continue
         _check_initialised(task, model, what)
-        with user_code(f"task {task.name}: the {what} cannot be copied"):
-            own = copied(model)
+        with torch.no_grad(), user_code(f"task {task.name}: the {what} cannot be copied"):
+            own = copy.deepcopy(model).cpu().eval()
         inputs = map_inputs(task.example_inputs, lambda tensor: tensor.cpu())
         with torch.no_grad():
             result = run_model(own, inputs, f"task {task.name}: {what}.forward fails on example_inputs")

@@ -24,6 +24,7 @@ from autocompress.compress.smooth import Smoother
 from autocompress.compress.statistics import CALIBRATION_SAMPLES, collect_statistics
 from autocompress.compress.stitch import ActivationPlan, Stitcher, Trained
 from autocompress.copies import copied
+from autocompress.errors import ExportError
 from autocompress.export.blank import blank_variant
 from autocompress.export.calibrate import calibrate
 from autocompress.export.called import as_called
@@ -261,6 +262,9 @@ def prepare(
     lowered = lower(teacher, task.example_inputs, module_map, outputs, graphs, free)
     lowered = as_called(lowered, teacher, module_map, task.example_inputs)
     module_map = module_map.restricted_to(lowered.sites)
+    if not module_map.modules:
+        names = ", ".join(unseen.name for unseen in module_map.uncovered if unseen.name)
+        raise ExportError(f"export: no module can be compressed, since the exported graph shows none as it is in the model; it has {names}")
     module_map = replace(module_map, norms=find_norms(lowered, module_map))
     report("calibrating", 0.0)
     samples = [inputs for inputs, _ in task.first_samples(task.calibration_batches(), CALIBRATION_SAMPLES)]
