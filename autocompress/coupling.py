@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import signal
 import threading
 import time
@@ -19,6 +18,7 @@ from torch import Tensor, nn
 
 from autocompress.batches import Inputs, map_inputs
 from autocompress.channels import ChannelGroup, Member, all_of
+from autocompress.copies import copied
 from autocompress.recurrent import SplitRecurrent
 from autocompress.structures import (
     HEAD_ATTRIBUTES,
@@ -60,7 +60,7 @@ def find_channel_groups(model: nn.Module, example_inputs: Inputs, names: Sequenc
 
     Source: Fang et al. 2023, "DepGraph: Towards Any Structural Pruning", through torch-pruning.
     """
-    model = copy.deepcopy(model).eval()
+    model = copied(model, None)
     layers = {name: module for name, module in model.named_modules() if isinstance(module, SplitRecurrent)}
     plain = [n for n in names if n.rpartition(".")[0] not in layers and not isinstance(model.get_submodule(n), nn.Embedding)]
     groups = [*attention_groups(model, plain), *(group for name, layer in layers.items() for group in inner_groups(name, layer))]

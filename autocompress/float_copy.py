@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import copy
 import functools
 import traceback
 from collections.abc import Collection, Iterator
@@ -16,6 +15,7 @@ from torch.nn.modules.module import register_module_forward_pre_hook
 from torch.overrides import TorchFunctionMode
 
 from autocompress.batches import NARROWED, Inputs, map_inputs
+from autocompress.copies import copied
 from autocompress.errors import TaskError
 from autocompress.loading import FloatBatches, float32
 from autocompress.task import FORWARD_FAILS, Task, call_model
@@ -55,44 +55,44 @@ def float_copy(model: nn.Module, inputs: Inputs) -> nn.Module:
 
 def _tried_copy(model: nn.Module, inputs: Inputs) -> tuple[nn.Module, UserCodeError | None]:
     """`float_copy`, and why it does not run on `inputs` where it does not."""
-    copied, types = copy.deepcopy(model).float(), narrowed_types(model)
-    if not types or _problem(copied, inputs) is None:
-        return copied, None
-    wide = _widened(copied, {*HALF, *types})
+    plain, types = copied(model, None, torch.float32), narrowed_types(model)
+    if not types or _problem(plain, inputs) is None:
+        return plain, None
+    wide = _widened(plain, {*HALF, *types})
     problem = _problem(wide, inputs)
-    return (wide, None) if problem is None else (copy.deepcopy(model).float(), problem)
+    return (wide, None) if problem is None else (copied(model, None, torch.float32), problem)
 
 
 def _checked_copy(task: Task, model: nn.Module, what: str) -> nn.Module:
     """`float_copy`; TaskError where the model runs, and the copy does not, or gives other outputs without its casts."""
-    copied, problem = _tried_copy(model, task.example_inputs)
-    if problem is None and type(copied) is type(model):
-        return copied
+    widened, problem = _tried_copy(model, task.example_inputs)
+    if problem is None and type(widened) is type(model):
+        return widened
     try:
         expected = _output(model, task.example_inputs)
     except UserCodeError:
-        return copied  # what fails is told by what checks the task, or there is no kernel of these types here
+        return widened  # what fails is told by what checks the task, or there is no kernel of these types here
     kinds = sorted({str(parameter.dtype).removeprefix("torch.") for parameter in model.parameters()})
     mixes = f"task {task.name}: the {what} casts to types of its own beside its weights in {' and '.join(kinds)}"
     nearest = f"nearest: {what}.float(), and no casts to other types in forward"
     if problem is not None:
         reason = str(problem).removeprefix(f"{FORWARD_FAILS}: ")
         raise TaskError(f"{mixes}, and its float32 copy fails: {reason}; {nearest}") from problem
-    found = _output(copied, map_inputs(task.example_inputs, float32))
+    found = _output(widened, map_inputs(task.example_inputs, float32))
     apart = float((found - expected).norm() / expected.norm().clamp_min(1e-12)) if found.shape == expected.shape else float("inf")
     if not apart <= APART and bool(expected.isfinite().all()):
         raise TaskError(f"{mixes}, and its float32 copy gives outputs that are {apart:.0%} apart; {nearest}")
-    return copied
+    return widened
 
 
 def _output(model: nn.Module, inputs: Inputs) -> Tensor:
     with torch.no_grad():
-        return call_model(copy.deepcopy(model).cpu().eval(), map_inputs(inputs, lambda tensor: tensor.cpu())).double()
+        return call_model(copied(model), map_inputs(inputs, lambda tensor: tensor.cpu())).double()
 
 
-def _problem(copied: nn.Module, inputs: Inputs) -> UserCodeError | None:
+def _problem(model: nn.Module, inputs: Inputs) -> UserCodeError | None:
     try:
-        _output(copied, map_inputs(inputs, float32))
+        _output(model, map_inputs(inputs, float32))
     except UserCodeError as error:
         return error
     return None

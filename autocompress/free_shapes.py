@@ -51,17 +51,21 @@ def argument_names(model: nn.Module, inputs: Inputs) -> tuple[str, ...]:
     paths = [path for path, value in leaves(inputs).items() if isinstance(value, Tensor)]
     if isinstance(inputs, Mapping):
         return tuple(paths)
-    count = 1 if isinstance(inputs, Tensor) else len(inputs)
-    names: list[str] = []
-    for name, parameter in inspect.signature(model.forward).parameters.items():
-        if parameter.kind in (parameter.POSITIONAL_ONLY, parameter.POSITIONAL_OR_KEYWORD):
-            names.append(name)
-        elif parameter.kind == parameter.VAR_POSITIONAL:
-            names += [f"{name}_{i}" for i in range(count - len(names))]
-    names += [f"input_{i}" for i in range(len(names), count)]
     # "argument 1[0]" is the first entry of the second argument.
     places = [re.match(r"argument (\d+)(.*)", path, re.DOTALL) for path in paths]
-    return tuple(names[int(place[1])] + place[2] for place in places if place)
+    return tuple(positional_name(model, int(place[1])) + place[2] for place in places if place)
+
+
+def positional_name(model: nn.Module, position: int) -> str:
+    """The name of an argument of forward that is given by its position."""
+    for i, (name, parameter) in enumerate(inspect.signature(model.forward).parameters.items()):
+        if parameter.kind == parameter.VAR_POSITIONAL:
+            return f"{name}_{position - i}"
+        if parameter.kind not in (parameter.POSITIONAL_ONLY, parameter.POSITIONAL_OR_KEYWORD):
+            break
+        if i == position:
+            return name
+    return f"input_{position}"
 
 
 def default_dimensions(model: nn.Module, inputs: Inputs) -> tuple[FreeDimension, ...]:

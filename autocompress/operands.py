@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 import torch
 from torch import Tensor, fx, nn
 
 WEIGHT_ENDINGS = ("weight", "in_proj_weight", "kernel", "W")
-MOST_FOLDED = 8  # operators between a weight and its parameters
+MOST_FOLDED = 100  # operators, one behind the other, between a weight and its parameters
+FACTORIES = ("aten.eye.", "aten.arange.", "aten.zeros.", "aten.ones.", "aten.full.", "aten.scalar_tensor.")  # of numbers alone
 Names = Mapping[int, Mapping[str, type[nn.Module]]]
 
 
@@ -57,9 +58,15 @@ class Reader:
 
 def place_of(node: fx.Node) -> str:
     """The attribute that a constant operand is made of; of several the first."""
-    while node.op != "get_attr":
-        node = next(found for found in node.all_input_nodes)
-    return str(node.target)
+    return str(next(_attributes(node)).target)
+
+
+def _attributes(node: fx.Node) -> Iterator[fx.Node]:
+    """The attributes that a node is made of, the first operand's first."""
+    if node.op == "get_attr":
+        yield node
+    for source in node.all_input_nodes:
+        yield from _attributes(source)
 
 
 def _taken(node: fx.Node) -> int | None:
@@ -68,20 +75,37 @@ def _taken(node: fx.Node) -> int | None:
         if str(node.target) == "aten.select.int" and node.args[1] == 0:
             index: Any = node.args[2]
             return int(index)
+        if not node.all_input_nodes:
+            return None
         node = node.all_input_nodes[0]
     return None
 
 
-def constant_of(module: fx.GraphModule, node: fx.Node, depth: int = MOST_FOLDED) -> Tensor | None:
-    """The value of a node that depends on parameters and buffers alone, through few operators; None where it depends on an input."""
+def constant_of(module: fx.GraphModule, node: fx.Node, depth: int = MOST_FOLDED, known: dict[fx.Node, Any] | None = None) -> Tensor | None:
+    """The value of a node that depends on parameters, buffers and numbers alone; None where it depends on an input.
+
+    `known` holds the values of nodes that were met on the way.
+    """
+    met = {} if known is None else known
+    if node not in met:
+        met[node] = _folded(module, node, depth, met)
+    found: Tensor | None = met[node]
+    if known is None and found is not None and next(_attributes(node), None) is None:
+        return None  # numbers alone are no weight
+    return found
+
+
+def _folded(module: fx.GraphModule, node: fx.Node, depth: int, known: dict[fx.Node, Any]) -> Any:
     if node.op == "get_attr":
         value = _attribute(module, str(node.target))
         return value if isinstance(value, Tensor) else None
-    if node.op != "call_function" or depth == 0 or not node.all_input_nodes:
+    if node.op != "call_function" or depth == 0:
+        return None
+    if not node.all_input_nodes and not str(node.target).startswith(FACTORIES):
         return None
     values: dict[fx.Node, Any] = {}
     for source in node.all_input_nodes:
-        values[source] = constant_of(module, source, depth - 1)
+        values[source] = constant_of(module, source, depth - 1, known)
         if values[source] is None:
             return None
     arguments = fx.node.map_arg((node.args, node.kwargs), lambda source: values[source])
@@ -90,7 +114,7 @@ def constant_of(module: fx.GraphModule, node: fx.Node, depth: int = MOST_FOLDED)
             result = node.target(*arguments[0], **arguments[1])  # type: ignore[operator]
     except Exception:
         return None
-    return result if isinstance(result, (Tensor, tuple, list)) else None  # type: ignore[return-value]
+    return result if isinstance(result, (Tensor, tuple, list)) else None
 
 
 def _attribute(module: nn.Module, path: str) -> Any:

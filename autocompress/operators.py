@@ -194,7 +194,8 @@ def _recurrent(read: Reader) -> Operator:
     for name, value in zip(source._flat_weights_names, values, strict=True):
         setattr(source, name, nn.Parameter(value.detach(), requires_grad=False))  # type: ignore[union-attr]
     state: Any = tuple(states) if mode == "LSTM" else states
-    name = place_of(nodes[0]).rpartition(".")[0] or "recurrent"
+    name = place_of(nodes[0]).partition(".parametrizations.")[0]
+    name = (name if name != place_of(nodes[0]) else name.rpartition(".")[0]) or "recurrent"
     key = ("recurrent", *(place_of(node) for node in nodes))
     return Operator(SplitRecurrent(source), (read["input"], state), name, key, nested=mode == "LSTM")
 

@@ -8,7 +8,6 @@ is resolved; its products with constant matrices, convolutions, lookups, normali
 from __future__ import annotations
 
 import contextlib
-import copy
 import io
 import logging
 import warnings
@@ -23,6 +22,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from autocompress.attention import SplitAttention
 from autocompress.batches import Inputs, input_tensors, map_inputs
+from autocompress.copies import copied
 from autocompress.errors import TaskError
 from autocompress.hugging_face import exportable, without_cache
 from autocompress.program import COVERED, exported_program, with_modules
@@ -57,7 +57,7 @@ def plain_model(model: nn.Module, example_inputs: Inputs) -> nn.Module:
         model: any module; it is not changed.
         example_inputs: a batch that it runs on.
     """
-    original, model = model, without_cache(copy.deepcopy(model).cpu().eval())
+    original, model = model, without_cache(copied(model))
     inputs = map_inputs(example_inputs, lambda tensor: tensor.detach().cpu())
     tree = split_modules(model)
     alike = _same(model, tree, inputs)
@@ -72,7 +72,7 @@ def plain_model(model: nn.Module, example_inputs: Inputs) -> nn.Module:
         program = _program(exported, inputs)
     if program is None or (plain and not seen.hides and _covered(program) <= _covered(tree)):
         return tree if alike else model
-    return copy.deepcopy(program)
+    return copied(program)
 
 
 def form_of(plain: nn.Module) -> str:
@@ -86,7 +86,7 @@ def in_form(form: str, model: nn.Module, example_inputs: Inputs) -> nn.Module:
     """Return the plain model of a known form; only a program is traced, with inputs that the model must run on."""
     if form == "program":
         return plain_model(model, example_inputs)
-    tree = without_cache(copy.deepcopy(model).cpu().eval())
+    tree = without_cache(copied(model))
     return split_modules(tree) if form == "split" else tree
 
 

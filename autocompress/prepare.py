@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from torch.nn.parameter import is_lazy
 
 from autocompress.batches import NARROWED, Inputs, batch_size, cut, cuttable, input_tensors, map_inputs, seeded
+from autocompress.copies import copied
 from autocompress.errors import TaskError
 from autocompress.float_copy import float_task, narrowed_types, noticed_autocast
 from autocompress.free_shapes import argument_names
@@ -91,8 +92,14 @@ def _check_model(task: Task, model: Any, what: str) -> None:
     for name, value in (*model.named_parameters(), *model.named_buffers()):
         if value.is_meta:
             raise TaskError(f"task {task.name}: {what}'s {name} is on device meta and has no values; nearest: to_empty, and load weights")
+    for name, module in model.named_modules():
+        place = f"task {task.name}: {what}'s {name}" if name else f"task {task.name}: the {what}"
+        if isinstance(module, torch.jit.ScriptModule):
+            raise TaskError(f"{place} is a TorchScript module, which nothing can look into; nearest: the Python module it was made of")
+        if isinstance(module, nn.LSTM) and module.proj_size > 0:
+            raise TaskError(f"{place} is an LSTM with proj_size, which ONNX does not have; nearest: an LSTM without")
     _check_finite(task, model, what)
-    with user_code(f"task {task.name}: the {what} cannot be copied"):
+    with torch.no_grad(), user_code(f"task {task.name}: the {what} cannot be copied"):
         copy.deepcopy(model)
 
 
@@ -241,7 +248,7 @@ def _why_whole(task: Task) -> str:
 
 
 def _probe(model: nn.Module) -> nn.Module:
-    return copy.deepcopy(model).cpu().eval()
+    return copied(model)
 
 
 def _outputs(task: Task, model: nn.Module, inputs: Inputs, what: str = "model") -> list[Tensor]:

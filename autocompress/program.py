@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Mapping
+import inspect
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
@@ -11,6 +12,7 @@ from torch import Tensor, fx, nn
 from torch.utils import _pytree as pytree
 
 from autocompress.batches import Inputs
+from autocompress.free_shapes import positional_name
 from autocompress.matrices import single_matrices
 from autocompress.operands import weight_names
 from autocompress.operators import Operator, operator_of
@@ -31,13 +33,14 @@ COVERED: tuple[type[nn.Module], ...] = (
 
 def exported_program(model: nn.Module, inputs: Inputs, strict: bool) -> fx.GraphModule:
     """The program with every dimension free that it does not fix itself."""
-    keywords = dict(inputs) if isinstance(inputs, Mapping) else None
-    arguments: Any = () if keywords is not None else (inputs,) if isinstance(inputs, Tensor) else tuple(inputs)
-    shapes = _shapes(keywords if keywords is not None else arguments)
+    keywords = dict(inputs) if isinstance(inputs, Mapping) else {}
+    arguments: Any = () if keywords else (inputs,) if isinstance(inputs, Tensor) else tuple(inputs)
+    # By the names of forward, where *args and **kwargs are one argument each.
+    bound = inspect.signature(model.forward).bind(*arguments, **keywords).arguments
     with torch.no_grad():
-        program = torch.export.export(model, arguments, kwargs=keywords, dynamic_shapes=shapes, strict=strict)
+        program = torch.export.export(model, arguments, kwargs=keywords, dynamic_shapes=_shapes(bound), strict=strict)
     graph: fx.GraphModule = program.module(check_guards=False)
-    _plain_signature(graph)
+    _plain_signature(graph, model, arguments, keywords)
     return graph
 
 
@@ -50,13 +53,37 @@ def _shapes(value: Any) -> Any:
     return {i: torch.export.Dim.AUTO for i, size in enumerate(value.shape) if size > 1} if isinstance(value, Tensor) else None
 
 
-def _plain_signature(module: fx.GraphModule) -> None:
+def _plain_signature(module: fx.GraphModule, model: nn.Module, arguments: Sequence[Any], keywords: Mapping[str, Any]) -> None:
     """Arguments by their names and an output of tuples and dicts, in the place of the tracer's flattened trees."""
-    (output,) = (node for node in module.graph.nodes if node.op == "output")
+    graph = module.graph
+    (output,) = (node for node in graph.nodes if node.op == "output")
     found = pytree.tree_unflatten(list(output.args[0]), module._out_spec)  # type: ignore[arg-type]
     output.args = (_plain_result(found),)
+    given = [(positional_name(model, i), value) for i, value in enumerate(arguments)] + list(keywords.items())
+    leaves = (node for node in list(graph.nodes) if node.op == "placeholder")
+    for name, value in given:
+        if not any(isinstance(value, kind) for kind in (Mapping, tuple, list)):
+            node = next(leaves)
+            node.target = name
+            continue
+        parts = [(path, next(leaves)) for path, _ in pytree.tree_flatten_with_path(value)[0]]
+        with graph.inserting_before(parts[0][1] if parts else next(iter(graph.nodes))):
+            whole = graph.placeholder(name)
+        for path, leaf in parts:
+            _take(graph, whole, path, leaf)
     module.graph.set_codegen(fx.graph.CodeGen())
     module.recompile()
+
+
+def _take(graph: fx.Graph, whole: fx.Node, path: Sequence[Any], leaf: fx.Node) -> None:
+    """Read an entry of a nested argument in the place of the leaf that the tracer made an argument of."""
+    part = whole
+    with graph.inserting_before(next(node for node in graph.nodes if node.op not in ("placeholder", "get_attr"))):
+        for step in path:
+            part = graph.call_function(_item, (part, step.key if isinstance(step, pytree.MappingKey) else step.idx))
+    part.meta = dict(leaf.meta)
+    leaf.replace_all_uses_with(part)
+    graph.erase_node(leaf)
 
 
 def _plain_result(value: Any) -> Any:
@@ -154,7 +181,7 @@ def _replace(graph: fx.Graph, node: fx.Node, operator: Operator, name: str) -> N
     graph.erase_node(node)
 
 
-def _item(values: Any, index: int) -> Any:
+def _item(values: Any, index: Any) -> Any:
     return values[index]
 
 

@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import copy
-
 from torch import nn
 
 from autocompress.attention import SplitAttention
+from autocompress.copies import copied
 from autocompress.recurrent import SplitRecurrent
 
 
@@ -15,7 +14,7 @@ def split_modules(model: nn.Module) -> nn.Module:
 
     What a split does not cover stays as it is.
     """
-    model = copy.deepcopy(model).eval()
+    model = copied(model, None)
     model = _split(model)
     for parent in list(model.modules()):
         for name, child in list(parent.named_children()):

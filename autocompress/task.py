@@ -15,6 +15,7 @@ import torch
 from torch import Tensor, fx, nn
 
 from autocompress.batches import Batches, Inputs, cuttable, map_inputs, take_samples
+from autocompress.copies import copied
 from autocompress.errors import NotComputableError, TaskError, nearest_name
 from autocompress.loading import Unlabelled, checked
 from autocompress.output_kinds import find_kinds
@@ -121,7 +122,7 @@ class Task:
     @cached_property
     def output_kinds(self) -> Mapping[str, OutputKind | str]:
         """What each output of `outputs_of` holds, or the reason why that is not known; read from the first batches that have targets."""
-        model = copy.deepcopy(self.model).cpu().eval()
+        model = copied(self.model)
         splits = [split for split in (self.validation, self.train, self.calibration) if split is not None]
 
         def run(inputs: Inputs) -> dict[str, Tensor]:
@@ -240,15 +241,22 @@ def named_outputs(result: Any, names: Sequence[str]) -> dict[str, Tensor]:
 
 
 def primary_output(result: Any) -> Tensor:
-    """`result` itself, its `.logits`, its "logits" entry, or its first tensor."""
+    """`result` itself, its `.logits`, its "logits" entry, its first tensor, or the first inside of what it holds."""
+    found = _first_tensor(result)
+    if found is not None:
+        return found
+    raise TaskError(f"task: the model returns {type(result).__name__}; expected a tensor, .logits or a tuple of tensors")
+
+
+def _first_tensor(result: Any) -> Tensor | None:
     if isinstance(result, Tensor):
         return result
     logits = result.get("logits") if isinstance(result, Mapping) else getattr(result, "logits", None)
-    values = list(result.values()) if isinstance(result, Mapping) else result
-    for value in (logits, *(values if isinstance(values, (tuple, list)) else ())):
+    values = result.values() if isinstance(result, Mapping) else result if isinstance(result, (tuple, list)) else ()
+    for value in (logits, *values):
         if isinstance(value, Tensor):
             return value
-    raise TaskError(f"task: the model returns {type(result).__name__}; expected a tensor, .logits or a tuple of tensors")
+    return next((found for value in values if (found := _first_tensor(value)) is not None), None)
 
 
 def score(metric: Callable[[Any, Any], float], outputs: Any, targets: Any, name: str = "metric") -> float:
@@ -275,11 +283,11 @@ def check_task(task: Task) -> None:
         if model is None:
             continue
         _check_initialised(task, model, what)
-        with user_code(f"task {task.name}: the {what} cannot be copied"):
-            copied = copy.deepcopy(model).cpu().eval()
+        with torch.no_grad(), user_code(f"task {task.name}: the {what} cannot be copied"):
+            own = copy.deepcopy(model).cpu().eval()
         inputs = map_inputs(task.example_inputs, lambda tensor: tensor.cpu())
         with torch.no_grad():
-            result = run_model(copied, inputs, f"task {task.name}: {what}.forward fails on example_inputs")
+            result = run_model(own, inputs, f"task {task.name}: {what}.forward fails on example_inputs")
         _check_outputs(task, result)
     _check_kinds(task)
     _check_matched(task)
@@ -312,7 +320,7 @@ def _check_kinds(task: Task) -> None:
     if learns:
         inputs, target = _first(task.training_batches(), "train")
         with torch.no_grad():
-            model, inputs = copy.deepcopy(task.model).cpu().eval(), map_inputs(inputs, lambda tensor: tensor.cpu())
+            model, inputs = copied(task.model), map_inputs(inputs, lambda tensor: tensor.cpu())
             task.training_loss(task.outputs_of(model, inputs), target)
 
 

@@ -11,7 +11,7 @@ import autocompress
 
 ROOT = Path(autocompress.__file__).parent
 LEVELS = [
-    {"errors", "pareto", "integer_form"},
+    {"errors", "pareto", "integer_form", "copies"},
     {"candidate", "limits", "batches", "outputs", "user_code"},
     {"output_kinds", "loading"},
     {"task", "attention", "recurrent"},

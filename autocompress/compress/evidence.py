@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import hashlib
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
@@ -16,6 +15,7 @@ from torch import Tensor, nn
 
 from autocompress.batches import Inputs, batch_size, cut, target_to_device, to_device
 from autocompress.compress.statistics import LayerStatistics
+from autocompress.copies import copied
 from autocompress.errors import NotComputableError
 from autocompress.task import Task
 
@@ -69,17 +69,17 @@ class Evidence:
 
 def collect_gradients(model: nn.Module, losses: Callable[[nn.Module], Iterable[Tensor]]) -> dict[str, Gradients]:
     """Of every module with a weight that the loss depends on; `model` is not changed."""
-    copied = copy.deepcopy(model).eval()
-    weights = {name: module.weight for name, module in copied.named_modules() if isinstance(getattr(module, "weight", None), nn.Parameter)}
-    for parameter in copied.parameters():
+    own = copied(model, None)
+    weights = {name: module.weight for name, module in own.named_modules() if isinstance(getattr(module, "weight", None), nn.Parameter)}
+    for parameter in own.parameters():
         parameter.requires_grad_(parameter.is_floating_point())
     sums: dict[str, list[Tensor]] = {}
     count = 0
     with torch.backends.cudnn.flags(enabled=False):  # its recurrent layers have no gradient in eval mode
-        for loss in losses(copied):
+        for loss in losses(own):
             if not torch.isfinite(loss):
                 raise NotComputableError(f"calibration: the loss is {float(loss)}; check the calibration data")
-            copied.zero_grad()
+            own.zero_grad()
             torch.autograd.backward(loss)
             count += 1
             for name, weight in weights.items():

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
@@ -20,6 +19,7 @@ from autocompress.compress.library import Variant, VariantLibrary, variant_from_
 from autocompress.compress.prune import Masks, Pruner
 from autocompress.compress.simulate import SimulatedModule
 from autocompress.compress.smooth import Smoother
+from autocompress.copies import copied
 from autocompress.modules import CompressibleModule, ModuleMap
 
 
@@ -133,7 +133,7 @@ class SimulatedModel:
         self.quantizers = {tensor: RangeQuantizer(at) for tensor, at in plan.ranges.items()}
         self.base_ranges = dict(plan.ranges)
         self.owners = {name: owner for name, (_, owner) in kinds.items()}
-        self.model, rounding, order = copy.deepcopy(teacher).eval(), Rounding(), Calls()
+        self.model, rounding, order = copied(teacher, None), Rounding(), Calls()
         self.model.register_forward_pre_hook(order.restart)
         self.simulated: dict[str, SimulatedModule] = {}
         folded: dict[str, list[SimulatedModule]] = {}

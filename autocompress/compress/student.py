@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 from dataclasses import replace
 from pathlib import Path
 
@@ -15,6 +14,7 @@ from autocompress.compress.prune import Masks
 from autocompress.compress.teacher import Teacher
 from autocompress.compress.train import Cycle
 from autocompress.compress.trainer import Trainer
+from autocompress.copies import copied
 from autocompress.errors import DamagedFileError, RunFolderError
 from autocompress.task import Task
 from autocompress.tensor_files import read_tensors, write_tensors
@@ -24,7 +24,7 @@ def on_student(task: Task) -> Task:
     """The task with its student in the model's place; the task itself where there is none."""
     if task.student is None:
         return task
-    return replace(task, model=copy.deepcopy(task.student).cpu().eval(), student=None)
+    return replace(task, model=copied(task.student), student=None)
 
 
 def taught(task: Task, lesson: Distillation, seed: int, device: torch.device, path: Path | None, cache: Path | None) -> Task:
@@ -43,7 +43,7 @@ def taught(task: Task, lesson: Distillation, seed: int, device: torch.device, pa
             reason = str(error).split("\n")[0]
             raise RunFolderError(f"{path}: is not the trained student of this task ({reason}); remove it to train again") from error
         return learner
-    original = copy.deepcopy(task.model).eval().to(device)
+    original = copied(task.model, device)
     student = learner.model.to(device)
     teacher = Teacher(task, original, device, cache, (lesson.temperature,))
     trainer = Trainer(task, teacher, training_dtype(learner, student, device, cache), seed)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import copy
+import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
@@ -23,6 +23,8 @@ from autocompress.compress.prune import Masks, Pruner
 from autocompress.compress.smooth import Smoother
 from autocompress.compress.statistics import CALIBRATION_SAMPLES, collect_statistics
 from autocompress.compress.stitch import ActivationPlan, Stitcher, Trained
+from autocompress.copies import copied
+from autocompress.errors import ExportError
 from autocompress.export.blank import blank_variant
 from autocompress.export.calibrate import calibrate
 from autocompress.export.called import as_called
@@ -260,6 +262,9 @@ def prepare(
     lowered = lower(teacher, task.example_inputs, module_map, outputs, graphs, free)
     lowered = as_called(lowered, teacher, module_map, task.example_inputs)
     module_map = module_map.restricted_to(lowered.sites)
+    if not module_map.modules:
+        names = ", ".join(unseen.name for unseen in module_map.uncovered if unseen.name)
+        raise ExportError(f"export: no module can be compressed, since the exported graph shows none as it is in the model; it has {names}")
     module_map = replace(module_map, norms=find_norms(lowered, module_map))
     report("calibrating", 0.0)
     samples = [inputs for inputs, _ in task.first_samples(task.calibration_batches(), CALIBRATION_SAMPLES)]
@@ -274,7 +279,7 @@ def prepare(
     teacher.cpu()
     baseline = lowered.proto
     if fused_modules(task.model):
-        baseline = exported(copy.deepcopy(task.model).cpu().eval(), task.example_inputs, outputs, graphs, free).proto
+        baseline = exported(copied(task.model), task.example_inputs, outputs, graphs, free).proto
     evidence = Evidence(teacher, statistics, task_losses(task))
     builder = Builder(lowered, module_map, evidence, ranges, baseline.SerializeToString(), kernels)
     report("checking what can be pruned", 0.0)
@@ -284,8 +289,9 @@ def prepare(
 def _with_prunable_groups(builder: Builder, inputs: Inputs, names: Sequence[str]) -> Builder:
     """The same builder, in which groups that the exported graph cannot lose are not pruned.
 
-    A graph may hold a width as a constant, or couple channels in a way that the dependency graph did not see; so half of
-    every group is removed and the file compared with the simulation, group by group where they differ.
+    A graph may hold a width as a constant, or couple channels in a way that the dependency graph did not see; so about half of
+    every group is removed and the file compared with the simulation, group by group where they differ. The count that is left has no
+    divisor in common with the count before: a view that splits the width into parts would still fit half of it, and not a third.
     """
     groups = [group for group in builder.module_map.groups if group.reason is None]
     if not groups or _prunes(builder, inputs, groups, names):
@@ -299,7 +305,7 @@ def _with_prunable_groups(builder: Builder, inputs: Inputs, names: Sequence[str]
 
 def _prunes(builder: Builder, inputs: Inputs, groups: list[ChannelGroup], names: Sequence[str]) -> bool:
     # By magnitude: which units go does not matter here, and both sides must choose the same.
-    candidate = Candidate.of({group.name: ModuleConfig(pruning_ratio=0.5, importance="l2") for group in groups})
+    candidate = Candidate.of({group.name: ModuleConfig(pruning_ratio=_uneven_ratio(group), importance="l2") for group in groups})
     stitcher = Stitcher(builder.teacher, builder.module_map, VariantLibrary(Evidence(builder.teacher)))
     try:
         with torch.no_grad():
@@ -310,6 +316,13 @@ def _prunes(builder: Builder, inputs: Inputs, groups: list[ChannelGroup], names:
         return False  # PyTorch or ONNX Runtime refuses it: shapes do not fit any more
     expected = [output.tensor.numpy() for output in ordered_outputs(result, names)]
     return all(relative_difference(found, wanted, 1.0) <= 1e-3 for found, wanted in zip(outputs, expected, strict=False))
+
+
+def _uneven_ratio(group: ChannelGroup) -> float:
+    """What to remove so that about half of the units are left, a count that divides nothing which the whole count divides into."""
+    counts = [count for count in range(1, group.units) if math.gcd(count, group.units) == 1]
+    left = min(counts, key=lambda count: (abs(2 * count - group.units), -count), default=1)
+    return 1 - left / group.units
 
 
 def stitched_variants(builder: Builder, stitcher: Stitcher, candidate: Candidate) -> dict[str, Variant]:

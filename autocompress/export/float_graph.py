@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import json
 from collections.abc import Mapping, Sequence
 from typing import NamedTuple
@@ -12,6 +11,7 @@ from onnx import ModelProto
 from torch import nn
 
 from autocompress.batches import Inputs, input_tensors, map_inputs
+from autocompress.copies import copied
 from autocompress.errors import ExportError
 from autocompress.export.clean import cleaned, named
 from autocompress.export.same import Differs, Symbols, check_same
@@ -160,7 +160,7 @@ def export_reference(
     free: Sequence[FreeDimension] | None = None,
 ) -> bytes:
     """The float file of a model whose inputs are called as another model's are, so that both can be run on the same feed."""
-    proto = export_float(copy.deepcopy(model).cpu().eval(), example_inputs, outputs, free).proto
+    proto = export_float(copied(model), example_inputs, outputs, free).proto
     if not isinstance(example_inputs, Mapping):
         new = {value.name: name for value, name in zip(proto.graph.input, names, strict=True)}
         others = set(value_names(proto.graph)) - new.keys()

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import hashlib
 import os
 from dataclasses import replace
@@ -22,6 +21,7 @@ from autocompress.compress.stitch import ActivationPlan, SimulatedModel, Stitche
 from autocompress.compress.student import taught
 from autocompress.compress.teacher import Teacher, changed_weights
 from autocompress.compress.trainer import Trainer
+from autocompress.copies import copied
 from autocompress.errors import ExportError, TaskError
 from autocompress.export.artifact import described_inputs, read_recipe, write_model
 from autocompress.export.build import prepare, stitched_variants
@@ -121,7 +121,7 @@ def reproduce_model(folder: Path, task: Task, to: Path) -> Path:
 
 
 def _again(task: Task, original: Task, stitcher: Stitcher, candidate: Candidate, origin: dict[str, Any]) -> Trained:
-    model = stitcher.teacher if original.student is None else copy.deepcopy(original.model).eval()
+    model = stitcher.teacher if original.student is None else copied(original.model, None)
     teacher = Teacher(task, model, torch.device("cpu"), None, (candidate.distillation.temperature,))
     dtype = getattr(torch, origin["training_dtype"])
     return recover(Trainer(task, teacher, dtype, origin["seed"]), stitcher, candidate)[0]

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -14,6 +13,7 @@ from onnx import ModelProto, TensorProto
 from torch import Tensor, nn
 
 from autocompress.batches import Inputs, feed_of, input_tensors, map_inputs
+from autocompress.copies import copied
 from autocompress.export.trace import Traced, expression_of, ordered_outputs
 from autocompress.free_shapes import FreeDimension
 from autocompress.targets.device.sessions import open_session
@@ -158,7 +158,7 @@ def _rounding_errors(
     """By output, how far the model's own float32 results are from float64: outputs that cancel are noise; 0 where it takes no float64."""
     wide = map_inputs(inputs, lambda tensor: tensor.double() if tensor.is_floating_point() else tensor)
     try:
-        exact = _outputs(copy.deepcopy(model).double(), wide, names, further)
+        exact = _outputs(copied(model, None, torch.float64), wide, names, further)
         return [float(np.abs(a - b).max(initial=0.0)) if a.dtype != b.dtype else 0.0 for a, b in zip(exact, expected, strict=True)]
     except Exception:  # a program with float32 inside
         return [0.0] * len(expected)

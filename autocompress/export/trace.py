@@ -203,11 +203,18 @@ def cause_of(error: BaseException) -> str:
     place = ""
     while True:
         place = _place(error) or place
+        frames = traceback.extract_tb(error.__traceback__)
+        if "FakeTensor" in str(error) and any(frame.filename.endswith(f"{File('modules/rnn.py')}") for frame in frames):
+            where = f" (at {place})" if place else ""
+            return f"it packs sequences, whose lengths no file can follow{where}; nearest: padded sequences, and a mask"
         deeper = error.__cause__ or (None if error.__suppress_context__ else error.__context__)
         if deeper is None or not type(error).__module__.startswith("torch.onnx"):
             break
         error = deeper
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    missing = re.search(r"No ONNX function found for <OpOverload\(op='([\w.]+)'", str(error))
+    if missing:
+        return f"ONNX has no operator for {missing[1]}" + (f" (at {place})" if place else "")
     places = re.findall(r'File "([^"]+)", line (\d+)', str(error)) if type(error).__name__ == DATA_DEPENDENT else []
     if places:  # the exporter's own words hold the place, where it is a library's
         place = place or f"{File(places[-1][0]).name}:{places[-1][1]}"

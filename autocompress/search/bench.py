@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
@@ -19,6 +18,7 @@ from autocompress.compress.precision import training_dtype
 from autocompress.compress.stitch import Stitcher
 from autocompress.compress.teacher import Teacher
 from autocompress.compress.trainer import Trainer
+from autocompress.copies import copied
 from autocompress.errors import TargetError, TaskError
 from autocompress.export.build import Builder, prepare
 from autocompress.export.float_graph import export_reference
@@ -179,7 +179,7 @@ def open_bench(
     of the time that is left is, where it is limited.
     """
     report("evaluating the model", 0.0)
-    race = open_race(task, copy.deepcopy(original.model).eval().to(device), device, seed)
+    race = open_race(task, copied(original.model, device), device, seed)
     builder = builder_for(task, module_map, target, device, table_file or _whole(kept_table), space.activation_range, report)
     _check_latency_inputs(task, builder)
     bound = space.bind(builder.module_map, target)
@@ -238,7 +238,7 @@ def _original(original: Task, builder: Builder, device: torch.device) -> tuple[b
         return builder.baseline, builder.teacher.to(device)
     names, outputs = builder.lowered.input_names, tuple(original.output_weights or ())
     reference = export_reference(original.model, original.example_inputs, names, outputs, free_dimensions(original))
-    return reference, copy.deepcopy(original.model).eval().to(device)
+    return reference, copied(original.model, device)
 
 
 def _trainer(task: Task, teacher: nn.Module, stitcher: Stitcher, space: BoundSpace, device: torch.device, seed: int) -> Trainer:
