@@ -10,20 +10,37 @@ from typing import Any
 from torch import nn
 
 from autocompress.candidate import Candidate, Distillation, ModuleConfig
-from autocompress.compress.student import on_student
+from autocompress.compress.recover.student import on_student
 from autocompress.errors import AutocompressError, ExportError, TaskError
-from autocompress.export.artifact import copy_artifact, read_recipe, session_settings, session_warning
+from autocompress.export.artifact import (
+    copy_artifact,
+    read_recipe,
+    session_settings,
+    session_warning,
+)
 from autocompress.export.reload import load_module, reproduce_model
-from autocompress.modules import find_modules
+from autocompress.model.modules import find_modules
 from autocompress.report.page import write_report
-from autocompress.results import MODEL_FILE, FrontPoint, Measurement, ParetoFront, SearchResult, read_front
-from autocompress.search.launch import Running, start_on_ray, start_workers, worker_arguments
+from autocompress.results.front import (
+    MODEL_FILE,
+    FrontPoint,
+    Measurement,
+    ParetoFront,
+    SearchResult,
+    read_front,
+)
 from autocompress.search.loop import run_search
-from autocompress.search.progress import SearchProgress
-from autocompress.search.settings import Settings
+from autocompress.search.problem.options import Settings
+from autocompress.search.problem.progress import SearchProgress
+from autocompress.search.workers.launch import (
+    Running,
+    start_on_ray,
+    start_workers,
+    worker_arguments,
+)
 from autocompress.targets.device import sessions
-from autocompress.task import OutputMetric, Task
-from autocompress.task_source import load_task
+from autocompress.task.source import load_task
+from autocompress.task.task import OutputMetric, Task
 
 __all__ = [
     "AutocompressError",
@@ -110,7 +127,12 @@ def search(
             n_trials,
             timeout_s,
             seed,
-            {"max_size": max_size, "max_latency": max_latency, "max_accuracy_drop": max_accuracy_drop, "min_metric": min_metric},
+            {
+                "max_size": max_size,
+                "max_latency": max_latency,
+                "max_accuracy_drop": max_accuracy_drop,
+                "min_metric": min_metric,
+            },
             storage,
             device=device,
             target_table=target_table,
@@ -129,12 +151,18 @@ def search(
 
 
 def search_interruptible(
-    task: Task | str, settings: Settings, out: Path, quiet: bool = False, task_arguments: Mapping[str, Any] | None = None
+    task: Task | str,
+    settings: Settings,
+    out: Path,
+    quiet: bool = False,
+    task_arguments: Mapping[str, Any] | None = None,
 ) -> tuple[SearchResult, bool]:
     """(result, whether Ctrl-C ended the search early): what `search` and the command line share."""
     arguments = dict(task_arguments or {})
     if settings.workers > 1 and not isinstance(task, str):
-        raise TaskError("search: more than one worker needs the task as module:function or file.py:function, so that each can load it")
+        raise TaskError(
+            "search: more than one worker needs the task as module:function or file.py:function, so that each can load it"
+        )
     loaded = load_task(task, **arguments) if isinstance(task, str) else task
 
     def launch(url: str) -> list[Running]:
@@ -143,10 +171,14 @@ def search_interruptible(
         command = worker_arguments(spec, arguments, settings, url)
         if settings.ray is None:
             return start_workers(command, settings.workers - 1)
-        return start_on_ray(settings.ray, command, settings.workers - 1, int(settings.device == "cuda"))
+        return start_on_ray(
+            settings.ray, command, settings.workers - 1, int(settings.device == "cuda")
+        )
 
     with SearchProgress(quiet) as progress:
-        result, interrupted = run_search(loaded, settings, out, progress, launch if settings.workers > 1 else None)
+        result, interrupted = run_search(
+            loaded, settings, out, progress, launch if settings.workers > 1 else None
+        )
         progress.phase("writing the report", 0.0)
         write_report(out)
     return result, interrupted
@@ -167,7 +199,9 @@ def load(folder: str | Path, model: nn.Module | None = None) -> nn.Module:
     Raises:
         ExportError: files are missing or damaged, or the architecture is another one.
     """
-    return load_module(Path(folder), (on_student(_named_task(Path(folder))).model if model is None else model))
+    return load_module(
+        Path(folder), (on_student(_named_task(Path(folder))).model if model is None else model)
+    )
 
 
 def open_session(path: str | Path) -> Any:
@@ -179,7 +213,9 @@ def open_session(path: str | Path) -> Any:
     file = Path(path) / MODEL_FILE if Path(path).is_dir() else Path(path)
     settings = session_settings(file)
     if settings is None:
-        raise ExportError(f"{file}: has no recipe beside it that says how to open it; give the folder that `autocompress export` wrote")
+        raise ExportError(
+            f"{file}: has no recipe beside it that says how to open it; give the folder that `autocompress export` wrote"
+        )
     words = session_warning(file, settings)
     if words:
         warnings.warn(words, stacklevel=2)
@@ -192,11 +228,15 @@ def reproduce(folder: str | Path, to: str | Path, task: Task | None = None) -> P
     Weights that recovery trained are read from model.safetensors, or trained again when it is not there. `task` is needed when the
     recipe names none. ExportError when the model's weights differ from those of the search, or the file from the recorded one.
     """
-    return reproduce_model(Path(folder), _named_task(Path(folder)) if task is None else task, Path(to))
+    return reproduce_model(
+        Path(folder), _named_task(Path(folder)) if task is None else task, Path(to)
+    )
 
 
 def _named_task(folder: Path) -> Task:
     source = read_recipe(folder)["origin"].get("source")
     if not source:
-        raise TaskError(f"{folder}: the recipe names no task, since the search was given one that load_task had not made; pass it")
+        raise TaskError(
+            f"{folder}: the recipe names no task, since the search was given one that load_task had not made; pass it"
+        )
     return load_task(source["spec"], **source["arguments"])

@@ -1,6 +1,6 @@
 """`python -m autocompress` is the command line."""
 
-from autocompress.cli import main
+from autocompress.cli.main import main
 
 if __name__ == "__main__":
     main()

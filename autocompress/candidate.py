@@ -15,9 +15,29 @@ ALGORITHMS = ("auto", "nearest", "gptq", "adaround")
 WEIGHT_RANGES = ("squared_error", "golden_section", "min_max", "percentile", "entropy")
 ACTIVATION_MODES = ("auto", "dynamic", "static")
 DECOMPOSITIONS = ("auto", "svd", "whitened", "tucker", "spatial")
-IMPORTANCES = ("obs", "obs_diagonal", "wanda", "taylor", "hessian", "gradient", "l2", "l1", "random")
+IMPORTANCES = (
+    "obs",
+    "obs_diagonal",
+    "wanda",
+    "taylor",
+    "hessian",
+    "gradient",
+    "l2",
+    "l1",
+    "random",
+)
 SPARSITY_PATTERNS = ("unstructured", "2:4", "4:8")
-SPARSITY_CRITERIA = ("auto", "magnitude", "random", "gradient", "taylor", "hessian", "wanda", "obs_diagonal", "sparsegpt")
+SPARSITY_CRITERIA = (
+    "auto",
+    "magnitude",
+    "random",
+    "gradient",
+    "taylor",
+    "hessian",
+    "wanda",
+    "obs_diagonal",
+    "sparsegpt",
+)
 SCHEDULES = ("one_shot", "linear", "cubic")
 APART_BITS = 7  # widths whose zero-points stay beside the integers, since the difference of both would not fit
 
@@ -82,8 +102,15 @@ class ModuleConfig:
         if config.sparsity <= 0:
             config = replace(config, **_without(SPARSITY_FIELDS))
         else:
-            config = replace(config, symmetric=True, sparsity=_pattern_sparsity(config.sparsity_pattern, config.sparsity))
-        if config.activation_bits != 8 and (config.activation_mode, config.smoothing) != ("auto", 0.0):
+            config = replace(
+                config,
+                symmetric=True,
+                sparsity=_pattern_sparsity(config.sparsity_pattern, config.sparsity),
+            )
+        if config.activation_bits != 8 and (config.activation_mode, config.smoothing) != (
+            "auto",
+            0.0,
+        ):
             config = replace(config, activation_mode="auto", smoothing=0.0)
         return config
 
@@ -93,7 +120,9 @@ class ModuleConfig:
 
     def factorised(self) -> ModuleConfig:
         """Only the rank and how it is reached."""
-        return ModuleConfig(rank_ratio=self.rank_ratio, decomposition=self.decomposition).effective()
+        return ModuleConfig(
+            rank_ratio=self.rank_ratio, decomposition=self.decomposition
+        ).effective()
 
     def sparsified(self) -> ModuleConfig:
         """Only the zeros."""
@@ -101,16 +130,22 @@ class ModuleConfig:
 
     def pruned(self) -> ModuleConfig:
         """Only the units removed from the group."""
-        return ModuleConfig(pruning_ratio=self.pruning_ratio, importance=self.importance).effective()
+        return ModuleConfig(
+            pruning_ratio=self.pruning_ratio, importance=self.importance
+        ).effective()
 
     def integer(self, kind: str) -> bool:
         """Whether a module of that kind runs on an integer kernel; the factors of a convolution run on float ones."""
-        return self.activation_bits == 8 and (kind == "linear" or (kind == "conv" and self.rank_ratio >= 1))
+        return self.activation_bits == 8 and (
+            kind == "linear" or (kind == "conv" and self.rank_ratio >= 1)
+        )
 
     def executed(self, kind: str) -> ModuleConfig:
         """The same, with float activations where the module has no integer kernel for its factors."""
         return (
-            replace(self, activation_bits=32).effective() if kind == "conv" and self.rank_ratio < 1 and self.activation_bits == 8 else self
+            replace(self, activation_bits=32).effective()
+            if kind == "conv" and self.rank_ratio < 1 and self.activation_bits == 8
+            else self
         )
 
     def for_kernel(self, kind: str, form: IntegerForm) -> ModuleConfig:
@@ -124,11 +159,17 @@ class ModuleConfig:
         bits = min(self.weight_bits, form.bits)
         group_size = self.group_size if bits < form.bits else min(self.group_size, 0)
         one_zero = kind == "conv" and bits >= APART_BITS and group_size <= 0
-        return replace(self, weight_bits=bits, group_size=group_size, symmetric=self.symmetric or one_zero)
+        return replace(
+            self, weight_bits=bits, group_size=group_size, symmetric=self.symmetric or one_zero
+        )
 
     def static(self, kind: str) -> bool:
         """Whether 8- or 16-bit inputs take a calibrated range."""
-        return self.activation_bits == 16 or self.activation_mode == "static" or (self.activation_mode == "auto" and kind == "conv")
+        return (
+            self.activation_bits == 16
+            or self.activation_mode == "static"
+            or (self.activation_mode == "auto" and kind == "conv")
+        )
 
     def to_json(self) -> dict[str, Any]:
         """Only the fields that differ from the defaults."""
@@ -144,7 +185,14 @@ class ModuleConfig:
 
 
 UNTOUCHED = ModuleConfig()
-QUANTIZATION_FIELDS = ("group_size", "symmetric", "weight_range", "algorithm", "activation_mode", "smoothing")
+QUANTIZATION_FIELDS = (
+    "group_size",
+    "symmetric",
+    "weight_range",
+    "algorithm",
+    "activation_mode",
+    "smoothing",
+)
 SPARSITY_FIELDS = ("sparsity", "sparsity_pattern", "sparsity_criterion")
 SHAPE_FIELDS = ("rank_ratio", "decomposition", "pruning_ratio", "importance", *SPARSITY_FIELDS)
 
@@ -194,8 +242,15 @@ class Distillation:
     def to_json(self) -> dict[str, Any]:
         """Alpha, temperature, steps, and what differs from the defaults; `from_json` reverses it."""
         always = ("alpha", "temperature", "steps")
-        values = {name: list(value) if isinstance(value, tuple) else value for name, value in asdict(self).items()}
-        return {k: v for k, v in values.items() if k in always or getattr(self, k) != getattr(UNTRAINED, k)}
+        values = {
+            name: list(value) if isinstance(value, tuple) else value
+            for name, value in asdict(self).items()
+        }
+        return {
+            k: v
+            for k, v in values.items()
+            if k in always or getattr(self, k) != getattr(UNTRAINED, k)
+        }
 
     @classmethod
     def from_json(cls, data: Mapping[str, Any]) -> Distillation:
@@ -214,10 +269,14 @@ class Candidate:
     distillation: Distillation = Distillation()
 
     @classmethod
-    def of(cls, modules: Mapping[str, ModuleConfig], distillation: Distillation | None = None) -> Candidate:
+    def of(
+        cls, modules: Mapping[str, ModuleConfig], distillation: Distillation | None = None
+    ) -> Candidate:
         """The candidate with the effective configs of `modules`; equal compressions give equal candidates."""
         chosen = {name: config.effective() for name, config in modules.items()}
-        kept = tuple(sorted((name, config) for name, config in chosen.items() if config != UNTOUCHED))
+        kept = tuple(
+            sorted((name, config) for name, config in chosen.items() if config != UNTOUCHED)
+        )
         return cls(kept, distillation or Distillation())
 
     @cached_property
@@ -241,5 +300,8 @@ class Candidate:
     @classmethod
     def from_json(cls, data: Mapping[str, Any]) -> Candidate:
         """Reverse of `to_json`."""
-        modules = {name: ModuleConfig.from_json(f"candidate: module {name}", config) for name, config in data["modules"].items()}
+        modules = {
+            name: ModuleConfig.from_json(f"candidate: module {name}", config)
+            for name, config in data["modules"].items()
+        }
         return cls.of(modules, Distillation.from_json(data.get("distillation", {})))

@@ -35,7 +35,9 @@ class IntegerForm(StrEnum):
 
     def holds(self, integers: Any) -> bool:
         """Return whether all of an int8 tensor lie in the form's range."""
-        return not integers.numel() or (int(integers.min()) >= -self.largest - 1 and int(integers.max()) <= self.largest)
+        return not integers.numel() or (
+            int(integers.min()) >= -self.largest - 1 and int(integers.max()) <= self.largest
+        )
 
     @property
     def portable(self) -> bool:

@@ -9,11 +9,11 @@ from pathlib import Path
 import onnx
 
 from autocompress import load_task, read_front
-from autocompress.batches import feed_of
 from autocompress.measure.accuracy import evaluate_session
 from autocompress.report.info import PICK_DROP, PICKS
-from autocompress.results import MODEL_FILE
+from autocompress.results.front import MODEL_FILE
 from autocompress.targets.device.sessions import open_session
+from autocompress.task.batches import feed_of
 from benchmarks.bench import ALL_THREADS, timed
 from benchmarks.output import parser_of, write_figures
 
@@ -26,7 +26,13 @@ def quantize_dynamic(source: Path, target: Path) -> None:
     logging.getLogger().setLevel(logging.ERROR)
     prepared = target.with_suffix(".prepared.onnx")
     quant_pre_process(str(source), str(prepared), skip_symbolic_shape=True)
-    quantize_dynamic(str(prepared), str(target), per_channel=True, weight_type=QuantType.QInt8, op_types_to_quantize=["MatMul", "Gemm"])
+    quantize_dynamic(
+        str(prepared),
+        str(target),
+        per_channel=True,
+        weight_type=QuantType.QInt8,
+        op_types_to_quantize=["MatMul", "Gemm"],
+    )
 
 
 def main() -> None:
@@ -43,7 +49,9 @@ def main() -> None:
         quantize_dynamic(baseline, dynamic)
         files = {"float": baseline, "onnxruntime_dynamic": dynamic}
         for what in PICKS:
-            files[what] = run / front.pick(what, max_accuracy_drop=PICK_DROP).point.artifact / MODEL_FILE
+            files[what] = (
+                run / front.pick(what, max_accuracy_drop=PICK_DROP).point.artifact / MODEL_FILE
+            )
         names = tuple(i.name for i in open_session(str(baseline)).get_inputs())
         feed = feed_of(task.example_inputs, names)
         figures: dict[str, float] = {}
@@ -53,9 +61,16 @@ def main() -> None:
             timing = timed(str(baseline), [str(path)], feed, 20 if arguments.quick else 100)
             scores, _ = evaluate_session(task, open_session(str(path), ALL_THREADS), names, test)
             size = path.stat().st_size
-            figures |= {f"bytes_{name}": size, f"latency_ratio_{name}": timing.ratios[0], f"accuracy_{name}": scores.accuracy}
+            figures |= {
+                f"bytes_{name}": size,
+                f"latency_ratio_{name}": timing.ratios[0],
+                f"accuracy_{name}": scores.accuracy,
+            }
             smaller, faster = baseline.stat().st_size / size, 1 / timing.ratios[0]
-            print(f"{name:22}{size:12d}{smaller:9.2f}x{faster:9.2f}x{scores.accuracy:16.4f}", flush=True)
+            print(
+                f"{name:22}{size:12d}{smaller:9.2f}x{faster:9.2f}x{scores.accuracy:16.4f}",
+                flush=True,
+            )
     write_figures(arguments.json, figures)
 
 

@@ -8,7 +8,7 @@ from sklearn.datasets import load_digits
 from torch import Tensor, nn
 
 from autocompress import Task
-from autocompress.batches import Batches
+from autocompress.task.batches import Batches
 from benchmarks.networks import Block
 
 WIDTHS = (32, 64, 128)
@@ -20,9 +20,13 @@ class DigitsNet(nn.Module):
 
     def __init__(self) -> None:
         super().__init__()
-        self.stem = nn.Sequential(nn.Conv2d(1, WIDTHS[0], 3, padding=1, bias=False), nn.BatchNorm2d(WIDTHS[0]), nn.ReLU())
+        self.stem = nn.Sequential(
+            nn.Conv2d(1, WIDTHS[0], 3, padding=1, bias=False), nn.BatchNorm2d(WIDTHS[0]), nn.ReLU()
+        )
         a, b, c = WIDTHS
-        self.blocks = nn.Sequential(Block(a, a, 1), Block(a, b, 2), Block(b, b, 1), Block(b, c, 2), Block(c, c, 1))
+        self.blocks = nn.Sequential(
+            Block(a, a, 1), Block(a, b, 2), Block(b, b, 1), Block(b, c, 2), Block(c, c, 1)
+        )
         self.head = nn.Linear(c, 10)
 
     def forward(self, image: Tensor) -> Tensor:
@@ -45,7 +49,15 @@ def digits_task() -> Task:
         return list(zip(x[start:end].split(50), y[start:end].split(50), strict=True))
 
     train = batches(0, 1000)
-    return Task("digits", _trained(train), x[:1], batches(1000, 1297), accuracy, train=train, test=batches(1297, 1797))
+    return Task(
+        "digits",
+        _trained(train),
+        x[:1],
+        batches(1000, 1297),
+        accuracy,
+        train=train,
+        test=batches(1297, 1797),
+    )
 
 
 def _trained(train: Batches) -> nn.Module:

@@ -18,10 +18,10 @@ import numpy as np
 import torch
 
 import autocompress as ac
-from autocompress.batches import Inputs, feed_of
-from autocompress.modules import ModuleMap
-from autocompress.prepare import prepared
-from autocompress.task import call_model
+from autocompress.measure.prepare import prepared
+from autocompress.model.modules import ModuleMap
+from autocompress.task.batches import Inputs, feed_of
+from autocompress.task.task import call_model
 from benchmarks.hugging_face import FAMILIES, Family, family_task
 from benchmarks.output import parser_of, write_figures
 
@@ -29,7 +29,13 @@ STEPS = ("inspect", "search", "other batch", "other length", "load", "reproduce"
 BATCHES = (2, 7)
 TOLERANCE = 1e-3  # of the largest output, where nothing is rounded to 8 bits in the file; there its ties count
 ROUNDED = 0.05
-RULE = {"match": "*", "weight_bits": [4, 8, 32], "activation_bits": [8, 32], "rank_ratio": [0.5, 1.0], "pruning_ratio": [0.0, 0.25, 0.5]}
+RULE = {
+    "match": "*",
+    "weight_bits": [4, 8, 32],
+    "activation_bits": [8, 32],
+    "rank_ratio": [0.5, 1.0],
+    "pruning_ratio": [0.0, 0.25, 0.5],
+}
 SPACE: dict[str, Any] = {"modules": [RULE], "distillation": {"steps": 0}}
 
 
@@ -57,7 +63,11 @@ class Row:
 def difference(found: np.ndarray[Any, Any], expected: torch.Tensor) -> float:
     """Largest difference relative to the largest expected value; inf where shapes differ."""
     wanted = expected.detach().numpy()
-    return float(np.abs(found - wanted).max() / max(1e-6, np.abs(wanted).max())) if found.shape == wanted.shape else np.inf
+    return (
+        float(np.abs(found - wanted).max() / max(1e-6, np.abs(wanted).max()))
+        if found.shape == wanted.shape
+        else np.inf
+    )
 
 
 def compare(session: Any, model: torch.nn.Module, inputs: Inputs, allowed: float) -> str:
@@ -100,22 +110,39 @@ def check_family(name: str, folder: Path, target: str, trials: int = 3, show: bo
     results: list[ac.SearchResult] = []
 
     def search() -> str:
-        results.append(ac.search(task, SPACE, target, trials, out=folder / "run", finalize_steps=0, quiet=True))
+        results.append(
+            ac.search(task, SPACE, target, trials, out=folder / "run", finalize_steps=0, quiet=True)
+        )
         return "ok" if list(results[0].front) else "no point on the front"
 
     if step("inspect", inspect) and step("search", search):
-        points = [ac.export(results[0], point, folder / f"point{i}") for i, point in enumerate(results[0].front)]
-        models = [ac.load(point, task.model) for point in points] if step("load", lambda: _loads(points, task)) else []
+        points = [
+            ac.export(results[0], point, folder / f"point{i}")
+            for i, point in enumerate(results[0].front)
+        ]
+        models = (
+            [ac.load(point, task.model) for point in points]
+            if step("load", lambda: _loads(points, task))
+            else []
+        )
         pairs = list(zip(points, models, strict=True)) if models else []
         for what, sizes in _sizes(family).items():
-            step(what, lambda sizes=sizes: _at(pairs, [family.inputs(*size) for size in sizes]) if pairs else "not loaded")
+            step(
+                what,
+                lambda sizes=sizes: (
+                    _at(pairs, [family.inputs(*size) for size in sizes]) if pairs else "not loaded"
+                ),
+            )
         step("reproduce", lambda: _reproduces(points, folder, task))
     row.seconds = time.monotonic() - start
     return row
 
 
 def _sizes(family: Family) -> dict[str, list[tuple[int, int]]]:
-    return {"other batch": [(batch, 0) for batch in BATCHES], "other length": [(4, length) for length in family.lengths]}
+    return {
+        "other batch": [(batch, 0) for batch in BATCHES],
+        "other length": [(4, length) for length in family.lengths],
+    }
 
 
 def _loads(points: list[Path], task: ac.Task) -> str:
@@ -147,12 +174,17 @@ def main() -> None:
     parser.add_argument("--debug", action="store_true", help="print the traceback of what fails")
     arguments = parser.parse_args()
     rows = []
-    print("model".ljust(16) + "".join(step.ljust(13) for step in STEPS) + "covered  prunable groups")
+    print(
+        "model".ljust(16) + "".join(step.ljust(13) for step in STEPS) + "covered  prunable groups"
+    )
     for name in arguments.only:
         with tempfile.TemporaryDirectory() as folder:
             row = check_family(name, Path(folder), arguments.target, show=arguments.debug)
         rows.append(row)
-        cells = "".join(("ok" if said == "ok" else "-" if not said else "FAILED").ljust(13) for said in map(row.steps.get, STEPS))
+        cells = "".join(
+            ("ok" if said == "ok" else "-" if not said else "FAILED").ljust(13)
+            for said in map(row.steps.get, STEPS)
+        )
         groups = ", ".join(f"{count} {kind}" for kind, count in row.groups.items())
         print(f"{name:16}{cells}{row.covered:6.1%}   {groups}  ({row.seconds:.0f} s)", flush=True)
         for step, said in row.steps.items():

@@ -8,8 +8,8 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from autocompress.pareto import hypervolume
-from autocompress.results import Measurement, read_front
+from autocompress.results.front import Measurement, read_front
+from autocompress.results.pareto import hypervolume
 from benchmarks.output import parser_of, write_figures
 
 

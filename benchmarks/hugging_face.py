@@ -11,8 +11,8 @@ import transformers as hf
 from torch import Tensor, nn
 
 from autocompress import Task
-from autocompress.batches import Inputs
-from autocompress.task import call_model
+from autocompress.task.batches import Inputs
+from autocompress.task.task import call_model
 
 WORDS = 60
 
@@ -36,14 +36,19 @@ class Family:
 
 def ids(batch: int, length: int) -> Tensor:
     """(batch, length) of word numbers."""
-    return torch.randint(5, WORDS, (batch, length or 8), generator=torch.Generator().manual_seed(31 * batch + length))
+    return torch.randint(
+        5, WORDS, (batch, length or 8), generator=torch.Generator().manual_seed(31 * batch + length)
+    )
 
 
 def text(batch: int, length: int) -> dict[str, Tensor]:
     """Word numbers, and a mask of lengths that differ."""
     found = ids(batch, length)
     held = found.shape[1] - torch.arange(batch) % 3
-    return {"input_ids": found, "attention_mask": (torch.arange(found.shape[1]) < held[:, None]).long()}
+    return {
+        "input_ids": found,
+        "attention_mask": (torch.arange(found.shape[1]) < held[:, None]).long(),
+    }
 
 
 def causal(batch: int, length: int) -> dict[str, Tensor]:
@@ -64,7 +69,10 @@ def pixels(side: int = 32) -> Callable[[int, int], dict[str, Tensor]]:
 
 def both(side: int = 32) -> Callable[[int, int], dict[str, Tensor]]:
     """Text and pictures."""
-    return lambda batch, length: {**text(batch, length), "pixel_values": noise(batch, 3, side, side)}
+    return lambda batch, length: {
+        **text(batch, length),
+        "pixel_values": noise(batch, 3, side, side),
+    }
 
 
 ENCODER = {
@@ -76,8 +84,23 @@ ENCODER = {
     "max_position_embeddings": 40,
     "num_labels": 3,
 }
-DECODER = {**ENCODER, "num_key_value_heads": 2, "head_dim": 8, "use_cache": False, "pad_token_id": 0, "bos_token_id": 1, "eos_token_id": 2}
-VISION = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4, "intermediate_size": 48, "image_size": 32, "patch_size": 8}
+DECODER = {
+    **ENCODER,
+    "num_key_value_heads": 2,
+    "head_dim": 8,
+    "use_cache": False,
+    "pad_token_id": 0,
+    "bos_token_id": 1,
+    "eos_token_id": 2,
+}
+VISION = {
+    "hidden_size": 32,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 4,
+    "intermediate_size": 48,
+    "image_size": 32,
+    "patch_size": 8,
+}
 
 
 def bert() -> nn.Module:
@@ -85,19 +108,35 @@ def bert() -> nn.Module:
 
 
 def distilbert() -> nn.Module:
-    config = hf.DistilBertConfig(vocab_size=WORDS, dim=32, n_layers=2, n_heads=4, hidden_dim=48, max_position_embeddings=40, num_labels=3)
+    config = hf.DistilBertConfig(
+        vocab_size=WORDS,
+        dim=32,
+        n_layers=2,
+        n_heads=4,
+        hidden_dim=48,
+        max_position_embeddings=40,
+        num_labels=3,
+    )
     return hf.DistilBertForSequenceClassification(config)
 
 
 def modernbert() -> nn.Module:
     config = hf.ModernBertConfig(
-        **ENCODER, pad_token_id=0, bos_token_id=1, eos_token_id=2, cls_token_id=1, sep_token_id=2, local_attention=8
+        **ENCODER,
+        pad_token_id=0,
+        bos_token_id=1,
+        eos_token_id=2,
+        cls_token_id=1,
+        sep_token_id=2,
+        local_attention=8,
     )
     return hf.ModernBertForSequenceClassification(config)
 
 
 def roberta() -> nn.Module:
-    return hf.RobertaForSequenceClassification(hf.RobertaConfig(**{**ENCODER, "max_position_embeddings": 42}))
+    return hf.RobertaForSequenceClassification(
+        hf.RobertaConfig(**{**ENCODER, "max_position_embeddings": 42})
+    )
 
 
 def vit() -> nn.Module:
@@ -105,21 +144,35 @@ def vit() -> nn.Module:
 
 
 def swin() -> nn.Module:
-    config = hf.SwinConfig(image_size=32, patch_size=4, embed_dim=16, depths=[2, 2], num_heads=[2, 4], window_size=4, num_labels=3)
+    config = hf.SwinConfig(
+        image_size=32,
+        patch_size=4,
+        embed_dim=16,
+        depths=[2, 2],
+        num_heads=[2, 4],
+        window_size=4,
+        num_labels=3,
+    )
     return hf.SwinForImageClassification(config)
 
 
 def convnext() -> nn.Module:
-    return hf.ConvNextForImageClassification(hf.ConvNextConfig(hidden_sizes=[8, 16], depths=[1, 2], num_stages=2, num_labels=3))
+    return hf.ConvNextForImageClassification(
+        hf.ConvNextConfig(hidden_sizes=[8, 16], depths=[1, 2], num_stages=2, num_labels=3)
+    )
 
 
 def resnet() -> nn.Module:
-    config = hf.ResNetConfig(embedding_size=8, hidden_sizes=[16, 24], depths=[1, 2], layer_type="basic", num_labels=3)
+    config = hf.ResNetConfig(
+        embedding_size=8, hidden_sizes=[16, 24], depths=[1, 2], layer_type="basic", num_labels=3
+    )
     return hf.ResNetForImageClassification(config)
 
 
 def mobilenet_v2() -> nn.Module:
-    return hf.MobileNetV2ForImageClassification(hf.MobileNetV2Config(depth_multiplier=0.25, image_size=32, num_labels=3))
+    return hf.MobileNetV2ForImageClassification(
+        hf.MobileNetV2Config(depth_multiplier=0.25, image_size=32, num_labels=3)
+    )
 
 
 def segformer() -> nn.Module:
@@ -139,7 +192,13 @@ def segformer() -> nn.Module:
 
 
 def detr() -> nn.Module:
-    backbone = hf.ResNetConfig(embedding_size=8, hidden_sizes=[8, 16], depths=[1, 1], layer_type="basic", out_features=["stage2"])
+    backbone = hf.ResNetConfig(
+        embedding_size=8,
+        hidden_sizes=[8, 16],
+        depths=[1, 1],
+        layer_type="basic",
+        out_features=["stage2"],
+    )
     config = hf.DetrConfig(
         use_timm_backbone=False,
         backbone=None,
@@ -160,13 +219,18 @@ def detr() -> nn.Module:
 
 
 def _tower(vocabulary: int = WORDS) -> dict[str, Any]:
-    sizes = {name: ENCODER[name] for name in ("hidden_size", "num_hidden_layers", "num_attention_heads", "intermediate_size")}
+    sizes = {
+        name: ENCODER[name]
+        for name in ("hidden_size", "num_hidden_layers", "num_attention_heads", "intermediate_size")
+    }
     tokens = {"eos_token_id": 2, "bos_token_id": 1, "pad_token_id": 0}
     return {**sizes, **tokens, "vocab_size": vocabulary, "max_position_embeddings": 40}
 
 
 def clip() -> nn.Module:
-    return hf.CLIPModel(hf.CLIPConfig(text_config=_tower(), vision_config=dict(VISION), projection_dim=24))
+    return hf.CLIPModel(
+        hf.CLIPConfig(text_config=_tower(), vision_config=dict(VISION), projection_dim=24)
+    )
 
 
 def siglip() -> nn.Module:
@@ -175,11 +239,17 @@ def siglip() -> nn.Module:
 
 def blip() -> nn.Module:
     text_config = {**_tower(), "encoder_hidden_size": 32}
-    return hf.BlipForImageTextRetrieval(hf.BlipConfig(text_config=text_config, vision_config=dict(VISION), image_text_hidden_size=24))
+    return hf.BlipForImageTextRetrieval(
+        hf.BlipConfig(
+            text_config=text_config, vision_config=dict(VISION), image_text_hidden_size=24
+        )
+    )
 
 
 def vilt() -> nn.Module:
-    config = hf.ViltConfig(**{**ENCODER, "num_labels": 5}, image_size=32, patch_size=8, max_image_length=-1)
+    config = hf.ViltConfig(
+        **{**ENCODER, "num_labels": 5}, image_size=32, patch_size=8, max_image_length=-1
+    )
     return hf.ViltForQuestionAnswering(config)
 
 
@@ -238,7 +308,11 @@ def whisper() -> nn.Module:
 
 
 def gpt2() -> nn.Module:
-    return hf.GPT2LMHeadModel(hf.GPT2Config(vocab_size=WORDS, n_embd=32, n_layer=2, n_head=4, n_positions=40, use_cache=False))
+    return hf.GPT2LMHeadModel(
+        hf.GPT2Config(
+            vocab_size=WORDS, n_embd=32, n_layer=2, n_head=4, n_positions=40, use_cache=False
+        )
+    )
 
 
 def llama() -> nn.Module:
@@ -254,11 +328,18 @@ def gemma3() -> nn.Module:
 
 
 def mixtral() -> nn.Module:
-    return hf.MixtralForCausalLM(hf.MixtralConfig(**DECODER, num_local_experts=4, num_experts_per_tok=2))
+    return hf.MixtralForCausalLM(
+        hf.MixtralConfig(**DECODER, num_local_experts=4, num_experts_per_tok=2)
+    )
 
 
 def qwen2_moe() -> nn.Module:
-    experts = {"num_experts": 4, "num_experts_per_tok": 2, "moe_intermediate_size": 24, "shared_expert_intermediate_size": 40}
+    experts = {
+        "num_experts": 4,
+        "num_experts_per_tok": 2,
+        "moe_intermediate_size": 24,
+        "shared_expert_intermediate_size": 40,
+    }
     return hf.Qwen2MoeForCausalLM(hf.Qwen2MoeConfig(**DECODER, **experts))
 
 
@@ -286,7 +367,11 @@ def _with_image(count: int) -> Callable[[int, int], dict[str, Tensor]]:
     def inputs(batch: int, length: int) -> dict[str, Tensor]:
         words = ids(batch, length or count + 6)
         words[:, 1 : 1 + count] = IMAGE
-        return {"input_ids": words, "attention_mask": torch.ones_like(words), "pixel_values": noise(batch, 3, 32, 32)}
+        return {
+            "input_ids": words,
+            "attention_mask": torch.ones_like(words),
+            "pixel_values": noise(batch, 3, 32, 32),
+        }
 
     return inputs
 
@@ -304,7 +389,11 @@ def llava() -> nn.Module:
 
 def smolvlm() -> nn.Module:
     config = hf.SmolVLMConfig(
-        vision_config=dict(VISION), text_config={**DECODER, "model_type": "llama"}, image_token_id=IMAGE, scale_factor=2, use_cache=False
+        vision_config=dict(VISION),
+        text_config={**DECODER, "model_type": "llama"},
+        image_token_id=IMAGE,
+        scale_factor=2,
+        use_cache=False,
     )
     return hf.SmolVLMForConditionalGeneration(config)
 
@@ -318,7 +407,14 @@ def qwen2_vl() -> nn.Module:
     rope = {"rope_type": "default", "mrope_section": [1, 1, 2], "rope_theta": 10000.0}
     config = hf.Qwen2VLConfig(
         text_config={**DECODER, "rope_parameters": rope},
-        vision_config={"depth": 2, "embed_dim": 32, "hidden_size": 32, "num_heads": 4, "mlp_ratio": 2, "patch_size": 8},
+        vision_config={
+            "depth": 2,
+            "embed_dim": 32,
+            "hidden_size": 32,
+            "num_heads": 4,
+            "mlp_ratio": 2,
+            "patch_size": 8,
+        },
         image_token_id=IMAGE,
         video_token_id=4,
         vision_start_token_id=1,
@@ -361,7 +457,10 @@ FAMILIES: Mapping[str, Family] = {
     "blip": Family(blip, both(), (5, 13)),
     "vilt": Family(vilt, both(), (5, 13)),
     "wav2vec2": Family(
-        wav2vec2, lambda batch, length: {"input_values": noise(batch, length or 400)}, (300, 520), {"input_values": {1: "samples"}}
+        wav2vec2,
+        lambda batch, length: {"input_values": noise(batch, length or 400)},
+        (300, 520),
+        {"input_values": {1: "samples"}},
     ),
     "whisper_encoder": Family(WhisperClassifier, _spoken),
     "gpt2": Family(gpt2, causal, (5, 13)),
@@ -371,7 +470,9 @@ FAMILIES: Mapping[str, Family] = {
     "mixtral": Family(mixtral, causal, (5, 13)),
     "qwen2_moe": Family(qwen2_moe, causal, (5, 13)),
     "t5": Family(t5, _to_text, (6, 13)),
-    "whisper": Family(whisper, lambda b, n: {**_spoken(b, n), "decoder_input_ids": ids(b, n)}, (5, 13)),
+    "whisper": Family(
+        whisper, lambda b, n: {**_spoken(b, n), "decoder_input_ids": ids(b, n)}, (5, 13)
+    ),
     "llava": Family(llava, _with_image(16), (20, 29)),
     "smolvlm": Family(smolvlm, _smolvlm_inputs, (9, 17)),
     "qwen2_vl": Family(qwen2_vl, _qwen2_vl_inputs, (9, 17)),

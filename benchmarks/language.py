@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from autocompress import Task
-from autocompress.batches import Batches
+from autocompress.task.batches import Batches
 
 TEXT = Path(__file__).parent / "data" / "shakespeare.txt"
 LENGTH, WIDTH, HEADS, DEPTH = 96, 96, 4, 4
@@ -19,11 +19,16 @@ LENGTH, WIDTH, HEADS, DEPTH = 96, 96, 4, 4
 class Attention(nn.Module):
     def __init__(self) -> None:
         super().__init__()
-        self.q_proj, self.k_proj, self.v_proj, self.out_proj = (nn.Linear(WIDTH, WIDTH) for _ in range(4))
+        self.q_proj, self.k_proj, self.v_proj, self.out_proj = (
+            nn.Linear(WIDTH, WIDTH) for _ in range(4)
+        )
 
     def forward(self, x: Tensor) -> Tensor:
         batch, length, _ = x.shape
-        q, k, v = (p(x).view(batch, length, HEADS, -1).transpose(1, 2) for p in (self.q_proj, self.k_proj, self.v_proj))
+        q, k, v = (
+            p(x).view(batch, length, HEADS, -1).transpose(1, 2)
+            for p in (self.q_proj, self.k_proj, self.v_proj)
+        )
         mixed = F.scaled_dot_product_attention(q, k, v, is_causal=True)
         return self.out_proj(mixed.transpose(1, 2).reshape(batch, length, -1))
 
@@ -70,7 +75,9 @@ class Windows:
     def __iter__(self):
         generator = torch.Generator().manual_seed(self.seed)
         for _ in range(self.count):
-            starts = torch.randint(len(self.text) - LENGTH - 1, (self.batch_size,), generator=generator)
+            starts = torch.randint(
+                len(self.text) - LENGTH - 1, (self.batch_size,), generator=generator
+            )
             windows = self.text[starts[:, None] + torch.arange(LENGTH + 1)]
             yield windows[:, :-1], windows[:, 1:]
 
@@ -102,7 +109,10 @@ def trained(text: Tensor, characters: int, steps: int, depth: int = DEPTH) -> De
 def whole(text: Tensor, batch_size: int = 32) -> Batches:
     """Every character of `text` once, in rows of LENGTH."""
     rows = (len(text) - 1) // LENGTH
-    inputs, targets = text[: rows * LENGTH].view(rows, LENGTH), text[1 : rows * LENGTH + 1].view(rows, LENGTH)
+    inputs, targets = (
+        text[: rows * LENGTH].view(rows, LENGTH),
+        text[1 : rows * LENGTH + 1].view(rows, LENGTH),
+    )
     return list(zip(inputs.split(batch_size), targets.split(batch_size), strict=True))
 
 

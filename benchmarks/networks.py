@@ -16,7 +16,10 @@ class Attention(nn.Module):
         self.output = nn.Linear(width, width)
 
     def forward(self, x: Tensor) -> Tensor:
-        q, k, v = (f(x).view(*x.shape[:2], self.num_attention_heads, -1).transpose(1, 2) for f in (self.query, self.key, self.value))
+        q, k, v = (
+            f(x).view(*x.shape[:2], self.num_attention_heads, -1).transpose(1, 2)
+            for f in (self.query, self.key, self.value)
+        )
         mixed = (q @ k.transpose(-1, -2) / self.attention_head_size**0.5).softmax(-1) @ v
         return self.output(mixed.transpose(1, 2).reshape(*x.shape[:2], -1))
 
@@ -25,7 +28,11 @@ class Layer(nn.Module):
     def __init__(self, width: int, heads: int) -> None:
         super().__init__()
         self.attention, self.norm1 = Attention(width, heads), nn.LayerNorm(width)
-        self.intermediate, self.output, self.norm2 = nn.Linear(width, 4 * width), nn.Linear(4 * width, width), nn.LayerNorm(width)
+        self.intermediate, self.output, self.norm2 = (
+            nn.Linear(width, 4 * width),
+            nn.Linear(4 * width, width),
+            nn.LayerNorm(width),
+        )
 
     def forward(self, x: Tensor) -> Tensor:
         x = self.norm1(x + self.attention(x))
@@ -35,9 +42,20 @@ class Layer(nn.Module):
 class Encoder(nn.Module):
     """BERT-like: (n, tokens) of word numbers to (n, 4) logits."""
 
-    def __init__(self, width: int = 384, layers: int = 6, heads: int = 12, words: int = 2000, tokens: int = 32) -> None:
+    def __init__(
+        self,
+        width: int = 384,
+        layers: int = 6,
+        heads: int = 12,
+        words: int = 2000,
+        tokens: int = 32,
+    ) -> None:
         super().__init__()
-        self.words, self.places, self.norm = nn.Embedding(words, width), nn.Embedding(tokens, width), nn.LayerNorm(width)
+        self.words, self.places, self.norm = (
+            nn.Embedding(words, width),
+            nn.Embedding(tokens, width),
+            nn.LayerNorm(width),
+        )
         self.layers = nn.ModuleList(Layer(width, heads) for _ in range(layers))
         self.classifier = nn.Linear(width, 4)
 
@@ -54,7 +72,11 @@ class Block(nn.Module):
         self.conv1, self.bn1 = nn.Conv2d(into, out, 3, stride, 1, bias=False), nn.BatchNorm2d(out)
         self.conv2, self.bn2 = nn.Conv2d(out, out, 3, 1, 1, bias=False), nn.BatchNorm2d(out)
         wider = into != out or stride > 1
-        self.shortcut = nn.Sequential(nn.Conv2d(into, out, 1, stride, bias=False), nn.BatchNorm2d(out)) if wider else nn.Identity()
+        self.shortcut = (
+            nn.Sequential(nn.Conv2d(into, out, 1, stride, bias=False), nn.BatchNorm2d(out))
+            if wider
+            else nn.Identity()
+        )
 
     def forward(self, x: Tensor) -> Tensor:
         y = torch.relu(self.bn1(self.conv1(x)))
@@ -66,7 +88,9 @@ class ResNet20(nn.Module):
 
     def __init__(self) -> None:
         super().__init__()
-        self.stem = nn.Sequential(nn.Conv2d(3, 16, 3, 1, 1, bias=False), nn.BatchNorm2d(16), nn.ReLU())
+        self.stem = nn.Sequential(
+            nn.Conv2d(3, 16, 3, 1, 1, bias=False), nn.BatchNorm2d(16), nn.ReLU()
+        )
         widths = [16] * 3 + [32] * 3 + [64] * 3
         blocks = [Block(a, b, 1 + (a != b)) for a, b in zip([16, *widths], widths, strict=False)]
         self.blocks, self.head = nn.Sequential(*blocks), nn.Linear(64, 10)
@@ -82,7 +106,11 @@ class Inverted(nn.Module):
         parts: list[nn.Module] = []
         if growth > 1:
             parts += [nn.Conv2d(into, wide, 1, bias=False), nn.BatchNorm2d(wide), nn.ReLU6()]
-        parts += [nn.Conv2d(wide, wide, 3, stride, 1, groups=wide, bias=False), nn.BatchNorm2d(wide), nn.ReLU6()]
+        parts += [
+            nn.Conv2d(wide, wide, 3, stride, 1, groups=wide, bias=False),
+            nn.BatchNorm2d(wide),
+            nn.ReLU6(),
+        ]
         self.path = nn.Sequential(*parts, nn.Conv2d(wide, out, 1, bias=False), nn.BatchNorm2d(out))
         self.same = into == out and stride == 1
 
@@ -95,7 +123,9 @@ class MobileNetV2(nn.Module):
 
     def __init__(self) -> None:
         super().__init__()
-        self.stem = nn.Sequential(nn.Conv2d(3, 32, 3, 2, 1, bias=False), nn.BatchNorm2d(32), nn.ReLU6())
+        self.stem = nn.Sequential(
+            nn.Conv2d(3, 32, 3, 2, 1, bias=False), nn.BatchNorm2d(32), nn.ReLU6()
+        )
         blocks, into = [], 32
         for growth, out, count, stride in [
             (1, 16, 1, 1),
@@ -110,7 +140,9 @@ class MobileNetV2(nn.Module):
                 blocks.append(Inverted(into, out, stride if i == 0 else 1, growth))
                 into = out
         self.blocks = nn.Sequential(*blocks)
-        self.last = nn.Sequential(nn.Conv2d(into, 1280, 1, bias=False), nn.BatchNorm2d(1280), nn.ReLU6())
+        self.last = nn.Sequential(
+            nn.Conv2d(into, 1280, 1, bias=False), nn.BatchNorm2d(1280), nn.ReLU6()
+        )
         self.head = nn.Linear(1280, 10)
 
     def forward(self, x: Tensor) -> Tensor:
@@ -131,4 +163,10 @@ def network(name: str, batch: int = 1) -> Task:
     samples = inputs(16)
     with torch.no_grad():
         answers = model(samples).argmax(-1)
-    return Task(name, model, inputs(batch), [(samples, answers)], lambda o, t: float((o.argmax(-1) == t).float().mean()))
+    return Task(
+        name,
+        model,
+        inputs(batch),
+        [(samples, answers)],
+        lambda o, t: float((o.argmax(-1) == t).float().mean()),
+    )

@@ -7,7 +7,7 @@ import json
 from collections.abc import Mapping
 from pathlib import Path
 
-from autocompress.targets.profile import versions
+from autocompress.targets.latency_model.profile import versions
 
 
 def parser_of(doc: str | None) -> argparse.ArgumentParser:
@@ -23,4 +23,6 @@ def write_figures(path: str | None, figures: Mapping[str, float]) -> None:
         return
     found = versions()
     machine = {key: found.pop(key) for key in ("machine", "processor")}
-    Path(path).write_text(json.dumps({"figures": dict(figures), "machine": machine, "versions": found}, indent=1))
+    Path(path).write_text(
+        json.dumps({"figures": dict(figures), "machine": machine, "versions": found}, indent=1)
+    )

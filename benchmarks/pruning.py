@@ -22,14 +22,14 @@ import torch_pruning
 from torch import nn
 
 from autocompress import Candidate, ModuleConfig, Task, find_modules, load_task
-from autocompress.batches import take_samples
 from autocompress.candidate import IMPORTANCES
-from autocompress.compress.importance import CRITERIA
-from autocompress.compress.prune import global_ratios
+from autocompress.compress.prune.importance import CRITERIA
+from autocompress.compress.prune.masks import global_ratios
 from autocompress.export.build import prepare
-from autocompress.export.float_graph import export_float
+from autocompress.export.float_graph.float_graph import export_float
 from autocompress.measure.accuracy import evaluate_model
 from autocompress.targets.kernels import KernelChoice
+from autocompress.task.batches import take_samples
 from benchmarks.bench import CPU, Bench, distilled, timed
 from benchmarks.digits import digits_task
 from benchmarks.output import parser_of, write_figures
@@ -54,12 +54,18 @@ class Row:
     time: float = 0.0
 
 
-def pruned(bench: Bench, ratio: float, importance: str = "obs", reconstruction: bool = True) -> Candidate:
+def pruned(
+    bench: Bench, ratio: float, importance: str = "obs", reconstruction: bool = True
+) -> Candidate:
     """Every group at the same ratio."""
     roots = {g.name for g in bench.builder.module_map.groups if g.reason is None}
     return Candidate.of(
         {
-            m.name: ModuleConfig(pruning_ratio=ratio if m.name in roots else 0.0, importance=importance, reconstruction=reconstruction)
+            m.name: ModuleConfig(
+                pruning_ratio=ratio if m.name in roots else 0.0,
+                importance=importance,
+                reconstruction=reconstruction,
+            )
             for m in bench.builder.module_map
         }
     )
@@ -68,9 +74,16 @@ def pruned(bench: Bench, ratio: float, importance: str = "obs", reconstruction: 
 def pruned_globally(bench: Bench, ratio: float, importance: str) -> Candidate:
     """One threshold over all groups instead of one ratio for each."""
     groups = [g for g in bench.builder.module_map.groups if g.reason is None]
-    ratios = global_ratios({g.name: CRITERIA[importance](g, bench.builder.evidence) for g in groups}, ratio)
+    ratios = global_ratios(
+        {g.name: CRITERIA[importance](g, bench.builder.evidence) for g in groups}, ratio
+    )
     modules = bench.builder.module_map
-    return Candidate.of({m.name: ModuleConfig(pruning_ratio=ratios.get(m.name, 0.0), importance=importance) for m in modules})
+    return Candidate.of(
+        {
+            m.name: ModuleConfig(pruning_ratio=ratios.get(m.name, 0.0), importance=importance)
+            for m in modules
+        }
+    )
 
 
 def macs_share(bench: Bench, candidate: Candidate) -> float:
@@ -85,7 +98,9 @@ def macs_share(bench: Bench, candidate: Candidate) -> float:
             share *= 1.0 if mask is None else float(mask.mean())
         left += module.macs * share
     heads = [g for g in modules.groups if g.kind == "heads" and g.reason is None]
-    kept = sum(g.kept_units(candidate.config(g.name).pruning_ratio) for g in heads) / max(1, sum(g.units for g in heads))
+    kept = sum(g.kept_units(candidate.config(g.name).pruning_ratio) for g in heads) / max(
+        1, sum(g.units for g in heads)
+    )
     rest = modules.total_macs - sum(m.macs for m in modules)
     return (left + rest * kept) / modules.total_macs
 
@@ -93,10 +108,14 @@ def macs_share(bench: Bench, candidate: Candidate) -> float:
 def row(bench: Bench, method: str, ratio: float, candidate: Candidate) -> Row:
     trained = bench.trained(candidate) if candidate.distillation.steps else None
     accuracy = bench.simulated(candidate, bench.test, trained)
-    return Row(method, ratio, accuracy, macs_share(bench, candidate), bench.file(candidate, trained))
+    return Row(
+        method, ratio, accuracy, macs_share(bench, candidate), bench.file(candidate, trained)
+    )
 
 
-def our_rows(bench: Bench, criteria: tuple[str, ...], ratios: tuple[float, ...], steps: int) -> list[Row]:
+def our_rows(
+    bench: Bench, criteria: tuple[str, ...], ratios: tuple[float, ...], steps: int
+) -> list[Row]:
     rows = []
     for importance in criteria:
         for ratio in ratios:
@@ -105,9 +124,23 @@ def our_rows(bench: Bench, criteria: tuple[str, ...], ratios: tuple[float, ...],
             rows.append(row(bench, f"{importance}, reconstructed", ratio, whole))
             rows.append(row(bench, f"{importance}, {steps} steps", ratio, distilled(whole, steps)))
     for ratio in ratios:
-        rows.append(row(bench, "l2, one threshold for all, reconstructed", ratio, pruned_globally(bench, ratio, "l2")))
+        rows.append(
+            row(
+                bench,
+                "l2, one threshold for all, reconstructed",
+                ratio,
+                pruned_globally(bench, ratio, "l2"),
+            )
+        )
         for schedule in ("linear", "cubic"):
-            rows.append(row(bench, f"l2, {steps} steps, {schedule}", ratio, distilled(pruned(bench, ratio, "l2"), steps, schedule)))
+            rows.append(
+                row(
+                    bench,
+                    f"l2, {steps} steps, {schedule}",
+                    ratio,
+                    distilled(pruned(bench, ratio, "l2"), steps, schedule),
+                )
+            )
     for ratio in CURVE:
         rows.append(row(bench, "obs, reconstructed", ratio, pruned(bench, ratio)))
     return rows
@@ -123,7 +156,13 @@ def torch_pruning_rows(bench: Bench, ratios: tuple[float, ...]) -> list[Row]:
         model = copy.deepcopy(bench.builder.teacher)
         for parameter in model.parameters():
             parameter.requires_grad_(True)
-        heads = {model.get_submodule(m.name): g.units for g in modules.groups if g.kind == "heads" for m in g.members if m.side == "out"}
+        heads = {
+            model.get_submodule(m.name): g.units
+            for g in modules.groups
+            if g.kind == "heads"
+            for m in g.members
+            if m.side == "out"
+        }
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
             pruner = torch_pruning.pruner.BasePruner(
@@ -139,11 +178,21 @@ def torch_pruning_rows(bench: Bench, ratios: tuple[float, ...]) -> list[Row]:
             )
             pruner.step()
         for module in model.modules():
-            if hasattr(module, "num_heads") and isinstance(getattr(module, "q_proj", None), nn.Linear):
+            if hasattr(module, "num_heads") and isinstance(
+                getattr(module, "q_proj", None), nn.Linear
+            ):
                 module.num_heads = pruner.num_heads.get(module.q_proj, module.num_heads)
         accuracy = evaluate_model(bench.task, model, bench.test, CPU)[0].accuracy
         macs = find_modules(model, inputs).total_macs / modules.total_macs
-        rows.append(Row("torch-pruning", ratio, accuracy, macs, export_float(model, inputs)[0].SerializeToString()))
+        rows.append(
+            Row(
+                "torch-pruning",
+                ratio,
+                accuracy,
+                macs,
+                export_float(model, inputs)[0].SerializeToString(),
+            )
+        )
     return rows
 
 
@@ -159,7 +208,10 @@ def half_macs(bench: Bench) -> Row:
     generator = np.random.default_rng(0)
     roots = [g.name for g in bench.builder.module_map.groups if g.reason is None]
     drawn = [
-        {name: ModuleConfig(pruning_ratio=float(r)) for name, r in zip(roots, generator.choice(AROUND, len(roots)), strict=True)}
+        {
+            name: ModuleConfig(pruning_ratio=float(r))
+            for name, r in zip(roots, generator.choice(AROUND, len(roots)), strict=True)
+        }
         for _ in range(200)
     ]
     candidate = min(map(Candidate.of, drawn), key=lambda c: abs(macs_share(bench, c) - 0.5))
@@ -169,16 +221,31 @@ def half_macs(bench: Bench) -> Row:
 def ours_at(rows: list[Row], limit: float) -> Row:
     """Of the models of one method, chosen beforehand, the slowest that takes at most that time; accuracy is not looked at."""
     ours = [r for r in rows if r.method == "obs, reconstructed"]
-    return max((r for r in ours if r.time <= limit), key=lambda r: r.time, default=min(ours, key=lambda r: r.time))
+    return max(
+        (r for r in ours if r.time <= limit),
+        key=lambda r: r.time,
+        default=min(ours, key=lambda r: r.time),
+    )
 
 
-def report(name: str, task: Task, samples: int, criteria: tuple[str, ...], ratios: tuple[float, ...], steps: int) -> dict[str, float]:
+def report(
+    name: str,
+    task: Task,
+    samples: int,
+    criteria: tuple[str, ...],
+    ratios: tuple[float, ...],
+    steps: int,
+) -> dict[str, float]:
     started = time.monotonic()
     kernels = KernelChoice()
     builder = prepare(task, find_modules(task.model, task.example_inputs), kernels)
-    builder = builder.with_multiples({kind: kernels.width_multiple(kind) for kind in ("linear", "conv")})
+    builder = builder.with_multiples(
+        {kind: kernels.width_multiple(kind) for kind in ("linear", "conv")}
+    )
     bench = Bench(builder, task, take_samples(task.test or [], samples))
-    print(f"\n{name}: float accuracy {bench.simulated(Candidate(), bench.test):.4f}; widths are kept to multiples of {builder.multiples}")
+    print(
+        f"\n{name}: float accuracy {bench.simulated(Candidate(), bench.test):.4f}; widths are kept to multiples of {builder.multiples}"
+    )
     rows = our_rows(bench, criteria, ratios, steps)
     rows.append(half_macs(bench))
     rows += torch_pruning_rows(bench, tuple(i / 10 for i in range(1, 8)))
@@ -186,7 +253,10 @@ def report(name: str, task: Task, samples: int, criteria: tuple[str, ...], ratio
     print(f"{'method':42}{'ratio':>6}{'accuracy':>10}{'MACs':>8}{'latency':>9}{'size':>8}")
     for r in rows:
         size = len(r.file) / len(builder.baseline)
-        print(f"{r.method:42}{r.ratio:6.2f}{r.accuracy:10.4f}{r.macs:7.2f}x{r.time:8.2f}x{size:7.2f}x", flush=True)
+        print(
+            f"{r.method:42}{r.ratio:6.2f}{r.accuracy:10.4f}{r.macs:7.2f}x{r.time:8.2f}x{size:7.2f}x",
+            flush=True,
+        )
     theirs = [r for r in rows if r.method == "torch-pruning"]
     print("at the time of torch-pruning's models, OBS with reconstruction, no training:")
     margins = []
@@ -198,8 +268,14 @@ def report(name: str, task: Task, samples: int, criteria: tuple[str, ...], ratio
         )
     at = {r.method: r for r in rows if r.ratio == 0.4}
     half = next(r for r in rows if r.method.endswith("half of the MACs"))
-    gains = [b.accuracy - a.accuracy for a, b in pairwise(rows) if a.method.endswith("plain") and a.ratio >= 0.4]
-    print(f"reconstruction against plain removal at 40 and 60 %: {min(gains):+.4f} at least, {time.monotonic() - started:.0f} s in all")
+    gains = [
+        b.accuracy - a.accuracy
+        for a, b in pairwise(rows)
+        if a.method.endswith("plain") and a.ratio >= 0.4
+    ]
+    print(
+        f"reconstruction against plain removal at 40 and 60 %: {min(gains):+.4f} at least, {time.monotonic() - started:.0f} s in all"
+    )
     compared = [m for m in margins if m == m]
     return {
         "acc_40_obs": at["obs, reconstructed"].accuracy,
@@ -222,8 +298,13 @@ def main() -> None:
     steps = 20 if arguments.quick else STEPS
     questions = 500 if arguments.quick else QUESTIONS
     found = {"_digits": report("digits", digits_task(), 500, criteria, ratios, steps)}
-    found[""] = report("easy-VQA", load_task("autocompress.tasks:easy_vqa"), questions, criteria, ratios, steps)
-    write_figures(arguments.json, {f"{key}{suffix}": value for suffix, keys in found.items() for key, value in keys.items()})
+    found[""] = report(
+        "easy-VQA", load_task("autocompress.tasks:easy_vqa"), questions, criteria, ratios, steps
+    )
+    write_figures(
+        arguments.json,
+        {f"{key}{suffix}": value for suffix, keys in found.items() for key, value in keys.items()},
+    )
 
 
 if __name__ == "__main__":

@@ -23,13 +23,13 @@ from onnxruntime.quantization.shape_inference import quant_pre_process
 from torch import nn
 
 from autocompress import Candidate, ModuleConfig, Task, find_modules, load_task
-from autocompress.batches import Batches, take_samples
 from autocompress.candidate import WEIGHT_RANGES
-from autocompress.compress.statistics import collect_statistics, output_error
+from autocompress.compress.calibrate.statistics import collect_statistics, output_error
 from autocompress.export.build import prepare, stitched_variants
 from autocompress.targets.device.sessions import open_session
 from autocompress.targets.kernels import KernelChoice
-from autocompress.task import call_model
+from autocompress.task.batches import Batches, take_samples
+from autocompress.task.task import call_model
 from benchmarks.against_onnxruntime import quantize_dynamic
 from benchmarks.bench import Bench, distilled
 from benchmarks.output import parser_of, write_figures
@@ -39,9 +39,15 @@ TABLE_QUESTIONS = 2000
 
 
 def algorithm_table(bench: Bench, questions: Batches, quick: bool) -> None:
-    rows = {f"nearest, {name}": {"algorithm": "nearest", "weight_range": name} for name in WEIGHT_RANGES}
+    rows = {
+        f"nearest, {name}": {"algorithm": "nearest", "weight_range": name} for name in WEIGHT_RANGES
+    }
     rows |= {name: {"algorithm": name} for name in ("gptq", "adaround", "auto")}
-    rows |= {"auto, zero-points": {"symmetric": False}, "auto, groups of 32": {"group_size": 32}, "auto, one scale": {"group_size": -1}}
+    rows |= {
+        "auto, zero-points": {"symmetric": False},
+        "auto, groups of 32": {"group_size": 32},
+        "auto, one scale": {"group_size": -1},
+    }
     if quick:
         rows = {name: rows[name] for name in ("nearest, squared_error", "gptq", "auto")}
     widths = (8, 6, 5, 4, 3, 2)
@@ -50,22 +56,40 @@ def algorithm_table(bench: Bench, questions: Batches, quick: bool) -> None:
         cells = []
         for bits in widths:
             slow = axes.get("algorithm") == "adaround" and bits > 4
-            cells.append("" if slow else f"{bench.simulated(bench.uniform(bits, **axes), questions):.4f}")
+            cells.append(
+                "" if slow else f"{bench.simulated(bench.uniform(bits, **axes), questions):.4f}"
+            )
         print(f"{name:28}" + "".join(f"{cell:>13}" for cell in cells), flush=True)
 
 
 def activation_table(bench: Bench, questions: Batches) -> None:
     print(f"\n{'activations, 8-bit weights':34}{'accuracy':>10}")
-    print(f"{'dynamic (convolutions static)':34}{bench.simulated(bench.uniform(8), questions):10.4f}")
+    print(
+        f"{'dynamic (convolutions static)':34}{bench.simulated(bench.uniform(8), questions):10.4f}"
+    )
     for method in WEIGHT_RANGES:
-        builder = prepare(bench.task, find_modules(bench.task.model, bench.task.example_inputs), KernelChoice(), None, method)
+        builder = prepare(
+            bench.task,
+            find_modules(bench.task.model, bench.task.example_inputs),
+            KernelChoice(),
+            None,
+            method,
+        )
         other = Bench(builder, bench.task, bench.test)
-        print(f"{'static, ' + method:34}{other.simulated(other.uniform(8, activation_mode='static'), questions):10.4f}", flush=True)
+        print(
+            f"{'static, ' + method:34}{other.simulated(other.uniform(8, activation_mode='static'), questions):10.4f}",
+            flush=True,
+        )
     print(f"{'16 bits':34}{bench.simulated(bench.uniform(8, 16), questions):10.4f}")
     smoothed = bench.uniform(8)
     roots = {group.readers[0] for group in bench.builder.module_map.norms}
-    smoothed = Candidate.of({n: replace(c, smoothing=0.5) if n in roots else c for n, c in smoothed.modules})
-    print(f"{'dynamic, smoothed (alpha 0.5)':34}{bench.simulated(smoothed, questions):10.4f}", flush=True)
+    smoothed = Candidate.of(
+        {n: replace(c, smoothing=0.5) if n in roots else c for n, c in smoothed.modules}
+    )
+    print(
+        f"{'dynamic, smoothed (alpha 0.5)':34}{bench.simulated(smoothed, questions):10.4f}",
+        flush=True,
+    )
 
 
 def layer_errors(bench: Bench) -> dict[int, list[float]]:
@@ -79,8 +103,14 @@ def layer_errors(bench: Bench) -> dict[int, list[float]]:
             weight = bench.builder.teacher.get_submodule(name).weight.detach()
             errors = []
             for algorithm in ("nearest", "gptq"):
-                variant = bench.stitcher.library.get(name, ModuleConfig(bits, algorithm=algorithm), masks)
-                errors.append(output_error((weight - variant.factors[0].dequantized()).flatten(1), seen, False))
+                variant = bench.stitcher.library.get(
+                    name, ModuleConfig(bits, algorithm=algorithm), masks
+                )
+                errors.append(
+                    output_error(
+                        (weight - variant.factors[0].dequantized()).flatten(1), seen, False
+                    )
+                )
             found.setdefault(bits, []).append(errors[1] / errors[0])
     return found
 
@@ -90,7 +120,9 @@ def simulation_gap(bench: Bench) -> tuple[float, str]:
     inputs: dict[str, torch.Tensor] = {}
     teacher = bench.builder.teacher
     handles = [
-        teacher.get_submodule(m.name).register_forward_pre_hook(lambda _, x, name=m.name: inputs.setdefault(name, x[0].detach()))
+        teacher.get_submodule(m.name).register_forward_pre_hook(
+            lambda _, x, name=m.name: inputs.setdefault(name, x[0].detach())
+        )
         for m in bench.builder.module_map
     ]
     call_model(teacher, take_samples(bench.task.calibration_batches(), 32)[0][0])
@@ -105,15 +137,30 @@ def simulation_gap(bench: Bench) -> tuple[float, str]:
         one = Bench(prepare(task, find_modules(layer, x[:1]), KernelChoice()), task, [])
         for bits in (2, 3, 4, 6, 8, 16):
             for activation_bits in (8, 16, 32):
-                for axes in ({}, {"activation_mode": "static"}, {"activation_mode": "dynamic"}, {"group_size": 32}, {"symmetric": False}):
+                for axes in (
+                    {},
+                    {"activation_mode": "static"},
+                    {"activation_mode": "dynamic"},
+                    {"group_size": 32},
+                    {"symmetric": False},
+                ):
                     candidate = one.uniform(bits, activation_bits, algorithm="nearest", **axes)
                     with torch.no_grad():
                         expected = one.stitcher.apply(candidate)(x).numpy()
-                    proto = one.builder.build(one.builder.recipe(candidate, stitched_variants(one.builder, one.stitcher, candidate)))
-                    (output,) = open_session(proto.SerializeToString()).run(None, one.builder.lowered.feed(x))
+                    proto = one.builder.build(
+                        one.builder.recipe(
+                            candidate, stitched_variants(one.builder, one.stitcher, candidate)
+                        )
+                    )
+                    (output,) = open_session(proto.SerializeToString()).run(
+                        None, one.builder.lowered.feed(x)
+                    )
                     gap = float(np.linalg.norm(output - expected) / np.linalg.norm(expected))
                     if gap > worst:
-                        worst, where = gap, f"{module.name}, {bits} bit, activations {activation_bits}, {axes or 'defaults'}"
+                        worst, where = (
+                            gap,
+                            f"{module.name}, {bits} bit, activations {activation_bits}, {axes or 'defaults'}",
+                        )
     return worst, where
 
 
@@ -132,7 +179,10 @@ def onnxruntime_files(bench: Bench, folder: Path) -> dict[str, Path]:
     source.write_bytes(bench.builder.baseline)
     quantize_dynamic(source, folder / "dynamic.onnx")
     quant_pre_process(str(source), str(prepared), skip_symbolic_shape=True)
-    feeds = [bench.builder.lowered.feed(inputs) for inputs, _ in take_samples(bench.task.calibration_batches(), 128)]
+    feeds = [
+        bench.builder.lowered.feed(inputs)
+        for inputs, _ in take_samples(bench.task.calibration_batches(), 128)
+    ]
     options = {"per_channel": True, "quant_format": QuantFormat.QDQ, "weight_type": QuantType.QInt8}
     quantize_static(str(prepared), str(folder / "static.onnx"), _Reader(feeds), **options)
     return {"dynamic": folder / "dynamic.onnx", "static": folder / "static.onnx"}
@@ -168,12 +218,16 @@ def main() -> None:
         accuracy, found = bench.from_file(candidate, trained)
         figures[f"acc_w{bits}_qat" + ("_from_nearest" if algorithm == "nearest" else "")] = accuracy
         label = f"{bits} bit, {algorithm}, {steps} steps"
-        print(f"{label:40}{accuracy:10.4f}{size / found:9.2f}x  {time.monotonic() - started:.0f} s", flush=True)
+        print(
+            f"{label:40}{accuracy:10.4f}{size / found:9.2f}x  {time.monotonic() - started:.0f} s",
+            flush=True,
+        )
     with tempfile.TemporaryDirectory() as folder:
         for name, path in onnxruntime_files(bench, Path(folder)).items():
             figures[f"acc_ort_{name}"] = bench.session_accuracy(str(path))
             print(
-                f"{f'onnxruntime.quantization, {name}':40}{figures[f'acc_ort_{name}']:10.4f}{size / path.stat().st_size:9.2f}x", flush=True
+                f"{f'onnxruntime.quantization, {name}':40}{figures[f'acc_ort_{name}']:10.4f}{size / path.stat().st_size:9.2f}x",
+                flush=True,
             )
     for bits, ratios in layer_errors(bench).items():
         figures[f"gptq_better_layers_w{bits}"] = float(np.mean(np.array(ratios) < 1))
@@ -182,7 +236,9 @@ def main() -> None:
             f"error {np.median(ratios):.3f}x of nearest's in the median, {max(ratios):.3f}x at most"
         )
     figures["sim_vs_file_max"], where = simulation_gap(bench)
-    print(f"simulation against file, one module: relative difference at most {figures['sim_vs_file_max']:.1e} ({where})")
+    print(
+        f"simulation against file, one module: relative difference at most {figures['sim_vs_file_max']:.1e} ({where})"
+    )
     write_figures(arguments.json, figures)
 
 

@@ -19,7 +19,7 @@ from onnx import TensorProto, helper, numpy_helper
 from torch import nn
 
 from autocompress import Candidate, ModuleConfig, Task, find_modules
-from autocompress.compress.stitch import Stitcher
+from autocompress.compress.assemble.stitch import Stitcher
 from autocompress.export.build import Builder, prepare, stitched_variants
 from autocompress.integer_form import IntegerForm
 from autocompress.targets.device.sessions import DEFAULT, open_session
@@ -28,7 +28,10 @@ from benchmarks.bench import timed
 from benchmarks.output import parser_of, write_figures
 
 ROUNDS = 45
-ROUNDED = {True: "two 8-bit products in 16 bits, which saturates (no VNNI)", False: "8-bit products in 32 bits (exact)"}
+ROUNDED = {
+    True: "two 8-bit products in 16 bits, which saturates (no VNNI)",
+    False: "8-bit products in 32 bits (exact)",
+}
 
 
 class Formed(KernelChoice):
@@ -45,12 +48,25 @@ class Formed(KernelChoice):
 def forms(kind: str) -> dict[str, ModuleConfig]:
     mode = "dynamic" if kind == "linear" else "static"
     found = {"float": ModuleConfig(), "float16 storage": ModuleConfig(16)}
-    found |= {f"int8 {m}": ModuleConfig(8, 8, activation_mode=m, algorithm="nearest") for m in ("dynamic", "static")}
-    found |= {f"{b} bit packed": ModuleConfig(b, 8, activation_mode=mode, algorithm="nearest") for b in (7, 6, 5, 4, 3, 2)}
-    found["4 bit packed, groups of 32"] = ModuleConfig(4, 8, 32, activation_mode=mode, algorithm="nearest")
-    found["4 bit packed, zero-points"] = ModuleConfig(4, 8, symmetric=False, activation_mode=mode, algorithm="nearest")
+    found |= {
+        f"int8 {m}": ModuleConfig(8, 8, activation_mode=m, algorithm="nearest")
+        for m in ("dynamic", "static")
+    }
+    found |= {
+        f"{b} bit packed": ModuleConfig(b, 8, activation_mode=mode, algorithm="nearest")
+        for b in (7, 6, 5, 4, 3, 2)
+    }
+    found["4 bit packed, groups of 32"] = ModuleConfig(
+        4, 8, 32, activation_mode=mode, algorithm="nearest"
+    )
+    found["4 bit packed, zero-points"] = ModuleConfig(
+        4, 8, symmetric=False, activation_mode=mode, algorithm="nearest"
+    )
     if kind == "linear":
-        found |= {f"{b} bit weight-only, groups of 64": ModuleConfig(b, 32, 64, algorithm="nearest") for b in (8, 4, 2)}
+        found |= {
+            f"{b} bit weight-only, groups of 64": ModuleConfig(b, 32, 64, algorithm="nearest")
+            for b in (8, 4, 2)
+        }
     return found
 
 
@@ -58,17 +74,27 @@ def layer_file(builder: Builder, config: ModuleConfig, x: torch.Tensor) -> tuple
     """(file, its weight-only kernel if any, relative difference of its outputs from the simulation's)."""
     candidate = Candidate.of({"0": config})
     stitcher = Stitcher(builder.teacher, builder.module_map, builder.library(), builder.plan)
-    proto = builder.build(builder.recipe(candidate, stitched_variants(builder, stitcher, candidate)))
+    proto = builder.build(
+        builder.recipe(candidate, stitched_variants(builder, stitcher, candidate))
+    )
     with torch.no_grad():
         expected = stitcher.apply(candidate)(x).numpy()
     data = proto.SerializeToString()
     (found,) = open_session(data).run(None, builder.lowered.feed(x))
-    levels = [a.i for n in proto.graph.node if n.op_type == "MatMulNBits" for a in n.attribute if a.name == "accuracy_level"]
+    levels = [
+        a.i
+        for n in proto.graph.node
+        if n.op_type == "MatMulNBits"
+        for a in n.attribute
+        if a.name == "accuracy_level"
+    ]
     error = float(np.linalg.norm(found - expected) / np.linalg.norm(expected))
     return data, f"MatMulNBits, level {levels[0]}" if levels else "", error
 
 
-def measure(title: str, layer: nn.Module, x: torch.Tensor, kind: str, rounds: int) -> dict[str, tuple[int, float, float]]:
+def measure(
+    title: str, layer: nn.Module, x: torch.Tensor, kind: str, rounds: int
+) -> dict[str, tuple[int, float, float]]:
     """(bytes, time relative to int8, error) by form; prints the table."""
     torch.manual_seed(0)
     task = Task(title, nn.Sequential(layer).eval(), x, [(x, torch.zeros(len(x)))], lambda o, t: 0.0)
@@ -77,12 +103,16 @@ def measure(title: str, layer: nn.Module, x: torch.Tensor, kind: str, rounds: in
     usual = "int8 dynamic" if kind == "linear" else "int8 static"
     shown = [IntegerForm.SIGNED, *([IntegerForm.UNSIGNED] if kind == "linear" else [])]
     for form in shown:
-        made[f"{usual}, {form}"] = layer_file(replace(builder, kernels=Formed(form), _sizes={}), forms(kind)[usual], x)
+        made[f"{usual}, {form}"] = layer_file(
+            replace(builder, kernels=Formed(form), _sizes={}), forms(kind)[usual], x
+        )
     reference = made[usual][0]
     timing = timed(reference, [data for data, *_ in made.values()], builder.lowered.feed(x), rounds)
     times = dict(zip(made, timing.ratios, strict=True))
     print(f"\n{title}: int8 takes {timing.baseline_ms * 1e3:.0f} us")
-    print(f"{'form':34}{'bytes':>10}{'of float':>10}{'of int8':>10}{'us':>8}{'of float':>10}{'of int8':>10}{'error':>10}")
+    print(
+        f"{'form':34}{'bytes':>10}{'of float':>10}{'of int8':>10}{'us':>8}{'of float':>10}{'of int8':>10}{'error':>10}"
+    )
     for name, (data, kernel, error) in made.items():
         size, time = len(data), times[name]
         print(
@@ -115,7 +145,9 @@ def unsigned_convolution(channels: int, groups: int, size: int, rounds: int) -> 
             helper.make_node("DequantizeLinear", ["cq", "s", "z"], ["y"]),
         ]
         shape = (1, channels, size, size)
-        ends = [helper.make_tensor_value_info(name, TensorProto.FLOAT, shape) for name in ("x", "y")]
+        ends = [
+            helper.make_tensor_value_info(name, TensorProto.FLOAT, shape) for name in ("x", "y")
+        ]
         tensors = [numpy_helper.from_array(value, name) for name, value in constants.items()]
         graph = helper.make_graph(nodes, "convolution", ends[:1], ends[1:], tensors)
         model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 21)], ir_version=10)
@@ -143,29 +175,48 @@ def main() -> None:
     for columns, outputs in ((384, 1536), (768, 3072)):
         for rows in (1, 64, 197):
             layer = nn.Linear(columns, outputs, bias=False)
-            found = measure(f"MatMul {rows} x {columns} x {outputs}", layer, torch.randn(1, rows, columns), "linear", rounds)
+            found = measure(
+                f"MatMul {rows} x {columns} x {outputs}",
+                layer,
+                torch.randn(1, rows, columns),
+                "linear",
+                rounds,
+            )
             keep(f"m{rows}_k{columns}", found)
             packed = {bits: found[f"{bits} bit packed"] for bits in (2, 3, 4, 5, 6)}
             worst = max(time for _, time, _ in packed.values())
-            over = max(size - bits / 8 * columns * outputs - 4 * outputs for bits, (size, *_) in packed.items())
-            print(f"2 to 6 bits: at most {worst:.3f}x the time of int8, and bits/8 bytes a weight + scales + {over:.0f} bytes")
+            over = max(
+                size - bits / 8 * columns * outputs - 4 * outputs
+                for bits, (size, *_) in packed.items()
+            )
+            print(
+                f"2 to 6 bits: at most {worst:.3f}x the time of int8, and bits/8 bytes a weight + scales + {over:.0f} bytes"
+            )
             figures["packed_bytes_over"] = max(over, figures.get("packed_bytes_over", over))
             if (rows, columns) == (64, 768):
                 figures["int8_vs_float_time_m64"] = 1 / found["float"][1]
                 for bits in (2, 3, 4, 5, 6):
                     figures[f"packed{bits}_vs_int8_time_m64"] = found[f"{bits} bit packed"][1]
-                    figures[f"packed{bits}_bytes_per_weight"] = found[f"{bits} bit packed"][0] / columns / outputs
+                    figures[f"packed{bits}_bytes_per_weight"] = (
+                        found[f"{bits} bit packed"][0] / columns / outputs
+                    )
             figures[f"packed_worst_vs_int8_time_m{rows}_k{columns}"] = worst
     for channels, groups, size in ((16, 1, 28), (64, 1, 28), (256, 1, 14), (256, 256, 14)):
         layer = nn.Conv2d(channels, channels, 3, padding=1, groups=groups)
-        title = f"{'depthwise ' if groups > 1 else ''}Conv {channels} channels, 3 x 3, {size} x {size}"
+        title = (
+            f"{'depthwise ' if groups > 1 else ''}Conv {channels} channels, 3 x 3, {size} x {size}"
+        )
         found = measure(title, layer, torch.randn(1, channels, size, size), "conv", rounds)
         name = f"conv{channels}" + ("_depthwise" if groups > 1 else "")
         keep(name, found)
         figures[f"int8_vs_float_time_{name}"] = 1 / found["float"][1]
         figures[f"packed3_vs_int8_time_{name}"] = found["3 bit packed"][1]
-        figures[f"unsigned_vs_int8_time_{name}"] = ratio = unsigned_convolution(channels, groups, size, rounds)
-        print(f"the kernel for unsigned weights: {ratio:.3f}x the time of the one for signed weights")
+        figures[f"unsigned_vs_int8_time_{name}"] = ratio = unsigned_convolution(
+            channels, groups, size, rounds
+        )
+        print(
+            f"the kernel for unsigned weights: {ratio:.3f}x the time of the one for signed weights"
+        )
     print(f"\nlargest error of a file against its simulation: {figures['largest_error']:.1e}")
     write_figures(arguments.json, figures)
 

@@ -19,19 +19,25 @@ import numpy as np
 import torch
 
 from autocompress import Candidate, Distillation, ModuleConfig, Task, find_modules, load_task
-from autocompress.batches import Batches, take_samples
-from autocompress.compress.recover import recover
-from autocompress.compress.teacher import Teacher
-from autocompress.compress.trainer import Trainer
+from autocompress.compress.recover.context import Trainer
+from autocompress.compress.recover.recover import recover
+from autocompress.compress.recover.teacher import Teacher
 from autocompress.export.build import prepare
-from autocompress.loading import Unlabelled
 from autocompress.targets.kernels import KernelChoice
+from autocompress.task.batches import Batches, take_samples
+from autocompress.task.loading import Unlabelled
 from autocompress.tasks.easy_vqa_data import Loader
 from benchmarks.bench import CPU, Bench
 from benchmarks.language import language_task
 from benchmarks.output import parser_of, write_figures
 
-PLAIN = {"algorithm": "nearest", "weight_range": "min_max", "importance": "l2", "reconstruction": False, "decomposition": "svd"}
+PLAIN = {
+    "algorithm": "nearest",
+    "weight_range": "min_max",
+    "importance": "l2",
+    "reconstruction": False,
+    "decomposition": "svd",
+}
 CASES = {
     "w4": {"weight_bits": 4},
     "w3": {"weight_bits": 3},
@@ -80,7 +86,9 @@ def compressed(bench: Bench, axes: dict[str, float], recovery: Distillation) -> 
         configs[module.name] = ModuleConfig(
             bits,
             8 if bits < 16 and module.kind in ("linear", "conv") else 32,
-            rank_ratio=axes.get("rank_ratio", 1.0) if module.factorisable and module.role != "head" else 1.0,
+            rank_ratio=axes.get("rank_ratio", 1.0)
+            if module.factorisable and module.role != "head"
+            else 1.0,
             pruning_ratio=axes.get("pruning_ratio", 0.0) if module.name in roots else 0.0,
             **PLAIN,
         )
@@ -91,9 +99,15 @@ def compressed(bench: Bench, axes: dict[str, float], recovery: Distillation) -> 
 def prepared(samples: int) -> tuple[Bench, Batches, float]:
     """(bench, validation batches, float accuracy) of the built-in task, once per process."""
     task = load_task("autocompress.tasks:easy_vqa")
-    builder = prepare(task, find_modules(task.model, task.example_inputs, task.towers), KernelChoice())
+    builder = prepare(
+        task, find_modules(task.model, task.example_inputs, task.towers), KernelChoice()
+    )
     bench = Bench(builder, task, take_samples(Loader(task.test.split, 64, seed=5), samples))
-    return bench, take_samples(task.validation, samples // 4), bench.simulated(Candidate(), bench.test)
+    return (
+        bench,
+        take_samples(task.validation, samples // 4),
+        bench.simulated(Candidate(), bench.test),
+    )
 
 
 @cache
@@ -121,23 +135,36 @@ def run(job: Job) -> Found:
 def built_in_task(seeds: int, steps: int, samples: int) -> dict[str, float]:
     """The table of the built-in task; two processes of one thread each get more done than one of two."""
     found: list[Found] = []
-    with tempfile.TemporaryDirectory() as folder, multiprocessing.get_context("spawn").Pool(2) as pool:
-        jobs = [Job(case, loss, seed, steps, samples, folder) for seed in range(seeds) for case in CASES for loss in LOSSES]
+    with (
+        tempfile.TemporaryDirectory() as folder,
+        multiprocessing.get_context("spawn").Pool(2) as pool,
+    ):
+        jobs = [
+            Job(case, loss, seed, steps, samples, folder)
+            for seed in range(seeds)
+            for case in CASES
+            for loss in LOSSES
+        ]
         try:
             for result in pool.imap_unordered(run, jobs):
                 found.append(result)
                 job, seconds = result.job, result.seconds
                 print(
-                    f"seed {job.seed} {job.case:12} {job.loss:22} {result.before:.4f} -> {result.after:.4f} ({seconds:.0f} s)", flush=True
+                    f"seed {job.seed} {job.case:12} {job.loss:22} {result.before:.4f} -> {result.after:.4f} ({seconds:.0f} s)",
+                    flush=True,
                 )
         except KeyboardInterrupt:
             print("interrupted: only the seeds that are complete count")
-    done = {job.seed for job in jobs} - {job.seed for job in jobs if job not in {result.job for result in found}}
+    done = {job.seed for job in jobs} - {
+        job.seed for job in jobs if job not in {result.job for result in found}
+    }
     found = [result for result in found if result.job.seed in done]
     by = defaultdict(list)
     for result in found:
         by[result.job.case, result.job.loss].append(result)
-    print(f"\nfloat {found[0].whole:.4f}; {steps} steps of {BATCH}, {len(done)} seeds: mean accuracy (deviation), share of the loss closed")
+    print(
+        f"\nfloat {found[0].whole:.4f}; {steps} steps of {BATCH}, {len(done)} seeds: mean accuracy (deviation), share of the loss closed"
+    )
     print(f"{'':12} {'before':>8}" + "".join(f"{loss:>32}" for loss in LOSSES))
     closed = {}
     for case in CASES:
@@ -145,15 +172,28 @@ def built_in_task(seeds: int, steps: int, samples: int) -> dict[str, float]:
         for loss in LOSSES:
             after = np.array([r.after for r in by[case, loss]])
             start, whole = by[case, loss][0].before, by[case, loss][0].whole
-            closed[case, loss] = float((after.mean() - start) / (whole - start)) if whole > start else float("nan")
+            closed[case, loss] = (
+                float((after.mean() - start) / (whole - start)) if whole > start else float("nan")
+            )
             cells.append(f"{after.mean():.4f} ({after.std():.4f}) {closed[case, loss]:7.1%}")
-        print(f"{case:12} {by[case, PLAIN_LOSS][0].before:8.4f}" + "".join(f"{cell:>32}" for cell in cells))
+        print(
+            f"{case:12} {by[case, PLAIN_LOSS][0].before:8.4f}"
+            + "".join(f"{cell:>32}" for cell in cells)
+        )
     gains = []
     for case in CASES:
         alphas = [loss for loss in LOSSES if "features" not in loss and loss != PLAIN_LOSS]
         best = max(alphas, key=lambda loss: np.mean([r.validation for r in by[case, loss]]))
-        gains.append(float(np.mean([r.after for r in by[case, best]]) - np.mean([r.after for r in by[case, PLAIN_LOSS]])))
-    print("best alpha below 1 (by validation) minus plain, per case: " + ", ".join(f"{gain:+.4f}" for gain in gains))
+        gains.append(
+            float(
+                np.mean([r.after for r in by[case, best]])
+                - np.mean([r.after for r in by[case, PLAIN_LOSS]])
+            )
+        )
+    print(
+        "best alpha below 1 (by validation) minus plain, per case: "
+        + ", ".join(f"{gain:+.4f}" for gain in gains)
+    )
     return {
         **{f"closed_{case}": closed[case, "alpha 0.5"] for case in CASES},
         "closed_label_free": min(closed[case, "alpha 0, label-free"] for case in CASES),
@@ -163,7 +203,9 @@ def built_in_task(seeds: int, steps: int, samples: int) -> dict[str, float]:
     }
 
 
-def perplexity(bench: Bench, task: Task, candidate: Candidate, recovery: Distillation, teacher: Teacher) -> float:
+def perplexity(
+    bench: Bench, task: Task, candidate: Candidate, recovery: Distillation, teacher: Teacher
+) -> float:
     at = replace(candidate, distillation=recovery)
     trained = recover(Trainer(task, teacher), bench.stitcher, at)[0] if recovery.steps else None
     return -bench.simulated(at, bench.test, trained)
@@ -188,7 +230,8 @@ def language_model(training: int, steps: int, rows: int) -> dict[str, float]:
         whole = perplexity(bench, task, Candidate(), Distillation(), teacher)
         compressed_at = perplexity(bench, task, candidate, Distillation(), teacher)
         print(
-            f"\ndecoder of {parameters} parameters: perplexity {whole:.3f} float, {compressed_at:.3f} at 3 bits and 40 % pruned", flush=True
+            f"\ndecoder of {parameters} parameters: perplexity {whole:.3f} float, {compressed_at:.3f} at 3 bits and 40 % pruned",
+            flush=True,
         )
         found = {}
         for name, recovery in kinds.items():

@@ -17,8 +17,8 @@ from pathlib import Path
 import optuna
 import yaml
 
-from autocompress.results import JOURNAL_FILE
-from autocompress.search.storage import open_study
+from autocompress.results.front import JOURNAL_FILE
+from autocompress.search.workers.storage import open_study
 from benchmarks.output import parser_of, write_figures
 
 TASK = "autocompress.tasks:easy_vqa"
@@ -47,7 +47,10 @@ with torch.no_grad():
 def forward_s(count: int, passes: int) -> float:
     """Seconds that `count` processes take at once for their passes."""
     command = [sys.executable, "-c", FORWARD, str(passes)]
-    running = [subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) for _ in range(count)]
+    running = [
+        subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+        for _ in range(count)
+    ]
     for process in running:
         assert process.stdout is not None
         process.stdout.readline()
@@ -64,8 +67,25 @@ def searched(folder: Path, trials: int) -> optuna.Study:
     space.pop("distillation")
     place = folder / "space.yaml"
     place.write_text(yaml.safe_dump(space))
-    command = [sys.executable, "-m", "autocompress", "search", TASK, "--space", str(place), "--trials", str(trials)]
-    more = ["--out", str(folder / "run"), "--finalize-steps", "0", "--task-arg", f"validation_images={IMAGES}"]
+    command = [
+        sys.executable,
+        "-m",
+        "autocompress",
+        "search",
+        TASK,
+        "--space",
+        str(place),
+        "--trials",
+        str(trials),
+    ]
+    more = [
+        "--out",
+        str(folder / "run"),
+        "--finalize-steps",
+        "0",
+        "--task-arg",
+        f"validation_images={IMAGES}",
+    ]
     subprocess.run([*command, *more], check=True, stdout=subprocess.DEVNULL)
     return open_study(str(folder / "run" / JOURNAL_FILE), create=False)
 
@@ -76,10 +96,28 @@ def rate(known: optuna.Study, url: str, workers: int, name: str) -> float:
     study.add_trials(trials[:TOLD])
     for trial in trials[TOLD:]:
         study.enqueue_trial(trial.params)
-    run = {**known.user_attrs["run"], "workers": os.cpu_count(), "n_trials": len(trials), "deadline": None}
+    run = {
+        **known.user_attrs["run"],
+        "workers": os.cpu_count(),
+        "n_trials": len(trials),
+        "deadline": None,
+    }
     study.set_user_attr("run", run)
-    command = [sys.executable, "-m", "autocompress", "worker", "--storage", url, "--study", name, TASK]
-    running = [subprocess.Popen([*command, "--task-arg", f"validation_images={IMAGES}"]) for _ in range(workers)]
+    command = [
+        sys.executable,
+        "-m",
+        "autocompress",
+        "worker",
+        "--storage",
+        url,
+        "--study",
+        name,
+        TASK,
+    ]
+    running = [
+        subprocess.Popen([*command, "--task-arg", f"validation_images={IMAGES}"])
+        for _ in range(workers)
+    ]
     assert all(process.wait() == 0 for process in running)
     tried = study.trials[TOLD : len(trials)]
     counted = tried[LEAD:]
@@ -96,7 +134,10 @@ def speedup(known: optuna.Study, url: str, turns: int) -> float:
         for workers in (1, 2) if turn % 2 == 0 else (2, 1):
             rates[workers].append(rate(known, url, workers, f"{workers} workers, turn {turn}"))
     one, two = (statistics.mean(rates[workers]) for workers in (1, 2))
-    print(f"{url.split(':')[0] if '://' in url else 'journal'}: {one:.1f} and {two:.1f} trials a minute, {two / one:.2f}x", flush=True)
+    print(
+        f"{url.split(':')[0] if '://' in url else 'journal'}: {one:.1f} and {two:.1f} trials a minute, {two / one:.2f}x",
+        flush=True,
+    )
     return two / one
 
 

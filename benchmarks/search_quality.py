@@ -25,17 +25,17 @@ from optuna.trial import FrozenTrial, TrialState
 
 from autocompress import Task, find_modules, load_task
 from autocompress.candidate import UNTOUCHED, ModuleConfig
-from autocompress.limits import Limits
-from autocompress.pareto import hypervolume
-from autocompress.recovery_space import RecoverySpace
-from autocompress.search.bench import Bench, open_bench
-from autocompress.search.goal import Goal, directions
-from autocompress.search.proposals import make_allocator, price_sampler, sensitivity
-from autocompress.search.racing import PARTS
-from autocompress.search.stock import stock_sampler
-from autocompress.search.trial import Judge
-from autocompress.search.worker import ask, judged
-from autocompress.search_space import BoundSpace, SearchSpace
+from autocompress.results.limits import Limits
+from autocompress.results.pareto import hypervolume
+from autocompress.search.evaluate.judge import Judge
+from autocompress.search.evaluate.racing import PARTS
+from autocompress.search.problem.bench import Bench, open_bench
+from autocompress.search.problem.goal import Goal, directions
+from autocompress.search.propose.factory import make_allocator, price_sampler, sensitivity
+from autocompress.search.propose.stock import stock_sampler
+from autocompress.search.workers.worker import ask, judged
+from autocompress.space.recovery import RecoverySpace
+from autocompress.space.search_space import BoundSpace, SearchSpace
 from autocompress.targets.target import find_target
 from benchmarks.language import language_task
 from benchmarks.output import parser_of, write_figures
@@ -81,7 +81,9 @@ def case(task: Task, drop: float, folder: Path) -> Case:
     modules = find_modules(task.model, task.example_inputs, task.towers)
     device, table = torch.device("cpu"), folder / f"{task.name}.json"
     target, space = find_target("onnxruntime-cpu"), SearchSpace.load(SPACE)
-    bench = open_bench(task, task, space, target, device, modules, None, table, None, 0, lambda what, share: None)
+    bench = open_bench(
+        task, task, space, target, device, modules, None, table, None, 0, lambda what, share: None
+    )
     place = folder / task.name
     place.mkdir(exist_ok=True)
     started = time.process_time()
@@ -98,7 +100,14 @@ class Run:
     trials: Sequence[FrozenTrial] = ()
 
 
-def run(found: Case, bench: Bench, sampler: BaseSampler, count: int, parts: tuple[float, ...] = PARTS, seeds: Seeds = ()) -> Run:
+def run(
+    found: Case,
+    bench: Bench,
+    sampler: BaseSampler,
+    count: int,
+    parts: tuple[float, ...] = PARTS,
+    seeds: Seeds = (),
+) -> Run:
     study = optuna.create_study(directions=directions(()), sampler=sampler)
     for parameters in seeds:
         study.enqueue_trial(dict(parameters))
@@ -111,7 +120,9 @@ def run(found: Case, bench: Bench, sampler: BaseSampler, count: int, parts: tupl
         last = study.trials[trial.number]
         if last.state == TrialState.COMPLETE and all(v <= 0 for v in last.constraints.values()):
             values.append((last.values[0], last.values[1], last.values[2]))
-        volumes.append(hypervolume(found.goal.losses(values), found.goal.reference_point) if values else 0.0)
+        volumes.append(
+            hypervolume(found.goal.losses(values), found.goal.reference_point) if values else 0.0
+        )
         seconds.append(time.process_time() - started)
     return Run(volumes, seconds, study.trials)
 
@@ -122,8 +133,17 @@ def only(space: BoundSpace, axes: Sequence[str], base: Mapping[str, ModuleConfig
     for knob in space.knobs:
         if knob.axis not in axes:
             fixed[knob.module, knob.axis] = getattr(base.get(knob.module, UNTOUCHED), knob.axis)
-    fixed |= {key: getattr(base.get(key[0], UNTOUCHED), key[1]) for key in space.fixed if key[1] not in axes}
-    return replace(space, knobs=tuple(k for k in space.knobs if k.axis in axes), fixed=fixed, recovery=RecoverySpace())
+    fixed |= {
+        key: getattr(base.get(key[0], UNTOUCHED), key[1])
+        for key in space.fixed
+        if key[1] not in axes
+    }
+    return replace(
+        space,
+        knobs=tuple(k for k in space.knobs if k.axis in axes),
+        fixed=fixed,
+        recovery=RecoverySpace(),
+    )
 
 
 def guided(found: Case, bench: Bench, seed: int) -> BaseSampler:
@@ -139,16 +159,29 @@ def in_sequence(found: Case, count: int, seed: int) -> Run:
     stages = [KINDS["prune_only"], KINDS["rank_only"], KINDS["quant_only"]]
     for i, axes in enumerate(stages):
         bench = replace(found.bench, space=only(found.bench.space, axes, base))
-        part = run(found, bench, guided(found, bench, seed), (count * (i + 1)) // 3 - (count * i) // 3)
+        part = run(
+            found, bench, guided(found, bench, seed), (count * (i + 1)) // 3 - (count * i) // 3
+        )
         seconds += [(seconds[len(volumes) - 1] if volumes else 0.0) + s for s in part.seconds]
         allowed = found.bench.baseline.accuracy - found.limits.max_accuracy_drop * (i + 1) / 3
         done = [t for t in part.trials if t.state == TrialState.COMPLETE and t.values[2] >= allowed]
         for trial in part.trials:
-            if trial.state == TrialState.COMPLETE and all(v <= 0 for v in trial.constraints.values()):
+            if trial.state == TrialState.COMPLETE and all(
+                v <= 0 for v in trial.constraints.values()
+            ):
                 values.append((trial.values[0], trial.values[1], trial.values[2]))
-            volumes.append(hypervolume(found.goal.losses(values), found.goal.reference_point) if values else 0.0)
+            volumes.append(
+                hypervolume(found.goal.losses(values), found.goal.reference_point)
+                if values
+                else 0.0
+            )
         if done:
-            best = max(done, key=lambda t: hypervolume(found.goal.losses([tuple(t.values)]), found.goal.reference_point))
+            best = max(
+                done,
+                key=lambda t: hypervolume(
+                    found.goal.losses([tuple(t.values)]), found.goal.reference_point
+                ),
+            )
             base = dict(bench.space.candidate(best.params).modules)
     return Run(volumes, seconds)
 
@@ -161,7 +194,14 @@ def methods(found: Case, few: int, many: int) -> dict[str, Callable[[int], Run]]
         low, high = np.log(prices.price_ranges).T
         units = np.random.default_rng(seed).random((SEEDED, 2))
         rows = prices.allocate(np.exp(low + units * (high - low)))
-        return run(found, bench, stock_sampler("nsga2", seed), many, (), [prices.parameters(row) for row in rows])
+        return run(
+            found,
+            bench,
+            stock_sampler("nsga2", seed),
+            many,
+            (),
+            [prices.parameters(row) for row in rows],
+        )
 
     def one_kind(name: str) -> Callable[[int], Run]:
         def search(seed: int) -> Run:
@@ -187,9 +227,15 @@ def plot(path: Path, curves: Mapping[str, Mapping[str, list[list[float]]]]) -> N
     for task, found in curves.items():
         for name, volumes in found.items():
             mean = np.mean(volumes, axis=0)
-            figure.add_scatter(x=list(range(1, len(mean) + 1)), y=mean, name=f"{task}: {name}", mode="lines")
+            figure.add_scatter(
+                x=list(range(1, len(mean) + 1)), y=mean, name=f"{task}: {name}", mode="lines"
+            )
     figure.update_layout(xaxis_title="trials", yaxis_title="hypervolume", xaxis_type="log")
-    figure.write_html(path, include_plotlyjs=True, config={"showSendToCloud": False, "plotlyServerURL": "", "displaylogo": False})
+    figure.write_html(
+        path,
+        include_plotlyjs=True,
+        config={"showSendToCloud": False, "plotlyServerURL": "", "displaylogo": False},
+    )
 
 
 def kept(place: Path, search: Callable[[int], Run], seed: int) -> Run:
@@ -206,16 +252,26 @@ def kept(place: Path, search: Callable[[int], Run], seed: int) -> Run:
 
 def described(runs: Sequence[Run], marks: Sequence[int]) -> str:
     """Mean hypervolume at some numbers of trials, the least and the most at the end, and the mean time."""
-    means = [f"{n}: {statistics.mean(r.volumes[n - 1] for r in runs):.4f}" for n in marks if n <= len(runs[0].volumes)]
+    means = [
+        f"{n}: {statistics.mean(r.volumes[n - 1] for r in runs):.4f}"
+        for n in marks
+        if n <= len(runs[0].volumes)
+    ]
     last, seconds = [r.volumes[-1] for r in runs], statistics.mean(r.seconds[-1] for r in runs)
     return f"{'  '.join(means)}  (last: {min(last):.4f} to {max(last):.4f}; {seconds:.0f} s)"
 
 
 def in_the_time_of(others: Sequence[Run], runs: Sequence[Run]) -> float:
     """Mean hypervolume of `runs` when as much time had passed as the `others` took, seed by seed."""
-    counts = [max(1, int(np.searchsorted(r.seconds, o.seconds[-1], "right"))) for r, o in zip(runs, others, strict=True)]
+    counts = [
+        max(1, int(np.searchsorted(r.seconds, o.seconds[-1], "right")))
+        for r, o in zip(runs, others, strict=True)
+    ]
     found = statistics.mean(r.volumes[n - 1] for r, n in zip(runs, counts, strict=True))
-    print(f"  joint in the time of the sequence: {found:.4f} ({', '.join(map(str, counts))} trials)", flush=True)
+    print(
+        f"  joint in the time of the sequence: {found:.4f} ({', '.join(map(str, counts))} trials)",
+        flush=True,
+    )
     return found
 
 
@@ -226,7 +282,10 @@ def figures_of(found: Mapping[str, Mapping[str, Sequence[Run]]]) -> dict[str, fl
         return statistics.mean(r.volumes[-1] for r in runs)
 
     def mean(method: str) -> float:
-        return statistics.mean([volume(by_method[method]) for by_method in found.values() if method in by_method] or [math.nan])
+        return statistics.mean(
+            [volume(by_method[method]) for by_method in found.values() if method in by_method]
+            or [math.nan]
+        )
 
     stock = {f"hv_{name}_500": mean(name) for name in ("tpe", "nsga2", "nsga2_seeded", "random")}
     figures = {"hv_guided_100": mean("guided"), **stock, "hv_joint": mean("guided")}
@@ -234,14 +293,20 @@ def figures_of(found: Mapping[str, Mapping[str, Sequence[Run]]]) -> dict[str, fl
     for task, by_method in found.items():
         figures |= {f"hv_{task}_{method}": volume(runs) for method, runs in by_method.items()}
         if {"guided", "sequence"} <= by_method.keys():
-            figures[f"hv_{task}_joint_in_the_time_of_the_sequence"] = in_the_time_of(by_method["sequence"], by_method["guided"])
+            figures[f"hv_{task}_joint_in_the_time_of_the_sequence"] = in_the_time_of(
+                by_method["sequence"], by_method["guided"]
+            )
     return figures
 
 
 def main() -> None:
     parser = parser_of(__doc__)
     parser.add_argument("--plot", type=Path, metavar="FILE.html", help="hypervolume over trials")
-    parser.add_argument("--folder", type=Path, help="where tables and finished runs are kept, so that the same command goes on")
+    parser.add_argument(
+        "--folder",
+        type=Path,
+        help="where tables and finished runs are kept, so that the same command goes on",
+    )
     parser.add_argument("--only", choices=("easy_vqa", "decoder"))
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--methods", nargs="+", metavar="NAME", help="only these of the methods")
@@ -251,7 +316,10 @@ def main() -> None:
     few, many, seeds = (30, 60, 1) if arguments.quick else (100, 500, arguments.seeds)
     steps, images, rows = (100, 10, 32) if arguments.quick else (600, 30, 64)
     tasks: dict[str, tuple[Callable[[], Task], float]] = {
-        "easy_vqa": (lambda: load_task("autocompress.tasks:easy_vqa", validation_images=images), 0.05),
+        "easy_vqa": (
+            lambda: load_task("autocompress.tasks:easy_vqa", validation_images=images),
+            0.05,
+        ),
         "decoder": (lambda: language_task(steps, rows, depth=6), 1.0),
     }
     found: dict[str, dict[str, list[Run]]] = {}
@@ -264,16 +332,28 @@ def main() -> None:
             prepared = case(make(), drop, folder)
             samples, knobs = len(prepared.bench.race.teacher), len(prepared.bench.space.knobs)
             print(
-                f"{name}: {knobs} knobs, {samples} validation samples, loss up to {drop}, sensitivity {prepared.table_s:.0f} s", flush=True
+                f"{name}: {knobs} knobs, {samples} validation samples, loss up to {drop}, sensitivity {prepared.table_s:.0f} s",
+                flush=True,
             )
             found[name] = {}
             for method, search in methods(prepared, few, many).items():
                 if arguments.methods and method not in arguments.methods:
                     continue
-                found[name][method] = [kept(prepared.folder / method, search, seed) for seed in range(seeds)]
-                print(f"  {method:13s} {described(found[name][method], (few // 4, few, many))}", flush=True)
+                found[name][method] = [
+                    kept(prepared.folder / method, search, seed) for seed in range(seeds)
+                ]
+                print(
+                    f"  {method:13s} {described(found[name][method], (few // 4, few, many))}",
+                    flush=True,
+                )
     if arguments.plot:
-        plot(arguments.plot, {task: {m: [r.volumes for r in runs] for m, runs in by_method.items()} for task, by_method in found.items()})
+        plot(
+            arguments.plot,
+            {
+                task: {m: [r.volumes for r in runs] for m, runs in by_method.items()}
+                for task, by_method in found.items()
+            },
+        )
     figures = figures_of(found)
     print({key: round(value, 4) for key, value in figures.items()})
     write_figures(arguments.json, figures)

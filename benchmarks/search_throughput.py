@@ -21,20 +21,20 @@ from torch import nn
 from autocompress import Task, find_modules, load_task
 from autocompress.candidate import Candidate, ModuleConfig
 from autocompress.integer_form import IntegerForm
-from autocompress.limits import Limits
 from autocompress.measure.accuracy import model_outputs
-from autocompress.results import Measurement
-from autocompress.search.allocation import PARTS, Allocator, ModuleTable
-from autocompress.search.bench import Bench, open_bench
-from autocompress.search.goal import Goal
-from autocompress.search.proposals import price_sampler, sensitivity
-from autocompress.search.racing import PARTS as RUNGS
-from autocompress.search.sampler import PriceSampler, distributions
-from autocompress.search.storage import open_study
-from autocompress.search.stored_size import stored_bytes
-from autocompress.search.trial import Judge, Outcome
-from autocompress.search.worker import ask, judged
-from autocompress.search_space import SearchSpace
+from autocompress.results.front import Measurement
+from autocompress.results.limits import Limits
+from autocompress.search.evaluate.judge import Judge, Outcome
+from autocompress.search.evaluate.racing import PARTS as RUNGS
+from autocompress.search.problem.bench import Bench, open_bench
+from autocompress.search.problem.goal import Goal
+from autocompress.search.propose.allocation import PARTS, Allocator, ModuleTable
+from autocompress.search.propose.factory import price_sampler, sensitivity
+from autocompress.search.propose.sampler import PriceSampler, distributions
+from autocompress.search.propose.stored_size import stored_bytes
+from autocompress.search.workers.storage import open_study
+from autocompress.search.workers.worker import ask, judged
+from autocompress.space.search_space import SearchSpace
 from autocompress.targets.target import find_target
 from benchmarks.output import parser_of, write_figures
 
@@ -63,7 +63,9 @@ def forward_s(bench: Bench) -> float:
     return time.perf_counter() - started
 
 
-def ratios(bench: Bench, limits: Limits, losses, folder: Path, parts: tuple[float, ...], trials: int) -> tuple[list[float], list[float]]:
+def ratios(
+    bench: Bench, limits: Limits, losses, folder: Path, parts: tuple[float, ...], trials: int
+) -> tuple[list[float], list[float]]:
     """(seconds of each trial, seconds of sampler and storage in it), as shares of a forward pass."""
     study = open_study(str(folder / f"{len(parts)}.journal"))
     study.sampler = price_sampler(bench, limits, losses, 0)
@@ -87,7 +89,9 @@ def reusable_shares(bench: Bench, candidates: Sequence[Candidate]) -> list[float
     """
     order: list[str] = []
     handles = [
-        bench.stitcher.teacher.get_submodule(module.name).register_forward_hook(lambda *given, name=module.name: order.append(name))
+        bench.stitcher.teacher.get_submodule(module.name).register_forward_hook(
+            lambda *given, name=module.name: order.append(name)
+        )
         for module in bench.module_map
     ]
     model_outputs(bench.stitcher.teacher, next(iter(bench.race.batches))[0], bench.device)
@@ -98,15 +102,24 @@ def reusable_shares(bench: Bench, candidates: Sequence[Candidate]) -> list[float
     before = np.concatenate([[0.0], np.cumsum([macs[name] for name in names])]) / sum(macs.values())
 
     def common(one: Candidate, other: Candidate) -> int:
-        return next((i for i, name in enumerate(names) if one.config(name) != other.config(name)), len(names))
+        return next(
+            (i for i, name in enumerate(names) if one.config(name) != other.config(name)),
+            len(names),
+        )
 
-    return [max(float(before[common(c, other)]) for other in candidates[:i]) for i, c in enumerate(candidates) if i > 0]
+    return [
+        max(float(before[common(c, other)]) for other in candidates[:i])
+        for i, c in enumerate(candidates)
+        if i > 0
+    ]
 
 
 def many_modules() -> tuple[PriceSampler, SearchSpace]:
     """A sampler of 100 modules with 399 knobs; the tables are made up, their sizes are not."""
     torch.manual_seed(0)
-    model = nn.Sequential(*[layer for _ in range(LAYERS) for layer in (nn.Linear(64, 64), nn.ReLU())])
+    model = nn.Sequential(
+        *[layer for _ in range(LAYERS) for layer in (nn.Linear(64, 64), nn.ReLU())]
+    )
     inputs = torch.randn(2, 64)
     modules = find_modules(model, inputs)
     rule = {
@@ -129,11 +142,27 @@ def many_modules() -> tuple[PriceSampler, SearchSpace]:
         configs = space.configs(module.name)
         bytes_of = partial(stored_bytes, module)
         widths = [[(round(64 * a), round(64 * b)) for b in kept_in] for a in kept_out]
-        size = np.array([[[bytes_of(c, IntegerForm.REDUCED, *at) for c in configs] for at in row] for row in widths])
-        loss = np.array([[part(config).weight_bits ** -4.0 + 1 - part(config).rank_ratio for config in configs] for part in PARTS.values()])
+        size = np.array(
+            [
+                [[bytes_of(c, IntegerForm.REDUCED, *at) for c in configs] for at in row]
+                for row in widths
+            ]
+        )
+        loss = np.array(
+            [
+                [
+                    part(config).weight_bits ** -4.0 + 1 - part(config).rank_ratio
+                    for config in configs
+                ]
+                for part in PARTS.values()
+            ]
+        )
         costs = np.stack([size / 1.6e6, size / 1.6e6 * 0.8], axis=2)
         tables[module.name] = ModuleTable(configs, out, into, loss * generator.lognormal(), costs)
-    lost = {name: np.array([generator.lognormal() * config.pruning_ratio**2 for config in found]) for name, found in choices.items()}
+    lost = {
+        name: np.array([generator.lognormal() * config.pruning_ratio**2 for config in found])
+        for name, found in choices.items()
+    }
     allocator = Allocator(space, tables, choices, lost, dict.fromkeys(names, ""))
     goal = Goal(Measurement(1_600_000, 1.0, 0.9), Limits(None, None, 0.1))
     return PriceSampler(space, allocator, goal, 0), space
@@ -149,7 +178,8 @@ def ask_ms(folder: Path, told: int) -> float:
     low, high = np.log(allocator.price_ranges).T
     whole = distributions(space)
     rows = allocator.allocate(
-        np.exp(low + generator.random((told, 2)) * (high - low)), generator.lognormal(0, 0.3, (told, len(allocator.features)))
+        np.exp(low + generator.random((told, 2)) * (high - low)),
+        generator.lognormal(0, 0.3, (told, len(allocator.features))),
     )
     size, latency = allocator.costs(rows).T
     divergence = allocator.losses(rows).sum(1) * generator.lognormal(0, 0.2, told)
@@ -176,9 +206,21 @@ def ask_ms(folder: Path, told: int) -> float:
 def prepared(task: Task, folder: Path) -> tuple[Bench, dict[tuple[str, ModuleConfig], float]]:
     modules = find_modules(task.model, task.example_inputs, task.towers)
     space, target = SearchSpace.load(SPACE), find_target("onnxruntime-cpu")
-    space = SearchSpace(space.where, space.rules, {}, {})  # without recovery, which is not an evaluation
+    space = SearchSpace(
+        space.where, space.rules, {}, {}
+    )  # without recovery, which is not an evaluation
     bench = open_bench(
-        task, task, space, target, torch.device("cpu"), modules, None, folder / "table.json", None, 0, lambda what, share: None
+        task,
+        task,
+        space,
+        target,
+        torch.device("cpu"),
+        modules,
+        None,
+        folder / "table.json",
+        None,
+        0,
+        lambda what, share: None,
     )
     return bench, dict(sensitivity(bench, folder, lambda what, share: None)[0])
 
@@ -193,24 +235,39 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as place:
         folder = Path(place)
         asking = ask_ms(folder, told)
-        print(f"ask: {asking:.1f} ms at {LAYERS} modules and {told} told trials, journal included", flush=True)
-        bench, losses = prepared(load_task("autocompress.tasks:easy_vqa", validation_images=images), folder)
+        print(
+            f"ask: {asking:.1f} ms at {LAYERS} modules and {told} told trials, journal included",
+            flush=True,
+        )
+        bench, losses = prepared(
+            load_task("autocompress.tasks:easy_vqa", validation_images=images), folder
+        )
         limits = Limits(None, None, 0.05)
-        print(f"forward pass: {forward_s(bench):.2f} s, {len(bench.race.teacher)} samples", flush=True)
+        print(
+            f"forward pass: {forward_s(bench):.2f} s, {len(bench.race.teacher)} samples", flush=True
+        )
         found = {}
         for name, parts in (("racing", RUNGS), ("full", ())):
             whole, extra = ratios(bench, limits, losses, folder, parts, trials)
             found[name] = whole, extra
             quartiles = ", ".join(f"{q:.2f}x" for q in np.quantile(whole, (0.25, 0.5, 0.75)))
             print(
-                f"{name}: trial {quartiles} (quartiles) of a forward pass; sampler and storage {statistics.median(extra):.1%}", flush=True
+                f"{name}: trial {quartiles} (quartiles) of a forward pass; sampler and storage {statistics.median(extra):.1%}",
+                flush=True,
             )
         trials = open_study(str(folder / f"{len(RUNGS)}.journal")).trials
-        shares = reusable_shares(bench, [Candidate.from_json(trial.user_attrs["candidate"]) for trial in trials])
+        shares = reusable_shares(
+            bench, [Candidate.from_json(trial.user_attrs["candidate"]) for trial in trials]
+        )
         quartiles = ", ".join(f"{q:.1%}" for q in np.quantile(shares, (0.25, 0.5, 0.75)))
-        print(f"work before the first module that no earlier candidate shares: {quartiles} (quartiles)", flush=True)
+        print(
+            f"work before the first module that no earlier candidate shares: {quartiles} (quartiles)",
+            flush=True,
+        )
         library = bench.stitcher.library
-        print(f"library: {library.made} variants made, {library.reused} reused, at most {library.memory_bytes >> 20} MB in memory")
+        print(
+            f"library: {library.made} variants made, {library.reused} reused, at most {library.memory_bytes >> 20} MB in memory"
+        )
     write_figures(
         arguments.json,
         {

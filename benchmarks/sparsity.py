@@ -9,15 +9,21 @@ os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 import torch
 
 from autocompress import Candidate, ModuleConfig, find_modules, load_task
-from autocompress.batches import take_samples
 from autocompress.export.build import prepare
 from autocompress.targets.kernels import KernelChoice
+from autocompress.task.batches import take_samples
 from benchmarks.bench import Bench, timed
 from benchmarks.output import parser_of, write_figures
 
 QUESTIONS = 1000
 CRITERIA = ("magnitude", "wanda", "hessian", "sparsegpt")
-SHAPES = ((0.5, "unstructured"), (0.7, "unstructured"), (0.8, "unstructured"), (0.5, "2:4"), (0.5, "4:8"))
+SHAPES = (
+    (0.5, "unstructured"),
+    (0.7, "unstructured"),
+    (0.8, "unstructured"),
+    (0.5, "2:4"),
+    (0.5, "4:8"),
+)
 
 
 def sparse(bench: Bench, bits: int, **axes: object) -> Candidate:
@@ -36,29 +42,50 @@ def main() -> None:
     torch.set_num_threads(os.cpu_count() or 1)
     task = load_task("autocompress.tasks:easy_vqa")
     builder = prepare(task, find_modules(task.model, task.example_inputs), KernelChoice())
-    bench = Bench(builder, task, take_samples(task.test or [], 300 if arguments.quick else QUESTIONS))
+    bench = Bench(
+        builder, task, take_samples(task.test or [], 300 if arguments.quick else QUESTIONS)
+    )
     size = len(builder.baseline)
     figures: dict[str, float] = {}
-    print(f"{'zeros':22}{'criterion':12}{'32 bits':>10}{'8 bits':>10}{'4 bits':>10}   smaller at 32, 8, 4 bits")
+    print(
+        f"{'zeros':22}{'criterion':12}{'32 bits':>10}{'8 bits':>10}{'4 bits':>10}   smaller at 32, 8, 4 bits"
+    )
     files = {}
     for sparsity, pattern in SHAPES:
         for criterion in CRITERIA:
             cells, ratios = [], []
             for bits in (32, 8, 4):
-                candidate = sparse(bench, bits, sparsity=sparsity, sparsity_pattern=pattern, sparsity_criterion=criterion)
+                candidate = sparse(
+                    bench,
+                    bits,
+                    sparsity=sparsity,
+                    sparsity_pattern=pattern,
+                    sparsity_criterion=criterion,
+                )
                 cells.append(bench.simulated(candidate, bench.test))
                 ratios.append(size / builder.size_bytes(candidate))
                 if criterion == "sparsegpt":
                     files[sparsity, pattern, bits] = bench.file(candidate)
             label = f"{sparsity:.0%} {pattern}"
             print(
-                f"{label:22}{criterion:12}" + "".join(f"{c:10.4f}" for c in cells) + "   " + ", ".join(f"{r:.2f}x" for r in ratios),
+                f"{label:22}{criterion:12}"
+                + "".join(f"{c:10.4f}" for c in cells)
+                + "   "
+                + ", ".join(f"{r:.2f}x" for r in ratios),
                 flush=True,
             )
-            name = pattern.replace(":", "of") if pattern != "unstructured" else f"{sparsity:.0%}".strip("%")
+            name = (
+                pattern.replace(":", "of")
+                if pattern != "unstructured"
+                else f"{sparsity:.0%}".strip("%")
+            )
             figures[f"acc_{name}_{criterion}_w4"] = cells[2]
     dense = [bench.file(sparse(bench, bits)) for bits in (8, 4)]
-    print("dense, 8 and 4 bits: " + ", ".join(f"{bench.simulated(sparse(bench, b), bench.test):.4f}" for b in (8, 4)), end="; ")
+    print(
+        "dense, 8 and 4 bits: "
+        + ", ".join(f"{bench.simulated(sparse(bench, b), bench.test):.4f}" for b in (8, 4)),
+        end="; ",
+    )
     print(", ".join(f"{size / len(d):.2f}x" for d in dense) + " smaller")
     feed = builder.lowered.feed(task.example_inputs)
     at = (0.7, "unstructured", 4)

@@ -17,16 +17,16 @@ import optuna
 import torch
 
 import autocompress as ac
-from autocompress.results import MODEL_FILE
-from autocompress.search.bench import builder_for, layout_of, subject_of
-from autocompress.search_space import SearchSpace
+from autocompress.results.front import MODEL_FILE
+from autocompress.search.problem.bench import builder_for, layout_of, subject_of
+from autocompress.space.search_space import SearchSpace
 from autocompress.targets.device.sessions import open_session
 from autocompress.targets.device.timing import interleaved_timing
 from autocompress.targets.device.tuning import tune
 from autocompress.targets.latency import compare
-from autocompress.targets.latency_table import LatencyTable
-from autocompress.targets.plan import Plan
-from autocompress.targets.profile import cached_table, job_of
+from autocompress.targets.latency_model.latency_table import LatencyTable
+from autocompress.targets.latency_model.plan import Plan
+from autocompress.targets.latency_model.profile import cached_table, job_of
 from autocompress.targets.target import find_target
 from benchmarks.networks import network
 from benchmarks.output import parser_of, write_figures
@@ -70,38 +70,54 @@ def threads(figures: dict[str, float]) -> None:
     tables: dict[int, LatencyTable] = {}
     for count in (1, 2):
         target = replace(one, threads=(count,))
-        builder = builder_for(task, ac.find_modules(task.model, task.example_inputs, task.towers), target)
+        builder = builder_for(
+            task, ac.find_modules(task.model, task.example_inputs, task.towers), target
+        )
         space = SearchSpace.load(SPACE).bind(builder.module_map, target)
         subject = subject_of(task, builder, layout_of(builder), space)
         tables[count] = cached_table(subject, target)
     settings = [tables[count].settings for count in (1, 2)]
-    integer = ac.Candidate.of({m.name: ac.ModuleConfig(8, 8) for m in builder.module_map if m.kind in ("linear", "conv")})
+    integer = ac.Candidate.of(
+        {m.name: ac.ModuleConfig(8, 8) for m in builder.module_map if m.kind in ("linear", "conv")}
+    )
     for name, candidate in (("float", ac.Candidate()), ("int8", integer)):
         content = subject.blank(candidate)[0]
         openers = [partial(open_session, content, s) for s in settings]
         measured = interleaved_timing(openers[0], openers[1:], subject.feed, 60).ratios[0]
-        predicted = tables[2].predict_ms(subject.layout, candidate) / tables[1].predict_ms(subject.layout, candidate)
+        predicted = tables[2].predict_ms(subject.layout, candidate) / tables[1].predict_ms(
+            subject.layout, candidate
+        )
         figures |= {f"two_threads_{name}": measured, f"two_threads_predicted_{name}": predicted}
-        print(f"{name}: two threads take {measured:.2f}x of the time of one, by the tables {predicted:.2f}x")
+        print(
+            f"{name}: two threads take {measured:.2f}x of the time of one, by the tables {predicted:.2f}x"
+        )
 
 
 def tuned(figures: dict[str, float]) -> None:
     """Settings that are tuned for an encoder, and models that had no part in it under them and under the default."""
     target, task = find_target("onnxruntime-cpu"), network("encoder")
-    builder = builder_for(task, ac.find_modules(task.model, task.example_inputs, task.towers), target)
-    subject = subject_of(task, builder, layout_of(builder), SearchSpace.load(None).bind(builder.module_map, target))
+    builder = builder_for(
+        task, ac.find_modules(task.model, task.example_inputs, task.towers), target
+    )
+    subject = subject_of(
+        task, builder, layout_of(builder), SearchSpace.load(None).bind(builder.module_map, target)
+    )
     plan = Plan.of(subject, 0)
     job = job_of(subject, target, plan, 0)
     settings, tried = tune(job.tuned, subject.feed, target.settings, target.threads)
     for row in tried:
-        print(f"encoder, {row['setting']}: {' and '.join(f'{r:.2f}x' for r in row['ratios'])} (float, int8){' taken' * row['taken']}")
+        print(
+            f"encoder, {row['setting']}: {' and '.join(f'{r:.2f}x' for r in row['ratios'])} (float, int8){' taken' * row['taken']}"
+        )
     ratios = []
     for candidate in plan.checked[:8]:
         content = subject.blank(candidate)[0]
         openers = [partial(open_session, content, s) for s in (target.settings, settings)]
         ratios.append(interleaved_timing(openers[0], openers[1:], subject.feed, 40).ratios[0])
     figures |= {"tuned_best": min(ratios), "tuned_worst": max(ratios)}
-    print(f"eight other models under the tuned settings: {min(ratios):.2f}x to {max(ratios):.2f}x of their time by default")
+    print(
+        f"eight other models under the tuned settings: {min(ratios):.2f}x to {max(ratios):.2f}x of their time by default"
+    )
 
 
 def main() -> None:
@@ -112,9 +128,14 @@ def main() -> None:
     winners: dict[str, ac.FrontPoint] = {}
     with tempfile.TemporaryDirectory() as place:
         for name in TARGETS:
-            winners[name] = search(name, 10 if arguments.quick else 20, Path(place) / name.replace(":", "-"))
+            winners[name] = search(
+                name, 10 if arguments.quick else 20, Path(place) / name.replace(":", "-")
+            )
         times: dict[str, Mapping[str, float]] = {}
-        files = [str(Path(place) / name.replace(":", "-") / winners[name].artifact / MODEL_FILE) for name in TARGETS]
+        files = [
+            str(Path(place) / name.replace(":", "-") / winners[name].artifact / MODEL_FILE)
+            for name in TARGETS
+        ]
         baseline = str(Path(place) / TARGETS[0] / "models" / "baseline" / MODEL_FILE)
         task = ac.load_task("autocompress.tasks:easy_vqa")
         feed = {name: value.numpy() for name, value in task.example_inputs.items()}
@@ -126,9 +147,13 @@ def main() -> None:
     print(f"{'time against float on':32s}" + "".join(f"{name:>26s}" for name in TARGETS))
     for winner in TARGETS:
         point = winners[winner]
-        print(f"winner of {winner:22s}" + "".join(f"{times[name][winner]:25.2f}x" for name in TARGETS))
+        print(
+            f"winner of {winner:22s}" + "".join(f"{times[name][winner]:25.2f}x" for name in TARGETS)
+        )
         m = point.measured
-        print(f"    {shares(point)}; {m.size_bytes} B, validation {m.accuracy:.4f}, test {m.test_accuracy:.4f}")
+        print(
+            f"    {shares(point)}; {m.size_bytes} B, validation {m.accuracy:.4f}, test {m.test_accuracy:.4f}"
+        )
         for name in TARGETS:
             figures[f"{winner}_on_{name}"] = times[name][winner]
     threads(figures)

@@ -12,7 +12,11 @@ def oldest(pyproject: str) -> list[str]:
     """`name==version` of each requirement `name>=version`, extras included."""
     project = tomllib.loads(pyproject)["project"]
     groups = [project["dependencies"], *project["optional-dependencies"].values()]
-    found = [re.match(r"([\w.-]+)(?:\[[^]]*\])?>=([\d.]+)", requirement) for group in groups for requirement in group]
+    found = [
+        re.match(r"([\w.-]+)(?:\[[^]]*\])?>=([\d.]+)", requirement)
+        for group in groups
+        for requirement in group
+    ]
     return [f"{match[1]}=={match[2]}" for match in found if match]
 
 

@@ -17,8 +17,12 @@ configs = st.builds(
 )
 
 
-@given(st.dictionaries(st.sampled_from("abcd"), configs), st.floats(0, 1), st.sampled_from([1.0, 2.0]))
-def test_json_round_trip(modules: dict[str, ModuleConfig], alpha: float, temperature: float) -> None:
+@given(
+    st.dictionaries(st.sampled_from("abcd"), configs), st.floats(0, 1), st.sampled_from([1.0, 2.0])
+)
+def test_json_round_trip(
+    modules: dict[str, ModuleConfig], alpha: float, temperature: float
+) -> None:
     candidate = Candidate.of(modules, Distillation(alpha, temperature, 10))
     again = Candidate.from_json(json.loads(json.dumps(candidate.to_json())))
     assert again == candidate
@@ -26,7 +30,9 @@ def test_json_round_trip(modules: dict[str, ModuleConfig], alpha: float, tempera
 
 
 def test_equal_compressions_are_equal_candidates() -> None:
-    assert Candidate.of({"a": ModuleConfig(16, 8), "b": ModuleConfig()}) == Candidate.of({"a": ModuleConfig(16, 32)})
+    assert Candidate.of({"a": ModuleConfig(16, 8), "b": ModuleConfig()}) == Candidate.of(
+        {"a": ModuleConfig(16, 32)}
+    )
 
 
 def test_unknown_field_is_named() -> None:

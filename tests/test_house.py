@@ -1,8 +1,9 @@
-"""Imports point one way, and each heavy dependency has its doors."""
+"""Rooms: imports point one way, folders stay small, heavy dependencies have doors, files say their purpose."""
 
 from __future__ import annotations
 
 import ast
+from graphlib import TopologicalSorter
 from pathlib import Path
 
 import pytest
@@ -11,36 +12,27 @@ import autocompress
 
 ROOT = Path(autocompress.__file__).parent
 LEVELS = [
-    {"errors", "pareto", "integer_form", "copies"},
-    {"candidate", "limits", "batches", "outputs", "user_code"},
-    {"output_kinds", "loading"},
-    {"task", "attention", "recurrent"},
-    {"task_source", "split", "channels", "free_shapes", "float_copy"},
-    {"structures", "hugging_face"},
-    {"operands", "towers"},
-    {"operators", "matrices"},
-    {"program"},
-    {"plain"},
-    {"prepare"},
-    {"coupling"},
-    {"modules", "results", "files"},
-    {"tensor_files"},
-    {"compress", "targets", "measure", "axes", "recovery_space", "search_space"},
-    {"export"},
+    {"errors", "integer_form"},
+    {"candidate"},
+    {"results", "task"},
+    {"model"},
+    {"compress"},
+    {"targets", "measure"},
+    {"space", "export"},
     {"search"},
     {"report"},
-    {"inspection"},
-    {"tasks", "__init__", "arguments", "cli", "show", "__main__"},
+    {"tasks", "__init__", "cli", "__main__"},
 ]
 LEVEL = {name: i for i, names in enumerate(LEVELS) for name in names}
 DOORS = {
     "optuna": {"search", "cli"},  # the command line sets Optuna's verbosity
     "plotly": {"report"},
     "onnx": {"export", "targets"},
-    "torch_pruning": {"coupling"},
+    "torch_pruning": {"model"},
     "ray": {"search"},
     "sqlalchemy": {"search"},
 }
+MOST_FILES = 12  # in one folder
 FILES = sorted(ROOT.rglob("*.py"))
 
 
@@ -49,13 +41,14 @@ def room(path: Path) -> str:
 
 
 def imports(path: Path) -> list[str]:
-    found = []
+    """Absolute names of the modules that a file imports."""
+    names = []
     for node in ast.walk(ast.parse(path.read_text())):
         if isinstance(node, ast.Import):
-            found += [alias.name for alias in node.names]
-        elif isinstance(node, ast.ImportFrom) and node.module:
-            found.append(node.module)
-    return found
+            names += [alias.name for alias in node.names]
+        elif isinstance(node, ast.ImportFrom) and node.module and not node.level:
+            names.append(node.module)
+    return names
 
 
 @pytest.mark.parametrize("path", FILES, ids=lambda p: str(p.relative_to(ROOT)))
@@ -65,6 +58,22 @@ def test_imports_point_one_way(path: Path) -> None:
         if parts[0] == "autocompress":
             other = parts[1] if len(parts) > 1 else "__init__"
             assert LEVEL[other] <= LEVEL[room(path)], f"{path} imports {name}"
+
+
+def test_no_file_imports_itself_through_others() -> None:
+    graph = {}
+    for path in FILES:
+        name = ".".join(path.relative_to(ROOT.parent).with_suffix("").parts).removesuffix(
+            ".__init__"
+        )
+        graph[name] = {other for other in imports(path) if other.startswith("autocompress.")}
+    list(TopologicalSorter(graph).static_order())  # raises CycleError with the files of the cycle
+
+
+def test_folders_stay_small() -> None:
+    for folder in {path.parent for path in FILES}:
+        files = sorted(path.name for path in folder.glob("*.py"))
+        assert len(files) <= MOST_FILES, f"{folder}: {files}"
 
 
 @pytest.mark.parametrize("path", FILES, ids=lambda p: str(p.relative_to(ROOT)))
@@ -84,7 +93,9 @@ def test_nothing_is_unpickled() -> None:
     """A run folder, a cache or a storage may come from anybody."""
     for path in FILES:
         names = imports(path)
-        assert not {"pickle", "dill", "joblib", "shelve", "marshal"} & {name.split(".")[0] for name in names}, path
+        assert not {"pickle", "dill", "joblib", "shelve", "marshal"} & {
+            name.split(".")[0] for name in names
+        }, path
         called = {
             node.func.attr
             for node in ast.walk(ast.parse(path.read_text()))

@@ -15,10 +15,16 @@ ROOT = Path(__file__).parent.parent
 def test_each_dependency_has_a_lower_bound() -> None:
     text = (ROOT / "pyproject.toml").read_text()
     pins = oldest(text)
-    names = [requirement.split(">=")[0].split("[")[0] for requirement in tomllib.loads(text)["project"]["dependencies"]]
+    names = [
+        requirement.split(">=")[0].split("[")[0]
+        for requirement in tomllib.loads(text)["project"]["dependencies"]
+    ]
     assert [pin.split("==")[0] for pin in pins[: len(names)]] == names
     printed = subprocess.run(
-        [sys.executable, ROOT / "tests" / "oldest.py", ROOT / "pyproject.toml"], capture_output=True, text=True, check=True
+        [sys.executable, ROOT / "tests" / "oldest.py", ROOT / "pyproject.toml"],
+        capture_output=True,
+        text=True,
+        check=True,
     )
     assert printed.stdout.split() == pins
 

@@ -15,7 +15,13 @@ from autocompress.targets.device.sessions import SessionSettings, open_session
 from autocompress.targets.kernels import products_saturate
 
 # ONNX Runtime's operators on 8-bit weights.
-INTEGER_OPERATORS = {"MatMulInteger", "MatMulIntegerToFloat", "DynamicQuantizeMatMul", "QLinearMatMul", "QGemm"}
+INTEGER_OPERATORS = {
+    "MatMulInteger",
+    "MatMulIntegerToFloat",
+    "DynamicQuantizeMatMul",
+    "QLinearMatMul",
+    "QGemm",
+}
 INTEGER_OPERATORS |= {"ConvInteger", "QLinearConv", "QAttention", "DynamicQuantizeLSTM"}
 PORTABLE = "Integer weights are held in a range whose products are exact on every processor."
 FULL_RANGE = (
@@ -55,10 +61,25 @@ def wide_integer_weights(path: Path) -> list[str]:
         open_session(str(path), optimized=optimized)
         graph = onnx.load(optimized).graph
     graphs = list(_graphs(graph))
-    read = {name for one in graphs for node in one.node if node.op_type in INTEGER_OPERATORS for name in node.input}
-    tensors = [t for one in graphs for t in one.initializer if t.name in read and t.data_type == TensorProto.INT8 and len(t.dims) >= 2]
+    read = {
+        name
+        for one in graphs
+        for node in one.node
+        if node.op_type in INTEGER_OPERATORS
+        for name in node.input
+    }
+    tensors = [
+        t
+        for one in graphs
+        for t in one.initializer
+        if t.name in read and t.data_type == TensorProto.INT8 and len(t.dims) >= 2
+    ]
     largest = IntegerForm.REDUCED.largest + 1
-    return [t.name for t in tensors if np.abs(numpy_helper.to_array(t).astype(np.int16)).max(initial=0) > largest]
+    return [
+        t.name
+        for t in tensors
+        if np.abs(numpy_helper.to_array(t).astype(np.int16)).max(initial=0) > largest
+    ]
 
 
 def _graphs(graph: GraphProto) -> Iterator[GraphProto]:

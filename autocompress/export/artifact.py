@@ -15,16 +15,25 @@ from onnx import ModelProto
 from safetensors.torch import save
 from torch import Tensor
 
-from autocompress.batches import Inputs
 from autocompress.candidate import Candidate
-from autocompress.compress.stitch import Stitcher, Trained
+from autocompress.compress.assemble.stitch import Stitcher, Trained
 from autocompress.errors import ExportError
 from autocompress.export.arithmetic import arithmetic_words, saturation_warning
 from autocompress.export.build import Builder
-from autocompress.files import disk_error, write_atomic
-from autocompress.plain import form_of
-from autocompress.results import LATENCY_WORDS, MODEL_FILE, NOTES_FILE, RECIPE_FILE, WEIGHTS_FILE, FrontPoint, Measurement, left_out_words
+from autocompress.model.plain.plain import form_of
+from autocompress.results.files import disk_error, write_atomic
+from autocompress.results.front import (
+    LATENCY_WORDS,
+    MODEL_FILE,
+    NOTES_FILE,
+    RECIPE_FILE,
+    WEIGHTS_FILE,
+    FrontPoint,
+    Measurement,
+    left_out_words,
+)
 from autocompress.targets.device.sessions import SessionSettings
+from autocompress.task.batches import Inputs
 
 RECIPE_FORMAT = 4
 
@@ -36,12 +45,21 @@ def write_model(folder: Path, proto: ModelProto) -> int:
     return len(data)
 
 
-def write_weights(folder: Path, stitcher: Stitcher, candidate: Candidate, trained: Trained | None) -> None:
+def write_weights(
+    folder: Path, stitcher: Stitcher, candidate: Candidate, trained: Trained | None
+) -> None:
     """Write model.safetensors: every module's stored weights, the kept channels, and all other parameters of the model."""
     model = stitcher.apply(candidate, trained)
-    others = {name: value.detach().cpu() for name, value in model.state_dict().items() if name in stitcher.state}
+    others = {
+        name: value.detach().cpu()
+        for name, value in model.state_dict().items()
+        if name in stitcher.state
+    }
     made = trained.variants if trained else {}
-    variants = {name: made.get(name) or stitcher.variant(name, owner, candidate) for name, owner in stitcher.owners.items()}
+    variants = {
+        name: made.get(name) or stitcher.variant(name, owner, candidate)
+        for name, owner in stitcher.owners.items()
+    }
     masks = trained.masks if trained else stitcher.pruner.masks(candidate)
     write_atomic(folder / WEIGHTS_FILE, save(Trained(variants, others, {}, masks).to_tensors()))
 
@@ -67,7 +85,10 @@ def write_recipe(
             "calls": [asdict(call) for call in builder.plan.calls.get(owner, ())],
             "block_size": module.block_size,
         }
-    ranges = {name: {"scale": r.scale, "zero_point": r.zero_point, "low": r.low, "high": r.high} for name, r in recipe.ranges.items()}
+    ranges = {
+        name: {"scale": r.scale, "zero_point": r.zero_point, "low": r.low, "high": r.high}
+        for name, r in recipe.ranges.items()
+    }
     data = {
         "format": RECIPE_FORMAT,
         "origin": dict(origin),
@@ -96,7 +117,9 @@ def read_recipe(folder: Path) -> dict[str, Any]:
     """recipe.yaml of a folder; ExportError when there is none of this format."""
     path = folder / RECIPE_FILE
     if not path.is_file():
-        raise ExportError(f"{folder}: has no {RECIPE_FILE}; give the folder that `autocompress export` wrote")
+        raise ExportError(
+            f"{folder}: has no {RECIPE_FILE}; give the folder that `autocompress export` wrote"
+        )
     try:
         data = yaml.safe_load(path.read_text())
     except yaml.YAMLError as error:
@@ -113,7 +136,11 @@ def describe_inputs(value: Any) -> Any:
     if isinstance(value, Mapping):
         return {"entries": {name: describe_inputs(part) for name, part in value.items()}}
     if isinstance(value, (tuple, list)):
-        return {type(value).__name__ if type(value) in (tuple, list) else "tuple": [describe_inputs(part) for part in value]}
+        return {
+            type(value).__name__ if type(value) in (tuple, list) else "tuple": [
+                describe_inputs(part) for part in value
+            ]
+        }
     return {"constant": value}
 
 
@@ -143,23 +170,42 @@ def session_warning(path: Path, settings: SessionSettings) -> str:
 
 def _recipe_beside(path: Path) -> dict[str, Any]:
     """The recipe of a model.onnx; empty when there is none."""
-    return read_recipe(path.parent) if path.name == MODEL_FILE and (path.parent / RECIPE_FILE).is_file() else {}
+    return (
+        read_recipe(path.parent)
+        if path.name == MODEL_FILE and (path.parent / RECIPE_FILE).is_file()
+        else {}
+    )
 
 
 def _session_lines(settings: SessionSettings) -> str:
     if settings.runtime == "openvino":
         config = f'{{"INFERENCE_NUM_THREADS": {settings.threads}, "NUM_STREAMS": 1}}'
         return f'import openvino\nsession = openvino.Core().compile_model("{MODEL_FILE}", "{settings.provider}", {config})'
-    lines = ["import onnxruntime", "options = onnxruntime.SessionOptions()", f"options.intra_op_num_threads = {settings.threads}"]
+    lines = [
+        "import onnxruntime",
+        "options = onnxruntime.SessionOptions()",
+        f"options.intra_op_num_threads = {settings.threads}",
+    ]
     if not settings.spinning:
         lines.append('options.add_session_config_entry("session.intra_op.allow_spinning", "0")')
-    disabled = f", disabled_optimizers={list(settings.disabled_optimizers)}" if settings.disabled_optimizers else ""
-    lines.append(f'session = onnxruntime.InferenceSession("{MODEL_FILE}", options, providers=["{settings.provider}"]{disabled})')
+    disabled = (
+        f", disabled_optimizers={list(settings.disabled_optimizers)}"
+        if settings.disabled_optimizers
+        else ""
+    )
+    lines.append(
+        f'session = onnxruntime.InferenceSession("{MODEL_FILE}", options, providers=["{settings.provider}"]{disabled})'
+    )
     return "\n".join(lines)
 
 
 def write_notes(
-    folder: Path, point: FrontPoint, baseline: Measurement, input_names: tuple[str, ...], target: str, settings: SessionSettings
+    folder: Path,
+    point: FrontPoint,
+    baseline: Measurement,
+    input_names: tuple[str, ...],
+    target: str,
+    settings: SessionSettings,
 ) -> None:
     """Write README.md beside the recipe: the table before/after and the lines that run the model."""
     m = point.measured
@@ -169,7 +215,10 @@ def write_notes(
         return "not measured" if value is None else f"{value:.4f}"
 
     shown = [name for name in m.metrics if name in baseline.metrics]
-    extra = "".join(f"| {name.replace('_', ' ')} | {baseline.metrics[name]:.4f} | {m.metrics[name]:.4f} | |\n" for name in shown)
+    extra = "".join(
+        f"| {name.replace('_', ' ')} | {baseline.metrics[name]:.4f} | {m.metrics[name]:.4f} | |\n"
+        for name in shown
+    )
     missing = "".join(f"\n{words}\n" for words in left_out_words([baseline, m]))
     text = f"""# {MODEL_FILE}, trial {point.trial}
 
@@ -198,7 +247,9 @@ def copy_artifact(run_folder: Path, point: FrontPoint, to: Path) -> Path:
     """Copy the files of a point to a folder of the user's; returns it."""
     source = run_folder / point.artifact
     if not (source / MODEL_FILE).is_file():
-        raise ExportError(f"{source}: has no {MODEL_FILE}; run the search again, it rebuilds what is missing")
+        raise ExportError(
+            f"{source}: has no {MODEL_FILE}; run the search again, it rebuilds what is missing"
+        )
     try:
         to.mkdir(parents=True, exist_ok=True)
         for name in (MODEL_FILE, RECIPE_FILE, WEIGHTS_FILE, NOTES_FILE):

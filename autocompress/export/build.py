@@ -12,40 +12,44 @@ import torch
 from onnx import ModelProto
 from torch import nn
 
-from autocompress.batches import Inputs, batch_size, input_tensors
 from autocompress.candidate import Candidate, ModuleConfig
-from autocompress.channels import ChannelGroup
-from autocompress.compress.activation import ActivationRange
-from autocompress.compress.calls import Call
-from autocompress.compress.evidence import Evidence, task_losses
-from autocompress.compress.library import LIBRARY_BYTES, Variant, VariantLibrary
-from autocompress.compress.prune import Masks, Pruner
-from autocompress.compress.smooth import Smoother
-from autocompress.compress.statistics import CALIBRATION_SAMPLES, collect_statistics
-from autocompress.compress.stitch import ActivationPlan, Stitcher, Trained
-from autocompress.copies import copied
+from autocompress.compress.assemble.calls import Call
+from autocompress.compress.assemble.library import LIBRARY_BYTES, Variant, VariantLibrary
+from autocompress.compress.assemble.stitch import ActivationPlan, Stitcher, Trained
+from autocompress.compress.calibrate.evidence import Evidence, task_losses
+from autocompress.compress.calibrate.statistics import CALIBRATION_SAMPLES, collect_statistics
+from autocompress.compress.prune.masks import Masks, Pruner
+from autocompress.compress.quantize.activation import ActivationRange
+from autocompress.compress.quantize.smooth import Smoother
 from autocompress.errors import ExportError
-from autocompress.export.blank import blank_variant
-from autocompress.export.calibrate import calibrate
-from autocompress.export.called import as_called
-from autocompress.export.float_cache import exported
-from autocompress.export.lower import LoweredModel, find_norms, lower
-from autocompress.export.operators import gather_block
-from autocompress.export.rewrite import Recipe, rewrite
-from autocompress.export.subgraphs import reads
-from autocompress.export.trace import ordered_outputs
-from autocompress.free_shapes import free_dimensions
+from autocompress.export.float_graph.float_cache import exported
+from autocompress.export.float_graph.subgraphs import reads
+from autocompress.export.float_graph.trace import ordered_outputs
+from autocompress.export.lowering.blank import blank_variant
+from autocompress.export.lowering.calibrate import calibrate
+from autocompress.export.lowering.called import as_called
+from autocompress.export.lowering.lower import LoweredModel, find_norms, lower
+from autocompress.export.lowering.operators import gather_block
+from autocompress.export.lowering.rewrite import Recipe, rewrite
 from autocompress.integer_form import IntegerForm
-from autocompress.modules import CompressibleModule, ModuleMap
-from autocompress.outputs import relative_difference
-from autocompress.plain import plain_model
-from autocompress.split import fused_modules
+from autocompress.model.channel_group import ChannelGroup
+from autocompress.model.modules import CompressibleModule, ModuleMap
+from autocompress.model.plain.plain import plain_model
+from autocompress.model.plain.split import fused_modules
 from autocompress.targets.device.sessions import open_session
 from autocompress.targets.kernels import FOLDED, KernelChoice
-from autocompress.task import Task, run_model
+from autocompress.task.batches import Inputs, batch_size, input_tensors
+from autocompress.task.copies import copied
+from autocompress.task.free_shapes import free_dimensions
+from autocompress.task.outputs import relative_difference
+from autocompress.task.task import Task, run_model
 
 WEIGHT_ONLY_BITS = (2, 4, 8)
-MULTIPLE_OF = {"filters": "conv", "neurons": "linear", "hidden units": "linear"}  # kind of group -> kind of kernel
+MULTIPLE_OF = {
+    "filters": "conv",
+    "neurons": "linear",
+    "hidden units": "linear",
+}  # kind of group -> kind of kernel
 
 
 @dataclass
@@ -82,26 +86,43 @@ class Builder:
 
     def with_multiples(self, multiples: Mapping[str, int]) -> Builder:
         """The same, but channel groups keep multiples of as many units as their kind of module likes."""
-        groups = tuple(replace(g, multiple=multiples.get(MULTIPLE_OF.get(g.kind, ""), 1)) for g in self.module_map.groups)
-        return replace(self, module_map=replace(self.module_map, groups=groups), multiples=multiples, _sizes={})
+        groups = tuple(
+            replace(g, multiple=multiples.get(MULTIPLE_OF.get(g.kind, ""), 1))
+            for g in self.module_map.groups
+        )
+        return replace(
+            self, module_map=replace(self.module_map, groups=groups), multiples=multiples, _sizes={}
+        )
 
     @cached_property
     def plan(self) -> ActivationPlan:
         """What the simulation must know of the graph."""
         calls = {
-            owner: tuple(Call(site.input, site.output if site.kind == "conv" else "", self.lowered.norm(site)) for site in sites)
+            owner: tuple(
+                Call(
+                    site.input, site.output if site.kind == "conv" else "", self.lowered.norm(site)
+                )
+                for site in sites
+            )
             for owner, sites in self.lowered.sites.items()
             if sites[0].kind in ("linear", "conv")
         }
         return ActivationPlan(self.ranges, calls, self.rounds_blocks)
 
     def library(
-        self, folder: Path | None = None, memory_bytes: int = LIBRARY_BYTES, forms: Mapping[str, IntegerForm] | None = None
+        self,
+        folder: Path | None = None,
+        memory_bytes: int = LIBRARY_BYTES,
+        forms: Mapping[str, IntegerForm] | None = None,
     ) -> VariantLibrary:
         """Return the library of the model's variants, with the integers that `forms` state, else those of the target's fastest kernels."""
 
         def form(name: str) -> IntegerForm:
-            return self.integer_form(self.module_map[name]) if forms is None else forms.get(name, IntegerForm.SIGNED)
+            return (
+                self.integer_form(self.module_map[name])
+                if forms is None
+                else forms.get(name, IntegerForm.SIGNED)
+            )
 
         return VariantLibrary(self.evidence, folder, form, memory_bytes)
 
@@ -109,21 +130,31 @@ class Builder:
         """Return which integers the 8-bit kernel of a module may hold; nothing else decides it."""
         if module.name in self.forms:
             return self.forms[module.name]
-        return self.kernels.integer_form(self._matmul_shape(module) if module.kind == "linear" else None)
+        return self.kernels.integer_form(
+            self._matmul_shape(module) if module.kind == "linear" else None
+        )
 
     def weight_only_level(self, module: CompressibleModule, config: ModuleConfig) -> int | None:
         """Accuracy level of the weight-only kernel where it is the fastest for float inputs and groups of weights, else None."""
-        fits = config.activation_bits == 32 and config.group_size > 0 and config.weight_bits in WEIGHT_ONLY_BITS
+        fits = (
+            config.activation_bits == 32
+            and config.group_size > 0
+            and config.weight_bits in WEIGHT_ONLY_BITS
+        )
         if not fits or config.sparsity > 0 or module.kind != "linear":
             return None
-        level = self.kernels.matmul_level(*self._matmul_shape(module), config.weight_bits, config.group_size)
+        level = self.kernels.matmul_level(
+            *self._matmul_shape(module), config.weight_bits, config.group_size
+        )
         return None if level == FOLDED else level
 
     def rounds_blocks(self, module: CompressibleModule, config: ModuleConfig) -> bool:
         """Whether the weight-only kernel of a module under `config` rounds inputs to 8 bits per block."""
         level = self.weight_only_level(module, config)
         shape = self._matmul_shape(module)
-        return level is not None and self.kernels.matmul_rounds_inputs(*shape, config.weight_bits, config.group_size, level)
+        return level is not None and self.kernels.matmul_rounds_inputs(
+            *shape, config.weight_bits, config.group_size, level
+        )
 
     def _matmul_shape(self, module: CompressibleModule) -> tuple[int, int, int]:
         """(rows, columns, outputs) of one call on the example inputs."""
@@ -140,7 +171,9 @@ class Builder:
         if block is None:
             return None
         lookups = max(1, module.positions // len(self.lowered.sites[module.name]))
-        packed = self.kernels.gather_stays_packed(lookups, entries, width, config.weight_bits, block)
+        packed = self.kernels.gather_stays_packed(
+            lookups, entries, width, config.weight_bits, block
+        )
         return block if packed else None
 
     def recipe(
@@ -158,15 +191,23 @@ class Builder:
             candidate,
             variants,
             trained.masks if trained else self.pruner.masks(candidate),
-            {**self.ranges, **self.smoother.ranges(candidate, self.plan.inputs), **(trained.ranges if trained else {})},
-            _chosen(self.module_map, candidate, self.weight_only_level) if levels is None else levels,
+            {
+                **self.ranges,
+                **self.smoother.ranges(candidate, self.plan.inputs),
+                **(trained.ranges if trained else {}),
+            },
+            _chosen(self.module_map, candidate, self.weight_only_level)
+            if levels is None
+            else levels,
             _chosen(self.module_map, candidate, self.table_block) if blocks is None else blocks,
             self._forms(candidate, variants) if forms is None else forms,
             self.smoother.parameters(candidate),
             trained.others if trained else None,
         )
 
-    def _forms(self, candidate: Candidate, variants: Mapping[str, Variant]) -> dict[str, IntegerForm]:
+    def _forms(
+        self, candidate: Candidate, variants: Mapping[str, Variant]
+    ) -> dict[str, IntegerForm]:
         """The form of the integer weights of each module whose kernel multiplies integers.
 
         Weights that were trained in a wider form than this process would choose keep it, so that what a file says of itself holds.
@@ -177,7 +218,9 @@ class Builder:
                 continue
             form = self.integer_form(module)
             factors = variants[module.name].factors if module.name in variants else ()
-            if form is IntegerForm.REDUCED and not all(form.holds(factor.int8()) for factor in factors):
+            if form is IntegerForm.REDUCED and not all(
+                form.holds(factor.int8()) for factor in factors
+            ):
                 form = IntegerForm.UNSIGNED if module.kind == "linear" else IntegerForm.SIGNED
             found[module.name] = form
         return found
@@ -196,7 +239,9 @@ class Builder:
         }
         return rewrite(self.lowered, self.module_map, self.recipe(candidate, variants))
 
-    def _blank(self, module: CompressibleModule, config: ModuleConfig, masks: Masks, noise: bool) -> Variant:
+    def _blank(
+        self, module: CompressibleModule, config: ModuleConfig, masks: Masks, noise: bool
+    ) -> Variant:
         return blank_variant(module, config, masks, self.integer_form(module), noise)
 
     def size_bytes(self, candidate: Candidate) -> int:
@@ -231,13 +276,23 @@ class Builder:
         parts = [module.kind, "x".join(map(str, module.weight_shape))]
         for attribute in site.node.attribute:
             if attribute.name in ("strides", "dilations", "group"):
-                parts.append(f"{attribute.name} {'x'.join(map(str, attribute.ints)) or attribute.i}")
-        parts += [self.lowered.producer[value].op_type for value in site.tail if value in self.lowered.producer]
-        return " ".join(parts + ["bias"] * (site.bias is not None) + [f"{1 + len(more)} calls"] * bool(more))
+                parts.append(
+                    f"{attribute.name} {'x'.join(map(str, attribute.ints)) or attribute.i}"
+                )
+        parts += [
+            self.lowered.producer[value].op_type
+            for value in site.tail
+            if value in self.lowered.producer
+        ]
+        return " ".join(
+            parts + ["bias"] * (site.bias is not None) + [f"{1 + len(more)} calls"] * bool(more)
+        )
 
 
 def _chosen(
-    module_map: ModuleMap, candidate: Candidate, choose: Callable[[CompressibleModule, ModuleConfig], int | None]
+    module_map: ModuleMap,
+    candidate: Candidate,
+    choose: Callable[[CompressibleModule, ModuleConfig], int | None],
 ) -> dict[str, int]:
     found = {module.name: choose(module, candidate.config(module.name)) for module in module_map}
     return {name: value for name, value in found.items() if value is not None}
@@ -257,22 +312,33 @@ def prepare(
     `activation_range` is how static ranges are chosen (as `ModuleConfig.weight_range`); folder `graphs` keeps exported graphs.
     """
     report("exporting the model", 0.0)
-    teacher, outputs = plain_model(task.model, task.example_inputs), tuple(task.output_weights or ())
+    teacher, outputs = (
+        plain_model(task.model, task.example_inputs),
+        tuple(task.output_weights or ()),
+    )
     free = free_dimensions(task)
     lowered = lower(teacher, task.example_inputs, module_map, outputs, graphs, free)
     lowered = as_called(lowered, teacher, module_map, task.example_inputs)
     module_map = module_map.restricted_to(lowered.sites)
     if not module_map.modules:
         names = ", ".join(unseen.name for unseen in module_map.uncovered if unseen.name)
-        raise ExportError(f"export: no module can be compressed, since the exported graph shows none as it is in the model; it has {names}")
+        raise ExportError(
+            f"export: no module can be compressed, since the exported graph shows none as it is in the model; it has {names}"
+        )
     module_map = replace(module_map, norms=find_norms(lowered, module_map))
     report("calibrating", 0.0)
-    samples = [inputs for inputs, _ in task.first_samples(task.calibration_batches(), CALIBRATION_SAMPLES)]
+    samples = [
+        inputs for inputs, _ in task.first_samples(task.calibration_batches(), CALIBRATION_SAMPLES)
+    ]
     if not lowered.dynamic_batch:
         samples = [task.example_inputs, *samples]
     if task.batch_first is False:  # the graph takes the example's shape, to which nothing is cut
         shapes = [tensor.shape for tensor in input_tensors(task.example_inputs)]
-        samples = [inputs for inputs in samples if [tensor.shape for tensor in input_tensors(inputs)] == shapes]
+        samples = [
+            inputs
+            for inputs in samples
+            if [tensor.shape for tensor in input_tensors(inputs)] == shapes
+        ]
     ranges = calibrate(lowered, samples, batch_size(task.example_inputs), activation_range)
     device = device or torch.device("cpu")
     statistics = collect_statistics(teacher.to(device), module_map, samples, device)
@@ -298,24 +364,43 @@ def _with_prunable_groups(builder: Builder, inputs: Inputs, names: Sequence[str]
         return builder
     bad = {group.name for group in groups if not _prunes(builder, inputs, [group], names)}
     kept = tuple(
-        g.but("the exported graph does not compute the same without half of it") if g.name in bad else g for g in builder.module_map.groups
+        g.but("the exported graph does not compute the same without half of it")
+        if g.name in bad
+        else g
+        for g in builder.module_map.groups
     )
     return replace(builder, module_map=replace(builder.module_map, groups=kept), _sizes={})
 
 
-def _prunes(builder: Builder, inputs: Inputs, groups: list[ChannelGroup], names: Sequence[str]) -> bool:
+def _prunes(
+    builder: Builder, inputs: Inputs, groups: list[ChannelGroup], names: Sequence[str]
+) -> bool:
     # By magnitude: which units go does not matter here, and both sides must choose the same.
-    candidate = Candidate.of({group.name: ModuleConfig(pruning_ratio=_uneven_ratio(group), importance="l2") for group in groups})
-    stitcher = Stitcher(builder.teacher, builder.module_map, VariantLibrary(Evidence(builder.teacher)))
+    candidate = Candidate.of(
+        {
+            group.name: ModuleConfig(pruning_ratio=_uneven_ratio(group), importance="l2")
+            for group in groups
+        }
+    )
+    stitcher = Stitcher(
+        builder.teacher, builder.module_map, VariantLibrary(Evidence(builder.teacher))
+    )
     try:
         with torch.no_grad():
             result = run_model(stitcher.apply(candidate), inputs)
-        proto = builder.build(builder.recipe(candidate, stitched_variants(builder, stitcher, candidate)))
-        outputs = open_session(proto.SerializeToString(), silent=True).run(None, builder.lowered.feed(inputs))
+        proto = builder.build(
+            builder.recipe(candidate, stitched_variants(builder, stitcher, candidate))
+        )
+        outputs = open_session(proto.SerializeToString(), silent=True).run(
+            None, builder.lowered.feed(inputs)
+        )
     except Exception:
         return False  # PyTorch or ONNX Runtime refuses it: shapes do not fit any more
     expected = [output.tensor.numpy() for output in ordered_outputs(result, names)]
-    return all(relative_difference(found, wanted, 1.0) <= 1e-3 for found, wanted in zip(outputs, expected, strict=False))
+    return all(
+        relative_difference(found, wanted, 1.0) <= 1e-3
+        for found, wanted in zip(outputs, expected, strict=False)
+    )
 
 
 def _uneven_ratio(group: ChannelGroup) -> float:
@@ -325,7 +410,9 @@ def _uneven_ratio(group: ChannelGroup) -> float:
     return 1 - left / group.units
 
 
-def stitched_variants(builder: Builder, stitcher: Stitcher, candidate: Candidate) -> dict[str, Variant]:
+def stitched_variants(
+    builder: Builder, stitcher: Stitcher, candidate: Candidate
+) -> dict[str, Variant]:
     """The library's variant of every site."""
     sites = [site for found in builder.lowered.sites.values() for site in found]
     return {site.name: stitcher.variant(site.name, site.owner, candidate) for site in sites}

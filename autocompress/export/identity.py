@@ -11,14 +11,14 @@ from numpy.typing import NDArray
 from onnx import ModelProto, helper
 from torch import Tensor, nn
 
-from autocompress.batches import Inputs, batch_size, map_inputs, take_samples
 from autocompress.candidate import Candidate, ModuleConfig
-from autocompress.compress.stitch import Stitcher
+from autocompress.compress.assemble.stitch import Stitcher
 from autocompress.errors import ExportError
 from autocompress.export.build import Builder, stitched_variants
 from autocompress.targets.device.sessions import open_session
 from autocompress.targets.target import Target
-from autocompress.task import Task, call_model
+from autocompress.task.batches import Inputs, batch_size, map_inputs, take_samples
+from autocompress.task.task import Task, call_model
 
 UNTOUCHED_ERROR = 1e-3  # of the outputs' norm: sums of floats in another order
 ROUNDED_ERROR = 0.05  # roundings at a tie go either way, and what reads them differs
@@ -55,25 +55,35 @@ def check_identity(builder: Builder, stitcher: Stitcher, target: Target, task: T
     Raises:
         ExportError: they do not agree; it names the first module whose output differs.
     """
-    inputs = take_samples(task.validation, SAMPLES)[0][0] if builder.lowered.dynamic_batch else task.example_inputs
+    inputs = (
+        take_samples(task.validation, SAMPLES)[0][0]
+        if builder.lowered.dynamic_batch
+        else task.example_inputs
+    )
     expected, proto = _outputs(builder.teacher, inputs), builder.lowered.proto
     simulated = _outputs(stitcher.apply(Candidate()), inputs)
     simulation = _difference(simulated, expected)
     if simulation > UNTOUCHED_ERROR:
         where = _first_module(builder, stitcher, proto, inputs, UNTOUCHED_ERROR)
-        raise ExportError(f"export: the simulation of the untouched model differs from the model{where}; {REPORT}")
+        raise ExportError(
+            f"export: the simulation of the untouched model differs from the model{where}; {REPORT}"
+        )
     float_file = _difference(_run(proto, builder, inputs)[0], expected)
     if float_file > UNTOUCHED_ERROR:
         where = _first_module(builder, stitcher, proto, inputs, UNTOUCHED_ERROR)
         raise ExportError(f"export: the float file differs from the model{where}; {REPORT}")
     _check_whole_batch(builder, task, inputs)
     candidate = _eight_bits(builder, target)
-    proto = builder.build(builder.recipe(candidate, stitched_variants(builder, stitcher, candidate)))
+    proto = builder.build(
+        builder.recipe(candidate, stitched_variants(builder, stitcher, candidate))
+    )
     simulated = _outputs(stitcher.apply(candidate), inputs)
     rounded_file = _difference(_run(proto, builder, inputs)[0], simulated)
     if rounded_file > ROUNDED_ERROR:
         where = _first_module(builder, stitcher, proto, inputs, ROUNDED_ERROR)
-        raise ExportError(f"export: the file of 8-bit weights differs from its simulation{where}; {REPORT}")
+        raise ExportError(
+            f"export: the file of 8-bit weights differs from its simulation{where}; {REPORT}"
+        )
     return Identity(simulation, float_file, rounded_file)
 
 
@@ -82,7 +92,12 @@ def _check_whole_batch(builder: Builder, task: Task, few: Inputs) -> None:
     whole = task.first_batch[0]
     if not builder.lowered.dynamic_batch or batch_size(whole) <= batch_size(few):
         return
-    if _difference(_run(builder.lowered.proto, builder, whole)[0], _outputs(builder.teacher, whole)) > UNTOUCHED_ERROR:
+    if (
+        _difference(
+            _run(builder.lowered.proto, builder, whole)[0], _outputs(builder.teacher, whole)
+        )
+        > UNTOUCHED_ERROR
+    ):
         raise ExportError(
             f"export: the float file differs from the model on a batch of {batch_size(whole)}, not on one of {batch_size(few)}: the model "
             "does something else by the size of its batch, which no file can follow; nearest: batches of the size that is deployed"
@@ -95,7 +110,10 @@ def _eight_bits(builder: Builder, target: Target) -> Candidate:
     bits = 8 if 8 in target.weight_bits else 32
     # The range that takes no search: what is compared is arithmetic, not accuracy.
     configs = {
-        m.name: ModuleConfig(bits, 8 if m.kind in integer else 32, algorithm="nearest", weight_range="min_max") for m in builder.module_map
+        m.name: ModuleConfig(
+            bits, 8 if m.kind in integer else 32, algorithm="nearest", weight_range="min_max"
+        )
+        for m in builder.module_map
     }
     return Candidate.of(configs)
 
@@ -104,11 +122,16 @@ def _eight_bits(builder: Builder, target: Target) -> Candidate:
 def _outputs(model: nn.Module, inputs: Inputs) -> Array:
     device = next((parameter.device for parameter in model.parameters()), torch.device("cpu"))
     result = call_model(model, map_inputs(inputs, lambda tensor: tensor.to(device, copy=True)))
-    return np.asarray(result.cpu().float().numpy() if result.is_floating_point() else result.cpu().numpy())
+    return np.asarray(
+        result.cpu().float().numpy() if result.is_floating_point() else result.cpu().numpy()
+    )
 
 
 def _run(proto: ModelProto, builder: Builder, inputs: Inputs) -> list[Array]:
-    return [np.asarray(value) for value in open_session(proto.SerializeToString()).run(None, builder.lowered.feed(inputs))]
+    return [
+        np.asarray(value)
+        for value in open_session(proto.SerializeToString()).run(None, builder.lowered.feed(inputs))
+    ]
 
 
 def _difference(found: Array, expected: Array) -> float:
@@ -120,12 +143,20 @@ def _difference(found: Array, expected: Array) -> float:
     return float(np.linalg.norm(found - expected) / max(float(np.linalg.norm(expected)), 1e-9))
 
 
-def _first_module(builder: Builder, stitcher: Stitcher, proto: ModelProto, inputs: Inputs, error: float) -> str:
+def _first_module(
+    builder: Builder, stitcher: Stitcher, proto: ModelProto, inputs: Inputs, error: float
+) -> str:
     """Return " at module NAME" for the first one, in the order of calls, whose output differs between simulation and file."""
     made = {output for node in proto.graph.node for output in node.output}
-    shown = [m.name for m in builder.module_map if m.kind in ("linear", "embedding") and builder.lowered.sites[m.name][0].output in made]
+    shown = [
+        m.name
+        for m in builder.module_map
+        if m.kind in ("linear", "embedding") and builder.lowered.sites[m.name][0].output in made
+    ]
     values: dict[str, Tensor] = {}
-    handles = [stitcher.simulated[name].register_forward_hook(_keep(values, name)) for name in shown]
+    handles = [
+        stitcher.simulated[name].register_forward_hook(_keep(values, name)) for name in shown
+    ]
     try:
         _outputs(stitcher.model, inputs)
     finally:
@@ -150,5 +181,7 @@ def _with_outputs(proto: ModelProto, names: Sequence[str]) -> ModelProto:
     """The same graph that also gives the tensors `names`."""
     shown, known = ModelProto(), {value.name for value in proto.graph.output}
     shown.CopyFrom(proto)
-    shown.graph.output.extend(helper.make_empty_tensor_value_info(name) for name in names if name not in known)
+    shown.graph.output.extend(
+        helper.make_empty_tensor_value_info(name) for name in names if name not in known
+    )
     return shown

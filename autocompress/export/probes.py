@@ -14,16 +14,21 @@ from onnx import ModelProto, TensorProto
 from onnx.external_data_helper import set_external_data
 
 import autocompress.targets.device
-from autocompress.files import write_atomic, write_json
+from autocompress.results.files import write_atomic, write_json
 from autocompress.targets.device.job import FEED_FILE, PROBES_FILE
 from autocompress.targets.device.tuning import Source
-from autocompress.targets.plan import Plan, Subject
-from autocompress.targets.profile import job_of
+from autocompress.targets.latency_model.plan import Plan, Subject
+from autocompress.targets.latency_model.profile import job_of
 from autocompress.targets.target import Target
 
 SCRIPT_FILE = "measure.pyz"
 NOISE_FILES = {"float": "float32.bin", "half": "float16.bin", "bytes": "bytes.bin"}
-NOISE_OF = {TensorProto.FLOAT: "float", TensorProto.FLOAT16: "half", TensorProto.INT8: "bytes", TensorProto.UINT8: "bytes"}
+NOISE_OF = {
+    TensorProto.FLOAT: "float",
+    TensorProto.FLOAT16: "half",
+    TensorProto.INT8: "bytes",
+    TensorProto.UINT8: "bytes",
+}
 SPREAD = 0.04  # of the noise: activations neither explode nor vanish in models of usual widths
 ALIGNED = 4096  # offsets that runtimes can map into memory
 LARGE = 4096  # bytes from which a weight is read from the shared noise
@@ -39,14 +44,27 @@ def export_probes(subject: Subject, target: Target, folder: Path, seed: int = 0)
     job = job_of(subject, target, plan, seed)
     needed = dict.fromkeys(NOISE_FILES, 0)
     names: dict[str, list[str]] = {}
-    for role, sources in (("baseline", [job.baseline]), ("product", [job.product]), ("profiled", job.profiled), ("timed", job.timed)):
+    for role, sources in (
+        ("baseline", [job.baseline]),
+        ("product", [job.product]),
+        ("profiled", job.profiled),
+        ("timed", job.timed),
+    ):
         names[role] = _write_models(folder, role, sources, needed)
     generator = np.random.default_rng(seed)
-    floats = generator.standard_normal(max(needed["float"] // 4, needed["half"] // 2), dtype=np.float32) * np.float32(SPREAD)
+    floats = generator.standard_normal(
+        max(needed["float"] // 4, needed["half"] // 2), dtype=np.float32
+    ) * np.float32(SPREAD)
     write_atomic(folder / NOISE_FILES["float"], floats[: needed["float"] // 4].tobytes())
-    write_atomic(folder / NOISE_FILES["half"], floats[: needed["half"] // 2].astype(np.float16).tobytes())
+    write_atomic(
+        folder / NOISE_FILES["half"], floats[: needed["half"] // 2].astype(np.float16).tobytes()
+    )
     write_atomic(folder / NOISE_FILES["bytes"], generator.bytes(needed["bytes"]))
-    np.savez(folder / FEED_FILE, allow_pickle=False, **{name: np.asarray(array) for name, array in subject.feed.items()})
+    np.savez(
+        folder / FEED_FILE,
+        allow_pickle=False,
+        **{name: np.asarray(array) for name, array in subject.feed.items()},
+    )
     data = {
         "baseline": names["baseline"][0],
         "product": names["product"][0],
@@ -70,7 +88,9 @@ def export_probes(subject: Subject, target: Target, folder: Path, seed: int = 0)
     return sum(map(len, names.values()))
 
 
-def _write_models(folder: Path, role: str, sources: Sequence[Source], needed: dict[str, int]) -> list[str]:
+def _write_models(
+    folder: Path, role: str, sources: Sequence[Source], needed: dict[str, int]
+) -> list[str]:
     """File names; `needed` grows to the bytes of noise that the largest of the models reads.
 
     Within a model each weight reads a part of its own, since a runtime would keep equal weights once, and caches would hold them.
@@ -85,7 +105,12 @@ def _write_models(folder: Path, role: str, sources: Sequence[Source], needed: di
             # A normalisation's variances must stay what they are; only weights of two or more dimensions become noise.
             noise = NOISE_OF.get(tensor.data_type)
             size = len(tensor.raw_data)
-            if noise is not None and len(tensor.dims) >= 2 and size >= LARGE and prod(tensor.dims) > 0:
+            if (
+                noise is not None
+                and len(tensor.dims) >= 2
+                and size >= LARGE
+                and prod(tensor.dims) > 0
+            ):
                 set_external_data(tensor, NOISE_FILES[noise], read[noise], size)
                 tensor.ClearField("raw_data")
                 read[noise] += -(-size // ALIGNED) * ALIGNED

@@ -14,26 +14,26 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from autocompress.candidate import Candidate, Distillation
-from autocompress.compress.activation import ActivationRange
-from autocompress.compress.calls import Call
-from autocompress.compress.recover import recover
-from autocompress.compress.stitch import ActivationPlan, SimulatedModel, Stitcher, Trained
-from autocompress.compress.student import taught
-from autocompress.compress.teacher import Teacher, changed_weights
-from autocompress.compress.trainer import Trainer
-from autocompress.copies import copied
+from autocompress.compress.assemble.calls import Call
+from autocompress.compress.assemble.stitch import ActivationPlan, SimulatedModel, Stitcher, Trained
+from autocompress.compress.quantize.activation import ActivationRange
+from autocompress.compress.recover.context import Trainer
+from autocompress.compress.recover.recover import recover
+from autocompress.compress.recover.student import taught
+from autocompress.compress.recover.teacher import Teacher, changed_weights
 from autocompress.errors import ExportError, TaskError
 from autocompress.export.artifact import described_inputs, read_recipe, write_model
 from autocompress.export.build import prepare, stitched_variants
-from autocompress.float_copy import float_copy
 from autocompress.integer_form import IntegerForm
-from autocompress.modules import find_modules
-from autocompress.plain import in_form
-from autocompress.prepare import prepared
-from autocompress.results import MODEL_FILE
+from autocompress.measure.prepare import prepared
+from autocompress.model.modules import find_modules
+from autocompress.model.plain.plain import in_form
+from autocompress.results.front import MODEL_FILE
 from autocompress.targets.kernels import KernelChoice
-from autocompress.task import Task
-from autocompress.user_code import UserCodeError
+from autocompress.task.copies import copied
+from autocompress.task.float_copy import float_copy
+from autocompress.task.task import Task
+from autocompress.task.user_code import UserCodeError
 
 
 def load_module(folder: Path, model: nn.Module) -> nn.Module:
@@ -47,17 +47,32 @@ def load_module(folder: Path, model: nn.Module) -> nn.Module:
     stored = Trained.from_tensors(tensors)
     ranges = {name: ActivationRange(**at) for name, at in recipe["activation_ranges"].items()}
     modules = recipe["modules"]
-    plan = ActivationPlan(ranges, {entry["owner"]: tuple(Call(**call) for call in entry["calls"]) for entry in modules.values()})
+    plan = ActivationPlan(
+        ranges,
+        {
+            entry["owner"]: tuple(Call(**call) for call in entry["calls"])
+            for entry in modules.values()
+        },
+    )
     try:
         kinds = {name: (entry["kind"], entry["owner"]) for name, entry in modules.items()}
         simulated = SimulatedModel(_plain(model, recipe), kinds, plan)
         for name, entry in modules.items():
             owner = entry["owner"]
-            simulated.set_variant(name, owner, stored.variants[name], candidate.config(owner), stored.masks, entry["block_size"])
+            simulated.set_variant(
+                name,
+                owner,
+                stored.variants[name],
+                candidate.config(owner),
+                stored.masks,
+                entry["block_size"],
+            )
         simulated.load(stored.others, stored.masks)
     except (AttributeError, KeyError, RuntimeError, TaskError) as error:
         reason = str(error).strip().split("\n")[0]
-        raise ExportError(f"{folder}: the model has another architecture than the one that was compressed: {reason}") from error
+        raise ExportError(
+            f"{folder}: the model has another architecture than the one that was compressed: {reason}"
+        ) from error
     return simulated.model
 
 
@@ -67,7 +82,9 @@ def _plain(model: nn.Module, recipe: dict[str, Any]) -> nn.Module:
     try:
         return in_form(recipe["form"], float_copy(model, inputs), inputs)
     except UserCodeError as error:
-        raise TaskError(f"it does not run on zeros of the shapes in the recipe, with which its program is traced ({error})") from error
+        raise TaskError(
+            f"it does not run on zeros of the shapes in the recipe, with which its program is traced ({error})"
+        ) from error
 
 
 def _weights(folder: Path, recipe: dict[str, Any]) -> dict[str, Tensor]:
@@ -99,28 +116,49 @@ def reproduce_model(folder: Path, task: Task, to: Path) -> Path:
     try:
         kernels = recipe["kernels"]
         original, origin = task, recipe["origin"]
-        task = taught(task, Distillation.from_json(origin["student"]), origin["seed"], torch.device("cpu"), None, None)
-        builder = prepare(task, find_modules(task.model, task.example_inputs, task.towers), KernelChoice())
+        task = taught(
+            task,
+            Distillation.from_json(origin["student"]),
+            origin["seed"],
+            torch.device("cpu"),
+            None,
+            None,
+        )
+        builder = prepare(
+            task, find_modules(task.model, task.example_inputs, task.towers), KernelChoice()
+        )
         forms = {name: IntegerForm(form) for name, form in kernels.get("integer_forms", {}).items()}
         builder = builder.with_multiples(kernels["multiples"])
-        stitcher = Stitcher(builder.teacher, builder.module_map, builder.library(forms=forms), builder.plan)
+        stitcher = Stitcher(
+            builder.teacher, builder.module_map, builder.library(forms=forms), builder.plan
+        )
         trained = None
         if recipe["trained"]:
             stored = (folder / recipe["weights"]).is_file()
-            trained = Trained.from_tensors(_weights(folder, recipe)) if stored else _again(task, original, stitcher, candidate, origin)
+            trained = (
+                Trained.from_tensors(_weights(folder, recipe))
+                if stored
+                else _again(task, original, stitcher, candidate, origin)
+            )
         variants = {} if trained is not None else stitched_variants(builder, stitcher, candidate)
         ranges = {name: ActivationRange(**at) for name, at in recipe["activation_ranges"].items()}
-        built = builder.recipe(candidate, variants, trained, kernels["matmul_levels"], kernels["gather_blocks"], forms)
+        built = builder.recipe(
+            candidate, variants, trained, kernels["matmul_levels"], kernels["gather_blocks"], forms
+        )
         write_model(to, builder.build(replace(built, ranges=ranges)))
     finally:
         torch.set_num_threads(threads)
     if hashlib.sha256((to / MODEL_FILE).read_bytes()).hexdigest() != recipe["sha256"]:
         versions = recipe["origin"].get("versions")
-        raise ExportError(f"{to / MODEL_FILE}: differs from the file that {folder} records; versions then: {versions}")
+        raise ExportError(
+            f"{to / MODEL_FILE}: differs from the file that {folder} records; versions then: {versions}"
+        )
     return to / MODEL_FILE
 
 
-def _again(task: Task, original: Task, stitcher: Stitcher, candidate: Candidate, origin: dict[str, Any]) -> Trained:
+def _again(
+    task: Task, original: Task, stitcher: Stitcher, candidate: Candidate, origin: dict[str, Any]
+) -> Trained:
     model = stitcher.teacher if original.student is None else copied(original.model, None)
     teacher = Teacher(task, model, torch.device("cpu"), None, (candidate.distillation.temperature,))
     dtype = getattr(torch, origin["training_dtype"])

@@ -12,10 +12,19 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from autocompress.batches import Batches, Inputs, batch_size, feed_of, input_tensors, to_device
 from autocompress.errors import TaskError
 from autocompress.measure.ragged import ragged_score, split_rows
-from autocompress.task import OutputMetric, Task, call_model, named_outputs, primary_output, run_model, score, target_of
+from autocompress.task.batches import Batches, Inputs, batch_size, feed_of, input_tensors, to_device
+from autocompress.task.task import (
+    OutputMetric,
+    Task,
+    call_model,
+    named_outputs,
+    primary_output,
+    run_model,
+    score,
+    target_of,
+)
 
 Outputs = Tensor | list[Tensor]  # of a split; a list has one entry per sample
 
@@ -47,7 +56,10 @@ def join_targets(targets: list[Any]) -> Any:
     """
     if all(target is None for target in targets):
         return None
-    if all(isinstance(target, Tensor) for target in targets) and len({target.shape[1:] for target in targets}) == 1:
+    if (
+        all(isinstance(target, Tensor) for target in targets)
+        and len({target.shape[1:] for target in targets}) == 1
+    ):
         return torch.cat([t.cpu().reshape(1) if t.dim() == 0 else t.cpu() for t in targets])
     if all(isinstance(target, Mapping) for target in targets):
         return {name: join_targets([target.get(name) for target in targets]) for name in targets[0]}
@@ -55,7 +67,9 @@ def join_targets(targets: list[Any]) -> Any:
 
 
 @torch.no_grad()
-def metric_outputs(task: Task, model: nn.Module, inputs: Inputs, device: torch.device) -> dict[str, Tensor]:
+def metric_outputs(
+    task: Task, model: nn.Module, inputs: Inputs, device: torch.device
+) -> dict[str, Tensor]:
     """The outputs of one batch that metrics read, as `model_outputs` gives them: the primary one is "", others go by their names."""
     if not task.has_output_metrics:
         return {"": model_outputs(model, inputs, device)}
@@ -70,8 +84,14 @@ def join_outputs(batches: list[dict[str, Tensor]]) -> dict[str, Outputs]:
     for name, first in batches[0].items():
         found = [outputs[name] for outputs in batches]
         if any(output.dim() == 0 for output in found):
-            raise TaskError(f"task: a batch gives an output of shape (); expected a row per sample, not one number like {float(first):.3g}")
-        joined[name] = torch.cat(found) if len({output.shape[1:] for output in found}) == 1 else split_rows(found)
+            raise TaskError(
+                f"task: a batch gives an output of shape (); expected a row per sample, not one number like {float(first):.3g}"
+            )
+        joined[name] = (
+            torch.cat(found)
+            if len({output.shape[1:] for output in found}) == 1
+            else split_rows(found)
+        )
     return joined
 
 
@@ -81,17 +101,25 @@ def scores_of(task: Task, outputs: Mapping[str, Outputs], targets: Any) -> Score
     for name, metric in task.extra_metrics.items():
         if isinstance(metric, OutputMetric):
             read = "" if metric.output == task.primary_name else metric.output
-            extra[name] = _score(metric.metric, outputs[read], target_of(targets, metric.output), name)
+            extra[name] = _score(
+                metric.metric, outputs[read], target_of(targets, metric.output), name
+            )
         else:
             extra[name] = _score(metric, outputs[""], targets, name)
     return Scores(_score(task.metric, outputs[""], targets, "metric"), extra)
 
 
 def _score(metric: Callable[[Any, Any], float], outputs: Outputs, targets: Any, name: str) -> float:
-    return ragged_score(metric, outputs, targets, name) if isinstance(outputs, list) else score(metric, outputs, targets, name)
+    return (
+        ragged_score(metric, outputs, targets, name)
+        if isinstance(outputs, list)
+        else score(metric, outputs, targets, name)
+    )
 
 
-def evaluate_model(task: Task, model: nn.Module, batches: Batches, device: torch.device) -> tuple[Scores, Outputs]:
+def evaluate_model(
+    task: Task, model: nn.Module, batches: Batches, device: torch.device
+) -> tuple[Scores, Outputs]:
     """(scores, primary outputs) of a PyTorch model on a split."""
     outputs, targets = [], []
     for inputs, target in batches:
@@ -101,7 +129,9 @@ def evaluate_model(task: Task, model: nn.Module, batches: Batches, device: torch
     return scores_of(task, joined, join_targets(targets)), joined[""]
 
 
-def _check_shapes(session: onnxruntime.InferenceSession, feed: Mapping[str, NDArray[Any]], whole: bool) -> None:
+def _check_shapes(
+    session: onnxruntime.InferenceSession, feed: Mapping[str, NDArray[Any]], whole: bool
+) -> None:
     """TaskError for dimensions that the file has fixed otherwise; the first one counts where batches stay `whole`."""
     for value in session.get_inputs():
         shape = feed[value.name].shape if value.name in feed else ()
@@ -113,17 +143,24 @@ def _check_shapes(session: onnxruntime.InferenceSession, feed: Mapping[str, NDAr
             )
 
 
-def _run(session: onnxruntime.InferenceSession, feed: Mapping[str, NDArray[Any]]) -> list[NDArray[Any]]:
+def _run(
+    session: onnxruntime.InferenceSession, feed: Mapping[str, NDArray[Any]]
+) -> list[NDArray[Any]]:
     try:
         return [np.asarray(found) for found in session.run(None, dict(feed))]
     except Exception as error:
         came = ", ".join(f"{name} {array.dtype} {array.shape}" for name, array in feed.items())
-        why = next((line.strip() for line in str(error).splitlines() if line.strip()), type(error).__name__)
+        why = next(
+            (line.strip() for line in str(error).splitlines() if line.strip()), type(error).__name__
+        )
         raise TaskError(f"task: the file does not run on a batch ({came}): {why}") from error
 
 
 def evaluate_session(
-    task: Task, session: onnxruntime.InferenceSession, input_names: tuple[str, ...], batches: Batches
+    task: Task,
+    session: onnxruntime.InferenceSession,
+    input_names: tuple[str, ...],
+    batches: Batches,
 ) -> tuple[Scores, Outputs]:
     """(scores, primary outputs) of an ONNX file; a file with a fixed batch size is fed in parts of that size, the last one padded.
 
@@ -135,7 +172,9 @@ def evaluate_session(
     for inputs, target in batches:
         tensors = input_tensors(inputs)
         if len(tensors) != len(input_names):
-            raise TaskError(f"task: a batch has {len(tensors)} input tensors, the file takes {len(input_names)} ({', '.join(input_names)})")
+            raise TaskError(
+                f"task: a batch has {len(tensors)} input tensors, the file takes {len(input_names)} ({', '.join(input_names)})"
+            )
         feed = feed_of(inputs, input_names)
         size = batch_size(inputs)
         _check_shapes(session, feed, task.batch_first is False)
@@ -143,16 +182,26 @@ def evaluate_session(
             parts = []
             for start in range(0, size, fixed):
                 rows = np.minimum(np.arange(start, start + fixed), size - 1)
-                parts.append(_run(session, {name: array[rows] for name, array in feed.items()})[: len(names)])
+                parts.append(
+                    _run(session, {name: array[rows] for name, array in feed.items()})[: len(names)]
+                )
             # A sample may have several rows of output.
-            results = [np.concatenate(found)[: size * (len(found[0]) // fixed)] for found in zip(*parts, strict=True)]
+            results = [
+                np.concatenate(found)[: size * (len(found[0]) // fixed)]
+                for found in zip(*parts, strict=True)
+            ]
         else:
             results = _run(session, feed)[: len(names)]
         if len(results) < len(names):
             raise TaskError(
                 f"task: the file gives {len(results)} outputs, metrics read {len(names)}: {', '.join(task.output_weights or ())}"
             )
-        outputs.append({name: torch.from_numpy(np.asarray(found)) for name, found in zip(names, results, strict=True)})
+        outputs.append(
+            {
+                name: torch.from_numpy(np.asarray(found))
+                for name, found in zip(names, results, strict=True)
+            }
+        )
         targets.append(target)
     joined = join_outputs(outputs)
     return scores_of(task, joined, join_targets(targets)), joined[""]

@@ -11,8 +11,8 @@ import torch
 from torch import Tensor
 
 from autocompress.errors import NotComputableError
-from autocompress.task import score
-from autocompress.user_code import UserCodeError
+from autocompress.task.task import score
+from autocompress.task.user_code import UserCodeError
 
 CLOSE = 1e-6
 Metric = Callable[[Any, Any], float]
@@ -23,7 +23,9 @@ def split_rows(batches: list[Tensor]) -> list[Tensor]:
     return [row for batch in batches for row in batch]
 
 
-def ragged_score(metric: Metric, outputs: list[Tensor], targets: Any, name: str = "metric") -> float:
+def ragged_score(
+    metric: Metric, outputs: list[Tensor], targets: Any, name: str = "metric"
+) -> float:
     """The metric of outputs that no tensor can hold together.
 
     A metric that takes lists gets them, one entry per sample. Else, if the metric of samples of one shape is the mean over them, as
@@ -53,7 +55,9 @@ def ragged_score(metric: Metric, outputs: list[Tensor], targets: Any, name: str 
             "with an entry per sample, or inputs padded to one length"
         ) from problem
     dimensions = _positions(outputs, targets)
-    by_position = dimensions is not None and all(_is_mean_over(metric, *part, *dimensions) for part in parts)
+    by_position = dimensions is not None and all(
+        _is_mean_over(metric, *part, *dimensions) for part in parts
+    )
     weights = [found[1].numel() if by_position else len(found[0]) for found in parts]
     return float(np.average(values, weights=weights))
 
@@ -66,10 +70,15 @@ def _same_shapes(outputs: list[Tensor], targets: Any) -> Iterator[tuple[Tensor, 
     for rows in shapes.values():
         chosen = None if targets is None else [targets[i] for i in rows]
         tensors = chosen is not None and all(isinstance(found, Tensor) for found in chosen)
-        yield torch.stack([outputs[i] for i in rows]), torch.stack(chosen) if tensors and chosen is not None else chosen
+        yield (
+            torch.stack([outputs[i] for i in rows]),
+            torch.stack(chosen) if tensors and chosen is not None else chosen,
+        )
 
 
-def _is_mean_over(metric: Metric, outputs: Tensor, targets: Any, output_dim: int, target_dim: int) -> bool:
+def _is_mean_over(
+    metric: Metric, outputs: Tensor, targets: Any, output_dim: int, target_dim: int
+) -> bool:
     """Whether the metric is the weighted mean of its values on two unequal parts along a dimension."""
     size = outputs.shape[output_dim]
     if size < 2:
@@ -78,7 +87,13 @@ def _is_mean_over(metric: Metric, outputs: Tensor, targets: Any, output_dim: int
     found = 0.0
     for start, count in ((0, first), (first, size - first)):
         rows = slice(start, start + count)
-        part = targets.narrow(target_dim, start, count) if isinstance(targets, Tensor) else None if targets is None else targets[rows]
+        part = (
+            targets.narrow(target_dim, start, count)
+            if isinstance(targets, Tensor)
+            else None
+            if targets is None
+            else targets[rows]
+        )
         found += count / size * score(metric, outputs.narrow(output_dim, start, count), part)
     whole = score(metric, outputs, targets)
     return abs(found - whole) <= CLOSE * max(1.0, abs(whole))
@@ -91,6 +106,8 @@ def _positions(outputs: list[Tensor], targets: Any) -> tuple[int, int] | None:
     for i in range(outputs[0].dim()):
         sizes = [output.shape[i] for output in outputs if output.dim() > i]
         for j in range(targets[0].dim()):
-            if len(set(sizes)) > 1 and sizes == [target.shape[j] for target in targets if target.dim() > j]:
+            if len(set(sizes)) > 1 and sizes == [
+                target.shape[j] for target in targets if target.dim() > j
+            ]:
                 return i + 1, j + 1
     return None

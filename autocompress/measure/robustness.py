@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from autocompress.batches import Batches, Inputs, input_tensors, map_inputs, take_samples
+from autocompress.task.batches import Batches, Inputs, input_tensors, map_inputs, take_samples
 
 SAMPLES = 512
 NOISE = 0.3  # standard deviation of the noise against that of the tensor
@@ -25,13 +25,19 @@ def gaussian_noise(tensor: Tensor, generator: torch.Generator) -> Tensor:
 
 def contrast(tensor: Tensor, generator: torch.Generator) -> Tensor:
     """Every sample drawn towards its own mean."""
-    mean = tensor.mean(tuple(range(1, tensor.dim())), keepdim=True) if tensor.dim() > 1 else tensor.mean()
+    mean = (
+        tensor.mean(tuple(range(1, tensor.dim())), keepdim=True)
+        if tensor.dim() > 1
+        else tensor.mean()
+    )
     return mean + CONTRAST * (tensor - mean)
 
 
 def token_dropout(tensor: Tensor, generator: torch.Generator) -> Tensor:
     """Tokens (n, length) of which some are 0."""
-    return torch.where(torch.rand(tensor.shape, generator=generator) < DROPPED, torch.zeros_like(tensor), tensor)
+    return torch.where(
+        torch.rand(tensor.shape, generator=generator) < DROPPED, torch.zeros_like(tensor), tensor
+    )
 
 
 def _is_signal(tensor: Tensor) -> bool:
@@ -40,10 +46,17 @@ def _is_signal(tensor: Tensor) -> bool:
 
 def _is_tokens(tensor: Tensor) -> bool:
     """Integers that are not a mask of zeros and ones."""
-    return not tensor.is_floating_point() and tensor.dtype != torch.bool and tensor.dim() > 1 and int(tensor.max()) > 1
+    return (
+        not tensor.is_floating_point()
+        and tensor.dtype != torch.bool
+        and tensor.dim() > 1
+        and int(tensor.max()) > 1
+    )
 
 
-CORRUPTIONS: Mapping[str, tuple[Callable[[Tensor, torch.Generator], Tensor], Callable[[Tensor], bool]]] = {
+CORRUPTIONS: Mapping[
+    str, tuple[Callable[[Tensor, torch.Generator], Tensor], Callable[[Tensor], bool]]
+] = {
     "gaussian_noise": (gaussian_noise, _is_signal),
     "contrast": (contrast, _is_signal),
     "token_dropout": (token_dropout, _is_tokens),
@@ -54,7 +67,9 @@ class Corrupted:
     """The first whole batches with SAMPLES samples under one corruption, the same in every pass."""
 
     def __init__(self, batches: Batches, name: str) -> None:
-        self.batches = take_samples(batches, SAMPLES, whole=True)  # a metric may be of pairs or groups of a batch
+        self.batches = take_samples(
+            batches, SAMPLES, whole=True
+        )  # a metric may be of pairs or groups of a batch
         self.corrupt, self.applies = CORRUPTIONS[name]
 
     def __iter__(self) -> Iterator[tuple[Inputs, Any]]:
@@ -72,14 +87,19 @@ def corruptions_of(batches: Batches, batch_first: bool | None = None) -> dict[st
     return {
         f"accuracy_{name}": Corrupted(batches, name)
         for name, (_, applies) in CORRUPTIONS.items()
-        if (batch_first is not False or name == "gaussian_noise") and any(applies(tensor) for tensor in input_tensors(inputs))
+        if (batch_first is not False or name == "gaussian_noise")
+        and any(applies(tensor) for tensor in input_tensors(inputs))
     }
 
 
-def fragile_under(baseline: Mapping[str, float], point: Mapping[str, float], accuracy: float, clean_loss: float) -> tuple[str, ...]:
+def fragile_under(
+    baseline: Mapping[str, float], point: Mapping[str, float], accuracy: float, clean_loss: float
+) -> tuple[str, ...]:
     """The corruptions under which a point loses against the baseline more than `clean_loss` and FRAGILE of the baseline's `accuracy`."""
     allowed = max(clean_loss, 0.0) + FRAGILE * abs(accuracy)
     names = [f"accuracy_{name}" for name in CORRUPTIONS]
     return tuple(
-        name.removeprefix("accuracy_") for name in names if name in point and name in baseline and baseline[name] - point[name] > allowed
+        name.removeprefix("accuracy_")
+        for name in names
+        if name in point and name in baseline and baseline[name] - point[name] > allowed
     )

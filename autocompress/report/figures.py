@@ -43,13 +43,26 @@ def front_2d(info: RunInfo) -> go.Figure:
     """Accuracy lost against size, and against latency: all complete trials in grey, verified points coloured by the third objective."""
     front, base = info.front, info.front.baseline
     picks = recommended(front)
-    figure = make_subplots(1, 2, subplot_titles=("size", "latency"), shared_yaxes=True, horizontal_spacing=0.12)
+    figure = make_subplots(
+        1, 2, subplot_titles=("size", "latency"), shared_yaxes=True, horizontal_spacing=0.12
+    )
     trials = info.trials.tail(SHOWN_TRIALS)
     points = front.points
-    data = [(p.trial, p.measured.size_bytes / 1e3, p.measured.latency_ms, p.measured.accuracy, picks.get(p.trial, "")) for p in points]
+    data = [
+        (
+            p.trial,
+            p.measured.size_bytes / 1e3,
+            p.measured.latency_ms,
+            p.measured.accuracy,
+            picks.get(p.trial, ""),
+        )
+        for p in points
+    ]
     everything = [
         (int(n), s / 1e3, ms, a, "searched")
-        for n, s, ms, a in trials[["number", "size_bytes", "latency_ms", "accuracy"]].itertuples(index=False)
+        for n, s, ms, a in trials[["number", "size_bytes", "latency_ms", "accuracy"]].itertuples(
+            index=False
+        )
     ]
     baseline = [(0, base.size_bytes / 1e3, base.latency_ms, base.accuracy, "float baseline")]
     for column, (axis, other, unit) in enumerate(((1, 2, "ms"), (2, 1, "KB")), 1):
@@ -92,7 +105,13 @@ def front_3d(info: RunInfo) -> go.Figure:
     base = info.front.baseline
     picks = recommended(info.front)
     data = [
-        (p.trial, p.measured.size_bytes / 1e3, p.measured.latency_ms, p.measured.accuracy, picks.get(p.trial, ""))
+        (
+            p.trial,
+            p.measured.size_bytes / 1e3,
+            p.measured.latency_ms,
+            p.measured.accuracy,
+            picks.get(p.trial, ""),
+        )
         for p in info.front.points
     ]
     figure = go.Figure(
@@ -118,7 +137,11 @@ def front_3d(info: RunInfo) -> go.Figure:
         ]
     )
     figure.update_layout(
-        scene={"xaxis": {"title": "KB", "type": "log"}, "yaxis": {"title": "ms"}, "zaxis": {"title": "accuracy"}},
+        scene={
+            "xaxis": {"title": "KB", "type": "log"},
+            "yaxis": {"title": "ms"},
+            "zaxis": {"title": "accuracy"},
+        },
         legend={"orientation": "h"},
     )
     return layout(figure, 520)
@@ -134,7 +157,13 @@ def allocation_maps(info: RunInfo) -> go.Figure:
     ]
     if not np.isnan(data.sparsity).all():
         maps.append(("sparsity", data.sparsity, "Purples", 0, 1))
-    figure = make_subplots(1, len(maps), subplot_titles=[title for title, *_ in maps], shared_yaxes=True, horizontal_spacing=0.06)
+    figure = make_subplots(
+        1,
+        len(maps),
+        subplot_titles=[title for title, *_ in maps],
+        shared_yaxes=True,
+        horizontal_spacing=0.06,
+    )
     for column, (_, values, scale, low, high) in enumerate(maps, 1):
         text = np.where(np.isnan(values), "", np.char.mod("%g", np.nan_to_num(values)))
         figure.add_trace(
@@ -167,7 +196,9 @@ def sensitivity_bars(info: RunInfo) -> go.Figure:
     table = info.sensitivity
     for config in dict.fromkeys(table["config"]) if len(table) else ():
         rows = table[table["config"] == config]
-        label = ", ".join(f"{key.replace('_', ' ')} {value}" for key, value in json.loads(config).items())
+        label = ", ".join(
+            f"{key.replace('_', ' ')} {value}" for key, value in json.loads(config).items()
+        )
         figure.add_trace(
             go.Bar(
                 x=rows["module"],
@@ -185,7 +216,10 @@ def sensitivity_bars(info: RunInfo) -> go.Figure:
 
 def _shown(table: pd.DataFrame) -> set[str]:
     """The configs whose mean divergence is largest per axis, so that the bars start readable."""
-    means = {str(config): float(mean) for config, mean in table.groupby("config")["divergence"].mean().items()}
+    means = {
+        str(config): float(mean)
+        for config, mean in table.groupby("config")["divergence"].mean().items()
+    }
     best: dict[tuple[str, ...], str] = {}
     for config, mean in means.items():
         axes = tuple(json.loads(config))
@@ -198,7 +232,9 @@ def recovery_curves(info: RunInfo) -> go.Figure:
     """Accuracy lost against the steps of training, a line per trained trial, coloured by alpha."""
     data = recovery(info)
     figure = go.Figure()
-    for trial, alpha, temperature, curve in zip(data.trials, data.alphas, data.temperatures, data.curves, strict=True):
+    for trial, alpha, temperature, curve in zip(
+        data.trials, data.alphas, data.temperatures, data.curves, strict=True
+    ):
         label = f"trial {trial}<br>alpha {alpha:g}, temperature {temperature:g}"
         figure.add_trace(
             go.Scatter(
@@ -221,7 +257,11 @@ def recovery_curves(info: RunInfo) -> go.Figure:
         "showscale": True,
         "colorbar": {"title": "alpha", "thickness": 10},
     }
-    figure.add_trace(go.Scatter(x=[None], y=[None], mode="markers", marker=scale, showlegend=False, hoverinfo="skip"))
+    figure.add_trace(
+        go.Scatter(
+            x=[None], y=[None], mode="markers", marker=scale, showlegend=False, hoverinfo="skip"
+        )
+    )
     figure.update_xaxes(title="steps")
     figure.update_yaxes(type="log", title="accuracy lost (log)")
     return layout(figure, 420)
@@ -231,7 +271,13 @@ def hypervolume_curve(info: RunInfo) -> go.Figure:
     """Hypervolume of the predicted front after each complete trial."""
     history = hypervolume_history(info)
     figure = go.Figure(
-        go.Scatter(x=info.trials["number"], y=history, mode="lines+markers", line={"shape": "hv", "color": ACCENT}, name="hypervolume")
+        go.Scatter(
+            x=info.trials["number"],
+            y=history,
+            mode="lines+markers",
+            line={"shape": "hv", "color": ACCENT},
+            name="hypervolume",
+        )
     )
     figure.update_xaxes(title="trial")
     figure.update_yaxes(title="hypervolume (share)", rangemode="tozero")

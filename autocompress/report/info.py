@@ -8,10 +8,19 @@ from typing import Any, NamedTuple
 import numpy as np
 import pandas as pd
 
-from autocompress.files import read_json
 from autocompress.measure.robustness import CORRUPTIONS
-from autocompress.pareto import hypervolume
-from autocompress.results import RUN_FILE, SENSITIVITY_FILE, TRIAL_COLUMNS, TRIALS_FILE, FrontPoint, Measurement, ParetoFront, read_front
+from autocompress.results.files import read_json
+from autocompress.results.front import (
+    RUN_FILE,
+    SENSITIVITY_FILE,
+    TRIAL_COLUMNS,
+    TRIALS_FILE,
+    FrontPoint,
+    Measurement,
+    ParetoFront,
+    read_front,
+)
+from autocompress.results.pareto import hypervolume
 
 PICKS = ("smallest", "fastest", "accurate", "knee")
 LEAST_SHARE = 0.005
@@ -76,9 +85,22 @@ class RecoveryInfo(NamedTuple):
 def read_run(folder: Path) -> RunInfo:
     """Everything the report needs; RunFolderError names the file that is missing or damaged."""
     front = read_front(folder)
-    trials = pd.read_csv(folder / TRIALS_FILE) if (folder / TRIALS_FILE).is_file() else pd.DataFrame(columns=list(TRIAL_COLUMNS))
-    sensitivity = pd.read_csv(folder / SENSITIVITY_FILE) if (folder / SENSITIVITY_FILE).is_file() else pd.DataFrame()
-    return RunInfo(read_json(folder / RUN_FILE), front, trials[trials["state"] == "COMPLETE"].sort_values("number"), sensitivity)
+    trials = (
+        pd.read_csv(folder / TRIALS_FILE)
+        if (folder / TRIALS_FILE).is_file()
+        else pd.DataFrame(columns=list(TRIAL_COLUMNS))
+    )
+    sensitivity = (
+        pd.read_csv(folder / SENSITIVITY_FILE)
+        if (folder / SENSITIVITY_FILE).is_file()
+        else pd.DataFrame()
+    )
+    return RunInfo(
+        read_json(folder / RUN_FILE),
+        front,
+        trials[trials["state"] == "COMPLETE"].sort_values("number"),
+        sensitivity,
+    )
 
 
 def recommended(front: ParetoFront) -> dict[int, str]:
@@ -92,7 +114,9 @@ def recommended(front: ParetoFront) -> dict[int, str]:
 def before_after(front: ParetoFront) -> pd.DataFrame:
     """One row per point, the baseline first."""
 
-    def row(name: str, m: Measurement, what: str, gap: float | None, fragile: tuple[str, ...]) -> dict[str, Any]:
+    def row(
+        name: str, m: Measurement, what: str, gap: float | None, fragile: tuple[str, ...]
+    ) -> dict[str, Any]:
         base = front.baseline
         return {
             "point": name,
@@ -105,19 +129,34 @@ def before_after(front: ParetoFront) -> pd.DataFrame:
             "accuracy (validation)": m.accuracy,
             "accuracy (test)": m.test_accuracy,
             **{name: m.metrics[name] for name in extra},
-            **{f"accuracy ({name.replace('_', ' ')})": m.metrics[f"accuracy_{name}"] for name in shown},
+            **{
+                f"accuracy ({name.replace('_', ' ')})": m.metrics[f"accuracy_{name}"]
+                for name in shown
+            },
             "deployed - simulated": gap,
             "fragile under": ", ".join(name.replace("_", " ") for name in fragile),
         }
 
     shown = [
-        name for name in CORRUPTIONS if all(f"accuracy_{name}" in m.metrics for m in (front.baseline, *(p.measured for p in front.points)))
+        name
+        for name in CORRUPTIONS
+        if all(
+            f"accuracy_{name}" in m.metrics
+            for m in (front.baseline, *(p.measured for p in front.points))
+        )
     ]
     disturbed = {f"accuracy_{name}" for name in CORRUPTIONS}
-    extra = [name for name in front.baseline.metrics if name not in disturbed and all(name in p.measured.metrics for p in front.points)]
+    extra = [
+        name
+        for name in front.baseline.metrics
+        if name not in disturbed and all(name in p.measured.metrics for p in front.points)
+    ]
     picks = recommended(front)
     rows = [row("float baseline", front.baseline, "", None, ())]
-    rows += [row(f"trial {p.trial}", p.measured, picks.get(p.trial, ""), p.deployed_gap, p.fragile) for p in front.points]
+    rows += [
+        row(f"trial {p.trial}", p.measured, picks.get(p.trial, ""), p.deployed_gap, p.fragile)
+        for p in front.points
+    ]
     table = pd.DataFrame(rows)
     return table if any(table["fragile under"]) else table.drop(columns="fragile under")
 
@@ -127,23 +166,44 @@ def allocation(info: RunInfo) -> AllocationInfo:
     front = info.front
     touched = dict.fromkeys(name for p in front.points for name, _ in p.candidate.modules)
     order = dict.fromkeys(info.sensitivity["module"]) if len(info.sensitivity) else {}
-    modules = [name for name in order if name in touched] + [name for name in touched if name not in order]
+    modules = [name for name in order if name in touched] + [
+        name for name in touched if name not in order
+    ]
 
     def grid(axis: str, untouched: float) -> np.ndarray:
-        values = np.array([[getattr(p.candidate.config(m), axis) for p in front.points] for m in modules], dtype=float)
-        return np.where(values == untouched, np.nan, values) if len(modules) else np.zeros((0, len(front.points)))
+        values = np.array(
+            [[getattr(p.candidate.config(m), axis) for p in front.points] for m in modules],
+            dtype=float,
+        )
+        return (
+            np.where(values == untouched, np.nan, values)
+            if len(modules)
+            else np.zeros((0, len(front.points)))
+        )
 
     labels = [f"{p.trial} ({p.measured.size_bytes / 1e3:.0f} KB)" for p in front.points]
     axes = {"weight_bits": 32, "pruning_ratio": 0.0, "rank_ratio": 1.0, "sparsity": 0.0}
-    return AllocationInfo(modules, labels, **{axis: grid(axis, untouched) for axis, untouched in axes.items()})
+    return AllocationInfo(
+        modules, labels, **{axis: grid(axis, untouched) for axis, untouched in axes.items()}
+    )
 
 
 def recovery(info: RunInfo) -> RecoveryInfo:
     """What training did to each trial that was trained; a loss that is not there counts as 0."""
     rows = info.run.get("recovery") or []
     base = info.front.baseline.accuracy
-    curves = [sorted((int(steps), max(base - accuracy, 0.0)) for steps, accuracy in row["accuracy"].items()) for row in rows]
-    return RecoveryInfo([row["trial"] for row in rows], [row["alpha"] for row in rows], [row["temperature"] for row in rows], curves)
+    curves = [
+        sorted(
+            (int(steps), max(base - accuracy, 0.0)) for steps, accuracy in row["accuracy"].items()
+        )
+        for row in rows
+    ]
+    return RecoveryInfo(
+        [row["trial"] for row in rows],
+        [row["alpha"] for row in rows],
+        [row["temperature"] for row in rows],
+        curves,
+    )
 
 
 def predictions(info: RunInfo) -> PredictionInfo:
@@ -161,10 +221,15 @@ def predictions(info: RunInfo) -> PredictionInfo:
 def time_info(info: RunInfo) -> TimeInfo:
     """From what the latency table saw before the search; operators below half a percent are added up."""
     time = info.run.get("time") or {"modules": [], "operators": [], "modules_share": 0.0}
-    modules = [TimeRow(row["module"], row["milliseconds"], row["share"], _other_forms(row["forms"])) for row in time["modules"]]
+    modules = [
+        TimeRow(row["module"], row["milliseconds"], row["share"], _other_forms(row["forms"]))
+        for row in time["modules"]
+    ]
     large = [row for row in time["operators"] if row["share"] >= LEAST_SHARE]
     small = [row for row in time["operators"] if row["share"] < LEAST_SHARE]
-    operators = [TimeRow(f"({row['operator']})", row["milliseconds"], row["share"], "") for row in large]
+    operators = [
+        TimeRow(f"({row['operator']})", row["milliseconds"], row["share"], "") for row in large
+    ]
     if small:
         milliseconds, share = (sum(row[key] for row in small) for key in ("milliseconds", "share"))
         operators.append(TimeRow(f"({len(small)} other operators)", milliseconds, share, ""))
@@ -175,7 +240,11 @@ def _other_forms(forms: dict[str, float]) -> str:
     whole = forms.get("float")
     if not whole:
         return ""
-    return "".join(f"<br>{form}: {ms / whole:.2f}x" + (" (slower)" if ms > whole else "") for form, ms in forms.items() if form != "float")
+    return "".join(
+        f"<br>{form}: {ms / whole:.2f}x" + (" (slower)" if ms > whole else "")
+        for form, ms in forms.items()
+        if form != "float"
+    )
 
 
 def settings_words(info: RunInfo) -> str:
@@ -188,7 +257,9 @@ def settings_words(info: RunInfo) -> str:
     words = f"Sessions: {used['threads']} thread(s), optimiser passes switched off: {disabled}."
     for row in tried:
         times = " and ".join(f"{ratio:.2f}x" for ratio in row["ratios"])
-        words += f" {row['setting']}: {times} of the time ({'taken' if row['taken'] else 'not taken'})."
+        words += (
+            f" {row['setting']}: {times} of the time ({'taken' if row['taken'] else 'not taken'})."
+        )
     return words
 
 

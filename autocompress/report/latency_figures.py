@@ -14,8 +14,20 @@ def prediction_scatter(info: RunInfo) -> go.Figure:
     figure = go.Figure()
     values = [*data.check[0], *data.check[1], *data.front[0], *data.front[1]]
     ends = [min(values, default=0) * 0.95, max(values, default=1) * 1.05]
-    figure.add_trace(go.Scatter(x=ends, y=ends, mode="lines", line={"color": GREY, "dash": "dot"}, showlegend=False, hoverinfo="skip"))
-    for name, (predicted, measured), colour in (("random candidates", data.check, BASE), ("final front", data.front, ACCENT)):
+    figure.add_trace(
+        go.Scatter(
+            x=ends,
+            y=ends,
+            mode="lines",
+            line={"color": GREY, "dash": "dot"},
+            showlegend=False,
+            hoverinfo="skip",
+        )
+    )
+    for name, (predicted, measured), colour in (
+        ("random candidates", data.check, BASE),
+        ("final front", data.front, ACCENT),
+    ):
         figure.add_trace(
             go.Scatter(
                 x=measured,
@@ -27,10 +39,13 @@ def prediction_scatter(info: RunInfo) -> go.Figure:
             )
         )
     errors = [
-        f"{name} {mape:.1%}" for name, mape in (("random candidates", data.check_mape), ("front", data.front_mape)) if mape is not None
+        f"{name} {mape:.1%}"
+        for name, mape in (("random candidates", data.check_mape), ("front", data.front_mape))
+        if mape is not None
     ]
     figure.update_layout(
-        title={"text": "mean absolute error: " + ", ".join(errors), "font": {"size": 13}}, legend={"orientation": "h", "y": -0.2}
+        title={"text": "mean absolute error: " + ", ".join(errors), "font": {"size": 13}},
+        legend={"orientation": "h", "y": -0.2},
     )
     figure.update_xaxes(title="measured (ms)")
     figure.update_yaxes(title="predicted (ms)")
@@ -41,7 +56,10 @@ def time_bars(info: RunInfo) -> go.Figure:
     """Milliseconds of the float model by module, and by operator for what no module owns."""
     data: TimeInfo = time_info(info)
     figure = go.Figure()
-    for name, rows, colour in (("modules (compressible)", data.modules, BASE), ("operators between them (not)", data.operators, GREY)):
+    for name, rows, colour in (
+        ("modules (compressible)", data.modules, BASE),
+        ("operators between them (not)", data.operators, GREY),
+    ):
         figure.add_trace(
             go.Bar(
                 y=[row.name for row in rows],

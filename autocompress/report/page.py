@@ -13,7 +13,6 @@ import plotly.graph_objects as go
 import plotly.io
 from plotly.offline import get_plotlyjs
 
-from autocompress.files import write_atomic
 from autocompress.measure.robustness import CORRUPTIONS
 from autocompress.report.figures import (
     allocation_maps,
@@ -25,7 +24,8 @@ from autocompress.report.figures import (
 )
 from autocompress.report.info import RunInfo, before_after, read_run, settings_words, time_info
 from autocompress.report.latency_figures import prediction_scatter, time_bars
-from autocompress.results import LATENCY_WORDS, MARKED_GAP, REPORT_FILE
+from autocompress.results.files import write_atomic
+from autocompress.results.front import LATENCY_WORDS, MARKED_GAP, REPORT_FILE
 
 # Nothing leaves the reader's machine: plotly.js 4 would offer to upload the chart.
 CONFIG = {"showSendToCloud": False, "plotlyServerURL": "", "displaylogo": False, "responsive": True}
@@ -94,15 +94,23 @@ def page(info: RunInfo) -> str:
         + f". {len(info.front)} verified points. {LATENCY_WORDS[base.latency_source]}</p>",
         f"<div class='wide'>{_table(before_after(info.front))}</div>",
     ]
-    without = {title for title, key in (("Recovery", "recovery"), ("Where the time goes", "time")) if not run.get(key)}
+    without = {
+        title
+        for title, key in (("Recovery", "recovery"), ("Where the time goes", "time"))
+        if not run.get(key)
+    }
     sections = [section for section in sections if section[0] not in without]
     for title, text, figures in sections:
         parts.append(f"<h2>{title}</h2>" + (f"<p>{text}</p>" if text else ""))
         drawn = "".join(f"<div>{_div(figure)}</div>" for figure in figures)
         parts.append(f"<div class='pair'>{drawn}</div>" if len(figures) > 1 else drawn)
-    versions = ", ".join(f"{html.escape(k)} {html.escape(str(v))}" for k, v in run.get("versions", {}).items())
+    versions = ", ".join(
+        f"{html.escape(k)} {html.escape(str(v))}" for k, v in run.get("versions", {}).items()
+    )
     parts.append(f"<p>seed {run.get('seed')}, {versions}</p>")
-    parts.append(f"<script type='application/json' id='autocompress-data'>{data}</script></body></html>")
+    parts.append(
+        f"<script type='application/json' id='autocompress-data'>{data}</script></body></html>"
+    )
     return "\n".join(parts)
 
 
@@ -135,13 +143,23 @@ def _table(table: pd.DataFrame) -> str:
         "deployed - simulated": "{:+.4f}",
         **{f"accuracy ({name.replace('_', ' ')})": "{:.4f}" for name in CORRUPTIONS},
     }
-    rows = ["<tr>" + "".join(f"<th>{html.escape(column)}</th>" for column in table.columns) + "</tr>"]
+    rows = [
+        "<tr>" + "".join(f"<th>{html.escape(column)}</th>" for column in table.columns) + "</tr>"
+    ]
     for i, record in enumerate(table.to_dict("records")):
         cells = []
         for column, value in record.items():
             missing = value is None or (isinstance(value, float) and value != value)
             marked = column == "deployed - simulated" and not missing and abs(value) > MARKED_GAP
-            cells.append("" if missing else formats.get(str(column), "{}").format(value) + (" (!)" if marked else ""))
+            cells.append(
+                ""
+                if missing
+                else formats.get(str(column), "{}").format(value) + (" (!)" if marked else "")
+            )
         kind = "baseline" if i == 0 else "pick" if record["recommended as"] else ""
-        rows.append(f"<tr class='{kind}'>" + "".join(f"<td>{html.escape(cell)}</td>" for cell in cells) + "</tr>")
+        rows.append(
+            f"<tr class='{kind}'>"
+            + "".join(f"<td>{html.escape(cell)}</td>" for cell in cells)
+            + "</tr>"
+        )
     return f"<table>{''.join(rows)}</table>"

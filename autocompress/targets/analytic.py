@@ -12,25 +12,43 @@ from autocompress.targets.target import Figures
 
 # The graph after fusions but before the layouts of this machine's processor: what a device's compiler would start from.
 LEVEL = "EXTENDED"
-BYTES = {"float": 4, "float16": 2, "bfloat16": 2, "double": 8, "int64": 8, "int32": 4, "uint16": 2, "int16": 2}
+BYTES = {
+    "float": 4,
+    "float16": 2,
+    "bfloat16": 2,
+    "double": 8,
+    "int64": 8,
+    "int32": 4,
+    "uint16": 2,
+    "int16": 2,
+}
 PRODUCTS = ("MatMul", "Gemm", "Attention")  # the stems of operators that multiply matrices
 RECURRENT = ("LSTM", "GRU")
 INTEGERS = ("int8", "uint8", "int4", "uint4")
 
 
-def analytic_times(model: bytes | str, feed: Mapping[str, Any], figures: Figures, settings: SessionSettings) -> list[NodeTime]:
+def analytic_times(
+    model: bytes | str, feed: Mapping[str, Any], figures: Figures, settings: SessionSettings
+) -> list[NodeTime]:
     """Operators with the time that the device needs at least: its overhead, and the longer of computing and of moving bytes.
 
     Weights count at the width in which they are computed with (packed ones are unpacked when the model is loaded), and every operator
     reads its inputs from memory and writes its outputs there.
     """
-    return [node._replace(microseconds=_microseconds(node, figures)) for node in profile_nodes(model, feed, settings, 1, LEVEL)]
+    return [
+        node._replace(microseconds=_microseconds(node, figures))
+        for node in profile_nodes(model, feed, settings, 1, LEVEL)
+    ]
 
 
 def _microseconds(node: NodeTime, figures: Figures) -> float:
     operations, integer = node_operations(node)
     compute = operations / (figures.int8_gops if integer else figures.float_gops) / 1e3
-    moved = sum(prod(shape) * BYTES.get(kind, 1) for kind, shape in (*node.inputs, *node.outputs)) / figures.bandwidth_gb_s / 1e3
+    moved = (
+        sum(prod(shape) * BYTES.get(kind, 1) for kind, shape in (*node.inputs, *node.outputs))
+        / figures.bandwidth_gb_s
+        / 1e3
+    )
     return figures.overhead_us + max(compute, moved)
 
 

@@ -51,14 +51,19 @@ class KernelChoice:
         if self.path is None or not self.path.is_file():
             return {}
         try:
-            return {str(key): int(value) for key, value in json.loads(self.path.read_text()).items()}
+            return {
+                str(key): int(value) for key, value in json.loads(self.path.read_text()).items()
+            }
         except (OSError, ValueError, AttributeError):
             return {}
 
     @property
     def saturates(self) -> bool:
         """Return whether the integer kernels of this machine add two products of 8-bit numbers in 16 bits (x86 without VNNI)."""
-        return self._answer("integer products saturate", lambda: int(products_saturate(self.settings))) == 1
+        return (
+            self._answer("integer products saturate", lambda: int(products_saturate(self.settings)))
+            == 1
+        )
 
     def integer_form(self, shape: tuple[int, int, int] | None) -> IntegerForm:
         """Return the fastest exact form of the weights of an integer kernel; the wider one where both take the same time.
@@ -73,7 +78,9 @@ class KernelChoice:
             return IntegerForm.REDUCED
         rows, columns, outputs = shape
         key = f"unsigned MatMulInteger {rows}x{columns}x{outputs}"
-        free = self._answer(key, lambda: int(_unsigned_is_free(self.settings, rows, columns, outputs)))
+        free = self._answer(
+            key, lambda: int(_unsigned_is_free(self.settings, rows, columns, outputs))
+        )
         return IntegerForm.UNSIGNED if free else IntegerForm.REDUCED
 
     def matmul_level(self, rows: int, columns: int, outputs: int, bits: int, block: int) -> int:
@@ -81,19 +88,32 @@ class KernelChoice:
         if not self.weight_only:
             return FOLDED
         key = f"MatMulNBits {rows}x{columns}x{outputs} {bits}b{block}"
-        return self._answer(key, lambda: _time_matmul(self.settings, rows, columns, outputs, bits, block))
+        return self._answer(
+            key, lambda: _time_matmul(self.settings, rows, columns, outputs, bits, block)
+        )
 
-    def matmul_rounds_inputs(self, rows: int, columns: int, outputs: int, bits: int, block: int, level: int) -> bool:
+    def matmul_rounds_inputs(
+        self, rows: int, columns: int, outputs: int, bits: int, block: int, level: int
+    ) -> bool:
         """Whether that kernel rounds its inputs to 8 bits per block: an accuracy level permits it, and each machine decides."""
         key = f"MatMulNBits {rows}x{columns}x{outputs} {bits}b{block} rounds at {level}"
-        return self._answer(key, lambda: int(_rounds(rows, columns, outputs, bits, block, level))) == 1
+        return (
+            self._answer(key, lambda: int(_rounds(rows, columns, outputs, bits, block, level))) == 1
+        )
 
-    def gather_stays_packed(self, lookups: int, entries: int, width: int, bits: int, block: int) -> bool:
+    def gather_stays_packed(
+        self, lookups: int, entries: int, width: int, bits: int, block: int
+    ) -> bool:
         """Whether GatherBlockQuantized is at least as fast as a lookup in the unpacked table."""
         if not self.weight_only:
             return False
         key = f"GatherBlockQuantized {lookups}x{entries}x{width} {bits}b{block}"
-        return self._answer(key, lambda: _time_gather(self.settings, lookups, entries, width, bits, block)) != FOLDED
+        return (
+            self._answer(
+                key, lambda: _time_gather(self.settings, lookups, entries, width, bits, block)
+            )
+            != FOLDED
+        )
 
     def width_multiple(self, kind: str) -> int:
         """The largest multiple to which rounding a width up costs a "linear" or "conv" kernel hardly any time: 1, 2, 4, 8 or 16."""
@@ -126,7 +146,9 @@ def products_saturate(settings: SessionSettings) -> bool:
     if settings.runtime == "onnxruntime":
         node = helper.make_node("MatMulInteger", ["x", "w"], ["y"])
         weight = _tensor("w", np.full((64, 32), 127, np.int8))
-        session = open_session(_model([node], [weight], TensorProto.UINT8, 2, TensorProto.INT32), settings)
+        session = open_session(
+            _model([node], [weight], TensorProto.UINT8, 2, TensorProto.INT32), settings
+        )
         # One row runs on a kernel of its own.
         for rows in (1, 8):
             (found,) = session.run(None, {"x": np.full((rows, 64), 255, np.uint8)})
@@ -144,8 +166,12 @@ def products_saturate(settings: SessionSettings) -> bool:
         helper.make_node("QuantizeLinear", ["c", "step", "zero"], ["cq"]),
         helper.make_node("DequantizeLinear", ["cq", "step", "zero"], ["y"]),
     ]
-    model = _model(nodes, [_tensor("w", np.full((16, 16, 3, 3), 127, np.int8)), *scales], TensorProto.FLOAT, 4)
-    (found,) = open_session(model, settings).run(None, {"x": np.full((1, 16, 8, 8), 255, np.float32)})
+    model = _model(
+        nodes, [_tensor("w", np.full((16, 16, 3, 3), 127, np.int8)), *scales], TensorProto.FLOAT, 4
+    )
+    (found,) = open_session(model, settings).run(
+        None, {"x": np.full((1, 16, 8, 8), 255, np.float32)}
+    )
     return bool((np.abs(found / step - 255) > 1).any())
 
 
@@ -154,7 +180,10 @@ def _unsigned_is_free(settings: SessionSettings, rows: int, columns: int, output
     generator = np.random.default_rng(0)
     weight = generator.integers(-128, 128, (columns, outputs))
     models = {}
-    for name, values, zero in (("unsigned", (weight + 128).astype(np.uint8), np.uint8(128)), ("signed", weight // 2, np.int8(0))):
+    for name, values, zero in (
+        ("unsigned", (weight + 128).astype(np.uint8), np.uint8(128)),
+        ("signed", weight // 2, np.int8(0)),
+    ):
         nodes = [
             helper.make_node("DynamicQuantizeLinear", ["x"], ["q", "scale", "z"]),
             helper.make_node("MatMulInteger", ["q", "w", "z", "wz"], ["p"]),
@@ -162,26 +191,42 @@ def _unsigned_is_free(settings: SessionSettings, rows: int, columns: int, output
             helper.make_node("Mul", ["scale", "s"], ["b"]),
             helper.make_node("Mul", ["f", "b"], ["y"]),
         ]
-        constants = [_tensor("w", values.astype(zero.dtype)), _tensor("wz", zero), _tensor("s", np.full(outputs, 0.01, np.float32))]
+        constants = [
+            _tensor("w", values.astype(zero.dtype)),
+            _tensor("wz", zero),
+            _tensor("s", np.full(outputs, 0.01, np.float32)),
+        ]
         models[name] = _model(nodes, constants, TensorProto.FLOAT, 2)
     # All inputs at the end of their range, where 16 bits would not do.
-    (found,) = open_session(models["unsigned"], settings).run(None, {"x": np.full((rows, columns), 1.0, np.float32)})
+    (found,) = open_session(models["unsigned"], settings).run(
+        None, {"x": np.full((rows, columns), 1.0, np.float32)}
+    )
     exact = weight.sum(0) * 0.01
     if np.abs(found - exact).max() > FLOAT_ERROR * max(1.0, float(np.abs(exact).max())):
         return False
     feed = {"x": generator.standard_normal((rows, columns), dtype=np.float32)}
-    signed, unsigned = (partial(open_session, models[name], settings) for name in ("signed", "unsigned"))
+    signed, unsigned = (
+        partial(open_session, models[name], settings) for name in ("signed", "unsigned")
+    )
     return interleaved_timing(signed, [unsigned], feed, 2 * ROUNDS).ratios[0] <= NEARLY_AS_FAST
 
 
-def _fastest(baseline: bytes, others: dict[int, bytes], feed: dict[str, Any], settings: SessionSettings) -> int:
+def _fastest(
+    baseline: bytes, others: dict[int, bytes], feed: dict[str, Any], settings: SessionSettings
+) -> int:
     openers = [partial(open_session, model, settings) for model in (baseline, *others.values())]
     timing = interleaved_timing(openers[0], openers[1:], feed, ROUNDS)
     ratio, level = min(zip(timing.ratios, others, strict=True))
     return level if ratio <= 1 else FOLDED
 
 
-def _model(nodes: list[Any], initializers: list[TensorProto], kind: int, rank: int, gives: int = TensorProto.FLOAT) -> bytes:
+def _model(
+    nodes: list[Any],
+    initializers: list[TensorProto],
+    kind: int,
+    rank: int,
+    gives: int = TensorProto.FLOAT,
+) -> bytes:
     graph = helper.make_graph(
         nodes,
         "kernel",
@@ -190,7 +235,9 @@ def _model(nodes: list[Any], initializers: list[TensorProto], kind: int, rank: i
         initializers,
     )
     opsets = [helper.make_opsetid("", 21), helper.make_opsetid(CONTRIB, 1)]
-    content: bytes = helper.make_model(graph, opset_imports=opsets, ir_version=10).SerializeToString()
+    content: bytes = helper.make_model(
+        graph, opset_imports=opsets, ir_version=10
+    ).SerializeToString()
     return content
 
 
@@ -202,29 +249,51 @@ def _packed_matmul(weight: Any, columns: int, bits: int, block: int, level: int)
     """A model of one product with packed weights (outputs, blocks, bytes), all scales 0.01."""
     scale = _tensor("s", np.full(weight.shape[:2], 0.01, np.float32))
     shape: dict[str, Any] = {"K": columns, "N": len(weight), "bits": bits, "block_size": block}
-    node = helper.make_node("MatMulNBits", ["x", "w", "s"], ["y"], domain=CONTRIB, accuracy_level=level, **shape)
+    node = helper.make_node(
+        "MatMulNBits", ["x", "w", "s"], ["y"], domain=CONTRIB, accuracy_level=level, **shape
+    )
     return _model([node], [_tensor("w", weight), scale], TensorProto.FLOAT, 2)
 
 
 def _rounds(rows: int, columns: int, outputs: int, bits: int, block: int, level: int) -> bool:
     generator = np.random.default_rng(0)
-    weight = generator.integers(0, 256, (outputs, -(-columns // block), block * bits // 8), dtype=np.uint8)
+    weight = generator.integers(
+        0, 256, (outputs, -(-columns // block), block * bits // 8), dtype=np.uint8
+    )
     x = generator.standard_normal((rows, columns), dtype=np.float32)
     (found,) = open_session(_packed_matmul(weight, columns, bits, block, level)).run(None, {"x": x})
     per_byte = 8 // bits
-    fields = (weight[..., None] >> (np.arange(per_byte) * bits).astype(np.uint8)) & np.uint8(2**bits - 1)
-    dense = (fields.reshape(outputs, -1)[:, :columns].astype(np.float32) - 2 ** (bits - 1)) * np.float32(0.01)
+    fields = (weight[..., None] >> (np.arange(per_byte) * bits).astype(np.uint8)) & np.uint8(
+        2**bits - 1
+    )
+    dense = (
+        fields.reshape(outputs, -1)[:, :columns].astype(np.float32) - 2 ** (bits - 1)
+    ) * np.float32(0.01)
     exact = x @ dense.T
     return float(np.linalg.norm(found - exact) / np.linalg.norm(exact)) > FLOAT_ERROR
 
 
-def _time_matmul(settings: SessionSettings, rows: int, columns: int, outputs: int, bits: int, block: int) -> int:
+def _time_matmul(
+    settings: SessionSettings, rows: int, columns: int, outputs: int, bits: int, block: int
+) -> int:
     generator = np.random.default_rng(0)
     weight = generator.standard_normal((columns, outputs), dtype=np.float32)
-    baseline = _model([helper.make_node("MatMul", ["x", "w"], ["y"])], [_tensor("w", weight)], TensorProto.FLOAT, 2)
-    packed = generator.integers(0, 256, (outputs, -(-columns // block), block * bits // 8), dtype=np.uint8)
+    baseline = _model(
+        [helper.make_node("MatMul", ["x", "w"], ["y"])],
+        [_tensor("w", weight)],
+        TensorProto.FLOAT,
+        2,
+    )
+    packed = generator.integers(
+        0, 256, (outputs, -(-columns // block), block * bits // 8), dtype=np.uint8
+    )
     others = {level: _packed_matmul(packed, columns, bits, block, level) for level in LEVELS}
-    return _fastest(baseline, others, {"x": generator.standard_normal((rows, columns), dtype=np.float32)}, settings)
+    return _fastest(
+        baseline,
+        others,
+        {"x": generator.standard_normal((rows, columns), dtype=np.float32)},
+        settings,
+    )
 
 
 def _width_multiple(settings: SessionSettings, kind: str) -> int:
@@ -234,7 +303,9 @@ def _width_multiple(settings: SessionSettings, kind: str) -> int:
     found = []
     for integer in (False, True) if settings.runtime == "onnxruntime" else (False,):
         models = [_product(generator, kind, width, integer) for width in widths]
-        x = generator.standard_normal((64, 64) if kind == "linear" else (1, 32, 14, 14), dtype=np.float32)
+        x = generator.standard_normal(
+            (64, 64) if kind == "linear" else (1, 32, 14, 14), dtype=np.float32
+        )
         feed = {"x": (x * 32 + 128).clip(0, 255).astype(np.uint8) if integer else x}
         openers = [partial(open_session, model, settings) for model in models]
         timing = interleaved_timing(openers[-1], openers, feed, 2 * ROUNDS)
@@ -251,8 +322,18 @@ def _product(generator: np.random.Generator, kind: str, width: int, integer: boo
         return _model([node], [weight], TensorProto.FLOAT, rank)
     weight = _tensor("w", generator.integers(-127, 128, shape, dtype=np.int8))
     if rank == 2:
-        return _model([helper.make_node("MatMulInteger", ["x", "w"], ["y"])], [weight], TensorProto.UINT8, rank, TensorProto.INT32)
-    scale, zero, signed = _tensor("s", np.float32(0.01)), _tensor("z", np.uint8(128)), _tensor("i", np.int8(0))
+        return _model(
+            [helper.make_node("MatMulInteger", ["x", "w"], ["y"])],
+            [weight],
+            TensorProto.UINT8,
+            rank,
+            TensorProto.INT32,
+        )
+    scale, zero, signed = (
+        _tensor("s", np.float32(0.01)),
+        _tensor("z", np.uint8(128)),
+        _tensor("i", np.int8(0)),
+    )
     node = helper.make_node("QLinearConv", ["x", "s", "z", "w", "s", "i", "s", "z"], ["y"])
     return _model([node], [weight, scale, zero, signed], TensorProto.UINT8, rank, TensorProto.UINT8)
 
@@ -271,17 +352,32 @@ def liked_multiple(times: Mapping[int, float]) -> int:
 def product_model() -> bytes:
     """The model of one large float product, which shows what a runtime can do at best."""
     _, columns, outputs = PRODUCT
-    weight = _tensor("w", np.random.default_rng(0).standard_normal((columns, outputs), dtype=np.float32))
+    weight = _tensor(
+        "w", np.random.default_rng(0).standard_normal((columns, outputs), dtype=np.float32)
+    )
     return _model([helper.make_node("MatMul", ["x", "w"], ["y"])], [weight], TensorProto.FLOAT, 2)
 
 
-def _time_gather(settings: SessionSettings, lookups: int, entries: int, width: int, bits: int, block: int) -> int:
+def _time_gather(
+    settings: SessionSettings, lookups: int, entries: int, width: int, bits: int, block: int
+) -> int:
     generator = np.random.default_rng(0)
     table = _tensor("w", generator.standard_normal((entries, width), dtype=np.float32))
-    baseline = _model([helper.make_node("Gather", ["w", "x"], ["y"])], [table], TensorProto.INT64, 1)
+    baseline = _model(
+        [helper.make_node("Gather", ["w", "x"], ["y"])], [table], TensorProto.INT64, 1
+    )
     packed = _tensor("w", generator.integers(0, 256, (entries, width * bits // 8), dtype=np.uint8))
     scale = _tensor("s", np.full((entries, -(-width // block)), 0.01, np.float32))
-    attributes: dict[str, Any] = {"gather_axis": 0, "quantize_axis": 1, "block_size": block, "bits": bits}
-    node = helper.make_node("GatherBlockQuantized", ["w", "x", "s"], ["y"], domain=CONTRIB, **attributes)
+    attributes: dict[str, Any] = {
+        "gather_axis": 0,
+        "quantize_axis": 1,
+        "block_size": block,
+        "bits": bits,
+    }
+    node = helper.make_node(
+        "GatherBlockQuantized", ["w", "x", "s"], ["y"], domain=CONTRIB, **attributes
+    )
     feed = {"x": generator.integers(0, entries, lookups)}
-    return _fastest(baseline, {1: _model([node], [packed, scale], TensorProto.INT64, 1)}, feed, settings)
+    return _fastest(
+        baseline, {1: _model([node], [packed, scale], TensorProto.INT64, 1)}, feed, settings
+    )

@@ -28,7 +28,10 @@ def compare(
 ) -> Timing:
     """Milliseconds of the baseline on the target and each model's ratio to it."""
     if target.figures is not None:
-        total, *others = (sum(n.microseconds for n in analytic_times(m, feed, target.figures, settings)) for m in (baseline, *models))
+        total, *others = (
+            sum(n.microseconds for n in analytic_times(m, feed, target.figures, settings))
+            for m in (baseline, *models)
+        )
         ratios = tuple(other / total for other in others)
         return Timing(total / 1e3, ratios, tuple((ratio, ratio) for ratio in ratios))
     openers = [partial(open_session, model, settings) for model in (baseline, *models)]
@@ -44,11 +47,15 @@ def carry_out(job: Job, target: Target, report: Report) -> Found:
     for i, source in enumerate(sources):
         report("computing operator times", i / len(sources))
         profiles.append(analytic_times(source(), job.feed, figures, settings))
-    baseline = sum(node.microseconds for node in analytic_times(job.baseline(), job.feed, figures, settings))
+    baseline = sum(
+        node.microseconds for node in analytic_times(job.baseline(), job.feed, figures, settings)
+    )
     ratios = [sum(node.microseconds for node in profile) / baseline for profile in profiles]
     intervals = [(ratio, ratio) for ratio in ratios]
     profiled, rate = profiles[: len(job.profiled)], figures.float_gops * 1e3 / 2
-    return Found(versions(settings), settings, (), baseline / 1e3, ratios, intervals, profiled, "", rate)
+    return Found(
+        versions(settings), settings, (), baseline / 1e3, ratios, intervals, profiled, "", rate
+    )
 
 
 def all_threads(settings: SessionSettings) -> SessionSettings:

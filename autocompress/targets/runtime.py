@@ -21,7 +21,10 @@ def weights_in_memory(model: bytes | str) -> int:
         optimized = str(Path(folder) / "optimized.onnx")
         open_session(model, optimized=optimized)
         graph = onnx.load(optimized).graph
-    return sum(len(tensor.raw_data) or onnx.numpy_helper.to_array(tensor).nbytes for tensor in graph.initializer)
+    return sum(
+        len(tensor.raw_data) or onnx.numpy_helper.to_array(tensor).nbytes
+        for tensor in graph.initializer
+    )
 
 
 def random_feed(session: Runnable) -> dict[str, Any]:
@@ -32,7 +35,14 @@ def random_feed(session: Runnable) -> dict[str, Any]:
     sizes = json.loads(notes.get(EXAMPLE, "{}"))
     for value in session.get_inputs():
         usual = sizes.get(value.name, [1] * len(value.shape))
-        shape = [size if isinstance(size, int) else free for size, free in zip(value.shape, usual, strict=True)]
-        kind = {"tensor(int64)": np.int64, "tensor(int32)": np.int32, "tensor(bool)": np.bool_}.get(value.type)
-        feed[value.name] = np.zeros(shape, kind) if kind else generator.random(shape, dtype=np.float32)
+        shape = [
+            size if isinstance(size, int) else free
+            for size, free in zip(value.shape, usual, strict=True)
+        ]
+        kind = {"tensor(int64)": np.int64, "tensor(int32)": np.int32, "tensor(bool)": np.bool_}.get(
+            value.type
+        )
+        feed[value.name] = (
+            np.zeros(shape, kind) if kind else generator.random(shape, dtype=np.float32)
+        )
     return feed

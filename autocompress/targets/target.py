@@ -88,12 +88,17 @@ class Target:
         """Whether a file for this target can hold `value` of `axis` (any value of an axis that does not depend on targets)."""
         if axis == "sparsity":
             return self.sparsity or value == 0
-        return value in {"weight_bits": self.weight_bits, "activation_bits": self.activation_bits}.get(axis, (value,))
+        return value in {
+            "weight_bits": self.weight_bits,
+            "activation_bits": self.activation_bits,
+        }.get(axis, (value,))
 
     def check(self, where: str, axis: str, value: float) -> None:
         """Raise TargetError when no file for this target can hold `value` of `axis`."""
         if not self.executes(axis, value):
-            valid = {"weight_bits": self.weight_bits, "activation_bits": self.activation_bits}.get(axis, (0.0,))
+            valid = {"weight_bits": self.weight_bits, "activation_bits": self.activation_bits}.get(
+                axis, (0.0,)
+            )
             raise TargetError(
                 f"{where}: {axis} {value} cannot be stored by target {self.name}; nearest valid value: {nearest_number(value, valid)}"
             )
@@ -102,7 +107,10 @@ class Target:
 def target_names() -> tuple[str, ...]:
     """The built-in targets."""
     measured = sorted(path.stem for path in FILES.glob("*.yaml"))
-    return (*measured, *(f"{ANALYTIC}:{path.stem}" for path in sorted((FILES / ANALYTIC).glob("*.yaml"))))
+    return (
+        *measured,
+        *(f"{ANALYTIC}:{path.stem}" for path in sorted((FILES / ANALYTIC).glob("*.yaml"))),
+    )
 
 
 def find_target(name: str, present: bool = True, portable: bool | None = None) -> Target:
@@ -117,11 +125,15 @@ def find_target(name: str, present: bool = True, portable: bool | None = None) -
         if not path.is_file():
             raise TargetError(f"target {name}: no such file; built in: {', '.join(target_names())}")
     else:
-        raise TargetError(f"target {name!r} is unknown; nearest: {nearest_name(name, target_names())}")
+        raise TargetError(
+            f"target {name!r} is unknown; nearest: {nearest_name(name, target_names())}"
+        )
     try:
         data = yaml.safe_load(path.read_text())
     except (OSError, yaml.YAMLError) as error:
-        raise TargetError(f"target {name}: cannot be read ({' '.join(str(error).split())})") from None
+        raise TargetError(
+            f"target {name}: cannot be read ({' '.join(str(error).split())})"
+        ) from None
     target = parse_target(name, data)
     target = target if portable is None else replace(target, portable=portable)
     missing = missing_here(target) if present else ""
@@ -136,27 +148,52 @@ def parse_target(name: str, data: Any) -> Target:
     _check_keys(where, data, KEYS)
     runtime = data.get("runtime")
     if runtime not in RUNTIMES:
-        raise TargetError(f"{where}: runtime {runtime!r} is unknown; nearest: {nearest_name(str(runtime), RUNTIMES)}")
+        raise TargetError(
+            f"{where}: runtime {runtime!r} is unknown; nearest: {nearest_name(str(runtime), RUNTIMES)}"
+        )
     stores, executes = data.get("stores", {}), data.get("executes", {})
     _check_keys(f"{where}: stores", stores, ("weight_bits", "sparsity"))
-    _check_keys(f"{where}: executes", executes, ("activation_bits", "integer_kinds", "plain_kinds", "weight_only"))
+    _check_keys(
+        f"{where}: executes",
+        executes,
+        ("activation_bits", "integer_kinds", "plain_kinds", "weight_only"),
+    )
     figures = None
     if (runtime == ANALYTIC) != ("device" in data):
-        raise TargetError(f"{where}: a device's figures belong to runtime {ANALYTIC!r}, and to it alone")
+        raise TargetError(
+            f"{where}: a device's figures belong to runtime {ANALYTIC!r}, and to it alone"
+        )
     if runtime == ANALYTIC:
         figures = _figures(f"{where}: device", data["device"])
     threads = data.get("threads", 1)
     counts = threads if isinstance(threads, list) else [threads]
-    if (threads != "all" and not all(isinstance(n, int) and not isinstance(n, bool) and n >= 1 for n in counts)) or not counts:
-        raise TargetError(f"{where}: threads must be a whole number of at least 1, a list of them, or all, got {threads!r}")
+    if (
+        threads != "all"
+        and not all(isinstance(n, int) and not isinstance(n, bool) and n >= 1 for n in counts)
+    ) or not counts:
+        raise TargetError(
+            f"{where}: threads must be a whole number of at least 1, a list of them, or all, got {threads!r}"
+        )
     return Target(
         name,
         runtime,
         str(data.get("provider", "CPU" if runtime == "openvino" else "CPUExecutionProvider")),
         thread_counts(threads),
-        _listed(where, "stores: weight_bits", stores.get("weight_bits", list(STORED_BITS)), STORED_BITS),
-        _listed(where, "executes: activation_bits", executes.get("activation_bits", list(ACTIVATION_BITS)), ACTIVATION_BITS),
-        _listed(where, "executes: integer_kinds", executes.get("integer_kinds", list(INTEGER_KINDS)), INTEGER_KINDS),
+        _listed(
+            where, "stores: weight_bits", stores.get("weight_bits", list(STORED_BITS)), STORED_BITS
+        ),
+        _listed(
+            where,
+            "executes: activation_bits",
+            executes.get("activation_bits", list(ACTIVATION_BITS)),
+            ACTIVATION_BITS,
+        ),
+        _listed(
+            where,
+            "executes: integer_kinds",
+            executes.get("integer_kinds", list(INTEGER_KINDS)),
+            INTEGER_KINDS,
+        ),
         _listed(where, "executes: plain_kinds", executes.get("plain_kinds", []), KINDS),
         _switch(f"{where}: executes: weight_only", executes.get("weight_only", True)),
         _switch(f"{where}: stores: sparsity", stores.get("sparsity", True)),
@@ -169,9 +206,13 @@ def _listed(where: str, key: str, values: Any, valid: tuple[Any, ...]) -> tuple[
     values = values if isinstance(values, list) else [values]
     for value in values:
         if value not in valid:
-            raise TargetError(f"{where}: {key} {value!r} is unknown; nearest: {nearest_name(str(value), [str(v) for v in valid])}")
+            raise TargetError(
+                f"{where}: {key} {value!r} is unknown; nearest: {nearest_name(str(value), [str(v) for v in valid])}"
+            )
     if 32 in valid and 32 not in values:
-        raise TargetError(f"{where}: {key} must hold 32, since normalisation and attention stay float; got {values}")
+        raise TargetError(
+            f"{where}: {key} must hold 32, since normalisation and attention stay float; got {values}"
+        )
     return tuple(values)
 
 
@@ -189,19 +230,34 @@ def _figures(where: str, data: Any) -> Figures:
         if not isinstance(entry, Mapping) or set(entry) != {"value", "source"}:
             raise TargetError(f"{where}: {key} needs a value and its source, got {entry!r}")
         value = entry["value"]
-        if isinstance(value, bool) or not isinstance(value, (int, float)) or not math.isfinite(value) or not low <= value <= high:
-            near = min(high, max(low, value)) if isinstance(value, (int, float)) and math.isfinite(value) else low
-            raise TargetError(f"{where}: {key} {value!r} is impossible; nearest valid value: {near:g}")
+        if (
+            isinstance(value, bool)
+            or not isinstance(value, (int, float))
+            or not math.isfinite(value)
+            or not low <= value <= high
+        ):
+            near = (
+                min(high, max(low, value))
+                if isinstance(value, (int, float)) and math.isfinite(value)
+                else low
+            )
+            raise TargetError(
+                f"{where}: {key} {value!r} is impossible; nearest valid value: {near:g}"
+            )
         values[key], sources[key] = float(value), str(entry["source"])
     return Figures(**values, sources=sources)
 
 
 def _check_keys(where: str, data: Any, valid: tuple[str, ...]) -> None:
     if not isinstance(data, Mapping):
-        raise TargetError(f"{where}: expected a mapping with the keys {', '.join(valid)}, got {data!r}")
+        raise TargetError(
+            f"{where}: expected a mapping with the keys {', '.join(valid)}, got {data!r}"
+        )
     for key in data:
         if key not in valid:
-            raise TargetError(f"{where}: unknown key {key!r}; nearest: {nearest_name(str(key), valid)}")
+            raise TargetError(
+                f"{where}: unknown key {key!r}; nearest: {nearest_name(str(key), valid)}"
+            )
 
 
 def missing_here(target: Target) -> str:

@@ -11,10 +11,10 @@ from math import prod
 from typing import NamedTuple
 
 from autocompress.candidate import Candidate, ModuleConfig
-from autocompress.compress.low_rank import factor_shapes
-from autocompress.compress.prune import Pruner
+from autocompress.compress.factorise.low_rank import factor_shapes
+from autocompress.compress.prune.masks import Pruner
 from autocompress.integer_form import IntegerForm
-from autocompress.modules import CompressibleModule, ModuleMap
+from autocompress.model.modules import CompressibleModule, ModuleMap
 
 
 class Kernel(NamedTuple):
@@ -88,7 +88,11 @@ class Layout:
         elif self.packed(module, config):
             form = f"nbits{config.weight_bits}-{config.group_size}"
         else:
-            form = "float" if config.activation_bits == 32 or module.kind not in ("linear", "conv") else "int16"
+            form = (
+                "float"
+                if config.activation_bits == 32 or module.kind not in ("linear", "conv")
+                else "int16"
+            )
         ratio = config.rank_ratio if module.factorisable else 1.0
         shapes = factor_shapes(module.weight_shape, ratio, config.decomposition)
         if len(shapes) == 1:
@@ -96,19 +100,34 @@ class Layout:
         both = len(shapes) == 2 and max(shapes[1][2:], default=1) > 1
         return f"{form}-{'tucker' if len(shapes) == 3 else 'spatial' if both else 'rank'}{ratio:g}"
 
-    def kernel(self, module: CompressibleModule, config: ModuleConfig, kept_out: int, kept_in: int) -> Kernel:
+    def kernel(
+        self, module: CompressibleModule, config: ModuleConfig, kept_out: int, kept_in: int
+    ) -> Kernel:
         """The kernel of one module under a config with that many channels left."""
         ratio = config.rank_ratio if module.factorisable else 1.0
         multiple = self.multiples.get(module.kind, 1)
-        widths = [min(whole, -(-kept // multiple) * multiple) for kept, whole in ((kept_out, module.weight_shape[0]), (kept_in, kept_in))]
+        widths = [
+            min(whole, -(-kept // multiple) * multiple)
+            for kept, whole in ((kept_out, module.weight_shape[0]), (kept_in, kept_in))
+        ]
         shapes = factor_shapes((*widths, *module.weight_shape[2:]), ratio, config.decomposition)
         amount = float(sum(prod(shape) for shape in shapes))
-        return Kernel(self.signatures[module.name], module.positions, self.form(module, config), kept_in, kept_out, amount)
+        return Kernel(
+            self.signatures[module.name],
+            module.positions,
+            self.form(module, config),
+            kept_in,
+            kept_out,
+            amount,
+        )
 
     def around(self, module: CompressibleModule, kernel: Kernel) -> dict[str, float]:
         """What a module under a kernel has around it, whatever its neighbours are: count and elements of its outputs, by kind and form."""
         name = f"{module.kind} {arithmetic(kernel)}"
-        return {f"after {name}": 1.0, f"elements after {name}": float(kernel.rows * kernel.kept_out)}
+        return {
+            f"after {name}": 1.0,
+            f"elements after {name}": float(kernel.rows * kernel.kept_out),
+        }
 
 
 def arithmetic(kernel: Kernel) -> str:
@@ -129,11 +148,16 @@ def workload(layout: Layout, candidate: Candidate) -> Work:
         out, into = masks.of(module.name, "out"), masks.of(module.name, "in")
         kept_out = module.weight_shape[0] if out is None else int(out.sum())
         kept_in = (*module.weight_shape, 1)[1] if into is None else int(into.sum())
-        kernel = kernels[module.name] = layout.kernel(module, candidate.config(module.name), kept_out, kept_in)
+        kernel = kernels[module.name] = layout.kernel(
+            module, candidate.config(module.name), kept_out, kept_in
+        )
         for feature, amount in layout.around(module, kernel).items():
             around[feature] += amount
         if arithmetic(kernel) == "int8":
-            rounded.update((tensor, float(kernel.rows * kept_in)) for tensor in layout.linear_inputs.get(module.name, ()))
+            rounded.update(
+                (tensor, float(kernel.rows * kept_in))
+                for tensor in layout.linear_inputs.get(module.name, ())
+            )
     around["tensors rounded for linear"] = float(len(rounded))
     around["elements rounded for linear"] = sum(rounded.values())
     for producer, consumer in layout.edges:
@@ -141,7 +165,9 @@ def workload(layout: Layout, candidate: Candidate) -> Work:
         if "conv" in (layout.module_map[name].kind for name in (producer, consumer) if name):
             source = kernels.get(producer)
             around[f"from {ends[0]} to {ends[1]}"] += 1.0
-            around[f"elements from {ends[0]} to {ends[1]}"] += float(source.rows * source.kept_out) if source else 0.0
+            around[f"elements from {ends[0]} to {ends[1]}"] += (
+                float(source.rows * source.kept_out) if source else 0.0
+            )
     return Work(kernels, dict(around))
 
 

@@ -8,7 +8,7 @@ import torch
 from safetensors.torch import load
 from torch import Tensor
 
-from autocompress.task import Task
+from autocompress.task.task import Task
 from autocompress.tasks.easy_vqa_data import QUESTION_LENGTH, Loader, load_easy_vqa
 from autocompress.tasks.easy_vqa_model import EasyVqaModel
 
@@ -34,5 +34,7 @@ def easy_vqa(batch_size: int = 64, validation_images: int = 200) -> Task:
         train=Loader(data.train, 16, seed=1),
         calibration=Loader(data.train, int(batch_size), seed=2),
         test=Loader(data.test, int(batch_size)),
-        towers={name: [f"{name}*"] for name in ("vision", "projector", "language", "fusion", "head")},
+        towers={
+            name: [f"{name}*"] for name in ("vision", "projector", "language", "fusion", "head")
+        },
     )

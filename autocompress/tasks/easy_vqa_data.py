@@ -64,7 +64,9 @@ def load_easy_vqa(validation_images: int = 200) -> EasyVqa:
     """Read the shipped data; the last `validation_images` of the 4000 official training images validate."""
     with files("autocompress.tasks").joinpath("data/easy_vqa.npz").open("rb") as file:
         data = dict(np.load(file, allow_pickle=False))
-    sentences = [question.replace("?", "").lower().split() for question in data["questions"].tolist()]
+    sentences = [
+        question.replace("?", "").lower().split() for question in data["questions"].tolist()
+    ]
     vocabulary = ("<pad>", *sorted({word for sentence in sentences for word in sentence}))
     index = {word: i for i, word in enumerate(vocabulary)}
     tokens = torch.zeros(len(sentences), QUESTION_LENGTH, dtype=torch.int64)
@@ -84,4 +86,10 @@ def load_easy_vqa(validation_images: int = 200) -> EasyVqa:
     images = len(data["train_images"])
     border = images - validation_images
     test = split("test", 0, len(data["test_images"]))
-    return EasyVqa(split("train", 0, border), split("train", border, images), test, vocabulary, tuple(data["answers"].tolist()))
+    return EasyVqa(
+        split("train", 0, border),
+        split("train", border, images),
+        test,
+        vocabulary,
+        tuple(data["answers"].tolist()),
+    )

@@ -25,7 +25,9 @@ class Attention(nn.Module):
     def forward(self, query: Tensor, context: Tensor) -> Tensor:
         """query (B, L, C), context (B, S, C) -> (B, L, C)."""
         mixed = F.scaled_dot_product_attention(
-            self._heads(self.q_proj(query)), self._heads(self.k_proj(context)), self._heads(self.v_proj(context))
+            self._heads(self.q_proj(query)),
+            self._heads(self.k_proj(context)),
+            self._heads(self.v_proj(context)),
         )
         output: Tensor = self.out_proj(mixed.transpose(1, 2).flatten(2))
         return output
@@ -86,7 +88,9 @@ class VisionEncoder(nn.Module):
 class TextEncoder(nn.Module):
     """Word embedding and transformer blocks: (B, L) token ids -> (B, L, width)."""
 
-    def __init__(self, vocabulary: int, length: int, width: int, depth: int, num_heads: int) -> None:
+    def __init__(
+        self, vocabulary: int, length: int, width: int, depth: int, num_heads: int
+    ) -> None:
         super().__init__()
         self.embedding = nn.Embedding(vocabulary, width)
         self.position = nn.Parameter(0.02 * torch.randn(length, width))
@@ -126,7 +130,9 @@ class EasyVqaModel(nn.Module):
     Inputs: `image` (B, 3, 64, 64) in [0, 1], `question` (B, length) int64 token ids. Output: logits (B, answers).
     """
 
-    def __init__(self, vocabulary: int, answers: int, length: int, width: int = 192, num_heads: int = 6) -> None:
+    def __init__(
+        self, vocabulary: int, answers: int, length: int, width: int = 192, num_heads: int = 6
+    ) -> None:
         super().__init__()
         self.vision = VisionEncoder(width, 2, num_heads)
         self.projector = Mlp(width, 2 * width)

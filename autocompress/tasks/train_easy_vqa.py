@@ -65,9 +65,13 @@ def train(data: EasyVqa, epochs: int, seed: int, learning_rate: float = 5e-4) ->
     model = new_model(data)
     named = _image_answers(data.train, (data.answers.index("yes"), data.answers.index("no")))
     naming = torch.nn.Linear(model.fusion.visual.in_features, named.shape[1])
-    optimizer = torch.optim.AdamW([*model.parameters(), *naming.parameters()], lr=learning_rate, weight_decay=0.05)
+    optimizer = torch.optim.AdamW(
+        [*model.parameters(), *naming.parameters()], lr=learning_rate, weight_decay=0.05
+    )
     per_epoch = len(_steps_of_epoch(data.train, torch.Generator().manual_seed(seed)))
-    schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, learning_rate, total_steps=epochs * per_epoch, pct_start=0.15)
+    schedule = torch.optim.lr_scheduler.OneCycleLR(
+        optimizer, learning_rate, total_steps=epochs * per_epoch, pct_start=0.15
+    )
     started = time.monotonic()
     for epoch in range(epochs):
         model.train()
@@ -78,7 +82,9 @@ def train(data: EasyVqa, epochs: int, seed: int, learning_rate: float = 5e-4) ->
             # An answer that nobody asked for is unknown, not absent: only what is present is rewarded.
             naming_loss = -(naming(patches.amax(1)).log_softmax(1) * known).sum(1).mean()
             patches = patches.repeat_interleave(QUESTIONS_PER_IMAGE, 0)
-            loss = 0.3 * naming_loss + F.cross_entropy(model.answer(patches, data.train.tokens[rows]), data.train.answers[rows])
+            loss = 0.3 * naming_loss + F.cross_entropy(
+                model.answer(patches, data.train.tokens[rows]), data.train.answers[rows]
+            )
             optimizer.zero_grad()
             torch.autograd.backward(loss)
             torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
@@ -104,7 +110,10 @@ def main() -> None:
     torch.set_num_threads(arguments.threads)
     data = load_easy_vqa()
     model = train(data, arguments.epochs, arguments.seed)
-    half = {name: tensor.half() if tensor.is_floating_point() else tensor for name, tensor in model.state_dict().items()}
+    half = {
+        name: tensor.half() if tensor.is_floating_point() else tensor
+        for name, tensor in model.state_dict().items()
+    }
     model.load_state_dict(half)
     print(f"test accuracy of the saved weights {accuracy(model, data.test):.4f}")
     save_file(half, arguments.out)

@@ -16,13 +16,19 @@ from hypothesis import strategies as st
 from torch import Tensor, nn
 
 from autocompress import Candidate, ModuleConfig, Task
-from autocompress.batches import Inputs
 from autocompress.candidate import DECOMPOSITIONS, IMPORTANCES, SPARSITY_CRITERIA, SPARSITY_PATTERNS
-from autocompress.task import call_model
+from autocompress.task.batches import Inputs
+from autocompress.task.task import call_model
 
 # 8-bit inputs lie on ties between two integers now and then, where 1e-7 decides; float arithmetic has no ties.
 INTEGER_TOLERANCE, FLOAT_TOLERANCE = 0.03, 1e-4
-few = settings(max_examples=12, deadline=None, derandomize=True, phases=[Phase.generate], suppress_health_check=list(HealthCheck))
+few = settings(
+    max_examples=12,
+    deadline=None,
+    derandomize=True,
+    phases=[Phase.generate],
+    suppress_health_check=list(HealthCheck),
+)
 
 
 def fixture_of(make: Callable[[], nn.Module], inputs: Inputs) -> Fixture:
@@ -40,7 +46,9 @@ def fixture_of(make: Callable[[], nn.Module], inputs: Inputs) -> Fixture:
     model.eval()
     with torch.no_grad():
         outputs = call_model(model, inputs)
-    assert float(outputs.std(0).min()) > 1e-3, "a model whose outputs do not depend on its inputs shows nothing"
+    assert float(outputs.std(0).min()) > 1e-3, (
+        "a model whose outputs do not depend on its inputs shows nothing"
+    )
     targets = outputs.argmax(-1) if outputs.dim() == 2 and outputs.shape[1] > 1 else None
     before = state_hash(model)
     found = Fixture(Task("family", model, inputs, [(inputs, targets)], lambda o, t: 0.0))
@@ -52,7 +60,10 @@ def state_hash(model: nn.Module) -> str:
     """Values, types, devices, modes and gradients' flags of a model."""
     digest = hashlib.sha256()
     for name, value in model.state_dict().items():
-        digest.update(f"{name} {value.dtype} {value.device}".encode() + value.detach().cpu().float().numpy().tobytes())
+        digest.update(
+            f"{name} {value.dtype} {value.device}".encode()
+            + value.detach().cpu().float().numpy().tobytes()
+        )
     digest.update(repr([p.requires_grad for p in model.parameters()]).encode())
     digest.update(repr([m.training for m in model.modules()]).encode())
     return digest.hexdigest()
@@ -103,12 +114,18 @@ class FamilyContract:
     def test_what_can_be_pruned_and_why_the_rest_cannot(self, fixture: Fixture) -> None:
         groups = fixture.builder.module_map.groups
         names = {g.name for g in groups} if self.several else {*self.prunable, *self.refused}
-        assert {g.name: g.kind for g in groups if g.reason is None} == {n: k for n, k in self.prunable.items() if n in names}
-        assert {g.name: g.reason for g in groups if g.reason is not None} == {n: r for n, r in self.refused.items() if n in names}
+        assert {g.name: g.kind for g in groups if g.reason is None} == {
+            n: k for n, k in self.prunable.items() if n in names
+        }
+        assert {g.name: g.reason for g in groups if g.reason is not None} == {
+            n: r for n, r in self.refused.items() if n in names
+        }
 
     @few
     @given(st.integers(0, 2**32 - 1))
-    def test_any_candidate_is_one_file_that_agrees_and_the_original_stays(self, fixture: Fixture, seed: int) -> None:
+    def test_any_candidate_is_one_file_that_agrees_and_the_original_stays(
+        self, fixture: Fixture, seed: int
+    ) -> None:
         check(fixture, drawn(fixture, seed, integer=False), FLOAT_TOLERANCE)
         check(fixture, drawn(fixture, seed, integer=True), INTEGER_TOLERANCE)
         assert state_hash(fixture.model) == fixture.before
@@ -117,8 +134,14 @@ class FamilyContract:
         for ratio in (0.3, 0.6):
             candidate = fixture.uniform(pruning_ratio=ratio)
             masks = fixture.builder.pruner.masks(candidate)
-            constants = {t.name for t in fixture.builder.lowered.proto.graph.initializer} - set(fixture.builder.teacher.state_dict())
-            stored = {t.name: tuple(t.dims) for t in fixture.build(candidate).graph.initializer if t.name not in constants}
+            constants = {t.name for t in fixture.builder.lowered.proto.graph.initializer} - set(
+                fixture.builder.teacher.state_dict()
+            )
+            stored = {
+                t.name: tuple(t.dims)
+                for t in fixture.build(candidate).graph.initializer
+                if t.name not in constants
+            }
             found = sum(int(np.prod(shape)) for shape in stored.values() if len(shape) >= 2)
             expected = 0
             for module in fixture.builder.module_map:
@@ -137,7 +160,11 @@ class FamilyContract:
                 holder = name.rpartition(".")[0]
                 if parameter.dim() >= 2 and holder not in known:
                     mask = masks.of(holder, "in")
-                    others += parameter.numel() if mask is None else parameter[torch.from_numpy(mask)].numel()
+                    others += (
+                        parameter.numel()
+                        if mask is None
+                        else parameter[torch.from_numpy(mask)].numel()
+                    )
             assert found == expected + others
 
     def test_a_ratio_of_zero_is_bit_exact(self, fixture: Fixture) -> None:
@@ -147,7 +174,12 @@ class FamilyContract:
             expected = call_model(fixture.builder.teacher, fixture.inputs)
         assert torch.equal(torch.from_numpy(fixture.simulate(untouched)), expected)
         with torch.no_grad():
-            torch.testing.assert_close(call_model(copy.deepcopy(fixture.model), fixture.inputs), expected, rtol=1e-4, atol=1e-5)
+            torch.testing.assert_close(
+                call_model(copy.deepcopy(fixture.model), fixture.inputs),
+                expected,
+                rtol=1e-4,
+                atol=1e-5,
+            )
 
 
 def images(channels: int = 3, size: int = 16) -> Tensor:

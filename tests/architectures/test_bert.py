@@ -16,11 +16,17 @@ class SelfAttention(nn.Module):
         super().__init__()
         self.num_attention_heads = heads
         self.attention_head_size = width // heads
-        self.query, self.key, self.value = nn.Linear(width, width), nn.Linear(width, width), nn.Linear(width, width)
+        self.query, self.key, self.value = (
+            nn.Linear(width, width),
+            nn.Linear(width, width),
+            nn.Linear(width, width),
+        )
         self.output = nn.Linear(width, width)
 
     def split(self, x: torch.Tensor) -> torch.Tensor:
-        return x.view(*x.shape[:-1], self.num_attention_heads, self.attention_head_size).permute(0, 2, 1, 3)
+        return x.view(*x.shape[:-1], self.num_attention_heads, self.attention_head_size).permute(
+            0, 2, 1, 3
+        )
 
     def forward(self, x: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
         q, k, v = self.split(self.query(x)), self.split(self.key(x)), self.split(self.value(x))
@@ -33,7 +39,11 @@ class Layer(nn.Module):
     def __init__(self, width: int, heads: int) -> None:
         super().__init__()
         self.attention, self.norm1 = SelfAttention(width, heads), nn.LayerNorm(width)
-        self.intermediate, self.output, self.norm2 = nn.Linear(width, 40), nn.Linear(40, width), nn.LayerNorm(width)
+        self.intermediate, self.output, self.norm2 = (
+            nn.Linear(width, 40),
+            nn.Linear(40, width),
+            nn.LayerNorm(width),
+        )
 
     def forward(self, x: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
         x = self.norm1(x + self.attention(x, mask))
@@ -58,7 +68,13 @@ class Bert(nn.Module):
 
 @pytest.fixture(scope="module")
 def fixture() -> Fixture:
-    return fixture_of(Bert, {"input_ids": tokens(), "attention_mask": (torch.arange(7) < torch.arange(2, 14)[:, None]).long()})
+    return fixture_of(
+        Bert,
+        {
+            "input_ids": tokens(),
+            "attention_mask": (torch.arange(7) < torch.arange(2, 14)[:, None]).long(),
+        },
+    )
 
 
 class TestBert(FamilyContract):

@@ -14,8 +14,14 @@ from torch import nn
 class DenseLayer(nn.Module):
     def __init__(self, inputs: int, growth: int) -> None:
         super().__init__()
-        self.norm1, self.conv1 = nn.BatchNorm2d(inputs), nn.Conv2d(inputs, 2 * growth, 1, bias=False)
-        self.norm2, self.conv2 = nn.BatchNorm2d(2 * growth), nn.Conv2d(2 * growth, growth, 3, padding=1, bias=False)
+        self.norm1, self.conv1 = (
+            nn.BatchNorm2d(inputs),
+            nn.Conv2d(inputs, 2 * growth, 1, bias=False),
+        )
+        self.norm2, self.conv2 = (
+            nn.BatchNorm2d(2 * growth),
+            nn.Conv2d(2 * growth, growth, 3, padding=1, bias=False),
+        )
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         y = self.conv1(torch.relu(self.norm1(x)))
@@ -27,7 +33,9 @@ class DenseNet(nn.Module):
         super().__init__()
         self.stem = nn.Conv2d(3, 8, 3, padding=1, bias=False)
         self.block1 = nn.Sequential(DenseLayer(8, 6), DenseLayer(14, 6))
-        self.transition = nn.Sequential(nn.BatchNorm2d(20), nn.ReLU(), nn.Conv2d(20, 10, 1, bias=False), nn.AvgPool2d(2))
+        self.transition = nn.Sequential(
+            nn.BatchNorm2d(20), nn.ReLU(), nn.Conv2d(20, 10, 1, bias=False), nn.AvgPool2d(2)
+        )
         self.block2 = nn.Sequential(DenseLayer(10, 6))
         self.norm, self.classifier = nn.BatchNorm2d(16), nn.Linear(16, 5)
 
@@ -43,6 +51,11 @@ def fixture() -> Fixture:
 
 class TestDensenet(FamilyContract):
     prunable: ClassVar = dict.fromkeys(
-        ("stem", "transition.2", *(f"{layer}.conv{i}" for layer in ("block1.0", "block1.1", "block2.0") for i in (1, 2))), "filters"
+        (
+            "stem",
+            "transition.2",
+            *(f"{layer}.conv{i}" for layer in ("block1.0", "block1.1", "block2.0") for i in (1, 2)),
+        ),
+        "filters",
     )
     refused: ClassVar = {"classifier": "its channels are the model's output"}

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 import autocompress
 from autocompress import Candidate, ModuleConfig, Task, find_modules
-from autocompress.float_copy import float_task
+from autocompress.task.float_copy import float_task
 
 
 def reasons(fixture: Fixture) -> dict[str, str | None]:
@@ -56,34 +56,54 @@ def test_groups_that_reach_the_output_are_not_pruned() -> None:
 
     fixture = fixture_of(Two, vectors())
     assert set(reasons(fixture).values()) == {"its channels are the model's output"}
-    assert not fixture.builder.pruner.masks(Candidate.of({"first": ModuleConfig(pruning_ratio=0.5)})).kept
+    assert not fixture.builder.pruner.masks(
+        Candidate.of({"first": ModuleConfig(pruning_ratio=0.5)})
+    ).kept
 
 
 def test_tied_weights_are_not_pruned_but_may_be_factorised() -> None:
     class Tied(nn.Module):
         def __init__(self) -> None:
             super().__init__()
-            self.embedding, self.inner, self.out = nn.Embedding(30, 8), nn.Linear(8, 8), nn.Linear(8, 30)
+            self.embedding, self.inner, self.out = (
+                nn.Embedding(30, 8),
+                nn.Linear(8, 8),
+                nn.Linear(8, 30),
+            )
             self.out.weight = self.embedding.weight
 
         def forward(self, ids: Tensor) -> Tensor:
             return self.out(torch.tanh(self.inner(self.embedding(ids).mean(1))))
 
-    fixture = fixture_of(Tied, torch.randint(0, 30, (12, 5), generator=torch.Generator().manual_seed(0)))
+    fixture = fixture_of(
+        Tied, torch.randint(0, 30, (12, 5), generator=torch.Generator().manual_seed(0))
+    )
     assert reasons(fixture) == {"inner": "a tied weight is in the group"}
-    candidate = Candidate.of({"embedding": ModuleConfig(4, rank_ratio=0.5, sparsity=0.5), "inner": ModuleConfig(8)})
+    candidate = Candidate.of(
+        {"embedding": ModuleConfig(4, rank_ratio=0.5, sparsity=0.5), "inner": ModuleConfig(8)}
+    )
     check(fixture, candidate, 1e-4)
     for at, shapes in ((candidate, []), (Candidate.of({"embedding": ModuleConfig(8)}), [(30, 8)])):
         stored = [tuple(t.dims) for t in fixture.build(at).graph.initializer]
-        assert [shape for shape in stored if shape in ((30, 8), (8, 30))] == shapes, "the table and the head share what is stored"
+        assert [shape for shape in stored if shape in ((30, 8), (8, 30))] == shapes, (
+            "the table and the head share what is stored"
+        )
     ranked = fixture.build(Candidate.of({"embedding": ModuleConfig(rank_ratio=0.5)}))
-    assert sorted(tuple(t.dims) for t in ranked.graph.initializer if len(t.dims) == 2) == [(4, 8), (8, 8), (30, 4)]
+    assert sorted(tuple(t.dims) for t in ranked.graph.initializer if len(t.dims) == 2) == [
+        (4, 8),
+        (8, 8),
+        (30, 4),
+    ]
 
 
 class Small(nn.Module):
     def __init__(self) -> None:
         super().__init__()
-        self.conv, self.norm, self.head = nn.Conv2d(3, 12, 3, bias=False), nn.BatchNorm2d(12), nn.Linear(12, 4)
+        self.conv, self.norm, self.head = (
+            nn.Conv2d(3, 12, 3, bias=False),
+            nn.BatchNorm2d(12),
+            nn.Linear(12, 4),
+        )
 
     def forward(self, x: Tensor) -> Tensor:
         return self.head(torch.relu(self.norm(self.conv(x))).mean((2, 3)))
@@ -110,7 +130,9 @@ def test_statistics_of_batch_normalisation_go_with_their_channels() -> None:
     kept = fixture.builder.pruner.masks(candidate).of("norm", "channel")
     stored = {t.name: onnx_array(t) for t in fixture.build(candidate).graph.initializer}
     for name in ("weight", "bias", "running_mean", "running_var"):
-        np.testing.assert_array_equal(stored[f"norm.{name}"], getattr(fixture.model.norm, name).detach().numpy()[kept])
+        np.testing.assert_array_equal(
+            stored[f"norm.{name}"], getattr(fixture.model.norm, name).detach().numpy()[kept]
+        )
 
 
 def onnx_array(tensor: object) -> np.ndarray:
@@ -124,15 +146,31 @@ def searched(model: nn.Module, dtype: torch.dtype, folder: Path, device: str = "
     x = images(3, 8).to(device, dtype)
     batches = [(x, torch.arange(12) % 4), (x.flip(3), torch.arange(12) % 4)]
     before = state_hash(model)
-    task = Task("odd", model, x[:1], batches, lambda outputs, targets: float((outputs.argmax(1) == targets).float().mean()))
+    task = Task(
+        "odd",
+        model,
+        x[:1],
+        batches,
+        lambda outputs, targets: float((outputs.argmax(1) == targets).float().mean()),
+    )
     space = {
-        "modules": [{"match": "*", "weight_bits": [4, 8], "pruning_ratio": [0.0, 0.5], "rank_ratio": [0.5, 1.0], "sparsity": [0.0, 0.5]}],
+        "modules": [
+            {
+                "match": "*",
+                "weight_bits": [4, 8],
+                "pruning_ratio": [0.0, 0.5],
+                "rank_ratio": [0.5, 1.0],
+                "sparsity": [0.0, 0.5],
+            }
+        ],
         "distillation": {"steps": 2, "schedule": ["one_shot", "cubic"], "rounds": 2},
     }
     result = autocompress.search(task, space, n_trials=6, out=folder, quiet=True)
     assert state_hash(model) == before
     for point in result.front:
-        session = onnxruntime.InferenceSession(folder / point.artifact / "model.onnx", providers=["CPUExecutionProvider"])
+        session = onnxruntime.InferenceSession(
+            folder / point.artifact / "model.onnx", providers=["CPUExecutionProvider"]
+        )
         feed = {session.get_inputs()[0].name: x.float().cpu().numpy()}
         found = session.run(None, feed)[0]
         exported = autocompress.export(result, point, folder / "exported")
@@ -172,7 +210,11 @@ def test_a_model_that_adds_the_state_of_a_recurrent_layer_says_so() -> None:
     class Added(nn.Module):
         def __init__(self) -> None:
             super().__init__()
-            self.project, self.rnn, self.out = nn.Linear(6, 8), nn.GRU(8, 8, batch_first=True), nn.Linear(8, 3)
+            self.project, self.rnn, self.out = (
+                nn.Linear(6, 8),
+                nn.GRU(8, 8, batch_first=True),
+                nn.Linear(8, 3),
+            )
 
         def forward(self, x: Tensor) -> Tensor:
             y = self.project(x.unsqueeze(1))
@@ -193,7 +235,10 @@ def test_experts_that_do_not_end_in_a_linear_module_are_kept() -> None:
 
         def forward(self, x: Tensor) -> Tensor:
             gates = self.router(x).softmax(-1)
-            return sum(gates[:, i : i + 1] * expert(x.unsqueeze(1))[:, 0] for i, expert in enumerate(self.experts))
+            return sum(
+                gates[:, i : i + 1] * expert(x.unsqueeze(1))[:, 0]
+                for i, expert in enumerate(self.experts)
+            )
 
     found = {g.name: g.reason for g in find_modules(Mixture(), vectors()).groups}
     assert found["router"] == "an expert does not end in a linear module"

@@ -36,7 +36,9 @@ class Mixture(nn.Module):
         best = logits.topk(self.top_k, -1).values[..., -1:]
         gates = torch.where(logits >= best, logits, -1e9).softmax(-1)
         if self.stacked:
-            return (torch.stack([expert(x) for expert in self.experts], -1) * gates.unsqueeze(-2)).sum(-1)
+            return (
+                torch.stack([expert(x) for expert in self.experts], -1) * gates.unsqueeze(-2)
+            ).sum(-1)
         return sum(gates[..., i : i + 1] * expert(x) for i, expert in enumerate(self.experts))
 
 
@@ -64,7 +66,10 @@ class TestExperts(FamilyContract):
     prunable: ClassVar = {
         name: kind
         for layer in ("mixture1", "mixture2")
-        for name, kind in ((f"{layer}.router", "experts"), *((f"{layer}.experts.{i}.up", "neurons") for i in range(4)))
+        for name, kind in (
+            (f"{layer}.router", "experts"),
+            *((f"{layer}.experts.{i}.up", "neurons") for i in range(4)),
+        )
     }
     refused: ClassVar = {
         "mixture1.experts.0.down": "embedding width: an embedding table spans it",

@@ -23,7 +23,8 @@ class Fused(nn.Module):
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         batch, length, width = x.shape
         q, k, v = (
-            part.view(batch, length, self.n_head, width // self.n_head).transpose(1, 2) for part in self.c_attn(x).split(width, dim=2)
+            part.view(batch, length, self.n_head, width // self.n_head).transpose(1, 2)
+            for part in self.c_attn(x).split(width, dim=2)
         )
         mixed = F.scaled_dot_product_attention(q, k, v, is_causal=True)
         return self.c_proj(mixed.transpose(1, 2).contiguous().view(batch, length, width))
@@ -49,9 +50,19 @@ class GroupedQuery(nn.Module):
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         batch, length, width = x.shape
-        q = rotated(self.q_proj(x).view(batch, length, self.num_heads, self.head_dim).transpose(1, 2))
-        k = rotated(self.k_proj(x).view(batch, length, self.num_key_value_heads, self.head_dim).transpose(1, 2))
-        v = self.v_proj(x).view(batch, length, self.num_key_value_heads, self.head_dim).transpose(1, 2)
+        q = rotated(
+            self.q_proj(x).view(batch, length, self.num_heads, self.head_dim).transpose(1, 2)
+        )
+        k = rotated(
+            self.k_proj(x)
+            .view(batch, length, self.num_key_value_heads, self.head_dim)
+            .transpose(1, 2)
+        )
+        v = (
+            self.v_proj(x)
+            .view(batch, length, self.num_key_value_heads, self.head_dim)
+            .transpose(1, 2)
+        )
         repeats = self.num_heads // self.num_key_value_heads
         k, v = k.repeat_interleave(repeats, 1), v.repeat_interleave(repeats, 1)
         scores = q @ k.transpose(2, 3) / self.head_dim**0.5
@@ -64,7 +75,10 @@ class Gated(nn.Module):
 
     def __init__(self, width: int, hidden: int) -> None:
         super().__init__()
-        self.gate_proj, self.up_proj = nn.Linear(width, hidden, bias=False), nn.Linear(width, hidden, bias=False)
+        self.gate_proj, self.up_proj = (
+            nn.Linear(width, hidden, bias=False),
+            nn.Linear(width, hidden, bias=False),
+        )
         self.down_proj = nn.Linear(hidden, width, bias=False)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
@@ -88,7 +102,9 @@ class Decoder(nn.Module):
 
 
 def gpt2() -> nn.Module:
-    return Decoder(Fused(24, 4), nn.Sequential(nn.Linear(24, 40), nn.GELU(), nn.Linear(40, 24)), nn.LayerNorm)
+    return Decoder(
+        Fused(24, 4), nn.Sequential(nn.Linear(24, 40), nn.GELU(), nn.Linear(40, 24)), nn.LayerNorm
+    )
 
 
 def llama() -> nn.Module:
@@ -101,14 +117,28 @@ def fixture(request: pytest.FixtureRequest) -> Fixture:
 
 
 class TestGpt(FamilyContract):
-    prunable: ClassVar = {"attn.c_attn": "heads", "mlp.0": "neurons", "attn.q_proj": "heads", "mlp.gate_proj": "neurons"}
+    prunable: ClassVar = {
+        "attn.c_attn": "heads",
+        "mlp.0": "neurons",
+        "attn.q_proj": "heads",
+        "mlp.gate_proj": "neurons",
+    }
     several: ClassVar = True
-    refused: ClassVar = {"attn.c_proj": "a tied weight is in the group", "attn.o_proj": "a tied weight is in the group"}
+    refused: ClassVar = {
+        "attn.c_proj": "a tied weight is in the group",
+        "attn.o_proj": "a tied weight is in the group",
+    }
 
     def test_queries_go_with_the_keys_and_values_that_they_share(self) -> None:
         fixture = fixture_of(llama, tokens())
         masks = fixture.builder.pruner.masks(fixture.uniform(pruning_ratio=0.3))
-        kept = {name: masks.of(f"attn.{name}_proj", "out").reshape(-1, 4) for name in ("q", "k", "v")}
-        assert all(len(set(head)) == 1 for heads in kept.values() for head in heads.tolist()), "heads of four channels go whole"
+        kept = {
+            name: masks.of(f"attn.{name}_proj", "out").reshape(-1, 4) for name in ("q", "k", "v")
+        }
+        assert all(len(set(head)) == 1 for heads in kept.values() for head in heads.tolist()), (
+            "heads of four channels go whole"
+        )
         assert kept["k"][:, 0].sum() == 2
-        assert (kept["q"][:, 0] == kept["k"][:, 0].repeat(2)).all(), "two heads of queries per head of keys"
+        assert (kept["q"][:, 0] == kept["k"][:, 0].repeat(2)).all(), (
+            "two heads of queries per head of keys"
+        )

@@ -10,14 +10,14 @@ import torch
 from fixture import relative_difference
 
 from autocompress import Candidate, ModuleConfig, find_modules
-from autocompress.batches import Inputs, feed_of
-from autocompress.compress.stitch import Stitcher
+from autocompress.compress.assemble.stitch import Stitcher
 from autocompress.errors import ExportError
 from autocompress.export.build import prepare, stitched_variants
-from autocompress.prepare import prepared
+from autocompress.measure.prepare import prepared
 from autocompress.targets.device.sessions import open_session
 from autocompress.targets.kernels import KernelChoice
-from autocompress.task import call_model
+from autocompress.task.batches import Inputs, feed_of
+from autocompress.task.task import call_model
 from benchmarks.families import check_family, covered_share
 from benchmarks.hugging_face import FAMILIES, family_task
 
@@ -54,7 +54,9 @@ def test_one_mixed_file_computes_what_is_simulated_at_other_sizes(name: str) -> 
     for i, module in enumerate(builder.module_map):
         ratio = 0.5 if module.name in prunable else 0.0
         configs[module.name] = ModuleConfig(
-            (4, 32)[i % 2], pruning_ratio=ratio, rank_ratio=0.5 if i % 3 == 0 and module.factorisable else 1.0
+            (4, 32)[i % 2],
+            pruning_ratio=ratio,
+            rank_ratio=0.5 if i % 3 == 0 and module.factorisable else 1.0,
         )
     candidate = Candidate.of(configs)
     stitcher = Stitcher(builder.teacher, builder.module_map, builder.library(), builder.plan)
@@ -62,9 +64,13 @@ def test_one_mixed_file_computes_what_is_simulated_at_other_sizes(name: str) -> 
     assert file.ByteSize() == builder.size_bytes(candidate) < len(builder.baseline)
     simulated = stitcher.apply(candidate)
     original = family_task(name).model
-    assert any("dimension 0 (batch) is fixed" in line for line in builder.lowered.fixed) == (name in ONE_BATCH_SIZE)
+    assert any("dimension 0 (batch) is fixed" in line for line in builder.lowered.fixed) == (
+        name in ONE_BATCH_SIZE
+    )
     batches = [] if name in ONE_BATCH_SIZE else [2, 7]
-    for inputs in [family.inputs(batch, 0) for batch in (4, *batches)] + [family.inputs(4, length) for length in family.lengths]:
+    for inputs in [family.inputs(batch, 0) for batch in (4, *batches)] + [
+        family.inputs(4, length) for length in family.lengths
+    ]:
         assert relative_difference(run(builder.baseline, inputs), computed(original, inputs)) < 1e-4
         assert relative_difference(run(file, inputs), computed(simulated, inputs)) < 1e-4
 
@@ -72,7 +78,10 @@ def test_one_mixed_file_computes_what_is_simulated_at_other_sizes(name: str) -> 
 @pytest.mark.parametrize("name", NO_PROGRAM)
 def test_a_model_without_a_program_is_refused_in_one_line(name: str) -> None:
     task = prepared(family_task(name))
-    with pytest.raises(ExportError, match=rf"\(data-dependent\), which no file can follow \(at modeling_{name}.py:\d+\)") as caught:
+    with pytest.raises(
+        ExportError,
+        match=rf"\(data-dependent\), which no file can follow \(at modeling_{name}.py:\d+\)",
+    ) as caught:
         prepare(task, find_modules(task.model, task.example_inputs), KernelChoice())
     assert "\n" not in str(caught.value)
 

@@ -35,7 +35,9 @@ class Inverted(nn.Module):
 class MobileNet(nn.Module):
     def __init__(self) -> None:
         super().__init__()
-        self.features = nn.Sequential(unit(3, 8, 3, 2), Inverted(8, 8, 1, 3), Inverted(8, 12, 2, 3), unit(12, 24, 1))
+        self.features = nn.Sequential(
+            unit(3, 8, 3, 2), Inverted(8, 8, 1, 3), Inverted(8, 12, 2, 3), unit(12, 24, 1)
+        )
         self.classifier = nn.Linear(24, 5)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:

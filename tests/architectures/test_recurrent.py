@@ -25,13 +25,20 @@ class Reader(nn.Module):
         return self.classifier(torch.relu(self.hidden(output.mean(1))))
 
 
-@pytest.fixture(scope="module", params=[(nn.LSTM, 1, False), (nn.LSTM, 2, True), (nn.GRU, 2, False)])
+@pytest.fixture(
+    scope="module", params=[(nn.LSTM, 1, False), (nn.LSTM, 2, True), (nn.GRU, 2, False)]
+)
 def fixture(request: pytest.FixtureRequest) -> Fixture:
     return fixture_of(lambda: Reader(*request.param), tokens())
 
 
 class TestRecurrent(FamilyContract):
-    prunable: ClassVar = {"project": "neurons", "rnn.ih_l0": "hidden units", "rnn.ih_l1": "hidden units", "hidden": "neurons"}
+    prunable: ClassVar = {
+        "project": "neurons",
+        "rnn.ih_l0": "hidden units",
+        "rnn.ih_l1": "hidden units",
+        "hidden": "neurons",
+    }
     several: ClassVar = True
     refused: ClassVar = {"classifier": "its channels are the model's output"}
 

@@ -39,5 +39,8 @@ def fixture() -> Fixture:
 
 
 class TestUnet(FamilyContract):
-    prunable: ClassVar = dict.fromkeys([f"{part}.{i}" for part in ("down1", "down2", "bottom", "up2", "up1") for i in (0, 3)], "filters")
+    prunable: ClassVar = dict.fromkeys(
+        [f"{part}.{i}" for part in ("down1", "down2", "bottom", "up2", "up1") for i in (0, 3)],
+        "filters",
+    )
     refused: ClassVar = {"head": "its channels are the model's output"}

@@ -20,7 +20,11 @@ class Attention(nn.Module):
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         batch, length, width = x.shape
-        qkv = self.qkv(x).reshape(batch, length, 3, self.num_heads, width // self.num_heads).permute(2, 0, 3, 1, 4)
+        qkv = (
+            self.qkv(x)
+            .reshape(batch, length, 3, self.num_heads, width // self.num_heads)
+            .permute(2, 0, 3, 1, 4)
+        )
         q, k, v = qkv.unbind(0)
         mixed = F.scaled_dot_product_attention(q, k, v)
         return self.proj(mixed.transpose(1, 2).reshape(batch, length, width))
@@ -29,7 +33,11 @@ class Attention(nn.Module):
 class Layer(nn.Module):
     def __init__(self, width: int, heads: int) -> None:
         super().__init__()
-        self.norm1, self.attn, self.norm2 = nn.LayerNorm(width), Attention(width, heads), nn.LayerNorm(width)
+        self.norm1, self.attn, self.norm2 = (
+            nn.LayerNorm(width),
+            Attention(width, heads),
+            nn.LayerNorm(width),
+        )
         self.fc1, self.fc2 = nn.Linear(width, 40), nn.Linear(40, width)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
@@ -62,4 +70,7 @@ class TestVit(FamilyContract):
         **{f"blocks.{i}.attn.qkv": "heads" for i in range(2)},
         **{f"blocks.{i}.fc1": "neurons" for i in range(2)},
     }
-    refused: ClassVar = {"patches": "the width is shared with a free parameter", "head": "its channels are the model's output"}
+    refused: ClassVar = {
+        "patches": "the width is shared with a free parameter",
+        "head": "its channels are the model's output",
+    }

@@ -14,7 +14,10 @@ import autocompress
 from autocompress import Task
 from autocompress.errors import ExportError, TaskError
 
-SPACE = {"modules": [{"match": "*", "weight_bits": [8], "activation_bits": [32]}], "distillation": {"steps": 0}}
+SPACE = {
+    "modules": [{"match": "*", "weight_bits": [8], "activation_bits": [32]}],
+    "distillation": {"steps": 0},
+}
 
 
 class Scaled(nn.Module):
@@ -32,7 +35,11 @@ class Scaled(nn.Module):
 class Views(Scaled):
     def forward(self, x: Tensor) -> Tensor:
         rows = int(x.shape[0])
-        return self.body(x.view(x.shape[0], -1)).reshape(rows, 4) + torch.zeros(x.size(0), 1) + torch.zeros(len(x), 4)
+        return (
+            self.body(x.view(x.shape[0], -1)).reshape(rows, 4)
+            + torch.zeros(x.size(0), 1)
+            + torch.zeros(len(x), 4)
+        )
 
 
 class Sizes(Scaled):
@@ -87,14 +94,23 @@ def task(kind: type[nn.Module]) -> Task:
         x = torch.randn(16, 8)
         with torch.no_grad():
             data.append((x, net(x).argmax(1)))
-    return Task("sizes", net, data[0][0][:1], data, lambda o, t: float((o.argmax(1) == t).float().mean()), train=data)
+    return Task(
+        "sizes",
+        net,
+        data[0][0][:1],
+        data,
+        lambda o, t: float((o.argmax(1) == t).float().mean()),
+        train=data,
+    )
 
 
 def file_of(given: Task, folder: Path) -> tuple[onnxruntime.InferenceSession, float, float]:
     """(session, simulated accuracy, accuracy of the file) of the first point."""
     result = autocompress.search(given, SPACE, n_trials=1, out=folder)
     point = result.front.points[0]
-    session = onnxruntime.InferenceSession(str(folder / point.artifact / "model.onnx"), providers=["CPUExecutionProvider"])
+    session = onnxruntime.InferenceSession(
+        str(folder / point.artifact / "model.onnx"), providers=["CPUExecutionProvider"]
+    )
     return session, point.predicted.accuracy, point.measured.accuracy
 
 
@@ -106,7 +122,9 @@ def test_the_batch_stays_free(kind: type[nn.Module], tmp_path: Path) -> None:
     for size in (1, 2, 3, 16):
         x = torch.randn(size, 8)
         with torch.no_grad():
-            np.testing.assert_allclose(session.run(None, {"x": x.numpy()})[0], given.model(x).numpy(), atol=0.03)
+            np.testing.assert_allclose(
+                session.run(None, {"x": x.numpy()})[0], given.model(x).numpy(), atol=0.03
+            )
 
 
 @pytest.mark.parametrize("kind", [Rows, Unbound, Iterated])
@@ -115,19 +133,32 @@ def test_a_loop_over_the_batch_gives_a_file_of_the_examples_size_which_is_said(
 ) -> None:
     given = task(kind)
     session, simulated, measured = file_of(given, tmp_path)
-    assert "export: x: dimension 0 (batch) is fixed: the traced program needs exactly 1" in capsys.readouterr().err
+    assert (
+        "export: x: dimension 0 (batch) is fixed: the traced program needs exactly 1"
+        in capsys.readouterr().err
+    )
     assert session.get_inputs()[0].shape == [1, 8]
     assert simulated == measured
     x = torch.randn(1, 8)
     with torch.no_grad():
-        np.testing.assert_allclose(session.run(None, {"x": x.numpy()})[0], given.model(x).numpy(), atol=0.03)
+        np.testing.assert_allclose(
+            session.run(None, {"x": x.numpy()})[0], given.model(x).numpy(), atol=0.03
+        )
 
 
-def test_a_model_that_does_something_else_at_the_size_of_the_batches_is_an_error(tmp_path: Path) -> None:
-    with pytest.raises(TaskError, match=r"something else with inputs of \[\(16, 8\)\] \(validation\) than with those of \[\(1, 8\)\]"):
+def test_a_model_that_does_something_else_at_the_size_of_the_batches_is_an_error(
+    tmp_path: Path,
+) -> None:
+    with pytest.raises(
+        TaskError,
+        match=r"something else with inputs of \[\(16, 8\)\] \(validation\) than with those of \[\(1, 8\)\]",
+    ):
         autocompress.search(task(ByCount), SPACE, n_trials=1, out=tmp_path, quiet=True)
 
 
 def test_a_model_that_does_something_else_in_large_batches_is_an_error(tmp_path: Path) -> None:
-    with pytest.raises(ExportError, match="differs from the model on a batch of 16, not on one of 4: the model does something else"):
+    with pytest.raises(
+        ExportError,
+        match="differs from the model on a batch of 16, not on one of 4: the model does something else",
+    ):
         autocompress.search(task(ByLargeCount), SPACE, n_trials=1, out=tmp_path, quiet=True)

@@ -15,7 +15,10 @@ from torch._higher_order_ops.scan import scan
 import autocompress
 from autocompress import Task, find_modules
 
-SPACE = {"modules": [{"match": "*", "weight_bits": [4, 8], "activation_bits": [32]}], "distillation": {"steps": 2}}
+SPACE = {
+    "modules": [{"match": "*", "weight_bits": [4, 8], "activation_bits": [32]}],
+    "distillation": {"steps": 2},
+}
 
 
 class Net(nn.Module):
@@ -27,28 +30,36 @@ class Net(nn.Module):
 class Branches(Net):
     def forward(self, x: Tensor) -> Tensor:
         hidden = torch.relu(self.first(x))
-        hidden = torch.cond(x.mean() > 0, lambda h: torch.relu(self.inner(h)), lambda h: h * 0.5, (hidden,))
+        hidden = torch.cond(
+            x.mean() > 0, lambda h: torch.relu(self.inner(h)), lambda h: h * 0.5, (hidden,)
+        )
         return self.head(hidden)
 
 
 class Loop(Net):
     def forward(self, x: Tensor) -> Tensor:
         count, hidden = torch.zeros((), dtype=torch.int64), torch.relu(self.first(x))
-        _, hidden = while_loop(lambda i, h: i < 3, lambda i, h: (i + 1, torch.tanh(self.inner(h))), (count, hidden))
+        _, hidden = while_loop(
+            lambda i, h: i < 3, lambda i, h: (i + 1, torch.tanh(self.inner(h))), (count, hidden)
+        )
         return self.head(hidden)
 
 
 class PlainLoop(Net):
     def forward(self, x: Tensor) -> Tensor:
         count, hidden = torch.zeros((), dtype=torch.int64), torch.relu(self.inner(self.first(x)))
-        _, hidden = while_loop(lambda i, h: i < 3, lambda i, h: (i + 1, h * 0.5 + 1.0), (count, hidden))
+        _, hidden = while_loop(
+            lambda i, h: i < 3, lambda i, h: (i + 1, h * 0.5 + 1.0), (count, hidden)
+        )
         return self.head(hidden)
 
 
 class Scanned(Net):
     def forward(self, x: Tensor) -> Tensor:
         values = self.inner(self.first(x))
-        hidden, _ = scan(lambda h, value: (h * 0.5 + value, h + value), values[:, 0] * 0, values, dim=1)
+        hidden, _ = scan(
+            lambda h, value: (h * 0.5 + value, h + value), values[:, 0] * 0, values, dim=1
+        )
         return self.head(hidden)
 
 
@@ -81,18 +92,29 @@ def task(kind: type[nn.Module]) -> Task:
         with torch.no_grad():
             data.append((x, net(x).argmax(1)))
     example = data[0][0] if kind is Branches else data[0][0][:1]
-    return Task("flow", net, example, data, lambda o, t: float((o.argmax(1) == t).float().mean()), train=data)
+    return Task(
+        "flow",
+        net,
+        example,
+        data,
+        lambda o, t: float((o.argmax(1) == t).float().mean()),
+        train=data,
+    )
 
 
 @pytest.mark.parametrize("kind", [Branches, Loop, PlainLoop, Scanned, Unrolled, Cell])
-def test_files_compute_what_the_loaded_model_computes(kind: type[nn.Module], tmp_path: Path) -> None:
+def test_files_compute_what_the_loaded_model_computes(
+    kind: type[nn.Module], tmp_path: Path
+) -> None:
     given = task(kind)
     result = autocompress.search(given, SPACE, n_trials=2, out=tmp_path, quiet=True)
     point = result.front.points[0]
     assert point.measured.accuracy == pytest.approx(point.predicted.accuracy, abs=0.02)
     assert point.measured.accuracy > 0.8
     loaded = autocompress.load(tmp_path / point.artifact, given.model)
-    session = onnxruntime.InferenceSession(str(tmp_path / point.artifact / "model.onnx"), providers=["CPUExecutionProvider"])
+    session = onnxruntime.InferenceSession(
+        str(tmp_path / point.artifact / "model.onnx"), providers=["CPUExecutionProvider"]
+    )
     for inputs, _ in given.validation:
         for x in (inputs,) if kind is Branches else (inputs, inputs[:3]):
             with torch.no_grad():
@@ -105,6 +127,8 @@ def test_what_lies_in_a_branch_or_a_loop_is_listed(kind: type[nn.Module]) -> Non
     given = task(kind)
     found = find_modules(given.model, given.example_inputs)
     assert [module.name for module in found] == ["first", "head"]
-    assert ("inner", "read by a branch, a loop or another operator") in {(item.name, item.what) for item in found.uncovered}
+    assert ("inner", "read by a branch, a loop or another operator") in {
+        (item.name, item.what) for item in found.uncovered
+    }
     with torch.no_grad():
         given.model(given.example_inputs)  # as before

@@ -15,8 +15,8 @@ from torch import Tensor, nn
 
 import autocompress as ac
 from autocompress import Candidate, Distillation, Task
-from autocompress.compress.stitch import Trained
-from autocompress.compress.train import Cycle
+from autocompress.compress.assemble.stitch import Trained
+from autocompress.compress.recover.cycle import Cycle
 from autocompress.export.build import stitched_variants
 from autocompress.integer_form import IntegerForm
 
@@ -33,7 +33,14 @@ def task_of(model: nn.Module, x: Tensor) -> Task:
     with torch.no_grad():
         labels = model.eval()(x).flatten(1).argmax(1)
     data = list(zip(x.split(16), labels.split(16), strict=True))
-    return Task("convs", model, x[:1], data, lambda o, t: float((o.flatten(1).argmax(1) == t).float().mean()), train=data)
+    return Task(
+        "convs",
+        model,
+        x[:1],
+        data,
+        lambda o, t: float((o.flatten(1).argmax(1) == t).float().mean()),
+        train=data,
+    )
 
 
 def fixture_of(model: nn.Module, x: Tensor, form: IntegerForm = IntegerForm.REDUCED) -> Fixture:
@@ -42,7 +49,15 @@ def fixture_of(model: nn.Module, x: Tensor, form: IntegerForm = IntegerForm.REDU
 
 def static(fixture: Fixture, **axes: float | str | bool) -> Candidate:
     """All convolutions and linear layers on calibrated ranges."""
-    return fixture.uniform(**{"weight_bits": 4, "activation_bits": 8, "activation_mode": "static", "algorithm": "nearest", **axes})
+    return fixture.uniform(
+        **{
+            "weight_bits": 4,
+            "activation_bits": 8,
+            "activation_mode": "static",
+            "algorithm": "nearest",
+            **axes,
+        }
+    )
 
 
 def integer_convolutions(fixture: Fixture, candidate: Candidate) -> int:
@@ -54,9 +69,15 @@ def integer_convolutions(fixture: Fixture, candidate: Candidate) -> int:
 def agrees(fixture: Fixture, candidate: Candidate, emulated: bool = False) -> None:
     proto, simulated = fixture.build(candidate), fixture.simulate(candidate)
     assert proto.ByteSize() == fixture.builder.size_bytes(candidate), candidate
-    outputs = [fixture.run(proto), *([fixture.run_as(proto, saturates) for saturates in (True, False)] if emulated else [])]
+    outputs = [
+        fixture.run(proto),
+        *([fixture.run_as(proto, saturates) for saturates in (True, False)] if emulated else []),
+    ]
     for output in outputs:
-        assert same_but_for_ties(output, simulated), (relative_difference(output, simulated), candidate)
+        assert same_but_for_ties(output, simulated), (
+            relative_difference(output, simulated),
+            candidate,
+        )
 
 
 def same_but_for_ties(found: np.ndarray, expected: np.ndarray) -> bool:
@@ -109,7 +130,11 @@ def test_a_channel_of_gain_zero_is_its_constant() -> None:
     """The simulation alone could be wrong in the same way: what such a channel holds is known."""
     model, x = normed("zero", "none", True)
     fixture = fixture_of(model[:4], x)
-    step = next(r for name, r in fixture.builder.ranges.items() if name == fixture.builder.lowered.sites["2"][0].output).scale
+    step = next(
+        r
+        for name, r in fixture.builder.ranges.items()
+        if name == fixture.builder.lowered.sites["2"][0].output
+    ).scale
     found = fixture.run(fixture.build(static(fixture, weight_bits=4)))
     for channel in range(0, 16, 4):
         assert np.ptp(found[:, channel]) == 0
@@ -180,7 +205,9 @@ def _all_gains_zero(model: nn.Sequential) -> None:
         _all_gains_zero,
     ],
 )
-def test_other_normalisations_and_weights_at_their_limits(change: Callable[[nn.Sequential], None]) -> None:
+def test_other_normalisations_and_weights_at_their_limits(
+    change: Callable[[nn.Sequential], None],
+) -> None:
     fixture = fixture_of(*with_norm(change))
     for axes in AXES:
         agrees(fixture, static(fixture, **axes), emulated=True)
@@ -203,7 +230,13 @@ def test_a_dead_filter_keeps_its_bias_exactly() -> None:
 
 def test_a_normalisation_at_the_end_and_in_one_dimension() -> None:
     torch.manual_seed(0)
-    model = nn.Sequential(nn.Conv1d(3, 8, 3, padding=1), nn.BatchNorm1d(8), nn.ReLU(), nn.Conv1d(8, 6, 3, bias=False), nn.BatchNorm1d(6))
+    model = nn.Sequential(
+        nn.Conv1d(3, 8, 3, padding=1),
+        nn.BatchNorm1d(8),
+        nn.ReLU(),
+        nn.Conv1d(8, 6, 3, bias=False),
+        nn.BatchNorm1d(6),
+    )
     x = torch.randn(32, 3, 20)
     model.train()(x)
     with torch.no_grad():
@@ -222,13 +255,26 @@ class Shared(nn.Module):
     def __init__(self, norms: str) -> None:
         super().__init__()
         self.norms = norms
-        self.stem, self.shared, self.head = nn.Conv2d(3, 8, 3, padding=1), nn.Conv2d(8, 16, 3, padding=1), nn.Linear(48, 4)
+        self.stem, self.shared, self.head = (
+            nn.Conv2d(3, 8, 3, padding=1),
+            nn.Conv2d(8, 16, 3, padding=1),
+            nn.Linear(48, 4),
+        )
         self.bn, self.other = nn.BatchNorm2d(16), nn.BatchNorm2d(16)
 
     def forward(self, x: Tensor) -> Tensor:
         h = torch.relu(self.stem(x))
-        branches = [self.shared(h), self.shared(0.02 * nn.functional.avg_pool2d(h, 2)), self.shared(5 * h)]
-        after = {"none": [], "same": [self.bn] * 3, "own": [self.bn, self.other], "some": [nn.Identity(), self.bn]}[self.norms]
+        branches = [
+            self.shared(h),
+            self.shared(0.02 * nn.functional.avg_pool2d(h, 2)),
+            self.shared(5 * h),
+        ]
+        after = {
+            "none": [],
+            "same": [self.bn] * 3,
+            "own": [self.bn, self.other],
+            "some": [nn.Identity(), self.bn],
+        }[self.norms]
         for i, norm in enumerate(after):
             branches[i] = norm(branches[i])
         near, far, large = (torch.relu(branch).mean((2, 3)) for branch in branches)
@@ -257,7 +303,11 @@ def test_each_call_has_its_ranges(norms: str) -> None:
     for axes in AXES:
         agrees(fixture, static(fixture, **axes), emulated=axes == AXES[0])
     assert integer_convolutions(fixture, static(fixture)) == 4
-    weights = [t for t in fixture.build(static(fixture, weight_bits=4)).graph.initializer if tuple(t.dims) == (16, 8, 3, 3)]
+    weights = [
+        t
+        for t in fixture.build(static(fixture, weight_bits=4)).graph.initializer
+        if tuple(t.dims) == (16, 8, 3, 3)
+    ]
     assert len(weights) == 1, "the shared weight is stored once"
 
 
@@ -280,7 +330,11 @@ class Tied(nn.Module):
 
     def __init__(self, kind: str) -> None:
         super().__init__()
-        make = (lambda: nn.Linear(12, 12)) if kind == "linear" else (lambda: nn.Conv1d(12, 12, 3, padding=1))
+        make = (
+            (lambda: nn.Linear(12, 12))
+            if kind == "linear"
+            else (lambda: nn.Conv1d(12, 12, 3, padding=1))
+        )
         self.first, self.second, self.out = make(), make(), nn.Linear(12, 3)
         self.second.weight = self.first.weight
 
@@ -292,12 +346,16 @@ class Tied(nn.Module):
 
 @pytest.mark.parametrize("model", [Recursive, Tied])
 @pytest.mark.parametrize(("kind", "shape"), [("linear", (32, 12)), ("conv", (32, 12, 9))])
-def test_called_again_on_its_own_output_and_under_another_name(model: type[nn.Module], kind: str, shape: tuple[int, ...]) -> None:
+def test_called_again_on_its_own_output_and_under_another_name(
+    model: type[nn.Module], kind: str, shape: tuple[int, ...]
+) -> None:
     torch.manual_seed(0)
     fixture = fixture_of(model(kind), torch.randn(shape))
     for axes in AXES:
         agrees(fixture, static(fixture, **axes))
-    assert fixture.difference(static(fixture, weight_bits=6, activation_mode="dynamic")) <= 1e-2, "ranges of the batch have ties"
+    assert fixture.difference(static(fixture, weight_bits=6, activation_mode="dynamic")) <= 1e-2, (
+        "ranges of the batch have ties"
+    )
 
 
 class Functional(nn.Module):
@@ -305,10 +363,17 @@ class Functional(nn.Module):
 
     def __init__(self) -> None:
         super().__init__()
-        self.a, self.b, self.bn, self.act = nn.Conv2d(3, 8, 3), nn.Conv2d(8, 8, 3), nn.BatchNorm2d(8), NormAct(8)
+        self.a, self.b, self.bn, self.act = (
+            nn.Conv2d(3, 8, 3),
+            nn.Conv2d(8, 8, 3),
+            nn.BatchNorm2d(8),
+            NormAct(8),
+        )
 
     def forward(self, x: Tensor) -> Tensor:
-        x = nn.functional.batch_norm(self.a(x), self.bn.running_mean, self.bn.running_var, self.bn.weight, self.bn.bias)
+        x = nn.functional.batch_norm(
+            self.a(x), self.bn.running_mean, self.bn.running_var, self.bn.weight, self.bn.bias
+        )
         return self.act(self.b(x)).mean((2, 3))
 
 
@@ -357,7 +422,9 @@ class Blocks(nn.Module):
     def __init__(self) -> None:
         super().__init__()
         shared = nn.Conv2d(8, 8, 3, padding=1)
-        self.blocks = nn.ModuleList([nn.Sequential(shared, nn.BatchNorm2d(8), nn.ReLU6()) for _ in range(3)])
+        self.blocks = nn.ModuleList(
+            [nn.Sequential(shared, nn.BatchNorm2d(8), nn.ReLU6()) for _ in range(3)]
+        )
         self.stem, self.head = nn.Conv2d(3, 8, 3, padding=1), nn.Linear(8, 3)
 
     def forward(self, x: Tensor) -> Tensor:
@@ -403,13 +470,20 @@ def after_training(fixture: Fixture, candidate: Candidate, trained: Trained) -> 
     return relative_difference(fixture.run(proto), simulated)
 
 
-@pytest.mark.parametrize("make", [lambda: shared("same"), lambda: shared("own"), blocks, lambda: normed("zero", "relu6", True)])
-def test_recovered_candidates_are_exported_as_simulated(make: Callable[[], tuple[nn.Module, Tensor]]) -> None:
+@pytest.mark.parametrize(
+    "make",
+    [lambda: shared("same"), lambda: shared("own"), blocks, lambda: normed("zero", "relu6", True)],
+)
+def test_recovered_candidates_are_exported_as_simulated(
+    make: Callable[[], tuple[nn.Module, Tensor]],
+) -> None:
     model, x = make()
     fixture = fixture_of(nn.Sequential(model, nn.Flatten()), x)
     candidate = static(fixture)
     trained = trained_of(fixture, candidate)
-    assert any(at.scale != fixture.builder.ranges[tensor].scale for tensor, at in trained.ranges.items())
+    assert any(
+        at.scale != fixture.builder.ranges[tensor].scale for tensor, at in trained.ranges.items()
+    )
     # As tests/compress/test_training.py: the classes are sums over positions, of which some round to the next step.
     assert after_training(fixture, candidate, trained) <= 1e-2
 
@@ -421,7 +495,10 @@ def test_recomputed_blocks_have_the_ranges_of_their_calls() -> None:
     for checkpointing in (False, True):
         recovery = Distillation(steps=2, learning_rate=1e-3, checkpointing=checkpointing)
         candidate = Candidate.of(dict(static(fixture, weight_bits=4).modules), recovery)
-        trainer, model = trainer_of(fixture.task, fixture.stitcher), fixture.stitcher.apply(candidate)
+        trainer, model = (
+            trainer_of(fixture.task, fixture.stitcher),
+            fixture.stitcher.apply(candidate),
+        )
         fixture.stitcher.start_training(candidate)
         Cycle(trainer, model, recovery, 2).run()
         found.append({name: value.clone() for name, value in model.state_dict().items()})
@@ -469,7 +546,13 @@ def test_search_load_and_reproduce_agree_with_the_file(tmp_path: Path) -> None:
     (tmp_path / "case.py").write_text(CASE)
     spec = f"{tmp_path / 'case.py'}:task"
     rule = {"match": "*", "weight_bits": [4, 8], "activation_bits": 8, "activation_mode": "static"}
-    result = ac.search(spec, {"modules": [rule], "distillation": {"steps": 6}}, n_trials=3, out=tmp_path / "run", quiet=True)
+    result = ac.search(
+        spec,
+        {"modules": [rule], "distillation": {"steps": 6}},
+        n_trials=3,
+        out=tmp_path / "run",
+        quiet=True,
+    )
     x = ac.load_task(spec).validation[0][0]
     for point, folder in points(result):
         assert point.predicted.accuracy == pytest.approx(point.measured.accuracy, abs=0.02)
@@ -479,5 +562,7 @@ def test_search_load_and_reproduce_agree_with_the_file(tmp_path: Path) -> None:
         module = ac.load(folder)
         with torch.no_grad():
             assert relative_difference(found, module(x).numpy()) <= 1e-3
-            assert relative_difference(found, copy.deepcopy(module)(x).numpy()) <= 1e-3, "a copy computes the same"
+            assert relative_difference(found, copy.deepcopy(module)(x).numpy()) <= 1e-3, (
+                "a copy computes the same"
+            )
         ac.reproduce(folder, to=tmp_path / "again" / str(point.trial))

@@ -16,19 +16,22 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader, IterableDataset, TensorDataset
 
 import autocompress as ac
-from autocompress.batches import take_samples
-from autocompress.cli import main
+from autocompress.cli.main import main
 from autocompress.errors import AutocompressError, TaskError
-from autocompress.loading import Kept
 from autocompress.measure.accuracy import evaluate_model
-from autocompress.prepare import check_steady, is_batch_first, prepared
-from autocompress.results import Measurement
-from autocompress.search.race import open_race
-from autocompress.search.racing import Rival, Scores, sample_scores, surely_dominated
-from autocompress.user_code import UserCodeError
+from autocompress.measure.prepare import check_steady, is_batch_first, prepared
+from autocompress.results.front import Measurement
+from autocompress.search.evaluate.racing import Rival, Scores, sample_scores, surely_dominated
+from autocompress.search.problem.scoring import open_race
+from autocompress.task.batches import take_samples
+from autocompress.task.loading import Kept
+from autocompress.task.user_code import UserCodeError
 
 CPU = torch.device("cpu")
-SPACE = {"modules": [{"match": "*", "weight_bits": [4, 8], "activation_bits": [8, 32]}], "distillation": {"steps": 0}}
+SPACE = {
+    "modules": [{"match": "*", "weight_bits": [4, 8], "activation_bits": [8, 32]}],
+    "distillation": {"steps": 0},
+}
 
 
 def top1(outputs: Tensor, targets: Tensor) -> float:
@@ -64,7 +67,9 @@ def searched(task: ac.Task, folder: Path, **more: Any) -> ac.SearchResult:
 
 
 def same(one: list[Any], other: list[Any]) -> bool:
-    return len(one) == len(other) and all(torch.equal(a[0], b[0]) and torch.equal(a[1], b[1]) for a, b in zip(one, other, strict=True))
+    return len(one) == len(other) and all(
+        torch.equal(a[0], b[0]) and torch.equal(a[1], b[1]) for a, b in zip(one, other, strict=True)
+    )
 
 
 # Loaders: every pass is the same.
@@ -74,7 +79,13 @@ class OwnOrder:
     """Another order on each pass, from a generator that nobody can seed, and the same buffer for each batch."""
 
     def __init__(self, x: Tensor, y: Tensor) -> None:
-        self.x, self.y, self.generator, self.buffer, self.passes = x, y, np.random.default_rng(), torch.empty(32, 16), 0
+        self.x, self.y, self.generator, self.buffer, self.passes = (
+            x,
+            y,
+            np.random.default_rng(),
+            torch.empty(32, 16),
+            0,
+        )
 
     def __iter__(self) -> Iterator[tuple[Tensor, Tensor]]:
         self.passes += 1
@@ -96,7 +107,12 @@ def data_of(kind: str) -> tuple[Any, int]:
         return OwnOrder(x, y), 256
     if kind == "drawn":
         return DataLoader(Drawn(), 32), 96
-    return DataLoader(TensorDataset(x, y), 32, shuffle=True, generator=torch.Generator() if kind == "generator" else None), 256
+    return DataLoader(
+        TensorDataset(x, y),
+        32,
+        shuffle=True,
+        generator=torch.Generator() if kind == "generator" else None,
+    ), 256
 
 
 @pytest.mark.parametrize("kind", ["shuffle", "generator", "own", "drawn"])
@@ -106,7 +122,9 @@ def test_each_pass_of_a_loader_is_the_same_whatever_it_does(kind: str) -> None:
     task = prepared(replace(plain(), validation=loader, test=loader))
     first = list(task.validation)
     assert sum(len(x) for x, _ in first) == count
-    assert len({tuple(x.flatten().tolist()) for x, _ in first}) == len(first), "a buffer that is written again is copied"
+    assert len({tuple(x.flatten().tolist()) for x, _ in first}) == len(first), (
+        "a buffer that is written again is copied"
+    )
     assert same(first, list(task.validation))
     assert same([next(iter(task.validation))], first[:1])
     state = torch.get_rng_state()
@@ -130,10 +148,20 @@ def test_what_does_not_fit_in_memory_is_read_anew_or_named() -> None:
         assert same(list(kept), list(kept))
         assert len(list(kept)) == 8
         assert not kept.in_memory
-    with pytest.raises(TaskError, match=r"task: validation comes in another order on each pass and takes more than .*; nearest: shuf"):
+    with pytest.raises(
+        TaskError,
+        match=r"task: validation comes in another order on each pass and takes more than .*; nearest: shuf",
+    ):
         list(Kept(OwnOrder(x, y), "validation", x[:1], 5000))
-    with pytest.raises(TaskError, match=r"task: test can be read only once and takes more than 5e-06 GB, which Task.data_memory allows"):
-        list(Kept(((a, b) for a, b in zip(x.split(32), y.split(32), strict=True)), "test", x[:1], 5000))
+    with pytest.raises(
+        TaskError,
+        match=r"task: test can be read only once and takes more than 5e-06 GB, which Task.data_memory allows",
+    ):
+        list(
+            Kept(
+                ((a, b) for a, b in zip(x.split(32), y.split(32), strict=True)), "test", x[:1], 5000
+            )
+        )
 
 
 ONCE: dict[str, Callable[[list[Any]], Any]] = {
@@ -157,7 +185,12 @@ def test_a_shuffled_validation_and_generators_are_searched(tmp_path: Path) -> No
     task = plain(512)
     x, y = (torch.cat(parts) for parts in zip(*task.validation, strict=True))
     loader = DataLoader(TensorDataset(x, y), 64, shuffle=True)
-    result = searched(replace(task, validation=loader, train=iter(task.validation), test=(b for b in task.validation)), tmp_path)
+    result = searched(
+        replace(
+            task, validation=loader, train=iter(task.validation), test=(b for b in task.validation)
+        ),
+        tmp_path,
+    )
     assert result.front.baseline.accuracy == 1.0
     assert result.front.baseline.test_accuracy == 1.0
 
@@ -167,36 +200,59 @@ def test_a_shuffled_validation_and_generators_are_searched(tmp_path: Path) -> No
 
 def pairs(outputs: Tensor, targets: Tensor) -> float:
     """How often the first of two neighbours has the higher score, as in the targets."""
-    return float(((outputs[::2, 0] > outputs[1::2, 0]) == (targets[::2] > targets[1::2])).float().mean())
+    return float(
+        ((outputs[::2, 0] > outputs[1::2, 0]) == (targets[::2] > targets[1::2])).float().mean()
+    )
 
 
 def groups(outputs: Tensor, targets: Tensor) -> float:
     """Reciprocal rank of the right one of each eight."""
-    ranks = (outputs[:, 0].reshape(-1, 8).argsort(1, descending=True) == targets.reshape(-1, 8).argmax(1, keepdim=True)).int().argmax(1)
+    ranks = (
+        (
+            outputs[:, 0].reshape(-1, 8).argsort(1, descending=True)
+            == targets.reshape(-1, 8).argmax(1, keepdim=True)
+        )
+        .int()
+        .argmax(1)
+    )
     return float((1 / (1 + ranks)).mean())
 
 
 def recall(outputs: Tensor, targets: Tensor) -> float:
     """Retrieval inside each batch of 32."""
     found = [(part @ part.T).fill_diagonal_(-1e9).argmax(1) for part in outputs.split(32)]
-    right = [(wanted[nearest] > 0) == (wanted > 0) for nearest, wanted in zip(found, targets.split(32), strict=True)]
+    right = [
+        (wanted[nearest] > 0) == (wanted > 0)
+        for nearest, wanted in zip(found, targets.split(32), strict=True)
+    ]
     return float(torch.cat(right).float().mean())
 
 
 @pytest.mark.parametrize("metric", [pairs, groups, recall])
 @pytest.mark.parametrize("mixed", [False, True])
 @pytest.mark.parametrize("loader", [False, True])
-def test_a_metric_of_pairs_and_groups_gets_them_in_their_order(metric: Any, mixed: bool, loader: bool) -> None:
+def test_a_metric_of_pairs_and_groups_gets_them_in_their_order(
+    metric: Any, mixed: bool, loader: bool
+) -> None:
     task = plain()
     x, y = torch.cat([x for x, _ in task.validation]), torch.randn(256)
-    given = DataLoader(TensorDataset(x, y), 32) if loader else list(zip(x.split(32), y.split(32), strict=True))
+    given = (
+        DataLoader(TensorDataset(x, y), 32)
+        if loader
+        else list(zip(x.split(32), y.split(32), strict=True))
+    )
     task = prepared(replace(task, validation=given, metric=metric, rows_independent=mixed))
     race = open_race(task, task.model, CPU, seed=1)
     assert race.mixed == mixed
     with torch.no_grad():
-        expected, outputs = metric(task.model(x), y), [{"": task.model(inputs)} for inputs, _ in race.batches]
+        expected, outputs = (
+            metric(task.model(x), y),
+            [{"": task.model(inputs)} for inputs, _ in race.batches],
+        )
     assert metric(race.joined(outputs)[""], race.answers) == pytest.approx(expected)
-    assert not torch.equal(torch.cat([found[""] for found in outputs]), race.joined(outputs)[""]), "the race has another order"
+    assert not torch.equal(torch.cat([found[""] for found in outputs]), race.joined(outputs)[""]), (
+        "the race has another order"
+    )
     torch.testing.assert_close(torch.cat([found[""] for found in outputs]), race.teacher)
     whole = {tuple(inputs.flatten().tolist()) for inputs, _ in given}
     assert all((tuple(inputs.flatten().tolist()) in whole) != mixed for inputs, _ in race.batches)
@@ -220,7 +276,9 @@ def test_batches_of_different_lengths_are_judged_whole() -> None:
             return self.head(self.embedding(ids).amax(1))
 
     data = [(torch.randint(1, 50, (8, length)), torch.arange(8) % 4) for length in (8, 12, 9, 15)]
-    task = prepared(ac.Task("words", Words().eval(), data[0][0][:1], data, top1, rows_independent=True))
+    task = prepared(
+        ac.Task("words", Words().eval(), data[0][0][:1], data, top1, rows_independent=True)
+    )
     race = open_race(task, task.model, CPU, 0)
     assert not race.mixed
     with torch.no_grad():
@@ -230,9 +288,12 @@ def test_batches_of_different_lengths_are_judged_whole() -> None:
 
 def test_outputs_of_different_lengths_are_named() -> None:
     data = [(torch.rand(4, length, 8), None) for length in (5, 6)]
-    task = prepared(ac.Task("tokens", nn.Linear(8, 3), data[0][0], data, lambda o, t: float(o.std())))
+    task = prepared(
+        ac.Task("tokens", nn.Linear(8, 3), data[0][0], data, lambda o, t: float(o.std()))
+    )
     with pytest.raises(
-        TaskError, match=r"no mean over samples; outputs have shapes \(5, 3\) and \(6, 3\), which are not one tensor; nearest: a"
+        TaskError,
+        match=r"no mean over samples; outputs have shapes \(5, 3\) and \(6, 3\), which are not one tensor; nearest: a",
     ):
         open_race(task, task.model, CPU, 0)
 
@@ -240,8 +301,13 @@ def test_outputs_of_different_lengths_are_named() -> None:
 def test_batches_of_one_class_each_do_not_stop_a_candidate_that_is_better_on_the_others() -> None:
     generator = np.random.default_rng(0)
     sizes = [64, 64, 64, 64]
-    better = np.repeat(np.float32([2.0, -2.0, 1.5, 0.2]), 64) + generator.normal(0, 0.2, 256).astype(np.float32)
-    candidate, rival = Scores(None, 5 + better), Rival(4, Scores(None, np.full(256, 5, dtype=np.float32)))
+    better = np.repeat(np.float32([2.0, -2.0, 1.5, 0.2]), 64) + generator.normal(
+        0, 0.2, 256
+    ).astype(np.float32)
+    candidate, rival = (
+        Scores(None, 5 + better),
+        Rival(4, Scores(None, np.full(256, 5, dtype=np.float32))),
+    )
     assert surely_dominated(candidate, [rival]) == 4, "as random samples these are sure"
     assert surely_dominated(candidate, [rival], sizes) is None
     everywhere = Scores(None, 5 + np.abs(generator.normal(0.5, 0.2, 256).astype(np.float32)))
@@ -311,8 +377,16 @@ FIRST: dict[str, tuple[nn.Module, Any, bool]] = {
     "time, every step": (Recurrent(every_step=True), torch.randn(16, 16, 8), False),
     "time, one step": (Recurrent(), torch.randn(1, 16, 8), False),
     "edges": (Graph(), (torch.randn(10, 8), torch.randint(0, 10, (2, 30))), False),
-    "an image": (nn.Sequential(nn.Conv2d(3, 4, 3), nn.AdaptiveAvgPool2d(1), nn.Flatten(1)), torch.randn(3, 8, 8), False),
-    "statistics of the batch": (nn.Sequential(nn.BatchNorm1d(8, track_running_stats=False), nn.Linear(8, 4)), torch.randn(9, 8), False),
+    "an image": (
+        nn.Sequential(nn.Conv2d(3, 4, 3), nn.AdaptiveAvgPool2d(1), nn.Flatten(1)),
+        torch.randn(3, 8, 8),
+        False,
+    ),
+    "statistics of the batch": (
+        nn.Sequential(nn.BatchNorm1d(8, track_running_stats=False), nn.Linear(8, 4)),
+        torch.randn(9, 8),
+        False,
+    ),
     "similarities": (InBatch(), (torch.randn(8, 8), torch.randn(8, 8)), False),
     "mean of the batch": (
         MeanOfBatch(8, 4),
@@ -358,14 +432,23 @@ def test_one_image_at_a_time_is_searched(label: Any, tmp_path: Path) -> None:
     with torch.no_grad():
         net.head.bias -= torch.cat([net(x) for x in images]).mean(0)
         data = [(x, label(int(net(x).argmax()))) for x in images]
-    front = searched(ac.Task("image", net, images[0], data, top1, train=data), tmp_path, distillation={"steps": 4}).front
+    front = searched(
+        ac.Task("image", net, images[0], data, top1, train=data),
+        tmp_path,
+        distillation={"steps": 4},
+    ).front
     assert front.baseline.accuracy == 1.0
-    assert set(front.baseline.metrics) == {"accuracy_gaussian_noise"}, "what samples are is not known to the others"
+    assert set(front.baseline.metrics) == {"accuracy_gaussian_noise"}, (
+        "what samples are is not known to the others"
+    )
 
 
 def test_outputs_without_a_row_per_sample_are_named() -> None:
     x = torch.randn(3, 8, 8)
-    with pytest.raises(TaskError, match=r"outputs of shape \(4,\) for one sample; expected a row per sample, \(1, 4\)"):
+    with pytest.raises(
+        TaskError,
+        match=r"outputs of shape \(4,\) for one sample; expected a row per sample, \(1, 4\)",
+    ):
         prepared(ac.Task("image", OneImage(row=False), x, [(x, 2)], top1))
 
 
@@ -377,7 +460,11 @@ def test_graphs_are_searched(tmp_path: Path) -> None:
         graph = torch.randn(60, 8), torch.randint(0, 60, (2, 150))
         with torch.no_grad():
             data.append((graph, net(*graph).argmax(1)))
-    front = searched(ac.Task("graph", net, data[0][0], data, top1, train=data), tmp_path, distillation={"steps": 4}).front
+    front = searched(
+        ac.Task("graph", net, data[0][0], data, top1, train=data),
+        tmp_path,
+        distillation={"steps": 4},
+    ).front
     assert front.baseline.accuracy == 1.0
 
 
@@ -390,7 +477,9 @@ def test_time_first_data_is_searched(tmp_path: Path) -> None:
             if i == 0:
                 net.head.bias -= net(x).mean(0)
             data.append((x, net(x).argmax(1)))
-    result = searched(ac.Task("timefirst", net, data[0][0], data[:8], top1, train=data[8:]), tmp_path)
+    result = searched(
+        ac.Task("timefirst", net, data[0][0], data[:8], top1, train=data[8:]), tmp_path
+    )
     assert result.front.baseline.accuracy == 1.0
     assert max(point.predicted.accuracy for point in result.front) > 0.9
 
@@ -430,7 +519,10 @@ def steady(model: nn.Module, x: Tensor) -> None:
 
 @pytest.mark.parametrize("key", ["state", "seen"])
 def test_a_model_that_keeps_state_is_named(key: str) -> None:
-    with pytest.raises(TaskError, match=rf"model.forward gives other outputs .* by up to 0.*: it keeps state \(.*{key}.* changed\)"):
+    with pytest.raises(
+        TaskError,
+        match=rf"model.forward gives other outputs .* by up to 0.*: it keeps state \(.*{key}.* changed\)",
+    ):
         steady(Streaming(key), torch.randn(16, 4, 8))
     steady(Streaming("none"), torch.randn(16, 4, 8))  # it keeps what it does not use
 
@@ -451,7 +543,10 @@ def test_a_model_that_draws_numbers_is_named(draw: Callable[[Tensor], Tensor]) -
 def test_a_lazy_model_is_named() -> None:
     x = torch.randn(2, 8)
     task = ac.Task("lazy", nn.Sequential(nn.LazyLinear(4)), x, [(x, None)], lambda o, t: 0.0)
-    with pytest.raises(TaskError, match=r"task lazy: model's 0.weight has no shape yet; call the model once before the task is made"):
+    with pytest.raises(
+        TaskError,
+        match=r"task lazy: model's 0.weight has no shape yet; call the model once before the task is made",
+    ):
         prepared(task)
     task.model(x)
     prepared(task)
@@ -459,7 +554,13 @@ def test_a_lazy_model_is_named() -> None:
 
 def test_a_model_that_keeps_state_is_said_before_the_search(tmp_path: Path) -> None:
     x = torch.randn(64, 4, 8)
-    task = ac.Task("stateful", Streaming("state"), x[:1], list(zip(x.split(32), torch.zeros(64).long().split(32), strict=True)), top1)
+    task = ac.Task(
+        "stateful",
+        Streaming("state"),
+        x[:1],
+        list(zip(x.split(32), torch.zeros(64).long().split(32), strict=True)),
+        top1,
+    )
     with pytest.raises(TaskError, match="it keeps state"):
         ac.search(task, SPACE, n_trials=1, out=tmp_path, quiet=True)
 
@@ -485,7 +586,9 @@ def test_a_model_that_writes_to_its_inputs_leaves_the_users_data_alone(tmp_path:
         net.b.bias -= net(x.clone()).mean(0)
         y = net(x.clone()).argmax(1)
     data = list(zip(x.split(32), y.split(32), strict=True))
-    result = searched(ac.Task("inplace", net, x[:1], data, top1, train=data), tmp_path, distillation={"steps": 4})
+    result = searched(
+        ac.Task("inplace", net, x[:1], data, top1, train=data), tmp_path, distillation={"steps": 4}
+    )
     assert torch.equal(x, before)
     assert result.front.baseline.accuracy == 1.0
 
@@ -495,18 +598,34 @@ def test_other_precisions_are_searched_in_float32_which_is_said(dtype: torch.dty
     task = plain()
     data = [(x.to(dtype), {"label": y, "weight": y.to(dtype)}) for x, y in task.validation]
     said: list[str] = []
-    given = replace(task, model=task.model.to(dtype), example_inputs=task.example_inputs.to(dtype), validation=data)
+    given = replace(
+        task,
+        model=task.model.to(dtype),
+        example_inputs=task.example_inputs.to(dtype),
+        validation=data,
+    )
     found = prepared(given, said.append)
-    assert said == [f"the model is in {str(dtype).removeprefix('torch.')}: a float32 copy of it and of its data is searched"]
+    assert said == [
+        f"the model is in {str(dtype).removeprefix('torch.')}: a float32 copy of it and of its data is searched"
+    ]
     x, target = next(iter(found.validation))
-    assert {x.dtype, target["weight"].dtype, found.example_inputs.dtype, found.model[0].weight.dtype} == {torch.float32}
+    assert {
+        x.dtype,
+        target["weight"].dtype,
+        found.example_inputs.dtype,
+        found.model[0].weight.dtype,
+    } == {torch.float32}
     assert target["label"].dtype == torch.int64
     assert given.model[0].weight.dtype == dtype
 
 
 def test_double_precision_is_searched(tmp_path: Path) -> None:
     torch.manual_seed(0)
-    net = nn.Sequential(nn.Conv1d(1, 8, 3, padding=1), nn.ReLU(), nn.Flatten(), nn.Linear(128, 4)).double().eval()
+    net = (
+        nn.Sequential(nn.Conv1d(1, 8, 3, padding=1), nn.ReLU(), nn.Flatten(), nn.Linear(128, 4))
+        .double()
+        .eval()
+    )
     x = torch.randn(256, 1, 16, dtype=torch.float64)
     with torch.no_grad():
         net[3].bias -= net(x).mean(0)
@@ -534,10 +653,20 @@ class Many(nn.Module):
         super().__init__()
         self.a = nn.Linear(16, 4)
 
-    def forward(self, x: Any, mask: Any = None, double: bool = False, scale: float = 1.0, more: Any = None, mode: str = "sum") -> Tensor:
+    def forward(
+        self,
+        x: Any,
+        mask: Any = None,
+        double: bool = False,
+        scale: float = 1.0,
+        more: Any = None,
+        mode: str = "sum",
+    ) -> Tensor:
         y = self.a(x if mask is None else x * mask) * scale
         y = y + y.sin() if double else y
-        for extra in [] if more is None else list(more.values()) if isinstance(more, dict) else more:
+        for extra in (
+            [] if more is None else list(more.values()) if isinstance(more, dict) else more
+        ):
             y = y + self.a(extra) if mode == "sum" else y - self.a(extra)
         return y
 
@@ -559,7 +688,9 @@ def test_arguments_that_are_no_tensors_are_constants_of_the_file(name: str, tmp_
     data = [(form(part), wanted) for part, wanted in zip(x.split(32), y.split(32), strict=True)]
     if isinstance(data[1][0], dict):  # in another order
         data[1] = (dict(reversed(data[1][0].items())), data[1][1])
-    result = searched(ac.Task(name.replace(" ", "_"), net, form(x[:1]), data, top1, train=data), tmp_path)
+    result = searched(
+        ac.Task(name.replace(" ", "_"), net, form(x[:1]), data, top1, train=data), tmp_path
+    )
     assert result.front.baseline.accuracy == 1.0
 
 
@@ -569,14 +700,38 @@ X = torch.randn(4, 16)
 @pytest.mark.parametrize(
     ("inputs", "example", "text"),
     [
-        (X.numpy(), X, "validation gives inputs of type ndarray; expected a tensor, a tuple or a dict of arguments"),
-        ((X, X.numpy()), (X, X), "validation: argument 1 is a ndarray; expected a tensor, None, a number"),
-        ({"x": X, "graph": object()}, {"x": X, "graph": None}, "validation: graph is a object; expected"),
+        (
+            X.numpy(),
+            X,
+            "validation gives inputs of type ndarray; expected a tensor, a tuple or a dict of arguments",
+        ),
+        (
+            (X, X.numpy()),
+            (X, X),
+            "validation: argument 1 is a ndarray; expected a tensor, None, a number",
+        ),
+        (
+            {"x": X, "graph": object()},
+            {"x": X, "graph": None},
+            "validation: graph is a object; expected",
+        ),
         ({"x": {"y": [X, object()]}}, {"x": {"y": [X, X]}}, "validation: x['y'][1] is a object"),
-        ((X, X.to_sparse()), (X, X), "validation: argument 1 is a sparse tensor, which no ONNX input can be"),
+        (
+            (X, X.to_sparse()),
+            (X, X),
+            "validation: argument 1 is a sparse tensor, which no ONNX input can be",
+        ),
         (X.to(torch.complex64), X, "validation: argument 0 is a complex tensor"),
-        (nn.utils.rnn.pack_sequence([X]), X, "validation gives a PackedSequence; expected tensors, nearest: pad_packed_sequence"),
-        ((X, 3), (X, 2), "validation: argument 1 is 3, and 2 in example_inputs; what is no tensor is a constant of the file"),
+        (
+            nn.utils.rnn.pack_sequence([X]),
+            X,
+            "validation gives a PackedSequence; expected tensors, nearest: pad_packed_sequence",
+        ),
+        (
+            (X, 3),
+            (X, 2),
+            "validation: argument 1 is 3, and 2 in example_inputs; what is no tensor is a constant of the file",
+        ),
         ((X, None), (X, X), "validation: argument 1 is None, and a tensor in example_inputs"),
         ({"x": X}, {"x": X, "mask": X}, "example_inputs has mask, which validation lacks"),
         ({"x": X, "mask": X}, {"x": X}, "validation has mask, which example_inputs lacks"),
@@ -597,7 +752,10 @@ def test_arguments_that_cannot_be_are_named(inputs: Any, example: Any, text: str
     [
         (7, "validation is a int; expected a list or a loader of (inputs, target) batches"),
         ([X], "validation yields Tensor; expected (inputs, target), target may be None"),
-        ([(X, None), {"input_ids": X}], "validation yields dict; expected (inputs, target), target may be None"),
+        (
+            [(X, None), {"input_ids": X}],
+            "validation yields dict; expected (inputs, target), target may be None",
+        ),
         (iter([]), "validation is empty"),
         ([], "validation is empty"),
     ],
@@ -633,14 +791,20 @@ def sorted_by_class(metric: Any) -> ac.Task:
 
 
 @pytest.mark.parametrize("metric", [auc, nan_auc])
-def test_a_metric_that_fails_on_a_part_of_the_data_leaves_out_that_figure(metric: Any, tmp_path: Path) -> None:
+def test_a_metric_that_fails_on_a_part_of_the_data_leaves_out_that_figure(
+    metric: Any, tmp_path: Path
+) -> None:
     result = searched(sorted_by_class(metric), tmp_path)
     front = result.front
     assert front.baseline.accuracy == 1.0
     assert front.baseline.metrics == {}, "the first 512 samples are of one class"
     assert front.baseline.test_accuracy is None
     figures = ["accuracy (test)", "accuracy (gaussian noise)", "accuracy (contrast)"]
-    reason = "ValueError: Only one class present in y_true. (" if metric is auc else "task: metric returned nan on"
+    reason = (
+        "ValueError: Only one class present in y_true. ("
+        if metric is auc
+        else "task: metric returned nan on"
+    )
     saved = json.loads((result.folder / "front.json").read_text())
     for entry in (saved["baseline"], *saved["points"]):
         assert list(entry["left_out"]) == figures
@@ -656,7 +820,11 @@ def test_figures_that_a_metric_does_not_give_are_said_with_the_reason(
 ) -> None:
     monkeypatch.setenv("COLUMNS", "400")
     ac.search(sorted_by_class(auc), SPACE, n_trials=2, out=tmp_path)
-    said = [line for line in capsys.readouterr().err.splitlines() if line.startswith("left out: accuracy")]
+    said = [
+        line
+        for line in capsys.readouterr().err.splitlines()
+        if line.startswith("left out: accuracy")
+    ]
     assert len(said) == 1
     words = "left out: accuracy (test), accuracy (gaussian noise), accuracy (contrast): task: metric fails: ValueError: Only one class"
     assert said[0].startswith(words)
@@ -666,7 +834,9 @@ def test_figures_that_a_metric_does_not_give_are_said_with_the_reason(
 
 
 def test_fronts_without_reasons_are_read() -> None:
-    assert Measurement.from_json({"size_bytes": 1, "latency_ms": 1.0, "accuracy": 1.0}).left_out == {}
+    assert (
+        Measurement.from_json({"size_bytes": 1, "latency_ms": 1.0, "accuracy": 1.0}).left_out == {}
+    )
 
 
 def test_a_metric_of_one_sample_that_fails_later_leaves_the_divergence() -> None:
@@ -678,7 +848,10 @@ def test_a_metric_of_one_sample_that_fails_later_leaves_the_divergence() -> None
     outputs, targets = torch.randn(4, 4), torch.tensor([0, 1, 2, 3])
     found = sample_scores(replace(plain(), metric=careful), outputs, targets, outputs, "metric")
     assert found.metric is None
-    assert Scores.joined([found, Scores(np.ones(2, np.float32), np.ones(2, np.float32))]).metric is None
+    assert (
+        Scores.joined([found, Scores(np.ones(2, np.float32), np.ones(2, np.float32))]).metric
+        is None
+    )
 
 
 def failing(*_: Any) -> Any:
@@ -713,12 +886,23 @@ def set_up(task: ac.Task) -> None:
         ({"metric": lambda o, t: failing()}, "task: metric fails: KeyError"),
         ({"divergence": failing}, "task: divergence fails: KeyError"),
         ({"loss": failing}, "task: loss fails: KeyError"),
-        ({"validation": DataLoader(Broken(), 1)}, "task: validation cannot be read: RuntimeError: page 7 of the file is torn"),
-        ({"train": DataLoader(Broken(), 1)}, "task: train cannot be read: RuntimeError: page 7 of the file is torn"),
-        ({"model": BrokenModel()}, "task plain: model.forward fails on validation: ValueError: one at a time"),
+        (
+            {"validation": DataLoader(Broken(), 1)},
+            "task: validation cannot be read: RuntimeError: page 7 of the file is torn",
+        ),
+        (
+            {"train": DataLoader(Broken(), 1)},
+            "task: train cannot be read: RuntimeError: page 7 of the file is torn",
+        ),
+        (
+            {"model": BrokenModel()},
+            "task plain: model.forward fails on validation: ValueError: one at a time",
+        ),
     ],
 )
-def test_errors_of_the_users_code_are_told_as_theirs_with_their_place(change: dict[str, Any], text: str) -> None:
+def test_errors_of_the_users_code_are_told_as_theirs_with_their_place(
+    change: dict[str, Any], text: str
+) -> None:
     with pytest.raises(UserCodeError) as caught:
         set_up(replace(plain(), **({"train": plain().validation} | change)))
     assert str(caught.value).startswith(text)
@@ -727,10 +911,26 @@ def test_errors_of_the_users_code_are_told_as_theirs_with_their_place(change: di
 
 
 def test_a_divergence_or_loss_of_another_shape_is_named() -> None:
-    with pytest.raises(TaskError, match=r"divergence of a batch from itself gave shape \(\); expected \(32,\) finite numbers"):
-        set_up(replace(plain(), divergence=lambda student, teacher: (student - teacher).square().mean()))
-    with pytest.raises(TaskError, match=r"loss returned a tensor of shape \(32,\) of the first training batch; expected one number"):
-        prepared(replace(plain(), train=plain().validation, loss=lambda o, t: nn.functional.cross_entropy(o, t, reduction="none")))
+    with pytest.raises(
+        TaskError,
+        match=r"divergence of a batch from itself gave shape \(\); expected \(32,\) finite numbers",
+    ):
+        set_up(
+            replace(
+                plain(), divergence=lambda student, teacher: (student - teacher).square().mean()
+            )
+        )
+    with pytest.raises(
+        TaskError,
+        match=r"loss returned a tensor of shape \(32,\) of the first training batch; expected one number",
+    ):
+        prepared(
+            replace(
+                plain(),
+                train=plain().validation,
+                loss=lambda o, t: nn.functional.cross_entropy(o, t, reduction="none"),
+            )
+        )
 
 
 def test_our_own_errors_are_not_told_as_the_users() -> None:

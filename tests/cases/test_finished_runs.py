@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 import autocompress as ac
-from autocompress.cli import main
+from autocompress.cli.main import main
 from autocompress.errors import ExportError, RunFolderError
 
 SPACE = {"modules": [{"match": "*", "weight_bits": [3, 4, 8]}], "distillation": {"steps": 0}}
@@ -43,7 +43,9 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return place / "run"
 
 
-def said(capsys: pytest.CaptureFixture[str], *arguments: object) -> tuple[int | str | None, str, str]:
+def said(
+    capsys: pytest.CaptureFixture[str], *arguments: object
+) -> tuple[int | str | None, str, str]:
     """(exit code, standard output, standard error) of a command."""
     capsys.readouterr()
     with pytest.raises(SystemExit) as caught:
@@ -67,7 +69,9 @@ def network() -> nn.Sequential:
     return nn.Sequential(nn.Linear(8, 16), nn.ReLU(), nn.Linear(16, 3)).eval()
 
 
-def test_weights_that_changed_since_the_search_are_said(run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_weights_that_changed_since_the_search_are_said(
+    run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     assert said(capsys, "export", run, "--to", tmp_path / "best")[0] == 0
     code, out, _ = said(capsys, "reproduce", tmp_path / "best", "--to", tmp_path / "same")
     assert code == 0
@@ -90,7 +94,9 @@ def test_every_change_of_weights_is_noticed(what: str, steps: int, tmp_path: Pat
     net = nn.Sequential(*network(), nn.BatchNorm1d(3)).eval()
     task = labelled(net)
     space = {"modules": [{"match": "*", "weight_bits": [3]}], "distillation": {"steps": steps}}
-    result = ac.search(task, space, n_trials=2, out=tmp_path / "run", quiet=True, finalize_steps=steps)
+    result = ac.search(
+        task, space, n_trials=2, out=tmp_path / "run", quiet=True, finalize_steps=steps
+    )
     folder = ac.export(result, result.front.smallest(), tmp_path / "best")
     assert ac.reproduce(folder, tmp_path / "same", task).is_file()
     with torch.no_grad():
@@ -114,7 +120,9 @@ def test_weights_of_a_student_that_changed_are_said(tmp_path: Path) -> None:
         task.student[0].weight += 0.1  # type: ignore[index]
     with pytest.raises(ExportError, match="the student's weights differ from those of the search"):
         ac.reproduce(folder, tmp_path / "again", task)
-    with pytest.raises(RunFolderError, match="was made with other weights of the student of task 't'"):
+    with pytest.raises(
+        RunFolderError, match="was made with other weights of the student of task 't'"
+    ):
         ac.search(task, SPACE, n_trials=3, out=tmp_path / "run", quiet=True)
 
 
@@ -132,9 +140,16 @@ def test_weights_of_a_student_that_changed_are_said(tmp_path: Path) -> None:
 )
 @pytest.mark.parametrize("pick", ["smallest", "knee"])
 def test_limits_that_no_point_keeps_export_the_nearest(
-    limit: tuple[str, ...], misses: str, pick: str, run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    limit: tuple[str, ...],
+    misses: str,
+    pick: str,
+    run: Path,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
 ) -> None:
-    code, out, error = said(capsys, "export", run, "--pick", pick, *limit, "--to", tmp_path / "best")
+    code, out, error = said(
+        capsys, "export", run, "--pick", pick, *limit, "--to", tmp_path / "best"
+    )
     assert (code, error) == (0, "")
     words = " ".join(out.split())
     assert "(no point meets the limits; the nearest misses " in words
@@ -142,9 +157,21 @@ def test_limits_that_no_point_keeps_export_the_nearest(
     assert (tmp_path / "best" / "model.onnx").exists()
 
 
-def test_limits_that_a_point_keeps_export_it(run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_limits_that_a_point_keeps_export_it(
+    run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     front = ac.read_front(run)
     size = max(point.measured.size_bytes for point in front)
-    code, out, _ = said(capsys, "export", run, "--pick", "accurate", "--max-size", f"{size}B", "--to", tmp_path / "best")
+    code, out, _ = said(
+        capsys,
+        "export",
+        run,
+        "--pick",
+        "accurate",
+        "--max-size",
+        f"{size}B",
+        "--to",
+        tmp_path / "best",
+    )
     assert code == 0
     assert f"trial {front.most_accurate(max_size_bytes=size).trial}, " in out

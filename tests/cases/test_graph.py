@@ -12,19 +12,19 @@ import torch
 from torch import Tensor, nn
 
 import autocompress as ac
-from autocompress import coupling
-from autocompress.batches import Inputs, feed_of
 from autocompress.candidate import Candidate, ModuleConfig
-from autocompress.compress.stitch import Stitcher, Trained
+from autocompress.compress.assemble.stitch import Stitcher, Trained
 from autocompress.errors import ExportError, TaskError
 from autocompress.export.build import Builder, prepare, stitched_variants
-from autocompress.export.float_graph import export_float
-from autocompress.free_shapes import FreeDimension, free_dimensions
+from autocompress.export.float_graph.float_graph import export_float
 from autocompress.measure.accuracy import evaluate_session
+from autocompress.model import dependency_graph as coupling
 from autocompress.targets.device.sessions import open_session
 from autocompress.targets.kernels import KernelChoice
 from autocompress.targets.runtime import random_feed
-from autocompress.task import Task, primary_output, run_model
+from autocompress.task.batches import Inputs, feed_of
+from autocompress.task.free_shapes import FreeDimension, free_dimensions
+from autocompress.task.task import Task, primary_output, run_model
 
 
 def run(proto: onnx.ModelProto, inputs: Inputs) -> list[np.ndarray]:
@@ -43,16 +43,25 @@ def assert_same(found: np.ndarray, wanted: np.ndarray) -> None:
 
 
 def dims(values: list[onnx.ValueInfoProto]) -> dict[str, list[str | int]]:
-    return {v.name: [d.dim_param or d.dim_value for d in v.type.tensor_type.shape.dim] for v in values}
+    return {
+        v.name: [d.dim_param or d.dim_value for d in v.type.tensor_type.shape.dim] for v in values
+    }
 
 
 class ConvClassifier(nn.Module):
     def __init__(self) -> None:
         super().__init__()
-        self.stem, self.norm, self.body, self.head = nn.Conv2d(3, 8, 3), nn.BatchNorm2d(8), nn.Conv2d(8, 8, 3, stride=2), nn.Linear(8, 3)
+        self.stem, self.norm, self.body, self.head = (
+            nn.Conv2d(3, 8, 3),
+            nn.BatchNorm2d(8),
+            nn.Conv2d(8, 8, 3, stride=2),
+            nn.Linear(8, 3),
+        )
 
     def forward(self, image: Tensor) -> Tensor:
-        return self.head(torch.relu(self.body(torch.relu(self.norm(self.stem(image))))).mean((2, 3)))
+        return self.head(
+            torch.relu(self.body(torch.relu(self.norm(self.stem(image))))).mean((2, 3))
+        )
 
 
 class Encoder(nn.Module):
@@ -74,7 +83,11 @@ class Encoder(nn.Module):
 class Recurrent(nn.Module):
     def __init__(self) -> None:
         super().__init__()
-        self.words, self.lstm, self.head = nn.Embedding(20, 8), nn.LSTM(8, 12, batch_first=True), nn.Linear(12, 3)
+        self.words, self.lstm, self.head = (
+            nn.Embedding(20, 8),
+            nn.LSTM(8, 12, batch_first=True),
+            nn.Linear(12, 3),
+        )
 
     def forward(self, ids: Tensor) -> Tensor:
         return self.head(self.lstm(self.words(ids))[0][:, -1])
@@ -84,14 +97,24 @@ class Layer(nn.Module):
     def __init__(self, width: int, heads: int) -> None:
         super().__init__()
         self.num_heads = heads
-        self.norm, self.q, self.k, self.v, self.out = nn.LayerNorm(width), *(nn.Linear(width, width) for _ in range(4))
+        self.norm, self.q, self.k, self.v, self.out = (
+            nn.LayerNorm(width),
+            *(nn.Linear(width, width) for _ in range(4)),
+        )
         self.up, self.down = nn.Linear(width, 24), nn.Linear(24, width)
 
     def forward(self, x: Tensor) -> Tensor:
         batch, length, width = x.shape
         y = self.norm(x)
-        q, k, v = (part(y).view(batch, length, self.num_heads, -1).transpose(1, 2) for part in (self.q, self.k, self.v))
-        x = x + self.out(nn.functional.scaled_dot_product_attention(q, k, v).transpose(1, 2).reshape(batch, length, width))
+        q, k, v = (
+            part(y).view(batch, length, self.num_heads, -1).transpose(1, 2)
+            for part in (self.q, self.k, self.v)
+        )
+        x = x + self.out(
+            nn.functional.scaled_dot_product_attention(q, k, v)
+            .transpose(1, 2)
+            .reshape(batch, length, width)
+        )
         return x + self.down(nn.functional.gelu(self.up(x)))
 
 
@@ -113,10 +136,19 @@ class Patches(nn.Module):
 class Both(nn.Module):
     def __init__(self) -> None:
         super().__init__()
-        self.eye, self.words, self.read, self.head = nn.Conv2d(3, 8, 3), nn.Embedding(20, 8), nn.Linear(8, 12), nn.Linear(20, 3)
+        self.eye, self.words, self.read, self.head = (
+            nn.Conv2d(3, 8, 3),
+            nn.Embedding(20, 8),
+            nn.Linear(8, 12),
+            nn.Linear(20, 3),
+        )
 
     def forward(self, image: Tensor, ids: Tensor) -> Tensor:
-        return self.head(torch.cat([self.eye(image).relu().mean((2, 3)), self.read(self.words(ids)).relu().amax(1)], 1))
+        return self.head(
+            torch.cat(
+                [self.eye(image).relu().mean((2, 3)), self.read(self.words(ids)).relu().amax(1)], 1
+            )
+        )
 
 
 def images(batch: int, side: int = 16) -> Tensor:
@@ -124,11 +156,16 @@ def images(batch: int, side: int = 16) -> Tensor:
 
 
 def words(batch: int, length: int = 7) -> Tensor:
-    return torch.randint(1, 20, (batch, length), generator=torch.Generator().manual_seed(batch + length))
+    return torch.randint(
+        1, 20, (batch, length), generator=torch.Generator().manual_seed(batch + length)
+    )
 
 
 def masked(batch: int, length: int = 7) -> dict[str, Tensor]:
-    return {"input_ids": words(batch, length), "mask": torch.arange(length) < torch.arange(batch)[:, None] % 3 + length - 2}
+    return {
+        "input_ids": words(batch, length),
+        "mask": torch.arange(length) < torch.arange(batch)[:, None] % 3 + length - 2,
+    }
 
 
 FAMILIES: dict[str, tuple[Callable[[], nn.Module], Callable[..., Inputs], tuple[int, ...]]] = {
@@ -145,8 +182,12 @@ def builder_of(model: nn.Module, inputs: Inputs, **more: object) -> Builder:
     return prepare(task, ac.find_modules(task.model, inputs), KernelChoice())
 
 
-@pytest.mark.parametrize(("family", "example"), [*((family, 1) for family in FAMILIES), ("patches", 4), ("both", 4)])
-def test_every_file_computes_the_same_at_other_batches_and_lengths(family: str, example: int) -> None:
+@pytest.mark.parametrize(
+    ("family", "example"), [*((family, 1) for family in FAMILIES), ("patches", 4), ("both", 4)]
+)
+def test_every_file_computes_the_same_at_other_batches_and_lengths(
+    family: str, example: int
+) -> None:
     make, inputs_of, lengths = FAMILIES[family]
     torch.manual_seed(0)
     model = make().eval()
@@ -157,15 +198,21 @@ def test_every_file_computes_the_same_at_other_batches_and_lengths(family: str, 
     pruned = {name: ModuleConfig(pruning_ratio=0.5) for name in roots}
     ranks = {m.name: ModuleConfig(rank_ratio=0.5) for m in builder.module_map if m.factorisable}
     bits = {m.name: ModuleConfig(4) for m in builder.module_map}
-    other_inputs = [inputs_of(batch) for batch in (2, 5)] + [inputs_of(3, length) for length in lengths]
+    other_inputs = [inputs_of(batch) for batch in (2, 5)] + [
+        inputs_of(3, length) for length in lengths
+    ]
     for configs in ({}, pruned, {**pruned, **ranks}, bits):
         candidate = Candidate.of(configs)
-        proto = builder.build(builder.recipe(candidate, stitched_variants(builder, stitcher, candidate)))
+        proto = builder.build(
+            builder.recipe(candidate, stitched_variants(builder, stitcher, candidate))
+        )
         simulated = stitcher.apply(candidate)
         for inputs in other_inputs:
             assert_same(run(proto, inputs)[0], expected(simulated if configs else model, inputs))
     for inputs in other_inputs:
-        assert_same(run(onnx.load_from_string(builder.baseline), inputs)[0], expected(model, inputs))
+        assert_same(
+            run(onnx.load_from_string(builder.baseline), inputs)[0], expected(model, inputs)
+        )
     assert bool(builder.lowered.fixed) == (family == "recurrent")
 
 
@@ -173,7 +220,12 @@ def test_outputs_keep_the_models_names_behind_the_primary_one() -> None:
     graph = export_float(Encoder().eval(), masked(2)).proto.graph
     assert dims(graph.input) == {"input_ids": ["batch", "sequence"], "mask": ["batch", "sequence"]}
     hidden = ["batch", "sequence", 16]
-    assert dims(graph.output) == {"logits": ["batch", 3], "hidden": hidden, "states_0": hidden, "states_1": hidden}
+    assert dims(graph.output) == {
+        "logits": ["batch", 3],
+        "hidden": hidden,
+        "states_0": hidden,
+        "states_1": hidden,
+    }
     assert graph.output[0].name == "logits"
 
 
@@ -206,7 +258,12 @@ def test_outputs_that_are_one_tensor_or_an_input_are_kept() -> None:
 
     model, x = Same().eval(), torch.randn(3, 4)
     graph = export_float(model, x).proto
-    assert [value.name for value in graph.graph.output] == ["output_0", "output_1", "output_2", "output_5"]
+    assert [value.name for value in graph.graph.output] == [
+        "output_0",
+        "output_1",
+        "output_2",
+        "output_5",
+    ]
     y, again, given, bias = run(graph, x)
     assert np.array_equal(y, again)
     assert np.array_equal(given, x.numpy())
@@ -231,11 +288,30 @@ def test_hidden_states_in_the_file_are_not_pruned() -> None:
 class Odd(nn.Module):
     """Buffers that are called as the exporter, or a candidate, calls its own values; an argument that is called like one of them."""
 
-    NAMES: ClassVar = ("mean", "add", "val_3", "input", "output", "linear", "t0", "t1s", "int8zero", "middle", "shape1x2", "relu", "x")
+    NAMES: ClassVar = (
+        "mean",
+        "add",
+        "val_3",
+        "input",
+        "output",
+        "linear",
+        "t0",
+        "t1s",
+        "int8zero",
+        "middle",
+        "shape1x2",
+        "relu",
+        "x",
+    )
 
     def __init__(self) -> None:
         super().__init__()
-        parts = {"in[0]": nn.Linear(16, 24), "mid/1": nn.Linear(24, 24), "a|b c": nn.Linear(24, 24), "tête": nn.Linear(24, 3)}
+        parts = {
+            "in[0]": nn.Linear(16, 24),
+            "mid/1": nn.Linear(24, 24),
+            "a|b c": nn.Linear(24, 24),
+            "tête": nn.Linear(24, 3),
+        }
         self.parts = nn.ModuleDict(parts)
         for i, name in enumerate(self.NAMES):
             self.register_buffer(name, torch.full((16,), 1 + 0.1 * i))
@@ -253,13 +329,23 @@ def test_names_may_hold_any_character_and_be_those_of_the_exporter(bits: tuple[i
     torch.manual_seed(0)
     model, x = Odd().eval(), torch.randn(8, 16)
     builder = builder_of(model, x)
-    assert [m.name for m in builder.module_map] == ["parts.in[0]", "parts.mid/1", "parts.a|b c", "parts.tête"]
+    assert [m.name for m in builder.module_map] == [
+        "parts.in[0]",
+        "parts.mid/1",
+        "parts.a|b c",
+        "parts.tête",
+    ]
     assert set(Odd.NAMES) <= {tensor.name for tensor in builder.lowered.proto.graph.initializer}
     stitcher = Stitcher(builder.teacher, builder.module_map, builder.library(), builder.plan)
     candidate = Candidate.of(
-        {m.name: ModuleConfig(*bits, pruning_ratio=0.25 if m.name != "parts.tête" else 0.0) for m in builder.module_map}
+        {
+            m.name: ModuleConfig(*bits, pruning_ratio=0.25 if m.name != "parts.tête" else 0.0)
+            for m in builder.module_map
+        }
     )
-    proto = builder.build(builder.recipe(candidate, stitched_variants(builder, stitcher, candidate)))
+    proto = builder.build(
+        builder.recipe(candidate, stitched_variants(builder, stitcher, candidate))
+    )
     onnx.checker.check_model(proto)
     wanted = expected(stitcher.apply(candidate), x)
     np.testing.assert_allclose(run(proto, x)[0], wanted, atol=0.03 * np.abs(wanted).max())
@@ -270,9 +356,16 @@ def test_trained_weights_of_any_name_come_back() -> None:
     torch.manual_seed(0)
     builder = builder_of(Odd().eval(), torch.randn(8, 16))
     stitcher = Stitcher(builder.teacher, builder.module_map, builder.library(), builder.plan)
-    candidate = Candidate.of({m.name: ModuleConfig(4, 8) for m in builder.module_map} | {"parts.mid/1": ModuleConfig(pruning_ratio=0.5)})
-    variants = {name: stitcher.variant(name, owner, candidate) for name, owner in stitcher.owners.items()}
-    kept = Trained(variants, {"a|b": torch.ones(2)}, dict(builder.ranges), builder.pruner.masks(candidate))
+    candidate = Candidate.of(
+        {m.name: ModuleConfig(4, 8) for m in builder.module_map}
+        | {"parts.mid/1": ModuleConfig(pruning_ratio=0.5)}
+    )
+    variants = {
+        name: stitcher.variant(name, owner, candidate) for name, owner in stitcher.owners.items()
+    }
+    kept = Trained(
+        variants, {"a|b": torch.ones(2)}, dict(builder.ranges), builder.pruner.masks(candidate)
+    )
     back = Trained.from_tensors(kept.to_tensors())
     assert back.variants.keys() == kept.variants.keys()
     assert back.others.keys() == kept.others.keys()
@@ -284,7 +377,11 @@ def test_trained_weights_of_any_name_come_back() -> None:
 class Bag(nn.Module):
     def __init__(self, mode: str) -> None:
         super().__init__()
-        self.bag, self.up, self.down = nn.EmbeddingBag(30, 12, mode=mode, padding_idx=0), nn.Linear(12, 24), nn.Linear(24, 3)
+        self.bag, self.up, self.down = (
+            nn.EmbeddingBag(30, 12, mode=mode, padding_idx=0),
+            nn.Linear(12, 24),
+            nn.Linear(24, 3),
+        )
 
     def forward(self, ids: Tensor) -> Tensor:
         return self.down(torch.relu(self.up(self.bag(ids))))
@@ -310,8 +407,13 @@ def test_graphs_inside_nodes_keep_what_they_read(mode: str) -> None:
     builder = builder_of(Bag(mode).eval(), inputs[0])
     stitcher = Stitcher(builder.teacher, builder.module_map, builder.library(), builder.plan)
     assert {"up", "down"} <= {m.name for m in builder.module_map}
-    for candidate in (Candidate(), Candidate.of({"up": ModuleConfig(8, pruning_ratio=0.5), "down": ModuleConfig(4)})):
-        proto = builder.build(builder.recipe(candidate, stitched_variants(builder, stitcher, candidate)))
+    for candidate in (
+        Candidate(),
+        Candidate.of({"up": ModuleConfig(8, pruning_ratio=0.5), "down": ModuleConfig(4)}),
+    ):
+        proto = builder.build(
+            builder.recipe(candidate, stitched_variants(builder, stitcher, candidate))
+        )
         for x in inputs if builder.lowered.dynamic_batch else inputs[:1]:
             assert_same(run(proto, x)[0], expected(stitcher.apply(candidate), x))
 
@@ -328,7 +430,11 @@ def test_branches_of_a_graph_read_what_is_outside_of_them() -> None:
 class Shuffled(nn.Module):
     def __init__(self, tail: bool) -> None:
         super().__init__()
-        self.first, self.second, self.shuffle = nn.Conv2d(1, 16, 3, padding=1), nn.Conv2d(16, 16, 3, padding=1), nn.PixelShuffle(2)
+        self.first, self.second, self.shuffle = (
+            nn.Conv2d(1, 16, 3, padding=1),
+            nn.Conv2d(16, 16, 3, padding=1),
+            nn.PixelShuffle(2),
+        )
         self.third = nn.Conv2d(4, 1, 3, padding=1) if tail else nn.Identity()
 
     def forward(self, x: Tensor) -> Tensor:
@@ -338,7 +444,11 @@ class Shuffled(nn.Module):
 class Gated(nn.Module):
     def __init__(self) -> None:
         super().__init__()
-        self.first, self.second, self.third = nn.Conv2d(1, 8, 3), nn.Conv2d(4, 8, 3), nn.Conv2d(8, 1, 1)
+        self.first, self.second, self.third = (
+            nn.Conv2d(1, 8, 3),
+            nn.Conv2d(4, 8, 3),
+            nn.Conv2d(8, 1, 1),
+        )
 
     def forward(self, x: Tensor) -> Tensor:
         return self.third(torch.relu(self.second(nn.functional.glu(self.first(x), 1))))
@@ -347,7 +457,11 @@ class Gated(nn.Module):
 class Unshuffled(nn.Module):
     def __init__(self) -> None:
         super().__init__()
-        self.first, self.second, self.third = nn.Conv2d(1, 4, 3, padding=1), nn.Conv2d(16, 8, 3, padding=1), nn.Conv2d(8, 1, 1)
+        self.first, self.second, self.third = (
+            nn.Conv2d(1, 4, 3, padding=1),
+            nn.Conv2d(16, 8, 3, padding=1),
+            nn.Conv2d(8, 1, 1),
+        )
 
     def forward(self, x: Tensor) -> Tensor:
         return self.third(torch.relu(self.second(nn.functional.pixel_unshuffle(self.first(x), 2))))
@@ -363,7 +477,9 @@ class Unshuffled(nn.Module):
     ],
     ids=["shuffle", "last", "glu", "unshuffle"],
 )
-def test_channels_that_become_space_are_not_pruned(make: Callable[[], nn.Module], whole: str, prunable: str) -> None:
+def test_channels_that_become_space_are_not_pruned(
+    make: Callable[[], nn.Module], whole: str, prunable: str
+) -> None:
     torch.manual_seed(0)
     builder = builder_of(make().eval(), torch.randn(2, 1, 8, 8))
     reasons = {group.name: group.reason for group in builder.module_map.groups}
@@ -380,14 +496,25 @@ def test_the_tracer_has_one_bound_for_all_groups(monkeypatch: pytest.MonkeyPatch
 
 def varying(lengths: tuple[int, ...], model: nn.Module, example: Inputs, **more: object) -> Task:
     data = [(words(8, length), torch.zeros(8, dtype=torch.long)) for length in lengths]
-    return Task("varying", model, example, data, lambda o, t: float((o.argmax(1) == t).float().mean()), **more)
+    return Task(
+        "varying",
+        model,
+        example,
+        data,
+        lambda o, t: float((o.argmax(1) == t).float().mean()),
+        **more,
+    )
 
 
 def test_batches_of_different_lengths_are_evaluated_in_one_file() -> None:
     class Text(nn.Module):
         def __init__(self) -> None:
             super().__init__()
-            self.words, self.conv, self.head = nn.Embedding(20, 8), nn.Conv1d(8, 12, 3, padding=1), nn.Linear(12, 3)
+            self.words, self.conv, self.head = (
+                nn.Embedding(20, 8),
+                nn.Conv1d(8, 12, 3, padding=1),
+                nn.Linear(12, 3),
+            )
 
         def forward(self, ids: Tensor) -> Tensor:
             return self.head(torch.relu(self.conv(self.words(ids).transpose(1, 2))).amax(2))
@@ -396,13 +523,17 @@ def test_batches_of_different_lengths_are_evaluated_in_one_file() -> None:
     task = varying((8, 20, 5), Text().eval(), words(1, 8))
     builder = prepare(task, ac.find_modules(task.model, task.example_inputs), KernelChoice())
     _, outputs = evaluate_session(task, open_session(builder.baseline), ("ids",), task.validation)
-    assert_same(outputs.numpy(), np.concatenate([expected(task.model, inputs) for inputs, _ in task.validation]))
+    assert_same(
+        outputs.numpy(),
+        np.concatenate([expected(task.model, inputs) for inputs, _ in task.validation]),
+    )
 
 
 def test_a_length_that_cannot_be_free_is_an_error_where_the_batches_need_it() -> None:
     task = varying((8, 20), Recurrent().eval(), words(1, 8))
     with pytest.raises(
-        ExportError, match=r"ids: dimension 1 is fixed at 8 .*LSTM.*, but validation has batches of 20 there; pad all batches to 8"
+        ExportError,
+        match=r"ids: dimension 1 is fixed at 8 .*LSTM.*, but validation has batches of 20 there; pad all batches to 8",
     ):
         prepare(task, ac.find_modules(task.model, task.example_inputs), KernelChoice())
 
@@ -410,7 +541,9 @@ def test_a_length_that_cannot_be_free_is_an_error_where_the_batches_need_it() ->
 def test_a_batch_that_does_not_fit_a_file_is_named() -> None:
     task = varying((8, 20), Recurrent().eval(), words(1, 8))
     proto = export_float(task.model, task.example_inputs).proto
-    with pytest.raises(TaskError, match=r"a batch has ids of shape \(8, 20\), the file takes \('batch', 8\)"):
+    with pytest.raises(
+        TaskError, match=r"a batch has ids of shape \(8, 20\), the file takes \('batch', 8\)"
+    ):
         evaluate_session(task, open_session(proto.SerializeToString()), ("ids",), task.validation)
 
 
@@ -433,8 +566,16 @@ class Windows(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         x = self.patch(x).permute(0, 2, 3, 1)
         batch, height, width, channels = x.shape
-        parts = x.view(batch, height // 2, 2, width // 2, 2, channels).permute(0, 1, 3, 2, 4, 5).reshape(-1, 4, channels)
-        whole = self.layer(parts).view(batch, height // 2, width // 2, 2, 2, channels).permute(0, 1, 3, 2, 4, 5)
+        parts = (
+            x.view(batch, height // 2, 2, width // 2, 2, channels)
+            .permute(0, 1, 3, 2, 4, 5)
+            .reshape(-1, 4, channels)
+        )
+        whole = (
+            self.layer(parts)
+            .view(batch, height // 2, width // 2, 2, 2, channels)
+            .permute(0, 1, 3, 2, 4, 5)
+        )
         return self.head(whole.reshape(batch, height * width, channels).mean(1))
 
 
@@ -444,12 +585,22 @@ class Queries(nn.Module):
     def __init__(self) -> None:
         super().__init__()
         self.patch, self.queries = nn.Conv2d(3, 16, 4, 4), nn.Embedding(5, 16)
-        self.attention, self.kinds, self.boxes = nn.MultiheadAttention(16, 4, batch_first=True), nn.Linear(16, 3), nn.Linear(16, 4)
+        self.attention, self.kinds, self.boxes = (
+            nn.MultiheadAttention(16, 4, batch_first=True),
+            nn.Linear(16, 3),
+            nn.Linear(16, 4),
+        )
 
     def forward(self, pixel_values: Tensor) -> dict[str, Tensor]:
         image = self.patch(pixel_values).flatten(2).transpose(1, 2)
-        hidden, _ = self.attention(self.queries.weight[None].expand(image.shape[0], -1, -1), image, image)
-        return {"logits": self.kinds(hidden), "pred_boxes": self.boxes(hidden).sigmoid(), "last_hidden_state": hidden}
+        hidden, _ = self.attention(
+            self.queries.weight[None].expand(image.shape[0], -1, -1), image, image
+        )
+        return {
+            "logits": self.kinds(hidden),
+            "pred_boxes": self.boxes(hidden).sigmoid(),
+            "last_hidden_state": hidden,
+        }
 
 
 @pytest.mark.parametrize("make", [Windows, Queries])
@@ -470,17 +621,32 @@ def test_what_cannot_be_free_is_said_with_its_reason() -> None:
 
 @pytest.mark.parametrize(
     ("dynamic", "message"),
-    [({"images": {2: "h"}}, "no input; nearest: image"), ({"image": {4: "h"}}, r"names dimension 4; image has 0 to 3")],
+    [
+        ({"images": {2: "h"}}, "no input; nearest: image"),
+        ({"image": {4: "h"}}, r"names dimension 4; image has 0 to 3"),
+    ],
 )
-def test_a_wrong_name_of_a_dimension_is_one_line(dynamic: dict[str, dict[int, str]], message: str) -> None:
+def test_a_wrong_name_of_a_dimension_is_one_line(
+    dynamic: dict[str, dict[int, str]], message: str
+) -> None:
     x = images(1)
     with pytest.raises(TaskError, match=message):
-        free_dimensions(Task("t", ConvClassifier(), x, [(x, None)], lambda o, t: 0.0, dynamic=dynamic))
+        free_dimensions(
+            Task("t", ConvClassifier(), x, [(x, None)], lambda o, t: 0.0, dynamic=dynamic)
+        )
 
 
 def test_the_sizes_of_all_splits_are_looked_at() -> None:
     x = words(1, 8)
-    task = Task("t", Recurrent(), x, [(x, None)], lambda o, t: 0.0, train=[(words(2, 8), None)], test=[(words(2, 11), None)])
+    task = Task(
+        "t",
+        Recurrent(),
+        x,
+        [(x, None)],
+        lambda o, t: 0.0,
+        train=[(words(2, 8), None)],
+        test=[(words(2, 11), None)],
+    )
     assert free_dimensions(task)[1] == FreeDimension(0, 1, "ids", "sequence", (11,), "test")
 
 

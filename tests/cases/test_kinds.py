@@ -14,9 +14,9 @@ from torch.nn.utils import parametrizations, parametrize
 
 from autocompress import Task, find_modules
 from autocompress.errors import AutocompressError
-from autocompress.plain import plain_model
-from autocompress.prepare import prepared
-from autocompress.task import call_model
+from autocompress.measure.prepare import prepared
+from autocompress.model.plain.plain import plain_model
+from autocompress.task.task import call_model
 
 
 def rows(*shape: int) -> Tensor:
@@ -26,7 +26,13 @@ def rows(*shape: int) -> Tensor:
 def task_of(model: nn.Module, inputs: Any) -> Task:
     with torch.no_grad():
         target = call_model(model.eval(), inputs).argmax(1)
-    return Task("kinds", model, inputs, [(inputs, target)], lambda o, t: float((o.argmax(1) == t).float().mean()))
+    return Task(
+        "kinds",
+        model,
+        inputs,
+        [(inputs, target)],
+        lambda o, t: float((o.argmax(1) == t).float().mean()),
+    )
 
 
 class Doubled(nn.Linear):
@@ -55,7 +61,9 @@ class Wrapped(Call):
 
 
 class Nested(Call):
-    def forward(self, parts: Any, mask: Tensor | None = None, *, more: Any = None, double: bool = False) -> Tensor:
+    def forward(
+        self, parts: Any, mask: Tensor | None = None, *, more: Any = None, double: bool = False
+    ) -> Tensor:
         x = parts[0] + parts[1]["k"] + more["b"][0]
         return self.after(x * 2 if double else x)
 
@@ -67,7 +75,15 @@ class Nested(Call):
         (AnyNumber, (rows(8), rows(8), rows(8))),
         (Wrapped, (rows(8), rows(8))),
         (Wrapped, {"x": rows(8), "scale": 3.0}),
-        (Nested, {"more": {"b": [rows(8)], "c": 3}, "parts": [rows(8), {"k": rows(8)}], "mask": None, "double": True}),
+        (
+            Nested,
+            {
+                "more": {"b": [rows(8)], "c": 3},
+                "parts": [rows(8), {"k": rows(8)}],
+                "mask": None,
+                "double": True,
+            },
+        ),
     ],
 )
 def test_a_model_becomes_plain_however_it_is_called(kind: type[nn.Module], inputs: Any) -> None:
@@ -95,7 +111,9 @@ def test_recurrent_layers_with_parametrizations_are_copied(kind: Any, weight: st
             return self.head(self.recurrent(x)[0][:, -1])
 
     task = prepared(task_of(Last(), rows(4, 5)))
-    assert {"recurrent.ih_l0", "recurrent.hh_l0", "head"} <= {m.name for m in find_modules(task.model, task.example_inputs)}
+    assert {"recurrent.ih_l0", "recurrent.hh_l0", "head"} <= {
+        m.name for m in find_modules(task.model, task.example_inputs)
+    }
 
 
 class Split(nn.Module):
@@ -120,7 +138,9 @@ def test_what_can_be_pruned_can_be_at_every_ratio(ratio: float) -> None:
 class Reversed(nn.Module):
     def forward(self, weight: Tensor) -> Tensor:
         count = len(weight)
-        return torch.linalg.solve(torch.eye(count) + weight.triu(1) - weight.triu(1).T, torch.eye(count) + weight.tril())
+        return torch.linalg.solve(
+            torch.eye(count) + weight.triu(1) - weight.triu(1).T, torch.eye(count) + weight.tril()
+        )
 
 
 def orthogonal(model: nn.Sequential) -> None:
@@ -163,7 +183,11 @@ def test_the_first_tensor_inside_of_what_is_returned_is_the_primary_output() -> 
     task = prepared(task_of(model, rows(8)))
     fixture = Fixture(task)
     with torch.no_grad():
-        assert np.allclose(fixture.run(fixture.builder.lowered.proto), model(fixture.inputs)[0]["scores"].numpy(), atol=1e-5)
+        assert np.allclose(
+            fixture.run(fixture.builder.lowered.proto),
+            model(fixture.inputs)[0]["scores"].numpy(),
+            atol=1e-5,
+        )
 
 
 class Casts(nn.Module):
@@ -201,7 +225,9 @@ class Packed(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         lengths = (x[:, :, 0] > -9).sum(1)
-        packed = nn.utils.rnn.pack_padded_sequence(x, lengths, batch_first=True, enforce_sorted=False)
+        packed = nn.utils.rnn.pack_padded_sequence(
+            x, lengths, batch_first=True, enforce_sorted=False
+        )
         return self.head(self.recurrent(packed)[1][-1])
 
 
@@ -223,18 +249,28 @@ def scripted() -> nn.Module:
 @pytest.mark.parametrize(
     ("make", "shape", "text"),
     [
-        (lambda: nn.Sequential(scripted(), nn.Linear(4, 4)), (8,), "model's 0 is a TorchScript module"),
+        (
+            lambda: nn.Sequential(scripted(), nn.Linear(4, 4)),
+            (8,),
+            "model's 0 is a TorchScript module",
+        ),
         (scripted, (8,), "the model is a TorchScript module"),
         (Projected, (5, 8), "model's recurrent is an LSTM with proj_size"),
         (Held, (8,), "the model cannot be copied"),
         (Casts, (8,), "a float32 copy of it does not run .*test_kinds.py.*nearest: casts"),
         (Packed, (5, 8), "it packs sequences"),
-        (lambda: nn.Sequential(nn.Linear(8, 8), nn.AdaptiveMaxPool1d(3)), (8,), "no operator for aten.adaptive_max_pool2d"),
+        (
+            lambda: nn.Sequential(nn.Linear(8, 8), nn.AdaptiveMaxPool1d(3)),
+            (8,),
+            "no operator for aten.adaptive_max_pool2d",
+        ),
         (TiedConvolutions, (5, 8), "no module can be compressed.* down"),
     ],
 )
 @pytest.mark.filterwarnings("ignore:LSTM with projections")
-def test_what_no_file_can_hold_is_one_line_that_names_it(make: Any, shape: tuple[int, ...], text: str) -> None:
+def test_what_no_file_can_hold_is_one_line_that_names_it(
+    make: Any, shape: tuple[int, ...], text: str
+) -> None:
     torch.manual_seed(0)
     with pytest.raises(AutocompressError, match=text) as caught:
         Fixture(prepared(task_of(make(), rows(*shape))))

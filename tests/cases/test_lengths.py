@@ -14,14 +14,17 @@ from torch import Tensor, nn
 
 import autocompress
 from autocompress import Task
-from autocompress.cli import main
+from autocompress.cli.main import main
 from autocompress.errors import ExportError
 from autocompress.measure.accuracy import evaluate_model
 from autocompress.measure.ragged import ragged_score
-from autocompress.search import bench
-from autocompress.user_code import UserCodeError
+from autocompress.search.problem import bench
+from autocompress.task.user_code import UserCodeError
 
-SPACE = {"modules": [{"match": "*", "weight_bits": [4, 8], "activation_bits": [8, 32]}], "distillation": {"steps": 4}}
+SPACE = {
+    "modules": [{"match": "*", "weight_bits": [4, 8], "activation_bits": [8, 32]}],
+    "distillation": {"steps": 4},
+}
 LENGTHS = (12, 9, 15, 12)
 
 
@@ -60,7 +63,9 @@ def sentences_right(o: Tensor, t: Tensor) -> float:
 
 def of_lists(o: Any, t: Any) -> float:
     assert isinstance(o, list)
-    return float(np.mean([float((a.argmax(-1) == b).float().mean()) for a, b in zip(o, t, strict=True)]))
+    return float(
+        np.mean([float((a.argmax(-1) == b).float().mean()) for a, b in zip(o, t, strict=True)])
+    )
 
 
 def tagger(metric: Any = tokens_right) -> Task:
@@ -103,29 +108,43 @@ def test_means_over_positions_are_weighted_by_positions_and_means_over_samples_b
     assert ragged(tokens_right, task) == pytest.approx(every, abs=1e-6)
     assert ragged(sentences_right, task) == pytest.approx(whole, abs=1e-6)
     assert ragged(of_lists, task) == pytest.approx(by_sample, abs=1e-6)
-    assert evaluate_model(task, task.model, task.validation, torch.device("cpu"))[0].accuracy == pytest.approx(every, abs=1e-6)
+    assert evaluate_model(task, task.model, task.validation, torch.device("cpu"))[
+        0
+    ].accuracy == pytest.approx(every, abs=1e-6)
 
 
 def test_a_metric_that_is_no_mean_and_takes_no_lists_is_refused() -> None:
     def spread(o: Tensor, t: Tensor) -> float:
         return float(o.std())
 
-    with pytest.raises(UserCodeError, match=r"takes no lists and is no mean over samples; outputs have shapes \(12, 5\) and \(9, 5\)"):
+    with pytest.raises(
+        UserCodeError,
+        match=r"takes no lists and is no mean over samples; outputs have shapes \(12, 5\) and \(9, 5\)",
+    ):
         ragged(spread, tagger())
 
 
 @pytest.mark.parametrize("make", [tagger, maps])
-def test_models_with_a_row_per_position_are_searched(make: Any, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_models_with_a_row_per_position_are_searched(
+    make: Any, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     task = make()
     result = autocompress.search(task, SPACE, n_trials=3, out=tmp_path)
     assert "outputs differ in shape among batches" in " ".join(capsys.readouterr().err.split())
     assert (tmp_path / "report.html").is_file()
     for point in result.front:
         assert point.measured.accuracy == pytest.approx(point.predicted.accuracy, abs=0.02)
-        session = onnxruntime.InferenceSession(str(tmp_path / point.artifact / "model.onnx"), providers=["CPUExecutionProvider"])
+        session = onnxruntime.InferenceSession(
+            str(tmp_path / point.artifact / "model.onnx"), providers=["CPUExecutionProvider"]
+        )
         dim = -1 if make is tagger else 1
-        right = [session.run(None, {session.get_inputs()[0].name: x.numpy()})[0].argmax(dim) == y.numpy() for x, y in task.validation]
-        assert point.measured.accuracy == pytest.approx(float(np.concatenate([found.ravel() for found in right]).mean()), abs=1e-6)
+        right = [
+            session.run(None, {session.get_inputs()[0].name: x.numpy()})[0].argmax(dim) == y.numpy()
+            for x, y in task.validation
+        ]
+        assert point.measured.accuracy == pytest.approx(
+            float(np.concatenate([found.ravel() for found in right]).mean()), abs=1e-6
+        )
 
 
 def test_evaluate_takes_several_lengths(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -138,7 +157,9 @@ def test_evaluate_takes_several_lengths(tmp_path: Path, capsys: pytest.CaptureFi
     with pytest.raises(SystemExit) as caught:
         main(["evaluate", str(out / point.artifact / "model.onnx"), spec, "--split", "test"])
     assert caught.value.code == 0
-    assert f"accuracy {point.measured.test_accuracy:.4f} on 24 samples of test" in " ".join(capsys.readouterr().out.split())
+    assert f"accuracy {point.measured.test_accuracy:.4f} on 24 samples of test" in " ".join(
+        capsys.readouterr().out.split()
+    )
     assert json.loads((out / "front.json").read_text())["points"]
 
 
@@ -188,24 +209,39 @@ def time_first(kind: type[nn.Module] = TimeFirst) -> Task:
 def graphs() -> Task:
     torch.manual_seed(0)
     sizes = ((10, 20), (12, 30), (9, 25))
-    return first_dimensions(Graph().eval(), [(torch.randn(n, 8), torch.randint(0, n, (2, e))) for n, e in sizes])
+    return first_dimensions(
+        Graph().eval(), [(torch.randn(n, 8), torch.randint(0, n, (2, e))) for n, e in sizes]
+    )
 
 
 @pytest.mark.parametrize("make", [time_first, graphs])
-def test_a_first_dimension_that_is_not_the_batch_is_free_where_batches_differ_in_it(make: Any, tmp_path: Path) -> None:
+def test_a_first_dimension_that_is_not_the_batch_is_free_where_batches_differ_in_it(
+    make: Any, tmp_path: Path
+) -> None:
     task = make()
     result = autocompress.search(task, SPACE, n_trials=2, out=tmp_path, quiet=True)
     for point in result.front:
-        session = onnxruntime.InferenceSession(str(tmp_path / point.artifact / "model.onnx"), providers=["CPUExecutionProvider"])
+        session = onnxruntime.InferenceSession(
+            str(tmp_path / point.artifact / "model.onnx"), providers=["CPUExecutionProvider"]
+        )
         names, right = [value.name for value in session.get_inputs()], []
         for inputs, target in task.validation:
             tensors = inputs if isinstance(inputs, tuple) else (inputs,)
-            found = session.run(None, {name: tensor.numpy() for name, tensor in zip(names, tensors, strict=True)})[0]
+            found = session.run(
+                None, {name: tensor.numpy() for name, tensor in zip(names, tensors, strict=True)}
+            )[0]
             right.append(found.argmax(1) == target.numpy())
-        assert point.measured.accuracy == pytest.approx(float(np.concatenate(right).mean()), abs=1e-6)
+        assert point.measured.accuracy == pytest.approx(
+            float(np.concatenate(right).mean()), abs=1e-6
+        )
 
 
-def test_a_length_that_cannot_be_free_is_said_before_anything_is_measured(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_length_that_cannot_be_free_is_said_before_anything_is_measured(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(bench, "cached_table", None)
-    with pytest.raises(ExportError, match=r"dimension 0 is fixed at 16 .*GRU.*validation has batches of 20 there; pad all batches to 16"):
+    with pytest.raises(
+        ExportError,
+        match=r"dimension 0 is fixed at 16 .*GRU.*validation has batches of 20 there; pad all batches to 16",
+    ):
         autocompress.search(time_first(Recurrent), SPACE, n_trials=2, out=tmp_path, quiet=True)

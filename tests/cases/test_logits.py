@@ -16,13 +16,13 @@ from torch import Tensor, nn
 import autocompress as ac
 from autocompress import Distillation, Task
 from autocompress.candidate import ModuleConfig
-from autocompress.compress.distill import distillation_loss, soft_loss
-from autocompress.compress.teacher import Teacher, TopLogits
+from autocompress.compress.recover.distill import distillation_loss, soft_loss
+from autocompress.compress.recover.teacher import Teacher, TopLogits
 from autocompress.errors import TaskError
-from autocompress.outputs import OutputKind, relative_difference
-from autocompress.search.racing import scoring_of
-from autocompress.search.sensitivity import check_seen
-from autocompress.task import check_task
+from autocompress.search.evaluate.racing import scoring_of
+from autocompress.search.propose.sensitivity import check_seen
+from autocompress.task.outputs import OutputKind, relative_difference
+from autocompress.task.task import check_task
 
 CPU = torch.device("cpu")
 N, C, T = 6, 4, 5
@@ -40,7 +40,15 @@ def classes(*shape: int, count: int = C) -> Tensor:
 
 
 def task_of(outputs: Tensor, target: Any, model: nn.Module | None = None, **settings: Any) -> Task:
-    return Task("t", model or nn.Identity(), outputs, [(outputs, target)], lambda o, t: 0.0, train=[(outputs, target)], **settings)
+    return Task(
+        "t",
+        model or nn.Identity(),
+        outputs,
+        [(outputs, target)],
+        lambda o, t: 0.0,
+        train=[(outputs, target)],
+        **settings,
+    )
 
 
 def bce(outputs: Tensor, target: Tensor) -> Tensor:
@@ -66,13 +74,33 @@ SHAPES: dict[str, tuple[Tensor, Any, OutputKind, Callable[[Tensor, Any], Tensor]
     "classes_int16": (random(N, C), classes(N).short(), LAST, cross_entropy),
     "classes_uint8": (random(N, C), classes(N).byte(), LAST, cross_entropy),
     "two_classes_bool": (random(N, 2), YES.bool(), LAST, cross_entropy),
-    "classes_list": (random(N, C), [0, 1, 2, 3, 0, 1], LAST, lambda o, t: cross_entropy(o, torch.tensor(t))),
-    "classes_numpy": (random(N, C), np.arange(N) % C, LAST, lambda o, t: cross_entropy(o, torch.from_numpy(t))),
+    "classes_list": (
+        random(N, C),
+        [0, 1, 2, 3, 0, 1],
+        LAST,
+        lambda o, t: cross_entropy(o, torch.tensor(t)),
+    ),
+    "classes_numpy": (
+        random(N, C),
+        np.arange(N) % C,
+        LAST,
+        lambda o, t: cross_entropy(o, torch.from_numpy(t)),
+    ),
     "classes_some_ignored": (random(N, C), HOLES, LAST, cross_entropy),
     "one_image": (random(1, C), classes(1), LAST, cross_entropy),
-    "pooled_classes": (random(N, C, 1, 1), classes(N), FIRST, lambda o, t: cross_entropy(o[:, :, 0, 0], t)),
+    "pooled_classes": (
+        random(N, C, 1, 1),
+        classes(N),
+        FIRST,
+        lambda o, t: cross_entropy(o[:, :, 0, 0], t),
+    ),
     "segmentation": (random(N, C, 8, 7), classes(N, 8, 7), FIRST, cross_entropy),
-    "segmentation_masks": (random(N, C, 8, 7), classes(N, 1, 8, 7), FIRST, lambda o, t: cross_entropy(o, t[:, 0])),
+    "segmentation_masks": (
+        random(N, C, 8, 7),
+        classes(N, 1, 8, 7),
+        FIRST,
+        lambda o, t: cross_entropy(o, t[:, 0]),
+    ),
     "segmentation_last": (random(N, 8, 7, C), classes(N, 8, 7), LAST, last),
     "volumes": (random(2, C, 5, 3, 6), classes(2, 5, 3, 6), FIRST, cross_entropy),
     "sequences": (random(N, T, C), classes(N, T), LAST, last),
@@ -93,12 +121,27 @@ SHAPES: dict[str, tuple[Tensor, Any, OutputKind, Callable[[Tensor, Any], Tensor]
     "multi_uint8": (random(N, C), MANY.byte(), BERNOULLI, bce),
     "soft": (random(N, C), SOFT, LAST, F.cross_entropy),
     "soft_half": (random(N, C), SOFT.half(), LAST, lambda o, t: F.cross_entropy(o, t.float())),
-    "one_hot": (random(N, C), F.one_hot(classes(N), C), LAST, lambda o, t: F.cross_entropy(o, t.float())),
+    "one_hot": (
+        random(N, C),
+        F.one_hot(classes(N), C),
+        LAST,
+        lambda o, t: F.cross_entropy(o, t.float()),
+    ),
     "soft_maps": (random(2, C, 8, 7), random(2, C, 8, 7).softmax(1), FIRST, F.cross_entropy),
-    "soft_sequences": (random(N, T, C), random(N, T, C).softmax(2), LAST, lambda o, t: F.cross_entropy(o.mT, t.mT)),
+    "soft_sequences": (
+        random(N, T, C),
+        random(N, T, C).softmax(2),
+        LAST,
+        lambda o, t: F.cross_entropy(o.mT, t.mT),
+    ),
     "numbers": (random(N, 1), random(N, 1), OutputKind("values"), F.mse_loss),
     "numbers_flat": (random(N), random(N), OutputKind("values"), F.mse_loss),
-    "numbers_kept": (random(N, 1), random(N), OutputKind("values"), lambda o, t: F.mse_loss(o[:, 0], t)),
+    "numbers_kept": (
+        random(N, 1),
+        random(N),
+        OutputKind("values"),
+        lambda o, t: F.mse_loss(o[:, 0], t),
+    ),
     "vectors": (random(N, C), random(N, C), OutputKind("embedding"), F.mse_loss),
 }
 
@@ -136,11 +179,18 @@ def test_the_divergence_sees_predictions_move(shape: str) -> None:
         by_hand = (p * (p / q).log()).sum(d).reshape(len(outputs), -1).mean(1)
     elif kind.kind == "bernoulli":
         p, q = outputs.sigmoid(), moved.sigmoid()
-        by_hand = (p * (p / q).log() + (1 - p) * ((1 - p) / (1 - q)).log()).reshape(len(outputs), -1).mean(1)
+        by_hand = (
+            (p * (p / q).log() + (1 - p) * ((1 - p) / (1 - q)).log())
+            .reshape(len(outputs), -1)
+            .mean(1)
+        )
     else:
         return
     torch.testing.assert_close(far, by_hand, rtol=1e-3, atol=1e-5)
-    torch.testing.assert_close(distillation_loss(task, {"": moved}, {"": outputs}, None, Distillation(0.5, 1.0, 1)), by_hand.mean())
+    torch.testing.assert_close(
+        distillation_loss(task, {"": moved}, {"": outputs}, None, Distillation(0.5, 1.0, 1)),
+        by_hand.mean(),
+    )
 
 
 @pytest.mark.parametrize("value", [float("-inf"), torch.finfo(torch.float32).min])
@@ -153,7 +203,9 @@ def test_masked_classes_give_no_nan(value: float) -> None:
         student = student.clone().requires_grad_()
         found = task.output_divergence(student, masked)
         assert bool(found.isfinite().all())
-        loss = distillation_loss(task, {"": student}, {"": masked}, target, Distillation(0.5, 2.0, 1))
+        loss = distillation_loss(
+            task, {"": student}, {"": masked}, target, Distillation(0.5, 2.0, 1)
+        )
         loss.backward()
         assert bool(loss.isfinite())
         assert student.grad is not None
@@ -167,8 +219,14 @@ def test_masked_classes_give_no_nan(value: float) -> None:
 def test_masks_hide_no_difference_of_files() -> None:
     expected = np.array([[1.0, 2.0, -np.inf, -1e9]], dtype=np.float32)
     assert relative_difference(expected, expected, 1.0) == 0.0
-    assert relative_difference(expected + np.float32([0, 0.5, 0, 0]), expected, 1.0) == pytest.approx(0.25)
-    for other in (np.array([[1.0, 2.0, 3.0, -1e9]]), np.array([[-np.inf, 2.0, -np.inf, -1e9]]), expected[:, :3]):
+    assert relative_difference(
+        expected + np.float32([0, 0.5, 0, 0]), expected, 1.0
+    ) == pytest.approx(0.25)
+    for other in (
+        np.array([[1.0, 2.0, 3.0, -1e9]]),
+        np.array([[-np.inf, 2.0, -np.inf, -1e9]]),
+        expected[:, :3],
+    ):
         assert relative_difference(other.astype(np.float32), expected, 1.0) == np.inf
 
 
@@ -187,11 +245,19 @@ def test_what_is_labelled_minus_100_does_not_count() -> None:
         student, other = outputs + random(*outputs.shape), outputs.clone()
         other[where] += 7  # changes only what does not count
         for alpha in (0.0, 1.0):
-            found = [distillation_loss(task, {"": student}, {"": x}, ignored, Distillation(alpha, 1.0, 1)) for x in (outputs, other)]
+            found = [
+                distillation_loss(
+                    task, {"": student}, {"": x}, ignored, Distillation(alpha, 1.0, 1)
+                )
+                for x in (outputs, other)
+            ]
             torch.testing.assert_close(found[0], found[1], msg=what)
         changed = student.clone()
         changed[where] -= 3
-        found = [distillation_loss(task, {"": x}, {"": outputs}, ignored, Distillation(0.3, 1.0, 1)) for x in (student, changed)]
+        found = [
+            distillation_loss(task, {"": x}, {"": outputs}, ignored, Distillation(0.3, 1.0, 1))
+            for x in (student, changed)
+        ]
         torch.testing.assert_close(found[0], found[1], msg=what)
     none = task.training_loss({"": outputs.requires_grad_()}, torch.full((N, C), -100))
     assert none.item() == 0.0
@@ -201,33 +267,84 @@ def test_what_is_labelled_minus_100_does_not_count() -> None:
 @pytest.mark.parametrize(
     ("outputs", "target", "settings", "text"),
     [
-        (random(N, C, C), classes(N, C), {}, "(6, 4, 4) with int64 targets (6, 4) fit classes in dimension 1 and in the last one; give"),
-        (random(N, C, C, C), classes(N, C, C), {}, "fit classes in dimension 1 and in the last one; give divergence and loss"),
-        (random(N, C, C), classes(N, C), {"loss": last}, "fit classes in dimension 1 and in the last one; give divergence"),
-        (random(N, C), classes(N, 3), {}, "outputs (6, 4) with int64 targets (6, 3) are neither classes nor yes or no for each; give"),
-        (random(N, C), classes(N) + 1, {}, "which is none of 4 classes (nearest: -100 for what does not count); give divergence and loss"),
-        (random(N, 3, 8, 7), torch.full((N, 8, 7), 255), {}, "hold target 255, which is none of 3 classes"),
-        (random(N, 1), 2 * YES - 1, {}, "hold target -1, which is none of 2 classes (nearest: float targets, for a squared error)"),
+        (
+            random(N, C, C),
+            classes(N, C),
+            {},
+            "(6, 4, 4) with int64 targets (6, 4) fit classes in dimension 1 and in the last one; give",
+        ),
+        (
+            random(N, C, C, C),
+            classes(N, C, C),
+            {},
+            "fit classes in dimension 1 and in the last one; give divergence and loss",
+        ),
+        (
+            random(N, C, C),
+            classes(N, C),
+            {"loss": last},
+            "fit classes in dimension 1 and in the last one; give divergence",
+        ),
+        (
+            random(N, C),
+            classes(N, 3),
+            {},
+            "outputs (6, 4) with int64 targets (6, 3) are neither classes nor yes or no for each; give",
+        ),
+        (
+            random(N, C),
+            classes(N) + 1,
+            {},
+            "which is none of 4 classes (nearest: -100 for what does not count); give divergence and loss",
+        ),
+        (
+            random(N, 3, 8, 7),
+            torch.full((N, 8, 7), 255),
+            {},
+            "hold target 255, which is none of 3 classes",
+        ),
+        (
+            random(N, 1),
+            2 * YES - 1,
+            {},
+            "hold target -1, which is none of 2 classes (nearest: float targets, for a squared error)",
+        ),
         (random(N), 30 + classes(N), {}, "none of 2 classes (nearest: float targets"),
-        (random(N, C), random(N), {}, "outputs (6, 4) with float32 targets (6,) fit no loss of embedding; give loss"),
+        (
+            random(N, C),
+            random(N),
+            {},
+            "outputs (6, 4) with float32 targets (6,) fit no loss of embedding; give loss",
+        ),
     ],
 )
-def test_what_cannot_be_known_is_said_before_the_search(outputs: Tensor, target: Tensor, settings: dict[str, Any], text: str) -> None:
+def test_what_cannot_be_known_is_said_before_the_search(
+    outputs: Tensor, target: Tensor, settings: dict[str, Any], text: str
+) -> None:
     task = task_of(outputs, target, **settings)
     with pytest.raises(TaskError) as caught:
         check_task(task)
     assert text in str(caught.value)
     assert "\n" not in str(caught.value)
-    own = replace(task, loss=lambda o, t: o.sum(), divergence=lambda s, t: (s - t).square().reshape(len(s), -1).mean(1))
+    own = replace(
+        task,
+        loss=lambda o, t: o.sum(),
+        divergence=lambda s, t: (s - t).square().reshape(len(s), -1).mean(1),
+    )
     check_task(own)
-    assert float(soft_loss(own, {"": outputs + 1}, {"": outputs}, target, 2.0)) == pytest.approx(1.0)
+    assert float(soft_loss(own, {"": outputs + 1}, {"": outputs}, target, 2.0)) == pytest.approx(
+        1.0
+    )
     assert torch.equal(Teacher(own, own.model, CPU).outputs(outputs)[""], outputs)
 
 
 def test_another_length_tells_two_readings_apart() -> None:
     square, longer = random(N, C, C), random(N, C, T)
     task = task_of(square, classes(N, C))
-    assert replace(task, validation=[(square, classes(N, C)), (longer, classes(N, T))]).kind_of("") == FIRST
+    assert (
+        replace(task, validation=[(square, classes(N, C)), (longer, classes(N, T))]).kind_of("")
+        == FIRST
+    )
 
 
 def test_more_labels_than_the_first_batch_are_looked_at() -> None:
@@ -241,7 +358,10 @@ def test_more_labels_than_the_first_batch_are_looked_at() -> None:
 
 def test_labels_of_training_say_it_where_validation_has_none() -> None:
     outputs = random(N, C, 8, 7)
-    assert replace(task_of(outputs, classes(N, 8, 7)), validation=[(outputs, None)]).kind_of("") == FIRST
+    assert (
+        replace(task_of(outputs, classes(N, 8, 7)), validation=[(outputs, None)]).kind_of("")
+        == FIRST
+    )
 
 
 def test_strings_train_without_labels() -> None:
@@ -249,23 +369,37 @@ def test_strings_train_without_labels() -> None:
     task = task_of(outputs, target)
     check_task(task)
     assert not task.has_labels
-    found = distillation_loss(task, {"": outputs + 1}, {"": outputs}, target, Distillation(0.7, 2.0, 1))
+    found = distillation_loss(
+        task, {"": outputs + 1}, {"": outputs}, target, Distillation(0.7, 2.0, 1)
+    )
     torch.testing.assert_close(found, task.output_divergence(outputs + 1, outputs).mean())
     assert replace(task, loss=lambda o, t: o.sum()).has_labels
 
 
 def test_outputs_that_are_probabilities_have_their_logarithms_for_logits() -> None:
     x = random(N, C)
-    soft, flat = task_of(x, classes(N), nn.Softmax(1)), task_of(x, YES, nn.Sequential(nn.Linear(C, 1), nn.Sigmoid(), nn.Flatten(0)))
+    soft, flat = (
+        task_of(x, classes(N), nn.Softmax(1)),
+        task_of(x, YES, nn.Sequential(nn.Linear(C, 1), nn.Sigmoid(), nn.Flatten(0))),
+    )
     logits = task_of(x, classes(N))
     with torch.no_grad():
         p, q = flat.model(x), flat.model(x + 1)
-    assert (soft.kind_of(""), flat.kind_of("")) == (replace(LAST, normalised=True), replace(BERNOULLI, normalised=True))
+    assert (soft.kind_of(""), flat.kind_of("")) == (
+        replace(LAST, normalised=True),
+        replace(BERNOULLI, normalised=True),
+    )
     torch.testing.assert_close(soft.training_loss({"": x.softmax(1)}, YES), F.cross_entropy(x, YES))
-    torch.testing.assert_close(flat.training_loss({"": p}, YES), F.binary_cross_entropy(p, YES.float()))
+    torch.testing.assert_close(
+        flat.training_loss({"": p}, YES), F.binary_cross_entropy(p, YES.float())
+    )
     moved = x + random(N, C)
-    torch.testing.assert_close(soft.output_divergence(moved.softmax(1), x.softmax(1)), logits.output_divergence(moved, x))
-    torch.testing.assert_close(flat.output_divergence(q, p), p * (p / q).log() + (1 - p) * ((1 - p) / (1 - q)).log())
+    torch.testing.assert_close(
+        soft.output_divergence(moved.softmax(1), x.softmax(1)), logits.output_divergence(moved, x)
+    )
+    torch.testing.assert_close(
+        flat.output_divergence(q, p), p * (p / q).log() + (1 - p) * ((1 - p) / (1 - q)).log()
+    )
     between = task_of(torch.rand(N, 1), YES)
     assert between.kind_of("") == BERNOULLI, "logits may lie between 0 and 1"
 
@@ -277,7 +411,9 @@ def test_the_largest_logits_are_those_of_the_class_dimension() -> None:
     assert isinstance(answer, TopLogits)
     assert answer.values.shape == (2, 4, 3, 64)
     torch.testing.assert_close(answer.values[..., 0], outputs.amax(1))
-    assert float(soft_loss(task, {"": outputs}, {"": answer}, None, 2.0)) == pytest.approx(0.0, abs=1e-4)
+    assert float(soft_loss(task, {"": outputs}, {"": answer}, None, 2.0)) == pytest.approx(
+        0.0, abs=1e-4
+    )
     assert float(soft_loss(task, {"": random(2, 600, 4, 3)}, {"": answer}, None, 1.0)) > 0.1
     many = task_of(random(N, 600), torch.randint(0, 2, (N, 600), generator=GENERATOR))
     assert isinstance(Teacher(many, many.model, CPU).outputs(random(N, 600))[""], Tensor)
@@ -301,20 +437,29 @@ def test_each_output_has_its_own_kind() -> None:
     )
     torch.testing.assert_close(task.training_loss(outputs, target), expected)
     bad = replace(task, validation=[(x, {**target, "mask": classes(N)})], train=None)
-    with pytest.raises(TaskError, match=r"output 'mask': .* give it other targets, or leave it out of output_weights"):
+    with pytest.raises(
+        TaskError,
+        match=r"output 'mask': .* give it other targets, or leave it out of output_weights",
+    ):
         check_task(bad)
 
 
 def test_one_logit_is_never_scored_by_its_class() -> None:
     outputs, target = -random(64, 1).abs(), torch.zeros(64, dtype=torch.int64)
-    task = replace(task_of(outputs, target), metric=lambda o, t: float(((o.flatten() > 0).long() == t).float().mean()))
+    task = replace(
+        task_of(outputs, target),
+        metric=lambda o, t: float(((o.flatten() > 0).long() == t).float().mean()),
+    )
     assert scoring_of(task, outputs, target) == "metric"
 
 
 def test_a_divergence_that_sees_nothing_is_an_error() -> None:
     task = task_of(random(N, C), classes(N))
     zeros = {("a", ModuleConfig(4)): 0.0, ("b", ModuleConfig(8)): 0.0}
-    with pytest.raises(TaskError, match="the default divergence is 0 for all 2 choices, though the outputs change by up to 30%"):
+    with pytest.raises(
+        TaskError,
+        match="the default divergence is 0 for all 2 choices, though the outputs change by up to 30%",
+    ):
         check_seen(task, zeros, 0.3)
     check_seen(task, zeros, 1e-4)  # rounding to 16 bits may change nothing that matters
     check_seen(task, {}, 0.0)
@@ -360,7 +505,10 @@ SEARCHED: dict[str, tuple[Callable[[Tensor], Any], Callable[[Tensor, Any], Tenso
         lambda y: ["abcd"[i] for i in y.argmax(1)],
         lambda o, t: torch.tensor(["abcd"[i] == c for i, c in zip(o.argmax(1), t, strict=True)]),
     ),
-    "sequence": (lambda y: y.argmax(2).masked_fill(torch.arange(8) > 5, -100), lambda o, t: (o.argmax(2) == t)[t != -100]),
+    "sequence": (
+        lambda y: y.argmax(2).masked_fill(torch.arange(8) > 5, -100),
+        lambda o, t: (o.argmax(2) == t)[t != -100],
+    ),
     "class_first": (lambda y: y.argmax(1), lambda o, t: o.argmax(1) == t),
     "soft": (lambda y: (9 * y).softmax(1), lambda o, t: o.argmax(1) == t.argmax(1)),
     "masked": (lambda y: y.argmax(1), lambda o, t: o.argmax(1) == t),
@@ -371,11 +519,15 @@ SEARCHED: dict[str, tuple[Callable[[Tensor], Any], Callable[[Tensor, Any], Tenso
 def test_searches_end_with_a_front_that_is_what_was_predicted(kind: str, tmp_path: Path) -> None:
     labels_of, right = SEARCHED[kind]
     model = Conv(kind).eval()
-    x = torch.rand(128, 1, 1, 1, generator=GENERATOR) * torch.rand(128, 3, 8, 8, generator=GENERATOR)
+    x = torch.rand(128, 1, 1, 1, generator=GENERATOR) * torch.rand(
+        128, 3, 8, 8, generator=GENERATOR
+    )
     with torch.no_grad():
         x = (255 * x).byte() if kind == "uint8" else x
         heads: list[Tensor] = []
-        handle = model.head.register_forward_hook(lambda module, inputs, output: heads.append(output))
+        handle = model.head.register_forward_hook(
+            lambda module, inputs, output: heads.append(output)
+        )
         model(x)
         handle.remove()
         rows = heads[0].movedim(1, -1) if heads[0].dim() == 4 else heads[0]
@@ -383,8 +535,16 @@ def test_searches_end_with_a_front_that_is_what_was_predicted(kind: str, tmp_pat
         labels = labels_of(model(x))
     assert len({str(label) for label in labels}) > 1
     data = [(x[i : i + 16], labels[i : i + 16]) for i in range(0, 128, 16)]
-    task = Task(kind, model, x[:1], data[:4], lambda o, t: float(right(o, t).float().mean()), train=data[4:])
-    space = {"modules": [{"match": "*", "weight_bits": [2, 4, 8], "activation_bits": 32}], "distillation": {"steps": 4}}
+    task = Task(
+        kind, model, x[:1], data[:4], lambda o, t: float(right(o, t).float().mean()), train=data[4:]
+    )
+    space = {
+        "modules": [{"match": "*", "weight_bits": [2, 4, 8], "activation_bits": 32}],
+        "distillation": {"steps": 4},
+    }
     result = ac.search(task, space=space, n_trials=3, out=tmp_path, quiet=True)
     assert len(result.front)
-    assert all(point.predicted.accuracy == pytest.approx(point.measured.accuracy, abs=1e-6) for point in result.front)
+    assert all(
+        point.predicted.accuracy == pytest.approx(point.measured.accuracy, abs=1e-6)
+        for point in result.front
+    )

@@ -13,9 +13,9 @@ from torch import Tensor, nn
 
 import autocompress as ac
 from autocompress.errors import ExportError, TaskError
-from autocompress.float_copy import float_copy
-from autocompress.prepare import prepared
-from autocompress.user_code import UserCodeError
+from autocompress.measure.prepare import prepared
+from autocompress.task.float_copy import float_copy
+from autocompress.task.user_code import UserCodeError
 
 SPACE = {"modules": [{"match": "*", "weight_bits": [4, 8]}], "distillation": {"steps": 0}}
 HALF, BRAIN, DOUBLE, SINGLE = torch.float16, torch.bfloat16, torch.float64, torch.float32
@@ -55,7 +55,9 @@ class Whole(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         x = self.a(x.half())
-        x = nn.functional.layer_norm(x.float(), (16,), self.norm.weight.float(), self.norm.bias.float()).half()
+        x = nn.functional.layer_norm(
+            x.float(), (16,), self.norm.weight.float(), self.norm.bias.float()
+        ).half()
         return self.b(torch.relu(x))
 
 
@@ -64,7 +66,9 @@ class Convolved(nn.Module):
 
     def __init__(self) -> None:
         super().__init__()
-        self.net = nn.Sequential(nn.Conv1d(1, 8, 3, padding=1), nn.BatchNorm1d(8), nn.ReLU()).bfloat16()
+        self.net = nn.Sequential(
+            nn.Conv1d(1, 8, 3, padding=1), nn.BatchNorm1d(8), nn.ReLU()
+        ).bfloat16()
         self.head = nn.Linear(64, 3)
         self.register_buffer("scale", 2 * torch.ones(1, dtype=BRAIN))
 
@@ -78,7 +82,11 @@ class Attended(nn.Module):
 
     def __init__(self) -> None:
         super().__init__()
-        self.take, self.qkv, self.head = nn.Linear(4, 16), nn.Linear(16, 48).bfloat16(), nn.Linear(16, 3)
+        self.take, self.qkv, self.head = (
+            nn.Linear(4, 16),
+            nn.Linear(16, 48).bfloat16(),
+            nn.Linear(16, 3),
+        )
 
     def forward(self, x: Tensor) -> Tensor:
         q, k, v = self.qkv(self.take(x.view(-1, 2, 4)).to(BRAIN)).chunk(3, -1)
@@ -127,15 +135,25 @@ def test_casts_inside_a_model_are_float32_in_what_is_searched(
     folder = ac.export(result, result.front.most_accurate(), tmp_path / "best")
     inputs = task.validation[0][0]  # type: ignore[index]
     files = [result.folder / "models" / "baseline" / "model.onnx", folder / "model.onnx"]
-    sessions = [onnxruntime.InferenceSession(file, providers=["CPUExecutionProvider"]) for file in files]
-    found = [session.run(None, {session.get_inputs()[0].name: inputs.numpy()})[0] for session in sessions]
+    sessions = [
+        onnxruntime.InferenceSession(file, providers=["CPUExecutionProvider"]) for file in files
+    ]
+    found = [
+        session.run(None, {session.get_inputs()[0].name: inputs.numpy()})[0] for session in sessions
+    ]
     assert all(array.dtype == np.float32 for array in found)
     with torch.no_grad():
-        expected, loaded = task.model(inputs).float().numpy(), ac.load(folder, task.model)(inputs).numpy()
+        expected, loaded = (
+            task.model(inputs).float().numpy(),
+            ac.load(folder, task.model)(inputs).numpy(),
+        )
     assert np.linalg.norm(found[0] - expected) < 0.03 * np.linalg.norm(expected)
     assert np.linalg.norm(found[1] - loaded) < 0.01 * np.linalg.norm(loaded)
     assert ac.reproduce(folder, tmp_path / "again", task).is_file()
-    assert all(value.dtype == before[name][0] and torch.equal(value, before[name][1]) for name, value in task.model.state_dict().items())
+    assert all(
+        value.dtype == before[name][0] and torch.equal(value, before[name][1])
+        for name, value in task.model.state_dict().items()
+    )
 
 
 def test_a_copy_keeps_its_arguments_and_is_wrapped_only_where_it_must_be() -> None:
@@ -161,7 +179,10 @@ class Overflows(Tower):
     """Infinite in half precision, and not in float32."""
 
     def forward(self, x: Tensor) -> Tensor:
-        return self.head(self.tower(self.stem(x).to(self.kind)).float() + 10 * (1e7 * x[:, :1]).to(self.kind).isinf())
+        return self.head(
+            self.tower(self.stem(x).to(self.kind)).float()
+            + 10 * (1e7 * x[:, :1]).to(self.kind).isinf()
+        )
 
 
 class Autocast(Tower):
@@ -176,8 +197,14 @@ class Autocast(Tower):
 @pytest.mark.parametrize(
     ("kind", "words"),
     [
-        (Strict, "beside its weights in float16 and float32, and its float32 copy fails: TypeError: the tower wants half precision ("),
-        (Overflows, "beside its weights in float16 and float32, and its float32 copy gives outputs that are "),
+        (
+            Strict,
+            "beside its weights in float16 and float32, and its float32 copy fails: TypeError: the tower wants half precision (",
+        ),
+        (
+            Overflows,
+            "beside its weights in float16 and float32, and its float32 copy gives outputs that are ",
+        ),
         (Autocast, "model.forward runs under torch.autocast in bfloat16 ("),
     ],
 )
@@ -185,7 +212,9 @@ def test_types_that_no_copy_follows_are_one_line(kind: type[nn.Module], words: s
     with pytest.raises(TaskError) as caught:
         prepared(task_of(seeded(kind)))
     assert words in str(caught.value)
-    assert "nearest: model.float(), and no casts" in str(caught.value) or "nearest: enabled=False" in str(caught.value)
+    assert "nearest: model.float(), and no casts" in str(
+        caught.value
+    ) or "nearest: enabled=False" in str(caught.value)
     assert "\n" not in str(caught.value)
     if "(" in words[-1]:
         assert f"({__file__}:" in str(caught.value)
@@ -201,7 +230,10 @@ class Picky(Tower):
 def test_what_such_a_model_raises_later_is_told_as_the_users() -> None:
     task = task_of(seeded(Picky))
     task.validation[0][0][5, 0] = 1000.0  # type: ignore[index]
-    with pytest.raises(UserCodeError, match=r"model\.forward fails on validation: ValueError: too bright \(.*test_mixed_types\.py:\d+\)"):
+    with pytest.raises(
+        UserCodeError,
+        match=r"model\.forward fails on validation: ValueError: too bright \(.*test_mixed_types\.py:\d+\)",
+    ):
         prepared(task)
 
 
@@ -212,7 +244,9 @@ class Cast(Tower):
         super().__init__(SINGLE)
 
     def forward(self, x: Tensor) -> Tensor:
-        x = nn.functional.linear(x.bfloat16(), self.stem.weight.bfloat16(), self.stem.bias.bfloat16())
+        x = nn.functional.linear(
+            x.bfloat16(), self.stem.weight.bfloat16(), self.stem.bias.bfloat16()
+        )
         return self.head(self.tower(torch.relu(x).float()))
 
 
@@ -225,8 +259,13 @@ class Activated(Tower):
 
 
 @pytest.mark.parametrize("kind", [Cast, Activated])
-def test_casts_of_float32_weights_without_a_kernel_are_named(kind: type[nn.Module], tmp_path: Path) -> None:
+def test_casts_of_float32_weights_without_a_kernel_are_named(
+    kind: type[nn.Module], tmp_path: Path
+) -> None:
     with pytest.raises(ExportError) as caught:
         ac.search(task_of(seeded(kind)), SPACE, n_trials=2, out=tmp_path, quiet=True)
-    assert "the model casts to bfloat16 in forward, for which there is no kernel; nearest: no such casts" in str(caught.value)
+    assert (
+        "the model casts to bfloat16 in forward, for which there is no kernel; nearest: no such casts"
+        in str(caught.value)
+    )
     assert "\n" not in str(caught.value)

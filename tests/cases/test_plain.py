@@ -16,14 +16,17 @@ from torch.nn.utils import parametrizations, spectral_norm, weight_norm
 
 import autocompress
 from autocompress import Task, find_modules
-from autocompress.compress.simulate import SimulatedModule
+from autocompress.compress.assemble.fake_quant import SimulatedModule
 from autocompress.errors import ExportError
-from autocompress.export import operators
-from autocompress.export.lower import LoweredModel
-from autocompress.plain import is_plain, plain_model, plain_task
-from autocompress.task import call_model
+from autocompress.export.lowering import operators
+from autocompress.export.lowering.lower import LoweredModel
+from autocompress.model.plain.plain import is_plain, plain_model, plain_task
+from autocompress.task.task import call_model
 
-SPACE = {"modules": [{"match": "*", "weight_bits": [4, 8], "activation_bits": [8, 32]}], "distillation": {"steps": [0, 3]}}
+SPACE = {
+    "modules": [{"match": "*", "weight_bits": [4, 8], "activation_bits": [8, 32]}],
+    "distillation": {"steps": [0, 3]},
+}
 
 
 class Scaled(nn.Embedding):
@@ -34,7 +37,10 @@ class Scaled(nn.Embedding):
 class Lora(nn.Linear):
     def __init__(self, inputs: int, outputs: int) -> None:
         super().__init__(inputs, outputs)
-        self.A, self.B = nn.Parameter(torch.randn(4, inputs) / inputs**0.5), nn.Parameter(torch.randn(outputs, 4))
+        self.A, self.B = (
+            nn.Parameter(torch.randn(4, inputs) / inputs**0.5),
+            nn.Parameter(torch.randn(outputs, 4)),
+        )
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         return super().forward(x) + x @ self.A.T @ self.B.T
@@ -52,7 +58,10 @@ class Transposed(nn.Module):
 
     def __init__(self, inputs: int, outputs: int) -> None:
         super().__init__()
-        self.weight, self.bias = nn.Parameter(torch.randn(inputs, outputs) / inputs**0.5), nn.Parameter(torch.randn(outputs))
+        self.weight, self.bias = (
+            nn.Parameter(torch.randn(inputs, outputs) / inputs**0.5),
+            nn.Parameter(torch.randn(outputs)),
+        )
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         return torch.addmm(self.bias, x, self.weight)
@@ -102,7 +111,10 @@ class Recurrent(nn.Module):
 
     def __init__(self) -> None:
         super().__init__()
-        self.lstm, self.gru = nn.LSTM(8, 12, batch_first=True, bidirectional=True), nn.GRU(24, 10, batch_first=True)
+        self.lstm, self.gru = (
+            nn.LSTM(8, 12, batch_first=True, bidirectional=True),
+            nn.GRU(24, 10, batch_first=True),
+        )
         self.norm, self.head = nn.BatchNorm1d(10), nn.Linear(10, 3)
         self.lstm.register_forward_hook(lambda module, inputs, output: (output[0] * 2, output[1]))
 
@@ -112,7 +124,9 @@ class Recurrent(nn.Module):
 
 
 def hooked() -> nn.Module:
-    net = nn.Sequential(nn.Linear(16, 24), nn.ReLU(), nn.Linear(24, 24), nn.ReLU(), nn.Linear(24, 4))
+    net = nn.Sequential(
+        nn.Linear(16, 24), nn.ReLU(), nn.Linear(24, 24), nn.ReLU(), nn.Linear(24, 4)
+    )
     net[0].register_forward_pre_hook(lambda module, arguments: (arguments[0].roll(1, -1),))
     net[2].register_forward_hook(lambda module, arguments, output: output.flip(-1) * 3)
     return net
@@ -142,24 +156,49 @@ def ids_and_mask() -> tuple[torch.Tensor, ...]:
     return torch.randint(0, 30, (96, 9)), torch.arange(9) >= torch.randint(3, 8, (96, 1))
 
 
-MODELS: dict[str, tuple[Callable[[], nn.Module], Callable[[], tuple[torch.Tensor, ...]], set[str]]] = {
-    "embedding subclass": (lambda: nn.Sequential(Scaled(20, 16), Mean(), nn.Linear(16, 3)), ids(7), {"0", "2"}),
-    "linear subclass": (lambda: nn.Sequential(Lora(16, 24), nn.ReLU(), nn.Linear(24, 3)), floats(16), {"0", "0_A", "0_B", "2"}),
+MODELS: dict[
+    str, tuple[Callable[[], nn.Module], Callable[[], tuple[torch.Tensor, ...]], set[str]]
+] = {
+    "embedding subclass": (
+        lambda: nn.Sequential(Scaled(20, 16), Mean(), nn.Linear(16, 3)),
+        ids(7),
+        {"0", "2"},
+    ),
+    "linear subclass": (
+        lambda: nn.Sequential(Lora(16, 24), nn.ReLU(), nn.Linear(24, 3)),
+        floats(16),
+        {"0", "0_A", "0_B", "2"},
+    ),
     "convolution subclass": (
-        lambda: nn.Sequential(Same(3, 8, 2), nn.BatchNorm2d(8), nn.ReLU(), nn.Flatten(), nn.Linear(512, 3)),
+        lambda: nn.Sequential(
+            Same(3, 8, 2), nn.BatchNorm2d(8), nn.ReLU(), nn.Flatten(), nn.Linear(512, 3)
+        ),
         floats(3, 8, 8),
         {"0", "4"},
     ),
-    "transposed weight": (lambda: nn.Sequential(Transposed(16, 24), nn.ReLU(), Lora(24, 3)), floats(16), {"0", "2", "2_A", "2_B"}),
+    "transposed weight": (
+        lambda: nn.Sequential(Transposed(16, 24), nn.ReLU(), Lora(24, 3)),
+        floats(16),
+        {"0", "2", "2_A", "2_B"},
+    ),
     "hooks": (hooked, floats(16), {"0", "2", "4"}),
     "forward of an instance": (patched, floats(16), {"0", "2"}),
     "parametrization": (
-        lambda: nn.Sequential(parametrizations.weight_norm(nn.Linear(16, 24)), nn.ReLU(), parametrizations.spectral_norm(nn.Linear(24, 3))),
+        lambda: nn.Sequential(
+            parametrizations.weight_norm(nn.Linear(16, 24)),
+            nn.ReLU(),
+            parametrizations.spectral_norm(nn.Linear(24, 3)),
+        ),
         floats(16),
         {"0", "2"},
     ),
     "older parametrization": (
-        lambda: nn.Sequential(weight_norm(nn.Conv1d(4, 8, 3)), nn.ReLU(), nn.Flatten(), spectral_norm(nn.Linear(48, 3))),
+        lambda: nn.Sequential(
+            weight_norm(nn.Conv1d(4, 8, 3)),
+            nn.ReLU(),
+            nn.Flatten(),
+            spectral_norm(nn.Linear(48, 3)),
+        ),
         floats(4, 8),
         {"0", "3"},
     ),
@@ -168,10 +207,22 @@ MODELS: dict[str, tuple[Callable[[], nn.Module], Callable[[], tuple[torch.Tensor
         floats(5, 16),
         {"0.in_proj", "0.out_proj", "2"},
     ),
-    "unbatched attention": (Unbatched, floats(5, 16), {"att.in_proj", "att.in_proj_1", "att.in_proj_2", "att.out_proj", "head"}),
-    "padding mask": (Masked, ids_and_mask, {"emb", "enc.layers.0.self_attn.in_proj", "enc.layers.0.linear1", "head"}),
+    "unbatched attention": (
+        Unbatched,
+        floats(5, 16),
+        {"att.in_proj", "att.in_proj_1", "att.in_proj_2", "att.out_proj", "head"},
+    ),
+    "padding mask": (
+        Masked,
+        ids_and_mask,
+        {"emb", "enc.layers.0.self_attn.in_proj", "enc.layers.0.linear1", "head"},
+    ),
     "one module in several places": (Shared, ids(5, 7), {"table", "left.1"}),
-    "recurrent": (Recurrent, floats(6, 8), {"lstm.ih_l0", "lstm.hh_l0_reverse", "gru.ih_l0", "head"}),
+    "recurrent": (
+        Recurrent,
+        floats(6, 8),
+        {"lstm.ih_l0", "lstm.hh_l0_reverse", "gru.ih_l0", "head"},
+    ),
 }
 
 
@@ -183,37 +234,68 @@ def task_of(name: str) -> Task:
         labels = model(*data).argmax(1)
     batches = [(tuple(t[i : i + 16] for t in data), labels[i : i + 16]) for i in range(0, 96, 16)]
     example = tuple(t[:1] for t in data) if name != "unbatched attention" else batches[0][0]
-    return Task(name, model, example, batches[:3], lambda o, t: float((o.argmax(1) == t).float().mean()), train=batches[3:])
+    return Task(
+        name,
+        model,
+        example,
+        batches[:3],
+        lambda o, t: float((o.argmax(1) == t).float().mean()),
+        train=batches[3:],
+    )
 
 
 @pytest.mark.parametrize("name", MODELS)
-@pytest.mark.filterwarnings("ignore:.*weight_norm.*:FutureWarning", "ignore:.*spectral_norm.*:FutureWarning", "ignore:.*nested tensors.*")
+@pytest.mark.filterwarnings(
+    "ignore:.*weight_norm.*:FutureWarning",
+    "ignore:.*spectral_norm.*:FutureWarning",
+    "ignore:.*nested tensors.*",
+)
 def test_the_plain_model_is_the_model(name: str) -> None:
     task = task_of(name)
     plain = plain_model(task.model, task.example_inputs)
     assert isinstance(plain, fx.GraphModule)
     for inputs, _ in task.validation:
         with torch.no_grad():
-            assert relative_difference(call_model(plain, inputs).numpy(), call_model(task.model, inputs).numpy()) < 1e-5
+            assert (
+                relative_difference(
+                    call_model(plain, inputs).numpy(), call_model(task.model, inputs).numpy()
+                )
+                < 1e-5
+            )
     found = find_modules(task.model, task.example_inputs)
     assert MODELS[name][2] <= {module.name for module in found}
     again = plain_model(plain, task.example_inputs)
-    assert [n for n, _ in again.named_modules()] == [n for n, _ in plain.named_modules()], "a plain model stays as it is"
+    assert [n for n, _ in again.named_modules()] == [n for n, _ in plain.named_modules()], (
+        "a plain model stays as it is"
+    )
 
 
 @pytest.mark.parametrize(
-    "name", ["linear subclass", "convolution subclass", "hooks", "padding mask", "one module in several places", "recurrent"]
+    "name",
+    [
+        "linear subclass",
+        "convolution subclass",
+        "hooks",
+        "padding mask",
+        "one module in several places",
+        "recurrent",
+    ],
 )
 @pytest.mark.filterwarnings("ignore:.*nested tensors.*")
 def test_search_file_and_loaded_module_agree(name: str, tmp_path: Path) -> None:
     task = task_of(name)
     result = autocompress.search(task, SPACE, n_trials=3, out=tmp_path / "run", quiet=True)
     for point in result.front:
-        assert abs(point.predicted.accuracy - point.measured.accuracy) <= 2 / 48, "as far as roundings at a tie go"
+        assert abs(point.predicted.accuracy - point.measured.accuracy) <= 2 / 48, (
+            "as far as roundings at a tie go"
+        )
     folder = result.folder / result.front.smallest().artifact
     inputs = task.validation[0][0]
     session = onnxruntime.InferenceSession(str(folder / "model.onnx"))
-    feed = {value.name: tensor.numpy() for value, tensor in zip(session.get_inputs(), inputs, strict=True)}
+    feed = {
+        value.name: tensor.numpy()
+        for value, tensor in zip(session.get_inputs(), inputs, strict=True)
+    }
     with torch.no_grad():
         own = autocompress.load(folder, task.model)(*inputs).numpy()
     assert relative_difference(session.run(None, feed)[0], own) < 0.02
@@ -272,14 +354,26 @@ def test_without_a_program_only_plain_modules_are_covered() -> None:
 def identity_task() -> Task:
     torch.manual_seed(0)
     x = torch.randn(64, 16)
-    net = nn.Sequential(nn.Linear(16, 24), nn.ReLU(), nn.Linear(24, 24), nn.ReLU(), nn.Linear(24, 4)).eval()
+    net = nn.Sequential(
+        nn.Linear(16, 24), nn.ReLU(), nn.Linear(24, 24), nn.ReLU(), nn.Linear(24, 4)
+    ).eval()
     labels = torch.randint(0, 4, (64,))
-    return Task("net", net, x[:1], [(x[:32], labels[:32]), (x[32:], labels[32:])], lambda o, t: float((o.argmax(1) == t).float().mean()))
+    return Task(
+        "net",
+        net,
+        x[:1],
+        [(x[:32], labels[:32]), (x[32:], labels[32:])],
+        lambda o, t: float((o.argmax(1) == t).float().mean()),
+    )
 
 
 def fault_in_simulation(monkeypatch: pytest.MonkeyPatch) -> None:
     forward = SimulatedModule.forward
-    monkeypatch.setattr(SimulatedModule, "forward", lambda self, x: forward(self, x) * (1.1 if self._source[0].in_features == 24 else 1.0))
+    monkeypatch.setattr(
+        SimulatedModule,
+        "forward",
+        lambda self, x: forward(self, x) * (1.1 if self._source[0].in_features == 24 else 1.0),
+    )
 
 
 def fault_in_lowering(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -313,13 +407,19 @@ def fault_in_export(monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.mark.parametrize(
     ("fault", "said"),
     [
-        (fault_in_simulation, "the simulation of the untouched model differs from the model at module 2;"),
+        (
+            fault_in_simulation,
+            "the simulation of the untouched model differs from the model at module 2;",
+        ),
         (fault_in_export, "the float file differs from the model at module 2;"),
         (fault_in_lowering, "the file of 8-bit weights differs from its simulation at module 2;"),
     ],
 )
 def test_a_fault_ends_the_search_before_its_first_trial(
-    fault: Callable[[pytest.MonkeyPatch], None], said: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+    fault: Callable[[pytest.MonkeyPatch], None],
+    said: str,
+    monkeypatch: pytest.MonkeyPatch,
+    tmp_path: Path,
 ) -> None:
     fault(monkeypatch)
     with pytest.raises(ExportError, match=said):

@@ -13,19 +13,25 @@ from fixture import relative_difference
 from torch import Tensor, nn
 
 import autocompress as ac
-from autocompress.batches import Inputs, feed_of
-from autocompress.compress.stitch import Masks, Trained
+from autocompress.compress.assemble.stitch import Masks, Trained
 from autocompress.export.build import prepare
-from autocompress.hugging_face import DENSE, exportable
-from autocompress.plain import plain_model
-from autocompress.prepare import prepared
+from autocompress.measure.prepare import prepared
+from autocompress.model.plain.hugging_face import DENSE, exportable
+from autocompress.model.plain.plain import plain_model
+from autocompress.model.towers import find_towers
 from autocompress.targets.device.sessions import open_session
 from autocompress.targets.kernels import KernelChoice
-from autocompress.task import Task, call_model
-from autocompress.towers import find_towers
+from autocompress.task.batches import Inputs, feed_of
+from autocompress.task.task import Task, call_model
 from benchmarks.hugging_face import DECODER, FAMILIES, ids
 
-RULE = {"match": "*", "weight_bits": [4, 8], "activation_bits": [32], "rank_ratio": [0.5, 1.0], "pruning_ratio": [0.0, 0.5]}
+RULE = {
+    "match": "*",
+    "weight_bits": [4, 8],
+    "activation_bits": [32],
+    "rank_ratio": [0.5, 1.0],
+    "pruning_ratio": [0.0, 0.5],
+}
 SPACE = {"modules": [RULE], "distillation": {"steps": 0}}
 
 
@@ -35,7 +41,10 @@ class Mixture(nn.Module):
     def __init__(self) -> None:
         super().__init__()
         self.embed, self.gate, self.head = nn.Linear(8, 16), nn.Linear(16, 4), nn.Linear(16, 3)
-        self.up, self.down = nn.Parameter(torch.randn(4, 16, 24) * 0.2), nn.Parameter(torch.randn(4, 24, 16) * 0.2)
+        self.up, self.down = (
+            nn.Parameter(torch.randn(4, 16, 24) * 0.2),
+            nn.Parameter(torch.randn(4, 24, 16) * 0.2),
+        )
 
     def experts(self, x: Tensor) -> Tensor:
         """(4, tokens, 16)."""
@@ -49,12 +58,16 @@ class Mixture(nn.Module):
 
 class Einsum(Mixture):
     def experts(self, x: Tensor) -> Tensor:
-        return torch.einsum("tef,efd->etd", torch.einsum("td,edf->tef", x, self.up).relu(), self.down)
+        return torch.einsum(
+            "tef,efd->etd", torch.einsum("td,edf->tef", x, self.up).relu(), self.down
+        )
 
 
 class Broadcast(Mixture):
     def experts(self, x: Tensor) -> Tensor:
-        return torch.matmul(torch.matmul(x[:, None, None, :], self.up).relu(), self.down)[:, :, 0].transpose(0, 1)
+        return torch.matmul(torch.matmul(x[:, None, None, :], self.up).relu(), self.down)[
+            :, :, 0
+        ].transpose(0, 1)
 
 
 class Indexed(Mixture):
@@ -91,7 +104,9 @@ class PerHead(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         q, k, v = (torch.einsum("btd,dhk->bhtk", x, weight) for weight in (self.q, self.k, self.v))
-        mixed = torch.einsum("bhts,bhsk->bthk", torch.einsum("bhtk,bhsk->bhts", q, k).softmax(-1), v)
+        mixed = torch.einsum(
+            "bhts,bhsk->bthk", torch.einsum("bhtk,bhsk->bhts", q, k).softmax(-1), v
+        )
         return self.head((x + torch.einsum("bthk,hkd->btd", mixed, self.o)).mean(1))
 
 
@@ -137,11 +152,15 @@ def test_every_weight_is_covered_and_the_plain_model_is_the_model(name: str) -> 
     model = make().eval()
     found = ac.find_modules(model, inputs_of(6))
     assert len(found) == count
-    assert sum(module.parameters for module in found) == sum(p.numel() for n, p in model.named_parameters() if n != "bias")
+    assert sum(module.parameters for module in found) == sum(
+        p.numel() for n, p in model.named_parameters() if n != "bias"
+    )
     plain = plain_model(model, inputs_of(6))
     for size in (6, 3, 1):
         with torch.no_grad():
-            torch.testing.assert_close(plain(inputs_of(size)), model(inputs_of(size)), rtol=1e-4, atol=1e-5)
+            torch.testing.assert_close(
+                plain(inputs_of(size)), model(inputs_of(size)), rtol=1e-4, atol=1e-5
+            )
 
 
 @pytest.mark.parametrize("name", ["bmm", "weights first", "per head", "video"])
@@ -151,8 +170,12 @@ def test_files_agree_with_the_simulation_at_other_sizes(name: str, tmp_path: Pat
     model, x = make().eval(), inputs_of(8)
     with torch.no_grad():
         labels = model(x).argmax(1)
-    task = Task("stack", model, x, [(x, labels)], lambda o, t: float((o.argmax(1) == t).float().mean()))
-    result = ac.search(task, SPACE, "analytic:phone-npu", 2, out=tmp_path / "run", finalize_steps=0, quiet=True)
+    task = Task(
+        "stack", model, x, [(x, labels)], lambda o, t: float((o.argmax(1) == t).float().mean())
+    )
+    result = ac.search(
+        task, SPACE, "analytic:phone-npu", 2, out=tmp_path / "run", finalize_steps=0, quiet=True
+    )
     for i, point in enumerate(result.front):
         folder = ac.export(result, point, tmp_path / str(i))
         loaded, session = ac.load(folder, make()), ac.open_session(folder)
@@ -167,7 +190,9 @@ def test_files_agree_with_the_simulation_at_other_sizes(name: str, tmp_path: Pat
 @pytest.mark.parametrize("bias", [True, False])
 def test_patches_that_overlap_are_listed_as_not_covered(bias: bool) -> None:
     torch.manual_seed(0)
-    model = nn.Sequential(nn.Conv3d(3, 8, 3, stride=2, bias=bias), nn.Flatten(), nn.Linear(8 * 2 * 4 * 3, 3)).eval()
+    model = nn.Sequential(
+        nn.Conv3d(3, 8, 3, stride=2, bias=bias), nn.Flatten(), nn.Linear(8 * 2 * 4 * 3, 3)
+    ).eval()
     found = ac.find_modules(model, clips(2))
     assert [module.name for module in found] == ["2"]
     assert ("0", "Conv3d") in {(item.name, item.what) for item in found.uncovered}
@@ -188,7 +213,16 @@ def test_both_halves_of_a_gated_unit_go_together() -> None:
 
     torch.manual_seed(0)
     model = Gated().eval()
-    task = prepared(Task("gated", model, rows(6), [(rows(6), None)], lambda o, t: 0.0, divergence=lambda s, t: (s - t).abs().mean(1)))
+    task = prepared(
+        Task(
+            "gated",
+            model,
+            rows(6),
+            [(rows(6), None)],
+            lambda o, t: 0.0,
+            divergence=lambda s, t: (s - t).abs().mean(1),
+        )
+    )
     group = prepare(task, ac.find_modules(model, rows(6)), KernelChoice()).module_map.groups[0]
     assert (group.name, group.kind, group.units, group.reason) == ("up", "neurons", 24, None)
     assert group.members[0].root.tolist() == [*range(24), *range(24)]
@@ -196,12 +230,20 @@ def test_both_halves_of_a_gated_unit_go_together() -> None:
 
 @pytest.mark.parametrize("heads", [(8, 4), (6, 2), (4, 2)])
 def test_heads_of_grouped_queries_are_pruned_with_what_they_share(heads: tuple[int, int]) -> None:
-    model = llama(hidden_size=8 * heads[0], num_attention_heads=heads[0], num_key_value_heads=heads[1])
+    model = llama(
+        hidden_size=8 * heads[0], num_attention_heads=heads[0], num_key_value_heads=heads[1]
+    )
     inputs = {"input_ids": ids(3, 8)}
     with torch.no_grad():
-        task = prepared(Task("llama", model, inputs, [(inputs, model(**inputs).logits)], lambda o, t: 0.0))
+        task = prepared(
+            Task("llama", model, inputs, [(inputs, model(**inputs).logits)], lambda o, t: 0.0)
+        )
     builder = prepare(task, ac.find_modules(task.model, inputs), KernelChoice())
-    found = {group.name: (group.kind, group.units) for group in builder.module_map.groups if group.reason is None}
+    found = {
+        group.name: (group.kind, group.units)
+        for group in builder.module_map.groups
+        if group.reason is None
+    }
     assert found["model.layers.0.self_attn.q_proj"] == ("heads", heads[1])
     assert builder.lowered.fixed == ()
 
@@ -214,11 +256,15 @@ def llama(**more: Any) -> nn.Module:
 def file_of(model: nn.Module, inputs: Inputs) -> tuple[list[str], np.ndarray[Any, Any]]:
     """Output names and the first output of the float file of a model."""
     with torch.no_grad():
-        task = prepared(Task("file", model, inputs, [(inputs, call_model(model, inputs))], lambda o, t: 0.0))
+        task = prepared(
+            Task("file", model, inputs, [(inputs, call_model(model, inputs))], lambda o, t: 0.0)
+        )
     builder = prepare(task, ac.find_modules(task.model, inputs), KernelChoice())
     session = open_session(builder.baseline)
     names = [value.name for value in session.get_inputs()]
-    return [value.name for value in session.get_outputs()], session.run(None, feed_of(inputs, names))[0]
+    return [value.name for value in session.get_outputs()], session.run(
+        None, feed_of(inputs, names)
+    )[0]
 
 
 def test_a_cache_that_nobody_asked_for_is_not_in_the_file() -> None:
@@ -245,7 +291,11 @@ def test_padding_on_the_left_leaves_rows_that_attend_to_nothing(name: str) -> No
 
 def test_settings_of_a_model_come_back_even_when_tracing_fails() -> None:
     torch.manual_seed(0)
-    model = hf.MixtralForCausalLM(hf.MixtralConfig(**{**DECODER, "use_cache": True}, num_local_experts=4, num_experts_per_tok=2)).eval()
+    model = hf.MixtralForCausalLM(
+        hf.MixtralConfig(
+            **{**DECODER, "use_cache": True}, num_local_experts=4, num_experts_per_tok=2
+        )
+    ).eval()
     before = model.config._experts_implementation
     with torch.no_grad():
         expected = model(ids(2, 5)).logits
@@ -278,10 +328,20 @@ def test_outputs_that_compare_samples_are_never_cut_and_take_any_batch() -> None
     model, inputs = Pairs().eval(), (torch.randn(6, 12), torch.randn(6, 10))
     said: list[str] = []
     task = prepared(
-        Task("pairs", model, inputs, [(inputs, None)], lambda o, t: 0.0, divergence=lambda s, t: (s - t).abs().mean(1)), said.append
+        Task(
+            "pairs",
+            model,
+            inputs,
+            [(inputs, None)],
+            lambda o, t: 0.0,
+            divergence=lambda s, t: (s - t).abs().mean(1),
+        ),
+        said.append,
     )
     assert task.batch_first is False
-    assert said == ["outputs compare the samples of a batch: batches are never cut nor joined; files take any batch size"]
+    assert said == [
+        "outputs compare the samples of a batch: batches are never cut nor joined; files take any batch size"
+    ]
     session = open_session(prepare(task, ac.find_modules(model, inputs), KernelChoice()).baseline)
     other = {"pictures": np.ones((3, 12), np.float32), "texts": np.ones((4, 10), np.float32)}
     assert session.run(None, other)[0].shape == (3, 4)
@@ -295,7 +355,9 @@ def test_tensors_that_share_memory_are_stored_once() -> None:
     places = [tensor.untyped_storage().data_ptr() for tensor in stored.values()]
     assert len(set(places)) == len(places)
     found = Trained.from_tensors(stored).others
-    assert {name: tensor.tolist() for name, tensor in found.items()} == {name: tensor.tolist() for name, tensor in others.items()}
+    assert {name: tensor.tolist() for name, tensor in found.items()} == {
+        name: tensor.tolist() for name, tensor in others.items()
+    }
 
 
 @pytest.mark.parametrize(
@@ -307,7 +369,10 @@ def test_tensors_that_share_memory_are_stored_once() -> None:
         ),
         (["bert.embeddings.a", "bert.encoder.b", "classifier"], ["bert", "bert", "classifier"]),
         (["model.encoder.a", "model.decoder.b", "proj_out"], ["encoder", "decoder", "proj_out"]),
-        (["text_model.a", "vision_model.b", "text_projection"], ["text_model", "vision_model", "model"]),
+        (
+            ["text_model.a", "vision_model.b", "text_projection"],
+            ["text_model", "vision_model", "model"],
+        ),
     ],
 )
 def test_towers_are_found_inside_a_model_with_a_head(names: list[str], expected: list[str]) -> None:
@@ -332,9 +397,20 @@ def test_a_model_that_refuses_zeros_is_loaded(tmp_path: Path) -> None:
     torch.manual_seed(0)
     model, words = NeedsWord().eval(), ids(4, 6) % 20
     words[:, 0] = 3
-    task = Task("word", model, words, [(words, torch.tensor([0, 1, 2, 0]))], lambda o, t: float((o.argmax(1) == t).float().mean()))
-    result = ac.search(task, SPACE, "analytic:phone-npu", 1, out=tmp_path / "run", finalize_steps=0, quiet=True)
+    task = Task(
+        "word",
+        model,
+        words,
+        [(words, torch.tensor([0, 1, 2, 0]))],
+        lambda o, t: float((o.argmax(1) == t).float().mean()),
+    )
+    result = ac.search(
+        task, SPACE, "analytic:phone-npu", 1, out=tmp_path / "run", finalize_steps=0, quiet=True
+    )
     folder = ac.export(result, result.front.smallest(), tmp_path / "point")
     loaded, session = ac.load(folder, NeedsWord()), ac.open_session(folder)
     with torch.no_grad():
-        assert relative_difference(session.run(None, {"ids": words.numpy()})[0], loaded(words).numpy()) < 1e-4
+        assert (
+            relative_difference(session.run(None, {"ids": words.numpy()})[0], loaded(words).numpy())
+            < 1e-4
+        )

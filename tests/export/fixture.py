@@ -12,20 +12,22 @@ from arithmetic import EmulatedSession, Formed, optimized_model
 
 from autocompress import Candidate, ModuleConfig, find_modules
 from autocompress.candidate import DECOMPOSITIONS, IMPORTANCES, SPARSITY_CRITERIA, SPARSITY_PATTERNS
-from autocompress.compress.stitch import Stitcher
-from autocompress.compress.teacher import Teacher
-from autocompress.compress.trainer import Trainer
+from autocompress.compress.assemble.stitch import Stitcher
+from autocompress.compress.recover.context import Trainer
+from autocompress.compress.recover.teacher import Teacher
 from autocompress.export.build import Builder, prepare, stitched_variants
 from autocompress.integer_form import IntegerForm
 from autocompress.targets.device.sessions import open_session
 from autocompress.targets.kernels import KernelChoice
-from autocompress.task import Task, call_model
+from autocompress.task.task import Task, call_model
 
 
 class Fixture:
     def __init__(self, task: Task, kernels: KernelChoice | None = None) -> None:
         self.task = task
-        self._stitch(prepare(task, find_modules(task.model, task.example_inputs), kernels or KernelChoice()))
+        self._stitch(
+            prepare(task, find_modules(task.model, task.example_inputs), kernels or KernelChoice())
+        )
         self.inputs = next(iter(task.validation))[0]
 
     def formed(self, form: IntegerForm) -> Fixture:
@@ -67,18 +69,29 @@ class Fixture:
     def uniform(self, **axes: float | str | bool) -> Candidate:
         pruned = axes.pop("pruning_ratio", 0.0)
         return Candidate.of(
-            {m.name: ModuleConfig(**axes, pruning_ratio=pruned if m.name in self.roots else 0.0) for m in self.builder.module_map}
+            {
+                m.name: ModuleConfig(**axes, pruning_ratio=pruned if m.name in self.roots else 0.0)
+                for m in self.builder.module_map
+            }
         )
 
     def build(self, candidate: Candidate) -> onnx.ModelProto:
-        return self.builder.build(self.builder.recipe(candidate, stitched_variants(self.builder, self.stitcher, candidate)))
+        return self.builder.build(
+            self.builder.recipe(
+                candidate, stitched_variants(self.builder, self.stitcher, candidate)
+            )
+        )
 
     def run(self, proto: onnx.ModelProto) -> np.ndarray:
-        return open_session(proto.SerializeToString()).run(None, self.builder.lowered.feed(self.inputs))[0]
+        return open_session(proto.SerializeToString()).run(
+            None, self.builder.lowered.feed(self.inputs)
+        )[0]
 
     def run_as(self, proto: onnx.ModelProto, saturates: bool) -> np.ndarray:
         """The file's output on a processor whose integer products saturate, or are exact, whichever this one is."""
-        return EmulatedSession(proto.SerializeToString(), saturates).run(None, self.builder.lowered.feed(self.inputs))[0]
+        return EmulatedSession(proto.SerializeToString(), saturates).run(
+            None, self.builder.lowered.feed(self.inputs)
+        )[0]
 
     def simulate(self, candidate: Candidate) -> np.ndarray:
         with torch.no_grad():

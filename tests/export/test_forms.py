@@ -42,16 +42,22 @@ class Chosen(KernelChoice):
     def matmul_level(self, rows: int, columns: int, outputs: int, bits: int, block: int) -> int:
         return self.level
 
-    def gather_stays_packed(self, lookups: int, entries: int, width: int, bits: int, block: int) -> bool:
+    def gather_stays_packed(
+        self, lookups: int, entries: int, width: int, bits: int, block: int
+    ) -> bool:
         return self.packed
 
     def integer_form(self, shape: tuple[int, int, int] | None) -> IntegerForm:
         return IntegerForm.REDUCED
 
 
-def fixture_of(model: nn.Module, inputs: torch.Tensor, kernels: KernelChoice | None = None) -> Fixture:
+def fixture_of(
+    model: nn.Module, inputs: torch.Tensor, kernels: KernelChoice | None = None
+) -> Fixture:
     data = [(inputs, torch.zeros(len(inputs), dtype=torch.int64))]
-    return Fixture(Task("one", model.eval(), inputs[:1], data, lambda o, t: 0.0), kernels or Chosen())
+    return Fixture(
+        Task("one", model.eval(), inputs[:1], data, lambda o, t: 0.0), kernels or Chosen()
+    )
 
 
 @pytest.fixture(scope="module", params=list(LAYERS))
@@ -61,7 +67,9 @@ def layer(request: pytest.FixtureRequest) -> Fixture:
     return fixture_of(nn.Sequential(module), torch.randn(shape))
 
 
-def every_width_group_and_zero_point(layer: Fixture, activation_bits: int, mode: str) -> Iterator[Candidate]:
+def every_width_group_and_zero_point(
+    layer: Fixture, activation_bits: int, mode: str
+) -> Iterator[Candidate]:
     for bits, group_size, symmetric in itertools.product(BITS, (-1, 0, 16), (True, False)):
         yield layer.uniform(
             weight_bits=bits,
@@ -73,8 +81,12 @@ def every_width_group_and_zero_point(layer: Fixture, activation_bits: int, mode:
         )
 
 
-@pytest.mark.parametrize(("activation_bits", "mode"), [(32, "auto"), (16, "auto"), (8, "static"), (8, "dynamic")])
-def test_every_width_group_and_zero_point_computes_what_was_simulated(layer: Fixture, activation_bits: int, mode: str) -> None:
+@pytest.mark.parametrize(
+    ("activation_bits", "mode"), [(32, "auto"), (16, "auto"), (8, "static"), (8, "dynamic")]
+)
+def test_every_width_group_and_zero_point_computes_what_was_simulated(
+    layer: Fixture, activation_bits: int, mode: str
+) -> None:
     for candidate in every_width_group_and_zero_point(layer, activation_bits, mode):
         proto = layer.build(candidate)
         assert proto.ByteSize() == layer.builder.size_bytes(candidate), candidate
@@ -83,14 +95,18 @@ def test_every_width_group_and_zero_point_computes_what_was_simulated(layer: Fix
 
 @pytest.mark.parametrize("form", list(IntegerForm))
 @pytest.mark.parametrize("mode", ["static", "dynamic"])
-def test_no_form_saturates_on_the_processors_that_it_is_for(layer: Fixture, form: IntegerForm, mode: str) -> None:
+def test_no_form_saturates_on_the_processors_that_it_is_for(
+    layer: Fixture, form: IntegerForm, mode: str
+) -> None:
     """On this processor and on an emulated one of the other kind; signed weights are for processors with exact products alone."""
     layer = layer.formed(form)
     differences = []
     for candidate in every_width_group_and_zero_point(layer, 8, mode):
         proto, simulated = layer.build(candidate), layer.simulate(candidate)
         assert proto.ByteSize() == layer.builder.size_bytes(candidate), candidate
-        assert relative_difference(layer.run_as(proto, saturates=False), simulated) <= 1e-3, candidate
+        assert relative_difference(layer.run_as(proto, saturates=False), simulated) <= 1e-3, (
+            candidate
+        )
         if form.portable or not products_saturate(DEFAULT):
             assert relative_difference(layer.run(proto), simulated) <= 1e-3, candidate
         differences.append(relative_difference(layer.run_as(proto, saturates=True), simulated))
@@ -103,16 +119,26 @@ def test_no_form_saturates_on_the_processors_that_it_is_for(layer: Fixture, form
 @pytest.mark.parametrize("bits", [16, 32])
 def test_float_widths(layer: Fixture, bits: int) -> None:
     for activation_bits in (16, 32):
-        assert layer.difference(layer.uniform(weight_bits=bits, activation_bits=activation_bits)) <= 1e-5
+        assert (
+            layer.difference(layer.uniform(weight_bits=bits, activation_bits=activation_bits))
+            <= 1e-5
+        )
 
 
 @pytest.mark.parametrize("mode", ["static", "dynamic"])
 @pytest.mark.parametrize("bits", [2, 3, 8])
-def test_no_float_kernel_is_left_for_8_bit_activations(layer: Fixture, bits: int, mode: str) -> None:
-    graph = optimized(layer.build(layer.uniform(weight_bits=bits, activation_bits=8, activation_mode=mode)))
+def test_no_float_kernel_is_left_for_8_bit_activations(
+    layer: Fixture, bits: int, mode: str
+) -> None:
+    graph = optimized(
+        layer.build(layer.uniform(weight_bits=bits, activation_bits=8, activation_mode=mode))
+    )
     operators = [node.op_type for node in graph.node]
     assert not {"MatMul", "Gemm", "Conv", "FusedConv", "FusedMatMul"} & set(operators), operators
-    largest = max((int(np.prod(t.dims)) for t in graph.initializer if t.data_type == TensorProto.FLOAT), default=0)
+    largest = max(
+        (int(np.prod(t.dims)) for t in graph.initializer if t.data_type == TensorProto.FLOAT),
+        default=0,
+    )
     assert largest <= 24, "no float copy of a weight"
 
 
@@ -129,38 +155,63 @@ def test_weights_take_just_their_bits() -> None:
 
 def weight_only(level: int) -> Fixture:
     torch.manual_seed(0)
-    return fixture_of(nn.Sequential(nn.Linear(100, 48), nn.ReLU(), nn.Linear(48, 8)), torch.randn(6, 100), Chosen(level))
+    return fixture_of(
+        nn.Sequential(nn.Linear(100, 48), nn.ReLU(), nn.Linear(48, 8)),
+        torch.randn(6, 100),
+        Chosen(level),
+    )
 
 
 @pytest.mark.parametrize("level", [0, 4])
 def test_weight_only_kernels_compute_what_was_simulated(level: int) -> None:
     fixture = weight_only(level)
-    for bits, group_size, symmetric, rank in itertools.product((2, 4, 8), (16, 32, 64, 128), (True, False), (1.0, 0.5)):
-        candidate = fixture.uniform(weight_bits=bits, group_size=group_size, symmetric=symmetric, rank_ratio=rank)
+    for bits, group_size, symmetric, rank in itertools.product(
+        (2, 4, 8), (16, 32, 64, 128), (True, False), (1.0, 0.5)
+    ):
+        candidate = fixture.uniform(
+            weight_bits=bits, group_size=group_size, symmetric=symmetric, rank_ratio=rank
+        )
         proto = fixture.build(candidate)
         nodes = [node for node in proto.graph.node if node.op_type == "MatMulNBits"]
         assert len(nodes) == (2 if rank == 1 else 4)
         assert proto.ByteSize() == fixture.builder.size_bytes(candidate)
-        assert relative_difference(fixture.run(proto), fixture.simulate(candidate)) <= 1e-3, candidate
+        assert relative_difference(fixture.run(proto), fixture.simulate(candidate)) <= 1e-3, (
+            candidate
+        )
         assert [node.op_type for node in optimized(proto).node].count("MatMulNBits") == len(nodes)
 
 
 def test_kernels_that_are_not_faster_are_not_used() -> None:
     fixture = weight_only(FOLDED)
     for bits in (2, 4, 8):
-        assert "MatMulNBits" not in {n.op_type for n in fixture.build(fixture.uniform(weight_bits=bits, group_size=32)).graph.node}
+        assert "MatMulNBits" not in {
+            n.op_type
+            for n in fixture.build(fixture.uniform(weight_bits=bits, group_size=32)).graph.node
+        }
     fixture = weight_only(4)
-    for axes in ({"weight_bits": 3, "group_size": 32}, {"weight_bits": 4}, {"weight_bits": 4, "group_size": 32, "activation_bits": 8}):
-        assert "MatMulNBits" not in {n.op_type for n in fixture.build(fixture.uniform(**axes)).graph.node}
+    for axes in (
+        {"weight_bits": 3, "group_size": 32},
+        {"weight_bits": 4},
+        {"weight_bits": 4, "group_size": 32, "activation_bits": 8},
+    ):
+        assert "MatMulNBits" not in {
+            n.op_type for n in fixture.build(fixture.uniform(**axes)).graph.node
+        }
 
 
 def test_weights_that_are_exact_everywhere_have_seven_bits() -> None:
     torch.manual_seed(0)
-    fixture = fixture_of(nn.Sequential(nn.Linear(64, 16), nn.Linear(16, 4)), torch.randn(6, 64), Formed(IntegerForm.REDUCED))
+    fixture = fixture_of(
+        nn.Sequential(nn.Linear(64, 16), nn.Linear(16, 4)),
+        torch.randn(6, 64),
+        Formed(IntegerForm.REDUCED),
+    )
     candidate = Candidate.of({"0": ModuleConfig(8, 8), "1": ModuleConfig(8)})
     variant = fixture.stitcher.variant("0", "0", candidate).factors[0]
     assert int(variant.int8().abs().max()) <= 63, "255 * 63 * 2 fits 16 bits"
-    assert fixture.stitcher.variant("1", "1", candidate).factors[0].weight_bits == 8, "float kernels do not saturate"
+    assert fixture.stitcher.variant("1", "1", candidate).factors[0].weight_bits == 8, (
+        "float kernels do not saturate"
+    )
     assert fixture.build(candidate).ByteSize() == fixture.builder.size_bytes(candidate)
     assert fixture.difference(candidate) <= 1e-3
 
@@ -178,13 +229,19 @@ class Lookup(nn.Module):
 def test_embeddings_packed_and_folded(packed: bool) -> None:
     torch.manual_seed(0)
     fixture = fixture_of(Lookup(), torch.randint(0, 50, (4, 9)), Chosen(packed=packed))
-    for bits, group_size, symmetric in itertools.product((*BITS, 16), (-1, 0, 16, 32), (True, False)):
-        candidate = Candidate.of({"table": ModuleConfig(bits, group_size=group_size, symmetric=symmetric)})
+    for bits, group_size, symmetric in itertools.product(
+        (*BITS, 16), (-1, 0, 16, 32), (True, False)
+    ):
+        candidate = Candidate.of(
+            {"table": ModuleConfig(bits, group_size=group_size, symmetric=symmetric)}
+        )
         proto = fixture.build(candidate)
         stays = packed and bits in (2, 4, 8) and group_size >= 0
         assert ("GatherBlockQuantized" in {n.op_type for n in proto.graph.node}) == stays
         assert proto.ByteSize() == fixture.builder.size_bytes(candidate)
-        assert relative_difference(fixture.run(proto), fixture.simulate(candidate)) <= 1e-5, candidate
+        assert relative_difference(fixture.run(proto), fixture.simulate(candidate)) <= 1e-5, (
+            candidate
+        )
 
 
 class Chain(nn.Module):
@@ -193,7 +250,12 @@ class Chain(nn.Module):
     def __init__(self) -> None:
         super().__init__()
         self.convs = nn.Sequential(
-            nn.Conv2d(3, 16, 3, padding=1), nn.BatchNorm2d(16), nn.ReLU(), nn.Conv2d(16, 16, 3, padding=1), nn.ReLU(), nn.Conv2d(16, 8, 1)
+            nn.Conv2d(3, 16, 3, padding=1),
+            nn.BatchNorm2d(16),
+            nn.ReLU(),
+            nn.Conv2d(16, 16, 3, padding=1),
+            nn.ReLU(),
+            nn.Conv2d(16, 8, 1),
         )
         self.linear = nn.Sequential(nn.Linear(8, 32), nn.ReLU(), nn.Linear(32, 4))
 
@@ -208,8 +270,15 @@ def test_neighbours_do_not_convert_back_and_forth() -> None:
         model.convs[1].weight.uniform_(-1, 1)  # negative gains turn weights round
         model.convs[1].running_mean.normal_()
     fixture = fixture_of(model, torch.randn(4, 3, 8, 8))
-    for axes in ({}, {"symmetric": False, "weight_bits": 5}, {"group_size": 16, "weight_bits": 3}, {"group_size": -1, "symmetric": False}):
-        candidate = fixture.uniform(**{"weight_bits": 4, "activation_bits": 8, "activation_mode": "static", **axes})
+    for axes in (
+        {},
+        {"symmetric": False, "weight_bits": 5},
+        {"group_size": 16, "weight_bits": 3},
+        {"group_size": -1, "symmetric": False},
+    ):
+        candidate = fixture.uniform(
+            **{"weight_bits": 4, "activation_bits": 8, "activation_mode": "static", **axes}
+        )
         proto = fixture.build(candidate)
         assert relative_difference(fixture.run(proto), fixture.simulate(candidate)) <= 2e-3
         graph = optimized(proto)
@@ -221,7 +290,9 @@ def test_neighbours_do_not_convert_back_and_forth() -> None:
         for node in graph.node:
             if node.op_type == "QuantizeLinear":
                 before = producer.get(node.input[0])
-                assert before is None or before.op_type != "DequantizeLinear", "rounded again at once"
+                assert before is None or before.op_type != "DequantizeLinear", (
+                    "rounded again at once"
+                )
         assert operators.count("DequantizeLinear") <= 1, "only behind the last convolution"
 
 
@@ -229,14 +300,27 @@ def test_mobile_blocks_stay_on_integers() -> None:
     torch.manual_seed(0)
     layers = []
     for channels, groups in ((8, 1), (8, 8), (8, 1)):
-        layers += [nn.Conv2d(8, channels, 3, padding=1, groups=groups, bias=False), nn.BatchNorm2d(channels), nn.ReLU6()]
+        layers += [
+            nn.Conv2d(8, channels, 3, padding=1, groups=groups, bias=False),
+            nn.BatchNorm2d(channels),
+            nn.ReLU6(),
+        ]
     fixture = fixture_of(nn.Sequential(*layers), torch.randn(4, 8, 16, 16) * 8)
     candidate = fixture.uniform(weight_bits=4, activation_bits=8)
     assert fixture.difference(candidate) <= 1e-3
     operators = [node.op_type for node in optimized(fixture.build(candidate)).node]
     operators = sorted(op for op in operators if op != "Transpose")  # of the layout
-    assert operators == ["DequantizeLinear", "QLinearConv", "QLinearConv", "QLinearConv", "QuantizeLinear"]
-    for axes in ({"weight_bits": 4}, {"weight_bits": 4, "activation_bits": 8, "activation_mode": "dynamic"}):
+    assert operators == [
+        "DequantizeLinear",
+        "QLinearConv",
+        "QLinearConv",
+        "QLinearConv",
+        "QuantizeLinear",
+    ]
+    for axes in (
+        {"weight_bits": 4},
+        {"weight_bits": 4, "activation_bits": 8, "activation_mode": "dynamic"},
+    ):
         assert fixture.difference(fixture.uniform(**axes)) <= 1e-3
 
 
@@ -266,7 +350,12 @@ def everything() -> Fixture:
 
 def test_all_of_it_at_once_is_one_file(everything: Fixture) -> None:
     names = [module.name for module in everything.builder.module_map]
-    assert [name for name in names if name.startswith("lstm")] == ["lstm.ih_l0", "lstm.hh_l0", "lstm.ih_l0_reverse", "lstm.hh_l0_reverse"]
+    assert [name for name in names if name.startswith("lstm")] == [
+        "lstm.ih_l0",
+        "lstm.hh_l0",
+        "lstm.ih_l0_reverse",
+        "lstm.hh_l0_reverse",
+    ]
     configs = {
         "table": ModuleConfig(3),
         "depthwise": ModuleConfig(8, 8),
@@ -293,7 +382,11 @@ def test_recurrent_weights_are_stored_at_their_bits(everything: Fixture, bits: i
         candidate = Candidate.of({m.name: ModuleConfig(bits, group_size=group_size) for m in gates})
         proto = everything.build(candidate)
         assert relative_difference(everything.run(proto), everything.simulate(candidate)) <= 1e-5
-        copies = [t.name for t in proto.graph.initializer if t.data_type == TensorProto.FLOAT and len(t.dims) == 2 and min(t.dims) > 1]
+        copies = [
+            t.name
+            for t in proto.graph.initializer
+            if t.data_type == TensorProto.FLOAT and len(t.dims) == 2 and min(t.dims) > 1
+        ]
         assert not [name for name in copies if "lstm" in name or "gru" in name]
         operators = [node.op_type for node in optimized(proto).node]
         assert operators.count("LSTM") + operators.count("GRU") == 3

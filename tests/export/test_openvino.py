@@ -18,7 +18,9 @@ SETTINGS = SessionSettings("openvino", "CPU")
 
 @pytest.fixture(scope="module", params=["cnn_task", "transformer_task"])
 def fixture(request: pytest.FixtureRequest) -> Fixture:
-    return Fixture(request.getfixturevalue(request.param), KernelChoice(weight_only=TARGET.weight_only))
+    return Fixture(
+        request.getfixturevalue(request.param), KernelChoice(weight_only=TARGET.weight_only)
+    )
 
 
 @pytest.mark.parametrize("weight_bits", TARGET.weight_bits)
@@ -41,10 +43,16 @@ def test_what_is_offered_runs(fixture: Fixture, weight_bits: int, axes: dict[str
     configs = {}
     for module in fixture.builder.module_map:
         own = dict(axes)
-        if module.kind not in TARGET.integer_kinds or not TARGET.executes("activation_mode", own.get("activation_mode", "auto")):
+        if module.kind not in TARGET.integer_kinds or not TARGET.executes(
+            "activation_mode", own.get("activation_mode", "auto")
+        ):
             own.pop("activation_bits", None)
         if module.kind in TARGET.plain_kinds:
-            own = {axis: value for axis, value in own.items() if axis not in ("rank_ratio", "group_size")}
+            own = {
+                axis: value
+                for axis, value in own.items()
+                if axis not in ("rank_ratio", "group_size")
+            }
         if module.name not in fixture.roots:
             own.pop("pruning_ratio", None)
         configs[module.name] = ModuleConfig(weight_bits, **own)

@@ -16,12 +16,12 @@ from autocompress.errors import TargetError
 from autocompress.export import probes
 from autocompress.export.build import prepare
 from autocompress.export.probes import SCRIPT_FILE, export_probes
-from autocompress.search.bench import layout_of, subject_of
-from autocompress.search_space import SearchSpace
+from autocompress.search.problem.bench import layout_of, subject_of
+from autocompress.space.search_space import SearchSpace
 from autocompress.targets.device.job import FOUND_FILE
 from autocompress.targets.kernels import KernelChoice
-from autocompress.targets.plan import Subject
-from autocompress.targets.profile import cached_table, table_multiples
+from autocompress.targets.latency_model.plan import Subject
+from autocompress.targets.latency_model.profile import cached_table, table_multiples
 from autocompress.targets.target import find_target
 
 TARGET = find_target("onnxruntime-cpu")
@@ -30,7 +30,9 @@ NEEDED = ("numpy", "onnxruntime", "flatbuffers", "packaging", "google")
 
 @pytest.fixture(scope="module")
 def subject(cnn_task) -> Subject:
-    builder = prepare(cnn_task, find_modules(cnn_task.model, cnn_task.example_inputs), KernelChoice()).with_multiples({"conv": 8})
+    builder = prepare(
+        cnn_task, find_modules(cnn_task.model, cnn_task.example_inputs), KernelChoice()
+    ).with_multiples({"conv": 8})
     space = SearchSpace.load(None).bind(builder.module_map, TARGET)
     return subject_of(cnn_task, builder, layout_of(builder), space)
 
@@ -53,10 +55,18 @@ def device(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def measured(subject: Subject, device: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("probes")
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(probes, "job_of", lambda *arguments: replace(job_of(*arguments), budget_s=2.0))
+        patch.setattr(
+            probes, "job_of", lambda *arguments: replace(job_of(*arguments), budget_s=2.0)
+        )
         export_probes(subject, TARGET, folder)
     environment = {"PYTHONPATH": str(device), "PATH": ""}
-    done = subprocess.run([sys.executable, "-S", folder / SCRIPT_FILE], env=environment, capture_output=True, text=True, check=False)
+    done = subprocess.run(
+        [sys.executable, "-S", folder / SCRIPT_FILE],
+        env=environment,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
     assert done.returncode == 0, done.stderr
     return folder
 
@@ -67,21 +77,32 @@ job_of = probes.job_of
 def test_there_is_no_pytorch_where_they_are_measured(device: Path) -> None:
     for name in ("torch", "onnx", "autocompress"):
         command = [sys.executable, "-S", "-c", f"import {name}"]
-        done = subprocess.run(command, env={"PYTHONPATH": str(device)}, cwd=device, capture_output=True, text=True, check=False)
+        done = subprocess.run(
+            command,
+            env={"PYTHONPATH": str(device)},
+            cwd=device,
+            capture_output=True,
+            text=True,
+            check=False,
+        )
         assert f"No module named '{name}'" in done.stderr
 
 
 def test_what_was_measured_there_serves_as_a_table_here(subject: Subject, measured: Path) -> None:
     table = cached_table(subject, TARGET, measured / FOUND_FILE)
     assert table.check["candidates"] == 24
-    assert table.predict_ms(subject.layout, Candidate()) == pytest.approx(table.baseline_ms, rel=0.3)
+    assert table.predict_ms(subject.layout, Candidate()) == pytest.approx(
+        table.baseline_ms, rel=0.3
+    )
     assert table_multiples(measured / FOUND_FILE) == {"conv": 8}
     path = measured / "table.json"
     table.save(path)
     assert cached_table(subject, TARGET, path) == table
 
 
-def test_probes_of_another_space_or_damaged_ones_are_refused(subject: Subject, measured: Path, tmp_path: Path) -> None:
+def test_probes_of_another_space_or_damaged_ones_are_refused(
+    subject: Subject, measured: Path, tmp_path: Path
+) -> None:
     text = (measured / FOUND_FILE).read_text()
     path = tmp_path / "found.json"
     path.write_text(text[:-50])

@@ -15,9 +15,9 @@ from torch import nn
 
 import autocompress
 from autocompress import SearchResult, Task, load_task, read_front
-from autocompress.batches import feed_of
 from autocompress.errors import ExportError, TaskError
-from autocompress.task import call_model
+from autocompress.task.batches import feed_of
+from autocompress.task.task import call_model
 
 SPACE = {
     "modules": [
@@ -42,22 +42,33 @@ SPACE = {
 
 
 @pytest.fixture(scope="module", params=["cnn", "transformer"])
-def searched(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> tuple[Task, SearchResult]:
+def searched(
+    request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
+) -> tuple[Task, SearchResult]:
     task = load_task(request.getfixturevalue(f"{request.param}_spec"))
     space = SPACE if request.param == "transformer" else {**SPACE, "modules": SPACE["modules"][1:]}
     if request.param == "cnn":
         space["modules"] = [{k: v for k, v in space["modules"][0].items() if k != "smoothing"}]
-    return task, autocompress.search(task, space, n_trials=14, out=tmp_path_factory.mktemp("run"), quiet=True)
+    return task, autocompress.search(
+        task, space, n_trials=14, out=tmp_path_factory.mktemp("run"), quiet=True
+    )
 
 
 @pytest.fixture
 def exported(searched: tuple[Task, SearchResult], tmp_path: Path) -> list[Path]:
     _, result = searched
-    picked = {p.trial: p for p in (result.front.smallest(), result.front.fastest(), result.front.most_accurate())}
-    return [autocompress.export(result, point, tmp_path / str(trial)) for trial, point in picked.items()]
+    picked = {
+        p.trial: p
+        for p in (result.front.smallest(), result.front.fastest(), result.front.most_accurate())
+    }
+    return [
+        autocompress.export(result, point, tmp_path / str(trial)) for trial, point in picked.items()
+    ]
 
 
-def test_loaded_modules_compute_what_the_file_computes(searched: tuple[Task, SearchResult], exported: list[Path]) -> None:
+def test_loaded_modules_compute_what_the_file_computes(
+    searched: tuple[Task, SearchResult], exported: list[Path]
+) -> None:
     task, _ = searched
     inputs = next(iter(task.validation))[0]
     for folder in exported:
@@ -65,12 +76,16 @@ def test_loaded_modules_compute_what_the_file_computes(searched: tuple[Task, Sea
         assert not module.training
         with torch.no_grad():
             found = call_model(module, inputs).numpy()
-        session = onnxruntime.InferenceSession(folder / "model.onnx", providers=["CPUExecutionProvider"])
+        session = onnxruntime.InferenceSession(
+            folder / "model.onnx", providers=["CPUExecutionProvider"]
+        )
         (expected,) = session.run(None, feed_of(inputs, [i.name for i in session.get_inputs()]))
         assert np.linalg.norm(found - expected) <= 0.01 * np.linalg.norm(expected)
 
 
-def test_the_weights_of_the_given_architecture_play_no_part(searched: tuple[Task, SearchResult], exported: list[Path]) -> None:
+def test_the_weights_of_the_given_architecture_play_no_part(
+    searched: tuple[Task, SearchResult], exported: list[Path]
+) -> None:
     task, _ = searched
     inputs = next(iter(task.validation))[0]
     other = copy.deepcopy(task.model)
@@ -83,9 +98,14 @@ def test_the_weights_of_the_given_architecture_play_no_part(searched: tuple[Task
         assert torch.equal(call_model(found, inputs), call_model(expected, inputs))
 
 
-def test_recipes_make_the_same_file_byte_for_byte(searched: tuple[Task, SearchResult], exported: list[Path], tmp_path: Path) -> None:
+def test_recipes_make_the_same_file_byte_for_byte(
+    searched: tuple[Task, SearchResult], exported: list[Path], tmp_path: Path
+) -> None:
     expected = (exported[0] / "model.onnx").read_bytes()
-    assert autocompress.reproduce(exported[0], tmp_path / "again", searched[0]).read_bytes() == expected
+    assert (
+        autocompress.reproduce(exported[0], tmp_path / "again", searched[0]).read_bytes()
+        == expected
+    )
     for folder in exported:
         (folder / "model.safetensors").unlink()  # what was trained is trained again
         path = autocompress.reproduce(folder, tmp_path / "again", searched[0])
@@ -95,7 +115,9 @@ def test_recipes_make_the_same_file_byte_for_byte(searched: tuple[Task, SearchRe
 def test_recipes_say_which_points_were_trained(searched: tuple[Task, SearchResult]) -> None:
     _, result = searched
     for point in result.front:
-        trained = yaml.safe_load((result.folder / point.artifact / "recipe.yaml").read_text())["trained"]
+        trained = yaml.safe_load((result.folder / point.artifact / "recipe.yaml").read_text())[
+            "trained"
+        ]
         assert trained == (result.folder / "recovered" / f"{point.trial:04d}.safetensors").is_file()
 
 
@@ -107,9 +129,13 @@ def test_memory_is_reported_beside_the_size(searched: tuple[Task, SearchResult])
         assert 0 < point.measured.memory_bytes <= front.baseline.memory_bytes * 1.01
 
 
-def test_what_does_not_fit_is_one_line(searched: tuple[Task, SearchResult], exported: list[Path], tmp_path: Path) -> None:
+def test_what_does_not_fit_is_one_line(
+    searched: tuple[Task, SearchResult], exported: list[Path], tmp_path: Path
+) -> None:
     folder = exported[0]
-    with pytest.raises(ExportError, match="has another architecture than the one that was compressed"):
+    with pytest.raises(
+        ExportError, match="has another architecture than the one that was compressed"
+    ):
         autocompress.load(folder, nn.Linear(3, 3))
     with pytest.raises(ExportError, match=r"has no recipe\.yaml"):
         autocompress.load(tmp_path / "nowhere")

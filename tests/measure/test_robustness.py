@@ -45,7 +45,11 @@ def test_some_tokens_are_dropped_and_masks_are_not() -> None:
 def test_every_pass_is_the_same_and_only_what_applies_is_measured() -> None:
     corrupted = Corrupted(BATCHES, "gaussian_noise")
     assert torch.equal(next(iter(corrupted))[0]["image"], next(iter(corrupted))[0]["image"])
-    assert set(corruptions_of(BATCHES)) == {"accuracy_gaussian_noise", "accuracy_contrast", "accuracy_token_dropout"}
+    assert set(corruptions_of(BATCHES)) == {
+        "accuracy_gaussian_noise",
+        "accuracy_contrast",
+        "accuracy_token_dropout",
+    }
     assert set(corruptions_of([(IMAGES, None)])) == {"accuracy_gaussian_noise", "accuracy_contrast"}
     assert set(corruptions_of([((TOKENS, MASK), None)])) == {"accuracy_token_dropout"}
 
@@ -54,7 +58,17 @@ def test_what_loses_more_than_on_clean_inputs_is_fragile() -> None:
     base = {"accuracy_gaussian_noise": 0.90, "accuracy_contrast": 0.80, "f1": 0.9}
     point = {"accuracy_gaussian_noise": 0.85, "accuracy_contrast": 0.79, "f1": 0.1}
     assert fragile_under(base, point, accuracy=1.0, clean_loss=0.0) == ("gaussian_noise",)
-    assert fragile_under(base, point, accuracy=1.0, clean_loss=0.04) == (), "it lost as much on clean inputs"
+    assert fragile_under(base, point, accuracy=1.0, clean_loss=0.04) == (), (
+        "it lost as much on clean inputs"
+    )
     assert fragile_under(base, point, accuracy=1.0, clean_loss=-0.04) == ("gaussian_noise",)
     # A metric in other units, such as minus a perplexity of 20.
-    assert fragile_under({"accuracy_contrast": -22.0}, {"accuracy_contrast": -22.3}, accuracy=-20.0, clean_loss=0.0) == ()
+    assert (
+        fragile_under(
+            {"accuracy_contrast": -22.0},
+            {"accuracy_contrast": -22.3},
+            accuracy=-20.0,
+            clean_loss=0.0,
+        )
+        == ()
+    )

@@ -12,17 +12,31 @@ import pytest
 
 from autocompress import Candidate, FrontPoint, Measurement, ModuleConfig, ParetoFront
 from autocompress.errors import LimitError, RunFolderError
-from autocompress.files import append_row, write_atomic, write_json
-from autocompress.report.info import allocation, before_after, hypervolume_history, predictions, read_run, recommended, recovery
+from autocompress.report.info import (
+    allocation,
+    before_after,
+    hypervolume_history,
+    predictions,
+    read_run,
+    recommended,
+    recovery,
+)
 from autocompress.report.page import page, write_report
-from autocompress.results import read_front
+from autocompress.results.files import append_row, write_atomic, write_json
+from autocompress.results.front import read_front
 
 BASE = Measurement(1000, 2.0, 0.9, 0.89, verified=True)
 
 
 def point(trial: int, size: int, latency: float, accuracy: float, **config: float) -> FrontPoint:
     measured = Measurement(size, latency, accuracy, accuracy, verified=True)
-    return FrontPoint(trial, Candidate.of({"a": ModuleConfig(**config)}), measured, measured, f"models/{trial:04d}")
+    return FrontPoint(
+        trial,
+        Candidate.of({"a": ModuleConfig(**config)}),
+        measured,
+        measured,
+        f"models/{trial:04d}",
+    )
 
 
 POINTS = [
@@ -49,13 +63,19 @@ def test_picks_and_limits() -> None:
     assert pick.point.trial == 3
     assert pick.shortfall == "no point meets the limits; the nearest misses size 200 B by 100 B"
     assert FRONT.smallest(max_size_bytes=100) == FRONT.smallest()
-    assert FRONT.pick("fastest", max_latency_ms=0.01).shortfall.startswith("no point meets the limits; the nearest misses latency")
+    assert FRONT.pick("fastest", max_latency_ms=0.01).shortfall.startswith(
+        "no point meets the limits; the nearest misses latency"
+    )
     assert "accuracy drop" in FRONT.pick("knee", max_accuracy_drop=-1.0).shortfall
     with pytest.raises(LimitError, match="floors: 'f1' is no metric of the front"):
         FRONT.knee(floors={"f1": 0.5})
-    with pytest.raises(LimitError, match="max_size_bytes must be a number, got '2MB'; nearest: bytes, such as 2e6"):
+    with pytest.raises(
+        LimitError, match="max_size_bytes must be a number, got '2MB'; nearest: bytes, such as 2e6"
+    ):
         FRONT.smallest(max_size_bytes="2MB")
-    with pytest.raises(LimitError, match="max_latency_ms must be above 0, got 0; nearest: milliseconds"):
+    with pytest.raises(
+        LimitError, match="max_latency_ms must be above 0, got 0; nearest: milliseconds"
+    ):
         FRONT.fastest(max_latency_ms=0)
     with pytest.raises(LimitError, match="pick 'best' is unknown; valid: smallest"):
         FRONT.pick("best")
@@ -70,7 +90,17 @@ def test_json_round_trip(tmp_path: Path) -> None:
     again = read_front(tmp_path)
     assert again.to_json() == FRONT.to_json()
     data = json.loads((tmp_path / "front.json").read_text())
-    for key in ("trial", "candidate", "size_bytes", "latency_ms", "accuracy", "test_accuracy", "predicted", "verified", "artifact"):
+    for key in (
+        "trial",
+        "candidate",
+        "size_bytes",
+        "latency_ms",
+        "accuracy",
+        "test_accuracy",
+        "predicted",
+        "verified",
+        "artifact",
+    ):
         assert key in data["points"][0]
     assert {"size_bytes", "latency_ms", "accuracy", "test_accuracy"} <= set(data["baseline"])
     write_atomic(tmp_path / "front.json", '{"points": [')
@@ -84,16 +114,36 @@ def test_json_round_trip(tmp_path: Path) -> None:
 def run(tmp_path: Path) -> Path:
     write_json(tmp_path / "front.json", FRONT.to_json())
     check = {"predicted_ms": [1.0, 2.0], "measured_ms": [1.1, 2.0], "mape": 0.045}
-    write_json(tmp_path / "run.json", {"task": "a <b>", "target": "t", "seed": 0, "latency_check": check, "front_check": {"mape": 0.01}})
-    for p in POINTS:
-        row = {"number": p.trial, "state": "COMPLETE", "size_bytes": p.measured.size_bytes, "latency_ms": p.measured.latency_ms}
-        append_row(
-            tmp_path / "trials.csv", ("number", "state", "size_bytes", "latency_ms", "accuracy"), {**row, "accuracy": p.measured.accuracy}
-        )
-    append_row(tmp_path / "trials.csv", ("number", "state", "size_bytes", "latency_ms", "accuracy"), {"number": 5, "state": "FAIL"})
-    pd.DataFrame([{"module": "a", "config": '{"weight_bits": 4}', "divergence": 0.1, "bytes": 1, "ms": 1.0}]).to_csv(
-        tmp_path / "sensitivity.csv", index=False
+    write_json(
+        tmp_path / "run.json",
+        {
+            "task": "a <b>",
+            "target": "t",
+            "seed": 0,
+            "latency_check": check,
+            "front_check": {"mape": 0.01},
+        },
     )
+    for p in POINTS:
+        row = {
+            "number": p.trial,
+            "state": "COMPLETE",
+            "size_bytes": p.measured.size_bytes,
+            "latency_ms": p.measured.latency_ms,
+        }
+        append_row(
+            tmp_path / "trials.csv",
+            ("number", "state", "size_bytes", "latency_ms", "accuracy"),
+            {**row, "accuracy": p.measured.accuracy},
+        )
+    append_row(
+        tmp_path / "trials.csv",
+        ("number", "state", "size_bytes", "latency_ms", "accuracy"),
+        {"number": 5, "state": "FAIL"},
+    )
+    pd.DataFrame(
+        [{"module": "a", "config": '{"weight_bits": 4}', "divergence": 0.1, "bytes": 1, "ms": 1.0}]
+    ).to_csv(tmp_path / "sensitivity.csv", index=False)
     return tmp_path
 
 
@@ -121,7 +171,9 @@ def test_the_page_is_self_contained(run: Path) -> None:
     assert not re.search(r"(src|href)\s*=\s*['\"]?(https?:)?//", body)
     assert text.count('class="plotly-graph-div"') == 6
     assert "a &lt;b&gt;" in text
-    data = json.loads(re.search(r"id='autocompress-data'>(.*?)</script>", text, flags=re.S).group(1))
+    data = json.loads(
+        re.search(r"id='autocompress-data'>(.*?)</script>", text, flags=re.S).group(1)
+    )
     assert len(data["front"]["points"]) == 3
     assert '"showSendToCloud": true' not in body
 
@@ -129,7 +181,10 @@ def test_the_page_is_self_contained(run: Path) -> None:
 def test_fragile_points_are_named(run: Path) -> None:
     assert "fragile under" not in before_after(FRONT).columns
     point = replace(FRONT.points[1], fragile=("gaussian_noise", "contrast"))
-    write_json(run / "front.json", replace(FRONT, points=(FRONT.points[0], point, *FRONT.points[2:])).to_json())
+    write_json(
+        run / "front.json",
+        replace(FRONT, points=(FRONT.points[0], point, *FRONT.points[2:])).to_json(),
+    )
     table = before_after(read_front(run))
     assert list(table["fragile under"]) == ["", "", "gaussian noise, contrast", ""]
     assert "<td>gaussian noise, contrast</td>" in write_report(run).read_text()

@@ -20,20 +20,30 @@ from optuna.trial import TrialState
 from run_folder import rows
 
 import autocompress as ac
-from autocompress import files
 from autocompress.errors import RunFolderError
-from autocompress.search.journal import repair_journal
-from autocompress.search.storage import folder_lock, open_study
+from autocompress.results import files
+from autocompress.search.workers.journal import repair_journal
+from autocompress.search.workers.storage import folder_lock, open_study
 
 SPACE = {
     "modules": [
         {"role": "head", "weight_bits": [8, 16]},
-        {"match": "*", "weight_bits": [3, 4, 8], "activation_bits": [8, 32], "pruning_ratio": {"low": 0.0, "high": 0.5, "step": 0.25}},
+        {
+            "match": "*",
+            "weight_bits": [3, 4, 8],
+            "activation_bits": [8, 32],
+            "pruning_ratio": {"low": 0.0, "high": 0.5, "step": 0.25},
+        },
     ],
     "distillation": {"steps": 4},
 }
 KILLS = (
-    *["exporting the model", "evaluating the baseline", "estimating sensitivity", "measuring sensitivity"],
+    *[
+        "exporting the model",
+        "evaluating the baseline",
+        "estimating sensitivity",
+        "measuring sensitivity",
+    ],
     *["searching"] * 6,
     *["recovering the front"] * 2,
     *["exporting and verifying the front"] * 4,
@@ -46,7 +56,8 @@ import json, os, random, signal, sys, time
 import torch
 torch.set_num_threads(1)
 import autocompress as ac
-from autocompress.search import loop, progress
+from autocompress.search import loop
+from autocompress.search.problem import progress
 loop.torch.set_num_threads = lambda count: None
 spec, folder, space, kills = sys.argv[1], sys.argv[2], json.loads(sys.argv[3]), json.loads(sys.argv[4])
 task = ac.load_task(spec)
@@ -92,7 +103,11 @@ def finished(folder: Path) -> dict[int, tuple[str, tuple[float, ...] | None]]:
         trials = open_study(str(path), create=False).trials
     except RunFolderError:
         return {}  # killed before there was a study
-    return {t.number: (t.state.name, None if t.values is None else tuple(t.values)) for t in trials if t.state.is_finished()}
+    return {
+        t.number: (t.state.name, None if t.values is None else tuple(t.values))
+        for t in trials
+        if t.state.is_finished()
+    }
 
 
 def check_artifacts(folder: Path) -> None:
@@ -107,14 +122,30 @@ def check_artifacts(folder: Path) -> None:
         assert (folder / "report.html").read_text().rstrip().endswith("</html>")
     if (folder / "front.json").is_file():
         for point in ac.read_front(folder):
-            assert (folder / point.artifact / "model.onnx").stat().st_size == point.measured.size_bytes
+            assert (
+                folder / point.artifact / "model.onnx"
+            ).stat().st_size == point.measured.size_bytes
 
 
-def test_kill_9_at_twenty_moments_loses_at_most_the_trial_in_flight(cnn_spec: str, cnn_task, tmp_path: Path) -> None:
+def test_kill_9_at_twenty_moments_loses_at_most_the_trial_in_flight(
+    cnn_spec: str, cnn_task, tmp_path: Path
+) -> None:
     folder = tmp_path / "run"
-    command = [sys.executable, "-W", "ignore", "-c", FORKS, cnn_spec, str(folder), json.dumps(SPACE), json.dumps(KILLS)]
+    command = [
+        sys.executable,
+        "-W",
+        "ignore",
+        "-c",
+        FORKS,
+        cnn_spec,
+        str(folder),
+        json.dumps(SPACE),
+        json.dumps(KILLS),
+    ]
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
-    process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, env=environment)
+    process = subprocess.Popen(
+        command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, env=environment
+    )
     before: dict[int, tuple[str, tuple[float, ...] | None]] = {}
     killed = 0
     for phase in KILLS:
@@ -139,7 +170,19 @@ def test_kill_9_at_twenty_moments_loses_at_most_the_trial_in_flight(cnn_spec: st
     space = tmp_path / "space.yaml"
     space.write_text(yaml.safe_dump(SPACE))
     done = subprocess.run(
-        [sys.executable, "-m", "autocompress", "search", cnn_spec, "--space", str(space), "--trials", str(count), "--out", str(folder)],
+        [
+            sys.executable,
+            "-m",
+            "autocompress",
+            "search",
+            cnn_spec,
+            "--space",
+            str(space),
+            "--trials",
+            str(count),
+            "--out",
+            str(folder),
+        ],
         capture_output=True,
         text=True,
         timeout=200,
@@ -155,11 +198,26 @@ def test_kill_9_at_twenty_moments_loses_at_most_the_trial_in_flight(cnn_spec: st
     assert len(ac.read_front(folder)) >= 1
 
 
-def test_a_second_ctrl_c_stops_at_once_and_the_folder_resumes(cnn_spec: str, tmp_path: Path) -> None:
+def test_a_second_ctrl_c_stops_at_once_and_the_folder_resumes(
+    cnn_spec: str, tmp_path: Path
+) -> None:
     folder, space = tmp_path / "run", tmp_path / "space.yaml"
     space.write_text(yaml.safe_dump(SPACE))
-    command = [sys.executable, "-m", "autocompress", "search", cnn_spec, "--space", str(space), "--out", str(folder), "--trials"]
-    process = subprocess.Popen([*command, "4000"], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    command = [
+        sys.executable,
+        "-m",
+        "autocompress",
+        "search",
+        cnn_spec,
+        "--space",
+        str(space),
+        "--out",
+        str(folder),
+        "--trials",
+    ]
+    process = subprocess.Popen(
+        [*command, "4000"], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    )
     while len(rows(folder)) < 2:
         assert process.poll() is None
         time.sleep(0.02)
@@ -172,7 +230,9 @@ def test_a_second_ctrl_c_stops_at_once_and_the_folder_resumes(cnn_spec: str, tmp
     assert "stopped; everything found so far is saved" in errors
     assert time.monotonic() - started < 30
     before = finished(folder)
-    done = subprocess.run([*command, str(len(before) + 1)], capture_output=True, text=True, timeout=200, check=False)
+    done = subprocess.run(
+        [*command, str(len(before) + 1)], capture_output=True, text=True, timeout=200, check=False
+    )
     assert done.returncode == 0, done.stderr
     assert before.items() <= finished(folder).items()
 
@@ -180,12 +240,17 @@ def test_a_second_ctrl_c_stops_at_once_and_the_folder_resumes(cnn_spec: str, tmp
 def test_two_commands_on_one_folder(cnn_task, tmp_path: Path) -> None:
     with (
         folder_lock(tmp_path),
-        pytest.raises(RunFolderError, match="another search is running in this folder; wait for it or choose another"),
+        pytest.raises(
+            RunFolderError,
+            match="another search is running in this folder; wait for it or choose another",
+        ),
     ):
         ac.search(cnn_task, SPACE, n_trials=1, out=tmp_path, quiet=True)
 
 
-def test_a_disk_that_is_full_for_the_cache_costs_time_and_no_result(cnn_task, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_disk_that_is_full_for_the_cache_costs_time_and_no_result(
+    cnn_task, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setenv("AUTOCOMPRESS_CACHE", str(tmp_path / "cache"))
     original, refused = files.tempfile.mkstemp, []
 
@@ -196,7 +261,9 @@ def test_a_disk_that_is_full_for_the_cache_costs_time_and_no_result(cnn_task, tm
         return original(*given, dir=dir, **named)
 
     monkeypatch.setattr(files.tempfile, "mkstemp", full)
-    result = ac.search(cnn_task, SPACE, n_trials=3, out=tmp_path / "run", quiet=True, finalize_steps=0)
+    result = ac.search(
+        cnn_task, SPACE, n_trials=3, out=tmp_path / "run", quiet=True, finalize_steps=0
+    )
     assert refused
     assert len(result.front) >= 1
     assert not list((tmp_path / "cache").rglob("variants/**/*.safetensors"))
@@ -207,14 +274,20 @@ def disk(tmp_path: Path) -> Iterator[Path]:
     """A file system of its own of 64 KB."""
     place = tmp_path / "disk"
     place.mkdir()
-    made = subprocess.run(["mount", "-t", "tmpfs", "-o", "size=64k", "tmpfs", str(place)], capture_output=True, check=False)
+    made = subprocess.run(
+        ["mount", "-t", "tmpfs", "-o", "size=64k", "tmpfs", str(place)],
+        capture_output=True,
+        check=False,
+    )
     if made.returncode != 0:
         pytest.skip("mounting a file system is not allowed here")
     yield place
     subprocess.run(["umount", "--lazy", str(place)], check=True)
 
 
-def test_a_disk_that_is_full_ends_in_a_line_and_the_search_goes_on_when_there_is_room(cnn_task, disk: Path, tmp_path: Path) -> None:
+def test_a_disk_that_is_full_ends_in_a_line_and_the_search_goes_on_when_there_is_room(
+    cnn_task, disk: Path, tmp_path: Path
+) -> None:
     folder, copy = disk / "run", tmp_path / "copy"
     copy.mkdir()
     before: dict[int, tuple[str, tuple[float, ...] | None]] = {}
@@ -222,7 +295,9 @@ def test_a_disk_that_is_full_ends_in_a_line_and_the_search_goes_on_when_there_is
     for kilobytes in (64, 160, 256, 352, 1 << 16):
         subprocess.run(["mount", "-o", f"remount,size={kilobytes}k", str(disk)], check=True)
         try:
-            result = ac.search(cnn_task, SPACE, n_trials=10, out=folder, quiet=True, finalize_steps=0)
+            result = ac.search(
+                cnn_task, SPACE, n_trials=10, out=folder, quiet=True, finalize_steps=0
+            )
         except ac.AutocompressError as error:
             said.append(str(error))
         if (folder / "study.journal").exists():
@@ -237,7 +312,9 @@ def test_a_disk_that_is_full_ends_in_a_line_and_the_search_goes_on_when_there_is
     assert len(result.front) >= 1
 
 
-def test_damaged_files_are_made_again_or_named(cnn_task, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_damaged_files_are_made_again_or_named(
+    cnn_task, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setenv("AUTOCOMPRESS_CACHE", str(tmp_path / "cache"))
     folder = tmp_path / "run"
 
@@ -261,12 +338,18 @@ def test_damaged_files_are_made_again_or_named(cnn_task, tmp_path: Path, monkeyp
     for a in first.front:
         for b in again.front:
             if a.trial == b.trial:
-                assert (a.measured.size_bytes, a.measured.accuracy) == (b.measured.size_bytes, b.measured.accuracy)
+                assert (a.measured.size_bytes, a.measured.accuracy) == (
+                    b.measured.size_bytes,
+                    b.measured.accuracy,
+                )
     (folder / "run.json").write_text("{")
     with pytest.raises(RunFolderError, match=r"run\.json: damaged"):
         search(5)
     assert len(finished(folder)) == 4
-    assert all(state in (TrialState.COMPLETE.name, TrialState.PRUNED.name) for state, _ in finished(folder).values())
+    assert all(
+        state in (TrialState.COMPLETE.name, TrialState.PRUNED.name)
+        for state, _ in finished(folder).values()
+    )
 
 
 def test_variants_of_several_writers_are_whole(tmp_path: Path) -> None:
@@ -274,7 +357,7 @@ def test_variants_of_several_writers_are_whole(tmp_path: Path) -> None:
     script = """
 import sys, torch
 from pathlib import Path
-from autocompress.tensor_files import write_tensors, read_tensors
+from autocompress.results.tensor_files import write_tensors, read_tensors
 for i in range(150):
     path = Path(sys.argv[1]) / f"{i % 10}.safetensors"
     write_tensors(path, {"a": torch.full((2000,), float(i % 10))})

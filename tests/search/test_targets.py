@@ -13,26 +13,34 @@ import yaml
 import autocompress as ac
 from autocompress.candidate import Candidate
 from autocompress.export.artifact import read_recipe, session_settings
-from autocompress.results import TABLE_FILE
-from autocompress.search import verify
-from autocompress.search.bench import Bench, Report
-from autocompress.search.storage import open_study
-from autocompress.targets import profile
+from autocompress.results.front import TABLE_FILE
+from autocompress.search.finish import verify
+from autocompress.search.problem.bench import Bench, Report
+from autocompress.search.workers.storage import open_study
 from autocompress.targets.device.sessions import SessionSettings, open_session
 from autocompress.targets.device.timing import Timing, interleaved_timing
-from autocompress.targets.latency_table import LatencyTable
+from autocompress.targets.latency_model import profile
+from autocompress.targets.latency_model.latency_table import LatencyTable
 from autocompress.targets.target import FILES
 
 SPACE = {
     "modules": [
-        {"match": "*", "weight_bits": [3, 4, 8], "activation_bits": [8, 32], "sparsity": [0.0, 0.5], "pruning_ratio": [0.0, 0.5]},
+        {
+            "match": "*",
+            "weight_bits": [3, 4, 8],
+            "activation_bits": [8, 32],
+            "sparsity": [0.0, 0.5],
+            "pruning_ratio": [0.0, 0.5],
+        },
     ],
     "distillation": {"steps": 0},
 }
 
 
 def search(task: ac.Task, out: Path, **arguments: object) -> ac.SearchResult:
-    return ac.search(task, **{"space": SPACE, "n_trials": 8, "out": out, "quiet": True, **arguments})
+    return ac.search(
+        task, **{"space": SPACE, "n_trials": 8, "out": out, "quiet": True, **arguments}
+    )
 
 
 def read(folder: Path) -> dict:
@@ -47,7 +55,10 @@ def test_an_analytic_target_computes_what_it_cannot_run(cnn_task, tmp_path: Path
     for point in result.front:
         assert point.measured.latency_source == "analytic"
         assert point.measured.verified
-        assert all(config.weight_bits != 3 and config.sparsity == 0 for _, config in point.candidate.modules)
+        assert all(
+            config.weight_bits != 3 and config.sparsity == 0
+            for _, config in point.candidate.modules
+        )
         assert "nothing was run there" in (tmp_path / point.artifact / "README.md").read_text()
     assert run["front_check"]["mape"] < 0.05, "the same arithmetic predicts and verifies"
     assert "published figures of the device" in (tmp_path / "report.html").read_text()
@@ -69,12 +80,20 @@ def test_openvino_searches_what_it_can_execute(cnn_task, tmp_path: Path) -> None
 
 def test_two_threads_are_another_target(cnn_task, tmp_path: Path) -> None:
     path = tmp_path / "two.yaml"
-    path.write_text(yaml.safe_dump({**yaml.safe_load((FILES / "onnxruntime-cpu.yaml").read_text()), "threads": 2}))
+    path.write_text(
+        yaml.safe_dump(
+            {**yaml.safe_load((FILES / "onnxruntime-cpu.yaml").read_text()), "threads": 2}
+        )
+    )
     result = search(cnn_task, tmp_path / "run", target=str(path), n_trials=4)
     table = LatencyTable.load(tmp_path / "run" / TABLE_FILE)
     assert table.settings.threads == 2
-    assert read_recipe(tmp_path / "run" / result.front.points[0].artifact)["session"]["threads"] == 2
-    with pytest.raises(ac.AutocompressError, match=r"table of target .*two.yaml, not of onnxruntime-cpu"):
+    assert (
+        read_recipe(tmp_path / "run" / result.front.points[0].artifact)["session"]["threads"] == 2
+    )
+    with pytest.raises(
+        ac.AutocompressError, match=r"table of target .*two.yaml, not of onnxruntime-cpu"
+    ):
         search(cnn_task, tmp_path / "other", target_table=tmp_path / "run" / TABLE_FILE)
 
 
@@ -82,7 +101,12 @@ def test_a_table_of_another_machine_predicts_for_that_machine(cnn_task, tmp_path
     search(cnn_task, tmp_path / "here", n_trials=3)
     table = LatencyTable.load(tmp_path / "here" / TABLE_FILE)
     runs = tuple(replace(run, milliseconds=7 * run.milliseconds) for run in table.runs)
-    device = replace(table, versions={**table.versions, "processor": "another"}, baseline_ms=7 * table.baseline_ms, runs=runs)
+    device = replace(
+        table,
+        versions={**table.versions, "processor": "another"},
+        baseline_ms=7 * table.baseline_ms,
+        runs=runs,
+    )
     device.save(tmp_path / "device.json")
     result = search(cnn_task, tmp_path / "there", target_table=tmp_path / "device.json", n_trials=4)
     assert result.front.baseline.latency_ms == pytest.approx(7 * table.baseline_ms)
@@ -94,16 +118,26 @@ def test_a_table_of_another_machine_predicts_for_that_machine(cnn_task, tmp_path
     assert "predicted from a table that was measured on another machine" in notes
 
 
-def test_a_model_that_is_wrong_on_the_front_is_fitted_again(cnn_task, tmp_path: Path, monkeypatch) -> None:
+def test_a_model_that_is_wrong_on_the_front_is_fitted_again(
+    cnn_task, tmp_path: Path, monkeypatch
+) -> None:
     """Here every file takes half as long again as was predicted when its trial came to the front."""
     taken: dict[str, float] = {}
 
-    def slower(bench: Bench, baseline: Path, paths: list[Path], report: Report) -> verify.FrontTiming:
+    def slower(
+        bench: Bench, baseline: Path, paths: list[Path], report: Report
+    ) -> verify.FrontTiming:
         trials = open_study(str(tmp_path / "study.journal"), create=False).trials
         for name in [path.parent.name for path in paths]:
-            taken.setdefault(name, 1.5 * bench.latency_ms(Candidate.from_json(trials[int(name)].user_attrs["candidate"])))
+            taken.setdefault(
+                name,
+                1.5
+                * bench.latency_ms(Candidate.from_json(trials[int(name)].user_attrs["candidate"])),
+            )
         ratios = tuple(taken[path.parent.name] / bench.baseline.latency_ms for path in paths)
-        return verify.FrontTiming(ratios, (bench.settings,) * len(paths), {}, bench.baseline.latency_ms, "")
+        return verify.FrontTiming(
+            ratios, (bench.settings,) * len(paths), {}, bench.baseline.latency_ms, ""
+        )
 
     monkeypatch.setattr(verify, "_time_front", slower)
     # Two bits lose accuracy: whatever the clock said of latencies, the smallest and the most accurate candidate are two.
@@ -117,10 +151,14 @@ def test_a_model_that_is_wrong_on_the_front_is_fitted_again(cnn_task, tmp_path: 
     assert "the model was fitted again" in (tmp_path / "report.html").read_text()
 
 
-def test_settings_go_with_the_artifact_and_never_slow_a_file_down(cnn_task, tmp_path: Path, monkeypatch) -> None:
+def test_settings_go_with_the_artifact_and_never_slow_a_file_down(
+    cnn_task, tmp_path: Path, monkeypatch
+) -> None:
     tuned = SessionSettings(disabled_optimizers=("NchwcTransformer",))
     real = profile.measure_table
-    monkeypatch.setattr(profile, "measure_table", lambda *a, **k: replace(real(*a, **k), settings=tuned))
+    monkeypatch.setattr(
+        profile, "measure_table", lambda *a, **k: replace(real(*a, **k), settings=tuned)
+    )
     monkeypatch.setattr(profile, "keep_table", lambda *a: None)
     monkeypatch.setattr(profile, "table_key", lambda *a: "not in the cache")
     baselines = []

@@ -20,7 +20,9 @@ def test_answers_are_measured_once_and_remembered(tmp_path: Path, monkeypatch) -
     assert KernelChoice(path=path).matmul_level(4, 64, 32, 4, 32) == 4
     assert calls == [(DEFAULT, 4, 64, 32, 4, 32)]
     path.write_text("{")
-    assert KernelChoice(path=path).matmul_level(4, 64, 32, 4, 32) == 4, "a damaged file is measured again"
+    assert KernelChoice(path=path).matmul_level(4, 64, 32, 4, 32) == 4, (
+        "a damaged file is measured again"
+    )
     assert json.loads(path.read_text())
 
 
@@ -36,14 +38,20 @@ def test_widths_are_measured_for_both_kinds_of_kernel(tmp_path: Path) -> None:
     choice = KernelChoice(path=tmp_path / "kernels.json")
     found = {kind: choice.width_multiple(kind) for kind in ("linear", "conv")}
     assert set(found.values()) <= {1, 2, 4, 8, 16}
-    assert set(json.loads((tmp_path / "kernels.json").read_text())) == {"linear width multiple", "conv width multiple"}
+    assert set(json.loads((tmp_path / "kernels.json").read_text())) == {
+        "linear width multiple",
+        "conv width multiple",
+    }
 
 
 def test_all_kernels_that_are_timed_run_and_give_the_same_shape(monkeypatch) -> None:
     compared = []
 
     def run(baseline: bytes, others: dict[int, bytes], feed: dict, threads: int) -> int:
-        shapes = {open_session(model, threads).run(None, feed)[0].shape for model in (baseline, *others.values())}
+        shapes = {
+            open_session(model, threads).run(None, feed)[0].shape
+            for model in (baseline, *others.values())
+        }
         compared.append((sorted(others), shapes))
         return FOLDED
 

@@ -44,24 +44,51 @@ def test_a_file_is_a_target(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("data", "message"),
     [
-        ({"runtime": "onnxruntim"}, "target t: runtime 'onnxruntim' is unknown; nearest: onnxruntime"),
-        ({"runtime": "onnxruntime", "thread": 1}, "target t: unknown key 'thread'; nearest: threads"),
-        ({"runtime": "onnxruntime", "threads": 0}, "threads must be a whole number of at least 1, a list of them, or all, got 0"),
-        ({"runtime": "onnxruntime", "stores": {"weight_bits": [9, 32]}}, "stores: weight_bits 9 is unknown; nearest: "),
+        (
+            {"runtime": "onnxruntim"},
+            "target t: runtime 'onnxruntim' is unknown; nearest: onnxruntime",
+        ),
+        (
+            {"runtime": "onnxruntime", "thread": 1},
+            "target t: unknown key 'thread'; nearest: threads",
+        ),
+        (
+            {"runtime": "onnxruntime", "threads": 0},
+            "threads must be a whole number of at least 1, a list of them, or all, got 0",
+        ),
+        (
+            {"runtime": "onnxruntime", "stores": {"weight_bits": [9, 32]}},
+            "stores: weight_bits 9 is unknown; nearest: ",
+        ),
         ({"runtime": "onnxruntime", "stores": {"weight_bits": [8]}}, "weight_bits must hold 32"),
-        ({"runtime": "onnxruntime", "executes": {"weight_only": "yes"}}, "weight_only must be true or false, got 'yes'"),
+        (
+            {"runtime": "onnxruntime", "executes": {"weight_only": "yes"}},
+            "weight_only must be true or false, got 'yes'",
+        ),
         ({"runtime": "analytic"}, "figures belong to runtime 'analytic'"),
         ({"runtime": "onnxruntime", "device": DEVICE}, "figures belong to runtime 'analytic'"),
         (
-            {"runtime": "analytic", "device": {**DEVICE, "int8_gops": {"value": -3, "source": "x"}}},
+            {
+                "runtime": "analytic",
+                "device": {**DEVICE, "int8_gops": {"value": -3, "source": "x"}},
+            },
             "int8_gops -3 is impossible; nearest valid",
         ),
         (
-            {"runtime": "analytic", "device": {**DEVICE, "bandwidth_gb_s": {"value": float("nan"), "source": "x"}}},
+            {
+                "runtime": "analytic",
+                "device": {**DEVICE, "bandwidth_gb_s": {"value": float("nan"), "source": "x"}},
+            },
             "bandwidth_gb_s nan is imp",
         ),
-        ({"runtime": "analytic", "device": {**DEVICE, "float_gops": 10}}, "float_gops needs a value and its source, got 10"),
-        ({"runtime": "analytic", "device": {**DEVICE, "flops": 10}}, "unknown key 'flops'; nearest: float_gops"),
+        (
+            {"runtime": "analytic", "device": {**DEVICE, "float_gops": 10}},
+            "float_gops needs a value and its source, got 10",
+        ),
+        (
+            {"runtime": "analytic", "device": {**DEVICE, "flops": 10}},
+            "unknown key 'flops'; nearest: float_gops",
+        ),
         ("cpu", "expected a mapping with the keys runtime"),
     ],
 )
@@ -73,19 +100,26 @@ def test_what_is_wrong_in_a_file_is_said(data: object, message: str) -> None:
 
 
 def test_what_is_missing_here_is_said(tmp_path: Path, monkeypatch) -> None:
-    with pytest.raises(TargetError, match="target 'onnxruntime-cup' is unknown; nearest: onnxruntime-cpu"):
+    with pytest.raises(
+        TargetError, match="target 'onnxruntime-cup' is unknown; nearest: onnxruntime-cpu"
+    ):
         find_target("onnxruntime-cup")
     with pytest.raises(TargetError, match=r"no such file; built in: onnxruntime-cpu"):
         find_target("mine.yaml")
     path = tmp_path / "t.yaml"
     path.write_text("runtime: onnxruntime\nprovider: NoSuchProvider\n")
-    with pytest.raises(TargetError, match=r"ONNX Runtime has no NoSuchProvider here; it has: .*CPUExecutionProvider"):
+    with pytest.raises(
+        TargetError,
+        match=r"ONNX Runtime has no NoSuchProvider here; it has: .*CPUExecutionProvider",
+    ):
         find_target(str(path))
     path.write_text("runtime: [")
     with pytest.raises(TargetError, match="cannot be read"):
         find_target(str(path))
     monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
-    with pytest.raises(TargetError, match=r"OpenVINO is not installed; pip install 'autocompress\[openvino\]'"):
+    with pytest.raises(
+        TargetError, match=r"OpenVINO is not installed; pip install 'autocompress\[openvino\]'"
+    ):
         find_target("openvino-cpu")
 
 
@@ -95,6 +129,11 @@ def test_what_a_target_cannot_execute_is_refused_by_name() -> None:
     assert not target.executes("weight_bits", 3)
     assert not target.executes("sparsity", 0.5)
     assert target.executes("rank_ratio", 0.5)
-    assert target.plain_kinds == ("embedding",), "a factorised one ends OpenVINO 2026.4.1 with a division by zero"
-    with pytest.raises(TargetError, match="weight_bits 3 cannot be stored by target openvino-cpu; nearest valid value: 4"):
+    assert target.plain_kinds == ("embedding",), (
+        "a factorised one ends OpenVINO 2026.4.1 with a division by zero"
+    )
+    with pytest.raises(
+        TargetError,
+        match="weight_bits 3 cannot be stored by target openvino-cpu; nearest valid value: 4",
+    ):
         target.check("space: rule 1", "weight_bits", 3)

@@ -19,7 +19,9 @@ PACKED = (4, 5, 7, 10, 11)  # fields of TensorProto that hold values where there
 KEY, VALUE = 1, 2  # of StringStringEntryProto
 
 FEWEST_VALUES = 16  # below, different weights may well have the same values
-MIX = np.uint64(0x9E3779B97F4A7C15)  # an odd number: multiplying by it maps 64-bit numbers one to one
+MIX = np.uint64(
+    0x9E3779B97F4A7C15
+)  # an odd number: multiplying by it maps 64-bit numbers one to one
 
 
 class GraphNode(NamedTuple):
@@ -48,7 +50,10 @@ class GraphFile:
         nodes, constants = [], {}
         for graph in _parts(memoryview(model), GRAPH):
             for node in _parts(graph, NODE):
-                names = [tuple(str(n, "utf-8") for n in _parts(node, number)) for number in (NAME, INPUT, OUTPUT)]
+                names = [
+                    tuple(str(n, "utf-8") for n in _parts(node, number))
+                    for number in (NAME, INPUT, OUTPUT)
+                ]
                 nodes.append(GraphNode("".join(names[0]), names[1], names[2]))
             for tensor in _parts(graph, INITIALIZER):
                 constants["".join(str(n, "utf-8") for n in _parts(tensor, TENSOR_NAME))] = tensor
@@ -57,7 +62,9 @@ class GraphFile:
     @cached_property
     def names(self) -> frozenset[str]:
         """Every initializer and every output of a node."""
-        return frozenset(self.constants) | {output for node in self.nodes for output in node.outputs}
+        return frozenset(self.constants) | {
+            output for node in self.nodes for output in node.outputs
+        }
 
     def is_weight(self, name: str) -> bool:
         """Return whether a tensor is a constant of two or more dimensions, as what modules multiply by is."""
@@ -92,9 +99,16 @@ def _rank(tensor: memoryview) -> int:
 
 def _words(tensor: memoryview, folder: Path | None) -> np.ndarray[Any, np.dtype[np.uint32]]:
     """The values of a TensorProto as 32-bit words."""
-    content: bytes | memoryview = b"".join(part for number in (RAW_DATA, *PACKED) for part in _parts(tensor, number))
+    content: bytes | memoryview = b"".join(
+        part for number in (RAW_DATA, *PACKED) for part in _parts(tensor, number)
+    )
     where = {_text(entry, KEY): _text(entry, VALUE) for entry in _parts(tensor, EXTERNAL_DATA)}
-    if not content and folder is not None and "location" in where and (folder / where["location"]).is_file():
+    if (
+        not content
+        and folder is not None
+        and "location" in where
+        and (folder / where["location"]).is_file()
+    ):
         with (folder / where["location"]).open("rb") as file:
             file.seek(int(where.get("offset", 0)))
             content = file.read(int(where.get("length", -1)))

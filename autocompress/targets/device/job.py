@@ -27,7 +27,11 @@ PROFILE_S = 0.15  # how long a model is run under the profiler
 PROFILE_RUNS = (12, 80)
 ROUNDS = (6, 36)
 TUNING_SHARE = 0.25  # of a limited time
-PRODUCT = (256, 512, 512)  # rows, columns, outputs of the float product that shows what the runtime can do at best
+PRODUCT = (
+    256,
+    512,
+    512,
+)  # rows, columns, outputs of the float product that shows what the runtime can do at best
 PRODUCT_RUNS = 20
 PRECISION = 0.02  # relative half width of the 95 % intervals below which nothing is measured again
 
@@ -89,13 +93,17 @@ def measure(job: Job, report: Report = lambda what, share: None) -> Found:
 
     report("tuning the session settings", 0.0)
     most = 0.0 if job.limit_s is None else (1 - TUNING_SHARE) * job.limit_s
-    settings, tuning = tune(job.tuned, job.feed, job.settings, job.threads, job.seed, lambda: left_s() > most)
+    settings, tuning = tune(
+        job.tuned, job.feed, job.settings, job.threads, job.seed, lambda: left_s() > most
+    )
     opening, once = _cost(job, settings)
     repeats = 3 if once < LONG_S else 1
     # A round runs the baseline and one that is mostly faster; a pass begins with rounds that warm up.
     timed_s = PASSES * (opening + 2 * once * repeats * (WARM_UP + ROUNDS[0] / PASSES))
     profiled_s = timed_s + opening + max(PROFILE_S, once * PROFILE_RUNS[0])
-    profiled, timed = affordable(len(job.profiled), len(job.timed), job.least, profiled_s, timed_s, left_s())
+    profiled, timed = affordable(
+        len(job.profiled), len(job.timed), job.least, profiled_s, timed_s, left_s()
+    )
     models = [*job.profiled[:profiled], *job.timed[:timed]]
     budget_s = min(job.budget_s, max(0.0, left_s() - profiled * (profiled_s - timed_s)))
     rounds = (budget_s / max(1, len(models)) - PASSES * opening) / (2 * once * repeats)
@@ -117,13 +125,26 @@ def measure(job: Job, report: Report = lambda what, share: None) -> Found:
     left_out = len(job.profiled) + len(job.timed) - len(models)
     rate = _product_rate(job.product, settings)
     shares = (timing.baseline_ms, timing.ratios, timing.intervals)
-    return Found(versions(settings), settings, tuning, *shares, profiles, timing.warning, rate, left_out=left_out)
+    return Found(
+        versions(settings),
+        settings,
+        tuning,
+        *shares,
+        profiles,
+        timing.warning,
+        rate,
+        left_out=left_out,
+    )
 
 
 def _product_rate(product: Source, settings: SessionSettings) -> float:
     """Multiply-adds per microsecond of the fastest of some calls."""
     session, seconds = open_session(product(), settings), []
-    feed = {session.get_inputs()[0].name: np.random.default_rng(0).standard_normal(PRODUCT[:2], dtype=np.float32)}
+    feed = {
+        session.get_inputs()[0].name: np.random.default_rng(0).standard_normal(
+            PRODUCT[:2], dtype=np.float32
+        )
+    }
     for _ in range(PRODUCT_RUNS):
         started = time.perf_counter()
         session.run(None, feed)
@@ -144,7 +165,9 @@ def _cost(job: Job, settings: SessionSettings) -> tuple[float, float]:
     return opening, time.perf_counter() - begun
 
 
-def affordable(profiled: int, timed: int, least: int, profiled_s: float, timed_s: float, left_s: float) -> tuple[int, int]:
+def affordable(
+    profiled: int, timed: int, least: int, profiled_s: float, timed_s: float, left_s: float
+) -> tuple[int, int]:
     """How many models can be profiled and how many only timed within `left_s` seconds, given the seconds of one of each.
 
     The fit comes first: of every three models that are cut, two are of those that only check it, but `least` are always profiled.
@@ -159,7 +182,11 @@ def affordable(profiled: int, timed: int, least: int, profiled_s: float, timed_s
 
 def versions(settings: SessionSettings = DEFAULT) -> dict[str, str]:
     """Runtime and machine that a measurement belongs to."""
-    found = {"onnxruntime": str(onnxruntime.__version__), "machine": platform.machine(), "processor": _processor()}
+    found = {
+        "onnxruntime": str(onnxruntime.__version__),
+        "machine": platform.machine(),
+        "processor": _processor(),
+    }
     if settings.runtime == "openvino":
         import openvino
 
@@ -172,7 +199,11 @@ def _processor() -> str:
     if not cpuinfo.is_file():
         return platform.processor()
     lines = cpuinfo.read_text().split("\n\n")[0].splitlines()
-    wanted = [line for line in lines if line.startswith(("model name", "flags", "cpu family", "model\t", "Features", "CPU part"))]
+    wanted = [
+        line
+        for line in lines
+        if line.startswith(("model name", "flags", "cpu family", "model\t", "Features", "CPU part"))
+    ]
     return hashlib.sha256("\n".join(wanted).encode()).hexdigest()[:16]
 
 
@@ -189,7 +220,17 @@ def read_found(path: Path) -> Found:
     data["settings"] = SessionSettings.from_json(data["settings"])
     data["intervals"] = [(float(low), float(high)) for low, high in data["intervals"]]
     data["profiles"] = [
-        [NodeTime(n[0], tuple(n[1]), float(n[2]), _shapes(n[3]), _shapes(n[4]), None if n[5] is None else tuple(n[5])) for n in profile]
+        [
+            NodeTime(
+                n[0],
+                tuple(n[1]),
+                float(n[2]),
+                _shapes(n[3]),
+                _shapes(n[4]),
+                None if n[5] is None else tuple(n[5]),
+            )
+            for n in profile
+        ]
         for profile in data["profiles"]
     ]
     return Found(**data)
@@ -225,4 +266,7 @@ def main(folder: Path) -> None:
     )
     found = replace(measure(job, say), plan=data["plan"])
     write_found(folder / FOUND_FILE, found)
-    print(f"\nbaseline {found.baseline_ms:.3f} ms; wrote {folder / FOUND_FILE}" + (f"; {found.warning}" if found.warning else ""))
+    print(
+        f"\nbaseline {found.baseline_ms:.3f} ms; wrote {folder / FOUND_FILE}"
+        + (f"; {found.warning}" if found.warning else "")
+    )

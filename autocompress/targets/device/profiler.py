@@ -38,7 +38,13 @@ class NodeTime(NamedTuple):
     weights: tuple[str, ...] | None = ()
 
 
-def profile_nodes(model: bytes | str, feed: Mapping[str, Any], settings: SessionSettings, runs: int, level: str = "ALL") -> list[NodeTime]:
+def profile_nodes(
+    model: bytes | str,
+    feed: Mapping[str, Any],
+    settings: SessionSettings,
+    runs: int,
+    level: str = "ALL",
+) -> list[NodeTime]:
     """Time of each operator, the mean over the faster half of `runs`."""
     if settings.runtime == "openvino":
         return _profile_openvino(model, feed, settings, runs)
@@ -61,14 +67,32 @@ def profile_nodes(model: bytes | str, feed: Mapping[str, Any], settings: Session
     found = []
     for name, values in durations.items():
         node = nodes.get(name, GraphNode(name, (), ()))
-        names = tuple(original for one in (*node.outputs, name) for original in (one, OPTIMIZER_SUFFIX.sub("", one)))
+        names = tuple(
+            original
+            for one in (*node.outputs, name)
+            for original in (one, OPTIMIZER_SUFFIX.sub("", one))
+        )
         weights = tuple(former.get(one, one) for one in node.inputs if graph.is_weight(one))
-        shapes = [tuple(_types(arguments[name].get(key, ()))) for key in ("input_type_shape", "output_type_shape")]
-        found.append(NodeTime(arguments[name]["op_name"], names, _faster_half(values[-runs:]), shapes[0], shapes[1], weights))
+        shapes = [
+            tuple(_types(arguments[name].get(key, ())))
+            for key in ("input_type_shape", "output_type_shape")
+        ]
+        found.append(
+            NodeTime(
+                arguments[name]["op_name"],
+                names,
+                _faster_half(values[-runs:]),
+                shapes[0],
+                shapes[1],
+                weights,
+            )
+        )
     return found
 
 
-def _former_names(graph: GraphFile, model: bytes | str, settings: SessionSettings, folder: Path) -> dict[str, str]:
+def _former_names(
+    graph: GraphFile, model: bytes | str, settings: SessionSettings, folder: Path
+) -> dict[str, str]:
     """Return the names that weights had before the optimiser laid them out for a kernel under new ones.
 
     They are told by their values: the optimiser is run once more without its last level, which does this.
@@ -89,7 +113,9 @@ def _former_names(graph: GraphFile, model: bytes | str, settings: SessionSetting
     return {name: names[0] for name, names in alike.items() if len(names) == 1}
 
 
-def _profile_openvino(model: bytes | str, feed: Mapping[str, Any], settings: SessionSettings, runs: int) -> list[NodeTime]:
+def _profile_openvino(
+    model: bytes | str, feed: Mapping[str, Any], settings: SessionSettings, runs: int
+) -> list[NodeTime]:
     session = OpenVinoSession(model, settings, profiling=True)
     durations: dict[tuple[str, tuple[str, ...]], list[float]] = defaultdict(list)
     for run in range(runs + WARM_UP):
@@ -98,7 +124,10 @@ def _profile_openvino(model: bytes | str, feed: Mapping[str, Any], settings: Ses
             for operator, names, microseconds in session.node_times():
                 originals = tuple(name.removesuffix(WITHOUT_BIAS) for name in names)
                 durations[operator, originals].append(microseconds)
-    return [NodeTime(operator, names, _faster_half(values), weights=None) for (operator, names), values in durations.items()]
+    return [
+        NodeTime(operator, names, _faster_half(values), weights=None)
+        for (operator, names), values in durations.items()
+    ]
 
 
 def _faster_half(values: Sequence[float]) -> float:

@@ -68,7 +68,9 @@ def open_session(
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = settings.threads
     options.log_severity_level = 4 if silent else 3
-    options.graph_optimization_level = getattr(onnxruntime.GraphOptimizationLevel, f"ORT_ENABLE_{level}")
+    options.graph_optimization_level = getattr(
+        onnxruntime.GraphOptimizationLevel, f"ORT_ENABLE_{level}"
+    )
     if level != "ALL":
         options.add_session_config_entry("session.disable_prepacking", "1")
     if not settings.spinning:
@@ -79,7 +81,10 @@ def open_session(
     if optimized:
         options.optimized_model_filepath = optimized
     return onnxruntime.InferenceSession(
-        model, options, providers=[settings.provider], disabled_optimizers=list(settings.disabled_optimizers) or None
+        model,
+        options,
+        providers=[settings.provider],
+        disabled_optimizers=list(settings.disabled_optimizers) or None,
     )
 
 
@@ -94,12 +99,22 @@ class Value(NamedTuple):
 class OpenVinoSession:
     """OpenVINO behind the calls of an ONNX Runtime session; the file is the same."""
 
-    def __init__(self, model: bytes | str, settings: SessionSettings, profiling: bool = False) -> None:
+    def __init__(
+        self, model: bytes | str, settings: SessionSettings, profiling: bool = False
+    ) -> None:
         import openvino  # an extra
 
         core = openvino.Core()
-        read = core.read_model(model=model, weights=b"") if isinstance(model, bytes) else core.read_model(model)
-        config = {"INFERENCE_NUM_THREADS": settings.threads, "NUM_STREAMS": 1, "PERF_COUNT": profiling}
+        read = (
+            core.read_model(model=model, weights=b"")
+            if isinstance(model, bytes)
+            else core.read_model(model)
+        )
+        config = {
+            "INFERENCE_NUM_THREADS": settings.threads,
+            "NUM_STREAMS": 1,
+            "PERF_COUNT": profiling,
+        }
         self.compiled = core.compile_model(read, settings.provider, config)
         self.request = self.compiled.create_infer_request()
         self._inputs = list(read.inputs)
@@ -126,9 +141,17 @@ class OpenVinoSession:
         originals = {}
         for operation in self.compiled.get_runtime_model().get_ops():
             found = operation.get_rt_info()
-            names = str(found["originalLayersNames"].value) if "originalLayersNames" in found else ""
-            originals[operation.get_friendly_name()] = tuple(name for name in names.split(",") if name)
+            names = (
+                str(found["originalLayersNames"].value) if "originalLayersNames" in found else ""
+            )
+            originals[operation.get_friendly_name()] = tuple(
+                name for name in names.split(",") if name
+            )
         for entry in self.request.get_profiling_info():
             microseconds = entry.real_time.total_seconds() * 1e6
             if microseconds > 0:
-                yield entry.node_type, (*originals.get(entry.node_name, ()), entry.node_name), microseconds
+                yield (
+                    entry.node_type,
+                    (*originals.get(entry.node_name, ()), entry.node_name),
+                    microseconds,
+                )

@@ -44,7 +44,13 @@ class Timing:
         """What to say when the machine was busy; "" when it was not."""
         if self.disturbance <= BUSY:
             return ""
-        widest = max(((high - low) / 2 / ratio for ratio, (low, high) in zip(self.ratios, self.intervals, strict=True)), default=0.0)
+        widest = max(
+            (
+                (high - low) / 2 / ratio
+                for ratio, (low, high) in zip(self.ratios, self.intervals, strict=True)
+            ),
+            default=0.0,
+        )
         return (
             f"the machine is busy: half of the runs of the baseline took {self.disturbance:.0%} longer than undisturbed ones "
             f"(widest interval of a ratio: +-{widest:.0%})"
@@ -52,7 +58,12 @@ class Timing:
 
 
 def time_pair(
-    baseline: Runnable, other: Runnable, feed: Mapping[str, Any], rounds: int, generator: np.random.Generator, repeats: int = 3
+    baseline: Runnable,
+    other: Runnable,
+    feed: Mapping[str, Any],
+    rounds: int,
+    generator: np.random.Generator,
+    repeats: int = 3,
 ) -> NDArray[np.float64]:
     """(rounds, 2) seconds of baseline and other, in random order within a round, the fastest of `repeats` counting."""
     pair, inputs = (baseline, other), dict(feed)
@@ -102,12 +113,24 @@ def interleaved_timing(
         parts[i].append(time_pair(reference, models[i](), feed, 2 * share, generator, repeats))
         widths[i] = _width(_interval(np.concatenate(parts[i]), np.random.default_rng(seed)))
     seconds = [np.concatenate(p) for p in parts]
-    everything = np.concatenate([s[:, 0] for s in seconds]) if seconds else time_pair(reference, reference, feed, rounds, generator)[:, 0]
+    everything = (
+        np.concatenate([s[:, 0] for s in seconds])
+        if seconds
+        else time_pair(reference, reference, feed, rounds, generator)[:, 0]
+    )
     intervals = [_interval(s, generator) for s in seconds]
     quiet = float(np.quantile(everything, QUIET))
     # Of each model's own minute: the speed of a processor drifts over a long measurement without anybody's doing.
-    spread = [float(np.median(s[:, 0]) / np.quantile(s[:, 0], QUIET)) - 1 for s in seconds] or [float(np.median(everything)) / quiet - 1]
-    return Timing(quiet * 1e3, tuple(map(_ratio, seconds)), tuple(intervals), float(np.median(spread)), tuple(len(s) for s in seconds))
+    spread = [float(np.median(s[:, 0]) / np.quantile(s[:, 0], QUIET)) - 1 for s in seconds] or [
+        float(np.median(everything)) / quiet - 1
+    ]
+    return Timing(
+        quiet * 1e3,
+        tuple(map(_ratio, seconds)),
+        tuple(intervals),
+        float(np.median(spread)),
+        tuple(len(s) for s in seconds),
+    )
 
 
 def _repeats(session: Runnable, feed: Mapping[str, Any]) -> int:
@@ -123,7 +146,9 @@ def _ratio(seconds: NDArray[np.float64]) -> float:
 
 
 def _interval(seconds: NDArray[np.float64], generator: np.random.Generator) -> tuple[float, float]:
-    draws = np.quantile(seconds[generator.integers(len(seconds), size=(RESAMPLES, len(seconds)))], QUIET, axis=1)
+    draws = np.quantile(
+        seconds[generator.integers(len(seconds), size=(RESAMPLES, len(seconds)))], QUIET, axis=1
+    )
     low, high = np.quantile(draws[:, 1] / draws[:, 0], (0.025, 0.975))
     return float(low), float(high)
 

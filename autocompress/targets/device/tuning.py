@@ -76,11 +76,16 @@ def tune(
     useless = [
         name
         for name, operators in PASSES_THAT_MAKE.items()
-        if made & set(operators) and compare(f"without {name}", replace(best, disabled_optimizers=(name,)), best) < 1
+        if made & set(operators)
+        and compare(f"without {name}", replace(best, disabled_optimizers=(name,)), best) < 1
     ]
     if useless:
         together = replace(best, disabled_optimizers=tuple(useless))
-        best = together if compare(f"without {', '.join(useless)}, once more", together, best) < 1 else best
+        best = (
+            together
+            if compare(f"without {', '.join(useless)}, once more", together, best) < 1
+            else best
+        )
     return best, tried
 
 
@@ -92,6 +97,14 @@ def thread_counts(wanted: int | str | Sequence[int]) -> tuple[int, ...]:
     return (wanted,) if isinstance(wanted, int) else tuple(int(n) for n in wanted)
 
 
-def _against(model: Source, feed: Mapping[str, Any], one: SessionSettings, other: SessionSettings, seed: int) -> Timing:
+def _against(
+    model: Source, feed: Mapping[str, Any], one: SessionSettings, other: SessionSettings, seed: int
+) -> Timing:
     content = model()
-    return interleaved_timing(partial(open_session, content, one), [partial(open_session, content, other)], feed, ROUNDS, seed)
+    return interleaved_timing(
+        partial(open_session, content, one),
+        [partial(open_session, content, other)],
+        feed,
+        ROUNDS,
+        seed,
+    )

@@ -1,0 +1,224 @@
+"""Tables on the terminal: the front before and after, and what in a model can be compressed."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from rich.console import Console
+from rich.table import Table
+
+from autocompress.model.modules import ModuleMap
+from autocompress.report.info import before_after
+from autocompress.results.files import read_json
+from autocompress.results.front import RUN_FILE, ParetoFront, SearchResult
+from autocompress.search.problem.ranks import RankVerdict
+
+console = Console(soft_wrap=True, width=None if sys.stdout.isatty() else 160)
+
+
+def notes(result: SearchResult) -> list[str]:
+    """What the table does not say: limits that no point meets, points that run differently than simulated."""
+    lines = [result.shortfall] if result.shortfall else []
+    marked = [str(point.trial) for point in result.front if point.marked]
+    if marked:
+        lines.append(
+            f"deployed accuracy differs from the simulated one by more than 0.005 at trial {', '.join(marked)}"
+        )
+    for point in result.front:
+        if point.fragile:
+            lines.append(
+                f"trial {point.trial} became fragile under {', '.join(point.fragile)}: it loses there more than on clean inputs"
+            )
+    return lines + latency_notes(result.folder)
+
+
+def latency_notes(folder: Path) -> list[str]:
+    """What a run folder says of the quality of its latency model, where that is not as it should be."""
+    path = folder / RUN_FILE
+    words = read_json(path).get("latency_note") if path.is_file() else None
+    return [f"latency model: {words}"] if words else []
+
+
+def print_lines(lines: Sequence[str]) -> None:
+    """Plain lines."""
+    for line in lines:
+        console.print(line, highlight=False)
+
+
+def print_front(front: ParetoFront) -> None:
+    """The before/after table."""
+    table = Table(title="before / after")
+    frame = before_after(front).drop(columns="fragile under", errors="ignore")  # `notes` says it
+    short = {
+        "recommended as": "pick",
+        "size (KB)": "KB",
+        "latency (ms)": "ms",
+        "accuracy (validation)": "validation",
+    }
+    short |= {
+        "in memory (KB)": "KB in memory",
+        "accuracy (test)": "test",
+        "deployed - simulated": "gap",
+    }
+    short |= {
+        "accuracy (gaussian noise)": "noise",
+        "accuracy (contrast)": "contrast",
+        "accuracy (token dropout)": "dropped",
+    }
+    for column in frame.columns:
+        left = column in ("point", "recommended as")
+        table.add_column(
+            short.get(str(column), str(column)),
+            justify="left" if left else "right",
+            no_wrap=column != "recommended as",
+        )
+    styles = {
+        "smaller": "{:.2f}x",
+        "faster": "{:.2f}x",
+        "size (KB)": "{:.1f}",
+        "in memory (KB)": "{:.1f}",
+        "latency (ms)": "{:.3f}",
+    }
+    for record in frame.to_dict("records"):
+        cells = []
+        for label, value in record.items():
+            missing = value is None or (isinstance(value, float) and np.isnan(value))
+            cells.append(
+                ""
+                if missing
+                else value
+                if isinstance(value, str)
+                else styles.get(str(label), "{:.4f}").format(value)
+            )
+        table.add_row(*cells)
+    console.print(table)
+
+
+def print_modules(found: ModuleMap, ranks: Sequence[RankVerdict]) -> None:
+    """Tables of modules, channel groups, the ranks of a space and what is not covered."""
+    table = Table(title=f"{len(found)} compressible modules")
+    for column in (
+        "module",
+        "kind",
+        "shape",
+        "parameters",
+        "MACs",
+        "tower",
+        "role",
+        "channel group",
+        "shares weight with",
+    ):
+        table.add_column(column, justify="right" if column in ("parameters", "MACs") else "left")
+    for m in found:
+        shape = " x ".join(map(str, m.weight_shape))
+        table.add_row(
+            m.name,
+            m.kind,
+            shape,
+            f"{m.parameters:,}",
+            f"{m.macs:,}",
+            m.tower,
+            m.role,
+            m.group or "",
+            ", ".join(m.aliases),
+        )
+    console.print(table)
+    groups = Table(title="channel groups")
+    for column in ("root", "kind", "units", "modules", "prunable"):
+        groups.add_column(column)
+    for g in found.groups:
+        groups.add_row(
+            g.name,
+            g.kind,
+            str(g.units),
+            str(len({m.name for m in g.members})),
+            "yes" if g.reason is None else f"no: {g.reason}",
+        )
+    console.print(groups)
+    if ranks:
+        console.print(_rank_table(ranks))
+    rest = Table(title="not covered")
+    for column in ("where", "what", "parameters", "MACs"):
+        rest.add_column(column, justify="right" if column in ("parameters", "MACs") else "left")
+    for u in found.uncovered:
+        rest.add_row(u.name, u.what, f"{u.parameters_share:.2%}", f"{u.macs_share:.2%}")
+    rest.add_row(
+        "total",
+        "",
+        f"{sum(u.parameters_share for u in found.uncovered):.2%}",
+        f"{sum(u.macs_share for u in found.uncovered):.2%}",
+    )
+    console.print(rest)
+
+
+def print_latency(latency: Mapping[str, Any]) -> None:
+    """Where the time of the float model goes: modules with the times of their other forms, then what no module owns, by operator."""
+    forms = list(
+        dict.fromkeys(
+            form for row in latency["modules"] for form in row["forms"] if form != "float"
+        )
+    )
+    table = Table(title=f"where the time goes: float model, {latency['milliseconds']:.3f} ms")
+    for column in ("module or operator", "share", "ms", *(f"as {form}" for form in forms)):
+        table.add_column(column, justify="left" if column.startswith("module") else "right")
+    for row in latency["modules"]:
+        cells = []
+        for form in forms:
+            ratio = (
+                row["forms"][form] / max(row["forms"].get("float", 0.0), 1e-9)
+                if form in row["forms"]
+                else None
+            )
+            cells.append(
+                "" if ratio is None else f"{ratio:.2f}x" + (" slower" if ratio > 1 else "")
+            )
+        table.add_row(row["module"], f"{row['share']:.1%}", f"{row['milliseconds']:.4f}", *cells)
+    table.add_section()
+    for row in latency["operators"]:
+        table.add_row(
+            f"({row['operator']})",
+            f"{row['share']:.1%}",
+            f"{row['milliseconds']:.4f}",
+            *[""] * len(forms),
+        )
+    table.add_section()
+    share = latency["modules_share"]
+    table.add_row(
+        "in modules, compressible",
+        f"{share:.1%}",
+        f"{share * latency['milliseconds']:.4f}",
+        *[""] * len(forms),
+    )
+    table.add_row(
+        "in (operators) between them",
+        f"{1 - share:.1%}",
+        f"{(1 - share) * latency['milliseconds']:.4f}",
+        *[""] * len(forms),
+    )
+    console.print(table)
+    if latency["note"]:
+        print_lines([f"latency model: {latency['note']}"])
+
+
+def _rank_table(ranks: Sequence[RankVerdict]) -> Table:
+    """What each rank of the space does to the weights of its module and, with a latency table, to its time."""
+    table = Table(title="ranks of the space")
+    for column in ("module", "rank ratio", "decomposition", "weights", "time", "verdict"):
+        table.add_column(
+            column, justify="right" if column in ("rank ratio", "weights", "time") else "left"
+        )
+    for r in ranks:
+        time = "" if r.time_ratio is None else f"{r.time_ratio:.2f}x"
+        table.add_row(
+            r.module,
+            f"{r.rank_ratio:g}",
+            r.decomposition,
+            f"{r.weights / r.whole:.2f}x",
+            time,
+            r.words,
+        )
+    return table

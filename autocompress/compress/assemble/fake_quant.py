@@ -1,0 +1,375 @@
+"""A module that computes with compressed weights and rounded activations as the exported file does."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from numpy.typing import NDArray
+from torch import Tensor, nn
+
+from autocompress.candidate import UNTOUCHED, ModuleConfig
+from autocompress.compress.assemble.calls import CallRanges, Calls
+from autocompress.compress.assemble.library import Variant
+from autocompress.compress.factorise.convolve import convolve, geometry_of
+from autocompress.compress.factorise.low_rank import compose
+from autocompress.compress.prune.masks import Mask
+from autocompress.compress.quantize.activation import RangeQuantizer, blockwise, dynamic
+from autocompress.compress.quantize.affine import StoredTensor, grid_of, half_scales, to_half
+from autocompress.compress.quantize.integer_bias import bias_error
+from autocompress.compress.quantize.integer_matmul import (
+    IntegerFactor,
+    Rounding,
+    has_integer_products,
+    worth_integers,
+)
+from autocompress.compress.quantize.masters import LEAST_FACTOR, quantised, starting_point
+from autocompress.model.weights import weight_of
+
+GATE_SHUT = -1e4  # the logit of an expert that is not there: softmax and sigmoid make it exactly 0
+
+
+def _scatter(
+    small: Tensor, rows: Mask | None, columns: Mask | None, shape: tuple[int, ...]
+) -> Tensor:
+    """`small` at the kept rows and columns of zeros of `shape`."""
+    if rows is None and columns is None:
+        return small
+    index_rows = (
+        torch.arange(shape[0]) if rows is None else torch.from_numpy(rows).nonzero().flatten()
+    )
+    if len(shape) == 1:
+        return small.new_zeros(shape).index_copy(0, index_rows.to(small.device), small)
+    index_columns = (
+        torch.arange(shape[1]) if columns is None else torch.from_numpy(columns).nonzero().flatten()
+    )
+    wide = small.new_zeros(small.shape[0], *shape[1:]).index_copy(
+        1, index_columns.to(small.device), small
+    )
+    return small.new_zeros(shape).index_copy(0, index_rows.to(small.device), wide)
+
+
+@dataclass(frozen=True, eq=False)
+class Unrounded:
+    """The output of a convolution that a folded normalisation is about to read: its products' scale (channels,), and its range."""
+
+    output: Tensor
+    scale: Tensor
+    bias: Tensor | None
+    quantizer: RangeQuantizer
+
+
+class SimulatedModule(nn.Module):
+    """Stands in for a Linear, Conv, Embedding or recurrent weight.
+
+    Linear layers on 8-bit dynamic inputs are computed with integers where the processor can and no gradient is asked for.
+
+    Pruned channels are zeros here, and so is the output of a module that is removed as a whole, so that shapes around it stay: zero
+    columns of the consumers make that equal to removal. A router adds `GATE_SHUT` to the logits of removed experts.
+    `kind` is the module's, `owner` the name under which `calls` counts its calls. Each call has its own `ranges`: of its input, where
+    that is quantised statically, and of what its kernel writes, where that is a static 8-bit convolution. A normalisation that is
+    folded into the call rounds in its place what it takes from `unrounded`.
+    """
+
+    def __init__(
+        self,
+        source: nn.Module,
+        kind: str,
+        owner: str,
+        ranges: Sequence[CallRanges],
+        calls: Calls,
+        rounding: Rounding,
+    ) -> None:
+        super().__init__()
+        self._source = (source,)  # in a tuple, so that its parameters are not ours
+        self.kind = kind
+        self.owner = owner
+        self.ranges = nn.ModuleList(ranges)
+        self.calls = calls
+        self.rounding = rounding
+        self.unrounded: list[Unrounded] = []
+        self.config = UNTOUCHED
+        self.block_size = 0
+        self.masks: tuple[Mask | None, Mask | None] = (None, None)
+        self.gate: Tensor | None = None
+        self.dense: list[Tensor] | None = None
+        self.integers: list[IntegerFactor] | None = None
+        self.dense_bias: Tensor | None = None
+        self.stored_bias: Tensor | None = None
+        self.trained: nn.ParameterList | None = None
+        self.trained_steps: nn.ParameterList | None = None
+        self.trained_bias: nn.Parameter | None = None
+        self.stored: tuple[StoredTensor, ...] = ()
+
+    def __getattr__(self, name: str) -> Any:
+        try:
+            return super().__getattr__(name)
+        except AttributeError:
+            return getattr(self.__dict__["_source"][0], name)
+
+    @property
+    def weight(self) -> Tensor:
+        """The weight as one tensor of the original shape, for models that read it."""
+        factors = self._full_factors()
+        return compose(factors) if factors else torch.zeros_like(weight_of(self._source[0]))
+
+    @property
+    def bias(self) -> Tensor | None:
+        """The bias in its original shape."""
+        if self.trained_bias is None:
+            return self.dense_bias
+        return _scatter(self.trained_bias, self.masks[0], None, (len(weight_of(self._source[0])),))
+
+    @property
+    def rounds_output(self) -> bool:
+        """Whether the kernel of this convolution gives 8-bit outputs."""
+        return (
+            self.kind == "conv"
+            and self.config.activation_bits == 8
+            and self.config.static("conv")
+            and len(self.ranges) > 0
+        )
+
+    def set_variant(
+        self,
+        variant: Variant,
+        config: ModuleConfig,
+        masks: tuple[Mask | None, Mask | None],
+        block_size: int = 0,
+        experts: Mask | None = None,
+    ) -> None:
+        """Compute with `variant` from now on; `masks` are the kept output and input channels, `experts` those that a router still has.
+
+        With a block_size the weight-only kernel rounds inputs to 8 bits per block.
+        """
+        source: Any = self._source[0]
+        device = source.weight.device
+        self.config, self.masks, self.stored, self.block_size = (
+            config.executed(self.kind),
+            masks,
+            variant.factors,
+            block_size,
+        )
+        self.gate = None if experts is None else torch.from_numpy(gate_shift(experts)).to(device)
+        self.trained = self.trained_steps = self.trained_bias = None
+        self.dense, self.integers = None, self._integer_factors()
+        self.stored_bias, self.dense_bias = variant.bias, None
+        if variant.bias is not None:
+            self.dense_bias = _scatter(
+                variant.bias.to(device), masks[0], None, (len(source.weight),)
+            )
+
+    def start_training(self, factors: tuple[Tensor, ...]) -> None:
+        """Train the float weights `factors` and the steps of their scales; the forward pass sees the quantised weights.
+
+        Each weight starts inside the cell of its stored integer, so that training goes on from what GPTQ or AdaRound found.
+        """
+        device, bias = factors[0].device, self.stored_bias
+        self.trained = nn.ParameterList(
+            nn.Parameter(starting_point(factor.detach(), stored))
+            for factor, stored in zip(factors, self.stored, strict=True)
+        )
+        self.trained_steps = nn.ParameterList(
+            nn.Parameter(
+                torch.ones((0,) if stored.scale is None else stored.scale.shape, device=device)
+            )
+            for stored in self.stored
+        )
+        self.trained_bias = None if bias is None else nn.Parameter(bias.detach().clone().to(device))
+        if self.config.activation_bits == 8 and self.config.static(self.kind):
+            for call in self.ranges:
+                assert isinstance(call, CallRanges)
+                call.read.learn()
+
+    def trained_variant(self) -> Variant:
+        """What was trained, at the bits and scales that training left."""
+        if not self.stored:
+            return Variant((), None)
+        assert self.trained is not None
+        assert self.trained_steps is not None
+        factors = []
+        for master, steps, stored in zip(
+            self.trained, self.trained_steps, self.stored, strict=True
+        ):
+            weight = master.detach().cpu()
+            if stored.scale is None:
+                weight = weight if stored.kept is None else weight * stored.kept
+                factors.append(
+                    replace(
+                        stored,
+                        values=to_half(weight) if stored.weight_bits == 16 else weight.clone(),
+                    )
+                )
+                continue
+            scale = stored.scale * steps.detach().cpu().clamp_min(LEAST_FACTOR)
+            if stored.group_size > 0 and stored.multiplier is None:
+                scale = half_scales(scale)
+            learned = replace(stored, scale=scale)
+            factors.append(
+                replace(
+                    learned, values=grid_of(learned, weight.shape).nearest(weight).to(torch.int8)
+                )
+            )
+        bias = None if self.trained_bias is None else self.trained_bias.detach().cpu().clone()
+        return Variant(tuple(factors), bias)
+
+    def _factor_masks(self, i: int) -> tuple[Mask | None, Mask | None]:
+        """Rows and columns of factor i: ranks between two factors are never masked."""
+        return (self.masks[0] if i == len(self.stored) - 1 else None), (
+            self.masks[1] if i == 0 else None
+        )
+
+    def _factor_shape(self, i: int) -> tuple[int, ...]:
+        """Of factor i when nothing is pruned."""
+        full, shape = weight_of(self._source[0]).shape, list(self.stored[i].values.shape)
+        if i == len(self.stored) - 1:
+            shape[0] = full[0]
+        if i == 0:
+            shape[1] = full[1]
+        return tuple(shape)
+
+    def _integer_factors(self) -> list[IntegerFactor] | None:
+        """For a linear layer whose inputs are rounded to 8 bits by their own range; None where its kernel computes something else."""
+        source: Any = self._source[0]
+        if (
+            not isinstance(source, nn.Linear)
+            or source.weight.device.type != "cpu"
+            or not has_integer_products()
+        ):
+            return None
+        if self.config.activation_bits != 8 or self.config.static(self.kind) or not self.stored:
+            return None
+        found = []
+        for i, stored in enumerate(self.stored):
+            factor = IntegerFactor.of(stored)
+            if factor is None:
+                return None
+            (rows, columns), shape = self._factor_masks(i), self._factor_shape(i)
+            scale, sums = (
+                _scatter(of_row, rows, None, shape[:1]) for of_row in (factor.scale, factor.sums)
+            )
+            found.append(IntegerFactor(_scatter(factor.values, rows, columns, shape), scale, sums))
+        return found
+
+    def _product_of_integers(self, x: Tensor) -> Tensor | None:
+        """As the integer kernel; None for inputs that are no numbers."""
+        assert self.integers is not None
+        shape, last = x.shape[:-1], len(self.integers) - 1
+        for i, factor in enumerate(self.integers):
+            read = self.rounding(x)
+            if read is None:
+                return None
+            x = factor.product(read, self.bias if i == last else None)
+        return x.view(*shape, -1)
+
+    def _full_factors(self) -> list[Tensor]:
+        if self.trained is None:
+            if self.dense is None:
+                device = weight_of(self._source[0]).device
+                self.dense = [
+                    _scatter(
+                        factor.dequantized().to(device),
+                        *self._factor_masks(i),
+                        self._factor_shape(i),
+                    )
+                    for i, factor in enumerate(self.stored)
+                ]
+            return self.dense
+        assert self.trained_steps is not None
+        full = []
+        for i, (master, steps, stored) in enumerate(
+            zip(self.trained, self.trained_steps, self.stored, strict=True)
+        ):
+            seen = master if stored.scale is None else quantised(master, steps, stored)
+            seen = seen if stored.kept is None else seen * stored.kept.to(seen.device)
+            full.append(_scatter(seen, *self._factor_masks(i), self._factor_shape(i)))
+        return full
+
+    def _rounded(self, x: Tensor, i: int, ranges: CallRanges | None) -> Tensor:
+        """The input of factor i as its kernel sees it."""
+        bits = self.config.activation_bits
+        if bits == 32:
+            return blockwise(x, self.block_size) if self.block_size else x
+        if i == 0 and self.config.static(self.kind) and ranges is not None:
+            rounded: Tensor = ranges.read(x, bits)
+            return rounded
+        # What lies between two factors has no calibrated range.
+        return dynamic(x) if bits == 8 else x
+
+    def _scale_of_products(self, weight: Tensor, read: RangeQuantizer) -> Tensor:
+        """(channels,) what one step of an integer convolution's sums stands for; 0 where no weight is left."""
+        (stored,) = self.stored
+        assert stored.scale is not None
+        rows = stored.scale.to(weight.device).flatten().expand(len(stored.values))
+        scale = _scatter(rows, self.masks[0], None, (len(weight),)) * read.at.scale
+        return torch.where(weight.detach().flatten(1).any(1), scale, 0.0)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """As the source module."""
+        at = self.calls.next(self.owner, len(self.ranges))
+        ranges: Any = None if at is None else self.ranges[at]
+        if at == 0:
+            self.unrounded.clear()  # of a pass that was given up
+        if (
+            self.integers is not None
+            and self.trained is None
+            and not torch.is_grad_enabled()
+            and worth_integers(x, self.integers[0])
+        ):
+            product = self._product_of_integers(x)
+            if product is not None:
+                return product if self.gate is None else product + self.gate
+        source: Any = self._source[0]
+        factors = self._full_factors()
+        if not factors:
+            return torch.zeros_like(source(x))
+        if isinstance(source, nn.Embedding):
+            rows = F.embedding(
+                x, factors[-1], source.padding_idx, source.max_norm, source.norm_type
+            )
+            return rows if len(factors) == 1 else rows @ factors[0]
+        if ranges is not None and self.rounds_output:
+            return self._integer_convolution(x, factors[0], ranges)
+        last = len(factors) - 1
+        geometry = (
+            []
+            if isinstance(source, nn.Linear)
+            else geometry_of(source, [factor.shape[2:] for factor in factors])
+        )
+        for i, factor in enumerate(factors):
+            x = self._rounded(x, i, ranges)
+            bias = self.bias if i == last else None
+            if isinstance(source, nn.Linear):
+                x = F.linear(x, factor, bias)
+            elif last == 0:
+                x = source._conv_forward(x, factor, bias)
+            else:
+                x = convolve(source, x, factor, bias, geometry[i], first=i == 0)
+        return x if self.gate is None else x + self.gate
+
+    def _integer_convolution(self, x: Tensor, weight: Tensor, ranges: CallRanges) -> Tensor:
+        """A static 8-bit convolution, whose bias is a multiple of its products' scale and whose kernel writes 8 bits."""
+        source: Any = self._source[0]
+        scale, bias, written = (
+            self._scale_of_products(weight, ranges.read),
+            self.bias,
+            ranges.written,
+        )
+        assert written is not None
+        if not ranges.folded and bias is not None:
+            bias = bias + bias_error(bias, scale, written.at.scale)
+        result: Tensor = source._conv_forward(ranges.read(x), weight, bias)
+        if ranges.folded:
+            self.unrounded.append(Unrounded(result, scale, bias, written))
+            return result
+        rounded: Tensor = written(result)
+        return rounded
+
+
+def gate_shift(experts: Mask) -> NDArray[np.float32]:
+    """(experts,) what is added to a router's logits."""
+    return np.where(experts, np.float32(0), np.float32(GATE_SHUT))

@@ -1,0 +1,1 @@
+"""Collect statistics of activations and gradients from calibration batches."""

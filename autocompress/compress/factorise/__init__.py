@@ -1,0 +1,1 @@
+"""Replace weights by low-rank factors."""

@@ -1,0 +1,1 @@
+"""Remove channels of groups, and elements of weights."""

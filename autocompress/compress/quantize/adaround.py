@@ -1,0 +1,46 @@
+"""AdaRound: learn whether each weight is rounded up or down (Nagel et al. 2020, equations 21 to 25)."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from autocompress.compress.quantize.affine import Grid
+
+ITERATIONS = 500
+LEARNING_RATE = 0.1
+ZETA, GAMMA = 1.1, -0.1
+REGULARISATION = 0.02
+WARM_UP = 0.2
+
+
+def adaround(weight: Tensor, gram: Tensor, grid: Grid, iterations: int = ITERATIONS) -> Tensor:
+    """Integers (rows, columns), as floats, each one of the two next to the weight, that minimise ||(W - Q) X||^2.
+
+    weight (rows, columns); gram (columns, columns) proportional to X X^T. A rectified sigmoid h(V) in [0, 1] is added to the floor; its
+    regulariser 1 - |2 h(V) - 1|^beta, with beta falling from 20 to 2, drives it to 0 or 1.
+    """
+    gram = (gram / gram.diagonal().mean().clamp_min(1e-30)).float()
+    exact = weight.float() / grid.step + grid.zero_point
+    floor = exact.floor()
+    rest = (exact - floor).clamp(0.01, 0.99)
+    v = (-torch.log((ZETA - GAMMA) / (rest - GAMMA) - 1)).requires_grad_(True)
+    # Every row's loss in units of its own rounding noise, so that one weight of the regulariser fits all layers.
+    unit = (grid.step.square() / 12).sum(1, keepdim=True).clamp_min(1e-30)
+    optimizer = torch.optim.Adam([v], lr=LEARNING_RATE)
+    for i in range(iterations):
+        h = (torch.sigmoid(v) * (ZETA - GAMMA) + GAMMA).clamp(0, 1)
+        points = ((floor + h).clamp(grid.quant_min, grid.quant_max) - grid.zero_point) * grid.step
+        points = points if grid.kept is None else points * grid.kept
+        delta = points - weight
+        loss = ((delta @ gram) * delta / unit).sum()
+        if i >= WARM_UP * iterations:
+            done = (i / iterations - WARM_UP) / (1 - WARM_UP)
+            beta = 2 + 9 * (1 + torch.cos(torch.tensor(done * torch.pi)))
+            loss = loss + REGULARISATION * (1 - (2 * h - 1).abs().pow(beta)).sum()
+        optimizer.zero_grad()
+        torch.autograd.backward(loss)
+        optimizer.step()
+    up = (torch.sigmoid(v.detach()) * (ZETA - GAMMA) + GAMMA) >= 0.5
+    integers = (floor + up).clamp(grid.quant_min, grid.quant_max)
+    return integers if grid.kept is None else torch.where(grid.kept, integers, grid.zero_point)

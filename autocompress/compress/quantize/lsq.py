@@ -1,0 +1,74 @@
+"""Learned step size quantization: rounding whose gradient reaches the values and the step (Esser et al. 2020, equations 1 to 3)."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+
+class _LearnedStep(torch.autograd.Function):
+    """One pass each way; as a chain of elementwise operators it took two thirds of a training step."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, step: Tensor, low: Tensor, high: Tensor) -> Tensor:
+        v = x / step
+        integers = v.round().clamp_(low, high)
+        inside = (v >= low) & (v <= high)
+        ctx.save_for_backward(
+            integers - v if step.requires_grad else integers[:0], integers, inside
+        )
+        ctx.step_shape = step.shape
+        return integers * step
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
+        (gradient,) = gradients
+        rest, integers, inside = ctx.saved_tensors
+        of_step = None
+        if ctx.needs_input_grad[1]:
+            of_step = (gradient * torch.where(inside, rest, integers)).sum_to_size(ctx.step_shape)
+        return gradient * inside if ctx.needs_input_grad[0] else None, of_step, None, None
+
+
+class _StraightThrough(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, rounded: Tensor) -> Tensor:
+        return rounded
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
+        return gradients[0], None
+
+
+def learned_step(
+    x: Tensor, step: Tensor, zero_point: Tensor, quant_min: int, quant_max: int
+) -> Tensor:
+    """(round(x / step) clipped to [quant_min - zero_point, quant_max - zero_point]) * step; step and zero_point broadcast to x.
+
+    The rounding is passed straight through (Bengio et al. 2013): x gets gradient 1 inside the range and 0 outside, step gets
+    round(x / step) - x / step inside and the bound outside. It is exactly QuantizeLinear and DequantizeLinear (round half to even
+    after a division).
+    """
+    low, high = quant_min - zero_point, quant_max - zero_point
+    if torch.is_grad_enabled() and (x.requires_grad or step.requires_grad):
+        result: Tensor = _LearnedStep.apply(x, step, low, high)  # type: ignore[no-untyped-call]
+        return result
+    if (
+        low.numel() == 1
+    ):  # bounds that are numbers take a quarter of the time of bounds that are tensors
+        return (x / step).round_().clamp_(float(low), float(high)).mul_(step)
+    return (x / step).round_().clamp_(low, high).mul_(step)
+
+
+def covering_step(
+    x: Tensor, step: Tensor, zero_point: Tensor, quant_min: int, quant_max: int
+) -> Tensor:
+    """The same for a step that was made to cover x itself: nothing is clipped, and the gradient is 1 everywhere."""
+    with torch.no_grad():
+        rounded = learned_step(x, step, zero_point, quant_min, quant_max)
+    if not (torch.is_grad_enabled() and x.requires_grad):
+        return rounded
+    result: Tensor = _StraightThrough.apply(x, rounded)  # type: ignore[no-untyped-call]
+    return result

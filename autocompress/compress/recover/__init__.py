@@ -1,0 +1,1 @@
+"""Train a compressed model from the answers of the original one."""

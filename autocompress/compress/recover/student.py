@@ -1,0 +1,79 @@
+"""A student of another architecture: taught by the model first, then compressed in its place (D5)."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+
+import torch
+
+from autocompress.candidate import Distillation
+from autocompress.compress.prune.masks import Masks
+from autocompress.compress.recover.context import Trainer
+from autocompress.compress.recover.cycle import Cycle
+from autocompress.compress.recover.features import prepared_matcher
+from autocompress.compress.recover.precision import training_dtype
+from autocompress.compress.recover.teacher import Teacher
+from autocompress.errors import DamagedFileError, RunFolderError
+from autocompress.results.tensor_files import read_tensors, write_tensors
+from autocompress.task.copies import copied
+from autocompress.task.task import Task
+
+
+def on_student(task: Task) -> Task:
+    """The task with its student in the model's place; the task itself where there is none."""
+    if task.student is None:
+        return task
+    return replace(task, model=copied(task.student), student=None)
+
+
+def taught(
+    task: Task,
+    lesson: Distillation,
+    seed: int,
+    device: torch.device,
+    path: Path | None,
+    cache: Path | None,
+) -> Task:
+    """`on_student(task)` after `lesson`, a distillation from the task's model; one of 0 steps takes the student as it is.
+
+    The weights are kept in the file `path` (None: not kept), beside which an interrupted training goes on from its checkpoint; the
+    teacher's answers in the folder `cache`.
+    """
+    learner = on_student(task)
+    if task.student is None or lesson.steps == 0:
+        return learner
+    if path is not None and path.is_file():
+        try:
+            learner.model.load_state_dict(read_tensors(path)[0])
+        except (DamagedFileError, RuntimeError) as error:
+            reason = str(error).split("\n")[0]
+            raise RunFolderError(
+                f"{path}: is not the trained student of this task ({reason}); remove it to train again"
+            ) from error
+        return learner
+    original = copied(task.model, device)
+    student = learner.model.to(device)
+    teacher = Teacher(task, original, device, cache, (lesson.temperature,))
+    trainer = Trainer(task, teacher, training_dtype(learner, student, device, cache), seed)
+    matcher = None
+    if lesson.features > 0 and task.matched_modules:
+        matcher = prepared_matcher(trainer, student, task.matched_modules, Masks({}))
+    try:
+        Cycle(
+            trainer,
+            student,
+            lesson,
+            lesson.steps,
+            0,
+            matcher,
+            None if path is None else path.with_suffix(".checkpoint"),
+        ).run()
+    finally:
+        if matcher is not None:
+            matcher.remove()
+    student.cpu()
+    if path is not None:
+        write_tensors(path, student.state_dict())
+        path.with_suffix(".checkpoint").unlink(missing_ok=True)
+    return learner

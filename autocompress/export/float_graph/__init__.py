@@ -1,0 +1,1 @@
+"""Export a PyTorch model as a clean float ONNX graph."""

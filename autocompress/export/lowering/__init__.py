@@ -1,0 +1,1 @@
+"""Lower a candidate: replace weights of the float graph by compressed ones."""

@@ -1,0 +1,1 @@
+"""Find what can be compressed in a model: modules, channel groups, towers."""

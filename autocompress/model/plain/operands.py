@@ -1,0 +1,161 @@
+"""The operands of a program's operators: which are constant, their values, and the names of the weights that they are made of."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+import torch
+from torch import Tensor, fx, nn
+
+WEIGHT_ENDINGS = ("weight", "in_proj_weight", "kernel", "W")
+MOST_FOLDED = 100  # operators, one behind the other, between a weight and its parameters
+FACTORIES = (
+    "aten.eye.",
+    "aten.arange.",
+    "aten.zeros.",
+    "aten.ones.",
+    "aten.full.",
+    "aten.scalar_tensor.",
+)  # of numbers alone
+Names = Mapping[int, Mapping[str, type[nn.Module]]]
+
+
+class Reader:
+    """Arguments of one node: by position or by name, and what is constant in them."""
+
+    def __init__(self, module: fx.GraphModule, node: fx.Node, names: Names) -> None:
+        self.module, self.node, self.names = module, node, names
+        schema = getattr(node.target, "_schema", None)
+        self.values: dict[str, Any] = {}
+        for i, argument in enumerate(schema.arguments if schema is not None else ()):
+            given = (
+                node.args[i]
+                if i < len(node.args)
+                else node.kwargs.get(argument.name, argument.default_value)
+            )
+            self.values[argument.name] = given
+
+    def __getitem__(self, name: str) -> Any:
+        return self.values[name]
+
+    def constant(self, name: str) -> Tensor | None:
+        """The value of an argument that depends on no input, or None."""
+        value = self.values.get(name)
+        return constant_of(self.module, value) if isinstance(value, fx.Node) else None
+
+    def path(self, name: str, looked_up: bool = False) -> str:
+        """Where the parameter is that an argument is made of: of a tied one where it is looked up, or where it multiplies."""
+        path = place_of(self.values[name])
+        names = self.names.get(id(_attribute(self.module, path)), {})
+        return next(
+            (found for found, kind in names.items() if issubclass(kind, nn.Embedding) == looked_up),
+            next(iter(names), path),
+        )
+
+    def owner(self, name: str, looked_up: bool = False) -> str:
+        """The name of the module whose weight an argument is."""
+        *above, leaf = self.path(name, looked_up).split(".")
+        if "parametrizations" in above:
+            above = above[: above.index("parametrizations")]
+        elif leaf in ("weight_g", "weight_v", "weight_orig", "weight_u"):
+            pass  # of the older parametrizations
+        elif leaf not in WEIGHT_ENDINGS and not (leaf.endswith("_weight") and not above):
+            above = [*above, leaf.removesuffix("_weight")]
+        elif leaf == "in_proj_weight":
+            above = [*above, "in_proj"]
+        taken = _taken(self.values[name])
+        if taken is not None:  # of a stack of matrices, as experts have
+            above = [*above[:-1], str(taken), above[-1]] if above else [leaf, str(taken)]
+        return ".".join(above) or leaf.removesuffix("_weight") + "_module"
+
+
+def place_of(node: fx.Node) -> str:
+    """The attribute that a constant operand is made of; of several the first."""
+    return str(next(_attributes(node)).target)
+
+
+def _attributes(node: fx.Node) -> Iterator[fx.Node]:
+    """The attributes that a node is made of, the first operand's first."""
+    if node.op == "get_attr":
+        yield node
+    for source in node.all_input_nodes:
+        yield from _attributes(source)
+
+
+def _taken(node: fx.Node) -> int | None:
+    """Which matrix of a stack a weight is, or None."""
+    while node.op != "get_attr":
+        if str(node.target) == "aten.select.int" and node.args[1] == 0:
+            index: Any = node.args[2]
+            return int(index)
+        if not node.all_input_nodes:
+            return None
+        node = node.all_input_nodes[0]
+    return None
+
+
+def constant_of(
+    module: fx.GraphModule,
+    node: fx.Node,
+    depth: int = MOST_FOLDED,
+    known: dict[fx.Node, Any] | None = None,
+) -> Tensor | None:
+    """The value of a node that depends on parameters, buffers and numbers alone; None where it depends on an input.
+
+    `known` holds the values of nodes that were met on the way.
+    """
+    met = {} if known is None else known
+    if node not in met:
+        met[node] = _folded(module, node, depth, met)
+    found: Tensor | None = met[node]
+    if known is None and found is not None and next(_attributes(node), None) is None:
+        return None  # numbers alone are no weight
+    return found
+
+
+def _folded(module: fx.GraphModule, node: fx.Node, depth: int, known: dict[fx.Node, Any]) -> Any:
+    if node.op == "get_attr":
+        value = _attribute(module, str(node.target))
+        return value if isinstance(value, Tensor) else None
+    if node.op != "call_function" or depth == 0:
+        return None
+    if not node.all_input_nodes and not str(node.target).startswith(FACTORIES):
+        return None
+    values: dict[fx.Node, Any] = {}
+    for source in node.all_input_nodes:
+        values[source] = constant_of(module, source, depth - 1, known)
+        if values[source] is None:
+            return None
+    arguments = fx.node.map_arg((node.args, node.kwargs), lambda source: values[source])
+    try:
+        with torch.no_grad():
+            result = node.target(*arguments[0], **arguments[1])  # type: ignore[operator]
+    except Exception:
+        return None
+    return result if isinstance(result, (Tensor, tuple, list)) else None
+
+
+def _attribute(module: nn.Module, path: str) -> Any:
+    value: Any = module
+    for part in path.split("."):
+        value = getattr(value, part)
+    return value
+
+
+def weight_names(module: fx.GraphModule, model: nn.Module) -> Names:
+    """Map each parameter and buffer that a program reads, by identity, to its names and, for each, the kind of module that it is in.
+
+    One weight may have several names; those of the model come first.
+    """
+    found: dict[int, dict[str, type[nn.Module]]] = {}
+    for owner in (model, module):
+        for path, part in owner.named_modules(remove_duplicate=False):
+            for leaf, value in (
+                *part.named_parameters(recurse=False),
+                *part.named_buffers(recurse=False),
+            ):
+                found.setdefault(id(value), {}).setdefault(
+                    f"{path}.{leaf}" if path else leaf, type(part)
+                )
+    return found

@@ -1,0 +1,274 @@
+"""Which operators of an exported program are plain modules: products with constant matrices, convolutions, lookups, norms, gates."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import fx, nn
+
+from autocompress.model.plain.operands import Names, Reader, constant_of, place_of
+from autocompress.model.plain.recurrent import SplitRecurrent
+
+
+@dataclass(frozen=True, eq=False)
+class Operator:
+    """A module that computes what an operator of a program computes.
+
+    Attributes:
+        module: with the program's own parameters.
+        inputs: what the module is called with.
+        name: where it belongs, after its weight.
+        key: equal for calls that share a module.
+        nested: whether it gives (output, (hidden, cell)) for an operator's three tensors.
+    """
+
+    module: nn.Module
+    inputs: tuple[Any, ...]
+    name: str
+    key: tuple[Any, ...]
+    nested: bool = False
+
+
+def operator_of(module: fx.GraphModule, node: fx.Node, names: Names) -> Operator | None:
+    """The plain module of a node, or None where there is none: its weight depends on an input, or it is another operator.
+
+    `names` are those that `weight_names` found before any node was replaced.
+    """
+    if node.op != "call_function":
+        return None
+    make = MAKERS.get(str(node.target))
+    if make is None:
+        return None
+    try:
+        return make(Reader(module, node, names))
+    except _NotPlain:
+        return None
+
+
+class _NotPlain(Exception):
+    pass
+
+
+def _weight(read: Reader, name: str, dims: Sequence[int], transposed: bool = False) -> nn.Parameter:
+    value = read.constant(name)
+    if value is None or value.dim() not in dims or not value.is_floating_point():
+        raise _NotPlain
+    if isinstance(value, nn.Parameter) and not transposed:
+        return value
+    value = value.detach()
+    return nn.Parameter((value.t() if transposed else value).contiguous(), requires_grad=False)
+
+
+def _bias(read: Reader, name: str, width: int) -> nn.Parameter | None:
+    if read[name] is None:
+        return None
+    value = read.constant(name)
+    if value is None or value.shape != (width,):
+        raise _NotPlain
+    return (
+        value
+        if isinstance(value, nn.Parameter)
+        else nn.Parameter(value.detach().clone(), requires_grad=False)
+    )
+
+
+def _key(read: Reader, kind: str, *arguments: str) -> tuple[Any, ...]:
+    """Calls with the same constants and numbers share a module."""
+    parts: list[Any] = [kind]
+    for name in arguments:
+        value = read[name]
+        # A folded constant is a new tensor for each node.
+        own = isinstance(value, fx.Node) and value.op == "get_attr"
+        parts.append(id(read.constant(name)) if own else repr(value))
+    return tuple(parts)
+
+
+def _linear(read: Reader) -> Operator:
+    weight = _weight(read, "weight", (2,))
+    return _product(
+        read, weight, _bias(read, "bias", len(weight)), "input", "weight", ("weight", "bias")
+    )
+
+
+def _addmm(read: Reader) -> Operator:
+    if (read["beta"], read["alpha"]) != (1, 1):
+        raise _NotPlain
+    weight = _weight(read, "mat2", (2,), transposed=True)
+    return _product(
+        read, weight, _bias(read, "self", len(weight)), "mat1", "mat2", ("mat2", "self")
+    )
+
+
+def _matmul(read: Reader) -> Operator:
+    second = "mat2" if "mat2" in read.values else "other"
+    if isinstance(read["self"], fx.Node) and read.constant("self") is not None:
+        raise _NotPlain  # a product of constants
+    return _product(
+        read, _weight(read, second, (2,), transposed=True), None, "self", second, (second,)
+    )
+
+
+def _product(
+    read: Reader,
+    weight: nn.Parameter,
+    bias: nn.Parameter | None,
+    inputs: str,
+    named: str,
+    keys: tuple[str, ...],
+) -> Operator:
+    module = nn.Linear(weight.shape[1], weight.shape[0], bias is not None, device="meta")
+    return Operator(
+        _holding(module, weight, bias),
+        (read[inputs],),
+        read.owner(named),
+        _key(read, "linear", *keys),
+    )
+
+
+def _holding(module: Any, weight: nn.Parameter | None, bias: nn.Parameter | None) -> nn.Module:
+    if weight is not None:
+        module.weight = weight
+    if bias is not None:
+        module.bias = bias
+    result: nn.Module = module
+    return result
+
+
+def _convolution(read: Reader) -> Operator:
+    axes = 1 if "conv1d" in str(read.node.target) else 2
+    weight = _weight(read, "weight", (axes + 2,))
+
+    def each(name: str) -> Any:
+        value = read[name]
+        return value if isinstance(value, str) else tuple(value) * (axes if len(value) == 1 else 1)
+
+    kind: Any = nn.Conv1d if axes == 1 else nn.Conv2d
+    bias = _bias(read, "bias", len(weight))
+    numbers = (each("stride"), each("padding"), each("dilation"))
+    module = kind(
+        weight.shape[1] * read["groups"],
+        len(weight),
+        tuple(weight.shape[2:]),
+        *numbers,
+        read["groups"],
+        bias is not None,
+        device="meta",
+    )
+    arguments = ("weight", "bias", "stride", "padding", "dilation", "groups")
+    return Operator(
+        _holding(module, weight, bias),
+        (read["input"],),
+        read.owner("weight"),
+        _key(read, "conv", *arguments),
+    )
+
+
+def _embedding(read: Reader) -> Operator:
+    weight = _weight(read, "weight", (2,))
+    module = nn.Embedding(weight.shape[0], weight.shape[1], device="meta")
+    return Operator(
+        _holding(module, weight, None),
+        (read["indices"],),
+        read.owner("weight", True),
+        _key(read, "embedding", "weight"),
+    )
+
+
+def _batch_norm(read: Reader) -> Operator:
+    mean, variance = read.constant("running_mean"), read.constant("running_var")
+    value = read["input"].meta.get("val")
+    if mean is None or variance is None or value is None or read["training"]:
+        raise _NotPlain
+    affine = read["weight"] is not None
+    kinds: dict[int, Callable[..., nn.Module]] = {
+        2: nn.BatchNorm1d,
+        3: nn.BatchNorm1d,
+        4: nn.BatchNorm2d,
+        5: nn.BatchNorm3d,
+    }
+    module: Any = kinds[value.dim()](
+        len(mean), eps=read["eps"], momentum=read["momentum"], affine=affine, device="meta"
+    )
+    module.running_mean, module.running_var = mean, variance
+    module.num_batches_tracked = torch.zeros((), dtype=torch.long)
+    weight = _weight(read, "weight", (1,)) if affine else None
+    bias = _bias(read, "bias", len(mean)) if affine else None
+    if affine and bias is None:
+        raise _NotPlain
+    keys = ("weight", "bias", "running_mean", "running_var", "eps")
+    return Operator(
+        _holding(module, weight, bias),
+        (read["input"],),
+        read.path("running_mean").rpartition(".")[0],
+        _key(read, "norm", *keys),
+    )
+
+
+def _layer_norm(read: Reader) -> Operator:
+    if read["weight"] is None:
+        raise _NotPlain
+    weight = _weight(read, "weight", (1, 2, 3))
+    if read["bias"] is not None and read.constant("bias") is None:
+        raise _NotPlain
+    bias: Any = read.constant("bias")
+    shape = tuple(read["normalized_shape"])
+    if not all(isinstance(size, int) for size in shape):
+        raise _NotPlain
+    module = nn.LayerNorm(shape, read["eps"], bias=bias is not None, device="meta")
+    if bias is not None and not isinstance(bias, nn.Parameter):
+        bias = nn.Parameter(bias.detach().clone(), requires_grad=False)
+    return Operator(
+        _holding(module, weight, bias),
+        (read["input"],),
+        read.owner("weight"),
+        _key(read, "layer norm", "weight", "bias", "eps"),
+    )
+
+
+def _recurrent(read: Reader) -> Operator:
+    mode = "LSTM" if "lstm" in str(read.node.target) else "GRU"
+    states, nodes = read["hx"], read["params"]
+    values = [constant_of(read.module, node) for node in nodes]
+    if any(value is None for value in values) or read["train"]:
+        raise _NotPlain
+    directions = 2 if read["bidirectional"] else 1
+    per_layer = 4 if read["has_biases"] else 2
+    if len(values) != per_layer * directions * read["num_layers"]:
+        raise _NotPlain  # projections
+    inputs, hidden = values[0].shape[1], values[1].shape[1]  # type: ignore[union-attr]
+    options = {
+        "bias": read["has_biases"],
+        "batch_first": read["batch_first"],
+        "bidirectional": read["bidirectional"],
+    }
+    kind = nn.LSTM if mode == "LSTM" else nn.GRU
+    source = kind(inputs, hidden, read["num_layers"], device="meta", **options)
+    for name, value in zip(source._flat_weights_names, values, strict=True):
+        setattr(source, name, nn.Parameter(value.detach(), requires_grad=False))  # type: ignore[union-attr]
+    state: Any = tuple(states) if mode == "LSTM" else states
+    name = place_of(nodes[0]).partition(".parametrizations.")[0]
+    name = (name if name != place_of(nodes[0]) else name.rpartition(".")[0]) or "recurrent"
+    key = ("recurrent", *(place_of(node) for node in nodes))
+    return Operator(
+        SplitRecurrent(source), (read["input"], state), name, key, nested=mode == "LSTM"
+    )
+
+
+MAKERS: dict[str, Callable[[Reader], Operator]] = {
+    "aten.linear.default": _linear,
+    "aten.addmm.default": _addmm,
+    "aten.mm.default": _matmul,
+    "aten.matmul.default": _matmul,
+    "aten.conv1d.default": _convolution,
+    "aten.conv1d.padding": _convolution,
+    "aten.conv2d.default": _convolution,
+    "aten.conv2d.padding": _convolution,
+    "aten.embedding.default": _embedding,
+    "aten.batch_norm.default": _batch_norm,
+    "aten.layer_norm.default": _layer_norm,
+    "aten.lstm.input": _recurrent,
+    "aten.gru.input": _recurrent,
+}

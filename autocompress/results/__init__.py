@@ -1,0 +1,1 @@
+"""Hold what a search returns and leaves on disk."""

@@ -1,0 +1,1 @@
+"""Judge candidates: races on the validation split, recovery."""

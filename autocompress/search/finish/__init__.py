@@ -1,0 +1,1 @@
+"""Turn the best trials into files that were run."""

@@ -1,0 +1,110 @@
+"""Setting up a search within the time that it was given: how long each step took, and what is said when the time is over."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Mapping
+from math import ceil
+
+from autocompress.errors import OutOfTimeError
+
+MORE = (
+    3  # times what setting up took until the time was over: a search of a few trials fits into that
+)
+NAMED = 4  # steps that a message names
+
+
+class Setup:
+    """The steps of setting up, as they are reported.
+
+    While nothing was measured that a search can start from, the end of the time is an error; afterwards (`ready`) the steps that are
+    left are cut short instead, so that one candidate is made.
+
+    Attributes:
+        started: when the search began, by `now`.
+        seconds: of each step so far, in the order of the first reports.
+        is_ready: whether the float model was measured, so that a search can start.
+    """
+
+    def __init__(
+        self,
+        timeout_s: float | None,
+        show: Callable[[str, float], None],
+        stopped: Callable[[], bool] = lambda: False,
+        now: Callable[[], float] = time.monotonic,
+    ) -> None:
+        self.timeout_s = timeout_s
+        self.seconds: dict[str, float] = {}
+        self.is_ready = False
+        self._show, self._stopped, self._now = show, stopped, now
+        self.started = self._last = now()
+        self._step = ""
+
+    def __call__(self, what: str, share: float) -> None:
+        """Report that `share` of step `what` is done.
+
+        Raises:
+            KeyboardInterrupt: Ctrl-C was pressed; nothing is there yet that a first Ctrl-C could finish.
+            OutOfTimeError: the time is over, and there is nothing to start a search from.
+        """
+        self._count()
+        self._step = what
+        self.look()
+        self._show(what, share)
+
+    def look(self) -> None:
+        """Look at the clock, and for Ctrl-C, within a step; raises as a report does."""
+        if self._stopped():
+            raise KeyboardInterrupt
+        if self.is_over and not self.is_ready:
+            self._count()
+            raise OutOfTimeError(self._ended())
+
+    @property
+    def is_over(self) -> bool:
+        """Whether the time is spent."""
+        return self.timeout_s is not None and self._now() - self.started >= self.timeout_s
+
+    def budget_s(self, share: float) -> float | None:
+        """Seconds that a step may take which can stop early: that share of what is left; None without a timeout."""
+        return (
+            None
+            if self.timeout_s is None
+            else max(0.0, share * (self.started + self.timeout_s - self._now()))
+        )
+
+    def finish(self) -> Mapping[str, float]:
+        """End the last step; seconds by step, rounded."""
+        self._count()
+        self._step = ""
+        return {what: round(spent, 2) for what, spent in self.seconds.items()}
+
+    @property
+    def words(self) -> str:
+        """For the terminal: the whole, and the longest steps; or that no time is left for more than one candidate."""
+        if self.is_over:
+            return f"search: {self._spent()}: one candidate is made; nearest timeout for a search: {self._enough()}"
+        return f"set up in {sum(self.seconds.values()):.0f} s: {self._longest()}"
+
+    def _count(self) -> None:
+        now = self._now()
+        if self._step and now > self._last:
+            self.seconds[self._step] = self.seconds.get(self._step, 0.0) + now - self._last
+        self._last = now
+
+    def _ended(self) -> str:
+        return (
+            f"search: {self._spent()}, before the first trial; what was exported and measured is kept for the next run; "
+            f"nearest timeout: {self._enough()}"
+        )
+
+    def _spent(self) -> str:
+        return f"setting up took {sum(self.seconds.values()):.0f} of the {self.timeout_s:g} s ({self._longest()})"
+
+    def _longest(self) -> str:
+        steps = sorted(self.seconds.items(), key=lambda step: -step[1])[:NAMED]
+        return ", ".join(f"{what} {spent:.1f} s" for what, spent in steps)
+
+    def _enough(self) -> str:
+        seconds = max(MORE * sum(self.seconds.values()), 1.0)
+        return f"{ceil(seconds)}s" if seconds < 60 else f"{ceil(seconds / 60)}m"

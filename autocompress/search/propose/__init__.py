@@ -1,0 +1,1 @@
+"""Propose candidates: sensitivities, surrogate, sampler."""

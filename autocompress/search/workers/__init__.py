@@ -1,0 +1,1 @@
+"""Share a study among processes: storage, leases, the loop of one worker."""

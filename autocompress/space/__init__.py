@@ -1,0 +1,1 @@
+"""Read search spaces: axes, rules per module, recovery."""

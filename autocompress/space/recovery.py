@@ -1,0 +1,189 @@
+"""What a search space says under `distillation`: the recovery that candidates may take, and its Optuna parameters."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+from autocompress.candidate import SCHEDULES, UNTRAINED, Distillation
+from autocompress.errors import SpaceError, nearest_name
+from autocompress.space.axes import check_keys, listed
+
+ALPHA = "distillation/alpha"
+STUDENT_RATE = 1e-3  # learning rate of a student that may know nothing yet
+FIRST_RUNG = 0.3  # of the steps, where only their number is given
+# Choices by key: their test, and what it asks for.
+CHOSEN: Mapping[str, tuple[Callable[[float], bool], str, float]] = {
+    "temperature": (lambda v: v > 0, "above 0", 1.0),
+    "features": (lambda v: v >= 0, "at least 0", 0.0),
+    "sequences": (lambda v: 0 <= v <= 1, "in [0, 1]", 0.0),
+    "learning_rate": (lambda v: 0 < v < 1, "above 0 and below 1", UNTRAINED.learning_rate),
+}
+KEYS = (
+    "alpha",
+    *CHOSEN,
+    "steps",
+    "schedule",
+    "rounds",
+    "accumulation",
+    "checkpointing",
+    "student_steps",
+)
+
+
+@dataclass(frozen=True)
+class RecoverySpace:
+    """The choices of `Distillation`.
+
+    Attributes:
+        alphas: (low, high), equal when alpha is not searched.
+        choices: the values of temperature, schedule, features, sequences and learning_rate, each with at least one.
+        rungs: steps after which a candidate is judged; those that are not beaten there go on to the next. Empty: nothing is trained.
+        rounds, accumulation, checkpointing: as in `Distillation`.
+        student_steps: how long `Task.student` learns from the model before the search; 0 takes it as it is.
+    """
+
+    alphas: tuple[float, float] = (0.5, 0.5)
+    choices: Mapping[str, tuple[Any, ...]] = field(
+        default_factory=lambda: {n: (getattr(UNTRAINED, n),) for n in ("schedule", *CHOSEN)}
+    )
+    rungs: tuple[int, ...] = ()
+    rounds: int = UNTRAINED.rounds
+    accumulation: int = 1
+    checkpointing: bool = False
+    student_steps: int = 0
+
+    @property
+    def steps(self) -> int:
+        """Of the longest recovery."""
+        return self.rungs[-1] if self.rungs else 0
+
+    @property
+    def searched(self) -> dict[str, tuple[Any, ...]]:
+        """The choices with more than one value, by Optuna parameter."""
+        return {
+            f"distillation/{name}": found
+            for name, found in self.choices.items()
+            if len(found) > 1 and self.steps > 0
+        }
+
+    @property
+    def alpha_is_searched(self) -> bool:
+        """Whether alpha is an Optuna parameter."""
+        return self.steps > 0 and self.alphas[0] < self.alphas[1]
+
+    def distillation(self, parameters: Mapping[str, float]) -> Distillation:
+        """The recovery of Optuna parameters: alpha and an index for each choice that is searched."""
+        values = {
+            name: found[int(parameters.get(f"distillation/{name}", 0))]
+            for name, found in self.choices.items()
+        }
+        # Rounds of pruning end where they end: only what is pruned at once can be looked at in between.
+        restarts = self.rungs[:-1] if values["schedule"] == "one_shot" else ()
+        return Distillation(
+            alpha=round(float(parameters.get(ALPHA, self.alphas[0])), 4),
+            steps=self.steps,
+            rounds=self.rounds,
+            restarts=restarts,
+            accumulation=self.accumulation,
+            checkpointing=self.checkpointing,
+            **values,
+        )
+
+    def student_lesson(self) -> Distillation:
+        """What a student learns before the search, at the middle of alpha and the first of all other choices."""
+        first = self.distillation({ALPHA: sum(self.alphas) / 2})
+        return replace(
+            first,
+            steps=self.student_steps,
+            restarts=(),
+            schedule="one_shot",
+            sequences=0.0,
+            learning_rate=STUDENT_RATE,
+        )
+
+    def fitted(self, has_labels: bool, has_logits: bool) -> RecoverySpace:
+        """Without what means nothing for a task: alpha where there are no labels, temperature where outputs are no logits."""
+        found = self if has_labels else replace(self, alphas=(0.0, 0.0))
+        if has_logits:
+            return found
+        return replace(
+            found, choices={**found.choices, "temperature": found.choices["temperature"][:1]}
+        )
+
+
+def parse_recovery(where: str, data: Mapping[str, Any]) -> RecoverySpace:
+    """The key `distillation` of a space; SpaceError names what came and the nearest valid value."""
+    where = f"{where}: distillation"
+    check_keys(where, data, KEYS)
+    choices: dict[str, tuple[Any, ...]] = {"schedule": _schedules(where, data)}
+    for name, (valid, rule, near) in CHOSEN.items():
+        values = listed(data.get(name, getattr(UNTRAINED, name)))
+        for value in values:
+            if not isinstance(value, (int, float)) or isinstance(value, bool) or not valid(value):
+                raise SpaceError(
+                    f"{where}: {name} must be {rule}, got {value!r}; nearest valid value: {near:g}"
+                )
+        choices[name] = tuple(float(value) for value in values)
+    checkpointing = data.get("checkpointing", False)
+    if not isinstance(checkpointing, bool):
+        raise SpaceError(f"{where}: checkpointing must be true or false, got {checkpointing!r}")
+    numbers = {
+        name: _count(where, name, data.get(name, default), least)
+        for name, default, least in _COUNTS
+    }
+    return RecoverySpace(
+        _alphas(where, data),
+        choices,
+        _rungs(where, data.get("steps", 0)),
+        checkpointing=checkpointing,
+        **numbers,
+    )
+
+
+_COUNTS = (("rounds", UNTRAINED.rounds, 1), ("accumulation", 1, 1), ("student_steps", 0, 0))
+
+
+def _count(where: str, name: str, value: Any, least: int) -> int:
+    if not isinstance(value, int) or isinstance(value, bool) or value < least:
+        raise SpaceError(
+            f"{where}: {name} must be an integer >= {least}, got {value!r}; nearest valid value: {least}"
+        )
+    return value
+
+
+def _rungs(where: str, value: Any) -> tuple[int, ...]:
+    if not isinstance(value, list):
+        steps = _count(where, "steps", value, 0)
+        return tuple(dict.fromkeys(rung for rung in (round(FIRST_RUNG * steps), steps) if rung > 0))
+    rungs = [_count(where, "steps", rung, 0) for rung in value]
+    if rungs != sorted(set(rungs)):
+        raise SpaceError(
+            f"{where}: steps must grow, got {value}; nearest valid value: {sorted(set(rungs))}"
+        )
+    return tuple(rung for rung in rungs if rung > 0)
+
+
+def _schedules(where: str, data: Mapping[str, Any]) -> tuple[str, ...]:
+    schedules = tuple(str(name) for name in listed(data.get("schedule", UNTRAINED.schedule)))
+    for name in schedules:
+        if name not in SCHEDULES:
+            raise SpaceError(
+                f"{where}: schedule {name!r} is unknown; nearest: {nearest_name(name, SCHEDULES)}"
+            )
+    return schedules
+
+
+def _alphas(where: str, data: Mapping[str, Any]) -> tuple[float, float]:
+    value = data.get("alpha", UNTRAINED.alpha)
+    if isinstance(value, dict):
+        check_keys(f"{where}: alpha", value, ("low", "high"))
+        low, high = value.get("low", 0.0), value.get("high", 1.0)
+    else:
+        low = high = value
+    if not all(isinstance(v, (int, float)) and 0 <= v <= 1 for v in (low, high)) or low > high:
+        raise SpaceError(
+            f"{where}: alpha must be a number or {{low, high}} in [0, 1], got {value!r}; nearest valid value: 0.5"
+        )
+    return float(low), float(high)

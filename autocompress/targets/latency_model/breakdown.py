@@ -1,0 +1,70 @@
+"""Where the time of a model goes: in modules, which can be compressed, and in the operators around them, which cannot."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from autocompress.targets.latency_model.fit import REST, Run
+from autocompress.targets.latency_model.latency_table import LatencyTable
+from autocompress.targets.workload import Layout
+
+
+def where_time_goes(table: LatencyTable, layout: Layout) -> dict[str, Any]:
+    """Shares of the wall time of the float model, as it was profiled, and what its modules take in the other forms that were measured.
+
+    "modules": rows of (module, share, milliseconds, {form: predicted milliseconds}); "operators": rows of (operator, share, milliseconds)
+    of what no module owns (attention's products, normalisation, softmax); "modules_share" of the first in all; "note" is the table's. The
+    profiler's own cost is taken out of each operator. Where the profile is not trusted, shares are those that the model predicts.
+    """
+    run = next(run for run in table.runs if run.spent)  # the first of a plan is the untouched model
+    modules, operators = _predicted(table, run) if table.doubt else _profiled(table, run)
+    total = max(sum(modules.values()) + sum(operators.values()), 1e-9)
+    forms: dict[str, dict[str, float]] = {}
+    for place, (microseconds, _) in table.model.grid.items():
+        for module in layout.module_map:
+            whole = (*module.weight_shape, 1)[:2]
+            if (layout.signatures[module.name], module.positions, whole[1], whole[0]) == (
+                *place[:2],
+                *place[3:],
+            ):
+                forms.setdefault(module.name, {})[place[2]] = round(microseconds / 1e3, 5)
+    ms = run.milliseconds / total
+    return {
+        "milliseconds": run.milliseconds,
+        "modules_share": sum(modules.values()) / total,
+        "modules": [
+            {
+                "module": name,
+                "share": us / total,
+                "milliseconds": us * ms,
+                "forms": forms.get(name, {}),
+            }
+            for name, us in sorted(modules.items(), key=lambda item: -item[1])
+        ],
+        "operators": [
+            {"operator": name, "share": us / total, "milliseconds": us * ms}
+            for name, us in sorted(operators.items(), key=lambda item: -item[1])
+        ],
+        "note": table.note,
+    }
+
+
+def _profiled(table: LatencyTable, run: Run) -> tuple[dict[str, float], dict[str, float]]:
+    """Microseconds by module and by operator, without what profiling costs."""
+    overhead = table.model.profiler_us
+    modules = {
+        name: max(us - overhead * n, 0.02 * us)
+        for name, (us, n) in run.spent.items()
+        if name != REST
+    }
+    rest, count = run.spent.get(REST, (0.0, 0))
+    around = max(rest - overhead * count, 0.02 * rest)
+    # Of the operators only sums are known, so that the profiler's cost is spread over them in proportion.
+    scale = around / max(sum(run.operators.values()), 1e-9)
+    return modules, {name: us * scale for name, us in run.operators.items()}
+
+
+def _predicted(table: LatencyTable, run: Run) -> tuple[dict[str, float], dict[str, float]]:
+    """The same as the regression over whole models has it, which does not tell the operators apart."""
+    modules = {name: table.model.kernel_us(kernel) for name, kernel in run.work.kernels.items()}
+    return modules, {"all operators": table.model.around_us(run.work.surroundings)}

@@ -1,0 +1,1 @@
+"""Hold what the user brings: model, batches, metric."""

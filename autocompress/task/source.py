@@ -1,0 +1,80 @@
+"""Load a Task from the function that makes it, in a module or in a file."""
+
+from __future__ import annotations
+
+import importlib
+import importlib.util
+import inspect
+import sys
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from autocompress.errors import TaskError, nearest_name
+from autocompress.task.task import Task
+from autocompress.task.user_code import UserCodeError, user_code
+
+
+def load_task(spec: str, **arguments: Any) -> Task:
+    """The Task that a function returns: "package.module:function" or "path/to/file.py:function", called with `arguments`."""
+    place, _, function_name = spec.rpartition(":")
+    if not place:
+        raise TaskError(
+            f"task {spec!r}: expected package.module:function or path/to/file.py:function"
+        )
+    module = _load_file(Path(place), spec) if place.endswith(".py") else _load_module(place, spec)
+    function = getattr(module, function_name, None)
+    if not callable(function):
+        functions = [
+            n for n, v in vars(module).items() if inspect.isfunction(v) and not n.startswith("_")
+        ]
+        raise TaskError(
+            f"task {spec!r}: {place} has no function {function_name!r}; nearest: {nearest_name(function_name, functions)}"
+        )
+    try:
+        inspect.signature(function).bind(**arguments)
+    except TypeError as error:
+        raise TaskError(f"task {spec!r}: {error}; it takes {inspect.signature(function)}") from None
+    with user_code(f"task {spec!r}: {function_name} fails"):
+        task = function(**arguments)
+    if not isinstance(task, Task):
+        raise TaskError(
+            f"task {spec!r}: {function_name} returned {type(task).__name__}; it must return autocompress.Task"
+        )
+    where = str(Path(place).resolve()) if place.endswith(".py") else place
+    return replace(task, source={"spec": f"{where}:{function_name}", "arguments": arguments})
+
+
+def _load_module(name: str, spec: str) -> Any:
+    try:
+        with user_code(f"task {spec!r}: {name} fails to load"):
+            return importlib.import_module(name)
+    except UserCodeError as failure:
+        error = failure.__cause__
+        if not isinstance(error, ModuleNotFoundError):
+            raise
+        raise TaskError(
+            f"task {spec!r}: no module {error.name!r}; expected an importable module or a path that ends in .py, "
+            "for example autocompress.tasks:easy_vqa"
+        ) from None
+
+
+def _load_file(path: Path, spec: str) -> Any:
+    if not path.is_file():
+        siblings = [p.name for p in path.parent.glob("*.py")] if path.parent.is_dir() else []
+        raise TaskError(
+            f"task {spec!r}: no file {path}; nearest: {nearest_name(path.name, siblings) or 'none'}"
+        )
+    name = f"autocompress_task_{path.stem}"
+    module_spec = importlib.util.spec_from_file_location(name, path)
+    assert module_spec is not None
+    assert module_spec.loader is not None
+    module = importlib.util.module_from_spec(module_spec)
+    sys.modules[name] = module
+    sys.path.insert(0, str(path.parent.resolve()))
+    try:
+        with user_code(f"task {spec!r}: {path} fails to load"):
+            module_spec.loader.exec_module(module)
+    finally:
+        sys.path.pop(0)
+    return module

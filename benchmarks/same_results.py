@@ -1,0 +1,162 @@
+"""Write what three short searches find, so that two states of this project can be compared: same seed, same tables, same files.
+
+    python -m benchmarks.same_results --tables TABLES --json before.json      # in one checkout; measures the tables once
+    python -m benchmarks.same_results --tables TABLES --against before.json   # in the other one
+
+The built-in task, a residual CNN and a GRU; 15 trials each, on latency tables that are measured by the first call. Compared are the
+candidates and values of all trials, and the bytes of each model.onnx of the front.
+"""
+
+from __future__ import annotations
+
+import argparse
+import csv
+import hashlib
+import json
+import sys
+import tempfile
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+import autocompress as ac
+
+
+class Residual(nn.Module):
+    """(n, 3, 16, 16) images to (n, 4) logits."""
+
+    def __init__(self, width: int = 24) -> None:
+        super().__init__()
+        self.stem = nn.Sequential(
+            nn.Conv2d(3, width, 3, padding=1), nn.BatchNorm2d(width), nn.ReLU()
+        )
+        self.blocks = nn.ModuleList(
+            nn.Sequential(
+                nn.Conv2d(width, width, 3, padding=1), nn.BatchNorm2d(width), nn.ReLU(),
+                nn.Conv2d(width, width, 3, padding=1), nn.BatchNorm2d(width),
+            )
+            for _ in range(2)
+        )  # fmt: skip
+        self.classifier = nn.Linear(width, 4)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.stem(x)
+        for block in self.blocks:
+            x = (x + block(x)).relu()
+        return self.classifier(x.mean((2, 3)))
+
+
+class Recurrent(nn.Module):
+    """(n, 12, 16) sequences to (n, 4) logits."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.gru, self.classifier = nn.GRU(16, 48, batch_first=True), nn.Linear(48, 4)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.classifier(self.gru(x)[0][:, -1])
+
+
+def accuracy(outputs: Tensor, targets: Tensor) -> float:
+    return float((outputs.argmax(1) == targets).float().mean())
+
+
+def planted(make: Callable[[], nn.Module], shape: tuple[int, ...], name: str) -> ac.Task:
+    """A task on random inputs around four random centres, trained for 150 steps."""
+    torch.manual_seed(0)
+    centres, model = torch.randn(4, *shape), make()
+
+    def batches(count: int, seed: int) -> list[tuple[Tensor, Tensor]]:
+        generator = torch.Generator().manual_seed(seed)
+        labels = [torch.randint(4, (32,), generator=generator) for _ in range(count)]
+        return [(centres[y] + 3 * torch.randn(32, *shape, generator=generator), y) for y in labels]
+
+    train = batches(50, 1)
+    optimizer = torch.optim.Adam(model.parameters(), 2e-3)
+    for step in range(150):
+        inputs, labels = train[step % len(train)]
+        optimizer.zero_grad()
+        nn.functional.cross_entropy(model(inputs), labels).backward()
+        optimizer.step()
+    return ac.Task(
+        name,
+        model.eval(),
+        train[0][0][:1],
+        batches(6, 2),
+        accuracy,
+        train=train,
+        test=batches(4, 3),
+    )
+
+
+TASKS: dict[str, Callable[[], ac.Task]] = {
+    "easy_vqa": lambda: ac.load_task("autocompress.tasks:easy_vqa", validation_images=100),
+    "residual_cnn": lambda: planted(Residual, (3, 16, 16), "residual_cnn"),
+    "gru": lambda: planted(Recurrent, (12, 16), "gru"),
+}
+
+
+def trials(folder: Path) -> list[dict[str, str]]:
+    """Rows of trials.csv without what a clock says."""
+    with open(folder / "trials.csv", newline="") as file:
+        return [{k: v for k, v in row.items() if "second" not in k} for row in csv.DictReader(file)]
+
+
+def results(name: str, tables: Path, out: Path, n_trials: int) -> dict[str, Any]:
+    """Trials, and a hash of each file of the front by trial number."""
+    table = tables / f"{name}.json"
+    if not table.exists():
+        tables.mkdir(parents=True, exist_ok=True)
+        ac.search(TASKS[name](), n_trials=1, out=out / "table", quiet=True, finalize_steps=0)
+        table.write_bytes(next((out / "table").glob("*table*.json")).read_bytes())
+    ac.search(TASKS[name](), n_trials=n_trials, out=out / "run", target_table=table, quiet=True)
+    points = json.loads((out / "run" / "front.json").read_text())["points"]
+    files = {
+        str(p["trial"]): hashlib.sha256(
+            (out / "run" / p["artifact"] / "model.onnx").read_bytes()
+        ).hexdigest()
+        for p in points
+    }
+    return {"trials": trials(out / "run"), "files": files}
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--tables", type=Path, required=True)
+    parser.add_argument("--json", type=Path)
+    parser.add_argument("--against", type=Path)
+    parser.add_argument("--trials", type=int, default=15)
+    parser.add_argument("--only", nargs="*", default=list(TASKS))
+    arguments = parser.parse_args()
+    torch.set_num_threads(1)
+    with tempfile.TemporaryDirectory() as folder:
+        now = {
+            name: results(name, arguments.tables, Path(folder) / name, arguments.trials)
+            for name in arguments.only
+        }
+    if arguments.json:
+        arguments.json.write_text(json.dumps(now, indent=1))
+    if arguments.against is None:
+        return
+    before = json.loads(arguments.against.read_text())
+    differ = False
+    for name, here in now.items():
+        there = before[name]
+        rows = sum(a != b for a, b in zip(here["trials"], there["trials"], strict=False)) + abs(
+            len(here["trials"]) - len(there["trials"])
+        )
+        files = sum(there["files"].get(k) != v for k, v in here["files"].items()) + len(
+            there["files"].keys() - here["files"].keys()
+        )
+        print(
+            f"{name}: {rows} of {len(here['trials'])} trials and {files} of {len(here['files'])} files differ"
+        )
+        differ |= bool(rows or files)
+    sys.exit(differ)
+
+
+if __name__ == "__main__":
+    main()

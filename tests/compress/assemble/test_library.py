@@ -1,0 +1,157 @@
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import pytest
+import torch
+from torch import nn
+
+from autocompress import Candidate, ModuleConfig, find_modules
+from autocompress.compress.assemble.library import VariantLibrary, trim_folder
+from autocompress.compress.assemble.stitch import Stitcher
+from autocompress.compress.calibrate.evidence import Evidence
+from autocompress.compress.prune.masks import Masks, Pruner
+from autocompress.integer_form import IntegerForm
+from autocompress.model.plain.split import split_modules
+
+ALL = Masks({})
+
+
+@pytest.fixture
+def model() -> nn.Module:
+    torch.manual_seed(0)
+    return nn.Sequential(nn.Linear(16, 32), nn.ReLU(), nn.Linear(32, 8)).eval()
+
+
+def state_hash(model: nn.Module) -> int:
+    return hash(tuple(float(p.double().sum()) for p in model.state_dict().values()))
+
+
+def test_a_variant_is_made_once(model: nn.Module, tmp_path: Path) -> None:
+    library = VariantLibrary(Evidence(model), tmp_path)
+    config = ModuleConfig(4, 8, rank_ratio=0.25)
+    first = library.get("0", config, ALL)
+    assert (library.made, library.reused) == (1, 0)
+    assert library.get("0", ModuleConfig(4, 32, rank_ratio=0.25), ALL) is first, (
+        "activations play no part in the weights"
+    )
+    assert (library.made, library.reused) == (1, 1)
+    other = VariantLibrary(Evidence(model), tmp_path)
+    second = other.get("0", config, ALL)
+    assert (other.made, other.reused) == (0, 1), "another process finds it on disk"
+    for a, b in zip(first.factors, second.factors, strict=True):
+        torch.testing.assert_close(a.dequantized(), b.dequantized())
+    with torch.no_grad():
+        model[0].weight[0, 0] += 1
+    third = VariantLibrary(Evidence(model), tmp_path)
+    third.get("0", config, ALL)
+    assert third.made == 1, "other weights are another variant"
+
+
+def test_the_folder_is_bounded(model: nn.Module, tmp_path: Path) -> None:
+    library = VariantLibrary(Evidence(model), tmp_path)
+    for bits in (4, 8, 16, 32):
+        library.get("0", ModuleConfig(bits), ALL)
+    *older, newest = sorted(tmp_path.rglob("*.safetensors"))
+    for path in older:
+        os.utime(path, (1, 1))
+    trim_folder(tmp_path, limit_bytes=newest.stat().st_size)
+    assert list(tmp_path.rglob("*.safetensors")) == [newest]
+
+
+def test_a_damaged_file_is_made_again(model: nn.Module, tmp_path: Path) -> None:
+    VariantLibrary(Evidence(model), tmp_path).get("0", ModuleConfig(4), ALL)
+    (path,) = tmp_path.rglob("*.safetensors")
+    path.write_bytes(path.read_bytes()[:20])
+    library = VariantLibrary(Evidence(model), tmp_path)
+    library.get("0", ModuleConfig(4), ALL)
+    assert library.made == 1
+
+
+def test_memory_is_bounded(model: nn.Module) -> None:
+    library = VariantLibrary(Evidence(model), None, memory_bytes=3000)
+    for name in ("0", "2"):
+        for bits in (4, 8, 16, 32):
+            library.get(name, ModuleConfig(bits), ALL)
+    assert library._held <= 3000 or len(library._memory) == 1
+
+
+def test_a_cache_that_cannot_be_written_costs_nothing_else(
+    model: nn.Module, tmp_path: Path
+) -> None:
+    blocked = tmp_path / "file"
+    blocked.write_text("")
+    library = VariantLibrary(Evidence(model), blocked / "below")
+    assert library.get("0", ModuleConfig(8), ALL).factors[0].weight_bits == 8
+
+
+@pytest.fixture
+def stitcher(model: nn.Module) -> Stitcher:
+    found = find_modules(model, torch.rand(2, 16))
+    return Stitcher(split_modules(model), found, VariantLibrary(Evidence(model)))
+
+
+def test_identity_is_bit_exact_and_the_original_untouched(
+    model: nn.Module, stitcher: Stitcher
+) -> None:
+    before = state_hash(model)
+    x = torch.rand(4, 16)
+    stitcher.apply(
+        Candidate.of(
+            {"0": ModuleConfig(4, 8, rank_ratio=0.25, pruning_ratio=0.5), "2": ModuleConfig(4, 8)}
+        )
+    )
+    assert not torch.equal(stitcher.model(x), model(x))
+    assert torch.equal(stitcher.apply(Candidate())(x), model(x))
+    assert state_hash(model) == before
+
+
+def test_pruning_removes_the_weakest_units_and_equals_removal(
+    model: nn.Module, stitcher: Stitcher
+) -> None:
+    found = find_modules(model, torch.rand(2, 16))
+    candidate = Candidate.of({"0": ModuleConfig(pruning_ratio=0.5)})
+    masks = Pruner(Evidence(model), found).masks(candidate)
+    kept = torch.from_numpy(masks.of("0", "out"))
+    assert int(kept.sum()) == 16
+    rows, columns = (
+        model[0].weight.detach().square().sum(1),
+        model[2].weight.detach().square().sum(0),
+    )
+    strength = rows / rows.mean() + columns / columns.mean()
+    assert float(strength[kept].min()) >= float(strength[~kept].max())
+    small = nn.Sequential(nn.Linear(16, 16), nn.ReLU(), nn.Linear(16, 8))
+    small[0].weight.data, small[0].bias.data = model[0].weight[kept].data, model[0].bias[kept].data
+    small[2].weight.data, small[2].bias.data = model[2].weight[:, kept].data, model[2].bias.data
+    x = torch.rand(4, 16)
+    torch.testing.assert_close(stitcher.apply(candidate)(x), small(x))
+    assert stitcher.library.get("0", ModuleConfig(), masks).factors[0].values.shape == (16, 16)
+
+
+def test_a_ratio_never_empties_a_group(model: nn.Module) -> None:
+    found = find_modules(model, torch.rand(2, 16))
+    assert found.groups[0].kept_units(0.999) == 1
+
+
+def test_a_trial_compresses_nothing_that_an_earlier_one_compressed(stitcher: Stitcher) -> None:
+    stitcher.apply(Candidate.of({"0": ModuleConfig(4), "2": ModuleConfig(8)}))
+    made = stitcher.library.made
+    stitcher.apply(Candidate.of({"0": ModuleConfig(4), "2": ModuleConfig(4)}))
+    assert stitcher.library.made == made + 1
+    stitcher.apply(Candidate.of({"0": ModuleConfig(4, 8), "2": ModuleConfig(7)}))
+    made = stitcher.library.made
+    stitcher.apply(Candidate.of({"0": ModuleConfig(4, 8), "2": ModuleConfig(8, 8)}))
+    assert stitcher.library.made == made, (
+        "8 bits of an integer kernel that is exact everywhere are 7"
+    )
+    stitcher.library.integer_form = lambda name: IntegerForm.SIGNED
+    stitcher.apply(Candidate.of({"0": ModuleConfig(4, 8), "2": ModuleConfig(8, 8)}))
+    assert stitcher.library.made == made, (
+        "where all 8 bits are exact, they are those of the float kernel"
+    )
+    stitcher.apply(Candidate.of({"0": ModuleConfig(4, 8, 8), "2": ModuleConfig(8, 8)}))
+    assert stitcher.library.made == made + 1, "in groups, multiples of a row's scale"
+    stitcher.library.integer_form = lambda name: IntegerForm.REDUCED
+    stitcher.apply(Candidate.of({"0": ModuleConfig(4, 8, 8), "2": ModuleConfig(8)}))
+    assert stitcher.library.made == made + 2, "and smaller ones where all shall be exact everywhere"

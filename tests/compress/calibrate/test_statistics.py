@@ -1,0 +1,113 @@
+"""Statistics are those of the vectors that a layer multiplies, whatever its geometry and however the data is cut into batches."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from torch import nn
+
+from autocompress import find_modules
+from autocompress.compress.calibrate.statistics import (
+    collect_statistics,
+    input_vectors,
+    output_error,
+)
+from autocompress.errors import NotComputableError
+
+CPU = torch.device("cpu")
+
+
+@pytest.mark.parametrize(
+    ("layer", "shape"),
+    [
+        (nn.Linear(6, 4), (3, 5, 6)),
+        (nn.Conv2d(6, 4, 3, padding=1), (2, 6, 7, 5)),
+        (
+            nn.Conv2d(6, 4, (3, 1), stride=2, dilation=(2, 1), padding=(2, 0), bias=False),
+            (2, 6, 9, 5),
+        ),
+        (nn.Conv2d(6, 4, 3, groups=2, padding="same"), (2, 6, 7, 5)),
+        (nn.Conv2d(6, 12, 3, groups=6, padding=1, padding_mode="reflect"), (2, 6, 7, 5)),
+        (nn.Conv1d(6, 4, 3, padding=1, padding_mode="circular"), (2, 6, 9)),
+    ],
+)
+def test_vectors_times_weight_are_the_output(layer: nn.Module, shape: tuple[int, ...]) -> None:
+    x = torch.randn(shape, generator=torch.Generator().manual_seed(0))
+    vectors, low, high = input_vectors(layer, x)
+    groups = vectors.shape[1]
+    weight = layer.weight.detach().flatten(1).view(groups, -1, vectors.shape[2])
+    found = torch.einsum("ngc,goc->ngo", vectors, weight).flatten(1)
+    found = found + (0 if layer.bias is None else layer.bias.detach())
+    output = layer(x).detach()
+    expected = (
+        output.reshape(-1, output.shape[-1])
+        if isinstance(layer, nn.Linear)
+        else output.transpose(0, 1).flatten(1).T
+    )
+    torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-5)
+    channels = (
+        x.reshape(-1, x.shape[-1]).T
+        if isinstance(layer, nn.Linear)
+        else x.transpose(0, 1).flatten(1)
+    )
+    torch.testing.assert_close(low, channels.amin(1))
+    torch.testing.assert_close(high, channels.amax(1))
+
+
+class Two(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.second = nn.Linear(4, 8), nn.Linear(8, 3)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.second(torch.relu(self.first(x)))
+
+
+def test_batches_add_up_and_predict_the_output_error() -> None:
+    torch.manual_seed(0)
+    model, x = Two().eval(), torch.randn(64, 4)
+    found = find_modules(model, x[:1])
+    whole, parts = (
+        collect_statistics(model, found, batches, CPU) for batches in ([x], list(x.split(10)))
+    )
+    for name in ("first", "second"):
+        torch.testing.assert_close(whole[name].gram, parts[name].gram)
+        torch.testing.assert_close(whole[name].mean, parts[name].mean)
+    torch.testing.assert_close(whole["first"].gram[0], x.T @ x / 64)
+    difference = torch.randn(8, 4)
+    outputs = x @ difference.T
+    assert output_error(difference, whole["first"], False) == pytest.approx(
+        float(outputs.square().sum(1).mean()), rel=1e-4
+    )
+    centred = outputs - outputs.mean(0)
+    assert output_error(difference, whole["first"], True) == pytest.approx(
+        float(centred.square().sum(1).mean()), rel=1e-4
+    )
+
+
+def test_kept_columns_factors_and_the_second_of_two_factors() -> None:
+    torch.manual_seed(0)
+    x = torch.randn(50, 4)
+    seen = collect_statistics(Two().eval(), find_modules(Two(), x[:1]), [x], CPU)["first"]
+    keep, factors = torch.tensor([True, False, True, True]), torch.tensor([1.0, 2.0, 3.0, 4.0])
+    smaller = seen.of(keep, factors)
+    y = (x / factors)[:, keep]
+    torch.testing.assert_close(smaller.gram[0], y.T @ y / 50)
+    torch.testing.assert_close(smaller.highest, y.amax(0))
+    first = torch.randn(2, 4)
+    torch.testing.assert_close(
+        seen.after(first).gram[0], first @ x.T @ x @ first.T / 50, rtol=1e-4, atol=1e-4
+    )
+
+
+def test_no_batches_and_bad_values_are_said() -> None:
+    model = Two().eval()
+    found = find_modules(model, torch.zeros(1, 4))
+    with pytest.raises(
+        NotComputableError, match="calibration: there are no batches; give the task calibration"
+    ):
+        collect_statistics(model, found, [], CPU)
+    with pytest.raises(
+        NotComputableError, match="calibration: inputs of first hold NaN or infinity"
+    ):
+        collect_statistics(model, found, [torch.full((2, 4), float("nan"))], CPU)

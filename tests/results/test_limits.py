@@ -1,0 +1,79 @@
+from __future__ import annotations
+
+import pytest
+
+from autocompress.errors import LimitError
+from autocompress.results.limits import Limits, parse_limits
+
+
+def test_absolute_and_relative() -> None:
+    limits = parse_limits(
+        {"max_size": "25%", "max_latency": "0.5x", "max_accuracy_drop": 0.01}, 8e6, 4.0
+    )
+    assert limits == Limits(2e6, 2.0, 0.01)
+    assert parse_limits({"max_size": "2MB", "max_latency": "300us"}, 1, 1) == Limits(2e6, 0.3, None)
+    assert parse_limits({"max_size": 1000}, 1, 1).max_size_bytes == 1000
+
+
+def test_drops_and_metrics_relative_to_the_float_model() -> None:
+    metrics = {"f1": 0.8, "minus_error": -2.0}
+    limits = parse_limits(
+        {"max_accuracy_drop": "1%", "min_metric": {"f1": "95%", "minus_error": "90%"}},
+        1,
+        1,
+        0.9,
+        metrics,
+    )
+    assert limits.max_accuracy_drop == pytest.approx(0.009)
+    assert limits.floors == pytest.approx({"f1": 0.76, "minus_error": -2.2}), (
+        "a tenth worse than -2 is -2.2"
+    )
+    assert parse_limits({"min_metric": {"f1": 0.7}}, 1, 1, 0.9, metrics).floors == {"f1": 0.7}
+    assert limits.violations(1, 1, 0.0, {"f1": 0.7, "minus_error": -2.0})[
+        "min_metric f1"
+    ] == pytest.approx(0.06)
+    assert limits.pick_limits()["floors"] == limits.floors
+
+
+@pytest.mark.parametrize(
+    ("given", "text"),
+    [
+        (
+            {"max_accuracy_drop": "little"},
+            "limit max_accuracy_drop: expected a number such as 0.005 or 1%, got 'little'",
+        ),
+        (
+            {"min_metric": {"f2": 0.5}},
+            "limit min_metric: 'f2' is no extra metric of the task; nearest: f1",
+        ),
+        (
+            {"min_metric": {"f1": "much"}},
+            "limit min_metric f1: expected a number such as 0.9 or 99%, got 'much'",
+        ),
+        (
+            {"max_size": "2 bananas"},
+            "limit max_size: expected a value such as 2MB or 25%, got '2 bananas'",
+        ),
+        ({"max_size": "0MB"}, "limit max_size: must be above 0, got '0MB'"),
+        (
+            {"max_latency": "fast"},
+            "limit max_latency: expected a value such as 3ms or 0.5x, got 'fast'",
+        ),
+        (
+            {"max_accuracy_drop": -0.1},
+            "limit max_accuracy_drop: must be at least 0, got -0.1; nearest valid value: 0",
+        ),
+    ],
+)
+def test_bad_limits(given: dict[str, str], text: str) -> None:
+    with pytest.raises(LimitError) as error:
+        parse_limits(given, 1e6, 1.0, metrics={"f1": 0.8})
+    assert text in str(error.value)
+
+
+def test_violations_are_shares() -> None:
+    found = Limits(100, 2.0, 0.01).violations(150, 1.0, 0.03)
+    assert found["max_size"] == pytest.approx(0.5)
+    assert found["max_latency"] == pytest.approx(-0.5)
+    assert found["max_accuracy_drop"] == pytest.approx(0.02)
+    assert "max_accuracy_drop" not in Limits(None, None, 0.01).violations(1, 1, None)

@@ -1,0 +1,53 @@
+from __future__ import annotations
+
+import time
+
+import pytest
+
+from autocompress.search.problem.clock import FILES_SHARE, MOST_FILES, RECOVERY_SHARE, Clock
+
+
+def clock(
+    timeout_s: float | None, file_s: float = 2.0, latency_s: float = 0.001, recovers: bool = True
+) -> Clock:
+    now = time.monotonic()
+    return Clock(now, timeout_s, recovers, file_s, latency_s, now + 10)
+
+
+def test_without_a_timeout_nothing_ends() -> None:
+    free = clock(None)
+    assert (free.search_deadline, free.recovery_deadline, free.sensitivity_deadline(0.0)) == (
+        None,
+        None,
+        None,
+    )
+    assert free.files == MOST_FILES
+    assert free.has_room(10**6)
+
+
+@pytest.mark.parametrize("timeout_s", [60, 300, 3600])
+@pytest.mark.parametrize("file_s", [0.5, 5.0, 40.0])
+def test_everything_fits_into_the_time_that_is_given(timeout_s: float, file_s: float) -> None:
+    given = clock(timeout_s, file_s)
+    assert given.search_deadline == pytest.approx(
+        given.recovery_deadline - RECOVERY_SHARE * given.left_s
+    )
+    assert given.recovery_deadline + given.finish_s(given.files) == pytest.approx(
+        given.started + timeout_s
+    )
+    assert 1 <= given.files <= MOST_FILES
+    if given.files > 1:
+        assert given.finish_s(given.files) <= FILES_SHARE * given.left_s
+    if given.files < MOST_FILES:
+        assert given.finish_s(given.files + 1) > FILES_SHARE * given.left_s
+
+
+def test_a_front_that_is_not_trained_leaves_its_time_to_the_trials() -> None:
+    assert clock(300, recovers=False).search_deadline > clock(300).search_deadline + 30
+
+
+def test_files_are_run_while_there_is_room() -> None:
+    given = clock(60, 2.0)
+    assert given.has_room(3)
+    given.file_s = 55.0
+    assert not given.has_room(3)

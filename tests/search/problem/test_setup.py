@@ -1,0 +1,234 @@
+"""Setting up within a timeout: a clock that is given says when, nothing here waits."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Iterator
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+from run_folder import rows
+from torch import Tensor, nn
+
+import autocompress as ac
+from autocompress.errors import OutOfTimeError
+from autocompress.model.modules import find_modules
+from autocompress.search import loop
+from autocompress.search.problem.bench import builder_for, layout_of, subject_of
+from autocompress.search.problem.clock import SENSITIVITY_PART, SENSITIVITY_SHARE, Clock
+from autocompress.search.problem.setup import Setup
+from autocompress.space.search_space import SearchSpace
+from autocompress.targets.device.job import affordable
+from autocompress.targets.latency_model.latency_table import LatencyTable
+from autocompress.targets.latency_model.plan import Plan, all_forms, least_shown, uniform_candidate
+from autocompress.targets.latency_model.profile import cached_table
+from autocompress.targets.target import find_target
+
+SPACE = {"modules": [{"match": "*", "weight_bits": [4, 8]}], "distillation": {"steps": 0}}
+
+
+class Hands:
+    """A clock that moves by hand."""
+
+    def __init__(self) -> None:
+        self.time = (
+            -1e6
+        )  # long before the machine's own clock, by which deadlines after setting up are judged
+
+    def __call__(self) -> float:
+        return self.time
+
+
+def setup(timeout_s: float | None) -> tuple[Setup, Hands, list[str]]:
+    hands, shown = Hands(), []
+    return Setup(timeout_s, lambda what, share: shown.append(what), now=hands), hands, shown
+
+
+def test_seconds_are_counted_by_step() -> None:
+    steps, hands, shown = setup(None)
+    for what, seconds in (("a", 2.0), ("b", 5.0), ("b", 1.0), ("a", 0.5)):
+        steps(what, 0.0)
+        hands.time += seconds
+    assert steps.finish() == {"a": 2.5, "b": 6.0}
+    hands.time += 100  # no step is open any more
+    assert steps.finish() == {"a": 2.5, "b": 6.0}
+    assert steps.words == "set up in 8 s: b 6.0 s, a 2.5 s"
+    assert shown == ["a", "b", "b", "a"]
+    assert steps.budget_s(0.5) is None
+    assert not steps.is_over
+
+
+def test_the_end_of_the_time_names_steps_and_a_timeout_that_would_do() -> None:
+    steps, hands, shown = setup(10)
+    steps("exporting the model", 0.0)
+    hands.time += 8
+    assert steps.budget_s(0.5) == pytest.approx(1.0)
+    steps("calibrating", 0.0)
+    hands.time += 14
+    with pytest.raises(OutOfTimeError) as caught:
+        steps("evaluating the baseline", 0.0)
+    assert str(caught.value) == (
+        "search: setting up took 22 of the 10 s (calibrating 14.0 s, exporting the model 8.0 s), before the first trial; "
+        "what was exported and measured is kept for the next run; nearest timeout: 2m"
+    )
+    assert shown == ["exporting the model", "calibrating"]
+    assert steps.budget_s(0.5) == 0
+
+
+def test_what_is_ready_goes_on_with_one_candidate() -> None:
+    steps, hands, shown = setup(10)
+    steps.is_ready = True
+    steps("a", 0.0)
+    hands.time += 11
+    steps("b", 0.0)
+    hands.time += 1
+    steps.finish()
+    assert shown == ["a", "b"]
+    assert steps.is_over
+    assert "setting up took 12 of the 10 s" in steps.words
+    assert steps.words.endswith("one candidate is made; nearest timeout for a search: 36s")
+
+
+@pytest.mark.parametrize(
+    ("left_s", "expected"),
+    [(1000, (20, 10)), (130, (20, 10)), (100, (16, 4)), (60, (10, 0)), (10, (4, 0)), (0, (4, 0))],
+)
+def test_a_short_time_leaves_models_out_but_no_form(
+    left_s: float, expected: tuple[int, int]
+) -> None:
+    found = affordable(20, 10, 4, 6.0, 1.0, left_s)
+    assert found == expected
+    assert found[0] * 6 + found[1] <= left_s or found == (4, 0)
+
+
+def test_sensitivities_get_a_part_of_what_is_left() -> None:
+    clock = Clock(0.0, 100.0, True, 1.0, 0.001, 60.0)
+    assert clock.sensitivity_deadline(20.0) == pytest.approx(20 + SENSITIVITY_SHARE * 100)
+    assert clock.sensitivity_deadline(90.0) == pytest.approx(90 + SENSITIVITY_PART * 10)
+    assert clock.sensitivity_deadline(120.0) == 120
+
+
+def slow(step: str, seconds: float, hands: Hands) -> Callable[..., Setup]:
+    """Setups whose clock stands, but for `seconds` that pass when the step `step` is reported."""
+
+    def made(
+        timeout_s: float | None, show: Callable[[str, float], None], stopped: Callable[[], bool]
+    ) -> Setup:
+        def shown(what: str, share: float) -> None:
+            hands.time += seconds if what == step and share == 0.0 else 0.0
+            show(what, share)
+
+        return Setup(timeout_s, shown, stopped, hands)
+
+    return made
+
+
+def test_a_search_whose_setup_takes_too_long_says_so_and_goes_on_later(
+    cnn_task, tmp_path: Path, monkeypatch
+) -> None:
+    monkeypatch.setattr(loop, "Setup", slow("exporting the model", 700.0, Hands()))
+    with pytest.raises(
+        OutOfTimeError,
+        match=r"setting up took 700 of the 600 s \(exporting the model 700\.0 s.*nearest timeout: 35m",
+    ):
+        ac.search(cnn_task, SPACE, n_trials=2, timeout_s=600, out=tmp_path, quiet=True)
+    monkeypatch.undo()
+    result = ac.search(cnn_task, SPACE, n_trials=2, out=tmp_path, quiet=True)
+    assert len(result.front) >= 1
+    seconds = json.loads((tmp_path / "run.json").read_text())["setup_seconds"]
+    assert {"checking the task", "exporting the model", "evaluating the baseline"} <= set(seconds)
+
+
+def test_with_the_float_model_at_hand_one_candidate_is_made_though_the_time_is_over(
+    cnn_task, tmp_path: Path, monkeypatch
+) -> None:
+    monkeypatch.setattr(loop, "Setup", slow("timing a step of training", 700.0, Hands()))
+    result = ac.search(cnn_task, SPACE, n_trials=3, timeout_s=600, out=tmp_path, quiet=True)
+    assert len(result.front) == 1
+    assert len(rows(tmp_path)) == 1
+
+
+def test_a_table_without_time_still_knows_every_form(cnn_task, tmp_path: Path, monkeypatch) -> None:
+    monkeypatch.setenv("AUTOCOMPRESS_CACHE", str(tmp_path))
+    target = find_target("onnxruntime-cpu")
+    builder = builder_for(cnn_task, find_modules(cnn_task.model, cnn_task.example_inputs), target)
+    space = SearchSpace.load(
+        {"modules": [{"match": "*", "weight_bits": [4, 8], "activation_bits": [8, 32]}]}
+    ).bind(builder.module_map, target)
+    subject = subject_of(cnn_task, builder, layout_of(builder), space)
+    plan = Plan.of(subject, 0)
+    least = least_shown(subject, plan.profiled)
+    assert 1 < least < len(plan.profiled)
+    table = cached_table(subject, target, limit_s=0.0)
+    assert len(table.runs) == least
+    assert table.left_out == len(plan.profiled) + len(plan.checked) - least
+    assert table.tuning == ()
+    table.covers(subject.layout, [uniform_candidate(subject, form) for form in all_forms(subject)])
+    assert table.check == {}
+    table.save(tmp_path / "table.json")
+    assert LatencyTable.load(tmp_path / "table.json").left_out == table.left_out
+    assert not list((tmp_path / "latency").glob("*")), (
+        "what is not whole is not kept for other searches"
+    )
+
+
+class SlowModel(nn.Module):
+    """Each call takes 100 s of a clock that moves by hand."""
+
+    def __init__(self, hands: Hands) -> None:
+        super().__init__()
+        self.a, self.b = nn.Linear(8, 16), nn.Linear(16, 3)
+        self.hands = [hands]
+
+    def __deepcopy__(self, memo: dict) -> SlowModel:
+        made = SlowModel(self.hands[0])
+        made.load_state_dict(self.state_dict())
+        return made.train(self.training)
+
+    def forward(self, x: Tensor) -> Tensor:
+        self.hands[0].time += 100
+        return self.b(torch.relu(self.a(x)))
+
+
+class SlowLoader:
+    """Each batch takes 100 s of a clock that moves by hand."""
+
+    def __init__(self, batches: list, hands: Hands) -> None:
+        self.batches, self.hands = batches, hands
+
+    def __iter__(self) -> Iterator:
+        for batch in self.batches:
+            self.hands.time += 100
+            yield batch
+
+
+@pytest.mark.parametrize("what", ["model", "student", "validation", "train"])
+def test_the_clock_is_looked_at_between_calls_of_the_users_code(
+    what: str, tmp_path: Path, monkeypatch
+) -> None:
+    """One call that is slow cannot be ended, but no other one is begun when the time is over."""
+    hands = Hands()
+    x = torch.randn(64, 8)
+    data = [(part, part[:, :3].argmax(1)) for part in x.split(4)]
+    task = ac.Task(
+        "slow",
+        nn.Sequential(nn.Linear(8, 3)),
+        x[:1],
+        data,
+        lambda o, t: float((o.argmax(1) == t).float().mean()),
+        train=data,
+    )
+    given = SlowModel(hands) if what in ("model", "student") else SlowLoader(data, hands)
+    task = replace(task, **{what: given})
+    monkeypatch.setattr(
+        loop, "Setup", lambda timeout_s, show, stopped: Setup(timeout_s, show, stopped, hands)
+    )
+    began = hands.time
+    with pytest.raises(
+        OutOfTimeError, match=r"setting up took 300 of the 250 s \(checking the task 300\.0 s\)"
+    ) as caught:
+        ac.search(task, SPACE, n_trials=2, timeout_s=250, out=tmp_path, quiet=True)
+    assert hands.time - began == 300
+    assert "\n" not in str(caught.value)

@@ -1,0 +1,105 @@
+"""What a space may say about recovery, and the Optuna parameters that it becomes."""
+
+from __future__ import annotations
+
+import pytest
+
+from autocompress.errors import SpaceError
+from autocompress.space.recovery import ALPHA, parse_recovery
+
+
+def test_a_number_of_steps_has_a_rung_on_the_way_and_a_list_has_its_own() -> None:
+    assert parse_recovery("s", {}).rungs == ()
+    assert parse_recovery("s", {"steps": 100}).rungs == (30, 100)
+    assert parse_recovery("s", {"steps": 1}).rungs == (1,)
+    assert parse_recovery("s", {"steps": [0, 30, 90, 200]}).rungs == (30, 90, 200)
+    found = parse_recovery("s", {"steps": [0, 30, 90, 200]}).distillation({})
+    assert (found.steps, found.restarts) == (200, (30, 90))
+    rounds = parse_recovery("s", {"steps": 100, "schedule": "linear"}).distillation({})
+    assert (rounds.steps, rounds.restarts) == (100, ())
+
+
+def test_parameters_choose() -> None:
+    space = parse_recovery(
+        "s",
+        {
+            "alpha": {"low": 0.2, "high": 0.8},
+            "temperature": [1, 4],
+            "features": [0, 0.5],
+            "sequences": 0.25,
+            "learning_rate": [1e-4, 1e-3],
+            "steps": 10,
+            "accumulation": 2,
+            "checkpointing": True,
+        },
+    )
+    assert space.alpha_is_searched
+    assert space.searched == {
+        "distillation/temperature": (1.0, 4.0),
+        "distillation/features": (0.0, 0.5),
+        "distillation/learning_rate": (1e-4, 1e-3),
+    }
+    found = space.distillation(
+        {
+            ALPHA: 0.3,
+            "distillation/temperature": 1,
+            "distillation/features": 1,
+            "distillation/learning_rate": 0,
+        }
+    )
+    assert (
+        found.alpha,
+        found.temperature,
+        found.features,
+        found.sequences,
+        found.learning_rate,
+    ) == (0.3, 4.0, 0.5, 0.25, 1e-4)
+    assert (found.accumulation, found.checkpointing) == (2, True)
+    assert type(found).from_json(found.to_json()) == found
+
+
+def test_what_means_nothing_is_not_searched() -> None:
+    space = parse_recovery(
+        "s", {"alpha": {"low": 0.0, "high": 1.0}, "temperature": [1, 2, 4], "steps": 10}
+    )
+    assert not space.fitted(has_labels=False, has_logits=True).alpha_is_searched
+    assert set(space.fitted(has_labels=False, has_logits=True).searched) == {
+        "distillation/temperature"
+    }
+    assert set(space.fitted(has_labels=True, has_logits=False).searched) == set()
+    untrained = parse_recovery("s", {"alpha": {"low": 0.0, "high": 1.0}, "temperature": [1, 2, 4]})
+    assert not untrained.alpha_is_searched
+    assert not untrained.searched
+
+
+@pytest.mark.parametrize(
+    ("data", "text"),
+    [
+        ({"step": 3}, "s: distillation: unknown key 'step'; nearest: steps"),
+        ({"steps": -1}, "steps must be an integer >= 0, got -1; nearest valid value: 0"),
+        ({"steps": [30, 0]}, "steps must grow, got [30, 0]; nearest valid value: [0, 30]"),
+        ({"temperature": 0}, "temperature must be above 0, got 0; nearest valid value: 1"),
+        ({"temperature": ["warm"]}, "temperature must be above 0, got 'warm'"),
+        ({"features": -0.1}, "features must be at least 0, got -0.1; nearest valid value: 0"),
+        ({"sequences": 2}, "sequences must be in [0, 1], got 2; nearest valid value: 0"),
+        (
+            {"learning_rate": 5},
+            "learning_rate must be above 0 and below 1, got 5; nearest valid value: 0.0002",
+        ),
+        (
+            {"accumulation": 0},
+            "accumulation must be an integer >= 1, got 0; nearest valid value: 1",
+        ),
+        ({"checkpointing": 1}, "checkpointing must be true or false, got 1"),
+        (
+            {"student_steps": 1.5},
+            "student_steps must be an integer >= 0, got 1.5; nearest valid value: 0",
+        ),
+        ({"alpha": {"low": 0.5, "high": 0.1}}, "alpha must be a number or {low, high} in [0, 1]"),
+    ],
+)
+def test_bad_values_are_named(data: dict, text: str) -> None:
+    with pytest.raises(SpaceError) as caught:
+        parse_recovery("s", data)
+    assert text in str(caught.value)
+    assert "\n" not in str(caught.value)

@@ -1,0 +1,87 @@
+from __future__ import annotations
+
+import time
+from functools import partial
+
+import numpy as np
+
+from autocompress.export.float_graph.float_graph import export_float
+from autocompress.targets.device.sessions import open_session
+from autocompress.targets.device.timing import Timing, interleaved_timing, time_pair
+
+
+class Spinner:
+    """Stands in for a session; takes the given seconds, one after another and again."""
+
+    def __init__(self, *seconds: float) -> None:
+        self.seconds, self.calls = seconds, 0
+
+    def get_inputs(self) -> list[object]:
+        return []
+
+    def run(self, output_names: None, input_feed: dict[str, object]) -> list[object]:
+        until = time.perf_counter() + self.seconds[self.calls % len(self.seconds)]
+        self.calls += 1
+        while time.perf_counter() < until:
+            pass
+        return []
+
+
+def test_a_round_runs_both_and_keeps_the_fastest() -> None:
+    baseline, double = Spinner(0.001), Spinner(0.002)
+    seconds = time_pair(baseline, double, {}, 5, np.random.default_rng(0), repeats=2)
+    assert seconds.shape == (5, 2)
+    assert baseline.calls == double.calls == (5 + 2) * 2
+    assert bool((seconds >= [0.001, 0.002]).all())
+
+
+def test_ratios_and_intervals(cnn_task) -> None:
+    model = export_float(cnn_task.model, cnn_task.example_inputs)[0].SerializeToString()
+    feed = {"x": cnn_task.example_inputs.numpy()}
+    opener = partial(open_session, model)
+    timing = interleaved_timing(opener, [opener, opener], feed, rounds=9)
+    assert timing.baseline_ms > 0
+    assert len(timing.ratios) == len(timing.intervals) == len(timing.rounds) == 2
+    for ratio, (low, high) in zip(timing.ratios, timing.intervals, strict=True):
+        assert low <= ratio * 1.001
+        assert ratio <= high * 1.001
+    assert interleaved_timing(opener, [], feed, rounds=3).ratios == ()
+
+
+def test_what_is_uncertain_is_measured_again_until_the_time_is_up() -> None:
+    steady, shaky = (
+        Spinner(0.001),
+        Spinner(*(0.001 + 0.004 * (i % 7 == 0) for i in range(100)), *(0.003 for _ in range(40))),
+    )
+    timing = interleaved_timing(
+        lambda: Spinner(0.001),
+        [lambda: steady, lambda: shaky],
+        {},
+        rounds=6,
+        precision=1e-6,
+        budget_s=2.0,
+    )
+    assert sum(timing.rounds) > 12, "no interval is that small"
+    once = interleaved_timing(
+        lambda: Spinner(0.001),
+        [lambda: steady, lambda: shaky],
+        {},
+        rounds=6,
+        precision=0.5,
+        budget_s=0.5,
+    )
+    assert once.rounds[0] == 6, "what is certain enough is left alone"
+    none = interleaved_timing(
+        lambda: Spinner(0.001), [lambda: steady], {}, rounds=3, precision=1e-6, budget_s=0.0
+    )
+    assert none.rounds == (3,), "no budget, no repetition"
+
+
+def test_a_busy_machine_is_noticed_and_said() -> None:
+    # Every second round of the baseline meets a neighbour, in all of its three repetitions.
+    pattern = [0.005 if turn % 2 else 0.001 for turn in range(12) for _ in range(3)]
+    busy = interleaved_timing(lambda: Spinner(*pattern), [lambda: Spinner(0.001)], {}, rounds=18)
+    assert busy.disturbance > 0.25
+    assert Timing(1.0, (0.5,), ((0.45, 0.55),), 0.2).warning == ""
+    assert "the machine is busy" in busy.warning
+    assert "+-10%" in Timing(1.0, (0.5,), ((0.45, 0.55),), 0.4).warning
