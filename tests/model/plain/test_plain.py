@@ -1,0 +1,174 @@
+"""Check which modules are plain, the forms of a model, and where two models are said to differ."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable
+
+import pytest
+import torch
+from torch import Tensor, fx, nn
+from torch.nn.utils import parametrizations
+
+from autocompress import Task
+from autocompress.errors import TaskError
+from autocompress.model.plain.plain import (
+    check_same,
+    first_difference,
+    form_of,
+    in_form,
+    is_plain,
+    plain_model,
+    plain_task,
+)
+
+X = torch.randn(3, 4, generator=torch.Generator().manual_seed(0))
+
+
+class Own(nn.Linear):
+    def forward(self, x: Tensor) -> Tensor:
+        return super().forward(x) * 2
+
+
+class OwnConv(nn.Conv1d):
+    def _conv_forward(self, *arguments: Tensor) -> Tensor:
+        return super()._conv_forward(*arguments) * 2
+
+
+class Renamed(nn.Linear):
+    """A subclass that changes nothing."""
+
+
+def hooked(pre: bool) -> nn.Module:
+    module = nn.Linear(4, 4)
+    if pre:
+        module.register_forward_pre_hook(lambda *_: None)
+    else:
+        module.register_forward_hook(lambda *_: None)
+    return module
+
+
+def patched() -> nn.Module:
+    module = nn.Linear(4, 4)
+    module.forward = lambda x: x  # type: ignore[method-assign]
+    return module
+
+
+@pytest.mark.parametrize(
+    ("make", "expected"),
+    [
+        (lambda: nn.Linear(4, 4), True),
+        (lambda: Renamed(4, 4), True),
+        (lambda: nn.ReLU(), True),
+        (lambda: Own(4, 4), False),
+        (lambda: OwnConv(4, 4, 1), False),
+        (lambda: hooked(pre=True), False),
+        (lambda: hooked(pre=False), False),
+        (patched, False),
+        (lambda: parametrizations.weight_norm(nn.Linear(4, 4)), False),
+    ],
+)
+def test_a_plain_module_does_what_its_class_does(
+    make: Callable[[], nn.Module], expected: bool
+) -> None:
+    assert is_plain(make()) is expected
+
+
+def own_model() -> nn.Module:
+    torch.manual_seed(0)
+    return nn.Sequential(Own(4, 5), nn.ReLU(), nn.Linear(5, 2)).eval()
+
+
+def test_a_tree_of_plain_modules_stays_a_tree_and_others_become_a_program() -> None:
+    tree = nn.Sequential(nn.Linear(4, 4), nn.ReLU()).train()
+    found = plain_model(tree, X)
+    assert form_of(found) == "whole"
+    assert not found.training
+    assert tree.training
+    assert found[0].weight is not tree[0].weight
+    model = own_model()
+    program = plain_model(model, X)
+    assert form_of(program) == "program"
+    assert all(is_plain(module) for module in program.modules())
+    assert {name for name, _ in program.named_parameters()} >= {"0.weight", "2.weight"}
+    torch.testing.assert_close(program(X), model(X))
+
+
+def test_a_form_is_made_again() -> None:
+    class Recurrent(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.rnn = nn.GRU(4, 2)
+
+        def forward(self, x: Tensor) -> Tensor:
+            return self.rnn(x)[0]
+
+    model = Recurrent().eval()
+    split = plain_model(model, X)
+    assert form_of(split) == "split"
+    assert form_of(in_form("split", model, X)) == "split"
+    assert form_of(in_form("whole", model, X)) == "whole"
+    torch.testing.assert_close(in_form("split", model, X)(X), model(X))
+    assert isinstance(in_form("program", own_model(), X), fx.GraphModule)
+
+
+def test_a_module_in_two_places_is_not_left_in_a_tree() -> None:
+    shared = nn.Linear(4, 4)
+    model = nn.Sequential(shared, nn.ReLU(), shared).eval()
+    found = plain_model(model, X)
+    assert form_of(found) == "program"
+    torch.testing.assert_close(found(X), model(X))
+
+
+def changed(model: nn.Module, *names: str) -> nn.Module:
+    other = copy.deepcopy(model)
+    with torch.no_grad():
+        for name in names:
+            other.get_parameter(name).add_(0.5)
+    return other
+
+
+def test_the_first_module_that_differs_is_named() -> None:
+    model = own_model()
+    assert first_difference(model, copy.deepcopy(model), X) == ""
+    assert first_difference(model, changed(model, "2.bias"), X) == " at module 2"
+    assert first_difference(model, changed(model, "2.bias", "0.weight"), X) == " at module 0"
+    assert not any(module._forward_hooks for module in model.modules()), "no hook is left"
+
+
+def test_a_difference_is_told_by_its_module_or_by_the_size_of_inputs() -> None:
+    model = own_model()
+    other = changed(model, "2.bias")
+    check_same(model, copy.deepcopy(model), [(X, None)], X)
+    with pytest.raises(
+        TaskError, match=r"what would be compressed differs from the model at module 2; please"
+    ):
+        check_same(model, other, [(X, None)], X)
+    with pytest.raises(
+        TaskError,
+        match=r"with inputs of \[\(3, 4\)\] \(validation\) than with those of \[\(1, 4\)\] \(example",
+    ):
+        check_same(model, other, [(X, None)], X[:1])
+
+
+def test_only_the_first_batches_are_compared() -> None:
+    model, read = own_model(), []
+
+    def batches():
+        for i in range(5):
+            read.append(i)
+            yield X, None
+
+    check_same(model, copy.deepcopy(model), batches(), X, count=1)
+    assert read == [0, 1]
+    check_same(model, changed(model, "0.weight"), [], X)
+
+
+def test_a_task_gets_programs_for_its_model_and_its_student() -> None:
+    tree = nn.Sequential(nn.Linear(4, 2)).eval()
+    task = Task("t", own_model(), X, [(X, None)], lambda o, t: 0.0, student=tree)
+    found = plain_task(task)
+    assert isinstance(found.model, fx.GraphModule)
+    assert found.student is tree
+    same = Task("t", tree, X, [(X, None)], lambda o, t: 0.0)
+    assert plain_task(same).model is tree

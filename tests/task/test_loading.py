@@ -1,0 +1,212 @@
+"""Check how splits are settled: batches checked and copied where needed, and each pass the same."""
+
+from __future__ import annotations
+
+import random
+from collections import namedtuple
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+from autocompress.errors import TaskError
+from autocompress.task.loading import (
+    Checked,
+    FloatBatches,
+    Kept,
+    Unlabelled,
+    check_inputs,
+    checked,
+    float32,
+    in_memory,
+    ordinary,
+    seeded_pass,
+    settled,
+)
+
+X = torch.arange(6.0).view(3, 2)
+Point = namedtuple("Point", ["a", "b"])
+MANY = 1 << 20
+
+
+def test_half_and_double_become_float32_and_the_rest_stays() -> None:
+    for dtype in (torch.float16, torch.bfloat16, torch.float64):
+        assert float32(X.to(dtype)).dtype is torch.float32
+    assert float32(X) is X
+    words = X.long()
+    assert float32(words) is words
+
+
+def test_float_batches_convert_inputs_and_targets_on_every_pass() -> None:
+    batches = FloatBatches([({"x": X.double(), "n": 1}, {"y": X.half(), "z": "text"})] * 2)
+    assert len(batches) == 2
+    for _ in range(2):
+        (inputs, target), _ = batches
+        assert inputs["x"].dtype is target["y"].dtype is torch.float32
+        assert (inputs["n"], target["z"]) == (1, "text")
+    with pytest.raises(TypeError, match="generator has no length"):
+        len(FloatBatches(batch for batch in [(X, None)]))
+
+
+def test_unlabelled_batches_can_be_read_again() -> None:
+    batches = Unlabelled([(X, 1), (X + 1, 2)])
+    for _ in range(2):
+        assert [(float(x[0, 0]), target) for x, target in batches] == [(0.0, None), (1.0, None)]
+
+
+def test_equal_constants_and_nested_arguments_are_accepted() -> None:
+    example = {"x": X, "more": [X, None], "scale": 2.0, "mode": "sum"}
+    check_inputs({"mode": "sum", "scale": 2.0, "more": [X + 1, None], "x": X}, "test", example)
+    check_inputs((X,), "test", {"x": X})  # positional where the example is named
+
+
+@pytest.mark.parametrize(
+    ("inputs", "text"),
+    [
+        ({"x": X, "scale": 2}, "test: scale is 2, and 2.0 in example_inputs"),
+        ({"x": X, "scale": True}, "test: scale is True, and 2.0 in example_inputs"),
+        ({"x": X, "scale": X}, "test: scale is a tensor, and 2.0 in example_inputs"),
+    ],
+)
+def test_constants_must_have_the_type_and_value_of_the_example(inputs: Any, text: str) -> None:
+    with pytest.raises(TaskError) as caught:
+        check_inputs(inputs, "test", {"x": X, "scale": 2.0})
+    assert text in str(caught.value)
+
+
+class Ragged(Tensor):
+    is_nested = True  # type: ignore[assignment]
+
+
+def test_nested_tensors_are_refused() -> None:
+    with pytest.raises(TaskError, match="test: x is a nested tensor, which no ONNX input can be"):
+        check_inputs({"x": X.as_subclass(Ragged)}, "test")
+
+
+def test_a_batch_has_the_order_of_the_example_and_numbers_become_tensors() -> None:
+    example = {"a": X, "b": {"c": X, "d": X}}
+    inputs, target = checked(({"b": {"d": X + 1, "c": X}, "a": X}, 3), "train", example)
+    assert list(inputs) == ["a", "b"]
+    assert list(inputs["b"]) == ["c", "d"]
+    assert torch.equal(inputs["b"]["d"], X + 1)
+    assert torch.equal(target, torch.tensor(3))
+    assert checked([X, True], "train")[1].dtype is torch.bool
+    named, _ = checked((Point(X, X + 1), None), "train", Point(X, X))
+    assert torch.equal(named[1], X + 1)
+
+
+def test_a_batch_without_samples_is_refused() -> None:
+    with pytest.raises(
+        TaskError, match=r"task: train yields a batch without samples; nearest: leave it out$"
+    ):
+        checked((torch.zeros(0, 2), None), "train")
+    with pytest.raises(TaskError, match=r"task: train yields tuple; expected \(inputs, target\)"):
+        checked((X, None, None), "train")
+
+
+def test_tensors_of_inference_mode_are_copied_and_others_are_not() -> None:
+    with torch.inference_mode():
+        made = X + 1
+    copied = ordinary(made)
+    assert not copied.is_inference()
+    assert torch.equal(copied, X + 1)
+    assert ordinary(X) is X
+    assert not checked((X, {"y": made}), "train")[1]["y"].is_inference()
+
+
+class Loader:
+    """Count passes and batches; each batch holds random numbers."""
+
+    def __init__(self, count: int = 4) -> None:
+        self.count, self.passes, self.read = count, 0, 0
+
+    def __iter__(self) -> Iterator[tuple[Tensor, Tensor]]:
+        self.passes += 1
+        for _ in range(self.count):
+            self.read += 1
+            yield torch.rand(3, 2), torch.tensor([random.random()] * 3)
+
+    def __len__(self) -> int:
+        return self.count
+
+
+def test_a_list_is_checked_and_stays_a_list() -> None:
+    found = settled([(X, 1), (X, None)], "validation", X, MANY, shuffles=False)
+    assert isinstance(found, list)
+    assert torch.equal(found[0][1], torch.tensor(1))
+    assert in_memory(found)
+    assert settled(found := Checked([], "train", X), "train", X, MANY, shuffles=True) is found
+
+
+def test_training_loaders_are_read_anew_and_others_are_kept() -> None:
+    loader = Loader()
+    train = settled(loader, "train", X, MANY, shuffles=True)
+    assert isinstance(train, Checked)
+    assert len(train) == 4
+    first, second = [[x for x, _ in train] for _ in range(2)]
+    assert not torch.equal(first[0], second[0])
+    assert loader.passes == 2
+    kept = settled(Loader(), "validation", X, MANY, shuffles=False)
+    assert isinstance(kept, Kept)
+    once = settled(iter(Loader()), "train", X, MANY, shuffles=True)
+    assert isinstance(once, Kept), "an iterator has no second pass"
+    assert torch.equal(next(iter(once))[0], next(iter(once))[0])
+
+
+def test_a_kept_split_is_in_memory_when_it_was_read_to_its_end() -> None:
+    loader = Loader()
+    kept = Kept(loader, "validation", X, MANY)
+    passes = iter(kept), iter(kept)
+    assert torch.equal(next(passes[0])[0], next(passes[1])[0])
+    assert loader.read == 1
+    assert not kept.in_memory
+    assert not in_memory(FloatBatches(kept))
+    assert len(list(passes[1])) == 3
+    assert len(list(passes[0])) == 3
+    assert kept.in_memory
+    assert in_memory(FloatBatches(kept))
+    assert (loader.passes, loader.read) == (1, 4)
+
+
+def test_the_length_of_a_loader_is_its_own_and_of_an_iterator_its_count() -> None:
+    loader = Loader()
+    assert len(Kept(loader, "test", X, MANY)) == 4
+    assert loader.read == 0
+    kept = Kept(iter(Loader(3)), "test", X, MANY)
+    assert len(kept) == 3
+    assert len(list(kept)) == 3
+
+
+def test_a_split_that_outgrows_the_memory_goes_on_where_it_was() -> None:
+    bytes_of_a_batch = 3 * 2 * 4 + 3 * 4
+    kept = Kept(Loader(), "validation", X, 2 * bytes_of_a_batch)
+    large = Kept(Loader(), "validation", X, 4 * bytes_of_a_batch)
+    for _ in range(2):
+        expected = list(large)
+        for (a, b), (c, d) in zip(list(kept), expected, strict=True):
+            assert torch.equal(a, c)
+            assert torch.equal(b, d)
+    assert (kept.in_memory, large.in_memory) == (False, True)
+
+
+def test_a_pass_has_its_own_generators_whatever_its_reader_draws() -> None:
+    torch.manual_seed(5)
+    undisturbed = [float(torch.rand(())) for _ in range(4)]
+    torch.manual_seed(5)
+    expected = [x.clone() for x, _ in seeded_pass(Loader())]
+    drawn = []
+    for (x, _), first in zip(seeded_pass(Loader()), expected, strict=True):
+        drawn.append(float(torch.rand(())))
+        assert torch.equal(x, first)
+    assert drawn == undisturbed
+
+
+def test_what_is_no_split_is_refused() -> None:
+    with pytest.raises(
+        TaskError, match=r"task: test is empty; expected at least one \(inputs, target\) batch$"
+    ):
+        settled((), "test", X, MANY, shuffles=False)
+    with pytest.raises(TaskError, match="task: test is a NoneType; expected a list or a loader"):
+        settled(None, "test", X, MANY, shuffles=False)  # type: ignore[arg-type]
