@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from types import SimpleNamespace
 from typing import Any
 
@@ -33,18 +32,20 @@ def same(program: nn.Module, model: nn.Module, x: Tensor) -> None:
         torch.testing.assert_close(program(x), model(x))
 
 
-class Nested(nn.Module):
-    def forward(self, x: Tensor, more: Mapping[str, Tensor], scale: float = 1.0) -> Any:
-        return {"sum": (x + more["y"]) * scale, "parts": [x * 2, (more["y"],)], "none": None}
+class Structured(nn.Module):
+    def forward(self, x: Tensor, y: Tensor, scale: float = 1.0) -> Any:
+        return {"sum": (x + y) * scale, "parts": [x * 2, (y,)], "none": None}
 
 
 def test_a_program_takes_the_models_arguments_and_returns_its_structure() -> None:
     x, y = values(2, 3), values(2, 3) + 1
-    program = exported_program(Nested(), {"x": x, "more": {"y": y}, "scale": 2.0}, strict=False)
-    found = program(x=x * 3, more={"y": y}, scale=2.0)
+    program = exported_program(Structured(), {"y": y, "x": x, "scale": 2.0}, strict=False)
+    found = program(x=x * 3, y=y, scale=2.0)
     assert list(found) == ["sum", "parts"], "an entry that is None is left out"
     torch.testing.assert_close(found["sum"], (x * 3 + y) * 2)
     torch.testing.assert_close(found["parts"], [x * 6, (y,)])
+    by_position = exported_program(Structured(), (x, y), strict=False)(x * 3, y)
+    torch.testing.assert_close(by_position["sum"], x * 3 + y)
 
 
 def test_dimensions_above_1_are_free() -> None:

@@ -1,0 +1,56 @@
+"""Check damping against its formula, and that a factor is one of the inverse."""
+
+from __future__ import annotations
+
+import torch
+
+from autocompress.compress.calibrate.linear_algebra import DAMPING, damped, inverse_factor
+
+
+def gram(rows: int, columns: int) -> torch.Tensor:
+    x = torch.randn(rows, columns, generator=torch.Generator().manual_seed(0)).double()
+    return x.T @ x / rows
+
+
+def test_a_share_of_the_mean_diagonal_is_added() -> None:
+    given = torch.tensor([[2.0, 1.0], [1.0, 4.0]]).double()
+    found = damped(given)
+    assert DAMPING == 0.01
+    torch.testing.assert_close(found, given + 0.03 * torch.eye(2).double())
+    assert given.tolist() == [[2.0, 1.0], [1.0, 4.0]], "the matrix itself is not changed"
+
+
+def test_inputs_that_were_never_seen_get_the_mean() -> None:
+    given = torch.diag(torch.tensor([2.0, 0.0, 4.0]).double())
+    mean = torch.tensor([2.0, 2.0, 4.0]).double()
+    torch.testing.assert_close(damped(given), torch.diag(mean * 1 + 0.01 * mean.mean()))
+    found = damped(torch.zeros(3, 3).double())
+    assert bool((found.diagonal() > 0).all())
+    assert not (found - torch.diag(found.diagonal())).any()
+
+
+def test_a_matrix_of_low_rank_has_a_factor() -> None:
+    for given in (gram(1, 6), gram(2, 6), 1e-20 * gram(2, 6), 1e20 * gram(2, 6)):
+        assert int(torch.linalg.cholesky_ex(damped(given))[1]) == 0
+    one = damped(torch.tensor([[3.0]]).double())
+    assert one.tolist() == [[3.03]]
+
+
+def test_damping_grows_until_an_indefinite_matrix_has_a_factor() -> None:
+    indefinite = torch.tensor([[1.0, 3.0], [3.0, 1.0]]).double()
+    found = damped(indefinite)
+    assert int(torch.linalg.cholesky_ex(found)[1]) == 0
+    torch.testing.assert_close(found, indefinite + 10 * torch.eye(2).double())
+
+
+def test_where_no_damping_helps_the_diagonal_is_left() -> None:
+    hopeless = torch.tensor([[1.0, 1e9], [1e9, 1.0]]).double()
+    assert damped(hopeless).tolist() == [[1.0, 0.0], [0.0, 1.0]]
+
+
+def test_the_factor_is_upper_and_multiplies_to_the_inverse() -> None:
+    given = gram(50, 5)
+    upper = inverse_factor(given)
+    assert torch.equal(upper, upper.triu())
+    assert bool((upper.diagonal() > 0).all())
+    torch.testing.assert_close(upper.T @ upper, torch.linalg.inv(damped(given)))

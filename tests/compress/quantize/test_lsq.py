@@ -1,0 +1,83 @@
+"""Check values and gradients of learned steps against the equations, element by element."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from torch import Tensor
+
+from autocompress.compress.quantize.lsq import covering_step, learned_step
+
+X = torch.tensor([-10.0, -1.3, -0.5, 0.0, 0.5, 1.5, 2.6, 10.0])
+ZERO = torch.tensor(0.0)
+
+
+def scalar(value: float) -> Tensor:
+    return torch.tensor(value)
+
+
+def test_values_are_rounded_half_to_even_and_clipped() -> None:
+    found = learned_step(X, scalar(1.0), ZERO, -2, 3)
+    assert found.tolist() == [-2, -1, 0, 0, 0, 2, 3, 3]
+    shifted = learned_step(X, scalar(0.5), scalar(2.0), 0, 7)  # [-2, 5] steps of 0.5
+    assert shifted.tolist() == [-1.0, -1.0, -0.5, 0.0, 0.5, 1.5, 2.5, 2.5]
+
+
+def test_gradients_follow_the_equations() -> None:
+    x, step = X.clone().requires_grad_(), torch.tensor(1.0, requires_grad=True)
+    learned_step(x, step, ZERO, -2, 3).backward(torch.arange(1.0, 9.0))
+    inside = torch.tensor([0.0, 1, 1, 1, 1, 1, 1, 0])
+    assert x.grad is not None
+    assert torch.equal(x.grad, inside * torch.arange(1.0, 9.0))
+    each = torch.tensor([-2.0, 0.3, 0.5, 0.0, -0.5, 0.5, 0.4, 3.0])
+    assert step.grad is not None
+    torch.testing.assert_close(step.grad, (each * torch.arange(1.0, 9.0)).sum())
+
+
+def test_each_step_gets_the_gradient_of_its_elements() -> None:
+    x = torch.tensor([[0.3, 9.0], [0.4, -9.0]])
+    step = torch.tensor([[1.0], [2.0]], requires_grad=True)
+    zero = torch.tensor([[0.0], [1.0]])
+    found = learned_step(x, step, zero, -2, 3)
+    assert found.tolist() == [[0.0, 3.0], [0.0, -6.0]]
+    found.sum().backward()
+    assert step.grad is not None
+    torch.testing.assert_close(step.grad, torch.tensor([[-0.3 + 3], [-0.2 - 3]]))
+
+
+@pytest.mark.parametrize("zero", [scalar(1.0), torch.tensor([[1.0], [2.0]])])
+def test_without_gradients_the_values_are_the_same(zero: Tensor) -> None:
+    x = torch.randn(2, 50, generator=torch.Generator().manual_seed(0)) * 3
+    step = torch.tensor([[0.3], [0.7]], requires_grad=True)
+    before = x.clone()
+    with_gradient = learned_step(x, step, zero, -4, 4)
+    with torch.no_grad():
+        without = learned_step(x, step, zero, -4, 4)
+    assert with_gradient.requires_grad
+    assert torch.equal(with_gradient.detach(), without)
+    assert torch.equal(x, before), "the input is not written to"
+
+
+def test_what_needs_no_gradient_gets_none() -> None:
+    step = torch.tensor(1.0, requires_grad=True)
+    learned_step(X, step, ZERO, -2, 3).sum().backward()
+    assert X.grad is None
+    x = X.clone().requires_grad_()
+    learned_step(x, scalar(1.0), ZERO, -2, 3).sum().backward()
+    assert x.grad is not None
+
+
+def test_a_covering_step_passes_all_gradients_and_none_to_the_step() -> None:
+    x, step = X.clone().requires_grad_(), torch.tensor(1.0, requires_grad=True)
+    found = covering_step(x, step, ZERO, -2, 3)
+    assert found.tolist() == [-2, -1, 0, 0, 0, 2, 3, 3]
+    found.backward(torch.arange(1.0, 9.0))
+    assert torch.equal(x.grad, torch.arange(1.0, 9.0))
+    assert step.grad is None
+    assert not covering_step(X, step, ZERO, -2, 3).requires_grad
+    with torch.no_grad():
+        assert not covering_step(x, step, ZERO, -2, 3).requires_grad
+
+
+def test_nothing_is_rounded_to_nothing() -> None:
+    assert learned_step(torch.zeros(0, 3), torch.ones(1), torch.zeros(1), -2, 3).shape == (0, 3)

@@ -1,0 +1,94 @@
+"""Check where the weights behind integers start, and that they stand for the stored integers there."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from torch import Tensor
+
+from autocompress.compress.quantize.affine import StoredTensor, blank, grid_of
+from autocompress.compress.quantize.masters import LEAST_FACTOR, quantised, starting_point
+
+WEIGHT = torch.randn(3, 8, generator=torch.Generator().manual_seed(0))
+
+
+def stored_of(bits: int = 4, group_size: int = 0, symmetric: bool = True, largest: int = 0):
+    empty = blank(WEIGHT, bits, group_size, symmetric, "min_max", largest)
+    values = grid_of(empty, WEIGHT.shape).nearest(WEIGHT).to(torch.int8)
+    return StoredTensor(
+        values, bits, empty.scale, empty.zero_point, empty.multiplier, empty.group_size
+    )
+
+
+def ones(stored: StoredTensor) -> Tensor:
+    assert stored.scale is not None
+    return torch.ones_like(stored.scale)
+
+
+FORMS = [
+    {},
+    {"symmetric": False},
+    {"group_size": 4},
+    {"group_size": 3, "symmetric": False},
+    {"group_size": -1},
+    {"group_size": 4, "largest": 63},
+]
+
+
+@pytest.mark.parametrize("form", FORMS)
+def test_any_start_stands_for_the_stored_integers(form: dict) -> None:
+    stored = stored_of(**form)
+    for far in (WEIGHT, WEIGHT + 5, torch.zeros_like(WEIGHT)):
+        start = starting_point(far, stored)
+        torch.testing.assert_close(quantised(start, ones(stored), stored), stored.dequantized())
+
+
+def test_a_weight_in_its_cell_stays_and_another_goes_to_the_edge() -> None:
+    stored = StoredTensor(torch.tensor([[1, 1, 1]], dtype=torch.int8), 4, torch.tensor([[2.0]]))
+    start = starting_point(torch.tensor([[1.5, 7.0, -7.0]]), stored)
+    torch.testing.assert_close(start, torch.tensor([[1.5, 2 + 0.98, 2 - 0.98]]))
+
+
+def test_float_weights_start_where_they_are() -> None:
+    stored = StoredTensor(WEIGHT.half(), 16)
+    start = starting_point(WEIGHT, stored)
+    assert torch.equal(start, WEIGHT)
+    assert start is not WEIGHT
+
+
+def test_where_zeros_were_chosen_the_start_is_what_the_kept_became() -> None:
+    kept = WEIGHT > 0
+    stored = stored_of()
+    sparse = StoredTensor(stored.values * kept, 4, stored.scale, kept=kept)
+    start = starting_point(WEIGHT + 0.1, sparse)
+    torch.testing.assert_close(start, sparse.dequantized())
+    half = StoredTensor((WEIGHT * kept).half(), 16, kept=kept)
+    assert torch.equal(starting_point(WEIGHT, half), half.dequantized())
+
+
+def test_other_steps_scale_the_weight_and_stay_positive() -> None:
+    stored = stored_of(group_size=4)
+    point = stored.dequantized()
+    assert stored.scale is not None
+    doubled = quantised(point * 2, 2 * ones(stored), stored)
+    torch.testing.assert_close(doubled, point * 2)
+    negative = quantised(point, -ones(stored), stored)
+    torch.testing.assert_close(negative.abs().amax(), LEAST_FACTOR * 7 * stored.scale.amax())
+
+
+def test_gradients_reach_weights_and_steps() -> None:
+    stored = stored_of(group_size=4)
+    master = starting_point(WEIGHT, stored).requires_grad_()
+    steps = ones(stored).requires_grad_()
+    quantised(master, steps, stored).sum().backward()
+    grid = grid_of(stored, WEIGHT.shape)
+    exact = master.detach() / grid.step
+    inside = exact.abs() <= 7
+    assert bool(inside.any())
+    assert not bool(inside.all()), "half precision made some scales smaller than their groups"
+    assert master.grad is not None
+    assert torch.equal(master.grad, inside.float())
+    each = torch.where(inside, stored.values - exact, stored.values.float())
+    assert steps.grad is not None
+    expected = (each * grid.step).view(3, 2, 4).sum(-1)
+    torch.testing.assert_close(steps.grad, expected, rtol=1e-4, atol=1e-5)
