@@ -1,0 +1,259 @@
+"""Check what is found out about a task: precision, steadiness, where its samples are."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import replace
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from autocompress import Task
+from autocompress.errors import TaskError
+from autocompress.measure.prepare import (
+    PROBED,
+    check_steady,
+    compares_samples,
+    is_batch_first,
+    prepared,
+)
+
+X = torch.randn(12, 4, generator=torch.Generator().manual_seed(0))
+
+
+class Calls(nn.Module):
+    """Call a function, and note the sizes of the batches."""
+
+    def __init__(self, function: Callable[..., Any]) -> None:
+        super().__init__()
+        self.function = function
+        self.fc = nn.Linear(4, 4)
+
+    def forward(self, *arguments: Any) -> Any:
+        return self.function(*arguments)
+
+
+def task_of(model: nn.Module, inputs: Any = X, target: Any = None, **settings: Any) -> Task:
+    return Task("t", model, inputs, [(inputs, target)], lambda o, t: 0.0, **settings)
+
+
+def first(function: Callable[..., Any], inputs: Any = X) -> bool:
+    model = Calls(function)
+    return is_batch_first(task_of(model, inputs), model, inputs)
+
+
+@pytest.mark.parametrize(
+    ("function", "expected"),
+    [
+        (lambda x: x * 2, True),
+        (lambda x: x.repeat_interleave(3, 0), True),  # three rows for a sample
+        (lambda x: x.sum(1), True),
+        (lambda x: x - x.mean(0), False),
+        (lambda x: x @ x.t(), False),
+        (lambda x: x.t(), False),
+        (lambda x: x[:4], False),
+        (lambda x: x.flip(0), False),
+    ],
+)
+def test_the_batch_is_the_dimension_whose_parts_give_the_parts(
+    function: Callable[[Tensor], Tensor], expected: bool
+) -> None:
+    assert first(function) is expected
+
+
+def test_one_sample_is_judged_as_two() -> None:
+    assert first(lambda x: x * 2, X[:1])
+
+
+def test_inputs_that_do_not_belong_together_have_no_batch() -> None:
+    assert first(lambda x, y: x + y, (X, X))
+    assert not first(lambda x, y: x + y[0], (X, X[:3]))
+    assert not first(lambda x, y: x + y, (X, torch.tensor(1.0)))
+
+
+def test_a_model_that_takes_no_parts_has_no_batch() -> None:
+    def whole(x: Tensor) -> Tensor:
+        if len(x) != PROBED:
+            raise ValueError("only whole batches")
+        return x
+
+    assert not first(whole)
+
+
+def test_few_samples_are_asked() -> None:
+    sizes = []
+
+    def noted(x: Tensor) -> Tensor:
+        sizes.append(len(x))
+        return x
+
+    first(noted)
+    assert sizes == [PROBED, PROBED // 2, PROBED // 2]
+
+
+@pytest.mark.parametrize(
+    ("function", "expected"),
+    [
+        (lambda x, y: x @ y.t(), True),
+        (lambda x, y: x + y, True),
+        (lambda x, y: (x @ y.t()).softmax(1), False),
+        (lambda x, y: (x @ y.t()).sum(), False),
+        (lambda x, y: torch.cat([x, y]), False),
+    ],
+)
+def test_scores_of_pairs_are_the_first_rows_and_columns(
+    function: Callable[..., Tensor], expected: bool
+) -> None:
+    model, inputs = Calls(function), (X, X + 1)
+    assert compares_samples(task_of(model, inputs), model, inputs) is expected
+
+
+class Changing(nn.Module):
+    """Add a number that changes with each call."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.inner = nn.Module()
+        self.inner.count = 0
+
+    def forward(self, x: Tensor) -> Tensor:
+        self.inner.count += 1
+        return x + self.inner.count
+
+
+def test_what_changed_between_two_calls_is_named() -> None:
+    model = Changing()
+    with pytest.raises(TaskError) as caught:
+        check_steady(task_of(model), model, X, "student")
+    assert str(caught.value) == (
+        "task t: student.forward gives other outputs when it is called again on the same inputs, "
+        "by up to 1: it keeps state (inner.count changed); start it anew at each call, or make it "
+        "an input"
+    )
+    assert model.inner.count == 0, "a copy is asked"
+
+
+class Kept(Calls):
+    """Share the function with copies."""
+
+    def __deepcopy__(self, memo: Any) -> Kept:
+        return self
+
+
+def test_small_differences_and_equal_nans_are_steady() -> None:
+    noise = iter([0.0, 0.0, 1e-6, 0.0])
+    check_steady(task_of(Calls(lambda x: x)), Kept(lambda x: x + next(noise)), X)
+    check_steady(task_of(Calls(lambda x: x)), Calls(lambda x: x / 0), X)
+    nans = iter([0.0, 0.0, float("nan"), 0.0])  # the first call tries a part of the batch
+    with pytest.raises(TaskError, match="by up to inf: it keeps state"):
+        check_steady(task_of(Calls(lambda x: x)), Kept(lambda x: x + next(nans)), X)
+
+
+def test_random_numbers_are_told_from_state() -> None:
+    model = Calls(lambda x: x + torch.rand(()))
+    with pytest.raises(TaskError, match=r"it draws random numbers in eval mode \(dropout"):
+        check_steady(task_of(model), model, X)
+    steady, before = Calls(lambda x: x), torch.get_rng_state()
+    check_steady(task_of(steady), steady, X)
+    assert torch.equal(before, torch.get_rng_state())
+
+
+def labelled(model: nn.Module, inputs: Tensor = X, **settings: Any) -> Task:
+    return task_of(model, inputs, torch.arange(len(inputs)) % 4, **settings)
+
+
+def test_other_precisions_are_said_and_searched_in_float32() -> None:
+    said: list[str] = []
+    task = labelled(nn.Linear(4, 4).double(), X.double())
+    found = prepared(task, said.append)
+    assert said == ["the model is in float64: a float32 copy of it and of its data is searched"]
+    assert found.model.weight.dtype is torch.float32
+    assert next(iter(found.validation))[0].dtype is torch.float32
+    assert task.model.weight.dtype is torch.float64
+    assert found.batch_first is True
+
+
+def test_batches_that_stay_whole_are_said_with_the_reason() -> None:
+    said: list[str] = []
+    centred = Calls(lambda x: x - x.mean(0))
+    own = {"divergence": lambda s, t: (s - t).abs().mean(1)}
+    assert prepared(labelled(centred, **own), said.append).batch_first is False
+    assert said == [
+        "the first dimension of the inputs [(12, 4)] is not the batch (its parts give other "
+        "outputs, or none): batches are never cut nor joined, and files take the shape of "
+        "example_inputs"
+    ]
+    said.clear()
+    norm = nn.Sequential(nn.BatchNorm1d(4, track_running_stats=False), nn.Linear(4, 4))
+    prepared(labelled(norm), said.append)
+    assert said[0].startswith("0 normalises by the batch that it is given, also in eval mode: ")
+    said.clear()
+    assert prepared(labelled(centred, batch_first=True, **own), said.append).batch_first is True
+    assert said == [], "what the task says is not asked"
+
+
+def test_pairs_leave_the_batch_free_in_files() -> None:
+    task = task_of(
+        Calls(lambda x, y: x @ y.t()),
+        (X, X + 1),
+        divergence=lambda s, t: (s - t).abs().mean(1),
+        dynamic={"1": {1: "width"}},
+    )
+    found = prepared(task)
+    assert found.batch_first is False
+    assert found.dynamic == {"1": {1: "width", 0: "batch"}, "0": {0: "batch"}}
+    assert task.dynamic == {"1": {1: "width"}}
+
+
+class Refuses(nn.Linear):
+    def __deepcopy__(self, memo: Any) -> Refuses:
+        raise RuntimeError("holds a file")
+
+
+@pytest.mark.parametrize(
+    ("model", "text"),
+    [
+        (lambda x: x, "task t: model is a function; expected a torch.nn.Module"),
+        (
+            nn.Linear(4, 4, device="meta"),
+            "task t: model's weight is on device meta and has no values; nearest: to_empty, and",
+        ),
+        (Refuses(4, 4), "task t: the model cannot be copied: RuntimeError: holds a file"),
+        (
+            Calls(lambda x: x.argmax(1)),
+            "task: the model gives int64 outputs; expected scores, nearest: logits, with argmax in",
+        ),
+        (
+            Calls(lambda x: x / 0 * 0),
+            "task: the model gives no finite number on the first validation batch; look for NaN in",
+        ),
+        (
+            Calls(lambda x: x.sum()),
+            "task: the model gives outputs of shape () for one sample; expected a row per sample, (1,",
+        ),
+    ],
+)
+def test_models_that_cannot_be_searched_are_refused(model: Any, text: str) -> None:
+    with pytest.raises(TaskError) as caught:
+        prepared(labelled(model))
+    assert str(caught.value).startswith(text)
+    assert "\n" not in str(caught.value)
+
+
+def test_inputs_for_latency_are_checked_and_run() -> None:
+    task = labelled(nn.Linear(4, 4))
+    found = prepared(replace(task, latency_inputs={"large": X.repeat(3, 1)}))
+    assert found.latency_inputs["large"].shape == (36, 4)
+    with pytest.raises(TaskError, match=r"model.forward fails on latency_inputs\['wide'\]"):
+        prepared(replace(task, latency_inputs={"wide": torch.zeros(1, 5)}))
+    with pytest.raises(TaskError, match=r"latency_inputs\['none'\] gives inputs of type NoneType"):
+        prepared(replace(task, latency_inputs={"none": None}))
+
+
+@pytest.mark.parametrize(("loss", "came"), [(lambda o, t: 1.0, "float"), (lambda o, t: o, "shape")])
+def test_a_loss_must_be_a_scalar_tensor(loss: Callable[..., Any], came: str) -> None:
+    task = labelled(nn.Linear(4, 4), loss=loss)
+    with pytest.raises(TaskError, match=rf"loss returned .*{came}.*; expected one number"):
+        prepared(replace(task, train=task.validation))

@@ -1,0 +1,171 @@
+"""Check which points are on a front, which one is picked, and that all of it comes back from a file."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from autocompress import Candidate, Distillation, ModuleConfig
+from autocompress.errors import LimitError, RunFolderError
+from autocompress.results.files import write_json
+from autocompress.results.front import (
+    FRONT_FILE,
+    MARKED_GAP,
+    FrontPoint,
+    Measurement,
+    ParetoFront,
+    SearchResult,
+    earlier_front,
+    read_front,
+)
+from autocompress.results.limits import Limits
+
+CANDIDATE = Candidate.of({"fc": ModuleConfig(4, 8)}, Distillation(0.5, 2.0, 10))
+BASELINE = Measurement(1000, 10.0, 0.9, metrics={"f1": 0.8})
+
+
+def point(trial: int, size: int, ms: float, accuracy: float, **more: Any) -> FrontPoint:
+    measured = Measurement(size, ms, accuracy, metrics={"f1": more.pop("f1", 0.5)}, verified=True)
+    return FrontPoint(trial, CANDIDATE, measured, Measurement(size, ms, accuracy), "a", **more)
+
+
+def front_of(*points: FrontPoint, objectives: tuple[str, ...] = ()) -> ParetoFront:
+    return ParetoFront.of(BASELINE, points, objectives)
+
+
+SMALL, MIDDLE, GOOD = point(1, 100, 8.0, 0.7), point(2, 200, 4.0, 0.8), point(3, 400, 6.0, 0.9)
+FRONT = front_of(GOOD, SMALL, MIDDLE)
+
+
+def trials(points: Any) -> list[int]:
+    return [p.trial for p in points]
+
+
+def test_points_are_sorted_by_size_and_split_by_dominance() -> None:
+    worse = point(9, 300, 9.0, 0.75)
+    found = front_of(GOOD, worse, SMALL, MIDDLE)
+    assert trials(found) == [1, 2, 3]
+    assert trials(found.dominated) == [9]
+    assert len(found) == 3
+
+
+def test_an_objective_keeps_points_that_are_best_in_it() -> None:
+    other = point(9, 300, 9.0, 0.75, f1=0.9)
+    assert trials(front_of(GOOD, other, MIDDLE).dominated) == [9]
+    assert trials(front_of(GOOD, other, MIDDLE, objectives=("f1",))) == [2, 9, 3]
+
+
+def test_of_equal_points_the_earlier_trial_stays() -> None:
+    found = front_of(point(5, 100, 1.0, 0.5), point(4, 100, 1.0, 0.5))
+    assert (trials(found), trials(found.dominated)) == ([4], [5])
+
+
+def test_picks() -> None:
+    assert FRONT.smallest().trial == 1
+    assert FRONT.fastest().trial == 2
+    assert FRONT.most_accurate().trial == 3
+    # Shares of the spans (log size, log latency, accuracy): 1: (0, 1, 1), 2: (.5, 0, .5), 3: (1, .58, 0)
+    assert FRONT.knee().trial == 2
+    equal = front_of(point(1, 100, 8.0, 0.9), point(2, 200, 4.0, 0.9))
+    assert equal.most_accurate().trial == 1, "the smaller of two equally accurate points"
+    assert front_of(SMALL).knee().trial == 1
+
+
+def test_limits_leave_points_out() -> None:
+    assert FRONT.smallest(max_accuracy_drop=0.1).trial == 2
+    assert FRONT.smallest(max_latency_ms=6.0, max_accuracy_drop=0.0).trial == 3
+    assert FRONT.most_accurate(max_size_bytes=200).trial == 2
+    assert FRONT.fastest(max_size_bytes=150, max_latency_ms=None).trial == 1
+    better = front_of(point(1, 100, 1.0, 0.5, f1=0.3), point(2, 200, 2.0, 0.6, f1=0.7))
+    assert better.smallest(floors={"f1": 0.7}).trial == 2
+
+
+def test_without_a_point_within_the_limits_the_nearest_is_told_with_what_it_misses() -> None:
+    pick = FRONT.pick("smallest", max_size_bytes=80, max_latency_ms=6)
+    assert pick.point.trial == 1, "25 % and 33 % are less than 150 % and 400 %"
+    assert pick.shortfall == (
+        "no point meets the limits; the nearest misses size 100 B by 20 B, "
+        "latency 8.000 ms by 2.000 ms"
+    )
+    pick = FRONT.pick("fastest", max_accuracy_drop=-0.05, floors={"f1": 0.75})
+    assert pick.point.trial == 3
+    assert pick.shortfall == (
+        "no point meets the limits; the nearest misses accuracy drop 0.0000 by 0.0500, "
+        "f1 0.5000 by 0.2500"
+    )
+    assert FRONT.pick("knee").shortfall == ""
+
+
+def test_wrong_picks_are_named() -> None:
+    with pytest.raises(
+        LimitError,
+        match=r"^front: pick 'best' is unknown; valid: smallest, fastest, accurate, knee$",
+    ):
+        FRONT.pick("best")
+    with pytest.raises(LimitError, match=r"^front: unknown limit \['size'\]; valid: max_size_byt"):
+        FRONT.smallest(size=3)
+    with pytest.raises(LimitError, match=r"^front: there is no point; run more trials or loosen"):
+        front_of().smallest()
+
+
+@pytest.mark.parametrize(
+    ("gap", "expected"),
+    [(0.0, False), (MARKED_GAP, False), (0.0051, True), (-0.0051, True)],
+)
+def test_points_whose_file_differs_from_the_simulation_are_marked(
+    gap: float, expected: bool
+) -> None:
+    assert point(1, 1, 1.0, 0.5, deployed_gap=gap).marked is expected
+
+
+def test_a_measurement_comes_back_and_lacks_what_was_not_written() -> None:
+    full = Measurement(10, 1.5, 0.5, 0.4, {"f1": 0.3}, True, 77, "table")
+    assert Measurement.from_json(json.loads(json.dumps(full.to_json()))) == full
+    bare = Measurement.from_json({"size_bytes": 1, "latency_ms": 2, "accuracy": 0})
+    assert bare == Measurement(1, 2.0, 0.0)
+    with pytest.raises(KeyError):
+        Measurement.from_json({"size_bytes": 1})
+
+
+def test_a_front_comes_back_from_its_file(tmp_path: Path) -> None:
+    fragile = point(4, 50, 3.0, 0.6, deployed_gap=-0.01, fragile=("noise",))
+    front = front_of(fragile, GOOD, point(9, 500, 9.0, 0.1), objectives=("f1",))
+    write_json(tmp_path / FRONT_FILE, front.to_json())
+    found = read_front(tmp_path)
+    assert found == front
+    assert found.points[0].candidate == CANDIDATE
+    assert found.points[0].fragile == ("noise",)
+    assert earlier_front(tmp_path) == front
+    assert json.loads((tmp_path / FRONT_FILE).read_text())["points"][0]["marked"] is True
+
+
+@pytest.mark.parametrize(
+    ("content", "text"),
+    [
+        (
+            "{}",
+            r"front.json: damaged \(KeyError: 'baseline'\); run the search again to rebuild it$",
+        ),
+        ("[]", r"front.json: damaged \(TypeError: "),
+        ("{", r"front.json: damaged \("),
+        (None, "front.json: not found"),
+    ],
+)
+def test_a_front_that_cannot_be_read_is_said(
+    content: str | None, text: str, tmp_path: Path
+) -> None:
+    if content is not None:
+        (tmp_path / FRONT_FILE).write_text(content)
+    with pytest.raises(RunFolderError, match=text):
+        read_front(tmp_path)
+    assert earlier_front(tmp_path) is None
+
+
+def test_a_result_says_by_how_much_its_limits_are_missed(tmp_path: Path) -> None:
+    assert SearchResult(FRONT, tmp_path, Limits(max_size_bytes=100)).shortfall == ""
+    assert SearchResult(FRONT, tmp_path, Limits(90, None, None)).shortfall == (
+        "no point meets the limits; the nearest misses size 100 B by 10 B"
+    )
