@@ -13,6 +13,7 @@ def test_the_most_similar_name_is_named() -> None:
         "weight_bits"
     )
     assert nearest_name("b", ["b"]) == "b"
+    assert nearest_name("bits", ["weight_bits", "rank_ratio"]) == "weight_bits", "part of a name"
 
 
 def test_all_names_are_listed_in_order_when_none_is_similar() -> None:

@@ -97,6 +97,9 @@ def test_without_a_point_within_the_limits_the_nearest_is_told_with_what_it_miss
         "f1 0.5000 by 0.2500"
     )
     assert FRONT.pick("knee").shortfall == ""
+    better = front_of(point(1, 100, 1.0, 0.5, f1=0.3), point(2, 200, 2.0, 0.6, f1=0.7))
+    assert better.smallest(floors={"f1": 0.9}).trial == 2
+    assert better.smallest(floors={"f1": 0.9}, max_size_bytes=20).trial == 1, "4 + 6 < 9 + 2"
 
 
 def test_wrong_picks_are_named() -> None:
