@@ -1,10 +1,8 @@
 from __future__ import annotations
 
 import functools
-import os
 import sqlite3
 import threading
-import time
 from pathlib import Path
 
 import optuna
@@ -16,152 +14,11 @@ from optuna.storages import RDBStorage
 from optuna.trial import TrialState
 
 from autocompress.errors import RunFolderError
-from autocompress.search.workers import lease, storage
-from autocompress.search.workers.journal import batched, repair_journal
-from autocompress.search.workers.lease import Lease, Reaper
+from autocompress.search.workers import storage
+from autocompress.search.workers.journal import batched
 from autocompress.search.workers.storage import PatientStorage, folder_lock, open_study
 
-
-def test_a_torn_tail_is_dropped_and_the_study_goes_on(tmp_path: Path) -> None:
-    path = tmp_path / "study.journal"
-    study = open_study(str(path))
-    study.tell(study.ask(), [1.0, 2.0, 3.0])
-    whole = path.read_bytes()
-    path.write_bytes(whole + b'{"op_code": 4, "tri')
-    again = open_study(str(path))
-    assert [t.values for t in again.trials] == [[1.0, 2.0, 3.0]]
-    again.tell(again.ask(), [4.0, 5.0, 6.0])
-    assert len(open_study(str(path)).trials) == 2
-
-
-def test_a_damaged_record_is_named(tmp_path: Path) -> None:
-    path = tmp_path / "study.journal"
-    study = open_study(str(path))
-    study.tell(study.ask(), [1.0, 2.0, 3.0])
-    lines = path.read_bytes().splitlines(keepends=True)
-    path.write_bytes(b"".join([lines[0], b"garbage\n", *lines[1:]]))
-    before = path.read_bytes()
-    with pytest.raises(
-        RunFolderError, match=r"study\.journal: line 2 is damaged; restore the file"
-    ) as caught:
-        open_study(str(path))
-    assert "\n" not in str(caught.value)
-    assert path.read_bytes() == before, "what can still be rescued is not touched"
-
-
-def test_repair_of_nothing(tmp_path: Path) -> None:
-    repair_journal(tmp_path / "missing")
-
-
 URLS = ["{folder}/study.journal", "sqlite:///{folder}/study.db"]
-
-
-@pytest.mark.parametrize("url", URLS)
-def test_trials_of_dead_workers_are_queued_again(tmp_path: Path, url: str) -> None:
-    study = open_study(url.format(folder=tmp_path))
-    dead = study.ask()
-    dead.suggest_int("x", 0, 9)
-    dead.set_user_attr("worker", "dead")
-    x = dead.params["x"]
-    own = Lease(url.format(folder=tmp_path), study.study_name)
-    assert Reaper(study, own.worker).reap() == [], "its lease is not over"
-    own.close()
-    assert Reaper(study, None).reap() == [dead.number]
-    assert study.trials[dead.number].state == TrialState.FAIL
-    retried = study.ask()
-    assert retried.suggest_int("x", 0, 9) == x
-    assert retried.user_attrs["retry_of"] == dead.number
-    assert retried.user_attrs["attempt"] == 1
-
-
-@pytest.mark.parametrize("url", URLS)
-def test_a_worker_that_counts_keeps_its_trials_and_one_that_stopped_loses_them(
-    tmp_path: Path, url: str, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(lease, "LEASE_S", 0.4)
-    study = open_study(url.format(folder=tmp_path))
-    own, alive = (Lease(url.format(folder=tmp_path), study.study_name) for _ in range(2))
-    reaper = Reaper(study, own.worker)
-    trial = study.ask()
-    trial.set_user_attr("worker", alive.worker)
-    for _ in range(6):
-        time.sleep(0.2)
-        assert reaper.reap() == []
-    alive.close()
-    assert reaper.reap() == [trial.number], "a lease that was given up does not have to run out"
-    own.close()
-
-
-def test_a_worker_is_dead_when_others_have_counted_a_lease_and_it_has_not(tmp_path: Path) -> None:
-    study = open_study(f"{tmp_path}/study.journal")
-    trial = study.ask()
-    trial.set_user_attr("worker", "silent")
-    study.set_user_attr("lease:silent", 7)
-    study.set_user_attr("lease:own", 0)
-    reaper = Reaper(study, "own")
-    for count in range(lease.COUNTS + 1):
-        study.set_user_attr("lease:own", count)
-        assert reaper.reap() == []
-        assert reaper.reap() == [], (
-            "nobody counts while the storage is away: however long that is, nobody is dead"
-        )
-    study.set_user_attr("lease:own", lease.COUNTS + 1)
-    assert reaper.reap() == [trial.number]
-
-
-def test_clocks_that_jump_take_no_trial_away(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    study = open_study(f"{tmp_path}/study.journal")
-    own, alive = (Lease(f"{tmp_path}/study.journal", study.study_name) for _ in range(2))
-    reaper = Reaper(study, own.worker)
-    trial = study.ask()
-    trial.set_user_attr("worker", alive.worker)
-    reaper.reap()
-    for jump in (1e6, -1e6):
-        now = time.time() + jump
-        monkeypatch.setattr(time, "time", lambda now=now: now)
-        assert reaper.reap() == []
-    monkeypatch.undo()
-    alive.close()
-    own.close()
-
-
-def test_a_trial_that_is_taken_over_again_and_again_is_given_up(tmp_path: Path) -> None:
-    study = open_study(f"{tmp_path}/study.journal")
-    for expected in range(lease.MAX_RETRIES + 1):
-        trial = study.ask()
-        trial.suggest_int("x", 0, 9)
-        trial.set_user_attr("worker", "dead")
-        assert trial.user_attrs.get("attempt", 0) == expected
-        Reaper(study, None).reap()
-    assert not study.get_trials(states=(TrialState.WAITING,))
-
-
-def test_a_proposal_that_was_not_whole_is_not_repeated(tmp_path: Path) -> None:
-    study = open_study(f"{tmp_path}/study.journal")
-    study.ask().suggest_int("x", 0, 9)
-    assert Reaper(study, None).reap() == [0]
-    assert not study.get_trials(states=(TrialState.WAITING,))
-
-
-def test_a_batch_is_one_write_and_loses_nothing(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    study = open_study(f"{tmp_path}/study.journal")
-    trial = study.ask()
-    syncs: list[int] = []
-    sync = os.fsync
-    monkeypatch.setattr(os, "fsync", lambda handle: syncs.append(1) or sync(handle))
-    with batched(study):
-        for i in range(20):
-            trial.suggest_int(f"x{i}", 0, 9)
-            trial.set_user_attr(f"a{i}", i)
-    assert len(syncs) == 1
-    study.tell(trial, [1.0, 2.0, 3.0])
-    (again,) = open_study(f"{tmp_path}/study.journal").trials
-    assert again.params == trial.params
-    assert again.user_attrs == {f"a{i}": i for i in range(20)}
 
 
 def test_a_batch_is_one_transaction_and_all_or_nothing(

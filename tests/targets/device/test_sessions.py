@@ -1,0 +1,70 @@
+"""Open files as the settings say, on each runtime."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import asdict
+from pathlib import Path
+
+import numpy as np
+import onnx
+import onnxruntime
+import pytest
+
+from autocompress.targets.device.profiler import profile_nodes
+from autocompress.targets.device.sessions import DEFAULT, SessionSettings, open_session
+
+
+def test_a_disabled_pass_does_not_run(layered: bytes, layered_feed) -> None:
+    fused = {node.operator for node in profile_nodes(layered, layered_feed, DEFAULT, 1)}
+    settings = SessionSettings(disabled_optimizers=("SkipLayerNormFusion",))
+    plain = {node.operator for node in profile_nodes(layered, layered_feed, settings, 1)}
+    assert "SkipLayerNormalization" in fused
+    assert "SkipLayerNormalization" not in plain
+    expected, found = (
+        open_session(layered, s).run(None, layered_feed)[0] for s in (DEFAULT, settings)
+    )
+    np.testing.assert_allclose(found, expected, rtol=1e-4, atol=1e-4)
+
+
+def test_openvino_runs_the_same_file(layered: bytes, layered_feed, tmp_path: Path) -> None:
+    pytest.importorskip("openvino")
+    path = tmp_path / "model.onnx"
+    path.write_bytes(layered)
+    expected = open_session(layered).run(None, layered_feed)[0]
+    for model in (layered, str(path)):
+        session = open_session(model, SessionSettings("openvino", "CPU"))
+        assert [(i.name, i.shape, i.type) for i in session.get_inputs()] == [
+            ("x", [1, 8, 64], "tensor(float)")
+        ]
+        np.testing.assert_allclose(session.run(None, layered_feed)[0], expected, atol=0.05)
+    profile = profile_nodes(layered, layered_feed, SessionSettings("openvino", "CPU"), 3)
+    assert {"p0", "p1"} <= {name for node in profile for name in node.names}
+
+
+def test_settings_are_read_back_from_plain_types() -> None:
+    settings = SessionSettings("openvino", "CPU", 3, ("A", "B"), False)
+    assert SessionSettings.from_json(json.loads(json.dumps(asdict(settings)))) == settings
+    assert SessionSettings.from_json({"threads": 2}) == SessionSettings(threads=2)
+    with pytest.raises(TypeError, match="speed"):
+        SessionSettings.from_json({"speed": 1})
+
+
+def test_options_of_a_session_are_those_of_its_settings(layered: bytes) -> None:
+    settings = SessionSettings(threads=2, spinning=False)
+    options = open_session(layered, settings).get_session_options()
+    assert options.intra_op_num_threads == 2
+    assert options.get_session_config_entry("session.intra_op.allow_spinning") == "0"
+    assert options.log_severity_level == 3
+    plain = open_session(layered, level="BASIC", silent=True).get_session_options()
+    assert plain.log_severity_level == 4
+    assert plain.graph_optimization_level == onnxruntime.GraphOptimizationLevel.ORT_ENABLE_BASIC
+    assert plain.get_session_config_entry("session.disable_prepacking") == "1"
+
+
+def test_the_executed_graph_is_written_where_it_is_asked_for(
+    layered: bytes, tmp_path: Path
+) -> None:
+    path = tmp_path / "executed.onnx"
+    open_session(layered, optimized=str(path))
+    assert "SkipLayerNormalization" in {node.op_type for node in onnx.load(path).graph.node}
