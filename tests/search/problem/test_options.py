@@ -1,0 +1,64 @@
+"""Refuse settings that no search can have, each in one line."""
+
+from __future__ import annotations
+
+import pytest
+
+from autocompress.errors import LimitError
+from autocompress.search.problem.options import Settings, check_settings
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [
+        Settings(),
+        Settings(n_trials=1, seed=0, workers=1, finalize_steps=0),
+        Settings(strategy="progressive"),
+        Settings(sampler="random", workers=3, finalize_steps=7),
+        Settings(library_memory=1),
+    ],
+)
+def test_the_least_values_are_accepted(settings: Settings) -> None:
+    check_settings(settings)
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        (
+            Settings(n_trials=0),
+            "search: n_trials must be at least 1, got 0; nearest valid value: 1",
+        ),
+        (Settings(seed=-1), "search: seed must be at least 0, got -1; nearest valid value: 0"),
+        (Settings(workers=0), "search: workers must be at least 1, got 0; nearest valid value: 1"),
+        (
+            Settings(finalize_steps=-2),
+            "search: finalize_steps must be at least 0, got -2; nearest valid value: 0",
+        ),
+        (
+            Settings(strategy="progresive"),
+            "search: strategy 'progresive' is unknown; nearest: progressive",
+        ),
+        (Settings(sampler="tpee"), "search: sampler 'tpee' is unknown; nearest: tpe"),
+        (
+            Settings(strategy="progressive", sampler="tpe"),
+            "search: the progressive strategy proposes by itself; sampler must be guided, got tpe",
+        ),
+        (
+            Settings(strategy="progressive", workers=2),
+            "search: the progressive strategy takes one step after another; workers must be 1, got 2",
+        ),
+        (
+            Settings(library_memory="many"),
+            "limit library_memory: expected a value such as 512MB, got 'many'",
+        ),
+        (
+            Settings(library_memory="0MB"),
+            "limit library_memory: must be above 0, got '0MB'; use for example 512MB",
+        ),
+    ],
+)
+def test_what_cannot_be_is_said(settings: Settings, message: str) -> None:
+    with pytest.raises(LimitError) as caught:
+        check_settings(settings)
+    assert str(caught.value) == message

@@ -1,0 +1,237 @@
+"""Hold allocations to sums and searches over small tables."""
+
+from __future__ import annotations
+
+from itertools import product
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+
+from autocompress.candidate import ModuleConfig
+from autocompress.model.channel_group import ChannelGroup, Member, all_of
+from autocompress.search.propose.allocation import Allocator, ModuleTable, kept_share
+from autocompress.space.recovery import RecoverySpace
+from autocompress.space.search_space import BoundSpace, Knob
+
+BITS = (32, 8, 4)
+RATIOS = (0.0, 0.5)
+CONFIGS = tuple(ModuleConfig(weight_bits=bits) for bits in BITS)
+PRUNED = (ModuleConfig(), ModuleConfig(pruning_ratio=0.5, importance="l2"))
+
+
+def space() -> BoundSpace:
+    """Two linear modules; the first is the root of the group that the second reads."""
+    knobs = (
+        Knob("a", "weight_bits", BITS),
+        Knob("b", "weight_bits", BITS),
+        Knob("a", "pruning_ratio", RATIOS),
+    )
+    kinds = {"a": "linear", "b": "linear"}
+    return BoundSpace(knobs, {("a", "importance"): "l2"}, kinds, ("linear",), RecoverySpace(), {})
+
+
+def table(seed: int, out: str | None, into: str | None) -> ModuleTable:
+    generator = np.random.default_rng(seed)
+    losses = np.zeros((3, len(CONFIGS)))
+    losses[0] = [0.0, 0.01, 0.1]
+    shape = (2 if out else 1, 2 if into else 1, 2, len(CONFIGS))
+    return ModuleTable(CONFIGS, out, into, losses, generator.random(shape))
+
+
+@pytest.fixture
+def allocator() -> Allocator:
+    tables = {"a": table(0, "a", None), "b": table(1, None, "a")}
+    return Allocator(space(), tables, {"a": PRUNED}, {"a": np.array([0.0, 0.05])}, {})
+
+
+EVERY = np.array(list(product(range(3), range(3), range(2))), dtype=np.intp)
+
+
+def test_costs_and_losses_are_sums_over_the_tables(allocator: Allocator) -> None:
+    a, b = allocator.modules.values()
+    costs, losses = allocator.costs(EVERY), allocator.losses(EVERY)
+    assert allocator.width == 3
+    assert allocator.features == (
+        *(("a", part) for part in ("quantized", "factorised", "sparsified")),
+        *(("b", part) for part in ("quantized", "factorised", "sparsified")),
+        ("a", "pruned"),
+    )
+    for (i, j, g), cost, loss in zip(EVERY, costs, losses, strict=True):
+        np.testing.assert_allclose(cost, a.costs[g, 0, :, i] + b.costs[0, g, :, j])
+        expected = [a.losses[0, i], 0, 0, b.losses[0, j], 0, 0, [0.0, 0.05][g]]
+        np.testing.assert_allclose(loss, expected)
+    assert allocator.costs(EVERY[:0]).shape == (0, 2)
+
+
+@pytest.mark.parametrize("price", [(0.0, 0.0), (1.0, 0.0), (0.0, 1.0), (0.01, 0.02), (50.0, 3.0)])
+def test_no_single_change_of_an_allocation_is_cheaper(
+    allocator: Allocator, price: tuple[float, float]
+) -> None:
+    (chosen,) = allocator.allocate(np.array([price]))
+    total = allocator.losses(EVERY).sum(1) + allocator.costs(EVERY) @ np.array(price)
+    one_away = (chosen != EVERY).sum(1) <= 1
+    own = total[(chosen == EVERY).all(1)][0]
+    assert own <= total[one_away].min() + 1e-12
+
+
+def test_prices_of_nothing_choose_what_loses_nothing(allocator: Allocator) -> None:
+    np.testing.assert_array_equal(allocator.allocate(np.zeros((2, 2))), np.zeros((2, 3)))
+
+
+def test_rows_of_prices_and_weights_do_not_mix(allocator: Allocator) -> None:
+    prices = np.array([(0.05, 0.1), (2.0, 0.0), (0.0, 0.3)])
+    weights = np.random.default_rng(2).random((3, 7)) * 3
+    together = allocator.allocate(prices, weights)
+    for i in range(3):
+        np.testing.assert_array_equal(
+            allocator.allocate(prices[i : i + 1], weights[i : i + 1])[0], together[i]
+        )
+
+
+def test_a_heavy_feature_is_avoided(allocator: Allocator) -> None:
+    prices, weights = np.array([(0.3, 0.3)]), np.ones((1, 7))
+    weights[0, :] = 1e6
+    np.testing.assert_array_equal(allocator.allocate(prices, weights), [[0, 0, 0]])
+
+
+def test_parameters_and_choices_are_reverses(allocator: Allocator) -> None:
+    for choices in EVERY:
+        parameters = allocator.parameters(choices)
+        assert parameters == {
+            "a/weight_bits": choices[0],
+            "b/weight_bits": choices[1],
+            "a/pruning_ratio": choices[2],
+        }
+        np.testing.assert_array_equal(allocator.choices(parameters), choices)
+
+
+def test_moved_knobs_change_their_own_columns(allocator: Allocator) -> None:
+    choices, indices = np.array([0, 1, 0]), np.array([0, 1, 0])
+    found = allocator.moved(choices, indices, {0: 2, 2: 1})
+    np.testing.assert_array_equal(found, [2, 1, 1])
+    np.testing.assert_array_equal(choices, [0, 1, 0])
+    np.testing.assert_array_equal(allocator.moved(choices, indices, {}), choices)
+
+
+def test_probes_are_the_single_changes(allocator: Allocator) -> None:
+    assert allocator.probes(np.array([0, 0, 0])) == []
+    assert allocator.probes(np.array([1, 2, 1])) == [
+        ("a", CONFIGS[1]),
+        ("b", CONFIGS[2]),
+        ("a", PRUNED[1]),
+    ]
+
+
+def test_price_ranges_begin_where_something_moves_and_end_where_most_is_saved(
+    allocator: Allocator,
+) -> None:
+    for axis, (low, high) in enumerate(allocator.price_ranges):
+        assert 0 < 10 * low <= high
+        at = np.zeros((3, 2))
+        at[:, axis] = 1e-5, high, 1e4
+        first, end, last = allocator.costs(allocator.allocate(at))[:, axis]
+        assert end <= last + 0.1 * (first - last) + 1e-9
+
+
+def group(units: int, unit_size: int = 1, multiple: int = 1) -> ChannelGroup:
+    count = units * unit_size
+    member = Member("a", "out", all_of(count), all_of(count))
+    return ChannelGroup("a", "neurons", count, unit_size, (member,), multiple=multiple)
+
+
+@pytest.mark.parametrize(
+    ("ratio", "units", "multiple", "share"),
+    [
+        (0.0, 8, 1, 1.0),
+        (0.5, 8, 1, 0.5),
+        (0.99, 8, 1, 1 / 8),
+        (0.25, 1, 1, 1.0),
+        (0.4, 16, 8, 1.0),
+        (0.5, 16, 8, 0.5),
+    ],
+)
+def test_the_kept_share_counts_whole_units(
+    ratio: float, units: int, multiple: int, share: float
+) -> None:
+    assert kept_share(group(units, 4, multiple), ModuleConfig(pruning_ratio=ratio)) == share
+
+
+def test_tables_hold_bytes_times_and_losses_of_every_choice() -> None:
+    """A group of 8 neurons: at one half, `a` has 4 rows and `b` 4 columns left."""
+    bound = space()
+    sizes = {"a": (8, 6), "b": (5, 8)}
+    members = (
+        Member("a", "out", all_of(8), all_of(8)),
+        Member("b", "in", all_of(8), all_of(8)),
+    )
+    groups = [
+        ChannelGroup("a", "neurons", 8, 1, members),
+        ChannelGroup("b", "neurons", 5, 1, (), reason="it is an output"),
+    ]
+    modules = [
+        SimpleNamespace(
+            name=name, kind="linear", weight_shape=shape, factorisable=True, tower=f"of {name}"
+        )
+        for name, shape in sizes.items()
+    ]
+
+    class Modules(list):
+        def __init__(self) -> None:
+            super().__init__(modules)
+            self.groups = groups
+
+    asked = []
+
+    def microseconds(layout, module, config, rows, columns) -> float:
+        asked.append((module.name, rows, columns))
+        return rows * columns * config.weight_bits
+
+    layout = SimpleNamespace(
+        module_map=Modules(), form=lambda m, c: c.weight_bits, integer_form=lambda m: None
+    )
+    times = SimpleNamespace(module_us=microseconds, baseline_ms=2.0)
+    losses = {("a", CONFIGS[1]): 0.1, ("b", CONFIGS[2]): 0.2, ("a", PRUNED[1]): 0.3}
+    found = Allocator.of(bound, layout, times, losses, 1000)
+    a, b = found.modules["a"], found.modules["b"]
+    assert (a.out_group, a.in_group, b.out_group, b.in_group) == ("a", None, None, "a")
+    assert a.costs.shape == (2, 1, 2, 3)
+    assert b.costs.shape == (1, 2, 2, 3)
+    np.testing.assert_allclose(a.costs[1, 0, 0], [4 * 6 * 4 / 1000, (24 + 16) / 1000, 28 / 1000])
+    np.testing.assert_allclose(b.costs[0, 0, 1], [5 * 8 * bits / 2000 for bits in BITS])
+    np.testing.assert_allclose(a.losses, [[0, 0.1, 0], [0, 0, 0], [0, 0, 0]])
+    np.testing.assert_allclose(b.losses[0], [0, 0, 0.2])
+    np.testing.assert_allclose(found.group_loss["a"], [0, 0.3])
+    assert list(found.group_configs) == ["a"], "a group with a reason is not pruned"
+    assert found.towers == {"a": "of a", "b": "of b"}
+    assert len(asked) == len(set(asked)) * 3, "once per form and width"
+
+
+def test_of_criteria_with_one_ratio_the_one_that_moves_outputs_least_is_taken() -> None:
+    knobs = (
+        Knob("a", "importance", ("l1", "l2")),
+        Knob("a", "pruning_ratio", (0.0, 0.5)),
+    )
+    bound = BoundSpace(knobs, {}, {"a": "linear"}, (), RecoverySpace(), {})
+
+    class Modules(list):
+        groups = (group(8),)
+
+    layout = SimpleNamespace(
+        module_map=Modules(
+            [
+                SimpleNamespace(
+                    name="a", kind="linear", weight_shape=(8, 6), factorisable=True, tower=""
+                )
+            ]
+        ),
+        form=lambda m, c: "float",
+        integer_form=lambda m: None,
+    )
+    times = SimpleNamespace(module_us=lambda *_: 1.0, baseline_ms=1.0)
+    l1, l2 = (ModuleConfig(pruning_ratio=0.5, importance=name) for name in ("l1", "l2"))
+    for worse, better in ((l1, l2), (l2, l1)):
+        losses = {("a", worse): 0.2, ("a", better): 0.1}
+        found = Allocator.of(bound, layout, times, losses, 1)
+        assert found.group_configs["a"] == (ModuleConfig(), better)
+        assert found.parameters(np.array([0, 1]))["a/importance"] == (0 if better is l1 else 1)
