@@ -1,0 +1,56 @@
+"""Check what is drawn of latencies."""
+
+from __future__ import annotations
+
+import numpy as np
+import pandas as pd
+import pytest
+
+from autocompress import ParetoFront
+from autocompress.report.info import RunInfo
+from autocompress.report.latency_figures import prediction_scatter, time_bars
+
+
+def info(front: ParetoFront, run: dict) -> RunInfo:
+    return RunInfo(run, front, pd.DataFrame(), pd.DataFrame())
+
+
+def test_predictions_are_drawn_around_the_line_of_equality(front: ParetoFront) -> None:
+    check = {"predicted_ms": [1.0, 4.0], "measured_ms": [1.1, 2.0], "mape": 0.545}
+    figure = prediction_scatter(
+        info(front, {"latency_check": check, "front_check": {"mape": 0.01}})
+    )
+    line, random, points = figure.data
+    assert list(line.x) == list(line.y) == pytest.approx([0.8 * 0.95, 4.0 * 1.05])
+    assert (list(random.x), list(random.y)) == ([1.1, 2.0], [1.0, 4.0])
+    np.testing.assert_allclose(points.x, [0.8, 0.9, 1.0, 1.5])
+    np.testing.assert_allclose(points.y, points.x)
+    title = "mean absolute error: random candidates 54.5%, front 1.0%"
+    assert figure.layout.title.text == title
+
+
+def test_errors_that_are_not_known_are_left_out(front: ParetoFront) -> None:
+    figure = prediction_scatter(info(front, {"front_check": {"mape": 0.02}}))
+    assert figure.layout.title.text == "mean absolute error: front 2.0%"
+    assert list(figure.data[1].x) == []
+
+
+def test_a_run_in_which_nothing_was_measured_has_axes(front: ParetoFront) -> None:
+    empty = ParetoFront.of(front.baseline, [])
+    line = prediction_scatter(info(empty, {})).data[0]
+    assert list(line.x) == [0.0, 1.05]
+
+
+def test_modules_and_operators_are_bars_of_milliseconds(front: ParetoFront) -> None:
+    time = {
+        "modules_share": 0.5,
+        "modules": [
+            {"module": "a", "milliseconds": 0.5, "share": 0.5, "forms": {"float": 1.0, "int8": 0.5}}
+        ],
+        "operators": [{"operator": "Softmax", "milliseconds": 0.25, "share": 0.25}],
+    }
+    modules, operators = time_bars(info(front, {"time": time})).data
+    assert (modules.y, modules.x) == (("a",), (0.5,))
+    assert tuple(modules.customdata[0]) == (0.5, "<br>int8: 0.50x")
+    assert (operators.y, operators.x) == (("(Softmax)",), (0.25,))
+    assert [list(bar.x) for bar in time_bars(info(front, {})).data] == [[], []]
