@@ -1,0 +1,113 @@
+"""Measure how far outputs are apart, and see faults of each side at the module that makes them."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+import torch
+from fixture import Fixture
+from onnx import ModelProto, numpy_helper
+
+from autocompress import Task
+from autocompress.candidate import ModuleConfig
+from autocompress.errors import ExportError
+from autocompress.export.identity import (
+    Identity,
+    _difference,
+    _eight_bits,
+    check_identity,
+)
+from autocompress.targets.target import find_target
+
+
+@pytest.mark.parametrize(
+    ("found", "expected", "difference"),
+    [
+        ([3.0, 4.0], [3.0, 4.0], 0.0),
+        ([3.0, 4.5], [3.0, 4.0], 0.1),
+        ([0.0], [0.0], 0.0),
+        ([1e-9], [0.0], 1.0),
+        ([-np.inf, 4.4], [-np.inf, 4.0], 0.1),
+        ([1.0, np.nan], [1.0, 1.0], np.inf),
+        ([1.0, 1.0], [1.0, np.inf], np.inf),
+        ([1.0], [1.0, 1.0], np.inf),
+        ([], [], 0.0),
+    ],
+)
+def test_differences_are_relative_and_of_what_is_finite(
+    found: list[float], expected: list[float], difference: float
+) -> None:
+    assert _difference(np.array(found), np.array(expected)) == pytest.approx(difference)
+
+
+def test_words_for_the_terminal() -> None:
+    assert Identity(1e-7, 2.3e-6, 0.0123).words == (
+        "what is simulated is what runs: the simulation differs from the model by 1e-07, the float file by "
+        "2e-06, a file of 8-bit weights from its simulation by 0.01"
+    )
+
+
+def test_the_candidate_of_eight_bits_uses_what_the_target_has() -> None:
+    modules = [SimpleNamespace(name=kind, kind=kind) for kind in ("linear", "conv", "embedding")]
+    builder = SimpleNamespace(module_map=modules)
+    target = SimpleNamespace(activation_bits=(8, 32), weight_bits=(4, 8), integer_kinds=("linear",))
+    found = _eight_bits(builder, target)
+    quick = {"algorithm": "nearest", "weight_range": "min_max"}
+    assert dict(found.modules) == {
+        "linear": ModuleConfig(8, 8, **quick),
+        "conv": ModuleConfig(8, **quick),
+        "embedding": ModuleConfig(8, **quick),
+    }
+    target.activation_bits = (32,)
+    assert _eight_bits(builder, target).config("linear") == ModuleConfig(8, **quick)
+    target.weight_bits = (4,)
+    assert _eight_bits(builder, target).modules == ()
+
+
+class Net(torch.nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.second = torch.nn.Linear(8, 16), torch.nn.Linear(16, 4)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.second(torch.relu(self.first(x)))
+
+
+@pytest.fixture(scope="module")
+def fixture() -> Fixture:
+    torch.manual_seed(0)
+    x = torch.randn(16, 8)
+    batches = [(x[:8], torch.zeros(8)), (x[8:], torch.zeros(8))]
+    return Fixture(Task("t", Net().eval(), x[:1], batches, lambda outputs, targets: 1.0))
+
+
+@pytest.fixture
+def check(fixture: Fixture) -> Iterator[object]:
+    target = find_target("onnxruntime-cpu")
+    whole = ModelProto()
+    whole.CopyFrom(fixture.builder.lowered.proto)
+    yield lambda: check_identity(fixture.builder, fixture.stitcher, target, fixture.task)
+    fixture.builder.lowered.proto.CopyFrom(whole)
+
+
+def test_a_model_that_is_simulated_and_exported_right(check) -> None:
+    found = check()
+    assert found.simulation < 1e-6
+    assert found.float_file < 1e-5
+    assert found.rounded_file < 0.05
+
+
+@pytest.mark.parametrize("name", ["first", "second"])
+def test_a_wrong_weight_of_the_file_is_found_at_its_module(
+    check, fixture: Fixture, name: str
+) -> None:
+    tensor = next(
+        t for t in fixture.builder.lowered.proto.graph.initializer if t.name == f"{name}.weight"
+    )
+    tensor.CopyFrom(numpy_helper.from_array(numpy_helper.to_array(tensor) * 1.1, tensor.name))
+    message = f"^export: the float file differs from the model at module {name}; no number of a"
+    with pytest.raises(ExportError, match=message):
+        check()
