@@ -1,0 +1,182 @@
+"""Order the outputs of a model, trace it by position, and say the cause of what fails."""
+
+from __future__ import annotations
+
+import logging
+import sys
+import warnings
+from collections import namedtuple
+from types import SimpleNamespace
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from autocompress.export.float_graph.trace import (
+    cause_of,
+    expression_of,
+    ordered_outputs,
+    quiet,
+    recurrent_layers,
+    trace,
+)
+from autocompress.model.plain.plain import plain_model
+from autocompress.task.free_shapes import FreeDimension
+
+A, B, C = (torch.full((2,), float(i)) for i in range(3))
+Pair = namedtuple("Pair", "first second")
+
+
+def names(result: object, *asked: str, further: bool = True) -> list[str]:
+    return [output.name for output in ordered_outputs(result, asked, further)]
+
+
+@pytest.mark.parametrize(
+    ("result", "expected"),
+    [
+        (A, ["output"]),
+        ((A, B), ["output_0", "output_1"]),
+        ({"other": A, "logits": B}, ["logits", "other"]),
+        (Pair(A, B), ["first", "second"]),
+        (SimpleNamespace(logits=A, state=(B, C)), ["logits", "state_0", "state_1"]),
+        ({"logits": A, "cache": {"k": B, "v": [C]}}, ["logits", "cache_k", "cache_v_0"]),
+        ((A, None, 3, "text", B), ["output_0", "output_4"]),
+    ],
+)
+def test_outputs_are_named_by_their_place(result: object, expected: list[str]) -> None:
+    assert names(result) == expected
+
+
+def test_the_primary_output_is_first_then_those_that_are_asked_for() -> None:
+    result = {"hidden": A, "logits": B, "boxes": C}
+    assert names(result, "boxes", "logits") == ["logits", "boxes", "hidden"]
+    assert names(result, "boxes", "logits", further=False) == ["logits", "boxes"]
+    assert names(result, further=False) == ["logits"]
+
+
+def test_a_tensor_that_is_returned_twice_has_two_places() -> None:
+    assert names((A, A, B)) == ["output_0", "output_1", "output_2"]
+    found = ordered_outputs({"logits": A, "again": A})
+    assert [output.path for output in found] == [((False, "logits"),), ((False, "again"),)]
+
+
+class Named(nn.Module):
+    """Return by name, in another order than the file's."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.fc = nn.Linear(4, 2)
+
+    def forward(self, x: Tensor, scale: Tensor) -> dict[str, Tensor]:
+        return {"scaled": x * scale, "logits": self.fc(x)}
+
+
+def test_a_traced_graph_has_inputs_and_outputs_by_position() -> None:
+    model = Named().eval()
+    inputs = {"scale": torch.ones(1, 4), "x": torch.rand(1, 4)}
+    free = [FreeDimension(i, 0, name, "batch") for i, name in enumerate(inputs)]
+    found = trace(model, inputs, (), free, True)
+    assert found.outputs == ("logits", "scaled")
+    assert len(found.proto.graph.input) == 2
+    assert len(found.proto.graph.output) == 2
+    assert [expression_of(shape[1]) for shape in found.shapes] == [None, None]
+    assert [int(shape[1]) for shape in found.shapes] == [4, 4]
+    assert all(expression_of(shape[0]) is not None for shape in found.shapes), "the batch is free"
+    parameters = {t.name for t in found.proto.graph.initializer}
+    assert {"model.fc.weight", "model.fc.bias"} <= parameters
+
+
+def test_constants_are_no_expressions() -> None:
+    import sympy
+
+    def size(expression: object) -> object:
+        return SimpleNamespace(node=SimpleNamespace(expr=expression))
+
+    n = sympy.Symbol("n")
+    assert expression_of(3) is None
+    assert expression_of(size(sympy.Integer(3))) is None
+    assert expression_of(size(2 * n)) == 2 * n
+
+
+def test_layers_whose_length_no_tracer_leaves_open() -> None:
+    model = nn.ModuleList([nn.LSTM(2, 2), nn.GRU(2, 2), nn.LSTM(2, 2), nn.Linear(2, 2)])
+    assert recurrent_layers(model) == ["GRU", "LSTM"]
+    assert recurrent_layers(nn.Linear(2, 2)) == []
+    split = plain_model(nn.LSTM(2, 2), (torch.zeros(1, 3, 2),))
+    assert recurrent_layers(split) == ["LSTM"]
+
+
+def test_the_exporters_words_are_kept_back_and_levels_restored(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    logger = logging.getLogger("torch.onnx")
+    before = logger.level
+
+    def noisy() -> None:
+        with quiet():
+            assert logger.level == logging.ERROR
+            print("words")
+            print("errors", file=sys.stderr)
+            warnings.warn("a warning", stacklevel=1)
+            raise KeyError("shown")
+
+    with pytest.raises(KeyError, match="shown"):
+        noisy()
+    assert logger.level == before
+    found = capsys.readouterr()
+    assert (found.out, found.err) == ("", "")
+
+
+def caught(function) -> BaseException:
+    try:
+        function()
+    except Exception as error:
+        return error
+    raise AssertionError("it did not fail")
+
+
+def test_an_error_names_the_users_line() -> None:
+    def fails() -> None:
+        raise ValueError("first line\n  second line")
+
+    line = fails.__code__.co_firstlineno + 1
+    assert cause_of(caught(fails)) == f"ValueError: first line (at test_trace.py:{line})"
+
+    def silent() -> None:
+        raise ValueError
+
+    assert cause_of(caught(silent)).startswith("ValueError: no message (at test_trace.py:")
+
+
+def test_behind_the_exporters_error_is_its_cause() -> None:
+    class ExporterError(RuntimeError):
+        pass
+
+    ExporterError.__module__ = "torch.onnx._internal"
+
+    def fails() -> None:
+        try:
+            torch.ones(2) @ torch.ones(3)
+        except RuntimeError as error:
+            raise ExporterError("failed to export") from error
+
+    assert cause_of(caught(fails)).startswith("RuntimeError: inconsistent tensor size")
+
+    def own() -> None:
+        try:
+            int("x")
+        except ValueError as error:
+            raise KeyError("mine") from error
+
+    assert cause_of(caught(own)).startswith("KeyError: 'mine'"), "a user's own error is the cause"
+
+
+def test_decisions_by_values_are_said_in_plain_words() -> None:
+    class GuardOnDataDependentSymNode(RuntimeError):
+        pass
+
+    error = GuardOnDataDependentSymNode('Could not guard\n  File "/home/me/net.py", line 7, in f')
+    assert cause_of(error) == (
+        "it decides by the values of tensors (data-dependent), which no file can follow "
+        "(at net.py:7); nearest: torch.where, or torch.cond"
+    )

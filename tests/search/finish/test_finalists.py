@@ -1,0 +1,105 @@
+"""Choose the trials that become files, by hand-made studies."""
+
+from __future__ import annotations
+
+from types import SimpleNamespace
+
+import optuna
+import pytest
+from optuna.trial import TrialState
+
+from autocompress.candidate import Candidate, ModuleConfig
+from autocompress.results.front import Measurement
+from autocompress.results.limits import Limits
+from autocompress.search.finish.finalists import choose_finalists
+from autocompress.search.problem.goal import Goal
+
+BASE = Measurement(1000, 4.0, 0.9)
+GOAL = Goal(BASE, Limits())
+LATENCIES = {8: 1.0, 4: 2.0, 3: 3.0, 2: 3.5}
+BENCH = SimpleNamespace(
+    space=SimpleNamespace(objectives=()),
+    latency_ms=lambda candidate: LATENCIES[candidate.config("a").weight_bits],
+)
+
+
+def study(
+    *trials: tuple[int, float, float, dict[str, float]], pruned: tuple[int, ...] = ()
+) -> optuna.Study:
+    """(bits, size, accuracy, constraints) each; those whose number is in `pruned` were stopped."""
+    found = optuna.create_study(directions=["minimize", "minimize", "maximize"])
+    for bits, size, accuracy, constraints in trials:
+        trial = found.ask()
+        candidate = Candidate.of({"a": ModuleConfig(weight_bits=bits)})
+        trial.set_user_attr("candidate", candidate.to_json())
+        for name, by in constraints.items():
+            trial.set_constraint(name, by)
+        if trial.number in pruned:
+            found.tell(trial, state=TrialState.PRUNED)
+        else:
+            found.tell(trial, [size, 9.0, accuracy])
+    return found
+
+
+KEPT: dict[str, float] = {"max_size": -0.1}
+OVER: dict[str, float] = {"max_size": 0.3, "max_latency": -5.0}
+
+
+def numbers(found: optuna.Study, **more: object) -> list[int]:
+    return [f.number for f in choose_finalists(found, BENCH, GOAL, **more)]
+
+
+def test_feasible_trials_that_no_other_dominates() -> None:
+    found = study(
+        (8, 500, 0.89, KEPT), (4, 600, 0.88, KEPT), (4, 300, 0.88, KEPT), (2, 100, 0.89, OVER)
+    )
+    assert sorted(numbers(found)) == [0, 2]
+
+
+def test_latencies_are_predicted_anew() -> None:
+    (finalist,) = choose_finalists(study((4, 500, 0.89, {})), BENCH, GOAL)
+    assert finalist.values == (500, 2.0, 0.89), "not the 9 ms of the trial"
+    assert finalist.candidate == Candidate.of({"a": ModuleConfig(weight_bits=4)})
+
+
+def test_those_that_span_most_come_first_and_few_are_taken() -> None:
+    found = study((8, 900, 0.9, {}), (4, 300, 0.9, {}), (3, 290, 0.89, {}))
+    # Boxes: 0.1 x 0.75, 0.7 x 0.5 and 0.71 x 0.25 x 0.9: the second is the largest.
+    assert numbers(found, count=1) == [1]
+    assert numbers(found)[:2] == [1, 0]
+
+
+def test_trials_of_an_earlier_front_stay_and_come_first() -> None:
+    found = study((8, 500, 0.89, {}), (4, 600, 0.88, {}), (3, 700, 0.8, OVER))
+    assert numbers(found, before=(1, 2, 77)) == [1, 0], "an infeasible or unknown one does not"
+    assert numbers(found, before=(0,)) == [0]
+
+
+def test_without_a_feasible_trial_the_one_that_misses_least() -> None:
+    found = study((8, 1, 0.9, {"a": 0.2, "b": 0.2}), (4, 1, 0.9, {"a": 0.3, "b": -9.0}))
+    assert numbers(found) == [1], "what is kept does not make up for what is missed"
+
+
+def test_of_stopped_trials_the_nearest_is_judged(monkeypatch: pytest.MonkeyPatch) -> None:
+    from autocompress.search.finish import finalists
+
+    scores = SimpleNamespace(accuracy=0.7, metrics={})
+    monkeypatch.setattr(finalists, "evaluate_model", lambda *_: (scores,))
+    bench = SimpleNamespace(
+        **vars(BENCH),
+        task=SimpleNamespace(validation=[]),
+        stitcher=SimpleNamespace(apply=lambda candidate: None),
+        device=None,
+        size_bytes=lambda candidate: 123,
+    )
+    found = study((8, 1, 1, {"a": 0.5}), (4, 1, 1, {"a": 0.1}), pruned=(0, 1))
+    (finalist,) = choose_finalists(found, bench, GOAL)
+    assert (finalist.number, finalist.values) == (1, (123, 2.0, 0.7))
+
+
+def test_a_study_of_failures_has_no_finalist() -> None:
+    found = optuna.create_study(directions=["minimize", "minimize", "maximize"])
+    assert choose_finalists(found, BENCH, GOAL) == []
+    found.tell(found.ask(), state=TrialState.FAIL)
+    found.tell(found.ask(), state=TrialState.PRUNED)
+    assert choose_finalists(found, BENCH, GOAL) == []
