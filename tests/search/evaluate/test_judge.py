@@ -1,0 +1,105 @@
+"""Judge candidates cheap before dear: made-up sizes, latencies and models."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from types import SimpleNamespace
+
+import optuna
+import pytest
+import torch
+from torch import nn
+
+from autocompress import Candidate, Measurement, ModuleConfig, Task
+from autocompress.results.limits import Limits
+from autocompress.search.evaluate.judge import Judge
+from autocompress.search.problem.scoring import open_race
+
+CPU = torch.device("cpu")
+CLASSES = torch.arange(64) % 4
+INPUTS = nn.functional.one_hot(CLASSES, 4).float()
+BATCHES = list(zip(INPUTS.split(8), CLASSES.split(8), strict=True))
+
+
+class Shifted(nn.Module):
+    """Add `noise` to the first class: beyond 1 all else is wrong."""
+
+    def __init__(self, noise: float = 0.0) -> None:
+        super().__init__()
+        self.noise = noise
+        self.fc = nn.Linear(1, 1)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return x + self.noise * torch.tensor([1.0, 0, 0, 0])
+
+
+def top1(outputs: torch.Tensor, targets: torch.Tensor) -> float:
+    return float((outputs.argmax(1) == targets).float().mean())
+
+
+NOISE = {8: 0.1, 4: 0.5, 3: 2.0}
+
+
+def candidate(bits: int) -> Candidate:
+    return Candidate.of({"a": ModuleConfig(weight_bits=bits)})
+
+
+class Models:
+    """Models by the bits of their candidate, and how many were made."""
+
+    made = 0
+
+    def apply(self, given: Candidate) -> nn.Module:
+        self.made += 1
+        return Shifted(NOISE[given.config("a").weight_bits])
+
+
+@pytest.fixture
+def judge(tmp_path: Path) -> Judge:
+    task = Task("t", Shifted().eval(), INPUTS[:1], BATCHES, top1, rows_independent=True)
+    bench = SimpleNamespace(
+        task=task,
+        device=CPU,
+        stitcher=Models(),
+        race=open_race(task, task.model, CPU, 0),
+        baseline=Measurement(1000, 4.0, 1.0),
+        space=SimpleNamespace(objectives=(), recovery=SimpleNamespace(steps=0)),
+        size_bytes=lambda c: 100 * c.config("a").weight_bits,
+        latency_ms=lambda c: 0.5,
+    )
+    return Judge(bench, Limits(500.0, 1.0, 0.1), tmp_path)
+
+
+@pytest.fixture
+def study() -> optuna.Study:
+    return optuna.create_study(directions=["minimize", "minimize", "maximize"])
+
+
+def test_a_candidate_over_its_budget_is_not_run(judge: Judge, study: optuna.Study) -> None:
+    found = judge.judge(study, 0, candidate(8))
+    assert found.values is None
+    assert (found.size_bytes, found.latency_ms) == (800, 0.5)
+    assert found.cause == "over budget: max_size by 60.0%"
+    assert found.violations == pytest.approx({"max_size": 0.6, "max_latency": -0.5})
+    assert judge.bench.stitcher.made == 0
+
+
+def test_a_whole_split_gives_the_metric_and_what_limits_it(
+    judge: Judge, study: optuna.Study
+) -> None:
+    found = judge.judge(study, 0, candidate(4))
+    assert found.values == (400.0, 0.5, 1.0)
+    assert found.cause == ""
+    assert found.violations["max_accuracy_drop"] == pytest.approx(-0.1)
+
+
+def test_a_candidate_that_is_surely_below_the_limit_is_stopped_early(
+    judge: Judge, study: optuna.Study
+) -> None:
+    found = judge.judge(study, 0, candidate(3))
+    assert found.values is None
+    assert found.cause.startswith("below accuracy 0.9000 after ")
+    judge.parts = ()
+    whole = judge.judge(study, 1, candidate(3))
+    assert whole.values == (300.0, 0.5, 0.25), "one class of four is right"
+    assert whole.violations["max_accuracy_drop"] == pytest.approx(0.65)

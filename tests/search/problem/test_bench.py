@@ -1,0 +1,74 @@
+"""Relate latencies to the run's baseline, and pick a device."""
+
+from __future__ import annotations
+
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+import torch
+
+from autocompress import Candidate
+from autocompress.errors import TaskError
+from autocompress.search.problem.bench import Bench, pick_device
+from autocompress.targets.device.job import versions
+
+HERE = {"processor": versions()["processor"]}
+
+
+def bench(
+    shape: tuple[int, ...] = (1, 3),
+    processor: dict[str, str] = HERE,
+    figures: object = None,
+) -> Bench:
+    """A table in which the float model took 4 ms at (1, 3) and is predicted to take 8 now; the run's float model took 2."""
+    table = SimpleNamespace(
+        inputs={"x": [1, 3]},
+        baseline_ms=4.0,
+        versions=processor,
+        predict_ms=lambda layout, candidate: 8.0 if candidate == Candidate() else 6.0,
+    )
+    parts = dict.fromkeys(Bench.__dataclass_fields__)
+    parts |= {
+        "table": table,
+        "float_ms": 2.0,
+        "subject": SimpleNamespace(feed={"x": np.zeros(shape)}),
+        "target": SimpleNamespace(figures=figures),
+    }
+    return Bench(**parts)
+
+
+SOME = Candidate(distillation=SimpleNamespace(steps=1))
+
+
+def test_latencies_are_ratios_at_the_speed_of_the_run() -> None:
+    assert bench().table_float_ms == 4.0
+    assert bench().latency_ms(SOME) == pytest.approx(6 / 4 * 2)
+
+
+def test_a_table_of_other_sizes_is_related_to_what_it_predicts_of_the_float_model() -> None:
+    assert bench((2, 3)).table_float_ms == 8.0
+    assert bench((2, 3)).latency_ms(SOME) == pytest.approx(6 / 8 * 2)
+
+
+def test_latencies_are_measured_computed_or_predicted() -> None:
+    assert bench().latency_source == "measured"
+    assert bench(processor={"processor": "another"}).latency_source == "table"
+    assert bench(processor={"processor": "another"}, figures=object()).latency_source == "analytic"
+
+
+@pytest.mark.parametrize(("cuda", "kind"), [(True, "cuda"), (False, "cpu")])
+def test_the_fastest_device_is_picked_where_none_is_named(
+    monkeypatch: pytest.MonkeyPatch, cuda: bool, kind: str
+) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: cuda)
+    assert pick_device(None).type == kind
+    assert pick_device("cpu").type == "cpu"
+
+
+def test_a_device_that_is_not_there_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    with pytest.raises(TaskError, match=r"^device 'cuda' is not available on this machine; near"):
+        pick_device("cuda")
+    with pytest.raises(TaskError, match=r"^device 'gpu' is unknown; nearest: cpu$"):
+        pick_device("gpu")
