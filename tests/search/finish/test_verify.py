@@ -1,0 +1,91 @@
+"""Time the files of a front, each as it runs fastest: made-up times."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from types import SimpleNamespace
+
+import pytest
+
+from autocompress.search.finish import verify
+from autocompress.search.finish.verify import _time_elsewhere, _time_front
+from autocompress.targets.device.sessions import SessionSettings
+from autocompress.targets.device.timing import Timing
+
+DEFAULT, TUNED = SessionSettings(threads=1), SessionSettings(threads=4)
+BASE, SMALL, LARGE = (Path(name) / "model.onnx" for name in ("baseline", "0001", "0002"))
+# Milliseconds of each file by threads: the tuned settings slow the small one down.
+MS = {"baseline": {1: 4.0, 4: 2.0}, "0001": {1: 1.0, 4: 1.5}, "0002": {1: 3.0, 4: 2.9}}
+
+
+def bench(
+    settings: SessionSettings = TUNED, source: str = "measured", figures: object = None
+) -> SimpleNamespace:
+    feeds = SimpleNamespace(feed=lambda inputs: inputs)
+    return SimpleNamespace(
+        builder=SimpleNamespace(lowered=feeds),
+        task=SimpleNamespace(example_inputs="usual", latency_inputs={"batch 8": "eight"}),
+        settings=settings,
+        target=SimpleNamespace(settings=DEFAULT, figures=figures),
+        latency_source=source,
+        table=SimpleNamespace(baseline_ms=7.0),
+    )
+
+
+@pytest.fixture(autouse=True)
+def times(monkeypatch: pytest.MonkeyPatch) -> list[object]:
+    """Ratios of the milliseconds above, without noise."""
+    feeds: list[object] = []
+
+    def timing(baseline, models, feed, rounds, report=None) -> Timing:
+        feeds.append(feed)
+        own = [MS[Path(o.args[0]).parent.name][o.args[1].threads] for o in (baseline, *models)]
+        ratios = tuple(ms / own[0] for ms in own[1:])
+        return Timing(own[0], ratios, tuple((r * 0.99, r * 1.01) for r in ratios))
+
+    def compare(baseline, models, feed, target, settings, rounds, report) -> Timing:
+        openers = [SimpleNamespace(args=(model, settings)) for model in (baseline, *models)]
+        return timing(openers[0], openers[1:], feed, rounds)
+
+    monkeypatch.setattr(verify, "interleaved_timing", timing)
+    monkeypatch.setattr(verify, "compare", compare)
+    return feeds
+
+
+def silent(what: str, share: float) -> None:
+    pass
+
+
+def test_a_file_that_tuned_settings_slow_down_keeps_the_default_ones() -> None:
+    found = _time_front(bench(), BASE, [SMALL, LARGE], silent)
+    assert found.settings == (DEFAULT, TUNED)
+    assert found.baseline_ms == 2.0
+    assert found.ratios == pytest.approx((0.5, 1.45))
+    assert found.tuned_ratios == pytest.approx({"baseline": 0.5, "0001": 1.5, "0002": 2.9 / 3})
+    assert found.warning == ""
+
+
+def test_without_tuning_all_files_run_alike() -> None:
+    found = _time_front(bench(DEFAULT), BASE, [SMALL, LARGE], silent)
+    assert found.settings == (DEFAULT, DEFAULT)
+    assert found.ratios == pytest.approx((0.25, 0.75))
+    assert found.tuned_ratios == {}
+    analytic = _time_front(bench(TUNED, "analytic", object()), BASE, [SMALL], silent)
+    assert (analytic.settings, analytic.ratios) == ((TUNED,), (0.75,))
+
+
+def test_for_another_machine_nothing_is_timed(times: list[object]) -> None:
+    found = _time_front(bench(source="table"), BASE, [SMALL, LARGE], silent)
+    assert (found.ratios, found.settings, found.baseline_ms) == ((), (TUNED, TUNED), 7.0)
+    elsewhere = _time_elsewhere(bench(source="table"), BASE, [SMALL], [TUNED], silent)
+    assert elsewhere == [{}, {}]
+    assert times == []
+
+
+def test_other_inputs_have_milliseconds_of_their_own(times: list[object]) -> None:
+    found = _time_elsewhere(bench(), BASE, [SMALL, LARGE], [DEFAULT, TUNED], silent)
+    name = "latency at batch 8 (ms)"
+    assert [row[name] for row in found] == pytest.approx([2.0, 1.0, 2.9])
+    assert times == ["eight"]
+    analytic = _time_elsewhere(bench(DEFAULT, figures=object()), BASE, [LARGE], [TUNED], silent)
+    assert [row[name] for row in analytic] == pytest.approx([4.0, 3.0])

@@ -1,0 +1,232 @@
+"""Make, key, keep and refuse latency tables: made-up measurements."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+from small_layout import layout
+
+from autocompress.candidate import Candidate, ModuleConfig
+from autocompress.errors import TargetError
+from autocompress.integer_form import IntegerForm
+from autocompress.targets.device.job import Found, versions, write_found
+from autocompress.targets.device.sessions import DEFAULT, SessionSettings
+from autocompress.targets.latency_model import profile
+from autocompress.targets.latency_model.fit import REST
+from autocompress.targets.latency_model.latency_table import LatencyTable
+from autocompress.targets.latency_model.plan import Plan, Subject, form_choices
+from autocompress.targets.latency_model.profile import (
+    cache_folder,
+    cached_table,
+    is_foreign,
+    job_of,
+    kept,
+    load_table,
+    table_forms,
+    table_key,
+    table_multiples,
+    table_of,
+)
+from autocompress.targets.target import find_target
+
+TARGET = find_target("onnxruntime-cpu")
+INT8 = Candidate.of({"a": ModuleConfig(8, 8)})
+HALF = Candidate.of({"a": ModuleConfig(pruning_ratio=0.5, importance="l2")})
+PLAN = Plan((Candidate(), INT8), (HALF,))
+
+
+def subject(**changes: object) -> Subject:
+    given = layout(**changes)
+    offered = {"a": (ModuleConfig(8, 8),)}
+    choices = form_choices(given, lambda name: offered.get(name, ()))
+    feed = {"x": np.zeros((2, 3), np.float32)}
+    return Subject(
+        given, feed, b"float", lambda c: (repr(c).encode(), {}), choices, {"a": (0.0, 0.5)}
+    )
+
+
+def found(**changes: object) -> Found:
+    parts: dict[str, object] = {
+        "versions": versions(),
+        "settings": SessionSettings(threads=2),
+        "tuning": [{"setting": "2 threads"}],
+        "baseline_ms": 4.0,
+        "ratios": [1.0, 0.5, 0.75],
+        "intervals": [(0.9, 1.1), (0.4, 0.6), (0.7, 0.8)],
+        "profiles": [[], []],
+        "warning": "busy",
+        "product_rate": 20.0,
+        "left_out": 3,
+    }
+    return Found(**{**parts, **changes})
+
+
+@pytest.fixture(autouse=True)
+def attributed(monkeypatch: pytest.MonkeyPatch) -> None:
+    def attribute(nodes, file, owners, work):
+        return {**dict.fromkeys(work.kernels, (10.0, 1.0)), REST: (5.0, 2.0)}, {"Add": 5.0}
+
+    monkeypatch.setattr(profile, "attribute", attribute)
+
+
+@pytest.fixture
+def folder(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Path:
+    monkeypatch.setenv("AUTOCOMPRESS_CACHE", str(tmp_path / "cache"))
+    return tmp_path
+
+
+def test_runs_are_in_milliseconds_of_the_baseline() -> None:
+    table = table_of(subject(), TARGET, PLAN, found())
+    assert [run.role for run in table.runs] == ["profiled", "profiled", "checked"]
+    assert [run.milliseconds for run in table.runs] == [4.0, 2.0, 3.0]
+    assert table.runs[1].interval == pytest.approx((1.6, 2.4))
+    assert [run.work.kernels["a"].form for run in table.runs] == ["float", "int8", "float"]
+    assert table.runs[2].work.kernels["a"].kept_out == 8
+    assert table.runs[0].spent["b"] == (10.0, 1.0)
+    assert table.runs[2].spent == {}
+    assert (table.inputs, table.baseline_ms, table.left_out) == ({"x": [2, 3]}, 4.0, 3)
+    assert (table.settings.threads, table.warning, table.product_rate) == (2, "busy", 20.0)
+    assert table.integer_forms == dict.fromkeys(("conv", "a", "b", "table"), "signed")
+
+
+def test_models_that_were_left_out_are_the_last_of_their_kind() -> None:
+    short = found(ratios=[1.0, 0.75], intervals=[(1.0, 1.0)] * 2, profiles=[[]])
+    table = table_of(subject(), TARGET, PLAN, short)
+    assert [run.role for run in table.runs] == ["profiled", "checked"]
+    assert table.runs[1].work.kernels["a"].kept_out == 8
+
+
+def test_a_job_tunes_on_the_float_model_and_the_first_other_form() -> None:
+    job = job_of(subject(), TARGET, PLAN, 5, 60.0)
+    assert [source() for source in job.tuned] == [b"float", repr(INT8).encode()]
+    assert [source() for source in job.profiled] == [repr(c).encode() for c in PLAN.profiled]
+    assert [source() for source in job.timed] == [repr(HALF).encode()]
+    assert (job.seed, job.limit_s, job.least) == (5, 60.0, 2)
+
+
+def test_files_are_remembered_while_there_is_room(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(profile, "KEPT_BYTES", 10)
+    made: list[Candidate] = []
+
+    def blank(candidate: Candidate):
+        made.append(candidate)
+        return (b"x" * (6 if candidate != HALF else 4), {})
+
+    remembered = profile._remembered(blank)
+    for candidate in (Candidate(), INT8, HALF) * 2:
+        remembered(candidate)
+    assert made == [Candidate(), INT8, HALF, INT8], "6 + 4 bytes are kept, 6 more are not"
+
+
+def test_keys_are_of_all_that_latency_depends_on() -> None:
+    keys = {
+        table_key(subject(), TARGET),
+        table_key(subject(multiples={"linear": 8}), TARGET),
+        table_key(subject(integer_form=lambda m: IntegerForm.UNSIGNED), TARGET),
+        table_key(replace(subject(), ratios={"a": (0.0, 0.25)}), TARGET),
+        table_key(replace(subject(), feed={"x": np.zeros((4, 3))}), TARGET),
+        table_key(subject(), find_target("analytic:phone-npu")),
+    }
+    assert len(keys) == 6
+    assert table_key(subject(), TARGET) == table_key(replace(subject(), baseline=b"other"), TARGET)
+
+
+def made_table(**changes: object) -> LatencyTable:
+    return replace(table_of(subject(), TARGET, PLAN, found(left_out=0)), **changes)
+
+
+def test_whole_tables_are_cached_and_damaged_ones_measured_again(
+    monkeypatch: pytest.MonkeyPatch, folder: Path
+) -> None:
+    tables = iter([made_table(left_out=2), made_table(), made_table()])
+    asked = []
+    monkeypatch.setattr(
+        profile, "measure_table", lambda *given, **named: asked.append(named) or next(tables)
+    )
+    assert cached_table(subject(), TARGET, limit_s=3.0).left_out == 2
+    assert not list(folder.rglob("*.json")), "what is not whole is not kept"
+    cached_table(subject(), TARGET)
+    assert len(asked) == 2
+    assert cached_table(subject(), TARGET).baseline_ms == 4.0
+    assert len(asked) == 2
+    (path,) = (cache_folder() / "latency").glob("*.json")
+    path.write_text("{")
+    cached_table(subject(), TARGET)
+    assert len(asked) == 3
+    assert asked[0]["limit_s"] == 3.0
+
+
+def test_tables_of_another_target_or_version_are_refused(tmp_path: Path) -> None:
+    path = tmp_path / "table.json"
+    made_table(target="phone").save(path)
+    with pytest.raises(TargetError, match=r"table of target phone, not of onnxruntime-cpu$"):
+        load_table(subject(), TARGET, path)
+    made_table(versions={**versions(), "onnxruntime": "0.1"}).save(path)
+    message = (
+        rf"was measured with onnxruntime 0\.1 \(here {versions()['onnxruntime']}\); measure it again with: "
+        "autocompress profile TASK --out FILE$"
+    )
+    with pytest.raises(TargetError, match=message):
+        load_table(subject(), TARGET, path)
+    made_table(versions={"onnxruntime": "0.1", "processor": "another"}).save(path)
+    assert is_foreign(load_table(subject(), TARGET, path)), "there versions differ anyway"
+
+
+def test_a_kept_table_that_does_not_serve_is_none(tmp_path: Path) -> None:
+    path = tmp_path / "table.json"
+    assert kept(subject(), TARGET, path) is None
+    path.write_text("{")
+    assert kept(subject(), TARGET, path) is None
+    made_table().save(path)
+    assert kept(subject(), TARGET, path) is not None
+    more = subject()
+    more.choices["b"] = (ModuleConfig(), ModuleConfig(8, 8))
+    assert kept(more, TARGET, path) is None, "it has not seen b on integers"
+
+
+def probes(path: Path, **changes: object) -> None:
+    plan = {
+        **PLAN.to_json(),
+        "model": subject().layout.digest,
+        "target": "onnxruntime-cpu",
+        "multiples": {"linear": 8},
+        "integer_forms": {"a": "unsigned"},
+        **changes,
+    }
+    write_found(path, found(plan=plan))
+
+
+def test_what_probes_found_is_a_table(tmp_path: Path) -> None:
+    path = tmp_path / "measured.json"
+    probes(path)
+    table = load_table(subject(), TARGET, path)
+    assert [run.milliseconds for run in table.runs] == [4.0, 2.0, 3.0]
+    assert table_multiples(path) == {"linear": 8}
+    assert table_forms(path, TARGET) == {"a": IntegerForm.UNSIGNED}
+    probes(path, model="other")
+    with pytest.raises(TargetError, match="was measured with the probes of another model"):
+        load_table(subject(), TARGET, path)
+
+
+def test_signed_forms_need_exact_products(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    path = tmp_path / "measured.json"
+    probes(path, integer_forms={"a": "signed"})
+    exact = SimpleNamespace(portable=False, settings=DEFAULT)
+    with pytest.raises(TargetError, match="was measured with --no-portable; give --no-portable"):
+        table_forms(path, SimpleNamespace(portable=True, settings=DEFAULT))
+    monkeypatch.setattr(profile, "products_saturate", lambda settings: True)
+    with pytest.raises(TargetError, match="which this processor does not compute; measure with"):
+        table_forms(path, exact)
+    monkeypatch.setattr(profile, "products_saturate", lambda settings: False)
+    assert table_forms(path, exact) == {"a": IntegerForm.SIGNED}
+
+
+def test_the_cache_is_where_it_is_told(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setenv("AUTOCOMPRESS_CACHE", str(tmp_path))
+    assert cache_folder() == tmp_path
+    monkeypatch.delenv("AUTOCOMPRESS_CACHE")
+    assert cache_folder().name == "autocompress"
