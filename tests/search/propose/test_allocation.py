@@ -235,3 +235,15 @@ def test_of_criteria_with_one_ratio_the_one_that_moves_outputs_least_is_taken() 
         found = Allocator.of(bound, layout, times, losses, 1)
         assert found.group_configs["a"] == (ModuleConfig(), better)
         assert found.parameters(np.array([0, 1]))["a/importance"] == (0 if better is l1 else 1)
+
+
+@pytest.mark.parametrize("seed", range(8))
+def test_groups_are_chosen_for_the_configs_of_their_modules(seed: int) -> None:
+    tables = {"a": table(2 * seed, "a", None), "b": table(2 * seed + 1, None, "a")}
+    given = Allocator(space(), tables, {"a": PRUNED}, {"a": np.array([0.0, 0.05])}, {})
+    prices = np.random.default_rng(seed).random((20, 2))
+    for price, chosen in zip(prices, given.allocate(prices), strict=True):
+        total = given.losses(EVERY).sum(1) + given.costs(EVERY) @ price
+        other = [*chosen[:2], 1 - chosen[2]]
+        own, flipped = (total[(row == EVERY).all(1)][0] for row in (chosen, other))
+        assert own <= flipped + 1e-12
