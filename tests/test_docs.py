@@ -16,7 +16,12 @@ from autocompress.arguments import build_parser
 
 ROOT = Path(__file__).parents[1]
 DOCS = ROOT / "docs"
-PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", ROOT / "CHANGELOG.md", *sorted(DOCS.rglob("*.md"))]
+PAGES = [
+    ROOT / "README.md",
+    ROOT / "CONTRIBUTING.md",
+    ROOT / "CHANGELOG.md",
+    *sorted(DOCS.rglob("*.md")),
+]
 README_BYTES, README_COLUMNS = 12 * 1024, 120
 SMALL = 'n_trials=2, space={"modules": [{"match": "*", "weight_bits": [4, 8]}]}'
 
