@@ -19,7 +19,7 @@ ROOT = Path(__file__).parents[1]
 README, DOCS = ROOT / "README.md", ROOT / "docs"
 PAGES = [README, ROOT / "CONTRIBUTING.md", ROOT / "CHANGELOG.md", *sorted(DOCS.rglob("*.md"))]
 README_BYTES, README_COLUMNS = 12 * 1024, 120
-SMALL = 'n_trials=2, space={"modules": [{"match": "*", "weight_bits": [4, 8]}]}'
+SMALL = 'n_trials=2, space={"modules": [{"match": "*", "weight_bits": [8, 16]}]}'
 SHOWN = [README, *(DOCS / name for name in ("search.md", "targets.md", "tasks.md", "workers.md"))]
 
 
@@ -80,7 +80,7 @@ def test_readme_search() -> None:
     assert "n_trials=40" in code
     result = run(code.replace("n_trials=40", SMALL), "README.md")["result"]
     assert isinstance(result, ac.SearchResult)
-    assert len(result.front) > 0
+    assert result.front.most_accurate().measured.accuracy > 0.995
     assert Path("again/model.onnx").read_bytes() == Path("best/model.onnx").read_bytes()
 
 
