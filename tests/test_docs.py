@@ -13,7 +13,7 @@ import torch
 from torch import nn
 
 import autocompress as ac
-from autocompress.arguments import build_parser
+from autocompress.cli.arguments import build_parser
 
 ROOT = Path(__file__).parents[1]
 README, DOCS = ROOT / "README.md", ROOT / "docs"
