@@ -15,6 +15,7 @@ LEVELS = [
     {"errors", "integer_form"},
     {"candidate"},
     {"results", "task"},
+    {"cache"},
     {"model"},
     {"compress"},
     {"targets", "measure"},

@@ -23,8 +23,18 @@ def write_tensors(
     path: Path, tensors: Mapping[str, Tensor], notes: Mapping[str, str] | None = None
 ) -> None:
     """Write a file whole or not at all, with `notes` in its header; RunFolderError when the disk or a permission refuses."""
-    found = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
-    write_atomic(path, save(found, {**(notes or {}), CHECKSUM: _checksum(found)}))
+    write_atomic(path, tensor_bytes(tensors, notes))
+
+
+def tensor_bytes(tensors: Mapping[str, Tensor], notes: Mapping[str, str] | None = None) -> bytes:
+    """Return the content of a file that `read_tensors` reads.
+
+    Args:
+        tensors: on any device, by name.
+        notes: texts for the header.
+    """
+    stored = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
+    return save(stored, {**(notes or {}), CHECKSUM: _checksum(stored)})
 
 
 def read_tensors(

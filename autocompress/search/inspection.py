@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from autocompress.cache import cache_folder
 from autocompress.compress.assemble.stitch import Stitcher
 from autocompress.errors import ExportError
 from autocompress.export.identity import Identity, check_identity
@@ -15,7 +16,7 @@ from autocompress.search.problem.bench import builder_for, layout_of, subject_of
 from autocompress.search.problem.ranks import RankVerdict, rank_verdicts, table_times
 from autocompress.space.search_space import SearchSpace
 from autocompress.targets.latency_model.breakdown import where_time_goes
-from autocompress.targets.latency_model.profile import cache_folder, cached_table
+from autocompress.targets.latency_model.profile import cached_table
 from autocompress.targets.target import Target
 from autocompress.task.task import Task
 

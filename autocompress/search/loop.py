@@ -13,6 +13,7 @@ import optuna
 import torch
 from threadpoolctl import threadpool_limits
 
+from autocompress.cache import cache_folder
 from autocompress.compress.recover.sequences import check_causal
 from autocompress.compress.recover.student import on_student, taught
 from autocompress.compress.recover.teacher import changed_weights
@@ -46,7 +47,6 @@ from autocompress.search.workers.launch import Running
 from autocompress.search.workers.storage import folder_lock, open_study, study_of
 from autocompress.search.workers.worker import Interrupt, Worker, complete_trials_file
 from autocompress.space.search_space import BoundSpace, SearchSpace
-from autocompress.targets.latency_model.profile import cache_folder
 from autocompress.targets.target import Target, find_target
 from autocompress.task.task import Task
 from autocompress.task.user_code import looking

@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 from onnx import TensorProto, helper, numpy_helper
 
+from autocompress.cache import Cache
 from autocompress.integer_form import IntegerForm
 from autocompress.targets.device.job import PRODUCT
 from autocompress.targets.device.sessions import DEFAULT, SessionSettings, open_session
@@ -44,18 +45,11 @@ class KernelChoice:
     _known: dict[str, int] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
-        self._known.update(self._kept())
-
-    def _kept(self) -> dict[str, int]:
-        """The answers on disk; none when the file is damaged, which is measured again."""
-        if self.path is None or not self.path.is_file():
-            return {}
-        try:
-            return {
-                str(key): int(value) for key, value in json.loads(self.path.read_text()).items()
-            }
-        except (OSError, ValueError, AttributeError):
-            return {}
+        path = self.path
+        self._cache, self._file = (
+            (Cache(None), "") if path is None else (Cache(path.parent), path.name)
+        )
+        self._known.update(self._cache.read(self._file, _read_answers) or {})
 
     @property
     def saturates(self) -> bool:
@@ -124,20 +118,17 @@ class KernelChoice:
     def _answer(self, key: str, measure: Any) -> int:
         if key not in self._known:
             self._known[key] = measure()
-            self._save()
+            self._cache.update(self._file, _read_answers, self._merged)
         return self._known[key]
 
-    def _save(self) -> None:
-        if self.path is None:
-            return
-        try:
-            self.path.parent.mkdir(parents=True, exist_ok=True)
-            self._known = {**self._kept(), **self._known}  # other processes answer too
-            temporary = self.path.with_suffix(".tmp")
-            temporary.write_text(json.dumps(self._known, indent=1, sort_keys=True))
-            temporary.replace(self.path)
-        except OSError:
-            pass  # a cache that cannot be written costs time, never a result
+    def _merged(self, on_disk: dict[str, int] | None) -> str:
+        """Return the new file; answers of other processes are taken over."""
+        self._known = {**(on_disk or {}), **self._known}
+        return json.dumps(self._known, indent=1, sort_keys=True)
+
+
+def _read_answers(path: Path) -> dict[str, int]:
+    return {str(key): int(value) for key, value in json.loads(path.read_text()).items()}
 
 
 @cache

@@ -11,6 +11,7 @@ import pytest
 import yaml
 
 import autocompress as ac
+from autocompress.cache import Cache
 from autocompress.candidate import Candidate
 from autocompress.export.artifact import read_recipe, session_settings
 from autocompress.results.front import TABLE_FILE
@@ -159,8 +160,7 @@ def test_settings_go_with_the_artifact_and_never_slow_a_file_down(
     monkeypatch.setattr(
         profile, "measure_table", lambda *a, **k: replace(real(*a, **k), settings=tuned)
     )
-    monkeypatch.setattr(profile, "keep_table", lambda *a: None)
-    monkeypatch.setattr(profile, "table_key", lambda *a: "not in the cache")
+    monkeypatch.setattr(profile, "Cache", lambda folder: Cache(None))
     baselines = []
 
     def slower_by_default(baseline, models, feed, rounds, *more, **keywords) -> Timing:

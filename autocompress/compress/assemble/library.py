@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import hashlib
 from collections import OrderedDict
 from collections.abc import Callable
@@ -13,6 +12,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from autocompress.cache import Cache
 from autocompress.candidate import UNTOUCHED, ModuleConfig
 from autocompress.compress.assemble.bias_correction import corrected_bias
 from autocompress.compress.calibrate.evidence import Evidence, Gradients
@@ -22,11 +22,10 @@ from autocompress.compress.prune.masks import Mask, Masks, reconstructed
 from autocompress.compress.prune.sparsify import NEEDS_GRADIENTS
 from autocompress.compress.quantize.affine import PARTS, StoredTensor
 from autocompress.compress.quantize.rounding import store
-from autocompress.errors import DamagedFileError
 from autocompress.integer_form import IntegerForm
 from autocompress.model.modules import kind_of
 from autocompress.model.weights import weight_of
-from autocompress.results.tensor_files import read_tensors, write_tensors
+from autocompress.results.tensor_files import read_tensors, tensor_bytes
 
 DISK_BYTES = 2 << 30
 LIBRARY_BYTES = 512_000_000
@@ -91,6 +90,9 @@ class VariantLibrary:
     _held: int = 0
     _hashes: dict[str, str] = field(default_factory=dict)
 
+    def __post_init__(self) -> None:
+        self._disk = Cache(self.folder, DISK_BYTES)
+
     @property
     def model(self) -> nn.Module:
         """The model whose modules are compressed."""
@@ -109,13 +111,13 @@ class VariantLibrary:
         key = self._key(name, config, out, into, factors)
         variant = self._memory.get(key)
         if variant is None:
-            variant = self._read(key)
+            variant = self._disk.read(_file_name(key), _read_variant)
         if variant is not None:
             self.reused += 1
         else:
             self.made += 1
             variant = self._make(name, config, masks, factors)
-            self._write(key, variant)
+            self._disk.write(_file_name(key), tensor_bytes(variant_to_tensors(variant, "")))
         self._remember(key, variant)
         return variant
 
@@ -248,41 +250,13 @@ class VariantLibrary:
         while self._held > self.memory_bytes and len(self._memory) > 1:
             self._held -= self._memory.popitem(last=False)[1].nbytes()
 
-    def _path(self, key: str) -> Path | None:
-        return None if self.folder is None else self.folder / key[:2] / f"{key}.safetensors"
 
-    def _read(self, key: str) -> Variant | None:
-        path = self._path(key)
-        if path is None or not path.is_file():
-            return None
-        try:
-            return variant_from_tensors(read_tensors(path)[0], "")
-        except (DamagedFileError, KeyError):
-            path.unlink(missing_ok=True)  # it is made again
-            return None
-
-    def _write(self, key: str, variant: Variant) -> None:
-        path = self._path(key)
-        if path is None:
-            return
-        # A cache that cannot be written costs time, never a result.
-        with contextlib.suppress(OSError):
-            write_tensors(path, variant_to_tensors(variant, ""))
+def _file_name(key: str) -> str:
+    return f"{key[:2]}/{key}.safetensors"
 
 
-def trim_folder(folder: Path, limit_bytes: int = DISK_BYTES) -> None:
-    """Remove the variants that were read or written longest ago until the folder holds at most `limit_bytes`."""
-    files = []
-    for path in folder.rglob("*.safetensors"):
-        with contextlib.suppress(OSError):  # another process trims as well
-            state = path.stat()
-            files.append((max(state.st_atime_ns, state.st_mtime_ns), state.st_size, path))
-    total = sum(size for _, size, _ in files)
-    for _, size, path in sorted(files):
-        if total <= limit_bytes:
-            return
-        path.unlink(missing_ok=True)
-        total -= size
+def _read_variant(path: Path) -> Variant:
+    return variant_from_tensors(read_tensors(path)[0], "")
 
 
 def variant_to_tensors(variant: Variant, prefix: str) -> dict[str, Tensor]:

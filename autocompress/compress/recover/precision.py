@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
-import hashlib
 import json
 import platform
 import time
@@ -12,9 +10,8 @@ from pathlib import Path
 import torch
 from torch import nn
 
+from autocompress.cache import Cache, key_of
 from autocompress.compress.recover.teacher import model_hash
-from autocompress.errors import RunFolderError
-from autocompress.results.files import write_json
 from autocompress.task.batches import Inputs, to_device
 from autocompress.task.task import Task
 from autocompress.task.user_code import UserCodeError
@@ -34,22 +31,21 @@ def training_dtype(
     """
     if device.type == "cuda":
         return torch.bfloat16 if torch.cuda.is_bf16_supported() else torch.float16
-    key = f"{model_hash(student)} {torch.__version__} {platform.processor()} {platform.node()} {torch.get_num_threads()}"
-    path = (
-        None if folder is None else folder / f"{hashlib.sha256(key.encode()).hexdigest()[:16]}.json"
-    )
-    if path is not None and path.is_file():
-        return torch.bfloat16 if json.loads(path.read_text())["bfloat16"] < WORTH else torch.float32
-    ((inputs, _),) = task.first_samples([next(iter(task.training_batches()))], SAMPLES)
-    try:
-        ratio = time_ratio(task, student, inputs, device)
-    except (RuntimeError, UserCodeError):  # operators that do not take mixed types
-        return torch.float32
-    if path is not None:
-        # A cache that cannot be written costs time, never a result.
-        with contextlib.suppress(RunFolderError):
-            write_json(path, {"bfloat16": ratio})
+    machine = f"{model_hash(student)} {torch.__version__} {platform.processor()} {platform.node()} {torch.get_num_threads()}"
+    cache, name = Cache(folder), f"{key_of(machine)[:16]}.json"
+    ratio = cache.read(name, _read_ratio)
+    if ratio is None:
+        ((inputs, _),) = task.first_samples([next(iter(task.training_batches()))], SAMPLES)
+        try:
+            ratio = time_ratio(task, student, inputs, device)
+        except (RuntimeError, UserCodeError):  # operators that do not take mixed types
+            return torch.float32
+        cache.write(name, json.dumps({"bfloat16": ratio}))
     return torch.bfloat16 if ratio < WORTH else torch.float32
+
+
+def _read_ratio(path: Path) -> float:
+    return float(json.loads(path.read_text())["bfloat16"])
 
 
 def time_ratio(task: Task, student: nn.Module, inputs: Inputs, device: torch.device) -> float:

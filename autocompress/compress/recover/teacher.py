@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import hashlib
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -13,10 +12,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from autocompress.compress.assemble.library import trim_folder
+from autocompress.cache import Cache, key_of
 from autocompress.compress.recover.sequences import continued
-from autocompress.errors import DamagedFileError
-from autocompress.results.tensor_files import read_tensors, write_tensors
+from autocompress.results.tensor_files import read_tensors, tensor_bytes
 from autocompress.task.batches import Inputs, input_tensors, to_device
 from autocompress.task.task import Task
 
@@ -108,10 +106,10 @@ class Teacher:
     def __post_init__(self) -> None:
         self._compute_s = self._read_s = float("inf")
         self._digest = ""
+        self._disk = Cache(self.folder, DISK_BYTES)
+        self._room = DISK_BYTES // 2
         if self.folder is not None:
             self._digest = f"{model_hash(self.model)} {self.temperatures} {TOP} {DENSE} {self.task.output_kinds}"
-            trim_folder(self.folder, DISK_BYTES // 2)
-            self._room = DISK_BYTES // 2
 
     def outputs(self, inputs: Inputs) -> Outputs:
         """The answers to one batch, on the device."""
@@ -150,40 +148,33 @@ class Teacher:
         self, inputs: Inputs, what: str, compute: Callable[[], dict[str, Tensor]]
     ) -> dict[str, Tensor]:
         started = time.perf_counter()
-        path = (
-            None if self.folder is None else self.folder / f"{self._key(inputs, what)}.safetensors"
-        )
-        if path is not None and path.is_file():
-            try:
-                kept = read_tensors(path, self.device)[0]
-            except DamagedFileError:
-                kept = {}  # removed by another process, or damaged: it is written again
-            if kept:
-                self.read += 1
-                self._read_s = min(self._read_s, time.perf_counter() - started)
-                if self.read >= PATIENCE and self._read_s > self._compute_s:
-                    self.folder = None
-                return kept
+        name = "" if self.folder is None else f"{self._key(inputs, what)}.safetensors"
+        kept = self._disk.read(name, lambda path: read_tensors(path, self.device)[0])
+        if kept is not None:
+            self.read += 1
+            self._read_s = min(self._read_s, time.perf_counter() - started)
+            if self.read >= PATIENCE and self._read_s > self._compute_s:
+                self.folder = self._disk.folder = None
+            return kept
         started = time.perf_counter()
         found = compute()
         self._compute_s = min(self._compute_s, time.perf_counter() - started)
         self.computed += 1
-        if path is not None:
-            self._write(path, found)
+        if self.folder is not None:
+            self._write(name, found)
         return found
 
     def _key(self, inputs: Inputs, what: str) -> str:
-        digest = hashlib.sha256(f"{self._digest} {what}".encode())
+        parts: list[str | bytes] = [f"{self._digest} {what}"]
         for tensor in input_tensors(inputs):
-            digest.update(f"{tensor.dtype} {tuple(tensor.shape)}".encode() + _bytes(tensor))
-        return digest.hexdigest()[:32]
+            parts += [f"{tensor.dtype} {tuple(tensor.shape)}", _bytes(tensor)]
+        return key_of(*parts)[:32]
 
-    def _write(self, path: Path, tensors: dict[str, Tensor]) -> None:
-        self._room -= sum(tensor.nbytes for tensor in tensors.values())
-        if self._room < 0:
-            return
-        with contextlib.suppress(OSError):  # a full disk: the answer is computed again next time
-            write_tensors(path, tensors)
+    def _write(self, name: str, tensors: dict[str, Tensor]) -> None:
+        content = tensor_bytes(tensors)
+        self._room -= len(content)
+        if self._room >= 0:
+            self._disk.write(name, content)
 
     def _unpacked(self, kept: dict[str, Tensor], name: str) -> Tensor | TopLogits:
         if f"{name}|values" not in kept:

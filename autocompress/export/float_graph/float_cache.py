@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import hashlib
 import inspect
 import json
 from collections.abc import Mapping, Sequence
@@ -18,9 +17,9 @@ import torch
 from onnx import ModelProto, numpy_helper
 from torch import Tensor, nn
 
-from autocompress.errors import DamagedFileError
+from autocompress.cache import Cache, key_of
 from autocompress.export.float_graph.float_graph import FloatGraph, export_float
-from autocompress.results.tensor_files import read_tensors, write_tensors
+from autocompress.results.tensor_files import read_tensors, tensor_bytes
 from autocompress.targets.device.sessions import open_session
 from autocompress.task.batches import Inputs, feed_of, leaves, map_inputs
 from autocompress.task.free_shapes import FreeDimension
@@ -29,6 +28,7 @@ from autocompress.task.task import call_model
 
 FORMAT = "3"  # part of every key; raised when the cleaning of graphs changes
 TOOLS = (torch, onnx, onnx_ir, onnxscript, onnxruntime)
+DISK_BYTES = 256 << 20
 TOLERANCE = 1e-4  # of the largest output: another order of sums, and nothing else
 
 
@@ -46,12 +46,14 @@ def exported(
     """
     if folder is None:
         return export_float(model, example_inputs, names, free)
-    path = folder / f"{_key(model, example_inputs, names, free)}.safetensors"
-    known = _read(path, model, example_inputs)
+    cache = Cache(folder, DISK_BYTES)
+    name = f"{_key(model, example_inputs, names, free)}.safetensors"
+    stored = cache.read(name, read_tensors)
+    known = None if stored is None else _with_weights(*stored, model, example_inputs)
     if known is not None:
         return known
     graph = export_float(model, example_inputs, names, free)
-    _write(path, graph, model)
+    cache.write(name, _without_weights(graph, model))
     return graph
 
 
@@ -74,7 +76,7 @@ def _key(
         for path, value in leaves(example_inputs).items()
     ]
     versions = [tool.__version__ for tool in TOOLS]
-    return hashlib.sha256(
+    return key_of(
         repr(
             (
                 FORMAT,
@@ -88,8 +90,8 @@ def _key(
                 free,
                 versions,
             )
-        ).encode()
-    ).hexdigest()
+        )
+    )
 
 
 def _weights(model: nn.Module) -> dict[str, Tensor]:
@@ -100,8 +102,8 @@ def _weights(model: nn.Module) -> dict[str, Tensor]:
     }
 
 
-def _write(path: Path, whole: FloatGraph, model: nn.Module) -> None:
-    """The graph without the initializers that are weights of the model."""
+def _without_weights(whole: FloatGraph, model: nn.Module) -> bytes:
+    """Return the file of a graph without the initializers that are weights of the model."""
     bare, weights, taken = ModelProto(), _weights(model), []
     bare.CopyFrom(whole.proto)
     for tensor in bare.graph.initializer:
@@ -110,22 +112,16 @@ def _write(path: Path, whole: FloatGraph, model: nn.Module) -> None:
             taken.append(tensor.name)
             tensor.ClearField("raw_data")
     graph = torch.frombuffer(bytearray(bare.SerializeToString()), dtype=torch.uint8)
-    # A cache that cannot be written costs time, never a result.
-    with contextlib.suppress(OSError):
-        notes = {"dynamic": whole.dynamic_batch, "fixed": whole.fixed, "weights": taken}
-        write_tensors(
-            path, {"graph": graph}, {name: json.dumps(value) for name, value in notes.items()}
-        )
+    notes = {"dynamic": whole.dynamic_batch, "fixed": whole.fixed, "weights": taken}
+    return tensor_bytes(
+        {"graph": graph}, {name: json.dumps(value) for name, value in notes.items()}
+    )
 
 
-def _read(path: Path, model: nn.Module, example_inputs: Inputs) -> FloatGraph | None:
-    if not path.is_file():
-        return None
-    try:
-        tensors, notes = read_tensors(path)
-    except DamagedFileError:
-        path.unlink(missing_ok=True)  # it is made again
-        return None
+def _with_weights(
+    tensors: Mapping[str, Tensor], notes: Mapping[str, str], model: nn.Module, inputs: Inputs
+) -> FloatGraph | None:
+    """Return a stored graph with the weights of `model`, or None if it computes something else."""
     proto, weights, taken = ModelProto(), _weights(model), set(json.loads(notes["weights"]))
     proto.ParseFromString(tensors["graph"].numpy().tobytes())
     if not taken <= weights.keys():
@@ -135,7 +131,7 @@ def _read(path: Path, model: nn.Module, example_inputs: Inputs) -> FloatGraph | 
             tensor.CopyFrom(
                 numpy_helper.from_array(weights[tensor.name].contiguous().numpy(), tensor.name)
             )
-    if not _computes(proto, model, example_inputs):
+    if not _computes(proto, model, inputs):
         return None
     return FloatGraph(proto, bool(json.loads(notes["dynamic"])), tuple(json.loads(notes["fixed"])))
 

@@ -11,8 +11,9 @@ from typing import Any
 import torch
 from torch import nn
 
+from autocompress.cache import cache_folder
 from autocompress.candidate import Candidate, ModuleConfig
-from autocompress.compress.assemble.library import LIBRARY_BYTES, trim_folder
+from autocompress.compress.assemble.library import LIBRARY_BYTES
 from autocompress.compress.assemble.stitch import Stitcher
 from autocompress.compress.recover.context import Trainer
 from autocompress.compress.recover.precision import training_dtype
@@ -33,7 +34,6 @@ from autocompress.targets.latency import all_threads, compare
 from autocompress.targets.latency_model.latency_table import LatencyTable
 from autocompress.targets.latency_model.plan import Subject, form_choices
 from autocompress.targets.latency_model.profile import (
-    cache_folder,
     cached_table,
     is_foreign,
     kept,
@@ -49,7 +49,6 @@ from autocompress.task.free_shapes import free_dimensions
 from autocompress.task.task import Task
 
 Report = Callable[[str, float], None]
-GRAPHS_BYTES = 256 << 20  # of exported float graphs without their weights, on disk
 
 
 @dataclass
@@ -238,7 +237,6 @@ def open_bench(
     )
     report("checking the files against their simulation", 0.0)
     reference, teacher = _original(original, builder, device)
-    _trim_caches()
     library = builder.library(cache_folder() / "variants", library_bytes)
     stitcher = Stitcher(builder.teacher.to(device), builder.module_map, library, builder.plan)
     if known is None:
@@ -251,11 +249,6 @@ def open_bench(
     trainer = _trainer(task, teacher, stitcher, bound, device, seed)
     settled = (task, target, bound, device, builder, stitcher, layout, subject, table)
     return Bench(*settled, baseline, race, trainer, reference, float_ms, pass_s)
-
-
-def _trim_caches() -> None:
-    trim_folder(cache_folder() / "variants")
-    trim_folder(cache_folder() / "graphs", GRAPHS_BYTES)
 
 
 def _gives_logits(task: Task) -> bool:

@@ -213,6 +213,10 @@ class LatencyTable:
 
     def save(self, path: Path) -> None:
         """Write the table as JSON: a head, and rows whose columns it names. RunFolderError when it cannot be written."""
+        write_atomic(path, self.to_json())
+
+    def to_json(self) -> str:
+        """Return the content of the table's file."""
         rows: dict[str, list[list[Any]]] = {name: [] for name in COLUMNS}
         for number, run in enumerate(self.runs):
             rows["runs"].append([number, run.role, run.milliseconds, *run.interval])
@@ -240,7 +244,7 @@ class LatencyTable:
             f' "{name}": [\n  ' + ",\n  ".join(map(json.dumps, found)) + "]"
             for name, found in rows.items()
         )
-        write_atomic(path, json.dumps(head, indent=1)[:-2] + ",\n" + lines + "}\n")
+        return json.dumps(head, indent=1)[:-2] + ",\n" + lines + "}\n"
 
     @classmethod
     def load(cls, path: Path) -> LatencyTable:

@@ -2,18 +2,14 @@
 
 from __future__ import annotations
 
-import contextlib
-import hashlib
-import os
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
-from platformdirs import user_cache_path
-
+from autocompress.cache import Cache, cache_folder, key_of
 from autocompress.candidate import Candidate
-from autocompress.errors import RunFolderError, TargetError
+from autocompress.errors import TargetError
 from autocompress.integer_form import IntegerForm
 from autocompress.targets.device.job import Found, Job, Report, read_found, versions
 from autocompress.targets.kernels import KernelChoice, product_model, products_saturate
@@ -133,20 +129,14 @@ def table_key(subject: Subject, target: Target) -> str:
         sorted(subject.ratios.items()),
         [(name, array.shape) for name, array in subject.feed.items()],
     ]
-    return hashlib.sha256(repr(content).encode()).hexdigest()
-
-
-def cache_folder() -> Path:
-    """Where tables and variants are kept between runs (AUTOCOMPRESS_CACHE overrides the user's cache folder)."""
-    override = os.environ.get("AUTOCOMPRESS_CACHE")
-    return Path(override) if override else user_cache_path("autocompress")
+    return key_of(repr(content))
 
 
 def kernel_choice(target: Target) -> KernelChoice:
     """The kernels of this machine, remembered between runs."""
-    machine = hashlib.sha256(
-        repr((sorted(versions().items()), sorted(asdict(target.settings).items()))).encode()
-    ).hexdigest()[:16]
+    machine = key_of(repr((sorted(versions().items()), sorted(asdict(target.settings).items()))))[
+        :16
+    ]
     present = target.figures is None and not missing_here(target)
     path = cache_folder() / "kernels" / f"{machine}.json"
     return KernelChoice(target.settings, target.weight_only, present, target.portable, path)
@@ -162,15 +152,13 @@ def cached_table(
     """The table from file `given`, from the cache by machine and model, or measured now, within `limit_s` seconds, and cached if whole."""
     if given is not None:
         return _serving(subject, target, given)
-    path = cache_folder() / "latency" / f"{table_key(subject, target)}.json"
-    if path.is_file():
-        try:
-            return LatencyTable.load(path)
-        except TargetError:
-            path.unlink()  # damaged; it is measured again
+    cache, name = Cache(cache_folder() / "latency"), f"{table_key(subject, target)}.json"
+    cached = cache.read(name, LatencyTable.load)
+    if cached is not None:
+        return cached
     table = measure_table(subject, target, report=report, limit_s=limit_s)
     if not table.left_out:
-        keep_table(subject, target, table)
+        cache.write(name, table.to_json())
     return table
 
 
@@ -186,14 +174,6 @@ def _serving(subject: Subject, target: Target, path: Path) -> LatencyTable:
     table = load_table(subject, target, path)
     table.covers(subject.layout, [uniform_candidate(subject, form) for form in all_forms(subject)])
     return table
-
-
-def keep_table(subject: Subject, target: Target, table: LatencyTable) -> None:
-    """Put a table of this machine into the cache."""
-    path = cache_folder() / "latency" / f"{table_key(subject, target)}.json"
-    # A cache that cannot be written costs time, never a result.
-    with contextlib.suppress(RunFolderError):
-        table.save(path)
 
 
 def load_table(subject: Subject, target: Target, path: Path) -> LatencyTable:

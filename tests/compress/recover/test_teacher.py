@@ -57,7 +57,7 @@ def test_each_batch_is_computed_once_in_whatever_order_it_comes(tmp_path: Path) 
         "the next process finds them too"
     )
     assert again.model.calls == 0
-    assert not list(tmp_path.glob("*.tmp"))
+    assert not list(tmp_path.glob(".*"))
 
 
 def test_other_inputs_and_other_weights_are_other_answers(tmp_path: Path) -> None:
@@ -116,9 +116,11 @@ def test_several_outputs_are_kept_by_name(tmp_path: Path) -> None:
 def test_the_disk_is_bounded_and_damage_is_computed_again(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(
-        module, "DISK_BYTES", 2 * 3 * 8 * 4 * 4
-    )  # three answers in the half that one run may write
+    teacher_of(tmp_path / "one").outputs(BATCHES[0][0])
+    (one,) = (tmp_path / "one").iterdir()
+    # Three answers in the half that one run may write.
+    monkeypatch.setattr(module, "DISK_BYTES", 2 * 3 * one.stat().st_size)
+    one.unlink()
     teacher = teacher_of(tmp_path)
     for x, _ in BATCHES:
         teacher.outputs(x)
