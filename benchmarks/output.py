@@ -7,7 +7,7 @@ import json
 from collections.abc import Mapping
 from pathlib import Path
 
-from autocompress.targets.latency_model.profile import versions
+from autocompress.targets.device.job import versions
 
 
 def parser_of(doc: str | None) -> argparse.ArgumentParser:

@@ -12,7 +12,7 @@ from onnx import GraphProto, TensorProto, numpy_helper
 
 from autocompress.integer_form import IntegerForm
 from autocompress.targets.device.sessions import SessionSettings, open_session
-from autocompress.targets.kernels import products_saturate
+from autocompress.targets.kernel_arithmetic import products_saturate
 
 # ONNX Runtime's operators on 8-bit weights.
 INTEGER_OPERATORS = {

@@ -37,7 +37,8 @@ from autocompress.model.modules import CompressibleModule, ModuleMap
 from autocompress.model.plain.plain import plain_model
 from autocompress.model.plain.split import fused_modules
 from autocompress.targets.device.sessions import open_session
-from autocompress.targets.kernels import FOLDED, KernelChoice
+from autocompress.targets.kernel_timing import FOLDED
+from autocompress.targets.kernels import KernelChoice
 from autocompress.task.batches import Inputs, batch_size, input_tensors
 from autocompress.task.copies import copied
 from autocompress.task.free_shapes import free_dimensions

@@ -5,7 +5,8 @@ from __future__ import annotations
 import plotly.graph_objects as go
 
 from autocompress.report.figures import ACCENT, BASE, GREY, layout
-from autocompress.report.info import PredictionInfo, RunInfo, TimeInfo, predictions, time_info
+from autocompress.report.info import RunInfo
+from autocompress.report.latency_info import PredictionInfo, TimeInfo, predictions, time_info
 
 
 def prediction_scatter(info: RunInfo) -> go.Figure:

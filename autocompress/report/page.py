@@ -16,14 +16,14 @@ from plotly.offline import get_plotlyjs
 from autocompress.measure.robustness import CORRUPTIONS
 from autocompress.report.figures import (
     allocation_maps,
-    front_2d,
-    front_3d,
     hypervolume_curve,
     recovery_curves,
     sensitivity_bars,
 )
-from autocompress.report.info import RunInfo, before_after, read_run, settings_words, time_info
+from autocompress.report.front_figures import front_2d, front_3d
+from autocompress.report.info import RunInfo, before_after, read_run
 from autocompress.report.latency_figures import prediction_scatter, time_bars
+from autocompress.report.latency_info import settings_words, time_info
 from autocompress.results.files import write_atomic
 from autocompress.results.front import LATENCY_WORDS, MARKED_GAP, REPORT_FILE
 

@@ -16,7 +16,7 @@ from autocompress.search.problem.bench import builder_for, layout_of, subject_of
 from autocompress.search.problem.ranks import RankVerdict, rank_verdicts, table_times
 from autocompress.space.search_space import SearchSpace
 from autocompress.targets.latency_model.breakdown import where_time_goes
-from autocompress.targets.latency_model.profile import cached_table
+from autocompress.targets.latency_model.stored_tables import cached_table
 from autocompress.targets.target import Target
 from autocompress.task.task import Task
 

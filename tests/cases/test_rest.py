@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from autocompress.cli import main as cli
+from autocompress.cli import search_commands
 from autocompress.cli.main import main
 
 TASKS = """
@@ -339,8 +339,10 @@ def test_a_fault_of_ours_is_called_ours(
     def wrong(*arguments: object) -> None:
         raise KeyError("nothing of\nthe user's")
 
-    monkeypatch.setattr(cli, "inspect_task", wrong)
+    monkeypatch.setattr(search_commands, "inspect_task", wrong)
     error = error_of(capsys, "inspect", f"{tasks}:ok")
-    assert error.startswith("autocompress: a fault of autocompress at autocompress/cli/main.py:")
+    assert error.startswith(
+        "autocompress: a fault of autocompress at autocompress/cli/search_commands.py:"
+    )
     assert "KeyError" in error
     assert error.endswith("please report it with what --debug shows")

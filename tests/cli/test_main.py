@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 import yaml
 
-from autocompress.cli import main as cli
+from autocompress.cli import file_commands
 from autocompress.cli.main import main
 from autocompress.compress.assemble.fake_quant import SimulatedModule
 from autocompress.targets.device.sessions import SessionSettings
@@ -291,9 +291,11 @@ def test_bench_opens_files_as_their_recipe_says(
     folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch
 ) -> None:
     opened = []
-    real = cli.open_session
+    real = file_commands.open_session
     monkeypatch.setattr(
-        cli, "open_session", lambda path, settings: opened.append(settings) or real(path, settings)
+        file_commands,
+        "open_session",
+        lambda path, settings: opened.append(settings) or real(path, settings),
     )
     assert run(capsys, "export", folder / "run", "--to", tmp_path / "best")[0] == 0
     recipe = tmp_path / "best" / "recipe.yaml"

@@ -28,13 +28,14 @@ from autocompress.export.artifact import read_recipe
 from autocompress.export.build import stitched_variants
 from autocompress.integer_form import IntegerForm
 from autocompress.search.problem import bench
-from autocompress.targets import kernels
+from autocompress.targets import kernel_arithmetic, kernel_timing, kernels
 from autocompress.targets.device.sessions import DEFAULT, SessionSettings
-from autocompress.targets.kernels import KernelChoice, products_saturate
-from autocompress.targets.latency_model import profile
+from autocompress.targets.kernel_arithmetic import products_saturate
+from autocompress.targets.kernels import KernelChoice
+from autocompress.targets.latency_model import stored_tables
 from autocompress.targets.latency_model.fit import Run
 from autocompress.targets.latency_model.latency_table import LatencyTable
-from autocompress.targets.latency_model.profile import table_forms
+from autocompress.targets.latency_model.stored_tables import table_forms
 from autocompress.targets.target import find_target
 from autocompress.targets.workload import Work
 
@@ -55,7 +56,7 @@ def test_the_probe_sees_both_kinds_of_processor(
     monkeypatch: pytest.MonkeyPatch, saturates: bool
 ) -> None:
     monkeypatch.setattr(
-        kernels, "open_session", lambda model, settings: EmulatedSession(model, saturates)
+        kernel_arithmetic, "open_session", lambda model, settings: EmulatedSession(model, saturates)
     )
     assert products_saturate.__wrapped__(DEFAULT) == saturates
 
@@ -79,7 +80,7 @@ def test_the_probe_sees_products_and_convolutions(
             wrong = self.concerned and (operator == "QLinearConv" or len(feed["x"]) == 1)
             return (self.wrong if wrong else self.exact).run(names, feed)
 
-    monkeypatch.setattr(kernels, "open_session", Session)
+    monkeypatch.setattr(kernel_arithmetic, "open_session", Session)
     assert products_saturate.__wrapped__(DEFAULT)
 
 
@@ -105,7 +106,7 @@ def test_the_form_is_the_fastest_exact_one(
     conv: IntegerForm,
 ) -> None:
     monkeypatch.setattr(kernels, "products_saturate", lambda settings: saturates)
-    monkeypatch.setattr(kernels, "_unsigned_is_free", lambda *arguments: free)
+    monkeypatch.setattr(kernels, "unsigned_is_free", lambda *arguments: free)
     choice = KernelChoice(portable=portable)
     assert (choice.integer_form(SHAPE), choice.integer_form(None)) == (linear, conv)
     if portable or saturates:
@@ -121,7 +122,7 @@ def test_the_choice_is_timed_once_and_is_a_row_of_the_kernel_choices(
     path = tmp_path / "kernels.json"
     first = KernelChoice(path=path).integer_form(SHAPE)
     assert "unsigned MatMulInteger 64x32x16" in path.read_text()
-    monkeypatch.setattr(kernels, "_unsigned_is_free", lambda *arguments: pytest.fail("timed again"))
+    monkeypatch.setattr(kernels, "unsigned_is_free", lambda *arguments: pytest.fail("timed again"))
     assert KernelChoice(path=path).integer_form(SHAPE) is first
 
 
@@ -130,11 +131,13 @@ def test_unsigned_weights_that_are_not_exact_are_not_taken(monkeypatch: pytest.M
         def run(self, names: None, feed: dict) -> list:
             return [output + 1 for output in super().run(names, feed)]
 
-    monkeypatch.setattr(kernels, "open_session", lambda model, settings: Wrong(model, False))
+    monkeypatch.setattr(kernel_timing, "open_session", lambda model, settings: Wrong(model, False))
     monkeypatch.setattr(
-        kernels, "interleaved_timing", lambda *arguments: pytest.fail("timed although it is wrong")
+        kernel_timing,
+        "interleaved_timing",
+        lambda *arguments: pytest.fail("timed although it is wrong"),
     )
-    assert not kernels._unsigned_is_free(DEFAULT, 4, 32, 16)
+    assert not kernel_timing.unsigned_is_free(DEFAULT, 4, 32, 16)
 
 
 def file_of(form: IntegerForm, folder: Path) -> Path:
@@ -197,7 +200,7 @@ SPACE = {
 
 def exact_products(monkeypatch: pytest.MonkeyPatch) -> None:
     """As on a processor whose products are exact; where this one's are not, files of all 8 bits really differ from their simulation."""
-    for module in (kernels, arithmetic, profile):
+    for module in (kernels, arithmetic, stored_tables):
         monkeypatch.setattr(module, "products_saturate", lambda settings: False)
     monkeypatch.setattr(bench, "check_identity", lambda *arguments: None)
 
@@ -263,7 +266,7 @@ def test_a_run_that_is_resumed_elsewhere_keeps_its_forms(
     }
     forms = {}
     for free in (True, False):
-        monkeypatch.setattr(kernels, "_unsigned_is_free", lambda *arguments, free=free: free)
+        monkeypatch.setattr(kernels, "unsigned_is_free", lambda *arguments, free=free: free)
         monkeypatch.setenv("AUTOCOMPRESS_CACHE", str(tmp_path / f"cache{free}"))
         result = autocompress.search(
             cnn_task, space, n_trials=2, out=tmp_path / "run", quiet=True, finalize_steps=4

@@ -17,7 +17,9 @@ from torch import nn
 from autocompress import Candidate, ModuleConfig, Task
 from autocompress.integer_form import IntegerForm
 from autocompress.targets.device.sessions import DEFAULT
-from autocompress.targets.kernels import FOLDED, KernelChoice, products_saturate
+from autocompress.targets.kernel_arithmetic import products_saturate
+from autocompress.targets.kernel_timing import FOLDED
+from autocompress.targets.kernels import KernelChoice
 
 BITS = (2, 3, 4, 5, 6, 7, 8)
 LAYERS = {

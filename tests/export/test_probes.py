@@ -21,7 +21,7 @@ from autocompress.space.search_space import SearchSpace
 from autocompress.targets.device.job import FOUND_FILE
 from autocompress.targets.kernels import KernelChoice
 from autocompress.targets.latency_model.plan import Subject
-from autocompress.targets.latency_model.profile import cached_table, table_multiples
+from autocompress.targets.latency_model.stored_tables import cached_table, table_multiples
 from autocompress.targets.target import find_target
 
 TARGET = find_target("onnxruntime-cpu")

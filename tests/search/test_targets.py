@@ -20,7 +20,7 @@ from autocompress.search.problem.bench import Bench, Report
 from autocompress.search.workers.storage import open_study
 from autocompress.targets.device.sessions import SessionSettings, open_session
 from autocompress.targets.device.timing import Timing, interleaved_timing
-from autocompress.targets.latency_model import profile
+from autocompress.targets.latency_model import stored_tables
 from autocompress.targets.latency_model.latency_table import LatencyTable
 from autocompress.targets.target import FILES
 
@@ -156,11 +156,11 @@ def test_settings_go_with_the_artifact_and_never_slow_a_file_down(
     cnn_task, tmp_path: Path, monkeypatch
 ) -> None:
     tuned = SessionSettings(disabled_optimizers=("NchwcTransformer",))
-    real = profile.measure_table
+    real = stored_tables.measure_table
     monkeypatch.setattr(
-        profile, "measure_table", lambda *a, **k: replace(real(*a, **k), settings=tuned)
+        stored_tables, "measure_table", lambda *a, **k: replace(real(*a, **k), settings=tuned)
     )
-    monkeypatch.setattr(profile, "Cache", lambda folder: Cache(None))
+    monkeypatch.setattr(stored_tables, "Cache", lambda folder: Cache(None))
     baselines = []
 
     def slower_by_default(baseline, models, feed, rounds, *more, **keywords) -> Timing:

@@ -5,15 +5,16 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
-from autocompress.targets import kernels
+from autocompress.targets import kernel_timing, kernels
 from autocompress.targets.device.sessions import DEFAULT, open_session
 from autocompress.targets.device.timing import Timing
-from autocompress.targets.kernels import FOLDED, KernelChoice, liked_multiple
+from autocompress.targets.kernel_timing import FOLDED, liked_multiple
+from autocompress.targets.kernels import KernelChoice
 
 
 def test_answers_are_measured_once_and_remembered(tmp_path: Path, monkeypatch) -> None:
     calls = []
-    monkeypatch.setattr(kernels, "_time_matmul", lambda *shape: calls.append(shape) or 4)
+    monkeypatch.setattr(kernels, "fastest_matmul", lambda *shape: calls.append(shape) or 4)
     path = tmp_path / "kernels" / "one.json"
     choice = KernelChoice(path=path)
     assert [choice.matmul_level(4, 64, 32, 4, 32) for _ in range(2)] == [4, 4]
@@ -55,7 +56,7 @@ def test_all_kernels_that_are_timed_run_and_give_the_same_shape(monkeypatch) -> 
         compared.append((sorted(others), shapes))
         return FOLDED
 
-    monkeypatch.setattr(kernels, "_fastest", run)
+    monkeypatch.setattr(kernel_timing, "_fastest", run)
     choice = KernelChoice()
     for bits in (2, 4, 8):
         assert choice.matmul_level(3, 100, 64, bits, 32) == FOLDED
@@ -66,7 +67,9 @@ def test_all_kernels_that_are_timed_run_and_give_the_same_shape(monkeypatch) -> 
 def test_the_faster_kernel_is_chosen(monkeypatch) -> None:
     for ratios, expected in (((0.5, 0.9), 4), ((0.9, 0.5), 0), ((1.2, 1.1), FOLDED)):
         timing = Timing(1.0, ratios, ((0.0, 1.0), (0.0, 1.0)))
-        monkeypatch.setattr(kernels, "interleaved_timing", lambda *arguments, timing=timing: timing)
+        monkeypatch.setattr(
+            kernel_timing, "interleaved_timing", lambda *arguments, timing=timing: timing
+        )
         assert KernelChoice().matmul_level(1, 64, 32, 4, 32) == expected
 
 

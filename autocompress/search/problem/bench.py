@@ -30,14 +30,14 @@ from autocompress.search.problem.ranks import no_gain, rank_verdicts, table_time
 from autocompress.search.problem.scoring import Race, open_race
 from autocompress.space.search_space import BoundSpace, SearchSpace
 from autocompress.targets.device.sessions import SessionSettings, open_session
+from autocompress.targets.kernels import kernel_choice
 from autocompress.targets.latency import all_threads, compare
 from autocompress.targets.latency_model.latency_table import LatencyTable
 from autocompress.targets.latency_model.plan import Subject, form_choices
-from autocompress.targets.latency_model.profile import (
+from autocompress.targets.latency_model.stored_tables import (
     cached_table,
     is_foreign,
     kept,
-    kernel_choice,
     table_forms,
     table_multiples,
 )

@@ -19,6 +19,7 @@ from autocompress.results.files import write_atomic
 from autocompress.targets.device.sessions import SessionSettings
 from autocompress.targets.latency_model.fit import REST, LatencyModel, Run
 from autocompress.targets.latency_model.plausible import missing_time
+from autocompress.targets.latency_model.table_rows import COLUMNS, runs_of
 from autocompress.targets.workload import Kernel, Layout, Work, workload
 
 FORMAT = 7
@@ -26,24 +27,6 @@ FEWEST = 3  # candidates that a check needs
 WRONG = (
     0.15  # mean error on candidates that were not fitted, above which a model is not taken as it is
 )
-# The rows of a table's file, by column; `run` numbers the models. What was not profiled has no microseconds.
-COLUMNS = {
-    "runs": ("run", "role", "milliseconds", "low", "high"),
-    "kernels": (
-        "run",
-        "module",
-        "signature",
-        "rows",
-        "form",
-        "kept_in",
-        "kept_out",
-        "amount",
-        "microseconds",
-        "operators",
-    ),
-    "surroundings": ("run", "feature", "amount"),
-    "rest": ("run", "operator", "microseconds", "operators"),
-}
 
 
 @dataclass(frozen=True)
@@ -264,7 +247,7 @@ class LatencyTable:
             )  # the latter two follow from the runs
             data["settings"] = SessionSettings.from_json(data["settings"])
             data["tuning"] = tuple(data["tuning"])
-            table = cls(runs=_runs(tables), **data)
+            table = cls(runs=runs_of(tables), **data)
             if not any(run.spent for run in table.runs):
                 raise ValueError("no profiled model")
             return table
@@ -283,43 +266,6 @@ def _words(value: Any) -> str:
         ", ".join(f"{k} {v}" for k, v in value.items())
         if isinstance(value, Mapping)
         else str(value)
-    )
-
-
-def _runs(tables: Mapping[str, list[dict[str, Any]]]) -> tuple[Run, ...]:
-    kernels: dict[int, dict[str, Kernel]] = {}
-    spent: dict[int, dict[str, tuple[float, float]]] = {}
-    operators: dict[int, dict[str, float]] = {}
-    around: dict[int, dict[str, float]] = {}
-    for row in tables["kernels"]:
-        kernels.setdefault(row["run"], {})[row["module"]] = Kernel(
-            *(row[name] for name in Kernel._fields)
-        )
-        if row["microseconds"] is not None:
-            spent.setdefault(row["run"], {})[row["module"]] = (
-                float(row["microseconds"]),
-                float(row["operators"]),
-            )
-    for row in tables["rest"]:
-        if row["operator"] is None:
-            spent.setdefault(row["run"], {})[REST] = (
-                float(row["microseconds"]),
-                float(row["operators"]),
-            )
-        else:
-            operators.setdefault(row["run"], {})[row["operator"]] = float(row["microseconds"])
-    for row in tables["surroundings"]:
-        around.setdefault(row["run"], {})[row["feature"]] = float(row["amount"])
-    return tuple(
-        Run(
-            row["role"],
-            Work(kernels.get(row["run"], {}), around.get(row["run"], {})),
-            float(row["milliseconds"]),
-            (float(row["low"]), float(row["high"])),
-            spent.get(row["run"], {}),
-            operators.get(row["run"], {}),
-        )
-        for row in tables["runs"]
     )
 
 

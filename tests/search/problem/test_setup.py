@@ -23,7 +23,7 @@ from autocompress.space.search_space import SearchSpace
 from autocompress.targets.device.job import affordable
 from autocompress.targets.latency_model.latency_table import LatencyTable
 from autocompress.targets.latency_model.plan import Plan, all_forms, least_shown, uniform_candidate
-from autocompress.targets.latency_model.profile import cached_table
+from autocompress.targets.latency_model.stored_tables import cached_table
 from autocompress.targets.target import find_target
 
 SPACE = {"modules": [{"match": "*", "weight_bits": [4, 8]}], "distillation": {"steps": 0}}

@@ -22,7 +22,7 @@ from autocompress.search.workers.worker import ask
 from autocompress.space.recovery import ALPHA
 from autocompress.space.search_space import BoundSpace, SearchSpace
 from autocompress.targets.kernels import KernelChoice
-from autocompress.targets.latency_model.profile import cached_table
+from autocompress.targets.latency_model.stored_tables import cached_table
 from autocompress.targets.target import find_target
 
 SPACE = {

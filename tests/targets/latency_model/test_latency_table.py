@@ -24,7 +24,7 @@ from autocompress.targets.latency_model.plan import (
     random_candidate,
     uniform_candidate,
 )
-from autocompress.targets.latency_model.profile import cached_table
+from autocompress.targets.latency_model.stored_tables import cached_table
 from autocompress.targets.target import find_target
 from autocompress.targets.workload import workload
 

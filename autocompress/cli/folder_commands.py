@@ -1,0 +1,59 @@
+"""x"""
+
+from __future__ import annotations
+
+import argparse
+import json
+from pathlib import Path
+
+from autocompress import reproduce
+from autocompress.cli.tables import (
+    console,
+    latency_notes,
+    print_front,
+    print_lines,
+)
+from autocompress.cli.values import limits_of
+from autocompress.export.artifact import copy_artifact
+from autocompress.report.page import write_report
+from autocompress.results.front import read_front
+from autocompress.results.limits import parse_limits
+
+
+def front_command(arguments: argparse.Namespace) -> int:
+    """`autocompress front`."""
+    front = read_front(Path(arguments.folder))
+    if arguments.json:
+        print(json.dumps(front.to_json(), indent=1))
+    else:
+        print_front(front)
+        print_lines([*front.left_out(), *latency_notes(Path(arguments.folder))])
+    return 0
+
+
+def export_command(arguments: argparse.Namespace) -> int:
+    """`autocompress export`."""
+    front = read_front(Path(arguments.folder))
+    base = front.baseline
+    limits = parse_limits(
+        limits_of(arguments), base.size_bytes, base.latency_ms, base.accuracy, base.metrics
+    )
+    pick = front.pick(arguments.pick, **limits.pick_limits())
+    copy_artifact(Path(arguments.folder), pick.point, Path(arguments.to))
+    m = pick.point.measured
+    text = f"{arguments.to}: trial {pick.point.trial}, {m.size_bytes} B, {m.latency_ms:.3f} ms, accuracy {m.accuracy:.4f}"
+    console.print(text + (f" ({pick.shortfall})" if pick.shortfall else ""), highlight=False)
+    return 0
+
+
+def reproduce_command(arguments: argparse.Namespace) -> int:
+    """`autocompress reproduce`."""
+    path = reproduce(arguments.folder, arguments.to)
+    console.print(f"{path}: the same file, byte for byte", highlight=False)
+    return 0
+
+
+def report_command(arguments: argparse.Namespace) -> int:
+    """`autocompress report`."""
+    console.print(f"report: {write_report(Path(arguments.folder))}", highlight=False)
+    return 0

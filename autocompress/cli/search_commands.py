@@ -1,0 +1,94 @@
+"""x"""
+
+from __future__ import annotations
+
+import argparse
+import json
+from pathlib import Path
+
+from autocompress import search_interruptible
+from autocompress.cli.tables import (
+    console,
+    notes,
+    print_front,
+    print_latency,
+    print_lines,
+    print_modules,
+)
+from autocompress.cli.values import limits_of, prepared_task
+from autocompress.compress.recover.student import on_student
+from autocompress.errors import ExportError
+from autocompress.results.front import REPORT_FILE
+from autocompress.search.inspection import inspect_task
+from autocompress.search.loop import run_worker
+from autocompress.search.problem.options import Settings
+from autocompress.space.search_space import SearchSpace
+from autocompress.targets.target import find_target
+from autocompress.task.source import load_task
+
+INTERRUPTED = 130
+
+
+def search_command(arguments: argparse.Namespace) -> int:
+    """`autocompress search`."""
+    settings = Settings(
+        arguments.space,
+        arguments.target,
+        arguments.trials,
+        arguments.timeout,
+        arguments.seed,
+        limits_of(arguments),
+        arguments.storage,
+        device=arguments.device,
+        target_table=arguments.target_table,
+        workers=arguments.workers,
+        strategy=arguments.strategy,
+        finalize_steps=arguments.finalize_steps,
+        sampler=arguments.sampler,
+        ray=arguments.ray,
+        library_memory=arguments.library_memory,
+        objectives=arguments.objective,
+        portable=arguments.portable,
+    )
+    out = Path(arguments.out)
+    result, interrupted = search_interruptible(
+        arguments.task, settings, out, arguments.json, dict(arguments.task_arg)
+    )
+    if arguments.json:
+        print(json.dumps(result.front.to_json(), indent=1))
+    else:
+        print_front(result.front)
+        print_lines([*notes(result), f"report: {out / REPORT_FILE}"])
+    return INTERRUPTED if interrupted else 0
+
+
+def inspect_command(arguments: argparse.Namespace) -> int:
+    """`autocompress inspect`."""
+    task = on_student(prepared_task(arguments))
+    target = find_target(arguments.target, portable=arguments.portable)
+    space, table = (
+        SearchSpace.load(arguments.space),
+        None if arguments.target_table is None else Path(arguments.target_table),
+    )
+    found = inspect_task(task, target, space, table, arguments.latency)
+    if arguments.json:
+        print(json.dumps(found.to_json(), indent=1))
+    else:
+        print_modules(found.modules, found.ranks)
+        if found.latency is not None:
+            print_latency(found.latency)
+        for words in found.not_free:
+            console.print(f"export: {words}", highlight=False)
+    if isinstance(found.identity, ExportError):
+        raise found.identity
+    if not arguments.json:
+        console.print(found.identity.words, highlight=False)
+    return 0
+
+
+def worker_command(arguments: argparse.Namespace) -> int:
+    """`autocompress worker`."""
+    task = load_task(arguments.task, **dict(arguments.task_arg))
+    return (
+        INTERRUPTED if run_worker(task, arguments.storage, arguments.study, arguments.device) else 0
+    )

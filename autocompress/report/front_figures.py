@@ -1,0 +1,128 @@
+"""Front."""
+
+from __future__ import annotations
+
+import plotly.graph_objects as go
+from plotly.subplots import make_subplots
+
+from autocompress.report.figures import BASE, GREY, layout
+from autocompress.report.info import (
+    RunInfo,
+    recommended,
+)
+
+HOVER = (
+    "trial %{customdata[0]}<br>%{customdata[1]:.0f} KB, %{customdata[2]:.3f} ms<br>"
+    "accuracy %{customdata[3]:.4f}<br>%{customdata[4]}<extra></extra>"
+)
+
+
+SHOWN_TRIALS = 2000
+
+
+def front_2d(info: RunInfo) -> go.Figure:
+    """Accuracy lost against size, and against latency: all complete trials in grey, verified points coloured by the third objective."""
+    front, base = info.front, info.front.baseline
+    picks = recommended(front)
+    figure = make_subplots(
+        1, 2, subplot_titles=("size", "latency"), shared_yaxes=True, horizontal_spacing=0.12
+    )
+    trials = info.trials.tail(SHOWN_TRIALS)
+    points = front.points
+    data = [
+        (
+            p.trial,
+            p.measured.size_bytes / 1e3,
+            p.measured.latency_ms,
+            p.measured.accuracy,
+            picks.get(p.trial, ""),
+        )
+        for p in points
+    ]
+    everything = [
+        (int(n), s / 1e3, ms, a, "searched")
+        for n, s, ms, a in trials[["number", "size_bytes", "latency_ms", "accuracy"]].itertuples(
+            index=False
+        )
+    ]
+    baseline = [(0, base.size_bytes / 1e3, base.latency_ms, base.accuracy, "float baseline")]
+    for column, (axis, other, unit) in enumerate(((1, 2, "ms"), (2, 1, "KB")), 1):
+        coloured = {
+            "size": 12,
+            "color": [row[other] for row in data],
+            "colorscale": "Viridis",
+            "symbol": ["star" if row[4] else "circle" for row in data],
+            "line": {"width": 1, "color": "white"},
+            "colorbar": {"title": unit, "x": 0.445 if column == 1 else 1.0, "thickness": 10},
+        }
+        for name, rows, marker in (
+            ("trials (predicted)", everything, {"color": GREY, "size": 6}),
+            ("verified front (star: recommended)", data, coloured),
+            ("float baseline", baseline, {"color": BASE, "size": 12, "symbol": "diamond"}),
+        ):
+            figure.add_trace(
+                go.Scatter(
+                    x=[row[axis] for row in rows],
+                    y=[base.accuracy - row[3] for row in rows],
+                    customdata=rows,
+                    hovertemplate=HOVER,
+                    mode="markers",
+                    marker=marker,
+                    name=name,
+                    showlegend=column == 1,
+                ),
+                1,
+                column,
+            )
+    figure.update_xaxes(title="file size (KB, log)", type="log", row=1, col=1)
+    figure.update_xaxes(title="latency (ms)", row=1, col=2)
+    figure.update_yaxes(title="accuracy lost (validation)", row=1, col=1)
+    figure.update_layout(legend={"orientation": "h", "y": -0.22})
+    return layout(figure, 460)
+
+
+def front_3d(info: RunInfo) -> go.Figure:
+    """Size, latency and accuracy of the verified points and the baseline."""
+    base = info.front.baseline
+    picks = recommended(info.front)
+    data = [
+        (
+            p.trial,
+            p.measured.size_bytes / 1e3,
+            p.measured.latency_ms,
+            p.measured.accuracy,
+            picks.get(p.trial, ""),
+        )
+        for p in info.front.points
+    ]
+    figure = go.Figure(
+        [
+            go.Scatter3d(
+                x=[row[1] for row in data],
+                y=[row[2] for row in data],
+                z=[row[3] for row in data],
+                customdata=data,
+                hovertemplate=HOVER,
+                mode="markers",
+                marker={"size": 6, "color": [row[3] for row in data], "colorscale": "Viridis"},
+                name="verified front",
+            ),
+            go.Scatter3d(
+                x=[base.size_bytes / 1e3],
+                y=[base.latency_ms],
+                z=[base.accuracy],
+                mode="markers",
+                marker={"size": 6, "color": BASE, "symbol": "diamond"},
+                name="float baseline",
+            ),
+        ]
+    )
+    figure.update_layout(
+        scene={
+            "xaxis": {"title": "KB", "type": "log"},
+            "yaxis": {"title": "ms"},
+            "zaxis": {"title": "accuracy"},
+        },
+        legend={"orientation": "h"},
+    )
+    return layout(figure, 520)

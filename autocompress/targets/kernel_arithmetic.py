@@ -1,0 +1,68 @@
+"""Arithmetic."""
+
+from __future__ import annotations
+
+from functools import cache
+
+import numpy as np
+from onnx import TensorProto, helper
+
+from autocompress.targets.device.sessions import SessionSettings, open_session
+from autocompress.targets.kernel_models import graph_model, packed_matmul_model, tensor
+
+FLOAT_ERROR = 1e-4  # relative; inputs rounded to 8 bits differ by some 5e-3
+
+
+@cache
+def products_saturate(settings: SessionSettings) -> bool:
+    """Return whether a product or a convolution of the largest 8-bit numbers comes out too small in sessions of `settings`."""
+    if settings.runtime == "onnxruntime":
+        node = helper.make_node("MatMulInteger", ["x", "w"], ["y"])
+        weight = tensor("w", np.full((64, 32), 127, np.int8))
+        session = open_session(
+            graph_model([node], [weight], TensorProto.UINT8, 2, TensorProto.INT32), settings
+        )
+        # One row runs on a kernel of its own.
+        for rows in (1, 8):
+            (found,) = session.run(None, {"x": np.full((rows, 64), 255, np.uint8)})
+            if (found != 64 * 255 * 127).any():
+                return True
+    # A convolution whose exact output is 255 steps.
+    step = np.float32(16 * 9 * 127)
+    scales = [tensor("one", np.float32(1)), tensor("step", step), tensor("zero", np.uint8(0))]
+    scales += [tensor("ones", np.ones(16, np.float32)), tensor("zeros", np.zeros(16, np.int8))]
+    nodes = [
+        helper.make_node("QuantizeLinear", ["x", "one", "zero"], ["xq"]),
+        helper.make_node("DequantizeLinear", ["xq", "one", "zero"], ["xd"]),
+        helper.make_node("DequantizeLinear", ["w", "ones", "zeros"], ["wd"], axis=0),
+        helper.make_node("Conv", ["xd", "wd"], ["c"]),
+        helper.make_node("QuantizeLinear", ["c", "step", "zero"], ["cq"]),
+        helper.make_node("DequantizeLinear", ["cq", "step", "zero"], ["y"]),
+    ]
+    model = graph_model(
+        nodes, [tensor("w", np.full((16, 16, 3, 3), 127, np.int8)), *scales], TensorProto.FLOAT, 4
+    )
+    (found,) = open_session(model, settings).run(
+        None, {"x": np.full((1, 16, 8, 8), 255, np.float32)}
+    )
+    return bool((np.abs(found / step - 255) > 1).any())
+
+
+def rounds_inputs(rows: int, columns: int, outputs: int, bits: int, block: int, level: int) -> bool:
+    generator = np.random.default_rng(0)
+    weight = generator.integers(
+        0, 256, (outputs, -(-columns // block), block * bits // 8), dtype=np.uint8
+    )
+    x = generator.standard_normal((rows, columns), dtype=np.float32)
+    (found,) = open_session(packed_matmul_model(weight, columns, bits, block, level)).run(
+        None, {"x": x}
+    )
+    per_byte = 8 // bits
+    fields = (weight[..., None] >> (np.arange(per_byte) * bits).astype(np.uint8)) & np.uint8(
+        2**bits - 1
+    )
+    dense = (
+        fields.reshape(outputs, -1)[:, :columns].astype(np.float32) - 2 ** (bits - 1)
+    ) * np.float32(0.01)
+    exact = x @ dense.T
+    return float(np.linalg.norm(found - exact) / np.linalg.norm(exact)) > FLOAT_ERROR

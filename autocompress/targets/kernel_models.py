@@ -1,0 +1,85 @@
+"""ONNX models of one kernel, for timing it and for checking its arithmetic."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+from onnx import TensorProto, helper, numpy_helper
+
+from autocompress.targets.device.job import PRODUCT
+
+CONTRIB = "com.microsoft"
+
+
+def graph_model(
+    nodes: list[Any],
+    initializers: list[TensorProto],
+    kind: int,
+    rank: int,
+    gives: int = TensorProto.FLOAT,
+) -> bytes:
+    graph = helper.make_graph(
+        nodes,
+        "kernel",
+        [helper.make_tensor_value_info("x", kind, [f"d{i}" for i in range(rank)])],
+        [helper.make_tensor_value_info("y", gives, None)],
+        initializers,
+    )
+    opsets = [helper.make_opsetid("", 21), helper.make_opsetid(CONTRIB, 1)]
+    content: bytes = helper.make_model(
+        graph, opset_imports=opsets, ir_version=10
+    ).SerializeToString()
+    return content
+
+
+def tensor(name: str, values: Any) -> TensorProto:
+    return numpy_helper.from_array(np.ascontiguousarray(values), name)
+
+
+def packed_matmul_model(weight: Any, columns: int, bits: int, block: int, level: int) -> bytes:
+    """A model of one product with packed weights (outputs, blocks, bytes), all scales 0.01."""
+    scale = tensor("s", np.full(weight.shape[:2], 0.01, np.float32))
+    shape: dict[str, Any] = {"K": columns, "N": len(weight), "bits": bits, "block_size": block}
+    node = helper.make_node(
+        "MatMulNBits", ["x", "w", "s"], ["y"], domain=CONTRIB, accuracy_level=level, **shape
+    )
+    return graph_model([node], [tensor("w", weight), scale], TensorProto.FLOAT, 2)
+
+
+def width_model(generator: np.random.Generator, kind: str, width: int, integer: bool) -> bytes:
+    """A model of one product with 64 inputs, or of one 3 x 3 convolution with 32, and `width` outputs."""
+    shape, rank = ((64, width), 2) if kind == "linear" else ((width, 32, 3, 3), 4)
+    if not integer:
+        weight = tensor("w", generator.standard_normal(shape, dtype=np.float32))
+        node = helper.make_node("MatMul" if rank == 2 else "Conv", ["x", "w"], ["y"])
+        return graph_model([node], [weight], TensorProto.FLOAT, rank)
+    weight = tensor("w", generator.integers(-127, 128, shape, dtype=np.int8))
+    if rank == 2:
+        return graph_model(
+            [helper.make_node("MatMulInteger", ["x", "w"], ["y"])],
+            [weight],
+            TensorProto.UINT8,
+            rank,
+            TensorProto.INT32,
+        )
+    scale, zero, signed = (
+        tensor("s", np.float32(0.01)),
+        tensor("z", np.uint8(128)),
+        tensor("i", np.int8(0)),
+    )
+    node = helper.make_node("QLinearConv", ["x", "s", "z", "w", "s", "i", "s", "z"], ["y"])
+    return graph_model(
+        [node], [weight, scale, zero, signed], TensorProto.UINT8, rank, TensorProto.UINT8
+    )
+
+
+def product_model() -> bytes:
+    """The model of one large float product, which shows what a runtime can do at best."""
+    _, columns, outputs = PRODUCT
+    weight = tensor(
+        "w", np.random.default_rng(0).standard_normal((columns, outputs), dtype=np.float32)
+    )
+    return graph_model(
+        [helper.make_node("MatMul", ["x", "w"], ["y"])], [weight], TensorProto.FLOAT, 2
+    )
