@@ -29,9 +29,10 @@ from autocompress.space.search_space import BoundSpace, SearchSpace
 from autocompress.targets.device.sessions import open_session
 from autocompress.targets.device.timing import QUIET
 from autocompress.targets.latency import compare
-from autocompress.targets.latency_model.latency_table import LatencyTable, prediction_errors
+from autocompress.targets.latency_model.latency_table import LatencyTable
 from autocompress.targets.latency_model.plan import Subject, random_candidate
 from autocompress.targets.latency_model.profile import measure_table
+from autocompress.targets.latency_model.quality import prediction_errors
 from autocompress.targets.target import find_target
 from autocompress.targets.workload import Kernel, workload
 from autocompress.task.task import Task

@@ -7,7 +7,7 @@ import json
 from collections.abc import Mapping
 from pathlib import Path
 
-from autocompress.targets.device.job import versions
+from autocompress.targets.device.result import versions
 
 
 def parser_of(doc: str | None) -> argparse.ArgumentParser:

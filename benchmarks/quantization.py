@@ -23,8 +23,8 @@ from autocompress.compress.assemble.stitch import Stitcher
 from autocompress.export.build import Builder, prepare, stitched_variants
 from autocompress.integer_form import IntegerForm
 from autocompress.targets.device.sessions import DEFAULT, open_session
-from autocompress.targets.kernels import KernelChoice
 from autocompress.targets.kernel_arithmetic import products_saturate
+from autocompress.targets.kernels import KernelChoice
 from benchmarks.bench import timed
 from benchmarks.output import parser_of, write_figures
 

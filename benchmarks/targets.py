@@ -26,8 +26,8 @@ from autocompress.targets.device.tuning import tune
 from autocompress.targets.latency import compare
 from autocompress.targets.latency_model.latency_table import LatencyTable
 from autocompress.targets.latency_model.plan import Plan
-from autocompress.targets.latency_model.stored_tables import cached_table
 from autocompress.targets.latency_model.profile import job_of
+from autocompress.targets.latency_model.stored_tables import cached_table
 from autocompress.targets.target import find_target
 from benchmarks.networks import network
 from benchmarks.output import parser_of, write_figures

@@ -39,15 +39,18 @@ def bench_command(arguments: argparse.Namespace) -> int:
     names = [value.name for value in against().get_inputs()]
     if set(names) != set(feed):
         raise AutocompressError(
-            f"{arguments.against}: has the inputs {sorted(names)}, {arguments.path} has {sorted(feed)}; compare alike files"
+            f"{arguments.against}: has the inputs {sorted(names)}, {arguments.path} has "
+            f"{sorted(feed)}; compare alike files"
         )
     _warn_of_arithmetic(arguments.against)
     timing = interleaved_timing(against, [opener], feed, arguments.rounds)
     ratio, (low, high) = timing.ratios[0], timing.intervals[0]
     size, other = os.path.getsize(arguments.path), os.path.getsize(arguments.against)
     console.print(
-        f"{arguments.path}: {size} B ({other / size:.2f}x smaller), {ratio * timing.baseline_ms:.4f} ms, {1 / ratio:.2f}x as fast as "
-        f"{arguments.against} ({timing.baseline_ms:.4f} ms; 95 % interval {1 / high:.2f}x to {1 / low:.2f}x)",
+        f"{arguments.path}: {size} B ({other / size:.2f}x smaller), "
+        f"{ratio * timing.baseline_ms:.4f} ms, {1 / ratio:.2f}x as fast as "
+        f"{arguments.against} ({timing.baseline_ms:.4f} ms; 95 % interval {1 / high:.2f}x to "
+        f"{1 / low:.2f}x)",
         highlight=False,
     )
     if timing.warning:
@@ -68,7 +71,8 @@ def evaluate_command(arguments: argparse.Namespace) -> int:
     )
     extra = "".join(f", {name} {value:.4f}" for name, value in scores.metrics.items())
     console.print(
-        f"{arguments.path}: accuracy {scores.accuracy:.4f}{extra} on {len(outputs)} samples of {arguments.split}",
+        f"{arguments.path}: accuracy {scores.accuracy:.4f}{extra} on {len(outputs)} samples of "
+        f"{arguments.split}",
         highlight=False,
     )
     return 0
@@ -87,7 +91,8 @@ def _opener(path: str, threads: int | None) -> Callable[[], Any]:
             return open_session(path, settings)
         except Exception as error:
             raise AutocompressError(
-                f"{path}: {RUNTIME_WORDS[settings.runtime]} cannot load it ({str(error).splitlines()[0]})"
+                f"{path}: {RUNTIME_WORDS[settings.runtime]} cannot load it "
+                f"({str(error).splitlines()[0]})"
             ) from error
 
     return opened

@@ -18,7 +18,7 @@ from autocompress.model.modules import find_modules
 from autocompress.search.problem.bench import builder_for, layout_of, subject_of
 from autocompress.search.problem.describe import check_words
 from autocompress.space.search_space import SearchSpace
-from autocompress.targets.device.job import FOUND_FILE
+from autocompress.targets.device.job import RESULT_FILE
 from autocompress.targets.latency_model.profile import measure_table
 from autocompress.targets.latency_model.stored_tables import load_table
 from autocompress.targets.target import find_target
@@ -56,8 +56,9 @@ def export_probes_command(arguments: argparse.Namespace) -> int:
         subject_of(task, builder, layout_of(builder), space), target, Path(arguments.to)
     )
     console.print(
-        f"{arguments.to}: {count} models; on the device: python {SCRIPT_FILE}; then: autocompress search TASK "
-        f"--target-table {Path(arguments.to) / FOUND_FILE}",
+        f"{arguments.to}: {count} models; on the device: python {SCRIPT_FILE}; then: autocompress "
+        f"search TASK "
+        f"--target-table {Path(arguments.to) / RESULT_FILE}",
         highlight=False,
     )
     return 0

@@ -57,7 +57,8 @@ def main(argv: Sequence[str] | None = None) -> None:
             traceback.print_exc()
         sys.exit(
             _fail(
-                f"{error.filename or 'disk'}: {error.strerror or error}; what was written so far is kept"
+                f"{error.filename or 'disk'}: {error.strerror or error}; what was written so far "
+                f"is kept"
             )
         )
     except KeyboardInterrupt:

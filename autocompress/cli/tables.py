@@ -26,12 +26,14 @@ def notes(result: SearchResult) -> list[str]:
     marked = [str(point.trial) for point in result.front if point.marked]
     if marked:
         lines.append(
-            f"deployed accuracy differs from the simulated one by more than 0.005 at trial {', '.join(marked)}"
+            f"deployed accuracy differs from the simulated one by more than 0.005 at trial "
+            f"{', '.join(marked)}"
         )
     for point in result.front:
         if point.fragile:
             lines.append(
-                f"trial {point.trial} became fragile under {', '.join(point.fragile)}: it loses there more than on clean inputs"
+                f"trial {point.trial} became fragile under {', '.join(point.fragile)}: it loses "
+                f"there more than on clean inputs"
             )
     return lines + latency_notes(result.folder)
 

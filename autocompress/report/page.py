@@ -53,28 +53,33 @@ def page(info: RunInfo) -> str:
     sections = [
         (
             "The front",
-            "Each coloured point is an ONNX file that was run; grey points are trials as the search predicted them.",
+            "Each coloured point is an ONNX file that was run; grey points are trials as the "
+            "search predicted them.",
             [front_2d(info)],
         ),
         ("In three dimensions", "", [front_3d(info)]),
         (
             "What was done where",
-            "Per module and point; empty cells are left untouched. A pruning ratio stands on the root of its channel group.",
+            "Per module and point; empty cells are left untouched. A pruning ratio stands on the "
+            "root of its channel group.",
             [allocation_maps(info)],
         ),
         (
             "Sensitivity",
-            "How far the outputs move when one module alone is compressed one way, on calibration samples.",
+            "How far the outputs move when one module alone is compressed one way, on calibration "
+            "samples.",
             [sensitivity_bars(info)],
         ),
         (
             "Recovery",
-            "Each line is a trial that was trained: where it stood after each rung, and after the long training of the front.",
+            "Each line is a trial that was trained: where it stood after each rung, and after the "
+            "long training of the front.",
             [recovery_curves(info)],
         ),
         (
             "Where the time goes",
-            f"{time_info(info).modules_share:.0%} of the float model's time is in modules, which can be compressed, the rest in operators "
+            f"{time_info(info).modules_share:.0%} of the float model's time is in modules, which "
+            f"can be compressed, the rest in operators "
             f"between them. {html.escape(settings_words(info))}",
             [time_bars(info)],
         ),
@@ -86,10 +91,13 @@ def page(info: RunInfo) -> str:
     ]
     data = json.dumps({"run": run, "front": info.front.to_json()}).replace("</", "<\\/")
     parts = [
-        "<!doctype html><html lang='en'><head><meta charset='utf-8'><meta name='viewport' content='width=device-width'>",
-        f"<title>autocompress: {html.escape(str(run['task']))}</title><style>{STYLE}</style><script>{get_plotlyjs()}</script></head><body>",
+        "<!doctype html><html lang='en'><head><meta charset='utf-8'><meta name='viewport' "
+        "content='width=device-width'>",
+        f"<title>autocompress: "
+        f"{html.escape(str(run['task']))}</title><style>{STYLE}</style><script>{get_plotlyjs()}</script></head><body>",
         f"<h1>{html.escape(str(run['task']))} on {html.escape(str(run['target']))}</h1>",
-        f"<p>Float baseline: {base.size_bytes / 1e6:.2f} MB, {base.latency_ms:.3f} ms, accuracy {base.accuracy:.4f} on validation"
+        f"<p>Float baseline: {base.size_bytes / 1e6:.2f} MB, {base.latency_ms:.3f} ms, accuracy "
+        f"{base.accuracy:.4f} on validation"
         + (f" and {base.test_accuracy:.4f} on test" if base.test_accuracy is not None else "")
         + f". {len(info.front)} verified points. {LATENCY_WORDS[base.latency_source]}</p>",
         f"<div class='wide'>{_table(before_after(info.front))}</div>",
@@ -121,7 +129,8 @@ def _refit_words(run: Mapping[str, Any]) -> str:
         words.append(f"While the front was timed, {run['front_check']['warning']}.")
     if run.get("refit"):
         words.append(
-            f"The front was predicted {run['front_check']['mape']:.1%} wrong, so the model was fitted again to what was measured there "
+            f"The front was predicted {run['front_check']['mape']:.1%} wrong, so the model was "
+            f"fitted again to what was measured there "
             f"({run['refit']['mape']:.1%} on the same points)."
         )
     return " ".join(words)

@@ -1,1 +1,1 @@
-"""What a runtime can execute and how long it takes."""
+"""Describe targets: what a runtime can execute, and how long files take on it."""

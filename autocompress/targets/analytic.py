@@ -1,4 +1,9 @@
-"""Latency on a device that is not at hand: the roofline of every operator (Williams, Waterman and Patterson 2009)."""
+"""Compute latency on a device that is not at hand, by the roofline of every operator.
+
+An operator takes its launch overhead plus the longer of two times: computing its operations at the
+device's peak rate, and moving its tensors at the device's bandwidth (Williams, Waterman and
+Patterson 2009, "Roofline: an insightful visual performance model for multicore architectures").
+"""
 
 from __future__ import annotations
 
@@ -8,9 +13,9 @@ from typing import Any
 
 from autocompress.targets.device.profiler import NodeTime, profile_nodes
 from autocompress.targets.device.sessions import SessionSettings
-from autocompress.targets.target import Figures
+from autocompress.targets.figures import Figures
 
-# The graph after fusions but before the layouts of this machine's processor: what a device's compiler would start from.
+# After fusions but before layouts for this machine's processor, as a device's compiler would begin.
 LEVEL = "EXTENDED"
 BYTES = {
     "float": 4,
@@ -22,7 +27,7 @@ BYTES = {
     "uint16": 2,
     "int16": 2,
 }
-PRODUCTS = ("MatMul", "Gemm", "Attention")  # the stems of operators that multiply matrices
+PRODUCTS = ("MatMul", "Gemm", "Attention")  # stems of operators that multiply matrices
 RECURRENT = ("LSTM", "GRU")
 INTEGERS = ("int8", "uint8", "int4", "uint4")
 
@@ -30,10 +35,19 @@ INTEGERS = ("int8", "uint8", "int4", "uint4")
 def analytic_times(
     model: bytes | str, feed: Mapping[str, Any], figures: Figures, settings: SessionSettings
 ) -> list[NodeTime]:
-    """Operators with the time that the device needs at least: its overhead, and the longer of computing and of moving bytes.
+    """Return the operators of a file with the time that the device needs at least.
 
-    Weights count at the width in which they are computed with (packed ones are unpacked when the model is loaded), and every operator
-    reads its inputs from memory and writes its outputs there.
+    Weights count at the width in which they are computed with, since packed ones are unpacked when
+    the model is loaded. Every operator reads its inputs from memory and writes its outputs there.
+
+    Args:
+        model: content or path of an ONNX file.
+        feed: inputs by name.
+        figures: operations per second, bandwidth and launch overhead of the device.
+        settings: of the session here that shows the shapes of all tensors.
+
+    Returns:
+        One `NodeTime` per operator, in microseconds on the device.
     """
     return [
         node._replace(microseconds=_microseconds(node, figures))
@@ -53,7 +67,15 @@ def _microseconds(node: NodeTime, figures: Figures) -> float:
 
 
 def node_operations(node: NodeTime) -> tuple[float, bool]:
-    """(operations, whether they are on 8-bit integers): two per multiply-add, one per output element of what multiplies no matrices."""
+    """Count the operations of one operator.
+
+    Args:
+        node: operator with the shapes of its inputs and outputs.
+
+    Returns:
+        (operations, True if they are on 8-bit integers). A multiply-add counts as two operations.
+        An operator that multiplies no matrices counts one per output element.
+    """
     outputs = float(prod(node.outputs[0][1])) if node.outputs else 0.0
     large = [(kind, shape) for kind, shape in node.inputs if len(shape) >= 2]
     if "Conv" in node.operator and len(large) >= 2:

@@ -1,4 +1,4 @@
-"""Arithmetic."""
+"""Find out how the kernels of this machine compute: with saturation, or with rounded inputs."""
 
 from __future__ import annotations
 
@@ -10,22 +10,28 @@ from onnx import TensorProto, helper
 from autocompress.targets.device.sessions import SessionSettings, open_session
 from autocompress.targets.kernel_models import graph_model, packed_matmul_model, tensor
 
-FLOAT_ERROR = 1e-4  # relative; inputs rounded to 8 bits differ by some 5e-3
+FLOAT_ERROR = 1e-4  # relative; inputs rounded to 8 bits give about 5e-3
 
 
 @cache
 def products_saturate(settings: SessionSettings) -> bool:
-    """Return whether a product or a convolution of the largest 8-bit numbers comes out too small in sessions of `settings`."""
+    """Return True if a product or convolution of the largest 8-bit numbers comes out too small.
+
+    x86 processors without VNNI add two products of 8-bit numbers in 16 bits.
+
+    Args:
+        settings: of the sessions that are tried.
+    """
     if settings.runtime == "onnxruntime":
         node = helper.make_node("MatMulInteger", ["x", "w"], ["y"])
         weight = tensor("w", np.full((64, 32), 127, np.int8))
         session = open_session(
             graph_model([node], [weight], TensorProto.UINT8, 2, TensorProto.INT32), settings
         )
-        # One row runs on a kernel of its own.
+        # A single row runs on another kernel.
         for rows in (1, 8):
-            (found,) = session.run(None, {"x": np.full((rows, 64), 255, np.uint8)})
-            if (found != 64 * 255 * 127).any():
+            (product,) = session.run(None, {"x": np.full((rows, 64), 255, np.uint8)})
+            if (product != 64 * 255 * 127).any():
                 return True
     # A convolution whose exact output is 255 steps.
     step = np.float32(16 * 9 * 127)
@@ -42,19 +48,29 @@ def products_saturate(settings: SessionSettings) -> bool:
     model = graph_model(
         nodes, [tensor("w", np.full((16, 16, 3, 3), 127, np.int8)), *scales], TensorProto.FLOAT, 4
     )
-    (found,) = open_session(model, settings).run(
+    (output,) = open_session(model, settings).run(
         None, {"x": np.full((1, 16, 8, 8), 255, np.float32)}
     )
-    return bool((np.abs(found / step - 255) > 1).any())
+    return bool((np.abs(output / step - 255) > 1).any())
 
 
 def rounds_inputs(rows: int, columns: int, outputs: int, bits: int, block: int, level: int) -> bool:
+    """Return True if a MatMulNBits kernel rounds its inputs to 8 bits per block.
+
+    Args:
+        rows: vectors that are multiplied at once.
+        columns: inputs of each vector.
+        outputs: width of the product.
+        bits: width of the packed weights.
+        block: inputs per scale.
+        level: accuracy level of the kernel.
+    """
     generator = np.random.default_rng(0)
     weight = generator.integers(
         0, 256, (outputs, -(-columns // block), block * bits // 8), dtype=np.uint8
     )
     x = generator.standard_normal((rows, columns), dtype=np.float32)
-    (found,) = open_session(packed_matmul_model(weight, columns, bits, block, level)).run(
+    (output,) = open_session(packed_matmul_model(weight, columns, bits, block, level)).run(
         None, {"x": x}
     )
     per_byte = 8 // bits
@@ -65,4 +81,4 @@ def rounds_inputs(rows: int, columns: int, outputs: int, bits: int, block: int, 
         fields.reshape(outputs, -1)[:, :columns].astype(np.float32) - 2 ** (bits - 1)
     ) * np.float32(0.01)
     exact = x @ dense.T
-    return float(np.linalg.norm(found - exact) / np.linalg.norm(exact)) > FLOAT_ERROR
+    return float(np.linalg.norm(output - exact) / np.linalg.norm(exact)) > FLOAT_ERROR

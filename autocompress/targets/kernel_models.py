@@ -1,4 +1,4 @@
-"""ONNX models of one kernel, for timing it and for checking its arithmetic."""
+"""Build ONNX models of one kernel, to time it and to check its arithmetic."""
 
 from __future__ import annotations
 
@@ -19,6 +19,15 @@ def graph_model(
     rank: int,
     gives: int = TensorProto.FLOAT,
 ) -> bytes:
+    """Return the content of a file with input "x" and output "y".
+
+    Args:
+        nodes: operators in order.
+        initializers: constants that they read.
+        kind: ONNX element type of the input.
+        rank: dimensions of the input, all free.
+        gives: ONNX element type of the output.
+    """
     graph = helper.make_graph(
         nodes,
         "kernel",
@@ -34,11 +43,25 @@ def graph_model(
 
 
 def tensor(name: str, values: Any) -> TensorProto:
+    """Return a constant of a model.
+
+    Args:
+        name: of the initializer.
+        values: array of its values.
+    """
     return numpy_helper.from_array(np.ascontiguousarray(values), name)
 
 
 def packed_matmul_model(weight: Any, columns: int, bits: int, block: int, level: int) -> bytes:
-    """A model of one product with packed weights (outputs, blocks, bytes), all scales 0.01."""
+    """Return a model of one MatMulNBits with all scales 0.01.
+
+    Args:
+        weight: (outputs, blocks, bytes) packed weights.
+        columns: inputs of the product.
+        bits: width of the packed weights.
+        block: inputs per scale.
+        level: accuracy level.
+    """
     scale = tensor("s", np.full(weight.shape[:2], 0.01, np.float32))
     shape: dict[str, Any] = {"K": columns, "N": len(weight), "bits": bits, "block_size": block}
     node = helper.make_node(
@@ -48,7 +71,14 @@ def packed_matmul_model(weight: Any, columns: int, bits: int, block: int, level:
 
 
 def width_model(generator: np.random.Generator, kind: str, width: int, integer: bool) -> bytes:
-    """A model of one product with 64 inputs, or of one 3 x 3 convolution with 32, and `width` outputs."""
+    """Return a model of one product with 64 inputs, or of one 3 x 3 convolution with 32.
+
+    Args:
+        generator: source of the weights.
+        kind: "linear" or "conv".
+        width: outputs.
+        integer: True for 8-bit integers.
+    """
     shape, rank = ((64, width), 2) if kind == "linear" else ((width, 32, 3, 3), 4)
     if not integer:
         weight = tensor("w", generator.standard_normal(shape, dtype=np.float32))
@@ -75,7 +105,7 @@ def width_model(generator: np.random.Generator, kind: str, width: int, integer: 
 
 
 def product_model() -> bytes:
-    """The model of one large float product, which shows what a runtime can do at best."""
+    """Return a model of one large float product, which shows the highest rate of a runtime."""
     _, columns, outputs = PRODUCT
     weight = tensor(
         "w", np.random.default_rng(0).standard_normal((columns, outputs), dtype=np.float32)

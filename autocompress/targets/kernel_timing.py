@@ -1,4 +1,4 @@
-"""Timing."""
+"""Time kernels of the runtime against each other, on models of one operator."""
 
 from __future__ import annotations
 
@@ -38,11 +38,18 @@ MULTIPLES = (16, 8, 4, 2)
 NEARLY_FREE = 0.25
 
 
-NEARLY_AS_FAST = 1.03  # the time that full 8-bit weights may take, relative to 7-bit ones
+NEARLY_AS_FAST = 1.03  # largest time of full 8-bit weights relative to 7-bit ones
 
 
 def unsigned_is_free(settings: SessionSettings, rows: int, columns: int, outputs: int) -> bool:
-    """Whether the product with unsigned weights is exact and takes hardly longer than the one with signed weights."""
+    """Return True if unsigned weights give an exact product that is hardly slower.
+
+    Args:
+        settings: of the sessions that are timed.
+        rows: vectors that are multiplied at once.
+        columns: inputs of each vector.
+        outputs: width of the product.
+    """
     generator = np.random.default_rng(0)
     weight = generator.integers(-128, 128, (columns, outputs))
     models = {}
@@ -63,12 +70,12 @@ def unsigned_is_free(settings: SessionSettings, rows: int, columns: int, outputs
             tensor("s", np.full(outputs, 0.01, np.float32)),
         ]
         models[name] = graph_model(nodes, constants, TensorProto.FLOAT, 2)
-    # All inputs at the end of their range, where 16 bits would not do.
-    (found,) = open_session(models["unsigned"], settings).run(
+    # All inputs at the end of their range, where 16 bits would overflow.
+    (output,) = open_session(models["unsigned"], settings).run(
         None, {"x": np.full((rows, columns), 1.0, np.float32)}
     )
     exact = weight.sum(0) * 0.01
-    if np.abs(found - exact).max() > FLOAT_ERROR * max(1.0, float(np.abs(exact).max())):
+    if np.abs(output - exact).max() > FLOAT_ERROR * max(1.0, float(np.abs(exact).max())):
         return False
     feed = {"x": generator.standard_normal((rows, columns), dtype=np.float32)}
     signed, unsigned = (
@@ -80,6 +87,7 @@ def unsigned_is_free(settings: SessionSettings, rows: int, columns: int, outputs
 def _fastest(
     baseline: bytes, others: dict[int, bytes], feed: dict[str, Any], settings: SessionSettings
 ) -> int:
+    """Return the key of the fastest model, or FOLDED if none is as fast as the baseline."""
     openers = [partial(open_session, model, settings) for model in (baseline, *others.values())]
     timing = interleaved_timing(openers[0], openers[1:], feed, ROUNDS)
     ratio, level = min(zip(timing.ratios, others, strict=True))
@@ -89,6 +97,16 @@ def _fastest(
 def fastest_matmul(
     settings: SessionSettings, rows: int, columns: int, outputs: int, bits: int, block: int
 ) -> int:
+    """Return the accuracy level of the fastest MatMulNBits; FOLDED if a float product is faster.
+
+    Args:
+        settings: of the sessions that are timed.
+        rows: vectors that are multiplied at once.
+        columns: inputs of each vector.
+        outputs: width of the product.
+        bits: width of the packed weights.
+        block: inputs per scale.
+    """
     generator = np.random.default_rng(0)
     weight = generator.standard_normal((columns, outputs), dtype=np.float32)
     baseline = graph_model(
@@ -110,10 +128,21 @@ def fastest_matmul(
 
 
 def measured_multiple(settings: SessionSettings, kind: str) -> int:
-    """From the times of one product or convolution at every width of a range of four times 16, in float and in 8-bit integers."""
+    """Return the largest multiple of channels to which rounding up is nearly free.
+
+    One product or convolution is timed at every width from 33 to 96, in float and in 8-bit
+    integers.
+
+    Args:
+        settings: of the sessions that are timed.
+        kind: "linear" or "conv".
+
+    Returns:
+        1, 2, 4, 8 or 16; the larger one of float and integers.
+    """
     generator = np.random.default_rng(0)
     widths = list(range(WIDTHS[0], WIDTHS[1] + 1))
-    found = []
+    multiples = []
     for integer in (False, True) if settings.runtime == "onnxruntime" else (False,):
         models = [width_model(generator, kind, width, integer) for width in widths]
         x = generator.standard_normal(
@@ -122,13 +151,19 @@ def measured_multiple(settings: SessionSettings, kind: str) -> int:
         feed = {"x": (x * 32 + 128).clip(0, 255).astype(np.uint8) if integer else x}
         openers = [partial(open_session, model, settings) for model in models]
         timing = interleaved_timing(openers[-1], openers, feed, 2 * ROUNDS)
-        found.append(liked_multiple(dict(zip(widths, timing.ratios, strict=True))))
-    return max(found)
+        multiples.append(liked_multiple(dict(zip(widths, timing.ratios, strict=True))))
+    return max(multiples)
 
 
 def liked_multiple(times: Mapping[int, float]) -> int:
-    """The largest multiple to which rounding up is nearly free: on average over the widths, it costs at most a quarter of the time that
-    the added channels would cost were time proportional to them."""
+    """Return the largest multiple to which rounding a width up is nearly free.
+
+    On average over the widths, rounding up may cost at most NEARLY_FREE of the time that the added
+    channels would cost if time were proportional to them.
+
+    Args:
+        times: time of each width, in any unit.
+    """
     for multiple in MULTIPLES:
         rounded = [(w, -(-w // multiple) * multiple) for w in times]
         grown = [(up / w - 1, times[up] / times[w] - 1) for w, up in rounded if up in times]
@@ -140,6 +175,16 @@ def liked_multiple(times: Mapping[int, float]) -> int:
 def fastest_gather(
     settings: SessionSettings, lookups: int, entries: int, width: int, bits: int, block: int
 ) -> int:
+    """Return FOLDED if a lookup in the unpacked table is faster than GatherBlockQuantized, else 1.
+
+    Args:
+        settings: of the sessions that are timed.
+        lookups: indices in one call.
+        entries: rows of the table.
+        width: columns of the table.
+        bits: width of the packed weights.
+        block: columns per scale.
+    """
     generator = np.random.default_rng(0)
     table = tensor("w", generator.standard_normal((entries, width), dtype=np.float32))
     baseline = graph_model(

@@ -1,4 +1,8 @@
-"""Which kernel of the runtime is fastest for packed weights of one shape: measured once, remembered on disk."""
+"""Choose the fastest kernel for the weights of one shape: measured once per machine, then cached.
+
+The exporter asks for the form of integer weights, the accuracy level of packed products and the
+width multiple of pruned channels. Answers follow from `kernel_timing` and `kernel_arithmetic`.
+"""
 
 from __future__ import annotations
 
@@ -9,7 +13,7 @@ from typing import Any
 
 from autocompress.cache import Cache, cache_folder, key_of
 from autocompress.integer_form import IntegerForm
-from autocompress.targets.device.job import versions
+from autocompress.targets.device.result import versions
 from autocompress.targets.device.sessions import DEFAULT, SessionSettings
 from autocompress.targets.kernel_arithmetic import products_saturate, rounds_inputs
 from autocompress.targets.kernel_timing import (
@@ -24,10 +28,14 @@ from autocompress.targets.target import Target, missing_here
 
 @dataclass
 class KernelChoice:
-    """Answers from memory, from file `path`, or by timing the kernels against each other, in that order.
+    """Answer from memory, from file `path`, or by timing kernels against each other, in that order.
 
-    Without `weight_only` the target has no kernels on packed weights; where it is not `present`, nothing can be timed. `portable`
-    asks for integer weights whose products are exact on every processor.
+    Attributes:
+        settings: of the sessions that are timed.
+        weight_only: False if the target has no kernels on packed weights.
+        present: False if the runtime is not on this machine, so that nothing can be timed.
+        portable: True to use only integer weights whose products are exact on every processor.
+        path: JSON file of the answers, which processes share; None keeps them in memory.
     """
 
     settings: SessionSettings = DEFAULT
@@ -46,18 +54,21 @@ class KernelChoice:
 
     @property
     def saturates(self) -> bool:
-        """Return whether the integer kernels of this machine add two products of 8-bit numbers in 16 bits (x86 without VNNI)."""
+        """Return True if integer kernels here add two products in 16 bits (x86 without VNNI)."""
         return (
             self._answer("integer products saturate", lambda: int(products_saturate(self.settings)))
             == 1
         )
 
     def integer_form(self, shape: tuple[int, int, int] | None) -> IntegerForm:
-        """Return the fastest exact form of the weights of an integer kernel; the wider one where both take the same time.
+        """Return the fastest exact form of the weights of an integer kernel.
+
+        Where two forms take the same time it is the one with more values.
 
         Args:
-            shape: (rows, columns, outputs) of a linear product; None for convolutions, whose unsigned kernels took 1.1 to 3.6 times as
-                long as the signed ones on all of AVX2, AVX-512 and VNNI (`python -m benchmarks.quantization`).
+            shape: (rows, columns, outputs) of a linear product; None for convolutions, whose
+                unsigned kernels took 1.1 to 3.6 times as long as the signed ones on all of AVX2,
+                AVX-512 and VNNI (`python -m benchmarks.quantization`).
         """
         if not (self.portable or self.saturates):
             return IntegerForm.SIGNED
@@ -71,7 +82,18 @@ class KernelChoice:
         return IntegerForm.UNSIGNED if free else IntegerForm.REDUCED
 
     def matmul_level(self, rows: int, columns: int, outputs: int, bits: int, block: int) -> int:
-        """Accuracy level of the fastest MatMulNBits for (rows, columns) @ (columns, outputs), or FOLDED when the float product is."""
+        """Return the accuracy level of the fastest MatMulNBits kernel.
+
+        Args:
+            rows: vectors that are multiplied at once.
+            columns: inputs of each vector.
+            outputs: width of the product.
+            bits: width of the packed weights.
+            block: inputs per scale.
+
+        Returns:
+            The accuracy level, or FOLDED if the float product on unpacked weights is faster.
+        """
         if not self.weight_only:
             return FOLDED
         key = f"MatMulNBits {rows}x{columns}x{outputs} {bits}b{block}"
@@ -82,7 +104,18 @@ class KernelChoice:
     def matmul_rounds_inputs(
         self, rows: int, columns: int, outputs: int, bits: int, block: int, level: int
     ) -> bool:
-        """Whether that kernel rounds its inputs to 8 bits per block: an accuracy level permits it, and each machine decides."""
+        """Return True if a MatMulNBits kernel rounds its inputs to 8 bits per block.
+
+        An accuracy level only permits it; each machine decides.
+
+        Args:
+            rows: vectors that are multiplied at once.
+            columns: inputs of each vector.
+            outputs: width of the product.
+            bits: width of the packed weights.
+            block: inputs per scale.
+            level: accuracy level of the kernel.
+        """
         key = f"MatMulNBits {rows}x{columns}x{outputs} {bits}b{block} rounds at {level}"
         return (
             self._answer(
@@ -94,7 +127,15 @@ class KernelChoice:
     def gather_stays_packed(
         self, lookups: int, entries: int, width: int, bits: int, block: int
     ) -> bool:
-        """Whether GatherBlockQuantized is at least as fast as a lookup in the unpacked table."""
+        """Return True if GatherBlockQuantized is at least as fast as an unpacked lookup.
+
+        Args:
+            lookups: indices in one call.
+            entries: rows of the table.
+            width: columns of the table.
+            bits: width of the packed weights.
+            block: columns per scale.
+        """
         if not self.weight_only:
             return False
         key = f"GatherBlockQuantized {lookups}x{entries}x{width} {bits}b{block}"
@@ -106,7 +147,14 @@ class KernelChoice:
         )
 
     def width_multiple(self, kind: str) -> int:
-        """The largest multiple to which rounding a width up costs a "linear" or "conv" kernel hardly any time: 1, 2, 4, 8 or 16."""
+        """Return the largest multiple to which rounding a width up costs hardly any time.
+
+        Args:
+            kind: "linear" or "conv".
+
+        Returns:
+            1, 2, 4, 8 or 16.
+        """
         if not self.present:
             return 1
         return self._answer(
@@ -120,7 +168,7 @@ class KernelChoice:
         return self._known[key]
 
     def _merged(self, on_disk: dict[str, int] | None) -> str:
-        """Return the new file; answers of other processes are taken over."""
+        """Return the new content of the file, with the answers that other processes have added."""
         self._known = {**(on_disk or {}), **self._known}
         return json.dumps(self._known, indent=1, sort_keys=True)
 
@@ -130,7 +178,11 @@ def _read_answers(path: Path) -> dict[str, int]:
 
 
 def kernel_choice(target: Target) -> KernelChoice:
-    """The kernels of this machine, remembered between runs."""
+    """Return the kernel choice of this machine, cached between runs.
+
+    Args:
+        target: its runtime and session settings select the file of answers.
+    """
     machine = key_of(repr((sorted(versions().items()), sorted(asdict(target.settings).items()))))[
         :16
     ]

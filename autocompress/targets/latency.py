@@ -1,4 +1,4 @@
-"""Operator times and latencies of files on a target: measured on its runtime, or computed where it is analytic."""
+"""Measure files on a target: on its runtime, or computed by its figures where it is analytic."""
 
 from __future__ import annotations
 
@@ -9,7 +9,8 @@ from functools import partial
 from typing import Any
 
 from autocompress.targets.analytic import analytic_times
-from autocompress.targets.device.job import Found, Job, Report, measure, versions
+from autocompress.targets.device.job import Job, Report, measure
+from autocompress.targets.device.result import JobResult, versions
 from autocompress.targets.device.sessions import SessionSettings, open_session
 from autocompress.targets.device.timing import Timing, interleaved_timing
 from autocompress.targets.target import Target
@@ -26,7 +27,20 @@ def compare(
     rounds: int,
     report: Callable[[float], None] | None = None,
 ) -> Timing:
-    """Milliseconds of the baseline on the target and each model's ratio to it."""
+    """Time models in turn with a baseline.
+
+    Args:
+        baseline: content or path of the reference file.
+        models: files to compare with it.
+        feed: inputs by name.
+        target: decides whether files are run here or computed from figures.
+        settings: of all sessions.
+        rounds: how often each model is run in turn with the baseline.
+        report: gets the share of the work that is done, 0 to 1.
+
+    Returns:
+        Milliseconds of the baseline, and each model's ratio to it.
+    """
     if target.figures is not None:
         total, *others = (
             sum(n.microseconds for n in analytic_times(m, feed, target.figures, settings))
@@ -38,8 +52,17 @@ def compare(
     return interleaved_timing(openers[0], openers[1:], feed, rounds, report=report)
 
 
-def carry_out(job: Job, target: Target, report: Report) -> Found:
-    """A job on the target."""
+def carry_out(job: Job, target: Target, report: Report) -> JobResult:
+    """Run a job on a target.
+
+    Args:
+        job: models to time and to profile.
+        target: a runtime of this machine, or an analytic device.
+        report: gets (current step, share of it that is done).
+
+    Returns:
+        Measured times, or computed ones with intervals of no width where the target is analytic.
+    """
     if target.figures is None:
         return measure(job, report)
     figures, settings, profiles = target.figures, job.settings, []
@@ -53,11 +76,15 @@ def carry_out(job: Job, target: Target, report: Report) -> Found:
     ratios = [sum(node.microseconds for node in profile) / baseline for profile in profiles]
     intervals = [(ratio, ratio) for ratio in ratios]
     profiled, rate = profiles[: len(job.profiled)], figures.float_gops * 1e3 / 2
-    return Found(
+    return JobResult(
         versions(settings), settings, (), baseline / 1e3, ratios, intervals, profiled, "", rate
     )
 
 
 def all_threads(settings: SessionSettings) -> SessionSettings:
-    """The same runtime with all processors of this machine, for evaluating accuracy."""
+    """Return the same settings with all processors of this machine, for evaluating accuracy.
+
+    Args:
+        settings: of the sessions that are timed.
+    """
     return replace(settings, threads=os.cpu_count() or 1)

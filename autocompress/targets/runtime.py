@@ -1,4 +1,4 @@
-"""What a session of a file holds in memory, and inputs that it can be run on."""
+"""Inspect sessions of a file: the memory of its weights, and inputs to run it on."""
 
 from __future__ import annotations
 
@@ -12,11 +12,17 @@ import onnx
 
 from autocompress.targets.device.sessions import Runnable, open_session
 
-EXAMPLE = "example"  # metadata of a file: the sizes of its inputs for which it is timed, by name
+EXAMPLE = "example"  # metadata key: sizes of the inputs that a file is timed on, by name
 
 
 def weights_in_memory(model: bytes | str) -> int:
-    """Bytes of the weights that a session holds after it has folded constants, before kernels lay them out anew."""
+    """Return the bytes of the weights that a session holds after constant folding.
+
+    The further copies that kernels lay out for themselves are not counted.
+
+    Args:
+        model: content or path of an ONNX file.
+    """
     with tempfile.TemporaryDirectory() as folder:
         optimized = str(Path(folder) / "optimized.onnx")
         open_session(model, optimized=optimized)
@@ -28,7 +34,14 @@ def weights_in_memory(model: bytes | str) -> int:
 
 
 def random_feed(session: Runnable) -> dict[str, Any]:
-    """Inputs of the session's shapes, free dimensions as in the example that the file notes, else 1: random floats, integer zeros."""
+    """Return inputs of a session: random floats in [0, 1), and zeros for integers and booleans.
+
+    Args:
+        session: free dimensions take the sizes that the file notes for its example, else 1.
+
+    Returns:
+        Arrays by input name.
+    """
     generator = np.random.default_rng(0)
     feed: dict[str, Any] = {}
     notes = session.get_modelmeta().custom_metadata_map if hasattr(session, "get_modelmeta") else {}

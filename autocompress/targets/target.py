@@ -1,11 +1,9 @@
-"""What a runtime can store and execute, read from a small file."""
+"""Describe a target: what a runtime on a machine can store and execute, read from a YAML file."""
 
 from __future__ import annotations
 
 import importlib.util
-import math
-from collections.abc import Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +13,7 @@ import yaml
 from autocompress.errors import TargetError, nearest_name, nearest_number
 from autocompress.targets.device.sessions import SessionSettings
 from autocompress.targets.device.tuning import thread_counts
+from autocompress.targets.figures import Figures, check_keys, parse_figures
 
 FILES = Path(__file__).parent / "builtin"
 ANALYTIC = "analytic"
@@ -24,44 +23,26 @@ STORED_BITS = (2, 3, 4, 5, 6, 7, 8, 16, 32)
 ACTIVATION_BITS = (8, 16, 32)
 INTEGER_KINDS = ("linear", "conv")
 KINDS = ("linear", "conv", "embedding", "recurrent")
-# (low, high) of what a machine can be, per figure of an analytic device: beyond it a unit was confused.
-FIGURES = {
-    "float_gops": (1e-4, 1e6),
-    "int8_gops": (1e-4, 1e7),
-    "bandwidth_gb_s": (1e-4, 1e5),
-    "overhead_us": (0.0, 1e5),
-}
-
-
-@dataclass(frozen=True)
-class Figures:
-    """A device that is not at hand, by what its maker says: operations (a multiply-add is two) in 1e9 per second for float and for 8-bit
-    integers, memory in GB/s, and what launching an operator costs in microseconds; `sources` says where each comes from."""
-
-    float_gops: float
-    int8_gops: float
-    bandwidth_gb_s: float
-    overhead_us: float
-    sources: Mapping[str, str] = field(default_factory=dict, compare=False)
 
 
 @dataclass(frozen=True)
 class Target:
-    """A runtime on a machine.
+    """Describe a runtime on a machine.
 
     Attributes:
-        name: how the command line calls it: a built-in name, or the path of its file.
+        name: a built-in name, or the path of its file.
         runtime: "onnxruntime", "openvino" or "analytic".
-        provider: execution provider of ONNX Runtime, device of OpenVINO.
-        threads: the numbers of threads inside one operator to choose from; the first is the default.
+        provider: execution provider of ONNX Runtime, or device of OpenVINO.
+        threads: numbers of threads inside one operator to choose from; the first is the default.
         weight_bits: widths that a file for it can store.
         activation_bits: widths that it computes with.
-        integer_kinds: module kinds that have kernels for 8-bit activations (with weights of at most 8 bits).
-        plain_kinds: module kinds whose weights it reads neither as factors nor with a scale per group.
-        weight_only: whether it has kernels that keep weights packed (MatMulNBits, GatherBlockQuantized).
-        portable: whether integer weights are held in a range whose products are exact on every processor; else in all 8 bits where
-            this machine's products are exact.
-        sparsity: whether its files may store zeros as a bitmap, which takes functions of the file.
+        integer_kinds: module kinds that have kernels for 8-bit activations (with weights of at most
+            8 bits).
+        plain_kinds: module kinds whose weights may neither be factors nor have a scale per group.
+        weight_only: True if it has kernels on packed weights (MatMulNBits, GatherBlockQuantized).
+        sparsity: True if its files may store zeros as a bitmap, which takes functions of the file.
+        portable: True if integer weights are held in a range whose products are exact on every
+            processor. Otherwise they take all 8 bits where this machine's products are exact.
         figures: of an analytic device, else None.
     """
 
@@ -80,12 +61,17 @@ class Target:
 
     @property
     def settings(self) -> SessionSettings:
-        """Sessions by default; those of an analytic target run on ONNX Runtime here."""
+        """Return default session settings; those of an analytic target run on ONNX Runtime here."""
         runtime = "onnxruntime" if self.figures else self.runtime
         return SessionSettings(runtime, self.provider, self.threads[0])
 
     def executes(self, axis: str, value: Any) -> bool:
-        """Whether a file for this target can hold `value` of `axis` (any value of an axis that does not depend on targets)."""
+        """Return True if a file for this target can hold a value of an axis.
+
+        Args:
+            axis: key of the search space, such as weight_bits; most axes do not depend on targets.
+            value: value of that axis.
+        """
         if axis == "sparsity":
             return self.sparsity or value == 0
         return value in {
@@ -94,18 +80,28 @@ class Target:
         }.get(axis, (value,))
 
     def check(self, where: str, axis: str, value: float) -> None:
-        """Raise TargetError when no file for this target can hold `value` of `axis`."""
+        """Check that a file for this target can hold a value of an axis.
+
+        Args:
+            where: part of the search space, for the error.
+            axis: key of the search space.
+            value: value of that axis.
+
+        Raises:
+            TargetError: if it cannot; names the nearest valid value.
+        """
         if not self.executes(axis, value):
             valid = {"weight_bits": self.weight_bits, "activation_bits": self.activation_bits}.get(
                 axis, (0.0,)
             )
             raise TargetError(
-                f"{where}: {axis} {value} cannot be stored by target {self.name}; nearest valid value: {nearest_number(value, valid)}"
+                f"{where}: {axis} {value} cannot be stored by target {self.name}; nearest valid "
+                f"value: {nearest_number(value, valid)}"
             )
 
 
 def target_names() -> tuple[str, ...]:
-    """The built-in targets."""
+    """Return the names of the built-in targets, analytic devices last."""
     measured = sorted(path.stem for path in FILES.glob("*.yaml"))
     return (
         *measured,
@@ -114,9 +110,16 @@ def target_names() -> tuple[str, ...]:
 
 
 def find_target(name: str, present: bool = True, portable: bool | None = None) -> Target:
-    """The target of that name, or of that file when `name` ends in .yaml; TargetError names the nearest.
+    """Return a target by name.
 
-    With `present` it also raises where this machine lacks the runtime or its provider. `portable` replaces what the file says.
+    Args:
+        name: built-in name, or path of a file that ends in .yaml.
+        present: True to require the runtime and its provider on this machine.
+        portable: replaces the value of the file unless None.
+
+    Raises:
+        TargetError: if the name is unknown (names the nearest), the file is wrong, or the runtime
+            is missing here.
     """
     if name in target_names():
         path = FILES.joinpath(*name.split(":")).with_suffix(".yaml")
@@ -143,17 +146,26 @@ def find_target(name: str, present: bool = True, portable: bool | None = None) -
 
 
 def parse_target(name: str, data: Any) -> Target:
-    """A target from the content of its file; TargetError says the key, what came and the nearest valid value."""
+    """Return a target from the content of its file.
+
+    Args:
+        name: of the target, for errors too.
+        data: parsed YAML.
+
+    Raises:
+        TargetError: names the key, the value that came and the nearest valid one.
+    """
     where = f"target {name}"
-    _check_keys(where, data, KEYS)
+    check_keys(where, data, KEYS)
     runtime = data.get("runtime")
     if runtime not in RUNTIMES:
         raise TargetError(
-            f"{where}: runtime {runtime!r} is unknown; nearest: {nearest_name(str(runtime), RUNTIMES)}"
+            f"{where}: runtime {runtime!r} is unknown; nearest: "
+            f"{nearest_name(str(runtime), RUNTIMES)}"
         )
     stores, executes = data.get("stores", {}), data.get("executes", {})
-    _check_keys(f"{where}: stores", stores, ("weight_bits", "sparsity"))
-    _check_keys(
+    check_keys(f"{where}: stores", stores, ("weight_bits", "sparsity"))
+    check_keys(
         f"{where}: executes",
         executes,
         ("activation_bits", "integer_kinds", "plain_kinds", "weight_only"),
@@ -164,7 +176,7 @@ def parse_target(name: str, data: Any) -> Target:
             f"{where}: a device's figures belong to runtime {ANALYTIC!r}, and to it alone"
         )
     if runtime == ANALYTIC:
-        figures = _figures(f"{where}: device", data["device"])
+        figures = parse_figures(f"{where}: device", data["device"])
     threads = data.get("threads", 1)
     counts = threads if isinstance(threads, list) else [threads]
     if (
@@ -172,7 +184,8 @@ def parse_target(name: str, data: Any) -> Target:
         and not all(isinstance(n, int) and not isinstance(n, bool) and n >= 1 for n in counts)
     ) or not counts:
         raise TargetError(
-            f"{where}: threads must be a whole number of at least 1, a list of them, or all, got {threads!r}"
+            f"{where}: threads must be a whole number of at least 1, a list of them, or all, got "
+            f"{threads!r}"
         )
     return Target(
         name,
@@ -207,11 +220,13 @@ def _listed(where: str, key: str, values: Any, valid: tuple[Any, ...]) -> tuple[
     for value in values:
         if value not in valid:
             raise TargetError(
-                f"{where}: {key} {value!r} is unknown; nearest: {nearest_name(str(value), [str(v) for v in valid])}"
+                f"{where}: {key} {value!r} is unknown; nearest: "
+                f"{nearest_name(str(value), [str(v) for v in valid])}"
             )
     if 32 in valid and 32 not in values:
         raise TargetError(
-            f"{where}: {key} must hold 32, since normalisation and attention stay float; got {values}"
+            f"{where}: {key} must hold 32, since normalisation and attention stay float; got "
+            f"{values}"
         )
     return tuple(values)
 
@@ -222,46 +237,12 @@ def _switch(where: str, value: Any) -> bool:
     return value
 
 
-def _figures(where: str, data: Any) -> Figures:
-    _check_keys(where, data, tuple(FIGURES))
-    values, sources = {}, {}
-    for key, (low, high) in FIGURES.items():
-        entry = data.get(key)
-        if not isinstance(entry, Mapping) or set(entry) != {"value", "source"}:
-            raise TargetError(f"{where}: {key} needs a value and its source, got {entry!r}")
-        value = entry["value"]
-        if (
-            isinstance(value, bool)
-            or not isinstance(value, (int, float))
-            or not math.isfinite(value)
-            or not low <= value <= high
-        ):
-            near = (
-                min(high, max(low, value))
-                if isinstance(value, (int, float)) and math.isfinite(value)
-                else low
-            )
-            raise TargetError(
-                f"{where}: {key} {value!r} is impossible; nearest valid value: {near:g}"
-            )
-        values[key], sources[key] = float(value), str(entry["source"])
-    return Figures(**values, sources=sources)
-
-
-def _check_keys(where: str, data: Any, valid: tuple[str, ...]) -> None:
-    if not isinstance(data, Mapping):
-        raise TargetError(
-            f"{where}: expected a mapping with the keys {', '.join(valid)}, got {data!r}"
-        )
-    for key in data:
-        if key not in valid:
-            raise TargetError(
-                f"{where}: unknown key {key!r}; nearest: {nearest_name(str(key), valid)}"
-            )
-
-
 def missing_here(target: Target) -> str:
-    """What this machine lacks to run sessions of a target, in words; "" when nothing."""
+    """Return what this machine lacks to run sessions of a target, in words; "" if nothing.
+
+    Args:
+        target: a measured target; nothing is missing for an analytic one.
+    """
     if target.runtime == "openvino" and importlib.util.find_spec("openvino") is None:
         return "OpenVINO is not installed; pip install 'autocompress[openvino]'"
     present = onnxruntime.get_available_providers()

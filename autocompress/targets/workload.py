@@ -1,4 +1,7 @@
-"""What a candidate makes a runtime do: one kernel per module, and what lies between and around the modules."""
+"""Describe the work of a candidate: one kernel per module, and the operators around the modules.
+
+The latency table stores the work of measured models, and predicts from the work of a candidate.
+"""
 
 from __future__ import annotations
 
@@ -18,16 +21,19 @@ from autocompress.model.modules import CompressibleModule, ModuleMap
 
 
 class Kernel(NamedTuple):
-    """What the time of a module depends on.
+    """Describe what the time of a module depends on.
 
     Attributes:
-        signature: kind, weight shape and attributes; modules alike in it are timed together.
+        signature: kind, weight shape and attributes; modules with equal signatures share
+            measurements.
         rows: vectors that the weight multiplies in one call of the model (batch x positions).
-        form: how it is executed: float, int8 (dynamic for linear modules, static for convolutions), int8-static, int8-dynamic (each with
-            -unsigned where the kernel takes unsigned weights), int16, nbits<bits>-<group>, each with -rank<ratio>, -tucker<ratio> or
-            -spatial<ratio> where it is factorised.
-        kept_in, kept_out: channels that are left.
-        amount: weights that are multiplied per row, widths rounded up to what the kernel likes.
+        form: how it is executed: float, int8 (dynamic for linear modules, static for convolutions),
+            int8-static, int8-dynamic (each with -unsigned where the kernel takes unsigned weights),
+            int16, nbits<bits>-<group>, each with -rank<ratio>, -tucker<ratio> or -spatial<ratio>
+            where it is factorised.
+        kept_in: input channels after pruning.
+        kept_out: output channels after pruning.
+        amount: weights that are multiplied per row, widths rounded up to the kernel's multiple.
     """
 
     signature: str
@@ -39,7 +45,12 @@ class Kernel(NamedTuple):
 
 
 class Work(NamedTuple):
-    """`kernels` by module (removed ones are not there), and amounts of what surrounds them by feature."""
+    """Hold the work of one model.
+
+    Attributes:
+        kernels: by module; removed modules are missing.
+        surroundings: amount of each feature of the operators around the modules.
+    """
 
     kernels: Mapping[str, Kernel]
     surroundings: Mapping[str, float]
@@ -47,15 +58,18 @@ class Work(NamedTuple):
 
 @dataclass(frozen=True)
 class Layout:
-    """What the work of a candidate depends on.
+    """Describe what the work of a candidate depends on.
 
     Attributes:
-        linear_inputs: the tensors that each linear module reads.
-        packed: whether a module under a config runs on a kernel that keeps its weights packed.
-        integer_form: the form of a module's weights where its kernel multiplies integers.
+        module_map: modules of the model.
+        pruner: turns a candidate into masks.
+        linear_inputs: tensors that each linear module reads.
+        packed: returns True if a module under a config runs on a kernel that keeps weights packed.
+        integer_form: form of a module's weights where its kernel multiplies integers.
         signatures: of each module's kernel (see `Kernel`).
-        edges: (producer, consumer) of what flows from module to module through other operators; the graph's inputs have producer "".
-        multiples: the widths that kernels like, by kind of module.
+        edges: (producer, consumer) of data that flows from module to module through other
+            operators; the producer of a graph input is "".
+        multiples: multiple of channels that kernels run fastest on, by kind of module.
     """
 
     module_map: ModuleMap
@@ -69,17 +83,25 @@ class Layout:
 
     @cached_property
     def digest(self) -> str:
-        """Hash of the model's structure: names, kernels, sizes and channel groups of its modules."""
+        """Return a hash of the model's structure: names, kernels, sizes and channel groups."""
         content = [(m.name, self.signatures[m.name], m.positions, m.group) for m in self.module_map]
         return hashlib.sha256(repr(content).encode()).hexdigest()
 
     @property
     def integer_forms(self) -> dict[str, str]:
-        """The form of the integer weights of every module."""
+        """Return the form of the integer weights of every module."""
         return {module.name: str(self.integer_form(module)) for module in self.module_map}
 
     def form(self, module: CompressibleModule, config: ModuleConfig) -> str:
-        """The form in which a module under `config` is executed."""
+        """Return the form in which a module is executed.
+
+        Args:
+            module: a compressible module.
+            config: its config.
+
+        Returns:
+            One of the names that `Kernel.form` lists.
+        """
         config = config.executed(module.kind)
         if config.activation_bits == 8:
             usual = config.static(module.kind) == (module.kind == "conv")
@@ -103,7 +125,14 @@ class Layout:
     def kernel(
         self, module: CompressibleModule, config: ModuleConfig, kept_out: int, kept_in: int
     ) -> Kernel:
-        """The kernel of one module under a config with that many channels left."""
+        """Return the kernel of one module.
+
+        Args:
+            module: a compressible module.
+            config: its config.
+            kept_out: output channels after pruning.
+            kept_in: input channels after pruning.
+        """
         ratio = config.rank_ratio if module.factorisable else 1.0
         multiple = self.multiples.get(module.kind, 1)
         widths = [
@@ -122,7 +151,15 @@ class Layout:
         )
 
     def around(self, module: CompressibleModule, kernel: Kernel) -> dict[str, float]:
-        """What a module under a kernel has around it, whatever its neighbours are: count and elements of its outputs, by kind and form."""
+        """Return the features that a module adds to the surroundings, whatever its neighbours are.
+
+        Args:
+            module: a compressible module.
+            kernel: its kernel.
+
+        Returns:
+            Count and number of elements of its outputs, by kind and arithmetic.
+        """
         name = f"{module.kind} {arithmetic(kernel)}"
         return {
             f"after {name}": 1.0,
@@ -131,12 +168,24 @@ class Layout:
 
 
 def arithmetic(kernel: Kernel) -> str:
-    """The arithmetic of a kernel: "int8", "nbits" or "float"."""
-    return next((found for found in ("int8", "nbits") if kernel.form.startswith(found)), "float")
+    """Return the arithmetic of a kernel: "int8", "nbits" or "float".
+
+    Args:
+        kernel: its form begins with the arithmetic; int16 counts as float.
+    """
+    return next((name for name in ("int8", "nbits") if kernel.form.startswith(name)), "float")
 
 
 def workload(layout: Layout, candidate: Candidate) -> Work:
-    """What `candidate` makes the runtime do."""
+    """Return the work of a candidate.
+
+    Args:
+        layout: structure of the model.
+        candidate: config of each module.
+
+    Returns:
+        Kernels of the modules that pruning leaves, and the amounts of all surrounding features.
+    """
     masks = layout.pruner.masks(candidate)
     kernels: dict[str, Kernel] = {}
     around: dict[str, float] = defaultdict(float)
@@ -172,6 +221,6 @@ def workload(layout: Layout, candidate: Candidate) -> Work:
 
 
 def _side(layout: Layout, kernel: Kernel | None) -> str:
-    """Static 8-bit convolutions read and write integers, everything else floats."""
+    """Return the type on an edge; only static 8-bit convolutions read and write integers."""
     integer = kernel is not None and kernel.signature.startswith("conv") and kernel.form == "int8"
     return "integers" if integer else "floats"

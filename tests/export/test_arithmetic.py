@@ -33,8 +33,8 @@ from autocompress.targets.device.sessions import DEFAULT, SessionSettings
 from autocompress.targets.kernel_arithmetic import products_saturate
 from autocompress.targets.kernels import KernelChoice
 from autocompress.targets.latency_model import stored_tables
-from autocompress.targets.latency_model.fit import Run
 from autocompress.targets.latency_model.latency_table import LatencyTable
+from autocompress.targets.latency_model.run import Run
 from autocompress.targets.latency_model.stored_tables import table_forms
 from autocompress.targets.target import find_target
 from autocompress.targets.workload import Work
@@ -348,7 +348,7 @@ def test_tables_are_used_for_the_forms_that_they_were_measured_with(
         table_forms(table, find_target("onnxruntime-cpu"))
     for saturates in (True, False):
         monkeypatch.setattr(
-            profile, "products_saturate", lambda settings, saturates=saturates: saturates
+            stored_tables, "products_saturate", lambda settings, saturates=saturates: saturates
         )
         target = find_target("onnxruntime-cpu", portable=False)
         if saturates:

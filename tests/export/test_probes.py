@@ -18,7 +18,7 @@ from autocompress.export.build import prepare
 from autocompress.export.probes import SCRIPT_FILE, export_probes
 from autocompress.search.problem.bench import layout_of, subject_of
 from autocompress.space.search_space import SearchSpace
-from autocompress.targets.device.job import FOUND_FILE
+from autocompress.targets.device.job import RESULT_FILE
 from autocompress.targets.kernels import KernelChoice
 from autocompress.targets.latency_model.plan import Subject
 from autocompress.targets.latency_model.stored_tables import cached_table, table_multiples
@@ -89,12 +89,12 @@ def test_there_is_no_pytorch_where_they_are_measured(device: Path) -> None:
 
 
 def test_what_was_measured_there_serves_as_a_table_here(subject: Subject, measured: Path) -> None:
-    table = cached_table(subject, TARGET, measured / FOUND_FILE)
+    table = cached_table(subject, TARGET, measured / RESULT_FILE)
     assert table.check["candidates"] == 24
     assert table.predict_ms(subject.layout, Candidate()) == pytest.approx(
         table.baseline_ms, rel=0.3
     )
-    assert table_multiples(measured / FOUND_FILE) == {"conv": 8}
+    assert table_multiples(measured / RESULT_FILE) == {"conv": 8}
     path = measured / "table.json"
     table.save(path)
     assert cached_table(subject, TARGET, path) == table
@@ -103,7 +103,7 @@ def test_what_was_measured_there_serves_as_a_table_here(subject: Subject, measur
 def test_probes_of_another_space_or_damaged_ones_are_refused(
     subject: Subject, measured: Path, tmp_path: Path
 ) -> None:
-    text = (measured / FOUND_FILE).read_text()
+    text = (measured / RESULT_FILE).read_text()
     path = tmp_path / "found.json"
     path.write_text(text[:-50])
     with pytest.raises(TargetError, match="not a latency table"):

@@ -13,10 +13,11 @@ from autocompress.space.search_space import SearchSpace
 from autocompress.targets.analytic import analytic_times, node_operations
 from autocompress.targets.device.profiler import NodeTime
 from autocompress.targets.device.sessions import DEFAULT
+from autocompress.targets.figures import Figures
 from autocompress.targets.kernels import KernelChoice
 from autocompress.targets.latency import compare
 from autocompress.targets.latency_model.profile import measure_table
-from autocompress.targets.target import Figures, find_target
+from autocompress.targets.target import find_target
 
 FIGURES = Figures(float_gops=1.0, int8_gops=8.0, bandwidth_gb_s=0.5, overhead_us=7.0)
 

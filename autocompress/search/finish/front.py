@@ -19,7 +19,7 @@ from autocompress.search.problem.bench import Bench
 from autocompress.search.problem.clock import Clock
 from autocompress.search.problem.goal import Goal
 from autocompress.search.problem.progress import SearchProgress
-from autocompress.targets.latency_model.latency_table import prediction_errors
+from autocompress.targets.latency_model.quality import prediction_errors
 from autocompress.targets.workload import workload
 
 PROMISE = 0.06  # mean error on the front beyond which the latency model is fitted again

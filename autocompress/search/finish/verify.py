@@ -31,7 +31,7 @@ from autocompress.search.problem.clock import Clock
 from autocompress.targets.device.sessions import SessionSettings, open_session
 from autocompress.targets.device.timing import interleaved_timing
 from autocompress.targets.latency import all_threads, compare
-from autocompress.targets.latency_model.latency_table import prediction_errors
+from autocompress.targets.latency_model.quality import prediction_errors
 from autocompress.targets.runtime import weights_in_memory
 from autocompress.task.batches import Batches
 from autocompress.task.user_code import UserCodeError

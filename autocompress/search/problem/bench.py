@@ -37,7 +37,7 @@ from autocompress.targets.latency_model.plan import Subject, form_choices
 from autocompress.targets.latency_model.stored_tables import (
     cached_table,
     is_foreign,
-    kept,
+    run_table,
     table_forms,
     table_multiples,
 )
@@ -228,7 +228,7 @@ def open_bench(
     layout = layout_of(builder)
     subject = subject_of(task, builder, layout, bound)
     report("planning the latency table", 0.0)
-    table = kept(subject, target, kept_table) or cached_table(
+    table = run_table(subject, target, kept_table) or cached_table(
         subject, target, table_file, report, budget_s(TABLE_SHARE)
     )
     table.save(kept_table)

@@ -1,1 +1,1 @@
-"""What runs on the device itself: it needs only numpy and a runtime, so that `export-probes` can send it there as one file."""
+"""Measure on the device itself: needs only numpy and a runtime, so `export-probes` can ship it."""

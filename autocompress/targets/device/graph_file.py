@@ -1,4 +1,4 @@
-"""Nodes and weights of an ONNX file, read from its bytes: a device need not have the onnx package."""
+"""Read nodes and weights of an ONNX file from its bytes, since a device need not have `onnx`."""
 
 from __future__ import annotations
 
@@ -15,17 +15,16 @@ GRAPH = 7  # of ModelProto
 NODE, INITIALIZER = 1, 5  # of GraphProto
 INPUT, OUTPUT, NAME = 1, 2, 3  # of NodeProto
 DIMS, TENSOR_NAME, RAW_DATA, EXTERNAL_DATA = 1, 8, 9, 13  # of TensorProto
-PACKED = (4, 5, 7, 10, 11)  # fields of TensorProto that hold values where there are no raw data
+PACKED = (4, 5, 7, 10, 11)  # fields of TensorProto that hold values instead of raw data
 KEY, VALUE = 1, 2  # of StringStringEntryProto
 
-FEWEST_VALUES = 16  # below, different weights may well have the same values
-MIX = np.uint64(
-    0x9E3779B97F4A7C15
-)  # an odd number: multiplying by it maps 64-bit numbers one to one
+FEWEST_VALUES = 16  # fewer values than these may well be equal in different weights
+# An odd number: multiplying by it maps 64-bit numbers one to one.
+MIX = np.uint64(0x9E3779B97F4A7C15)
 
 
 class GraphNode(NamedTuple):
-    """One operator: its name and the names of the tensors that it reads and makes."""
+    """Hold one operator: its name, and the names of the tensors that it reads and writes."""
 
     name: str
     inputs: tuple[str, ...]
@@ -34,11 +33,11 @@ class GraphNode(NamedTuple):
 
 @dataclass(frozen=True)
 class GraphFile:
-    """A graph.
+    """Hold the graph of an ONNX file.
 
     Attributes:
         nodes: in the file's order, without those of bodies and functions.
-        constants: content of each initializer, by name.
+        constants: serialized TensorProto of each initializer, by name.
     """
 
     nodes: tuple[GraphNode, ...]
@@ -46,7 +45,11 @@ class GraphFile:
 
     @classmethod
     def read(cls, model: bytes) -> GraphFile:
-        """From the bytes of a ModelProto."""
+        """Read a graph.
+
+        Args:
+            model: serialized ModelProto.
+        """
         nodes, constants = [], {}
         for graph in _parts(memoryview(model), GRAPH):
             for node in _parts(graph, NODE):
@@ -61,23 +64,31 @@ class GraphFile:
 
     @cached_property
     def names(self) -> frozenset[str]:
-        """Every initializer and every output of a node."""
+        """Return the names of all initializers and of all outputs of nodes."""
         return frozenset(self.constants) | {
             output for node in self.nodes for output in node.outputs
         }
 
     def is_weight(self, name: str) -> bool:
-        """Return whether a tensor is a constant of two or more dimensions, as what modules multiply by is."""
+        """Return True if a tensor is a constant of two or more dimensions, as weights are.
+
+        Args:
+            name: of a tensor.
+        """
         return name in self.constants and _rank(self.constants[name]) >= 2
 
     def values_hash(self, name: str, folder: Path | None = None) -> tuple[int, int] | None:
-        """Return a hash of a constant's values that their order and added zeros do not change, as layouts for kernels do.
+        """Return a hash of a constant's values that neither their order nor added zeros change.
+
+        Layouts for kernels reorder values and pad them with zeros.
 
         Args:
-            folder: where files of values lie that are not in this one.
+            name: of an initializer.
+            folder: holds the files of external data.
 
         Returns:
-            (count, sum of mixed 32-bit words) of all words but zeros; None where there are too few to tell weights apart.
+            (count, sum of mixed 32-bit words) of all words but zeros. None if they are too few to
+            tell weights apart.
         """
         words = _words(self.constants[name], folder)
         words = words[words != 0].astype(np.uint64)
@@ -89,7 +100,7 @@ class GraphFile:
 
 
 def _rank(tensor: memoryview) -> int:
-    """The number of dimensions of a TensorProto, which come one by one or packed."""
+    """Return the number of dimensions of a TensorProto, which come one by one or packed."""
     rank = 0
     for number, value in _fields(tensor):
         if number == DIMS:
@@ -98,7 +109,7 @@ def _rank(tensor: memoryview) -> int:
 
 
 def _words(tensor: memoryview, folder: Path | None) -> np.ndarray[Any, np.dtype[np.uint32]]:
-    """The values of a TensorProto as 32-bit words."""
+    """Return the values of a TensorProto as 32-bit words."""
     content: bytes | memoryview = b"".join(
         part for number in (RAW_DATA, *PACKED) for part in _parts(tensor, number)
     )
@@ -120,14 +131,14 @@ def _text(message: memoryview, number: int) -> str:
 
 
 def _parts(message: memoryview, wanted: int) -> Iterator[memoryview]:
-    """Contents of the length-delimited fields of that number."""
+    """Yield the contents of the length-delimited fields of a number."""
     for number, value in _fields(message):
         if number == wanted and not isinstance(value, int):
             yield value
 
 
 def _fields(message: memoryview) -> Iterator[tuple[int, int | memoryview]]:
-    """(number, content) of the fields of a protobuf message; those of fixed width are left out."""
+    """Yield (number, content) of the fields of a protobuf message, without those of fixed width."""
     at = 0
 
     def varint() -> int:

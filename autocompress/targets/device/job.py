@@ -1,50 +1,61 @@
-"""The measurement of a latency table: tune the settings, time whole models against the float one, profile them operator by operator."""
+"""Run the measurements of a latency table.
+
+Three steps: tune the session settings, time whole models in turn with the float model, and profile
+them operator by operator. `targets.latency` runs a job here; `export-probes` ships this folder to a
+device, where `main` runs it.
+"""
 
 from __future__ import annotations
 
-import hashlib
 import json
-import platform
 import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import onnxruntime
 
-from .profiler import NodeTime, profile_nodes
-from .sessions import DEFAULT, SessionSettings, open_session
+from .profiler import profile_nodes
+from .result import JobResult, versions, write_result
+from .sessions import Runnable, SessionSettings, open_session
 from .timing import LONG_S, PASSES, WARM_UP, interleaved_timing
 from .tuning import Source, tune
 
-FORMAT = 2
-PROBES_FILE, FEED_FILE, FOUND_FILE = "probes.json", "inputs.npz", "measured.json"
-PROFILE_S = 0.15  # how long a model is run under the profiler
+PROBES_FILE, FEED_FILE, RESULT_FILE = "probes.json", "inputs.npz", "measured.json"
+PROFILE_S = 0.15  # seconds that a model runs under the profiler
 PROFILE_RUNS = (12, 80)
 ROUNDS = (6, 36)
-TUNING_SHARE = 0.25  # of a limited time
-PRODUCT = (
-    256,
-    512,
-    512,
-)  # rows, columns, outputs of the float product that shows what the runtime can do at best
+TUNING_SHARE = 0.25  # of `limit_s`, for tuning
+# (rows, columns, outputs) of the float product that shows the highest rate of the runtime.
+PRODUCT = (256, 512, 512)
 PRODUCT_RUNS = 20
-PRECISION = 0.02  # relative half width of the 95 % intervals below which nothing is measured again
+PRECISION = 0.02  # relative half width of a 95 % interval that is not measured again
 
 Report = Callable[[str, float], None]
 
 
 @dataclass(frozen=True)
 class Job:
-    """What is measured, all on one feed: `profiled` models are profiled and timed, `timed` ones only timed; the settings are tuned on
-    the `tuned` ones, from `settings` and the numbers of `threads`; about `budget_s` seconds may go into timing. `product` is a model
-    of the product `PRODUCT` alone.
+    """Describe what is measured, all on one feed.
 
-    Where all of it would take more than `limit_s` seconds, fewer models are measured: the first `least` of `profiled` always.
+    If all of it would take more than `limit_s` seconds, fewer models are measured.
+
+    Attributes:
+        baseline: the float model, which all ratios refer to.
+        product: a model of the product PRODUCT alone.
+        profiled: models that are profiled and timed.
+        timed: models that are timed only.
+        tuned: models on which the session settings are tuned.
+        feed: inputs by name.
+        settings: where tuning begins.
+        threads: numbers of threads to choose from.
+        budget_s: seconds that timing may take, about.
+        seed: of the order in which models run.
+        limit_s: seconds that all may take; None for no limit.
+        least: models of `profiled`, from the first, that are measured in any case.
     """
 
     baseline: Source
@@ -61,31 +72,13 @@ class Job:
     least: int = 0
 
 
-@dataclass(frozen=True)
-class Found:
-    """What a job found; ratios and intervals are those of the profiled models, then of the timed ones, to the baseline.
+def measure(job: Job, report: Report = lambda what, share: None) -> JobResult:
+    """Carry out a job on this machine.
 
-    Attributes:
-        product_rate: multiply-adds per microsecond of a large float product.
-        plan: which candidates the models of exported probes are.
-        left_out: how many models there was no time for, the last ones of each kind.
+    Args:
+        job: models to time and to profile.
+        report: gets (current step, share of it that is done).
     """
-
-    versions: Mapping[str, str]
-    settings: SessionSettings
-    tuning: Sequence[Mapping[str, Any]]
-    baseline_ms: float
-    ratios: Sequence[float]
-    intervals: Sequence[tuple[float, float]]
-    profiles: Sequence[Sequence[NodeTime]]
-    warning: str
-    product_rate: float
-    plan: Mapping[str, Any] = field(default_factory=dict)
-    left_out: int = 0
-
-
-def measure(job: Job, report: Report = lambda what, share: None) -> Found:
-    """Carry out a job."""
     begun = time.monotonic()
 
     def left_s() -> float:
@@ -98,7 +91,7 @@ def measure(job: Job, report: Report = lambda what, share: None) -> Found:
     )
     opening, once = _cost(job, settings)
     repeats = 3 if once < LONG_S else 1
-    # A round runs the baseline and one that is mostly faster; a pass begins with rounds that warm up.
+    # A round runs the baseline and a model that is mostly faster. A pass begins with warm-up.
     timed_s = PASSES * (opening + 2 * once * repeats * (WARM_UP + ROUNDS[0] / PASSES))
     profiled_s = timed_s + opening + max(PROFILE_S, once * PROFILE_RUNS[0])
     profiled, timed = affordable(
@@ -107,9 +100,10 @@ def measure(job: Job, report: Report = lambda what, share: None) -> Found:
     models = [*job.profiled[:profiled], *job.timed[:timed]]
     budget_s = min(job.budget_s, max(0.0, left_s() - profiled * (profiled_s - timed_s)))
     rounds = (budget_s / max(1, len(models)) - PASSES * opening) / (2 * once * repeats)
+    openers = [partial(_open, source, settings) for source in models]
     timing = interleaved_timing(
         partial(open_session, job.baseline(), settings),
-        [lambda source=source: open_session(source(), settings) for source in models],  # type: ignore[misc]
+        openers,
         job.feed,
         int(np.clip(rounds, *ROUNDS)),
         job.seed,
@@ -125,7 +119,7 @@ def measure(job: Job, report: Report = lambda what, share: None) -> Found:
     left_out = len(job.profiled) + len(job.timed) - len(models)
     rate = _product_rate(job.product, settings)
     shares = (timing.baseline_ms, timing.ratios, timing.intervals)
-    return Found(
+    return JobResult(
         versions(settings),
         settings,
         tuning,
@@ -137,8 +131,14 @@ def measure(job: Job, report: Report = lambda what, share: None) -> Found:
     )
 
 
+def _open(source: Source, settings: SessionSettings) -> Runnable:
+    """Build a model and open it, so that only one of many is in memory."""
+    session: Runnable = open_session(source(), settings)
+    return session
+
+
 def _product_rate(product: Source, settings: SessionSettings) -> float:
-    """Multiply-adds per microsecond of the fastest of some calls."""
+    """Return multiply-adds per microsecond of the fastest of some calls."""
     session, seconds = open_session(product(), settings), []
     feed = {
         session.get_inputs()[0].name: np.random.default_rng(0).standard_normal(
@@ -153,7 +153,7 @@ def _product_rate(product: Source, settings: SessionSettings) -> float:
 
 
 def _cost(job: Job, settings: SessionSettings) -> tuple[float, float]:
-    """Seconds of making and opening a model, and of running the baseline once."""
+    """Return the seconds of building and opening a model, and of running the baseline once."""
     started = time.perf_counter()
     source = job.profiled[0] if job.profiled else job.baseline
     open_session(source(), settings)
@@ -168,9 +168,20 @@ def _cost(job: Job, settings: SessionSettings) -> tuple[float, float]:
 def affordable(
     profiled: int, timed: int, least: int, profiled_s: float, timed_s: float, left_s: float
 ) -> tuple[int, int]:
-    """How many models can be profiled and how many only timed within `left_s` seconds, given the seconds of one of each.
+    """Return how many models can be measured in the time that is left.
 
-    The fit comes first: of every three models that are cut, two are of those that only check it, but `least` are always profiled.
+    Of every three models that are cut, two are timed ones, since the fit needs the profiled ones.
+
+    Args:
+        profiled: models to profile and time.
+        timed: models to time only.
+        least: profiled models that are never cut.
+        profiled_s: seconds for one profiled model.
+        timed_s: seconds for one timed model.
+        left_s: seconds that are left.
+
+    Returns:
+        (number of profiled models, number of timed ones).
     """
     while profiled * profiled_s + timed * timed_s > left_s and (timed or profiled > least):
         if timed and (profiled <= least or (profiled + timed) % 3):
@@ -180,68 +191,12 @@ def affordable(
     return profiled, timed
 
 
-def versions(settings: SessionSettings = DEFAULT) -> dict[str, str]:
-    """Runtime and machine that a measurement belongs to."""
-    found = {
-        "onnxruntime": str(onnxruntime.__version__),
-        "machine": platform.machine(),
-        "processor": _processor(),
-    }
-    if settings.runtime == "openvino":
-        import openvino
-
-        found["openvino"] = str(openvino.__version__)
-    return found
-
-
-def _processor() -> str:
-    cpuinfo = Path("/proc/cpuinfo")
-    if not cpuinfo.is_file():
-        return platform.processor()
-    lines = cpuinfo.read_text().split("\n\n")[0].splitlines()
-    wanted = [
-        line
-        for line in lines
-        if line.startswith(("model name", "flags", "cpu family", "model\t", "Features", "CPU part"))
-    ]
-    return hashlib.sha256("\n".join(wanted).encode()).hexdigest()[:16]
-
-
-def write_found(path: Path, found: Found) -> None:
-    """Write as JSON what a job found."""
-    path.write_text(json.dumps({"format": FORMAT, **asdict(found)}))
-
-
-def read_found(path: Path) -> Found:
-    """Reverse of `write_found`; ValueError, KeyError or TypeError when the file is another's."""
-    data = json.loads(path.read_text())
-    if data.pop("format") != FORMAT:
-        raise ValueError("another format")
-    data["settings"] = SessionSettings.from_json(data["settings"])
-    data["intervals"] = [(float(low), float(high)) for low, high in data["intervals"]]
-    data["profiles"] = [
-        [
-            NodeTime(
-                n[0],
-                tuple(n[1]),
-                float(n[2]),
-                _shapes(n[3]),
-                _shapes(n[4]),
-                None if n[5] is None else tuple(n[5]),
-            )
-            for n in profile
-        ]
-        for profile in data["profiles"]
-    ]
-    return Found(**data)
-
-
-def _shapes(found: Any) -> tuple[tuple[str, tuple[int, ...]], ...]:
-    return tuple((kind, tuple(shape)) for kind, shape in found)
-
-
 def main(folder: Path) -> None:
-    """Measure the probes of a folder and write what was found beside them."""
+    """Measure the probes of a folder, and write the results beside them.
+
+    Args:
+        folder: as `export-probes` wrote it.
+    """
     data = json.loads((folder / PROBES_FILE).read_text())
 
     def sources(names: Sequence[str]) -> list[Source]:
@@ -264,9 +219,9 @@ def main(folder: Path) -> None:
         data["budget_s"],
         data["seed"],
     )
-    found = replace(measure(job, say), plan=data["plan"])
-    write_found(folder / FOUND_FILE, found)
+    result = replace(measure(job, say), plan=data["plan"])
+    write_result(folder / RESULT_FILE, result)
     print(
-        f"\nbaseline {found.baseline_ms:.3f} ms; wrote {folder / FOUND_FILE}"
-        + (f"; {found.warning}" if found.warning else "")
+        f"\nbaseline {result.baseline_ms:.3f} ms; wrote {folder / RESULT_FILE}"
+        + (f"; {result.warning}" if result.warning else "")
     )

@@ -1,4 +1,4 @@
-"""Time of each operator of the graph that a runtime executes."""
+"""Profile a model: the time of each operator of the graph that a runtime executes."""
 
 from __future__ import annotations
 
@@ -21,13 +21,16 @@ WARM_UP = 5
 
 
 class NodeTime(NamedTuple):
-    """One operator of the graph that is executed.
+    """Hold the time of one operator of the executed graph.
 
     Attributes:
+        operator: its type.
         names: of its outputs and its own, also without the suffixes that the optimiser appends.
-        inputs, outputs: (type, shape) of each.
-        weights: the constants of two or more dimensions that it reads, under the names that they had before they were laid out for
-            a kernel; None where the runtime does not say.
+        microseconds: mean over the faster half of the runs.
+        inputs: (type, shape) of each.
+        outputs: (type, shape) of each.
+        weights: constants of two or more dimensions that it reads, under the names that they had
+            before they were laid out for a kernel; None where the runtime does not say.
     """
 
     operator: str
@@ -45,7 +48,18 @@ def profile_nodes(
     runs: int,
     level: str = "ALL",
 ) -> list[NodeTime]:
-    """Time of each operator, the mean over the faster half of `runs`."""
+    """Profile a model operator by operator.
+
+    Args:
+        model: content or path of an ONNX file.
+        feed: inputs by name.
+        settings: of the session.
+        runs: profiled runs after the warm-up.
+        level: of ONNX Runtime's graph optimiser.
+
+    Returns:
+        Operators of the executed graph, each with the mean time over the faster half of the runs.
+    """
     if settings.runtime == "openvino":
         return _profile_openvino(model, feed, settings, runs)
     with tempfile.TemporaryDirectory() as folder:
@@ -64,7 +78,7 @@ def profile_nodes(
             name = event["name"].removesuffix("_kernel_time")
             durations[name].append(event["dur"])
             arguments[name] = event["args"]
-    found = []
+    times = []
     for name, values in durations.items():
         node = nodes.get(name, GraphNode(name, (), ()))
         names = tuple(
@@ -77,7 +91,7 @@ def profile_nodes(
             tuple(_types(arguments[name].get(key, ())))
             for key in ("input_type_shape", "output_type_shape")
         ]
-        found.append(
+        times.append(
             NodeTime(
                 arguments[name]["op_name"],
                 names,
@@ -87,19 +101,20 @@ def profile_nodes(
                 weights,
             )
         )
-    return found
+    return times
 
 
 def _former_names(
     graph: GraphFile, model: bytes | str, settings: SessionSettings, folder: Path
 ) -> dict[str, str]:
-    """Return the names that weights had before the optimiser laid them out for a kernel under new ones.
+    """Return the names that weights had before the optimiser laid them out for a kernel.
 
-    They are told by their values: the optimiser is run once more without its last level, which does this.
+    Weights are recognised by their values: the optimiser runs once more without its last level,
+    which renames them.
     """
-    given = GraphFile.read(Path(model).read_bytes() if isinstance(model, str) else model).names
+    original = GraphFile.read(Path(model).read_bytes() if isinstance(model, str) else model).names
     read = {name for node in graph.nodes for name in node.inputs if graph.is_weight(name)}
-    new = read - given
+    new = read - original
     if not new:
         return {}
     path, beside = folder / "plain.onnx", Path(model).parent if isinstance(model, str) else None
@@ -131,11 +146,15 @@ def _profile_openvino(
 
 
 def _faster_half(values: Sequence[float]) -> float:
-    """Profilers count whole microseconds, so a mean tells more than a quantile; the slower half is other people's work."""
+    """Return the mean of the faster half of the values.
+
+    Profilers count whole microseconds, so a mean tells more than a quantile. The slower half is
+    disturbed by other processes.
+    """
     return float(np.mean(sorted(values)[: max(1, len(values) // 2)]))
 
 
-def _types(found: Sequence[Mapping[str, Sequence[int]]]) -> Iterator[tuple[str, tuple[int, ...]]]:
-    for entry in found:
+def _types(entries: Sequence[Mapping[str, Sequence[int]]]) -> Iterator[tuple[str, tuple[int, ...]]]:
+    for entry in entries:
         for kind, shape in entry.items():
             yield kind, tuple(shape)

@@ -1,4 +1,4 @@
-"""Sessions of every runtime behind the same two calls, and the settings that they are opened with."""
+"""Open sessions of every runtime behind the same two calls, under one type of settings."""
 
 from __future__ import annotations
 
@@ -11,13 +11,18 @@ import onnxruntime
 
 
 class Runnable(Protocol):
-    """What sessions of all runtimes do."""
+    """Describe the calls that sessions of all runtimes have."""
 
     def get_inputs(self) -> Sequence[Any]:
-        """Inputs, each with a name, a shape (free dimensions are no integers) and a type such as tensor(float)."""
+        """Return inputs, each with a name, a shape (free dimensions are no integers) and a type."""
 
     def run(self, output_names: None, input_feed: Mapping[str, Any]) -> list[Any]:
-        """Run once."""
+        """Run the model once.
+
+        Args:
+            output_names: None for all outputs.
+            input_feed: inputs by name.
+        """
 
 
 Opener = Callable[[], Runnable]
@@ -25,14 +30,14 @@ Opener = Callable[[], Runnable]
 
 @dataclass(frozen=True)
 class SessionSettings:
-    """How sessions are opened.
+    """Hold the settings that a session is opened with.
 
     Attributes:
         runtime: "onnxruntime" or "openvino".
-        provider: of ONNX Runtime; the device of OpenVINO.
+        provider: execution provider of ONNX Runtime, or device of OpenVINO.
         threads: inside one operator.
         disabled_optimizers: passes of ONNX Runtime's graph optimiser that do not run.
-        spinning: whether idle threads of ONNX Runtime wait in a loop.
+        spinning: True if idle threads of ONNX Runtime wait in a loop.
     """
 
     runtime: str = "onnxruntime"
@@ -43,7 +48,11 @@ class SessionSettings:
 
     @classmethod
     def from_json(cls, data: Mapping[str, Any]) -> SessionSettings:
-        """From `asdict`'s content."""
+        """Return settings from the content of `dataclasses.asdict`.
+
+        Args:
+            data: fields by name.
+        """
         return cls(**{**data, "disabled_optimizers": tuple(data.get("disabled_optimizers", ()))})
 
 
@@ -58,10 +67,19 @@ def open_session(
     level: str = "ALL",
     silent: bool = False,
 ) -> Any:
-    """A session that logs errors only, or if `silent` nothing; `model` is the file's content or its path.
+    """Open a session that logs errors only.
 
-    profile, optimized: where ONNX Runtime writes its profile and the graph that it executes; level: of its graph optimiser (below "ALL"
-    weights keep their shapes too, so that a profile shows them).
+    Args:
+        model: content or path of an ONNX file.
+        settings: runtime, provider, threads and optimiser passes.
+        profile: prefix of the file that ONNX Runtime writes its profile to; "" for none.
+        optimized: path to which ONNX Runtime writes the executed graph; "" for none.
+        level: of ONNX Runtime's graph optimiser. Below "ALL" weights keep their shapes too, so that
+            a profile shows them.
+        silent: True to log nothing.
+
+    Returns:
+        A session of ONNX Runtime, or an `OpenVinoSession`.
     """
     if settings.runtime == "openvino":
         return OpenVinoSession(model, settings, bool(profile))
@@ -89,7 +107,7 @@ def open_session(
 
 
 class Value(NamedTuple):
-    """One input of a session."""
+    """Describe one input of a session."""
 
     name: str
     shape: list[Any]
@@ -97,12 +115,12 @@ class Value(NamedTuple):
 
 
 class OpenVinoSession:
-    """OpenVINO behind the calls of an ONNX Runtime session; the file is the same."""
+    """Run a file on OpenVINO behind the calls of an ONNX Runtime session."""
 
     def __init__(
         self, model: bytes | str, settings: SessionSettings, profiling: bool = False
     ) -> None:
-        import openvino  # an extra
+        import openvino  # an optional dependency
 
         core = openvino.Core()
         read = (
@@ -120,7 +138,7 @@ class OpenVinoSession:
         self._inputs = list(read.inputs)
 
     def get_inputs(self) -> list[Value]:
-        """Inputs under the names that the file gives them."""
+        """Return inputs under the names that the file gives them."""
         kinds = {"f32": "float", "i64": "int64", "i32": "int32", "boolean": "bool"}
         return [
             Value(
@@ -132,18 +150,21 @@ class OpenVinoSession:
         ]
 
     def run(self, output_names: None, input_feed: Mapping[str, Any]) -> list[Any]:
-        """All outputs, as copies."""
-        found = self.request.infer(dict(input_feed), share_inputs=True)
-        return [np.array(found[output]) for output in self.compiled.outputs]
+        """Return all outputs, as copies.
+
+        Args:
+            output_names: None for all outputs.
+            input_feed: inputs by name.
+        """
+        outputs = self.request.infer(dict(input_feed), share_inputs=True)
+        return [np.array(outputs[output]) for output in self.compiled.outputs]
 
     def node_times(self) -> Iterator[tuple[str, tuple[str, ...], float]]:
-        """(operator, names of the file's tensors in it, microseconds) of the last run."""
+        """Yield (operator, names of the file's tensors in it, microseconds) of the last run."""
         originals = {}
         for operation in self.compiled.get_runtime_model().get_ops():
-            found = operation.get_rt_info()
-            names = (
-                str(found["originalLayersNames"].value) if "originalLayersNames" in found else ""
-            )
+            info = operation.get_rt_info()
+            names = str(info["originalLayersNames"].value) if "originalLayersNames" in info else ""
             originals[operation.get_friendly_name()] = tuple(
                 name for name in names.split(",") if name
             )

@@ -1,4 +1,4 @@
-"""Latency of models, measured in turn with a baseline, so that a busy machine slows both."""
+"""Time models in turn with a baseline, so that a busy machine slows both."""
 
 from __future__ import annotations
 
@@ -12,25 +12,29 @@ from numpy.typing import NDArray
 
 from .sessions import Opener, Runnable
 
-QUIET = 0.1
+QUIET = 0.1  # quantile of times on an undisturbed machine
 PASSES = 3
-RESAMPLES = 200
-WARM_UP = 2
-BUSY = 0.25
+RESAMPLES = 200  # of the bootstrap
+WARM_UP = 2  # rounds
+BUSY = 0.25  # disturbance above which the user is warned
 LONG_S = 0.004  # runs that take longer are not repeated within a round
 
 
 @dataclass(frozen=True)
 class Timing:
-    """Milliseconds of the baseline, and of each model the ratio to it with its bootstrapped 95 % interval.
+    """Hold the latency of a baseline and the ratios of models to it.
 
-    All are 10 % quantiles over the rounds: what the machine does when nobody disturbs it. On shared machines a neighbour that
-    fills the caches slows a large model more than a small one, and the ratio of medians moves by a tenth and more with it; on a quiet
-    one they repeat better too (the ratios of two halves of the rounds differed by 0.55 % against 0.75 %).
+    All are 10 % quantiles over the rounds, which are the times of an undisturbed machine. On shared
+    machines a neighbour that fills the caches slows a large model more than a small one, and the
+    ratio of medians moves by a tenth and more with it. On a quiet machine quantiles repeat better
+    too: the ratios of two halves of the rounds differed by 0.55 % against 0.75 %.
 
     Attributes:
-        disturbance: by how much the baseline's median exceeds its quantile.
-        rounds: how often each model was run in turn with the baseline.
+        baseline_ms: milliseconds of the baseline.
+        ratios: of each model to the baseline.
+        intervals: bootstrapped 95 % interval of each ratio.
+        disturbance: relative excess of the baseline's median over its quantile.
+        rounds: number of turns of each model with the baseline.
     """
 
     baseline_ms: float
@@ -41,7 +45,7 @@ class Timing:
 
     @property
     def warning(self) -> str:
-        """What to say when the machine was busy; "" when it was not."""
+        """Return a warning for the user if the machine was busy, else ""."""
         if self.disturbance <= BUSY:
             return ""
         widest = max(
@@ -52,7 +56,8 @@ class Timing:
             default=0.0,
         )
         return (
-            f"the machine is busy: half of the runs of the baseline took {self.disturbance:.0%} longer than undisturbed ones "
+            f"the machine is busy: half of the runs of the baseline took {self.disturbance:.0%} "
+            f"longer than undisturbed ones "
             f"(widest interval of a ratio: +-{widest:.0%})"
         )
 
@@ -65,7 +70,19 @@ def time_pair(
     generator: np.random.Generator,
     repeats: int = 3,
 ) -> NDArray[np.float64]:
-    """(rounds, 2) seconds of baseline and other, in random order within a round, the fastest of `repeats` counting."""
+    """Time two sessions in turn, in random order within a round.
+
+    Args:
+        baseline: first session.
+        other: second session.
+        feed: inputs by name.
+        rounds: after the warm-up.
+        generator: draws the order.
+        repeats: runs in a row, the fastest of which counts.
+
+    Returns:
+        (rounds, 2) seconds of baseline and other.
+    """
     pair, inputs = (baseline, other), dict(feed)
     seconds = np.zeros((rounds, 2))
     for turn in range(-WARM_UP, rounds):
@@ -90,11 +107,22 @@ def interleaved_timing(
     precision: float = 0.0,
     budget_s: float = 0.0,
 ) -> Timing:
-    """Time each model in turn with the baseline alone; `models` are opened one after another.
+    """Time each model in turn with the baseline alone.
 
-    More sessions in one loop would push a large baseline out of the caches and flatter small models. The rounds are spread
-    over three passes over all models, so that a disturbance of some seconds meets no model in all of its rounds. Then models whose
-    interval is wider than +- `precision` (relative) are measured again, the widest first, until `budget_s` seconds have passed in all.
+    More sessions in one loop would push a large baseline out of the caches and flatter small
+    models. The rounds are spread over PASSES passes over all models, so that a disturbance of some
+    seconds does not meet all rounds of one model. Then models whose interval is wider than
+    `precision` are measured again, the widest first, while the budget lasts.
+
+    Args:
+        baseline: opens the session that all ratios refer to.
+        models: open one session after another.
+        feed: inputs by name.
+        rounds: of each model.
+        seed: of the order and of the bootstrap.
+        report: gets the share of the work that is done, 0 to 1.
+        precision: relative half width of an interval that suffices; 0 measures nothing again.
+        budget_s: seconds in all after which nothing is measured again.
     """
     started = time.monotonic()
     generator = np.random.default_rng(seed)
@@ -120,7 +148,7 @@ def interleaved_timing(
     )
     intervals = [_interval(s, generator) for s in seconds]
     quiet = float(np.quantile(everything, QUIET))
-    # Of each model's own minute: the speed of a processor drifts over a long measurement without anybody's doing.
+    # Per model, since the speed of a processor drifts over a long measurement by itself.
     spread = [float(np.median(s[:, 0]) / np.quantile(s[:, 0], QUIET)) - 1 for s in seconds] or [
         float(np.median(everything)) / quiet - 1
     ]

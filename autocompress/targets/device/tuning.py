@@ -1,4 +1,4 @@
-"""Which session settings are fastest for a model: threads, and the passes of the graph optimiser that hurt it."""
+"""Choose the fastest session settings: threads, and optimiser passes that slow a model down."""
 
 from __future__ import annotations
 
@@ -16,6 +16,7 @@ from .timing import Timing, interleaved_timing
 
 Source = Callable[[], bytes | str]  # content or path of a model
 
+# Optimiser passes, and the operators that they create.
 PASSES_THAT_MAKE: Mapping[str, tuple[str, ...]] = {
     "SkipLayerNormFusion": ("SkipLayerNormalization", "SkipSimplifiedLayerNormalization"),
     "BiasGeluFusion": ("BiasGelu",),
@@ -29,7 +30,7 @@ PASSES_THAT_MAKE: Mapping[str, tuple[str, ...]] = {
     "ConvAddActivationFusion": ("FusedConv",),
     "NchwcTransformer": ("ReorderInput", "ReorderOutput"),
 }
-GAIN = 0.02  # what a setting must save, in the mean over the models, to be worth stating
+GAIN = 0.02  # relative time that a setting must save in the mean over the models
 ROUNDS = 30
 
 
@@ -41,11 +42,22 @@ def tune(
     seed: int = 0,
     has_time: Callable[[], bool] = lambda: True,
 ) -> tuple[SessionSettings, list[dict[str, Any]]]:
-    """(settings, what was tried): the settings under which the models are fastest in the mean and none is slower than by default.
+    """Return the settings that are fastest in the mean over models and slow none of them down.
 
-    Every row says the setting, the time of each model under it relative to that without it, and whether it was taken.
-    The passes are tried one by one, those that save at least 2 % together are measured once more; if that does not hold, nothing is taken.
-    What there is no time for (`has_time`) is not tried, and so not taken.
+    Threads and optimiser passes are tried one by one. Passes that save at least GAIN are measured
+    once more together; if the gain does not hold, none is switched off.
+
+    Args:
+        models: build the files to tune on.
+        feed: inputs by name.
+        settings: runtime and provider.
+        threads: numbers of threads to try; the first is the default.
+        seed: of the order in which sessions run.
+        has_time: returns False when nothing more may be tried.
+
+    Returns:
+        The settings, and one row per setting that was tried: its name, the time of each model under
+        it relative to that without it, and whether it was taken.
     """
     default = replace(settings, threads=threads[0])
     tried: list[dict[str, Any]] = []
@@ -72,11 +84,11 @@ def tune(
     if best.threads > 1:
         quiet = replace(best, spinning=False)
         best = quiet if compare("threads that do not spin", quiet, best) < 1 else best
-    made = {node.operator for model in models for node in profile_nodes(model(), feed, best, 1)}
+    executed = {node.operator for model in models for node in profile_nodes(model(), feed, best, 1)}
     useless = [
         name
         for name, operators in PASSES_THAT_MAKE.items()
-        if made & set(operators)
+        if executed & set(operators)
         and compare(f"without {name}", replace(best, disabled_optimizers=(name,)), best) < 1
     ]
     if useless:
@@ -90,7 +102,12 @@ def tune(
 
 
 def thread_counts(wanted: int | str | Sequence[int]) -> tuple[int, ...]:
-    """The numbers of threads to choose from: "all" are the powers of two up to the processors of this machine, and these."""
+    """Return the numbers of threads to choose from.
+
+    Args:
+        wanted: a number, several, or "all": the powers of two up to the processors of this machine,
+            and that number itself.
+    """
     if isinstance(wanted, str):
         processors = os.cpu_count() or 1
         return tuple(sorted({*(2**i for i in range(processors.bit_length())), processors}))

@@ -1,1 +1,1 @@
-"""Measure a latency table and predict the latency of candidates from it."""
+"""Measure a latency table, and predict the latency of candidates from it."""

@@ -1,4 +1,8 @@
-"""Which modules the operators of the graph that is executed belong to: those whose weights they read."""
+"""Attribute the operators of the executed graph to modules: those whose weights they read.
+
+A profile names operators of a graph that the optimiser has rewritten. Their times become the kernel
+times of a `Run`, which `fit` learns from.
+"""
 
 from __future__ import annotations
 
@@ -9,10 +13,10 @@ from functools import cached_property
 
 from autocompress.targets.device.graph_file import GraphFile, GraphNode
 from autocompress.targets.device.profiler import NodeTime
-from autocompress.targets.latency_model.fit import REST
+from autocompress.targets.latency_model.run import REST
 from autocompress.targets.workload import Work
 
-# What changes representations belongs to no module: it depends on the neighbours.
+# Changes of representation belong to no module, since they depend on its neighbours.
 CONVERSIONS = {
     "QuantizeLinear",
     "DequantizeLinear",
@@ -23,19 +27,20 @@ CONVERSIONS = {
     "ReorderOutput",
 }
 CONVERSIONS |= {"Reorder", "Convert", "FakeQuantize"}  # of OpenVINO
-# Of OpenVINO, whose profile does not say what is read: what may multiply by a weight, under the name of the last operator fused to it.
+# Operators of OpenVINO that may multiply by a weight; its profile does not name the tensors read.
+# Each has the name of the last operator that was fused to it.
 PRODUCTS = {"Convolution", "GroupConvolution", "FullyConnected", "MatMul"}
-# What reads a constant without being the product of a module: positions that are added, a mask, a token in front.
+# Operators that read constants which are no weights: added positions, a mask, a token in front.
 COMBINE = {"Add", "Sub", "Mul", "Div", "Where", "Concat", "Expand"}
 
 
 @dataclass(frozen=True)
-class Given:
-    """The graph of a file as it was given to the optimiser.
+class OriginalGraph:
+    """Hold the graph of a file before optimisation.
 
     Attributes:
         graph: its nodes and constants.
-        owners: the module that made each tensor (other owners than `modules` do not count).
+        owners: module that produces each tensor; owners outside `modules` are ignored.
         modules: those that the file has.
     """
 
@@ -45,53 +50,66 @@ class Given:
 
     @cached_property
     def producer(self) -> dict[str, GraphNode]:
-        """The node of each tensor."""
+        """Return the node that produces each tensor."""
         return {output: node for node in self.graph.nodes for output in node.outputs}
 
     @cached_property
     def constants(self) -> frozenset[str]:
-        """Every tensor that follows from initializers alone, which the optimiser may compute once and keep under the same name."""
-        found = set(self.graph.constants)
+        """Return every tensor that follows from initializers alone.
+
+        The optimiser may compute it once and store it under the same name.
+        """
+        names = set(self.graph.constants)
         for node in self.graph.nodes:
-            if found.issuperset(filter(None, node.inputs)):
-                found.update(node.outputs)
-        return frozenset(found)
+            if names.issuperset(filter(None, node.inputs)):
+                names.update(node.outputs)
+        return frozenset(names)
 
     @cached_property
     def weights(self) -> dict[str, tuple[str, ...]]:
-        """The modules of each constant: those of the weights that it is computed from, where a module owns its weight by name (one of
-        several of a recurrent operator), else those whose operators read it or what is computed from it."""
-        made: dict[str, dict[str, None]] = defaultdict(dict)  # an ordered set
-        read: dict[str, dict[str, None]] = defaultdict(dict)
+        """Return the modules of each constant.
+
+        A constant belongs to the modules of the weights that it is computed from, where a module
+        owns its weight by name (one of several of a recurrent operator). Otherwise it belongs to
+        the modules whose operators read it or what is computed from it.
+        """
+        by_name: dict[str, dict[str, None]] = defaultdict(dict)  # ordered sets
+        by_reader: dict[str, dict[str, None]] = defaultdict(dict)
         for name in self.graph.constants:
-            made[name].update(self._whole(name))
+            by_name[name].update(self._whole(name))
         for node in self.graph.nodes:
             for output in node.outputs:
                 if output in self.constants:
-                    made[output].update(
-                        self._whole(output) or {m: None for name in node.inputs for m in made[name]}
-                    )
+                    inherited = {m: None for name in node.inputs for m in by_name[name]}
+                    by_name[output].update(self._whole(output) or inherited)
         for node in reversed(self.graph.nodes):
-            readers = {
-                m: None
-                for output in node.outputs
-                for m in (read[output] if output in self.constants else self.owner(output))
-            }
+            readers: dict[str, None] = {}
+            for output in node.outputs:
+                constant = output in self.constants
+                readers.update(by_reader[output] if constant else self.owner(output))
             for name in node.inputs:
                 if name in self.constants:
-                    read[name].update(readers)
-        return {name: tuple(made[name] or read[name]) for name in self.constants}
+                    by_reader[name].update(readers)
+        return {name: tuple(by_name[name] or by_reader[name]) for name in self.constants}
 
     def _whole(self, tensor: str) -> dict[str, None]:
         return {owner: None for owner in self.owner(tensor) if tensor == f"{owner}.weight"}
 
     def owner(self, tensor: str) -> dict[str, None]:
-        """The module that made a tensor, as an ordered set of at most one."""
+        """Return the module that produces a tensor, as an ordered set of at most one.
+
+        Args:
+            tensor: name in the original file.
+        """
         owner = self.owners.get(tensor)
         return {owner: None} if owner in self.modules else {}
 
     def weight_owners(self, name: str) -> tuple[str, ...]:
-        """The modules of a constant of the optimised graph; what was made from one bears its name in its own."""
+        """Return the modules of a constant of the optimised graph.
+
+        Args:
+            name: in the optimised graph; the optimiser puts the old name into a new one.
+        """
         if name not in self.graph.names:
             name = max(
                 (known for known in self.weights if _bears(name, known)), key=len, default=""
@@ -99,26 +117,32 @@ class Given:
         return self.weights.get(name, ())
 
     def computed(self, outputs: Iterable[str], elsewhere: frozenset[str]) -> tuple[str, ...]:
-        """The modules whose products lie between `outputs` and the tensors that are computed `elsewhere`."""
+        """Return the modules whose products lie between two sets of tensors.
+
+        Args:
+            outputs: tensors where the search begins.
+            elsewhere: tensors where it ends, since other operators compute them.
+        """
         frontier = [name for name in outputs if name in self.producer]
         seen: set[str] = set()
-        found: dict[str, None] = {}
+        modules: dict[str, None] = {}
         while frontier:
             name = frontier.pop()
             if name in seen or name in self.constants or name not in self.producer:
                 continue
             seen.add(name)
             node = self.producer[name]
-            for read in node.inputs:
-                found.update(dict.fromkeys(self.weights.get(read, ()) if self.owner(name) else ()))
+            if self.owner(name):
+                for read in node.inputs:
+                    modules.update(dict.fromkeys(self.weights.get(read, ())))
             frontier += [read for read in node.inputs if read not in elsewhere]
-        return tuple(found)
+        return tuple(modules)
 
 
 def _bears(name: str, known: str) -> bool:
-    """Whether `known` is a whole part of a name that the optimiser made up, such as ConvBnFusion_W_stem.0.weight."""
-    before, found, after = name.partition(known)
-    return bool(found) and not before[-1:].isalnum() and not after[:1].isalnum()
+    """Return True if `name` holds `known` as a whole, as ConvBnFusion_W_stem.0.weight does."""
+    before, match, after = name.partition(known)
+    return bool(match) and not before[-1:].isalnum() and not after[:1].isalnum()
 
 
 def attribute(
@@ -126,30 +150,32 @@ def attribute(
 ) -> tuple[dict[str, tuple[float, float]], dict[str, float]]:
     """Give each operator's time to the module whose weight it reads.
 
-    A weight goes by its own name, by what it was computed from, or (where the optimiser joined weights into one) by the part of the
-    given graph that the operator replaces. An operator without a weight belongs to the module that made its output, unless it only
-    changes a representation. What several modules share is divided by their multiply-adds.
+    A weight is recognised by its name, by the constants that it was computed from, or (where the
+    optimiser joined weights into one) by the part of the original graph that the operator replaces. An
+    operator without a weight belongs to the module that produces its output, unless it only changes
+    a representation. Time that several modules share is divided by their multiply-adds.
 
     Args:
-        profile: operators of the graph that was executed.
-        model: the file that was given.
-        owners: the module that made each tensor of the file.
-        work: what the file does.
+        profile: operators of the executed graph.
+        model: the file that was profiled.
+        owners: module that produces each tensor of the file.
+        work: kernels of the file.
 
     Returns:
-        owner ("rest" where it is no module) -> (microseconds, operators), and the rest's microseconds by operator.
+        ({owner: (microseconds, operators)}, microseconds by operator of the rest). The owner is a
+        module, or "rest" where no module owns the operator.
     """
-    given = Given(GraphFile.read(model), owners, frozenset(work.kernels))
+    original = OriginalGraph(GraphFile.read(model), owners, frozenset(work.kernels))
     spent: dict[str, tuple[float, float]] = defaultdict(lambda: (0.0, 0.0))
     operators: dict[str, float] = defaultdict(float)
     everything = frozenset(name for node in profile for name in node.names)
     for node in profile:
-        found = _owners_of(node, given, everything)
-        if not found:
+        modules = _owners_of(node, original, everything)
+        if not modules:
             operators[node.operator] += node.microseconds
-        # An expert that no sample of the example went to has no rows.
+        # An expert that no sample of the example reaches has no rows.
         parts = {
-            name: max(1.0, work.kernels[name].rows * work.kernels[name].amount) for name in found
+            name: max(1.0, work.kernels[name].rows * work.kernels[name].amount) for name in modules
         } or {REST: 1.0}
         for owner, part in parts.items():
             share = part / sum(parts.values())
@@ -160,19 +186,21 @@ def attribute(
     }, dict(operators)
 
 
-def _owners_of(node: NodeTime, given: Given, everything: frozenset[str]) -> tuple[str, ...]:
+def _owners_of(
+    node: NodeTime, original: OriginalGraph, everything: frozenset[str]
+) -> tuple[str, ...]:
     if node.weights and node.operator not in COMBINE:
-        found = tuple(
-            dict.fromkeys(owner for name in node.weights for owner in given.weight_owners(name))
-        )
-        if found:
-            return found
+        owners: dict[str, None] = {}
+        for name in node.weights:
+            owners.update(dict.fromkeys(original.weight_owners(name)))
+        if owners:
+            return tuple(owners)
     if node.operator in CONVERSIONS:
         return ()
-    own = tuple(owner for name in node.names for owner in given.owner(name))[:1]
+    own = tuple(owner for name in node.names for owner in original.owner(name))[:1]
     unknown = (
         node.operator in PRODUCTS
         if node.weights is None
-        else not given.graph.names.issuperset(node.weights)
+        else not original.graph.names.issuperset(node.weights)
     )
-    return own or (given.computed(node.names, everything - set(node.names)) if unknown else ())
+    return own or (original.computed(node.names, everything - set(node.names)) if unknown else ())

@@ -1,22 +1,34 @@
-"""Where the time of a model goes: in modules, which can be compressed, and in the operators around them, which cannot."""
+"""Divide the latency of the float model among modules and the operators around them.
+
+`inspect --latency` and the report show it: modules can be compressed, the operators cannot.
+"""
 
 from __future__ import annotations
 
 from typing import Any
 
-from autocompress.targets.latency_model.fit import REST, Run
 from autocompress.targets.latency_model.latency_table import LatencyTable
+from autocompress.targets.latency_model.run import REST, Run
 from autocompress.targets.workload import Layout
 
 
 def where_time_goes(table: LatencyTable, layout: Layout) -> dict[str, Any]:
-    """Shares of the wall time of the float model, as it was profiled, and what its modules take in the other forms that were measured.
+    """Return shares of the float model's wall time, and times of its modules in other forms.
 
-    "modules": rows of (module, share, milliseconds, {form: predicted milliseconds}); "operators": rows of (operator, share, milliseconds)
-    of what no module owns (attention's products, normalisation, softmax); "modules_share" of the first in all; "note" is the table's. The
-    profiler's own cost is taken out of each operator. Where the profile is not trusted, shares are those that the model predicts.
+    The profiler's own cost is subtracted from each operator. If the profile is not trusted, shares
+    are those that the latency model predicts.
+
+    Args:
+        table: latency table of the model.
+        layout: structure of the model.
+
+    Returns:
+        {"milliseconds": of the float model, "modules_share": share of all modules, "modules": rows
+        of {module, share, milliseconds, forms: {form: predicted milliseconds}}, "operators": rows
+        of {operator, share, milliseconds} that no module owns, "note": the table's}. Rows begin
+        with the largest share.
     """
-    run = next(run for run in table.runs if run.spent)  # the first of a plan is the untouched model
+    run = next(run for run in table.runs if run.spent)  # the untouched model
     modules, operators = _predicted(table, run) if table.doubt else _profiled(table, run)
     total = max(sum(modules.values()) + sum(operators.values()), 1e-9)
     forms: dict[str, dict[str, float]] = {}
@@ -50,7 +62,7 @@ def where_time_goes(table: LatencyTable, layout: Layout) -> dict[str, Any]:
 
 
 def _profiled(table: LatencyTable, run: Run) -> tuple[dict[str, float], dict[str, float]]:
-    """Microseconds by module and by operator, without what profiling costs."""
+    """Return microseconds by module and by operator, without the cost of profiling."""
     overhead = table.model.profiler_us
     modules = {
         name: max(us - overhead * n, 0.02 * us)
@@ -59,12 +71,12 @@ def _profiled(table: LatencyTable, run: Run) -> tuple[dict[str, float], dict[str
     }
     rest, count = run.spent.get(REST, (0.0, 0))
     around = max(rest - overhead * count, 0.02 * rest)
-    # Of the operators only sums are known, so that the profiler's cost is spread over them in proportion.
+    # Only sums are known of the operators, so the profiler's cost is spread in proportion.
     scale = around / max(sum(run.operators.values()), 1e-9)
     return modules, {name: us * scale for name, us in run.operators.items()}
 
 
 def _predicted(table: LatencyTable, run: Run) -> tuple[dict[str, float], dict[str, float]]:
-    """The same as the regression over whole models has it, which does not tell the operators apart."""
+    """Return microseconds by module and of all operators, as regressed over whole models."""
     modules = {name: table.model.kernel_us(kernel) for name, kernel in run.work.kernels.items()}
     return modules, {"all operators": table.model.around_us(run.work.surroundings)}

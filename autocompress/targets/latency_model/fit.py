@@ -1,55 +1,44 @@
-"""From measured whole models to the time of any mixture: kernels by lookup, surroundings by regression, both held to wall time."""
+"""Fit a latency model to measured whole models: a time for any mixture of kernels.
+
+Kernels are looked up in a grid and interpolated, surroundings are regressed, and both are corrected
+so that their sum fits the wall times.
+"""
 
 from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from functools import cached_property
 
 import numpy as np
 from numpy.typing import NDArray
 from scipy.optimize import nnls
 
+from autocompress.targets.latency_model.run import REST, Run, profiler_overhead, undisturbed
 from autocompress.targets.workload import Kernel, Work, arithmetic
 
-RIDGE = 1e-3
+RIDGE = 1e-3  # of the cost of each feature
 PRIOR = 0.1  # relative spread of a class's correction
-KERNEL_PRIOR = 0.3  # of a kernel's, around the time per multiply-add of its class
-NOISE = {
-    "profiled": 0.02,
-    "front": 0.005,
-}  # of what a whole model's time is explained to; what was verified counts most
-PRODUCTS = "products of "  # in front of a class of kernels: a feature of whole models
-REST = "rest"  # the owner of what no module owns
+KERNEL_PRIOR = 0.3  # of a kernel's time per multiply-add around that of its class
+# Relative noise of the wall time of a whole model; verified points count most.
+NOISE = {"profiled": 0.02, "front": 0.005}
+PRODUCTS = "products of "  # prefix of a kernel class as a feature of whole models
 Place = tuple[str, int, str, int, int]  # signature, rows, form, kept_in, kept_out
 
 
 @dataclass(frozen=True)
-class Run:
-    """One whole model that was measured.
+class LatencyModel:
+    """Latency model fitted to profiled runs.
+
+    It holds a per-kernel grid, the cost per surrounding feature and a correction per kernel class.
 
     Attributes:
-        role: "profiled", "checked" (never used in a fit) or "front".
-        work: what it does.
-        milliseconds: its wall time, undisturbed, at the speed of its table's baseline; `interval` its 95 % interval.
-        spent: owner (module or "rest") -> (profiled microseconds, operators, in parts where several share one); empty where it was
-            only timed.
-        operators: the rest's microseconds by operator.
+        grid: (microseconds, amount) of each kernel that was measured or regressed.
+        around: microseconds of a unit of each surrounding feature, at least 0.
+        corrections: relative correction of the sum of the parts, per kind and arithmetic.
+        profiler_us: microseconds that profiling adds to each operator.
     """
-
-    role: str
-    work: Work
-    milliseconds: float
-    interval: tuple[float, float]
-    spent: Mapping[str, tuple[float, float]] = field(default_factory=dict)
-    operators: Mapping[str, float] = field(default_factory=dict)
-
-
-@dataclass(frozen=True)
-class LatencyModel:
-    """Microseconds of anything: `grid` holds what was measured, or regressed, `around` what a unit of each feature costs, and
-    `corrections`, per kind and arithmetic, what wall time adds to the sum of the parts."""
 
     grid: Mapping[Place, tuple[float, float]]  # microseconds, amount
     around: Mapping[str, float]
@@ -58,28 +47,29 @@ class LatencyModel:
 
     @classmethod
     def of(cls, runs: Sequence[Run], attributed: bool = True) -> LatencyModel:
-        """Fit to the runs that are not kept for checking.
+        """Return a model fitted to all runs but those with role "checked".
 
         Args:
             runs: at least one of them must have been profiled.
-            attributed: whether the operators' times that were given to the modules are right; else whole models alone count.
+            attributed: True to trust the operators' times that were attributed to modules. False to
+                fit to wall times of whole models alone.
         """
         used = [run for run in runs if run.role != "checked"]
         return cls._of_operators(used) if attributed else cls._of_whole_models(used)
 
     @classmethod
     def _of_operators(cls, used: Sequence[Run]) -> LatencyModel:
-        """Kernels as they were profiled; what lies between them by regression."""
+        """Take kernels as profiled, and regress what lies between them."""
         profiled = [run for run in used if run.spent]
         overhead = profiler_overhead(profiled)
-        times = [_undisturbed(run, overhead) for run in profiled]
+        times = [undisturbed(run, overhead) for run in profiled]
         seen: dict[Place, list[float]] = defaultdict(list)
         amounts: dict[Place, float] = {}
         for run, spent in zip(profiled, times, strict=True):
             for module, kernel in run.work.kernels.items():
                 seen[kernel[:5]].append(spent.get(module, 0.0))
                 amounts[kernel[:5]] = kernel.amount
-        grid = {place: (float(np.median(found)), amounts[place]) for place, found in seen.items()}
+        grid = {place: (float(np.median(us)), amounts[place]) for place, us in seen.items()}
         surroundings = [run.work.surroundings for run in profiled]
         around = _costs(
             surroundings,
@@ -91,8 +81,11 @@ class LatencyModel:
 
     @classmethod
     def _of_whole_models(cls, used: Sequence[Run]) -> LatencyModel:
-        """Regression of wall times, in two steps: what a multiply-add of each class of kernels costs and what surrounds the kernels;
-        then by how much each kernel differs from its class."""
+        """Regress wall times in two steps.
+
+        First the cost of a multiply-add per class of kernels and of a unit of each surrounding
+        feature, then the difference of each kernel from its class.
+        """
         wall = [run.milliseconds * 1e3 for run in used]
         cost = _costs([_amounts(run.work) for run in used], wall, wall)
         around = {feature: us for feature, us in cost.items() if not feature.startswith(PRODUCTS)}
@@ -110,43 +103,65 @@ class LatencyModel:
         return cls(grid, around, _corrections(cls(grid, around, {}, 0.0), used), 0.0)
 
     def kernel_us(self, kernel: Kernel) -> float:
-        """Time of one kernel; between measured widths and rows by interpolation. KeyError when no kernel of its form was measured."""
-        found = self._known(kernel)
+        """Return the time of one kernel.
+
+        Args:
+            kernel: interpolated if it lies between measured widths or rows.
+
+        Returns:
+            Microseconds.
+
+        Raises:
+            KeyError: if no kernel of its form was measured.
+        """
+        known_us = self._known(kernel)
         factor = 1 + self.corrections.get(_class(kernel), 0.0)
-        return factor * (self._interpolated(kernel) if found is None else found)
+        return factor * (self._interpolated(kernel) if known_us is None else known_us)
 
     def around_us(self, surroundings: Mapping[str, float]) -> float:
-        """Time of what surrounds the kernels."""
+        """Return the microseconds of the operators around the kernels.
+
+        Args:
+            surroundings: amount by feature.
+        """
         factor = 1 + self.corrections.get(REST, 0.0)
         return factor * sum(
             self.around.get(feature, 0.0) * amount for feature, amount in surroundings.items()
         )
 
     def predict_us(self, work: Work) -> float:
-        """Time of a whole model."""
+        """Return the microseconds of a whole model.
+
+        Args:
+            work: its kernels and surroundings.
+        """
         return sum(map(self.kernel_us, work.kernels.values())) + self.around_us(work.surroundings)
 
     def measured(self, kernel: Kernel) -> bool:
-        """Whether just this kernel was measured, so that nothing is interpolated."""
+        """Return True if this kernel was measured, so that nothing is interpolated.
+
+        Args:
+            kernel: its amount does not matter.
+        """
         return self._known(kernel) is not None
 
     def _known(self, kernel: Kernel) -> float | None:
-        found = self.grid.get(kernel[:5])
-        return None if found is None else found[0]
+        entry = self.grid.get(kernel[:5])
+        return None if entry is None else entry[0]
 
     @cached_property
     def _lines(self) -> Mapping[tuple[str, str], Mapping[int, list[tuple[float, float]]]]:
-        """(amount, microseconds) by signature and form, and by form without its ratio; then by rows."""
-        found: dict[tuple[str, str], dict[int, list[tuple[float, float]]]] = defaultdict(
+        """Return (amount, microseconds) by (signature, form with or without its ratio) and rows."""
+        lines: dict[tuple[str, str], dict[int, list[tuple[float, float]]]] = defaultdict(
             lambda: defaultdict(list)
         )
         for (signature, rows, form, _, _), (microseconds, amount) in self.grid.items():
             for name in {form, _without_ratio(form)}:
-                found[signature, name][rows].append((amount, microseconds))
-        return found
+                lines[signature, name][rows].append((amount, microseconds))
+        return lines
 
     def _interpolated(self, kernel: Kernel) -> float:
-        """Along the amount of work, in which widths are rounded up to what the kernel likes, and along rows."""
+        """Interpolate along the amount of work, and along rows."""
         for name in (kernel.form, _without_ratio(kernel.form)):
             by_rows = self._lines.get((kernel.signature, name), {})
             if kernel.rows in by_rows:
@@ -172,7 +187,7 @@ def _without_ratio(form: str) -> str:
 
 
 def _along(points: Sequence[tuple[float, float]], at: float) -> float:
-    """Piecewise linear between the means of measured amounts; outside, in proportion to the nearest."""
+    """Interpolate between the means of measured amounts; outside, scale the nearest one."""
     amounts = sorted({amount for amount, _ in points})
     times = [float(np.mean([time for amount, time in points if amount == one])) for one in amounts]
     if at < amounts[0] or at > amounts[-1]:
@@ -181,43 +196,20 @@ def _along(points: Sequence[tuple[float, float]], at: float) -> float:
     return float(np.interp(at, amounts, times))
 
 
-def profiler_overhead(profiled: Sequence[Run]) -> float:
-    """Microseconds that profiling adds to each operator: wall time is regressed on profiled time and on the number of operators."""
-    if len(profiled) < 4:
-        return 0.0
-    design = np.array(
-        [
-            [sum(us for us, _ in run.spent.values()), sum(n for _, n in run.spent.values())]
-            for run in profiled
-        ]
-    )
-    wall = np.array([run.milliseconds * 1e3 for run in profiled])
-    (scale, per_operator), *_ = np.linalg.lstsq(
-        design / wall[:, None], np.ones(len(wall)), rcond=None
-    )
-    smallest = min(float(us / n) for us, n in design)
-    return float(np.clip(-per_operator / max(scale, 1e-9), 0.0, 0.9 * smallest))
-
-
-def _undisturbed(run: Run, overhead: float) -> dict[str, float]:
-    """What each owner spent of the run's wall time. A profile is made in a moment in which the machine may be slower than when the
-    model was timed, so that its sum is held to the wall time."""
-    net = {owner: max(us - overhead * n, 0.02 * us) for owner, (us, n) in run.spent.items()}
-    factor = run.milliseconds * 1e3 / max(sum(net.values()), 1e-9)
-    return defaultdict(float, {owner: us * factor for owner, us in net.items()})
-
-
 def _costs(
     features: Sequence[Mapping[str, float]], times: Sequence[float], whole: Sequence[float]
 ) -> dict[str, float]:
-    """Cost of a unit of each feature, at least 0, by ridge regression of `times` on errors relative to the `whole` models."""
-    names = sorted({name for found in features for name in found})
+    """Return the cost of a unit of each feature, at least 0.
+
+    Ridge regression of `times`, on errors relative to the `whole` models.
+    """
+    names = sorted({name for amounts in features for name in amounts})
     if not names:
         return {}
-    design = np.array([[found.get(name, 0.0) for name in names] for found in features])
+    design = np.array([[amounts.get(name, 0.0) for name in names] for amounts in features])
     unit = np.maximum(design.max(axis=0), 1e-9)
     weight = 1 / np.array(whole)
-    # Scaled to shares of a typical model, so that the ridge means the same for a small model and for a large one.
+    # Scale to shares of a typical model: the ridge then means the same for every size of model.
     typical = 1 / weight.mean()
     rows = np.concatenate(
         [
@@ -233,14 +225,13 @@ def _costs(
 
 
 def _amounts(work: Work) -> dict[str, float]:
-    """The features of a whole model: multiply-adds by class of kernels, and what surrounds them."""
-    found = defaultdict(float, work.surroundings)
+    """Return the features of a whole model: multiply-adds by class of kernels, and surroundings."""
+    amounts = defaultdict(float, work.surroundings)
     for kernel in work.kernels.values():
-        if not kernel.signature.startswith(
-            "embedding"
-        ):  # a lookup multiplies nothing; its rows are among the surroundings
-            found[PRODUCTS + _class(kernel)] += kernel.rows * kernel.amount
-    return dict(found)
+        # A lookup multiplies nothing; its rows are among the surroundings.
+        if not kernel.signature.startswith("embedding"):
+            amounts[PRODUCTS + _class(kernel)] += kernel.rows * kernel.amount
+    return dict(amounts)
 
 
 def _class(kernel: Kernel) -> str:
@@ -257,7 +248,10 @@ def _corrections(
     class_of: Callable[[Kernel], str] = _class,
     prior: float = PRIOR,
 ) -> dict[str, float]:
-    """Relative correction per class: the mean of the posterior of Gaussian regression on what `plain` leaves of the wall times."""
+    """Return the relative correction of each class.
+
+    It is the posterior mean of a Gaussian regression on the residuals of the wall times.
+    """
     shares: list[dict[str, float]] = []
     left = []
     for run in runs:

@@ -1,4 +1,7 @@
-"""Which whole models show a target every kernel that a space offers, and which check what follows from them."""
+"""Plan which whole models are profiled, and which are timed to check the predictions.
+
+The profiled models must show every kernel that a search space offers on the target.
+"""
 
 from __future__ import annotations
 
@@ -12,17 +15,20 @@ import numpy as np
 from autocompress.candidate import Candidate, ModuleConfig
 from autocompress.targets.workload import Layout, workload
 
-POOL = 160
-LEAST, MOST, CHECKED = 16, 40, 24
-SHOWN = 2  # how often every kernel is to be seen
+POOL = 160  # random candidates to choose from
+LEAST, MOST, CHECKED = 16, 40, 24  # profiled models, and timed ones for the check
+SHOWN = 2  # models that each kernel should be profiled in
 
 
 @dataclass(frozen=True)
 class Subject:
-    """What is profiled.
+    """Describe the model that is profiled.
 
     Attributes:
-        blank: candidate -> (file, owner of each tensor).
+        layout: structure of the model.
+        feed: inputs by name.
+        baseline: content of the float file.
+        blank: candidate -> (file without real weights, owner of each tensor).
         choices: per module a config for each form that it may take, untouched first.
         ratios: pruning ratios of each prunable group, by its root.
     """
@@ -35,16 +41,30 @@ class Subject:
     ratios: Mapping[str, tuple[float, ...]]
 
     def source(self, candidate: Candidate) -> Callable[[], bytes]:
-        """The content of a candidate's file, made when it is asked for."""
+        """Return a function that builds a candidate's file when it is called.
+
+        Args:
+            candidate: config of each module.
+        """
         return lambda: self.blank(candidate)[0]
 
 
 def form_choices(
     layout: Layout, offered: Callable[[str], Iterable[ModuleConfig]]
 ) -> dict[str, tuple[ModuleConfig, ...]]:
-    """Per module, one config for each form among those that are offered, and among their parts: ranks alone and bits alone, as they are
-    tried on the way to a candidate. What plays no part in latency is left out of them."""
-    found: dict[str, tuple[ModuleConfig, ...]] = {}
+    """Return one config per form and module.
+
+    Ranks alone and bits alone are included, as a search tries them on the way to a candidate.
+    Values that do not affect latency are reset.
+
+    Args:
+        layout: structure of the model.
+        offered: returns the configs that the space offers a module.
+
+    Returns:
+        Configs by module, the untouched one first.
+    """
+    choices: dict[str, tuple[ModuleConfig, ...]] = {}
     for module in layout.module_map:
         forms = {layout.form(module, ModuleConfig()): ModuleConfig()}
         for config in offered(module.name):
@@ -55,12 +75,18 @@ def form_choices(
                 bits,
             ):
                 forms.setdefault(layout.form(module, plain), plain)
-        found[module.name] = tuple(forms.values())
-    return found
+        choices[module.name] = tuple(forms.values())
+    return choices
 
 
 def uniform_candidate(subject: Subject, form: str, depth: float = 0.0) -> Candidate:
-    """Every module in the same form, as far as it has it, and untouched otherwise; `depth` is where in its ratios each group is."""
+    """Return a candidate with every module in the same form, or untouched if it lacks the form.
+
+    Args:
+        subject: model and space.
+        form: see `Kernel.form`.
+        depth: 0 for the smallest pruning ratio of each group, 1 for the largest.
+    """
     configs = {}
     for module in subject.layout.module_map:
         options = subject.choices[module.name]
@@ -74,8 +100,15 @@ def uniform_candidate(subject: Subject, form: str, depth: float = 0.0) -> Candid
 
 
 def random_candidate(subject: Subject, generator: np.random.Generator) -> Candidate:
-    """A joint candidate of the space; how much it likes each form and how deep it prunes is itself random, since fronts lie at mixtures
-    of all kinds, and independent choices would all look the same."""
+    """Return a random joint candidate of the space.
+
+    The preference for each form and the depth of pruning are random too: fronts hold mixtures of
+    all kinds, and independent choices would all look alike.
+
+    Args:
+        subject: model and space.
+        generator: source of all draws.
+    """
     layout = subject.layout
     liking: dict[str, float] = defaultdict(lambda: float(np.exp(2 * generator.standard_normal())))
     share, depth = generator.random(2)
@@ -93,12 +126,20 @@ def random_candidate(subject: Subject, generator: np.random.Generator) -> Candid
 
 
 def _pruned(config: ModuleConfig, ratio: float) -> ModuleConfig:
-    # Which channels go plays no part, and magnitudes are the quickest to rank.
+    # Latency does not depend on which channels go; magnitudes are the fastest to rank.
     return replace(config, pruning_ratio=ratio, importance="l2") if ratio > 0 else config
 
 
 def shown_candidates(subject: Subject, generator: np.random.Generator) -> list[Candidate]:
-    """The models to profile: all modules in one form each, then mixtures, greedily those that show most kernels not yet seen twice."""
+    """Return the models to profile.
+
+    All modules in one form each come first, then mixtures. Each step takes the candidate with most
+    kernels that were not seen SHOWN times yet.
+
+    Args:
+        subject: model and space.
+        generator: draws the pool of mixtures.
+    """
     layout = subject.layout
     forms = all_forms(subject)
     chosen = [uniform_candidate(subject, form) for form in forms[:2]]
@@ -127,14 +168,24 @@ def shown_candidates(subject: Subject, generator: np.random.Generator) -> list[C
 
 @dataclass(frozen=True)
 class Plan:
-    """Candidates whose models are profiled, and those that are timed only, to check the predictions."""
+    """Hold the candidates that are measured.
+
+    Attributes:
+        profiled: profiled and timed, for the fit.
+        checked: timed only, to check the predictions.
+    """
 
     profiled: tuple[Candidate, ...]
     checked: tuple[Candidate, ...]
 
     @classmethod
     def of(cls, subject: Subject, seed: int) -> Plan:
-        """Chosen for the kernels that the subject's space offers."""
+        """Return a plan for the kernels that the space offers.
+
+        Args:
+            subject: model and space.
+            seed: of all draws.
+        """
         generator = np.random.default_rng(seed)
         profiled = shown_candidates(subject, generator)
         drawn = dict.fromkeys(random_candidate(subject, generator) for _ in range(4 * CHECKED))
@@ -145,7 +196,11 @@ class Plan:
 
     @classmethod
     def from_json(cls, data: Mapping[str, Any]) -> Plan:
-        """Reverse of `to_json`."""
+        """Return a plan from the content of `to_json`.
+
+        Args:
+            data: candidates by role.
+        """
         return cls(
             *(
                 tuple(Candidate.from_json(one) for one in data[role])
@@ -154,7 +209,7 @@ class Plan:
         )
 
     def to_json(self) -> dict[str, Any]:
-        """Plain types."""
+        """Return the candidates by role, in plain types."""
         return {
             role: [candidate.to_json() for candidate in getattr(self, role)]
             for role in ("profiled", "checked")
@@ -162,7 +217,12 @@ class Plan:
 
 
 def least_shown(subject: Subject, profiled: Sequence[Candidate]) -> int:
-    """How many of the first candidates show every form of every kind of kernel that all of them show."""
+    """Return the number of first candidates that show every form of every kernel.
+
+    Args:
+        subject: model and space.
+        profiled: in the order of measurement.
+    """
     shown = [
         {(k.signature, k.form) for k in workload(subject.layout, one).kernels.values()}
         for one in profiled
@@ -177,7 +237,11 @@ def least_shown(subject: Subject, profiled: Sequence[Candidate]) -> int:
 
 
 def all_forms(subject: Subject) -> list[str]:
-    """Every form that some module may take."""
+    """Return every form that some module may take.
+
+    Args:
+        subject: model and space.
+    """
     layout = subject.layout
     return list(
         dict.fromkeys(

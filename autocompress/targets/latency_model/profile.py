@@ -1,4 +1,4 @@
-"""Measure a latency table: run the models of a plan on the target, attribute their operators to modules, keep the result."""
+"""Measure a latency table: run the models of a plan on the target and attribute their operators."""
 
 from __future__ import annotations
 
@@ -6,28 +6,39 @@ from collections.abc import Callable, Mapping
 from dataclasses import replace
 
 from autocompress.candidate import Candidate
-from autocompress.targets.device.job import Found, Job, Report
+from autocompress.targets.device.job import Job, Report
+from autocompress.targets.device.result import JobResult
 from autocompress.targets.kernel_models import product_model
 from autocompress.targets.latency import carry_out
 from autocompress.targets.latency_model.attribution import attribute
-from autocompress.targets.latency_model.fit import Run
 from autocompress.targets.latency_model.latency_table import LatencyTable
 from autocompress.targets.latency_model.plan import (
     Plan,
     Subject,
     least_shown,
 )
+from autocompress.targets.latency_model.run import Run
 from autocompress.targets.target import Target
 from autocompress.targets.workload import workload
 
-BUDGET_S = 36.0
+BUDGET_S = 36.0  # for timing whole models
 KEPT_BYTES = 512 << 20  # of files in memory while they are measured
 
 
 def job_of(
     subject: Subject, target: Target, plan: Plan, seed: int, limit_s: float | None = None
 ) -> Job:
-    """What is to be run on the target, within `limit_s` seconds: settings are tuned on the float model, and on the first other form."""
+    """Return the job that measures a plan.
+
+    Settings are tuned on the float model and on the first other form.
+
+    Args:
+        subject: model and space.
+        target: gives the first settings and the numbers of threads.
+        plan: candidates to profile and to time.
+        seed: of the order in which models run.
+        limit_s: seconds that all may take; None for no limit.
+    """
     profiled, checked = (
         [subject.source(candidate) for candidate in part] for part in (plan.profiled, plan.checked)
     )
@@ -44,7 +55,15 @@ def measure_table(
     report: Report = lambda what, share: None,
     limit_s: float | None = None,
 ) -> LatencyTable:
-    """Profile, time, fit and check; `report` gets (what, share done). What `limit_s` seconds do not allow is left out, but no form."""
+    """Profile, time, fit and check.
+
+    Args:
+        subject: model and space.
+        target: where the models run.
+        seed: of the plan and of the order.
+        report: gets (current step, share of it that is done).
+        limit_s: seconds that all may take; models are left out, but no form.
+    """
     subject = replace(subject, blank=_remembered(subject.blank))
     plan = Plan.of(subject, seed)
     return table_of(
@@ -58,48 +77,55 @@ def measure_table(
 def _remembered(
     blank: Callable[[Candidate], tuple[bytes, Mapping[str, str]]],
 ) -> Callable[[Candidate], tuple[bytes, Mapping[str, str]]]:
-    """`blank`, which is asked for each file several times: the first files are kept while they take at most `KEPT_BYTES`."""
+    """Return `blank` with a memory of its first files, of at most KEPT_BYTES."""
     files: dict[Candidate, tuple[bytes, Mapping[str, str]]] = {}
     room = KEPT_BYTES
 
-    def made(candidate: Candidate) -> tuple[bytes, Mapping[str, str]]:
+    def remembered(candidate: Candidate) -> tuple[bytes, Mapping[str, str]]:
         nonlocal room
         if candidate in files:
             return files[candidate]
-        found = blank(candidate)
-        if len(found[0]) <= room:
-            room -= len(found[0])
-            files[candidate] = found
-        return found
+        file = blank(candidate)
+        if len(file[0]) <= room:
+            room -= len(file[0])
+            files[candidate] = file
+        return file
 
-    return made
+    return remembered
 
 
-def table_of(subject: Subject, target: Target, plan: Plan, found: Found) -> LatencyTable:
-    """The table of what a job found on the models of a plan, the last of which may be left out."""
+def table_of(subject: Subject, target: Target, plan: Plan, result: JobResult) -> LatencyTable:
+    """Return the table of a job's result.
+
+    Args:
+        subject: model and space.
+        target: where the models ran.
+        plan: candidates of the models; the last ones of each role may be left out.
+        result: measurements.
+    """
     runs = []
-    profiled = len(found.profiles)
-    candidates = [*plan.profiled[:profiled], *plan.checked[: len(found.ratios) - profiled]]
+    profiled = len(result.profiles)
+    candidates = [*plan.profiled[:profiled], *plan.checked[: len(result.ratios) - profiled]]
     for i, (candidate, ratio, (low, high)) in enumerate(
-        zip(candidates, found.ratios, found.intervals, strict=True)
+        zip(candidates, result.ratios, result.intervals, strict=True)
     ):
-        work, ms = workload(subject.layout, candidate), found.baseline_ms
+        work, ms = workload(subject.layout, candidate), result.baseline_ms
         if i >= profiled:
             runs.append(Run("checked", work, ratio * ms, (low * ms, high * ms)))
             continue
-        spent, operators = attribute(found.profiles[i], *subject.blank(candidate), work)
+        spent, operators = attribute(result.profiles[i], *subject.blank(candidate), work)
         runs.append(Run("profiled", work, ratio * ms, (low * ms, high * ms), spent, operators))
     return LatencyTable(
         target.name,
-        dict(found.versions),
-        found.settings,
+        dict(result.versions),
+        result.settings,
         {name: list(array.shape) for name, array in subject.feed.items()},
-        found.baseline_ms,
+        result.baseline_ms,
         tuple(runs),
         dict(subject.layout.multiples),
         subject.layout.integer_forms,
-        tuple(found.tuning),
-        found.warning,
-        found.left_out,
-        found.product_rate,
+        tuple(result.tuning),
+        result.warning,
+        result.left_out,
+        result.product_rate,
     )

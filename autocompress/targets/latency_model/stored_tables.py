@@ -1,4 +1,4 @@
-"""Stored."""
+"""Find the latency table of a model: in a file, in the cache, or by measuring it."""
 
 from __future__ import annotations
 
@@ -10,7 +10,8 @@ from typing import Any
 from autocompress.cache import Cache, cache_folder, key_of
 from autocompress.errors import TargetError
 from autocompress.integer_form import IntegerForm
-from autocompress.targets.device.job import Found, Report, read_found, versions
+from autocompress.targets.device.job import Report
+from autocompress.targets.device.result import JobResult, read_result, versions
 from autocompress.targets.kernel_arithmetic import products_saturate
 from autocompress.targets.latency_model.latency_table import LatencyTable
 from autocompress.targets.latency_model.plan import (
@@ -24,7 +25,15 @@ from autocompress.targets.target import Target
 
 
 def table_key(subject: Subject, target: Target) -> str:
-    """Hash of machine, runtime, target, the structure of the model and what the space offers (weights play no part in latency)."""
+    """Return the key of a table in the cache.
+
+    It is a hash of machine, runtime, target, model structure and what the space offers. Weights do
+    not affect latency.
+
+    Args:
+        subject: model and space.
+        target: its settings and name count.
+    """
     layout = subject.layout
     content: list[Any] = [
         sorted(versions(target.settings).items()),
@@ -46,13 +55,24 @@ def table_key(subject: Subject, target: Target) -> str:
 def cached_table(
     subject: Subject,
     target: Target,
-    given: Path | None = None,
+    file: Path | None = None,
     report: Report = lambda what, share: None,
     limit_s: float | None = None,
 ) -> LatencyTable:
-    """The table from file `given`, from the cache by machine and model, or measured now, within `limit_s` seconds, and cached if whole."""
-    if given is not None:
-        return _serving(subject, target, given)
+    """Return the latency table of a model.
+
+    Args:
+        subject: model and space.
+        target: where the models run.
+        file: file of a table; None to look in the cache, and to measure and cache it otherwise.
+        report: gets (current step, share of it that is done).
+        limit_s: seconds that measuring may take; an incomplete table is not cached.
+
+    Raises:
+        TargetError: if the file does not fit.
+    """
+    if file is not None:
+        return _serving(subject, target, file)
     cache, name = Cache(cache_folder() / "latency"), f"{table_key(subject, target)}.json"
     cached = cache.read(name, LatencyTable.load)
     if cached is not None:
@@ -63,8 +83,14 @@ def cached_table(
     return table
 
 
-def kept(subject: Subject, target: Target, path: Path) -> LatencyTable | None:
-    """The table that a run folder keeps, or None when there is none that serves."""
+def run_table(subject: Subject, target: Target, path: Path) -> LatencyTable | None:
+    """Return the table of a run folder, or None if there is none that fits.
+
+    Args:
+        subject: model and space.
+        target: where the models run.
+        path: file in the run folder.
+    """
     try:
         return _serving(subject, target, path) if path.is_file() else None
     except TargetError:
@@ -78,18 +104,27 @@ def _serving(subject: Subject, target: Target, path: Path) -> LatencyTable:
 
 
 def load_table(subject: Subject, target: Target, path: Path) -> LatencyTable:
-    """A table from `profile`, or what probes found on a device; TargetError when it is damaged, or of another target, model or version."""
-    found = _probes(path)
-    if found is None:
+    """Return a table from `profile`, or from what probes measured on a device.
+
+    Args:
+        subject: model and space.
+        target: must be that of the table.
+        path: file of either kind.
+
+    Raises:
+        TargetError: if the file is damaged, or of another target, model or version.
+    """
+    probes = _probes(path)
+    if probes is None:
         table = LatencyTable.load(path)
-    elif found.plan["model"] != subject.layout.digest:
+    elif probes.plan["model"] != subject.layout.digest:
         raise TargetError(
             f"{path}: was measured with the probes of another model; export probes of this one"
         )
     else:
         table = replace(
-            table_of(subject, target, Plan.from_json(found.plan), found),
-            target=found.plan["target"],
+            table_of(subject, target, Plan.from_json(probes.plan), probes),
+            target=probes.plan["target"],
         )
     if table.target != target.name:
         raise TargetError(f"{path}: table of target {table.target}, not of {target.name}")
@@ -101,22 +136,36 @@ def load_table(subject: Subject, target: Target, path: Path) -> LatencyTable:
             if table.versions.get(k) != v
         )
         raise TargetError(
-            f"{path}: was measured with {changed}; measure it again with: autocompress profile TASK --out FILE"
+            f"{path}: was measured with {changed}; measure it again with: autocompress profile "
+            f"TASK --out FILE"
         )
     return table
 
 
 def table_multiples(path: Path) -> Mapping[str, int]:
-    """The widths that kernels like, as the file of a table or of what probes found says."""
-    found = _probes(path)
-    return LatencyTable.load(path).multiples if found is None else found.plan["multiples"]
+    """Return the multiples of channels that a table was measured with.
+
+    Args:
+        path: file of a table, or of what probes measured.
+    """
+    probes = _probes(path)
+    return LatencyTable.load(path).multiples if probes is None else probes.plan["multiples"]
 
 
 def table_forms(path: Path, target: Target) -> dict[str, IntegerForm]:
-    """The integer forms that a table, or what probes found, was measured with; TargetError where they are not those of the target,
-    or where no file with them can be run here."""
-    found = _probes(path)
-    forms = LatencyTable.load(path).integer_forms if found is None else found.plan["integer_forms"]
+    """Return the integer forms that a table was measured with.
+
+    Args:
+        path: file of a table, or of what probes measured.
+        target: must allow the forms.
+
+    Raises:
+        TargetError: if the target does not allow them, or this machine cannot run such files.
+    """
+    probes = _probes(path)
+    forms = (
+        LatencyTable.load(path).integer_forms if probes is None else probes.plan["integer_forms"]
+    )
     signed = any(not IntegerForm(form).portable for form in forms.values())
     if signed and target.portable:
         raise TargetError(
@@ -124,19 +173,20 @@ def table_forms(path: Path, target: Target) -> dict[str, IntegerForm]:
         )
     if signed and products_saturate(target.settings):
         raise TargetError(
-            f"{path}: was measured with exact 8-bit products, which this processor does not compute; measure with --portable"
+            f"{path}: was measured with exact 8-bit products, which this processor does not "
+            f"compute; measure with --portable"
         )
     return {name: IntegerForm(form) for name, form in forms.items()}
 
 
-def _probes(path: Path) -> Found | None:
-    """What probes found, or None when the file is another's."""
+def _probes(path: Path) -> JobResult | None:
+    """Return what probes measured, or None if the file is of another kind."""
     try:
-        found = read_found(path)
+        probes = read_result(path)
         return (
-            found
+            probes
             if {"model", "target", "multiples", "integer_forms", "profiled", "checked"}
-            <= set(found.plan)
+            <= set(probes.plan)
             else None
         )
     except (OSError, ValueError, KeyError, TypeError, AttributeError):
@@ -144,5 +194,9 @@ def _probes(path: Path) -> Found | None:
 
 
 def is_foreign(table: LatencyTable) -> bool:
-    """Whether a table was measured on another machine."""
+    """Return True if a table was measured on another machine.
+
+    Args:
+        table: its processor is compared with this one.
+    """
     return table.versions.get("processor") != versions()["processor"]

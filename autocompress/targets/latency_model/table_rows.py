@@ -1,14 +1,15 @@
-"""Rows."""
+"""Convert the runs of a latency table to the rows of its file, and back."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
-from autocompress.targets.latency_model.fit import REST, Run
+from autocompress.targets.latency_model.run import REST, Run
 from autocompress.targets.workload import Kernel, Work
 
-# The rows of a table's file, by column; `run` numbers the models. What was not profiled has no microseconds.
+# Columns of each table of the file; `run` numbers the models. `microseconds` is null if a model was
+# not profiled.
 COLUMNS = {
     "runs": ("run", "role", "milliseconds", "low", "high"),
     "kernels": (
@@ -28,7 +29,33 @@ COLUMNS = {
 }
 
 
+def rows_of(runs: Sequence[Run]) -> dict[str, list[list[Any]]]:
+    """Return the rows of each table of the file, in the order of COLUMNS.
+
+    Args:
+        runs: of a latency table.
+    """
+    rows: dict[str, list[list[Any]]] = {name: [] for name in COLUMNS}
+    for number, run in enumerate(runs):
+        rows["runs"].append([number, run.role, run.milliseconds, *run.interval])
+        for module, kernel in run.work.kernels.items():
+            spent = run.spent.get(module, (None, None))
+            rows["kernels"].append([number, module, *kernel, *spent])
+        for feature, amount in run.work.surroundings.items():
+            rows["surroundings"].append([number, feature, amount])
+        if run.spent:
+            rows["rest"].append([number, None, *run.spent.get(REST, (0.0, 0))])
+        for operator, microseconds in run.operators.items():
+            rows["rest"].append([number, operator, microseconds, None])
+    return rows
+
+
 def runs_of(tables: Mapping[str, list[dict[str, Any]]]) -> tuple[Run, ...]:
+    """Return the runs of a table's file.
+
+    Args:
+        tables: rows of each table as {column: value}, by the names of COLUMNS.
+    """
     kernels: dict[int, dict[str, Kernel]] = {}
     spent: dict[int, dict[str, tuple[float, float]]] = {}
     operators: dict[int, dict[str, float]] = {}

@@ -18,8 +18,8 @@ from autocompress.search.problem.bench import layout_of, subject_of
 from autocompress.space.search_space import SearchSpace
 from autocompress.targets.device.profiler import NodeTime, profile_nodes
 from autocompress.targets.latency_model.attribution import attribute
-from autocompress.targets.latency_model.fit import REST
 from autocompress.targets.latency_model.plan import Subject, all_forms, uniform_candidate
+from autocompress.targets.latency_model.run import REST
 from autocompress.targets.target import find_target
 from autocompress.targets.workload import Kernel, Work, workload
 

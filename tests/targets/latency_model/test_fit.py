@@ -7,7 +7,8 @@ from itertools import pairwise
 import numpy as np
 import pytest
 
-from autocompress.targets.latency_model.fit import REST, LatencyModel, Run, profiler_overhead
+from autocompress.targets.latency_model.fit import LatencyModel
+from autocompress.targets.latency_model.run import REST, Run, profiler_overhead
 from autocompress.targets.workload import Kernel, Work
 
 OVERHEAD = 1.5

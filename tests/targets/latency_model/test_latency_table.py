@@ -14,9 +14,9 @@ from autocompress.export.build import prepare
 from autocompress.integer_form import IntegerForm
 from autocompress.search.problem.bench import layout_of, subject_of
 from autocompress.space.search_space import SearchSpace
-from autocompress.targets.device.job import versions
+from autocompress.targets.device.result import versions
 from autocompress.targets.latency_model.breakdown import where_time_goes
-from autocompress.targets.latency_model.latency_table import LatencyTable, prediction_errors
+from autocompress.targets.latency_model.latency_table import LatencyTable
 from autocompress.targets.latency_model.plan import (
     Plan,
     Subject,
@@ -24,6 +24,7 @@ from autocompress.targets.latency_model.plan import (
     random_candidate,
     uniform_candidate,
 )
+from autocompress.targets.latency_model.quality import prediction_errors
 from autocompress.targets.latency_model.stored_tables import cached_table
 from autocompress.targets.target import find_target
 from autocompress.targets.workload import workload

@@ -17,9 +17,10 @@ from autocompress.report.page import write_report
 from autocompress.targets.device.sessions import DEFAULT
 from autocompress.targets.latency_model import profile
 from autocompress.targets.latency_model.breakdown import where_time_goes
-from autocompress.targets.latency_model.fit import REST, LatencyModel, Run
+from autocompress.targets.latency_model.fit import LatencyModel
 from autocompress.targets.latency_model.latency_table import LatencyTable
-from autocompress.targets.latency_model.plausible import missing_time
+from autocompress.targets.latency_model.quality import missing_time
+from autocompress.targets.latency_model.run import REST, Run
 from autocompress.targets.workload import Kernel, Work
 
 # Microseconds of a kernel by shape, form and whether half of its inputs are removed.

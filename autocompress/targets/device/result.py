@@ -1,0 +1,125 @@
+"""Hold the results of a job, and write and read them as JSON."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import platform
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+import onnxruntime
+
+from .profiler import NodeTime
+from .sessions import DEFAULT, SessionSettings
+
+FORMAT = 2
+
+
+@dataclass(frozen=True)
+class JobResult:
+    """Hold the results of a job.
+
+    Attributes:
+        versions: of runtime and machine.
+        settings: as tuned.
+        tuning: one row per setting that was tried.
+        baseline_ms: latency of the baseline.
+        ratios: to the baseline, of the profiled models and then of the timed ones.
+        intervals: 95 % interval of each ratio.
+        profiles: operators of each profiled model.
+        warning: for the user if the machine was busy, else "".
+        product_rate: multiply-adds per microsecond of a large float product.
+        plan: candidates that the models of exported probes belong to.
+        left_out: number of models that no time was left for, the last ones of each kind.
+    """
+
+    versions: Mapping[str, str]
+    settings: SessionSettings
+    tuning: Sequence[Mapping[str, Any]]
+    baseline_ms: float
+    ratios: Sequence[float]
+    intervals: Sequence[tuple[float, float]]
+    profiles: Sequence[Sequence[NodeTime]]
+    warning: str
+    product_rate: float
+    plan: Mapping[str, Any] = field(default_factory=dict)
+    left_out: int = 0
+
+
+def versions(settings: SessionSettings = DEFAULT) -> dict[str, str]:
+    """Return the runtime and machine that a measurement belongs to.
+
+    Args:
+        settings: decide which runtimes' versions count.
+    """
+    names = {
+        "onnxruntime": str(onnxruntime.__version__),
+        "machine": platform.machine(),
+        "processor": _processor(),
+    }
+    if settings.runtime == "openvino":
+        import openvino
+
+        names["openvino"] = str(openvino.__version__)
+    return names
+
+
+def _processor() -> str:
+    cpuinfo = Path("/proc/cpuinfo")
+    if not cpuinfo.is_file():
+        return platform.processor()
+    lines = cpuinfo.read_text().split("\n\n")[0].splitlines()
+    wanted = [
+        line
+        for line in lines
+        if line.startswith(("model name", "flags", "cpu family", "model\t", "Features", "CPU part"))
+    ]
+    return hashlib.sha256("\n".join(wanted).encode()).hexdigest()[:16]
+
+
+def write_result(path: Path, result: JobResult) -> None:
+    """Write the results of a job as JSON.
+
+    Args:
+        path: file to write.
+        result: of one job.
+    """
+    path.write_text(json.dumps({"format": FORMAT, **asdict(result)}))
+
+
+def read_result(path: Path) -> JobResult:
+    """Read the results of a job.
+
+    Args:
+        path: file from `write_result`.
+
+    Raises:
+        ValueError: if the file is not of this format (also KeyError, TypeError).
+    """
+    data = json.loads(path.read_text())
+    if data.pop("format") != FORMAT:
+        raise ValueError("another format")
+    data["settings"] = SessionSettings.from_json(data["settings"])
+    data["intervals"] = [(float(low), float(high)) for low, high in data["intervals"]]
+    data["profiles"] = [
+        [
+            NodeTime(
+                n[0],
+                tuple(n[1]),
+                float(n[2]),
+                _shapes(n[3]),
+                _shapes(n[4]),
+                None if n[5] is None else tuple(n[5]),
+            )
+            for n in profile
+        ]
+        for profile in data["profiles"]
+    ]
+    return JobResult(**data)
+
+
+def _shapes(entries: Any) -> tuple[tuple[str, tuple[int, ...]], ...]:
+    return tuple((kind, tuple(shape)) for kind, shape in entries)

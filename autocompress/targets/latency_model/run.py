@@ -1,0 +1,74 @@
+"""Hold the measurements of one whole model, and subtract the cost of profiling from them."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+
+import numpy as np
+
+from autocompress.targets.workload import Work
+
+REST = "rest"  # owner of operators that no module owns
+
+
+@dataclass(frozen=True)
+class Run:
+    """Hold the measurements of one whole model.
+
+    Attributes:
+        role: "profiled", "checked" (never used in a fit) or "front".
+        work: kernels and surroundings of the model.
+        milliseconds: undisturbed wall time at the speed of the table's baseline.
+        interval: 95 % interval of `milliseconds`.
+        spent: owner (module or "rest") -> (profiled microseconds, operators, as fractions where
+            modules share one); empty if the model was only timed.
+        operators: microseconds of the rest by operator.
+    """
+
+    role: str
+    work: Work
+    milliseconds: float
+    interval: tuple[float, float]
+    spent: Mapping[str, tuple[float, float]] = field(default_factory=dict)
+    operators: Mapping[str, float] = field(default_factory=dict)
+
+
+def profiler_overhead(profiled: Sequence[Run]) -> float:
+    """Return the microseconds that profiling adds to each operator.
+
+    Wall time is regressed on profiled time and on the number of operators.
+
+    Args:
+        profiled: fewer than four runs give 0.
+    """
+    if len(profiled) < 4:
+        return 0.0
+    design = np.array(
+        [
+            [sum(us for us, _ in run.spent.values()), sum(n for _, n in run.spent.values())]
+            for run in profiled
+        ]
+    )
+    wall = np.array([run.milliseconds * 1e3 for run in profiled])
+    (scale, per_operator), *_ = np.linalg.lstsq(
+        design / wall[:, None], np.ones(len(wall)), rcond=None
+    )
+    smallest = min(float(us / n) for us, n in design)
+    return float(np.clip(-per_operator / max(scale, 1e-9), 0.0, 0.9 * smallest))
+
+
+def undisturbed(run: Run, overhead: float) -> dict[str, float]:
+    """Return the share of each owner in the run's wall time, in microseconds.
+
+    The machine may have been slower while it profiled than while it timed. So the sum is scaled to
+    the wall time.
+
+    Args:
+        run: a profiled run.
+        overhead: microseconds that profiling adds to each operator.
+    """
+    net = {owner: max(us - overhead * n, 0.02 * us) for owner, (us, n) in run.spent.items()}
+    factor = run.milliseconds * 1e3 / max(sum(net.values()), 1e-9)
+    return defaultdict(float, {owner: us * factor for owner, us in net.items()})
