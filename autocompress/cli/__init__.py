@@ -1,1 +1,1 @@
-"""The command line: its arguments, its commands and its tables."""
+"""Run autocompress from the command line: arguments, commands and tables."""

@@ -1,225 +1,237 @@
-"""What the command line accepts: commands, options, and the types of their values."""
+"""Define the command line: commands, options and their help."""
 
 from __future__ import annotations
 
 import argparse
+from collections.abc import Callable
+from functools import partial
+from typing import Any
 
-from autocompress.cli.values import count, duration, metric_floor, steps, task_argument
+from autocompress.cli.shared_options import (
+    add_device,
+    add_limits,
+    add_profiled_space,
+    add_table,
+    add_target,
+    add_task,
+)
+from autocompress.cli.values import count, duration, steps
 from autocompress.search.problem.options import SAMPLERS, STRATEGIES, STUDY_NAME
-from autocompress.targets.target import target_names
+
+Command = Callable[..., argparse.ArgumentParser]  # (name, help, takes a task)
 
 
-def add_limits(parser: argparse.ArgumentParser) -> None:
-    """What a point must keep."""
-    parser.add_argument(
-        "--max-size", metavar="2MB|25%", help="largest file, absolute or relative to the float file"
+def build_parser() -> argparse.ArgumentParser:
+    """Return the parser of all commands."""
+    parser = argparse.ArgumentParser(
+        prog="autocompress",
+        description="Search small and fast versions of a PyTorch model and measure them as ONNX "
+        "files.",
     )
+    parser.add_argument("--debug", action="store_true", help="show the traceback of an error")
+    commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
+    command = partial(_add_command, commands)
+    _add_search(command)
+    _add_inspect(command)
+    _add_profile(command)
+    _add_export_probes(command)
+    _add_folder_commands(command)
+    _add_file_commands(command)
+    _add_worker(command)
+    return parser
+
+
+def _add_command(
+    commands: Any, name: str, text: str, task: bool = False
+) -> argparse.ArgumentParser:
+    parser: argparse.ArgumentParser = commands.add_parser(name, help=text, description=text)
     parser.add_argument(
-        "--max-latency",
-        metavar="3ms|0.5x",
-        help="largest latency, absolute or relative to the float file",
+        "--debug", action="store_true", default=argparse.SUPPRESS, help=argparse.SUPPRESS
     )
+    if task:
+        add_task(parser)
+    return parser
+
+
+def _add_search(command: Command) -> None:
+    text = "search the Pareto front of a task; the same command continues a stopped run"
+    parser = command("search", text, task=True)
     parser.add_argument(
-        "--max-accuracy-drop",
-        metavar="0.005|1%",
-        help="most accuracy that may be lost on validation",
-    )
-    parser.add_argument(
-        "--min-metric",
-        type=metric_floor,
-        action="append",
-        default=[],
-        metavar="NAME=0.9|99%",
-        help="least value of an extra metric of the task, absolute or relative to the float model's",
-    )
-
-
-def _add_target(parser: argparse.ArgumentParser, names: str = "") -> None:
-    """The target, and for which arithmetic its files are."""
-    names = names or f"a file ending in .yaml, or {', '.join(target_names())}"
-    parser.add_argument("--target", default="onnxruntime-cpu", metavar="T", help=names)
-    parser.add_argument(
-        "--portable",
-        action=argparse.BooleanOptionalAction,
-        help="files that compute the same on every processor; without, integer weights take all 8 bits where that is exact here "
-        "(default: as the target says, which is portable)",
-    )
-
-
-def _add_table(parser: argparse.ArgumentParser) -> None:
-    """The latency table, where it was measured elsewhere."""
-    parser.add_argument(
-        "--target-table",
-        metavar="FILE",
-        help="latency table from `autocompress profile`, or what probes measured",
-    )
-
-
-def _add_search(found: argparse.ArgumentParser) -> None:
-    """The arguments of `autocompress search`."""
-    found.add_argument(
         "--space",
         metavar="FILE",
         help="search space in YAML (default: a joint space for any model)",
     )
-    _add_target(found)
-    _add_table(found)
-    found.add_argument("--trials", type=count, default=100, metavar="N")
-    found.add_argument("--timeout", type=duration, metavar="10m")
-    add_limits(found)
-    found.add_argument(
+    add_target(parser)
+    add_table(parser)
+    parser.add_argument(
+        "--trials", type=count, default=100, metavar="N", help="candidates to try (default: 100)"
+    )
+    parser.add_argument(
+        "--timeout",
+        type=duration,
+        metavar="10m",
+        help="time for the whole command, such as 90s, 10m or 2h (default: no limit)",
+    )
+    add_limits(parser)
+    parser.add_argument(
         "--objective",
         action="append",
         default=[],
         metavar="NAME",
-        help="extra metric of the task to maximise beside accuracy",
+        help="extra metric of the task to maximise beside accuracy; may be repeated",
     )
-    found.add_argument("--seed", type=int, default=0, metavar="S")
-    found.add_argument(
+    parser.add_argument(
+        "--seed", type=int, default=0, metavar="S", help="seed of all draws (default: 0)"
+    )
+    _add_search_methods(parser)
+    _add_search_resources(parser)
+    parser.add_argument(
+        "--out",
+        default="reports/run",
+        metavar="DIR",
+        help="run folder: front, models and report (default: reports/run)",
+    )
+    parser.add_argument("--json", action="store_true", help="print front.json instead of the table")
+
+
+def _add_search_methods(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
         "--strategy",
         choices=STRATEGIES,
         default="guided",
-        help="progressive: one module, one width down per trial while accuracy holds; a guided search in the same folder goes on from it",
+        help="guided (default): search all modules together. progressive: lower one module by one "
+        "width per trial while accuracy holds; a guided search in the same folder continues from "
+        "it",
     )
-    found.add_argument(
+    parser.add_argument(
         "--sampler",
         choices=SAMPLERS,
         default="guided",
-        help="what proposes the trials; Optuna's own ones to compare with",
+        help="proposes the candidates (default: guided); the others are Optuna's, for comparison",
     )
-    found.add_argument(
+    parser.add_argument(
         "--finalize-steps",
         type=steps,
         metavar="N",
-        help="training of each point of the front (default: three times the space's steps)",
+        help="training steps of each point of the front (default: three times the space's steps)",
     )
-    found.add_argument(
+
+
+def _add_search_resources(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
         "--storage", metavar="URL", help="Optuna storage (default: a journal in the run folder)"
     )
-    found.add_argument("--workers", type=count, default=1, metavar="N")
-    found.add_argument(
+    parser.add_argument(
+        "--workers", type=count, default=1, metavar="N", help="processes (default: 1)"
+    )
+    parser.add_argument(
         "--ray",
         metavar="ADDRESS",
-        help="Ray cluster that places the workers: auto, ray://HOST:PORT, or local",
+        help="Ray cluster that the workers run on: auto, ray://HOST:PORT, or local",
     )
-    found.add_argument(
+    parser.add_argument(
         "--library-memory",
         default="512MB",
         metavar="512MB",
-        help="compressed modules kept in memory, per worker",
+        help="memory for compressed modules, per worker (default: 512MB)",
     )
-    found.add_argument("--device", choices=("cpu", "cuda"))
-    found.add_argument("--out", default="reports/run", metavar="DIR")
-    found.add_argument("--json", action="store_true", help="print front.json instead of the table")
+    add_device(parser)
 
 
-def build_parser() -> argparse.ArgumentParser:
-    """All commands."""
-    parser = argparse.ArgumentParser(
-        prog="autocompress", description="Small and fast versions of a PyTorch model, measured."
-    )
-    parser.add_argument("--debug", action="store_true", help="show the traceback of an error")
-    commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
-
-    def command(name: str, text: str, task: bool = False) -> argparse.ArgumentParser:
-        added = commands.add_parser(name, help=text, description=text)
-        added.add_argument(
-            "--debug", action="store_true", default=argparse.SUPPRESS, help=argparse.SUPPRESS
-        )
-        if task:
-            added.add_argument(
-                "task", metavar="TASK", help="package.module:function or path/to/file.py:function"
-            )
-            added.add_argument(
-                "--task-arg",
-                type=task_argument,
-                action="append",
-                default=[],
-                metavar="k=v",
-                help="argument of that function",
-            )
-        return added
-
-    _add_search(
-        command("search", "search the Pareto front of a task; the same command resumes", task=True)
-    )
-    shown = command("inspect", "list what can be compressed, and what cannot", task=True)
-    shown.add_argument(
-        "--space", metavar="FILE", help="space whose ranks are judged (default: the default space)"
-    )
-    _add_target(shown)
-    _add_table(shown)
-    shown.add_argument(
-        "--latency",
-        action="store_true",
-        help="where the time goes, by module and operator (measured, or of the table)",
-    )
-    shown.add_argument("--json", action="store_true")
-    profiled = command("profile", "measure the latency table of a task's model", task=True)
-    _add_target(profiled)
-    profiled.add_argument(
+def _add_inspect(command: Command) -> None:
+    text = "list the modules that can be compressed, and the reasons for those that cannot"
+    parser = command("inspect", text, task=True)
+    parser.add_argument(
         "--space",
         metavar="FILE",
-        help="space whose forms are measured (default: the default space)",
+        help="space whose ranks are judged (default: the default space)",
     )
-    profiled.add_argument(
+    add_target(parser)
+    add_table(parser)
+    parser.add_argument(
+        "--latency",
+        action="store_true",
+        help="show where the time goes, by module and operator",
+    )
+    parser.add_argument("--json", action="store_true", help="print JSON instead of tables")
+
+
+def _add_profile(command: Command) -> None:
+    text = "measure the latency table of a task's model"
+    parser = command("profile", text, task=True)
+    add_target(parser)
+    add_profiled_space(parser)
+    parser.add_argument(
         "--merge",
         metavar="FILE",
         action="append",
         default=[],
-        help="add the runs of another table of this machine",
+        help="add the runs of another table of this machine; may be repeated",
     )
-    profiled.add_argument("--out", required=True, metavar="FILE")
-    probes = command(
-        "export-probes",
-        "write the models of a latency table and a script that measures them without PyTorch",
-        task=True,
-    )
-    _add_target(probes, "of which the device runs the runtime")
-    probes.add_argument(
-        "--space",
-        metavar="FILE",
-        help="space whose forms are measured (default: the default space)",
-    )
-    probes.add_argument("--to", required=True, metavar="DIR")
+    parser.add_argument("--out", required=True, metavar="FILE", help="table to write")
+
+
+def _add_export_probes(command: Command) -> None:
+    text = "write the models of a latency table and a script that measures them without PyTorch"
+    parser = command("export-probes", text, task=True)
+    add_target(parser, "target whose runtime is on the device")
+    add_profiled_space(parser)
+    parser.add_argument("--to", required=True, metavar="DIR", help="folder to write")
+
+
+def _add_folder_commands(command: Command) -> None:
     front = command("front", "print the front of a run folder")
-    front.add_argument("folder", metavar="DIR")
-    front.add_argument("--json", action="store_true")
-    exported = command("export", "copy one point of a front to a folder")
-    exported.add_argument("folder", metavar="DIR")
-    exported.add_argument(
-        "--pick", choices=("smallest", "fastest", "accurate", "knee"), default="knee"
+    front.add_argument("folder", metavar="DIR", help="run folder")
+    front.add_argument("--json", action="store_true", help="print front.json instead of the table")
+    export = command("export", "copy one point of a front to a folder")
+    export.add_argument("folder", metavar="DIR", help="run folder")
+    export.add_argument(
+        "--pick",
+        choices=("smallest", "fastest", "accurate", "knee"),
+        default="knee",
+        help="point to copy, among those within the limits (default: knee)",
     )
-    add_limits(exported)
-    exported.add_argument("--to", required=True, metavar="DIR")
-    timed = command("bench", "latency of an ONNX file, interleaved with another one")
-    timed.add_argument("path", metavar="PATH.onnx")
-    timed.add_argument("--against", metavar="PATH")
-    timed.add_argument(
+    add_limits(export)
+    export.add_argument("--to", required=True, metavar="DIR", help="folder to write")
+    reproduce = command(
+        "reproduce",
+        "build model.onnx of an exported point again from the original weights and its recipe",
+    )
+    reproduce.add_argument("folder", metavar="DIR", help="exported point")
+    reproduce.add_argument("--to", required=True, metavar="DIR", help="folder to write")
+    report = command("report", "draw report.html of a run folder again")
+    report.add_argument("folder", metavar="DIR", help="run folder")
+
+
+def _add_file_commands(command: Command) -> None:
+    bench = command("bench", "time an ONNX file, alone or in turn with another one")
+    bench.add_argument("path", metavar="PATH.onnx", help="file to time")
+    bench.add_argument("--against", metavar="PATH", help="file to compare with")
+    bench.add_argument(
         "--threads",
         type=count,
-        help="instead of what the recipe beside the file says (1 without one)",
+        metavar="N",
+        help="threads (default: those of the recipe beside the file, else 1)",
     )
-    timed.add_argument("--rounds", type=count, default=100)
-    reproduced = command(
-        "reproduce", "make model.onnx of a point again from the original weights and its recipe"
+    bench.add_argument(
+        "--rounds", type=count, default=100, metavar="N", help="runs of each file (default: 100)"
     )
-    reproduced.add_argument("folder", metavar="DIR")
-    reproduced.add_argument("--to", required=True, metavar="DIR")
-    command("report", "draw report.html of a run folder again").add_argument(
-        "folder", metavar="DIR"
+    evaluate = command("evaluate", "evaluate an ONNX file on a split of a task")
+    evaluate.add_argument("path", metavar="PATH.onnx", help="file to evaluate")
+    add_task(evaluate)
+    evaluate.add_argument(
+        "--split",
+        choices=("validation", "test", "train", "calibration"),
+        default="validation",
+        help="split of the task (default: validation)",
     )
-    worker = command("worker", "work on a study that another process has started", task=True)
-    worker.add_argument("--storage", required=True, metavar="URL")
-    worker.add_argument("--study", default=STUDY_NAME, metavar="NAME")
-    worker.add_argument("--device", choices=("cpu", "cuda"))
-    evaluated = command("evaluate", "metric of an ONNX file on a split of a task")
-    evaluated.add_argument("path", metavar="PATH.onnx")
-    evaluated.add_argument("task", metavar="TASK")
-    evaluated.add_argument(
-        "--task-arg", type=task_argument, action="append", default=[], metavar="k=v"
+
+
+def _add_worker(command: Command) -> None:
+    text = "work on a study that another process has started"
+    parser = command("worker", text, task=True)
+    parser.add_argument("--storage", required=True, metavar="URL", help="storage of the study")
+    parser.add_argument(
+        "--study", default=STUDY_NAME, metavar="NAME", help=f"its name (default: {STUDY_NAME})"
     )
-    evaluated.add_argument(
-        "--split", choices=("validation", "test", "train", "calibration"), default="validation"
-    )
-    return parser
+    add_device(parser)

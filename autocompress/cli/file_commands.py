@@ -1,4 +1,4 @@
-"""x"""
+"""Run the commands on ONNX files: `bench` and `evaluate`."""
 
 from __future__ import annotations
 
@@ -24,7 +24,17 @@ RUNTIME_WORDS = {"onnxruntime": "ONNX Runtime", "openvino": "OpenVINO"}
 
 
 def bench_command(arguments: argparse.Namespace) -> int:
-    """`autocompress bench`."""
+    """Run `autocompress bench`.
+
+    Args:
+        arguments: from `build_parser`.
+
+    Returns:
+        Exit code.
+
+    Raises:
+        AutocompressError: if the two files have different inputs.
+    """
     opener = _opener(arguments.path, arguments.threads)
     feed = random_feed(opener())
     _warn_of_arithmetic(arguments.path)
@@ -40,7 +50,7 @@ def bench_command(arguments: argparse.Namespace) -> int:
     if set(names) != set(feed):
         raise AutocompressError(
             f"{arguments.against}: has the inputs {sorted(names)}, {arguments.path} has "
-            f"{sorted(feed)}; compare alike files"
+            f"{sorted(feed)}; compare files with the same inputs"
         )
     _warn_of_arithmetic(arguments.against)
     timing = interleaved_timing(against, [opener], feed, arguments.rounds)
@@ -59,7 +69,17 @@ def bench_command(arguments: argparse.Namespace) -> int:
 
 
 def evaluate_command(arguments: argparse.Namespace) -> int:
-    """`autocompress evaluate`."""
+    """Run `autocompress evaluate`.
+
+    Args:
+        arguments: from `build_parser`.
+
+    Returns:
+        Exit code.
+
+    Raises:
+        TaskError: if the task lacks the split.
+    """
     task = prepared_task(arguments)
     batches = getattr(task, arguments.split)
     if batches is None:
@@ -79,7 +99,7 @@ def evaluate_command(arguments: argparse.Namespace) -> int:
 
 
 def _opener(path: str, threads: int | None) -> Callable[[], Any]:
-    """Opens sessions of a file with the settings that the recipe beside it names, with another number of threads where one is given."""
+    """Return a function that opens sessions of a file with the settings of the recipe beside it."""
     if not Path(path).is_file():
         raise AutocompressError(f"{path}: no such file")
     settings = session_settings(Path(path)) or SessionSettings()
@@ -99,7 +119,7 @@ def _opener(path: str, threads: int | None) -> Callable[[], Any]:
 
 
 def _warn_of_arithmetic(path: str) -> None:
-    """Print a line when a file was made for other integer arithmetic than this machine's."""
+    """Print a line if a file was made for other integer arithmetic than this machine's."""
     words = session_warning(Path(path), session_settings(Path(path)) or SessionSettings())
     if words:
         console.print(words, highlight=False)

@@ -1,4 +1,4 @@
-"""x"""
+"""Run the commands on folders of results: `front`, `export`, `reproduce` and `report`."""
 
 from __future__ import annotations
 
@@ -21,7 +21,14 @@ from autocompress.results.limits import parse_limits
 
 
 def front_command(arguments: argparse.Namespace) -> int:
-    """`autocompress front`."""
+    """Run `autocompress front`.
+
+    Args:
+        arguments: from `build_parser`.
+
+    Returns:
+        Exit code.
+    """
     front = read_front(Path(arguments.folder))
     if arguments.json:
         print(json.dumps(front.to_json(), indent=1))
@@ -32,7 +39,14 @@ def front_command(arguments: argparse.Namespace) -> int:
 
 
 def export_command(arguments: argparse.Namespace) -> int:
-    """`autocompress export`."""
+    """Run `autocompress export`.
+
+    Args:
+        arguments: from `build_parser`.
+
+    Returns:
+        Exit code.
+    """
     front = read_front(Path(arguments.folder))
     base = front.baseline
     limits = parse_limits(
@@ -41,19 +55,36 @@ def export_command(arguments: argparse.Namespace) -> int:
     pick = front.pick(arguments.pick, **limits.pick_limits())
     copy_artifact(Path(arguments.folder), pick.point, Path(arguments.to))
     m = pick.point.measured
-    text = f"{arguments.to}: trial {pick.point.trial}, {m.size_bytes} B, {m.latency_ms:.3f} ms, accuracy {m.accuracy:.4f}"
+    text = (
+        f"{arguments.to}: trial {pick.point.trial}, {m.size_bytes} B, {m.latency_ms:.3f} ms, "
+        f"accuracy {m.accuracy:.4f}"
+    )
     console.print(text + (f" ({pick.shortfall})" if pick.shortfall else ""), highlight=False)
     return 0
 
 
 def reproduce_command(arguments: argparse.Namespace) -> int:
-    """`autocompress reproduce`."""
+    """Run `autocompress reproduce`.
+
+    Args:
+        arguments: from `build_parser`.
+
+    Returns:
+        Exit code.
+    """
     path = reproduce(arguments.folder, arguments.to)
     console.print(f"{path}: the same file, byte for byte", highlight=False)
     return 0
 
 
 def report_command(arguments: argparse.Namespace) -> int:
-    """`autocompress report`."""
+    """Run `autocompress report`.
+
+    Args:
+        arguments: from `build_parser`.
+
+    Returns:
+        Exit code.
+    """
     console.print(f"report: {write_report(Path(arguments.folder))}", highlight=False)
     return 0

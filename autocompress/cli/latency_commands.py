@@ -1,4 +1,4 @@
-"""x"""
+"""Run the commands on latency tables: `profile` and `export-probes`."""
 
 from __future__ import annotations
 
@@ -25,7 +25,14 @@ from autocompress.targets.target import find_target
 
 
 def profile_command(arguments: argparse.Namespace) -> int:
-    """`autocompress profile`."""
+    """Run `autocompress profile`.
+
+    Args:
+        arguments: from `build_parser`.
+
+    Returns:
+        Exit code.
+    """
     target = find_target(arguments.target, portable=arguments.portable)
     task = on_student(prepared_task(arguments))
     builder = builder_for(task, find_modules(task.model, task.example_inputs, task.towers), target)
@@ -44,13 +51,20 @@ def profile_command(arguments: argparse.Namespace) -> int:
 
 
 def export_probes_command(arguments: argparse.Namespace) -> int:
-    """`autocompress export-probes`."""
+    """Run `autocompress export-probes`.
+
+    Args:
+        arguments: from `build_parser`.
+
+    Returns:
+        Exit code.
+    """
     target = find_target(arguments.target, present=False, portable=arguments.portable)
     task = on_student(prepared_task(arguments))
-    found = find_modules(task.model, task.example_inputs, task.towers)
-    # Of a device that is not at hand neither the arithmetic nor the times are known: weights are what is exact everywhere.
-    forms = {module.name: IntegerForm.REDUCED for module in found}
-    builder = replace(builder_for(task, found, target), forms=forms, _sizes={})
+    modules = find_modules(task.model, task.example_inputs, task.towers)
+    # The device's arithmetic is not known here: weights take the form that is exact everywhere.
+    forms = {module.name: IntegerForm.REDUCED for module in modules}
+    builder = replace(builder_for(task, modules, target), forms=forms, _sizes={})
     space = SearchSpace.load(arguments.space).bind(builder.module_map, target)
     count = export_probes(
         subject_of(task, builder, layout_of(builder), space), target, Path(arguments.to)

@@ -1,4 +1,4 @@
-"""The command line: one function per command, errors in one line."""
+"""Run one command of the command line and turn errors into one line and an exit code."""
 
 from __future__ import annotations
 
@@ -43,7 +43,13 @@ COMMANDS: dict[str, Callable[[argparse.Namespace], int]] = {
 
 
 def main(argv: Sequence[str] | None = None) -> None:
-    """Run one command; exits 0 when done, 1 with one line for our errors, 2 for wrong usage, 130 after Ctrl-C."""
+    """Run one command and exit.
+
+    Exit codes: 0 when done, 1 with one line for an error, 2 for wrong usage, 130 after Ctrl-C.
+
+    Args:
+        argv: arguments without the program's name; None for those of the process.
+    """
     optuna.logging.set_verbosity(optuna.logging.WARNING)
     arguments = build_parser().parse_args(argv)
     try:
@@ -52,18 +58,18 @@ def main(argv: Sequence[str] | None = None) -> None:
         if arguments.debug:
             traceback.print_exc()
         sys.exit(_fail(" ".join(str(error).split())))
-    except OSError as error:  # a disk that is full or gone, wherever it is noticed
+    except OSError as error:  # a full or missing disk, wherever it is noticed
         if arguments.debug:
             traceback.print_exc()
         sys.exit(
             _fail(
-                f"{error.filename or 'disk'}: {error.strerror or error}; what was written so far "
-                f"is kept"
+                f"{error.filename or 'disk'}: {error.strerror or error}; files written so far are "
+                "kept"
             )
         )
     except KeyboardInterrupt:
         print(
-            "autocompress: stopped; everything found so far is saved, the same command goes on",
+            "autocompress: stopped; all results so far are saved, and the same command continues",
             file=sys.stderr,
         )
         sys.exit(INTERRUPTED)

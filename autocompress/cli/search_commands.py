@@ -1,4 +1,4 @@
-"""x"""
+"""Run the commands on a task: `search`, `inspect` and `worker`."""
 
 from __future__ import annotations
 
@@ -30,7 +30,14 @@ INTERRUPTED = 130
 
 
 def search_command(arguments: argparse.Namespace) -> int:
-    """`autocompress search`."""
+    """Run `autocompress search`.
+
+    Args:
+        arguments: from `build_parser`.
+
+    Returns:
+        Exit code: 0, or INTERRUPTED after Ctrl-C.
+    """
     settings = Settings(
         arguments.space,
         arguments.target,
@@ -63,31 +70,48 @@ def search_command(arguments: argparse.Namespace) -> int:
 
 
 def inspect_command(arguments: argparse.Namespace) -> int:
-    """`autocompress inspect`."""
+    """Run `autocompress inspect`.
+
+    Args:
+        arguments: from `build_parser`.
+
+    Returns:
+        Exit code.
+
+    Raises:
+        ExportError: after the tables, if files do not compute what is simulated.
+    """
     task = on_student(prepared_task(arguments))
     target = find_target(arguments.target, portable=arguments.portable)
     space, table = (
         SearchSpace.load(arguments.space),
         None if arguments.target_table is None else Path(arguments.target_table),
     )
-    found = inspect_task(task, target, space, table, arguments.latency)
+    inspection = inspect_task(task, target, space, table, arguments.latency)
     if arguments.json:
-        print(json.dumps(found.to_json(), indent=1))
+        print(json.dumps(inspection.to_json(), indent=1))
     else:
-        print_modules(found.modules, found.ranks)
-        if found.latency is not None:
-            print_latency(found.latency)
-        for words in found.not_free:
+        print_modules(inspection.modules, inspection.ranks)
+        if inspection.latency is not None:
+            print_latency(inspection.latency)
+        for words in inspection.not_free:
             console.print(f"export: {words}", highlight=False)
-    if isinstance(found.identity, ExportError):
-        raise found.identity
+    if isinstance(inspection.identity, ExportError):
+        raise inspection.identity
     if not arguments.json:
-        console.print(found.identity.words, highlight=False)
+        console.print(inspection.identity.words, highlight=False)
     return 0
 
 
 def worker_command(arguments: argparse.Namespace) -> int:
-    """`autocompress worker`."""
+    """Run `autocompress worker`.
+
+    Args:
+        arguments: from `build_parser`.
+
+    Returns:
+        Exit code: 0, or INTERRUPTED after Ctrl-C.
+    """
     task = load_task(arguments.task, **dict(arguments.task_arg))
     return (
         INTERRUPTED if run_worker(task, arguments.storage, arguments.study, arguments.device) else 0

@@ -1,4 +1,4 @@
-"""Tables on the terminal: the front before and after, and what in a model can be compressed."""
+"""Print tables: the front before and after compression, and the modules that can be compressed."""
 
 from __future__ import annotations
 
@@ -21,7 +21,13 @@ console = Console(soft_wrap=True, width=None if sys.stdout.isatty() else 160)
 
 
 def notes(result: SearchResult) -> list[str]:
-    """What the table does not say: limits that no point meets, points that run differently than simulated."""
+    """Return lines to print below the table of a front.
+
+    They name limits that no point meets, and points that run differently than simulated.
+
+    Args:
+        result: of a search.
+    """
     lines = [result.shortfall] if result.shortfall else []
     marked = [str(point.trial) for point in result.front if point.marked]
     if marked:
@@ -32,27 +38,39 @@ def notes(result: SearchResult) -> list[str]:
     for point in result.front:
         if point.fragile:
             lines.append(
-                f"trial {point.trial} became fragile under {', '.join(point.fragile)}: it loses "
-                f"there more than on clean inputs"
+                f"trial {point.trial} is fragile under {', '.join(point.fragile)}: it loses more "
+                f"accuracy there than on clean inputs"
             )
     return lines + latency_notes(result.folder)
 
 
 def latency_notes(folder: Path) -> list[str]:
-    """What a run folder says of the quality of its latency model, where that is not as it should be."""
+    """Return lines on the quality of a run's latency model; none if it is good.
+
+    Args:
+        folder: run folder.
+    """
     path = folder / RUN_FILE
     words = read_json(path).get("latency_note") if path.is_file() else None
     return [f"latency model: {words}"] if words else []
 
 
 def print_lines(lines: Sequence[str]) -> None:
-    """Plain lines."""
+    """Print plain lines.
+
+    Args:
+        lines: without markup.
+    """
     for line in lines:
         console.print(line, highlight=False)
 
 
 def print_front(front: ParetoFront) -> None:
-    """The before/after table."""
+    """Print the points of a front below the float baseline.
+
+    Args:
+        front: verified points.
+    """
     table = Table(title="before / after")
     frame = before_after(front).drop(columns="fragile under", errors="ignore")  # `notes` says it
     short = {
@@ -100,9 +118,14 @@ def print_front(front: ParetoFront) -> None:
     console.print(table)
 
 
-def print_modules(found: ModuleMap, ranks: Sequence[RankVerdict]) -> None:
-    """Tables of modules, channel groups, the ranks of a space and what is not covered."""
-    table = Table(title=f"{len(found)} compressible modules")
+def print_modules(modules: ModuleMap, ranks: Sequence[RankVerdict]) -> None:
+    """Print the compressible modules, channel groups, ranks of the space, and what stays float.
+
+    Args:
+        modules: of the model.
+        ranks: verdict on each rank of the space; empty for no table.
+    """
+    table = Table(title=f"{len(modules)} compressible modules")
     for column in (
         "module",
         "kind",
@@ -115,7 +138,7 @@ def print_modules(found: ModuleMap, ranks: Sequence[RankVerdict]) -> None:
         "shares weight with",
     ):
         table.add_column(column, justify="right" if column in ("parameters", "MACs") else "left")
-    for m in found:
+    for m in modules:
         shape = " x ".join(map(str, m.weight_shape))
         table.add_row(
             m.name,
@@ -132,7 +155,7 @@ def print_modules(found: ModuleMap, ranks: Sequence[RankVerdict]) -> None:
     groups = Table(title="channel groups")
     for column in ("root", "kind", "units", "modules", "prunable"):
         groups.add_column(column)
-    for g in found.groups:
+    for g in modules.groups:
         groups.add_row(
             g.name,
             g.kind,
@@ -143,22 +166,26 @@ def print_modules(found: ModuleMap, ranks: Sequence[RankVerdict]) -> None:
     console.print(groups)
     if ranks:
         console.print(_rank_table(ranks))
-    rest = Table(title="not covered")
-    for column in ("where", "what", "parameters", "MACs"):
+    rest = Table(title="not covered: stays float")
+    for column in ("module", "type", "parameters", "MACs"):
         rest.add_column(column, justify="right" if column in ("parameters", "MACs") else "left")
-    for u in found.uncovered:
+    for u in modules.uncovered:
         rest.add_row(u.name, u.what, f"{u.parameters_share:.2%}", f"{u.macs_share:.2%}")
     rest.add_row(
         "total",
         "",
-        f"{sum(u.parameters_share for u in found.uncovered):.2%}",
-        f"{sum(u.macs_share for u in found.uncovered):.2%}",
+        f"{sum(u.parameters_share for u in modules.uncovered):.2%}",
+        f"{sum(u.macs_share for u in modules.uncovered):.2%}",
     )
     console.print(rest)
 
 
 def print_latency(latency: Mapping[str, Any]) -> None:
-    """Where the time of the float model goes: modules with the times of their other forms, then what no module owns, by operator."""
+    """Print the shares of modules and operators in the float model's latency.
+
+    Args:
+        latency: from `where_time_goes`.
+    """
     forms = list(
         dict.fromkeys(
             form for row in latency["modules"] for form in row["forms"] if form != "float"
@@ -207,7 +234,7 @@ def print_latency(latency: Mapping[str, Any]) -> None:
 
 
 def _rank_table(ranks: Sequence[RankVerdict]) -> Table:
-    """What each rank of the space does to the weights of its module and, with a latency table, to its time."""
+    """Return a table of the effect of each rank on the weights of its module and on its time."""
     table = Table(title="ranks of the space")
     for column in ("module", "rank ratio", "decomposition", "weights", "time", "verdict"):
         table.add_column(

@@ -1,1 +1,1 @@
-"""Figures and the page that holds them."""
+"""Draw the report of a run: figures, and the page that holds them."""

@@ -1,4 +1,7 @@
-"""The figures of the report, drawn from what report.info decided."""
+"""Draw the report's figures on allocation, sensitivity, recovery and search progress.
+
+Each figure draws the values that `report.info` has decided on.
+"""
 
 from __future__ import annotations
 
@@ -19,11 +22,16 @@ from autocompress.report.info import (
 )
 
 GREY, ACCENT, BASE = "#b8bec6", "#d6336c", "#1864ab"
-LEAST_LOST = 1e-4  # what is lost less is drawn here
+LEAST_LOST = 1e-4  # smaller accuracy losses are drawn here, since the axis is logarithmic
 
 
 def layout(figure: go.Figure, height: int) -> go.Figure:
-    """Size, margins and fonts that all figures share."""
+    """Set the size, margins and fonts that all figures share.
+
+    Args:
+        figure: changed in place.
+        height: in pixels.
+    """
     figure.update_layout(
         template="plotly_white",
         height=height,
@@ -34,7 +42,13 @@ def layout(figure: go.Figure, height: int) -> go.Figure:
 
 
 def allocation_maps(info: RunInfo) -> go.Figure:
-    """Modules x front points: weight bits, pruning ratio (on the root of each channel group), rank ratio and, where used, sparsity."""
+    """Draw heat maps of weight bits, pruning ratio, rank ratio and, if used, sparsity.
+
+    Rows are modules, columns are points.
+
+    Args:
+        info: content of a run folder.
+    """
     data: AllocationInfo = allocation(info)
     maps = [
         ("weight bits", data.weight_bits, "Viridis", 2, 16),
@@ -77,7 +91,11 @@ def allocation_maps(info: RunInfo) -> go.Figure:
 
 
 def sensitivity_bars(info: RunInfo) -> go.Figure:
-    """Divergence of the outputs with one module compressed one way."""
+    """Draw the divergence of the outputs when one module alone is compressed.
+
+    Args:
+        info: content of a run folder.
+    """
     figure = go.Figure()
     table = info.sensitivity
     for config in dict.fromkeys(table["config"]) if len(table) else ():
@@ -101,7 +119,7 @@ def sensitivity_bars(info: RunInfo) -> go.Figure:
 
 
 def _shown(table: pd.DataFrame) -> set[str]:
-    """The configs whose mean divergence is largest per axis, so that the bars start readable."""
+    """Return the configs with the largest mean divergence per axis, which are visible at first."""
     means = {
         str(config): float(mean)
         for config, mean in table.groupby("config")["divergence"].mean().items()
@@ -115,7 +133,11 @@ def _shown(table: pd.DataFrame) -> set[str]:
 
 
 def recovery_curves(info: RunInfo) -> go.Figure:
-    """Accuracy lost against the steps of training, a line per trained trial, coloured by alpha."""
+    """Draw accuracy loss over training steps: a line per trained trial, coloured by alpha.
+
+    Args:
+        info: content of a run folder.
+    """
     data = recovery(info)
     figure = go.Figure()
     for trial, alpha, temperature, curve in zip(
@@ -134,7 +156,7 @@ def recovery_curves(info: RunInfo) -> go.Figure:
                 hovertemplate=label + "<br>%{x} steps: %{customdata:.4f} lost<extra></extra>",
             )
         )
-    # A scale for the lines' colours: lines have none of their own.
+    # An invisible marker carries the colour scale, since lines have none.
     scale = {
         "colorscale": "Viridis",
         "cmin": 0,
@@ -154,7 +176,11 @@ def recovery_curves(info: RunInfo) -> go.Figure:
 
 
 def hypervolume_curve(info: RunInfo) -> go.Figure:
-    """Hypervolume of the predicted front after each complete trial."""
+    """Draw the hypervolume of the predicted front after each complete trial.
+
+    Args:
+        info: content of a run folder.
+    """
     history = hypervolume_history(info)
     figure = go.Figure(
         go.Scatter(

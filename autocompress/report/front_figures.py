@@ -1,4 +1,4 @@
-"""Front."""
+"""Draw the front: accuracy against size and latency, in two and three dimensions."""
 
 from __future__ import annotations
 
@@ -21,7 +21,13 @@ SHOWN_TRIALS = 2000
 
 
 def front_2d(info: RunInfo) -> go.Figure:
-    """Accuracy lost against size, and against latency: all complete trials in grey, verified points coloured by the third objective."""
+    """Draw accuracy loss over size and over latency.
+
+    Complete trials are grey; verified points are coloured by the third objective.
+
+    Args:
+        info: content of a run folder.
+    """
     front, base = info.front, info.front.baseline
     picks = recommended(front)
     figure = make_subplots(
@@ -82,7 +88,11 @@ def front_2d(info: RunInfo) -> go.Figure:
 
 
 def front_3d(info: RunInfo) -> go.Figure:
-    """Size, latency and accuracy of the verified points and the baseline."""
+    """Draw size, latency and accuracy of the verified points and the baseline.
+
+    Args:
+        info: content of a run folder.
+    """
     base = info.front.baseline
     picks = recommended(info.front)
     data = [

@@ -1,4 +1,4 @@
-"""What the report shows, read from a run folder and decided before anything is drawn."""
+"""Read a run folder and decide what the report shows, before anything is drawn."""
 
 from __future__ import annotations
 
@@ -22,11 +22,18 @@ from autocompress.results.front import (
 from autocompress.results.pareto import hypervolume
 
 PICKS = ("smallest", "fastest", "accurate", "knee")
-PICK_DROP = 0.01  # the accuracy loss within which the recommended points are picked
+PICK_DROP = 0.01  # largest accuracy loss of a recommended point
 
 
 class RunInfo(NamedTuple):
-    """One run folder: trials are the complete ones in order (number, size_bytes, latency_ms, accuracy)."""
+    """Hold the content of a run folder.
+
+    Attributes:
+        run: content of run.json.
+        front: baseline and verified points.
+        trials: complete trials in order, with the columns of trials.csv.
+        sensitivity: rows of sensitivity.csv.
+    """
 
     run: dict[str, Any]
     front: ParetoFront
@@ -35,7 +42,16 @@ class RunInfo(NamedTuple):
 
 
 class AllocationInfo(NamedTuple):
-    """Heat map values (modules, points): NaN where the axis is left untouched; `labels` names the points."""
+    """Hold heat maps of (modules, points); NaN where the axis is untouched.
+
+    Attributes:
+        modules: row names.
+        labels: column names, one per point.
+        weight_bits: of each weight.
+        pruning_ratio: at the root of each channel group.
+        rank_ratio: kept share of the rank.
+        sparsity: share of zeros.
+    """
 
     modules: list[str]
     labels: list[str]
@@ -46,7 +62,14 @@ class AllocationInfo(NamedTuple):
 
 
 class RecoveryInfo(NamedTuple):
-    """Trained trials: number, alpha and temperature, and (steps, accuracy lost against the baseline) after each rung."""
+    """Hold the trained trials.
+
+    Attributes:
+        trials: their numbers.
+        alphas: weight of distillation in the loss.
+        temperatures: of distillation.
+        curves: (training steps, accuracy loss against the baseline) after each rung.
+    """
 
     trials: list[int]
     alphas: list[float]
@@ -55,7 +78,14 @@ class RecoveryInfo(NamedTuple):
 
 
 def read_run(folder: Path) -> RunInfo:
-    """Everything the report needs; RunFolderError names the file that is missing or damaged."""
+    """Read all that the report needs.
+
+    Args:
+        folder: run folder.
+
+    Raises:
+        RunFolderError: names the file that is missing or damaged.
+    """
     front = read_front(folder)
     trials = (
         pd.read_csv(folder / TRIALS_FILE)
@@ -76,15 +106,29 @@ def read_run(folder: Path) -> RunInfo:
 
 
 def recommended(front: ParetoFront) -> dict[int, str]:
-    """Trial -> what it is recommended as, within an accuracy loss of 0.01 (or nearest to it)."""
-    found: dict[int, list[str]] = {}
+    """Return the picks that each recommended trial stands for.
+
+    Args:
+        front: verified points; a pick loses at most PICK_DROP of accuracy, or is nearest to that.
+
+    Returns:
+        Names of picks, joined by commas, by trial.
+    """
+    picks: dict[int, list[str]] = {}
     for what in PICKS:
-        found.setdefault(front.pick(what, max_accuracy_drop=PICK_DROP).point.trial, []).append(what)
-    return {trial: ", ".join(names) for trial, names in found.items()}
+        picks.setdefault(front.pick(what, max_accuracy_drop=PICK_DROP).point.trial, []).append(what)
+    return {trial: ", ".join(names) for trial, names in picks.items()}
 
 
 def before_after(front: ParetoFront) -> pd.DataFrame:
-    """One row per point, the baseline first."""
+    """Return a table of the float baseline and each point.
+
+    Args:
+        front: verified points.
+
+    Returns:
+        One row per point, the baseline first.
+    """
 
     def row(
         name: str, m: Measurement, what: str, gap: float | None, fragile: tuple[str, ...]
@@ -134,7 +178,11 @@ def before_after(front: ParetoFront) -> pd.DataFrame:
 
 
 def allocation(info: RunInfo) -> AllocationInfo:
-    """What each point does to each module that any point touches, in the order of the network where it is known."""
+    """Return the choices of each point for each module that any point changes.
+
+    Args:
+        info: modules are in the order of the network where sensitivities are known.
+    """
     front = info.front
     touched = dict.fromkeys(name for p in front.points for name, _ in p.candidate.modules)
     order = dict.fromkeys(info.sensitivity["module"]) if len(info.sensitivity) else {}
@@ -161,7 +209,11 @@ def allocation(info: RunInfo) -> AllocationInfo:
 
 
 def recovery(info: RunInfo) -> RecoveryInfo:
-    """What training did to each trial that was trained; a loss that is not there counts as 0."""
+    """Return the accuracy loss of each trained trial along its training; gains count as 0.
+
+    Args:
+        info: content of a run folder.
+    """
     rows = info.run.get("recovery") or []
     base = info.front.baseline.accuracy
     curves = [
@@ -179,7 +231,13 @@ def recovery(info: RunInfo) -> RecoveryInfo:
 
 
 def hypervolume_history(info: RunInfo, reference_drop: float = 0.1) -> list[float]:
-    """Share of the box (baseline size, baseline latency, `reference_drop` lost) that is dominated after each complete trial."""
+    """Return the dominated share of the box below a reference point, after each complete trial.
+
+    Args:
+        info: content of a run folder.
+        reference_drop: accuracy loss of the reference point; the baseline gives its size and
+            latency.
+    """
     base = info.front.baseline
     values = info.trials[["size_bytes", "latency_ms", "accuracy"]].to_numpy(dtype=float, copy=True)
     values[:, 2] = np.maximum(base.accuracy - values[:, 2], 0.0)

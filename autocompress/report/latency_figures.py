@@ -1,4 +1,4 @@
-"""The figures on latency: predicted against measured, and where the time goes."""
+"""Draw the report's figures on latency: prediction errors, and the breakdown of time."""
 
 from __future__ import annotations
 
@@ -10,7 +10,11 @@ from autocompress.report.latency_info import PredictionInfo, TimeInfo, predictio
 
 
 def prediction_scatter(info: RunInfo) -> go.Figure:
-    """Predicted against measured latency of candidates that the latency model had not seen, and of the front."""
+    """Draw predicted over measured latency, of held-out candidates and of the front.
+
+    Args:
+        info: content of a run folder.
+    """
     data: PredictionInfo = predictions(info)
     figure = go.Figure()
     values = [*data.check[0], *data.check[1], *data.front[0], *data.front[1]]
@@ -45,7 +49,7 @@ def prediction_scatter(info: RunInfo) -> go.Figure:
         if mape is not None
     ]
     figure.update_layout(
-        title={"text": "mean absolute error: " + ", ".join(errors), "font": {"size": 13}},
+        title={"text": "mean absolute relative error: " + ", ".join(errors), "font": {"size": 13}},
         legend={"orientation": "h", "y": -0.2},
     )
     figure.update_xaxes(title="measured (ms)")
@@ -54,12 +58,16 @@ def prediction_scatter(info: RunInfo) -> go.Figure:
 
 
 def time_bars(info: RunInfo) -> go.Figure:
-    """Milliseconds of the float model by module, and by operator for what no module owns."""
+    """Draw the milliseconds of the float model by module, and by operator that no module owns.
+
+    Args:
+        info: content of a run folder.
+    """
     data: TimeInfo = time_info(info)
     figure = go.Figure()
     for name, rows, colour in (
         ("modules (compressible)", data.modules, BASE),
-        ("operators between them (not)", data.operators, GREY),
+        ("operators between them (not compressible)", data.operators, GREY),
     ):
         figure.add_trace(
             go.Bar(
@@ -69,7 +77,8 @@ def time_bars(info: RunInfo) -> go.Figure:
                 orientation="h",
                 marker={"color": colour},
                 name=name,
-                hovertemplate="%{y}<br>%{x:.4f} ms, %{customdata[0]:.1%}%{customdata[1]}<extra></extra>",
+                hovertemplate="%{y}<br>%{x:.4f} ms, %{customdata[0]:.1%}%{customdata[1]}"
+                "<extra></extra>",
             )
         )
     figure.update_xaxes(title="ms of the float model")

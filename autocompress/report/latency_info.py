@@ -1,4 +1,4 @@
-"""Latency."""
+"""Decide what the report shows on latency: prediction errors and the breakdown of time."""
 
 from __future__ import annotations
 
@@ -13,7 +13,14 @@ LEAST_SHARE = 0.005
 
 
 class PredictionInfo(NamedTuple):
-    """Predicted against measured milliseconds of random candidates and of the front."""
+    """Hold predicted and measured milliseconds.
+
+    Attributes:
+        check: (predicted, measured) of random candidates that no fit has seen.
+        front: (predicted, measured) of verified points.
+        check_mape: mean absolute relative error on `check`; None if not checked.
+        front_mape: the same on `front`.
+    """
 
     check: tuple[list[float], list[float]]
     front: tuple[list[float], list[float]]
@@ -22,7 +29,14 @@ class PredictionInfo(NamedTuple):
 
 
 class TimeRow(NamedTuple):
-    """One module, or one kind of operator; `others` says what the module takes in other forms, relative to float."""
+    """Hold one module, or one type of operator.
+
+    Attributes:
+        name: operators are in parentheses.
+        milliseconds: of the float model.
+        share: of its latency.
+        others: times of the module in other forms relative to float, as HTML lines.
+    """
 
     name: str
     milliseconds: float
@@ -31,7 +45,13 @@ class TimeRow(NamedTuple):
 
 
 class TimeInfo(NamedTuple):
-    """Where the time of the float model goes, the largest first: modules, what no module owns, and the share of the former."""
+    """Hold the breakdown of the float model's latency, the largest shares first.
+
+    Attributes:
+        modules: can be compressed.
+        operators: that no module owns.
+        modules_share: share of all modules.
+    """
 
     modules: list[TimeRow]
     operators: list[TimeRow]
@@ -39,7 +59,11 @@ class TimeInfo(NamedTuple):
 
 
 def predictions(info: RunInfo) -> PredictionInfo:
-    """From the latency model's check and from the front."""
+    """Return predictions and measurements of the latency model's check and of the front.
+
+    Args:
+        info: content of a run folder.
+    """
     check = info.run.get("latency_check") or {}
     points: tuple[FrontPoint, ...] = info.front.points + info.front.dominated
     return PredictionInfo(
@@ -51,7 +75,11 @@ def predictions(info: RunInfo) -> PredictionInfo:
 
 
 def time_info(info: RunInfo) -> TimeInfo:
-    """From what the latency table saw before the search; operators below half a percent are added up."""
+    """Return the breakdown of the float model's latency.
+
+    Args:
+        info: operators below LEAST_SHARE are summed in one row.
+    """
     time = info.run.get("time") or {"modules": [], "operators": [], "modules_share": 0.0}
     modules = [
         TimeRow(row["module"], row["milliseconds"], row["share"], _other_forms(row["forms"]))
@@ -80,7 +108,11 @@ def _other_forms(forms: dict[str, float]) -> str:
 
 
 def settings_words(info: RunInfo) -> str:
-    """How sessions are opened, and what that gained or lost where it was tried."""
+    """Return a text on the session settings and the gain of each that was tried; "" if not known.
+
+    Args:
+        info: content of a run folder.
+    """
     settings = info.run.get("settings")
     if not settings:
         return ""

@@ -1,4 +1,4 @@
-"""report.html: one self-contained page that works offline."""
+"""Write report.html, one self-contained page that works offline."""
 
 from __future__ import annotations
 
@@ -30,17 +30,32 @@ from autocompress.results.front import LATENCY_WORDS, MARKED_GAP, REPORT_FILE
 # Nothing leaves the reader's machine: plotly.js 4 would offer to upload the chart.
 CONFIG = {"showSendToCloud": False, "plotlyServerURL": "", "displaylogo": False, "responsive": True}
 STYLE = """
-body{font-family:system-ui,sans-serif;margin:0 auto;max-width:1240px;padding:24px;color:#212529;background:#fff}
-h1{font-size:26px;margin:0 0 4px}h2{font-size:18px;margin:36px 0 4px}p{color:#495057;margin:4px 0 8px;max-width:900px}
-table{border-collapse:collapse;font-size:13px;width:100%}th,td{padding:6px 10px;text-align:right;border-bottom:1px solid #e9ecef}
-th{background:#f8f9fa;font-weight:600}th:first-child,td:first-child,th:nth-child(2),td:nth-child(2){text-align:left}
-tr.baseline td{color:#868e96}tr.pick td{background:#fff9db}.pair{display:grid;grid-template-columns:1fr 1fr;gap:16px}.wide{overflow-x:auto}
+body{font-family:system-ui,sans-serif;margin:0 auto;max-width:1240px;padding:24px;color:#212529;
+background:#fff}
+h1{font-size:26px;margin:0 0 4px}h2{font-size:18px;margin:36px 0 4px}
+p{color:#495057;margin:4px 0 8px;max-width:900px}
+table{border-collapse:collapse;font-size:13px;width:100%}
+th,td{padding:6px 10px;text-align:right;border-bottom:1px solid #e9ecef}
+th{background:#f8f9fa;font-weight:600}
+th:first-child,td:first-child,th:nth-child(2),td:nth-child(2){text-align:left}
+tr.baseline td{color:#868e96}tr.pick td{background:#fff9db}
+.pair{display:grid;grid-template-columns:1fr 1fr;gap:16px}.wide{overflow-x:auto}
 @media(max-width:900px){.pair{grid-template-columns:1fr}}
 """
 
 
 def write_report(folder: Path) -> Path:
-    """Draw the run folder's report; returns its path."""
+    """Draw the report of a run folder.
+
+    Args:
+        folder: run folder.
+
+    Returns:
+        Path of the page.
+
+    Raises:
+        RunFolderError: if a file is missing or damaged, or the page cannot be written.
+    """
     info = read_run(folder)
     path = folder / REPORT_FILE
     write_atomic(path, page(info))
@@ -48,53 +63,18 @@ def write_report(folder: Path) -> Path:
 
 
 def page(info: RunInfo) -> str:
-    """The whole page as text."""
+    """Return the page as HTML.
+
+    Args:
+        info: content of a run folder.
+    """
     base, run = info.front.baseline, info.run
-    sections = [
-        (
-            "The front",
-            "Each coloured point is an ONNX file that was run; grey points are trials as the "
-            "search predicted them.",
-            [front_2d(info)],
-        ),
-        ("In three dimensions", "", [front_3d(info)]),
-        (
-            "What was done where",
-            "Per module and point; empty cells are left untouched. A pruning ratio stands on the "
-            "root of its channel group.",
-            [allocation_maps(info)],
-        ),
-        (
-            "Sensitivity",
-            "How far the outputs move when one module alone is compressed one way, on calibration "
-            "samples.",
-            [sensitivity_bars(info)],
-        ),
-        (
-            "Recovery",
-            "Each line is a trial that was trained: where it stood after each rung, and after the "
-            "long training of the front.",
-            [recovery_curves(info)],
-        ),
-        (
-            "Where the time goes",
-            f"{time_info(info).modules_share:.0%} of the float model's time is in modules, which "
-            f"can be compressed, the rest in operators "
-            f"between them. {html.escape(settings_words(info))}",
-            [time_bars(info)],
-        ),
-        (
-            "Is the latency model right? Did the search still improve?",
-            html.escape(_refit_words(run)),
-            [prediction_scatter(info), hypervolume_curve(info)],
-        ),
-    ]
     data = json.dumps({"run": run, "front": info.front.to_json()}).replace("</", "<\\/")
     parts = [
-        "<!doctype html><html lang='en'><head><meta charset='utf-8'><meta name='viewport' "
-        "content='width=device-width'>",
-        f"<title>autocompress: "
-        f"{html.escape(str(run['task']))}</title><style>{STYLE}</style><script>{get_plotlyjs()}</script></head><body>",
+        "<!doctype html><html lang='en'><head><meta charset='utf-8'>"
+        "<meta name='viewport' content='width=device-width'>",
+        f"<title>autocompress: {html.escape(str(run['task']))}</title><style>{STYLE}</style>"
+        f"<script>{get_plotlyjs()}</script></head><body>",
         f"<h1>{html.escape(str(run['task']))} on {html.escape(str(run['target']))}</h1>",
         f"<p>Float baseline: {base.size_bytes / 1e6:.2f} MB, {base.latency_ms:.3f} ms, accuracy "
         f"{base.accuracy:.4f} on validation"
@@ -102,13 +82,7 @@ def page(info: RunInfo) -> str:
         + f". {len(info.front)} verified points. {LATENCY_WORDS[base.latency_source]}</p>",
         f"<div class='wide'>{_table(before_after(info.front))}</div>",
     ]
-    without = {
-        title
-        for title, key in (("Recovery", "recovery"), ("Where the time goes", "time"))
-        if not run.get(key)
-    }
-    sections = [section for section in sections if section[0] not in without]
-    for title, text, figures in sections:
+    for title, text, figures in _sections(info):
         parts.append(f"<h2>{title}</h2>" + (f"<p>{text}</p>" if text else ""))
         drawn = "".join(f"<div>{_div(figure)}</div>" for figure in figures)
         parts.append(f"<div class='pair'>{drawn}</div>" if len(figures) > 1 else drawn)
@@ -122,16 +96,58 @@ def page(info: RunInfo) -> str:
     return "\n".join(parts)
 
 
+def _sections(info: RunInfo) -> list[tuple[str, str, list[go.Figure]]]:
+    """Return (title, text, figures) of the sections that the run has data for."""
+    run = info.run
+    sections = [
+        (
+            "The front",
+            "Coloured points are ONNX files that were run and measured. Grey points are trials, "
+            "at the values that the search predicted.",
+            [front_2d(info)],
+        ),
+        ("The front in three dimensions", "", [front_3d(info)]),
+        (
+            "Compression per module",
+            "One column per point of the front; empty cells are untouched. A pruning ratio is "
+            "shown at the root of its channel group.",
+            [allocation_maps(info)],
+        ),
+        (
+            "Sensitivity",
+            "Divergence of the outputs when one module alone is compressed, on calibration "
+            "samples.",
+            [sensitivity_bars(info)],
+        ),
+    ]
+    if run.get("recovery"):
+        text = (
+            "Each line is a trained trial: its accuracy loss after each rung of training, and "
+            "after the final training of the front."
+        )
+        sections.append(("Recovery", text, [recovery_curves(info)]))
+    if run.get("time"):
+        share = time_info(info).modules_share
+        text = (
+            f"Modules, which can be compressed, take {share:.0%} of the float model's time. "
+            f"Operators between them take the rest. {html.escape(settings_words(info))}"
+        )
+        sections.append(("Where the time goes", text, [time_bars(info)]))
+    figures = [prediction_scatter(info), hypervolume_curve(info)]
+    title = "Latency predictions and search progress"
+    return [*sections, (title, html.escape(_refit_words(run)), figures)]
+
+
 def _refit_words(run: Mapping[str, Any]) -> str:
-    """What the search noticed while it measured."""
+    """Return a text on the latency model: its quality, a busy machine, a second fit."""
     words = [f"Latency model: {run['latency_note']}."] if run.get("latency_note") else []
     if (run.get("front_check") or {}).get("warning"):
         words.append(f"While the front was timed, {run['front_check']['warning']}.")
     if run.get("refit"):
         words.append(
-            f"The front was predicted {run['front_check']['mape']:.1%} wrong, so the model was "
-            f"fitted again to what was measured there "
-            f"({run['refit']['mape']:.1%} on the same points)."
+            f"The mean prediction error on the front was {run['front_check']['mape']:.1%}, so the "
+            f"model was fitted again to the front's measurements (error {run['refit']['mape']:.1%} "
+            "on the same points)."
         )
     return " ".join(words)
 

@@ -227,7 +227,7 @@ def test_a_second_ctrl_c_stops_at_once_and_the_folder_resumes(
     process.send_signal(signal.SIGINT)
     _, errors = process.communicate(timeout=60)
     assert process.returncode == 130, errors
-    assert "stopped; everything found so far is saved" in errors
+    assert "stopped; all results so far are saved" in errors
     assert time.monotonic() - started < 30
     before = finished(folder)
     done = subprocess.run(
