@@ -186,11 +186,9 @@ def print_latency(latency: Mapping[str, Any]) -> None:
     Args:
         latency: from `where_time_goes`.
     """
-    forms = list(
-        dict.fromkeys(
-            form for row in latency["modules"] for form in row["forms"] if form != "float"
-        )
-    )
+    forms: dict[str, None] = {}  # an ordered set
+    for row in latency["modules"]:
+        forms.update(dict.fromkeys(form for form in row["forms"] if form != "float"))
     table = Table(title=f"where the time goes: float model, {latency['milliseconds']:.3f} ms")
     for column in ("module or operator", "share", "ms", *(f"as {form}" for form in forms)):
         table.add_column(column, justify="left" if column.startswith("module") else "right")

@@ -100,9 +100,8 @@ def sensitivity_bars(info: RunInfo) -> go.Figure:
     table = info.sensitivity
     for config in dict.fromkeys(table["config"]) if len(table) else ():
         rows = table[table["config"] == config]
-        label = ", ".join(
-            f"{key.replace('_', ' ')} {value}" for key, value in json.loads(config).items()
-        )
+        choices = json.loads(config).items()
+        label = ", ".join(f"{key.replace('_', ' ')} {value}" for key, value in choices)
         figure.add_trace(
             go.Bar(
                 x=rows["module"],
@@ -120,12 +119,11 @@ def sensitivity_bars(info: RunInfo) -> go.Figure:
 
 def _shown(table: pd.DataFrame) -> set[str]:
     """Return the configs with the largest mean divergence per axis, which are visible at first."""
-    means = {
-        str(config): float(mean)
-        for config, mean in table.groupby("config")["divergence"].mean().items()
-    }
+    means: dict[str, float] = {}
     best: dict[tuple[str, ...], str] = {}
-    for config, mean in means.items():
+    for key, value in table.groupby("config")["divergence"].mean().items():
+        config, mean = str(key), float(value)
+        means[config] = mean
         axes = tuple(json.loads(config))
         if axes not in best or mean > means[best[axes]]:
             best[axes] = config

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 import plotly.graph_objects as go
 from plotly.subplots import make_subplots
 
@@ -10,6 +12,7 @@ from autocompress.report.info import (
     RunInfo,
     recommended,
 )
+from autocompress.results.front import FrontPoint
 
 HOVER = (
     "trial %{customdata[0]}<br>%{customdata[1]:.0f} KB, %{customdata[2]:.3f} ms<br>"
@@ -34,23 +37,9 @@ def front_2d(info: RunInfo) -> go.Figure:
         1, 2, subplot_titles=("size", "latency"), shared_yaxes=True, horizontal_spacing=0.12
     )
     trials = info.trials.tail(SHOWN_TRIALS)
-    points = front.points
-    data = [
-        (
-            p.trial,
-            p.measured.size_bytes / 1e3,
-            p.measured.latency_ms,
-            p.measured.accuracy,
-            picks.get(p.trial, ""),
-        )
-        for p in points
-    ]
-    everything = [
-        (int(n), s / 1e3, ms, a, "searched")
-        for n, s, ms, a in trials[["number", "size_bytes", "latency_ms", "accuracy"]].itertuples(
-            index=False
-        )
-    ]
+    data = [_hover_row(point, picks) for point in front.points]
+    columns = trials[["number", "size_bytes", "latency_ms", "accuracy"]].itertuples(index=False)
+    everything = [(int(n), size / 1e3, ms, a, "searched") for n, size, ms, a in columns]
     baseline = [(0, base.size_bytes / 1e3, base.latency_ms, base.accuracy, "float baseline")]
     for column, (axis, other, unit) in enumerate(((1, 2, "ms"), (2, 1, "KB")), 1):
         coloured = {
@@ -87,6 +76,13 @@ def front_2d(info: RunInfo) -> go.Figure:
     return layout(figure, 460)
 
 
+def _hover_row(point: FrontPoint, picks: Mapping[int, str]) -> tuple[int, float, float, float, str]:
+    """Return (trial, KB, ms, accuracy, picks) for HOVER."""
+    measured, pick = point.measured, picks.get(point.trial, "")
+    size_kb = measured.size_bytes / 1e3
+    return point.trial, size_kb, measured.latency_ms, measured.accuracy, pick
+
+
 def front_3d(info: RunInfo) -> go.Figure:
     """Draw size, latency and accuracy of the verified points and the baseline.
 
@@ -95,16 +91,7 @@ def front_3d(info: RunInfo) -> go.Figure:
     """
     base = info.front.baseline
     picks = recommended(info.front)
-    data = [
-        (
-            p.trial,
-            p.measured.size_bytes / 1e3,
-            p.measured.latency_ms,
-            p.measured.accuracy,
-            picks.get(p.trial, ""),
-        )
-        for p in info.front.points
-    ]
+    data = [_hover_row(point, picks) for point in info.front.points]
     figure = go.Figure(
         [
             go.Scatter3d(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -130,51 +131,51 @@ def before_after(front: ParetoFront) -> pd.DataFrame:
         One row per point, the baseline first.
     """
 
-    def row(
-        name: str, m: Measurement, what: str, gap: float | None, fragile: tuple[str, ...]
-    ) -> dict[str, Any]:
-        base = front.baseline
-        return {
-            "point": name,
-            "recommended as": what,
-            "size (KB)": m.size_bytes / 1e3,
-            "in memory (KB)": None if m.memory_bytes is None else m.memory_bytes / 1e3,
-            "smaller": base.size_bytes / m.size_bytes,
-            "latency (ms)": m.latency_ms,
-            "faster": base.latency_ms / m.latency_ms,
-            "accuracy (validation)": m.accuracy,
-            "accuracy (test)": m.test_accuracy,
-            **{name: m.metrics[name] for name in extra},
-            **{
-                f"accuracy ({name.replace('_', ' ')})": m.metrics[f"accuracy_{name}"]
-                for name in shown
-            },
-            "deployed - simulated": gap,
-            "fragile under": ", ".join(name.replace("_", " ") for name in fragile),
-        }
-
-    shown = [
-        name
-        for name in CORRUPTIONS
-        if all(
-            f"accuracy_{name}" in m.metrics
-            for m in (front.baseline, *(p.measured for p in front.points))
-        )
-    ]
-    disturbed = {f"accuracy_{name}" for name in CORRUPTIONS}
-    extra = [
-        name
-        for name in front.baseline.metrics
-        if name not in disturbed and all(name in p.measured.metrics for p in front.points)
-    ]
+    measured = [front.baseline, *(point.measured for point in front.points)]
+    disturbed = {name: f"accuracy_{name}" for name in CORRUPTIONS}
+    shown = [name for name, key in disturbed.items() if all(key in m.metrics for m in measured)]
+    extra = []
+    for name in front.baseline.metrics:
+        if name not in disturbed.values() and all(name in m.metrics for m in measured):
+            extra.append(name)
     picks = recommended(front)
-    rows = [row("float baseline", front.baseline, "", None, ())]
-    rows += [
-        row(f"trial {p.trial}", p.measured, picks.get(p.trial, ""), p.deployed_gap, p.fragile)
-        for p in front.points
-    ]
+    rows = [_row("float baseline", front.baseline, front.baseline, extra, shown)]
+    for point in front.points:
+        row = _row(f"trial {point.trial}", point.measured, front.baseline, extra, shown)
+        row["recommended as"] = picks.get(point.trial, "")
+        row["deployed - simulated"] = point.deployed_gap
+        row["fragile under"] = ", ".join(name.replace("_", " ") for name in point.fragile)
+        rows.append(row)
     table = pd.DataFrame(rows)
     return table if any(table["fragile under"]) else table.drop(columns="fragile under")
+
+
+def _row(
+    name: str,
+    measured: Measurement,
+    baseline: Measurement,
+    extra: Sequence[str],
+    shown: Sequence[str],
+) -> dict[str, Any]:
+    """Return a row of `before_after`; `extra` and `shown` name metrics and disturbances."""
+    memory = measured.memory_bytes
+    row: dict[str, Any] = {
+        "point": name,
+        "recommended as": "",
+        "size (KB)": measured.size_bytes / 1e3,
+        "in memory (KB)": None if memory is None else memory / 1e3,
+        "smaller": baseline.size_bytes / measured.size_bytes,
+        "latency (ms)": measured.latency_ms,
+        "faster": baseline.latency_ms / measured.latency_ms,
+        "accuracy (validation)": measured.accuracy,
+        "accuracy (test)": measured.test_accuracy,
+    }
+    for metric in extra:
+        row[metric] = measured.metrics[metric]
+    for disturbance in shown:
+        label = f"accuracy ({disturbance.replace('_', ' ')})"
+        row[label] = measured.metrics[f"accuracy_{disturbance}"]
+    return {**row, "deployed - simulated": None, "fragile under": ""}
 
 
 def allocation(info: RunInfo) -> AllocationInfo:
@@ -186,9 +187,8 @@ def allocation(info: RunInfo) -> AllocationInfo:
     front = info.front
     touched = dict.fromkeys(name for p in front.points for name, _ in p.candidate.modules)
     order = dict.fromkeys(info.sensitivity["module"]) if len(info.sensitivity) else {}
-    modules = [name for name in order if name in touched] + [
-        name for name in touched if name not in order
-    ]
+    modules = [name for name in order if name in touched]
+    modules += [name for name in touched if name not in order]
 
     def grid(axis: str, untouched: float) -> np.ndarray:
         values = np.array(
@@ -216,12 +216,10 @@ def recovery(info: RunInfo) -> RecoveryInfo:
     """
     rows = info.run.get("recovery") or []
     base = info.front.baseline.accuracy
-    curves = [
-        sorted(
-            (int(steps), max(base - accuracy, 0.0)) for steps, accuracy in row["accuracy"].items()
-        )
-        for row in rows
-    ]
+    curves = []
+    for row in rows:
+        accuracies = row["accuracy"].items()
+        curves.append(sorted((int(steps), max(base - value, 0.0)) for steps, value in accuracies))
     return RecoveryInfo(
         [row["trial"] for row in rows],
         [row["alpha"] for row in rows],

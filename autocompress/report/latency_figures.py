@@ -43,11 +43,10 @@ def prediction_scatter(info: RunInfo) -> go.Figure:
                 hovertemplate="measured %{x:.3f} ms<br>predicted %{y:.3f} ms<extra></extra>",
             )
         )
-    errors = [
-        f"{name} {mape:.1%}"
-        for name, mape in (("random candidates", data.check_mape), ("front", data.front_mape))
-        if mape is not None
-    ]
+    errors = []
+    for name, mape in (("random candidates", data.check_mape), ("front", data.front_mape)):
+        if mape is not None:
+            errors.append(f"{name} {mape:.1%}")
     figure.update_layout(
         title={"text": "mean absolute relative error: " + ", ".join(errors), "font": {"size": 13}},
         legend={"orientation": "h", "y": -0.2},

@@ -81,15 +81,16 @@ def time_info(info: RunInfo) -> TimeInfo:
         info: operators below LEAST_SHARE are summed in one row.
     """
     time = info.run.get("time") or {"modules": [], "operators": [], "modules_share": 0.0}
-    modules = [
-        TimeRow(row["module"], row["milliseconds"], row["share"], _other_forms(row["forms"]))
-        for row in time["modules"]
-    ]
+    modules = []
+    for row in time["modules"]:
+        others = _other_forms(row["forms"])
+        modules.append(TimeRow(row["module"], row["milliseconds"], row["share"], others))
     large = [row for row in time["operators"] if row["share"] >= LEAST_SHARE]
     small = [row for row in time["operators"] if row["share"] < LEAST_SHARE]
-    operators = [
-        TimeRow(f"({row['operator']})", row["milliseconds"], row["share"], "") for row in large
-    ]
+    operators = []
+    for row in large:
+        name = f"({row['operator']})"
+        operators.append(TimeRow(name, row["milliseconds"], row["share"], ""))
     if small:
         milliseconds, share = (sum(row[key] for row in small) for key in ("milliseconds", "share"))
         operators.append(TimeRow(f"({len(small)} other operators)", milliseconds, share, ""))
@@ -100,11 +101,12 @@ def _other_forms(forms: dict[str, float]) -> str:
     whole = forms.get("float")
     if not whole:
         return ""
-    return "".join(
-        f"<br>{form}: {ms / whole:.2f}x" + (" (slower)" if ms > whole else "")
-        for form, ms in forms.items()
-        if form != "float"
-    )
+    lines = []
+    for form, ms in forms.items():
+        if form != "float":
+            slower = " (slower)" if ms > whole else ""
+            lines.append(f"<br>{form}: {ms / whole:.2f}x{slower}")
+    return "".join(lines)
 
 
 def settings_words(info: RunInfo) -> str:

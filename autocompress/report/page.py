@@ -86,10 +86,8 @@ def page(info: RunInfo) -> str:
         parts.append(f"<h2>{title}</h2>" + (f"<p>{text}</p>" if text else ""))
         drawn = "".join(f"<div>{_div(figure)}</div>" for figure in figures)
         parts.append(f"<div class='pair'>{drawn}</div>" if len(figures) > 1 else drawn)
-    versions = ", ".join(
-        f"{html.escape(k)} {html.escape(str(v))}" for k, v in run.get("versions", {}).items()
-    )
-    parts.append(f"<p>seed {run.get('seed')}, {versions}</p>")
+    versions = [f"{name} {version}" for name, version in run.get("versions", {}).items()]
+    parts.append(f"<p>seed {run.get('seed')}, {html.escape(', '.join(versions))}</p>")
     parts.append(
         f"<script type='application/json' id='autocompress-data'>{data}</script></body></html>"
     )

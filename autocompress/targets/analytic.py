@@ -49,10 +49,8 @@ def analytic_times(
     Returns:
         One `NodeTime` per operator, in microseconds on the device.
     """
-    return [
-        node._replace(microseconds=_microseconds(node, figures))
-        for node in profile_nodes(model, feed, settings, 1, LEVEL)
-    ]
+    nodes = profile_nodes(model, feed, settings, 1, LEVEL)
+    return [node._replace(microseconds=_microseconds(node, figures)) for node in nodes]
 
 
 def _microseconds(node: NodeTime, figures: Figures) -> float:

@@ -78,9 +78,8 @@ def unsigned_is_free(settings: SessionSettings, rows: int, columns: int, outputs
     if np.abs(output - exact).max() > FLOAT_ERROR * max(1.0, float(np.abs(exact).max())):
         return False
     feed = {"x": generator.standard_normal((rows, columns), dtype=np.float32)}
-    signed, unsigned = (
-        partial(open_session, models[name], settings) for name in ("signed", "unsigned")
-    )
+    signed = partial(open_session, models["signed"], settings)
+    unsigned = partial(open_session, models["unsigned"], settings)
     return interleaved_timing(signed, [unsigned], feed, 2 * ROUNDS).ratios[0] <= NEARLY_AS_FAST
 
 

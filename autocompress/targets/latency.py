@@ -13,6 +13,7 @@ from autocompress.targets.device.job import Job, Report, measure
 from autocompress.targets.device.result import JobResult, versions
 from autocompress.targets.device.sessions import SessionSettings, open_session
 from autocompress.targets.device.timing import Timing, interleaved_timing
+from autocompress.targets.figures import Figures
 from autocompress.targets.target import Target
 
 Model = bytes | str  # content or path of a file
@@ -42,14 +43,18 @@ def compare(
         Milliseconds of the baseline, and each model's ratio to it.
     """
     if target.figures is not None:
-        total, *others = (
-            sum(n.microseconds for n in analytic_times(m, feed, target.figures, settings))
-            for m in (baseline, *models)
-        )
-        ratios = tuple(other / total for other in others)
+        figures = target.figures
+        total = _total_us(baseline, feed, figures, settings)
+        ratios = tuple(_total_us(model, feed, figures, settings) / total for model in models)
         return Timing(total / 1e3, ratios, tuple((ratio, ratio) for ratio in ratios))
     openers = [partial(open_session, model, settings) for model in (baseline, *models)]
     return interleaved_timing(openers[0], openers[1:], feed, rounds, report=report)
+
+
+def _total_us(
+    model: Model, feed: Mapping[str, Any], figures: Figures, settings: SessionSettings
+) -> float:
+    return sum(node.microseconds for node in analytic_times(model, feed, figures, settings))
 
 
 def carry_out(job: Job, target: Target, report: Report) -> JobResult:
@@ -70,9 +75,7 @@ def carry_out(job: Job, target: Target, report: Report) -> JobResult:
     for i, source in enumerate(sources):
         report("computing operator times", i / len(sources))
         profiles.append(analytic_times(source(), job.feed, figures, settings))
-    baseline = sum(
-        node.microseconds for node in analytic_times(job.baseline(), job.feed, figures, settings)
-    )
+    baseline = _total_us(job.baseline(), job.feed, figures, settings)
     ratios = [sum(node.microseconds for node in profile) / baseline for profile in profiles]
     intervals = [(ratio, ratio) for ratio in ratios]
     profiled, rate = profiles[: len(job.profiled)], figures.float_gops * 1e3 / 2

@@ -26,11 +26,8 @@ def weights_in_memory(model: bytes | str) -> int:
     with tempfile.TemporaryDirectory() as folder:
         optimized = str(Path(folder) / "optimized.onnx")
         open_session(model, optimized=optimized)
-        graph = onnx.load(optimized).graph
-    return sum(
-        len(tensor.raw_data) or onnx.numpy_helper.to_array(tensor).nbytes
-        for tensor in graph.initializer
-    )
+        constants = onnx.load(optimized).graph.initializer
+    return sum(len(one.raw_data) or onnx.numpy_helper.to_array(one).nbytes for one in constants)
 
 
 def random_feed(session: Runnable) -> dict[str, Any]:
@@ -48,10 +45,8 @@ def random_feed(session: Runnable) -> dict[str, Any]:
     sizes = json.loads(notes.get(EXAMPLE, "{}"))
     for value in session.get_inputs():
         usual = sizes.get(value.name, [1] * len(value.shape))
-        shape = [
-            size if isinstance(size, int) else free
-            for size, free in zip(value.shape, usual, strict=True)
-        ]
+        sizes_here = zip(value.shape, usual, strict=True)
+        shape = [size if isinstance(size, int) else example for size, example in sizes_here]
         kind = {"tensor(int64)": np.int64, "tensor(int32)": np.int32, "tensor(bool)": np.bool_}.get(
             value.type
         )

@@ -135,11 +135,9 @@ class Layout:
         """
         ratio = config.rank_ratio if module.factorisable else 1.0
         multiple = self.multiples.get(module.kind, 1)
-        widths = [
-            min(whole, -(-kept // multiple) * multiple)
-            for kept, whole in ((kept_out, module.weight_shape[0]), (kept_in, kept_in))
-        ]
-        shapes = factor_shapes((*widths, *module.weight_shape[2:]), ratio, config.decomposition)
+        rounded = min(module.weight_shape[0], -(-kept_out // multiple) * multiple)
+        whole = (rounded, kept_in, *module.weight_shape[2:])
+        shapes = factor_shapes(whole, ratio, config.decomposition)
         amount = float(sum(prod(shape) for shape in shapes))
         return Kernel(
             self.signatures[module.name],
@@ -203,10 +201,8 @@ def workload(layout: Layout, candidate: Candidate) -> Work:
         for feature, amount in layout.around(module, kernel).items():
             around[feature] += amount
         if arithmetic(kernel) == "int8":
-            rounded.update(
-                (tensor, float(kernel.rows * kept_in))
-                for tensor in layout.linear_inputs.get(module.name, ())
-            )
+            for tensor in layout.linear_inputs.get(module.name, ()):
+                rounded[tensor] = float(kernel.rows * kept_in)
     around["tensors rounded for linear"] = float(len(rounded))
     around["elements rounded for linear"] = sum(rounded.values())
     for producer, consumer in layout.edges:

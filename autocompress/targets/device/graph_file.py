@@ -53,21 +53,18 @@ class GraphFile:
         nodes, constants = [], {}
         for graph in _parts(memoryview(model), GRAPH):
             for node in _parts(graph, NODE):
-                names = [
-                    tuple(str(n, "utf-8") for n in _parts(node, number))
-                    for number in (NAME, INPUT, OUTPUT)
-                ]
-                nodes.append(GraphNode("".join(names[0]), names[1], names[2]))
+                inputs = tuple(str(name, "utf-8") for name in _parts(node, INPUT))
+                outputs = tuple(str(name, "utf-8") for name in _parts(node, OUTPUT))
+                nodes.append(GraphNode(_text(node, NAME), inputs, outputs))
             for tensor in _parts(graph, INITIALIZER):
-                constants["".join(str(n, "utf-8") for n in _parts(tensor, TENSOR_NAME))] = tensor
+                constants[_text(tensor, TENSOR_NAME)] = tensor
         return cls(tuple(nodes), constants)
 
     @cached_property
     def names(self) -> frozenset[str]:
         """Return the names of all initializers and of all outputs of nodes."""
-        return frozenset(self.constants) | {
-            output for node in self.nodes for output in node.outputs
-        }
+        outputs = {output for node in self.nodes for output in node.outputs}
+        return frozenset(self.constants) | outputs
 
     def is_weight(self, name: str) -> bool:
         """Return True if a tensor is a constant of two or more dimensions, as weights are.
@@ -110,9 +107,9 @@ def _rank(tensor: memoryview) -> int:
 
 def _words(tensor: memoryview, folder: Path | None) -> np.ndarray[Any, np.dtype[np.uint32]]:
     """Return the values of a TensorProto as 32-bit words."""
-    content: bytes | memoryview = b"".join(
-        part for number in (RAW_DATA, *PACKED) for part in _parts(tensor, number)
-    )
+    content: bytes | memoryview = b""
+    for number in (RAW_DATA, *PACKED):
+        content = b"".join((content, *_parts(tensor, number)))
     where = {_text(entry, KEY): _text(entry, VALUE) for entry in _parts(tensor, EXTERNAL_DATA)}
     if (
         not content

@@ -81,23 +81,18 @@ def profile_nodes(
     times = []
     for name, values in durations.items():
         node = nodes.get(name, GraphNode(name, (), ()))
-        names = tuple(
-            original
-            for one in (*node.outputs, name)
-            for original in (one, OPTIMIZER_SUFFIX.sub("", one))
-        )
+        names: list[str] = []
+        for one in (*node.outputs, name):
+            names += [one, OPTIMIZER_SUFFIX.sub("", one)]
         weights = tuple(former.get(one, one) for one in node.inputs if graph.is_weight(one))
-        shapes = [
-            tuple(_types(arguments[name].get(key, ())))
-            for key in ("input_type_shape", "output_type_shape")
-        ]
+        event = arguments[name]
         times.append(
             NodeTime(
-                arguments[name]["op_name"],
-                names,
+                event["op_name"],
+                tuple(names),
                 _faster_half(values[-runs:]),
-                shapes[0],
-                shapes[1],
+                tuple(_types(event.get("input_type_shape", ()))),
+                tuple(_types(event.get("output_type_shape", ()))),
                 weights,
             )
         )
@@ -139,10 +134,10 @@ def _profile_openvino(
             for operator, names, microseconds in session.node_times():
                 originals = tuple(name.removesuffix(WITHOUT_BIAS) for name in names)
                 durations[operator, originals].append(microseconds)
-    return [
-        NodeTime(operator, names, _faster_half(values), weights=None)
-        for (operator, names), values in durations.items()
-    ]
+    times = []
+    for (operator, names), values in durations.items():
+        times.append(NodeTime(operator, names, _faster_half(values), weights=None))
+    return times
 
 
 def _faster_half(values: Sequence[float]) -> float:

@@ -16,6 +16,8 @@ from .profiler import NodeTime
 from .sessions import DEFAULT, SessionSettings
 
 FORMAT = 2
+# Lines of /proc/cpuinfo that tell processors apart.
+PROCESSOR_LINES = ("model name", "flags", "cpu family", "model\t", "Features", "CPU part")
 
 
 @dataclass(frozen=True)
@@ -72,11 +74,7 @@ def _processor() -> str:
     if not cpuinfo.is_file():
         return platform.processor()
     lines = cpuinfo.read_text().split("\n\n")[0].splitlines()
-    wanted = [
-        line
-        for line in lines
-        if line.startswith(("model name", "flags", "cpu family", "model\t", "Features", "CPU part"))
-    ]
+    wanted = [line for line in lines if line.startswith(PROCESSOR_LINES)]
     return hashlib.sha256("\n".join(wanted).encode()).hexdigest()[:16]
 
 
@@ -104,21 +102,20 @@ def read_result(path: Path) -> JobResult:
         raise ValueError("another format")
     data["settings"] = SessionSettings.from_json(data["settings"])
     data["intervals"] = [(float(low), float(high)) for low, high in data["intervals"]]
-    data["profiles"] = [
-        [
-            NodeTime(
-                n[0],
-                tuple(n[1]),
-                float(n[2]),
-                _shapes(n[3]),
-                _shapes(n[4]),
-                None if n[5] is None else tuple(n[5]),
-            )
-            for n in profile
-        ]
-        for profile in data["profiles"]
-    ]
+    data["profiles"] = [[_node_time(row) for row in profile] for profile in data["profiles"]]
     return JobResult(**data)
+
+
+def _node_time(row: Sequence[Any]) -> NodeTime:
+    operator, names, microseconds, inputs, outputs, weights = row
+    return NodeTime(
+        operator,
+        tuple(names),
+        float(microseconds),
+        _shapes(inputs),
+        _shapes(outputs),
+        None if weights is None else tuple(weights),
+    )
 
 
 def _shapes(entries: Any) -> tuple[tuple[str, tuple[int, ...]], ...]:

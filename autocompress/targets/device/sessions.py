@@ -140,14 +140,12 @@ class OpenVinoSession:
     def get_inputs(self) -> list[Value]:
         """Return inputs under the names that the file gives them."""
         kinds = {"f32": "float", "i64": "int64", "i32": "int32", "boolean": "bool"}
-        return [
-            Value(
-                node.get_any_name(),
-                [d.get_length() if d.is_static else str(d) for d in node.get_partial_shape()],
-                f"tensor({kinds.get(node.get_element_type().get_type_name(), 'float')})",
-            )
-            for node in self._inputs
-        ]
+        values = []
+        for node in self._inputs:
+            shape = [d.get_length() if d.is_static else str(d) for d in node.get_partial_shape()]
+            kind = kinds.get(node.get_element_type().get_type_name(), "float")
+            values.append(Value(node.get_any_name(), shape, f"tensor({kind})"))
+        return values
 
     def run(self, output_names: None, input_feed: Mapping[str, Any]) -> list[Any]:
         """Return all outputs, as copies.
@@ -165,9 +163,7 @@ class OpenVinoSession:
         for operation in self.compiled.get_runtime_model().get_ops():
             info = operation.get_rt_info()
             names = str(info["originalLayersNames"].value) if "originalLayersNames" in info else ""
-            originals[operation.get_friendly_name()] = tuple(
-                name for name in names.split(",") if name
-            )
+            originals[operation.get_friendly_name()] = tuple(filter(None, names.split(",")))
         for entry in self.request.get_profiling_info():
             microseconds = entry.real_time.total_seconds() * 1e6
             if microseconds > 0:

@@ -48,13 +48,9 @@ class Timing:
         """Return a warning for the user if the machine was busy, else ""."""
         if self.disturbance <= BUSY:
             return ""
-        widest = max(
-            (
-                (high - low) / 2 / ratio
-                for ratio, (low, high) in zip(self.ratios, self.intervals, strict=True)
-            ),
-            default=0.0,
-        )
+        widest = 0.0
+        for ratio, (low, high) in zip(self.ratios, self.intervals, strict=True):
+            widest = max(widest, (high - low) / 2 / ratio)
         return (
             f"the machine is busy: half of the runs of the baseline took {self.disturbance:.0%} "
             f"longer than undisturbed ones "

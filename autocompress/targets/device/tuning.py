@@ -85,12 +85,11 @@ def tune(
         quiet = replace(best, spinning=False)
         best = quiet if compare("threads that do not spin", quiet, best) < 1 else best
     executed = {node.operator for model in models for node in profile_nodes(model(), feed, best, 1)}
-    useless = [
-        name
-        for name, operators in PASSES_THAT_MAKE.items()
-        if executed & set(operators)
-        and compare(f"without {name}", replace(best, disabled_optimizers=(name,)), best) < 1
-    ]
+    useless = []
+    for name, operators in PASSES_THAT_MAKE.items():
+        without = replace(best, disabled_optimizers=(name,))
+        if executed & set(operators) and compare(f"without {name}", without, best) < 1:
+            useless.append(name)
     if useless:
         together = replace(best, disabled_optimizers=tuple(useless))
         best = (

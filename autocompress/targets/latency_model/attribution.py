@@ -151,7 +151,8 @@ def attribute(
     """Give each operator's time to the module whose weight it reads.
 
     A weight is recognised by its name, by the constants that it was computed from, or (where the
-    optimiser joined weights into one) by the part of the original graph that the operator replaces. An
+    optimiser joined weights into one) by the part of the original graph that the operator replaces.
+    An
     operator without a weight belongs to the module that produces its output, unless it only changes
     a representation. Time that several modules share is divided by their multiply-adds.
 
@@ -174,16 +175,15 @@ def attribute(
         if not modules:
             operators[node.operator] += node.microseconds
         # An expert that no sample of the example reaches has no rows.
-        parts = {
-            name: max(1.0, work.kernels[name].rows * work.kernels[name].amount) for name in modules
-        } or {REST: 1.0}
+        kernels = [(name, work.kernels[name]) for name in modules]
+        parts = {name: max(1.0, kernel.rows * kernel.amount) for name, kernel in kernels}
+        parts = parts or {REST: 1.0}
         for owner, part in parts.items():
             share = part / sum(parts.values())
             total, count = spent[owner]
             spent[owner] = (total + share * node.microseconds, count + share)
-    return {
-        name: spent[name] for name in (*work.kernels, REST) if name in spent or name == REST
-    }, dict(operators)
+    order = [name for name in (*work.kernels, REST) if name in spent or name == REST]
+    return {name: spent[name] for name in order}, dict(operators)
 
 
 def _owners_of(

@@ -41,22 +41,18 @@ def where_time_goes(table: LatencyTable, layout: Layout) -> dict[str, Any]:
             ):
                 forms.setdefault(module.name, {})[place[2]] = round(microseconds / 1e3, 5)
     ms = run.milliseconds / total
+    module_rows: list[dict[str, Any]] = []
+    for name, us in sorted(modules.items(), key=lambda item: -item[1]):
+        row = {"module": name, "share": us / total, "milliseconds": us * ms}
+        module_rows.append({**row, "forms": forms.get(name, {})})
+    operator_rows = []
+    for name, us in sorted(operators.items(), key=lambda item: -item[1]):
+        operator_rows.append({"operator": name, "share": us / total, "milliseconds": us * ms})
     return {
         "milliseconds": run.milliseconds,
         "modules_share": sum(modules.values()) / total,
-        "modules": [
-            {
-                "module": name,
-                "share": us / total,
-                "milliseconds": us * ms,
-                "forms": forms.get(name, {}),
-            }
-            for name, us in sorted(modules.items(), key=lambda item: -item[1])
-        ],
-        "operators": [
-            {"operator": name, "share": us / total, "milliseconds": us * ms}
-            for name, us in sorted(operators.items(), key=lambda item: -item[1])
-        ],
+        "modules": module_rows,
+        "operators": operator_rows,
         "note": table.note,
     }
 
@@ -64,16 +60,11 @@ def where_time_goes(table: LatencyTable, layout: Layout) -> dict[str, Any]:
 def _profiled(table: LatencyTable, run: Run) -> tuple[dict[str, float], dict[str, float]]:
     """Return microseconds by module and by operator, without the cost of profiling."""
     overhead = table.model.profiler_us
-    modules = {
-        name: max(us - overhead * n, 0.02 * us)
-        for name, (us, n) in run.spent.items()
-        if name != REST
-    }
-    rest, count = run.spent.get(REST, (0.0, 0))
-    around = max(rest - overhead * count, 0.02 * rest)
+    net = {name: max(us - overhead * n, 0.02 * us) for name, (us, n) in run.spent.items()}
+    around = net.pop(REST, 0.0)
     # Only sums are known of the operators, so the profiler's cost is spread in proportion.
     scale = around / max(sum(run.operators.values()), 1e-9)
-    return modules, {name: us * scale for name, us in run.operators.items()}
+    return net, {name: us * scale for name, us in run.operators.items()}
 
 
 def _predicted(table: LatencyTable, run: Run) -> tuple[dict[str, float], dict[str, float]]:

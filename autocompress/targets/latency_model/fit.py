@@ -90,15 +90,13 @@ class LatencyModel:
         cost = _costs([_amounts(run.work) for run in used], wall, wall)
         around = {feature: us for feature, us in cost.items() if not feature.startswith(PRODUCTS)}
         kernels = {kernel[:5]: kernel for run in used for kernel in run.work.kernels.values()}
-        grid = {
-            place: (cost.get(PRODUCTS + _class(k), 0.0) * k.rows * k.amount, k.amount)
-            for place, k in kernels.items()
-        }
+        grid: dict[Place, tuple[float, float]] = {}
+        for place, kernel in kernels.items():
+            per_row = cost.get(PRODUCTS + _class(kernel), 0.0) * kernel.rows
+            grid[place] = (per_row * kernel.amount, kernel.amount)
         apart = _corrections(cls(grid, around, {}, 0.0), used, _alike, KERNEL_PRIOR)
-        grid = {
-            place: (us * (1 + apart[_alike(kernels[place])]), amount)
-            for place, (us, amount) in grid.items()
-        }
+        for place, (us, amount) in grid.items():
+            grid[place] = (us * (1 + apart[_alike(kernels[place])]), amount)
         around = {feature: us * (1 + apart[REST]) for feature, us in around.items()}
         return cls(grid, around, _corrections(cls(grid, around, {}, 0.0), used), 0.0)
 
@@ -125,9 +123,8 @@ class LatencyModel:
             surroundings: amount by feature.
         """
         factor = 1 + self.corrections.get(REST, 0.0)
-        return factor * sum(
-            self.around.get(feature, 0.0) * amount for feature, amount in surroundings.items()
-        )
+        costs = [self.around.get(name, 0.0) * amount for name, amount in surroundings.items()]
+        return factor * sum(costs)
 
     def predict_us(self, work: Work) -> float:
         """Return the microseconds of a whole model.
@@ -167,13 +164,10 @@ class LatencyModel:
             if kernel.rows in by_rows:
                 return _along(by_rows[kernel.rows], kernel.amount)
             if by_rows:
-                return _along(
-                    [
-                        (float(rows), _along(points, kernel.amount))
-                        for rows, points in sorted(by_rows.items())
-                    ],
-                    kernel.rows,
-                )
+                times: list[tuple[float, float]] = []
+                for rows, points in sorted(by_rows.items()):
+                    times.append((float(rows), _along(points, kernel.amount)))
+                return _along(times, kernel.rows)
         raise KeyError(kernel.form)
 
 
@@ -218,10 +212,8 @@ def _costs(
         ]
     )
     solution, _ = nnls(rows, np.concatenate([np.array(times) * weight, np.zeros(len(names))]))
-    return {
-        name: float(cost * typical / scale)
-        for name, cost, scale in zip(names, solution, unit, strict=True)
-    }
+    costs = solution * typical / unit
+    return {name: float(cost) for name, cost in zip(names, costs, strict=True)}
 
 
 def _amounts(work: Work) -> dict[str, float]:

@@ -170,25 +170,17 @@ class LatencyTable:
         Args:
             work: from `workload`.
         """
-        unseen = sum(
-            self.model.kernel_us(kernel)
-            for kernel in work.kernels.values()
-            if not self.model.measured(kernel)
-        )
-        return unseen / max(self.model.predict_us(work), 1e-9)
+        unseen = [kernel for kernel in work.kernels.values() if not self.model.measured(kernel)]
+        unseen_us = sum(map(self.model.kernel_us, unseen))
+        return unseen_us / max(self.model.predict_us(work), 1e-9)
 
     def _check_covered(self, kernels: Mapping[str, Kernel]) -> None:
         for module, kernel in kernels.items():
             try:
                 self.model.kernel_us(kernel)
             except KeyError:
-                known = sorted(
-                    {
-                        form
-                        for signature, _, form, *_ in self.model.grid
-                        if signature == kernel.signature
-                    }
-                )
+                places = [place for place in self.model.grid if place[0] == kernel.signature]
+                known = sorted({form for _, _, form, *_ in places})
                 has = f"it has {', '.join(known)}" if known else "it knows no module like it"
                 raise TargetError(
                     f"latency table of {self.target}: has no time of module {module} in form "
@@ -215,10 +207,10 @@ class LatencyTable:
             works: work of each point.
             milliseconds: measured latency of each point.
         """
-        front = tuple(
-            Run("front", work, ms, (ms, ms)) for work, ms in zip(works, milliseconds, strict=True)
-        )
-        return replace(self, runs=(*(run for run in self.runs if run.role != "front"), *front))
+        runs = [run for run in self.runs if run.role != "front"]
+        for work, ms in zip(works, milliseconds, strict=True):
+            runs.append(Run("front", work, ms, (ms, ms)))
+        return replace(self, runs=tuple(runs))
 
     def merged(self, other: LatencyTable) -> LatencyTable:
         """Return a table with the runs of both, scaled to the speed of this one.
@@ -237,15 +229,12 @@ class LatencyTable:
                     f"measure both on one machine"
                 )
         factor = self.baseline_ms / other.baseline_ms if self.inputs == other.inputs else 1.0
-        runs = [
-            replace(
-                r,
-                milliseconds=r.milliseconds * factor,
-                interval=(r.interval[0] * factor, r.interval[1] * factor),
-            )
-            for r in other.runs
-        ]
-        return replace(self, runs=(*self.runs, *runs))
+        runs = list(self.runs)
+        for run in other.runs:
+            low, high = run.interval
+            ms = run.milliseconds * factor
+            runs.append(replace(run, milliseconds=ms, interval=(low * factor, high * factor)))
+        return replace(self, runs=tuple(runs))
 
     def save(self, path: Path) -> None:
         """Write the table as JSON.
@@ -286,10 +275,10 @@ class LatencyTable:
             data = json.loads(path.read_text())
             if data.pop("format") != FORMAT:
                 raise ValueError("another format")
-            tables = {
-                name: [dict(zip(data["columns"][name], row, strict=True)) for row in data.pop(name)]
-                for name in COLUMNS
-            }
+            tables = {}
+            for name in COLUMNS:
+                columns = data["columns"][name]
+                tables[name] = [dict(zip(columns, row, strict=True)) for row in data.pop(name)]
             for derived in ("columns", "check", "note"):
                 data.pop(derived)
             data["settings"] = SessionSettings.from_json(data["settings"])

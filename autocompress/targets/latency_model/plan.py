@@ -146,18 +146,18 @@ def shown_candidates(subject: Subject, generator: np.random.Generator) -> list[C
     pool = [uniform_candidate(subject, form, depth) for form in forms for depth in (0.0, 1.0)]
     pool += [random_candidate(subject, generator) for _ in range(POOL)]
     pool = [candidate for candidate in dict.fromkeys(pool) if candidate not in chosen]
-    kernels = {
-        candidate: Counter(kernel[:5] for kernel in workload(layout, candidate).kernels.values())
-        for candidate in (*chosen, *pool)
-    }
+    kernels: dict[Candidate, Counter[Any]] = {}
+    for candidate in (*chosen, *pool):
+        work = workload(layout, candidate)
+        kernels[candidate] = Counter(kernel[:5] for kernel in work.kernels.values())
     seen: Counter[Any] = Counter()
     for candidate in chosen:
         seen += kernels[candidate]
     while pool and len(chosen) < MOST:
-        gains = [
-            sum(max(0, min(SHOWN - seen[k], n)) for k, n in kernels[candidate].items())
-            for candidate in pool
-        ]
+        gains = []
+        for candidate in pool:
+            counts = kernels[candidate].items()
+            gains.append(sum(max(0, min(SHOWN - seen[place], n)) for place, n in counts))
         best = int(np.argmax(gains))
         if gains[best] == 0 and len(chosen) >= LEAST:
             break
@@ -202,17 +202,15 @@ class Plan:
             data: candidates by role.
         """
         return cls(
-            *(
-                tuple(Candidate.from_json(one) for one in data[role])
-                for role in ("profiled", "checked")
-            )
+            tuple(map(Candidate.from_json, data["profiled"])),
+            tuple(map(Candidate.from_json, data["checked"])),
         )
 
     def to_json(self) -> dict[str, Any]:
         """Return the candidates by role, in plain types."""
         return {
-            role: [candidate.to_json() for candidate in getattr(self, role)]
-            for role in ("profiled", "checked")
+            "profiled": [candidate.to_json() for candidate in self.profiled],
+            "checked": [candidate.to_json() for candidate in self.checked],
         }
 
 
@@ -223,10 +221,8 @@ def least_shown(subject: Subject, profiled: Sequence[Candidate]) -> int:
         subject: model and space.
         profiled: in the order of measurement.
     """
-    shown = [
-        {(k.signature, k.form) for k in workload(subject.layout, one).kernels.values()}
-        for one in profiled
-    ]
+    works = [workload(subject.layout, candidate) for candidate in profiled]
+    shown = [{(kernel.signature, kernel.form) for kernel in w.kernels.values()} for w in works]
     wanted: set[tuple[str, str]] = set().union(*shown)
     seen: set[tuple[str, str]] = set()
     for count, forms in enumerate(shown, 1):
@@ -243,10 +239,8 @@ def all_forms(subject: Subject) -> list[str]:
         subject: model and space.
     """
     layout = subject.layout
-    return list(
-        dict.fromkeys(
-            layout.form(module, option)
-            for module in layout.module_map
-            for option in subject.choices[module.name]
-        )
-    )
+    forms: dict[str, None] = {}
+    for module in layout.module_map:
+        for option in subject.choices[module.name]:
+            forms[layout.form(module, option)] = None
+    return list(forms)

@@ -39,9 +39,8 @@ def job_of(
         seed: of the order in which models run.
         limit_s: seconds that all may take; None for no limit.
     """
-    profiled, checked = (
-        [subject.source(candidate) for candidate in part] for part in (plan.profiled, plan.checked)
-    )
+    profiled = [subject.source(candidate) for candidate in plan.profiled]
+    checked = [subject.source(candidate) for candidate in plan.checked]
     tuned = [lambda: subject.baseline, *profiled[1:2]]
     least = least_shown(subject, plan.profiled)
     shared = (subject.feed, target.settings, target.threads, BUDGET_S, seed, limit_s, least)

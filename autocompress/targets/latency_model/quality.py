@@ -65,10 +65,8 @@ def attribution_doubt(runs: Sequence[Run], product_rate: float) -> str:
     checked = held_out(runs)
     if not checked:
         return ""
-    error, otherwise = (
-        held_out_errors(LatencyModel.of(runs, attributed), checked)["mape"]
-        for attributed in (True, False)
-    )
+    error = held_out_errors(LatencyModel.of(runs, attributed=True), checked)["mape"]
+    otherwise = held_out_errors(LatencyModel.of(runs, attributed=False), checked)["mape"]
     if error <= max(WRONG, otherwise):
         return ""
     return f"with them, candidates that the model has not seen were predicted {error:.0%} wrong"

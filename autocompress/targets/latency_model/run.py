@@ -45,12 +45,12 @@ def profiler_overhead(profiled: Sequence[Run]) -> float:
     """
     if len(profiled) < 4:
         return 0.0
-    design = np.array(
-        [
-            [sum(us for us, _ in run.spent.values()), sum(n for _, n in run.spent.values())]
-            for run in profiled
-        ]
-    )
+    rows = []
+    for run in profiled:
+        times = [us for us, _ in run.spent.values()]
+        counts = [count for _, count in run.spent.values()]
+        rows.append([sum(times), sum(counts)])
+    design = np.array(rows)
     wall = np.array([run.milliseconds * 1e3 for run in profiled])
     (scale, per_operator), *_ = np.linalg.lstsq(
         design / wall[:, None], np.ones(len(wall)), rcond=None

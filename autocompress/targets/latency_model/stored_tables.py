@@ -41,10 +41,9 @@ def table_key(subject: Subject, target: Target) -> str:
         sorted(layout.multiples.items()),
         layout.digest,
     ]
-    content += [
-        sorted(layout.form(module, option) for option in subject.choices[module.name])
-        for module in layout.module_map
-    ]
+    for module in layout.module_map:
+        options = subject.choices[module.name]
+        content.append(sorted(layout.form(module, option) for option in options))
     content += [
         sorted(subject.ratios.items()),
         [(name, array.shape) for name, array in subject.feed.items()],
@@ -130,11 +129,9 @@ def load_table(subject: Subject, target: Target, path: Path) -> LatencyTable:
         raise TargetError(f"{path}: table of target {table.target}, not of {target.name}")
     here = versions(target.settings)
     if not is_foreign(table) and table.versions != here:
-        changed = ", ".join(
-            f"{k} {table.versions.get(k)} (here {v})"
-            for k, v in here.items()
-            if table.versions.get(k) != v
-        )
+        there = table.versions
+        differing = [name for name, version in here.items() if there.get(name) != version]
+        changed = ", ".join(f"{name} {there.get(name)} (here {here[name]})" for name in differing)
         raise TargetError(
             f"{path}: was measured with {changed}; measure it again with: autocompress profile "
             f"TASK --out FILE"

@@ -79,14 +79,16 @@ def runs_of(tables: Mapping[str, list[dict[str, Any]]]) -> tuple[Run, ...]:
             operators.setdefault(row["run"], {})[row["operator"]] = float(row["microseconds"])
     for row in tables["surroundings"]:
         around.setdefault(row["run"], {})[row["feature"]] = float(row["amount"])
-    return tuple(
-        Run(
+    runs = []
+    for row in tables["runs"]:
+        number = row["run"]
+        run = Run(
             row["role"],
-            Work(kernels.get(row["run"], {}), around.get(row["run"], {})),
+            Work(kernels.get(number, {}), around.get(number, {})),
             float(row["milliseconds"]),
             (float(row["low"]), float(row["high"])),
-            spent.get(row["run"], {}),
-            operators.get(row["run"], {}),
+            spent.get(number, {}),
+            operators.get(number, {}),
         )
-        for row in tables["runs"]
-    )
+        runs.append(run)
+    return tuple(runs)

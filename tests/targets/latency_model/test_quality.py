@@ -19,7 +19,7 @@ from autocompress.targets.latency_model import profile
 from autocompress.targets.latency_model.breakdown import where_time_goes
 from autocompress.targets.latency_model.fit import LatencyModel
 from autocompress.targets.latency_model.latency_table import LatencyTable
-from autocompress.targets.latency_model.quality import missing_time
+from autocompress.targets.latency_model.quality import held_out, held_out_errors, missing_time
 from autocompress.targets.latency_model.run import REST, Run
 from autocompress.targets.workload import Kernel, Work
 
@@ -119,7 +119,7 @@ def test_a_lost_attribution_is_told_by_the_multiply_adds() -> None:
     assert found.model == LatencyModel.of(found.runs, attributed=False)
     assert found.check["mape"] < 0.03
     assert found.check["kendall_tau"] > 0.9
-    broken = found._errors(LatencyModel.of(found.runs))
+    broken = held_out_errors(LatencyModel.of(found.runs), held_out(found.runs))
     assert broken["mape"] > 2 * found.check["mape"], "the fault is one"
 
 
@@ -151,7 +151,7 @@ def test_what_takes_no_time_to_speak_of_may_lack_it() -> None:
 def test_an_error_beyond_15_percent_on_unseen_candidates_falls_back() -> None:
     found = table(with_spent(runs(), levelled))
     assert missing_time(found.runs, RATE) == ""
-    broken = found._errors(LatencyModel.of(found.runs))["mape"]
+    broken = held_out_errors(LatencyModel.of(found.runs), held_out(found.runs))["mape"]
     assert broken > 0.15
     assert found.note == (
         f"operators' times are not used: with them, candidates that the model has not seen were predicted {broken:.0%} wrong; "
