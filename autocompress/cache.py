@@ -1,9 +1,9 @@
-"""Keep costly results on disk between runs: one bounded folder of files for each kind of result.
+"""Keep costly results on disk between runs, in a bounded folder for each kind of result.
 
-Kernel timings, training precisions, latency tables, float graphs, variants and teacher outputs all lie
-below `cache_folder()`. The name of an entry is a hash of its inputs (`key_of`), so no entry is ever out
-of date. A cache costs time when it fails, never a result: a damaged entry counts as missing, and an
-entry that cannot be written is computed again.
+Kernel timings, training precisions, latency tables, float graphs, variants and teacher outputs lie
+below `cache_folder()`. The name of an entry is a hash of its inputs (`key_of`), so no entry is out
+of date. A cache that fails costs time, never a result: a damaged entry counts as missing, and a
+failed write is repeated by the next run.
 """
 
 from __future__ import annotations
@@ -38,10 +38,10 @@ def cache_folder() -> Path:
 
 
 def key_of(*parts: str | bytes) -> str:
-    """Return the key of an entry whose content follows from `parts`.
+    """Return the key of an entry with a content that follows from `parts`.
 
     Args:
-        parts: all that the content depends on, versions of tools and formats included.
+        parts: everything that affects the content, versions of tools and formats included.
 
     Returns:
         SHA-256 of the concatenated parts, 64 hexadecimal digits.
@@ -54,11 +54,11 @@ def key_of(*parts: str | bytes) -> str:
 
 @dataclass
 class Cache:
-    """Read and write the entries of one folder, which several processes may share.
+    """Read and write the entries of one folder, shared by several processes.
 
-    Entries appear whole, by renaming a temporary file with a name of its own. The least recently used
-    entries are removed when the folder exceeds `limit_bytes`. Each further process that writes at the
-    same time may add an eighth of the limit before it trims.
+    Each entry appears whole: it is written to a temporary file with a unique name, which is then
+    renamed. The least recently used entries are removed when the folder exceeds `limit_bytes`. With
+    several writers it may exceed the limit by SLACK for each further one.
 
     Attributes:
         folder: created by the first write; None turns the cache off.
@@ -95,7 +95,7 @@ class Cache:
         return content
 
     def write(self, name: str, content: str | bytes) -> None:
-        """Write an entry whole or not at all; a disk or permission that refuses is ignored.
+        """Write an entry whole or not at all; a full disk or a missing permission is ignored.
 
         Args:
             name: path of the entry in the folder; its suffix must be one of SUFFIXES.
@@ -114,7 +114,7 @@ class Cache:
     def update(
         self, name: str, load: Callable[[Path], T], change: Callable[[T | None], str]
     ) -> None:
-        """Replace an entry by a function of its content, so that no process loses another's change.
+        """Replace an entry by a function of its content, without losing changes of other processes.
 
         Args:
             name: path of the entry in the folder.
@@ -131,7 +131,7 @@ class Cache:
                 self.write(name, change(self.read(name, load)))
 
     def _trim(self, limit_bytes: float) -> None:
-        """Remove the entries that were used longest ago, and temporary files of dead writers."""
+        """Remove the least recently used entries, and temporary files of dead writers."""
         assert self.folder is not None
         entries = []
         for path in self.folder.rglob("*"):

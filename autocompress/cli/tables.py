@@ -23,7 +23,7 @@ console = Console(soft_wrap=True, width=None if sys.stdout.isatty() else 160)
 def notes(result: SearchResult) -> list[str]:
     """Return lines to print below the table of a front.
 
-    They name limits that no point meets, and points that run differently than simulated.
+    They name unmet limits, and points with another accuracy than simulated.
 
     Args:
         result: of a search.

@@ -77,7 +77,7 @@ def metric_floor(text: str) -> tuple[str, str]:
 
 
 def limits_of(arguments: argparse.Namespace) -> dict[str, Any]:
-    """Return the limits as typed, by name; None for those that are not set.
+    """Return the limits as typed, by name; None if not set.
 
     Args:
         arguments: of a command with limits.

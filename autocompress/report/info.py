@@ -79,13 +79,13 @@ class RecoveryInfo(NamedTuple):
 
 
 def read_run(folder: Path) -> RunInfo:
-    """Read all that the report needs.
+    """Read a run folder for the report.
 
     Args:
         folder: run folder.
 
     Raises:
-        RunFolderError: names the file that is missing or damaged.
+        RunFolderError: names the missing or damaged file.
     """
     front = read_front(folder)
     trials = (

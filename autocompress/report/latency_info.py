@@ -110,7 +110,7 @@ def _other_forms(forms: dict[str, float]) -> str:
 
 
 def settings_words(info: RunInfo) -> str:
-    """Return a text on the session settings and the gain of each that was tried; "" if not known.
+    """Return a text on the session settings and the gains of tried ones; "" if not known.
 
     Args:
         info: content of a run folder.

@@ -1,4 +1,4 @@
-"""Compute latency on a device that is not at hand, by the roofline of every operator.
+"""Compute latency on an absent device, by the roofline of every operator.
 
 An operator takes its launch overhead plus the longer of two times: computing its operations at the
 device's peak rate, and moving its tensors at the device's bandwidth (Williams, Waterman and
@@ -35,7 +35,7 @@ INTEGERS = ("int8", "uint8", "int4", "uint4")
 def analytic_times(
     model: bytes | str, feed: Mapping[str, Any], figures: Figures, settings: SessionSettings
 ) -> list[NodeTime]:
-    """Return the operators of a file with the time that the device needs at least.
+    """Return the operators of a file with lower bounds of their times on the device.
 
     Weights count at the width in which they are computed with, since packed ones are unpacked when
     the model is loaded. Every operator reads its inputs from memory and writes its outputs there.

@@ -20,7 +20,7 @@ FIGURES = {
 
 @dataclass(frozen=True)
 class Figures:
-    """Hold the figures of a device that is not at hand, as its maker states them.
+    """Hold the figures of an absent device, as its maker states them.
 
     Attributes:
         float_gops: 1e9 float operations per second; a multiply-add counts as two.

@@ -20,7 +20,7 @@ def products_saturate(settings: SessionSettings) -> bool:
     x86 processors without VNNI add two products of 8-bit numbers in 16 bits.
 
     Args:
-        settings: of the sessions that are tried.
+        settings: of the tried sessions.
     """
     if settings.runtime == "onnxruntime":
         node = helper.make_node("MatMulInteger", ["x", "w"], ["y"])
@@ -58,7 +58,7 @@ def rounds_inputs(rows: int, columns: int, outputs: int, bits: int, block: int, 
     """Return True if a MatMulNBits kernel rounds its inputs to 8 bits per block.
 
     Args:
-        rows: vectors that are multiplied at once.
+        rows: vectors per product.
         columns: inputs of each vector.
         outputs: width of the product.
         bits: width of the packed weights.

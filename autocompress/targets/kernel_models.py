@@ -23,7 +23,7 @@ def graph_model(
 
     Args:
         nodes: operators in order.
-        initializers: constants that they read.
+        initializers: constants of the nodes.
         kind: ONNX element type of the input.
         rank: dimensions of the input, all free.
         gives: ONNX element type of the output.
@@ -105,7 +105,7 @@ def width_model(generator: np.random.Generator, kind: str, width: int, integer: 
 
 
 def product_model() -> bytes:
-    """Return a model of one large float product, which shows the highest rate of a runtime."""
+    """Return a model of one large float product, to measure the highest rate of a runtime."""
     _, columns, outputs = PRODUCT
     weight = tensor(
         "w", np.random.default_rng(0).standard_normal((columns, outputs), dtype=np.float32)

@@ -42,11 +42,11 @@ NEARLY_AS_FAST = 1.03  # largest time of full 8-bit weights relative to 7-bit on
 
 
 def unsigned_is_free(settings: SessionSettings, rows: int, columns: int, outputs: int) -> bool:
-    """Return True if unsigned weights give an exact product that is hardly slower.
+    """Return True if a product with unsigned weights is exact and hardly slower.
 
     Args:
-        settings: of the sessions that are timed.
-        rows: vectors that are multiplied at once.
+        settings: of the timed sessions.
+        rows: vectors per product.
         columns: inputs of each vector.
         outputs: width of the product.
     """
@@ -99,8 +99,8 @@ def fastest_matmul(
     """Return the accuracy level of the fastest MatMulNBits; FOLDED if a float product is faster.
 
     Args:
-        settings: of the sessions that are timed.
-        rows: vectors that are multiplied at once.
+        settings: of the timed sessions.
+        rows: vectors per product.
         columns: inputs of each vector.
         outputs: width of the product.
         bits: width of the packed weights.
@@ -133,7 +133,7 @@ def measured_multiple(settings: SessionSettings, kind: str) -> int:
     integers.
 
     Args:
-        settings: of the sessions that are timed.
+        settings: of the timed sessions.
         kind: "linear" or "conv".
 
     Returns:
@@ -177,7 +177,7 @@ def fastest_gather(
     """Return FOLDED if a lookup in the unpacked table is faster than GatherBlockQuantized, else 1.
 
     Args:
-        settings: of the sessions that are timed.
+        settings: of the timed sessions.
         lookups: indices in one call.
         entries: rows of the table.
         width: columns of the table.

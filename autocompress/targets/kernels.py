@@ -31,11 +31,11 @@ class KernelChoice:
     """Answer from memory, from file `path`, or by timing kernels against each other, in that order.
 
     Attributes:
-        settings: of the sessions that are timed.
+        settings: of the timed sessions.
         weight_only: False if the target has no kernels on packed weights.
         present: False if the runtime is not on this machine, so that nothing can be timed.
-        portable: True to use only integer weights whose products are exact on every processor.
-        path: JSON file of the answers, which processes share; None keeps them in memory.
+        portable: True to use only integer weights with exact products on every processor.
+        path: JSON file of the answers, shared by processes; None keeps them in memory.
     """
 
     settings: SessionSettings = DEFAULT
@@ -85,7 +85,7 @@ class KernelChoice:
         """Return the accuracy level of the fastest MatMulNBits kernel.
 
         Args:
-            rows: vectors that are multiplied at once.
+            rows: vectors per product.
             columns: inputs of each vector.
             outputs: width of the product.
             bits: width of the packed weights.
@@ -109,7 +109,7 @@ class KernelChoice:
         An accuracy level only permits it; each machine decides.
 
         Args:
-            rows: vectors that are multiplied at once.
+            rows: vectors per product.
             columns: inputs of each vector.
             outputs: width of the product.
             bits: width of the packed weights.
@@ -168,7 +168,7 @@ class KernelChoice:
         return self._known[key]
 
     def _merged(self, on_disk: dict[str, int] | None) -> str:
-        """Return the new content of the file, with the answers that other processes have added."""
+        """Return the new content of the file, with the answers of other processes."""
         self._known = {**(on_disk or {}), **self._known}
         return json.dumps(self._known, indent=1, sort_keys=True)
 

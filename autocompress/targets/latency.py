@@ -37,7 +37,7 @@ def compare(
         target: decides whether files are run here or computed from figures.
         settings: of all sessions.
         rounds: how often each model is run in turn with the baseline.
-        report: gets the share of the work that is done, 0 to 1.
+        report: called with the done share of the work, 0 to 1.
 
     Returns:
         Milliseconds of the baseline, and each model's ratio to it.
@@ -63,7 +63,7 @@ def carry_out(job: Job, target: Target, report: Report) -> JobResult:
     Args:
         job: models to time and to profile.
         target: a runtime of this machine, or an analytic device.
-        report: gets (current step, share of it that is done).
+        report: called with (current step, done share of it).
 
     Returns:
         Measured times, or computed ones with intervals of no width where the target is analytic.
@@ -88,6 +88,6 @@ def all_threads(settings: SessionSettings) -> SessionSettings:
     """Return the same settings with all processors of this machine, for evaluating accuracy.
 
     Args:
-        settings: of the sessions that are timed.
+        settings: of the timed sessions.
     """
     return replace(settings, threads=os.cpu_count() or 1)

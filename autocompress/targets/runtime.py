@@ -16,9 +16,9 @@ EXAMPLE = "example"  # metadata key: sizes of the inputs that a file is timed on
 
 
 def weights_in_memory(model: bytes | str) -> int:
-    """Return the bytes of the weights that a session holds after constant folding.
+    """Return the bytes of a session's weights after constant folding.
 
-    The further copies that kernels lay out for themselves are not counted.
+    Further copies in the layouts of kernels are not counted.
 
     Args:
         model: content or path of an ONNX file.

@@ -34,9 +34,9 @@ class Target:
         runtime: "onnxruntime", "openvino" or "analytic".
         provider: execution provider of ONNX Runtime, or device of OpenVINO.
         threads: numbers of threads inside one operator to choose from; the first is the default.
-        weight_bits: widths that a file for it can store.
-        activation_bits: widths that it computes with.
-        integer_kinds: module kinds that have kernels for 8-bit activations (with weights of at most
+        weight_bits: widths of weights in its files.
+        activation_bits: widths it can compute with.
+        integer_kinds: module kinds with kernels for 8-bit activations (with weights of at most
             8 bits).
         plain_kinds: module kinds whose weights may neither be factors nor have a scale per group.
         weight_only: True if it has kernels on packed weights (MatMulNBits, GatherBlockQuantized).

@@ -21,7 +21,7 @@ from autocompress.model.modules import CompressibleModule, ModuleMap
 
 
 class Kernel(NamedTuple):
-    """Describe what the time of a module depends on.
+    """Describe a module as far as its time depends on it.
 
     Attributes:
         signature: kind, weight shape and attributes; modules with equal signatures share
@@ -58,7 +58,7 @@ class Work(NamedTuple):
 
 @dataclass(frozen=True)
 class Layout:
-    """Describe what the work of a candidate depends on.
+    """Describe a model as far as the work of its candidates depends on it.
 
     Attributes:
         module_map: modules of the model.

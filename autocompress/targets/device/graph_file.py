@@ -24,7 +24,7 @@ MIX = np.uint64(0x9E3779B97F4A7C15)
 
 
 class GraphNode(NamedTuple):
-    """Hold one operator: its name, and the names of the tensors that it reads and writes."""
+    """Hold one operator: its name, and the names of its input and output tensors."""
 
     name: str
     inputs: tuple[str, ...]

@@ -39,23 +39,23 @@ Report = Callable[[str, float], None]
 
 @dataclass(frozen=True)
 class Job:
-    """Describe what is measured, all on one feed.
+    """Describe the models to measure, all on one feed.
 
     If all of it would take more than `limit_s` seconds, fewer models are measured.
 
     Attributes:
-        baseline: the float model, which all ratios refer to.
+        baseline: the float model, denominator of all ratios.
         product: a model of the product PRODUCT alone.
-        profiled: models that are profiled and timed.
-        timed: models that are timed only.
-        tuned: models on which the session settings are tuned.
+        profiled: models to profile and time.
+        timed: models to time only.
+        tuned: models to tune the session settings on.
         feed: inputs by name.
-        settings: where tuning begins.
+        settings: start of tuning.
         threads: numbers of threads to choose from.
-        budget_s: seconds that timing may take, about.
-        seed: of the order in which models run.
-        limit_s: seconds that all may take; None for no limit.
-        least: models of `profiled`, from the first, that are measured in any case.
+        budget_s: approximate seconds for timing.
+        seed: of the order of the models.
+        limit_s: limit in seconds for everything; None for no limit.
+        least: number of first models of `profiled` to measure in any case.
     """
 
     baseline: Source
@@ -77,7 +77,7 @@ def measure(job: Job, report: Report = lambda what, share: None) -> JobResult:
 
     Args:
         job: models to time and to profile.
-        report: gets (current step, share of it that is done).
+        report: called with (current step, done share of it).
     """
     begun = time.monotonic()
 
@@ -168,17 +168,17 @@ def _cost(job: Job, settings: SessionSettings) -> tuple[float, float]:
 def affordable(
     profiled: int, timed: int, least: int, profiled_s: float, timed_s: float, left_s: float
 ) -> tuple[int, int]:
-    """Return how many models can be measured in the time that is left.
+    """Return how many models can be measured in the remaining time.
 
     Of every three models that are cut, two are timed ones, since the fit needs the profiled ones.
 
     Args:
         profiled: models to profile and time.
         timed: models to time only.
-        least: profiled models that are never cut.
+        least: profiled models to keep in any case.
         profiled_s: seconds for one profiled model.
         timed_s: seconds for one timed model.
-        left_s: seconds that are left.
+        left_s: remaining seconds.
 
     Returns:
         (number of profiled models, number of timed ones).

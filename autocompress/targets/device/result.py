@@ -27,15 +27,15 @@ class JobResult:
     Attributes:
         versions: of runtime and machine.
         settings: as tuned.
-        tuning: one row per setting that was tried.
+        tuning: one row per tried setting.
         baseline_ms: latency of the baseline.
         ratios: to the baseline, of the profiled models and then of the timed ones.
         intervals: 95 % interval of each ratio.
         profiles: operators of each profiled model.
         warning: for the user if the machine was busy, else "".
         product_rate: multiply-adds per microsecond of a large float product.
-        plan: candidates that the models of exported probes belong to.
-        left_out: number of models that no time was left for, the last ones of each kind.
+        plan: candidates of exported probes.
+        left_out: number of unmeasured models for lack of time, the last ones of each kind.
     """
 
     versions: Mapping[str, str]
@@ -52,7 +52,7 @@ class JobResult:
 
 
 def versions(settings: SessionSettings = DEFAULT) -> dict[str, str]:
-    """Return the runtime and machine that a measurement belongs to.
+    """Return the runtime and machine of measurements here.
 
     Args:
         settings: decide which runtimes' versions count.

@@ -11,7 +11,7 @@ import onnxruntime
 
 
 class Runnable(Protocol):
-    """Describe the calls that sessions of all runtimes have."""
+    """Describe the common calls of sessions of all runtimes."""
 
     def get_inputs(self) -> Sequence[Any]:
         """Return inputs, each with a name, a shape (free dimensions are no integers) and a type."""
@@ -30,13 +30,13 @@ Opener = Callable[[], Runnable]
 
 @dataclass(frozen=True)
 class SessionSettings:
-    """Hold the settings that a session is opened with.
+    """Hold the settings of a session.
 
     Attributes:
         runtime: "onnxruntime" or "openvino".
         provider: execution provider of ONNX Runtime, or device of OpenVINO.
         threads: inside one operator.
-        disabled_optimizers: passes of ONNX Runtime's graph optimiser that do not run.
+        disabled_optimizers: disabled passes of ONNX Runtime's graph optimiser.
         spinning: True if idle threads of ONNX Runtime wait in a loop.
     """
 
@@ -72,8 +72,8 @@ def open_session(
     Args:
         model: content or path of an ONNX file.
         settings: runtime, provider, threads and optimiser passes.
-        profile: prefix of the file that ONNX Runtime writes its profile to; "" for none.
-        optimized: path to which ONNX Runtime writes the executed graph; "" for none.
+        profile: prefix of ONNX Runtime's profile; "" for none.
+        optimized: path for the executed graph of ONNX Runtime; "" for none.
         level: of ONNX Runtime's graph optimiser. Below "ALL" weights keep their shapes too, so that
             a profile shows them.
         silent: True to log nothing.
@@ -138,7 +138,7 @@ class OpenVinoSession:
         self._inputs = list(read.inputs)
 
     def get_inputs(self) -> list[Value]:
-        """Return inputs under the names that the file gives them."""
+        """Return inputs under their names in the file."""
         kinds = {"f32": "float", "i64": "int64", "i32": "int32", "boolean": "bool"}
         values = []
         for node in self._inputs:

@@ -111,13 +111,13 @@ def interleaved_timing(
     `precision` are measured again, the widest first, while the budget lasts.
 
     Args:
-        baseline: opens the session that all ratios refer to.
+        baseline: opens the reference session.
         models: open one session after another.
         feed: inputs by name.
         rounds: of each model.
         seed: of the order and of the bootstrap.
-        report: gets the share of the work that is done, 0 to 1.
-        precision: relative half width of an interval that suffices; 0 measures nothing again.
+        report: called with the done share of the work, 0 to 1.
+        precision: sufficient relative half width of an interval; 0 measures nothing again.
         budget_s: seconds in all after which nothing is measured again.
     """
     started = time.monotonic()

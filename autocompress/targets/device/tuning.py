@@ -1,4 +1,4 @@
-"""Choose the fastest session settings: threads, and optimiser passes that slow a model down."""
+"""Choose the fastest session settings: threads, and harmful optimiser passes to disable."""
 
 from __future__ import annotations
 
@@ -42,17 +42,17 @@ def tune(
     seed: int = 0,
     has_time: Callable[[], bool] = lambda: True,
 ) -> tuple[SessionSettings, list[dict[str, Any]]]:
-    """Return the settings that are fastest in the mean over models and slow none of them down.
+    """Return the fastest settings in the mean over models that slow none of them down.
 
-    Threads and optimiser passes are tried one by one. Passes that save at least GAIN are measured
-    once more together; if the gain does not hold, none is switched off.
+    Threads and optimiser passes are tried one by one. Passes with a gain of at least GAIN are
+    measured once more together; if the gain does not hold, none is disabled.
 
     Args:
         models: build the files to tune on.
         feed: inputs by name.
         settings: runtime and provider.
         threads: numbers of threads to try; the first is the default.
-        seed: of the order in which sessions run.
+        seed: of the order of the sessions.
         has_time: returns False when nothing more may be tried.
 
     Returns:

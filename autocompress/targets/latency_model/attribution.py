@@ -41,7 +41,7 @@ class OriginalGraph:
     Attributes:
         graph: its nodes and constants.
         owners: module that produces each tensor; owners outside `modules` are ignored.
-        modules: those that the file has.
+        modules: of the file.
     """
 
     graph: GraphFile
@@ -69,9 +69,9 @@ class OriginalGraph:
     def weights(self) -> dict[str, tuple[str, ...]]:
         """Return the modules of each constant.
 
-        A constant belongs to the modules of the weights that it is computed from, where a module
-        owns its weight by name (one of several of a recurrent operator). Otherwise it belongs to
-        the modules whose operators read it or what is computed from it.
+        A constant belongs to the modules of its source weights, if modules own these by name (as
+        with recurrent operators of several weights). Otherwise it belongs to the modules with
+        operators that read it or its results.
         """
         by_name: dict[str, dict[str, None]] = defaultdict(dict)  # ordered sets
         by_reader: dict[str, dict[str, None]] = defaultdict(dict)
@@ -150,15 +150,15 @@ def attribute(
 ) -> tuple[dict[str, tuple[float, float]], dict[str, float]]:
     """Give each operator's time to the module whose weight it reads.
 
-    A weight is recognised by its name, by the constants that it was computed from, or (where the
-    optimiser joined weights into one) by the part of the original graph that the operator replaces.
+    A weight is recognised by its name, or by the constants it was computed from. If the optimiser
+    joined several weights into one, the replaced part of the original graph decides.
     An
     operator without a weight belongs to the module that produces its output, unless it only changes
     a representation. Time that several modules share is divided by their multiply-adds.
 
     Args:
         profile: operators of the executed graph.
-        model: the file that was profiled.
+        model: the profiled file.
         owners: module that produces each tensor of the file.
         work: kernels of the file.
 

@@ -34,7 +34,7 @@ class LatencyModel:
     It holds a per-kernel grid, the cost per surrounding feature and a correction per kernel class.
 
     Attributes:
-        grid: (microseconds, amount) of each kernel that was measured or regressed.
+        grid: (microseconds, amount) of each measured or regressed kernel.
         around: microseconds of a unit of each surrounding feature, at least 0.
         corrections: relative correction of the sum of the parts, per kind and arithmetic.
         profiler_us: microseconds that profiling adds to each operator.
@@ -50,8 +50,8 @@ class LatencyModel:
         """Return a model fitted to all runs but those with role "checked".
 
         Args:
-            runs: at least one of them must have been profiled.
-            attributed: True to trust the operators' times that were attributed to modules. False to
+            runs: at least one of them must be profiled.
+            attributed: True to trust the operators' times attributed to modules. False to
                 fit to wall times of whole models alone.
         """
         used = [run for run in runs if run.role != "checked"]

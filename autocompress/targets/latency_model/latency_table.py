@@ -30,20 +30,20 @@ FORMAT = 7
 
 @dataclass(frozen=True)
 class LatencyTable:
-    """Hold the models that were measured on one target.
+    """Hold the measured models of one target.
 
     Attributes:
         target: its name.
         versions: of runtime and machine.
-        settings: session settings that were tuned there.
+        settings: session settings tuned there.
         inputs: shapes of the feed.
         baseline_ms: undisturbed latency of the float model; all runs are ratios to it times this.
         runs: measured models.
         multiples: multiple of channels that kernels run fastest on, by kind of module.
         integer_forms: form of the integer weights of each module in the measured models.
-        tuning: rows of the settings that were tried.
+        tuning: rows of the tried settings.
         warning: for the user if the machine was busy, else "".
-        left_out: number of planned models that there was no time to measure.
+        left_out: number of planned models without a measurement for lack of time.
         product_rate: multiply-adds per microsecond of a large float product there; 0 if not known.
     """
 
@@ -67,7 +67,7 @@ class LatencyTable:
 
     @cached_property
     def model(self) -> LatencyModel:
-        """Return a model fitted to all runs that are not held out for the check.
+        """Return a model fitted to all runs but the held-out ones.
 
         It is fitted to the operators' times, or to whole models if these are in doubt.
         """
@@ -103,7 +103,7 @@ class LatencyTable:
             Milliseconds at the speed of the table's baseline.
 
         Raises:
-            TargetError: if a module runs in a form that was never measured.
+            TargetError: if a module runs in an unmeasured form.
         """
         return self.predict(workload(layout, candidate))
 
@@ -114,7 +114,7 @@ class LatencyTable:
             work: from `workload`.
 
         Raises:
-            TargetError: if a module runs in a form that was never measured.
+            TargetError: if a module runs in an unmeasured form.
         """
         try:
             return self.model.predict_us(work) / 1e3
@@ -188,7 +188,7 @@ class LatencyTable:
                 ) from None
 
     def covers(self, layout: Layout, candidates: Iterable[Candidate]) -> None:
-        """Check that every module of the candidates runs in a form that was measured.
+        """Check for unmeasured forms of the modules of candidates.
 
         Args:
             layout: structure of the model.

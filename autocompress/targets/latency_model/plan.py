@@ -1,4 +1,4 @@
-"""Plan which whole models are profiled, and which are timed to check the predictions.
+"""Plan the whole models to profile, and the ones to time for a check of the predictions.
 
 The profiled models must show every kernel that a search space offers on the target.
 """
@@ -22,7 +22,7 @@ SHOWN = 2  # models that each kernel should be profiled in
 
 @dataclass(frozen=True)
 class Subject:
-    """Describe the model that is profiled.
+    """Describe the model to profile, and its space.
 
     Attributes:
         layout: structure of the model.
@@ -168,7 +168,7 @@ def shown_candidates(subject: Subject, generator: np.random.Generator) -> list[C
 
 @dataclass(frozen=True)
 class Plan:
-    """Hold the candidates that are measured.
+    """Hold the candidates to measure.
 
     Attributes:
         profiled: profiled and timed, for the fit.

@@ -36,8 +36,8 @@ def job_of(
         subject: model and space.
         target: gives the first settings and the numbers of threads.
         plan: candidates to profile and to time.
-        seed: of the order in which models run.
-        limit_s: seconds that all may take; None for no limit.
+        seed: of the order of the models.
+        limit_s: limit in seconds for everything; None for no limit.
     """
     profiled = [subject.source(candidate) for candidate in plan.profiled]
     checked = [subject.source(candidate) for candidate in plan.checked]
@@ -58,10 +58,10 @@ def measure_table(
 
     Args:
         subject: model and space.
-        target: where the models run.
+        target: runtime and machine of the models.
         seed: of the plan and of the order.
-        report: gets (current step, share of it that is done).
-        limit_s: seconds that all may take; models are left out, but no form.
+        report: called with (current step, done share of it).
+        limit_s: limit in seconds for everything; models are left out, but no form.
     """
     subject = replace(subject, blank=_remembered(subject.blank))
     plan = Plan.of(subject, seed)
@@ -98,7 +98,7 @@ def table_of(subject: Subject, target: Target, plan: Plan, result: JobResult) ->
 
     Args:
         subject: model and space.
-        target: where the models ran.
+        target: runtime and machine of the models.
         plan: candidates of the models; the last ones of each role may be left out.
         result: measurements.
     """

@@ -39,7 +39,7 @@ def held_out_errors(model: LatencyModel, runs: Sequence[Run]) -> dict[str, Any]:
 
     Args:
         model: fitted without `runs`.
-        runs: whole models that were timed.
+        runs: timed whole models.
 
     Returns:
         As `prediction_errors`.
@@ -80,7 +80,7 @@ def missing_time(runs: Sequence[Run], product_rate: float) -> str:
     Integer kernels have other limits on every machine, so the check on whole models covers them.
 
     Args:
-        runs: only those that were profiled count.
+        runs: only profiled ones count.
         product_rate: R in multiply-adds per microsecond; 0 if it is not known.
     """
     wall = missing = 0.0

@@ -27,8 +27,8 @@ from autocompress.targets.target import Target
 def table_key(subject: Subject, target: Target) -> str:
     """Return the key of a table in the cache.
 
-    It is a hash of machine, runtime, target, model structure and what the space offers. Weights do
-    not affect latency.
+    It is a hash of machine, runtime, target, model structure and the choices of the space. Weights
+    do not affect latency.
 
     Args:
         subject: model and space.
@@ -62,10 +62,10 @@ def cached_table(
 
     Args:
         subject: model and space.
-        target: where the models run.
+        target: runtime and machine of the models.
         file: file of a table; None to look in the cache, and to measure and cache it otherwise.
-        report: gets (current step, share of it that is done).
-        limit_s: seconds that measuring may take; an incomplete table is not cached.
+        report: called with (current step, done share of it).
+        limit_s: limit in seconds for measuring; an incomplete table is not cached.
 
     Raises:
         TargetError: if the file does not fit.
@@ -83,11 +83,11 @@ def cached_table(
 
 
 def run_table(subject: Subject, target: Target, path: Path) -> LatencyTable | None:
-    """Return the table of a run folder, or None if there is none that fits.
+    """Return the table of a run folder, or None without a fitting one.
 
     Args:
         subject: model and space.
-        target: where the models run.
+        target: runtime and machine of the models.
         path: file in the run folder.
     """
     try:
@@ -103,7 +103,7 @@ def _serving(subject: Subject, target: Target, path: Path) -> LatencyTable:
 
 
 def load_table(subject: Subject, target: Target, path: Path) -> LatencyTable:
-    """Return a table from `profile`, or from what probes measured on a device.
+    """Return a table from `profile`, or from probes' measurements on a device.
 
     Args:
         subject: model and space.
@@ -140,20 +140,20 @@ def load_table(subject: Subject, target: Target, path: Path) -> LatencyTable:
 
 
 def table_multiples(path: Path) -> Mapping[str, int]:
-    """Return the multiples of channels that a table was measured with.
+    """Return the multiples of channels in the models of a table.
 
     Args:
-        path: file of a table, or of what probes measured.
+        path: file of a table, or of probes' measurements.
     """
     probes = _probes(path)
     return LatencyTable.load(path).multiples if probes is None else probes.plan["multiples"]
 
 
 def table_forms(path: Path, target: Target) -> dict[str, IntegerForm]:
-    """Return the integer forms that a table was measured with.
+    """Return the integer forms in the models of a table.
 
     Args:
-        path: file of a table, or of what probes measured.
+        path: file of a table, or of probes' measurements.
         target: must allow the forms.
 
     Raises:
@@ -177,7 +177,7 @@ def table_forms(path: Path, target: Target) -> dict[str, IntegerForm]:
 
 
 def _probes(path: Path) -> JobResult | None:
-    """Return what probes measured, or None if the file is of another kind."""
+    """Return the measurements of probes, or None if the file is of another kind."""
     try:
         probes = read_result(path)
         return (
