@@ -7,12 +7,7 @@ import json
 from pathlib import Path
 
 from autocompress import reproduce
-from autocompress.cli.tables import (
-    console,
-    latency_notes,
-    print_front,
-    print_lines,
-)
+from autocompress.cli.tables import console, latency_notes, print_front, print_lines
 from autocompress.cli.values import limits_of
 from autocompress.export.artifact import copy_artifact
 from autocompress.report.page import write_report

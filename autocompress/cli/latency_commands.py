@@ -6,10 +6,7 @@ import argparse
 from dataclasses import replace
 from pathlib import Path
 
-from autocompress.cli.tables import (
-    console,
-    print_lines,
-)
+from autocompress.cli.tables import console, print_lines
 from autocompress.cli.values import prepared_task
 from autocompress.compress.recover.student import on_student
 from autocompress.export.probes import SCRIPT_FILE, export_probes

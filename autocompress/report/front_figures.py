@@ -8,18 +8,13 @@ import plotly.graph_objects as go
 from plotly.subplots import make_subplots
 
 from autocompress.report.figures import BASE, GREY, layout
-from autocompress.report.info import (
-    RunInfo,
-    recommended,
-)
+from autocompress.report.info import RunInfo, recommended
 from autocompress.results.front import FrontPoint
 
 HOVER = (
     "trial %{customdata[0]}<br>%{customdata[1]:.0f} KB, %{customdata[2]:.3f} ms<br>"
     "accuracy %{customdata[3]:.4f}<br>%{customdata[4]}<extra></extra>"
 )
-
-
 SHOWN_TRIALS = 2000
 
 

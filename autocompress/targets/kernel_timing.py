@@ -20,24 +20,12 @@ from autocompress.targets.kernel_models import (
     width_model,
 )
 
-FOLDED = -1
-
-
+FOLDED = -1  # answer if the float kernel on unpacked weights is fastest
 LEVELS = (4, 0)  # of MatMulNBits: 8-bit and float arithmetic
-
-
-ROUNDS = 12
-
-
-WIDTHS = (33, 96)
-
-
+ROUNDS = 12  # runs of each kernel
+WIDTHS = (33, 96)  # first and last width to time
 MULTIPLES = (16, 8, 4, 2)
-
-
-NEARLY_FREE = 0.25
-
-
+NEARLY_FREE = 0.25  # share of the time in proportion to the added channels
 NEARLY_AS_FAST = 1.03  # largest time of full 8-bit weights relative to 7-bit ones
 
 

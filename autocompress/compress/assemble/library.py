@@ -117,7 +117,8 @@ class VariantLibrary:
         else:
             self.made += 1
             variant = self._make(name, config, masks, factors)
-            self._disk.write(_file_name(key), tensor_bytes(variant_to_tensors(variant, "")))
+            if self.folder is not None:
+                self._disk.write(_file_name(key), tensor_bytes(variant_to_tensors(variant, "")))
         self._remember(key, variant)
         return variant
 

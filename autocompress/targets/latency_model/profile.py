@@ -12,11 +12,7 @@ from autocompress.targets.kernel_models import product_model
 from autocompress.targets.latency import carry_out
 from autocompress.targets.latency_model.attribution import attribute
 from autocompress.targets.latency_model.latency_table import LatencyTable
-from autocompress.targets.latency_model.plan import (
-    Plan,
-    Subject,
-    least_shown,
-)
+from autocompress.targets.latency_model.plan import Plan, Subject, least_shown
 from autocompress.targets.latency_model.run import Run
 from autocompress.targets.target import Target
 from autocompress.targets.workload import workload

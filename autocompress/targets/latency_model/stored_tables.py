@@ -14,12 +14,7 @@ from autocompress.targets.device.job import Report
 from autocompress.targets.device.result import JobResult, read_result, versions
 from autocompress.targets.kernel_arithmetic import products_saturate
 from autocompress.targets.latency_model.latency_table import LatencyTable
-from autocompress.targets.latency_model.plan import (
-    Plan,
-    Subject,
-    all_forms,
-    uniform_candidate,
-)
+from autocompress.targets.latency_model.plan import Plan, Subject, all_forms, uniform_candidate
 from autocompress.targets.latency_model.profile import measure_table, table_of
 from autocompress.targets.target import Target
 
