@@ -13,7 +13,8 @@ from fixture import relative_difference
 from torch import Tensor, nn
 
 import autocompress as ac
-from autocompress.compress.assemble.stitch import Masks, Trained
+from autocompress.compress.assemble.stitch import Trained
+from autocompress.compress.prune.masks import Masks
 from autocompress.export.build import prepare
 from autocompress.measure.prepare import prepared
 from autocompress.model.plain.hugging_face import DENSE, exportable

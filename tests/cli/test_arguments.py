@@ -6,14 +6,8 @@ from argparse import ArgumentTypeError
 
 import pytest
 
-from autocompress.cli.arguments import (
-    build_parser,
-    count,
-    duration,
-    metric_floor,
-    steps,
-    task_argument,
-)
+from autocompress.cli.arguments import build_parser
+from autocompress.cli.values import count, duration, metric_floor, steps, task_argument
 
 
 @pytest.mark.parametrize(

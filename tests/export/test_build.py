@@ -16,7 +16,7 @@ from autocompress.export.lowering.lower import LoweredModel, Site
 from autocompress.integer_form import IntegerForm
 from autocompress.model.channel_group import ChannelGroup
 from autocompress.model.modules import CompressibleModule, ModuleMap
-from autocompress.targets.kernels import FOLDED
+from autocompress.targets.kernel_timing import FOLDED
 
 
 def module(name: str, kind: str, *shape: int, positions: int = 4) -> CompressibleModule:

@@ -12,14 +12,12 @@ import pytest
 from autocompress import Candidate, ModuleConfig, ParetoFront
 from autocompress.report.figures import (
     LEAST_LOST,
-    SHOWN_TRIALS,
     allocation_maps,
-    front_2d,
-    front_3d,
     hypervolume_curve,
     recovery_curves,
     sensitivity_bars,
 )
+from autocompress.report.front_figures import SHOWN_TRIALS, front_2d, front_3d
 from autocompress.report.info import RunInfo
 
 COLUMNS = ["number", "size_bytes", "latency_ms", "accuracy"]

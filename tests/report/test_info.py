@@ -18,13 +18,11 @@ from autocompress.report.info import (
     allocation,
     before_after,
     hypervolume_history,
-    predictions,
     read_run,
     recommended,
     recovery,
-    settings_words,
-    time_info,
 )
+from autocompress.report.latency_info import predictions, settings_words, time_info
 from autocompress.results.files import write_json
 from autocompress.results.front import read_front
 

@@ -108,7 +108,7 @@ def test_nothing_of_it_is_left_at_run_time(fixture: Fixture) -> None:
 
 def test_the_latency_model_promises_nothing_for_zeros(fixture: Fixture) -> None:
     from autocompress.search.problem.bench import layout_of
-    from autocompress.targets.latency_model.latency_table import workload
+    from autocompress.targets.workload import workload
 
     layout = layout_of(fixture.builder)
     assert workload(layout, sparse(0.9, 8, 8)) == workload(layout, sparse(0.0, 8, 8))

@@ -11,7 +11,7 @@ import torch
 from autocompress import Candidate
 from autocompress.errors import TaskError
 from autocompress.search.problem.bench import Bench, pick_device
-from autocompress.targets.device.job import versions
+from autocompress.targets.device.result import versions
 
 HERE = {"processor": versions()["processor"]}
 

@@ -128,7 +128,8 @@ def test_bad_strategies_are_named(cnn_task) -> None:
 
 
 def _two_workers(task) -> None:
-    from autocompress.search.loop import Settings, run_search
+    from autocompress.search.loop import run_search
+    from autocompress.search.problem.options import Settings
     from autocompress.search.problem.progress import SearchProgress
 
     with SearchProgress(quiet=True) as progress:

@@ -7,8 +7,11 @@ from pathlib import Path
 
 import pytest
 
-from autocompress.targets.device.job import Found, affordable, read_found, write_found
+from autocompress.targets.device.job import affordable
 from autocompress.targets.device.profiler import NodeTime
+from autocompress.targets.device.result import JobResult as Found
+from autocompress.targets.device.result import read_result as read_found
+from autocompress.targets.device.result import write_result as write_found
 from autocompress.targets.device.sessions import SessionSettings
 
 

@@ -9,7 +9,7 @@ import pytest
 from small_layout import MAP, MODULES, layout
 
 from autocompress.targets.latency_model.breakdown import where_time_goes
-from autocompress.targets.latency_model.fit import REST, Run
+from autocompress.targets.latency_model.run import REST, Run
 from autocompress.targets.workload import Kernel, Work
 
 A, B = MODULES[1:3]

@@ -10,27 +10,28 @@ import numpy as np
 import pytest
 from small_layout import layout
 
+from autocompress.cache import cache_folder
 from autocompress.candidate import Candidate, ModuleConfig
 from autocompress.errors import TargetError
 from autocompress.integer_form import IntegerForm
-from autocompress.targets.device.job import Found, versions, write_found
+from autocompress.targets.device.result import JobResult as Found
+from autocompress.targets.device.result import versions
+from autocompress.targets.device.result import write_result as write_found
 from autocompress.targets.device.sessions import DEFAULT, SessionSettings
 from autocompress.targets.latency_model import profile
-from autocompress.targets.latency_model.fit import REST
 from autocompress.targets.latency_model.latency_table import LatencyTable
 from autocompress.targets.latency_model.plan import Plan, Subject, form_choices
-from autocompress.targets.latency_model.profile import (
-    cache_folder,
+from autocompress.targets.latency_model.profile import job_of, table_of
+from autocompress.targets.latency_model.run import REST
+from autocompress.targets.latency_model.stored_tables import (
     cached_table,
     is_foreign,
-    job_of,
-    kept,
     load_table,
     table_forms,
     table_key,
     table_multiples,
-    table_of,
 )
+from autocompress.targets.latency_model.stored_tables import run_table as kept
 from autocompress.targets.target import find_target
 
 TARGET = find_target("onnxruntime-cpu")
