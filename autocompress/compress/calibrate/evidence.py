@@ -1,4 +1,8 @@
-"""What speaks for keeping a weight besides its size: the inputs it multiplies and the gradients of the loss, from calibration batches."""
+"""Collect what calibration data say about the weights of one model.
+
+The evidence is the statistics of each layer's inputs (`statistics.py`) and the gradients of the
+loss at each weight. Importance of units, masks of zeros and rounding all read it.
+"""
 
 from __future__ import annotations
 
@@ -25,12 +29,14 @@ GRADIENT_BATCH = 8
 
 @dataclass(frozen=True, eq=False)
 class Gradients:
-    """Of the loss at a weight, over small batches; all on the CPU.
+    """Hold moments of the loss's gradient g at one weight w, taken over small batches, on the CPU.
 
     Attributes:
-        mean, square: (the weight's shape) mean and mean square of its gradient.
-        rows, columns: (rows,), (columns,) mean square of the sum of weight * gradient over all that goes with a row or a column.
-        whole: the same over the whole weight.
+        mean: (the weight's shape) E[g].
+        square: (the weight's shape) E[g^2], the diagonal of the empirical Fisher matrix.
+        rows: (rows,) E[(sum of w g over a row)^2].
+        columns: (columns,) E[(sum of w g over a column)^2].
+        whole: () E[(sum of w g over the weight)^2].
     """
 
     mean: Tensor
@@ -42,10 +48,13 @@ class Gradients:
 
 @dataclass
 class Evidence:
-    """Of one model: statistics of layers' inputs by name (may be empty), and gradients, which are computed when first asked for.
+    """Hold input statistics and gradients of one model; gradients are computed on first use.
 
-    `losses(model)` gives scalar losses, one per small batch; None where there is no data. `scores` remembers the importance of units by
-    (group, criterion), for all who ask.
+    Attributes:
+        model: the original model; never changed.
+        statistics: statistics of layers' inputs by module name; may be empty.
+        losses: maps a model to scalar losses, one per small batch; None without data.
+        scores: cache of unit importance by (group, criterion), shared by all readers.
     """
 
     model: nn.Module
@@ -55,35 +64,44 @@ class Evidence:
 
     @cached_property
     def gradients(self) -> Mapping[str, Gradients]:
-        """By module name; empty where there is no data."""
+        """Return the gradients by module name; empty without data."""
         return {} if self.losses is None else collect_gradients(self.model, self.losses)
 
     @cached_property
     def gradient_digest(self) -> str:
-        """Hash of the gradients."""
+        """Return a hash of the gradients."""
         digest = hashlib.sha256()
-        for name, found in self.gradients.items():
-            digest.update(name.encode() + found.square.numpy().tobytes())
+        for name, gradients in self.gradients.items():
+            digest.update(name.encode() + gradients.square.numpy().tobytes())
         return digest.hexdigest()
 
 
 def collect_gradients(
     model: nn.Module, losses: Callable[[nn.Module], Iterable[Tensor]]
 ) -> dict[str, Gradients]:
-    """Of every module with a weight that the loss depends on; `model` is not changed."""
+    """Return the gradients' moments for every module with a weight that the loss depends on.
+
+    Args:
+        model: read in eval mode on a copy; not changed.
+        losses: maps the copy to scalar losses, one per small batch.
+
+    Returns:
+        Moments by module name, on the CPU.
+
+    Raises:
+        NotComputableError: if a loss is NaN or infinite.
+    """
     own = copied(model, None)
-    weights = {
-        name: module.weight
-        for name, module in own.named_modules()
-        if isinstance(getattr(module, "weight", None), nn.Parameter)
-    }
+    weights: dict[str, nn.Parameter] = {}
+    for name, module in own.named_modules():
+        if isinstance(getattr(module, "weight", None), nn.Parameter):
+            weights[name] = module.weight
     for parameter in own.parameters():
         parameter.requires_grad_(parameter.is_floating_point())
     sums: dict[str, list[Tensor]] = {}
     count = 0
-    with torch.backends.cudnn.flags(
-        enabled=False
-    ):  # its recurrent layers have no gradient in eval mode
+    # Recurrent layers of cuDNN have no gradient in eval mode.
+    with torch.backends.cudnn.flags(enabled=False):
         for loss in losses(own):
             if not torch.isfinite(loss):
                 raise NotComputableError(
@@ -93,61 +111,80 @@ def collect_gradients(
             torch.autograd.backward(loss)
             count += 1
             for name, weight in weights.items():
-                if weight.grad is None:
-                    continue
-                gradient = weight.grad.float()
-                product = weight.detach().float() * gradient
-                by_row = product.reshape(len(product), -1)
-                by_column = (
-                    product.transpose(0, 1).reshape(product.shape[1], -1)
-                    if product.dim() > 1
-                    else by_row
-                )
-                parts = [
-                    gradient,
-                    gradient.square(),
-                    by_row.sum(1).square(),
-                    by_column.sum(1).square(),
-                    product.sum().square(),
-                ]
-                known = sums.get(name)
-                sums[name] = (
-                    parts if known is None else [a + b for a, b in zip(known, parts, strict=True)]
-                )
-    return {
-        name: Gradients(*((part / count).cpu() for part in parts)) for name, parts in sums.items()
-    }
+                if weight.grad is not None:
+                    _add(sums, name, _moments(weight.detach().float(), weight.grad.float()))
+    moments: dict[str, Gradients] = {}
+    for name, parts in sums.items():
+        moments[name] = Gradients(*((part / count).cpu() for part in parts))
+    return moments
+
+
+def _moments(weight: Tensor, gradient: Tensor) -> list[Tensor]:
+    """Return the five parts of `Gradients` for one batch."""
+    product = weight * gradient
+    by_row = product.reshape(len(product), -1)
+    by_column = by_row
+    if product.dim() > 1:
+        by_column = product.transpose(0, 1).reshape(product.shape[1], -1)
+    return [
+        gradient,
+        gradient.square(),
+        by_row.sum(1).square(),
+        by_column.sum(1).square(),
+        product.sum().square(),
+    ]
+
+
+def _add(sums: dict[str, list[Tensor]], name: str, parts: list[Tensor]) -> None:
+    """Add the parts of one batch to the sums of module `name`."""
+    if name in sums:
+        parts = [a + b for a, b in zip(sums[name], parts, strict=True)]
+    sums[name] = parts
 
 
 def task_losses(task: Task) -> Callable[[nn.Module], Iterable[Tensor]]:
-    """The loss of `Evidence` for a task: its training loss on calibration samples, or, without targets, a random projection of the
-    outputs, whose gradients have the same second moments as those of a Gaussian likelihood (Gauss-Newton)."""
+    """Return the `losses` of `Evidence` for a task.
+
+    With targets it is the task's training loss on calibration samples. Without targets it is a
+    random projection of the outputs, whose gradients have the second moments of those of a Gaussian
+    likelihood (Gauss-Newton).
+
+    Args:
+        task: gives calibration batches, model call and training loss.
+
+    Returns:
+        A function from a model to scalar losses, one per part of GRADIENT_BATCH samples.
+    """
 
     def losses(model: nn.Module) -> Iterable[Tensor]:
         generator = torch.Generator().manual_seed(0)
         device = next(model.parameters()).device
         for inputs, target in task.first_samples(task.calibration_batches(), GRADIENT_SAMPLES):
-            for part, wanted in _pieces(task, inputs, target):
+            for part, labels in _pieces(task, inputs, target):
                 outputs = task.outputs_of(model, to_device(part, device))
-                if not task.teaches(wanted):
-                    noise = {
-                        name: torch.randn(found.shape, generator=generator).to(device)
-                        for name, found in outputs.items()
-                    }
-                    yield torch.stack(
-                        [
-                            (found.float() * noise[name]).sum() / len(found)
-                            for name, found in outputs.items()
-                        ]
-                    ).sum()
+                if not task.teaches(labels):
+                    yield _projection(outputs, generator, device)
                 else:
-                    yield task.training_loss(outputs, target_to_device(wanted, device))
+                    yield task.training_loss(outputs, target_to_device(labels, device))
 
     return losses
 
 
+def _projection(
+    outputs: Mapping[str, Tensor], generator: torch.Generator, device: torch.device
+) -> Tensor:
+    """Return the sum over outputs of a Gaussian projection, divided by the batch size."""
+    noise: dict[str, Tensor] = {}
+    for name, output in outputs.items():
+        noise[name] = torch.randn(output.shape, generator=generator).to(device)
+    terms = []
+    for name, output in outputs.items():
+        terms.append((output.float() * noise[name]).sum() / len(output))
+    return torch.stack(terms).sum()
+
+
 def _pieces(task: Task, inputs: Inputs, target: Any) -> Iterable[tuple[Inputs, Any]]:
-    """A batch in parts of GRADIENT_BATCH samples; whole where it cannot be cut."""
+    """Yield a batch in parts of GRADIENT_BATCH samples, or whole if it cannot be cut."""
     if not task.can_cut(inputs, target):
         yield inputs, target
         return

@@ -1,4 +1,7 @@
-"""Condition and factor the Gram matrix of a layer's inputs."""
+"""Condition and factor the Gram matrix H = X X^T of a layer's inputs.
+
+GPTQ, SparseGPT, optimal brain surgeon and the least-squares reconstruction all invert it.
+"""
 
 from __future__ import annotations
 
@@ -9,29 +12,44 @@ DAMPING = 0.01
 
 
 def damped(gram: Tensor) -> Tensor:
-    """The Gram matrix plus a share of its mean diagonal; the share grows until both it and its inverse have a Cholesky factor.
+    """Return H + lambda I, where lambda is a share of H's mean diagonal.
 
-    Inputs that were never seen get the mean diagonal.
+    The share starts at DAMPING (Frantar et al. 2023, "GPTQ", sec. 3.3). It grows tenfold until both
+    the matrix and its inverse have a Cholesky factor. If eight tries fail, only the diagonal is
+    returned.
+
+    Args:
+        gram: (columns, columns) symmetric, positive semidefinite. A diagonal element of 0 marks an
+            input that was never seen; it gets the mean diagonal.
+
+    Returns:
+        (columns, columns) positive definite; `gram` is not changed.
     """
     gram = gram.clone()
     unseen = gram.diagonal() <= 0
     gram.diagonal()[unseen] = gram.diagonal().mean().clamp_min(1e-12)
     damping = DAMPING * gram.diagonal().mean()
     for _ in range(8):
-        found = gram.clone()
-        found.diagonal().add_(damping)
-        lower, failed = torch.linalg.cholesky_ex(found)
-        if (
-            not failed
-            and not torch.linalg.cholesky_ex(torch.cholesky_inverse(lower), upper=True)[1]
-        ):
-            return found
+        conditioned = gram.clone()
+        conditioned.diagonal().add_(damping)
+        lower, failed = torch.linalg.cholesky_ex(conditioned)
+        if not failed:
+            inverse = torch.cholesky_inverse(lower)
+            if not torch.linalg.cholesky_ex(inverse, upper=True)[1]:
+                return conditioned
         damping = damping * 10
     return torch.diag(gram.diagonal())
 
 
 def inverse_factor(gram: Tensor) -> Tensor:
-    """Upper Cholesky factor of the inverse of the damped Gram matrix."""
+    """Return U with U^T U = H^-1, H the damped Gram matrix.
+
+    Args:
+        gram: (columns, columns) as for `damped`.
+
+    Returns:
+        (columns, columns) upper triangular, positive diagonal.
+    """
     inverse = torch.cholesky_inverse(torch.linalg.cholesky(damped(gram)))
     upper: Tensor = torch.linalg.cholesky(inverse, upper=True)
     return upper.triu()

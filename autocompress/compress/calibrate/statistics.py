@@ -1,4 +1,8 @@
-"""What calibration batches show of each layer's inputs: Gram matrix, mean and extremes, gathered batch by batch."""
+"""Collect the Gram matrix, the mean and the extremes of each layer's inputs, batch by batch.
+
+Rounding, zeros, pruning and whitened factors minimise ||(W - Q) X||^2. They need X only through
+these statistics, so that the batches themselves need not be stored.
+"""
 
 from __future__ import annotations
 
@@ -25,12 +29,16 @@ POSITIONS = 4096  # input vectors that one batch adds to one layer
 
 @dataclass(frozen=True, eq=False)
 class LayerStatistics:
-    """Of the vectors that a layer multiplies (columns of W; a convolution's patches, per group of channels).
+    """Hold statistics of the vectors x that a layer multiplies by W, on the CPU.
+
+    x is an input vector of a linear layer, or a patch of a convolution's input per group of
+    channels.
 
     Attributes:
         gram: (groups, columns, columns) mean of x x^T; groups is 1 but for grouped convolutions.
         mean: (groups, columns) mean of x.
-        lowest, highest: (channels,) extremes of each input channel.
+        lowest: (channels,) minimum of each input channel.
+        highest: (channels,) maximum of each input channel.
     """
 
     gram: Tensor
@@ -40,34 +48,41 @@ class LayerStatistics:
 
     @cached_property
     def digest(self) -> str:
-        """Hash of the content."""
+        """Return a hash of the content."""
         digest = hashlib.sha256()
         for tensor in (self.gram, self.mean, self.lowest, self.highest):
             digest.update(tensor.contiguous().numpy().tobytes())
         return digest.hexdigest()
 
     def of(self, columns: Tensor | None, factors: Tensor | None) -> LayerStatistics:
-        """For the inputs divided by `factors` (channels,), of which only `columns` (a mask) are kept; one group only."""
+        """Return the statistics of smoothed and pruned inputs; for one group only.
+
+        Args:
+            columns: (columns,) bool mask of the columns that stay; None for all.
+            factors: (channels,) divisors of the input channels, applied first; None for none.
+
+        Returns:
+            Statistics of the columns that stay.
+        """
         gram, mean, low, high = self.gram, self.mean, self.lowest, self.highest
         if factors is not None:
-            gram, mean, low, high = (
-                gram / factors / factors[:, None],
-                mean / factors,
-                low / factors,
-                high / factors,
-            )
+            gram = gram / factors / factors[:, None]
+            mean, low, high = mean / factors, low / factors, high / factors
         if columns is not None:
             per_channel = columns.view(len(low), -1)[:, 0]
-            gram, mean, low, high = (
-                gram[:, columns][:, :, columns],
-                mean[:, columns],
-                low[per_channel],
-                high[per_channel],
-            )
+            gram, mean = gram[:, columns][:, :, columns], mean[:, columns]
+            low, high = low[per_channel], high[per_channel]
         return LayerStatistics(gram, mean, low, high)
 
     def of_groups(self, kept: NDArray[np.bool_] | None) -> LayerStatistics:
-        """Of the groups of a depthwise convolution that are left; `kept` (groups,), None for all."""
+        """Return the statistics of a depthwise convolution after pruning.
+
+        Args:
+            kept: (groups,) mask of the groups that stay; None for all.
+
+        Returns:
+            Statistics of the groups that stay.
+        """
         if kept is None:
             return self
         mask = torch.from_numpy(kept)
@@ -76,65 +91,103 @@ class LayerStatistics:
         )
 
     def after(self, first: Tensor) -> LayerStatistics:
-        """Of first @ x: what the second factor of a factorised layer reads."""
-        none = torch.zeros(len(first))
-        return LayerStatistics(first @ self.gram @ first.T, self.mean @ first.T, none, none)
+        """Return the statistics of A x, the input of the second of two factors.
+
+        Args:
+            first: (rank, columns) A, the factor that is applied first.
+
+        Returns:
+            Gram matrix A H A^T and mean; the extremes are 0, since no factor reads them.
+        """
+        zeros = torch.zeros(len(first))
+        return LayerStatistics(first @ self.gram @ first.T, self.mean @ first.T, zeros, zeros)
 
 
 def collect_statistics(
     model: nn.Module, module_map: ModuleMap, batches: Iterable[Inputs], device: torch.device
 ) -> Mapping[str, LayerStatistics]:
-    """Statistics of every linear and convolutional module that `model` calls; memory is that of the Gram matrices.
+    """Return input statistics of every linear and convolutional module that `model` calls.
 
-    Raises NotComputableError when there are no batches or an input is not finite.
+    Memory is that of the Gram matrices, whatever the number of batches.
+
+    Args:
+        model: called as it is; not changed.
+        module_map: the compressible modules of `model`.
+        batches: inputs of `model`, without targets.
+        device: device of `model`, to which the inputs are moved.
+
+    Returns:
+        Statistics by module name.
+
+    Raises:
+        NotComputableError: if there are no batches, or an input is NaN or infinite.
     """
-    gathered: dict[str, _Sums] = {}
+    sums_of: dict[str, _Sums] = {}
 
     def hook(name: str) -> Any:
         def see(module: nn.Module, inputs: tuple[Tensor, ...]) -> None:
             if inputs[0].numel() == 0:  # a part of the batch without samples
                 return
-            gathered.setdefault(name, _Sums()).add(*input_vectors(module, inputs[0]))
+            sums_of.setdefault(name, _Sums()).add(*input_vectors(module, inputs[0]))
 
         return see
 
-    handles = [
-        model.get_submodule(alias).register_forward_pre_hook(hook(module.name))
-        for module in module_map
-        if module.kind in ("linear", "conv")
-        for alias in (module.name, *module.aliases)
-    ]
-    seen = 0
+    handles = []
+    for module in module_map:
+        if module.kind in ("linear", "conv"):
+            for alias in (module.name, *module.aliases):
+                submodule = model.get_submodule(alias)
+                handles.append(submodule.register_forward_pre_hook(hook(module.name)))
+    count = 0
     try:
         with torch.inference_mode():
             for inputs in batches:
                 call_model(model, map_inputs(inputs, lambda tensor: tensor.to(device)))
-                seen += 1
+                count += 1
     finally:
         for handle in handles:
             handle.remove()
-    if not seen:
+    if not count:
         raise NotComputableError(
             "calibration: there are no batches; give the task calibration, train or validation data"
         )
-    return {name: sums.finish(name) for name, sums in gathered.items()}
+    return {name: sums.finish(name) for name, sums in sums_of.items()}
 
 
 def input_vectors(module: nn.Module, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """(vectors (n, groups, columns), lowest (channels,), highest (channels,)) that `module` multiplies for input x."""
+    """Return the vectors that `module` multiplies by its weight for input x.
+
+    Args:
+        module: a linear layer or a convolution in one or two dimensions.
+        x: (..., columns) for a linear layer, (batch, channels, *positions) for a convolution.
+
+    Returns:
+        (n, groups, columns) vectors, evenly thinned out to about POSITIONS; (channels,) minimum and
+        (channels,) maximum of x over all positions.
+    """
     x = x.detach().float()
     if not isinstance(module, (nn.Conv1d, nn.Conv2d)):
         flat = x.reshape(-1, x.shape[-1])
-        return flat[:: -(-len(flat) // POSITIONS)].unsqueeze(1), flat.amin(0), flat.amax(0)
+        return _thinned(flat).unsqueeze(1), flat.amin(0), flat.amax(0)
     if x.dim() == 1 + len(module.kernel_size):  # one sample without a batch
         x = x.unsqueeze(0)
     channels = x.transpose(0, 1).flatten(1)
     low, high = channels.amin(1), channels.amax(1)
-    kernel, stride, dilation = (
-        tuple(module.kernel_size),
-        tuple(module.stride),
-        tuple(module.dilation),
-    )
+    patches = _patches(module, x)
+    flat = patches.transpose(1, 2).reshape(-1, patches.shape[1])
+    vectors = _thinned(flat).reshape(-1, module.groups, patches.shape[1] // module.groups)
+    return vectors, low, high
+
+
+def _thinned(vectors: Tensor) -> Tensor:
+    """Return every n-th row, so that at most POSITIONS are left."""
+    return vectors[:: -(-len(vectors) // POSITIONS)]
+
+
+def _patches(module: nn.Conv1d | nn.Conv2d, x: Tensor) -> Tensor:
+    """Return the (batch, channels * kernel, positions) patches of a convolution's input."""
+    kernel, stride = tuple(module.kernel_size), tuple(module.stride)
+    dilation = tuple(module.dilation)
     if isinstance(module.padding, str) or module.padding_mode != "zeros":
         mode = "constant" if module.padding_mode == "zeros" else module.padding_mode
         x = F.pad(x, module._reversed_padding_repeated_twice, mode=mode)
@@ -142,28 +195,14 @@ def input_vectors(module: nn.Module, x: Tensor) -> tuple[Tensor, Tensor, Tensor]
     else:
         padding = tuple(module.padding)
     if isinstance(module, nn.Conv1d):
-        x, kernel, stride, dilation, padding = (
-            x.unsqueeze(2),
-            (1, *kernel),
-            (1, *stride),
-            (1, *dilation),
-            (0, *padding),
-        )
-    patches = F.unfold(
-        x, kernel, dilation, padding, stride
-    )  # (batch, channels * kernel, positions)
-    flat = patches.transpose(1, 2).reshape(-1, patches.shape[1])
-    return (
-        flat[:: -(-len(flat) // POSITIONS)].reshape(
-            -1, module.groups, patches.shape[1] // module.groups
-        ),
-        low,
-        high,
-    )
+        x = x.unsqueeze(2)
+        kernel, stride = (1, *kernel), (1, *stride)
+        dilation, padding = (1, *dilation), (0, *padding)
+    return F.unfold(x, kernel, dilation, padding, stride)
 
 
 class _Sums:
-    """Running sums of one layer."""
+    """Add up the statistics of one layer."""
 
     def __init__(self) -> None:
         self.count = 0
@@ -189,7 +228,19 @@ class _Sums:
 
 
 def output_error(difference: Tensor, statistics: LayerStatistics, bias_is_corrected: bool) -> float:
-    """E||D x||^2 of a weight difference D (rows, columns): squared error per output vector, without its mean where the bias absorbs it."""
+    """Return E||D x||^2, the squared error of a layer's output per input vector.
+
+    E||D x||^2 = tr(D H D^T). If the bias is corrected, it absorbs the mean error D E[x], and
+    ||D E[x]||^2 is subtracted.
+
+    Args:
+        difference: (rows, columns) D, the compressed weight minus the original one.
+        statistics: statistics of the layer's inputs.
+        bias_is_corrected: True if the layer has a bias that absorbs the mean error.
+
+    Returns:
+        The error in squared units of the output, at least 0.
+    """
     groups = len(statistics.gram)
     parts = difference.view(groups, -1, difference.shape[1])
     error = float(((parts @ statistics.gram) * parts).sum())
