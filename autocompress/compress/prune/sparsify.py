@@ -1,4 +1,8 @@
-"""Zeros inside a weight: which elements are kept, unstructured or N:M, and what the kept ones do about it."""
+"""Place zeros inside a weight, unstructured or N:M.
+
+`quantize/rounding.py` calls `sparsify` before it rounds. SparseGPT (Frantar and Alistarh 2023) also
+updates the elements that stay, so that they compensate for the zeros; the other criteria only mask.
+"""
 
 from __future__ import annotations
 
@@ -14,17 +18,29 @@ from autocompress.compress.calibrate.evidence import Gradients
 from autocompress.compress.calibrate.linear_algebra import damped, inverse_factor
 from autocompress.compress.calibrate.statistics import LayerStatistics
 
-MASK_BLOCK = 16  # columns whose zeros are chosen at once; 128, as in the paper, loses up to twice as much on layers of some 200 columns
+# Columns whose zeros are chosen at once. The paper's 128 loses up to twice as much on layers of
+# some 200 columns.
+MASK_BLOCK = 16
 NEEDS_GRADIENTS = ("gradient", "taylor", "hessian")
 
 
 def kept_count(shape: tuple[int, ...], config: ModuleConfig) -> int:
-    """How many elements of a weight (rows, ...) are kept; depends on no value."""
+    """Return the number of elements of a weight that are not set to 0.
+
+    It depends on no value of the weight, so that sizes are known before the weight is computed.
+
+    Args:
+        shape: (rows, ...) of the weight.
+        config: gives sparsity, sparsity_pattern and sparsity_criterion.
+
+    Returns:
+        Number of elements that stay.
+    """
     rows, columns = shape[0], prod(shape[1:])
     if config.sparsity_pattern != "unstructured":
-        kept, group = map(int, config.sparsity_pattern.split(":"))
-        whole, rest = divmod(columns, group)
-        return rows * (whole * kept + -(-rest * kept // group))
+        n, m = map(int, config.sparsity_pattern.split(":"))
+        whole, rest = divmod(columns, m)
+        return rows * (whole * n + -(-rest * n // m))
     if config.sparsity_criterion == "wanda":
         return rows * (columns - round(config.sparsity * columns))
     return rows * columns - round(config.sparsity * rows * columns)
@@ -36,66 +52,86 @@ def sparsify(
     statistics: LayerStatistics | None,
     gradients: Gradients | None,
 ) -> tuple[Tensor, Tensor]:
-    """(weight with zeros, mask of what is kept), both of the weight's shape (rows, ...), by the sparsity fields of `config`.
+    """Return a weight with zeros, placed by the sparsity fields of `config`.
 
-    What a criterion needs and does not have (inputs of an embedding, gradients of a factor) makes it magnitude, compared row by row
-    for Wanda and over the whole weight otherwise.
+    A criterion whose evidence is missing falls back to magnitude |w|. Scores are compared row by
+    row for Wanda and over the whole weight otherwise.
+
+    Args:
+        weight: (rows, ...) float.
+        config: gives sparsity (fraction of zeros), sparsity_pattern and sparsity_criterion.
+        statistics: statistics of the layer's inputs; None if unknown (an embedding).
+        gradients: gradients at the weight; None if unknown (a factor).
+
+    Returns:
+        float32 weight with zeros, and bool mask of the elements that stay, both of the weight's
+        shape.
     """
     flat = weight.detach().float().flatten(1)
     criterion = config.sparsity_criterion
     if criterion in ("auto", "sparsegpt") and statistics is not None:
-        count = len(statistics.gram)
-        parts = flat.chunk(count)
-        ends = [
-            round(config.sparsity * sum(p.numel() for p in parts[: i + 1])) for i in range(count)
-        ]
-        done = [
-            sparsegpt(part, gram.to(flat.device), end - start, config.sparsity_pattern)
-            for part, gram, start, end in zip(
-                parts, statistics.gram, [0, *ends], ends, strict=False
-            )
-        ]
-        return torch.cat([w for w, _ in done]).view(weight.shape), torch.cat(
-            [kept for _, kept in done]
-        ).view(weight.shape)
+        sparse, mask = _by_groups(flat, config, statistics)
+        return sparse.view(weight.shape), mask.view(weight.shape)
     scores = _scores(flat, criterion, statistics, gradients)
     if config.sparsity_pattern != "unstructured":
-        kept = n_of_m(scores, config.sparsity_pattern)
+        mask = n_of_m(scores, config.sparsity_pattern)
     elif criterion == "wanda":
-        removed = round(config.sparsity * flat.shape[1])
-        kept = torch.ones_like(flat, dtype=torch.bool).scatter_(
-            1, _order(scores)[:, :removed], False
-        )
+        smallest = _order(scores)[:, : round(config.sparsity * flat.shape[1])]
+        mask = torch.ones_like(flat, dtype=torch.bool).scatter_(1, smallest, False)
     else:
-        kept = _largest(scores.flatten(), round(config.sparsity * flat.numel())).view(flat.shape)
-    return (flat * kept).view(weight.shape), kept.view(weight.shape)
+        mask = _largest(scores.flatten(), round(config.sparsity * flat.numel())).view(flat.shape)
+    return (flat * mask).view(weight.shape), mask.view(weight.shape)
+
+
+def _by_groups(
+    flat: Tensor, config: ModuleConfig, statistics: LayerStatistics
+) -> tuple[Tensor, Tensor]:
+    """Run SparseGPT on each channel group of a convolution; rounding never changes the total."""
+    weights, masks = [], []
+    start = elements = 0
+    for part, gram in zip(flat.chunk(len(statistics.gram)), statistics.gram, strict=True):
+        elements += part.numel()
+        end = round(config.sparsity * elements)
+        sparse, mask = sparsegpt(part, gram.to(flat.device), end - start, config.sparsity_pattern)
+        weights.append(sparse)
+        masks.append(mask)
+        start = end
+    return torch.cat(weights), torch.cat(masks)
 
 
 def _order(scores: Tensor) -> Tensor:
-    """Indices from the smallest to the largest along the last dimension; the same on every machine where scores are equal."""
+    """Return the indices from smallest to largest along the last dimension.
+
+    The sort is stable, so that every machine breaks ties in the same way.
+    """
     order: Tensor = torch.sort(scores, dim=-1, stable=True).indices
     return order
 
 
 def _largest(scores: Tensor, removed: int) -> Tensor:
-    """Mask that lacks the `removed` smallest of a vector."""
+    """Return a mask over a vector that lacks the `removed` smallest elements."""
     return torch.ones_like(scores, dtype=torch.bool).scatter_(0, _order(scores)[:removed], False)
 
 
 def n_of_m(scores: Tensor, pattern: str) -> Tensor:
-    """(rows, columns) mask of the N largest of every M consecutive scores of a row; a shorter rest keeps its share, rounded up."""
-    kept, group = map(int, pattern.split(":"))
+    """Return the mask of the N largest of every M consecutive scores of a row.
+
+    Args:
+        scores: (rows, columns), at least 0.
+        pattern: "N:M", for example "2:4". A last block of r < M columns keeps ceil(r N / M).
+
+    Returns:
+        (rows, columns) bool mask of the elements that stay.
+    """
+    n, m = map(int, pattern.split(":"))
     rows, columns = scores.shape
-    blocks = F.pad(scores, (0, -columns % group), value=-1.0).view(rows, -1, group)
-    mask = torch.zeros_like(blocks, dtype=torch.bool).scatter_(
-        2, _order(blocks)[..., group - kept :], True
-    )
-    rest = columns % group
+    blocks = F.pad(scores, (0, -columns % m), value=-1.0).view(rows, -1, m)
+    mask = torch.zeros_like(blocks, dtype=torch.bool)
+    mask.scatter_(2, _order(blocks)[..., m - n :], True)
+    rest = columns % m
     if rest:
-        mask[:, -1] = (
-            torch.arange(group, device=scores.device) >= group
-        )  # nothing, then the rest's own share
-        best = _order(scores[:, -rest:])[:, rest - -(-rest * kept // group) :]
+        mask[:, -1] = torch.arange(m, device=scores.device) >= m  # clear the last block
+        best = _order(scores[:, -rest:])[:, rest - -(-rest * n // m) :]
         mask[:, -1].scatter_(1, best, True)
     return mask.flatten(1)[:, :columns]
 
@@ -103,57 +139,67 @@ def n_of_m(scores: Tensor, pattern: str) -> Tensor:
 def _scores(
     weight: Tensor, criterion: str, statistics: LayerStatistics | None, gradients: Gradients | None
 ) -> Tensor:
-    """(rows, columns) at least 0; the higher the more a weight matters."""
+    """Return (rows, columns) scores of at least 0; a higher score is a more important weight."""
     if criterion == "random":
         seed = zlib.crc32(weight.cpu().numpy().tobytes())
-        return torch.rand(weight.shape, generator=torch.Generator().manual_seed(seed)).to(
-            weight.device
-        )
+        generator = torch.Generator().manual_seed(seed)
+        return torch.rand(weight.shape, generator=generator).to(weight.device)
     if criterion in ("wanda", "obs_diagonal") and statistics is not None:
-        per_row = len(weight) // len(statistics.gram)
-        parts = [
-            _column_factor(gram.double(), criterion).expand(per_row, -1) for gram in statistics.gram
-        ]
-        return weight.abs() * torch.cat(parts).float().to(weight.device)
+        per_group = len(weight) // len(statistics.gram)
+        factors = []
+        for gram in statistics.gram:
+            factors.append(_column_factor(gram.double(), criterion).expand(per_group, -1))
+        return weight.abs() * torch.cat(factors).float().to(weight.device)
     if criterion in NEEDS_GRADIENTS and gradients is not None:
-        mean, square = (
-            part.flatten(1).to(weight.device) for part in (gradients.mean, gradients.square)
-        )
-        return {
-            "gradient": square,
-            "taylor": (weight * mean).abs(),
-            "hessian": weight.square() * square / 2,
-        }[criterion]
+        square = gradients.square.flatten(1).to(weight.device)
+        if criterion == "gradient":
+            return square
+        if criterion == "taylor":
+            return (weight * gradients.mean.flatten(1).to(weight.device)).abs()
+        return weight.square() * square / 2
     return weight.abs()
 
 
 def _column_factor(gram: Tensor, criterion: str) -> Tensor:
-    """What |w_ij| is multiplied by: ||x_j|| (Sun et al. 2024), or [H^-1]_jj^-1/2 (Hassibi and Stork 1993)."""
+    """Return (columns,) factors f of the scores |w_ij| f_j.
+
+    f_j is ||x_j|| for "wanda" (Sun et al. 2024, eq. 1), else [H^-1]_jj^-1/2 (Hassibi and Stork
+    1993, eq. 5).
+    """
     if criterion == "wanda":
         return gram.diagonal().clamp_min(0).sqrt()
     return torch.cholesky_inverse(torch.linalg.cholesky(damped(gram))).diagonal().rsqrt()
 
 
 def sparsegpt(weight: Tensor, gram: Tensor, removed: int, pattern: str) -> tuple[Tensor, Tensor]:
-    """(weight, mask) with `removed` zeros, or N:M, where the columns that are left make up for every zero (Frantar and Alistarh 2023,
-    algorithm 1).
+    """Minimise ||(W - Q) X||^2 over sparse Q, one column after another.
 
-    weight (rows, columns); gram (columns, columns) proportional to X X^T. The mask is chosen block of columns by block, by w^2 / U_jj^2 of
-    the weights as they are then, U the upper Cholesky factor of the inverse of the damped gram. How many zeros each block takes is
-    decided beforehand, by the same measure of the weights as they were over all blocks, where the paper gives each the same share.
+    Each column's error is spread over the columns to its right. The mask is chosen block by block:
+    the weights with the lowest w_ij^2 / U_jj^2 at that moment become 0, where U^T U = H^-1 and H is
+    the damped gram. The number of zeros per block is fixed beforehand by the same measure on the
+    original weights. The paper gives each block the same share instead. Source: Frantar and
+    Alistarh 2023, algorithm 1.
+
+    Args:
+        weight: (rows, columns) W.
+        gram: (columns, columns) proportional to X X^T.
+        removed: number of zeros; not read for N:M patterns.
+        pattern: "unstructured" or "N:M".
+
+    Returns:
+        (rows, columns) Q and (rows, columns) bool mask of the elements that stay.
     """
     w, upper = weight.double().clone(), inverse_factor(gram.double())
     columns = w.shape[1]
     mask = torch.ones_like(w, dtype=torch.bool)
     size = MASK_BLOCK if pattern == "unstructured" else int(pattern.split(":")[1])
-    first = ~_largest((w / upper.diagonal()).square().flatten(), removed).view(w.shape)
+    planned = ~_largest((w / upper.diagonal()).square().flatten(), removed).view(w.shape)
     for start in range(0, columns, size):
         end = min(start + size, columns)
         scores = (w[:, start:end] / upper.diagonal()[start:end]).square()
         if pattern == "unstructured":
-            mask[:, start:end] = _largest(scores.flatten(), int(first[:, start:end].sum())).view(
-                scores.shape
-            )
+            zeros = int(planned[:, start:end].sum())
+            mask[:, start:end] = _largest(scores.flatten(), zeros).view(scores.shape)
         else:
             mask[:, start:end] = n_of_m(scores, pattern)
         block, factor = w[:, start:end], upper[start:end, start:end]
