@@ -1,4 +1,4 @@
-"""One factor of a convolution, with the stride, padding and dilation of the module that it stands in for."""
+"""Run one factor of a convolution with stride, padding and dilation of the whole."""
 
 from __future__ import annotations
 
@@ -12,23 +12,29 @@ from autocompress.compress.factorise.low_rank import carriers
 
 
 def geometry_of(source: Any, kernels: Sequence[Sequence[int]]) -> list[list[list[int]]]:
-    """[stride, padding, dilation] per factor of a convolution with these kernels.
+    """Return stride, padding and dilation of each factor of a convolution.
 
-    Padding that is not a number of zeros per side is applied to the input, and 0 here.
+    Along each axis one factor takes those of the convolution (`carriers`), the others 1, 0 and 1.
+    Padding that is not a number of zeros per side is 0 here, because `convolve` applies it to the
+    input.
+
+    Args:
+        source: the convolution that is factorised.
+        kernels: kernel size of each factor, the first one applied first.
+
+    Returns:
+        [stride, padding, dilation] per factor, each with one number per axis.
     """
-    given = (
-        source.stride,
-        (0,) * len(source.kernel_size) if _pads_first(source) else source.padding,
-        source.dilation,
-    )
+    padding = (0,) * len(source.kernel_size) if _pads_first(source) else source.padding
     carrier = carriers(kernels, source.kernel_size)
-    return [
-        [
-            [v if at == i else rest for v, at in zip(values, carrier, strict=True)]
-            for values, rest in zip(given, (1, 0, 1), strict=True)
-        ]
-        for i in range(len(kernels))
-    ]
+    geometry: list[list[list[int]]] = []
+    for i in range(len(kernels)):
+        factor: list[list[int]] = []
+        for values, neutral in ((source.stride, 1), (padding, 0), (source.dilation, 1)):
+            along = zip(values, carrier, strict=True)
+            factor.append([value if owner == i else neutral for value, owner in along])
+        geometry.append(factor)
+    return geometry
 
 
 def _pads_first(source: Any) -> bool:
@@ -43,7 +49,19 @@ def convolve(
     geometry: list[list[int]],
     first: bool,
 ) -> Tensor:
-    """One factor of a convolution; `geometry` is its stride, padding and dilation."""
+    """Return the output of one factor of a convolution.
+
+    Args:
+        source: the convolution that is factorised.
+        x: (batch, channels, *positions) input of the factor.
+        weight: (out, in, *kernel) of the factor.
+        bias: (out,), or None; only the last factor has one.
+        geometry: [stride, padding, dilation] of the factor, from `geometry_of`.
+        first: True for the first factor, which pads the input where `geometry_of` says 0.
+
+    Returns:
+        (batch, out, *positions).
+    """
     if first and _pads_first(source):
         mode = "constant" if source.padding_mode == "zeros" else source.padding_mode
         x = F.pad(x, source._reversed_padding_repeated_twice, mode=mode)
