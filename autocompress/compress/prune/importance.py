@@ -218,7 +218,7 @@ def obs_diagonal(group: ChannelGroup, evidence: Evidence) -> Scores:
 def _from_readers(
     group: ChannelGroup, evidence: Evidence, part: Callable[[Tensor, Tensor], Tensor]
 ) -> Scores:
-    """Sum `part`, (weight (rows, columns), gram) -> (columns,), over the readers, or return `l2`."""
+    """Sum `part`, (weight (rows, columns), gram) -> (columns,), over the readers, else `l2`."""
 
     def of_member(member: Member, module: nn.Module) -> Tensor | None:
         read = _reads(member, module, evidence)

@@ -1,4 +1,9 @@
-"""Activations as integer kernels see them: with a calibrated range, the range of the very tensor, or one scale per block."""
+"""Round activations as integer kernels do.
+
+Three forms: a calibrated range (static), the range of the tensor itself (dynamic), or one scale per
+block of inputs. `assemble/fake_quant.py` simulates them, `export/lowering` writes the same
+arithmetic.
+"""
 
 from __future__ import annotations
 
@@ -28,9 +33,13 @@ def _float32(value: float) -> float:
 
 @dataclass(frozen=True)
 class ActivationRange:
-    """How a tensor is rounded to 8 bits, x ~ (q - zero_point) * scale with q in [0, 255], and what it was seen to span.
+    """Describe the rounding of a tensor to 8 bits: x ~ (q - zero_point) * scale, q in [0, 255].
 
-    `low` and `high` (0 inside) give the 16-bit form; `scale` is a float32 number.
+    Attributes:
+        scale: step, positive, a float32 number.
+        zero_point: integer that stands for 0, in [0, 255].
+        low: observed minimum, at most 0; with `high` it gives the 16-bit form.
+        high: observed maximum, at least 0.
     """
 
     scale: float
@@ -40,13 +49,28 @@ class ActivationRange:
 
     @classmethod
     def spanning(cls, low: float, high: float) -> ActivationRange:
-        """The range that just covers [low, high] and 0."""
+        """Return the smallest range that covers [low, high] and 0.
+
+        Args:
+            low: minimum of the tensor.
+            high: maximum of the tensor.
+
+        Returns:
+            The range; scale 1 if low and high are 0.
+        """
         low, high = min(low, 0.0), max(high, 0.0)
         scale, zero = affine_of(torch.tensor(low), torch.tensor(high), UINT8, symmetric=False)
         return cls(_float32(float(scale)), int(zero), low, high)
 
     def affine(self, activation_bits: int) -> tuple[float, int]:
-        """(scale, zero_point) at 8 bits, or at 16, where nothing is clipped."""
+        """Return the scale and zero point at a width.
+
+        Args:
+            activation_bits: 8, or 16 for a range over [low, high] that clips nothing.
+
+        Returns:
+            Scale as a float32 number, and zero point.
+        """
         if activation_bits == 8:
             return self.scale, self.zero_point
         scale, zero = affine_of(
@@ -55,13 +79,29 @@ class ActivationRange:
         return _float32(float(scale)), int(zero)
 
     def rescaled(self, factor: float) -> ActivationRange:
-        """The same with another step, as training learned it."""
+        """Return the range with a step that training learned.
+
+        Args:
+            factor: learned step divided by the calibrated one, positive.
+
+        Returns:
+            The same range with `scale` multiplied by `factor`.
+        """
         return replace(self, scale=_float32(self.scale * factor))
 
 
 @dataclass
 class Observer:
-    """Histogram of a tensor's values over any number of batches, in constant memory; bins merge in pairs when the span doubles."""
+    """Build a histogram of a tensor's values over any number of batches, in constant memory.
+
+    When the span doubles, bins merge in pairs.
+
+    Attributes:
+        low: minimum so far, at most 0.
+        high: maximum so far, at least 0.
+        reach: the histogram covers [-reach, reach].
+        counts: (BINS,) number of values per bin.
+    """
 
     low: float = 0.0
     high: float = 0.0
@@ -69,7 +109,14 @@ class Observer:
     counts: Tensor = field(default_factory=lambda: torch.zeros(BINS, dtype=torch.float64))
 
     def see(self, values: Tensor) -> None:
-        """Add a batch of values of any shape; NaN and infinity raise ValueError."""
+        """Add a batch of values.
+
+        Args:
+            values: any shape; an empty tensor changes nothing.
+
+        Raises:
+            ValueError: if a value is NaN or infinite.
+        """
         values = values.detach().float().flatten()
         if not len(values):
             return
@@ -94,46 +141,66 @@ class Observer:
         self.reach *= 2
 
     def range(self, method: str = "squared_error") -> ActivationRange:
-        """The 8-bit range by `method` (as for weights); all-zero or no values give scale 1."""
+        """Return the 8-bit range that a method chooses for the values so far.
+
+        [low, high] is clipped by a ratio in (0, 1].
+
+        Args:
+            method: as for weights: "min_max", "percentile", "entropy", "golden_section" or
+                "squared_error".
+
+        Returns:
+            The range; scale 1 without values or if all are 0.
+
+        Raises:
+            ValueError: if the method is unknown.
+        """
         full = ActivationRange.spanning(self.low, self.high)
         if self.reach == 0 or method == "min_max":
             return full
-        centers = (torch.arange(BINS, dtype=torch.float64) + 0.5) * (
-            2 * self.reach / BINS
-        ) - self.reach
+        scale, zero = self._affine(self._clipping_ratio(method))
+        return ActivationRange(_float32(float(scale)), int(zero), self.low, self.high)
+
+    def _affine(self, ratio: Tensor) -> tuple[Tensor, Tensor]:
+        return affine_of(self.low * ratio, self.high * ratio, UINT8, symmetric=False)
+
+    def _clipping_ratio(self, method: str) -> Tensor:
+        positions = torch.arange(BINS, dtype=torch.float64) + 0.5
+        centers = positions * (2 * self.reach / BINS) - self.reach
         used = self.counts > 0
         x, weight = centers[used].float(), self.counts[used].float()
 
-        def affine(ratio: Tensor) -> tuple[Tensor, Tensor]:
-            return affine_of(self.low * ratio, self.high * ratio, UINT8, symmetric=False)
-
         def error(ratio: Tensor) -> Tensor:
-            scale, zero = affine(ratio)
+            scale, zero = self._affine(ratio)
             back = ((x / scale + zero).round().clamp(*UINT8) - zero) * scale
             return ((back - x).square() * weight).sum().reshape(1)
 
         if method == "percentile":
             magnitudes, order = x.abs().sort()
-            kept = magnitudes[
-                torch.searchsorted(weight[order].cumsum(0), PERCENTILE * weight.sum())
-            ]
-            ratio = kept / max(-self.low, self.high)
-        elif method == "entropy":
+            position = torch.searchsorted(weight[order].cumsum(0), PERCENTILE * weight.sum())
+            return magnitudes[position] / max(-self.low, self.high)
+        if method == "entropy":
             folded = self.counts[BINS // 2 :] + self.counts[: BINS // 2].flip(0)
             filled = int(np.ceil(max(-self.low, self.high) / self.reach * BINS / 2))
-            ratio = entropy_ratio(folded[:filled].float().unsqueeze(0), 128)[0]
-        elif method == "golden_section":
-            ratio = golden_section(error, torch.tensor([0.3]), torch.ones(1))[0]
-        elif method == "squared_error":
-            ratio = grid_search(error, torch.linspace(1.0, 0.3, 40), 1)[0]
-        else:
-            raise ValueError(f"activation range {method!r} is unknown")
-        scale, zero = affine(ratio)
-        return ActivationRange(_float32(float(scale)), int(zero), self.low, self.high)
+            return entropy_ratio(folded[:filled].float().unsqueeze(0), 128)[0]
+        if method == "golden_section":
+            return golden_section(error, torch.tensor([0.3]), torch.ones(1))[0]
+        if method == "squared_error":
+            return grid_search(error, torch.linspace(1.0, 0.3, 40), 1)[0]
+        raise ValueError(f"activation range {method!r} is unknown")
 
 
 def dynamic_affine(x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """(scale, zero point, largest value) of ONNX DynamicQuantizeLinear: 0 inside the range, scale = (max - min) / 255."""
+    """Return the scale and zero point of ONNX DynamicQuantizeLinear.
+
+    The range is widened to hold 0; scale = (max - min) / 255.
+
+    Args:
+        x: any shape, not empty.
+
+    Returns:
+        () scale, 1 if x is 0; () zero point in [0, 255]; () maximum of x and 0.
+    """
     low, high = torch.aminmax(x.detach())
     low, high = low.clamp_max(0), high.clamp_min(0)
     scale = (high - low) / 255
@@ -142,7 +209,14 @@ def dynamic_affine(x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
 
 
 def dynamic(x: Tensor) -> Tensor:
-    """ONNX DynamicQuantizeLinear and back; nothing for nothing (an expert without tokens). Gradients pass straight through."""
+    """Return x rounded by ONNX DynamicQuantizeLinear and dequantized.
+
+    Args:
+        x: any shape; may be empty (an expert without tokens).
+
+    Returns:
+        The shape of x. Gradients pass straight through.
+    """
     if x.numel() == 0:
         return x
     scale, zero_point, _ = dynamic_affine(x)
@@ -150,20 +224,33 @@ def dynamic(x: Tensor) -> Tensor:
 
 
 def blockwise(x: Tensor, block_size: int) -> Tensor:
-    """One symmetric 8-bit scale per `block_size` inputs of each row (..., columns): MatMulNBits at accuracy level 4."""
+    """Return x rounded to 8 bits with one symmetric scale per block of inputs, and dequantized.
+
+    It is the arithmetic of MatMulNBits at accuracy level 4.
+
+    Args:
+        x: (..., columns).
+        block_size: consecutive columns that share a scale; the last block may be shorter.
+
+    Returns:
+        (..., columns). Gradients pass straight through.
+    """
     columns = x.shape[-1]
     blocks = F.pad(x, (0, -columns % block_size)).reshape(*x.shape[:-1], -1, block_size)
     scale = blocks.detach().abs().amax(-1, keepdim=True) / 127
     scale = torch.where(scale > 0, scale, torch.ones_like(scale))
-    return covering_step(blocks, scale, torch.zeros_like(scale), -127, 127).flatten(-2)[
-        ..., :columns
-    ]
+    rounded = covering_step(blocks, scale, torch.zeros_like(scale), -127, 127)
+    return rounded.flatten(-2)[..., :columns]
 
 
 class RangeQuantizer(torch.nn.Module):
-    """Rounds one tensor of the model to a calibrated range; every module that reads the tensor shares it.
+    """Round one tensor of the model to a calibrated range.
 
-    In training the step is learned as `factor` times the calibrated one.
+    Every module that reads the tensor shares the quantizer. In training the step is learned as
+    `factor` times the calibrated one.
+
+    Args:
+        at: the calibrated range.
     """
 
     def __init__(self, at: ActivationRange) -> None:
@@ -177,22 +264,24 @@ class RangeQuantizer(torch.nn.Module):
             self.factor = torch.nn.Parameter(torch.ones(()))
 
     def learned(self) -> ActivationRange:
-        """The range with the step that training left."""
-        return (
-            self.at
-            if self.factor is None
-            else self.at.rescaled(float(self.factor.detach().clamp_min(1e-3)))
-        )
+        """Return the range with the step that training reached."""
+        if self.factor is None:
+            return self.at
+        return self.at.rescaled(float(self.factor.detach().clamp_min(1e-3)))
 
     def forward(self, x: Tensor, activation_bits: int = 8) -> Tensor:
-        """x rounded to `activation_bits`."""
+        """Return x rounded and dequantized.
+
+        Args:
+            x: any shape.
+            activation_bits: 8 or 16; the learned step applies to 8 only.
+
+        Returns:
+            The shape of x.
+        """
         scale, zero = self.at.affine(activation_bits)
         step = torch.tensor(scale, device=x.device)
         if self.factor is not None and activation_bits == 8:
             step = step * self.factor.to(x.device).clamp_min(1e-3)
-        return learned_step(
-            x,
-            step,
-            torch.tensor(float(zero), device=x.device),
-            *(UINT8 if activation_bits == 8 else UINT16),
-        )
+        bounds = UINT8 if activation_bits == 8 else UINT16
+        return learned_step(x, step, torch.tensor(float(zero), device=x.device), *bounds)

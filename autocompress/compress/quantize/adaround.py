@@ -1,4 +1,4 @@
-"""AdaRound: learn whether each weight is rounded up or down (Nagel et al. 2020, equations 21 to 25)."""
+"""AdaRound: learn to round each weight up or down (Nagel et al. 2020, equations 21 to 25)."""
 
 from __future__ import annotations
 
@@ -15,28 +15,38 @@ WARM_UP = 0.2
 
 
 def adaround(weight: Tensor, gram: Tensor, grid: Grid, iterations: int = ITERATIONS) -> Tensor:
-    """Integers (rows, columns), as floats, each one of the two next to the weight, that minimise ||(W - Q) X||^2.
+    """Round each weight up or down so that ||(W - Q) X||^2 is minimal.
 
-    weight (rows, columns); gram (columns, columns) proportional to X X^T. A rectified sigmoid h(V) in [0, 1] is added to the floor; its
-    regulariser 1 - |2 h(V) - 1|^beta, with beta falling from 20 to 2, drives it to 0 or 1.
+    A rectified sigmoid h(V) in [0, 1] is added to the floor and trained by Adam. The regulariser
+    1 - |2 h(V) - 1|^beta drives it to 0 or 1, while beta falls from 20 to 2.
+
+    Args:
+        weight: (rows, columns) W.
+        gram: (columns, columns) proportional to X X^T of the layer's inputs.
+        grid: steps and zero points (rows, columns), bounds, and mask of elements that are not 0.
+        iterations: optimizer steps.
+
+    Returns:
+        (rows, columns) integers as floats.
     """
     gram = (gram / gram.diagonal().mean().clamp_min(1e-30)).float()
     exact = weight.float() / grid.step + grid.zero_point
     floor = exact.floor()
     rest = (exact - floor).clamp(0.01, 0.99)
     v = (-torch.log((ZETA - GAMMA) / (rest - GAMMA) - 1)).requires_grad_(True)
-    # Every row's loss in units of its own rounding noise, so that one weight of the regulariser fits all layers.
+    # Divide every row's loss by its own rounding noise, so that one REGULARISATION fits all layers.
     unit = (grid.step.square() / 12).sum(1, keepdim=True).clamp_min(1e-30)
     optimizer = torch.optim.Adam([v], lr=LEARNING_RATE)
     for i in range(iterations):
         h = (torch.sigmoid(v) * (ZETA - GAMMA) + GAMMA).clamp(0, 1)
         points = ((floor + h).clamp(grid.quant_min, grid.quant_max) - grid.zero_point) * grid.step
-        points = points if grid.kept is None else points * grid.kept
+        if grid.kept is not None:
+            points = points * grid.kept
         delta = points - weight
         loss = ((delta @ gram) * delta / unit).sum()
         if i >= WARM_UP * iterations:
-            done = (i / iterations - WARM_UP) / (1 - WARM_UP)
-            beta = 2 + 9 * (1 + torch.cos(torch.tensor(done * torch.pi)))
+            progress = (i / iterations - WARM_UP) / (1 - WARM_UP)
+            beta = 2 + 9 * (1 + torch.cos(torch.tensor(progress * torch.pi)))
             loss = loss + REGULARISATION * (1 - (2 * h - 1).abs().pow(beta)).sum()
         optimizer.zero_grad()
         torch.autograd.backward(loss)

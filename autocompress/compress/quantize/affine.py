@@ -1,4 +1,8 @@
-"""Affine quantization of a weight: its blocks, its integers, and the tensor that is stored."""
+"""Quantize a weight affinely: w ~ (q - zero_point) * scale per block of elements.
+
+One parameter, `group_size`, covers scales per channel, per group and per tensor. `StoredTensor` is
+what a file stores; `Grid` is what rounding algorithms see.
+"""
 
 from __future__ import annotations
 
@@ -11,22 +15,33 @@ from torch import Tensor
 from autocompress.candidate import APART_BITS
 from autocompress.compress.quantize.ranges import block_scales
 
-PARTS = ("scale", "zero_point", "multiplier", "kept")  # of a StoredTensor, beside its values
+PARTS = ("scale", "zero_point", "multiplier", "kept")  # tensors of a StoredTensor but its values
 
 
 def quant_bounds(weight_bits: int, symmetric: bool = True) -> tuple[int, int]:
-    """(quant_min, quant_max) of signed integers of that width.
+    """Return the smallest and largest signed integer of a width.
 
-    Symmetric ranges are restricted to [-quant_max, quant_max], so that a sign change never overflows.
+    Args:
+        weight_bits: 2 to 8.
+        symmetric: True for [-quant_max, quant_max], so that a sign change never overflows.
+
+    Returns:
+        quant_min and quant_max.
     """
     top = int(2 ** (weight_bits - 1) - 1)
     return (-top, top) if symmetric else (-top - 1, top)
 
 
 def to_blocks(weight: Tensor, group_size: int) -> Tensor:
-    """(rows, groups, size): what shares a scale lies in the last dimension, padded with zeros where a row does not fill its groups.
+    """Return a weight as blocks: elements that share a scale lie in the last dimension.
 
-    group_size 0 takes each row whole, -1 the tensor, as (1, 1, elements).
+    Args:
+        weight: (rows, ...).
+        group_size: consecutive elements of a row per scale; 0 for one scale per row, -1 for one
+            scale per tensor.
+
+    Returns:
+        (rows, groups, size), the last group padded with zeros; (1, 1, elements) for -1.
     """
     if group_size == -1:
         return weight.reshape(1, 1, -1)
@@ -37,7 +52,12 @@ def to_blocks(weight: Tensor, group_size: int) -> Tensor:
 
 
 def from_blocks(blocks: Tensor, shape: torch.Size) -> Tensor:
-    """Reverse of `to_blocks` for a weight of `shape`."""
+    """Undo `to_blocks` and remove the padding.
+
+    Args:
+        blocks: (rows, groups, size).
+        shape: shape of the weight.
+    """
     if blocks.numel() == shape.numel():
         return blocks.reshape(shape)
     return blocks.flatten(1)[:, : shape[1:].numel()].reshape(shape)
@@ -45,16 +65,19 @@ def from_blocks(blocks: Tensor, shape: torch.Size) -> Tensor:
 
 @dataclass(frozen=True, eq=False)
 class StoredTensor:
-    """A weight as the file stores it, on the CPU.
+    """Hold a weight as the file stores it, on the CPU.
 
     Attributes:
-        values: int8 for 2 to 8 bits (only `weight_bits` of each are stored), float16 or bfloat16 for 16, float32 for 32.
-        scale: (rows, groups), (1, 1) per tensor, or None for float values; positive.
-        zero_point: int8 of the shape of the groups, or None when symmetric.
-        multiplier: (rows, groups) int8: the scale of a group is an integer multiple of the row's scale, so that
-            (values - zero_point) * multiplier fits int8 and integer kernels see one scale per row (QServe, Lin et al. 2024, sec. 4.1).
+        values: (rows, ...) int8 for 2 to 8 bits (the file stores only `weight_bits` of each),
+            float16 or bfloat16 for 16, float32 for 32.
+        weight_bits: 2 to 8, 16 or 32.
+        scale: (rows, groups), (1, 1) per tensor, positive; None for float values.
+        zero_point: (rows, groups) int8; None if symmetric.
+        multiplier: (rows, groups) int8 for integer kernels, which see one scale per row. The scale
+            of a group is multiplier times the row's scale (rows, 1), and (values - zero_point) *
+            multiplier fits int8 (QServe, Lin et al. 2024, sec. 4.1). None otherwise.
         group_size: as in `ModuleConfig`.
-        kept: bool of the shape of the values, where only some elements are kept; all others are 0.
+        kept: bool mask of the shape of the values; all other elements are 0. None without zeros.
     """
 
     values: Tensor
@@ -66,25 +89,43 @@ class StoredTensor:
     kept: Tensor | None = None
 
     def dequantized(self) -> Tensor:
-        """float32 of the same shape."""
+        """Return the float32 weight that the stored tensors stand for."""
         if self.scale is None:
             return self.values.float()
         return self.at(self.scale, self.values.float())
 
     def at(self, scale: Tensor, values: Tensor) -> Tensor:
-        """What integers `values` (any float tensor of the weight's shape) stand for when the scale is `scale`; differentiable."""
+        """Return the weight for other scales and integers; differentiable.
+
+        Args:
+            scale: replaces `self.scale`; same shape.
+            values: integers as floats, of the weight's shape.
+
+        Returns:
+            (values - zero_point) * step, of the weight's shape.
+        """
         blocks = to_blocks(values, self.group_size)
         if self.zero_point is not None:
             blocks = blocks - self.zero_point.to(values.device).unsqueeze(-1)
         return from_blocks(blocks * self.steps(scale).unsqueeze(-1), values.shape)
 
     def steps(self, scale: Tensor) -> Tensor:
-        """(rows, groups) step of each group when the scale is `scale`."""
+        """Return the step of each group for another scale.
+
+        Args:
+            scale: replaces `self.scale`; same shape.
+
+        Returns:
+            (rows, groups).
+        """
         return scale if self.multiplier is None else scale * self.multiplier.to(scale.device)
 
     @property
     def zero_apart(self) -> bool:
-        """Whether an integer kernel gets the zero-points beside the integers, since their difference would not fit."""
+        """Return True if an integer kernel takes the zero points as an input of their own.
+
+        Wide integers minus their zero point do not fit int8.
+        """
         return (
             self.zero_point is not None
             and self.multiplier is None
@@ -92,8 +133,11 @@ class StoredTensor:
         )
 
     def int8(self) -> Tensor:
-        """(rows, ...) int8 that the integer kernel multiplies: values, or (values - zero_point) * multiplier, or values with the
-        zero-points apart."""
+        """Return the integers that an integer kernel multiplies.
+
+        Returns:
+            (rows, ...) int8: (values - zero_point) * multiplier, or values if `zero_apart`.
+        """
         if self.multiplier is None and (self.zero_point is None or self.zero_apart):
             return self.values
         blocks = to_blocks(self.values.int(), self.group_size)
@@ -104,15 +148,22 @@ class StoredTensor:
         return from_blocks(blocks, self.values.shape).to(torch.int8)
 
     def nbytes(self) -> int:
-        """Bytes in memory."""
+        """Return the bytes in memory of all tensors."""
         parts = (self.values, self.scale, self.zero_point, self.multiplier, self.kept)
         return sum(t.numel() * t.element_size() for t in parts if t is not None)
 
 
 @dataclass(frozen=True, eq=False)
 class Grid:
-    """The points that a weight (rows, ...) may take: every element's step and zero point, the integers' bounds, and which
-    elements are kept (None for all), since the others can only be 0."""
+    """Describe the points (q - zero_point) * step that each element of a weight may take.
+
+    Attributes:
+        step: (rows, ...) of the weight's shape.
+        zero_point: (rows, ...) of the weight's shape, whole numbers as floats.
+        quant_min: smallest q.
+        quant_max: largest q.
+        kept: bool mask of the weight's shape; all other elements can only be 0. None for all.
+    """
 
     step: Tensor
     zero_point: Tensor
@@ -121,14 +172,27 @@ class Grid:
     kept: Tensor | None = None
 
     def nearest(self, weight: Tensor) -> Tensor:
-        """Integers, as floats, of the points nearest to `weight`."""
-        integers = (
-            (weight / self.step + self.zero_point).round().clamp(self.quant_min, self.quant_max)
-        )
+        """Return the integers of the nearest points.
+
+        Args:
+            weight: of the grid's shape.
+
+        Returns:
+            Integers as floats, of the same shape.
+        """
+        integers = (weight / self.step + self.zero_point).round()
+        integers = integers.clamp(self.quant_min, self.quant_max)
         return integers if self.kept is None else torch.where(self.kept, integers, self.zero_point)
 
     def point(self, integers: Tensor) -> Tensor:
-        """What the integers stand for."""
+        """Return the weight that integers stand for.
+
+        Args:
+            integers: as floats, of the grid's shape.
+
+        Returns:
+            (integers - zero_point) * step.
+        """
         return (integers - self.zero_point) * self.step
 
 
@@ -140,14 +204,22 @@ def blank(
     weight_range: str,
     largest: int,
 ) -> StoredTensor:
-    """Return the scales and zero points of `weight`, its integers still 0.
+    """Return the scales and zero points of a weight, its integers still 0.
 
     Args:
-        largest: largest absolute integer that an integer kernel may multiply; scales of groups are then integer multiples of their
-            row's. 0 for float kernels.
+        weight: (rows, ...).
+        weight_bits: 2 to 8.
+        group_size: as in `to_blocks`.
+        symmetric: True for zero point 0.
+        weight_range: how a range is clipped, a method of `ranges.block_scales`.
+        largest: largest absolute integer that an integer kernel may multiply; scales of groups are
+            then integer multiples of their row's scale. 0 for float kernels.
+
+    Returns:
+        Values 0, on the weight's device; an all-zero block gets scale 1.
 
     Raises:
-        ValueError: the weight holds NaN or infinity. An all-zero block gets scale 1.
+        ValueError: if the weight holds NaN or infinity.
     """
     if not torch.isfinite(weight).all():
         raise ValueError("weight holds NaN or infinity")
@@ -158,9 +230,8 @@ def blank(
     scale, zero = scale.view(blocks.shape[:2]), zero.view(blocks.shape[:2])
     multiplier = None
     if largest and group_size > 0:
-        scale, multiplier = _integer_multiples(
-            scale, largest // (bounds[1] - bounds[0] if not symmetric else bounds[1])
-        )
+        span = bounds[1] if symmetric else bounds[1] - bounds[0]
+        scale, multiplier = _integer_multiples(scale, largest // span)
     elif group_size > 0:
         scale = half_scales(scale)
     values = torch.zeros(weight.shape, dtype=torch.int8, device=weight.device)
@@ -169,26 +240,41 @@ def blank(
 
 
 def half_scales(scale: Tensor) -> Tensor:
-    """The scales of groups as float16 shares of the largest one: half a bit per weight less in groups of 32."""
+    """Round the scales of groups to float16 shares of the largest scale.
+
+    It saves half a bit per weight in groups of 32.
+
+    Args:
+        scale: (rows, groups), positive.
+
+    Returns:
+        (rows, groups) float32, positive.
+    """
     top = scale.max()
     return (scale / top).half().clamp_min(6e-8).float() * top
 
 
 def _integer_multiples(scale: Tensor, largest: int) -> tuple[Tensor, Tensor]:
-    """((rows, 1) scale of each row, (rows, groups) int8 multiples in [1, largest]) near the wanted scales, never below half a step."""
+    """Return (rows, 1) scales and (rows, groups) int8 multiples in [1, largest] near `scale`."""
     row = scale.amax(1, keepdim=True) / largest
     return row, (scale / row).round().clamp(1, largest).to(torch.int8)
 
 
 def grid_of(stored: StoredTensor, shape: torch.Size) -> Grid:
-    """The grid of a stored tensor's scales."""
+    """Return the grid of a stored tensor's scales.
+
+    Args:
+        stored: a weight in integers.
+        shape: shape of the weight.
+
+    Returns:
+        The points that each element may take.
+    """
     assert stored.scale is not None
     steps = stored.steps(stored.scale).unsqueeze(-1)
-    zero = (
-        torch.zeros_like(steps)
-        if stored.zero_point is None
-        else stored.zero_point.float().unsqueeze(-1)
-    )
+    zero = torch.zeros_like(steps)
+    if stored.zero_point is not None:
+        zero = stored.zero_point.float().unsqueeze(-1)
     size = to_blocks(torch.empty(shape, device="meta"), stored.group_size).shape
     bounds = quant_bounds(stored.weight_bits, stored.zero_point is None)
     return Grid(
@@ -200,7 +286,14 @@ def grid_of(stored: StoredTensor, shape: torch.Size) -> Grid:
 
 
 def to_half(weight: Tensor) -> Tensor:
-    """float16, or bfloat16 where float16 overflows or loses more."""
+    """Round to float16, or to bfloat16 if float16 overflows or has the larger squared error.
+
+    Args:
+        weight: any shape.
+
+    Returns:
+        float16 or bfloat16 of the same shape.
+    """
     weight = weight.detach().float()
     half, brain = weight.half(), weight.bfloat16()
     errors = [float((t.float() - weight).square().sum()) for t in (half, brain)]

@@ -1,4 +1,4 @@
-"""GPTQ: round one column at a time and let the columns that are left make up for the error (Frantar et al. 2023, algorithm 1)."""
+"""GPTQ: round one column at a time, the others compensate (Frantar et al. 2023, algorithm 1)."""
 
 from __future__ import annotations
 
@@ -12,11 +12,19 @@ BLOCK = 128
 
 
 def gptq(weight: Tensor, gram: Tensor, grid: Grid) -> Tensor:
-    """Integers (rows, columns), as floats, near the minimum of ||(W - Q) X||^2 on the points of `grid`.
+    """Round to the points of a grid so that ||(W - Q) X||^2 is nearly minimal.
 
-    weight (rows, columns); gram (columns, columns) proportional to X X^T of the layer's inputs. Columns are taken in the order of
-    falling diagonal ("act-order"); groups keep the scales that they were given. Inputs that were never seen are rounded to
-    the nearest point.
+    Columns are taken in descending order of the gram's diagonal ("act-order"). The error of each is
+    spread over the columns that follow, by the Cholesky factor of H^-1. Scales are not changed.
+    Columns of inputs that were never seen are rounded to the nearest point.
+
+    Args:
+        weight: (rows, columns) W.
+        gram: (columns, columns) proportional to X X^T of the layer's inputs.
+        grid: steps and zero points (rows, columns), bounds, and mask of elements that are not 0.
+
+    Returns:
+        (rows, columns) integers as floats.
     """
     columns = weight.shape[1]
     order = torch.argsort(gram.diagonal(), descending=True, stable=True)
@@ -32,11 +40,8 @@ def gptq(weight: Tensor, gram: Tensor, grid: Grid) -> Tensor:
         factor = upper[start:end, start:end]
         for i in range(end - start):
             at = start + i
-            q = (
-                (block[:, i] / step[:, at] + zero[:, at])
-                .round()
-                .clamp(grid.quant_min, grid.quant_max)
-            )
+            q = (block[:, i] / step[:, at] + zero[:, at]).round()
+            q = q.clamp(grid.quant_min, grid.quant_max)
             if kept is not None:
                 q = torch.where(kept[:, at], q, zero[:, at])
             integers[:, at] = q

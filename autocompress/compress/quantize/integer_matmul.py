@@ -1,4 +1,8 @@
-"""Linear layers on the processor's own 8-bit integer products: what the runtime's integer kernels compute, in half the time of floats."""
+"""Compute linear layers with the processor's 8-bit integer products.
+
+The results are those of the runtime's integer kernels, in half the time of float products.
+`assemble/fake_quant.py` uses it for large layers outside of training.
+"""
 
 from __future__ import annotations
 
@@ -11,23 +15,31 @@ from torch import Tensor
 from autocompress.compress.quantize.activation import UINT8, dynamic_affine
 from autocompress.compress.quantize.affine import StoredTensor
 
-MIDDLE = 128  # from unsigned to signed integers, which torch multiplies
-PART, ROWS = 1 << 16, 256  # numbers that are computed at a time, and the least rows
-WORTH = 1 << 24  # products of a layer from which on integers are faster, conversions included
+MIDDLE = 128  # shift from unsigned integers to the signed ones that torch multiplies
+PART, ROWS = 1 << 16, 256  # numbers per pass, and the least number of rows per pass
+WORTH = 1 << 24  # with this many products integers are faster, conversions included
 
 
 @functools.cache
 def has_integer_products() -> bool:
-    """Whether this processor multiplies 8-bit integers exactly and fast: x86 with VNNI (others add pairs of products in 16 bits, which
-    overflow, or have no instruction for it)."""
-    found: dict[str, bool] = getattr(torch.cpu, "get_capabilities", dict)()
+    """Return True if this processor multiplies 8-bit integers exactly and fast: x86 with VNNI.
+
+    Older processors add pairs of products in 16 bits, which overflow, or lack the instruction.
+    """
+    capabilities: dict[str, bool] = getattr(torch.cpu, "get_capabilities", dict)()
     fast = torch.backends.mkldnn.is_available()  # type: ignore[no-untyped-call]
-    return bool(fast and (found.get("avx512_vnni") or found.get("avx_vnni")))
+    return bool(fast and (capabilities.get("avx512_vnni") or capabilities.get("avx_vnni")))
 
 
 @dataclass(frozen=True, eq=False)
 class Rounded:
-    """x (rows, columns) as a runtime rounds it: (values + MIDDLE - zero_point) * scale, values int8."""
+    """Hold a rounded input x ~ (values + MIDDLE - zero_point) * scale.
+
+    Attributes:
+        values: (rows, columns) int8.
+        scale: step, positive.
+        zero_point: integer in [0, 255] that stands for 0.
+    """
 
     values: Tensor
     scale: float
@@ -35,13 +47,20 @@ class Rounded:
 
 
 def rounded(x: Tensor) -> Rounded | None:
-    """The integers of `activation.dynamic` for x (..., columns); None where x is empty, or holds NaN or infinity, which no integer is."""
+    """Return the integers that `activation.dynamic` rounds x to.
+
+    Args:
+        x: (..., columns).
+
+    Returns:
+        The integers, leading dimensions flattened; None if x is empty or holds NaN or infinity.
+    """
     if x.numel() == 0:
         return None
     step, zero, high = dynamic_affine(x)
     if not bool(torch.isfinite(step + zero + high)):
         return None
-    # A tie that both ends of the range round away from 0 is cut off.
+    # If both ends of the range round away from 0, the largest integer is 256 and must be clipped.
     clipped = float((high / step).round() + zero) > UINT8[1]
     x = x.reshape(-1, x.shape[-1])
     values = torch.empty(x.shape, dtype=torch.int8)
@@ -52,36 +71,51 @@ def rounded(x: Tensor) -> Rounded | None:
 
 
 def _in_parts(x: Tensor, other: Tensor) -> tuple[tuple[Tensor, ...], tuple[Tensor, ...]]:
-    """Views of both of some rows each, so that what is computed of them one after the other stays in the processor's cache."""
+    """Split both into views of some rows, so that each pass stays in the processor's cache."""
     rows = max(ROWS, PART // x.shape[1])
     return torch.split(x, rows), torch.split(other, rows)
 
 
 def worth_integers(x: Tensor, weight: IntegerFactor) -> bool:
-    """Whether x @ weight^T is large enough."""
+    """Return True if x @ weight^T is large enough to be faster in integers.
+
+    Args:
+        x: (..., columns).
+        weight: (rows, columns).
+    """
     return x.numel() * len(weight.values) >= WORTH
 
 
 class Rounding:
-    """Remembers the last tensor that was rounded: the projections of an attention read the same one."""
+    """Cache the last rounded tensor, because an attention's projections read the same one."""
 
     def __init__(self) -> None:
-        self._of: Tensor | None = None
+        self._source: Tensor | None = None
         self._version = -1
-        self._found: Rounded | None = None
+        self._rounded: Rounded | None = None
 
     def __call__(self, x: Tensor) -> Rounded | None:
-        """`rounded(x)`."""
-        if x.is_inference():  # it has no version, so that it may have been written to
+        """Return `rounded(x)`, from the cache if x was not written to since.
+
+        Args:
+            x: (..., columns).
+        """
+        if x.is_inference():  # has no version counter, so that a write to it would go unnoticed
             return rounded(x)
-        if self._of is not x or self._version != x._version:
-            self._of, self._version, self._found = x, x._version, rounded(x)
-        return self._found
+        if self._source is not x or self._version != x._version:
+            self._source, self._version, self._rounded = x, x._version, rounded(x)
+        return self._rounded
 
 
 @dataclass(frozen=True, eq=False)
 class IntegerFactor:
-    """A stored weight for integer products: `values` (rows, columns) int8, `scale` (rows,), and `sums` (rows,) of the values."""
+    """Hold a stored weight in the form of integer products.
+
+    Attributes:
+        values: (rows, columns) int8.
+        scale: (rows,) step of each row.
+        sums: (rows,) float sums of the values; they undo the shift of the inputs by MIDDLE.
+    """
 
     values: Tensor
     scale: Tensor
@@ -89,24 +123,40 @@ class IntegerFactor:
 
     @classmethod
     def of(cls, stored: StoredTensor) -> IntegerFactor | None:
-        """None for float weights and for those that no kernel multiplies as integers with one scale per row."""
+        """Return the integer form of a stored weight.
+
+        Args:
+            stored: a weight of any shape and width.
+
+        Returns:
+            None for float weights, and for integers that no kernel multiplies with one scale per
+            row.
+        """
         if stored.scale is None or stored.scale.shape[1] != 1 or stored.values.dim() != 2:
             return None
-        if stored.values.shape[1] == 1:  # torch 2.13 returns memory that nobody wrote to
+        if stored.values.shape[1] == 1:  # torch 2.13 returns uninitialised memory
             return None
         if stored.zero_apart:
-            return None  # without their zero-points the integers do not fit int8
+            return None  # values - zero_point does not fit int8
         values = stored.int8()
         return cls(
             values, stored.scale.flatten().expand(len(values)), values.sum(1, dtype=torch.float32)
         )
 
     def product(self, x: Rounded, bias: Tensor | None) -> Tensor:
-        """(n, rows): x @ weight^T + bias."""
+        """Return x @ weight^T + bias.
+
+        Args:
+            x: (n, columns) rounded input.
+            bias: (rows,), or None.
+
+        Returns:
+            (n, rows) float32.
+        """
         scale = self.scale * x.scale
         shift = scale * self.sums * (MIDDLE - x.zero_point)
         shift = shift if bias is None else shift + bias
-        found = torch.empty(len(x.values), len(self.values))
-        for into, part in zip(*_in_parts(found, x.values), strict=True):
+        result = torch.empty(len(x.values), len(self.values))
+        for into, part in zip(*_in_parts(result, x.values), strict=True):
             torch.addcmul(shift, torch._int_mm(part, self.values.t()).float(), scale, out=into)
-        return found
+        return result

@@ -1,4 +1,7 @@
-"""Learned step size quantization: rounding whose gradient reaches the values and the step (Esser et al. 2020, equations 1 to 3)."""
+"""Round with gradients to the values and to the step (Esser et al. 2020, "LSQ", equations 1 to 3).
+
+Recovery trains weights and activation ranges through it.
+"""
 
 from __future__ import annotations
 
@@ -9,7 +12,7 @@ from torch import Tensor
 
 
 class _LearnedStep(torch.autograd.Function):
-    """One pass each way; as a chain of elementwise operators it took two thirds of a training step."""
+    """Fuse forward and backward pass; elementwise operators took two thirds of a training step."""
 
     @staticmethod
     def forward(ctx: Any, x: Tensor, step: Tensor, low: Tensor, high: Tensor) -> Tensor:
@@ -26,10 +29,11 @@ class _LearnedStep(torch.autograd.Function):
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
         (gradient,) = gradients
         rest, integers, inside = ctx.saved_tensors
+        of_x = gradient * inside if ctx.needs_input_grad[0] else None
         of_step = None
         if ctx.needs_input_grad[1]:
             of_step = (gradient * torch.where(inside, rest, integers)).sum_to_size(ctx.step_shape)
-        return gradient * inside if ctx.needs_input_grad[0] else None, of_step, None, None
+        return of_x, of_step, None, None
 
 
 class _StraightThrough(torch.autograd.Function):
@@ -45,19 +49,27 @@ class _StraightThrough(torch.autograd.Function):
 def learned_step(
     x: Tensor, step: Tensor, zero_point: Tensor, quant_min: int, quant_max: int
 ) -> Tensor:
-    """(round(x / step) clipped to [quant_min - zero_point, quant_max - zero_point]) * step; step and zero_point broadcast to x.
+    """Return clip(round(x / s), quant_min - z, quant_max - z) * s, with gradients.
 
-    The rounding is passed straight through (Bengio et al. 2013): x gets gradient 1 inside the range and 0 outside, step gets
-    round(x / step) - x / step inside and the bound outside. It is exactly QuantizeLinear and DequantizeLinear (round half to even
-    after a division).
+    It is exactly QuantizeLinear and DequantizeLinear: a division, then round half to even. The
+    rounding passes gradients straight through (Bengio et al. 2013). x gets gradient 1 inside the
+    range and 0 outside. s gets round(x / s) - x / s inside and the bound outside.
+
+    Args:
+        x: any shape.
+        step: s, positive; broadcasts to x.
+        zero_point: z, whole numbers as floats; broadcasts to x.
+        quant_min: smallest integer.
+        quant_max: largest integer.
+
+    Returns:
+        The shape of x.
     """
     low, high = quant_min - zero_point, quant_max - zero_point
     if torch.is_grad_enabled() and (x.requires_grad or step.requires_grad):
         result: Tensor = _LearnedStep.apply(x, step, low, high)  # type: ignore[no-untyped-call]
         return result
-    if (
-        low.numel() == 1
-    ):  # bounds that are numbers take a quarter of the time of bounds that are tensors
+    if low.numel() == 1:  # number bounds take a quarter of the time of tensor bounds
         return (x / step).round_().clamp_(float(low), float(high)).mul_(step)
     return (x / step).round_().clamp_(low, high).mul_(step)
 
@@ -65,7 +77,18 @@ def learned_step(
 def covering_step(
     x: Tensor, step: Tensor, zero_point: Tensor, quant_min: int, quant_max: int
 ) -> Tensor:
-    """The same for a step that was made to cover x itself: nothing is clipped, and the gradient is 1 everywhere."""
+    """Return `learned_step` for a step that covers x, so that nothing is clipped.
+
+    Args:
+        x: any shape.
+        step: positive; broadcasts to x.
+        zero_point: whole numbers as floats; broadcasts to x.
+        quant_min: smallest integer.
+        quant_max: largest integer.
+
+    Returns:
+        The shape of x; x gets gradient 1 everywhere, the step gets none.
+    """
     with torch.no_grad():
         rounded = learned_step(x, step, zero_point, quant_min, quant_max)
     if not (torch.is_grad_enabled() and x.requires_grad):

@@ -1,4 +1,8 @@
-"""The float weights that recovery trains behind integers, and the steps of their scales."""
+"""Train float master weights behind stored integers, and the steps of their scales.
+
+Recovery starts from `starting_point` and computes the layer with `quantised`
+(`assemble/fake_quant.py`).
+"""
 
 from __future__ import annotations
 
@@ -18,36 +22,50 @@ LEAST_FACTOR = 1e-3  # a learned step stays positive
 
 
 def starting_point(weight: Tensor, stored: StoredTensor) -> Tensor:
-    """Where the training of a stored weight starts: where zeros were chosen, from what the kept elements became."""
-    return _inside_cell(
-        weight if stored.kept is None else stored.dequantized().to(weight.device), stored
-    )
+    """Return the float weight from which training starts; it rounds to the stored integers.
+
+    A weight with zeros starts from its dequantized form, because SparseGPT changed the other
+    elements.
+
+    Args:
+        weight: (rows, ...) the weight before rounding.
+        stored: the stored form of `weight`.
+
+    Returns:
+        (rows, ...) on the device of `weight`.
+    """
+    if stored.kept is not None:
+        weight = stored.dequantized().to(weight.device)
+    return _inside_cell(weight, stored)
 
 
 def _inside_cell(weight: Tensor, stored: StoredTensor) -> Tensor:
-    """The point nearest to `weight` that rounds to the stored integers."""
+    """Return the nearest point to `weight` that rounds to the stored integers."""
     if stored.scale is None:
         return weight.clone()
     grid = grid_of(stored, weight.shape)
-    point, reach = (
-        grid.point(stored.values.float()).to(weight.device),
-        0.49 * grid.step.to(weight.device),
-    )
+    point = grid.point(stored.values.float()).to(weight.device)
+    reach = 0.49 * grid.step.to(weight.device)
     return torch.maximum(torch.minimum(weight, point + reach), point - reach)
 
 
 def quantised(master: Tensor, steps: Tensor, stored: StoredTensor) -> Tensor:
-    """The trained weight at its bits, with gradients to the weight and to the steps."""
+    """Return the trained weight, rounded to its bits and dequantized.
+
+    Args:
+        master: (rows, ...) trained float weight.
+        steps: trained factors of `stored.scale`, of its shape; 1 before training.
+        stored: gives scales, zero points, bits and groups; not a float weight.
+
+    Returns:
+        (rows, ...) with gradients to `master` and `steps` (`lsq.learned_step`).
+    """
     assert stored.scale is not None
-    scale = stored.steps(stored.scale.to(master.device) * steps.clamp_min(LEAST_FACTOR)).unsqueeze(
-        -1
-    )
-    zero = (
-        torch.zeros_like(scale)
-        if stored.zero_point is None
-        else stored.zero_point.to(master.device).float().unsqueeze(-1)
-    )
+    scale = stored.scale.to(master.device) * steps.clamp_min(LEAST_FACTOR)
+    scale = stored.steps(scale).unsqueeze(-1)
+    zero = torch.zeros_like(scale)
+    if stored.zero_point is not None:
+        zero = stored.zero_point.to(master.device).float().unsqueeze(-1)
     bounds = quant_bounds(stored.weight_bits, stored.zero_point is None)
-    return from_blocks(
-        learned_step(to_blocks(master, stored.group_size), scale, zero, *bounds), master.shape
-    )
+    blocks = to_blocks(master, stored.group_size)
+    return from_blocks(learned_step(blocks, scale, zero, *bounds), master.shape)

@@ -1,4 +1,8 @@
-"""The range that a quantised tensor covers: min-max, percentile, entropy, or least squared error."""
+"""Choose the range that a quantised tensor covers: min-max, percentile, entropy or squared error.
+
+The range of the extremes is clipped by a ratio in (0, 1]. Weights (`affine.py`) and activations
+(`activation.py`) share the searches.
+"""
 
 from __future__ import annotations
 
@@ -14,16 +18,27 @@ GOLDEN_STEPS = 14
 PERCENTILE = 0.9995
 BINS = 1024
 KL_CANDIDATES = 40
-CHUNK = 1 << 22  # elements of one vectorised pass
+CHUNK = 1 << 22  # elements per vectorised pass
 
 
 def block_scales(
     blocks: Tensor, bounds: tuple[int, int], symmetric: bool, method: str
 ) -> tuple[Tensor, Tensor]:
-    """(scale (n,), zero_point (n,) whole numbers as floats) of each row of `blocks` (n, size), finite.
+    """Return the scale and zero point of each block.
 
-    The range of min and max, made to hold 0, is clipped by a ratio that `method` chooses; symmetric ranges get zero_point 0.
-    An all-zero row gets scale 1.
+    The range of min and max, widened to hold 0, is clipped by the ratio that `method` chooses.
+
+    Args:
+        blocks: (n, size), finite.
+        bounds: quant_min and quant_max.
+        symmetric: True for zero point 0.
+        method: "min_max", "percentile", "entropy", "golden_section" or "squared_error".
+
+    Returns:
+        (n,) scale, 1 for an all-zero block; (n,) zero point, whole numbers as floats.
+
+    Raises:
+        ValueError: if the method is unknown.
     """
     step = max(1, CHUNK // max(1, blocks.shape[1]))
     parts = [_chunk_scales(part, bounds, symmetric, method) for part in torch.split(blocks, step)]
@@ -52,11 +67,11 @@ def _chunk_scales(
     if method == "percentile":
         largest = torch.maximum(-low, high).clamp_min(1e-30)
         position = round(PERCENTILE * (blocks.shape[1] - 1)) + 1
-        kept = blocks.abs().kthvalue(position, dim=1).values
-        return affine(torch.where(kept > 0, kept / largest, 1.0))
+        magnitude = blocks.abs().kthvalue(position, dim=1).values
+        return affine(torch.where(magnitude > 0, magnitude / largest, 1.0))
     if method == "entropy":
         return affine(_entropy_ratio(blocks.abs(), bounds[1]))
-    # 2 to 4 bits clip deep, wide ranges hardly.
+    # At 2 to 4 bits the best range clips much more than at 8.
     least = 0.3 if bounds[1] < 8 else 0.7
     if method == "golden_section":
         return affine(golden_section(error, ones * least, ones))
@@ -68,39 +83,64 @@ def _chunk_scales(
 def affine_of(
     low: Tensor, high: Tensor, bounds: tuple[int, int], symmetric: bool
 ) -> tuple[Tensor, Tensor]:
-    """(scale, zero_point) with which [quant_min, quant_max] covers [low, high], low <= 0 <= high; scale 1 where low = high."""
+    """Return the scale and zero point with which [quant_min, quant_max] covers [low, high].
+
+    Args:
+        low: any shape, at most 0; -high if symmetric.
+        high: the shape of low, at least 0.
+        bounds: quant_min and quant_max.
+        symmetric: True for zero point 0.
+
+    Returns:
+        Scale, 1 if low = high, and zero point, whole numbers as floats; both of the shape of low.
+    """
     scale = high / bounds[1] if symmetric else (high - low) / (bounds[1] - bounds[0])
     scale = torch.where(scale > 0, scale, torch.ones_like(scale))
-    zero = (
-        torch.zeros_like(scale) if symmetric else (bounds[0] - low / scale).round().clamp(*bounds)
-    )
-    return scale, zero
+    if symmetric:
+        return scale, torch.zeros_like(scale)
+    return scale, (bounds[0] - low / scale).round().clamp(*bounds)
 
 
 def grid_search(error: Callable[[Tensor], Tensor], ratios: Tensor, count: int) -> Tensor:
-    """(count,) the ratio with the least error of each; `error` maps ratios (count,) to errors (count,)."""
+    """Return the ratio with the smallest error of each block, among fixed ratios.
+
+    Args:
+        error: maps (count,) ratios to (count,) errors.
+        ratios: (r,) ratios to try; the first one wins ties.
+        count: number of blocks.
+
+    Returns:
+        (count,) ratios; 1 if every error is NaN.
+    """
     best = torch.ones(count, device=ratios.device)
     least = torch.full_like(best, float("inf"))
     for ratio in ratios:
-        found = error(ratio.expand(count))
-        best = torch.where(found < least, ratio, best)
-        least = torch.minimum(found, least)
+        errors = error(ratio.expand(count))
+        best = torch.where(errors < least, ratio, best)
+        least = torch.minimum(errors, least)
     return best
 
 
 def golden_section(error: Callable[[Tensor], Tensor], low: Tensor, high: Tensor) -> Tensor:
-    """(n,) a local minimum of `error` between `low` and `high` (Kiefer 1953), from the best bracket of a coarse grid.
+    """Return a local minimum of an error by golden-section search (Kiefer 1953).
 
-    The error of a quantiser is not unimodal, only nearly so; the bracket keeps the search out of its ripples.
+    The search starts from the best bracket of a coarse grid, because the error of a quantiser is
+    only nearly unimodal. The ratio 1 (nothing clipped) is returned if it is at least as good.
+
+    Args:
+        error: maps (n,) ratios to (n,) errors.
+        low: (n,) smallest ratios.
+        high: (n,) largest ratios.
+
+    Returns:
+        (n,) ratios.
     """
     steps = 8
     points = [low + (high - low) * i / steps for i in range(steps + 1)]
     at = torch.stack([error(point) for point in points]).argmin(0)
     width = (high - low) / steps
-    low, high = (
-        torch.maximum(low + (at - 1) * width, low),
-        torch.minimum(low + (at + 1) * width, high),
-    )
+    below, above = low + (at - 1) * width, low + (at + 1) * width
+    low, high = torch.maximum(below, low), torch.minimum(above, high)
     left, right = high - GOLDEN * (high - low), low + GOLDEN * (high - low)
     left_error, right_error = error(left), error(right)
     for _ in range(GOLDEN_STEPS):
@@ -108,7 +148,7 @@ def golden_section(error: Callable[[Tensor], Tensor], low: Tensor, high: Tensor)
         low, high = torch.where(keep_left, low, left), torch.where(keep_left, right, high)
         left, right = high - GOLDEN * (high - low), low + GOLDEN * (high - low)
         left_error, right_error = error(left), error(right)
-    # The end of the range is a point of the grid too: nothing may be worth clipping.
+    # Clipping may not pay at all.
     middle = (low + high) / 2
     ends = torch.ones_like(middle)
     return torch.where(error(ends) < error(middle), ends, middle)
@@ -124,25 +164,27 @@ def _entropy_ratio(magnitudes: Tensor, levels: int) -> Tensor:
 
 
 def entropy_ratio(histogram: Tensor, levels: int) -> Tensor:
-    """(n,) the clipping ratio with the least Kullback-Leibler divergence of the quantised from the clipped distribution.
+    """Return the clipping ratio with the smallest KL(clipped || quantised) of the distributions.
 
-    histogram (n, bins) of magnitudes from 0 to the largest, `levels` quantised magnitudes (Migacz 2017, "8-bit inference with
-    TensorRT").
+    Source: Migacz 2017, "8-bit inference with TensorRT".
+
+    Args:
+        histogram: (n, bins) counts of magnitudes from 0 to the largest.
+        levels: number of quantised magnitudes.
+
+    Returns:
+        (n,) ratios in (0, 1].
     """
     bins = histogram.shape[1]
     best = torch.ones(len(histogram), device=histogram.device)
     least = torch.full_like(best, float("inf"))
-    for kept in sorted(
-        {round(k) for k in np.linspace(bins, max(levels + 1, bins // 5), KL_CANDIDATES)},
-        reverse=True,
-    ):
-        clipped = histogram[:, :kept].clone()
-        outside = histogram[:, kept:].sum(1)
-        clipped[:, -1] += outside
-        inside = histogram[:, :kept]
-        level = (torch.arange(kept, device=histogram.device) * max(1, levels) // kept).expand(
-            len(histogram), -1
-        )
+    widths = {round(k) for k in np.linspace(bins, max(levels + 1, bins // 5), KL_CANDIDATES)}
+    for width in sorted(widths, reverse=True):
+        inside = histogram[:, :width]
+        clipped = inside.clone()
+        clipped[:, -1] += histogram[:, width:].sum(1)
+        level = torch.arange(width, device=histogram.device) * max(1, levels) // width
+        level = level.expand(len(histogram), -1)
         used = (inside > 0).float()
         sums = torch.zeros(len(histogram), max(1, levels), device=histogram.device)
         total = sums.scatter_add(1, level, inside)
@@ -150,10 +192,9 @@ def entropy_ratio(histogram: Tensor, levels: int) -> Tensor:
         quantised = (total / count).gather(1, level) * used
         p = clipped / clipped.sum(1, keepdim=True).clamp_min(1e-30)
         q = quantised / quantised.sum(1, keepdim=True).clamp_min(1e-30)
-        divergence = torch.where(
-            p > 0, p * (p.clamp_min(1e-30) / q.clamp_min(1e-9)).log(), 0.0
-        ).sum(1)
-        ratio = kept / bins
+        logs = (p.clamp_min(1e-30) / q.clamp_min(1e-9)).log()
+        divergence = torch.where(p > 0, p * logs, 0.0).sum(1)
+        ratio = width / bins
         best = torch.where(divergence < least, ratio, best)
         least = torch.minimum(divergence, least)
     return best

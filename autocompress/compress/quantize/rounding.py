@@ -1,9 +1,15 @@
-"""Which rounding of one weight loses least of its layer's output, and the integers that it gives."""
+"""Round one weight to its stored form.
+
+Zeros are placed first (`prune/sparsify.py`), then scales are chosen (`affine.blank`), then the
+integers by nearest rounding, GPTQ or AdaRound. `assemble/library.py` calls `store` for every factor
+of a module.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import replace
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -16,7 +22,7 @@ from autocompress.compress.quantize.adaround import adaround
 from autocompress.compress.quantize.affine import PARTS, Grid, StoredTensor, blank, grid_of, to_half
 from autocompress.compress.quantize.gptq import gptq
 
-COMPENSATED_BITS = 6  # wider weights lose too little for "auto" to compensate
+COMPENSATED_BITS = 6  # at more bits "auto" does not try GPTQ, because little is lost
 ALGORITHMS: dict[str, Callable[[Tensor, Tensor, Grid], Tensor]] = {
     "nearest": lambda weight, gram, grid: grid.nearest(weight),
     "gptq": gptq,
@@ -32,19 +38,31 @@ def store(
     has_bias: bool = False,
     gradients: Gradients | None = None,
 ) -> StoredTensor:
-    """`weight` (rows, ...) with the zeros, bits, scales and algorithm of `config`, on the CPU.
+    """Return a weight with the zeros, bits, scales and rounding of a config.
 
-    `largest` is the largest absolute integer that an integer kernel may multiply, which then sees one scale per row behind the
-    groups; 0 for float kernels. Without statistics of the layer's inputs (embeddings, recurrent weights) it is rounded to nearest.
+    Args:
+        weight: (rows, ...) float, finite.
+        config: gives the fields of sparsity and quantization.
+        largest: largest absolute integer that an integer kernel may multiply; groups then share one
+            scale per row. 0 for float kernels.
+        statistics: statistics of the layer's inputs; None rounds to nearest (embeddings, recurrent
+            weights).
+        has_bias: True if a bias absorbs the mean error of the output.
+        gradients: gradients at the weight for the criteria of zeros; None if unknown.
+
+    Returns:
+        The stored form, on the CPU.
+
+    Raises:
+        ValueError: if the weight holds NaN or infinity.
     """
-    weight, kept = weight.detach().float(), None
+    weight, mask = weight.detach().float(), None
     if config.sparsity > 0:
-        weight, kept = sparsify(weight, config, statistics, gradients)
+        weight, mask = sparsify(weight, config, statistics, gradients)
     if config.weight_bits >= 16:
         values = weight if config.weight_bits == 32 else to_half(weight)
-        return StoredTensor(
-            values.contiguous().cpu(), config.weight_bits, kept=None if kept is None else kept.cpu()
-        )
+        mask = None if mask is None else mask.cpu()
+        return StoredTensor(values.contiguous().cpu(), config.weight_bits, kept=mask)
     stored = blank(
         weight,
         config.weight_bits,
@@ -53,10 +71,14 @@ def store(
         config.weight_range,
         largest,
     )
-    stored = replace(stored, kept=kept)
+    stored = replace(stored, kept=mask)
     grid = grid_of(stored, weight.shape)
     values = _best(weight, grid, config, statistics, has_bias)
-    parts = {name: part.cpu() for name in PARTS if (part := getattr(stored, name)) is not None}
+    parts: dict[str, Any] = {}
+    for name in PARTS:
+        part = getattr(stored, name)
+        if part is not None:
+            parts[name] = part.cpu()
     return replace(stored, values=values.to(torch.int8).contiguous().cpu(), **parts)
 
 
@@ -67,27 +89,28 @@ def _best(
     statistics: LayerStatistics | None,
     has_bias: bool,
 ) -> Tensor:
+    """Return the integers of the config's algorithm; "auto" takes the smaller output error."""
     if statistics is None:
         return grid.nearest(weight)
     if config.algorithm != "auto":
         return _rounded(config.algorithm, weight, grid, statistics)
     names = ("nearest", "gptq") if config.weight_bits <= COMPENSATED_BITS else ("nearest",)
-    tried = [_rounded(name, weight, grid, statistics) for name in names]
-    errors = [
-        output_error((weight - grid.point(values)).flatten(1).cpu(), statistics, has_bias)
-        for values in tried
-    ]
-    return tried[errors.index(min(errors))]
+    roundings = [_rounded(name, weight, grid, statistics) for name in names]
+    errors: list[float] = []
+    for integers in roundings:
+        difference = (weight - grid.point(integers)).flatten(1).cpu()
+        errors.append(output_error(difference, statistics, has_bias))
+    return roundings[errors.index(min(errors))]
 
 
 def _rounded(algorithm: str, weight: Tensor, grid: Grid, statistics: LayerStatistics) -> Tensor:
-    """Integers of `weight`'s shape; the channel groups of a grouped convolution are rounded one by one."""
+    """Round the channel groups of a grouped convolution one by one; return the weight's shape."""
     round_weight = ALGORITHMS[algorithm]
     count = len(statistics.gram)
     parts = [t.flatten(1).chunk(count) for t in (weight, grid.step, grid.zero_point)]
-    kept = [None] * count if grid.kept is None else grid.kept.flatten(1).chunk(count)
-    done = [
-        round_weight(w, gram.to(w.device), Grid(step, zero, grid.quant_min, grid.quant_max, mask))
-        for w, step, zero, mask, gram in zip(*parts, kept, statistics.gram, strict=True)
-    ]
-    return torch.cat(done).view(weight.shape)
+    masks = [None] * count if grid.kept is None else grid.kept.flatten(1).chunk(count)
+    integers: list[Tensor] = []
+    for w, step, zero, mask, gram in zip(*parts, masks, statistics.gram, strict=True):
+        part = Grid(step, zero, grid.quant_min, grid.quant_max, mask)
+        integers.append(round_weight(w, gram.to(w.device), part))
+    return torch.cat(integers).view(weight.shape)

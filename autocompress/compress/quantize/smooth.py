@@ -1,4 +1,8 @@
-"""SmoothQuant: move outliers of the activations behind a normalisation into the weights that read them (Xiao et al. 2023, eq. 4)."""
+"""Smooth activations: move their outliers into the weights (SmoothQuant, Xiao et al. 2023, eq. 4).
+
+The outputs of a normalisation are divided by factors s, the columns of all weights that read them
+are multiplied by s. The float model computes the same; its activations are easier to quantise.
+"""
 
 from __future__ import annotations
 
@@ -15,24 +19,36 @@ from autocompress.model.weights import weight_of
 
 
 def smoothing_factors(activation_max: Tensor, weights: Sequence[Tensor], alpha: float) -> Tensor:
-    """(channels,) s_j = max|X_j|^alpha / max|W_j|^(1 - alpha), by which the norm is divided and each weight's columns are multiplied.
+    """Return s_j = max|X_j|^alpha / max|W_j|^(1 - alpha) of each channel j.
 
-    activation_max (channels,); weights (rows, channels) of all readers of the norm. A channel that is 0 on either side keeps s_j = 1.
+    Args:
+        activation_max: (channels,) max|X_j|.
+        weights: (rows, channels) weights of all readers of the normalisation.
+        alpha: share of the difficulty that moves to the weights, in [0, 1].
+
+    Returns:
+        (channels,) in [1e-4, 1e4]; 1 for a channel whose maximum is 0 on either side.
     """
     weight_max = weights[0].abs().amax(0)
     for weight in weights[1:]:
         weight_max = weight_max.maximum(weight.abs().amax(0))
-    factors = activation_max.clamp_min(1e-12).pow(alpha) / weight_max.clamp_min(1e-12).pow(
-        1 - alpha
-    )
-    factors = factors.clamp(1e-4, 1e4)
+    migrated = weight_max.clamp_min(1e-12).pow(1 - alpha)
+    factors = (activation_max.clamp_min(1e-12).pow(alpha) / migrated).clamp(1e-4, 1e4)
     factors[(activation_max == 0) | (weight_max == 0)] = 1.0
     return factors
 
 
 @dataclass
 class Smoother:
-    """Factors of any candidate on one model; the knob of a normalisation lives on its first reader."""
+    """Compute the smoothing of any candidate on one model.
+
+    A normalisation's alpha is the `smoothing` of its first reader.
+
+    Attributes:
+        model: the original model; not changed.
+        module_map: gives the normalisations and their readers.
+        statistics: input statistics by module name.
+    """
 
     model: nn.Module
     module_map: ModuleMap
@@ -40,46 +56,82 @@ class Smoother:
     _cache: dict[tuple[str, float], Tensor] = field(default_factory=dict)
 
     def factors(self, candidate: Candidate) -> dict[str, Tensor]:
-        """(channels,) factors by name of the normalisation, of those that `candidate` smooths."""
-        found = {}
+        """Return the factors of the normalisations that a candidate smooths.
+
+        Args:
+            candidate: gives alpha per normalisation.
+
+        Returns:
+            (channels,) factors by name of the normalisation.
+        """
+        factors: dict[str, Tensor] = {}
         for group in self.module_map.norms:
-            alpha = candidate.config(group.readers[0]).smoothing
-            if alpha > 0 and group.readers[0] in self.statistics:
-                if (group.norm, alpha) not in self._cache:
-                    seen = self.statistics[group.readers[0]]
-                    weights = [
-                        weight_of(self.model.get_submodule(name)).detach().float().cpu()
-                        for name in group.readers
-                    ]
-                    largest = seen.highest.abs().maximum(seen.lowest.abs())
-                    self._cache[group.norm, alpha] = smoothing_factors(largest, weights, alpha)
-                found[group.norm] = self._cache[group.norm, alpha]
-        return found
+            first = group.readers[0]
+            alpha = candidate.config(first).smoothing
+            if alpha > 0 and first in self.statistics:
+                key = (group.norm, alpha)
+                if key not in self._cache:
+                    inputs = self.statistics[first]
+                    largest = inputs.highest.abs().maximum(inputs.lowest.abs())
+                    self._cache[key] = smoothing_factors(
+                        largest, self._weights(group.readers), alpha
+                    )
+                factors[group.norm] = self._cache[key]
+        return factors
+
+    def _weights(self, readers: Sequence[str]) -> list[Tensor]:
+        modules = [self.model.get_submodule(name) for name in readers]
+        return [weight_of(module).detach().float().cpu() for module in modules]
 
     def of(self, name: str, candidate: Candidate) -> Tensor | None:
-        """The factors that multiply the columns of module `name`, or None."""
+        """Return the factors by which the columns of a module are multiplied.
+
+        Args:
+            name: qualified name of the module.
+            candidate: gives alpha per normalisation.
+
+        Returns:
+            (channels,); None if the module reads no smoothed tensor.
+        """
         norm = next((group.norm for group in self.module_map.norms if name in group.readers), None)
         return None if norm is None else self.factors(candidate).get(norm)
 
     def ranges(
         self, candidate: Candidate, tensors: Mapping[str, str]
     ) -> dict[str, ActivationRange]:
-        """The new range of each smoothed tensor; `tensors` names what each module reads."""
-        found = {}
-        active = self.factors(candidate)
+        """Return the activation range of each smoothed tensor.
+
+        Args:
+            candidate: gives alpha per normalisation.
+            tensors: name of the tensor that each module reads, by module name.
+
+        Returns:
+            Range by name of the tensor, from the extremes of the calibration inputs.
+        """
+        ranges: dict[str, ActivationRange] = {}
+        factors = self.factors(candidate)
         for group in self.module_map.norms:
-            if group.norm in active and group.readers[0] in tensors:
-                seen = self.statistics[group.readers[0]]
-                low, high = seen.lowest / active[group.norm], seen.highest / active[group.norm]
-                found[tensors[group.readers[0]]] = ActivationRange.spanning(
+            first = group.readers[0]
+            if group.norm in factors and first in tensors:
+                inputs = self.statistics[first]
+                low = inputs.lowest / factors[group.norm]
+                high = inputs.highest / factors[group.norm]
+                ranges[tensors[first]] = ActivationRange.spanning(
                     float(low.min()), float(high.max())
                 )
-        return found
+        return ranges
 
     def parameters(self, candidate: Candidate) -> dict[str, Tensor]:
-        """The normalisations' weights and biases divided by their factors, by parameter name."""
-        found = {}
+        """Return the normalisations' weights and biases, divided by their factors.
+
+        Args:
+            candidate: gives alpha per normalisation.
+
+        Returns:
+            (channels,) tensors by name of the parameter.
+        """
+        parameters: dict[str, Tensor] = {}
         for norm, factors in self.factors(candidate).items():
             for name, parameter in self.model.get_submodule(norm).named_parameters(recurse=False):
-                found[f"{norm}.{name}"] = parameter.detach() / factors.to(parameter.device)
-        return found
+                parameters[f"{norm}.{name}"] = parameter.detach() / factors.to(parameter.device)
+        return parameters
