@@ -1,4 +1,7 @@
-"""The axes along which a module can be compressed: their names, their order, and which values they take."""
+"""List the axes along which a module can be compressed, and check the values that rules give them.
+
+`search_space.py` parses rules with it; `candidate.ModuleConfig` has a field per axis.
+"""
 
 from __future__ import annotations
 
@@ -33,7 +36,7 @@ MODULE_AXES = (
     "sparsity_pattern",
     "sparsity_criterion",
 )
-GROUP_AXES = ("importance", "pruning_ratio")  # of the channel group whose root a module is
+GROUP_AXES = ("importance", "pruning_ratio")  # chosen at the module that is a channel group's root
 AXES = (*MODULE_AXES, *GROUP_AXES)
 NAMED = {
     "weight_range": WEIGHT_RANGES,
@@ -52,8 +55,15 @@ BITS: Mapping[str, tuple[int, ...]] = {
 GROUP_SIZES = (-1, 0, 16, 32, 64, 128, 256)
 Choice = float | str
 
+# Test, its text in errors, and the smallest and largest value that an error may propose.
+_RATIOS: Mapping[str, tuple[Callable[[float], bool], str, float, float]] = {
+    "rank_ratio": (lambda ratio: 0 < ratio <= 1, "0 < ratio <= 1", 0.05, 1.0),
+    "pruning_ratio": (lambda ratio: 0 <= ratio < 1, "0 <= ratio < 1", 0.0, 0.95),
+    "sparsity": (lambda ratio: 0 <= ratio < 1, "0 <= ratio < 1", 0.0, 0.95),
+    "smoothing": (lambda alpha: 0 <= alpha <= 1, "0 <= alpha <= 1", 0.0, 1.0),
+}
 
-# From careful to small; what has no order stays as it was listed.
+# Sort keys, from least to most compressed; the choices of other axes keep the order of the rule.
 _ORDER: Mapping[str, Callable[[Any], float]] = {
     "weight_bits": lambda bits: -bits,
     "activation_bits": lambda bits: -bits,
@@ -66,23 +76,44 @@ _ORDER: Mapping[str, Callable[[Any], float]] = {
 
 
 def choices_of(where: str, axis: str, value: Any, target: Target) -> tuple[Choice, ...]:
-    """The choices that a rule gives an axis and the target can execute, ordered from careful to small where they have an order.
+    """Return the choices that a rule gives an axis, without those that the target cannot execute.
 
-    TargetError when it can execute none of them.
+    Args:
+        where: file and rule, for errors.
+        axis: one of AXES.
+        value: a value, a list, or {low, high, step}.
+        target: the runtime and machine.
+
+    Returns:
+        Distinct choices, from least to most compressed if the axis has an order.
+
+    Raises:
+        SpaceError: if a value is invalid.
+        TargetError: if the target can execute none of the choices.
     """
     choices = spread(f"{where}: {axis}", value)
     for choice in choices:
         _check_choice(where, axis, choice, target)
-    able = [choice for choice in choices if target.executes(axis, choice)]
-    if not able:
+    executable = [choice for choice in choices if target.executes(axis, choice)]
+    if not executable:
         target.check(where, axis, choices[0])
-    choices = able
     order = _ORDER.get(axis)
-    return tuple(dict.fromkeys(choices if order is None else sorted(choices, key=order)))
+    return tuple(dict.fromkeys(executable if order is None else sorted(executable, key=order)))
 
 
 def spread(where: str, value: Any) -> list[Any]:
-    """The values of a list, of {low, high, step}, or of one value."""
+    """Return the values of a list, of {low, high, step}, or of one value.
+
+    Args:
+        where: file, rule and axis, for errors.
+        value: as YAML gives it; `high` is included if it is a whole number of steps above `low`.
+
+    Returns:
+        Values in the order of the rule.
+
+    Raises:
+        SpaceError: if a range is malformed or empty.
+    """
     if not isinstance(value, dict):
         return list(listed(value))
     check_keys(where, value, ("low", "high", "step"))
@@ -96,18 +127,21 @@ def spread(where: str, value: Any) -> list[Any]:
 
 
 def _check_choice(where: str, axis: str, choice: Any, target: Target) -> None:
+    """Raise SpaceError unless the choice is valid for the axis."""
     if axis in NAMED:
         if choice not in NAMED[axis]:
-            raise SpaceError(
-                f"{where}: {axis} {choice!r} is unknown; nearest: {nearest_name(str(choice), NAMED[axis])}"
-            )
-        return
-    if axis in SWITCHES:
+            near = nearest_name(str(choice), NAMED[axis])
+            raise SpaceError(f"{where}: {axis} {choice!r} is unknown; nearest: {near}")
+    elif axis in SWITCHES:
         if not isinstance(choice, bool):
             raise SpaceError(f"{where}: {axis} must be true or false, got {choice!r}")
-        return
-    if not isinstance(choice, (int, float)) or isinstance(choice, bool):
+    elif not isinstance(choice, (int, float)) or isinstance(choice, bool):
         raise SpaceError(f"{where}: {axis} must hold numbers, got {choice!r}")
+    else:
+        _check_number(where, axis, choice, target)
+
+
+def _check_number(where: str, axis: str, choice: float, target: Target) -> None:
     if axis in BITS:
         if choice not in BITS[axis]:
             target.check(where, axis, choice)
@@ -115,38 +149,41 @@ def _check_choice(where: str, axis: str, choice: Any, target: Target) -> None:
         if choice not in GROUP_SIZES:
             near = nearest_number(choice, GROUP_SIZES)
             raise SpaceError(
-                f"{where}: group_size {choice} is not one of {GROUP_SIZES}; nearest valid value: {near}"
+                f"{where}: group_size {choice} is not one of {GROUP_SIZES}; "
+                f"nearest valid value: {near}"
             )
     else:
-        low_open = axis == "rank_ratio"
-        high_open = axis in ("pruning_ratio", "sparsity")
-        if not (
-            0 < choice <= 1 if low_open else 0 <= choice < 1 if high_open else 0 <= choice <= 1
-        ):
-            valid = (
-                "0 < ratio <= 1"
-                if low_open
-                else "0 <= ratio < 1"
-                if high_open
-                else "0 <= alpha <= 1"
-            )
-            near = min(0.95 if high_open else 1.0, max(0.05 if low_open else 0.0, choice))
+        is_valid, valid, lowest, highest = _RATIOS[axis]
+        if not is_valid(choice):
+            near = min(highest, max(lowest, choice))
             raise SpaceError(
                 f"{where}: {axis} {choice} is outside {valid}; nearest valid value: {near}"
             )
 
 
 def listed(value: Any) -> Sequence[Any]:
-    """A list as it is, anything else as a list of one."""
+    """Return a list as it is, any other value as a list of one.
+
+    Args:
+        value: as YAML gives it.
+    """
     return value if isinstance(value, list) else [value]
 
 
 def check_keys(where: str, data: Any, valid: Sequence[str]) -> None:
-    """Raise a SpaceError unless `data` is a mapping whose keys are all valid."""
+    """Check that `data` is a mapping with valid keys only.
+
+    Args:
+        where: place in the space, for errors.
+        data: as YAML gives it.
+        valid: names of the keys that are allowed.
+
+    Raises:
+        SpaceError: names the invalid key and the nearest valid one.
+    """
     if not isinstance(data, dict):
         raise SpaceError(f"{where}: expected a mapping, got {data!r}")
     for key in data:
         if key not in valid:
-            raise SpaceError(
-                f"{where}: unknown key {key!r}; nearest: {nearest_name(str(key), valid)}"
-            )
+            near = nearest_name(str(key), valid)
+            raise SpaceError(f"{where}: unknown key {key!r}; nearest: {near}")

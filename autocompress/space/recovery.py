@@ -1,4 +1,7 @@
-"""What a search space says under `distillation`: the recovery that candidates may take, and its Optuna parameters."""
+"""Parse the key `distillation` of a search space: how candidates may be trained.
+
+`RecoverySpace` turns Optuna parameters into a `Distillation`, which `compress/recover` runs.
+"""
 
 from __future__ import annotations
 
@@ -11,9 +14,9 @@ from autocompress.errors import SpaceError, nearest_name
 from autocompress.space.axes import check_keys, listed
 
 ALPHA = "distillation/alpha"
-STUDENT_RATE = 1e-3  # learning rate of a student that may know nothing yet
-FIRST_RUNG = 0.3  # of the steps, where only their number is given
-# Choices by key: their test, and what it asks for.
+STUDENT_RATE = 1e-3  # learning rate of a student, which may start untrained
+FIRST_RUNG = 0.3  # first rung as a share of the steps, if the space gives only their number
+# Test of each choice, its text in errors, and a valid value that an error may propose.
 CHOSEN: Mapping[str, tuple[Callable[[float], bool], str, float]] = {
     "temperature": (lambda v: v > 0, "above 0", 1.0),
     "features": (lambda v: v >= 0, "at least 0", 0.0),
@@ -34,14 +37,19 @@ KEYS = (
 
 @dataclass(frozen=True)
 class RecoverySpace:
-    """The choices of `Distillation`.
+    """Hold the choices of `Distillation`.
 
     Attributes:
-        alphas: (low, high), equal when alpha is not searched.
-        choices: the values of temperature, schedule, features, sequences and learning_rate, each with at least one.
-        rungs: steps after which a candidate is judged; those that are not beaten there go on to the next. Empty: nothing is trained.
-        rounds, accumulation, checkpointing: as in `Distillation`.
-        student_steps: how long `Task.student` learns from the model before the search; 0 takes it as it is.
+        alphas: lowest and highest alpha; equal if alpha is not searched.
+        choices: values of temperature, schedule, features, sequences and learning_rate, at least
+            one of each.
+        rungs: ascending steps after which a candidate is judged. A candidate that is not beaten
+            goes on to the next rung. Empty if nothing is trained.
+        rounds: as in `Distillation`.
+        accumulation: as in `Distillation`.
+        checkpointing: as in `Distillation`.
+        student_steps: steps for which `Task.student` learns from the model before the search; 0
+            takes it as it is.
     """
 
     alphas: tuple[float, float] = (0.5, 0.5)
@@ -56,30 +64,38 @@ class RecoverySpace:
 
     @property
     def steps(self) -> int:
-        """Of the longest recovery."""
+        """Return the steps of the longest recovery."""
         return self.rungs[-1] if self.rungs else 0
 
     @property
     def searched(self) -> dict[str, tuple[Any, ...]]:
-        """The choices with more than one value, by Optuna parameter."""
-        return {
-            f"distillation/{name}": found
-            for name, found in self.choices.items()
-            if len(found) > 1 and self.steps > 0
-        }
+        """Return the choices with more than one value, by Optuna parameter."""
+        searched: dict[str, tuple[Any, ...]] = {}
+        for name, values in self.choices.items():
+            if len(values) > 1 and self.steps > 0:
+                searched[f"distillation/{name}"] = values
+        return searched
 
     @property
     def alpha_is_searched(self) -> bool:
-        """Whether alpha is an Optuna parameter."""
+        """Return True if alpha is an Optuna parameter."""
         return self.steps > 0 and self.alphas[0] < self.alphas[1]
 
     def distillation(self, parameters: Mapping[str, float]) -> Distillation:
-        """The recovery of Optuna parameters: alpha and an index for each choice that is searched."""
-        values = {
-            name: found[int(parameters.get(f"distillation/{name}", 0))]
-            for name, found in self.choices.items()
-        }
-        # Rounds of pruning end where they end: only what is pruned at once can be looked at in between.
+        """Return the recovery that Optuna parameters stand for.
+
+        Args:
+            parameters: alpha, and an index for each choice that is searched; others take the first
+                value.
+
+        Returns:
+            The recovery with the steps of the last rung.
+        """
+        values: dict[str, Any] = {}
+        for name, choices in self.choices.items():
+            values[name] = choices[int(parameters.get(f"distillation/{name}", 0))]
+        # Rounds of pruning do not end at the rungs, so that only one-shot pruning can restart
+        # there.
         restarts = self.rungs[:-1] if values["schedule"] == "one_shot" else ()
         return Distillation(
             alpha=round(float(parameters.get(ALPHA, self.alphas[0])), 4),
@@ -92,7 +108,10 @@ class RecoverySpace:
         )
 
     def student_lesson(self) -> Distillation:
-        """What a student learns before the search, at the middle of alpha and the first of all other choices."""
+        """Return the training of a student before the search.
+
+        Alpha is the middle of its range, every other choice takes its first value.
+        """
         first = self.distillation({ALPHA: sum(self.alphas) / 2})
         return replace(
             first,
@@ -104,17 +123,32 @@ class RecoverySpace:
         )
 
     def fitted(self, has_labels: bool, has_logits: bool) -> RecoverySpace:
-        """Without what means nothing for a task: alpha where there are no labels, temperature where outputs are no logits."""
-        found = self if has_labels else replace(self, alphas=(0.0, 0.0))
+        """Return the space without choices that change nothing for a task.
+
+        Args:
+            has_labels: False removes the choice of alpha.
+            has_logits: False removes the choice of the temperature.
+        """
+        space = self if has_labels else replace(self, alphas=(0.0, 0.0))
         if has_logits:
-            return found
-        return replace(
-            found, choices={**found.choices, "temperature": found.choices["temperature"][:1]}
-        )
+            return space
+        temperature = space.choices["temperature"][:1]
+        return replace(space, choices={**space.choices, "temperature": temperature})
 
 
 def parse_recovery(where: str, data: Mapping[str, Any]) -> RecoverySpace:
-    """The key `distillation` of a space; SpaceError names what came and the nearest valid value."""
+    """Return the recovery that the key `distillation` of a space describes.
+
+    Args:
+        where: file of the space, for errors.
+        data: the value of the key; empty for no training.
+
+    Returns:
+        The choices; missing keys take the values of an untrained candidate.
+
+    Raises:
+        SpaceError: names the invalid value and the nearest valid one.
+    """
     where = f"{where}: distillation"
     check_keys(where, data, KEYS)
     choices: dict[str, tuple[Any, ...]] = {"schedule": _schedules(where, data)}
@@ -129,10 +163,9 @@ def parse_recovery(where: str, data: Mapping[str, Any]) -> RecoverySpace:
     checkpointing = data.get("checkpointing", False)
     if not isinstance(checkpointing, bool):
         raise SpaceError(f"{where}: checkpointing must be true or false, got {checkpointing!r}")
-    numbers = {
-        name: _count(where, name, data.get(name, default), least)
-        for name, default, least in _COUNTS
-    }
+    numbers: dict[str, int] = {}
+    for name, default, least in _COUNTS:
+        numbers[name] = _count(where, name, data.get(name, default), least)
     return RecoverySpace(
         _alphas(where, data),
         choices,
@@ -148,7 +181,8 @@ _COUNTS = (("rounds", UNTRAINED.rounds, 1), ("accumulation", 1, 1), ("student_st
 def _count(where: str, name: str, value: Any, least: int) -> int:
     if not isinstance(value, int) or isinstance(value, bool) or value < least:
         raise SpaceError(
-            f"{where}: {name} must be an integer >= {least}, got {value!r}; nearest valid value: {least}"
+            f"{where}: {name} must be an integer >= {least}, got {value!r}; "
+            f"nearest valid value: {least}"
         )
     return value
 
@@ -184,6 +218,7 @@ def _alphas(where: str, data: Mapping[str, Any]) -> tuple[float, float]:
         low = high = value
     if not all(isinstance(v, (int, float)) and 0 <= v <= 1 for v in (low, high)) or low > high:
         raise SpaceError(
-            f"{where}: alpha must be a number or {{low, high}} in [0, 1], got {value!r}; nearest valid value: 0.5"
+            f"{where}: alpha must be a number or {{low, high}} in [0, 1], got {value!r}; "
+            "nearest valid value: 0.5"
         )
     return float(low), float(high)

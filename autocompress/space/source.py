@@ -1,0 +1,79 @@
+"""Read the text of a search space: a YAML file, a space that the package ships, or a mapping.
+
+`search_space.py` checks and binds what is read here.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from importlib.resources import files
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from autocompress.errors import SpaceError, nearest_name
+
+SHIPPED = files("autocompress.space") / "examples"
+DEFAULT = "default"
+
+
+def shipped_spaces() -> tuple[str, ...]:
+    """Return the names of the spaces that the package ships, sorted."""
+    names = [Path(file.name).stem for file in SHIPPED.iterdir() if file.name.endswith(".yaml")]
+    return tuple(sorted(names))
+
+
+def read_space(source: str | Path | Mapping[str, Any] | None) -> tuple[str, Any]:
+    """Return a space as YAML describes it, unchecked.
+
+    Args:
+        source: path of a YAML file, name of a shipped space, mapping, or None for the default
+            space. A file wins over a shipped space of the same name.
+
+    Returns:
+        Name of the source for errors, and the parsed YAML.
+
+    Raises:
+        SpaceError: if there is neither such a file nor such a shipped space, or the file is not
+            YAML.
+    """
+    if source is None:
+        return "default space", yaml.safe_load(_shipped_text(DEFAULT))
+    if isinstance(source, Mapping):
+        return "space", dict(source)
+    where, path = str(source), Path(source)
+    if path.is_file():
+        try:
+            return where, yaml.safe_load(path.read_text())
+        except yaml.YAMLError as error:
+            raise SpaceError(f"{where}: not YAML: {' '.join(str(error).split())}") from None
+    if where in shipped_spaces():
+        return where, yaml.safe_load(_shipped_text(where))
+    near = ""
+    if path.parent.is_dir():
+        near = nearest_name(path.name, [file.name for file in path.parent.glob("*.yaml")])
+    raise SpaceError(
+        f"{where}: no such file; nearest: {near or 'none'}; "
+        f"shipped spaces: {', '.join(shipped_spaces())}"
+    )
+
+
+def default_rules() -> Any:
+    """Return the rules of the default space, which hold where a space names none."""
+    return yaml.safe_load(_shipped_text(DEFAULT))["modules"]
+
+
+def fits_any_model(source: str | Path | Mapping[str, Any] | None) -> bool:
+    """Return True for the default space, whose rules may match no module.
+
+    Args:
+        source: as for `read_space`.
+    """
+    if source is None:
+        return True
+    return not isinstance(source, Mapping) and str(source) == DEFAULT and not Path(source).is_file()
+
+
+def _shipped_text(name: str) -> str:
+    return (SHIPPED / f"{name}.yaml").read_text(encoding="utf-8")

@@ -1,0 +1,51 @@
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from autocompress.errors import SpaceError
+from autocompress.space.search_space import SearchSpace
+from autocompress.space.source import SHIPPED, fits_any_model, read_space, shipped_spaces
+
+TOP = Path(__file__).parents[2] / "search_spaces"
+
+
+def test_the_copies_at_the_top_are_the_shipped_spaces() -> None:
+    assert sorted(path.stem for path in TOP.glob("*.yaml")) == list(shipped_spaces())
+    for name in shipped_spaces():
+        assert (TOP / f"{name}.yaml").read_bytes() == (SHIPPED / f"{name}.yaml").read_bytes()
+
+
+@pytest.mark.parametrize("name", shipped_spaces())
+def test_a_shipped_space_is_found_by_its_bare_name(
+    name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    named, file = SearchSpace.load(name), SearchSpace.load(TOP / f"{name}.yaml")
+    assert (named.rules, named.distillation) == (file.rules, file.distillation)
+    assert named.where == name
+
+
+def test_a_file_wins_over_a_shipped_space_of_its_name(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert read_space("default")[1] == read_space(None)[1]
+    assert fits_any_model("default")
+    (tmp_path / "default").write_text("modules: [{match: '*', weight_bits: [8]}]")
+    assert SearchSpace.load("default").rules == ({"match": "*", "weight_bits": [8]},)
+    assert not fits_any_model("default"), "a user's rule must match a module"
+
+
+def test_the_error_names_the_nearest_file_and_the_shipped_spaces(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "mine.yaml").write_text("modules: []")
+    with pytest.raises(SpaceError) as caught:
+        read_space("mine.yml")
+    assert str(caught.value) == (
+        "mine.yml: no such file; nearest: mine.yaml; "
+        "shipped spaces: cnn, default, multimodal, pruning, transformer, weight_only"
+    )
