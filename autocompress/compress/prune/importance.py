@@ -155,7 +155,7 @@ def hessian(group: ChannelGroup, evidence: Evidence) -> Scores:
     """Return sum F w^2 / 2, the second-order change of the loss if the unit is removed.
 
     F is the diagonal of the empirical Fisher matrix, taken for the Hessian. Source: LeCun et al.
-    1990, eq. 5; Theis et al. 2018.
+    1990; Theis et al. 2018.
 
     Args:
         group: the channel group whose units are scored.

@@ -1,4 +1,7 @@
-"""What the recovery of all candidates of a task shares: data in a fixed order, teacher, type of arithmetic, parameters that learn."""
+"""Hold what all trainings of a task share: data in a fixed order, teacher, floating-point type.
+
+It also picks the parameters that learn and recomputes activations. `cycle.py` trains with it.
+"""
 
 from __future__ import annotations
 
@@ -20,12 +23,19 @@ from autocompress.compress.recover.teacher import Teacher
 from autocompress.task.batches import Inputs, seed_all, target_to_device, to_device
 from autocompress.task.task import Task, call_model
 
-WATCHED = 128  # validation samples
+WATCHED = 128  # validation samples on which the student is compared with the teacher
 
 
 @dataclass
 class Trainer:
-    """What the recovery of all candidates of a task shares: data, teacher, type of arithmetic, seed."""
+    """Hold what the recovery of all candidates of a task shares.
+
+    Attributes:
+        task: gives training and validation data.
+        teacher: the original model and its answers.
+        dtype: floating-point type of the forward pass; float32, bfloat16 or float16.
+        seed: seed of the order of batches and of training.
+    """
 
     task: Task
     teacher: Teacher
@@ -34,31 +44,40 @@ class Trainer:
 
     @property
     def device(self) -> torch.device:
-        """Where training runs."""
+        """Return the device of training."""
         return self.teacher.device
 
     @cached_property
     def watched(self) -> list[tuple[Inputs, Tensor]]:
-        """Validation inputs and the teacher's primary outputs."""
-        batches = [
-            to_device(inputs, self.device)
-            for inputs, _ in self.task.first_samples(self.task.validation, WATCHED)
-        ]
+        """Return validation inputs and the teacher's primary outputs."""
+        samples = self.task.first_samples(self.task.validation, WATCHED)
+        batches = [to_device(inputs, self.device) for inputs, _ in samples]
         with torch.no_grad():
             return [(inputs, call_model(self.teacher.model, inputs).float()) for inputs in batches]
 
     @torch.no_grad()
     def divergence(self, student: nn.Module) -> float:
-        """Mean distance of `student` from the teacher on the watched samples."""
-        found = [
-            self.task.output_divergence(call_model(student, inputs).float(), reference)
-            for inputs, reference in self.watched
-        ]
-        return float(torch.cat(found).mean())
+        """Return the mean distance of a student from the teacher on the watched samples.
+
+        Args:
+            student: a model on the device, in eval mode.
+
+        Returns:
+            Mean divergence of the primary output, at least 0.
+        """
+        divergences = []
+        for inputs, reference in self.watched:
+            output = call_model(student, inputs).float()
+            divergences.append(self.task.output_divergence(output, reference))
+        return float(torch.cat(divergences).mean())
 
     @cached_property
     def shifted(self) -> bool:
-        """Whether the targets of the causal language model are its inputs shifted by one; TaskError when it is none."""
+        """Return True if the causal language model's targets are its inputs shifted by one.
+
+        Raises:
+            TaskError: if the model is no causal language model.
+        """
         inputs, target = next(iter(self.task.training_batches()))
         return check_causal(
             self.teacher.model,
@@ -68,7 +87,15 @@ class Trainer:
 
 
 def parameter_groups(student: nn.Module) -> dict[str, list[nn.Parameter]]:
-    """The parameters that learn, each once: "weights", "scales" and "float" parts (those of a plain model are all weights)."""
+    """Return the parameters that learn, each once, by kind.
+
+    Args:
+        student: a simulated or a plain model.
+
+    Returns:
+        "weights": master weights of simulated modules, or all parameters of a plain model; "scales":
+        steps of weights and of activation ranges; "float": other parameters of a simulated model.
+    """
     groups: dict[str, list[nn.Parameter]] = {"weights": [], "scales": [], "float": []}
     seen: set[int] = set()
     simulated = any(isinstance(module, SimulatedModule) for module in student.modules())
@@ -95,7 +122,16 @@ def parameter_groups(student: nn.Module) -> dict[str, list[nn.Parameter]]:
 
 
 def stream(task: Task, seed: int, skip: int) -> Iterator[tuple[Inputs, Any]]:
-    """Training batches without end, the first `skip` left out; a pass of a loader that shuffles depends on the seed alone."""
+    """Yield training batches without end; their order depends on the seed alone.
+
+    Args:
+        task: gives the training batches.
+        seed: seed of the first pass; each further pass adds 1.
+        skip: number of batches to leave out at the start.
+
+    Yields:
+        Inputs and target.
+    """
     passes = 0
     while True:
         seed_all(seed + passes)
@@ -109,25 +145,20 @@ def stream(task: Task, seed: int, skip: int) -> Iterator[tuple[Inputs, Any]]:
 
 @contextlib.contextmanager
 def recomputing(model: nn.Module, wanted: bool) -> Iterator[None]:
-    """Inside the block every repeated block of `model` keeps its inputs only and is computed again in the backward pass."""
-    calls = next(
-        (module.calls for module in model.modules() if isinstance(module, SimulatedModule)), Calls()
-    )
-    inside = tuple(
-        f"{name}." for name, module in model.named_modules() if isinstance(module, SimulatedModule)
-    )
-    named = model.named_modules() if wanted else ()
-    lists = {
-        name: module
-        for name, module in named
-        if isinstance(module, nn.ModuleList) and not name.startswith(inside)
-    }
-    outermost = [
-        found
-        for name, found in lists.items()
-        if not any(name.startswith(f"{other}.") for other in lists)
-    ]
-    blocks = [block for found in outermost for block in found]
+    """Store only the inputs of each repeated block and recompute the block in the backward pass.
+
+    The model is changed inside the context only. Source: Chen et al. 2016.
+
+    Args:
+        model: a model whose repeated blocks are elements of ModuleLists.
+        wanted: False changes nothing.
+    """
+    simulated: dict[str, SimulatedModule] = {}
+    for name, module in model.named_modules():
+        if isinstance(module, SimulatedModule):
+            simulated[name] = module
+    calls = next(iter(simulated.values())).calls if simulated else Calls()
+    blocks = _repeated_blocks(model, tuple(f"{name}." for name in simulated)) if wanted else []
     for block in blocks:
         block.forward = partial(
             recomputed, block.forward, use_reentrant=False, context_fn=calls.recomputing
@@ -139,8 +170,25 @@ def recomputing(model: nn.Module, wanted: bool) -> Iterator[None]:
             del block.forward
 
 
+def _repeated_blocks(model: nn.Module, inside: tuple[str, ...]) -> list[nn.Module]:
+    """Return the elements of the outermost ModuleLists outside of the prefixes `inside`."""
+    lists: dict[str, nn.ModuleList] = {}
+    for name, module in model.named_modules():
+        if isinstance(module, nn.ModuleList) and not name.startswith(inside):
+            lists[name] = module
+    blocks: list[nn.Module] = []
+    for name, elements in lists.items():
+        if not any(name.startswith(f"{other}.") for other in lists):
+            blocks += elements
+    return blocks
+
+
 def out_of_memory(error: BaseException) -> bool:
-    """Whether an allocation failed, on a GPU or in main memory."""
+    """Return True if an allocation failed, on a GPU or in main memory.
+
+    Args:
+        error: an error of torch or Python.
+    """
     text = str(error)
     return (
         isinstance(error, (torch.OutOfMemoryError, MemoryError))

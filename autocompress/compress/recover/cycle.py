@@ -1,4 +1,7 @@
-"""The training of recovery: one cosine cycle over any student, from the teacher's answers, resumable at any step."""
+"""Train a student from the teacher's answers in one cosine cycle that can resume at any step.
+
+`recover.py` runs cycles over candidates, `student.py` one over a student of another architecture.
+"""
 
 from __future__ import annotations
 
@@ -28,39 +31,61 @@ from autocompress.errors import DamagedFileError, NotComputableError
 from autocompress.results.tensor_files import read_state, write_state
 from autocompress.task.batches import Inputs, batch_size, cut, seeded, target_to_device, to_device
 
-SCALE_RATE = (
-    1.0  # learning rate of scales (relative to what calibration found) against the weights'
-)
-FLOAT_RATE = 1.0  # of biases, normalisations and what else stays float
-PROJECTION_RATE = 10.0  # of the features' projections, which start from nothing
-CLIP = 1.0
-BETAS = (
-    0.9,
-    0.95,
-)  # short trainings start from a good model: the first steps must not throw it about
-WARM_UP = 10
-CHECKS = 5  # looks at the validation divergence per cycle
-LEAST_GAP = 20  # steps between two looks
-PATIENCE = 3  # looks without improvement until a cycle ends
+# Learning rates, relative to the weights' rate.
+SCALE_RATE = 1.0  # of scales, which are factors of the calibrated ones
+FLOAT_RATE = 1.0  # of biases, normalisations and other float parameters
+PROJECTION_RATE = 10.0  # of the features' projections, which start from random values
+CLIP = 1.0  # largest norm of the gradient
+# The second beta is low, because a short training has few steps to average gradients over.
+BETAS = (0.9, 0.95)
+WARM_UP = 10  # steps, at most a third of the cycle
+CHECKS = 5  # measurements of the validation divergence per cycle
+LEAST_GAP = 20  # steps between two measurements
+PATIENCE = 3  # measurements without improvement until a cycle ends
 SAVE_S = 60.0  # seconds between checkpoints
 
 
 def rate(step: int, steps: int) -> float:
-    """Share of the learning rate at a step of a cycle: a linear warm-up over a third of it, WARM_UP steps at most, times the cosine."""
-    return (
-        min(1.0, (step + 1) / max(1, min(WARM_UP, steps // 3)))
-        * 0.5
-        * (1 + math.cos(math.pi * step / steps))
-    )
+    """Return the share of the learning rate at a step: linear warm-up times cosine.
+
+    Source of the cosine: Loshchilov and Hutter 2017, eq. 5, with one cycle down to 0.
+
+    Args:
+        step: 0 to steps - 1.
+        steps: steps of the cycle.
+
+    Returns:
+        Factor in (0, 1].
+    """
+    warm_up = min(1.0, (step + 1) / max(1, min(WARM_UP, steps // 3)))
+    return warm_up * 0.5 * (1 + math.cos(math.pi * step / steps))
 
 
 @dataclass
 class Cycle:
-    """One run of the cosine schedule: `steps` optimizer steps on `student`, in place, from `start` on in the stream of batches.
+    """Run the cosine schedule once: AdamW steps on a student, in place.
 
-    The student stays in eval mode: batch statistics are frozen and dropout is off. Every few steps it is compared with the teacher on
-    validation inputs; the best weights are what is left at the end, and a cycle that does not get better ends early. With a
-    `checkpoint` path the state is kept there once a minute, and taken up from there.
+    The student stays in eval mode, so that batch statistics are frozen and dropout is off. Every
+    few steps its divergence from the teacher is measured on validation inputs. The weights with the
+    lowest divergence are restored at the end. A cycle that does not improve ends early.
+
+    Attributes:
+        trainer: data, teacher, floating-point type and seed.
+        student: the model that learns.
+        distillation: gives loss, learning rate, accumulation and checkpointing.
+        steps: optimizer steps of the cycle.
+        start: optimizer steps before this cycle; the stream of batches goes on from there.
+        matcher: adds the loss of matched features; None for none.
+        checkpoint: file to which the state is written once a minute, and from which an interrupted
+            cycle resumes; None for none.
+        stop: called after each step; True ends the cycle.
+        step: optimizer steps so far.
+        parts: number of parts that batches are cut into, because memory is short.
+        best: parameters at the lowest divergence so far.
+        best_divergence: the lowest divergence so far.
+        stale: measurements since the lowest divergence.
+        parameters: the parameters that learn, by name.
+        scaler: scales the loss of float16 training.
     """
 
     trainer: Trainer
@@ -82,17 +107,25 @@ class Cycle:
     )
 
     def run(self) -> int:
-        """Train; returns the steps taken. NotComputableError for a loss or a gradient that is not finite."""
+        """Train the student.
+
+        Returns:
+            Optimizer steps so far, those before a resume included.
+
+        Raises:
+            NotComputableError: if a loss or a gradient is not finite, or memory is too short for
+                one sample.
+        """
         if self.steps <= 0:
             return 0
         groups = parameter_groups(self.student)
-        self.parameters = {
-            f"{name}{i}": p for name, group in groups.items() for i, p in enumerate(group)
-        }
+        self.parameters = {}
+        for name, group in groups.items():
+            for i, parameter in enumerate(group):
+                self.parameters[f"{name}{i}"] = parameter
         if self.matcher is not None:
-            self.parameters |= {
-                f"projection {name}": p for name, p in self.matcher.named_parameters()
-            }
+            for name, parameter in self.matcher.named_parameters():
+                self.parameters[f"projection {name}"] = parameter
         for parameter in self.parameters.values():
             parameter.requires_grad_(True)
         try:
@@ -110,10 +143,11 @@ class Cycle:
     def _optimizer(self, groups: Mapping[str, list[nn.Parameter]]) -> torch.optim.Optimizer:
         base = self.distillation.learning_rate
         rates = {"weights": base, "scales": SCALE_RATE * base, "float": FLOAT_RATE * base}
-        found = [{"params": group, "lr": rates[name]} for name, group in groups.items() if group]
-        if self.matcher is not None and list(self.matcher.parameters()):
-            found.append({"params": list(self.matcher.parameters()), "lr": PROJECTION_RATE * base})
-        return torch.optim.AdamW(found, betas=BETAS, weight_decay=0.0, fused=True)
+        options = [{"params": group, "lr": rates[name]} for name, group in groups.items() if group]
+        projections = [] if self.matcher is None else list(self.matcher.parameters())
+        if projections:
+            options.append({"params": projections, "lr": PROJECTION_RATE * base})
+        return torch.optim.AdamW(options, betas=BETAS, weight_decay=0.0, fused=True)
 
     def _run(self, optimizer: torch.optim.Optimizer) -> None:
         self.scaler = torch.amp.GradScaler(
@@ -121,13 +155,12 @@ class Cycle:
         )
         bases = [group["lr"] for group in optimizer.param_groups]
         if not self._resume(optimizer):
-            self._look()
+            self._measure()
         every = max(LEAST_GAP, -(-self.steps // CHECKS))
         saved = time.monotonic()
         accumulation = self.distillation.accumulation
-        batches = stream(
-            self.trainer.task, self.trainer.seed, (self.start + self.step) * accumulation
-        )
+        skip = (self.start + self.step) * accumulation
+        batches = stream(self.trainer.task, self.trainer.seed, skip)
         while self.step < self.steps and self.stale < PATIENCE:
             for group, base in zip(optimizer.param_groups, bases, strict=True):
                 group["lr"] = base * rate(self.step, self.steps)
@@ -136,7 +169,7 @@ class Cycle:
             self.step += 1
             stopped = self.stop()
             if self.step % every == 0 or self.step == self.steps or stopped:
-                self._look()
+                self._measure()
             if stopped:
                 break
             if self.checkpoint is not None and time.monotonic() - saved > SAVE_S:
@@ -148,19 +181,18 @@ class Cycle:
             for name, parameter in self.parameters.items():
                 parameter.copy_(self.best[name])
 
-    def _look(self) -> None:
+    def _measure(self) -> None:
+        """Measure the divergence and remember the parameters if it is the lowest."""
         divergence = self.trainer.divergence(self.student)
         self.stale += 1
         if divergence < self.best_divergence or not self.best:
             self.best_divergence, self.stale = divergence, 0
-            self.best = {
-                name: parameter.detach().clone() for name, parameter in self.parameters.items()
-            }
+            self.best = {name: p.detach().clone() for name, p in self.parameters.items()}
 
     def _update(self, optimizer: torch.optim.Optimizer) -> None:
         self.scaler.unscale_(optimizer)
         norm = float(torch.nn.utils.clip_grad_norm_(self.parameters.values(), CLIP))
-        # With float16 the scaler leaves out a step whose gradients overflowed, and tries a smaller scale.
+        # With float16 the scaler skips a step whose gradients overflowed and lowers its scale.
         if not math.isfinite(norm) and not self.scaler.is_enabled():
             raise NotComputableError(
                 f"recovery: gradient is {norm} at step {self.step} of {self.steps}"
@@ -169,7 +201,7 @@ class Cycle:
         self.scaler.update()
 
     def _gradients(self, batches: list[tuple[Inputs, Any]]) -> None:
-        """Gradients of the mean loss of `batches`; where memory is short, of smaller and smaller parts of them."""
+        """Compute gradients of the batches' mean loss; halve the parts until memory suffices."""
         while True:
             for parameter in self.parameters.values():
                 parameter.grad = None
@@ -180,43 +212,43 @@ class Cycle:
             except (RuntimeError, MemoryError) as error:
                 if not out_of_memory(error):
                     raise
-                size = min(
-                    batch_size(inputs) if self.trainer.task.can_cut(inputs, target) else 1
-                    for inputs, target in batches
-                )
+                size = min(self._samples(inputs, target) for inputs, target in batches)
                 if self.parts >= size:
                     raise NotComputableError(
-                        f"recovery: out of memory at step {self.step} with {-(-size // self.parts)} sample at a time; "
+                        f"recovery: out of memory at step {self.step} "
+                        f"with {-(-size // self.parts)} sample at a time; "
                         "nearest: distillation: {checkpointing: true}, or a smaller model"
                     ) from error
                 self.parts = min(2 * self.parts, size)
             if self.trainer.device.type == "cuda":
                 torch.cuda.empty_cache()
 
+    def _samples(self, inputs: Inputs, target: Any) -> int:
+        """Return the number of parts that a batch can be cut into."""
+        return batch_size(inputs) if self.trainer.task.can_cut(inputs, target) else 1
+
     def _backward(self, inputs: Inputs, target: Any, weight: float) -> None:
         trainer, teacher = self.trainer, self.trainer.teacher
         share, step = self.distillation.sequences, self.start + self.step
         if int((step + 1) * share) > int(step * share):
             inputs, target = as_batch(inputs, teacher.continued(inputs), trainer.shifted)
-        asks = target is None or self.distillation.alpha < 1
-        answers = teacher.outputs(inputs) if asks and self.matcher is None else {}
+        needs_answers = target is None or self.distillation.alpha < 1
+        answers = teacher.outputs(inputs) if needs_answers and self.matcher is None else {}
         size = batch_size(inputs)
         length = -(-size // self.parts)
         for first in range(0, size, length):
             rows = slice(first, first + length)
-            some, wanted = (inputs, target) if self.parts == 1 else cut(inputs, target, rows)
-            some, wanted = to_device(some, trainer.device), target_to_device(wanted, trainer.device)
-            known = (
-                answers
-                if self.parts == 1
-                else {name: _rows(answer, rows, size) for name, answer in answers.items()}
-            )
-            loss = self._loss(some, wanted, known)
+            part, labels, part_answers = inputs, target, answers
+            if self.parts > 1:
+                part, labels = cut(inputs, target, rows)
+                part_answers = {name: _rows(a, rows, size) for name, a in answers.items()}
+            part, labels = to_device(part, trainer.device), target_to_device(labels, trainer.device)
+            loss = self._loss(part, labels, part_answers)
             if not math.isfinite(float(loss.detach())):
                 raise NotComputableError(
                     f"recovery: loss is {float(loss.detach())} at step {self.step} of {self.steps}"
                 )
-            torch.autograd.backward(self.scaler.scale(loss * (weight * batch_size(some) / size)))
+            torch.autograd.backward(self.scaler.scale(loss * (weight * batch_size(part) / size)))
 
     def _loss(self, inputs: Inputs, target: Any, answers: Outputs) -> Tensor:
         trainer = self.trainer
@@ -225,24 +257,26 @@ class Cycle:
         ):
             outputs = trainer.task.outputs_of(self.student, inputs)
         if self.matcher is not None:
+            # The matcher needs the teacher's own forward pass, so that answers are not read from
+            # disk.
             with torch.no_grad():
-                found = trainer.task.outputs_of(trainer.teacher.model, inputs)
-            answers = {
-                name: trainer.teacher.reduced(name, output) for name, output in found.items()
-            }
+                originals = trainer.task.outputs_of(trainer.teacher.model, inputs)
+            answers = {name: trainer.teacher.reduced(name, o) for name, o in originals.items()}
         outputs = {name: output.float() for name, output in outputs.items()}
         loss = distillation_loss(trainer.task, outputs, answers, target, self.distillation)
-        return (
-            loss
-            if self.matcher is None
-            else loss + self.distillation.features * self.matcher.loss()
-        )
+        if self.matcher is None:
+            return loss
+        return loss + self.distillation.features * self.matcher.loss()
 
     def save(self, optimizer: torch.optim.Optimizer) -> None:
-        """Write the checkpoint, whole or not at all."""
+        """Write the checkpoint, whole or not at all.
+
+        Args:
+            optimizer: its state is part of the checkpoint.
+        """
         assert self.checkpoint is not None
         state = {
-            "settings": [self.steps, self.start, self.trainer.seed, self.distillation.to_json()],
+            "settings": self._settings(),
             "progress": [self.step, self.parts, self.best_divergence, self.stale],
             "parameters": {name: parameter.detach() for name, parameter in self.parameters.items()},
             "best": self.best,
@@ -251,19 +285,19 @@ class Cycle:
         }
         write_state(self.checkpoint, state)
 
+    def _settings(self) -> list[Any]:
+        """Return the settings with which a checkpoint must agree."""
+        return [self.steps, self.start, self.trainer.seed, self.distillation.to_json()]
+
     def _resume(self, optimizer: torch.optim.Optimizer) -> bool:
+        """Take up the checkpoint; return False if there is none that fits."""
         if self.checkpoint is None or not self.checkpoint.is_file():
             return False
         try:
             state = read_state(self.checkpoint, self.trainer.device)
         except DamagedFileError:
-            return False  # the steps are made again
-        if state["settings"] != [
-            self.steps,
-            self.start,
-            self.trainer.seed,
-            self.distillation.to_json(),
-        ]:
+            return False  # train from the start again
+        if state["settings"] != self._settings():
             return False
         self.step, self.parts, self.best_divergence, self.stale = state["progress"]
         with torch.no_grad():
@@ -276,7 +310,7 @@ class Cycle:
 
 
 def _rows(answer: Tensor | TopLogits, samples: slice, size: int) -> Tensor | TopLogits:
-    """The answers to some samples of a batch of `size`; a sample may have several rows of output."""
+    """Return the answers to some samples of a batch; a sample may have several rows of output."""
     each = (len(answer) if isinstance(answer, Tensor) else len(answer.values)) // size
     rows = slice(samples.start * each, samples.stop * each)
     if isinstance(answer, Tensor):

@@ -1,4 +1,8 @@
-"""The loss of recovery: the task's own and the distance from the original's answers (Hinton, Vinyals and Dean 2015, sec. 2)."""
+"""Compute the loss of recovery: the task's own and the distance from the teacher's answers.
+
+Source: Hinton, Vinyals and Dean 2015, "Distilling the knowledge in a neural network", sec. 2.
+`cycle.py` calls it for every batch.
+"""
 
 from __future__ import annotations
 
@@ -22,10 +26,21 @@ def distillation_loss(
     target: Any,
     distillation: Distillation,
 ) -> Tensor:
-    """alpha * task loss + (1 - alpha) * T^2 * KL(teacher || student at temperature T), both over all outputs with their weights.
+    """Return alpha * task loss + (1 - alpha) * T^2 * KL(teacher || student at temperature T).
 
-    Without a target that gives a loss only the second term is left, whatever alpha is; at alpha = 1 `teacher` may be empty. Outputs
-    that are not logits, and the primary one where the task has a divergence of its own, use the task's divergence for the second term.
+    Both terms are weighted sums over all outputs. Without a target that gives a loss, only the
+    second term is left, whatever alpha is. The second term is the task's divergence for outputs
+    that are not logits, and for the primary output if the task has a divergence of its own.
+
+    Args:
+        task: gives loss, divergence and weights of outputs.
+        student: outputs of the student by name.
+        teacher: answers of the teacher by name; may be empty at alpha = 1.
+        target: target of the batch; None without labels.
+        distillation: gives alpha and the temperature T.
+
+    Returns:
+        () loss, minimised.
     """
     if not task.teaches(target):
         return soft_loss(task, student, teacher, target, distillation.temperature)
@@ -39,23 +54,30 @@ def distillation_loss(
 def soft_loss(
     task: Task, student: Mapping[str, Tensor], teacher: Outputs, target: Any, temperature: float
 ) -> Tensor:
-    """The distance of all outputs from the teacher's, weighted; positions whose target is -100 do not count."""
+    """Return the weighted distance of all outputs from the teacher's.
+
+    Args:
+        task: gives divergence and weights of outputs.
+        student: outputs of the student by name.
+        teacher: answers of the teacher by name, at least one.
+        target: positions whose label is -100 do not count; None counts all.
+        temperature: T; logits are divided by it, and their KL is multiplied by T^2.
+
+    Returns:
+        () loss, minimised.
+    """
     weights = task.output_weights or {"": 1.0}
     losses = []
     for name, answer in teacher.items():
-        own = task.divergence is not None and name == task.primary_name
-        if not own and task.is_logits(name):
+        has_own_divergence = task.divergence is not None and name == task.primary_name
+        if not has_own_divergence and task.is_logits(name):
             labels = as_labels(target_of(target, name))
-            losses.append(
-                weights[name]
-                * temperature**2
-                * _divergence(task.kind_of(name), student[name], answer, labels, temperature)
-            )
+            divergence = _divergence(task.kind_of(name), student[name], answer, labels, temperature)
+            losses.append(weights[name] * temperature**2 * divergence)
         else:
             assert isinstance(answer, Tensor)
-            losses.append(
-                weights[name] * task.output_divergence(student[name], answer, name).mean()
-            )
+            divergence = task.output_divergence(student[name], answer, name).mean()
+            losses.append(weights[name] * divergence)
     return torch.stack(losses).sum()
 
 
@@ -66,9 +88,10 @@ def _divergence(
     labels: Tensor | None,
     temperature: float,
 ) -> Tensor:
-    """Mean over samples (and positions) of KL(teacher || student)."""
+    """Return the mean over samples (and positions) of KL(teacher || student)."""
     if isinstance(teacher, TopLogits):
-        # What is not among the kept classes is one class more, so that a student cannot gain by spreading mass over the rest.
+        # All classes but the largest form one class, so that the student cannot gain by spreading
+        # probability over them.
         log_q = (kind.logits(student) / temperature).log_softmax(-1).gather(-1, teacher.indices)
         log_p, log_q = _with_rest(teacher.log_probabilities(temperature)), _with_rest(log_q)
         divergence = F.kl_div(log_q, log_p, reduction="none", log_target=True).sum(-1)
@@ -82,6 +105,6 @@ def _divergence(
 
 
 def _with_rest(log_probabilities: Tensor) -> Tensor:
-    """(..., k + 1) with the log of what is left to 1 as the last class."""
+    """Return (..., k + 1): the log of the remaining probability is the last class."""
     rest = torch.log1p(-log_probabilities.exp().sum(-1, keepdim=True).clamp_max(1 - 1e-6))
     return torch.cat([log_probabilities, rest], -1)

@@ -1,4 +1,7 @@
-"""Feature distillation: outputs of matched modules of student and teacher are held together (Romero et al. 2015)."""
+"""Distil features: match outputs of modules of student and teacher (Romero et al. 2015, "FitNets").
+
+`cycle.py` adds the loss to that of the outputs.
+"""
 
 from __future__ import annotations
 
@@ -20,14 +23,22 @@ SPATIAL = (nn.Conv1d, nn.Conv2d, nn.BatchNorm1d, nn.BatchNorm2d)
 
 
 def matched_by_name(module_map: ModuleMap, teacher: nn.Module) -> dict[str, str]:
-    """The last compressible module of each block that the teacher has under the same name, but for the head.
+    """Match the last compressible module of each block to the teacher's module of the same name.
 
-    A block is the innermost numbered part of the name (an element of a list or a sequence), else the parent.
+    A block is the innermost numbered part of the name (an element of a list or a sequence), else
+    the parent. The head is left out.
+
+    Args:
+        module_map: the compressible modules of the student.
+        teacher: the original model.
+
+    Returns:
+        Teacher's module by student's module, both by qualified name.
     """
     last: dict[str, str] = {}
-    known = dict(teacher.named_modules())
+    names = dict(teacher.named_modules())
     for module in module_map:
-        if module.role == "head" or module.name not in known:
+        if module.role == "head" or module.name not in names:
             continue
         parts = module.name.split(".")[:-1]
         while parts and not parts[-1].isdigit() and any(part.isdigit() for part in parts):
@@ -37,10 +48,17 @@ def matched_by_name(module_map: ModuleMap, teacher: nn.Module) -> dict[str, str]
 
 
 class FeatureMatcher(nn.Module):
-    """Hooks on the matched modules of two models, and the distance of what passed them last.
+    """Measure the distance of matched modules' outputs in the last forward passes of two models.
 
-    Channels that pruning removed are not compared. Widths that differ are matched by a learned linear projection of the student's
-    channels, which is trained with the student and thrown away with the matcher.
+    Hooks on both models store the outputs. Channels that pruning removed are not compared. If
+    widths differ, a linear projection of the student's channels is trained with the student and not
+    kept.
+
+    Args:
+        student: the model that learns.
+        teacher: the original model.
+        pairs: teacher's module by student's module.
+        masks: channels of the student that pruning keeps.
     """
 
     def __init__(
@@ -48,27 +66,20 @@ class FeatureMatcher(nn.Module):
     ) -> None:
         super().__init__()
         self._seen: tuple[dict[str, Tensor], dict[str, Tensor]] = ({}, {})
-        self._pairs = {
-            learns: teaches for learns, teaches in pairs.items() if not masks.dropped(learns)
-        }
+        self._pairs: dict[str, str] = {}
         self._masks = masks
-        self._dimensions = {
-            name: 1 if isinstance(teacher.get_submodule(at), SPATIAL) else -1
-            for name, at in self._pairs.items()
-        }
+        self._dimensions: dict[str, int] = {}  # of the channels
         self.projections = nn.ModuleDict()
         self._hooks = []
-        for learns, teaches in self._pairs.items():
-            self._hooks.append(
-                student.get_submodule(learns).register_forward_hook(
-                    partial(_keep, self._seen[0], learns)
-                )
-            )
-            self._hooks.append(
-                teacher.get_submodule(teaches).register_forward_hook(
-                    partial(_keep, self._seen[1], learns)
-                )
-            )
+        for name, matched in pairs.items():
+            if masks.dropped(name):
+                continue
+            learns, teaches = student.get_submodule(name), teacher.get_submodule(matched)
+            self._pairs[name] = matched
+            self._dimensions[name] = 1 if isinstance(teaches, SPATIAL) else -1
+            for module, seen in zip((learns, teaches), self._seen, strict=True):
+                hook = partial(_store, seen, name)
+                self._hooks.append(module.register_forward_hook(hook))
 
     def remove(self) -> None:
         """Take the hooks off both models."""
@@ -76,74 +87,88 @@ class FeatureMatcher(nn.Module):
             hook.remove()
 
     def prepare(self, run: Callable[[], Any]) -> None:
-        """Make the projections that the widths ask for; `run` calls both models once."""
+        """Make a projection for each pair whose widths differ.
+
+        Args:
+            run: calls both models once.
+
+        Raises:
+            TaskError: if the outputs of a pair differ in more than the number of channels.
+        """
         with torch.no_grad():
             run()
-        # Weights of recurrent layers are read, not called: nothing passes them.
-        self._pairs = {
-            learns: teaches
-            for learns, teaches in self._pairs.items()
-            if all(learns in seen for seen in self._seen)
-        }
+        # The weights of recurrent layers are not called as modules, so that they have no output.
+        called = [name for name in self._pairs if all(name in seen for seen in self._seen)]
+        self._pairs = {name: self._pairs[name] for name in called}
         for name in self._pairs:
             student, teacher = self._compared(name, project=False)
             if student.shape == teacher.shape:
                 continue
             if student.shape[:-1] != teacher.shape[:-1]:
                 raise TaskError(
-                    f"task: matched module {name} gives {tuple(student.shape)} where {self._pairs[name]} gives {tuple(teacher.shape)} "
+                    f"task: matched module {name} gives {tuple(student.shape)} "
+                    f"where {self._pairs[name]} gives {tuple(teacher.shape)} "
                     "(channels last); only the number of channels may differ"
                 )
             generator = torch.Generator().manual_seed(0)
             projection = nn.Linear(student.shape[-1], teacher.shape[-1], bias=False)
             with torch.no_grad():
-                projection.weight.copy_(
-                    torch.randn(projection.weight.shape, generator=generator)
-                    / student.shape[-1] ** 0.5
-                )
+                noise = torch.randn(projection.weight.shape, generator=generator)
+                projection.weight.copy_(noise / student.shape[-1] ** 0.5)
             self.projections[_key(name)] = projection.to(student.device)
 
     def loss(self) -> Tensor:
-        """Mean over the pairs of |student - teacher|^2 / |teacher|^2 in the last forward passes of both models; 0 without a pair."""
+        """Return the mean over pairs of ||student - teacher||^2 / ||teacher||^2.
+
+        Returns:
+            () loss of the last forward passes of both models; 0 without a pair.
+        """
         losses = []
         for name in self._pairs:
             student, teacher = self._compared(name, project=True)
-            losses.append(
-                (student - teacher).square().sum() / teacher.square().sum().clamp_min(1e-12)
-            )
+            energy = teacher.square().sum().clamp_min(1e-12)
+            losses.append((student - teacher).square().sum() / energy)
         return torch.stack(losses).mean() if losses else torch.zeros(())
 
     def _compared(self, name: str, project: bool) -> tuple[Tensor, Tensor]:
-        """(..., channels) of both sides."""
+        """Return the outputs of both modules of a pair as (..., channels)."""
         student, teacher = (
             seen[name].float().transpose(self._dimensions[name], -1) for seen in self._seen
         )
         key = _key(name)
         if project and key in self.projections:
             return self.projections[key](student), teacher
-        mask = next(
-            (
-                found
-                for side in ("out", "channel")
-                if (found := self._masks.of(name, side)) is not None
-            ),
-            None,
-        )
+        mask = self._masks.of(name, "out")
+        if mask is None:
+            mask = self._masks.of(name, "channel")
         if mask is not None and student.shape == teacher.shape and len(mask) == student.shape[-1]:
-            kept = torch.from_numpy(mask).to(student.device)
-            return student[..., kept], teacher[..., kept]
+            channels = torch.from_numpy(mask).to(student.device)
+            return student[..., channels], teacher[..., channels]
         return student, teacher
 
 
 def _key(name: str) -> str:
-    """A name of its own without dots, which a ModuleDict refuses."""
+    """Return a distinct name without dots, because a ModuleDict allows none."""
     return name.replace("%", "%25").replace(".", "%2E")
 
 
 def prepared_matcher(
     trainer: Trainer, student: nn.Module, pairs: Mapping[str, str], masks: Masks
 ) -> FeatureMatcher:
-    """A matcher of `student` and the trainer's teacher that has seen two training samples; TaskError leaves no hook behind."""
+    """Return a matcher of a student and the trainer's teacher, prepared on two training samples.
+
+    Args:
+        trainer: gives teacher, data and device.
+        student: the model that learns, on the device.
+        pairs: teacher's module by student's module.
+        masks: channels of the student that pruning keeps.
+
+    Returns:
+        The matcher; its hooks stay until `remove`.
+
+    Raises:
+        TaskError: if a pair cannot be matched; all hooks are removed.
+    """
     teacher = trainer.teacher.model
     matcher = FeatureMatcher(student, teacher, pairs, masks)
     ((inputs, _),) = trainer.task.first_samples([next(iter(trainer.task.training_batches()))], 2)
@@ -156,9 +181,11 @@ def prepared_matcher(
     return matcher
 
 
-def _keep(seen: dict[str, Tensor], name: str, module: nn.Module, inputs: Any, output: Any) -> None:
+def _store(seen: dict[str, Tensor], name: str, module: nn.Module, inputs: Any, output: Any) -> None:
+    """Store the output of a matched module; called by a forward hook."""
     if not isinstance(output, Tensor):
         raise TaskError(
-            f"task: matched module {name} returns {type(output).__name__}; only modules that return one tensor can be matched"
+            f"task: matched module {name} returns {type(output).__name__}; "
+            "only modules that return one tensor can be matched"
         )
     seen[name] = output

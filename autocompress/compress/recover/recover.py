@@ -1,4 +1,8 @@
-"""Recovery of one candidate: pruned at once or in growing steps, each followed by a short training, the last one with everything else."""
+"""Recover one candidate: train the compressed model from the teacher's answers.
+
+Pruning and zeros may grow in rounds, each followed by a training of float weights. The last round
+applies the whole candidate. `search/evaluate/recovery.py` calls `recover` for trials and finalists.
+"""
 
 from __future__ import annotations
 
@@ -22,9 +26,17 @@ from autocompress.results.tensor_files import read_tensors, write_tensors
 
 
 def schedule_shares(schedule: str, rounds: int) -> list[float]:
-    """The share of the final pruning ratio after each of `rounds` steps; the last is 1.
+    """Return the share of the final pruning ratio after each round.
 
-    "linear" grows evenly, "cubic" as 1 - (1 - t)^3, fast while there is much to remove (Zhu and Gupta 2017, eq. 1); "one_shot" is one step.
+    With t = round / rounds it is t for "linear" and 1 - (1 - t)^3 for "cubic" (Zhu and Gupta 2017,
+    eq. 1).
+
+    Args:
+        schedule: "one_shot", "linear" or "cubic".
+        rounds: number of rounds; not read for "one_shot".
+
+    Returns:
+        Ascending shares, the last one 1.
     """
     if schedule == "one_shot":
         return [1.0]
@@ -40,12 +52,25 @@ def recover(
     go_on: Callable[[nn.Module, int], bool] = lambda model, steps: True,
     stop: Callable[[], bool] = lambda: False,
 ) -> tuple[Trained, int]:
-    """(what training left, the steps after which it ended) of `candidate`, trained for its distillation's steps.
+    """Train a candidate for its distillation's steps.
 
-    The schedule's rounds share the steps; every round ranks units and zeros anew, those before the last train float weights without
-    factors. At each restart `go_on(model, steps)` says whether to go on, at each step `stop()` whether time is up. State is kept in
-    `folder` (None: not kept), from which an interrupted training goes on as if nothing had been. NotComputableError of `Cycle` passes
-    through.
+    The rounds of the schedule share the steps, and every round ranks units and zeros anew. Rounds
+    before the last train float weights without factors.
+
+    Args:
+        trainer: data, teacher, floating-point type and seed.
+        stitcher: builds the compressed model.
+        candidate: gives configs and distillation.
+        folder: state is written there, and an interrupted training resumes from it with the same
+            result; None for none.
+        go_on: called at each restart with the model and the steps so far; False ends the training.
+        stop: called after each step; True ends the training.
+
+    Returns:
+        The trained state, and the steps after which training ended.
+
+    Raises:
+        NotComputableError: if a loss or a gradient is not finite, or memory is too short.
     """
     recovery = candidate.distillation
     shares = schedule_shares(recovery.schedule, recovery.rounds)
@@ -55,30 +80,24 @@ def recover(
     current = stitcher
     for i, (share, start, end) in enumerate(zip(shares[:-1], [0, *ends], ends, strict=False)):
         stage = _partly(candidate, share)
-        kept = None if folder is None else folder / f"round{i}.safetensors"
-        known = None if kept is None else _round_of(kept)
-        if known is not None:
-            trained = known
-        else:
+        path = None if folder is None else folder / f"round{i}.safetensors"
+        trained = None if path is None else _finished_round(path)
+        if trained is None:
             trained = _train(
                 trainer, current, stage, [start, end], folder, lambda model, steps: True, stop
             )[0]
-            if (
-                kept is not None and not stop()
-            ):  # a round that was cut short goes on from its checkpoint
-                write_tensors(kept, trained.to_tensors())
+            # A round that was stopped resumes from its checkpoint.
+            if path is not None and not stop():
+                write_tensors(path, trained.to_tensors())
         current = _continued(trainer, current, stage, trained)
     start = ends[-2] if len(shares) > 1 else 0
-    borders = [
-        start,
-        *(at for at in recovery.restarts if start < at < recovery.steps),
-        recovery.steps,
-    ]
+    restarts = [step for step in recovery.restarts if start < step < recovery.steps]
+    borders = [start, *restarts, recovery.steps]
     return _train(trainer, current, candidate, borders, folder, go_on, stop)
 
 
-def _round_of(path: Path) -> Trained | None:
-    """A round that was finished before; None where it was not, or its file is damaged."""
+def _finished_round(path: Path) -> Trained | None:
+    """Return the state of a finished round, or None if there is no intact file."""
     try:
         return Trained.from_tensors(read_tensors(path)[0])
     except DamagedFileError:
@@ -94,7 +113,7 @@ def _train(
     go_on: Callable[[nn.Module, int], bool],
     stop: Callable[[], bool],
 ) -> tuple[Trained, int]:
-    """Train `stage` in one cycle between each two neighbours of `borders`, as long as `go_on` wants it."""
+    """Train `stage` in one cycle between each two neighbours of `borders` while `go_on` agrees."""
     model = stitcher.apply(stage)
     stitcher.start_training(stage)
     matcher = None
@@ -118,45 +137,40 @@ def _train(
 
 
 def _partly(candidate: Candidate, share: float) -> Candidate:
-    """Only what is removed, and only that share of it."""
-    configs = {
-        name: ModuleConfig(
+    """Return the candidate with a share of its pruning and zeros, and nothing else."""
+    configs: dict[str, ModuleConfig] = {}
+    for name, config in candidate.modules:
+        # An N:M pattern cannot grow, so that it comes with the last round.
+        grows = config.sparsity_pattern == "unstructured"
+        configs[name] = ModuleConfig(
             pruning_ratio=share * config.pruning_ratio,
             importance=config.importance,
             reconstruction=config.reconstruction,
-            # N of M has no parts: it comes with the last round.
-            sparsity=share * config.sparsity if config.sparsity_pattern == "unstructured" else 0.0,
+            sparsity=share * config.sparsity if grows else 0.0,
             sparsity_criterion=config.sparsity_criterion,
         )
-        for name, config in candidate.modules
-    }
     return Candidate.of(configs, candidate.distillation)
 
 
 def _continued(
     trainer: Trainer, stitcher: Stitcher, stage: Candidate, trained: Trained
 ) -> Stitcher:
-    """A stitcher over the trained model, in which what was removed is 0."""
+    """Return a stitcher over the trained model, whose removed units and elements are 0."""
     stitcher.apply(stage, trained)
     model: nn.Module = copy.deepcopy(stitcher.teacher)
     state = model.state_dict()
-    state.update(
-        {name: value for name, value in stitcher.model.state_dict().items() if name in state}
-    )
+    for name, value in stitcher.model.state_dict().items():
+        if name in state:
+            state[name] = value
     for name, simulated in stitcher.simulated.items():
         state[f"{name}.weight"] = simulated.weight.detach()
         if f"{name}.bias" in state and simulated.bias is not None:
             state[f"{name}.bias"] = simulated.bias.detach()
     model.load_state_dict(state)
-    batches = [
-        inputs
-        for inputs, _ in trainer.task.first_samples(
-            trainer.task.calibration_batches(), CALIBRATION_SAMPLES
-        )
-    ]
+    calibration = trainer.task.calibration_batches()
+    samples = trainer.task.first_samples(calibration, CALIBRATION_SAMPLES)
+    batches = [inputs for inputs, _ in samples]
     statistics = collect_statistics(model, stitcher.module_map, batches, trainer.device)
-    losses = stitcher.library.evidence.losses
-    library = VariantLibrary(
-        Evidence(model, statistics, losses), None, stitcher.library.integer_form
-    )
+    evidence = Evidence(model, statistics, stitcher.library.evidence.losses)
+    library = VariantLibrary(evidence, None, stitcher.library.integer_form)
     return Stitcher(model, stitcher.module_map, library, stitcher.plan)

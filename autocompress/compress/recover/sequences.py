@@ -1,4 +1,8 @@
-"""Sequences that a causal language model writes on, for sequence-level distillation (Kim and Rush 2016, sec. 3.2)."""
+"""Distil sequences that the teacher continues (Kim and Rush 2016, sec. 3.2).
+
+`cycle.py` replaces a share of the training batches by sequences that the causal language model
+wrote.
+"""
 
 from __future__ import annotations
 
@@ -12,79 +16,115 @@ from autocompress.errors import TaskError
 from autocompress.task.batches import Inputs, input_tensors, map_inputs, to_device
 from autocompress.task.task import call_model
 
-PROMPT = 0.25  # share of each sequence that stays the user's
+PROMPT = 0.25  # share of each sequence that is the prompt
+_ONLY = "task: sequences are distilled only"
+_NEAREST = "; nearest valid value: 0"
 
 
 def tokens_of(inputs: Inputs) -> Tensor:
-    """The (n, length) integer tensor of `inputs`: "input_ids" or the first one; TaskError when there is none."""
+    """Return the inputs' tensor of tokens: "input_ids", or the first (n, length) of integers.
+
+    Args:
+        inputs: one batch of inputs.
+
+    Returns:
+        (n, length) integers.
+
+    Raises:
+        TaskError: if there is no such tensor.
+    """
     named = [inputs["input_ids"]] if isinstance(inputs, Mapping) and "input_ids" in inputs else []
     tensor: Tensor
     for tensor in (*named, *input_tensors(inputs)):
         if tensor.dim() == 2 and not tensor.is_floating_point() and tensor.dtype != torch.bool:
             return tensor
-    raise TaskError(
-        "task: sequences are distilled only where inputs hold one (n, length) tensor of tokens; nearest valid value: 0"
-    )
+    raise TaskError(f"{_ONLY} where inputs hold one (n, length) tensor of tokens{_NEAREST}")
 
 
 def check_causal(model: nn.Module, inputs: Inputs, target: Any) -> bool:
-    """Whether targets are the inputs shifted by one (else they are the inputs); TaskError for what is no causal language model."""
+    """Check that a model is a causal language model; return True if targets are shifted inputs.
+
+    Args:
+        model: the original model.
+        inputs: one training batch, on the model's device.
+        target: (n, length) its targets; -100 marks positions that do not count.
+
+    Returns:
+        True if targets are the inputs shifted by one, False if they are the inputs.
+
+    Raises:
+        TaskError: if inputs, targets or outputs are not those of a causal language model.
+    """
     tokens = tokens_of(inputs)
     if not (isinstance(target, Tensor) and target.shape == tokens.shape):
+        raise TaskError(f"{_ONLY} where targets are the next tokens, (n, length){_NEAREST}")
+    ignored = target == -100
+    shifted = bool(((target[:, :-1] == tokens[:, 1:]) | ignored[:, :-1]).all())
+    if not shifted and not bool(((target == tokens) | ignored).all()):
         raise TaskError(
-            "task: sequences are distilled only where targets are the next tokens, (n, length); nearest valid value: 0"
-        )
-    known = target != -100
-    shifted = bool(((target[:, :-1] == tokens[:, 1:]) | ~known[:, :-1]).all())
-    if not shifted and not bool(((target == tokens) | ~known).all()):
-        raise TaskError(
-            "task: sequences are distilled only where targets are the inputs or the inputs shifted by one; nearest valid value: 0"
+            f"{_ONLY} where targets are the inputs or the inputs shifted by one{_NEAREST}"
         )
     changed = tokens.clone()
     changed[:, -1] = tokens[:, 0]
     with torch.no_grad():
         before, after = call_model(model, inputs), call_model(model, with_tokens(inputs, changed))
-    if before.shape[:2] != tokens.shape or not torch.allclose(
-        before[:, :-1], after[:, :-1], atol=1e-4
-    ):
+    has_positions = before.shape[:2] == tokens.shape
+    if not has_positions or not torch.allclose(before[:, :-1], after[:, :-1], atol=1e-4):
         raise TaskError(
-            "task: sequences are distilled only from models whose outputs depend on earlier tokens alone; nearest valid value: 0"
+            f"{_ONLY} from models whose outputs depend on earlier tokens alone{_NEAREST}"
         )
     return shifted
 
 
 def with_tokens(inputs: Inputs, tokens: Tensor) -> Inputs:
-    """`inputs` with another token tensor."""
+    """Return inputs with other tokens.
+
+    Args:
+        inputs: one batch of inputs.
+        tokens: (n, length) integers that replace `tokens_of(inputs)`.
+    """
     old = tokens_of(inputs)
     return map_inputs(inputs, lambda tensor: tokens if tensor is old else tensor)
 
 
 @torch.no_grad()
 def continued(model: nn.Module, inputs: Inputs, device: torch.device) -> Tensor:
-    """(n, length + 1) tokens: the first quarter of each sequence, and what `model` samples behind it at temperature 1.
+    """Return sequences whose first PROMPT is the inputs' and the rest sampled at temperature 1.
 
-    The same inputs give the same tokens. The model always sees whole sequences, whose unwritten end a causal model does not look at.
+    The model always gets whole sequences; a causal model ignores the tokens after a position.
+
+    Args:
+        model: a causal language model on the device.
+        inputs: one batch of inputs.
+        device: device of the model.
+
+    Returns:
+        (n, length + 1) tokens on the CPU; the same inputs give the same tokens.
     """
     inputs = to_device(inputs, device)
-    given = tokens_of(inputs)
-    length = given.shape[1]
-    tokens = torch.cat([given, given[:, :1]], 1)
+    originals = tokens_of(inputs)
+    length = originals.shape[1]
+    tokens = torch.cat([originals, originals[:, :1]], 1)
     generator = torch.Generator().manual_seed(0)
     for position in range(max(1, int(PROMPT * length)), length + 1):
-        logits = (
-            call_model(model, with_tokens(inputs, tokens[:, :length]))[:, position - 1]
-            .float()
-            .cpu()
-        )
-        tokens[:, position] = torch.multinomial(logits.softmax(-1), 1, generator=generator)[
-            :, 0
-        ].to(device)
+        outputs = call_model(model, with_tokens(inputs, tokens[:, :length]))
+        probabilities = outputs[:, position - 1].float().cpu().softmax(-1)
+        sampled = torch.multinomial(probabilities, 1, generator=generator)[:, 0]
+        tokens[:, position] = sampled.to(device)
     return tokens.cpu()
 
 
 def as_batch(inputs: Inputs, tokens: Tensor, shifted: bool) -> tuple[Inputs, Tensor]:
-    """A training batch of `tokens` (n, length + 1) in the form of `inputs`, with its targets."""
+    """Return a training batch of sequences.
+
+    Args:
+        inputs: gives the form of the inputs.
+        tokens: (n, length + 1) sequences.
+        shifted: True if targets are the inputs shifted by one, False if they are the inputs.
+
+    Returns:
+        Inputs with (n, length) tokens, and (n, length) targets.
+    """
     length = tokens.shape[1] - 1
-    return with_tokens(inputs, tokens[:, :length].to(tokens_of(inputs).device)), tokens[
-        :, 1:
-    ] if shifted else tokens[:, :length]
+    replaced = with_tokens(inputs, tokens[:, :length].to(tokens_of(inputs).device))
+    return replaced, tokens[:, 1:] if shifted else tokens[:, :length]

@@ -1,4 +1,4 @@
-"""A student of another architecture: taught by the model first, then compressed in its place (D5)."""
+"""Train a student of another architecture before the search compresses it in the model's place."""
 
 from __future__ import annotations
 
@@ -21,7 +21,14 @@ from autocompress.task.task import Task
 
 
 def on_student(task: Task) -> Task:
-    """The task with its student in the model's place; the task itself where there is none."""
+    """Return the task with its student in the model's place.
+
+    Args:
+        task: not changed; returned as it is if it has no student.
+
+    Returns:
+        A task whose model is a copy of the student, on the CPU in eval mode.
+    """
     if task.student is None:
         return task
     return replace(task, model=copied(task.student), student=None)
@@ -35,10 +42,22 @@ def taught(
     path: Path | None,
     cache: Path | None,
 ) -> Task:
-    """`on_student(task)` after `lesson`, a distillation from the task's model; one of 0 steps takes the student as it is.
+    """Return `on_student(task)` with a student that was distilled from the task's model.
 
-    The weights are kept in the file `path` (None: not kept), beside which an interrupted training goes on from its checkpoint; the
-    teacher's answers in the folder `cache`.
+    Args:
+        task: gives model, student and data.
+        lesson: the distillation; 0 steps take the student as it is.
+        seed: seed of the training.
+        device: device of the training.
+        path: file of the trained weights, read if it exists; an interrupted training resumes from a
+            checkpoint beside it. None for none.
+        cache: folder of the teacher's answers; None for none.
+
+    Returns:
+        A task whose model is the trained student, on the CPU.
+
+    Raises:
+        RunFolderError: if the file holds no weights of this student.
     """
     learner = on_student(task)
     if task.student is None or lesson.steps == 0:
@@ -49,7 +68,8 @@ def taught(
         except (DamagedFileError, RuntimeError) as error:
             reason = str(error).split("\n")[0]
             raise RunFolderError(
-                f"{path}: is not the trained student of this task ({reason}); remove it to train again"
+                f"{path}: is not the trained student of this task ({reason}); "
+                "remove it to train again"
             ) from error
         return learner
     original = copied(task.model, device)
@@ -59,16 +79,9 @@ def taught(
     matcher = None
     if lesson.features > 0 and task.matched_modules:
         matcher = prepared_matcher(trainer, student, task.matched_modules, Masks({}))
+    checkpoint = None if path is None else path.with_suffix(".checkpoint")
     try:
-        Cycle(
-            trainer,
-            student,
-            lesson,
-            lesson.steps,
-            0,
-            matcher,
-            None if path is None else path.with_suffix(".checkpoint"),
-        ).run()
+        Cycle(trainer, student, lesson, lesson.steps, 0, matcher, checkpoint).run()
     finally:
         if matcher is not None:
             matcher.remove()

@@ -1,4 +1,8 @@
-"""What the original model says about a batch: computed once, kept on disk by content where reading is cheaper than computing."""
+"""Compute the original model's answers, and cache them on disk if reading is faster than computing.
+
+The answers are the targets of distillation (`distill.py`). The cache's key is a batch's content,
+because loaders may shuffle.
+"""
 
 from __future__ import annotations
 
@@ -19,18 +23,20 @@ from autocompress.task.batches import Inputs, input_tensors, to_device
 from autocompress.task.task import Task
 
 DISK_BYTES = 2 << 30
-TOP = 64  # logits kept per position where there are more than DENSE
-DENSE = 512
-PATIENCE = 3  # reads before reading may be found slower than computing
+DENSE = 512  # with more classes only the TOP largest logits per position are stored
+TOP = 64
+PATIENCE = 3  # reads before the cache may be judged slower than computing
 
 
 @dataclass(frozen=True, eq=False)
 class TopLogits:
-    """The largest logits of each position, and what all of them sum to.
+    """Hold the largest logits of each position, and the normaliser of the softmax over all classes.
 
     Attributes:
-        values, indices: (..., k) logits and their classes.
-        log_sums: (..., t) log of the sum of exp(logit / T) over all classes, for each T of `temperatures`.
+        values: (..., k) largest logits, descending.
+        indices: (..., k) their classes.
+        log_sums: (..., t) log of the sum of exp(logit / T) over all classes, per temperature T.
+        temperatures: the t temperatures.
     """
 
     values: Tensor
@@ -40,26 +46,44 @@ class TopLogits:
 
     @classmethod
     def of(cls, logits: Tensor, temperatures: Sequence[float]) -> TopLogits:
-        """The TOP largest of `logits` (..., classes)."""
+        """Return the TOP largest logits.
+
+        Args:
+            logits: (..., classes), at least TOP classes.
+            temperatures: temperatures for which the normaliser is stored.
+        """
         values, indices = logits.topk(TOP, dim=-1)
-        sums = torch.stack(
-            [(logits / temperature).logsumexp(-1) for temperature in temperatures], -1
-        )
+        sums = torch.stack([(logits / t).logsumexp(-1) for t in temperatures], -1)
         return cls(values, indices, sums, tuple(temperatures))
 
     def log_probabilities(self, temperature: float) -> Tensor:
-        """(..., k) log of the softmax at `temperature`; ValueError when its sums were not kept."""
-        return (
-            self.values / temperature
-            - self.log_sums[..., self.temperatures.index(temperature), None]
-        )
+        """Return the log of the softmax over all classes, for the stored classes.
+
+        Args:
+            temperature: one of `temperatures`.
+
+        Returns:
+            (..., k) log probabilities.
+
+        Raises:
+            ValueError: if the normaliser of the temperature is not stored.
+        """
+        index = self.temperatures.index(temperature)
+        return self.values / temperature - self.log_sums[..., index, None]
 
 
 Outputs = dict[str, Tensor | TopLogits]
 
 
 def model_hash(model: nn.Module) -> str:
-    """Hash of names, shapes and values of all parameters and buffers."""
+    """Return a hash of names, shapes and values of all parameters and buffers.
+
+    Args:
+        model: any model.
+
+    Returns:
+        SHA-256 as hexadecimal digits.
+    """
     digest = hashlib.sha256()
     for name, value in model.state_dict().items():
         digest.update(f"{name} {tuple(value.shape)}".encode())
@@ -88,11 +112,20 @@ def _bytes(tensor: Tensor) -> bytes:
 
 @dataclass
 class Teacher:
-    """The original model of a task, in eval mode on `device`, and its answers.
+    """Answer batches with the original model of a task.
 
-    Answers are float32; logits over more than DENSE classes are reduced to `TopLogits`, whether they are kept or not, so that a cache
-    changes nothing. `folder` None keeps nothing. A batch is known by its content: loaders may shuffle. What is kept stays below
-    DISK_BYTES, and once reading has taken longer than computing nothing more is kept or read.
+    Answers are float32. Logits over more than DENSE classes are reduced to `TopLogits`, with or
+    without a cache, so that the cache changes no result. The cache stays below DISK_BYTES. It is
+    given up once reading takes longer than computing.
+
+    Attributes:
+        task: gives the model call and the kinds of outputs.
+        model: the original model, in eval mode on `device`.
+        device: device of the model and of the answers.
+        folder: cache; None for none.
+        temperatures: temperatures that distillation may use.
+        computed: number of batches computed so far.
+        read: number of batches read from the cache so far.
     """
 
     task: Task
@@ -109,27 +142,40 @@ class Teacher:
         self._disk = Cache(self.folder, DISK_BYTES)
         self._room = DISK_BYTES // 2
         if self.folder is not None:
-            self._digest = f"{model_hash(self.model)} {self.temperatures} {TOP} {DENSE} {self.task.output_kinds}"
+            form = f"{self.temperatures} {TOP} {DENSE} {self.task.output_kinds}"
+            self._digest = f"{model_hash(self.model)} {form}"
 
     def outputs(self, inputs: Inputs) -> Outputs:
-        """The answers to one batch, on the device."""
+        """Return the answers to one batch.
+
+        Args:
+            inputs: one batch of inputs.
+
+        Returns:
+            Answers by name of the output, on the device.
+        """
 
         def compute() -> dict[str, Tensor]:
-            found = self.task.outputs_of(self.model, to_device(inputs, self.device))
-            return {
-                key: tensor
-                for name, output in found.items()
-                for key, tensor in _packed(name, self.reduced(name, output)).items()
-            }
+            tensors: dict[str, Tensor] = {}
+            outputs = self.task.outputs_of(self.model, to_device(inputs, self.device))
+            for name, output in outputs.items():
+                tensors |= _packed(name, self.reduced(name, output))
+            return tensors
 
-        kept = self._remembered(inputs, "outputs", compute)
-        return {
-            name: self._unpacked(kept, name)
-            for name in dict.fromkeys(key.rpartition("|")[0] for key in kept)
-        }
+        tensors = self._remembered(inputs, "outputs", compute)
+        names = dict.fromkeys(key.rpartition("|")[0] for key in tensors)
+        return {name: self._unpacked(tensors, name) for name in names}
 
     def reduced(self, name: str, output: Tensor) -> Tensor | TopLogits:
-        """What is remembered of one output of the original."""
+        """Return the answer that one output of the original gives.
+
+        Args:
+            name: name of the output.
+            output: as the model returns it.
+
+        Returns:
+            float32 output, or its largest logits if there are more than DENSE classes.
+        """
         output = output.detach().float()
         if self.task.divergence is not None or not self.task.is_logits(name):
             return output
@@ -138,31 +184,41 @@ class Teacher:
         return TopLogits.of(kind.logits(output), self.temperatures) if many else output
 
     def continued(self, inputs: Inputs) -> Tensor:
-        """(n, length + 1) tokens that the teacher writes behind the first part of each sequence (see `generate.continued`)."""
-        return self._remembered(
-            inputs, "sequences", lambda: {"tokens": continued(self.model, inputs, self.device)}
-        )["tokens"]
+        """Return sequences that the teacher continues (`sequences.continued`).
+
+        Args:
+            inputs: one batch of inputs with tokens.
+
+        Returns:
+            (n, length + 1) tokens.
+        """
+
+        def compute() -> dict[str, Tensor]:
+            return {"tokens": continued(self.model, inputs, self.device)}
+
+        return self._remembered(inputs, "sequences", compute)["tokens"]
 
     @torch.no_grad()
     def _remembered(
         self, inputs: Inputs, what: str, compute: Callable[[], dict[str, Tensor]]
     ) -> dict[str, Tensor]:
+        """Return the tensors of a batch from the cache, or compute and cache them."""
         started = time.perf_counter()
         name = "" if self.folder is None else f"{self._key(inputs, what)}.safetensors"
-        kept = self._disk.read(name, lambda path: read_tensors(path, self.device)[0])
-        if kept is not None:
+        tensors = self._disk.read(name, lambda path: read_tensors(path, self.device)[0])
+        if tensors is not None:
             self.read += 1
             self._read_s = min(self._read_s, time.perf_counter() - started)
             if self.read >= PATIENCE and self._read_s > self._compute_s:
                 self.folder = self._disk.folder = None
-            return kept
+            return tensors
         started = time.perf_counter()
-        found = compute()
+        tensors = compute()
         self._compute_s = min(self._compute_s, time.perf_counter() - started)
         self.computed += 1
         if self.folder is not None:
-            self._write(name, found)
-        return found
+            self._write(name, tensors)
+        return tensors
 
     def _key(self, inputs: Inputs, what: str) -> str:
         parts: list[str | bytes] = [f"{self._digest} {what}"]
@@ -176,14 +232,17 @@ class Teacher:
         if self._room >= 0:
             self._disk.write(name, content)
 
-    def _unpacked(self, kept: dict[str, Tensor], name: str) -> Tensor | TopLogits:
-        if f"{name}|values" not in kept:
-            return kept[f"{name}|"]
-        values, indices, sums = (kept[f"{name}|{part}"] for part in ("values", "indices", "sums"))
+    def _unpacked(self, tensors: dict[str, Tensor], name: str) -> Tensor | TopLogits:
+        """Undo `_packed` for one output."""
+        if f"{name}|values" not in tensors:
+            return tensors[f"{name}|"]
+        parts = ("values", "indices", "sums")
+        values, indices, sums = (tensors[f"{name}|{part}"] for part in parts)
         return TopLogits(values, indices, sums, self.temperatures)
 
 
 def _packed(name: str, answer: Tensor | TopLogits) -> dict[str, Tensor]:
+    """Return an answer as tensors for a file, by "name|part"."""
     if isinstance(answer, Tensor):
         return {f"{name}|": answer}
     return {
