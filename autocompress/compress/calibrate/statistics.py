@@ -74,18 +74,18 @@ class LayerStatistics:
             low, high = low[per_channel], high[per_channel]
         return LayerStatistics(gram, mean, low, high)
 
-    def of_groups(self, kept: NDArray[np.bool_] | None) -> LayerStatistics:
+    def of_groups(self, stays: NDArray[np.bool_] | None) -> LayerStatistics:
         """Return the statistics of a depthwise convolution after pruning.
 
         Args:
-            kept: (groups,) mask of the groups that stay; None for all.
+            stays: (groups,) mask of the groups that stay; None for all.
 
         Returns:
             Statistics of the groups that stay.
         """
-        if kept is None:
+        if stays is None:
             return self
-        mask = torch.from_numpy(kept)
+        mask = torch.from_numpy(stays)
         return LayerStatistics(
             self.gram[mask], self.mean[mask], self.lowest[mask], self.highest[mask]
         )

@@ -59,7 +59,7 @@ def factorise(
 
     Args:
         weight: (out, in, *kernel).
-        rank_ratio: kept share of the largest possible rank.
+        rank_ratio: rank as a share of the largest possible one.
         decomposition: as in `factor_shapes`; "auto" and "whitened" whiten the SVD.
         statistics: statistics of the layer's inputs; without them "auto" and "whitened" are plain
             SVD.

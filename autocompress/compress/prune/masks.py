@@ -150,7 +150,7 @@ class Pruner:
 
 
 def reconstructed(
-    weight: Tensor, kept: Tensor, statistics: LayerStatistics, has_bias: bool
+    weight: Tensor, stays: Tensor, statistics: LayerStatistics, has_bias: bool
 ) -> tuple[Tensor, Tensor]:
     """Return the least-squares fit of W x by the inputs that stay.
 
@@ -161,7 +161,7 @@ def reconstructed(
 
     Args:
         weight: (rows, columns) W.
-        kept: (columns,) bool mask K.
+        stays: (columns,) bool mask K.
         statistics: statistics of all inputs of the layer; one group only.
         has_bias: True if the layer has a bias that can take the mean's part.
 
@@ -173,10 +173,10 @@ def reconstructed(
     if has_bias:
         gram = gram - mean[:, None] * mean
     w = weight.double()
-    removed = ~kept
-    factor = torch.linalg.cholesky(damped(gram[kept][:, kept]))
-    solved = w[:, kept] + torch.cholesky_solve(gram[kept][:, removed] @ w[:, removed].T, factor).T
-    shift = w @ mean - solved @ mean[kept] if has_bias else w.new_zeros(len(w))
+    removed = ~stays
+    factor = torch.linalg.cholesky(damped(gram[stays][:, stays]))
+    solved = w[:, stays] + torch.cholesky_solve(gram[stays][:, removed] @ w[:, removed].T, factor).T
+    shift = w @ mean - solved @ mean[stays] if has_bias else w.new_zeros(len(w))
     return solved.to(weight.dtype), shift.to(weight.dtype)
 
 

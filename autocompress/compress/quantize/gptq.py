@@ -30,7 +30,7 @@ def gptq(weight: Tensor, gram: Tensor, grid: Grid) -> Tensor:
     order = torch.argsort(gram.diagonal(), descending=True, stable=True)
     w = weight.double()[:, order]
     step, zero = grid.step.double()[:, order], grid.zero_point.double()[:, order]
-    kept = None if grid.kept is None else grid.kept[:, order]
+    nonzero = None if grid.kept is None else grid.kept[:, order]
     upper = inverse_factor(gram.double()[order][:, order])
     integers = torch.empty_like(w)
     for start in range(0, columns, BLOCK):
@@ -42,8 +42,8 @@ def gptq(weight: Tensor, gram: Tensor, grid: Grid) -> Tensor:
             at = start + i
             q = (block[:, i] / step[:, at] + zero[:, at]).round()
             q = q.clamp(grid.quant_min, grid.quant_max)
-            if kept is not None:
-                q = torch.where(kept[:, at], q, zero[:, at])
+            if nonzero is not None:
+                q = torch.where(nonzero[:, at], q, zero[:, at])
             integers[:, at] = q
             errors[:, i] = (block[:, i] - (q - zero[:, at]) * step[:, at]) / factor[i, i]
             block[:, i + 1 :] -= errors[:, i : i + 1] * factor[i, i + 1 :]

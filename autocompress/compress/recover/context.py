@@ -93,8 +93,9 @@ def parameter_groups(student: nn.Module) -> dict[str, list[nn.Parameter]]:
         student: a simulated or a plain model.
 
     Returns:
-        "weights": master weights of simulated modules, or all parameters of a plain model; "scales":
-        steps of weights and of activation ranges; "float": other parameters of a simulated model.
+        "weights": master weights of simulated modules, or all parameters of a plain model.
+        "scales": steps of weights and of activation ranges.
+        "float": other parameters of a simulated model.
     """
     groups: dict[str, list[nn.Parameter]] = {"weights": [], "scales": [], "float": []}
     seen: set[int] = set()

@@ -132,9 +132,8 @@ class FeatureMatcher(nn.Module):
 
     def _compared(self, name: str, project: bool) -> tuple[Tensor, Tensor]:
         """Return the outputs of both modules of a pair as (..., channels)."""
-        student, teacher = (
-            seen[name].float().transpose(self._dimensions[name], -1) for seen in self._seen
-        )
+        channels = self._dimensions[name]
+        student, teacher = (seen[name].float().transpose(channels, -1) for seen in self._seen)
         key = _key(name)
         if project and key in self.projections:
             return self.projections[key](student), teacher
@@ -142,8 +141,8 @@ class FeatureMatcher(nn.Module):
         if mask is None:
             mask = self._masks.of(name, "channel")
         if mask is not None and student.shape == teacher.shape and len(mask) == student.shape[-1]:
-            channels = torch.from_numpy(mask).to(student.device)
-            return student[..., channels], teacher[..., channels]
+            stays = torch.from_numpy(mask).to(student.device)
+            return student[..., stays], teacher[..., stays]
         return student, teacher
 
 
