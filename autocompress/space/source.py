@@ -1,6 +1,6 @@
 """Read the text of a search space: a YAML file, a space that the package ships, or a mapping.
 
-`search_space.py` checks and binds what is read here.
+`search_space.py` checks its keys and binds it to a model.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Collect what calibration data say about the weights of one model.
+"""Collect evidence about the weights of one model from calibration data.
 
 The evidence is the statistics of each layer's inputs (`statistics.py`) and the gradients of the
 loss at each weight. Importance of units, masks of zeros and rounding all read it.
