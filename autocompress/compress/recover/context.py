@@ -1,4 +1,4 @@
-"""Hold what all trainings of a task share: data in a fixed order, teacher, floating-point type.
+"""Hold the shared parts of all trainings of a task: ordered data, teacher, floating-point type.
 
 It also picks the parameters that learn and recomputes activations. `cycle.py` trains with it.
 """
@@ -28,7 +28,7 @@ WATCHED = 128  # validation samples on which the student is compared with the te
 
 @dataclass
 class Trainer:
-    """Hold what the recovery of all candidates of a task shares.
+    """Hold the parts that the recovery of all candidates of a task shares.
 
     Attributes:
         task: gives training and validation data.

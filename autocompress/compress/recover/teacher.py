@@ -200,11 +200,11 @@ class Teacher:
 
     @torch.no_grad()
     def _remembered(
-        self, inputs: Inputs, what: str, compute: Callable[[], dict[str, Tensor]]
+        self, inputs: Inputs, part: str, compute: Callable[[], dict[str, Tensor]]
     ) -> dict[str, Tensor]:
         """Return the tensors of a batch from the cache, or compute and cache them."""
         started = time.perf_counter()
-        name = "" if self.folder is None else f"{self._key(inputs, what)}.safetensors"
+        name = "" if self.folder is None else f"{self._key(inputs, part)}.safetensors"
         tensors = self._disk.read(name, lambda path: read_tensors(path, self.device)[0])
         if tensors is not None:
             self.read += 1
@@ -220,8 +220,8 @@ class Teacher:
             self._write(name, tensors)
         return tensors
 
-    def _key(self, inputs: Inputs, what: str) -> str:
-        parts: list[str | bytes] = [f"{self._digest} {what}"]
+    def _key(self, inputs: Inputs, part: str) -> str:
+        parts: list[str | bytes] = [f"{self._digest} {part}"]
         for tensor in input_tensors(inputs):
             parts += [f"{tensor.dtype} {tuple(tensor.shape)}", _bytes(tensor)]
         return key_of(*parts)[:32]
