@@ -1,7 +1,7 @@
 """Quantize a weight affinely: w ~ (q - zero_point) * scale per block of elements.
 
-One parameter, `group_size`, covers scales per channel, per group and per tensor. `StoredTensor` holds
-the tensors of a file. Rounding algorithms see only a `Grid`.
+One parameter, `group_size`, covers scales per channel, per group and per tensor. `StoredTensor`
+holds the tensors of a file. Rounding algorithms see only a `Grid`.
 """
 
 from __future__ import annotations
