@@ -1,4 +1,8 @@
-"""autocompress: from a PyTorch model, some data and a machine to a Pareto front of small, fast ONNX files that were run."""
+"""Search a Pareto front of small, fast ONNX files of a PyTorch model, for given data and a machine.
+
+This module is the public interface: `search` and the use of its result, `compress` and
+`export_onnx` for a known candidate, and their types.
+"""
 
 from __future__ import annotations
 
@@ -32,11 +36,10 @@ from autocompress.results.front import (
 from autocompress.search.loop import run_search
 from autocompress.search.problem.options import Settings
 from autocompress.search.problem.progress import SearchProgress
+from autocompress.search.single import SingleSettings, single_module, write_single
 from autocompress.search.workers.launch import (
     Running,
-    start_on_ray,
-    start_workers,
-    worker_arguments,
+    launch_workers,
 )
 from autocompress.targets.device import sessions
 from autocompress.task.source import load_task
@@ -53,7 +56,9 @@ __all__ = [
     "ParetoFront",
     "SearchResult",
     "Task",
+    "compress",
     "export",
+    "export_onnx",
     "find_modules",
     "load",
     "load_task",
@@ -90,50 +95,66 @@ def search(
     portable: bool | None = None,
     quiet: bool = False,
 ) -> SearchResult:
-    """Search the front of `task` and leave it, verified and with a report, in folder `out`; the same call resumes.
+    """Search the Pareto front of a task, and run and measure its files.
+
+    The same call continues a stopped run.
 
     Args:
-        task: a Task, or what `load_task` takes (needed for more than one worker, since they load it themselves).
+        task: a task, or what `load_task` takes. More than one worker needs the latter, since each
+            loads the task itself.
         space: YAML file or mapping; None takes the default space.
-        target: the runtime whose kernels are measured.
-        n_trials: finished trials that the study shall hold, earlier runs counted in.
-        timeout_s: for everything, the report included; the front's recovery takes 15 % of what setting up leaves, its files at most 30 %.
+        target: name or file of the runtime; its kernels are measured.
+        n_trials: finished trials of the study, earlier runs included.
+        timeout_s: seconds for everything, the report included. After setting up, 15 % of the
+            rest go to the recovery of the front and at most 30 % to its files.
         seed: the same seed, latency table and one worker give the same trials.
-        max_size, max_latency, max_accuracy_drop, min_metric: limits ("2MB", "25%"; "3ms", "0.5x"; 0.005, "1%"; {"f1": 0.9 or "99%"} of the
-            task's extra metrics) that override the space's.
-        objectives: extra metrics of the task that are maximised beside accuracy, the space's `objectives` otherwise; the front then holds
-            what nothing else beats in size, latency and all of them.
+        out: run folder.
+        max_size: limit in bytes, "2MB", or "25%" of the float file; it overrides the space's.
+        max_latency: limit, "3ms", or "0.5x" of the float file's latency.
+        max_accuracy_drop: limit, 0.005 or "1%".
+        min_metric: lower limits of the task's extra metrics: {"f1": 0.9} or {"f1": "99%"}.
+        objectives: extra metrics of the task to maximise beside accuracy; () takes the
+            space's. The front is then non-dominated in size, latency and all of them.
         storage: Optuna storage URL; None keeps a journal in `out`.
-        workers: processes that share the trials (this one is the first); their threads are divided.
-        library_memory: most that the compressed modules which a worker holds in memory take; the others are on disk.
-        portable: True holds integer weights in a range whose products are exact on every processor, False in all 8 bits where that is
-            exact on this machine; None takes what the target says.
-        ray: address of a Ray cluster that places the other workers ("auto", "ray://...", "local"); None starts them on this machine.
-        device: "cpu" or "cuda" for evaluation and recovery; None takes CUDA when there is one.
-        target_table: a latency table measured elsewhere.
-        strategy: "guided", or "progressive": one module and one width down per trial, the least sensitive first, while accuracy holds.
-        sampler: "guided" (prices over measured sensitivities, learning from what was told), or Optuna's "tpe", "nsga2" or "random".
-        finalize_steps: of the recovery that each point of the front gets at the end; None takes three times the space's, 0 none.
+        workers: processes that share the trials and the machine's threads; this one is the first.
+        device: "cpu" or "cuda", for evaluation and recovery; None takes CUDA if there is one.
+        target_table: file of a latency table from elsewhere.
+        strategy: "guided", or "progressive": quantize one module, one width per trial, the least
+            sensitive module first, while accuracy holds.
+        finalize_steps: steps of recovery of each point of the front; None takes three times the
+            space's, 0 none.
+        sampler: "guided", or Optuna's "tpe", "nsga2" or "random".
+        ray: address of a Ray cluster for the other workers ("auto", "ray://...", "local");
+            None starts them on this machine.
+        library_memory: most memory for the compressed modules of a worker; others are on disk.
+        portable: True holds integer weights in a range whose products are exact on every
+            processor, False in all 8 bits if that is exact on this machine; None takes the
+            target's setting.
+        quiet: print no progress.
+
+    Returns:
+        The verified front, its run folder and limits. After Ctrl-C it holds the points measured
+        so far.
 
     Raises:
-        AutocompressError: one line that names what is wrong and the nearest valid value. After Ctrl-C the result holds what
-        was found so far; a second Ctrl-C raises KeyboardInterrupt.
+        AutocompressError: something is wrong; one line names it and the nearest valid value.
+        KeyboardInterrupt: Ctrl-C was pressed twice.
     """
     return search_interruptible(
         task,
         Settings(
-            space,
-            target,
-            n_trials,
-            timeout_s,
-            seed,
-            {
+            space=space,
+            target=target,
+            n_trials=n_trials,
+            timeout_s=timeout_s,
+            seed=seed,
+            limits={
                 "max_size": max_size,
                 "max_latency": max_latency,
                 "max_accuracy_drop": max_accuracy_drop,
                 "min_metric": min_metric,
             },
-            storage,
+            storage=storage,
             device=device,
             target_table=target_table,
             workers=workers,
@@ -157,23 +178,33 @@ def search_interruptible(
     quiet: bool = False,
     task_arguments: Mapping[str, Any] | None = None,
 ) -> tuple[SearchResult, bool]:
-    """(result, whether Ctrl-C ended the search early): what `search` and the command line share."""
+    """Search as `search` does, for the command line too.
+
+    Args:
+        task: a task, or what `load_task` takes.
+        settings: of the search.
+        out: run folder.
+        quiet: print no progress.
+        task_arguments: for `load_task`.
+
+    Returns:
+        The result, and True if Ctrl-C ended the search early.
+
+    Raises:
+        AutocompressError: something is wrong; one line names it and the nearest valid value.
+    """
     arguments = dict(task_arguments or {})
     if settings.workers > 1 and not isinstance(task, str):
         raise TaskError(
-            "search: more than one worker needs the task as module:function or file.py:function, so that each can load it"
+            "search: more than one worker needs the task as module:function or file.py:function, "
+            "so that each can load it"
         )
     loaded = load_task(task, **arguments) if isinstance(task, str) else task
 
     def launch(url: str) -> list[Running]:
         # A path that other processes can open, wherever they run.
         spec = str((loaded.source or {}).get("spec", task))
-        command = worker_arguments(spec, arguments, settings, url)
-        if settings.ray is None:
-            return start_workers(command, settings.workers - 1)
-        return start_on_ray(
-            settings.ray, command, settings.workers - 1, int(settings.device == "cuda")
-        )
+        return launch_workers(spec, arguments, settings, url)
 
     with SearchProgress(quiet) as progress:
         result, interrupted = run_search(
@@ -185,19 +216,143 @@ def search_interruptible(
 
 
 def export(result: SearchResult, point: FrontPoint, to: str | Path) -> Path:
-    """Copy the point's model.onnx, recipe.yaml, model.safetensors and README.md to folder `to`; returns it."""
+    """Copy the files of a point: model.onnx, recipe.yaml, model.safetensors and README.md.
+
+    Args:
+        result: of the search.
+        point: a point of its front.
+        to: folder; made if it is not there.
+
+    Returns:
+        `to`.
+
+    Raises:
+        ExportError: the run folder lacks the file.
+        RunFolderError: the files cannot be written.
+    """
     return copy_artifact(result.folder, point, Path(to))
 
 
-def load(folder: str | Path, model: nn.Module | None = None) -> nn.Module:
-    """The compressed PyTorch module of an exported point, in eval mode; its outputs are those of the search's simulation.
+def compress(
+    task: Task | str,
+    candidate: Candidate | Mapping[str, ModuleConfig],
+    *,
+    target: str = "onnxruntime-cpu",
+    recover: bool = True,
+    seed: int = 0,
+    device: str | None = None,
+    portable: bool | None = None,
+    target_table: str | Path | None = None,
+    activation_range: str = "squared_error",
+) -> nn.Module:
+    """Compress a model as a candidate says, without a search.
+
+    Weights are calibrated and compressed, and activations rounded, as the file of `export_onnx`
+    computes them. The model of the task is not changed.
+
+    Recovery trains for `candidate.distillation.steps` with the task's model as the teacher; the
+    steps of a candidate made from a mapping are 0. The trained weights are taken even if they are
+    less accurate (a search keeps the better ones). A student of the task is compressed as it is: it
+    is not taught first.
 
     Args:
-        folder: what `export` wrote: recipe.yaml and model.safetensors.
-        model: the architecture (its weights are not used); None takes the model (or the student) of the task that the recipe names.
+        task: a task, or what `load_task` takes.
+        candidate: a candidate, or a config by name of each module to compress;
+            `find_modules` lists the names.
+        target: name or file of the runtime; its kernels are simulated.
+        recover: False leaves out recovery.
+        seed: of the training.
+        device: "cpu" or "cuda", where the candidate is compressed, trained and returned; None takes
+            CUDA if there is one.
+        portable: True holds integer weights in a range whose products are exact on every
+            processor, False in all 8 bits if that is exact on this machine; None takes the
+            target's setting.
+        target_table: latency table of the search that found the candidate, if it was measured
+            elsewhere: it states widths and integer forms. None takes this machine's kernels.
+        activation_range: how static activation ranges are chosen, as `ModuleConfig.weight_range`.
+
+    Returns:
+        A module in eval mode; it shares nothing with the task's model.
 
     Raises:
-        ExportError: files are missing or damaged, or the architecture is another one.
+        SpaceError: a module or value of the candidate is not valid; one line names the nearest.
+        TargetError: the target is unknown, or cannot hold a value.
+        TaskError: the task does not work.
+        ExportError: the model cannot be exported, or its file computes something else.
+        NotComputableError: the training gave NaN or infinity.
+    """
+    settings = SingleSettings(
+        target, recover, seed, device, portable, target_table, activation_range
+    )
+    return single_module(load_task(task) if isinstance(task, str) else task, candidate, settings)
+
+
+def export_onnx(
+    task: Task | str,
+    candidate: Candidate | Mapping[str, ModuleConfig],
+    path: str | Path,
+    *,
+    target: str = "onnxruntime-cpu",
+    recover: bool = True,
+    seed: int = 0,
+    device: str | None = None,
+    portable: bool | None = None,
+    target_table: str | Path | None = None,
+    activation_range: str = "squared_error",
+) -> Path:
+    """Write the ONNX file of a candidate, without a search.
+
+    It is byte for byte the model.onnx that a search of the same seed, target and machine writes for
+    the candidate; the candidate of a front's point holds the training that the point had. Recovery
+    is as in `compress`. Nothing is measured, and no recipe is written beside the file.
+
+    Args:
+        task: a task, or what `load_task` takes.
+        candidate: a candidate, or a config by name of each module to compress;
+            `find_modules` lists the names.
+        path: the file; its folder is made if it is not there.
+        target: name or file of the runtime.
+        recover: False leaves out recovery.
+        seed: of the training.
+        device: "cpu" or "cuda", where the candidate is compressed and trained; None takes CUDA if
+            there is one.
+        portable: as in `compress`.
+        target_table: as in `compress`.
+        activation_range: as in `compress`.
+
+    Returns:
+        `path`.
+
+    Raises:
+        SpaceError: a module or value of the candidate is not valid; one line names the nearest.
+        TargetError: the target is unknown, or cannot hold a value.
+        TaskError: the task does not work.
+        ExportError: the model cannot be exported, its file computes something else, or `path` is
+            a folder.
+        NotComputableError: the training gave NaN or infinity.
+        RunFolderError: the file cannot be written.
+    """
+    settings = SingleSettings(
+        target, recover, seed, device, portable, target_table, activation_range
+    )
+    loaded = load_task(task) if isinstance(task, str) else task
+    return write_single(loaded, candidate, Path(path), settings)
+
+
+def load(folder: str | Path, model: nn.Module | None = None) -> nn.Module:
+    """Return the compressed module of an exported point.
+
+    Args:
+        folder: written by `export`; it holds recipe.yaml and model.safetensors.
+        model: gives the architecture; its weights are not used. None takes the model (or the
+            student) of the task that the recipe names.
+
+    Returns:
+        A module in eval mode; its outputs are those of the search's simulation.
+
+    Raises:
+        ExportError: a file is missing or damaged, or the architecture is another one.
+        TaskError: `model` is None and the recipe names no task.
     """
     return load_module(
         Path(folder), (on_student(_named_task(Path(folder))).model if model is None else model)
@@ -205,16 +360,25 @@ def load(folder: str | Path, model: nn.Module | None = None) -> nn.Module:
 
 
 def open_session(path: str | Path) -> Any:
-    """A session of an exported point's model.onnx (or of its folder) on its target's runtime, with the settings that were tuned for it.
+    """Open a model.onnx on its target's runtime, with its tuned settings.
 
-    Its `run(None, {name: array})` returns the outputs. ExportError when there is no recipe beside the file; a warning when the file was
-    made for other integer arithmetic than this processor's.
+    Warns if the file was made for other integer arithmetic than this processor's.
+
+    Args:
+        path: model.onnx of an exported point, or its folder.
+
+    Returns:
+        A session, whose `run(None, {name: array})` returns the outputs.
+
+    Raises:
+        ExportError: there is no recipe beside the file.
     """
     file = Path(path) / MODEL_FILE if Path(path).is_dir() else Path(path)
     settings = session_settings(file)
     if settings is None:
         raise ExportError(
-            f"{file}: has no recipe beside it that says how to open it; give the folder that `autocompress export` wrote"
+            f"{file}: has no recipe beside it that says how to open it; give the folder that "
+            "`autocompress export` wrote"
         )
     words = session_warning(file, settings)
     if words:
@@ -223,10 +387,23 @@ def open_session(path: str | Path) -> Any:
 
 
 def reproduce(folder: str | Path, to: str | Path, task: Task | None = None) -> Path:
-    """Make model.onnx of an exported point again, in folder `to`, from the original weights and the recipe; returns its path.
+    """Make model.onnx of an exported point again, from the original weights and the recipe.
 
-    Weights that recovery trained are read from model.safetensors, or trained again when it is not there. `task` is needed when the
-    recipe names none. ExportError when the model's weights differ from those of the search, or the file from the recorded one.
+    Weights that recovery trained are read from model.safetensors; without it they are trained
+    again.
+
+    Args:
+        folder: written by `export`.
+        to: folder of the new file.
+        task: the task of the search; None takes the recipe's.
+
+    Returns:
+        The path of the new file.
+
+    Raises:
+        ExportError: the model's weights are not those of the search, or the new file differs from
+            the recorded one in a byte.
+        TaskError: `task` is None and the recipe names no task.
     """
     return reproduce_model(
         Path(folder), _named_task(Path(folder)) if task is None else task, Path(to)
@@ -237,6 +414,7 @@ def _named_task(folder: Path) -> Task:
     source = read_recipe(folder)["origin"].get("source")
     if not source:
         raise TaskError(
-            f"{folder}: the recipe names no task, since the search was given one that load_task had not made; pass it"
+            f"{folder}: the recipe names no task, since the search was given one that load_task "
+            "had not made; pass it"
         )
     return load_task(source["spec"], **source["arguments"])

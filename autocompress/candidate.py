@@ -1,4 +1,7 @@
-"""What is done to a model: one `ModuleConfig` per module and the distillation that recovers it."""
+"""Describe how a model is compressed: one config per module, and the distillation for recovery.
+
+A search proposes candidates; all rooms behind it read them.
+"""
 
 from __future__ import annotations
 
@@ -39,33 +42,46 @@ SPARSITY_CRITERIA = (
     "sparsegpt",
 )
 SCHEDULES = ("one_shot", "linear", "cubic")
-APART_BITS = 7  # widths whose zero-points stay beside the integers, since the difference of both would not fit
+# From this width on, zero points are stored beside the integers: their difference would not fit.
+APART_BITS = 7
 
 
 @dataclass(frozen=True, order=True)
 class ModuleConfig:
-    """What is done to one module; the defaults leave it untouched.
+    """Describe how one module is compressed; the defaults leave it untouched.
 
     Attributes:
-        weight_bits: 2 to 8 (integers with scales), 16 (float16, or bfloat16 where that loses less) or 32 (float32).
-        activation_bits: 8 runs the integer kernel of the target on 8-bit inputs, 16 rounds the inputs to 16-bit integers (for
-            processors that compute on them), 32 keeps them float.
-        group_size: 0 for one scale per output channel, n for one per n consecutive inputs of a channel, -1 for one per tensor.
-        rank_ratio: kept fraction of the largest rank that the (pruned) weight can have; 1 does not factorise.
-        pruning_ratio: removed fraction of the units (filters, neurons, heads, experts) of the channel group whose root this is.
-        symmetric: zero-point 0 (weights in [-quant_max, quant_max]) or a zero-point per scale.
-        weight_range: how the scale is chosen: "squared_error" (grid), "golden_section", "min_max", "percentile" or "entropy".
-        algorithm: how weights are rounded: "nearest", "gptq", "adaround", or "auto": what loses least of the module's own output.
-        activation_mode: "dynamic" (range of each tensor), "static" (calibrated) or "auto" (static for convolutions, else dynamic).
-        smoothing: SmoothQuant's alpha on the normalisation in front (a knob of the first module that reads it); 0 is off.
-        decomposition: what the factors are: "svd", "whitened" by the calibration Gram matrix, for convolutions also "tucker"
-            (Tucker-2) and "spatial" (columns, then rows); "auto" is whitened where there are calibration inputs, else svd.
-        importance: by which criterion the units of the group are ranked whose root this is; those that need the inputs of the layers
-            that read the group fall back to "l2" where these are not known.
-        reconstruction: when input channels are removed, the columns that are left make up for them by least squares.
-        sparsity: fraction of zeros among the (pruned, factorised) weights; N:M patterns fix it at 1 - N/M.
-        sparsity_pattern: "unstructured", or N:M: N of every M consecutive inputs of a row are kept.
-        sparsity_criterion: how zeros are chosen; "auto" is SparseGPT where there are calibration inputs, else magnitude.
+        weight_bits: 2 to 8 (integers with scales), 16 (float16, or bfloat16 if that loses less) or
+            32 (float32).
+        activation_bits: 8 runs the target's integer kernel on 8-bit inputs, 16 rounds the inputs to
+            16-bit integers, 32 keeps them float.
+        group_size: inputs per scale: 0 for one scale per output channel, n for one per n
+            consecutive inputs of a channel, -1 for one per tensor.
+        rank_ratio: kept fraction of the largest rank of the (pruned) weight; 1 does not factorise.
+        pruning_ratio: removed fraction of the units (filters, neurons, heads, experts) of the
+            channel group with this module as root.
+        symmetric: True for zero point 0 (weights in [-quant_max, quant_max]), False for a zero
+            point per scale.
+        weight_range: how scales are chosen: "squared_error" (grid search), "golden_section",
+            "min_max", "percentile" or "entropy".
+        algorithm: how weights are rounded: "nearest", "gptq", "adaround", or "auto", which takes
+            the one with the smallest error of the module's output.
+        activation_mode: "dynamic" (range of each tensor), "static" (calibrated range) or "auto"
+            (static for convolutions, dynamic for others).
+        smoothing: alpha of SmoothQuant (Xiao et al. 2023) on the normalisation in front, set on the
+            first module that reads it; 0 is off.
+        decomposition: how factors are made: "svd", "whitened" by the calibration Gram matrix, and
+            for convolutions "tucker" (Tucker-2) or "spatial" (columns, then rows). "auto" is
+            "whitened" with calibration inputs, else "svd".
+        importance: criterion by which the units of the group are ranked. Criteria that need
+            calibration inputs fall back to "l2" without them.
+        reconstruction: refit the columns that are left by least squares when input channels are
+            removed.
+        sparsity: fraction of zeros among the (pruned, factorised) weights; a pattern N:M fixes it
+            at 1 - N/M.
+        sparsity_pattern: "unstructured", or "N:M": N of every M consecutive inputs of a row stay.
+        sparsity_criterion: how zeros are chosen; "auto" is "sparsegpt" with calibration inputs,
+            else "magnitude".
     """
 
     weight_bits: int = 32
@@ -86,10 +102,10 @@ class ModuleConfig:
     sparsity_criterion: str = "auto"
 
     def effective(self) -> ModuleConfig:
-        """The config that is executed: fields that do nothing beside the others take their defaults.
+        """Return the executed config: fields without effect take their defaults.
 
-        Integer kernels need integer weights, float weights have no scales, and float activations neither a mode nor outliers
-        that hurt. Zeros among integer weights need a zero-point of 0.
+        Integer kernels need integer weights. Float weights have no scales. Float activations have
+        neither a mode nor smoothing. Zeros among integer weights need a zero point of 0.
         """
         config = self
         if config.weight_bits >= 16:
@@ -115,33 +131,41 @@ class ModuleConfig:
         return config
 
     def quantized(self) -> ModuleConfig:
-        """Only bits, scales and rounding: without rank, pruning and zeros."""
+        """Return only bits, scales and rounding: no rank, pruning or zeros."""
         return replace(self, reconstruction=True, **_without(SHAPE_FIELDS))
 
     def factorised(self) -> ModuleConfig:
-        """Only the rank and how it is reached."""
+        """Return only the rank and the decomposition."""
         return ModuleConfig(
             rank_ratio=self.rank_ratio, decomposition=self.decomposition
         ).effective()
 
     def sparsified(self) -> ModuleConfig:
-        """Only the zeros."""
+        """Return only the zeros."""
         return ModuleConfig(**{name: getattr(self, name) for name in SPARSITY_FIELDS}).effective()
 
     def pruned(self) -> ModuleConfig:
-        """Only the units removed from the group."""
+        """Return only the removed units of the group."""
         return ModuleConfig(
             pruning_ratio=self.pruning_ratio, importance=self.importance
         ).effective()
 
     def integer(self, kind: str) -> bool:
-        """Whether a module of that kind runs on an integer kernel; the factors of a convolution run on float ones."""
+        """Return True if a module runs on an integer kernel.
+
+        Args:
+            kind: of the module. Factors of a convolution run on float kernels.
+        """
         return self.activation_bits == 8 and (
             kind == "linear" or (kind == "conv" and self.rank_ratio >= 1)
         )
 
     def executed(self, kind: str) -> ModuleConfig:
-        """The same, with float activations where the module has no integer kernel for its factors."""
+        """Return the config with float activations if no integer kernel computes the factors.
+
+        Args:
+            kind: of the module.
+        """
         return (
             replace(self, activation_bits=32).effective()
             if kind == "conv" and self.rank_ratio < 1 and self.activation_bits == 8
@@ -149,10 +173,15 @@ class ModuleConfig:
         )
 
     def for_kernel(self, kind: str, form: IntegerForm) -> ModuleConfig:
-        """Return the config whose integers the kernel of a module of that kind can hold.
+        """Return the config after the limits of a module's integer kernel.
 
-        Weights as wide as `form` leave no room for multiples of a row's scale, so that their groups share it. Integer convolutions
-        take one zero-point for all channels, so that wide weights of theirs are symmetric.
+        Weights as wide as `form` leave no room for multiples of a row's scale, so their groups
+        share it. Integer convolutions have one zero point for all channels, so wide weights of
+        theirs are symmetric.
+
+        Args:
+            kind: of the module.
+            form: the integers that its kernel multiplies.
         """
         if not self.integer(kind):
             return self
@@ -164,7 +193,11 @@ class ModuleConfig:
         )
 
     def static(self, kind: str) -> bool:
-        """Whether 8- or 16-bit inputs take a calibrated range."""
+        """Return True if 8- or 16-bit inputs have a calibrated range.
+
+        Args:
+            kind: of the module.
+        """
         return (
             self.activation_bits == 16
             or self.activation_mode == "static"
@@ -172,12 +205,20 @@ class ModuleConfig:
         )
 
     def to_json(self) -> dict[str, Any]:
-        """Only the fields that differ from the defaults."""
+        """Return the fields that differ from the defaults; `from_json` reverses it."""
         return {k: v for k, v in asdict(self).items() if v != getattr(UNTOUCHED, k)}
 
     @classmethod
     def from_json(cls, where: str, data: Mapping[str, Any]) -> ModuleConfig:
-        """Reverse of `to_json`; ValueError names unknown fields."""
+        """Read a config, the reverse of `to_json`.
+
+        Args:
+            where: names the config in errors.
+            data: fields; missing ones take their defaults.
+
+        Raises:
+            ValueError: a field is unknown.
+        """
         unknown = set(data) - {field.name for field in fields(cls)}
         if unknown:
             raise ValueError(f"{where} has unknown fields {sorted(unknown)}")
@@ -198,12 +239,12 @@ SHAPE_FIELDS = ("rank_ratio", "decomposition", "pruning_ratio", "importance", *S
 
 
 def _without(names: tuple[str, ...]) -> dict[str, Any]:
-    """The defaults of some fields."""
+    """Return the defaults of some fields."""
     return {name: getattr(UNTOUCHED, name) for name in names}
 
 
 def _pattern_sparsity(pattern: str, sparsity: float) -> float:
-    """The fraction of zeros: what N:M says, else `sparsity`."""
+    """Return the fraction of zeros of a pattern, `sparsity` if it is unstructured."""
     if pattern == "unstructured":
         return sparsity
     kept, group = map(int, pattern.split(":"))
@@ -212,19 +253,27 @@ def _pattern_sparsity(pattern: str, sparsity: float) -> float:
 
 @dataclass(frozen=True)
 class Distillation:
-    """Recovery by `alpha * task loss + (1 - alpha) * temperature^2 * KL(teacher, student)` (Hinton et al. 2015) for `steps`.
+    """Describe recovery: training of a compressed model (the student) with the original as teacher.
+
+    The loss is `alpha * task loss + (1 - alpha) * temperature^2 * KL(teacher, student)` (Hinton et
+    al. 2015).
 
     Attributes:
-        alpha: weight of the task's own loss; without targets the other term is all there is.
-        temperature: of the softmax on both sides.
+        alpha: weight of the task's own loss, in [0, 1]; 0 if there are no targets.
+        temperature: of the softmax of teacher and student.
         steps: optimizer steps; 0 does not train.
-        schedule: other than "one_shot", pruning ratios and sparsities grow to their values over `rounds` parts of the steps.
-        restarts: steps after which the cosine schedule starts anew (Loshchilov and Hutter 2017), where a search looked whether to go on.
-        features: weight of the relative squared error between matched modules' outputs (Romero et al. 2015).
-        sequences: share of the steps on sequences that the teacher of a causal language model continues (Kim and Rush 2016).
+        schedule: "one_shot", or "linear" or "cubic": pruning ratios and sparsities grow to their
+            values over `rounds` parts of the steps.
+        rounds: parts of the steps of a growing schedule.
+        restarts: steps after which the cosine schedule starts anew (Loshchilov and Hutter 2017); a
+            search decides there whether to go on.
+        features: weight of the relative squared error between matched modules' outputs (Romero et
+            al. 2015).
+        sequences: share of the steps on sequences that the teacher of a causal language model
+            continues (Kim and Rush 2016).
         learning_rate: of the weights; scales and float parts have theirs in proportion.
         accumulation: batches per optimizer step.
-        checkpointing: repeated blocks are computed again in the backward pass, which takes less memory.
+        checkpointing: compute repeated blocks again in the backward pass, to save memory.
     """
 
     alpha: float = 0.5
@@ -240,7 +289,10 @@ class Distillation:
     checkpointing: bool = False
 
     def to_json(self) -> dict[str, Any]:
-        """Alpha, temperature, steps, and what differs from the defaults; `from_json` reverses it."""
+        """Return alpha, temperature, steps, and the fields that differ from the defaults.
+
+        `from_json` reverses it.
+        """
         always = ("alpha", "temperature", "steps")
         values = {
             name: list(value) if isinstance(value, tuple) else value
@@ -254,7 +306,11 @@ class Distillation:
 
     @classmethod
     def from_json(cls, data: Mapping[str, Any]) -> Distillation:
-        """Reverse of `to_json`."""
+        """Read a distillation, the reverse of `to_json`.
+
+        Args:
+            data: fields; missing ones take their defaults.
+        """
         return cls(**{**data, "restarts": tuple(data.get("restarts", ()))})
 
 
@@ -263,7 +319,14 @@ UNTRAINED = Distillation()
 
 @dataclass(frozen=True)
 class Candidate:
-    """One compressed model: (name, config) of every module that is not left untouched, sorted by name, and the distillation."""
+    """Describe one compressed model.
+
+    `of` makes a candidate from any configs; equal compressions give equal candidates.
+
+    Attributes:
+        modules: (name, effective config) of every compressed module, by name.
+        distillation: the recovery.
+    """
 
     modules: tuple[tuple[str, ModuleConfig], ...] = ()
     distillation: Distillation = Distillation()
@@ -272,34 +335,48 @@ class Candidate:
     def of(
         cls, modules: Mapping[str, ModuleConfig], distillation: Distillation | None = None
     ) -> Candidate:
-        """The candidate with the effective configs of `modules`; equal compressions give equal candidates."""
-        chosen = {name: config.effective() for name, config in modules.items()}
-        kept = tuple(
-            sorted((name, config) for name, config in chosen.items() if config != UNTOUCHED)
-        )
-        return cls(kept, distillation or Distillation())
+        """Return the candidate of some configs.
+
+        Args:
+            modules: configs by module name; they need not be effective.
+            distillation: the recovery; None trains nothing.
+        """
+        effective = {name: config.effective() for name, config in modules.items()}
+        touched = [(name, config) for name, config in effective.items() if config != UNTOUCHED]
+        return cls(tuple(sorted(touched)), distillation or Distillation())
 
     @cached_property
     def _by_name(self) -> Mapping[str, ModuleConfig]:
         return dict(self.modules)
 
     def config(self, name: str) -> ModuleConfig:
-        """The config of one module."""
+        """Return the config of one module.
+
+        Args:
+            name: any module; a module without a config is left untouched.
+        """
         return self._by_name.get(name, UNTOUCHED)
 
     @cached_property
     def digest(self) -> str:
-        """Hash of what is done; equal candidates have equal ones, in every process."""
+        """Return a hash; equal candidates have equal ones, in every process."""
         return hashlib.sha256(json.dumps(self.to_json(), sort_keys=True).encode()).hexdigest()[:24]
 
     def to_json(self) -> dict[str, Any]:
-        """Plain types; `from_json` reverses it."""
+        """Return plain types; `from_json` reverses it."""
         modules = {name: config.to_json() for name, config in self.modules}
         return {"modules": modules, "distillation": self.distillation.to_json()}
 
     @classmethod
     def from_json(cls, data: Mapping[str, Any]) -> Candidate:
-        """Reverse of `to_json`."""
+        """Read a candidate, the reverse of `to_json`.
+
+        Args:
+            data: configs and distillation.
+
+        Raises:
+            ValueError: a field is unknown.
+        """
         modules = {
             name: ModuleConfig.from_json(f"candidate: module {name}", config)
             for name, config in data["modules"].items()

@@ -1,4 +1,7 @@
-"""Every error that autocompress raises on purpose: one line, naming where, which rule, what came and the nearest valid value."""
+"""Define the errors of autocompress.
+
+Each is one line: the place, the rule, the wrong value and the nearest valid one.
+"""
 
 from __future__ import annotations
 
@@ -7,52 +10,65 @@ from collections.abc import Iterable, Sequence
 
 
 class AutocompressError(Exception):
-    """Root of all errors of this package."""
+    """Report an error of this package; all others derive from it."""
 
 
 class TaskError(AutocompressError, ValueError):
-    """The task cannot be loaded, or its model, data or metric do not work."""
+    """Report a task whose model, data or metric cannot be loaded or do not work."""
 
 
 class SpaceError(AutocompressError, ValueError):
-    """The search space is wrong."""
+    """Report a wrong search space or candidate."""
 
 
 class LimitError(AutocompressError, ValueError):
-    """A limit is malformed or contradicts another."""
+    """Report a malformed or contradictory limit."""
 
 
 class OutOfTimeError(AutocompressError, TimeoutError):
-    """The timeout of a search was over before anything could be searched."""
+    """Report a timeout before the first trial of a search."""
 
 
 class TargetError(AutocompressError, ValueError):
-    """The target is unknown, or its latency table cannot be used."""
+    """Report an unknown target, or a useless latency table."""
 
 
 class RunFolderError(AutocompressError, OSError):
-    """The run folder or one of its files cannot be read or written."""
+    """Report a failure to read or write a run folder or file."""
 
 
 class DamagedFileError(RunFolderError):
-    """A file of tensors is missing, torn, or not what was written."""
+    """Report a missing, incomplete or changed file of tensors."""
 
 
 class ExportError(AutocompressError, RuntimeError):
-    """A model or candidate cannot be written as ONNX."""
+    """Report a failure to write a model or candidate as ONNX."""
 
 
 class NotComputableError(AutocompressError, RuntimeError):
-    """A training or evaluation step gave NaN or infinity."""
+    """Report NaN or infinity in training or evaluation."""
 
 
 def nearest_name(value: str, valid: Iterable[str]) -> str:
-    """The valid name most like `value`, or all of them when none is alike."""
+    """Return the valid name nearest to a value.
+
+    Args:
+        value: the wrong name.
+        valid: the names to choose from.
+
+    Returns:
+        One name, or the first eight of them if none is alike.
+    """
     names = sorted(valid)
     close = difflib.get_close_matches(value, names, n=1, cutoff=0.4)
     return close[0] if close else ", ".join(names[:8]) + (", ..." if len(names) > 8 else "")
 
 
 def nearest_number(value: float, valid: Sequence[float]) -> float:
-    """The member of `valid` with the smallest distance to `value`."""
+    """Return the valid number nearest to a value.
+
+    Args:
+        value: the wrong number.
+        valid: the numbers to choose from.
+    """
     return min(valid, key=lambda other: abs(other - value))

@@ -10,11 +10,13 @@ from typing import Any
 import torch
 
 from autocompress import Candidate, Distillation, ModuleConfig, Task
-from autocompress.compress.assemble.stitch import Stitcher, Trained
+from autocompress.compress.assemble.stitch import Stitcher
+from autocompress.compress.assemble.trained import Trained
 from autocompress.compress.recover.context import Trainer
 from autocompress.compress.recover.recover import recover
 from autocompress.compress.recover.teacher import Teacher
-from autocompress.export.build import Builder, stitched_variants
+from autocompress.export.build import Builder
+from autocompress.export.compressor import Compressor
 from autocompress.measure.accuracy import evaluate_model, evaluate_session
 from autocompress.targets.device.sessions import DEFAULT, open_session
 from autocompress.targets.device.timing import Timing, interleaved_timing
@@ -35,9 +37,12 @@ class Bench:
     test: Batches = field(default_factory=list)
 
     @cached_property
+    def compressor(self) -> Compressor:
+        return Compressor.of(self.builder)
+
+    @property
     def stitcher(self) -> Stitcher:
-        library = self.builder.library()
-        return Stitcher(self.builder.teacher, self.builder.module_map, library, self.builder.plan)
+        return self.compressor.stitcher
 
     def uniform(self, bits: int, activation_bits: int = 8, **axes: object) -> Candidate:
         modules = self.builder.module_map
@@ -56,10 +61,7 @@ class Bench:
         ].accuracy
 
     def file(self, candidate: Candidate, trained: Trained | None = None) -> bytes:
-        variants = {} if trained else stitched_variants(self.builder, self.stitcher, candidate)
-        return self.builder.build(
-            self.builder.recipe(candidate, variants, trained)
-        ).SerializeToString()
+        return self.compressor.graph(candidate, trained).SerializeToString()
 
     def from_file(self, candidate: Candidate, trained: Trained | None = None) -> tuple[float, int]:
         """(test accuracy, bytes) of the exported file."""

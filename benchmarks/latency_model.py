@@ -23,8 +23,8 @@ from autocompress import Candidate, find_modules, load_task
 from autocompress.export.build import Builder
 from autocompress.export.float_graph.subgraphs import remove_dead_nodes
 from autocompress.export.lowering.lower import Site
+from autocompress.export.subject import builder_for, layout_of, subject_of
 from autocompress.model.modules import CompressibleModule
-from autocompress.search.problem.bench import builder_for, layout_of, subject_of
 from autocompress.space.search_space import BoundSpace, SearchSpace
 from autocompress.targets.device.sessions import open_session
 from autocompress.targets.device.timing import QUIET
@@ -129,7 +129,7 @@ def kernels_alone(builder: Builder, subject: Subject, candidates: Sequence[Candi
         made: bytes | None = None
         for name, kernel in workload(subject.layout, candidate).kernels.items():
             if kernel[:5] not in known:
-                made = made or subject.blank(candidate)[0]
+                made = made or subject.noise_file(candidate)[0]
                 module, sites = builder.module_map[name], lowered.sites[name]
                 known[kernel[:5]] = sum(
                     _alone(made, module, site, inputs[site.input], kernel)
@@ -208,7 +208,7 @@ def one(name: str, count: int) -> dict[str, float]:
     seconds = time.monotonic() - started
     generator = np.random.default_rng(SEED)
     candidates = [joint(space, subject, generator) for _ in range(count)]
-    files = [subject.blank(candidate)[0] for candidate in candidates]
+    files = [subject.noise_file(candidate)[0] for candidate in candidates]
     twice = [
         compare(subject.baseline, files, subject.feed, TARGET, table.settings, rounds=36)
         for _ in range(2)

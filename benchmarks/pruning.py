@@ -25,8 +25,8 @@ from autocompress import Candidate, ModuleConfig, Task, find_modules, load_task
 from autocompress.candidate import IMPORTANCES
 from autocompress.compress.prune.importance import CRITERIA
 from autocompress.compress.prune.masks import global_ratios
-from autocompress.export.build import prepare
 from autocompress.export.float_graph.float_graph import export_float
+from autocompress.export.prepare import prepare
 from autocompress.measure.accuracy import evaluate_model
 from autocompress.targets.kernels import KernelChoice
 from autocompress.task.batches import take_samples

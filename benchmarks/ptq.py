@@ -25,7 +25,7 @@ from torch import nn
 from autocompress import Candidate, ModuleConfig, Task, find_modules, load_task
 from autocompress.candidate import WEIGHT_RANGES
 from autocompress.compress.calibrate.statistics import collect_statistics, output_error
-from autocompress.export.build import prepare, stitched_variants
+from autocompress.export.prepare import prepare
 from autocompress.targets.device.sessions import open_session
 from autocompress.targets.kernels import KernelChoice
 from autocompress.task.batches import Batches, take_samples
@@ -147,11 +147,7 @@ def simulation_gap(bench: Bench) -> tuple[float, str]:
                     candidate = one.uniform(bits, activation_bits, algorithm="nearest", **axes)
                     with torch.no_grad():
                         expected = one.stitcher.apply(candidate)(x).numpy()
-                    proto = one.builder.build(
-                        one.builder.recipe(
-                            candidate, stitched_variants(one.builder, one.stitcher, candidate)
-                        )
-                    )
+                    proto = one.compressor.graph(candidate)
                     (output,) = open_session(proto.SerializeToString()).run(
                         None, one.builder.lowered.feed(x)
                     )

@@ -19,8 +19,9 @@ from onnx import TensorProto, helper, numpy_helper
 from torch import nn
 
 from autocompress import Candidate, ModuleConfig, Task, find_modules
-from autocompress.compress.assemble.stitch import Stitcher
-from autocompress.export.build import Builder, prepare, stitched_variants
+from autocompress.export.build import Builder
+from autocompress.export.compressor import Compressor
+from autocompress.export.prepare import prepare
 from autocompress.integer_form import IntegerForm
 from autocompress.targets.device.sessions import DEFAULT, open_session
 from autocompress.targets.kernel_arithmetic import products_saturate
@@ -74,10 +75,9 @@ def forms(kind: str) -> dict[str, ModuleConfig]:
 def layer_file(builder: Builder, config: ModuleConfig, x: torch.Tensor) -> tuple[bytes, str, float]:
     """(file, its weight-only kernel if any, relative difference of its outputs from the simulation's)."""
     candidate = Candidate.of({"0": config})
-    stitcher = Stitcher(builder.teacher, builder.module_map, builder.library(), builder.plan)
-    proto = builder.build(
-        builder.recipe(candidate, stitched_variants(builder, stitcher, candidate))
-    )
+    compressor = Compressor.of(builder)
+    stitcher = compressor.stitcher
+    proto = compressor.graph(candidate)
     with torch.no_grad():
         expected = stitcher.apply(candidate)(x).numpy()
     data = proto.SerializeToString()
@@ -105,7 +105,7 @@ def measure(
     shown = [IntegerForm.SIGNED, *([IntegerForm.UNSIGNED] if kind == "linear" else [])]
     for form in shown:
         made[f"{usual}, {form}"] = layer_file(
-            replace(builder, kernels=Formed(form), _sizes={}), forms(kind)[usual], x
+            replace(builder, kernels=Formed(form)), forms(kind)[usual], x
         )
     reference = made[usual][0]
     timing = timed(reference, [data for data, *_ in made.values()], builder.lowered.feed(x), rounds)

@@ -22,7 +22,7 @@ from autocompress import Candidate, Distillation, ModuleConfig, Task, find_modul
 from autocompress.compress.recover.context import Trainer
 from autocompress.compress.recover.recover import recover
 from autocompress.compress.recover.teacher import Teacher
-from autocompress.export.build import prepare
+from autocompress.export.prepare import prepare
 from autocompress.targets.kernels import KernelChoice
 from autocompress.task.batches import Batches, take_samples
 from autocompress.task.loading import Unlabelled

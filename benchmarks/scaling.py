@@ -12,12 +12,14 @@ import statistics
 import subprocess
 import sys
 import tempfile
+from dataclasses import replace
 from pathlib import Path
 
 import optuna
 import yaml
 
 from autocompress.results.front import JOURNAL_FILE
+from autocompress.search.workers.plan import RUN, WorkerPlan
 from autocompress.search.workers.storage import open_study
 from benchmarks.output import parser_of, write_figures
 
@@ -96,13 +98,10 @@ def rate(known: optuna.Study, url: str, workers: int, name: str) -> float:
     study.add_trials(trials[:TOLD])
     for trial in trials[TOLD:]:
         study.enqueue_trial(trial.params)
-    run = {
-        **known.user_attrs["run"],
-        "workers": os.cpu_count(),
-        "n_trials": len(trials),
-        "deadline": None,
-    }
-    study.set_user_attr("run", run)
+    plan = WorkerPlan.from_json(known.user_attrs[RUN])
+    settings = replace(plan.settings, workers=os.cpu_count() or 1, n_trials=len(trials))
+    plan = replace(plan, settings=settings, deadline=None)
+    study.set_user_attr(RUN, plan.to_json())
     command = [
         sys.executable,
         "-m",

@@ -21,7 +21,6 @@ import optuna
 import plotly.graph_objects as go
 import torch
 from optuna.samplers import BaseSampler
-from optuna.trial import FrozenTrial, TrialState
 
 from autocompress import Task, find_modules, load_task
 from autocompress.candidate import UNTOUCHED, ModuleConfig
@@ -29,8 +28,10 @@ from autocompress.results.limits import Limits
 from autocompress.results.pareto import hypervolume
 from autocompress.search.evaluate.judge import Judge
 from autocompress.search.evaluate.racing import PARTS
-from autocompress.search.problem.bench import Bench, open_bench
 from autocompress.search.problem.goal import Goal, directions
+from autocompress.search.problem.options import Settings
+from autocompress.search.problem.problem import Problem, open_problem
+from autocompress.search.problem.trial_record import TrialRecord, records_of
 from autocompress.search.propose.factory import make_allocator, price_sampler, sensitivity
 from autocompress.search.propose.stock import stock_sampler
 from autocompress.search.workers.worker import ask, judged
@@ -66,7 +67,7 @@ Seeds = Sequence[Mapping[str, int]]
 class Case:
     """A prepared task; `losses` is its sensitivity table, which took `table_s` processor seconds and is given to all guided searches."""
 
-    bench: Bench
+    bench: Problem
     limits: Limits
     losses: Mapping[tuple[str, ModuleConfig], float]
     folder: Path
@@ -81,9 +82,7 @@ def case(task: Task, drop: float, folder: Path) -> Case:
     modules = find_modules(task.model, task.example_inputs, task.towers)
     device, table = torch.device("cpu"), folder / f"{task.name}.json"
     target, space = find_target("onnxruntime-cpu"), SearchSpace.load(SPACE)
-    bench = open_bench(
-        task, task, space, target, device, modules, None, table, None, 0, lambda what, share: None
-    )
+    bench = open_problem(task, task, space, target, device, modules, Settings(), table)
     place = folder / task.name
     place.mkdir(exist_ok=True)
     started = time.process_time()
@@ -97,12 +96,12 @@ class Run:
 
     volumes: list[float]
     seconds: list[float]
-    trials: Sequence[FrozenTrial] = ()
+    trials: Sequence[TrialRecord] = ()
 
 
 def run(
     found: Case,
-    bench: Bench,
+    bench: Problem,
     sampler: BaseSampler,
     count: int,
     parts: tuple[float, ...] = PARTS,
@@ -112,19 +111,19 @@ def run(
     for parameters in seeds:
         study.enqueue_trial(dict(parameters))
     judge, started = Judge(bench, found.limits, found.folder, parts), time.process_time()
-    values: list[tuple[float, float, float]] = []
+    values: list[tuple[float, ...]] = []
     volumes, seconds = [], []
     for _ in range(count):
         trial = ask(study, bench.space)
         judged(study, trial, judge, "benchmark", time.monotonic())
-        last = study.trials[trial.number]
-        if last.state == TrialState.COMPLETE and all(v <= 0 for v in last.constraints.values()):
-            values.append((last.values[0], last.values[1], last.values[2]))
+        last = records_of(study)[trial.number]
+        if last.is_complete and last.feasible:
+            values.append(last.values)
         volumes.append(
             hypervolume(found.goal.losses(values), found.goal.reference_point) if values else 0.0
         )
         seconds.append(time.process_time() - started)
-    return Run(volumes, seconds, study.trials)
+    return Run(volumes, seconds, records_of(study))
 
 
 def only(space: BoundSpace, axes: Sequence[str], base: Mapping[str, ModuleConfig]) -> BoundSpace:
@@ -146,13 +145,13 @@ def only(space: BoundSpace, axes: Sequence[str], base: Mapping[str, ModuleConfig
     )
 
 
-def guided(found: Case, bench: Bench, seed: int) -> BaseSampler:
+def guided(found: Case, bench: Problem, seed: int) -> BaseSampler:
     return price_sampler(bench, found.limits, found.losses, seed)
 
 
 def in_sequence(found: Case, count: int, seed: int) -> Run:
     """Prune, then factorise, then quantise: a third of the trials each, from the point of most volume within its share of the loss."""
-    values: list[tuple[float, float, float]] = []
+    values: list[tuple[float, ...]] = []
     volumes: list[float] = []
     seconds: list[float] = []
     base: dict[str, ModuleConfig] = {}
@@ -164,12 +163,10 @@ def in_sequence(found: Case, count: int, seed: int) -> Run:
         )
         seconds += [(seconds[len(volumes) - 1] if volumes else 0.0) + s for s in part.seconds]
         allowed = found.bench.baseline.accuracy - found.limits.max_accuracy_drop * (i + 1) / 3
-        done = [t for t in part.trials if t.state == TrialState.COMPLETE and t.values[2] >= allowed]
+        done = [t for t in part.trials if t.is_complete and t.accuracy >= allowed]
         for trial in part.trials:
-            if trial.state == TrialState.COMPLETE and all(
-                v <= 0 for v in trial.constraints.values()
-            ):
-                values.append((trial.values[0], trial.values[1], trial.values[2]))
+            if trial.is_complete and trial.feasible:
+                values.append(trial.values)
             volumes.append(
                 hypervolume(found.goal.losses(values), found.goal.reference_point)
                 if values
@@ -179,7 +176,7 @@ def in_sequence(found: Case, count: int, seed: int) -> Run:
             best = max(
                 done,
                 key=lambda t: hypervolume(
-                    found.goal.losses([tuple(t.values)]), found.goal.reference_point
+                    found.goal.losses([t.values]), found.goal.reference_point
                 ),
             )
             base = dict(bench.space.candidate(best.params).modules)

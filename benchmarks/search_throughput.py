@@ -24,10 +24,12 @@ from autocompress.integer_form import IntegerForm
 from autocompress.measure.accuracy import model_outputs
 from autocompress.results.front import Measurement
 from autocompress.results.limits import Limits
-from autocompress.search.evaluate.judge import Judge, Outcome
+from autocompress.search.evaluate.judge import Judge
 from autocompress.search.evaluate.racing import PARTS as RUNGS
-from autocompress.search.problem.bench import Bench, open_bench
 from autocompress.search.problem.goal import Goal
+from autocompress.search.problem.options import Settings
+from autocompress.search.problem.problem import Problem, open_problem
+from autocompress.search.problem.trial_record import TrialRecord
 from autocompress.search.propose.allocation import PARTS, Allocator, ModuleTable
 from autocompress.search.propose.factory import price_sampler, sensitivity
 from autocompress.search.propose.sampler import PriceSampler, distributions
@@ -48,7 +50,7 @@ class Timed(Judge):
 
     seconds: float = 0.0
 
-    def judge(self, study: optuna.Study, number: int, candidate: Candidate) -> Outcome:
+    def judge(self, study: optuna.Study, number: int, candidate: Candidate) -> TrialRecord:
         started = time.perf_counter()
         try:
             return super().judge(study, number, candidate)
@@ -56,7 +58,7 @@ class Timed(Judge):
             self.seconds = time.perf_counter() - started
 
 
-def forward_s(bench: Bench) -> float:
+def forward_s(bench: Problem) -> float:
     started = time.perf_counter()
     for inputs, _ in bench.race.batches:
         model_outputs(bench.stitcher.teacher, inputs, bench.device)
@@ -64,7 +66,7 @@ def forward_s(bench: Bench) -> float:
 
 
 def ratios(
-    bench: Bench, limits: Limits, losses, folder: Path, parts: tuple[float, ...], trials: int
+    bench: Problem, limits: Limits, losses, folder: Path, parts: tuple[float, ...], trials: int
 ) -> tuple[list[float], list[float]]:
     """(seconds of each trial, seconds of sampler and storage in it), as shares of a forward pass."""
     study = open_study(str(folder / f"{len(parts)}.journal"))
@@ -83,7 +85,7 @@ def ratios(
     return whole, extra
 
 
-def reusable_shares(bench: Bench, candidates: Sequence[Candidate]) -> list[float]:
+def reusable_shares(bench: Problem, candidates: Sequence[Candidate]) -> list[float]:
     """Per candidate the share of the model's MACs that run before the first module in which it differs from that earlier candidate with
     which it has most in common: what reusing activations could save at most, if those of all earlier candidates were kept.
     """
@@ -203,24 +205,21 @@ def ask_ms(folder: Path, told: int) -> float:
     return 1e3 * statistics.median(times)
 
 
-def prepared(task: Task, folder: Path) -> tuple[Bench, dict[tuple[str, ModuleConfig], float]]:
+def prepared(task: Task, folder: Path) -> tuple[Problem, dict[tuple[str, ModuleConfig], float]]:
     modules = find_modules(task.model, task.example_inputs, task.towers)
     space, target = SearchSpace.load(SPACE), find_target("onnxruntime-cpu")
     space = SearchSpace(
         space.where, space.rules, {}, {}
     )  # without recovery, which is not an evaluation
-    bench = open_bench(
+    bench = open_problem(
         task,
         task,
         space,
         target,
         torch.device("cpu"),
         modules,
-        None,
+        Settings(),
         folder / "table.json",
-        None,
-        0,
-        lambda what, share: None,
     )
     return bench, dict(sensitivity(bench, folder, lambda what, share: None)[0])
 

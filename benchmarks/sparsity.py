@@ -9,7 +9,7 @@ os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 import torch
 
 from autocompress import Candidate, ModuleConfig, find_modules, load_task
-from autocompress.export.build import prepare
+from autocompress.export.prepare import prepare
 from autocompress.targets.kernels import KernelChoice
 from autocompress.task.batches import take_samples
 from benchmarks.bench import Bench, timed

@@ -17,8 +17,8 @@ import optuna
 import torch
 
 import autocompress as ac
+from autocompress.export.subject import builder_for, layout_of, subject_of
 from autocompress.results.front import MODEL_FILE
-from autocompress.search.problem.bench import builder_for, layout_of, subject_of
 from autocompress.space.search_space import SearchSpace
 from autocompress.targets.device.sessions import open_session
 from autocompress.targets.device.timing import interleaved_timing
@@ -82,7 +82,7 @@ def threads(figures: dict[str, float]) -> None:
         {m.name: ac.ModuleConfig(8, 8) for m in builder.module_map if m.kind in ("linear", "conv")}
     )
     for name, candidate in (("float", ac.Candidate()), ("int8", integer)):
-        content = subject.blank(candidate)[0]
+        content = subject.noise_file(candidate)[0]
         openers = [partial(open_session, content, s) for s in settings]
         measured = interleaved_timing(openers[0], openers[1:], subject.feed, 60).ratios[0]
         predicted = tables[2].predict_ms(subject.layout, candidate) / tables[1].predict_ms(
@@ -112,7 +112,7 @@ def tuned(figures: dict[str, float]) -> None:
         )
     ratios = []
     for candidate in plan.checked[:8]:
-        content = subject.blank(candidate)[0]
+        content = subject.noise_file(candidate)[0]
         openers = [partial(open_session, content, s) for s in (target.settings, settings)]
         ratios.append(interleaved_timing(openers[0], openers[1:], subject.feed, 40).ratios[0])
     figures |= {"tuned_best": min(ratios), "tuned_worst": max(ratios)}

@@ -10,10 +10,10 @@ from autocompress.cli.tables import console, print_lines
 from autocompress.cli.values import prepared_task
 from autocompress.compress.recover.student import on_student
 from autocompress.export.probes import SCRIPT_FILE, export_probes
+from autocompress.export.subject import builder_for, layout_of, subject_of
 from autocompress.integer_form import IntegerForm
 from autocompress.model.modules import find_modules
-from autocompress.search.problem.bench import builder_for, layout_of, subject_of
-from autocompress.search.problem.describe import check_words
+from autocompress.search.problem.progress import check_words
 from autocompress.space.search_space import SearchSpace
 from autocompress.targets.device.job import RESULT_FILE
 from autocompress.targets.latency_model.profile import measure_table
@@ -61,7 +61,7 @@ def export_probes_command(arguments: argparse.Namespace) -> int:
     modules = find_modules(task.model, task.example_inputs, task.towers)
     # The device's arithmetic is not known here: weights take the form that is exact everywhere.
     forms = {module.name: IntegerForm.REDUCED for module in modules}
-    builder = replace(builder_for(task, modules, target), forms=forms, _sizes={})
+    builder = replace(builder_for(task, modules, target), forms=forms)
     space = SearchSpace.load(arguments.space).bind(builder.module_map, target)
     count = export_probes(
         subject_of(task, builder, layout_of(builder), space), target, Path(arguments.to)

@@ -20,8 +20,8 @@ from autocompress.compress.recover.student import on_student
 from autocompress.errors import ExportError
 from autocompress.results.front import REPORT_FILE
 from autocompress.search.inspection import inspect_task
-from autocompress.search.loop import run_worker
 from autocompress.search.problem.options import Settings
+from autocompress.search.workers.join import run_worker
 from autocompress.space.search_space import SearchSpace
 from autocompress.targets.target import find_target
 from autocompress.task.source import load_task

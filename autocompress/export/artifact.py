@@ -1,4 +1,8 @@
-"""The files of one point: model.onnx, recipe.yaml, model.safetensors and a README that says how to run it."""
+"""Write and read the files of one point of a front.
+
+model.onnx holds the model, recipe.yaml records how it was made, and model.safetensors holds the
+weights of its PyTorch module. `notes.py` writes the README beside them.
+"""
 
 from __future__ import annotations
 
@@ -16,21 +20,19 @@ from safetensors.torch import save
 from torch import Tensor
 
 from autocompress.candidate import Candidate
-from autocompress.compress.assemble.stitch import Stitcher, Trained
+from autocompress.compress.assemble.stitch import Stitcher
+from autocompress.compress.assemble.trained import Trained
 from autocompress.errors import ExportError
-from autocompress.export.arithmetic import arithmetic_words, saturation_warning
-from autocompress.export.build import Builder
+from autocompress.export.arithmetic import saturation_warning
+from autocompress.export.compressor import Compressor
 from autocompress.model.plain.plain import form_of
 from autocompress.results.files import disk_error, write_atomic
 from autocompress.results.front import (
-    LATENCY_WORDS,
     MODEL_FILE,
     NOTES_FILE,
     RECIPE_FILE,
     WEIGHTS_FILE,
     FrontPoint,
-    Measurement,
-    left_out_words,
 )
 from autocompress.targets.device.sessions import SessionSettings
 from autocompress.task.batches import Inputs
@@ -39,52 +41,102 @@ RECIPE_FORMAT = 4
 
 
 def write_model(folder: Path, proto: ModelProto) -> int:
-    """Write model.onnx; returns its size in bytes."""
+    """Write model.onnx.
+
+    Args:
+        folder: made if it is not there.
+        proto: the content.
+
+    Returns:
+        The size of the file in bytes.
+
+    Raises:
+        RunFolderError: the file cannot be written.
+    """
+    return write_graph(folder / MODEL_FILE, proto)
+
+
+def write_graph(path: Path, proto: ModelProto) -> int:
+    """Write an ONNX file, equal graphs as equal bytes.
+
+    Args:
+        path: the file; its folder is made if it is not there.
+        proto: the content.
+
+    Returns:
+        The size of the file in bytes.
+
+    Raises:
+        RunFolderError: the file cannot be written.
+    """
     data = proto.SerializeToString(deterministic=True)
-    write_atomic(folder / MODEL_FILE, data)
+    write_atomic(path, data)
     return len(data)
 
 
 def write_weights(
     folder: Path, stitcher: Stitcher, candidate: Candidate, trained: Trained | None
 ) -> None:
-    """Write model.safetensors: every module's stored weights, the kept channels, and all other parameters of the model."""
+    """Write model.safetensors: stored weights, kept channels, and all other parameters.
+
+    Args:
+        folder: made if it is not there.
+        stitcher: simulates the candidate; it holds `candidate` afterwards.
+        candidate: the configs of the modules.
+        trained: weights and ranges after recovery, or None.
+
+    Raises:
+        RunFolderError: the file cannot be written.
+    """
     model = stitcher.apply(candidate, trained)
     others = {
         name: value.detach().cpu()
         for name, value in model.state_dict().items()
         if name in stitcher.state
     }
-    made = trained.variants if trained else {}
-    variants = {
-        name: made.get(name) or stitcher.variant(name, owner, candidate)
-        for name, owner in stitcher.owners.items()
-    }
+    learned = trained.variants if trained else {}
+    variants = {}
+    for name, owner in stitcher.owners.items():
+        variants[name] = learned.get(name) or stitcher.variant(name, owner, candidate)
     masks = trained.masks if trained else stitcher.pruner.masks(candidate)
     write_atomic(folder / WEIGHTS_FILE, save(Trained(variants, others, {}, masks).to_tensors()))
 
 
 def write_recipe(
     folder: Path,
-    builder: Builder,
-    stitcher: Stitcher,
+    compressor: Compressor,
     candidate: Candidate,
     trained: Trained | None,
     example: Inputs,
     origin: Mapping[str, Any],
     settings: SessionSettings,
 ) -> None:
-    """Write recipe.yaml beside model.onnx: what was done, in order, from what, and how its sessions are opened."""
+    """Write recipe.yaml: what was done, in order, from what, and how sessions are opened.
+
+    Args:
+        folder: holds model.onnx; its hash is recorded.
+        compressor: made the file.
+        candidate: the configs of the modules.
+        trained: weights and ranges after recovery, or None.
+        example: inputs of the model; shapes and types are recorded.
+        origin: task, source, seed, versions and threads of the run.
+        settings: how sessions are opened.
+
+    Raises:
+        RunFolderError: the file cannot be written.
+    """
+    builder = compressor.builder
     recipe = builder.recipe(candidate, {}, trained)
     modules = {}
-    for name, module in stitcher.simulated.items():
-        owner = stitcher.owners[name]
-        modules[name] = {
-            "kind": module.kind,
-            "owner": owner,
-            "calls": [asdict(call) for call in builder.plan.calls.get(owner, ())],
-            "block_size": module.block_size,
-        }
+    for module in builder.module_map:
+        config = candidate.config(module.name)
+        for name in (module.name, *module.aliases):
+            modules[name] = {
+                "kind": module.kind,
+                "owner": module.name,
+                "calls": [asdict(call) for call in builder.plan.calls.get(module.name, ())],
+                "block_size": builder.plan.block_size(module, config),
+            }
     ranges = {
         name: {"scale": r.scale, "zero_point": r.zero_point, "low": r.low, "high": r.high}
         for name, r in recipe.ranges.items()
@@ -114,7 +166,17 @@ def write_recipe(
 
 
 def read_recipe(folder: Path) -> dict[str, Any]:
-    """recipe.yaml of a folder; ExportError when there is none of this format."""
+    """Read recipe.yaml.
+
+    Args:
+        folder: written by `autocompress export`.
+
+    Returns:
+        The content of the file.
+
+    Raises:
+        ExportError: there is no recipe of this format.
+    """
     path = folder / RECIPE_FILE
     if not path.is_file():
         raise ExportError(
@@ -130,7 +192,14 @@ def read_recipe(folder: Path) -> dict[str, Any]:
 
 
 def describe_inputs(value: Any) -> Any:
-    """Plain types that say what the model is called with: shapes and types of tensors, constants, and how they are nested."""
+    """Describe what a model is called with, in plain types.
+
+    Args:
+        value: a tensor, a constant, or a tuple, list or mapping of them.
+
+    Returns:
+        Shapes and types of tensors, constants, and how they are nested.
+    """
     if isinstance(value, Tensor):
         return {"shape": list(value.shape), "type": str(value.dtype).removeprefix("torch.")}
     if isinstance(value, Mapping):
@@ -144,11 +213,18 @@ def describe_inputs(value: Any) -> Any:
     return {"constant": value}
 
 
-def described_inputs(found: Mapping[str, Any]) -> Any:
-    """Inputs like those that `describe_inputs` described, their tensors zeros."""
-    ((kind, value), *_) = found.items()
+def described_inputs(description: Mapping[str, Any]) -> Any:
+    """Make inputs from a description, the reverse of `describe_inputs`.
+
+    Args:
+        description: made by `describe_inputs`.
+
+    Returns:
+        Inputs with zeros in all tensors.
+    """
+    ((kind, value), *_) = description.items()
     if kind == "shape":
-        return torch.zeros(value, dtype=getattr(torch, found["type"]))
+        return torch.zeros(value, dtype=getattr(torch, description["type"]))
     if kind == "entries":
         return {name: described_inputs(part) for name, part in value.items()}
     if kind in ("tuple", "list"):
@@ -158,18 +234,36 @@ def described_inputs(found: Mapping[str, Any]) -> Any:
 
 
 def session_settings(path: Path) -> SessionSettings | None:
-    """How the sessions of a model.onnx are opened, as the recipe beside it says; None when there is none."""
+    """Return how sessions of a model.onnx are opened, as the recipe beside it says.
+
+    Args:
+        path: the file.
+
+    Returns:
+        The settings, or None if there is no recipe.
+
+    Raises:
+        ExportError: the recipe cannot be read.
+    """
     session = _recipe_beside(path).get("session")
     return None if session is None else SessionSettings.from_json(session)
 
 
 def session_warning(path: Path, settings: SessionSettings) -> str:
-    """Return one line when this machine's integer products are not those that a file was made for; "" when all is well."""
+    """Return one line if this machine's integer products are not those that a file was made for.
+
+    Args:
+        path: the file.
+        settings: how its sessions are opened.
+
+    Returns:
+        The warning, or "".
+    """
     return saturation_warning(path, settings, _recipe_beside(path).get("portable"))
 
 
 def _recipe_beside(path: Path) -> dict[str, Any]:
-    """The recipe of a model.onnx; empty when there is none."""
+    """Return the recipe of a model.onnx, empty if there is none."""
     return (
         read_recipe(path.parent)
         if path.name == MODEL_FILE and (path.parent / RECIPE_FILE).is_file()
@@ -177,74 +271,21 @@ def _recipe_beside(path: Path) -> dict[str, Any]:
     )
 
 
-def _session_lines(settings: SessionSettings) -> str:
-    if settings.runtime == "openvino":
-        config = f'{{"INFERENCE_NUM_THREADS": {settings.threads}, "NUM_STREAMS": 1}}'
-        return f'import openvino\nsession = openvino.Core().compile_model("{MODEL_FILE}", "{settings.provider}", {config})'
-    lines = [
-        "import onnxruntime",
-        "options = onnxruntime.SessionOptions()",
-        f"options.intra_op_num_threads = {settings.threads}",
-    ]
-    if not settings.spinning:
-        lines.append('options.add_session_config_entry("session.intra_op.allow_spinning", "0")')
-    disabled = (
-        f", disabled_optimizers={list(settings.disabled_optimizers)}"
-        if settings.disabled_optimizers
-        else ""
-    )
-    lines.append(
-        f'session = onnxruntime.InferenceSession("{MODEL_FILE}", options, providers=["{settings.provider}"]{disabled})'
-    )
-    return "\n".join(lines)
-
-
-def write_notes(
-    folder: Path,
-    point: FrontPoint,
-    baseline: Measurement,
-    input_names: tuple[str, ...],
-    target: str,
-    settings: SessionSettings,
-) -> None:
-    """Write README.md beside the recipe: the table before/after and the lines that run the model."""
-    m = point.measured
-    feed = ", ".join(f'"{name}": {name}' for name in input_names)
-
-    def percent(value: float | None) -> str:
-        return "not measured" if value is None else f"{value:.4f}"
-
-    shown = [name for name in m.metrics if name in baseline.metrics]
-    extra = "".join(
-        f"| {name.replace('_', ' ')} | {baseline.metrics[name]:.4f} | {m.metrics[name]:.4f} | |\n"
-        for name in shown
-    )
-    missing = "".join(f"\n{words}\n" for words in left_out_words([baseline, m]))
-    text = f"""# {MODEL_FILE}, trial {point.trial}
-
-| | before | after | ratio |
-|---|---|---|---|
-| size (bytes) | {baseline.size_bytes} | {m.size_bytes} | {baseline.size_bytes / m.size_bytes:.2f}x smaller |
-| weights in a session (bytes) | {baseline.memory_bytes} | {m.memory_bytes} | |
-| latency (ms, {target}) | {baseline.latency_ms:.3f} | {m.latency_ms:.3f} | {baseline.latency_ms / m.latency_ms:.2f}x faster |
-| accuracy (validation) | {percent(baseline.accuracy)} | {percent(m.accuracy)} | |
-| accuracy (test) | {percent(baseline.test_accuracy)} | {percent(m.test_accuracy)} | |
-{extra}{missing}
-Packed weights are unpacked when a session is created, to 8-bit integers for integer kernels and to float for the others.
-{arithmetic_words(read_recipe(folder)["portable"])}
-{LATENCY_WORDS[m.latency_source]}
-Linear modules with 8-bit activations take their range from each batch, so that outputs depend slightly on the batch they are in.
-
-```python
-{_session_lines(settings)}
-outputs = {"session.run(None, " if settings.runtime == "onnxruntime" else "session("}{{{feed}}})
-```
-"""
-    write_atomic(folder / NOTES_FILE, text)
-
-
 def copy_artifact(run_folder: Path, point: FrontPoint, to: Path) -> Path:
-    """Copy the files of a point to a folder of the user's; returns it."""
+    """Copy the files of a point.
+
+    Args:
+        run_folder: the run folder of the search.
+        point: a point of its front.
+        to: made if it is not there.
+
+    Returns:
+        `to`.
+
+    Raises:
+        ExportError: the run folder lacks the file.
+        RunFolderError: the files cannot be written.
+    """
     source = run_folder / point.artifact
     if not (source / MODEL_FILE).is_file():
         raise ExportError(

@@ -1,4 +1,8 @@
-"""Whether what is simulated is what runs: the untouched candidate against the model, one of 8 bits against its file, module by module."""
+"""Check that the files of a model compute what is simulated.
+
+The untouched candidate is compared with the model, and a candidate of 8 bits with its file. A
+search starts with this check. If outputs differ, the error names the first module that differs.
+"""
 
 from __future__ import annotations
 
@@ -12,9 +16,9 @@ from onnx import ModelProto, helper
 from torch import Tensor, nn
 
 from autocompress.candidate import Candidate, ModuleConfig
-from autocompress.compress.assemble.stitch import Stitcher
 from autocompress.errors import ExportError
-from autocompress.export.build import Builder, stitched_variants
+from autocompress.export.build import Builder
+from autocompress.export.compressor import Compressor
 from autocompress.targets.device.sessions import open_session
 from autocompress.targets.target import Target
 from autocompress.task.batches import Inputs, batch_size, map_inputs, take_samples
@@ -28,7 +32,13 @@ Array = NDArray[Any]
 
 
 class Identity(NamedTuple):
-    """Relative differences of outputs: simulation and float file against the model, the file of 8-bit weights against its simulation."""
+    """Hold relative differences of outputs.
+
+    Attributes:
+        simulation: of the simulated untouched candidate from the model.
+        float_file: of the float file from the model.
+        rounded_file: of a file of 8-bit weights from its simulation.
+    """
 
     simulation: float
     float_file: float
@@ -36,51 +46,52 @@ class Identity(NamedTuple):
 
     @property
     def words(self) -> str:
-        """For the terminal."""
+        """Return the line for the terminal."""
         return (
-            f"what is simulated is what runs: the simulation differs from the model by {self.simulation:.1g}, the float file by "
-            f"{self.float_file:.1g}, a file of 8-bit weights from its simulation by {self.rounded_file:.1g}"
+            "what is simulated is what runs: the simulation differs from the model by "
+            f"{self.simulation:.1g}, the float file by {self.float_file:.1g}, a file of 8-bit "
+            f"weights from its simulation by {self.rounded_file:.1g}"
         )
 
 
-def check_identity(builder: Builder, stitcher: Stitcher, target: Target, task: Task) -> Identity:
-    """How closely simulation and files agree with the model on a few validation samples.
+def check_identity(compressor: Compressor, target: Target, task: Task) -> Identity:
+    """Compare simulation and files with the model on a few validation samples.
 
     Args:
-        builder: the exported model.
-        stitcher: its simulation, on the CPU or another device.
-        target: what the candidate of 8 bits may use.
-        task: whose samples are taken; the example where the file's batch is fixed.
+        compressor: makes candidates of the model, on the CPU or another device.
+        target: gives the bits and integer kernels of the 8-bit candidate.
+        task: gives the samples; the example inputs if the file's batch size is fixed.
+
+    Returns:
+        The differences.
 
     Raises:
-        ExportError: they do not agree; it names the first module whose output differs.
+        ExportError: they do not agree; the error names the first module whose output differs.
     """
-    inputs = (
-        take_samples(task.validation, SAMPLES)[0][0]
-        if builder.lowered.dynamic_batch
-        else task.example_inputs
-    )
+    builder, stitcher = compressor.builder, compressor.stitcher
+    if builder.lowered.dynamic_batch:
+        inputs = take_samples(task.validation, SAMPLES)[0][0]
+    else:
+        inputs = task.example_inputs
     expected, proto = _outputs(builder.teacher, inputs), builder.lowered.proto
     simulated = _outputs(stitcher.apply(Candidate()), inputs)
     simulation = _difference(simulated, expected)
     if simulation > UNTOUCHED_ERROR:
-        where = _first_module(builder, stitcher, proto, inputs, UNTOUCHED_ERROR)
+        where = _first_module(compressor, proto, inputs, UNTOUCHED_ERROR)
         raise ExportError(
             f"export: the simulation of the untouched model differs from the model{where}; {REPORT}"
         )
     float_file = _difference(_run(proto, builder, inputs)[0], expected)
     if float_file > UNTOUCHED_ERROR:
-        where = _first_module(builder, stitcher, proto, inputs, UNTOUCHED_ERROR)
+        where = _first_module(compressor, proto, inputs, UNTOUCHED_ERROR)
         raise ExportError(f"export: the float file differs from the model{where}; {REPORT}")
     _check_whole_batch(builder, task, inputs)
     candidate = _eight_bits(builder, target)
-    proto = builder.build(
-        builder.recipe(candidate, stitched_variants(builder, stitcher, candidate))
-    )
+    proto = compressor.graph(candidate)
     simulated = _outputs(stitcher.apply(candidate), inputs)
     rounded_file = _difference(_run(proto, builder, inputs)[0], simulated)
     if rounded_file > ROUNDED_ERROR:
-        where = _first_module(builder, stitcher, proto, inputs, ROUNDED_ERROR)
+        where = _first_module(compressor, proto, inputs, ROUNDED_ERROR)
         raise ExportError(
             f"export: the file of 8-bit weights differs from its simulation{where}; {REPORT}"
         )
@@ -88,24 +99,21 @@ def check_identity(builder: Builder, stitcher: Stitcher, target: Target, task: T
 
 
 def _check_whole_batch(builder: Builder, task: Task, few: Inputs) -> None:
-    """Raise ExportError where the float file, which is right for a few samples, differs for a whole batch."""
+    """Raise ExportError if the float file is wrong for a whole batch, and right for a few."""
     whole = task.first_batch[0]
     if not builder.lowered.dynamic_batch or batch_size(whole) <= batch_size(few):
         return
-    if (
-        _difference(
-            _run(builder.lowered.proto, builder, whole)[0], _outputs(builder.teacher, whole)
-        )
-        > UNTOUCHED_ERROR
-    ):
+    output = _run(builder.lowered.proto, builder, whole)[0]
+    if _difference(output, _outputs(builder.teacher, whole)) > UNTOUCHED_ERROR:
         raise ExportError(
-            f"export: the float file differs from the model on a batch of {batch_size(whole)}, not on one of {batch_size(few)}: the model "
-            "does something else by the size of its batch, which no file can follow; nearest: batches of the size that is deployed"
+            f"export: the float file differs from the model on a batch of {batch_size(whole)}, not "
+            f"on one of {batch_size(few)}: the model does something else by the size of its batch, "
+            "which no file can follow; nearest: batches of the size that is deployed"
         )
 
 
 def _eight_bits(builder: Builder, target: Target) -> Candidate:
-    """Every module at 8 bits, on integer kernels where the target has them."""
+    """Return the candidate of 8-bit weights, on the integer kernels of the target."""
     integer = target.integer_kinds if 8 in target.activation_bits else ()
     bits = 8 if 8 in target.weight_bits else 32
     # The range that takes no search: what is compared is arithmetic, not accuracy.
@@ -134,24 +142,26 @@ def _run(proto: ModelProto, builder: Builder, inputs: Inputs) -> list[Array]:
     ]
 
 
-def _difference(found: Array, expected: Array) -> float:
-    """Relative difference of what is finite in both; infinite where shapes, or what is not finite, differ."""
-    if found.shape != expected.shape or (np.isfinite(found) != np.isfinite(expected)).any():
+def _difference(output: Array, expected: Array) -> float:
+    """Return the relative difference of finite values; inf if shapes or other values differ."""
+    if output.shape != expected.shape or (np.isfinite(output) != np.isfinite(expected)).any():
         return float("inf")
     finite = np.isfinite(expected)
-    found, expected = found[finite].astype(np.float64), expected[finite].astype(np.float64)
-    return float(np.linalg.norm(found - expected) / max(float(np.linalg.norm(expected)), 1e-9))
+    output, expected = output[finite].astype(np.float64), expected[finite].astype(np.float64)
+    return float(np.linalg.norm(output - expected) / max(float(np.linalg.norm(expected)), 1e-9))
 
 
-def _first_module(
-    builder: Builder, stitcher: Stitcher, proto: ModelProto, inputs: Inputs, error: float
-) -> str:
-    """Return " at module NAME" for the first one, in the order of calls, whose output differs between simulation and file."""
-    made = {output for node in proto.graph.node for output in node.output}
+def _first_module(compressor: Compressor, proto: ModelProto, inputs: Inputs, error: float) -> str:
+    """Return " at module NAME" for the first module whose output differs, "" if there is none.
+
+    Modules come in the order of calls; the stitcher holds the candidate of `proto`.
+    """
+    builder, stitcher = compressor.builder, compressor.stitcher
+    outputs = {output for node in proto.graph.node for output in node.output}
     shown = [
         m.name
         for m in builder.module_map
-        if m.kind in ("linear", "embedding") and builder.lowered.sites[m.name][0].output in made
+        if m.kind in ("linear", "embedding") and builder.lowered.sites[m.name][0].output in outputs
     ]
     values: dict[str, Tensor] = {}
     handles = [
@@ -178,7 +188,7 @@ def _keep(values: dict[str, Tensor], name: str) -> Any:
 
 
 def _with_outputs(proto: ModelProto, names: Sequence[str]) -> ModelProto:
-    """The same graph that also gives the tensors `names`."""
+    """Return the graph with the tensors `names` as further outputs."""
     shown, known = ModelProto(), {value.name for value in proto.graph.output}
     shown.CopyFrom(proto)
     shown.graph.output.extend(

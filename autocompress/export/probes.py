@@ -1,4 +1,7 @@
-"""The models of a latency table in a folder, with one script that measures them where there is no PyTorch."""
+"""Write the models of a latency table, and one script that measures them without PyTorch.
+
+Behind `autocompress export-probes`, for another device.
+"""
 
 from __future__ import annotations
 
@@ -32,13 +35,30 @@ NOISE_OF = {
 SPREAD = 0.04  # of the noise: activations neither explode nor vanish in models of usual widths
 ALIGNED = 4096  # offsets that runtimes can map into memory
 LARGE = 4096  # bytes from which a weight is read from the shared noise
-MAIN = "import sys\nfrom pathlib import Path\nfrom device.job import main\nmain(Path(sys.argv[0]).resolve().parent)\n"
+MAIN = """import sys
+from pathlib import Path
+from device.job import main
+main(Path(sys.argv[0]).resolve().parent)
+"""
 
 
 def export_probes(subject: Subject, target: Target, folder: Path, seed: int = 0) -> int:
-    """Write models, inputs and the script into `folder`; returns the number of models. RunFolderError when it cannot be written.
+    """Write models, inputs and the script into a folder.
 
-    The values of weights play no part in latency, so that all models read their large ones from the same few files of noise.
+    The values of weights play no part in latency, so all models read their large weights from the
+    same few files of noise.
+
+    Args:
+        subject: the model, and the forms of a space.
+        target: the runtime of the device.
+        folder: made if it is not there.
+        seed: of the choice of models and of the noise.
+
+    Returns:
+        The number of models.
+
+    Raises:
+        RunFolderError: a file cannot be written.
     """
     plan = Plan.of(subject, seed)
     job = job_of(subject, target, plan, seed)
@@ -91,9 +111,10 @@ def export_probes(subject: Subject, target: Target, folder: Path, seed: int = 0)
 def _write_models(
     folder: Path, role: str, sources: Sequence[Source], needed: dict[str, int]
 ) -> list[str]:
-    """File names; `needed` grows to the bytes of noise that the largest of the models reads.
+    """Write models and return their file names.
 
-    Within a model each weight reads a part of its own, since a runtime would keep equal weights once, and caches would hold them.
+    `needed` grows to the bytes of noise that the largest model reads. Within a model each weight
+    reads a part of its own: a runtime would keep equal weights once, and caches would hold them.
     """
     written = []
     for i, source in enumerate(sources):
@@ -102,7 +123,7 @@ def _write_models(
         proto = ModelProto.FromString(content)
         read = dict.fromkeys(NOISE_FILES, 0)
         for tensor in proto.graph.initializer:
-            # A normalisation's variances must stay what they are; only weights of two or more dimensions become noise.
+            # Only weights of two or more dimensions become noise: variances stay what they are.
             noise = NOISE_OF.get(tensor.data_type)
             size = len(tensor.raw_data)
             if (
@@ -121,7 +142,7 @@ def _write_models(
 
 
 def _write_script(path: Path) -> None:
-    """The package that measures, and a few lines that start it, as one file that Python runs."""
+    """Write the package that measures as one file that Python runs."""
     source = Path(autocompress.targets.device.__file__).parent
     with tempfile.TemporaryDirectory() as folder:
         package = Path(folder) / "device"

@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from autocompress.candidate import Candidate
 from autocompress.errors import LimitError, RunFolderError
 from autocompress.results.files import read_json
-from autocompress.results.limits import Limits, check_pick, shortfalls
+from autocompress.results.limits import TOLERANCE, Limits, are_kept, check_pick, distance
 from autocompress.results.pareto import non_dominated
 
 RUN_FILE, JOURNAL_FILE, TRIALS_FILE = "run.json", "study.journal", "trials.csv"
@@ -216,27 +216,15 @@ class ParetoFront:
         if not self.points:
             raise LimitError("front: there is no point; run more trials or loosen the limits")
         check_pick(limits, self.baseline.metrics)
-        base = self.baseline.accuracy
-        misses = {
-            p.trial: shortfalls(
-                limits,
-                p.measured.size_bytes,
-                p.measured.latency_ms,
-                base - p.measured.accuracy,
-                p.measured.metrics,
-            )
-            for p in self.points
-        }
-        within = [p for p in self.points if not misses[p.trial]]
+        asked = Limits(**{name: value for name, value in limits.items() if value is not None})
+        missed = {p.trial: self._violations(p, asked) for p in self.points}
+        within = [p for p in self.points if are_kept(missed[p.trial], TOLERANCE)]
         key = self._key(what)
         if within:
             return Pick(min(within, key=key))
-        nearest = min(self.points, key=lambda p: sum(share for share, _ in misses[p.trial]))
-        return Pick(
-            nearest,
-            "no point meets the limits; the nearest misses "
-            + ", ".join(t for _, t in misses[nearest.trial]),
-        )
+        nearest = min(self.points, key=lambda p: distance(missed[p.trial]))
+        words = ", ".join(self._misses(nearest, asked, missed[nearest.trial]))
+        return Pick(nearest, f"no point meets the limits; the nearest misses {words}")
 
     def _key(self, what: str) -> Any:
         def coordinates(p: FrontPoint) -> NDArray[np.float64]:
@@ -261,8 +249,38 @@ class ParetoFront:
             raise LimitError(f"front: pick {what!r} is unknown; valid: {', '.join(keys)}")
         return keys[what]
 
+    def _violations(self, point: FrontPoint, limits: Limits) -> dict[str, float]:
+        m = point.measured
+        drop = self.baseline.accuracy - m.accuracy
+        return limits.violations(m.size_bytes, m.latency_ms, drop, m.metrics)
+
+    def _misses(
+        self, point: FrontPoint, limits: Limits, violations: Mapping[str, float]
+    ) -> list[str]:
+        """Say what a point misses, and by how much."""
+        m, words = point.measured, []
+        for name, by in violations.items():
+            if by <= TOLERANCE:
+                continue
+            if name == "max_size":
+                over = by * (limits.max_size_bytes or 0.0)
+                words.append(f"size {m.size_bytes} B by {over:.0f} B")
+            elif name == "max_latency":
+                over = by * (limits.max_latency_ms or 0.0)
+                words.append(f"latency {m.latency_ms:.3f} ms by {over:.3f} ms")
+            elif name == "max_accuracy_drop":
+                drop = self.baseline.accuracy - m.accuracy
+                words.append(f"accuracy drop {drop:.4f} by {by:.4f}")
+            else:
+                metric = name.removeprefix("min_metric ")
+                if metric in m.metrics:
+                    words.append(f"{metric} {m.metrics[metric]:.4f} by {by:.4f}")
+                else:
+                    words.append(f"{metric}, which was left out")
+        return words
+
     def left_out(self) -> list[str]:
-        """A line for each reason why figures of the float model or of points are missing."""
+        """Return a line for each reason why figures of the float model or of points are missing."""
         return left_out_words([self.baseline, *(point.measured for point in self.points)])
 
     def to_json(self) -> dict[str, Any]:

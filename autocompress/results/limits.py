@@ -19,6 +19,8 @@ SIZE_UNITS = {
     "GIB": 2.0**30,
 }
 LATENCY_UNITS = {"US": 1e-3, "MS": 1.0, "S": 1e3}
+TOLERANCE = 1e-9  # by which a measured point may miss a limit: rounding of floats
+QUALITY = 10.0  # weight of a unit of accuracy against the whole of a limit of size
 
 PICK_UNITS = {
     "max_size_bytes": "bytes, such as 2e6",
@@ -55,9 +57,9 @@ class Limits:
         if self.max_accuracy_drop is not None and drop is not None:
             result["max_accuracy_drop"] = drop - self.max_accuracy_drop
         if metrics is not None:
-            result |= {
-                f"min_metric {name}": floor - metrics[name] for name, floor in self.floors.items()
-            }
+            for name, floor in self.floors.items():
+                # A metric that was left out misses its floor.
+                result[f"min_metric {name}"] = floor - metrics[name] if name in metrics else 1.0
         return result
 
     def pick_limits(self) -> dict[str, Any]:
@@ -94,36 +96,6 @@ def check_pick(limits: Mapping[str, Any], metrics: Mapping[str, float]) -> None:
             raise LimitError(
                 f"front: {name} must be above 0, got {value!r}; nearest: {PICK_UNITS[name]}"
             )
-
-
-def shortfalls(
-    limits: Mapping[str, Any],
-    size_bytes: float,
-    latency_ms: float,
-    drop: float,
-    metrics: Mapping[str, float],
-) -> list[tuple[float, str]]:
-    """How far, and in words, a point misses each limit of `ParetoFront.pick` that it does not keep."""
-    found: list[tuple[float, str]] = []
-    size, latency, allowed = (limits.get(name) for name in PICK_UNITS)
-    if size is not None and size_bytes > size:
-        found.append((size_bytes / size - 1, f"size {size_bytes} B by {size_bytes - size:.0f} B"))
-    if latency is not None and latency_ms > latency:
-        found.append(
-            (
-                latency_ms / latency - 1,
-                f"latency {latency_ms:.3f} ms by {latency_ms - latency:.3f} ms",
-            )
-        )
-    if allowed is not None and drop > allowed + 1e-9:
-        found.append((10 * (drop - allowed), f"accuracy drop {drop:.4f} by {drop - allowed:.4f}"))
-    for name, floor in (limits.get("floors") or {}).items():
-        value = metrics.get(name)
-        if value is None:
-            found.append((1.0, f"{name}, which was left out"))
-        elif value < floor - 1e-9:
-            found.append((10 * (floor - value), f"{name} {value:.4f} by {floor - value:.4f}"))
-    return found
 
 
 def parse_limits(
@@ -200,3 +172,30 @@ def _quantity(
     if number <= 0:
         raise LimitError(f"limit {name}: must be above 0, got {value!r}; use for example {example}")
     return number * factor
+
+
+def are_kept(violations: Mapping[str, float], tolerance: float = 0.0) -> bool:
+    """Return True if no limit is missed.
+
+    Args:
+        violations: as `Limits.violations` returns them.
+        tolerance: how far a limit may be missed.
+    """
+    return all(missed <= tolerance for missed in violations.values())
+
+
+def distance(violations: Mapping[str, float]) -> float:
+    """Return how far a point is from the limits; the nearest point has the least distance.
+
+    Args:
+        violations: as `Limits.violations` returns them.
+
+    Returns:
+        Sum over the missed limits: the share of a limit of size or latency, and `QUALITY` times
+        the units of a metric.
+    """
+    total = 0.0
+    for name, missed in violations.items():
+        weight = 1.0 if name in ("max_size", "max_latency") else QUALITY
+        total += weight * max(0.0, missed)
+    return total

@@ -1,1 +1,1 @@
-"""The Optuna study: proposals, trials, limits, the final front."""
+"""Search candidates with an Optuna study: proposals, trials, limits, the verified front."""

@@ -10,9 +10,9 @@ import torch
 from fixture import relative_difference
 
 from autocompress import Candidate, ModuleConfig, find_modules
-from autocompress.compress.assemble.stitch import Stitcher
 from autocompress.errors import ExportError
-from autocompress.export.build import prepare, stitched_variants
+from autocompress.export.compressor import Compressor
+from autocompress.export.prepare import prepare
 from autocompress.measure.prepare import prepared
 from autocompress.targets.device.sessions import open_session
 from autocompress.targets.kernels import KernelChoice
@@ -59,8 +59,9 @@ def test_one_mixed_file_computes_what_is_simulated_at_other_sizes(name: str) -> 
             rank_ratio=0.5 if i % 3 == 0 and module.factorisable else 1.0,
         )
     candidate = Candidate.of(configs)
-    stitcher = Stitcher(builder.teacher, builder.module_map, builder.library(), builder.plan)
-    file = builder.build(builder.recipe(candidate, stitched_variants(builder, stitcher, candidate)))
+    compressor = Compressor.of(builder)
+    stitcher = compressor.stitcher
+    file = compressor.graph(candidate)
     assert file.ByteSize() == builder.size_bytes(candidate) < len(builder.baseline)
     simulated = stitcher.apply(candidate)
     original = family_task(name).model

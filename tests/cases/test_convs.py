@@ -15,9 +15,8 @@ from torch import Tensor, nn
 
 import autocompress as ac
 from autocompress import Candidate, Distillation, Task
-from autocompress.compress.assemble.stitch import Trained
+from autocompress.compress.assemble.trained import Trained
 from autocompress.compress.recover.cycle import Cycle
-from autocompress.export.build import stitched_variants
 from autocompress.integer_form import IntegerForm
 
 AXES = [
@@ -463,8 +462,7 @@ def trained_of(fixture: Fixture, candidate: Candidate) -> Trained:
 
 def after_training(fixture: Fixture, candidate: Candidate, trained: Trained) -> float:
     """Relative difference of the file from the simulation."""
-    variants = stitched_variants(fixture.builder, fixture.stitcher, candidate)
-    proto = fixture.builder.build(fixture.builder.recipe(candidate, variants, trained))
+    proto = fixture.compressor.graph(candidate, trained)
     with torch.no_grad():
         simulated = fixture.stitcher.apply(candidate, trained)(fixture.inputs).numpy()
     return relative_difference(fixture.run(proto), simulated)

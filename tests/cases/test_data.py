@@ -21,8 +21,9 @@ from autocompress.errors import AutocompressError, TaskError
 from autocompress.measure.accuracy import evaluate_model
 from autocompress.measure.prepare import check_steady, is_batch_first, prepared
 from autocompress.results.front import Measurement
-from autocompress.search.evaluate.racing import Rival, Scores, sample_scores, surely_dominated
-from autocompress.search.problem.scoring import open_race
+from autocompress.search.evaluate.racing import Rival, surely_dominated
+from autocompress.search.problem.race import open_race
+from autocompress.search.problem.scoring import SampleScores, sample_scores
 from autocompress.task.batches import take_samples
 from autocompress.task.loading import Kept
 from autocompress.task.user_code import UserCodeError
@@ -305,12 +306,12 @@ def test_batches_of_one_class_each_do_not_stop_a_candidate_that_is_better_on_the
         0, 0.2, 256
     ).astype(np.float32)
     candidate, rival = (
-        Scores(None, 5 + better),
-        Rival(4, Scores(None, np.full(256, 5, dtype=np.float32))),
+        SampleScores(None, 5 + better),
+        Rival(4, SampleScores(None, np.full(256, 5, dtype=np.float32))),
     )
     assert surely_dominated(candidate, [rival]) == 4, "as random samples these are sure"
     assert surely_dominated(candidate, [rival], sizes) is None
-    everywhere = Scores(None, 5 + np.abs(generator.normal(0.5, 0.2, 256).astype(np.float32)))
+    everywhere = SampleScores(None, 5 + np.abs(generator.normal(0.5, 0.2, 256).astype(np.float32)))
     assert surely_dominated(everywhere, [rival], sizes) == 4
 
 
@@ -849,7 +850,9 @@ def test_a_metric_of_one_sample_that_fails_later_leaves_the_divergence() -> None
     found = sample_scores(replace(plain(), metric=careful), outputs, targets, outputs, "metric")
     assert found.metric is None
     assert (
-        Scores.joined([found, Scores(np.ones(2, np.float32), np.ones(2, np.float32))]).metric
+        SampleScores.joined(
+            [found, SampleScores(np.ones(2, np.float32), np.ones(2, np.float32))]
+        ).metric
         is None
     )
 

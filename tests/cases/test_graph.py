@@ -13,10 +13,12 @@ from torch import Tensor, nn
 
 import autocompress as ac
 from autocompress.candidate import Candidate, ModuleConfig
-from autocompress.compress.assemble.stitch import Stitcher, Trained
+from autocompress.compress.assemble.trained import Trained
 from autocompress.errors import ExportError, TaskError
-from autocompress.export.build import Builder, prepare, stitched_variants
+from autocompress.export.build import Builder
+from autocompress.export.compressor import Compressor
 from autocompress.export.float_graph.float_graph import export_float
+from autocompress.export.prepare import prepare
 from autocompress.measure.accuracy import evaluate_session
 from autocompress.model import dependency_graph as coupling
 from autocompress.targets.device.sessions import open_session
@@ -192,7 +194,8 @@ def test_every_file_computes_the_same_at_other_batches_and_lengths(
     torch.manual_seed(0)
     model = make().eval()
     builder = builder_of(model, inputs_of(example))
-    stitcher = Stitcher(builder.teacher, builder.module_map, builder.library(), builder.plan)
+    compressor = Compressor.of(builder)
+    stitcher = compressor.stitcher
     roots = [group.name for group in builder.module_map.groups if group.reason is None]
     assert roots, "something can be pruned"
     pruned = {name: ModuleConfig(pruning_ratio=0.5) for name in roots}
@@ -203,9 +206,7 @@ def test_every_file_computes_the_same_at_other_batches_and_lengths(
     ]
     for configs in ({}, pruned, {**pruned, **ranks}, bits):
         candidate = Candidate.of(configs)
-        proto = builder.build(
-            builder.recipe(candidate, stitched_variants(builder, stitcher, candidate))
-        )
+        proto = compressor.graph(candidate)
         simulated = stitcher.apply(candidate)
         for inputs in other_inputs:
             assert_same(run(proto, inputs)[0], expected(simulated if configs else model, inputs))
@@ -336,16 +337,15 @@ def test_names_may_hold_any_character_and_be_those_of_the_exporter(bits: tuple[i
         "parts.tête",
     ]
     assert set(Odd.NAMES) <= {tensor.name for tensor in builder.lowered.proto.graph.initializer}
-    stitcher = Stitcher(builder.teacher, builder.module_map, builder.library(), builder.plan)
+    compressor = Compressor.of(builder)
+    stitcher = compressor.stitcher
     candidate = Candidate.of(
         {
             m.name: ModuleConfig(*bits, pruning_ratio=0.25 if m.name != "parts.tête" else 0.0)
             for m in builder.module_map
         }
     )
-    proto = builder.build(
-        builder.recipe(candidate, stitched_variants(builder, stitcher, candidate))
-    )
+    proto = compressor.graph(candidate)
     onnx.checker.check_model(proto)
     wanted = expected(stitcher.apply(candidate), x)
     np.testing.assert_allclose(run(proto, x)[0], wanted, atol=0.03 * np.abs(wanted).max())
@@ -355,7 +355,8 @@ def test_names_may_hold_any_character_and_be_those_of_the_exporter(bits: tuple[i
 def test_trained_weights_of_any_name_come_back() -> None:
     torch.manual_seed(0)
     builder = builder_of(Odd().eval(), torch.randn(8, 16))
-    stitcher = Stitcher(builder.teacher, builder.module_map, builder.library(), builder.plan)
+    compressor = Compressor.of(builder)
+    stitcher = compressor.stitcher
     candidate = Candidate.of(
         {m.name: ModuleConfig(4, 8) for m in builder.module_map}
         | {"parts.mid/1": ModuleConfig(pruning_ratio=0.5)}
@@ -405,15 +406,14 @@ def test_graphs_inside_nodes_keep_what_they_read(mode: str) -> None:
     torch.manual_seed(0)
     inputs = [words(2), words(5)]
     builder = builder_of(Bag(mode).eval(), inputs[0])
-    stitcher = Stitcher(builder.teacher, builder.module_map, builder.library(), builder.plan)
+    compressor = Compressor.of(builder)
+    stitcher = compressor.stitcher
     assert {"up", "down"} <= {m.name for m in builder.module_map}
     for candidate in (
         Candidate(),
         Candidate.of({"up": ModuleConfig(8, pruning_ratio=0.5), "down": ModuleConfig(4)}),
     ):
-        proto = builder.build(
-            builder.recipe(candidate, stitched_variants(builder, stitcher, candidate))
-        )
+        proto = compressor.graph(candidate)
         for x in inputs if builder.lowered.dynamic_batch else inputs[:1]:
             assert_same(run(proto, x)[0], expected(stitcher.apply(candidate), x))
 

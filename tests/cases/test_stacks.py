@@ -13,9 +13,9 @@ from fixture import relative_difference
 from torch import Tensor, nn
 
 import autocompress as ac
-from autocompress.compress.assemble.stitch import Trained
+from autocompress.compress.assemble.trained import Trained
 from autocompress.compress.prune.masks import Masks
-from autocompress.export.build import prepare
+from autocompress.export.prepare import prepare
 from autocompress.measure.prepare import prepared
 from autocompress.model.plain.hugging_face import DENSE, exportable
 from autocompress.model.plain.plain import plain_model

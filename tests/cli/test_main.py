@@ -118,7 +118,7 @@ def test_a_newcomers_first_search(
     assert code == 0
     assert "before / after" in out
     assert f"report: {tmp_path / 'run' / 'report.html'}" in out
-    assert "random candidates it has not seen: mean error" in error
+    assert "random unseen candidates: mean error" in error
     data = json.loads((tmp_path / "run" / "front.json").read_text())
     assert data["points"]
     assert all(
@@ -218,7 +218,7 @@ def test_profile_writes_a_table_that_a_search_takes(
         capsys, "profile", cnn_spec, "--target", "onnxruntime-cpu", "--out", tmp_path / "table.json"
     )
     assert code == 0
-    assert "random candidates it has not seen: mean error" in out
+    assert "random unseen candidates: mean error" in out
     arguments = (
         "search",
         cnn_spec,

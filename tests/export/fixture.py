@@ -15,7 +15,9 @@ from autocompress.candidate import DECOMPOSITIONS, IMPORTANCES, SPARSITY_CRITERI
 from autocompress.compress.assemble.stitch import Stitcher
 from autocompress.compress.recover.context import Trainer
 from autocompress.compress.recover.teacher import Teacher
-from autocompress.export.build import Builder, prepare, stitched_variants
+from autocompress.export.build import Builder
+from autocompress.export.compressor import Compressor
+from autocompress.export.prepare import prepare
 from autocompress.integer_form import IntegerForm
 from autocompress.targets.device.sessions import open_session
 from autocompress.targets.kernels import KernelChoice
@@ -33,14 +35,12 @@ class Fixture:
     def formed(self, form: IntegerForm) -> Fixture:
         """The same with integer weights of that form."""
         other = copy.copy(self)
-        other._stitch(replace(self.builder, kernels=Formed(form), _sizes={}))
+        other._stitch(replace(self.builder, kernels=Formed(form)))
         return other
 
     def _stitch(self, builder: Builder) -> None:
-        self.builder = builder
-        teacher = self.builder.teacher
-        library = self.builder.library()
-        self.stitcher = Stitcher(teacher, self.builder.module_map, library, self.builder.plan)
+        self.builder, self.compressor = builder, Compressor.of(builder)
+        self.stitcher = self.compressor.stitcher
         self.roots = {g.name for g in self.builder.module_map.groups if g.reason is None}
 
     def random(self, seed: int) -> Candidate:
@@ -76,11 +76,7 @@ class Fixture:
         )
 
     def build(self, candidate: Candidate) -> onnx.ModelProto:
-        return self.builder.build(
-            self.builder.recipe(
-                candidate, stitched_variants(self.builder, self.stitcher, candidate)
-            )
-        )
+        return self.compressor.graph(candidate)
 
     def run(self, proto: onnx.ModelProto) -> np.ndarray:
         return open_session(proto.SerializeToString()).run(

@@ -25,9 +25,8 @@ from autocompress.export.arithmetic import (
     wide_integer_weights,
 )
 from autocompress.export.artifact import read_recipe
-from autocompress.export.build import stitched_variants
 from autocompress.integer_form import IntegerForm
-from autocompress.search.problem import bench
+from autocompress.search.problem import problem
 from autocompress.targets import kernel_arithmetic, kernel_timing, kernels
 from autocompress.targets.device.sessions import DEFAULT, SessionSettings
 from autocompress.targets.kernel_arithmetic import products_saturate
@@ -202,7 +201,7 @@ def exact_products(monkeypatch: pytest.MonkeyPatch) -> None:
     """As on a processor whose products are exact; where this one's are not, files of all 8 bits really differ from their simulation."""
     for module in (kernels, arithmetic, stored_tables):
         monkeypatch.setattr(module, "products_saturate", lambda settings: False)
-    monkeypatch.setattr(bench, "check_identity", lambda *arguments: None)
+    monkeypatch.setattr(problem, "check_identity", lambda *arguments: None)
 
 
 def test_recipe_readme_and_sessions_say_for_which_arithmetic_a_file_was_made(
@@ -282,15 +281,13 @@ def test_a_run_that_is_resumed_elsewhere_keeps_its_forms(
 def test_trained_integers_decide_what_a_file_says_of_itself(cnn_task: Task) -> None:
     fixture = Fixture(cnn_task, Formed(IntegerForm.UNSIGNED))
     candidate = fixture.uniform(weight_bits=8, activation_bits=8)
-    variants = stitched_variants(fixture.builder, fixture.stitcher, candidate)
-    reduced = dataclasses.replace(fixture.builder, kernels=Formed(IntegerForm.REDUCED), _sizes={})
+    variants = fixture.compressor.variants(candidate)
+    reduced = dataclasses.replace(fixture.builder, kernels=Formed(IntegerForm.REDUCED))
     recipe = reduced.recipe(candidate, variants)
     assert recipe.forms["fc"] is IntegerForm.UNSIGNED, "its integers leave [-64, 63]"
     assert recipe.portable
     signed = fixture.formed(IntegerForm.SIGNED)
-    recipe = reduced.recipe(
-        candidate, stitched_variants(signed.builder, signed.stitcher, candidate)
-    )
+    recipe = reduced.recipe(candidate, signed.compressor.variants(candidate))
     assert not recipe.portable, "a convolution of all 8 bits"
 
 

@@ -7,13 +7,13 @@ from collections import OrderedDict
 from dataclasses import asdict
 from pathlib import Path
 
-import onnxruntime
 import pytest
 import torch
 import yaml
+from fixture import Fixture
 from onnx import TensorProto, helper
 
-from autocompress import Candidate, FrontPoint, Measurement
+from autocompress import Candidate, FrontPoint, Measurement, Task
 from autocompress.errors import ExportError
 from autocompress.export.artifact import (
     RECIPE_FORMAT,
@@ -23,9 +23,11 @@ from autocompress.export.artifact import (
     read_recipe,
     session_settings,
     write_model,
-    write_notes,
+    write_recipe,
 )
-from autocompress.targets.device.sessions import SessionSettings
+from autocompress.integer_form import IntegerForm
+from autocompress.targets.device.sessions import DEFAULT, SessionSettings
+from autocompress.targets.kernels import KernelChoice
 
 X = torch.zeros(1, 3, dtype=torch.int64)
 
@@ -108,69 +110,15 @@ def test_a_model_is_written_with_its_size(tmp_path: Path) -> None:
     assert content == proto.SerializeToString(deterministic=True)
 
 
-BASE = Measurement(1000, 2.0, 0.9, 0.89, {"f1_score": 0.8, "gone": 1.0}, True, 4000)
-MEASURED = Measurement(250, 0.5, 0.875, None, {"f1_score": 0.75}, True, 2000)
-
-
-def readme(folder: Path, settings: SessionSettings) -> str:
-    (folder / "recipe.yaml").write_text(f"format: {RECIPE_FORMAT}\nportable: true")
-    point = FrontPoint(7, Candidate(), MEASURED, MEASURED, "models/0007")
-    write_notes(folder, point, BASE, ("ids", "mask"), "onnxruntime-cpu", settings)
-    return (folder / "README.md").read_text()
-
-
-def test_the_readme_says_before_and_after(tmp_path: Path) -> None:
-    text = readme(tmp_path, SessionSettings())
-    for line in (
-        "# model.onnx, trial 7",
-        "| size (bytes) | 1000 | 250 | 4.00x smaller |",
-        "| weights in a session (bytes) | 4000 | 2000 | |",
-        "| latency (ms, onnxruntime-cpu) | 2.000 | 0.500 | 4.00x faster |",
-        "| accuracy (validation) | 0.9000 | 0.8750 | |",
-        "| accuracy (test) | 0.8900 | not measured | |",
-        "| f1 score | 0.8000 | 0.7500 | |",
-    ):
-        assert line in text.splitlines()
-    assert "gone" not in text
-
-
-def test_the_lines_of_a_readme_open_the_session(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """They are run, with a file that has the inputs."""
-    settings = SessionSettings(threads=2, disabled_optimizers=("GeluFusionL2",), spinning=False)
-    code = re.search(r"```python\n(.*?)```", readme(tmp_path, settings), flags=re.S)
-    assert code is not None
-    ends = [
-        helper.make_tensor_value_info(name, TensorProto.FLOAT, [1]) for name in ("ids", "mask", "y")
-    ]
-    graph = helper.make_graph(
-        [helper.make_node("Add", ["ids", "mask"], ["y"])], "g", ends[:2], ends[2:]
-    )
-    proto = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 21)], ir_version=10)
-    write_model(tmp_path, proto)
-    monkeypatch.chdir(tmp_path)
-    values = {"ids": torch.ones(1).numpy(), "mask": torch.ones(1).numpy()}
-    exec(code.group(1), values)
-    assert values["outputs"][0] == 2
-    assert isinstance(values["session"], onnxruntime.InferenceSession)
-    assert values["options"].intra_op_num_threads == 2
-    assert "disabled_optimizers=['GeluFusionL2']" in code.group(1)
-
-
-def test_openvino_has_lines_of_its_own(tmp_path: Path) -> None:
-    text = readme(tmp_path, SessionSettings("openvino", "CPU", 3))
-    assert (
-        'compile_model("model.onnx", "CPU", {"INFERENCE_NUM_THREADS": 3, "NUM_STREAMS": 1})' in text
-    )
-    assert 'outputs = session({"ids": ids, "mask": mask})' in text
+POINT = FrontPoint(
+    7, Candidate(), Measurement(250, 0.5, 0.875), Measurement(250, 0.5, 0.875), "models/0007"
+)
 
 
 def test_the_files_of_a_point_are_copied(tmp_path: Path) -> None:
-    point = FrontPoint(7, Candidate(), MEASURED, MEASURED, "models/0007")
     source, to = tmp_path / "run" / "models" / "0007", tmp_path / "deep" / "to"
     with pytest.raises(ExportError) as caught:
-        copy_artifact(tmp_path / "run", point, to)
+        copy_artifact(tmp_path / "run", POINT, to)
     assert str(caught.value) == (
         f"{source}: has no model.onnx; run the search again, it rebuilds what is missing"
     )
@@ -179,6 +127,30 @@ def test_the_files_of_a_point_are_copied(tmp_path: Path) -> None:
     names = ("model.onnx", "recipe.yaml", "model.safetensors", "README.md")
     for name in names:
         (source / name).write_text(name)
-    assert copy_artifact(tmp_path / "run", point, to) == to
+    assert copy_artifact(tmp_path / "run", POINT, to) == to
     assert {path.name: path.read_text() for path in to.iterdir()} == {n: n for n in names}
-    assert copy_artifact(tmp_path / "run", point, to) == to, "once more"
+    assert copy_artifact(tmp_path / "run", POINT, to) == to, "once more"
+
+
+class RoundingKernels(KernelChoice):
+    """Weight-only products that are the fastest and round their inputs."""
+
+    def matmul_level(self, *_: object) -> int:
+        return 4
+
+    def matmul_rounds_inputs(self, *_: object) -> bool:
+        return True
+
+    def integer_form(self, *_: object) -> IntegerForm:
+        return IntegerForm.REDUCED
+
+
+def test_a_recipe_does_not_depend_on_what_was_applied(cnn_task: Task, tmp_path: Path) -> None:
+    fixture = Fixture(cnn_task, RoundingKernels())
+    candidate = fixture.uniform(weight_bits=4, group_size=32)
+    write_model(tmp_path, fixture.compressor.graph(candidate))
+    fixture.stitcher.apply(Candidate())
+    write_recipe(
+        tmp_path, fixture.compressor, candidate, None, cnn_task.example_inputs, {}, DEFAULT
+    )
+    assert read_recipe(tmp_path)["modules"]["fc"]["block_size"] == 32

@@ -89,7 +89,7 @@ def check(fixture: Fixture) -> Iterator[object]:
     target = find_target("onnxruntime-cpu")
     whole = ModelProto()
     whole.CopyFrom(fixture.builder.lowered.proto)
-    yield lambda: check_identity(fixture.builder, fixture.stitcher, target, fixture.task)
+    yield lambda: check_identity(fixture.compressor, target, fixture.task)
     fixture.builder.lowered.proto.CopyFrom(whole)
 
 

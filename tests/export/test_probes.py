@@ -14,9 +14,9 @@ import pytest
 from autocompress import Candidate, find_modules
 from autocompress.errors import TargetError
 from autocompress.export import probes
-from autocompress.export.build import prepare
+from autocompress.export.prepare import prepare
 from autocompress.export.probes import SCRIPT_FILE, export_probes
-from autocompress.search.problem.bench import layout_of, subject_of
+from autocompress.export.subject import layout_of, subject_of
 from autocompress.space.search_space import SearchSpace
 from autocompress.targets.device.job import RESULT_FILE
 from autocompress.targets.kernels import KernelChoice

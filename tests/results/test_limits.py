@@ -3,7 +3,14 @@ from __future__ import annotations
 import pytest
 
 from autocompress.errors import LimitError
-from autocompress.results.limits import Limits, parse_limits
+from autocompress.results.limits import (
+    QUALITY,
+    TOLERANCE,
+    Limits,
+    are_kept,
+    distance,
+    parse_limits,
+)
 
 
 def test_absolute_and_relative() -> None:
@@ -77,3 +84,16 @@ def test_violations_are_shares() -> None:
     assert found["max_latency"] == pytest.approx(-0.5)
     assert found["max_accuracy_drop"] == pytest.approx(0.02)
     assert "max_accuracy_drop" not in Limits(None, None, 0.01).violations(1, 1, None)
+
+
+def test_one_rule_says_what_is_kept_and_what_is_nearest() -> None:
+    limits = Limits(1000.0, 2.0, 0.02, {"f1": 0.9})
+    at = limits.violations(1000, 2.0, 0.02, {"f1": 0.9})
+    assert are_kept(at)
+    assert distance(at) == 0.0
+    over = limits.violations(1500, 1.0, 0.03, {"f1": 0.95})
+    assert not are_kept(over)
+    assert distance(over) == pytest.approx(0.5 + QUALITY * 0.01)
+    rounding = {"max_accuracy_drop": 1e-17}
+    assert not are_kept(rounding)
+    assert are_kept(rounding, TOLERANCE)

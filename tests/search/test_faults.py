@@ -56,9 +56,9 @@ import json, os, random, signal, sys, time
 import torch
 torch.set_num_threads(1)
 import autocompress as ac
-from autocompress.search import loop
+from autocompress.search import opening
 from autocompress.search.problem import progress
-loop.torch.set_num_threads = lambda count: None
+opening.torch.set_num_threads = lambda count: None
 spec, folder, space, kills = sys.argv[1], sys.argv[2], json.loads(sys.argv[3]), json.loads(sys.argv[4])
 task = ac.load_task(spec)
 random.seed(0)

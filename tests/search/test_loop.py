@@ -27,7 +27,7 @@ from autocompress.candidate import Candidate
 from autocompress.errors import LimitError, NotComputableError, RunFolderError
 from autocompress.results import files
 from autocompress.results.pareto import hypervolume, non_dominated
-from autocompress.search import loop
+from autocompress.search import opening
 from autocompress.search.evaluate import judge as trial_module
 from autocompress.search.problem.goal import Goal
 from autocompress.search.workers import worker
@@ -461,7 +461,7 @@ def test_folders_that_cannot_be_written(
     (tmp_path / "file").write_text("")
     with pytest.raises(RunFolderError, match=r"file/run: cannot be written \(Not a directory\)"):
         ac.search(cnn_task, SPACE, n_trials=1, out=tmp_path / "file" / "run", quiet=True)
-    monkeypatch.setattr(loop.os, "access", lambda path, mode: False)
+    monkeypatch.setattr(opening.os, "access", lambda path, mode: False)
     with pytest.raises(RunFolderError, match="Permission denied"):
         ac.search(cnn_task, SPACE, n_trials=1, out=tmp_path / "run", quiet=True)
 
@@ -541,11 +541,11 @@ def test_workers_divide_the_threads_of_torch_and_of_the_blas(monkeypatch) -> Non
     monkeypatch.setattr(os, "cpu_count", lambda: 2)
     before = torch.get_num_threads()
     with threadpool_limits(2, user_api="blas"):  # restored at its end
-        loop._divide_threads(1)
+        opening.divide_threads(1)
         assert threads() == {2}
-        loop._divide_threads(2)
+        opening.divide_threads(2)
         assert threads() == {1}
-        loop._divide_threads(5)
+        opening.divide_threads(5)
         assert threads() == {1}, "never none"
     torch.set_num_threads(before)
 

@@ -14,9 +14,10 @@ import autocompress as ac
 from autocompress.cache import Cache
 from autocompress.candidate import Candidate
 from autocompress.export.artifact import read_recipe, session_settings
+from autocompress.export.subject import Report
 from autocompress.results.front import TABLE_FILE
-from autocompress.search.finish import verify
-from autocompress.search.problem.bench import Bench, Report
+from autocompress.search.finish import files, timing
+from autocompress.search.problem.problem import Problem
 from autocompress.search.workers.storage import open_study
 from autocompress.targets.device.sessions import SessionSettings, open_session
 from autocompress.targets.device.timing import Timing, interleaved_timing
@@ -126,21 +127,23 @@ def test_a_model_that_is_wrong_on_the_front_is_fitted_again(
     taken: dict[str, float] = {}
 
     def slower(
-        bench: Bench, baseline: Path, paths: list[Path], report: Report
-    ) -> verify.FrontTiming:
+        problem: Problem, baseline: Path, paths: list[Path], report: Report
+    ) -> timing.FrontTiming:
         trials = open_study(str(tmp_path / "study.journal"), create=False).trials
         for name in [path.parent.name for path in paths]:
             taken.setdefault(
                 name,
                 1.5
-                * bench.latency_ms(Candidate.from_json(trials[int(name)].user_attrs["candidate"])),
+                * problem.latency_ms(
+                    Candidate.from_json(trials[int(name)].user_attrs["candidate"])
+                ),
             )
-        ratios = tuple(taken[path.parent.name] / bench.baseline.latency_ms for path in paths)
-        return verify.FrontTiming(
-            ratios, (bench.settings,) * len(paths), {}, bench.baseline.latency_ms, ""
+        ratios = tuple(taken[path.parent.name] / problem.baseline.latency_ms for path in paths)
+        return timing.FrontTiming(
+            ratios, (problem.settings,) * len(paths), {}, problem.baseline.latency_ms, ""
         )
 
-    monkeypatch.setattr(verify, "_time_front", slower)
+    monkeypatch.setattr(files, "time_front", slower)
     # Two bits lose accuracy: whatever the clock said of latencies, the smallest and the most accurate candidate are two.
     rule = {**SPACE["modules"][0], "weight_bits": [2, 4, 8]}
     search(cnn_task, tmp_path, seed=3, space={**SPACE, "modules": [rule]}, n_trials=16)
@@ -172,7 +175,7 @@ def test_settings_go_with_the_artifact_and_never_slow_a_file_down(
         ratio = 1.2 if baselines[-1] == "baseline" else 0.9
         return replace(timing, ratios=(ratio,), intervals=((ratio, ratio),))
 
-    monkeypatch.setattr(verify, "interleaved_timing", slower_by_default)
+    monkeypatch.setattr(timing, "interleaved_timing", slower_by_default)
     result = search(cnn_task, tmp_path, seed=4, n_trials=5)
     assert baselines[0] == "baseline"
     assert read(tmp_path)["front_check"]["tuned"]["baseline"] == 1.2
@@ -186,8 +189,8 @@ def test_settings_go_with_the_artifact_and_never_slow_a_file_down(
 
 
 def test_a_busy_machine_is_said_in_the_run(cnn_task, tmp_path: Path, monkeypatch) -> None:
-    real = verify.compare
-    monkeypatch.setattr(verify, "compare", lambda *a: replace(real(*a), disturbance=0.4))
+    real = timing.compare
+    monkeypatch.setattr(timing, "compare", lambda *a: replace(real(*a), disturbance=0.4))
     search(cnn_task, tmp_path, n_trials=3)
     assert "the machine is busy" in read(tmp_path)["front_check"]["warning"]
     assert "the machine is busy" in (tmp_path / "report.html").read_text()

@@ -7,8 +7,8 @@ import pytest
 from onnx import TensorProto, helper, numpy_helper
 
 from autocompress import Candidate, ModuleConfig, find_modules
-from autocompress.export.build import prepare
-from autocompress.search.problem.bench import layout_of, subject_of
+from autocompress.export.prepare import prepare
+from autocompress.export.subject import layout_of, subject_of
 from autocompress.space.search_space import SearchSpace
 from autocompress.targets.analytic import analytic_times, node_operations
 from autocompress.targets.device.profiler import NodeTime
@@ -100,7 +100,7 @@ def test_a_table_of_an_analytic_target_predicts_the_files(cnn_task) -> None:
     assert table.check["kendall_tau"] > 0.9
     integer = Candidate.of({m.name: ModuleConfig(8, 8) for m in builder.module_map})
     timing = compare(
-        builder.baseline, [subject.blank(integer)[0]], subject.feed, target, table.settings, 5
+        builder.baseline, [subject.noise_file(integer)[0]], subject.feed, target, table.settings, 5
     )
     assert timing.baseline_ms == pytest.approx(table.baseline_ms), (
         "nothing is measured, so that nothing varies"

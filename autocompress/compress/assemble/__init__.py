@@ -1,1 +1,1 @@
-"""Assemble a compressed model: variants of each module, their simulation, and the swap into a copy of the model."""
+"""Assemble a compressed model: make variants of modules, simulate them, and swap them in."""

@@ -1,4 +1,8 @@
-"""Bias correction: what compressing a weight adds to the mean output is taken off its bias (Nagel et al. 2019, sec. 4.2)."""
+"""Correct the bias of a compressed weight by the shift of its mean output.
+
+Nagel et al. 2019, "Data-free quantization through weight equalization and bias correction", sec.
+4.2.
+"""
 
 from __future__ import annotations
 
@@ -6,7 +10,17 @@ from torch import Tensor
 
 
 def corrected_bias(bias: Tensor, weight: Tensor, compressed: Tensor, mean_input: Tensor) -> Tensor:
-    """bias + (W - W') E[x]; bias (rows,), weight and compressed (rows, columns), mean_input (columns,) or (rows, columns)."""
+    """Return b + (W - W') E[x].
+
+    Args:
+        bias: (rows,) b.
+        weight: (rows, columns) W.
+        compressed: (rows, columns) W'.
+        mean_input: (columns,) E[x], or (rows, columns) if rows read different inputs.
+
+    Returns:
+        (rows,) the corrected bias.
+    """
     difference = weight - compressed
     shift = difference @ mean_input if mean_input.dim() == 1 else (difference * mean_input).sum(1)
     return bias + shift

@@ -1,4 +1,4 @@
-"""Which call of a module this is: a module that is called several times has calibrated ranges for each call."""
+"""Tell the calls of a module apart: each call has calibrated ranges of its own."""
 
 from __future__ import annotations
 
@@ -13,11 +13,12 @@ from autocompress.compress.quantize.activation import RangeQuantizer
 
 @dataclass(frozen=True)
 class Call:
-    """The tensors of the exported graph around one call of a linear or convolutional module.
+    """Name the tensors of the exported graph around one call of a linear or convolutional module.
 
     Attributes:
-        reads: the tensor that it reads.
-        writes: the tensor that an integer convolution rounds, behind what is folded into it; "" for a linear module.
+        reads: the input tensor.
+        writes: the tensor that an integer convolution rounds, behind what is folded into it; "" for
+            a linear module.
         norm: the normalisation that is folded into the convolution, or "".
     """
 
@@ -27,7 +28,13 @@ class Call:
 
 
 class CallRanges(nn.Module):
-    """The ranges of one call: of what it reads, and of what a convolution writes, itself or (`folded`) by the normalisation behind it."""
+    """Hold the activation ranges of one call.
+
+    Attributes:
+        read: range of the input.
+        written: range of a convolution's output, or None.
+        folded: True if the normalisation behind the convolution writes the output.
+    """
 
     def __init__(self, read: RangeQuantizer, written: RangeQuantizer | None, folded: bool) -> None:
         super().__init__()
@@ -35,19 +42,27 @@ class CallRanges(nn.Module):
 
 
 class Calls:
-    """Counts the calls of each module within one pass of a model; they come in the order of the exported graph."""
+    """Count the calls of each module within one pass of a model.
+
+    Calls come in the order of the exported graph.
+    """
 
     def __init__(self) -> None:
         self._seen: dict[str, int] = {}
 
     def restart(self, *_: object) -> None:
-        """Begin another pass; as a hook in front of the model."""
+        """Begin another pass; a forward pre-hook of the model."""
         self._seen.clear()
 
     def next(self, owner: str, planned: int) -> int | None:
-        """Count a call of `owner` and return which of the `planned` ones it is, None where none is.
+        """Count a call of a module.
 
-        A module with one plan follows it in all its calls.
+        Args:
+            owner: name for counting calls; that of the tied module if weights are tied.
+            planned: number of calls in the exported graph; further calls repeat the last one.
+
+        Returns:
+            Index of the planned call, None if there are none.
         """
         at = self._seen.get(owner, 0)
         self._seen[owner] = at + 1
@@ -56,7 +71,10 @@ class Calls:
     def recomputing(
         self,
     ) -> tuple[contextlib.AbstractContextManager[None], contextlib.AbstractContextManager[None]]:
-        """Contexts of a block and of its recomputation in the backward pass, which makes the same calls once more."""
+        """Return contexts of a block and of its recomputation in the backward pass.
+
+        The recomputation makes the calls of the block once more.
+        """
         return contextlib.nullcontext(), self._again(dict(self._seen))
 
     @contextlib.contextmanager

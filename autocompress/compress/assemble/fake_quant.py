@@ -1,4 +1,9 @@
-"""A module that computes with compressed weights and rounded activations as the exported file does."""
+"""Compute a module with compressed weights and rounded activations, as the exported file does.
+
+The stitcher puts a `SimulatedModule` in the place of each compressible module. Recovery trains it
+with quantised weights in the forward pass (Jacob et al. 2018; learned steps as in LSQ, Esser et al.
+2020).
+"""
 
 from __future__ import annotations
 
@@ -14,7 +19,8 @@ from torch import Tensor, nn
 
 from autocompress.candidate import UNTOUCHED, ModuleConfig
 from autocompress.compress.assemble.calls import CallRanges, Calls
-from autocompress.compress.assemble.library import Variant
+from autocompress.compress.assemble.scatter import scatter
+from autocompress.compress.assemble.variant import Variant
 from autocompress.compress.factorise.convolve import convolve, geometry_of
 from autocompress.compress.factorise.low_rank import compose
 from autocompress.compress.prune.masks import Mask
@@ -30,32 +36,19 @@ from autocompress.compress.quantize.integer_matmul import (
 from autocompress.compress.quantize.masters import LEAST_FACTOR, quantised, starting_point
 from autocompress.model.weights import weight_of
 
-GATE_SHUT = -1e4  # the logit of an expert that is not there: softmax and sigmoid make it exactly 0
-
-
-def _scatter(
-    small: Tensor, rows: Mask | None, columns: Mask | None, shape: tuple[int, ...]
-) -> Tensor:
-    """`small` at the kept rows and columns of zeros of `shape`."""
-    if rows is None and columns is None:
-        return small
-    index_rows = (
-        torch.arange(shape[0]) if rows is None else torch.from_numpy(rows).nonzero().flatten()
-    )
-    if len(shape) == 1:
-        return small.new_zeros(shape).index_copy(0, index_rows.to(small.device), small)
-    index_columns = (
-        torch.arange(shape[1]) if columns is None else torch.from_numpy(columns).nonzero().flatten()
-    )
-    wide = small.new_zeros(small.shape[0], *shape[1:]).index_copy(
-        1, index_columns.to(small.device), small
-    )
-    return small.new_zeros(shape).index_copy(0, index_rows.to(small.device), wide)
+GATE_SHUT = -1e4  # logit of a removed expert: softmax and sigmoid make it exactly 0
 
 
 @dataclass(frozen=True, eq=False)
 class Unrounded:
-    """The output of a convolution that a folded normalisation is about to read: its products' scale (channels,), and its range."""
+    """Hold the output of a convolution until the normalisation that is folded into it reads it.
+
+    Attributes:
+        output: as the convolution computed it.
+        scale: (channels,) scale of its integer products.
+        bias: (channels,), or None.
+        quantizer: range of the normalisation's output.
+    """
 
     output: Tensor
     scale: Tensor
@@ -64,15 +57,25 @@ class Unrounded:
 
 
 class SimulatedModule(nn.Module):
-    """Stands in for a Linear, Conv, Embedding or recurrent weight.
+    """Simulate a Linear, Conv, Embedding or recurrent weight.
 
-    Linear layers on 8-bit dynamic inputs are computed with integers where the processor can and no gradient is asked for.
+    Linear layers on 8-bit dynamic inputs are computed with integers if the processor can and no
+    gradient is needed.
 
-    Pruned channels are zeros here, and so is the output of a module that is removed as a whole, so that shapes around it stay: zero
-    columns of the consumers make that equal to removal. A router adds `GATE_SHUT` to the logits of removed experts.
-    `kind` is the module's, `owner` the name under which `calls` counts its calls. Each call has its own `ranges`: of its input, where
-    that is quantised statically, and of what its kernel writes, where that is a static 8-bit convolution. A normalisation that is
-    folded into the call rounds in its place what it takes from `unrounded`.
+    Pruned channels are zeros, and so is the output of a module that is removed as a whole, so that
+    shapes around it stay. Zero columns of the consumers make that equal to removal. A router adds
+    `GATE_SHUT` to the logits of removed experts.
+
+    Attributes:
+        kind: of the module.
+        owner: name for counting calls; that of the tied module if weights are tied.
+        ranges: activation ranges of each call.
+        calls: counts the calls of all modules of the model.
+        rounding: rounds dynamic 8-bit inputs, once for all readers.
+        unrounded: outputs in front of their folded normalisation.
+        config: how the module is compressed now.
+        stored: its compressed weights.
+        masks: kept (rows, columns) of the weight.
     """
 
     def __init__(
@@ -85,7 +88,7 @@ class SimulatedModule(nn.Module):
         rounding: Rounding,
     ) -> None:
         super().__init__()
-        self._source = (source,)  # in a tuple, so that its parameters are not ours
+        self._source = (source,)  # in a tuple: its parameters are not this module's
         self.kind = kind
         self.owner = owner
         self.ranges = nn.ModuleList(ranges)
@@ -113,20 +116,20 @@ class SimulatedModule(nn.Module):
 
     @property
     def weight(self) -> Tensor:
-        """The weight as one tensor of the original shape, for models that read it."""
+        """Return the weight in its original shape, for models that read it."""
         factors = self._full_factors()
         return compose(factors) if factors else torch.zeros_like(weight_of(self._source[0]))
 
     @property
     def bias(self) -> Tensor | None:
-        """The bias in its original shape."""
+        """Return the bias in its original shape."""
         if self.trained_bias is None:
             return self.dense_bias
-        return _scatter(self.trained_bias, self.masks[0], None, (len(weight_of(self._source[0])),))
+        return scatter(self.trained_bias, self.masks[0], None, (len(weight_of(self._source[0])),))
 
     @property
     def rounds_output(self) -> bool:
-        """Whether the kernel of this convolution gives 8-bit outputs."""
+        """Return True if the kernel of this convolution writes 8-bit outputs."""
         return (
             self.kind == "conv"
             and self.config.activation_bits == 8
@@ -142,9 +145,14 @@ class SimulatedModule(nn.Module):
         block_size: int = 0,
         experts: Mask | None = None,
     ) -> None:
-        """Compute with `variant` from now on; `masks` are the kept output and input channels, `experts` those that a router still has.
+        """Compute with a variant from now on.
 
-        With a block_size the weight-only kernel rounds inputs to 8 bits per block.
+        Args:
+            variant: compressed weights.
+            config: the config of the variant.
+            masks: kept (rows, columns) of the weight; None keeps all.
+            block_size: inputs per scale of a rounding weight-only kernel; 0 for no rounding.
+            experts: (experts,) True for kept experts of a router; None keeps all.
         """
         source: Any = self._source[0]
         device = source.weight.device
@@ -159,14 +167,18 @@ class SimulatedModule(nn.Module):
         self.dense, self.integers = None, self._integer_factors()
         self.stored_bias, self.dense_bias = variant.bias, None
         if variant.bias is not None:
-            self.dense_bias = _scatter(
+            self.dense_bias = scatter(
                 variant.bias.to(device), masks[0], None, (len(source.weight),)
             )
 
     def start_training(self, factors: tuple[Tensor, ...]) -> None:
-        """Train the float weights `factors` and the steps of their scales; the forward pass sees the quantised weights.
+        """Make weights and the steps of their scales trainable.
 
-        Each weight starts inside the cell of its stored integer, so that training goes on from what GPTQ or AdaRound found.
+        The forward pass sees quantised weights. Each weight starts inside the cell of its stored
+        integer, so training goes on from the result of GPTQ or AdaRound.
+
+        Args:
+            factors: float weights in the shapes of the stored ones.
         """
         device, bias = factors[0].device, self.stored_bias
         self.trained = nn.ParameterList(
@@ -186,7 +198,7 @@ class SimulatedModule(nn.Module):
                 call.read.learn()
 
     def trained_variant(self) -> Variant:
-        """What was trained, at the bits and scales that training left."""
+        """Return the trained weights in stored form, at the trained scales, on the CPU."""
         if not self.stored:
             return Variant((), None)
         assert self.trained is not None
@@ -195,36 +207,18 @@ class SimulatedModule(nn.Module):
         for master, steps, stored in zip(
             self.trained, self.trained_steps, self.stored, strict=True
         ):
-            weight = master.detach().cpu()
-            if stored.scale is None:
-                weight = weight if stored.kept is None else weight * stored.kept
-                factors.append(
-                    replace(
-                        stored,
-                        values=to_half(weight) if stored.weight_bits == 16 else weight.clone(),
-                    )
-                )
-                continue
-            scale = stored.scale * steps.detach().cpu().clamp_min(LEAST_FACTOR)
-            if stored.group_size > 0 and stored.multiplier is None:
-                scale = half_scales(scale)
-            learned = replace(stored, scale=scale)
-            factors.append(
-                replace(
-                    learned, values=grid_of(learned, weight.shape).nearest(weight).to(torch.int8)
-                )
-            )
+            factors.append(_stored_again(master.detach().cpu(), steps.detach().cpu(), stored))
         bias = None if self.trained_bias is None else self.trained_bias.detach().cpu().clone()
         return Variant(tuple(factors), bias)
 
     def _factor_masks(self, i: int) -> tuple[Mask | None, Mask | None]:
-        """Rows and columns of factor i: ranks between two factors are never masked."""
+        """Return the masks of factor i; ranks between two factors are never masked."""
         return (self.masks[0] if i == len(self.stored) - 1 else None), (
             self.masks[1] if i == 0 else None
         )
 
     def _factor_shape(self, i: int) -> tuple[int, ...]:
-        """Of factor i when nothing is pruned."""
+        """Return the shape of factor i before pruning."""
         full, shape = weight_of(self._source[0]).shape, list(self.stored[i].values.shape)
         if i == len(self.stored) - 1:
             shape[0] = full[0]
@@ -233,7 +227,7 @@ class SimulatedModule(nn.Module):
         return tuple(shape)
 
     def _integer_factors(self) -> list[IntegerFactor] | None:
-        """For a linear layer whose inputs are rounded to 8 bits by their own range; None where its kernel computes something else."""
+        """Return integers for a linear layer on dynamic 8-bit inputs, None for other kernels."""
         source: Any = self._source[0]
         if (
             not isinstance(source, nn.Linear)
@@ -243,20 +237,20 @@ class SimulatedModule(nn.Module):
             return None
         if self.config.activation_bits != 8 or self.config.static(self.kind) or not self.stored:
             return None
-        found = []
+        factors = []
         for i, stored in enumerate(self.stored):
             factor = IntegerFactor.of(stored)
             if factor is None:
                 return None
             (rows, columns), shape = self._factor_masks(i), self._factor_shape(i)
             scale, sums = (
-                _scatter(of_row, rows, None, shape[:1]) for of_row in (factor.scale, factor.sums)
+                scatter(of_row, rows, None, shape[:1]) for of_row in (factor.scale, factor.sums)
             )
-            found.append(IntegerFactor(_scatter(factor.values, rows, columns, shape), scale, sums))
-        return found
+            factors.append(IntegerFactor(scatter(factor.values, rows, columns, shape), scale, sums))
+        return factors
 
     def _product_of_integers(self, x: Tensor) -> Tensor | None:
-        """As the integer kernel; None for inputs that are no numbers."""
+        """Compute as the integer kernel; return None for NaN or infinity."""
         assert self.integers is not None
         shape, last = x.shape[:-1], len(self.integers) - 1
         for i, factor in enumerate(self.integers):
@@ -271,7 +265,7 @@ class SimulatedModule(nn.Module):
             if self.dense is None:
                 device = weight_of(self._source[0]).device
                 self.dense = [
-                    _scatter(
+                    scatter(
                         factor.dequantized().to(device),
                         *self._factor_masks(i),
                         self._factor_shape(i),
@@ -286,34 +280,41 @@ class SimulatedModule(nn.Module):
         ):
             seen = master if stored.scale is None else quantised(master, steps, stored)
             seen = seen if stored.kept is None else seen * stored.kept.to(seen.device)
-            full.append(_scatter(seen, *self._factor_masks(i), self._factor_shape(i)))
+            full.append(scatter(seen, *self._factor_masks(i), self._factor_shape(i)))
         return full
 
     def _rounded(self, x: Tensor, i: int, ranges: CallRanges | None) -> Tensor:
-        """The input of factor i as its kernel sees it."""
+        """Return the input of factor i as its kernel reads it."""
         bits = self.config.activation_bits
         if bits == 32:
             return blockwise(x, self.block_size) if self.block_size else x
         if i == 0 and self.config.static(self.kind) and ranges is not None:
             rounded: Tensor = ranges.read(x, bits)
             return rounded
-        # What lies between two factors has no calibrated range.
+        # The tensor between two factors has no calibrated range.
         return dynamic(x) if bits == 8 else x
 
     def _scale_of_products(self, weight: Tensor, read: RangeQuantizer) -> Tensor:
-        """(channels,) what one step of an integer convolution's sums stands for; 0 where no weight is left."""
+        """Return the (channels,) scale of an integer convolution's sums; 0 if no weight is left."""
         (stored,) = self.stored
         assert stored.scale is not None
         rows = stored.scale.to(weight.device).flatten().expand(len(stored.values))
-        scale = _scatter(rows, self.masks[0], None, (len(weight),)) * read.at.scale
+        scale = scatter(rows, self.masks[0], None, (len(weight),)) * read.at.scale
         return torch.where(weight.detach().flatten(1).any(1), scale, 0.0)
 
     def forward(self, x: Tensor) -> Tensor:
-        """As the source module."""
+        """Compute as the source module, with compressed weights and rounded inputs.
+
+        Args:
+            x: the source module's input.
+
+        Returns:
+            Its output, in the original shape.
+        """
         at = self.calls.next(self.owner, len(self.ranges))
         ranges: Any = None if at is None else self.ranges[at]
         if at == 0:
-            self.unrounded.clear()  # of a pass that was given up
+            self.unrounded.clear()  # left by a pass that was interrupted
         if (
             self.integers is not None
             and self.trained is None
@@ -352,7 +353,10 @@ class SimulatedModule(nn.Module):
         return x if self.gate is None else x + self.gate
 
     def _integer_convolution(self, x: Tensor, weight: Tensor, ranges: CallRanges) -> Tensor:
-        """A static 8-bit convolution, whose bias is a multiple of its products' scale and whose kernel writes 8 bits."""
+        """Compute a static 8-bit convolution.
+
+        Its bias is a multiple of its products' scale, and its kernel writes 8 bits.
+        """
         source: Any = self._source[0]
         scale, bias, written = (
             self._scale_of_products(weight, ranges.read),
@@ -370,6 +374,27 @@ class SimulatedModule(nn.Module):
         return rounded
 
 
+def _stored_again(master: Tensor, steps: Tensor, stored: StoredTensor) -> StoredTensor:
+    """Return the trained float weights `master` as they are stored, at the trained scales."""
+    if stored.scale is None:
+        weight = master if stored.kept is None else master * stored.kept
+        values = to_half(weight) if stored.weight_bits == 16 else weight.clone()
+        return replace(stored, values=values)
+    scale = stored.scale * steps.clamp_min(LEAST_FACTOR)
+    if stored.group_size > 0 and stored.multiplier is None:
+        scale = half_scales(scale)
+    learned = replace(stored, scale=scale)
+    values = grid_of(learned, master.shape).nearest(master).to(torch.int8)
+    return replace(learned, values=values)
+
+
 def gate_shift(experts: Mask) -> NDArray[np.float32]:
-    """(experts,) what is added to a router's logits."""
+    """Return the shift of a router's logits.
+
+    Args:
+        experts: (experts,) True for kept experts.
+
+    Returns:
+        (experts,) 0, or `GATE_SHUT` for removed experts.
+    """
     return np.where(experts, np.float32(0), np.float32(GATE_SHUT))

@@ -1,4 +1,8 @@
-"""Compressed weights of one module under one config, made once and kept by content."""
+"""Compress the weights of one module under one config, once, and keep them by content hash.
+
+Candidates share modules, so a candidate costs a swap of tensors (OBC, Frantar and Alistarh 2022;
+SPDY, Frantar and Alistarh 2022).
+"""
 
 from __future__ import annotations
 
@@ -15,12 +19,16 @@ from torch import Tensor, nn
 from autocompress.cache import Cache
 from autocompress.candidate import UNTOUCHED, ModuleConfig
 from autocompress.compress.assemble.bias_correction import corrected_bias
+from autocompress.compress.assemble.variant import (
+    Variant,
+    variant_from_tensors,
+    variant_to_tensors,
+)
 from autocompress.compress.calibrate.evidence import Evidence, Gradients
 from autocompress.compress.calibrate.statistics import LayerStatistics
 from autocompress.compress.factorise.low_rank import compose, factor_statistics, factorise
 from autocompress.compress.prune.masks import Mask, Masks, reconstructed
 from autocompress.compress.prune.sparsify import NEEDS_GRADIENTS
-from autocompress.compress.quantize.affine import PARTS, StoredTensor
 from autocompress.compress.quantize.rounding import store
 from autocompress.integer_form import IntegerForm
 from autocompress.model.modules import kind_of
@@ -29,27 +37,20 @@ from autocompress.results.tensor_files import read_tensors, tensor_bytes
 
 DISK_BYTES = 2 << 30
 LIBRARY_BYTES = 512_000_000
-MOST_FACTORS = 3
 FORMAT = "6"  # part of every key; raised when the arithmetic of a variant changes
 
 
-@dataclass(frozen=True, eq=False)
-class Variant:
-    """The shrunk weights of one module: one tensor, or factors of which the first is applied first; and the bias.
-
-    A module that is removed as a whole has no factors.
-    """
-
-    factors: tuple[StoredTensor, ...]
-    bias: Tensor | None
-
-    def nbytes(self) -> int:
-        """Bytes in memory."""
-        return sum(factor.nbytes() for factor in self.factors)
-
-
 def shrink(weight: Tensor, out: Mask | None, into: Mask | None) -> Tensor:
-    """The rows of mask `out` and, in dimension 1, the channels of mask `into`; None keeps all."""
+    """Remove channels of a weight.
+
+    Args:
+        weight: (rows, columns, ...).
+        out: (rows,) True for kept rows; None keeps all.
+        into: (columns,) True for kept columns; None keeps all.
+
+    Returns:
+        (kept rows, kept columns, ...).
+    """
     if out is not None:
         weight = weight[torch.from_numpy(out).to(weight.device)]
     if into is not None:
@@ -59,7 +60,14 @@ def shrink(weight: Tensor, out: Mask | None, into: Mask | None) -> Tensor:
 
 @dataclass(frozen=True, eq=False)
 class FloatWeight:
-    """The pruned (and smoothed) weight of one module, its float factors, what each of them reads, and the bias."""
+    """Hold the pruned and smoothed weight of one module before it is quantised.
+
+    Attributes:
+        whole: (rows, columns, ...) the weight.
+        factors: the weight, or its low-rank factors in the order of use.
+        seen: statistics of the inputs, or None.
+        bias: (rows,), or None.
+    """
 
     whole: Tensor
     factors: tuple[Tensor, ...]
@@ -73,11 +81,19 @@ def _exact_everywhere(name: str) -> IntegerForm:
 
 @dataclass
 class VariantLibrary:
-    """Variants of the modules of `evidence.model` (on one device, never changed), on disk by content hash and in memory by last use.
+    """Make and keep the variants of one model's modules.
 
-    Statistics of the layers' inputs let pruning, factors, zeros, rounding and the bias make up for errors; without them weights
-    are cut and rounded to nearest. `integer_form` says which integers the kernel of a module may hold. `made` counts
-    compressions, `reused` answers from memory or disk.
+    Variants are kept on disk by content hash, and in memory by last use. With statistics of the
+    layers' inputs, pruning, factors, zeros, rounding and the bias make up for errors; without them
+    weights are cut and rounded to nearest.
+
+    Attributes:
+        evidence: the float model (never changed) and its calibration statistics.
+        folder: cache on disk; None keeps variants in memory only.
+        integer_form: returns the integer form of a module's kernel.
+        memory_bytes: most bytes of variants in memory.
+        made: number of compressions.
+        reused: number of answers from memory or disk.
     """
 
     evidence: Evidence
@@ -95,15 +111,20 @@ class VariantLibrary:
 
     @property
     def model(self) -> nn.Module:
-        """The model whose modules are compressed."""
+        """Return the float model."""
         return self.evidence.model
 
     def get(
         self, name: str, config: ModuleConfig, masks: Masks, factors: Tensor | None = None
     ) -> Variant:
-        """The variant of module `name`: pruned by `masks` (which are part of its key), factorised and quantised by `config`.
+        """Return the variant of a module: pruned, smoothed, factorised and quantised.
 
-        `factors` (input channels,) multiply its columns, since a normalisation in front was divided by them.
+        Args:
+            name: the module.
+            config: how it is compressed.
+            masks: the kept channels; they are part of the cache key.
+            factors: (input channels,) smoothing factors that multiply the columns, since the
+                normalisation in front is divided by them; None for 1.
         """
         if masks.dropped(name):
             return Variant((), None)
@@ -144,15 +165,19 @@ class VariantLibrary:
         exact = config.weight_bits >= 16 and last == 0 and config.sparsity == 0
         if weight.seen is None or weight.bias is None or exact:
             return Variant(stored, weight.bias)
-        wanted, given = weight.whole.cpu(), compose([factor.dequantized() for factor in stored])
+        exact_weight = weight.whole.cpu()
+        compressed = compose([factor.dequantized() for factor in stored])
         mean = weight.seen.mean
-        mean = mean.repeat_interleave(len(wanted) // len(mean), 0) if len(mean) > 1 else mean[0]
-        return Variant(
-            stored, corrected_bias(weight.bias, wanted.flatten(1), given.flatten(1), mean)
-        )
+        rows_per_group = len(exact_weight) // len(mean)
+        mean = mean.repeat_interleave(rows_per_group, 0) if len(mean) > 1 else mean[0]
+        bias = corrected_bias(weight.bias, exact_weight.flatten(1), compressed.flatten(1), mean)
+        return Variant(stored, bias)
 
     def _integers(self, name: str, config: ModuleConfig) -> tuple[ModuleConfig, int]:
-        """Return the config that the module's kernel can hold, and the largest integer that it may multiply: 0 for float kernels."""
+        """Return the config after the limits of the module's kernel, and the largest integer.
+
+        The largest integer is 0 for float kernels.
+        """
         kind = kind_of(self.model.get_submodule(name)) or ""
         if not config.integer(kind):
             return config, 0
@@ -162,7 +187,14 @@ class VariantLibrary:
     def float_weight(
         self, name: str, config: ModuleConfig, masks: Masks, factors: Tensor | None = None
     ) -> FloatWeight:
-        """The pruned and factorised weight before it is quantised."""
+        """Return the pruned, smoothed and factorised weight before it is quantised.
+
+        Args:
+            name: the module.
+            config: how it is compressed.
+            masks: the kept channels.
+            factors: (input channels,) smoothing factors, or None.
+        """
         module = self.model.get_submodule(name)
         weight, bias = weight_of(module).detach(), self.bias(name, masks.of(name, "out"))
         if factors is not None:
@@ -188,21 +220,29 @@ class VariantLibrary:
         )
 
     def _gradients(self, name: str, config: ModuleConfig, masks: Masks) -> Gradients | None:
-        """Of the elements that are left, where the config's zeros are chosen by them."""
+        """Return gradients of the elements that are left, if the config's zeros need them."""
         if (
             config.sparsity <= 0
             or config.sparsity_criterion not in NEEDS_GRADIENTS
             or name not in self.evidence.gradients
         ):
             return None
-        found = self.evidence.gradients[name]
+        whole = self.evidence.gradients[name]
         out, into = masks.of(name, "out"), masks.of(name, "in")
         return replace(
-            found, mean=shrink(found.mean, out, into), square=shrink(found.square, out, into)
+            whole, mean=shrink(whole.mean, out, into), square=shrink(whole.square, out, into)
         )
 
     def bias(self, name: str, out: Mask | None) -> Tensor | None:
-        """The kept part of the module's bias."""
+        """Return the kept part of a module's bias.
+
+        Args:
+            name: the module.
+            out: (rows,) True for kept rows; None keeps all.
+
+        Returns:
+            (kept rows,) float32 on the CPU, or None.
+        """
         bias = getattr(self.model.get_submodule(name), "bias", None)
         return None if bias is None else shrink(bias.detach(), out, None).float().cpu()
 
@@ -258,35 +298,3 @@ def _file_name(key: str) -> str:
 
 def _read_variant(path: Path) -> Variant:
     return variant_from_tensors(read_tensors(path)[0], "")
-
-
-def variant_to_tensors(variant: Variant, prefix: str) -> dict[str, Tensor]:
-    """Flat tensors for a safetensors file; `variant_from_tensors` reverses it."""
-    tensors = {} if variant.bias is None else {f"{prefix}bias": variant.bias.cpu().contiguous()}
-    if not variant.factors:
-        tensors[f"{prefix}removed"] = torch.ones(1, dtype=torch.bool)
-    for i, factor in enumerate(variant.factors):
-        tensors[f"{prefix}factor{i}.bits{factor.weight_bits}.group{factor.group_size}"] = (
-            factor.values.cpu().contiguous()
-        )
-        for part in PARTS:
-            tensor = getattr(factor, part)
-            if tensor is not None:
-                tensors[f"{prefix}factor{i}.{part}"] = tensor.cpu().contiguous()
-    return tensors
-
-
-def variant_from_tensors(tensors: dict[str, Tensor], prefix: str) -> Variant:
-    """Reverse of `variant_to_tensors`."""
-    factors = []
-    for i in range(MOST_FACTORS):
-        found = [key for key in tensors if key.startswith(f"{prefix}factor{i}.bits")]
-        if found:
-            bits, _, group = found[0].rpartition("bits")[2].partition(".group")
-            parts = {part: tensors.get(f"{prefix}factor{i}.{part}") for part in PARTS}
-            factors.append(
-                StoredTensor(tensors[found[0]], int(bits), group_size=int(group), **parts)
-            )
-    if not factors and f"{prefix}removed" not in tensors:
-        raise KeyError(f"no factors under {prefix!r}")
-    return Variant(tuple(factors), tensors.get(f"{prefix}bias"))

@@ -1,10 +1,14 @@
-"""A compressed model assembled from the library by swapping tensors."""
+"""Assemble a candidate's model from the library by swapping tensors.
+
+The model simulates what the candidate's file computes. The order on one module is prune, smooth,
+factorise, (train,) quantise.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, NewType
 
 import torch
 from torch import Tensor, nn
@@ -12,12 +16,9 @@ from torch import Tensor, nn
 from autocompress.candidate import Candidate, ModuleConfig
 from autocompress.compress.assemble.calls import Call, CallRanges, Calls
 from autocompress.compress.assemble.fake_quant import SimulatedModule
-from autocompress.compress.assemble.library import (
-    Variant,
-    VariantLibrary,
-    variant_from_tensors,
-    variant_to_tensors,
-)
+from autocompress.compress.assemble.library import VariantLibrary
+from autocompress.compress.assemble.trained import Trained
+from autocompress.compress.assemble.variant import Variant
 from autocompress.compress.prune.masks import Masks, Pruner
 from autocompress.compress.quantize.activation import ActivationRange, RangeQuantizer
 from autocompress.compress.quantize.integer_bias import bias_error
@@ -27,6 +28,9 @@ from autocompress.model.modules import CompressibleModule, ModuleMap
 from autocompress.model.weights import side_dimension
 from autocompress.task.copies import copied
 
+# The one model of a stitcher, which the next `apply` changes: use it before, or take a deep copy.
+BorrowedModel = NewType("BorrowedModel", nn.Module)
+
 
 def _never(module: CompressibleModule, config: ModuleConfig) -> bool:
     return False
@@ -34,12 +38,13 @@ def _never(module: CompressibleModule, config: ModuleConfig) -> bool:
 
 @dataclass(frozen=True)
 class ActivationPlan:
-    """What the exported graph knows about activations.
+    """Tell the simulation what the exported graph knows about activations.
 
     Attributes:
         ranges: calibrated range by tensor of the graph.
         calls: the calls of each linear or convolutional module, in their order.
-        rounds_blocks: whether a module under a config runs on a weight-only kernel that rounds inputs to 8 bits per block.
+        rounds_blocks: returns True if a module under a config runs on a weight-only kernel that
+            rounds its inputs to 8 bits per block.
     """
 
     ranges: Mapping[str, ActivationRange] = field(default_factory=dict)
@@ -48,117 +53,75 @@ class ActivationPlan:
 
     @property
     def inputs(self) -> dict[str, str]:
-        """The tensor that each module reads in its first call."""
+        """Return the input tensor of each module's first call."""
         return {owner: calls[0].reads for owner, calls in self.calls.items()}
 
+    def block_size(self, module: CompressibleModule, config: ModuleConfig) -> int:
+        """Return how many inputs of a module are rounded to 8 bits with one scale.
 
-@dataclass(frozen=True)
-class Trained:
-    """What recovery changed: variants by module, other parameters by name, ranges by tensor, and the channels that are kept."""
+        Args:
+            module: a module of the model.
+            config: its config.
 
-    variants: dict[str, Variant]
-    others: dict[str, Tensor]
-    ranges: dict[str, ActivationRange]
-    masks: Masks
-
-    def to_tensors(self) -> dict[str, Tensor]:
-        """Flat tensors for a safetensors file; `from_tensors` reverses it."""
-        tensors = {f"other|{name}": value for name, value in self.others.items()}
-        for name, variant in self.variants.items():
-            tensors.update(variant_to_tensors(variant, f"variant|{name}|"))
-        tensors = _kept_once(tensors)
-        for tensor, at in self.ranges.items():
-            tensors[f"range|{tensor}"] = torch.tensor(
-                [at.scale, at.zero_point, at.low, at.high], dtype=torch.float64
-            )
-        for (name, side), mask in self.masks.kept.items():
-            tensors[f"mask|{name}|{side}"] = torch.from_numpy(mask)
-        return tensors
-
-    @classmethod
-    def from_tensors(cls, tensors: dict[str, Tensor]) -> Trained:
-        """Reverse of `to_tensors`."""
-        again = {
-            key.partition("|")[2]: value.numpy().tobytes().decode()
-            for key, value in tensors.items()
-            if key.startswith("same|")
-        }
-        tensors = {**tensors, **{key: tensors[known] for key, known in again.items()}}
-        # A module's name may hold any character, so what surrounds it is cut off from both ends.
-        whole = "variant|"
-        names = dict.fromkeys(
-            key.removeprefix(whole).rpartition("|")[0] for key in tensors if key.startswith(whole)
-        )
-        variants = {name: variant_from_tensors(tensors, f"variant|{name}|") for name in names}
-        others = {
-            key.partition("|")[2]: value
-            for key, value in tensors.items()
-            if key.startswith("other|")
-        }
-        ranges, kept = {}, {}
-        for key, value in tensors.items():
-            kind, _, name = key.partition("|")
-            if kind == "range":
-                scale, zero, low, high = value.tolist()
-                ranges[name] = ActivationRange(scale, int(zero), low, high)
-            elif kind == "mask":
-                name, _, side = name.rpartition("|")
-                kept[name, side] = value.numpy()
-        return cls(variants, others, ranges, Masks(kept))
-
-
-def _kept_once(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Each tensor once, and under "same|" and its other names the first name: safetensors refuses memory that tensors share."""
-    found: dict[str, Tensor] = {}
-    first: dict[tuple[int, torch.Size, torch.dtype, tuple[int, ...]], str] = {}
-    for name, value in tensors.items():
-        known = (
-            first.setdefault((value.data_ptr(), value.shape, value.dtype, value.stride()), name)
-            if value.numel()
-            else name
-        )
-        if known != name:
-            found[f"same|{name}"] = torch.frombuffer(bytearray(known.encode()), dtype=torch.uint8)
-        else:
-            part = value.untyped_storage().nbytes() != value.numel() * value.element_size()
-            found[name] = value.contiguous().clone() if part else value.contiguous()
-    return found
+        Returns:
+            The size of a block; 0 if inputs are not rounded in blocks.
+        """
+        return config.group_size if self.rounds_blocks(module, config) else 0
 
 
 @dataclass(frozen=True)
 class FoldedNorm:
-    """A hook behind a normalisation: where one of `convolutions` has it folded in, its output is what the integer kernel rounds."""
+    """Round the output of a normalisation that is folded into an integer convolution, as a hook.
+
+    Attributes:
+        convolutions: the convolutions in front of it.
+    """
 
     convolutions: tuple[SimulatedModule, ...]
 
     def __call__(
         self, norm: Any, args: tuple[Any, ...], named: Mapping[str, Any], output: Tensor
     ) -> Tensor:
-        """Round `output`; unchanged where what the normalisation reads is not from an integer convolution."""
+        """Return `output` as the kernel writes it.
+
+        It is unchanged if the normalisation reads no output of an integer convolution.
+        """
         read = args[0] if args else named["input"]
-        waiting = [
-            (c, found) for c in self.convolutions for found in c.unrounded if found.output is read
-        ]
+        waiting = []
+        for convolution in self.convolutions:
+            for unrounded in convolution.unrounded:
+                if unrounded.output is read:
+                    waiting.append((convolution, unrounded))
         if not waiting:
             return output
-        convolution, found = waiting[-1]
-        convolution.unrounded.remove(found)
+        convolution, last = waiting[-1]
+        convolution.unrounded.remove(last)
         gain = (norm.running_var + norm.eps).rsqrt() * (1.0 if norm.weight is None else norm.weight)
-        shift = ((0.0 if found.bias is None else found.bias) - norm.running_mean) * gain + (
+        shift = ((0.0 if last.bias is None else last.bias) - norm.running_mean) * gain + (
             0.0 if norm.bias is None else norm.bias
         )
-        error = bias_error(shift, found.scale * gain.abs(), found.quantizer.at.scale)
-        rounded: Tensor = found.quantizer(output + error.view(-1, *[1] * (output.dim() - 2)))
+        error = bias_error(shift, last.scale * gain.abs(), last.quantizer.at.scale)
+        rounded: Tensor = last.quantizer(output + error.view(-1, *[1] * (output.dim() - 2)))
         return rounded
 
 
 class SimulatedModel:
-    """A copy of `teacher` whose compressible modules are `SimulatedModule`s, with one range quantizer per tensor."""
+    """Hold a copy of a model whose compressible modules are `SimulatedModule`s.
+
+    Each tensor of the graph has one range quantizer, shared by its readers.
+    """
 
     def __init__(
         self, teacher: nn.Module, kinds: Mapping[str, tuple[str, str]], plan: ActivationPlan
     ) -> None:
-        """`kinds`: (kind, name of the module under whose name it is planned) by module name."""
+        """Copy `teacher` and replace its modules.
+
+        Args:
+            teacher: the float model; it is not changed.
+            kinds: (kind, owner) by module name. The owner is the module itself, or
+                the module with which its weight is tied.
+            plan: calls and calibrated ranges.
+        """
         self.quantizers = {tensor: RangeQuantizer(at) for tensor, at in plan.ranges.items()}
         self.base_ranges = dict(plan.ranges)
         self.owners = {name: owner for name, (_, owner) in kinds.items()}
@@ -194,14 +157,28 @@ class SimulatedModel:
         masks: Masks,
         block_size: int,
     ) -> None:
-        """Compute with `variant` in module `name`, compressed as `owner`."""
+        """Compute with a variant in one module from now on.
+
+        Args:
+            name: the module.
+            owner: the module itself, or the module with which its weight is tied.
+            variant: its compressed weights.
+            config: the config of the variant.
+            masks: the kept channels of the candidate.
+            block_size: inputs per scale of a rounding weight-only kernel; 0 for no rounding.
+        """
         sides = (masks.of(owner, "out"), masks.of(owner, "in"))
         self.simulated[name].set_variant(
             variant, config, sides, block_size, masks.of(owner, "gate")
         )
 
     def load(self, changed: Mapping[str, Tensor], masks: Masks) -> None:
-        """The original parameters outside the simulated modules, but for those in `changed`, without what pruned channels feed."""
+        """Set the parameters outside the simulated modules; columns of removed channels become 0.
+
+        Args:
+            changed: parameters by name; others are the float model's.
+            masks: the kept channels of the candidate.
+        """
         state = {**self.state, **changed}
         for (name, side), mask in masks.kept.items():
             if side == "in" and name not in self.simulated:
@@ -213,16 +190,28 @@ class SimulatedModel:
         self.model.load_state_dict(state, strict=True)
 
     def set_ranges(self, changed: Mapping[str, ActivationRange]) -> None:
-        """The calibrated ranges, but for those in `changed`."""
+        """Set the activation ranges.
+
+        Args:
+            changed: ranges by tensor; others are the calibrated ones.
+        """
         for tensor, quantizer in self.quantizers.items():
             quantizer.factor = None
             quantizer.at = changed.get(tensor, self.base_ranges[tensor])
 
 
 class Stitcher(SimulatedModel):
-    """A candidate costs a swap, not a compression.
+    """Turn one model into candidate after candidate by swapping tensors.
 
-    The order on one module is prune, smooth, factorise, (train,) quantise. `teacher`, the model itself, is never changed.
+    A candidate costs a swap, not a compression. There is one simulated model: `apply` changes it
+    and lends it out. `Compressor.module` gives a model of its own.
+
+    Attributes:
+        teacher: the float model, never changed.
+        module_map: its modules.
+        library: makes and keeps compressed weights.
+        plan: calls and activation ranges of the graph.
+        masks: the kept channels of the last applied candidate.
     """
 
     def __init__(
@@ -249,17 +238,33 @@ class Stitcher(SimulatedModel):
     def ranges(
         self, candidate: Candidate, trained: Trained | None = None
     ) -> dict[str, ActivationRange]:
-        """Range of every tensor under `candidate`."""
+        """Return the activation range of every tensor under a candidate.
+
+        Args:
+            candidate: the configs of the modules; smoothing changes ranges.
+            trained: weights and ranges after recovery.
+
+        Returns:
+            Ranges by tensor of the graph.
+        """
         smoothed = self.smoother.ranges(candidate, self.plan.inputs)
         return {**self.base_ranges, **smoothed, **(trained.ranges if trained else {})}
 
-    def apply(self, candidate: Candidate, trained: Trained | None = None) -> nn.Module:
-        """The model under `candidate`; `trained` replaces what recovery changed."""
+    def apply(self, candidate: Candidate, trained: Trained | None = None) -> BorrowedModel:
+        """Turn the simulated model into a candidate.
+
+        Args:
+            candidate: the configs of the modules.
+            trained: weights and ranges after recovery; it replaces the library's weights.
+
+        Returns:
+            The stitcher's own model, in eval mode: the next `apply` changes it.
+        """
         self.masks = masks = trained.masks if trained else self.pruner.masks(candidate)
         self.set_ranges(self.ranges(candidate, trained))
         for module in self.module_map:
             config = candidate.config(module.name)
-            block_size = config.group_size if self.plan.rounds_blocks(module, config) else 0
+            block_size = self.plan.block_size(module, config)
             for name in (module.name, *module.aliases):
                 variant = (trained.variants.get(name) if trained else None) or self.variant(
                     name, module.name, candidate, masks
@@ -268,13 +273,22 @@ class Stitcher(SimulatedModel):
         self.load(
             {**self.smoother.parameters(candidate), **(trained.others if trained else {})}, masks
         )
-        return self.model
+        return BorrowedModel(self.model)
 
     def variant(
         self, name: str, owner: str, candidate: Candidate, masks: Masks | None = None
     ) -> Variant:
-        """The library's variant of `name`, compressed as its owner (another name where weights are tied); `masks` of the candidate where
-        they are known."""
+        """Return the library's variant of a module.
+
+        Args:
+            name: the module.
+            owner: the module itself, or the module with which its weight is tied.
+            candidate: the configs of the modules.
+            masks: the kept channels of the candidate; None works them out.
+
+        Returns:
+            The owner's weights, with the bias of `name`.
+        """
         masks = self.pruner.masks(candidate) if masks is None else masks
         variant = self.library.get(
             owner, candidate.config(owner), masks, self.smoother.of(owner, candidate)
@@ -282,7 +296,11 @@ class Stitcher(SimulatedModel):
         return variant if name == owner else Variant(variant.factors, self.library.bias(name, None))
 
     def start_training(self, candidate: Candidate) -> None:
-        """Make the weights, scales and static ranges of the applied candidate trainable in place."""
+        """Make weights, scales and static ranges of the applied candidate trainable, in place.
+
+        Args:
+            candidate: the last applied candidate.
+        """
         masks = self.masks
         for module in self.module_map:
             if masks.dropped(module.name):
@@ -299,7 +317,7 @@ class Stitcher(SimulatedModel):
                 self.simulated[alias].trained_steps = first.trained_steps
 
     def trained_state(self) -> Trained:
-        """What training left of the applied candidate."""
+        """Return the trained state of the applied candidate, as tensors of its own."""
         variants = {name: module.trained_variant() for name, module in self.simulated.items()}
         others = {
             name: value.detach().cpu().clone()

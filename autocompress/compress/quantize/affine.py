@@ -196,7 +196,7 @@ class Grid:
         return (integers - self.zero_point) * self.step
 
 
-def blank(
+def fit_scales(
     weight: Tensor,
     weight_bits: int,
     group_size: int,

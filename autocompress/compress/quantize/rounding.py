@@ -1,6 +1,6 @@
 """Round one weight to its stored form.
 
-Zeros are placed first (`prune/sparsify.py`), then scales are chosen (`affine.blank`), then the
+Zeros are placed first (`prune/sparsify.py`), then scales are chosen (`affine.fit_scales`), then the
 integers by nearest rounding, GPTQ or AdaRound. `assemble/library.py` calls `store` for every factor
 of a module.
 """
@@ -19,7 +19,14 @@ from autocompress.compress.calibrate.evidence import Gradients
 from autocompress.compress.calibrate.statistics import LayerStatistics, output_error
 from autocompress.compress.prune.sparsify import sparsify
 from autocompress.compress.quantize.adaround import adaround
-from autocompress.compress.quantize.affine import PARTS, Grid, StoredTensor, blank, grid_of, to_half
+from autocompress.compress.quantize.affine import (
+    PARTS,
+    Grid,
+    StoredTensor,
+    fit_scales,
+    grid_of,
+    to_half,
+)
 from autocompress.compress.quantize.gptq import gptq
 
 COMPENSATED_BITS = 6  # at more bits "auto" does not try GPTQ, because little is lost
@@ -63,7 +70,7 @@ def store(
         values = weight if config.weight_bits == 32 else to_half(weight)
         mask = None if mask is None else mask.cpu()
         return StoredTensor(values.contiguous().cpu(), config.weight_bits, kept=mask)
-    stored = blank(
+    stored = fit_scales(
         weight,
         config.weight_bits,
         config.group_size,

@@ -15,7 +15,8 @@ from torch import nn
 
 from autocompress.candidate import Candidate, ModuleConfig
 from autocompress.compress.assemble.library import VariantLibrary
-from autocompress.compress.assemble.stitch import Stitcher, Trained
+from autocompress.compress.assemble.stitch import Stitcher
+from autocompress.compress.assemble.trained import Trained
 from autocompress.compress.calibrate.evidence import Evidence
 from autocompress.compress.calibrate.statistics import CALIBRATION_SAMPLES, collect_statistics
 from autocompress.compress.recover.context import Trainer

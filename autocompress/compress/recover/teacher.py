@@ -91,19 +91,22 @@ def model_hash(model: nn.Module) -> str:
     return digest.hexdigest()
 
 
-def weight_hashes(task: Task) -> dict[str, str | None]:
-    """Hashes of the task's model and of its student as it comes, by which a run knows them again."""
-    return {
-        "model": model_hash(task.model),
-        "student_model": None if task.student is None else model_hash(task.student),
-    }
-
-
 def changed_weights(task: Task, known: Mapping[str, Any]) -> str:
-    """Return "model" or "student" where its weights are not those that a run or recipe knows; "" where all are."""
-    found = weight_hashes(task)
-    changed = [name for name in found if name in known and known[name] != found[name]]
-    return changed[0].removesuffix("_model") if changed else ""
+    """Return which model of a task has other weights than a run or recipe records.
+
+    Args:
+        task: its model and, if it has one, its student as it comes.
+        known: hashes by "model" and "student_model"; a name that is missing is not compared.
+
+    Returns:
+        "model", "student", or "" if no weights differ.
+    """
+    if "model" in known and known["model"] != model_hash(task.model):
+        return "model"
+    student = None if task.student is None else model_hash(task.student)
+    if "student_model" in known and known["student_model"] != student:
+        return "student"
+    return ""
 
 
 def _bytes(tensor: Tensor) -> bytes:

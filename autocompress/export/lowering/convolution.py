@@ -12,7 +12,7 @@ from onnx import TensorProto, helper
 from torch import Tensor
 
 from autocompress.candidate import ModuleConfig
-from autocompress.compress.assemble.library import Variant
+from autocompress.compress.assemble.variant import Variant
 from autocompress.compress.factorise.low_rank import carriers
 from autocompress.compress.quantize.affine import StoredTensor, grid_of
 from autocompress.compress.quantize.integer_bias import covering_scale

@@ -7,7 +7,7 @@ from onnx import TensorProto
 
 from autocompress.candidate import ModuleConfig
 from autocompress.compress.assemble.fake_quant import gate_shift
-from autocompress.compress.assemble.library import Variant
+from autocompress.compress.assemble.variant import Variant
 from autocompress.compress.prune.masks import Mask
 from autocompress.compress.quantize.affine import StoredTensor
 from autocompress.export.lowering.graph import CONTRIB, GraphBuilder

@@ -10,7 +10,7 @@ from onnx import ModelProto, helper, numpy_helper
 from torch import Tensor
 
 from autocompress.candidate import Candidate
-from autocompress.compress.assemble.library import Variant
+from autocompress.compress.assemble.variant import Variant
 from autocompress.compress.prune.masks import Mask, Masks
 from autocompress.compress.quantize.activation import ActivationRange
 from autocompress.export.float_graph.subgraphs import needed_parts

@@ -1,60 +1,60 @@
-"""Judge one candidate, cheap before dear: size and latency, a few samples, the whole split, recovery."""
+"""Judge one candidate, the cheapest test first.
+
+Size and latency are known before any weight is touched. Then the candidate races on growing parts
+of the validation split. Only candidates that survive are trained.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
-from typing import Any
 
 import optuna
 import torch
-from optuna.trial import FrozenTrial, TrialState
+from optuna.trial import TrialState
 from torch import Tensor
 
 from autocompress.candidate import Candidate
-from autocompress.measure.accuracy import metric_outputs, scores_of
-from autocompress.results.limits import Limits
+from autocompress.measure.accuracy import Scores, metric_outputs, scores_of
+from autocompress.results.limits import Limits, are_kept
 from autocompress.search.evaluate.racing import (
     LEAST_BATCHES,
     NEAR,
     PARTS,
     Rival,
-    Scores,
-    sample_scores,
+    raced_samples,
     surely_below,
     surely_dominated,
 )
 from autocompress.search.evaluate.recovery import (
-    RUNGS,
     beaten,
     least_loss,
     recover_candidate,
     worth_training,
 )
-from autocompress.search.problem.bench import Bench
 from autocompress.search.problem.goal import Goal
+from autocompress.search.problem.problem import Problem
+from autocompress.search.problem.scoring import SampleScores, sample_scores
+from autocompress.search.problem.trial_record import TrialRecord, records_of
 from autocompress.search.propose.trial_model import worth_finishing
 
-
-@dataclass(frozen=True)
-class Outcome:
-    """How a trial ended: values (size_bytes, latency_ms, accuracy, extra metrics that are objectives) when complete, else the cause."""
-
-    values: tuple[float, ...] | None
-    size_bytes: int
-    latency_ms: float
-    cause: str = ""
-    violations: Mapping[str, float] = field(default_factory=dict)
-    attributes: Mapping[str, Any] = field(default_factory=dict)
+ENDED = (TrialState.COMPLETE, TrialState.PRUNED)
 
 
 @dataclass
 class Judge:
-    """Evaluates candidates of one study in one process; with `parts` () none is stopped before the whole split was seen."""
+    """Evaluate the candidates of one study in one process.
 
-    bench: Bench
+    Attributes:
+        problem: task, target and space.
+        limits: limits of size, latency and qualities.
+        folder: the run folder.
+        parts: shares of the validation split after which a candidate may be stopped; () sees all.
+    """
+
+    problem: Problem
     limits: Limits
     folder: Path
     parts: tuple[float, ...] = PARTS
@@ -62,163 +62,185 @@ class Judge:
 
     @property
     def goal(self) -> Goal:
-        """What candidates are judged by."""
-        return Goal(self.bench.baseline, self.limits, self.bench.space.objectives)
+        """Objectives and limits."""
+        return Goal(self.problem.baseline, self.limits, self.problem.space.objectives)
 
-    def judge(self, study: optuna.Study, number: int, candidate: Candidate) -> Outcome:
-        """The outcome of `candidate`; raises what the model or the metric raises."""
-        bench = self.bench
-        size, latency = bench.size_bytes(candidate), bench.latency_ms(candidate)
+    def judge(self, study: optuna.Study, number: int, candidate: Candidate) -> TrialRecord:
+        """Judge a candidate; exceptions of the model and of the metric pass through.
+
+        Args:
+            study: the study with the earlier trials.
+            number: of the trial.
+            candidate: what is judged.
+
+        Returns:
+            The record with its outcome. It has qualities if and only if the trial is complete.
+        """
+        size, latency = self.problem.size_bytes(candidate), self.problem.latency_ms(candidate)
         violations = self.limits.violations(size, latency, None)
-        over = {name: share for name, share in violations.items() if share > 0}
-        if over:
-            what = ", ".join(f"{name} by {share:.1%}" for name, share in over.items())
-            return Outcome(None, size, latency, f"over budget: {what}", violations)
-        done = study.get_trials(deepcopy=False, states=(TrialState.COMPLETE, TrialState.PRUNED))
-        earlier = self._answered(done, candidate)
+        record = replace(
+            TrialRecord.of(number, candidate),
+            size_bytes=size,
+            latency_ms=latency,
+            violations=violations,
+            cause="",
+        )
+        if not are_kept(violations):
+            missed = [f"{name} by {by:.1%}" for name, by in violations.items() if by > 0]
+            return replace(record, cause=f"over budget: {', '.join(missed)}")
+        done = records_of(study, ENDED)
+        earlier = _same_candidate(done, record)
         if earlier is not None:
-            return self._repeated(earlier, size, latency)
-        rivals = self._comparable(done)
-        model = bench.stitcher.apply(candidate)
-        scores, outputs, cause = self._race(model, done, size, latency)
-        total = len(bench.race.teacher)
-        count = len(scores)
-        seen = {"seen": count / total, "divergence": float(scores.divergence.mean())}
-        attributes: dict[str, Any] = {"samples": count, **seen}
+            return _repeated(record, earlier)
+        model = self.problem.stitcher.apply(candidate)
+        scores, outputs, cause = self._race(model, done, record)
+        total = len(self.problem.race.teacher)
+        record = replace(
+            record,
+            samples=len(scores),
+            seen=len(scores) / total,
+            divergence=float(scores.divergence.mean()),
+            cause=cause,
+        )
         if cause:
-            return Outcome(None, size, latency, cause, violations, attributes)
-        attributes |= {"scores": scores.encoded(total), "race": bench.race.digest}
-        found = scores_of(bench.task, bench.race.joined(outputs), bench.race.answers)
-        attributes["accuracy_before_recovery"] = found.accuracy
-        if worth_training(self.goal, candidate, found, rivals, size, latency):
-            stops = partial(beaten, rivals, size, latency)
+            return record
+        race = self.problem.race
+        accuracy = scores_of(self.problem.task, race.joined(outputs), race.answers)
+        record = replace(
+            record,
+            scores=scores.encoded(raced_samples(total)),
+            race=race.digest,
+            accuracy_before_recovery=accuracy.accuracy,
+        )
+        return self._recovered(record, candidate, accuracy, self._comparable(done))
+
+    def _recovered(
+        self, record: TrialRecord, candidate: Candidate, scores: Scores, rivals: list[TrialRecord]
+    ) -> TrialRecord:
+        """Return the record after recovery, where the candidate is worth it."""
+        goal, size, latency = self.goal, record.size_bytes, record.latency_ms
+        if worth_training(goal, candidate, scores, rivals, size, latency):
             lesson = recover_candidate(
-                bench,
+                self.problem,
                 self.folder,
-                number,
+                record.number,
                 candidate,
-                found,
-                self.goal,
+                scores,
+                goal,
                 least_loss(self.limits),
-                stops,
+                partial(beaten, rivals, size, latency),
             )
-            attributes |= {
-                "recovered": lesson.improved,
-                "trained": True,
-                RUNGS: {"0": found.accuracy, **lesson.rungs},
-            }
-            found, cause = lesson.scores, lesson.cause
-        attributes["metrics"] = dict(found.metrics)
-        violations = self.limits.violations(
-            size, latency, bench.baseline.accuracy - found.accuracy, found.metrics
-        )
-        values = (
-            float(size),
-            latency,
-            found.accuracy,
-            *(found.metrics[name] for name in self.goal.objectives),
-        )
-        return Outcome(values, size, latency, cause, violations, attributes)
-
-    def _answered(self, done: list[FrozenTrial], candidate: Candidate) -> FrozenTrial | None:
-        plain, full = Candidate(candidate.modules).digest, candidate.digest
-        for trial in done:
-            attributes = trial.user_attrs
-            same = attributes.get("key_full") == full or (
-                attributes.get("key") == plain and not attributes.get("trained")
+            record = replace(
+                record,
+                trained=True,
+                recovered=lesson.improved,
+                rungs={"0": scores.accuracy, **lesson.rungs},
+                cause=lesson.cause,
             )
-            if same and not attributes.get("repeats"):
-                return trial
-        return None
-
-    @staticmethod
-    def _repeated(earlier: FrozenTrial, size: int, latency: float) -> Outcome:
-        attributes: dict[str, Any] = {
-            "repeats": earlier.number + 1
-        }  # + 1, so that a repeat of trial 0 is true as well
-        cause = f"repeats trial {earlier.number}"
-        if earlier.state == TrialState.PRUNED or earlier.values is None:
-            return Outcome(
-                None,
-                size,
-                latency,
-                f"{cause}: {earlier.user_attrs.get('cause', '')}",
-                earlier.constraints,
-                attributes,
-            )
-        attributes |= {
-            name: earlier.user_attrs.get(name) for name in ("accuracy_before_recovery", "metrics")
-        }
-        return Outcome(
-            tuple(map(float, earlier.values)), size, latency, cause, earlier.constraints, attributes
+            scores = lesson.scores
+        drop = self.problem.baseline.accuracy - scores.accuracy
+        return replace(
+            record,
+            metrics=dict(scores.metrics),
+            violations=self.limits.violations(size, latency, drop, scores.metrics),
+            qualities=goal.qualities(scores),
         )
 
-    def _comparable(self, done: list[FrozenTrial]) -> list[FrozenTrial]:
-        """Those whose accuracy alone shows whether they beat a candidate: none where other qualities are objectives too."""
-        return [] if self.bench.space.objectives else done
+    def _comparable(self, done: list[TrialRecord]) -> list[TrialRecord]:
+        """Return the trials that can beat a candidate by accuracy alone.
 
-    def _rivals(self, done: list[FrozenTrial], size: int, latency: float) -> list[Rival]:
-        return [
-            self._rival(t)
-            for t in done
-            if t.state == TrialState.COMPLETE
-            and isinstance(t.user_attrs.get("scores"), Mapping)
-            and t.user_attrs.get("race") == self.bench.race.digest
-            and t.values[0] <= size * NEAR
-            and t.values[1] <= latency * NEAR
-            and all(v <= 0 for v in t.constraints.values())
-        ]
+        There are none where other qualities are objectives too.
+        """
+        return [] if self.problem.space.objectives else done
 
-    def _rival(self, trial: FrozenTrial) -> Rival:
-        if trial.number not in self._decoded:
-            self._decoded[trial.number] = Rival(
-                trial.number, Scores.decoded(trial.user_attrs["scores"])
-            )
-        return self._decoded[trial.number]
+    def _rivals(self, done: list[TrialRecord], record: TrialRecord) -> list[Rival]:
+        rivals = []
+        for other in done:
+            if not other.is_complete or other.scores is None or not other.feasible:
+                continue
+            same_race = other.race == self.problem.race.digest
+            no_larger = other.size_bytes <= record.size_bytes * NEAR
+            if same_race and no_larger and other.latency_ms <= record.latency_ms * NEAR:
+                rivals.append(self._rival(other.number, other.scores))
+        return rivals
+
+    def _rival(self, number: int, scores: Mapping[str, str]) -> Rival:
+        if number not in self._decoded:
+            self._decoded[number] = Rival(number, SampleScores.decoded(scores))
+        return self._decoded[number]
 
     def _race(
-        self, model: torch.nn.Module, done: list[FrozenTrial], size: int, latency: float
-    ) -> tuple[Scores, list[dict[str, Tensor]], str]:
-        """(scores, outputs, cause to stop or "") on growing parts of the validation split."""
-        bench, rivals = self.bench, self._rivals(self._comparable(done), size, latency)
-        race = bench.race
-        steps = bench.space.recovery.steps
-        total = len(bench.race.teacher)
+        self, model: torch.nn.Module, done: list[TrialRecord], record: TrialRecord
+    ) -> tuple[SampleScores, list[dict[str, Tensor]], str]:
+        """Return (scores, outputs, cause to stop or "") on growing parts of the split."""
+        task, race = self.problem.task, self.problem.race
+        rivals = self._rivals(self._comparable(done), record)
+        total = len(race.teacher)
         rungs = [int(part * total) for part in self.parts]
         outputs: list[dict[str, Tensor]] = []
-        scores: list[Scores] = []
+        scores: list[SampleScores] = []
         seen = 0
         for (inputs, _), target in zip(race.batches, race.targets, strict=True):
-            outputs.append(metric_outputs(bench.task, model, inputs, bench.device))
+            outputs.append(metric_outputs(task, model, inputs, self.problem.device))
             output = outputs[-1][""]
-            scores.append(
-                sample_scores(
-                    bench.task, output, target, race.expected(seen, len(output)), race.scored
-                )
-            )
+            expected = race.expected(seen, len(output))
+            scores.append(sample_scores(task, output, target, expected, race.scored))
             seen += len(output)
-            if rungs and rungs[0] <= seen < total and (race.mixed or len(outputs) >= LEAST_BATCHES):
+            at_rung = bool(rungs) and rungs[0] <= seen < total
+            if at_rung and (race.mixed or len(outputs) >= LEAST_BATCHES):
                 rungs = [rung for rung in rungs if rung > seen]
-                joined = Scores.joined(scores)
-                cause = self._stop(
-                    joined, rivals, [] if race.mixed else [len(found[""]) for found in outputs]
-                )
-                if not cause and not worth_finishing(
-                    done, self.goal, steps, size, latency, joined.divergence
-                ):
-                    cause = f"expected to add nothing to the front after {len(joined)} samples"
+                joined = SampleScores.joined(scores)
+                sizes = [] if race.mixed else [len(output[""]) for output in outputs]
+                cause = self._stop(joined, rivals, sizes) or self._hopeless(joined, done, record)
                 if cause:
                     return joined, outputs, cause
-        return Scores.joined(scores), outputs, ""
+        return SampleScores.joined(scores), outputs, ""
 
-    def _stop(self, scores: Scores, rivals: list[Rival], sizes: list[int]) -> str:
+    def _stop(self, scores: SampleScores, rivals: list[Rival], sizes: list[int]) -> str:
         winner = surely_dominated(scores, rivals, sizes)
         if winner is not None:
             return f"dominated by trial {winner} after {len(scores)} samples"
         drop = self.limits.max_accuracy_drop
         # Recovery may lift a candidate over the limit, so only the untrained are stopped for it.
-        if scores.metric is not None and drop is not None and self.bench.space.recovery.steps == 0:
-            floor = self.bench.baseline.accuracy - drop
+        untrained = self.problem.space.recovery.steps == 0
+        if scores.metric is not None and drop is not None and untrained:
+            floor = self.problem.baseline.accuracy - drop
             if surely_below(scores.metric, floor, sizes):
                 return f"below accuracy {floor:.4f} after {len(scores)} samples"
         return ""
+
+    def _hopeless(self, scores: SampleScores, done: list[TrialRecord], record: TrialRecord) -> str:
+        steps, size, latency = (
+            self.problem.space.recovery.steps,
+            record.size_bytes,
+            record.latency_ms,
+        )
+        if worth_finishing(done, self.goal, steps, size, latency, scores.divergence):
+            return ""
+        return f"expected to add nothing to the front after {len(scores)} samples"
+
+
+def _same_candidate(done: list[TrialRecord], record: TrialRecord) -> TrialRecord | None:
+    """Return the first trial of the same candidate; recovery counts only where it was tried."""
+    for other in done:
+        same = other.digest == record.digest
+        same = same or (other.untrained_digest == record.untrained_digest and not other.trained)
+        if same and other.repeats is None:
+            return other
+    return None
+
+
+def _repeated(record: TrialRecord, earlier: TrialRecord) -> TrialRecord:
+    """Return the record with the outcome of an earlier trial of the same candidate."""
+    cause = f"repeats trial {earlier.number}"
+    if not earlier.qualities:
+        cause = f"{cause}: {earlier.cause or ''}"
+    return replace(
+        record,
+        repeats=earlier.number,
+        cause=cause,
+        violations=earlier.violations,
+        qualities=earlier.qualities,
+        accuracy_before_recovery=earlier.accuracy_before_recovery if earlier.qualities else None,
+        metrics=earlier.metrics if earlier.qualities else None,
+    )

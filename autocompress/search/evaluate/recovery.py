@@ -1,4 +1,7 @@
-"""Recovery inside a search: which candidates are trained and for how long, what is kept of it, and the long recovery of the front."""
+"""Train candidates inside a search: which ones, and for how long.
+
+Trained weights are kept in the run folder by trial number. `compress/recover` does the training.
+"""
 
 from __future__ import annotations
 
@@ -7,32 +10,34 @@ import shutil
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
 
-import optuna
 import torch
-from optuna.trial import FrozenTrial
 
 from autocompress.candidate import Candidate, Distillation
-from autocompress.compress.assemble.stitch import Trained
+from autocompress.compress.assemble.trained import Trained
 from autocompress.compress.recover.recover import recover
 from autocompress.errors import DamagedFileError, NotComputableError, RunFolderError
 from autocompress.measure.accuracy import Scores, evaluate_model
 from autocompress.results.limits import Limits
 from autocompress.results.tensor_files import read_tensors, write_tensors
-from autocompress.search.problem.bench import Bench
 from autocompress.search.problem.goal import Goal
+from autocompress.search.problem.problem import Problem
+from autocompress.search.problem.trial_record import TrialRecord
 from autocompress.task.user_code import UserCodeError
 
-MIN_LOSS = 0.0005  # what lost less is not trained
-LIMIT_SHARE = 0.05  # nor, before the end, what lost less than this share of what may be lost
-RUNGS = "rungs"  # trial attribute: accuracy by steps
-FINALIZED = "finalized/"  # study attribute, with the number of a trial: its long recovery
+MIN_LOSS = 0.0005  # a smaller loss is not worth training
+LIMIT_SHARE = 0.05  # nor, before the end, a smaller share of what may be lost
 
 
 @dataclass(frozen=True)
 class Recovered:
-    """Trained weights of a trial, how they came about, and their accuracy and extra metrics on validation."""
+    """Hold the trained weights of a trial.
+
+    Attributes:
+        trained: the weights.
+        distillation: how they were trained.
+        scores: accuracy and extra metrics on the validation split.
+    """
 
     trained: Trained
     distillation: Distillation
@@ -41,7 +46,14 @@ class Recovered:
 
 @dataclass(frozen=True)
 class Lesson:
-    """What recovery did to one candidate: scores afterwards, whether training helped, accuracy by steps, and why it broke off."""
+    """Hold the outcome of the recovery of one candidate.
+
+    Attributes:
+        scores: afterwards; those from before if training did not help.
+        improved: True if the trained weights are better.
+        rungs: accuracy by number of training steps.
+        cause: why training broke off, or "".
+    """
 
     scores: Scores
     improved: bool
@@ -50,12 +62,28 @@ class Lesson:
 
 
 def recovered_path(folder: Path, number: int) -> Path:
-    """Where the weights of a recovered trial are."""
+    """Return the path of the weights of a recovered trial.
+
+    Args:
+        folder: the run folder.
+        number: of the trial.
+    """
     return folder / "recovered" / f"{number:04d}.safetensors"
 
 
 def read_recovered(folder: Path, number: int) -> Recovered | None:
-    """What the recovery of a trial left; None when its untrained weights are the best ones."""
+    """Read the trained weights of a trial.
+
+    Args:
+        folder: the run folder.
+        number: of the trial.
+
+    Returns:
+        The weights, or None if the untrained ones are the best.
+
+    Raises:
+        RunFolderError: the file is damaged.
+    """
     path = recovered_path(folder, number)
     if not path.is_file():
         return None
@@ -70,22 +98,33 @@ def read_recovered(folder: Path, number: int) -> Recovered | None:
         ) from error
 
 
-def _write(folder: Path, number: int, found: Recovered) -> None:
-    scores = {
-        "accuracy": repr(found.scores.accuracy),
-        "metrics": json.dumps(dict(found.scores.metrics)),
+def _write(folder: Path, number: int, recovered: Recovered) -> None:
+    notes = {
+        "distillation": json.dumps(recovered.distillation.to_json()),
+        "accuracy": repr(recovered.scores.accuracy),
+        "metrics": json.dumps(dict(recovered.scores.metrics)),
     }
-    notes = {"distillation": json.dumps(found.distillation.to_json()), **scores}
-    write_tensors(recovered_path(folder, number), found.trained.to_tensors(), notes)
+    write_tensors(recovered_path(folder, number), recovered.trained.to_tensors(), notes)
 
 
 def untrained(candidate: Candidate) -> Candidate:
-    """The same without recovery."""
+    """Return the same candidate without recovery.
+
+    Args:
+        candidate: any candidate.
+    """
     return replace(candidate, distillation=replace(candidate.distillation, steps=0, restarts=()))
 
 
 def least_loss(limits: Limits) -> float:
-    """The loss from which on a trial is trained; the front is trained from MIN_LOSS on."""
+    """Return the loss from which on a trial is trained.
+
+    Args:
+        limits: its share of the accuracy limit counts.
+
+    Returns:
+        Loss of accuracy. The front is trained from MIN_LOSS on.
+    """
     return max(MIN_LOSS, LIMIT_SHARE * (limits.max_accuracy_drop or 0.0))
 
 
@@ -93,38 +132,54 @@ def worth_training(
     goal: Goal,
     candidate: Candidate,
     scores: Scores,
-    done: Sequence[FrozenTrial],
-    size: int,
+    done: Sequence[TrialRecord],
+    size: float,
     latency: float,
 ) -> bool:
-    """Whether recovery could bring the candidate to the front: something was lost that no smaller and faster trial has kept."""
+    """Return True if recovery could bring the candidate to the front.
+
+    That is so if it has lost something, and no smaller and faster trial has lost nothing.
+
+    Args:
+        goal: objectives and limits.
+        candidate: the candidate.
+        scores: its scores before recovery.
+        done: earlier trials.
+        size: bytes of the candidate's file.
+        latency: of the candidate in ms.
+    """
     enough = goal.baseline.accuracy - least_loss(goal.limits)
     if candidate.distillation.steps == 0 or goal.worth(scores) > enough:
         return False
-    return not any(
-        t.values is not None
-        and t.values[0] <= size
-        and t.values[1] <= latency
-        and t.values[2] >= enough
-        for t in done
-    )
+    return not any(_no_larger(t, size, latency) and t.accuracy >= enough for t in done)
 
 
 def beaten(
-    done: Sequence[FrozenTrial], size: int, latency: float, steps: int, accuracy: float
+    done: Sequence[TrialRecord], size: float, latency: float, steps: int, accuracy: float
 ) -> bool:
-    """Whether a finished trial that is no larger and no slower was at least as accurate after as many steps."""
-    return any(
-        t.values is not None
-        and t.values[0] <= size
-        and t.values[1] <= latency
-        and t.user_attrs.get(RUNGS, {}).get(str(steps), -float("inf")) >= accuracy
-        for t in done
-    )
+    """Return True if a smaller and faster trial was as accurate after as many steps.
+
+    Args:
+        done: earlier trials.
+        size: bytes of the candidate's file.
+        latency: of the candidate in ms.
+        steps: training steps so far.
+        accuracy: of the candidate after them.
+    """
+    for trial in done:
+        reached = (trial.rungs or {}).get(str(steps))
+        if reached is not None and reached >= accuracy and _no_larger(trial, size, latency):
+            return True
+    return False
+
+
+def _no_larger(trial: TrialRecord, size: float, latency: float) -> bool:
+    """Return True if a complete trial is no larger and no slower."""
+    return bool(trial.qualities) and trial.size_bytes <= size and trial.latency_ms <= latency
 
 
 def recover_candidate(
-    bench: Bench,
+    problem: Problem,
     folder: Path,
     number: int,
     candidate: Candidate,
@@ -134,106 +189,51 @@ def recover_candidate(
     stops: Callable[[int, float], bool] = lambda steps, accuracy: False,
     stop: Callable[[], bool] = lambda: False,
 ) -> Lesson:
-    """Train the candidate of trial `number`, whose scores so far are `before`; weights that are better are on disk afterwards.
+    """Train the candidate of one trial; better weights are on disk afterwards.
 
-    At each restart the candidate is judged; it stops when it has lost less than `least` or `stops(steps, accuracy)`. A loss that is not
-    finite ends the training, and what was there before is kept.
+    The candidate is judged at each restart of its learning rate. A loss that is not finite ends
+    the training, and the weights from before are kept.
+
+    Args:
+        problem: task, stitcher and trainer.
+        folder: the run folder.
+        number: of the trial.
+        candidate: with the recovery to do.
+        before: scores so far.
+        goal: objectives and limits.
+        least: loss of accuracy below which training stops.
+        stops: called at each restart with (steps, accuracy); True stops.
+        stop: True interrupts. Training then goes on from there next time.
+
+    Returns:
+        The outcome.
     """
     rungs: dict[str, float] = {}
 
-    def go_on(model: torch.nn.Module, steps: int) -> bool:
-        scores = evaluate_model(bench.task, model, bench.task.validation, bench.device)[0]
-        rungs[str(steps)] = scores.accuracy
-        return goal.baseline.accuracy - goal.worth(scores) >= least and not stops(
-            steps, scores.accuracy
-        )
+    def evaluated(model: torch.nn.Module) -> Scores:
+        return evaluate_model(problem.task, model, problem.task.validation, problem.device)[0]
 
-    place = (
-        folder / "recovered" / candidate.digest
-    )  # a trial that was killed comes again under another number
+    def go_on(model: torch.nn.Module, steps: int) -> bool:
+        scores = evaluated(model)
+        rungs[str(steps)] = scores.accuracy
+        lost = goal.baseline.accuracy - goal.worth(scores)
+        return lost >= least and not stops(steps, scores.accuracy)
+
+    # By the candidate: a trial that was killed comes again under another number.
+    place = folder / "recovered" / candidate.digest
     place.mkdir(parents=True, exist_ok=True)
     try:
-        trained, steps = recover(bench.trainer, bench.stitcher, candidate, place, go_on, stop)
-        model = bench.stitcher.apply(candidate, trained)
-        after = evaluate_model(bench.task, model, bench.task.validation, bench.device)[0]
+        trained, steps = recover(problem.trainer, problem.stitcher, candidate, place, go_on, stop)
+        after = evaluated(problem.stitcher.apply(candidate, trained))
     except (NotComputableError, UserCodeError) as error:
         shutil.rmtree(place, ignore_errors=True)
         return Lesson(before, False, rungs, f"{error}; the weights before it are kept")
     rungs[str(steps)] = after.accuracy
     improved = goal.worth(after) > goal.worth(before)
     if improved:
-        taken = candidate.distillation
-        restarts = tuple(at for at in taken.restarts if at < steps)
-        _write(
-            folder,
-            number,
-            Recovered(trained, replace(taken, steps=steps, restarts=restarts), after),
-        )
-    if not stop():  # what was cut short goes on from here next time
+        restarts = tuple(at for at in candidate.distillation.restarts if at < steps)
+        distillation = replace(candidate.distillation, steps=steps, restarts=restarts)
+        _write(folder, number, Recovered(trained, distillation, after))
+    if not stop():  # an interrupted training goes on from here next time
         shutil.rmtree(place, ignore_errors=True)
     return Lesson(after if improved else before, improved, rungs)
-
-
-def lessons(study: optuna.Study) -> list[dict[str, Any]]:
-    """What recovery did, a row per trained trial: its loss, accuracy by steps, and the long recovery if it had one."""
-    rows = []
-    for trial in study.get_trials(deepcopy=False):
-        long = study.user_attrs.get(f"{FINALIZED}{trial.number}")
-        rungs = dict(trial.user_attrs.get(RUNGS, {}))
-        if long is not None:
-            rungs = rungs or {"0": long["before"]}
-            rungs[str(long["steps"])] = long["reached"]
-        if rungs:
-            recovery = trial.user_attrs["candidate"]["distillation"]
-            rows.append(
-                {
-                    "trial": trial.number,
-                    "alpha": recovery["alpha"],
-                    "temperature": recovery["temperature"],
-                    "accuracy": rungs,
-                }
-            )
-    return rows
-
-
-def recover_front(
-    study: optuna.Study,
-    trials: Sequence[tuple[int, Candidate, Scores]],
-    bench: Bench,
-    goal: Goal,
-    folder: Path,
-    steps: int,
-    stop: Callable[[], bool],
-    report: Callable[[str, float], None],
-) -> None:
-    """Give the (number, candidate, scores) of a front the long recovery, in the order in which they become files, so that those which
-    are run before the time is up have had it; what was done is not done again."""
-    todo = (
-        [t for t in trials if goal.baseline.accuracy - goal.worth(t[2]) >= MIN_LOSS]
-        if steps > 0
-        else []
-    )
-    for i, (number, candidate, scores) in enumerate(todo):
-        name = f"{FINALIZED}{number}"
-        if study.user_attrs.get(name, {}).get("steps", 0) >= steps:
-            continue
-        if stop():
-            return
-        report("recovering the front", i / len(todo))
-        longer = replace(
-            candidate, distillation=replace(candidate.distillation, steps=steps, restarts=())
-        )
-        kept = read_recovered(folder, number)
-        best = scores if kept is None else max(scores, kept.scores, key=goal.worth)
-        lesson = recover_candidate(bench, folder, number, longer, best, goal, stop=stop)
-        if stop():
-            return
-        reached = next(reversed(lesson.rungs.values()), scores.accuracy)
-        found = {
-            "steps": steps,
-            "before": scores.accuracy,
-            "reached": reached,
-            "improved": lesson.improved,
-            "cause": lesson.cause,
-        }
-        study.set_user_attr(name, found)

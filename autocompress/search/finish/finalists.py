@@ -8,111 +8,141 @@ from pathlib import Path
 
 import numpy as np
 import optuna
-from optuna.trial import FrozenTrial, TrialState
+from optuna.trial import TrialState
 
 from autocompress.candidate import Candidate
 from autocompress.measure.accuracy import Scores, evaluate_model
+from autocompress.results.limits import distance
 from autocompress.results.pareto import hypervolume_subset, non_dominated
-from autocompress.search.evaluate.recovery import read_recovered, recover_front, untrained
-from autocompress.search.problem.bench import Bench
+from autocompress.search.evaluate.recovery import read_recovered, untrained
+from autocompress.search.finish.long_recovery import recover_front
 from autocompress.search.problem.clock import MOST_FILES
 from autocompress.search.problem.goal import Goal, signs
+from autocompress.search.problem.problem import Problem
+from autocompress.search.problem.trial_record import TrialRecord, records_of
 
 
 @dataclass(frozen=True)
 class Finalist:
-    """A trial that becomes a file."""
+    """Hold a trial that becomes a file.
+
+    Attributes:
+        number: of the trial.
+        candidate: with the training that its weights have had.
+        size_bytes: size of its file.
+        latency_ms: predicted now; the latency model may have learned since the trial was told.
+        qualities: simulated accuracy, then the extra metrics that are objectives.
+    """
 
     number: int
     candidate: Candidate
-    values: tuple[float, ...]
+    size_bytes: float
+    latency_ms: float
+    qualities: tuple[float, ...]
+
+    @property
+    def accuracy(self) -> float:
+        """Simulated accuracy on the validation split."""
+        return self.qualities[0]
+
+    @property
+    def values(self) -> tuple[float, ...]:
+        """Size, latency and qualities, as trials tell them."""
+        return self.size_bytes, self.latency_ms, *self.qualities
 
 
 def choose_finalists(
     study: optuna.Study,
-    bench: Bench,
+    problem: Problem,
     goal: Goal,
     before: Collection[int] = (),
     count: int = MOST_FILES,
 ) -> list[Finalist]:
-    """At most `count` feasible, non-dominated trials, one per candidate, those that span most hypervolume, and the feasible ones of
-    `before`: trials that an earlier front of the same run had, which must not get worse by predictions that have changed.
+    """Choose feasible, non-dominated trials that span the most hypervolume.
 
-    When no trial is feasible, the one that misses the limits least, so that nobody is left empty-handed.
+    Args:
+        study: the study.
+        problem: predicts latencies.
+        goal: objectives and limits.
+        before: numbers of the trials that an earlier front of this run had. Their feasible ones
+            come first, so that the front never gets worse by changed predictions.
+        count: most trials beside them.
+
+    Returns:
+        Finalists. When no trial is feasible, the one that is nearest to the limits.
     """
-    complete = [
-        t
-        for t in study.get_trials(deepcopy=False, states=(TrialState.COMPLETE,))
-        if "candidate" in t.user_attrs
-    ]
-    feasible = [t for t in complete if all(v <= 0 for v in t.constraints.values())]
+    feasible = []
+    for trial in records_of(study, (TrialState.COMPLETE,)):
+        if trial.candidate_json is not None and trial.feasible:
+            feasible.append(trial)
     if not feasible:
-        nearest = complete or [
-            t
-            for t in study.get_trials(deepcopy=False, states=(TrialState.PRUNED,))
-            if "candidate" in t.user_attrs
-        ]
-        if not nearest:
-            return []
-        return [
-            _finalist(
-                min(nearest, key=lambda t: sum(max(0.0, v) for v in t.constraints.values())), bench
-            )
-        ]
-    # Predicted now: the latency model may have learned since the trial was told.
-    values = np.array([_finalist(t, bench).values for t in feasible])
-    keep = np.flatnonzero(non_dominated(values * signs(bench.space.objectives)))
+        return _nearest(study, problem, goal)
+    values = np.array([_finalist(trial, problem, goal).values for trial in feasible])
+    keep = np.flatnonzero(non_dominated(values * signs(problem.space.objectives)))
     chosen = hypervolume_subset(goal.losses(values[keep]), goal.reference_point, count)
     by_number = {trial.number: trial for trial in feasible}
-    numbers = [feasible[int(keep[i])].number for i in chosen]
-    return [
-        _finalist(by_number[number], bench)
-        for number in dict.fromkeys([*before, *numbers])
-        if number in by_number
-    ]
+    numbers = [*before, *(feasible[int(keep[i])].number for i in chosen)]
+    wanted = [number for number in dict.fromkeys(numbers) if number in by_number]
+    return [_finalist(by_number[number], problem, goal) for number in wanted]
 
 
-def _finalist(trial: FrozenTrial, bench: Bench) -> Finalist:
-    candidate = Candidate.from_json(trial.user_attrs["candidate"])
-    if trial.values is not None:
-        return Finalist(
-            trial.number,
-            candidate,
-            (trial.values[0], bench.latency_ms(candidate), *trial.values[2:]),
-        )
-    scores = evaluate_model(
-        bench.task, bench.stitcher.apply(candidate), bench.task.validation, bench.device
-    )[0]
-    qualities = scores.accuracy, *(scores.metrics[name] for name in bench.space.objectives)
-    return Finalist(
-        trial.number,
-        candidate,
-        (bench.size_bytes(candidate), bench.latency_ms(candidate), *qualities),
-    )
+def _nearest(study: optuna.Study, problem: Problem, goal: Goal) -> list[Finalist]:
+    """Return the trial nearest to the limits; a complete one if there is any."""
+    for state in (TrialState.COMPLETE, TrialState.PRUNED):
+        trials = [t for t in records_of(study, (state,)) if t.candidate_json is not None]
+        if trials:
+            nearest = min(trials, key=lambda trial: distance(trial.violations))
+            return [_finalist(nearest, problem, goal)]
+    return []
 
 
-def recovered(
-    study: optuna.Study,
+def _finalist(trial: TrialRecord, problem: Problem, goal: Goal) -> Finalist:
+    candidate = trial.candidate
+    latency_ms = problem.latency_ms(candidate)
+    if trial.qualities:
+        return Finalist(trial.number, candidate, trial.size_bytes, latency_ms, trial.qualities)
+    model = problem.stitcher.apply(candidate)
+    scores = evaluate_model(problem.task, model, problem.task.validation, problem.device)[0]
+    size = problem.size_bytes(candidate)
+    return Finalist(trial.number, candidate, size, latency_ms, goal.qualities(scores))
+
+
+def recover_finalists(
     finalists: list[Finalist],
-    bench: Bench,
+    problem: Problem,
+    study: optuna.Study,
     goal: Goal,
     folder: Path,
     steps: int,
     stop: Callable[[], bool],
     report: Callable[[str, float], None],
 ) -> list[Finalist]:
-    """The finalists after their long recovery of `steps`: with the training that their best weights have had, or none."""
-    names = bench.space.objectives
-    scores = [Scores(f.values[2], dict(zip(names, f.values[3:], strict=True))) for f in finalists]
-    given = [(f.number, f.candidate, found) for f, found in zip(finalists, scores, strict=True)]
-    recover_front(study, given, bench, goal, folder, steps, stop, report)
-    found = []
+    """Give finalists their long recovery.
+
+    Args:
+        finalists: as chosen.
+        problem: task, stitcher and trainer.
+        study: keeps what was done.
+        goal: objectives and limits.
+        folder: the run folder.
+        steps: training steps of each; 0 trains nothing.
+        stop: True interrupts.
+        report: called with a step and the share of it that is done.
+
+    Returns:
+        The finalists, with the training that their best weights have had, or none.
+    """
+    trials = {}
     for finalist in finalists:
-        kept = read_recovered(folder, finalist.number)
-        if kept is None:
-            found.append(replace(finalist, candidate=untrained(finalist.candidate)))
-        else:
-            candidate = replace(finalist.candidate, distillation=kept.distillation)
-            qualities = kept.scores.accuracy, *(kept.scores.metrics[name] for name in names)
-            found.append(Finalist(finalist.number, candidate, (*finalist.values[:2], *qualities)))
-    return found
+        metrics = dict(zip(goal.objectives, finalist.qualities[1:], strict=True))
+        trials[finalist.number] = finalist.candidate, Scores(finalist.accuracy, metrics)
+    recover_front(study, trials, problem, goal, folder, steps, stop, report)
+    return [_with_best_weights(finalist, goal, folder) for finalist in finalists]
+
+
+def _with_best_weights(finalist: Finalist, goal: Goal, folder: Path) -> Finalist:
+    trained = read_recovered(folder, finalist.number)
+    if trained is None:
+        return replace(finalist, candidate=untrained(finalist.candidate))
+    candidate = replace(finalist.candidate, distillation=trained.distillation)
+    return replace(finalist, candidate=candidate, qualities=goal.qualities(trained.scores))

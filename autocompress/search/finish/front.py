@@ -1,8 +1,13 @@
-"""The end of a search: recover, export and verify the front, and learn from it where the latency model was wrong."""
+"""Make the front at the end of a search: recover, export and measure the finalists.
+
+Where the latency model is wrong on these files, it is fitted to them too, and the front is chosen
+again.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -12,102 +17,182 @@ import torch
 from autocompress.errors import AutocompressError
 from autocompress.results.front import TABLE_FILE, TRIALS_FILE, ParetoFront, earlier_front
 from autocompress.results.limits import Limits
-from autocompress.search.evaluate.recovery import lessons
-from autocompress.search.finish.finalists import Finalist, choose_finalists, recovered
-from autocompress.search.finish.verify import verify_front
-from autocompress.search.problem.bench import Bench
+from autocompress.search.finish.files import measure_files
+from autocompress.search.finish.finalists import Finalist, choose_finalists, recover_finalists
+from autocompress.search.finish.long_recovery import lessons
 from autocompress.search.problem.clock import Clock
 from autocompress.search.problem.goal import Goal
+from autocompress.search.problem.problem import Problem
 from autocompress.search.problem.progress import SearchProgress
+from autocompress.search.problem.run_record import RunRecord
 from autocompress.targets.latency_model.quality import prediction_errors
 from autocompress.targets.workload import workload
 
 PROMISE = 0.06  # mean error on the front beyond which the latency model is fitted again
 
 
-def finish(
-    study: optuna.Study,
-    bench: Bench,
-    limits: Limits,
-    folder: Path,
-    run: dict[str, Any],
-    finalize_steps: int,
-    clock: Clock,
-    stop: Callable[[], bool],
-    progress: SearchProgress,
-) -> ParetoFront:
-    """Recover, export and verify the front; adds the prediction errors on it and what was reused to `run`."""
-    earlier = earlier_front(folder)
-    before = [] if earlier is None else [point.trial for point in earlier.points]
-    goal = Goal(bench.baseline, limits, bench.space.objectives)
-    finalists = choose_finalists(study, bench, goal, before)
-    if not finalists:
-        raise AutocompressError(
-            f"search: no trial finished; see the causes in {folder / TRIALS_FILE}"
-        )
-    finalists = recovered(
-        study, finalists, bench, goal, folder, finalize_steps, stop, progress.phase
-    )
-    origin = {
-        key: run[key] for key in ("task", "source", "model", "student_model", "seed", "versions")
-    }
-    origin["threads"] = torch.get_num_threads()  # sums of floats depend on them in the last bit
-    origin["training_dtype"] = run["training_dtype"]
-    origin["student"] = bench.space.recovery.student_lesson().to_json()
-    front, run["front_check"] = verify_front(
-        finalists, bench, folder, origin, clock, progress.phase
-    )
-    verified = {point.trial for point in (*front.points, *front.dominated)}
-    if len(verified) < len(finalists):
-        progress.line(
-            f"{len(verified)} of {len(finalists)} points of the front were run before the time was up; the same command runs more"
-        )
-        finalists = [finalist for finalist in finalists if finalist.number in verified]
-    error = run["front_check"].get("mape", 0.0)
-    if "mape" in run["front_check"]:
-        progress.line(
-            f"latency model on the {len(finalists)} files of the front: mean error {error:.1%}, bias {run['front_check']['bias']:+.1%}"
-        )
-    if run["front_check"]["warning"]:
-        progress.line(f"while the front was timed, {run['front_check']['warning']}")
-    if error > PROMISE and bench.latency_source == "measured":
-        run["refit"] = relearn(bench, finalists, front, folder)
-        run["latency_note"] = bench.table.note
-        known = {finalist.number for finalist in finalists}
-        more = [
-            finalist
-            for finalist in choose_finalists(study, bench, goal)
-            if finalist.number not in known
-        ]
-        progress.line(
-            f"latency model: {error:.1%} wrong on the front, more than the {PROMISE:.0%} promised; fitted again to what was measured "
-            f"({run['refit']['mape']:.1%} on the same points), which brings {len(more)} more trials to the front"
-        )
-        if more and not stop() and clock.has_room(2 * len(finalists)):
-            finalists += recovered(
-                study, more, bench, goal, folder, finalize_steps, stop, progress.phase
+@dataclass(frozen=True)
+class FrontMaker:
+    """Make the front of one search.
+
+    Attributes:
+        study: with all trials.
+        problem: task, target and space.
+        limits: absolute limits.
+        folder: the run folder.
+        steps: training steps of each point; 0 trains nothing.
+        clock: says how many files there is time for.
+        stop: True ends the recovery.
+        progress: shows the steps.
+    """
+
+    study: optuna.Study
+    problem: Problem
+    limits: Limits
+    folder: Path
+    steps: int
+    clock: Clock
+    stop: Callable[[], bool]
+    progress: SearchProgress
+
+    @property
+    def goal(self) -> Goal:
+        """Objectives and limits."""
+        return Goal(self.problem.baseline, self.limits, self.problem.space.objectives)
+
+    def make(self, run: RunRecord) -> tuple[ParetoFront, RunRecord]:
+        """Recover, export and measure the front.
+
+        Args:
+            run: the record so far.
+
+        Returns:
+            (front, the record with its errors and with what was reused).
+
+        Raises:
+            AutocompressError: no trial finished.
+        """
+        earlier = earlier_front(self.folder)
+        before = [] if earlier is None else [point.trial for point in earlier.points]
+        finalists = choose_finalists(self.study, self.problem, self.goal, before)
+        if not finalists:
+            raise AutocompressError(
+                f"search: no trial finished; see the causes in {self.folder / TRIALS_FILE}"
             )
-            front, _ = verify_front(finalists, bench, folder, origin, clock, progress.phase)
-    for words in front.left_out():
-        progress.line(words)
-    run["recovery"] = lessons(study)
-    teacher = bench.trainer.teacher
-    run["teacher"] = {"computed": teacher.computed, "read": teacher.read}
-    run["library"] = {"made": bench.stitcher.library.made, "reused": bench.stitcher.library.reused}
-    return front
+        finalists = self._recovered(finalists)
+        front, check = self._measured(finalists, run)
+        finalists = _verified(finalists, front, self.progress)
+        _say_errors(check, len(finalists), self.progress)
+        run = replace(run, front_check=check)
+        if check.get("mape", 0.0) > PROMISE and self.problem.latency_source == "measured":
+            front, run = self._made_again(finalists, front, run, check["mape"])
+        for words in front.left_out():
+            self.progress.line(words)
+        teacher, library = self.problem.trainer.teacher, self.problem.stitcher.library
+        return front, replace(
+            run,
+            recovery=lessons(self.study),
+            teacher={"computed": teacher.computed, "read": teacher.read},
+            library={"made": library.made, "reused": library.reused},
+        )
+
+    def _made_again(
+        self, finalists: list[Finalist], front: ParetoFront, run: RunRecord, error: float
+    ) -> tuple[ParetoFront, RunRecord]:
+        """Choose the front again, after the latency model was fitted to its files."""
+        problem, refit = relearn(self.problem, finalists, front, self.folder)
+        run = replace(run, refit=refit, latency_note=problem.table.note)
+        again = replace(self, problem=problem)
+        numbers = {finalist.number for finalist in finalists}
+        chosen = choose_finalists(self.study, problem, again.goal)
+        more = [finalist for finalist in chosen if finalist.number not in numbers]
+        self.progress.line(
+            f"latency model: {error:.1%} wrong on the front, more than the promised "
+            f"{PROMISE:.0%}; fitted again to what was measured ({refit['mape']:.1%} on the same "
+            f"points), which brings {len(more)} more trials to the front"
+        )
+        if more and not self.stop() and self.clock.has_room(2 * len(finalists)):
+            front, _ = again._measured([*finalists, *again._recovered(more)], run)
+        return front, run
+
+    def _recovered(self, finalists: list[Finalist]) -> list[Finalist]:
+        return recover_finalists(
+            finalists,
+            self.problem,
+            self.study,
+            self.goal,
+            self.folder,
+            self.steps,
+            self.stop,
+            self.progress.phase,
+        )
+
+    def _measured(
+        self, finalists: list[Finalist], run: RunRecord
+    ) -> tuple[ParetoFront, dict[str, Any]]:
+        origin, report = _origin(run, self.problem), self.progress.phase
+        return measure_files(finalists, self.problem, self.folder, origin, self.clock, report)
+
+
+def _origin(run: RunRecord, problem: Problem) -> dict[str, Any]:
+    """Return what a recipe says of its search, so that the file can be reproduced."""
+    return {
+        "task": run.task,
+        "source": run.source,
+        "model": run.model,
+        "student_model": run.student_model,
+        "seed": run.seed,
+        "versions": run.versions,
+        "threads": torch.get_num_threads(),  # the last bit of sums of floats depends on them
+        "training_dtype": run.training_dtype,
+        "student": problem.space.recovery.student_lesson().to_json(),
+    }
+
+
+def _verified(
+    finalists: list[Finalist], front: ParetoFront, progress: SearchProgress
+) -> list[Finalist]:
+    """Return the finalists that were run before the time was up."""
+    verified = {point.trial for point in (*front.points, *front.dominated)}
+    if len(verified) == len(finalists):
+        return finalists
+    progress.line(
+        f"{len(verified)} of {len(finalists)} points of the front were run before the time was "
+        "up; the same command runs more"
+    )
+    return [finalist for finalist in finalists if finalist.number in verified]
+
+
+def _say_errors(check: dict[str, Any], files: int, progress: SearchProgress) -> None:
+    if "mape" in check:
+        progress.line(
+            f"latency model on the {files} files of the front: mean error {check['mape']:.1%}, "
+            f"bias {check['bias']:+.1%}"
+        )
+    if check["warning"]:
+        progress.line(f"while the front was timed, {check['warning']}")
 
 
 def relearn(
-    bench: Bench, finalists: list[Finalist], front: ParetoFront, folder: Path
-) -> dict[str, Any]:
-    """Fit the latency model to the verified points too, keep its table in the run folder, and return its errors on those points."""
+    problem: Problem, finalists: list[Finalist], front: ParetoFront, folder: Path
+) -> tuple[Problem, dict[str, Any]]:
+    """Fit the latency model to the measured files too, and keep its table in the run folder.
+
+    Args:
+        problem: with the present table.
+        finalists: the measured ones.
+        front: their measurements.
+        folder: the run folder.
+
+    Returns:
+        (problem with the new table, errors of the new model on the same files).
+    """
     points = {point.trial: point.measured.latency_ms for point in (*front.points, *front.dominated)}
     measured = [points[finalist.number] for finalist in finalists]
-    works = [workload(bench.layout, finalist.candidate) for finalist in finalists]
-    bench.table = bench.table.with_front(
-        works, [ms / bench.float_ms * bench.table_float_ms for ms in measured]
-    )
-    bench.table.save(folder / TABLE_FILE)
-    return prediction_errors(
-        [bench.latency_ms(finalist.candidate) for finalist in finalists], measured
-    )
+    works = [workload(problem.layout, finalist.candidate) for finalist in finalists]
+    float_ms, table_ms = problem.float_files.float_ms, problem.table_float_ms
+    table = problem.table.with_front(works, [ms / float_ms * table_ms for ms in measured])
+    table.save(folder / TABLE_FILE)
+    problem = replace(problem, table=table)
+    predicted = [problem.latency_ms(finalist.candidate) for finalist in finalists]
+    return problem, prediction_errors(predicted, measured)

@@ -1,1 +1,1 @@
-"""State what is searched: options, objectives, time, and everything that is made once per task and target."""
+"""State what is searched: settings, objectives, time, and all that is made once per task."""

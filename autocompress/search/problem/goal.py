@@ -1,4 +1,4 @@
-"""What a search improves: its objectives, the box in which a point counts, and how far a trial is from the baseline."""
+"""Define the goal of a search: objectives, limits, and the box in which a point counts."""
 
 from __future__ import annotations
 
@@ -14,17 +14,23 @@ from autocompress.results.front import Measurement
 from autocompress.results.limits import Limits
 
 Array = NDArray[np.float64]
-REFERENCE_DROP = 0.1  # how much accuracy, or which share of another metric, may be lost and still counts when there is no limit
+# Loss of accuracy, or share of another metric, from which on a point is useless without a limit.
+REFERENCE_DROP = 0.1
 LEAST_DROP = 1e-3
 EDGE = 1.001  # a point at the very limit still counts
 
 
 @dataclass(frozen=True)
 class Goal:
-    """The float model's numbers, what may be lost of them, and the extra metrics that are objectives.
+    """Hold the float model's numbers, the limits, and the objectives.
 
-    Objectives are (size_bytes, latency_ms, accuracy lost, what was lost of each of `objectives`), all minimised. The last ones, of which
-    accuracy is the first, are the qualities.
+    Objectives are (size_bytes, latency_ms, lost accuracy, loss of each extra metric), minimised.
+    Accuracy and the extra metrics are called qualities.
+
+    Attributes:
+        baseline: numbers of the float file.
+        limits: limits of size, latency and qualities.
+        objectives: names of the extra metrics that are objectives.
     """
 
     baseline: Measurement
@@ -33,42 +39,54 @@ class Goal:
 
     @property
     def levels(self) -> tuple[float, ...]:
-        """What the float model has of each quality."""
+        """Qualities of the float model."""
         return self.baseline.accuracy, *(self.baseline.metrics[name] for name in self.objectives)
 
     @property
     def drops(self) -> tuple[float, ...]:
-        """Per quality the loss from which on a point is of no use."""
-        accuracy = (
-            REFERENCE_DROP
-            if self.limits.max_accuracy_drop is None
-            else max(self.limits.max_accuracy_drop, LEAST_DROP)
-        )
-        found = [accuracy]
+        """Loss of each quality from which on a point is useless."""
+        allowed = self.limits.max_accuracy_drop
+        drops = [REFERENCE_DROP if allowed is None else max(allowed, LEAST_DROP)]
         for name, level in zip(self.objectives, self.levels[1:], strict=True):
             scale, floor = abs(level) or 1.0, self.limits.floors.get(name)
-            found.append(
-                REFERENCE_DROP * scale if floor is None else max(level - floor, LEAST_DROP * scale)
-            )
-        return tuple(found)
+            if floor is None:
+                drops.append(REFERENCE_DROP * scale)
+            else:
+                drops.append(max(level - floor, LEAST_DROP * scale))
+        return tuple(drops)
 
     @property
     def drop(self) -> float:
-        """The accuracy loss from which on a point is of no use."""
+        """Loss of accuracy from which on a point is useless."""
         return self.drops[0]
 
+    def qualities(self, scores: Scores) -> tuple[float, ...]:
+        """Return accuracy and the extra metrics that are objectives, all maximised.
+
+        Args:
+            scores: of a model.
+        """
+        return scores.accuracy, *(scores.metrics[name] for name in self.objectives)
+
     def worth(self, scores: Scores) -> float:
-        """What recovery raises: the accuracy; with more qualities the accuracy of a point that has lost as large a share of what may be
-        lost of it as this one has of all on average."""
+        """Return the number that recovery raises.
+
+        Args:
+            scores: of a model.
+
+        Returns:
+            The accuracy. With more qualities, the accuracy of a point that has lost the mean share
+            of what may be lost.
+        """
         if not self.objectives:
             return scores.accuracy
-        found = np.array([scores.accuracy, *(scores.metrics[name] for name in self.objectives)])
-        shares = np.maximum(np.array(self.levels) - found, 0.0) / np.array(self.drops)
+        lost = np.maximum(np.array(self.levels) - np.array(self.qualities(scores)), 0.0)
+        shares = lost / np.array(self.drops)
         return self.levels[0] - self.drop * float(shares.mean())
 
     @property
     def reference_point(self) -> tuple[float, ...]:
-        """What a point must beat to count in the hypervolume."""
+        """Reference point of the hypervolume: (bytes, ms, loss of each quality)."""
         return (
             float(self.baseline.size_bytes),
             self.baseline.latency_ms,
@@ -76,33 +94,56 @@ class Goal:
         )
 
     def limit_point(self, quality: int = 0) -> tuple[float, float, float]:
-        """The same for size, latency and one quality, within the limits of size and latency, as shares of the baseline's."""
+        """Return the reference point of size, latency and one quality, within the limits.
+
+        Args:
+            quality: index of the quality; 0 is accuracy.
+
+        Returns:
+            (share of the baseline's size, share of its latency, loss of the quality).
+        """
         size, latency, *_ = self.reference_point
+        most_bytes, most_ms = self.limits.max_size_bytes, self.limits.max_latency_ms
         return (
-            1.0
-            if self.limits.max_size_bytes is None
-            else min(1.0, EDGE * self.limits.max_size_bytes / size),
-            1.0
-            if self.limits.max_latency_ms is None
-            else min(1.0, EDGE * self.limits.max_latency_ms / latency),
+            1.0 if most_bytes is None else min(1.0, EDGE * most_bytes / size),
+            1.0 if most_ms is None else min(1.0, EDGE * most_ms / latency),
             self.drops[quality],
         )
 
     def losses(self, values: Array | Sequence[Sequence[float]]) -> Array:
-        """(n, objectives) minimised, from (size, latency, qualities) as told; what is better than the baseline has lost nothing."""
-        found = np.array(values, dtype=float).reshape(-1, 2 + len(self.levels))
-        found[:, 2:] = np.maximum(np.array(self.levels) - found[:, 2:], 0.0)
-        return found
+        """Turn values of trials into objectives that are minimised.
+
+        Args:
+            values: (n, objectives) size, latency and qualities, as told to the study.
+
+        Returns:
+            (n, objectives) size, latency and losses. A quality above the baseline has lost 0.
+        """
+        objectives = np.array(values, dtype=float).reshape(-1, 2 + len(self.levels))
+        objectives[:, 2:] = np.maximum(np.array(self.levels) - objectives[:, 2:], 0.0)
+        return objectives
 
 
 def signs(objectives: Sequence[str]) -> Array:
-    """(objectives,) factors that make all of (size_bytes, latency_ms, accuracy, extra metrics) minimised."""
-    return np.array(
-        [1.0 if direction == "minimize" else -1.0 for direction in directions(objectives)]
-    )
+    """Return the factors that make all values of trials minimised.
+
+    Args:
+        objectives: names of the extra metrics that are objectives.
+
+    Returns:
+        (objectives,) 1 for size and latency, -1 for qualities.
+    """
+    return np.array([1.0 if way == "minimize" else -1.0 for way in directions(objectives)])
 
 
 def directions(objectives: Sequence[str]) -> list[Literal["minimize", "maximize"]]:
-    """Of a study: size_bytes, latency_ms, accuracy and the extra metrics."""
-    found: list[Literal["minimize", "maximize"]] = ["minimize", "minimize", "maximize"]
-    return found + ["maximize" for _ in objectives]
+    """Return the directions of a study.
+
+    Args:
+        objectives: names of the extra metrics that are objectives.
+
+    Returns:
+        One for size, latency, accuracy and each extra metric.
+    """
+    three: list[Literal["minimize", "maximize"]] = ["minimize", "minimize", "maximize"]
+    return three + ["maximize" for _ in objectives]

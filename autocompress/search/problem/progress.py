@@ -1,9 +1,10 @@
-"""What the user sees while a search runs: phases, a bar with the time left, front size and best points."""
+"""Show how a search goes: phases, a bar with the time left, the front, notes on setting up."""
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from types import TracebackType
-from typing import Self
+from typing import Any, Self
 
 import numpy as np
 from rich.console import Console
@@ -18,10 +19,19 @@ from rich.progress import (
 
 from autocompress.results.front import Measurement
 from autocompress.results.pareto import non_dominated
+from autocompress.search.problem.goal import signs
+from autocompress.search.problem.problem import Problem
+
+EVERY = 10  # trials between two lines where there is no live bar
+NEAR = 0.01  # loss of accuracy within which the smallest and fastest points are named
 
 
 class SearchProgress:
-    """A live bar on a terminal, one line per phase elsewhere; silent when `quiet`."""
+    """Print a live bar on a terminal, or one line per phase elsewhere.
+
+    Args:
+        quiet: True prints nothing.
+    """
 
     def __init__(self, quiet: bool = False) -> None:
         self._console = Console(stderr=True, quiet=quiet)
@@ -52,7 +62,12 @@ class SearchProgress:
         self._progress.stop()
 
     def phase(self, what: str, share: float) -> None:
-        """`share` of phase `what` is done."""
+        """Show a phase.
+
+        Args:
+            what: name of the phase.
+            share: share of it that is done, 0 to 1.
+        """
         if what != self._phase:
             self._phase = what
             self._progress.reset(self._bar, description=what, total=1.0, note="")
@@ -61,31 +76,116 @@ class SearchProgress:
         self._progress.update(self._bar, completed=share)
 
     def trials(
-        self, done: int, total: int, values: list[list[float]], baseline: Measurement
+        self, done: int, total: int, values: Sequence[Sequence[float]], baseline: Measurement
     ) -> None:
-        """`done` of `total` trials; `values` of the feasible complete ones."""
+        """Show the trials so far.
+
+        Args:
+            done: number of finished trials.
+            total: number of trials that are wanted.
+            values: (n, objectives) size, latency and qualities of the feasible complete trials.
+            baseline: numbers of the float file.
+        """
         note = best_points(values, baseline)
         if self._phase != "searching":
             self._phase = "searching"
             self._progress.reset(self._bar, description="searching", total=float(total), note="")
         self._progress.update(self._bar, completed=done, total=float(total), note=note)
-        if not self._live and (done % 10 == 0 or done == total):
+        if not self._live and (done % EVERY == 0 or done == total):
             self._console.print(f"trial {done}/{total}: {note}")
 
     def line(self, text: str) -> None:
-        """One line above the bar."""
+        """Print one line above the bar.
+
+        Args:
+            text: the line.
+        """
         self._console.print(text, highlight=False, soft_wrap=True)
 
 
-def best_points(values: list[list[float]], baseline: Measurement) -> str:
-    """Front size, and the smallest and fastest among the points that lose at most 0.01."""
+def best_points(values: Sequence[Sequence[float]], baseline: Measurement) -> str:
+    """Describe the front so far in a few words.
+
+    Args:
+        values: (n, objectives) size, latency and qualities of the feasible complete trials.
+        baseline: numbers of the float file.
+
+    Returns:
+        Its size, and how much smaller and faster points are that lose at most `NEAR`.
+    """
     if not values:
         return "front 0"
     array = np.array(values)
-    text = (
-        f"front {int(non_dominated(array * np.array([1, 1] + [-1] * (array.shape[1] - 2))).sum())}"
-    )
-    good = array[array[:, 2] >= baseline.accuracy - 0.01]
-    if len(good):
-        text += f", within 0.01: {baseline.size_bytes / good[:, 0].min():.1f}x smaller, {baseline.latency_ms / good[:, 1].min():.2f}x faster"
+    objectives = [""] * (array.shape[1] - 3)
+    text = f"front {int(non_dominated(array * signs(objectives)).sum())}"
+    near = array[array[:, 2] >= baseline.accuracy - NEAR]
+    if len(near):
+        smaller = baseline.size_bytes / near[:, 0].min()
+        faster = baseline.latency_ms / near[:, 1].min()
+        text += f", within {NEAR}: {smaller:.1f}x smaller, {faster:.2f}x faster"
     return text
+
+
+def check_words(check: Mapping[str, Any]) -> str:
+    """Describe the errors of a latency model on candidates that it has not seen.
+
+    Args:
+        check: `LatencyTable.check`.
+
+    Returns:
+        One line.
+    """
+    if not check:
+        return "latency model: the space is too small to check it on unseen candidates"
+    return (
+        f"latency model on {check['candidates']} random unseen candidates: "
+        f"mean error {check['mape']:.1%}, 95th percentile {check['p95']:.1%}, "
+        f"bias {check['bias']:+.1%}, Kendall tau {check['kendall_tau']:.2f}"
+    )
+
+
+def setup_lines(problem: Problem, time: Mapping[str, Any]) -> list[str]:
+    """Tell what a user should know before the first trial.
+
+    Args:
+        problem: the problem.
+        time: where the time of the float model goes.
+
+    Returns:
+        Lines: errors of the latency model, its coverage, session settings, fixed dimensions of
+        files, and choices that the target cannot execute.
+    """
+    table, modules = problem.table, time["modules_share"]
+    lines = [check_words(table.check)]
+    if table.note:
+        lines.append(f"latency model: {table.note}")
+    lines.append(
+        f"time of the float model: {modules:.0%} in modules, {1 - modules:.0%} in other operators"
+    )
+    if table.left_out:
+        measured = sum(run.role != "front" for run in table.runs)
+        lines.append(
+            f"latency table: {measured} of {measured + table.left_out} models were measured "
+            "in the time that there was"
+        )
+    if table.warning:
+        lines.append(f"latency table: {table.warning}")
+    disabled = table.settings.disabled_optimizers
+    if table.settings != problem.target.settings:
+        without = f", without {', '.join(disabled)}" if disabled else ""
+        lines.append(f"session settings: {table.settings.threads} threads{without}")
+    if problem.latency_source == "table":
+        lines.append(
+            "latency table: of another machine; the latency of files is predicted for it, "
+            "not measured here"
+        )
+    if isinstance(problem.race.teacher, list):
+        lines.append(
+            "outputs differ in shape among batches: metrics get lists of samples, "
+            "or are averaged where they are means over samples"
+        )
+    lines += [f"export: {words}" for words in problem.builder.lowered.fixed]
+    target = problem.target.name
+    for words in problem.space.left_out:
+        lines.append(f"left out, since {target} cannot execute it: {words}")
+    return lines

@@ -1,4 +1,7 @@
-"""Which ranks are worth anything: their factors against the whole module, in weights and in milliseconds."""
+"""Judge ranks before the search: factors against the whole module, in weights and in time.
+
+Ranks that are neither smaller nor faster are left out of the sensitivities and shown by `inspect`.
+"""
 
 from __future__ import annotations
 
@@ -16,7 +19,17 @@ from autocompress.targets.workload import Layout
 
 @dataclass(frozen=True)
 class RankVerdict:
-    """One rank of one module: weights of its factors and of the whole, and, with a latency table, the best ratio of their times."""
+    """Judge one rank of one module.
+
+    Attributes:
+        module: name of the module.
+        rank_ratio: kept share of the rank.
+        decomposition: which factors.
+        weights: number of weights of the factors.
+        whole: number of weights of the module.
+        time_ratio: least time of the factors relative to the module, over the forms of the space;
+            None without a latency table.
+    """
 
     module: str
     rank_ratio: float
@@ -27,17 +40,17 @@ class RankVerdict:
 
     @property
     def smaller(self) -> bool:
-        """Whether the factors have fewer weights."""
+        """Return True if the factors have fewer weights."""
         return self.weights < self.whole
 
     @property
     def faster(self) -> bool | None:
-        """Whether they are predicted to run faster in some form that the space offers; None without a table."""
+        """Return True if some form is predicted to run faster; None without a table."""
         return None if self.time_ratio is None else self.time_ratio < 1
 
     @property
     def words(self) -> str:
-        """What the inspection table says."""
+        """Verdict for the inspection table."""
         if not self.smaller and not self.faster:
             return "no gain"
         if not self.smaller:
@@ -51,33 +64,39 @@ TimeRatio = Callable[[CompressibleModule, ModuleConfig], float]
 def rank_verdicts(
     space: BoundSpace, modules: Iterable[CompressibleModule], time_ratio: TimeRatio | None = None
 ) -> list[RankVerdict]:
-    """One per module and choice of rank below 1 that `space` names; `time_ratio` is the time of a config's factors against the whole."""
-    found = []
+    """Judge every rank below 1 that the space names.
+
+    Args:
+        space: the search space.
+        modules: modules to judge.
+        time_ratio: returns the time of a config's factors relative to the whole module.
+
+    Returns:
+        One verdict per module, rank and decomposition.
+    """
+    verdicts = []
     for module in modules:
         ranked: dict[tuple[float, str], list[ModuleConfig]] = {}
         for config in space.configs(module.name) if module.name in space.kinds else ():
             if config.rank_ratio < 1 and module.factorisable:
                 ranked.setdefault((config.rank_ratio, config.decomposition), []).append(config)
         for (ratio, decomposition), configs in ranked.items():
-            weights = sum(
-                prod(shape) for shape in factor_shapes(module.weight_shape, ratio, decomposition)
-            )
+            shapes = factor_shapes(module.weight_shape, ratio, decomposition)
+            weights, whole = sum(prod(shape) for shape in shapes), prod(module.weight_shape)
             times = [] if time_ratio is None else [time_ratio(module, config) for config in configs]
-            found.append(
-                RankVerdict(
-                    module.name,
-                    ratio,
-                    decomposition,
-                    weights,
-                    prod(module.weight_shape),
-                    min(times, default=None),
-                )
-            )
-    return found
+            fastest = min(times, default=None)
+            verdict = RankVerdict(module.name, ratio, decomposition, weights, whole, fastest)
+            verdicts.append(verdict)
+    return verdicts
 
 
 def table_times(layout: Layout, table: LatencyTable) -> TimeRatio:
-    """Times as a latency table predicts them."""
+    """Return a function that predicts time ratios by a latency table.
+
+    Args:
+        layout: the modules.
+        table: the latency table.
+    """
 
     def ratio(module: CompressibleModule, config: ModuleConfig) -> float:
         whole = table.kernel_us(layout, module, config.quantized())
@@ -87,9 +106,16 @@ def table_times(layout: Layout, table: LatencyTable) -> TimeRatio:
 
 
 def no_gain(verdicts: Iterable[RankVerdict]) -> frozenset[tuple[str, float, str]]:
-    """(module, rank_ratio, decomposition) of the ranks that neither make smaller nor faster."""
-    return frozenset(
-        (v.module, v.rank_ratio, v.decomposition)
-        for v in verdicts
-        if not v.smaller and not v.faster
-    )
+    """Return the ranks that are neither smaller nor faster.
+
+    Args:
+        verdicts: of all ranks.
+
+    Returns:
+        (module, rank_ratio, decomposition) of each.
+    """
+    useless = set()
+    for verdict in verdicts:
+        if not verdict.smaller and not verdict.faster:
+            useless.add((verdict.module, verdict.rank_ratio, verdict.decomposition))
+    return frozenset(useless)

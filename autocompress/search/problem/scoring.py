@@ -1,183 +1,190 @@
-"""The validation split as candidates race on it: whole batches in an order by the seed, and what the original says about them."""
+"""Score single samples: the task's metric where it is a mean over samples, and the divergence.
+
+Races compare candidates sample by sample on these scores (`evaluate/racing.py`).
+"""
 
 from __future__ import annotations
 
-import hashlib
-from collections.abc import Sequence
+import base64
+import zlib
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-import torch
-from torch import Tensor, nn
+from numpy.typing import NDArray
+from torch import Tensor
 
-from autocompress.errors import TaskError
-from autocompress.measure.accuracy import (
-    Outputs,
-    join_outputs,
-    join_targets,
-    metric_outputs,
-    scores_of,
-)
-from autocompress.search.evaluate.racing import scoring_of
-from autocompress.task.batches import Batches, Inputs, input_tensors, leaves, map_inputs
-from autocompress.task.loading import in_memory
+from autocompress.measure.accuracy import join_targets
 from autocompress.task.task import Task
 
-HASHED = 64  # first values of each tensor by which batches are told apart
+Array = NDArray[np.float32]
+CHECKED = 32  # samples on which it is found out how a metric scores
+SAME = 1e-6  # relative difference up to which a metric of a batch is the mean over its samples
 
 
 @dataclass(frozen=True)
-class Race:
-    """The split in the order of the race.
+class SampleScores:
+    """Hold one score per sample, in the order of the race.
 
     Attributes:
-        batches: what is looked at one after another.
-        targets: of these batches.
-        order: which batch of the split is at each place; of `mixed` samples, which sample.
-        mixed: whether samples were dealt anew, so that each first part is a random sample.
-        teacher: (n, ...) outputs of the original in the order of the race; a list where batches do not fit together.
-        answers: all targets in the order of the split, as metrics get them.
-        scored: how samples are scored: see `sample_scores`.
-        digest: hash of the order and of a part of the data: scores of another race cannot be compared sample by sample.
+        metric: (n,) the task's metric, higher is better; None where it is no mean over samples.
+        divergence: (n,) distance from the teacher's outputs, lower is better.
     """
 
-    batches: Batches
-    targets: list[Any]
-    order: list[int]
-    mixed: bool
-    teacher: Outputs
-    answers: Any
-    scored: str
-    digest: str
+    metric: Array | None
+    divergence: Array
 
-    def expected(self, first: int, count: int) -> Tensor:
-        """The original's outputs of `count` samples of one batch."""
-        found = self.teacher[first : first + count]
-        return torch.stack(found) if isinstance(found, list) else found
+    def __len__(self) -> int:
+        return len(self.divergence)
 
-    def joined(self, outputs: Sequence[dict[str, Tensor]]) -> dict[str, Outputs]:
-        """The outputs of the race's batches in the order of the split, by name, as metrics get them."""
-        if not self.mixed:
-            return join_outputs([outputs[place] for place in np.argsort(self.order).tolist()])
-        back = torch.as_tensor(np.argsort(self.order))
-        return {
-            name: found[back]
-            for name, found in join_outputs(list(outputs)).items()
-            if isinstance(found, Tensor)
-        }
+    @classmethod
+    def joined(cls, parts: Sequence[SampleScores]) -> SampleScores:
+        """Join the scores of consecutive batches.
+
+        Args:
+            parts: scores by batch.
+
+        Returns:
+            All scores, without the metric if one batch has none.
+        """
+        metrics = [part.metric for part in parts if part.metric is not None]
+        return cls(
+            np.concatenate(metrics) if len(metrics) == len(parts) else None,
+            np.concatenate([part.divergence for part in parts]),
+        )
+
+    def encoded(self, count: int) -> dict[str, str]:
+        """Encode the first samples as text, for an attribute of a trial.
+
+        Args:
+            count: number of samples to keep, at most.
+
+        Returns:
+            By name, base64 of deflated 16-bit floats.
+        """
+        arrays = {"divergence": self.divergence}
+        if self.metric is not None:
+            arrays["metric"] = self.metric
+        texts = {}
+        for name, values in arrays.items():
+            packed = zlib.compress(values[:count].astype(np.float16).tobytes())
+            texts[name] = base64.b64encode(packed).decode()
+        return texts
+
+    @classmethod
+    def decoded(cls, texts: Mapping[str, str]) -> SampleScores:
+        """Reverse `encoded`.
+
+        Args:
+            texts: as `encoded` returns them.
+
+        Returns:
+            The scores, rounded to 16-bit floats.
+        """
+        arrays = {}
+        for name, text in texts.items():
+            values = np.frombuffer(zlib.decompress(base64.b64decode(text)), dtype=np.float16)
+            arrays[name] = values.astype(np.float32)
+        return cls(arrays.get("metric"), arrays["divergence"])
 
 
-def open_race(task: Task, original: nn.Module, device: torch.device, seed: int) -> Race:
-    """The race on the validation split, with the answers of `original`, whose metric is checked on the way.
+def metric_is_mean(task: Task, outputs: Tensor, targets: Any, samples: int = CHECKED) -> bool:
+    """Return True if the metric of a batch is the mean of the metric of its samples.
 
-    Batches stay whole, and where they are in memory their order depends on `seed` alone; else it is the loader's.
+    Accuracy is such a mean, F1 is not.
+
+    Args:
+        task: the task with the metric.
+        outputs: (n, ...) outputs of the original.
+        targets: their targets.
+        samples: number of samples on which it is tried, at most.
     """
-    outputs, targets = [], []
-    for inputs, target in task.validation:
-        outputs.append(metric_outputs(task, original, inputs, device))
-        targets.append(target)
-    if not outputs:
-        raise TaskError("task: validation is empty; expected at least one (inputs, target) batch")
-    joined, answers = join_outputs(outputs), join_targets(targets)
-    scores_of(task, joined, answers)
-    _check_divergence(task, outputs[0][""])
-    batches, order, mixed = task.validation, list(range(len(outputs))), False
-    if in_memory(batches):
-        generator, batches = np.random.default_rng(seed), list(batches)
-        fits = all(isinstance(found, Tensor) for found in joined.values())
-        each = (
-            fits and len(joined[""]) == sum(len(input_tensors(inputs)[0]) for inputs, _ in batches)
-            if task.rows_independent
-            else False
-        )
-        dealt = _dealt(task, batches, generator) if each else None
-        mixed = dealt is not None
-        if dealt is not None:
-            batches, order = dealt
-        else:
-            order = generator.permutation(len(batches)).tolist()
-            batches = [batches[i] for i in order]
-        targets = [target for _, target in batches]
-    primary = joined[""]
-    teacher = (
-        primary[order]
-        if mixed and isinstance(primary, Tensor)
-        else join_outputs([outputs[i] for i in order])[""]
-    )
-    scored = scoring_of(task, primary, answers) if isinstance(primary, Tensor) else "divergence"
-    return Race(batches, targets, order, mixed, teacher, answers, scored, _digest(batches, order))
-
-
-def _check_divergence(task: Task, outputs: Tensor) -> None:
-    found = task.output_divergence(outputs, outputs)
-    if (
-        not isinstance(found, Tensor)
-        or found.shape != outputs.shape[:1]
-        or not bool(found.isfinite().all())
-    ):
-        if not isinstance(found, Tensor):
-            came = type(found).__name__
-        elif found.shape != outputs.shape[:1]:
-            came = f"shape {tuple(found.shape)}"
-        elif outputs.isnan().any():
-            came = f"{int((~found.isfinite()).sum())} values that are not finite, since the model's outputs hold NaN"
-        else:
-            came = f"{int((~found.isfinite()).sum())} values that are not finite"
-        raise TaskError(
-            f"task: divergence of a batch from itself gave {came}; expected ({len(outputs)},) finite numbers"
-        )
-
-
-def _dealt(
-    task: Task, batches: list[tuple[Inputs, Any]], generator: np.random.Generator
-) -> tuple[list[tuple[Inputs, Any]], list[int]] | None:
-    """(batches of the first one's size, the order of samples); None where batches cannot be cut or do not fit together."""
-    if len(batches) < 2 or not all(task.can_cut(*batch) for batch in batches):
-        return None
+    if targets is None or len(outputs) < 2:
+        return False
+    count = min(samples, len(outputs))
     try:
-        inputs = [
-            torch.cat(tensors)
-            for tensors in zip(*(input_tensors(batch[0]) for batch in batches), strict=True)
-        ]
-        targets = join_targets([target for _, target in batches])
-    except RuntimeError:
-        return None  # of different lengths, say
-    order = generator.permutation(len(inputs[0])).tolist()
-    size, like = len(input_tensors(batches[0][0])[0]), batches[0][0]
-    return [
-        _chosen(like, inputs, targets, order[start : start + size])
-        for start in range(0, len(order), size)
-    ], order
+        single = [float(task.metric(outputs[i : i + 1], targets[i : i + 1])) for i in range(count)]
+        whole = float(task.metric(outputs[:count], targets[:count]))
+    except Exception:
+        return False  # a metric that cannot judge one sample is no mean over samples
+    if not np.isfinite(single).all():
+        return False
+    return abs(float(np.mean(single)) - whole) < SAME * max(1.0, abs(whole))
 
 
-def _chosen(
-    like: Inputs, inputs: list[Tensor], targets: Any, rows: list[int]
-) -> tuple[Inputs, Any]:
-    left = iter(inputs)
+def metric_is_top1(task: Task, outputs: Tensor, targets: Any, samples: int = CHECKED) -> bool:
+    """Return True if a metric that is a mean over samples is the share of right classes.
 
-    def part(value: Any) -> Any:
-        if isinstance(value, dict):
-            return {name: part(found) for name, found in value.items()}
-        return (
-            value[rows]
-            if isinstance(value, Tensor)
-            else None
-            if value is None
-            else [value[i] for i in rows]
-        )
+    Args:
+        task: the task with the metric.
+        outputs: (n, classes) outputs of the original.
+        targets: (n,) classes; anything else returns False.
+        samples: number of samples on which it is tried, with their own outputs and with those of
+            other samples.
+    """
+    if not isinstance(targets, Tensor) or targets.is_floating_point():
+        return False
+    if targets.dim() != 1 or outputs.dim() != 2:
+        return False
+    if outputs.shape[1] == 1:
+        return False  # one logit, whose sign decides
+    count = min(samples, len(outputs))
+    rows = [*range(count), *np.roll(np.arange(count), 1)]
+    asked = [*range(count), *range(count)]
+    right = (outputs[rows].argmax(1) == targets[asked]).tolist()
+    values = []
+    try:
+        for row, i in zip(rows, asked, strict=True):
+            values.append(float(task.metric(outputs[row : row + 1], targets[i : i + 1])))
+    except Exception:
+        return False  # it cannot judge outputs of other samples
+    return values == [float(value) for value in right]
 
-    return map_inputs(like, lambda tensor: next(left)[rows]), part(targets)
+
+def scoring_of(task: Task, outputs: Tensor, targets: Any) -> str:
+    """Find out how samples can be scored.
+
+    Args:
+        task: the task with the metric.
+        outputs: (n, ...) outputs of the original.
+        targets: their targets.
+
+    Returns:
+        "top1", "metric" or "divergence", as `sample_scores` takes it.
+    """
+    if not metric_is_mean(task, outputs, targets):
+        return "divergence"
+    return "top1" if metric_is_top1(task, outputs, targets) else "metric"
 
 
-def _digest(batches: Batches, order: list[int]) -> str:
-    digest = hashlib.sha256(str(order).encode())
-    for batch in batches:
-        for part in batch:
-            for value in leaves(part).values():
-                if isinstance(value, Tensor):
-                    some = value.flatten()[:HASHED].detach().cpu()
-                    digest.update(f"{value.dtype} {tuple(value.shape)} {some.tolist()}".encode())
-                else:
-                    digest.update(repr(value).encode())
-    return digest.hexdigest()[:16]
+def sample_scores(
+    task: Task, outputs: Tensor, target: Any, teacher: Tensor, scored: str
+) -> SampleScores:
+    """Score the samples of one batch.
+
+    Args:
+        task: the task with metric and divergence.
+        outputs: (n, ...) outputs of the candidate.
+        target: targets of the batch.
+        teacher: (n, ...) outputs of the original.
+        scored: "metric" calls the metric for each sample, "top1" compares classes, which is the
+            same and faster, "divergence" leaves the metric out.
+
+    Returns:
+        Scores of n samples. The metric is None where it fails for one of them.
+    """
+    divergence = task.output_divergence(outputs, teacher).numpy().astype(np.float32)
+    if scored == "top1":
+        right = (outputs.argmax(1) == target.cpu()).numpy().astype(np.float32)
+        return SampleScores(right, divergence)
+    if scored != "metric":
+        return SampleScores(None, divergence)
+    joined, values = join_targets([target]), []
+    try:
+        for i in range(len(outputs)):
+            values.append(float(task.metric(outputs[i : i + 1], joined[i : i + 1])))
+    except Exception:
+        return SampleScores(None, divergence)
+    single = np.array(values, dtype=np.float32)
+    return SampleScores(single if np.isfinite(single).all() else None, divergence)

@@ -1,4 +1,4 @@
-"""Setting up a search within the time that it was given: how long each step took, and what is said when the time is over."""
+"""Keep the time of setting up a search: seconds by step, and an end when the time is over."""
 
 from __future__ import annotations
 
@@ -8,22 +8,27 @@ from math import ceil
 
 from autocompress.errors import OutOfTimeError
 
-MORE = (
-    3  # times what setting up took until the time was over: a search of a few trials fits into that
-)
+# A search of a few trials fits into this many times the seconds that setting up took.
+MORE = 3
 NAMED = 4  # steps that a message names
 
 
 class Setup:
-    """The steps of setting up, as they are reported.
+    """Report the steps of setting up, and measure them.
 
-    While nothing was measured that a search can start from, the end of the time is an error; afterwards (`ready`) the steps that are
-    left are cut short instead, so that one candidate is made.
+    While the float model was not measured, the end of the time is an error. Afterwards
+    (`is_ready`) the remaining steps are cut short instead, so that one candidate is made.
+
+    Args:
+        timeout_s: seconds for the whole search; None is unlimited.
+        show: called with a step and the share of it that is done.
+        stopped: returns True after Ctrl-C.
+        now: a monotonic clock.
 
     Attributes:
         started: when the search began, by `now`.
         seconds: of each step so far, in the order of the first reports.
-        is_ready: whether the float model was measured, so that a search can start.
+        is_ready: True if the float model was measured, so that a search can start.
     """
 
     def __init__(
@@ -41,10 +46,14 @@ class Setup:
         self._step = ""
 
     def __call__(self, what: str, share: float) -> None:
-        """Report that `share` of step `what` is done.
+        """Report progress of a step.
+
+        Args:
+            what: name of the step.
+            share: share of it that is done, 0 to 1.
 
         Raises:
-            KeyboardInterrupt: Ctrl-C was pressed; nothing is there yet that a first Ctrl-C could finish.
+            KeyboardInterrupt: Ctrl-C was pressed, and nothing is there yet to finish with.
             OutOfTimeError: the time is over, and there is nothing to start a search from.
         """
         self._count()
@@ -62,28 +71,36 @@ class Setup:
 
     @property
     def is_over(self) -> bool:
-        """Whether the time is spent."""
+        """Return True if the time is spent."""
         return self.timeout_s is not None and self._now() - self.started >= self.timeout_s
 
     def budget_s(self, share: float) -> float | None:
-        """Seconds that a step may take which can stop early: that share of what is left; None without a timeout."""
-        return (
-            None
-            if self.timeout_s is None
-            else max(0.0, share * (self.started + self.timeout_s - self._now()))
-        )
+        """Return the seconds that a step may take.
+
+        Args:
+            share: of the time that is left.
+
+        Returns:
+            Seconds; None without a timeout.
+        """
+        if self.timeout_s is None:
+            return None
+        return max(0.0, share * (self.started + self.timeout_s - self._now()))
 
     def finish(self) -> Mapping[str, float]:
-        """End the last step; seconds by step, rounded."""
+        """End the last step and return the seconds by step, rounded."""
         self._count()
         self._step = ""
         return {what: round(spent, 2) for what, spent in self.seconds.items()}
 
     @property
     def words(self) -> str:
-        """For the terminal: the whole, and the longest steps; or that no time is left for more than one candidate."""
+        """One line: the whole time and the longest steps, or that the time is over."""
         if self.is_over:
-            return f"search: {self._spent()}: one candidate is made; nearest timeout for a search: {self._enough()}"
+            return (
+                f"search: {self._spent()}: one candidate is made; "
+                f"nearest timeout for a search: {self._enough()}"
+            )
         return f"set up in {sum(self.seconds.values()):.0f} s: {self._longest()}"
 
     def _count(self) -> None:
@@ -94,12 +111,13 @@ class Setup:
 
     def _ended(self) -> str:
         return (
-            f"search: {self._spent()}, before the first trial; what was exported and measured is kept for the next run; "
-            f"nearest timeout: {self._enough()}"
+            f"search: {self._spent()}, before the first trial; what was exported and measured "
+            f"is kept for the next run; nearest timeout: {self._enough()}"
         )
 
     def _spent(self) -> str:
-        return f"setting up took {sum(self.seconds.values()):.0f} of the {self.timeout_s:g} s ({self._longest()})"
+        spent = sum(self.seconds.values())
+        return f"setting up took {spent:.0f} of the {self.timeout_s:g} s ({self._longest()})"
 
     def _longest(self) -> str:
         steps = sorted(self.seconds.items(), key=lambda step: -step[1])[:NAMED]

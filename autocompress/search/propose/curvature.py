@@ -9,8 +9,8 @@ import torch
 from torch import Tensor, nn
 
 from autocompress.candidate import Candidate, ModuleConfig
-from autocompress.compress.assemble.library import Variant
 from autocompress.compress.assemble.stitch import Stitcher
+from autocompress.compress.assemble.variant import Variant
 from autocompress.compress.factorise.low_rank import compose
 from autocompress.compress.prune.masks import Mask
 from autocompress.model.weights import weight_of

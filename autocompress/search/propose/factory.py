@@ -11,8 +11,8 @@ from optuna.samplers import BaseSampler
 from autocompress.compress.prune.masks import global_ratios
 from autocompress.results.front import SENSITIVITY_FILE
 from autocompress.results.limits import Limits
-from autocompress.search.problem.bench import Bench
 from autocompress.search.problem.goal import Goal
+from autocompress.search.problem.problem import Problem
 from autocompress.search.propose.allocation import Allocator
 from autocompress.search.propose.progressive import DEFAULT_DROP, ProgressiveSampler
 from autocompress.search.propose.sampler import PriceSampler
@@ -31,7 +31,10 @@ GLOBAL_RATIO = 0.3
 
 
 def sensitivity(
-    bench: Bench, folder: Path, report: Callable[[str, float], None], deadline: float | None = None
+    bench: Problem,
+    folder: Path,
+    report: Callable[[str, float], None],
+    deadline: float | None = None,
 ) -> tuple[Losses, Sensitivity | None]:
     """(divergence by (module, config), how it was found): from the run folder, or measured now."""
     rows = read_rows(folder / SENSITIVITY_FILE)
@@ -52,12 +55,12 @@ def sensitivity(
     return divergences(found.rows), found
 
 
-def make_allocator(bench: Bench, losses: Losses) -> Allocator:
+def make_allocator(bench: Problem, losses: Losses) -> Allocator:
     """The tables of the bench."""
     return Allocator.of(bench.space, bench.layout, bench.table, losses, bench.baseline.size_bytes)
 
 
-def price_sampler(bench: Bench, limits: Limits, losses: Losses, seed: int) -> PriceSampler:
+def price_sampler(bench: Problem, limits: Limits, losses: Losses, seed: int) -> PriceSampler:
     """The guided sampler; one of its first proposals prunes all groups by one threshold on their magnitudes."""
     groups = [
         g
@@ -78,7 +81,7 @@ def price_sampler(bench: Bench, limits: Limits, losses: Losses, seed: int) -> Pr
 def make_sampler(
     strategy: str,
     sampler: str,
-    bench: Bench,
+    bench: Problem,
     limits: Limits,
     losses: Losses,
     seed: int,

@@ -11,6 +11,7 @@ from optuna.samplers import BaseSampler, RandomSampler
 from optuna.trial import FrozenTrial, TrialState
 
 from autocompress.candidate import ModuleConfig
+from autocompress.search.problem.trial_record import TrialRecord
 from autocompress.search.propose.sampler import distributions
 from autocompress.space.recovery import ALPHA
 from autocompress.space.search_space import BoundSpace
@@ -119,11 +120,8 @@ class ProgressiveSampler(BaseSampler):
                     frozen.add(name)
 
     def _holds(self, trial: FrozenTrial) -> bool:
-        return (
-            trial.state == TrialState.COMPLETE
-            and trial.values[2] >= self._floor
-            and all(v <= 0 for v in trial.constraints.values())
-        )
+        record = TrialRecord.from_trial(trial)
+        return record.is_complete and record.accuracy >= self._floor and record.feasible
 
     def _parameters(self, widths: Mapping[str, int]) -> dict[str, int]:
         """The index of every knob."""

@@ -3,19 +3,19 @@
 from __future__ import annotations
 
 import numpy as np
-from optuna.trial import FrozenTrial, TrialState
 
 from autocompress.candidate import Candidate
 from autocompress.errors import LimitError
-from autocompress.results.limits import Limits
-from autocompress.search.problem.bench import Bench
+from autocompress.results.limits import Limits, distance
+from autocompress.search.problem.problem import Problem
+from autocompress.search.problem.trial_record import TrialRecord
 from autocompress.search.propose.allocation import Allocator
 from autocompress.search.propose.stored_size import smallest_candidate
 
 ANGLES = 24  # trade-offs between size and latency that are looked at
 
 
-def check_size(bench: Bench, limits: Limits) -> None:
+def check_size(bench: Problem, limits: Limits) -> None:
     """LimitError when even the smallest file of the space is larger than max_size, which is known to the byte."""
     if limits.max_size_bytes is None:
         return
@@ -27,7 +27,7 @@ def check_size(bench: Bench, limits: Limits) -> None:
         )
 
 
-def out_of_reach(bench: Bench, allocator: Allocator, limits: Limits) -> str:
+def out_of_reach(bench: Problem, allocator: Allocator, limits: Limits) -> str:
     """ "" when some candidate is predicted to keep the limits of size and latency, whatever it loses; else the one that comes nearest."""
     if limits.max_size_bytes is None and limits.max_latency_ms is None:
         return ""
@@ -39,7 +39,7 @@ def out_of_reach(bench: Bench, allocator: Allocator, limits: Limits) -> str:
     ):
         candidate = Candidate(bench.space.candidate(allocator.parameters(choices)).modules)
         size, latency = bench.size_bytes(candidate), bench.latency_ms(candidate)
-        missed = sum(max(0.0, share) for share in limits.violations(size, latency, None).values())
+        missed = distance(limits.violations(size, latency, None))
         if missed == 0:
             return ""
         if nearest is None or missed < nearest[0]:
@@ -54,13 +54,13 @@ def out_of_reach(bench: Bench, allocator: Allocator, limits: Limits) -> str:
     )
 
 
-def short_of(first: FrozenTrial) -> str:
+def short_of(first: TrialRecord) -> str:
     """ "" when the `first` trial of a guided search, the most accurate one expected within the limits of size and latency, keeps the limits
     of accuracy and metrics; else by how much it misses them."""
-    missed = {name: by for name, by in first.constraints.items() if by > 0}
-    if first.state != TrialState.COMPLETE or not missed:
+    missed = {name: by for name, by in first.violations.items() if by > 0}
+    if not first.is_complete or not missed:
         return ""
-    size, latency, accuracy = first.values[:3]
+    size, latency, accuracy = first.size_bytes, first.latency_ms, first.accuracy
     return (
         f"limits: what is expected to lose least ({size:.0f} B, {latency:.4g} ms, accuracy {accuracy:.4f}) misses "
         f"{', '.join(f'{name} by {by:.4f}' for name, by in missed.items())}; the search goes on to come as near as it can"

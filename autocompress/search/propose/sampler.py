@@ -17,6 +17,7 @@ from scipy.stats import qmc
 
 from autocompress.candidate import ModuleConfig
 from autocompress.search.problem.goal import Goal
+from autocompress.search.problem.trial_record import TrialRecord
 from autocompress.search.propose.allocation import Allocator, Choices
 from autocompress.search.propose.trial_model import GUIDED_AFTER, Model, Told, lost_of, told_front
 from autocompress.space.recovery import ALPHA
@@ -133,7 +134,7 @@ class PriceSampler(BaseSampler):
 
     def _best(
         self, told: list[Told], generator: np.random.Generator, quality: int
-    ) -> tuple[Choices, FrozenTrial | None]:
+    ) -> tuple[Choices, TrialRecord | None]:
         """(choices, the front member that they were moved from, if any) with the largest expected improvement that was not told yet."""
         front = told_front(told)
         model = Model.of(told, front, self._goal, self._allocator, self._shared, quality)
@@ -159,7 +160,7 @@ class PriceSampler(BaseSampler):
 
     def _moved(
         self, front: list[Told], generator: np.random.Generator
-    ) -> tuple[Choices, list[FrozenTrial]]:
+    ) -> tuple[Choices, list[TrialRecord]]:
         """One to `MOST_MOVES` knobs of front members moved by a step, every third time anywhere."""
         knobs = self._space.knobs
         rows, parents = [], []
@@ -189,7 +190,10 @@ class PriceSampler(BaseSampler):
         if known is not None and known.trial.state == trial.state:
             return known
         params = trial.params
-        if not self._names <= params.keys() or trial.user_attrs.get("repeats"):
+        if not self._names <= params.keys():
+            return None
+        record = TrialRecord.from_trial(trial)
+        if record.repeats is not None:
             return None
         if known is None:
             choices = self._allocator.choices(params)
@@ -203,30 +207,21 @@ class PriceSampler(BaseSampler):
                 known.losses,
                 known.costs,
             )
-        attributes, row, base = (
-            trial.user_attrs,
-            trial.user_attrs.get("row", {}),
-            self._goal.baseline,
-        )
-        lost = lost_of(trial, self._goal, self._space.recovery.steps)
-        size, latency = (
-            trial.values[:2]
-            if trial.values
-            else (float(row.get(name, np.nan)) for name in ("size_bytes", "latency_ms"))
-        )
+        base = self._goal.baseline
+        lost = lost_of(record, self._goal, self._space.recovery.steps)
         self._known[key] = found = Told(
-            trial,
+            record,
             indices,
             choices,
             losses,
             costs,
-            float(attributes.get("divergence", np.nan)),
-            float(attributes.get("seen", 1.0)),
+            math.nan if record.divergence is None else record.divergence,
+            1.0 if record.seen is None else record.seen,
             lost,
-            size / base.size_bytes,
-            latency / base.latency_ms,
-            attributes.get("metrics") or {},
-            all(violation <= 0 for violation in trial.constraints.values()),
+            record.size_bytes / base.size_bytes,
+            record.latency_ms / base.latency_ms,
+            record.metrics or {},
+            record.feasible,
         )
         return found
 
@@ -269,7 +264,7 @@ class PriceSampler(BaseSampler):
         return extra
 
     def _near(
-        self, trial: FrozenTrial, point: Array, generator: np.random.Generator
+        self, trial: TrialRecord, point: Array, generator: np.random.Generator
     ) -> dict[str, Any]:
         """The recovery of a front member, alpha a little moved; every third time another one, so that they are compared."""
         if generator.random() < NEW_RECOVERY:

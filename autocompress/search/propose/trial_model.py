@@ -9,11 +9,11 @@ from functools import cached_property
 
 import numpy as np
 from numpy.typing import NDArray
-from optuna.trial import FrozenTrial, TrialState
 from scipy.special import ndtr
 
 from autocompress.results.pareto import non_dominated
 from autocompress.search.problem.goal import Goal
+from autocompress.search.problem.trial_record import TrialRecord
 from autocompress.search.propose.allocation import Allocator, Choices
 from autocompress.search.propose.surrogate import DivergenceModel, LossModel, expected_improvement
 
@@ -29,7 +29,7 @@ class Told:
     """A trial in the terms of the model: indices of its knobs, choices, losses and costs by the table, and what was seen (NaN for what was
     not); `lost` of each quality of the goal."""
 
-    trial: FrozenTrial
+    trial: TrialRecord
     indices: Choices
     choices: Choices
     losses: Array
@@ -58,26 +58,26 @@ class Told:
         return self.choices.tobytes()
 
 
-def lost_of(trial: FrozenTrial, goal: Goal, steps: int) -> tuple[float, ...]:
+def lost_of(trial: TrialRecord, goal: Goal, steps: int) -> tuple[float, ...]:
     """What a trial lost of each quality; NaN for one that was stopped, or that recovery (of `steps`) passed over since it was beaten
     already: it does not show what recovery mends."""
-    before = trial.user_attrs.get("accuracy_before_recovery")
+    before = trial.accuracy_before_recovery
     passed = (
         steps > 0
-        and not trial.user_attrs.get("trained")
+        and not trial.trained
         and before is not None
         and goal.baseline.accuracy - before > 0.1 * goal.drop
     )
-    if trial.state != TrialState.COMPLETE or passed:
+    if not trial.is_complete or passed:
         return (math.nan,) * len(goal.levels)
-    return tuple(level - value for level, value in zip(goal.levels, trial.values[2:], strict=True))
+    return tuple(level - value for level, value in zip(goal.levels, trial.qualities, strict=True))
 
 
 def worth_finishing(
-    done: Sequence[FrozenTrial],
+    done: Sequence[TrialRecord],
     goal: Goal,
     steps: int,
-    size: int,
+    size: float,
     latency: float,
     divergence: NDArray[np.float32],
 ) -> bool:
@@ -87,22 +87,20 @@ def worth_finishing(
     has over that is the luck of the split, which no candidate is stopped or kept for. One quality that it adds to is enough.
     """
     finished = [
-        t
-        for t in done
-        if "divergence" in t.user_attrs and not math.isnan(sum(lost_of(t, goal, steps)))
+        t for t in done if t.divergence is not None and not math.isnan(sum(lost_of(t, goal, steps)))
     ][-MOST_FITTED:]
     if len(finished) < GUIDED_AFTER:
         return True
-    known = np.array([float(t.user_attrs["divergence"]) for t in finished])
+    known = np.array([t.divergence for t in finished])
     error = float(divergence.std()) / np.sqrt(len(divergence))
     at, around = np.append(known, float(divergence.mean())), np.append(np.zeros(len(known)), error)
     objectives = np.array(
         [
-            (t.values[0] / goal.baseline.size_bytes, t.values[1] / goal.baseline.latency_ms)
+            (t.size_bytes / goal.baseline.size_bytes, t.latency_ms / goal.baseline.latency_ms)
             for t in finished
         ]
     )
-    kept = np.array([all(v <= 0 for v in t.constraints.values()) for t in finished])
+    kept = np.array([t.feasible for t in finished])
     costs = np.array([[size / goal.baseline.size_bytes, latency / goal.baseline.latency_ms]])
     for quality, losses in enumerate(np.array([lost_of(t, goal, steps) for t in finished]).T):
         curve, box = (
@@ -231,6 +229,6 @@ def _limited(full: list[Told], goal: Goal, quality: int) -> tuple[tuple[float, L
 
 def told_front(told: list[Told]) -> list[Told]:
     """The feasible ones that no other dominates."""
-    done = [t for t in told if t.trial.state == TrialState.COMPLETE and t.whole and t.feasible]
+    done = [t for t in told if t.trial.is_complete and t.whole and t.feasible]
     mask = non_dominated([(t.size, t.latency, *(max(lost, 0.0) for lost in t.lost)) for t in done])
     return [t for t, keep in zip(done, mask, strict=True) if keep]

@@ -1,4 +1,4 @@
-"""Start the other workers of a search: processes of this machine, or wherever Ray places them."""
+"""Start the other workers of a search: as processes of this machine, or by Ray."""
 
 from __future__ import annotations
 
@@ -16,36 +16,81 @@ CONNECT_S = 5.0
 
 
 class Running(Protocol):
-    """A worker to wait for."""
+    """Describe a worker to wait for."""
 
     def wait(self) -> Any:
         """Block until it has ended."""
 
 
+def launch_workers(
+    spec: str, arguments: Mapping[str, Any], settings: Settings, url: str
+) -> list[Running]:
+    """Start all workers but this process.
+
+    Args:
+        spec: of the task, as `load_task` takes it.
+        arguments: of the task.
+        settings: how many workers, and where they run.
+        url: of the storage.
+
+    Returns:
+        `settings.workers - 1` workers.
+
+    Raises:
+        RunFolderError: there is no such Ray cluster.
+    """
+    command = worker_arguments(spec, arguments, settings, url)
+    count = settings.workers - 1
+    if settings.ray is None:
+        return start_workers(command, count)
+    return start_on_ray(settings.ray, command, count, int(settings.device == "cuda"))
+
+
 def worker_arguments(
     spec: str, arguments: Mapping[str, Any], settings: Settings, url: str
 ) -> list[str]:
-    """What follows `python` in the command of one worker."""
-    given = ["-m", "autocompress", "worker", "--storage", url, "--study", settings.study_name, spec]
-    given += ["--device", settings.device] if settings.device else []
+    """Return the command line of one worker, without `python`.
+
+    Args:
+        spec: of the task, as `load_task` takes it.
+        arguments: of the task.
+        settings: study name and device; the rest is in the study.
+        url: of the storage.
+    """
+    study = settings.study_name
+    command = ["-m", "autocompress", "worker", "--storage", url, "--study", study, spec]
+    if settings.device:
+        command += ["--device", settings.device]
     for name, value in arguments.items():
-        given += ["--task-arg", f"{name}={value}"]
-    return given
+        command += ["--task-arg", f"{name}={value}"]
+    return command
 
 
 def start_workers(arguments: list[str], count: int) -> list[Running]:
-    """As processes of this machine."""
+    """Start workers as processes of this machine.
+
+    Args:
+        arguments: command line without `python`.
+        count: number of workers.
+
+    Returns:
+        The processes.
+    """
     return [subprocess.Popen([sys.executable, *arguments]) for _ in range(count)]
 
 
 @dataclass
 class RayWorker:
-    """A task of a Ray cluster."""
+    """Hold a task of a Ray cluster.
+
+    Attributes:
+        reference: Ray's reference of its result.
+    """
 
     reference: Any
 
     def wait(self) -> Any:
-        """Its exit code; a node that died gives None: its trial is taken over, the search goes on."""
+        """Return its exit code, or None where its node died; then its trial is taken over."""
         import ray
 
         try:
@@ -55,8 +100,21 @@ class RayWorker:
 
 
 def start_on_ray(address: str, arguments: list[str], count: int, gpus: int) -> list[Running]:
-    """As tasks of the Ray cluster at `address` ("auto", "ray://host:port", or "local" for one of this machine), each with a processor and
-    `gpus` GPUs of its own. Every node needs this package, and the run folder at the same path. RunFolderError when there is no cluster.
+    """Start workers as tasks of a Ray cluster, one processor each.
+
+    Every node needs this package, and the run folder at the same path.
+
+    Args:
+        address: "auto", "ray://host:port", or "local" for a cluster of this machine.
+        arguments: command line without `python`.
+        count: number of workers.
+        gpus: GPUs of each worker.
+
+    Returns:
+        The tasks.
+
+    Raises:
+        RunFolderError: Ray is not installed, or there is no such cluster.
     """
     try:
         import ray
@@ -64,7 +122,7 @@ def start_on_ray(address: str, arguments: list[str], count: int, gpus: int) -> l
         raise RunFolderError("search: --ray needs Ray; pip install 'autocompress[ray]'") from None
     host, colon, port = address.removeprefix("ray://").rpartition(":")
     try:
-        if colon:  # Ray itself waits for minutes
+        if colon:  # Ray itself would wait for minutes
             socket.create_connection((host, int(port)), timeout=CONNECT_S).close()
         if not ray.is_initialized():
             local = {"include_dashboard": False} if address == "local" else {}
@@ -72,13 +130,14 @@ def start_on_ray(address: str, arguments: list[str], count: int, gpus: int) -> l
     except (OSError, RuntimeError, ValueError) as error:
         first = str(error).split("\n")[0]
         raise RunFolderError(
-            f"search: no Ray cluster at {address!r} ({first}); nearest: --ray local, or start one by ray start --head"
+            f"search: no Ray cluster at {address!r} ({first}); "
+            "nearest: --ray local, or start one by ray start --head"
         ) from error
-    # A node that dies takes its trial with it; another worker takes that over, so that Ray need not start it again.
+    # Ray need not retry: the trial of a node that died is taken over by another worker.
     remote = ray.remote(num_cpus=1, num_gpus=gpus, max_retries=0)(_work)
     return [RayWorker(remote.remote(arguments)) for _ in range(count)]
 
 
 def _work(arguments: list[str]) -> int:
-    """On the node: a process of its own, with the Python that Ray runs there."""
+    """Run a worker on the node, in a process of its own."""
     return subprocess.run([sys.executable, *arguments], check=False).returncode

@@ -1,4 +1,7 @@
-"""Which workers are alive, on every storage: each keeps counting, and trials of one that has stopped are given to another."""
+"""Tell which workers are alive, and give the trials of dead ones to others.
+
+Each worker keeps counting in the storage. This works on every storage.
+"""
 
 from __future__ import annotations
 
@@ -8,16 +11,26 @@ import uuid
 import optuna
 from optuna.trial import TrialState
 
+from autocompress.search.problem.trial_record import TrialRecord, records_of
 from autocompress.search.workers.storage import open_storage
 
 LEASE_S = 60.0
 COUNTS = 4
 MAX_RETRIES = 2
 GIVEN_UP = -1
+LEASE = "lease:"  # study attribute, with the id of the worker
 
 
 class Lease:
-    """Counts up in the storage `COUNTS` times per lease; needs its own storage handle, since it does so from a thread."""
+    """Count up in the storage, `COUNTS` times per lease, from a thread.
+
+    Args:
+        url: of the storage; the thread needs a handle of its own.
+        study_name: of the study.
+
+    Attributes:
+        worker: id of this worker.
+    """
 
     def __init__(self, url: str, study_name: str) -> None:
         self.worker = uuid.uuid4().hex[:12]
@@ -29,14 +42,14 @@ class Lease:
         self._thread.start()
 
     def _write(self, count: int) -> None:
-        self._study.set_user_attr(f"lease:{self.worker}", count)
+        self._study.set_user_attr(f"{LEASE}{self.worker}", count)
 
     def _run(self) -> None:
         while not self._stop.wait(LEASE_S / COUNTS):
             try:
                 self._write(self._count + 1)
             except Exception:
-                continue  # the storage is away; the others cannot read it either
+                continue  # the storage is away, for the other workers too
             self._count += 1
 
     def close(self) -> None:
@@ -50,11 +63,16 @@ class Lease:
 
 
 class Reaper:
-    """Fails the running trials whose worker is dead and queues their parameters again, at most MAX_RETRIES times.
+    """Fail the running trials of dead workers and queue their parameters again.
 
-    A worker is dead when its count has not moved while `own`, this process's, has moved by a whole lease: what no clock of a machine says,
-    and what stands still for everybody while the storage is away. `own` None: no other worker can be alive (the run folder is locked by
-    us), so that nobody's lease has to run out.
+    A worker is dead when its counter stands still while this worker's advances by a whole lease.
+    No wall clocks are compared. While the storage is down no counter advances, so no worker is
+    declared dead. A trial is queued again at most `MAX_RETRIES` times.
+
+    Args:
+        study: the study.
+        own: id of this worker. None: no other worker can be alive, since this process holds the
+            run folder; all running trials are then taken.
     """
 
     def __init__(self, study: optuna.Study, own: str | None) -> None:
@@ -63,30 +81,31 @@ class Reaper:
         self._seen: dict[str, tuple[int | None, int]] = {}
 
     def reap(self) -> list[int]:
-        """The numbers of the trials that were taken back."""
+        """Take back the trials of dead workers and return their numbers."""
         counts = self._study.user_attrs
-        reaped = []
-        for trial in self._study.get_trials(deepcopy=False, states=(TrialState.RUNNING,)):
-            # A trial whose worker died before it could say who it is is watched by itself.
-            worker = trial.user_attrs.get("worker", f"of trial {trial.number}")
-            if self._own is not None and not self._dead(
-                worker, counts.get(f"lease:{worker}"), counts[f"lease:{self._own}"]
-            ):
-                continue
+        numbers = []
+        for trial in records_of(self._study, (TrialState.RUNNING,)):
+            # A worker that died before it wrote its id is watched by its trial.
+            worker = trial.worker or f"of trial {trial.number}"
+            if self._own is not None:
+                count, now = counts.get(f"{LEASE}{worker}"), counts[f"{LEASE}{self._own}"]
+                if not self._is_dead(worker, count, now):
+                    continue
             try:
                 self._study.tell(trial.number, state=TrialState.FAIL)
             except (ValueError, RuntimeError):
                 continue  # another worker was faster
-            attempt = trial.user_attrs.get("attempt", 0) + 1
-            # A worker says who it is once its proposal is whole; there is nothing to repeat before.
-            if attempt <= MAX_RETRIES and "worker" in trial.user_attrs:
-                self._study.enqueue_trial(
-                    dict(trial.params), user_attrs={"attempt": attempt, "retry_of": trial.number}
-                )
-            reaped.append(trial.number)
-        return reaped
+            self._retry(trial)
+            numbers.append(trial.number)
+        return numbers
 
-    def _dead(self, worker: str, count: int | None, now: int) -> bool:
+    def _retry(self, trial: TrialRecord) -> None:
+        # A worker writes its id once its proposal is whole; before, there is nothing to repeat.
+        if trial.attempt < MAX_RETRIES and trial.worker is not None:
+            attributes = trial.retry_attributes()
+            self._study.enqueue_trial(dict(trial.params), user_attrs=attributes)
+
+    def _is_dead(self, worker: str, count: int | None, now: int) -> bool:
         known = self._seen.get(worker)
         if known is None or known[0] != count:
             self._seen[worker] = known = (count, now)

@@ -1,4 +1,4 @@
-"""Where the study lives: opening and locking it, and waiting for a server that is away."""
+"""Open and lock the storage of a study, and wait for a database that is away."""
 
 from __future__ import annotations
 
@@ -16,14 +16,18 @@ import sqlalchemy.exc
 from filelock import FileLock, Timeout
 from optuna.exceptions import StorageInternalError, UpdateFinishedTrialError
 from optuna.storages import BaseStorage, JournalStorage, RDBStorage
-from optuna.storages._rdb.models import TrialSystemAttributeModel, TrialUserAttributeModel
-from optuna.storages._rdb.storage import _create_scoped_session
 
 from autocompress.errors import RunFolderError
 from autocompress.results.files import disk_error
 from autocompress.search.problem.goal import directions
 from autocompress.search.problem.options import STUDY_NAME
-from autocompress.search.workers.journal import BatchedJournal, holding, repair_journal
+from autocompress.search.workers.journal import Batch, BatchedJournal, repair_journal
+from autocompress.search.workers.optuna_internals import (
+    HELD,
+    Call,
+    database_methods,
+    write_together,
+)
 
 PATIENCE_S = 300.0  # how long a database may be away before a search gives up
 AWAY = (
@@ -31,71 +35,68 @@ AWAY = (
     sqlalchemy.exc.OperationalError,
     sqlalchemy.exc.InterfaceError,
     sqlalchemy.exc.TimeoutError,
-    sqlalchemy.exc.PendingRollbackError,  # of the slower query that Optuna tries where trials cannot be read
+    sqlalchemy.exc.PendingRollbackError,  # of Optuna's slower query after a failed one
 )
-ATTRIBUTES: dict[str, Any] = {
-    "set_trial_user_attr": TrialUserAttributeModel,
-    "set_trial_system_attr": TrialSystemAttributeModel,
-}
+LASTING = ("disk is full", "readonly", "No space left")
+MODEL = "model"  # study attribute: hash of the model
 
 
 class PatientStorage(RDBStorage):
-    """A database whose server may restart and whose file may be locked: what fails for that reason is tried again for PATIENCE_S.
+    """Wait for a database whose server restarts or whose file is locked, up to `PATIENCE_S`.
 
-    Inside `batch` parameters and attributes of trials are kept back, to be written in one transaction: hundreds of them cost one commit.
+    Inside `batch`, parameters and attributes of trials are kept back and written in one
+    transaction. So hundreds of them cost one commit.
+
+    Args:
+        url: of the database.
+        engine: keywords of SQLAlchemy's engine.
     """
 
     def __init__(self, url: str, engine: dict[str, Any]) -> None:
         self._waiting = threading.local()
-        self._held: list[tuple[str, tuple[Any, ...], dict[str, Any]]] | None = None
+        self._batch: Batch[Call] = Batch()
         super().__init__(url, engine_kwargs=engine)
 
     def batch(self) -> AbstractContextManager[None]:
-        """Write everything of the block at its end, all or nothing."""
-        return holding(self, partial(self._patiently, PatientStorage._write))
+        """Return a block whose writes are done at its end, all or nothing."""
+        return self._batch.block(partial(self._patiently, write_together))
 
-    def _write(self, held: list[tuple[str, tuple[Any, ...], dict[str, Any]]]) -> None:
-        # A record that is there already is one that arrived without an answer, and all others with it.
-        with _create_scoped_session(self.scoped_session, True) as session:
-            for name, given, named in held:
-                if name == "_set_trial_param":
-                    self._set_trial_param_without_commit(session, *given, **named)
-                else:
-                    self._set_trial_attr_without_commit(session, ATTRIBUTES[name], *given, **named)
-
-    def _patiently(self, call: Callable[..., Any], *given: Any, **named: Any) -> Any:
+    def _patiently(self, call: Callable[..., Any], *arguments: Any, **keywords: Any) -> Any:
         if getattr(self._waiting, "inside", False):
-            return call(self, *given, **named)
+            return call(self, *arguments, **keywords)
         self._waiting.inside, until, pause, again = True, time.monotonic() + PATIENCE_S, 0.1, False
         try:
             while True:
                 try:
-                    return call(self, *given, **named)
+                    return call(self, *arguments, **keywords)
                 except UpdateFinishedTrialError:
                     if again and call.__name__ == "set_trial_state_values":
                         return True  # the first try arrived, its answer did not
                     raise
                 except AWAY as error:
-                    if not _passes(error):
-                        raise RunFolderError(
-                            f"storage {self.url}: {_reason(error)}; what was told is kept"
-                        ) from error
-                    if time.monotonic() + pause > until:
-                        raise RunFolderError(
-                            f"storage {self.url}: away for more than {PATIENCE_S:.0f} s ({_reason(error)}); "
-                            "what was told is kept there, the same command goes on when it is back"
-                        ) from error
+                    self._check_patience(error, time.monotonic() + pause > until)
                     time.sleep(pause)
                     pause, again = min(2 * pause, 2.0), True
         finally:
             self._waiting.inside = False
 
+    def _check_patience(self, error: Exception, late: bool) -> None:
+        """Raise RunFolderError where waiting does not help, or has lasted too long."""
+        if not _passes(error):
+            raise RunFolderError(
+                f"storage {self.url}: {_reason(error)}; what was told is kept"
+            ) from error
+        if late:
+            raise RunFolderError(
+                f"storage {self.url}: away for more than {PATIENCE_S:.0f} s ({_reason(error)}); "
+                "what was told is kept there, the same command goes on when it is back"
+            ) from error
+
 
 def _passes(error: Exception) -> bool:
-    """Whether waiting may help: a server or a lock does come back, a full disk or a wrong value does not."""
+    """Return True if waiting may help: not for a full disk or a wrong value."""
     cause = error.__cause__ if isinstance(error, StorageInternalError) else error
-    lasting = ("disk is full", "readonly", "No space left")
-    return isinstance(cause, AWAY[1:]) and not any(word in str(cause) for word in lasting)
+    return isinstance(cause, AWAY[1:]) and not any(word in str(cause) for word in LASTING)
 
 
 def _reason(error: Exception) -> str:
@@ -104,41 +105,40 @@ def _reason(error: Exception) -> str:
 
 def _patient(call: Callable[..., Any]) -> Callable[..., Any]:
     @functools.wraps(call)
-    def patiently(self: PatientStorage, *given: Any, **named: Any) -> Any:
-        if self._held is not None and call.__name__ in ("_set_trial_param", *ATTRIBUTES):
-            return self._held.append((call.__name__, given, named))
-        return self._patiently(call, *given, **named)
+    def patiently(self: PatientStorage, *arguments: Any, **keywords: Any) -> Any:
+        if self._batch.is_open and call.__name__ in HELD:
+            return self._batch.add([Call(call.__name__, arguments, keywords)])
+        return self._patiently(call, *arguments, **keywords)
 
     return patiently
 
 
-# What Optuna calls on a database: the methods of a storage, and three of this class that its cache uses.
-for _name in (
-    *(name for name in vars(BaseStorage) if not name.startswith("_")),
-    "_create_new_trial",
-    "_get_trials",
-    "_set_trial_param",
-):
-    if callable(getattr(RDBStorage, _name, None)):
-        setattr(PatientStorage, _name, _patient(getattr(RDBStorage, _name)))
+for _name, _method in database_methods().items():
+    setattr(PatientStorage, _name, _patient(_method))
 
 
 def open_storage(url: str) -> BaseStorage:
-    """Storage of a journal file's path, or of a database URL (sqlite:///..., postgresql://...)."""
+    """Open a storage.
+
+    Args:
+        url: path of a journal file, or URL of a database (sqlite:///..., postgresql://...).
+
+    Returns:
+        A storage that writes in batches and waits for its database.
+
+    Raises:
+        RunFolderError: it cannot be opened.
+    """
     try:
         if "://" not in url:
             return JournalStorage(BatchedJournal(url))
-        for scheme in (
-            "postgresql://",
-            "postgres://",
-        ):  # SQLAlchemy's own choice of a driver depends on its version
+        # SQLAlchemy's own choice of a driver depends on its version.
+        for scheme in ("postgresql://", "postgres://"):
             if url.startswith(scheme):
                 url = f"postgresql+psycopg://{url.removeprefix(scheme)}"
-        engine: dict[str, Any] = (
-            {"connect_args": {"timeout": 60}}
-            if url.startswith("sqlite")
-            else {"pool_pre_ping": True, "pool_size": 2}
-        )
+        engine: dict[str, Any] = {"pool_pre_ping": True, "pool_size": 2}
+        if url.startswith("sqlite"):
+            engine = {"connect_args": {"timeout": 60}}
         return PatientStorage(url, engine)
     except OSError as error:
         raise disk_error(Path(url), error) from error
@@ -153,13 +153,21 @@ def open_storage(url: str) -> BaseStorage:
 
 @contextmanager
 def folder_lock(folder: Path) -> Iterator[None]:
-    """One search per run folder; RunFolderError when another process holds it."""
+    """Lock a run folder inside the block, so that one search runs in it.
+
+    Args:
+        folder: the run folder.
+
+    Raises:
+        RunFolderError: another process holds it, or the disk refuses.
+    """
     lock = FileLock(folder / ".lock")
     try:
         lock.acquire(timeout=0)
     except Timeout:
         raise RunFolderError(
-            f"{folder}: another search is running in this folder; wait for it or choose another --out"
+            f"{folder}: another search is running in this folder; "
+            "wait for it or choose another --out"
         ) from None
     except OSError as error:
         raise disk_error(folder, error) from error
@@ -172,42 +180,66 @@ def folder_lock(folder: Path) -> Iterator[None]:
 def open_study(
     url: str, name: str = STUDY_NAME, create: bool = True, objectives: Sequence[str] = ()
 ) -> optuna.Study:
-    """The study in `url`, which proposes at random until it gets another sampler; a damaged or foreign storage gives one line."""
+    """Open a study, which proposes at random until it gets another sampler.
+
+    Args:
+        url: of the storage.
+        name: of the study.
+        create: True makes the study where it is missing, and repairs a journal file. Then the
+            caller must hold the run folder, and nobody else may write.
+        objectives: extra metrics that are objectives.
+
+    Returns:
+        The study.
+
+    Raises:
+        RunFolderError: the storage is damaged, foreign, or holds no such study.
+    """
     if "://" not in url and create:
-        repair_journal(
-            Path(url)
-        )  # only by the one that holds the run folder, before anybody else writes
+        repair_journal(Path(url))
     storage, sampler = open_storage(url), optuna.samplers.RandomSampler()
     try:
-        if create:
-            return optuna.create_study(
-                study_name=name,
-                storage=storage,
-                sampler=sampler,
-                directions=directions(objectives),
-                load_if_exists=True,
-            )
-        return optuna.load_study(study_name=name, storage=storage, sampler=sampler)
+        if not create:
+            return optuna.load_study(study_name=name, storage=storage, sampler=sampler)
+        return optuna.create_study(
+            study_name=name,
+            storage=storage,
+            sampler=sampler,
+            directions=directions(objectives),
+            load_if_exists=True,
+        )
     except OSError as error:
         raise disk_error(Path(url), error) from error
     except KeyError:
         raise RunFolderError(f"storage {url}: holds no study {name!r}") from None
     except (ValueError, AssertionError, AttributeError) as error:
         raise RunFolderError(
-            f"storage {url}: damaged ({type(error).__name__}); restore it from a copy or move it away"
+            f"storage {url}: damaged ({type(error).__name__}); "
+            "restore it from a copy or move it away"
         ) from error
 
 
 def study_of(model: str, url: str, name: str, objectives: Sequence[str]) -> optuna.Study:
-    """The study of the model with that hash, made when it is not there; RunFolderError when it belongs to another model or goal."""
+    """Open the study of a model, and make it where it is missing.
+
+    Args:
+        model: hash of the model.
+        url: of the storage.
+        name: of the study.
+        objectives: extra metrics that are objectives.
+
+    Returns:
+        The study.
+
+    Raises:
+        RunFolderError: it belongs to another model or has other objectives.
+    """
     study = open_study(url, name, objectives=objectives)
     if len(study.directions) != len(directions(objectives)):
-        raise RunFolderError(
-            f"storage {url}: study {name!r} has {len(study.directions)} objectives; choose another storage or name"
-        )
-    if study.user_attrs.get("model", model) != model:
-        raise RunFolderError(
-            f"storage {url}: study {name!r} belongs to another model; choose another storage or name"
-        )
-    study.set_user_attr("model", model)
-    return study
+        reason = f"has {len(study.directions)} objectives"
+    elif study.user_attrs.get(MODEL, model) != model:
+        reason = "belongs to another model"
+    else:
+        study.set_user_attr(MODEL, model)
+        return study
+    raise RunFolderError(f"storage {url}: study {name!r} {reason}; choose another storage or name")

@@ -1,11 +1,14 @@
-"""One process's part of a study: ask, judge, tell, write the row; until it is full, late or interrupted."""
+"""Run trials in one process: ask, judge, tell, write the row of trials.csv.
+
+Trials go on until the study is full, the deadline passes, or Ctrl-C is pressed.
+"""
 
 from __future__ import annotations
 
 import errno
 import signal
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,12 +20,12 @@ from optuna.distributions import FloatDistribution, IntDistribution
 from optuna.exceptions import UpdateFinishedTrialError
 from optuna.trial import Trial, TrialState
 
-from autocompress.candidate import Candidate
 from autocompress.errors import RunFolderError
 from autocompress.results.files import append_row, disk_error, write_atomic
 from autocompress.results.front import TRIAL_COLUMNS, TRIALS_FILE
-from autocompress.search.evaluate.judge import Judge, Outcome
+from autocompress.search.evaluate.judge import Judge
 from autocompress.search.problem.progress import SearchProgress
+from autocompress.search.problem.trial_record import TrialRecord, records_of
 from autocompress.search.propose.reach import short_of
 from autocompress.search.propose.sampler import PriceSampler, distributions
 from autocompress.search.workers.journal import batched
@@ -31,27 +34,31 @@ from autocompress.space.search_space import BoundSpace
 
 DISK_ERRORS = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EIO)
 FINISHED = (TrialState.COMPLETE, TrialState.PRUNED, TrialState.FAIL)
+LAST, QUANTILE = 20, 0.9  # the next trial is expected to take this quantile of the last ones
 
 
 class Interrupt:
-    """First Ctrl-C: stop after the trial in flight and finalise. Second: stop now."""
+    """Stop after the trial in flight at the first Ctrl-C, and at once at the second.
+
+    Attributes:
+        requested: True after the first Ctrl-C.
+    """
 
     def __init__(self) -> None:
         self.requested = False
 
     @contextmanager
     def watched(self) -> Iterator[None]:
-        """Handle SIGINT and SIGTERM inside the block; outside the main thread nothing is handled."""
+        """Handle SIGINT and SIGTERM inside the block; in the main thread only."""
 
         def handle(number: int, frame: Any) -> None:
             if self.requested:
                 raise KeyboardInterrupt
             self.requested = True
 
+        signals = (signal.SIGINT, signal.SIGTERM)
         try:
-            previous = {
-                number: signal.signal(number, handle) for number in (signal.SIGINT, signal.SIGTERM)
-            }
+            previous = {number: signal.signal(number, handle) for number in signals}
         except ValueError:
             previous = {}
         try:
@@ -63,13 +70,21 @@ class Interrupt:
 
 @dataclass
 class Worker:
-    """One process's part of a study."""
+    """Run one process's part of a study.
+
+    Attributes:
+        study: the study.
+        judge: judges candidates.
+        folder: the run folder.
+        alone: True if no other worker can be alive.
+        is_over: returns True when the strategy has no step left.
+    """
 
     study: optuna.Study
     judge: Judge
     folder: Path
     alone: bool
-    finished: Callable[[optuna.Study], bool] = lambda study: False
+    is_over: Callable[[optuna.Study], bool] = lambda study: False
 
     def run(
         self,
@@ -79,7 +94,15 @@ class Worker:
         url: str,
         progress: SearchProgress,
     ) -> None:
-        """Trials until the study holds `n_trials` finished ones, the strategy is at its end, the deadline passes, or an interrupt comes."""
+        """Run trials until the study is full, or another end comes.
+
+        Args:
+            n_trials: finished trials that the study shall hold.
+            deadline: by the monotonic clock; None is unlimited.
+            interrupt: Ctrl-C.
+            url: of the storage, for the lease.
+            progress: shows the trials.
+        """
         lease = Lease(url, self.study.study_name)
         reaper = Reaper(self.study, None if self.alone else lease.worker)
         reaper.reap()
@@ -87,22 +110,11 @@ class Worker:
             complete_trials_file(self.study, self.folder / TRIALS_FILE)
         try:
             while not interrupt.requested:
-                # What a killed worker left is tried again, and does not count.
-                finished = [
-                    t
-                    for t in self.study.get_trials(deepcopy=False, states=FINISHED)
-                    if _ended_itself(t)
-                ]
-                progress.trials(
-                    len(finished), n_trials, _feasible(finished), self.judge.bench.baseline
-                )
-                late = deadline is not None and time.monotonic() + _next_s(finished) > deadline
-                # However short the time, one trial is made, so that there is something to export.
-                if (
-                    len(finished) >= n_trials
-                    or self.finished(self.study)
-                    or (late and any(t.state == TrialState.COMPLETE for t in finished))
-                ):
+                # A trial of a killed worker is tried again, and does not count.
+                finished = [t for t in records_of(self.study, FINISHED) if t.ended_itself]
+                values = [t.values for t in finished if t.is_complete and t.feasible]
+                progress.trials(len(finished), n_trials, values, self.judge.problem.baseline)
+                if self._is_at_end(finished, n_trials, deadline):
                     break
                 self._one(lease, progress)
                 if not self.alone:
@@ -110,57 +122,84 @@ class Worker:
         finally:
             lease.close()
 
+    def _is_at_end(
+        self, finished: Sequence[TrialRecord], n_trials: int, deadline: float | None
+    ) -> bool:
+        if len(finished) >= n_trials or self.is_over(self.study):
+            return True
+        late = deadline is not None and time.monotonic() + _next_s(finished) > deadline
+        # However short the time, one trial is made, so that there is something to export.
+        return late and any(t.is_complete for t in finished)
+
     def _one(self, lease: Lease, progress: SearchProgress) -> None:
         started = time.monotonic()
-        trial = ask(self.study, self.judge.bench.space)
-        row: dict[str, Any] = {"number": trial.number}
+        trial = ask(self.study, self.judge.problem.space)
         try:
-            row = judged(self.study, trial, self.judge, lease.worker, started)
+            record = judged(self.study, trial, self.judge, lease.worker, started)
         except (KeyboardInterrupt, RunFolderError):
             raise
         except Exception as error:
             if isinstance(error, OSError) and error.errno in DISK_ERRORS:
                 raise disk_error(self.folder, error) from error
-            cause = f"{type(error).__name__}: {str(error).strip().splitlines()[0] if str(error).strip() else ''}"
-            row |= {
-                "state": "FAIL",
-                "cause": cause,
-                "seconds": round(time.monotonic() - started, 3),
-            }
-            with suppress(
-                ValueError, UpdateFinishedTrialError
-            ):  # another worker took the trial over
-                trial.set_user_attr("row", row)
-                self.study.tell(trial, state=TrialState.FAIL)
-            progress.line(f"trial {trial.number} failed: {cause}")
-        append_row(self.folder / TRIALS_FILE, TRIAL_COLUMNS, row)
-        if (
-            trial.number == 0
-            and isinstance(self.study.sampler, PriceSampler)
-            and (words := short_of(self.study.trials[0]))
-        ):
-            progress.line(words)
+            record = self._failed(trial, error, time.monotonic() - started)
+            progress.line(f"trial {trial.number} failed: {record.cause}")
+        append_row(self.folder / TRIALS_FILE, TRIAL_COLUMNS, record.row or {})
+        if trial.number == 0 and isinstance(self.study.sampler, PriceSampler):
+            words = short_of(records_of(self.study)[0])
+            if words:
+                progress.line(words)
+
+    def _failed(self, trial: Trial, error: Exception, seconds: float) -> TrialRecord:
+        """Tell the study that a trial failed."""
+        message = str(error).strip()
+        cause = f"{type(error).__name__}: {message.splitlines()[0] if message else ''}"
+        record = TrialRecord(trial.number, cause=cause).ended(TrialState.FAIL, seconds)
+        # Another worker may have taken the trial over.
+        with suppress(ValueError, UpdateFinishedTrialError):
+            for name, value in record.attributes_failed().items():
+                trial.set_user_attr(name, value)
+            self.study.tell(trial, state=TrialState.FAIL)
+        return record
 
 
 def judged(
     study: optuna.Study, trial: Trial, judge: Judge, worker: str, started: float
-) -> dict[str, Any]:
-    """Judge and tell one trial; its row of trials.csv. Raises what the model or the metric raises."""
-    candidate = judge.bench.space.candidate(trial.params)
-    about = {"worker": worker, "candidate": candidate.to_json(), "key_full": candidate.digest}
+) -> TrialRecord:
+    """Judge one trial and tell the study; exceptions of the model and the metric pass through.
+
+    Args:
+        study: the study.
+        trial: with all parameters of the space.
+        judge: judges candidates.
+        worker: id of this worker.
+        started: when the trial began, by the monotonic clock.
+
+    Returns:
+        The record, with its row of trials.csv.
+    """
+    candidate = judge.problem.space.candidate(trial.params)
     with batched(study):
-        for name, value in {**about, "key": Candidate(candidate.modules).digest}.items():
+        before = TrialRecord.of(trial.number, candidate, worker).attributes_before()
+        for name, value in before.items():
             trial.set_user_attr(name, value)
-    outcome = judge.judge(study, trial.number, candidate)
-    row = {"number": trial.number, **_row_of(outcome, started)}
-    _tell(study, trial, outcome, row)
-    return row
+    record = judge.judge(study, trial.number, candidate)
+    state = TrialState.COMPLETE if record.qualities else TrialState.PRUNED
+    return _told(study, trial, record.ended(state, time.monotonic() - started))
 
 
 def ask(study: optuna.Study, space: BoundSpace) -> Trial:
-    """A new trial with all parameters of the space."""
+    """Ask for a trial with all parameters of the space.
+
+    Args:
+        study: the study.
+        space: the search space.
+
+    Returns:
+        A running trial.
+    """
     trial = study.ask()
-    # The proposal is made before anything is held back. (And without this NSGA-II would not take enqueued trials for parents.)
+    # The proposal is made before the batch begins. (NSGA-II needs this to take enqueued trials
+    # for parents.)
     _ = trial.relative_params
     with batched(study):
         for name, distribution in distributions(space).items():
@@ -171,49 +210,41 @@ def ask(study: optuna.Study, space: BoundSpace) -> Trial:
     return trial
 
 
-def _ended_itself(trial: optuna.trial.FrozenTrial) -> bool:
-    """Whether its worker told how it ended: one that was killed while it did so has left a row of another state."""
-    return bool(trial.user_attrs.get("row", {}).get("state") == trial.state.name)
+def _next_s(finished: Sequence[TrialRecord]) -> float:
+    """Return the seconds that the next trial may take."""
+    last = [t.seconds for t in finished[-LAST:] if t.seconds]
+    return float(np.quantile(last, QUANTILE)) if last else 0.0
 
 
-def _next_s(finished: list[optuna.trial.FrozenTrial]) -> float:
-    """Seconds that the next trial may take: nine of ten of the last twenty took less."""
-    last = [t.duration.total_seconds() for t in finished[-20:] if t.duration]
-    return float(np.quantile(last, 0.9)) if last else 0.0
-
-
-def _row_of(outcome: Outcome, started: float) -> dict[str, Any]:
-    return {
-        "state": (TrialState.COMPLETE if outcome.values is not None else TrialState.PRUNED).name,
-        "size_bytes": outcome.size_bytes,
-        "latency_ms": round(outcome.latency_ms, 6),
-        "accuracy": "" if outcome.values is None else round(outcome.values[2], 6),
-        "seconds": round(time.monotonic() - started, 3),
-        "cause": outcome.cause,
-    }
-
-
-def _tell(study: optuna.Study, trial: Trial, outcome: Outcome, row: dict[str, Any]) -> None:
-    """Tell the study; the row of trials.csv goes with the trial, so that a kill between the two loses nothing."""
+def _told(study: optuna.Study, trial: Trial, record: TrialRecord) -> TrialRecord:
+    """Tell the study; the row of trials.csv goes along, so that a kill meanwhile loses nothing."""
     try:
         with batched(study):
-            for name, share in outcome.violations.items():
-                trial.set_constraint(name, share)
-            for name, value in {**outcome.attributes, "cause": outcome.cause, "row": row}.items():
+            for name, missed in record.violations.items():
+                trial.set_constraint(name, missed)
+            for name, value in record.attributes_after().items():
                 trial.set_user_attr(name, value)
-        if outcome.values is not None:
-            study.tell(trial, list(outcome.values))
+        if record.is_complete:
+            study.tell(trial, list(record.values))
         else:
-            study.tell(trial, state=TrialState.PRUNED)
+            study.tell(trial, state=record.state)
     except (ValueError, UpdateFinishedTrialError):
-        row |= {
-            "state": "FAIL",
-            "cause": "another worker took the trial over while this one was slow",
-        }
+        return record.taken_over()
+    return record
 
 
 def complete_trials_file(study: optuna.Study, path: Path) -> None:
-    """Add to trials.csv the finished trials that a kill or a full disk kept out of it, and drop a torn last line."""
+    """Add the finished trials that trials.csv lacks after a kill or a full disk.
+
+    A torn last line is dropped.
+
+    Args:
+        study: the study.
+        path: of trials.csv.
+
+    Raises:
+        RunFolderError: the disk refuses.
+    """
     try:
         content = path.read_bytes() if path.exists() else b""
     except OSError as error:
@@ -222,21 +253,7 @@ def complete_trials_file(study: optuna.Study, path: Path) -> None:
     if whole != content:
         write_atomic(path, whole)
     written = {line.split(b",")[0] for line in whole.splitlines()}
-    for trial in study.get_trials(deepcopy=False, states=FINISHED):
+    for trial in records_of(study, FINISHED):
         if str(trial.number).encode() not in written:
-            killed = {
-                "number": trial.number,
-                "state": trial.state.name,
-                "cause": "its process was killed; its parameters are tried again",
-            }
-            append_row(
-                path, TRIAL_COLUMNS, trial.user_attrs["row"] if _ended_itself(trial) else killed
-            )
-
-
-def _feasible(trials: list[optuna.trial.FrozenTrial]) -> list[list[float]]:
-    return [
-        t.values
-        for t in trials
-        if t.state == TrialState.COMPLETE and all(v <= 0 for v in t.constraints.values())
-    ]
+            record = trial if trial.ended_itself else trial.killed()
+            append_row(path, TRIAL_COLUMNS, record.row or {})

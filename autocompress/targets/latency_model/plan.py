@@ -28,7 +28,7 @@ class Subject:
         layout: structure of the model.
         feed: inputs by name.
         baseline: content of the float file.
-        blank: candidate -> (file without real weights, owner of each tensor).
+        noise_file: candidate -> (file without real weights, owner of each tensor).
         choices: per module a config for each form that it may take, untouched first.
         ratios: pruning ratios of each prunable group, by its root.
     """
@@ -36,7 +36,7 @@ class Subject:
     layout: Layout
     feed: Mapping[str, Any]
     baseline: bytes
-    blank: Callable[[Candidate], tuple[bytes, Mapping[str, str]]]
+    noise_file: Callable[[Candidate], tuple[bytes, Mapping[str, str]]]
     choices: Mapping[str, tuple[ModuleConfig, ...]]
     ratios: Mapping[str, tuple[float, ...]]
 
@@ -46,7 +46,7 @@ class Subject:
         Args:
             candidate: config of each module.
         """
-        return lambda: self.blank(candidate)[0]
+        return lambda: self.noise_file(candidate)[0]
 
 
 def form_choices(

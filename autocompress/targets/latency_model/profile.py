@@ -59,7 +59,7 @@ def measure_table(
         report: called with (current step, done share of it).
         limit_s: limit in seconds for everything; models are left out, but no form.
     """
-    subject = replace(subject, blank=_remembered(subject.blank))
+    subject = replace(subject, noise_file=_remembered(subject.noise_file))
     plan = Plan.of(subject, seed)
     return table_of(
         subject,
@@ -70,9 +70,9 @@ def measure_table(
 
 
 def _remembered(
-    blank: Callable[[Candidate], tuple[bytes, Mapping[str, str]]],
+    noise_file: Callable[[Candidate], tuple[bytes, Mapping[str, str]]],
 ) -> Callable[[Candidate], tuple[bytes, Mapping[str, str]]]:
-    """Return `blank` with a memory of its first files, of at most KEPT_BYTES."""
+    """Return `noise_file` with a memory of its first files, of at most KEPT_BYTES."""
     files: dict[Candidate, tuple[bytes, Mapping[str, str]]] = {}
     room = KEPT_BYTES
 
@@ -80,7 +80,7 @@ def _remembered(
         nonlocal room
         if candidate in files:
             return files[candidate]
-        file = blank(candidate)
+        file = noise_file(candidate)
         if len(file[0]) <= room:
             room -= len(file[0])
             files[candidate] = file
@@ -108,7 +108,7 @@ def table_of(subject: Subject, target: Target, plan: Plan, result: JobResult) ->
         if i >= profiled:
             runs.append(Run("checked", work, ratio * ms, (low * ms, high * ms)))
             continue
-        spent, operators = attribute(result.profiles[i], *subject.blank(candidate), work)
+        spent, operators = attribute(result.profiles[i], *subject.noise_file(candidate), work)
         runs.append(Run("profiled", work, ratio * ms, (low * ms, high * ms), spent, operators))
     return LatencyTable(
         target.name,

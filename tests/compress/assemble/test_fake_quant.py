@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from autocompress import ModuleConfig
 from autocompress.compress.assemble.calls import CallRanges, Calls
 from autocompress.compress.assemble.fake_quant import GATE_SHUT, SimulatedModule, gate_shift
-from autocompress.compress.assemble.library import Variant
+from autocompress.compress.assemble.variant import Variant
 from autocompress.compress.quantize.activation import ActivationRange, RangeQuantizer, dynamic
 from autocompress.compress.quantize.affine import StoredTensor
 from autocompress.compress.quantize.integer_matmul import Rounding

@@ -13,14 +13,15 @@ from torch import Tensor, nn
 from autocompress import Candidate, Distillation, ModuleConfig, find_modules
 from autocompress.compress.assemble.calls import Call
 from autocompress.compress.assemble.fake_quant import SimulatedModule
-from autocompress.compress.assemble.library import Variant, VariantLibrary
+from autocompress.compress.assemble.library import VariantLibrary
 from autocompress.compress.assemble.stitch import (
     ActivationPlan,
     FoldedNorm,
     SimulatedModel,
     Stitcher,
-    Trained,
 )
+from autocompress.compress.assemble.trained import Trained
+from autocompress.compress.assemble.variant import Variant
 from autocompress.compress.calibrate.evidence import Evidence
 from autocompress.compress.prune.masks import Masks
 from autocompress.compress.quantize.activation import ActivationRange
@@ -93,7 +94,7 @@ def test_training_recovers_and_is_exported_as_it_was_simulated(
     )
     assert bool(state.ranges) == static
     assert all(r.scale != fixture.builder.ranges[name].scale for name, r in state.ranges.items())
-    proto = fixture.builder.build(fixture.builder.recipe(at, {}, state))
+    proto = fixture.compressor.graph(at, state)
     with torch.no_grad():
         expected = call_model(stitcher.apply(at, state), fixture.inputs).numpy()
     assert relative_difference(fixture.run(proto), expected) <= 0.01
@@ -110,41 +111,6 @@ def test_training_starts_from_what_compensation_found(fixture: Fixture) -> None:
 
 
 X = torch.randn(6, 4, generator=torch.Generator().manual_seed(0))
-
-
-def test_what_was_trained_comes_back_from_flat_tensors() -> None:
-    quantised = StoredTensor(
-        torch.ones(3, 4, dtype=torch.int8),
-        4,
-        torch.rand(3, 2),
-        torch.zeros(3, 2, dtype=torch.int8),
-        group_size=2,
-    )
-    variants = {
-        "a.b": Variant((quantised,), torch.rand(3)),
-        "odd|name|": Variant((StoredTensor(torch.rand(2, 4), 32), StoredTensor(X, 32)), None),
-        "gone": Variant((), None),
-    }
-    others = {"norm.weight": torch.rand(3), "x|y": torch.tensor(2), "none": torch.zeros(0)}
-    ranges = {"t|0": ActivationRange(0.125, 7, -1.0, 2.0)}
-    masks = Masks({("odd|name|", "in"): np.array([True, False])})
-    tensors = Trained(variants, others, ranges, masks).to_tensors()
-    assert all(isinstance(value, Tensor) for value in tensors.values())
-    found = Trained.from_tensors(tensors)
-    assert found.ranges == ranges
-    assert {key: mask.tolist() for key, mask in found.masks.kept.items()} == {
-        ("odd|name|", "in"): [True, False]
-    }
-    assert {name: value.tolist() for name, value in found.others.items()} == {
-        name: value.tolist() for name, value in others.items()
-    }
-    assert set(found.variants) == set(variants)
-    assert found.variants["gone"].factors == ()
-    again = found.variants["a.b"].factors[0]
-    assert (again.weight_bits, again.group_size) == (4, 2)
-    assert torch.equal(again.dequantized(), quantised.dequantized())
-    assert torch.equal(found.variants["odd|name|"].factors[1].values, X)
-    assert Trained.from_tensors({}).variants == {}
 
 
 def test_a_plan_tells_what_a_module_reads_first() -> None:

@@ -15,7 +15,7 @@ from autocompress import ModuleConfig
 from autocompress.candidate import WEIGHT_RANGES
 from autocompress.compress.quantize.affine import (
     StoredTensor,
-    blank,
+    fit_scales,
     from_blocks,
     grid_of,
     quant_bounds,
@@ -85,9 +85,9 @@ def test_per_tensor_is_per_group_with_one_group(
 ) -> None:
     row = torch.from_numpy(weight).reshape(1, -1)
     tensor, channel = (
-        blank(row, bits, size, symmetric, "squared_error", largest=0) for size in (-1, 0)
+        fit_scales(row, bits, size, symmetric, "squared_error", largest=0) for size in (-1, 0)
     )
-    group = blank(row, bits, row.numel(), symmetric, "squared_error", largest=0)
+    group = fit_scales(row, bits, row.numel(), symmetric, "squared_error", largest=0)
     torch.testing.assert_close(tensor.scale, channel.scale)
     torch.testing.assert_close(tensor.scale, group.scale)
 

@@ -6,14 +6,14 @@ import pytest
 import torch
 from torch import Tensor
 
-from autocompress.compress.quantize.affine import StoredTensor, blank, grid_of
+from autocompress.compress.quantize.affine import StoredTensor, fit_scales, grid_of
 from autocompress.compress.quantize.masters import LEAST_FACTOR, quantised, starting_point
 
 WEIGHT = torch.randn(3, 8, generator=torch.Generator().manual_seed(0))
 
 
 def stored_of(bits: int = 4, group_size: int = 0, symmetric: bool = True, largest: int = 0):
-    empty = blank(WEIGHT, bits, group_size, symmetric, "min_max", largest)
+    empty = fit_scales(WEIGHT, bits, group_size, symmetric, "min_max", largest)
     values = grid_of(empty, WEIGHT.shape).nearest(WEIGHT).to(torch.int8)
     return StoredTensor(
         values, bits, empty.scale, empty.zero_point, empty.multiplier, empty.group_size

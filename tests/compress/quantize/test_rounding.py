@@ -9,7 +9,7 @@ from autocompress import ModuleConfig
 from autocompress.compress.assemble.bias_correction import corrected_bias
 from autocompress.compress.calibrate.statistics import LayerStatistics, output_error
 from autocompress.compress.quantize.adaround import adaround
-from autocompress.compress.quantize.affine import Grid, blank, grid_of
+from autocompress.compress.quantize.affine import Grid, fit_scales, grid_of
 from autocompress.compress.quantize.gptq import gptq
 from autocompress.compress.quantize.rounding import store
 
@@ -30,7 +30,7 @@ def statistics(x: torch.Tensor) -> LayerStatistics:
 
 def grid(weight: torch.Tensor, bits: int, group_size: int = 0, symmetric: bool = True) -> Grid:
     return grid_of(
-        blank(weight, bits, group_size, symmetric, "squared_error", largest=0), weight.shape
+        fit_scales(weight, bits, group_size, symmetric, "squared_error", largest=0), weight.shape
     )
 
 

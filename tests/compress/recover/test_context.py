@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from autocompress import ModuleConfig, Task
 from autocompress.compress.assemble.calls import CallRanges, Calls
 from autocompress.compress.assemble.fake_quant import SimulatedModule
-from autocompress.compress.assemble.library import Variant
+from autocompress.compress.assemble.variant import Variant
 from autocompress.compress.quantize.activation import ActivationRange, RangeQuantizer
 from autocompress.compress.quantize.affine import StoredTensor
 from autocompress.compress.quantize.integer_matmul import Rounding

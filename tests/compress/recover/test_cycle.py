@@ -11,7 +11,7 @@ from fixture import Fixture, trainer_of
 from torch.utils.data import DataLoader, TensorDataset
 
 from autocompress import Candidate, Distillation, ModuleConfig
-from autocompress.compress.assemble.stitch import Trained
+from autocompress.compress.assemble.trained import Trained
 from autocompress.compress.recover import cycle as module
 from autocompress.compress.recover.context import Trainer, parameter_groups
 from autocompress.compress.recover.cycle import Cycle

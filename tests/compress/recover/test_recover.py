@@ -12,7 +12,7 @@ from fixture import Fixture, relative_difference, trainer_of
 
 from autocompress import Candidate, Distillation, ModuleConfig
 from autocompress.compress.assemble.fake_quant import SimulatedModule
-from autocompress.compress.assemble.stitch import Trained
+from autocompress.compress.assemble.trained import Trained
 from autocompress.compress.recover.cycle import Cycle
 from autocompress.compress.recover.recover import recover, schedule_shares
 from autocompress.measure.accuracy import evaluate_model
@@ -119,7 +119,7 @@ def test_what_was_pruned_in_steps_is_exported_as_it_was_simulated(fixture: Fixtu
         torch.equal(value, weights[name])
         for name, value in fixture.stitcher.teacher.state_dict().items()
     )
-    proto = fixture.builder.build(fixture.builder.recipe(at, {}, trained))
+    proto = fixture.compressor.graph(at, trained)
     expected = after[: len(fixture.run(proto))].numpy()
     assert relative_difference(fixture.run(proto), expected) <= 1e-3
     assert proto.ByteSize() == fixture.builder.size_bytes(at), (

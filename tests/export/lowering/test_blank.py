@@ -8,7 +8,7 @@ import torch
 
 from autocompress.candidate import ModuleConfig
 from autocompress.compress.prune.masks import Masks
-from autocompress.export.lowering.blank import blank_variant
+from autocompress.export.lowering.placeholder import placeholder_variant
 from autocompress.integer_form import IntegerForm
 from autocompress.model.modules import CompressibleModule
 
@@ -22,7 +22,7 @@ def module(*shape: int, kind: str = "linear", bias: bool = True) -> Compressible
 def blank(
     given: CompressibleModule, config: ModuleConfig, masks: Masks = WHOLE, noise: bool = True
 ):
-    return blank_variant(given, config, masks, IntegerForm.SIGNED, noise)
+    return placeholder_variant(given, config, masks, IntegerForm.SIGNED, noise)
 
 
 @pytest.mark.parametrize("noise", [True, False])
@@ -101,7 +101,7 @@ def test_as_many_elements_are_kept_as_a_sparse_weight_keeps() -> None:
 
 def test_noise_is_the_same_each_time_and_another_for_each_tensor() -> None:
     first, again = (blank(module(8, 6), ModuleConfig(rank_ratio=0.99)) for _ in range(2))
-    other = blank_variant(
+    other = placeholder_variant(
         CompressibleModule("fd", "linear", (8, 6), True, 0, 1, "", "mlp", None),
         ModuleConfig(rank_ratio=0.99),
         WHOLE,
@@ -115,6 +115,6 @@ def test_noise_is_the_same_each_time_and_another_for_each_tensor() -> None:
 
 def test_a_reduced_form_has_seven_bits() -> None:
     config = ModuleConfig(8, 8)
-    found = blank_variant(module(8, 64), config, WHOLE, IntegerForm.REDUCED, True).factors[0]
+    found = placeholder_variant(module(8, 64), config, WHOLE, IntegerForm.REDUCED, True).factors[0]
     assert found.weight_bits == 7
     assert found.values.abs().max() <= 63

@@ -9,7 +9,7 @@ from hand_made import builder, lowered, run
 from onnx import helper
 
 from autocompress.candidate import ModuleConfig
-from autocompress.compress.assemble.library import Variant
+from autocompress.compress.assemble.variant import Variant
 from autocompress.compress.quantize.activation import ActivationRange
 from autocompress.compress.quantize.affine import StoredTensor
 from autocompress.export.lowering.convolution import (

@@ -107,7 +107,7 @@ def test_nothing_of_it_is_left_at_run_time(fixture: Fixture) -> None:
 
 
 def test_the_latency_model_promises_nothing_for_zeros(fixture: Fixture) -> None:
-    from autocompress.search.problem.bench import layout_of
+    from autocompress.export.subject import layout_of
     from autocompress.targets.workload import workload
 
     layout = layout_of(fixture.builder)

@@ -13,7 +13,7 @@ from torch import nn
 from autocompress import Candidate, Measurement, ModuleConfig, Task
 from autocompress.results.limits import Limits
 from autocompress.search.evaluate.judge import Judge
-from autocompress.search.problem.scoring import open_race
+from autocompress.search.problem.race import open_race
 
 CPU = torch.device("cpu")
 CLASSES = torch.arange(64) % 4

@@ -21,14 +21,17 @@ import autocompress as ac
 from autocompress import Candidate, Distillation, ModuleConfig
 from autocompress.candidate import UNTRAINED
 from autocompress.compress.recover import cycle as train
+from autocompress.compress.recover.context import Trainer
 from autocompress.compress.recover.cycle import Cycle
 from autocompress.errors import TaskError
 from autocompress.measure.accuracy import Scores, evaluate_model
 from autocompress.results.limits import Limits
 from autocompress.search.evaluate import recovery as module
-from autocompress.search.evaluate.recovery import beaten, read_recovered, recover_front
+from autocompress.search.evaluate.recovery import beaten, read_recovered
 from autocompress.search.finish import front as finish
+from autocompress.search.finish.long_recovery import recover_front
 from autocompress.search.problem.goal import Goal
+from autocompress.search.problem.trial_record import TrialRecord
 from autocompress.search.workers.storage import open_study
 
 SPACE = {
@@ -92,17 +95,16 @@ def test_survivors_of_each_rung_go_on_and_the_beaten_stop(
 
 
 def test_beaten_is_who_was_no_better_after_as_many_steps() -> None:
-    def trial(size: float, latency: float, **rungs: float) -> SimpleNamespace:
-        return SimpleNamespace(
-            values=(size, latency, 0.9),
-            user_attrs={"rungs": {k.removeprefix("at"): v for k, v in rungs.items()}},
+    def trial(size: float, latency: float, **rungs: float) -> TrialRecord:
+        return TrialRecord(
+            0,
+            size_bytes=size,
+            latency_ms=latency,
+            qualities=(0.9,),
+            rungs={name.removeprefix("at"): value for name, value in rungs.items()},
         )
 
-    done = [
-        trial(100, 1.0, at0=0.5, at30=0.8),
-        SimpleNamespace(values=None, user_attrs={}),
-        SimpleNamespace(values=(1, 0.1, 1), user_attrs={}),
-    ]
+    done = [trial(100, 1.0, at0=0.5, at30=0.8), TrialRecord(1), trial(1, 0.1)]
     assert beaten(done, 100, 1.0, 30, 0.8)
     assert not beaten(done, 100, 1.0, 30, 0.81), "more accurate at this rung"
     assert not beaten(done, 99, 1.0, 30, 0.7), "smaller"
@@ -171,7 +173,7 @@ def test_the_long_recovery_lifts_a_point_once(
     goal = Goal(baseline, Limits())
     given = (
         study,
-        [(3, at, Scores(before, {}))],
+        {3: (at, Scores(before, {}))},
         bench,
         goal,
         tmp_path,
@@ -307,10 +309,7 @@ def test_training_that_makes_it_worse_is_not_kept(
 ) -> None:
     # The looks on the way would notice; without them every training ends in ruins.
     generator = np.random.default_rng(0)
-    monkeypatch.setattr(
-        "autocompress.compress.recover.context.Trainer.divergence",
-        lambda trainer, student: -float(generator.random()),
-    )
+    monkeypatch.setattr(Trainer, "divergence", lambda trainer, student: -float(generator.random()))
     space = {**SPACE, "distillation": {"steps": 6, "learning_rate": 0.9}}
     result = ac.search(
         cnn_task, space, n_trials=6, out=tmp_path / "run", quiet=True, finalize_steps=0

@@ -6,9 +6,9 @@ from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
+from autocompress.search.finish.verify import _time_elsewhere, _time_front
 
 from autocompress.search.finish import verify
-from autocompress.search.finish.verify import _time_elsewhere, _time_front
 from autocompress.targets.device.sessions import SessionSettings
 from autocompress.targets.device.timing import Timing
 

@@ -7,10 +7,11 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 import torch
+from autocompress.search.problem.bench import Bench
 
 from autocompress import Candidate
 from autocompress.errors import TaskError
-from autocompress.search.problem.bench import Bench, pick_device
+from autocompress.search.problem.problem import pick_device
 from autocompress.targets.device.result import versions
 
 HERE = {"processor": versions()["processor"]}

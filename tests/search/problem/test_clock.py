@@ -32,14 +32,14 @@ def test_everything_fits_into_the_time_that_is_given(timeout_s: float, file_s: f
     assert given.search_deadline == pytest.approx(
         given.recovery_deadline - RECOVERY_SHARE * given.left_s
     )
-    assert given.recovery_deadline + given.finish_s(given.files) == pytest.approx(
+    assert given.recovery_deadline + given.after_recovery_s(given.files) == pytest.approx(
         given.started + timeout_s
     )
     assert 1 <= given.files <= MOST_FILES
     if given.files > 1:
-        assert given.finish_s(given.files) <= FILES_SHARE * given.left_s
+        assert given.after_recovery_s(given.files) <= FILES_SHARE * given.left_s
     if given.files < MOST_FILES:
-        assert given.finish_s(given.files + 1) > FILES_SHARE * given.left_s
+        assert given.after_recovery_s(given.files + 1) > FILES_SHARE * given.left_s
 
 
 def test_a_front_that_is_not_trained_leaves_its_time_to_the_trials() -> None:
@@ -49,5 +49,5 @@ def test_a_front_that_is_not_trained_leaves_its_time_to_the_trials() -> None:
 def test_files_are_run_while_there_is_room() -> None:
     given = clock(60, 2.0)
     assert given.has_room(3)
-    given.file_s = 55.0
+    given.file_took(55.0)
     assert not given.has_room(3)

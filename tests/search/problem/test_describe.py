@@ -5,8 +5,9 @@ from __future__ import annotations
 from types import SimpleNamespace
 
 import torch
+from autocompress.search.problem.describe import say_setup
 
-from autocompress.search.problem.describe import check_words, say_setup
+from autocompress.search.problem.progress import check_words
 from autocompress.targets.device.sessions import SessionSettings
 
 CHECK = {"candidates": 24, "mape": 0.0312, "p95": 0.087, "bias": -0.014, "kendall_tau": 0.913}

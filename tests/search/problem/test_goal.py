@@ -72,3 +72,29 @@ def test_directions_and_signs_agree() -> None:
     assert directions(["f1"]) == ["minimize", "minimize", "maximize", "maximize"]
     assert signs(["f1"]).tolist() == [1, 1, -1, -1]
     assert signs([]).tolist() == [1, 1, -1]
+
+
+BASELINE = Measurement(1000, 2.0, 0.9, metrics={"f1": 0.8})
+
+
+def test_limits_bound_the_box() -> None:
+    free = Goal(BASELINE, Limits(), ("f1",))
+    assert free.drops == (REFERENCE_DROP, REFERENCE_DROP * 0.8)
+    tight = Goal(BASELINE, Limits(500.0, None, 0.0, {"f1": 0.7}), ("f1",))
+    np.testing.assert_allclose(tight.drops, (LEAST_DROP, 0.1))
+    np.testing.assert_allclose(tight.limit_point(1), (0.5005, 1.0, 0.1))
+
+
+def test_better_than_the_baseline_has_lost_nothing() -> None:
+    goal = Goal(BASELINE, Limits(), ("f1",))
+    losses = goal.losses([(500, 1.0, 0.95, 0.7)])
+    np.testing.assert_allclose(losses, [(500, 1.0, 0.0, 0.1)])
+    assert list(signs(goal.objectives)) == [1, 1, -1, -1]
+
+
+def test_recovery_raises_the_mean_share_of_what_is_left() -> None:
+    scores = Scores(0.85, {"f1": 0.8})
+    assert Goal(BASELINE, Limits()).worth(scores) == 0.85
+    goal = Goal(BASELINE, Limits(), ("f1",))
+    assert goal.qualities(scores) == (0.85, 0.8)
+    np.testing.assert_allclose(goal.worth(scores), 0.9 - 0.1 * (0.5 + 0.0) / 2)

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import json
+from pathlib import Path
+
 import pytest
 
 from autocompress.errors import LimitError
@@ -62,3 +65,33 @@ def test_what_cannot_be_is_said(settings: Settings, message: str) -> None:
     with pytest.raises(LimitError) as caught:
         check_settings(settings)
     assert str(caught.value) == message
+
+
+def test_settings_come_back_from_json() -> None:
+    settings = Settings(
+        space={"modules": [{"match": "*"}]},
+        limits={"max_size": "25%", "min_metric": {"f1": 0.9}},
+        objectives=("f1",),
+        library_memory="1MB",
+    )
+    assert Settings.from_json(json.loads(json.dumps(settings.to_json()))) == settings
+    paths = Settings(space=Path("a.yaml"), target_table=Path("b.json")).to_json()
+    assert (paths["space"], paths["target_table"]) == ("a.yaml", "b.json")
+    assert settings.library_bytes == 1_000_000
+
+
+@pytest.mark.parametrize(
+    ("wrong", "message"),
+    [
+        ({"n_trials": 0}, "n_trials must be at least 1, got 0; nearest valid value: 1"),
+        ({"finalize_steps": -1}, "finalize_steps must be at least 0, got -1"),
+        ({"strategy": "guide"}, "strategy 'guide' is unknown; nearest: guided"),
+        ({"sampler": "tp"}, "sampler 'tp' is unknown; nearest: tpe"),
+        ({"strategy": "progressive", "sampler": "tpe"}, "sampler must be guided, got tpe"),
+        ({"strategy": "progressive", "workers": 2}, "workers must be 1, got 2"),
+        ({"library_memory": "many"}, "limit library_memory"),
+    ],
+)
+def test_settings_that_cannot_be_met_are_refused(wrong: dict, message: str) -> None:
+    with pytest.raises(LimitError, match=message):
+        check_settings(Settings(**wrong))

@@ -1,137 +1,64 @@
-"""Deal the validation split by the seed, and keep outputs and targets together."""
-
 from __future__ import annotations
 
-from dataclasses import replace
-
-import pytest
+import numpy as np
 import torch
-from torch import Tensor, nn
 
-from autocompress import Task
-from autocompress.errors import TaskError
-from autocompress.search.problem.scoring import Race, open_race
-
-CPU = torch.device("cpu")
-
-
-class Plus(nn.Module):
-    """Each sample's output tells which sample it was."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.fc = nn.Linear(1, 2, bias=False)
-        self.fc.weight.data[:] = torch.tensor([[1.0], [2.0]])
-
-    def forward(self, x: Tensor) -> Tensor:
-        return self.fc(x)
-
-
-def right(outputs: Tensor, targets: Tensor) -> float:
-    return float((outputs[:, 0] == targets).float().mean())
-
-
-def difference(outputs: Tensor, expected: Tensor) -> Tensor:
-    return (outputs - expected).abs().sum(1)
-
-
-def numbered(*sizes: int) -> list[tuple[Tensor, Tensor]]:
-    numbers = torch.arange(sum(sizes), dtype=torch.float32)
-    return [(part[:, None], part) for part in numbers.split(list(sizes))]
-
-
-def task(batches: object, **more: object) -> Task:
-    given = {"divergence": difference, "rows_independent": True, **more}
-    return Task("numbers", Plus(), torch.ones(1, 1), batches, right, **given)
-
-
-def seen(race: Race) -> list[float]:
-    """The samples in the order of the race."""
-    return [float(x) for inputs, _ in race.batches for x in inputs[:, 0]]
-
-
-def test_samples_are_dealt_by_the_seed_and_keep_their_answers() -> None:
-    race, again, other = (open_race(task(numbered(4, 4, 2)), Plus(), CPU, s) for s in (0, 0, 1))
-    assert race.mixed
-    assert [len(inputs) for inputs, _ in race.batches] == [4, 4, 2]
-    assert sorted(seen(race)) == list(range(10))
-    assert seen(race) == [float(i) for i in race.order]
-    assert seen(race) == seen(again) != seen(other)
-    assert race.digest == again.digest != other.digest
-    assert torch.cat(race.targets).tolist() == seen(race)
-    assert race.teacher[:, 1].tolist() == [2 * x for x in seen(race)]
-    assert race.answers.tolist() == list(range(10)), "metrics get the order of the split"
-
-
-def test_what_is_joined_is_in_the_order_of_the_split() -> None:
-    race = open_race(task(numbered(4, 4, 2)), Plus(), CPU, 3)
-    outputs = [{"": Plus()(inputs).detach()} for inputs, _ in race.batches]
-    assert race.joined(outputs)[""][:, 0].tolist() == list(range(10))
-    at = 0
-    for output in outputs:
-        assert torch.equal(race.expected(at, len(output[""])), output[""])
-        at += len(output[""])
-
-
-def test_batches_whose_rows_depend_on_each_other_stay_whole() -> None:
-    batches = numbered(3, 3, 3, 3)
-    race = open_race(task(batches, rows_independent=False), Plus(), CPU, 0)
-    assert not race.mixed
-    starts = [int(inputs[0, 0]) for inputs, _ in race.batches]
-    assert starts == [3 * place for place in race.order]
-    assert sorted(starts) == [0, 3, 6, 9]
-    assert all(inputs[:, 0].tolist() == target.tolist() for inputs, target in race.batches)
-    outputs = [{"": Plus()(inputs).detach()} for inputs, _ in race.batches]
-    assert race.joined(outputs)[""][:, 0].tolist() == list(range(12))
-
-
-def test_a_loader_that_is_not_in_memory_keeps_its_order() -> None:
-    class Loader:
-        def __iter__(self):
-            return iter(numbered(2, 2, 2))
-
-    race = open_race(task(Loader()), Plus(), CPU, 0)
-    assert (race.mixed, race.order) == (False, [0, 1, 2])
-    assert seen(race) == list(range(6))
-
-
-def test_one_batch_is_not_dealt() -> None:
-    race = open_race(task(numbered(5)), Plus(), CPU, 0)
-    assert (race.mixed, race.order, seen(race)) == (False, [0], list(range(5)))
-
-
-def test_other_data_in_the_same_order_is_another_race() -> None:
-    batches = [(inputs + 1, target + 1) for inputs, target in numbered(4, 4)]
-    first, second = (open_race(task(found), Plus(), CPU, 0) for found in (numbered(4, 4), batches))
-    assert first.order == second.order
-    assert first.digest != second.digest
-
-
-@pytest.mark.parametrize(
-    ("divergence", "came"),
-    [
-        (lambda outputs, expected: 0.0, "float"),
-        (lambda outputs, expected: torch.zeros(4, 2), r"shape \(4, 2\)"),
-        (lambda outputs, expected: torch.full((4,), torch.inf), "4 values that are not finite"),
-    ],
+from autocompress.search.problem.scoring import (
+    SampleScores,
+    metric_is_mean,
+    sample_scores,
+    scoring_of,
 )
-def test_a_divergence_that_is_no_number_per_sample_is_refused(divergence, came: str) -> None:
-    message = rf"^task: divergence of a batch from itself gave {came}; expected \(4,\) finite"
-    with pytest.raises(TaskError, match=message):
-        open_race(task(numbered(4, 4), divergence=divergence), Plus(), CPU, 0)
+from autocompress.task.task import Task
 
 
-def test_outputs_that_are_nan_are_named_as_the_cause() -> None:
-    model = Plus()
-    model.fc.weight.data[0] = torch.nan
-    metric = lambda outputs, targets: 1.0  # noqa: E731
-    given = replace(task(numbered(4, 4)), metric=metric)
-    with pytest.raises(TaskError, match="gave 4 values that are not finite, since the model's"):
-        open_race(given, model, CPU, 0)
+def task(metric) -> Task:
+    targets = torch.tensor([0, 1])
+    return Task("t", torch.nn.Identity(), torch.rand(1, 2), [(torch.rand(2, 3), targets)], metric)
 
 
-def test_an_empty_split_is_refused() -> None:
-    given = task(numbered(4))
-    given.__dict__["validation"] = []
-    with pytest.raises(TaskError, match="task: validation is empty; expected at least one"):
-        open_race(given, Plus(), CPU, 0)
+def top1(outputs: torch.Tensor, targets: torch.Tensor) -> float:
+    return float((outputs.argmax(1) == targets).float().mean())
+
+
+def test_means_are_recognised() -> None:
+    outputs, targets = torch.randn(64, 3), torch.randint(0, 3, (64,))
+    assert metric_is_mean(task(top1), outputs, targets)
+    assert not metric_is_mean(
+        task(lambda o, t: float(np.corrcoef(o[:, 0], t)[0, 1]) if len(o) > 1 else 0.0),
+        outputs,
+        targets,
+    )
+    assert not metric_is_mean(
+        task(lambda o, t: float(np.corrcoef(o[:, 0], t)[5, 5])), outputs, targets
+    )
+
+
+def test_the_quick_way_to_score_is_taken_only_where_it_gives_the_same() -> None:
+    outputs, targets = torch.randn(64, 3), torch.randint(0, 3, (64,))
+    assert scoring_of(task(top1), outputs, targets) == "top1"
+    sure = task(
+        lambda o, t: float(((o.argmax(1) == t) & (o.softmax(1).amax(1) > 0.5)).float().mean())
+    )
+    assert scoring_of(sure, outputs, targets) == "metric", (
+        "it counts right answers only where they are sure"
+    )
+    assert scoring_of(task(lambda o, t: float(o.std())), outputs, targets) == "divergence"
+    for scored, of in (("top1", task(top1)), ("metric", task(top1))):
+        found = sample_scores(of, outputs, targets, outputs, scored).metric
+        np.testing.assert_array_equal(
+            found, (outputs.argmax(1) == targets).numpy().astype(np.float32)
+        )
+    np.testing.assert_allclose(
+        sample_scores(sure, outputs, targets, outputs, "divergence").divergence, 0.0, atol=1e-6
+    )
+
+
+def test_scores_round_trip_up_to_the_count() -> None:
+    metric = np.array([0, 1, 1, 0.5], dtype=np.float32)
+    scores = SampleScores(metric, np.array([0.25, 0, 1, 2], dtype=np.float32))
+    again = SampleScores.decoded(scores.encoded(4))
+    np.testing.assert_array_equal(again.metric, scores.metric)
+    np.testing.assert_array_equal(again.divergence, scores.divergence)
+    assert SampleScores.decoded(SampleScores(None, scores.divergence).encoded(4)).metric is None
+    assert len(SampleScores.decoded(scores.encoded(3))) == 3

@@ -14,9 +14,9 @@ from torch import Tensor, nn
 
 import autocompress as ac
 from autocompress.errors import OutOfTimeError
+from autocompress.export.subject import builder_for, layout_of, subject_of
 from autocompress.model.modules import find_modules
 from autocompress.search import loop
-from autocompress.search.problem.bench import builder_for, layout_of, subject_of
 from autocompress.search.problem.clock import SENSITIVITY_PART, SENSITIVITY_SHARE, Clock
 from autocompress.search.problem.setup import Setup
 from autocompress.space.search_space import SearchSpace

@@ -12,7 +12,7 @@ from autocompress import ModuleConfig, find_modules
 from autocompress.candidate import Candidate
 from autocompress.compress.assemble.library import VariantLibrary
 from autocompress.compress.assemble.stitch import Stitcher
-from autocompress.export.build import prepare
+from autocompress.export.prepare import prepare
 from autocompress.measure.accuracy import model_outputs
 from autocompress.search.propose.curvature import Curvature
 from autocompress.search.propose.sensitivity import Sensitivity, measure_sensitivity

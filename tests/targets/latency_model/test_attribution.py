@@ -12,9 +12,9 @@ from onnx import TensorProto, helper, numpy_helper
 from torch import Tensor, nn
 
 from autocompress import Candidate, Task, find_modules
-from autocompress.export.build import prepare
+from autocompress.export.prepare import prepare
+from autocompress.export.subject import layout_of, subject_of
 from autocompress.integer_form import IntegerForm
-from autocompress.search.problem.bench import layout_of, subject_of
 from autocompress.space.search_space import SearchSpace
 from autocompress.targets.device.profiler import NodeTime, profile_nodes
 from autocompress.targets.latency_model.attribution import attribute
@@ -282,7 +282,7 @@ def test_every_module_is_found_in_every_form(subject: Subject, fixed: bool, hidd
     lookups = {module.name for module in subject.layout.module_map if module.kind == "embedding"}
     for form in all_forms(subject):
         candidate = uniform_candidate(subject, form)
-        content, owners = subject.blank(candidate)
+        content, owners = subject.noise_file(candidate)
         content = with_fixed_shapes(content, subject) if fixed else content
         profile = profile_nodes(content, subject.feed, TARGET.settings, 1)
         found = workload(subject.layout, candidate)
@@ -298,7 +298,7 @@ def test_every_module_is_found_in_every_form(subject: Subject, fixed: bool, hidd
 
 @pytest.mark.parametrize("subject", ["bert"], indirect=True)
 def test_names_alone_would_miss_modules(subject: Subject) -> None:
-    content, owners = subject.blank(Candidate())
+    content, owners = subject.noise_file(Candidate())
     profile = profile_nodes(with_fixed_shapes(content, subject), subject.feed, TARGET.settings, 1)
     assert any(one.operator in WITH_WEIGHTS and not set(one.names) & set(owners) for one in profile)
 
@@ -307,7 +307,7 @@ def test_names_alone_would_miss_modules(subject: Subject) -> None:
 def test_a_weight_keeps_its_module_through_probes(subject: Subject) -> None:
     """On a device the values are other noise; names of weights do not depend on them."""
     candidate = uniform_candidate(subject, "int8")
-    content, owners = subject.blank(candidate)
+    content, owners = subject.noise_file(candidate)
     found = onnx.load_from_string(content)
     for tensor in found.graph.initializer:
         if len(tensor.dims) >= 2 and tensor.data_type == TensorProto.INT8:

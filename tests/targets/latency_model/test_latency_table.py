@@ -10,9 +10,9 @@ from arithmetic import Formed
 
 from autocompress import Candidate, ModuleConfig, find_modules
 from autocompress.errors import TargetError
-from autocompress.export.build import prepare
+from autocompress.export.prepare import prepare
+from autocompress.export.subject import layout_of, subject_of
 from autocompress.integer_form import IntegerForm
-from autocompress.search.problem.bench import layout_of, subject_of
 from autocompress.space.search_space import SearchSpace
 from autocompress.targets.device.result import versions
 from autocompress.targets.latency_model.breakdown import where_time_goes

@@ -11,7 +11,7 @@ import torch
 from numpy.typing import NDArray
 
 from autocompress.candidate import ModuleConfig
-from autocompress.compress.assemble.library import Variant
+from autocompress.compress.assemble.variant import Variant
 from autocompress.compress.factorise.low_rank import factor_shapes
 from autocompress.compress.prune.masks import Masks
 from autocompress.compress.prune.sparsify import kept_count
@@ -20,7 +20,7 @@ from autocompress.integer_form import IntegerForm
 from autocompress.model.modules import CompressibleModule
 
 
-def blank_variant(
+def placeholder_variant(
     module: CompressibleModule, config: ModuleConfig, masks: Masks, form: IntegerForm, noise: bool
 ) -> Variant:
     """What the library would make of `module`, filled with `noise`, or with zeros, which take a tenth of the time and the same bytes."""

@@ -1,0 +1,107 @@
+"""Write the README of one point of a front: its numbers, and the lines that run the model."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from autocompress.export.arithmetic import arithmetic_words
+from autocompress.export.artifact import read_recipe
+from autocompress.results.files import write_atomic
+from autocompress.results.front import (
+    LATENCY_WORDS,
+    MODEL_FILE,
+    NOTES_FILE,
+    FrontPoint,
+    Measurement,
+    left_out_words,
+)
+from autocompress.targets.device.sessions import SessionSettings
+
+UNPACKED = (
+    "Packed weights are unpacked when a session is created, to 8-bit integers for integer kernels "
+    "and to float for the others."
+)
+DYNAMIC_RANGES = (
+    "Linear modules with 8-bit activations take their range from each batch, so that outputs "
+    "depend slightly on the batch they are in."
+)
+
+
+def _session_lines(settings: SessionSettings) -> str:
+    if settings.runtime == "openvino":
+        config = f'{{"INFERENCE_NUM_THREADS": {settings.threads}, "NUM_STREAMS": 1}}'
+        model = f'"{MODEL_FILE}", "{settings.provider}", {config}'
+        return f"import openvino\nsession = openvino.Core().compile_model({model})"
+    lines = [
+        "import onnxruntime",
+        "options = onnxruntime.SessionOptions()",
+        f"options.intra_op_num_threads = {settings.threads}",
+    ]
+    if not settings.spinning:
+        lines.append('options.add_session_config_entry("session.intra_op.allow_spinning", "0")')
+    disabled = (
+        f", disabled_optimizers={list(settings.disabled_optimizers)}"
+        if settings.disabled_optimizers
+        else ""
+    )
+    arguments = f'"{MODEL_FILE}", options, providers=["{settings.provider}"]{disabled}'
+    lines.append(f"session = onnxruntime.InferenceSession({arguments})")
+    return "\n".join(lines)
+
+
+def write_notes(
+    folder: Path,
+    point: FrontPoint,
+    baseline: Measurement,
+    input_names: tuple[str, ...],
+    target: str,
+    settings: SessionSettings,
+) -> None:
+    """Write README.md: a table of before and after, and the lines that run the model.
+
+    Args:
+        folder: holds the recipe.
+        point: the measured point.
+        baseline: the float file's numbers.
+        input_names: of the file.
+        target: name of the target.
+        settings: how sessions are opened.
+
+    Raises:
+        RunFolderError: the file cannot be written.
+    """
+    m = point.measured
+    feed = ", ".join(f'"{name}": {name}' for name in input_names)
+
+    def percent(value: float | None) -> str:
+        return "not measured" if value is None else f"{value:.4f}"
+
+    extra = ""
+    for name, value in m.metrics.items():
+        if name in baseline.metrics:
+            before = baseline.metrics[name]
+            extra += f"| {name.replace('_', ' ')} | {before:.4f} | {value:.4f} | |\n"
+    missing = "".join(f"\n{words}\n" for words in left_out_words([baseline, m]))
+    smaller = f"{baseline.size_bytes / m.size_bytes:.2f}x smaller"
+    faster = f"{baseline.latency_ms / m.latency_ms:.2f}x faster"
+    text = f"""# {MODEL_FILE}, trial {point.trial}
+
+| | before | after | ratio |
+|---|---|---|---|
+| size (bytes) | {baseline.size_bytes} | {m.size_bytes} | {smaller} |
+| weights in a session (bytes) | {baseline.memory_bytes} | {m.memory_bytes} | |
+| latency (ms, {target}) | {baseline.latency_ms:.3f} | {m.latency_ms:.3f} | {faster} |
+| accuracy (validation) | {percent(baseline.accuracy)} | {percent(m.accuracy)} | |
+| accuracy (test) | {percent(baseline.test_accuracy)} | {percent(m.test_accuracy)} | |
+{extra}{missing}
+{UNPACKED}
+{arithmetic_words(read_recipe(folder)["portable"])}
+{LATENCY_WORDS[m.latency_source]}
+{DYNAMIC_RANGES}
+
+```python
+{_session_lines(settings)}
+outputs = {"session.run(None, " if settings.runtime == "onnxruntime" else "session("}{{{feed}}})
+```
+"""
+    write_atomic(folder / NOTES_FILE, text)

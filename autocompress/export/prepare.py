@@ -1,0 +1,166 @@
+"""Export and calibrate a model once, and find out which channel groups its graph can lose.
+
+This is the first step towards files: `prepare` makes the `Builder` from which all candidates of a
+model are built.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from pathlib import Path
+
+import torch
+
+from autocompress.candidate import Candidate, ModuleConfig
+from autocompress.compress.assemble.library import VariantLibrary
+from autocompress.compress.assemble.stitch import Stitcher
+from autocompress.compress.calibrate.evidence import Evidence, task_losses
+from autocompress.compress.calibrate.statistics import CALIBRATION_SAMPLES, collect_statistics
+from autocompress.errors import ExportError
+from autocompress.export.build import Builder
+from autocompress.export.compressor import Compressor
+from autocompress.export.float_graph.float_cache import exported
+from autocompress.export.float_graph.trace import ordered_outputs
+from autocompress.export.lowering.calibrate import calibrate
+from autocompress.export.lowering.called import as_called
+from autocompress.export.lowering.lower import LoweredModel, find_norms, lower
+from autocompress.model.channel_group import ChannelGroup
+from autocompress.model.modules import ModuleMap
+from autocompress.model.plain.plain import plain_model
+from autocompress.model.plain.split import fused_modules
+from autocompress.targets.device.sessions import open_session
+from autocompress.targets.kernels import KernelChoice
+from autocompress.task.batches import Inputs, batch_size, input_tensors
+from autocompress.task.copies import copied
+from autocompress.task.free_shapes import free_dimensions
+from autocompress.task.outputs import relative_difference
+from autocompress.task.task import Task, run_model
+
+PRUNED_ERROR = 1e-3  # relative difference between a pruned file and its simulation
+
+
+def prepare(
+    task: Task,
+    module_map: ModuleMap,
+    kernels: KernelChoice,
+    device: torch.device | None = None,
+    activation_range: str = "squared_error",
+    graphs: Path | None = None,
+    report: Callable[[str, float], None] = lambda what, share: None,
+) -> Builder:
+    """Export and calibrate the model of a task.
+
+    Args:
+        task: gives the model, example inputs and calibration batches.
+        module_map: the modules found in the model; those whose weight the graph does not show are
+            left out.
+        kernels: the timed kernels of the target.
+        device: of the calibration; None takes the CPU.
+        activation_range: how static ranges are chosen, as `ModuleConfig.weight_range`.
+        graphs: cache folder of exported graphs; None caches nothing.
+        report: called with (step, share done) as the work goes on.
+
+    Returns:
+        The builder of the model's candidates.
+
+    Raises:
+        ExportError: the model cannot be written as ONNX.
+    """
+    report("exporting the model", 0.0)
+    teacher = plain_model(task.model, task.example_inputs)
+    outputs = tuple(task.output_weights or ())
+    free = free_dimensions(task)
+    lowered = lower(teacher, task.example_inputs, module_map, outputs, graphs, free)
+    lowered = as_called(lowered, teacher, module_map, task.example_inputs)
+    module_map = module_map.restricted_to(lowered.sites)
+    if not module_map.modules:
+        names = ", ".join(unseen.name for unseen in module_map.uncovered if unseen.name)
+        raise ExportError(
+            "export: no module can be compressed, since the exported graph shows none as it is in "
+            f"the model; it has {names}"
+        )
+    module_map = replace(module_map, norms=find_norms(lowered, module_map))
+    report("calibrating", 0.0)
+    samples = _calibration_inputs(task, lowered)
+    ranges = calibrate(lowered, samples, batch_size(task.example_inputs), activation_range)
+    device = device or torch.device("cpu")
+    statistics = collect_statistics(teacher.to(device), module_map, samples, device)
+    teacher.cpu()
+    baseline = lowered.proto
+    if fused_modules(task.model):
+        original = copied(task.model)
+        baseline = exported(original, task.example_inputs, outputs, graphs, free).proto
+    evidence = Evidence(teacher, statistics, task_losses(task))
+    builder = Builder(lowered, module_map, evidence, ranges, baseline.SerializeToString(), kernels)
+    report("checking what can be pruned", 0.0)
+    return _with_prunable_groups(builder, samples[0], outputs)
+
+
+def _calibration_inputs(task: Task, lowered: LoweredModel) -> list[Inputs]:
+    """Return the calibration batches in the shapes of the graph."""
+    batches = task.first_samples(task.calibration_batches(), CALIBRATION_SAMPLES)
+    samples = [inputs for inputs, _ in batches]
+    if not lowered.dynamic_batch:
+        samples = [task.example_inputs, *samples]
+    if task.batch_first is False:  # the graph takes the example's shape, to which nothing is cut
+        shapes = _shapes(task.example_inputs)
+        samples = [inputs for inputs in samples if _shapes(inputs) == shapes]
+    return samples
+
+
+def _shapes(inputs: Inputs) -> list[torch.Size]:
+    return [tensor.shape for tensor in input_tensors(inputs)]
+
+
+def _with_prunable_groups(builder: Builder, inputs: Inputs, names: Sequence[str]) -> Builder:
+    """Return a builder with only the prunable groups of the exported graph.
+
+    A graph may hold a width as a constant, or couple channels that the dependency graph did not
+    see. So about half of every group is removed and the file compared with the simulation, group by
+    group where they differ. The number of units that stay has no divisor in common with the number
+    of units: a view that splits the width into parts would still fit half of it, but not a third.
+    """
+    groups = [group for group in builder.module_map.groups if group.reason is None]
+    if not groups or _prunes(builder, inputs, groups, names):
+        return builder
+    bad = {group.name for group in groups if not _prunes(builder, inputs, [group], names)}
+    reason = "the exported graph does not compute the same without half of it"
+    checked = tuple(g.but(reason) if g.name in bad else g for g in builder.module_map.groups)
+    return replace(builder, module_map=replace(builder.module_map, groups=checked))
+
+
+def _prunes(
+    builder: Builder, inputs: Inputs, groups: list[ChannelGroup], names: Sequence[str]
+) -> bool:
+    """Return True if the file without half of `groups` computes what is simulated."""
+    # By magnitude: which units go does not matter here, and both sides must choose the same.
+    candidate = Candidate.of(
+        {
+            group.name: ModuleConfig(pruning_ratio=_uneven_ratio(group), importance="l2")
+            for group in groups
+        }
+    )
+    library = VariantLibrary(Evidence(builder.teacher))
+    stitcher = Stitcher(builder.teacher, builder.module_map, library)
+    try:
+        with torch.no_grad():
+            result = run_model(stitcher.apply(candidate), inputs)
+        proto = Compressor(builder, stitcher).graph(candidate)
+        session = open_session(proto.SerializeToString(), silent=True)
+        outputs = session.run(None, builder.lowered.feed(inputs))
+    except Exception:
+        return False  # PyTorch or ONNX Runtime refuses it: shapes do not fit any more
+    expected = [output.tensor.numpy() for output in ordered_outputs(result, names)]
+    return all(
+        relative_difference(output, wanted, 1.0) <= PRUNED_ERROR
+        for output, wanted in zip(outputs, expected, strict=False)
+    )
+
+
+def _uneven_ratio(group: ChannelGroup) -> float:
+    """Return the ratio that leaves about half of the units, a number coprime to all of them."""
+    counts = [count for count in range(1, group.units) if math.gcd(count, group.units) == 1]
+    left = min(counts, key=lambda count: (abs(2 * count - group.units), -count), default=1)
+    return 1 - left / group.units

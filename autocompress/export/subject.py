@@ -1,0 +1,129 @@
+"""Make what profiling and search need of one task on one target: builder, layout and subject.
+
+The builder knows the exported graph and the kernels of this machine. The layout describes the
+compressible modules to the latency model. The subject is what the profiler measures.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+
+import torch
+
+from autocompress.cache import cache_folder
+from autocompress.candidate import Candidate, ModuleConfig
+from autocompress.export.build import Builder
+from autocompress.export.prepare import prepare
+from autocompress.model.modules import CompressibleModule, ModuleMap
+from autocompress.space.search_space import BoundSpace
+from autocompress.targets.kernels import kernel_choice
+from autocompress.targets.latency_model.plan import Subject, form_choices
+from autocompress.targets.latency_model.stored_tables import table_forms, table_multiples
+from autocompress.targets.target import Target
+from autocompress.targets.workload import Layout
+from autocompress.task.task import Task
+
+Report = Callable[[str, float], None]
+
+
+def builder_for(
+    task: Task,
+    module_map: ModuleMap,
+    target: Target,
+    device: torch.device | None = None,
+    table: Path | None = None,
+    activation_range: str = "squared_error",
+    report: Report = lambda what, share: None,
+) -> Builder:
+    """Export a task once and return its builder, with the kernels of this machine.
+
+    Args:
+        task: the task, on its student where it has one.
+        module_map: its compressible modules.
+        target: the runtime that will execute the files.
+        device: where the original runs; None is the CPU.
+        table: file of a latency table. The preferred widths and the forms of integer weights are
+            then those of its machine, otherwise those measured here.
+        activation_range: how the ranges of static activations are calibrated.
+        report: called with a step and the share of it that is done.
+
+    Returns:
+        A builder without any compressed module.
+
+    Raises:
+        ExportError: the model cannot be exported.
+    """
+    report("timing the kernels of this machine", 0.0)
+    kernels = kernel_choice(target)
+    forms = {} if table is None else table_forms(table, target)
+    if table is not None:
+        multiples = table_multiples(table)
+    else:
+        multiples = {kind: kernels.width_multiple(kind) for kind in ("linear", "conv")}
+    graphs = cache_folder() / "graphs"
+    builder = prepare(task, module_map, kernels, device, activation_range, graphs, report)
+    return replace(builder.with_multiples(multiples), forms=forms)
+
+
+def layout_of(builder: Builder) -> Layout:
+    """Describe the modules of a builder to the latency model.
+
+    Args:
+        builder: a builder of the exported model.
+
+    Returns:
+        Modules, pruning masks, and the tensor that each linear module reads.
+    """
+    inputs = {}
+    for owner, sites in builder.lowered.sites.items():
+        if all(site.kind == "linear" for site in sites):
+            inputs[owner] = tuple(site.input for site in sites)
+
+    def packed(module: CompressibleModule, config: ModuleConfig) -> bool:
+        return (
+            builder.module_kernels.weight_only_level(module, config) is not None
+            or builder.module_kernels.table_block(module, config) is not None
+        )
+
+    return Layout(
+        builder.module_map,
+        builder.pruner,
+        inputs,
+        packed,
+        builder.module_kernels.integer_form,
+        {module.name: builder.signature(module) for module in builder.module_map},
+        builder.edges,
+        builder.multiples,
+    )
+
+
+def subject_of(task: Task, builder: Builder, layout: Layout, space: BoundSpace) -> Subject:
+    """Collect what the profiler measures: every form that the space offers.
+
+    Args:
+        task: the task whose example inputs are fed.
+        builder: its builder.
+        layout: of the same builder.
+        space: the search space on the modules of the builder.
+
+    Returns:
+        The subject of a latency table.
+    """
+
+    def noise_file(candidate: Candidate) -> tuple[bytes, dict[str, str]]:
+        proto, owners = builder.placeholder_graph(candidate)
+        return proto.SerializeToString(), owners
+
+    def configs(name: str) -> tuple[ModuleConfig, ...]:
+        return space.configs(name) if name in space.kinds else ()
+
+    ratios = {}
+    for group in layout.module_map.groups:
+        if group.reason is None:
+            choices = {0.0, *space.numbers(group.name, "pruning_ratio")}
+            ratios[group.name] = tuple(sorted(choices))
+    feed = builder.lowered.feed(task.example_inputs)
+    forms = form_choices(layout, configs)
+    return Subject(layout, feed, builder.baseline, noise_file, forms, ratios)

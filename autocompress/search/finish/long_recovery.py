@@ -1,0 +1,134 @@
+"""Train the trials of the front for longer, once each, at the end of a search."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import optuna
+
+from autocompress.candidate import Candidate
+from autocompress.measure.accuracy import Scores
+from autocompress.search.evaluate.recovery import MIN_LOSS, read_recovered, recover_candidate
+from autocompress.search.problem.goal import Goal
+from autocompress.search.problem.problem import Problem
+from autocompress.search.problem.trial_record import records_of
+
+LONG_RECOVERY = "finalized/"  # study attribute, with the number of the trial
+
+
+@dataclass(frozen=True)
+class LongRecovery:
+    """Hold the outcome of the long recovery of one trial of the front.
+
+    Attributes:
+        steps: training steps.
+        before: accuracy before it.
+        reached: accuracy after it.
+        improved: True if its weights are better.
+        cause: why training broke off, or "".
+    """
+
+    steps: int
+    before: float
+    reached: float
+    improved: bool
+    cause: str = ""
+
+    @classmethod
+    def read(cls, study: optuna.Study, number: int) -> LongRecovery | None:
+        """Read the long recovery of a trial.
+
+        Args:
+            study: the study that keeps it.
+            number: of the trial.
+
+        Returns:
+            Its outcome, or None if there was none.
+        """
+        attributes = study.user_attrs.get(f"{LONG_RECOVERY}{number}")
+        return None if attributes is None else cls(**attributes)
+
+    def write(self, study: optuna.Study, number: int) -> None:
+        """Keep it in the study.
+
+        Args:
+            study: the study of the trial.
+            number: of the trial.
+        """
+        study.set_user_attr(f"{LONG_RECOVERY}{number}", asdict(self))
+
+
+def lessons(study: optuna.Study) -> list[dict[str, Any]]:
+    """Tell what recovery did, for run.json.
+
+    Args:
+        study: the study.
+
+    Returns:
+        For each trained trial its number, alpha, temperature, and accuracy by steps, the long
+        recovery included.
+    """
+    rows = []
+    for trial in records_of(study):
+        long = LongRecovery.read(study, trial.number)
+        rungs = dict(trial.rungs or {})
+        if long is not None:
+            rungs = rungs or {"0": long.before}
+            rungs[str(long.steps)] = long.reached
+        if rungs:
+            recovery = trial.candidate.distillation
+            row = {"alpha": recovery.alpha, "temperature": recovery.temperature, "accuracy": rungs}
+            rows.append({"trial": trial.number, **row})
+    return rows
+
+
+def recover_front(
+    study: optuna.Study,
+    trials: Mapping[int, tuple[Candidate, Scores]],
+    problem: Problem,
+    goal: Goal,
+    folder: Path,
+    steps: int,
+    stop: Callable[[], bool],
+    report: Callable[[str, float], None],
+) -> None:
+    """Give the trials of a front their long recovery; one that is done is not repeated.
+
+    They are trained in the order in which they become files. So those that are run before the
+    time is up have had it.
+
+    Args:
+        study: keeps what was done.
+        trials: candidate and scores by number, in this order.
+        problem: task, stitcher and trainer.
+        goal: objectives and limits.
+        folder: the run folder.
+        steps: training steps of each; 0 trains nothing.
+        stop: True interrupts.
+        report: called with a step and the share of it that is done.
+    """
+    todo = []
+    for number, (candidate, scores) in trials.items():
+        if steps > 0 and goal.baseline.accuracy - goal.worth(scores) >= MIN_LOSS:
+            todo.append((number, candidate, scores))
+    for i, (number, candidate, scores) in enumerate(todo):
+        earlier = LongRecovery.read(study, number)
+        if earlier is not None and earlier.steps >= steps:
+            continue
+        if stop():
+            return
+        report("recovering the front", i / len(todo))
+        distillation = replace(candidate.distillation, steps=steps, restarts=())
+        longer = replace(candidate, distillation=distillation)
+        best, trained = scores, read_recovered(folder, number)
+        if trained is not None:
+            best = max(scores, trained.scores, key=goal.worth)
+        lesson = recover_candidate(problem, folder, number, longer, best, goal, stop=stop)
+        if stop():
+            return
+        reached = next(reversed(lesson.rungs.values()), scores.accuracy)
+        outcome = LongRecovery(steps, scores.accuracy, reached, lesson.improved, lesson.cause)
+        outcome.write(study, number)

@@ -1,0 +1,125 @@
+"""Time the files of a front in turn with the float file, each with its session settings."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+from autocompress.search.problem.problem import Problem
+from autocompress.targets.device.sessions import SessionSettings, open_session
+from autocompress.targets.device.timing import interleaved_timing
+from autocompress.targets.latency import compare
+
+ROUNDS = 60
+Report = Callable[[str, float], None]
+
+
+@dataclass(frozen=True)
+class FrontTiming:
+    """Hold the latencies of the files of a front.
+
+    Attributes:
+        ratios: latency of each file relative to the float file; () where nothing was timed.
+        settings: session settings of each file.
+        tuned_ratios: by name of the file's folder, latency with tuned relative to default
+            settings.
+        baseline_ms: latency of the float file.
+        warning: what disturbed the timing, or "".
+    """
+
+    ratios: tuple[float, ...]
+    settings: tuple[SessionSettings, ...]
+    tuned_ratios: Mapping[str, float]
+    baseline_ms: float
+    warning: str
+
+
+def time_front(
+    problem: Problem, baseline: Path, paths: Sequence[Path], report: Report
+) -> FrontTiming:
+    """Time files in turn with the float one.
+
+    Where settings were tuned, each file is first run with both. A file that tuned settings slow
+    down keeps the default ones.
+
+    Args:
+        problem: task and target.
+        baseline: path of the float file.
+        paths: of the other files.
+        report: called with a step and the share of it that is done.
+
+    Returns:
+        Latencies and settings in the order of `paths`.
+    """
+    feed = problem.builder.lowered.feed(problem.task.example_inputs)
+    tuned, default = problem.settings, problem.target.settings
+    share = partial(report, "timing the front")
+    if problem.latency_source == "table":  # what is fast here says nothing about the device
+        return FrontTiming((), (tuned,) * len(paths), {}, problem.table.baseline_ms, "")
+    if problem.target.figures is not None or tuned == default:
+        files = [str(path) for path in paths]
+        timing = compare(str(baseline), files, feed, problem.target, tuned, ROUNDS, share)
+        settings = (tuned,) * len(paths)
+        return FrontTiming(timing.ratios, settings, {}, timing.baseline_ms, timing.warning)
+    chosen, ratios = _choose_settings(problem, [baseline, *paths], feed, report)
+    openers = [partial(open_session, str(path), chosen[path]) for path in (baseline, *paths)]
+    timing = interleaved_timing(openers[0], openers[1:], feed, ROUNDS, report=share)
+    settings = tuple(chosen[path] for path in paths)
+    return FrontTiming(timing.ratios, settings, ratios, timing.baseline_ms, timing.warning)
+
+
+def _choose_settings(
+    problem: Problem, paths: Sequence[Path], feed: Mapping[str, Any], report: Report
+) -> tuple[dict[Path, SessionSettings], dict[str, float]]:
+    """Return (settings by path, ratio of tuned to default by folder)."""
+    tuned, default = problem.settings, problem.target.settings
+    chosen, ratios = {}, {}
+    for i, path in enumerate(paths):
+        report("timing the settings", i / len(paths))
+        plain, other = (partial(open_session, str(path), own) for own in (default, tuned))
+        pair = interleaved_timing(plain, [other], feed, ROUNDS // 2)
+        chosen[path] = default if pair.intervals[0][0] > 1 else tuned
+        ratios[path.parent.name] = pair.ratios[0]
+    return chosen, ratios
+
+
+def time_elsewhere(
+    problem: Problem,
+    baseline: Path,
+    paths: Sequence[Path],
+    settings: Sequence[SessionSettings],
+    report: Report,
+) -> list[dict[str, float]]:
+    """Time files at the task's `latency_inputs`.
+
+    Args:
+        problem: task and target.
+        baseline: path of the float file.
+        paths: of the other files.
+        settings: session settings of these.
+        report: called with a step and the share of it that is done.
+
+    Returns:
+        For the float file and each other file, milliseconds by the name used in reports.
+    """
+    entries: list[dict[str, float]] = [{} for _ in (baseline, *paths)]
+    if problem.latency_source == "table":  # its device is not at hand
+        return entries
+    for name, inputs in problem.task.latency_inputs.items():
+        feed = problem.builder.lowered.feed(inputs)
+        share = partial(report, f"timing the front at {name}")
+        tuned = problem.settings
+        if problem.target.figures is not None:
+            files = [str(path) for path in paths]
+            timing = compare(str(baseline), files, feed, problem.target, tuned, ROUNDS, share)
+        else:
+            opener = partial(open_session, str(baseline), tuned)
+            pairs = zip(paths, settings, strict=True)
+            openers = [partial(open_session, str(path), own) for path, own in pairs]
+            timing = interleaved_timing(opener, openers, feed, ROUNDS, report=share)
+        for entry, ratio in zip(entries, (1.0, *timing.ratios), strict=True):
+            entry[f"latency at {name} (ms)"] = ratio * timing.baseline_ms
+    return entries

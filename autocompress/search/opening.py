@@ -1,0 +1,300 @@
+"""Open a search: check what is asked for, make the problem, and divide the time.
+
+All of this happens before the first trial. The loop goes on from the result, and each worker opens
+the same problem for itself.
+"""
+
+from __future__ import annotations
+
+import os
+import time
+from collections.abc import Mapping, Sized
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from threadpoolctl import threadpool_limits
+
+from autocompress.cache import cache_folder
+from autocompress.compress.recover.sequences import check_causal
+from autocompress.compress.recover.student import on_student, taught
+from autocompress.errors import LimitError, RunFolderError, nearest_name
+from autocompress.measure.prepare import prepared
+from autocompress.measure.robustness import SAMPLES as DISTURBED
+from autocompress.measure.robustness import corruptions_of
+from autocompress.model.modules import ModuleMap, find_modules
+from autocompress.results.files import disk_error
+from autocompress.results.front import STUDENT_FILE, TABLE_FILE
+from autocompress.results.limits import Limits, parse_limits
+from autocompress.search.problem.clock import EXPORT_S, Clock
+from autocompress.search.problem.options import Settings
+from autocompress.search.problem.problem import Problem, open_problem, pick_device
+from autocompress.search.problem.progress import SearchProgress, setup_lines
+from autocompress.search.problem.run_record import RunRecord, known_run
+from autocompress.search.problem.setup import Setup
+from autocompress.search.propose.factory import make_allocator, sensitivity
+from autocompress.search.propose.reach import check_size, out_of_reach
+from autocompress.search.propose.sensitivity import Losses
+from autocompress.space.search_space import BoundSpace, SearchSpace
+from autocompress.targets.target import Target, find_target
+from autocompress.task.task import Task
+from autocompress.task.user_code import looking
+
+FINALIZE_FACTOR = 3  # steps of the long recovery, as a multiple of the space's
+
+
+@dataclass(frozen=True)
+class Request:
+    """Hold what a search is asked for, checked, but before anything takes long.
+
+    Attributes:
+        task: the user's task.
+        learner: the same, or on its student, which is not taught yet.
+        space: the search space.
+        target: the runtime on its machine.
+        device: where candidates are evaluated and trained.
+        module_map: compressible modules of the learner.
+        limits: limits as given, absolute or relative.
+    """
+
+    task: Task
+    learner: Task
+    space: SearchSpace
+    target: Target
+    device: torch.device
+    module_map: ModuleMap
+    limits: Mapping[str, Any]
+
+
+@dataclass(frozen=True)
+class OpenedSearch:
+    """Hold everything that is ready before the first trial.
+
+    Attributes:
+        problem: task, target and space.
+        limits: absolute limits.
+        run: the record so far.
+        earlier: the record of the run that is resumed, or None.
+        steps: training steps of each point of the front at the end.
+        clock: deadlines.
+        losses: divergence by (module, config).
+    """
+
+    problem: Problem
+    limits: Limits
+    run: RunRecord
+    earlier: RunRecord | None
+    steps: int
+    clock: Clock
+    losses: Losses
+
+
+def check_request(
+    task: Task, settings: Settings, setup: Setup, progress: SearchProgress
+) -> Request:
+    """Load and check what a search is asked for.
+
+    Args:
+        task: the user's task.
+        settings: of the search.
+        setup: is told the steps.
+        progress: shows notes on the task.
+
+    Returns:
+        The request.
+
+    Raises:
+        AutocompressError: something in it is wrong.
+    """
+    setup("checking the task", 0.0)
+    with looking(setup.look):
+        task = prepared(task, progress.line)
+    space = SearchSpace.load(settings.space)
+    if settings.objectives:
+        space = replace(space, objectives=tuple(dict.fromkeys(settings.objectives)))
+    target = find_target(settings.target, portable=settings.portable)
+    device = pick_device(settings.device)
+    divide_threads(settings.workers)
+    learner = on_student(task)
+    setup("finding modules", 0.0)
+    with looking(setup.look):
+        module_map = find_modules(learner.model, task.example_inputs, task.towers)
+    limits = _checked_limits(learner, space.bind(module_map, target), settings)
+    return Request(task, learner, space, target, device, module_map, limits)
+
+
+def open_search(
+    request: Request, settings: Settings, folder: Path, setup: Setup, progress: SearchProgress
+) -> OpenedSearch:
+    """Make the problem of a search, measure sensitivities, and write run.json.
+
+    Args:
+        request: what is asked for.
+        settings: of the search.
+        folder: the run folder, which this process holds.
+        setup: is told the steps, and says what there is time for.
+        progress: shows what a user should know.
+
+    Returns:
+        Everything that is ready before the first trial.
+
+    Raises:
+        AutocompressError: the run folder is of another search, the limits cannot be met, or the
+            model cannot be exported.
+    """
+    task, learner = request.task, request.learner
+    earlier = known_run(folder, task, request.target)
+    if task.student is not None:
+        setup("teaching the student", 0.0)
+        bound = request.space.bind(request.module_map, request.target)
+        learner = taught_task(task, bound, settings.seed, request.device, folder)
+    known = None if earlier is None else earlier.float_files
+    place = (request.space, request.target, request.device, request.module_map)
+    table = folder / TABLE_FILE
+    problem = open_problem(task, learner, *place, settings, table, known, setup, setup.budget_s)
+    setup.is_ready = True
+    limits = absolute_limits(problem, request.limits)
+    run = RunRecord.of(task, settings, problem, limits)
+    if earlier is not None and earlier.space["digest"] != problem.space.digest:
+        raise RunFolderError(
+            f"{folder}: holds a search over another space; choose another --out or give the "
+            "space it was started with"
+        )
+    run.save(folder, earlier)
+    for line in setup_lines(problem, run.time):
+        progress.line(line)
+    steps = settings.finalize_steps
+    if steps is None:
+        steps = FINALIZE_FACTOR * problem.space.recovery.steps
+    clock = clock_of(problem, settings, setup.started, steps > 0)
+    losses, summary, words = _sensitivities(problem, folder, setup, clock)
+    if summary is None and earlier is not None:
+        summary = earlier.sensitivity
+    run = replace(run, sensitivity=summary, setup_seconds=setup.finish())
+    run.save(folder, earlier)
+    reach = out_of_reach(problem, make_allocator(problem, losses), limits)
+    for line in (words, setup.words, reach):
+        if line:
+            progress.line(line)
+    return OpenedSearch(problem, limits, run, earlier, steps, clock, losses)
+
+
+def _sensitivities(
+    problem: Problem, folder: Path, setup: Setup, clock: Clock
+) -> tuple[Losses, Mapping[str, Any] | None, str]:
+    """Return (losses, how they were measured, the same in words), or read them from the folder."""
+    deadline = clock.sensitivity_deadline(time.monotonic())
+    losses, measured = sensitivity(problem, folder, setup, deadline)
+    if measured is None:
+        return losses, None, ""
+    return losses, measured.summary, measured.words
+
+
+def _checked_limits(learner: Task, space: BoundSpace, settings: Settings) -> dict[str, Any]:
+    """Return the limits as given, after checking them and the space against the task."""
+    limits: dict[str, Any] = dict(space.constraints)
+    limits |= {name: value for name, value in settings.limits.items() if value is not None}
+    parse_limits(limits, 1.0, 1.0, metrics=dict.fromkeys(learner.extra_metrics, 1.0))
+    for name in space.objectives:
+        if name not in learner.extra_metrics:
+            near = nearest_name(name, list(learner.extra_metrics)) or (
+                "none; size, latency and the task's own metric are objectives anyway"
+            )
+            raise LimitError(f"objective {name!r}: is no extra metric of the task; nearest: {near}")
+    if space.recovery.steps > 0 and max(space.recovery.choices["sequences"]) > 0:
+        check_causal(learner.model, *next(iter(learner.training_batches())))
+    return limits
+
+
+def divide_threads(workers: int) -> None:
+    """Limit the threads of this process to its share of the processors.
+
+    The threads of torch and of the BLAS of NumPy and SciPy spin while they wait.
+
+    Args:
+        workers: processes that share this machine.
+    """
+    share = max(1, (os.cpu_count() or 1) // max(1, workers))
+    torch.set_num_threads(share)
+    threadpool_limits(share, user_api="blas")
+
+
+def taught_task(
+    task: Task, space: BoundSpace, seed: int, device: torch.device, folder: Path
+) -> Task:
+    """Put a task on its student, after the model has taught it as the space says.
+
+    Args:
+        task: the user's task.
+        space: says how the student is taught.
+        seed: of the training.
+        device: where it is trained.
+        folder: the run folder, which keeps its weights.
+
+    Returns:
+        The task itself where it has no student.
+    """
+    lesson, weights = space.recovery.student_lesson(), folder / STUDENT_FILE
+    return taught(task, lesson, seed, device, weights, cache_folder() / "teacher")
+
+
+def absolute_limits(problem: Problem, relative: Mapping[str, Any]) -> Limits:
+    """Make limits absolute.
+
+    Args:
+        problem: has the baseline.
+        relative: limits, absolute or relative to the baseline.
+
+    Returns:
+        Absolute limits.
+
+    Raises:
+        LimitError: even the smallest file of the space is larger than max_size.
+    """
+    base = problem.baseline
+    limits = parse_limits(relative, base.size_bytes, base.latency_ms, base.accuracy, base.metrics)
+    check_size(problem, limits)
+    return limits
+
+
+def clock_of(problem: Problem, settings: Settings, started: float, recovers: bool) -> Clock:
+    """Divide the timeout, by what a pass over the validation split took.
+
+    Args:
+        problem: has the splits and the seconds of a pass.
+        settings: has the timeout.
+        started: when the search began, by the monotonic clock.
+        recovers: True if the front is trained at the end.
+
+    Returns:
+        Deadlines.
+    """
+    task = problem.task
+    test, validation = task.test, task.validation
+    tested = float(test is not None)
+    if isinstance(test, Sized) and isinstance(validation, Sized):
+        tested = len(test) / max(1, len(validation))
+    kinds = len(corruptions_of(validation, task.batch_first))
+    passes = 1 + tested + kinds * min(1.0, DISTURBED / len(problem.race.teacher))
+    latency_s = problem.baseline.latency_ms / 1e3 * (1 + len(task.latency_inputs))
+    file_s = EXPORT_S + passes * problem.float_files.pass_s
+    now = time.monotonic()
+    return Clock(started, settings.timeout_s, recovers, file_s, latency_s, now)
+
+
+def make_folder(folder: Path) -> None:
+    """Make the run folder.
+
+    Args:
+        folder: its path.
+
+    Raises:
+        RunFolderError: the disk or a permission refuses.
+    """
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        if not os.access(folder, os.W_OK):
+            raise PermissionError(13, "Permission denied")
+    except OSError as error:
+        raise disk_error(folder, error) from error

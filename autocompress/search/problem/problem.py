@@ -1,0 +1,377 @@
+"""Hold everything that a search needs of one task on one target: graph, latency table, baseline.
+
+A problem is made once per process, before the first trial: the model is exported, calibrated and
+profiled, and the float file is evaluated. Trials, recovery and the files of the front read it.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import torch
+from torch import nn
+
+from autocompress.cache import cache_folder
+from autocompress.candidate import Candidate, ModuleConfig
+from autocompress.compress.assemble.stitch import Stitcher
+from autocompress.compress.recover.context import Trainer
+from autocompress.compress.recover.precision import training_dtype
+from autocompress.compress.recover.teacher import Teacher
+from autocompress.errors import TargetError, TaskError
+from autocompress.export.build import Builder
+from autocompress.export.compressor import Compressor
+from autocompress.export.float_graph.float_graph import export_reference
+from autocompress.export.identity import check_identity
+from autocompress.export.subject import Report, builder_for, layout_of, subject_of
+from autocompress.measure.accuracy import evaluate_session
+from autocompress.model.modules import ModuleMap
+from autocompress.results.front import Measurement
+from autocompress.search.problem.clock import TABLE_SHARE
+from autocompress.search.problem.options import Settings
+from autocompress.search.problem.race import Race, open_race
+from autocompress.search.problem.ranks import no_gain, rank_verdicts, table_times
+from autocompress.space.search_space import BoundSpace, SearchSpace
+from autocompress.targets.device.sessions import SessionSettings, open_session
+from autocompress.targets.latency import all_threads, compare
+from autocompress.targets.latency_model.latency_table import LatencyTable
+from autocompress.targets.latency_model.plan import Subject
+from autocompress.targets.latency_model.stored_tables import cached_table, is_foreign, run_table
+from autocompress.targets.target import Target
+from autocompress.targets.workload import Layout
+from autocompress.task.batches import batch_size
+from autocompress.task.copies import copied
+from autocompress.task.free_shapes import free_dimensions
+from autocompress.task.task import Task
+
+BASELINE_ROUNDS = 60
+
+
+@dataclass(frozen=True)
+class Baseline:
+    """Hold the numbers of the float files.
+
+    Attributes:
+        measured: size, latency and accuracy of the original's float file. Every predicted and
+            measured ratio is multiplied by its latency. So a machine that gets slower does not
+            move one point against another.
+        float_ms: latency of the float model that is compressed, in ms: the student's where there
+            is one, otherwise the original's.
+        pass_s: seconds of one pass of the float file over the validation split.
+    """
+
+    measured: Measurement
+    float_ms: float
+    pass_s: float
+
+
+@dataclass(frozen=True)
+class Problem:
+    """Hold one task on one target, ready for trials.
+
+    Attributes:
+        task: the task, on its student where it has one.
+        target: the runtime on its machine.
+        space: the search space on the modules of the task.
+        device: where candidates are evaluated and trained.
+        compressor: makes the modules and graphs of candidates.
+        layout: the modules as the latency model sees them.
+        subject: what the profiler measures.
+        table: the latency table.
+        float_files: numbers of the float files.
+        race: the validation split in the order in which candidates race on it.
+        trainer: teacher and data of recovery. The teacher is the original.
+        reference: content of the original's float file.
+    """
+
+    task: Task
+    target: Target
+    space: BoundSpace
+    device: torch.device
+    compressor: Compressor
+    layout: Layout
+    subject: Subject
+    table: LatencyTable
+    float_files: Baseline
+    race: Race
+    trainer: Trainer
+    reference: bytes
+
+    @property
+    def baseline(self) -> Measurement:
+        """Size, latency and accuracy of the original's float file."""
+        return self.float_files.measured
+
+    @property
+    def builder(self) -> Builder:
+        """Builder of graphs."""
+        return self.compressor.builder
+
+    @property
+    def stitcher(self) -> Stitcher:
+        """Stitcher, which holds one simulated candidate."""
+        return self.compressor.stitcher
+
+    @property
+    def module_map(self) -> ModuleMap:
+        """Compressible modules."""
+        return self.builder.module_map
+
+    @property
+    def settings(self) -> SessionSettings:
+        """Settings with which sessions of the target are opened."""
+        return self.table.settings
+
+    @property
+    def latency_source(self) -> str:
+        """Origin of the latencies of files.
+
+        "measured" on this machine, "analytic" (computed from published figures), or "table"
+        (predicted for another machine).
+        """
+        if self.target.figures:
+            return "analytic"
+        return "table" if is_foreign(self.table) else "measured"
+
+    @property
+    def table_float_ms(self) -> float:
+        """Latency of the float model by the latency table, in ms.
+
+        It is measured, or predicted where the table is of other batch or sequence sizes.
+        """
+        shapes = {name: list(array.shape) for name, array in self.subject.feed.items()}
+        if self.table.inputs == shapes:
+            return self.table.baseline_ms
+        return self.table.predict_ms(self.layout, Candidate())
+
+    def size_bytes(self, candidate: Candidate) -> int:
+        """Return the size of the candidate's file.
+
+        Args:
+            candidate: configs of modules.
+
+        Returns:
+            Bytes, exact.
+        """
+        return self.builder.size_bytes(candidate)
+
+    def latency_ms(self, candidate: Candidate) -> float:
+        """Predict the latency of a candidate, at the speed of the run's baseline.
+
+        Args:
+            candidate: configs of modules.
+
+        Returns:
+            Milliseconds.
+        """
+        share = self.table.predict_ms(self.layout, candidate) / self.table_float_ms
+        return share * self.float_files.float_ms
+
+
+def pick_device(name: str | None) -> torch.device:
+    """Return the named device, or CUDA where there is one, else the CPU.
+
+    Args:
+        name: as torch names it, or None.
+
+    Returns:
+        A device that is available.
+
+    Raises:
+        TaskError: the name is unknown, or the device is not available.
+    """
+    try:
+        device = torch.device(name or ("cuda" if torch.cuda.is_available() else "cpu"))
+    except RuntimeError:
+        raise TaskError(f"device {name!r} is unknown; nearest: cpu") from None
+    if device.type == "cuda" and not torch.cuda.is_available():
+        raise TaskError(f"device {name!r} is not available on this machine; nearest: cpu")
+    return device
+
+
+def open_problem(
+    original: Task,
+    task: Task,
+    space: SearchSpace,
+    target: Target,
+    device: torch.device,
+    module_map: ModuleMap,
+    settings: Settings,
+    table_file: Path,
+    known: Baseline | None = None,
+    report: Report = lambda what, share: None,
+    budget_s: Callable[[float], float | None] = lambda share: None,
+) -> Problem:
+    """Export, calibrate, profile and evaluate the baseline.
+
+    Args:
+        original: the user's task.
+        task: the same, or on its student.
+        space: the search space.
+        target: the runtime on its machine.
+        device: where candidates are evaluated and trained.
+        module_map: compressible modules of `task`.
+        settings: its seed, latency table and memory for variants are used.
+        table_file: keeps the latency table of the run. It is read when it serves, and written.
+        known: baseline of a resumed run; None measures it and compares files with simulation.
+        report: called with a step and the share of it that is done.
+        budget_s: returns the seconds in a share of the remaining time; None is unlimited.
+
+    Returns:
+        A problem that is ready for trials.
+
+    Raises:
+        AutocompressError: the model cannot be exported, or the task contradicts itself.
+    """
+    report("evaluating the model", 0.0)
+    model = copied(original.model, device)
+    race = open_race(task, model, device, settings.seed)
+    source = settings.table_file
+    kernels_of, ranges = source or _readable(table_file), space.activation_range
+    builder = builder_for(task, module_map, target, device, kernels_of, ranges, report)
+    _check_latency_inputs(task, builder)
+    bound = _bound(space, task, builder, target)
+    layout = layout_of(builder)
+    subject = subject_of(task, builder, layout, bound)
+    table = _table(subject, target, source, table_file, report, budget_s)
+    verdicts = rank_verdicts(bound, builder.module_map, table_times(layout, table))
+    bound = replace(bound, no_gain=no_gain(verdicts))
+    report("checking the files against their simulation", 0.0)
+    reference, teacher = _original(original, builder, device)
+    compressor = _compressor(builder, device, settings.library_bytes)
+    if known is None:
+        check_identity(compressor, target, task)
+    report("evaluating the baseline", 0.0)
+    float_files = known or _measured(task, builder, reference, target, subject, table)
+    report("timing a step of training", 0.0)
+    trainer = _trainer(task, teacher, compressor.stitcher, bound, device, settings.seed)
+    parts = (task, target, bound, device, compressor, layout, subject, table)
+    return Problem(*parts, float_files, race, trainer, reference)
+
+
+def _bound(space: SearchSpace, task: Task, builder: Builder, target: Target) -> BoundSpace:
+    """Return the space on the exported modules, with the recovery that fits the task."""
+    names = task.output_weights or ("",)
+    logits = task.divergence is None and any(task.is_logits(name) for name in names)
+    bound = space.bind(builder.module_map, target)
+    return replace(bound, recovery=bound.recovery.fitted(task.has_labels, logits))
+
+
+def _table(
+    subject: Subject,
+    target: Target,
+    source: Path | None,
+    table_file: Path,
+    report: Report,
+    budget_s: Callable[[float], float | None],
+) -> LatencyTable:
+    """Return the run's latency table, or one that is given, cached or measured; keep it."""
+    report("planning the latency table", 0.0)
+    table = run_table(subject, target, table_file)
+    if table is None:
+        table = cached_table(subject, target, source, report, budget_s(TABLE_SHARE))
+    table.save(table_file)
+    return table
+
+
+def _compressor(builder: Builder, device: torch.device, library_bytes: int) -> Compressor:
+    """Return a compressor over the library of variants on disk."""
+    variants = cache_folder() / "variants"
+    return Compressor.of(builder, variants, library_bytes, device)
+
+
+def _check_latency_inputs(task: Task, builder: Builder) -> None:
+    """Raise TaskError for latency inputs of another batch size where files fix it."""
+    size = batch_size(task.example_inputs)
+    for name, inputs in task.latency_inputs.items():
+        if not builder.lowered.dynamic_batch and batch_size(inputs) != size:
+            raise TaskError(
+                f"task: latency_inputs[{name!r}] has a batch of {batch_size(inputs)}, "
+                f"files of this model take {size}; nearest: {size}"
+            )
+
+
+def _readable(path: Path) -> Path | None:
+    """Return the path of a latency table, or None when it cannot be read."""
+    try:
+        LatencyTable.load(path)
+    except TargetError:
+        return None
+    return path
+
+
+def _original(original: Task, builder: Builder, device: torch.device) -> tuple[bytes, nn.Module]:
+    """Return (float file, model) of the user's model, which is not the student."""
+    if original.student is None:
+        return builder.baseline, builder.teacher.to(device)
+    names, outputs = builder.lowered.input_names, tuple(original.output_weights or ())
+    free = free_dimensions(original)
+    reference = export_reference(original.model, original.example_inputs, names, outputs, free)
+    return reference, copied(original.model, device)
+
+
+def _trainer(
+    task: Task,
+    teacher: nn.Module,
+    stitcher: Stitcher,
+    space: BoundSpace,
+    device: torch.device,
+    seed: int,
+) -> Trainer:
+    dtype = training_type(task, stitcher, device) if space.recovery.steps > 0 else torch.float32
+    temperatures = space.recovery.choices["temperature"]
+    teaches = Teacher(task, teacher, device, cache_folder() / "teacher", temperatures)
+    return Trainer(task, teaches, dtype, seed)
+
+
+def training_type(task: Task, stitcher: Stitcher, device: torch.device) -> torch.dtype:
+    """Return the floating-point type in which recovery trains.
+
+    It is timed on 4-bit weights on integer kernels, the most common candidates.
+
+    Args:
+        task: gives the first training batch.
+        stitcher: holds another candidate afterwards.
+        device: where training runs.
+
+    Returns:
+        float32, bfloat16 or float16.
+    """
+    # Rounding does not change the time of a step, so the quickest algorithm serves.
+    quick = ModuleConfig(4, algorithm="nearest", weight_range="min_max")
+    configs = {}
+    for module in stitcher.module_map:
+        bits = 8 if module.kind in ("linear", "conv") else 32
+        configs[module.name] = replace(quick, activation_bits=bits)
+    typical = Candidate.of(configs)
+    student = stitcher.apply(typical)
+    stitcher.start_training(typical)
+    return training_dtype(task, student, device, cache_folder() / "precision")
+
+
+def _measured(
+    task: Task,
+    builder: Builder,
+    reference: bytes,
+    target: Target,
+    subject: Subject,
+    table: LatencyTable,
+) -> Baseline:
+    """Run and time the float files."""
+    session = open_session(reference, all_threads(table.settings))
+    started = time.perf_counter()
+    scores, _ = evaluate_session(task, session, builder.lowered.input_names, task.validation)
+    pass_s = time.perf_counter() - started
+    others = [] if reference is builder.baseline else [builder.baseline]
+    timing = compare(
+        reference, others, subject.feed, target, table.settings, rounds=BASELINE_ROUNDS
+    )
+    ratio = timing.ratios[0] if others else 1.0
+    # A device that is not at hand cannot be timed. Its table knows only the compressed model.
+    baseline_ms = table.baseline_ms / ratio if is_foreign(table) else timing.baseline_ms
+    measured = Measurement(
+        len(reference), baseline_ms, scores.accuracy, metrics=scores.metrics, verified=True
+    )
+    return Baseline(measured, baseline_ms * ratio, pass_s)

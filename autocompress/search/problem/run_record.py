@@ -1,0 +1,224 @@
+"""Describe a run: the content of run.json.
+
+The record is written before the first trial, and again with what the front showed. A search that
+is resumed compares it with what it was asked for.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field, fields
+from pathlib import Path
+from typing import Any
+
+import optuna
+import torch
+
+from autocompress.compress.recover.teacher import changed_weights, model_hash
+from autocompress.errors import RunFolderError
+from autocompress.results.files import read_json, write_json
+from autocompress.results.front import RUN_FILE, Measurement
+from autocompress.results.limits import Limits
+from autocompress.search.problem.options import Settings
+from autocompress.search.problem.problem import Baseline, Problem
+from autocompress.targets.latency_model.breakdown import where_time_goes
+from autocompress.targets.target import Target
+from autocompress.task.task import Task
+
+
+@dataclass(frozen=True)
+class RunRecord:
+    """Hold the content of run.json; fields below `uncovered` are known later.
+
+    Attributes:
+        task: name of the task.
+        source: spec and arguments of the task, where it was loaded by name.
+        model: hash of the weights.
+        student_model: hash of the weights of the student as it comes, or None.
+        space: file of the search space, and its digest.
+        target: name of the target.
+        portable: True if integer weights are exact on every processor.
+        settings: session settings that are used, and those that were tried.
+        latency_source: where latencies come from (`Problem.latency_source`).
+        time: where the time of the float model goes.
+        left_out: choices that the target cannot execute.
+        not_free: dimensions of the files that are fixed.
+        objectives: names of all objectives.
+        seed: of the search.
+        strategy: of the search.
+        sampler: of the search.
+        versions: of libraries and processor.
+        baseline: numbers of the float file.
+        float_ms: latency of the float model that is compressed, in ms.
+        pass_s: seconds of one pass over the validation split.
+        training_dtype: type of the arithmetic of recovery.
+        limits: absolute limits.
+        latency_check: errors of the latency model on unseen candidates.
+        latency_note: what is to be said of the latency model.
+        no_gain: (module, rank_ratio, decomposition) of ranks that gain nothing.
+        uncovered: modules that are not compressed, with the reason.
+        sensitivity: how sensitivities came about.
+        setup_seconds: by step.
+        seconds: of the whole run, earlier runs in the folder included.
+        front_check: errors of the latency model on the files of the front.
+        refit: errors after it was fitted to these files too, if it was.
+        recovery: what recovery did, by trained trial.
+        teacher: batches that the teacher computed, and read from the cache.
+        library: variants that were made, and reused.
+    """
+
+    task: str = ""
+    source: Mapping[str, Any] | None = None
+    model: str = ""
+    student_model: str | None = None
+    space: Mapping[str, Any] = field(default_factory=dict)
+    target: str = ""
+    portable: bool | None = None
+    settings: Mapping[str, Any] = field(default_factory=dict)
+    latency_source: str = "measured"
+    time: Mapping[str, Any] = field(default_factory=dict)
+    left_out: list[str] = field(default_factory=list)
+    not_free: list[str] = field(default_factory=list)
+    objectives: list[str] = field(default_factory=list)
+    seed: int = 0
+    strategy: str = "guided"
+    sampler: str = "guided"
+    versions: Mapping[str, str] = field(default_factory=dict)
+    baseline: Mapping[str, Any] = field(default_factory=dict)
+    float_ms: float | None = None
+    pass_s: float = 1.0
+    training_dtype: str = "float32"
+    limits: Mapping[str, Any] = field(default_factory=dict)
+    latency_check: Mapping[str, Any] = field(default_factory=dict)
+    latency_note: str = ""
+    no_gain: list[list[Any]] = field(default_factory=list)
+    uncovered: list[Mapping[str, Any]] = field(default_factory=list)
+    sensitivity: Mapping[str, Any] | None = None
+    setup_seconds: Mapping[str, float] | None = None
+    seconds: float | None = None
+    front_check: Mapping[str, Any] | None = None
+    refit: Mapping[str, Any] | None = None
+    recovery: list[dict[str, Any]] | None = None
+    teacher: Mapping[str, int] | None = None
+    library: Mapping[str, int] | None = None
+
+    @classmethod
+    def of(cls, task: Task, settings: Settings, problem: Problem, limits: Limits) -> RunRecord:
+        """Describe a search before its first trial.
+
+        Args:
+            task: the user's task.
+            settings: of the search.
+            problem: made of them.
+            limits: absolute limits.
+
+        Returns:
+            A record without what is known later.
+        """
+        space, table, bound = settings.space, problem.table, problem.space
+        torch_version = str(torch.__version__)
+        return cls(
+            task=task.name,
+            source=None if task.source is None else dict(task.source),
+            model=model_hash(task.model),
+            student_model=None if task.student is None else model_hash(task.student),
+            space={
+                "file": str(space) if isinstance(space, (str, Path)) else "inline",
+                "digest": bound.digest,
+            },
+            target=problem.target.name,
+            portable=problem.target.portable,
+            settings={"used": asdict(problem.settings), "tried": list(table.tuning)},
+            latency_source=problem.latency_source,
+            time=where_time_goes(table, problem.layout),
+            left_out=list(bound.left_out),
+            not_free=list(problem.builder.lowered.fixed),
+            objectives=["size_bytes", "latency_ms", "accuracy", *bound.objectives],
+            seed=settings.seed,
+            strategy=settings.strategy,
+            sampler=settings.sampler,
+            versions={**table.versions, "torch": torch_version, "optuna": optuna.__version__},
+            baseline=problem.baseline.to_json(),
+            float_ms=problem.float_files.float_ms,
+            pass_s=problem.float_files.pass_s,
+            training_dtype=str(problem.trainer.dtype).removeprefix("torch."),
+            limits=asdict(limits),
+            latency_check=table.check,
+            latency_note=table.note,
+            no_gain=sorted(list(choice) for choice in bound.no_gain),
+            uncovered=[item.__dict__ for item in problem.module_map.uncovered],
+        )
+
+    @property
+    def float_files(self) -> Baseline:
+        """Numbers of the float files."""
+        measured = Measurement.from_json(self.baseline)
+        float_ms = measured.latency_ms if self.float_ms is None else float(self.float_ms)
+        return Baseline(measured, float_ms, float(self.pass_s))
+
+    def to_json(self) -> dict[str, Any]:
+        """Return the content of run.json, without what is not known yet."""
+        plain = {item.name: getattr(self, item.name) for item in fields(self)}
+        return {
+            name: value for name, value in plain.items() if value is not None or name == "source"
+        }
+
+    @classmethod
+    def from_json(cls, data: Mapping[str, Any]) -> RunRecord:
+        """Reverse `to_json`.
+
+        Args:
+            data: content of run.json, of this or an earlier version.
+
+        Returns:
+            The record. Fields that the file lacks take their defaults.
+        """
+        names = {item.name for item in fields(cls)}
+        return cls(**{name: value for name, value in data.items() if name in names})
+
+    def save(self, folder: Path, earlier: RunRecord | None = None) -> None:
+        """Write run.json.
+
+        Args:
+            folder: the run folder.
+            earlier: record of the run that is resumed; its later fields stay until they are known.
+        """
+        before = {} if earlier is None else earlier.to_json()
+        write_json(folder / RUN_FILE, {**before, **self.to_json()})
+
+
+def known_run(folder: Path, task: Task, target: Target) -> RunRecord | None:
+    """Read the run that a folder holds.
+
+    Args:
+        folder: the run folder.
+        task: the task of the search that resumes it.
+        target: its target.
+
+    Returns:
+        The record, or None where the folder holds no run.
+
+    Raises:
+        RunFolderError: the run is of another task, model or target.
+    """
+    if not (folder / RUN_FILE).exists():
+        return None
+    known = RunRecord.from_json(read_json(folder / RUN_FILE))
+    changed = changed_weights(task, {"model": known.model, "student_model": known.student_model})
+    if known.task != task.name:
+        reason = f"is the run folder of task {known.task!r}, not of {task.name!r}"
+    elif changed:
+        whose = "" if changed == "model" else f"the {changed} of "
+        reason = f"was made with other weights of {whose}task {task.name!r}"
+    elif known.target != target.name:
+        reason = f"was searched for target {known.target}, not for {target.name}"
+    elif known.portable is None:
+        reason = "was searched by an earlier version"
+    elif known.portable != target.portable:
+        then, now = "--portable", "--no-portable"
+        if target.portable:
+            then, now = now, then
+        reason = f"was searched with {then}, not with {now}"
+    else:
+        return known
+    raise RunFolderError(f"{folder}: {reason}; choose another --out")

@@ -1,0 +1,82 @@
+"""Take part in a search that another process has started: `autocompress worker`."""
+
+from __future__ import annotations
+
+import os
+
+from autocompress.compress.recover.student import on_student
+from autocompress.errors import RunFolderError
+from autocompress.measure.prepare import prepared
+from autocompress.model.modules import find_modules
+from autocompress.results.front import TABLE_FILE
+from autocompress.search.evaluate.judge import Judge
+from autocompress.search.opening import divide_threads, taught_task
+from autocompress.search.problem.problem import open_problem, pick_device
+from autocompress.search.problem.progress import SearchProgress
+from autocompress.search.problem.run_record import known_run
+from autocompress.search.propose.factory import make_sampler, sensitivity
+from autocompress.search.workers.plan import RUN, WorkerPlan
+from autocompress.search.workers.storage import open_study
+from autocompress.search.workers.worker import Interrupt, Worker
+from autocompress.targets.target import find_target
+from autocompress.task.task import Task
+
+
+def run_worker(task: Task, storage: str, study_name: str, device_name: str | None) -> bool:
+    """Run trials of a study until it is full.
+
+    Args:
+        task: the task of the search, loaded anew.
+        storage: URL of the storage.
+        study_name: of the study.
+        device_name: where candidates are evaluated; None picks.
+
+    Returns:
+        True if Ctrl-C ended it early.
+
+    Raises:
+        RunFolderError: no search has started the study, or its folder is not reachable.
+    """
+    task = prepared(task)
+    study = open_study(storage, study_name, create=False)
+    attribute = study.user_attrs.get(RUN)
+    if attribute is None:
+        raise RunFolderError(
+            f"storage {storage}: study {study_name!r} was not started by autocompress search"
+        )
+    plan = WorkerPlan.from_json(attribute)
+    settings, folder, space = plan.settings, plan.folder, plan.space
+    target = find_target(settings.target, portable=settings.portable)
+    known = known_run(folder, task, target)
+    if known is None:
+        raise RunFolderError(
+            f"{folder}: not reachable from this worker; share the run folder between machines"
+        )
+    divide_threads(settings.workers)
+    device = pick_device(device_name)
+    module_map = find_modules(on_student(task).model, task.example_inputs, task.towers)
+    interrupt = Interrupt()
+    with interrupt.watched(), SearchProgress(quiet=True) as progress:
+        bound = space.bind(module_map, target)
+        learner = taught_task(task, bound, settings.seed, device, folder)
+        problem = open_problem(
+            task,
+            learner,
+            space,
+            target,
+            device,
+            module_map,
+            settings,
+            folder / TABLE_FILE,
+            known.float_files,
+            progress.phase,
+        )
+        losses, _ = sensitivity(problem, folder, progress.phase)
+        name = settings.sampler
+        # Stock samplers draw from their own generators: each worker from other seeds.
+        seed = settings.seed + (0 if name == "guided" else os.getpid())
+        limits = plan.limits
+        study.sampler = make_sampler("guided", name, problem, limits, losses, seed, study)
+        worker = Worker(study, Judge(problem, limits, folder), folder, alone=False)
+        worker.run(settings.n_trials, plan.time_left(), interrupt, storage, progress)
+    return interrupt.requested

@@ -1,0 +1,137 @@
+"""Deal the validation split by the seed, and keep outputs and targets together."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from autocompress import Task
+from autocompress.errors import TaskError
+from autocompress.search.problem.race import Race, open_race
+
+CPU = torch.device("cpu")
+
+
+class Plus(nn.Module):
+    """Each sample's output tells which sample it was."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.fc = nn.Linear(1, 2, bias=False)
+        self.fc.weight.data[:] = torch.tensor([[1.0], [2.0]])
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.fc(x)
+
+
+def right(outputs: Tensor, targets: Tensor) -> float:
+    return float((outputs[:, 0] == targets).float().mean())
+
+
+def difference(outputs: Tensor, expected: Tensor) -> Tensor:
+    return (outputs - expected).abs().sum(1)
+
+
+def numbered(*sizes: int) -> list[tuple[Tensor, Tensor]]:
+    numbers = torch.arange(sum(sizes), dtype=torch.float32)
+    return [(part[:, None], part) for part in numbers.split(list(sizes))]
+
+
+def task(batches: object, **more: object) -> Task:
+    given = {"divergence": difference, "rows_independent": True, **more}
+    return Task("numbers", Plus(), torch.ones(1, 1), batches, right, **given)
+
+
+def seen(race: Race) -> list[float]:
+    """The samples in the order of the race."""
+    return [float(x) for inputs, _ in race.batches for x in inputs[:, 0]]
+
+
+def test_samples_are_dealt_by_the_seed_and_keep_their_answers() -> None:
+    race, again, other = (open_race(task(numbered(4, 4, 2)), Plus(), CPU, s) for s in (0, 0, 1))
+    assert race.mixed
+    assert [len(inputs) for inputs, _ in race.batches] == [4, 4, 2]
+    assert sorted(seen(race)) == list(range(10))
+    assert seen(race) == [float(i) for i in race.order]
+    assert seen(race) == seen(again) != seen(other)
+    assert race.digest == again.digest != other.digest
+    assert torch.cat(race.targets).tolist() == seen(race)
+    assert race.teacher[:, 1].tolist() == [2 * x for x in seen(race)]
+    assert race.answers.tolist() == list(range(10)), "metrics get the order of the split"
+
+
+def test_what_is_joined_is_in_the_order_of_the_split() -> None:
+    race = open_race(task(numbered(4, 4, 2)), Plus(), CPU, 3)
+    outputs = [{"": Plus()(inputs).detach()} for inputs, _ in race.batches]
+    assert race.joined(outputs)[""][:, 0].tolist() == list(range(10))
+    at = 0
+    for output in outputs:
+        assert torch.equal(race.expected(at, len(output[""])), output[""])
+        at += len(output[""])
+
+
+def test_batches_whose_rows_depend_on_each_other_stay_whole() -> None:
+    batches = numbered(3, 3, 3, 3)
+    race = open_race(task(batches, rows_independent=False), Plus(), CPU, 0)
+    assert not race.mixed
+    starts = [int(inputs[0, 0]) for inputs, _ in race.batches]
+    assert starts == [3 * place for place in race.order]
+    assert sorted(starts) == [0, 3, 6, 9]
+    assert all(inputs[:, 0].tolist() == target.tolist() for inputs, target in race.batches)
+    outputs = [{"": Plus()(inputs).detach()} for inputs, _ in race.batches]
+    assert race.joined(outputs)[""][:, 0].tolist() == list(range(12))
+
+
+def test_a_loader_that_is_not_in_memory_keeps_its_order() -> None:
+    class Loader:
+        def __iter__(self):
+            return iter(numbered(2, 2, 2))
+
+    race = open_race(task(Loader()), Plus(), CPU, 0)
+    assert (race.mixed, race.order) == (False, [0, 1, 2])
+    assert seen(race) == list(range(6))
+
+
+def test_one_batch_is_not_dealt() -> None:
+    race = open_race(task(numbered(5)), Plus(), CPU, 0)
+    assert (race.mixed, race.order, seen(race)) == (False, [0], list(range(5)))
+
+
+def test_other_data_in_the_same_order_is_another_race() -> None:
+    batches = [(inputs + 1, target + 1) for inputs, target in numbered(4, 4)]
+    first, second = (open_race(task(found), Plus(), CPU, 0) for found in (numbered(4, 4), batches))
+    assert first.order == second.order
+    assert first.digest != second.digest
+
+
+@pytest.mark.parametrize(
+    ("divergence", "came"),
+    [
+        (lambda outputs, expected: 0.0, "float"),
+        (lambda outputs, expected: torch.zeros(4, 2), r"shape \(4, 2\)"),
+        (lambda outputs, expected: torch.full((4,), torch.inf), "4 values that are not finite"),
+    ],
+)
+def test_a_divergence_that_is_no_number_per_sample_is_refused(divergence, came: str) -> None:
+    message = rf"^task: divergence of a batch from itself gave {came}; expected \(4,\) finite"
+    with pytest.raises(TaskError, match=message):
+        open_race(task(numbered(4, 4), divergence=divergence), Plus(), CPU, 0)
+
+
+def test_outputs_that_are_nan_are_named_as_the_cause() -> None:
+    model = Plus()
+    model.fc.weight.data[0] = torch.nan
+    metric = lambda outputs, targets: 1.0  # noqa: E731
+    given = replace(task(numbered(4, 4)), metric=metric)
+    with pytest.raises(TaskError, match="gave 4 values that are not finite, since the model's"):
+        open_race(given, model, CPU, 0)
+
+
+def test_an_empty_split_is_refused() -> None:
+    given = task(numbered(4))
+    given.__dict__["validation"] = []
+    with pytest.raises(TaskError, match="task: validation is empty; expected at least one"):
+        open_race(given, Plus(), CPU, 0)

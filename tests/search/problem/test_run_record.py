@@ -1,0 +1,74 @@
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from types import SimpleNamespace
+
+import pytest
+from torch import nn
+
+from autocompress.compress.recover.teacher import model_hash
+from autocompress.errors import RunFolderError
+from autocompress.results.front import Measurement
+from autocompress.search.problem.run_record import RunRecord, known_run
+
+TASK = SimpleNamespace(name="digits", model=nn.Linear(2, 2))
+TARGET = SimpleNamespace(name="onnxruntime-cpu", portable=False)
+BASELINE = Measurement(1000, 2.0, 0.9)
+
+
+def record(**changes: object) -> RunRecord:
+    values = {
+        "task": "digits",
+        "model": model_hash(TASK.model),
+        "target": "onnxruntime-cpu",
+        "portable": False,
+        "baseline": BASELINE.to_json(),
+        "float_ms": 1.5,
+        "pass_s": 3.0,
+    }
+    return RunRecord(**{**values, **changes})
+
+
+def test_a_record_comes_back_from_its_file(tmp_path: Path) -> None:
+    assert known_run(tmp_path, TASK, TARGET) is None
+    record().save(tmp_path)
+    known = known_run(tmp_path, TASK, TARGET)
+    assert known == record()
+    assert known.float_files.measured == BASELINE
+    assert (known.float_files.float_ms, known.float_files.pass_s) == (1.5, 3.0)
+
+
+def test_later_fields_of_an_earlier_run_stay_until_they_are_known(tmp_path: Path) -> None:
+    earlier = record(seconds=7.0, refit={"mape": 0.01})
+    record(setup_seconds={"a": 1.0}).save(tmp_path, earlier)
+    content = json.loads((tmp_path / "run.json").read_text())
+    assert (content["seconds"], content["setup_seconds"]) == (7.0, {"a": 1.0})
+    record(seconds=9.0).save(tmp_path)
+    content = json.loads((tmp_path / "run.json").read_text())
+    assert content["seconds"] == 9.0
+    assert "refit" not in content, "this run did not fit the latency model again"
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"task": "letters"}, "is the run folder of task 'letters', not of 'digits'"),
+        ({"model": "other"}, "was made with other weights of task 'digits'"),
+        ({"target": "other"}, "was searched for target other, not for onnxruntime-cpu"),
+        ({"portable": None}, "was searched by an earlier version"),
+        ({"portable": True}, "was searched with --portable, not with --no-portable"),
+    ],
+)
+def test_a_folder_of_another_search_is_refused(
+    tmp_path: Path, changes: dict[str, object], message: str
+) -> None:
+    record(**changes).save(tmp_path)
+    with pytest.raises(RunFolderError, match=f"{message}; choose another --out"):
+        known_run(tmp_path, TASK, TARGET)
+
+
+def test_a_file_of_an_earlier_version_has_defaults() -> None:
+    old = RunRecord.from_json({"task": "digits", "baseline": BASELINE.to_json(), "gone": 1})
+    assert old.float_files.float_ms == BASELINE.latency_ms
+    assert old.portable is None
