@@ -1,4 +1,7 @@
-"""Float graphs of models that were exported before: resumed searches and other workers do not export again."""
+"""Keep float graphs on disk, so that resumed searches and other workers do not export again.
+
+Files hold graphs without the model's weights, and are found by a hash of what made the graph.
+"""
 
 from __future__ import annotations
 
@@ -39,10 +42,24 @@ def exported(
     folder: Path | None = None,
     free: Sequence[FreeDimension] | None = None,
 ) -> FloatGraph:
-    """As `export_float`, from `folder` where a graph of this model lies there.
+    """Return the float graph of a model, from a folder if a graph of this model lies there.
 
-    Graphs are kept without the weights, which are the model's own. A graph is found by what the model prints as, the source of its modules,
-    the shapes of its weights and inputs and the versions of the tools; it is used if it computes what the model computes of the example.
+    The key is what the model prints as, the source of its modules, the shapes of its weights and
+    inputs, and the versions of the tools. A stored graph gets the model's own weights; it is used
+    if it computes what the model computes at the example.
+
+    Args:
+        model: in eval mode, on the CPU.
+        example_inputs: inputs to trace with.
+        names: outputs that the task reads; they come first, behind the primary one.
+        folder: where graphs are read and written; None exports always.
+        free: dimensions to leave free; None for batch and sequences.
+
+    Returns:
+        the graph; a folder that cannot be written costs time only.
+
+    Raises:
+        ExportError: as `export_float`.
     """
     if folder is None:
         return export_float(model, example_inputs, names, free)
@@ -101,7 +118,7 @@ def _weights(model: nn.Module) -> dict[str, Tensor]:
 
 
 def _write(path: Path, whole: FloatGraph, model: nn.Module) -> None:
-    """The graph without the initializers that are weights of the model."""
+    """Write a graph without the initializers that are weights of the model."""
     bare, weights, taken = ModelProto(), _weights(model), []
     bare.CopyFrom(whole.proto)
     for tensor in bare.graph.initializer:
@@ -141,10 +158,12 @@ def _read(path: Path, model: nn.Module, example_inputs: Inputs) -> FloatGraph | 
 
 
 def _computes(proto: ModelProto, model: nn.Module, inputs: Inputs) -> bool:
-    """Whether the graph's first output is the model's on the example."""
+    """Return True if the graph's first output is the model's at the example."""
     inputs = map_inputs(inputs, lambda tensor: tensor.detach().cpu())
     session = open_session(proto.SerializeToString())
-    (found, *_) = session.run(None, feed_of(inputs, [value.name for value in session.get_inputs()]))
+    (output, *_) = session.run(
+        None, feed_of(inputs, [value.name for value in session.get_inputs()])
+    )
     with torch.no_grad():
         expected = call_model(model, inputs).detach().cpu().float().numpy()
-    return relative_difference(found, expected, 1e-12) <= TOLERANCE
+    return relative_difference(output, expected, 1e-12) <= TOLERANCE
