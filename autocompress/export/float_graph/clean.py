@@ -1,4 +1,4 @@
-"""Clean the exporter's graph: fold constants, repair it, free its shapes, drop dead parts and notes.
+"""Clean the exporter's graph: fold constants, repair it, free its shapes, drop dead parts.
 
 `export_float` calls this on each traced graph, then gives the graph the model's own names.
 """

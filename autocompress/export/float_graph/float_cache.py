@@ -1,6 +1,7 @@
 """Keep float graphs on disk, so that resumed searches and other workers do not export again.
 
-Files hold graphs without the model's weights, and are found by a hash of what made the graph.
+Files hold graphs without the model's weights. A hash of the model, its inputs and the versions of
+the tools is their name.
 """
 
 from __future__ import annotations
@@ -80,16 +81,16 @@ def _key(
 ) -> str:
     sources = []
     for kind in dict.fromkeys(type(module) for module in model.modules()):
-        with contextlib.suppress(OSError, TypeError):  # made where no source is kept
+        with contextlib.suppress(OSError, TypeError):  # no source, as in a notebook
             sources.append(inspect.getsource(kind))
-    shapes = [
-        (name, tuple(value.shape), str(value.dtype)) for name, value in model.state_dict().items()
-    ]
+    shapes = []
+    for name, value in model.state_dict().items():
+        shapes.append((name, tuple(value.shape), str(value.dtype)))
     called = list(example_inputs) if isinstance(example_inputs, Mapping) else None
-    inputs = [
-        (path, (tuple(value.shape), str(value.dtype)) if isinstance(value, Tensor) else value)
-        for path, value in leaves(example_inputs).items()
-    ]
+    inputs: list[tuple[str, object]] = []
+    for path, value in leaves(example_inputs).items():
+        is_tensor = isinstance(value, Tensor)
+        inputs.append((path, (tuple(value.shape), str(value.dtype)) if is_tensor else value))
     versions = [tool.__version__ for tool in TOOLS]
     return hashlib.sha256(
         repr(
@@ -110,11 +111,11 @@ def _key(
 
 
 def _weights(model: nn.Module) -> dict[str, Tensor]:
-    return {
-        name: value.detach().cpu()
-        for name, value in model.state_dict().items()
-        if value.dtype == torch.float32
-    }
+    weights = {}
+    for name, value in model.state_dict().items():
+        if value.dtype == torch.float32:
+            weights[name] = value.detach().cpu()
+    return weights
 
 
 def _write(path: Path, whole: FloatGraph, model: nn.Module) -> None:

@@ -105,9 +105,7 @@ def export_float(
                 ) from error
     _refuse_needed(fixed, inputs)
     _note_example(proto, inputs)
-    given_up += words
-    for d, why in fixed.items():
-        given_up.append(f"{d.label}: dimension {d.dimension} ({d.name}) is fixed: {why}")
+    given_up += [*words, *(_fixed_words(d, why) for d, why in fixed.items())]
     batch = next((d for d in asked if d.is_batch and d.position == 0), None)
     dynamic_batch = batch is not None and batch not in fixed
     return FloatGraph(proto, dynamic_batch, tuple(dict.fromkeys(given_up)))
@@ -164,6 +162,11 @@ def _constants(free: Sequence[FreeDimension], traced: Traced) -> list[FreeDimens
 
 def _size(dimension: FreeDimension, inputs: Inputs) -> int:
     return input_tensors(inputs)[dimension.position].shape[dimension.dimension]
+
+
+def _fixed_words(dimension: FreeDimension, reason: str) -> str:
+    place = f"{dimension.label}: dimension {dimension.dimension} ({dimension.name})"
+    return f"{place} is fixed: {reason}"
 
 
 def _constant_words(dimension: FreeDimension, inputs: Inputs, model: nn.Module) -> str:

@@ -120,7 +120,7 @@ class Symbols:
             sizes: new size by symbol; other symbols keep the example's.
 
         Returns:
-            new inputs. Row i of each tensor is rotated by i, except in masks, so that samples differ.
+            new inputs. Row i of a tensor is rotated by i, so that samples differ; masks are not.
         """
         every_size = {**self.sizes, **sizes}
         shapes = iter(self.shapes)
@@ -140,7 +140,7 @@ class Symbols:
 
 @dataclass(frozen=True)
 class _Comparison:
-    """Compare a session with the model that its graph was made of.
+    """Compare a session with the model of its graph.
 
     Attributes:
         session: runs the graph.
@@ -187,7 +187,7 @@ class _Comparison:
         They are large where terms cancel. They count as 0 for a model that takes no float64.
         """
         wide = map_inputs(inputs, lambda x: x.double() if x.is_floating_point() else x)
-        errors = []
+        errors: list[float] = []
         try:
             double = copied(self.model, None, torch.float64)
             exact = _outputs(double, wide, self.names, self.further)
@@ -290,7 +290,7 @@ def _outputs(
 
 
 def _is_mask(tensor: Tensor) -> bool:
-    """Return True if a tensor holds only 0 and 1; rotated, it could leave a token nothing to see."""
+    """Return True if a tensor holds only 0 and 1; rotated, it could hide all from a token."""
     if tensor.is_floating_point() or tensor.is_complex():
         return False
     return bool(((tensor == 0) | (tensor == 1)).all())

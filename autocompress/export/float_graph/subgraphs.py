@@ -37,7 +37,7 @@ def reads(node: NodeProto) -> list[str]:
         node: its graphs may read tensors from outside of them.
 
     Returns:
-        names of its inputs, then of the tensors that its graphs take from outside; names may repeat.
+        names of its inputs, then of what its graphs take from outside; names may repeat.
     """
     names = [name for name in node.input if name]
     for graph in inner_graphs(node):
