@@ -165,10 +165,8 @@ class _Comparison:
         try:
             outputs = [np.asarray(output) for output in self.session.run(None, feed)]
         except Exception as error:
-            raise Differs(
-                dimension,
-                f"the ONNX graph does not run on inputs of {sizes}: {_first_line(error)}",
-            ) from error
+            message = f"the ONNX graph does not run on inputs of {sizes}: {_first_line(error)}"
+            raise Differs(dimension, message) from error
         pairs = list(zip(outputs, expected, strict=True))
         differing = [i for i, pair in enumerate(pairs) if not close(*pair)]
         if not differing:
@@ -176,10 +174,10 @@ class _Comparison:
         noise = self._rounding_errors(inputs, expected)
         for i in differing:
             if not close(*pairs[i], REORDERED * noise[i]):
-                raise Differs(
-                    dimension,
-                    f"output {i} of the ONNX graph differs from PyTorch's on inputs of {sizes}",
+                message = (
+                    f"output {i} of the ONNX graph differs from PyTorch's on inputs of {sizes}"
                 )
+                raise Differs(dimension, message)
 
     def _rounding_errors(self, inputs: Inputs, expected: Sequence[NDArray[Any]]) -> list[float]:
         """Return by output how far the model's float32 results are from float64.
@@ -224,8 +222,8 @@ def check_same(
     try:
         session = open_session(proto.SerializeToString(), silent=True)
     except Exception as error:
-        casts = _casts(proto, str(error))
-        raise Differs("", f"ONNX Runtime refuses the graph: {_first_line(error)}{casts}") from error
+        reason = f"{_first_line(error)}{_casts(proto, str(error))}"
+        raise Differs("", f"ONNX Runtime refuses the graph: {reason}") from error
     comparison = _Comparison(session, model, names, further)
     comparison.check(inputs, comparison.expected(inputs), "")
     for dimension in dict.fromkeys(symbols.names.values()):
