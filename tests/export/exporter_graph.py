@@ -39,9 +39,9 @@ def run(proto: ModelProto, **feed: np.ndarray) -> np.ndarray:
 
 
 def kinds(proto: ModelProto) -> list[str]:
-    return [made.op_type for made in proto.graph.node]
+    return [item.op_type for item in proto.graph.node]
 
 
 def constant(proto: ModelProto, name: str) -> list[object]:
-    found = next(t for t in proto.graph.initializer if t.name == name)
-    return numpy_helper.to_array(found).tolist()
+    tensor = next(t for t in proto.graph.initializer if t.name == name)
+    return numpy_helper.to_array(tensor).tolist()

@@ -34,8 +34,8 @@ def cleaned(proto: ModelProto, heads: set[int], free: bool = True) -> ModelProto
 
     Args:
         proto: graph as the exporter writes it; it may be changed.
-        heads: numbers of attention heads in the model. Where a Reshape splits a width into
-            constant parts, the part that is one of these numbers becomes free.
+        heads: numbers of attention heads in the model. A Reshape that splits a width into heads
+            leaves their number free.
         free: make shapes follow the inputs, so that other batches, lengths and pruned widths fit.
             False leaves shapes as the exporter wrote them.
 

@@ -14,7 +14,7 @@ DATA_DEPENDENT = "GuardOnDataDependentSymNode"
 
 
 def cause_of(error: BaseException) -> str:
-    """Return one line that says what went wrong behind the exporter's own words.
+    """Return the cause behind the exporter's own words, in one line.
 
     Args:
         error: an exception that tracing or exporting raised; its causes are followed.

@@ -1,4 +1,4 @@
-"""Repair what the exporter writes in a way that does not run or computes something else.
+"""Repair parts of the exporter's graph that do not run or compute something else.
 
 Each function is one pass of `cleaned` and changes the graph in place.
 """
@@ -14,7 +14,7 @@ from autocompress.export.float_graph.subgraphs import constant_value, producers
 
 
 def restore_numbers(proto: ModelProto) -> None:
-    """Turn dimensions that the exporter writes as texts ("3") into the numbers that they are.
+    """Turn dimensions that the exporter writes as texts ("3") into numbers.
 
     Args:
         proto: changed in place.
@@ -62,7 +62,7 @@ def mask_with_infinity(graph: GraphProto) -> None:
 
 
 def _softmax_masks(value: str, producer: Mapping[str, NodeProto]) -> list[NodeProto]:
-    """Return the Where nodes that are added to the input of the Softmax that computes `value`."""
+    """Return the Where nodes among the addends of the scores whose Softmax is `value`."""
     softmax = producer.get(value)
     if softmax is None or softmax.op_type != "Softmax":
         return []

@@ -1,6 +1,7 @@
 """Export a PyTorch model as a clean float ONNX graph that computes the same at every free size.
 
-Trace, clean, name and compare; what does not agree is given up step by step and said in one line.
+The steps are trace, clean, name and compare. Outputs, free shapes and free dimensions that do not
+work are given up one by one, each with a line for the user.
 """
 
 from __future__ import annotations
@@ -41,8 +42,8 @@ class FloatGraph(NamedTuple):
     Attributes:
         proto: its outputs are the primary one, the others that the task names, then the rest.
         dynamic_batch: whether the batch dimension is free.
-        fixed: one line with the reason for each dimension that should be free and is not, and for
-            what else was given up.
+        fixed: lines for users, with reasons: dimensions that should be free and are not, outputs
+            that are missing, shapes that stay as exported.
     """
 
     proto: ModelProto
@@ -119,7 +120,7 @@ def _agreeing(
     free: Sequence[FreeDimension],
     further: bool,
 ) -> tuple[ModelProto, list[str]]:
-    """Return a graph that computes what the model computes, and what was given up for it.
+    """Return a graph that agrees with the model, and a line for what was given up.
 
     Raise `Differs` if neither free shapes nor the exporter's own shapes agree.
     """

@@ -148,8 +148,8 @@ def free_reshapes(graph: GraphProto, shapes: Mapping[str, Shape], heads: set[int
     Args:
         graph: changed in place.
         shapes: known shapes by tensor name; Reshapes of unknown shapes stay.
-        heads: numbers of attention heads in the model. Where a width is split into constant parts,
-            the part that is one of these numbers becomes -1, else the first part.
+        heads: numbers of attention heads in the model. A width that is split into constant parts
+            gets its -1 at one of these numbers, else at the first part.
     """
     producer = producers(graph)
     taken = set(value_names(graph))

@@ -1,4 +1,4 @@
-"""Check that a graph computes what its model computes, at the example and at other sizes.
+"""Compare a graph with its model, at the example and at other sizes.
 
 `export_float` runs this on each cleaned graph and gives up what differs.
 """
@@ -37,7 +37,7 @@ CAST_TYPES = {
 
 
 class Differs(Exception):
-    """Report a graph that does not compute what its model computes.
+    """Report a graph whose outputs differ from its model's.
 
     Attributes:
         name: the free dimension whose other sizes do not work, or "" if the example does not.

@@ -88,7 +88,7 @@ class Output:
 
 
 def ordered_outputs(result: Any, names: Sequence[str] = (), further: bool = True) -> list[Output]:
-    """Return the tensors that a model returned, in the order that they have in a file.
+    """Return the tensors among a model's outputs, in the order of a file.
 
     Args:
         result: what the model returned; values that are no tensors are left out.

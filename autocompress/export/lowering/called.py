@@ -1,6 +1,6 @@
-"""Drop what the exported graph shows and the model's own calls do not agree with.
+"""Drop the sites of the exported graph that do not agree with the model's own calls.
 
-The simulation replaces modules of the model, so that a file can only do what these calls do.
+The simulation replaces modules of the model, and files must compute the same as the simulation.
 """
 
 from __future__ import annotations

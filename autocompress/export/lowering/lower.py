@@ -32,8 +32,8 @@ class Site:
         name: the module (the alias where weights are tied).
         owner: the module under whose name the weight is compressed.
         kind: "linear", "conv", "embedding" or "recurrent".
-        node: the node that computes with the weight. For a recurrent weight, a stand-in whose
-            output is the weight, so that its readers read what replaces it.
+        node: the node that computes with the weight. For a recurrent weight, a stand-in with the
+            weight as its output, so that the readers of the weight stay as they are.
         input: the tensor that `node` reads beside the weight, "" for a recurrent weight.
         output: the tensor behind the bias and `tail`.
         bias: name of the bias in the graph, or None.
@@ -197,7 +197,7 @@ def find_norms(lowered: LoweredModel, module_map: ModuleMap) -> tuple[NormGroup,
 
     Returns:
         each normalisation with its readers, in graph order. A normalisation is an operator that
-        multiplies by a vector named NAME.weight, which nothing else reads.
+        multiplies by a vector named NAME.weight and is its only reader.
     """
     graph = lowered.proto.graph
     vectors = {t.name for t in graph.initializer if t.name.endswith(".weight") and len(t.dims) == 1}
@@ -281,7 +281,7 @@ def _tail(
 
 
 def _only(value: str, op_type: str, readers: Mapping[str, list[NodeProto]]) -> NodeProto | None:
-    """Return the node that alone reads a tensor if it is of that type."""
+    """Return the only reader of a tensor if it is of that type."""
     nodes = readers.get(value, [])
     return nodes[0] if len(nodes) == 1 and nodes[0].op_type == op_type else None
 

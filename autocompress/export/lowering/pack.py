@@ -1,7 +1,7 @@
 """Pack integers to their true size, with the operators that unpack them.
 
-A width is stored as fields of 4, 2 and 1 bits; zeros are stored as one bit each where that is
-smaller. The runtime folds the standard operators that unpack when a session is created.
+A width is stored as fields of 4, 2 and 1 bits; zeros take one bit each where that is smaller.
+The runtime folds the standard operators that unpack when a session is created.
 """
 
 from __future__ import annotations

@@ -23,17 +23,17 @@ def test_what_depends_on_no_input_is_folded_and_parameters_are_kept() -> None:
     )
     proto.graph.node[2].metadata_props.add(key="a", value="b")
     proto.graph.doc_string = "words"
-    found = cleaned(proto, set())
-    assert kinds(found) == ["Mul", "Mul", "Add"], "products of parameters are not computed"
-    assert {t.name for t in found.graph.initializer} == {"four", "w"}
-    assert not found.graph.value_info
-    assert not any(made.metadata_props for made in found.graph.node)
-    assert found.graph.doc_string == ""
-    assert run(found, x=np.array([1, 2], np.float32)).tolist() == [5, 9]
+    result = cleaned(proto, set())
+    assert kinds(result) == ["Mul", "Mul", "Add"], "products of parameters are not computed"
+    assert {t.name for t in result.graph.initializer} == {"four", "w"}
+    assert not result.graph.value_info
+    assert not any(item.metadata_props for item in result.graph.node)
+    assert result.graph.doc_string == ""
+    assert run(result, x=np.array([1, 2], np.float32)).tolist() == [5, 9]
 
 
 def test_without_free_shapes_targets_stay() -> None:
     nodes = [node("Reshape", "x shape", "y")]
-    given = model(nodes, {"x": [2, 6], "y": [2, 3, 2]}, "x", "y", shape=np.array([2, 3, 2]))
-    found = cleaned(given, set(), free=False)
-    assert constant(found, "shape") == [2, 3, 2]
+    original = model(nodes, {"x": [2, 6], "y": [2, 3, 2]}, "x", "y", shape=np.array([2, 3, 2]))
+    result = cleaned(original, set(), free=False)
+    assert constant(result, "shape") == [2, 3, 2]

@@ -23,14 +23,14 @@ def test_masks_of_the_lowest_float_are_infinite_where_rows_may_be_empty() -> Non
     proto = model(nodes, {"x": [1, 2], "y": [1, 2]}, "x", "y", zero=np.float32(0), low=lowest)
     keep = helper.make_tensor_value_info("keep", TensorProto.BOOL, [1, 2])
     proto.graph.input.append(keep)
-    found = cleaned(proto, set())
+    result = cleaned(proto, set())
     x = np.array([[1.0, 3.0]], np.float32)
-    assert run(found, x=x, keep=np.array([[False, False]])).tolist() == [[0, 0]]
-    assert run(found, x=x, keep=np.array([[False, True]])).tolist() == [[0, 1]]
+    assert run(result, x=x, keep=np.array([[False, False]])).tolist() == [[0, 0]]
+    assert run(result, x=x, keep=np.array([[False, True]])).tolist() == [[0, 1]]
     plain = model(nodes[:3], {"x": [1, 2], "p": [1, 2]}, "x", "p", zero=np.float32(0), low=lowest)
     plain.graph.input.append(keep)
-    kept = cleaned(plain, set())
-    assert constant(kept, "low") == float(lowest), "without a guard it would give NaN"
+    unguarded = cleaned(plain, set())
+    assert constant(unguarded, "low") == float(lowest), "without a guard it would give NaN"
 
 
 @pytest.mark.parametrize("zero", [True, False])
@@ -43,8 +43,8 @@ def test_zero_biases_of_solid_convolutions_are_left_out(zero: bool) -> None:
     ]
     shapes = {"x": [1, 1, 2, 2, 2], "y": [1, 2, 2, 2, 2]}
     weights = {"w": np.ones((2, 1, 1, 1, 1), np.float32), "two": np.array([2])}
-    found = cleaned(model(nodes, shapes, "x", "y", **weights), set())
-    assert len(found.graph.node[-1].input) == (2 if zero else 3)
+    result = cleaned(model(nodes, shapes, "x", "y", **weights), set())
+    assert len(result.graph.node[-1].input) == (2 if zero else 3)
 
 
 def test_dimensions_that_are_texts_of_numbers_become_numbers() -> None:

@@ -43,15 +43,15 @@ def reshaped(before: Shape, after: Shape, target: list[int], heads: set[int]) ->
 def test_targets_copy_leading_sizes_and_leave_one_free(
     before: Shape, after: Shape, heads: set[int], target: list[int]
 ) -> None:
-    found = reshaped(before, after, [-1] * 1, heads)
-    assert constant(found, found.graph.node[0].input[1]) == target
+    result = reshaped(before, after, [-1] * 1, heads)
+    assert constant(result, result.graph.node[0].input[1]) == target
 
 
 def test_rows_of_a_width_are_flattened() -> None:
-    found = reshaped(["n", "t", 8], ["m", 8], [-1, 8], set())
-    (flatten,) = found.graph.node
+    result = reshaped(["n", "t", 8], ["m", 8], [-1, 8], set())
+    (flatten,) = result.graph.node
     assert flatten.op_type == "Flatten"
-    assert run(found, x=np.zeros((2, 3, 8), np.float32)).shape == (6, 8)
+    assert run(result, x=np.zeros((2, 3, 8), np.float32)).shape == (6, 8)
     assert helper.get_attribute_value(flatten.attribute[0]) == 2
 
 
@@ -68,10 +68,10 @@ def test_the_swap_of_attention_is_one_transpose() -> None:
         "y": [2, 3, 4, 5],
     }
     constants = {"flat": np.array([6, 5, 4]), "back": np.array([2, 3, 4, 5])}
-    found = cleaned(model(nodes, shapes, "x", "y", **constants), set())
-    assert kinds(found) == ["Transpose"]
+    result = cleaned(model(nodes, shapes, "x", "y", **constants), set())
+    assert kinds(result) == ["Transpose"]
     x = np.random.default_rng(0).random((2, 3, 5, 4), np.float32)
-    np.testing.assert_array_equal(run(found, x=x), x.transpose(0, 1, 3, 2))
+    np.testing.assert_array_equal(run(result, x=x), x.transpose(0, 1, 3, 2))
 
 
 def test_a_swap_whose_middle_is_read_elsewhere_stays() -> None:
@@ -91,10 +91,10 @@ def test_a_swap_whose_middle_is_read_elsewhere_stays() -> None:
         "z": [6, 5, 4],
     }
     constants = {"flat": np.array([6, 5, 4]), "back": np.array([2, 3, 4, 5])}
-    found = cleaned(model(nodes, shapes, "x", "y z", **constants), set())
-    assert kinds(found).count("Reshape") == 2
+    result = cleaned(model(nodes, shapes, "x", "y z", **constants), set())
+    assert kinds(result).count("Reshape") == 2
     x = np.random.default_rng(0).random((2, 3, 5, 4), np.float32)
-    np.testing.assert_array_equal(run(found, x=x), 2 * x.transpose(0, 1, 3, 2))
+    np.testing.assert_array_equal(run(result, x=x), 2 * x.transpose(0, 1, 3, 2))
 
 
 def test_repeated_keys_fit_any_number_of_shared_heads() -> None:
@@ -114,12 +114,12 @@ def test_repeated_keys_fit_any_number_of_shared_heads() -> None:
         "wide": np.array([1, 2, 3, 1, 4]),
         "merged": np.array([1, 6, 5, 4]),
     }
-    given = model(nodes, shapes, "x", "y", **constants)
-    found = cleaned(given, {2})
-    for made in found.graph.input:  # what is pruned has fewer heads
-        made.type.tensor_type.shape.dim[1].ClearField("dim_value")
-    del found.graph.output[0].type.tensor_type.shape.dim[:]
-    found.graph.output[0].type.tensor_type.ClearField("shape")
+    original = model(nodes, shapes, "x", "y", **constants)
+    result = cleaned(original, {2})
+    for item in result.graph.input:  # what is pruned has fewer heads
+        item.type.tensor_type.shape.dim[1].ClearField("dim_value")
+    del result.graph.output[0].type.tensor_type.shape.dim[:]
+    result.graph.output[0].type.tensor_type.ClearField("shape")
     for heads, length in ((2, 5), (1, 7)):
         x = np.random.default_rng(0).random((3, heads, length, 4), np.float32)
-        np.testing.assert_array_equal(run(found, x=x), x.repeat(3, axis=1))
+        np.testing.assert_array_equal(run(result, x=x), x.repeat(3, axis=1))

@@ -34,5 +34,5 @@ def test_each_output_is_a_tensor_of_its_own() -> None:
     use_model_names(proto, "model.", ("x",), ("one", "two", "x"), {})
     assert [v.name for v in proto.graph.output] == ["one", "two", "x_1"]
     session = open_session(proto.SerializeToString())
-    found = session.run(None, {"x": np.array([-1], np.float32)})
-    assert [float(f[0]) for f in found] == [0, 0, -1]
+    result = session.run(None, {"x": np.array([-1], np.float32)})
+    assert [float(f[0]) for f in result] == [0, 0, -1]
