@@ -1,1 +1,1 @@
-"""Export a PyTorch model as a clean float ONNX graph."""
+"""Export a PyTorch model as a clean float ONNX graph, the input of the lowering."""

@@ -1,4 +1,8 @@
-"""Float graphs of models that were exported before: resumed searches and other workers do not export again."""
+"""Keep float graphs on disk, so that resumed searches and other workers do not export again.
+
+Files hold graphs without the model's weights. A hash of the model, its inputs and the versions of
+the tools is their name.
+"""
 
 from __future__ import annotations
 
@@ -39,10 +43,24 @@ def exported(
     folder: Path | None = None,
     free: Sequence[FreeDimension] | None = None,
 ) -> FloatGraph:
-    """As `export_float`, from `folder` where a graph of this model lies there.
+    """Return the float graph of a model, from a folder if a graph of this model lies there.
 
-    Graphs are kept without the weights, which are the model's own. A graph is found by what the model prints as, the source of its modules,
-    the shapes of its weights and inputs and the versions of the tools; it is used if it computes what the model computes of the example.
+    The key is what the model prints as, the source of its modules, the shapes of its weights and
+    inputs, and the versions of the tools. A stored graph gets the model's own weights; it is used
+    if it computes what the model computes at the example.
+
+    Args:
+        model: in eval mode, on the CPU.
+        example_inputs: inputs to trace with.
+        names: outputs that the task reads; they come first, behind the primary one.
+        folder: where graphs are read and written; None exports always.
+        free: dimensions to leave free; None for batch and sequences.
+
+    Returns:
+        the graph; a folder that cannot be written costs time only.
+
+    Raises:
+        ExportError: as `export_float`.
     """
     if folder is None:
         return export_float(model, example_inputs, names, free)
@@ -65,16 +83,16 @@ def _key(
 ) -> str:
     sources = []
     for kind in dict.fromkeys(type(module) for module in model.modules()):
-        with contextlib.suppress(OSError, TypeError):  # made where no source is kept
+        with contextlib.suppress(OSError, TypeError):  # no source, as in a notebook
             sources.append(inspect.getsource(kind))
-    shapes = [
-        (name, tuple(value.shape), str(value.dtype)) for name, value in model.state_dict().items()
-    ]
+    shapes = []
+    for name, value in model.state_dict().items():
+        shapes.append((name, tuple(value.shape), str(value.dtype)))
     called = list(example_inputs) if isinstance(example_inputs, Mapping) else None
-    inputs = [
-        (path, (tuple(value.shape), str(value.dtype)) if isinstance(value, Tensor) else value)
-        for path, value in leaves(example_inputs).items()
-    ]
+    inputs: list[tuple[str, object]] = []
+    for path, value in leaves(example_inputs).items():
+        is_tensor = isinstance(value, Tensor)
+        inputs.append((path, (tuple(value.shape), str(value.dtype)) if is_tensor else value))
     versions = [tool.__version__ for tool in TOOLS]
     return key_of(
         repr(
@@ -95,11 +113,11 @@ def _key(
 
 
 def _weights(model: nn.Module) -> dict[str, Tensor]:
-    return {
-        name: value.detach().cpu()
-        for name, value in model.state_dict().items()
-        if value.dtype == torch.float32
-    }
+    weights = {}
+    for name, value in model.state_dict().items():
+        if value.dtype == torch.float32:
+            weights[name] = value.detach().cpu()
+    return weights
 
 
 def _without_weights(whole: FloatGraph, model: nn.Module) -> bytes:
@@ -137,10 +155,12 @@ def _with_weights(
 
 
 def _computes(proto: ModelProto, model: nn.Module, inputs: Inputs) -> bool:
-    """Whether the graph's first output is the model's on the example."""
+    """Return True if the graph's first output is the model's at the example."""
     inputs = map_inputs(inputs, lambda tensor: tensor.detach().cpu())
     session = open_session(proto.SerializeToString())
-    (found, *_) = session.run(None, feed_of(inputs, [value.name for value in session.get_inputs()]))
+    (output, *_) = session.run(
+        None, feed_of(inputs, [value.name for value in session.get_inputs()])
+    )
     with torch.no_grad():
         expected = call_model(model, inputs).detach().cpu().float().numpy()
-    return relative_difference(found, expected, 1e-12) <= TOLERANCE
+    return relative_difference(output, expected, 1e-12) <= TOLERANCE

@@ -1,4 +1,8 @@
-"""From a PyTorch model to a clean float ONNX graph that computes the same at every size that it leaves free."""
+"""Export a PyTorch model as a clean float ONNX graph that computes the same at every free size.
+
+The steps are trace, clean, name and compare. Outputs, free shapes and free dimensions that do not
+work are given up one by one, each with a line for the user.
+"""
 
 from __future__ import annotations
 
@@ -11,13 +15,14 @@ from onnx import ModelProto
 from torch import nn
 
 from autocompress.errors import ExportError
-from autocompress.export.float_graph.clean import cleaned, named
+from autocompress.export.float_graph.clean import cleaned
+from autocompress.export.float_graph.export_errors import cause_of
+from autocompress.export.float_graph.naming import use_model_names
 from autocompress.export.float_graph.same import Differs, Symbols, check_same
 from autocompress.export.float_graph.subgraphs import rename_values, unused, value_names
 from autocompress.export.float_graph.trace import (
     INSIDE,
     Traced,
-    cause_of,
     expression_of,
     ordered_outputs,
     recurrent_layers,
@@ -32,12 +37,13 @@ from autocompress.task.task import run_model
 
 
 class FloatGraph(NamedTuple):
-    """A cleaned graph.
+    """Hold a cleaned graph and what it does not leave free.
 
     Attributes:
-        proto: the primary output first, the others that the task names behind it, then all others.
+        proto: its outputs are the primary one, the others that the task names, then the rest.
         dynamic_batch: whether the batch dimension is free.
-        fixed: one line for every dimension that should be free and is not, with the reason, and for what else was given up.
+        fixed: lines for users, with reasons: dimensions that should be free and are not, outputs
+            that are missing, shapes that stay as exported.
     """
 
     proto: ModelProto
@@ -51,38 +57,38 @@ def export_float(
     names: Sequence[str] = (),
     free: Sequence[FreeDimension] | None = None,
 ) -> FloatGraph:
-    """Export `model` with the dimensions `free` open (default: batch and sequences), those that its program allows.
+    """Export a model with as many dimensions free as its program allows.
 
     Args:
         model: in eval mode, on the CPU.
-        example_inputs: what it is traced with.
-        names: outputs that come first, behind the primary one.
-        free: dimensions to leave open.
+        example_inputs: inputs to trace with.
+        names: outputs that the task reads; they come first, behind the primary one.
+        free: dimensions to leave free; None for batch and sequences.
+
+    Returns:
+        a graph that was compared with the model at the example and at other sizes.
 
     Raises:
-        ExportError: it cannot be exported, or a dimension in which the user's batches differ cannot be free.
+        ExportError: the model cannot be exported, or a dimension in which the user's batches
+            differ cannot be free.
     """
     inputs = map_inputs(example_inputs, lambda tensor: tensor.detach().cpu())
     asked = list(default_dimensions(model, inputs) if free is None else free)
-    fixed: dict[FreeDimension, str] = {}
-    said: list[str] = []
+    fixed: dict[FreeDimension, str] = {}  # reasons
+    given_up: list[str] = []
     further = True
     while True:
-        open_ones = [dimension for dimension in asked if dimension not in fixed]
+        still_free = [dimension for dimension in asked if dimension not in fixed]
         try:
-            traced = trace(model, inputs, names, open_ones, further)
-            constant = [
-                d
-                for d in open_ones
-                if expression_of(traced.shapes[d.position][d.dimension]) is None
-            ]
+            traced = trace(model, inputs, names, still_free, further)
+            constant = _constants(still_free, traced)
             fixed.update((d, _constant_words(d, inputs, model)) for d in constant)
             if any(_size(d, inputs) == 1 for d in constant):
-                continue  # it was traced with two, at which it is no use
-            proto, words = _agreeing(traced, model, inputs, names, open_ones, further)
+                continue  # it was traced with size 2, which the example does not have
+            proto, words = _agreeing(traced, model, inputs, names, still_free, further)
             break
         except Differs as error:
-            wrong = [d for d in open_ones if d not in fixed and error.name in ("", d.name)]
+            wrong = [d for d in still_free if d not in fixed and error.name in ("", d.name)]
             if not wrong:
                 raise ExportError(f"export: {error}") from error
             fixed.update(dict.fromkeys(wrong, str(error)))
@@ -90,22 +96,20 @@ def export_float(
             reason = cause_of(error)
             if further and _has_more(model, inputs, names):
                 further = False
-                said.append(f"outputs that no metric reads are not in the file: {reason}")
-            elif open_ones:
-                fixed.update(
-                    dict.fromkeys([d for d in open_ones if not d.is_batch] or open_ones, reason)
-                )
+                given_up.append(f"outputs that no metric reads are not in the file: {reason}")
+            elif still_free:
+                lengths = [d for d in still_free if not d.is_batch]
+                fixed.update(dict.fromkeys(lengths or still_free, reason))
             else:
                 raise ExportError(
                     f"export: torch.onnx.export fails on the model: {reason}"
                 ) from error
     _refuse_needed(fixed, inputs)
     _note_example(proto, inputs)
-    said += words + [
-        f"{d.label}: dimension {d.dimension} ({d.name}) is fixed: {why}" for d, why in fixed.items()
-    ]
+    given_up += [*words, *(_fixed_words(d, why) for d, why in fixed.items())]
     batch = next((d for d in asked if d.is_batch and d.position == 0), None)
-    return FloatGraph(proto, batch is not None and batch not in fixed, tuple(dict.fromkeys(said)))
+    dynamic_batch = batch is not None and batch not in fixed
+    return FloatGraph(proto, dynamic_batch, tuple(dict.fromkeys(given_up)))
 
 
 def _agreeing(
@@ -116,49 +120,64 @@ def _agreeing(
     free: Sequence[FreeDimension],
     further: bool,
 ) -> tuple[ModelProto, list[str]]:
-    """(graph that computes what the model computes, what was given up for it); `Differs` where there is none."""
+    """Return a graph that agrees with the model, and a line for what was given up.
+
+    Raise `Differs` if neither free shapes nor the exporter's own shapes agree.
+    """
     symbols = Symbols.of(traced, inputs, free)
-    taken: set[str] = set()
-    called = {}
+    dimension_names: dict[str, str] = {}
     for symbol, name in symbols.names.items():
-        called[str(symbol)] = unused(name, taken)
-        taken.add(called[str(symbol)])
+        dimension_names[str(symbol)] = unused(name, set(dimension_names.values()))
     first: Differs | None = None
     for shapes_follow in (True, False):
         proto = cleaned(_copy(traced.proto), head_counts(model), shapes_follow)
-        named(proto, INSIDE, argument_names(model, inputs), traced.outputs, called)
+        arguments = argument_names(model, inputs)
+        use_model_names(proto, INSIDE, arguments, traced.outputs, dimension_names)
         try:
             check_same(proto, model, inputs, symbols, names, further)
         except Differs as error:
             first = first or error
             continue
-        return proto, [] if first is None else [
-            f"shapes stay as the exporter wrote them, less can be pruned: {first}"
-        ]
+        if first is None:
+            return proto, []
+        return proto, [f"shapes stay as the exporter wrote them, less can be pruned: {first}"]
     assert first is not None
     raise first
 
 
 def _copy(proto: ModelProto) -> ModelProto:
-    found = ModelProto()
-    found.CopyFrom(proto)
-    return found
+    copy = ModelProto()
+    copy.CopyFrom(proto)
+    return copy
+
+
+def _constants(free: Sequence[FreeDimension], traced: Traced) -> list[FreeDimension]:
+    """Return the dimensions that became constants in the traced program."""
+    constant = []
+    for dimension in free:
+        size = traced.shapes[dimension.position][dimension.dimension]
+        if expression_of(size) is None:
+            constant.append(dimension)
+    return constant
 
 
 def _size(dimension: FreeDimension, inputs: Inputs) -> int:
     return input_tensors(inputs)[dimension.position].shape[dimension.dimension]
 
 
+def _fixed_words(dimension: FreeDimension, reason: str) -> str:
+    place = f"{dimension.label}: dimension {dimension.dimension} ({dimension.name})"
+    return f"{place} is fixed: {reason}"
+
+
 def _constant_words(dimension: FreeDimension, inputs: Inputs, model: nn.Module) -> str:
-    size = _size(dimension, inputs)
     layers = recurrent_layers(model)
-    return f"the traced program needs exactly {size}" + (
-        f" ({', '.join(layers)} in the model)" if layers else ""
-    )
+    cause = f" ({', '.join(layers)} in the model)" if layers else ""
+    return f"the traced program needs exactly {_size(dimension, inputs)}{cause}"
 
 
 def _has_more(model: nn.Module, inputs: Inputs, names: Sequence[str]) -> bool:
-    """Whether the model returns outputs that nobody asked for; not, where it does not run any more."""
+    """Return True if the model returns outputs that the task does not read; False if it fails."""
     try:
         with torch.no_grad():
             result = run_model(model, map_inputs(inputs, lambda tensor: tensor.clone()))
@@ -168,20 +187,21 @@ def _has_more(model: nn.Module, inputs: Inputs, names: Sequence[str]) -> bool:
 
 
 def _refuse_needed(fixed: Mapping[FreeDimension, str], inputs: Inputs) -> None:
+    """Raise ExportError if the user's batches differ in a dimension that is fixed."""
     for d, why in fixed.items():
         if d.sizes:
             size = _size(d, inputs)
             raise ExportError(
-                f"export: {d.label}: dimension {d.dimension} is fixed at {size} ({why}), but {d.split} has batches of {d.sizes[-1]} there; "
-                f"pad all batches to {size}"
+                f"export: {d.label}: dimension {d.dimension} is fixed at {size} ({why}), but "
+                f"{d.split} has batches of {d.sizes[-1]} there; pad all batches to {size}"
             )
 
 
 def _note_example(proto: ModelProto, inputs: Inputs) -> None:
-    sizes = {
-        value.name: list(tensor.shape)
-        for value, tensor in zip(proto.graph.input, input_tensors(inputs), strict=True)
-    }
+    """Write the shapes of the example into the graph's metadata, by input."""
+    sizes = {}
+    for value, tensor in zip(proto.graph.input, input_tensors(inputs), strict=True):
+        sizes[value.name] = list(tensor.shape)
     proto.metadata_props.add(key=EXAMPLE, value=json.dumps(sizes, ensure_ascii=False))
 
 
@@ -192,10 +212,26 @@ def export_reference(
     outputs: Sequence[str],
     free: Sequence[FreeDimension] | None = None,
 ) -> bytes:
-    """The float file of a model whose inputs are called as another model's are, so that both can be run on the same feed."""
+    """Export a model under the input names of another one, so that both run on the same feed.
+
+    Args:
+        model: in eval mode; it is copied.
+        example_inputs: inputs to trace with; the keys of a mapping stay the input names.
+        names: input names of the other model, in calling order.
+        outputs: outputs that the task reads; they come first, behind the primary one.
+        free: dimensions to leave free; None for batch and sequences.
+
+    Returns:
+        the content of an ONNX file.
+
+    Raises:
+        ExportError: as `export_float`.
+    """
     proto = export_float(copied(model), example_inputs, outputs, free).proto
     if not isinstance(example_inputs, Mapping):
-        new = {value.name: name for value, name in zip(proto.graph.input, names, strict=True)}
+        new = {}
+        for value, name in zip(proto.graph.input, names, strict=True):
+            new[value.name] = name
         others = set(value_names(proto.graph)) - new.keys()
         new.update({name: unused(name, others | set(names)) for name in names if name in others})
         rename_values(proto.graph, new)

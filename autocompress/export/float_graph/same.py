@@ -1,4 +1,7 @@
-"""Whether a graph computes what its model computes: at the example, and at other sizes of every dimension that it leaves free."""
+"""Compare a graph with its model, at the example and at other sizes.
+
+`export_float` runs this on each cleaned graph and gives up what differs.
+"""
 
 from __future__ import annotations
 
@@ -10,6 +13,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from onnx import ModelProto, TensorProto
+from onnxruntime import InferenceSession
 from torch import Tensor, nn
 
 from autocompress.export.float_graph.trace import Traced, expression_of, ordered_outputs
@@ -33,7 +37,11 @@ CAST_TYPES = {
 
 
 class Differs(Exception):
-    """Where a graph does not compute what its model computes; `name` is the free dimension whose other sizes do not work, or ""."""
+    """Report a graph whose outputs differ from its model's.
+
+    Attributes:
+        name: the free dimension whose other sizes do not work, or "" if the example does not.
+    """
 
     def __init__(self, name: str, message: str) -> None:
         super().__init__(message)
@@ -42,13 +50,13 @@ class Differs(Exception):
 
 @dataclass(frozen=True)
 class Symbols:
-    """The free dimensions of a traced program.
+    """Hold the free dimensions of a traced program as its symbols.
 
     Attributes:
-        shapes: of each input, integers and expressions.
-        names: of the free dimension that each symbol is, by symbol.
-        sizes: of each symbol in the example.
-        seen: the sizes of each symbol in the user's batches, where they differ.
+        shapes: of each input, an integer or an expression of symbols per dimension.
+        names: name of the free dimension, by symbol.
+        sizes: size in the example, by symbol.
+        seen: sizes in the user's batches, by symbol; empty where they do not differ.
     """
 
     shapes: tuple[tuple[Any, ...], ...]
@@ -58,73 +66,135 @@ class Symbols:
 
     @classmethod
     def of(cls, traced: Traced, inputs: Inputs, free: Sequence[FreeDimension]) -> Symbols:
-        """Those that the dimensions `free` became."""
+        """Return the symbols that free dimensions became.
+
+        Args:
+            traced: the traced program.
+            inputs: the example.
+            free: dimensions that were to be free; those that became constants have no symbol.
+
+        Returns:
+            the symbols; dimensions with one symbol share the first one's name.
+        """
+        tensors = input_tensors(inputs)
         names: dict[Any, str] = {}
         sizes: dict[Any, int] = {}
         seen: dict[Any, tuple[int, ...]] = {}
         for dimension in free:
-            expression = expression_of(traced.shapes[dimension.position][dimension.dimension])
+            position, d = dimension.position, dimension.dimension
+            expression = expression_of(traced.shapes[position][d])
             if expression is not None and expression.is_Symbol:
                 names.setdefault(expression, dimension.name)
-                sizes.setdefault(
-                    expression, input_tensors(inputs)[dimension.position].shape[dimension.dimension]
-                )
+                sizes.setdefault(expression, tensors[position].shape[d])
                 seen[expression] = tuple(sorted({*seen.get(expression, ()), *dimension.sizes}))
         return cls(traced.shapes, names, sizes, seen)
 
     def others(self, name: str) -> Iterator[dict[Any, int]]:
-        """Other sizes of the symbols called `name`, those of the user's batches first."""
+        """Yield other sizes of a free dimension, the smallest and largest of the user's first.
+
+        Args:
+            name: of the dimension, as in `names`.
+
+        Returns:
+            sizes by symbol, of the symbols with this name.
+        """
         own = {symbol: size for symbol, size in self.sizes.items() if self.names[symbol] == name}
         if name == "batch":
             yield from (dict.fromkeys(own, size) for size in BATCHES if size not in own.values())
             return
         for end in (0, -1):
             if any(self.seen[symbol] for symbol in own):
-                yield {
-                    symbol: self.seen[symbol][end] if self.seen[symbol] else size
-                    for symbol, size in own.items()
-                }
+                sizes = dict(own)
+                sizes.update((s, self.seen[s][end]) for s in own if self.seen[s])
+                yield sizes
         yield {symbol: size + 1 for symbol, size in own.items()}
         yield {symbol: max(1, size - 1) for symbol, size in own.items()}
         yield {symbol: 2 * size for symbol, size in own.items()}
         yield {symbol: max(1, size // 2) for symbol, size in own.items()}
 
     def resized(self, inputs: Inputs, sizes: Mapping[Any, int]) -> Inputs:
-        """`inputs` repeated or cut to those sizes of the symbols, the samples not all alike."""
-        whole = {**self.sizes, **sizes}
+        """Return inputs of other sizes.
+
+        Args:
+            inputs: the example; its entries are repeated or cut.
+            sizes: new size by symbol; other symbols keep the example's.
+
+        Returns:
+            new inputs. Row i of a tensor is rotated by i, so that samples differ; masks are not.
+        """
+        every_size = {**self.sizes, **sizes}
         shapes = iter(self.shapes)
 
         def fitted(tensor: Tensor) -> Tensor:
             for d, size in enumerate(next(shapes)):
                 expression = expression_of(size)
-                if expression is not None and expression.free_symbols <= whole.keys():
-                    tensor = tensor.index_select(
-                        d, torch.arange(int(expression.subs(whole))) % tensor.shape[d]
-                    )
-            if tensor.dim() > 1 and not _is_mask(tensor):
-                tensor = (
-                    torch.stack([row.roll(i, -1) for i, row in enumerate(tensor)])
-                    if len(tensor)
-                    else tensor
-                )
-            return tensor
+                if expression is not None and expression.free_symbols <= every_size.keys():
+                    places = torch.arange(int(expression.subs(every_size))) % tensor.shape[d]
+                    tensor = tensor.index_select(d, places)
+            if tensor.dim() < 2 or not len(tensor) or _is_mask(tensor):
+                return tensor
+            return torch.stack([row.roll(i, -1) for i, row in enumerate(tensor)])
 
         return map_inputs(inputs, fitted)
 
 
-def _casts(proto: ModelProto, error: str) -> str:
-    """Return the types that the model casts to, where an operator has no kernel and they may be why, and what to do."""
-    targets = {
-        attribute.i
-        for node in proto.graph.node
-        if node.op_type == "Cast"
-        for attribute in node.attribute
-        if attribute.name == "to"
-    }
-    found = sorted(name for kind, name in CAST_TYPES.items() if kind in targets)
-    if "NOT_IMPLEMENTED" not in error or not found:
-        return ""
-    return f"; the model casts to {' and '.join(found)} in forward, for which there is no kernel; nearest: no such casts"
+@dataclass(frozen=True)
+class _Comparison:
+    """Compare a session with the model of its graph.
+
+    Attributes:
+        session: runs the graph.
+        model: in eval mode, on the CPU.
+        names: outputs that the task reads, behind the primary one.
+        further: whether the graph has the model's other outputs too.
+    """
+
+    session: InferenceSession
+    model: nn.Module
+    names: Sequence[str]
+    further: bool
+
+    def expected(self, inputs: Inputs) -> list[NDArray[Any]]:
+        """Return the model's outputs in the order of the graph's."""
+        return _outputs(self.model, inputs, self.names, self.further)
+
+    def check(self, inputs: Inputs, expected: Sequence[NDArray[Any]], dimension: str) -> None:
+        """Raise `Differs` with the name of a dimension unless the graph gives `expected`."""
+        sizes = ", ".join("x".join(map(str, tensor.shape)) for tensor in input_tensors(inputs))
+        feed = feed_of(inputs, [value.name for value in self.session.get_inputs()])
+        try:
+            outputs = [np.asarray(output) for output in self.session.run(None, feed)]
+        except Exception as error:
+            message = f"the ONNX graph does not run on inputs of {sizes}: {_first_line(error)}"
+            raise Differs(dimension, message) from error
+        pairs = list(zip(outputs, expected, strict=True))
+        differing = [i for i, pair in enumerate(pairs) if not close(*pair)]
+        if not differing:
+            return
+        noise = self._rounding_errors(inputs, expected)
+        for i in differing:
+            if not close(*pairs[i], REORDERED * noise[i]):
+                message = (
+                    f"output {i} of the ONNX graph differs from PyTorch's on inputs of {sizes}"
+                )
+                raise Differs(dimension, message)
+
+    def _rounding_errors(self, inputs: Inputs, expected: Sequence[NDArray[Any]]) -> list[float]:
+        """Return by output how far the model's float32 results are from float64.
+
+        They are large where terms cancel. They count as 0 for a model that takes no float64.
+        """
+        wide = map_inputs(inputs, lambda x: x.double() if x.is_floating_point() else x)
+        errors: list[float] = []
+        try:
+            double = copied(self.model, None, torch.float64)
+            exact = _outputs(double, wide, self.names, self.further)
+            for a, b in zip(exact, expected, strict=True):
+                differs = a.dtype != b.dtype
+                errors.append(float(np.abs(a - b).max(initial=0.0)) if differs else 0.0)
+        except Exception:  # a program with float32 inside
+            return [0.0] * len(expected)
+        return errors
 
 
 def check_same(
@@ -135,54 +205,77 @@ def check_same(
     names: Sequence[str],
     further: bool,
 ) -> None:
-    """Raise `Differs` unless the graph computes what the model computes."""
+    """Compare a graph with its model at the example, then at other sizes of each free dimension.
+
+    Args:
+        proto: the graph.
+        model: in eval mode, on the CPU.
+        inputs: the example.
+        symbols: the free dimensions.
+        names: outputs that the task reads, behind the primary one.
+        further: whether the graph has the model's other outputs too.
+
+    Raises:
+        Differs: the graph does not load or does not run, an output differs, or the model takes no
+            other size of a dimension.
+    """
     try:
         session = open_session(proto.SerializeToString(), silent=True)
     except Exception as error:
-        raise Differs(
-            "", f"ONNX Runtime refuses the graph: {_first_line(error)}{_casts(proto, str(error))}"
-        ) from error
-    called = [value.name for value in session.get_inputs()]
-
-    def compare(changed: Inputs, name: str) -> None:
-        sizes = ", ".join("x".join(map(str, tensor.shape)) for tensor in input_tensors(changed))
-        try:
-            found = session.run(None, feed_of(changed, called))
-        except Exception as error:
-            raise Differs(
-                name, f"the ONNX graph does not run on inputs of {sizes}: {_first_line(error)}"
-            ) from error
-        differing = [
-            at
-            for at, (value, wanted) in enumerate(zip(found, expected, strict=True))
-            if not close(np.asarray(value), wanted)
-        ]
-        if not differing:
-            return
-        noise = _rounding_errors(model, changed, names, further, expected)
-        for at in differing:
-            if not close(np.asarray(found[at]), expected[at], REORDERED * noise[at]):
-                raise Differs(
-                    name,
-                    f"output {at} of the ONNX graph differs from PyTorch's on inputs of {sizes}",
-                )
-
-    expected = _outputs(model, inputs, names, further)
-    compare(inputs, "")
-    for name in dict.fromkeys(symbols.names.values()):
+        reason = f"{_first_line(error)}{_casts(proto, str(error))}"
+        raise Differs("", f"ONNX Runtime refuses the graph: {reason}") from error
+    comparison = _Comparison(session, model, names, further)
+    comparison.check(inputs, comparison.expected(inputs), "")
+    for dimension in dict.fromkeys(symbols.names.values()):
         looked = 0
-        for sizes in symbols.others(name):
+        for sizes in symbols.others(dimension):
             changed = symbols.resized(inputs, sizes)
             try:
-                expected = _outputs(model, changed, names, further)
+                expected = comparison.expected(changed)
             except Exception:  # a size that the model itself does not take
                 continue
-            compare(changed, name)
+            comparison.check(changed, expected, dimension)
             looked += 1
             if looked == LOOKS:
                 break
         if not looked:
-            raise Differs(name, "the model takes no other size")
+            raise Differs(dimension, "the model takes no other size")
+
+
+def close(value: NDArray[Any], expected: NDArray[Any], noise: float = NOISE) -> bool:
+    """Return True if two arrays are equal up to rounding.
+
+    Args:
+        value: floats may differ by TOLERANCE of the largest finite value of `expected`; a share
+            of 1 - EQUAL_SHARE of integers may differ.
+        expected: arrays of other shapes are never close.
+        noise: absolute difference of floats that rounding alone may make.
+
+    Returns:
+        False where only one of the two is NaN or the same infinity.
+    """
+    if value.shape != expected.shape:
+        return False
+    if not np.issubdtype(expected.dtype, np.floating):
+        return not expected.size or float((value == expected).mean()) >= EQUAL_SHARE
+    finite = np.abs(expected[np.isfinite(expected)])
+    limit = TOLERANCE * float(finite.max(initial=0.0)) + noise
+    return bool(np.allclose(value, expected, rtol=0.0, atol=limit, equal_nan=True))
+
+
+def _casts(proto: ModelProto, error: str) -> str:
+    """Return the types that the model casts to, and a way out, if a kernel is missing for them."""
+    targets: set[int] = set()
+    for node in proto.graph.node:
+        if node.op_type == "Cast":
+            targets.update(a.i for a in node.attribute if a.name == "to")
+    types = sorted(name for kind, name in CAST_TYPES.items() if kind in targets)
+    if "NOT_IMPLEMENTED" not in error or not types:
+        return ""
+    return (
+        f"; the model casts to {' and '.join(types)} in forward, for which there is no kernel; "
+        "nearest: no such casts"
+    )
 
 
 def _outputs(
@@ -190,59 +283,17 @@ def _outputs(
 ) -> list[NDArray[Any]]:
     with torch.no_grad():
         result = run_model(model, map_inputs(inputs, lambda tensor: tensor.clone()))
-    return [
-        output.tensor.detach().cpu().numpy() for output in ordered_outputs(result, names, further)
-    ]
-
-
-def _rounding_errors(
-    model: nn.Module,
-    inputs: Inputs,
-    names: Sequence[str],
-    further: bool,
-    expected: Sequence[NDArray[Any]],
-) -> list[float]:
-    """By output, how far the model's own float32 results are from float64: outputs that cancel are noise; 0 where it takes no float64."""
-    wide = map_inputs(
-        inputs, lambda tensor: tensor.double() if tensor.is_floating_point() else tensor
-    )
-    try:
-        exact = _outputs(copied(model, None, torch.float64), wide, names, further)
-        return [
-            float(np.abs(a - b).max(initial=0.0)) if a.dtype != b.dtype else 0.0
-            for a, b in zip(exact, expected, strict=True)
-        ]
-    except Exception:  # a program with float32 inside
-        return [0.0] * len(expected)
-
-
-def close(value: NDArray[Any], expected: NDArray[Any], noise: float = NOISE) -> bool:
-    """Whether two arrays of one shape are equal but for rounding; of integers a few may differ, where ties are broken by rounding.
-
-    `noise` is what rounding alone may make of a value, whatever the size of the others.
-    """
-    if value.shape != expected.shape:
-        return False
-    if not np.issubdtype(expected.dtype, np.floating):
-        return not expected.size or float((value == expected).mean()) >= EQUAL_SHARE
-    finite = np.abs(expected[np.isfinite(expected)])
-    scale = float(finite.max(initial=0.0))
-    same: bool = np.allclose(
-        value, expected, rtol=0.0, atol=TOLERANCE * scale + noise, equal_nan=True
-    )
-    return same
+    outputs = ordered_outputs(result, names, further)
+    return [output.tensor.detach().cpu().numpy() for output in outputs]
 
 
 def _is_mask(tensor: Tensor) -> bool:
-    """Return whether a tensor says yes or no: shifted, it could leave a token nothing to attend to, which no user's mask does."""
-    return (
-        not tensor.is_floating_point()
-        and not tensor.is_complex()
-        and bool(((tensor == 0) | (tensor == 1)).all())
-    )
+    """Return True if a tensor holds only 0 and 1; rotated, it could hide all from a token."""
+    if tensor.is_floating_point() or tensor.is_complex():
+        return False
+    return bool(((tensor == 0) | (tensor == 1)).all())
 
 
 def _first_line(error: Exception) -> str:
-    return next(
-        (line.strip() for line in str(error).splitlines() if line.strip()), type(error).__name__
-    )
+    lines = (line.strip() for line in str(error).splitlines() if line.strip())
+    return next(lines, type(error).__name__)

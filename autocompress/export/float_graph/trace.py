@@ -1,16 +1,17 @@
-"""From a PyTorch model to the exporter's own ONNX graph, with inputs and outputs by position and the real cause of what fails."""
+"""Trace a PyTorch model and export it as the exporter's own ONNX graph.
+
+Inputs and outputs are taken by position, so that dicts, tuples and output classes need no names in
+the exporter. The graph that comes out still has to be cleaned.
+"""
 
 from __future__ import annotations
 
 import contextlib
 import io
 import logging
-import re
-import traceback
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path as File
 from typing import Any
 
 import torch
@@ -22,10 +23,10 @@ from autocompress.task.batches import Inputs, input_tensors, map_inputs
 from autocompress.task.free_shapes import FreeDimension
 from autocompress.task.task import named_outputs, primary_output, run_model
 
+# Operators that check while the program runs; ONNX has none for them.
 CHECKS = ("_assert_scalar", "_assert_async", "_assert_tensor_metadata", "sym_constrain_range")
-Path = tuple[
-    tuple[bool, Any], ...
-]  # (whether it is an attribute, key, position or attribute), step by step
+# Steps to an output: (True if it is an attribute, its name), or (False, key or position).
+Path = tuple[tuple[bool, Any], ...]
 OPSET = 21  # the first with 4-bit integers in DequantizeLinear and Cast
 NOISY = (
     "torch.onnx",
@@ -34,18 +35,16 @@ NOISY = (
     "onnxscript",
     "onnx_ir",
 )
-DATA_DEPENDENT = (
-    "GuardOnDataDependentSymNode"  # the exporter's error where Python asks for a tensor's value
-)
-INSIDE = "model."  # before the names of parameters in the exporter's graph, so that none of its own names is like them
+# The exporter's graph has this before the names of parameters, and before no name of its own.
+INSIDE = "model."
 
 
 @dataclass(frozen=True)
 class Traced:
-    """The exporter's graph.
+    """Hold the exporter's graph of a model.
 
     Attributes:
-        proto: its inputs are in calling order, its outputs as `outputs` names them.
+        proto: its inputs are in calling order, its outputs in the order of `outputs`.
         shapes: of each input, an integer or a symbolic expression per dimension.
         outputs: names of the outputs.
     """
@@ -56,7 +55,7 @@ class Traced:
 
 
 class _ByPosition(nn.Module):
-    """The model as a function of a tuple of tensors that returns a tuple of tensors."""
+    """Map a tuple of tensors to a tuple of tensors by the model."""
 
     def __init__(self, model: nn.Module, like: Inputs, paths: Sequence[Path]) -> None:
         super().__init__()
@@ -75,7 +74,13 @@ class _ByPosition(nn.Module):
 
 @dataclass(frozen=True)
 class Output:
-    """A tensor that a model returned, its name, and the way to it through keys, positions and attributes."""
+    """Describe a tensor that a model returned.
+
+    Attributes:
+        name: keys, attributes and positions on the way to it, joined by "_".
+        path: the steps to it from what the model returned.
+        tensor: its value.
+    """
 
     name: str
     path: Path
@@ -83,26 +88,32 @@ class Output:
 
 
 def ordered_outputs(result: Any, names: Sequence[str] = (), further: bool = True) -> list[Output]:
-    """The tensors that a model returned: the primary output, the others of `names`, then (if `further`) all that is left.
+    """Return the tensors among a model's outputs, in the order of a file.
 
-    Names are keys, attributes, or "output_1" for positions; what is no tensor has no place in a file.
+    Args:
+        result: what the model returned; values that are no tensors are left out.
+        names: further outputs that the task reads: keys, attributes, or "output_1" for positions.
+        further: include the tensors that the task does not read.
+
+    Returns:
+        the primary output, then those of `names`, then the others.
     """
-    every = list(_leaves(result, "", ()))
+    outputs = list(_leaves(result, "", ()))
     wanted = [primary_output(result)]
-    wanted += (
-        [tensor for tensor in named_outputs(result, names).values() if tensor is not wanted[0]]
-        if names
-        else []
-    )
+    if names:
+        named = named_outputs(result, names).values()
+        wanted += [tensor for tensor in named if tensor is not wanted[0]]
     places: list[int] = []
     for tensor in wanted:
-        same = [i for i, output in enumerate(every) if output.tensor is tensor]
+        same = [i for i, output in enumerate(outputs) if output.tensor is tensor]
         places.append(next((i for i in same if i not in places), same[0]))
-    places += [i for i in range(len(every)) if i not in places] if further else []
-    return [every[i] for i in places]
+    if further:
+        places += [i for i in range(len(outputs)) if i not in places]
+    return [outputs[i] for i in places]
 
 
 def _leaves(result: Any, name: str, path: Path) -> Iterator[Output]:
+    """Yield the tensors in nested mappings, sequences and, on top, objects with attributes."""
     if isinstance(result, Tensor):
         yield Output(name or "output", path, result)
         return
@@ -112,9 +123,8 @@ def _leaves(result: Any, name: str, path: Path) -> Iterator[Output]:
     elif isinstance(result, (tuple, list)):
         fields = getattr(result, "_fields", None)
         name = name or ("" if fields else "output")
-        parts = [
-            (fields[i] if fields else str(i), (False, i), value) for i, value in enumerate(result)
-        ]
+        for i, value in enumerate(result):
+            parts.append((fields[i] if fields else str(i), (False, i), value))
     elif hasattr(result, "__dict__") and not path:
         parts = [(key, (True, key), value) for key, value in vars(result).items()]
     for label, step, value in parts:
@@ -129,7 +139,7 @@ def _follow(result: Any, path: Path) -> Any:
 
 @contextlib.contextmanager
 def quiet() -> Iterator[None]:
-    """The exporter prints and warns about its own internals; errors still reach the caller as exceptions."""
+    """Silence the exporter's prints, logs and warnings; exceptions still reach the caller."""
     loggers = {logger: logger.level for logger in map(logging.getLogger, NOISY)}
     for logger in loggers:
         logger.setLevel(logging.ERROR)
@@ -153,37 +163,50 @@ def trace(
     free: Sequence[FreeDimension],
     further: bool,
 ) -> Traced:
-    """Export `model` with the dimensions `free` open where its program allows it."""
+    """Export a model with some dimensions free where its program allows it.
+
+    Args:
+        model: in eval mode, on the CPU.
+        inputs: example to trace with; a free dimension of size 1 is traced with size 2.
+        names: outputs that the task reads, behind the primary one.
+        free: dimensions that should be free.
+        further: export the outputs that the task does not read, too.
+
+    Returns:
+        the exporter's graph; `shapes` says which dimensions became free.
+    """
     traced = input_tensors(inputs)
     shapes: list[dict[int, Any]] = [{} for _ in traced]
     for dimension in free:
         i, d = dimension.position, dimension.dimension
         shapes[i][d] = torch.export.Dim.AUTO
-        if traced[i].shape[d] == 1:  # would be taken for a constant
+        if traced[i].shape[d] == 1:  # the exporter takes size 1 for a constant
             traced[i] = torch.cat([traced[i], traced[i]], d)
     with torch.no_grad():
-        outputs = ordered_outputs(
-            run_model(model, map_inputs(inputs, lambda tensor: tensor.clone())), names, further
-        )
+        result = run_model(model, map_inputs(inputs, lambda tensor: tensor.clone()))
+    outputs = ordered_outputs(result, names, further)
     wrapped = _ByPosition(model, inputs, [output.path for output in outputs])
     dynamic = (tuple(shape or None for shape in shapes),) if free else None
     needed = [(d.position, d.dimension) for d in free if d.is_batch or d.sizes]
     with quiet(), torch.no_grad():
-        program = _without_checks(_program(wrapped, tuple(traced), dynamic, needed))
+        program = _program(wrapped, tuple(traced), dynamic, needed)
+        _drop_checks(program)
         onnx_program = torch.onnx.export(
             program, (), dynamo=True, optimize=False, verbose=False, opset_version=OPSET
         )
     assert onnx_program is not None
-    return Traced(
-        onnx_program.model_proto, _input_shapes(program), tuple(output.name for output in outputs)
-    )
+    output_names = tuple(output.name for output in outputs)
+    return Traced(onnx_program.model_proto, _input_shapes(program), output_names)
 
 
 def _program(
     wrapped: nn.Module, tensors: tuple[Tensor, ...], dynamic: Any, needed: Sequence[tuple[int, int]]
 ) -> torch.export.ExportedProgram:
-    """The program of `wrapped`, traced through its bytecode where only that leaves what is `needed` open (as behind `len` of a tensor), or
-    works at all; (input, dimension) each."""
+    """Return the program that leaves most of the `needed` (input, dimension) free.
+
+    The strict tracer reads bytecode. It is tried where the other one fails or leaves too little
+    free, as behind `len` of a tensor.
+    """
     problem: Exception | None = None
     best: tuple[int, torch.export.ExportedProgram] | None = None
     for strict in (False, True):
@@ -206,88 +229,48 @@ def _program(
     return best[1]
 
 
-def _without_checks(program: torch.export.ExportedProgram) -> torch.export.ExportedProgram:
-    """The program without what it only checks while it runs, for which ONNX has no operator."""
+def _drop_checks(program: torch.export.ExportedProgram) -> None:
+    """Drop in place what the program only checks while it runs."""
     graph = program.graph_module.graph
     for node in list(graph.nodes):
         if node.op == "call_function" and any(word in str(node.target) for word in CHECKS):
             graph.erase_node(node)
     graph.eliminate_dead_code(is_impure_node=lambda node: node.op in ("placeholder", "output"))
     program.graph_module.recompile()
-    return program
 
 
 def recurrent_layers(model: nn.Module) -> list[str]:
-    """Kinds of layers in a model whose length no tracer leaves open."""
-    return sorted(
-        {
-            str(module.mode)
-            for module in model.modules()
-            if isinstance(module, (nn.RNNBase, SplitRecurrent))
-        }
-    )
+    """Return the kinds of layers whose length no tracer leaves free.
+
+    Args:
+        model: with layers of torch, or the plain ones that replace them.
+
+    Returns:
+        sorted names such as "GRU" and "LSTM".
+    """
+    kinds = set()
+    for module in model.modules():
+        if isinstance(module, (nn.RNNBase, SplitRecurrent)):
+            kinds.add(str(module.mode))
+    return sorted(kinds)
 
 
 def expression_of(size: Any) -> Any:
-    """What a dimension is in a traced program: an expression of symbols, or None for a constant."""
+    """Return the expression of symbols that a dimension is in a traced program.
+
+    Args:
+        size: an entry of `Traced.shapes`.
+
+    Returns:
+        a sympy expression, or None for a constant.
+    """
     return None if isinstance(size, int) or size.node.expr.is_number else size.node.expr
 
 
 def _input_shapes(program: torch.export.ExportedProgram) -> tuple[tuple[Any, ...], ...]:
-    given = set(program.graph_signature.user_inputs)
-    return tuple(
-        tuple(node.meta["val"].shape)
-        for node in program.graph.nodes
-        if node.op == "placeholder" and node.name in given
-    )
-
-
-def cause_of(error: BaseException) -> str:
-    """One line: what went wrong behind the exporter's own words, and where in the user's code."""
-    place = ""
-    while True:
-        place = _place(error) or place
-        frames = traceback.extract_tb(error.__traceback__)
-        if "FakeTensor" in str(error) and any(
-            frame.filename.endswith(f"{File('modules/rnn.py')}") for frame in frames
-        ):
-            where = f" (at {place})" if place else ""
-            return f"it packs sequences, whose lengths no file can follow{where}; nearest: padded sequences, and a mask"
-        deeper = error.__cause__ or (None if error.__suppress_context__ else error.__context__)
-        if deeper is None or not type(error).__module__.startswith("torch.onnx"):
-            break
-        error = deeper
-    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-    missing = re.search(r"No ONNX function found for <OpOverload\(op='([\w.]+)'", str(error))
-    if missing:
-        return f"ONNX has no operator for {missing[1]}" + (f" (at {place})" if place else "")
-    places = (
-        re.findall(r'File "([^"]+)", line (\d+)', str(error))
-        if type(error).__name__ == DATA_DEPENDENT
-        else []
-    )
-    if places:  # the exporter's own words hold the place, where it is a library's
-        place = place or f"{File(places[-1][0]).name}:{places[-1][1]}"
-    if type(error).__name__ == DATA_DEPENDENT:
-        return (
-            "it decides by the values of tensors (data-dependent), which no file can follow"
-            + (f" (at {place})" if place else "")
-            + "; nearest: torch.where, or torch.cond"
-        )
-    return f"{type(error).__name__}: {lines[0] if lines else 'no message'}" + (
-        f" (at {place})" if place else ""
-    )
-
-
-def _place(error: BaseException) -> str:
-    """The last line of an error's traceback that is neither a library's nor ours."""
-    others = (
-        str(File(__file__).parents[2]),
-        str(File(torch.__file__).parents[1]),
-        str(File(io.__file__).parent),
-        "<",
-    )
-    frames = [
-        f for f in traceback.extract_tb(error.__traceback__) if not f.filename.startswith(others)
-    ]
-    return f"{File(frames[-1].filename).name}:{frames[-1].lineno}" if frames else ""
+    inputs = set(program.graph_signature.user_inputs)
+    shapes = []
+    for node in program.graph.nodes:
+        if node.op == "placeholder" and node.name in inputs:
+            shapes.append(tuple(node.meta["val"].shape))
+    return tuple(shapes)

@@ -1,4 +1,4 @@
-"""Calibrated ranges of the tensors around linear and convolutional modules, measured in the float graph that will be quantised."""
+"""Measure the ranges of activations in the float graph that will be quantised."""
 
 from __future__ import annotations
 
@@ -18,46 +18,61 @@ from autocompress.task.batches import Inputs, batch_size, map_inputs
 def calibrate(
     lowered: LoweredModel, batches: Iterable[Inputs], static_batch: int, method: str
 ) -> dict[str, ActivationRange]:
-    """The range by `method` of every tensor that a linear module reads and a convolution reads or writes, by tensor name.
+    """Measure the range of each tensor that a linear or convolutional module may round.
 
-    Batches are seen one by one, so memory does not grow with their number. Values that are not finite raise NotComputableError.
+    These are the inputs of both kinds and the outputs of convolutions. Batches are seen one by one,
+    so that memory does not grow with their number.
+
+    Args:
+        lowered: the float graph.
+        batches: calibration inputs.
+        static_batch: samples per batch of a graph with a fixed batch dimension. Larger batches are
+            cut, smaller ones skipped.
+        method: how the range is chosen, as in `Observer.range`.
+
+    Returns:
+        range by tensor name.
+
+    Raises:
+        NotComputableError: a value is not finite.
     """
-    names: dict[str, Observer] = {}
-    for site in (site for found in lowered.sites.values() for site in found):
-        read = (
-            (site.input, site.output)
-            if site.kind == "conv"
-            else (site.input,)
-            if site.kind == "linear"
-            else ()
-        )
-        names.update((name, Observer()) for name in read if name not in names)
-    if not names:
+    observers = {name: Observer() for name in _observed(lowered)}
+    if not observers:
         return {}
     inputs = set(lowered.input_names)
+    outputs = {output.name for output in lowered.proto.graph.output}
     proto = ModelProto()
     proto.CopyFrom(lowered.proto)
-    outputs = {output.name for output in proto.graph.output}
-    proto.graph.output.extend(
-        helper.make_empty_tensor_value_info(n) for n in names if n not in inputs | outputs
-    )
+    for name in observers:
+        if name not in inputs | outputs:
+            proto.graph.output.append(helper.make_empty_tensor_value_info(name))
     session = open_session(proto.SerializeToString())
-    fetched = [name for name in names if name not in inputs]
+    fetched = [name for name in observers if name not in inputs]
     for batch in batches:
         if not lowered.dynamic_batch and batch_size(batch) != static_batch:
             if batch_size(batch) < static_batch:
                 continue
             batch = map_inputs(batch, lambda tensor: tensor[:static_batch])
-        feed = lowered.feed(batch)
-        values = {
-            **feed,
-            **(dict(zip(fetched, session.run(fetched, feed), strict=True)) if fetched else {}),
-        }
-        for name, observer in names.items():
+        values = dict(lowered.feed(batch))
+        if fetched:
+            values.update(zip(fetched, session.run(fetched, values), strict=True))
+        for name, observer in observers.items():
             try:
                 observer.see(torch.from_numpy(np.ascontiguousarray(values[name], dtype=np.float32)))
             except ValueError as error:
                 raise NotComputableError(
                     f"calibration: tensor {name}: {error}; check the calibration data"
                 ) from error
-    return {name: observer.range(method) for name, observer in names.items()}
+    return {name: observer.range(method) for name, observer in observers.items()}
+
+
+def _observed(lowered: LoweredModel) -> list[str]:
+    """Return the inputs of linear modules, and the inputs and outputs of convolutions."""
+    names: dict[str, None] = {}
+    for sites in lowered.sites.values():
+        for site in sites:
+            if site.kind in ("linear", "conv"):
+                names[site.input] = None
+            if site.kind == "conv":
+                names[site.output] = None
+    return list(names)

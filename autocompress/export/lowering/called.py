@@ -1,4 +1,7 @@
-"""What the exported graph shows, but for what the model's own calls do not agree with."""
+"""Drop the sites of the exported graph that do not agree with the model's own calls.
+
+The simulation replaces modules of the model, and files must compute the same as the simulation.
+"""
 
 from __future__ import annotations
 
@@ -20,57 +23,66 @@ NORMS = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d, nn.SyncBatchNorm)
 def as_called(
     lowered: LoweredModel, model: nn.Module, module_map: ModuleMap, inputs: Inputs
 ) -> LoweredModel:
-    """`lowered` with the sites that a simulation of `model` can follow.
+    """Return the float graph with the sites that a simulation of the model can follow.
 
-    A linear or convolutional module that the graph computes several times, but not as often as the model calls it, has no site:
-    which call has which range cannot be told. A convolution keeps a normalisation behind it apart where that is not a plain module,
-    called as often as the graph shows it.
+    A linear or convolutional module loses its sites if the graph computes it several times, and
+    not as often as the model calls it: the ranges of the calls cannot be told apart. A convolution
+    keeps the normalisation behind it apart unless that is a plain module, called as often as the
+    graph shows it.
+
+    Args:
+        lowered: the float graph.
+        model: the model that it was exported from, in eval mode.
+        module_map: modules that can be compressed.
+        inputs: the model is run on them once.
+
+    Returns:
+        a copy with other sites; the graph itself is shared.
     """
-    names = {name: module.name for module in module_map for name in (module.name, *module.aliases)}
+    owners = {}
+    for module in module_map:
+        owners.update(dict.fromkeys((module.name, *module.aliases), module.name))
     norms = {lowered.norm(site) for sites in lowered.sites.values() for site in sites} - {""}
-    owners = names | {norm: norm for norm in norms if norm in dict(model.named_modules())}
+    model_norms = norms & dict(model.named_modules()).keys()
+    owners.update({name: name for name in model_norms})
     calls = _count_calls(model, owners, inputs)
-    shown = Counter(
-        n.input[3].rpartition(".")[0]
-        for n in lowered.proto.graph.node
-        if n.op_type == "BatchNormalization"
-    )
-    folded = {
-        norm
-        for norm in norms
-        if norm in owners and _is_plain(model.get_submodule(norm)) and calls[norm] == shown[norm]
-    }
+    shown = Counter[str]()
+    for node in lowered.proto.graph.node:
+        if node.op_type == "BatchNormalization":
+            shown[node.input[3].rpartition(".")[0]] += 1
+    foldable = {""}  # no normalisation
+    for name in norms & owners.keys():
+        if _is_plain(model.get_submodule(name)) and calls[name] == shown[name]:
+            foldable.add(name)
     sites: dict[str, tuple[Site, ...]] = {}
     for owner, uses in lowered.sites.items():
         if len(uses) == 1 or calls[owner] == len(uses) or uses[0].kind not in ("linear", "conv"):
-            sites[owner] = tuple(
-                _apart(site) if lowered.norm(site) and lowered.norm(site) not in folded else site
-                for site in uses
-            )
+            sites[owner] = tuple(s if lowered.norm(s) in foldable else _apart(s) for s in uses)
     return replace(lowered, sites=sites)
 
 
 def _apart(site: Site) -> Site:
-    """The convolution without what follows it."""
+    """Return the convolution without what follows it."""
     return replace(site, output=site.node.output[0], tail=())
 
 
 def _is_plain(module: nn.Module) -> bool:
-    """Whether a module's output is its normalisation alone."""
+    """Return True if a module's output is its normalisation alone."""
     return type(module) in NORMS and not module._forward_hooks and "forward" not in vars(module)
 
 
 def _count_calls(model: nn.Module, owners: Mapping[str, str], inputs: Inputs) -> Counter[str]:
-    """Number of calls in one pass, by owner of the modules that are called."""
+    """Return the number of calls in one pass, by owner of the modules that are called."""
     calls: Counter[str] = Counter()
 
     def count(owner: str) -> None:
         calls[owner] += 1
 
-    handles = [
-        model.get_submodule(name).register_forward_pre_hook(lambda *_, owner=owner: count(owner))
-        for name, owner in owners.items()
-    ]
+    handles = []
+    for name, owner in owners.items():
+        module = model.get_submodule(name)
+        hook = module.register_forward_pre_hook(lambda *_, owner=owner: count(owner))
+        handles.append(hook)
     try:
         with torch.no_grad():
             call_model(model, inputs)

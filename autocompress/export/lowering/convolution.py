@@ -1,4 +1,7 @@
-"""Convolutions: float with folded weights, static 8 bits between Q/DQ pairs that the runtime fuses, or dynamic 8 bits."""
+"""Add the operators of a convolution in one of three forms.
+
+Float with folded weights; static 8 bits between quantisers that the runtime fuses; dynamic 8 bits.
+"""
 
 from __future__ import annotations
 
@@ -18,7 +21,7 @@ from autocompress.compress.quantize.affine import StoredTensor, grid_of
 from autocompress.compress.quantize.integer_bias import covering_scale
 from autocompress.export.lowering.graph import GraphBuilder
 from autocompress.export.lowering.lower import Site
-from autocompress.export.lowering.pack import float_weight, int8_weight
+from autocompress.export.lowering.weights import float_weight, int8_weight
 
 Array = NDArray[np.generic]
 
@@ -30,7 +33,15 @@ def convolution(
     config: ModuleConfig,
     out: NDArray[np.bool_] | None,
 ) -> None:
-    """One convolution and what is folded into it; `out` is the mask of its output channels."""
+    """Add a convolution and what follows it alone.
+
+    Args:
+        graph: gets nodes and initializers.
+        site: where the float graph has the convolution.
+        variant: its compressed weights.
+        config: what is done to the module.
+        out: (channels,) True for the output channels that are left, or None for all.
+    """
     stored = variant.factors[0]
     bias = _bias(graph, site, variant, out)
     attributes = {a.name: helper.get_attribute_value(a) for a in site.node.attribute}
@@ -68,13 +79,11 @@ def _float(
     bias: Array | None,
     attributes: dict[str, Any],
 ) -> None:
-    """One convolution per factor, the bias on the last."""
+    """Add one convolution per factor, the bias on the last one."""
     last = len(factors) - 1
-    parts = (
-        [attributes]
-        if last == 0
-        else _factor_attributes(attributes, [factor.values.shape[2:] for factor in factors])
-    )
+    parts = [attributes]
+    if last > 0:
+        parts = _factor_attributes(attributes, [factor.values.shape[2:] for factor in factors])
     for i, (stored, own) in enumerate(zip(factors, parts, strict=True)):
         name = f"{site.owner}.weight/conv{i}"
         inputs = [value, float_weight(graph, name, stored)]
@@ -87,27 +96,27 @@ def _float(
 def _factor_attributes(
     attributes: dict[str, Any], kernels: list[torch.Size]
 ) -> list[dict[str, Any]]:
-    """The attributes of each factor: stride, padding and dilation of an axis belong to the factor with the kernel's extent."""
+    """Return the attributes of each factor.
+
+    Stride, padding and dilation of an axis belong to the factor that has the kernel's extent there.
+    """
     axes = len(kernels[0])
     kernel = [max(k[axis] for k in kernels) for axis in range(axes)]
     carrier = carriers(kernels, kernel)
-    found = []
+    parts = []
     for i, own in enumerate(kernels):
         part: dict[str, Any] = {"kernel_shape": list(own), "group": 1}
-        for name, rest, times in (("strides", 1, 1), ("dilations", 1, 1), ("pads", 0, 2)):
-            values = list(attributes.get(name, [rest] * axes * times))
-            part[name] = [v if carrier[at % axes] == i else rest for at, v in enumerate(values)]
-        found.append(part)
-    return found
+        for name, neutral, times in (("strides", 1, 1), ("dilations", 1, 1), ("pads", 0, 2)):
+            values = list(attributes.get(name, [neutral] * axes * times))
+            part[name] = [v if carrier[at % axes] == i else neutral for at, v in enumerate(values)]
+        parts.append(part)
+    return parts
 
 
 def _row_scales(stored: StoredTensor) -> NDArray[np.float64]:
     assert stored.scale is not None
-    return np.array(
-        np.broadcast_to(
-            stored.scale.cpu().numpy().astype(np.float64).reshape(-1), (len(stored.values),)
-        )
-    )
+    scales = stored.scale.cpu().numpy().astype(np.float64).reshape(-1)
+    return np.array(np.broadcast_to(scales, (len(stored.values),)))
 
 
 def _dynamic(
@@ -117,36 +126,36 @@ def _dynamic(
     bias: Array | None,
     attributes: dict[str, Any],
 ) -> None:
-    """ConvInteger on the range that the input has at run time."""
+    """Add a ConvInteger on the range that the input has at run time."""
     quantised, scale, zero = graph.dynamic(site.input)
     name = f"{site.owner}.weight/conv"
     call = graph.short(f"{site.node.output[0]}/call")
-    product = graph.add(
-        "ConvInteger", [quantised, int8_weight(graph, name, stored), zero], f"{call}p", **attributes
-    )
+    inputs = [quantised, int8_weight(graph, name, stored), zero]
+    product = graph.add("ConvInteger", inputs, f"{call}p", **attributes)
     wide = graph.add("Cast", [product], f"{call}f", to=TensorProto.FLOAT)
     shape = (-1, *[1] * (stored.values.dim() - 2))
-    weight_scale = graph.constant(
-        f"{graph.short(name)}s", _row_scales(stored).astype(np.float32).reshape(shape)
-    )
+    rows = _row_scales(stored).astype(np.float32).reshape(shape)
+    weight_scale = graph.constant(f"{graph.short(name)}s", rows)
     both = graph.add("Mul", [scale, weight_scale], f"{call}b")
     output = site.node.output[0]
     if bias is None:
         graph.add("Mul", [wide, both], output)
         return
     scaled = graph.add("Mul", [wide, both], f"{call}m")
-    graph.add(
-        "Add",
-        [scaled, graph.constant(f"{graph.short(name)}B", bias.astype(np.float32).reshape(shape))],
-        output,
-    )
+    added = graph.constant(f"{graph.short(name)}B", bias.astype(np.float32).reshape(shape))
+    graph.add("Add", [scaled, added], output)
 
 
 @dataclass(frozen=True)
 class _Folded:
-    """A batch normalisation folded into a convolution, float64 by output channel.
+    """Hold a batch normalisation folded into a convolution.
 
-    The integers of the weights are multiplied by `factor`: -1 for negative gains, and nearer to 0 where the bias needs a larger scale.
+    Attributes:
+        factor: (rows,) float64 that the integers of the weights are multiplied by, in [-1, 1]:
+            negative for negative gains, nearer to 0 where the bias needs a larger scale.
+        scale: (rows,) float64, of the multiplied integers.
+        shift: (rows,) float64, the bias.
+        relu: whether a ReLU follows.
     """
 
     factor: Tensor
@@ -157,18 +166,16 @@ class _Folded:
 
 def _fold(graph: GraphBuilder, site: Site, stored: StoredTensor, bias: Array | None) -> _Folded:
     scale, relu = _row_scales(stored), False
-    scale[~stored.dequantized().flatten(1).any(1).numpy()] = (
-        0.0  # a filter without weights leaves its bias the scale
-    )
+    # A filter without weights leaves its bias the scale.
+    scale[~stored.dequantized().flatten(1).any(1).numpy()] = 0.0
     shift = np.zeros(len(scale)) if bias is None else bias.astype(np.float64)
     sign = np.ones(len(scale))
     for output in site.tail:
         node = graph.lowered.producer[output]
-        relu = relu or node.op_type == "Relu"  # a Clip is what the range of the output does
+        relu = relu or node.op_type == "Relu"  # the range of the output does what a Clip does
         if node.op_type == "BatchNormalization":
-            gamma, beta, mean, variance = (
-                graph.array(n).astype(np.float64) for n in node.input[1:5]
-            )
+            parameters = [graph.array(name).astype(np.float64) for name in node.input[1:5]]
+            gamma, beta, mean, variance = parameters
             epsilon = next((a.f for a in node.attribute if a.name == "epsilon"), 1e-5)
             gain = gamma / np.sqrt(variance + epsilon)
             sign = np.where(gain < 0, -1.0, 1.0)
@@ -182,31 +189,25 @@ def _fold(graph: GraphBuilder, site: Site, stored: StoredTensor, bias: Array | N
 
 
 def _multiplied(stored: StoredTensor, factor: Tensor) -> StoredTensor:
-    """The integers of each row times its `factor` (rows,) in [-1, 1].
+    """Multiply the integers of each row by its `factor` (rows,) in [-1, 1].
 
     The sign changes by -(q - z) = (-q - 1) - (-z - 1), which keeps asymmetric integers in range.
     """
     shape = (-1, *[1] * (stored.values.dim() - 1))
     negative = factor.signbit()  # of zeros too: the file has its size whatever the weights
-    if (
-        negative.any() and stored.zero_point is not None and len(stored.zero_point) == 1
-    ):  # every row gets its own zero point
-        stored = replace(
-            stored, zero_point=stored.zero_point.expand(len(factor), 1).clone(), group_size=0
-        )
     if negative.any():
-        sign, offset = (
-            torch.where(negative, -1, 1).to(torch.int8),
-            torch.where(negative, -1, 0).to(torch.int8),
-        )
+        sign = torch.where(negative, -1, 1).to(torch.int8)
+        offset = torch.where(negative, -1, 0).to(torch.int8)
         zero = stored.zero_point
         if zero is None:
             stored = replace(stored, values=stored.values * sign.view(shape))
         else:
+            if len(zero) == 1:  # every row gets its own zero point
+                zero = zero.expand(len(factor), 1).clone()
+                stored = replace(stored, group_size=0)
             values = stored.values * sign.view(shape) + offset.view(shape)
-            stored = replace(
-                stored, values=values, zero_point=zero * sign[:, None] + offset[:, None]
-            )
+            zero = zero * sign[:, None] + offset[:, None]
+            stored = replace(stored, values=values, zero_point=zero)
     if bool((factor.abs() == 1).all()):
         return stored
     center = grid_of(stored, stored.values.shape).zero_point
@@ -217,13 +218,12 @@ def _multiplied(stored: StoredTensor, factor: Tensor) -> StoredTensor:
 def _shared_weight(
     graph: GraphBuilder, site: Site, stored: StoredTensor, factor: Tensor, call: str
 ) -> str:
-    """The integers that all calls share, times the `factor` of this one, in operators that the runtime folds."""
-    weight = graph.add(
-        "Cast",
-        [int8_weight(graph, f"{site.owner}.weight/conv", stored)],
-        f"{call}x",
-        to=TensorProto.FLOAT,
-    )
+    """Multiply the integers that all calls share by the `factor` of one call.
+
+    The runtime folds the operators.
+    """
+    integers = int8_weight(graph, f"{site.owner}.weight/conv", stored)
+    weight = graph.add("Cast", [integers], f"{call}x", to=TensorProto.FLOAT)
     shape = (-1, *[1] * (stored.values.dim() - 1))
     rows = graph.constant(f"{call}m", factor.numpy().astype(np.float32).reshape(shape))
     rounded = graph.add("Round", [graph.add("Mul", [weight, rows], f"{call}y")], f"{call}z")
@@ -237,6 +237,7 @@ def _static(
     bias: Array | None,
     attributes: dict[str, Any],
 ) -> None:
+    """Add a convolution between dequantised tensors, with its normalisation folded in."""
     folded = _fold(graph, site, stored, bias)
     rows, scale = len(folded.scale), folded.scale.numpy()
     # Each call has its own batch normalisation and bias scale folded in.
@@ -245,9 +246,8 @@ def _static(
     if len(graph.lowered.sites[site.owner]) > 1:
         weight = _shared_weight(graph, site, stored, folded.factor, call)
     else:
-        weight = int8_weight(
-            graph, f"{site.node.output[0]}/weight", _multiplied(stored, folded.factor)
-        )
+        name = f"{site.node.output[0]}/weight"
+        weight = int8_weight(graph, name, _multiplied(stored, folded.factor))
     scale_name = graph.constant(f"{call}s", scale.astype(np.float32))
     zero = graph.shared(f"int8zeros{rows}", np.zeros(rows, np.int8))
     dequantised = graph.add("DequantizeLinear", [weight, scale_name, zero], f"{call}w", axis=0)

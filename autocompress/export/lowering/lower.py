@@ -1,4 +1,7 @@
-"""Where a model's float graph uses the weight of each compressible module."""
+"""Find where a model's float graph uses the weight of each compressible module.
+
+`Builder` lowers a model once; every candidate is a rewrite of this graph at its sites.
+"""
 
 from __future__ import annotations
 
@@ -12,7 +15,7 @@ from onnx import ModelProto, NodeProto, TensorProto, helper, numpy_helper
 from torch import nn
 
 from autocompress.export.float_graph.float_cache import exported
-from autocompress.export.float_graph.subgraphs import reads, value_names
+from autocompress.export.float_graph.subgraphs import consumers, producers, reads, value_names
 from autocompress.model.modules import ModuleMap, NormGroup
 from autocompress.task.batches import Inputs, feed_of
 from autocompress.task.free_shapes import FreeDimension
@@ -23,16 +26,21 @@ NORM_OPERATORS = ("LayerNormalization", "RMSNormalization", "Mul")
 
 @dataclass(frozen=True)
 class Site:
-    """Where the graph uses a module's weight: `node` computes it, `output` is the tensor after its bias.
+    """Describe a place where the graph uses a module's weight.
 
     Attributes:
         name: the module (the alias where weights are tied).
         owner: the module under whose name the weight is compressed.
-        absorbed: nodes (by output name) that a rewritten site replaces: the weight's Transpose.
-        tail: for convolutions, outputs of the BatchNormalization and of the Relu, or Clip from 0, that follow alone; for recurrent
-            weights, the first output of the operator that runs them.
-        hidden: the width of the state that a recurrent weight makes.
-        node: of a recurrent weight, a stand-in: whatever reads the weight reads what replaces it.
+        kind: "linear", "conv", "embedding" or "recurrent".
+        node: the node that computes with the weight. For a recurrent weight, a stand-in with the
+            weight as its output, so that the readers of the weight stay as they are.
+        input: the tensor that `node` reads beside the weight, "" for a recurrent weight.
+        output: the tensor behind the bias and `tail`.
+        bias: name of the bias in the graph, or None.
+        absorbed: outputs of further nodes that a rewritten site replaces: the weight's Transpose.
+        tail: for convolutions, outputs of the BatchNormalization and of the Relu, or Clip from 0,
+            that follow alone. For recurrent weights, first output of the operator that runs them.
+        hidden: for recurrent weights, the width of the state.
     """
 
     name: str
@@ -49,8 +57,16 @@ class Site:
 
 @dataclass
 class LoweredModel:
-    """The float graph; `sites` by owner. `input_names` are in calling order; the primary output is the first; `fixed` has a line for
-    every dimension that is not free."""
+    """Hold a model's float graph and where it uses weights.
+
+    Attributes:
+        proto: the float graph, the primary output first.
+        sites: by owner, in graph order.
+        input_names: in calling order.
+        dynamic_batch: whether the batch dimension is free.
+        producer: the node that computes each tensor.
+        fixed: one line for each dimension that should be free and is not.
+    """
 
     proto: ModelProto
     sites: Mapping[str, tuple[Site, ...]]
@@ -61,42 +77,50 @@ class LoweredModel:
 
     @cached_property
     def shell(self) -> ModelProto:
-        """The graph's inputs and outputs without what is between them."""
-        found = ModelProto()
-        found.CopyFrom(self.proto)
-        del found.graph.node[:]
-        del found.graph.initializer[:]
-        return found
+        """Return the graph's inputs and outputs without what is between them."""
+        shell = ModelProto()
+        shell.CopyFrom(self.proto)
+        del shell.graph.node[:]
+        del shell.graph.initializer[:]
+        return shell
 
     def norm(self, site: Site) -> str:
-        """The module of the BatchNormalization that follows a convolution, or ""."""
-        nodes = [self.producer[value] for value in site.tail if value in self.producer]
-        return next(
-            (
-                node.input[3].rpartition(".")[0]
-                for node in nodes
-                if node.op_type == "BatchNormalization"
-            ),
-            "",
-        )
+        """Return the normalisation that follows a convolution.
+
+        Args:
+            site: of any kind.
+
+        Returns:
+            the module of the BatchNormalization in its tail, or "".
+        """
+        for value in site.tail:
+            node = self.producer.get(value)
+            if node is not None and node.op_type == "BatchNormalization":
+                return str(node.input[3]).rpartition(".")[0]
+        return ""
 
     @cached_property
     def names(self) -> frozenset[str]:
-        """Every name of a tensor."""
+        """Return every name of a tensor."""
         return frozenset(value_names(self.proto.graph))
 
     @cached_property
     def prefix(self) -> str:
-        """Letters that no name of a tensor begins with, for the short names of what candidates add."""
-        found = "t"
-        while any(
-            name.startswith(found) and name[len(found) :][:1].isdigit() for name in self.names
-        ):
-            found += "_"
-        return found
+        """Return letters for short names: no tensor's name is these letters and a digit."""
+        prefix = "t"
+        while any(n.startswith(prefix) and n[len(prefix) :][:1].isdigit() for n in self.names):
+            prefix += "_"
+        return prefix
 
     def feed(self, inputs: Inputs) -> dict[str, Any]:
-        """numpy feed of one batch."""
+        """Return the NumPy feed of one batch.
+
+        Args:
+            inputs: of the model, in its own structure.
+
+        Returns:
+            arrays by input name of the graph.
+        """
         return feed_of(inputs, self.input_names)
 
 
@@ -108,66 +132,73 @@ def lower(
     graphs: Path | None = None,
     free: Sequence[FreeDimension] | None = None,
 ) -> LoweredModel:
-    """Export `model` once, or read it from folder `graphs`, and find where each compressible module is used; modules that are not found
-    have no site."""
+    """Export a model and find where its graph uses each compressible module.
+
+    Args:
+        model: in eval mode, on the CPU.
+        example_inputs: inputs to trace with.
+        module_map: the modules; those that the graph does not show as they are get no site.
+        outputs: outputs that the task reads, behind the primary one.
+        graphs: folder of exported graphs, or None to export always.
+        free: dimensions to leave free; None for batch and sequences.
+
+    Returns:
+        the float graph with its sites.
+
+    Raises:
+        ExportError: as `export_float`.
+    """
     proto, dynamic, fixed = exported(model, example_inputs, outputs, graphs, free)
     names = tuple(value.name for value in proto.graph.input)
-    consumers: dict[str, list[NodeProto]] = {}
-    for node in proto.graph.node:
-        for value in reads(node):
-            consumers.setdefault(value, []).append(node)
+    readers = consumers(proto.graph)
     for output in proto.graph.output:  # whoever runs the file reads it
-        consumers.setdefault(output.name, []).append(NodeProto())
+        readers.setdefault(output.name, []).append(NodeProto())
     initializers = {tensor.name: tensor for tensor in proto.graph.initializer}
     sites: dict[str, tuple[Site, ...]] = {}
     for module in module_map:
         if module.kind == "recurrent":
-            site = _recurrent_site(module.name, consumers)
+            site = _recurrent_site(module.name, readers)
             if site is not None:
                 sites[module.name] = (site,)
             continue
-        used = next(
-            (f"{n}.weight" for n in (module.name, *module.aliases) if f"{n}.weight" in consumers),
-            None,
-        )
-        uses = consumers.get(used, []) if used else []
-        found = [
-            _site(module.name, (module.name, *module.aliases), node, consumers, initializers)
-            for node in uses
-        ]
-        if found and all(found):
-            sites[module.name] = tuple(site for site in found if site)
-    producer = {output: node for node in proto.graph.node for output in node.output}
-    return LoweredModel(proto, sites, names, dynamic, producer, fixed)
+        aliases = (module.name, *module.aliases)
+        uses = next((readers[f"{n}.weight"] for n in aliases if f"{n}.weight" in readers), [])
+        places = [_site(module.name, aliases, node, readers, initializers) for node in uses]
+        if places and all(places):
+            sites[module.name] = tuple(site for site in places if site)
+    return LoweredModel(proto, sites, names, dynamic, producers(proto.graph), fixed)
 
 
-def _recurrent_site(name: str, consumers: Mapping[str, list[NodeProto]]) -> Site | None:
-    """The weight's splits and concatenations are constants, which the runtime folds, up to the operator that reads them."""
-    frontier = [f"{name}.weight"]
+def _recurrent_site(name: str, readers: Mapping[str, list[NodeProto]]) -> Site | None:
+    """Follow a weight through splits and concatenations to the operator that runs it.
+
+    They are constants, which the runtime folds.
+    """
+    weight = f"{name}.weight"
+    frontier = [weight]
     while frontier:
-        for node in consumers.get(frontier.pop(), []):
+        for node in readers.get(frontier.pop(), []):
             if node.op_type in RECURRENT:
                 hidden = next(a.i for a in node.attribute if a.name == "hidden_size")
-                weight = f"{name}.weight"
                 whole = helper.make_node("Identity", [weight], [weight])
-                return Site(
-                    name,
-                    name,
-                    "recurrent",
-                    whole,
-                    "",
-                    weight,
-                    f"{name}.bias",
-                    (),
-                    (node.output[0],),
-                    hidden,
-                )
+                tail = (node.output[0],)
+                ends = "", weight, f"{name}.bias"
+                return Site(name, name, "recurrent", whole, *ends, tail=tail, hidden=hidden)
             frontier.extend(node.output)
     return None
 
 
 def find_norms(lowered: LoweredModel, module_map: ModuleMap) -> tuple[NormGroup, ...]:
-    """Normalisations whose output only linear modules read: any operator that multiplies by a vector named NAME.weight."""
+    """Find the normalisations whose output only linear modules read.
+
+    Args:
+        lowered: the float graph.
+        module_map: modules that can be compressed.
+
+    Returns:
+        each normalisation with its readers, in graph order. A normalisation is an operator that
+        multiplies by a vector named NAME.weight and is its only reader.
+    """
     graph = lowered.proto.graph
     vectors = {t.name for t in graph.initializer if t.name.endswith(".weight") and len(t.dims) == 1}
     uses: dict[str, int] = {}
@@ -180,85 +211,87 @@ def find_norms(lowered: LoweredModel, module_map: ModuleMap) -> tuple[NormGroup,
         for site in lowered.sites.get(module.name, ()):
             if site.kind == "linear":
                 readers.setdefault(site.input, []).append(module.name)
-    found = []
+    norms = []
     for node in graph.node:
+        output = node.output[0]
+        modules = readers.get(output, [])
         weights = [value for value in node.input if value in vectors and uses[value] == 1]
-        read = readers.get(node.output[0], [])
-        alone = (
-            bool(read)
-            and len(read) == uses.get(node.output[0], 0)
-            and node.output[0] not in outputs
-        )
-        once = all(len(lowered.sites[name]) == 1 for name in read)
+        alone = bool(modules) and len(modules) == uses.get(output, 0) and output not in outputs
+        once = all(len(lowered.sites[name]) == 1 for name in modules)
         if node.op_type in NORM_OPERATORS and len(weights) == 1 and alone and once:
-            found.append(NormGroup(weights[0].removesuffix(".weight"), tuple(read)))
-    return tuple(found)
+            norms.append(NormGroup(weights[0].removesuffix(".weight"), tuple(modules)))
+    return tuple(norms)
 
 
 def _site(
     owner: str,
     names: tuple[str, ...],
     node: NodeProto,
-    consumers: Mapping[str, list[NodeProto]],
+    readers: Mapping[str, list[NodeProto]],
     initializers: Mapping[str, TensorProto],
 ) -> Site | None:
-    def only(value: str, op_type: str) -> NodeProto | None:
-        after = consumers.get(value, [])
-        return after[0] if len(after) == 1 and after[0].op_type == op_type else None
+    """Return the site of a node that reads a weight, or None if it does not use it as a module.
 
-    def named(bias: str | None, default: str) -> str:
-        return next((n for n in names if bias == f"{n}.bias"), default)
-
+    `names` are the module's name and its aliases.
+    """
     if node.op_type == "Gather":
         return Site(owner, owner, "embedding", node, node.input[1], node.output[0], None)
     if node.op_type == "Gemm":
         attributes = {a.name: helper.get_attribute_value(a) for a in node.attribute}
-        if (
-            attributes.get("transB", 0) != 1
-            or attributes.get("transA", 0)
-            or {attributes.get(k, 1.0) for k in ("alpha", "beta")} != {1.0}
-        ):
+        transposed = attributes.get("transB", 0) == 1 and not attributes.get("transA", 0)
+        if not transposed or {attributes.get(k, 1.0) for k in ("alpha", "beta")} != {1.0}:
             return None
         bias = node.input[2] if len(node.input) > 2 else None
-        return Site(named(bias, owner), owner, "linear", node, node.input[0], node.output[0], bias)
+        name = _name_of(bias, names, owner)
+        return Site(name, owner, "linear", node, node.input[0], node.output[0], bias)
     if node.op_type == "Transpose":
-        product = only(node.output[0], "MatMul")
+        product = _only(node.output[0], "MatMul", readers)
         if product is None or product.input[1] != node.output[0]:
             return None
         output, bias = product.output[0], None
-        add = only(output, "Add")
-        if (
-            add is not None
-            and add.input[0] == output
-            and add.input[1] in {f"{n}.bias" for n in names}
-        ):
+        add = _only(output, "Add", readers)
+        biases = {f"{n}.bias" for n in names}
+        if add is not None and add.input[0] == output and add.input[1] in biases:
             output, bias = add.output[0], add.input[1]
-        name = named(bias, owner)
-        return Site(
-            name, owner, "linear", product, product.input[0], output, bias, (node.output[0],)
-        )
+        name = _name_of(bias, names, owner)
+        absorbed = (node.output[0],)
+        return Site(name, owner, "linear", product, product.input[0], output, bias, absorbed)
     if node.op_type == "Conv":
-        tail = []
-        value = node.output[0]
-        for op_types in (("BatchNormalization",), ("Relu", "Clip")):
-            following = next(
-                (after for after in (only(value, op_type) for op_type in op_types) if after), None
-            )
-            if following is not None and (
-                following.op_type != "Clip" or _starts_at_zero(following, initializers)
-            ):
-                value = following.output[0]
-                tail.append(value)
-        bias = node.input[2] if len(node.input) > 2 and node.input[2] in initializers else None
-        if len(node.input) > 2 and bias is None:
+        bias = node.input[2] if len(node.input) > 2 else None
+        if bias is not None and bias not in initializers:
             return None
-        return Site(
-            named(bias, owner), owner, "conv", node, node.input[0], value, bias, (), tuple(tail)
-        )
+        tail = _tail(node.output[0], readers, initializers)
+        name, output = _name_of(bias, names, owner), [node.output[0], *tail][-1]
+        return Site(name, owner, "conv", node, node.input[0], output, bias, tail=tail)
     return None
 
 
+def _tail(
+    value: str, readers: Mapping[str, list[NodeProto]], initializers: Mapping[str, TensorProto]
+) -> tuple[str, ...]:
+    """Return the outputs of a BatchNormalization and a ReLU that follow a convolution alone."""
+    tail = []
+    for op_types in (("BatchNormalization",), ("Relu", "Clip")):
+        followers = (_only(value, op_type, readers) for op_type in op_types)
+        node = next((follower for follower in followers if follower), None)
+        if node is not None and (node.op_type != "Clip" or _starts_at_zero(node, initializers)):
+            value = node.output[0]
+            tail.append(value)
+    return tuple(tail)
+
+
+def _only(value: str, op_type: str, readers: Mapping[str, list[NodeProto]]) -> NodeProto | None:
+    """Return the only reader of a tensor if it is of that type."""
+    nodes = readers.get(value, [])
+    return nodes[0] if len(nodes) == 1 and nodes[0].op_type == op_type else None
+
+
+def _name_of(bias: str | None, names: tuple[str, ...], default: str) -> str:
+    """Return the module whose bias it is."""
+    return next((name for name in names if bias == f"{name}.bias"), default)
+
+
 def _starts_at_zero(clip: NodeProto, initializers: Mapping[str, TensorProto]) -> bool:
-    """Whether a Clip is a ReLU with an upper end, both of which the range of an 8-bit tensor can hold."""
+    """Return True if a Clip is a ReLU with an upper end; an 8-bit range can hold both ends."""
     low = initializers.get(clip.input[1]) if len(clip.input) == 3 else None
     return low is not None and not numpy_helper.to_array(low).any()

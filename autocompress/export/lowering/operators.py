@@ -1,4 +1,4 @@
-"""Linear, embedding and recurrent modules as operators on packed weights."""
+"""Add linear, embedding and recurrent modules as operators on packed weights."""
 
 from __future__ import annotations
 
@@ -12,11 +12,11 @@ from autocompress.compress.prune.masks import Mask
 from autocompress.compress.quantize.affine import StoredTensor
 from autocompress.export.lowering.graph import CONTRIB, GraphBuilder
 from autocompress.export.lowering.lower import Site
-from autocompress.export.lowering.pack import (
+from autocompress.export.lowering.pack import pack_rows
+from autocompress.export.lowering.weights import (
     float_weight,
     group_scale,
     int8_weight,
-    pack_rows,
     uint8_weight,
 )
 
@@ -34,51 +34,40 @@ def linear(
 ) -> None:
     """Add a product per factor and the bias.
 
-    `level` runs them on the weight-only kernel at that accuracy level, `unsigned` gives integer kernels weights around 128. `experts`
-    are those that a router still has.
+    Args:
+        graph: gets nodes and initializers.
+        site: where the float graph has the module.
+        variant: its compressed weights.
+        config: what is done to the module.
+        level: accuracy level of the weight-only kernel, or None for another kernel.
+        unsigned: give integer kernels uint8 weights around 128 instead of int8.
+        experts: for a router, (experts,) True for those that are left; the others are never chosen.
     """
     value = site.input
     last = len(variant.factors) - 1
     for i, stored in enumerate(variant.factors):
         name = f"{site.owner}.weight/{i}"
-        output = (
-            graph.short(f"{site.node.output[0]}/{i}")
-            if i < last or site.bias or experts is not None
-            else site.output
-        )
+        is_end = i == last and not site.bias and experts is None
+        output = site.output if is_end else graph.short(f"{site.node.output[0]}/{i}")
         if config.activation_bits == 8:
-            value = _integer_product(
-                graph,
-                name,
-                value,
-                stored,
-                output,
-                unsigned,
-                static=i == 0 and config.static("linear"),
-            )
+            static = i == 0 and config.static("linear")
+            value = _integer_product(graph, name, value, stored, output, unsigned, static)
             continue
         if config.activation_bits == 16 and i == 0:
             value = graph.rounded(value, 16)
         if level is not None:
             value = _weight_only_product(graph, name, value, stored, output, level)
         else:
-            value = graph.add(
-                "MatMul", [value, _transposed(graph, float_weight(graph, name, stored))], output
-            )
+            weight = _transposed(graph, float_weight(graph, name, stored))
+            value = graph.add("MatMul", [value, weight], output)
     if site.bias is not None:
         if variant.bias is not None:
             graph.constant(site.bias, variant.bias.cpu().numpy())
-        value = graph.add(
-            "Add",
-            [value, site.bias],
-            site.output if experts is None else graph.short(f"{site.output}/open"),
-        )
+        output = site.output if experts is None else graph.short(f"{site.output}/open")
+        value = graph.add("Add", [value, site.bias], output)
     if experts is not None:
-        graph.add(
-            "Add",
-            [value, graph.constant(graph.short(f"{site.owner}/gate"), gate_shift(experts))],
-            site.output,
-        )
+        gate = graph.constant(graph.short(f"{site.owner}/gate"), gate_shift(experts))
+        graph.add("Add", [value, gate], site.output)
 
 
 def _transposed(graph: GraphBuilder, weight: str) -> str:
@@ -96,7 +85,7 @@ def _integer_product(
     unsigned: bool,
     static: bool,
 ) -> str:
-    """MatMulInteger between a quantiser and the scales, which the runtime fuses."""
+    """Add a MatMulInteger between a quantiser and the scales, which the runtime fuses."""
     quantised, scale, zero = graph.static(value) if static else graph.dynamic(value)
     assert stored.scale is not None
     call = graph.short(f"{output}/call")
@@ -120,21 +109,18 @@ def _integer_product(
 def _weight_only_product(
     graph: GraphBuilder, name: str, value: str, stored: StoredTensor, output: str, level: int
 ) -> str:
-    """MatMulNBits: weights stay packed in memory and are unpacked block by block inside the kernel."""
+    """Add a MatMulNBits: weights stay packed in memory, its kernel unpacks them block by block."""
     rows, columns = stored.values.shape
+    size = stored.group_size
     short = graph.short(name)
-    blocks = np.pad(stored.values.numpy(), ((0, 0), (0, -columns % stored.group_size)))
-    packed = pack_rows(blocks, stored.weight_bits).reshape(
-        rows, blocks.shape[1] // stored.group_size, -1
-    )
+    padded = np.pad(stored.values.numpy(), ((0, 0), (0, -columns % size)))
+    blocks = padded.shape[1] // size
+    packed = pack_rows(padded, stored.weight_bits).reshape(rows, blocks, -1)
     scale = graph.once(
-        f"{name}/scale", lambda short: group_scale(graph, short, stored, (rows, packed.shape[1]))
+        f"{name}/scale", lambda short: group_scale(graph, short, stored, (rows, blocks))
     )
     inputs = [value, graph.constant(short, packed), scale]
-    if stored.zero_point is not None:
-        inputs.append(
-            graph.constant(f"{short}z", pack_rows(stored.zero_point.numpy(), stored.weight_bits))
-        )
+    inputs += _packed_zero_points(graph, short, stored)
     return graph.add(
         "MatMulNBits",
         inputs,
@@ -143,18 +129,31 @@ def _weight_only_product(
         K=columns,
         N=rows,
         bits=stored.weight_bits,
-        block_size=stored.group_size,
+        block_size=size,
         accuracy_level=level,
     )
 
 
+def _packed_zero_points(graph: GraphBuilder, short: str, stored: StoredTensor) -> list[str]:
+    """Add the zero points of blocks; return their name, or none for symmetric weights."""
+    if stored.zero_point is None:
+        return []
+    packed = pack_rows(stored.zero_point.numpy(), stored.weight_bits)
+    return [graph.constant(f"{short}z", packed)]
+
+
 def gather_block(stored_columns: int, config: ModuleConfig) -> int | None:
-    """Block size with which GatherBlockQuantized can read a table of that width, or None."""
-    if (
-        config.weight_bits not in (2, 4, 8)
-        or config.group_size < 0
-        or stored_columns % (8 // config.weight_bits)
-    ):
+    """Return the block size with which GatherBlockQuantized can read a table.
+
+    Args:
+        stored_columns: width of the stored table, which is the rank of a factorised one.
+        config: what is done to the embedding.
+
+    Returns:
+        columns per scale, or None if the operator cannot read such a table.
+    """
+    bits = config.weight_bits
+    if bits not in (2, 4, 8) or config.group_size < 0 or stored_columns % (8 // bits):
         return None
     if config.group_size > 0:
         return config.group_size
@@ -162,23 +161,30 @@ def gather_block(stored_columns: int, config: ModuleConfig) -> int | None:
 
 
 def embedding(graph: GraphBuilder, site: Site, variant: Variant, block: int | None) -> None:
-    """Gather from the table, unpacked when the session is created, or (with a block size) row by row at run time."""
+    """Add a Gather from the table, and a product where the table is factorised.
+
+    Args:
+        graph: gets nodes and initializers.
+        site: where the float graph has the module.
+        variant: its compressed weights.
+        block: columns per scale of a table that stays packed and is unpacked row by row at run
+            time. None unpacks the table when a session is created.
+    """
     *first, stored = variant.factors
-    if block is None:
-        # Under the names that a linear module would give its factors, so that one that shares the weight shares what is stored.
-        output = graph.short(f"{site.output}/rows") if first else site.output
-        found = graph.add(
-            "Gather",
-            [float_weight(graph, f"{site.owner}.weight/{len(first)}", stored), site.input],
-            output,
-        )
-        if first:  # rows of the rank's width become wide
-            graph.add(
-                "MatMul",
-                [found, float_weight(graph, f"{site.owner}.weight/0", first[0])],
-                site.output,
-            )
+    if block is not None:
+        _packed_gather(graph, site, stored, block)
         return
+    # A linear module gives its factors these names; one that shares the weight shares the tensors.
+    output = graph.short(f"{site.output}/rows") if first else site.output
+    weight = float_weight(graph, f"{site.owner}.weight/{len(first)}", stored)
+    rows = graph.add("Gather", [weight, site.input], output)
+    if first:  # rows of the rank's width become wide
+        wide = float_weight(graph, f"{site.owner}.weight/0", first[0])
+        graph.add("MatMul", [rows, wide], site.output)
+
+
+def _packed_gather(graph: GraphBuilder, site: Site, stored: StoredTensor, block: int) -> None:
+    """Add a GatherBlockQuantized from the packed table."""
     name = f"{site.owner}.weight/table"
     short = graph.short(name)
     rows, columns = stored.values.shape
@@ -187,11 +193,7 @@ def embedding(graph: GraphBuilder, site: Site, variant: Variant, block: int | No
         f"{name}/scale",
         lambda short: group_scale(graph, short, stored, (rows, -(-columns // block))),
     )
-    inputs = [packed, site.input, scale]
-    if stored.zero_point is not None:
-        inputs.append(
-            graph.constant(f"{short}z", pack_rows(stored.zero_point.numpy(), stored.weight_bits))
-        )
+    inputs = [packed, site.input, scale, *_packed_zero_points(graph, short, stored)]
     attributes = {
         "gather_axis": 0,
         "quantize_axis": 1,
@@ -202,7 +204,13 @@ def embedding(graph: GraphBuilder, site: Site, variant: Variant, block: int | No
 
 
 def zeros(graph: GraphBuilder, site: Site, like: str) -> None:
-    """Zeros in the place of a removed expert's output: the leading dimensions of tensor `like`, the module's own width."""
+    """Add zeros in the place of a removed expert's output.
+
+    Args:
+        graph: gets nodes and initializers.
+        site: the expert's last module, whose width the zeros have.
+        like: name of the tensor whose leading dimensions they have.
+    """
     name = graph.short(f"{site.output}/zeros")
     width = len(graph.array(f"{site.owner}.weight"))
     shape = graph.add("Shape", [like], f"{name}s", end=-1)
@@ -211,7 +219,13 @@ def zeros(graph: GraphBuilder, site: Site, like: str) -> None:
 
 
 def recurrent(graph: GraphBuilder, site: Site, variant: Variant) -> None:
-    """The weight under its own name, as constants that the runtime unpacks when the session is created."""
+    """Replace a weight of a recurrent operator by constants that the runtime unpacks.
+
+    Args:
+        graph: the weight's name becomes the output of a node.
+        site: the weight of one gate matrix; its readers stay as they are.
+        variant: its compressed weights.
+    """
     del graph.initializers[site.output]
     value = float_weight(graph, f"{site.owner}/gates", variant.factors[0])
     graph.add("Identity", [value], site.output)

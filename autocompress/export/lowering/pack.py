@@ -1,29 +1,43 @@
-"""Weights at their true size: each width as fields of 4, 2 and 1 bits that standard operators join when a session is created."""
+"""Pack integers to their true size, with the operators that unpack them.
+
+A width is stored as fields of 4, 2 and 1 bits; zeros take one bit each where that is smaller.
+The runtime folds the standard operators that unpack when a session is created.
+"""
 
 from __future__ import annotations
 
 from functools import cache
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
-from onnx import FunctionProto, TensorProto, helper
+from onnx import FunctionProto, NodeProto, TensorProto, helper
 
-from autocompress.compress.quantize.affine import StoredTensor, to_blocks
 from autocompress.export.float_graph.trace import OPSET
 from autocompress.export.lowering.graph import FUNCTIONS, GraphBuilder, constant
-from autocompress.export.lowering.sparse import sparse_pays, spread
-
-Array = NDArray[np.generic]
 
 
 def field_widths(weight_bits: int) -> list[int]:
-    """The fields of a width, lowest bits first: 7 = 4 + 2 + 1."""
+    """Return the widths of the fields of an integer, lowest bits first.
+
+    Args:
+        weight_bits: 1 to 7.
+
+    Returns:
+        a subset of [4, 2, 1] that sums to `weight_bits`.
+    """
     return [width for width in (4, 2, 1) if weight_bits & width]
 
 
 def pack_field(values: NDArray[np.uint8], width: int) -> NDArray[np.uint8]:
-    """(bytes, 1): fields of `width` bits, the first in the lowest bits of the first byte, padded with 0."""
+    """Pack one field of each value into bytes.
+
+    Args:
+        values: any shape, each below 2^width.
+        width: bits per value: 1, 2, 4 or 8.
+
+    Returns:
+        (bytes, 1), the first value in the lowest bits of the first byte, padded with 0.
+    """
     per_byte = 8 // width
     flat = values.ravel()
     cells = np.pad(flat, (0, -len(flat) % per_byte)).reshape(-1, per_byte)
@@ -32,7 +46,15 @@ def pack_field(values: NDArray[np.uint8], width: int) -> NDArray[np.uint8]:
 
 
 def pack(values: NDArray[np.int8], weight_bits: int) -> list[NDArray[np.uint8]]:
-    """The packed fields of signed integers of `weight_bits`."""
+    """Pack signed integers as fields.
+
+    Args:
+        values: any shape, in [-2^(weight_bits - 1), 2^(weight_bits - 1) - 1].
+        weight_bits: 1 to 7.
+
+    Returns:
+        one (bytes, 1) array per entry of `field_widths`; values are offset by 2^(weight_bits - 1).
+    """
     unsigned = (values.astype(np.int16) + 2 ** (weight_bits - 1)).astype(np.uint8)
     packed, offset = [], 0
     for width in field_widths(weight_bits):
@@ -42,15 +64,47 @@ def pack(values: NDArray[np.int8], weight_bits: int) -> list[NDArray[np.uint8]]:
 
 
 def pack_rows(values: NDArray[np.int8], weight_bits: int) -> NDArray[np.uint8]:
-    """(rows, bytes) of 2, 4 or 8 bits with offset 2^(bits - 1), each row padded to whole bytes."""
+    """Pack signed integers so that each row starts at a whole byte.
+
+    Args:
+        values: (rows, columns), in [-2^(weight_bits - 1), 2^(weight_bits - 1) - 1].
+        weight_bits: 2, 4 or 8.
+
+    Returns:
+        (rows, bytes); values are offset by 2^(weight_bits - 1), rows padded with 0.
+    """
     unsigned = (values.astype(np.int16) + 2 ** (weight_bits - 1)).astype(np.uint8)
     per_byte = 8 // weight_bits
     unsigned = np.pad(unsigned, ((0, 0), (0, -unsigned.shape[1] % per_byte)))
     return pack_field(unsigned, weight_bits).reshape(len(values), -1)
 
 
-def _integers(graph: GraphBuilder, name: str, values: NDArray[np.int8], weight_bits: int) -> str:
-    """int8 tensor of `values`, stored at `weight_bits`."""
+def packed_integers(
+    graph: GraphBuilder,
+    name: str,
+    values: NDArray[np.int8],
+    nonzero: NDArray[np.bool_] | None,
+    weight_bits: int,
+) -> str:
+    """Add integers at their true size and what unpacks them.
+
+    Args:
+        graph: gets the initializers and nodes.
+        name: name of the stored tensor; others get letters behind it.
+        values: any shape, signed, of `weight_bits`.
+        nonzero: of the same shape, False where a value must be 0; None if all may differ from 0.
+        weight_bits: 2 to 8.
+
+    Returns:
+        name of an int8 tensor of the shape of `values`.
+    """
+    if nonzero is None or not sparse_pays(values.size, int(nonzero.sum()), weight_bits):
+        return _dense(graph, name, values, weight_bits)
+    chosen = np.concatenate([np.zeros(1, np.int8), values[nonzero]])
+    return spread(graph, name, _dense(graph, name, chosen, weight_bits), nonzero)
+
+
+def _dense(graph: GraphBuilder, name: str, values: NDArray[np.int8], weight_bits: int) -> str:
     if weight_bits == 8:
         return graph.constant(name, values)
     if weight_bits == 4:
@@ -59,23 +113,28 @@ def _integers(graph: GraphBuilder, name: str, values: NDArray[np.int8], weight_b
             name, TensorProto.INT4, values.shape, nibbles.tobytes(), raw=True
         )
         return graph.add("Cast", [name], f"{name}i", to=TensorProto.INT8)
-    fields = [
-        graph.constant(f"{name}f{width}", packed)
-        for width, packed in zip(field_widths(weight_bits), pack(values, weight_bits), strict=True)
-    ]
-    graph.functions.setdefault(f"Unpack{weight_bits}", unpack_function(weight_bits))
-    return graph.add(
-        f"Unpack{weight_bits}", [*fields, graph.shape(values.shape)], f"{name}i", domain=FUNCTIONS
-    )
+    inputs = []
+    for width, packed in zip(field_widths(weight_bits), pack(values, weight_bits), strict=True):
+        inputs.append(graph.constant(f"{name}f{width}", packed))
+    inputs.append(graph.shape(values.shape))
+    function = f"Unpack{weight_bits}"
+    graph.functions.setdefault(function, unpack_function(weight_bits))
+    return graph.add(function, inputs, f"{name}i", domain=FUNCTIONS)
 
 
 @cache
 def unpack_function(weight_bits: int) -> FunctionProto:
-    """The model-local function (packed fields..., shape) -> int8 of that shape, in standard operators that the runtime inlines and folds.
+    """Return the model-local function that undoes `pack`.
 
-    A function is stored once per file where its operators would be stored once per weight.
+    A function is stored once per file; its operators would be stored once per weight. The runtime
+    inlines and folds it.
+
+    Args:
+        weight_bits: 1 to 7.
+
+    Returns:
+        a function (packed fields..., shape) -> int8 of that shape.
     """
-
     half = 2 ** (weight_bits - 1)
     nodes = [
         constant("flat", np.array([-1])),
@@ -109,151 +168,68 @@ def unpack_function(weight_bits: int) -> FunctionProto:
         helper.make_node("Reshape", ["integers", "shape"], ["y"]),
     ]
     inputs = [*(f"f{width}" for width in field_widths(weight_bits)), "shape"]
-    return helper.make_function(
-        FUNCTIONS, f"Unpack{weight_bits}", inputs, ["y"], nodes, [helper.make_opsetid("", OPSET)]
-    )
+    return _function(f"Unpack{weight_bits}", inputs, nodes)
 
 
-def _stored(
-    graph: GraphBuilder,
-    name: str,
-    values: NDArray[np.int8],
-    kept: NDArray[np.bool_] | None,
-    weight_bits: int,
-) -> str:
-    """int8 tensor of `values`; where it is smaller, as a bitmap and the kept values."""
-    if kept is None or not sparse_pays(values.size, int(kept.sum()), weight_bits):
-        return _integers(graph, name, values, weight_bits)
-    chosen = _integers(
-        graph, name, np.concatenate([np.zeros(1, np.int8), values[kept]]), weight_bits
-    )
-    return spread(graph, name, chosen, kept)
+def sparse_pays(count: int, nonzero: int, weight_bits: int) -> bool:
+    """Return True if a bit per element and the non-zero values take less than all values.
+
+    Args:
+        count: number of elements.
+        nonzero: number of elements that may differ from 0.
+        weight_bits: bits per stored value.
+
+    Returns:
+        False for equal sizes.
+    """
+    return count + nonzero * weight_bits < count * weight_bits
 
 
-def _numpy(stored: StoredTensor, part: str) -> Array:
-    value: Array = getattr(stored, part).detach().cpu().numpy()
-    return value
+def spread(graph: GraphBuilder, name: str, values: str, nonzero: NDArray[np.bool_]) -> str:
+    """Add a node that puts values at their places among zeros.
+
+    Args:
+        graph: gets the bitmap, the function and the node.
+        name: name of the weight; the bitmap and the output get letters behind it.
+        values: name of a tensor of 1 + nonzero.sum() elements, the first one 0.
+        nonzero: where the values go, in row-major order.
+
+    Returns:
+        name of a tensor of the shape of `nonzero`.
+    """
+    bitmap = graph.constant(f"{name}k", np.packbits(nonzero.ravel(), bitorder="little")[:, None])
+    graph.functions.setdefault("Spread", spread_function())
+    inputs = [bitmap, values, graph.shape(nonzero.shape)]
+    return graph.add("Spread", inputs, f"{name}K", domain=FUNCTIONS)
 
 
-def _blocked(graph: GraphBuilder, name: str, stored: StoredTensor) -> tuple[str, tuple[int, ...]]:
-    """(int8 integers in the shape in which they meet their scales, that of the scales)."""
-    values, kept = stored.values, stored.kept
-    shape: tuple[int, ...] = (
-        (1,) * values.dim() if stored.group_size == -1 else (len(values), *[1] * (values.dim() - 1))
-    )
-    if stored.group_size > 0:
-        values = to_blocks(values, stored.group_size)
-        kept = None if kept is None else to_blocks(kept, stored.group_size)
-        shape = (*values.shape[:2], 1)
-    return _stored(
-        graph, name, values.numpy(), None if kept is None else kept.numpy(), stored.weight_bits
-    ), shape
+@cache
+def spread_function() -> FunctionProto:
+    """Return the model-local function (bitmap (bytes, 1), values, shape) -> values at the set bits.
+
+    A set bit gathers the value whose number is the count of set bits up to it. Another bit gathers
+    value 0.
+    """
+    nodes = [
+        constant("shifts", np.arange(8, dtype=np.uint8)),
+        constant("one", np.array(1, np.uint8)),
+        constant("flat", np.array([-1])),
+        constant("zero", np.array([0])),
+        constant("axis", np.array(0)),
+        helper.make_node("ReduceProd", ["shape"], ["count"], keepdims=1),
+        helper.make_node("BitShift", ["bitmap", "shifts"], ["shifted"], direction="RIGHT"),
+        helper.make_node("BitwiseAnd", ["shifted", "one"], ["bits"]),
+        helper.make_node("Reshape", ["bits", "flat"], ["padded"]),
+        helper.make_node("Slice", ["padded", "zero", "count"], ["bytes"]),
+        helper.make_node("Cast", ["bytes"], ["set"], to=TensorProto.INT32),
+        helper.make_node("CumSum", ["set", "axis"], ["numbers"]),
+        helper.make_node("Mul", ["numbers", "set"], ["index"]),
+        helper.make_node("Gather", ["values", "index"], ["found"]),
+        helper.make_node("Reshape", ["found", "shape"], ["y"]),
+    ]
+    return _function("Spread", ["bitmap", "values", "shape"], nodes)
 
 
-def _unblocked(graph: GraphBuilder, name: str, value: str, stored: StoredTensor) -> str:
-    """`value` in the weight's shape again."""
-    if stored.group_size <= 0:
-        return value
-    shape = tuple(stored.values.shape)
-    columns = int(np.prod(shape[1:]))
-    if columns % stored.group_size:
-        value = graph.add("Reshape", [value, graph.shape((shape[0], -1))], f"{name}p")
-        value = graph.add(
-            "Slice",
-            [value, graph.shape((0,)), graph.shape((columns,)), graph.shape((1,))],
-            f"{name}q",
-        )
-    return graph.add("Reshape", [value, graph.shape(shape)], f"{name}w")
-
-
-def int8_weight(graph: GraphBuilder, name: str, stored: StoredTensor) -> str:
-    """int8 tensor that an integer kernel multiplies, `StoredTensor.int8`; the runtime folds the operators that make it."""
-
-    def make(name: str) -> str:
-        value, shape = _blocked(graph, name, stored)
-        operators = {} if stored.zero_apart else {"zero_point": "Sub", "multiplier": "Mul"}
-        operators = {
-            part: operator
-            for part, operator in operators.items()
-            if getattr(stored, part) is not None
-        }
-        if not operators:
-            return _unblocked(graph, name, value, stored)
-        value = graph.add("Cast", [value], f"{name}e", to=TensorProto.INT32)
-        for part, operator in operators.items():
-            operand = graph.constant(f"{name}{part[0]}", _numpy(stored, part).reshape(shape))
-            operand = graph.add("Cast", [operand], f"{operand}e", to=TensorProto.INT32)
-            value = graph.add(operator, [value, operand], f"{name}{operator[0]}")
-        value = graph.add("Cast", [value], f"{name}t", to=TensorProto.INT8)
-        return _unblocked(graph, name, value, stored)
-
-    return graph.once(f"{name}/int8", make)
-
-
-def uint8_weight(graph: GraphBuilder, name: str, stored: StoredTensor) -> str:
-    """uint8 tensor, `StoredTensor.int8` plus 128; the runtime folds the operators that make it."""
-
-    def make(name: str) -> str:
-        wide = graph.add(
-            "Cast", [int8_weight(graph, name, stored)], f"{name}w", to=TensorProto.INT32
-        )
-        middle = graph.shared("middle", np.full((), 128, np.int32))
-        return graph.add(
-            "Cast", [graph.add("Add", [wide, middle], f"{name}m")], f"{name}u", to=TensorProto.UINT8
-        )
-
-    return graph.once(f"{name}/uint8", make)
-
-
-def float_weight(graph: GraphBuilder, name: str, stored: StoredTensor) -> str:
-    """float32 tensor, `StoredTensor.dequantized`; the runtime folds the operators that make it."""
-
-    def make(name: str) -> str:
-        if stored.scale is None:
-            return _plain(graph, name, stored)
-        value, shape = _blocked(graph, name, stored)
-        value = graph.add("Cast", [value], f"{name}e", to=TensorProto.FLOAT)
-        if stored.zero_point is not None:
-            zero = graph.constant(f"{name}z", _numpy(stored, "zero_point").reshape(shape))
-            value = graph.add(
-                "Sub",
-                [value, graph.add("Cast", [zero], f"{name}ze", to=TensorProto.FLOAT)],
-                f"{name}S",
-            )
-        value = graph.add("Mul", [value, group_scale(graph, name, stored, shape)], f"{name}M")
-        return _unblocked(graph, name, value, stored)
-
-    return graph.once(name, make)
-
-
-def group_scale(
-    graph: GraphBuilder, name: str, stored: StoredTensor, shape: tuple[int, ...]
-) -> str:
-    """float32 scales of `shape`; those of groups are stored as float16 shares of the largest."""
-    scale = np.asarray(_numpy(stored, "scale"), np.float32)
-    if stored.group_size <= 0:
-        return graph.constant(f"{name}s", scale.reshape(shape))
-    top = np.float32(scale.max())
-    shares = graph.constant(f"{name}h", (scale / top).astype(np.float16).reshape(shape))
-    wide = graph.add("Cast", [shares], f"{name}he", to=TensorProto.FLOAT)
-    return graph.add("Mul", [wide, graph.constant(f"{name}top", top.reshape(()))], f"{name}s")
-
-
-def _plain(graph: GraphBuilder, name: str, stored: StoredTensor) -> str:
-    """16 and 32 bits; where it is smaller, as a bitmap and the kept values."""
-    values, kept = stored.values.cpu(), stored.kept
-    sparse = kept is not None and sparse_pays(values.numel(), int(kept.sum()), stored.weight_bits)
-    if sparse and kept is not None:
-        values = torch.cat([values.new_zeros(1), values[kept]])
-    if stored.weight_bits == 32:
-        value = graph.constant(name, values.float().numpy())
-    else:
-        if values.dtype == torch.bfloat16:
-            upper = (values.float().numpy().view(np.uint32) >> 16).astype(np.uint16)
-            graph.initializers[name] = helper.make_tensor(
-                name, TensorProto.BFLOAT16, tuple(values.shape), upper.tobytes(), raw=True
-            )
-        else:
-            graph.constant(name, values.numpy())
-        value = graph.add("Cast", [name], f"{name}e", to=TensorProto.FLOAT)
-    return spread(graph, name, value, kept.numpy()) if sparse and kept is not None else value
+def _function(name: str, inputs: list[str], nodes: list[NodeProto]) -> FunctionProto:
+    opset = helper.make_opsetid("", OPSET)
+    return helper.make_function(FUNCTIONS, name, inputs, ["y"], nodes, [opset])

@@ -1,4 +1,7 @@
-"""From the float graph and the variants of a candidate to the compressed graph: shrunk, factorised and quantised in place."""
+"""Build the compressed graph of a candidate from the float graph and its compressed weights.
+
+Nodes of compressed modules are replaced in place; all other nodes are copied.
+"""
 
 from __future__ import annotations
 
@@ -19,18 +22,19 @@ from autocompress.export.lowering.graph import FUNCTIONS, GraphBuilder
 from autocompress.export.lowering.lower import LoweredModel, Site
 from autocompress.export.lowering.operators import embedding, linear, recurrent, zeros
 from autocompress.integer_form import IntegerForm
-from autocompress.model.modules import ModuleMap
+from autocompress.model.modules import CompressibleModule, ModuleMap
 
 NORM_PARAMETERS = ("weight", "bias", "running_mean", "running_var")
 
 
 @dataclass(frozen=True)
 class Recipe:
-    """Everything that the graph of one candidate is made of.
+    """Hold everything that the graph of one candidate is made of.
 
     Attributes:
-        variants: by site name.
-        masks: kept channels by (module, side).
+        candidate: what is done to each module.
+        variants: compressed weights by site name.
+        masks: channels that are left, by (module, side).
         ranges: calibrated range by tensor.
         levels: accuracy level of the weight-only kernel, for the modules that run on it.
         blocks: block size, for the embeddings that stay packed at run time.
@@ -51,72 +55,112 @@ class Recipe:
 
     @property
     def portable(self) -> bool:
-        """Whether the integer products of the file are exact on every processor."""
+        """Return True if the integer products of the file are exact on every processor."""
         return all(form.portable for form in self.forms.values())
+
+
+@dataclass
+class _Plan:
+    """Hold what happens to nodes of the float graph.
+
+    Attributes:
+        replaced: sites to rewrite, by first output of their node.
+        dropped: outputs of nodes that go with a rewritten site.
+        states: new width of the state, by first output of a recurrent operator.
+    """
+
+    replaced: dict[str, Site] = field(default_factory=dict)
+    dropped: set[str] = field(default_factory=set)
+    states: dict[str, int] = field(default_factory=dict)
 
 
 def rewrite(
     lowered: LoweredModel, module_map: ModuleMap, recipe: Recipe
 ) -> tuple[ModelProto, dict[str, str]]:
-    """(graph, owner of each tensor) of a recipe."""
-    graph = GraphBuilder(
-        lowered, recipe.ranges, {tensor.name: tensor for tensor in lowered.proto.graph.initializer}
-    )
+    """Build the graph of a recipe.
+
+    Args:
+        lowered: the float graph, which stays as it is.
+        module_map: modules that can be compressed.
+        recipe: what the graph is made of.
+
+    Returns:
+        (graph, owner of each tensor). An owner is a module, or "quantize:TENSOR".
+    """
+    initializers = {tensor.name: tensor for tensor in lowered.proto.graph.initializer}
+    graph = GraphBuilder(lowered, recipe.ranges, initializers)
     _replace_parameters(graph, recipe)
-    norms = {name.rpartition(".")[0] for name in recipe.smoothed}
-    rescaled = {
-        reader for group in module_map.norms if group.norm in norms for reader in group.readers
-    }
-    by_output: dict[str, Site] = {}
-    dropped: set[str] = set()
-    states: dict[str, int] = {}
+    rescaled = _readers_of_smoothed(module_map, recipe)
+    plan = _Plan()
     ends = _removed_ends(lowered, module_map, recipe.masks)
     for module in module_map:
         touched = _touched(recipe, module.name) or module.name in rescaled
-        for site in lowered.sites.get(module.name, ()):
-            for output in (site.node.output[0], site.output, *site.tail):
-                graph.owners[output] = module.name
-            if not touched and (site.name not in recipe.variants or recipe.others is None):
-                continue
-            if site.kind == "recurrent":  # a constant: it has no place among the nodes
-                graph.owner = site.owner
-                recurrent(graph, site, recipe.variants[site.name])
-                if site.name.rpartition(".")[2].startswith(
-                    "hh_"
-                ):  # reads the state, whose width the operator must know
-                    state = recipe.masks.of(site.owner, "in")
-                    states[site.tail[0]] = site.hidden if state is None else int(state.sum())
-                continue
-            by_output[site.node.output[0]] = site
-            dropped.update({site.output, *site.absorbed, *site.tail} - {site.node.output[0]})
+        _plan_module(plan, graph, module, recipe, touched)
     for node in lowered.proto.graph.node:
-        site_at = by_output.get(node.output[0])
-        if site_at is not None and recipe.masks.dropped(site_at.owner):
-            if site_at.owner in ends:
-                graph.owner = site_at.owner
-                zeros(graph, site_at, ends[site_at.owner])
-        elif site_at is not None:
-            _emit(graph, site_at, recipe)
-        elif node.output[0] in states:
-            graph.copy(node, hidden_size=states[node.output[0]])
-        elif node.output[0] not in dropped:
+        output = node.output[0]
+        site = plan.replaced.get(output)
+        if site is not None and recipe.masks.dropped(site.owner):
+            if site.owner in ends:
+                graph.owner = site.owner
+                zeros(graph, site, ends[site.owner])
+        elif site is not None:
+            _add_site(graph, site, recipe)
+        elif output in plan.states:
+            graph.copy(node, hidden_size=plan.states[output])
+        elif output not in plan.dropped:
             graph.nodes.append(node)
+    return _assembled(graph), graph.owners
+
+
+def _readers_of_smoothed(module_map: ModuleMap, recipe: Recipe) -> set[str]:
+    """Return the modules that read a smoothed normalisation: their weights were multiplied."""
+    smoothed = {name.rpartition(".")[0] for name in recipe.smoothed}
+    readers: set[str] = set()
+    for group in module_map.norms:
+        if group.norm in smoothed:
+            readers.update(group.readers)
+    return readers
+
+
+def _plan_module(
+    plan: _Plan, graph: GraphBuilder, module: CompressibleModule, recipe: Recipe, touched: bool
+) -> None:
+    """Plan the sites of one module, and replace its weight at once if it is a constant."""
+    for site in graph.lowered.sites.get(module.name, ()):
+        for output in (site.node.output[0], site.output, *site.tail):
+            graph.owners[output] = module.name
+        if not touched and (site.name not in recipe.variants or recipe.others is None):
+            continue
+        if site.kind != "recurrent":
+            plan.replaced[site.node.output[0]] = site
+            outputs = {site.output, *site.absorbed, *site.tail}
+            plan.dropped.update(outputs - {site.node.output[0]})
+            continue
+        graph.owner = site.owner
+        recurrent(graph, site, recipe.variants[site.name])
+        # This matrix reads the state, whose width the operator must know.
+        if site.name.rpartition(".")[2].startswith("hh_"):
+            state = recipe.masks.of(site.owner, "in")
+            plan.states[site.tail[0]] = site.hidden if state is None else int(state.sum())
+
+
+def _assembled(graph: GraphBuilder) -> ModelProto:
+    """Return the file's graph: what the outputs need, with the functions and domains in use."""
     proto = ModelProto()
-    proto.CopyFrom(lowered.shell)
-    nodes, initializers = needed_parts(
-        graph.nodes, graph.initializers.values(), {output.name for output in proto.graph.output}
-    )
+    proto.CopyFrom(graph.lowered.shell)
+    outputs = {output.name for output in proto.graph.output}
+    nodes, initializers = needed_parts(graph.nodes, graph.initializers.values(), outputs)
     proto.graph.node.extend(nodes)
     proto.graph.initializer.extend(initializers)
     used = {node.op_type for node in proto.graph.node if node.domain == FUNCTIONS}
     proto.functions.extend(function for name, function in graph.functions.items() if name in used)
     for domain in sorted({node.domain for node in proto.graph.node} - {""}):
         proto.opset_import.append(helper.make_opsetid(domain, 1))
-    return proto, graph.owners
+    return proto
 
 
 def _removed_ends(lowered: LoweredModel, module_map: ModuleMap, masks: Masks) -> dict[str, str]:
-    """Last module of each removed expert -> the tensor that its first one reads."""
+    """Return by last module of each removed expert the tensor that its first one reads."""
     ends = {}
     for group in module_map.groups:
         units: dict[int, list[str]] = {}
@@ -128,27 +172,24 @@ def _removed_ends(lowered: LoweredModel, module_map: ModuleMap, masks: Masks) ->
 
 
 def _touched(recipe: Recipe, name: str) -> bool:
+    """Return True if a module is quantised, factorised, sparse or cut."""
     config = recipe.candidate.config(name)
-    same = (config.weight_bits, config.activation_bits, config.rank_ratio, config.sparsity) == (
-        32,
-        32,
-        1.0,
-        0.0,
-    )
-    return not same or any(
-        recipe.masks.of(name, side) is not None for side in ("out", "in", "gate", "whole")
-    )
+    axes = (config.weight_bits, config.activation_bits, config.rank_ratio, config.sparsity)
+    if axes != (32, 32, 1.0, 0.0):
+        return True
+    sides = ("out", "in", "gate", "whole")
+    return any(recipe.masks.of(name, side) is not None for side in sides)
 
 
 def _replace_parameters(graph: GraphBuilder, recipe: Recipe) -> None:
+    """Write smoothed, trained and cut parameters of modules that are not compressed themselves."""
     for name, value in {**recipe.smoothed, **(recipe.others or {})}.items():
         if name in graph.initializers and value.is_floating_point():
             graph.initializers[name] = numpy_helper.from_array(value.cpu().numpy(), name)
     for (name, side), mask in recipe.masks.kept.items():
         own = name in graph.lowered.sites
-        for parameter in (
-            NORM_PARAMETERS if side == "channel" else () if own or side == "in" else ("bias",)
-        ):
+        parameters: tuple[str, ...] = () if own or side == "in" else ("bias",)
+        for parameter in NORM_PARAMETERS if side == "channel" else parameters:
             _cut(graph, f"{name}.{parameter}", mask, 0)
         if not own and side != "channel":  # a transposed convolution: (in, out, *kernel)
             _cut(graph, f"{name}.weight", mask, int(side == "out"))
@@ -159,21 +200,16 @@ def _cut(graph: GraphBuilder, key: str, mask: Mask, dimension: int) -> None:
         graph.constant(key, np.compress(mask, graph.array(key), axis=dimension))
 
 
-def _emit(graph: GraphBuilder, site: Site, recipe: Recipe) -> None:
+def _add_site(graph: GraphBuilder, site: Site, recipe: Recipe) -> None:
+    """Add the operators of one compressed module at one site."""
     graph.owner = site.owner
     config = recipe.candidate.config(site.owner)
     variant = recipe.variants[site.name]
     if site.kind == "linear":
+        level = recipe.levels.get(site.owner)
         unsigned = recipe.forms.get(site.owner) is IntegerForm.UNSIGNED
-        linear(
-            graph,
-            site,
-            variant,
-            config,
-            recipe.levels.get(site.owner),
-            unsigned,
-            recipe.masks.of(site.owner, "gate"),
-        )
+        experts = recipe.masks.of(site.owner, "gate")
+        linear(graph, site, variant, config, level, unsigned, experts)
     elif site.kind == "embedding":
         embedding(graph, site, variant, recipe.blocks.get(site.owner))
     else:

@@ -6,8 +6,11 @@ import numpy as np
 from onnx import GraphProto, NodeProto, helper, numpy_helper
 
 from autocompress.export.float_graph.subgraphs import (
+    constant_value,
+    consumers,
     inner_graphs,
     needed_parts,
+    producers,
     reads,
     remove_dead_nodes,
     rename_values,
@@ -102,3 +105,23 @@ def test_a_taken_name_gets_the_first_free_number() -> None:
     assert unused("a", set()) == "a"
     assert unused("a", {"b"}) == "a"
     assert unused("a", {"a", "a_1", "a_3"}) == "a_2"
+
+
+def test_tensors_are_traced_to_the_nodes_around_them() -> None:
+    nodes = [choice("a"), helper.make_node("Add", ["z", "z"], ["s"])]
+    graph = helper.make_graph(nodes, "g", [], [value("s")])
+    assert {name: node.op_type for name, node in producers(graph).items()} == {
+        "z": "If",
+        "s": "Add",
+    }
+    readers = {name: [n.op_type for n in found] for name, found in consumers(graph).items()}
+    assert readers == {"c": ["If"], "y": ["If"], "a": ["If"], "z": ["Add", "Add"]}
+
+
+def test_only_constant_nodes_have_values() -> None:
+    tensor = helper.make_node("Constant", [], ["k"], value=weight("k"))
+    number = helper.make_node("Constant", [], ["k"], value_int=3)
+    assert constant_value(tensor).tolist() == [1, 1]
+    assert constant_value(number).tolist() == 3
+    assert constant_value(choice()) is None
+    assert constant_value(None) is None

@@ -1,4 +1,4 @@
-"""Zeros in the file: a bitmap and the kept values where that is smaller, spread by the runtime when a session is created."""
+"""Read compressed weights from files, zeros included, and count the bytes that they take."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from torch import nn
 
 from autocompress import Candidate, ModuleConfig, Task
 from autocompress.compress.prune.sparsify import kept_count
-from autocompress.export.lowering.sparse import sparse_pays
+from autocompress.export.lowering.pack import sparse_pays
 from autocompress.integer_form import IntegerForm
 
 
