@@ -1,10 +1,12 @@
 """Write what three short searches find, so that two states of this project can be compared: same seed, same tables, same files.
 
-    python -m benchmarks.same_results --tables TABLES --json before.json      # in one checkout; measures the tables once
+    python -m benchmarks.same_results --tables TABLES --json before.json      # in one checkout
     python -m benchmarks.same_results --tables TABLES --against before.json   # in the other one
 
-The built-in task, a residual CNN and a GRU; 15 trials each, on latency tables that are measured by the first call. Compared are the
-candidates and values of all trials, and the bytes of each model.onnx of the front.
+The built-in task, a residual CNN and a GRU; 15 trials each, on latency tables that the first call
+measures. Compared are state, size and accuracy of each trial, and candidate and model.onnx
+of each point that both fronts hold. Latencies are left out, because each run times its baseline
+anew; which trials reach the front depends on them.
 """
 
 from __future__ import annotations
@@ -23,6 +25,8 @@ import torch
 from torch import Tensor, nn
 
 import autocompress as ac
+
+COMPARED = ("number", "state", "size_bytes", "accuracy")
 
 
 class Residual(nn.Module):
@@ -100,27 +104,36 @@ TASKS: dict[str, Callable[[], ac.Task]] = {
 
 
 def trials(folder: Path) -> list[dict[str, str]]:
-    """Rows of trials.csv without what a clock says."""
+    """Return the rows of trials.csv without what a clock says."""
     with open(folder / "trials.csv", newline="") as file:
-        return [{k: v for k, v in row.items() if "second" not in k} for row in csv.DictReader(file)]
+        rows = list(csv.DictReader(file))
+    return [{key: row[key] for key in COMPARED} for row in rows]
 
 
 def results(name: str, tables: Path, out: Path, n_trials: int) -> dict[str, Any]:
-    """Trials, and a hash of each file of the front by trial number."""
+    """Search a task; return its trials, and candidate and file hash of each point by trial."""
     table = tables / f"{name}.json"
     if not table.exists():
         tables.mkdir(parents=True, exist_ok=True)
         ac.search(TASKS[name](), n_trials=1, out=out / "table", quiet=True, finalize_steps=0)
-        table.write_bytes(next((out / "table").glob("*table*.json")).read_bytes())
-    ac.search(TASKS[name](), n_trials=n_trials, out=out / "run", target_table=table, quiet=True)
-    points = json.loads((out / "run" / "front.json").read_text())["points"]
-    files = {
-        str(p["trial"]): hashlib.sha256(
-            (out / "run" / p["artifact"] / "model.onnx").read_bytes()
-        ).hexdigest()
-        for p in points
-    }
-    return {"trials": trials(out / "run"), "files": files}
+        table.write_bytes((out / "table" / "latency_table.json").read_bytes())
+    run = out / "run"
+    ac.search(TASKS[name](), n_trials=n_trials, out=run, target_table=table, quiet=True)
+    files = {}
+    for point in json.loads((run / "front.json").read_text())["points"]:
+        content = (run / point["artifact"] / "model.onnx").read_bytes()
+        digest = hashlib.sha256(content).hexdigest()
+        files[str(point["trial"])] = [point["candidate"], digest]
+    return {"trials": trials(run), "files": files}
+
+
+def differences(here: dict[str, Any], there: dict[str, Any]) -> tuple[int, int, int]:
+    """Return (trials that differ, points of both fronts that differ, points of both fronts)."""
+    rows = abs(len(here["trials"]) - len(there["trials"]))
+    for mine, other in zip(here["trials"], there["trials"], strict=False):
+        rows += mine != other
+    both = here["files"].keys() & there["files"].keys()
+    return rows, sum(here["files"][k] != there["files"][k] for k in both), len(both)
 
 
 def main() -> None:
@@ -132,28 +145,19 @@ def main() -> None:
     parser.add_argument("--only", nargs="*", default=list(TASKS))
     arguments = parser.parse_args()
     torch.set_num_threads(1)
+    found = {}
     with tempfile.TemporaryDirectory() as folder:
-        now = {
-            name: results(name, arguments.tables, Path(folder) / name, arguments.trials)
-            for name in arguments.only
-        }
+        for name in arguments.only:
+            found[name] = results(name, arguments.tables, Path(folder) / name, arguments.trials)
     if arguments.json:
-        arguments.json.write_text(json.dumps(now, indent=1))
+        arguments.json.write_text(json.dumps(found, indent=1))
     if arguments.against is None:
         return
     before = json.loads(arguments.against.read_text())
     differ = False
-    for name, here in now.items():
-        there = before[name]
-        rows = sum(a != b for a, b in zip(here["trials"], there["trials"], strict=False)) + abs(
-            len(here["trials"]) - len(there["trials"])
-        )
-        files = sum(there["files"].get(k) != v for k, v in here["files"].items()) + len(
-            there["files"].keys() - here["files"].keys()
-        )
-        print(
-            f"{name}: {rows} of {len(here['trials'])} trials and {files} of {len(here['files'])} files differ"
-        )
+    for name, here in found.items():
+        rows, files, both = differences(here, before[name])
+        print(f"{name}: {rows} of {len(here['trials'])} trials and {files} of {both} files differ")
         differ |= bool(rows or files)
     sys.exit(differ)
 
