@@ -141,12 +141,16 @@ class ModuleConfig:
         )
 
     def executed(self, kind: str) -> ModuleConfig:
-        """The same, with float activations where the module has no integer kernel for its factors."""
-        return (
-            replace(self, activation_bits=32).effective()
-            if kind == "conv" and self.rank_ratio < 1 and self.activation_bits == 8
-            else self
+        """Return the same, with float activations where the module has no kernel for others: lookups, gates, factors of a convolution.
+
+        Args:
+            kind: of the module. A linear layer that shares the weight of an embedding is one of these.
+        """
+        rounded = self.activation_bits != 32
+        floats = kind not in ("linear", "conv") or (
+            kind == "conv" and self.rank_ratio < 1 and self.activation_bits == 8
         )
+        return replace(self, activation_bits=32).effective() if rounded and floats else self
 
     def for_kernel(self, kind: str, form: IntegerForm) -> ModuleConfig:
         """Return the config whose integers the kernel of a module of that kind can hold.

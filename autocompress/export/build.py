@@ -27,7 +27,7 @@ from autocompress.export.float_graph.subgraphs import reads
 from autocompress.export.float_graph.trace import ordered_outputs
 from autocompress.export.lowering.blank import blank_variant
 from autocompress.export.lowering.calibrate import calibrate
-from autocompress.export.lowering.called import as_called
+from autocompress.export.lowering.called import as_called, with_lookups
 from autocompress.export.lowering.lower import LoweredModel, find_norms, lower
 from autocompress.export.lowering.operators import gather_block
 from autocompress.export.lowering.rewrite import Recipe, rewrite
@@ -105,7 +105,7 @@ class Builder:
                 for site in sites
             )
             for owner, sites in self.lowered.sites.items()
-            if sites[0].kind in ("linear", "conv")
+            if all(site.kind in ("linear", "conv") for site in sites)
         }
         return ActivationPlan(self.ranges, calls, self.rounds_blocks)
 
@@ -319,7 +319,7 @@ def prepare(
     free = free_dimensions(task)
     lowered = lower(teacher, task.example_inputs, module_map, outputs, graphs, free)
     lowered = as_called(lowered, teacher, module_map, task.example_inputs)
-    module_map = module_map.restricted_to(lowered.sites)
+    module_map = with_lookups(module_map.restricted_to(lowered.sites), lowered)
     if not module_map.modules:
         names = ", ".join(unseen.name for unseen in module_map.uncovered if unseen.name)
         raise ExportError(

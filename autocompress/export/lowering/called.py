@@ -23,7 +23,7 @@ def as_called(
     """`lowered` with the sites that a simulation of `model` can follow.
 
     A linear or convolutional module that the graph computes several times, but not as often as the model calls it, has no site:
-    which call has which range cannot be told. A convolution keeps a normalisation behind it apart where that is not a plain module,
+    which call has which range cannot be told. One whose weight is looked up too has no ranges, and keeps its sites. A convolution keeps a normalisation behind it apart where that is not a plain module,
     called as often as the graph shows it.
     """
     names = {name: module.name for module in module_map for name in (module.name, *module.aliases)}
@@ -42,7 +42,8 @@ def as_called(
     }
     sites: dict[str, tuple[Site, ...]] = {}
     for owner, uses in lowered.sites.items():
-        if len(uses) == 1 or calls[owner] == len(uses) or uses[0].kind not in ("linear", "conv"):
+        shared = any(site.kind not in ("linear", "conv") for site in uses)
+        if len(uses) == 1 or calls[owner] == len(uses) or shared:
             sites[owner] = tuple(
                 _apart(site) if lowered.norm(site) and lowered.norm(site) not in folded else site
                 for site in uses
@@ -78,3 +79,15 @@ def _count_calls(model: nn.Module, owners: Mapping[str, str], inputs: Inputs) ->
         for handle in handles:
             handle.remove()
     return calls
+
+
+def with_lookups(module_map: ModuleMap, lowered: LoweredModel) -> ModuleMap:
+    """Return the map with embeddings in the place of linear modules whose weight the graph also looks up.
+
+    Their activations stay float then: a lookup reads the float weight, which an integer product does not have.
+    """
+    modules = []
+    for module in module_map:
+        looked_up = any(site.kind == "embedding" for site in lowered.sites.get(module.name, ()))
+        modules.append(replace(module, kind="embedding") if looked_up else module)
+    return replace(module_map, modules=tuple(modules))

@@ -9,12 +9,13 @@ import numpy as np
 from onnx import ModelProto, helper, numpy_helper
 from torch import Tensor
 
-from autocompress.candidate import Candidate
+from autocompress.candidate import Candidate, ModuleConfig
 from autocompress.compress.assemble.library import Variant
 from autocompress.compress.prune.masks import Mask, Masks
 from autocompress.compress.quantize.activation import ActivationRange
 from autocompress.export.float_graph.subgraphs import needed_parts
 from autocompress.export.lowering.convolution import convolution
+from autocompress.export.lowering.float_products import hold_apart
 from autocompress.export.lowering.graph import FUNCTIONS, GraphBuilder
 from autocompress.export.lowering.lower import LoweredModel, Site
 from autocompress.export.lowering.operators import embedding, linear, recurrent, zeros
@@ -96,11 +97,13 @@ def rewrite(
                 graph.owner = site_at.owner
                 zeros(graph, site_at, ends[site_at.owner])
         elif site_at is not None:
-            _emit(graph, site_at, recipe)
+            config = recipe.candidate.config(site_at.owner)
+            _emit(graph, site_at, recipe, config.executed(module_map[site_at.owner].kind))
         elif node.output[0] in states:
             graph.copy(node, hidden_size=states[node.output[0]])
         elif node.output[0] not in dropped:
             graph.nodes.append(node)
+    hold_apart(graph)
     proto = ModelProto()
     proto.CopyFrom(lowered.shell)
     nodes, initializers = needed_parts(
@@ -159,9 +162,8 @@ def _cut(graph: GraphBuilder, key: str, mask: Mask, dimension: int) -> None:
         graph.constant(key, np.compress(mask, graph.array(key), axis=dimension))
 
 
-def _emit(graph: GraphBuilder, site: Site, recipe: Recipe) -> None:
+def _emit(graph: GraphBuilder, site: Site, recipe: Recipe, config: ModuleConfig) -> None:
     graph.owner = site.owner
-    config = recipe.candidate.config(site.owner)
     variant = recipe.variants[site.name]
     if site.kind == "linear":
         unsigned = recipe.forms.get(site.owner) is IntegerForm.UNSIGNED
