@@ -103,17 +103,18 @@ def reproduce_model(folder: Path, task: Task, to: Path) -> Path:
     search, or the result is not the recorded file byte for byte (another version, machine or calibration set rounds differently).
     """
     recipe = read_recipe(folder)
-    task = prepared(task)
-    changed = changed_weights(task, recipe["origin"])
-    if changed:
-        raise ExportError(
-            f"{folder}: the {changed}'s weights differ from those of the search, of which alone the file can be made again; "
-            f"nearest: task {recipe['origin']['task']!r} with the weights that it had then"
-        )
     candidate = Candidate.from_json(recipe["candidate"])
     threads = torch.get_num_threads()
+    # Before the model is made plain: the norm of a large weight is summed in an order by the number of threads.
     torch.set_num_threads(int(recipe["origin"].get("threads", os.cpu_count() or 1)))
     try:
+        task = prepared(task)
+        changed = changed_weights(task, recipe["origin"])
+        if changed:
+            raise ExportError(
+                f"{folder}: the {changed}'s weights differ from those of the search, of which alone the file can be made again; "
+                f"nearest: task {recipe['origin']['task']!r} with the weights that it had then"
+            )
         kernels = recipe["kernels"]
         original, origin = task, recipe["origin"]
         task = taught(
