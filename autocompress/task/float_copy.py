@@ -158,7 +158,8 @@ def noticed_casts() -> Iterator[list[str]]:
     """
     seen: list[str] = []
     autocast = torch.amp.autocast_mode.autocast
-    enter, apply = autocast.__enter__, nn.Module._apply
+    enter: Any = autocast.__enter__
+    apply: Any = nn.Module._apply
 
     def notice_autocast(*_: object) -> None:
         if not seen and torch.is_autocast_enabled("cpu"):
@@ -172,7 +173,7 @@ def noticed_casts() -> Iterator[list[str]]:
         notice_autocast()
         return result
 
-    def applied(module: nn.Module, *args: Any, **kwargs: Any) -> nn.Module:
+    def applied(module: nn.Module, *args: Any, **kwargs: Any) -> Any:
         before = [parameter.dtype for parameter in module.parameters()]
         result = apply(module, *args, **kwargs)
         changed = [
@@ -189,7 +190,7 @@ def noticed_casts() -> Iterator[list[str]]:
 
     # The context itself, for functions under it that no module calls; the hook, for what switches it on otherwise.
     autocast.__enter__ = entered  # type: ignore[method-assign]
-    nn.Module._apply = applied  # type: ignore[method-assign]
+    nn.Module._apply = applied  # type: ignore[method-assign, assignment]
     handle = register_module_forward_pre_hook(notice_autocast)
     try:
         yield seen
