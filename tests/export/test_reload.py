@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import shutil
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -171,8 +172,9 @@ def test_a_model_is_made_plain_with_the_threads_of_the_search(
         seen.append(torch.get_num_threads())
         raise TaskError("enough")
 
-    monkeypatch.setattr("autocompress.export.reload.read_recipe", lambda folder: recipe)
-    monkeypatch.setattr("autocompress.export.reload.prepared", stop)
+    reload = sys.modules[reproduce_model.__module__]
+    monkeypatch.setattr(reload, "read_recipe", lambda folder: recipe)
+    monkeypatch.setattr(reload, "prepared", stop)
     model, x = torch.nn.Linear(4, 2), torch.rand(2, 4)
     task = Task("threads", model, x, [(x, None)], lambda o, t: 0.0)
     with pytest.raises(TaskError, match="enough"):
