@@ -161,16 +161,19 @@ class ModuleConfig:
         )
 
     def executed(self, kind: str) -> ModuleConfig:
-        """Return the config with float activations if no integer kernel computes the factors.
+        """Return the config with float activations where no integer kernel computes the module.
+
+        Lookups, gates and the factors of a convolution have no such kernel.
 
         Args:
-            kind: of the module.
+            kind: of the module; a linear layer that shares the weight of an embedding is an
+                embedding.
         """
-        return (
-            replace(self, activation_bits=32).effective()
-            if kind == "conv" and self.rank_ratio < 1 and self.activation_bits == 8
-            else self
+        rounded = self.activation_bits != 32
+        floats = kind not in ("linear", "conv") or (
+            kind == "conv" and self.rank_ratio < 1 and self.activation_bits == 8
         )
+        return replace(self, activation_bits=32).effective() if rounded and floats else self
 
     def for_kernel(self, kind: str, form: IntegerForm) -> ModuleConfig:
         """Return the config after the limits of a module's integer kernel.

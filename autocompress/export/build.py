@@ -93,7 +93,7 @@ class Builder:
         """Return calls and activation ranges for the simulation."""
         calls = {}
         for owner, sites in self.lowered.sites.items():
-            if sites[0].kind in ("linear", "conv"):
+            if all(site.kind in ("linear", "conv") for site in sites):
                 calls[owner] = tuple(
                     Call(s.input, s.output if s.kind == "conv" else "", self.lowered.norm(s))
                     for s in sites

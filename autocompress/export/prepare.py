@@ -24,7 +24,7 @@ from autocompress.export.compressor import Compressor
 from autocompress.export.float_graph.float_cache import exported
 from autocompress.export.float_graph.trace import ordered_outputs
 from autocompress.export.lowering.calibrate import calibrate
-from autocompress.export.lowering.called import as_called
+from autocompress.export.lowering.called import as_called, with_lookups
 from autocompress.export.lowering.lower import LoweredModel, find_norms, lower
 from autocompress.model.channel_group import ChannelGroup
 from autocompress.model.modules import ModuleMap
@@ -74,7 +74,7 @@ def prepare(
     free = free_dimensions(task)
     lowered = lower(teacher, task.example_inputs, module_map, outputs, graphs, free)
     lowered = as_called(lowered, teacher, module_map, task.example_inputs)
-    module_map = module_map.restricted_to(lowered.sites)
+    module_map = with_lookups(module_map.restricted_to(lowered.sites), lowered)
     if not module_map.modules:
         names = ", ".join(unseen.name for unseen in module_map.uncovered if unseen.name)
         raise ExportError(

@@ -131,17 +131,12 @@ def reproduce_model(folder: Path, task: Task, to: Path) -> Path:
             file in a byte, since another version, machine or calibration set rounds differently.
     """
     recipe = read_recipe(folder)
-    task = prepared(task)
-    changed = changed_weights(task, recipe["origin"])
-    if changed:
-        raise ExportError(
-            f"{folder}: the {changed}'s weights differ from those of the search, of which alone the "
-            f"file can be made again; nearest: task {recipe['origin']['task']!r} with the weights "
-            "that it had then"
-        )
     threads = torch.get_num_threads()
+    # Before the model is made plain: the sum behind a norm depends on the number of threads.
     torch.set_num_threads(int(recipe["origin"].get("threads", os.cpu_count() or 1)))
     try:
+        task = prepared(task)
+        _check_weights(folder, recipe, task)
         write_model(to, _graph_again(folder, recipe, task))
     finally:
         torch.set_num_threads(threads)
@@ -152,6 +147,17 @@ def reproduce_model(folder: Path, task: Task, to: Path) -> Path:
             f"versions then: {versions}"
         )
     return to / MODEL_FILE
+
+
+def _check_weights(folder: Path, recipe: dict[str, Any], task: Task) -> None:
+    """Raise ExportError if the task's weights are not those of the search."""
+    changed = changed_weights(task, recipe["origin"])
+    if changed:
+        raise ExportError(
+            f"{folder}: the {changed}'s weights differ from those of the search, of which alone the "
+            f"file can be made again; nearest: task {recipe['origin']['task']!r} with the weights "
+            "that it had then"
+        )
 
 
 def _graph_again(folder: Path, recipe: dict[str, Any], task: Task) -> ModelProto:

@@ -26,7 +26,7 @@ from autocompress.task.batches import (
     seeded,
 )
 from autocompress.task.copies import copied
-from autocompress.task.float_copy import float_task, narrowed_types, noticed_autocast
+from autocompress.task.float_copy import float_task, narrowed_types, noticed_casts
 from autocompress.task.free_shapes import argument_names
 from autocompress.task.loading import check_inputs, ordinary, settled
 from autocompress.task.task import Task, check_task, named_outputs, primary_output, run_model
@@ -202,12 +202,10 @@ def _check_loss(task: Task) -> None:
 def _check_rows(task: Task) -> None:
     """TaskError for outputs that are no floating-point numbers, or, of a model that takes one sample at a time, have no row per sample."""
     inputs, target = task.first_batch
-    with noticed_autocast() as found:
+    with noticed_casts() as found:
         output = _outputs(task, _probe(task.model), inputs)[0]
     if found:
-        raise TaskError(
-            f"task: model.forward runs under torch.autocast in {found[0]}; no file can follow it, nearest: enabled=False"
-        )
+        raise TaskError(f"task: model.forward {found[0]}")
     if not output.is_floating_point() and (
         task.divergence is None or (task.has_labels and task.loss is None)
     ):

@@ -135,11 +135,24 @@ def _traced(model: nn.Module, inputs: Any) -> tuple[torch_pruning.DependencyGrap
         with warnings.catch_warnings(), _time_limit(TRACER_SECONDS):
             warnings.simplefilter("ignore")
             return torch_pruning.DependencyGraph().build_dependency(
-                model, example_inputs=inputs, verbose=False
+                model, example_inputs=inputs, output_transform=_followed, verbose=False
             ), ""
     except Exception as error:
         torch._dynamo.reset()  # what was compiled under the tracer, as torch.cond is, does not run without it
         return None, f"torch-pruning cannot trace the model ({type(error).__name__})"
+
+
+def _followed(result: Any) -> list[Tensor]:
+    """The tensors of what a model returns that depend on its parameters; the tracer takes no None, numbers or dataclasses."""
+    if isinstance(result, Tensor):
+        return [result] if result.grad_fn is not None else []
+    if isinstance(result, Mapping):
+        parts = list(result.values())
+    elif isinstance(result, (tuple, list)):
+        parts = list(result)
+    else:
+        parts = list(vars(result).values()) if hasattr(result, "__dict__") else []
+    return [tensor for part in parts for tensor in _followed(part)]
 
 
 def _gated(group: ChannelGroup) -> ChannelGroup:

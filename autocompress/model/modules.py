@@ -165,9 +165,11 @@ def find_modules(
         )
     owner: dict[int, str] = {}
     aliases: dict[str, list[str]] = {}
-    for name in order:
+    # Lookups read weights alone, so that a weight which they share is an embedding's, whoever is called first.
+    lookups = [name for name in order if kind_of(model.get_submodule(name)) == "embedding"]
+    for name in (*lookups, *order):
         first = owner.setdefault(id(model.get_submodule(name).weight), name)
-        if first != name:
+        if first != name and name not in aliases.get(first, []):
             aliases.setdefault(first, []).append(name)
     unique = [name for name in order if owner[id(model.get_submodule(name).weight)] == name]
     tied = {name for first, others in aliases.items() for name in (first, *others)}

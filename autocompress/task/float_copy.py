@@ -150,17 +150,60 @@ class _InFloat32(TorchFunctionMode):
 
 
 @contextlib.contextmanager
-def noticed_autocast() -> Iterator[list[str]]:
-    """Notice modules that the block calls under `torch.autocast`: the list gets its type, and where in the user's files it is on."""
+def noticed_casts() -> Iterator[list[str]]:
+    """Notice `torch.autocast` and casts of a module's own parameters in what the block calls.
+
+    Returns:
+        A list, which gets a phrase for the first of them: what is done, where in the user's files, and the nearest thing that works.
+    """
     seen: list[str] = []
+    autocast = torch.amp.autocast_mode.autocast
+    enter: Any = autocast.__enter__
+    apply: Any = nn.Module._apply
 
-    def hook(module: nn.Module, inputs: Any) -> None:
+    def notice_autocast(*_: object) -> None:
         if not seen and torch.is_autocast_enabled("cpu"):
-            frames = [(frame.filename, frame.lineno or 0) for frame in traceback.extract_stack()]
-            seen.append(str(torch.get_autocast_dtype("cpu")).removeprefix("torch.") + place(frames))
+            kind = _short(torch.get_autocast_dtype("cpu"))
+            seen.append(
+                f"runs under torch.autocast in {kind}{_here()}; no file can follow it, nearest: enabled=False"
+            )
 
-    handle = register_module_forward_pre_hook(hook)
+    def entered(context: Any) -> Any:
+        result = enter(context)
+        notice_autocast()
+        return result
+
+    def applied(module: nn.Module, *args: Any, **kwargs: Any) -> Any:
+        before = [parameter.dtype for parameter in module.parameters()]
+        result = apply(module, *args, **kwargs)
+        changed = [
+            parameter.dtype
+            for parameter, kind in zip(module.parameters(), before, strict=False)
+            if parameter.dtype != kind
+        ]
+        if changed and not seen:
+            seen.append(
+                f"casts its own parameters to {_short(changed[0])}{_here()}; no file can follow it, "
+                "nearest: cast the model before the task is made"
+            )
+        return result
+
+    # The context itself, for functions under it that no module calls; the hook, for what switches it on otherwise.
+    autocast.__enter__ = entered  # type: ignore[method-assign]
+    nn.Module._apply = applied  # type: ignore[method-assign, assignment]
+    handle = register_module_forward_pre_hook(notice_autocast)
     try:
         yield seen
     finally:
         handle.remove()
+        autocast.__enter__ = enter  # type: ignore[method-assign]
+        nn.Module._apply = apply  # type: ignore[method-assign]
+
+
+def _short(kind: torch.dtype) -> str:
+    return str(kind).removeprefix("torch.")
+
+
+def _here() -> str:
+    """The user's line that is being run, in brackets."""
+    return place([(frame.filename, frame.lineno or 0) for frame in traceback.extract_stack()])

@@ -564,3 +564,33 @@ def test_search_load_and_reproduce_agree_with_the_file(tmp_path: Path) -> None:
                 "a copy computes the same"
             )
         ac.reproduce(folder, to=tmp_path / "again" / str(point.trial))
+
+
+@pytest.mark.parametrize("mode", ["circular", "reflect", "replicate"])
+def test_other_paddings_are_right_at_any_batch_size(
+    monkeypatch: pytest.MonkeyPatch, mode: str
+) -> None:
+    monkeypatch.setattr("autocompress.model.dependency_graph.GROUP_SECONDS", 2.0)
+    torch.manual_seed(0)
+    model = nn.Sequential(
+        nn.Conv2d(3, 8, 3, padding=1, padding_mode=mode),
+        nn.ReLU(),
+        nn.Conv2d(8, 8, 3, padding=(2, 1), stride=(1, 2), padding_mode=mode),
+        nn.BatchNorm2d(8),
+        nn.ReLU(),
+        nn.Flatten(2),
+        nn.Conv1d(8, 4, 3, padding=1, padding_mode=mode),
+    )
+    model.train()(torch.randn(4, 3, 6, 6))
+    fixture = fixture_of(model, torch.randn(4, 3, 6, 6))
+    for axes in (
+        {},
+        {"pruning_ratio": 0.5},
+        {"activation_mode": "dynamic", "pruning_ratio": 0.5},
+        {"activation_bits": 32, "rank_ratio": 0.5, "decomposition": "spatial"},
+    ):
+        candidate = static(fixture, **axes)
+        proto = fixture.build(candidate)
+        for size in (1, 4, 7):
+            fixture.inputs = torch.randn(size, 3, 6, 6)
+            assert same_but_for_ties(fixture.run(proto), fixture.simulate(candidate)), (axes, size)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import shutil
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -14,8 +15,9 @@ import yaml
 from torch import nn
 
 import autocompress
-from autocompress import SearchResult, Task, load_task, read_front
+from autocompress import Candidate, SearchResult, Task, load_task, read_front
 from autocompress.errors import ExportError, TaskError
+from autocompress.export.reload import reproduce_model
 from autocompress.task.batches import feed_of
 from autocompress.task.task import call_model
 
@@ -156,3 +158,26 @@ def test_what_does_not_fit_is_one_line(
     (broken / "recipe.yaml").write_text("format: 99")
     with pytest.raises(ExportError, match="not a recipe of format"):
         autocompress.load(broken)
+
+
+def test_a_model_is_made_plain_with_the_threads_of_the_search(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """Sums of floats depend on the threads, those in a parametrization's weight too."""
+    before = torch.get_num_threads()
+    recipe = {"candidate": Candidate().to_json(), "origin": {"threads": before + 1}}
+    seen = []
+
+    def stop(task: Task) -> Task:
+        seen.append(torch.get_num_threads())
+        raise TaskError("enough")
+
+    reload = sys.modules[reproduce_model.__module__]
+    monkeypatch.setattr(reload, "read_recipe", lambda folder: recipe)
+    monkeypatch.setattr(reload, "prepared", stop)
+    model, x = torch.nn.Linear(4, 2), torch.rand(2, 4)
+    task = Task("threads", model, x, [(x, None)], lambda o, t: 0.0)
+    with pytest.raises(TaskError, match="enough"):
+        reproduce_model(tmp_path, task, tmp_path / "again")
+    assert seen == [before + 1]
+    assert torch.get_num_threads() == before

@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
 import pytest
 import torch
 from torch import Tensor, nn
@@ -41,6 +45,37 @@ def test_a_chain_of_layers_has_rows_norm_and_columns() -> None:
         "its channels are the model's output",
     )
     assert list(found) == ["0", "4"], "in the order of the names"
+
+
+@dataclass
+class Answer:
+    scores: Tensor
+    loss: Tensor | None
+    count: int
+
+
+@pytest.mark.parametrize(
+    "answer",
+    [
+        lambda y: Answer(y, None, 3),
+        lambda y: {"scores": y, "loss": None, "size": 2, "parts": (Answer(y, None, 1), y.argmax())},
+        lambda y: [None, 1.5, y],
+    ],
+    ids=["dataclass", "dict", "list"],
+)
+def test_answers_that_hold_more_than_tensors_are_followed(answer: Callable[[Tensor], Any]) -> None:
+    class Answers(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.layers = nn.Sequential(nn.Linear(4, 6), nn.ReLU(), nn.Linear(6, 3))
+
+        def forward(self, x: Tensor) -> Any:
+            return answer(self.layers(x))
+
+    found = groups_of(Answers(), torch.rand(2, 4))
+    assert found["layers.0"].reason is None
+    assert set(members(found["layers.0"])) == {("layers.0", "out"), ("layers.2", "in")}
+    assert found["layers.2"].reason == "its channels are the model's output"
 
 
 class Joined(nn.Module):

@@ -26,7 +26,8 @@ def as_called(
     """Return the float graph with the sites that a simulation of the model can follow.
 
     A linear or convolutional module loses its sites if the graph computes it several times, and
-    not as often as the model calls it: the ranges of the calls cannot be told apart. A convolution
+    not as often as the model calls it: the ranges of the calls cannot be told apart. One whose
+    weight is looked up too has no ranges, and keeps its sites. A convolution
     keeps the normalisation behind it apart unless that is a plain module, called as often as the
     graph shows it.
 
@@ -56,7 +57,8 @@ def as_called(
             foldable.add(name)
     sites: dict[str, tuple[Site, ...]] = {}
     for owner, uses in lowered.sites.items():
-        if len(uses) == 1 or calls[owner] == len(uses) or uses[0].kind not in ("linear", "conv"):
+        looked_up = any(site.kind not in ("linear", "conv") for site in uses)
+        if len(uses) == 1 or calls[owner] == len(uses) or looked_up:
             sites[owner] = tuple(s if lowered.norm(s) in foldable else _apart(s) for s in uses)
     return replace(lowered, sites=sites)
 
@@ -90,3 +92,20 @@ def _count_calls(model: nn.Module, owners: Mapping[str, str], inputs: Inputs) ->
         for handle in handles:
             handle.remove()
     return calls
+
+
+def with_lookups(module_map: ModuleMap, lowered: LoweredModel) -> ModuleMap:
+    """Return the map with embeddings in place of linear modules whose weight is also looked up.
+
+    Their activations stay float: a lookup reads the float weight, which an integer product lacks.
+
+    Args:
+        module_map: modules that can be compressed.
+        lowered: the float graph, which shows the lookups.
+    """
+    modules = []
+    for module in module_map:
+        sites = lowered.sites.get(module.name, ())
+        looked_up = any(site.kind == "embedding" for site in sites)
+        modules.append(replace(module, kind="embedding") if looked_up else module)
+    return replace(module_map, modules=tuple(modules))

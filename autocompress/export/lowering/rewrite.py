@@ -12,12 +12,13 @@ import numpy as np
 from onnx import ModelProto, helper, numpy_helper
 from torch import Tensor
 
-from autocompress.candidate import Candidate
+from autocompress.candidate import Candidate, ModuleConfig
 from autocompress.compress.assemble.variant import Variant
 from autocompress.compress.prune.masks import Mask, Masks
 from autocompress.compress.quantize.activation import ActivationRange
 from autocompress.export.float_graph.subgraphs import needed_parts
 from autocompress.export.lowering.convolution import convolution
+from autocompress.export.lowering.float_products import hold_apart
 from autocompress.export.lowering.graph import FUNCTIONS, GraphBuilder
 from autocompress.export.lowering.lower import LoweredModel, Site
 from autocompress.export.lowering.operators import embedding, linear, recurrent, zeros
@@ -104,11 +105,13 @@ def rewrite(
                 graph.owner = site.owner
                 zeros(graph, site, ends[site.owner])
         elif site is not None:
-            _add_site(graph, site, recipe)
+            config = recipe.candidate.config(site.owner)
+            _add_site(graph, site, recipe, config.executed(module_map[site.owner].kind))
         elif output in plan.states:
             graph.copy(node, hidden_size=plan.states[output])
         elif output not in plan.dropped:
             graph.nodes.append(node)
+    hold_apart(graph)
     return _assembled(graph), graph.owners
 
 
@@ -200,10 +203,9 @@ def _cut(graph: GraphBuilder, key: str, mask: Mask, dimension: int) -> None:
         graph.constant(key, np.compress(mask, graph.array(key), axis=dimension))
 
 
-def _add_site(graph: GraphBuilder, site: Site, recipe: Recipe) -> None:
+def _add_site(graph: GraphBuilder, site: Site, recipe: Recipe, config: ModuleConfig) -> None:
     """Add the operators of one compressed module at one site."""
     graph.owner = site.owner
-    config = recipe.candidate.config(site.owner)
     variant = recipe.variants[site.name]
     if site.kind == "linear":
         level = recipe.levels.get(site.owner)
