@@ -28,10 +28,11 @@ from autocompress.search.evaluate.judge import Judge, Outcome
 from autocompress.search.evaluate.racing import PARTS as RUNGS
 from autocompress.search.problem.bench import Bench, open_bench
 from autocompress.search.problem.goal import Goal
-from autocompress.search.propose.allocation import PARTS, Allocator, ModuleTable
+from autocompress.search.propose.allocation import Allocator
 from autocompress.search.propose.factory import price_sampler, sensitivity
 from autocompress.search.propose.sampler import PriceSampler, distributions
-from autocompress.search.propose.stored_size import stored_bytes
+from autocompress.search.propose.tables.module_table import PARTS, ModuleTable
+from autocompress.search.propose.tables.stored_size import stored_bytes
 from autocompress.search.workers.storage import open_study
 from autocompress.search.workers.worker import ask, judged
 from autocompress.space.search_space import SearchSpace

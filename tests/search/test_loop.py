@@ -254,7 +254,7 @@ def test_an_accuracy_that_nothing_can_keep_is_said_after_the_first_trial(
     few = {"modules": [{"match": "*", "weight_bits": [2, 3], "pruning_ratio": [0.5, 0.75]}]}
     ac.search(cnn_task, few, n_trials=2, out=tmp_path, max_accuracy_drop=0.001, finalize_steps=0)
     said = " ".join(capsys.readouterr().err.split())
-    assert "limits: what is expected to lose least (" in said
+    assert "limits: the candidate with the least predicted loss (" in said
     first = open_study(str(tmp_path / "study.journal")).trials[0]
     assert (
         f"misses max_accuracy_drop by {first.constraints['max_accuracy_drop']:.4f}"

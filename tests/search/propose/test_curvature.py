@@ -15,7 +15,8 @@ from autocompress.compress.assemble.stitch import Stitcher
 from autocompress.export.build import prepare
 from autocompress.measure.accuracy import model_outputs
 from autocompress.search.propose.curvature import Curvature
-from autocompress.search.propose.sensitivity import Sensitivity, measure_sensitivity
+from autocompress.search.propose.sensitivity import measure_sensitivity
+from autocompress.search.propose.sensitivity_table import Sensitivity
 from autocompress.space.search_space import SearchSpace
 from autocompress.targets.kernels import KernelChoice
 from autocompress.targets.target import find_target

@@ -94,7 +94,7 @@ def first(state: TrialState = TrialState.COMPLETE, **constraints: float) -> Simp
 def test_a_first_trial_that_misses_limits_says_by_how_much() -> None:
     found = short_of(first(max_size=-0.5, max_accuracy_drop=0.05, min_f1=0.01))
     assert found == (
-        "limits: what is expected to lose least (2000 B, 1.25 ms, accuracy 0.8000) misses "
+        "limits: the candidate with the least predicted loss (2000 B, 1.25 ms, accuracy 0.8000) misses "
         "max_accuracy_drop by 0.0500, min_f1 by 0.0100; the search goes on to come as near as it can"
     )
 
