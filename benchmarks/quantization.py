@@ -1,8 +1,10 @@
-"""Bytes and microseconds of one layer in every form, as ratios to float and to 8-bit dynamic, and the error of each file, one thread.
+"""Bytes and microseconds of one layer in every form, as ratios to float and to 8-bit dynamic, and
+the error of each file, one thread.
 
-Each form is timed in turn with the 8-bit file alone; ratios to float are quotients of two such ratios. The error is the relative
-difference of the file's outputs from the simulation's. Integer weights are portable unless a row says "signed" (all 8 bits, exact only
-where the processor sums 8-bit products in 32 bits) or "unsigned" (all 8 bits around 128, exact everywhere).
+Each form is timed in turn with the 8-bit file alone; ratios to float are quotients of two such
+ratios. The error is the relative difference of the file's outputs from the simulation's. Integer
+weights are portable unless a row says "signed" (all 8 bits, exact only where the processor sums
+8-bit products in 32 bits) or "unsigned" (all 8 bits around 128, exact everywhere).
 """
 
 from __future__ import annotations
@@ -71,7 +73,9 @@ def forms(kind: str) -> dict[str, ModuleConfig]:
 
 
 def layer_file(builder: Builder, config: ModuleConfig, x: torch.Tensor) -> tuple[bytes, str, float]:
-    """(file, its weight-only kernel if any, relative difference of its outputs from the simulation's)."""
+    """(file, its weight-only kernel if any, relative difference of its outputs from the
+    simulation's).
+    """
     candidate = Candidate.of({"0": config})
     stitcher = Stitcher(builder.teacher, builder.module_map, builder.library(), builder.plan)
     proto = builder.build(
@@ -124,7 +128,9 @@ def measure(
 
 
 def unsigned_convolution(channels: int, groups: int, size: int, rounds: int) -> float:
-    """Time of a static 3 x 3 convolution with unsigned weights, which exported files never hold, relative to signed weights."""
+    """Time of a static 3 x 3 convolution with unsigned weights, which exported files never hold,
+    relative to signed weights.
+    """
     generator = np.random.default_rng(0)
     weight = generator.integers(-64, 64, (channels, channels // groups, 3, 3))
     files = {}
@@ -164,7 +170,9 @@ def main() -> None:
     figures: dict[str, float] = {"products_saturate": float(saturates), "largest_error": 0.0}
 
     def keep(name: str, found: dict[str, tuple[int, float, float]]) -> None:
-        """Signed weights are for processors with exact products, so that elsewhere their error stands apart."""
+        """Signed weights are for processors with exact products, so that elsewhere their error
+        stands apart.
+        """
         for form, (_, time, error) in found.items():
             wrong = saturates and form.endswith(", signed")
             key = "largest_error_signed" if wrong else "largest_error"
@@ -190,7 +198,8 @@ def main() -> None:
                 for bits, (size, *_) in packed.items()
             )
             print(
-                f"2 to 6 bits: at most {worst:.3f}x the time of int8, and bits/8 bytes a weight + scales + {over:.0f} bytes"
+                f"2 to 6 bits: at most {worst:.3f}x the time of int8, and bits/8 bytes a weight + "
+                f"scales + {over:.0f} bytes"
             )
             figures["packed_bytes_over"] = max(over, figures.get("packed_bytes_over", over))
             if (rows, columns) == (64, 768):

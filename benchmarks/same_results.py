@@ -1,9 +1,12 @@
-"""Write what three short searches find, so that two states of this project can be compared: same seed, same tables, same files.
+"""Write what three short searches find, so that two states of this project can be compared.
 
-    python -m benchmarks.same_results --tables TABLES --json before.json      # in one checkout; measures the tables once
-    python -m benchmarks.same_results --tables TABLES --against before.json   # in the other one
+Same seed, same tables, same files. Run the first line in one checkout, where it measures the tables
+once, and the second line in the other one:
 
-The built-in task, a residual CNN and a GRU; 15 trials each, on latency tables that are measured by the first call. Compared are the
+    python -m benchmarks.same_results --tables TABLES --json before.json
+    python -m benchmarks.same_results --tables TABLES --against before.json
+
+The searches are of the built-in task, a residual CNN and a GRU, 15 trials each. Compared are the
 candidates and values of all trials, and the bytes of each model.onnx of the front.
 """
 

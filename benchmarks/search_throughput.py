@@ -1,6 +1,8 @@
-"""Seconds of a trial against one plain forward pass over the validation split, with racing and without; what sampler and storage add.
+"""Seconds of a trial against one plain forward pass over the validation split, with racing and
+without; what sampler and storage add.
 
-On easy-VQA, in a guided search with its journal; each trial is followed by a forward pass of the float model over the same batches.
+On easy-VQA, in a guided search with its journal; each trial is followed by a forward pass of the
+float model over the same batches.
 """
 
 from __future__ import annotations
@@ -67,7 +69,7 @@ def forward_s(bench: Bench) -> float:
 def ratios(
     bench: Bench, limits: Limits, losses, folder: Path, parts: tuple[float, ...], trials: int
 ) -> tuple[list[float], list[float]]:
-    """(seconds of each trial, seconds of sampler and storage in it), as shares of a forward pass."""
+    """Return seconds of each trial, and of sampler and storage in it, per forward pass."""
     study = open_study(str(folder / f"{len(parts)}.journal"))
     study.sampler = price_sampler(bench, limits, losses, 0)
     judge = Timed(bench, limits, folder, parts)
@@ -85,8 +87,9 @@ def ratios(
 
 
 def reusable_shares(bench: Bench, candidates: Sequence[Candidate]) -> list[float]:
-    """Per candidate the share of the model's MACs that run before the first module in which it differs from that earlier candidate with
-    which it has most in common: what reusing activations could save at most, if those of all earlier candidates were kept.
+    """Per candidate the share of the model's MACs that run before the first module in which it
+    differs from that earlier candidate with which it has most in common: what reusing activations
+    could save at most, if those of all earlier candidates were kept.
     """
     order: list[str] = []
     handles = [
@@ -253,7 +256,8 @@ def main() -> None:
             found[name] = whole, extra
             quartiles = ", ".join(f"{q:.2f}x" for q in np.quantile(whole, (0.25, 0.5, 0.75)))
             print(
-                f"{name}: trial {quartiles} (quartiles) of a forward pass; sampler and storage {statistics.median(extra):.1%}",
+                f"{name}: trial {quartiles} (quartiles) of a forward pass; sampler and storage "
+                f"{statistics.median(extra):.1%}",
                 flush=True,
             )
         trials = open_study(str(folder / f"{len(RUNGS)}.journal")).trials
@@ -262,12 +266,14 @@ def main() -> None:
         )
         quartiles = ", ".join(f"{q:.1%}" for q in np.quantile(shares, (0.25, 0.5, 0.75)))
         print(
-            f"work before the first module that no earlier candidate shares: {quartiles} (quartiles)",
+            f"work before the first module that no earlier candidate shares: {quartiles} "
+            "(quartiles)",
             flush=True,
         )
         library = bench.stitcher.library
         print(
-            f"library: {library.made} variants made, {library.reused} reused, at most {library.memory_bytes >> 20} MB in memory"
+            f"library: {library.made} variants made, {library.reused} reused, at most "
+            f"{library.memory_bytes >> 20} MB in memory"
         )
     write_figures(
         arguments.json,

@@ -1,4 +1,7 @@
-"""DenseNet-like networks: every layer reads the concatenation of all before it, through a batch normalisation."""
+"""DenseNet-like networks.
+
+Every layer reads the concatenation of all before it, through a batch normalisation.
+"""
 
 from __future__ import annotations
 

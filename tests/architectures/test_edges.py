@@ -1,4 +1,7 @@
-"""Models that are odd in one way each: pruned or refused with the reason, and never changed themselves."""
+"""Models that are odd in one way each.
+
+Pruned or refused with the reason, and never changed themselves.
+"""
 
 from __future__ import annotations
 

@@ -1,4 +1,7 @@
-"""Families of Hugging Face models: what is covered, and one mixed file of each at other sizes; whole searches are slow."""
+"""Families of Hugging Face models: what is covered, and one mixed file of each at other sizes.
+
+Whole searches are slow.
+"""
 
 from __future__ import annotations
 

@@ -1,4 +1,6 @@
-"""Vision transformers: a patch convolution, a class token, and one projection for queries, keys and values."""
+"""Vision transformers: a patch convolution, a class token, and one projection for queries, keys and
+values.
+"""
 
 from __future__ import annotations
 

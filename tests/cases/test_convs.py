@@ -1,4 +1,7 @@
-"""Static integer convolutions whose normalisation is unusual, or that are called several times: the file computes what was simulated."""
+"""Static integer convolutions whose normalisation is unusual, or that are called several times.
+
+The file computes what was simulated.
+"""
 
 from __future__ import annotations
 
@@ -81,7 +84,9 @@ def agrees(fixture: Fixture, candidate: Candidate, emulated: bool = False) -> No
 
 
 def same_but_for_ties(found: np.ndarray, expected: np.ndarray) -> bool:
-    """At most one value of 500 may round to the next step, of 255 or fewer, where sums of floats in another order break a tie."""
+    """At most one value of 500 may round to the next step, of 255 or fewer, where sums of floats in
+    another order break a tie.
+    """
     apart = np.abs(found - expected) / max(float(np.abs(expected).max()), 1e-12)
     few = float((apart > 1e-4).mean()) <= 1 / 500 and float(apart.max()) <= 1e-2
     return found.shape == expected.shape and (few or relative_difference(found, expected) <= 1e-3)
@@ -214,7 +219,9 @@ def test_other_normalisations_and_weights_at_their_limits(
 
 
 def test_a_dead_filter_keeps_its_bias_exactly() -> None:
-    """Its weights have the scale 1, of which its bias would be a coarse multiple where inputs are large."""
+    """Its weights have the scale 1, of which its bias would be a coarse multiple where inputs are
+    large.
+    """
     torch.manual_seed(0)
     model = nn.Sequential(nn.Conv2d(3, 4, 3, padding=1))
     with torch.no_grad():
@@ -250,7 +257,9 @@ def test_a_normalisation_at_the_end_and_in_one_dimension() -> None:
 
 
 class Shared(nn.Module):
-    """One convolution on branches whose values differ by a factor of 50, each with a normalisation of its own, the same, or none."""
+    """One convolution on branches whose values differ by a factor of 50, each with a normalisation
+    of its own, the same, or none.
+    """
 
     def __init__(self, norms: str) -> None:
         super().__init__()
@@ -312,7 +321,9 @@ def test_each_call_has_its_ranges(norms: str) -> None:
 
 
 class Recursive(nn.Module):
-    """A module reads what it has made, so that one tensor is an input of one call and the output of another."""
+    """A module reads what it has made, so that one tensor is an input of one call and the output of
+    another.
+    """
 
     def __init__(self, kind: str) -> None:
         super().__init__()
@@ -359,7 +370,10 @@ def test_called_again_on_its_own_output_and_under_another_name(
 
 
 class Functional(nn.Module):
-    """The normalisation's parameters are used, but not by a call of its module; the other one does more than normalise."""
+    """The normalisation's parameters are used, but not by a call of its module.
+
+    The other one does more than normalise.
+    """
 
     def __init__(self) -> None:
         super().__init__()
@@ -396,7 +410,10 @@ def test_normalisations_that_are_no_plain_modules_stay_apart() -> None:
 
 
 class Unused(nn.Module):
-    """What one of three calls makes is never used: which range belongs to which call cannot be told from the graph."""
+    """What one of three calls makes is never used.
+
+    Which range belongs to which call cannot be told from the graph.
+    """
 
     def __init__(self) -> None:
         super().__init__()
@@ -447,7 +464,10 @@ def blocks() -> tuple[nn.Module, Tensor]:
 
 
 def trained_of(fixture: Fixture, candidate: Candidate) -> Trained:
-    """As training may leave it: every step, bias and normalisation has moved, those of zero gains off zero."""
+    """As training may leave it.
+
+    Every step, bias and normalisation has moved, those of zero gains off zero.
+    """
     model = fixture.stitcher.apply(candidate)
     fixture.stitcher.start_training(candidate)
     torch.manual_seed(1)
@@ -484,12 +504,15 @@ def test_recovered_candidates_are_exported_as_simulated(
     assert any(
         at.scale != fixture.builder.ranges[tensor].scale for tensor, at in trained.ranges.items()
     )
-    # As tests/compress/test_training.py: the classes are sums over positions, of which some round to the next step.
+    # As tests/compress/test_training.py: the classes are sums over positions, of which some round
+    # to the next step.
     assert after_training(fixture, candidate, trained) <= 1e-2
 
 
 def test_recomputed_blocks_have_the_ranges_of_their_calls() -> None:
-    """Gradients with and without recomputation are the same only where each call meets its own ranges again."""
+    """Gradients with and without recomputation are the same only where each call meets its own
+    ranges again.
+    """
     fixture = fixture_of(*blocks())
     found = []
     for checkpointing in (False, True):

@@ -1,4 +1,7 @@
-"""What is done with a finished run: weights that have changed since, and limits that no point keeps, are one line."""
+"""What is done with a finished run.
+
+Weights that have changed since, and limits that no point keeps, are one line.
+"""
 
 from __future__ import annotations
 

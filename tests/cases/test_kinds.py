@@ -1,4 +1,7 @@
-"""Further kinds of models as their authors write them: how they are called, copied, and what is pruned in them."""
+"""Further kinds of models as their authors write them.
+
+How they are called, copied, and what is pruned in them.
+"""
 
 from __future__ import annotations
 
@@ -117,7 +120,9 @@ def test_recurrent_layers_with_parametrizations_are_copied(kind: Any, weight: st
 
 
 class Split(nn.Module):
-    """Its width is split into two parts and joined again, which a width that two does not divide cannot be."""
+    """Its width is split into two parts and joined again, which a width that two does not divide
+    cannot be.
+    """
 
     def __init__(self) -> None:
         super().__init__()

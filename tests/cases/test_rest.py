@@ -1,4 +1,7 @@
-"""Tasks that are broken: one line that says what, and where in the user's file; a fault of ours is called ours."""
+"""Tasks that are broken: one line that says what, and where in the user's file.
+
+A fault of ours is called ours.
+"""
 
 from __future__ import annotations
 
@@ -199,7 +202,8 @@ BOTH = [
     ("only_none", "task: the model returns dict; expected a tensor"),
     (
         "integers",
-        "task: the model gives int64 outputs; expected scores, nearest: logits, with argmax in the metric",
+        "task: the model gives int64 outputs; expected scores, nearest: logits, with argmax in "
+        "the metric",
     ),
     ("exits", "model.forward fails on example_inputs: SystemExit: 3"),
     ("meta", "task t: model's a.weight is on device meta and has no values"),
@@ -224,7 +228,8 @@ BOTH = [
     ("infinite_statistic", "task t: model's norm.running_var holds infinity in 1 of 8 values"),
     (
         "missing_file",
-        "missing_file fails: FileNotFoundError: [Errno 2] No such file or directory: '/no/such/weights.pt' ({file}:164)",
+        "missing_file fails: FileNotFoundError: [Errno 2] No such file or directory: "
+        "'/no/such/weights.pt' ({file}:164)",
     ),
     ("key", "key fails: KeyError: 'a'"),
 ]
@@ -316,7 +321,10 @@ def test_an_evaluation_by_a_broken_task(
 
 @pytest.mark.parametrize("task", ["none_values", "masks"])
 def test_what_is_no_fault_of_the_task_goes_through(task: str, tasks: Path, tmp_path: Path) -> None:
-    """Values that are no tensors are not in the file; masks of -inf and marks of NaN are no weights."""
+    """Values that are no tensors are not in the file.
+
+    Masks of -inf and marks of NaN are no weights.
+    """
     with pytest.raises(SystemExit) as caught:
         main(
             [

@@ -1,4 +1,6 @@
-"""Which integers a kernel may hold follows from what the processor computes, and a file says for which processors it was made."""
+"""Which integers a kernel may hold follows from what the processor computes, and a file says for
+which processors it was made.
+"""
 
 from __future__ import annotations
 
@@ -196,7 +198,10 @@ SPACE = {
 
 
 def exact_products(monkeypatch: pytest.MonkeyPatch) -> None:
-    """As on a processor whose products are exact; where this one's are not, files of all 8 bits really differ from their simulation."""
+    """As on a processor whose products are exact.
+
+    Where this one's are not, files of all 8 bits really differ from their simulation.
+    """
     for module in (kernels, arithmetic, profile):
         monkeypatch.setattr(module, "products_saturate", lambda settings: False)
     monkeypatch.setattr(bench, "check_identity", lambda *arguments: None)
@@ -255,7 +260,9 @@ def test_a_recipe_made_elsewhere_is_reproduced_as_it_was_made(
 def test_a_run_that_is_resumed_elsewhere_keeps_its_forms(
     cnn_task: Task, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Weights that were trained as unsigned integers stay unsigned where this process would choose otherwise."""
+    """Weights that were trained as unsigned integers stay unsigned where this process would choose
+    otherwise.
+    """
     space = {
         **SPACE,
         "modules": [{**SPACE["modules"][0], "weight_bits": 8, "group_size": 0}],

@@ -1,4 +1,6 @@
-"""What the OpenVINO target offers, OpenVINO loads from the same file and computes as ONNX Runtime does."""
+"""What the OpenVINO target offers, OpenVINO loads from the same file and computes as ONNX Runtime
+does.
+"""
 
 from __future__ import annotations
 

@@ -1,4 +1,7 @@
-"""kill -9 in every phase of a search, Ctrl-C, damaged files: the same command goes on, and nothing that was found is lost."""
+"""kill -9 in every phase of a search, Ctrl-C, damaged files.
+
+The same command goes on, and nothing that was found is lost.
+"""
 
 from __future__ import annotations
 
@@ -50,7 +53,8 @@ KILLS = (
     *["timing the front"] * 2,
     *["writing the report"] * 2,
 )
-# Children of one process that has loaded everything already: only the search itself is done twenty times over.
+# Children of one process that has loaded everything already: only the search itself is done twenty
+# times over.
 FORKS = """
 import json, os, random, signal, sys, time
 import torch
@@ -94,7 +98,9 @@ for i, phase in enumerate(kills):
 
 
 def finished(folder: Path) -> dict[int, tuple[str, tuple[float, ...] | None]]:
-    """State and values by number of the trials that the journal holds, read as a resumed search reads it."""
+    """State and values by number of the trials that the journal holds, read as a resumed search
+    reads it.
+    """
     path = folder / "study.journal"
     if not path.is_file():
         return {}
@@ -353,7 +359,10 @@ def test_damaged_files_are_made_again_or_named(
 
 
 def test_variants_of_several_writers_are_whole(tmp_path: Path) -> None:
-    """Two processes that make the same variants in one folder: atomic renames leave one whole file of each."""
+    """Two processes that make the same variants in one folder.
+
+    Atomic renames leave one whole file of each.
+    """
     script = """
 import sys, torch
 from pathlib import Path

@@ -171,7 +171,9 @@ def test_more_trials_continue_and_never_worsen_the_front(cnn_task, tmp_path: Pat
 def test_what_is_over_budget_is_never_evaluated(
     finished, cnn_task, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The second proposal of every guided search is the uniform 8-bit model, here a byte larger than allowed."""
+    """The second proposal of every guided search is the uniform 8-bit model, here a byte larger
+    than allowed.
+    """
     uniform = int(rows(finished[1])[1]["size_bytes"])
     judged: list[int] = []
     original = trial_module.Judge._race
@@ -263,7 +265,10 @@ def test_an_accuracy_that_nothing_can_keep_is_said_after_the_first_trial(
 
 
 def sharpness(outputs, targets) -> float:
-    """Minus the mean probability of the right class's rivals times ten: falls where accuracy need not."""
+    """Minus the mean probability of the right class's rivals times ten.
+
+    Falls where accuracy need not.
+    """
     return -10 * float(1 - outputs.softmax(1).gather(1, targets[:, None]).mean())
 
 
@@ -327,7 +332,9 @@ def test_optunas_own_samplers_search_the_same_space(cnn_task, tmp_path: Path, sa
 
 
 def test_the_front_does_not_depend_on_the_order_of_telling(finished, cnn_task) -> None:
-    """Whatever order trials are told in, the front holds the same points, and no trial more makes its hypervolume smaller."""
+    """Whatever order trials are told in, the front holds the same points, and no trial more makes
+    its hypervolume smaller.
+    """
     result, folder = finished
     trials = [
         t
@@ -422,7 +429,8 @@ def test_a_full_disk_keeps_what_was_found(
     monkeypatch.setattr(worker, "append_row", full)
     with pytest.raises(
         RunFolderError,
-        match=r"trials\.csv: cannot be written \(No space left on device\); results up to here are kept",
+        match=r"trials\.csv: cannot be written \(No space left on device\); results up to here "
+        r"are kept",
     ):
         ac.search(cnn_task, SPACE, n_trials=6, out=tmp_path, quiet=True)
     assert len(rows(tmp_path)) == 3

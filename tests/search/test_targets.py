@@ -1,4 +1,7 @@
-"""Searches under other targets: nothing is offered that they cannot execute, and every number says where it comes from."""
+"""Searches under other targets.
+
+Nothing is offered that they cannot execute, and every number says where it comes from.
+"""
 
 from __future__ import annotations
 
@@ -121,7 +124,7 @@ def test_a_table_of_another_machine_predicts_for_that_machine(cnn_task, tmp_path
 def test_a_model_that_is_wrong_on_the_front_is_fitted_again(
     cnn_task, tmp_path: Path, monkeypatch
 ) -> None:
-    """Here every file takes half as long again as was predicted when its trial came to the front."""
+    """Every file takes half as long again as was predicted when it came to the front."""
     taken: dict[str, float] = {}
 
     def slower(
@@ -140,7 +143,8 @@ def test_a_model_that_is_wrong_on_the_front_is_fitted_again(
         )
 
     monkeypatch.setattr(verify, "_time_front", slower)
-    # Two bits lose accuracy: whatever the clock said of latencies, the smallest and the most accurate candidate are two.
+    # Two bits lose accuracy: whatever the clock said of latencies, the smallest and the most
+    # accurate candidate are two.
     rule = {**SPACE["modules"][0], "weight_bits": [2, 4, 8]}
     search(cnn_task, tmp_path, seed=3, space={**SPACE, "modules": [rule]}, n_trials=16)
     run = read(tmp_path)

@@ -69,7 +69,8 @@ def test_first_match_wins_and_knobs_sit_where_they_mean_something(found) -> None
         (
             {"modules": [{"match": "*", "weight_bits": [9]}]},
             TargetError,
-            "space: rule 1: weight_bits 9 cannot be stored by target onnxruntime-cpu; nearest valid value: 8",
+            "space: rule 1: weight_bits 9 cannot be stored by target onnxruntime-cpu; nearest "
+            "valid value: 8",
         ),
         (
             {"modules": [{"match": "*", "pruning_ratio": 1.0}]},
@@ -84,7 +85,8 @@ def test_first_match_wins_and_knobs_sit_where_they_mean_something(found) -> None
         (
             {"modules": [{"match": "*", "group_size": 48}]},
             SpaceError,
-            "space: rule 1: group_size 48 is not one of (-1, 0, 16, 32, 64, 128, 256); nearest valid value: 32",
+            "space: rule 1: group_size 48 is not one of (-1, 0, 16, 32, 64, 128, 256); nearest "
+            "valid value: 32",
         ),
         (
             {"modules": [{"match": "*", "algorithm": ["gtpq"]}]},
@@ -271,7 +273,8 @@ def test_a_space_without_modules_takes_the_default_rules(data: dict, found, tmp_
     [
         (
             "",
-            "expected a mapping such as modules: [{match: '*', weight_bits: [4, 8]}], got an empty file",
+            "expected a mapping such as modules: [{match: '*', weight_bits: [4, 8]}], got an "
+            "empty file",
         ),
         (
             "- match: x",
@@ -279,7 +282,8 @@ def test_a_space_without_modules_takes_the_default_rules(data: dict, found, tmp_
         ),
         (
             "modules:",
-            "'modules' must be a list of rules, got None; nearest: modules: [{match: '*', weight_bits: [4, 8]}], or none for",
+            "'modules' must be a list of rules, got None; nearest: modules: [{match: '*', "
+            "weight_bits: [4, 8]}], or none for",
         ),
         (
             "modules: {match: '*'}",

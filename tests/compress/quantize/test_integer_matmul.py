@@ -1,4 +1,6 @@
-"""Integer products give what floats and the runtime's kernels give, and stand aside where they cannot."""
+"""Integer products give what floats and the runtime's kernels give, and stand aside where they
+cannot.
+"""
 
 from __future__ import annotations
 

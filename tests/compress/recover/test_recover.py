@@ -37,7 +37,8 @@ def test_schedules_reach_the_target_in_k_steps() -> None:
 
 
 def candidate(fixture: Fixture, schedule: str, steps: int) -> Candidate:
-    # By magnitude and without making up for anything, so that what training brings back is training's own.
+    # By magnitude and without making up for anything, so that what training brings back is
+    # training's own.
     plain = ModuleConfig(4, importance="l2", reconstruction=False, sparsity_criterion="magnitude")
     configs = {
         m.name: replace(

@@ -1,4 +1,7 @@
-"""Give dimensions and outputs up until a graph computes what its model computes: made-up exporters that fail."""
+"""Give dimensions and outputs up until a graph computes what its model computes.
+
+Made-up exporters that fail.
+"""
 
 from __future__ import annotations
 
@@ -39,7 +42,10 @@ def graph() -> onnx.ModelProto:
 
 
 class Exporter:
-    """Trace what is asked for; `constant` dimensions stay as in the example, `refuse(names, further)` raises."""
+    """Trace what is asked for.
+
+    `constant` dimensions stay as in the example, `refuse(names, further)` raises.
+    """
 
     def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
         self.asked: list[tuple[list[str], bool]] = []
@@ -159,7 +165,8 @@ def test_a_dimension_in_which_the_users_batches_differ_must_be_free(exporter: Ex
     with pytest.raises(ExportError) as caught:
         export(BATCH, needed)
     assert str(caught.value) == (
-        "export: x: dimension 1 is fixed at 5 (the traced program needs exactly 5), but validation has "
+        "export: x: dimension 1 is fixed at 5 (the traced program needs exactly 5), but "
+        "validation has "
         "batches of 9 there; pad all batches to 5"
     )
 

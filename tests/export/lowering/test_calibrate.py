@@ -23,7 +23,7 @@ def site(kind: str, node: NodeProto, output: str) -> Site:
 
 
 def model(batch: int | str = "n") -> LoweredModel:
-    """y = 3 relu(x): a linear module reads x, a convolution reads h and makes y, a table reads i."""
+    """y = 3 relu(x): a linear module reads x, a convolution makes y of h, a table reads i."""
     nodes = [
         helper.make_node("MatMul", ["x", "eye"], ["h"]),
         helper.make_node("Relu", ["h"], ["r"]),

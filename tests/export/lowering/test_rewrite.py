@@ -1,4 +1,7 @@
-"""One file for any mix: it runs, computes what the simulation computes, has the predicted size and holds no float copies."""
+"""One file for any mix.
+
+It runs, computes what the simulation computes, has the predicted size and holds no float copies.
+"""
 
 from __future__ import annotations
 
@@ -39,7 +42,8 @@ def test_random_mixtures_run_and_agree(fixture: Fixture, seed: int) -> None:
     proto = fixture.build(candidate)
     onnx.checker.check_model(proto)
     expected = fixture.simulate(candidate)
-    # A difference of 1e-7 in one module moves a value of the next one's input across a tie now and then.
+    # A difference of 1e-7 in one module moves a value of the next one's input across a tie now and
+    # then.
     assert relative_difference(fixture.run(proto), expected) < 0.01
     assert proto.ByteSize() == fixture.builder.size_bytes(candidate)
 
@@ -187,7 +191,7 @@ def test_a_model_that_cannot_be_exported_is_said_in_one_line() -> None:
 
 def test_a_group_that_the_graph_cannot_lose_is_not_pruned() -> None:
     class HardWired(torch.nn.Module):
-        """Scales hidden channels by a constant that the exported graph bakes in at its full width."""
+        """Scales hidden channels by a constant that the exported graph holds at full width."""
 
         def __init__(self) -> None:
             super().__init__()
@@ -212,7 +216,9 @@ def test_a_group_that_the_graph_cannot_lose_is_not_pruned() -> None:
 
 def test_inputs_are_matched_by_name_and_outputs_by_value() -> None:
     class Pair(torch.nn.Module):
-        """Takes its inputs in another order than the batch gives them, and returns its logits second."""
+        """Takes its inputs in another order than the batch gives them, and returns its logits
+        second.
+        """
 
         def __init__(self) -> None:
             super().__init__()

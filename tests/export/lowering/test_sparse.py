@@ -1,4 +1,6 @@
-"""Zeros in the file: a bitmap and the kept values where that is smaller, spread by the runtime when a session is created."""
+"""Zeros in the file: a bitmap and the kept values where that is smaller, spread by the runtime when
+a session is created.
+"""
 
 from __future__ import annotations
 

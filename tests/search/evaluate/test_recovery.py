@@ -1,4 +1,7 @@
-"""Recovery inside a search: rungs, the long recovery of the front, what is kept, students, and losses that are no numbers."""
+"""Recovery inside a search.
+
+Rungs, the long recovery of the front, what is kept, students, and losses that are no numbers.
+"""
 
 from __future__ import annotations
 
@@ -222,7 +225,8 @@ def test_the_front_is_not_recovered_twice(
         raise AssertionError("trained again")
 
     monkeypatch.setattr(Cycle, "run", never)
-    # A latency model that is fitted again, since a busy machine timed the front differently, would bring other trials to it.
+    # A latency model that is fitted again, since a busy machine timed the front differently, would
+    # bring other trials to it.
     monkeypatch.setattr(finish, "PROMISE", float("inf"))
     again = ac.search(cnn_task, DEEP, n_trials=16, out=folder, quiet=True, finalize_steps=40)
 

@@ -131,7 +131,8 @@ def test_a_wrong_model_is_fitted_again_and_brings_more_trials(finished) -> None:
     assert record["refit"] == {"mape": 0.01}
     assert record["latency_note"] == "fitted again"
     assert finished.lines[-1] == (
-        "latency model: 20.0% wrong on the front, more than the 6% promised; fitted again to what was measured "
+        "latency model: 20.0% wrong on the front, more than the 6% promised; fitted again to what "
+        "was measured "
         "(1.0% on the same points), which brings 1 more trials to the front"
     )
 

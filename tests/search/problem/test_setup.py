@@ -70,7 +70,8 @@ def test_the_end_of_the_time_names_steps_and_a_timeout_that_would_do() -> None:
     with pytest.raises(OutOfTimeError) as caught:
         steps("evaluating the baseline", 0.0)
     assert str(caught.value) == (
-        "search: setting up took 22 of the 10 s (calibrating 14.0 s, exporting the model 8.0 s), before the first trial; "
+        "search: setting up took 22 of the 10 s (calibrating 14.0 s, exporting the model 8.0 s), "
+        "before the first trial; "
         "what was exported and measured is kept for the next run; nearest timeout: 2m"
     )
     assert shown == ["exporting the model", "calibrating"]
@@ -131,7 +132,8 @@ def test_a_search_whose_setup_takes_too_long_says_so_and_goes_on_later(
     monkeypatch.setattr(loop, "Setup", slow("exporting the model", 700.0, Hands()))
     with pytest.raises(
         OutOfTimeError,
-        match=r"setting up took 700 of the 600 s \(exporting the model 700\.0 s.*nearest timeout: 35m",
+        match=r"setting up took 700 of the 600 s \(exporting the model 700\.0 s.*nearest timeout: "
+        r"35m",
     ):
         ac.search(cnn_task, SPACE, n_trials=2, timeout_s=600, out=tmp_path, quiet=True)
     monkeypatch.undo()

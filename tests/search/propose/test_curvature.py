@@ -86,8 +86,10 @@ def test_estimates_rank_choices_as_measurements_do(
 
 
 def test_small_changes_are_estimated_by_their_size_and_for_any_divergence(cnn_task) -> None:
-    """With the squared distance the second order is all there is in the last layer. Rounded to nearest: GPTQ leaves less error on the
-    inputs it was made with than on others."""
+    """With the squared distance the second order is all there is in the last layer.
+
+    Rounded to nearest: GPTQ leaves less error on the inputs it was made with than on others.
+    """
     task = replace(
         cnn_task, divergence=lambda student, teacher: (student - teacher).square().mean(1)
     )

@@ -1,4 +1,7 @@
-"""The progressive strategy: one module and one width per trial, back when accuracy falls, over when nothing moves."""
+"""The progressive strategy.
+
+One module and one width per trial, back when accuracy falls, over when nothing moves.
+"""
 
 from __future__ import annotations
 

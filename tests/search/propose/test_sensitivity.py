@@ -48,7 +48,8 @@ def test_a_divergence_that_sees_nothing_move_is_refused() -> None:
     with pytest.raises(TaskError) as caught:
         check_seen(seen(), zeros, 0.35)
     assert str(caught.value) == (
-        "task t: the default divergence is 0 for all 2 choices, though the outputs change by up to 35%: "
+        "task t: the default divergence is 0 for all 2 choices, though the outputs change by up "
+        "to 35%: "
         "it does not see them change; give a divergence that does"
     )
     with pytest.raises(TaskError, match="task t: divergence is 0 for all 2 choices"):
@@ -79,7 +80,10 @@ ESTIMATES = {("a", BITS8): 0.01, ("b", BITS8): 0.02, ("a", BITS4): 0.1, ("b", BI
 
 @pytest.fixture
 def measured(monkeypatch: pytest.MonkeyPatch):
-    """Measure made-up models: the divergence of a config is its factor minus 1, whatever the module."""
+    """Measure made-up models.
+
+    The divergence of a config is its factor minus 1, whatever the module.
+    """
     todo = [(name, config) for name in ("a", "b") for config in (BITS8, BITS4, RANK)]
     monkeypatch.setattr(sensitivity, "probes", lambda space: todo)
     estimate = lambda module, config: ESTIMATES.get((module, config))  # noqa: E731
@@ -126,7 +130,8 @@ def test_what_has_no_estimate_and_what_is_chosen_most_is_measured(measured) -> N
     table = divergences(found.rows)
     for probe in applied:
         assert table[probe] == pytest.approx(FACTORS[probe[1]] - 1)
-    # Measured against estimated: 0.5 / 0.1 and 0.1 / 0.02, so that the others are five times theirs.
+    # Measured against estimated: 0.5 / 0.1 and 0.1 / 0.02, so that the others are five times
+    # theirs.
     assert table["a", BITS8] == pytest.approx(0.05)
     assert table["b", BITS4] == pytest.approx(1.0)
     assert all((row.size_bytes, row.latency_ms) == (7, 0.5) for row in found.rows)

@@ -1,4 +1,7 @@
-"""Many workers: processes here, on a PostgreSQL server that dies, and on a Ray cluster; workers that are killed."""
+"""Many workers: processes here, on a PostgreSQL server that dies, and on a Ray cluster.
+
+Workers that are killed.
+"""
 
 from __future__ import annotations
 
@@ -30,8 +33,10 @@ SPACE = {
         },
     ]
 }
-# A lease of two seconds instead of a minute, and trials that take a moment, so that one of them is in flight when a worker is killed. From
-# the fifth trial on they wait for as many workers as are to be there, however long these take to start.
+# A lease of two seconds instead of a minute, and trials that take a moment, so that one of them is
+# in flight when a worker is killed. From
+# the fifth trial on they wait for as many workers as are to be there, however long these take to
+# start.
 MAIN = """
 import sys, time
 from autocompress.search.workers import lease
@@ -50,7 +55,9 @@ main(sys.argv[3:])
 
 
 class Server:
-    """A PostgreSQL server that can be killed and started again, and whose databases are made by name."""
+    """A PostgreSQL server that can be killed and started again, and whose databases are made by
+    name.
+    """
 
     def __init__(self, folder: Path) -> None:
         os.environ.setdefault("XDG_RUNTIME_DIR", str(folder.parent))  # it warns where there is none
@@ -219,7 +226,8 @@ def test_a_search_outlives_its_server_for_twenty_seconds(
     _, errors = process.communicate(timeout=200)
     assert process.returncode == 0, errors
     trials = trials_of(url)
-    # A trial that the server made and could not answer for before it died belongs to nobody: it is failed once a lease is over.
+    # A trial that the server made and could not answer for before it died belongs to nobody: it is
+    # failed once a lease is over.
     unanswered = [t for t in trials if t.state == TrialState.FAIL and not t.params]
     assert len(unanswered) <= 1
     finished = [t for t in trials if t.state.is_finished() and t not in unanswered]
@@ -233,7 +241,8 @@ def test_a_search_outlives_its_server_for_twenty_seconds(
 
 def test_ray_places_the_workers(cnn_spec: str, tmp_path: Path) -> None:
     folder = tmp_path / "run" / "out"
-    # The task trains when it is loaded, and Ray gives its workers one thread: with as many here the weights are the same.
+    # The task trains when it is loaded, and Ray gives its workers one thread: with as many here the
+    # weights are the same.
     environment = {**os.environ, "RAY_USAGE_STATS_ENABLED": "0", "OMP_NUM_THREADS": "1"}
     command = search(cnn_spec, folder, 24, "--workers", "2", "--ray", "local", workers=2)
     done = subprocess.run(

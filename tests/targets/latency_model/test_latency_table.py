@@ -61,7 +61,10 @@ def test_the_plan_shows_every_kernel_that_the_space_offers(subject: Subject) -> 
 
 
 def test_what_a_space_offers_is_shown_in_its_parts_too(cnn_task) -> None:
-    """Sensitivity is measured axis by axis: a module on integers only is also seen factorised in float."""
+    """Sensitivity is measured axis by axis.
+
+    A module on integers only is also seen factorised in float.
+    """
     builder = prepare(
         cnn_task, find_modules(cnn_task.model, cnn_task.example_inputs), Formed(IntegerForm.REDUCED)
     )
