@@ -261,8 +261,8 @@ def one(name: str, count: int) -> dict[str, float]:
         if not suffix:
             figures |= {f"p95_{name}": errors["p95"], f"bias_{name}": errors["bias"]}
         words = (
-            f"mean error {errors['mape']:6.1%}  p95 {errors['p95']:6.1%}  bias {errors['bias']:+6.1%} "
-            f" tau {errors['kendall_tau']:.3f}"
+            f"mean error {errors['mape']:6.1%}  p95 {errors['p95']:6.1%}  "
+            f"bias {errors['bias']:+6.1%}  tau {errors['kendall_tau']:.3f}"
         )
         print(f"  {key:16s} {words}", flush=True)
     return figures

@@ -77,10 +77,8 @@ def activation_table(bench: Bench, questions: Batches) -> None:
             method,
         )
         other = Bench(builder, bench.task, bench.test)
-        print(
-            f"{'static, ' + method:34}{other.simulated(other.uniform(8, activation_mode='static'), questions):10.4f}",
-            flush=True,
-        )
+        static = other.simulated(other.uniform(8, activation_mode="static"), questions)
+        print(f"{'static, ' + method:34}{static:10.4f}", flush=True)
     print(f"{'16 bits':34}{bench.simulated(bench.uniform(8, 16), questions):10.4f}")
     smoothed = bench.uniform(8)
     roots = {group.readers[0] for group in bench.builder.module_map.norms}
@@ -235,10 +233,9 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as folder:
         for name, path in onnxruntime_files(bench, Path(folder)).items():
             figures[f"acc_ort_{name}"] = bench.session_accuracy(str(path))
-            print(
-                f"{f'onnxruntime.quantization, {name}':40}{figures[f'acc_ort_{name}']:10.4f}{size / path.stat().st_size:9.2f}x",
-                flush=True,
-            )
+            label = f"onnxruntime.quantization, {name}"
+            smaller = size / path.stat().st_size
+            print(f"{label:40}{figures[f'acc_ort_{name}']:10.4f}{smaller:9.2f}x", flush=True)
     for bits, ratios in layer_errors(bench).items():
         figures[f"gptq_better_layers_w{bits}"] = float(np.mean(np.array(ratios) < 1))
         print(

@@ -115,13 +115,15 @@ def measure(
     times = dict(zip(made, timing.ratios, strict=True))
     print(f"\n{title}: int8 takes {timing.baseline_ms * 1e3:.0f} us")
     print(
-        f"{'form':34}{'bytes':>10}{'of float':>10}{'of int8':>10}{'us':>8}{'of float':>10}{'of int8':>10}{'error':>10}"
+        f"{'form':34}{'bytes':>10}{'of float':>10}{'of int8':>10}"
+        f"{'us':>8}{'of float':>10}{'of int8':>10}{'error':>10}"
     )
     for name, (data, kernel, error) in made.items():
         size, time = len(data), times[name]
         print(
             f"{name:34}{size:10d}{size / len(made['float'][0]):9.3f}x{size / len(reference):9.3f}x"
-            f"{time * timing.baseline_ms * 1e3:8.0f}{time / times['float']:9.3f}x{time:9.3f}x{error:10.1e}  {kernel}",
+            f"{time * timing.baseline_ms * 1e3:8.0f}{time / times['float']:9.3f}x{time:9.3f}x"
+            f"{error:10.1e}  {kernel}",
             flush=True,
         )
     return {name: (len(data), times[name], error) for name, (data, _, error) in made.items()}

@@ -53,48 +53,6 @@ KILLS = (
     *["timing the front"] * 2,
     *["writing the report"] * 2,
 )
-# Children of one process that has loaded everything already: only the search itself is done twenty
-# times over.
-FORKS = """
-import json, os, random, signal, sys, time
-import torch
-torch.set_num_threads(1)
-import autocompress as ac
-from autocompress.search import loop
-from autocompress.search.problem import progress
-loop.torch.set_num_threads = lambda count: None
-spec, folder, space, kills = sys.argv[1], sys.argv[2], json.loads(sys.argv[3]), json.loads(sys.argv[4])
-task = ac.load_task(spec)
-random.seed(0)
-for i, phase in enumerate(kills):
-    reads, writes = os.pipe()
-    child = os.fork()
-    if child == 0:
-        def told(self, what, share, original=progress.SearchProgress.phase):
-            os.write(writes, (what + "\\n").encode())
-            return original(self, what, share)
-        def trials(self, *given, original=progress.SearchProgress.trials):
-            os.write(writes, b"searching\\n")
-            return original(self, *given)
-        progress.SearchProgress.phase, progress.SearchProgress.trials = told, trials
-        try:
-            ac.search(task, space, n_trials=2 * (i + 1), out=folder, quiet=True, finalize_steps=6)
-        except BaseException:
-            import traceback
-            traceback.print_exc()
-            os._exit(1)
-        os._exit(0)
-    os.close(writes)
-    with os.fdopen(reads) as lines:
-        for line in lines:
-            if line.strip() == phase:
-                break
-        time.sleep(random.random() * 0.25)
-        os.kill(child, signal.SIGKILL)
-    _, status = os.waitpid(child, 0)
-    print(json.dumps({"phase": phase, "killed": os.WIFSIGNALED(status), "code": os.waitstatus_to_exitcode(status)}), flush=True)
-    sys.stdin.readline()
-"""
 
 
 def finished(folder: Path) -> dict[int, tuple[str, tuple[float, ...] | None]]:
@@ -141,8 +99,7 @@ def test_kill_9_at_twenty_moments_loses_at_most_the_trial_in_flight(
         sys.executable,
         "-W",
         "ignore",
-        "-c",
-        FORKS,
+        str(Path(__file__).with_name("kill_searches.py")),
         cnn_spec,
         str(folder),
         json.dumps(SPACE),

@@ -26,7 +26,8 @@ def lstm(
     weights = [
         numpy_helper.from_array(np.ones((12, 2), np.float32), "gates"),
         number("0", 0), number("3", 3), number("6", 6), number("9", 9), number("12", 12),
-        number("end", 2**63 - 1), number("axis0", 0), number("axis1", 1), number("size", 1, 2, HIDDEN),
+        number("end", 2**63 - 1), number("axis0", 0), number("axis1", 1),
+        number("size", 1, 2, HIDDEN),
     ]  # fmt: skip
     return helper.make_model(helper.make_graph([*before, node], "g", [], [], weights))
 

@@ -100,7 +100,8 @@ def finished(monkeypatch: pytest.MonkeyPatch, tmp_path: Path):
         monkeypatch.setattr(finishing, "relearn", lambda *_: {"mape": 0.01})
         monkeypatch.setattr(finishing, "lessons", lambda study: [])
         record = {
-            "task": "t", "source": None, "model": "m", "seed": 0, "versions": {}, "training_dtype": "f"
+            "task": "t", "source": None, "model": "m", "seed": 0, "versions": {},
+            "training_dtype": "f",
         }  # fmt: skip
         progress = SimpleNamespace(line=lines.append, phase=None)
         clock = SimpleNamespace(has_room=lambda count: room)

@@ -33,25 +33,7 @@ SPACE = {
         },
     ]
 }
-# A lease of two seconds instead of a minute, and trials that take a moment, so that one of them is
-# in flight when a worker is killed. From
-# the fifth trial on they wait for as many workers as are to be there, however long these take to
-# start.
-MAIN = """
-import sys, time
-from autocompress.search.workers import lease
-from autocompress.search.evaluate import judge as trial
-lease.LEASE_S = 2.0
-judge = trial.Judge.judge
-def slowly(self, study, number, candidate):
-    time.sleep(float(sys.argv[1]))
-    while number >= 4 and len({t.user_attrs.get("worker") for t in study.get_trials(deepcopy=False)} - {None}) < int(sys.argv[2]):
-        time.sleep(0.1)
-    return judge(self, study, number, candidate)
-trial.Judge.judge = slowly
-from autocompress.cli.main import main
-main(sys.argv[3:])
-"""
+SLOW_WORKER = str(Path(__file__).with_name("slow_worker.py"))
 
 
 class Server:
@@ -132,7 +114,7 @@ def search(
         str(folder),
         *more,
     ]
-    return [sys.executable, "-W", "ignore", "-c", MAIN, str(pause), str(workers), *command]
+    return [sys.executable, "-W", "ignore", SLOW_WORKER, str(pause), str(workers), *command]
 
 
 def until(condition: Callable[[], bool], process: subprocess.Popen, limit_s: float = 300) -> None:
@@ -161,8 +143,7 @@ def test_another_worker_takes_over_the_trial_of_one_that_was_killed(
         sys.executable,
         "-W",
         "ignore",
-        "-c",
-        MAIN,
+        SLOW_WORKER,
         "0.5",
         "1",
         "worker",
