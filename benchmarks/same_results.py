@@ -155,7 +155,8 @@ def main() -> None:
             there["files"].keys() - here["files"].keys()
         )
         print(
-            f"{name}: {rows} of {len(here['trials'])} trials and {files} of {len(here['files'])} files differ"
+            f"{name}: {rows} of {len(here['trials'])} trials "
+            f"and {files} of {len(here['files'])} files differ"
         )
         differ |= bool(rows or files)
     sys.exit(differ)

@@ -8,6 +8,7 @@ from typing import Any
 
 import yaml
 
+from autocompress import __version__
 from autocompress.search.problem.options import SAMPLERS, STRATEGIES, STUDY_NAME
 from autocompress.targets.target import target_names
 
@@ -164,6 +165,7 @@ def build_parser() -> argparse.ArgumentParser:
         prog="autocompress", description="Small and fast versions of a PyTorch model, measured."
     )
     parser.add_argument("--debug", action="store_true", help="show the traceback of an error")
+    parser.add_argument("--version", action="version", version=f"autocompress {__version__}")
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
 
     def command(name: str, text: str, task: bool = False) -> argparse.ArgumentParser:

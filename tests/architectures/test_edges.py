@@ -19,6 +19,8 @@ import autocompress
 from autocompress import Candidate, ModuleConfig, Task, find_modules
 from autocompress.task.float_copy import float_task
 
+pytestmark = pytest.mark.slow
+
 
 def reasons(fixture: Fixture) -> dict[str, str | None]:
     return {group.name: group.reason for group in fixture.builder.module_map.groups}

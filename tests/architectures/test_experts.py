@@ -15,6 +15,8 @@ from torch import nn
 
 from autocompress import Candidate, ModuleConfig
 
+pytestmark = pytest.mark.slow
+
 
 class Expert(nn.Module):
     def __init__(self, width: int, hidden: int) -> None:

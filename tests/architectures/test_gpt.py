@@ -13,6 +13,8 @@ from family import FamilyContract, fixture_of, tokens
 from fixture import Fixture
 from torch import nn
 
+pytestmark = pytest.mark.slow
+
 
 class Fused(nn.Module):
     """As GPT-2's attention: one projection, split in three."""

@@ -13,6 +13,8 @@ from family import FamilyContract, fixture_of, images
 from fixture import Fixture
 from torch import nn
 
+pytestmark = pytest.mark.slow
+
 
 class Attention(nn.Module):
     def __init__(self, width: int, heads: int) -> None:

@@ -17,6 +17,8 @@ import autocompress
 from autocompress import Task
 from autocompress.errors import ExportError, TaskError
 
+pytestmark = pytest.mark.slow
+
 SPACE = {
     "modules": [{"match": "*", "weight_bits": [8], "activation_bits": [32]}],
     "distillation": {"steps": 0},

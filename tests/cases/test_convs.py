@@ -23,6 +23,8 @@ from autocompress.compress.recover.cycle import Cycle
 from autocompress.export.build import stitched_variants
 from autocompress.integer_form import IntegerForm
 
+pytestmark = pytest.mark.slow
+
 AXES = [
     {"weight_bits": 8},
     {"weight_bits": 4},

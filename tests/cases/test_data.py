@@ -188,6 +188,7 @@ def test_what_can_be_read_once_is_read_once(kind: str, where: str) -> None:
         assert same(list(getattr(found, where)), task.validation)
 
 
+@pytest.mark.slow
 def test_a_shuffled_validation_and_generators_are_searched(tmp_path: Path) -> None:
     task = plain(512)
     x, y = (torch.cat(parts) for parts in zip(*task.validation, strict=True))
@@ -433,6 +434,7 @@ class OneImage(nn.Module):
         return found[None] if self.row else found
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("label", [int, torch.tensor, lambda y: torch.tensor([y])])
 def test_one_image_at_a_time_is_searched(label: Any, tmp_path: Path) -> None:
     torch.manual_seed(0)
@@ -460,6 +462,7 @@ def test_outputs_without_a_row_per_sample_are_named() -> None:
         prepared(ac.Task("image", OneImage(row=False), x, [(x, 2)], top1))
 
 
+@pytest.mark.slow
 def test_graphs_are_searched(tmp_path: Path) -> None:
     """Whole graphs: neither nodes nor edges are cut, though there are more of both than samples are
     asked for.
@@ -478,6 +481,7 @@ def test_graphs_are_searched(tmp_path: Path) -> None:
     assert front.baseline.accuracy == 1.0
 
 
+@pytest.mark.slow
 def test_time_first_data_is_searched(tmp_path: Path) -> None:
     torch.manual_seed(0)
     net, data = Recurrent().eval(), []
@@ -564,6 +568,7 @@ def test_a_lazy_model_is_named() -> None:
     prepared(task)
 
 
+@pytest.mark.slow
 def test_a_model_that_keeps_state_is_said_before_the_search(tmp_path: Path) -> None:
     x = torch.randn(64, 4, 8)
     task = ac.Task(
@@ -590,6 +595,7 @@ class InPlace(nn.Module):
         return self.b(torch.relu(self.a(x)))
 
 
+@pytest.mark.slow
 def test_a_model_that_writes_to_its_inputs_leaves_the_users_data_alone(tmp_path: Path) -> None:
     torch.manual_seed(0)
     net, x = InPlace().eval(), 5 + 2 * torch.randn(256, 16)
@@ -632,6 +638,7 @@ def test_other_precisions_are_searched_in_float32_which_is_said(dtype: torch.dty
     assert given.model[0].weight.dtype == dtype
 
 
+@pytest.mark.slow
 def test_double_precision_is_searched(tmp_path: Path) -> None:
     torch.manual_seed(0)
     net = (
@@ -649,6 +656,7 @@ def test_double_precision_is_searched(tmp_path: Path) -> None:
     assert net[0].weight.dtype == torch.float64
 
 
+@pytest.mark.slow
 def test_tensors_made_in_inference_mode_are_searched(tmp_path: Path) -> None:
     with torch.inference_mode():
         task = plain()
@@ -692,6 +700,7 @@ ARGUMENTS: dict[str, Callable[[Tensor], Any]] = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ARGUMENTS)
 def test_arguments_that_are_no_tensors_are_constants_of_the_file(name: str, tmp_path: Path) -> None:
     torch.manual_seed(0)
@@ -805,6 +814,7 @@ def sorted_by_class(metric: Any) -> ac.Task:
     return ac.Task("auc", net, x[:1], data, metric, train=data, test=test)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("metric", [auc, nan_auc])
 def test_a_metric_that_fails_on_a_part_of_the_data_leaves_out_that_figure(
     metric: Any, tmp_path: Path
@@ -830,6 +840,7 @@ def test_a_metric_that_fails_on_a_part_of_the_data_leaves_out_that_figure(
     assert reason in notes
 
 
+@pytest.mark.slow
 def test_figures_that_a_metric_does_not_give_are_said_with_the_reason(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

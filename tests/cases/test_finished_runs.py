@@ -17,6 +17,8 @@ import autocompress as ac
 from autocompress.cli.main import main
 from autocompress.errors import ExportError, RunFolderError
 
+pytestmark = pytest.mark.slow
+
 SPACE = {"modules": [{"match": "*", "weight_bits": [3, 4, 8]}], "distillation": {"steps": 0}}
 
 

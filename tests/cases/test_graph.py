@@ -28,6 +28,8 @@ from autocompress.task.batches import Inputs, feed_of
 from autocompress.task.free_shapes import FreeDimension, free_dimensions
 from autocompress.task.task import Task, primary_output, run_model
 
+pytestmark = pytest.mark.slow
+
 
 def run(proto: onnx.ModelProto, inputs: Inputs) -> list[np.ndarray]:
     session = open_session(proto.SerializeToString())

@@ -133,6 +133,7 @@ class Split(nn.Module):
         return self.head(self.last(h.flatten(1)))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("ratio", [0.1, 0.25, 0.4, 0.5, 0.7])
 def test_what_can_be_pruned_can_be_at_every_ratio(ratio: float) -> None:
     torch.manual_seed(0)
@@ -160,6 +161,7 @@ def of_their_own(model: nn.Sequential) -> None:
     parametrize.register_parametrization(model[0], "weight", Reversed())
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("change", [orthogonal, exponential, of_their_own])
 def test_weights_that_long_formulas_make_are_covered(change: Any) -> None:
     torch.manual_seed(0)

@@ -24,6 +24,8 @@ from autocompress.measure.ragged import ragged_score
 from autocompress.search.problem import bench
 from autocompress.task.user_code import UserCodeError
 
+pytestmark = pytest.mark.slow
+
 SPACE = {
     "modules": [{"match": "*", "weight_bits": [4, 8], "activation_bits": [8, 32]}],
     "distillation": {"steps": 4},

@@ -522,6 +522,7 @@ SEARCHED: dict[str, tuple[Callable[[Tensor], Any], Callable[[Tensor, Any], Tenso
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", SEARCHED)
 def test_searches_end_with_a_front_that_is_what_was_predicted(kind: str, tmp_path: Path) -> None:
     labels_of, right = SEARCHED[kind]

@@ -20,6 +20,8 @@ from autocompress.measure.prepare import prepared
 from autocompress.task.float_copy import float_copy
 from autocompress.task.user_code import UserCodeError
 
+pytestmark = pytest.mark.slow
+
 SPACE = {"modules": [{"match": "*", "weight_bits": [4, 8]}], "distillation": {"steps": 0}}
 HALF, BRAIN, DOUBLE, SINGLE = torch.float16, torch.bfloat16, torch.float64, torch.float32
 

@@ -26,6 +26,8 @@ from autocompress.export.lowering.lower import LoweredModel
 from autocompress.model.plain.plain import is_plain, plain_model, plain_task
 from autocompress.task.task import call_model
 
+pytestmark = pytest.mark.slow
+
 SPACE = {
     "modules": [{"match": "*", "weight_bits": [4, 8], "activation_bits": [8, 32]}],
     "distillation": {"steps": [0, 3]},

@@ -13,6 +13,8 @@ import pytest
 from autocompress.cli import main as cli
 from autocompress.cli.main import main
 
+pytestmark = pytest.mark.slow
+
 SEARCH = [
     ("metric_raises", "task: metric fails: ValueError: metric broke ({file}:44)"),
     ("metric_string", "task: metric returned 'good'; it must be a finite number"),

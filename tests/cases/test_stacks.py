@@ -28,6 +28,8 @@ from autocompress.task.batches import Inputs, feed_of
 from autocompress.task.task import Task, call_model
 from benchmarks.hugging_face import DECODER, FAMILIES, ids
 
+pytestmark = pytest.mark.slow
+
 RULE = {
     "match": "*",
     "weight_bits": [4, 8],

@@ -22,6 +22,8 @@ from autocompress.integer_form import IntegerForm
 from autocompress.targets.device.sessions import DEFAULT
 from autocompress.targets.kernels import FOLDED, KernelChoice, products_saturate
 
+pytestmark = pytest.mark.slow
+
 BITS = (2, 3, 4, 5, 6, 7, 8)
 LAYERS = {
     "linear": (nn.Linear(40, 24), (4, 7, 40)),

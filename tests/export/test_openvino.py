@@ -13,6 +13,8 @@ from autocompress.targets.device.sessions import SessionSettings, open_session
 from autocompress.targets.kernels import KernelChoice
 from autocompress.targets.target import find_target
 
+pytestmark = pytest.mark.slow
+
 openvino = pytest.importorskip("openvino")
 TARGET = find_target("openvino-cpu")
 SETTINGS = SessionSettings("openvino", "CPU")

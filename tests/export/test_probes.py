@@ -26,6 +26,8 @@ from autocompress.targets.latency_model.plan import Subject
 from autocompress.targets.latency_model.profile import cached_table, table_multiples
 from autocompress.targets.target import find_target
 
+pytestmark = pytest.mark.slow
+
 TARGET = find_target("onnxruntime-cpu")
 NEEDED = ("numpy", "onnxruntime", "flatbuffers", "packaging", "google")
 

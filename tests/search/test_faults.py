@@ -28,6 +28,8 @@ from autocompress.results import files
 from autocompress.search.workers.journal import repair_journal
 from autocompress.search.workers.storage import folder_lock, open_study
 
+pytestmark = pytest.mark.slow
+
 SPACE = {
     "modules": [
         {"role": "head", "weight_bits": [8, 16]},

@@ -33,6 +33,8 @@ from autocompress.search.problem.goal import Goal
 from autocompress.search.workers import worker
 from autocompress.search.workers.storage import open_study
 
+pytestmark = pytest.mark.slow
+
 SPACE = {
     "modules": [
         {"role": "head", "weight_bits": [8, 16], "activation_bits": [8, 32]},

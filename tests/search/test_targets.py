@@ -26,6 +26,8 @@ from autocompress.targets.latency_model import profile
 from autocompress.targets.latency_model.latency_table import LatencyTable
 from autocompress.targets.target import FILES
 
+pytestmark = pytest.mark.slow
+
 SPACE = {
     "modules": [
         {

@@ -21,6 +21,8 @@ from autocompress.compress.recover.recover import recover
 from autocompress.errors import NotComputableError
 from autocompress.measure.accuracy import evaluate_model
 
+pytestmark = pytest.mark.slow
+
 CPU = torch.device("cpu")
 FORMS = {
     "4 bits": {"weight_bits": 4, "activation_bits": 8},

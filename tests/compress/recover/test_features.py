@@ -19,6 +19,8 @@ from autocompress.compress.recover.features import FeatureMatcher, matched_by_na
 from autocompress.compress.recover.recover import recover
 from autocompress.errors import TaskError
 
+pytestmark = pytest.mark.slow
+
 
 @pytest.fixture(scope="module", params=["cnn", "transformer"])
 def fixture(request: pytest.FixtureRequest) -> Fixture:

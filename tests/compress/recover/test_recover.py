@@ -17,6 +17,8 @@ from autocompress.compress.recover.cycle import Cycle
 from autocompress.compress.recover.recover import recover, schedule_shares
 from autocompress.measure.accuracy import evaluate_model
 
+pytestmark = pytest.mark.slow
+
 CPU = torch.device("cpu")
 
 

@@ -126,6 +126,7 @@ def slow(step: str, seconds: float, hands: Hands) -> Callable[..., Setup]:
     return made
 
 
+@pytest.mark.slow
 def test_a_search_whose_setup_takes_too_long_says_so_and_goes_on_later(
     cnn_task, tmp_path: Path, monkeypatch
 ) -> None:
@@ -143,6 +144,7 @@ def test_a_search_whose_setup_takes_too_long_says_so_and_goes_on_later(
     assert {"checking the task", "exporting the model", "evaluating the baseline"} <= set(seconds)
 
 
+@pytest.mark.slow
 def test_with_the_float_model_at_hand_one_candidate_is_made_though_the_time_is_over(
     cnn_task, tmp_path: Path, monkeypatch
 ) -> None:
@@ -152,6 +154,7 @@ def test_with_the_float_model_at_hand_one_candidate_is_made_though_the_time_is_o
     assert len(rows(tmp_path)) == 1
 
 
+@pytest.mark.slow
 def test_a_table_without_time_still_knows_every_form(cnn_task, tmp_path: Path, monkeypatch) -> None:
     monkeypatch.setenv("AUTOCOMPRESS_CACHE", str(tmp_path))
     target = find_target("onnxruntime-cpu")
@@ -206,6 +209,7 @@ class SlowLoader:
             yield batch
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("what", ["model", "student", "validation", "train"])
 def test_the_clock_is_looked_at_between_calls_of_the_users_code(
     what: str, tmp_path: Path, monkeypatch

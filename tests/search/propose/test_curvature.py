@@ -22,6 +22,8 @@ from autocompress.targets.kernels import KernelChoice
 from autocompress.targets.target import find_target
 from autocompress.task.batches import take_samples
 
+pytestmark = pytest.mark.slow
+
 CPU = torch.device("cpu")
 SPACE = {
     "modules": [

@@ -197,6 +197,7 @@ def volume(study: optuna.Study) -> float:
     return hypervolume(GOAL.losses(kept), GOAL.reference_point) if kept else 0.0
 
 
+@pytest.mark.slow
 def test_it_learns_where_the_table_is_wrong(parts: tuple[BoundSpace, Allocator]) -> None:
     """With a table that is wrong by factors of 1/4 to 4 it finds more than prices over that table,
     and than random search in five times the trials.
@@ -240,6 +241,7 @@ def test_running_trials_count_as_what_is_predicted_of_them(
     assert not before & set(asked), "nor what was told already"
 
 
+@pytest.mark.slow
 def test_it_looks_for_each_of_several_qualities(parts: tuple[BoundSpace, Allocator]) -> None:
     """One that falls with the divergence at once, and one that holds long.
 

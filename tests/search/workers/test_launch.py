@@ -22,6 +22,8 @@ from run_folder import rows
 
 from autocompress.search.workers.storage import open_study
 
+pytestmark = pytest.mark.slow
+
 SPACE = {
     "modules": [
         {"role": "head", "weight_bits": [8, 16], "activation_bits": [8, 32]},

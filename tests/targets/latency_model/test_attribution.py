@@ -279,6 +279,7 @@ def with_fixed_shapes(content: bytes, subject: Subject) -> bytes:
     return found.SerializeToString()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("fixed", [False, True], ids=["free", "fixed"])
 @pytest.mark.parametrize("hidden", [False, True], ids=["as named", "renamed"])
 def test_every_module_is_found_in_every_form(subject: Subject, fixed: bool, hidden: bool) -> None:
@@ -302,6 +303,7 @@ def test_every_module_is_found_in_every_form(subject: Subject, fixed: bool, hidd
         assert not WITH_WEIGHTS & set(operators)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("subject", ["bert"], indirect=True)
 def test_names_alone_would_miss_modules(subject: Subject) -> None:
     content, owners = subject.blank(Candidate())
@@ -309,6 +311,7 @@ def test_names_alone_would_miss_modules(subject: Subject) -> None:
     assert any(one.operator in WITH_WEIGHTS and not set(one.names) & set(owners) for one in profile)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("subject", ["bert"], indirect=True)
 def test_a_weight_keeps_its_module_through_probes(subject: Subject) -> None:
     """On a device the values are other noise; names of weights do not depend on them."""

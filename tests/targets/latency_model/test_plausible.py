@@ -191,6 +191,7 @@ def test_a_table_keeps_what_its_note_follows_from(tmp_path: Path) -> None:
     assert again.product_rate == RATE
 
 
+@pytest.mark.slow
 def test_a_search_with_a_lost_attribution_says_so_everywhere(
     cnn_task, tmp_path: Path, monkeypatch, capsys
 ) -> None:
