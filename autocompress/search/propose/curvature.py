@@ -45,11 +45,10 @@ class Curvature:
     ) -> None:
         self._stitcher = stitcher
         self._statistics = stitcher.library.evidence.statistics
-        names = [
-            m.name
-            for m in stitcher.module_map
-            if m.kind in ("linear", "conv") and m.name in self._statistics
-        ]
+        names = []
+        for module in stitcher.module_map:
+            if module.kind in ("linear", "conv") and module.name in self._statistics:
+                names.append(module.name)
         self._gradients = _gradients(task, stitcher.teacher, names, batches, device, seed)
 
     def estimate(self, module: str, config: ModuleConfig) -> float | None:
@@ -80,15 +79,15 @@ class Curvature:
         return float(sum(estimates)) if estimates else None
 
     def _of(
-        self, name: str, config: ModuleConfig, variant: Variant, kept: Mask | None
+        self, name: str, config: ModuleConfig, variant: Variant, mask: Mask | None
     ) -> float | None:
         if name not in self._gradients:
             return None
         weight = weight_of(self._stitcher.library.model.get_submodule(name)).detach().float().cpu()
         dense = compose([factor.dequantized() for factor in variant.factors]).float()
-        if kept is not None:
+        if mask is not None:
             full = torch.zeros(len(dense), *weight.shape[1:])
-            full[:, torch.from_numpy(kept)] = dense
+            full[:, torch.from_numpy(mask)] = dense
             dense = full
         if dense.shape != weight.shape:
             return None
@@ -127,13 +126,13 @@ def _gradients(
 
     The mapping is empty if the model cannot be differentiated.
     """
-    seen: dict[str, list[Tensor]] = {}
+    outputs_of: dict[str, list[Tensor]] = {}
 
     def hook(name: str) -> Any:
         def see(module: nn.Module, inputs: Any, output: Tensor) -> Tensor:
             output = output if output.requires_grad else output.detach().requires_grad_()
             output.retain_grad()
-            seen.setdefault(name, []).append(output)
+            outputs_of.setdefault(name, []).append(output)
             return output.clone()  # later operations may write to it
 
         return see
@@ -147,12 +146,12 @@ def _gradients(
         for parameter in needed:
             parameter.requires_grad_(False)
         for inputs in batches:
-            seen.clear()
+            outputs_of.clear()
             direction, slope = _slope(task, model, to_device(inputs, device), generator)
             curved += float((direction * slope).sum())
             squared += float(slope.square().sum())
             samples += batch_size(inputs)
-            for name, outputs in seen.items():
+            for name, outputs in outputs_of.items():
                 module = model.get_submodule(name)
                 for output in outputs:
                     if output.grad is not None:

@@ -108,12 +108,12 @@ class ProgressiveSampler(BaseSampler):
 
     def _walk(self, study: optuna.Study) -> tuple[dict[str, int] | None, dict[str, int]]:
         """Return (first step without an outcome or None, accepted widths), as indices by module."""
-        told = study.get_trials(
+        ended = study.get_trials(
             deepcopy=False, states=(TrialState.COMPLETE, TrialState.PRUNED, TrialState.FAIL)
         )
         names = [knob.parameter for knob in self._space.knobs]
         outcomes = {}
-        for trial in told:
+        for trial in ended:
             if all(name in trial.params for name in names):
                 outcomes[tuple(trial.params[name] for name in names)] = trial
 
@@ -133,10 +133,10 @@ class ProgressiveSampler(BaseSampler):
                 return None, accepted
             for name in movable:
                 step = {**accepted, name: accepted[name] + 1}
-                ended = outcome(step)
-                if ended is None:
+                step_trial = outcome(step)
+                if step_trial is None:
                     return step, accepted
-                if self._holds(ended):
+                if self._holds(step_trial):
                     accepted = step
                 else:
                     frozen.add(name)

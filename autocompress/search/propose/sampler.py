@@ -144,36 +144,36 @@ class PriceSampler(BaseSampler):
             return {**self._anchor(trial.number), **self._extra(recovery)}
         states = (TrialState.COMPLETE, TrialState.PRUNED, TrialState.RUNNING)
         trials = study.get_trials(deepcopy=False, states=states)
-        told = []
+        others = []
         for other in trials:
             described = self._told(study, other) if other.number != trial.number else None
             if described is not None:
-                told.append(described)
-        if sum(t.whole and math.isfinite(t.divergence) for t in told) < GUIDED_AFTER:
+                others.append(described)
+        if sum(t.whole and math.isfinite(t.divergence) for t in others) < GUIDED_AFTER:
             choices = self._allocator.allocate(self._prices(point[None, :2]))[0]
             return {**self._allocator.parameters(choices), **self._extra(recovery)}
         generator = np.random.default_rng([self._seed, trial.number])
         # Proposals take the qualities in turn, since each improves the front in one of them.
-        best, parent = self._best(told, generator, trial.number % len(self._goal.levels))
+        best, parent = self._best(others, generator, trial.number % len(self._goal.levels))
         extra = self._extra(recovery) if parent is None else self._near(parent, recovery, generator)
         return {**self._allocator.parameters(best), **extra}
 
     def _best(
-        self, told: list[Told], generator: np.random.Generator, quality: int
+        self, trials: list[Told], generator: np.random.Generator, quality: int
     ) -> tuple[Choices, FrozenTrial | None]:
         """Return the new allocation with the largest expected improvement, and its parent.
 
         The parent is the front member from which a local move started, else None.
         """
-        front = told_front(told)
-        model = Model.of(told, front, self._goal, self._allocator, self._shared, quality)
+        front = told_front(trials)
+        model = Model.of(trials, front, self._goal, self._allocator, self._shared, quality)
         priced = self._priced(model, generator)
         moved, parents = self._moved(front, generator)
         pool = np.concatenate([priced, moved])
         gain = model.improvement(pool)
-        known = {t.key for t in told}
+        tried = {t.key for t in trials}
         order = np.argsort(-gain, kind="stable")
-        best = next((i for i in order if pool[i].tobytes() not in known), order[0])
+        best = next((i for i in order if pool[i].tobytes() not in tried), order[0])
         return pool[best], parents[best - len(priced)] if best >= len(priced) else None
 
     def _priced(self, model: Model, generator: np.random.Generator) -> Choices:

@@ -14,13 +14,13 @@ STOCK: Mapping[str, Callable[[int], BaseSampler]] = {
 }
 
 
-def stock_sampler(name: str, seed: int, told: int = 0) -> BaseSampler:
+def stock_sampler(name: str, seed: int, earlier_trials: int = 0) -> BaseSampler:
     """Return one of Optuna's samplers.
 
     Args:
         name: a key of `STOCK`.
         seed: determines its draws.
-        told: trials that the study holds already; a resumed study draws other numbers than it
+        earlier_trials: number of trials in the study; a resumed study draws other numbers than it
             began with.
     """
-    return STOCK[name](seed + 1000 * told)
+    return STOCK[name](seed + 1000 * earlier_trials)

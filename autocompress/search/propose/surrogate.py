@@ -76,9 +76,9 @@ class DivergenceModel:
             reference: trials that diverge far more than this count less.
         """
         total = losses.sum(1)
-        seen = (total > 0) & (divergence > 0) & np.isfinite(divergence)
-        losses, divergence = losses[seen], divergence[seen]
-        total, reliability = total[seen], reliability[seen]
+        valid = (total > 0) & (divergence > 0) & np.isfinite(divergence)
+        losses, divergence = losses[valid], divergence[valid]
+        total, reliability = total[valid], reliability[valid]
         scale = float(np.exp(np.median(np.log(divergence / total)))) if len(total) else 1.0
         active: NDArray[Any] = np.asarray(losses.any(0))
         design = _design(losses[:, active] * scale, groups[active])

@@ -180,7 +180,7 @@ class Model:
     @classmethod
     def of(
         cls,
-        told: list[Told],
+        trials: list[Told],
         front: list[Told],
         goal: Goal,
         allocator: Allocator,
@@ -193,16 +193,16 @@ class Model:
         (kriging believer; Ginsbourger et al. 2010).
 
         Args:
-            told: finished and running trials.
-            front: those of `told` that no other dominates.
+            trials: finished and running trials.
+            front: those of `trials` that no other dominates.
             goal: the baseline and the limits.
             allocator: the tables.
             shared: (features,) number of the (tower, part) of each feature.
             quality: number of the quality whose loss is an objective.
         """
-        finished = [t for t in told if not t.running]
-        seen = [t for t in finished if math.isfinite(t.divergence)]
-        full = [t for t in seen if t.whole][-MOST_FITTED:]
+        finished = [t for t in trials if not t.running]
+        evaluated = [t for t in finished if math.isfinite(t.divergence)]
+        full = [t for t in evaluated if t.whole][-MOST_FITTED:]
         drop, divergence = goal.drops[quality], np.array([t.divergence for t in full])
         curve = LossModel.fitted(
             divergence, np.array([t.lost[quality] for t in full]), RESOLUTION * drop
@@ -211,13 +211,13 @@ class Model:
         reference = curve.divergence_at(drop)
         # Fit to the trials whose divergence is nearest to the largest useful one. Their number is
         # bounded, so that a proposal never waits for thousands.
-        far = np.abs(np.log(np.maximum([t.divergence for t in seen], 1e-12) / reference))
-        seen = [seen[i] for i in np.argsort(far, kind="stable")[:MOST_FITTED]]
+        far = np.abs(np.log(np.maximum([t.divergence for t in evaluated], 1e-12) / reference))
+        evaluated = [evaluated[i] for i in np.argsort(far, kind="stable")[:MOST_FITTED]]
         corrected = DivergenceModel.fitted(
-            np.stack([t.losses for t in seen]),
+            np.stack([t.losses for t in evaluated]),
             shared,
-            np.array([t.divergence for t in seen]),
-            np.array([t.seen for t in seen]),
+            np.array([t.divergence for t in evaluated]),
+            np.array([t.seen for t in evaluated]),
             reference,
         )
         last = finished[-MOST_FITTED:]
@@ -226,7 +226,7 @@ class Model:
         rows = [(t.size, t.latency, max(t.lost[quality], 0.0)) for t in front]
         points = np.array(rows).reshape(-1, 3)
         model = cls(allocator, goal, quality, corrected, curve, limited, offset, points)
-        running = [t.choices for t in told if t.running]
+        running = [t.choices for t in trials if t.running]
         if not running:
             return model
         costs, mean, _, _ = model.predict(np.stack(running))
@@ -285,12 +285,12 @@ def _limited(full: list[Told], goal: Goal, quality: int) -> tuple[tuple[float, L
     return tuple(limited)
 
 
-def told_front(told: list[Told]) -> list[Told]:
+def told_front(trials: list[Told]) -> list[Told]:
     """Return the complete, feasible trials that no other dominates.
 
     Args:
-        told: any trials.
+        trials: any trials.
     """
-    done = [t for t in told if t.trial.state == TrialState.COMPLETE and t.whole and t.feasible]
+    done = [t for t in trials if t.trial.state == TrialState.COMPLETE and t.whole and t.feasible]
     mask = non_dominated([(t.size, t.latency, *(max(lost, 0.0) for lost in t.lost)) for t in done])
     return [t for t, keep in zip(done, mask, strict=True) if keep]

@@ -74,9 +74,11 @@ def group_column(space: BoundSpace, name: str, configs: Sequence[ModuleConfig]) 
 
 
 def _places(space: BoundSpace, name: str, axes: tuple[str, ...]) -> tuple[int, ...]:
-    return tuple(
-        i for i, knob in enumerate(space.knobs) if knob.module == name and knob.axis in axes
-    )
+    places = []
+    for i, knob in enumerate(space.knobs):
+        if knob.module == name and knob.axis in axes:
+            places.append(i)
+    return tuple(places)
 
 
 def _config(
