@@ -99,6 +99,7 @@ def test_a_model_becomes_plain_however_it_is_called(kind: type[nn.Module], input
     assert {"first", "head"} <= {module.name for module in find_modules(model, inputs)}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("weight", ["weight_ih_l0", "weight_hh_l0"])
 @pytest.mark.parametrize("kind", [nn.GRU, nn.LSTM])
 def test_recurrent_layers_with_parametrizations_are_copied(kind: Any, weight: str) -> None:
@@ -185,6 +186,7 @@ class Inside(nn.Module):
         return ({"scores": self.head(hidden), "hidden": (hidden, None)}, [hidden.mean(1)])
 
 
+@pytest.mark.slow
 def test_the_first_tensor_inside_of_what_is_returned_is_the_primary_output() -> None:
     model = Inside().eval()
     task = prepared(task_of(model, rows(8)))
@@ -253,6 +255,7 @@ def scripted() -> nn.Module:
         return torch.jit.trace(nn.Sequential(nn.Linear(8, 4)).eval(), rows(8))  # type: ignore[no-any-return,no-untyped-call]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("make", "shape", "text"),
     [

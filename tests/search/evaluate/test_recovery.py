@@ -147,6 +147,7 @@ def test_points_say_how_long_their_weights_were_trained(
     )
 
 
+@pytest.mark.slow
 def test_the_long_recovery_lifts_a_point_once(
     cnn_task, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
