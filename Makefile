@@ -1,7 +1,11 @@
-# make demo: search the built-in task and print the front.   make test: run the test suite.   make check: lint and types.
-#   make test VERSIONS=oldest    with the lowest versions that pyproject.toml allows (PyPI's torch is a CUDA build of 3 GB)
-#   make test HIDE=avx512        on the kernels for processors without AVX-512 (HIDE=vnni: without VNNI); Linux on x86-64, needs cc
-#   make test SLOW=yes           whole searches of all model families too
+# make demo        search the built-in task and print the front
+# make check       lint and types
+# make test-fast   the tests that take under two minutes: no whole searches, trainings or families
+# make test        all tests but whole searches of many model families
+#   SLOW=yes           those too
+#   VERSIONS=oldest    with the lowest versions that pyproject.toml allows (PyPI's torch: 3 GB)
+#   HIDE=avx512        on the kernels of processors without AVX-512 (HIDE=vnni: without VNNI);
+#                      Linux on x86-64, needs cc
 PYTHON ?= python3
 VERSIONS ?= newest
 VENV ?= $(if $(filter oldest,$(VERSIONS)),.venv-oldest,.venv)
@@ -10,7 +14,7 @@ OUT ?= reports/demo
 CONSTRAINTS = $(if $(filter oldest,$(VERSIONS)),$(VENV)/oldest.txt,constraints.txt)
 HIDDEN = $(if $(HIDE),LD_PRELOAD=$(abspath build/hide.so) HIDE=$(HIDE))
 
-.PHONY: demo test check clean
+.PHONY: demo test test-fast check clean
 
 demo: $(VENV)/.installed
 	$(BIN)/autocompress search autocompress.tasks:easy_vqa --space search_spaces/multimodal.yaml --trials 20 --timeout 5m \
@@ -18,6 +22,9 @@ demo: $(VENV)/.installed
 
 test: $(VENV)/.installed $(if $(HIDE),build/hide.so)
 	$(HIDDEN) $(BIN)/python -m pytest -n 2 --dist $(if $(SLOW),load -m '',loadfile)
+
+test-fast: $(VENV)/.installed $(if $(HIDE),build/hide.so)
+	$(HIDDEN) $(BIN)/python -m pytest -n 2 --dist loadfile -m 'not slow and not extensive'
 
 check: $(VENV)/.installed
 	$(BIN)/pip install --quiet -c $(CONSTRAINTS) -e '.[dev]'

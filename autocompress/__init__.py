@@ -45,6 +45,7 @@ from autocompress.targets.device import sessions
 from autocompress.task.source import load_task
 from autocompress.task.task import OutputMetric, Task
 
+__version__ = "0.1.0"
 __all__ = [
     "AutocompressError",
     "Candidate",

@@ -1,4 +1,7 @@
-"""The front of a run folder next to ONNX Runtime's own dynamic quantization of the same float file: bytes, latency, test accuracy."""
+"""The front of a run folder next to ONNX Runtime's own dynamic quantization of the same float file.
+
+Bytes, latency, test accuracy.
+"""
 
 from __future__ import annotations
 
@@ -19,7 +22,9 @@ from benchmarks.output import parser_of, write_figures
 
 
 def quantize_dynamic(source: Path, target: Path) -> None:
-    """ONNX Runtime's dynamic int8 quantization of MatMul and Gemm, per channel, after its own preparation."""
+    """ONNX Runtime's dynamic int8 quantization of MatMul and Gemm, per channel, after its own
+    preparation.
+    """
     from onnxruntime.quantization import QuantType, quantize_dynamic
     from onnxruntime.quantization.shape_inference import quant_pre_process
 

@@ -1,4 +1,7 @@
-"""A residual network on scikit-learn's handwritten digits (8 x 8 pixels): 1000 to train, 297 to validate, 500 to test."""
+"""A residual network on scikit-learn's handwritten digits (8 x 8 pixels).
+
+1000 to train, 297 to validate, 500 to test.
+"""
 
 from __future__ import annotations
 

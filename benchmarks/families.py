@@ -1,7 +1,10 @@
-"""Take tiny models of Hugging Face families through the whole tool: inspect, search, files at other sizes, load, reproduce.
+"""Take tiny models of Hugging Face families through the whole tool.
 
-Prints a table of model x step; a step that fails prints its one-line reason. Every file of a front is run at two other batch sizes and
-two other lengths, and compared there with the module that `load` gives; the float file with the model itself.
+Inspect, search, files at other sizes, load, reproduce.
+
+Prints a table of model x step; a step that fails prints its one-line reason. Every file of a front
+is run at two other batch sizes and two other lengths, and compared there with the module that
+`load` gives; the float file with the model itself.
 """
 
 from __future__ import annotations
@@ -27,7 +30,8 @@ from benchmarks.output import parser_of, write_figures
 
 STEPS = ("inspect", "search", "other batch", "other length", "load", "reproduce")
 BATCHES = (2, 7)
-TOLERANCE = 1e-3  # of the largest output, where nothing is rounded to 8 bits in the file; there its ties count
+# of the largest output, where nothing is rounded to 8 bits in the file; there its ties count
+TOLERANCE = 1e-3
 ROUNDED = 0.05
 RULE = {
     "match": "*",
@@ -71,7 +75,9 @@ def difference(found: np.ndarray[Any, Any], expected: torch.Tensor) -> float:
 
 
 def compare(session: Any, model: torch.nn.Module, inputs: Inputs, allowed: float) -> str:
-    """ "ok", or by how much a file's first output differs from what a model gives for the same inputs."""
+    """ "ok", or by how much a file's first output differs from what a model gives for the same
+    inputs.
+    """
     with torch.no_grad():
         expected = call_model(model, inputs)
     names = [value.name for value in session.get_inputs()]

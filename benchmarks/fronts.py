@@ -1,7 +1,10 @@
-"""Hypervolume of the fronts of run folders, each relative to its own baseline: `python -m benchmarks.fronts reports/a reports/b`.
+"""Hypervolume of the fronts of run folders, each relative to its own baseline.
 
-The share of the box (baseline's size, baseline's latency, --drop of accuracy lost) that a front dominates, from the measured files; once
-with the accuracy of the validation split and once with that of the test split.
+`python -m benchmarks.fronts reports/a reports/b`.
+
+The share of the box (baseline's size, baseline's latency, --drop of accuracy lost) that a front
+dominates, from the measured files; once with the accuracy of the validation split and once with
+that of the test split.
 """
 
 from __future__ import annotations
@@ -43,8 +46,10 @@ def main() -> None:
         smallest = read_front(folder).smallest(max_accuracy_drop=0.01)
         base = read_front(folder).baseline
         print(
-            f"{folder}: hypervolume {found['validation']:.4f} (validation), {found['test']:.4f} (test); within 0.01 smallest "
-            f"{base.size_bytes / smallest.measured.size_bytes:.1f}x, {base.latency_ms / smallest.measured.latency_ms:.2f}x"
+            f"{folder}: hypervolume {found['validation']:.4f} (validation), {found['test']:.4f} "
+            "(test); within 0.01 smallest "
+            f"{base.size_bytes / smallest.measured.size_bytes:.1f}x, "
+            f"{base.latency_ms / smallest.measured.latency_ms:.2f}x"
         )
         figures |= {f"{folder.name}_{split}": value for split, value in found.items()}
     write_figures(arguments.json, figures)

@@ -1,4 +1,6 @@
-"""Networks of the transformers package with random weights, of sizes that take some milliseconds on one thread, for their latency."""
+"""Networks of the transformers package with random weights, of sizes that take some milliseconds on
+one thread, for their latency.
+"""
 
 from __future__ import annotations
 

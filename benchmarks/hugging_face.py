@@ -1,4 +1,6 @@
-"""Families of Hugging Face models with tiny random weights, on inputs of any batch size and, where they have one, length."""
+"""Families of Hugging Face models with tiny random weights, on inputs of any batch size and, where
+they have one, length.
+"""
 
 from __future__ import annotations
 
@@ -292,7 +294,10 @@ def _whisper() -> Any:
 
 
 class WhisperClassifier(nn.Module):
-    """Whisper's encoder with a linear head on the mean of its states: (n, 8, 40) log-mel features to (n, 3) logits."""
+    """Whisper's encoder with a linear head on the mean of its states.
+
+    (n, 8, 40) log-mel features to (n, 3) logits.
+    """
 
     def __init__(self) -> None:
         super().__init__()

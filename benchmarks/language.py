@@ -1,4 +1,6 @@
-"""A small decoder language model over the characters of Shakespeare's plays, trained here in some minutes."""
+"""A small decoder language model over the characters of Shakespeare's plays, trained here in some
+minutes.
+"""
 
 from __future__ import annotations
 
@@ -65,7 +67,9 @@ class Decoder(nn.Module):
 
 @dataclass(frozen=True)
 class Windows:
-    """Batches of (n, LENGTH) characters and the next ones, drawn anew by seed in each pass the same way."""
+    """Batches of (n, LENGTH) characters and the next ones, drawn anew by seed in each pass the same
+    way.
+    """
 
     text: Tensor
     batch_size: int

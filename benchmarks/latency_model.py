@@ -1,9 +1,12 @@
-"""The latency model against whole models it has not seen, beside what others count: multiply-adds, bits, bit operations, single kernels.
+"""The latency model against whole models it has not seen, beside what others count.
 
-For each network a table is measured, then 40 random joint candidates of the default space (another seed) are timed twice, in turn with the
-float model. MACs, bits and bit operations get the best line through the very times that they are judged by; kernels alone are summed as
-they are, less what calling a session costs. Networks named _hf are of the transformers package. About twenty minutes on two cores; --quick
-takes the ResNet and half of the candidates, --only some networks.
+Multiply-adds, bits, bit operations, single kernels.
+
+For each network a table is measured, then 40 random joint candidates of the default space (another
+seed) are timed twice, in turn with the float model. MACs, bits and bit operations get the best line
+through the very times that they are judged by; kernels alone are summed as they are, less what
+calling a session costs. Networks named _hf are of the transformers package. About twenty minutes on
+two cores; --quick takes the ResNet and half of the candidates, --only some networks.
 """
 
 from __future__ import annotations
@@ -61,7 +64,9 @@ Values = NDArray[np.float64]
 
 
 def joint(space: BoundSpace, subject: Subject, generator: np.random.Generator) -> Candidate:
-    """A random mixture of forms and widths, each module with any of the configs that the space has for its form (bits differ)."""
+    """A random mixture of forms and widths, each module with any of the configs that the space has
+    for its form (bits differ).
+    """
     layout, found = subject.layout, random_candidate(subject, generator)
     configs = {}
     for module in layout.module_map:
@@ -144,7 +149,9 @@ def kernels_alone(builder: Builder, subject: Subject, candidates: Sequence[Candi
 def _alone(
     model: bytes, module: CompressibleModule, site: Site, example: Values, kernel: Kernel
 ) -> float:
-    """Undisturbed seconds of the operators between the input and the output of a module, on as many channels as are left."""
+    """Undisturbed seconds of the operators between the input and the output of a module, on as many
+    channels as are left.
+    """
     x = example
     if site.kind != "embedding":
         axis, channels = (
@@ -235,11 +242,15 @@ def one(name: str, count: int) -> dict[str, float]:
     figures[f"narrower_but_slower_{name}"] = max(slower, default=1.0)
     if table.note:
         print(f"{name}: {table.note}")
-    words = f"table in {seconds:.0f} s; the same candidate measured twice differs by {repeated:.1%} {twice[0].warning}"
+    words = (
+        f"table in {seconds:.0f} s; the same candidate measured twice differs by {repeated:.1%} "
+        f"{twice[0].warning}"
+    )
     print(f"{name}: float {table.baseline_ms:.3f} ms, candidates {spread}; {words}")
     if slower:
         print(
-            f"  {len(slower)} of {len(table.model.grid)} kernels take over 1.1x, at most {max(slower):.2f}x, of a wider one's time"
+            f"  {len(slower)} of {len(table.model.grid)} kernels take over 1.1x, at most "
+            f"{max(slower):.2f}x, of a wider one's time"
         )
     for key, predicted in predictions.items():
         errors = prediction_errors(list(predicted), list(measured))
@@ -250,7 +261,10 @@ def one(name: str, count: int) -> dict[str, float]:
         }
         if not suffix:
             figures |= {f"p95_{name}": errors["p95"], f"bias_{name}": errors["bias"]}
-        words = f"mean error {errors['mape']:6.1%}  p95 {errors['p95']:6.1%}  bias {errors['bias']:+6.1%}  tau {errors['kendall_tau']:.3f}"
+        words = (
+            f"mean error {errors['mape']:6.1%}  p95 {errors['p95']:6.1%}  "
+            f"bias {errors['bias']:+6.1%}  tau {errors['kendall_tau']:.3f}"
+        )
         print(f"  {key:16s} {words}", flush=True)
     return figures
 

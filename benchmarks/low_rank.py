@@ -1,4 +1,6 @@
-"""Output error of plain against whitened SVD at ranks 1/4 and 1/2, on every layer of the built-in task and on inputs that no factor saw."""
+"""Output error of plain against whitened SVD at ranks 1/4 and 1/2, on every layer of the built-in
+task and on inputs that no factor saw.
+"""
 
 from __future__ import annotations
 
@@ -47,7 +49,8 @@ def main() -> None:
         ("convolution, spatial", "conv", "spatial"),
     ]
     print(
-        "squared output error on held-out inputs as a share of plain SVD's at the same rank_ratio, over the layers"
+        "squared output error on held-out inputs as a share of plain SVD's at the same "
+        "rank_ratio, over the layers"
     )
     print(f"{'':26}{'rank':>6}{'layers':>8}{'median':>10}{'worst':>10}{'weights':>10}")
     for label, kind, decomposition in rows:
@@ -77,7 +80,8 @@ def main() -> None:
         "whitened_worst_ratio": max(linear),
     }
     print(
-        f"linear layers: whitened loses {figures['whitened_median_gain']:.0%} less in the median, {max(linear):.3f}x at worst"
+        f"linear layers: whitened loses {figures['whitened_median_gain']:.0%} less in the median, "
+        f"{max(linear):.3f}x at worst"
     )
     write_figures(arguments.json, figures)
 

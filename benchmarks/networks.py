@@ -1,4 +1,7 @@
-"""Networks of sizes that people ship, with random weights: an encoder, a ResNet and a MobileNet, for their latency."""
+"""Networks of sizes that people ship, with random weights.
+
+An encoder, a ResNet and a MobileNet, for their latency.
+"""
 
 from __future__ import annotations
 
@@ -119,7 +122,10 @@ class Inverted(nn.Module):
 
 
 class MobileNetV2(nn.Module):
-    """(n, 3, 96, 96) images to (n, 10) logits; the paper's widths and depths (Sandler et al. 2018, Table 2)."""
+    """(n, 3, 96, 96) images to (n, 10) logits.
+
+    The paper's widths and depths (Sandler et al. 2018, Table 2).
+    """
 
     def __init__(self) -> None:
         super().__init__()
@@ -150,7 +156,7 @@ class MobileNetV2(nn.Module):
 
 
 def network(name: str, batch: int = 1) -> Task:
-    """Task of "encoder", "resnet" or "mobilenet", weights and data random, latency for that batch."""
+    """Make a task of "encoder", "resnet" or "mobilenet", with random weights and data."""
     torch.manual_seed(0)
     model = {"encoder": Encoder, "resnet": ResNet20, "mobilenet": MobileNetV2}[name]().eval()
 

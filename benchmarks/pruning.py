@@ -1,7 +1,9 @@
-"""Structured pruning by every criterion, at once, with reconstruction and with recovery, next to torch-pruning: accuracy, MACs, latency.
+"""Structured pruning by every criterion, at once, with reconstruction and with recovery, next to
+torch-pruning: accuracy, MACs, latency.
 
-On the built-in task and on a residual network for handwritten digits. Accuracy is on test samples that no choice has seen, latency is
-ONNX Runtime's on one thread, from the file, interleaved with the float file.
+On the built-in task and on a residual network for handwritten digits. Accuracy is on test samples
+that no choice has seen, latency is ONNX Runtime's on one thread, from the file, interleaved with
+the float file.
 """
 
 from __future__ import annotations
@@ -87,7 +89,10 @@ def pruned_globally(bench: Bench, ratio: float, importance: str) -> Candidate:
 
 
 def macs_share(bench: Bench, candidate: Candidate) -> float:
-    """MACs of the modules that are left; attention's own products, which no module owns, shrink with the heads that make their inputs."""
+    """MACs of the modules that are left.
+
+    Attention's own products, which no module owns, shrink with the heads that make their inputs.
+    """
     masks = bench.builder.pruner.masks(candidate)
     modules = bench.builder.module_map
     left = 0.0
@@ -147,7 +152,9 @@ def our_rows(
 
 
 def torch_pruning_rows(bench: Bench, ratios: tuple[float, ...]) -> list[Row]:
-    """As its README says: group magnitude importance, the head ignored, heads of attention pruned as heads."""
+    """As its README says: group magnitude importance, the head ignored, heads of attention pruned
+    as heads.
+    """
     rows = []
     modules = bench.builder.module_map
     fixed = {g.name for g in modules.groups if g.reason is not None}
@@ -204,7 +211,9 @@ def add_latencies(bench: Bench, rows: list[Row]) -> None:
 
 
 def half_macs(bench: Bench) -> Row:
-    """Of candidates with random ratios around 0.4 in each group, the one that comes closest to half of the MACs; no time is looked at."""
+    """Of candidates with random ratios around 0.4 in each group, the one that comes closest to half
+    of the MACs; no time is looked at.
+    """
     generator = np.random.default_rng(0)
     roots = [g.name for g in bench.builder.module_map.groups if g.reason is None]
     drawn = [
@@ -219,7 +228,10 @@ def half_macs(bench: Bench) -> Row:
 
 
 def ours_at(rows: list[Row], limit: float) -> Row:
-    """Of the models of one method, chosen beforehand, the slowest that takes at most that time; accuracy is not looked at."""
+    """Of the models of one method, chosen beforehand, the slowest that takes at most that time.
+
+    Accuracy is not looked at.
+    """
     ours = [r for r in rows if r.method == "obs, reconstructed"]
     return max(
         (r for r in ours if r.time <= limit),
@@ -244,7 +256,8 @@ def report(
     )
     bench = Bench(builder, task, take_samples(task.test or [], samples))
     print(
-        f"\n{name}: float accuracy {bench.simulated(Candidate(), bench.test):.4f}; widths are kept to multiples of {builder.multiples}"
+        f"\n{name}: float accuracy {bench.simulated(Candidate(), bench.test):.4f}; widths are "
+        f"kept to multiples of {builder.multiples}"
     )
     rows = our_rows(bench, criteria, ratios, steps)
     rows.append(half_macs(bench))
@@ -264,7 +277,8 @@ def report(
         ours = ours_at(rows, r.time)
         margins.append(ours.accuracy - r.accuracy if ours.time <= r.time else float("nan"))
         print(
-            f"  {r.time:.2f}x: torch-pruning {r.accuracy:.4f}, ours {ours.accuracy:.4f} at {ours.time:.2f}x ({ours.method}, {ours.ratio})"
+            f"  {r.time:.2f}x: torch-pruning {r.accuracy:.4f}, ours {ours.accuracy:.4f} at "
+            f"{ours.time:.2f}x ({ours.method}, {ours.ratio})"
         )
     at = {r.method: r for r in rows if r.ratio == 0.4}
     half = next(r for r in rows if r.method.endswith("half of the MACs"))
@@ -274,7 +288,8 @@ def report(
         if a.method.endswith("plain") and a.ratio >= 0.4
     ]
     print(
-        f"reconstruction against plain removal at 40 and 60 %: {min(gains):+.4f} at least, {time.monotonic() - started:.0f} s in all"
+        f"reconstruction against plain removal at 40 and 60 %: {min(gains):+.4f} at least, "
+        f"{time.monotonic() - started:.0f} s in all"
     )
     compared = [m for m in margins if m == m]
     return {

@@ -1,7 +1,8 @@
-"""Accuracy of the built-in task without and with training at uniform widths, next to onnxruntime.quantization on the same model.
+"""Accuracy of the built-in task without and with training at uniform widths, next to
+onnxruntime.quantization on the same model.
 
-The table is simulated (the simulation and the file are compared at the end), on test questions that neither calibration nor any
-choice has seen; the rows that name a file are measured from it.
+The table is simulated (the simulation and the file are compared at the end), on test questions that
+neither calibration nor any choice has seen; the rows that name a file are measured from it.
 """
 
 from __future__ import annotations
@@ -76,10 +77,8 @@ def activation_table(bench: Bench, questions: Batches) -> None:
             method,
         )
         other = Bench(builder, bench.task, bench.test)
-        print(
-            f"{'static, ' + method:34}{other.simulated(other.uniform(8, activation_mode='static'), questions):10.4f}",
-            flush=True,
-        )
+        static = other.simulated(other.uniform(8, activation_mode="static"), questions)
+        print(f"{'static, ' + method:34}{static:10.4f}", flush=True)
     print(f"{'16 bits':34}{bench.simulated(bench.uniform(8, 16), questions):10.4f}")
     smoothed = bench.uniform(8)
     roots = {group.readers[0] for group in bench.builder.module_map.norms}
@@ -93,7 +92,9 @@ def activation_table(bench: Bench, questions: Batches) -> None:
 
 
 def layer_errors(bench: Bench) -> dict[int, list[float]]:
-    """GPTQ's output error as a share of round-to-nearest's by width, per layer, on inputs of the validation split."""
+    """GPTQ's output error as a share of round-to-nearest's by width, per layer, on inputs of the
+    validation split.
+    """
     batches = [inputs for inputs, _ in take_samples(bench.task.validation, 512)]
     unseen = collect_statistics(bench.builder.teacher, bench.builder.module_map, batches, CPU)
     masks = bench.stitcher.pruner.masks(Candidate())
@@ -116,7 +117,10 @@ def layer_errors(bench: Bench) -> dict[int, list[float]]:
 
 
 def simulation_gap(bench: Bench) -> tuple[float, str]:
-    """Largest relative difference of a module's output in its file from the simulated one: every form, one layer per shape."""
+    """Largest relative difference of a module's output in its file from the simulated one.
+
+    Every form, one layer per shape.
+    """
     inputs: dict[str, torch.Tensor] = {}
     teacher = bench.builder.teacher
     handles = [
@@ -155,7 +159,8 @@ def simulation_gap(bench: Bench) -> tuple[float, str]:
                     if gap > worst:
                         worst, where = (
                             gap,
-                            f"{module.name}, {bits} bit, activations {activation_bits}, {axes or 'defaults'}",
+                            f"{module.name}, {bits} bit, activations {activation_bits}, "
+                            f"{axes or 'defaults'}",
                         )
     return worst, where
 
@@ -169,7 +174,10 @@ class _Reader(CalibrationDataReader):
 
 
 def onnxruntime_files(bench: Bench, folder: Path) -> dict[str, Path]:
-    """The float file quantised by onnxruntime.quantization, per channel: dynamic, and static on the same calibration samples."""
+    """The float file quantised by onnxruntime.quantization, per channel.
+
+    Dynamic, and static on the same calibration samples.
+    """
     logging.getLogger().setLevel(logging.ERROR)
     source, prepared = folder / "float.onnx", folder / "prepared.onnx"
     source.write_bytes(bench.builder.baseline)
@@ -221,19 +229,20 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as folder:
         for name, path in onnxruntime_files(bench, Path(folder)).items():
             figures[f"acc_ort_{name}"] = bench.session_accuracy(str(path))
-            print(
-                f"{f'onnxruntime.quantization, {name}':40}{figures[f'acc_ort_{name}']:10.4f}{size / path.stat().st_size:9.2f}x",
-                flush=True,
-            )
+            label = f"onnxruntime.quantization, {name}"
+            smaller = size / path.stat().st_size
+            print(f"{label:40}{figures[f'acc_ort_{name}']:10.4f}{smaller:9.2f}x", flush=True)
     for bits, ratios in layer_errors(bench).items():
         figures[f"gptq_better_layers_w{bits}"] = float(np.mean(np.array(ratios) < 1))
         print(
-            f"GPTQ at {bits} bit: better than nearest on {np.mean(np.array(ratios) < 1):.0%} of {len(ratios)} layers on unseen inputs; "
+            f"GPTQ at {bits} bit: better than nearest on {np.mean(np.array(ratios) < 1):.0%} of "
+            f"{len(ratios)} layers on unseen inputs; "
             f"error {np.median(ratios):.3f}x of nearest's in the median, {max(ratios):.3f}x at most"
         )
     figures["sim_vs_file_max"], where = simulation_gap(bench)
     print(
-        f"simulation against file, one module: relative difference at most {figures['sim_vs_file_max']:.1e} ({where})"
+        "simulation against file, one module: relative difference at most "
+        f"{figures['sim_vs_file_max']:.1e} ({where})"
     )
     write_figures(arguments.json, figures)
 

@@ -1,8 +1,10 @@
-"""Bytes and microseconds of one layer in every form, as ratios to float and to 8-bit dynamic, and the error of each file, one thread.
+"""Bytes and microseconds of one layer in every form, as ratios to float and to 8-bit dynamic, and
+the error of each file, one thread.
 
-Each form is timed in turn with the 8-bit file alone; ratios to float are quotients of two such ratios. The error is the relative
-difference of the file's outputs from the simulation's. Integer weights are portable unless a row says "signed" (all 8 bits, exact only
-where the processor sums 8-bit products in 32 bits) or "unsigned" (all 8 bits around 128, exact everywhere).
+Each form is timed in turn with the 8-bit file alone; ratios to float are quotients of two such
+ratios. The error is the relative difference of the file's outputs from the simulation's. Integer
+weights are portable unless a row says "signed" (all 8 bits, exact only where the processor sums
+8-bit products in 32 bits) or "unsigned" (all 8 bits around 128, exact everywhere).
 """
 
 from __future__ import annotations
@@ -73,7 +75,9 @@ def forms(kind: str) -> dict[str, ModuleConfig]:
 
 
 def layer_file(builder: Builder, config: ModuleConfig, x: torch.Tensor) -> tuple[bytes, str, float]:
-    """(file, its weight-only kernel if any, relative difference of its outputs from the simulation's)."""
+    """(file, its weight-only kernel if any, relative difference of its outputs from the
+    simulation's).
+    """
     candidate = Candidate.of({"0": config})
     compressor = Compressor.of(builder)
     stitcher = compressor.stitcher
@@ -112,20 +116,24 @@ def measure(
     times = dict(zip(made, timing.ratios, strict=True))
     print(f"\n{title}: int8 takes {timing.baseline_ms * 1e3:.0f} us")
     print(
-        f"{'form':34}{'bytes':>10}{'of float':>10}{'of int8':>10}{'us':>8}{'of float':>10}{'of int8':>10}{'error':>10}"
+        f"{'form':34}{'bytes':>10}{'of float':>10}{'of int8':>10}"
+        f"{'us':>8}{'of float':>10}{'of int8':>10}{'error':>10}"
     )
     for name, (data, kernel, error) in made.items():
         size, time = len(data), times[name]
         print(
             f"{name:34}{size:10d}{size / len(made['float'][0]):9.3f}x{size / len(reference):9.3f}x"
-            f"{time * timing.baseline_ms * 1e3:8.0f}{time / times['float']:9.3f}x{time:9.3f}x{error:10.1e}  {kernel}",
+            f"{time * timing.baseline_ms * 1e3:8.0f}{time / times['float']:9.3f}x{time:9.3f}x"
+            f"{error:10.1e}  {kernel}",
             flush=True,
         )
     return {name: (len(data), times[name], error) for name, (data, _, error) in made.items()}
 
 
 def unsigned_convolution(channels: int, groups: int, size: int, rounds: int) -> float:
-    """Time of a static 3 x 3 convolution with unsigned weights, which exported files never hold, relative to signed weights."""
+    """Time of a static 3 x 3 convolution with unsigned weights, which exported files never hold,
+    relative to signed weights.
+    """
     generator = np.random.default_rng(0)
     weight = generator.integers(-64, 64, (channels, channels // groups, 3, 3))
     files = {}
@@ -165,7 +173,9 @@ def main() -> None:
     figures: dict[str, float] = {"products_saturate": float(saturates), "largest_error": 0.0}
 
     def keep(name: str, found: dict[str, tuple[int, float, float]]) -> None:
-        """Signed weights are for processors with exact products, so that elsewhere their error stands apart."""
+        """Signed weights are for processors with exact products, so that elsewhere their error
+        stands apart.
+        """
         for form, (_, time, error) in found.items():
             wrong = saturates and form.endswith(", signed")
             key = "largest_error_signed" if wrong else "largest_error"
@@ -191,7 +201,8 @@ def main() -> None:
                 for bits, (size, *_) in packed.items()
             )
             print(
-                f"2 to 6 bits: at most {worst:.3f}x the time of int8, and bits/8 bytes a weight + scales + {over:.0f} bytes"
+                f"2 to 6 bits: at most {worst:.3f}x the time of int8, and bits/8 bytes a weight + "
+                f"scales + {over:.0f} bytes"
             )
             figures["packed_bytes_over"] = max(over, figures.get("packed_bytes_over", over))
             if (rows, columns) == (64, 768):

@@ -1,8 +1,12 @@
-"""Recovery after compression that nothing else makes up for: accuracy before and after training, by loss and by seed; a language model too.
+"""Recovery after compression that nothing else makes up for.
 
-The built-in model is compressed the plain way (round to nearest with min-max scales, magnitude, no reconstruction, plain SVD), so that what
-comes back is training's own. easy-VQA figures are on 2000 test questions, perplexities on 50000 characters; the best alpha is chosen on
-validation data. A seed is 20 trainings of half a minute to two minutes each, two at a time; Ctrl-C reports the seeds that are complete.
+Accuracy before and after training, by loss and by seed; a language model too.
+
+The built-in model is compressed the plain way (round to nearest with min-max scales, magnitude, no
+reconstruction, plain SVD), so that what comes back is training's own. easy-VQA figures are on 2000
+test questions, perplexities on 50000 characters; the best alpha is chosen on validation data. A
+seed is 20 trainings of half a minute to two minutes each, two at a time; Ctrl-C reports the seeds
+that are complete.
 """
 
 from __future__ import annotations
@@ -78,7 +82,10 @@ class Found:
 
 
 def compressed(bench: Bench, axes: dict[str, float], recovery: Distillation) -> Candidate:
-    """Every module alike: 8-bit activations where weights are integers; ranks everywhere but in the head, ratios on all groups."""
+    """Every module alike: 8-bit activations where weights are integers.
+
+    Ranks everywhere but in the head, ratios on all groups.
+    """
     roots = {group.name for group in bench.builder.module_map.groups if group.reason is None}
     bits = axes.get("weight_bits", 32)
     configs = {}
@@ -133,7 +140,10 @@ def run(job: Job) -> Found:
 
 
 def built_in_task(seeds: int, steps: int, samples: int) -> dict[str, float]:
-    """The table of the built-in task; two processes of one thread each get more done than one of two."""
+    """The table of the built-in task.
+
+    Two processes of one thread each get more done than one of two.
+    """
     found: list[Found] = []
     with (
         tempfile.TemporaryDirectory() as folder,
@@ -150,7 +160,8 @@ def built_in_task(seeds: int, steps: int, samples: int) -> dict[str, float]:
                 found.append(result)
                 job, seconds = result.job, result.seconds
                 print(
-                    f"seed {job.seed} {job.case:12} {job.loss:22} {result.before:.4f} -> {result.after:.4f} ({seconds:.0f} s)",
+                    f"seed {job.seed} {job.case:12} {job.loss:22} {result.before:.4f} -> "
+                    f"{result.after:.4f} ({seconds:.0f} s)",
                     flush=True,
                 )
         except KeyboardInterrupt:
@@ -163,7 +174,8 @@ def built_in_task(seeds: int, steps: int, samples: int) -> dict[str, float]:
     for result in found:
         by[result.job.case, result.job.loss].append(result)
     print(
-        f"\nfloat {found[0].whole:.4f}; {steps} steps of {BATCH}, {len(done)} seeds: mean accuracy (deviation), share of the loss closed"
+        f"\nfloat {found[0].whole:.4f}; {steps} steps of {BATCH}, {len(done)} seeds: mean "
+        "accuracy (deviation), share of the loss closed"
     )
     print(f"{'':12} {'before':>8}" + "".join(f"{loss:>32}" for loss in LOSSES))
     closed = {}
@@ -212,7 +224,9 @@ def perplexity(
 
 
 def language_model(training: int, steps: int, rows: int) -> dict[str, float]:
-    """Perplexity of the decoder before, after compression (3 bits, 40 % pruned, plain), and after each kind of recovery."""
+    """Perplexity of the decoder before, after compression (3 bits, 40 % pruned, plain), and after
+    each kind of recovery.
+    """
     torch.set_num_threads(2)
     task = language_task(training, rows)
     builder = prepare(task, find_modules(task.model, task.example_inputs), KernelChoice())
@@ -230,14 +244,16 @@ def language_model(training: int, steps: int, rows: int) -> dict[str, float]:
         whole = perplexity(bench, task, Candidate(), Distillation(), teacher)
         compressed_at = perplexity(bench, task, candidate, Distillation(), teacher)
         print(
-            f"\ndecoder of {parameters} parameters: perplexity {whole:.3f} float, {compressed_at:.3f} at 3 bits and 40 % pruned",
+            f"\ndecoder of {parameters} parameters: perplexity {whole:.3f} float, "
+            f"{compressed_at:.3f} at 3 bits and 40 % pruned",
             flush=True,
         )
         found = {}
         for name, recovery in kinds.items():
             found[name] = perplexity(bench, task, candidate, recovery, teacher)
             print(
-                f"{name:36} {steps} steps: {found[name]:.3f} (teacher: {teacher.computed} batches computed, {teacher.read} read)",
+                f"{name:36} {steps} steps: {found[name]:.3f} (teacher: {teacher.computed} batches "
+                f"computed, {teacher.read} read)",
                 flush=True,
             )
     return {

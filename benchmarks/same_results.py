@@ -1,4 +1,4 @@
-"""Write what three short searches find, so that two states of this project can be compared: same seed, same tables, same files.
+"""Write what three short searches find, so that two states of this project can be compared.
 
     python -m benchmarks.same_results --tables TABLES --json before.json      # in one checkout
     python -m benchmarks.same_results --tables TABLES --against before.json   # in the other one

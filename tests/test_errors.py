@@ -1,4 +1,6 @@
-"""Check the hints in error messages, and that each error is also the built-in one that callers expect."""
+"""Check the hints in error messages, and that each error is also the built-in one that callers
+expect.
+"""
 
 from __future__ import annotations
 

@@ -1,4 +1,6 @@
-"""Rooms: imports point one way, folders stay small, heavy dependencies have doors, files say their purpose."""
+"""Rooms: imports point one way, folders stay small, heavy dependencies have doors, files say their
+purpose.
+"""
 
 from __future__ import annotations
 

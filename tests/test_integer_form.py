@@ -1,4 +1,6 @@
-"""Check that each form of integers holds what it says, and that its products fit where it is called portable."""
+"""Check that each form of integers holds what it says, and that its products fit where it is called
+portable.
+"""
 
 from __future__ import annotations
 

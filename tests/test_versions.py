@@ -1,4 +1,7 @@
-"""The lowest versions that pyproject.toml allows are ones that can be installed and tried: `make test VERSIONS=oldest`."""
+"""The lowest versions that pyproject.toml allows are ones that can be installed and tried.
+
+`make test VERSIONS=oldest`.
+"""
 
 from __future__ import annotations
 

@@ -7,6 +7,7 @@ from collections.abc import Callable
 from functools import partial
 from typing import Any
 
+from autocompress import __version__
 from autocompress.cli.shared_options import (
     add_device,
     add_limits,
@@ -29,6 +30,7 @@ def build_parser() -> argparse.ArgumentParser:
         "files.",
     )
     parser.add_argument("--debug", action="store_true", help="show the traceback of an error")
+    parser.add_argument("--version", action="version", version=f"autocompress {__version__}")
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
     command = partial(_add_command, commands)
     _add_search(command)

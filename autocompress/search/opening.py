@@ -35,7 +35,7 @@ from autocompress.search.problem.run_record import RunRecord, known_run
 from autocompress.search.problem.setup import Setup
 from autocompress.search.propose.factory import make_allocator, sensitivity
 from autocompress.search.propose.reach import check_size, out_of_reach
-from autocompress.search.propose.sensitivity import Losses
+from autocompress.search.propose.sensitivity_table import Losses
 from autocompress.space.search_space import BoundSpace, SearchSpace
 from autocompress.targets.target import Target, find_target
 from autocompress.task.task import Task

@@ -1,4 +1,7 @@
-"""What every architecture must stand: any pruning x rank x zeros x bits in one file that computes what PyTorch computes."""
+"""What every architecture must stand.
+
+Any pruning x rank x zeros x bits in one file that computes what PyTorch computes.
+"""
 
 from __future__ import annotations
 
@@ -20,7 +23,8 @@ from autocompress.candidate import DECOMPOSITIONS, IMPORTANCES, SPARSITY_CRITERI
 from autocompress.task.batches import Inputs
 from autocompress.task.task import call_model
 
-# 8-bit inputs lie on ties between two integers now and then, where 1e-7 decides; float arithmetic has no ties.
+# 8-bit inputs lie on ties between two integers now and then, where 1e-7 decides; float arithmetic
+# has no ties.
 INTEGER_TOLERANCE, FLOAT_TOLERANCE = 0.03, 1e-4
 few = settings(
     max_examples=12,
@@ -103,7 +107,8 @@ class FamilyContract:
     """Inherited by the tests of each architecture, whose file gives `fixture`.
 
     Attributes:
-        prunable: kind of every group that can be pruned, by its root; `refused` the reason of every other one.
+        prunable: kind of every group that can be pruned, by its root; `refused` the reason of every
+            other one.
         several: whether the file has several models, each with some of these groups.
     """
 

@@ -10,6 +10,8 @@ from family import FamilyContract, fixture_of, tokens
 from fixture import Fixture
 from torch import nn
 
+pytestmark = pytest.mark.slow
+
 
 class SelfAttention(nn.Module):
     def __init__(self, width: int, heads: int) -> None:

@@ -11,6 +11,8 @@ from family import FamilyContract, fixture_of, images, tokens
 from fixture import Fixture
 from torch import nn
 
+pytestmark = pytest.mark.slow
+
 
 class ImageTower(nn.Module):
     def __init__(self) -> None:

@@ -1,4 +1,7 @@
-"""DenseNet-like networks: every layer reads the concatenation of all before it, through a batch normalisation."""
+"""DenseNet-like networks.
+
+Every layer reads the concatenation of all before it, through a batch normalisation.
+"""
 
 from __future__ import annotations
 
@@ -9,6 +12,8 @@ import torch
 from family import FamilyContract, fixture_of, images
 from fixture import Fixture
 from torch import nn
+
+pytestmark = pytest.mark.slow
 
 
 class DenseLayer(nn.Module):

@@ -1,4 +1,7 @@
-"""Models that are odd in one way each: pruned or refused with the reason, and never changed themselves."""
+"""Models that are odd in one way each.
+
+Pruned or refused with the reason, and never changed themselves.
+"""
 
 from __future__ import annotations
 
@@ -15,6 +18,8 @@ from torch import Tensor, nn
 import autocompress
 from autocompress import Candidate, ModuleConfig, Task, find_modules
 from autocompress.task.float_copy import float_task
+
+pytestmark = pytest.mark.slow
 
 
 def reasons(fixture: Fixture) -> dict[str, str | None]:

@@ -1,4 +1,7 @@
-"""Small mixtures of experts: neurons inside experts, and whole experts with their row of the router."""
+"""Small mixtures of experts.
+
+Neurons inside experts, and whole experts with their row of the router.
+"""
 
 from __future__ import annotations
 
@@ -12,6 +15,8 @@ from torch import nn
 
 from autocompress import Candidate, ModuleConfig
 
+pytestmark = pytest.mark.slow
+
 
 class Expert(nn.Module):
     def __init__(self, width: int, hidden: int) -> None:
@@ -23,7 +28,9 @@ class Expert(nn.Module):
 
 
 class Mixture(nn.Module):
-    """Weights of all but the `top_k` best experts of a token are 0 (Shazeer et al. 2017, eq. 4 without noise)."""
+    """Weights of all but the `top_k` best experts of a token are 0 (Shazeer et al. 2017, eq. 4
+    without noise).
+    """
 
     def __init__(self, width: int, hidden: int, count: int, top_k: int, stacked: bool) -> None:
         super().__init__()

@@ -1,4 +1,6 @@
-"""Decoders: a fused projection of queries, keys and values that is split, and grouped queries that share keys and values."""
+"""Decoders: a fused projection of queries, keys and values that is split, and grouped queries that
+share keys and values.
+"""
 
 from __future__ import annotations
 
@@ -10,6 +12,8 @@ import torch.nn.functional as F
 from family import FamilyContract, fixture_of, tokens
 from fixture import Fixture
 from torch import nn
+
+pytestmark = pytest.mark.slow
 
 
 class Fused(nn.Module):
@@ -38,7 +42,10 @@ def rotated(x: torch.Tensor) -> torch.Tensor:
 
 
 class GroupedQuery(nn.Module):
-    """As Llama's attention: rotary positions, several heads of queries per head of keys and values (Ainslie et al. 2023)."""
+    """As Llama's attention.
+
+    Rotary positions, several heads of queries per head of keys and values (Ainslie et al. 2023).
+    """
 
     def __init__(self, width: int, heads: int, shared: int) -> None:
         super().__init__()

@@ -1,4 +1,7 @@
-"""Families of Hugging Face models: what is covered, and one mixed file of each at other sizes; whole searches are slow."""
+"""Families of Hugging Face models: what is covered, and one mixed file of each at other sizes.
+
+Whole searches are slow.
+"""
 
 from __future__ import annotations
 
@@ -20,6 +23,8 @@ from autocompress.task.batches import Inputs, feed_of
 from autocompress.task.task import call_model
 from benchmarks.families import check_family, covered_share
 from benchmarks.hugging_face import FAMILIES, family_task
+
+pytestmark = pytest.mark.slow
 
 # Without attention, with a table of positions per head, or with a mask of as many heads.
 HEADS_WHOLE = {"convnext", "resnet", "mobilenet_v2", "swin", "t5"}
@@ -87,7 +92,7 @@ def test_a_model_without_a_program_is_refused_in_one_line(name: str) -> None:
     assert "\n" not in str(caught.value)
 
 
-@pytest.mark.slow
+@pytest.mark.extensive
 @pytest.mark.parametrize("name", SUPPORTED)
 def test_a_search_ends_in_files_that_load_and_are_made_again(name: str, tmp_path: Path) -> None:
     steps = check_family(name, tmp_path, "analytic:phone-npu").steps

@@ -10,6 +10,8 @@ from family import FamilyContract, fixture_of, images
 from fixture import Fixture
 from torch import nn
 
+pytestmark = pytest.mark.slow
+
 
 def unit(inputs: int, outputs: int, kernel: int, stride: int = 1, groups: int = 1) -> nn.Sequential:
     conv = nn.Conv2d(inputs, outputs, kernel, stride, kernel // 2, groups=groups, bias=False)

@@ -10,6 +10,8 @@ from family import FamilyContract, fixture_of, tokens
 from fixture import Fixture
 from torch import nn
 
+pytestmark = pytest.mark.slow
+
 
 class Reader(nn.Module):
     def __init__(self, kind: type[nn.RNNBase], layers: int, bidirectional: bool) -> None:

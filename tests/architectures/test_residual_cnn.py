@@ -10,6 +10,8 @@ from family import FamilyContract, fixture_of, images
 from fixture import Fixture
 from torch import nn
 
+pytestmark = pytest.mark.slow
+
 
 class Block(nn.Module):
     def __init__(self, inputs: int, outputs: int, stride: int) -> None:

@@ -10,6 +10,8 @@ from family import FamilyContract, fixture_of, images
 from fixture import Fixture
 from torch import nn
 
+pytestmark = pytest.mark.slow
+
 
 def double(inputs: int, outputs: int) -> nn.Sequential:
     layers = [nn.Conv2d(inputs, outputs, 3, padding=1), nn.BatchNorm2d(outputs), nn.ReLU()]

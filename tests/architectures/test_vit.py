@@ -1,4 +1,6 @@
-"""Vision transformers: a patch convolution, a class token, and one projection for queries, keys and values."""
+"""Vision transformers: a patch convolution, a class token, and one projection for queries, keys and
+values.
+"""
 
 from __future__ import annotations
 
@@ -10,6 +12,8 @@ import torch.nn.functional as F
 from family import FamilyContract, fixture_of, images
 from fixture import Fixture
 from torch import nn
+
+pytestmark = pytest.mark.slow
 
 
 class Attention(nn.Module):

@@ -1,4 +1,7 @@
-"""Models that read the size of their batch: the file computes the same at every size, or its one size is said."""
+"""Models that read the size of their batch.
+
+The file computes the same at every size, or its one size is said.
+"""
 
 from __future__ import annotations
 
@@ -13,6 +16,8 @@ from torch import Tensor, nn
 import autocompress
 from autocompress import Task
 from autocompress.errors import ExportError, TaskError
+
+pytestmark = pytest.mark.slow
 
 SPACE = {
     "modules": [{"match": "*", "weight_bits": [8], "activation_bits": [32]}],
@@ -151,7 +156,8 @@ def test_a_model_that_does_something_else_at_the_size_of_the_batches_is_an_error
 ) -> None:
     with pytest.raises(
         TaskError,
-        match=r"something else with inputs of \[\(16, 8\)\] \(validation\) than with those of \[\(1, 8\)\]",
+        match=r"something else with inputs of \[\(16, 8\)\] \(validation\) than with those of "
+        r"\[\(1, 8\)\]",
     ):
         autocompress.search(task(ByCount), SPACE, n_trials=1, out=tmp_path, quiet=True)
 
@@ -159,6 +165,7 @@ def test_a_model_that_does_something_else_at_the_size_of_the_batches_is_an_error
 def test_a_model_that_does_something_else_in_large_batches_is_an_error(tmp_path: Path) -> None:
     with pytest.raises(
         ExportError,
-        match="differs from the model on a batch of 16, not on one of 4: the model does something else",
+        match="differs from the model on a batch of 16, not on one of 4: the model does something "
+        "else",
     ):
         autocompress.search(task(ByLargeCount), SPACE, n_trials=1, out=tmp_path, quiet=True)

@@ -15,6 +15,8 @@ from torch._higher_order_ops.scan import scan
 import autocompress
 from autocompress import Task, find_modules
 
+pytestmark = pytest.mark.slow
+
 SPACE = {
     "modules": [{"match": "*", "weight_bits": [4, 8], "activation_bits": [32]}],
     "distillation": {"steps": 2},

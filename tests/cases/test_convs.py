@@ -1,4 +1,7 @@
-"""Static integer convolutions whose normalisation is unusual, or that are called several times: the file computes what was simulated."""
+"""Static integer convolutions whose normalisation is unusual, or that are called several times.
+
+The file computes what was simulated.
+"""
 
 from __future__ import annotations
 
@@ -18,6 +21,8 @@ from autocompress import Candidate, Distillation, Task
 from autocompress.compress.assemble.trained import Trained
 from autocompress.compress.recover.cycle import Cycle
 from autocompress.integer_form import IntegerForm
+
+pytestmark = pytest.mark.slow
 
 AXES = [
     {"weight_bits": 8},
@@ -80,7 +85,9 @@ def agrees(fixture: Fixture, candidate: Candidate, emulated: bool = False) -> No
 
 
 def same_but_for_ties(found: np.ndarray, expected: np.ndarray) -> bool:
-    """At most one value of 500 may round to the next step, of 255 or fewer, where sums of floats in another order break a tie."""
+    """At most one value of 500 may round to the next step, of 255 or fewer, where sums of floats in
+    another order break a tie.
+    """
     apart = np.abs(found - expected) / max(float(np.abs(expected).max()), 1e-12)
     few = float((apart > 1e-4).mean()) <= 1 / 500 and float(apart.max()) <= 1e-2
     return found.shape == expected.shape and (few or relative_difference(found, expected) <= 1e-3)
@@ -213,7 +220,9 @@ def test_other_normalisations_and_weights_at_their_limits(
 
 
 def test_a_dead_filter_keeps_its_bias_exactly() -> None:
-    """Its weights have the scale 1, of which its bias would be a coarse multiple where inputs are large."""
+    """Its weights have the scale 1, of which its bias would be a coarse multiple where inputs are
+    large.
+    """
     torch.manual_seed(0)
     model = nn.Sequential(nn.Conv2d(3, 4, 3, padding=1))
     with torch.no_grad():
@@ -249,7 +258,9 @@ def test_a_normalisation_at_the_end_and_in_one_dimension() -> None:
 
 
 class Shared(nn.Module):
-    """One convolution on branches whose values differ by a factor of 50, each with a normalisation of its own, the same, or none."""
+    """One convolution on branches whose values differ by a factor of 50, each with a normalisation
+    of its own, the same, or none.
+    """
 
     def __init__(self, norms: str) -> None:
         super().__init__()
@@ -311,7 +322,9 @@ def test_each_call_has_its_ranges(norms: str) -> None:
 
 
 class Recursive(nn.Module):
-    """A module reads what it has made, so that one tensor is an input of one call and the output of another."""
+    """A module reads what it has made, so that one tensor is an input of one call and the output of
+    another.
+    """
 
     def __init__(self, kind: str) -> None:
         super().__init__()
@@ -358,7 +371,10 @@ def test_called_again_on_its_own_output_and_under_another_name(
 
 
 class Functional(nn.Module):
-    """The normalisation's parameters are used, but not by a call of its module; the other one does more than normalise."""
+    """The normalisation's parameters are used, but not by a call of its module.
+
+    The other one does more than normalise.
+    """
 
     def __init__(self) -> None:
         super().__init__()
@@ -395,7 +411,10 @@ def test_normalisations_that_are_no_plain_modules_stay_apart() -> None:
 
 
 class Unused(nn.Module):
-    """What one of three calls makes is never used: which range belongs to which call cannot be told from the graph."""
+    """What one of three calls makes is never used.
+
+    Which range belongs to which call cannot be told from the graph.
+    """
 
     def __init__(self) -> None:
         super().__init__()
@@ -446,7 +465,10 @@ def blocks() -> tuple[nn.Module, Tensor]:
 
 
 def trained_of(fixture: Fixture, candidate: Candidate) -> Trained:
-    """As training may leave it: every step, bias and normalisation has moved, those of zero gains off zero."""
+    """As training may leave it.
+
+    Every step, bias and normalisation has moved, those of zero gains off zero.
+    """
     model = fixture.stitcher.apply(candidate)
     fixture.stitcher.start_training(candidate)
     torch.manual_seed(1)
@@ -482,12 +504,15 @@ def test_recovered_candidates_are_exported_as_simulated(
     assert any(
         at.scale != fixture.builder.ranges[tensor].scale for tensor, at in trained.ranges.items()
     )
-    # As tests/compress/test_training.py: the classes are sums over positions, of which some round to the next step.
+    # As tests/compress/test_training.py: the classes are sums over positions, of which some round
+    # to the next step.
     assert after_training(fixture, candidate, trained) <= 1e-2
 
 
 def test_recomputed_blocks_have_the_ranges_of_their_calls() -> None:
-    """Gradients with and without recomputation are the same only where each call meets its own ranges again."""
+    """Gradients with and without recomputation are the same only where each call meets its own
+    ranges again.
+    """
     fixture = fixture_of(*blocks())
     found = []
     for checkpointing in (False, True):
@@ -505,44 +530,13 @@ def test_recomputed_blocks_have_the_ranges_of_their_calls() -> None:
         torch.testing.assert_close(value, found[1][name], msg=name)
 
 
-CASE = """
-import torch
-from torch import nn
-import autocompress as ac
-
-class Net(nn.Module):
-    def __init__(self):
-        super().__init__()
-        self.stem, self.shared = nn.Conv2d(3, 8, 3, padding=1), nn.Conv2d(8, 16, 3, padding=1)
-        self.bn, self.head = nn.BatchNorm2d(16), nn.Linear(32, 4)
-    def forward(self, x):
-        h = torch.relu(self.stem(x))
-        near = torch.relu(self.bn(self.shared(h)))
-        far = torch.relu(self.bn(self.shared(nn.functional.avg_pool2d(h, 2) * 0.02)))
-        return self.head(torch.cat([near.mean((2, 3)), 50 * far.mean((2, 3))], 1))
-
-def task():
-    torch.manual_seed(0)
-    net = Net().eval()
-    net.bn.weight.data.uniform_(-1, 1)
-    net.bn.weight.data[::4] = 0
-    x = torch.randn(128, 3, 8, 8)
-    with torch.no_grad():
-        net.head.bias -= net(x).mean(0)
-        labels = net(x).argmax(1)
-    data = [(x[i:i + 32], labels[i:i + 32]) for i in range(0, 128, 32)]
-    return ac.Task("shared", net, x[:1], data, lambda o, t: float((o.argmax(1) == t).float().mean()), train=data)
-"""
-
-
 def points(result: ac.SearchResult) -> Iterator[tuple[ac.FrontPoint, Path]]:
     for point in result.front:
         yield point, Path(result.folder) / point.artifact
 
 
-def test_search_load_and_reproduce_agree_with_the_file(tmp_path: Path) -> None:
-    (tmp_path / "case.py").write_text(CASE)
-    spec = f"{tmp_path / 'case.py'}:task"
+def test_search_load_and_reproduce_agree_with_the_file(task_files: Path, tmp_path: Path) -> None:
+    spec = f"{task_files / 'shared_convolution.py'}:task"
     rule = {"match": "*", "weight_bits": [4, 8], "activation_bits": 8, "activation_mode": "static"}
     result = ac.search(
         spec,

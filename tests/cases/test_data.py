@@ -1,4 +1,7 @@
-"""Data in any order and any form, models with state, inputs that are written to: right numbers, or one line before the search."""
+"""Data in any order and any form, models with state, inputs that are written to.
+
+Right numbers, or one line before the search.
+"""
 
 from __future__ import annotations
 
@@ -77,7 +80,9 @@ def same(one: list[Any], other: list[Any]) -> bool:
 
 
 class OwnOrder:
-    """Another order on each pass, from a generator that nobody can seed, and the same buffer for each batch."""
+    """Another order on each pass, from a generator that nobody can seed, and the same buffer for
+    each batch.
+    """
 
     def __init__(self, x: Tensor, y: Tensor) -> None:
         self.x, self.y, self.generator, self.buffer, self.passes = (
@@ -151,12 +156,14 @@ def test_what_does_not_fit_in_memory_is_read_anew_or_named() -> None:
         assert not kept.in_memory
     with pytest.raises(
         TaskError,
-        match=r"task: validation comes in another order on each pass and takes more than .*; nearest: shuf",
+        match=r"task: validation comes in another order on each pass and takes more than .*; "
+        r"nearest: shuf",
     ):
         list(Kept(OwnOrder(x, y), "validation", x[:1], 5000))
     with pytest.raises(
         TaskError,
-        match=r"task: test can be read only once and takes more than 5e-06 GB, which Task.data_memory allows",
+        match=r"task: test can be read only once and takes more than 5e-06 GB, which "
+        r"Task.data_memory allows",
     ):
         list(
             Kept(
@@ -182,6 +189,7 @@ def test_what_can_be_read_once_is_read_once(kind: str, where: str) -> None:
         assert same(list(getattr(found, where)), task.validation)
 
 
+@pytest.mark.slow
 def test_a_shuffled_validation_and_generators_are_searched(tmp_path: Path) -> None:
     task = plain(512)
     x, y = (torch.cat(parts) for parts in zip(*task.validation, strict=True))
@@ -294,7 +302,8 @@ def test_outputs_of_different_lengths_are_named() -> None:
     )
     with pytest.raises(
         TaskError,
-        match=r"no mean over samples; outputs have shapes \(5, 3\) and \(6, 3\), which are not one tensor; nearest: a",
+        match=r"no mean over samples; outputs have shapes \(5, 3\) and \(6, 3\), which are not "
+        r"one tensor; nearest: a",
     ):
         open_race(task, task.model, CPU, 0)
 
@@ -426,6 +435,7 @@ class OneImage(nn.Module):
         return found[None] if self.row else found
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("label", [int, torch.tensor, lambda y: torch.tensor([y])])
 def test_one_image_at_a_time_is_searched(label: Any, tmp_path: Path) -> None:
     torch.manual_seed(0)
@@ -453,8 +463,11 @@ def test_outputs_without_a_row_per_sample_are_named() -> None:
         prepared(ac.Task("image", OneImage(row=False), x, [(x, 2)], top1))
 
 
+@pytest.mark.slow
 def test_graphs_are_searched(tmp_path: Path) -> None:
-    """Whole graphs: neither nodes nor edges are cut, though there are more of both than samples are asked for."""
+    """Whole graphs: neither nodes nor edges are cut, though there are more of both than samples are
+    asked for.
+    """
     torch.manual_seed(0)
     net, data = Graph().eval(), []
     for _ in range(6):
@@ -469,6 +482,7 @@ def test_graphs_are_searched(tmp_path: Path) -> None:
     assert front.baseline.accuracy == 1.0
 
 
+@pytest.mark.slow
 def test_time_first_data_is_searched(tmp_path: Path) -> None:
     torch.manual_seed(0)
     net, data = Recurrent().eval(), []
@@ -522,7 +536,8 @@ def steady(model: nn.Module, x: Tensor) -> None:
 def test_a_model_that_keeps_state_is_named(key: str) -> None:
     with pytest.raises(
         TaskError,
-        match=rf"model.forward gives other outputs .* by up to 0.*: it keeps state \(.*{key}.* changed\)",
+        match=rf"model.forward gives other outputs .* by up to 0.*: it keeps state \(.*{key}.* "
+        r"changed\)",
     ):
         steady(Streaming(key), torch.randn(16, 4, 8))
     steady(Streaming("none"), torch.randn(16, 4, 8))  # it keeps what it does not use
@@ -546,13 +561,15 @@ def test_a_lazy_model_is_named() -> None:
     task = ac.Task("lazy", nn.Sequential(nn.LazyLinear(4)), x, [(x, None)], lambda o, t: 0.0)
     with pytest.raises(
         TaskError,
-        match=r"task lazy: model's 0.weight has no shape yet; call the model once before the task is made",
+        match=r"task lazy: model's 0.weight has no shape yet; call the model once before the task "
+        r"is made",
     ):
         prepared(task)
     task.model(x)
     prepared(task)
 
 
+@pytest.mark.slow
 def test_a_model_that_keeps_state_is_said_before_the_search(tmp_path: Path) -> None:
     x = torch.randn(64, 4, 8)
     task = ac.Task(
@@ -579,6 +596,7 @@ class InPlace(nn.Module):
         return self.b(torch.relu(self.a(x)))
 
 
+@pytest.mark.slow
 def test_a_model_that_writes_to_its_inputs_leaves_the_users_data_alone(tmp_path: Path) -> None:
     torch.manual_seed(0)
     net, x = InPlace().eval(), 5 + 2 * torch.randn(256, 16)
@@ -607,7 +625,8 @@ def test_other_precisions_are_searched_in_float32_which_is_said(dtype: torch.dty
     )
     found = prepared(given, said.append)
     assert said == [
-        f"the model is in {str(dtype).removeprefix('torch.')}: a float32 copy of it and of its data is searched"
+        f"the model is in {str(dtype).removeprefix('torch.')}: a float32 copy of it and of its "
+        "data is searched"
     ]
     x, target = next(iter(found.validation))
     assert {
@@ -620,6 +639,7 @@ def test_other_precisions_are_searched_in_float32_which_is_said(dtype: torch.dty
     assert given.model[0].weight.dtype == dtype
 
 
+@pytest.mark.slow
 def test_double_precision_is_searched(tmp_path: Path) -> None:
     torch.manual_seed(0)
     net = (
@@ -637,6 +657,7 @@ def test_double_precision_is_searched(tmp_path: Path) -> None:
     assert net[0].weight.dtype == torch.float64
 
 
+@pytest.mark.slow
 def test_tensors_made_in_inference_mode_are_searched(tmp_path: Path) -> None:
     with torch.inference_mode():
         task = plain()
@@ -680,6 +701,7 @@ ARGUMENTS: dict[str, Callable[[Tensor], Any]] = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ARGUMENTS)
 def test_arguments_that_are_no_tensors_are_constants_of_the_file(name: str, tmp_path: Path) -> None:
     torch.manual_seed(0)
@@ -704,7 +726,8 @@ X = torch.randn(4, 16)
         (
             X.numpy(),
             X,
-            "validation gives inputs of type ndarray; expected a tensor, a tuple or a dict of arguments",
+            "validation gives inputs of type ndarray; expected a tensor, a tuple or a dict of "
+            "arguments",
         ),
         (
             (X, X.numpy()),
@@ -731,7 +754,8 @@ X = torch.randn(4, 16)
         (
             (X, 3),
             (X, 2),
-            "validation: argument 1 is 3, and 2 in example_inputs; what is no tensor is a constant of the file",
+            "validation: argument 1 is 3, and 2 in example_inputs; what is no tensor is a "
+            "constant of the file",
         ),
         ((X, None), (X, X), "validation: argument 1 is None, and a tensor in example_inputs"),
         ({"x": X}, {"x": X, "mask": X}, "example_inputs has mask, which validation lacks"),
@@ -791,6 +815,7 @@ def sorted_by_class(metric: Any) -> ac.Task:
     return ac.Task("auc", net, x[:1], data, metric, train=data, test=test)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("metric", [auc, nan_auc])
 def test_a_metric_that_fails_on_a_part_of_the_data_leaves_out_that_figure(
     metric: Any, tmp_path: Path
@@ -816,6 +841,7 @@ def test_a_metric_that_fails_on_a_part_of_the_data_leaves_out_that_figure(
     assert reason in notes
 
 
+@pytest.mark.slow
 def test_figures_that_a_metric_does_not_give_are_said_with_the_reason(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -827,7 +853,10 @@ def test_figures_that_a_metric_does_not_give_are_said_with_the_reason(
         if line.startswith("left out: accuracy")
     ]
     assert len(said) == 1
-    words = "left out: accuracy (test), accuracy (gaussian noise), accuracy (contrast): task: metric fails: ValueError: Only one class"
+    words = (
+        "left out: accuracy (test), accuracy (gaussian noise), accuracy (contrast): task: metric "
+        "fails: ValueError: Only one class"
+    )
     assert said[0].startswith(words)
     with pytest.raises(SystemExit):
         main(["front", str(tmp_path)])
@@ -925,7 +954,8 @@ def test_a_divergence_or_loss_of_another_shape_is_named() -> None:
         )
     with pytest.raises(
         TaskError,
-        match=r"loss returned a tensor of shape \(32,\) of the first training batch; expected one number",
+        match=r"loss returned a tensor of shape \(32,\) of the first training batch; expected one "
+        r"number",
     ):
         prepared(
             replace(

@@ -1,7 +1,11 @@
-"""What is done with a finished run: weights that have changed since, and limits that no point keeps, are one line."""
+"""What is done with a finished run.
+
+Weights that have changed since, and limits that no point keeps, are one line.
+"""
 
 from __future__ import annotations
 
+import shutil
 from dataclasses import replace
 from pathlib import Path
 
@@ -13,31 +17,16 @@ import autocompress as ac
 from autocompress.cli.main import main
 from autocompress.errors import ExportError, RunFolderError
 
+pytestmark = pytest.mark.slow
+
 SPACE = {"modules": [{"match": "*", "weight_bits": [3, 4, 8]}], "distillation": {"steps": 0}}
-TASK = """
-from pathlib import Path
-import torch
-from torch import nn
-from autocompress import Task
-
-def accuracy(outputs, targets):
-    return float((outputs.argmax(1) == targets).float().mean())
-
-def task():
-    torch.manual_seed(0)
-    x = torch.randn(64, 8)
-    torch.manual_seed(int((Path(__file__).parent / "seed").read_text()))
-    net = nn.Sequential(nn.Linear(8, 16), nn.ReLU(), nn.Linear(16, 3)).eval()
-    data = [(x[:32], net(x[:32]).argmax(1)), (x[32:], net(x[32:]).argmax(1))]
-    return Task("seeded", net, x[:1], data, accuracy, extra_metrics={"share": accuracy})
-"""
 
 
 @pytest.fixture(scope="module")
-def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def run(tmp_path_factory: pytest.TempPathFactory, task_files: Path) -> Path:
     """A finished run in a folder beside the task's file."""
     place = tmp_path_factory.mktemp("finished")
-    (place / "task.py").write_text(TASK)
+    shutil.copy(task_files / "seeded.py", place / "task.py")
     (place / "seed").write_text("0")
     ac.search(f"{place / 'task.py'}:task", SPACE, n_trials=3, out=place / "run", quiet=True)
     return place / "run"

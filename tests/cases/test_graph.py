@@ -1,4 +1,6 @@
-"""The exported graph: outputs by position, free batch and lengths, any names, graphs inside nodes, groups that do not fit."""
+"""The exported graph: outputs by position, free batch and lengths, any names, graphs inside nodes,
+groups that do not fit.
+"""
 
 from __future__ import annotations
 
@@ -27,6 +29,8 @@ from autocompress.targets.runtime import random_feed
 from autocompress.task.batches import Inputs, feed_of
 from autocompress.task.free_shapes import FreeDimension, free_dimensions
 from autocompress.task.task import Task, primary_output, run_model
+
+pytestmark = pytest.mark.slow
 
 
 def run(proto: onnx.ModelProto, inputs: Inputs) -> list[np.ndarray]:
@@ -287,7 +291,10 @@ def test_hidden_states_in_the_file_are_not_pruned() -> None:
 
 
 class Odd(nn.Module):
-    """Buffers that are called as the exporter, or a candidate, calls its own values; an argument that is called like one of them."""
+    """Buffers that are called as the exporter, or a candidate, calls its own values.
+
+    An argument that is called like one of them.
+    """
 
     NAMES: ClassVar = (
         "mean",
@@ -533,7 +540,8 @@ def test_a_length_that_cannot_be_free_is_an_error_where_the_batches_need_it() ->
     task = varying((8, 20), Recurrent().eval(), words(1, 8))
     with pytest.raises(
         ExportError,
-        match=r"ids: dimension 1 is fixed at 8 .*LSTM.*, but validation has batches of 20 there; pad all batches to 8",
+        match=r"ids: dimension 1 is fixed at 8 .*LSTM.*, but validation has batches of 20 there; "
+        r"pad all batches to 8",
     ):
         prepare(task, ac.find_modules(task.model, task.example_inputs), KernelChoice())
 
@@ -557,7 +565,10 @@ def test_dimensions_that_the_task_names_are_free() -> None:
 
 
 class Windows(nn.Module):
-    """Attention in windows: batch and windows are one dimension, which leaves several computed sizes in one target."""
+    """Attention in windows.
+
+    Batch and windows are one dimension, which leaves several computed sizes in one target.
+    """
 
     def __init__(self) -> None:
         super().__init__()

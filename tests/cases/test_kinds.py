@@ -1,4 +1,7 @@
-"""Further kinds of models as their authors write them: how they are called, copied, and what is pruned in them."""
+"""Further kinds of models as their authors write them.
+
+How they are called, copied, and what is pruned in them.
+"""
 
 from __future__ import annotations
 
@@ -96,6 +99,7 @@ def test_a_model_becomes_plain_however_it_is_called(kind: type[nn.Module], input
     assert {"first", "head"} <= {module.name for module in find_modules(model, inputs)}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("weight", ["weight_ih_l0", "weight_hh_l0"])
 @pytest.mark.parametrize("kind", [nn.GRU, nn.LSTM])
 def test_recurrent_layers_with_parametrizations_are_copied(kind: Any, weight: str) -> None:
@@ -117,7 +121,9 @@ def test_recurrent_layers_with_parametrizations_are_copied(kind: Any, weight: st
 
 
 class Split(nn.Module):
-    """Its width is split into two parts and joined again, which a width that two does not divide cannot be."""
+    """Its width is split into two parts and joined again, which a width that two does not divide
+    cannot be.
+    """
 
     def __init__(self) -> None:
         super().__init__()
@@ -128,6 +134,7 @@ class Split(nn.Module):
         return self.head(self.last(h.flatten(1)))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("ratio", [0.1, 0.25, 0.4, 0.5, 0.7])
 def test_what_can_be_pruned_can_be_at_every_ratio(ratio: float) -> None:
     torch.manual_seed(0)
@@ -155,6 +162,7 @@ def of_their_own(model: nn.Sequential) -> None:
     parametrize.register_parametrization(model[0], "weight", Reversed())
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("change", [orthogonal, exponential, of_their_own])
 def test_weights_that_long_formulas_make_are_covered(change: Any) -> None:
     torch.manual_seed(0)
@@ -178,6 +186,7 @@ class Inside(nn.Module):
         return ({"scores": self.head(hidden), "hidden": (hidden, None)}, [hidden.mean(1)])
 
 
+@pytest.mark.slow
 def test_the_first_tensor_inside_of_what_is_returned_is_the_primary_output() -> None:
     model = Inside().eval()
     task = prepared(task_of(model, rows(8)))
@@ -246,6 +255,7 @@ def scripted() -> nn.Module:
         return torch.jit.trace(nn.Sequential(nn.Linear(8, 4)).eval(), rows(8))  # type: ignore[no-any-return,no-untyped-call]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("make", "shape", "text"),
     [

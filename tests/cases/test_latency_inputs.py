@@ -15,6 +15,8 @@ import autocompress
 from autocompress import Task
 from autocompress.errors import ExportError, TaskError
 
+pytestmark = pytest.mark.slow
+
 SPACE = {"modules": [{"match": "*", "weight_bits": [4, 8]}], "distillation": {"steps": 0}}
 
 

@@ -1,4 +1,7 @@
-"""Outputs of different lengths: their metrics, and searches of models that give a row per position."""
+"""Outputs of different lengths.
+
+Their metrics, and searches of models that give a row per position.
+"""
 
 from __future__ import annotations
 
@@ -20,6 +23,8 @@ from autocompress.measure.accuracy import evaluate_model
 from autocompress.measure.ragged import ragged_score
 from autocompress.search.problem import bench
 from autocompress.task.user_code import UserCodeError
+
+pytestmark = pytest.mark.slow
 
 SPACE = {
     "modules": [{"match": "*", "weight_bits": [4, 8], "activation_bits": [8, 32]}],
@@ -119,7 +124,8 @@ def test_a_metric_that_is_no_mean_and_takes_no_lists_is_refused() -> None:
 
     with pytest.raises(
         UserCodeError,
-        match=r"takes no lists and is no mean over samples; outputs have shapes \(12, 5\) and \(9, 5\)",
+        match=r"takes no lists and is no mean over samples; outputs have shapes \(12, 5\) and "
+        r"\(9, 5\)",
     ):
         ragged(spread, tagger())
 
@@ -242,6 +248,7 @@ def test_a_length_that_cannot_be_free_is_said_before_anything_is_measured(
     monkeypatch.setattr(bench, "cached_table", None)
     with pytest.raises(
         ExportError,
-        match=r"dimension 0 is fixed at 16 .*GRU.*validation has batches of 20 there; pad all batches to 16",
+        match=r"dimension 0 is fixed at 16 .*GRU.*validation has batches of 20 there; pad all "
+        r"batches to 16",
     ):
         autocompress.search(time_first(Recurrent), SPACE, n_trials=2, out=tmp_path, quiet=True)

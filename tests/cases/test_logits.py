@@ -1,4 +1,6 @@
-"""The shape of logits: loss and divergence follow from outputs and targets, or it is said before the search what to give."""
+"""The shape of logits: loss and divergence follow from outputs and targets, or it is said before
+the search what to give.
+"""
 
 from __future__ import annotations
 
@@ -271,7 +273,8 @@ def test_what_is_labelled_minus_100_does_not_count() -> None:
             random(N, C, C),
             classes(N, C),
             {},
-            "(6, 4, 4) with int64 targets (6, 4) fit classes in dimension 1 and in the last one; give",
+            "(6, 4, 4) with int64 targets (6, 4) fit classes in dimension 1 and in the last one; "
+            "give",
         ),
         (
             random(N, C, C, C),
@@ -289,13 +292,15 @@ def test_what_is_labelled_minus_100_does_not_count() -> None:
             random(N, C),
             classes(N, 3),
             {},
-            "outputs (6, 4) with int64 targets (6, 3) are neither classes nor yes or no for each; give",
+            "outputs (6, 4) with int64 targets (6, 3) are neither classes nor yes or no for each; "
+            "give",
         ),
         (
             random(N, C),
             classes(N) + 1,
             {},
-            "which is none of 4 classes (nearest: -100 for what does not count); give divergence and loss",
+            "which is none of 4 classes (nearest: -100 for what does not count); give divergence "
+            "and loss",
         ),
         (
             random(N, 3, 8, 7),
@@ -307,7 +312,8 @@ def test_what_is_labelled_minus_100_does_not_count() -> None:
             random(N, 1),
             2 * YES - 1,
             {},
-            "hold target -1, which is none of 2 classes (nearest: float targets, for a squared error)",
+            "hold target -1, which is none of 2 classes (nearest: float targets, for a squared "
+            "error)",
         ),
         (random(N), 30 + classes(N), {}, "none of 2 classes (nearest: float targets"),
         (
@@ -458,7 +464,8 @@ def test_a_divergence_that_sees_nothing_is_an_error() -> None:
     zeros = {("a", ModuleConfig(4)): 0.0, ("b", ModuleConfig(8)): 0.0}
     with pytest.raises(
         TaskError,
-        match="the default divergence is 0 for all 2 choices, though the outputs change by up to 30%",
+        match="the default divergence is 0 for all 2 choices, though the outputs change by up to "
+        "30%",
     ):
         check_seen(task, zeros, 0.3)
     check_seen(task, zeros, 1e-4)  # rounding to 16 bits may change nothing that matters
@@ -515,6 +522,7 @@ SEARCHED: dict[str, tuple[Callable[[Tensor], Any], Callable[[Tensor, Any], Tenso
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", SEARCHED)
 def test_searches_end_with_a_front_that_is_what_was_predicted(kind: str, tmp_path: Path) -> None:
     labels_of, right = SEARCHED[kind]

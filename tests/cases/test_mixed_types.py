@@ -1,4 +1,7 @@
-"""Models that cast to half precision themselves, or mix types: searched as float32 copies without the casts, or one line."""
+"""Models that cast to half precision themselves, or mix types.
+
+Searched as float32 copies without the casts, or one line.
+"""
 
 from __future__ import annotations
 
@@ -17,6 +20,8 @@ from autocompress.errors import ExportError, TaskError
 from autocompress.measure.prepare import prepared
 from autocompress.task.float_copy import float_copy
 from autocompress.task.user_code import UserCodeError
+
+pytestmark = pytest.mark.slow
 
 SPACE = {"modules": [{"match": "*", "weight_bits": [4, 8]}], "distillation": {"steps": 0}}
 HALF, BRAIN, DOUBLE, SINGLE = torch.float16, torch.bfloat16, torch.float64, torch.float32
@@ -222,11 +227,13 @@ class CastsItself(Tower):
     [
         (
             Strict,
-            "beside its weights in float16 and float32, and its float32 copy fails: TypeError: the tower wants half precision (",
+            "beside its weights in float16 and float32, and its float32 copy fails: TypeError: "
+            "the tower wants half precision (",
         ),
         (
             Overflows,
-            "beside its weights in float16 and float32, and its float32 copy gives outputs that are ",
+            "beside its weights in float16 and float32, and its float32 copy gives outputs that "
+            "are ",
         ),
         (Autocast, "model.forward runs under torch.autocast in bfloat16 ("),
         (FunctionalAutocast, "model.forward runs under torch.autocast in bfloat16 ("),
@@ -257,7 +264,8 @@ def test_what_such_a_model_raises_later_is_told_as_the_users() -> None:
     task.validation[0][0][5, 0] = 1000.0  # type: ignore[index]
     with pytest.raises(
         UserCodeError,
-        match=r"model\.forward fails on validation: ValueError: too bright \(.*test_mixed_types\.py:\d+\)",
+        match=r"model\.forward fails on validation: ValueError: too bright "
+        r"\(.*test_mixed_types\.py:\d+\)",
     ):
         prepared(task)
 
@@ -290,7 +298,7 @@ def test_casts_of_float32_weights_without_a_kernel_are_named(
     with pytest.raises(ExportError) as caught:
         ac.search(task_of(seeded(kind)), SPACE, n_trials=2, out=tmp_path, quiet=True)
     assert (
-        "the model casts to bfloat16 in forward, for which there is no kernel; nearest: no such casts"
-        in str(caught.value)
+        "the model casts to bfloat16 in forward, for which there is no kernel; nearest: no such "
+        "casts" in str(caught.value)
     )
     assert "\n" not in str(caught.value)

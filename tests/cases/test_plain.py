@@ -1,4 +1,7 @@
-"""Models whose covered modules do more than their classes say: what is simulated, what is in the file and what the user has agree."""
+"""Models whose covered modules do more than their classes say.
+
+What is simulated, what is in the file and what the user has agree.
+"""
 
 from __future__ import annotations
 
@@ -22,6 +25,8 @@ from autocompress.export.lowering import operators
 from autocompress.export.lowering.lower import LoweredModel
 from autocompress.model.plain.plain import is_plain, plain_model, plain_task
 from autocompress.task.task import call_model
+
+pytestmark = pytest.mark.slow
 
 SPACE = {
     "modules": [{"match": "*", "weight_bits": [4, 8], "activation_bits": [8, 32]}],
@@ -332,7 +337,9 @@ def test_a_model_that_takes_one_sample_at_a_time_becomes_plain() -> None:
 
 
 class Branching(nn.Module):
-    """Control flow that depends on data, which no program holds, around a module with a hook and one without."""
+    """Control flow that depends on data, which no program holds, around a module with a hook and
+    one without.
+    """
 
     def __init__(self) -> None:
         super().__init__()

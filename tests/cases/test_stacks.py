@@ -1,4 +1,7 @@
-"""Weights that are no plain matrices: stacks of experts, projections per head, patches in three dimensions; and what stands around them."""
+"""Weights that are no plain matrices.
+
+Stacks of experts, projections per head, patches in three dimensions; and what stands around them.
+"""
 
 from __future__ import annotations
 
@@ -25,6 +28,8 @@ from autocompress.targets.kernels import KernelChoice
 from autocompress.task.batches import Inputs, feed_of
 from autocompress.task.task import Task, call_model
 from benchmarks.hugging_face import DECODER, FAMILIES, ids
+
+pytestmark = pytest.mark.slow
 
 RULE = {
     "match": "*",
@@ -341,7 +346,8 @@ def test_outputs_that_compare_samples_are_never_cut_and_take_any_batch() -> None
     )
     assert task.batch_first is False
     assert said == [
-        "outputs compare the samples of a batch: batches are never cut nor joined; files take any batch size"
+        "outputs compare the samples of a batch: batches are never cut nor joined; files take any "
+        "batch size"
     ]
     session = open_session(prepare(task, ac.find_modules(model, inputs), KernelChoice()).baseline)
     other = {"pictures": np.ones((3, 12), np.float32), "texts": np.ones((4, 10), np.float32)}
@@ -382,7 +388,7 @@ def test_towers_are_found_inside_a_model_with_a_head(names: list[str], expected:
 
 
 class NeedsWord(nn.Module):
-    """Refuses inputs without the word 3, as models refuse text without a place for their picture."""
+    """Refuses inputs without the word 3, as models refuse text without a picture's place."""
 
     def __init__(self) -> None:
         super().__init__()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from argparse import ArgumentTypeError
+from importlib.metadata import version
 
 import pytest
 
@@ -115,6 +116,13 @@ def test_portable_has_three_states() -> None:
 @pytest.mark.parametrize("words", ["--debug front d", "front --debug d", "front d --debug"])
 def test_debug_may_stand_anywhere(words: str) -> None:
     assert build_parser().parse_args(words.split()).debug is True
+
+
+def test_the_version_is_that_of_the_package(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as caught:
+        build_parser().parse_args(["--version"])
+    assert caught.value.code == 0
+    assert capsys.readouterr().out == f"autocompress {version('autocompress')}\n"
 
 
 @pytest.mark.parametrize(

@@ -13,6 +13,8 @@ from autocompress.cli.main import main
 from autocompress.compress.assemble.fake_quant import SimulatedModule
 from autocompress.targets.device.sessions import SessionSettings
 
+pytestmark = pytest.mark.slow
+
 SPACE = {"modules": [{"match": "*", "weight_bits": [4, 8], "activation_bits": [8, 32]}]}
 
 

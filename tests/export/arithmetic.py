@@ -1,4 +1,6 @@
-"""Run a file as a processor would whose integer kernels sum 8-bit products in 16 bits, or in 32, whichever processor this is."""
+"""Run a file as a processor would whose integer kernels sum 8-bit products in 16 bits, or in 32,
+whichever processor this is.
+"""
 
 from __future__ import annotations
 
@@ -36,7 +38,10 @@ class Formed(KernelChoice):
 
 
 def products(a: NDArray, weight: NDArray, saturates: bool) -> Ints:
-    """a (m, k) uint8 @ weight (k, n): pairs of products with signed weights are summed in 16 bits, as PMADDUBSW does."""
+    """a (m, k) uint8 @ weight (k, n).
+
+    Pairs of products with signed weights are summed in 16 bits, as PMADDUBSW does.
+    """
     a, wide = a.astype(np.int64), weight.astype(np.int64)
     if not saturates or weight.dtype == np.uint8:
         return a @ wide

@@ -84,7 +84,9 @@ class Fixture:
         )[0]
 
     def run_as(self, proto: onnx.ModelProto, saturates: bool) -> np.ndarray:
-        """The file's output on a processor whose integer products saturate, or are exact, whichever this one is."""
+        """The file's output on a processor whose integer products saturate, or are exact, whichever
+        this one is.
+        """
         return EmulatedSession(proto.SerializeToString(), saturates).run(
             None, self.builder.lowered.feed(self.inputs)
         )[0]

@@ -1,4 +1,6 @@
-"""Which integers a kernel may hold follows from what the processor computes, and a file says for which processors it was made."""
+"""Which integers a kernel may hold follows from what the processor computes, and a file says for
+which processors it was made.
+"""
 
 from __future__ import annotations
 
@@ -204,6 +206,7 @@ def exact_products(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(problem, "check_identity", lambda *arguments: None)
 
 
+@pytest.mark.slow
 def test_recipe_readme_and_sessions_say_for_which_arithmetic_a_file_was_made(
     cnn_task: Task,
     tmp_path: Path,
@@ -242,6 +245,7 @@ def test_recipe_readme_and_sessions_say_for_which_arithmetic_a_file_was_made(
         assert ("was made for exact 8-bit products" in capsys.readouterr().out) == warns
 
 
+@pytest.mark.slow
 def test_a_recipe_made_elsewhere_is_reproduced_as_it_was_made(
     cnn_task: Task, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -254,10 +258,13 @@ def test_a_recipe_made_elsewhere_is_reproduced_as_it_was_made(
     autocompress.reproduce(tmp_path / "best", tmp_path / "again", cnn_task)
 
 
+@pytest.mark.slow
 def test_a_run_that_is_resumed_elsewhere_keeps_its_forms(
     cnn_task: Task, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Weights that were trained as unsigned integers stay unsigned where this process would choose otherwise."""
+    """Weights that were trained as unsigned integers stay unsigned where this process would choose
+    otherwise.
+    """
     space = {
         **SPACE,
         "modules": [{**SPACE["modules"][0], "weight_bits": 8, "group_size": 0}],
@@ -357,6 +364,7 @@ def test_tables_are_used_for_the_forms_that_they_were_measured_with(
             assert table_forms(table, target)["stem.0"] is IntegerForm.SIGNED
 
 
+@pytest.mark.slow
 def test_a_run_of_an_earlier_version_is_named(cnn_task: Task, tmp_path: Path) -> None:
     autocompress.search(cnn_task, SPACE, n_trials=1, out=tmp_path, quiet=True)
     run = json.loads((tmp_path / "run.json").read_text())

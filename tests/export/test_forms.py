@@ -1,4 +1,7 @@
-"""Every form of every kind of layer: the file computes what the simulation computes, on the kernels that it was given."""
+"""Every form of every kind of layer.
+
+The file computes what the simulation computes, on the kernels that it was given.
+"""
 
 from __future__ import annotations
 
@@ -20,6 +23,8 @@ from autocompress.targets.device.sessions import DEFAULT
 from autocompress.targets.kernel_arithmetic import products_saturate
 from autocompress.targets.kernel_timing import FOLDED
 from autocompress.targets.kernels import KernelChoice
+
+pytestmark = pytest.mark.slow
 
 BITS = (2, 3, 4, 5, 6, 7, 8)
 LAYERS = {
@@ -100,7 +105,10 @@ def test_every_width_group_and_zero_point_computes_what_was_simulated(
 def test_no_form_saturates_on_the_processors_that_it_is_for(
     layer: Fixture, form: IntegerForm, mode: str
 ) -> None:
-    """On this processor and on an emulated one of the other kind; signed weights are for processors with exact products alone."""
+    """On this processor and on an emulated one of the other kind.
+
+    Signed weights are for processors with exact products alone.
+    """
     layer = layer.formed(form)
     differences = []
     for candidate in every_width_group_and_zero_point(layer, 8, mode):

@@ -45,7 +45,8 @@ def test_differences_are_relative_and_of_what_is_finite(
 
 def test_words_for_the_terminal() -> None:
     assert Identity(1e-7, 2.3e-6, 0.0123).words == (
-        "what is simulated is what runs: the simulation differs from the model by 1e-07, the float file by "
+        "what is simulated is what runs: the simulation differs from the model by 1e-07, the "
+        "float file by "
         "2e-06, a file of 8-bit weights from its simulation by 0.01"
     )
 

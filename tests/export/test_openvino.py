@@ -1,4 +1,6 @@
-"""What the OpenVINO target offers, OpenVINO loads from the same file and computes as ONNX Runtime does."""
+"""What the OpenVINO target offers, OpenVINO loads from the same file and computes as ONNX Runtime
+does.
+"""
 
 from __future__ import annotations
 
@@ -10,6 +12,8 @@ from autocompress import Candidate, ModuleConfig
 from autocompress.targets.device.sessions import SessionSettings, open_session
 from autocompress.targets.kernels import KernelChoice
 from autocompress.targets.target import find_target
+
+pytestmark = pytest.mark.slow
 
 openvino = pytest.importorskip("openvino")
 TARGET = find_target("openvino-cpu")

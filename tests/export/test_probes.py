@@ -1,4 +1,6 @@
-"""Probes are measured where there is no PyTorch, and what was measured there serves as a table here."""
+"""Probes are measured where there is no PyTorch, and what was measured there serves as a table
+here.
+"""
 
 from __future__ import annotations
 
@@ -24,6 +26,8 @@ from autocompress.targets.latency_model.plan import Subject
 from autocompress.targets.latency_model.stored_tables import cached_table, table_multiples
 from autocompress.targets.target import find_target
 
+pytestmark = pytest.mark.slow
+
 TARGET = find_target("onnxruntime-cpu")
 NEEDED = ("numpy", "onnxruntime", "flatbuffers", "packaging", "google")
 
@@ -39,7 +43,9 @@ def subject(cnn_task) -> Subject:
 
 @pytest.fixture(scope="module")
 def device(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder of packages that has ONNX Runtime and numpy, and nothing else that is installed here."""
+    """A folder of packages that has ONNX Runtime and numpy, and nothing else that is installed
+    here.
+    """
     folder = tmp_path_factory.mktemp("device")
     for name in NEEDED:
         spec = importlib.util.find_spec(name)

@@ -21,6 +21,8 @@ from autocompress.export.reload import reproduce_model
 from autocompress.task.batches import feed_of
 from autocompress.task.task import call_model
 
+pytestmark = pytest.mark.slow
+
 SPACE = {
     "modules": [
         {"kind": "embedding", "weight_bits": [3, 8], "group_size": 16, "rank_ratio": [0.5, 1.0]},

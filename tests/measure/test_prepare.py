@@ -231,7 +231,8 @@ class Refuses(nn.Linear):
         ),
         (
             Calls(lambda x: x.sum()),
-            "task: the model gives outputs of shape () for one sample; expected a row per sample, (1,",
+            "task: the model gives outputs of shape () for one sample; expected a row per sample, "
+            "(1,",
         ),
     ],
 )

@@ -1,4 +1,4 @@
-"""Check which channels belong together, position by position, and the reasons of groups that stay."""
+"""Check which channels belong together by position, and why some groups stay."""
 
 from __future__ import annotations
 

@@ -118,5 +118,6 @@ def test_recovery_is_a_line_per_trial_on_a_scale_that_has_no_zero(front: ParetoF
 def test_the_hypervolume_is_drawn_by_trial(front: ParetoFront) -> None:
     (line,) = hypervolume_curve(info(front)).data
     assert list(line.x) == [1, 4]
-    # (1 - 0.5) (1 - 0.5) (1 - 0.5), then what 0.75 x 0.25 x 1 adds to it: both share 0.5 x 0.25 x 0.5.
+    # (1 - 0.5) (1 - 0.5) (1 - 0.5), then what 0.75 x 0.25 x 1 adds to it: both share 0.5 x 0.25 x
+    # 0.5.
     np.testing.assert_allclose(line.y, [0.125, 0.125 + 0.1875 - 0.0625])

@@ -178,7 +178,8 @@ def test_settings_are_words(front: ParetoFront) -> None:
     ]
     used = {"threads": 2, "disabled_optimizers": ["B", "C"]}
     assert settings_words(info(front, {"settings": {"used": used, "tried": tried}})) == (
-        "Sessions: 2 thread(s), optimiser passes switched off: B, C. 2 threads: 0.50x and 0.75x of the time (taken). "
+        "Sessions: 2 thread(s), optimiser passes switched off: B, C. 2 threads: 0.50x and 0.75x "
+        "of the time (taken). "
         "without A: 1.00x of the time (not taken)."
     )
     plain = {"used": {"threads": 1}, "tried": []}
@@ -188,7 +189,10 @@ def test_settings_are_words(front: ParetoFront) -> None:
 
 
 def test_the_hypervolume_grows_with_what_a_trial_adds(front: ParetoFront) -> None:
-    """Boxes of (1 - size) (1 - latency) (1 - lost / 0.1): a half cubed at first, then the same point, then a larger box."""
+    """Boxes of (1 - size) (1 - latency) (1 - lost / 0.1).
+
+    A half cubed at first, then the same point, then a larger box.
+    """
     rows = [(1, 500, 1.0, 0.85), (2, 600, 1.5, 0.8), (3, 250, 1.0, 0.95)]
     trials = pd.DataFrame(rows, columns=["number", "size_bytes", "latency_ms", "accuracy"])
     found = hypervolume_history(info(front, trials=trials))

@@ -94,8 +94,10 @@ def test_what_the_search_noticed_is_said(run: Path) -> None:
     )
     text = page(read_run(run))
     assert (
-        "Latency model: predictions are rough &lt;15 %. While the front was timed, the machine was busy. "
-        "The front was predicted 8.0% wrong, so the model was fitted again to what was measured there "
+        "Latency model: predictions are rough &lt;15 %. While the front was timed, the machine "
+        "was busy. "
+        "The front was predicted 8.0% wrong, so the model was fitted again to what was measured "
+        "there "
         "(1.0% on the same points)."
     ) in text
     assert "<p>seed 0, torch 2&lt;3</p>" in text

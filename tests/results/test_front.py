@@ -1,4 +1,6 @@
-"""Check which points are on a front, which one is picked, and that all of it comes back from a file."""
+"""Check which points are on a front, which one is picked, and that all of it comes back from a
+file.
+"""
 
 from __future__ import annotations
 
@@ -67,7 +69,8 @@ def test_picks() -> None:
     assert FRONT.smallest().trial == 1
     assert FRONT.fastest().trial == 2
     assert FRONT.most_accurate().trial == 3
-    # Shares of the spans (log size, log latency, accuracy): 1: (0, 1, 1), 2: (.5, 0, .5), 3: (1, .58, 0)
+    # Shares of the spans (log size, log latency, accuracy): 1: (0, 1, 1), 2: (.5, 0, .5), 3: (1,
+    # .58, 0)
     assert FRONT.knee().trial == 2
     equal = front_of(point(1, 100, 8.0, 0.9), point(2, 200, 4.0, 0.9))
     assert equal.most_accurate().trial == 1, "the smaller of two equally accurate points"

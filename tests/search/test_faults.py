@@ -1,4 +1,7 @@
-"""kill -9 in every phase of a search, Ctrl-C, damaged files: the same command goes on, and nothing that was found is lost."""
+"""kill -9 in every phase of a search, Ctrl-C, damaged files.
+
+The same command goes on, and nothing that was found is lost.
+"""
 
 from __future__ import annotations
 
@@ -25,6 +28,8 @@ from autocompress.results import files
 from autocompress.search.workers.journal import repair_journal
 from autocompress.search.workers.storage import folder_lock, open_study
 
+pytestmark = pytest.mark.slow
+
 SPACE = {
     "modules": [
         {"role": "head", "weight_bits": [8, 16]},
@@ -50,51 +55,12 @@ KILLS = (
     *["timing the front"] * 2,
     *["writing the report"] * 2,
 )
-# Children of one process that has loaded everything already: only the search itself is done twenty times over.
-FORKS = """
-import json, os, random, signal, sys, time
-import torch
-torch.set_num_threads(1)
-import autocompress as ac
-from autocompress.search import opening
-from autocompress.search.problem import progress
-opening.torch.set_num_threads = lambda count: None
-spec, folder, space, kills = sys.argv[1], sys.argv[2], json.loads(sys.argv[3]), json.loads(sys.argv[4])
-task = ac.load_task(spec)
-random.seed(0)
-for i, phase in enumerate(kills):
-    reads, writes = os.pipe()
-    child = os.fork()
-    if child == 0:
-        def told(self, what, share, original=progress.SearchProgress.phase):
-            os.write(writes, (what + "\\n").encode())
-            return original(self, what, share)
-        def trials(self, *given, original=progress.SearchProgress.trials):
-            os.write(writes, b"searching\\n")
-            return original(self, *given)
-        progress.SearchProgress.phase, progress.SearchProgress.trials = told, trials
-        try:
-            ac.search(task, space, n_trials=2 * (i + 1), out=folder, quiet=True, finalize_steps=6)
-        except BaseException:
-            import traceback
-            traceback.print_exc()
-            os._exit(1)
-        os._exit(0)
-    os.close(writes)
-    with os.fdopen(reads) as lines:
-        for line in lines:
-            if line.strip() == phase:
-                break
-        time.sleep(random.random() * 0.25)
-        os.kill(child, signal.SIGKILL)
-    _, status = os.waitpid(child, 0)
-    print(json.dumps({"phase": phase, "killed": os.WIFSIGNALED(status), "code": os.waitstatus_to_exitcode(status)}), flush=True)
-    sys.stdin.readline()
-"""
 
 
 def finished(folder: Path) -> dict[int, tuple[str, tuple[float, ...] | None]]:
-    """State and values by number of the trials that the journal holds, read as a resumed search reads it."""
+    """State and values by number of the trials that the journal holds, read as a resumed search
+    reads it.
+    """
     path = folder / "study.journal"
     if not path.is_file():
         return {}
@@ -135,8 +101,7 @@ def test_kill_9_at_twenty_moments_loses_at_most_the_trial_in_flight(
         sys.executable,
         "-W",
         "ignore",
-        "-c",
-        FORKS,
+        str(Path(__file__).with_name("kill_searches.py")),
         cnn_spec,
         str(folder),
         json.dumps(SPACE),
@@ -353,7 +318,10 @@ def test_damaged_files_are_made_again_or_named(
 
 
 def test_variants_of_several_writers_are_whole(tmp_path: Path) -> None:
-    """Two processes that make the same variants in one folder: atomic renames leave one whole file of each."""
+    """Two processes that make the same variants in one folder.
+
+    Atomic renames leave one whole file of each.
+    """
     script = """
 import sys, torch
 from pathlib import Path

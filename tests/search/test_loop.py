@@ -33,6 +33,8 @@ from autocompress.search.problem.goal import Goal
 from autocompress.search.workers import worker
 from autocompress.search.workers.storage import open_study
 
+pytestmark = pytest.mark.slow
+
 SPACE = {
     "modules": [
         {"role": "head", "weight_bits": [8, 16], "activation_bits": [8, 32]},
@@ -171,7 +173,9 @@ def test_more_trials_continue_and_never_worsen_the_front(cnn_task, tmp_path: Pat
 def test_what_is_over_budget_is_never_evaluated(
     finished, cnn_task, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The second proposal of every guided search is the uniform 8-bit model, here a byte larger than allowed."""
+    """The second proposal of every guided search is the uniform 8-bit model, here a byte larger
+    than allowed.
+    """
     uniform = int(rows(finished[1])[1]["size_bytes"])
     judged: list[int] = []
     original = trial_module.Judge._race
@@ -254,7 +258,7 @@ def test_an_accuracy_that_nothing_can_keep_is_said_after_the_first_trial(
     few = {"modules": [{"match": "*", "weight_bits": [2, 3], "pruning_ratio": [0.5, 0.75]}]}
     ac.search(cnn_task, few, n_trials=2, out=tmp_path, max_accuracy_drop=0.001, finalize_steps=0)
     said = " ".join(capsys.readouterr().err.split())
-    assert "limits: what is expected to lose least (" in said
+    assert "limits: the candidate with the least predicted loss (" in said
     first = open_study(str(tmp_path / "study.journal")).trials[0]
     assert (
         f"misses max_accuracy_drop by {first.constraints['max_accuracy_drop']:.4f}"
@@ -263,7 +267,10 @@ def test_an_accuracy_that_nothing_can_keep_is_said_after_the_first_trial(
 
 
 def sharpness(outputs, targets) -> float:
-    """Minus the mean probability of the right class's rivals times ten: falls where accuracy need not."""
+    """Minus the mean probability of the right class's rivals times ten.
+
+    Falls where accuracy need not.
+    """
     return -10 * float(1 - outputs.softmax(1).gather(1, targets[:, None]).mean())
 
 
@@ -327,7 +334,9 @@ def test_optunas_own_samplers_search_the_same_space(cnn_task, tmp_path: Path, sa
 
 
 def test_the_front_does_not_depend_on_the_order_of_telling(finished, cnn_task) -> None:
-    """Whatever order trials are told in, the front holds the same points, and no trial more makes its hypervolume smaller."""
+    """Whatever order trials are told in, the front holds the same points, and no trial more makes
+    its hypervolume smaller.
+    """
     result, folder = finished
     trials = [
         t
@@ -422,7 +431,8 @@ def test_a_full_disk_keeps_what_was_found(
     monkeypatch.setattr(worker, "append_row", full)
     with pytest.raises(
         RunFolderError,
-        match=r"trials\.csv: cannot be written \(No space left on device\); results up to here are kept",
+        match=r"trials\.csv: cannot be written \(No space left on device\); results up to here "
+        r"are kept",
     ):
         ac.search(cnn_task, SPACE, n_trials=6, out=tmp_path, quiet=True)
     assert len(rows(tmp_path)) == 3

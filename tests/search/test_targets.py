@@ -1,4 +1,7 @@
-"""Searches under other targets: nothing is offered that they cannot execute, and every number says where it comes from."""
+"""Searches under other targets.
+
+Nothing is offered that they cannot execute, and every number says where it comes from.
+"""
 
 from __future__ import annotations
 
@@ -24,6 +27,8 @@ from autocompress.targets.device.timing import Timing, interleaved_timing
 from autocompress.targets.latency_model import stored_tables
 from autocompress.targets.latency_model.latency_table import LatencyTable
 from autocompress.targets.target import FILES
+
+pytestmark = pytest.mark.slow
 
 SPACE = {
     "modules": [
@@ -123,7 +128,7 @@ def test_a_table_of_another_machine_predicts_for_that_machine(cnn_task, tmp_path
 def test_a_model_that_is_wrong_on_the_front_is_fitted_again(
     cnn_task, tmp_path: Path, monkeypatch
 ) -> None:
-    """Here every file takes half as long again as was predicted when its trial came to the front."""
+    """Every file takes half as long again as was predicted when it came to the front."""
     taken: dict[str, float] = {}
 
     def slower(

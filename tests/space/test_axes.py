@@ -1,4 +1,7 @@
-"""Check the values that a rule gives an axis: their order, their bounds, and what a target leaves."""
+"""Check the values that a rule gives an axis.
+
+Their order, their bounds, and what a target leaves.
+"""
 
 from __future__ import annotations
 

@@ -3,6 +3,8 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
+import torch
+import yaml
 
 from autocompress import ModuleConfig, find_modules
 from autocompress.errors import AutocompressError, SpaceError, TargetError
@@ -67,7 +69,8 @@ def test_first_match_wins_and_knobs_sit_where_they_mean_something(found) -> None
         (
             {"modules": [{"match": "*", "weight_bits": [9]}]},
             TargetError,
-            "space: rule 1: weight_bits 9 cannot be stored by target onnxruntime-cpu; nearest valid value: 8",
+            "space: rule 1: weight_bits 9 cannot be stored by target onnxruntime-cpu; nearest "
+            "valid value: 8",
         ),
         (
             {"modules": [{"match": "*", "pruning_ratio": 1.0}]},
@@ -82,7 +85,8 @@ def test_first_match_wins_and_knobs_sit_where_they_mean_something(found) -> None
         (
             {"modules": [{"match": "*", "group_size": 48}]},
             SpaceError,
-            "space: rule 1: group_size 48 is not one of (-1, 0, 16, 32, 64, 128, 256); nearest valid value: 32",
+            "space: rule 1: group_size 48 is not one of (-1, 0, 16, 32, 64, 128, 256); nearest "
+            "valid value: 32",
         ),
         (
             {"modules": [{"match": "*", "algorithm": ["gtpq"]}]},
@@ -233,3 +237,60 @@ def test_what_a_target_cannot_execute_is_left_out_and_said(transformer_task) -> 
         match="weight_bits 3 cannot be stored by target openvino-cpu; nearest valid value: 4",
     ):
         SearchSpace.load({"modules": [{"match": "*", "weight_bits": 3}]}).bind(found, target)
+
+
+@pytest.mark.parametrize(
+    "data",
+    [
+        {"distillation": {"steps": 0}},
+        {"constraints": {"max_size": "50%"}},
+        {"calibration": {"range": "percentile"}},
+        {},
+    ],
+)
+def test_a_space_without_modules_takes_the_default_rules(data: dict, found, tmp_path: Path) -> None:
+    default = SearchSpace.load(None)
+    (tmp_path / "space.yaml").write_text(yaml.safe_dump(data))
+    for source in (data, tmp_path / "space.yaml"):
+        space = SearchSpace.load(source)
+        assert space.rules == default.rules
+        assert [k.parameter for k in space.bind(found, TARGET).knobs] == [
+            k.parameter for k in default.bind(found, TARGET).knobs
+        ]
+    linear = find_modules(torch.nn.Linear(4, 2), torch.zeros(1, 4))
+    assert SearchSpace.load(data).bind(linear, TARGET).knobs, (
+        "default rules need not match: there is no convolution"
+    )
+
+
+@pytest.mark.parametrize(
+    ("text", "came"),
+    [
+        (
+            "",
+            "expected a mapping such as modules: [{match: '*', weight_bits: [4, 8]}], got an "
+            "empty file",
+        ),
+        (
+            "- match: x",
+            "expected a mapping such as modules: [{match: '*', weight_bits: [4, 8]}], got list",
+        ),
+        (
+            "modules:",
+            "'modules' must be a list of rules, got None; nearest: modules: [{match: '*', "
+            "weight_bits: [4, 8]}], or none for",
+        ),
+        (
+            "modules: {match: '*'}",
+            "'modules' must be a list of rules, got {'match': '*'}; nearest: modules: [{match:",
+        ),
+        ("modul: []", "unknown key 'modul'; nearest: modules"),
+    ],
+)
+def test_spaces_whose_modules_are_none_say_what_to_add(
+    text: str, came: str, tmp_path: Path
+) -> None:
+    (tmp_path / "space.yaml").write_text(text)
+    with pytest.raises(SpaceError) as caught:
+        SearchSpace.load(tmp_path / "space.yaml")
+    assert came in str(caught.value)

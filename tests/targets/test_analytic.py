@@ -86,6 +86,7 @@ def test_convolutions_count_their_groups() -> None:
     assert node_operations(lstm) == (2 * 5 * 2 * (48 + 64), False)
 
 
+@pytest.mark.slow
 def test_a_table_of_an_analytic_target_predicts_the_files(cnn_task) -> None:
     target = find_target("analytic:microcontroller")
     builder = prepare(

@@ -1,4 +1,6 @@
-"""Kernels are chosen by measuring them, once, and whether one rounds its inputs is seen from what it returns."""
+"""Kernels are chosen by measuring them, once, and whether one rounds its inputs is seen from what
+it returns.
+"""
 
 from __future__ import annotations
 

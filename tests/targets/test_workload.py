@@ -107,7 +107,8 @@ def test_the_untouched_model() -> None:
 def test_integers_are_converted_where_they_meet_floats() -> None:
     work = workload(layout(), Candidate.of({"conv": INT8, "a": INT8, "b": INT8}))
     found = work.surroundings
-    # The graph's input is read as floats by an integer convolution, whose integers a linear module reads as floats.
+    # The graph's input is read as floats by an integer convolution, whose integers a linear module
+    # reads as floats.
     assert found["from floats to integers"] == 1
     assert found["elements from floats to integers"] == 0
     assert found["from integers to floats"] == 1

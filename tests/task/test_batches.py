@@ -1,4 +1,6 @@
-"""Check how inputs are walked, cut, named and moved, and that reading data leaves random generators alone."""
+"""Check how inputs are walked, cut, named and moved, and that reading data leaves random generators
+alone.
+"""
 
 from __future__ import annotations
 

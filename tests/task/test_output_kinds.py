@@ -1,4 +1,4 @@
-"""Check how much of the data is looked at to tell what an output holds, and how splits are weighed."""
+"""Check how much data is read to tell what an output holds, and how splits are weighed."""
 
 from __future__ import annotations
 

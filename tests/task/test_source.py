@@ -1,4 +1,6 @@
-"""Check that a task says where it comes from, and that loading its file leaves the import path alone."""
+"""Check that a task says where it comes from, and that loading its file leaves the import path
+alone.
+"""
 
 from __future__ import annotations
 

@@ -13,6 +13,8 @@ from autocompress.tasks import easy_vqa
 from autocompress.tasks.easy_vqa_data import load_easy_vqa
 from autocompress.tasks.train_easy_vqa import accuracy, train
 
+pytestmark = pytest.mark.slow
+
 
 @pytest.fixture(scope="module")
 def task():

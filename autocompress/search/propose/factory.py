@@ -1,4 +1,4 @@
-"""What proposes the trials of a search: sensitivities measured or read, the tables over them, and the sampler."""
+"""Make the sampler of a search, after sensitivities are read or measured and tabulated."""
 
 from __future__ import annotations
 
@@ -16,12 +16,11 @@ from autocompress.search.problem.problem import Problem
 from autocompress.search.propose.allocation import Allocator
 from autocompress.search.propose.progressive import DEFAULT_DROP, ProgressiveSampler
 from autocompress.search.propose.sampler import PriceSampler
-from autocompress.search.propose.sensitivity import (
+from autocompress.search.propose.sensitivity import measure_sensitivity, often_chosen
+from autocompress.search.propose.sensitivity_table import (
     Losses,
     Sensitivity,
     divergences,
-    measure_sensitivity,
-    often_chosen,
     read_rows,
     write_rows,
 )
@@ -36,11 +35,21 @@ def sensitivity(
     report: Callable[[str, float], None],
     deadline: float | None = None,
 ) -> tuple[Losses, Sensitivity | None]:
-    """(divergence by (module, config), how it was found): from the run folder, or measured now."""
+    """Return the divergences of single changes, from the run folder or measured now.
+
+    Args:
+        bench: the task, its space and its costs.
+        folder: the run folder; what is measured is written there.
+        report: takes the name of the step and its share done.
+        deadline: end of the measurements on the monotonic clock, in seconds; None for no limit.
+
+    Returns:
+        Divergence by (module, config), and how it was measured; None if it was read.
+    """
     rows = read_rows(folder / SENSITIVITY_FILE)
     if rows:
         return divergences(rows), None
-    found = measure_sensitivity(
+    measured = measure_sensitivity(
         bench.task,
         bench.stitcher,
         bench.space,
@@ -51,22 +60,35 @@ def sensitivity(
         deadline,
         report,
     )
-    write_rows(folder / SENSITIVITY_FILE, found.rows)
-    return divergences(found.rows), found
+    write_rows(folder / SENSITIVITY_FILE, measured.rows)
+    return divergences(measured.rows), measured
 
 
 def make_allocator(bench: Problem, losses: Losses) -> Allocator:
-    """The tables of the bench."""
+    """Return the allocator over losses, bytes and latencies.
+
+    Args:
+        bench: the space, the latency table and the baseline.
+        losses: divergence by (module, config).
+    """
     return Allocator.of(bench.space, bench.layout, bench.table, losses, bench.baseline.size_bytes)
 
 
 def price_sampler(bench: Problem, limits: Limits, losses: Losses, seed: int) -> PriceSampler:
-    """The guided sampler; one of its first proposals prunes all groups by one threshold on their magnitudes."""
-    groups = [
-        g
-        for g in bench.module_map.groups
-        if g.reason is None and max(bench.space.numbers(g.name, "pruning_ratio")) > 0
-    ]
+    """Return the guided sampler.
+
+    One of its first proposals prunes all groups by one threshold on their magnitudes.
+
+    Args:
+        bench: the space, the tables and the baseline.
+        limits: what a candidate must keep.
+        losses: divergence by (module, config).
+        seed: determines the proposals.
+    """
+    groups = []
+    for group in bench.module_map.groups:
+        if group.reason is None and max(bench.space.numbers(group.name, "pruning_ratio")) > 0:
+            groups.append(group)
     scores = {g.name: bench.layout.pruner.scores(g, "l2") for g in groups}
     ratios = global_ratios(scores, GLOBAL_RATIO) if scores else {}
     return PriceSampler(
@@ -87,7 +109,17 @@ def make_sampler(
     seed: int,
     study: optuna.Study,
 ) -> BaseSampler:
-    """What proposes the trials of a study."""
+    """Return the sampler of a study.
+
+    Args:
+        strategy: "guided" or "progressive".
+        sampler: "guided" or a name of Optuna's samplers; for the strategy "guided".
+        bench: the space, the tables and the baseline.
+        limits: what a candidate must keep.
+        losses: divergence by (module, config).
+        seed: determines the proposals.
+        study: its number of trials shifts the draws of Optuna's samplers.
+    """
     if strategy == "progressive":
         drop = DEFAULT_DROP if limits.max_accuracy_drop is None else limits.max_accuracy_drop
         return ProgressiveSampler(bench.space, losses, bench.baseline.accuracy - drop, seed)

@@ -1,4 +1,7 @@
-"""Progressive quantization: one module after another, the least sensitive first, goes one width down while accuracy holds."""
+"""Propose progressive quantization: narrow one module at a time while accuracy holds.
+
+The strategy "progressive" of a search; an alternative to the guided sampler.
+"""
 
 from __future__ import annotations
 
@@ -20,13 +23,13 @@ DEFAULT_DROP = 0.01
 
 
 class ProgressiveSampler(BaseSampler):
-    """Walks down the widths of the space, one module and one width per trial.
+    """Walk down the widths of the space, one module and one width per trial.
 
-    The walk starts at the widest weights, on integer kernels where the space offers them and with every other knob at its most
-    careful choice. It passes over the modules in the order of falling harmlessness (`losses`, the divergence of each module alone
-    at its narrowest); a step that ends below the accuracy `floor`, or violates a limit, is taken back and the module stays where it
-    is. Where the walk stands follows from the told trials alone, so that it resumes anywhere, and a guided search in
-    the same study goes on from its points.
+    The walk starts at the widest weights. Activations are at 8 bits where the space offers them,
+    every other knob is at its first choice. Modules are narrowed in rounds, from least to most
+    sensitive. A step is taken back if it ends below the accuracy floor or violates a limit; the
+    module then stays as it is. The state of the walk follows from the stored trials alone: a
+    stopped search resumes anywhere, and a guided search in the same study uses its trials.
     """
 
     def __init__(
@@ -45,17 +48,20 @@ class ProgressiveSampler(BaseSampler):
 
     def _harm(self, name: str, losses: Mapping[tuple[str, ModuleConfig], float]) -> float:
         narrowest = min(self._space.numbers(name, "weight_bits"))
-        found = [
-            loss
-            for (module, config), loss in losses.items()
-            if module == name and config.weight_bits == narrowest
-        ]
-        return min(found, default=0.0)
+        harms = []
+        for (module, config), loss in losses.items():
+            if module == name and config.weight_bits == narrowest:
+                harms.append(loss)
+        return min(harms, default=0.0)
 
     def infer_relative_search_space(
         self, study: optuna.Study, trial: FrozenTrial
     ) -> dict[str, BaseDistribution]:
-        """Always the whole space."""
+        """Return the whole space.
+
+        Args:
+            study, trial: not used.
+        """
         return self._distributions
 
     def sample_independent(
@@ -65,13 +71,28 @@ class ProgressiveSampler(BaseSampler):
         param_name: str,
         param_distribution: BaseDistribution,
     ) -> Any:
-        """Never needed for the fixed space; random for parameters that a user adds."""
+        """Return a random value for a parameter that a user adds to the space.
+
+        Args:
+            study: the study.
+            trial: the trial that asks.
+            param_name: name of the parameter.
+            param_distribution: its values.
+        """
         return self._random.sample_independent(study, trial, param_name, param_distribution)
 
     def sample_relative(
         self, study: optuna.Study, trial: FrozenTrial, search_space: dict[str, BaseDistribution]
     ) -> dict[str, Any]:
-        """The next step; the last accepted point again when the walk is over."""
+        """Return the next step, or the last accepted point if the walk is over.
+
+        Args:
+            study: holds the trials that say where the walk stands.
+            trial, search_space: not used.
+
+        Returns:
+            The value of each parameter of the space.
+        """
         proposal, accepted = self._walk(study)
         extra: dict[str, Any] = dict.fromkeys(self._space.recovery.searched, 0)
         if ALPHA in self._distributions:
@@ -79,20 +100,23 @@ class ProgressiveSampler(BaseSampler):
         return {**self._parameters(accepted if proposal is None else proposal), **extra}
 
     def finished(self, study: optuna.Study) -> bool:
-        """Whether no step is left."""
+        """Return True if no step is left.
+
+        Args:
+            study: holds the trials that say where the walk stands.
+        """
         return self._walk(study)[0] is None
 
     def _walk(self, study: optuna.Study) -> tuple[dict[str, int] | None, dict[str, int]]:
-        """(the first step without an outcome, the last accepted widths), as indices by module."""
-        told = study.get_trials(
+        """Return (first step without an outcome or None, accepted widths), as indices by module."""
+        ended = study.get_trials(
             deepcopy=False, states=(TrialState.COMPLETE, TrialState.PRUNED, TrialState.FAIL)
         )
         names = [knob.parameter for knob in self._space.knobs]
-        outcomes = {
-            tuple(t.params[name] for name in names): t
-            for t in told
-            if all(name in t.params for name in names)
-        }
+        outcomes = {}
+        for trial in ended:
+            if all(name in trial.params for name in names):
+                outcomes[tuple(trial.params[name] for name in names)] = trial
 
         def outcome(widths: dict[str, int]) -> FrozenTrial | None:
             return outcomes.get(tuple(self._parameters(widths)[name] for name in names))
@@ -102,19 +126,18 @@ class ProgressiveSampler(BaseSampler):
             return accepted, accepted
         frozen: set[str] = set()
         while True:
-            movable = [
-                name
-                for name in self._order
-                if name not in frozen and accepted[name] + 1 < self._widths[name]
-            ]
+            movable = []
+            for name in self._order:
+                if name not in frozen and accepted[name] + 1 < self._widths[name]:
+                    movable.append(name)
             if not movable:
                 return None, accepted
             for name in movable:
                 step = {**accepted, name: accepted[name] + 1}
-                trial = outcome(step)
-                if trial is None:
+                step_trial = outcome(step)
+                if step_trial is None:
                     return step, accepted
-                if self._holds(trial):
+                if self._holds(step_trial):
                     accepted = step
                 else:
                     frozen.add(name)
@@ -124,15 +147,13 @@ class ProgressiveSampler(BaseSampler):
         return record.is_complete and record.accuracy >= self._floor and record.feasible
 
     def _parameters(self, widths: Mapping[str, int]) -> dict[str, int]:
-        """The index of every knob."""
-        found = {}
+        """Return the index of every knob, by Optuna parameter."""
+        parameters = {}
         for knob in self._space.knobs:
             if knob.axis == "weight_bits":
-                found[knob.parameter] = widths[knob.module]
+                parameters[knob.parameter] = widths[knob.module]
+            elif knob.axis == "activation_bits" and 8 in knob.choices:
+                parameters[knob.parameter] = knob.choices.index(8)
             else:
-                found[knob.parameter] = (
-                    knob.choices.index(8)
-                    if knob.axis == "activation_bits" and 8 in knob.choices
-                    else 0
-                )
-        return found
+                parameters[knob.parameter] = 0
+        return parameters

@@ -1,4 +1,8 @@
-"""Proposals for the Optuna study: prices over the sensitivity table, corrected by what was told, chosen by expected improvement."""
+"""Propose the trials of a guided search.
+
+Prices over the sensitivity table give allocations. The trials that ended correct the table, and the
+proposal with the largest expected hypervolume improvement is taken.
+"""
 
 from __future__ import annotations
 
@@ -25,39 +29,49 @@ from autocompress.space.search_space import BoundSpace
 
 Array = NDArray[np.float64]
 PRICED, MOVED = 32, 32  # proposals by prices and by local moves, of which one is taken
-JITTER = 0.5  # of the logarithm of the factors per tower and part, in half of the prices
+JITTER = 0.5  # deviation of the log factors per tower and part, for half of the prices
 MOST_MOVES = 3
 NEW_RECOVERY = 1 / 3
 DIMENSIONS = 6  # alpha and the five choices of a recovery
-LADDER = 12  # prices of size and of latency at which the most accurate allocation within limits is looked for
-ROOM = 0.98  # of a limit, so that what is predicted to keep it does
+LADDER = 12  # prices per axis, to find the most accurate allocation within limits
+ROOM = 0.98  # share of a limit that a prediction may use, so that the candidate keeps it
 ANCHORS: tuple[tuple[int, int], ...] = ((8, 8), (4, 8))
 
 
 def distributions(space: BoundSpace) -> dict[str, BaseDistribution]:
-    """The fixed, unconditional space: an ordered index per knob, and the distillation."""
-    found: dict[str, BaseDistribution] = {
-        k.parameter: IntDistribution(0, len(k.choices) - 1) for k in space.knobs
-    }
+    """Return the fixed, unconditional space of Optuna: an index per knob, and the recovery.
+
+    Args:
+        space: its knobs become ordered indices.
+
+    Returns:
+        Distribution by parameter.
+    """
+    by_parameter: dict[str, BaseDistribution] = {}
+    for knob in space.knobs:
+        by_parameter[knob.parameter] = IntDistribution(0, len(knob.choices) - 1)
     if space.recovery.alpha_is_searched:
-        found[ALPHA] = FloatDistribution(*space.recovery.alphas)
-    found |= {
-        name: IntDistribution(0, len(choices) - 1)
-        for name, choices in space.recovery.searched.items()
-    }
-    return found
+        by_parameter[ALPHA] = FloatDistribution(*space.recovery.alphas)
+    for name, choices in space.recovery.searched.items():
+        by_parameter[name] = IntDistribution(0, len(choices) - 1)
+    return by_parameter
 
 
 class PriceSampler(BaseSampler):
-    """Draws (lambda_size, lambda_latency), takes the allocation that is cheapest at them, and chooses among many such and among local moves
-    around the front by expected hypervolume improvement.
+    """Propose the candidate with the largest expected hypervolume improvement.
 
-    The first trials are anchors (the most accurate allocation within the limits of size and latency, uniform 8 and 4 bits on integer
-    kernels, and, where groups can be pruned, 8 bits with the given `pruning_ratios`), then quasi-random prices over the measured table.
-    From `GUIDED_AFTER` told trials on, the table is corrected by them (`DivergenceModel`), what a divergence costs is read off them
-    (`LossModel`), and running trials count with what is predicted of them, so that workers do not propose the same (kriging believer;
-    Ginsbourger et al. 2010). Everything is derived from the seed, the trial's number and the storage: a resumed search goes on where it
-    stopped, and workers need no other channel.
+    Proposals are the cheapest allocations at random prices (lambda_size, lambda_latency), and local
+    moves around the front.
+
+    The first trials are anchors: the most accurate allocation within the limits of size and
+    latency, uniform 8 and 4 bits on integer kernels and, where groups can be pruned, 8 bits with
+    `pruning_ratios`. Quasi-random prices over the measured table follow. From `GUIDED_AFTER`
+    finished trials on, they correct the table (`DivergenceModel`) and give the loss of a divergence
+    (`LossModel`). Running trials count with their prediction, so that workers do not propose the
+    same (kriging believer; Ginsbourger et al. 2010).
+
+    Everything follows from the seed, the trial's number and the storage: a resumed search goes on
+    where it stopped, and workers need no other channel.
     """
 
     def __init__(
@@ -74,24 +88,25 @@ class PriceSampler(BaseSampler):
         self._seed = seed
         self._anchors = [{name: ModuleConfig(*bits) for name in space.kinds} for bits in ANCHORS]
         if pruning_ratios:
-            self._anchors.append(
-                {
-                    name: ModuleConfig(8, 8, pruning_ratio=pruning_ratios.get(name, 0.0))
-                    for name in space.kinds
-                }
-            )
+            pruned = {}
+            for name in space.kinds:
+                pruned[name] = ModuleConfig(8, 8, pruning_ratio=pruning_ratios.get(name, 0.0))
+            self._anchors.append(pruned)
         self._names = dict.fromkeys(knob.parameter for knob in space.knobs).keys()
         self._distributions = distributions(space)
         self._random = RandomSampler(seed=seed)
-        self._known: dict[
-            tuple[str, int], Told
-        ] = {}  # as long as a trial is in the state in which it was seen, it does not change
+        # A trial does not change as long as its state is the same.
+        self._known: dict[tuple[str, int], Told] = {}
         self._points = np.zeros((0, 2 + DIMENSIONS))
 
     def infer_relative_search_space(
         self, study: optuna.Study, trial: FrozenTrial
     ) -> dict[str, BaseDistribution]:
-        """Always the whole space."""
+        """Return the whole space.
+
+        Args:
+            study, trial: not used.
+        """
         return self._distributions
 
     def sample_independent(
@@ -101,58 +116,75 @@ class PriceSampler(BaseSampler):
         param_name: str,
         param_distribution: BaseDistribution,
     ) -> Any:
-        """Never needed for the fixed space; random for parameters that a user adds."""
+        """Return a random value for a parameter that a user adds to the space.
+
+        Args:
+            study: the study.
+            trial: the trial that asks.
+            param_name: name of the parameter.
+            param_distribution: its values.
+        """
         return self._random.sample_independent(study, trial, param_name, param_distribution)
 
     def sample_relative(
         self, study: optuna.Study, trial: FrozenTrial, search_space: dict[str, BaseDistribution]
     ) -> dict[str, Any]:
-        """One proposal."""
+        """Return one proposal.
+
+        Args:
+            study: holds the trials to learn from.
+            trial: its number determines the random draws.
+            search_space: not used.
+
+        Returns:
+            The value of each parameter of the space.
+        """
         point = self._point(trial.number)
         recovery = point[2:]
         if trial.number <= len(self._anchors):
             return {**self._anchor(trial.number), **self._extra(recovery)}
         states = (TrialState.COMPLETE, TrialState.PRUNED, TrialState.RUNNING)
         trials = study.get_trials(deepcopy=False, states=states)
-        told = [
-            found
-            for t in trials
-            if t.number != trial.number and (found := self._told(study, t)) is not None
-        ]
-        if sum(t.whole and math.isfinite(t.divergence) for t in told) < GUIDED_AFTER:
-            return {
-                **self._allocator.parameters(
-                    self._allocator.allocate(self._prices(point[None, :2]))[0]
-                ),
-                **self._extra(recovery),
-            }
+        others = []
+        for other in trials:
+            described = self._told(study, other) if other.number != trial.number else None
+            if described is not None:
+                others.append(described)
+        if sum(t.whole and math.isfinite(t.divergence) for t in others) < GUIDED_AFTER:
+            choices = self._allocator.allocate(self._prices(point[None, :2]))[0]
+            return {**self._allocator.parameters(choices), **self._extra(recovery)}
         generator = np.random.default_rng([self._seed, trial.number])
-        # Each quality in turn: what one proposal leaves aside, the next one looks for.
-        best, parent = self._best(told, generator, trial.number % len(self._goal.levels))
+        # Proposals take the qualities in turn, since each improves the front in one of them.
+        best, parent = self._best(others, generator, trial.number % len(self._goal.levels))
         extra = self._extra(recovery) if parent is None else self._near(parent, recovery, generator)
         return {**self._allocator.parameters(best), **extra}
 
     def _best(
-        self, told: list[Told], generator: np.random.Generator, quality: int
+        self, trials: list[Told], generator: np.random.Generator, quality: int
     ) -> tuple[Choices, TrialRecord | None]:
-        """(choices, the front member that they were moved from, if any) with the largest expected improvement that was not told yet."""
-        front = told_front(told)
-        model = Model.of(told, front, self._goal, self._allocator, self._shared, quality)
+        """Return the new allocation with the largest expected improvement, and its parent.
+
+        The parent is the front member from which a local move started, else None.
+        """
+        front = told_front(trials)
+        model = Model.of(trials, front, self._goal, self._allocator, self._shared, quality)
         priced = self._priced(model, generator)
         moved, parents = self._moved(front, generator)
         pool = np.concatenate([priced, moved])
         gain = model.improvement(pool)
-        known = {t.key for t in told}
+        tried = {t.key for t in trials}
         order = np.argsort(-gain, kind="stable")
-        best = next((i for i in order if pool[i].tobytes() not in known), order[0])
+        best = next((i for i in order if pool[i].tobytes() not in tried), order[0])
         return pool[best], parents[best - len(priced)] if best >= len(priced) else None
 
     def _priced(self, model: Model, generator: np.random.Generator) -> Choices:
-        """Allocations at random prices: half by the posterior mean, half by draws of it, half of each with factors per tower and part."""
+        """Return allocations at random prices: half by the posterior mean, half by draws from it.
+
+        Half of each have random factors per tower and part.
+        """
         draws = model.divergence.draws(PRICED // 2, generator)
-        weights = np.concatenate(
-            [np.repeat(model.divergence.mean[None], PRICED - len(draws), axis=0), draws]
-        )
+        means = np.repeat(model.divergence.mean[None], PRICED - len(draws), axis=0)
+        weights = np.concatenate([means, draws])
         jitter = np.exp(generator.normal(0, JITTER, (PRICED, int(self._shared.max(initial=0)) + 1)))
         jitter[::2] = 1.0
         weights = weights * jitter[:, self._shared]
@@ -161,30 +193,28 @@ class PriceSampler(BaseSampler):
     def _moved(
         self, front: list[Told], generator: np.random.Generator
     ) -> tuple[Choices, list[TrialRecord]]:
-        """One to `MOST_MOVES` knobs of front members moved by a step, every third time anywhere."""
+        """Return front members with 1 to `MOST_MOVES` knobs moved, and the members.
+
+        A knob moves by one step, or to any index in a third of the moves.
+        """
         knobs = self._space.knobs
         rows, parents = [], []
         for _ in range(MOVED if front else 0):
             parent = front[int(generator.integers(len(front)))]
             moves = {}
-            for i in generator.integers(
-                len(knobs), size=int(generator.integers(1, MOST_MOVES + 1))
-            ):
+            count = int(generator.integers(1, MOST_MOVES + 1))
+            for i in generator.integers(len(knobs), size=count):
                 last = len(knobs[i].choices) - 1
-                step = parent.indices[i] + int(generator.choice([-1, 1]))
-                moves[int(i)] = int(
-                    np.clip(
-                        int(generator.integers(last + 1)) if generator.random() < 1 / 3 else step,
-                        0,
-                        last,
-                    )
-                )
+                index = parent.indices[i] + int(generator.choice([-1, 1]))
+                if generator.random() < 1 / 3:
+                    index = int(generator.integers(last + 1))
+                moves[int(i)] = int(np.clip(index, 0, last))
             rows.append(self._allocator.moved(parent.choices, parent.indices, moves))
             parents.append(parent.trial)
         return np.array(rows, dtype=np.intp).reshape(len(rows), self._allocator.width), parents
 
     def _told(self, study: optuna.Study, trial: FrozenTrial) -> Told | None:
-        """None for a trial whose parameters are not all there, or that repeats another one."""
+        """Return a trial in the terms of the model; None if it is incomplete or repeats another."""
         key = study.study_name, trial.number
         known = self._known.get(key)
         if known is not None and known.trial.state == trial.state:
@@ -226,34 +256,38 @@ class PriceSampler(BaseSampler):
         return found
 
     def _point(self, number: int) -> Array:
-        """The `number`-th of a quasi-random sequence (Halton 1960), which the seed alone determines."""
+        """Return one point of the seed's quasi-random sequence (Halton 1960)."""
         if number >= len(self._points):
             self._points = qmc.Halton(2 + DIMENSIONS, seed=self._seed).random(2 * number + 64)
         return np.asarray(self._points[number])
 
     @cached_property
     def _shared(self) -> NDArray[np.intp]:
-        """(features,) number of the (tower, part) that each feature of the loss belongs to."""
-        names = [
-            (self._allocator.towers[module], part) for module, part in self._allocator.features
-        ]
+        """Return (features,) number of the (tower, part) of each feature of the loss."""
+        towers = self._allocator.towers
+        names = [(towers[module], part) for module, part in self._allocator.features]
         places = {name: i for i, name in enumerate(dict.fromkeys(names))}
         return np.array([places[name] for name in names], dtype=np.intp)
 
     def _prices(self, units: Array) -> Array:
-        """(n, 2) prices at coordinates in [0, 1), even in their logarithms."""
+        """Return (n, 2) prices at coordinates in [0, 1), uniform in their logarithms."""
         low, high = np.log(self._allocator.price_ranges).T
         return np.asarray(np.exp(low + units * (high - low)))
 
     def indices(self, configs: Mapping[str, ModuleConfig]) -> dict[str, int]:
-        """The ordered index of each knob for `configs`; a value that the knob lacks gives its nearest choice."""
-        return {
-            k.parameter: _nearest(k.choices, getattr(configs[k.module], k.axis))
-            for k in self._space.knobs
-        }
+        """Return the index of each knob, by Optuna parameter.
+
+        Args:
+            configs: by module; a value that a knob does not offer becomes its nearest choice.
+        """
+        indices = {}
+        for knob in self._space.knobs:
+            value = getattr(configs[knob.module], knob.axis)
+            indices[knob.parameter] = _nearest(knob.choices, value)
+        return indices
 
     def _extra(self, point: Array) -> dict[str, Any]:
-        """Alpha and the index of each choice of the recovery, from coordinates in [0, 1)."""
+        """Return alpha and the index of each choice of recovery, from coordinates in [0, 1)."""
         recovery = self._space.recovery
         extra: dict[str, Any] = {}
         if ALPHA in self._distributions:
@@ -266,23 +300,27 @@ class PriceSampler(BaseSampler):
     def _near(
         self, trial: TrialRecord, point: Array, generator: np.random.Generator
     ) -> dict[str, Any]:
-        """The recovery of a front member, alpha a little moved; every third time another one, so that they are compared."""
+        """Return the recovery of a front member, alpha moved a little; sometimes another recovery.
+
+        Other recoveries are tried so that they are compared.
+        """
         if generator.random() < NEW_RECOVERY:
             return self._extra(point)
-        extra = {
-            name: trial.params[name]
-            for name in self._space.recovery.searched
-            if name in trial.params
-        }
+        extra = {}
+        for name in self._space.recovery.searched:
+            if name in trial.params:
+                extra[name] = trial.params[name]
         if ALPHA in self._distributions:
             low, high = self._space.recovery.alphas
-            extra[ALPHA] = float(
-                np.clip(trial.params[ALPHA] + generator.normal(0, 0.1 * (high - low)), low, high)
-            )
+            alpha = trial.params[ALPHA] + generator.normal(0, 0.1 * (high - low))
+            extra[ALPHA] = float(np.clip(alpha, low, high))
         return extra
 
     def _most_accurate(self) -> Choices:
-        """What is predicted to lose least of the allocations that keep the limits of size and latency, or else come nearest to them."""
+        """Return the allocation with the least loss by the table within size and latency limits.
+
+        If none keeps the limits, those that miss them least are compared.
+        """
         most = np.array(self._goal.limit_point()[:2])
         prices = np.zeros((1, 2))
         if (most < 1.0).any():
@@ -290,8 +328,9 @@ class PriceSampler(BaseSampler):
             prices = np.concatenate([prices, self._prices(ladder)])
         choices = self._allocator.allocate(prices)
         missed = np.maximum(self._allocator.costs(choices) - ROOM * most, 0.0).sum(1)
-        found: Choices = choices[np.lexsort((self._allocator.losses(choices).sum(1), missed))[0]]
-        return found
+        losses = self._allocator.losses(choices).sum(1)
+        best: Choices = choices[np.lexsort((losses, missed))[0]]
+        return best
 
     def _anchor(self, number: int) -> dict[str, int]:
         if number == 0:

@@ -1,4 +1,7 @@
-"""What told trials predict of allocations that nobody has tried."""
+"""Predict size, latency and losses of untried allocations from finished trials.
+
+The sampler ranks its proposals by `Model`, the judge ends candidates early by `worth_finishing`.
+"""
 
 from __future__ import annotations
 
@@ -18,16 +21,29 @@ from autocompress.search.propose.allocation import Allocator, Choices
 from autocompress.search.propose.surrogate import DivergenceModel, LossModel, expected_improvement
 
 Array = NDArray[np.float64]
-GUIDED_AFTER = 16  # told trials from which on they are believed
-MOST_FITTED = 512  # told trials that a model is fitted to
-RESOLUTION = 0.02  # of a quality's loss, as a share of what may be lost: what trials have over each other below that is luck
-WORTH = 1e-3  # share of the box that a candidate must be expected to add, for the rest of the split to be looked at
+GUIDED_AFTER = 16  # fewest finished trials that a model is fitted to
+MOST_FITTED = 512  # most
+RESOLUTION = 0.02  # least spread of a loss, as a share of the allowed loss: below, luck decides
+WORTH = 1e-3  # share of the box that a candidate must be expected to add
 
 
 @dataclass(frozen=True, eq=False)
 class Told:
-    """A trial in the terms of the model: indices of its knobs, choices, losses and costs by the table, and what was seen (NaN for what was
-    not); `lost` of each quality of the goal."""
+    """Describe a trial in the terms of the model; NaN for what is not known.
+
+    Attributes:
+        trial: as Optuna stores it.
+        indices: (knobs,) index of each knob, in the order of the space.
+        choices: (modules + groups,) its allocation.
+        losses: (features,) losses by the table.
+        costs: (2,) size and latency by the table, as shares of the baseline's.
+        divergence: mean divergence of the outputs.
+        seen: share of the validation split that was evaluated.
+        lost: loss of each quality of the goal.
+        size, latency: as shares of the baseline's.
+        metrics: extra metrics by name.
+        feasible: True if it violates no limit.
+    """
 
     trial: TrialRecord
     indices: Choices
@@ -44,23 +60,32 @@ class Told:
 
     @cached_property
     def whole(self) -> bool:
-        """Whether all of what it lost is known."""
+        """Return True if the losses of all qualities are known."""
         return not math.isnan(sum(self.lost))
 
     @cached_property
     def running(self) -> bool:
-        """Whether it has not ended yet."""
+        """Return True if it has not ended yet."""
         return not self.trial.state.is_finished()
 
     @cached_property
     def key(self) -> bytes:
-        """The same for the same choices."""
+        """Return a key that trials with the same choices share."""
         return self.choices.tobytes()
 
 
 def lost_of(trial: TrialRecord, goal: Goal, steps: int) -> tuple[float, ...]:
-    """What a trial lost of each quality; NaN for one that was stopped, or that recovery (of `steps`) passed over since it was beaten
-    already: it does not show what recovery mends."""
+    """Return the loss of each quality of a trial.
+
+    Args:
+        trial: any trial.
+        goal: the levels of the float model.
+        steps: recovery steps of the space; 0 for no recovery.
+
+    Returns:
+        (qualities,) losses; NaN for a trial that was ended early, or that skipped recovery because
+        it was dominated: it does not show what recovery regains.
+    """
     before = trial.accuracy_before_recovery
     passed = (
         steps > 0
@@ -81,10 +106,21 @@ def worth_finishing(
     latency: float,
     divergence: NDArray[np.float32],
 ) -> bool:
-    """Whether a candidate whose first samples diverge so is expected to add to the front more than nothing to speak of.
+    """Return True if the expected hypervolume gain of a candidate exceeds WORTH.
 
-    Its size and latency are known; its losses, and those of the front, are what their divergences cost by all that was `done`: what a trial
-    has over that is the luck of the split, which no candidate is stopped or kept for. One quality that it adds to is enough.
+    The losses of the candidate and of the front are predicted from their divergences, so that the
+    luck of single trials does not count. A gain in one quality is enough.
+
+    Args:
+        done: ended trials.
+        goal: the baseline, and the box in which volume counts.
+        steps: recovery steps of the space.
+        size: bytes of the candidate.
+        latency: its milliseconds.
+        divergence: (samples,) divergences of its first samples.
+
+    Returns:
+        True also while fewer than GUIDED_AFTER trials are finished.
     """
     finished = [
         t for t in done if t.divergence is not None and not math.isnan(sum(lost_of(t, goal, steps)))
@@ -100,15 +136,13 @@ def worth_finishing(
             for t in finished
         ]
     )
-    kept = np.array([t.feasible for t in finished])
+    feasible = np.array([t.feasible for t in finished])
     costs = np.array([[size / goal.baseline.size_bytes, latency / goal.baseline.latency_ms]])
     for quality, losses in enumerate(np.array([lost_of(t, goal, steps) for t in finished]).T):
-        curve, box = (
-            LossModel.fitted(known, losses, RESOLUTION * goal.drops[quality]),
-            goal.limit_point(quality),
-        )
+        curve = LossModel.fitted(known, losses, RESOLUTION * goal.drops[quality])
+        box = goal.limit_point(quality)
         lost, deviation = curve.predict(at, around, luck=False)
-        front = np.concatenate([objectives, np.maximum(lost[:-1, None], 0.0)], axis=1)[kept]
+        front = np.concatenate([objectives, np.maximum(lost[:-1, None], 0.0)], axis=1)[feasible]
         gain = expected_improvement(
             costs, np.maximum(lost[-1:], 0.0), np.maximum(deviation[-1:], 1e-9), front, box
         )
@@ -119,8 +153,18 @@ def worth_finishing(
 
 @dataclass(frozen=True, eq=False)
 class Model:
-    """What told trials predict: size and latency as shares of the baseline, what is lost of the `quality` that is looked at, and whether
-    the others that are limited are kept."""
+    """Predict size, latency, the loss of one quality, and the probability to keep other limits.
+
+    Attributes:
+        allocator: the tables.
+        goal: the box in which volume counts.
+        quality: number of the quality whose loss is an objective.
+        divergence: predicts the divergence of an allocation.
+        lost: predicts the loss of the quality from a divergence.
+        limited: (largest allowed loss, model of the loss) of each other quality with a limit.
+        offset: (2,) size and latency beyond the tables, as shares of the baseline's.
+        front: (m, 3) size, latency and loss of the front, with the predictions for running trials.
+    """
 
     allocator: Allocator
     goal: Goal
@@ -134,43 +178,53 @@ class Model:
     @classmethod
     def of(
         cls,
-        told: list[Told],
+        trials: list[Told],
         front: list[Told],
         goal: Goal,
         allocator: Allocator,
         shared: NDArray[np.intp],
         quality: int = 0,
     ) -> Model:
-        """Fitted to the trials that are finished, of which `front` is the front; the running ones join it as they are predicted."""
-        finished = [t for t in told if not t.running]
-        seen = [t for t in finished if math.isfinite(t.divergence)]
-        full = [t for t in seen if t.whole][-MOST_FITTED:]
+        """Fit the model to finished trials; running trials join the front as they are predicted.
+
+        Running trials count with their prediction, so that workers do not propose the same
+        (kriging believer; Ginsbourger et al. 2010).
+
+        Args:
+            trials: finished and running trials.
+            front: those of `trials` that no other dominates.
+            goal: the baseline and the limits.
+            allocator: the tables.
+            shared: (features,) number of the (tower, part) of each feature.
+            quality: number of the quality whose loss is an objective.
+        """
+        finished = [t for t in trials if not t.running]
+        evaluated = [t for t in finished if math.isfinite(t.divergence)]
+        full = [t for t in evaluated if t.whole][-MOST_FITTED:]
         drop, divergence = goal.drops[quality], np.array([t.divergence for t in full])
         curve = LossModel.fitted(
             divergence, np.array([t.lost[quality] for t in full]), RESOLUTION * drop
         )
         limited = _limited(full, goal, quality)
         reference = curve.divergence_at(drop)
-        # Those that diverge like what is looked for say most about it, and no proposal has to wait for thousands.
-        far = np.abs(np.log(np.maximum([t.divergence for t in seen], 1e-12) / reference))
-        seen = [seen[i] for i in np.argsort(far, kind="stable")[:MOST_FITTED]]
-        found = DivergenceModel.fitted(
-            np.stack([t.losses for t in seen]),
+        # Fit to the trials whose divergence is nearest to the largest useful one. Their number is
+        # bounded, so that a proposal never waits for thousands.
+        far = np.abs(np.log(np.maximum([t.divergence for t in evaluated], 1e-12) / reference))
+        evaluated = [evaluated[i] for i in np.argsort(far, kind="stable")[:MOST_FITTED]]
+        corrected = DivergenceModel.fitted(
+            np.stack([t.losses for t in evaluated]),
             shared,
-            np.array([t.divergence for t in seen]),
-            np.array([t.seen for t in seen]),
+            np.array([t.divergence for t in evaluated]),
+            np.array([t.seen for t in evaluated]),
             reference,
         )
         last = finished[-MOST_FITTED:]
-        offset = np.nanmedian(
-            np.array([(t.size, t.latency) for t in last]) - np.array([t.costs for t in last]),
-            axis=0,
-        )
+        measured, tabulated = [(t.size, t.latency) for t in last], [t.costs for t in last]
+        offset = np.nanmedian(np.array(measured) - np.array(tabulated), axis=0)
         rows = [(t.size, t.latency, max(t.lost[quality], 0.0)) for t in front]
-        model = cls(
-            allocator, goal, quality, found, curve, limited, offset, np.array(rows).reshape(-1, 3)
-        )
-        running = [t.choices for t in told if t.running]
+        points = np.array(rows).reshape(-1, 3)
+        model = cls(allocator, goal, quality, corrected, curve, limited, offset, points)
+        running = [t.choices for t in trials if t.running]
         if not running:
             return model
         costs, mean, _, _ = model.predict(np.stack(running))
@@ -178,57 +232,63 @@ class Model:
         return replace(model, front=np.concatenate([model.front, believed]))
 
     def predict(self, choices: Choices) -> tuple[Array, Array, Array, Array]:
-        """((n, 2) size and latency, mean and deviation of what is lost, probability to keep the other limits)."""
+        """Return the predictions for allocations.
+
+        Args:
+            choices: (n, modules + groups) allocations.
+
+        Returns:
+            (n, 2) size and latency as shares of the baseline's; (n,) mean and (n,) standard
+            deviation of the loss; (n,) probability to keep the other limits.
+        """
         costs = self.allocator.costs(choices) + self.offset
         divergence, spread = self.divergence.predict(self.allocator.losses(choices))
         mean, deviation = self.lost.predict(divergence, spread)
-        kept = np.ones(len(choices))
+        probability = np.ones(len(choices))
         for most, curve in self.limited:
             level, around = curve.predict(divergence, spread)
-            kept *= ndtr((most - level) / around)
-        return costs, np.maximum(mean, 0.0), deviation, kept
+            probability *= ndtr((most - level) / around)
+        return costs, np.maximum(mean, 0.0), deviation, probability
 
     def improvement(self, choices: Choices) -> Array:
-        """(n,) expected hypervolume improvement, times the probability to keep the other limits."""
-        costs, mean, deviation, kept = self.predict(choices)
-        gain: Array = kept * expected_improvement(
+        """Return (n,) expected hypervolume improvement times the probability to keep other limits.
+
+        Args:
+            choices: (n, modules + groups) allocations.
+        """
+        costs, mean, deviation, probability = self.predict(choices)
+        gain: Array = probability * expected_improvement(
             costs, mean, deviation, self.front, self.goal.limit_point(self.quality)
         )
         return gain
 
 
 def _limited(full: list[Told], goal: Goal, quality: int) -> tuple[tuple[float, LossModel], ...]:
-    """(most that may be lost, what divergences cost) of what is limited and not the quality that is looked at; of a metric with a floor
-    that is no objective it is the metric itself, negated."""
+    """Return (largest allowed loss, model of the loss) of each other quality with a limit.
+
+    The loss of a metric that has a floor and is no objective is the negative metric.
+    """
     divergence, allowed = np.array([t.divergence for t in full]), goal.limits.max_accuracy_drop
-    found = []
+    limited = []
     if quality > 0 and allowed is not None:
-        found.append(
-            (
-                allowed,
-                LossModel.fitted(
-                    divergence, np.array([t.lost[0] for t in full]), RESOLUTION * goal.drop
-                ),
-            )
-        )
+        lost = np.array([t.lost[0] for t in full])
+        limited.append((allowed, LossModel.fitted(divergence, lost, RESOLUTION * goal.drop)))
     for name, floor in goal.limits.floors.items():
         values = np.array([t.metrics.get(name, np.nan) for t in full])
         known = np.isfinite(values)
         if known.any() and (quality == 0 or goal.objectives[quality - 1] != name):
             gap = abs(goal.baseline.metrics.get(name, floor) - floor)
-            found.append(
-                (
-                    -floor,
-                    LossModel.fitted(
-                        divergence[known], -values[known], max(RESOLUTION * gap, 1e-4)
-                    ),
-                )
-            )
-    return tuple(found)
+            least = max(RESOLUTION * gap, 1e-4)
+            limited.append((-floor, LossModel.fitted(divergence[known], -values[known], least)))
+    return tuple(limited)
 
 
-def told_front(told: list[Told]) -> list[Told]:
-    """The feasible ones that no other dominates."""
-    done = [t for t in told if t.trial.is_complete and t.whole and t.feasible]
+def told_front(trials: list[Told]) -> list[Told]:
+    """Return the complete, feasible trials that no other dominates.
+
+    Args:
+        trials: any trials.
+    """
+    done = [t for t in trials if t.trial.is_complete and t.whole and t.feasible]
     mask = non_dominated([(t.size, t.latency, *(max(lost, 0.0) for lost in t.lost)) for t in done])
     return [t for t, keep in zip(done, mask, strict=True) if keep]

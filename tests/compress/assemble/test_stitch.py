@@ -47,6 +47,7 @@ def candidate(fixture: Fixture, **axes: object) -> Candidate:
     return Candidate.of(configs, Distillation(0.5, 2.0, 60, learning_rate=2e-3))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "axes",
     [
@@ -101,6 +102,7 @@ def test_training_recovers_and_is_exported_as_it_was_simulated(
     assert proto.ByteSize() == fixture.builder.size_bytes(at)
 
 
+@pytest.mark.slow
 def test_training_starts_from_what_compensation_found(fixture: Fixture) -> None:
     at = candidate(fixture)
     model = fixture.stitcher.apply(at)

@@ -1,4 +1,6 @@
-"""Statistics are those of the vectors that a layer multiplies, whatever its geometry and however the data is cut into batches."""
+"""Statistics are those of the vectors that a layer multiplies, whatever its geometry and however
+the data is cut into batches.
+"""
 
 from __future__ import annotations
 

@@ -1,4 +1,6 @@
-"""Check which factor of a convolution strides, pads and dilates, and that all of them are the whole."""
+"""Check which factor of a convolution strides, pads and dilates, and that all of them are the
+whole.
+"""
 
 from __future__ import annotations
 

@@ -1,4 +1,6 @@
-"""Factors: their shapes, what they stand for, which error they minimise, and what each of them reads."""
+"""Factors: their shapes, what they stand for, which error they minimise, and what each of them
+reads.
+"""
 
 from __future__ import annotations
 

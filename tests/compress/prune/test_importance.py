@@ -141,7 +141,9 @@ def test_wanda_weighs_by_the_norm_of_the_input(
 
 
 def refit_error(weight: Tensor, gram: Tensor, kept: list[int]) -> float:
-    """Squared error of the best weights on the kept inputs, by least squares on a factor of the Gram matrix."""
+    """Squared error of the best weights on the kept inputs, by least squares on a factor of the
+    Gram matrix.
+    """
     factor = torch.linalg.cholesky(gram, upper=True)
     wanted = factor @ weight.T
     solution = torch.linalg.lstsq(factor[:, kept], wanted).solution

@@ -1,4 +1,4 @@
-"""Check that AdaRound picks a neighbour of each weight, and the best ones where all can be tried."""
+"""Check that AdaRound picks a neighbour of each weight, the best ones if all can be tried."""
 
 from __future__ import annotations
 

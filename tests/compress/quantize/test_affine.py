@@ -1,4 +1,6 @@
-"""Weights as integers: bounds of the error, exact zeros, groups, and the values that have no good answer."""
+"""Weights as integers: bounds of the error, exact zeros, groups, and the values that have no good
+answer.
+"""
 
 from __future__ import annotations
 

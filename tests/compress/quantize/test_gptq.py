@@ -1,4 +1,4 @@
-"""Check GPTQ against its recursion, column by column, and its treatment of grids and kept elements."""
+"""Check GPTQ against its recursion, column by column, and on grids and kept elements."""
 
 from __future__ import annotations
 
@@ -70,7 +70,10 @@ def test_elements_that_are_not_kept_are_zero_and_the_others_make_up_for_them() -
 
 
 def test_two_columns_by_hand() -> None:
-    """The first column loses 0.4; its error moves to the second in proportion to their correlation."""
+    """The first column loses 0.4.
+
+    Its error moves to the second in proportion to their correlation.
+    """
     gram = torch.tensor([[2.0, 1.0], [1.0, 1.0]])
     weight = torch.tensor([[1.4, 1.2]])
     at = Grid(torch.ones(1, 2), torch.zeros(1, 2), -7, 7)

@@ -1,4 +1,6 @@
-"""Check the rounding of a bias to multiples of the products' scale, and that it always fits an int32."""
+"""Check the rounding of a bias to multiples of the products' scale, and that it always fits an
+int32.
+"""
 
 from __future__ import annotations
 

@@ -1,4 +1,6 @@
-"""Integer products give what floats and the runtime's kernels give, and stand aside where they cannot."""
+"""Integer products give what floats and the runtime's kernels give, and stand aside where they
+cannot.
+"""
 
 from __future__ import annotations
 
@@ -100,6 +102,7 @@ def test_products_are_the_runtimes(rows: int, columns: int, outputs: int) -> Non
         np.testing.assert_allclose(found, expected + added, rtol=1e-5, atol=1e-4)
 
 
+@pytest.mark.slow
 @needs_products
 @pytest.mark.usefixtures("always")
 def test_modules_compute_what_their_float_form_computes(fixture: Fixture) -> None:
@@ -134,6 +137,7 @@ def test_modules_compute_what_their_float_form_computes(fixture: Fixture) -> Non
         assert any(form(config) for config in used)
 
 
+@pytest.mark.slow
 @needs_products
 @pytest.mark.usefixtures("always")
 def test_the_whole_model_agrees_with_its_file(fixture: Fixture) -> None:
@@ -143,6 +147,7 @@ def test_the_whole_model_agrees_with_its_file(fixture: Fixture) -> None:
         ), axes
 
 
+@pytest.mark.slow
 @needs_products
 @pytest.mark.usefixtures("always")
 def test_what_is_no_number_stays_none(fixture: Fixture) -> None:
@@ -170,6 +175,7 @@ def test_a_tensor_is_rounded_once_and_again_when_it_has_changed() -> None:
         assert rounding(y) is not rounding(y), "it might have been written to"
 
 
+@pytest.mark.slow
 @needs_products
 @pytest.mark.usefixtures("always")
 def test_training_is_on_floats(fixture: Fixture) -> None:

@@ -1,4 +1,4 @@
-"""Check where the weights behind integers start, and that they stand for the stored integers there."""
+"""Check that the weights behind integers start at the stored integers."""
 
 from __future__ import annotations
 

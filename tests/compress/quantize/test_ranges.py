@@ -1,4 +1,7 @@
-"""Ranges of weights and activations: every method covers what it says, and two searches of the same minimum agree."""
+"""Ranges of weights and activations.
+
+Every method covers what it says, and two searches of the same minimum agree.
+"""
 
 from __future__ import annotations
 

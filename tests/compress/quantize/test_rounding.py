@@ -1,4 +1,6 @@
-"""GPTQ and AdaRound lose less of a layer's output than the nearest integers do, on inputs that they have not seen."""
+"""GPTQ and AdaRound lose less of a layer's output than the nearest integers do, on inputs that they
+have not seen.
+"""
 
 from __future__ import annotations
 

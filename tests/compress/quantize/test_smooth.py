@@ -1,4 +1,7 @@
-"""Smoothing changes no output by itself and makes outliers cheaper to round; its norms are found in the graph."""
+"""Smoothing changes no output by itself and makes outliers cheaper to round.
+
+Its norms are found in the graph.
+"""
 
 from __future__ import annotations
 

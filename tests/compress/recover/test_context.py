@@ -1,4 +1,7 @@
-"""Check what recovery shares: batches in a fixed order, distances from the teacher, parameters, recomputed blocks."""
+"""Check what recovery shares.
+
+Batches in a fixed order, distances from the teacher, parameters, recomputed blocks.
+"""
 
 from __future__ import annotations
 

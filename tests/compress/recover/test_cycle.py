@@ -1,4 +1,6 @@
-"""Training: what learns, what stays, and that interruptions, parts of batches and memory tricks change nothing."""
+"""Training: what learns, what stays, and that interruptions, parts of batches and memory tricks
+change nothing.
+"""
 
 from __future__ import annotations
 
@@ -18,6 +20,8 @@ from autocompress.compress.recover.cycle import Cycle
 from autocompress.compress.recover.recover import recover
 from autocompress.errors import NotComputableError
 from autocompress.measure.accuracy import evaluate_model
+
+pytestmark = pytest.mark.slow
 
 CPU = torch.device("cpu")
 FORMS = {
@@ -324,7 +328,8 @@ def test_recomputed_activations_change_nothing(
 
 
 def test_training_in_16_bits_recovers_too(fixture: Fixture) -> None:
-    # Compressed without any compensation, so that training has much to recover whatever the fixture's own training came to.
+    # Compressed without any compensation, so that training has much to recover whatever the
+    # fixture's own training came to.
     crude = {"weight_range": "min_max", "algorithm": "nearest", "reconstruction": False}
     recovery = Distillation(0.0, 2.0, 40, learning_rate=2e-3)
     at = candidate(fixture, recovery, weight_bits=3, activation_bits=8, pruning_ratio=0.25, **crude)

@@ -1,4 +1,7 @@
-"""The loss of recovery: pure at both ends, without labels, over several outputs, from the largest logits alone."""
+"""The loss of recovery.
+
+Pure at both ends, without labels, over several outputs, from the largest logits alone.
+"""
 
 from __future__ import annotations
 

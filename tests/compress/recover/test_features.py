@@ -1,4 +1,7 @@
-"""Feature distillation: which modules are matched, what of them is compared, and what is thrown away."""
+"""Feature distillation.
+
+Which modules are matched, what of them is compared, and what is thrown away.
+"""
 
 from __future__ import annotations
 
@@ -15,6 +18,8 @@ from autocompress.compress.recover.context import Trainer
 from autocompress.compress.recover.features import FeatureMatcher, matched_by_name
 from autocompress.compress.recover.recover import recover
 from autocompress.errors import TaskError
+
+pytestmark = pytest.mark.slow
 
 
 @pytest.fixture(scope="module", params=["cnn", "transformer"])
@@ -42,7 +47,8 @@ def run(fixture: Fixture, matcher: FeatureMatcher) -> float:
 
 
 def test_removed_channels_are_not_compared(fixture: Fixture) -> None:
-    # Half of the channels of one group are removed; what reads them makes up for nothing, so only what comes later may differ.
+    # Half of the channels of one group are removed; what reads them makes up for nothing, so only
+    # what comes later may differ.
     root = sorted(fixture.roots)[0]
     config = ModuleConfig(pruning_ratio=0.5, importance="l2", reconstruction=False)
     fixture.stitcher.apply(Candidate.of({root: config}))
@@ -129,7 +135,8 @@ def test_shapes_that_cannot_be_matched_are_said() -> None:
     matcher = FeatureMatcher(both[0], both[1], {"0": "0"}, Masks({}))
     with pytest.raises(
         TaskError,
-        match=r"matched module 0 gives \(2, 3, 3, 4\) where 0 gives \(2, 6, 6, 4\).*only the number of channels",
+        match=r"matched module 0 gives \(2, 3, 3, 4\) where 0 gives \(2, 6, 6, 4\).*only the "
+        r"number of channels",
     ):
         matcher.prepare(lambda: (both[0](x), both[1](x)))
     pair = [nn.Sequential(nn.GRU(3, 4)), nn.Sequential(nn.GRU(3, 4))]

@@ -17,6 +17,8 @@ from autocompress.compress.recover.cycle import Cycle
 from autocompress.compress.recover.recover import recover, schedule_shares
 from autocompress.measure.accuracy import evaluate_model
 
+pytestmark = pytest.mark.slow
+
 CPU = torch.device("cpu")
 
 
@@ -37,7 +39,8 @@ def test_schedules_reach_the_target_in_k_steps() -> None:
 
 
 def candidate(fixture: Fixture, schedule: str, steps: int) -> Candidate:
-    # By magnitude and without making up for anything, so that what training brings back is training's own.
+    # By magnitude and without making up for anything, so that what training brings back is
+    # training's own.
     plain = ModuleConfig(4, importance="l2", reconstruction=False, sparsity_criterion="magnitude")
     configs = {
         m.name: replace(

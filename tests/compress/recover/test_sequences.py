@@ -1,4 +1,7 @@
-"""Sequence-level distillation: the teacher writes on, the student learns from it; what is no causal language model is refused."""
+"""Sequence-level distillation: the teacher writes on, the student learns from it.
+
+What is no causal language model is refused.
+"""
 
 from __future__ import annotations
 

@@ -9,6 +9,8 @@ from torch import nn
 from autocompress.export.float_graph import float_cache
 from autocompress.export.float_graph.float_cache import exported
 
+pytestmark = pytest.mark.slow
+
 
 class Net(nn.Module):
     def __init__(self, factor: float = 1.0) -> None:

@@ -17,6 +17,8 @@ from autocompress.export.float_graph.float_graph import export_float
 from autocompress.targets.device.sessions import open_session
 from autocompress.task.task import Task
 
+pytestmark = pytest.mark.slow
+
 
 @pytest.fixture(scope="module", params=["cnn", "transformer"])
 def fixture(request: pytest.FixtureRequest) -> Fixture:

@@ -1,4 +1,6 @@
-"""Check that products with stacks of matrices become products with one matrix each, of the same values."""
+"""Check that products with stacks of matrices become products with one matrix each, of the same
+values.
+"""
 
 from __future__ import annotations
 

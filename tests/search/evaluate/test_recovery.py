@@ -1,4 +1,7 @@
-"""Recovery inside a search: rungs, the long recovery of the front, what is kept, students, and losses that are no numbers."""
+"""Recovery inside a search.
+
+Rungs, the long recovery of the front, what is kept, students, and losses that are no numbers.
+"""
 
 from __future__ import annotations
 
@@ -70,6 +73,7 @@ def finished(cnn_task, tmp_path_factory: pytest.TempPathFactory) -> tuple[ac.Sea
     return ac.search(cnn_task, DEEP, n_trials=16, out=folder, quiet=True, finalize_steps=40), folder
 
 
+@pytest.mark.slow
 def test_survivors_of_each_rung_go_on_and_the_beaten_stop(
     finished: tuple[ac.SearchResult, Path],
 ) -> None:
@@ -112,6 +116,7 @@ def test_beaten_is_who_was_no_better_after_as_many_steps() -> None:
     assert not beaten(done, 100, 1.0, 100, 0.1), "nobody was seen after as many steps"
 
 
+@pytest.mark.slow
 def test_points_say_how_long_their_weights_were_trained(
     finished: tuple[ac.SearchResult, Path],
 ) -> None:
@@ -144,6 +149,7 @@ def test_points_say_how_long_their_weights_were_trained(
     )
 
 
+@pytest.mark.slow
 def test_the_long_recovery_lifts_a_point_once(
     cnn_task, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -203,6 +209,7 @@ def test_the_long_recovery_lifts_a_point_once(
     recover_front(*given)
 
 
+@pytest.mark.slow
 def test_robustness_stands_beside_clean_accuracy(finished: tuple[ac.SearchResult, Path]) -> None:
     result, folder = finished
     data = json.loads((folder / "front.json").read_text())
@@ -215,6 +222,7 @@ def test_robustness_stands_beside_clean_accuracy(finished: tuple[ac.SearchResult
     assert "accuracy gaussian noise" in notes
 
 
+@pytest.mark.slow
 def test_the_front_is_not_recovered_twice(
     finished: tuple[ac.SearchResult, Path], cnn_task, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -224,7 +232,8 @@ def test_the_front_is_not_recovered_twice(
         raise AssertionError("trained again")
 
     monkeypatch.setattr(Cycle, "run", never)
-    # A latency model that is fitted again, since a busy machine timed the front differently, would bring other trials to it.
+    # A latency model that is fitted again, since a busy machine timed the front differently, would
+    # bring other trials to it.
     monkeypatch.setattr(finish, "PROMISE", float("inf"))
     again = ac.search(cnn_task, DEEP, n_trials=16, out=folder, quiet=True, finalize_steps=40)
 
@@ -241,6 +250,7 @@ def test_the_front_is_not_recovered_twice(
     )
 
 
+@pytest.mark.slow
 def test_a_training_that_was_cut_off_goes_on_from_its_checkpoint(
     cnn_task, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -277,6 +287,7 @@ def test_a_training_that_was_cut_off_goes_on_from_its_checkpoint(
     assert again[0].user_attrs["rungs"] == whole[0].user_attrs["rungs"]
 
 
+@pytest.mark.slow
 def test_ctrl_c_does_not_wait_for_the_long_recovery(
     cnn_task, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -304,6 +315,7 @@ def test_ctrl_c_does_not_wait_for_the_long_recovery(
     assert [path for path in (tmp_path / "run" / "recovered").iterdir() if path.is_dir()]
 
 
+@pytest.mark.slow
 def test_training_that_makes_it_worse_is_not_kept(
     cnn_task, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -328,6 +340,7 @@ def test_training_that_makes_it_worse_is_not_kept(
     )
 
 
+@pytest.mark.slow
 def test_a_loss_that_is_no_number_leaves_the_search_alive(cnn_task, tmp_path: Path) -> None:
     task = replace(
         cnn_task,
@@ -354,6 +367,7 @@ def test_a_loss_that_is_no_number_leaves_the_search_alive(cnn_task, tmp_path: Pa
     assert all(p.candidate.distillation.steps == 0 for p in result.front)
 
 
+@pytest.mark.slow
 def test_without_labels_alpha_is_no_parameter(cnn_task, tmp_path: Path) -> None:
     bare = replace(cnn_task, train=[(inputs, None) for inputs, _ in cnn_task.train])
     ac.search(bare, SPACE, n_trials=5, out=tmp_path / "run", quiet=True, finalize_steps=0)
@@ -366,6 +380,7 @@ def test_without_labels_alpha_is_no_parameter(cnn_task, tmp_path: Path) -> None:
     )
 
 
+@pytest.mark.slow
 def test_sequences_are_refused_before_anything_takes_long(cnn_task, tmp_path: Path) -> None:
     space = {**SPACE, "distillation": {"steps": 5, "sequences": 0.5}}
     with pytest.raises(TaskError, match="sequences are distilled only"):
@@ -387,6 +402,7 @@ class Small(nn.Module):
         return self.answer(torch.relu(self.second(torch.relu(self.first(picture)))).flatten(1))
 
 
+@pytest.mark.slow
 def test_a_student_is_taught_and_searched_in_the_models_place(cnn_task, tmp_path: Path) -> None:
     torch.manual_seed(0)
     student = Small()
@@ -427,6 +443,7 @@ def test_a_student_is_taught_and_searched_in_the_models_place(cnn_task, tmp_path
     assert more.front.baseline.latency_ms == baseline.latency_ms
 
 
+@pytest.mark.slow
 def test_a_student_that_fails_is_named(cnn_task, tmp_path: Path) -> None:
     with pytest.raises(TaskError, match=r"student.forward fails on example_inputs"):
         ac.search(
@@ -457,6 +474,7 @@ class TwoHeads(nn.Module):
         return {"quarter": self.body(x), "brightness": self.brightness(x.flatten(1))}
 
 
+@pytest.mark.slow
 def test_all_outputs_of_a_model_are_recovered_and_exported(cnn_task, tmp_path: Path) -> None:
     def labelled(batches):
         return [

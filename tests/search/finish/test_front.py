@@ -100,7 +100,8 @@ def finished(monkeypatch: pytest.MonkeyPatch, tmp_path: Path):
         monkeypatch.setattr(finishing, "relearn", lambda *_: {"mape": 0.01})
         monkeypatch.setattr(finishing, "lessons", lambda study: [])
         record = {
-            "task": "t", "source": None, "model": "m", "seed": 0, "versions": {}, "training_dtype": "f"
+            "task": "t", "source": None, "model": "m", "seed": 0, "versions": {},
+            "training_dtype": "f",
         }  # fmt: skip
         progress = SimpleNamespace(line=lines.append, phase=None)
         clock = SimpleNamespace(has_room=lambda count: room)
@@ -131,7 +132,8 @@ def test_a_wrong_model_is_fitted_again_and_brings_more_trials(finished) -> None:
     assert record["refit"] == {"mape": 0.01}
     assert record["latency_note"] == "fitted again"
     assert finished.lines[-1] == (
-        "latency model: 20.0% wrong on the front, more than the 6% promised; fitted again to what was measured "
+        "latency model: 20.0% wrong on the front, more than the 6% promised; fitted again to what "
+        "was measured "
         "(1.0% on the same points), which brings 1 more trials to the front"
     )
 

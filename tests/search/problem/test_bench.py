@@ -22,7 +22,10 @@ def bench(
     processor: dict[str, str] = HERE,
     figures: object = None,
 ) -> Bench:
-    """A table in which the float model took 4 ms at (1, 3) and is predicted to take 8 now; the run's float model took 2."""
+    """A table in which the float model took 4 ms at (1, 3) and is predicted to take 8 now.
+
+    The run's float model took 2.
+    """
     table = SimpleNamespace(
         inputs={"x": [1, 3]},
         baseline_ms=4.0,

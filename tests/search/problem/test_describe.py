@@ -86,8 +86,10 @@ def test_what_is_not_as_usual_is_said_once_each() -> None:
         "latency table: 2 of 7 models were measured in the time that there was",
         "latency table: the machine was busy",
         "session settings: 2 threads, without A, B",
-        "latency table: of another machine; the latency of files is predicted for it, not measured here",
-        "outputs differ in shape among batches: metrics get lists of samples, or are averaged where they are means over them",
+        "latency table: of another machine; the latency of files is predicted for it, not "
+        "measured here",
+        "outputs differ in shape among batches: metrics get lists of samples, or are averaged "
+        "where they are means over them",
         "export: x: dimension 1 (length) is fixed",
         "left out, since onnxruntime-cpu cannot execute it: 4-bit activations",
     ]

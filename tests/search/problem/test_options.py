@@ -49,7 +49,8 @@ def test_the_least_values_are_accepted(settings: Settings) -> None:
         ),
         (
             Settings(strategy="progressive", workers=2),
-            "search: the progressive strategy takes one step after another; workers must be 1, got 2",
+            "search: the progressive strategy takes one step after another; workers must be 1, "
+            "got 2",
         ),
         (
             Settings(library_memory="many"),

@@ -70,7 +70,8 @@ def test_the_end_of_the_time_names_steps_and_a_timeout_that_would_do() -> None:
     with pytest.raises(OutOfTimeError) as caught:
         steps("evaluating the baseline", 0.0)
     assert str(caught.value) == (
-        "search: setting up took 22 of the 10 s (calibrating 14.0 s, exporting the model 8.0 s), before the first trial; "
+        "search: setting up took 22 of the 10 s (calibrating 14.0 s, exporting the model 8.0 s), "
+        "before the first trial; "
         "what was exported and measured is kept for the next run; nearest timeout: 2m"
     )
     assert shown == ["exporting the model", "calibrating"]
@@ -125,13 +126,15 @@ def slow(step: str, seconds: float, hands: Hands) -> Callable[..., Setup]:
     return made
 
 
+@pytest.mark.slow
 def test_a_search_whose_setup_takes_too_long_says_so_and_goes_on_later(
     cnn_task, tmp_path: Path, monkeypatch
 ) -> None:
     monkeypatch.setattr(loop, "Setup", slow("exporting the model", 700.0, Hands()))
     with pytest.raises(
         OutOfTimeError,
-        match=r"setting up took 700 of the 600 s \(exporting the model 700\.0 s.*nearest timeout: 35m",
+        match=r"setting up took 700 of the 600 s \(exporting the model 700\.0 s.*nearest timeout: "
+        r"35m",
     ):
         ac.search(cnn_task, SPACE, n_trials=2, timeout_s=600, out=tmp_path, quiet=True)
     monkeypatch.undo()
@@ -141,6 +144,7 @@ def test_a_search_whose_setup_takes_too_long_says_so_and_goes_on_later(
     assert {"checking the task", "exporting the model", "evaluating the baseline"} <= set(seconds)
 
 
+@pytest.mark.slow
 def test_with_the_float_model_at_hand_one_candidate_is_made_though_the_time_is_over(
     cnn_task, tmp_path: Path, monkeypatch
 ) -> None:
@@ -150,6 +154,7 @@ def test_with_the_float_model_at_hand_one_candidate_is_made_though_the_time_is_o
     assert len(rows(tmp_path)) == 1
 
 
+@pytest.mark.slow
 def test_a_table_without_time_still_knows_every_form(cnn_task, tmp_path: Path, monkeypatch) -> None:
     monkeypatch.setenv("AUTOCOMPRESS_CACHE", str(tmp_path))
     target = find_target("onnxruntime-cpu")
@@ -204,6 +209,7 @@ class SlowLoader:
             yield batch
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("what", ["model", "student", "validation", "train"])
 def test_the_clock_is_looked_at_between_calls_of_the_users_code(
     what: str, tmp_path: Path, monkeypatch

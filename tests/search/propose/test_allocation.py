@@ -10,7 +10,8 @@ import pytest
 
 from autocompress.candidate import ModuleConfig
 from autocompress.model.channel_group import ChannelGroup, Member, all_of
-from autocompress.search.propose.allocation import Allocator, ModuleTable, kept_share
+from autocompress.search.propose.allocation import Allocator
+from autocompress.search.propose.tables.module_table import ModuleTable
 from autocompress.space.recovery import RecoverySpace
 from autocompress.space.search_space import BoundSpace, Knob
 
@@ -134,29 +135,6 @@ def test_price_ranges_begin_where_something_moves_and_end_where_most_is_saved(
         assert end <= last + 0.1 * (first - last) + 1e-9
 
 
-def group(units: int, unit_size: int = 1, multiple: int = 1) -> ChannelGroup:
-    count = units * unit_size
-    member = Member("a", "out", all_of(count), all_of(count))
-    return ChannelGroup("a", "neurons", count, unit_size, (member,), multiple=multiple)
-
-
-@pytest.mark.parametrize(
-    ("ratio", "units", "multiple", "share"),
-    [
-        (0.0, 8, 1, 1.0),
-        (0.5, 8, 1, 0.5),
-        (0.99, 8, 1, 1 / 8),
-        (0.25, 1, 1, 1.0),
-        (0.4, 16, 8, 1.0),
-        (0.5, 16, 8, 0.5),
-    ],
-)
-def test_the_kept_share_counts_whole_units(
-    ratio: float, units: int, multiple: int, share: float
-) -> None:
-    assert kept_share(group(units, 4, multiple), ModuleConfig(pruning_ratio=ratio)) == share
-
-
 def test_tables_hold_bytes_times_and_losses_of_every_choice() -> None:
     """A group of 8 neurons: at one half, `a` has 4 rows and `b` 4 columns left."""
     bound = space()
@@ -215,7 +193,7 @@ def test_of_criteria_with_one_ratio_the_one_that_moves_outputs_least_is_taken() 
     bound = BoundSpace(knobs, {}, {"a": "linear"}, (), RecoverySpace(), {})
 
     class Modules(list):
-        groups = (group(8),)
+        groups = (ChannelGroup("a", "neurons", 8, 1, (Member("a", "out", all_of(8), all_of(8)),)),)
 
     layout = SimpleNamespace(
         module_map=Modules(

@@ -15,11 +15,14 @@ from autocompress.compress.assemble.stitch import Stitcher
 from autocompress.export.prepare import prepare
 from autocompress.measure.accuracy import model_outputs
 from autocompress.search.propose.curvature import Curvature
-from autocompress.search.propose.sensitivity import Sensitivity, measure_sensitivity
+from autocompress.search.propose.sensitivity import measure_sensitivity
+from autocompress.search.propose.sensitivity_table import Sensitivity
 from autocompress.space.search_space import SearchSpace
 from autocompress.targets.kernels import KernelChoice
 from autocompress.targets.target import find_target
 from autocompress.task.batches import take_samples
+
+pytestmark = pytest.mark.slow
 
 CPU = torch.device("cpu")
 SPACE = {
@@ -85,8 +88,10 @@ def test_estimates_rank_choices_as_measurements_do(
 
 
 def test_small_changes_are_estimated_by_their_size_and_for_any_divergence(cnn_task) -> None:
-    """With the squared distance the second order is all there is in the last layer. Rounded to nearest: GPTQ leaves less error on the
-    inputs it was made with than on others."""
+    """With the squared distance the second order is all there is in the last layer.
+
+    Rounded to nearest: GPTQ leaves less error on the inputs it was made with than on others.
+    """
     task = replace(
         cnn_task, divergence=lambda student, teacher: (student - teacher).square().mean(1)
     )

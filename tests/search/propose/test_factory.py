@@ -13,7 +13,7 @@ from autocompress.results.front import Measurement
 from autocompress.results.limits import Limits
 from autocompress.search.propose import factory
 from autocompress.search.propose.factory import make_sampler, sensitivity
-from autocompress.search.propose.sensitivity import Row, Sensitivity, read_rows
+from autocompress.search.propose.sensitivity_table import Row, Sensitivity, read_rows
 
 ROWS = [Row("a", ModuleConfig(weight_bits=4), 0.25, 10, 1.0)]
 

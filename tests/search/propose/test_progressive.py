@@ -1,4 +1,7 @@
-"""The progressive strategy: one module and one width per trial, back when accuracy falls, over when nothing moves."""
+"""The progressive strategy.
+
+One module and one width per trial, back when accuracy falls, over when nothing moves.
+"""
 
 from __future__ import annotations
 
@@ -93,6 +96,7 @@ def test_candidates_keep_full_rank_and_run_on_integer_kernels(space: BoundSpace)
         assert all(config.activation_bits == 8 for _, config in candidate.modules)
 
 
+@pytest.mark.slow
 def test_as_a_command_and_as_a_seed(cnn_spec: str, tmp_path: Path) -> None:
     space = {
         "modules": [{"match": "*", "weight_bits": [2, 4, 8], "activation_bits": [8, 32]}],

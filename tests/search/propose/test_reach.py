@@ -75,7 +75,8 @@ def test_limits_that_one_candidate_keeps_are_within_reach(limits: Limits) -> Non
 def test_limits_that_nothing_keeps_name_the_nearest() -> None:
     # 4 bits miss the latency by half, 8 bits the size by three times.
     assert out_of_reach(BENCH, Offered(), Limits(200.0, 2.0)) == (
-        "limits: no candidate of the space is predicted to keep 200 B and 2 ms; the nearest has 200 B and "
+        "limits: no candidate of the space is predicted to keep 200 B and 2 ms; the nearest has "
+        "200 B and "
         "3 ms; the search goes on to come as near as it can"
     )
     assert "keep 0.5 ms; the nearest has 600 B and 1 ms" in out_of_reach(
@@ -94,8 +95,10 @@ def first(state: TrialState = TrialState.COMPLETE, **constraints: float) -> Simp
 def test_a_first_trial_that_misses_limits_says_by_how_much() -> None:
     found = short_of(first(max_size=-0.5, max_accuracy_drop=0.05, min_f1=0.01))
     assert found == (
-        "limits: what is expected to lose least (2000 B, 1.25 ms, accuracy 0.8000) misses "
-        "max_accuracy_drop by 0.0500, min_f1 by 0.0100; the search goes on to come as near as it can"
+        "limits: the candidate with the least predicted loss (2000 B, 1.25 ms, accuracy 0.8000) "
+        "misses "
+        "max_accuracy_drop by 0.0500, min_f1 by 0.0100; the search goes on to come as near as it "
+        "can"
     )
 
 

@@ -43,7 +43,9 @@ GOAL = Goal(Measurement(1_000_000, 2.0, 0.95), Limits(None, None, 0.2))
 
 @pytest.fixture(scope="module")
 def parts(cnn_task) -> tuple[BoundSpace, Allocator]:
-    """An allocator over made-up sensitivities, in which fewer bits, channels and ranks always lose more."""
+    """An allocator over made-up sensitivities, in which fewer bits, channels and ranks always lose
+    more.
+    """
     # Of a device whose times are computed: no proposal hangs on a clock.
     kernels = KernelChoice(weight_only=False, present=False)
     builder = prepare(cnn_task, find_modules(cnn_task.model, cnn_task.example_inputs), kernels)
@@ -166,7 +168,9 @@ def test_proposals_depend_on_seed_and_storage_only(
 def told(
     study: optuna.Study, space: BoundSpace, allocator: Allocator, factors: np.ndarray | None = None
 ) -> optuna.Trial:
-    """One trial whose divergence is the table's sum, each feature times its factor, and whose accuracy falls with it."""
+    """One trial whose divergence is the table's sum, each feature times its factor, and whose
+    accuracy falls with it.
+    """
     trial = ask(study, space)
     choices = allocator.choices(trial.params)[None]
     losses = allocator.losses(choices)[0]
@@ -193,9 +197,11 @@ def volume(study: optuna.Study) -> float:
     return hypervolume(GOAL.losses(kept), GOAL.reference_point) if kept else 0.0
 
 
+@pytest.mark.slow
 def test_it_learns_where_the_table_is_wrong(parts: tuple[BoundSpace, Allocator]) -> None:
-    """With a table that is wrong by factors of 1/4 to 4 it finds more than prices over that table, and than random search in five times
-    the trials."""
+    """With a table that is wrong by factors of 1/4 to 4 it finds more than prices over that table,
+    and than random search in five times the trials.
+    """
     space, allocator = parts
     factors = np.exp(np.random.default_rng(0).normal(0, 1.0, len(allocator.features)))
 
@@ -235,9 +241,13 @@ def test_running_trials_count_as_what_is_predicted_of_them(
     assert not before & set(asked), "nor what was told already"
 
 
+@pytest.mark.slow
 def test_it_looks_for_each_of_several_qualities(parts: tuple[BoundSpace, Allocator]) -> None:
-    """One that falls with the divergence at once, and one that holds long: the front over both is larger than random search's in five
-    times the trials, and its box in each quality is larger than what trials for accuracy alone would leave."""
+    """One that falls with the divergence at once, and one that holds long.
+
+    The front over both is larger than random search's in five times the trials, and its box in each
+    quality is larger than what trials for accuracy alone would leave.
+    """
     space, allocator = parts
     goal = Goal(
         replace(GOAL.baseline, metrics={"late": 2.0}),

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from pathlib import Path
 from types import SimpleNamespace
 
 import numpy as np
@@ -14,16 +13,8 @@ from autocompress import Task
 from autocompress.candidate import ModuleConfig
 from autocompress.errors import TaskError
 from autocompress.search.propose import sensitivity
-from autocompress.search.propose.sensitivity import (
-    Row,
-    Sensitivity,
-    check_seen,
-    divergences,
-    measure_sensitivity,
-    probes,
-    read_rows,
-    write_rows,
-)
+from autocompress.search.propose.sensitivity import check_seen, measure_sensitivity, probes
+from autocompress.search.propose.sensitivity_table import Sensitivity, divergences
 from autocompress.space.recovery import RecoverySpace
 from autocompress.space.search_space import BoundSpace, Knob
 
@@ -48,57 +39,6 @@ def test_each_axis_is_probed_apart_and_nothing_untouched() -> None:
     assert probes(none) == []
 
 
-ROWS = [
-    Row("a.b", BITS4, 0.125, 1000, 2.5),
-    Row("c, d", ModuleConfig(rank_ratio=0.25, decomposition="tucker"), 0.0, 7, 1e-3),
-]
-
-
-def test_rows_are_read_as_they_were_written(tmp_path: Path) -> None:
-    path = tmp_path / "sensitivity.csv"
-    write_rows(path, ROWS)
-    assert read_rows(path) == ROWS
-    assert divergences(ROWS) == {("a.b", BITS4): 0.125, ("c, d", ROWS[1].config): 0.0}
-    write_rows(path, [])
-    assert read_rows(path) == []
-
-
-@pytest.mark.parametrize(
-    "text",
-    [
-        "module,config\na,{}\n",
-        "module,config,divergence,bytes,ms\na,{,0.1,1,1\n",
-        'module,config,divergence,bytes,ms\na,"{""depth"": 1}",0.1,1,1\n',
-        "module,config,divergence,bytes,ms\na,{},much,1,1\n",
-        "module,config,divergence,bytes,ms\na,{},0.1\n",
-    ],
-)
-def test_a_damaged_table_is_none(tmp_path: Path, text: str) -> None:
-    path = tmp_path / "sensitivity.csv"
-    assert read_rows(path) == []
-    path.write_text(text)
-    assert read_rows(path) == []
-
-
-def test_words_say_what_was_measured_and_how_good_the_rest_is() -> None:
-    rows = ROWS * 2
-    assert Sensitivity(rows, 4, 1.0, 12.4, None, None).words == (
-        "sensitivity: 4 of 4 choices measured in 12 s"
-    )
-    found = Sensitivity(rows, 3, 1.25, 12.4, 0.987, 1.26)
-    assert found.words == (
-        "sensitivity: 3 of 4 choices measured in 12 s, the others estimated in 1.2 s "
-        "(the estimate is off by a factor of 1.3 in the median, rank correlation 0.99)"
-    )
-    assert found.summary == {
-        "measured": 3,
-        "estimate_s": 1.25,
-        "measure_s": 12.4,
-        "rank_correlation": 0.987,
-        "factor": 1.26,
-    }
-
-
 def seen(divergence: object = None) -> SimpleNamespace:
     return SimpleNamespace(name="t", divergence=divergence)
 
@@ -108,7 +48,8 @@ def test_a_divergence_that_sees_nothing_move_is_refused() -> None:
     with pytest.raises(TaskError) as caught:
         check_seen(seen(), zeros, 0.35)
     assert str(caught.value) == (
-        "task t: the default divergence is 0 for all 2 choices, though the outputs change by up to 35%: "
+        "task t: the default divergence is 0 for all 2 choices, though the outputs change by up "
+        "to 35%: "
         "it does not see them change; give a divergence that does"
     )
     with pytest.raises(TaskError, match="task t: divergence is 0 for all 2 choices"):
@@ -139,7 +80,10 @@ ESTIMATES = {("a", BITS8): 0.01, ("b", BITS8): 0.02, ("a", BITS4): 0.1, ("b", BI
 
 @pytest.fixture
 def measured(monkeypatch: pytest.MonkeyPatch):
-    """Measure made-up models: the divergence of a config is its factor minus 1, whatever the module."""
+    """Measure made-up models.
+
+    The divergence of a config is its factor minus 1, whatever the module.
+    """
     todo = [(name, config) for name in ("a", "b") for config in (BITS8, BITS4, RANK)]
     monkeypatch.setattr(sensitivity, "probes", lambda space: todo)
     estimate = lambda module, config: ESTIMATES.get((module, config))  # noqa: E731
@@ -186,7 +130,8 @@ def test_what_has_no_estimate_and_what_is_chosen_most_is_measured(measured) -> N
     table = divergences(found.rows)
     for probe in applied:
         assert table[probe] == pytest.approx(FACTORS[probe[1]] - 1)
-    # Measured against estimated: 0.5 / 0.1 and 0.1 / 0.02, so that the others are five times theirs.
+    # Measured against estimated: 0.5 / 0.1 and 0.1 / 0.02, so that the others are five times
+    # theirs.
     assert table["a", BITS8] == pytest.approx(0.05)
     assert table["b", BITS4] == pytest.approx(1.0)
     assert all((row.size_bytes, row.latency_ms) == (7, 0.5) for row in found.rows)

@@ -47,7 +47,9 @@ def test_improvement_of_an_unsure_point_is_the_mean_over_what_it_may_be(level: f
 
 
 def test_what_cannot_lose_less_promises_nothing() -> None:
-    """A point that is no smaller and no faster than one that loses nothing, however unsure its loss is."""
+    """A point that is no smaller and no faster than one that loses nothing, however unsure its loss
+    is.
+    """
     front = np.array([[0.3, 0.3, 0.0], [0.1, 0.6, 0.02]])
     found = expected_improvement(
         np.array([[0.31, 0.3]]), np.array([0.0]), np.array([0.5]), front, (1.0, 1.0, 1.0)
@@ -56,7 +58,10 @@ def test_what_cannot_lose_less_promises_nothing() -> None:
 
 
 def told(count: int, spread: float) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
-    """(losses, divergence, true factors, groups): sums of features of which each is wrong by a factor, and those of group 1 by another."""
+    """(losses, divergence, true factors, groups).
+
+    Sums of features of which each is wrong by a factor, and those of group 1 by another.
+    """
     generator = RNG(0)
     groups = np.arange(30) % 3
     losses = generator.exponential(1.0, (count, 30)) * generator.exponential(1.0, 30)

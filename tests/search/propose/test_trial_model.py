@@ -1,4 +1,6 @@
-"""Say what finished trials lost, which of them are the front, and whether a candidate may add to it."""
+"""Say what finished trials lost, which of them are the front, and whether a candidate may add to
+it.
+"""
 
 from __future__ import annotations
 
@@ -135,7 +137,10 @@ def test_trials_over_the_limits_do_not_stand_in_the_way() -> None:
 
 
 def test_one_quality_that_gains_is_enough() -> None:
-    """Accuracy is not lost at all, f1 as much as a trial diverges; those that diverge less than the candidate miss a limit."""
+    """Accuracy is not lost at all, f1 as much as a trial diverges.
+
+    Those that diverge less than the candidate miss a limit.
+    """
     trials = []
     for x in np.linspace(0.001, 0.08, 40):
         over = {"max_size": 0.1 if x < 0.06 else -0.1}
@@ -156,7 +161,10 @@ def model(trials: list[Told], goal: Goal, quality: int = 0) -> Model:
 
 
 def spread(count: int = 30) -> list[Told]:
-    """Sizes are 0.05 above the table, latencies 0.1; the loss is the divergence, twice the table's."""
+    """Sizes are 0.05 above the table, latencies 0.1.
+
+    The loss is the divergence, twice the table's.
+    """
     generator, found = np.random.default_rng(0), []
     for x in generator.uniform(0.01, 0.08, count):
         found.append(

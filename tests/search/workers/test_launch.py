@@ -1,4 +1,7 @@
-"""Many workers: processes here, on a PostgreSQL server that dies, and on a Ray cluster; workers that are killed."""
+"""Many workers: processes here, on a PostgreSQL server that dies, and on a Ray cluster.
+
+Workers that are killed.
+"""
 
 from __future__ import annotations
 
@@ -19,6 +22,8 @@ from run_folder import rows
 
 from autocompress.search.workers.storage import open_study
 
+pytestmark = pytest.mark.slow
+
 SPACE = {
     "modules": [
         {"role": "head", "weight_bits": [8, 16], "activation_bits": [8, 32]},
@@ -30,27 +35,13 @@ SPACE = {
         },
     ]
 }
-# A lease of two seconds instead of a minute, and trials that take a moment, so that one of them is in flight when a worker is killed. From
-# the fifth trial on they wait for as many workers as are to be there, however long these take to start.
-MAIN = """
-import sys, time
-from autocompress.search.workers import lease
-from autocompress.search.evaluate import judge as trial
-lease.LEASE_S = 2.0
-judge = trial.Judge.judge
-def slowly(self, study, number, candidate):
-    time.sleep(float(sys.argv[1]))
-    while number >= 4 and len({t.user_attrs.get("worker") for t in study.get_trials(deepcopy=False)} - {None}) < int(sys.argv[2]):
-        time.sleep(0.1)
-    return judge(self, study, number, candidate)
-trial.Judge.judge = slowly
-from autocompress.cli.main import main
-main(sys.argv[3:])
-"""
+SLOW_WORKER = str(Path(__file__).with_name("slow_worker.py"))
 
 
 class Server:
-    """A PostgreSQL server that can be killed and started again, and whose databases are made by name."""
+    """A PostgreSQL server that can be killed and started again, and whose databases are made by
+    name.
+    """
 
     def __init__(self, folder: Path) -> None:
         os.environ.setdefault("XDG_RUNTIME_DIR", str(folder.parent))  # it warns where there is none
@@ -125,7 +116,7 @@ def search(
         str(folder),
         *more,
     ]
-    return [sys.executable, "-W", "ignore", "-c", MAIN, str(pause), str(workers), *command]
+    return [sys.executable, "-W", "ignore", SLOW_WORKER, str(pause), str(workers), *command]
 
 
 def until(condition: Callable[[], bool], process: subprocess.Popen, limit_s: float = 300) -> None:
@@ -154,8 +145,7 @@ def test_another_worker_takes_over_the_trial_of_one_that_was_killed(
         sys.executable,
         "-W",
         "ignore",
-        "-c",
-        MAIN,
+        SLOW_WORKER,
         "0.5",
         "1",
         "worker",
@@ -219,7 +209,8 @@ def test_a_search_outlives_its_server_for_twenty_seconds(
     _, errors = process.communicate(timeout=200)
     assert process.returncode == 0, errors
     trials = trials_of(url)
-    # A trial that the server made and could not answer for before it died belongs to nobody: it is failed once a lease is over.
+    # A trial that the server made and could not answer for before it died belongs to nobody: it is
+    # failed once a lease is over.
     unanswered = [t for t in trials if t.state == TrialState.FAIL and not t.params]
     assert len(unanswered) <= 1
     finished = [t for t in trials if t.state.is_finished() and t not in unanswered]
@@ -233,7 +224,8 @@ def test_a_search_outlives_its_server_for_twenty_seconds(
 
 def test_ray_places_the_workers(cnn_spec: str, tmp_path: Path) -> None:
     folder = tmp_path / "run" / "out"
-    # The task trains when it is loaded, and Ray gives its workers one thread: with as many here the weights are the same.
+    # The task trains when it is loaded, and Ray gives its workers one thread: with as many here the
+    # weights are the same.
     environment = {**os.environ, "RAY_USAGE_STATS_ENABLED": "0", "OMP_NUM_THREADS": "1"}
     command = search(cnn_spec, folder, 24, "--workers", "2", "--ray", "local", workers=2)
     done = subprocess.run(

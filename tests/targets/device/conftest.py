@@ -9,7 +9,9 @@ from onnx import TensorProto, helper, numpy_helper
 
 @pytest.fixture(scope="session")
 def layered() -> bytes:
-    """Two residual blocks with LayerNormalization, which ONNX Runtime fuses to SkipLayerNormalization."""
+    """Two residual blocks with LayerNormalization, which ONNX Runtime fuses to
+    SkipLayerNormalization.
+    """
     generator = np.random.default_rng(0)
     nodes, weights, value = [], [], "x"
     for i in range(2):

@@ -15,7 +15,9 @@ from autocompress.targets.device.sessions import DEFAULT
 
 
 def test_profiles_name_the_weights_that_were_laid_out_for_a_kernel() -> None:
-    """Convolutions of 16 channels and more read blocks of channels, under names that the optimiser makes up."""
+    """Convolutions of 16 channels and more read blocks of channels, under names that the optimiser
+    makes up.
+    """
     generator = np.random.default_rng(0)
     weights = [
         numpy_helper.from_array(

@@ -126,7 +126,10 @@ def test_the_owner_of_an_operator(found: NodeTime, owner: str) -> None:
 
 
 def test_an_operator_on_joined_weights_is_shared_by_multiply_adds() -> None:
-    """As attention is fused: its queries and keys are one weight under a new name, its output is that of the last product."""
+    """As attention is fused.
+
+    Its queries and keys are one weight under a new name, its output is that of the last product.
+    """
     profile = [
         node("Attention", "attention", "qkv_weights", 8.0),
         node("Add", "placed", "positions"),
@@ -188,7 +191,9 @@ def test_a_recurrent_operator_is_shared_by_its_weights() -> None:
 
 
 def test_a_lookup_that_the_optimiser_has_made_belongs_to_no_operator() -> None:
-    """The rows are a constant of the optimised graph, and what adds them does so in any form of the table."""
+    """The rows are a constant of the optimised graph, and what adds them does so in any form of the
+    table.
+    """
     graph = [
         ("Gather", "table places", "rows"),
         ("MatMul", "x w", "y"),
@@ -274,11 +279,13 @@ def with_fixed_shapes(content: bytes, subject: Subject) -> bytes:
     return found.SerializeToString()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("fixed", [False, True], ids=["free", "fixed"])
 @pytest.mark.parametrize("hidden", [False, True], ids=["as named", "renamed"])
 def test_every_module_is_found_in_every_form(subject: Subject, fixed: bool, hidden: bool) -> None:
-    """With fixed shapes the optimiser makes a Gemm under a name of its own of each product and its bias, and looks positions and types
-    up once and for all."""
+    """With fixed shapes the optimiser makes a Gemm under a name of its own of each product and its
+    bias, and looks positions and types up once and for all.
+    """
     lookups = {module.name for module in subject.layout.module_map if module.kind == "embedding"}
     for form in all_forms(subject):
         candidate = uniform_candidate(subject, form)
@@ -296,6 +303,7 @@ def test_every_module_is_found_in_every_form(subject: Subject, fixed: bool, hidd
         assert not WITH_WEIGHTS & set(operators)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("subject", ["bert"], indirect=True)
 def test_names_alone_would_miss_modules(subject: Subject) -> None:
     content, owners = subject.noise_file(Candidate())
@@ -303,6 +311,7 @@ def test_names_alone_would_miss_modules(subject: Subject) -> None:
     assert any(one.operator in WITH_WEIGHTS and not set(one.names) & set(owners) for one in profile)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("subject", ["bert"], indirect=True)
 def test_a_weight_keeps_its_module_through_probes(subject: Subject) -> None:
     """On a device the values are other noise; names of weights do not depend on them."""

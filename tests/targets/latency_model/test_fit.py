@@ -69,7 +69,10 @@ def test_a_profile_that_was_disturbed_is_held_to_the_wall_time() -> None:
 
 
 def test_time_follows_the_steps_of_a_kernel_not_a_line() -> None:
-    """Widths up to a multiple of 16 take the time of the multiple; one width is slower than the next larger."""
+    """Widths up to a multiple of 16 take the time of the multiple.
+
+    One width is slower than the next larger.
+    """
     times = {16: 30.0, 32: 22.0, 48: 33.0, 64: 44.0}
     runs = []
     for width, us in times.items():
@@ -100,7 +103,9 @@ def test_rows_between_two_tables_are_interpolated() -> None:
 
 
 def test_whole_models_correct_what_the_parts_miss() -> None:
-    """Everything on integers takes 10 % longer in a whole model than its profile says, as when caches are shared."""
+    """Everything on integers takes 10 % longer in a whole model than its profile says, as when
+    caches are shared.
+    """
     runs = []
     for forms in MIXTURES:
         one = run(forms)

@@ -46,6 +46,7 @@ def table(subject: Subject) -> LatencyTable:
     return cached_table(subject, TARGET)
 
 
+@pytest.mark.slow
 def test_the_plan_shows_every_kernel_that_the_space_offers(subject: Subject) -> None:
     plan = Plan.of(subject, 0)
     shown = {
@@ -62,7 +63,10 @@ def test_the_plan_shows_every_kernel_that_the_space_offers(subject: Subject) -> 
 
 
 def test_what_a_space_offers_is_shown_in_its_parts_too(cnn_task) -> None:
-    """Sensitivity is measured axis by axis: a module on integers only is also seen factorised in float."""
+    """Sensitivity is measured axis by axis.
+
+    A module on integers only is also seen factorised in float.
+    """
     builder = prepare(
         cnn_task, find_modules(cnn_task.model, cnn_task.example_inputs), Formed(IntegerForm.REDUCED)
     )
@@ -76,6 +80,7 @@ def test_what_a_space_offers_is_shown_in_its_parts_too(cnn_task) -> None:
     assert forms == {"float", "int8", "float-rank0.25", "int8-rank0.25"}
 
 
+@pytest.mark.slow
 def test_the_check_uses_candidates_that_no_fit_has_seen(table: LatencyTable) -> None:
     assert table.check["candidates"] == sum(run.role == "checked" for run in table.runs) >= 20
     assert 0 <= table.check["mape"] <= table.check["p95"]
@@ -88,6 +93,7 @@ def test_the_check_uses_candidates_that_no_fit_has_seen(table: LatencyTable) -> 
     )
 
 
+@pytest.mark.slow
 def test_prediction_covers_every_module_and_falls_with_work(
     subject: Subject, table: LatencyTable
 ) -> None:
@@ -106,6 +112,7 @@ def test_prediction_covers_every_module_and_falls_with_work(
     assert table.predict_ms(layout, Candidate()) == pytest.approx(untouched.milliseconds, rel=0.15)
 
 
+@pytest.mark.slow
 def test_widths_between_measured_ones_are_interpolated_and_said(
     subject: Subject, table: LatencyTable
 ) -> None:
@@ -122,6 +129,7 @@ def test_widths_between_measured_ones_are_interpolated_and_said(
     assert correction * min(alike) <= table.model.kernel_us(odd) <= correction * max(alike)
 
 
+@pytest.mark.slow
 def test_a_form_that_was_not_measured_is_named(subject: Subject, table: LatencyTable) -> None:
     head = next(m for m in subject.layout.module_map if m.role == "head")
     ranked = Candidate.of({head.name: ModuleConfig(8, 8, rank_ratio=0.5)})
@@ -132,6 +140,7 @@ def test_a_form_that_was_not_measured_is_named(subject: Subject, table: LatencyT
         table.predict_ms(subject.layout, ranked)
 
 
+@pytest.mark.slow
 def test_tables_are_cached_and_saved_as_rows_with_named_columns(
     subject: Subject, table: LatencyTable, tmp_path: Path, cache: Path
 ) -> None:
@@ -146,6 +155,7 @@ def test_tables_are_cached_and_saved_as_rows_with_named_columns(
     assert all(len(row) == len(data["columns"]["kernels"]) for row in data["kernels"])
 
 
+@pytest.mark.slow
 def test_tables_that_cannot_serve_are_refused_in_one_line(
     subject: Subject, table: LatencyTable, tmp_path: Path
 ) -> None:
@@ -175,6 +185,7 @@ def test_tables_that_cannot_serve_are_refused_in_one_line(
         assert "\n" not in str(caught.value)
 
 
+@pytest.mark.slow
 def test_tables_of_one_machine_merge_and_of_others_do_not(
     subject: Subject, table: LatencyTable
 ) -> None:
@@ -200,6 +211,7 @@ def test_tables_of_one_machine_merge_and_of_others_do_not(
         table.merged(replace(table, versions={"onnxruntime": "1.2.3"}))
 
 
+@pytest.mark.slow
 def test_a_front_that_was_predicted_wrong_moves_the_model(
     subject: Subject, table: LatencyTable
 ) -> None:
@@ -213,6 +225,7 @@ def test_a_front_that_was_predicted_wrong_moves_the_model(
     assert sum(run.role == "front" for run in learned.with_front(works[:2], slower[:2]).runs) == 2
 
 
+@pytest.mark.slow
 def test_where_the_time_goes_adds_up(subject: Subject, table: LatencyTable) -> None:
     found = where_time_goes(table, subject.layout)
     shares = sum(row["share"] for row in (*found["modules"], *found["operators"]))

@@ -168,7 +168,8 @@ def test_tables_of_another_target_or_version_are_refused(tmp_path: Path) -> None
         load_table(subject(), TARGET, path)
     made_table(versions={**versions(), "onnxruntime": "0.1"}).save(path)
     message = (
-        rf"was measured with onnxruntime 0\.1 \(here {versions()['onnxruntime']}\); measure it again with: "
+        rf"was measured with onnxruntime 0\.1 \(here {versions()['onnxruntime']}\); measure it "
+        r"again with: "
         "autocompress profile TASK --out FILE$"
     )
     with pytest.raises(TargetError, match=message):

@@ -1,4 +1,7 @@
-"""A profile that cannot be right is not used, and a wrong model is said: made-up times, no clock."""
+"""A profile that cannot be right is not used, and a wrong model is said.
+
+Made-up times, no clock.
+"""
 
 from __future__ import annotations
 
@@ -40,7 +43,10 @@ Spent = Mapping[str, tuple[float, float]]
 
 
 def run(forms: str, narrow: str, role: str = "profiled") -> Run:
-    """Four modules of two shapes, each in float or on integers and whole or half as wide; a change of form costs a conversion."""
+    """Four modules of two shapes, each in float or on integers and whole or half as wide.
+
+    A change of form costs a conversion.
+    """
     kernels, spent, around = {}, {}, AROUND
     for i, (letter, half) in enumerate(zip(forms, narrow, strict=True)):
         shape, form = "ab"[i % 2], {"f": "float", "i": "int8"}[letter]
@@ -111,7 +117,8 @@ def test_a_right_profile_is_used_and_nothing_is_said() -> None:
 def test_a_lost_attribution_is_told_by_the_multiply_adds() -> None:
     found = table(with_spent(runs(), lost))
     assert found.note.startswith(
-        "operators' times are not used: the profile gives modules with 100% of the float multiply-adds less time than products can "
+        "operators' times are not used: the profile gives modules with 100% of the float "
+        "multiply-adds less time than products can "
         "take here, such as m"
     )
     assert found.note.endswith("; 40 whole models are regressed instead")
@@ -154,7 +161,8 @@ def test_an_error_beyond_15_percent_on_unseen_candidates_falls_back() -> None:
     broken = held_out_errors(LatencyModel.of(found.runs), held_out(found.runs))["mape"]
     assert broken > 0.15
     assert found.note == (
-        f"operators' times are not used: with them, candidates that the model has not seen were predicted {broken:.0%} wrong; "
+        "operators' times are not used: with them, candidates that the model has not seen were "
+        f"predicted {broken:.0%} wrong; "
         "40 whole models are regressed instead"
     )
     assert found.check["mape"] < 0.03
@@ -184,6 +192,7 @@ def test_a_table_keeps_what_its_note_follows_from(tmp_path: Path) -> None:
     assert again.product_rate == RATE
 
 
+@pytest.mark.slow
 def test_a_search_with_a_lost_attribution_says_so_everywhere(
     cnn_task, tmp_path: Path, monkeypatch, capsys
 ) -> None:

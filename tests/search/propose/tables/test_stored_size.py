@@ -9,7 +9,7 @@ import pytest
 from autocompress.candidate import ModuleConfig
 from autocompress.integer_form import IntegerForm
 from autocompress.model.modules import CompressibleModule
-from autocompress.search.propose.stored_size import smallest_candidate, stored_bytes
+from autocompress.search.propose.tables.stored_size import smallest_candidate, stored_bytes
 
 
 def module(name: str, kind: str, *shape: int, groups: int = 1) -> CompressibleModule:

@@ -1,0 +1,1 @@
+"""Tabulate costs and losses of every choice, and translate choices to knobs."""
