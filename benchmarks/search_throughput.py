@@ -32,6 +32,7 @@ from autocompress.search.problem.goal import Goal
 from autocompress.search.problem.options import Settings
 from autocompress.search.problem.problem import Problem, open_problem
 from autocompress.search.problem.trial_record import TrialRecord
+from autocompress.search.propose.allocation import Allocator
 from autocompress.search.propose.factory import price_sampler, sensitivity
 from autocompress.search.propose.sampler import PriceSampler, distributions
 from autocompress.search.propose.tables.module_table import PARTS, ModuleTable
