@@ -260,7 +260,7 @@ def is_batch_first(task: Task, model: nn.Module, inputs: Inputs) -> bool:
         return False
     whole, halves, sizes = found
     size = sum(sizes)
-    if any(len(output) % size or output.dim() == 0 for output in whole):
+    if any(output.dim() == 0 or len(output) % size for output in whole):
         return False
     if any(
         len(output) * size != len(full) * rows

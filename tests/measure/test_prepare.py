@@ -63,6 +63,12 @@ def test_the_batch_is_the_dimension_whose_parts_give_the_parts(
     assert first(function) is expected
 
 
+def test_a_further_output_that_is_a_scalar_has_no_batch() -> None:
+    model = Calls(lambda x: (x * 2, x.mean()))
+    task = task_of(model, output_weights={"0": 1.0, "1": 1.0})
+    assert not is_batch_first(task, model, X)
+
+
 def test_one_sample_is_judged_as_two() -> None:
     assert first(lambda x: x * 2, X[:1])
 
