@@ -17,7 +17,7 @@ import optuna
 import torch
 
 import autocompress as ac
-from autocompress.results.front import MODEL_FILE
+from autocompress.results.files import MODEL_FILE
 from autocompress.search.problem.bench import builder_for, layout_of, subject_of
 from autocompress.space.search_space import SearchSpace
 from autocompress.targets.device.sessions import open_session

@@ -34,7 +34,8 @@ from autocompress.measure.accuracy import evaluate_session
 from autocompress.measure.prepare import prepared
 from autocompress.model.modules import find_modules
 from autocompress.report.page import write_report
-from autocompress.results.front import REPORT_FILE, read_front
+from autocompress.results.files import REPORT_FILE
+from autocompress.results.front import read_front
 from autocompress.results.limits import parse_limits
 from autocompress.search.inspection import inspect_task
 from autocompress.search.loop import run_worker

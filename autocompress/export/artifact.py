@@ -21,17 +21,16 @@ from autocompress.errors import ExportError
 from autocompress.export.arithmetic import arithmetic_words, saturation_warning
 from autocompress.export.build import Builder
 from autocompress.model.plain.plain import form_of
-from autocompress.results.files import disk_error, write_atomic
-from autocompress.results.front import (
-    LATENCY_WORDS,
+from autocompress.results.files import (
     MODEL_FILE,
     NOTES_FILE,
     RECIPE_FILE,
     WEIGHTS_FILE,
-    FrontPoint,
-    Measurement,
-    left_out_words,
+    disk_error,
+    write_atomic,
 )
+from autocompress.results.front_point import FrontPoint
+from autocompress.results.measurement import LATENCY_WORDS, Measurement, left_out_words
 from autocompress.targets.device.sessions import SessionSettings
 from autocompress.task.batches import Inputs
 

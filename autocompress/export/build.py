@@ -39,10 +39,11 @@ from autocompress.model.plain.split import fused_modules
 from autocompress.targets.device.sessions import open_session
 from autocompress.targets.kernels import FOLDED, KernelChoice
 from autocompress.task.batches import Inputs, batch_size, input_tensors
+from autocompress.task.calls import run_model
 from autocompress.task.copies import copied
 from autocompress.task.free_shapes import free_dimensions
 from autocompress.task.outputs import relative_difference
-from autocompress.task.task import Task, run_model
+from autocompress.task.task import Task
 
 WEIGHT_ONLY_BITS = (2, 4, 8)
 MULTIPLE_OF = {

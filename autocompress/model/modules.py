@@ -19,7 +19,7 @@ from autocompress.model.plain.recurrent import GateWeights, SplitRecurrent
 from autocompress.model.towers import find_towers, role_of
 from autocompress.model.weights import weight_of
 from autocompress.task.batches import Inputs, map_inputs
-from autocompress.task.task import call_model
+from autocompress.task.calls import call_model
 
 KINDS: Mapping[str, tuple[type[nn.Module], ...]] = {
     "recurrent": (GateWeights,),

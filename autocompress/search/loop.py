@@ -21,15 +21,17 @@ from autocompress.measure.prepare import prepared
 from autocompress.measure.robustness import SAMPLES as CORRUPTED
 from autocompress.measure.robustness import corruptions_of
 from autocompress.model.modules import find_modules
-from autocompress.results.files import disk_error, read_json, write_json
-from autocompress.results.front import (
+from autocompress.results.files import (
     JOURNAL_FILE,
     RUN_FILE,
     STUDENT_FILE,
     TABLE_FILE,
     TRIALS_FILE,
-    SearchResult,
+    disk_error,
+    read_json,
+    write_json,
 )
+from autocompress.results.front import SearchResult
 from autocompress.results.limits import Limits, parse_bytes, parse_limits
 from autocompress.search.evaluate.judge import Judge
 from autocompress.search.finish.front import finish

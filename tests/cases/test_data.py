@@ -19,8 +19,9 @@ import autocompress as ac
 from autocompress.cli.main import main
 from autocompress.errors import AutocompressError, TaskError
 from autocompress.measure.accuracy import evaluate_model
-from autocompress.measure.prepare import check_steady, is_batch_first, prepared
-from autocompress.results.front import Measurement
+from autocompress.measure.prepare import prepared
+from autocompress.measure.probing import check_steady, is_batch_first
+from autocompress.results.measurement import Measurement
 from autocompress.search.evaluate.racing import Rival, Scores, sample_scores, surely_dominated
 from autocompress.search.problem.scoring import open_race
 from autocompress.task.batches import take_samples
@@ -730,7 +731,7 @@ X = torch.randn(4, 16)
         (
             (X, 3),
             (X, 2),
-            "validation: argument 1 is 3, and 2 in example_inputs; what is no tensor is a constant of the file",
+            "validation: argument 1 is 3, and 2 in example_inputs; an argument that is not a tensor is a constant of the file",
         ),
         ((X, None), (X, X), "validation: argument 1 is None, and a tensor in example_inputs"),
         ({"x": X}, {"x": X, "mask": X}, "example_inputs has mask, which validation lacks"),

@@ -17,7 +17,7 @@ import autocompress
 from autocompress import SearchResult, Task, load_task, read_front
 from autocompress.errors import ExportError, TaskError
 from autocompress.task.batches import feed_of
-from autocompress.task.task import call_model
+from autocompress.task.calls import call_model
 
 SPACE = {
     "modules": [

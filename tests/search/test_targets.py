@@ -13,7 +13,7 @@ import yaml
 import autocompress as ac
 from autocompress.candidate import Candidate
 from autocompress.export.artifact import read_recipe, session_settings
-from autocompress.results.front import TABLE_FILE
+from autocompress.results.files import TABLE_FILE
 from autocompress.search.finish import verify
 from autocompress.search.problem.bench import Bench, Report
 from autocompress.search.workers.storage import open_study

@@ -27,8 +27,9 @@ from autocompress.model.plain.program import COVERED, exported_program, with_mod
 from autocompress.model.plain.recurrent import SplitRecurrent
 from autocompress.model.plain.split import split_modules
 from autocompress.task.batches import Inputs, input_tensors, map_inputs
+from autocompress.task.calls import call_model, run_model
 from autocompress.task.copies import copied
-from autocompress.task.task import Task, call_model, run_model
+from autocompress.task.task import Task
 from autocompress.task.user_code import UserCodeError
 
 METHODS = ("forward", "_conv_forward")

@@ -10,7 +10,8 @@ import optuna
 import torch
 
 from autocompress.errors import AutocompressError
-from autocompress.results.front import TABLE_FILE, TRIALS_FILE, ParetoFront, earlier_front
+from autocompress.results.files import TABLE_FILE, TRIALS_FILE
+from autocompress.results.front import ParetoFront, earlier_front
 from autocompress.results.limits import Limits
 from autocompress.search.evaluate.recovery import lessons
 from autocompress.search.finish.finalists import Finalist, choose_finalists, recovered

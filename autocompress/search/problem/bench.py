@@ -23,7 +23,7 @@ from autocompress.export.float_graph.float_graph import export_reference
 from autocompress.export.identity import check_identity
 from autocompress.measure.accuracy import evaluate_session
 from autocompress.model.modules import CompressibleModule, ModuleMap
-from autocompress.results.front import Measurement
+from autocompress.results.measurement import Measurement
 from autocompress.search.problem.clock import TABLE_SHARE
 from autocompress.search.problem.ranks import no_gain, rank_verdicts, table_times
 from autocompress.search.problem.scoring import Race, open_race

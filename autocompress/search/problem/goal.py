@@ -10,8 +10,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from autocompress.measure.accuracy import Scores
-from autocompress.results.front import Measurement
 from autocompress.results.limits import Limits
+from autocompress.results.measurement import Measurement
 
 Array = NDArray[np.float64]
 REFERENCE_DROP = 0.1  # how much accuracy, or which share of another metric, may be lost and still counts when there is no limit

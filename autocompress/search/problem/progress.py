@@ -16,7 +16,7 @@ from rich.progress import (
     TimeRemainingColumn,
 )
 
-from autocompress.results.front import Measurement
+from autocompress.results.measurement import Measurement
 from autocompress.results.pareto import non_dominated
 
 

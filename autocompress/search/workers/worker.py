@@ -19,8 +19,13 @@ from optuna.trial import Trial, TrialState
 
 from autocompress.candidate import Candidate
 from autocompress.errors import RunFolderError
-from autocompress.results.files import append_row, disk_error, write_atomic
-from autocompress.results.front import TRIAL_COLUMNS, TRIALS_FILE
+from autocompress.results.files import (
+    TRIAL_COLUMNS,
+    TRIALS_FILE,
+    append_row,
+    disk_error,
+    write_atomic,
+)
 from autocompress.search.evaluate.judge import Judge, Outcome
 from autocompress.search.problem.progress import SearchProgress
 from autocompress.search.propose.reach import short_of

@@ -9,8 +9,8 @@ import pytest
 
 from autocompress import ModuleConfig, find_modules
 from autocompress.export.build import prepare
-from autocompress.results.front import Measurement
 from autocompress.results.limits import Limits
+from autocompress.results.measurement import Measurement
 from autocompress.results.pareto import hypervolume
 from autocompress.search.problem.bench import layout_of, subject_of
 from autocompress.search.problem.goal import Goal, directions
