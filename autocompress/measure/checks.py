@@ -29,7 +29,7 @@ STATISTICS = ("running_mean", "running_var")
 
 
 def check_model(task: Task, model: Any, what: str) -> None:
-    """Check that a model is a module with values that can be copied.
+    """Check that a model is a module with values and can be copied.
 
     Args:
         task: names the messages.

@@ -89,7 +89,7 @@ def prepared(task: Task, say: Callable[[str], None] = lambda line: None) -> Task
 
 
 def _with_checked_data(task: Task) -> Task:
-    """Return the task with inputs that files can take, and splits in the form that is read."""
+    """Return the task with checked inputs and settled splits."""
     check_inputs(task.example_inputs, "example_inputs")
     further = {}
     for name, inputs in task.latency_inputs.items():

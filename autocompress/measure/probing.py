@@ -19,7 +19,7 @@ from autocompress.task.task import Task
 from autocompress.task.user_code import UserCodeError
 
 AGAIN = 1e-4  # of the largest output: another order of sums
-APART = 1e-3  # the same for samples alone and in a batch, for which other kernels are chosen
+APART = 1e-3  # the same for a part and its batch: their kernels differ
 PROBED = 8  # samples by which the first dimension is judged
 
 

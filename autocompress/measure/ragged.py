@@ -70,9 +70,9 @@ def ragged_score(
             "to one length"
         ) from problem
     dimensions = _positions(outputs, targets)
-    by_position = dimensions is not None and all(
-        _is_mean_over(metric, *part, *dimensions) for part in parts
-    )
+    by_position = False
+    if dimensions is not None:
+        by_position = all(_is_mean_over(metric, *part, *dimensions) for part in parts)
     weights = [part[1].numel() if by_position else len(part[0]) for part in parts]
     return float(np.average(values, weights=weights))
 

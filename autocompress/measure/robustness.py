@@ -17,7 +17,7 @@ from autocompress.task.batches import Batches, Inputs, input_tensors, map_inputs
 
 SAMPLES = 512
 NOISE = 0.3  # standard deviation of the noise against that of the tensor
-CONTRAST = 0.4  # what is left of each sample's deviation from its mean
+CONTRAST = 0.4  # share of each sample's deviation from its mean after the corruption
 DROPPED = 0.1  # share of the tokens that become token 0
 # Share of the baseline's accuracy that a point may lose under a corruption beyond its loss on clean
 # inputs.

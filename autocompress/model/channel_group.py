@@ -1,4 +1,4 @@
-"""Describe channels that must be pruned together, in units that are removed as a whole.
+"""Describe channels that must be pruned together.
 
 `dependency_graph` finds the groups, the search chooses a pruning ratio for each, and
 `compress.prune` removes units.

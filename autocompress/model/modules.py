@@ -1,4 +1,4 @@
-"""Describe what can be compressed in a model, and what cannot.
+"""Describe the modules of a model that can be compressed.
 
 `find_modules` is where inspection and search begin: names, shapes, MACs, towers, roles and channel
 groups of all modules.
@@ -108,7 +108,7 @@ class NormGroup:
 
 @dataclass(frozen=True)
 class ModuleMap:
-    """Hold what can be compressed in a model, and what cannot.
+    """Hold the compressible modules of a model, their channel groups and the rest.
 
     Attributes:
         modules: in the order of their first call.
@@ -183,9 +183,9 @@ def kind_of(module: nn.Module) -> str | None:
 def find_modules(
     model: nn.Module, example_inputs: Inputs, towers: Mapping[str, list[str]] | None = None
 ) -> ModuleMap:
-    """Return what can be compressed in a model.
+    """Return the compressible modules of a model.
 
-    That is every Linear, Conv1d, Conv2d, Embedding, MultiheadAttention projection and LSTM or GRU
+    They are every Linear, Conv1d, Conv2d, Embedding, MultiheadAttention projection and LSTM or GRU
     weight that runs on the example.
 
     Args:

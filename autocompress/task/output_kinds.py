@@ -106,7 +106,7 @@ class Seen:
 def find_kinds(
     splits: Sequence[Batches], run: Run, target_of: TargetOf
 ) -> dict[str, OutputKind | str]:
-    """Return what each output holds, or the reason why that is not known.
+    """Return the kind of each output, or the reason why it is not known.
 
     Args:
         splits: validation first; a later split counts if only its labels show that an output gives
@@ -135,18 +135,20 @@ def find_kinds(
 def _look_at(batches: Batches, run: Run, target_of: TargetOf) -> dict[str, list[Seen]]:
     """Return what the first batches tell, by output; `run` is called once per shape of inputs."""
     seen: dict[str, list[Seen]] = {}
-    known: dict[Any, dict[str, Output]] = {}
+    by_shape: dict[Any, dict[str, Output]] = {}
     rows = 0
     for count, (inputs, target) in enumerate(batches):
         if rows >= ROWS or count >= BATCHES:
             break
         rows += batch_size(inputs)
         shapes = tuple(tensor.shape for tensor in input_tensors(inputs))
-        if shapes not in known and len(known) >= SHAPES:
+        if shapes not in by_shape and len(by_shape) >= SHAPES:
             continue
-        if shapes not in known:
-            known[shapes] = {name: Output.of(output) for name, output in _ran(run, inputs).items()}
-        for name, output in known[shapes].items():
+        if shapes not in by_shape:
+            by_shape[shapes] = {
+                name: Output.of(output) for name, output in _ran(run, inputs).items()
+            }
+        for name, output in by_shape[shapes].items():
             labels = as_labels(target_of(target, name))
             seen.setdefault(name, []).append(Seen.of(output, labels))
     return seen

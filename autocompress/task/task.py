@@ -141,7 +141,7 @@ class Task:
 
     @cached_property
     def output_kinds(self) -> Mapping[str, OutputKind | str]:
-        """Return what each output of `outputs_of` holds, or the reason why that is not known.
+        """Return the kind of each output of `outputs_of`, or the reason why it is not known.
 
         It is read from the first batches that have targets.
         """

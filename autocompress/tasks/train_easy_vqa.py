@@ -110,9 +110,9 @@ def train(data: EasyVqa, epochs: int, seed: int, learning_rate: float = 5e-4) ->
         total = 0.0
         for images, rows in _steps_of_epoch(data.train, generator):
             patches = model.encode_image(data.train.images[images].float() / 255)
-            known = named[images]
+            present = named[images]
             # Only present answers are rewarded: others are unknown, not absent.
-            naming_loss = -(naming(patches.amax(1)).log_softmax(1) * known).sum(1).mean()
+            naming_loss = -(naming(patches.amax(1)).log_softmax(1) * present).sum(1).mean()
             patches = patches.repeat_interleave(QUESTIONS_PER_IMAGE, 0)
             loss = 0.3 * naming_loss + F.cross_entropy(
                 model.answer(patches, data.train.tokens[rows]), data.train.answers[rows]

@@ -19,7 +19,7 @@ from autocompress.model.plain.recurrent import SplitRecurrent
 
 @dataclass(frozen=True, eq=False)
 class Operator:
-    """Describe a module that computes what an operator of a program computes.
+    """Describe a module with the same result as an operator of a program.
 
     Attributes:
         module: with the program's own parameters.

@@ -188,13 +188,13 @@ def _in_eval_mode(model: nn.Module) -> Iterator[None]:
 
 @contextlib.contextmanager
 def _quiet() -> Iterator[None]:
-    """Silence the tracer, which warns of each dimension that it fixes.
+    """Silence the tracer; it warns of each dimension that it fixes.
 
     The outputs of the program are compared instead.
     """
     before = logging.root.manager.disable
     logging.disable(logging.CRITICAL)
-    # It prints the graph of what it cannot trace.
+    # A failed trace prints the graph.
     with warnings.catch_warnings(), contextlib.redirect_stderr(io.StringIO()):
         warnings.simplefilter("ignore")
         try:

@@ -143,7 +143,7 @@ def with_modules(module: fx.GraphModule, model: nn.Module) -> fx.GraphModule:
     _follow_device(module)
     graph.eliminate_dead_code()
     graph.lint()
-    plain = fx.GraphModule(module, graph)  # holds what the program reads, and nothing of the tracer
+    plain = fx.GraphModule(module, graph)  # without the attributes of the tracer
     for name, source in model.named_modules():
         with contextlib.suppress(AttributeError):
             _tell_heads(source, plain.get_submodule(name))
