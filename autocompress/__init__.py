@@ -25,14 +25,10 @@ from autocompress.export.artifact import (
 from autocompress.export.reload import load_module, reproduce_model
 from autocompress.model.modules import find_modules
 from autocompress.report.page import write_report
-from autocompress.results.front import (
-    MODEL_FILE,
-    FrontPoint,
-    Measurement,
-    ParetoFront,
-    SearchResult,
-    read_front,
-)
+from autocompress.results.files import MODEL_FILE
+from autocompress.results.front import ParetoFront, SearchResult, read_front
+from autocompress.results.front_point import FrontPoint
+from autocompress.results.measurement import Measurement
 from autocompress.search.loop import run_search
 from autocompress.search.problem.options import Settings
 from autocompress.search.problem.progress import SearchProgress

@@ -14,7 +14,7 @@ import onnx
 from autocompress import load_task, read_front
 from autocompress.measure.accuracy import evaluate_session
 from autocompress.report.info import PICK_DROP, PICKS
-from autocompress.results.front import MODEL_FILE
+from autocompress.results.files import MODEL_FILE
 from autocompress.targets.device.sessions import open_session
 from autocompress.task.batches import feed_of
 from benchmarks.bench import ALL_THREADS, timed

@@ -24,7 +24,7 @@ import autocompress as ac
 from autocompress.measure.prepare import prepared
 from autocompress.model.modules import ModuleMap
 from autocompress.task.batches import Inputs, feed_of
-from autocompress.task.task import call_model
+from autocompress.task.calls import call_model
 from benchmarks.hugging_face import FAMILIES, Family, family_task
 from benchmarks.output import parser_of, write_figures
 

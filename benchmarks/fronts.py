@@ -11,7 +11,8 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from autocompress.results.front import Measurement, read_front
+from autocompress.results.front import read_front
+from autocompress.results.measurement import Measurement
 from autocompress.results.pareto import hypervolume
 from benchmarks.output import parser_of, write_figures
 

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from autocompress import Task
 from autocompress.task.batches import Inputs
-from autocompress.task.task import call_model
+from autocompress.task.calls import call_model
 
 WORDS = 60
 

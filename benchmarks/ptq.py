@@ -30,7 +30,7 @@ from autocompress.export.prepare import prepare
 from autocompress.targets.device.sessions import open_session
 from autocompress.targets.kernels import KernelChoice
 from autocompress.task.batches import Batches, take_samples
-from autocompress.task.task import call_model
+from autocompress.task.calls import call_model
 from benchmarks.against_onnxruntime import quantize_dynamic
 from benchmarks.bench import Bench, distilled
 from benchmarks.output import parser_of, write_figures

@@ -20,7 +20,7 @@ from pathlib import Path
 import optuna
 import yaml
 
-from autocompress.results.front import JOURNAL_FILE
+from autocompress.results.files import JOURNAL_FILE
 from autocompress.search.workers.plan import RUN, WorkerPlan
 from autocompress.search.workers.storage import open_study
 from benchmarks.output import parser_of, write_figures

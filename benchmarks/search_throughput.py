@@ -24,8 +24,8 @@ from autocompress import Task, find_modules, load_task
 from autocompress.candidate import Candidate, ModuleConfig
 from autocompress.integer_form import IntegerForm
 from autocompress.measure.accuracy import model_outputs
-from autocompress.results.front import Measurement
 from autocompress.results.limits import Limits
+from autocompress.results.measurement import Measurement
 from autocompress.search.evaluate.judge import Judge
 from autocompress.search.evaluate.racing import PARTS as RUNGS
 from autocompress.search.problem.goal import Goal

@@ -21,7 +21,7 @@ import torch
 
 import autocompress as ac
 from autocompress.export.subject import builder_for, layout_of, subject_of
-from autocompress.results.front import MODEL_FILE
+from autocompress.results.files import MODEL_FILE
 from autocompress.space.search_space import SearchSpace
 from autocompress.targets.device.sessions import open_session
 from autocompress.targets.device.timing import interleaved_timing

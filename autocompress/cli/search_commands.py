@@ -18,7 +18,7 @@ from autocompress.cli.tables import (
 from autocompress.cli.values import limits_of, prepared_task
 from autocompress.compress.recover.student import on_student
 from autocompress.errors import ExportError
-from autocompress.results.front import REPORT_FILE
+from autocompress.results.files import REPORT_FILE
 from autocompress.search.inspection import inspect_task
 from autocompress.search.problem.options import Settings
 from autocompress.search.workers.join import run_worker

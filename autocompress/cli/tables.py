@@ -13,8 +13,8 @@ from rich.table import Table
 
 from autocompress.model.modules import ModuleMap
 from autocompress.report.info import before_after
-from autocompress.results.files import read_json
-from autocompress.results.front import RUN_FILE, ParetoFront, SearchResult
+from autocompress.results.files import RUN_FILE, read_json
+from autocompress.results.front import ParetoFront, SearchResult
 from autocompress.search.problem.ranks import RankVerdict
 
 console = Console(soft_wrap=True, width=None if sys.stdout.isatty() else 160)

@@ -26,14 +26,15 @@ from autocompress.errors import ExportError
 from autocompress.export.arithmetic import saturation_warning
 from autocompress.export.compressor import Compressor
 from autocompress.model.plain.plain import form_of
-from autocompress.results.files import disk_error, write_atomic
-from autocompress.results.front import (
+from autocompress.results.files import (
     MODEL_FILE,
     NOTES_FILE,
     RECIPE_FILE,
     WEIGHTS_FILE,
-    FrontPoint,
+    disk_error,
+    write_atomic,
 )
+from autocompress.results.front_point import FrontPoint
 from autocompress.targets.device.sessions import SessionSettings
 from autocompress.task.batches import Inputs
 

@@ -22,7 +22,8 @@ from autocompress.export.compressor import Compressor
 from autocompress.targets.device.sessions import open_session
 from autocompress.targets.target import Target
 from autocompress.task.batches import Inputs, batch_size, map_inputs, take_samples
-from autocompress.task.task import Task, call_model
+from autocompress.task.calls import call_model
+from autocompress.task.task import Task
 
 UNTOUCHED_ERROR = 1e-3  # of the outputs' norm: sums of floats in another order
 ROUNDED_ERROR = 0.05  # roundings at a tie go either way, and what reads them differs

@@ -6,15 +6,9 @@ from pathlib import Path
 
 from autocompress.export.arithmetic import arithmetic_words
 from autocompress.export.artifact import read_recipe
-from autocompress.results.files import write_atomic
-from autocompress.results.front import (
-    LATENCY_WORDS,
-    MODEL_FILE,
-    NOTES_FILE,
-    FrontPoint,
-    Measurement,
-    left_out_words,
-)
+from autocompress.results.files import MODEL_FILE, NOTES_FILE, write_atomic
+from autocompress.results.front_point import FrontPoint
+from autocompress.results.measurement import LATENCY_WORDS, Measurement, left_out_words
 from autocompress.targets.device.sessions import SessionSettings
 
 UNPACKED = (

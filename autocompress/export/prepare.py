@@ -33,10 +33,11 @@ from autocompress.model.plain.split import fused_modules
 from autocompress.targets.device.sessions import open_session
 from autocompress.targets.kernels import KernelChoice
 from autocompress.task.batches import Inputs, batch_size, input_tensors
+from autocompress.task.calls import run_model
 from autocompress.task.copies import copied
 from autocompress.task.free_shapes import free_dimensions
 from autocompress.task.outputs import relative_difference
-from autocompress.task.task import Task, run_model
+from autocompress.task.task import Task
 
 PRUNED_ERROR = 1e-3  # relative difference between a pruned file and its simulation
 

@@ -32,12 +32,12 @@ from autocompress.export.compressor import Compressor
 from autocompress.export.prepare import prepare
 from autocompress.integer_form import IntegerForm
 from autocompress.measure.prepare import prepared
+from autocompress.model.float_copy import float_copy
 from autocompress.model.modules import find_modules
 from autocompress.model.plain.plain import in_form
-from autocompress.results.front import MODEL_FILE
+from autocompress.results.files import MODEL_FILE
 from autocompress.targets.kernels import KernelChoice
 from autocompress.task.copies import copied
-from autocompress.task.float_copy import float_copy
 from autocompress.task.task import Task
 from autocompress.task.user_code import UserCodeError
 

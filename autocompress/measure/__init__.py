@@ -1,1 +1,1 @@
-"""What reads a model and changes nothing."""
+"""Check and evaluate models without changing them."""

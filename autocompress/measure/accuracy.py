@@ -1,4 +1,8 @@
-"""Outputs of a PyTorch model or of an ONNX file on a split, and the metrics of them."""
+"""Evaluate a PyTorch model or an ONNX file on a split with the task's metrics.
+
+The search judges stitched models with `evaluate_model`; the files of the front are verified with
+`evaluate_session`.
+"""
 
 from __future__ import annotations
 
@@ -15,9 +19,7 @@ from torch import Tensor, nn
 from autocompress.errors import TaskError
 from autocompress.measure.ragged import ragged_score, split_rows
 from autocompress.task.batches import Batches, Inputs, batch_size, feed_of, input_tensors, to_device
-from autocompress.task.task import (
-    OutputMetric,
-    Task,
+from autocompress.task.calls import (
     call_model,
     named_outputs,
     primary_output,
@@ -25,13 +27,19 @@ from autocompress.task.task import (
     score,
     target_of,
 )
+from autocompress.task.task import OutputMetric, Task
 
 Outputs = Tensor | list[Tensor]  # of a split; a list has one entry per sample
 
 
 @dataclass(frozen=True)
 class Scores:
-    """`accuracy` is the task's metric; `metrics` holds the extra ones."""
+    """Hold the metrics of one model on one split.
+
+    Attributes:
+        accuracy: the task's metric, higher is better.
+        metrics: the extra metrics by name.
+    """
 
     accuracy: float
     metrics: Mapping[str, float]
@@ -39,7 +47,19 @@ class Scores:
 
 @torch.no_grad()
 def model_outputs(model: nn.Module, inputs: Inputs, device: torch.device) -> Tensor:
-    """Primary output of one batch on the CPU, float32 when it is floating point."""
+    """Return the primary output of one batch on the CPU.
+
+    Args:
+        model: any module.
+        inputs: one batch of inputs, on any device.
+        device: of the model.
+
+    Returns:
+        (n, ...), float32 if it is floating point.
+
+    Raises:
+        UserCodeError: forward fails.
+    """
     return _collected(call_model(model, to_device(inputs, device)))
 
 
@@ -49,17 +69,19 @@ def _collected(output: Tensor) -> Tensor:
 
 
 def join_targets(targets: list[Any]) -> Any:
-    """All targets of a split in one: a tensor where they are tensors that fit together, a mapping of them where they are mappings, else
-    a list with an entry per sample.
+    """Return all targets of a split in one.
 
-    None when there are none.
+    Args:
+        targets: one entry per batch.
+
+    Returns:
+        A tensor if they are tensors that fit together, a mapping if they are mappings, None if
+        there are none, else a list with an entry per sample.
     """
     if all(target is None for target in targets):
         return None
-    if (
-        all(isinstance(target, Tensor) for target in targets)
-        and len({target.shape[1:] for target in targets}) == 1
-    ):
+    tensors = all(isinstance(target, Tensor) for target in targets)
+    if tensors and len({target.shape[1:] for target in targets}) == 1:
         return torch.cat([t.cpu().reshape(1) if t.dim() == 0 else t.cpu() for t in targets])
     if all(isinstance(target, Mapping) for target in targets):
         return {name: join_targets([target.get(name) for target in targets]) for name in targets[0]}
@@ -70,57 +92,102 @@ def join_targets(targets: list[Any]) -> Any:
 def metric_outputs(
     task: Task, model: nn.Module, inputs: Inputs, device: torch.device
 ) -> dict[str, Tensor]:
-    """The outputs of one batch that metrics read, as `model_outputs` gives them: the primary one is "", others go by their names."""
+    """Return the outputs of one batch that the metrics read.
+
+    Args:
+        task: names the outputs.
+        model: any module.
+        inputs: one batch of inputs, on any device.
+        device: of the model.
+
+    Returns:
+        Name -> output as `model_outputs` gives it; the primary one is "".
+
+    Raises:
+        UserCodeError: forward fails.
+    """
     if not task.has_output_metrics:
         return {"": model_outputs(model, inputs, device)}
     result = run_model(model, to_device(inputs, device))
-    found = {"": primary_output(result), **named_outputs(result, task.further_outputs)}
-    return {name: _collected(output) for name, output in found.items()}
+    outputs = {"": primary_output(result), **named_outputs(result, task.further_outputs)}
+    return {name: _collected(output) for name, output in outputs.items()}
 
 
 def join_outputs(batches: list[dict[str, Tensor]]) -> dict[str, Outputs]:
-    """The outputs of a split, by name: a tensor, or a list with an entry per sample where those of its batches do not fit together."""
+    """Return the outputs of a split.
+
+    Args:
+        batches: for each batch its outputs by name.
+
+    Returns:
+        Name -> tensor, or a list with an entry per sample if the batches do not fit together.
+
+    Raises:
+        TaskError: an output has no row per sample.
+    """
     joined: dict[str, Outputs] = {}
     for name, first in batches[0].items():
-        found = [outputs[name] for outputs in batches]
-        if any(output.dim() == 0 for output in found):
+        parts = [outputs[name] for outputs in batches]
+        if any(output.dim() == 0 for output in parts):
             raise TaskError(
-                f"task: a batch gives an output of shape (); expected a row per sample, not one number like {float(first):.3g}"
+                "task: a batch gives an output of shape (); "
+                f"expected a row per sample, not one number like {float(first):.3g}"
             )
-        joined[name] = (
-            torch.cat(found)
-            if len({output.shape[1:] for output in found}) == 1
-            else split_rows(found)
-        )
+        alike = len({output.shape[1:] for output in parts}) == 1
+        joined[name] = torch.cat(parts) if alike else split_rows(parts)
     return joined
 
 
 def scores_of(task: Task, outputs: Mapping[str, Outputs], targets: Any) -> Scores:
-    """Metric and extra metrics of all outputs of a split, by name."""
+    """Return the metrics of all outputs of a split.
+
+    Args:
+        task: gives the metrics.
+        outputs: by name, as `join_outputs` returns them.
+        targets: as `join_targets` returns them.
+
+    Returns:
+        The scores.
+
+    Raises:
+        UserCodeError: a metric fails.
+        NotComputableError: a metric gives no finite number.
+    """
     extra = {}
     for name, metric in task.extra_metrics.items():
         if isinstance(metric, OutputMetric):
             read = "" if metric.output == task.primary_name else metric.output
-            extra[name] = _score(
-                metric.metric, outputs[read], target_of(targets, metric.output), name
-            )
+            own = target_of(targets, metric.output)
+            extra[name] = _score(metric.metric, outputs[read], own, name)
         else:
             extra[name] = _score(metric, outputs[""], targets, name)
     return Scores(_score(task.metric, outputs[""], targets, "metric"), extra)
 
 
 def _score(metric: Callable[[Any, Any], float], outputs: Outputs, targets: Any, name: str) -> float:
-    return (
-        ragged_score(metric, outputs, targets, name)
-        if isinstance(outputs, list)
-        else score(metric, outputs, targets, name)
-    )
+    if isinstance(outputs, list):
+        return ragged_score(metric, outputs, targets, name)
+    return score(metric, outputs, targets, name)
 
 
 def evaluate_model(
     task: Task, model: nn.Module, batches: Batches, device: torch.device
 ) -> tuple[Scores, Outputs]:
-    """(scores, primary outputs) of a PyTorch model on a split."""
+    """Return the scores and the primary outputs of a PyTorch model on a split.
+
+    Args:
+        task: gives the metrics.
+        model: any module.
+        batches: the split.
+        device: of the model.
+
+    Returns:
+        (scores, primary outputs).
+
+    Raises:
+        UserCodeError: forward or a metric fails.
+        NotComputableError: a metric gives no finite number.
+    """
     outputs, targets = [], []
     for inputs, target in batches:
         outputs.append(metric_outputs(task, model, inputs, device))
@@ -132,13 +199,17 @@ def evaluate_model(
 def _check_shapes(
     session: onnxruntime.InferenceSession, feed: Mapping[str, NDArray[Any]], whole: bool
 ) -> None:
-    """TaskError for dimensions that the file has fixed otherwise; the first one counts where batches stay `whole`."""
+    """Raise a TaskError if the file fixes another size in a dimension.
+
+    The first dimension is looked at only if batches stay `whole`; others are fed in parts.
+    """
     for value in session.get_inputs():
         shape = feed[value.name].shape if value.name in feed else ()
         pairs = list(zip(value.shape, shape, strict=False))[0 if whole else 1 :]
         if any(isinstance(size, int) and size != came for size, came in pairs):
             raise TaskError(
-                f"task: a batch has {value.name} of shape {shape}, the file takes {tuple(value.shape)} as in example_inputs; "
+                f"task: a batch has {value.name} of shape {shape}, the file takes "
+                f"{tuple(value.shape)} as in example_inputs; "
                 "nearest: batches of the example's shape"
             )
 
@@ -147,13 +218,34 @@ def _run(
     session: onnxruntime.InferenceSession, feed: Mapping[str, NDArray[Any]]
 ) -> list[NDArray[Any]]:
     try:
-        return [np.asarray(found) for found in session.run(None, dict(feed))]
+        return [np.asarray(output) for output in session.run(None, dict(feed))]
     except Exception as error:
         came = ", ".join(f"{name} {array.dtype} {array.shape}" for name, array in feed.items())
-        why = next(
-            (line.strip() for line in str(error).splitlines() if line.strip()), type(error).__name__
-        )
+        lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+        why = lines[0] if lines else type(error).__name__
         raise TaskError(f"task: the file does not run on a batch ({came}): {why}") from error
+
+
+def _run_in_parts(
+    session: onnxruntime.InferenceSession,
+    feed: Mapping[str, NDArray[Any]],
+    size: int,
+    fixed: int,
+    count: int,
+) -> list[NDArray[Any]]:
+    """Return the first `count` outputs of `size` samples from a file of batch size `fixed`.
+
+    The last part is padded.
+    """
+    parts = []
+    for start in range(0, size, fixed):
+        rows = np.minimum(np.arange(start, start + fixed), size - 1)
+        parts.append(_run(session, {name: array[rows] for name, array in feed.items()})[:count])
+    results = []
+    for outputs in zip(*parts, strict=True):
+        rows_per_sample = len(outputs[0]) // fixed
+        results.append(np.concatenate(outputs)[: size * rows_per_sample])
+    return results
 
 
 def evaluate_session(
@@ -162,9 +254,23 @@ def evaluate_session(
     input_names: tuple[str, ...],
     batches: Batches,
 ) -> tuple[Scores, Outputs]:
-    """(scores, primary outputs) of an ONNX file; a file with a fixed batch size is fed in parts of that size, the last one padded.
+    """Return the scores and the primary outputs of an ONNX file on a split.
 
-    TaskError where a batch has another size in a dimension that the file fixes, or does not fit the file at all.
+    A file with a fixed batch size is fed in parts of that size, the last one padded.
+
+    Args:
+        task: gives the metrics.
+        session: of the file.
+        input_names: of the file.
+        batches: the split.
+
+    Returns:
+        (scores, primary outputs).
+
+    Raises:
+        TaskError: a batch does not fit the file, or the file lacks an output.
+        UserCodeError: a metric fails.
+        NotComputableError: a metric gives no finite number.
     """
     fixed = session.get_inputs()[0].shape[0]
     names = ("", *task.further_outputs) if task.has_output_metrics else ("",)
@@ -173,35 +279,23 @@ def evaluate_session(
         tensors = input_tensors(inputs)
         if len(tensors) != len(input_names):
             raise TaskError(
-                f"task: a batch has {len(tensors)} input tensors, the file takes {len(input_names)} ({', '.join(input_names)})"
+                f"task: a batch has {len(tensors)} input tensors, the file takes "
+                f"{len(input_names)} ({', '.join(input_names)})"
             )
         feed = feed_of(inputs, input_names)
         size = batch_size(inputs)
         _check_shapes(session, feed, task.batch_first is False)
         if isinstance(fixed, int) and fixed != size:
-            parts = []
-            for start in range(0, size, fixed):
-                rows = np.minimum(np.arange(start, start + fixed), size - 1)
-                parts.append(
-                    _run(session, {name: array[rows] for name, array in feed.items()})[: len(names)]
-                )
-            # A sample may have several rows of output.
-            results = [
-                np.concatenate(found)[: size * (len(found[0]) // fixed)]
-                for found in zip(*parts, strict=True)
-            ]
+            results = _run_in_parts(session, feed, size, fixed, len(names))
         else:
             results = _run(session, feed)[: len(names)]
         if len(results) < len(names):
             raise TaskError(
-                f"task: the file gives {len(results)} outputs, metrics read {len(names)}: {', '.join(task.output_weights or ())}"
+                f"task: the file gives {len(results)} outputs, metrics read {len(names)}: "
+                f"{', '.join(task.output_weights or ())}"
             )
-        outputs.append(
-            {
-                name: torch.from_numpy(np.asarray(found))
-                for name, found in zip(names, results, strict=True)
-            }
-        )
+        pairs = zip(names, results, strict=True)
+        outputs.append({name: torch.from_numpy(np.asarray(result)) for name, result in pairs})
         targets.append(target)
     joined = join_outputs(outputs)
     return scores_of(task, joined, join_targets(targets)), joined[""]

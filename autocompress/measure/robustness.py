@@ -1,4 +1,8 @@
-"""Accuracy on disturbed inputs: a compressed model that is as accurate as before may have become fragile."""
+"""Measure accuracy on corrupted inputs, to find compressed models that became fragile.
+
+The files of the front are evaluated on `Corrupted` splits; a point that loses clearly more than the
+float model is marked.
+"""
 
 from __future__ import annotations
 
@@ -13,31 +17,55 @@ from autocompress.task.batches import Batches, Inputs, input_tensors, map_inputs
 
 SAMPLES = 512
 NOISE = 0.3  # standard deviation of the noise against that of the tensor
-CONTRAST = 0.4  # what is left of each sample's deviation from its mean
+CONTRAST = 0.4  # share of each sample's deviation from its mean after the corruption
 DROPPED = 0.1  # share of the tokens that become token 0
-FRAGILE = 0.02  # share of the baseline's accuracy lost under a corruption beyond what is lost on clean inputs
+# Share of the baseline's accuracy that a point may lose under a corruption beyond its loss on clean
+# inputs.
+FRAGILE = 0.02
 
 
 def gaussian_noise(tensor: Tensor, generator: torch.Generator) -> Tensor:
-    """`tensor` with independent noise of NOISE times its standard deviation."""
+    """Return a tensor with independent noise of NOISE times its standard deviation.
+
+    Args:
+        tensor: floating-point numbers of any shape.
+        generator: draws the noise.
+
+    Returns:
+        A tensor of the same shape.
+    """
     return tensor + NOISE * tensor.std() * torch.randn(tensor.shape, generator=generator)
 
 
 def contrast(tensor: Tensor, generator: torch.Generator) -> Tensor:
-    """Every sample drawn towards its own mean."""
-    mean = (
-        tensor.mean(tuple(range(1, tensor.dim())), keepdim=True)
-        if tensor.dim() > 1
-        else tensor.mean()
-    )
+    """Return a tensor in which every sample is drawn towards its own mean.
+
+    Args:
+        tensor: (n, ...) floating-point numbers.
+        generator: not used.
+
+    Returns:
+        A tensor of the same shape.
+    """
+    if tensor.dim() > 1:
+        mean = tensor.mean(tuple(range(1, tensor.dim())), keepdim=True)
+    else:
+        mean = tensor.mean()
     return mean + CONTRAST * (tensor - mean)
 
 
 def token_dropout(tensor: Tensor, generator: torch.Generator) -> Tensor:
-    """Tokens (n, length) of which some are 0."""
-    return torch.where(
-        torch.rand(tensor.shape, generator=generator) < DROPPED, torch.zeros_like(tensor), tensor
-    )
+    """Return tokens of which a share of DROPPED is 0.
+
+    Args:
+        tensor: (n, length) token ids.
+        generator: draws the positions.
+
+    Returns:
+        A tensor of the same shape.
+    """
+    dropped = torch.rand(tensor.shape, generator=generator) < DROPPED
+    return torch.where(dropped, torch.zeros_like(tensor), tensor)
 
 
 def _is_signal(tensor: Tensor) -> bool:
@@ -45,18 +73,14 @@ def _is_signal(tensor: Tensor) -> bool:
 
 
 def _is_tokens(tensor: Tensor) -> bool:
-    """Integers that are not a mask of zeros and ones."""
-    return (
-        not tensor.is_floating_point()
-        and tensor.dtype != torch.bool
-        and tensor.dim() > 1
-        and int(tensor.max()) > 1
-    )
+    """Return True for integers that are not a mask of zeros and ones."""
+    integers = not tensor.is_floating_point() and tensor.dtype != torch.bool
+    return integers and tensor.dim() > 1 and int(tensor.max()) > 1
 
 
-CORRUPTIONS: Mapping[
-    str, tuple[Callable[[Tensor, torch.Generator], Tensor], Callable[[Tensor], bool]]
-] = {
+Corruption = Callable[[Tensor, torch.Generator], Tensor]
+# Name -> (corruption, True if it applies to a tensor).
+CORRUPTIONS: Mapping[str, tuple[Corruption, Callable[[Tensor], bool]]] = {
     "gaussian_noise": (gaussian_noise, _is_signal),
     "contrast": (contrast, _is_signal),
     "token_dropout": (token_dropout, _is_tokens),
@@ -64,12 +88,14 @@ CORRUPTIONS: Mapping[
 
 
 class Corrupted:
-    """The first whole batches with SAMPLES samples under one corruption, the same in every pass."""
+    """Give the first whole batches with SAMPLES samples under one corruption.
+
+    They are the same in every pass.
+    """
 
     def __init__(self, batches: Batches, name: str) -> None:
-        self.batches = take_samples(
-            batches, SAMPLES, whole=True
-        )  # a metric may be of pairs or groups of a batch
+        # Batches stay whole, since a metric may compare the samples of a batch.
+        self.batches = take_samples(batches, SAMPLES, whole=True)
         self.corrupt, self.applies = CORRUPTIONS[name]
 
     def __iter__(self) -> Iterator[tuple[Inputs, Any]]:
@@ -82,24 +108,42 @@ class Corrupted:
 
 
 def corruptions_of(batches: Batches, batch_first: bool | None = None) -> dict[str, Corrupted]:
-    """Every corruption that changes inputs of such batches, by the name of its metric; noise alone where samples cannot be told apart."""
-    inputs = next(iter(batches))[0]
-    return {
-        f"accuracy_{name}": Corrupted(batches, name)
-        for name, (_, applies) in CORRUPTIONS.items()
-        if (batch_first is not False or name == "gaussian_noise")
-        and any(applies(tensor) for tensor in input_tensors(inputs))
-    }
+    """Return the corrupted splits that differ from a split.
+
+    Args:
+        batches: the split.
+        batch_first: False if samples cannot be told apart; then only noise is applied.
+
+    Returns:
+        Name of the metric ("accuracy_contrast", ...) -> corrupted batches.
+    """
+    tensors = input_tensors(next(iter(batches))[0])
+    corrupted = {}
+    for name, (_, applies) in CORRUPTIONS.items():
+        by_sample = name != "gaussian_noise"
+        if (batch_first is not False or not by_sample) and any(map(applies, tensors)):
+            corrupted[f"accuracy_{name}"] = Corrupted(batches, name)
+    return corrupted
 
 
 def fragile_under(
     baseline: Mapping[str, float], point: Mapping[str, float], accuracy: float, clean_loss: float
 ) -> tuple[str, ...]:
-    """The corruptions under which a point loses against the baseline more than `clean_loss` and FRAGILE of the baseline's `accuracy`."""
+    """Return the corruptions under which a point loses clearly more accuracy than on clean inputs.
+
+    Args:
+        baseline: accuracy of the float model by metric name.
+        point: accuracy of the point by metric name.
+        accuracy: of the float model on clean inputs.
+        clean_loss: accuracy that the point loses on clean inputs.
+
+    Returns:
+        Names of corruptions with a loss above `clean_loss` plus FRAGILE of `accuracy`.
+    """
     allowed = max(clean_loss, 0.0) + FRAGILE * abs(accuracy)
-    names = [f"accuracy_{name}" for name in CORRUPTIONS]
-    return tuple(
-        name.removeprefix("accuracy_")
-        for name in names
-        if name in point and name in baseline and baseline[name] - point[name] > allowed
-    )
+    fragile = []
+    for name in CORRUPTIONS:
+        key = f"accuracy_{name}"
+        if key in point and key in baseline and baseline[key] - point[key] > allowed:
+            fragile.append(name)
+    return tuple(fragile)

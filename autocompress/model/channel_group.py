@@ -1,4 +1,8 @@
-"""A channel group: what must be pruned together, in units that live or die at once."""
+"""Describe channels that must be pruned together.
+
+`dependency_graph` finds the groups, the search chooses a pruning ratio for each, and
+`compress.prune` removes units.
+"""
 
 from __future__ import annotations
 
@@ -12,10 +16,14 @@ LEAST_MULTIPLES = 2  # a width is kept to a multiple only where it spans this ma
 
 @dataclass(frozen=True, eq=False)
 class Member:
-    """A module's channels that belong to a group: positions `index` (k,) on its `side`, each owned by root channel `root` (k,).
+    """Describe the channels of one module that belong to a group.
 
-    Sides are "out", "in", "channel" for normalisation layers, which have one side only, "gate" for the row of a router that an
-    expert is chosen by, and "whole" for a module that goes with its unit altogether.
+    Attributes:
+        name: of the module.
+        side: "out", "in", "channel" (a normalisation layer, which has one side only), "gate" (rows
+            of a router that chooses experts) or "whole" (the module is removed with its unit).
+        index: (k,) positions of the channels on that side.
+        root: (k,) root channel of the group that owns each of them.
     """
 
     name: str
@@ -26,15 +34,23 @@ class Member:
 
 @dataclass(frozen=True, eq=False)
 class ChannelGroup:
-    """Channels that live or die together; the pruning knob is shown on the root module, whose name the group bears.
+    """Describe channels that are pruned together.
 
-    A unit is what is removed at once: one channel, the `unit_size` channels of an attention head, or an expert. Kept counts are
-    rounded up to a multiple of `multiple` (a width between two multiples costs the target as much time as the upper one). A group
-    with a `reason` is not prunable, and the reason says why.
+    A unit is removed at once: one channel, the channels of an attention head, or an expert.
+
+    Attributes:
+        name: of the root module, which shows the pruning ratio in the search space.
+        kind: "heads", "filters", "neurons", "hidden units" or "experts".
+        channels: number of root channels.
+        unit_size: channels per unit.
+        members: channels of all modules of the group.
+        reason: why the group is not prunable; None if it is.
+        multiple: counts of units are rounded up to a multiple of it, since a width between two
+            multiples takes the target as much time as the upper one.
     """
 
     name: str
-    kind: str  # "heads", "filters", "neurons", "hidden units" or "experts"
+    kind: str
     channels: int
     unit_size: int
     members: tuple[Member, ...]
@@ -43,22 +59,43 @@ class ChannelGroup:
 
     @property
     def units(self) -> int:
-        """How many units there are."""
+        """Return the number of units."""
         return self.channels // self.unit_size
 
     def kept_units(self, pruning_ratio: float) -> int:
-        """How many units are left at a ratio; at least one."""
-        kept = max(1, self.units - round(pruning_ratio * self.units))
+        """Return the number of units that are left at a pruning ratio.
+
+        Args:
+            pruning_ratio: removed share, from 0 to below 1.
+
+        Returns:
+            At least 1.
+        """
+        left = max(1, self.units - round(pruning_ratio * self.units))
         multiple = self.multiple
         while multiple > 1 and multiple * LEAST_MULTIPLES > self.units:
             multiple //= 2
-        return min(self.units, -(-kept // multiple) * multiple)
+        return min(self.units, -(-left // multiple) * multiple)
 
     def but(self, reason: str) -> ChannelGroup:
-        """The same group, marked as not prunable."""
+        """Return the same group, marked as not prunable.
+
+        Args:
+            reason: why, in words.
+
+        Returns:
+            A copy with the reason.
+        """
         return replace(self, reason=reason)
 
 
 def all_of(count: int) -> NDArray[np.int64]:
-    """The positions of `count` channels."""
+    """Return the positions of all channels.
+
+    Args:
+        count: number of channels.
+
+    Returns:
+        (count,) 0, 1, 2, ...
+    """
     return np.arange(count, dtype=np.int64)

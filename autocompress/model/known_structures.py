@@ -1,4 +1,8 @@
-"""Channel groups that a graph of layers does not show: heads of fused and grouped-query attention, hidden units, experts."""
+"""Find channel groups that a graph of layers does not show.
+
+These are heads of fused and grouped-query attention, hidden units of recurrent layers and experts
+of a mixture. `dependency_graph` adds them to the groups that are traced.
+"""
 
 from __future__ import annotations
 
@@ -14,44 +18,66 @@ from autocompress.model.channel_group import ChannelGroup, Member, all_of
 from autocompress.model.plain.recurrent import SplitRecurrent
 
 HEAD_ATTRIBUTES = ("num_heads", "num_attention_heads", "n_heads", "n_head", "nhead", "heads")
+# Names of the number of heads of keys and values, if queries have more.
 SHARED_ATTRIBUTES = (
-    "num_key_value_heads",
-    "num_kv_heads",
-    "n_kv_heads",
-    "n_kv_head",
-    "num_query_groups",
+    *("num_key_value_heads", "num_kv_heads", "n_kv_heads"),
+    *("n_kv_head", "num_query_groups"),
 )
 GATES = {"LSTM": 4, "GRU": 3}
 
 
 def head_count(module: nn.Module, attributes: Sequence[str] = HEAD_ATTRIBUTES) -> int | None:
-    """Return how many heads a module has: what it says itself, else what its config says."""
-    said = (module, getattr(module, "config", None))
-    values = (getattr(owner, attribute, None) for owner in said for attribute in attributes)
+    """Return the number of heads that a module states.
+
+    Args:
+        module: any module; its own attribute comes before that of its config.
+        attributes: names under which models keep the number.
+
+    Returns:
+        The number; None if it is not stated.
+    """
+    owners = (module, getattr(module, "config", None))
+    values = (getattr(owner, attribute, None) for owner in owners for attribute in attributes)
     return next((value for value in values if isinstance(value, int) and value > 0), None)
 
 
 def head_counts(model: nn.Module) -> set[int]:
-    """Every number of heads that a module of `model` states."""
-    return {
-        count
-        for module in model.modules()
-        for names in (HEAD_ATTRIBUTES, SHARED_ATTRIBUTES)
-        if (count := head_count(module, names))
-    }
+    """Return every number of heads that a module of a model states.
+
+    Args:
+        model: any module.
+
+    Returns:
+        The numbers, also those of keys and values.
+    """
+    counts = set()
+    for module in model.modules():
+        for names in (HEAD_ATTRIBUTES, SHARED_ATTRIBUTES):
+            count = head_count(module, names)
+            if count:
+                counts.add(count)
+    return counts
 
 
 def attention_groups(model: nn.Module, names: Iterable[str]) -> list[ChannelGroup]:
-    """One group of heads per attention module with a fused projection (Q over K over V) or fewer heads of keys and values than of queries.
+    """Return one group of heads per attention module with fused or grouped projections.
 
-    Recognised by widths: with H heads of D channels the output projection reads H * D, a fused one makes 3 * H * D, and with S shared
-    heads queries have H * D, keys and values S * D (Ainslie et al. 2023). A unit is a shared head with all queries that read it.
+    They are recognised by widths. With H heads of D channels the output projection reads H * D, and
+    a fused projection (Q over K over V) makes 3 * H * D. With S shared heads, queries have H * D
+    channels, keys and values S * D (Ainslie et al. 2023). A unit is a shared head with all queries
+    that read it.
+
+    Args:
+        model: a plain model.
+        names: the compressible modules.
+
+    Returns:
+        The groups, named after the fused projection or that of the queries.
     """
-    linears = {
-        name: model.get_submodule(name)
-        for name in names
-        if isinstance(model.get_submodule(name), nn.Linear)
-    }
+    linears = {}
+    for name in names:
+        if isinstance(model.get_submodule(name), nn.Linear):
+            linears[name] = model.get_submodule(name)
     groups = []
     for place, module in model.named_modules():
         heads = head_count(module)
@@ -64,39 +90,55 @@ def attention_groups(model: nn.Module, names: Iterable[str]) -> list[ChannelGrou
         if reads % heads or heads % shared:
             continue
         size = reads // heads
-        made = [weight_shape(linears[name])[0] for name in makers]
+        widths = [weight_shape(linears[name])[0] for name in makers]
         of_queries, of_shared = _owners(heads, size, heads // shared), _owners(shared, size, 1)
-        if len(makers) == 1 and made[0] == 3 * reads and shared == heads:
+        grouped = [reads, shared * size, shared * size]
+        if len(makers) == 1 and widths[0] == 3 * reads and shared == heads:
             owners = [np.concatenate([of_queries] * 3)]
-        elif len(makers) == 3 and shared < heads and made == [reads, shared * size, shared * size]:
+        elif len(makers) == 3 and shared < heads and widths == grouped:
             owners = [of_queries, of_shared, of_shared]
         else:
             continue
-        members = [
-            Member(name, "out", all_of(len(owner)), owner)
-            for name, owner in zip(makers, owners, strict=True)
-        ]
+        pairs = zip(makers, owners, strict=True)
+        members = [Member(name, "out", all_of(len(owner)), owner) for name, owner in pairs]
         members.append(Member(last, "in", all_of(reads), of_queries))
         groups.append(ChannelGroup(makers[0], "heads", shared, 1, tuple(members)))
     return groups
 
 
 def weight_shape(module: nn.Module) -> torch.Size:
-    """Of a module that has a weight."""
+    """Return the shape of a module's weight.
+
+    Args:
+        module: with a weight.
+
+    Returns:
+        The shape.
+    """
     weight = module.weight
     assert isinstance(weight, torch.Tensor)
     return weight.shape
 
 
 def _owners(heads: int, size: int, per_unit: int) -> NDArray[np.int64]:
-    """The unit of every channel of `heads` heads of that size."""
+    """Return the unit of every channel of `heads` heads with `size` channels."""
     return np.repeat(all_of(heads) // per_unit, size)
 
 
 def gate_members(
     name: str, layer: SplitRecurrent, depth: int, owners: NDArray[np.int64]
 ) -> list[Member]:
-    """Rows of all gates, and the columns that read the state, of one depth of a recurrent layer; `owners` (hidden,) of each unit."""
+    """Return the channels of one depth of a recurrent layer: gate rows and state columns.
+
+    Args:
+        name: of the layer.
+        layer: the layer.
+        depth: from 0.
+        owners: (hidden,) root channel of each hidden unit.
+
+    Returns:
+        Members of both directions.
+    """
     size, gates = layer.hidden_size, GATES[layer.mode]
     members = []
     for kind, end in product(("ih", "hh"), ("", "_reverse") if layer.bidirectional else ("",)):
@@ -114,74 +156,91 @@ def input_members(
     index: NDArray[np.int64],
     owners: NDArray[np.int64],
 ) -> list[Member]:
-    """The columns of one depth that read its input."""
+    """Return the columns with which one depth of a recurrent layer reads its input.
+
+    Args:
+        name: of the layer.
+        layer: the layer.
+        depth: from 0.
+        index: (k,) columns.
+        owners: (k,) root channel of each.
+
+    Returns:
+        Members of both directions.
+    """
     ends = ("", "_reverse") if layer.bidirectional else ("",)
     return [Member(f"{name}.ih_l{depth}{end}", "in", index, owners) for end in ends]
 
 
 def inner_groups(name: str, layer: SplitRecurrent) -> list[ChannelGroup]:
-    """The hidden units of every depth but the last, which only the next depth reads."""
+    """Return the hidden units of every depth but the last, which only the next depth reads.
+
+    Args:
+        name: of the layer.
+        layer: the layer.
+
+    Returns:
+        One group per depth.
+    """
     size = layer.hidden_size
     directions = 2 if layer.bidirectional else 1
     units = all_of(size)
     groups = []
     for depth in range(layer.num_layers - 1):
+        index, owners = all_of(directions * size), np.tile(units, directions)
         members = gate_members(name, layer, depth, units)
-        members += input_members(
-            name, layer, depth + 1, all_of(directions * size), np.tile(units, directions)
-        )
+        members += input_members(name, layer, depth + 1, index, owners)
         groups.append(ChannelGroup(f"{name}.ih_l{depth}", "hidden units", size, 1, tuple(members)))
     return groups
 
 
 def expert_groups(model: nn.Module, names: Iterable[str]) -> list[ChannelGroup]:
-    """One group per mixture: a list of alike modules and, beside it, a linear router with one output for each.
+    """Return one group per mixture of experts.
 
-    An expert goes with all its modules; its row of the router stays, at a logit that no softmax gives any weight.
+    A mixture is a list of alike modules and, beside it, a linear router with one output for each.
+    An expert is removed with all its modules. Its row of the router stays, with a logit so low that
+    softmax gives the expert no weight.
+
+    Args:
+        model: a plain model.
+        names: the compressible modules.
+
+    Returns:
+        The groups, named after their routers.
     """
-    known = list(names)
+    linked = list(names)
     groups = []
     for place, module in model.named_modules():
-        count = len(list(module.children()))
-        if count < 2 or [name for name, _ in module.named_children()] != [
-            str(i) for i in range(count)
-        ]:
+        children = [name for name, _ in module.named_children()]
+        count = len(children)
+        if count < 2 or children != [str(i) for i in range(count)]:
             continue
         holder = place.rpartition(".")[0]
-        routers = [
-            n
-            for n in known
-            if n.rpartition(".")[0] == holder
-            and getattr(model.get_submodule(n), "out_features", 0) == count
-        ]
-        inside = [
-            [n for n in known if n.startswith(f"{place}.{i}.") or n == f"{place}.{i}"]
-            for i in range(count)
-        ]
-        alike = (
-            len(
-                {
-                    tuple(n.removeprefix(f"{place}.{i}") for n in found)
-                    for i, found in enumerate(inside)
-                }
-            )
-            == 1
-        )
-        if len(routers) != 1 or not alike or not inside[0]:
-            continue
-        router = routers[0]
-        last = [model.get_submodule(found[-1]) for found in inside]
-        reason = (
-            None
-            if all(isinstance(m, nn.Linear) for m in last)
-            else "an expert does not end in a linear module"
-        )
-        units = all_of(count)
-        members = [Member(router, "gate", units, units)]
-        members += [
-            Member(n, "whole", all_of(1), np.array([i]))
-            for i, found in enumerate(inside)
-            for n in found
-        ]
-        groups.append(ChannelGroup(router, "experts", count, 1, tuple(members), reason))
+        routers = []
+        for name in linked:
+            if name.rpartition(".")[0] != holder:
+                continue
+            if getattr(model.get_submodule(name), "out_features", 0) == count:
+                routers.append(name)
+        experts = [_inside(linked, f"{place}.{i}") for i in range(count)]
+        endings = set()
+        for i, expert in enumerate(experts):
+            endings.add(tuple(name.removeprefix(f"{place}.{i}") for name in expert))
+        if len(routers) == 1 and len(endings) == 1 and experts[0]:
+            groups.append(_mixture(model, routers[0], experts))
     return groups
+
+
+def _inside(names: Sequence[str], place: str) -> list[str]:
+    """Return the names of a module and of the modules inside it."""
+    return [name for name in names if name == place or name.startswith(f"{place}.")]
+
+
+def _mixture(model: nn.Module, router: str, experts: Sequence[Sequence[str]]) -> ChannelGroup:
+    linear = all(isinstance(model.get_submodule(expert[-1]), nn.Linear) for expert in experts)
+    reason = None if linear else "an expert does not end in a linear module"
+    units = all_of(len(experts))
+    members = [Member(router, "gate", units, units)]
+    for i, expert in enumerate(experts):
+        members += [Member(name, "whole", all_of(1), np.array([i])) for name in expert]
+    return ChannelGroup(router, "experts", len(experts), 1, tuple(members), reason)

@@ -1,4 +1,8 @@
-"""What in a model can be compressed, and what cannot: names, shapes, MACs, towers, roles and channel groups."""
+"""Describe the modules of a model that can be compressed.
+
+`find_modules` is where inspection and search begin: names, shapes, MACs, towers, roles and channel
+groups of all modules.
+"""
 
 from __future__ import annotations
 
@@ -6,20 +10,16 @@ from collections.abc import Container, Iterator, Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
-import torch
-from torch import Tensor, nn
-from torch.nn.attention import SDPBackend, sdpa_kernel
-from torch.utils.flop_counter import FlopCounterMode
+from torch import nn
 
 from autocompress.errors import TaskError, nearest_name
 from autocompress.model.channel_group import ChannelGroup
 from autocompress.model.dependency_graph import find_channel_groups
+from autocompress.model.macs import count_positions
 from autocompress.model.plain.plain import is_plain, plain_model
-from autocompress.model.plain.recurrent import GateWeights, SplitRecurrent
+from autocompress.model.plain.recurrent import GateWeights
 from autocompress.model.towers import find_towers, role_of
-from autocompress.model.weights import weight_of
 from autocompress.task.batches import Inputs, map_inputs
-from autocompress.task.task import call_model
 
 KINDS: Mapping[str, tuple[type[nn.Module], ...]] = {
     "recurrent": (GateWeights,),
@@ -31,17 +31,20 @@ KINDS: Mapping[str, tuple[type[nn.Module], ...]] = {
 
 @dataclass(frozen=True)
 class CompressibleModule:
-    """A module that can be compressed; with `aliases`, one weight that several modules share.
+    """Describe a module that can be compressed.
 
     Attributes:
-        name: qualified name in the model (after MultiheadAttention was split into its projections).
+        name: qualified name in the plain model (fused modules are split).
         kind: "linear", "conv", "embedding" or "recurrent" (one weight matrix of an LSTM or GRU).
-        weight_shape: (out, in) or (out, in / groups, *kernel) or (rows, width) or (gates * hidden, in).
-        macs: multiply-accumulates for one call of the model on example_inputs.
-        positions: vectors that its weight multiplies in that call (looked-up rows for an embedding).
-        tower, role: where it is and what it does ("attention", "mlp", "embedding", "conv" or "head").
+        weight_shape: (out, in), (out, in / groups, *kernel), (rows, width) or (gates * hidden, in).
+        has_bias: True if it has a bias.
+        macs: multiply-accumulates in one call of the model on the example.
+        positions: vectors that its weight multiplies in that call (for an embedding: rows read).
+        tower: as `find_towers` returns it.
+        role: "attention", "mlp", "embedding", "conv" or "head".
         group: the channel group that its output channels belong to, or None.
-        groups: of a convolution (weight_shape[1] is the input channels of one of them).
+        aliases: further modules that share its weight.
+        groups: of a convolution; weight_shape[1] counts the input channels of one of them.
     """
 
     name: str
@@ -58,12 +61,15 @@ class CompressibleModule:
 
     @property
     def factorisable(self) -> bool:
-        """Whether a rank applies: matrices and convolutions of one group, but no gates, which their operator wants whole."""
+        """Return True if it can have a rank: matrices, and convolutions of one group.
+
+        Gates of recurrent layers cannot, since their operator needs the whole matrix.
+        """
         return self.kind != "recurrent" and self.groups == 1
 
     @property
     def parameters(self) -> int:
-        """Weights and biases."""
+        """Return the number of weights and biases."""
         weights = 1
         for size in self.weight_shape:
             weights *= size
@@ -72,7 +78,14 @@ class CompressibleModule:
 
 @dataclass(frozen=True)
 class Uncovered:
-    """Something in the model that is not compressed: its share of the parameters, or of the MACs."""
+    """Describe a part of the model that is not compressed.
+
+    Attributes:
+        name: of the module, or "(functional)".
+        what: its class, or its operators.
+        parameters_share: of the model's parameters.
+        macs_share: of the model's MACs.
+    """
 
     name: str
     what: str
@@ -82,7 +95,12 @@ class Uncovered:
 
 @dataclass(frozen=True)
 class NormGroup:
-    """A normalisation whose output only linear modules read, so that its scale can move into their weights."""
+    """Describe a normalisation whose scale can move into the weights behind it.
+
+    Attributes:
+        norm: name of the normalisation.
+        readers: the linear modules that read its output; nothing else does.
+    """
 
     norm: str
     readers: tuple[str, ...]
@@ -90,9 +108,15 @@ class NormGroup:
 
 @dataclass(frozen=True)
 class ModuleMap:
-    """The compressible modules of a model in the order of their first call, their channel groups, and the rest.
+    """Hold the compressible modules of a model, their channel groups and the rest.
 
-    `norms` are known once the model's graph is.
+    Attributes:
+        modules: in the order of their first call.
+        groups: channel groups.
+        uncovered: parts of the model that stay as they are.
+        total_parameters: of the model.
+        total_macs: of one call on the example.
+        norms: known once the model's graph is.
     """
 
     modules: tuple[CompressibleModule, ...]
@@ -112,202 +136,180 @@ class ModuleMap:
         for module in self.modules:
             if module.name == name:
                 return module
-        raise KeyError(
-            f"no compressible module {name!r}; nearest: {nearest_name(name, [m.name for m in self.modules])}"
-        )
+        near = nearest_name(name, [module.name for module in self.modules])
+        raise KeyError(f"no compressible module {name!r}; nearest: {near}")
 
     def restricted_to(self, names: Container[str]) -> ModuleMap:
-        """The same map without the modules that are not in `names`; they are listed as uncovered, their groups not pruned."""
+        """Return the same map with some of the modules.
+
+        Args:
+            names: modules that stay.
+
+        Returns:
+            The other modules are listed as uncovered, and their groups are not prunable.
+        """
         lost = [module for module in self.modules if module.name not in names]
         if not lost:
             return self
-        groups = tuple(
-            group.but(f"{member.name} is not visible in the exported graph") if member else group
-            for group in self.groups
-            for member in [
-                next((m for m in group.members if m.name in {x.name for x in lost}), None)
-            ]
-        )
-        uncovered = tuple(
-            Uncovered(
-                m.name,
-                m.kind,
-                m.parameters / self.total_parameters,
-                m.macs / max(1, self.total_macs),
-            )
-            for m in lost
-        )
-        kept = tuple(module for module in self.modules if module.name in names)
-        return replace(self, modules=kept, groups=groups, uncovered=self.uncovered + uncovered)
+        lost_names = {module.name for module in lost}
+        groups = []
+        for group in self.groups:
+            for member in group.members:
+                if member.name in lost_names:
+                    group = group.but(f"{member.name} is not visible in the exported graph")
+                    break
+            groups.append(group)
+        uncovered = list(self.uncovered)
+        for m in lost:
+            parameters = m.parameters / self.total_parameters
+            macs = m.macs / max(1, self.total_macs)
+            uncovered.append(Uncovered(m.name, m.kind, parameters, macs))
+        visible = tuple(module for module in self.modules if module.name in names)
+        return replace(self, modules=visible, groups=tuple(groups), uncovered=tuple(uncovered))
 
 
 def kind_of(module: nn.Module) -> str | None:
-    """The kind of a compressible module, else None."""
+    """Return the kind of a compressible module.
+
+    Args:
+        module: any module.
+
+    Returns:
+        "recurrent", "linear", "conv" or "embedding"; None for every other module.
+    """
     return next((kind for kind, types in KINDS.items() if isinstance(module, types)), None)
 
 
 def find_modules(
     model: nn.Module, example_inputs: Inputs, towers: Mapping[str, list[str]] | None = None
 ) -> ModuleMap:
-    """Every Linear, Conv1d/2d, Embedding, MultiheadAttention projection and LSTM/GRU weight that runs on `example_inputs`.
+    """Return the compressible modules of a model.
 
-    Raises TaskError when there is none, or when a pattern of `towers` matches nothing.
+    They are every Linear, Conv1d, Conv2d, Embedding, MultiheadAttention projection and LSTM or GRU
+    weight that runs on the example.
+
+    Args:
+        model: any module; it is not changed.
+        example_inputs: one batch of inputs.
+        towers: name -> patterns of module names; guessed if None.
+
+    Returns:
+        The module map.
+
+    Raises:
+        TaskError: nothing can be compressed, or a pattern of `towers` matches nothing.
     """
-    # Operators are counted on a copy without gradients: the counter does not follow views of parameters that have them.
+    # The counter of operators does not follow views of parameters that have gradients.
     model = plain_model(model, example_inputs).requires_grad_(False)
     example_inputs = map_inputs(example_inputs, lambda tensor: tensor.cpu())
     names = [name for name, module in model.named_modules() if kind_of(module) and is_plain(module)]
-    positions, total_macs = _count_positions(model, example_inputs, names)
-    order = list(positions)
-    if not order:
+    positions, macs = count_positions(model, example_inputs, names)
+    if not positions:
         raise TaskError(
-            "model: no Linear, Conv1d, Conv2d, Embedding, MultiheadAttention, LSTM or GRU runs on example_inputs"
+            "model: no Linear, Conv1d, Conv2d, Embedding, MultiheadAttention, LSTM or GRU "
+            "runs on example_inputs"
         )
-    owner: dict[int, str] = {}
-    aliases: dict[str, list[str]] = {}
-    # Lookups read weights alone, so that a weight which they share is an embedding's, whoever is called first.
-    lookups = [name for name in order if kind_of(model.get_submodule(name)) == "embedding"]
-    for name in (*lookups, *order):
-        first = owner.setdefault(id(model.get_submodule(name).weight), name)
-        if first != name and name not in aliases.get(first, []):
-            aliases.setdefault(first, []).append(name)
-    unique = [name for name in order if owner[id(model.get_submodule(name).weight)] == name]
-    tied = {name for first, others in aliases.items() for name in (first, *others)}
-    groups = tuple(
-        group.but("a tied weight is in the group")
-        if any(m.name in tied for m in group.members)
-        else group
-        for group in find_channel_groups(model, example_inputs, unique)
-    )
-    group_of = {m.name: g.name for g in groups for m in g.members if m.side == "out"}
+    order = list(positions)
+    owners = _weight_owners(model, order)
+    aliases: dict[str, list[str]] = {name: [] for name in order if owners[name] == name}
+    for name in order:
+        if owners[name] != name:
+            aliases[owners[name]].append(name)
+    groups = _groups(model, example_inputs, aliases)
+    group_of: dict[str, str] = {}
+    for group in groups:
+        group_of |= {member.name: group.name for member in group.members if member.side == "out"}
     tower_of = find_towers(order, towers)
     modules = []
-    for name in unique:
-        module: Any = model.get_submodule(name)
-        kind = kind_of(module)
-        assert kind is not None
-        tower = tower_of[name]
-        sharing = (name, *aliases.get(name, []))
-        multiplying = sum(
-            positions[n] for n in sharing if kind_of(model.get_submodule(n)) != "embedding"
-        )
-        modules.append(
-            CompressibleModule(
-                name,
-                kind,
-                tuple(module.weight.shape),
-                getattr(module, "bias", None) is not None,
-                multiplying * module.weight.numel(),
-                sum(positions[n] for n in sharing),
-                tower,
-                role_of(
-                    model,
-                    name,
-                    kind,
-                    tower,
-                    last=name == owner[id(model.get_submodule(order[-1]).weight)],
-                ),
-                group_of.get(name),
-                tuple(aliases.get(name, [])),
-                getattr(module, "groups", 1),
-            )
-        )
-    total = sum(p.numel() for p in model.parameters())
-    return ModuleMap(
-        tuple(modules),
-        groups,
-        _uncovered(model, modules, total, total_macs),
-        total,
-        sum(total_macs.values()),
+    for name in aliases:
+        last = name == owners[order[-1]]
+        place = (tower_of[name], group_of.get(name))
+        modules.append(_described(model, name, aliases[name], positions, place, last))
+    total, total_macs = sum(p.numel() for p in model.parameters()), sum(macs.values())
+    uncovered = _uncovered(model, modules, total, macs)
+    return ModuleMap(tuple(modules), groups, uncovered, total, total_macs)
+
+
+def _weight_owners(model: nn.Module, names: list[str]) -> dict[str, str]:
+    """Return for each module the owner of its weight: the first embedding, else the first module.
+
+    Lookups read weights alone, so an embedding owns a weight that it shares, whoever is called
+    first.
+    """
+    first: dict[int, str] = {}
+    lookups = [name for name in names if kind_of(model.get_submodule(name)) == "embedding"]
+    for name in (*lookups, *names):
+        first.setdefault(id(model.get_submodule(name).weight), name)
+    return {name: first[id(model.get_submodule(name).weight)] for name in names}
+
+
+def _groups(
+    model: nn.Module, example_inputs: Inputs, aliases: Mapping[str, list[str]]
+) -> tuple[ChannelGroup, ...]:
+    """Return the channel groups; those with a tied weight are not prunable."""
+    tied: set[str] = set()
+    for name, others in aliases.items():
+        if others:
+            tied |= {name, *others}
+    groups = []
+    for group in find_channel_groups(model, example_inputs, list(aliases)):
+        is_tied = any(member.name in tied for member in group.members)
+        groups.append(group.but("a tied weight is in the group") if is_tied else group)
+    return tuple(groups)
+
+
+def _described(
+    model: nn.Module,
+    name: str,
+    aliases: list[str],
+    positions: Mapping[str, int],
+    place: tuple[str, str | None],
+    last: bool,
+) -> CompressibleModule:
+    """Return the description of a module; `place` is its (tower, channel group)."""
+    module: Any = model.get_submodule(name)
+    kind = kind_of(module)
+    assert kind is not None
+    sharing = (name, *aliases)
+    products = 0
+    for other in sharing:
+        if kind_of(model.get_submodule(other)) != "embedding":
+            products += positions[other]
+    tower, group = place
+    return CompressibleModule(
+        name=name,
+        kind=kind,
+        weight_shape=tuple(module.weight.shape),
+        has_bias=getattr(module, "bias", None) is not None,
+        macs=products * module.weight.numel(),
+        positions=sum(positions[other] for other in sharing),
+        tower=tower,
+        role=role_of(model, name, kind, tower, last=last),
+        group=group,
+        aliases=tuple(aliases),
+        groups=getattr(module, "groups", 1),
     )
-
-
-def _count_positions(
-    model: nn.Module, example_inputs: Inputs, names: list[str]
-) -> tuple[dict[str, int], dict[str, int]]:
-    """(positions per called module in calling order, MACs per operator of the whole model)."""
-    positions: dict[str, int] = {}
-
-    def record(name: str) -> Any:
-        def hook(module: Any, _: Any, output: Tensor) -> None:
-            width = module.weight.shape[1 if isinstance(module, nn.Embedding) else 0]
-            positions[name] = positions.get(name, 0) + output.numel() // width
-
-        return hook
-
-    def record_gates(name: str) -> Any:
-        def hook(module: SplitRecurrent, _: Any, output: tuple[Tensor, Any]) -> None:
-            for gates in module.gate_names():
-                full = f"{name}.{gates}" if name else gates
-                positions[full] = positions.get(full, 0) + output[0].numel() // output[0].shape[-1]
-
-        return hook
-
-    handles = [model.get_submodule(name).register_forward_hook(record(name)) for name in names]
-    recurrent = [
-        name for name, module in model.named_modules() if isinstance(module, SplitRecurrent)
-    ]
-    handles += [
-        model.get_submodule(name).register_forward_hook(record_gates(name)) for name in recurrent
-    ]
-    try:
-        by_operator = _count_macs(model, example_inputs)
-        if by_operator is None:
-            positions.clear()
-            with torch.no_grad():
-                call_model(model, example_inputs)
-            products = 0
-            for name, count in positions.items():
-                products += weight_of(model.get_submodule(name)).numel() * count
-            by_operator = {"products": products}
-    finally:
-        for handle in handles:
-            handle.remove()
-    gates = [(model.get_submodule(name), count) for name, count in positions.items()]
-    steps = sum(
-        module.weight.numel() * count for module, count in gates if isinstance(module, GateWeights)
-    )
-    if steps:
-        by_operator["recurrent"] = steps  # the counter does not know these
-    return positions, by_operator
-
-
-def _count_macs(model: nn.Module, example_inputs: Inputs) -> dict[str, int] | None:
-    """MACs per operator; None where the counter cannot look at the model (torch.cond and torch.while_loop are such operators)."""
-    try:
-        # The math backend shows attention's two products to the counter; the fused ones hide them.
-        with (
-            sdpa_kernel(SDPBackend.MATH),
-            FlopCounterMode(display=False) as counter,
-            torch.no_grad(),
-        ):
-            call_model(model, example_inputs)
-    except Exception:
-        torch._dynamo.reset()  # what was compiled under the counter does not run without it
-        return None
-    counts = counter.get_flop_counts().get("Global", {})
-    return {str(op).replace("aten.", ""): flops // 2 for op, flops in counts.items()}
 
 
 def _uncovered(
-    model: nn.Module, modules: list[CompressibleModule], total: int, macs: dict[str, int]
+    model: nn.Module, modules: list[CompressibleModule], total: int, macs: Mapping[str, int]
 ) -> tuple[Uncovered, ...]:
-    covered = {
-        id(p) for m in modules for p in model.get_submodule(m.name).parameters(recurse=False)
-    }
+    covered: set[int] = set()
+    for compressible in modules:
+        own = model.get_submodule(compressible.name).parameters(recurse=False)
+        covered |= {id(parameter) for parameter in own}
     rest: list[Uncovered] = []
     for name, module in model.named_modules():
-        own = sum(p.numel() for p in module.parameters(recurse=False) if id(p) not in covered)
-        if own:
-            what = (
-                "read by a branch, a loop or another operator"
-                if type(module) is nn.Module
-                else type(module).__name__
-            )
-            rest.append(Uncovered(name or "(model)", what, own / total, 0.0))
-    macs_total = max(1, sum(macs.values()))
+        parameters = module.parameters(recurse=False)
+        count = sum(p.numel() for p in parameters if id(p) not in covered)
+        if count:
+            what = type(module).__name__
+            if type(module) is nn.Module:
+                what = "read by a branch, a loop or another operator"
+            rest.append(Uncovered(name or "(model)", what, count / total, 0.0))
+    total_macs = max(1, sum(macs.values()))
     rest_macs = sum(macs.values()) - sum(m.macs for m in modules)
     if rest_macs > 0:
         operators = [op for op in macs if op in {"bmm", "baddbmm"}] or list(macs)
-        rest.append(Uncovered("(functional)", " + ".join(operators), 0.0, rest_macs / macs_total))
+        rest.append(Uncovered("(functional)", " + ".join(operators), 0.0, rest_macs / total_macs))
     return tuple(rest)

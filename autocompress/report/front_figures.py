@@ -9,7 +9,7 @@ from plotly.subplots import make_subplots
 
 from autocompress.report.figures import BASE, GREY, layout
 from autocompress.report.info import RunInfo, recommended
-from autocompress.results.front import FrontPoint
+from autocompress.results.front_point import FrontPoint
 
 HOVER = (
     "trial %{customdata[0]}<br>%{customdata[1]:.0f} KB, %{customdata[2]:.3f} ms<br>"

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import NamedTuple
 
 from autocompress.report.info import RunInfo
-from autocompress.results.front import FrontPoint
+from autocompress.results.front_point import FrontPoint
 
 LEAST_SHARE = 0.005
 

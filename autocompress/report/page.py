@@ -24,8 +24,9 @@ from autocompress.report.front_figures import front_2d, front_3d
 from autocompress.report.info import RunInfo, before_after, read_run
 from autocompress.report.latency_figures import prediction_scatter, time_bars
 from autocompress.report.latency_info import settings_words, time_info
-from autocompress.results.files import write_atomic
-from autocompress.results.front import LATENCY_WORDS, MARKED_GAP, REPORT_FILE
+from autocompress.results.files import REPORT_FILE, write_atomic
+from autocompress.results.front_point import MARKED_GAP
+from autocompress.results.measurement import LATENCY_WORDS
 
 # Nothing leaves the reader's machine: plotly.js 4 would offer to upload the chart.
 CONFIG = {"showSendToCloud": False, "plotlyServerURL": "", "displaylogo": False, "responsive": True}

@@ -1,1 +1,1 @@
-"""Hold what a search returns and leaves on disk."""
+"""Hold the results of a search: measurements, fronts, limits and their files."""

@@ -1,4 +1,7 @@
-"""Files of a run folder, written so that neither a crash nor a full disk leaves half of one."""
+"""Name, read and write the files of a run folder.
+
+Neither a crash nor a full disk leaves half of a file.
+"""
 
 from __future__ import annotations
 
@@ -12,9 +15,27 @@ from typing import Any
 
 from autocompress.errors import RunFolderError
 
+RUN_FILE, JOURNAL_FILE, TRIALS_FILE = "run.json", "study.journal", "trials.csv"
+SENSITIVITY_FILE, FRONT_FILE, REPORT_FILE = "sensitivity.csv", "front.json", "report.html"
+STUDENT_FILE, TABLE_FILE = "student.safetensors", "latency_table.json"
+# Files of each exported point.
+MODEL_FILE, RECIPE_FILE, WEIGHTS_FILE = "model.onnx", "recipe.yaml", "model.safetensors"
+NOTES_FILE = "README.md"
+TRIAL_COLUMNS = ("number", "state", "size_bytes", "latency_ms", "accuracy", "seconds", "cause")
+
 
 def read_json(path: Path) -> Any:
-    """Parsed content; RunFolderError when it is missing or damaged."""
+    """Return the parsed content of a JSON file.
+
+    Args:
+        path: a file of a run folder.
+
+    Returns:
+        Plain types.
+
+    Raises:
+        RunFolderError: the file is missing or damaged.
+    """
     try:
         return json.loads(path.read_text())
     except FileNotFoundError:
@@ -28,7 +49,15 @@ def read_json(path: Path) -> Any:
 
 
 def write_atomic(path: Path, content: str | bytes) -> None:
-    """Write a file so that a reader or a crash never sees half of it; RunFolderError when the disk or a permission refuses."""
+    """Write a file so that neither a reader nor a crash ever sees half of it.
+
+    Args:
+        path: its folder is made if needed.
+        content: text or bytes.
+
+    Raises:
+        RunFolderError: the disk is full or a permission is missing.
+    """
     data = content.encode() if isinstance(content, str) else content
     temporary: str | None = None
     try:
@@ -47,12 +76,29 @@ def write_atomic(path: Path, content: str | bytes) -> None:
 
 
 def write_json(path: Path, data: Any) -> None:
-    """`write_atomic` of indented JSON."""
+    """Write indented JSON as `write_atomic` does.
+
+    Args:
+        path: its folder is made if needed.
+        data: plain types.
+
+    Raises:
+        RunFolderError: the disk is full or a permission is missing.
+    """
     write_atomic(path, json.dumps(data, indent=1))
 
 
 def append_row(path: Path, columns: Sequence[str], row: Mapping[str, Any]) -> None:
-    """Append one CSV row, with a header when the file is new."""
+    """Append one row to a CSV file, with a header if the file is new.
+
+    Args:
+        path: in a folder that exists.
+        columns: names in their order.
+        row: column -> value; missing ones are empty.
+
+    Raises:
+        RunFolderError: the disk is full or a permission is missing.
+    """
     try:
         new = not path.exists() or path.stat().st_size == 0
         with path.open("a", newline="") as file:
@@ -65,8 +111,16 @@ def append_row(path: Path, columns: Sequence[str], row: Mapping[str, Any]) -> No
 
 
 def disk_error(path: Path, error: OSError) -> RunFolderError:
-    """One line for a write that failed."""
+    """Return the error of one line for a write that failed.
+
+    Args:
+        path: the file.
+        error: of the operating system.
+
+    Returns:
+        The error, to be raised by the caller.
+    """
     return RunFolderError(
-        f"{path}: cannot be written ({error.strerror or error}); results up to here are kept, free the disk or choose another --out, "
-        "then run the same command again"
+        f"{path}: cannot be written ({error.strerror or error}); results up to here are kept, "
+        "free the disk or choose another --out, then run the same command again"
     )

@@ -1,4 +1,7 @@
-"""What a point must keep: size, latency and accuracy limits, absolute or relative to the baseline."""
+"""Parse and check limits of size, latency and accuracy, absolute or relative to the float model.
+
+The search judges trials by `Limits.violations`; `ParetoFront.pick` chooses points by `distance`.
+"""
 
 from __future__ import annotations
 
@@ -22,6 +25,7 @@ LATENCY_UNITS = {"US": 1e-3, "MS": 1.0, "S": 1e3}
 TOLERANCE = 1e-9  # by which a measured point may miss a limit: rounding of floats
 QUALITY = 10.0  # weight of a unit of accuracy against the whole of a limit of size
 
+NO_METRIC = "none; max_accuracy_drop limits the metric of the task itself"
 PICK_UNITS = {
     "max_size_bytes": "bytes, such as 2e6",
     "max_latency_ms": "milliseconds, such as 3.0",
@@ -31,7 +35,14 @@ PICK_UNITS = {
 
 @dataclass(frozen=True)
 class Limits:
-    """What a point must keep; None does not limit. Sizes in bytes, latency in ms, drop in units of the metric; `floors` by extra metric."""
+    """Hold the limits of a search.
+
+    Attributes:
+        max_size_bytes: largest file in bytes; None does not limit.
+        max_latency_ms: largest latency in ms; None does not limit.
+        max_accuracy_drop: largest loss of accuracy in units of the metric; None does not limit.
+        floors: least value of extra metrics by name.
+    """
 
     max_size_bytes: float | None = None
     max_latency_ms: float | None = None
@@ -45,9 +56,17 @@ class Limits:
         drop: float | None,
         metrics: Mapping[str, float] | None = None,
     ) -> dict[str, float]:
-        """Per limit how far it is missed: size and latency as a share of the limit, others in units of the metric; at most 0 is kept.
+        """Return by how much each limit is missed.
 
-        An unknown drop or unknown metrics (None) are not judged.
+        Args:
+            size_bytes: of the file.
+            latency_ms: of one run.
+            drop: accuracy lost against the float model; None is not judged.
+            metrics: extra metrics by name; None is not judged.
+
+        Returns:
+            Limit -> violation, at most 0 if the limit holds. Size and latency are shares of the
+            limit, the others are in units of the metric.
         """
         result = {}
         if self.max_size_bytes is not None:
@@ -63,7 +82,7 @@ class Limits:
         return result
 
     def pick_limits(self) -> dict[str, Any]:
-        """As the keywords of `ParetoFront.pick`."""
+        """Return the limits as the keywords of `ParetoFront.pick`."""
         return {
             "max_size_bytes": self.max_size_bytes,
             "max_latency_ms": self.max_latency_ms,
@@ -73,7 +92,15 @@ class Limits:
 
 
 def check_pick(limits: Mapping[str, Any], metrics: Mapping[str, float]) -> None:
-    """LimitError for keywords of `ParetoFront.pick` that are unknown, no numbers, or floors of what is not among `metrics`."""
+    """Check the keywords of `ParetoFront.pick`.
+
+    Args:
+        limits: as the user gives them.
+        metrics: extra metrics of the float model.
+
+    Raises:
+        LimitError: a keyword is unknown or no number, or a floor names no metric.
+    """
     unknown = sorted(set(limits) - {*PICK_UNITS, "floors"})
     if unknown:
         raise LimitError(
@@ -82,16 +109,12 @@ def check_pick(limits: Mapping[str, Any], metrics: Mapping[str, float]) -> None:
     floors = limits.get("floors") or {}
     for name in floors:
         if name not in metrics:
-            near = (
-                nearest_name(str(name), list(metrics))
-                or "none; max_accuracy_drop limits the metric of the task itself"
-            )
+            near = nearest_name(str(name), list(metrics)) or NO_METRIC
             raise LimitError(f"front: floors: {name!r} is no metric of the front; nearest: {near}")
     for name, value in {**limits, "floors": None, **floors}.items():
         if value is not None and not isinstance(value, (int, float)):
-            raise LimitError(
-                f"front: {name} must be a number, got {value!r}; nearest: {PICK_UNITS.get(name, 'one such as 0.9')}"
-            )
+            near = PICK_UNITS.get(name, "one such as 0.9")
+            raise LimitError(f"front: {name} must be a number, got {value!r}; nearest: {near}")
         if value is not None and name in ("max_size_bytes", "max_latency_ms") and not value > 0:
             raise LimitError(
                 f"front: {name} must be above 0, got {value!r}; nearest: {PICK_UNITS[name]}"
@@ -99,52 +122,71 @@ def check_pick(limits: Mapping[str, Any], metrics: Mapping[str, float]) -> None:
 
 
 def parse_limits(
-    given: Mapping[str, Any],
+    limits: Mapping[str, Any],
     baseline_bytes: float,
     baseline_ms: float,
     accuracy: float = 1.0,
     metrics: Mapping[str, float] | None = None,
 ) -> Limits:
-    """Limits from values that are absolute or relative to the float model's: max_size ("2MB", "25%"), max_latency ("3ms", "0.5x", "50%"),
-    max_accuracy_drop (0.005, "1%") and min_metric ({name of an extra metric: 0.9 or "99%"}).
+    """Return the limits that a user gives, absolute or relative to the float model.
+
+    Args:
+        limits: max_size ("2MB", "25%"), max_latency ("3ms", "0.5x", "50%"), max_accuracy_drop
+            (0.005, "1%") and min_metric (name of an extra metric -> 0.9 or "99%").
+        baseline_bytes: size of the float model's file.
+        baseline_ms: latency of the float model.
+        accuracy: of the float model.
+        metrics: extra metrics of the float model.
+
+    Returns:
+        Absolute limits.
+
+    Raises:
+        LimitError: a value cannot be read or is out of range, or names no metric.
     """
-    size = _quantity("max_size", given.get("max_size"), SIZE_UNITS, baseline_bytes, "2MB or 25%")
-    latency = _quantity(
-        "max_latency", given.get("max_latency"), LATENCY_UNITS, baseline_ms, "3ms or 0.5x"
-    )
-    drop = given.get("max_accuracy_drop")
+    largest, slowest = limits.get("max_size"), limits.get("max_latency")
+    size = _quantity("max_size", largest, SIZE_UNITS, baseline_bytes, "2MB or 25%")
+    latency = _quantity("max_latency", slowest, LATENCY_UNITS, baseline_ms, "3ms or 0.5x")
+    drop = limits.get("max_accuracy_drop")
     if drop is not None:
         drop = _share("max_accuracy_drop", drop, abs(accuracy), "0.005 or 1%")
         if not drop >= 0:
             raise LimitError(
                 f"limit max_accuracy_drop: must be at least 0, got {drop}; nearest valid value: 0"
             )
-    floors, known = {}, metrics or {}
-    for name, value in (given.get("min_metric") or {}).items():
-        if name not in known:
-            near = (
-                nearest_name(str(name), list(known))
-                or "none; max_accuracy_drop limits the metric of the task itself"
-            )
+    floors, metrics = {}, metrics or {}
+    for name, value in (limits.get("min_metric") or {}).items():
+        if name not in metrics:
+            near = nearest_name(str(name), list(metrics)) or NO_METRIC
             raise LimitError(
                 f"limit min_metric: {name!r} is no extra metric of the task; nearest: {near}"
             )
-        # A share of a metric below 0 (a negated error) is that much worse, as it is for one above 0.
-        whole = known[name]
-        share = _share(f"min_metric {name}", value, 1.0, "0.9 or 99%")
-        floors[name] = (
-            share if not str(value).strip().endswith("%") else whole - (1 - share) * abs(whole)
-        )
+        floor = _share(f"min_metric {name}", value, 1.0, "0.9 or 99%")
+        if str(value).strip().endswith("%"):
+            # 99 % of a metric below 0 (a negated error) is 1 % worse, as of a metric above 0.
+            floor = metrics[name] - (1 - floor) * abs(metrics[name])
+        floors[name] = floor
     return Limits(size, latency, drop, floors)
 
 
 def parse_bytes(name: str, value: float | str) -> int:
-    """Bytes of 1000, "512MB" or "1GiB"."""
+    """Return a number of bytes.
+
+    Args:
+        name: of the setting, for messages.
+        value: bytes, or a text such as "512MB" (of 1000) or "1GiB" (of 1024).
+
+    Returns:
+        Bytes.
+
+    Raises:
+        LimitError: the value cannot be read.
+    """
     return int(_quantity(name, value, SIZE_UNITS, float("nan"), "512MB") or 0)
 
 
 def _share(name: str, value: float | str, whole: float, example: str) -> float:
-    """A number, or a percentage of `whole`."""
+    """Return a number, or a percentage of `whole`."""
     text = str(value).strip()
     try:
         number = float(text[:-1]) / 100 * whole if text.endswith("%") else float(text)
@@ -179,7 +221,10 @@ def are_kept(violations: Mapping[str, float], tolerance: float = 0.0) -> bool:
 
     Args:
         violations: as `Limits.violations` returns them.
-        tolerance: how far a limit may be missed.
+        tolerance: by how much a limit may be missed.
+
+    Returns:
+        False if a violation exceeds the tolerance.
     """
     return all(missed <= tolerance for missed in violations.values())
 

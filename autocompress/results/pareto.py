@@ -1,4 +1,4 @@
-"""Pareto dominance and hypervolume over minimised objectives, by moocore."""
+"""Compute Pareto dominance and hypervolume over minimised objectives, by moocore."""
 
 from __future__ import annotations
 
@@ -8,22 +8,33 @@ from numpy.typing import ArrayLike, NDArray
 
 
 def non_dominated(points: ArrayLike) -> NDArray[np.bool_]:
-    """Mask (n,) of the rows of `points` (n, objectives; all minimised) that no other row dominates.
+    """Return the mask of the points that no other point dominates.
 
-    Of equal rows the first is kept; a row with a NaN is never kept.
+    Args:
+        points: (n, k) objectives, all minimised; a row with NaN is never in the mask.
+
+    Returns:
+        (n,) booleans; of equal rows the first is marked.
     """
     values = np.asarray(points, dtype=np.float64)
     mask = np.zeros(len(values), dtype=bool)
-    finite = (
-        np.flatnonzero(~np.isnan(values).any(axis=-1)) if len(values) else np.zeros(0, dtype=int)
-    )
-    if len(finite):
-        mask[finite] = moocore.is_nondominated(values[finite])
+    if len(values):
+        finite = np.flatnonzero(~np.isnan(values).any(axis=-1))
+        if len(finite):
+            mask[finite] = moocore.is_nondominated(values[finite])
     return mask
 
 
 def hypervolume(points: ArrayLike, reference_point: ArrayLike) -> float:
-    """Volume dominated by `points` (n, objectives; minimised) inside `reference_point`, as a share of the box [0, reference]."""
+    """Return the volume that points dominate inside a reference point.
+
+    Args:
+        points: (n, k) objectives, all minimised; values below 0 count as 0.
+        reference_point: (k,) positive; points beyond it add nothing.
+
+    Returns:
+        Share of the box between 0 and the reference point.
+    """
     values = np.asarray(points, dtype=np.float64)
     reference = np.asarray(reference_point, dtype=np.float64)
     if len(values):
@@ -34,7 +45,16 @@ def hypervolume(points: ArrayLike, reference_point: ArrayLike) -> float:
 
 
 def hypervolume_subset(points: ArrayLike, reference_point: ArrayLike, count: int) -> list[int]:
-    """Indices of at most `count` rows, chosen greedily so that each adds most hypervolume; ties go to the earlier row."""
+    """Return the indices of a subset of points with much hypervolume, chosen greedily.
+
+    Args:
+        points: (n, k) objectives, all minimised.
+        reference_point: (k,), as in `hypervolume`.
+        count: most points to choose.
+
+    Returns:
+        Indices in the order of choice, each adding most hypervolume; ties go to the earlier row.
+    """
     values = np.asarray(points, dtype=np.float64)
     chosen: list[int] = []
     while len(chosen) < min(count, len(values)):

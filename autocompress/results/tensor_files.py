@@ -1,4 +1,7 @@
-"""Tensors on disk as safetensors files with a checksum, so that a damaged one is never taken for a whole one; nothing is ever unpickled."""
+"""Store tensors in safetensors files with a checksum.
+
+A damaged file is never taken for a whole one, and nothing is ever unpickled.
+"""
 
 from __future__ import annotations
 
@@ -22,7 +25,16 @@ CHECKSUM = "crc32"
 def write_tensors(
     path: Path, tensors: Mapping[str, Tensor], notes: Mapping[str, str] | None = None
 ) -> None:
-    """Write a file whole or not at all, with `notes` in its header; RunFolderError when the disk or a permission refuses."""
+    """Write tensors to a file as `write_atomic` does.
+
+    Args:
+        path: its folder is made if needed.
+        tensors: name -> tensor on any device.
+        notes: texts for the header.
+
+    Raises:
+        RunFolderError: the disk is full or a permission is missing.
+    """
     write_atomic(path, tensor_bytes(tensors, notes))
 
 
@@ -30,8 +42,11 @@ def tensor_bytes(tensors: Mapping[str, Tensor], notes: Mapping[str, str] | None 
     """Return the content of a file that `read_tensors` reads.
 
     Args:
-        tensors: on any device, by name.
+        tensors: name -> tensor on any device.
         notes: texts for the header.
+
+    Returns:
+        A safetensors file with its checksum.
     """
     stored = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
     return save(stored, {**(notes or {}), CHECKSUM: _checksum(stored)})
@@ -40,7 +55,18 @@ def tensor_bytes(tensors: Mapping[str, Tensor], notes: Mapping[str, str] | None 
 def read_tensors(
     path: Path, device: torch.device | None = None
 ) -> tuple[dict[str, Tensor], dict[str, str]]:
-    """(tensors, notes) of a file; DamagedFileError when it is missing, torn, or a bit of it has changed."""
+    """Return the tensors and the notes of a file.
+
+    Args:
+        path: as `write_tensors` wrote it.
+        device: of the tensors; default: the CPU.
+
+    Returns:
+        (tensors, notes).
+
+    Raises:
+        DamagedFileError: the file is missing or torn, or its content has changed.
+    """
     try:
         with safe_open(path, "pt") as file:
             notes = dict(file.metadata() or {})
@@ -53,16 +79,25 @@ def read_tensors(
 
 
 def _checksum(tensors: Mapping[str, Tensor]) -> str:
-    found = 0
+    checksum = 0
     for name in sorted(tensors):
-        found = zlib.crc32(name.encode(), found)
+        checksum = zlib.crc32(name.encode(), checksum)
         if tensors[name].numel():
-            found = zlib.crc32(tensors[name].flatten().view(torch.uint8).numpy().data, found)
-    return f"{found:08x}"
+            content = tensors[name].flatten().view(torch.uint8).numpy().data
+            checksum = zlib.crc32(content, checksum)
+    return f"{checksum:08x}"
 
 
 def write_state(path: Path, state: Any) -> None:
-    """Nested dicts and lists of tensors, numbers and texts, as optimizers give them."""
+    """Write nested dicts and lists of tensors, numbers and texts, such as an optimizer's state.
+
+    Args:
+        path: its folder is made if needed.
+        state: the nested value.
+
+    Raises:
+        RunFolderError: the disk is full or a permission is missing.
+    """
     tensors: dict[str, Tensor] = {}
 
     def packed(value: Any) -> Any:
@@ -78,7 +113,18 @@ def write_state(path: Path, state: Any) -> None:
 
 
 def read_state(path: Path, device: torch.device) -> Any:
-    """Reverse of `write_state`; tuples are lists. DamagedFileError as `read_tensors`."""
+    """Return the state that `write_state` wrote.
+
+    Args:
+        path: the file.
+        device: of the tensors.
+
+    Returns:
+        The nested value; tuples come back as lists.
+
+    Raises:
+        DamagedFileError: the file is missing or torn, or its content has changed.
+    """
     tensors, notes = read_tensors(path, device)
 
     def unpacked(value: Any) -> Any:
@@ -86,10 +132,8 @@ def read_state(path: Path, device: torch.device) -> Any:
             return [unpacked(item) for item in value]
         if not isinstance(value, dict):
             return value
-        return (
-            tensors[str(value["tensor"])]
-            if "tensor" in value
-            else {key: unpacked(item) for key, item in value["items"]}
-        )
+        if "tensor" in value:
+            return tensors[str(value["tensor"])]
+        return {key: unpacked(item) for key, item in value["items"]}
 
     return unpacked(json.loads(notes["state"]))

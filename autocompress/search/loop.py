@@ -12,7 +12,8 @@ from pathlib import Path
 
 import optuna
 
-from autocompress.results.front import JOURNAL_FILE, RUN_FILE, TRIALS_FILE, SearchResult
+from autocompress.results.files import JOURNAL_FILE, RUN_FILE, TRIALS_FILE
+from autocompress.results.front import SearchResult
 from autocompress.search.evaluate.judge import Judge
 from autocompress.search.finish.front import FrontMaker
 from autocompress.search.opening import OpenedSearch, check_request, make_folder, open_search

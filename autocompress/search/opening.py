@@ -24,8 +24,7 @@ from autocompress.measure.prepare import prepared
 from autocompress.measure.robustness import SAMPLES as DISTURBED
 from autocompress.measure.robustness import corruptions_of
 from autocompress.model.modules import ModuleMap, find_modules
-from autocompress.results.files import disk_error
-from autocompress.results.front import STUDENT_FILE, TABLE_FILE
+from autocompress.results.files import STUDENT_FILE, TABLE_FILE, disk_error
 from autocompress.results.limits import Limits, parse_limits
 from autocompress.search.problem.clock import EXPORT_S, Clock
 from autocompress.search.problem.options import Settings

@@ -30,7 +30,7 @@ from autocompress.export.identity import check_identity
 from autocompress.export.subject import builder_for
 from autocompress.measure.prepare import prepared
 from autocompress.model.modules import CompressibleModule, ModuleMap, find_modules
-from autocompress.results.front import MODEL_FILE
+from autocompress.results.files import MODEL_FILE
 from autocompress.search.problem.problem import pick_device, training_type
 from autocompress.space.axes import AXES, choices_of
 from autocompress.space.recovery import parse_recovery

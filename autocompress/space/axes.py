@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
@@ -121,6 +122,8 @@ def spread(where: str, value: Any) -> list[Any]:
         low, high, step = float(value["low"]), float(value["high"]), float(value["step"])
     except (KeyError, TypeError, ValueError):
         raise SpaceError(f"{where} needs numbers low, high and step, got {value}") from None
+    if not all(map(math.isfinite, (low, high, step))):
+        raise SpaceError(f"{where} needs finite numbers low, high and step, got {value}")
     if step <= 0 or high < low:
         raise SpaceError(f"{where} needs low <= high and step > 0, got {value}")
     return [round(low + i * step, 10) for i in range(int((high - low) / step + 1e-9) + 1)]

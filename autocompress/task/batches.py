@@ -1,4 +1,8 @@
-"""Batches of a user's data: what the inputs of a model look like, and how they are cut, moved and named."""
+"""Walk, cut, move and name the inputs and targets of a user's batches.
+
+Every part of the package that reads data does it through these functions. They know the three forms
+of inputs (a tensor, positional arguments, keyword arguments) and nested containers.
+"""
 
 from __future__ import annotations
 
@@ -12,14 +16,23 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-# A tensor, positional or keyword arguments: tensors, constants (None, bool, int, float, str), and lists, tuples and dicts of them.
+# A tensor, positional or keyword arguments. Arguments are tensors, constants (None, bool, int,
+# float, str), and lists, tuples and dicts of them.
 Inputs = Tensor | tuple[Any, ...] | list[Any] | Mapping[str, Any]
 Batches = Iterable[tuple[Inputs, Any]]
 NARROWED = (torch.float16, torch.bfloat16, torch.float64)  # searched as float32 copies
 
 
 def map_inputs(inputs: Inputs, function: Callable[[Tensor], Tensor]) -> Inputs:
-    """`function` applied to each tensor of `inputs`, nested ones included; constants stay."""
+    """Apply a function to each tensor of `inputs`, nested ones included.
+
+    Args:
+        inputs: one batch of inputs; it is not changed.
+        function: tensor -> tensor.
+
+    Returns:
+        Inputs of the same form; positional arguments become a tuple, constants stay.
+    """
     if isinstance(inputs, Tensor):
         return function(inputs)
     if isinstance(inputs, Mapping):
@@ -28,91 +41,144 @@ def map_inputs(inputs: Inputs, function: Callable[[Tensor], Tensor]) -> Inputs:
 
 
 def map_value(value: Any, function: Callable[[Tensor], Tensor]) -> Any:
-    """`function` applied to each tensor of one argument or target; what is no tensor, list, tuple or mapping stays."""
+    """Apply a function to each tensor of one argument or target.
+
+    Args:
+        value: a tensor, or nested lists, tuples and mappings; it is not changed.
+        function: tensor -> tensor.
+
+    Returns:
+        The same structure; values of other types stay.
+    """
     if isinstance(value, Tensor):
         return function(value)
     if isinstance(value, Mapping):
-        return {name: map_value(found, function) for name, found in value.items()}
+        return {name: map_value(item, function) for name, item in value.items()}
     if isinstance(value, tuple) and hasattr(value, "_fields"):
-        return type(value)(*(map_value(found, function) for found in value))
+        return type(value)(*(map_value(item, function) for item in value))
     if isinstance(value, (tuple, list)):
-        return type(value)(map_value(found, function) for found in value)
+        return type(value)(map_value(item, function) for item in value)
     return value
 
 
 def leaves(inputs: Any, path: str = "") -> dict[str, Any]:
-    """Tensors and constants by the path of their argument: "mask", "argument 0", "argument 1[0]", in calling order."""
+    """Return the tensors and constants of inputs or of a target by their paths.
+
+    Args:
+        inputs: any nested value.
+        path: the path of `inputs` itself, "" for the whole.
+
+    Returns:
+        Path -> value in calling order; paths are "mask", "argument 0", "argument 1[0]".
+    """
+    entries: list[tuple[str, Any]]
     if isinstance(inputs, Mapping):
-        named = {
-            f"{path}[{name!r}]" if path else str(name): value for name, value in inputs.items()
-        }
+        entries = [(f"{path}[{k!r}]" if path else str(k), value) for k, value in inputs.items()]
     elif isinstance(inputs, (tuple, list)):
-        named = {
-            f"{path}[{i}]" if path else f"argument {i}": value for i, value in enumerate(inputs)
-        }
+        prefixed = enumerate(inputs)
+        entries = [(f"{path}[{i}]" if path else f"argument {i}", value) for i, value in prefixed]
     else:
         return {path or "argument 0": inputs}
-    found: dict[str, Any] = {}
-    for name, value in named.items():
-        found |= leaves(value, name)
-    return found
+    values: dict[str, Any] = {}
+    for name, value in entries:
+        values |= leaves(value, name)
+    return values
 
 
 def input_tensors(inputs: Inputs) -> list[Tensor]:
-    """The tensors of `inputs` in calling order."""
+    """Return the tensors of one batch of inputs in calling order.
+
+    Args:
+        inputs: one batch of inputs; constants are skipped.
+
+    Returns:
+        The tensors themselves, not copies.
+    """
     return [value for value in leaves(inputs).values() if isinstance(value, Tensor)]
 
 
 def feed_of(inputs: Inputs, names: Sequence[str]) -> dict[str, NDArray[Any]]:
-    """numpy inputs by the input names of an ONNX graph: by name where `inputs` has names, else in calling order."""
-    if isinstance(inputs, Mapping) and set(names) == {
-        name for name, value in inputs.items() if isinstance(value, Tensor)
-    }:
-        return {name: inputs[name].detach().cpu().numpy() for name in names}
-    return {
-        name: tensor.detach().cpu().numpy()
-        for name, tensor in zip(names, input_tensors(inputs), strict=True)
-    }
+    """Return the arrays that a session of an ONNX file takes for one batch.
+
+    Args:
+        inputs: one batch of inputs.
+        names: the input names of the file.
+
+    Returns:
+        Name -> array; assigned by name if `inputs` has just these names, else in calling order.
+    """
+    if isinstance(inputs, Mapping):
+        own = {name for name, value in inputs.items() if isinstance(value, Tensor)}
+        if set(names) == own:
+            return {name: inputs[name].detach().cpu().numpy() for name in names}
+    pairs = zip(names, input_tensors(inputs), strict=True)
+    return {name: tensor.detach().cpu().numpy() for name, tensor in pairs}
 
 
 def batch_size(inputs: Inputs) -> int:
-    """Length of the first dimension of the first tensor that has one; 1 where none has."""
+    """Return the length of the first dimension of the first tensor that has one.
+
+    Args:
+        inputs: one batch of inputs.
+
+    Returns:
+        Number of samples; 1 if every tensor is a scalar.
+    """
     return next((len(tensor) for tensor in input_tensors(inputs) if tensor.dim() > 0), 1)
 
 
 def cut(inputs: Inputs, target: Any, rows: slice) -> tuple[Inputs, Any]:
-    """The samples `rows` of a batch; targets are tensors, lists, mappings of them by output, or None."""
+    """Return some samples of a batch.
+
+    Args:
+        inputs: one batch of inputs, all tensors with one entry per sample.
+        target: a tensor, a list, a mapping of them by output, or None.
+        rows: the samples.
+
+    Returns:
+        (inputs, target) of these samples.
+    """
 
     def part(value: Any) -> Any:
         return value[rows]
 
-    if target is not None:
-        target = (
-            {name: part(value) for name, value in target.items()}
-            if isinstance(target, Mapping)
-            else part(target)
-        )
+    if isinstance(target, Mapping):
+        target = {name: part(value) for name, value in target.items()}
+    elif target is not None:
+        target = part(target)
     return map_inputs(inputs, part), target
 
 
 def cuttable(inputs: Inputs, target: Any) -> bool:
-    """Whether every tensor of the batch has one entry per sample, so that `cut` gives a smaller batch."""
-    targets = (
-        list(target.values()) if isinstance(target, Mapping) else [] if target is None else [target]
-    )
+    """Return True if every tensor of the batch has one entry per sample.
+
+    Args:
+        inputs: one batch of inputs.
+        target: its target, or None.
+
+    Returns:
+        True if `cut` gives a smaller batch.
+    """
+    targets = [] if target is None else [target]
+    if isinstance(target, Mapping):
+        targets = list(target.values())
     size = batch_size(inputs)
-    return (
-        all(tensor.dim() > 0 and len(tensor) == size for tensor in input_tensors(inputs))
-        and all(
-            isinstance(value, list) or (isinstance(value, Tensor) and value.dim() > 0)
-            for value in targets
-        )
-        and all(len(value) == size for value in targets)
-    )
+    for tensor in input_tensors(inputs):
+        if tensor.dim() == 0 or len(tensor) != size:
+            return False
+    for value in targets:
+        entries = isinstance(value, list) or (isinstance(value, Tensor) and value.dim() > 0)
+        if not entries or len(value) != size:
+            return False
+    return True
 
 
 def seed_all(seed: int) -> None:
-    """Start all generators that loaders draw from at `seed`."""
+    """Start all random generators that loaders draw from.
+
+    Args:
+        seed: the same number gives the same draws.
+    """
     torch.manual_seed(seed)
     random.seed(seed)
     np.random.seed(seed % 2**32)
@@ -120,7 +186,11 @@ def seed_all(seed: int) -> None:
 
 @contextlib.contextmanager
 def seeded(seed: int) -> Iterator[None]:
-    """All generators that loaders draw from start at `seed` inside the block, and go on behind it as if nothing had been."""
+    """Start all random generators at a seed inside the block, and restore them behind it.
+
+    Args:
+        seed: the same number gives the same draws.
+    """
     states = random.getstate(), np.random.get_state()
     with torch.random.fork_rng():
         seed_all(seed)
@@ -132,8 +202,18 @@ def seeded(seed: int) -> Iterator[None]:
 
 
 def take_samples(batches: Batches, count: int, whole: bool = False) -> list[tuple[Inputs, Any]]:
-    """The first batches with `count` samples, the last one cut unless batches stay `whole` or cannot be cut; a loader that shuffles gives
-    the same ones each time."""
+    """Return the first batches with a number of samples.
+
+    A loader that shuffles gives the same batches at each call, since it draws from a fixed seed.
+
+    Args:
+        batches: a split.
+        count: number of samples.
+        whole: never cut the last batch.
+
+    Returns:
+        The batches; the last one is cut to `count` unless `whole` is set or it cannot be cut.
+    """
     taken: list[tuple[Inputs, Any]] = []
     with seeded(0):
         for inputs, target in batches:
@@ -147,10 +227,26 @@ def take_samples(batches: Batches, count: int, whole: bool = False) -> list[tupl
 
 
 def to_device(inputs: Inputs, device: torch.device) -> Inputs:
-    """`inputs` on `device`."""
+    """Return one batch of inputs with its tensors on a device.
+
+    Args:
+        inputs: one batch of inputs; it is not changed.
+        device: the device.
+
+    Returns:
+        Inputs of the same form.
+    """
     return map_inputs(inputs, lambda tensor: tensor.to(device))
 
 
 def target_to_device(target: Any, device: torch.device) -> Any:
-    """The tensors of `target` on `device`; other targets as they are."""
+    """Return a target with its tensors on a device.
+
+    Args:
+        target: a tensor, nested containers of them, or anything else, which stays as it is.
+        device: the device.
+
+    Returns:
+        A target of the same structure.
+    """
     return map_value(target, lambda tensor: tensor.to(device))

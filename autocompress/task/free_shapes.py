@@ -1,10 +1,14 @@
-"""Which dimensions of a model's inputs are free: by default, because the user's batches differ there, or because the task names them."""
+"""Find the dimensions of a model's inputs that files leave open.
+
+A dimension is free by default (batch, sequence), because the user's batches differ in it, or
+because the task names it. The exporter and the builder of files read the result.
+"""
 
 from __future__ import annotations
 
 import inspect
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import islice
 
@@ -20,16 +24,17 @@ LOOKED_AT = 32  # batches of each split
 
 @dataclass(frozen=True)
 class FreeDimension:
-    """A dimension that the exported graph should leave open.
+    """Describe a dimension that the exported graph should leave open.
 
     Attributes:
         position: of the input, in calling order.
         dimension: of that input.
-        label: what the input is called, for messages.
-        name: what the dimension is called in the file.
-        sizes: those that the user's batches have there, where they differ from the example's; the graph must then be free.
+        label: name of the input, for messages.
+        name: name of the dimension in the file.
+        sizes: sizes in the user's batches that differ from the example's; if there are any, the
+            graph must be free there.
         split: the split in which they were seen first.
-        samples: whether the first dimension of the model's inputs counts samples.
+        samples: True if the first dimension of the model's inputs counts samples.
     """
 
     position: int
@@ -42,12 +47,20 @@ class FreeDimension:
 
     @property
     def is_batch(self) -> bool:
-        """Whether it counts samples, which can also be fed in parts."""
+        """Return True if it counts samples, which can also be fed in parts."""
         return self.dimension == 0 and self.samples
 
 
 def argument_names(model: nn.Module, inputs: Inputs) -> tuple[str, ...]:
-    """The model's own names of `inputs`, in calling order: keys, else arguments of forward, all different."""
+    """Return the model's own names of its input tensors.
+
+    Args:
+        model: any module.
+        inputs: one batch of inputs.
+
+    Returns:
+        One name per tensor in calling order, all different: keys, else arguments of forward.
+    """
     paths = [path for path, value in leaves(inputs).items() if isinstance(value, Tensor)]
     if isinstance(inputs, Mapping):
         return tuple(paths)
@@ -57,7 +70,15 @@ def argument_names(model: nn.Module, inputs: Inputs) -> tuple[str, ...]:
 
 
 def positional_name(model: nn.Module, position: int) -> str:
-    """The name of an argument of forward that is given by its position."""
+    """Return the name of an argument of forward that is given by its position.
+
+    Args:
+        model: any module.
+        position: from 0.
+
+    Returns:
+        The name; "args_0" for the first of *args, "input_1" if forward has no such argument.
+    """
     for i, (name, parameter) in enumerate(inspect.signature(model.forward).parameters.items()):
         if parameter.kind == parameter.VAR_POSITIONAL:
             return f"{name}_{position - i}"
@@ -69,25 +90,30 @@ def positional_name(model: nn.Module, position: int) -> str:
 
 
 def default_dimensions(model: nn.Module, inputs: Inputs) -> tuple[FreeDimension, ...]:
-    """The batch, and the sequence of integer inputs (n, length) and of whatever has the same length there, such as masks."""
+    """Return the dimensions that are free without being named.
+
+    Args:
+        model: gives the names of the inputs.
+        inputs: one batch of inputs.
+
+    Returns:
+        The batch, and the sequence: the length of integer inputs (n, length), and dimensions of
+        that length in masks and other inputs (n, length).
+    """
     tensors, names = input_tensors(inputs), argument_names(model, inputs)
     size = batch_size(inputs) if tensors[0].dim() else None
     lengths = {tensor.shape[1] for tensor in tensors if _whole(tensor) and tensor.dim() == 2}
-    found = []
+    free = []
     for i, (tensor, label) in enumerate(zip(tensors, names, strict=True)):
-        if tensor.dim() and tensor.shape[0] == size:
-            found.append(FreeDimension(i, 0, label, "batch"))
-        square = _mask(tensor) and (
-            tensor.dim() > 2 or (tensor.dim() == 2 and tensor.shape[0] != size)
-        )
-        first = tensor.dim() - 2 if square else 1
-        if tensor.dim() == 2 or square:
-            found += [
-                FreeDimension(i, d, label, "sequence")
-                for d in range(first, tensor.dim())
-                if tensor.shape[d] in lengths
-            ]
-    return tuple(found)
+        dims = tensor.dim()
+        if dims and tensor.shape[0] == size:
+            free.append(FreeDimension(i, 0, label, "batch"))
+        square = _mask(tensor) and (dims > 2 or (dims == 2 and tensor.shape[0] != size))
+        if dims == 2 or square:
+            for d in range(dims - 2 if square else 1, dims):
+                if tensor.shape[d] in lengths:
+                    free.append(FreeDimension(i, d, label, "sequence"))
+    return tuple(free)
 
 
 def _whole(tensor: Tensor) -> bool:
@@ -99,50 +125,67 @@ def _mask(tensor: Tensor) -> bool:
 
 
 def free_dimensions(task: Task) -> tuple[FreeDimension, ...]:
-    """The default ones, those in which the task's batches differ from `example_inputs`, and those that `task.dynamic` names."""
-    names, tensors = (
-        argument_names(task.model, task.example_inputs),
-        input_tensors(task.example_inputs),
-    )
+    """Return the dimensions that the task's files leave open.
+
+    Args:
+        task: with its splits; at most LOOKED_AT batches of each are read.
+
+    Returns:
+        The default dimensions, those in which the batches differ from `example_inputs`, and those
+        that `task.dynamic` names, in the order of inputs and dimensions.
+
+    Raises:
+        TaskError: `task.dynamic` names an input or a dimension that does not exist.
+    """
+    names = argument_names(task.model, task.example_inputs)
+    tensors = input_tensors(task.example_inputs)
     samples = task.batch_first is not False
-    usual = default_dimensions(task.model, task.example_inputs)
-    found = {
-        (free.position, free.dimension): free for free in usual if samples or free.dimension > 0
-    }
+    free: dict[tuple[int, int], FreeDimension] = {}
+    for usual in default_dimensions(task.model, task.example_inputs):
+        if samples or usual.dimension > 0:
+            free[usual.position, usual.dimension] = usual
 
     def at(i: int, d: int) -> FreeDimension:
-        return found.get((i, d)) or FreeDimension(
-            i, d, names[i], f"{names[i]}_{d}", samples=samples
-        )
+        unnamed = FreeDimension(i, d, names[i], f"{names[i]}_{d}", samples=samples)
+        return free.get((i, d)) or unnamed
 
-    seen = {split: getattr(task, split) for split in SPLITS} | {
-        "latency_inputs": [(inputs, None) for inputs in task.latency_inputs.values()]
-    }
-    for split, batches in seen.items():
-        if batches is None:
-            continue
-        with seeded(0):
-            for inputs, _ in islice(batches, LOOKED_AT):
-                for i, (tensor, example) in enumerate(
-                    zip(input_tensors(inputs), tensors, strict=False)
-                ):
-                    for d, (size, own) in enumerate(zip(tensor.shape, example.shape, strict=False)):
-                        if size != own and (d > 0 or not samples) and tensor.dim() == example.dim():
-                            old = at(i, d)
-                            found[i, d] = replace(
-                                old,
-                                sizes=tuple(sorted({*old.sizes, size})),
-                                split=old.split or split,
-                            )
+    for (i, d), (sizes, split) in _differing_sizes(task, tensors, samples).items():
+        free[i, d] = replace(at(i, d), sizes=tuple(sorted(sizes)), split=split)
     for key, dimensions in (task.dynamic or {}).items():
         i = _position(task, key, names)
         for d, name in dimensions.items():
             if not 0 <= d < tensors[i].dim():
                 raise TaskError(
-                    f"task {task.name}: dynamic[{key!r}] names dimension {d}; {names[i]} has 0 to {tensors[i].dim() - 1}"
+                    f"task {task.name}: dynamic[{key!r}] names dimension {d}; "
+                    f"{names[i]} has 0 to {tensors[i].dim() - 1}"
                 )
-            found[i, d] = replace(at(i, d), name=name)
-    return tuple(found[key] for key in sorted(found))
+            free[i, d] = replace(at(i, d), name=name)
+    return tuple(free[key] for key in sorted(free))
+
+
+def _differing_sizes(
+    task: Task, examples: Sequence[Tensor], samples: bool
+) -> dict[tuple[int, int], tuple[set[int], str]]:
+    """Return by (input, dimension) the sizes that differ from the example's, and their first split.
+
+    The first dimension is left out if it counts `samples`.
+    """
+    differing: dict[tuple[int, int], tuple[set[int], str]] = {}
+    splits = {split: getattr(task, split) for split in SPLITS}
+    splits["latency_inputs"] = [(inputs, None) for inputs in task.latency_inputs.values()]
+    for split, batches in splits.items():
+        if batches is None:
+            continue
+        with seeded(0):
+            for inputs, _ in islice(batches, LOOKED_AT):
+                pairs = zip(input_tensors(inputs), examples, strict=False)
+                for i, (tensor, example) in enumerate(pairs):
+                    if tensor.dim() != example.dim():
+                        continue
+                    for d in range(1 if samples else 0, tensor.dim()):
+                        if tensor.shape[d] != example.shape[d]:
+                            differing.setdefault((i, d), (set(), split))[0].add(tensor.shape[d])
+    return differing
 
 
 def _position(task: Task, key: str, names: tuple[str, ...]) -> int:
@@ -151,5 +194,6 @@ def _position(task: Task, key: str, names: tuple[str, ...]) -> int:
     if key.isdigit() and int(key) < len(names):
         return int(key)
     raise TaskError(
-        f"task {task.name}: dynamic names {key!r}, which is no input; nearest: {nearest_name(key, names)}"
+        f"task {task.name}: dynamic names {key!r}, which is no input; "
+        f"nearest: {nearest_name(key, names)}"
     )

@@ -1,4 +1,8 @@
-"""Logits, numbers or an embedding: what a model's output holds, and the loss and the divergence that follow."""
+"""Compute the default loss and divergence of an output from what it holds.
+
+`output_kinds` finds the kind of each output; recovery, calibration and the checks of files use the
+losses and distances here.
+"""
 
 from __future__ import annotations
 
@@ -15,17 +19,21 @@ from torch import Tensor
 from autocompress.errors import TaskError
 
 IGNORED = -100  # the target of a sample or position that does not count
-MASKED = 1e4  # larger logits, as the infinities of masked classes, are this large: their softmax is the same, and never NaN
+# Larger logits, such as the infinities of masked classes, are clipped to this: their softmax stays
+# the same, and is never NaN.
+MASKED = 1e4
 
 
 @dataclass(frozen=True)
 class OutputKind:
-    """What an output holds.
+    """Describe what an output holds.
 
     Attributes:
-        kind: "softmax" (classes), "bernoulli" (one logit per yes or no), "values" (one number per sample) or "embedding".
+        kind: "softmax" (classes), "bernoulli" (one logit per yes or no), "values" (one number per
+            sample) or "embedding".
         class_dim: the dimension of the classes (1 or -1) of "softmax"; None otherwise.
-        normalised: whether the output holds probabilities already, so that its logits are their logarithms.
+        normalised: True if the output holds probabilities already, so that its logits are their
+            logarithms.
     """
 
     kind: Literal["softmax", "bernoulli", "values", "embedding"]
@@ -34,79 +42,133 @@ class OutputKind:
 
     @property
     def is_logits(self) -> bool:
-        """Whether the output gives probabilities."""
+        """Return True if the output gives probabilities."""
         return self.kind in ("softmax", "bernoulli")
 
     def logits(self, output: Tensor) -> Tensor:
-        """Finite logits of an output that gives probabilities; classes are the last dimension of "softmax"."""
-        if self.normalised:
-            tiny = (
-                torch.finfo(output.dtype).tiny
-                if self.kind == "softmax"
-                else torch.finfo(output.dtype).eps
-            )
-            output = output.clamp(tiny, 1 if self.kind == "softmax" else 1 - tiny)
-            output = output.log() if self.kind == "softmax" else output.logit()
+        """Return finite logits of an output that gives probabilities.
+
+        Args:
+            output: (n, ...) of this kind.
+
+        Returns:
+            Of its shape, with the classes of "softmax" moved to the last dimension.
+        """
+        if self.normalised and self.kind == "softmax":
+            output = output.clamp(torch.finfo(output.dtype).tiny, 1).log()
+        elif self.normalised:
+            least = torch.finfo(output.dtype).eps
+            output = output.clamp(least, 1 - least).logit()
         output = output.clamp(-MASKED, MASKED)
         return output if self.class_dim is None else output.movedim(self.class_dim, -1)
 
 
-VALUES, EMBEDDING, BERNOULLI = (
-    OutputKind("values"),
-    OutputKind("embedding"),
-    OutputKind("bernoulli"),
-)
+VALUES = OutputKind("values")
+EMBEDDING = OutputKind("embedding")
+BERNOULLI = OutputKind("bernoulli")
 
 
 def as_labels(target: Any) -> Tensor | None:
-    """A target as a tensor: arrays and lists of numbers become one; None for what has no default loss, as strings."""
+    """Return a target as a tensor.
+
+    Args:
+        target: a tensor, an array, a list of numbers, or anything else.
+
+    Returns:
+        The labels; None for targets that no default loss reads, such as strings.
+    """
     if isinstance(target, Tensor):
         return target.long() if target.dtype == torch.uint8 else target  # a byte of 156 equals -100
     if isinstance(target, np.ndarray) and target.dtype.kind in "biuf":
         return as_labels(torch.from_numpy(np.ascontiguousarray(target)))
-    if (
-        isinstance(target, (list, tuple))
-        and target
-        and all(isinstance(item, (bool, int, float, np.number)) for item in target)
-    ):
-        return torch.tensor(
-            [item.item() if isinstance(item, np.number) else item for item in target]
-        )
-    return None
+    if not isinstance(target, (list, tuple)) or not target:
+        return None
+    if not all(isinstance(item, (bool, int, float, np.number)) for item in target):
+        return None
+    return torch.tensor([item.item() if isinstance(item, np.number) else item for item in target])
 
 
 def squeezed(shape: Sequence[int]) -> tuple[int, ...]:
-    """`shape` without its dimensions of size 1."""
+    """Return a shape without its dimensions of size 1.
+
+    Args:
+        shape: of a tensor.
+
+    Returns:
+        The other sizes in their order.
+    """
     return tuple(size for size in shape if size != 1)
 
 
 def one_each(output: Tensor, labels: Tensor) -> bool:
-    """Whether there is one label per element, up to dimensions of size 1."""
+    """Return True if there is one label per element, up to dimensions of size 1.
+
+    Args:
+        output: (n, ...).
+        labels: of the same batch.
+
+    Returns:
+        False if labels are indices of classes.
+    """
     return squeezed(output.shape) == squeezed(labels.shape)
 
 
 def outside(labels: Tensor, classes: int) -> float | None:
-    """A label that counts and is not between 0 and `classes` - 1; None when there is none."""
+    """Return a label that counts and is not between 0 and `classes` - 1.
+
+    Args:
+        labels: of any shape; -100 does not count.
+        classes: number of classes.
+
+    Returns:
+        The first such label; None if there is none.
+    """
     wrong = labels[~((labels >= 0) & (labels <= classes - 1)) & (labels != IGNORED)]
     return wrong[0].item() if wrong.numel() else None
 
 
 def shapes_of(output: Tensor, labels: Tensor) -> str:
-    """Output and labels in words."""
-    return f"outputs {tuple(output.shape)} with {str(labels.dtype).removeprefix('torch.')} targets {tuple(labels.shape)}"
+    """Return the shapes of an output and its labels in words, for messages.
+
+    Args:
+        output: (n, ...).
+        labels: of the same batch.
+
+    Returns:
+        Such as "outputs (8, 10) with int64 targets (8,)".
+    """
+    kind = str(labels.dtype).removeprefix("torch.")
+    return f"outputs {tuple(output.shape)} with {kind} targets {tuple(labels.shape)}"
 
 
 def labels_fit(kind: OutputKind, output: Tensor, labels: Tensor) -> bool:
-    """Whether `default_loss` can be computed of such shapes."""
-    indexed = (
-        kind.kind == "softmax"
-        and labels.numel() * output.shape[kind.class_dim or -1] == output.numel()
-    )
-    return one_each(output, labels) or indexed
+    """Return True if `default_loss` can be computed from these shapes.
+
+    Args:
+        kind: of the output.
+        output: (n, ...).
+        labels: of the same batch.
+
+    Returns:
+        True if there is one label per element, or one index of a class per position.
+    """
+    if one_each(output, labels):
+        return True
+    if kind.kind != "softmax":
+        return False
+    return labels.numel() * output.shape[kind.class_dim or -1] == output.numel()
 
 
 def default_loss(kind: OutputKind, output: Tensor, labels: Tensor) -> Tensor:
-    """The scalar cross-entropy, binary cross-entropy or squared error of an output; targets of -100 do not count.
+    """Return the cross-entropy, binary cross-entropy or squared error of an output.
+
+    Args:
+        kind: of the output.
+        output: (n, ...).
+        labels: one per element, or one index of a class per position; -100 does not count.
+
+    Returns:
+        Scalar, the mean over the labels that count.
 
     Raises:
         TaskError: the labels do not fit the output in shape or value.
@@ -132,7 +194,8 @@ def default_loss(kind: OutputKind, output: Tensor, labels: Tensor) -> Tensor:
     wrong = outside(labels, logits.shape[-1])
     if wrong is not None:
         raise TaskError(
-            f"task: target {wrong} is none of the {logits.shape[-1]} classes; nearest: {IGNORED} for what does not count"
+            f"task: target {wrong} is none of the {logits.shape[-1]} classes; "
+            f"nearest: {IGNORED} for what does not count"
         )
     total = F.cross_entropy(logits.flatten(0, -2), labels, ignore_index=IGNORED, reduction="sum")
     return total / (labels != IGNORED).sum().clamp_min(1)
@@ -141,51 +204,80 @@ def default_loss(kind: OutputKind, output: Tensor, labels: Tensor) -> Tensor:
 def position_divergence(
     kind: OutputKind, student: Tensor, teacher: Tensor, temperature: float = 1.0
 ) -> Tensor:
-    """KL(teacher || student) of two outputs that give probabilities, at each position (n, ...); classes are summed over."""
+    """Return KL(teacher || student) at each position of two outputs that give probabilities.
+
+    Args:
+        kind: of both outputs, "softmax" or "bernoulli".
+        student: (n, ...) output of the student.
+        teacher: the same of the teacher.
+        temperature: divides the logits of both (Hinton et al. 2015).
+
+    Returns:
+        (n, ...) without the dimension of the classes, which are summed over.
+    """
     student, teacher = kind.logits(student) / temperature, kind.logits(teacher) / temperature
     if kind.kind == "softmax":
-        return F.kl_div(
-            student.log_softmax(-1), teacher.log_softmax(-1), reduction="none", log_target=True
-        ).sum(-1)
+        logs = student.log_softmax(-1), teacher.log_softmax(-1)
+        return F.kl_div(*logs, reduction="none", log_target=True).sum(-1)
     yes = teacher.sigmoid() * (F.logsigmoid(teacher) - F.logsigmoid(student))
     return yes + (-teacher).sigmoid() * (F.logsigmoid(-teacher) - F.logsigmoid(-student))
 
 
 def sample_divergence(kind: OutputKind, student: Tensor, teacher: Tensor) -> Tensor:
-    """(n,) distance of two outputs, 0 when equal: KL, the squared difference of numbers, or 1 - cosine of embeddings."""
+    """Return the distance of two outputs per sample.
+
+    Args:
+        kind: of both outputs.
+        student: (n, ...) output of the student.
+        teacher: the same of the teacher.
+
+    Returns:
+        (n,), 0 where equal: KL, the squared difference of numbers, or 1 - cosine of embeddings.
+    """
     if kind.is_logits:
-        return (
-            position_divergence(kind, student, teacher)
-            .reshape(len(student), -1)
-            .mean(1)
-            .clamp_min(0)
-        )
+        positions = position_divergence(kind, student, teacher).reshape(len(student), -1)
+        return positions.mean(1).clamp_min(0)
     student, teacher = student.reshape(len(student), -1), teacher.reshape(len(teacher), -1)
     if teacher.shape[1] == 1:
         return (student - teacher).square().mean(1)
     return 1 - F.cosine_similarity(student, teacher, dim=1)
 
 
-def relative_difference(found: NDArray[Any], expected: NDArray[Any], least: float) -> float:
-    """The largest difference of two outputs against the largest value, or `least`; infinite where shapes or infinities differ.
+def relative_difference(output: NDArray[Any], expected: NDArray[Any], least: float) -> float:
+    """Return the largest difference of two outputs relative to the largest value.
 
-    What masks classes (-inf, -1e9) is compared by itself, so that its size hides no difference of the others.
+    Values of MASKED or more, such as -1e9 of masked classes, are compared relative to themselves,
+    so that their size hides no difference of the others.
+
+    Args:
+        output: any shape.
+        expected: the output that it should equal.
+        least: smallest value to divide by.
+
+    Returns:
+        The difference; infinite if shapes or infinities differ.
     """
-    if found.shape != expected.shape or not np.array_equal(
-        found[np.isinf(expected)], expected[np.isinf(expected)]
-    ):
+    if output.shape != expected.shape:
         return float("inf")
-    found, sizes, expected = (
-        found[~np.isinf(expected)],
-        np.abs(expected[~np.isinf(expected)]),
-        expected[~np.isinf(expected)],
-    )
+    infinite = np.isinf(expected)
+    if not np.array_equal(output[infinite], expected[infinite]):
+        return float("inf")
+    output, expected = output[~infinite], expected[~infinite]
+    sizes = np.abs(expected)
     scale = max(least, float(sizes[sizes < MASKED].max(initial=0.0)))
-    return float((np.abs(found - expected) / np.maximum(sizes, scale)).max(initial=0.0))
+    return float((np.abs(output - expected) / np.maximum(sizes, scale)).max(initial=0.0))
 
 
 def counted(labels: Tensor | None, positions: Tensor) -> Tensor | None:
-    """Which of `positions` count, of its shape; None where all do or labels do not say."""
+    """Return a mask of the positions that count.
+
+    Args:
+        labels: of the batch, or None.
+        positions: of any shape; its values are not read.
+
+    Returns:
+        Boolean mask of the shape of `positions`; None if all count or the labels do not tell.
+    """
     if labels is None or labels.numel() != positions.numel():
         return None
     return (labels != IGNORED).reshape(positions.shape)

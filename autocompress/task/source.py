@@ -1,4 +1,7 @@
-"""Load a Task from the function that makes it, in a module or in a file."""
+"""Load a task from the function that makes it, in a module or in a file.
+
+The command line and the workers start here: they get the task as a text.
+"""
 
 from __future__ import annotations
 
@@ -16,7 +19,19 @@ from autocompress.task.user_code import UserCodeError, user_code
 
 
 def load_task(spec: str, **arguments: Any) -> Task:
-    """The Task that a function returns: "package.module:function" or "path/to/file.py:function", called with `arguments`."""
+    """Return the task that a function makes.
+
+    Args:
+        spec: "package.module:function" or "path/to/file.py:function".
+        arguments: keyword arguments of the function.
+
+    Returns:
+        The task, with `source` set so that a worker can load it again.
+
+    Raises:
+        TaskError: there is no such module, file or function, or it does not return a Task.
+        UserCodeError: the file or the function fails.
+    """
     place, _, function_name = spec.rpartition(":")
     if not place:
         raise TaskError(
@@ -25,11 +40,11 @@ def load_task(spec: str, **arguments: Any) -> Task:
     module = _load_file(Path(place), spec) if place.endswith(".py") else _load_module(place, spec)
     function = getattr(module, function_name, None)
     if not callable(function):
-        functions = [
-            n for n, v in vars(module).items() if inspect.isfunction(v) and not n.startswith("_")
-        ]
+        functions = [name for name, value in vars(module).items() if inspect.isfunction(value)]
+        functions = [name for name in functions if not name.startswith("_")]
         raise TaskError(
-            f"task {spec!r}: {place} has no function {function_name!r}; nearest: {nearest_name(function_name, functions)}"
+            f"task {spec!r}: {place} has no function {function_name!r}; "
+            f"nearest: {nearest_name(function_name, functions)}"
         )
     try:
         inspect.signature(function).bind(**arguments)
@@ -39,7 +54,8 @@ def load_task(spec: str, **arguments: Any) -> Task:
         task = function(**arguments)
     if not isinstance(task, Task):
         raise TaskError(
-            f"task {spec!r}: {function_name} returned {type(task).__name__}; it must return autocompress.Task"
+            f"task {spec!r}: {function_name} returned {type(task).__name__}; "
+            "it must return autocompress.Task"
         )
     where = str(Path(place).resolve()) if place.endswith(".py") else place
     return replace(task, source={"spec": f"{where}:{function_name}", "arguments": arguments})
@@ -54,8 +70,8 @@ def _load_module(name: str, spec: str) -> Any:
         if not isinstance(error, ModuleNotFoundError):
             raise
         raise TaskError(
-            f"task {spec!r}: no module {error.name!r}; expected an importable module or a path that ends in .py, "
-            "for example autocompress.tasks:easy_vqa"
+            f"task {spec!r}: no module {error.name!r}; expected an importable module or a path "
+            "that ends in .py, for example autocompress.tasks:easy_vqa"
         ) from None
 
 

@@ -1,4 +1,4 @@
-"""Built-in tasks: `autocompress.tasks:easy_vqa` is the task behind `make demo`."""
+"""Provide built-in tasks: `autocompress.tasks:easy_vqa` is the task behind `make demo`."""
 
 from autocompress.tasks.easy_vqa import easy_vqa
 

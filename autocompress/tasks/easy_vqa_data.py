@@ -1,4 +1,7 @@
-"""The easy-VQA images, questions and answers, as tensors, in three splits that share no image."""
+"""Read the images, questions and answers of easy-VQA as tensors, in three splits.
+
+No image is in two splits.
+"""
 
 from __future__ import annotations
 
@@ -16,7 +19,14 @@ Batch = tuple[dict[str, Tensor], Tensor]
 
 @dataclass(frozen=True)
 class Split:
-    """Images (N, 3, 64, 64) uint8; per question its tokens (Q, 10), answer (Q,) and image index (Q,)."""
+    """Hold the questions of one split.
+
+    Attributes:
+        images: (N, 3, 64, 64) uint8.
+        tokens: (Q, 10) token ids of each question, 0 pads.
+        answers: (Q,) indices of answers.
+        image_index: (Q,) the image that each question is about.
+    """
 
     images: Tensor
     tokens: Tensor
@@ -24,14 +34,21 @@ class Split:
     image_index: Tensor
 
     def batch(self, rows: Tensor) -> Batch:
-        """The questions `rows` as ({image, question}, answer), images scaled to [0, 1]."""
+        """Return some questions as one batch.
+
+        Args:
+            rows: (n,) indices of questions.
+
+        Returns:
+            ({"image": (n, 3, 64, 64) in [0, 1], "question": (n, 10)}, answers (n,)).
+        """
         image = self.images[self.image_index[rows]].float() / 255
         return {"image": image, "question": self.tokens[rows]}, self.answers[rows]
 
 
 @dataclass(frozen=True)
 class Loader:
-    """A re-iterable of batches; with a seed it is shuffled, each pass in the same order."""
+    """Give the batches of a split; with a seed, shuffled in the same order in each pass."""
 
     split: Split
     batch_size: int
@@ -51,7 +68,15 @@ class Loader:
 
 @dataclass(frozen=True)
 class EasyVqa:
-    """The data set: three splits, the words behind the token ids (0 pads) and the answers."""
+    """Hold the data set.
+
+    Attributes:
+        train: training questions.
+        validation: questions about held-out images of the official training set.
+        test: questions of the official test set.
+        vocabulary: word of each token id.
+        answers: text of each answer.
+    """
 
     train: Split
     validation: Split
@@ -61,12 +86,18 @@ class EasyVqa:
 
 
 def load_easy_vqa(validation_images: int = 200) -> EasyVqa:
-    """Read the shipped data; the last `validation_images` of the 4000 official training images validate."""
+    """Return the shipped data set.
+
+    Args:
+        validation_images: number of the 4000 official training images, from the end, that validate.
+
+    Returns:
+        The three splits.
+    """
     with files("autocompress.tasks").joinpath("data/easy_vqa.npz").open("rb") as file:
         data = dict(np.load(file, allow_pickle=False))
-    sentences = [
-        question.replace("?", "").lower().split() for question in data["questions"].tolist()
-    ]
+    questions = data["questions"].tolist()
+    sentences = [question.replace("?", "").lower().split() for question in questions]
     vocabulary = ("<pad>", *sorted({word for sentence in sentences for word in sentence}))
     index = {word: i for i, word in enumerate(vocabulary)}
     tokens = torch.zeros(len(sentences), QUESTION_LENGTH, dtype=torch.int64)
@@ -76,20 +107,14 @@ def load_easy_vqa(validation_images: int = 200) -> EasyVqa:
     def split(prefix: str, first: int, last: int) -> Split:
         image_index = torch.from_numpy(data[f"{prefix}_image_index"]).long()
         rows = (image_index >= first) & (image_index < last)
-        return Split(
-            torch.from_numpy(data[f"{prefix}_images"][first:last]).permute(0, 3, 1, 2).contiguous(),
-            tokens[torch.from_numpy(data[f"{prefix}_question"]).long()[rows]],
-            torch.from_numpy(data[f"{prefix}_answer"]).long()[rows],
-            image_index[rows] - first,
-        )
+        pixels = torch.from_numpy(data[f"{prefix}_images"][first:last])
+        question = torch.from_numpy(data[f"{prefix}_question"]).long()[rows]
+        answer = torch.from_numpy(data[f"{prefix}_answer"]).long()[rows]
+        images = pixels.permute(0, 3, 1, 2).contiguous()
+        return Split(images, tokens[question], answer, image_index[rows] - first)
 
-    images = len(data["train_images"])
-    border = images - validation_images
+    count = len(data["train_images"])
+    border = count - validation_images
+    train, validation = split("train", 0, border), split("train", border, count)
     test = split("test", 0, len(data["test_images"]))
-    return EasyVqa(
-        split("train", 0, border),
-        split("train", border, images),
-        test,
-        vocabulary,
-        tuple(data["answers"].tolist()),
-    )
+    return EasyVqa(train, validation, test, vocabulary, tuple(data["answers"].tolist()))

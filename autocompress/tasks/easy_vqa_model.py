@@ -1,4 +1,4 @@
-"""A small multimodal transformer that answers a question in words about a 64 x 64 image."""
+"""Define a small multimodal transformer that answers a question in words about a 64 x 64 image."""
 
 from __future__ import annotations
 
@@ -8,7 +8,10 @@ from torch import Tensor, nn
 
 
 class Attention(nn.Module):
-    """Multi-head attention of `query` over `context`: softmax(Q K^T / sqrt(d)) V (Vaswani et al. 2017, eq. 1)."""
+    """Compute multi-head attention of a query over a context.
+
+    softmax(Q K^T / sqrt(d)) V, Vaswani et al. 2017, eq. 1.
+    """
 
     def __init__(self, width: int, num_heads: int) -> None:
         super().__init__()
@@ -23,7 +26,15 @@ class Attention(nn.Module):
         return x.reshape(batch, length, self.num_heads, width // self.num_heads).transpose(1, 2)
 
     def forward(self, query: Tensor, context: Tensor) -> Tensor:
-        """query (B, L, C), context (B, S, C) -> (B, L, C)."""
+        """Return the attended context.
+
+        Args:
+            query: (B, L, C).
+            context: (B, S, C).
+
+        Returns:
+            (B, L, C).
+        """
         mixed = F.scaled_dot_product_attention(
             self._heads(self.q_proj(query)),
             self._heads(self.k_proj(context)),
@@ -34,7 +45,7 @@ class Attention(nn.Module):
 
 
 class Mlp(nn.Module):
-    """Two linear layers with a GELU between them."""
+    """Apply two linear layers with a GELU between them."""
 
     def __init__(self, width: int, hidden: int) -> None:
         super().__init__()
@@ -42,12 +53,20 @@ class Mlp(nn.Module):
         self.down = nn.Linear(hidden, width)
 
     def forward(self, x: Tensor) -> Tensor:
+        """Return the transformed vectors.
+
+        Args:
+            x: (..., width).
+
+        Returns:
+            (..., width).
+        """
         output: Tensor = self.down(F.gelu(self.up(x)))
         return output
 
 
 class Block(nn.Module):
-    """Pre-norm transformer block; with a context it attends to that instead of to itself."""
+    """Apply a pre-norm transformer block that attends to a context or to its own input."""
 
     def __init__(self, width: int, num_heads: int, hidden: int) -> None:
         super().__init__()
@@ -57,6 +76,15 @@ class Block(nn.Module):
         self.mlp = Mlp(width, hidden)
 
     def forward(self, x: Tensor, context: Tensor | None = None) -> Tensor:
+        """Return the transformed sequence.
+
+        Args:
+            x: (B, L, width).
+            context: (B, S, width), or None to attend to `x`.
+
+        Returns:
+            (B, L, width).
+        """
         normed = self.norm1(x)
         x = x + self.attention(normed, normed if context is None else context)
         output: Tensor = x + self.mlp(self.norm2(x))
@@ -64,7 +92,7 @@ class Block(nn.Module):
 
 
 class VisionEncoder(nn.Module):
-    """Convolutional stem (stride 8) and transformer blocks: (B, 3, 64, 64) -> (B, 64, width)."""
+    """Encode an image by a convolutional stem of stride 8 and transformer blocks."""
 
     def __init__(self, width: int, depth: int, num_heads: int) -> None:
         super().__init__()
@@ -78,6 +106,14 @@ class VisionEncoder(nn.Module):
         self.norm = nn.LayerNorm(width)
 
     def forward(self, image: Tensor) -> Tensor:
+        """Return the patches of an image.
+
+        Args:
+            image: (B, 3, 64, 64) in [0, 1].
+
+        Returns:
+            (B, 64, width).
+        """
         x = self.stem(image).flatten(2).transpose(1, 2) + self.position
         for block in self.blocks:
             x = block(x)
@@ -86,7 +122,7 @@ class VisionEncoder(nn.Module):
 
 
 class TextEncoder(nn.Module):
-    """Word embedding and transformer blocks: (B, L) token ids -> (B, L, width)."""
+    """Encode a question by word embeddings and transformer blocks."""
 
     def __init__(
         self, vocabulary: int, length: int, width: int, depth: int, num_heads: int
@@ -97,6 +133,14 @@ class TextEncoder(nn.Module):
         self.blocks = nn.ModuleList(Block(width, num_heads, 4 * width) for _ in range(depth))
 
     def forward(self, question: Tensor) -> Tensor:
+        """Return the encoded words.
+
+        Args:
+            question: (B, L) token ids.
+
+        Returns:
+            (B, L, width).
+        """
         x = self.embedding(question) + self.position
         for block in self.blocks:
             x = block(x)
@@ -105,10 +149,10 @@ class TextEncoder(nn.Module):
 
 
 class Fusion(nn.Module):
-    """The question's tokens attend to the image's, then both are multiplied: (B, L, width), (B, S, width) -> (B, width).
+    """Fuse a question and an image: words attend to patches, then both are pooled and multiplied.
 
-    The product of the pooled sides is the low-rank bilinear pooling of Kim et al. 2017; without it training rests
-    for many epochs at what the question alone gives away.
+    The product of the pooled sides is the low-rank bilinear pooling of Kim et al. 2017. Without it
+    training stays for many epochs at what the question alone explains.
     """
 
     def __init__(self, width: int, depth: int, num_heads: int) -> None:
@@ -118,6 +162,15 @@ class Fusion(nn.Module):
         self.visual = nn.Linear(width, width)
 
     def forward(self, words: Tensor, patches: Tensor) -> Tensor:
+        """Return the fused vector.
+
+        Args:
+            words: (B, L, width).
+            patches: (B, S, width).
+
+        Returns:
+            (B, width).
+        """
         for block in self.blocks:
             words = block(words, patches)
         output: Tensor = self.norm(words).mean(1) * self.visual(patches.amax(1))
@@ -125,10 +178,7 @@ class Fusion(nn.Module):
 
 
 class EasyVqaModel(nn.Module):
-    """Vision encoder, projector, text encoder, cross-modal fusion and answer head.
-
-    Inputs: `image` (B, 3, 64, 64) in [0, 1], `question` (B, length) int64 token ids. Output: logits (B, answers).
-    """
+    """Answer questions about images by two encoders, a projector, fusion and an answer head."""
 
     def __init__(
         self, vocabulary: int, answers: int, length: int, width: int = 192, num_heads: int = 6
@@ -141,14 +191,38 @@ class EasyVqaModel(nn.Module):
         self.head = nn.Sequential(nn.Linear(width, width), nn.GELU(), nn.Linear(width, answers))
 
     def encode_image(self, image: Tensor) -> Tensor:
-        """(B, 3, 64, 64) -> (B, 64, width), once per image however many questions are asked about it."""
+        """Return the patches of an image, which serve all questions about it.
+
+        Args:
+            image: (B, 3, 64, 64) in [0, 1].
+
+        Returns:
+            (B, 64, width).
+        """
         patches: Tensor = self.projector(self.vision(image))
         return patches
 
     def answer(self, patches: Tensor, question: Tensor) -> Tensor:
-        """(B, 64, width), (B, length) -> logits (B, answers)."""
+        """Return the logits of the answers.
+
+        Args:
+            patches: (B, 64, width) as `encode_image` returns them.
+            question: (B, length) token ids.
+
+        Returns:
+            (B, answers).
+        """
         logits: Tensor = self.head(self.fusion(self.language(question), patches))
         return logits
 
     def forward(self, image: Tensor, question: Tensor) -> Tensor:
+        """Return the logits of the answers.
+
+        Args:
+            image: (B, 3, 64, 64) in [0, 1].
+            question: (B, length) int64 token ids.
+
+        Returns:
+            (B, answers).
+        """
         return self.answer(self.encode_image(image), question)

@@ -1,4 +1,4 @@
-"""Train the built-in model: `python -m autocompress.tasks.train_easy_vqa --out weights.safetensors`."""
+"""Train the built-in model: `python -m autocompress.tasks.train_easy_vqa --out FILE`."""
 
 from __future__ import annotations
 
@@ -18,12 +18,22 @@ QUESTIONS_PER_IMAGE = 4
 
 
 def new_model(data: EasyVqa) -> EasyVqaModel:
-    """An untrained model whose vocabulary and answers are those of `data`."""
+    """Return an untrained model.
+
+    Args:
+        data: gives the sizes of vocabulary and answers.
+
+    Returns:
+        The model with random weights.
+    """
     return EasyVqaModel(len(data.vocabulary), len(data.answers), QUESTION_LENGTH)
 
 
 def _steps_of_epoch(split: Split, generator: torch.Generator) -> list[tuple[Tensor, Tensor]]:
-    """(images of the step, question rows of the step with QUESTIONS_PER_IMAGE consecutive rows per image)."""
+    """Return for each step its images and its question rows.
+
+    Each image has QUESTIONS_PER_IMAGE consecutive rows.
+    """
     by_image = torch.argsort(split.image_index, stable=True)
     counts = torch.bincount(split.image_index, minlength=len(split.images))
     starts = counts.cumsum(0) - counts
@@ -37,7 +47,10 @@ def _steps_of_epoch(split: Split, generator: torch.Generator) -> list[tuple[Tens
 
 
 def _image_answers(split: Split, yes_no: tuple[int, int]) -> Tensor:
-    """(images, answers) 1 where some question about the image has that answer; yes and no say nothing of the image."""
+    """Return (images, answers) 1 where a question about the image has that answer.
+
+    Yes and no are left out, since they do not describe the image.
+    """
     present = torch.zeros(len(split.images), int(split.answers.max()) + 1)
     present[split.image_index, split.answers] = 1
     present[:, list(yes_no)] = 0
@@ -46,7 +59,15 @@ def _image_answers(split: Split, yes_no: tuple[int, int]) -> Tensor:
 
 @torch.inference_mode()
 def accuracy(model: EasyVqaModel, split: Split) -> float:
-    """Share of the questions of `split` answered right."""
+    """Return the share of questions answered right.
+
+    Args:
+        model: it is put into eval mode.
+        split: the questions.
+
+    Returns:
+        Between 0 and 1.
+    """
     model.eval()
     right = 0
     for inputs, answers in Loader(split, 128):
@@ -55,10 +76,21 @@ def accuracy(model: EasyVqaModel, split: Split) -> float:
 
 
 def train(data: EasyVqa, epochs: int, seed: int, learning_rate: float = 5e-4) -> EasyVqaModel:
-    """AdamW with a one-cycle schedule; each image is encoded once per step and asked several questions.
+    """Train a model by AdamW with a one-cycle schedule.
 
-    A head that is thrown away afterwards learns to name the image's colour and shape from the encoded patches: without
-    it the image side starts to learn only after many epochs, since the question alone explains two answers of three.
+    Each image is encoded once per step and asked several questions. A further head, which is thrown
+    away afterwards, learns to name the image's colour and shape from the encoded patches. Without
+    it the image side starts to learn only after many epochs, since the question alone explains two
+    answers of three.
+
+    Args:
+        data: the splits.
+        epochs: passes over the training images.
+        seed: of weights and order.
+        learning_rate: highest rate of the schedule.
+
+    Returns:
+        The model in eval mode.
     """
     torch.manual_seed(seed)
     generator = torch.Generator().manual_seed(seed)
@@ -78,9 +110,9 @@ def train(data: EasyVqa, epochs: int, seed: int, learning_rate: float = 5e-4) ->
         total = 0.0
         for images, rows in _steps_of_epoch(data.train, generator):
             patches = model.encode_image(data.train.images[images].float() / 255)
-            known = named[images]
-            # An answer that nobody asked for is unknown, not absent: only what is present is rewarded.
-            naming_loss = -(naming(patches.amax(1)).log_softmax(1) * known).sum(1).mean()
+            present = named[images]
+            # Only present answers are rewarded: others are unknown, not absent.
+            naming_loss = -(naming(patches.amax(1)).log_softmax(1) * present).sum(1).mean()
             patches = patches.repeat_interleave(QUESTIONS_PER_IMAGE, 0)
             loss = 0.3 * naming_loss + F.cross_entropy(
                 model.answer(patches, data.train.tokens[rows]), data.train.answers[rows]
@@ -91,16 +123,17 @@ def train(data: EasyVqa, epochs: int, seed: int, learning_rate: float = 5e-4) ->
             optimizer.step()
             schedule.step()
             total += float(loss.detach())
+        score, seconds = accuracy(model, data.validation), time.monotonic() - started
         print(
             f"epoch {epoch + 1:2d}/{epochs}  loss {total / per_epoch:.4f}  "
-            f"validation accuracy {accuracy(model, data.validation):.4f}  {time.monotonic() - started:.0f} s",
+            f"validation accuracy {score:.4f}  {seconds:.0f} s",
             flush=True,
         )
     return model.eval()
 
 
 def main() -> None:
-    """Train, test once, save float16 weights."""
+    """Train a model, test it once, and save its weights in float16."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--out", required=True, help="where the float16 safetensors file goes")
     parser.add_argument("--epochs", type=int, default=20)
@@ -110,10 +143,9 @@ def main() -> None:
     torch.set_num_threads(arguments.threads)
     data = load_easy_vqa()
     model = train(data, arguments.epochs, arguments.seed)
-    half = {
-        name: tensor.half() if tensor.is_floating_point() else tensor
-        for name, tensor in model.state_dict().items()
-    }
+    half = {}
+    for name, tensor in model.state_dict().items():
+        half[name] = tensor.half() if tensor.is_floating_point() else tensor
     model.load_state_dict(half)
     print(f"test accuracy of the saved weights {accuracy(model, data.test):.4f}")
     save_file(half, arguments.out)

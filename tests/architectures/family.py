@@ -21,7 +21,7 @@ from torch import Tensor, nn
 from autocompress import Candidate, ModuleConfig, Task
 from autocompress.candidate import DECOMPOSITIONS, IMPORTANCES, SPARSITY_CRITERIA, SPARSITY_PATTERNS
 from autocompress.task.batches import Inputs
-from autocompress.task.task import call_model
+from autocompress.task.calls import call_model
 
 # 8-bit inputs lie on ties between two integers now and then, where 1e-7 decides; float arithmetic
 # has no ties.

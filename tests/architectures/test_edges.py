@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 import autocompress
 from autocompress import Candidate, ModuleConfig, Task, find_modules
-from autocompress.task.float_copy import float_task
+from autocompress.model.float_copy import float_task
 
 pytestmark = pytest.mark.slow
 

@@ -20,7 +20,7 @@ from autocompress.measure.prepare import prepared
 from autocompress.targets.device.sessions import open_session
 from autocompress.targets.kernels import KernelChoice
 from autocompress.task.batches import Inputs, feed_of
-from autocompress.task.task import call_model
+from autocompress.task.calls import call_model
 from benchmarks.families import check_family, covered_share
 from benchmarks.hugging_face import FAMILIES, family_task
 

@@ -22,8 +22,9 @@ import autocompress as ac
 from autocompress.cli.main import main
 from autocompress.errors import AutocompressError, TaskError
 from autocompress.measure.accuracy import evaluate_model
-from autocompress.measure.prepare import check_steady, is_batch_first, prepared
-from autocompress.results.front import Measurement
+from autocompress.measure.prepare import prepared
+from autocompress.measure.probing import check_steady, is_batch_first
+from autocompress.results.measurement import Measurement
 from autocompress.search.evaluate.racing import Rival, surely_dominated
 from autocompress.search.problem.race import open_race
 from autocompress.search.problem.scoring import SampleScores, sample_scores

@@ -27,8 +27,9 @@ from autocompress.targets.device.sessions import open_session
 from autocompress.targets.kernels import KernelChoice
 from autocompress.targets.runtime import random_feed
 from autocompress.task.batches import Inputs, feed_of
+from autocompress.task.calls import primary_output, run_model
 from autocompress.task.free_shapes import FreeDimension, free_dimensions
-from autocompress.task.task import Task, primary_output, run_model
+from autocompress.task.task import Task
 
 pytestmark = pytest.mark.slow
 

@@ -19,7 +19,7 @@ from autocompress import Task, find_modules
 from autocompress.errors import AutocompressError
 from autocompress.measure.prepare import prepared
 from autocompress.model.plain.plain import plain_model
-from autocompress.task.task import call_model
+from autocompress.task.calls import call_model
 
 
 def rows(*shape: int) -> Tensor:

@@ -18,7 +18,7 @@ from torch import Tensor, nn
 import autocompress as ac
 from autocompress.errors import ExportError, TaskError
 from autocompress.measure.prepare import prepared
-from autocompress.task.float_copy import float_copy
+from autocompress.model.float_copy import float_copy
 from autocompress.task.user_code import UserCodeError
 
 pytestmark = pytest.mark.slow

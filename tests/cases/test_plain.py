@@ -24,7 +24,7 @@ from autocompress.errors import ExportError
 from autocompress.export.lowering import operators
 from autocompress.export.lowering.lower import LoweredModel
 from autocompress.model.plain.plain import is_plain, plain_model, plain_task
-from autocompress.task.task import call_model
+from autocompress.task.calls import call_model
 
 pytestmark = pytest.mark.slow
 

@@ -26,7 +26,8 @@ from autocompress.model.towers import find_towers
 from autocompress.targets.device.sessions import open_session
 from autocompress.targets.kernels import KernelChoice
 from autocompress.task.batches import Inputs, feed_of
-from autocompress.task.task import Task, call_model
+from autocompress.task.calls import call_model
+from autocompress.task.task import Task
 from benchmarks.hugging_face import DECODER, FAMILIES, ids
 
 pytestmark = pytest.mark.slow

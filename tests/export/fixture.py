@@ -21,7 +21,8 @@ from autocompress.export.prepare import prepare
 from autocompress.integer_form import IntegerForm
 from autocompress.targets.device.sessions import open_session
 from autocompress.targets.kernels import KernelChoice
-from autocompress.task.task import Task, call_model
+from autocompress.task.calls import call_model
+from autocompress.task.task import Task
 
 
 class Fixture:

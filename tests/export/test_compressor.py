@@ -8,7 +8,7 @@ from torch import nn
 
 from autocompress import Candidate, Task
 from autocompress.integer_form import IntegerForm
-from autocompress.task.task import call_model
+from autocompress.task.calls import call_model
 
 
 @pytest.fixture(scope="module")

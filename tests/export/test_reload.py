@@ -19,7 +19,7 @@ from autocompress import Candidate, SearchResult, Task, load_task, read_front
 from autocompress.errors import ExportError, TaskError
 from autocompress.export.reload import reproduce_model
 from autocompress.task.batches import feed_of
-from autocompress.task.task import call_model
+from autocompress.task.calls import call_model
 
 pytestmark = pytest.mark.slow
 

@@ -12,13 +12,7 @@ from torch import Tensor, nn
 
 from autocompress import Task
 from autocompress.errors import TaskError
-from autocompress.measure.prepare import (
-    PROBED,
-    check_steady,
-    compares_samples,
-    is_batch_first,
-    prepared,
-)
+from autocompress.measure.prepare import prepared
 
 X = torch.randn(12, 4, generator=torch.Generator().manual_seed(0))
 
@@ -37,127 +31,6 @@ class Calls(nn.Module):
 
 def task_of(model: nn.Module, inputs: Any = X, target: Any = None, **settings: Any) -> Task:
     return Task("t", model, inputs, [(inputs, target)], lambda o, t: 0.0, **settings)
-
-
-def first(function: Callable[..., Any], inputs: Any = X) -> bool:
-    model = Calls(function)
-    return is_batch_first(task_of(model, inputs), model, inputs)
-
-
-@pytest.mark.parametrize(
-    ("function", "expected"),
-    [
-        (lambda x: x * 2, True),
-        (lambda x: x.repeat_interleave(3, 0), True),  # three rows for a sample
-        (lambda x: x.sum(1), True),
-        (lambda x: x - x.mean(0), False),
-        (lambda x: x @ x.t(), False),
-        (lambda x: x.t(), False),
-        (lambda x: x[:4], False),
-        (lambda x: x.flip(0), False),
-    ],
-)
-def test_the_batch_is_the_dimension_whose_parts_give_the_parts(
-    function: Callable[[Tensor], Tensor], expected: bool
-) -> None:
-    assert first(function) is expected
-
-
-def test_one_sample_is_judged_as_two() -> None:
-    assert first(lambda x: x * 2, X[:1])
-
-
-def test_inputs_that_do_not_belong_together_have_no_batch() -> None:
-    assert first(lambda x, y: x + y, (X, X))
-    assert not first(lambda x, y: x + y[0], (X, X[:3]))
-    assert not first(lambda x, y: x + y, (X, torch.tensor(1.0)))
-
-
-def test_a_model_that_takes_no_parts_has_no_batch() -> None:
-    def whole(x: Tensor) -> Tensor:
-        if len(x) != PROBED:
-            raise ValueError("only whole batches")
-        return x
-
-    assert not first(whole)
-
-
-def test_few_samples_are_asked() -> None:
-    sizes = []
-
-    def noted(x: Tensor) -> Tensor:
-        sizes.append(len(x))
-        return x
-
-    first(noted)
-    assert sizes == [PROBED, PROBED // 2, PROBED // 2]
-
-
-@pytest.mark.parametrize(
-    ("function", "expected"),
-    [
-        (lambda x, y: x @ y.t(), True),
-        (lambda x, y: x + y, True),
-        (lambda x, y: (x @ y.t()).softmax(1), False),
-        (lambda x, y: (x @ y.t()).sum(), False),
-        (lambda x, y: torch.cat([x, y]), False),
-    ],
-)
-def test_scores_of_pairs_are_the_first_rows_and_columns(
-    function: Callable[..., Tensor], expected: bool
-) -> None:
-    model, inputs = Calls(function), (X, X + 1)
-    assert compares_samples(task_of(model, inputs), model, inputs) is expected
-
-
-class Changing(nn.Module):
-    """Add a number that changes with each call."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.inner = nn.Module()
-        self.inner.count = 0
-
-    def forward(self, x: Tensor) -> Tensor:
-        self.inner.count += 1
-        return x + self.inner.count
-
-
-def test_what_changed_between_two_calls_is_named() -> None:
-    model = Changing()
-    with pytest.raises(TaskError) as caught:
-        check_steady(task_of(model), model, X, "student")
-    assert str(caught.value) == (
-        "task t: student.forward gives other outputs when it is called again on the same inputs, "
-        "by up to 1: it keeps state (inner.count changed); start it anew at each call, or make it "
-        "an input"
-    )
-    assert model.inner.count == 0, "a copy is asked"
-
-
-class Kept(Calls):
-    """Share the function with copies."""
-
-    def __deepcopy__(self, memo: Any) -> Kept:
-        return self
-
-
-def test_small_differences_and_equal_nans_are_steady() -> None:
-    noise = iter([0.0, 0.0, 1e-6, 0.0])
-    check_steady(task_of(Calls(lambda x: x)), Kept(lambda x: x + next(noise)), X)
-    check_steady(task_of(Calls(lambda x: x)), Calls(lambda x: x / 0), X)
-    nans = iter([0.0, 0.0, float("nan"), 0.0])  # the first call tries a part of the batch
-    with pytest.raises(TaskError, match="by up to inf: it keeps state"):
-        check_steady(task_of(Calls(lambda x: x)), Kept(lambda x: x + next(nans)), X)
-
-
-def test_random_numbers_are_told_from_state() -> None:
-    model = Calls(lambda x: x + torch.rand(()))
-    with pytest.raises(TaskError, match=r"it draws random numbers in eval mode \(dropout"):
-        check_steady(task_of(model), model, X)
-    steady, before = Calls(lambda x: x), torch.get_rng_state()
-    check_steady(task_of(steady), steady, X)
-    assert torch.equal(before, torch.get_rng_state())
 
 
 def labelled(model: nn.Module, inputs: Tensor = X, **settings: Any) -> Task:
@@ -258,3 +131,10 @@ def test_a_loss_must_be_a_scalar_tensor(loss: Callable[..., Any], came: str) -> 
     task = labelled(nn.Linear(4, 4), loss=loss)
     with pytest.raises(TaskError, match=rf"loss returned .*{came}.*; expected one number"):
         prepared(replace(task, train=task.validation))
+
+
+def test_a_further_output_needs_a_row_per_sample() -> None:
+    model = Calls(lambda x: (x * 2, x.mean()))
+    task = task_of(model, output_weights={"0": 1.0, "1": 1.0})
+    with pytest.raises(TaskError, match=r"^task: output '1' is one number for the whole batch; "):
+        prepared(task)

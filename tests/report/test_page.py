@@ -11,7 +11,7 @@ from autocompress import Measurement, ParetoFront
 from autocompress.report.info import read_run
 from autocompress.report.page import page, write_report
 from autocompress.results.files import write_json
-from autocompress.results.front import LATENCY_WORDS
+from autocompress.results.measurement import LATENCY_WORDS
 
 
 def test_the_page_is_self_contained(run: Path) -> None:

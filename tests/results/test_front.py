@@ -12,18 +12,11 @@ import pytest
 
 from autocompress import Candidate, Distillation, ModuleConfig
 from autocompress.errors import LimitError, RunFolderError
-from autocompress.results.files import write_json
-from autocompress.results.front import (
-    FRONT_FILE,
-    MARKED_GAP,
-    FrontPoint,
-    Measurement,
-    ParetoFront,
-    SearchResult,
-    earlier_front,
-    read_front,
-)
+from autocompress.results.files import FRONT_FILE, write_json
+from autocompress.results.front import ParetoFront, SearchResult, earlier_front, read_front
+from autocompress.results.front_point import FrontPoint
 from autocompress.results.limits import Limits
+from autocompress.results.measurement import Measurement
 
 CANDIDATE = Candidate.of({"fc": ModuleConfig(4, 8)}, Distillation(0.5, 2.0, 10))
 BASELINE = Measurement(1000, 10.0, 0.9, metrics={"f1": 0.8})
@@ -115,25 +108,6 @@ def test_wrong_picks_are_named() -> None:
         FRONT.smallest(size=3)
     with pytest.raises(LimitError, match=r"^front: there is no point; run more trials or loosen"):
         front_of().smallest()
-
-
-@pytest.mark.parametrize(
-    ("gap", "expected"),
-    [(0.0, False), (MARKED_GAP, False), (0.0051, True), (-0.0051, True)],
-)
-def test_points_whose_file_differs_from_the_simulation_are_marked(
-    gap: float, expected: bool
-) -> None:
-    assert point(1, 1, 1.0, 0.5, deployed_gap=gap).marked is expected
-
-
-def test_a_measurement_comes_back_and_lacks_what_was_not_written() -> None:
-    full = Measurement(10, 1.5, 0.5, 0.4, {"f1": 0.3}, True, 77, "table")
-    assert Measurement.from_json(json.loads(json.dumps(full.to_json()))) == full
-    bare = Measurement.from_json({"size_bytes": 1, "latency_ms": 2, "accuracy": 0})
-    assert bare == Measurement(1, 2.0, 0.0)
-    with pytest.raises(KeyError):
-        Measurement.from_json({"size_bytes": 1})
 
 
 def test_a_front_comes_back_from_its_file(tmp_path: Path) -> None:

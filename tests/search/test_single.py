@@ -17,7 +17,7 @@ from autocompress.search.single import checked_candidate
 from autocompress.targets.device.sessions import open_session
 from autocompress.targets.target import find_target
 from autocompress.task.batches import feed_of
-from autocompress.task.task import call_model
+from autocompress.task.calls import call_model
 
 SPACE = {
     "modules": [

@@ -18,7 +18,7 @@ from autocompress.cache import Cache
 from autocompress.candidate import Candidate
 from autocompress.export.artifact import read_recipe, session_settings
 from autocompress.export.subject import Report
-from autocompress.results.front import TABLE_FILE
+from autocompress.results.files import TABLE_FILE
 from autocompress.search.finish import files, timing
 from autocompress.search.problem.problem import Problem
 from autocompress.search.workers.storage import open_study

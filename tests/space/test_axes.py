@@ -116,6 +116,9 @@ def test_ranges_are_spread(value: Any, expected: list[Any]) -> None:
         ({"low": 0, "high": None, "step": 1}, r"^here needs numbers low, high and step, got \{"),
         ({"low": 1, "high": 0, "step": 1}, r"^here needs low <= high and step > 0, got \{"),
         ({"low": 0, "high": 1, "step": 0}, r"^here needs low <= high and step > 0, got \{"),
+        ({"low": 0, "high": float("nan"), "step": 1}, r"^here needs finite numbers low, high and "),
+        ({"low": 0, "high": float("inf"), "step": 1}, r"^here needs finite numbers low, high and "),
+        ({"low": 0, "high": 1, "step": float("nan")}, r"^here needs finite numbers low, high and "),
         ({"low": 0, "hi": 1, "step": 1}, r"^here: unknown key 'hi'; nearest: high$"),
     ],
 )

@@ -2,16 +2,15 @@ from __future__ import annotations
 
 from dataclasses import replace
 from pathlib import Path
-from types import SimpleNamespace
 
 import pytest
 import torch
 
 from autocompress import OutputMetric, Task, load_task
-from autocompress.errors import NotComputableError, TaskError
+from autocompress.errors import TaskError
 from autocompress.measure.accuracy import evaluate_model
+from autocompress.measure.checks import check_task
 from autocompress.task.batches import take_samples
-from autocompress.task.task import check_task, named_outputs, primary_output, score
 
 
 @pytest.mark.parametrize(
@@ -47,43 +46,6 @@ def test_a_file_that_fails_to_load(tmp_path: Path) -> None:
         load_task(f"{tmp_path}/broken.py:task")
 
 
-@pytest.mark.parametrize(
-    ("function", "text"),
-    [
-        (
-            "failing_forward",
-            "task quarters: model.forward fails on example_inputs: RuntimeError: Given groups=1",
-        ),
-        ("empty_loader", "task: validation is empty; expected at least one (inputs, target) batch"),
-    ],
-)
-def test_tasks_that_cannot_work(task_files: Path, function: str, text: str) -> None:
-    with pytest.raises(TaskError) as caught:
-        check_task(load_task(f"{task_files}/cnn.py:{function}"))
-    assert text in str(caught.value)
-    assert "\n" not in str(caught.value)
-
-
-def test_checking_changes_nothing(cnn_task) -> None:
-    cnn_task.model.train()
-    check_task(cnn_task)
-    assert cnn_task.model.training
-    cnn_task.model.eval()
-
-
-def test_a_metric_must_be_finite() -> None:
-    with pytest.raises(NotComputableError, match="metric returned nan on 2 outputs"):
-        score(lambda o, t: float("nan"), torch.zeros(2), None)
-
-
-def test_primary_output() -> None:
-    x = torch.zeros(1)
-    for result in (x, (x, 1), {"loss": 1, "logits": x}, SimpleNamespace(logits=x), {"out": x}):
-        assert primary_output(result) is x
-    with pytest.raises(TaskError, match="the model returns str"):
-        primary_output("text")
-
-
 def test_samples_are_cut() -> None:
     data = [({"x": torch.arange(4)}, torch.arange(4)), ({"x": torch.arange(4)}, torch.arange(4))]
     taken = take_samples(data, 6)
@@ -111,24 +73,6 @@ def test_default_divergence_is_zero_for_equal_outputs_and_positive_otherwise() -
                 > 0
             ).all()
         )
-
-
-def test_outputs_are_named_by_key_position_or_attribute() -> None:
-    x, y = torch.rand(2), torch.rand(3)
-    for result, names in (
-        ({"a": x, "b": y}, ("a", "b")),
-        ((x, y), ("0", "1")),
-        (SimpleNamespace(a=x, b=y), ("a", "b")),
-    ):
-        found = named_outputs(result, names)
-        assert found[names[0]] is x
-        assert found[names[1]] is y
-    with pytest.raises(
-        TaskError,
-        match=r"output_weights names 'scor', which the model does not return as a tensor; "
-        r"nearest: score",
-    ):
-        named_outputs({"score": x}, ("scor",))
 
 
 def test_the_primary_output_is_named_first() -> None:

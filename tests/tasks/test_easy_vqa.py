@@ -7,8 +7,8 @@ import pytest
 import torch
 
 from autocompress.measure.accuracy import evaluate_model
+from autocompress.measure.checks import check_task
 from autocompress.model.modules import find_modules
-from autocompress.task.task import check_task
 from autocompress.tasks import easy_vqa
 from autocompress.tasks.easy_vqa_data import load_easy_vqa
 from autocompress.tasks.train_easy_vqa import accuracy, train

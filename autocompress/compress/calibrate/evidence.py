@@ -105,7 +105,7 @@ def collect_gradients(
         for loss in losses(own):
             if not torch.isfinite(loss):
                 raise NotComputableError(
-                    f"calibration: the loss is {float(loss)}; check the calibration data"
+                    f"calibration: the loss is {float(loss.detach())}; check the calibration data"
                 )
             own.zero_grad()
             torch.autograd.backward(loss)

@@ -21,7 +21,7 @@ from torch import Tensor, nn
 from autocompress.errors import NotComputableError
 from autocompress.model.modules import ModuleMap
 from autocompress.task.batches import Inputs, map_inputs
-from autocompress.task.task import call_model
+from autocompress.task.calls import call_model
 
 CALIBRATION_SAMPLES = 128
 POSITIONS = 4096  # input vectors that one batch adds to one layer

@@ -21,7 +21,8 @@ from autocompress.compress.quantize.activation import RangeQuantizer
 from autocompress.compress.recover.sequences import check_causal
 from autocompress.compress.recover.teacher import Teacher
 from autocompress.task.batches import Inputs, seed_all, target_to_device, to_device
-from autocompress.task.task import Task, call_model
+from autocompress.task.calls import call_model
+from autocompress.task.task import Task
 
 WATCHED = 128  # validation samples on which the student is compared with the teacher
 

@@ -15,8 +15,9 @@ from torch import Tensor
 
 from autocompress.candidate import Distillation
 from autocompress.compress.recover.teacher import Outputs, TopLogits
+from autocompress.task.calls import target_of
 from autocompress.task.outputs import OutputKind, as_labels, counted, position_divergence
-from autocompress.task.task import Task, target_of
+from autocompress.task.task import Task
 
 
 def distillation_loss(

@@ -17,7 +17,7 @@ from autocompress.compress.recover.context import Trainer
 from autocompress.errors import TaskError
 from autocompress.model.modules import ModuleMap
 from autocompress.task.batches import to_device
-from autocompress.task.task import call_model
+from autocompress.task.calls import call_model
 
 SPATIAL = (nn.Conv1d, nn.Conv2d, nn.BatchNorm1d, nn.BatchNorm2d)
 

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from autocompress.errors import TaskError
 from autocompress.task.batches import Inputs, input_tensors, map_inputs, to_device
-from autocompress.task.task import call_model
+from autocompress.task.calls import call_model
 
 PROMPT = 0.25  # share of each sequence that is the prompt
 _ONLY = "task: sequences are distilled only"

@@ -26,9 +26,9 @@ from autocompress.export.float_graph.float_graph import FloatGraph, export_float
 from autocompress.results.tensor_files import read_tensors, tensor_bytes
 from autocompress.targets.device.sessions import open_session
 from autocompress.task.batches import Inputs, feed_of, leaves, map_inputs
+from autocompress.task.calls import call_model
 from autocompress.task.free_shapes import FreeDimension
 from autocompress.task.outputs import relative_difference
-from autocompress.task.task import call_model
 
 FORMAT = "3"  # part of every key; raised when the cleaning of graphs changes
 TOOLS = (torch, onnx, onnx_ir, onnxscript, onnxruntime)

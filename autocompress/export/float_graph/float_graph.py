@@ -31,9 +31,9 @@ from autocompress.export.float_graph.trace import (
 from autocompress.model.known_structures import head_counts
 from autocompress.targets.runtime import EXAMPLE
 from autocompress.task.batches import Inputs, input_tensors, map_inputs
+from autocompress.task.calls import run_model
 from autocompress.task.copies import copied
 from autocompress.task.free_shapes import FreeDimension, argument_names, default_dimensions
-from autocompress.task.task import run_model
 
 
 class FloatGraph(NamedTuple):

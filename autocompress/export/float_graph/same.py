@@ -19,9 +19,9 @@ from torch import Tensor, nn
 from autocompress.export.float_graph.trace import Traced, expression_of, ordered_outputs
 from autocompress.targets.device.sessions import open_session
 from autocompress.task.batches import Inputs, feed_of, input_tensors, map_inputs
+from autocompress.task.calls import run_model
 from autocompress.task.copies import copied
 from autocompress.task.free_shapes import FreeDimension
-from autocompress.task.task import run_model
 
 TOLERANCE = 1e-3  # of the largest value of an output
 NOISE = 1e-7  # below this, values are rounding errors

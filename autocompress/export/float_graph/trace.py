@@ -20,8 +20,8 @@ from torch import Tensor, nn
 
 from autocompress.model.plain.recurrent import SplitRecurrent
 from autocompress.task.batches import Inputs, input_tensors, map_inputs
+from autocompress.task.calls import named_outputs, primary_output, run_model
 from autocompress.task.free_shapes import FreeDimension
-from autocompress.task.task import named_outputs, primary_output, run_model
 
 # Operators that check while the program runs; ONNX has none for them.
 CHECKS = ("_assert_scalar", "_assert_async", "_assert_tensor_metadata", "sym_constrain_range")

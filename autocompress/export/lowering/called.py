@@ -15,7 +15,7 @@ from torch import nn
 from autocompress.export.lowering.lower import LoweredModel, Site
 from autocompress.model.modules import ModuleMap
 from autocompress.task.batches import Inputs
-from autocompress.task.task import call_model
+from autocompress.task.calls import call_model
 
 NORMS = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d, nn.SyncBatchNorm)
 

@@ -1,4 +1,4 @@
-"""nn.MultiheadAttention with its projections as linear modules, so that each can be compressed by itself."""
+"""Split nn.MultiheadAttention into linear projections, so that each can be compressed by itself."""
 
 from __future__ import annotations
 
@@ -8,12 +8,14 @@ from torch import Tensor, nn
 
 
 class SplitAttention(nn.Module):
-    """The same function as an nn.MultiheadAttention in eval mode (Vaswani et al. 2017, sec. 3.2.2).
+    """Compute the same as an nn.MultiheadAttention in eval mode (Vaswani et al. 2017, sec. 3.2.2).
 
-    Dropout is left out: recovery is short and runs in eval mode. Weights (B, L, S) are returned only when asked for.
+    Dropout is left out: recovery is short and runs in eval mode. Weights (B, L, S) are returned
+    only when asked for.
     """
 
-    # TransformerEncoderLayer reads these before it decides on its fused path, which would bypass the projections.
+    # TransformerEncoderLayer reads these before it decides on its fused path, which would bypass
+    # the projections.
     _qkv_same_embed_dim = False
     in_proj_bias = None
 
@@ -26,23 +28,16 @@ class SplitAttention(nn.Module):
         if source.in_proj_weight is not None:
             weights = list(source.in_proj_weight.detach().chunk(3))
         else:
-            weights = [
-                source.q_proj_weight.detach(),
-                source.k_proj_weight.detach(),
-                source.v_proj_weight.detach(),
-            ]
-        biases = (
-            [None] * 3
-            if source.in_proj_bias is None
-            else list(source.in_proj_bias.detach().chunk(3))
-        )
-        self.q_proj, self.k_proj, self.v_proj = (
-            _linear(w, b) for w, b in zip(weights, biases, strict=True)
-        )
-        out_bias = source.out_proj.bias
-        self.out_proj = _linear(
-            source.out_proj.weight.detach(), None if out_bias is None else out_bias.detach()
-        )
+            separate = (source.q_proj_weight, source.k_proj_weight, source.v_proj_weight)
+            weights = [weight.detach() for weight in separate]
+        biases: list[Tensor | None] = [None, None, None]
+        if source.in_proj_bias is not None:
+            biases = list(source.in_proj_bias.detach().chunk(3))
+        self.q_proj = _linear(weights[0], biases[0])
+        self.k_proj = _linear(weights[1], biases[1])
+        self.v_proj = _linear(weights[2], biases[2])
+        out_bias = None if source.out_proj.bias is None else source.out_proj.bias.detach()
+        self.out_proj = _linear(source.out_proj.weight.detach(), out_bias)
 
     def forward(
         self,
@@ -55,13 +50,26 @@ class SplitAttention(nn.Module):
         average_attn_weights: bool = True,
         is_causal: bool = False,
     ) -> tuple[Tensor, Tensor | None]:
-        """As nn.MultiheadAttention.forward for batched inputs."""
+        """Return the attended values, as nn.MultiheadAttention does for batched inputs.
+
+        Args:
+            query: (B, L, C), or (L, B, C) unless `batch_first`.
+            key: (B, S, C), or (S, B, C).
+            value: (B, S, C), or (S, B, C).
+            key_padding_mask: (B, S), True or -inf for positions to leave out.
+            need_weights: return the attention weights too.
+            attn_mask: (L, S) or (B * heads, L, S), True or -inf for pairs to leave out.
+            average_attn_weights: average the weights over the heads.
+            is_causal: not used; `attn_mask` tells it.
+
+        Returns:
+            (output of the shape of `query`, weights (B, L, S), (B, heads, L, S) or None).
+        """
         if not self.batch_first:
             query, key, value = (x.transpose(0, 1) for x in (query, key, value))
-        q, k, v = (
-            self._heads(projection(x))
-            for projection, x in ((self.q_proj, query), (self.k_proj, key), (self.v_proj, value))
-        )
+        q = self._heads(self.q_proj(query))
+        k = self._heads(self.k_proj(key))
+        v = self._heads(self.v_proj(value))
         mask = self._mask(key_padding_mask, attn_mask, q.dtype)
         mixed = F.scaled_dot_product_attention(q, k, v, attn_mask=mask)
         output = self.out_proj(mixed.transpose(1, 2).flatten(2))
@@ -73,24 +81,22 @@ class SplitAttention(nn.Module):
         return (output if self.batch_first else output.transpose(0, 1)), weights
 
     def _heads(self, x: Tensor) -> Tensor:
-        """(B, L, C) -> (B, heads, L, C / heads)."""
+        """Reshape (B, L, C) to (B, heads, L, C / heads)."""
         batch, length, width = x.shape
         return x.reshape(batch, length, self.num_heads, width // self.num_heads).transpose(1, 2)
 
     def _mask(
         self, padding: Tensor | None, attention: Tensor | None, dtype: torch.dtype
     ) -> Tensor | None:
-        """Additive mask that broadcasts to (B, heads, L, S), or None."""
+        """Return the additive mask that broadcasts to (B, heads, L, S), or None."""
         parts = []
         if padding is not None:
             parts.append(_additive(padding, dtype)[:, None, None, :])
         if attention is not None:
             additive = _additive(attention, dtype)
-            parts.append(
-                additive
-                if additive.dim() == 2
-                else additive.reshape(-1, self.num_heads, *additive.shape[1:])
-            )
+            if additive.dim() != 2:
+                additive = additive.reshape(-1, self.num_heads, *additive.shape[1:])
+            parts.append(additive)
         if not parts:
             return None
         return parts[0] if len(parts) == 1 else parts[0] + parts[1]

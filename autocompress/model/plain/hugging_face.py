@@ -1,4 +1,7 @@
-"""Set models of the transformers library up for export: no cache is returned, every expert is a product of its own."""
+"""Set models of the transformers library up for export.
+
+They return no cache, and every expert is a product of its own. `plain` calls this before it traces.
+"""
 
 from __future__ import annotations
 
@@ -15,49 +18,59 @@ DENSE = "autocompress_dense"
 
 @contextlib.contextmanager
 def exportable(model: nn.Module) -> Iterator[None]:
-    """Hold the settings of a model that its program needs inside the block; they are as before behind it.
+    """Hold the settings of a model that its program needs inside the block, and restore them.
 
-    The cache of keys and values is not returned, also where a task passes one in. Experts whose weights are one parameter of three
-    dimensions run grouped by default, which is no product with a matrix.
+    The cache of keys and values is not returned, also if a task passes one in. Experts whose
+    weights are one parameter of three dimensions run one by one; the default, a grouped product, is
+    no product with a matrix.
+
+    Args:
+        model: its configs are changed inside the block.
     """
-    kept: list[tuple[Any, str, Any]] = []
+    before: list[tuple[Any, str, Any]] = []
     try:
-        kept += [(config, "use_cache", True) for config in _caching(model)]
+        before += [(config, "use_cache", True) for config in _caching(model)]
         without_cache(model)
         for module in model.modules():
             if _has_experts(module):
                 config: Any = module.config
-                kept.append((config, "_experts_implementation", config._experts_implementation))
+                before.append((config, "_experts_implementation", config._experts_implementation))
                 _register()
                 config._experts_implementation = DENSE
         yield
     finally:
-        for owner, name, value in reversed(kept):
+        for owner, name, value in reversed(before):
             setattr(owner, name, value)
 
 
 def without_cache(model: nn.Module) -> nn.Module:
-    """Switch off the cache that a model's own copy returns, and return it."""
+    """Switch off the cache that a model returns.
+
+    Args:
+        model: its configs are changed.
+
+    Returns:
+        The model itself.
+    """
     for config in _caching(model):
         config.use_cache = False
     return model
 
 
 def _caching(model: nn.Module) -> list[Any]:
-    """The configs in a model that ask for a cache."""
-    found = {
-        id(config): config
-        for module in model.modules()
-        if (config := getattr(module, "config", None)) is not None
-    }
-    return [config for config in found.values() if getattr(config, "use_cache", None) is True]
+    """Return the configs in a model that ask for a cache."""
+    configs = {}
+    for module in model.modules():
+        config = getattr(module, "config", None)
+        if config is not None and getattr(config, "use_cache", None) is True:
+            configs[id(config)] = config
+    return list(configs.values())
 
 
 def _has_experts(module: nn.Module) -> bool:
     """Return whether a module is one of the library's experts with weights of three dimensions."""
-    return hasattr(module, "is_concatenated") and hasattr(
-        getattr(module, "config", None), "_experts_implementation"
-    )
+    config = getattr(module, "config", None)
+    return hasattr(module, "is_concatenated") and hasattr(config, "_experts_implementation")
 
 
 def _register() -> None:
@@ -67,12 +80,17 @@ def _register() -> None:
 
 
 def dense_experts(experts: Any, states: Tensor, chosen: Tensor, weights: Tensor) -> Tensor:
-    """Every expert on every token, weighted by the router: (tokens, width) as the library's own implementations return it.
+    """Run every expert on every token, and return the sum weighted by the router.
 
     Args:
-        experts: a module with `gate_up_proj` (or `up_proj`) and `down_proj` of shape (experts, out, in), or (experts, in, out).
+        experts: a module with `gate_up_proj` (or `up_proj`) and `down_proj`, of shape
+            (experts, out, in) or (experts, in, out).
         states: (tokens, width).
-        chosen, weights: (tokens, k) experts of each token, and their weights.
+        chosen: (tokens, k) experts of each token.
+        weights: (tokens, k) weights of these experts.
+
+    Returns:
+        (tokens, width).
     """
     first = "gate_up_proj" if experts.has_gate else "up_proj"
     result = states.new_zeros(states.shape)

@@ -1,8 +1,13 @@
-"""Products with stacks of matrices, and convolutions of patches side by side, as products with single matrices in a program."""
+"""Rewrite products with stacks of matrices in a program as products with single matrices.
+
+Each matrix of a mixture of experts, say, then becomes a module of its own. Convolutions of patches
+side by side become products too. `program` calls this before it looks for plain modules.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import dataclass
 from math import prod
 from typing import Any
 
@@ -16,8 +21,14 @@ aten = torch.ops.aten
 
 
 def single_matrices(module: fx.GraphModule) -> None:
-    """Rewrite, in place, each product of a program with a constant stack of matrices into one product per matrix, and each
-    three-dimensional convolution whose patches lie side by side into one product of flattened patches."""
+    """Rewrite products of a program with a constant stack of matrices, in place.
+
+    Each becomes one product per matrix. A three-dimensional convolution whose patches lie side by
+    side becomes one product of flattened patches.
+
+    Args:
+        module: the program.
+    """
     graph = module.graph
     for node in list(graph.nodes):
         make = REWRITES.get(str(node.target)) if node.op == "call_function" else None
@@ -36,157 +47,175 @@ def _call(graph: fx.Graph, target: Callable[..., Any], *arguments: Any) -> fx.No
 
 
 def _stack(module: fx.GraphModule, node: Any) -> Tensor | None:
-    """The value of an operand that is a constant stack of matrices."""
+    """Return the value of an operand that is a constant stack of matrices, else None."""
     value = constant_of(module, node) if isinstance(node, fx.Node) else None
-    return (
-        value
-        if isinstance(value, Tensor) and value.dim() == 3 and len(value) <= MOST_MATRICES
-        else None
-    )
+    if not isinstance(value, Tensor) or value.dim() != 3 or len(value) > MOST_MATRICES:
+        return None  # operators such as split give a tuple
+    return value
 
 
 def _batched(module: fx.GraphModule, node: fx.Node) -> fx.Node | None:
-    """bmm or matmul of (..., n, rows, in) and a constant (n, in, out), or of a constant (n, out, in) and (..., n, in, columns)."""
+    """Rewrite bmm or matmul of an input and a constant stack.
+
+    The shapes are (..., n, rows, in) and (n, in, out), or (n, out, in) and (..., n, in, columns).
+    """
     left, right = node.args[:2]
     weights, transposed = _stack(module, right), False
     if weights is None:
         weights, transposed = _stack(module, left), True
         left, right = right, left
-    found: Any = getattr(left, "meta", {}).get("val")
-    if weights is None or found is None or _stack(module, left) is not None or found.dim() < 2:
+    like: Any = getattr(left, "meta", {}).get("val")
+    if weights is None or like is None or _stack(module, left) is not None or like.dim() < 2:
         return None
     graph, outputs = module.graph, []
-    shared = found.dim() == 2 or found.shape[-3] != len(weights)  # the same rows for every matrix
-    if shared and found.dim() > 2 and found.shape[-3] != 1:
+    shared = like.dim() == 2 or like.shape[-3] != len(weights)  # the same rows for every matrix
+    if shared and like.dim() > 2 and like.shape[-3] != 1:
         return None
     for i in range(len(weights)):
-        rows: Any = (
-            left
-            if found.dim() == 2
-            else _call(graph, aten.select.int, left, -3, 0 if shared else i)
-        )
+        rows: Any = left
+        if like.dim() > 2:
+            rows = _call(graph, aten.select.int, left, -3, 0 if shared else i)
         matrix = _call(graph, aten.select.int, right, 0, i)
         if transposed:  # (out, in) @ (in, columns)
             rows = _call(graph, aten.transpose.int, rows, -1, -2)
-            outputs.append(
-                _call(
-                    graph,
-                    aten.transpose.int,
-                    _call(graph, aten.linear.default, rows, matrix),
-                    -1,
-                    -2,
-                )
-            )
+            product = _call(graph, aten.linear.default, rows, matrix)
+            outputs.append(_call(graph, aten.transpose.int, product, -1, -2))
         else:
-            outputs.append(
-                _call(
-                    graph, aten.linear.default, rows, _call(graph, aten.transpose.int, matrix, 0, 1)
-                )
-            )
+            matrix = _call(graph, aten.transpose.int, matrix, 0, 1)
+            outputs.append(_call(graph, aten.linear.default, rows, matrix))
     return _call(graph, aten.stack.default, outputs, -3)
 
 
 def _batched_with_bias(module: fx.GraphModule, node: fx.Node) -> fx.Node | None:
-    """baddbmm: a product with a stack, and something added to it."""
+    """Rewrite baddbmm, which adds something to a product with a stack."""
     if any(node.kwargs.get(name, 1) != 1 for name in ("beta", "alpha")) or len(node.args) != 3:
         return None
     bias, left, right = node.args
     product = _call(module.graph, aten.bmm.default, left, right)
-    made = _batched(module, product)
+    rewritten = _batched(module, product)
     module.graph.erase_node(product)
-    return None if made is None else _call(module.graph, aten.add.Tensor, made, bias)
+    return None if rewritten is None else _call(module.graph, aten.add.Tensor, rewritten, bias)
 
 
 def _patches(module: fx.GraphModule, node: fx.Node) -> fx.Node | None:
-    """conv3d whose kernel is its stride, as the patch embeddings of video models have it."""
-    inputs, weight, bias, stride, padding, dilation, groups = (
-        *node.args,
-        *(None, 1, 0, 1, 1)[len(node.args) - 2 :],
-    )[:7]
+    """Rewrite a conv3d whose kernel is its stride, as in the patch embeddings of video models."""
+    defaults = (None, 1, 0, 1, 1)[len(node.args) - 2 :]
+    inputs, weight, bias, stride, padding, dilation, groups = (*node.args, *defaults)[:7]
     if node.kwargs or not isinstance(weight, fx.Node):
         return None
-    value, found = constant_of(module, weight), getattr(inputs, "meta", {}).get("val")
-    if value is None or found is None or found.dim() != 5:
+    value, like = constant_of(module, weight), getattr(inputs, "meta", {}).get("val")
+    if value is None or like is None or like.dim() != 5:
         return None
     kernel = tuple(value.shape[2:])
-    if (
-        _each(stride) != kernel
-        or _each(padding) != (0, 0, 0)
-        or _each(dilation) != (1, 1, 1)
-        or groups != 1
-    ):
+    side_by_side = _each(stride) == kernel and _each(padding) == (0, 0, 0)
+    if not side_by_side or _each(dilation) != (1, 1, 1) or groups != 1:
         return None
     graph = module.graph
     matrix = _call(graph, aten.flatten.using_ints, weight, 1)
-    product = _call(
-        graph, aten.linear.default, _call(graph, _as_patches, inputs, kernel), matrix, bias
-    )
+    patches = _call(graph, _as_patches, inputs, kernel)
+    product = _call(graph, aten.linear.default, patches, matrix, bias)
     return _call(graph, aten.permute.default, product, [0, 4, 1, 2, 3])
 
 
-def _einsum(module: fx.GraphModule, node: fx.Node) -> fx.Node | None:
-    """einsum of an input and a constant: indices of the constant alone become columns, shared ones rows of one product or several."""
+@dataclass(frozen=True)
+class _Einsum:
+    """Describe an einsum of one input and one constant.
+
+    Attributes:
+        x: the input.
+        weight: the constant.
+        of_x: indices of the input's dimensions.
+        of_weight: indices of the constant's dimensions.
+        result: indices of the result's dimensions.
+        sizes: size of each index of the constant.
+    """
+
+    x: Any
+    weight: Any
+    of_x: str
+    of_weight: str
+    result: str
+    sizes: dict[str, int]
+
+    @property
+    def each(self) -> list[str]:
+        """Return the indices with one product each."""
+        return [i for i in self.of_weight if i in self.of_x and i in self.result]
+
+    @property
+    def summed(self) -> list[str]:
+        """Return the indices that products sum over."""
+        return [i for i in self.of_weight if i in self.of_x and i not in self.result]
+
+    @property
+    def columns(self) -> list[str]:
+        """Return the indices of the constant alone."""
+        return [i for i in self.of_weight if i not in self.of_x]
+
+
+def _read_einsum(module: fx.GraphModule, node: fx.Node) -> _Einsum | None:
+    """Return the einsum of a node if it is a product of an input with matrices, else None."""
     equation, operands = str(node.args[0]).replace(" ", ""), node.args[1]
-    if (
-        not isinstance(operands, (tuple, list))
-        or len(operands) != 2
-        or "->" not in equation
-        or "." in equation
-    ):
+    if not isinstance(operands, (tuple, list)) or len(operands) != 2:
+        return None
+    if "->" not in equation or "." in equation:
         return None
     sources, result = equation.split("->")
-    parts = list(zip(operands, sources.split(","), strict=True))
-    values = [
-        constant_of(module, operand) if isinstance(operand, fx.Node) else None
-        for operand, _ in parts
-    ]
-    if sum(value is not None for value in values) != 1:
+    first, second = sources.split(",")
+    values = [constant_of(module, part) if isinstance(part, fx.Node) else None for part in operands]
+    if (values[0] is None) == (values[1] is None):
         return None
-    (x, of_x), (weight, of_weight) = parts if values[1] is not None else parts[::-1]
-    sizes = dict(
-        zip(of_weight, next(value for value in values if value is not None).shape, strict=True)
-    )
-    if any(len(set(part)) != len(part) for part in (of_x, of_weight, result)) or not set(
-        of_x
-    ) - set(of_weight) <= set(result):
+    (x, of_x), (weight, of_weight) = (operands[0], first), (operands[1], second)
+    if values[1] is None:
+        (x, of_x), (weight, of_weight) = (weight, of_weight), (x, of_x)
+    value = values[0] if values[1] is None else values[1]
+    assert value is not None
+    if any(len(set(part)) != len(part) for part in (of_x, of_weight, result)):
         return None
-    each = [i for i in of_weight if i in of_x and i in result]
-    summed = [i for i in of_weight if i in of_x and i not in result]
-    columns = [i for i in of_weight if i not in of_x]
-    if (
-        len(each) > 1
-        or not summed
-        or not columns
-        or not set(columns) <= set(result)
-        or (each and sizes[each[0]] > MOST_MATRICES)
-    ):
+    if not set(of_x) - set(of_weight) <= set(result):
         return None
-    graph, rows, outputs = module.graph, [i for i in of_x if i not in summed and i not in each], []
-    for number in range(sizes[each[0]]) if each else (None,):
-        picked, matrix, left, held = x, weight, of_x, of_weight
+    sizes = dict(zip(of_weight, value.shape, strict=True))
+    product = _Einsum(x, weight, of_x, of_weight, result, sizes)
+    if len(product.each) > 1 or not product.summed or not product.columns:
+        return None
+    if not set(product.columns) <= set(result):
+        return None
+    if product.each and sizes[product.each[0]] > MOST_MATRICES:
+        return None
+    return product
+
+
+def _einsum(module: fx.GraphModule, node: fx.Node) -> fx.Node | None:
+    """Rewrite an einsum of an input and a constant as products with single matrices.
+
+    Indices of the constant alone become columns. An index that both and the result have gives one
+    product for each of its values.
+    """
+    e = _read_einsum(module, node)
+    if e is None:
+        return None
+    graph, outputs = module.graph, []
+    each, summed, columns = e.each, e.summed, e.columns
+    rows = [i for i in e.of_x if i not in summed and i not in each]
+    for number in range(e.sizes[each[0]]) if each else (None,):
+        left, matrix, of_left, of_matrix = e.x, e.weight, e.of_x, e.of_weight
         if number is not None:
-            picked = _call(graph, aten.select.int, x, of_x.index(each[0]), number)
-            matrix = _call(graph, aten.select.int, weight, of_weight.index(each[0]), number)
-            left, held = of_x.replace(each[0], ""), of_weight.replace(each[0], "")
-        picked = _call(
-            graph, aten.permute.default, picked, [left.index(i) for i in (*rows, *summed)]
-        )
-        picked = _call(graph, aten.flatten.using_ints, picked, len(rows), -1)
-        matrix = _call(
-            graph, aten.permute.default, matrix, [held.index(i) for i in (*columns, *summed)]
-        )
-        matrix = _call(
-            graph,
-            aten.flatten.using_ints,
-            _call(graph, aten.flatten.using_ints, matrix, len(columns), -1),
-            0,
-            len(columns) - 1,
-        )
-        product = _call(graph, aten.linear.default, picked, matrix)
-        outputs.append(_call(graph, aten.unflatten.int, product, -1, [sizes[i] for i in columns]))
-    made = [*each, *rows, *columns]
+            left = _call(graph, aten.select.int, left, of_left.index(each[0]), number)
+            matrix = _call(graph, aten.select.int, matrix, of_matrix.index(each[0]), number)
+            of_left, of_matrix = of_left.replace(each[0], ""), of_matrix.replace(each[0], "")
+        order = [of_left.index(i) for i in (*rows, *summed)]
+        left = _call(graph, aten.permute.default, left, order)
+        left = _call(graph, aten.flatten.using_ints, left, len(rows), -1)
+        order = [of_matrix.index(i) for i in (*columns, *summed)]
+        matrix = _call(graph, aten.permute.default, matrix, order)
+        matrix = _call(graph, aten.flatten.using_ints, matrix, len(columns), -1)
+        matrix = _call(graph, aten.flatten.using_ints, matrix, 0, len(columns) - 1)
+        product = _call(graph, aten.linear.default, left, matrix)
+        sizes = [e.sizes[i] for i in columns]
+        outputs.append(_call(graph, aten.unflatten.int, product, -1, sizes))
     whole = _call(graph, aten.stack.default, outputs) if each else outputs[0]
-    return _call(graph, aten.permute.default, whole, [made.index(i) for i in result])
+    order = [[*each, *rows, *columns].index(i) for i in e.result]
+    return _call(graph, aten.permute.default, whole, order)
 
 
 def _each(value: Any) -> tuple[int, ...]:
@@ -194,7 +223,10 @@ def _each(value: Any) -> tuple[int, ...]:
 
 
 def _as_patches(x: Tensor, kernel: tuple[int, int, int]) -> Tensor:
-    """(n, channels, T, H, W) to (n, T / t, H / h, W / w, channels * t * h * w); what fills no patch is left out."""
+    """Reshape (n, channels, T, H, W) to (n, T / t, H / h, W / w, channels * t * h * w).
+
+    Positions that fill no patch are left out.
+    """
     counts = [size // part for size, part in zip(x.shape[2:], kernel, strict=True)]
     for dim, (count, part) in enumerate(zip(counts, kernel, strict=True), 2):
         x = x.narrow(dim, 0, count * part)

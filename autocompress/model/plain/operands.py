@@ -1,4 +1,7 @@
-"""The operands of a program's operators: which are constant, their values, and the names of the weights that they are made of."""
+"""Read the operands of a program's operators: which are constant, their values and their names.
+
+`operators` uses this to find out which operators are plain modules.
+"""
 
 from __future__ import annotations
 
@@ -10,51 +13,67 @@ from torch import Tensor, fx, nn
 
 WEIGHT_ENDINGS = ("weight", "in_proj_weight", "kernel", "W")
 MOST_FOLDED = 100  # operators, one behind the other, between a weight and its parameters
+# Operators that make a tensor of numbers alone.
 FACTORIES = (
-    "aten.eye.",
-    "aten.arange.",
-    "aten.zeros.",
-    "aten.ones.",
-    "aten.full.",
-    "aten.scalar_tensor.",
-)  # of numbers alone
+    *("aten.eye.", "aten.arange.", "aten.zeros."),
+    *("aten.ones.", "aten.full.", "aten.scalar_tensor."),
+)
 Names = Mapping[int, Mapping[str, type[nn.Module]]]
 
 
 class Reader:
-    """Arguments of one node: by position or by name, and what is constant in them."""
+    """Read the arguments of one node by their names in the operator's schema."""
 
     def __init__(self, module: fx.GraphModule, node: fx.Node, names: Names) -> None:
         self.module, self.node, self.names = module, node, names
         schema = getattr(node.target, "_schema", None)
         self.values: dict[str, Any] = {}
         for i, argument in enumerate(schema.arguments if schema is not None else ()):
-            given = (
-                node.args[i]
-                if i < len(node.args)
-                else node.kwargs.get(argument.name, argument.default_value)
-            )
-            self.values[argument.name] = given
+            value: Any = node.kwargs.get(argument.name, argument.default_value)
+            self.values[argument.name] = node.args[i] if i < len(node.args) else value
 
     def __getitem__(self, name: str) -> Any:
         return self.values[name]
 
     def constant(self, name: str) -> Tensor | None:
-        """The value of an argument that depends on no input, or None."""
+        """Return the value of an argument that depends on no input.
+
+        Args:
+            name: of the argument.
+
+        Returns:
+            The value; None if it depends on an input.
+        """
         value = self.values.get(name)
         return constant_of(self.module, value) if isinstance(value, fx.Node) else None
 
     def path(self, name: str, looked_up: bool = False) -> str:
-        """Where the parameter is that an argument is made of: of a tied one where it is looked up, or where it multiplies."""
+        """Return the name of the parameter that an argument is made of.
+
+        Args:
+            name: of the argument.
+            looked_up: of a tied weight, prefer the name in an embedding.
+
+        Returns:
+            The name in the model.
+        """
         path = place_of(self.values[name])
         names = self.names.get(id(_attribute(self.module, path)), {})
-        return next(
-            (found for found, kind in names.items() if issubclass(kind, nn.Embedding) == looked_up),
-            next(iter(names), path),
-        )
+        for own, kind in names.items():
+            if issubclass(kind, nn.Embedding) == looked_up:
+                return own
+        return next(iter(names), path)
 
     def owner(self, name: str, looked_up: bool = False) -> str:
-        """The name of the module whose weight an argument is."""
+        """Return the name of the module whose weight an argument is.
+
+        Args:
+            name: of the argument.
+            looked_up: of a tied weight, prefer the name in an embedding.
+
+        Returns:
+            The name in the model; a matrix of a stack gets its position in it.
+        """
         *above, leaf = self.path(name, looked_up).split(".")
         if "parametrizations" in above:
             above = above[: above.index("parametrizations")]
@@ -71,12 +90,19 @@ class Reader:
 
 
 def place_of(node: fx.Node) -> str:
-    """The attribute that a constant operand is made of; of several the first."""
+    """Return the attribute that a constant operand is made of.
+
+    Args:
+        node: the operand.
+
+    Returns:
+        Its name in the program; the first one of several.
+    """
     return str(next(_attributes(node)).target)
 
 
 def _attributes(node: fx.Node) -> Iterator[fx.Node]:
-    """The attributes that a node is made of, the first operand's first."""
+    """Yield the attributes that a node is made of, those of the first operand first."""
     if node.op == "get_attr":
         yield node
     for source in node.all_input_nodes:
@@ -84,7 +110,7 @@ def _attributes(node: fx.Node) -> Iterator[fx.Node]:
 
 
 def _taken(node: fx.Node) -> int | None:
-    """Which matrix of a stack a weight is, or None."""
+    """Return which matrix of a stack a weight is, or None."""
     while node.op != "get_attr":
         if str(node.target) == "aten.select.int" and node.args[1] == 0:
             index: Any = node.args[2]
@@ -101,17 +127,24 @@ def constant_of(
     depth: int = MOST_FOLDED,
     known: dict[fx.Node, Any] | None = None,
 ) -> Tensor | None:
-    """The value of a node that depends on parameters, buffers and numbers alone; None where it depends on an input.
+    """Return the value of a node that depends on parameters, buffers and numbers alone.
 
-    `known` holds the values of nodes that were met on the way.
+    Args:
+        module: the program.
+        node: the node.
+        depth: most operators behind each other to fold.
+        known: values of nodes that were met on the way.
+
+    Returns:
+        The value; None if it depends on an input, or on numbers alone.
     """
     met = {} if known is None else known
     if node not in met:
         met[node] = _folded(module, node, depth, met)
-    found: Tensor | None = met[node]
-    if known is None and found is not None and next(_attributes(node), None) is None:
+    value: Tensor | None = met[node]
+    if known is None and value is not None and next(_attributes(node), None) is None:
         return None  # numbers alone are no weight
-    return found
+    return value
 
 
 def _folded(module: fx.GraphModule, node: fx.Node, depth: int, known: dict[fx.Node, Any]) -> Any:
@@ -144,18 +177,21 @@ def _attribute(module: nn.Module, path: str) -> Any:
 
 
 def weight_names(module: fx.GraphModule, model: nn.Module) -> Names:
-    """Map each parameter and buffer that a program reads, by identity, to its names and, for each, the kind of module that it is in.
+    """Return the names of each parameter and buffer that a program reads.
 
-    One weight may have several names; those of the model come first.
+    Args:
+        module: the program.
+        model: the model that it was exported from.
+
+    Returns:
+        Identity -> name -> class of the module that holds it. A weight may have several names;
+        those of the model come first.
     """
-    found: dict[int, dict[str, type[nn.Module]]] = {}
+    names: dict[int, dict[str, type[nn.Module]]] = {}
     for owner in (model, module):
         for path, part in owner.named_modules(remove_duplicate=False):
-            for leaf, value in (
-                *part.named_parameters(recurse=False),
-                *part.named_buffers(recurse=False),
-            ):
-                found.setdefault(id(value), {}).setdefault(
-                    f"{path}.{leaf}" if path else leaf, type(part)
-                )
-    return found
+            buffers = part.named_buffers(recurse=False)
+            for leaf, value in (*part.named_parameters(recurse=False), *buffers):
+                name = f"{path}.{leaf}" if path else leaf
+                names.setdefault(id(value), {}).setdefault(name, type(part))
+    return names

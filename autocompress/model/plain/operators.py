@@ -1,4 +1,8 @@
-"""Which operators of an exported program are plain modules: products with constant matrices, convolutions, lookups, norms, gates."""
+"""Find the operators of an exported program that are plain modules.
+
+These are products with constant matrices, convolutions, lookups, normalisations and recurrent
+operators. `program` puts the modules in their place.
+"""
 
 from __future__ import annotations
 
@@ -15,14 +19,14 @@ from autocompress.model.plain.recurrent import SplitRecurrent
 
 @dataclass(frozen=True, eq=False)
 class Operator:
-    """A module that computes what an operator of a program computes.
+    """Describe a module with the same result as an operator of a program.
 
     Attributes:
         module: with the program's own parameters.
-        inputs: what the module is called with.
-        name: where it belongs, after its weight.
+        inputs: nodes that the module is called with.
+        name: its place in the program, after its weight.
         key: equal for calls that share a module.
-        nested: whether it gives (output, (hidden, cell)) for an operator's three tensors.
+        nested: True if it gives (output, (hidden, cell)) for an operator's three tensors.
     """
 
     module: nn.Module
@@ -33,9 +37,15 @@ class Operator:
 
 
 def operator_of(module: fx.GraphModule, node: fx.Node, names: Names) -> Operator | None:
-    """The plain module of a node, or None where there is none: its weight depends on an input, or it is another operator.
+    """Return the plain module of a node.
 
-    `names` are those that `weight_names` found before any node was replaced.
+    Args:
+        module: the program.
+        node: the node.
+        names: as `weight_names` gave them before any node was replaced.
+
+    Returns:
+        The operator; None if its weight depends on an input, or it is another operator.
     """
     if node.op != "call_function":
         return None
@@ -49,7 +59,7 @@ def operator_of(module: fx.GraphModule, node: fx.Node, names: Names) -> Operator
 
 
 class _NotPlain(Exception):
-    pass
+    """Say that an operator is no plain module."""
 
 
 def _weight(read: Reader, name: str, dims: Sequence[int], transposed: bool = False) -> nn.Parameter:
@@ -68,15 +78,13 @@ def _bias(read: Reader, name: str, width: int) -> nn.Parameter | None:
     value = read.constant(name)
     if value is None or value.shape != (width,):
         raise _NotPlain
-    return (
-        value
-        if isinstance(value, nn.Parameter)
-        else nn.Parameter(value.detach().clone(), requires_grad=False)
-    )
+    if isinstance(value, nn.Parameter):
+        return value
+    return nn.Parameter(value.detach().clone(), requires_grad=False)
 
 
 def _key(read: Reader, kind: str, *arguments: str) -> tuple[Any, ...]:
-    """Calls with the same constants and numbers share a module."""
+    """Return a key that is equal for calls with the same constants and numbers."""
     parts: list[Any] = [kind]
     for name in arguments:
         value = read[name]
@@ -88,27 +96,24 @@ def _key(read: Reader, kind: str, *arguments: str) -> tuple[Any, ...]:
 
 def _linear(read: Reader) -> Operator:
     weight = _weight(read, "weight", (2,))
-    return _product(
-        read, weight, _bias(read, "bias", len(weight)), "input", "weight", ("weight", "bias")
-    )
+    bias = _bias(read, "bias", len(weight))
+    return _product(read, weight, bias, "input", "weight", ("weight", "bias"))
 
 
 def _addmm(read: Reader) -> Operator:
     if (read["beta"], read["alpha"]) != (1, 1):
         raise _NotPlain
     weight = _weight(read, "mat2", (2,), transposed=True)
-    return _product(
-        read, weight, _bias(read, "self", len(weight)), "mat1", "mat2", ("mat2", "self")
-    )
+    bias = _bias(read, "self", len(weight))
+    return _product(read, weight, bias, "mat1", "mat2", ("mat2", "self"))
 
 
 def _matmul(read: Reader) -> Operator:
     second = "mat2" if "mat2" in read.values else "other"
     if isinstance(read["self"], fx.Node) and read.constant("self") is not None:
         raise _NotPlain  # a product of constants
-    return _product(
-        read, _weight(read, second, (2,), transposed=True), None, "self", second, (second,)
-    )
+    weight = _weight(read, second, (2,), transposed=True)
+    return _product(read, weight, None, "self", second, (second,))
 
 
 def _product(
@@ -247,14 +252,14 @@ def _recurrent(read: Reader) -> Operator:
     kind = nn.LSTM if mode == "LSTM" else nn.GRU
     source = kind(inputs, hidden, read["num_layers"], device="meta", **options)
     for name, value in zip(source._flat_weights_names, values, strict=True):
-        setattr(source, name, nn.Parameter(value.detach(), requires_grad=False))  # type: ignore[union-attr]
+        assert value is not None
+        setattr(source, name, nn.Parameter(value.detach(), requires_grad=False))
     state: Any = tuple(states) if mode == "LSTM" else states
     name = place_of(nodes[0]).partition(".parametrizations.")[0]
     name = (name if name != place_of(nodes[0]) else name.rpartition(".")[0]) or "recurrent"
     key = ("recurrent", *(place_of(node) for node in nodes))
-    return Operator(
-        SplitRecurrent(source), (read["input"], state), name, key, nested=mode == "LSTM"
-    )
+    inputs_and_state = (read["input"], state)
+    return Operator(SplitRecurrent(source), inputs_and_state, name, key, nested=mode == "LSTM")
 
 
 MAKERS: dict[str, Callable[[Reader], Operator]] = {

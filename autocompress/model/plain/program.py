@@ -1,4 +1,7 @@
-"""The program that a model runs, as a graph whose operators on weights are plain modules under the weights' own names."""
+"""Export the program that a model runs, and put plain modules in the place of its operators.
+
+The modules are named after their weights. `plain` uses the result as the plain model.
+"""
 
 from __future__ import annotations
 
@@ -32,7 +35,16 @@ COVERED: tuple[type[nn.Module], ...] = (
 
 
 def exported_program(model: nn.Module, inputs: Inputs, strict: bool) -> fx.GraphModule:
-    """The program with every dimension free that it does not fix itself."""
+    """Return the program of a model, with every dimension free that it does not fix itself.
+
+    Args:
+        model: in eval mode.
+        inputs: one batch of inputs; dimensions of size 1 stay fixed.
+        strict: use the strict tracer of `torch.export`.
+
+    Returns:
+        A graph that takes the model's arguments by their names.
+    """
     keywords = dict(inputs) if isinstance(inputs, Mapping) else {}
     arguments: Any = () if keywords else (inputs,) if isinstance(inputs, Tensor) else tuple(inputs)
     # By the names of forward, where *args and **kwargs are one argument each.
@@ -47,31 +59,34 @@ def exported_program(model: nn.Module, inputs: Inputs, strict: bool) -> fx.Graph
 
 
 def _shapes(value: Any) -> Any:
-    """What may be free in each tensor of nested arguments; constants have no shape, and what has size 1 stays."""
+    """Return the dimensions that may be free in each tensor of nested arguments.
+
+    Constants have no shape, and dimensions of size 1 stay fixed.
+    """
     if isinstance(value, Mapping):
         return {name: _shapes(part) for name, part in value.items()}
     if isinstance(value, (tuple, list)):
         return type(value)(map(_shapes, value))
-    return (
-        {i: torch.export.Dim.AUTO for i, size in enumerate(value.shape) if size > 1}
-        if isinstance(value, Tensor)
-        else None
-    )
+    if not isinstance(value, Tensor):
+        return None
+    return {i: torch.export.Dim.AUTO for i, size in enumerate(value.shape) if size > 1}
 
 
 def _plain_signature(
     module: fx.GraphModule, model: nn.Module, arguments: Sequence[Any], keywords: Mapping[str, Any]
 ) -> None:
-    """Arguments by their names and an output of tuples and dicts, in the place of the tracer's flattened trees."""
+    """Give the program the model's arguments by name and an output of tuples and dicts.
+
+    The tracer has flattened both.
+    """
     graph = module.graph
     (output,) = (node for node in graph.nodes if node.op == "output")
-    found = pytree.tree_unflatten(list(output.args[0]), module._out_spec)  # type: ignore[arg-type]
-    output.args = (_plain_result(found),)
-    given = [(positional_name(model, i), value) for i, value in enumerate(arguments)] + list(
-        keywords.items()
-    )
+    result = pytree.tree_unflatten(list(output.args[0]), module._out_spec)  # type: ignore[arg-type]
+    output.args = (_plain_result(result),)
+    named = [(positional_name(model, i), value) for i, value in enumerate(arguments)]
+    named += keywords.items()
     leaves = (node for node in list(graph.nodes) if node.op == "placeholder")
-    for name, value in given:
+    for name, value in named:
         if not any(isinstance(value, kind) for kind in (Mapping, tuple, list)):
             node = next(leaves)
             node.target = name
@@ -86,35 +101,38 @@ def _plain_signature(
 
 
 def _take(graph: fx.Graph, whole: fx.Node, path: Sequence[Any], leaf: fx.Node) -> None:
-    """Read an entry of a nested argument in the place of the leaf that the tracer made an argument of."""
+    """Read an entry of a nested argument in the place of the leaf that the tracer made of it."""
     part = whole
-    with graph.inserting_before(
-        next(node for node in graph.nodes if node.op not in ("placeholder", "get_attr"))
-    ):
+    first = next(node for node in graph.nodes if node.op not in ("placeholder", "get_attr"))
+    with graph.inserting_before(first):
         for step in path:
-            part = graph.call_function(
-                _item, (part, step.key if isinstance(step, pytree.MappingKey) else step.idx)
-            )
+            index = step.key if isinstance(step, pytree.MappingKey) else step.idx
+            part = graph.call_function(_item, (part, index))
     part.meta = dict(leaf.meta)
     leaf.replace_all_uses_with(part)
     graph.erase_node(leaf)
 
 
 def _plain_result(value: Any) -> Any:
-    """A result without classes that a program cannot hold: of a mapping or a dataclass like it the entries that are there."""
+    """Return a result in tuples, lists and dicts, without entries that are None."""
     if isinstance(value, Mapping):
         return {name: _plain_result(part) for name, part in value.items() if part is not None}
     if isinstance(value, (tuple, list)):
-        return (
-            type(value)(map(_plain_result, value))
-            if type(value) in (tuple, list)
-            else tuple(map(_plain_result, value))
-        )
+        kind = type(value) if type(value) in (tuple, list) else tuple
+        return kind(map(_plain_result, value))
     return value
 
 
 def with_modules(module: fx.GraphModule, model: nn.Module) -> fx.GraphModule:
-    """The same program with plain modules for its operators on weights, and what the model's own modules say about heads."""
+    """Return a program with plain modules in the place of its operators on weights.
+
+    Args:
+        module: the program; it is changed.
+        model: the model that it was exported from, which states numbers of heads.
+
+    Returns:
+        The program with its modules, in eval mode.
+    """
     single_matrices(module)
     graph = module.graph
     places, names = _Places(module), weight_names(module, model)
@@ -125,7 +143,7 @@ def with_modules(module: fx.GraphModule, model: nn.Module) -> fx.GraphModule:
     _follow_device(module)
     graph.eliminate_dead_code()
     graph.lint()
-    plain = fx.GraphModule(module, graph)  # holds what the program reads, and nothing of the tracer
+    plain = fx.GraphModule(module, graph)  # without the attributes of the tracer
     for name, source in model.named_modules():
         with contextlib.suppress(AttributeError):
             _tell_heads(source, plain.get_submodule(name))
@@ -133,16 +151,23 @@ def with_modules(module: fx.GraphModule, model: nn.Module) -> fx.GraphModule:
 
 
 class _Places:
-    """Where plain modules go in the tree of a program: under the name of their weight, one module per weight and kind."""
+    """Put plain modules into the tree of a program under the names of their weights."""
 
     def __init__(self, module: fx.GraphModule) -> None:
         self.module = module
-        self.made: dict[tuple[Any, ...], str] = {}
+        self.names: dict[tuple[Any, ...], str] = {}
 
     def put(self, operator: Operator) -> str:
-        """Return the name of the module of an operator, which all its calls share."""
-        if operator.key in self.made:
-            return self.made[operator.key]
+        """Return the name of the module of an operator.
+
+        Args:
+            operator: calls with the same key share a module.
+
+        Returns:
+            The name in the program.
+        """
+        if operator.key in self.names:
+            return self.names[operator.key]
         *above, leaf = operator.name.split(".")
         owner: nn.Module = self.module
         for i, part in enumerate(above):
@@ -150,25 +175,26 @@ class _Places:
                 owner.add_module(part, nn.Module())
             child = getattr(owner, part)
             if not isinstance(child, nn.Module) or isinstance(child, (*COVERED, nn.RMSNorm)):
-                leaf, above = (
-                    "_".join([*above[i:], leaf]),
-                    above[:i],
-                )  # below a weighted module nothing can be placed
+                # Nothing can be placed below a module with a weight.
+                leaf, above = "_".join([*above[i:], leaf]), above[:i]
                 break
             owner = child
         held = getattr(owner, leaf, None)
         count = 1
-        while held is not None and (not isinstance(held, nn.Module) or type(held) is not nn.Module):
+        while held is not None and type(held) is not nn.Module:
             leaf, count = f"{leaf.removesuffix(f'_{count - 1}')}_{count}", count + 1
             held = getattr(owner, leaf, None)
         if held is not None:
             self._move_rest(held, operator, ".".join([*above, leaf]))
         setattr(owner, leaf, operator.module.eval())
-        self.made[operator.key] = name = ".".join([*above, leaf])
+        self.names[operator.key] = name = ".".join([*above, leaf])
         return name
 
     def _move_rest(self, held: nn.Module, operator: Operator, name: str) -> None:
-        """What stands beside a weight in its module (a factor, a branch) goes to the root, since the module becomes a plain one."""
+        """Move other parameters of a module to the root, since a plain module takes its place.
+
+        Such are a factor, or a weight that a branch reads.
+        """
         moved = {}
         for path, value in (*held.named_parameters(), *held.named_buffers()):
             if getattr(operator.module, path, None) is value:
@@ -211,21 +237,19 @@ def _beside(tensor: Tensor, reference: Tensor) -> Tensor:
 
 
 def _follow_device(module: fx.GraphModule) -> None:
-    """Tensors that the program makes itself go where its inputs are, not where it was traced."""
+    """Move tensors that the program makes itself to the device of its inputs."""
     graph = module.graph
     first = next(node for node in graph.nodes if node.op == "placeholder")
     for node in list(graph.nodes):
         if node.op == "call_function" and node.kwargs.get("device") is not None:
             with graph.inserting_after(node):
-                moved = graph.call_function(_beside, (node, first))
-            moved.meta = dict(node.meta)
-            node.replace_all_uses_with(
-                moved, delete_user_cb=lambda user, moved=moved: user is not moved
-            )
+                own = graph.call_function(_beside, (node, first))
+            own.meta = dict(node.meta)
+            node.replace_all_uses_with(own, delete_user_cb=lambda user, own=own: user is not own)
 
 
 def _tell_heads(source: nn.Module, place: nn.Module) -> None:
-    """What a module, or its config, says of attention's heads."""
+    """Write the number of heads that a module or its config states into the plain module."""
     for attributes in (HEAD_ATTRIBUTES, SHARED_ATTRIBUTES):
         count = head_count(source, attributes)
         if count is not None and type(place) is nn.Module:

@@ -1,4 +1,4 @@
-"""nn.LSTM and nn.GRU with each weight matrix in a module of its own, so that each can be compressed by itself."""
+"""Split nn.LSTM and nn.GRU into one module per weight matrix, so that each can be compressed."""
 
 from __future__ import annotations
 
@@ -10,13 +10,17 @@ from torch.nn.utils.rnn import PackedSequence
 
 
 class GateWeights(nn.Linear):
-    """One weight matrix of a recurrent layer, (gates * hidden, inputs), and its bias; read by the layer, never called."""
+    """Hold one weight matrix of a recurrent layer, (gates * hidden, inputs), and its bias.
+
+    The layer reads it; it is never called.
+    """
 
 
 class SplitRecurrent(nn.Module):
-    """The same function as the nn.LSTM or nn.GRU `source` in eval mode.
+    """Compute the same as an nn.LSTM or nn.GRU in eval mode.
 
-    Children `ih_l0`, `hh_l0`, `ih_l0_reverse`, ... hold the weights in the order that PyTorch's kernel wants.
+    Children `ih_l0`, `hh_l0`, `ih_l0_reverse`, ... hold the weights in the order that PyTorch's
+    kernel wants.
     """
 
     def __init__(self, source: nn.RNNBase) -> None:
@@ -38,36 +42,40 @@ class SplitRecurrent(nn.Module):
             self.add_module(name, gates)
 
     def gate_names(self) -> list[str]:
-        """Names of the children."""
-        directions = ("", "_reverse") if self.bidirectional else ("",)
-        return [
-            f"{kind}_l{layer}{end}"
-            for layer in range(self.num_layers)
-            for end in directions
-            for kind in ("ih", "hh")
-        ]
+        """Return the names of the children."""
+        names = []
+        for layer in range(self.num_layers):
+            for end in ("", "_reverse") if self.bidirectional else ("",):
+                names += [f"ih_l{layer}{end}", f"hh_l{layer}{end}"]
+        return names
 
     def forward(
         self, x: Tensor, state: Tensor | tuple[Tensor, Tensor] | None = None
     ) -> tuple[Tensor, Tensor | tuple[Tensor, Tensor]]:
-        """As nn.LSTM.forward or nn.GRU.forward, with or without a batch dimension; packed sequences raise NotImplementedError."""
+        """Return output and last state, as nn.LSTM.forward or nn.GRU.forward does.
+
+        Args:
+            x: (B, T, inputs) if `batch_first`, else (T, B, inputs); or without the batch dimension.
+            state: as the original takes it; zeros if None.
+
+        Returns:
+            (output, state), the state of an LSTM being (hidden, cell).
+
+        Raises:
+            NotImplementedError: `x` is a packed sequence.
+        """
         if isinstance(x, PackedSequence):
             raise NotImplementedError("packed sequences are not covered; pad the batch")
         if x.dim() == 2:
             batch = 0 if self.batch_first else 1
-            output, last = self.forward(
-                x.unsqueeze(batch), _map_state(state, lambda part: part.unsqueeze(1))
-            )
+            states = _map_state(state, lambda part: part.unsqueeze(1))
+            output, last = self.forward(x.unsqueeze(batch), states)
             squeezed = _map_state(last, lambda part: part.squeeze(1))
             assert squeezed is not None
             return output.squeeze(batch), squeezed
         if state is None:
-            shape = (
-                self.num_layers * (1 + self.bidirectional),
-                x.shape[0 if self.batch_first else 1],
-                self.hidden_size,
-            )
-            zeros = x.new_zeros(shape)
+            depth, batch = self.num_layers * (1 + self.bidirectional), 0 if self.batch_first else 1
+            zeros = x.new_zeros((depth, x.shape[batch], self.hidden_size))
             state = (zeros, zeros) if self.mode == "LSTM" else zeros
         names = self.gate_names()
         weights: list[Tensor] = []

@@ -1,4 +1,4 @@
-"""A copy of a model in which fused modules show each of their weight matrices as a module."""
+"""Split the fused modules of a model, so that each weight matrix is a module."""
 
 from __future__ import annotations
 
@@ -10,9 +10,16 @@ from autocompress.task.copies import copied
 
 
 def split_modules(model: nn.Module) -> nn.Module:
-    """A copy of `model` in eval mode with `SplitAttention` for nn.MultiheadAttention and `SplitRecurrent` for nn.LSTM and nn.GRU.
+    """Return a copy of a model with its fused modules split, in eval mode.
 
-    What a split does not cover stays as it is.
+    `SplitAttention` replaces nn.MultiheadAttention, `SplitRecurrent` replaces nn.LSTM and nn.GRU. A
+    module that these do not cover stays.
+
+    Args:
+        model: any module; it is not changed.
+
+    Returns:
+        The copy.
     """
     model = copied(model, None)
     model = _split(model)
@@ -34,5 +41,12 @@ def _split(module: nn.Module) -> nn.Module:
 
 
 def fused_modules(model: nn.Module) -> bool:
-    """Whether `split_modules` changes anything in `model`."""
+    """Return True if `split_modules` changes anything in a model.
+
+    Args:
+        model: any module.
+
+    Returns:
+        True if it has a fused module that can be split.
+    """
     return any(_split(module) is not module for module in model.modules())

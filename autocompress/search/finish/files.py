@@ -14,15 +14,10 @@ from autocompress.export.artifact import write_model, write_recipe, write_weight
 from autocompress.export.notes import write_notes
 from autocompress.measure.accuracy import Scores, evaluate_session
 from autocompress.measure.robustness import corruptions_of, fragile_under
-from autocompress.results.files import write_atomic, write_json
-from autocompress.results.front import (
-    FRONT_FILE,
-    MODEL_FILE,
-    FrontPoint,
-    Measurement,
-    ParetoFront,
-    earlier_front,
-)
+from autocompress.results.files import FRONT_FILE, MODEL_FILE, write_atomic, write_json
+from autocompress.results.front import ParetoFront, earlier_front
+from autocompress.results.front_point import FrontPoint
+from autocompress.results.measurement import Measurement
 from autocompress.search.evaluate.recovery import read_recovered
 from autocompress.search.finish.finalists import Finalist
 from autocompress.search.finish.timing import time_elsewhere, time_front

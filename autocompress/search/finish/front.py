@@ -15,7 +15,8 @@ import optuna
 import torch
 
 from autocompress.errors import AutocompressError
-from autocompress.results.front import TABLE_FILE, TRIALS_FILE, ParetoFront, earlier_front
+from autocompress.results.files import TABLE_FILE, TRIALS_FILE
+from autocompress.results.front import ParetoFront, earlier_front
 from autocompress.results.limits import Limits
 from autocompress.search.finish.files import measure_files
 from autocompress.search.finish.finalists import Finalist, choose_finalists, recover_finalists

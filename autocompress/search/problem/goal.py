@@ -10,8 +10,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from autocompress.measure.accuracy import Scores
-from autocompress.results.front import Measurement
 from autocompress.results.limits import Limits
+from autocompress.results.measurement import Measurement
 
 Array = NDArray[np.float64]
 # Loss of accuracy, or share of another metric, from which on a point is useless without a limit.

@@ -28,7 +28,7 @@ from autocompress.export.identity import check_identity
 from autocompress.export.subject import Report, builder_for, layout_of, subject_of
 from autocompress.measure.accuracy import evaluate_session
 from autocompress.model.modules import ModuleMap
-from autocompress.results.front import Measurement
+from autocompress.results.measurement import Measurement
 from autocompress.search.problem.clock import TABLE_SHARE
 from autocompress.search.problem.options import Settings
 from autocompress.search.problem.race import Race, open_race

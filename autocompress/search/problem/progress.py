@@ -17,7 +17,7 @@ from rich.progress import (
     TimeRemainingColumn,
 )
 
-from autocompress.results.front import Measurement
+from autocompress.results.measurement import Measurement
 from autocompress.results.pareto import non_dominated
 from autocompress.search.problem.goal import signs
 from autocompress.search.problem.problem import Problem

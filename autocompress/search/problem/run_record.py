@@ -16,9 +16,9 @@ import torch
 
 from autocompress.compress.recover.teacher import changed_weights, model_hash
 from autocompress.errors import RunFolderError
-from autocompress.results.files import read_json, write_json
-from autocompress.results.front import RUN_FILE, Measurement
+from autocompress.results.files import RUN_FILE, read_json, write_json
 from autocompress.results.limits import Limits
+from autocompress.results.measurement import Measurement
 from autocompress.search.problem.options import Settings
 from autocompress.search.problem.problem import Baseline, Problem
 from autocompress.targets.latency_model.breakdown import where_time_goes

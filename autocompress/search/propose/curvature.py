@@ -19,8 +19,9 @@ from autocompress.compress.factorise.low_rank import compose
 from autocompress.compress.prune.masks import Mask
 from autocompress.model.weights import weight_of
 from autocompress.task.batches import Inputs, batch_size, to_device
+from autocompress.task.calls import call_model
 from autocompress.task.outputs import MASKED
-from autocompress.task.task import Task, call_model
+from autocompress.task.task import Task
 from autocompress.task.user_code import UserCodeError
 
 STEP = 0.01  # shift of the outputs, as a share of their standard deviation

@@ -9,7 +9,7 @@ import optuna
 from optuna.samplers import BaseSampler
 
 from autocompress.compress.prune.masks import global_ratios
-from autocompress.results.front import SENSITIVITY_FILE
+from autocompress.results.files import SENSITIVITY_FILE
 from autocompress.results.limits import Limits
 from autocompress.search.problem.goal import Goal
 from autocompress.search.problem.problem import Problem

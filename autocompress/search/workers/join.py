@@ -8,7 +8,7 @@ from autocompress.compress.recover.student import on_student
 from autocompress.errors import RunFolderError
 from autocompress.measure.prepare import prepared
 from autocompress.model.modules import find_modules
-from autocompress.results.front import TABLE_FILE
+from autocompress.results.files import TABLE_FILE
 from autocompress.search.evaluate.judge import Judge
 from autocompress.search.opening import divide_threads, taught_task
 from autocompress.search.problem.problem import open_problem, pick_device

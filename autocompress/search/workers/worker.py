@@ -21,8 +21,13 @@ from optuna.exceptions import UpdateFinishedTrialError
 from optuna.trial import Trial, TrialState
 
 from autocompress.errors import RunFolderError
-from autocompress.results.files import append_row, disk_error, write_atomic
-from autocompress.results.front import TRIAL_COLUMNS, TRIALS_FILE
+from autocompress.results.files import (
+    TRIAL_COLUMNS,
+    TRIALS_FILE,
+    append_row,
+    disk_error,
+    write_atomic,
+)
 from autocompress.search.evaluate.judge import Judge
 from autocompress.search.problem.progress import SearchProgress
 from autocompress.search.problem.trial_record import TrialRecord, records_of

@@ -28,7 +28,7 @@ from autocompress.compress.quantize.activation import ActivationRange
 from autocompress.compress.quantize.affine import StoredTensor
 from autocompress.compress.recover.cycle import Cycle
 from autocompress.measure.accuracy import evaluate_model
-from autocompress.task.task import call_model
+from autocompress.task.calls import call_model
 
 CPU = torch.device("cpu")
 

@@ -73,7 +73,6 @@ def test_the_model_is_not_changed_and_frozen_weights_have_gradients() -> None:
     assert all(parameter.grad is None for parameter in model.parameters())
 
 
-@pytest.mark.filterwarnings("ignore:Converting a tensor with requires_grad")
 @pytest.mark.parametrize("value", ["nan", "inf"])
 def test_a_loss_that_is_no_number_is_said(value: str) -> None:
     with pytest.raises(

@@ -22,7 +22,7 @@ from autocompress.compress.recover.sequences import as_batch, check_causal, cont
 from autocompress.compress.recover.teacher import Teacher
 from autocompress.errors import TaskError
 from autocompress.model.plain.split import split_modules
-from autocompress.task.task import call_model
+from autocompress.task.calls import call_model
 
 CPU = torch.device("cpu")
 LENGTH, WORDS = 12, 9

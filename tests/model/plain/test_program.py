@@ -11,7 +11,9 @@ import torch.nn.functional as F
 from torch import Tensor, fx, nn
 
 from autocompress.model.known_structures import head_count
+from autocompress.model.plain.plain import plain_model
 from autocompress.model.plain.program import exported_program, with_modules
+from autocompress.task.calls import call_model
 
 
 def values(*shape: int) -> Tensor:
@@ -150,3 +152,31 @@ def test_tensors_that_a_program_makes_go_where_its_inputs_are() -> None:
     program = plain(Makes(), values(2, 4))
     same(program, Makes(), values(3, 4))
     assert program(values(3, 4).to("meta")).is_meta
+
+
+class Doubled(nn.Linear):
+    """Have a forward of its own, so that the model needs a program."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return super().forward(x) * 2
+
+
+class Nested(nn.Module):
+    """Take a pair and a mapping."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.fc = Doubled(3, 3)
+
+    def forward(self, pair: tuple[Tensor, Tensor], extra: dict[str, Any]) -> Tensor:
+        return self.fc(pair[0]) + pair[1] * extra["scale"]
+
+
+@pytest.mark.parametrize("by_name", [False, True])
+def test_a_model_with_nested_arguments_gets_a_program(by_name: bool) -> None:
+    model, x = Nested().eval(), values(2, 3)
+    arguments = {"pair": (x, x + 1), "extra": {"scale": x * 2, "unused": None}}
+    inputs: Any = arguments if by_name else tuple(arguments.values())
+    program = plain_model(model, inputs)
+    assert isinstance(program, fx.GraphModule)
+    torch.testing.assert_close(call_model(program, inputs), call_model(model, inputs))

@@ -9,8 +9,8 @@ import pytest
 from optuna.trial import TrialState
 
 from autocompress.candidate import Candidate, ModuleConfig
-from autocompress.results.front import Measurement
 from autocompress.results.limits import Limits
+from autocompress.results.measurement import Measurement
 from autocompress.search.finish.finalists import choose_finalists
 from autocompress.search.problem.goal import Goal
 

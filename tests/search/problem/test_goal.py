@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 
 from autocompress.measure.accuracy import Scores
-from autocompress.results.front import Measurement
 from autocompress.results.limits import Limits
+from autocompress.results.measurement import Measurement
 from autocompress.search.problem.goal import (
     EDGE,
     LEAST_DROP,

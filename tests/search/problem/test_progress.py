@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from autocompress.results.front import Measurement
+from autocompress.results.measurement import Measurement
 from autocompress.search.problem.progress import SearchProgress, best_points
 
 BASE = Measurement(1000, 4.0, 0.9)

@@ -9,7 +9,7 @@ from torch import nn
 
 from autocompress.compress.recover.teacher import model_hash
 from autocompress.errors import RunFolderError
-from autocompress.results.front import Measurement
+from autocompress.results.measurement import Measurement
 from autocompress.search.problem.run_record import RunRecord, known_run
 
 TASK = SimpleNamespace(name="digits", model=nn.Linear(2, 2))

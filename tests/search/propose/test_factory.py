@@ -9,8 +9,8 @@ import optuna
 import pytest
 
 from autocompress.candidate import ModuleConfig
-from autocompress.results.front import Measurement
 from autocompress.results.limits import Limits
+from autocompress.results.measurement import Measurement
 from autocompress.search.propose import factory
 from autocompress.search.propose.factory import make_sampler, sensitivity
 from autocompress.search.propose.sensitivity_table import Row, Sensitivity, read_rows

@@ -10,8 +10,8 @@ import pytest
 from autocompress import ModuleConfig, find_modules
 from autocompress.export.prepare import prepare
 from autocompress.export.subject import layout_of, subject_of
-from autocompress.results.front import Measurement
 from autocompress.results.limits import Limits
+from autocompress.results.measurement import Measurement
 from autocompress.results.pareto import hypervolume
 from autocompress.search.problem.goal import Goal, directions
 from autocompress.search.propose.allocation import Allocator

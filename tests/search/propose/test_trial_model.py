@@ -11,8 +11,8 @@ import numpy as np
 import pytest
 from optuna.trial import TrialState
 
-from autocompress.results.front import Measurement
 from autocompress.results.limits import Limits
+from autocompress.results.measurement import Measurement
 from autocompress.search.problem.goal import Goal
 from autocompress.search.propose.trial_model import (
     GUIDED_AFTER,

@@ -1,0 +1,90 @@
+"""Watch one run of a model for what its module tree does not show.
+
+`plain` keeps the tree of a model only if all its products with weights are in covered modules.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.utils._python_dispatch import TorchDispatchMode
+
+from autocompress.model.plain.program import COVERED
+from autocompress.task.batches import Inputs, map_inputs
+from autocompress.task.calls import call_model
+
+# In the names of operators that multiply by a weight, or look rows of it up.
+PRODUCTS = ("mm", "matmul", "linear", "convolution", "embedding")
+
+
+class Watch(TorchDispatchMode):  # type: ignore[no-untyped-call]
+    """Record which operators a run calls on parameters outside covered modules.
+
+    Attributes:
+        multiplies_more: an operator multiplies by a parameter that no covered module holds (a
+            transposed matrix, a stack of experts), by a view of it or by a copy.
+        hides: the model runs operators whose inside nothing can look into (torch.cond,
+            torch.while_loop, scan).
+    """
+
+    def __init__(self, storages: set[int]) -> None:
+        super().__init__()  # type: ignore[no-untyped-call]
+        self.storages, self.multiplies_more, self.hides = storages, False, False
+        self.copies: list[Tensor] = []
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        name, result = str(func), func(*args, **(kwargs or {}))
+        if self.multiplies_more or not any(map(self._is_watched, args)):
+            return result
+        self.multiplies_more = any(word in name for word in PRODUCTS)
+        if "clone" in name or "_to_copy" in name:
+            self.copies.append(result)  # held, so that no other tensor takes its memory
+            self.storages.add(result.untyped_storage().data_ptr())
+        return result
+
+    def _is_watched(self, value: Any) -> bool:
+        return isinstance(value, Tensor) and value.untyped_storage().data_ptr() in self.storages
+
+
+def watched(model: nn.Module, inputs: Inputs) -> Watch:
+    """Run a model once and return what was seen.
+
+    Args:
+        model: any module.
+        inputs: one batch of inputs on the model's device.
+
+    Returns:
+        The record of the run.
+    """
+    held = covered_weights(model)
+    storages = set()
+    for value in model.parameters():
+        if value.dim() >= 2 and id(value) not in held:
+            storages.add(value.untyped_storage().data_ptr())
+    watch = Watch(storages)
+    try:
+        with torch.no_grad(), watch:
+            call_model(model, map_inputs(inputs, Tensor.clone))
+    except Exception:
+        torch._dynamo.reset()  # code that was compiled under the watch does not run without it
+        watch.hides = True
+    return watch
+
+
+def covered_weights(model: nn.Module) -> dict[int, int]:
+    """Return the sizes of the parameters that covered modules hold.
+
+    Args:
+        model: any module.
+
+    Returns:
+        Identity of the parameter -> number of elements.
+    """
+    sizes = {}
+    for module in model.modules():
+        if isinstance(module, COVERED):
+            for parameter in module.parameters(recurse=False):
+                sizes[id(parameter)] = parameter.numel()
+    return sizes

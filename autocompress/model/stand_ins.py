@@ -1,0 +1,79 @@
+"""Put linear stand-ins in the place of recurrent layers, which the tracer cannot follow.
+
+`dependency_graph` traces a model with stand-ins, and then translates the groups that it got back to
+the gates of the recurrent layers.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from torch import Tensor, nn
+
+from autocompress.model.channel_group import ChannelGroup, Member, all_of
+from autocompress.model.known_structures import gate_members, input_members, weight_shape
+from autocompress.model.plain.recurrent import SplitRecurrent
+
+
+class StandIn(nn.Module):
+    """Replace a recurrent layer by one linear map with the same inputs and outputs."""
+
+    def __init__(self, source: SplitRecurrent) -> None:
+        super().__init__()
+        self.source = (source,)  # in a tuple, so that it is not traced
+        inputs = weight_shape(source.get_submodule("ih_l0"))[1]
+        self.linear = nn.Linear(inputs, source.hidden_size * (1 + source.bidirectional))
+
+    def forward(self, x: Tensor, state: Any = None) -> tuple[Tensor, Any]:
+        """Return an output and a state of the shapes of the recurrent layer.
+
+        Args:
+            x: as the recurrent layer takes it.
+            state: not used.
+
+        Returns:
+            (output, state).
+        """
+        source = self.source[0]
+        output = self.linear(x)
+        last = output[:, -1] if source.batch_first and x.dim() == 3 else output[-1]
+        # torch.stack would be taken for a concatenation of channels, which the tracer follows
+        # without end.
+        halves = last.unflatten(-1, (1 + source.bidirectional, -1)).movedim(-2, 0)
+        hidden = halves.repeat(source.num_layers, *[1] * (last.dim()))
+        return output, (hidden, hidden) if source.mode == "LSTM" else hidden
+
+
+def with_layers(group: ChannelGroup, layers: Mapping[str, SplitRecurrent]) -> ChannelGroup:
+    """Return a group with the gates of recurrent layers in the place of their stand-ins.
+
+    Both directions of a layer lose the same units, since one operator runs them.
+
+    Args:
+        group: of a model with stand-ins; a stand-in's linear module is "NAME.linear".
+        layers: the recurrent layers by name.
+
+    Returns:
+        The group itself if it holds no stand-in.
+    """
+    stand_ins = {f"{name}.linear": name for name in layers}
+    makers = [m for m in group.members if m.side == "out" and m.name in stand_ins]
+    members = [m for m in group.members if m.name not in stand_ins]
+    reason, name, kind, channels = group.reason, group.name, group.kind, group.channels
+    if group.name in stand_ins:
+        layer = layers[stand_ins[group.name]]
+        size, last = layer.hidden_size, layer.num_layers - 1
+        members = [Member(m.name, m.side, m.index, m.root % size) for m in members]
+        members = gate_members(stand_ins[group.name], layer, last, all_of(size)) + members
+        name, kind, channels = f"{stand_ins[group.name]}.ih_l{last}", "hidden units", size
+        if len(makers) > 1:
+            reason = reason or "the states of two recurrent layers are added"
+    elif makers:
+        reason = reason or "the state of a recurrent layer is added to other channels"
+    for m in group.members:
+        if m.side == "in" and m.name in stand_ins:
+            layer = layers[stand_ins[m.name]]
+            root = m.root % channels if group.name in stand_ins else m.root
+            members += input_members(stand_ins[m.name], layer, 0, m.index, root)
+    return ChannelGroup(name, kind, channels, group.unit_size, tuple(members), reason)

@@ -1,0 +1,76 @@
+"""Hold one point of a front: its candidate, its numbers and its files."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from autocompress.candidate import Candidate
+from autocompress.results.measurement import Measurement
+
+MARKED_GAP = 0.005  # deployed minus simulated accuracy from which a point is marked
+
+
+@dataclass(frozen=True)
+class FrontPoint:
+    """Hold one point of a front.
+
+    Attributes:
+        trial: number of its trial.
+        candidate: what was done to each module.
+        measured: numbers of its file.
+        predicted: numbers that the search had predicted.
+        artifact: its folder, relative to the run folder.
+        deployed_gap: measured minus simulated accuracy.
+        fragile: corruptions of inputs under which it loses clearly more accuracy than on clean
+            inputs.
+    """
+
+    trial: int
+    candidate: Candidate
+    measured: Measurement
+    predicted: Measurement
+    artifact: str
+    deployed_gap: float = 0.0
+    fragile: tuple[str, ...] = ()
+
+    @property
+    def marked(self) -> bool:
+        """Return True if measured and simulated accuracy differ by more than MARKED_GAP."""
+        return abs(self.deployed_gap) > MARKED_GAP
+
+    def to_json(self) -> dict[str, Any]:
+        """Return one entry of front.json's points."""
+        figures = ("size_bytes", "latency_ms", "accuracy")
+        predicted = {key: getattr(self.predicted, key) for key in figures}
+        return {
+            "trial": self.trial,
+            "candidate": self.candidate.to_json(),
+            **self.measured.to_json(),
+            "predicted": predicted,
+            "deployed_gap": self.deployed_gap,
+            "marked": self.marked,
+            "fragile": list(self.fragile),
+            "artifact": self.artifact,
+        }
+
+    @classmethod
+    def from_json(cls, data: Mapping[str, Any]) -> FrontPoint:
+        """Return the point that `to_json` wrote.
+
+        Args:
+            data: one entry of front.json's points.
+
+        Returns:
+            The point.
+        """
+        return cls(
+            int(data["trial"]),
+            Candidate.from_json(data["candidate"]),
+            Measurement.from_json(data),
+            Measurement.from_json(data["predicted"]),
+            data["artifact"],
+            float(data.get("deployed_gap", 0.0)),
+            tuple(data.get("fragile", ())),
+        )

@@ -1,0 +1,184 @@
+"""Call the user's model and metric in one way, and read what they return.
+
+Everything that runs a model (inspection, calibration, recovery, evaluation, export) does it here.
+So errors of the user's code are told with the place in their file.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import math
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, fx, nn
+
+from autocompress.errors import NotComputableError, TaskError, nearest_name
+from autocompress.task.batches import Inputs, map_inputs
+from autocompress.task.user_code import user_code
+
+FORWARD_FAILS = "task: model.forward fails"
+
+
+def call_model(model: nn.Module, inputs: Inputs) -> Tensor:
+    """Return the primary output of a model.
+
+    Args:
+        model: any module.
+        inputs: one batch of inputs on the model's device.
+
+    Returns:
+        (n, ...): the result itself, its `.logits`, or its first tensor.
+
+    Raises:
+        UserCodeError: forward fails.
+        TaskError: the result holds no tensor.
+    """
+    return primary_output(run_model(model, inputs))
+
+
+def run_model(model: nn.Module, inputs: Inputs, what: str = FORWARD_FAILS) -> Any:
+    """Return everything that a model returns.
+
+    Args:
+        model: any module; it gets copies of the inputs, since it may write to them.
+        inputs: one batch of inputs on the model's device.
+        what: how the error begins if forward fails.
+
+    Returns:
+        The result as forward gives it.
+
+    Raises:
+        UserCodeError: forward fails.
+    """
+    own = map_inputs(inputs, torch.clone)
+    silent: contextlib.AbstractContextManager[Any] = contextlib.nullcontext()
+    if isinstance(model, fx.GraphModule):
+        # A traced program prints its source where it fails, beside the error.
+        silent = contextlib.redirect_stderr(io.StringIO())
+    with user_code(what), silent:
+        if isinstance(own, Tensor):
+            return model(own)
+        return model(**own) if isinstance(own, Mapping) else model(*own)
+
+
+def named_outputs(result: Any, names: Sequence[str]) -> dict[str, Tensor]:
+    """Return some outputs of a model by their names.
+
+    Args:
+        result: what the model returns.
+        names: keys, attributes or positions ("0").
+
+    Returns:
+        Name -> tensor, in the order of `names`.
+
+    Raises:
+        TaskError: a name is not there, or is not a tensor.
+    """
+    if isinstance(result, Mapping):
+        outputs = dict(result)
+    elif isinstance(result, (tuple, list)):
+        outputs = {str(i): value for i, value in enumerate(result)}
+    else:
+        outputs = {} if isinstance(result, Tensor) else vars(result)
+    for name in names:
+        if not isinstance(outputs.get(name), Tensor):
+            near = nearest_name(name, list(outputs)) or "none"
+            raise TaskError(
+                f"task: output_weights names {name!r}, "
+                f"which the model does not return as a tensor; nearest: {near}"
+            )
+    return {name: outputs[name] for name in names}
+
+
+def primary_output(result: Any) -> Tensor:
+    """Return the output that the task's metric judges.
+
+    Args:
+        result: what the model returns.
+
+    Returns:
+        `result` itself, its `.logits`, its "logits" entry, its first tensor, or the first tensor
+        inside of its entries.
+
+    Raises:
+        TaskError: there is no tensor.
+    """
+    tensor = _first_tensor(result)
+    if tensor is not None:
+        return tensor
+    raise TaskError(
+        f"task: the model returns {type(result).__name__}; "
+        "expected a tensor, .logits or a tuple of tensors"
+    )
+
+
+def _first_tensor(result: Any) -> Tensor | None:
+    if isinstance(result, Tensor):
+        return result
+    values: list[Any] = []
+    if isinstance(result, Mapping):
+        logits, values = result.get("logits"), list(result.values())
+    else:
+        logits = getattr(result, "logits", None)
+        if isinstance(result, (tuple, list)):
+            values = list(result)
+    for value in (logits, *values):
+        if isinstance(value, Tensor):
+            return value
+    for value in values:
+        tensor = _first_tensor(value)
+        if tensor is not None:
+            return tensor
+    return None
+
+
+def target_of(target: Any, name: str) -> Any:
+    """Return the target of one output.
+
+    Args:
+        target: a mapping of targets by output, or one target that belongs to all outputs.
+        name: the output.
+
+    Returns:
+        The target; None if the mapping does not have it.
+    """
+    return target.get(name) if isinstance(target, Mapping) else target
+
+
+def score(
+    metric: Callable[[Any, Any], float], outputs: Any, targets: Any, name: str = "metric"
+) -> float:
+    """Return a metric of the user's as a finite number.
+
+    Args:
+        metric: (outputs, targets) -> float.
+        outputs: of a split: a tensor (n, ...), or a list with an entry per sample.
+        targets: of the same samples, or None.
+        name: of the metric, for messages.
+
+    Returns:
+        The metric, higher is better.
+
+    Raises:
+        UserCodeError: the metric fails.
+        NotComputableError: it returns something else than a finite number.
+    """
+    with user_code(f"task: {name} fails"):
+        result: Any = metric(outputs, targets)
+    try:
+        value = float(result)
+    except (TypeError, ValueError, RuntimeError):
+        came = repr(result)[:60]
+        if isinstance(result, Tensor):
+            came = f"a tensor of shape {tuple(result.shape)}"
+        raise NotComputableError(
+            f"task: {name} returned {came}; it must be a finite number"
+        ) from None
+    if not math.isfinite(value):
+        raise NotComputableError(
+            f"task: {name} returned {value} on {len(outputs)} outputs; it must be a finite number"
+        )
+    return value

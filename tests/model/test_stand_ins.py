@@ -1,0 +1,48 @@
+"""Check that gates of recurrent layers come back in the place of their stand-ins."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+
+from autocompress.model.channel_group import ChannelGroup
+from autocompress.model.dependency_graph import find_channel_groups
+from autocompress.model.plain.split import split_modules
+
+
+def groups_of(model: nn.Module, inputs: Tensor) -> dict[str, ChannelGroup]:
+    names = [
+        name
+        for name, module in model.named_modules()
+        if isinstance(module, (nn.Linear, nn.Conv1d, nn.Conv2d, nn.Embedding))
+    ]
+    found = find_channel_groups(model, inputs, names)
+    return {group.name: group for group in found}
+
+
+def members(group: ChannelGroup) -> dict[tuple[str, str], tuple[list[int], list[int]]]:
+    return {(m.name, m.side): (m.index.tolist(), m.root.tolist()) for m in group.members}
+
+
+class Reader(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.enter, self.out = nn.Linear(3, 5), nn.Linear(4, 2)
+        self.rnn = nn.GRU(5, 4, batch_first=True)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.out(self.rnn(self.enter(x))[0])
+
+
+def test_gates_of_a_recurrent_layer_go_with_its_readers_and_read_their_inputs() -> None:
+    model = split_modules(Reader())
+    found = groups_of(model, torch.rand(2, 6, 3))
+    hidden = found["rnn.ih_l0"]
+    assert (hidden.kind, hidden.units, hidden.reason) == ("hidden units", 4, None)
+    assert members(hidden) == {
+        ("rnn.ih_l0", "out"): (list(range(12)), [0, 1, 2, 3] * 3),
+        ("rnn.hh_l0", "out"): (list(range(12)), [0, 1, 2, 3] * 3),
+        ("rnn.hh_l0", "in"): ([0, 1, 2, 3], [0, 1, 2, 3]),
+        ("out", "in"): ([0, 1, 2, 3], [0, 1, 2, 3]),
+    }
+    assert members(found["enter"])[("rnn.ih_l0", "in")] == ([0, 1, 2, 3, 4], [0, 1, 2, 3, 4])
