@@ -157,7 +157,10 @@ def guided(found: Case, bench: Problem, seed: int) -> BaseSampler:
 
 
 def in_sequence(found: Case, count: int, seed: int) -> Run:
-    """Prune, then factorise, then quantise: a third of the trials each, from the point of most volume within its share of the loss."""
+    """Prune, then factorise, then quantise.
+
+    A third of the trials each, from the point of most volume within its share of the loss.
+    """
     values: list[tuple[float, ...]] = []
     volumes: list[float] = []
     seconds: list[float] = []

@@ -89,8 +89,10 @@ def ratios(
 
 
 def reusable_shares(bench: Problem, candidates: Sequence[Candidate]) -> list[float]:
-    """Per candidate the share of the model's MACs that run before the first module in which it differs from that earlier candidate with
-    which it has most in common: what reusing activations could save at most, if those of all earlier candidates were kept.
+    """Return, per candidate, the share of the model's MACs before the first module that differs.
+
+    It is compared with the earlier candidate with which it has most in common: the most that
+    reusing activations could save.
     """
     order: list[str] = []
     handles = [

@@ -1,1 +1,1 @@
-"""What may change the copy of a model it is given: prune, factorise, distil, quantise, in that order."""
+"""Change a copy of a model: prune, factorise, quantise and distil it."""

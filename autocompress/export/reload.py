@@ -127,8 +127,9 @@ def reproduce_model(folder: Path, task: Task, to: Path) -> Path:
         The path of the new model.onnx.
 
     Raises:
-        ExportError: the weights are not those of the search, or the result differs from the recorded
-            file in a byte, since another version, machine or calibration set rounds differently.
+        ExportError: the weights are not those of the search, or the result differs from the
+            recorded file in a byte, since another version, machine or calibration set rounds
+            differently.
     """
     recipe = read_recipe(folder)
     threads = torch.get_num_threads()
@@ -154,9 +155,9 @@ def _check_weights(folder: Path, recipe: dict[str, Any], task: Task) -> None:
     changed = changed_weights(task, recipe["origin"])
     if changed:
         raise ExportError(
-            f"{folder}: the {changed}'s weights differ from those of the search, of which alone the "
-            f"file can be made again; nearest: task {recipe['origin']['task']!r} with the weights "
-            "that it had then"
+            f"{folder}: the {changed}'s weights differ from those of the search, of which alone "
+            f"the file can be made again; nearest: task {recipe['origin']['task']!r} with the "
+            "weights that it had then"
         )
 
 

@@ -10,7 +10,13 @@ import numpy as np
 import pandas as pd
 
 from autocompress.measure.robustness import CORRUPTIONS
-from autocompress.results.files import RUN_FILE, SENSITIVITY_FILE, TRIAL_COLUMNS, TRIALS_FILE
+from autocompress.results.files import (
+    RUN_FILE,
+    SENSITIVITY_FILE,
+    TRIAL_COLUMNS,
+    TRIALS_FILE,
+    read_json,
+)
 from autocompress.results.front import ParetoFront, read_front
 from autocompress.results.measurement import Measurement
 from autocompress.results.pareto import hypervolume

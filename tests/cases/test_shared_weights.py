@@ -1,4 +1,4 @@
-"""One weight for lookups and for products: its activations stay float, in the space, in the simulation and in the file."""
+"""Keep the activations of a weight float that serves both lookups and products."""
 
 from __future__ import annotations
 

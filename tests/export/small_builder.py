@@ -33,7 +33,7 @@ def site(owner: str, kind: str, made: NodeProto, output: str, bias: str | None, 
 
 
 def model() -> LoweredModel:
-    """The input, and a table of it, go through a convolution; a linear module is called twice in a row."""
+    """Put the input, and a table of it, through a convolution; call a linear module twice."""
     conv = node("Conv", "mixed k", "c", strides=[2, 1], group=1)
     nodes = [
         node("Gather", "x t", "rows"),

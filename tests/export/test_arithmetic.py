@@ -200,7 +200,10 @@ SPACE = {
 
 
 def exact_products(monkeypatch: pytest.MonkeyPatch) -> None:
-    """As on a processor whose products are exact; where this one's are not, files of all 8 bits really differ from their simulation."""
+    """As on a processor whose products are exact.
+
+    Where this one's are not, files of all 8 bits really differ from their simulation.
+    """
     for module in (kernels, arithmetic, stored_tables):
         monkeypatch.setattr(module, "products_saturate", lambda settings: False)
     monkeypatch.setattr(problem, "check_identity", lambda *arguments: None)

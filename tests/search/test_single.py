@@ -127,8 +127,8 @@ def test_groups_are_pruned_by_their_root(cnn_task: Task, tmp_path: Path) -> None
     for configs, text in (
         (
             {member.name: half},
-            f"candidate: module {member.name!r}: pruning_ratio 0.5: it is not the root of a channel "
-            f"group; nearest valid value: 0, and the ratio on {member.group!r}",
+            f"candidate: module {member.name!r}: pruning_ratio 0.5: it is not the root of a "
+            f"channel group; nearest valid value: 0, and the ratio on {member.group!r}",
         ),
         (
             {"fc": half},

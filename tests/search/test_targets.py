@@ -149,7 +149,8 @@ def test_a_model_that_is_wrong_on_the_front_is_fitted_again(
         )
 
     monkeypatch.setattr(files, "time_front", slower)
-    # Two bits lose accuracy: whatever the clock said of latencies, the smallest and the most accurate candidate are two.
+    # Two bits lose accuracy: whatever the clock said of latencies, the smallest and the most
+    # accurate candidate are two.
     rule = {**SPACE["modules"][0], "weight_bits": [2, 4, 8]}
     search(cnn_task, tmp_path, seed=3, space={**SPACE, "modules": [rule]}, n_trials=16)
     run = read(tmp_path)

@@ -36,6 +36,7 @@ def test_outputs_are_named_by_key_position_or_attribute() -> None:
         assert found[names[1]] is y
     with pytest.raises(
         TaskError,
-        match=r"output_weights names 'scor', which the model does not return as a tensor; nearest: score",
+        match=r"output_weights names 'scor', which the model does not return as a tensor; "
+        r"nearest: score",
     ):
         named_outputs({"score": x}, ("scor",))

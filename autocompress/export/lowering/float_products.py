@@ -1,9 +1,11 @@
 """Keep the runtime from rounding the weights of products that a candidate computes in float.
 
-ONNX Runtime takes a float convolution or `Gemm` between a `DequantizeLinear` and a `QuantizeLinear` for one that was meant to be an
-integer kernel, and rounds its weights to 8 bits with one scale (pass `WeightBiasQuantization`, at every level of optimisation). Such
-a product stands between two static 8-bit convolutions, or reads 16-bit activations. The pass moves Q and DQ over operators that only
-move values. A `Max` of one input copies its input and is removed by no pass, so that it holds the product apart.
+ONNX Runtime takes a float convolution or `Gemm` between a `DequantizeLinear` and a `QuantizeLinear`
+for an integer kernel, and rounds its weights to 8 bits with one scale (pass
+`WeightBiasQuantization`, at every level of optimisation). Such a product stands between two static
+8-bit convolutions, or reads 16-bit activations. The pass also moves Q and DQ over operators that
+only move values. A `Max` of one input copies its input, and no pass removes it, so it holds the
+product apart.
 """
 
 from __future__ import annotations
@@ -69,7 +71,7 @@ def hold_apart(graph: GraphBuilder) -> None:
 
 
 def _integer_weight(node: NodeProto, producer: Mapping[str, NodeProto]) -> bool:
-    """Return True if the weight is dequantised in front of the product, as a static 8-bit convolution has it."""
+    """Return True if the product's weight is dequantised, as in a static 8-bit convolution."""
     made_by = producer.get(node.input[1])
     return made_by is not None and made_by.op_type == "DequantizeLinear"
 
@@ -92,7 +94,7 @@ def _dequantised(value: str, producer: Mapping[str, NodeProto]) -> bool:
 def _quantised(
     value: str, readers: Mapping[str, Sequence[NodeProto]], constants: Container[str]
 ) -> bool:
-    """Return True if a tensor reaches a QuantizeLinear over operators that move its values or are folded into what made it."""
+    """Return True if a tensor reaches a QuantizeLinear over operators that move values or fold."""
     waiting, seen = [value], {value}
     while waiting:
         value = waiting.pop()

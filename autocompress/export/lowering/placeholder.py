@@ -1,4 +1,7 @@
-"""Weights of the right shapes and bits without meaning, for size and latency before any weight is compressed."""
+"""Make weights of the right shapes and widths, but without meaning.
+
+Files of them show size and latency before any weight is compressed.
+"""
 
 from __future__ import annotations
 
@@ -23,7 +26,19 @@ from autocompress.model.modules import CompressibleModule
 def placeholder_variant(
     module: CompressibleModule, config: ModuleConfig, masks: Masks, form: IntegerForm, noise: bool
 ) -> Variant:
-    """What the library would make of `module`, filled with `noise`, or with zeros, which take a tenth of the time and the same bytes."""
+    """Return a variant of the shapes and widths that the library would make.
+
+    Args:
+        module: the module.
+        config: how it would be compressed.
+        masks: channels that stay.
+        form: integers that its kernel multiplies.
+        noise: True for random values, False for zeros, which take a tenth of the time and the same
+            number of bytes.
+
+    Returns:
+        The variant; empty if all of the module is pruned.
+    """
     if masks.dropped(module.name):
         return Variant((), None)
     config = config.for_kernel(module.kind, form)
@@ -47,9 +62,10 @@ def placeholder_variant(
 
 
 def _noise(name: str, shape: Sequence[int]) -> NDArray[np.float32]:
-    """Random numbers: kernels take a few percent longer on them than on constants.
+    """Return random numbers, on which kernels take a few percent longer than on constants.
 
-    Each tensor has its own: a session keeps equal weights once, and an encoder of 45 MB of them ran in two thirds of the time then.
+    Each tensor has its own numbers, because a session keeps equal weights once: an encoder of 45 MB
+    of equal weights ran in two thirds of the time.
     """
     pool, count = _noise_pool(), int(np.prod(shape))
     start = int.from_bytes(hashlib.sha256(name.encode()).digest()[:4], "big") % len(pool)

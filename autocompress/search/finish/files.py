@@ -266,7 +266,7 @@ def _other_scores(
     disturbed: Mapping[str, Batches],
     known_test: float | None = None,
 ) -> OtherScores:
-    """Return the metric of a file on the test split, unless it is known, and on disturbed inputs."""
+    """Return the metric on the test split, unless it is known, and on disturbed inputs."""
     session = open_session(path, all_threads(problem.settings))
     judged, names = replace(problem.task, extra_metrics={}), problem.builder.lowered.input_names
     splits = dict(disturbed)

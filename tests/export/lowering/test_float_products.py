@@ -1,4 +1,4 @@
-"""Float products between tensors of 8 or 16 bits keep their weights, whatever the runtime takes them for."""
+"""Keep the weights of float products between tensors of 8 or 16 bits."""
 
 from __future__ import annotations
 

@@ -50,7 +50,8 @@ def test_a_difference_is_told_by_its_module_or_by_the_size_of_inputs() -> None:
         check_same(model, other, [(X, None)], X)
     with pytest.raises(
         TaskError,
-        match=r"with inputs of \[\(3, 4\)\] \(validation\) than with those of \[\(1, 4\)\] \(example",
+        match=r"with inputs of \[\(3, 4\)\] \(validation\) than with those of \[\(1, 4\)\] "
+        r"\(example",
     ):
         check_same(model, other, [(X, None)], X[:1])
 

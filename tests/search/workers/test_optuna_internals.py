@@ -1,4 +1,4 @@
-"""Private parts of Optuna: they are there in every version that pyproject.toml allows, as they are called."""
+"""Hold that the private parts of Optuna exist in every version that pyproject.toml allows."""
 
 from __future__ import annotations
 
