@@ -84,7 +84,6 @@ def test_readme_search() -> None:
     assert Path("again/model.onnx").read_bytes() == Path("best/model.onnx").read_bytes()
 
 
-@pytest.mark.skipif(not hasattr(ac, "export_onnx"), reason="export_onnx is not merged yet")
 @pytest.mark.usefixtures("shown_task")
 def test_readme_without_a_search() -> None:
     names = run(blocks(README, "python")[2], "README.md")
