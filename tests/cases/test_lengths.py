@@ -21,7 +21,7 @@ from autocompress.cli.main import main
 from autocompress.errors import ExportError
 from autocompress.measure.accuracy import evaluate_model
 from autocompress.measure.ragged import ragged_score
-from autocompress.search.problem import bench
+from autocompress.search.problem import problem
 from autocompress.task.user_code import UserCodeError
 
 pytestmark = pytest.mark.slow
@@ -245,7 +245,7 @@ def test_a_first_dimension_that_is_not_the_batch_is_free_where_batches_differ_in
 def test_a_length_that_cannot_be_free_is_said_before_anything_is_measured(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(bench, "cached_table", None)
+    monkeypatch.setattr(problem, "cached_table", None)
     with pytest.raises(
         ExportError,
         match=r"dimension 0 is fixed at 16 .*GRU.*validation has batches of 20 there; pad all "

@@ -98,8 +98,8 @@ def test_notes_name_points_that_run_differently_or_became_fragile(tmp_path: Path
     assert found == [
         "no point meets the limits; the nearest misses size 300 B by 200 B",
         "deployed accuracy differs from the simulated one by more than 0.005 at trial 2, 1",
-        "trial 2 became fragile under contrast, gaussian_noise: it loses there more than on clean "
-        "inputs",
+        "trial 2 is fragile under contrast, gaussian_noise: it loses more accuracy there than on "
+        "clean inputs",
         "latency model: predictions are rough",
     ]
 

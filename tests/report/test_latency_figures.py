@@ -25,13 +25,13 @@ def test_predictions_are_drawn_around_the_line_of_equality(front: ParetoFront) -
     assert (list(random.x), list(random.y)) == ([1.1, 2.0], [1.0, 4.0])
     np.testing.assert_allclose(points.x, [0.8, 0.9, 1.0, 1.5])
     np.testing.assert_allclose(points.y, points.x)
-    title = "mean absolute error: random candidates 54.5%, front 1.0%"
+    title = "mean absolute relative error: random candidates 54.5%, front 1.0%"
     assert figure.layout.title.text == title
 
 
 def test_errors_that_are_not_known_are_left_out(front: ParetoFront) -> None:
     figure = prediction_scatter(info(front, {"front_check": {"mape": 0.02}}))
-    assert figure.layout.title.text == "mean absolute error: front 2.0%"
+    assert figure.layout.title.text == "mean absolute relative error: front 2.0%"
     assert list(figure.data[1].x) == []
 
 

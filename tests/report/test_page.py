@@ -94,11 +94,9 @@ def test_what_the_search_noticed_is_said(run: Path) -> None:
     )
     text = page(read_run(run))
     assert (
-        "Latency model: predictions are rough &lt;15 %. While the front was timed, the machine "
-        "was busy. "
-        "The front was predicted 8.0% wrong, so the model was fitted again to what was measured "
-        "there "
-        "(1.0% on the same points)."
+        "Latency model: predictions are rough &lt;15 %. While the front was timed, the machine was busy. "
+        "The mean prediction error on the front was 8.0%, so the model was fitted again to the "
+        "front&#x27;s measurements (error 1.0% on the same points)."
     ) in text
     assert "<p>seed 0, torch 2&lt;3</p>" in text
 
@@ -124,4 +122,4 @@ def test_time_is_drawn_where_it_was_measured(run: Path) -> None:
     assert "<h2>Where the time goes</h2>" not in page(read_run(run))
     add(run, time={"modules": [], "operators": [], "modules_share": 0.75})
     text = page(read_run(run))
-    assert "<p>75% of the float model's time is in modules" in text
+    assert "<p>Modules, which can be compressed, take 75% of the float model's time. " in text

@@ -10,9 +10,12 @@ import pytest
 
 from autocompress import Candidate, FrontPoint, Measurement, ModuleConfig, ParetoFront
 from autocompress.errors import AutocompressError
+from autocompress.results.limits import Limits
 from autocompress.search.finish import front as finishing
 from autocompress.search.finish.finalists import Finalist
-from autocompress.search.finish.front import PROMISE, finish, relearn
+from autocompress.search.finish.front import PROMISE, FrontMaker, relearn
+from autocompress.search.problem.problem import Baseline
+from autocompress.search.problem.run_record import RunRecord
 
 BASE = Measurement(1000, 4.0, 0.9)
 
@@ -41,41 +44,57 @@ class Table:
         self.saved.append(path)
 
 
-def bench() -> SimpleNamespace:
-    found = SimpleNamespace(table=Table(), layout=None, float_ms=2.0, table_float_ms=3.0)
-    found.latency_ms = lambda c: (
-        dict(found.table.told)[c] * 2.0 / 3.0
-        if found.table.told
-        else float(c.config("a").weight_bits)
-    )
-    found.latency_source = "measured"
-    found.space = SimpleNamespace(
-        objectives=(), recovery=SimpleNamespace(student_lesson=lambda: Candidate().distillation)
-    )
-    found.baseline = BASE
-    found.trainer = SimpleNamespace(teacher=SimpleNamespace(computed=3, read=4))
-    found.stitcher = SimpleNamespace(library=SimpleNamespace(made=5, reused=6))
-    return found
+RECOVERY = SimpleNamespace(student_lesson=lambda: Candidate().distillation)
 
 
-FINALISTS = [Finalist(3, candidate(8), (500, 1.0, 0.9)), Finalist(5, candidate(4), (400, 1.0, 0.9))]
+FLOAT_FILES = Baseline(BASE, 2.0, 1.0)
+SPACE = SimpleNamespace(objectives=(), recovery=RECOVERY)
+TRAINER = SimpleNamespace(teacher=SimpleNamespace(computed=3, read=4))
+STITCHER = SimpleNamespace(library=SimpleNamespace(made=5, reused=6))
+
+
+@dataclass(frozen=True)
+class MadeUpProblem:
+    """A problem whose float model takes 2 ms in this run and 3 ms by its table."""
+
+    table: Table = Table()
+    latency_source: str = "measured"
+    layout: None = None
+    table_float_ms: float = 3.0
+    float_files: Baseline = FLOAT_FILES
+    baseline: Measurement = BASE
+    space: SimpleNamespace = field(default_factory=lambda: SPACE)
+    trainer: SimpleNamespace = field(default_factory=lambda: TRAINER)
+    stitcher: SimpleNamespace = field(default_factory=lambda: STITCHER)
+
+    def latency_ms(self, candidate: Candidate) -> float:
+        if self.table.told:
+            return dict(self.table.told)[candidate] * 2.0 / 3.0
+        return float(candidate.config("a").weight_bits)
+
+
+FINALISTS = [
+    Finalist(3, candidate(8), 500, 1.0, (0.9,)),
+    Finalist(5, candidate(4), 400, 1.0, (0.9,)),
+]
 
 
 def test_measured_points_are_told_in_the_tables_own_time(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     monkeypatch.setattr(finishing, "workload", lambda layout, c: c)
-    given = bench()
     front = ParetoFront.of(BASE, [point(5, 400, 1.5), point(3, 500, 1.0), point(9, 900, 9.0)])
-    errors = relearn(given, FINALISTS, front, tmp_path)
-    assert given.table.told == ((candidate(8), 1.5), (candidate(4), 2.25)), "times 3 / 2"
-    assert given.table.saved == [tmp_path / "latency_table.json"]
+    before = MadeUpProblem(Table(saved=[]))
+    problem, errors = relearn(before, FINALISTS, front, tmp_path)
+    assert problem.table.told == ((candidate(8), 1.5), (candidate(4), 2.25)), "times 3 / 2"
+    assert problem.table.saved == [tmp_path / "latency_table.json"]
+    assert before.table.told == (), "the problem before is as it was"
     assert errors["mape"] == pytest.approx(0.0), "the errors are those of the new table"
 
 
 @pytest.fixture
 def finished(monkeypatch: pytest.MonkeyPatch, tmp_path: Path):
-    """Finish with a made-up end: `error` of the predictions, finalists before and after a refit."""
+    """Make a front of made-up measurements: `error` of the predictions, finalists before and after a refit."""
     lines, verified = [], []
 
     def run(
@@ -84,43 +103,40 @@ def finished(monkeypatch: pytest.MonkeyPatch, tmp_path: Path):
         room: bool = True,
         source: str = "measured",
         first: list[Finalist] = FINALISTS,
-    ) -> dict:
-        given, answers = bench(), iter([list(first), list(again)])
-        given.latency_source = source
+    ) -> RunRecord:
+        problem, answers = MadeUpProblem(latency_source=source), iter([list(first), list(again)])
+        refitted = replace(problem, table=Table(told=((None, 1.0),), note="fitted again"))
 
-        def verify(finalists, *_):
+        def measure_files(finalists, *_):
             verified.append([f.number for f in finalists])
-            points = [point(f.number, int(f.values[0]), 1.0) for f in finalists]
+            points = [point(f.number, f.size_bytes, 1.0) for f in finalists]
             check = {"warning": ""} | ({} if error is None else {"mape": error, "bias": error})
             return ParetoFront.of(BASE, points), check
 
         monkeypatch.setattr(finishing, "choose_finalists", lambda *_: next(answers))
-        monkeypatch.setattr(finishing, "recovered", lambda study, finalists, *_: finalists)
-        monkeypatch.setattr(finishing, "verify_front", verify)
-        monkeypatch.setattr(finishing, "relearn", lambda *_: {"mape": 0.01})
+        monkeypatch.setattr(finishing, "recover_finalists", lambda finalists, *_: finalists)
+        monkeypatch.setattr(finishing, "measure_files", measure_files)
+        monkeypatch.setattr(finishing, "relearn", lambda *_: (refitted, {"mape": 0.01}))
         monkeypatch.setattr(finishing, "lessons", lambda study: [])
-        record = {
-            "task": "t", "source": None, "model": "m", "seed": 0, "versions": {},
-            "training_dtype": "f",
-        }  # fmt: skip
         progress = SimpleNamespace(line=lines.append, phase=None)
         clock = SimpleNamespace(has_room=lambda count: room)
-        finish(None, given, None, tmp_path, record, 0, clock, lambda: False, progress)
+        maker = FrontMaker(None, problem, Limits(), tmp_path, 0, clock, lambda: False, progress)
+        _, record = maker.make(RunRecord(task="t", model="m"))
         return record
 
     run.lines, run.verified = lines, verified
     return run
 
 
-OTHER = Finalist(7, candidate(3), (300, 1.0, 0.9))
+OTHER = Finalist(7, candidate(3), 300, 1.0, (0.9,))
 
 
 def test_predictions_that_hold_are_kept(finished) -> None:
     record = finished(PROMISE)
     assert finished.verified == [[3, 5]]
-    assert "refit" not in record
-    assert record["teacher"] == {"computed": 3, "read": 4}
-    assert record["library"] == {"made": 5, "reused": 6}
+    assert record.refit is None
+    assert record.teacher == {"computed": 3, "read": 4}
+    assert record.library == {"made": 5, "reused": 6}
     assert finished.lines == [
         "latency model on the 2 files of the front: mean error 6.0%, bias +6.0%"
     ]
@@ -129,12 +145,11 @@ def test_predictions_that_hold_are_kept(finished) -> None:
 def test_a_wrong_model_is_fitted_again_and_brings_more_trials(finished) -> None:
     record = finished(0.2, (FINALISTS[0], OTHER))
     assert finished.verified == [[3, 5], [3, 5, 7]]
-    assert record["refit"] == {"mape": 0.01}
-    assert record["latency_note"] == "fitted again"
+    assert record.refit == {"mape": 0.01}
+    assert record.latency_note == "fitted again"
     assert finished.lines[-1] == (
-        "latency model: 20.0% wrong on the front, more than the 6% promised; fitted again to what "
-        "was measured "
-        "(1.0% on the same points), which brings 1 more trials to the front"
+        "latency model: 20.0% wrong on the front, more than the promised 6%; fitted again to what was "
+        "measured (1.0% on the same points), which brings 1 more trials to the front"
     )
 
 
@@ -144,8 +159,8 @@ def test_without_time_no_more_files_are_made(finished) -> None:
 
 
 def test_a_model_of_another_machine_is_not_fitted_here(finished) -> None:
-    assert "refit" not in finished(0.2, source="analytic")
-    assert "refit" not in finished(None)
+    assert finished(0.2, source="analytic").refit is None
+    assert finished(None).refit is None
 
 
 def test_a_search_in_which_nothing_finished_names_the_causes(finished, tmp_path: Path) -> None:

@@ -12,7 +12,7 @@ from autocompress.errors import RunFolderError
 from autocompress.results.measurement import Measurement
 from autocompress.search.problem.run_record import RunRecord, known_run
 
-TASK = SimpleNamespace(name="digits", model=nn.Linear(2, 2))
+TASK = SimpleNamespace(name="digits", model=nn.Linear(2, 2), student=None)
 TARGET = SimpleNamespace(name="onnxruntime-cpu", portable=False)
 BASELINE = Measurement(1000, 2.0, 0.9)
 

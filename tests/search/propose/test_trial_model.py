@@ -5,6 +5,7 @@ it.
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 from types import SimpleNamespace
 
 import numpy as np
@@ -14,6 +15,7 @@ from optuna.trial import TrialState
 from autocompress.results.limits import Limits
 from autocompress.results.measurement import Measurement
 from autocompress.search.problem.goal import Goal
+from autocompress.search.problem.trial_record import TrialRecord
 from autocompress.search.propose.trial_model import (
     GUIDED_AFTER,
     Model,
@@ -32,9 +34,16 @@ def trial(
     state: TrialState = TrialState.COMPLETE,
     constraints: dict[str, float] | None = None,
     **attributes: object,
-) -> SimpleNamespace:
-    return SimpleNamespace(
-        state=state, values=values, user_attrs=attributes, constraints=constraints or {}
+) -> TrialRecord:
+    size, latency, *qualities = values or (math.nan, math.nan)
+    return TrialRecord(
+        0,
+        state,
+        size_bytes=size,
+        latency_ms=latency,
+        qualities=tuple(qualities),
+        violations=constraints or {},
+        **attributes,
     )
 
 
@@ -105,7 +114,7 @@ def test_told_trials_know_their_state_and_choices() -> None:
     assert one.key == told(0.2, 1.0, 0.3, choices=np.array([1])).key
 
 
-def line(count: int, **more: object) -> list[SimpleNamespace]:
+def line(count: int, **more: object) -> list[TrialRecord]:
     """Trials of half the size and latency that lose what they diverge, up to a tenth."""
     levels = np.linspace(0.001, 0.1, count)
     return [trial([500.0, 1.0, 0.9 - x], divergence=float(x), **more) for x in levels]
@@ -130,9 +139,7 @@ def test_a_candidate_goes_on_where_it_may_add_to_the_front() -> None:
 
 
 def test_trials_over_the_limits_do_not_stand_in_the_way() -> None:
-    trials = line(40)
-    for one in trials:
-        one.constraints["max_size"] = 0.1
+    trials = line(40, constraints={"max_size": 0.1})
     assert worth_finishing(trials, GOAL, 0, 600, 1.2, SURE)
 
 
@@ -147,8 +154,7 @@ def test_one_quality_that_gains_is_enough() -> None:
         trials.append(trial([500.0, 1.0, 0.9, 0.8 - x], constraints=over, divergence=float(x)))
     near = np.full(100, 0.03, np.float32)
     assert worth_finishing(trials, BOTH, 0, 600, 1.2, near)
-    for one in trials:
-        one.values = one.values[:3]
+    trials = [replace(one, qualities=one.qualities[:1]) for one in trials]
     assert not worth_finishing(trials, GOAL, 0, 600, 1.2, near)
 
 

@@ -48,16 +48,19 @@ def test_a_proposal_has_every_parameter_of_the_space() -> None:
     assert ask(study, space).params == {"a/weight_bits": 2, "a/rank_ratio": 1, ALPHA: 0.25}
 
 
+DIRECTIONS = ["minimize", "minimize", "maximize"]
+
+
 def study_with_rows(*rows: dict[str, object] | None) -> optuna.Study:
     """A complete trial for each row; None is one that was killed before it told."""
-    study = optuna.create_study()
+    study = optuna.create_study(directions=DIRECTIONS)
     for row in rows:
         trial = study.ask()
         if row is None:
             study.tell(trial, state=TrialState.FAIL)
             continue
         trial.set_user_attr("row", {"number": trial.number, "state": "COMPLETE", **row})
-        study.tell(trial, 1.0)
+        study.tell(trial, [1.0, 1.0, 1.0])
     return study
 
 

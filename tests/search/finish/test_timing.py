@@ -6,9 +6,9 @@ from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
-from autocompress.search.finish.verify import _time_elsewhere, _time_front
 
-from autocompress.search.finish import verify
+from autocompress.search.finish import timing as timing_module
+from autocompress.search.finish.timing import time_elsewhere, time_front
 from autocompress.targets.device.sessions import SessionSettings
 from autocompress.targets.device.timing import Timing
 
@@ -18,7 +18,7 @@ BASE, SMALL, LARGE = (Path(name) / "model.onnx" for name in ("baseline", "0001",
 MS = {"baseline": {1: 4.0, 4: 2.0}, "0001": {1: 1.0, 4: 1.5}, "0002": {1: 3.0, 4: 2.9}}
 
 
-def bench(
+def problem(
     settings: SessionSettings = TUNED, source: str = "measured", figures: object = None
 ) -> SimpleNamespace:
     feeds = SimpleNamespace(feed=lambda inputs: inputs)
@@ -47,8 +47,8 @@ def times(monkeypatch: pytest.MonkeyPatch) -> list[object]:
         openers = [SimpleNamespace(args=(model, settings)) for model in (baseline, *models)]
         return timing(openers[0], openers[1:], feed, rounds)
 
-    monkeypatch.setattr(verify, "interleaved_timing", timing)
-    monkeypatch.setattr(verify, "compare", compare)
+    monkeypatch.setattr(timing_module, "interleaved_timing", timing)
+    monkeypatch.setattr(timing_module, "compare", compare)
     return feeds
 
 
@@ -57,7 +57,7 @@ def silent(what: str, share: float) -> None:
 
 
 def test_a_file_that_tuned_settings_slow_down_keeps_the_default_ones() -> None:
-    found = _time_front(bench(), BASE, [SMALL, LARGE], silent)
+    found = time_front(problem(), BASE, [SMALL, LARGE], silent)
     assert found.settings == (DEFAULT, TUNED)
     assert found.baseline_ms == 2.0
     assert found.ratios == pytest.approx((0.5, 1.45))
@@ -66,26 +66,26 @@ def test_a_file_that_tuned_settings_slow_down_keeps_the_default_ones() -> None:
 
 
 def test_without_tuning_all_files_run_alike() -> None:
-    found = _time_front(bench(DEFAULT), BASE, [SMALL, LARGE], silent)
+    found = time_front(problem(DEFAULT), BASE, [SMALL, LARGE], silent)
     assert found.settings == (DEFAULT, DEFAULT)
     assert found.ratios == pytest.approx((0.25, 0.75))
     assert found.tuned_ratios == {}
-    analytic = _time_front(bench(TUNED, "analytic", object()), BASE, [SMALL], silent)
+    analytic = time_front(problem(TUNED, "analytic", object()), BASE, [SMALL], silent)
     assert (analytic.settings, analytic.ratios) == ((TUNED,), (0.75,))
 
 
 def test_for_another_machine_nothing_is_timed(times: list[object]) -> None:
-    found = _time_front(bench(source="table"), BASE, [SMALL, LARGE], silent)
+    found = time_front(problem(source="table"), BASE, [SMALL, LARGE], silent)
     assert (found.ratios, found.settings, found.baseline_ms) == ((), (TUNED, TUNED), 7.0)
-    elsewhere = _time_elsewhere(bench(source="table"), BASE, [SMALL], [TUNED], silent)
+    elsewhere = time_elsewhere(problem(source="table"), BASE, [SMALL], [TUNED], silent)
     assert elsewhere == [{}, {}]
     assert times == []
 
 
 def test_other_inputs_have_milliseconds_of_their_own(times: list[object]) -> None:
-    found = _time_elsewhere(bench(), BASE, [SMALL, LARGE], [DEFAULT, TUNED], silent)
+    found = time_elsewhere(problem(), BASE, [SMALL, LARGE], [DEFAULT, TUNED], silent)
     name = "latency at batch 8 (ms)"
     assert [row[name] for row in found] == pytest.approx([2.0, 1.0, 2.9])
     assert times == ["eight"]
-    analytic = _time_elsewhere(bench(DEFAULT, figures=object()), BASE, [LARGE], [TUNED], silent)
+    analytic = time_elsewhere(problem(DEFAULT, figures=object()), BASE, [LARGE], [TUNED], silent)
     assert [row[name] for row in analytic] == pytest.approx([4.0, 3.0])

@@ -7,58 +7,57 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 import torch
-from autocompress.search.problem.bench import Bench
 
 from autocompress import Candidate
 from autocompress.errors import TaskError
-from autocompress.search.problem.problem import pick_device
+from autocompress.results.measurement import Measurement
+from autocompress.search.problem.problem import Baseline, Problem, pick_device
 from autocompress.targets.device.result import versions
 
 HERE = {"processor": versions()["processor"]}
 
 
-def bench(
+def problem(
     shape: tuple[int, ...] = (1, 3),
     processor: dict[str, str] = HERE,
     figures: object = None,
-) -> Bench:
-    """A table in which the float model took 4 ms at (1, 3) and is predicted to take 8 now.
-
-    The run's float model took 2.
-    """
+) -> Problem:
+    """The float model took 4 ms at (1, 3) by the table, and takes 8 now; in this run it took 2."""
     table = SimpleNamespace(
         inputs={"x": [1, 3]},
         baseline_ms=4.0,
         versions=processor,
         predict_ms=lambda layout, candidate: 8.0 if candidate == Candidate() else 6.0,
     )
-    parts = dict.fromkeys(Bench.__dataclass_fields__)
+    parts = dict.fromkeys(Problem.__dataclass_fields__)
     parts |= {
         "table": table,
-        "float_ms": 2.0,
+        "float_files": Baseline(Measurement(1000, 2.5, 0.9), 2.0, 1.0),
         "subject": SimpleNamespace(feed={"x": np.zeros(shape)}),
         "target": SimpleNamespace(figures=figures),
     }
-    return Bench(**parts)
+    return Problem(**parts)
 
 
 SOME = Candidate(distillation=SimpleNamespace(steps=1))
 
 
 def test_latencies_are_ratios_at_the_speed_of_the_run() -> None:
-    assert bench().table_float_ms == 4.0
-    assert bench().latency_ms(SOME) == pytest.approx(6 / 4 * 2)
+    assert problem().table_float_ms == 4.0
+    assert problem().latency_ms(SOME) == pytest.approx(6 / 4 * 2)
 
 
 def test_a_table_of_other_sizes_is_related_to_what_it_predicts_of_the_float_model() -> None:
-    assert bench((2, 3)).table_float_ms == 8.0
-    assert bench((2, 3)).latency_ms(SOME) == pytest.approx(6 / 8 * 2)
+    assert problem((2, 3)).table_float_ms == 8.0
+    assert problem((2, 3)).latency_ms(SOME) == pytest.approx(6 / 8 * 2)
 
 
 def test_latencies_are_measured_computed_or_predicted() -> None:
-    assert bench().latency_source == "measured"
-    assert bench(processor={"processor": "another"}).latency_source == "table"
-    assert bench(processor={"processor": "another"}, figures=object()).latency_source == "analytic"
+    assert problem().latency_source == "measured"
+    assert problem(processor={"processor": "another"}).latency_source == "table"
+    assert (
+        problem(processor={"processor": "another"}, figures=object()).latency_source == "analytic"
+    )
 
 
 @pytest.mark.parametrize(("cuda", "kind"), [(True, "cuda"), (False, "cpu")])
