@@ -94,7 +94,8 @@ def test_what_the_search_noticed_is_said(run: Path) -> None:
     )
     text = page(read_run(run))
     assert (
-        "Latency model: predictions are rough &lt;15 %. While the front was timed, the machine was busy. "
+        "Latency model: predictions are rough &lt;15 %. While the front was timed, the machine "
+        "was busy. "
         "The mean prediction error on the front was 8.0%, so the model was fitted again to the "
         "front&#x27;s measurements (error 1.0% on the same points)."
     ) in text

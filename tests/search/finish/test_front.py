@@ -94,7 +94,7 @@ def test_measured_points_are_told_in_the_tables_own_time(
 
 @pytest.fixture
 def finished(monkeypatch: pytest.MonkeyPatch, tmp_path: Path):
-    """Make a front of made-up measurements: `error` of the predictions, finalists before and after a refit."""
+    """Make a front of made-up measurements, with finalists before and after a refit."""
     lines, verified = [], []
 
     def run(
@@ -148,8 +148,8 @@ def test_a_wrong_model_is_fitted_again_and_brings_more_trials(finished) -> None:
     assert record.refit == {"mape": 0.01}
     assert record.latency_note == "fitted again"
     assert finished.lines[-1] == (
-        "latency model: 20.0% wrong on the front, more than the promised 6%; fitted again to what was "
-        "measured (1.0% on the same points), which brings 1 more trials to the front"
+        "latency model: 20.0% wrong on the front, more than the promised 6%; fitted again to "
+        "what was measured (1.0% on the same points), which brings 1 more trials to the front"
     )
 
 
