@@ -153,3 +153,13 @@ def test_every_option_of_search_is_documented() -> None:
     text = (DOCS / "search.md").read_text()
     missing = [option for option in options(commands()["search"]) if f"`{option}" not in text]
     assert set(missing) <= {"-h", "--help"}
+
+
+def test_files_of_the_architecture_exist() -> None:
+    named = re.findall(r"`([\w/]+\.py)`", (DOCS / "architecture.md").read_text())
+    assert len(named) > 20
+    package, here = Path(ac.__file__).parent, ""
+    for name in named:
+        places = [package / name, package / here / name, ROOT / name, ROOT / "benchmarks" / name]
+        assert any(place.is_file() for place in places), name
+        here = str(Path(name).parent) if "/" in name else here
