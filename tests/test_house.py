@@ -37,6 +37,30 @@ DOORS = {
 }
 MOST_FILES = 12  # in one folder
 FILES = sorted(ROOT.rglob("*.py"))
+TESTS = Path(__file__).parent
+# Modules without a test at their path, with the test file that covers them.
+TESTED_ELSEWHERE = {
+    "__main__.py": "search/test_faults.py runs `python -m autocompress`",
+    "cli/file_commands.py": "cli/test_main.py runs each command",
+    "cli/folder_commands.py": "cli/test_main.py runs each command",
+    "cli/latency_commands.py": "cli/test_main.py runs each command",
+    "cli/search_commands.py": "cli/test_main.py runs each command",
+    "cli/shared_options.py": "cli/test_arguments.py parses the options of all commands",
+    "cli/values.py": "cli/test_arguments.py parses values of options",
+    "export/prepare.py": "export/test_build.py builds files of models that it prepared",
+    "export/subject.py": "export/test_probes.py measures the subject of a small model",
+    "report/front_figures.py": "report/test_figures.py draws all figures of a front",
+    "report/latency_info.py": "report/test_info.py reads all tables of a run",
+    "search/finish/files.py": "search/test_loop.py runs the files of a front again",
+    "search/opening.py": "search/test_loop.py opens searches, also refused ones",
+    "search/workers/join.py": "search/workers/test_launch.py starts workers that join a study",
+    "targets/device/result.py": "targets/device/test_job.py writes and reads results",
+    "targets/kernel_arithmetic.py": "export/test_arithmetic.py computes with both kinds of kernel",
+    "targets/kernel_models.py": "targets/test_kernels.py times these models",
+    "targets/kernel_timing.py": "targets/test_kernels.py times kernels",
+    "targets/latency_model/stored_tables.py": "targets/latency_model/test_profile.py keeps tables",
+    "task/float_copy.py": "cases/test_mixed_types.py searches models of mixed types",
+}
 
 
 def room(path: Path) -> str:
@@ -90,6 +114,21 @@ def test_heavy_dependencies_have_doors(path: Path) -> None:
 def test_every_file_says_its_purpose() -> None:
     for path in FILES:
         assert ast.get_docstring(ast.parse(path.read_text())), path
+
+
+def test_modules_have_a_test_at_their_path() -> None:
+    """A module has a test at its path, or a test file elsewhere that is named; never both."""
+    without = []
+    for path in FILES:
+        name = path.relative_to(ROOT)
+        if (
+            path.name != "__init__.py"
+            and not (TESTS / name.with_name(f"test_{path.name}")).exists()
+        ):
+            without.append(name.as_posix())
+    assert sorted(without) == sorted(TESTED_ELSEWHERE)
+    for name, reason in TESTED_ELSEWHERE.items():
+        assert (TESTS / reason.split()[0]).is_file(), f"{name}: {reason}"
 
 
 def test_nothing_is_unpickled() -> None:

@@ -397,9 +397,9 @@ def fault_in_lowering(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def fault_in_export(monkeypatch: pytest.MonkeyPatch) -> None:
-    from autocompress.export import build
+    from autocompress.export import prepare
 
-    lower = build.lower
+    lower = prepare.lower
 
     def wrong(*arguments: Any) -> LoweredModel:
         lowered = lower(*arguments)
@@ -408,7 +408,7 @@ def fault_in_export(monkeypatch: pytest.MonkeyPatch) -> None:
         tensor.raw_data = values.tobytes()
         return lowered
 
-    monkeypatch.setattr(build, "lower", wrong)
+    monkeypatch.setattr(prepare, "lower", wrong)
 
 
 @pytest.mark.parametrize(

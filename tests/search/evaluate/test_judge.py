@@ -57,7 +57,7 @@ class Models:
 @pytest.fixture
 def judge(tmp_path: Path) -> Judge:
     task = Task("t", Shifted().eval(), INPUTS[:1], BATCHES, top1, rows_independent=True)
-    bench = SimpleNamespace(
+    problem = SimpleNamespace(
         task=task,
         device=CPU,
         stitcher=Models(),
@@ -67,7 +67,7 @@ def judge(tmp_path: Path) -> Judge:
         size_bytes=lambda c: 100 * c.config("a").weight_bits,
         latency_ms=lambda c: 0.5,
     )
-    return Judge(bench, Limits(500.0, 1.0, 0.1), tmp_path)
+    return Judge(problem, Limits(500.0, 1.0, 0.1), tmp_path)
 
 
 @pytest.fixture
@@ -77,11 +77,11 @@ def study() -> optuna.Study:
 
 def test_a_candidate_over_its_budget_is_not_run(judge: Judge, study: optuna.Study) -> None:
     found = judge.judge(study, 0, candidate(8))
-    assert found.values is None
+    assert found.qualities == ()
     assert (found.size_bytes, found.latency_ms) == (800, 0.5)
     assert found.cause == "over budget: max_size by 60.0%"
     assert found.violations == pytest.approx({"max_size": 0.6, "max_latency": -0.5})
-    assert judge.bench.stitcher.made == 0
+    assert judge.problem.stitcher.made == 0
 
 
 def test_a_whole_split_gives_the_metric_and_what_limits_it(
@@ -97,7 +97,7 @@ def test_a_candidate_that_is_surely_below_the_limit_is_stopped_early(
     judge: Judge, study: optuna.Study
 ) -> None:
     found = judge.judge(study, 0, candidate(3))
-    assert found.values is None
+    assert found.qualities == ()
     assert found.cause.startswith("below accuracy 0.9000 after ")
     judge.parts = ()
     whole = judge.judge(study, 1, candidate(3))

@@ -13,6 +13,7 @@ from autocompress.errors import LimitError
 from autocompress.integer_form import IntegerForm
 from autocompress.model.modules import CompressibleModule
 from autocompress.results.limits import Limits
+from autocompress.search.problem.trial_record import TrialRecord
 from autocompress.search.propose.reach import ANGLES, check_size, out_of_reach, short_of
 
 MODULE = CompressibleModule("fc", "linear", (8, 8), False, 0, 1, "", "mlp", None)
@@ -87,9 +88,8 @@ def test_limits_that_nothing_keeps_name_the_nearest() -> None:
     )
 
 
-def first(state: TrialState = TrialState.COMPLETE, **constraints: float) -> SimpleNamespace:
-    values = [2000.0, 1.25, 0.8]
-    return SimpleNamespace(state=state, values=values, constraints=constraints)
+def first(state: TrialState = TrialState.COMPLETE, **constraints: float) -> TrialRecord:
+    return TrialRecord(0, state, {}, 2000.0, 1.25, (0.8,), constraints)
 
 
 def test_a_first_trial_that_misses_limits_says_by_how_much() -> None:

@@ -18,7 +18,7 @@ from autocompress.targets.device.result import JobResult as Found
 from autocompress.targets.device.result import versions
 from autocompress.targets.device.result import write_result as write_found
 from autocompress.targets.device.sessions import DEFAULT, SessionSettings
-from autocompress.targets.latency_model import profile
+from autocompress.targets.latency_model import profile, stored_tables
 from autocompress.targets.latency_model.latency_table import LatencyTable
 from autocompress.targets.latency_model.plan import Plan, Subject, form_choices
 from autocompress.targets.latency_model.profile import job_of, table_of
@@ -146,7 +146,7 @@ def test_whole_tables_are_cached_and_damaged_ones_measured_again(
     tables = iter([made_table(left_out=2), made_table(), made_table()])
     asked = []
     monkeypatch.setattr(
-        profile, "measure_table", lambda *given, **named: asked.append(named) or next(tables)
+        stored_tables, "measure_table", lambda *given, **named: asked.append(named) or next(tables)
     )
     assert cached_table(subject(), TARGET, limit_s=3.0).left_out == 2
     assert not list(folder.rglob("*.json")), "what is not whole is not kept"
@@ -220,10 +220,10 @@ def test_signed_forms_need_exact_products(monkeypatch: pytest.MonkeyPatch, tmp_p
     exact = SimpleNamespace(portable=False, settings=DEFAULT)
     with pytest.raises(TargetError, match="was measured with --no-portable; give --no-portable"):
         table_forms(path, SimpleNamespace(portable=True, settings=DEFAULT))
-    monkeypatch.setattr(profile, "products_saturate", lambda settings: True)
+    monkeypatch.setattr(stored_tables, "products_saturate", lambda settings: True)
     with pytest.raises(TargetError, match="which this processor does not compute; measure with"):
         table_forms(path, exact)
-    monkeypatch.setattr(profile, "products_saturate", lambda settings: False)
+    monkeypatch.setattr(stored_tables, "products_saturate", lambda settings: False)
     assert table_forms(path, exact) == {"a": IntegerForm.SIGNED}
 
 

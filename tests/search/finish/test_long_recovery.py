@@ -1,0 +1,99 @@
+"""Keep and tell what the long recovery of a front did; its training is in test_recovery.py."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from types import SimpleNamespace
+
+import optuna
+import pytest
+
+from autocompress.candidate import Candidate, Distillation, ModuleConfig
+from autocompress.measure.accuracy import Scores
+from autocompress.results.front import Measurement
+from autocompress.results.limits import Limits
+from autocompress.search.finish import long_recovery
+from autocompress.search.finish.long_recovery import LongRecovery, lessons, recover_front
+from autocompress.search.problem.goal import Goal
+from autocompress.search.problem.trial_record import TrialRecord
+
+CANDIDATE = Candidate.of({"a": ModuleConfig(4)}, Distillation(0.5, 2.0, 6))
+GOAL = Goal(Measurement(1000, 2.0, 0.9), Limits())
+
+
+def study(*rungs: dict[str, float] | None) -> optuna.Study:
+    """A trial for each."""
+    made = optuna.create_study(directions=["minimize", "minimize", "maximize"])
+    for number, accuracies in enumerate(rungs):
+        trial = made.ask()
+        for name, value in TrialRecord.of(number, CANDIDATE).attributes_before().items():
+            trial.set_user_attr(name, value)
+        if accuracies is not None:
+            trial.set_user_attr("rungs", accuracies)
+        made.tell(trial, [1.0, 1.0, 0.8])
+    return made
+
+
+def test_an_outcome_comes_back_from_the_study() -> None:
+    made = study(None)
+    assert LongRecovery.read(made, 0) is None
+    outcome = LongRecovery(30, 0.7, 0.8, True, "a cause")
+    outcome.write(made, 0)
+    assert LongRecovery.read(made, 0) == outcome
+    assert LongRecovery.read(made, 1) is None
+
+
+def test_lessons_are_of_trained_trials() -> None:
+    made = study({"0": 0.7, "6": 0.75}, None, None)
+    LongRecovery(30, 0.75, 0.8, True).write(made, 0)
+    LongRecovery(30, 0.6, 0.65, True).write(made, 2)
+    told = {"alpha": 0.5, "temperature": 2.0}
+    assert lessons(made) == [
+        {"trial": 0, **told, "accuracy": {"0": 0.7, "6": 0.75, "30": 0.8}},
+        {"trial": 2, **told, "accuracy": {"0": 0.6, "30": 0.65}},
+    ]
+
+
+@pytest.mark.parametrize(
+    ("accuracy", "earlier", "steps", "stops", "trained"),
+    [
+        (0.8, None, 30, False, True),
+        (0.8, 10, 30, False, True),
+        (0.8, 30, 30, False, False),
+        (0.9, None, 30, False, False),
+        (0.8, None, 0, False, False),
+        (0.8, None, 30, True, False),
+    ],
+)
+def test_trials_that_lost_accuracy_are_trained_once(
+    monkeypatch: pytest.MonkeyPatch,
+    tmp_path: Path,
+    accuracy: float,
+    earlier: int | None,
+    steps: int,
+    stops: bool,
+    trained: bool,
+) -> None:
+    class Trained(Exception):
+        pass
+
+    def train(*arguments: object, **named: object) -> None:
+        raise Trained
+
+    monkeypatch.setattr(long_recovery, "recover_candidate", train)
+    made = study(None)
+    if earlier is not None:
+        LongRecovery(earlier, 0.7, accuracy, True).write(made, 0)
+    trials = {0: (CANDIDATE, Scores(accuracy, {}))}
+
+    def recover() -> None:
+        problem = SimpleNamespace()
+        recover_front(
+            made, trials, problem, GOAL, tmp_path, steps, lambda: stops, lambda what, share: None
+        )
+
+    if trained:
+        with pytest.raises(Trained):
+            recover()
+    else:
+        recover()

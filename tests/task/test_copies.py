@@ -1,0 +1,43 @@
+"""Copy models."""
+
+from __future__ import annotations
+
+import torch
+from torch import nn
+from torch.nn.utils.parametrizations import weight_norm
+
+from autocompress.task.copies import copied
+
+
+class Mixed(nn.Module):
+    """Has floating-point, complex and integer tensors."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.linear = nn.Linear(2, 2)
+        self.register_buffer("phase", torch.ones(2, dtype=torch.complex64))
+        self.register_buffer("count", torch.ones(2, dtype=torch.int64))
+
+
+def test_a_copy_is_in_eval_mode_and_the_model_stays_as_it_was() -> None:
+    model = nn.Sequential(nn.Linear(2, 2), nn.Dropout())
+    other = copied(model)
+    assert model.training
+    assert not any(module.training for module in other.modules())
+    before = model[0].weight.clone()
+    with torch.no_grad():
+        other[0].weight.zero_()
+    assert torch.equal(model[0].weight, before)
+
+
+def test_only_floating_point_numbers_change_their_type() -> None:
+    other = copied(Mixed(), None, torch.float64)
+    assert other.linear.weight.dtype == torch.float64
+    assert other.phase.dtype == torch.complex64
+    assert other.count.dtype == torch.int64
+
+
+def test_a_copy_of_a_parametrized_model_can_be_copied_again() -> None:
+    model = weight_norm(nn.Linear(2, 2))
+    twice = copied(copied(model))
+    assert torch.equal(twice.weight, model.weight)
