@@ -35,6 +35,20 @@ DOORS = {
     "ray": {"search"},
     "sqlalchemy": {"search"},
 }
+NO_VERBS = (
+    "What",
+    "Whether",
+    "Of",
+    "How",
+    "The",
+    "A",
+    "An",
+    "Where",
+    "Which",
+    "Those",
+    "This",
+    "If",
+)
 MOST_FILES = 12  # in one folder
 FILES = sorted(ROOT.rglob("*.py"))
 TESTS = Path(__file__).parent
@@ -49,6 +63,8 @@ TESTED_ELSEWHERE = {
     "cli/values.py": "cli/test_arguments.py parses values of options",
     "export/prepare.py": "export/test_build.py builds files of models that it prepared",
     "export/subject.py": "export/test_probes.py measures the subject of a small model",
+    "model/macs.py": "model/test_modules.py counts the MACs of all kinds of modules",
+    "model/plain/watch.py": "model/plain/test_plain.py keeps trees that are plain",
     "report/front_figures.py": "report/test_figures.py draws all figures of a front",
     "report/latency_info.py": "report/test_info.py reads all tables of a run",
     "search/finish/files.py": "search/test_loop.py runs the files of a front again",
@@ -59,7 +75,6 @@ TESTED_ELSEWHERE = {
     "targets/kernel_models.py": "targets/test_kernels.py times these models",
     "targets/kernel_timing.py": "targets/test_kernels.py times kernels",
     "targets/latency_model/stored_tables.py": "targets/latency_model/test_profile.py keeps tables",
-    "task/float_copy.py": "cases/test_mixed_types.py searches models of mixed types",
 }
 
 
@@ -129,6 +144,38 @@ def test_modules_have_a_test_at_their_path() -> None:
     assert sorted(without) == sorted(TESTED_ELSEWHERE)
     for name, reason in TESTED_ELSEWHERE.items():
         assert (TESTS / reason.split()[0]).is_file(), f"{name}: {reason}"
+
+
+def documented(path: Path) -> list[ast.Module | ast.ClassDef | ast.FunctionDef]:
+    kinds = (ast.Module, ast.ClassDef, ast.FunctionDef)
+    return [node for node in ast.walk(ast.parse(path.read_text())) if isinstance(node, kinds)]
+
+
+def test_docstrings_begin_with_a_verb() -> None:
+    for path in FILES:
+        for node in documented(path):
+            first = (ast.get_docstring(node) or "Return").split()[0]
+            assert first not in NO_VERBS, f"{path}: {ast.get_docstring(node)}"
+
+
+def public(body: list[ast.stmt]) -> list[ast.FunctionDef]:
+    """Return functions and methods without a leading underscore that take arguments."""
+    functions = []
+    for node in body:
+        if isinstance(node, ast.ClassDef) and not node.name.startswith("_"):
+            functions += public(node.body)
+        elif isinstance(node, ast.FunctionDef) and not node.name.startswith("_"):
+            names = [*node.args.posonlyargs, *node.args.args, *node.args.kwonlyargs]
+            if any(name.arg not in ("self", "cls") for name in names):
+                functions.append(node)
+    return functions
+
+
+def test_public_functions_describe_their_arguments() -> None:
+    for path in FILES:
+        for function in public(ast.parse(path.read_text()).body):
+            text = ast.get_docstring(function) or ""
+            assert "Args:" in text, f"{path}: {function.name}"
 
 
 def test_nothing_is_unpickled() -> None:

@@ -10,8 +10,8 @@ import pytest
 
 from autocompress.candidate import Candidate, Distillation, ModuleConfig
 from autocompress.measure.accuracy import Scores
-from autocompress.results.front import Measurement
 from autocompress.results.limits import Limits
+from autocompress.results.measurement import Measurement
 from autocompress.search.finish import long_recovery
 from autocompress.search.finish.long_recovery import LongRecovery, lessons, recover_front
 from autocompress.search.problem.goal import Goal
