@@ -5,6 +5,7 @@ A search can be stopped at any moment; the same call resumes it.
 
 from __future__ import annotations
 
+import threading
 import time
 from collections.abc import Callable
 from dataclasses import replace
@@ -23,11 +24,12 @@ from autocompress.search.problem.setup import Setup
 from autocompress.search.propose.factory import make_sampler
 from autocompress.search.propose.progressive import ProgressiveSampler
 from autocompress.search.workers.launch import Running
-from autocompress.search.workers.plan import RUN, WorkerPlan
+from autocompress.search.workers.plan import RUN, STOPPED, WorkerPlan
 from autocompress.search.workers.storage import folder_lock, study_of
 from autocompress.search.workers.worker import Interrupt, Worker, complete_trials_file
 from autocompress.task.task import Task
 
+WAIT_S = 0.2  # between two looks for Ctrl-C while other workers run
 Launch = Callable[[str], list[Running]]
 
 
@@ -68,14 +70,14 @@ def run_search(
         study = _study(opened, settings, url)
         plan = WorkerPlan.of(settings, request.space, target, limits, folder, deadline)
         study.set_user_attr(RUN, plan.to_json())
+        study.set_user_attr(STOPPED, False)
         others = launch(url) if launch else []
         judge = Judge(problem, limits, folder)
         worker = Worker(
             study, judge, folder, not others and settings.storage is None, _is_over(study)
         )
         worker.run(settings.n_trials, deadline, interrupt, url, progress)
-        for process in others:
-            process.wait()
+        _wait(others, study, interrupt)
         complete_trials_file(study, folder / TRIALS_FILE)
         stop = _stop(interrupt, clock.recovery_deadline)
         steps = opened.steps
@@ -100,6 +102,18 @@ def _study(opened: OpenedSearch, settings: Settings, url: str) -> optuna.Study:
         study,
     )
     return study
+
+
+def _wait(workers: list[Running], study: optuna.Study, interrupt: Interrupt) -> None:
+    """Wait for the other workers; after Ctrl-C, tell them to stop after their trials in flight."""
+    waiting = threading.Thread(target=lambda: [worker.wait() for worker in workers], daemon=True)
+    waiting.start()
+    told = False
+    while waiting.is_alive():
+        if interrupt.requested and not told:
+            study.set_user_attr(STOPPED, True)
+            told = True
+        waiting.join(WAIT_S)
 
 
 def _is_over(study: optuna.Study) -> Callable[[optuna.Study], bool]:

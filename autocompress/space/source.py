@@ -65,14 +65,18 @@ def default_rules() -> Any:
 
 
 def fits_any_model(source: str | Path | Mapping[str, Any] | None) -> bool:
-    """Return True for the default space, whose rules may match no module.
+    """Return True for spaces that the package ships: their rules may match no module.
+
+    A file of the user is another matter: a rule that matches nothing is likely a typing error.
 
     Args:
         source: as for `read_space`.
     """
     if source is None:
         return True
-    return not isinstance(source, Mapping) and str(source) == DEFAULT and not Path(source).is_file()
+    if isinstance(source, Mapping) or Path(source).is_file():
+        return False
+    return str(source) in shipped_spaces()
 
 
 def _shipped_text(name: str) -> str:

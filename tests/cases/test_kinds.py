@@ -199,15 +199,6 @@ def test_the_first_tensor_inside_of_what_is_returned_is_the_primary_output() -> 
         )
 
 
-class Casts(nn.Module):
-    def __init__(self) -> None:
-        super().__init__()
-        self.first = nn.Linear(8, 4).double()
-
-    def forward(self, x: Tensor) -> Tensor:
-        return self.first(x.double())
-
-
 class Projected(nn.Module):
     def __init__(self) -> None:
         super().__init__()
@@ -267,7 +258,6 @@ def scripted() -> nn.Module:
         (scripted, (8,), "the model is a TorchScript module"),
         (Projected, (5, 8), "model's recurrent is an LSTM with proj_size"),
         (Held, (8,), "the model cannot be copied"),
-        (Casts, (8,), "a float32 copy of it does not run .*test_kinds.py.*nearest: casts"),
         (Packed, (5, 8), "it packs sequences"),
         (
             lambda: nn.Sequential(nn.Linear(8, 8), nn.AdaptiveMaxPool1d(3)),

@@ -33,6 +33,7 @@ def test_a_file_wins_over_a_shipped_space_of_its_name(
     monkeypatch.chdir(tmp_path)
     assert read_space("default")[1] == read_space(None)[1]
     assert fits_any_model("default")
+    assert fits_any_model("multimodal"), "a shipped space is for many models"
     (tmp_path / "default").write_text("modules: [{match: '*', weight_bits: [8]}]")
     assert SearchSpace.load("default").rules == ({"match": "*", "weight_bits": [8]},)
     assert not fits_any_model("default"), "a user's rule must match a module"

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import os
 
+import optuna
+
 from autocompress.compress.recover.student import on_student
 from autocompress.errors import RunFolderError
 from autocompress.measure.prepare import prepared
@@ -15,7 +17,7 @@ from autocompress.search.problem.problem import open_problem, pick_device
 from autocompress.search.problem.progress import SearchProgress
 from autocompress.search.problem.run_record import known_run
 from autocompress.search.propose.factory import make_sampler, sensitivity
-from autocompress.search.workers.plan import RUN, WorkerPlan
+from autocompress.search.workers.plan import RUN, STOPPED, WorkerPlan
 from autocompress.search.workers.storage import open_study
 from autocompress.search.workers.worker import Interrupt, Worker
 from autocompress.targets.target import find_target
@@ -77,6 +79,15 @@ def run_worker(task: Task, storage: str, study_name: str, device_name: str | Non
         seed = settings.seed + (0 if name == "guided" else os.getpid())
         limits = plan.limits
         study.sampler = make_sampler("guided", name, problem, limits, losses, seed, study)
-        worker = Worker(study, Judge(problem, limits, folder), folder, alone=False)
+        worker = Worker(study, Judge(problem, limits, folder), folder, False, was_stopped)
         worker.run(settings.n_trials, plan.time_left(), interrupt, storage, progress)
     return interrupt.requested
+
+
+def was_stopped(study: optuna.Study) -> bool:
+    """Return True if the search that started the study was interrupted.
+
+    Args:
+        study: of the search.
+    """
+    return bool(study.user_attrs.get(STOPPED, False))

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import signal
 import socket
 import subprocess
 import sys
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -76,7 +78,26 @@ def start_workers(arguments: list[str], count: int) -> list[Running]:
     Returns:
         The processes.
     """
-    return [subprocess.Popen([sys.executable, *arguments]) for _ in range(count)]
+    with _without_interrupts():
+        return [subprocess.Popen([sys.executable, *arguments]) for _ in range(count)]
+
+
+@contextmanager
+def _without_interrupts() -> Iterator[None]:
+    """Ignore Ctrl-C inside the block, in the main thread only.
+
+    Processes that are started there ignore it too, until they handle it: Ctrl-C in a terminal goes
+    to all of them, and would end those that still import.
+    """
+    try:
+        before = signal.signal(signal.SIGINT, signal.SIG_IGN)
+    except ValueError:  # another thread
+        yield
+        return
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGINT, before)
 
 
 @dataclass

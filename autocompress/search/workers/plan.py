@@ -14,6 +14,7 @@ from autocompress.space.search_space import SearchSpace
 from autocompress.targets.target import Target
 
 RUN = "run"  # name of the attribute
+STOPPED = "stopped"  # attribute that is True once the search was interrupted
 
 
 @dataclass(frozen=True)

@@ -135,6 +135,30 @@ def trials_of(url: str) -> list[FrozenTrial]:
     return found
 
 
+def test_an_interrupt_of_the_search_stops_its_other_workers(
+    cnn_spec: str, tmp_path: Path, start
+) -> None:
+    folder, url = tmp_path / "run" / "out", str(tmp_path / "run" / "out" / "study.journal")
+    search_process = start(
+        search(cnn_spec, folder, 4000, "--workers", "2", "--finalize-steps", "0", pause=0.2)
+    )
+    until(lambda: len(rows(folder)) >= 1, search_process)
+
+    def both_take_trials() -> bool:
+        takers = {trial.user_attrs.get("worker") for trial in trials_of(url)}
+        return len(takers - {None}) == 2
+
+    until(both_take_trials, search_process)
+    search_process.send_signal(signal.SIGINT)  # to the first process alone
+    _, errors = search_process.communicate(timeout=200)
+    assert search_process.returncode == 130, errors
+    trials = trials_of(url)
+    assert len(trials) < 4000
+    assert not [trial for trial in trials if trial.state == TrialState.RUNNING]
+    assert open_study(url).user_attrs["stopped"] is True
+    assert (folder / "front.json").is_file()
+
+
 def test_another_worker_takes_over_the_trial_of_one_that_was_killed(
     server: Server, cnn_spec: str, tmp_path: Path, start
 ) -> None:
