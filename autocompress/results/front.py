@@ -234,7 +234,7 @@ def _negated(point: FrontPoint, objectives: Sequence[str]) -> list[float]:
     return [-point.measured.accuracy, *(-point.measured.metrics[name] for name in objectives)]
 
 
-def read_front(folder: Path) -> ParetoFront:
+def read_front(folder: str | Path) -> ParetoFront:
     """Return the front of a run folder.
 
     Args:
@@ -246,6 +246,7 @@ def read_front(folder: Path) -> ParetoFront:
     Raises:
         RunFolderError: front.json is missing or damaged.
     """
+    folder = Path(folder)
     data = read_json(folder / FRONT_FILE)
     try:
         return ParetoFront(

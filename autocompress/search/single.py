@@ -17,7 +17,13 @@ from threadpoolctl import threadpool_limits
 from torch import nn
 
 from autocompress.cache import cache_folder
-from autocompress.candidate import WEIGHT_RANGES, Candidate, Distillation, ModuleConfig
+from autocompress.candidate import (
+    WEIGHT_RANGES,
+    Candidate,
+    Distillation,
+    ModuleConfig,
+    config_error,
+)
 from autocompress.compress.assemble.trained import Trained
 from autocompress.compress.recover.context import Trainer
 from autocompress.compress.recover.recover import recover
@@ -169,8 +175,13 @@ def checked_candidate(
     """
     if isinstance(wanted, Candidate):
         configs, distillation = dict(wanted.modules), wanted.distillation
-    else:
+    elif isinstance(wanted, Mapping):
         configs, distillation = dict(wanted), Distillation()
+    else:
+        raise SpaceError(
+            f"candidate: expected a Candidate or a mapping from names to configs, got {wanted!r}; "
+            "nearest: {'name': ModuleConfig(weight_bits=8)}"
+        )
     modules = {module.name: module for module in module_map}
     owners = {alias: module.name for module in module_map for alias in module.aliases}
     for name, config in configs.items():
@@ -179,7 +190,7 @@ def checked_candidate(
             raise SpaceError(f"candidate: no compressible module {name!r}; nearest: {near}")
         where = f"candidate: module {name!r}"
         if not isinstance(config, ModuleConfig):
-            raise SpaceError(f"{where}: expected a ModuleConfig, got {config!r}")
+            raise config_error(name, config)
         for axis in AXES:
             choices_of(where, axis, getattr(config, axis), target)
         _check_kind(where, config, modules[name], target)

@@ -140,7 +140,7 @@ def test_a_front_that_cannot_be_read_is_said(
     if content is not None:
         (tmp_path / FRONT_FILE).write_text(content)
     with pytest.raises(RunFolderError, match=text):
-        read_front(tmp_path)
+        read_front(str(tmp_path))
     assert earlier_front(tmp_path) is None
 
 

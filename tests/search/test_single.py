@@ -12,7 +12,7 @@ import yaml
 
 import autocompress as ac
 from autocompress import Candidate, ModuleConfig, SearchResult, Task
-from autocompress.errors import ExportError, SpaceError, TargetError
+from autocompress.errors import ExportError, SpaceError, TargetError, TaskError
 from autocompress.search.single import checked_candidate
 from autocompress.targets.device.sessions import open_session
 from autocompress.targets.target import find_target
@@ -97,7 +97,20 @@ def test_modules_compute_what_files_compute(cnn_task: Task, tmp_path: Path) -> N
             "candidate: module 'stem.0': activation_bits 8 with rank_ratio 0.5: factors of a "
             "convolution run on float kernels; nearest valid value: activation_bits 32",
         ),
-        ({"fc": 8}, "candidate: module 'fc': expected a ModuleConfig, got 8"),
+        (
+            {"fc": 8},
+            "candidate: module 'fc': expected a ModuleConfig, got 8; "
+            "nearest: ModuleConfig(weight_bits=8)",
+        ),
+        (
+            None,
+            "candidate: expected a Candidate or a mapping from names to configs, got None; "
+            "nearest: {'name': ModuleConfig(weight_bits=8)}",
+        ),
+        (
+            {"fc": ModuleConfig(weight_bits="4")},
+            "candidate: module 'fc': weight_bits must hold numbers, got '4'",
+        ),
         (
             Candidate.of({"fc": ModuleConfig(8)}, ac.Distillation(alpha=2.0, steps=3)),
             "candidate: distillation: alpha must be a number or {low, high} in [0, 1], got 2.0; "
@@ -152,3 +165,16 @@ def test_a_folder_is_no_file(cnn_task: Task, tmp_path: Path) -> None:
         ac.export_onnx(cnn_task, {}, tmp_path)
     with pytest.raises(SpaceError, match="activation_range 'entropi' is unknown; nearest: entropy"):
         ac.compress(cnn_task, {}, activation_range="entropi")
+
+
+def test_wrong_arguments_are_one_line(cnn_task: Task, result: SearchResult) -> None:
+    with pytest.raises(
+        TaskError, match=r"expected an autocompress\.Task or a text, got Sequential"
+    ):
+        ac.compress(torch.nn.Sequential(), {})
+    with pytest.raises(TaskError, match=r"expected an autocompress\.Task or a text, got int"):
+        ac.search(5)
+    with pytest.raises(
+        ExportError, match=r"^export: expected a point of the front, got 3; nearest"
+    ):
+        ac.export(result, 3, "z")
