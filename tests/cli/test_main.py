@@ -83,7 +83,7 @@ def test_front_export_bench_evaluate_and_report(
         folder / "none",
     )
     assert code == 0
-    assert "no point meets the limits; the nearest misses size" in out
+    assert "no point meets the limits; the nearest has" in out
     baseline = folder / "run" / "models" / "baseline" / "model.onnx"
     code, out, _ = run(
         capsys, "bench", folder / "best" / "model.onnx", "--against", baseline, "--rounds", "10"
