@@ -99,7 +99,7 @@ def search(
     Args:
         task: a task, or what `load_task` takes. More than one worker needs the latter, since each
             loads the task itself.
-        space: YAML file, name of a shipped space, or mapping; None takes the default space.
+        space: file or name of a shipped space, or mapping; None takes the default space.
         target: name or file of the runtime; its kernels are measured.
         n_trials: finished trials of the study, earlier runs included.
         timeout_s: seconds for everything, the report included. After setting up, 15 % of the
@@ -260,7 +260,7 @@ def compress(
     Args:
         task: a task, or what `load_task` takes.
         candidate: a candidate, or a config by name of each module to compress;
-            `find_modules` lists the names.
+            `find_modules(task.model, task.example_inputs)` lists the names.
         target: name or file of the runtime; its kernels are simulated.
         recover: False leaves out recovery.
         seed: of the training.
@@ -311,7 +311,7 @@ def export_onnx(
     Args:
         task: a task, or what `load_task` takes.
         candidate: a candidate, or a config by name of each module to compress;
-            `find_modules` lists the names.
+            `find_modules(task.model, task.example_inputs)` lists the names.
         path: the file; its folder is made if it is not there.
         target: name or file of the runtime.
         recover: False leaves out recovery.

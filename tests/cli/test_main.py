@@ -338,7 +338,11 @@ BAD = [
         1,
         "weight_bits 9 cannot be stored by target onnxruntime-cpu; nearest valid value: 8",
     ),
-    (["search", "{tasks}/cnn.py:task", "--target", "tpu"], 1, "target 'tpu' is unknown; nearest: "),
+    (
+        ["search", "{tasks}/cnn.py:task", "--target", "tpu"],
+        1,
+        "target 'tpu' is unknown; valid: onnxruntime-cpu, ",
+    ),
     (
         ["search", "{tasks}/cnn.py:task", "--target", "{tmp}/device.yaml"],
         1,
