@@ -119,8 +119,8 @@ def find_target(name: str, present: bool = True, portable: bool | None = None) -
         portable: replaces the value of the file unless None.
 
     Raises:
-        TargetError: if the name is unknown (lists the valid ones), the file is wrong, or the runtime
-            is missing here.
+        TargetError: if the name is unknown (lists the valid ones), the file is wrong, or the
+            runtime is missing here.
     """
     if name in target_names():
         path = FILES.joinpath(*name.split(":")).with_suffix(".yaml")
