@@ -146,7 +146,8 @@ def _add_inspect(command: Command) -> None:
     parser.add_argument(
         "--space",
         metavar="FILE",
-        help="space whose ranks are judged: file or name of a shipped space (default: the default space)",
+        help="space whose ranks are judged: file or name of a shipped space "
+        "(default: the default space)",
     )
     add_target(parser)
     add_table(parser)

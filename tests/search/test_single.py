@@ -12,8 +12,8 @@ import yaml
 
 import autocompress as ac
 from autocompress import Candidate, ModuleConfig, SearchResult, Task
-from autocompress.errors import ExportError, SpaceError, TargetError, TaskError
-from autocompress.search.single import checked_candidate
+from autocompress.errors import ExportError, RunFolderError, SpaceError, TargetError, TaskError
+from autocompress.search.single import _check_groups, checked_candidate
 from autocompress.targets.device.sessions import open_session
 from autocompress.targets.target import find_target
 from autocompress.task.batches import feed_of
@@ -165,6 +165,41 @@ def test_a_folder_is_no_file(cnn_task: Task, tmp_path: Path) -> None:
         ac.export_onnx(cnn_task, {}, tmp_path)
     with pytest.raises(SpaceError, match="activation_range 'entropi' is unknown; nearest: entropy"):
         ac.compress(cnn_task, {}, activation_range="entropi")
+
+
+def test_a_path_that_cannot_be_written_is_one_line(cnn_task: Task, tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    with pytest.raises(RunFolderError, match=r"; choose a path that can be written$"):
+        ac.export_onnx(cnn_task, {}, tmp_path / "file" / "one.onnx")
+
+
+class Tied(torch.nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.emb = torch.nn.Embedding(8, 4)
+        self.out = torch.nn.Linear(4, 8, bias=False)
+        self.out.weight = self.emb.weight
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.out(self.emb(x))
+
+
+def test_a_shared_weight_is_configured_at_its_owner() -> None:
+    module_map = ac.find_modules(Tied(), torch.zeros(1, 5, dtype=torch.int64))
+    with pytest.raises(SpaceError, match=r"'out' shares the weight of 'emb'; configure 'emb'$"):
+        checked_candidate({"out": ModuleConfig(8)}, module_map, find_target("onnxruntime-cpu"))
+
+
+def test_a_member_of_a_group_that_cannot_be_pruned_gets_its_reason(cnn_task: Task) -> None:
+    module_map = ac.find_modules(cnn_task.model, cnn_task.example_inputs)
+    member = next(m for m in module_map if m.group not in (None, m.name))
+    groups = [
+        replace(group, reason="why") if group.name == member.group else group
+        for group in module_map.groups
+    ]
+    candidate = Candidate.of({member.name: ModuleConfig(pruning_ratio=0.5)})
+    with pytest.raises(SpaceError, match=r"cannot be removed \(why\); nearest valid value: 0$"):
+        _check_groups(candidate, replace(module_map, groups=tuple(groups)))
 
 
 def test_wrong_arguments_are_one_line(cnn_task: Task, result: SearchResult) -> None:

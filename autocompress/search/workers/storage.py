@@ -154,7 +154,8 @@ def open_storage(url: str) -> BaseStorage:
 def _lacks_file(url: str) -> bool:
     """Return True if a SQLite database has no file yet."""
     path = url.removeprefix("sqlite:///").partition("?")[0]
-    return url.startswith("sqlite:///") and path[:1] not in ("", ":") and not Path(path).exists()
+    plain = path != "" and not path.startswith((":", "file:"))
+    return url.startswith("sqlite:///") and plain and not Path(path).exists()
 
 
 @contextmanager
