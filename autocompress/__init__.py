@@ -38,7 +38,7 @@ from autocompress.search.workers.launch import (
     launch_workers,
 )
 from autocompress.targets.device import sessions
-from autocompress.task.source import load_task
+from autocompress.task.source import as_task, load_task
 from autocompress.task.task import OutputMetric, Task
 
 __version__ = "0.1.0"
@@ -99,7 +99,7 @@ def search(
     Args:
         task: a task, or what `load_task` takes. More than one worker needs the latter, since each
             loads the task itself.
-        space: YAML file or mapping; None takes the default space.
+        space: file or name of a shipped space, or mapping; None takes the default space.
         target: name or file of the runtime; its kernels are measured.
         n_trials: finished trials of the study, earlier runs included.
         timeout_s: seconds for everything, the report included. After setting up, 15 % of the
@@ -196,7 +196,7 @@ def search_interruptible(
             "search: more than one worker needs the task as module:function or file.py:function, "
             "so that each can load it"
         )
-    loaded = load_task(task, **arguments) if isinstance(task, str) else task
+    loaded = load_task(task, **arguments) if isinstance(task, str) else as_task(task)
 
     def launch(url: str) -> list[Running]:
         # A path that other processes can open, wherever they run.
@@ -224,9 +224,14 @@ def export(result: SearchResult, point: FrontPoint, to: str | Path) -> Path:
         `to`.
 
     Raises:
-        ExportError: the run folder lacks the file.
+        ExportError: `point` is no point, or the run folder lacks the file.
         RunFolderError: the files cannot be written.
     """
+    if not isinstance(point, FrontPoint):
+        raise ExportError(
+            f"export: expected a point of the front, got {point!r}; nearest: "
+            "result.front.smallest()"
+        )
     return copy_artifact(result.folder, point, Path(to))
 
 
@@ -255,7 +260,7 @@ def compress(
     Args:
         task: a task, or what `load_task` takes.
         candidate: a candidate, or a config by name of each module to compress;
-            `find_modules` lists the names.
+            `find_modules(task.model, task.example_inputs)` lists the names.
         target: name or file of the runtime; its kernels are simulated.
         recover: False leaves out recovery.
         seed: of the training.
@@ -281,7 +286,7 @@ def compress(
     settings = SingleSettings(
         target, recover, seed, device, portable, target_table, activation_range
     )
-    return single_module(load_task(task) if isinstance(task, str) else task, candidate, settings)
+    return single_module(as_task(task), candidate, settings)
 
 
 def export_onnx(
@@ -306,7 +311,7 @@ def export_onnx(
     Args:
         task: a task, or what `load_task` takes.
         candidate: a candidate, or a config by name of each module to compress;
-            `find_modules` lists the names.
+            `find_modules(task.model, task.example_inputs)` lists the names.
         path: the file; its folder is made if it is not there.
         target: name or file of the runtime.
         recover: False leaves out recovery.
@@ -332,8 +337,7 @@ def export_onnx(
     settings = SingleSettings(
         target, recover, seed, device, portable, target_table, activation_range
     )
-    loaded = load_task(task) if isinstance(task, str) else task
-    return write_single(loaded, candidate, Path(path), settings)
+    return write_single(as_task(task), candidate, Path(path), settings)
 
 
 def load(folder: str | Path, model: nn.Module | None = None) -> nn.Module:

@@ -12,6 +12,7 @@ from dataclasses import asdict, dataclass, fields, replace
 from functools import cached_property
 from typing import Any
 
+from autocompress.errors import SpaceError
 from autocompress.integer_form import IntegerForm
 
 ALGORITHMS = ("auto", "nearest", "gptq", "adaround")
@@ -320,6 +321,47 @@ class Distillation:
 UNTRAINED = Distillation()
 
 
+def config_error(name: str, config: Any) -> SpaceError:
+    """Return the error of a value that is no config.
+
+    Args:
+        name: of the module.
+        config: the value that came.
+    """
+    near = "weight_bits=8"
+    if isinstance(config, Mapping):
+        near = ", ".join(f"{key}={value!r}" for key, value in config.items())
+    return SpaceError(
+        f"candidate: module {name!r}: expected a ModuleConfig, got {config!r}; "
+        f"nearest: ModuleConfig({near})"
+    )
+
+
+def _effective(name: str, config: ModuleConfig) -> ModuleConfig:
+    """Return the effective config, or raise SpaceError for a value of the wrong type."""
+    if not isinstance(config, ModuleConfig):
+        raise config_error(name, config)
+    try:
+        return config.effective()
+    except TypeError:
+        for field in fields(ModuleConfig):
+            value, default = getattr(config, field.name), getattr(UNTOUCHED, field.name)
+            if isinstance(default, (int, float)) and not isinstance(value, (int, float)):
+                raise SpaceError(
+                    f"candidate: module {name!r}: {field.name} must be a number, got {value!r}; "
+                    f"nearest valid value: {_nearest(value, default)}"
+                ) from None
+        raise
+
+
+def _nearest(value: Any, default: float) -> float:
+    """Return the number that a text holds, else the default."""
+    try:
+        return type(default)(value)
+    except (TypeError, ValueError):
+        return default
+
+
 @dataclass(frozen=True)
 class Candidate:
     """Describe one compressed model.
@@ -343,8 +385,16 @@ class Candidate:
         Args:
             modules: configs by module name; they need not be effective.
             distillation: the recovery; None trains nothing.
+
+        Raises:
+            SpaceError: there is no mapping, or a value of it is no valid config.
         """
-        effective = {name: config.effective() for name, config in modules.items()}
+        if not isinstance(modules, Mapping):
+            raise SpaceError(
+                "candidate: modules must be a mapping from names to configs, got "
+                f"{modules!r}; nearest: {{'name': ModuleConfig(weight_bits=8)}}"
+            )
+        effective = {name: _effective(name, config) for name, config in modules.items()}
         touched = [(name, config) for name, config in effective.items() if config != UNTOUCHED]
         return cls(tuple(sorted(touched)), distillation or Distillation())
 

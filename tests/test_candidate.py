@@ -1,12 +1,14 @@
 from __future__ import annotations
 
 import json
+from typing import Any
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from autocompress import Candidate, Distillation, ModuleConfig
+from autocompress.errors import SpaceError
 
 configs = st.builds(
     ModuleConfig,
@@ -33,6 +35,31 @@ def test_equal_compressions_are_equal_candidates() -> None:
     assert Candidate.of({"a": ModuleConfig(16, 8), "b": ModuleConfig()}) == Candidate.of(
         {"a": ModuleConfig(16, 32)}
     )
+
+
+@pytest.mark.parametrize(
+    ("modules", "text"),
+    [
+        (
+            {"c1": {"weight_bits": 4}},
+            "candidate: module 'c1': expected a ModuleConfig, got {'weight_bits': 4}; "
+            "nearest: ModuleConfig(weight_bits=4)",
+        ),
+        (
+            ["c1"],
+            "candidate: modules must be a mapping from names to configs, got ['c1']; "
+            "nearest: {'name': ModuleConfig(weight_bits=8)}",
+        ),
+        (
+            {"c1": ModuleConfig(weight_bits="4")},
+            "candidate: module 'c1': weight_bits must be a number, got '4'; nearest valid value: 4",
+        ),
+    ],
+)
+def test_what_is_no_config_is_one_line(modules: Any, text: str) -> None:
+    with pytest.raises(SpaceError) as caught:
+        Candidate.of(modules)
+    assert str(caught.value) == text
 
 
 def test_unknown_field_is_named() -> None:

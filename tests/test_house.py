@@ -58,7 +58,6 @@ TESTED_ELSEWHERE = {
     "cli/file_commands.py": "cli/test_main.py runs each command",
     "cli/folder_commands.py": "cli/test_main.py runs each command",
     "cli/latency_commands.py": "cli/test_main.py runs each command",
-    "cli/search_commands.py": "cli/test_main.py runs each command",
     "cli/shared_options.py": "cli/test_arguments.py parses the options of all commands",
     "cli/values.py": "cli/test_arguments.py parses values of options",
     "export/prepare.py": "export/test_build.py builds files of models that it prepared",

@@ -61,7 +61,7 @@ def _add_search(command: Command) -> None:
     parser.add_argument(
         "--space",
         metavar="FILE",
-        help="search space in YAML (default: a joint space for any model)",
+        help="search space: file or name of a shipped space (default: a joint space for any model)",
     )
     add_target(parser)
     add_table(parser)
@@ -146,7 +146,8 @@ def _add_inspect(command: Command) -> None:
     parser.add_argument(
         "--space",
         metavar="FILE",
-        help="space whose ranks are judged (default: the default space)",
+        help="space whose ranks are judged: file or name of a shipped space "
+        "(default: the default space)",
     )
     add_target(parser)
     add_table(parser)

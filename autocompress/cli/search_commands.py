@@ -27,6 +27,9 @@ from autocompress.targets.target import find_target
 from autocompress.task.source import load_task
 
 INTERRUPTED = 130
+STOPPED = (
+    "the search was stopped early; the results so far are saved, and the same command continues it"
+)
 
 
 def search_command(arguments: argparse.Namespace) -> int:
@@ -66,6 +69,8 @@ def search_command(arguments: argparse.Namespace) -> int:
     else:
         print_front(result.front)
         print_lines([*notes(result), f"report: {out / REPORT_FILE}"])
+        if interrupted:
+            print_lines([STOPPED])
     return INTERRUPTED if interrupted else 0
 
 

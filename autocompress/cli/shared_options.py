@@ -113,5 +113,6 @@ def add_profiled_space(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--space",
         metavar="FILE",
-        help="space whose forms are measured (default: the default space)",
+        help="space whose forms are measured: file or name of a shipped space "
+        "(default: the default space)",
     )

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 from autocompress.export.arithmetic import arithmetic_words
 from autocompress.export.artifact import read_recipe
@@ -43,6 +45,21 @@ def _session_lines(settings: SessionSettings) -> str:
     return "\n".join(lines)
 
 
+def _weight_lines(point: FrontPoint, recipe: Mapping[str, Any]) -> list[str]:
+    """Return the lines on integer weights and activations that apply to a point."""
+    lines = []
+    configs = dict(point.candidate.modules)
+    kinds = {name: recipe["modules"][name]["kind"] for name in configs}
+    integer = [name for name, config in configs.items() if config.integer(kinds[name])]
+    if any(config.weight_bits <= 8 for config in configs.values()):
+        lines.append(UNPACKED)
+    if integer:
+        lines.append(arithmetic_words(recipe["portable"]))
+    if any(kinds[name] == "linear" and not configs[name].static(kinds[name]) for name in integer):
+        lines.append(DYNAMIC_RANGES)
+    return lines
+
+
 def write_notes(
     folder: Path,
     point: FrontPoint,
@@ -77,21 +94,19 @@ def write_notes(
             extra += f"| {name.replace('_', ' ')} | {before:.4f} | {value:.4f} | |\n"
     missing = "".join(f"\n{words}\n" for words in left_out_words([baseline, m]))
     smaller = f"{baseline.size_bytes / m.size_bytes:.2f}x smaller"
-    faster = f"{baseline.latency_ms / m.latency_ms:.2f}x faster"
+    speed = f"{baseline.latency_ms / m.latency_ms:.2f}x as fast"
+    lines = [*_weight_lines(point, read_recipe(folder)), LATENCY_WORDS[m.latency_source]]
     text = f"""# {MODEL_FILE}, trial {point.trial}
 
 | | before | after | ratio |
 |---|---|---|---|
 | size (bytes) | {baseline.size_bytes} | {m.size_bytes} | {smaller} |
 | weights in a session (bytes) | {baseline.memory_bytes} | {m.memory_bytes} | |
-| latency (ms, {target}) | {baseline.latency_ms:.3f} | {m.latency_ms:.3f} | {faster} |
+| latency (ms, {target}) | {baseline.latency_ms:.3f} | {m.latency_ms:.3f} | {speed} |
 | accuracy (validation) | {percent(baseline.accuracy)} | {percent(m.accuracy)} | |
 | accuracy (test) | {percent(baseline.test_accuracy)} | {percent(m.test_accuracy)} | |
 {extra}{missing}
-{UNPACKED}
-{arithmetic_words(read_recipe(folder)["portable"])}
-{LATENCY_WORDS[m.latency_source]}
-{DYNAMIC_RANGES}
+{chr(10).join(lines)}
 
 ```python
 {_session_lines(settings)}

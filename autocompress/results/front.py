@@ -164,8 +164,8 @@ class ParetoFront:
         if within:
             return Pick(min(within, key=key))
         nearest = min(self.points, key=lambda p: distance(missed[p.trial]))
-        words = ", ".join(self._misses(nearest, asked, missed[nearest.trial]))
-        return Pick(nearest, f"no point meets the limits; the nearest misses {words}")
+        words = "; ".join(self._misses(nearest, asked, missed[nearest.trial]))
+        return Pick(nearest, f"no point meets the limits; the nearest has {words}")
 
     def _key(self, what: str) -> Any:
         def coordinates(p: FrontPoint) -> NDArray[np.float64]:
@@ -200,19 +200,20 @@ class ParetoFront:
                 continue
             if name == "max_size":
                 over = by * (limits.max_size_bytes or 0.0)
-                words.append(f"size {m.size_bytes} B by {over:.0f} B")
+                words.append(f"{m.size_bytes} B, {over:.0f} B above the limit")
             elif name == "max_latency":
                 over = by * (limits.max_latency_ms or 0.0)
-                words.append(f"latency {m.latency_ms:.3f} ms by {over:.3f} ms")
+                words.append(f"{m.latency_ms:.3f} ms, {over:.3f} ms above the limit")
             elif name == "max_accuracy_drop":
                 drop = self.baseline.accuracy - m.accuracy
-                words.append(f"accuracy drop {drop:.4f} by {by:.4f}")
+                words.append(f"accuracy drop {drop:.4f}, {by:.4f} above the limit")
             else:
                 metric = name.removeprefix("min_metric ")
                 if metric in m.metrics:
-                    words.append(f"{metric} {m.metrics[metric]:.4f} by {by:.4f}")
+                    value = m.metrics[metric]
+                    words.append(f"{metric} {value:.4f}, {by:.4f} below the limit")
                 else:
-                    words.append(f"{metric}, which was left out")
+                    words.append(f"no {metric}, which was left out")
         return words
 
     def left_out(self) -> list[str]:
@@ -234,7 +235,7 @@ def _negated(point: FrontPoint, objectives: Sequence[str]) -> list[float]:
     return [-point.measured.accuracy, *(-point.measured.metrics[name] for name in objectives)]
 
 
-def read_front(folder: Path) -> ParetoFront:
+def read_front(folder: str | Path) -> ParetoFront:
     """Return the front of a run folder.
 
     Args:
@@ -246,6 +247,7 @@ def read_front(folder: Path) -> ParetoFront:
     Raises:
         RunFolderError: front.json is missing or damaged.
     """
+    folder = Path(folder)
     data = read_json(folder / FRONT_FILE)
     try:
         return ParetoFront(

@@ -17,13 +17,19 @@ from threadpoolctl import threadpool_limits
 from torch import nn
 
 from autocompress.cache import cache_folder
-from autocompress.candidate import WEIGHT_RANGES, Candidate, Distillation, ModuleConfig
+from autocompress.candidate import (
+    WEIGHT_RANGES,
+    Candidate,
+    Distillation,
+    ModuleConfig,
+    config_error,
+)
 from autocompress.compress.assemble.trained import Trained
 from autocompress.compress.recover.context import Trainer
 from autocompress.compress.recover.recover import recover
 from autocompress.compress.recover.student import on_student
 from autocompress.compress.recover.teacher import Teacher
-from autocompress.errors import ExportError, SpaceError, nearest_name
+from autocompress.errors import ExportError, RunFolderError, SpaceError, nearest_name
 from autocompress.export.artifact import write_graph
 from autocompress.export.compressor import Compressor
 from autocompress.export.identity import check_identity
@@ -120,7 +126,13 @@ def write_single(
         raise ExportError(f"{path}: is a folder; nearest: {path / MODEL_FILE}")
     with _as_a_search():
         compressor, candidate, trained = _compressed(task, wanted, settings)
-        write_graph(path, compressor.graph(candidate, trained))
+        graph = compressor.graph(candidate, trained)
+    try:
+        write_graph(path, graph)
+    except RunFolderError as error:
+        raise RunFolderError(
+            f"{path}: cannot be written ({error.__cause__}); choose a path that can be written"
+        ) from error
     return path
 
 
@@ -169,17 +181,27 @@ def checked_candidate(
     """
     if isinstance(wanted, Candidate):
         configs, distillation = dict(wanted.modules), wanted.distillation
-    else:
+    elif isinstance(wanted, Mapping):
         configs, distillation = dict(wanted), Distillation()
+    else:
+        raise SpaceError(
+            f"candidate: expected a Candidate or a mapping from names to configs, got {wanted!r}; "
+            "nearest: {'name': ModuleConfig(weight_bits=8)}"
+        )
     modules = {module.name: module for module in module_map}
     owners = {alias: module.name for module in module_map for alias in module.aliases}
     for name, config in configs.items():
         if name not in modules:
-            near = owners.get(name) or nearest_name(str(name), modules)
+            if name in owners:
+                owner = owners[name]
+                raise SpaceError(
+                    f"candidate: {name!r} shares the weight of {owner!r}; configure {owner!r}"
+                )
+            near = nearest_name(str(name), modules)
             raise SpaceError(f"candidate: no compressible module {name!r}; nearest: {near}")
         where = f"candidate: module {name!r}"
         if not isinstance(config, ModuleConfig):
-            raise SpaceError(f"{where}: expected a ModuleConfig, got {config!r}")
+            raise config_error(name, config)
         for axis in AXES:
             choices_of(where, axis, getattr(config, axis), target)
         _check_kind(where, config, modules[name], target)
@@ -235,6 +257,12 @@ def _check_groups(candidate: Candidate, module_map: ModuleMap) -> None:
             )
         if config.pruning_ratio > 0 and name not in roots:
             root = modules[name].group
+            reason = None if root is None else roots.get(root)
+            if reason is not None:
+                raise SpaceError(
+                    f"{where}: pruning_ratio {config.pruning_ratio}: its channels cannot be "
+                    f"removed ({reason}); nearest valid value: 0"
+                )
             near = "0" if root is None else f"0, and the ratio on {root!r}"
             raise SpaceError(
                 f"{where}: pruning_ratio {config.pruning_ratio}: it is not the root of a channel "

@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+import difflib
 from collections.abc import Mapping
 from importlib.resources import files
 from pathlib import Path
@@ -12,7 +13,7 @@ from typing import Any
 
 import yaml
 
-from autocompress.errors import SpaceError, nearest_name
+from autocompress.errors import SpaceError
 
 SHIPPED = files("autocompress.space") / "examples"
 DEFAULT = "default"
@@ -42,6 +43,11 @@ def read_space(source: str | Path | Mapping[str, Any] | None) -> tuple[str, Any]
         return "default space", yaml.safe_load(_shipped_text(DEFAULT))
     if isinstance(source, Mapping):
         return "space", dict(source)
+    if not isinstance(source, (str, Path)):
+        raise SpaceError(
+            f"space: expected a file, the name of a shipped space or a mapping, got {source!r}; "
+            f"shipped spaces: {', '.join(shipped_spaces())}"
+        )
     where, path = str(source), Path(source)
     if path.is_file():
         try:
@@ -50,11 +56,12 @@ def read_space(source: str | Path | Mapping[str, Any] | None) -> tuple[str, Any]
             raise SpaceError(f"{where}: not YAML: {' '.join(str(error).split())}") from None
     if where in shipped_spaces():
         return where, yaml.safe_load(_shipped_text(where))
-    near = ""
+    names = list(shipped_spaces())
     if path.parent.is_dir():
-        near = nearest_name(path.name, [file.name for file in path.parent.glob("*.yaml")])
+        names += [file.name for file in path.parent.glob("*.yaml")]
+    near = difflib.get_close_matches(path.name, names, n=1, cutoff=0.4)
     raise SpaceError(
-        f"{where}: no such file; nearest: {near or 'none'}; "
+        f"{where}: no such file; nearest: {near[0] if near else 'none'}; "
         f"shipped spaces: {', '.join(shipped_spaces())}"
     )
 

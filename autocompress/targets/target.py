@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import difflib
 import importlib.util
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -118,8 +119,8 @@ def find_target(name: str, present: bool = True, portable: bool | None = None) -
         portable: replaces the value of the file unless None.
 
     Raises:
-        TargetError: if the name is unknown (names the nearest), the file is wrong, or the runtime
-            is missing here.
+        TargetError: if the name is unknown (lists the valid ones), the file is wrong, or the
+            runtime is missing here.
     """
     if name in target_names():
         path = FILES.joinpath(*name.split(":")).with_suffix(".yaml")
@@ -128,9 +129,10 @@ def find_target(name: str, present: bool = True, portable: bool | None = None) -
         if not path.is_file():
             raise TargetError(f"target {name}: no such file; built in: {', '.join(target_names())}")
     else:
-        raise TargetError(
-            f"target {name!r} is unknown; nearest: {nearest_name(name, target_names())}"
-        )
+        names = target_names()
+        near = difflib.get_close_matches(name, names, n=1, cutoff=0.4)
+        words = f"nearest: {near[0]}; " if near else ""
+        raise TargetError(f"target {name!r} is unknown; {words}valid: {', '.join(names)}")
     try:
         data = yaml.safe_load(path.read_text())
     except (OSError, yaml.YAMLError) as error:

@@ -61,6 +61,28 @@ def load_task(spec: str, **arguments: Any) -> Task:
     return replace(task, source={"spec": f"{where}:{function_name}", "arguments": arguments})
 
 
+def as_task(task: Task | str) -> Task:
+    """Return a task as it is, or load the one that a text names.
+
+    Args:
+        task: a task, or what `load_task` takes.
+
+    Returns:
+        The task.
+
+    Raises:
+        TaskError: it is neither, or cannot be loaded.
+    """
+    if isinstance(task, str):
+        return load_task(task)
+    if not isinstance(task, Task):
+        raise TaskError(
+            f"task: expected an autocompress.Task or a text, got {type(task).__name__}; "
+            "nearest: Task(model, ...) or path/to/file.py:function"
+        )
+    return task
+
+
 def _load_module(name: str, spec: str) -> Any:
     try:
         with user_code(f"task {spec!r}: {name} fails to load"):

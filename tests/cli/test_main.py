@@ -83,7 +83,7 @@ def test_front_export_bench_evaluate_and_report(
         folder / "none",
     )
     assert code == 0
-    assert "no point meets the limits; the nearest misses size" in out
+    assert "no point meets the limits; the nearest has" in out
     baseline = folder / "run" / "models" / "baseline" / "model.onnx"
     code, out, _ = run(
         capsys, "bench", folder / "best" / "model.onnx", "--against", baseline, "--rounds", "10"
@@ -338,7 +338,11 @@ BAD = [
         1,
         "weight_bits 9 cannot be stored by target onnxruntime-cpu; nearest valid value: 8",
     ),
-    (["search", "{tasks}/cnn.py:task", "--target", "tpu"], 1, "target 'tpu' is unknown; nearest: "),
+    (
+        ["search", "{tasks}/cnn.py:task", "--target", "tpu"],
+        1,
+        "target 'tpu' is unknown; valid: onnxruntime-cpu, ",
+    ),
     (
         ["search", "{tasks}/cnn.py:task", "--target", "{tmp}/device.yaml"],
         1,

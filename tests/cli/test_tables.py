@@ -96,7 +96,7 @@ def test_notes_name_points_that_run_differently_or_became_fragile(tmp_path: Path
     ]
     found = notes(result(tmp_path, *points, limits=Limits(100.0)))
     assert found == [
-        "no point meets the limits; the nearest misses size 300 B by 200 B",
+        "no point meets the limits; the nearest has 300 B, 200 B above the limit",
         "deployed accuracy differs from the simulated one by more than 0.005 at trial 2, 1",
         "trial 2 is fragile under contrast, gaussian_noise: it loses more accuracy there than on "
         "clean inputs",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 from pathlib import Path
 
@@ -10,18 +11,23 @@ import pytest
 import torch
 from onnx import TensorProto, helper
 
-from autocompress import Candidate, FrontPoint, Measurement
+from autocompress import Candidate, FrontPoint, Measurement, ModuleConfig
+from autocompress.export.arithmetic import PORTABLE
 from autocompress.export.artifact import RECIPE_FORMAT, write_model
-from autocompress.export.notes import write_notes
+from autocompress.export.notes import DYNAMIC_RANGES, UNPACKED, write_notes
 from autocompress.targets.device.sessions import SessionSettings
 
 BASE = Measurement(1000, 2.0, 0.9, 0.89, {"f1_score": 0.8, "gone": 1.0}, True, 4000)
 MEASURED = Measurement(250, 0.5, 0.875, None, {"f1_score": 0.75}, True, 2000)
 
 
-def readme(folder: Path, settings: SessionSettings) -> str:
-    (folder / "recipe.yaml").write_text(f"format: {RECIPE_FORMAT}\nportable: true")
-    point = FrontPoint(7, Candidate(), MEASURED, MEASURED, "models/0007")
+def readme(
+    folder: Path, settings: SessionSettings, config: ModuleConfig | None = None, kind: str = ""
+) -> str:
+    recipe = {"format": RECIPE_FORMAT, "portable": True, "modules": {"a": {"kind": kind}}}
+    (folder / "recipe.yaml").write_text(json.dumps(recipe))
+    candidate = Candidate.of({} if config is None else {"a": config})
+    point = FrontPoint(7, candidate, MEASURED, MEASURED, "models/0007")
     write_notes(folder, point, BASE, ("ids", "mask"), "onnxruntime-cpu", settings)
     return (folder / "README.md").read_text()
 
@@ -32,13 +38,30 @@ def test_the_readme_says_before_and_after(tmp_path: Path) -> None:
         "# model.onnx, trial 7",
         "| size (bytes) | 1000 | 250 | 4.00x smaller |",
         "| weights in a session (bytes) | 4000 | 2000 | |",
-        "| latency (ms, onnxruntime-cpu) | 2.000 | 0.500 | 4.00x faster |",
+        "| latency (ms, onnxruntime-cpu) | 2.000 | 0.500 | 4.00x as fast |",
         "| accuracy (validation) | 0.9000 | 0.8750 | |",
         "| accuracy (test) | 0.8900 | not measured | |",
         "| f1 score | 0.8000 | 0.7500 | |",
     ):
         assert line in text.splitlines()
     assert "gone" not in text
+
+
+@pytest.mark.parametrize(
+    ("config", "kind", "lines"),
+    [
+        (ModuleConfig(pruning_ratio=0.5), "linear", set()),
+        (ModuleConfig(8), "linear", {UNPACKED}),
+        (ModuleConfig(8, 8), "conv", {UNPACKED, PORTABLE}),
+        (ModuleConfig(8, 8, activation_mode="static"), "linear", {UNPACKED, PORTABLE}),
+        (ModuleConfig(8, 8), "linear", {UNPACKED, PORTABLE, DYNAMIC_RANGES}),
+    ],
+)
+def test_the_readme_tells_only_what_applies(
+    config: ModuleConfig, kind: str, lines: set[str], tmp_path: Path
+) -> None:
+    text = readme(tmp_path, SessionSettings(), config, kind).splitlines()
+    assert {line for line in (UNPACKED, PORTABLE, DYNAMIC_RANGES) if line in text} == lines
 
 
 def test_the_lines_of_a_readme_open_the_session(

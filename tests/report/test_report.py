@@ -48,11 +48,11 @@ def test_picks_and_limits() -> None:
     assert FRONT.knee().trial in (1, 2, 3)
     pick = FRONT.pick("smallest", max_size_bytes=100, max_latency_ms=None, max_accuracy_drop=0.5)
     assert pick.point.trial == 3
-    assert pick.shortfall == "no point meets the limits; the nearest misses size 200 B by 100 B"
-    assert FRONT.smallest(max_size_bytes=100) == FRONT.smallest()
-    assert FRONT.pick("fastest", max_latency_ms=0.01).shortfall.startswith(
-        "no point meets the limits; the nearest misses latency"
+    assert pick.shortfall == (
+        "no point meets the limits; the nearest has 200 B, 100 B above the limit"
     )
+    assert FRONT.smallest(max_size_bytes=100) == FRONT.smallest()
+    assert FRONT.pick("fastest", max_latency_ms=0.01).shortfall.endswith(" ms above the limit")
     assert "accuracy drop" in FRONT.pick("knee", max_accuracy_drop=-1.0).shortfall
     with pytest.raises(LimitError, match="floors: 'f1' is no metric of the front"):
         FRONT.knee(floors={"f1": 0.5})

@@ -83,14 +83,14 @@ def test_without_a_point_within_the_limits_the_nearest_is_told_with_what_it_miss
     pick = FRONT.pick("smallest", max_size_bytes=80, max_latency_ms=6)
     assert pick.point.trial == 1, "25 % and 33 % are less than 150 % and 400 %"
     assert pick.shortfall == (
-        "no point meets the limits; the nearest misses size 100 B by 20 B, "
-        "latency 8.000 ms by 2.000 ms"
+        "no point meets the limits; the nearest has 100 B, 20 B above the limit; "
+        "8.000 ms, 2.000 ms above the limit"
     )
     pick = FRONT.pick("fastest", max_accuracy_drop=-0.05, floors={"f1": 0.75})
     assert pick.point.trial == 3
     assert pick.shortfall == (
-        "no point meets the limits; the nearest misses accuracy drop 0.0000 by 0.0500, "
-        "f1 0.5000 by 0.2500"
+        "no point meets the limits; the nearest has accuracy drop 0.0000, 0.0500 above the "
+        "limit; f1 0.5000, 0.2500 below the limit"
     )
     assert FRONT.pick("knee").shortfall == ""
     better = front_of(point(1, 100, 1.0, 0.5, f1=0.3), point(2, 200, 2.0, 0.6, f1=0.7))
@@ -140,12 +140,12 @@ def test_a_front_that_cannot_be_read_is_said(
     if content is not None:
         (tmp_path / FRONT_FILE).write_text(content)
     with pytest.raises(RunFolderError, match=text):
-        read_front(tmp_path)
+        read_front(str(tmp_path))
     assert earlier_front(tmp_path) is None
 
 
 def test_a_result_says_by_how_much_its_limits_are_missed(tmp_path: Path) -> None:
     assert SearchResult(FRONT, tmp_path, Limits(max_size_bytes=100)).shortfall == ""
     assert SearchResult(FRONT, tmp_path, Limits(90, None, None)).shortfall == (
-        "no point meets the limits; the nearest misses size 100 B by 10 B"
+        "no point meets the limits; the nearest has 100 B, 10 B above the limit"
     )

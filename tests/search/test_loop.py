@@ -201,7 +201,8 @@ def test_impossible_limits_are_said_early_and_missed_ones_give_the_nearest(
         cnn_task, SPACE, n_trials=4, out=tmp_path / "b", max_latency="0.001x", quiet=True
     )
     assert len(result.front) == 1, "nobody is left empty-handed"
-    assert result.shortfall.startswith("no point meets the limits; the nearest misses latency")
+    assert result.shortfall.startswith("no point meets the limits; the nearest has ")
+    assert result.shortfall.endswith(" ms above the limit")
 
 
 def test_limits_that_nothing_can_reach_are_said_before_the_first_trial(

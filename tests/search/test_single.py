@@ -12,8 +12,8 @@ import yaml
 
 import autocompress as ac
 from autocompress import Candidate, ModuleConfig, SearchResult, Task
-from autocompress.errors import ExportError, SpaceError, TargetError
-from autocompress.search.single import checked_candidate
+from autocompress.errors import ExportError, RunFolderError, SpaceError, TargetError, TaskError
+from autocompress.search.single import _check_groups, checked_candidate
 from autocompress.targets.device.sessions import open_session
 from autocompress.targets.target import find_target
 from autocompress.task.batches import feed_of
@@ -97,7 +97,20 @@ def test_modules_compute_what_files_compute(cnn_task: Task, tmp_path: Path) -> N
             "candidate: module 'stem.0': activation_bits 8 with rank_ratio 0.5: factors of a "
             "convolution run on float kernels; nearest valid value: activation_bits 32",
         ),
-        ({"fc": 8}, "candidate: module 'fc': expected a ModuleConfig, got 8"),
+        (
+            {"fc": 8},
+            "candidate: module 'fc': expected a ModuleConfig, got 8; "
+            "nearest: ModuleConfig(weight_bits=8)",
+        ),
+        (
+            None,
+            "candidate: expected a Candidate or a mapping from names to configs, got None; "
+            "nearest: {'name': ModuleConfig(weight_bits=8)}",
+        ),
+        (
+            {"fc": ModuleConfig(weight_bits="4")},
+            "candidate: module 'fc': weight_bits must hold numbers, got '4'",
+        ),
         (
             Candidate.of({"fc": ModuleConfig(8)}, ac.Distillation(alpha=2.0, steps=3)),
             "candidate: distillation: alpha must be a number or {low, high} in [0, 1], got 2.0; "
@@ -152,3 +165,51 @@ def test_a_folder_is_no_file(cnn_task: Task, tmp_path: Path) -> None:
         ac.export_onnx(cnn_task, {}, tmp_path)
     with pytest.raises(SpaceError, match="activation_range 'entropi' is unknown; nearest: entropy"):
         ac.compress(cnn_task, {}, activation_range="entropi")
+
+
+def test_a_path_that_cannot_be_written_is_one_line(cnn_task: Task, tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    with pytest.raises(RunFolderError, match=r"; choose a path that can be written$"):
+        ac.export_onnx(cnn_task, {}, tmp_path / "file" / "one.onnx")
+
+
+class Tied(torch.nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.emb = torch.nn.Embedding(8, 4)
+        self.out = torch.nn.Linear(4, 8, bias=False)
+        self.out.weight = self.emb.weight
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.out(self.emb(x))
+
+
+def test_a_shared_weight_is_configured_at_its_owner() -> None:
+    module_map = ac.find_modules(Tied(), torch.zeros(1, 5, dtype=torch.int64))
+    with pytest.raises(SpaceError, match=r"'out' shares the weight of 'emb'; configure 'emb'$"):
+        checked_candidate({"out": ModuleConfig(8)}, module_map, find_target("onnxruntime-cpu"))
+
+
+def test_a_member_of_a_group_that_cannot_be_pruned_gets_its_reason(cnn_task: Task) -> None:
+    module_map = ac.find_modules(cnn_task.model, cnn_task.example_inputs)
+    member = next(m for m in module_map if m.group not in (None, m.name))
+    groups = [
+        replace(group, reason="why") if group.name == member.group else group
+        for group in module_map.groups
+    ]
+    candidate = Candidate.of({member.name: ModuleConfig(pruning_ratio=0.5)})
+    with pytest.raises(SpaceError, match=r"cannot be removed \(why\); nearest valid value: 0$"):
+        _check_groups(candidate, replace(module_map, groups=tuple(groups)))
+
+
+def test_wrong_arguments_are_one_line(cnn_task: Task, result: SearchResult) -> None:
+    with pytest.raises(
+        TaskError, match=r"expected an autocompress\.Task or a text, got Sequential"
+    ):
+        ac.compress(torch.nn.Sequential(), {})
+    with pytest.raises(TaskError, match=r"expected an autocompress\.Task or a text, got int"):
+        ac.search(5)
+    with pytest.raises(
+        ExportError, match=r"^export: expected a point of the front, got 3; nearest"
+    ):
+        ac.export(result, 3, "z")

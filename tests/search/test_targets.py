@@ -198,5 +198,5 @@ def test_a_busy_machine_is_said_in_the_run(cnn_task, tmp_path: Path, monkeypatch
     real = timing.compare
     monkeypatch.setattr(timing, "compare", lambda *a: replace(real(*a), disturbance=0.4))
     search(cnn_task, tmp_path, n_trials=3)
-    assert "the machine is busy" in read(tmp_path)["front_check"]["warning"]
-    assert "the machine is busy" in (tmp_path / "report.html").read_text()
+    assert "the machine was busy" in read(tmp_path)["front_check"]["warning"]
+    assert "the machine was busy" in (tmp_path / "report.html").read_text()

@@ -50,3 +50,9 @@ def test_the_error_names_the_nearest_file_and_the_shipped_spaces(
         "mine.yml: no such file; nearest: mine.yaml; "
         "shipped spaces: cnn, default, multimodal, pruning, transformer, weight_only"
     )
+    with pytest.raises(SpaceError, match=r"^transfomer: no such file; nearest: transformer;"):
+        read_space("transfomer")
+    with pytest.raises(SpaceError, match=r"^zzz: no such file; nearest: none;"):
+        read_space("zzz")
+    with pytest.raises(SpaceError, match=r"^space: expected a file, the name of a .*, got 5; "):
+        read_space(5)

@@ -100,10 +100,14 @@ def test_what_is_wrong_in_a_file_is_said(data: object, message: str) -> None:
 
 
 def test_what_is_missing_here_is_said(tmp_path: Path, monkeypatch) -> None:
-    with pytest.raises(
-        TargetError, match="target 'onnxruntime-cup' is unknown; nearest: onnxruntime-cpu"
-    ):
+    with pytest.raises(TargetError) as caught:
         find_target("onnxruntime-cup")
+    assert str(caught.value) == (
+        "target 'onnxruntime-cup' is unknown; nearest: onnxruntime-cpu; "
+        f"valid: {', '.join(target_names())}"
+    )
+    with pytest.raises(TargetError, match="target 'zzz' is unknown; valid: onnxruntime-cpu, "):
+        find_target("zzz")
     with pytest.raises(TargetError, match=r"no such file; built in: onnxruntime-cpu"):
         find_target("mine.yaml")
     path = tmp_path / "t.yaml"

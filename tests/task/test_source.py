@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from autocompress.errors import TaskError
-from autocompress.task.source import load_task
+from autocompress.task.source import as_task, load_task
 from autocompress.task.user_code import UserCodeError
 
 FILE = """
@@ -82,6 +82,10 @@ def test_a_wrong_spec_is_told_with_what_would_do(folder: Path) -> None:
         TaskError, match=r"no module 'autocompress.no_such'; expected an importable"
     ):
         load_task("autocompress.no_such:task")
+    with pytest.raises(
+        TaskError, match=r"^task: expected an autocompress\.Task or a text, got int"
+    ):
+        as_task(5)
     with pytest.raises(TaskError, match=r"no file .*/none/mine.py; nearest: none$"):
         load_task(f"{folder}/none/mine.py:task")
     with pytest.raises(TaskError, match=r"keyword argument 'sise'; it takes \(size=2\)$"):

@@ -7,6 +7,8 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from autocompress.errors import LimitError, nearest_name
 from autocompress.results.limits import parse_bytes
 
@@ -107,6 +109,11 @@ def check_settings(settings: Settings) -> None:
         ("finalize_steps", settings.finalize_steps or 0, 0),
     )
     for name, value, least in numbers:
+        if not isinstance(value, (int, np.integer)):
+            near = round(value) if isinstance(value, float) else least
+            raise LimitError(
+                f"search: {name} must be a whole number, got {value!r}; nearest valid value: {near}"
+            )
         if value < least:
             raise LimitError(
                 f"search: {name} must be at least {least}, got {value}; "

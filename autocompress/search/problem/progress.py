@@ -92,7 +92,10 @@ class SearchProgress:
             self._progress.reset(self._bar, description="searching", total=float(total), note="")
         self._progress.update(self._bar, completed=done, total=float(total), note=note)
         if not self._live and (done % EVERY == 0 or done == total):
-            self._console.print(f"trial {done}/{total}: {note}")
+            text = f"trial {done}/{total}"
+            if done > total:
+                text = f"{done} trials are done already, {total} are asked for"
+            self._console.print(f"{text}: {note}", soft_wrap=True)
 
     def line(self, text: str) -> None:
         """Print one line above the bar.
@@ -122,7 +125,10 @@ def best_points(values: Sequence[Sequence[float]], baseline: Measurement) -> str
     if len(near):
         smaller = baseline.size_bytes / near[:, 0].min()
         faster = baseline.latency_ms / near[:, 1].min()
-        text += f", within {NEAR}: {smaller:.1f}x smaller, {faster:.2f}x faster"
+        text += (
+            f"; within {NEAR} of the float accuracy: smallest {smaller:.1f}x smaller; "
+            f"fastest {faster:.2f}x as fast (predicted)"
+        )
     return text
 
 

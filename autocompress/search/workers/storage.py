@@ -151,6 +151,13 @@ def open_storage(url: str) -> BaseStorage:
         ) from error
 
 
+def _lacks_file(url: str) -> bool:
+    """Return True if a SQLite database has no file yet."""
+    path = url.removeprefix("sqlite:///").partition("?")[0]
+    plain = path != "" and not path.startswith((":", "file:"))
+    return url.startswith("sqlite:///") and plain and not Path(path).exists()
+
+
 @contextmanager
 def folder_lock(folder: Path) -> Iterator[None]:
     """Lock a run folder inside the block, so that one search runs in it.
@@ -197,6 +204,8 @@ def open_study(
     """
     if "://" not in url and create:
         repair_journal(Path(url))
+    if not create and _lacks_file(url):  # a database would be made
+        raise RunFolderError(f"storage {url}: no such file; start it with autocompress search")
     storage, sampler = open_storage(url), optuna.samplers.RandomSampler()
     try:
         if not create:

@@ -52,7 +52,7 @@ class Timing:
         for ratio, (low, high) in zip(self.ratios, self.intervals, strict=True):
             widest = max(widest, (high - low) / 2 / ratio)
         return (
-            f"the machine is busy: half of the runs of the baseline took {self.disturbance:.0%} "
+            f"the machine was busy: half of the runs of the baseline took {self.disturbance:.0%} "
             f"longer than undisturbed ones "
             f"(widest interval of a ratio: +-{widest:.0%})"
         )

@@ -33,6 +33,14 @@ def test_the_least_values_are_accepted(settings: Settings) -> None:
             "search: n_trials must be at least 1, got 0; nearest valid value: 1",
         ),
         (Settings(seed=-1), "search: seed must be at least 0, got -1; nearest valid value: 0"),
+        (
+            Settings(seed="a"),
+            "search: seed must be a whole number, got 'a'; nearest valid value: 0",
+        ),
+        (
+            Settings(n_trials=8.0),
+            "search: n_trials must be a whole number, got 8.0; nearest valid value: 8",
+        ),
         (Settings(workers=0), "search: workers must be at least 1, got 0; nearest valid value: 1"),
         (
             Settings(finalize_steps=-2),

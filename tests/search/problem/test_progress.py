@@ -21,7 +21,10 @@ BASE = Measurement(1000, 4.0, 0.9)
 
 def test_the_best_points_are_those_that_lose_at_most_a_hundredth() -> None:
     values = [[500.0, 2.0, 0.89], [250.0, 3.0, 0.895], [100.0, 1.0, 0.5], [600.0, 2.5, 0.88]]
-    assert best_points(values, BASE) == "front 3, within 0.01: 4.0x smaller, 2.00x faster"
+    assert best_points(values, BASE) == (
+        "front 3; within 0.01 of the float accuracy: smallest 4.0x smaller; "
+        "fastest 2.00x as fast (predicted)"
+    )
 
 
 def test_points_that_lose_more_are_only_counted() -> None:
@@ -53,8 +56,16 @@ def test_every_tenth_trial_and_the_last_one_are_printed(
         for done in range(1, 13):
             progress.trials(done, 12, [[500.0, 2.0, 0.9]], BASE)
     assert capsys.readouterr().err.splitlines() == [
-        f"trial {done}/12: front 1, within 0.01: 2.0x smaller, 2.00x faster" for done in (10, 12)
+        f"trial {done}/12: front 1; within 0.01 of the float accuracy: smallest 2.0x smaller; "
+        "fastest 2.00x as fast (predicted)"
+        for done in (10, 12)
     ]
+
+
+def test_more_trials_than_asked_for_are_called_done(capsys: pytest.CaptureFixture[str]) -> None:
+    with SearchProgress() as progress:
+        progress.trials(200, 8, [], BASE)
+    assert capsys.readouterr().err == "200 trials are done already, 8 are asked for: front 0\n"
 
 
 def test_quiet_prints_nothing(capsys: pytest.CaptureFixture[str]) -> None:

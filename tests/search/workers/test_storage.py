@@ -174,6 +174,9 @@ def test_a_folder_is_used_by_one_search_at_a_time(tmp_path: Path) -> None:
 def test_unusable_storages(tmp_path: Path) -> None:
     with pytest.raises(RunFolderError, match="cannot be opened"):
         open_study("nonsense://host/db")
+    with pytest.raises(RunFolderError, match="no such file; start it with autocompress search"):
+        open_study(f"sqlite:///{tmp_path}/nope.db", create=False)
+    assert not list(tmp_path.iterdir())
     open_study(f"{tmp_path}/study.journal")
     with pytest.raises(RunFolderError, match="holds no study 'other'"):
         open_study(f"{tmp_path}/study.journal", "other", create=False)
