@@ -44,8 +44,9 @@ def validation_outputs(
     begin = f"task {task.name}: {what}.forward fails on validation"
     with torch.no_grad():
         result = run_model(model, map_inputs(inputs, lambda tensor: tensor.cpu()), begin)
-    further = named_outputs(result, tuple(task.output_weights or ()))
-    return [output.detach() for output in (primary_output(result), *further.values())]
+    outputs = [primary_output(result)]
+    outputs += named_outputs(result, tuple(task.output_weights or ())).values()
+    return [output.detach() for output in outputs]
 
 
 def check_steady(task: Task, model: nn.Module, inputs: Inputs, what: str = "model") -> None:

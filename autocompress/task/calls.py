@@ -82,7 +82,7 @@ def named_outputs(result: Any, names: Sequence[str]) -> dict[str, Tensor]:
     elif isinstance(result, (tuple, list)):
         outputs = {str(i): value for i, value in enumerate(result)}
     else:
-        outputs = {} if isinstance(result, Tensor) else vars(result)
+        outputs = {} if isinstance(result, Tensor) else getattr(result, "__dict__", {})
     for name in names:
         if not isinstance(outputs.get(name), Tensor):
             near = nearest_name(name, list(outputs)) or "none"

@@ -755,8 +755,8 @@ X = torch.randn(4, 16)
         (
             (X, 3),
             (X, 2),
-            "validation: argument 1 is 3, and 2 in example_inputs; what is no tensor is a "
-            "constant of the file",
+            "validation: argument 1 is 3, and 2 in example_inputs; an argument that is not a "
+            "tensor is a constant of the file",
         ),
         ((X, None), (X, X), "validation: argument 1 is None, and a tensor in example_inputs"),
         ({"x": X}, {"x": X, "mask": X}, "example_inputs has mask, which validation lacks"),
