@@ -1,4 +1,4 @@
-"""Choose among the points of a front, and read it as it was written."""
+"""Pick points of a front within limits, and read a front as it was written."""
 
 from __future__ import annotations
 
