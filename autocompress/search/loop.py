@@ -1,6 +1,7 @@
-"""Run a search: open it, run the trials, make the verified front.
+"""Run a search: open it, make the first files, run the trials, make the verified front.
 
-A search can be stopped at any moment; the same call resumes it.
+A search can be stopped at any moment; the same call resumes it. From the first file on, a stop
+leaves a front.
 """
 
 from __future__ import annotations
@@ -8,21 +9,37 @@ from __future__ import annotations
 import threading
 import time
 from collections.abc import Callable
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import optuna
 
 from autocompress.results.files import JOURNAL_FILE, RUN_FILE, TRIALS_FILE
-from autocompress.results.front import SearchResult
+from autocompress.results.front import ParetoFront, SearchResult, earlier_front
 from autocompress.search.evaluate.judge import Judge
-from autocompress.search.finish.front import FrontMaker
-from autocompress.search.opening import OpenedSearch, check_request, make_folder, open_search
+from autocompress.search.finish.first_files import make_first_files
+from autocompress.search.finish.front import FrontMaker, origin_of
+from autocompress.search.finish.front_files import FrontFiles
+from autocompress.search.finish.gaps import GapFiles
+from autocompress.search.finish.learning import relearn_where_wrong
+from autocompress.search.opening import (
+    OpenedSearch,
+    ReadySearch,
+    Request,
+    check_request,
+    get_ready,
+    make_folder,
+    open_search,
+)
+from autocompress.search.problem.clock import FIRST_FILES_END
 from autocompress.search.problem.options import Settings, check_settings
+from autocompress.search.problem.problem import Problem
 from autocompress.search.problem.progress import SearchProgress
+from autocompress.search.problem.run_record import RunRecord
 from autocompress.search.problem.setup import Setup
 from autocompress.search.propose.factory import make_sampler
 from autocompress.search.propose.progressive import ProgressiveSampler
+from autocompress.search.propose.uniform import enqueue, uniform_parameters
 from autocompress.search.workers.launch import Running
 from autocompress.search.workers.plan import RUN, STOPPED, WorkerPlan
 from autocompress.search.workers.storage import folder_lock, study_of
@@ -63,45 +80,116 @@ def run_search(
     request = check_request(task, settings, setup, progress)
     make_folder(folder)
     with folder_lock(folder), interrupt.watched():
-        opened = open_search(request, settings, folder, setup, progress)
-        problem, limits, clock = opened.problem, opened.limits, opened.clock
-        deadline, target = clock.search_deadline, request.target
-        url = settings.storage or str(folder / JOURNAL_FILE)
-        study = _study(opened, settings, url)
-        plan = WorkerPlan.of(settings, request.space, target, limits, folder, deadline)
-        study.set_user_attr(RUN, plan.to_json())
-        study.set_user_attr(STOPPED, False)
-        others = launch(url) if launch else []
-        judge = Judge(problem, limits, folder)
-        worker = Worker(
-            study, judge, folder, not others and settings.storage is None, _is_over(study)
-        )
-        worker.run(settings.n_trials, deadline, interrupt, url, progress)
-        _wait(others, study, interrupt)
-        complete_trials_file(study, folder / TRIALS_FILE)
-        stop = _stop(interrupt, clock.recovery_deadline)
-        steps = opened.steps
-        maker = FrontMaker(study, problem, limits, folder, steps, clock, stop, progress)
-        front, run = maker.make(opened.run)
+        opened = open_search(request, settings, folder, setup)
+        files = FrontFiles(folder, opened.limits, progress.phase)
+        if earlier_front(folder) is None:
+            _make_first_files(opened, files, setup, interrupt, progress)
+        limits = opened.limits
+        ready = _ready(opened, request, settings, files, setup, progress)
+        if isinstance(ready, ParetoFront):
+            front, run = ready, opened.run
+        else:
+            limits = ready.limits
+            search = _Search(ready, request, settings, files, interrupt, progress)
+            front, run = search.run(launch)
         before = 0.0 if opened.earlier is None else opened.earlier.seconds or 0.0
         replace(run, seconds=before + time.monotonic() - setup.started).save(folder)
     return SearchResult(front, folder, limits), interrupt.requested
 
 
-def _study(opened: OpenedSearch, settings: Settings, url: str) -> optuna.Study:
-    """Open the study with the sampler of the search."""
-    problem = opened.problem
-    study = study_of(opened.run.model, url, settings.study_name, problem.space.objectives)
-    study.sampler = make_sampler(
-        settings.strategy,
-        settings.sampler,
-        problem,
-        opened.limits,
-        opened.losses,
-        settings.seed,
-        study,
-    )
-    return study
+def _make_first_files(
+    opened: OpenedSearch,
+    files: FrontFiles,
+    setup: Setup,
+    interrupt: Interrupt,
+    progress: SearchProgress,
+) -> None:
+    origin, until = origin_of(opened.run, opened.problem), setup.deadline(FIRST_FILES_END)
+    make_first_files(opened.problem, files, origin, until, lambda: interrupt.requested, progress)
+
+
+def _ready(
+    opened: OpenedSearch,
+    request: Request,
+    settings: Settings,
+    files: FrontFiles,
+    setup: Setup,
+    progress: SearchProgress,
+) -> ReadySearch | ParetoFront:
+    """Return what trials need, or the front so far where the time or Ctrl-C ends the search."""
+    front = earlier_front(files.folder)
+    if setup.is_over and front is not None:
+        progress.line(setup.words)
+        return front
+    try:
+        ready = get_ready(opened, request, settings, files.folder, setup, progress)
+    except KeyboardInterrupt:
+        if front is None:
+            raise
+        return front
+    problem, origin = ready.problem, origin_of(ready.run, ready.problem)
+    if problem.settings != opened.problem.settings:
+        files.time_again(problem, origin)
+    # Without a timeout the seed decides the trials, not the noise of measurements.
+    if settings.timeout_s is None:
+        return ready
+    learned = relearn_where_wrong(problem, files.points, files.folder)
+    return replace(ready, problem=learned or problem)
+
+
+@dataclass(frozen=True)
+class _Search:
+    """Run the trials of a search and make its front."""
+
+    ready: ReadySearch
+    request: Request
+    settings: Settings
+    files: FrontFiles
+    interrupt: Interrupt
+    progress: SearchProgress
+
+    def run(self, launch: Launch | None) -> tuple[ParetoFront, RunRecord]:
+        """Return the front and the record of the run."""
+        ready, settings, folder = self.ready, self.settings, self.files.folder
+        problem, limits, clock = ready.problem, ready.limits, ready.clock
+        deadline = clock.search_deadline
+        url = settings.storage or str(folder / JOURNAL_FILE)
+        study = study_of(ready.run.model, url, settings.study_name, problem.space.objectives)
+        study.sampler = self._sampler(study, problem)
+        enqueue(study, uniform_parameters(problem))
+        request = self.request
+        plan = WorkerPlan.of(settings, request.space, request.target, limits, folder, deadline)
+        study.set_user_attr(RUN, plan.to_json())
+        study.set_user_attr(STOPPED, False)
+        others = launch(url) if launch else []
+        judge = Judge(problem, limits, folder)
+        files = replace(self.files, limits=limits, clock=clock)
+        origin = origin_of(ready.run, problem)
+        gaps = GapFiles(study, judge.goal, folder, files, origin, deadline, self.progress)
+
+        def between(problem: Problem) -> Problem | None:
+            made = gaps.make_one(problem, clock.next_file_s)
+            if not made or settings.timeout_s is None:
+                return None
+            learned = relearn_where_wrong(problem, files.points, folder)
+            if learned is not None:
+                study.sampler = self._sampler(study, learned)
+            return learned
+
+        alone = not others and settings.storage is None
+        worker = Worker(study, judge, folder, alone, _is_over(study), between)
+        worker.run(settings.n_trials, deadline, self.interrupt, url, self.progress)
+        _wait(others, study, self.interrupt)
+        complete_trials_file(study, folder / TRIALS_FILE)
+        stop = _stop(self.interrupt, clock.recovery_deadline)
+        problem = worker.judge.problem
+        parts = (study, problem, limits, folder, files, ready.steps, clock, stop)
+        return FrontMaker(*parts, self.progress).make(ready.run)
+
+    def _sampler(self, study: optuna.Study, problem: Problem) -> optuna.samplers.BaseSampler:
+        settings, ready = self.settings, self.ready
+        strategy, name, seed = settings.strategy, settings.sampler, settings.seed
+        return make_sampler(strategy, name, problem, ready.limits, ready.losses, seed, study)
 
 
 def _wait(workers: list[Running], study: optuna.Study, interrupt: Interrupt) -> None:

@@ -1,7 +1,8 @@
 """Open a search: check what is asked for, make the problem, and divide the time.
 
-All of this happens before the first trial. The loop goes on from the result, and each worker opens
-the same problem for itself.
+All of this happens before the first trial, in three steps: the request is checked, the model is
+exported and its float file measured, and then latencies and sensitivities are measured. The first
+files are made before the third step. Each worker opens the same problem for itself.
 """
 
 from __future__ import annotations
@@ -26,9 +27,20 @@ from autocompress.measure.robustness import corruptions_of
 from autocompress.model.modules import ModuleMap, find_modules
 from autocompress.results.files import STUDENT_FILE, TABLE_FILE, disk_error
 from autocompress.results.limits import Limits, parse_limits
-from autocompress.search.problem.clock import EXPORT_S, Clock
+from autocompress.search.problem.clock import (
+    EXPORT_S,
+    LEAST_SHARE,
+    SENSITIVITY_END,
+    TABLE_END,
+    Clock,
+)
 from autocompress.search.problem.options import Settings
-from autocompress.search.problem.problem import Problem, open_problem, pick_device
+from autocompress.search.problem.problem import (
+    Problem,
+    open_problem,
+    pick_device,
+    with_latency_model,
+)
 from autocompress.search.problem.progress import SearchProgress, setup_lines
 from autocompress.search.problem.run_record import RunRecord, known_run
 from autocompress.search.problem.setup import Setup
@@ -68,13 +80,31 @@ class Request:
 
 @dataclass(frozen=True)
 class OpenedSearch:
-    """Hold everything that is ready before the first trial.
+    """Hold what is there once files can be made and measured.
 
     Attributes:
-        problem: task, target and space.
+        problem: task, target and space; its latency table may have no runs yet.
         limits: absolute limits.
         run: the record so far.
         earlier: the record of the run that is resumed, or None.
+        steps: training steps of each point of the front at the end.
+    """
+
+    problem: Problem
+    limits: Limits
+    run: RunRecord
+    earlier: RunRecord | None
+    steps: int
+
+
+@dataclass(frozen=True)
+class ReadySearch:
+    """Hold everything that is ready before the first trial.
+
+    Attributes:
+        problem: with its latency table.
+        limits: absolute limits.
+        run: the record so far.
         steps: training steps of each point of the front at the end.
         clock: deadlines.
         losses: divergence by (module, config).
@@ -83,7 +113,6 @@ class OpenedSearch:
     problem: Problem
     limits: Limits
     run: RunRecord
-    earlier: RunRecord | None
     steps: int
     clock: Clock
     losses: Losses
@@ -123,20 +152,17 @@ def check_request(
     return Request(task, learner, space, target, device, module_map, limits)
 
 
-def open_search(
-    request: Request, settings: Settings, folder: Path, setup: Setup, progress: SearchProgress
-) -> OpenedSearch:
-    """Make the problem of a search, measure sensitivities, and write run.json.
+def open_search(request: Request, settings: Settings, folder: Path, setup: Setup) -> OpenedSearch:
+    """Export the model of a search, measure its float file, and write run.json.
 
     Args:
         request: what is asked for.
         settings: of the search.
         folder: the run folder, which this process holds.
         setup: is told the steps, and says what there is time for.
-        progress: shows what a user should know.
 
     Returns:
-        Everything that is ready before the first trial.
+        What files are made with.
 
     Raises:
         AutocompressError: the run folder is of another search, the limits cannot be met, or the
@@ -150,8 +176,7 @@ def open_search(
         learner = taught_task(task, bound, settings.seed, request.device, folder)
     known = None if earlier is None else earlier.float_files
     place = (request.space, request.target, request.device, request.module_map)
-    table = folder / TABLE_FILE
-    problem = open_problem(task, learner, *place, settings, table, known, setup, setup.budget_s)
+    problem = open_problem(task, learner, *place, settings, folder / TABLE_FILE, known, setup)
     setup.is_ready = True
     limits = absolute_limits(problem, request.limits)
     run = RunRecord.of(task, settings, problem, limits)
@@ -161,33 +186,58 @@ def open_search(
             "space it was started with"
         )
     run.save(folder, earlier)
-    for line in setup_lines(problem, run.time):
-        progress.line(line)
     steps = settings.finalize_steps
     if steps is None:
         steps = FINALIZE_FACTOR * problem.space.recovery.steps
-    clock = clock_of(problem, settings, setup.started, steps > 0)
-    losses, summary, words = _sensitivities(problem, folder, setup, clock)
-    if summary is None and earlier is not None:
-        summary = earlier.sensitivity
-    run = replace(run, sensitivity=summary, setup_seconds=setup.finish())
+    return OpenedSearch(problem, limits, run, earlier, steps)
+
+
+def get_ready(
+    opened: OpenedSearch,
+    request: Request,
+    settings: Settings,
+    folder: Path,
+    setup: Setup,
+    progress: SearchProgress,
+) -> ReadySearch:
+    """Measure latencies and sensitivities, and divide the time that is left.
+
+    Args:
+        opened: from `open_search`.
+        request: what is asked for.
+        settings: of the search.
+        folder: the run folder.
+        setup: is told the steps, and says what there is time for.
+        progress: shows what a user should know.
+
+    Returns:
+        Everything that is ready before the first trial.
+    """
+    earlier, steps = opened.earlier, opened.steps
+    until = setup.deadline(TABLE_END, LEAST_SHARE)
+    limit_s = None if until is None else until - time.monotonic()
+    problem = with_latency_model(opened.problem, folder / TABLE_FILE, setup, limit_s)
+    limits = absolute_limits(problem, request.limits)
+    run = RunRecord.of(request.task, settings, problem, limits)
+    run.save(folder, earlier)
+    for line in setup_lines(problem, run.time):
+        progress.line(line)
+    losses, measured = sensitivity(
+        problem, folder, setup, setup.deadline(SENSITIVITY_END, LEAST_SHARE)
+    )
+    summary = earlier.sensitivity if measured is None and earlier is not None else None
+    run = replace(
+        run,
+        sensitivity=summary if measured is None else measured.summary,
+        setup_seconds=setup.finish(),
+    )
     run.save(folder, earlier)
     reach = out_of_reach(problem, make_allocator(problem, losses), limits)
-    for line in (words, setup.words, reach):
+    for line in ("" if measured is None else measured.words, setup.words, reach):
         if line:
             progress.line(line)
-    return OpenedSearch(problem, limits, run, earlier, steps, clock, losses)
-
-
-def _sensitivities(
-    problem: Problem, folder: Path, setup: Setup, clock: Clock
-) -> tuple[Losses, Mapping[str, Any] | None, str]:
-    """Return (losses, how they were measured, the same in words), or read them from the folder."""
-    deadline = clock.sensitivity_deadline(time.monotonic())
-    losses, measured = sensitivity(problem, folder, setup, deadline)
-    if measured is None:
-        return losses, None, ""
-    return losses, measured.summary, measured.words
+    clock = clock_of(problem, settings, setup.started, steps > 0)
+    return ReadySearch(problem, limits, run, steps, clock, losses)
 
 
 def _checked_limits(learner: Task, space: BoundSpace, settings: Settings) -> dict[str, Any]:

@@ -31,7 +31,9 @@ class Finalist:
         candidate: with the training that its weights have had.
         size_bytes: size of its file.
         latency_ms: predicted now; the latency model may have learned since the trial was told.
-        qualities: simulated accuracy, then the extra metrics that are objectives.
+            NaN before there is a latency model.
+        qualities: simulated accuracy, then the extra metrics that are objectives; NaN where
+            nothing was simulated.
     """
 
     number: int
@@ -137,10 +139,17 @@ def recover_finalists(
         metrics = dict(zip(goal.objectives, finalist.qualities[1:], strict=True))
         trials[finalist.number] = finalist.candidate, Scores(finalist.accuracy, metrics)
     recover_front(study, trials, problem, goal, folder, steps, stop, report)
-    return [_with_best_weights(finalist, goal, folder) for finalist in finalists]
+    return [with_best_weights(finalist, goal, folder) for finalist in finalists]
 
 
-def _with_best_weights(finalist: Finalist, goal: Goal, folder: Path) -> Finalist:
+def with_best_weights(finalist: Finalist, goal: Goal, folder: Path) -> Finalist:
+    """Return a finalist with the training that its best weights have had, or none.
+
+    Args:
+        finalist: as chosen.
+        goal: names the qualities.
+        folder: the run folder, which holds recovered weights.
+    """
     trained = read_recovered(folder, finalist.number)
     if trained is None:
         return replace(finalist, candidate=untrained(finalist.candidate))

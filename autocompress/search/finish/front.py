@@ -6,7 +6,7 @@ again.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -15,21 +15,18 @@ import optuna
 import torch
 
 from autocompress.errors import AutocompressError
-from autocompress.results.files import TABLE_FILE, TRIALS_FILE
+from autocompress.results.files import TRIALS_FILE
 from autocompress.results.front import ParetoFront, earlier_front
 from autocompress.results.limits import Limits
-from autocompress.search.finish.files import measure_files
 from autocompress.search.finish.finalists import Finalist, choose_finalists, recover_finalists
+from autocompress.search.finish.front_files import FrontFiles
+from autocompress.search.finish.learning import PROMISE, relearn
 from autocompress.search.finish.long_recovery import lessons
 from autocompress.search.problem.clock import Clock
 from autocompress.search.problem.goal import Goal
 from autocompress.search.problem.problem import Problem
 from autocompress.search.problem.progress import SearchProgress
 from autocompress.search.problem.run_record import RunRecord
-from autocompress.targets.latency_model.quality import prediction_errors
-from autocompress.targets.workload import workload
-
-PROMISE = 0.06  # mean error on the front beyond which the latency model is fitted again
 
 
 @dataclass(frozen=True)
@@ -41,6 +38,7 @@ class FrontMaker:
         problem: task, target and space.
         limits: absolute limits.
         folder: the run folder.
+        files: the files that were made so far.
         steps: training steps of each point; 0 trains nothing.
         clock: says how many files there is time for.
         stop: True ends the recovery.
@@ -51,6 +49,7 @@ class FrontMaker:
     problem: Problem
     limits: Limits
     folder: Path
+    files: FrontFiles
     steps: int
     clock: Clock
     stop: Callable[[], bool]
@@ -76,6 +75,8 @@ class FrontMaker:
         earlier = earlier_front(self.folder)
         before = [] if earlier is None else [point.trial for point in earlier.points]
         finalists = choose_finalists(self.study, self.problem, self.goal, before)
+        if not finalists and earlier is not None:
+            return earlier, run
         if not finalists:
             raise AutocompressError(
                 f"search: no trial finished; see the causes in {self.folder / TRIALS_FILE}"
@@ -101,7 +102,8 @@ class FrontMaker:
         self, finalists: list[Finalist], front: ParetoFront, run: RunRecord, error: float
     ) -> tuple[ParetoFront, RunRecord]:
         """Choose the front again, after the latency model was fitted to its files."""
-        problem, refit = relearn(self.problem, finalists, front, self.folder)
+        points = [*front.points, *front.dominated]
+        problem, refit = relearn(self.problem, points, self.folder)
         run = replace(run, refit=refit, latency_note=problem.table.note)
         again = replace(self, problem=problem)
         numbers = {finalist.number for finalist in finalists}
@@ -131,12 +133,16 @@ class FrontMaker:
     def _measured(
         self, finalists: list[Finalist], run: RunRecord
     ) -> tuple[ParetoFront, dict[str, Any]]:
-        origin, report = _origin(run, self.problem), self.progress.phase
-        return measure_files(finalists, self.problem, self.folder, origin, self.clock, report)
+        return self.files.finish(finalists, self.problem, origin_of(run, self.problem))
 
 
-def _origin(run: RunRecord, problem: Problem) -> dict[str, Any]:
-    """Return what a recipe says of its search, so that the file can be reproduced."""
+def origin_of(run: RunRecord, problem: Problem) -> Mapping[str, Any]:
+    """Return what a recipe says of its search, so that the file can be reproduced.
+
+    Args:
+        run: the record of the search.
+        problem: has the space.
+    """
     return {
         "task": run.task,
         "source": run.source,
@@ -172,28 +178,3 @@ def _say_errors(check: dict[str, Any], files: int, progress: SearchProgress) -> 
         )
     if check["warning"]:
         progress.line(f"while the front was timed, {check['warning']}")
-
-
-def relearn(
-    problem: Problem, finalists: list[Finalist], front: ParetoFront, folder: Path
-) -> tuple[Problem, dict[str, Any]]:
-    """Fit the latency model to the measured files too, and keep its table in the run folder.
-
-    Args:
-        problem: with the present table.
-        finalists: the measured ones.
-        front: their measurements.
-        folder: the run folder.
-
-    Returns:
-        (problem with the new table, errors of the new model on the same files).
-    """
-    points = {point.trial: point.measured.latency_ms for point in (*front.points, *front.dominated)}
-    measured = [points[finalist.number] for finalist in finalists]
-    works = [workload(problem.layout, finalist.candidate) for finalist in finalists]
-    float_ms, table_ms = problem.float_files.float_ms, problem.table_float_ms
-    table = problem.table.with_front(works, [ms / float_ms * table_ms for ms in measured])
-    table.save(folder / TABLE_FILE)
-    problem = replace(problem, table=table)
-    predicted = [problem.latency_ms(finalist.candidate) for finalist in finalists]
-    return problem, prediction_errors(predicted, measured)

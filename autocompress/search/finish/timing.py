@@ -13,7 +13,8 @@ from autocompress.targets.device.sessions import SessionSettings, open_session
 from autocompress.targets.device.timing import interleaved_timing
 from autocompress.targets.latency import compare
 
-ROUNDS = 60
+ROUNDS = 60  # of each file, at the end of a search
+BRIEF = 12  # of one file that is added while the search goes on
 Report = Callable[[str, float], None]
 
 
@@ -38,18 +39,19 @@ class FrontTiming:
 
 
 def time_front(
-    problem: Problem, baseline: Path, paths: Sequence[Path], report: Report
+    problem: Problem, baseline: Path, paths: Sequence[Path], report: Report, rounds: int = ROUNDS
 ) -> FrontTiming:
     """Time files in turn with the float one.
 
-    Where settings were tuned, each file is first run with both. A file that tuned settings slow
-    down keeps the default ones.
+    Where settings were tuned, each file is first run with both, unless `rounds` are few. A file
+    that tuned settings slow down keeps the default ones.
 
     Args:
         problem: task and target.
         baseline: path of the float file.
         paths: of the other files.
         report: called with a step and the share of it that is done.
+        rounds: of each file.
 
     Returns:
         Latencies and settings in the order of `paths`.
@@ -59,14 +61,14 @@ def time_front(
     share = partial(report, "timing the front")
     if problem.latency_source == "table":  # what is fast here says nothing about the device
         return FrontTiming((), (tuned,) * len(paths), {}, problem.table.baseline_ms, "")
-    if problem.target.figures is not None or tuned == default:
+    if problem.target.figures is not None or tuned == default or rounds <= BRIEF:
         files = [str(path) for path in paths]
-        timing = compare(str(baseline), files, feed, problem.target, tuned, ROUNDS, share)
+        timing = compare(str(baseline), files, feed, problem.target, tuned, rounds, share)
         settings = (tuned,) * len(paths)
         return FrontTiming(timing.ratios, settings, {}, timing.baseline_ms, timing.warning)
     chosen, ratios = _choose_settings(problem, [baseline, *paths], feed, report)
     openers = [partial(open_session, str(path), chosen[path]) for path in (baseline, *paths)]
-    timing = interleaved_timing(openers[0], openers[1:], feed, ROUNDS, report=share)
+    timing = interleaved_timing(openers[0], openers[1:], feed, rounds, report=share)
     settings = tuple(chosen[path] for path in paths)
     return FrontTiming(timing.ratios, settings, ratios, timing.baseline_ms, timing.warning)
 
@@ -92,6 +94,7 @@ def time_elsewhere(
     paths: Sequence[Path],
     settings: Sequence[SessionSettings],
     report: Report,
+    rounds: int = ROUNDS,
 ) -> list[dict[str, float]]:
     """Time files at the task's `latency_inputs`.
 
@@ -101,6 +104,7 @@ def time_elsewhere(
         paths: of the other files.
         settings: session settings of these.
         report: called with a step and the share of it that is done.
+        rounds: of each file.
 
     Returns:
         For the float file and each other file, milliseconds by the name used in reports.
@@ -114,12 +118,12 @@ def time_elsewhere(
         tuned = problem.settings
         if problem.target.figures is not None:
             files = [str(path) for path in paths]
-            timing = compare(str(baseline), files, feed, problem.target, tuned, ROUNDS, share)
+            timing = compare(str(baseline), files, feed, problem.target, tuned, rounds, share)
         else:
             opener = partial(open_session, str(baseline), tuned)
             pairs = zip(paths, settings, strict=True)
             openers = [partial(open_session, str(path), own) for path, own in pairs]
-            timing = interleaved_timing(opener, openers, feed, ROUNDS, report=share)
+            timing = interleaved_timing(opener, openers, feed, rounds, report=share)
         for entry, ratio in zip(entries, (1.0, *timing.ratios), strict=True):
             entry[f"latency at {name} (ms)"] = ratio * timing.baseline_ms
     return entries

@@ -6,9 +6,9 @@ import time
 from dataclasses import dataclass, field
 
 MOST_FILES = 12
-TABLE_SHARE = 0.3  # of what is left when the latency table is begun
-SENSITIVITY_SHARE = 0.2  # of the whole time, at most
-SENSITIVITY_PART = 0.4  # of what is left when it begins, where that is less
+# Shares of the whole time at which a step of setting up ends, and the least that a late one gets.
+FIRST_FILES_END, TABLE_END, SENSITIVITY_END = 0.1, 0.14, 0.19
+LEAST_SHARE = 0.04
 RECOVERY_SHARE = 0.15  # of what is left when trials begin
 FILES_SHARE = 0.3  # at most, where files take long
 EXPORT_S, OPEN_S, REPORT_S = 1.0, 0.8, 4.0  # of one file; of timing one; of the report
@@ -59,7 +59,8 @@ class Clock:
         self._slowest_s = max(self._slowest_s or 0.0, seconds)
 
     @property
-    def _file_s(self) -> float:
+    def next_file_s(self) -> float:
+        """Seconds of exporting and running one more file: of the slowest so far."""
         return self.file_s if self._slowest_s is None else self._slowest_s
 
     def timing_s(self, files: int) -> float:
@@ -77,7 +78,7 @@ class Clock:
         Args:
             files: number of files; the float one is one more to run.
         """
-        return (files + 1) * self._file_s + self.timing_s(files)
+        return (files + 1) * self.next_file_s + self.timing_s(files)
 
     @property
     def files(self) -> int:
@@ -93,17 +94,6 @@ class Clock:
                 count = files
         return count
 
-    def sensitivity_deadline(self, now: float) -> float | None:
-        """Return when measuring sensitivities ends; the rest is taken from the estimate.
-
-        Args:
-            now: when it begins.
-        """
-        if self.timeout_s is None or self.end is None:
-            return None
-        part = SENSITIVITY_PART * max(0.0, self.end - now)
-        return now + min(SENSITIVITY_SHARE * self.timeout_s, part)
-
     @property
     def search_deadline(self) -> float | None:
         """Deadline of the last trial."""
@@ -117,12 +107,14 @@ class Clock:
         """Deadline of the last step of training."""
         return None if self.end is None else self.end - self.after_recovery_s(self.files)
 
-    def has_room(self, files: int) -> bool:
+    def has_room(self, files: int, new: bool = True) -> bool:
         """Return True if one more file can be run and timed in time.
 
         Args:
-            files: number of files that were run.
+            files: number of files that are timed already.
+            new: False if it was run already.
         """
         if self.end is None:
             return True
-        return time.monotonic() + self._file_s + self.timing_s(files + 1) <= self.end
+        file_s = self.next_file_s if new else 0.0
+        return time.monotonic() + file_s + self.timing_s(files + 1) <= self.end

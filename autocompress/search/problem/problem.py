@@ -1,13 +1,13 @@
 """Hold everything that a search needs of one task on one target: graph, latency table, baseline.
 
-A problem is made once per process, before the first trial: the model is exported, calibrated and
-profiled, and the float file is evaluated. Trials, recovery and the files of the front read it.
+A problem is made once per process in two steps. `open_problem` exports and calibrates the model,
+and evaluates the float file: files can be made and measured from then on. `with_latency_model`
+adds the latency table, which trials need. Recovery and the files of the front read it too.
 """
 
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -29,7 +29,6 @@ from autocompress.export.subject import Report, builder_for, layout_of, subject_
 from autocompress.measure.accuracy import evaluate_session
 from autocompress.model.modules import ModuleMap
 from autocompress.results.measurement import Measurement
-from autocompress.search.problem.clock import TABLE_SHARE
 from autocompress.search.problem.options import Settings
 from autocompress.search.problem.race import Race, open_race
 from autocompress.search.problem.ranks import no_gain, rank_verdicts, table_times
@@ -38,7 +37,13 @@ from autocompress.targets.device.sessions import SessionSettings, open_session
 from autocompress.targets.latency import all_threads, compare
 from autocompress.targets.latency_model.latency_table import LatencyTable
 from autocompress.targets.latency_model.plan import Subject
-from autocompress.targets.latency_model.stored_tables import cached_table, is_foreign, run_table
+from autocompress.targets.latency_model.stored_tables import (
+    cached_table,
+    is_foreign,
+    known_table,
+    run_table,
+    unmeasured,
+)
 from autocompress.targets.target import Target
 from autocompress.targets.workload import Layout
 from autocompress.task.batches import batch_size
@@ -79,7 +84,7 @@ class Problem:
         compressor: makes the modules and graphs of candidates.
         layout: the modules as the latency model sees them.
         subject: what the profiler measures.
-        table: the latency table.
+        table: the latency table; it has no runs before `with_latency_model`.
         float_files: numbers of the float files.
         race: the validation split in the order in which candidates race on it.
         trainer: teacher and data of recovery. The teacher is the original.
@@ -202,9 +207,8 @@ def open_problem(
     table_file: Path,
     known: Baseline | None = None,
     report: Report = lambda what, share: None,
-    budget_s: Callable[[float], float | None] = lambda share: None,
 ) -> Problem:
-    """Export, calibrate, profile and evaluate the baseline.
+    """Export, calibrate and evaluate the baseline.
 
     Args:
         original: the user's task.
@@ -214,13 +218,13 @@ def open_problem(
         device: where candidates are evaluated and trained.
         module_map: compressible modules of `task`.
         settings: its seed, latency table and memory for variants are used.
-        table_file: keeps the latency table of the run. It is read when it serves, and written.
+        table_file: latency table of the run folder, which is read when it serves.
         known: baseline of a resumed run; None measures it and compares files with simulation.
         report: called with a step and the share of it that is done.
-        budget_s: returns the seconds in a share of the remaining time; None is unlimited.
 
     Returns:
-        A problem that is ready for trials.
+        A problem whose files can be made and measured. Its latency table has no runs unless one
+        was given, or measured before for the same model and space.
 
     Raises:
         AutocompressError: the model cannot be exported, or the task contradicts itself.
@@ -235,9 +239,8 @@ def open_problem(
     bound = _bound(space, task, builder, target)
     layout = layout_of(builder)
     subject = subject_of(task, builder, layout, bound)
-    table = _table(subject, target, source, table_file, report, budget_s)
-    verdicts = rank_verdicts(bound, builder.module_map, table_times(layout, table))
-    bound = replace(bound, no_gain=no_gain(verdicts))
+    table = run_table(subject, target, table_file) or known_table(subject, target, source)
+    table = table or unmeasured(subject, target)
     report("checking the files against their simulation", 0.0)
     reference, teacher = _original(original, builder, device)
     compressor = _compressor(builder, device, settings.library_bytes)
@@ -245,10 +248,47 @@ def open_problem(
         check_identity(compressor, target, task)
     report("evaluating the baseline", 0.0)
     float_files = known or _measured(task, builder, reference, target, subject, table)
-    report("timing a step of training", 0.0)
-    trainer = _trainer(task, teacher, compressor.stitcher, bound, device, settings.seed)
+    temperatures = bound.recovery.choices["temperature"]
+    teaches = Teacher(task, teacher, device, cache_folder() / "teacher", temperatures)
+    trainer = Trainer(task, teaches, torch.float32, settings.seed)
     parts = (task, target, bound, device, compressor, layout, subject, table)
     return Problem(*parts, float_files, race, trainer, reference)
+
+
+def with_latency_model(
+    problem: Problem,
+    table_file: Path,
+    report: Report = lambda what, share: None,
+    limit_s: float | None = None,
+) -> Problem:
+    """Measure the latency table of a problem, unless it has one, and what follows from it.
+
+    Args:
+        problem: from `open_problem`.
+        table_file: keeps the latency table of the run.
+        report: called with a step and the share of it that is done.
+        limit_s: seconds for measuring; None is unlimited.
+
+    Returns:
+        A problem that is ready for trials.
+    """
+    table, float_files = problem.table, problem.float_files
+    if not table.runs:
+        report("planning the latency table", 0.0)
+        table = cached_table(problem.subject, problem.target, None, report, limit_s)
+        if table.settings != problem.settings:
+            report("evaluating the baseline", 0.0)
+            float_files = _timed_again(problem, table)
+    table.save(table_file)
+    times = table_times(problem.layout, table)
+    verdicts = rank_verdicts(problem.space, problem.builder.module_map, times)
+    space = replace(problem.space, no_gain=no_gain(verdicts))
+    report("timing a step of training", 0.0)
+    dtype = torch.float32
+    if space.recovery.steps > 0:
+        dtype = training_type(problem.task, problem.stitcher, problem.device)
+    trainer = replace(problem.trainer, dtype=dtype)
+    return replace(problem, table=table, space=space, float_files=float_files, trainer=trainer)
 
 
 def _bound(space: SearchSpace, task: Task, builder: Builder, target: Target) -> BoundSpace:
@@ -257,23 +297,6 @@ def _bound(space: SearchSpace, task: Task, builder: Builder, target: Target) -> 
     logits = task.divergence is None and any(task.is_logits(name) for name in names)
     bound = space.bind(builder.module_map, target)
     return replace(bound, recovery=bound.recovery.fitted(task.has_labels, logits))
-
-
-def _table(
-    subject: Subject,
-    target: Target,
-    source: Path | None,
-    table_file: Path,
-    report: Report,
-    budget_s: Callable[[float], float | None],
-) -> LatencyTable:
-    """Return the run's latency table, or one that is given, cached or measured; keep it."""
-    report("planning the latency table", 0.0)
-    table = run_table(subject, target, table_file)
-    if table is None:
-        table = cached_table(subject, target, source, report, budget_s(TABLE_SHARE))
-    table.save(table_file)
-    return table
 
 
 def _compressor(builder: Builder, device: torch.device, library_bytes: int) -> Compressor:
@@ -310,20 +333,6 @@ def _original(original: Task, builder: Builder, device: torch.device) -> tuple[b
     free = free_dimensions(original)
     reference = export_reference(original.model, original.example_inputs, names, outputs, free)
     return reference, copied(original.model, device)
-
-
-def _trainer(
-    task: Task,
-    teacher: nn.Module,
-    stitcher: Stitcher,
-    space: BoundSpace,
-    device: torch.device,
-    seed: int,
-) -> Trainer:
-    dtype = training_type(task, stitcher, device) if space.recovery.steps > 0 else torch.float32
-    temperatures = space.recovery.choices["temperature"]
-    teaches = Teacher(task, teacher, device, cache_folder() / "teacher", temperatures)
-    return Trainer(task, teaches, dtype, seed)
 
 
 def training_type(task: Task, stitcher: Stitcher, device: torch.device) -> torch.dtype:
@@ -364,6 +373,25 @@ def _measured(
     started = time.perf_counter()
     scores, _ = evaluate_session(task, session, builder.lowered.input_names, task.validation)
     pass_s = time.perf_counter() - started
+    original_ms, float_ms = _float_times(builder, reference, target, subject, table)
+    measured = Measurement(
+        len(reference), original_ms, scores.accuracy, metrics=scores.metrics, verified=True
+    )
+    return Baseline(measured, float_ms, pass_s)
+
+
+def _timed_again(problem: Problem, table: LatencyTable) -> Baseline:
+    """Return the numbers of the float files with the session settings of a table."""
+    files = problem.float_files
+    parts = (problem.builder, problem.reference, problem.target, problem.subject)
+    original_ms, float_ms = _float_times(*parts, table)
+    return Baseline(replace(files.measured, latency_ms=original_ms), float_ms, files.pass_s)
+
+
+def _float_times(
+    builder: Builder, reference: bytes, target: Target, subject: Subject, table: LatencyTable
+) -> tuple[float, float]:
+    """Return the ms of the original's float file, and of the one of the compressed model."""
     others = [] if reference is builder.baseline else [builder.baseline]
     timing = compare(
         reference, others, subject.feed, target, table.settings, rounds=BASELINE_ROUNDS
@@ -371,7 +399,4 @@ def _measured(
     ratio = timing.ratios[0] if others else 1.0
     # A device that is not at hand cannot be timed. Its table knows only the compressed model.
     baseline_ms = table.baseline_ms / ratio if is_foreign(table) else timing.baseline_ms
-    measured = Measurement(
-        len(reference), baseline_ms, scores.accuracy, metrics=scores.metrics, verified=True
-    )
-    return Baseline(measured, baseline_ms * ratio, pass_s)
+    return baseline_ms, baseline_ms * ratio

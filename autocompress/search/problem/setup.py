@@ -74,18 +74,20 @@ class Setup:
         """Return True if the time is spent."""
         return self.timeout_s is not None and self._now() - self.started >= self.timeout_s
 
-    def budget_s(self, share: float) -> float | None:
-        """Return the seconds that a step may take.
+    def deadline(self, share: float, least: float = 0.0) -> float | None:
+        """Return when a step of setting up ends.
 
         Args:
-            share: of the time that is left.
+            share: of the whole time, since the search began.
+            least: share of the whole time that the step has in any case, from now on.
 
         Returns:
-            Seconds; None without a timeout.
+            Time of the monotonic clock; None without a timeout.
         """
         if self.timeout_s is None:
             return None
-        return max(0.0, share * (self.started + self.timeout_s - self._now()))
+        started, now = self.started, self._now()
+        return max(started + share * self.timeout_s, now + least * self.timeout_s)
 
     def finish(self) -> Mapping[str, float]:
         """End the last step and return the seconds by step, rounded."""

@@ -8,7 +8,6 @@ from pathlib import Path
 import optuna
 from optuna.samplers import BaseSampler
 
-from autocompress.compress.prune.masks import global_ratios
 from autocompress.results.files import SENSITIVITY_FILE
 from autocompress.results.limits import Limits
 from autocompress.search.problem.goal import Goal
@@ -25,8 +24,7 @@ from autocompress.search.propose.sensitivity_table import (
     write_rows,
 )
 from autocompress.search.propose.stock import stock_sampler
-
-GLOBAL_RATIO = 0.3
+from autocompress.search.propose.uniform import uniform_parameters
 
 
 def sensitivity(
@@ -74,30 +72,20 @@ def make_allocator(bench: Problem, losses: Losses) -> Allocator:
     return Allocator.of(bench.space, bench.layout, bench.table, losses, bench.baseline.size_bytes)
 
 
-def price_sampler(bench: Problem, limits: Limits, losses: Losses, seed: int) -> PriceSampler:
+def price_sampler(
+    bench: Problem, limits: Limits, losses: Losses, seed: int, first: int = 0
+) -> PriceSampler:
     """Return the guided sampler.
-
-    One of its first proposals prunes all groups by one threshold on their magnitudes.
 
     Args:
         bench: the space, the tables and the baseline.
         limits: what a candidate must keep.
         losses: divergence by (module, config).
         seed: determines the proposals.
+        first: number of enqueued trials.
     """
-    groups = []
-    for group in bench.module_map.groups:
-        if group.reason is None and max(bench.space.numbers(group.name, "pruning_ratio")) > 0:
-            groups.append(group)
-    scores = {g.name: bench.layout.pruner.scores(g, "l2") for g in groups}
-    ratios = global_ratios(scores, GLOBAL_RATIO) if scores else {}
-    return PriceSampler(
-        bench.space,
-        make_allocator(bench, losses),
-        Goal(bench.baseline, limits, bench.space.objectives),
-        seed,
-        ratios,
-    )
+    goal = Goal(bench.baseline, limits, bench.space.objectives)
+    return PriceSampler(bench.space, make_allocator(bench, losses), goal, seed, first)
 
 
 def make_sampler(
@@ -124,5 +112,5 @@ def make_sampler(
         drop = DEFAULT_DROP if limits.max_accuracy_drop is None else limits.max_accuracy_drop
         return ProgressiveSampler(bench.space, losses, bench.baseline.accuracy - drop, seed)
     if sampler == "guided":
-        return price_sampler(bench, limits, losses, seed)
+        return price_sampler(bench, limits, losses, seed, len(uniform_parameters(bench)))
     return stock_sampler(sampler, seed, len(study.get_trials(deepcopy=False)))

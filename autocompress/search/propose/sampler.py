@@ -7,7 +7,6 @@ proposal with the largest expected hypervolume improvement is taken.
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
 from functools import cached_property
 from typing import Any
 
@@ -19,7 +18,6 @@ from optuna.samplers import BaseSampler, RandomSampler
 from optuna.trial import FrozenTrial, TrialState
 from scipy.stats import qmc
 
-from autocompress.candidate import ModuleConfig
 from autocompress.search.problem.goal import Goal
 from autocompress.search.problem.trial_record import TrialRecord
 from autocompress.search.propose.allocation import Allocator, Choices
@@ -35,7 +33,6 @@ NEW_RECOVERY = 1 / 3
 DIMENSIONS = 6  # alpha and the five choices of a recovery
 LADDER = 12  # prices per axis, to find the most accurate allocation within limits
 ROOM = 0.98  # share of a limit that a prediction may use, so that the candidate keeps it
-ANCHORS: tuple[tuple[int, int], ...] = ((8, 8), (4, 8))
 
 
 def distributions(space: BoundSpace) -> dict[str, BaseDistribution]:
@@ -63,15 +60,17 @@ class PriceSampler(BaseSampler):
     Proposals are the cheapest allocations at random prices (lambda_size, lambda_latency), and local
     moves around the front.
 
-    The first trials are anchors: the most accurate allocation within the limits of size and
-    latency, uniform 8 and 4 bits on integer kernels and, where groups can be pruned, 8 bits with
-    `pruning_ratios`. Quasi-random prices over the measured table follow. From `GUIDED_AFTER`
+    The first proposal is the most accurate allocation within the limits of size and latency.
+    Quasi-random prices over the measured table follow. From `GUIDED_AFTER`
     finished trials on, they correct the table (`DivergenceModel`) and give the loss of a divergence
     (`LossModel`). Running trials count with their prediction, so that workers do not propose the
     same (kriging believer; Ginsbourger et al. 2010).
 
     Everything follows from the seed, the trial's number and the storage: a resumed search goes on
     where it stopped, and workers need no other channel.
+
+    Attributes:
+        first: number of the trial of the first proposal; earlier ones were enqueued (`uniform`).
     """
 
     def __init__(
@@ -80,18 +79,13 @@ class PriceSampler(BaseSampler):
         allocator: Allocator,
         goal: Goal,
         seed: int,
-        pruning_ratios: Mapping[str, float] | None = None,
+        first: int = 0,
     ) -> None:
+        self.first = first
         self._space = space
         self._allocator = allocator
         self._goal = goal
         self._seed = seed
-        self._anchors = [{name: ModuleConfig(*bits) for name in space.kinds} for bits in ANCHORS]
-        if pruning_ratios:
-            pruned = {}
-            for name in space.kinds:
-                pruned[name] = ModuleConfig(8, 8, pruning_ratio=pruning_ratios.get(name, 0.0))
-            self._anchors.append(pruned)
         self._names = dict.fromkeys(knob.parameter for knob in space.knobs).keys()
         self._distributions = distributions(space)
         self._random = RandomSampler(seed=seed)
@@ -141,8 +135,9 @@ class PriceSampler(BaseSampler):
         """
         point = self._point(trial.number)
         recovery = point[2:]
-        if trial.number <= len(self._anchors):
-            return {**self._anchor(trial.number), **self._extra(recovery)}
+        if trial.number <= self.first:
+            accurate = self._most_accurate()
+            return {**self._allocator.parameters(accurate), **self._extra(recovery)}
         states = (TrialState.COMPLETE, TrialState.PRUNED, TrialState.RUNNING)
         trials = study.get_trials(deepcopy=False, states=states)
         others = []
@@ -274,18 +269,6 @@ class PriceSampler(BaseSampler):
         low, high = np.log(self._allocator.price_ranges).T
         return np.asarray(np.exp(low + units * (high - low)))
 
-    def indices(self, configs: Mapping[str, ModuleConfig]) -> dict[str, int]:
-        """Return the index of each knob, by Optuna parameter.
-
-        Args:
-            configs: by module; a value that a knob does not offer becomes its nearest choice.
-        """
-        indices = {}
-        for knob in self._space.knobs:
-            value = getattr(configs[knob.module], knob.axis)
-            indices[knob.parameter] = _nearest(knob.choices, value)
-        return indices
-
     def _extra(self, point: Array) -> dict[str, Any]:
         """Return alpha and the index of each choice of recovery, from coordinates in [0, 1)."""
         recovery = self._space.recovery
@@ -331,14 +314,3 @@ class PriceSampler(BaseSampler):
         losses = self._allocator.losses(choices).sum(1)
         best: Choices = choices[np.lexsort((losses, missed))[0]]
         return best
-
-    def _anchor(self, number: int) -> dict[str, int]:
-        if number == 0:
-            return self._allocator.parameters(self._most_accurate())
-        return self.indices(self._anchors[number - 1])
-
-
-def _nearest(choices: Sequence[float | str], value: float | str) -> int:
-    if isinstance(value, str) or isinstance(choices[0], str):
-        return choices.index(value) if value in choices else 0
-    return int(np.argmin([abs(float(choice) - value) for choice in choices]))

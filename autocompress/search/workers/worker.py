@@ -10,7 +10,7 @@ import signal
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -29,6 +29,7 @@ from autocompress.results.files import (
     write_atomic,
 )
 from autocompress.search.evaluate.judge import Judge
+from autocompress.search.problem.problem import Problem
 from autocompress.search.problem.progress import SearchProgress
 from autocompress.search.problem.trial_record import TrialRecord, records_of
 from autocompress.search.propose.reach import short_of
@@ -83,6 +84,7 @@ class Worker:
         folder: the run folder.
         alone: True if no other worker can be alive.
         is_over: returns True when the strategy has no step left.
+        between: called after each trial; returns a problem with a new latency model, or None.
     """
 
     study: optuna.Study
@@ -90,6 +92,7 @@ class Worker:
     folder: Path
     alone: bool
     is_over: Callable[[optuna.Study], bool] = lambda study: False
+    between: Callable[[Problem], Problem | None] = lambda problem: None
 
     def run(
         self,
@@ -122,6 +125,9 @@ class Worker:
                 if self._is_at_end(finished, n_trials, deadline):
                     break
                 self._one(lease, progress)
+                learned = None if interrupt.requested else self.between(self.judge.problem)
+                if learned is not None:
+                    self.judge = replace(self.judge, problem=learned)
                 if not self.alone:
                     reaper.reap()
         finally:
@@ -149,8 +155,9 @@ class Worker:
             record = self._failed(trial, error, time.monotonic() - started)
             progress.line(f"trial {trial.number} failed: {record.cause}")
         append_row(self.folder / TRIALS_FILE, TRIAL_COLUMNS, record.row or {})
-        if trial.number == 0 and isinstance(self.study.sampler, PriceSampler):
-            words = short_of(records_of(self.study)[0])
+        sampler = self.study.sampler
+        if isinstance(sampler, PriceSampler) and trial.number == sampler.first:
+            words = short_of(records_of(self.study)[trial.number])
             if words:
                 progress.line(words)
 

@@ -46,6 +46,26 @@ def table_key(subject: Subject, target: Target) -> str:
     return key_of(repr(content))
 
 
+def known_table(subject: Subject, target: Target, file: Path | None = None) -> LatencyTable | None:
+    """Return the latency table of a model without measuring anything.
+
+    Args:
+        subject: model and space.
+        target: runtime and machine of the models.
+        file: file of a table; None to look in the cache.
+
+    Returns:
+        The table; None if the cache has none.
+
+    Raises:
+        TargetError: if the file does not fit.
+    """
+    if file is not None:
+        return _serving(subject, target, file)
+    name = f"{table_key(subject, target)}.json"
+    return Cache(cache_folder() / "latency").read(name, LatencyTable.load)
+
+
 def cached_table(
     subject: Subject,
     target: Target,
@@ -53,7 +73,7 @@ def cached_table(
     report: Report = lambda what, share: None,
     limit_s: float | None = None,
 ) -> LatencyTable:
-    """Return the latency table of a model.
+    """Return the latency table of a model, measured if it is not known.
 
     Args:
         subject: model and space.
@@ -65,16 +85,34 @@ def cached_table(
     Raises:
         TargetError: if the file does not fit.
     """
-    if file is not None:
-        return _serving(subject, target, file)
-    cache, name = Cache(cache_folder() / "latency"), f"{table_key(subject, target)}.json"
-    cached = cache.read(name, LatencyTable.load)
-    if cached is not None:
-        return cached
+    known = known_table(subject, target, file)
+    if known is not None:
+        return known
     table = measure_table(subject, target, report=report, limit_s=limit_s)
     if not table.left_out:
-        cache.write(name, table.to_json())
+        cache = Cache(cache_folder() / "latency")
+        cache.write(f"{table_key(subject, target)}.json", table.to_json())
     return table
+
+
+def unmeasured(subject: Subject, target: Target) -> LatencyTable:
+    """Return a table without runs, which stands for the default settings of a target.
+
+    Args:
+        subject: model and space.
+        target: runtime and machine.
+    """
+    layout, settings = subject.layout, target.settings
+    return LatencyTable(
+        target.name,
+        versions(settings),
+        settings,
+        {name: list(array.shape) for name, array in subject.feed.items()},
+        0.0,
+        (),
+        dict(layout.multiples),
+        layout.integer_forms,
+    )
 
 
 def run_table(subject: Subject, target: Target, path: Path) -> LatencyTable | None:

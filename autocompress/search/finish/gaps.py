@@ -1,0 +1,87 @@
+"""Make files of the best candidates between trials, so that the front grows with the search.
+
+Each file is also a measurement that the latency model can be fitted to (`learning`).
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import optuna
+
+from autocompress.errors import NotComputableError
+from autocompress.search.finish.finalists import Finalist, choose_finalists, with_best_weights
+from autocompress.search.finish.first_files import point_words
+from autocompress.search.finish.front_files import FrontFiles
+from autocompress.search.problem.goal import Goal
+from autocompress.search.problem.problem import Problem
+from autocompress.search.problem.progress import SearchProgress
+from autocompress.task.user_code import UserCodeError
+
+SHARE = 0.2  # of the time since the first trial, for files that are made between trials
+
+
+@dataclass
+class GapFiles:
+    """Make one file at a time between the trials of one process.
+
+    Attributes:
+        study: with all trials.
+        goal: objectives and limits.
+        folder: the run folder.
+        files: takes the points.
+        origin: what recipes say of the search.
+        deadline: of the last trial, by the monotonic clock; None is unlimited.
+        progress: shows the points.
+    """
+
+    study: optuna.Study
+    goal: Goal
+    folder: Path
+    files: FrontFiles
+    origin: Mapping[str, Any]
+    deadline: float | None
+    progress: SearchProgress
+    _begun: float = field(default_factory=time.monotonic)
+    _spent_s: float = 0.0
+    _left_out: set[int] = field(default_factory=set)
+
+    def make_one(self, problem: Problem, file_s: float) -> bool:
+        """Make the file of the best candidate that has none, if there is time for it.
+
+        Args:
+            problem: task, target and latency model.
+            file_s: seconds that a file takes.
+
+        Returns:
+            True if a file was made.
+        """
+        now = time.monotonic()
+        if self._spent_s + file_s > SHARE * (now - self._begun):
+            return False
+        if self.deadline is not None and now + file_s > self.deadline:
+            return False
+        finalist = self._next(problem)
+        if finalist is None:
+            return False
+        try:
+            point = self.files.add(finalist, problem, self.origin)
+        except (NotComputableError, UserCodeError):
+            self._left_out.add(finalist.number)  # the end of the search says it
+            return False
+        finally:
+            self._spent_s += time.monotonic() - now
+        self.progress.line(point_words(point, problem.baseline))
+        return True
+
+    def _next(self, problem: Problem) -> Finalist | None:
+        """Return the finalist with the largest gain of hypervolume that was not run yet."""
+        for finalist in choose_finalists(self.study, problem, self.goal):
+            best = with_best_weights(finalist, self.goal, self.folder)
+            if finalist.number not in self._left_out and not self.files.has(best):
+                return best
+        return None

@@ -1,0 +1,60 @@
+"""Fit the latency model of a search to the files that were measured."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from autocompress.results.files import TABLE_FILE
+from autocompress.results.front_point import FrontPoint
+from autocompress.search.problem.problem import Problem
+from autocompress.targets.latency_model.quality import prediction_errors
+from autocompress.targets.workload import workload
+
+PROMISE = 0.06  # mean error on files beyond which the latency model is fitted again
+
+
+def relearn(
+    problem: Problem, points: Sequence[FrontPoint], folder: Path
+) -> tuple[Problem, dict[str, Any]]:
+    """Fit the latency model to measured files too, and keep its table in the run folder.
+
+    Args:
+        problem: with the present table.
+        points: the measured files.
+        folder: the run folder.
+
+    Returns:
+        (problem with the new table, errors of the new model on the same files).
+    """
+    ordered = sorted(points, key=lambda point: point.trial)
+    measured = [point.measured.latency_ms for point in ordered]
+    works = [workload(problem.layout, point.candidate) for point in ordered]
+    float_ms, table_ms = problem.float_files.float_ms, problem.table_float_ms
+    table = problem.table.with_front(works, [ms / float_ms * table_ms for ms in measured])
+    table.save(folder / TABLE_FILE)
+    problem = replace(problem, table=table)
+    predicted = [problem.latency_ms(point.candidate) for point in ordered]
+    return problem, prediction_errors(predicted, measured)
+
+
+def relearn_where_wrong(
+    problem: Problem, points: Sequence[FrontPoint], folder: Path
+) -> Problem | None:
+    """Fit the latency model to measured files, if it predicts them worse than PROMISE.
+
+    Args:
+        problem: with the present table.
+        points: the measured files.
+        folder: the run folder.
+
+    Returns:
+        The problem with a new table; None where the present one holds, or nothing is measured here.
+    """
+    if problem.latency_source != "measured" or not points:
+        return None
+    predicted = [problem.latency_ms(point.candidate) for point in points]
+    errors = prediction_errors(predicted, [point.measured.latency_ms for point in points])
+    return relearn(problem, points, folder)[0] if errors["mape"] > PROMISE else None

@@ -1,0 +1,155 @@
+"""Export the file of one finalist, and run it on the validation and test splits."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+from autocompress.compress.assemble.trained import Trained
+from autocompress.errors import NotComputableError
+from autocompress.export.artifact import write_model, write_weights
+from autocompress.measure.accuracy import Scores, evaluate_session
+from autocompress.measure.robustness import corruptions_of
+from autocompress.results.files import MODEL_FILE
+from autocompress.results.front import earlier_front
+from autocompress.results.measurement import Measurement
+from autocompress.search.evaluate.recovery import read_recovered
+from autocompress.search.finish.finalists import Finalist
+from autocompress.search.problem.problem import Problem
+from autocompress.targets.device.sessions import open_session
+from autocompress.targets.latency import all_threads
+from autocompress.targets.runtime import weights_in_memory
+from autocompress.task.batches import Batches
+from autocompress.task.user_code import UserCodeError
+
+TEST = "test"
+
+
+@dataclass(frozen=True)
+class OtherScores:
+    """Hold what a file scores beside the validation split.
+
+    Attributes:
+        test: metric on the test split; None if there is none or it is not computable.
+        disturbed: metric by kind of disturbed inputs, where it is computable.
+        left_out: reason of each figure that is not computable, by its name in tables.
+    """
+
+    test: float | None
+    disturbed: Mapping[str, float]
+    left_out: Mapping[str, str]
+
+
+@dataclass(frozen=True)
+class MeasuredFile:
+    """Hold the file of one finalist and what was measured from it, but not its latency.
+
+    Attributes:
+        finalist: the trial.
+        folder: holds the file.
+        size_bytes: of the file.
+        scores: on the validation split.
+        rest: scores beside the validation split.
+        memory_bytes: weights as a session holds them, or None.
+    """
+
+    finalist: Finalist
+    folder: Path
+    size_bytes: int
+    scores: Scores
+    rest: OtherScores
+    memory_bytes: int | None
+
+    @property
+    def path(self) -> Path:
+        """Path of model.onnx."""
+        return self.folder / MODEL_FILE
+
+
+def trained_of(folder: Path, finalist: Finalist) -> Trained | None:
+    """Read the weights that recovery kept.
+
+    Args:
+        folder: the run folder.
+        finalist: the trial.
+
+    Returns:
+        The weights, or None where it is untrained.
+    """
+    recovered = read_recovered(folder, finalist.number)
+    return None if recovered is None else recovered.trained
+
+
+def run_file(finalist: Finalist, problem: Problem, place: Path, folder: Path) -> MeasuredFile:
+    """Export a finalist and run its file.
+
+    Args:
+        finalist: the trial.
+        problem: task, target and builder.
+        place: folder of the file.
+        folder: the run folder, which holds recovered weights.
+
+    Returns:
+        What was measured.
+
+    Raises:
+        NotComputableError: the outputs of the file are not finite.
+        UserCodeError: the metric fails on them.
+    """
+    candidate, trained = finalist.candidate, trained_of(folder, finalist)
+    size = write_model(place, problem.compressor.graph(candidate, trained))
+    write_weights(place, problem.stitcher, candidate, trained)
+    path, names = str(place / MODEL_FILE), problem.builder.lowered.input_names
+    session = open_session(path, all_threads(problem.settings))
+    scores, _ = evaluate_session(problem.task, session, names, problem.task.validation)
+    rest = _other_scores(problem, path)
+    return MeasuredFile(finalist, place, size, scores, rest, weights_in_memory(path))
+
+
+def run_float_file(problem: Problem, folder: Path, path: Path) -> Measurement:
+    """Run the float file on what its numbers lack: the test split and disturbed inputs.
+
+    Args:
+        problem: has its other numbers.
+        folder: the run folder.
+        path: of the file.
+
+    Returns:
+        All of its numbers.
+    """
+    # The test split is used once per model: an earlier front of the same run has its number.
+    earlier = earlier_front(folder)
+    test = None if earlier is None else earlier.baseline.test_accuracy
+    rest = _other_scores(problem, str(path), test)
+    return replace(
+        problem.baseline,
+        test_accuracy=rest.test,
+        metrics={**problem.baseline.metrics, **rest.disturbed},
+        memory_bytes=weights_in_memory(str(path)),
+        latency_source=problem.latency_source,
+        left_out=rest.left_out,
+    )
+
+
+def _other_scores(
+    problem: Problem,
+    path: str,
+    known_test: float | None = None,
+) -> OtherScores:
+    """Return the metric on the test split, unless it is known, and on disturbed inputs."""
+    session = open_session(path, all_threads(problem.settings))
+    judged, names = replace(problem.task, extra_metrics={}), problem.builder.lowered.input_names
+    splits: dict[str, Batches] = dict(corruptions_of(judged.validation, judged.batch_first))
+    if known_test is None and problem.task.test is not None:
+        splits = {TEST: problem.task.test, **splits}
+    accuracies: dict[str, float] = {}
+    left_out: dict[str, str] = {}
+    for name, batches in splits.items():
+        # Without labels, or with samples of one class only, some metrics cannot be computed.
+        try:
+            accuracies[name] = evaluate_session(judged, session, names, batches)[0].accuracy
+        except (NotComputableError, UserCodeError) as error:
+            figure = name.removeprefix("accuracy_").replace("_", " ")
+            left_out[f"accuracy ({figure})"] = " ".join(str(error).split())
+    return OtherScores(accuracies.pop(TEST, known_test), accuracies, left_out)

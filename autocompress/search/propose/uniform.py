@@ -1,0 +1,95 @@
+"""Name the first candidates of a search: one width for all modules.
+
+They need neither sensitivities nor a latency table. So their files are made before anything is
+measured, and they are the first trials of the study whatever its sampler is.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+import numpy as np
+import optuna
+
+from autocompress.candidate import ModuleConfig
+from autocompress.compress.prune.masks import global_ratios
+from autocompress.search.problem.problem import Problem
+from autocompress.space.search_space import BoundSpace
+
+WIDTHS: tuple[tuple[int, int], ...] = ((8, 8), (4, 8))  # bits of weights, of activations
+GLOBAL_RATIO = 0.3  # of all units of the pruned candidate
+
+Parameters = dict[str, int]
+
+
+def uniform_parameters(problem: Problem) -> list[Parameters]:
+    """Return the uniform candidates as parameters of the study.
+
+    8 bits and 4 bits on integer kernels. Where groups can be pruned, also 8 bits with all groups
+    pruned by one threshold on their magnitudes. Widths that the space does not offer become its
+    nearest ones.
+
+    Args:
+        problem: its space, and the magnitudes of its groups.
+
+    Returns:
+        Distinct points of the space: index of each knob by parameter.
+    """
+    space = problem.space
+    uniform = [dict.fromkeys(space.kinds, ModuleConfig(*bits)) for bits in WIDTHS]
+    ratios = _pruning_ratios(problem)
+    if ratios:
+        pruned = {}
+        for name in space.kinds:
+            pruned[name] = ModuleConfig(8, 8, pruning_ratio=ratios.get(name, 0.0))
+        uniform.append(pruned)
+    distinct: list[Parameters] = []
+    for configs in uniform:
+        parameters = nearest_parameters(space, configs)
+        if parameters not in distinct:
+            distinct.append(parameters)
+    return distinct
+
+
+def nearest_parameters(space: BoundSpace, configs: Mapping[str, ModuleConfig]) -> Parameters:
+    """Return the point of a space that is nearest to some configs.
+
+    Args:
+        space: the search space.
+        configs: by module; a value that a knob does not offer becomes its nearest choice.
+
+    Returns:
+        Index of each knob by parameter.
+    """
+    indices = {}
+    for knob in space.knobs:
+        indices[knob.parameter] = _nearest(knob.choices, getattr(configs[knob.module], knob.axis))
+    return indices
+
+
+def enqueue(study: optuna.Study, points: Sequence[Parameters]) -> None:
+    """Make points the first trials of a study; a study that has trials is left alone.
+
+    Args:
+        study: the study.
+        points: in the order of the trials' numbers.
+    """
+    if not study.get_trials(deepcopy=False):
+        for point in points:
+            study.enqueue_trial(point)
+
+
+def _pruning_ratios(problem: Problem) -> dict[str, float]:
+    """Return the ratio of each group for one threshold on all units, {} if none can be pruned."""
+    scores = {}
+    for group in problem.module_map.groups:
+        largest = max(problem.space.numbers(group.name, "pruning_ratio"))
+        if group.reason is None and largest > 0:
+            scores[group.name] = problem.layout.pruner.scores(group, "l2")
+    return global_ratios(scores, GLOBAL_RATIO) if scores else {}
+
+
+def _nearest(choices: Sequence[float | str], value: float | str) -> int:
+    if isinstance(value, str) or isinstance(choices[0], str):
+        return choices.index(value) if value in choices else 0
+    return int(np.argmin([abs(float(choice) - value) for choice in choices]))
