@@ -34,8 +34,12 @@ from autocompress.search.problem.goal import Goal, directions
 from autocompress.search.problem.options import Settings
 from autocompress.search.problem.problem import Problem, open_problem
 from autocompress.search.problem.trial_record import TrialRecord, records_of
-from autocompress.search.propose.factory import make_allocator, price_sampler, sensitivity
-from autocompress.search.propose.stock import stock_sampler
+from autocompress.search.propose.factory import (
+    make_allocator,
+    price_sampler,
+    sensitivity,
+    stock_sampler,
+)
 from autocompress.search.workers.worker import ask, judged
 from autocompress.space.recovery import RecoverySpace
 from autocompress.space.search_space import BoundSpace, SearchSpace

@@ -19,7 +19,7 @@ from autocompress.candidate import Candidate
 from autocompress.export.artifact import read_recipe, session_settings
 from autocompress.export.subject import Report
 from autocompress.results.files import TABLE_FILE
-from autocompress.search.finish import files, timing
+from autocompress.search.finish import front_files, timing
 from autocompress.search.problem.problem import Problem
 from autocompress.search.workers.storage import open_study
 from autocompress.targets.device.sessions import SessionSettings, open_session
@@ -132,7 +132,7 @@ def test_a_model_that_is_wrong_on_the_front_is_fitted_again(
     taken: dict[str, float] = {}
 
     def slower(
-        problem: Problem, baseline: Path, paths: list[Path], report: Report
+        problem: Problem, baseline: Path, paths: list[Path], report: Report, rounds: int
     ) -> timing.FrontTiming:
         trials = open_study(str(tmp_path / "study.journal"), create=False).trials
         for name in [path.parent.name for path in paths]:
@@ -148,7 +148,7 @@ def test_a_model_that_is_wrong_on_the_front_is_fitted_again(
             ratios, (problem.settings,) * len(paths), {}, problem.baseline.latency_ms, ""
         )
 
-    monkeypatch.setattr(files, "time_front", slower)
+    monkeypatch.setattr(front_files, "time_front", slower)
     # Two bits lose accuracy: whatever the clock said of latencies, the smallest and the most
     # accurate candidate are two.
     rule = {**SPACE["modules"][0], "weight_bits": [2, 4, 8]}

@@ -20,7 +20,7 @@ from autocompress.measure.robustness import fragile_under
 from autocompress.results.files import FRONT_FILE, MODEL_FILE, write_atomic, write_json
 from autocompress.results.front import ParetoFront
 from autocompress.results.front_point import FrontPoint
-from autocompress.results.limits import TOLERANCE, Limits, are_kept
+from autocompress.results.limits import TOLERANCE, Limits, are_kept, distance
 from autocompress.results.measurement import Measurement
 from autocompress.search.finish.finalists import Finalist
 from autocompress.search.finish.measured_file import (
@@ -47,7 +47,7 @@ class FrontFiles:
 
     Attributes:
         folder: the run folder.
-        limits: points that miss them are written only while there are no others.
+        limits: uniform candidates that miss them are written only while there are no others.
         report: called with a step and the share of it that is done.
         clock: is told how long files take; None while the time was not divided yet.
     """
@@ -123,6 +123,8 @@ class FrontFiles:
         files = self._run_all(finalists, problem)
         points, timing = self._timed(files, problem, baseline, origin)
         front = self._write(problem, baseline)
+        for unfinished in (self.folder / "models").glob(f"*{NEW}"):  # of a killed process
+            shutil.rmtree(unfinished, ignore_errors=True)
         check = {
             "baseline_ms_at_the_end": timing.baseline_ms,
             "tuned": dict(timing.tuned_ratios),
@@ -148,16 +150,23 @@ class FrontFiles:
         """Move the new files to their places, and write front.json."""
         for number, file in self._files.items():
             self._files[number] = _moved(file, self.folder / "models")
-        points = [point for point in self.points if self._is_feasible(point, baseline)]
-        front = ParetoFront.of(baseline, points or self.points, problem.space.objectives)
+        points = [point for point in self.points if self._counts(point, baseline)]
+        if not points:
+            points = [min(self.points, key=lambda point: distance(self._missed(point, baseline)))]
+        front = ParetoFront.of(baseline, points, problem.space.objectives)
         write_json(self.folder / FRONT_FILE, front.to_json())
         return front
 
-    def _is_feasible(self, point: FrontPoint, baseline: Measurement) -> bool:
+    def _counts(self, point: FrontPoint, baseline: Measurement) -> bool:
+        """Return True for finalists, and for uniform candidates within the limits."""
+        is_finalist = not math.isnan(self._files[point.trial].finalist.latency_ms)
+        return is_finalist or are_kept(self._missed(point, baseline), TOLERANCE)
+
+    def _missed(self, point: FrontPoint, baseline: Measurement) -> dict[str, float]:
         measured = point.measured
         drop = baseline.accuracy - measured.accuracy
         size, latency = measured.size_bytes, measured.latency_ms
-        return are_kept(self.limits.violations(size, latency, drop, measured.metrics), TOLERANCE)
+        return self.limits.violations(size, latency, drop, measured.metrics)
 
     def _float_file(self, problem: Problem) -> Measurement:
         """Return the numbers of the float file; it is run on all splits once."""
@@ -192,7 +201,8 @@ class FrontFiles:
     def _run(self, finalist: Finalist, problem: Problem) -> MeasuredFile:
         """Export and run a file beside its place, unless it was run already."""
         if self.has(finalist):
-            return replace(self._files[finalist.number], finalist=finalist)
+            self._files[finalist.number] = replace(self._files[finalist.number], finalist=finalist)
+            return self._files[finalist.number]
         started = time.monotonic()
         # front.json may still name an earlier file of this trial, and a kill may come now.
         place = self.folder / "models" / f"{_name(finalist.number)}{NEW}"

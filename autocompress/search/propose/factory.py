@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 
 import optuna
-from optuna.samplers import BaseSampler
+from optuna.samplers import BaseSampler, NSGAIISampler, RandomSampler, TPESampler
 
 from autocompress.results.files import SENSITIVITY_FILE
 from autocompress.results.limits import Limits
@@ -23,8 +23,15 @@ from autocompress.search.propose.sensitivity_table import (
     read_rows,
     write_rows,
 )
-from autocompress.search.propose.stock import stock_sampler
 from autocompress.search.propose.uniform import uniform_parameters
+
+# Optuna's own samplers over the same space, for comparison.
+STOCK: Mapping[str, Callable[[int], BaseSampler]] = {
+    # Univariate TPE takes a second per proposal at 60 parameters.
+    "tpe": lambda seed: TPESampler(seed=seed, multivariate=True),
+    "nsga2": lambda seed: NSGAIISampler(seed=seed),
+    "random": lambda seed: RandomSampler(seed=seed),
+}
 
 
 def sensitivity(
@@ -114,3 +121,15 @@ def make_sampler(
     if sampler == "guided":
         return price_sampler(bench, limits, losses, seed, len(uniform_parameters(bench)))
     return stock_sampler(sampler, seed, len(study.get_trials(deepcopy=False)))
+
+
+def stock_sampler(name: str, seed: int, earlier_trials: int = 0) -> BaseSampler:
+    """Return one of Optuna's samplers.
+
+    Args:
+        name: a key of `STOCK`.
+        seed: determines its draws.
+        earlier_trials: number of trials in the study; a resumed study draws other numbers than it
+            began with.
+    """
+    return STOCK[name](seed + 1000 * earlier_trials)

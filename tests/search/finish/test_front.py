@@ -10,10 +10,12 @@ import pytest
 
 from autocompress import Candidate, FrontPoint, Measurement, ModuleConfig, ParetoFront
 from autocompress.errors import AutocompressError
+from autocompress.results.files import write_json
 from autocompress.results.limits import Limits
 from autocompress.search.finish import front as finishing
 from autocompress.search.finish.finalists import Finalist
-from autocompress.search.finish.front import PROMISE, FrontMaker, relearn
+from autocompress.search.finish.front import FrontMaker
+from autocompress.search.finish.learning import PROMISE
 from autocompress.search.problem.problem import Baseline
 from autocompress.search.problem.run_record import RunRecord
 
@@ -79,19 +81,6 @@ FINALISTS = [
 ]
 
 
-def test_measured_points_are_told_in_the_tables_own_time(
-    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
-) -> None:
-    monkeypatch.setattr(finishing, "workload", lambda layout, c: c)
-    front = ParetoFront.of(BASE, [point(5, 400, 1.5), point(3, 500, 1.0), point(9, 900, 9.0)])
-    before = MadeUpProblem(Table(saved=[]))
-    problem, errors = relearn(before, FINALISTS, front, tmp_path)
-    assert problem.table.told == ((candidate(8), 1.5), (candidate(4), 2.25)), "times 3 / 2"
-    assert problem.table.saved == [tmp_path / "latency_table.json"]
-    assert before.table.told == (), "the problem before is as it was"
-    assert errors["mape"] == pytest.approx(0.0), "the errors are those of the new table"
-
-
 @pytest.fixture
 def finished(monkeypatch: pytest.MonkeyPatch, tmp_path: Path):
     """Make a front of made-up measurements, with finalists before and after a refit."""
@@ -107,7 +96,7 @@ def finished(monkeypatch: pytest.MonkeyPatch, tmp_path: Path):
         problem, answers = MadeUpProblem(latency_source=source), iter([list(first), list(again)])
         refitted = replace(problem, table=Table(told=((None, 1.0),), note="fitted again"))
 
-        def measure_files(finalists, *_):
+        def finish(finalists, *_):
             verified.append([f.number for f in finalists])
             points = [point(f.number, f.size_bytes, 1.0) for f in finalists]
             check = {"warning": ""} | ({} if error is None else {"mape": error, "bias": error})
@@ -115,12 +104,13 @@ def finished(monkeypatch: pytest.MonkeyPatch, tmp_path: Path):
 
         monkeypatch.setattr(finishing, "choose_finalists", lambda *_: next(answers))
         monkeypatch.setattr(finishing, "recover_finalists", lambda finalists, *_: finalists)
-        monkeypatch.setattr(finishing, "measure_files", measure_files)
         monkeypatch.setattr(finishing, "relearn", lambda *_: (refitted, {"mape": 0.01}))
         monkeypatch.setattr(finishing, "lessons", lambda study: [])
         progress = SimpleNamespace(line=lines.append, phase=None)
         clock = SimpleNamespace(has_room=lambda count: room)
-        maker = FrontMaker(None, problem, Limits(), tmp_path, 0, clock, lambda: False, progress)
+        files = SimpleNamespace(finish=finish)
+        parts = (None, problem, Limits(), tmp_path, files, 0, clock, lambda: False, progress)
+        maker = FrontMaker(*parts)
         _, record = maker.make(RunRecord(task="t", model="m"))
         return record
 
@@ -161,6 +151,13 @@ def test_without_time_no_more_files_are_made(finished) -> None:
 def test_a_model_of_another_machine_is_not_fitted_here(finished) -> None:
     assert finished(0.2, source="analytic").refit is None
     assert finished(None).refit is None
+
+
+def test_a_search_in_which_nothing_finished_keeps_the_first_files(finished, tmp_path: Path) -> None:
+    front = ParetoFront.of(BASE, [point(0, 500, 1.0)])
+    write_json(tmp_path / "front.json", front.to_json())
+    assert finished(0.0, first=[]).front_check is None
+    assert finished.verified == []
 
 
 def test_a_search_in_which_nothing_finished_names_the_causes(finished, tmp_path: Path) -> None:

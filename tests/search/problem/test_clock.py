@@ -16,11 +16,7 @@ def clock(
 
 def test_without_a_timeout_nothing_ends() -> None:
     free = clock(None)
-    assert (free.search_deadline, free.recovery_deadline, free.sensitivity_deadline(0.0)) == (
-        None,
-        None,
-        None,
-    )
+    assert (free.search_deadline, free.recovery_deadline) == (None, None)
     assert free.files == MOST_FILES
     assert free.has_room(10**6)
 
@@ -50,4 +46,6 @@ def test_files_are_run_while_there_is_room() -> None:
     given = clock(60, 2.0)
     assert given.has_room(3)
     given.file_took(55.0)
+    assert given.next_file_s == 55.0
     assert not given.has_room(3)
+    assert given.has_room(3, new=False), "one that was run already is timed only"

@@ -17,7 +17,6 @@ from autocompress.errors import OutOfTimeError
 from autocompress.export.subject import builder_for, layout_of, subject_of
 from autocompress.model.modules import find_modules
 from autocompress.search import loop
-from autocompress.search.problem.clock import SENSITIVITY_PART, SENSITIVITY_SHARE, Clock
 from autocompress.search.problem.setup import Setup
 from autocompress.space.search_space import SearchSpace
 from autocompress.targets.device.job import affordable
@@ -56,7 +55,7 @@ def test_seconds_are_counted_by_step() -> None:
     assert steps.finish() == {"a": 2.5, "b": 6.0}
     assert steps.words == "set up in 8 s: b 6.0 s, a 2.5 s"
     assert shown == ["a", "b", "b", "a"]
-    assert steps.budget_s(0.5) is None
+    assert steps.deadline(0.5) is None
     assert not steps.is_over
 
 
@@ -64,7 +63,6 @@ def test_the_end_of_the_time_names_steps_and_a_timeout_that_would_do() -> None:
     steps, hands, shown = setup(10)
     steps("exporting the model", 0.0)
     hands.time += 8
-    assert steps.budget_s(0.5) == pytest.approx(1.0)
     steps("calibrating", 0.0)
     hands.time += 14
     with pytest.raises(OutOfTimeError) as caught:
@@ -75,7 +73,6 @@ def test_the_end_of_the_time_names_steps_and_a_timeout_that_would_do() -> None:
         "what was exported and measured is kept for the next run; nearest timeout: 2m"
     )
     assert shown == ["exporting the model", "calibrating"]
-    assert steps.budget_s(0.5) == 0
 
 
 def test_what_is_ready_goes_on_with_one_candidate() -> None:
@@ -104,11 +101,15 @@ def test_a_short_time_leaves_models_out_but_no_form(
     assert found[0] * 6 + found[1] <= left_s or found == (4, 0)
 
 
-def test_sensitivities_get_a_part_of_what_is_left() -> None:
-    clock = Clock(0.0, 100.0, True, 1.0, 0.001, 60.0)
-    assert clock.sensitivity_deadline(20.0) == pytest.approx(20 + SENSITIVITY_SHARE * 100)
-    assert clock.sensitivity_deadline(90.0) == pytest.approx(90 + SENSITIVITY_PART * 10)
-    assert clock.sensitivity_deadline(120.0) == 120
+def test_steps_end_at_a_share_of_the_whole_time_and_late_ones_get_the_least() -> None:
+    steps, hands, _ = setup(100)
+    begun = hands.time
+    assert steps.deadline(0.2, 0.05) == pytest.approx(begun + 20)
+    hands.time += 18
+    assert steps.deadline(0.2, 0.05) == pytest.approx(begun + 23)
+    hands.time += 40
+    assert steps.deadline(0.2, 0.05) == pytest.approx(begun + 63)
+    assert steps.deadline(0.2) == pytest.approx(begun + 58), "over: no time is left for it"
 
 
 def slow(step: str, seconds: float, hands: Hands) -> Callable[..., Setup]:

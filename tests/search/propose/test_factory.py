@@ -7,12 +7,13 @@ from types import SimpleNamespace
 
 import optuna
 import pytest
+from optuna.samplers import NSGAIISampler, RandomSampler, TPESampler
 
 from autocompress.candidate import ModuleConfig
 from autocompress.results.limits import Limits
 from autocompress.results.measurement import Measurement
 from autocompress.search.propose import factory
-from autocompress.search.propose.factory import make_sampler, sensitivity
+from autocompress.search.propose.factory import STOCK, make_sampler, sensitivity, stock_sampler
 from autocompress.search.propose.sensitivity_table import Row, Sensitivity, read_rows
 
 ROWS = [Row("a", ModuleConfig(weight_bits=4), 0.25, 10, 1.0)]
@@ -52,6 +53,7 @@ def made(monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr(factory, "ProgressiveSampler", lambda *given: ("progressive", given[2:]))
     monkeypatch.setattr(factory, "stock_sampler", lambda *given: ("stock", given))
     monkeypatch.setattr(factory, "price_sampler", lambda *given: ("guided", given[3:]))
+    monkeypatch.setattr(factory, "uniform_parameters", lambda given: ["8 bits", "4 bits"])
 
     def make(strategy: str, sampler: str, limits: Limits = Limits()) -> object:  # noqa: B008
         return make_sampler(strategy, sampler, bench(), limits, {}, 5, study)
@@ -60,7 +62,7 @@ def made(monkeypatch: pytest.MonkeyPatch):
 
 
 def test_each_strategy_has_its_sampler(made) -> None:
-    assert made("guided", "guided") == ("guided", (5,))
+    assert made("guided", "guided") == ("guided", (5, 2)), "two trials are enqueued"
     assert made("guided", "tpe") == ("stock", ("tpe", 5, 3)), "a resumed study has three trials"
     drop = factory.DEFAULT_DROP
     assert made("progressive", "guided") == ("progressive", (pytest.approx(0.9 - drop), 5))
@@ -69,27 +71,38 @@ def test_each_strategy_has_its_sampler(made) -> None:
     assert made("progressive", "guided", Limits(None, None, 0.0))[1][0] == 0.9
 
 
-def test_one_threshold_on_magnitudes_prunes_the_groups_that_may_be(
+def test_the_guided_sampler_proposes_after_the_enqueued_trials(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    groups = [
-        SimpleNamespace(name="a", reason=None),
-        SimpleNamespace(name="b", reason="an output"),
-        SimpleNamespace(name="c", reason=None),
-    ]
-    ratios = {"a": (0.0, 0.5), "b": (0.0, 0.5), "c": (0.0,)}
     given = bench()
-    given.module_map = SimpleNamespace(groups=groups)
-    given.space = SimpleNamespace(numbers=lambda name, axis: ratios[name], objectives=("f1",))
-    given.layout = SimpleNamespace(
-        pruner=SimpleNamespace(scores=lambda group, criterion: f"{criterion} of {group.name}")
-    )
+    given.space = SimpleNamespace(objectives=("f1",))
     monkeypatch.setattr(factory, "make_allocator", lambda *_: "tables")
-    monkeypatch.setattr(factory, "global_ratios", lambda scores, ratio: (scores, ratio))
     monkeypatch.setattr(factory, "PriceSampler", lambda *parts: parts)
-    _, allocator, goal, seed, global_ones = factory.price_sampler(given, Limits(), {}, 3)
-    assert (allocator, seed) == ("tables", 3)
+    _, allocator, goal, seed, first = factory.price_sampler(given, Limits(), {}, 3, 2)
+    assert (allocator, seed, first) == ("tables", 3, 2)
     assert goal.objectives == ("f1",)
-    assert global_ones == ({"a": "l2 of a"}, factory.GLOBAL_RATIO)
-    groups[0].reason = "a reason"
-    assert factory.price_sampler(given, Limits(), {}, 3)[-1] == {}
+
+
+@pytest.mark.parametrize(
+    ("name", "kind"), [("tpe", TPESampler), ("nsga2", NSGAIISampler), ("random", RandomSampler)]
+)
+def test_each_name_is_its_sampler(name: str, kind: type) -> None:
+    assert isinstance(stock_sampler(name, 0), kind)
+
+
+def draws(name: str, seed: int, told: int) -> list[float]:
+    study = optuna.create_study(sampler=stock_sampler(name, seed, told))
+    return [study.ask().suggest_float("x", 0.0, 1.0) for _ in range(3)]
+
+
+@pytest.mark.parametrize("name", list(STOCK))
+def test_numbers_depend_on_the_seed_and_on_what_was_told(name: str) -> None:
+    assert draws(name, 1, 0) == draws(name, 1, 0)
+    assert draws(name, 1, 0) != draws(name, 2, 0)
+    assert draws(name, 1, 0) != draws(name, 1, 5), "a resumed study does not repeat itself"
+    assert draws(name, 1, 1) == draws(name, 1001, 0)
+
+
+def test_an_unknown_name_has_no_sampler() -> None:
+    with pytest.raises(KeyError, match="grid"):
+        stock_sampler("grid", 0)

@@ -17,6 +17,7 @@ from autocompress.search.problem.goal import Goal, directions
 from autocompress.search.propose.allocation import Allocator
 from autocompress.search.propose.sampler import PriceSampler, distributions
 from autocompress.search.propose.sensitivity import probes
+from autocompress.search.propose.uniform import enqueue, nearest_parameters
 from autocompress.search.workers.storage import open_study
 from autocompress.search.workers.worker import ask
 from autocompress.space.recovery import ALPHA
@@ -328,15 +329,17 @@ def test_the_first_proposal_is_the_most_accurate_one_within_the_limits(
     ), "nearly all that keep them lose more"
 
 
-def test_anchors_are_the_most_accurate_and_the_uniform_integer_models(
+def test_the_most_accurate_model_follows_the_enqueued_uniform_ones(
     parts: tuple[BoundSpace, Allocator],
 ) -> None:
     space, allocator = parts
     study = optuna.create_study(
         directions=["minimize", "minimize", "maximize"],
-        sampler=PriceSampler(space, allocator, GOAL, 0),
+        sampler=PriceSampler(space, allocator, GOAL, 0, 2),
     )
-    expected = [(16, None), (8, 8), (4, 8)]
+    uniform = [dict.fromkeys(space.kinds, ModuleConfig(bits, 8)) for bits in (8, 4)]
+    enqueue(study, [nearest_parameters(space, configs) for configs in uniform])
+    expected = [(8, 8), (4, 8), (16, None)]
     for bits, activation_bits in expected:
         params = study.ask(distributions(space)).params
         candidate = space.candidate(params)

@@ -1,0 +1,146 @@
+"""Keep the files of a front while a search goes on: made-up files and times."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import replace
+from pathlib import Path
+from types import SimpleNamespace
+
+import pytest
+
+from autocompress import Candidate, Measurement, ModuleConfig
+from autocompress.errors import NotComputableError
+from autocompress.measure.accuracy import Scores
+from autocompress.results.front import read_front
+from autocompress.results.limits import Limits
+from autocompress.search.finish import front_files
+from autocompress.search.finish.finalists import Finalist
+from autocompress.search.finish.front_files import FrontFiles
+from autocompress.search.finish.measured_file import MeasuredFile, OtherScores
+from autocompress.search.finish.timing import BRIEF, ROUNDS, FrontTiming
+from autocompress.targets.device.sessions import SessionSettings
+
+BASE = Measurement(1000, 4.0, 0.9, verified=True)
+PROBLEM = SimpleNamespace(
+    baseline=BASE,
+    reference=b"float",
+    latency_source="measured",
+    space=SimpleNamespace(objectives=()),
+)
+
+
+def finalist(number: int, bits: int, latency_ms: float = 2.0) -> Finalist:
+    candidate = Candidate.of({"a": ModuleConfig(weight_bits=bits)})
+    return Finalist(number, candidate, 100 * bits, latency_ms, (0.88,))
+
+
+@pytest.fixture
+def files(monkeypatch: pytest.MonkeyPatch, tmp_path: Path):
+    """Files of 100 bytes per bit and a quarter of the float time per two bits.
+
+    `ran` and `timed` keep what was run and in how many rounds it was timed.
+    """
+    ran: list[tuple[int, int]] = []
+    timed: list[tuple[list[str], int]] = []
+
+    def run_file(one: Finalist, problem, place: Path, folder: Path) -> MeasuredFile:
+        bits = one.candidate.config("a").weight_bits
+        if bits == 2:
+            raise NotComputableError("outputs are not finite")
+        ran.append((one.number, bits))
+        place.mkdir(parents=True, exist_ok=True)
+        (place / "model.onnx").write_text(str(bits))
+        rest = OtherScores(0.8, {}, {})
+        return MeasuredFile(one, place, 100 * bits, Scores(0.8 + bits / 100, {}), rest, None)
+
+    def time_front(problem, baseline, paths, report, rounds) -> FrontTiming:
+        bits = [int(path.read_text()) for path in paths]
+        timed.append(([path.parent.name for path in paths], rounds))
+        ratios = tuple(b / 8 for b in bits)
+        return FrontTiming(ratios, (SessionSettings(),) * len(bits), {}, 4.0, "")
+
+    monkeypatch.setattr(front_files, "run_file", run_file)
+    monkeypatch.setattr(front_files, "run_float_file", lambda *_: replace(BASE, test_accuracy=0.85))
+    monkeypatch.setattr(front_files, "time_front", time_front)
+    monkeypatch.setattr(front_files, "time_elsewhere", lambda p, b, paths, *_: [{}] * 9)
+    monkeypatch.setattr(front_files, "_write_papers", lambda *_: None)
+    made = FrontFiles(tmp_path, Limits(max_accuracy_drop=0.05), lambda what, share: None)
+    return SimpleNamespace(made=made, ran=ran, timed=timed, folder=tmp_path)
+
+
+def test_each_file_is_on_the_front_at_once(files) -> None:
+    files.made.add(finalist(0, 8, math.nan), PROBLEM, {})
+    (first,) = read_front(files.folder).points
+    assert first.measured.latency_ms == 4.0
+    assert first.predicted.latency_ms == 4.0, "nothing was predicted of the first files"
+    assert first.deployed_gap == 0
+    files.made.add(finalist(3, 6), PROBLEM, {})
+    front = read_front(files.folder)
+    assert [point.trial for point in front.points] == [3, 0]
+    assert front.points[0].artifact == "models/0003"
+    assert (files.folder / "models/0003/model.onnx").read_text() == "6"
+    assert front.baseline.test_accuracy == 0.85
+    assert {rounds for _, rounds in files.timed} == {BRIEF}
+
+
+def test_the_end_runs_the_others_and_times_all_in_turn(files) -> None:
+    files.made.add(finalist(0, 8, math.nan), PROBLEM, {})
+    files.made.add(finalist(3, 6), PROBLEM, {})
+    front, check = files.made.finish([finalist(3, 6), finalist(7, 7)], PROBLEM, {})
+    assert files.ran == [(0, 8), (3, 6), (7, 7)], "each is run once"
+    assert files.timed[-1] == (["0003", "0007.new", "0000"], ROUNDS)
+    assert [point.trial for point in front.points] == [3, 7, 0]
+    assert check["candidates"] == 2, "the first file was not predicted"
+    assert not list((files.folder / "models").glob("*.new"))
+
+
+def test_new_weights_replace_a_file_only_when_the_front_is_written(files) -> None:
+    files.made.add(finalist(3, 6), PROBLEM, {})
+    (files.folder / "models/0009.new").mkdir()  # of a process that was killed
+    recovered = finalist(3, 7)
+    assert files.made.has(finalist(3, 6))
+    assert not files.made.has(recovered)
+    files.made._run(recovered, PROBLEM)
+    assert (files.folder / "models/0003/model.onnx").read_text() == "6", "as front.json says"
+    files.made.finish([recovered], PROBLEM, {})
+    assert (files.folder / "models/0003/model.onnx").read_text() == "7"
+    assert not list((files.folder / "models").glob("*.new"))
+
+
+def test_uniform_candidates_that_miss_the_limits_go_as_soon_as_another_keeps_them(files) -> None:
+    files.made.limits = Limits(max_size_bytes=450)
+    files.made.add(finalist(0, 8, math.nan), PROBLEM, {})
+    files.made.add(finalist(1, 6, math.nan), PROBLEM, {})
+    assert [p.trial for p in read_front(files.folder).points] == [1], "the nearest to the limits"
+    files.made.add(finalist(5, 4), PROBLEM, {})
+    assert [p.trial for p in read_front(files.folder).points] == [5]
+    files.made.add(finalist(6, 5), PROBLEM, {})
+    assert [p.trial for p in read_front(files.folder).points] == [5, 6], "a finalist stays"
+
+
+def test_a_file_without_finite_outputs_is_left_out(files) -> None:
+    with pytest.raises(NotComputableError):
+        files.made.add(finalist(0, 2), PROBLEM, {})
+    front, _ = files.made.finish([finalist(1, 2), finalist(2, 4)], PROBLEM, {})
+    assert [point.trial for point in front.points] == [2]
+    with pytest.raises(NotComputableError):
+        FrontFiles(files.folder, Limits(), lambda *_: None).finish([finalist(1, 2)], PROBLEM, {})
+
+
+def test_without_room_only_known_files_are_timed(files) -> None:
+    files.made.add(finalist(3, 6), PROBLEM, {})
+    clock = SimpleNamespace(has_room=lambda count, new: not new, file_took=lambda seconds: None)
+    late = replace(files.made, clock=clock)
+    front, _ = late.finish([finalist(7, 7), finalist(3, 6), finalist(8, 5)], PROBLEM, {})
+    assert files.ran == [(3, 6), (7, 7)], "the first one is made in any case"
+    assert [point.trial for point in front.points] == [3, 7]
+
+
+def test_files_are_timed_again_under_other_settings(files) -> None:
+    files.made.add(finalist(3, 6), PROBLEM, {})
+    faster = SimpleNamespace(**{**vars(PROBLEM), "baseline": replace(BASE, latency_ms=2.0)})
+    files.made.time_again(faster, {})
+    front = read_front(files.folder)
+    assert front.baseline.latency_ms == 2.0
+    assert front.points[0].measured.latency_ms == pytest.approx(1.5)

@@ -1,0 +1,77 @@
+"""Make files between trials, within a share of the time."""
+
+from __future__ import annotations
+
+import time
+from pathlib import Path
+from types import SimpleNamespace
+
+import pytest
+
+from autocompress import Candidate, FrontPoint, Measurement
+from autocompress.errors import NotComputableError
+from autocompress.search.finish import gaps
+from autocompress.search.finish.finalists import Finalist
+from autocompress.search.finish.gaps import SHARE, GapFiles
+
+BASE = Measurement(1000, 4.0, 0.9)
+PROBLEM = SimpleNamespace(baseline=BASE)
+
+
+class Files:
+    """Files that are made at once; the one of trial 9 has no finite outputs."""
+
+    def __init__(self) -> None:
+        self.made: list[int] = []
+
+    def has(self, finalist: Finalist) -> bool:
+        return finalist.number in self.made
+
+    def add(self, finalist: Finalist, problem: object, origin: object) -> FrontPoint:
+        if finalist.number == 9:
+            raise NotComputableError("outputs are not finite")
+        self.made.append(finalist.number)
+        measured = Measurement(500, 2.0, 0.89)
+        return FrontPoint(finalist.number, finalist.candidate, measured, measured, "models/x")
+
+
+@pytest.fixture
+def made(monkeypatch: pytest.MonkeyPatch, tmp_path: Path):
+    """Gaps of a search that began 100 seconds ago, with finalists 9, 4 and 6."""
+    finalists = [Finalist(n, Candidate(), 500, 2.0, (0.89,)) for n in (9, 4, 6)]
+    monkeypatch.setattr(gaps, "choose_finalists", lambda *_: finalists)
+    monkeypatch.setattr(gaps, "with_best_weights", lambda finalist, *_: finalist)
+    lines: list[str] = []
+
+    def make(deadline: float | None = None) -> GapFiles:
+        progress = SimpleNamespace(line=lines.append)
+        parts = (None, None, tmp_path, Files(), {}, deadline, progress)
+        return GapFiles(*parts, time.monotonic() - 100)
+
+    make.lines = lines
+    return make
+
+
+def test_the_best_without_a_file_is_made_one_at_a_time(made) -> None:
+    files = made()
+    assert [files.make_one(PROBLEM, 1.0) for _ in range(4)] == [False, True, True, False]
+    assert files.files.made == [4, 6]
+    assert (
+        made.lines
+        == ["models/x/model.onnx: 2.0x smaller, 2.00x as fast, accuracy 0.8900 (float 0.9000)"] * 2
+    )
+
+
+def test_files_take_a_share_of_the_time_only(made) -> None:
+    files = made()
+    assert not files.make_one(PROBLEM, SHARE * 100 + 1)
+    files._spent_s = SHARE * 100 - 1
+    assert not files.make_one(PROBLEM, 2.0)
+    assert files.files.made == []
+
+
+def test_nothing_is_begun_that_ends_after_the_last_trial(made) -> None:
+    late = made(time.monotonic() + 5)
+    assert not late.make_one(PROBLEM, 6.0)
+    late.make_one(PROBLEM, 1.0)
+    assert late.make_one(PROBLEM, 1.0)

@@ -1,0 +1,84 @@
+"""Name the uniform candidates of a search, and make them its first trials."""
+
+from __future__ import annotations
+
+from types import SimpleNamespace
+
+import optuna
+import pytest
+
+from autocompress import ModuleConfig
+from autocompress.search.propose import uniform
+from autocompress.search.propose.uniform import (
+    GLOBAL_RATIO,
+    enqueue,
+    nearest_parameters,
+    uniform_parameters,
+)
+from autocompress.space.search_space import Knob
+
+GROUPS = [
+    SimpleNamespace(name="a", reason=None),
+    SimpleNamespace(name="b", reason="an output"),
+    SimpleNamespace(name="c", reason=None),
+]
+
+
+def problem(bits: tuple[int, ...], ratios: tuple[float, ...]) -> SimpleNamespace:
+    """A problem of three modules; `a` and `b` offer ratios, and only `a` can be pruned."""
+    knobs = [Knob(name, "weight_bits", bits) for name in "abc"]
+    knobs += [Knob("a", "pruning_ratio", ratios)] if len(ratios) > 1 else []
+    offered = {"a": ratios, "b": (0.0, 0.5), "c": (0.0,)}
+    pruner = SimpleNamespace(scores=lambda group, criterion: f"{criterion} of {group.name}")
+    return SimpleNamespace(
+        module_map=SimpleNamespace(groups=GROUPS),
+        space=SimpleNamespace(
+            kinds=dict.fromkeys("abc", "linear"),
+            knobs=knobs,
+            numbers=lambda name, axis: offered[name],
+        ),
+        layout=SimpleNamespace(pruner=pruner),
+    )
+
+
+def test_two_widths_and_one_pruned_by_one_threshold(monkeypatch: pytest.MonkeyPatch) -> None:
+    asked = []
+
+    def ratios(scores: dict, ratio: float) -> dict[str, float]:
+        asked.append((scores, ratio))
+        return {"a": 0.4}
+
+    monkeypatch.setattr(uniform, "global_ratios", ratios)
+    given = problem((4, 8, 16), (0.0, 0.25, 0.5))
+    points = uniform_parameters(given)
+    assert asked == [({"a": "l2 of a"}, GLOBAL_RATIO)]
+    names = [knob.parameter for knob in given.space.knobs]
+    assert [[point[name] for name in names] for point in points] == [
+        [1, 1, 1, 0],
+        [0, 0, 0, 0],
+        [1, 1, 1, 2],
+    ]
+
+
+def test_equal_candidates_are_one() -> None:
+    assert len(uniform_parameters(problem((8, 16), (0.0,)))) == 1
+
+
+def test_values_that_are_not_offered_become_the_nearest() -> None:
+    space = SimpleNamespace(
+        knobs=[
+            Knob("a", "weight_bits", (3, 6, 16)),
+            Knob("a", "pruning_ratio", (0.0, 0.5)),
+            Knob("a", "algorithm", ("nearest", "gptq")),
+        ]
+    )
+    point = nearest_parameters(space, {"a": ModuleConfig(8, pruning_ratio=0.3, algorithm="gptq")})
+    assert list(point.values()) == [1, 1, 1]
+
+
+def test_they_are_the_first_trials_of_a_new_study_only() -> None:
+    study = optuna.create_study()
+    enqueue(study, [{"x": 1}, {"x": 2}])
+    enqueue(study, [{"x": 3}])
+    assert [study.ask().suggest_int("x", 0, 5) for _ in range(2)] == [1, 2]
+    assert len(study.trials) == 2
