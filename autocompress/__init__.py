@@ -6,6 +6,7 @@ This module is the public interface: `search` and the use of its result, `compre
 
 from __future__ import annotations
 
+import time
 import warnings
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -174,6 +175,7 @@ def search_interruptible(
     out: Path,
     quiet: bool = False,
     task_arguments: Mapping[str, Any] | None = None,
+    started: float | None = None,
 ) -> tuple[SearchResult, bool]:
     """Search as `search` does, for the command line too.
 
@@ -183,6 +185,7 @@ def search_interruptible(
         out: run folder.
         quiet: print no progress.
         task_arguments: for `load_task`.
+        started: when the search began, by the monotonic clock, for the timeout; None is now.
 
     Returns:
         The result, and True if Ctrl-C ended the search early.
@@ -190,6 +193,7 @@ def search_interruptible(
     Raises:
         AutocompressError: something is wrong; one line names it and the nearest valid value.
     """
+    started = time.monotonic() if started is None else started
     arguments = dict(task_arguments or {})
     if settings.workers > 1 and not isinstance(task, str):
         raise TaskError(
@@ -205,7 +209,7 @@ def search_interruptible(
 
     with SearchProgress(quiet) as progress:
         result, interrupted = run_search(
-            loaded, settings, out, progress, launch if settings.workers > 1 else None
+            loaded, settings, out, progress, launch if settings.workers > 1 else None, started
         )
         progress.phase("writing the report", 0.0)
         write_report(out)

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import argparse
 import json
+import os
+import time
 from pathlib import Path
 
 from autocompress import search_interruptible
@@ -62,7 +64,7 @@ def search_command(arguments: argparse.Namespace) -> int:
     )
     out = Path(arguments.out)
     result, interrupted = search_interruptible(
-        arguments.task, settings, out, arguments.json, dict(arguments.task_arg)
+        arguments.task, settings, out, arguments.json, dict(arguments.task_arg), process_start()
     )
     if arguments.json:
         print(json.dumps(result.front.to_json(), indent=1))
@@ -121,3 +123,18 @@ def worker_command(arguments: argparse.Namespace) -> int:
     return (
         INTERRUPTED if run_worker(task, arguments.storage, arguments.study, arguments.device) else 0
     )
+
+
+def process_start() -> float:
+    """Return when this process began, by the monotonic clock.
+
+    Loading the libraries takes seconds that --timeout counts too. Where the system does not tell
+    the age of a process (elsewhere than on Linux), it is the present time.
+    """
+    now = time.monotonic()
+    try:
+        fields = Path("/proc/self/stat").read_text().rpartition(")")[2].split()
+        uptime_s = float(Path("/proc/uptime").read_text().split()[0])
+        return now - max(0.0, uptime_s - int(fields[19]) / os.sysconf("SC_CLK_TCK"))
+    except (OSError, ValueError, IndexError, AttributeError):
+        return now

@@ -12,11 +12,12 @@ from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+import numpy as np
 import optuna
 
 from autocompress.results.files import JOURNAL_FILE, RUN_FILE, TRIALS_FILE
 from autocompress.results.front import ParetoFront, SearchResult, earlier_front
-from autocompress.search.evaluate.judge import Judge
+from autocompress.search.evaluate.judge import ENDED, Judge
 from autocompress.search.finish.first_files import make_first_files
 from autocompress.search.finish.front import FrontMaker, origin_of
 from autocompress.search.finish.front_files import FrontFiles
@@ -34,9 +35,10 @@ from autocompress.search.opening import (
 from autocompress.search.problem.clock import FIRST_FILES_END
 from autocompress.search.problem.options import Settings, check_settings
 from autocompress.search.problem.problem import Problem
-from autocompress.search.problem.progress import SearchProgress
+from autocompress.search.problem.progress import SearchProgress, plan_words
 from autocompress.search.problem.run_record import RunRecord
 from autocompress.search.problem.setup import Setup
+from autocompress.search.problem.trial_record import records_of
 from autocompress.search.propose.factory import make_sampler
 from autocompress.search.propose.progressive import ProgressiveSampler
 from autocompress.search.propose.uniform import enqueue, uniform_parameters
@@ -46,6 +48,7 @@ from autocompress.search.workers.storage import folder_lock, study_of
 from autocompress.search.workers.worker import Interrupt, Worker, complete_trials_file
 from autocompress.task.task import Task
 
+PLANNED_AFTER = 4  # trials; the first ones are the uniform candidates
 WAIT_S = 0.2  # between two looks for Ctrl-C while other workers run
 Launch = Callable[[str], list[Running]]
 
@@ -56,6 +59,7 @@ def run_search(
     folder: Path,
     progress: SearchProgress,
     launch: Launch | None = None,
+    started: float | None = None,
 ) -> tuple[SearchResult, bool]:
     """Search the front of a task, or resume the search that the folder holds.
 
@@ -65,6 +69,7 @@ def run_search(
         folder: the run folder.
         progress: shows how it goes.
         launch: starts the other workers, given the URL of the storage; None runs alone.
+        started: when the search began, by the monotonic clock; None is now.
 
     Returns:
         (result, True if Ctrl-C ended it early).
@@ -74,7 +79,7 @@ def run_search(
     """
     check_settings(settings)
     interrupt = Interrupt()
-    setup = Setup(settings.timeout_s, progress.phase, lambda: interrupt.requested)
+    setup = Setup(settings.timeout_s, progress.phase, lambda: interrupt.requested, started=started)
     # An earlier run has a float model, and perhaps a front, to go on from.
     setup.is_ready = (folder / RUN_FILE).exists()
     request = check_request(task, settings, setup, progress)
@@ -168,6 +173,7 @@ class _Search:
         gaps = GapFiles(study, judge.goal, folder, files, origin, deadline, self.progress)
 
         def between(problem: Problem) -> Problem | None:
+            self._say_plan(study)
             made = gaps.make_one(problem, clock.next_file_s)
             if not made or settings.timeout_s is None:
                 return None
@@ -185,6 +191,14 @@ class _Search:
         problem = worker.judge.problem
         parts = (study, problem, limits, folder, files, ready.steps, clock, stop)
         return FrontMaker(*parts, self.progress).make(ready.run)
+
+    def _say_plan(self, study: optuna.Study) -> None:
+        """Say once how long all trials take, where no timeout ends them."""
+        seconds = [record.seconds or 0.0 for record in records_of(study, ENDED)]
+        if self.settings.timeout_s is None and len(seconds) == PLANNED_AFTER:
+            left = self.settings.n_trials - len(seconds)
+            finish_s = self.ready.clock.after_recovery_s(self.ready.clock.files)
+            self.progress.line(plan_words(float(np.mean(seconds)), left, finish_s))
 
     def _sampler(self, study: optuna.Study, problem: Problem) -> optuna.samplers.BaseSampler:
         settings, ready = self.settings, self.ready

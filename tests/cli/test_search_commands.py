@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -10,6 +12,7 @@ from autocompress import Measurement, ParetoFront, SearchResult
 from autocompress.candidate import Candidate
 from autocompress.cli import search_commands
 from autocompress.cli.main import main
+from autocompress.cli.search_commands import process_start
 from autocompress.results.front_point import FrontPoint
 from autocompress.results.limits import Limits
 
@@ -30,3 +33,10 @@ def test_an_early_stop_is_said(
         main(["search", "mine.py:task", "--out", str(tmp_path)])
     assert ended.value.code == (search_commands.INTERRUPTED if interrupted else 0)
     assert ("the search was stopped early" in capsys.readouterr().out) == interrupted
+
+
+def test_the_age_of_the_process_counts() -> None:
+    started = process_start()
+    assert started <= time.monotonic()
+    if sys.platform == "linux":
+        assert 0.1 < time.monotonic() - started < 1e6, "torch alone takes longer to load"

@@ -27,9 +27,10 @@ from autocompress.candidate import Candidate
 from autocompress.errors import LimitError, NotComputableError, RunFolderError
 from autocompress.results import files
 from autocompress.results.pareto import hypervolume, non_dominated
-from autocompress.search import opening
+from autocompress.search import loop, opening
 from autocompress.search.evaluate import judge as trial_module
 from autocompress.search.problem.goal import Goal
+from autocompress.search.problem.setup import Setup
 from autocompress.search.workers import worker
 from autocompress.search.workers.storage import open_study
 
@@ -575,6 +576,78 @@ def test_workers_share_a_study(cnn_spec: str, tmp_path: Path) -> None:
     finished = [t for t in study.trials if t.state.is_finished()]
     assert 300 <= len(finished) <= 301
     assert len({t.user_attrs["worker"] for t in finished}) == 2
+
+
+def front_file(folder: Path, process: subprocess.Popen, limit_s: float = 120) -> dict:
+    """Return front.json as soon as there is one."""
+    limit = time.monotonic() + limit_s
+    while time.monotonic() < limit and process.poll() is None:
+        if (folder / "front.json").is_file():
+            return json.loads((folder / "front.json").read_text())
+        time.sleep(0.02)
+    raise AssertionError("there was no file")
+
+
+def check_files(folder: Path) -> list[int]:
+    """Check that front.json names files with the numbers that it says; return their trials."""
+    front = json.loads((folder / "front.json").read_text())
+    for point in front["points"]:
+        path = folder / point["artifact"] / "model.onnx"
+        assert path.stat().st_size == point["size_bytes"]
+        assert point["verified"]
+    return [point["trial"] for point in front["points"]]
+
+
+@pytest.mark.parametrize("signal_name", ["SIGINT", "SIGKILL"])
+def test_a_stop_after_the_first_file_leaves_a_front_that_goes_on(
+    cnn_spec: str, tmp_path: Path, signal_name: str
+) -> None:
+    folder = tmp_path / "run"
+    process = subprocess.Popen(
+        command(cnn_spec, folder, 400), stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    )
+    first = front_file(folder, process)
+    assert not rows(folder), "no trial has ended"
+    assert [point["trial"] for point in first["points"]] == [0]
+    process.send_signal(signal.Signals[signal_name])
+    output, errors = process.communicate(timeout=120)
+    if signal_name == "SIGINT":
+        assert process.returncode == 130, errors
+        assert "report:" in output
+    before = check_files(folder)
+    assert before
+    done = subprocess.run(
+        command(cnn_spec, folder, 5), capture_output=True, text=True, timeout=300, check=False
+    )
+    assert done.returncode == 0, done.stderr
+    assert check_files(folder)
+    study = open_study(str(folder / "study.journal"))
+    assert [t.number for t in study.trials if "fixed_params" in t.system_attrs] == [0, 1, 2]
+    points = json.loads((folder / "front.json").read_text())["points"]
+    for point in points:
+        if point["trial"] in before:
+            assert (
+                point["candidate"]["modules"]
+                == study.trials[point["trial"]].user_attrs["candidate"]["modules"]
+            ), "the trial is of the candidate whose file was made first"
+
+
+def test_a_timeout_that_is_over_after_the_first_file_keeps_it(
+    cnn_task, tmp_path: Path, monkeypatch
+) -> None:
+    real = loop.make_first_files
+
+    def slow(*parts) -> int:
+        made = real(*parts)
+        monkeypatch.setattr(Setup, "is_over", True)
+        return made
+
+    monkeypatch.setattr(loop, "make_first_files", slow)
+    result = ac.search(cnn_task, SPACE, n_trials=9, timeout_s=900, out=tmp_path, quiet=True)
+    assert check_files(tmp_path)
+    assert all(point.trial < 3 for point in result.front)
+    assert not rows(tmp_path)
+    assert (tmp_path / "report.html").is_file()
 
 
 def test_timeout_ends_a_search_with_a_front(cnn_task, tmp_path: Path) -> None:

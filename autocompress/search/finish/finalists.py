@@ -19,6 +19,7 @@ from autocompress.search.finish.long_recovery import recover_front
 from autocompress.search.problem.clock import MOST_FILES
 from autocompress.search.problem.goal import Goal, signs
 from autocompress.search.problem.problem import Problem
+from autocompress.search.problem.progress import NEAR
 from autocompress.search.problem.trial_record import TrialRecord, records_of
 
 
@@ -71,7 +72,8 @@ def choose_finalists(
         count: most trials beside them.
 
     Returns:
-        Finalists. When no trial is feasible, the one that is nearest to the limits.
+        Finalists, those that a user would take first. When no trial is feasible, the one that is
+        nearest to the limits.
     """
     feasible = []
     for trial in records_of(study, (TrialState.COMPLETE,)):
@@ -85,7 +87,27 @@ def choose_finalists(
     by_number = {trial.number: trial for trial in feasible}
     numbers = [*before, *(feasible[int(keep[i])].number for i in chosen)]
     wanted = [number for number in dict.fromkeys(numbers) if number in by_number]
-    return [_finalist(by_number[number], problem, goal) for number in wanted]
+    return by_use([_finalist(by_number[number], problem, goal) for number in wanted], goal)
+
+
+def by_use(finalists: list[Finalist], goal: Goal) -> list[Finalist]:
+    """Put the finalists first that a user would take: they are trained first.
+
+    Args:
+        finalists: in any order.
+        goal: has the baseline.
+
+    Returns:
+        The smallest and the fastest ones that lose at most NEAR, the most accurate one, and the
+        others in their order.
+    """
+    near = [f for f in finalists if goal.baseline.accuracy - f.accuracy <= NEAR] or finalists
+    first = [
+        min(near, key=lambda f: f.size_bytes),
+        min(near, key=lambda f: f.latency_ms),
+        max(finalists, key=lambda f: f.accuracy),
+    ]
+    return list(dict.fromkeys([*first, *finalists]))
 
 
 def _nearest(study: optuna.Study, problem: Problem, goal: Goal) -> list[Finalist]:

@@ -132,6 +132,22 @@ def best_points(values: Sequence[Sequence[float]], baseline: Measurement) -> str
     return text
 
 
+def plan_words(trial_s: float, trials: int, finish_s: float) -> str:
+    """Say how long the rest of a search takes.
+
+    Args:
+        trial_s: seconds of a trial so far.
+        trials: trials that are left.
+        finish_s: seconds of the files of the front.
+    """
+    minutes = (trial_s * max(0, trials) + finish_s) / 60
+    about = f"{minutes:.0f} min" if minutes >= 1.5 else f"{60 * minutes:.0f} s"
+    return (
+        f"about {about} for {trials} more trials and their files on this machine, without "
+        "recovery of the front; --timeout ends a search earlier, and Ctrl-C keeps what there is"
+    )
+
+
 def check_words(check: Mapping[str, Any]) -> str:
     """Describe the errors of a latency model on candidates that it has not seen.
 

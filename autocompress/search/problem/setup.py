@@ -24,6 +24,8 @@ class Setup:
         show: called with a step and the share of it that is done.
         stopped: returns True after Ctrl-C.
         now: a monotonic clock.
+        started: when the search began, by `now`; None is now. What was done since then is counted
+            as the step "starting".
 
     Attributes:
         started: when the search began, by `now`.
@@ -37,13 +39,14 @@ class Setup:
         show: Callable[[str, float], None],
         stopped: Callable[[], bool] = lambda: False,
         now: Callable[[], float] = time.monotonic,
+        started: float | None = None,
     ) -> None:
         self.timeout_s = timeout_s
         self.seconds: dict[str, float] = {}
         self.is_ready = False
         self._show, self._stopped, self._now = show, stopped, now
-        self.started = self._last = now()
-        self._step = ""
+        self.started = self._last = now() if started is None else started
+        self._step = "" if started is None else "starting"
 
     def __call__(self, what: str, share: float) -> None:
         """Report progress of a step.

@@ -11,7 +11,7 @@ from optuna.trial import TrialState
 from autocompress.candidate import Candidate, ModuleConfig
 from autocompress.results.limits import Limits
 from autocompress.results.measurement import Measurement
-from autocompress.search.finish.finalists import choose_finalists
+from autocompress.search.finish.finalists import Finalist, by_use, choose_finalists
 from autocompress.search.problem.goal import Goal
 
 BASE = Measurement(1000, 4.0, 0.9)
@@ -103,3 +103,18 @@ def test_a_study_of_failures_has_no_finalist() -> None:
     found.tell(found.ask(), state=TrialState.FAIL)
     found.tell(found.ask(), state=TrialState.PRUNED)
     assert choose_finalists(found, BENCH, GOAL) == []
+
+
+def test_those_that_a_user_would_take_come_first() -> None:
+    def one(number: int, size: int, ms: float, accuracy: float) -> Finalist:
+        return Finalist(number, Candidate(), size, ms, (accuracy,))
+
+    tiny, far = one(1, 100, 0.5, 0.7), one(2, 300, 1.5, 0.85)
+    accurate, fast, small = (
+        one(3, 900, 3.0, 0.899),
+        one(4, 700, 1.0, 0.895),
+        one(5, 400, 2.0, 0.895),
+    )
+    ordered = by_use([tiny, far, accurate, fast, small], GOAL)
+    assert [f.number for f in ordered] == [5, 4, 3, 1, 2]
+    assert [f.number for f in by_use([tiny, far], GOAL)] == [1, 2], "all lose more: of all"

@@ -12,6 +12,7 @@ from autocompress.search.problem.progress import (
     SearchProgress,
     best_points,
     check_words,
+    plan_words,
     setup_lines,
 )
 from autocompress.targets.device.sessions import SessionSettings
@@ -159,3 +160,8 @@ def test_what_is_not_as_usual_is_said_once_each() -> None:
         "left out, since onnxruntime-cpu cannot execute it: 4-bit activations",
     ]
     assert said(settings=SessionSettings(threads=4))[2:] == ["session settings: 4 threads"]
+
+
+def test_the_rest_of_a_search_is_planned() -> None:
+    assert plan_words(6.0, 96, 24.0).startswith("about 10 min for 96 more trials")
+    assert plan_words(0.1, 96, 24.0).startswith("about 34 s for 96 more trials")

@@ -75,6 +75,16 @@ def test_the_end_of_the_time_names_steps_and_a_timeout_that_would_do() -> None:
     assert shown == ["exporting the model", "calibrating"]
 
 
+def test_what_was_done_before_is_counted_too() -> None:
+    hands = Hands()
+    steps = Setup(10, lambda what, share: None, now=hands, started=hands.time - 4)
+    steps("a", 0.0)
+    hands.time += 2
+    assert steps.finish() == {"starting": 4.0, "a": 2.0}
+    hands.time += 5
+    assert steps.is_over
+
+
 def test_what_is_ready_goes_on_with_one_candidate() -> None:
     steps, hands, shown = setup(10)
     steps.is_ready = True
