@@ -13,6 +13,7 @@ from typing import Any
 
 from torch import nn
 
+from autocompress.argument_types import path, switch
 from autocompress.candidate import Candidate, Distillation, ModuleConfig
 from autocompress.compress.recover.student import on_student
 from autocompress.errors import AutocompressError, ExportError, TaskError
@@ -29,6 +30,7 @@ from autocompress.results.files import MODEL_FILE
 from autocompress.results.front import ParetoFront, SearchResult, read_front
 from autocompress.results.front_point import FrontPoint
 from autocompress.results.measurement import Measurement
+from autocompress.search.arguments import checked_settings
 from autocompress.search.loop import run_search
 from autocompress.search.problem.options import Settings
 from autocompress.search.problem.progress import SearchProgress
@@ -160,11 +162,11 @@ def search(
             sampler=sampler,
             ray=ray,
             library_memory=library_memory,
-            objectives=tuple(objectives),
+            objectives=objectives,
             portable=portable,
         ),
-        Path(out),
-        quiet,
+        Path(path("search", "out", out, "reports/run")),
+        switch("search", "quiet", quiet),
     )[0]
 
 
@@ -191,6 +193,7 @@ def search_interruptible(
         AutocompressError: something is wrong; one line names it and the nearest valid value.
     """
     arguments = dict(task_arguments or {})
+    settings = checked_settings(settings)
     if settings.workers > 1 and not isinstance(task, str):
         raise TaskError(
             "search: more than one worker needs the task as module:function or file.py:function, "

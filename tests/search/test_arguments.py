@@ -1,0 +1,107 @@
+"""Whatever can be judged without a model is refused before the task is loaded."""
+
+from __future__ import annotations
+
+import math
+import re
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+import autocompress as ac
+from autocompress.errors import AutocompressError
+from autocompress.search.arguments import checked_settings
+from autocompress.search.problem.options import Settings
+
+NUMBER = "must be a whole number, got"
+WRONG = [
+    ({"workers": "2"}, f"search: workers {NUMBER} '2'; nearest valid value: 2"),
+    ({"workers": True}, f"search: workers {NUMBER} True; nearest valid value: 1"),
+    ({"n_trials": 1.5}, f"search: n_trials {NUMBER} 1.5; nearest valid value: 2"),
+    ({"n_trials": None}, f"search: n_trials {NUMBER} None; nearest valid value: 100"),
+    ({"seed": "x"}, f"search: seed {NUMBER} 'x'; nearest valid value: 0"),
+    (
+        {"seed": 2**32},
+        "search: seed must be from 0 to 4294967295, got 4294967296; nearest valid value: "
+        "4294967295",
+    ),
+    ({"finalize_steps": "9"}, f"search: finalize_steps {NUMBER} '9'; nearest valid value: 9"),
+    ({"timeout_s": "a"}, "search: timeout_s must be a number, got 'a'; nearest valid value: 600"),
+    ({"timeout_s": math.nan}, "search: timeout_s must be a number, got nan; nearest valid value: "),
+    ({"timeout_s": -1}, "search: timeout_s must be at least 0, got -1; nearest valid value: 0"),
+    ({"max_size": object()}, "limit max_size: expected a value such as 2MB or 25%, got <object ob"),
+    ({"max_size": True}, "limit max_size: expected a value such as 2MB or 25%, got True; nearest"),
+    ({"max_latency": [3]}, "limit max_latency: expected a value such as 3ms or 0.5x, got [3]; "),
+    ({"max_accuracy_drop": {}}, "limit max_accuracy_drop: expected a number such as 0.005 or 1%, "),
+    (
+        {"min_metric": ["f1"]},
+        "search: min_metric must be a mapping from names of metrics to limits, got ['f1']; nearest "
+        "valid value: {'f1': 0.9}",
+    ),
+    ({"min_metric": 0.9}, "search: min_metric must be a mapping from names of metrics to limits, "),
+    ({"min_metric": {1: 0.9}}, "search: min_metric must be a mapping from names of metrics to lim"),
+    ({"min_metric": {"f1": None}}, "limit min_metric f1: expected a number such as 0.9 or 99%, "),
+    ({"library_memory": []}, "limit library_memory: expected a value such as 512MB, got []; near"),
+    (
+        {"library_memory": None},
+        "search: library_memory must be a text, got None; nearest valid value: '512MB'",
+    ),
+    (
+        {"objectives": "f1"},
+        "search: objectives must be a list of texts, got 'f1'; nearest valid value: ['f1']",
+    ),
+    ({"objectives": None}, "search: objectives must be a list of texts, got None; nearest valid "),
+    ({"out": 3}, "search: out must be a path, got 3; nearest valid value: 'reports/run'"),
+    ({"out": None}, "search: out must be a path, got None; nearest valid value: 'reports/run'"),
+    ({"quiet": "yes"}, "search: quiet must be True or False, got 'yes'; nearest valid value: True"),
+    ({"portable": "no"}, "search: portable must be True or False, got 'no'; nearest valid value: "),
+    ({"target": None}, "search: target must be a text, got None; nearest valid value: 'onnxruntim"),
+    ({"target": Path("a.yaml")}, "search: target must be a text, got PosixPath('a.yaml'); nearest"),
+    ({"target": "tpu"}, "target 'tpu' is unknown; valid: "),
+    ({"sampler": 3}, "search: sampler must be a text, got 3; nearest valid value: 'guided'"),
+    ({"strategy": ["guided"]}, "search: strategy must be a text, got ['guided']; nearest valid va"),
+    ({"storage": 5}, "search: storage must be a text, got 5; nearest valid value: 'sqlite:///stud"),
+    ({"storage": "foo://x"}, "storage foo://x: cannot be opened (Can't load plugin: "),
+    ({"device": 0}, "search: device must be a text, got 0; nearest valid value: 'cpu'"),
+    ({"device": "meta"}, "search: device 'meta' is not supported; nearest: cpu"),
+    ({"device": "gpu"}, "device 'gpu' is unknown; nearest: cpu"),
+    ({"ray": 1}, "search: ray must be a text, got 1; nearest valid value: 'local'"),
+    (
+        {"target_table": 1},
+        "search: target_table must be a path, got 1; nearest valid value: 'table",
+    ),
+    ({"target_table": "no.json"}, "no.json: no such file; measure a table with: "),
+    ({"space": 3}, "space: expected a file, the name of a shipped space or a mapping, got 3; "),
+    ({"space": {"modules": 3}}, "space: 'modules' must be a list of rules, got 3; "),
+]
+
+
+@pytest.mark.parametrize(("wrong", "message"), WRONG, ids=lambda value: str(value)[:40])
+def test_wrong_arguments_are_one_line(wrong: dict[str, Any], message: str) -> None:
+    """There is no such task: an error that names it would show that it was loaded."""
+    with pytest.raises(AutocompressError, match="^" + re.escape(message)) as caught:
+        ac.search("no_such_task:make", **wrong)
+    assert "\n" not in str(caught.value)
+
+
+def test_a_path_is_no_device() -> None:
+    with pytest.raises(AutocompressError, match=r"got device\(type='cpu'\); nearest"):
+        ac.search("no_such_task:make", device=torch.device("cpu"))  # type: ignore[arg-type]
+
+
+def test_numbers_of_numpy_become_plain() -> None:
+    settings = checked_settings(
+        Settings(
+            n_trials=np.int64(3),  # type: ignore[arg-type]
+            seed=np.uint32(4),  # type: ignore[arg-type]
+            timeout_s=math.inf,
+            objectives=["f1"],
+        )
+    )
+    assert (type(settings.n_trials), type(settings.seed)) == (int, int)
+    assert settings.timeout_s is None
+    assert settings.objectives == ("f1",)
+    assert checked_settings(settings) == settings
