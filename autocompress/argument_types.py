@@ -9,6 +9,7 @@ import math
 import os
 import reprlib
 from collections.abc import Sequence
+from dataclasses import fields
 from typing import Any
 
 import numpy as np
@@ -160,6 +161,40 @@ def texts(where: str, name: str, value: Any, near: str) -> Sequence[str]:
     words = [str(item) for item in value] if isinstance(value, (list, tuple, set)) else [near]
     nearest = repr([value] if isinstance(value, str) else words)
     raise _wrong(where, name, "a list of texts", value, nearest, ArgumentError)
+
+
+def set_typed(config: Any, error: type[AutocompressError]) -> None:
+    """Check the fields of a frozen dataclass by the types of their defaults.
+
+    Whole numbers and numbers of NumPy become int and float. A field whose default is a tuple holds
+    whole numbers.
+
+    Args:
+        config: a new instance, every field of which has a default.
+        error: class of the error.
+
+    Raises:
+        AutocompressError: of class `error`, for the first field of a wrong type.
+    """
+    where = type(config).__name__
+    for field in fields(config):
+        name, value, near = field.name, getattr(config, field.name), field.default
+        if type(value) is type(near) and not isinstance(near, (float, tuple)):
+            continue
+        typed: Any
+        if isinstance(near, bool):
+            typed = switch(where, name, value, error)
+        elif isinstance(near, int):
+            typed = whole_number(where, name, value, near, error)
+        elif isinstance(near, float):
+            typed = float(number(where, name, value, near, error))
+        elif isinstance(near, str):
+            typed = text(where, name, value, near, error)
+        elif isinstance(value, (list, tuple)):
+            typed = tuple(whole_number(where, name, item, error=error) for item in value)
+        else:
+            raise _wrong(where, name, "a tuple of whole numbers", value, near, error)
+        object.__setattr__(config, name, typed)
 
 
 def _wrong(

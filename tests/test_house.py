@@ -15,7 +15,8 @@ import autocompress
 ROOT = Path(autocompress.__file__).parent
 LEVELS = [
     {"errors", "integer_form"},
-    {"argument_types", "candidate"},
+    {"argument_types"},
+    {"candidate"},
     {"results", "task"},
     {"cache"},
     {"model"},

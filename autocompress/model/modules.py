@@ -12,13 +12,15 @@ from typing import Any
 
 from torch import nn
 
+from autocompress.argument_types import shown
 from autocompress.errors import TaskError, nearest_name
 from autocompress.model.channel_group import ChannelGroup
 from autocompress.model.dependency_graph import find_channel_groups
 from autocompress.model.macs import count_positions
 from autocompress.model.plain.plain import is_plain, plain_model
 from autocompress.model.plain.recurrent import GateWeights
-from autocompress.model.towers import find_towers, role_of
+from autocompress.model.towers import check_towers, find_towers, role_of
+from autocompress.task.batch_checks import check_inputs
 from autocompress.task.batches import Inputs, map_inputs
 
 KINDS: Mapping[str, tuple[type[nn.Module], ...]] = {
@@ -197,8 +199,14 @@ def find_modules(
         The module map.
 
     Raises:
-        TaskError: nothing can be compressed, or a pattern of `towers` matches nothing.
+        TaskError: the model is no module, an input is no tensor, nothing can be compressed, or a
+            pattern of `towers` matches nothing.
     """
+    if not isinstance(model, nn.Module):
+        near = "an instance of it" if isinstance(model, type) else "torch.nn.Linear(8, 2)"
+        raise TaskError(f"model must be a torch.nn.Module, got {shown(model)}; nearest: {near}")
+    check_inputs(example_inputs, "example_inputs")
+    check_towers(towers)
     # The counter of operators does not follow views of parameters that have gradients.
     model = plain_model(model, example_inputs).requires_grad_(False)
     example_inputs = map_inputs(example_inputs, lambda tensor: tensor.cpu())

@@ -16,14 +16,25 @@ from typing import Any
 from sqlalchemy.engine import make_url
 
 from autocompress.argument_types import number, path, shown, switch, text, texts, whole_number
-from autocompress.errors import ArgumentError, LimitError, RunFolderError, TargetError, TaskError
+from autocompress.candidate import WEIGHT_RANGES
+from autocompress.errors import (
+    ArgumentError,
+    LimitError,
+    RunFolderError,
+    SpaceError,
+    TargetError,
+    TaskError,
+    nearest_name,
+)
 from autocompress.results.limits import parse_limits
 from autocompress.search.problem.options import Settings, check_settings
 from autocompress.search.problem.problem import pick_device
+from autocompress.search.single import SingleSettings
 from autocompress.space.search_space import SearchSpace
 from autocompress.targets.target import find_target
 
 WHERE = "search"
+TARGET = "onnxruntime-cpu"
 LARGEST_SEED = 2**32 - 1  # of NumPy's and Optuna's generators
 DEVICES = ("cpu", "cuda")
 
@@ -67,6 +78,48 @@ def checked_settings(settings: Settings) -> Settings:
     return settings
 
 
+def checked_single(where: str, settings: SingleSettings) -> SingleSettings:
+    """Check how one candidate shall be compressed, without the task.
+
+    Args:
+        where: the public function, for errors.
+        settings: as given; values may have any type.
+
+    Returns:
+        The settings with plain numbers.
+
+    Raises:
+        ArgumentError: a value has a wrong type.
+        LimitError: the seed is out of range.
+        SpaceError: the activation range is unknown.
+        TargetError: the target is unknown, or there is no such latency table.
+        TaskError: the device is not available.
+    """
+    near = WEIGHT_RANGES[0]
+    activation_range = text(where, "activation_range", settings.activation_range, near)
+    target = text(where, "target", settings.target, TARGET)
+    portable = settings.portable
+    typed = SingleSettings(
+        target,
+        switch(where, "recover", settings.recover),
+        whole_number(where, "seed", settings.seed, 0),
+        _optional_text(where, "device", settings.device, "cpu"),
+        None if portable is None else switch(where, "portable", portable),
+        typed_table(where, settings.target_table),
+        activation_range,
+    )
+    check_seed(where, typed.seed)
+    if activation_range not in WEIGHT_RANGES:
+        near = nearest_name(activation_range, WEIGHT_RANGES)
+        raise SpaceError(
+            f"{where}: activation_range {activation_range!r} is unknown; nearest: {near}"
+        )
+    find_target(target, portable=typed.portable)
+    check_table(typed.target_table)
+    check_device(where, typed.device)
+    return typed
+
+
 def _typed(settings: Settings) -> Settings:
     """Return settings of the declared types, or raise ArgumentError."""
     given = settings
@@ -75,7 +128,7 @@ def _typed(settings: Settings) -> Settings:
         text(WHERE, "library_memory", given.library_memory, "512MB")
     return replace(
         given,
-        target=text(WHERE, "target", given.target, "onnxruntime-cpu"),
+        target=text(WHERE, "target", given.target, TARGET),
         n_trials=whole_number(WHERE, "n_trials", given.n_trials, 100),
         timeout_s=None if timeout is None else _seconds(timeout),
         seed=whole_number(WHERE, "seed", given.seed, 0),
@@ -87,14 +140,14 @@ def _typed(settings: Settings) -> Settings:
         sampler=text(WHERE, "sampler", given.sampler, "guided"),
         objectives=texts(WHERE, "objectives", given.objectives, "f1"),
         portable=None if portable is None else switch(WHERE, "portable", portable),
-        storage=_optional_text("storage", given.storage, "sqlite:///study.db"),
-        device=_optional_text("device", given.device, "cpu"),
-        ray=_optional_text("ray", given.ray, "local"),
+        storage=_optional_text(WHERE, "storage", given.storage, "sqlite:///study.db"),
+        device=_optional_text(WHERE, "device", given.device, "cpu"),
+        ray=_optional_text(WHERE, "ray", given.ray, "local"),
     )
 
 
-def _optional_text(name: str, value: Any, near: str) -> str | None:
-    return None if value is None else text(WHERE, name, value, near)
+def _optional_text(where: str, name: str, value: Any, near: str) -> str | None:
+    return None if value is None else text(where, name, value, near)
 
 
 def _seconds(value: Any) -> float | None:

@@ -18,7 +18,6 @@ from torch import nn
 
 from autocompress.cache import cache_folder
 from autocompress.candidate import (
-    WEIGHT_RANGES,
     Candidate,
     Distillation,
     ModuleConfig,
@@ -142,11 +141,6 @@ def _compressed(
     """Set up as a search does, check the candidate, and recover it."""
     target = find_target(settings.target, portable=settings.portable)
     device = pick_device(settings.device)
-    if settings.activation_range not in WEIGHT_RANGES:
-        near = nearest_name(settings.activation_range, WEIGHT_RANGES)
-        raise SpaceError(
-            f"activation_range {settings.activation_range!r} is unknown; nearest: {near}"
-        )
     task = prepared(task)
     learner = on_student(task)
     module_map = find_modules(learner.model, task.example_inputs, task.towers)

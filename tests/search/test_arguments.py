@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import re
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -105,3 +106,57 @@ def test_numbers_of_numpy_become_plain() -> None:
     assert settings.timeout_s is None
     assert settings.objectives == ("f1",)
     assert checked_settings(settings) == settings
+
+
+SINGLE = [
+    ({"target": 3}, "{name}: target must be a text, got 3; nearest valid value: 'onnxruntime-cpu'"),
+    ({"target": "tpu"}, "target 'tpu' is unknown; valid: "),
+    ({"recover": "no"}, "{name}: recover must be True or False, got 'no'; nearest valid value: Fa"),
+    ({"seed": "x"}, "{name}: seed must be a whole number, got 'x'; nearest valid value: 0"),
+    ({"seed": -1}, "{name}: seed must be from 0 to 4294967295, got -1; nearest valid value: 0"),
+    ({"device": 1}, "{name}: device must be a text, got 1; nearest valid value: 'cpu'"),
+    ({"device": "meta"}, "{name}: device 'meta' is not supported; nearest: cpu"),
+    ({"portable": 1}, "{name}: portable must be True or False, got 1; nearest valid value: True"),
+    ({"target_table": 3}, "{name}: target_table must be a path, got 3; nearest valid value: 'tab"),
+    ({"target_table": "no.json"}, "no.json: no such file; measure a table with: "),
+    ({"activation_range": None}, "{name}: activation_range must be a text, got None; nearest val"),
+    ({"activation_range": "minmax"}, "{name}: activation_range 'minmax' is unknown; nearest: min_"),
+]
+
+
+@pytest.mark.parametrize(("wrong", "message"), SINGLE, ids=lambda value: str(value)[:40])
+def test_wrong_arguments_of_one_candidate_are_one_line(wrong: dict[str, Any], message: str) -> None:
+    for name, call in (
+        ("compress", lambda: ac.compress("no_such_task:make", {}, **wrong)),
+        ("export_onnx", lambda: ac.export_onnx("no_such_task:make", {}, "one.onnx", **wrong)),
+    ):
+        words = "^" + re.escape(message.format(name=name))
+        with pytest.raises(AutocompressError, match=words) as caught:
+            call()
+        assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("call", "message"),
+    [
+        (lambda: ac.export_onnx("t:t", {}, 3), "export_onnx: path must be a path, got 3; nearest"),
+        (lambda: ac.load(3), "load: folder must be a path, got 3; nearest valid value: 'point'"),
+        (lambda: ac.load("x", 3), "load: model must be a torch.nn.Module, got 3; nearest"),
+        (lambda: ac.open_session(None), "open_session: path must be a path, got None; nearest"),
+        (lambda: ac.read_front(3), "read_front: folder must be a path, got 3; nearest"),
+        (lambda: ac.reproduce(3, "x"), "reproduce: folder must be a path, got 3; nearest"),
+        (lambda: ac.reproduce("x", 3), "reproduce: to must be a path, got 3; nearest"),
+        (lambda: ac.reproduce("x", "y", 3), "task: expected an autocompress.Task or a text, got"),
+        (lambda: ac.load_task(3), "task: expected a text such as package.module:function, got 3; "),
+        (
+            lambda: ac.load_task(Path("a.py:task")),
+            "task: expected a text such as package.module:function, got PosixPath('a.py:task'); "
+            "nearest: 'a.py:task'",
+        ),
+        (lambda: ac.load_task(None), "task: expected a text such as package.module:function, got"),
+    ],
+)
+def test_other_functions_name_their_argument(call: Callable[[], object], message: str) -> None:
+    with pytest.raises(AutocompressError, match="^" + re.escape(message)) as caught:
+        call()
+    assert "\n" not in str(caught.value)
