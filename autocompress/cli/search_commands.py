@@ -109,6 +109,7 @@ def inspect_command(arguments: argparse.Namespace) -> int:
             print_latency(inspection.latency)
         for words in inspection.not_free:
             console.print(f"export: {words}", highlight=False)
+        print_lines(inspection.without_effect)
     if isinstance(inspection.identity, ExportError):
         raise inspection.identity
     if not arguments.json:

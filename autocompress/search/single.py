@@ -225,6 +225,11 @@ def _check_kind(
             f"{where}: activation_bits 8 with rank_ratio {config.rank_ratio}: factors of a "
             "convolution run on float kernels; nearest valid value: activation_bits 32"
         )
+    if config.smoothing > 0 and config.activation_bits != 8:
+        raise SpaceError(
+            f"{where}: smoothing {config.smoothing} needs activation_bits 8, got "
+            f"{config.activation_bits}; nearest valid value: 0"
+        )
     if config.rank_ratio < 1 and (whole or not module.factorisable):
         raise SpaceError(
             f"{where}: rank_ratio {config.rank_ratio}: its weight cannot be factorised; "

@@ -23,7 +23,9 @@ RANK = RankVerdict("fc", 0.5, "svd", 24, 32, None)
 
 
 def test_everything_that_was_found_is_plain() -> None:
-    found = Inspection(MAP, [RANK], {"note": ""}, Identity(0.0, 1e-6, 0.01), ("a line",)).to_json()
+    found = Inspection(
+        MAP, [RANK], {"note": ""}, Identity(0.0, 1e-6, 0.01), ("a line",), ("no",)
+    ).to_json()
     assert json.loads(json.dumps(found)) == {
         "modules": [
             {
@@ -61,6 +63,7 @@ def test_everything_that_was_found_is_plain() -> None:
         ],
         "identity": {"simulation": 0.0, "float_file": 1e-6, "rounded_file": 0.01},
         "not_free": ["a line"],
+        "without_effect": ["no"],
         "latency": {"note": ""},
     }
 

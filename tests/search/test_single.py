@@ -105,6 +105,11 @@ def test_modules_compute_what_files_compute(cnn_task: Task, tmp_path: Path) -> N
             "convolution run on float kernels; nearest valid value: activation_bits 32",
         ),
         (
+            {"fc": ModuleConfig(8, smoothing=0.5)},
+            "candidate: module 'fc': smoothing 0.5 needs activation_bits 8, got 32; "
+            "nearest valid value: 0",
+        ),
+        (
             {"fc": 8},
             "candidate: module 'fc': expected a ModuleConfig, got 8; "
             "nearest: ModuleConfig(weight_bits=8)",
