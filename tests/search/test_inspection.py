@@ -8,7 +8,8 @@ from types import SimpleNamespace
 from autocompress.errors import ExportError
 from autocompress.export.identity import Identity
 from autocompress.model.channel_group import ChannelGroup
-from autocompress.model.modules import CompressibleModule, ModuleMap, Uncovered
+from autocompress.model.modules import CompressibleModule, ModuleMap
+from autocompress.model.uncovered import Uncovered
 from autocompress.search import inspection
 from autocompress.search.inspection import Inspection, inspect_task
 from autocompress.search.problem.ranks import RankVerdict
