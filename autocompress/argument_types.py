@@ -8,6 +8,7 @@ from __future__ import annotations
 import math
 import os
 import reprlib
+import sys
 from collections.abc import Sequence
 from dataclasses import fields
 from typing import Any
@@ -74,10 +75,12 @@ def number(
     Raises:
         AutocompressError: of class `error`, if it is no finite number.
     """
-    if isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value):
-        return value
-    if isinstance(value, (np.integer, np.floating)) and math.isfinite(value):
-        plain: float = value.item()
+    if isinstance(value, (np.integer, np.floating)):
+        value = value.item()
+    is_number = isinstance(value, (int, float)) and not isinstance(value, bool)
+    # The comparison is False for NaN; an int may be too large for a float.
+    if is_number and abs(value) <= sys.float_info.max:
+        plain: float = value
         return plain
     raise _wrong(where, name, "a number", value, _number_of(value, near, float), error)
 

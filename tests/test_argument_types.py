@@ -38,6 +38,7 @@ def test_numbers_are_plain() -> None:
         (whole_number, [3], "a whole number, got [3]; nearest valid value: 1"),
         (number, "0.5", "a number, got '0.5'; nearest valid value: 0.5"),
         (number, math.inf, "a number, got inf; nearest valid value: 1.0"),
+        (number, math.nan, "a number, got nan; nearest valid value: 1.0"),
         (number, 1j, "a number, got 1j; nearest valid value: 1.0"),
         (number, False, "a number, got False; nearest valid value: 0.0"),
         (switch, "no", "True or False, got 'no'; nearest valid value: False"),
@@ -68,6 +69,11 @@ def test_what_is_no_text(check: Callable[..., Any], value: Any, message: str) ->
     with pytest.raises(ArgumentError) as caught:
         check("f", "name", value, "cpu")
     assert str(caught.value) == f"f: name must be {message}"
+
+
+def test_no_number_is_too_large_to_be_refused() -> None:
+    with pytest.raises(ArgumentError, match=r"got 1000.*\.\.\..*; nearest valid value: 1\.0$"):
+        number("f", "x", 10**400)
 
 
 def test_the_class_of_the_error_is_the_callers() -> None:

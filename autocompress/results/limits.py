@@ -12,6 +12,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
+from autocompress.argument_types import shown
 from autocompress.errors import LimitError, nearest_name
 
 SIZE_UNITS = {
@@ -116,10 +117,10 @@ def check_pick(limits: Mapping[str, Any], metrics: Mapping[str, float]) -> None:
     for name, value in {**limits, "floors": None, **floors}.items():
         if value is not None and not isinstance(value, (int, float)):
             near = PICK_UNITS.get(name, "one such as 0.9")
-            raise LimitError(f"front: {name} must be a number, got {value!r}; nearest: {near}")
+            raise LimitError(f"front: {name} must be a number, got {shown(value)}; nearest: {near}")
         if value is not None and name in ("max_size_bytes", "max_latency_ms") and not value > 0:
             raise LimitError(
-                f"front: {name} must be above 0, got {value!r}; nearest: {PICK_UNITS[name]}"
+                f"front: {name} must be above 0, got {shown(value)}; nearest: {PICK_UNITS[name]}"
             )
 
 
@@ -197,7 +198,8 @@ def _share(name: str, value: float | str, whole: float, example: str) -> float:
     if not math.isfinite(number):
         near = _number_in(text) or example.split()[0]
         raise LimitError(
-            f"limit {name}: expected a number such as {example}, got {value!r}; nearest: {near}"
+            f"limit {name}: expected a number such as {example}, got {shown(value)}; "
+            f"nearest: {near}"
         )
     return number
 
@@ -217,11 +219,11 @@ def _quantity(
     if math.isnan(factor) or not math.isfinite(number):
         near = _near_quantity(str(value), units) or example.split()[0]
         raise LimitError(
-            f"limit {name}: expected a value such as {example}, got {value!r}; nearest: {near}"
+            f"limit {name}: expected a value such as {example}, got {shown(value)}; nearest: {near}"
         )
     if number <= 0:
         near = example.split()[0]
-        raise LimitError(f"limit {name}: must be above 0, got {value!r}; nearest: {near}")
+        raise LimitError(f"limit {name}: must be above 0, got {shown(value)}; nearest: {near}")
     return number * factor
 
 

@@ -13,6 +13,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 from sqlalchemy.engine import make_url
 
 from autocompress.argument_types import number, path, shown, switch, text, texts, whole_number
@@ -124,10 +125,16 @@ def _typed(settings: Settings) -> Settings:
     """Return settings of the declared types, or raise ArgumentError."""
     given = settings
     steps, timeout, portable = given.finalize_steps, given.timeout_s, given.portable
-    if given.library_memory is None or isinstance(given.library_memory, bool):
-        text(WHERE, "library_memory", given.library_memory, "512MB")
+    memory = given.library_memory
+    if not isinstance(memory, str):
+        is_number = isinstance(memory, (int, float, np.number)) and not isinstance(memory, bool)
+        if is_number:
+            memory = number(WHERE, "library_memory", memory, 512e6)
+        else:
+            text(WHERE, "library_memory", memory, "512MB")
     return replace(
         given,
+        library_memory=memory,
         target=text(WHERE, "target", given.target, TARGET),
         n_trials=whole_number(WHERE, "n_trials", given.n_trials, 100),
         timeout_s=None if timeout is None else _seconds(timeout),

@@ -13,6 +13,7 @@ from typing import Any
 
 import yaml
 
+from autocompress.argument_types import shown
 from autocompress.errors import SpaceError
 
 SHIPPED = files("autocompress.space") / "examples"
@@ -45,8 +46,8 @@ def read_space(source: str | Path | Mapping[str, Any] | None) -> tuple[str, Any]
         return "space", dict(source)
     if not isinstance(source, (str, Path)):
         raise SpaceError(
-            f"space: expected a file, the name of a shipped space or a mapping, got {source!r}; "
-            f"shipped spaces: {', '.join(shipped_spaces())}"
+            "space: expected a file, the name of a shipped space or a mapping, got "
+            f"{shown(source)}; shipped spaces: {', '.join(shipped_spaces())}"
         )
     where, path = str(source), Path(source)
     if path.is_file():

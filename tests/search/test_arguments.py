@@ -45,7 +45,15 @@ WRONG = [
     ({"min_metric": 0.9}, "search: min_metric must be a mapping from names of metrics to limits, "),
     ({"min_metric": {1: 0.9}}, "search: min_metric must be a mapping from names of metrics to lim"),
     ({"min_metric": {"f1": None}}, "limit min_metric f1: expected a number such as 0.9 or 99%, "),
-    ({"library_memory": []}, "limit library_memory: expected a value such as 512MB, got []; near"),
+    (
+        {"library_memory": []},
+        "search: library_memory must be a text, got []; nearest valid value: ",
+    ),
+    (
+        {"library_memory": math.nan},
+        "search: library_memory must be a number, got nan; nearest vali",
+    ),
+    ({"library_memory": "a"}, "limit library_memory: expected a value such as 512MB, got 'a'; ne"),
     (
         {"library_memory": None},
         "search: library_memory must be a text, got None; nearest valid value: '512MB'",
@@ -99,11 +107,13 @@ def test_numbers_of_numpy_become_plain() -> None:
             n_trials=np.int64(3),  # type: ignore[arg-type]
             seed=np.uint32(4),  # type: ignore[arg-type]
             timeout_s=math.inf,
+            library_memory=np.int64(1000),  # type: ignore[arg-type]
             objectives=["f1"],
         )
     )
     assert (type(settings.n_trials), type(settings.seed)) == (int, int)
     assert settings.timeout_s is None
+    assert type(settings.library_memory) is int
     assert settings.objectives == ("f1",)
     assert checked_settings(settings) == settings
 
