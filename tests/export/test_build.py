@@ -8,7 +8,7 @@ from types import SimpleNamespace
 import pytest
 from small_builder import CONV, TABLE, A, builder
 
-from autocompress.candidate import Candidate, ModuleConfig
+from autocompress.candidate import Candidate, Distillation, ModuleConfig
 from autocompress.export.build import Builder
 from autocompress.integer_form import IntegerForm
 
