@@ -14,9 +14,11 @@ from typing import Any
 
 from torch import nn
 
+from autocompress.argument_types import path as checked_path
+from autocompress.argument_types import shown, switch
 from autocompress.candidate import Candidate, Distillation, ModuleConfig
 from autocompress.compress.recover.student import on_student
-from autocompress.errors import AutocompressError, ExportError, TaskError
+from autocompress.errors import ArgumentError, AutocompressError, ExportError, TaskError
 from autocompress.export.artifact import (
     copy_artifact,
     read_recipe,
@@ -30,6 +32,7 @@ from autocompress.results.files import MODEL_FILE
 from autocompress.results.front import ParetoFront, SearchResult, read_front
 from autocompress.results.front_point import FrontPoint
 from autocompress.results.measurement import Measurement
+from autocompress.search.arguments import checked_settings, checked_single
 from autocompress.search.loop import run_search
 from autocompress.search.problem.options import Settings
 from autocompress.search.problem.progress import SearchProgress
@@ -161,11 +164,11 @@ def search(
             sampler=sampler,
             ray=ray,
             library_memory=library_memory,
-            objectives=tuple(objectives),
+            objectives=objectives,
             portable=portable,
         ),
-        Path(out),
-        quiet,
+        Path(checked_path("search", "out", out, "reports/run")),
+        switch("search", "quiet", quiet),
     )[0]
 
 
@@ -195,6 +198,7 @@ def search_interruptible(
     """
     started = time.monotonic() if started is None else started
     arguments = dict(task_arguments or {})
+    settings = checked_settings(settings)
     if settings.workers > 1 and not isinstance(task, str):
         raise TaskError(
             "search: more than one worker needs the task as module:function or file.py:function, "
@@ -228,15 +232,20 @@ def export(result: SearchResult, point: FrontPoint, to: str | Path) -> Path:
         `to`.
 
     Raises:
-        ExportError: `point` is no point, or the run folder lacks the file.
+        ExportError: `result` is no result, `point` is no point, or the run folder lacks the file.
         RunFolderError: the files cannot be written.
     """
+    if not isinstance(result, SearchResult):
+        raise ExportError(
+            f"export: expected the result of a search, got {shown(result)}; nearest: "
+            "autocompress.search(...)"
+        )
     if not isinstance(point, FrontPoint):
         raise ExportError(
-            f"export: expected a point of the front, got {point!r}; nearest: "
+            f"export: expected a point of the front, got {shown(point)}; nearest: "
             "result.front.smallest()"
         )
-    return copy_artifact(result.folder, point, Path(to))
+    return copy_artifact(result.folder, point, Path(checked_path("export", "to", to, "point")))
 
 
 def compress(
@@ -287,8 +296,9 @@ def compress(
         ExportError: the model cannot be exported, or its file computes something else.
         NotComputableError: the training gave NaN or infinity.
     """
-    settings = SingleSettings(
-        target, recover, seed, device, portable, target_table, activation_range
+    settings = checked_single(
+        "compress",
+        SingleSettings(target, recover, seed, device, portable, target_table, activation_range),
     )
     return single_module(as_task(task), candidate, settings)
 
@@ -338,10 +348,12 @@ def export_onnx(
         NotComputableError: the training gave NaN or infinity.
         RunFolderError: the file cannot be written.
     """
-    settings = SingleSettings(
-        target, recover, seed, device, portable, target_table, activation_range
+    file = Path(checked_path("export_onnx", "path", path, "model.onnx"))
+    settings = checked_single(
+        "export_onnx",
+        SingleSettings(target, recover, seed, device, portable, target_table, activation_range),
     )
-    return write_single(as_task(task), candidate, Path(path), settings)
+    return write_single(as_task(task), candidate, file, settings)
 
 
 def load(folder: str | Path, model: nn.Module | None = None) -> nn.Module:
@@ -359,9 +371,14 @@ def load(folder: str | Path, model: nn.Module | None = None) -> nn.Module:
         ExportError: a file is missing or damaged, or the architecture is another one.
         TaskError: `model` is None and the recipe names no task.
     """
-    return load_module(
-        Path(folder), (on_student(_named_task(Path(folder))).model if model is None else model)
-    )
+    place = Path(checked_path("load", "folder", folder, "point"))
+    if model is None:
+        return load_module(place, on_student(_named_task(place)).model)
+    if not isinstance(model, nn.Module):
+        raise ArgumentError(
+            f"load: model must be a torch.nn.Module, got {shown(model)}; nearest valid value: None"
+        )
+    return load_module(place, model)
 
 
 def open_session(path: str | Path) -> Any:
@@ -378,7 +395,8 @@ def open_session(path: str | Path) -> Any:
     Raises:
         ExportError: there is no recipe beside the file.
     """
-    file = Path(path) / MODEL_FILE if Path(path).is_dir() else Path(path)
+    file = Path(checked_path("open_session", "path", path, "point/model.onnx"))
+    file = file / MODEL_FILE if file.is_dir() else file
     settings = session_settings(file)
     if settings is None:
         raise ExportError(
@@ -410,9 +428,9 @@ def reproduce(folder: str | Path, to: str | Path, task: Task | None = None) -> P
             the recorded one in a byte.
         TaskError: `task` is None and the recipe names no task.
     """
-    return reproduce_model(
-        Path(folder), _named_task(Path(folder)) if task is None else task, Path(to)
-    )
+    place = Path(checked_path("reproduce", "folder", folder, "point"))
+    to = Path(checked_path("reproduce", "to", to, "again"))
+    return reproduce_model(place, _named_task(place) if task is None else as_task(task), to)
 
 
 def _named_task(folder: Path) -> Task:

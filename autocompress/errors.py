@@ -13,6 +13,10 @@ class AutocompressError(Exception):
     """Report an error of this package; all others derive from it."""
 
 
+class ArgumentError(AutocompressError, TypeError):
+    """Report an argument of a wrong type."""
+
+
 class TaskError(AutocompressError, ValueError):
     """Report a task whose model, data or metric cannot be loaded or do not work."""
 

@@ -36,6 +36,7 @@ def test_the_nearest_number_has_the_smallest_distance() -> None:
 @pytest.mark.parametrize(
     ("name", "builtin"),
     [
+        ("ArgumentError", TypeError),
         ("TaskError", ValueError),
         ("SpaceError", ValueError),
         ("LimitError", ValueError),

@@ -15,6 +15,7 @@ import autocompress
 ROOT = Path(autocompress.__file__).parent
 LEVELS = [
     {"errors", "integer_form"},
+    {"argument_types"},
     {"candidate"},
     {"results", "task"},
     {"cache"},

@@ -8,6 +8,7 @@ from functools import partial
 from typing import Any
 
 from autocompress import __version__
+from autocompress.cli.parser import Parser
 from autocompress.cli.shared_options import (
     add_device,
     add_limits,
@@ -16,7 +17,15 @@ from autocompress.cli.shared_options import (
     add_target,
     add_task,
 )
-from autocompress.cli.values import count, duration, steps
+from autocompress.cli.values import (
+    count,
+    duration,
+    existing_file,
+    memory,
+    seed,
+    space_name,
+    steps,
+)
 from autocompress.search.problem.options import SAMPLERS, STRATEGIES, STUDY_NAME
 
 Command = Callable[..., argparse.ArgumentParser]  # (name, help, takes a task)
@@ -24,7 +33,7 @@ Command = Callable[..., argparse.ArgumentParser]  # (name, help, takes a task)
 
 def build_parser() -> argparse.ArgumentParser:
     """Return the parser of all commands."""
-    parser = argparse.ArgumentParser(
+    parser = Parser(
         prog="autocompress",
         description="Search small and fast versions of a PyTorch model and measure them as ONNX "
         "files.",
@@ -60,6 +69,7 @@ def _add_search(command: Command) -> None:
     parser = command("search", text, task=True)
     parser.add_argument(
         "--space",
+        type=space_name,
         metavar="FILE",
         help="search space: file or name of a shipped space (default: a joint space for any model)",
     )
@@ -83,7 +93,7 @@ def _add_search(command: Command) -> None:
         help="extra metric of the task to maximise beside accuracy; may be repeated",
     )
     parser.add_argument(
-        "--seed", type=int, default=0, metavar="S", help="seed of all draws (default: 0)"
+        "--seed", type=seed, default=0, metavar="S", help="seed of all draws (default: 0)"
     )
     _add_search_methods(parser)
     _add_search_resources(parser)
@@ -133,6 +143,7 @@ def _add_search_resources(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument(
         "--library-memory",
+        type=memory,
         default="512MB",
         metavar="512MB",
         help="memory for compressed modules, per worker (default: 512MB)",
@@ -145,6 +156,7 @@ def _add_inspect(command: Command) -> None:
     parser = command("inspect", text, task=True)
     parser.add_argument(
         "--space",
+        type=space_name,
         metavar="FILE",
         help="space whose ranks are judged: file or name of a shipped space "
         "(default: the default space)",
@@ -166,6 +178,7 @@ def _add_profile(command: Command) -> None:
     add_profiled_space(parser)
     parser.add_argument(
         "--merge",
+        type=existing_file,
         metavar="FILE",
         action="append",
         default=[],
@@ -209,7 +222,7 @@ def _add_folder_commands(command: Command) -> None:
 def _add_file_commands(command: Command) -> None:
     bench = command("bench", "time an ONNX file, alone or in turn with another one")
     bench.add_argument("path", metavar="PATH.onnx", help="file to time")
-    bench.add_argument("--against", metavar="PATH", help="file to compare with")
+    bench.add_argument("--against", type=existing_file, metavar="PATH", help="file to compare with")
     bench.add_argument(
         "--threads",
         type=count,

@@ -78,11 +78,11 @@ def evaluate_command(arguments: argparse.Namespace) -> int:
     Raises:
         TaskError: if the task lacks the split.
     """
+    session = _opener(arguments.path, os.cpu_count() or 1)()
     task = prepared_task(arguments)
     batches = getattr(task, arguments.split)
     if batches is None:
         raise TaskError(f"task {task.name}: has no {arguments.split} split")
-    session = _opener(arguments.path, os.cpu_count() or 1)()
     _warn_of_arithmetic(arguments.path)
     scores, outputs = evaluate_session(
         task, session, tuple(i.name for i in session.get_inputs()), batches

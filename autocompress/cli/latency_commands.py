@@ -31,10 +31,11 @@ def profile_command(arguments: argparse.Namespace) -> int:
         Exit code.
     """
     target = find_target(arguments.target, portable=arguments.portable)
+    space = SearchSpace.load(arguments.space)
     task = on_student(prepared_task(arguments))
     builder = builder_for(task, find_modules(task.model, task.example_inputs, task.towers), target)
-    space = SearchSpace.load(arguments.space).bind(builder.module_map, target)
-    subject = subject_of(task, builder, layout_of(builder), space)
+    bound = space.bind(builder.module_map, target)
+    subject = subject_of(task, builder, layout_of(builder), bound)
     table = measure_table(subject, target)
     for other in arguments.merge:
         table = table.merged(load_table(subject, target, Path(other)))
@@ -57,15 +58,14 @@ def export_probes_command(arguments: argparse.Namespace) -> int:
         Exit code.
     """
     target = find_target(arguments.target, present=False, portable=arguments.portable)
+    space = SearchSpace.load(arguments.space)
     task = on_student(prepared_task(arguments))
     modules = find_modules(task.model, task.example_inputs, task.towers)
     # The device's arithmetic is not known here: weights take the form that is exact everywhere.
     forms = {module.name: IntegerForm.REDUCED for module in modules}
     builder = replace(builder_for(task, modules, target), forms=forms)
-    space = SearchSpace.load(arguments.space).bind(builder.module_map, target)
-    count = export_probes(
-        subject_of(task, builder, layout_of(builder), space), target, Path(arguments.to)
-    )
+    subject = subject_of(task, builder, layout_of(builder), space.bind(builder.module_map, target))
+    count = export_probes(subject, target, Path(arguments.to))
     console.print(
         f"{arguments.to}: {count} models; on the device: python {SCRIPT_FILE}; then: autocompress "
         f"search TASK "

@@ -18,6 +18,7 @@ from autocompress.cli.folder_commands import (
     reproduce_command,
 )
 from autocompress.cli.latency_commands import export_probes_command, profile_command
+from autocompress.cli.parser import UsageError, refuse
 from autocompress.cli.search_commands import (
     INTERRUPTED,
     inspect_command,
@@ -54,6 +55,8 @@ def main(argv: Sequence[str] | None = None) -> None:
     arguments = build_parser().parse_args(argv)
     try:
         code = COMMANDS[arguments.command](arguments)
+    except UsageError as error:
+        refuse(f"autocompress {arguments.command}", str(error))
     except AutocompressError as error:
         if arguments.debug:
             traceback.print_exc()

@@ -9,6 +9,7 @@ import time
 from pathlib import Path
 
 from autocompress import search_interruptible
+from autocompress.cli.parser import UsageError
 from autocompress.cli.tables import (
     console,
     notes,
@@ -19,10 +20,10 @@ from autocompress.cli.tables import (
 )
 from autocompress.cli.values import limits_of, prepared_task
 from autocompress.compress.recover.student import on_student
-from autocompress.errors import ExportError
+from autocompress.errors import ExportError, LimitError
 from autocompress.results.files import REPORT_FILE
 from autocompress.search.inspection import inspect_task
-from autocompress.search.problem.options import Settings
+from autocompress.search.problem.options import Settings, check_settings
 from autocompress.search.workers.join import run_worker
 from autocompress.space.search_space import SearchSpace
 from autocompress.targets.target import find_target
@@ -42,6 +43,9 @@ def search_command(arguments: argparse.Namespace) -> int:
 
     Returns:
         Exit code: 0, or INTERRUPTED after Ctrl-C.
+
+    Raises:
+        UsageError: two options exclude each other.
     """
     settings = Settings(
         arguments.space,
@@ -62,6 +66,10 @@ def search_command(arguments: argparse.Namespace) -> int:
         objectives=arguments.objective,
         portable=arguments.portable,
     )
+    try:
+        check_settings(settings)
+    except LimitError as error:  # of options that exclude each other
+        raise UsageError(str(error).removeprefix("search: ")) from None
     out = Path(arguments.out)
     result, interrupted = search_interruptible(
         arguments.task, settings, out, arguments.json, dict(arguments.task_arg), process_start()
@@ -88,12 +96,12 @@ def inspect_command(arguments: argparse.Namespace) -> int:
     Raises:
         ExportError: after the tables, if files do not compute what is simulated.
     """
-    task = on_student(prepared_task(arguments))
     target = find_target(arguments.target, portable=arguments.portable)
     space, table = (
         SearchSpace.load(arguments.space),
         None if arguments.target_table is None else Path(arguments.target_table),
     )
+    task = on_student(prepared_task(arguments))
     inspection = inspect_task(task, target, space, table, arguments.latency)
     if arguments.json:
         print(json.dumps(inspection.to_json(), indent=1))
@@ -103,6 +111,7 @@ def inspect_command(arguments: argparse.Namespace) -> int:
             print_latency(inspection.latency)
         for words in inspection.not_free:
             console.print(f"export: {words}", highlight=False)
+        print_lines(inspection.without_effect)
     if isinstance(inspection.identity, ExportError):
         raise inspection.identity
     if not arguments.json:

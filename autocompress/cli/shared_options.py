@@ -4,7 +4,14 @@ from __future__ import annotations
 
 import argparse
 
-from autocompress.cli.values import metric_floor, task_argument
+from autocompress.cli.values import (
+    existing_file,
+    limit,
+    metric_floor,
+    space_name,
+    target_name,
+    task_argument,
+)
 from autocompress.targets.target import target_names
 
 
@@ -36,15 +43,20 @@ def add_limits(parser: argparse.ArgumentParser) -> None:
         parser: of a command.
     """
     parser.add_argument(
-        "--max-size", metavar="2MB|25%", help="largest file, absolute or relative to the float file"
+        "--max-size",
+        type=limit("max_size"),
+        metavar="2MB|25%",
+        help="largest file, absolute or relative to the float file",
     )
     parser.add_argument(
         "--max-latency",
+        type=limit("max_latency"),
         metavar="3ms|0.5x",
         help="largest latency, absolute or relative to the float file",
     )
     parser.add_argument(
         "--max-accuracy-drop",
+        type=limit("max_accuracy_drop"),
         metavar="0.005|1%",
         help="largest loss of validation accuracy, absolute or relative to the float model",
     )
@@ -67,7 +79,9 @@ def add_target(parser: argparse.ArgumentParser, names: str = "") -> None:
         names: help of the target; "" for the list of built-in ones.
     """
     names = names or f"machine to search for: a .yaml file, or one of {', '.join(target_names())}"
-    parser.add_argument("--target", default="onnxruntime-cpu", metavar="T", help=names)
+    parser.add_argument(
+        "--target", type=target_name, default="onnxruntime-cpu", metavar="T", help=names
+    )
     parser.add_argument(
         "--portable",
         action=argparse.BooleanOptionalAction,
@@ -85,6 +99,7 @@ def add_table(parser: argparse.ArgumentParser) -> None:
     """
     parser.add_argument(
         "--target-table",
+        type=existing_file,
         metavar="FILE",
         help="latency table from `autocompress profile`, or measured.json from probes "
         "(default: measured on this machine and cached)",
@@ -112,6 +127,7 @@ def add_profiled_space(parser: argparse.ArgumentParser) -> None:
     """
     parser.add_argument(
         "--space",
+        type=space_name,
         metavar="FILE",
         help="space whose forms are measured: file or name of a shipped space "
         "(default: the default space)",

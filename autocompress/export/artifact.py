@@ -13,11 +13,9 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-import torch
 import yaml
 from onnx import ModelProto
 from safetensors.torch import save
-from torch import Tensor
 
 from autocompress.candidate import Candidate
 from autocompress.compress.assemble.stitch import Stitcher
@@ -36,7 +34,7 @@ from autocompress.results.files import (
 )
 from autocompress.results.front_point import FrontPoint
 from autocompress.targets.device.sessions import SessionSettings
-from autocompress.task.batches import Inputs
+from autocompress.task.batches import Inputs, describe_inputs
 
 RECIPE_FORMAT = 4
 
@@ -190,48 +188,6 @@ def read_recipe(folder: Path) -> dict[str, Any]:
     if not isinstance(data, dict) or data.get("format") != RECIPE_FORMAT:
         raise ExportError(f"{path}: not a recipe of format {RECIPE_FORMAT}; export the point again")
     return data
-
-
-def describe_inputs(value: Any) -> Any:
-    """Describe what a model is called with, in plain types.
-
-    Args:
-        value: a tensor, a constant, or a tuple, list or mapping of them.
-
-    Returns:
-        Shapes and types of tensors, constants, and how they are nested.
-    """
-    if isinstance(value, Tensor):
-        return {"shape": list(value.shape), "type": str(value.dtype).removeprefix("torch.")}
-    if isinstance(value, Mapping):
-        return {"entries": {name: describe_inputs(part) for name, part in value.items()}}
-    if isinstance(value, (tuple, list)):
-        return {
-            type(value).__name__ if type(value) in (tuple, list) else "tuple": [
-                describe_inputs(part) for part in value
-            ]
-        }
-    return {"constant": value}
-
-
-def described_inputs(description: Mapping[str, Any]) -> Any:
-    """Make inputs from a description, the reverse of `describe_inputs`.
-
-    Args:
-        description: made by `describe_inputs`.
-
-    Returns:
-        Inputs with zeros in all tensors.
-    """
-    ((kind, value), *_) = description.items()
-    if kind == "shape":
-        return torch.zeros(value, dtype=getattr(torch, description["type"]))
-    if kind == "entries":
-        return {name: described_inputs(part) for name, part in value.items()}
-    if kind in ("tuple", "list"):
-        parts = [described_inputs(part) for part in value]
-        return tuple(parts) if kind == "tuple" else parts
-    return value
 
 
 def session_settings(path: Path) -> SessionSettings | None:

@@ -16,7 +16,7 @@ from torch import nn
 
 from autocompress.candidate import Candidate
 from autocompress.compress.assemble.calls import Call
-from autocompress.compress.assemble.stitch import ActivationPlan
+from autocompress.compress.assemble.simulated_model import ActivationPlan
 from autocompress.compress.assemble.trained import Trained
 from autocompress.compress.assemble.variant import Variant
 from autocompress.compress.calibrate.evidence import Evidence

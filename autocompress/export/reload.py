@@ -19,7 +19,8 @@ from torch import Tensor, nn
 
 from autocompress.candidate import Candidate, Distillation
 from autocompress.compress.assemble.calls import Call
-from autocompress.compress.assemble.stitch import ActivationPlan, SimulatedModel, Stitcher
+from autocompress.compress.assemble.simulated_model import ActivationPlan, SimulatedModel
+from autocompress.compress.assemble.stitch import Stitcher
 from autocompress.compress.assemble.trained import Trained
 from autocompress.compress.quantize.activation import ActivationRange
 from autocompress.compress.recover.context import Trainer
@@ -27,7 +28,7 @@ from autocompress.compress.recover.recover import recover
 from autocompress.compress.recover.student import taught
 from autocompress.compress.recover.teacher import Teacher, changed_weights
 from autocompress.errors import ExportError, TaskError
-from autocompress.export.artifact import described_inputs, read_recipe, write_model
+from autocompress.export.artifact import read_recipe, write_model
 from autocompress.export.compressor import Compressor
 from autocompress.export.prepare import prepare
 from autocompress.integer_form import IntegerForm
@@ -37,6 +38,7 @@ from autocompress.model.modules import find_modules
 from autocompress.model.plain.plain import in_form
 from autocompress.results.files import MODEL_FILE
 from autocompress.targets.kernels import KernelChoice
+from autocompress.task.batches import described_inputs
 from autocompress.task.copies import copied
 from autocompress.task.task import Task
 from autocompress.task.user_code import UserCodeError

@@ -12,13 +12,16 @@ from typing import Any
 
 from torch import nn
 
+from autocompress.argument_types import shown
 from autocompress.errors import TaskError, nearest_name
 from autocompress.model.channel_group import ChannelGroup
 from autocompress.model.dependency_graph import find_channel_groups
 from autocompress.model.macs import count_positions
 from autocompress.model.plain.plain import is_plain, plain_model
 from autocompress.model.plain.recurrent import GateWeights
-from autocompress.model.towers import find_towers, role_of
+from autocompress.model.towers import check_towers, find_towers, role_of
+from autocompress.model.uncovered import Uncovered, find_uncovered
+from autocompress.task.batch_checks import check_inputs
 from autocompress.task.batches import Inputs, map_inputs
 
 KINDS: Mapping[str, tuple[type[nn.Module], ...]] = {
@@ -74,23 +77,6 @@ class CompressibleModule:
         for size in self.weight_shape:
             weights *= size
         return weights + (self.weight_shape[0] if self.has_bias else 0)
-
-
-@dataclass(frozen=True)
-class Uncovered:
-    """Describe a part of the model that is not compressed.
-
-    Attributes:
-        name: of the module, or "(functional)".
-        what: its class, or its operators.
-        parameters_share: of the model's parameters.
-        macs_share: of the model's MACs.
-    """
-
-    name: str
-    what: str
-    parameters_share: float
-    macs_share: float
 
 
 @dataclass(frozen=True)
@@ -197,8 +183,14 @@ def find_modules(
         The module map.
 
     Raises:
-        TaskError: nothing can be compressed, or a pattern of `towers` matches nothing.
+        TaskError: the model is no module, an input is no tensor, nothing can be compressed, or a
+            pattern of `towers` matches nothing.
     """
+    if not isinstance(model, nn.Module):
+        near = "an instance of it" if isinstance(model, type) else "torch.nn.Linear(8, 2)"
+        raise TaskError(f"model must be a torch.nn.Module, got {shown(model)}; nearest: {near}")
+    check_inputs(example_inputs, "example_inputs")
+    check_towers(towers)
     # The counter of operators does not follow views of parameters that have gradients.
     model = plain_model(model, example_inputs).requires_grad_(False)
     example_inputs = map_inputs(example_inputs, lambda tensor: tensor.cpu())
@@ -226,7 +218,8 @@ def find_modules(
         place = (tower_of[name], group_of.get(name))
         modules.append(_described(model, name, aliases[name], positions, place, last))
     total, total_macs = sum(p.numel() for p in model.parameters()), sum(macs.values())
-    uncovered = _uncovered(model, modules, total, macs)
+    rest = sum(macs.values()) - sum(module.macs for module in modules)
+    uncovered = find_uncovered(model, [module.name for module in modules], macs, rest)
     return ModuleMap(tuple(modules), groups, uncovered, total, total_macs)
 
 
@@ -289,27 +282,3 @@ def _described(
         aliases=tuple(aliases),
         groups=getattr(module, "groups", 1),
     )
-
-
-def _uncovered(
-    model: nn.Module, modules: list[CompressibleModule], total: int, macs: Mapping[str, int]
-) -> tuple[Uncovered, ...]:
-    covered: set[int] = set()
-    for compressible in modules:
-        own = model.get_submodule(compressible.name).parameters(recurse=False)
-        covered |= {id(parameter) for parameter in own}
-    rest: list[Uncovered] = []
-    for name, module in model.named_modules():
-        parameters = module.parameters(recurse=False)
-        count = sum(p.numel() for p in parameters if id(p) not in covered)
-        if count:
-            what = type(module).__name__
-            if type(module) is nn.Module:
-                what = "read by a branch, a loop or another operator"
-            rest.append(Uncovered(name or "(model)", what, count / total, 0.0))
-    total_macs = max(1, sum(macs.values()))
-    rest_macs = sum(macs.values()) - sum(m.macs for m in modules)
-    if rest_macs > 0:
-        operators = [op for op in macs if op in {"bmm", "baddbmm"}] or list(macs)
-        rest.append(Uncovered("(functional)", " + ".join(operators), 0.0, rest_macs / total_macs))
-    return tuple(rest)

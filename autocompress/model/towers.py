@@ -8,9 +8,11 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from fnmatch import fnmatchcase
+from typing import Any
 
 from torch import nn
 
+from autocompress.argument_types import shown
 from autocompress.errors import TaskError, nearest_name
 
 ATTENTION_WORDS = {
@@ -55,6 +57,32 @@ def find_towers(names: list[str], towers: Mapping[str, list[str]] | None) -> dic
         named = child in HEAD_TOWERS or (inside and not child.isdigit()) or child in split
         result[name] = child if named else "model"
     return result
+
+
+def check_towers(towers: Any) -> None:
+    """Check the form of towers; `find_towers` checks that their patterns match.
+
+    Args:
+        towers: as the user gives them; None is valid.
+
+    Raises:
+        TaskError: they are no mapping from names to lists of patterns.
+    """
+    if towers is None:
+        return
+    if not isinstance(towers, Mapping) or not all(isinstance(name, str) for name in towers):
+        raise TaskError(
+            "task: towers must be a mapping from names to lists of patterns, got "
+            f"{shown(towers)}; nearest: {{'vision': ['encoder.*']}}"
+        )
+    for tower, patterns in towers.items():
+        is_list = isinstance(patterns, (list, tuple))
+        if not is_list or not all(isinstance(pattern, str) for pattern in patterns):
+            near = [patterns] if isinstance(patterns, str) else ["encoder.*"]
+            raise TaskError(
+                f"task: towers[{tower!r}] must be a list of patterns, got {shown(patterns)}; "
+                f"nearest: {near}"
+            )
 
 
 def _towers_by_patterns(names: list[str], towers: Mapping[str, list[str]]) -> dict[str, str]:

@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from autocompress.argument_types import path
 from autocompress.errors import LimitError, RunFolderError
 from autocompress.results.files import FRONT_FILE, read_json
 from autocompress.results.front_point import FrontPoint
@@ -245,9 +246,10 @@ def read_front(folder: str | Path) -> ParetoFront:
         The front.
 
     Raises:
+        ArgumentError: `folder` is no path.
         RunFolderError: front.json is missing or damaged.
     """
-    folder = Path(folder)
+    folder = Path(path("read_front", "folder", folder, "reports/run"))
     data = read_json(folder / FRONT_FILE)
     try:
         return ParetoFront(

@@ -5,11 +5,14 @@ The search judges trials by `Limits.violations`; `ParetoFront.pick` chooses poin
 
 from __future__ import annotations
 
+import difflib
+import math
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
+from autocompress.argument_types import shown
 from autocompress.errors import LimitError, nearest_name
 
 SIZE_UNITS = {
@@ -114,10 +117,10 @@ def check_pick(limits: Mapping[str, Any], metrics: Mapping[str, float]) -> None:
     for name, value in {**limits, "floors": None, **floors}.items():
         if value is not None and not isinstance(value, (int, float)):
             near = PICK_UNITS.get(name, "one such as 0.9")
-            raise LimitError(f"front: {name} must be a number, got {value!r}; nearest: {near}")
+            raise LimitError(f"front: {name} must be a number, got {shown(value)}; nearest: {near}")
         if value is not None and name in ("max_size_bytes", "max_latency_ms") and not value > 0:
             raise LimitError(
-                f"front: {name} must be above 0, got {value!r}; nearest: {PICK_UNITS[name]}"
+                f"front: {name} must be above 0, got {shown(value)}; nearest: {PICK_UNITS[name]}"
             )
 
 
@@ -191,9 +194,13 @@ def _share(name: str, value: float | str, whole: float, example: str) -> float:
     try:
         number = float(text[:-1]) / 100 * whole if text.endswith("%") else float(text)
     except ValueError:
-        number = float("nan")
-    if number != number:
-        raise LimitError(f"limit {name}: expected a number such as {example}, got {value!r}")
+        number = math.nan
+    if not math.isfinite(number):
+        near = _number_in(text) or example.split()[0]
+        raise LimitError(
+            f"limit {name}: expected a number such as {example}, got {shown(value)}; "
+            f"nearest: {near}"
+        )
     return number
 
 
@@ -205,15 +212,37 @@ def _quantity(
     match = re.fullmatch(r"\s*([0-9.eE+-]+?)\s*([a-zA-Z%]*)\s*", str(value))
     unit = match.group(2).upper() if match else ""
     try:
-        number = float(match.group(1)) if match else float("nan")
+        number = float(match.group(1)) if match else math.nan
     except ValueError:
-        number = float("nan")
-    factor = {"%": baseline / 100, "X": baseline, "": 1.0, **units}.get(unit)
-    if factor is None or factor != factor or number != number:
-        raise LimitError(f"limit {name}: expected a value such as {example}, got {value!r}")
+        number = math.nan
+    factor = {"%": baseline / 100, "X": baseline, "": 1.0, **units}.get(unit, math.nan)
+    if math.isnan(factor) or not math.isfinite(number):
+        near = _near_quantity(str(value), units) or example.split()[0]
+        raise LimitError(
+            f"limit {name}: expected a value such as {example}, got {shown(value)}; nearest: {near}"
+        )
     if number <= 0:
-        raise LimitError(f"limit {name}: must be above 0, got {value!r}; use for example {example}")
+        near = example.split()[0]
+        raise LimitError(f"limit {name}: must be above 0, got {shown(value)}; nearest: {near}")
     return number * factor
+
+
+def _number_in(text: str) -> str:
+    """Return the first number in a text, or ""."""
+    match = re.search(r"\d+(\.\d+)?", text)
+    return match.group() if match else ""
+
+
+def _near_quantity(text: str, units: Mapping[str, float]) -> str:
+    """Return the number of a text with the most similar unit, or "" if nothing is similar."""
+    match = re.search(r"(\d+(?:\.\d+)?)[\s_-]*([a-zA-Z]+)", text)
+    if not match:
+        return ""
+    close = difflib.get_close_matches(match.group(2).upper(), units, n=1, cutoff=0.4)
+    if not close:
+        return ""
+    unit = close[0].lower() if units is LATENCY_UNITS else close[0].replace("IB", "iB")
+    return f"{match.group(1)}{unit}"
 
 
 def are_kept(violations: Mapping[str, float], tolerance: float = 0.0) -> bool:

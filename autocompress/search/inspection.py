@@ -37,6 +37,7 @@ class Inspection:
         identity: how closely simulation and files agree with the model; the error where they do
             not, or where there is no file.
         not_free: a line for each dimension of the file that is fixed.
+        without_effect: a line for each axis of the space that changes none of its modules.
     """
 
     modules: ModuleMap
@@ -44,6 +45,7 @@ class Inspection:
     latency: Mapping[str, Any] | None
     identity: Identity | ExportError
     not_free: Sequence[str]
+    without_effect: Sequence[str] = ()
 
     def to_json(self) -> dict[str, Any]:
         """Return plain types."""
@@ -62,6 +64,7 @@ class Inspection:
             "ranks": [{**r.__dict__, "verdict": r.words} for r in self.ranks],
             "identity": identity,
             "not_free": not_free,
+            "without_effect": list(self.without_effect),
         }
         return content if self.latency is None else {**content, "latency": self.latency}
 
@@ -101,7 +104,8 @@ def inspect_task(
         times = table_times(layout, table)
         breakdown = where_time_goes(table, layout) if latency else None
     verdicts = rank_verdicts(bound, modules, times)
-    return Inspection(modules, verdicts, breakdown, identity, builder.lowered.fixed)
+    fixed = builder.lowered.fixed
+    return Inspection(modules, verdicts, breakdown, identity, fixed, bound.without_effect)
 
 
 def _identity(builder: Builder, target: Target, task: Task) -> Identity | ExportError:

@@ -18,7 +18,6 @@ from torch import nn
 
 from autocompress.cache import cache_folder
 from autocompress.candidate import (
-    WEIGHT_RANGES,
     Candidate,
     Distillation,
     ModuleConfig,
@@ -142,11 +141,6 @@ def _compressed(
     """Set up as a search does, check the candidate, and recover it."""
     target = find_target(settings.target, portable=settings.portable)
     device = pick_device(settings.device)
-    if settings.activation_range not in WEIGHT_RANGES:
-        near = nearest_name(settings.activation_range, WEIGHT_RANGES)
-        raise SpaceError(
-            f"activation_range {settings.activation_range!r} is unknown; nearest: {near}"
-        )
     task = prepared(task)
     learner = on_student(task)
     module_map = find_modules(learner.model, task.example_inputs, task.towers)
@@ -230,6 +224,11 @@ def _check_kind(
         raise SpaceError(
             f"{where}: activation_bits 8 with rank_ratio {config.rank_ratio}: factors of a "
             "convolution run on float kernels; nearest valid value: activation_bits 32"
+        )
+    if config.smoothing > 0 and config.activation_bits != 8:
+        raise SpaceError(
+            f"{where}: smoothing {config.smoothing} needs activation_bits 8, got "
+            f"{config.activation_bits}; nearest valid value: 0"
         )
     if config.rank_ratio < 1 and (whole or not module.factorisable):
         raise SpaceError(

@@ -11,8 +11,7 @@ from typing import Any
 
 from autocompress.errors import SpaceError, nearest_name
 from autocompress.model.modules import CompressibleModule, ModuleMap
-from autocompress.space.axes import AXES, GROUP_AXES, check_keys
-from autocompress.targets.target import Target
+from autocompress.space.axes import AXES, check_keys
 
 MATCHERS = ("match", "tower", "role", "kind")
 Rule = Mapping[str, Any]
@@ -92,40 +91,3 @@ def check_used(where: str, rules: Sequence[Rule], used: set[int], module_map: Mo
 def _matches(rule: Rule, module: CompressibleModule) -> bool:
     pairs = {"match": module.name, "tower": module.tower, "role": module.role, "kind": module.kind}
     return all(fnmatchcase(pairs[key], str(rule[key])) for key in MATCHERS if key in rule)
-
-
-class Applicability:
-    """Decide which axes have a meaning for which modules of a model.
-
-    Args:
-        module_map: the compressible modules and channel groups of the model.
-        target: the runtime and machine.
-    """
-
-    def __init__(self, module_map: ModuleMap, target: Target) -> None:
-        self.target = target
-        self.roots = {group.name for group in module_map.groups if group.reason is None}
-        self.smoothed = {group.readers[0] for group in module_map.norms}
-
-    def __call__(self, axis: str, module: CompressibleModule) -> bool:
-        """Return True if the axis can change the module.
-
-        Args:
-            axis: one of AXES. Axes of a channel group apply to its root, smoothing to the first
-                reader of a normalisation.
-            module: a module of the model.
-        """
-        plain = module.kind in self.target.plain_kinds
-        if axis == "smoothing":
-            return module.name in self.smoothed
-        if axis in GROUP_AXES:
-            return module.name in self.roots
-        if axis in ("rank_ratio", "decomposition"):
-            return module.factorisable and not plain
-        if axis == "group_size":
-            return not plain
-        if axis in ("algorithm", "reconstruction"):
-            return module.kind in ("linear", "conv")
-        if axis in ("activation_bits", "activation_mode"):
-            return module.kind in self.target.integer_kinds
-        return True

@@ -15,9 +15,9 @@ from itertools import product
 from pathlib import Path
 from typing import Any
 
-from autocompress.candidate import UNTOUCHED, WEIGHT_RANGES, Candidate, ModuleConfig
-from autocompress.errors import SpaceError, nearest_name
-from autocompress.model.modules import ModuleMap
+from autocompress.candidate import UNTOUCHED, Candidate, ModuleConfig
+from autocompress.errors import SpaceError
+from autocompress.model.modules import CompressibleModule, ModuleMap
 from autocompress.space.axes import (
     AXES,
     GROUP_AXES,
@@ -25,16 +25,19 @@ from autocompress.space.axes import (
     Choice,
     check_keys,
     choices_of,
-    spread,
+)
+from autocompress.space.effects import Applicability, not_executable, without_effect
+from autocompress.space.keys import (
+    ACTIVATION_RANGE,
+    KEYS,
+    parse_constraints,
+    parse_objectives,
+    parse_range,
 )
 from autocompress.space.recovery import RecoverySpace, parse_recovery
-from autocompress.space.rules import EXAMPLE, Applicability, check_used, parse_rules, rule_of
+from autocompress.space.rules import EXAMPLE, check_used, parse_rules, rule_of
 from autocompress.space.source import default_rules, fits_any_model, read_space
 from autocompress.targets.target import Target
-
-ACTIVATION_RANGE = "squared_error"
-KEYS = ("modules", "distillation", "constraints", "objectives", "calibration")
-CONSTRAINTS = ("max_size", "max_latency", "max_accuracy_drop", "min_metric")
 
 
 @dataclass(frozen=True)
@@ -72,6 +75,8 @@ class BoundSpace:
         no_gain: (module, rank_ratio, decomposition) whose factors are neither smaller nor faster;
             such a choice leaves the module whole.
         left_out: choices of the rules that the target cannot execute, in words.
+        without_effect: axes of the user's rules that change none of their modules, in words;
+            normalisations and groups are known once the model's graph is.
         objectives: extra metrics of the task that are maximised beside accuracy.
     """
 
@@ -84,6 +89,7 @@ class BoundSpace:
     digest: str = ""
     no_gain: frozenset[tuple[str, float, str]] = frozenset()
     left_out: tuple[str, ...] = ()
+    without_effect: tuple[str, ...] = ()
     objectives: tuple[str, ...] = ()
 
     def candidate(self, parameters: Mapping[str, float]) -> Candidate:
@@ -228,15 +234,14 @@ class SearchSpace:
         rules = parse_rules(where, data["modules"] if "modules" in data else default_rules())
         distillation = data.get("distillation") or {}
         parse_recovery(where, distillation)
-        constraints = data.get("constraints") or {}
-        check_keys(f"{where}: constraints", constraints, CONSTRAINTS)
+        constraints = parse_constraints(where, data.get("constraints") or {})
         return cls(
             where,
             rules,
             distillation,
             constraints,
-            activation_range=_checked_range(where, data.get("calibration") or {}),
-            objectives=_checked_objectives(where, data.get("objectives") or []),
+            activation_range=parse_range(where, data.get("calibration") or {}),
+            objectives=parse_objectives(where, data.get("objectives") or []),
         )
 
     def bind(self, module_map: ModuleMap, target: Target) -> BoundSpace:
@@ -253,7 +258,7 @@ class SearchSpace:
             SpaceError: if a value is invalid, or a rule matches no module.
             TargetError: if the target can execute none of the choices of an axis.
         """
-        used: set[int] = set()
+        used: dict[int, list[CompressibleModule]] = {}
         knobs: list[Knob] = []
         fixed: dict[tuple[str, str], Choice] = {}
         applies = Applicability(module_map, target)
@@ -261,7 +266,7 @@ class SearchSpace:
             position = rule_of(module, self.rules)
             if position is None:
                 continue
-            used.add(position)
+            used.setdefault(position, []).append(module)
             rule = self.rules[position]
             for axis in AXES:
                 if axis not in rule:
@@ -274,8 +279,10 @@ class SearchSpace:
                     fixed[module.name, axis] = choices[0]
                 else:
                     knobs.append(Knob(module.name, axis, choices))
+        effects: tuple[str, ...] = ()
         if self.every_rule_must_match:
-            check_used(self.where, self.rules, used, module_map)
+            check_used(self.where, self.rules, set(used), module_map)
+            effects = without_effect(self.where, self.rules, used, applies)
         recovery = parse_recovery(self.where, self.distillation)
         return BoundSpace(
             tuple(knobs),
@@ -285,7 +292,8 @@ class SearchSpace:
             recovery,
             dict(self.constraints),
             self._digest(knobs, recovery),
-            left_out=self._left_out(used, target),
+            left_out=not_executable(self.where, self.rules, used, target),
+            without_effect=effects,
             objectives=tuple(self.objectives),
         )
 
@@ -293,33 +301,3 @@ class SearchSpace:
         content: list[Any] = [[knob.parameter, knob.choices] for knob in knobs]
         content += [asdict(recovery), self.activation_range, *self.objectives]
         return hashlib.sha256(json.dumps(content).encode()).hexdigest()
-
-    def _left_out(self, used: set[int], target: Target) -> tuple[str, ...]:
-        """Return the choices of the used rules that the target cannot execute, in words."""
-        left_out: list[str] = []
-        for i in sorted(used):
-            for axis, value in self.rules[i].items():
-                if axis not in AXES:
-                    continue
-                values = spread(f"{self.where}: {axis}", value)
-                lost = [str(choice) for choice in values if not target.executes(axis, choice)]
-                if lost:
-                    left_out.append(f"{self.where}: rule {i + 1}: {axis} {', '.join(lost)}")
-        return tuple(left_out)
-
-
-def _checked_range(where: str, calibration: Any) -> str:
-    check_keys(f"{where}: calibration", calibration, ("range",))
-    method = calibration.get("range", ACTIVATION_RANGE)
-    if method not in WEIGHT_RANGES:
-        near = nearest_name(str(method), WEIGHT_RANGES)
-        raise SpaceError(f"{where}: calibration: range {method!r} is unknown; nearest: {near}")
-    return str(method)
-
-
-def _checked_objectives(where: str, objectives: Any) -> tuple[str, ...]:
-    if not isinstance(objectives, list) or not all(isinstance(name, str) for name in objectives):
-        raise SpaceError(
-            f"{where}: objectives must be a list of names of extra metrics, got {objectives!r}"
-        )
-    return tuple(dict.fromkeys(objectives))

@@ -13,6 +13,7 @@ from typing import Any
 
 import yaml
 
+from autocompress.argument_types import shown
 from autocompress.errors import SpaceError
 
 SHIPPED = files("autocompress.space") / "examples"
@@ -45,8 +46,8 @@ def read_space(source: str | Path | Mapping[str, Any] | None) -> tuple[str, Any]
         return "space", dict(source)
     if not isinstance(source, (str, Path)):
         raise SpaceError(
-            f"space: expected a file, the name of a shipped space or a mapping, got {source!r}; "
-            f"shipped spaces: {', '.join(shipped_spaces())}"
+            "space: expected a file, the name of a shipped space or a mapping, got "
+            f"{shown(source)}; shipped spaces: {', '.join(shipped_spaces())}"
         )
     where, path = str(source), Path(source)
     if path.is_file():
@@ -56,12 +57,30 @@ def read_space(source: str | Path | Mapping[str, Any] | None) -> tuple[str, Any]
             raise SpaceError(f"{where}: not YAML: {' '.join(str(error).split())}") from None
     if where in shipped_spaces():
         return where, yaml.safe_load(_shipped_text(where))
-    names = list(shipped_spaces())
+    raise no_such_space(where)
+
+
+def is_space(name: str) -> bool:
+    """Return True if there is a file or a shipped space of a name.
+
+    Args:
+        name: as the user gave it.
+    """
+    return Path(name).is_file() or name in shipped_spaces()
+
+
+def no_such_space(name: str) -> SpaceError:
+    """Return the error of a name that is neither a file nor a shipped space.
+
+    Args:
+        name: as the user gave it.
+    """
+    path, names = Path(name), list(shipped_spaces())
     if path.parent.is_dir():
         names += [file.name for file in path.parent.glob("*.yaml")]
     near = difflib.get_close_matches(path.name, names, n=1, cutoff=0.4)
-    raise SpaceError(
-        f"{where}: no such file; nearest: {near[0] if near else 'none'}; "
+    return SpaceError(
+        f"{name}: no such file; nearest: {near[0] if near else 'none'}; "
         f"shipped spaces: {', '.join(shipped_spaces())}"
     )
 

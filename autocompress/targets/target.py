@@ -110,6 +110,30 @@ def target_names() -> tuple[str, ...]:
     )
 
 
+def target_file(name: str) -> Path:
+    """Return the file that describes a target.
+
+    Args:
+        name: built-in name, or path of a file that ends in .yaml.
+
+    Returns:
+        A path that exists.
+
+    Raises:
+        TargetError: there is no such target or file.
+    """
+    names = target_names()
+    if name in names:
+        return FILES.joinpath(*name.split(":")).with_suffix(".yaml")
+    if name.endswith((".yaml", ".yml")):
+        if not Path(name).is_file():
+            raise TargetError(f"target {name}: no such file; built in: {', '.join(names)}")
+        return Path(name)
+    near = difflib.get_close_matches(name, names, n=1, cutoff=0.4)
+    words = f"nearest: {near[0]}; " if near else ""
+    raise TargetError(f"target {name!r} is unknown; {words}valid: {', '.join(names)}")
+
+
 def find_target(name: str, present: bool = True, portable: bool | None = None) -> Target:
     """Return a target by name.
 
@@ -122,17 +146,7 @@ def find_target(name: str, present: bool = True, portable: bool | None = None) -
         TargetError: if the name is unknown (lists the valid ones), the file is wrong, or the
             runtime is missing here.
     """
-    if name in target_names():
-        path = FILES.joinpath(*name.split(":")).with_suffix(".yaml")
-    elif name.endswith((".yaml", ".yml")):
-        path = Path(name)
-        if not path.is_file():
-            raise TargetError(f"target {name}: no such file; built in: {', '.join(target_names())}")
-    else:
-        names = target_names()
-        near = difflib.get_close_matches(name, names, n=1, cutoff=0.4)
-        words = f"nearest: {near[0]}; " if near else ""
-        raise TargetError(f"target {name!r} is unknown; {words}valid: {', '.join(names)}")
+    path = target_file(name)
     try:
         data = yaml.safe_load(path.read_text())
     except (OSError, yaml.YAMLError) as error:

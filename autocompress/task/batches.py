@@ -250,3 +250,45 @@ def target_to_device(target: Any, device: torch.device) -> Any:
         A target of the same structure.
     """
     return map_value(target, lambda tensor: tensor.to(device))
+
+
+def describe_inputs(value: Any) -> Any:
+    """Describe what a model is called with, in plain types.
+
+    Args:
+        value: a tensor, a constant, or a tuple, list or mapping of them.
+
+    Returns:
+        Shapes and types of tensors, constants, and how they are nested.
+    """
+    if isinstance(value, Tensor):
+        return {"shape": list(value.shape), "type": str(value.dtype).removeprefix("torch.")}
+    if isinstance(value, Mapping):
+        return {"entries": {name: describe_inputs(part) for name, part in value.items()}}
+    if isinstance(value, (tuple, list)):
+        return {
+            type(value).__name__ if type(value) in (tuple, list) else "tuple": [
+                describe_inputs(part) for part in value
+            ]
+        }
+    return {"constant": value}
+
+
+def described_inputs(description: Mapping[str, Any]) -> Any:
+    """Make inputs from a description, the reverse of `describe_inputs`.
+
+    Args:
+        description: made by `describe_inputs`.
+
+    Returns:
+        Inputs with zeros in all tensors.
+    """
+    ((kind, value), *_) = description.items()
+    if kind == "shape":
+        return torch.zeros(value, dtype=getattr(torch, description["type"]))
+    if kind == "entries":
+        return {name: described_inputs(part) for name, part in value.items()}
+    if kind in ("tuple", "list"):
+        parts = [described_inputs(part) for part in value]
+        return tuple(parts) if kind == "tuple" else parts
+    return value

@@ -8,11 +8,13 @@ from __future__ import annotations
 import importlib
 import importlib.util
 import inspect
+import os
 import sys
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+from autocompress.argument_types import shown
 from autocompress.errors import TaskError, nearest_name
 from autocompress.task.task import Task
 from autocompress.task.user_code import UserCodeError, user_code
@@ -32,6 +34,12 @@ def load_task(spec: str, **arguments: Any) -> Task:
         TaskError: there is no such module, file or function, or it does not return a Task.
         UserCodeError: the file or the function fails.
     """
+    if not isinstance(spec, str):
+        near = f"{os.fspath(spec)!r}" if isinstance(spec, os.PathLike) else "'path/to/file.py:task'"
+        raise TaskError(
+            f"task: expected a text such as package.module:function, got {shown(spec)}; "
+            f"nearest: {near}"
+        )
     place, _, function_name = spec.rpartition(":")
     if not place:
         raise TaskError(

@@ -19,7 +19,8 @@ from autocompress.cli.tables import (
     print_modules,
 )
 from autocompress.model.channel_group import ChannelGroup, Member, all_of
-from autocompress.model.modules import CompressibleModule, ModuleMap, Uncovered
+from autocompress.model.modules import CompressibleModule, ModuleMap
+from autocompress.model.uncovered import Uncovered
 from autocompress.results.files import write_json
 from autocompress.results.front import SearchResult
 from autocompress.results.limits import Limits

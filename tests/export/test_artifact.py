@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import re
-from collections import OrderedDict
 from dataclasses import asdict
 from pathlib import Path
 
@@ -18,8 +17,6 @@ from autocompress.errors import ExportError
 from autocompress.export.artifact import (
     RECIPE_FORMAT,
     copy_artifact,
-    describe_inputs,
-    described_inputs,
     read_recipe,
     session_settings,
     write_model,
@@ -30,41 +27,6 @@ from autocompress.targets.device.sessions import DEFAULT, SessionSettings
 from autocompress.targets.kernels import KernelChoice
 
 X = torch.zeros(1, 3, dtype=torch.int64)
-
-
-@pytest.mark.parametrize(
-    ("inputs", "words"),
-    [
-        (X, {"shape": [1, 3], "type": "int64"}),
-        (
-            (torch.zeros(2), None, True),
-            {"tuple": [{"shape": [2], "type": "float32"}, {"constant": None}, {"constant": True}]},
-        ),
-        ([X], {"list": [{"shape": [1, 3], "type": "int64"}]}),
-        (
-            {"ids": X, "more": {"k": (X,)}},
-            {
-                "entries": {
-                    "ids": {"shape": [1, 3], "type": "int64"},
-                    "more": {"entries": {"k": {"tuple": [{"shape": [1, 3], "type": "int64"}]}}},
-                }
-            },
-        ),
-        ((), {"tuple": []}),
-    ],
-)
-def test_inputs_are_described_by_plain_types(inputs: object, words: object) -> None:
-    assert describe_inputs(inputs) == words
-    again = described_inputs(yaml.safe_load(yaml.safe_dump(words)))
-    assert describe_inputs(again) == words
-    assert type(again) is type(inputs)
-
-
-def test_tensors_of_a_description_are_zeros() -> None:
-    found = described_inputs({"shape": [2, 2], "type": "bool"})
-    assert torch.equal(found, torch.zeros(2, 2, dtype=torch.bool))
-    ordered = describe_inputs(OrderedDict(a=torch.ones(1)))
-    assert described_inputs(ordered) == {"a": torch.zeros(1)}
 
 
 def test_a_recipe_that_cannot_be_used_is_said_in_one_line(tmp_path: Path) -> None:

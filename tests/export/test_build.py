@@ -8,7 +8,7 @@ from types import SimpleNamespace
 import pytest
 from small_builder import CONV, TABLE, A, builder
 
-from autocompress.candidate import Candidate, ModuleConfig
+from autocompress.candidate import Candidate, Distillation, ModuleConfig
 from autocompress.export.build import Builder
 from autocompress.integer_form import IntegerForm
 
@@ -56,6 +56,6 @@ def test_the_size_of_a_file_is_computed_once_and_not_by_its_training(
     monkeypatch.setattr(Builder, "placeholder_graph", placeholder_graph)
     given = builder()
     modules = {"a": ModuleConfig(4)}
-    long = Candidate.of(modules, SimpleNamespace(steps=100))
+    long = Candidate.of(modules, Distillation(steps=100))
     assert [given.size_bytes(c) for c in (Candidate.of(modules), long, long)] == [77] * 3
     assert made == [Candidate.of(modules)]

@@ -8,29 +8,12 @@ from typing import Any
 
 import pytest
 import torch
+from small_tasks import Calls, X, task_of
 from torch import Tensor, nn
 
 from autocompress import Task
 from autocompress.errors import TaskError
 from autocompress.measure.prepare import prepared
-
-X = torch.randn(12, 4, generator=torch.Generator().manual_seed(0))
-
-
-class Calls(nn.Module):
-    """Call a function, and note the sizes of the batches."""
-
-    def __init__(self, function: Callable[..., Any]) -> None:
-        super().__init__()
-        self.function = function
-        self.fc = nn.Linear(4, 4)
-
-    def forward(self, *arguments: Any) -> Any:
-        return self.function(*arguments)
-
-
-def task_of(model: nn.Module, inputs: Any = X, target: Any = None, **settings: Any) -> Task:
-    return Task("t", model, inputs, [(inputs, target)], lambda o, t: 0.0, **settings)
 
 
 def labelled(model: nn.Module, inputs: Tensor = X, **settings: Any) -> Task:

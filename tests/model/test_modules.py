@@ -1,5 +1,8 @@
 from __future__ import annotations
 
+from typing import Any
+
+import numpy as np
 import pytest
 import torch
 from torch import nn
@@ -158,6 +161,24 @@ def test_towers_are_guessed_or_given() -> None:
 def test_a_model_without_compressible_modules_is_refused() -> None:
     with pytest.raises(TaskError, match="no Linear, Conv1d"):
         find_modules(nn.Sequential(nn.ReLU()), torch.rand(1, 2))
+
+
+@pytest.mark.parametrize(
+    ("model", "inputs", "message"),
+    [
+        (None, torch.zeros(1, 2), "model must be a torch.nn.Module, got None; nearest: torch.nn."),
+        ("m", torch.zeros(1, 2), "model must be a torch.nn.Module, got 'm'; nearest: torch.nn.L"),
+        (nn.Linear, torch.zeros(1, 2), "model must be a torch.nn.Module, got <class 'torch.nn."),
+        (nn.Linear(2, 2), None, "task: example_inputs gives inputs of type NoneType; expected a"),
+        (nn.Linear(2, 2), [[1, 2]], "task: example_inputs has no tensor among its inputs "),
+        (nn.Linear(2, 2), np.zeros((1, 2)), "task: example_inputs gives inputs of type ndarray"),
+    ],
+)
+def test_what_is_no_model_or_input_is_one_line(model: Any, inputs: Any, message: str) -> None:
+    with pytest.raises(TaskError) as caught:
+        find_modules(model, inputs)
+    assert str(caught.value).startswith(message)
+    assert "\n" not in str(caught.value)
 
 
 def test_a_tracer_that_never_ends_costs_its_group_only(monkeypatch: pytest.MonkeyPatch) -> None:

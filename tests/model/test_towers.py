@@ -6,7 +6,7 @@ import pytest
 from torch import nn
 
 from autocompress.errors import TaskError
-from autocompress.model.towers import find_towers, role_of
+from autocompress.model.towers import check_towers, find_towers, role_of
 
 
 def test_the_first_pattern_that_matches_counts() -> None:
@@ -22,6 +22,25 @@ def test_a_pattern_without_a_module_is_named() -> None:
         match=r"task: towers\['eyes'\] pattern 'Vision.\*' matches no module; nearest: vision.a$",
     ):
         find_towers(["vision.a"], {"eyes": ["vision.*", "Vision.*"]})
+
+
+@pytest.mark.parametrize(
+    ("towers", "message"),
+    [
+        ("eyes", "task: towers must be a mapping from names to lists of patterns, got 'eyes'; n"),
+        (["eyes"], "task: towers must be a mapping from names to lists of patterns, got ['eyes']"),
+        ({1: ["a"]}, "task: towers must be a mapping from names to lists of patterns, got {1: "),
+        ({"eyes": "a.*"}, "task: towers['eyes'] must be a list of patterns, got 'a.*'; nearest: ["),
+        ({"eyes": 3}, "task: towers['eyes'] must be a list of patterns, got 3; nearest: ['encod"),
+        ({"eyes": [3]}, "task: towers['eyes'] must be a list of patterns, got [3]; nearest: ["),
+    ],
+)
+def test_what_are_no_towers(towers: object, message: str) -> None:
+    with pytest.raises(TaskError) as caught:
+        check_towers(towers)
+    assert str(caught.value).startswith(message)
+    check_towers(None)
+    check_towers({"eyes": ("a.*",)})
 
 
 @pytest.mark.parametrize(

@@ -47,7 +47,7 @@ def test_drops_and_metrics_relative_to_the_float_model() -> None:
     [
         (
             {"max_accuracy_drop": "little"},
-            "limit max_accuracy_drop: expected a number such as 0.005 or 1%, got 'little'",
+            "expected a number such as 0.005 or 1%, got 'little'; nearest: 0.005",
         ),
         (
             {"min_metric": {"f2": 0.5}},
@@ -55,16 +55,25 @@ def test_drops_and_metrics_relative_to_the_float_model() -> None:
         ),
         (
             {"min_metric": {"f1": "much"}},
-            "limit min_metric f1: expected a number such as 0.9 or 99%, got 'much'",
+            "limit min_metric f1: expected a number such as 0.9 or 99%, got 'much'; nearest: 0.9",
         ),
         (
             {"max_size": "2 bananas"},
-            "limit max_size: expected a value such as 2MB or 25%, got '2 bananas'",
+            "limit max_size: expected a value such as 2MB or 25%, got '2 bananas'; nearest: 2MB",
         ),
-        ({"max_size": "0MB"}, "limit max_size: must be above 0, got '0MB'"),
+        ({"max_size": "0MB"}, "limit max_size: must be above 0, got '0MB'; nearest: 2MB"),
+        ({"max_size": "1.5 megab"}, "got '1.5 megab'; nearest: 1.5MB"),
+        ({"max_size": "12 KiBs"}, "got '12 KiBs'; nearest: 12KiB"),
+        ({"max_size": "1e999"}, "got '1e999'; nearest: 2MB"),
+        ({"max_size": True}, "got True; nearest: 2MB"),
+        ({"max_size": [2]}, "got [2]; nearest: 2MB"),
+        ({"max_latency": "5 msec"}, "got '5 msec'; nearest: 5ms"),
+        ({"max_latency": float("nan")}, "got nan; nearest: 3ms"),
+        ({"max_accuracy_drop": "0.1 points"}, "got '0.1 points'; nearest: 0.1"),
+        ({"max_accuracy_drop": float("inf")}, "got inf; nearest: 0.005"),
         (
             {"max_latency": "fast"},
-            "limit max_latency: expected a value such as 3ms or 0.5x, got 'fast'",
+            "limit max_latency: expected a value such as 3ms or 0.5x, got 'fast'; nearest: 3ms",
         ),
         (
             {"max_accuracy_drop": -0.1},

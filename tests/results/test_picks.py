@@ -6,32 +6,13 @@ import json
 from pathlib import Path
 
 import pytest
+from small_front import BASE, POINTS
 
-from autocompress import Candidate, FrontPoint, Measurement, ModuleConfig, ParetoFront
+from autocompress import ParetoFront
 from autocompress.errors import LimitError, RunFolderError
 from autocompress.results.files import write_atomic, write_json
 from autocompress.results.front import read_front
 
-BASE = Measurement(1000, 2.0, 0.9, 0.89, verified=True)
-
-
-def point(trial: int, size: int, latency: float, accuracy: float, **config: float) -> FrontPoint:
-    measured = Measurement(size, latency, accuracy, accuracy, verified=True)
-    return FrontPoint(
-        trial,
-        Candidate.of({"a": ModuleConfig(**config)}),
-        measured,
-        measured,
-        f"models/{trial:04d}",
-    )
-
-
-POINTS = [
-    point(1, 500, 1.0, 0.9, weight_bits=8),
-    point(2, 250, 0.9, 0.895, weight_bits=4),
-    point(3, 200, 0.8, 0.7, weight_bits=4, pruning_ratio=0.5),
-    point(4, 600, 1.5, 0.6, rank_ratio=0.5),
-]
 FRONT = ParetoFront.of(BASE, POINTS)
 
 

@@ -8,7 +8,8 @@ from types import SimpleNamespace
 from autocompress.errors import ExportError
 from autocompress.export.identity import Identity
 from autocompress.model.channel_group import ChannelGroup
-from autocompress.model.modules import CompressibleModule, ModuleMap, Uncovered
+from autocompress.model.modules import CompressibleModule, ModuleMap
+from autocompress.model.uncovered import Uncovered
 from autocompress.search import inspection
 from autocompress.search.inspection import Inspection, inspect_task
 from autocompress.search.problem.ranks import RankVerdict
@@ -23,7 +24,9 @@ RANK = RankVerdict("fc", 0.5, "svd", 24, 32, None)
 
 
 def test_everything_that_was_found_is_plain() -> None:
-    found = Inspection(MAP, [RANK], {"note": ""}, Identity(0.0, 1e-6, 0.01), ("a line",)).to_json()
+    found = Inspection(
+        MAP, [RANK], {"note": ""}, Identity(0.0, 1e-6, 0.01), ("a line",), ("no",)
+    ).to_json()
     assert json.loads(json.dumps(found)) == {
         "modules": [
             {
@@ -61,6 +64,7 @@ def test_everything_that_was_found_is_plain() -> None:
         ],
         "identity": {"simulation": 0.0, "float_file": 1e-6, "rounded_file": 0.01},
         "not_free": ["a line"],
+        "without_effect": ["no"],
         "latency": {"note": ""},
     }
 

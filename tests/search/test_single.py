@@ -12,7 +12,14 @@ import yaml
 
 import autocompress as ac
 from autocompress import Candidate, ModuleConfig, SearchResult, Task
-from autocompress.errors import ExportError, RunFolderError, SpaceError, TargetError, TaskError
+from autocompress.errors import (
+    ArgumentError,
+    ExportError,
+    RunFolderError,
+    SpaceError,
+    TargetError,
+    TaskError,
+)
 from autocompress.search.single import _check_groups, checked_candidate
 from autocompress.targets.device.sessions import open_session
 from autocompress.targets.target import find_target
@@ -98,6 +105,11 @@ def test_modules_compute_what_files_compute(cnn_task: Task, tmp_path: Path) -> N
             "convolution run on float kernels; nearest valid value: activation_bits 32",
         ),
         (
+            {"fc": ModuleConfig(8, smoothing=0.5)},
+            "candidate: module 'fc': smoothing 0.5 needs activation_bits 8, got 32; "
+            "nearest valid value: 0",
+        ),
+        (
             {"fc": 8},
             "candidate: module 'fc': expected a ModuleConfig, got 8; "
             "nearest: ModuleConfig(weight_bits=8)",
@@ -106,10 +118,6 @@ def test_modules_compute_what_files_compute(cnn_task: Task, tmp_path: Path) -> N
             None,
             "candidate: expected a Candidate or a mapping from names to configs, got None; "
             "nearest: {'name': ModuleConfig(weight_bits=8)}",
-        ),
-        (
-            {"fc": ModuleConfig(weight_bits="4")},
-            "candidate: module 'fc': weight_bits must hold numbers, got '4'",
         ),
         (
             Candidate.of({"fc": ModuleConfig(8)}, ac.Distillation(alpha=2.0, steps=3)),
@@ -163,7 +171,9 @@ def test_groups_are_pruned_by_their_root(cnn_task: Task, tmp_path: Path) -> None
 def test_a_folder_is_no_file(cnn_task: Task, tmp_path: Path) -> None:
     with pytest.raises(ExportError, match=r"is a folder; nearest: .*model\.onnx"):
         ac.export_onnx(cnn_task, {}, tmp_path)
-    with pytest.raises(SpaceError, match="activation_range 'entropi' is unknown; nearest: entropy"):
+    with pytest.raises(
+        SpaceError, match="compress: activation_range 'entropi' is unknown; nearest: entropy"
+    ):
         ac.compress(cnn_task, {}, activation_range="entropi")
 
 
@@ -213,3 +223,7 @@ def test_wrong_arguments_are_one_line(cnn_task: Task, result: SearchResult) -> N
         ExportError, match=r"^export: expected a point of the front, got 3; nearest"
     ):
         ac.export(result, 3, "z")
+    with pytest.raises(ExportError, match=r"^export: expected the result of a search, got None; "):
+        ac.export(None, 3, "z")
+    with pytest.raises(ArgumentError, match=r"^export: to must be a path, got 3; nearest"):
+        ac.export(result, result.front.smallest(), 3)

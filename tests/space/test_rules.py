@@ -4,10 +4,7 @@ import pytest
 
 from autocompress import find_modules
 from autocompress.errors import SpaceError
-from autocompress.space.rules import Applicability, check_used, parse_rules, rule_of
-from autocompress.targets.target import find_target
-
-TARGET = find_target("onnxruntime-cpu")
+from autocompress.space.rules import check_used, parse_rules, rule_of
 
 
 def test_all_matchers_of_a_rule_must_fit_and_the_first_rule_wins(cnn_task) -> None:
@@ -29,14 +26,3 @@ def test_an_unused_rule_is_an_error_with_its_reason(cnn_task) -> None:
     with pytest.raises(SpaceError, match="matches no module; nearest kind: conv"):
         check_used("space", ({"kind": "convv"},), set(), modules)
     check_used("space", rules, {0, 1}, modules)
-
-
-def test_axes_of_a_group_apply_to_its_root_only(cnn_task) -> None:
-    modules = find_modules(cnn_task.model, cnn_task.example_inputs)
-    applies = Applicability(modules, TARGET)
-    roots = {group.name for group in modules.groups if group.reason is None}
-    assert roots
-    for module in modules:
-        assert applies("pruning_ratio", module) == (module.name in roots)
-        assert applies("weight_bits", module)
-        assert not applies("smoothing", module), "the model has no layer normalisation"

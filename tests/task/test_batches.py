@@ -5,18 +5,21 @@ alone.
 from __future__ import annotations
 
 import random
-from collections import namedtuple
+from collections import OrderedDict, namedtuple
 from collections.abc import Iterator
 
 import numpy as np
 import pytest
 import torch
+import yaml
 from torch import Tensor
 
 from autocompress.task.batches import (
     batch_size,
     cut,
     cuttable,
+    describe_inputs,
+    described_inputs,
     feed_of,
     input_tensors,
     leaves,
@@ -168,3 +171,41 @@ def test_targets_that_are_no_tensors_stay_on_their_way_to_a_device() -> None:
     assert found["b"][0] == "text"
     assert found["b"][1].is_meta
     assert target_to_device(None, torch.device("meta")) is None
+
+
+IDS = torch.zeros(1, 3, dtype=torch.int64)
+
+
+@pytest.mark.parametrize(
+    ("inputs", "words"),
+    [
+        (IDS, {"shape": [1, 3], "type": "int64"}),
+        (
+            (torch.zeros(2), None, True),
+            {"tuple": [{"shape": [2], "type": "float32"}, {"constant": None}, {"constant": True}]},
+        ),
+        ([IDS], {"list": [{"shape": [1, 3], "type": "int64"}]}),
+        (
+            {"ids": IDS, "more": {"k": (IDS,)}},
+            {
+                "entries": {
+                    "ids": {"shape": [1, 3], "type": "int64"},
+                    "more": {"entries": {"k": {"tuple": [{"shape": [1, 3], "type": "int64"}]}}},
+                }
+            },
+        ),
+        ((), {"tuple": []}),
+    ],
+)
+def test_inputs_are_described_by_plain_types(inputs: object, words: object) -> None:
+    assert describe_inputs(inputs) == words
+    again = described_inputs(yaml.safe_load(yaml.safe_dump(words)))
+    assert describe_inputs(again) == words
+    assert type(again) is type(inputs)
+
+
+def test_tensors_of_a_description_are_zeros() -> None:
+    found = described_inputs({"shape": [2, 2], "type": "bool"})
+    assert torch.equal(found, torch.zeros(2, 2, dtype=torch.bool))
+    ordered = describe_inputs(OrderedDict(a=torch.ones(1)))
+    assert described_inputs(ordered) == {"a": torch.zeros(1)}

@@ -8,7 +8,7 @@ with quantised weights in the forward pass (Jacob et al. 2018; learned steps as 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -25,7 +25,7 @@ from autocompress.compress.factorise.convolve import convolve, geometry_of
 from autocompress.compress.factorise.low_rank import compose
 from autocompress.compress.prune.masks import Mask
 from autocompress.compress.quantize.activation import RangeQuantizer, blockwise, dynamic
-from autocompress.compress.quantize.affine import StoredTensor, grid_of, half_scales, to_half
+from autocompress.compress.quantize.affine import StoredTensor
 from autocompress.compress.quantize.integer_bias import bias_error
 from autocompress.compress.quantize.integer_matmul import (
     IntegerFactor,
@@ -33,7 +33,7 @@ from autocompress.compress.quantize.integer_matmul import (
     has_integer_products,
     worth_integers,
 )
-from autocompress.compress.quantize.masters import LEAST_FACTOR, quantised, starting_point
+from autocompress.compress.quantize.masters import quantised, starting_point, stored_again
 from autocompress.model.weights import weight_of
 
 GATE_SHUT = -1e4  # logit of a removed expert: softmax and sigmoid make it exactly 0
@@ -207,7 +207,7 @@ class SimulatedModule(nn.Module):
         for master, steps, stored in zip(
             self.trained, self.trained_steps, self.stored, strict=True
         ):
-            factors.append(_stored_again(master.detach().cpu(), steps.detach().cpu(), stored))
+            factors.append(stored_again(master.detach().cpu(), steps.detach().cpu(), stored))
         bias = None if self.trained_bias is None else self.trained_bias.detach().cpu().clone()
         return Variant(tuple(factors), bias)
 
@@ -372,20 +372,6 @@ class SimulatedModule(nn.Module):
             return result
         rounded: Tensor = written(result)
         return rounded
-
-
-def _stored_again(master: Tensor, steps: Tensor, stored: StoredTensor) -> StoredTensor:
-    """Return the trained float weights `master` as they are stored, at the trained scales."""
-    if stored.scale is None:
-        weight = master if stored.kept is None else master * stored.kept
-        values = to_half(weight) if stored.weight_bits == 16 else weight.clone()
-        return replace(stored, values=values)
-    scale = stored.scale * steps.clamp_min(LEAST_FACTOR)
-    if stored.group_size > 0 and stored.multiplier is None:
-        scale = half_scales(scale)
-    learned = replace(stored, scale=scale)
-    values = grid_of(learned, master.shape).nearest(master).to(torch.int8)
-    return replace(learned, values=values)
 
 
 def gate_shift(experts: Mask) -> NDArray[np.float32]:

@@ -1,10 +1,12 @@
 """Train float master weights behind stored integers, and the steps of their scales.
 
-Recovery starts from `starting_point` and computes the layer with `quantised`
-(`assemble/fake_quant.py`).
+Recovery starts from `starting_point`, computes the layer with `quantised`, and ends with
+`stored_again` (`assemble/fake_quant.py`).
 """
 
 from __future__ import annotations
+
+from dataclasses import replace
 
 import torch
 from torch import Tensor
@@ -13,8 +15,10 @@ from autocompress.compress.quantize.affine import (
     StoredTensor,
     from_blocks,
     grid_of,
+    half_scales,
     quant_bounds,
     to_blocks,
+    to_half,
 )
 from autocompress.compress.quantize.lsq import learned_step
 
@@ -69,3 +73,26 @@ def quantised(master: Tensor, steps: Tensor, stored: StoredTensor) -> Tensor:
     bounds = quant_bounds(stored.weight_bits, stored.zero_point is None)
     blocks = to_blocks(master, stored.group_size)
     return from_blocks(learned_step(blocks, scale, zero, *bounds), master.shape)
+
+
+def stored_again(master: Tensor, steps: Tensor, stored: StoredTensor) -> StoredTensor:
+    """Return trained weights as they are stored, at the trained scales.
+
+    Args:
+        master: (rows, ...) trained float weight, on the CPU.
+        steps: trained factors of `stored.scale`, of its shape, on the CPU.
+        stored: the form from which training started.
+
+    Returns:
+        Integers at the trained scales, or floats if `stored` holds floats.
+    """
+    if stored.scale is None:
+        weight = master if stored.kept is None else master * stored.kept
+        values = to_half(weight) if stored.weight_bits == 16 else weight.clone()
+        return replace(stored, values=values)
+    scale = stored.scale * steps.clamp_min(LEAST_FACTOR)
+    if stored.group_size > 0 and stored.multiplier is None:
+        scale = half_scales(scale)
+    learned = replace(stored, scale=scale)
+    values = grid_of(learned, master.shape).nearest(master).to(torch.int8)
+    return replace(learned, values=values)

@@ -7,7 +7,12 @@ import torch
 from torch import Tensor
 
 from autocompress.compress.quantize.affine import StoredTensor, fit_scales, grid_of
-from autocompress.compress.quantize.masters import LEAST_FACTOR, quantised, starting_point
+from autocompress.compress.quantize.masters import (
+    LEAST_FACTOR,
+    quantised,
+    starting_point,
+    stored_again,
+)
 
 WEIGHT = torch.randn(3, 8, generator=torch.Generator().manual_seed(0))
 
@@ -92,3 +97,18 @@ def test_gradients_reach_weights_and_steps() -> None:
     assert steps.grad is not None
     expected = (each * grid.step).view(3, 2, 4).sum(-1)
     torch.testing.assert_close(steps.grad, expected, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("form", FORMS)
+def test_what_was_not_trained_is_stored_as_it_was(form: dict) -> None:
+    stored = stored_of(**form)
+    again = stored_again(starting_point(WEIGHT, stored), ones(stored), stored)
+    assert torch.equal(again.values, stored.values)
+    torch.testing.assert_close(again.dequantized(), stored.dequantized(), rtol=1e-3, atol=1e-3)
+
+
+def test_trained_floats_are_stored_as_floats_without_their_zeros() -> None:
+    kept = WEIGHT > 0
+    stored = StoredTensor(WEIGHT * kept, 32, kept=kept)
+    again = stored_again(WEIGHT + 1, torch.ones(0), stored)
+    assert torch.equal(again.values, (WEIGHT + 1) * kept)

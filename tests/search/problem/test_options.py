@@ -62,11 +62,11 @@ def test_the_least_values_are_accepted(settings: Settings) -> None:
         ),
         (
             Settings(library_memory="many"),
-            "limit library_memory: expected a value such as 512MB, got 'many'",
+            "limit library_memory: expected a value such as 512MB, got 'many'; nearest: 512MB",
         ),
         (
             Settings(library_memory="0MB"),
-            "limit library_memory: must be above 0, got '0MB'; use for example 512MB",
+            "limit library_memory: must be above 0, got '0MB'; nearest: 512MB",
         ),
     ],
 )

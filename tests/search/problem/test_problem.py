@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import torch
 
-from autocompress import Candidate
+from autocompress import Candidate, Distillation
 from autocompress.errors import TaskError
 from autocompress.results.measurement import Measurement
 from autocompress.search.problem.problem import Baseline, Problem, pick_device
@@ -39,7 +39,7 @@ def problem(
     return Problem(**parts)
 
 
-SOME = Candidate(distillation=SimpleNamespace(steps=1))
+SOME = Candidate(distillation=Distillation(steps=1))
 
 
 def test_latencies_are_ratios_at_the_speed_of_the_run() -> None:

@@ -1,17 +1,15 @@
-"""Describe how a model is compressed: one config per module, and the distillation for recovery.
+"""Describe how one module is compressed: bits, scales, rank, pruning and zeros.
 
-A search proposes candidates; all rooms behind it read them.
+A search proposes configs, and the rooms that compress read them.
 """
 
 from __future__ import annotations
 
-import hashlib
-import json
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, fields, replace
-from functools import cached_property
 from typing import Any
 
+from autocompress.argument_types import set_typed
 from autocompress.errors import SpaceError
 from autocompress.integer_form import IntegerForm
 
@@ -42,7 +40,6 @@ SPARSITY_CRITERIA = (
     "obs_diagonal",
     "sparsegpt",
 )
-SCHEDULES = ("one_shot", "linear", "cubic")
 # From this width on, zero points are stored beside the integers: their difference would not fit.
 APART_BITS = 7
 
@@ -101,6 +98,10 @@ class ModuleConfig:
     sparsity: float = 0.0
     sparsity_pattern: str = "unstructured"
     sparsity_criterion: str = "auto"
+
+    def __post_init__(self) -> None:
+        if tuple(map(type, self.__dict__.values())) != TYPES:
+            set_typed(self, SpaceError)
 
     def effective(self) -> ModuleConfig:
         """Return the executed config: fields without effect take their defaults.
@@ -229,6 +230,7 @@ class ModuleConfig:
         return cls(**data)
 
 
+TYPES = tuple(type(field.default) for field in fields(ModuleConfig))
 UNTOUCHED = ModuleConfig()
 QUANTIZATION_FIELDS = (
     "group_size",
@@ -253,185 +255,3 @@ def _pattern_sparsity(pattern: str, sparsity: float) -> float:
         return sparsity
     kept, group = map(int, pattern.split(":"))
     return 1 - kept / group
-
-
-@dataclass(frozen=True)
-class Distillation:
-    """Describe recovery: training of a compressed model (the student) with the original as teacher.
-
-    The loss is `alpha * task loss + (1 - alpha) * temperature^2 * KL(teacher, student)` (Hinton et
-    al. 2015).
-
-    Attributes:
-        alpha: weight of the task's own loss, in [0, 1]; 0 if there are no targets.
-        temperature: of the softmax of teacher and student.
-        steps: optimizer steps; 0 does not train.
-        schedule: "one_shot", or "linear" or "cubic": pruning ratios and sparsities grow to their
-            values over `rounds` parts of the steps.
-        rounds: parts of the steps of a growing schedule.
-        restarts: steps after which the cosine schedule starts anew (Loshchilov and Hutter 2017); a
-            search decides there whether to go on.
-        features: weight of the relative squared error between matched modules' outputs (Romero et
-            al. 2015).
-        sequences: share of the steps on sequences that the teacher of a causal language model
-            continues (Kim and Rush 2016).
-        learning_rate: of the weights; scales and float parts have theirs in proportion.
-        accumulation: batches per optimizer step.
-        checkpointing: compute repeated blocks again in the backward pass, to save memory.
-    """
-
-    alpha: float = 0.5
-    temperature: float = 2.0
-    steps: int = 0
-    schedule: str = "one_shot"
-    rounds: int = 4
-    restarts: tuple[int, ...] = ()
-    features: float = 0.0
-    sequences: float = 0.0
-    learning_rate: float = 2e-4
-    accumulation: int = 1
-    checkpointing: bool = False
-
-    def to_json(self) -> dict[str, Any]:
-        """Return alpha, temperature, steps, and the fields that differ from the defaults.
-
-        `from_json` reverses it.
-        """
-        always = ("alpha", "temperature", "steps")
-        values = {
-            name: list(value) if isinstance(value, tuple) else value
-            for name, value in asdict(self).items()
-        }
-        return {
-            k: v
-            for k, v in values.items()
-            if k in always or getattr(self, k) != getattr(UNTRAINED, k)
-        }
-
-    @classmethod
-    def from_json(cls, data: Mapping[str, Any]) -> Distillation:
-        """Read a distillation, the reverse of `to_json`.
-
-        Args:
-            data: fields; missing ones take their defaults.
-        """
-        return cls(**{**data, "restarts": tuple(data.get("restarts", ()))})
-
-
-UNTRAINED = Distillation()
-
-
-def config_error(name: str, config: Any) -> SpaceError:
-    """Return the error of a value that is no config.
-
-    Args:
-        name: of the module.
-        config: the value that came.
-    """
-    near = "weight_bits=8"
-    if isinstance(config, Mapping):
-        near = ", ".join(f"{key}={value!r}" for key, value in config.items())
-    return SpaceError(
-        f"candidate: module {name!r}: expected a ModuleConfig, got {config!r}; "
-        f"nearest: ModuleConfig({near})"
-    )
-
-
-def _effective(name: str, config: ModuleConfig) -> ModuleConfig:
-    """Return the effective config, or raise SpaceError for a value of the wrong type."""
-    if not isinstance(config, ModuleConfig):
-        raise config_error(name, config)
-    try:
-        return config.effective()
-    except TypeError:
-        for field in fields(ModuleConfig):
-            value, default = getattr(config, field.name), getattr(UNTOUCHED, field.name)
-            if isinstance(default, (int, float)) and not isinstance(value, (int, float)):
-                raise SpaceError(
-                    f"candidate: module {name!r}: {field.name} must be a number, got {value!r}; "
-                    f"nearest valid value: {_nearest(value, default)}"
-                ) from None
-        raise
-
-
-def _nearest(value: Any, default: float) -> float:
-    """Return the number that a text holds, else the default."""
-    try:
-        return type(default)(value)
-    except (TypeError, ValueError):
-        return default
-
-
-@dataclass(frozen=True)
-class Candidate:
-    """Describe one compressed model.
-
-    `of` makes a candidate from any configs; equal compressions give equal candidates.
-
-    Attributes:
-        modules: (name, effective config) of every compressed module, by name.
-        distillation: the recovery.
-    """
-
-    modules: tuple[tuple[str, ModuleConfig], ...] = ()
-    distillation: Distillation = Distillation()
-
-    @classmethod
-    def of(
-        cls, modules: Mapping[str, ModuleConfig], distillation: Distillation | None = None
-    ) -> Candidate:
-        """Return the candidate of some configs.
-
-        Args:
-            modules: configs by module name; they need not be effective.
-            distillation: the recovery; None trains nothing.
-
-        Raises:
-            SpaceError: there is no mapping, or a value of it is no valid config.
-        """
-        if not isinstance(modules, Mapping):
-            raise SpaceError(
-                "candidate: modules must be a mapping from names to configs, got "
-                f"{modules!r}; nearest: {{'name': ModuleConfig(weight_bits=8)}}"
-            )
-        effective = {name: _effective(name, config) for name, config in modules.items()}
-        touched = [(name, config) for name, config in effective.items() if config != UNTOUCHED]
-        return cls(tuple(sorted(touched)), distillation or Distillation())
-
-    @cached_property
-    def _by_name(self) -> Mapping[str, ModuleConfig]:
-        return dict(self.modules)
-
-    def config(self, name: str) -> ModuleConfig:
-        """Return the config of one module.
-
-        Args:
-            name: any module; a module without a config is left untouched.
-        """
-        return self._by_name.get(name, UNTOUCHED)
-
-    @cached_property
-    def digest(self) -> str:
-        """Return a hash; equal candidates have equal ones, in every process."""
-        return hashlib.sha256(json.dumps(self.to_json(), sort_keys=True).encode()).hexdigest()[:24]
-
-    def to_json(self) -> dict[str, Any]:
-        """Return plain types; `from_json` reverses it."""
-        modules = {name: config.to_json() for name, config in self.modules}
-        return {"modules": modules, "distillation": self.distillation.to_json()}
-
-    @classmethod
-    def from_json(cls, data: Mapping[str, Any]) -> Candidate:
-        """Read a candidate, the reverse of `to_json`.
-
-        Args:
-            data: configs and distillation.
-
-        Raises:
-            ValueError: a field is unknown.
-        """
-        modules = {
-            name: ModuleConfig.from_json(f"candidate: module {name}", config)
-            for name, config in data["modules"].items()
-        }
-        return cls.of(modules, Distillation.from_json(data.get("distillation", {})))

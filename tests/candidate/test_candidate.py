@@ -1,3 +1,5 @@
+"""Equal compressions are equal candidates; what is no candidate is refused in one line."""
+
 from __future__ import annotations
 
 import json
@@ -14,8 +16,8 @@ configs = st.builds(
     ModuleConfig,
     st.sampled_from([4, 8, 16, 32]),
     st.sampled_from([8, 32]),
-    st.sampled_from([0.25, 1.0]),
-    st.sampled_from([0.0, 0.5]),
+    rank_ratio=st.sampled_from([0.25, 1.0]),
+    pruning_ratio=st.sampled_from([0.0, 0.5]),
 )
 
 
@@ -51,8 +53,8 @@ def test_equal_compressions_are_equal_candidates() -> None:
             "nearest: {'name': ModuleConfig(weight_bits=8)}",
         ),
         (
-            {"c1": ModuleConfig(weight_bits="4")},
-            "candidate: module 'c1': weight_bits must be a number, got '4'; nearest valid value: 4",
+            {3: ModuleConfig(8)},
+            "candidate: names of modules must be texts, got 3; nearest: '3'",
         ),
     ],
 )
@@ -60,6 +62,29 @@ def test_what_is_no_config_is_one_line(modules: Any, text: str) -> None:
     with pytest.raises(SpaceError) as caught:
         Candidate.of(modules)
     assert str(caught.value) == text
+
+
+@pytest.mark.parametrize(
+    ("modules", "distillation", "text"),
+    [
+        (
+            {"a": ModuleConfig(8)},
+            Distillation(),
+            "candidate: modules must be pairs of names and configs, got {'a': ModuleConfig(",
+        ),
+        ([("a", ModuleConfig(8))], Distillation(), "candidate: modules must be pairs of names"),
+        ((("a", 8),), Distillation(), "candidate: modules must be pairs of names and configs, got"),
+        (("a", "b"), Distillation(), "candidate: modules must be pairs of names and configs, got"),
+        (None, Distillation(), "candidate: modules must be pairs of names and configs, got None; "),
+        ((), 3, "candidate: expected a Distillation, got 3; nearest: Distillation()"),
+    ],
+)
+def test_the_constructor_takes_pairs(modules: Any, distillation: Any, text: str) -> None:
+    with pytest.raises(SpaceError) as caught:
+        Candidate(modules, distillation)
+    assert str(caught.value).startswith(text)
+    assert "; nearest: " in str(caught.value)
+    assert "\n" not in str(caught.value)
 
 
 def test_unknown_field_is_named() -> None:
