@@ -18,17 +18,17 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
-import plotly.graph_objects as go
 import torch
 from torch import nn
 
 from benchmarks import encoder_task
+from benchmarks.curves import Curve, least_lead, plot
 from benchmarks.output import parser_of, write_figures
-from benchmarks.watch import Curve, Watched, search
+from benchmarks.watch import Watched, search
 
 HERE = Path(__file__).resolve().parent
 DEMO, SPACE = "autocompress.tasks:easy_vqa", "search_spaces/multimodal.yaml"
@@ -212,32 +212,6 @@ def parts_of(keys: str | None, quick: bool) -> list[str]:
             raise SystemExit(f"--only {key}: unknown; valid: {', '.join(PARTS)}, and their keys")
         parts += fitting
     return list(dict.fromkeys(parts))
-
-
-def least_lead(here: Curve, there: Curve) -> float:
-    """Return the least difference of two curves over time; below 0 where the second is higher.
-
-    Args:
-        here: (seconds, hypervolume), each value until the next; 0 before the first.
-        there: another such curve.
-    """
-    times = sorted({seconds for seconds, _ in (*here, *there)})
-    return min((value_at(here, t) - value_at(there, t) for t in times), default=0.0)
-
-
-def value_at(curve: Curve, seconds: float) -> float:
-    """Return the value of a curve at a time."""
-    return next((value for at, value in reversed(curve) if at <= seconds), 0.0)
-
-
-def plot(curves: Mapping[str, Curve], path: Path) -> None:
-    """Draw the curves as a page."""
-    figure = go.Figure()
-    for name, curve in curves.items():
-        times, values = zip((0.0, 0.0), *curve, strict=True)
-        figure.add_scatter(x=times, y=values, name=name, mode="lines+markers", line_shape="hv")
-    figure.update_layout(xaxis_title="seconds", yaxis_title="hypervolume")
-    figure.write_html(path, include_plotlyjs=True)
 
 
 def check_state(state: Path) -> None:

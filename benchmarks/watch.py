@@ -25,6 +25,7 @@ from optuna.storages.journal import JournalFileBackend
 
 from autocompress.results.files import FRONT_FILE, JOURNAL_FILE, MODEL_FILE, RUN_FILE
 from autocompress.results.pareto import hypervolume
+from benchmarks.curves import Curve
 
 DROP = 0.05  # loss of accuracy at which a point adds no hypervolume
 LOOK_S = 0.25  # between two looks at folder and memory
@@ -35,7 +36,6 @@ QUOTAS = (  # folder of cgroups, file of the quota, its content (version 1, then
     ("/sys/fs/cgroup/cpu", "cpu.cfs_quota_us", f"{CPUS * PERIOD_US:.0f}"),
     ("/sys/fs/cgroup", "cpu.max", f"{CPUS * PERIOD_US:.0f} {PERIOD_US}"),
 )
-Curve = list[tuple[float, float]]
 
 
 @dataclass
