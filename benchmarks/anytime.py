@@ -22,6 +22,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
+import optuna
 import torch
 from torch import nn
 
@@ -261,6 +262,7 @@ def arguments_of() -> argparse.Namespace:
 
 def main() -> None:
     arguments = arguments_of()
+    optuna.logging.set_verbosity(optuna.logging.WARNING)
     parts = parts_of(arguments.only, arguments.quick)
     demo_min = arguments.demo_minutes or (1 if arguments.quick else 5)
     encoder_min = arguments.encoder_minutes or (2 if arguments.quick else 20)

@@ -12,6 +12,7 @@ import os
 import signal
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -142,16 +143,18 @@ def search(
     command = [sys.executable, "-m", "autocompress", "search", task, *more]
     command += ["--timeout", f"{budget_s:g}s", "--out", str(watched.folder)]
     limit = half_a_cpu() if half else contextlib.nullcontext([])
-    with limit as prefix, (folder / "log.txt").open("w") as log:
+    with limit as prefix:
         watched.began, started = time.time(), time.monotonic()
         process = subprocess.Popen(
             [*prefix, *command],
             env={**os.environ, **place},
             cwd=folder,
-            stdout=log,
+            stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,
+            text=True,
             start_new_session=True,
         )
+        threading.Thread(target=_log, args=(process, folder / "log.txt"), daemon=True).start()
         try:
             _watch(watched, process, started)
         finally:
@@ -161,7 +164,16 @@ def search(
     return watched
 
 
-def _watch(watched: Watched, process: subprocess.Popen[bytes], started: float) -> None:
+def _log(process: subprocess.Popen[str], path: Path) -> None:
+    """Write what a process prints to a file, each line with the seconds since its start."""
+    started = time.monotonic()
+    assert process.stdout is not None
+    with path.open("w", buffering=1) as file:
+        for line in process.stdout:
+            file.write(f"{time.monotonic() - started:7.1f}  {line}")
+
+
+def _watch(watched: Watched, process: subprocess.Popen[str], started: float) -> None:
     """Look at the folder and the memory until the process has ended or is far too late."""
     written = None
     while True:
