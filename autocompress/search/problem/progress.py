@@ -210,4 +210,5 @@ def setup_lines(problem: Problem, time: Mapping[str, Any]) -> list[str]:
     target = problem.target.name
     for words in problem.space.left_out:
         lines.append(f"left out, since {target} cannot execute it: {words}")
+    lines += [f"space: {words}" for words in problem.space.without_effect]
     return lines
