@@ -68,6 +68,7 @@ TESTED_ELSEWHERE = {
     "report/front_figures.py": "report/test_figures.py draws all figures of a front",
     "report/latency_info.py": "report/test_info.py reads all tables of a run",
     "search/finish/first_files.py": "search/test_loop.py stops searches after their first file",
+    "search/finish/points.py": "search/finish/test_front_files.py makes points of files",
     "search/finish/measured_file.py": "search/test_loop.py runs the files of a front again",
     "search/opening.py": "search/test_loop.py opens searches, also refused ones",
     "search/workers/join.py": "search/workers/test_launch.py starts workers that join a study",

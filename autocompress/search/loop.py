@@ -88,6 +88,7 @@ def run_search(
         opened = open_search(request, settings, folder, setup)
         files = FrontFiles(folder, opened.limits, progress.phase)
         if earlier_front(folder) is None:
+            setup("making the first files", 0.0)
             _make_first_files(opened, files, setup, interrupt, progress)
         limits = opened.limits
         ready = _ready(opened, request, settings, files, setup, progress)

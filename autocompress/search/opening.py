@@ -325,11 +325,11 @@ def clock_of(problem: Problem, settings: Settings, started: float, recovers: boo
     if isinstance(test, Sized) and isinstance(validation, Sized):
         tested = len(test) / max(1, len(validation))
     kinds = len(corruptions_of(validation, task.batch_first))
-    passes = 1 + tested + kinds * min(1.0, DISTURBED / len(problem.race.teacher))
+    passes = tested + kinds * min(1.0, DISTURBED / len(problem.race.teacher))
     latency_s = problem.baseline.latency_ms / 1e3 * (1 + len(task.latency_inputs))
-    file_s = EXPORT_S + passes * problem.float_files.pass_s
-    now = time.monotonic()
-    return Clock(started, settings.timeout_s, recovers, file_s, latency_s, now)
+    pass_s, now = problem.float_files.pass_s, time.monotonic()
+    parts = (EXPORT_S + pass_s, passes * pass_s, latency_s, now)
+    return Clock(started, settings.timeout_s, recovers, *parts)
 
 
 def make_folder(folder: Path) -> None:

@@ -87,7 +87,10 @@ def choose_finalists(
     by_number = {trial.number: trial for trial in feasible}
     numbers = [*before, *(feasible[int(keep[i])].number for i in chosen)]
     wanted = [number for number in dict.fromkeys(numbers) if number in by_number]
-    return by_use([_finalist(by_number[number], problem, goal) for number in wanted], goal)
+    finalists = [_finalist(by_number[number], problem, goal) for number in wanted]
+    known = [finalist for finalist in finalists if finalist.number in before]
+    new = [finalist for finalist in finalists if finalist.number not in before]
+    return [*by_use(known, goal), *by_use(new, goal)]
 
 
 def by_use(finalists: list[Finalist], goal: Goal) -> list[Finalist]:
@@ -101,6 +104,8 @@ def by_use(finalists: list[Finalist], goal: Goal) -> list[Finalist]:
         The smallest and the fastest ones that lose at most NEAR, the most accurate one, and the
         others in their order.
     """
+    if not finalists:
+        return []
     near = [f for f in finalists if goal.baseline.accuracy - f.accuracy <= NEAR] or finalists
     first = [
         min(near, key=lambda f: f.size_bytes),

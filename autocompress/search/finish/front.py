@@ -20,7 +20,7 @@ from autocompress.results.front import ParetoFront, earlier_front
 from autocompress.results.limits import Limits
 from autocompress.search.finish.finalists import Finalist, choose_finalists, recover_finalists
 from autocompress.search.finish.front_files import FrontFiles
-from autocompress.search.finish.learning import PROMISE, relearn
+from autocompress.search.finish.learning import PROMISE, errors_on, relearn
 from autocompress.search.finish.long_recovery import lessons
 from autocompress.search.problem.clock import Clock
 from autocompress.search.problem.goal import Goal
@@ -103,7 +103,8 @@ class FrontMaker:
     ) -> tuple[ParetoFront, RunRecord]:
         """Choose the front again, after the latency model was fitted to its files."""
         points = [*front.points, *front.dominated]
-        problem, refit = relearn(self.problem, points, self.folder)
+        problem = relearn(self.problem, points, self.folder)
+        refit = errors_on(problem, points)
         run = replace(run, refit=refit, latency_note=problem.table.note)
         again = replace(self, problem=problem)
         numbers = {finalist.number for finalist in finalists}
@@ -114,7 +115,11 @@ class FrontMaker:
             f"{PROMISE:.0%}; fitted again to what was measured ({refit['mape']:.1%} on the same "
             f"points), which brings {len(more)} more trials to the front"
         )
-        if more and not self.stop() and self.clock.has_room(2 * len(finalists)):
+        if (
+            more
+            and not self.stop()
+            and self.clock.has_room(2 * len(finalists), self.clock.next_file_s)
+        ):
             front, _ = again._measured([*finalists, *again._recovered(more)], run)
         return front, run
 

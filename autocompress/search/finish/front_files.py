@@ -14,9 +14,6 @@ from pathlib import Path
 from typing import Any
 
 from autocompress.errors import NotComputableError
-from autocompress.export.artifact import write_recipe
-from autocompress.export.notes import write_notes
-from autocompress.measure.robustness import fragile_under
 from autocompress.results.files import FRONT_FILE, MODEL_FILE, write_atomic, write_json
 from autocompress.results.front import ParetoFront
 from autocompress.results.front_point import FrontPoint
@@ -25,15 +22,17 @@ from autocompress.results.measurement import Measurement
 from autocompress.search.finish.finalists import Finalist
 from autocompress.search.finish.measured_file import (
     MeasuredFile,
+    OtherScores,
+    known_test,
+    not_run,
+    other_scores,
     run_file,
-    run_float_file,
-    trained_of,
 )
+from autocompress.search.finish.points import errors_of, folder_name, point_of, write_papers
 from autocompress.search.finish.timing import BRIEF, ROUNDS, FrontTiming, time_elsewhere, time_front
 from autocompress.search.problem.clock import Clock
 from autocompress.search.problem.problem import Problem
-from autocompress.targets.device.sessions import SessionSettings
-from autocompress.targets.latency_model.quality import prediction_errors
+from autocompress.targets.runtime import weights_in_memory
 from autocompress.task.user_code import UserCodeError
 
 NEW = ".new"  # suffix of the folder of a file that front.json does not name yet
@@ -58,7 +57,7 @@ class FrontFiles:
     clock: Clock | None = None
     _files: dict[int, MeasuredFile] = field(default_factory=dict)
     _points: dict[int, FrontPoint] = field(default_factory=dict)
-    _float: dict[str, Measurement] = field(default_factory=dict)
+    _float_rest: dict[str, OtherScores] = field(default_factory=dict)
 
     @property
     def _float_path(self) -> Path:
@@ -81,7 +80,7 @@ class FrontFiles:
     def add(self, finalist: Finalist, problem: Problem, origin: Mapping[str, Any]) -> FrontPoint:
         """Export, run and time one file, and add it to front.json.
 
-        It is timed for a moment only; `finish` times all files in turn.
+        It is timed for a moment only, and run on the validation split only. `finish` does the rest.
 
         Args:
             finalist: the trial.
@@ -95,7 +94,7 @@ class FrontFiles:
             NotComputableError: the outputs of the file are not finite.
             UserCodeError: the metric fails on them.
         """
-        baseline = self._float_file(problem)
+        baseline = self._float_numbers(problem)
         file = self._run(finalist, problem)
         (point,), _ = self._timed([file], problem, baseline, origin, brief=True)
         self._write(problem, baseline)
@@ -109,7 +108,8 @@ class FrontFiles:
         Files that were made while the search went on are timed too, so that no point is lost.
 
         Args:
-            finalists: the first one is always exported, the others while the clock has room.
+            finalists: in the order in which they are made complete. The first one is always
+                exported, the others while the clock has room.
             problem: task, target and builder.
             origin: what recipes say of the search.
 
@@ -119,8 +119,8 @@ class FrontFiles:
         Raises:
             NotComputableError: no file has finite outputs.
         """
-        baseline = self._float_file(problem)
         files = self._run_all(finalists, problem)
+        baseline = self._float_numbers(problem)
         points, timing = self._timed(files, problem, baseline, origin)
         front = self._write(problem, baseline)
         for unfinished in (self.folder / "models").glob(f"*{NEW}"):  # of a killed process
@@ -131,7 +131,7 @@ class FrontFiles:
             "warning": timing.warning,
         }
         if problem.latency_source != "table":
-            check |= _errors(files, points)
+            check |= errors_of(files, points)
         return front, check
 
     def time_again(self, problem: Problem, origin: Mapping[str, Any]) -> None:
@@ -141,7 +141,7 @@ class FrontFiles:
             problem: has the new settings.
             origin: what recipes say of the search.
         """
-        baseline = self._float_file(problem)
+        baseline = self._float_numbers(problem)
         for file in list(self._files.values()):
             self._timed([file], problem, baseline, origin, brief=True)
         self._write(problem, baseline)
@@ -168,21 +168,29 @@ class FrontFiles:
         size, latency = measured.size_bytes, measured.latency_ms
         return self.limits.violations(size, latency, drop, measured.metrics)
 
-    def _float_file(self, problem: Problem) -> Measurement:
-        """Return the numbers of the float file; it is run on all splits once."""
-        if "" not in self._float:
+    def _float_numbers(self, problem: Problem) -> Measurement:
+        """Return all numbers of the float file that are known so far."""
+        if not self._float_path.exists():
             write_atomic(self._float_path, problem.reference)
-            self._float[""] = run_float_file(problem, self.folder, self._float_path)
-        # Its latency is measured again when the session settings are tuned.
-        return replace(self._float[""], latency_ms=problem.baseline.latency_ms)
+        rest = self._float_rest.get("") or not_run(problem)
+        return replace(
+            problem.baseline,
+            test_accuracy=known_test(self.folder) if rest.test is None else rest.test,
+            metrics={**problem.baseline.metrics, **rest.disturbed},
+            memory_bytes=weights_in_memory(str(self._float_path)),
+            latency_source=problem.latency_source,
+            left_out=rest.left_out,
+        )
 
     def _run_all(self, finalists: Sequence[Finalist], problem: Problem) -> list[MeasuredFile]:
-        """Export and run finalists while the clock has room."""
+        """Export and run finalists, in their order, while the clock has room."""
+        self._float_numbers(problem)
+        self._complete_float_file(problem)
         files: list[MeasuredFile] = []
         failure: Exception | None = None
         for i, finalist in enumerate(finalists):
-            new = not self.has(finalist)
-            if files and self.clock is not None and not self.clock.has_room(len(files), new):
+            file_s = 0.0 if self.clock is None or self.has(finalist) else self.clock.next_file_s
+            if files and not self._has_room(len(files) + 1, file_s):
                 continue
             self.report("exporting and verifying the front", i / len(finalists))
             try:
@@ -191,26 +199,52 @@ class FrontFiles:
                 failure = error  # for example, its outputs are not finite; the others are judged
         if failure is not None and not files:
             raise failure
-        run = {file.finalist.number for file in files}
+        chosen = {file.finalist.number for file in files}
         for number, file in self._files.items():
-            has_room = self.clock is None or self.clock.has_room(len(files), new=False)
-            if number not in run and has_room:
+            if number not in chosen and self._has_room(len(files) + 1, 0.0):
                 files.append(file)
-        return files
+        return [self._completed(file, problem, len(files)) for file in files]
+
+    def _has_room(self, files: int, seconds: float) -> bool:
+        return self.clock is None or self.clock.has_room(files, seconds)
 
     def _run(self, finalist: Finalist, problem: Problem) -> MeasuredFile:
         """Export and run a file beside its place, unless it was run already."""
+        number = finalist.number
         if self.has(finalist):
-            self._files[finalist.number] = replace(self._files[finalist.number], finalist=finalist)
-            return self._files[finalist.number]
+            self._files[number] = replace(self._files[number], finalist=finalist)
+            return self._files[number]
         started = time.monotonic()
         # front.json may still name an earlier file of this trial, and a kill may come now.
-        place = self.folder / "models" / f"{_name(finalist.number)}{NEW}"
-        file = run_file(finalist, problem, place, self.folder)
-        self._files[finalist.number] = file
+        place = self.folder / "models" / f"{folder_name(number)}{NEW}"
+        self._files[number] = run_file(finalist, problem, place, self.folder)
         if self.clock is not None:
             self.clock.file_took(time.monotonic() - started)
-        return file
+        return self._files[number]
+
+    def _completed(self, file: MeasuredFile, problem: Problem, files: int) -> MeasuredFile:
+        """Run a file on the test split and on disturbed inputs, if there is time for it."""
+        number = file.finalist.number
+        if file.rest is None and self._has_room_for_rest(files):
+            self.report("running the front on the test split", 0.0)
+            self._files[number] = replace(file, rest=self._rest(problem, file.path))
+        return self._files[number]
+
+    def _complete_float_file(self, problem: Problem) -> None:
+        """Run the float file on the test split and on disturbed inputs, if there is time for it."""
+        if "" not in self._float_rest and self._has_room_for_rest(1):
+            test = known_test(self.folder)
+            self._float_rest[""] = self._rest(problem, self._float_path, test)
+
+    def _has_room_for_rest(self, files: int) -> bool:
+        return self.clock is None or self.clock.has_room(files, self.clock.next_rest_s)
+
+    def _rest(self, problem: Problem, path: Path, test: float | None = None) -> OtherScores:
+        started = time.monotonic()
+        scores = other_scores(problem, str(path), test)
+        if self.clock is not None:
+            self.clock.rest_took(time.monotonic() - started)
+        return scores
 
     def _timed(
         self,
@@ -222,43 +256,29 @@ class FrontFiles:
     ) -> tuple[list[FrontPoint], FrontTiming]:
         """Time files in turn, write recipe.yaml and README.md beside each, and keep its point."""
         paths, rounds = [file.path for file in files], BRIEF if brief else ROUNDS
-        timing = time_front(problem, self._float_path, paths, self.report, rounds)
-        elsewhere = time_elsewhere(
-            problem, self._float_path, paths, timing.settings, self.report, rounds
-        )
+        report = _silent if brief else self.report
+        parts = (problem, self._float_path, paths)
+        timing = time_front(*parts, report, rounds)
+        elsewhere = time_elsewhere(*parts, timing.settings, report, rounds)
         baseline = replace(baseline, metrics={**baseline.metrics, **elsewhere[0]})
         points = []
         for i, file in enumerate(files):
             latency_ms = file.finalist.latency_ms
             if problem.latency_source != "table":
                 latency_ms = timing.ratios[i] * baseline.latency_ms
-            metrics = {**file.scores.metrics, **file.rest.disturbed, **elsewhere[1 + i]}
-            point = _point(file, latency_ms, metrics, problem, baseline)
+            rest = file.rest or not_run(problem)
+            metrics = {**file.scores.metrics, **rest.disturbed, **elsewhere[1 + i]}
+            point = point_of(file, rest, latency_ms, metrics, problem, baseline)
             settings = timing.settings[i]
-            _write_papers(file, point, problem, self.folder, origin, baseline, settings)
+            write_papers(file, point, problem, self.folder, origin, baseline, settings)
             points.append(point)
             self._points[point.trial] = point
         return points, timing
 
 
-def _errors(files: Sequence[MeasuredFile], points: Sequence[FrontPoint]) -> dict[str, Any]:
-    """Return the errors of the latency model on files, {} if it predicted fewer than two."""
-    predicted, measured = [], []
-    for file, point in zip(files, points, strict=True):
-        if not math.isnan(file.finalist.latency_ms):
-            predicted.append(file.finalist.latency_ms)
-            measured.append(point.measured.latency_ms)
-    return prediction_errors(predicted, measured) if len(predicted) > 1 else {}
-
-
-def _name(number: int) -> str:
-    """Return the name of the folder of a trial's file."""
-    return f"{number:04d}"
-
-
 def _moved(file: MeasuredFile, models: Path) -> MeasuredFile:
     """Move a new file to its place, over an earlier file of the same trial."""
-    place = models / _name(file.finalist.number)
+    place = models / folder_name(file.finalist.number)
     if file.folder == place:
         return file
     if place.exists():
@@ -267,61 +287,5 @@ def _moved(file: MeasuredFile, models: Path) -> MeasuredFile:
     return replace(file, folder=place)
 
 
-def _point(
-    file: MeasuredFile,
-    latency_ms: float,
-    metrics: Mapping[str, float],
-    problem: Problem,
-    baseline: Measurement,
-) -> FrontPoint:
-    finalist, accuracy = file.finalist, file.scores.accuracy
-    measured = Measurement(
-        file.size_bytes,
-        latency_ms,
-        accuracy,
-        file.rest.test,
-        metrics,
-        True,
-        file.memory_bytes,
-        problem.latency_source,
-        file.rest.left_out,
-    )
-    predicted_ms, simulated = finalist.latency_ms, finalist.accuracy
-    if math.isnan(predicted_ms):  # the first files are made before there is a latency model
-        predicted_ms, simulated = latency_ms, accuracy
-    predicted = Measurement(int(finalist.size_bytes), predicted_ms, simulated)
-    lost = baseline.accuracy - accuracy
-    fragile = fragile_under(baseline.metrics, metrics, baseline.accuracy, lost)
-    return FrontPoint(
-        finalist.number,
-        finalist.candidate,
-        measured,
-        predicted,
-        f"models/{_name(finalist.number)}",
-        accuracy - simulated,
-        fragile,
-    )
-
-
-def _write_papers(
-    file: MeasuredFile,
-    point: FrontPoint,
-    problem: Problem,
-    folder: Path,
-    origin: Mapping[str, Any],
-    baseline: Measurement,
-    settings: SessionSettings,
-) -> None:
-    """Write recipe.yaml and README.md beside the file."""
-    finalist = file.finalist
-    write_recipe(
-        file.folder,
-        problem.compressor,
-        finalist.candidate,
-        trained_of(folder, finalist),
-        problem.task.example_inputs,
-        origin,
-        settings,
-    )
-    names, target = problem.builder.lowered.input_names, problem.target.name
-    write_notes(file.folder, point, baseline, names, target, settings)
+def _silent(what: str, share: float) -> None:
+    """Report nothing: the trials go on."""

@@ -7,6 +7,8 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from autocompress.results.files import TABLE_FILE
 from autocompress.results.front_point import FrontPoint
 from autocompress.search.problem.problem import Problem
@@ -16,9 +18,7 @@ from autocompress.targets.workload import workload
 PROMISE = 0.06  # mean error on files beyond which the latency model is fitted again
 
 
-def relearn(
-    problem: Problem, points: Sequence[FrontPoint], folder: Path
-) -> tuple[Problem, dict[str, Any]]:
+def relearn(problem: Problem, points: Sequence[FrontPoint], folder: Path) -> Problem:
     """Fit the latency model to measured files too, and keep its table in the run folder.
 
     Args:
@@ -27,7 +27,7 @@ def relearn(
         folder: the run folder.
 
     Returns:
-        (problem with the new table, errors of the new model on the same files).
+        The problem with the new table.
     """
     ordered = sorted(points, key=lambda point: point.trial)
     measured = [point.measured.latency_ms for point in ordered]
@@ -35,9 +35,21 @@ def relearn(
     float_ms, table_ms = problem.float_files.float_ms, problem.table_float_ms
     table = problem.table.with_front(works, [ms / float_ms * table_ms for ms in measured])
     table.save(folder / TABLE_FILE)
-    problem = replace(problem, table=table)
-    predicted = [problem.latency_ms(point.candidate) for point in ordered]
-    return problem, prediction_errors(predicted, measured)
+    return replace(problem, table=table)
+
+
+def errors_on(problem: Problem, points: Sequence[FrontPoint]) -> dict[str, Any]:
+    """Return the errors of the latency model on measured files.
+
+    Args:
+        problem: with its latency model.
+        points: at least two measured files.
+
+    Returns:
+        As `prediction_errors`.
+    """
+    predicted = [problem.latency_ms(point.candidate) for point in points]
+    return prediction_errors(predicted, [point.measured.latency_ms for point in points])
 
 
 def relearn_where_wrong(
@@ -55,6 +67,7 @@ def relearn_where_wrong(
     """
     if problem.latency_source != "measured" or not points:
         return None
-    predicted = [problem.latency_ms(point.candidate) for point in points]
-    errors = prediction_errors(predicted, [point.measured.latency_ms for point in points])
-    return relearn(problem, points, folder)[0] if errors["mape"] > PROMISE else None
+    errors = []
+    for point in points:
+        errors.append(abs(problem.latency_ms(point.candidate) / point.measured.latency_ms - 1))
+    return relearn(problem, points, folder) if float(np.mean(errors)) > PROMISE else None

@@ -1,4 +1,8 @@
-"""Export the file of one finalist, and run it on the validation and test splits."""
+"""Export the file of one finalist, and run it on the validation and test splits.
+
+The test split and disturbed inputs may take much longer than the validation split, so files that
+are made while a search goes on are run on them at its end.
+"""
 
 from __future__ import annotations
 
@@ -13,7 +17,6 @@ from autocompress.measure.accuracy import Scores, evaluate_session
 from autocompress.measure.robustness import corruptions_of
 from autocompress.results.files import MODEL_FILE
 from autocompress.results.front import earlier_front
-from autocompress.results.measurement import Measurement
 from autocompress.search.evaluate.recovery import read_recovered
 from autocompress.search.finish.finalists import Finalist
 from autocompress.search.problem.problem import Problem
@@ -24,6 +27,7 @@ from autocompress.task.batches import Batches
 from autocompress.task.user_code import UserCodeError
 
 TEST = "test"
+LATE = "not run before the time was up; the same command runs it"
 
 
 @dataclass(frozen=True)
@@ -50,7 +54,7 @@ class MeasuredFile:
         folder: holds the file.
         size_bytes: of the file.
         scores: on the validation split.
-        rest: scores beside the validation split.
+        rest: scores beside the validation split; None before it was run on them.
         memory_bytes: weights as a session holds them, or None.
     """
 
@@ -58,7 +62,7 @@ class MeasuredFile:
     folder: Path
     size_bytes: int
     scores: Scores
-    rest: OtherScores
+    rest: OtherScores | None
     memory_bytes: int | None
 
     @property
@@ -82,7 +86,7 @@ def trained_of(folder: Path, finalist: Finalist) -> Trained | None:
 
 
 def run_file(finalist: Finalist, problem: Problem, place: Path, folder: Path) -> MeasuredFile:
-    """Export a finalist and run its file.
+    """Export a finalist and run its file on the validation split.
 
     Args:
         finalist: the trial.
@@ -103,41 +107,30 @@ def run_file(finalist: Finalist, problem: Problem, place: Path, folder: Path) ->
     path, names = str(place / MODEL_FILE), problem.builder.lowered.input_names
     session = open_session(path, all_threads(problem.settings))
     scores, _ = evaluate_session(problem.task, session, names, problem.task.validation)
-    rest = _other_scores(problem, path)
-    return MeasuredFile(finalist, place, size, scores, rest, weights_in_memory(path))
+    return MeasuredFile(finalist, place, size, scores, None, weights_in_memory(path))
 
 
-def run_float_file(problem: Problem, folder: Path, path: Path) -> Measurement:
-    """Run the float file on what its numbers lack: the test split and disturbed inputs.
+def known_test(folder: Path) -> float | None:
+    """Return the float file's metric on the test split, if an earlier front of the run has it.
 
     Args:
-        problem: has its other numbers.
         folder: the run folder.
+    """
+    earlier = earlier_front(folder)
+    return None if earlier is None else earlier.baseline.test_accuracy
+
+
+def other_scores(problem: Problem, path: str, known_test: float | None = None) -> OtherScores:
+    """Run a file on the test split and on disturbed inputs.
+
+    Args:
+        problem: has the splits.
         path: of the file.
+        known_test: the metric on the test split, which is used once per model; None runs it.
 
     Returns:
-        All of its numbers.
+        The metrics, and reasons of those that cannot be computed.
     """
-    # The test split is used once per model: an earlier front of the same run has its number.
-    earlier = earlier_front(folder)
-    test = None if earlier is None else earlier.baseline.test_accuracy
-    rest = _other_scores(problem, str(path), test)
-    return replace(
-        problem.baseline,
-        test_accuracy=rest.test,
-        metrics={**problem.baseline.metrics, **rest.disturbed},
-        memory_bytes=weights_in_memory(str(path)),
-        latency_source=problem.latency_source,
-        left_out=rest.left_out,
-    )
-
-
-def _other_scores(
-    problem: Problem,
-    path: str,
-    known_test: float | None = None,
-) -> OtherScores:
-    """Return the metric on the test split, unless it is known, and on disturbed inputs."""
     session = open_session(path, all_threads(problem.settings))
     judged, names = replace(problem.task, extra_metrics={}), problem.builder.lowered.input_names
     splits: dict[str, Batches] = dict(corruptions_of(judged.validation, judged.batch_first))
@@ -153,3 +146,13 @@ def _other_scores(
             figure = name.removeprefix("accuracy_").replace("_", " ")
             left_out[f"accuracy ({figure})"] = " ".join(str(error).split())
     return OtherScores(accuracies.pop(TEST, known_test), accuracies, left_out)
+
+
+def not_run(problem: Problem) -> OtherScores:
+    """Return the scores of a file that was run on the validation split only.
+
+    Args:
+        problem: says whether there is a test split.
+    """
+    left_out = {} if problem.task.test is None else {f"accuracy ({TEST})": LATE}
+    return OtherScores(None, {}, left_out)

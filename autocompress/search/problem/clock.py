@@ -25,7 +25,8 @@ class Clock:
         started: when the search began.
         timeout_s: seconds for everything; None is unlimited.
         recovers: True if the front is trained at the end.
-        file_s: seconds of exporting and running one file on its splits, estimated.
+        file_s: seconds of exporting one file and running it on the validation split, estimated.
+        rest_s: seconds of running it on the test split and on disturbed inputs, estimated.
         latency_s: seconds of one inference of the float model.
         ready: when everything but sensitivities was measured.
     """
@@ -34,9 +35,11 @@ class Clock:
     timeout_s: float | None
     recovers: bool
     file_s: float
+    rest_s: float
     latency_s: float
     ready: float
     _slowest_s: float | None = field(default=None, init=False)
+    _slowest_rest_s: float | None = field(default=None, init=False)
 
     @property
     def left_s(self) -> float:
@@ -54,14 +57,27 @@ class Clock:
         """Replace the estimate of `file_s` by the slowest file so far.
 
         Args:
-            seconds: of exporting and running one file.
+            seconds: of exporting one file and running it on the validation split.
         """
         self._slowest_s = max(self._slowest_s or 0.0, seconds)
+
+    def rest_took(self, seconds: float) -> None:
+        """Replace the estimate of `rest_s` by the slowest file so far.
+
+        Args:
+            seconds: of running one file on the test split and on disturbed inputs.
+        """
+        self._slowest_rest_s = max(self._slowest_rest_s or 0.0, seconds)
 
     @property
     def next_file_s(self) -> float:
         """Seconds of exporting and running one more file: of the slowest so far."""
         return self.file_s if self._slowest_s is None else self._slowest_s
+
+    @property
+    def next_rest_s(self) -> float:
+        """Seconds of one more file on the test split and disturbed inputs."""
+        return self.rest_s if self._slowest_rest_s is None else self._slowest_rest_s
 
     def timing_s(self, files: int) -> float:
         """Return the seconds of timing files in turn with the float one, and of the report.
@@ -78,7 +94,8 @@ class Clock:
         Args:
             files: number of files; the float one is one more to run.
         """
-        return (files + 1) * self.next_file_s + self.timing_s(files)
+        one_s = self.next_file_s + self.next_rest_s
+        return files * one_s + self.next_rest_s + self.timing_s(files)
 
     @property
     def files(self) -> int:
@@ -107,14 +124,11 @@ class Clock:
         """Deadline of the last step of training."""
         return None if self.end is None else self.end - self.after_recovery_s(self.files)
 
-    def has_room(self, files: int, new: bool = True) -> bool:
-        """Return True if one more file can be run and timed in time.
+    def has_room(self, files: int, seconds: float) -> bool:
+        """Return True if a step fits in before files are timed.
 
         Args:
-            files: number of files that are timed already.
-            new: False if it was run already.
+            files: number of files that are timed then.
+            seconds: of the step.
         """
-        if self.end is None:
-            return True
-        file_s = self.next_file_s if new else 0.0
-        return time.monotonic() + file_s + self.timing_s(files + 1) <= self.end
+        return self.end is None or time.monotonic() + seconds + self.timing_s(files) <= self.end

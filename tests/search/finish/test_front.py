@@ -104,10 +104,11 @@ def finished(monkeypatch: pytest.MonkeyPatch, tmp_path: Path):
 
         monkeypatch.setattr(finishing, "choose_finalists", lambda *_: next(answers))
         monkeypatch.setattr(finishing, "recover_finalists", lambda finalists, *_: finalists)
-        monkeypatch.setattr(finishing, "relearn", lambda *_: (refitted, {"mape": 0.01}))
+        monkeypatch.setattr(finishing, "relearn", lambda *_: refitted)
+        monkeypatch.setattr(finishing, "errors_on", lambda *_: {"mape": 0.01})
         monkeypatch.setattr(finishing, "lessons", lambda study: [])
         progress = SimpleNamespace(line=lines.append, phase=None)
-        clock = SimpleNamespace(has_room=lambda count: room)
+        clock = SimpleNamespace(has_room=lambda count, seconds: room, next_file_s=1.0)
         files = SimpleNamespace(finish=finish)
         parts = (None, problem, Limits(), tmp_path, files, 0, clock, lambda: False, progress)
         maker = FrontMaker(*parts)

@@ -26,6 +26,7 @@ PROBLEM = SimpleNamespace(
     baseline=BASE,
     reference=b"float",
     latency_source="measured",
+    task=SimpleNamespace(test=[1]),
     space=SimpleNamespace(objectives=()),
 )
 
@@ -43,6 +44,7 @@ def files(monkeypatch: pytest.MonkeyPatch, tmp_path: Path):
     """
     ran: list[tuple[int, int]] = []
     timed: list[tuple[list[str], int]] = []
+    tested: list[str] = []
 
     def run_file(one: Finalist, problem, place: Path, folder: Path) -> MeasuredFile:
         bits = one.candidate.config("a").weight_bits
@@ -51,8 +53,11 @@ def files(monkeypatch: pytest.MonkeyPatch, tmp_path: Path):
         ran.append((one.number, bits))
         place.mkdir(parents=True, exist_ok=True)
         (place / "model.onnx").write_text(str(bits))
-        rest = OtherScores(0.8, {}, {})
-        return MeasuredFile(one, place, 100 * bits, Scores(0.8 + bits / 100, {}), rest, None)
+        return MeasuredFile(one, place, 100 * bits, Scores(0.8 + bits / 100, {}), None, None)
+
+    def other_scores(problem, path: str, known: float | None = None) -> OtherScores:
+        tested.append(Path(path).parent.name)
+        return OtherScores(0.8, {"accuracy_contrast": 0.7}, {})
 
     def time_front(problem, baseline, paths, report, rounds) -> FrontTiming:
         bits = [int(path.read_text()) for path in paths]
@@ -61,12 +66,13 @@ def files(monkeypatch: pytest.MonkeyPatch, tmp_path: Path):
         return FrontTiming(ratios, (SessionSettings(),) * len(bits), {}, 4.0, "")
 
     monkeypatch.setattr(front_files, "run_file", run_file)
-    monkeypatch.setattr(front_files, "run_float_file", lambda *_: replace(BASE, test_accuracy=0.85))
+    monkeypatch.setattr(front_files, "other_scores", other_scores)
+    monkeypatch.setattr(front_files, "weights_in_memory", lambda path: 10)
     monkeypatch.setattr(front_files, "time_front", time_front)
     monkeypatch.setattr(front_files, "time_elsewhere", lambda p, b, paths, *_: [{}] * 9)
-    monkeypatch.setattr(front_files, "_write_papers", lambda *_: None)
+    monkeypatch.setattr(front_files, "write_papers", lambda *_: None)
     made = FrontFiles(tmp_path, Limits(max_accuracy_drop=0.05), lambda what, share: None)
-    return SimpleNamespace(made=made, ran=ran, timed=timed, folder=tmp_path)
+    return SimpleNamespace(made=made, ran=ran, timed=timed, tested=tested, folder=tmp_path)
 
 
 def test_each_file_is_on_the_front_at_once(files) -> None:
@@ -80,7 +86,9 @@ def test_each_file_is_on_the_front_at_once(files) -> None:
     assert [point.trial for point in front.points] == [3, 0]
     assert front.points[0].artifact == "models/0003"
     assert (files.folder / "models/0003/model.onnx").read_text() == "6"
-    assert front.baseline.test_accuracy == 0.85
+    assert front.baseline.test_accuracy is None
+    assert files.tested == [], "the test split waits for the end of the search"
+    assert list(front.points[0].measured.left_out) == ["accuracy (test)"]
     assert {rounds for _, rounds in files.timed} == {BRIEF}
 
 
@@ -93,6 +101,12 @@ def test_the_end_runs_the_others_and_times_all_in_turn(files) -> None:
     assert [point.trial for point in front.points] == [3, 7, 0]
     assert check["candidates"] == 2, "the first file was not predicted"
     assert not list((files.folder / "models").glob("*.new"))
+    assert files.tested == ["baseline", "0003", "0007.new", "0000"]
+    assert [point.measured.test_accuracy for point in front.points] == [0.8] * 3
+    assert front.baseline.metrics["accuracy_contrast"] == 0.7
+    assert front.points[0].measured.left_out == {}
+    files.made.finish([finalist(3, 6)], PROBLEM, {})
+    assert len(files.tested) == 4, "each is tested once"
 
 
 def test_new_weights_replace_a_file_only_when_the_front_is_written(files) -> None:
@@ -130,11 +144,18 @@ def test_a_file_without_finite_outputs_is_left_out(files) -> None:
 
 def test_without_room_only_known_files_are_timed(files) -> None:
     files.made.add(finalist(3, 6), PROBLEM, {})
-    clock = SimpleNamespace(has_room=lambda count, new: not new, file_took=lambda seconds: None)
+    clock = SimpleNamespace(
+        next_file_s=5.0,
+        next_rest_s=5.0,
+        has_room=lambda count, seconds: seconds == 0,
+        file_took=lambda seconds: None,
+    )
     late = replace(files.made, clock=clock)
     front, _ = late.finish([finalist(7, 7), finalist(3, 6), finalist(8, 5)], PROBLEM, {})
     assert files.ran == [(3, 6), (7, 7)], "the first one is made in any case"
     assert [point.trial for point in front.points] == [3, 7]
+    assert files.tested == []
+    assert front.points[0].measured.test_accuracy is None
 
 
 def test_files_are_timed_again_under_other_settings(files) -> None:

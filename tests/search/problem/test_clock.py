@@ -11,14 +11,14 @@ def clock(
     timeout_s: float | None, file_s: float = 2.0, latency_s: float = 0.001, recovers: bool = True
 ) -> Clock:
     now = time.monotonic()
-    return Clock(now, timeout_s, recovers, file_s, latency_s, now + 10)
+    return Clock(now, timeout_s, recovers, file_s / 4, file_s * 3 / 4, latency_s, now + 10)
 
 
 def test_without_a_timeout_nothing_ends() -> None:
     free = clock(None)
     assert (free.search_deadline, free.recovery_deadline) == (None, None)
     assert free.files == MOST_FILES
-    assert free.has_room(10**6)
+    assert free.has_room(10**6, 1e9)
 
 
 @pytest.mark.parametrize("timeout_s", [60, 300, 3600])
@@ -44,8 +44,10 @@ def test_a_front_that_is_not_trained_leaves_its_time_to_the_trials() -> None:
 
 def test_files_are_run_while_there_is_room() -> None:
     given = clock(60, 2.0)
-    assert given.has_room(3)
-    given.file_took(55.0)
-    assert given.next_file_s == 55.0
-    assert not given.has_room(3)
-    assert given.has_room(3, new=False), "one that was run already is timed only"
+    assert given.has_room(3, 2.0)
+    assert not given.has_room(3, 57.0)
+    given.file_took(20.0)
+    given.file_took(5.0)
+    given.rest_took(30.0)
+    assert (given.next_file_s, given.next_rest_s) == (20.0, 30.0)
+    assert given.after_recovery_s(2) == pytest.approx(2 * 50 + 30 + given.timing_s(2))

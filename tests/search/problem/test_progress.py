@@ -109,7 +109,7 @@ def problem(**changes: object) -> SimpleNamespace:
         latency_source=parts["source"],
         race=SimpleNamespace(teacher=parts["teacher"]),
         builder=SimpleNamespace(lowered=SimpleNamespace(fixed=parts["fixed"])),
-        space=SimpleNamespace(left_out=parts["offered"]),
+        space=SimpleNamespace(left_out=parts["offered"], without_effect=()),
     )
 
 

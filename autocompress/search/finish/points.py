@@ -1,0 +1,129 @@
+"""Make the point of a measured file, and write the recipe and the README beside the file."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from autocompress.export.artifact import write_recipe
+from autocompress.export.notes import write_notes
+from autocompress.measure.robustness import fragile_under
+from autocompress.results.front_point import FrontPoint
+from autocompress.results.measurement import Measurement
+from autocompress.search.finish.measured_file import MeasuredFile, OtherScores, trained_of
+from autocompress.search.problem.problem import Problem
+from autocompress.targets.device.sessions import SessionSettings
+from autocompress.targets.latency_model.quality import prediction_errors
+
+
+def folder_name(number: int) -> str:
+    """Return the name of the folder of a trial's file.
+
+    Args:
+        number: of the trial.
+    """
+    return f"{number:04d}"
+
+
+def errors_of(files: Sequence[MeasuredFile], points: Sequence[FrontPoint]) -> dict[str, Any]:
+    """Return the errors of the latency model on files.
+
+    Args:
+        files: the measured files.
+        points: of the same files.
+
+    Returns:
+        As `prediction_errors`; {} if it predicted fewer than two of them.
+    """
+    predicted, measured = [], []
+    for file, point in zip(files, points, strict=True):
+        if not math.isnan(file.finalist.latency_ms):
+            predicted.append(file.finalist.latency_ms)
+            measured.append(point.measured.latency_ms)
+    return prediction_errors(predicted, measured) if len(predicted) > 1 else {}
+
+
+def point_of(
+    file: MeasuredFile,
+    rest: OtherScores,
+    latency_ms: float,
+    metrics: Mapping[str, float],
+    problem: Problem,
+    baseline: Measurement,
+) -> FrontPoint:
+    """Join what was measured and predicted of a file.
+
+    Args:
+        file: the file.
+        rest: scores beside the validation split.
+        latency_ms: measured.
+        metrics: everything but accuracy, by the name used in reports.
+        problem: says where latencies come from.
+        baseline: numbers of the float file.
+
+    Returns:
+        The point.
+    """
+    finalist, accuracy = file.finalist, file.scores.accuracy
+    measured = Measurement(
+        file.size_bytes,
+        latency_ms,
+        accuracy,
+        rest.test,
+        metrics,
+        True,
+        file.memory_bytes,
+        problem.latency_source,
+        rest.left_out,
+    )
+    predicted_ms, simulated = finalist.latency_ms, finalist.accuracy
+    if math.isnan(predicted_ms):  # the first files are made before there is a latency model
+        predicted_ms, simulated = latency_ms, accuracy
+    predicted = Measurement(int(finalist.size_bytes), predicted_ms, simulated)
+    lost = baseline.accuracy - accuracy
+    fragile = fragile_under(baseline.metrics, metrics, baseline.accuracy, lost)
+    return FrontPoint(
+        finalist.number,
+        finalist.candidate,
+        measured,
+        predicted,
+        f"models/{folder_name(finalist.number)}",
+        accuracy - simulated,
+        fragile,
+    )
+
+
+def write_papers(
+    file: MeasuredFile,
+    point: FrontPoint,
+    problem: Problem,
+    folder: Path,
+    origin: Mapping[str, Any],
+    baseline: Measurement,
+    settings: SessionSettings,
+) -> None:
+    """Write recipe.yaml and README.md beside a file.
+
+    Args:
+        file: the file.
+        point: its point.
+        problem: task and compressor.
+        folder: the run folder.
+        origin: what the recipe says of the search.
+        baseline: numbers of the float file.
+        settings: session settings of the file.
+    """
+    finalist = file.finalist
+    write_recipe(
+        file.folder,
+        problem.compressor,
+        finalist.candidate,
+        trained_of(folder, finalist),
+        problem.task.example_inputs,
+        origin,
+        settings,
+    )
+    names, target = problem.builder.lowered.input_names, problem.target.name
+    write_notes(file.folder, point, baseline, names, target, settings)
