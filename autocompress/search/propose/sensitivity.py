@@ -33,6 +33,7 @@ SAMPLES = 64
 GRID, DRAWS = 10, 4  # prices per axis, and perturbed tables
 # A relative change of the outputs that a divergence must see; rounding to 16 bits changes less.
 MOVED = 0.01
+PRIOR = 2.0  # measurements that the ratio of a technique counts as, for each of its strengths
 UNSURE = 1.0  # deviation of the logarithm of an estimate's error, as measured on the built-in task
 
 
@@ -58,8 +59,7 @@ def measure_sensitivity(
     stitcher: Stitcher,
     space: BoundSpace,
     device: torch.device,
-    size_of: Callable[[Candidate], int],
-    latency_of: Callable[[Candidate], float],
+    costs_of: Callable[[str, ModuleConfig], tuple[int, float]],
     chosen: Callable[[Losses], Mapping[Probe, int]],
     deadline: float | None,
     report: Callable[[str, float], None],
@@ -76,10 +76,10 @@ def measure_sensitivity(
         stitcher: builds the model with one change.
         space: the probes.
         device: runs the model.
-        size_of: bytes of a candidate's file.
-        latency_of: predicted milliseconds of a candidate.
+        costs_of: returns bytes and milliseconds of the model with a probe.
         chosen: counts how often allocations over given losses choose each probe.
-        deadline: on the monotonic clock, in seconds; None for no limit.
+        deadline: on the monotonic clock, in seconds; None for no limit. At most one probe ends
+            after it.
         report: takes the name of the step and its share done.
 
     Raises:
@@ -88,11 +88,11 @@ def measure_sensitivity(
     started = time.monotonic()
     report("estimating sensitivity", 0.0)
     batches = [inputs for inputs, _ in task.first_samples(task.calibration_batches(), SAMPLES)]
-    curvature = Curvature(task, stitcher, batches, device)
+    curvature = Curvature(task, stitcher, batches, device, deadline=deadline)
     todo = probes(space)
     estimates = _estimates(curvature, todo, deadline, report)
     estimate_s = time.monotonic() - started
-    counts = dict(chosen(estimates)) if estimates else {}
+    counts = dict(chosen(estimates)) if estimates and not _is_over(deadline) else {}
     order = [probe for probe in todo if probe not in estimates]
     decisive = [probe for probe in estimates if counts.get(probe, 0) > 0]
     order += sorted(decisive, key=lambda probe: -counts[probe])
@@ -102,9 +102,7 @@ def measure_sensitivity(
     losses = _completed({**scaled, **measured}, todo)
     rows = []
     for module, config in todo:
-        candidate = Candidate.of({module: config})
-        divergence = losses[module, config]
-        rows.append(Row(module, config, divergence, size_of(candidate), latency_of(candidate)))
+        rows.append(Row(module, config, losses[module, config], *costs_of(module, config)))
     return Sensitivity(rows, len(measured), estimate_s, measure_s, *_agreement(scaled, measured))
 
 
@@ -124,7 +122,7 @@ def _estimates(
         order = np.random.default_rng(0).permutation(len(todo)).tolist()
     estimates: dict[Probe, float] = {}
     for i, place in enumerate(order):
-        if deadline is not None and time.monotonic() > deadline:
+        if _is_over(deadline):
             break
         report("estimating sensitivity", i / len(todo))
         value = curvature.estimate(*todo[place])
@@ -143,11 +141,13 @@ def _measured(
     report: Callable[[str, float], None],
 ) -> dict[Probe, float]:
     """Return the measured divergences, in the given order, until the deadline."""
-    reference = [model_outputs(stitcher.teacher, inputs, device) for inputs in batches]
     measured: dict[Probe, float] = {}
+    if _is_over(deadline):
+        return measured
+    reference = [model_outputs(stitcher.teacher, inputs, device) for inputs in batches]
     moved = 0.0
     for i, (module, config) in enumerate(order):
-        if deadline is not None and time.monotonic() > deadline:
+        if _is_over(deadline):
             break
         report("measuring sensitivity", i / len(order))
         model = stitcher.apply(Candidate.of({module: config}))
@@ -160,6 +160,10 @@ def _measured(
             moved = max(moved, _moved(output, expected))
     check_seen(task, measured, moved)
     return measured
+
+
+def _is_over(deadline: float | None) -> bool:
+    return deadline is not None and time.monotonic() > deadline
 
 
 def _completed(known: Losses, todo: list[Probe]) -> dict[Probe, float]:
@@ -214,15 +218,31 @@ def _part(config: ModuleConfig) -> str:
     return "sparsified" if config.sparsity > 0 else "quantized"
 
 
+def _strength(config: ModuleConfig) -> tuple[Any, ...]:
+    """Return how strong a probe's technique is; the errors of estimates depend on it."""
+    bits = config.weight_bits, config.activation_bits
+    return *bits, config.rank_ratio, config.pruning_ratio, config.sparsity
+
+
 def _scaled(estimates: Losses, measured: Losses) -> dict[Probe, float]:
-    """Return the estimates times the median of measured / estimated of their technique."""
-    ratios: dict[str, list[float]] = {}
-    for probe, value in measured.items():
-        if min(value, estimates.get(probe, 0.0)) > 0:
-            ratios.setdefault(_part(probe[1]), []).append(value / estimates[probe])
+    """Return the estimates times the usual measured / estimated of their technique and strength.
+
+    It is the geometric mean of a strength's ratios and of PRIOR times the technique's median.
+    """
+    by_part: dict[str, list[float]] = {}
+    by_strength: dict[tuple[Any, ...], list[float]] = {}
+    for (module, config), value in measured.items():
+        estimate = estimates.get((module, config), 0.0)
+        if min(value, estimate) > 0:
+            ratio = float(np.log(value / estimate))
+            by_part.setdefault(_part(config), []).append(ratio)
+            by_strength.setdefault(_strength(config), []).append(ratio)
     scaled = {}
-    for probe, value in estimates.items():
-        scaled[probe] = value * float(np.median(ratios.get(_part(probe[1]), [1.0])))
+    for (module, config), value in estimates.items():
+        usual = float(np.median(by_part.get(_part(config), [0.0])))
+        ratios = by_strength.get(_strength(config), [])
+        mean = (PRIOR * usual + sum(ratios)) / (PRIOR + len(ratios))
+        scaled[module, config] = value * float(np.exp(mean))
     return scaled
 
 
