@@ -33,7 +33,7 @@ SAMPLES = 64
 GRID, DRAWS = 10, 4  # prices per axis, and perturbed tables
 # A relative change of the outputs that a divergence must see; rounding to 16 bits changes less.
 MOVED = 0.01
-PRIOR = 2.0  # measurements that the ratio of a technique counts as, for each of its strengths
+PRIOR = 10  # measurements that the median of all probes counts as, for each technique
 UNSURE = 1.0  # deviation of the logarithm of an estimate's error, as measured on the built-in task
 
 
@@ -218,32 +218,25 @@ def _part(config: ModuleConfig) -> str:
     return "sparsified" if config.sparsity > 0 else "quantized"
 
 
-def _strength(config: ModuleConfig) -> tuple[Any, ...]:
-    """Return how strong a probe's technique is; the errors of estimates depend on it."""
-    bits = config.weight_bits, config.activation_bits
-    return *bits, config.rank_ratio, config.pruning_ratio, config.sparsity
-
-
 def _scaled(estimates: Losses, measured: Losses) -> dict[Probe, float]:
-    """Return the estimates times the usual measured / estimated of their technique and strength.
+    """Return the estimates times the usual measured / estimated, in part that of their technique.
 
-    It is the geometric mean of a strength's ratios and of PRIOR times the technique's median.
+    The median of all probes counts as PRIOR measurements of each technique: few of its own must not
+    turn the order of techniques around. Medians for each bit width rank probes worse.
     """
-    by_part: dict[str, list[float]] = {}
-    by_strength: dict[tuple[Any, ...], list[float]] = {}
-    for (module, config), value in measured.items():
-        estimate = estimates.get((module, config), 0.0)
-        if min(value, estimate) > 0:
-            ratio = float(np.log(value / estimate))
-            by_part.setdefault(_part(config), []).append(ratio)
-            by_strength.setdefault(_strength(config), []).append(ratio)
-    scaled = {}
-    for (module, config), value in estimates.items():
-        usual = float(np.median(by_part.get(_part(config), [0.0])))
-        ratios = by_strength.get(_strength(config), [])
-        mean = (PRIOR * usual + sum(ratios)) / (PRIOR + len(ratios))
-        scaled[module, config] = value * float(np.exp(mean))
-    return scaled
+    ratios: dict[str, list[float]] = {}
+    for probe, value in measured.items():
+        if min(value, estimates.get(probe, 0.0)) > 0:
+            ratios.setdefault(_part(probe[1]), []).append(float(np.log(value / estimates[probe])))
+    usual = float(np.median([ratio for own in ratios.values() for ratio in own] or [0.0]))
+    factors = {}
+    for part, own in ratios.items():
+        mean = (PRIOR * usual + len(own) * float(np.median(own))) / (PRIOR + len(own))
+        factors[part] = float(np.exp(mean))
+    other = float(np.exp(usual))
+    return {
+        probe: value * factors.get(_part(probe[1]), other) for probe, value in estimates.items()
+    }
 
 
 def _agreement(scaled: Losses, measured: Losses) -> tuple[float | None, float | None]:

@@ -141,14 +141,8 @@ def test_what_has_no_estimate_and_what_is_chosen_most_is_measured(measured) -> N
 def test_the_estimate_is_held_to_what_was_measured(measured) -> None:
     found, _ = measured(dict.fromkeys(ESTIMATES, 1))
     assert found.measured == 6
-    ratios = {BITS8: [0.1 / 0.01, 0.1 / 0.02], BITS4: [0.5 / 0.1, 0.5 / 0.2]}
-    usual = np.median(np.log([*ratios[BITS8], *ratios[BITS4]]))
-    prior = sensitivity.PRIOR
-    pairs = []
-    for (_, config), estimate in ESTIMATES.items():
-        of_bits = np.log(ratios[config])
-        scale = np.exp((prior * usual + of_bits.sum()) / (prior + 2))
-        pairs.append((scale * estimate, FACTORS[config] - 1))
+    scale = np.exp(np.median(np.log([0.1 / 0.01, 0.1 / 0.02, 0.5 / 0.1, 0.5 / 0.2])))
+    pairs = [(scale * e, FACTORS[c] - 1) for (_, c), e in ESTIMATES.items()]
     off = np.exp(np.median([abs(np.log(a / b)) for a, b in pairs]))
     assert found.factor == pytest.approx(off, rel=1e-5)
     assert found.rank_correlation == pytest.approx(
@@ -163,14 +157,17 @@ def test_without_time_every_choice_is_as_bad_as_the_worst(measured) -> None:
     assert {row.divergence for row in found.rows} == {1.0}
 
 
-def test_many_measurements_of_a_width_outweigh_those_of_others() -> None:
+def test_a_technique_needs_measurements_of_its_own_to_leave_the_median_of_all() -> None:
     names = [f"m{i}" for i in range(40)]
-    estimates = {(name, config): 1.0 for name in names for config in (BITS8, BITS4)}
-    measured = {(name, BITS4): 2.0 for name in names[:30]}
-    measured |= {(name, BITS8): 50.0 for name in names[:30]}
-    scaled = sensitivity._scaled(estimates, measured)
-    assert scaled["m39", BITS4] == pytest.approx(2.0, rel=0.2)
-    assert scaled["m39", BITS8] == pytest.approx(50.0, rel=0.2)
+    estimates = {(name, config): 1.0 for name in names for config in (BITS8, RANK, HALF)}
+    many = {(name, BITS8): 2.0 for name in names[:30]}
+    scaled = sensitivity._scaled(estimates, {**many, ("m0", RANK): 1000.0})
+    assert scaled["m39", BITS8] == pytest.approx(2.0)
+    assert scaled["m39", HALF] == pytest.approx(2.0), "nothing was measured of it"
+    assert 2.0 < scaled["m39", RANK] < 4.0
+    ranks = {(name, RANK): 1000.0 for name in names}
+    assert sensitivity._scaled(estimates, {**many, **ranks})["m0", RANK] > 100
+    assert sensitivity._scaled(estimates, {}) == estimates
 
 
 def test_outputs_of_masked_classes_do_not_count_as_moved() -> None:
