@@ -168,10 +168,9 @@ class _Search:
         study.set_user_attr(RUN, plan.to_json())
         study.set_user_attr(STOPPED, False)
         others = launch(url) if launch else []
-        judge = Judge(problem, limits, folder)
+        judge = Judge(problem, limits, folder, deadline=deadline, n_trials=settings.n_trials)
         files = replace(self.files, limits=limits, clock=clock)
-        origin = origin_of(ready.run, problem)
-        gaps = GapFiles(study, judge.goal, folder, files, origin, deadline, self.progress)
+        gaps = GapFiles(study, judge.goal, folder, files, ready.run, deadline, self.progress)
 
         def between(problem: Problem) -> Problem | None:
             self._say_plan(study)

@@ -36,7 +36,7 @@ from autocompress.export.subject import builder_for
 from autocompress.measure.prepare import prepared
 from autocompress.model.modules import CompressibleModule, ModuleMap, find_modules
 from autocompress.results.files import MODEL_FILE
-from autocompress.search.problem.problem import pick_device, training_type
+from autocompress.search.problem.problem import pick_device
 from autocompress.space.axes import AXES, choices_of
 from autocompress.space.recovery import parse_recovery
 from autocompress.targets.target import Target, find_target
@@ -292,5 +292,5 @@ def _recovered(
     model = stitcher.teacher if task.student is None else copied(task.model, device)
     temperatures = (candidate.distillation.temperature,)
     teacher = Teacher(learner, model, device, cache_folder() / "teacher", temperatures)
-    dtype = training_type(learner, stitcher, device)
-    return recover(Trainer(learner, teacher, dtype, seed), stitcher, candidate)[0]
+    trainer = Trainer(learner, teacher, None, seed, cache_folder() / "precision")
+    return recover(trainer, stitcher, candidate)[0]

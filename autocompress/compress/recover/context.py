@@ -9,6 +9,7 @@ import contextlib
 from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cached_property, partial
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -18,6 +19,7 @@ from torch.utils.checkpoint import checkpoint as recomputed
 from autocompress.compress.assemble.calls import Calls
 from autocompress.compress.assemble.fake_quant import SimulatedModule
 from autocompress.compress.quantize.activation import RangeQuantizer
+from autocompress.compress.recover.precision import known_dtype, training_dtype
 from autocompress.compress.recover.sequences import check_causal
 from autocompress.compress.recover.teacher import Teacher
 from autocompress.task.batches import Inputs, seed_all, target_to_device, to_device
@@ -34,19 +36,41 @@ class Trainer:
     Attributes:
         task: gives training and validation data.
         teacher: the original model and its answers.
-        dtype: floating-point type of the forward pass; float32, bfloat16 or float16.
+        dtype: floating-point type of the forward pass; float32, bfloat16 or float16. None lets the
+            first training choose (`settle`).
         seed: seed of the order of batches and of training.
+        timings: cache of the measurements that choose the type; None for none.
     """
 
     task: Task
     teacher: Teacher
-    dtype: torch.dtype = torch.float32
+    dtype: torch.dtype | None = torch.float32
     seed: int = 0
+    timings: Path | None = None
 
     @property
     def device(self) -> torch.device:
         """Return the device of training."""
         return self.teacher.device
+
+    @property
+    def arithmetic(self) -> torch.dtype:
+        """Return the type in which this or another process on this machine trains.
+
+        It is float32 as long as no training has chosen.
+        """
+        if self.dtype is not None:
+            return self.dtype
+        return known_dtype(self.task, self.device, self.timings) or torch.float32
+
+    def settle(self, student: nn.Module) -> None:
+        """Choose the floating-point type if no training has; it may take a few seconds.
+
+        Args:
+            student: the first model to be trained; it is not changed.
+        """
+        if self.dtype is None:
+            self.dtype = training_dtype(self.task, student, self.device, self.timings)
 
     @cached_property
     def watched(self) -> list[tuple[Inputs, Tensor]]:

@@ -151,7 +151,7 @@ class Cycle:
 
     def _run(self, optimizer: torch.optim.Optimizer) -> None:
         self.scaler = torch.amp.GradScaler(
-            self.trainer.device.type, enabled=self.trainer.dtype == torch.float16
+            self.trainer.device.type, enabled=self.trainer.arithmetic == torch.float16
         )
         bases = [group["lr"] for group in optimizer.param_groups]
         if not self._resume(optimizer):
@@ -252,9 +252,8 @@ class Cycle:
 
     def _loss(self, inputs: Inputs, target: Any, answers: Outputs) -> Tensor:
         trainer = self.trainer
-        with torch.autocast(
-            trainer.device.type, trainer.dtype, enabled=trainer.dtype != torch.float32
-        ):
+        dtype = trainer.arithmetic
+        with torch.autocast(trainer.device.type, dtype, enabled=dtype != torch.float32):
             outputs = trainer.task.outputs_of(self.student, inputs)
         if self.matcher is not None:
             # The matcher needs the teacher's own forward pass, so that answers are not read from

@@ -117,6 +117,7 @@ def _train(
     """Train `stage` in one cycle between each two neighbours of `borders` while `go_on` agrees."""
     model = stitcher.apply(stage)
     stitcher.start_training(stage)
+    trainer.settle(model)
     matcher = None
     if stage.distillation.features > 0:
         pairs = trainer.task.matched_modules or matched_by_name(

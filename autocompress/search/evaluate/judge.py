@@ -6,6 +6,8 @@ of the validation split. Only candidates that survive are trained.
 
 from __future__ import annotations
 
+import math
+import time
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from functools import partial
@@ -29,9 +31,13 @@ from autocompress.search.evaluate.racing import (
     surely_dominated,
 )
 from autocompress.search.evaluate.recovery import (
+    ENOUGH,
+    TRAINING_SHARE,
+    affords_training,
     beaten,
     least_loss,
     recover_candidate,
+    untrained,
     worth_training,
 )
 from autocompress.search.problem.goal import Goal
@@ -52,12 +58,16 @@ class Judge:
         limits: limits of size, latency and qualities.
         folder: the run folder.
         parts: shares of the validation split after which a candidate may be stopped; () sees all.
+        deadline: of the last trial, by the monotonic clock; None is unlimited.
+        n_trials: finished trials that the study shall hold.
     """
 
     problem: Problem
     limits: Limits
     folder: Path
     parts: tuple[float, ...] = PARTS
+    deadline: float | None = None
+    n_trials: int = ENOUGH
     _decoded: dict[int, Rival] = field(default_factory=dict)
 
     @property
@@ -112,7 +122,12 @@ class Judge:
             race=race.digest,
             accuracy_before_recovery=accuracy.accuracy,
         )
+        if not affords_training(done, self.n_trials, self._left_s()):
+            candidate = untrained(candidate)
         return self._recovered(record, candidate, accuracy, self._comparable(done))
+
+    def _left_s(self) -> float | None:
+        return None if self.deadline is None else self.deadline - time.monotonic()
 
     def _recovered(
         self, record: TrialRecord, candidate: Candidate, scores: Scores, rivals: list[TrialRecord]
@@ -120,6 +135,8 @@ class Judge:
         """Return the record after recovery, where the candidate is worth it."""
         goal, size, latency = self.goal, record.size_bytes, record.latency_ms
         if worth_training(goal, candidate, scores, rivals, size, latency):
+            left_s = self._left_s()
+            until = math.inf if left_s is None else time.monotonic() + TRAINING_SHARE * left_s
             lesson = recover_candidate(
                 self.problem,
                 self.folder,
@@ -129,6 +146,7 @@ class Judge:
                 goal,
                 least_loss(self.limits),
                 partial(beaten, rivals, size, latency),
+                lambda: time.monotonic() > until,
             )
             record = replace(
                 record,

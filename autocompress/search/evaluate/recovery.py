@@ -11,6 +11,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+import numpy as np
 import torch
 
 from autocompress.candidate import Candidate, Distillation
@@ -27,6 +28,8 @@ from autocompress.task.user_code import UserCodeError
 
 MIN_LOSS = 0.0005  # a smaller loss is not worth training
 LIMIT_SHARE = 0.05  # nor, before the end, a smaller share of what may be lost
+ENOUGH = 50  # trials that a search should make before it spends its time on training them
+TRAINING_SHARE = 0.1  # of the time that is left, for the training of one trial
 
 
 @dataclass(frozen=True)
@@ -126,6 +129,23 @@ def least_loss(limits: Limits) -> float:
         Loss of accuracy. The front is trained from MIN_LOSS on.
     """
     return max(MIN_LOSS, LIMIT_SHARE * (limits.max_accuracy_drop or 0.0))
+
+
+def affords_training(done: Sequence[TrialRecord], n_trials: int, left_s: float | None) -> bool:
+    """Return True if trials can be trained and enough of them still be made in the time.
+
+    Otherwise only the front is trained, at the end of the search.
+
+    Args:
+        done: earlier trials.
+        n_trials: finished trials that the study shall hold.
+        left_s: seconds until the last trial; None is unlimited.
+    """
+    trained_s = [record.seconds for record in done if record.trained and record.seconds]
+    if left_s is None or not trained_s:
+        return True
+    wanted = max(1, min(ENOUGH, n_trials) - len(done))
+    return wanted * float(np.median(trained_s)) <= left_s
 
 
 def worth_training(

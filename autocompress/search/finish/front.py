@@ -94,6 +94,7 @@ class FrontMaker:
         return front, replace(
             run,
             recovery=lessons(self.study),
+            training_dtype=str(self.problem.trainer.arithmetic).removeprefix("torch."),
             teacher={"computed": teacher.computed, "read": teacher.read},
             library={"made": library.made, "reused": library.reused},
         )
@@ -156,7 +157,7 @@ def origin_of(run: RunRecord, problem: Problem) -> Mapping[str, Any]:
         "seed": run.seed,
         "versions": run.versions,
         "threads": torch.get_num_threads(),  # the last bit of sums of floats depends on them
-        "training_dtype": run.training_dtype,
+        "training_dtype": str(problem.trainer.arithmetic).removeprefix("torch."),
         "student": problem.space.recovery.student_lesson().to_json(),
     }
 

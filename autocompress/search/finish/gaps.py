@@ -6,20 +6,20 @@ Each file is also a measurement that the latency model can be fitted to (`learni
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
 
 import optuna
 
 from autocompress.errors import NotComputableError
 from autocompress.search.finish.finalists import Finalist, choose_finalists, with_best_weights
 from autocompress.search.finish.first_files import point_words
+from autocompress.search.finish.front import origin_of
 from autocompress.search.finish.front_files import FrontFiles
 from autocompress.search.problem.goal import Goal
 from autocompress.search.problem.problem import Problem
 from autocompress.search.problem.progress import SearchProgress
+from autocompress.search.problem.run_record import RunRecord
 from autocompress.task.user_code import UserCodeError
 
 SHARE = 0.2  # of the time since the first trial, for files that are made between trials
@@ -34,7 +34,7 @@ class GapFiles:
         goal: objectives and limits.
         folder: the run folder.
         files: takes the points.
-        origin: what recipes say of the search.
+        run: the record of the search, for recipes.
         deadline: of the last trial, by the monotonic clock; None is unlimited.
         progress: shows the points.
     """
@@ -43,7 +43,7 @@ class GapFiles:
     goal: Goal
     folder: Path
     files: FrontFiles
-    origin: Mapping[str, Any]
+    run: RunRecord
     deadline: float | None
     progress: SearchProgress
     _begun: float = field(default_factory=time.monotonic)
@@ -69,7 +69,7 @@ class GapFiles:
         if finalist is None:
             return False
         try:
-            point = self.files.add(finalist, problem, self.origin)
+            point = self.files.add(finalist, problem, origin_of(self.run, problem))
         except (NotComputableError, UserCodeError):
             self._left_out.add(finalist.number)  # the end of the search says it
             return False

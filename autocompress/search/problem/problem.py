@@ -15,10 +15,9 @@ import torch
 from torch import nn
 
 from autocompress.cache import cache_folder
-from autocompress.candidate import Candidate, ModuleConfig
+from autocompress.candidate import Candidate
 from autocompress.compress.assemble.stitch import Stitcher
 from autocompress.compress.recover.context import Trainer
-from autocompress.compress.recover.precision import training_dtype
 from autocompress.compress.recover.teacher import Teacher
 from autocompress.errors import TargetError, TaskError
 from autocompress.export.build import Builder
@@ -248,9 +247,7 @@ def open_problem(
         check_identity(compressor, target, task)
     report("evaluating the baseline", 0.0)
     float_files = known or _measured(task, builder, reference, target, subject, table)
-    temperatures = bound.recovery.choices["temperature"]
-    teaches = Teacher(task, teacher, device, cache_folder() / "teacher", temperatures)
-    trainer = Trainer(task, teaches, torch.float32, settings.seed)
+    trainer = _trainer(task, teacher, bound, device, settings.seed)
     parts = (task, target, bound, device, compressor, layout, subject, table)
     return Problem(*parts, float_files, race, trainer, reference)
 
@@ -283,12 +280,7 @@ def with_latency_model(
     times = table_times(problem.layout, table)
     verdicts = rank_verdicts(problem.space, problem.builder.module_map, times)
     space = replace(problem.space, no_gain=no_gain(verdicts))
-    report("timing a step of training", 0.0)
-    dtype = torch.float32
-    if space.recovery.steps > 0:
-        dtype = training_type(problem.task, problem.stitcher, problem.device)
-    trainer = replace(problem.trainer, dtype=dtype)
-    return replace(problem, table=table, space=space, float_files=float_files, trainer=trainer)
+    return replace(problem, table=table, space=space, float_files=float_files)
 
 
 def _bound(space: SearchSpace, task: Task, builder: Builder, target: Target) -> BoundSpace:
@@ -335,29 +327,13 @@ def _original(original: Task, builder: Builder, device: torch.device) -> tuple[b
     return reference, copied(original.model, device)
 
 
-def training_type(task: Task, stitcher: Stitcher, device: torch.device) -> torch.dtype:
-    """Return the floating-point type in which recovery trains.
-
-    It is timed on 4-bit weights on integer kernels, the most common candidates.
-
-    Args:
-        task: gives the first training batch.
-        stitcher: holds another candidate afterwards.
-        device: where training runs.
-
-    Returns:
-        float32, bfloat16 or float16.
-    """
-    # Rounding does not change the time of a step, so the quickest algorithm serves.
-    quick = ModuleConfig(4, algorithm="nearest", weight_range="min_max")
-    configs = {}
-    for module in stitcher.module_map:
-        bits = 8 if module.kind in ("linear", "conv") else 32
-        configs[module.name] = replace(quick, activation_bits=bits)
-    typical = Candidate.of(configs)
-    student = stitcher.apply(typical)
-    stitcher.start_training(typical)
-    return training_dtype(task, student, device, cache_folder() / "precision")
+def _trainer(
+    task: Task, teacher: nn.Module, space: BoundSpace, device: torch.device, seed: int
+) -> Trainer:
+    dtype = None if space.recovery.steps > 0 else torch.float32
+    temperatures = space.recovery.choices["temperature"]
+    teaches = Teacher(task, teacher, device, cache_folder() / "teacher", temperatures)
+    return Trainer(task, teaches, dtype, seed, cache_folder() / "precision")
 
 
 def _measured(

@@ -141,7 +141,7 @@ class RunRecord:
             baseline=problem.baseline.to_json(),
             float_ms=problem.float_files.float_ms,
             pass_s=problem.float_files.pass_s,
-            training_dtype=str(problem.trainer.dtype).removeprefix("torch."),
+            training_dtype=str(problem.trainer.arithmetic).removeprefix("torch."),
             limits=asdict(limits),
             latency_check=table.check if table.runs else {},
             latency_note=table.note if table.runs else "",

@@ -23,6 +23,7 @@ from autocompress.search.propose.sensitivity_table import (
     read_rows,
     write_rows,
 )
+from autocompress.search.propose.tables.single_change import SingleChanges
 from autocompress.search.propose.uniform import uniform_parameters
 
 # Optuna's own samplers over the same space, for comparison.
@@ -59,14 +60,23 @@ def sensitivity(
         bench.stitcher,
         bench.space,
         bench.device,
-        bench.size_bytes,
-        bench.latency_ms,
+        single_changes(bench).costs,
         lambda losses: often_chosen(make_allocator(bench, losses)),
         deadline,
         report,
     )
     write_rows(folder / SENSITIVITY_FILE, measured.rows)
     return divergences(measured.rows), measured
+
+
+def single_changes(bench: Problem) -> SingleChanges:
+    """Return sizes and latencies of single changes.
+
+    Args:
+        bench: the layout, the latency table and the baseline.
+    """
+    float_bytes, float_ms = len(bench.builder.baseline), bench.float_files.float_ms
+    return SingleChanges(bench.layout, bench.table, float_bytes, float_ms, bench.table_float_ms)
 
 
 def make_allocator(bench: Problem, losses: Losses) -> Allocator:

@@ -33,6 +33,7 @@ SAMPLES = 64
 GRID, DRAWS = 10, 4  # prices per axis, and perturbed tables
 # A relative change of the outputs that a divergence must see; rounding to 16 bits changes less.
 MOVED = 0.01
+PRIOR = 10  # measurements that the median of all probes counts as, for each technique
 UNSURE = 1.0  # deviation of the logarithm of an estimate's error, as measured on the built-in task
 
 
@@ -58,8 +59,7 @@ def measure_sensitivity(
     stitcher: Stitcher,
     space: BoundSpace,
     device: torch.device,
-    size_of: Callable[[Candidate], int],
-    latency_of: Callable[[Candidate], float],
+    costs_of: Callable[[str, ModuleConfig], tuple[int, float]],
     chosen: Callable[[Losses], Mapping[Probe, int]],
     deadline: float | None,
     report: Callable[[str, float], None],
@@ -76,10 +76,10 @@ def measure_sensitivity(
         stitcher: builds the model with one change.
         space: the probes.
         device: runs the model.
-        size_of: bytes of a candidate's file.
-        latency_of: predicted milliseconds of a candidate.
+        costs_of: returns bytes and milliseconds of the model with a probe.
         chosen: counts how often allocations over given losses choose each probe.
-        deadline: on the monotonic clock, in seconds; None for no limit.
+        deadline: on the monotonic clock, in seconds; None for no limit. At most one probe ends
+            after it.
         report: takes the name of the step and its share done.
 
     Raises:
@@ -88,11 +88,11 @@ def measure_sensitivity(
     started = time.monotonic()
     report("estimating sensitivity", 0.0)
     batches = [inputs for inputs, _ in task.first_samples(task.calibration_batches(), SAMPLES)]
-    curvature = Curvature(task, stitcher, batches, device)
+    curvature = Curvature(task, stitcher, batches, device, deadline=deadline)
     todo = probes(space)
     estimates = _estimates(curvature, todo, deadline, report)
     estimate_s = time.monotonic() - started
-    counts = dict(chosen(estimates)) if estimates else {}
+    counts = dict(chosen(estimates)) if estimates and not _is_over(deadline) else {}
     order = [probe for probe in todo if probe not in estimates]
     decisive = [probe for probe in estimates if counts.get(probe, 0) > 0]
     order += sorted(decisive, key=lambda probe: -counts[probe])
@@ -102,9 +102,7 @@ def measure_sensitivity(
     losses = _completed({**scaled, **measured}, todo)
     rows = []
     for module, config in todo:
-        candidate = Candidate.of({module: config})
-        divergence = losses[module, config]
-        rows.append(Row(module, config, divergence, size_of(candidate), latency_of(candidate)))
+        rows.append(Row(module, config, losses[module, config], *costs_of(module, config)))
     return Sensitivity(rows, len(measured), estimate_s, measure_s, *_agreement(scaled, measured))
 
 
@@ -124,7 +122,7 @@ def _estimates(
         order = np.random.default_rng(0).permutation(len(todo)).tolist()
     estimates: dict[Probe, float] = {}
     for i, place in enumerate(order):
-        if deadline is not None and time.monotonic() > deadline:
+        if _is_over(deadline):
             break
         report("estimating sensitivity", i / len(todo))
         value = curvature.estimate(*todo[place])
@@ -143,11 +141,13 @@ def _measured(
     report: Callable[[str, float], None],
 ) -> dict[Probe, float]:
     """Return the measured divergences, in the given order, until the deadline."""
-    reference = [model_outputs(stitcher.teacher, inputs, device) for inputs in batches]
     measured: dict[Probe, float] = {}
+    if _is_over(deadline):
+        return measured
+    reference = [model_outputs(stitcher.teacher, inputs, device) for inputs in batches]
     moved = 0.0
     for i, (module, config) in enumerate(order):
-        if deadline is not None and time.monotonic() > deadline:
+        if _is_over(deadline):
             break
         report("measuring sensitivity", i / len(order))
         model = stitcher.apply(Candidate.of({module: config}))
@@ -160,6 +160,10 @@ def _measured(
             moved = max(moved, _moved(output, expected))
     check_seen(task, measured, moved)
     return measured
+
+
+def _is_over(deadline: float | None) -> bool:
+    return deadline is not None and time.monotonic() > deadline
 
 
 def _completed(known: Losses, todo: list[Probe]) -> dict[Probe, float]:
@@ -215,15 +219,24 @@ def _part(config: ModuleConfig) -> str:
 
 
 def _scaled(estimates: Losses, measured: Losses) -> dict[Probe, float]:
-    """Return the estimates times the median of measured / estimated of their technique."""
+    """Return the estimates times the usual measured / estimated, in part that of their technique.
+
+    The median of all probes counts as PRIOR measurements of each technique: few of its own must not
+    turn the order of techniques around. Medians for each bit width rank probes worse.
+    """
     ratios: dict[str, list[float]] = {}
     for probe, value in measured.items():
         if min(value, estimates.get(probe, 0.0)) > 0:
-            ratios.setdefault(_part(probe[1]), []).append(value / estimates[probe])
-    scaled = {}
-    for probe, value in estimates.items():
-        scaled[probe] = value * float(np.median(ratios.get(_part(probe[1]), [1.0])))
-    return scaled
+            ratios.setdefault(_part(probe[1]), []).append(float(np.log(value / estimates[probe])))
+    usual = float(np.median([ratio for own in ratios.values() for ratio in own] or [0.0]))
+    factors = {}
+    for part, own in ratios.items():
+        mean = (PRIOR * usual + len(own) * float(np.median(own))) / (PRIOR + len(own))
+        factors[part] = float(np.exp(mean))
+    other = float(np.exp(usual))
+    return {
+        probe: value * factors.get(_part(probe[1]), other) for probe, value in estimates.items()
+    }
 
 
 def _agreement(scaled: Losses, measured: Losses) -> tuple[float | None, float | None]:

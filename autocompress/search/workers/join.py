@@ -80,8 +80,10 @@ def run_worker(task: Task, storage: str, study_name: str, device_name: str | Non
         seed = settings.seed + (0 if name == "guided" else os.getpid())
         limits = plan.limits
         study.sampler = make_sampler("guided", name, problem, limits, losses, seed, study)
-        worker = Worker(study, Judge(problem, limits, folder), folder, False, was_stopped)
-        worker.run(settings.n_trials, plan.time_left(), interrupt, storage, progress)
+        until, trials = plan.time_left(), settings.n_trials
+        judge = Judge(problem, limits, folder, deadline=until, n_trials=trials)
+        worker = Worker(study, judge, folder, False, was_stopped)
+        worker.run(trials, until, interrupt, storage, progress)
     return interrupt.requested
 
 

@@ -4,6 +4,7 @@ import pytest
 import torch
 
 from autocompress.compress.calibrate.linear_algebra import damped
+from autocompress.compress.prune import surgeon
 from autocompress.compress.prune.surgeon import Reader, removal_steps
 
 GENERATOR = torch.Generator().manual_seed(0)
@@ -32,10 +33,49 @@ def test_costs_and_weights_are_those_of_the_least_squares_fit(columns: torch.Ten
         errors.append(fit(stay)[1])
     torch.testing.assert_close(costs, torch.tensor(errors, dtype=torch.float64))
     reader.remove(0)
-    reader.remove(len(columns) - 1)
     stay = torch.ones(6, dtype=torch.bool)
-    stay[columns[[0, -1]].flatten()] = False
-    torch.testing.assert_close(reader.weight, fit(stay)[0])
+    stay[columns[0]] = False
+    lost = fit(stay)[1]
+    for unit, cost in list(zip(columns, reader.costs(), strict=True))[1:]:
+        both = stay.clone()
+        both[unit] = False
+        assert cost * reader.energy == pytest.approx(fit(both)[1] - lost)
+    assert reader.costs()[0] == torch.inf
+
+
+def one_by_one(weight: torch.Tensor, gram: torch.Tensor, columns: torch.Tensor) -> list[int]:
+    """Return the steps of removal with both matrices changed at every step."""
+    weight, inverse = weight.clone(), torch.linalg.inv(damped(gram))
+    steps = [-1] * len(columns)
+    for step in range(len(columns)):
+        costs = torch.full((len(columns),), torch.inf)
+        for unit, at in enumerate(columns):
+            if steps[unit] < 0:
+                costs[unit] = (
+                    (weight[:, at] @ torch.linalg.inv(inverse[at][:, at])) * weight[:, at]
+                ).sum()
+        unit = int(costs.argmin())
+        steps[unit], at = step, columns[unit]
+        solved = torch.linalg.solve(inverse[at][:, at], inverse[at])
+        weight, inverse = weight - weight[:, at] @ solved, inverse - inverse[:, at] @ solved
+        inverse[at, at] = 1.0
+    return steps
+
+
+@pytest.mark.parametrize("width", [1, 3])
+def test_changes_that_wait_do_not_change_the_order(
+    width: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(surgeon, "BLOCK", 7)
+    generator = torch.Generator().manual_seed(1)
+    mixed = torch.randn(24, 40, generator=generator, dtype=torch.float64)
+    inputs = torch.randn(300, 24, generator=generator, dtype=torch.float64) @ mixed
+    gram = inputs.T @ inputs / 300
+    weight = torch.randn(10, 40, generator=generator, dtype=torch.float64)
+    # Four columns belong to no unit: they stay, and compensate.
+    columns = torch.randperm(40, generator=generator)[:36].view(-1, width)
+    steps = removal_steps([Reader(weight, gram, columns)], len(columns))
+    assert steps.tolist() == one_by_one(weight, gram, columns)
 
 
 def test_every_unit_has_its_own_step_and_the_cheapest_goes_first() -> None:

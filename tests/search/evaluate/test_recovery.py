@@ -30,7 +30,7 @@ from autocompress.errors import TaskError
 from autocompress.measure.accuracy import Scores, evaluate_model
 from autocompress.results.limits import Limits
 from autocompress.search.evaluate import recovery as module
-from autocompress.search.evaluate.recovery import beaten, read_recovered
+from autocompress.search.evaluate.recovery import ENOUGH, affords_training, beaten, read_recovered
 from autocompress.search.finish import front as finish
 from autocompress.search.finish.long_recovery import recover_front
 from autocompress.search.problem.goal import Goal
@@ -114,6 +114,20 @@ def test_beaten_is_who_was_no_better_after_as_many_steps() -> None:
     assert not beaten(done, 99, 1.0, 30, 0.7), "smaller"
     assert not beaten(done, 100, 0.9, 30, 0.7), "faster"
     assert not beaten(done, 100, 1.0, 100, 0.1), "nobody was seen after as many steps"
+
+
+def test_trials_are_trained_where_enough_of_them_fit_into_the_time() -> None:
+    def trial(number: int, seconds: float, trained: bool) -> TrialRecord:
+        return TrialRecord(number, trained=trained, seconds=seconds)
+
+    few = [trial(0, 1.0, False), trial(1, 10.0, True), trial(2, 12.0, True), trial(3, 1.0, False)]
+    assert affords_training(few, 20, None), "without a timeout"
+    assert affords_training(few[:1], 20, 5.0), "no training shows yet how long it takes"
+    assert affords_training(few, 20, 16 * 11.0)
+    assert not affords_training(few, 20, 15 * 11.0)
+    assert affords_training(few, 1000, (ENOUGH - 4) * 11.0), "more than enough is not asked for"
+    assert affords_training(few * 20, 1000, 11.0)
+    assert not affords_training(few * 20, 1000, 10.0)
 
 
 @pytest.mark.slow

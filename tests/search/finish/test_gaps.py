@@ -41,11 +41,12 @@ def made(monkeypatch: pytest.MonkeyPatch, tmp_path: Path):
     finalists = [Finalist(n, Candidate(), 500, 2.0, (0.89,)) for n in (9, 4, 6)]
     monkeypatch.setattr(gaps, "choose_finalists", lambda *_: finalists)
     monkeypatch.setattr(gaps, "with_best_weights", lambda finalist, *_: finalist)
+    monkeypatch.setattr(gaps, "origin_of", lambda run, problem: {})
     lines: list[str] = []
 
     def make(deadline: float | None = None) -> GapFiles:
         progress = SimpleNamespace(line=lines.append)
-        parts = (None, None, tmp_path, Files(), {}, deadline, progress)
+        parts = (None, None, tmp_path, Files(), None, deadline, progress)
         return GapFiles(*parts, time.monotonic() - 100)
 
     make.lines = lines

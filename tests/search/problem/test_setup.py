@@ -159,7 +159,7 @@ def test_a_search_whose_setup_takes_too_long_says_so_and_goes_on_later(
 def test_with_the_float_model_at_hand_one_candidate_is_made_though_the_time_is_over(
     cnn_task, tmp_path: Path, monkeypatch
 ) -> None:
-    monkeypatch.setattr(loop, "Setup", slow("timing a step of training", 700.0, Hands()))
+    monkeypatch.setattr(loop, "Setup", slow("evaluating the baseline", 700.0, Hands()))
     result = ac.search(cnn_task, SPACE, n_trials=3, timeout_s=600, out=tmp_path, quiet=True)
     assert len(result.front) == 1
     assert len(rows(tmp_path)) == 1

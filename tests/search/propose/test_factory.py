@@ -20,8 +20,12 @@ ROWS = [Row("a", ModuleConfig(weight_bits=4), 0.25, 10, 1.0)]
 
 
 def bench() -> SimpleNamespace:
-    names = ("task", "stitcher", "space", "device", "size_bytes", "latency_ms")
-    return SimpleNamespace(**dict.fromkeys(names), baseline=Measurement(1000, 4.0, 0.9))
+    names = ("task", "stitcher", "space", "device")
+    parts = dict.fromkeys((*names, "layout", "table", "table_float_ms"))
+    builder, files = SimpleNamespace(baseline=b"float"), SimpleNamespace(float_ms=4.0)
+    return SimpleNamespace(
+        **parts, builder=builder, float_files=files, baseline=Measurement(1000, 4.0, 0.9)
+    )
 
 
 def test_sensitivities_are_measured_once_per_folder(

@@ -87,7 +87,8 @@ def measured(monkeypatch: pytest.MonkeyPatch):
     todo = [(name, config) for name in ("a", "b") for config in (BITS8, BITS4, RANK)]
     monkeypatch.setattr(sensitivity, "probes", lambda space: todo)
     estimate = lambda module, config: ESTIMATES.get((module, config))  # noqa: E731
-    monkeypatch.setattr(sensitivity, "Curvature", lambda *_: SimpleNamespace(estimate=estimate))
+    curvature = lambda *_, deadline: SimpleNamespace(estimate=estimate)  # noqa: E731
+    monkeypatch.setattr(sensitivity, "Curvature", curvature)
     batches = [(torch.ones(4, 1), torch.zeros(4))]
     task = Task(
         "t",
@@ -112,8 +113,7 @@ def measured(monkeypatch: pytest.MonkeyPatch):
             stitcher,
             None,
             torch.device("cpu"),
-            lambda candidate: 7,
-            lambda candidate: 0.5,
+            lambda module, config: (7, 0.5),
             lambda estimates: chosen,
             deadline,
             lambda what, share: None,
@@ -131,7 +131,7 @@ def test_what_has_no_estimate_and_what_is_chosen_most_is_measured(measured) -> N
     for probe in applied:
         assert table[probe] == pytest.approx(FACTORS[probe[1]] - 1)
     # Measured against estimated: 0.5 / 0.1 and 0.1 / 0.02, so that the others are five times
-    # theirs.
+    # theirs, whatever the bits.
     assert table["a", BITS8] == pytest.approx(0.05)
     assert table["b", BITS4] == pytest.approx(1.0)
     assert all((row.size_bytes, row.latency_ms) == (7, 0.5) for row in found.rows)
@@ -141,7 +141,7 @@ def test_what_has_no_estimate_and_what_is_chosen_most_is_measured(measured) -> N
 def test_the_estimate_is_held_to_what_was_measured(measured) -> None:
     found, _ = measured(dict.fromkeys(ESTIMATES, 1))
     assert found.measured == 6
-    scale = np.median([0.1 / 0.01, 0.1 / 0.02, 0.5 / 0.1, 0.5 / 0.2])
+    scale = np.exp(np.median(np.log([0.1 / 0.01, 0.1 / 0.02, 0.5 / 0.1, 0.5 / 0.2])))
     pairs = [(scale * e, FACTORS[c] - 1) for (_, c), e in ESTIMATES.items()]
     off = np.exp(np.median([abs(np.log(a / b)) for a, b in pairs]))
     assert found.factor == pytest.approx(off, rel=1e-5)
@@ -155,6 +155,19 @@ def test_without_time_every_choice_is_as_bad_as_the_worst(measured) -> None:
     assert applied == []
     assert found.measured == 0
     assert {row.divergence for row in found.rows} == {1.0}
+
+
+def test_a_technique_needs_measurements_of_its_own_to_leave_the_median_of_all() -> None:
+    names = [f"m{i}" for i in range(40)]
+    estimates = {(name, config): 1.0 for name in names for config in (BITS8, RANK, HALF)}
+    many = {(name, BITS8): 2.0 for name in names[:30]}
+    scaled = sensitivity._scaled(estimates, {**many, ("m0", RANK): 1000.0})
+    assert scaled["m39", BITS8] == pytest.approx(2.0)
+    assert scaled["m39", HALF] == pytest.approx(2.0), "nothing was measured of it"
+    assert 2.0 < scaled["m39", RANK] < 4.0
+    ranks = {(name, RANK): 1000.0 for name in names}
+    assert sensitivity._scaled(estimates, {**many, **ranks})["m0", RANK] > 100
+    assert sensitivity._scaled(estimates, {}) == estimates
 
 
 def test_outputs_of_masked_classes_do_not_count_as_moved() -> None:
