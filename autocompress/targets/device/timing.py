@@ -102,13 +102,17 @@ def interleaved_timing(
     report: Callable[[float], None] | None = None,
     precision: float = 0.0,
     budget_s: float = 0.0,
+    passes: int = PASSES,
+    least: int = 0,
+    left_s: Callable[[], float] = lambda: float("inf"),
 ) -> Timing:
     """Time each model in turn with the baseline alone.
 
     More sessions in one loop would push a large baseline out of the caches and flatter small
-    models. The rounds are spread over PASSES passes over all models, so that a disturbance of some
-    seconds does not meet all rounds of one model. Then models whose interval is wider than
-    `precision` are measured again, the widest first, while the budget lasts.
+    models. The rounds are spread over several passes over all models, so that a disturbance of some
+    seconds does not meet all rounds of one model. The first pass takes the models in order. Then
+    models whose interval is wider than `precision` are measured again, the widest first, while the
+    budget lasts.
 
     Args:
         baseline: opens the reference session.
@@ -119,20 +123,39 @@ def interleaved_timing(
         report: called with the done share of the work, 0 to 1.
         precision: sufficient relative half width of an interval; 0 measures nothing again.
         budget_s: seconds in all after which nothing is measured again.
+        passes: over all models; each opens their sessions once more.
+        least: number of first models to measure in any case.
+        left_s: returns the remaining seconds. No model is begun that would take longer than the
+            models before it did.
+
+    Returns:
+        Times of the models that were measured, which are the first ones.
     """
     started = time.monotonic()
     generator = np.random.default_rng(seed)
     reference = baseline()
     repeats = _repeats(reference, feed)
-    parts: list[list[NDArray[np.float64]]] = [[] for _ in models]
-    share = -(-rounds // PASSES)
-    for turn in range(PASSES):
-        for position, i in enumerate(generator.permutation(len(models))):
+    parts: list[list[NDArray[np.float64]]] = []
+    share = -(-rounds // passes)
+    mean_s = 0.0  # of one model, building and opening it included
+    for turn in range(passes):
+        order = [*range(len(models))] if turn == 0 else [*generator.permutation(len(parts))]
+        for position, i in enumerate(order):
+            if left_s() < mean_s and (turn > 0 or i >= least):
+                break
             if report is not None:
-                report((turn + position / len(models)) / PASSES)
+                report((turn + position / len(order)) / passes)
+            begun = time.monotonic()
+            if turn == 0:
+                parts.append([])
             parts[i].append(time_pair(reference, models[i](), feed, share, generator, repeats))
+            mean_s += (time.monotonic() - begun - mean_s) / (position + 1 + turn * len(models))
     widths = [_width(_interval(np.concatenate(p), np.random.default_rng(seed))) for p in parts]
-    while max(widths, default=0.0) > precision > 0 and time.monotonic() - started < budget_s:
+    while (
+        max(widths, default=0.0) > precision > 0
+        and time.monotonic() - started < budget_s
+        and left_s() > 2 * mean_s
+    ):
         i = int(np.argmax(widths))
         parts[i].append(time_pair(reference, models[i](), feed, 2 * share, generator, repeats))
         widths[i] = _width(_interval(np.concatenate(parts[i]), np.random.default_rng(seed)))

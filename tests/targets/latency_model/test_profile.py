@@ -117,9 +117,9 @@ def test_files_are_remembered_while_there_is_room(monkeypatch: pytest.MonkeyPatc
         made.append(candidate)
         return (b"x" * (6 if candidate != HALF else 4), {})
 
-    remembered = profile._remembered(blank)
+    file_of = profile.remembered(blank)
     for candidate in (Candidate(), INT8, HALF) * 2:
-        remembered(candidate)
+        file_of(candidate)
     assert made == [Candidate(), INT8, HALF, INT8], "6 + 4 bytes are kept, 6 more are not"
 
 
