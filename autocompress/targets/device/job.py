@@ -21,7 +21,7 @@ import numpy as np
 from .profiler import NodeTime, profiled_session
 from .result import JobResult, versions, write_result
 from .sessions import Runnable, SessionSettings, open_session
-from .timing import LONG_S, PASSES, WARM_UP, interleaved_timing
+from .timing import LONG_S, PASSES, WARM_UP, interleaved_timing, quiet_clock
 from .tuning import ROUNDS as TUNING_ROUNDS
 from .tuning import Source, tune
 
@@ -126,6 +126,7 @@ def measure(job: Job, report: Report = lambda what, share: None) -> JobResult:
         passes,
         job.least,
         lambda: left_s() - job.rest_s * (len(profiles) + 1),
+        quiet_clock(settings),
     )
     model_s = (time.monotonic() - started) / max(1, len(timing.ratios))
     rate = _product_rate(job.product, settings)

@@ -15,7 +15,7 @@ import numpy as np
 
 from .graph_file import GraphFile
 from .sessions import SessionSettings, open_session
-from .timing import PASSES, Timing, interleaved_timing
+from .timing import PASSES, Timing, interleaved_timing, quiet_clock
 
 Source = Callable[[], bytes | str]  # content or path of a model
 
@@ -152,4 +152,5 @@ def _against(
         rounds,
         seed,
         passes=passes,
+        clock=quiet_clock(one) if one.threads == other.threads else time.perf_counter,
     )
