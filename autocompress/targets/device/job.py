@@ -11,10 +11,10 @@ import json
 import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
 import numpy as np
 
@@ -80,6 +80,38 @@ class Job:
     rest_s: float = 0.0
 
 
+@dataclass
+class _Models:
+    """Open the models of a job, and profile those to profile when they are first opened.
+
+    Attributes:
+        job: gives the models and the feed.
+        settings: of the sessions.
+        profiles: operators by number of the model.
+    """
+
+    job: Job
+    settings: SessionSettings
+    profiles: dict[int, list[NodeTime]] = field(default_factory=dict)
+
+    def opened(self, i: int) -> Runnable:
+        """Return a session of model number `i`, of the profiled ones and then the timed ones."""
+        job = self.job
+        source = [*job.profiled, *job.timed][i]
+        if i >= len(job.profiled) or i in self.profiles:
+            session: Runnable = open_session(source(), self.settings)
+            return session
+        self.profiles[i], session = profiled_session(
+            source(), job.feed, self.settings, self._profile_runs
+        )
+        return session
+
+    def _profile_runs(self, seconds: float) -> int:
+        if self.job.limit_s is None:
+            return int(np.clip(PROFILE_S / seconds, *PROFILE_RUNS))
+        return int(np.clip(SHORT_PROFILE_S / seconds, *SHORT_PROFILE_RUNS))
+
+
 def measure(job: Job, report: Report = lambda what, share: None) -> JobResult:
     """Carry out a job on this machine.
 
@@ -95,28 +127,13 @@ def measure(job: Job, report: Report = lambda what, share: None) -> JobResult:
     settings, tuning = tune_settings(job, report)
     report("measuring whole models", 0.0)
     reference = open_session(job.baseline(), settings)
-    profiles: dict[int, list[NodeTime]] = {}
-
-    def opener(i: int, source: Source) -> Callable[[], Runnable]:
-        def opened() -> Runnable:
-            if i >= len(job.profiled) or i in profiles:
-                return cast(Runnable, open_session(source(), settings))
-            profiles[i], session = profiled_session(source(), job.feed, settings, runs_of)
-            return session
-
-        return opened
-
-    def runs_of(seconds: float) -> int:
-        if job.limit_s is None:
-            return int(np.clip(PROFILE_S / seconds, *PROFILE_RUNS))
-        return int(np.clip(SHORT_PROFILE_S / seconds, *SHORT_PROFILE_RUNS))
-
+    models = _Models(job, settings)
     sources = [*job.profiled, *job.timed]
     rounds, passes, budget_s = _rounds(job, reference, settings)
     started = time.monotonic()
     timing = interleaved_timing(
         lambda: reference,
-        [opener(i, source) for i, source in enumerate(sources)],
+        [partial(models.opened, i) for i in range(len(sources))],
         job.feed,
         rounds,
         job.seed,
@@ -125,7 +142,7 @@ def measure(job: Job, report: Report = lambda what, share: None) -> JobResult:
         budget_s,
         passes,
         job.least,
-        lambda: left_s() - job.rest_s * (len(profiles) + 1),
+        lambda: left_s() - job.rest_s * (len(models.profiles) + 1),
         quiet_clock(settings),
     )
     model_s = (time.monotonic() - started) / max(1, len(timing.ratios))
@@ -136,7 +153,7 @@ def measure(job: Job, report: Report = lambda what, share: None) -> JobResult:
         settings,
         tuning,
         *shares,
-        [profiles[i] for i in sorted(profiles)],
+        [models.profiles[i] for i in sorted(models.profiles)],
         timing.warning,
         rate,
         left_out=len(sources) - len(timing.ratios),

@@ -16,7 +16,7 @@ import numpy as np
 from autocompress.cache import Cache, cache_folder, key_of
 from autocompress.targets.device.result import versions
 from autocompress.targets.device.sessions import SessionSettings
-from autocompress.targets.latency_model.fitting.fit import profiled_kernels
+from autocompress.targets.latency_model.fitting.kernel_times import profiled_kernels
 from autocompress.targets.latency_model.run import Known, Place, Run
 from autocompress.targets.latency_model.table_rows import COLUMNS, known_of
 

@@ -15,6 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from autocompress.targets.latency_model.fitting.costs import unit_costs
+from autocompress.targets.latency_model.fitting.kernel_times import profiled_kernels, with_known
 from autocompress.targets.latency_model.fitting.roofline import kernel_class, roofline_us, rooflines
 from autocompress.targets.latency_model.run import (
     REST,
@@ -32,7 +33,6 @@ KERNEL_PRIOR = 0.3  # of a kernel's time per multiply-add around that of its cla
 # Relative noise of the wall time of a whole model; verified points count most.
 NOISE = {"profiled": 0.02, "front": 0.005}
 PRODUCTS = "products of "  # prefix of a kernel class as a feature of whole models
-KNOWN_MODELS = 2  # models that an older time of a kernel counts as at most
 
 
 @dataclass(frozen=True)
@@ -49,6 +49,7 @@ class LatencyModel:
         seen: number of models that each kernel of the grid was measured in.
         estimated: (signature, form) of kernels that may be predicted by the roofline of their
             class.
+        runs: number of runs that it is fitted to.
     """
 
     grid: Mapping[Place, tuple[float, float]]  # microseconds, amount
@@ -57,6 +58,7 @@ class LatencyModel:
     profiler_us: float
     seen: Mapping[Place, int] = field(default_factory=dict)
     estimated: frozenset[tuple[str, str]] = frozenset()
+    runs: int = 0
 
     @classmethod
     def of(
@@ -92,14 +94,14 @@ class LatencyModel:
         profiled = [run for run in used if run.spent]
         overhead = profiler_overhead(profiled)
         times = [undisturbed(run, overhead) for run in profiled]
-        grid, seen = _with_known(*profiled_kernels(profiled, overhead), known)
+        grid, seen = with_known(*profiled_kernels(profiled, overhead), known)
         surroundings = [run.work.surroundings for run in profiled]
         around = unit_costs(
             surroundings,
             [spent[REST] for spent in times],
             [run.milliseconds * 1e3 for run in profiled],
         )
-        parts = (overhead, seen, rough)
+        parts = (overhead, seen, rough, len(used))
         plain = cls(grid, around, {}, *parts)
         return cls(grid, around, _corrections(plain, used), *parts)
 
@@ -129,7 +131,7 @@ class LatencyModel:
             for place in {kernel[:5] for kernel in run.work.kernels.values()}:
                 seen[place] += 1
         corrections = _corrections(cls(grid, around, {}, 0.0), used)
-        return cls(grid, around, corrections, 0.0, dict(seen), rough)
+        return cls(grid, around, corrections, 0.0, dict(seen), rough, len(used))
 
     def kernel_us(self, kernel: Kernel) -> float:
         """Return the time of one kernel.
@@ -221,58 +223,6 @@ class LatencyModel:
                     times.append((float(rows), _along(points, kernel.amount)))
                 return _along(times, kernel.rows)
         raise KeyError(kernel.form)
-
-
-def profiled_kernels(
-    profiled: Sequence[Run], overhead: float
-) -> tuple[dict[Place, tuple[float, float]], dict[Place, int]]:
-    """Return the kernels of profiled runs: the median of their undisturbed times.
-
-    Args:
-        profiled: runs with operators' times.
-        overhead: microseconds that profiling adds to each operator.
-
-    Returns:
-        ((microseconds, amount) of each kernel, number of models with it).
-    """
-    times: dict[Place, list[float]] = defaultdict(list)
-    models: dict[Place, int] = defaultdict(int)
-    amounts: dict[Place, float] = {}
-    for run in profiled:
-        spent = undisturbed(run, overhead)
-        for module, kernel in run.work.kernels.items():
-            times[kernel[:5]].append(spent.get(module, 0.0))
-            amounts[kernel[:5]] = kernel.amount
-        for place in {kernel[:5] for kernel in run.work.kernels.values()}:
-            models[place] += 1
-    grid = {place: (float(np.median(us)), amounts[place]) for place, us in times.items()}
-    return grid, dict(models)
-
-
-def _with_known(
-    grid: Mapping[Place, tuple[float, float]],
-    seen: Mapping[Place, int],
-    known: Mapping[Place, Known],
-) -> tuple[dict[Place, tuple[float, float]], dict[Place, int]]:
-    """Add the known times to those of the runs, at the speed of the runs.
-
-    The speed of each class follows from the kernels that both have.
-    """
-    logs: dict[str, list[float]] = defaultdict(list)
-    for place, older in known.items():
-        if place in grid and grid[place][0] > 0 and older.microseconds > 0:
-            name = kernel_class(Kernel(*place, older.amount))
-            logs[name].append(float(np.log(grid[place][0] / older.microseconds)))
-    every = [log for values in logs.values() for log in values]
-    joined, models = dict(grid), dict(seen)
-    for place, older in known.items():
-        alike = logs.get(kernel_class(Kernel(*place, older.amount)), every)
-        us = older.microseconds * float(np.exp(np.median(alike))) if alike else older.microseconds
-        weight, mine = min(older.models, KNOWN_MODELS), seen.get(place, 0)
-        mean = (weight * us + mine * grid.get(place, (0.0, 0.0))[0]) / (weight + mine)
-        joined[place] = (mean, grid.get(place, (0.0, older.amount))[1])
-        models[place] = mine + older.models
-    return joined, models
 
 
 def _without_ratio(form: str) -> str:

@@ -18,7 +18,7 @@ MEASURED = 0.1  # of a kernel in one model; the mean of n models has it divided 
 INTERPOLATED = 0.15  # of a kernel between measured widths
 ESTIMATED = 0.5  # of a kernel by the roofline of its class
 AROUND = 0.1  # of the operators around the kernels
-WHOLE = 0.02  # of a model with known parts
+WHOLE = 0.12  # of a model with known parts after one run, divided by sqrt(n) after n runs
 
 
 def deviation_us(model: LatencyModel, work: Work) -> float:
@@ -38,8 +38,17 @@ def deviation_us(model: LatencyModel, work: Work) -> float:
         source, relative = _source(model, kernel)
         shared[source] += relative * model.kernel_us(kernel)
     shared["around"] = AROUND * model.around_us(work.surroundings)
-    shared["whole"] = WHOLE * model.predict_us(work)
+    shared["whole"] = whole_deviation(model) * model.predict_us(work)
     return float(np.linalg.norm(list(shared.values())))
+
+
+def whole_deviation(model: LatencyModel) -> float:
+    """Return the relative standard deviation of a model whose parts are all known.
+
+    Args:
+        model: fitted latency model.
+    """
+    return WHOLE / float(np.sqrt(max(1, model.runs)))
 
 
 def _source(model: LatencyModel, kernel: Kernel) -> tuple[object, float]:

@@ -9,8 +9,8 @@ from autocompress.targets.latency_model.fitting.uncertainty import (
     ESTIMATED,
     INTERPOLATED,
     MEASURED,
-    WHOLE,
     deviation_us,
+    whole_deviation,
 )
 from autocompress.targets.workload import Kernel, Work
 
@@ -31,7 +31,7 @@ def spread(given: LatencyModel, *kernels: Kernel) -> float:
     """Return the relative standard deviation, without that of the whole model."""
     work = Work({f"m{i}": one for i, one in enumerate(kernels)}, {})
     us = given.predict_us(work)
-    return float((deviation_us(given, work) ** 2 - (WHOLE * us) ** 2) ** 0.5) / us
+    return float((deviation_us(given, work) ** 2 - (whole_deviation(given) * us) ** 2) ** 0.5) / us
 
 
 def test_more_models_make_a_kernel_more_certain() -> None:
@@ -52,3 +52,7 @@ def test_errors_of_one_measurement_add_up_and_others_do_not() -> None:
     apart = spread(model(), kernel("float"), kernel("float", 64, "linear b"))
     assert same == pytest.approx(MEASURED)
     assert apart == pytest.approx(MEASURED / 2**0.5)
+
+
+def test_more_runs_make_the_whole_more_certain() -> None:
+    assert whole_deviation(model(runs=16)) == pytest.approx(whole_deviation(model()) / 4)
