@@ -100,5 +100,5 @@ def grown(
         model_s=table.model_s or time.monotonic() - begun,
     )
     if not larger.doubt:
-        keep_kernels(table.settings, runs, larger.model.profiler_us)
+        keep_kernels(table.settings, runs, larger.model)
     return larger

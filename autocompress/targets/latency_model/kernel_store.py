@@ -16,8 +16,9 @@ import numpy as np
 from autocompress.cache import Cache, cache_folder, key_of
 from autocompress.targets.device.result import versions
 from autocompress.targets.device.sessions import SessionSettings
+from autocompress.targets.latency_model.fitting.fit import LatencyModel
 from autocompress.targets.latency_model.fitting.kernel_times import profiled_kernels
-from autocompress.targets.latency_model.run import Known, Place, Run
+from autocompress.targets.latency_model.run import SURROUNDINGS, Known, Place, Run
 from autocompress.targets.latency_model.table_rows import COLUMNS, known_of
 
 FORMAT = 1
@@ -33,26 +34,31 @@ def known_kernels(settings: SessionSettings, signatures: Collection[str]) -> dic
         signatures: of the wanted kernels, see `Kernel`.
 
     Returns:
-        Times by place, of any form and width; {} if none is known.
+        Times by place, of any form and width, and costs of surrounding features; {} if none is
+        known.
     """
     cache, name = _store(settings)
-    wanted = set(signatures)
+    wanted = {*signatures, SURROUNDINGS}
     kernels = cache.read(name, _read) or {}
     return {place: known for place, known in kernels.items() if place[0] in wanted}
 
 
-def keep_kernels(settings: SessionSettings, runs: Sequence[Run], overhead: float) -> None:
-    """Add the kernels of new runs to the known times.
+def keep_kernels(settings: SessionSettings, runs: Sequence[Run], model: LatencyModel) -> None:
+    """Add the kernels of new runs to the known times, and the costs of what surrounds them.
 
     Args:
         settings: of the measured sessions.
         runs: measured here; only profiled ones count.
-        overhead: microseconds that profiling adds to each operator.
+        model: fitted to them, perhaps with others.
     """
-    times, models = profiled_kernels([run for run in runs if run.spent], overhead)
-    if not times:
+    profiled = [run for run in runs if run.spent]
+    if not profiled:
         return
+    times, models = profiled_kernels(profiled, model.profiler_us)
     fresh = {place: Known(us, amount, models[place]) for place, (us, amount) in times.items()}
+    features = {name for run in profiled for name in run.work.surroundings} - {"model"}
+    for name in sorted(features & set(model.around)):
+        fresh[SURROUNDINGS, 0, name, 0, 0] = Known(model.around[name], 1.0, len(profiled))
     cache, name = _store(settings)
     cache.update(name, _read, lambda kernels: _text(joined(kernels or {}, fresh)))
 
@@ -67,7 +73,10 @@ def joined(older: Mapping[Place, Known], fresh: Mapping[Place, Known]) -> dict[P
     logs = [
         float(np.log(fresh[place].microseconds / older[place].microseconds))
         for place in fresh
-        if place in older and fresh[place].microseconds > 0 and older[place].microseconds > 0
+        if place[0] != SURROUNDINGS
+        and place in older
+        and fresh[place].microseconds > 0
+        and older[place].microseconds > 0
     ]
     slower = float(np.exp(np.median(logs))) if len(logs) >= FEWEST_SHARED else 1.0
     kernels = dict(older)

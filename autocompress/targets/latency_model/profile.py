@@ -104,7 +104,7 @@ def measure_table(
     result = replace(carry_out(job, target, report), tuning=tuning)
     table = table_of(subject, target, plan, result, known)
     if not table.doubt:
-        keep_kernels(settings, table.runs, table.model.profiler_us)
+        keep_kernels(settings, table.runs, table.model)
     return table
 
 

@@ -12,11 +12,15 @@ import numpy as np
 from autocompress.targets.workload import Work
 
 REST = "rest"  # owner of operators that no module owns
+SURROUNDINGS = "surroundings"  # signature of a feature around the kernels among known times
 Place = tuple[str, int, str, int, int]  # signature, rows, form, kept_in, kept_out of a kernel
 
 
 class Known(NamedTuple):
     """Hold the time of a kernel that other models were measured with on the same machine.
+
+    The cost of a unit of a surrounding feature is kept in the same way: its signature is
+    SURROUNDINGS, and its form is the feature.
 
     Attributes:
         microseconds: undisturbed.

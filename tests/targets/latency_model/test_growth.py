@@ -95,7 +95,8 @@ def test_a_grown_table_knows_the_candidate(jobs: list[Job]) -> None:
     work = workload(layout(), B)
     assert larger.deviation_ms(work) < given.deviation_ms(work)
     assert (given.estimated, larger.estimated) == ((("linear 8x16", "int8"),), ())
-    assert len(known_kernels(DEFAULT, set(layout().signatures.values()))) == 4
+    known = known_kernels(DEFAULT, set(layout().signatures.values()))
+    assert {place[:5] for place in known} >= {kernel[:5] for kernel in work.kernels.values()}
     assert grown(larger, subject(), TARGET, [A, B], 10.0) is larger, "nothing is uncertain"
 
 

@@ -2,17 +2,22 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
 from autocompress.targets.device.sessions import DEFAULT, SessionSettings
+from autocompress.targets.latency_model.fitting.fit import LatencyModel
 from autocompress.targets.latency_model.kernel_store import joined, keep_kernels, known_kernels
-from autocompress.targets.latency_model.run import REST, Known, Run
+from autocompress.targets.latency_model.run import REST, SURROUNDINGS, Known, Run
 from autocompress.targets.workload import Kernel, Work
 
 SIGNATURES = tuple(f"linear {letter}" for letter in "abcd")
 A, B, C, D = (Kernel(signature, 8, "float", 64, 64, 4096.0) for signature in SIGNATURES)
+
+
+MODEL = LatencyModel({}, {"model": 3.0}, {}, 0.0)
 
 
 @pytest.fixture(autouse=True)
@@ -31,7 +36,7 @@ def run(times: dict[Kernel, float], role: str = "profiled") -> Run:
 
 def test_kernels_are_known_to_the_next_model() -> None:
     assert known_kernels(DEFAULT, SIGNATURES) == {}
-    keep_kernels(DEFAULT, [run({A: 10.0, B: 20.0})], 0.0)
+    keep_kernels(DEFAULT, [run({A: 10.0, B: 20.0})], MODEL)
     assert known_kernels(DEFAULT, SIGNATURES) == {
         A[:5]: Known(pytest.approx(10.0), 4096.0, 1),
         B[:5]: Known(pytest.approx(20.0), 4096.0, 1),
@@ -41,14 +46,14 @@ def test_kernels_are_known_to_the_next_model() -> None:
 
 
 def test_models_add_up_to_a_mean() -> None:
-    keep_kernels(DEFAULT, [run({A: 10.0})], 0.0)
-    keep_kernels(DEFAULT, [run({A: 40.0}), run({A: 40.0})], 0.0)
+    keep_kernels(DEFAULT, [run({A: 10.0})], MODEL)
+    keep_kernels(DEFAULT, [run({A: 40.0}), run({A: 40.0})], MODEL)
     assert known_kernels(DEFAULT, SIGNATURES)[A[:5]] == Known(pytest.approx(30.0), 4096.0, 3)
 
 
 def test_runs_without_a_profile_tell_nothing(folder: Path) -> None:
     timed = Run("checked", Work({"m": A}, {}), 1.0, (1.0, 1.0))
-    keep_kernels(DEFAULT, [timed], 0.0)
+    keep_kernels(DEFAULT, [timed], MODEL)
     assert not folder.exists()
 
 
@@ -68,9 +73,18 @@ def test_an_old_mean_follows_the_machine() -> None:
 
 
 def test_a_damaged_store_is_begun_again(folder: Path) -> None:
-    keep_kernels(DEFAULT, [run({A: 10.0})], 0.0)
+    keep_kernels(DEFAULT, [run({A: 10.0})], MODEL)
     (path,) = folder.glob("*.json")
     path.write_text('{"format": 1, "kernels": [[1, 2]]}')
     assert known_kernels(DEFAULT, SIGNATURES) == {}
-    keep_kernels(DEFAULT, [run({B: 20.0})], 0.0)
+    keep_kernels(DEFAULT, [run({B: 20.0})], MODEL)
     assert list(known_kernels(DEFAULT, SIGNATURES)) == [B[:5]]
+
+
+def test_costs_of_surroundings_are_kept_but_not_those_of_one_model() -> None:
+    one = run({A: 10.0})
+    one = replace(one, work=one.work._replace(surroundings={"model": 1.0, "rounded": 2.0}))
+    model = LatencyModel({}, {"model": 3.0, "rounded": 0.5, "elsewhere": 7.0}, {}, 0.0)
+    keep_kernels(DEFAULT, [one, one], model)
+    known = known_kernels(DEFAULT, [])
+    assert known == {(SURROUNDINGS, 0, "rounded", 0, 0): Known(0.5, 1.0, 2)}

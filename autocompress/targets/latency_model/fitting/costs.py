@@ -15,7 +15,10 @@ RIDGE = 1e-3  # of the cost of each feature
 
 
 def unit_costs(
-    features: Sequence[Mapping[str, float]], times: Sequence[float], whole: Sequence[float]
+    features: Sequence[Mapping[str, float]],
+    times: Sequence[float],
+    whole: Sequence[float],
+    expected: Mapping[str, float] | None = None,
 ) -> dict[str, float]:
     """Return the cost of a unit of each feature, at least 0, by ridge regression.
 
@@ -23,6 +26,8 @@ def unit_costs(
         features: amount by feature, one mapping per time.
         times: microseconds.
         whole: microseconds that the error of each time is relative to.
+        expected: microseconds by feature that the ridge draws to; 0 for others. It decides where
+            the times do not.
 
     Returns:
         Microseconds by feature.
@@ -41,6 +46,8 @@ def unit_costs(
             np.eye(len(names)) * RIDGE * np.sqrt(len(features)),
         ]
     )
-    solution, _ = nnls(rows, np.concatenate([np.array(times) * weight, np.zeros(len(names))]))
+    drawn = np.array([(expected or {}).get(name, 0.0) for name in names]) * unit / typical
+    ends = drawn * RIDGE * np.sqrt(len(features))
+    solution, _ = nnls(rows, np.concatenate([np.array(times) * weight, ends]))
     costs = solution * typical / unit
     return {name: float(cost) for name, cost in zip(names, costs, strict=True)}

@@ -19,6 +19,7 @@ from autocompress.targets.latency_model.fitting.kernel_times import profiled_ker
 from autocompress.targets.latency_model.fitting.roofline import kernel_class, roofline_us, rooflines
 from autocompress.targets.latency_model.run import (
     REST,
+    SURROUNDINGS,
     Known,
     Place,
     Run,
@@ -94,13 +95,17 @@ class LatencyModel:
         profiled = [run for run in used if run.spent]
         overhead = profiler_overhead(profiled)
         times = [undisturbed(run, overhead) for run in profiled]
-        grid, seen = with_known(*profiled_kernels(profiled, overhead), known)
+        kernels = {place: time for place, time in known.items() if place[0] != SURROUNDINGS}
+        expected = {at[2]: time[0] for at, time in known.items() if at[0] == SURROUNDINGS}
+        grid, seen = with_known(*profiled_kernels(profiled, overhead), kernels)
         surroundings = [run.work.surroundings for run in profiled]
         around = unit_costs(
             surroundings,
             [spent[REST] for spent in times],
             [run.milliseconds * 1e3 for run in profiled],
+            expected,
         )
+        around = {**expected, **around}
         parts = (overhead, seen, rough, len(used))
         plain = cls(grid, around, {}, *parts)
         return cls(grid, around, _corrections(plain, used), *parts)

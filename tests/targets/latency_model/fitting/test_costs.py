@@ -22,3 +22,12 @@ def test_no_cost_is_negative() -> None:
 
 def test_without_features_there_are_no_costs() -> None:
     assert unit_costs([{}, {}], [1.0, 2.0], [1.0, 2.0]) == {}
+
+
+def test_expected_costs_decide_what_the_times_do_not() -> None:
+    features = [{"a": 1.0, "b": 1.0}]
+    assert unit_costs(features, [6.0], [6.0]) == pytest.approx({"a": 3.0, "b": 3.0}, rel=1e-2)
+    drawn = unit_costs(features, [6.0], [6.0], {"a": 5.0, "b": 1.0})
+    assert drawn == pytest.approx({"a": 5.0, "b": 1.0}, rel=1e-2)
+    halved = unit_costs(features, [3.0], [3.0], {"a": 5.0, "b": 1.0})
+    assert sum(halved.values()) == pytest.approx(3.0, rel=1e-2)

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from autocompress.targets.latency_model.fitting.fit import LatencyModel
-from autocompress.targets.latency_model.run import REST, Known, Run, profiler_overhead
+from autocompress.targets.latency_model.run import REST, SURROUNDINGS, Known, Run, profiler_overhead
 from autocompress.targets.workload import Kernel, Work
 
 OVERHEAD = 1.5
@@ -161,3 +161,13 @@ def test_a_form_that_only_a_verified_file_has_is_estimated() -> None:
     front = replace(run("fifi", role="front"), spent={})
     model = LatencyModel.of([run("ffff"), front])
     assert model.predict_us(front.work) < model.predict_us(run("ffff").work)
+
+
+def test_known_surroundings_count_where_the_runs_do_not_show_them() -> None:
+    """No run changes its form, so that only older models tell what a conversion costs."""
+    runs = [run("ffff"), run("iiii")]
+    known = {(SURROUNDINGS, 0, "changes", 0, 0): Known(BORDER, 1.0, 9)}
+    wanted = run("fifi")
+    without, with_it = (LatencyModel.of(runs, known=times) for times in ({}, known))
+    assert with_it.predict_us(wanted.work) - without.predict_us(wanted.work) > 2 * BORDER
+    assert with_it.predict_us(wanted.work) == pytest.approx(wanted.milliseconds * 1e3, rel=0.05)
