@@ -152,8 +152,8 @@ def shown_candidates(
     """Return the models to profile.
 
     The untouched model comes first. Each further step takes the candidate with most forms of
-    kernels that were not seen yet, and among those with most kernels that were not seen SHOWN times
-    yet. So mixtures, which show several forms at once, come before uniform candidates.
+    kernels that were not seen yet, then with most kernels that were not seen SHOWN times yet, then
+    with most forms. So mixtures, which show several forms at once, come before uniform candidates.
 
     Args:
         subject: model and space.
@@ -184,10 +184,11 @@ def shown_candidates(
         gains = []
         for candidate in pool:
             counts = kernels[candidate].items()
-            forms_gain = len({_form_of(place) for place, _ in counts} - shown)
-            gains.append((forms_gain, sum(max(0, min(SHOWN - seen[at], n)) for at, n in counts)))
+            mixed = {_form_of(place) for place, _ in counts}
+            kernels_gain = sum(max(0, min(SHOWN - seen[at], n)) for at, n in counts)
+            gains.append((len(mixed - shown), kernels_gain, len(mixed)))
         best = max(range(len(pool)), key=gains.__getitem__)
-        if gains[best] == (0, 0) and len(chosen) >= least:
+        if gains[best][:2] == (0, 0) and len(chosen) >= least:
             break
         seen += kernels[pool[best]]
         shown.update(map(_form_of, kernels[pool[best]]))

@@ -155,6 +155,9 @@ def test_kernels_that_are_known_are_not_shown_again() -> None:
     assert len(first.profiled) >= LEAST > KNOWN_LEAST == len(second.profiled)
     assert len(second.checked) == KNOWN_CHECKED
     assert second.profiled[0] == Candidate()
+    works = [workload(given.layout, candidate) for candidate in second.profiled]
+    forms = [len({kernel.form for kernel in work.kernels.values()}) for work in works]
+    assert sum(count >= 3 for count in forms) >= 2, "mixtures show how fast the machine is"
     half = {place for place in known if place[0].startswith("linear 16x8")}
     partly = Plan.of(given, 0, half)
     assert KNOWN_LEAST < len(partly.profiled) < LEAST
