@@ -186,7 +186,8 @@ def shown_candidates(
             counts = kernels[candidate].items()
             mixed = {_form_of(place) for place, _ in counts}
             kernels_gain = sum(max(0, min(SHOWN - seen[at], n)) for at, n in counts)
-            gains.append((len(mixed - shown), kernels_gain, len(mixed)))
+            forms_count = len({form for _, form in mixed})
+            gains.append((len(mixed - shown), kernels_gain, forms_count))
         best = max(range(len(pool)), key=gains.__getitem__)
         if gains[best][:2] == (0, 0) and len(chosen) >= least:
             break
