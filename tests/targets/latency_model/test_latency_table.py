@@ -221,7 +221,7 @@ def test_a_front_that_was_predicted_wrong_moves_the_model(
     learned = table.with_front(works, slower)
     before, after = ([t.predict(work) for work in works] for t in (table, learned))
     assert prediction_errors(before, slower)["mape"] == pytest.approx(1 - 1 / 1.2)
-    assert prediction_errors(after, slower)["mape"] < 0.3 * (1 - 1 / 1.2)
+    assert prediction_errors(after, slower)["mape"] < 0.4 * (1 - 1 / 1.2)
     assert sum(run.role == "front" for run in learned.with_front(works[:2], slower[:2]).runs) == 2
 
 
