@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from functools import partial
@@ -71,17 +72,24 @@ def carry_out(job: Job, target: Target, report: Report) -> JobResult:
     if target.figures is None:
         return measure(job, report)
     figures, settings, profiles = target.figures, job.settings, []
-    sources = [*job.profiled, *job.timed]
+    sources, begun = [*job.profiled, *job.timed], time.monotonic()
     for i, source in enumerate(sources):
+        spent_s = time.monotonic() - begun
+        if (
+            job.limit_s is not None
+            and i >= max(1, job.least)
+            and spent_s * (i + 1) / i > job.limit_s
+        ):
+            break
         report("computing operator times", i / len(sources))
         profiles.append(analytic_times(source(), job.feed, figures, settings))
     baseline = _total_us(job.baseline(), job.feed, figures, settings)
     ratios = [sum(node.microseconds for node in profile) / baseline for profile in profiles]
     intervals = [(ratio, ratio) for ratio in ratios]
     profiled, rate = profiles[: len(job.profiled)], figures.float_gops * 1e3 / 2
-    return JobResult(
-        versions(settings), settings, (), baseline / 1e3, ratios, intervals, profiled, "", rate
-    )
+    shares = (baseline / 1e3, ratios, intervals, profiled)
+    left_out = len(sources) - len(profiles)
+    return JobResult(versions(settings), settings, (), *shares, "", rate, left_out=left_out)
 
 
 def all_threads(settings: SessionSettings) -> SessionSettings:

@@ -80,6 +80,9 @@ class Layout:
     signatures: Mapping[str, str]
     edges: tuple[tuple[str, str], ...]
     multiples: Mapping[str, int] = field(default_factory=dict)
+    _forms: dict[tuple[str, ModuleConfig], str] = field(
+        default_factory=dict, init=False, repr=False, compare=False
+    )
 
     @cached_property
     def digest(self) -> str:
@@ -102,6 +105,12 @@ class Layout:
         Returns:
             One of the names that `Kernel.form` lists.
         """
+        key = (module.name, config)
+        if key not in self._forms:
+            self._forms[key] = self._form(module, config)
+        return self._forms[key]
+
+    def _form(self, module: CompressibleModule, config: ModuleConfig) -> str:
         config = config.executed(module.kind)
         if config.activation_bits == 8:
             usual = config.static(module.kind) == (module.kind == "conv")

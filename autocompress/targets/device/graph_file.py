@@ -13,7 +13,7 @@ import numpy as np
 # Numbers of fields in onnx.proto.
 GRAPH = 7  # of ModelProto
 NODE, INITIALIZER = 1, 5  # of GraphProto
-INPUT, OUTPUT, NAME = 1, 2, 3  # of NodeProto
+INPUT, OUTPUT, NAME, OPERATOR = 1, 2, 3, 4  # of NodeProto
 DIMS, TENSOR_NAME, RAW_DATA, EXTERNAL_DATA = 1, 8, 9, 13  # of TensorProto
 PACKED = (4, 5, 7, 10, 11)  # fields of TensorProto that hold values instead of raw data
 KEY, VALUE = 1, 2  # of StringStringEntryProto
@@ -24,11 +24,12 @@ MIX = np.uint64(0x9E3779B97F4A7C15)
 
 
 class GraphNode(NamedTuple):
-    """Hold one operator: its name, and the names of its input and output tensors."""
+    """Hold one operator: its name, the names of its input and output tensors, and its type."""
 
     name: str
     inputs: tuple[str, ...]
     outputs: tuple[str, ...]
+    operator: str = ""
 
 
 @dataclass(frozen=True)
@@ -53,9 +54,12 @@ class GraphFile:
         nodes, constants = [], {}
         for graph in _parts(memoryview(model), GRAPH):
             for node in _parts(graph, NODE):
-                inputs = tuple(str(name, "utf-8") for name in _parts(node, INPUT))
-                outputs = tuple(str(name, "utf-8") for name in _parts(node, OUTPUT))
-                nodes.append(GraphNode(_text(node, NAME), inputs, outputs))
+                texts: dict[int, list[str]] = {INPUT: [], OUTPUT: [], NAME: [], OPERATOR: []}
+                for number, value in _fields(node):
+                    if number in texts and not isinstance(value, int):
+                        texts[number].append(str(value, "utf-8"))
+                ends = (tuple(texts[INPUT]), tuple(texts[OUTPUT]))
+                nodes.append(GraphNode("".join(texts[NAME]), *ends, "".join(texts[OPERATOR])))
             for tensor in _parts(graph, INITIALIZER):
                 constants[_text(tensor, TENSOR_NAME)] = tensor
         return cls(tuple(nodes), constants)

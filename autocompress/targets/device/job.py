@@ -1,8 +1,8 @@
 """Run the measurements of a latency table.
 
-Three steps: tune the session settings, time whole models in turn with the float model, and profile
-them operator by operator. `targets.latency` runs a job here; `export-probes` ships this folder to a
-device, where `main` runs it.
+Two steps: tune the session settings, then profile whole models operator by operator and time them
+in turn with the float model. `targets.latency` runs a job here; `export-probes` ships this folder
+to a device, where `main` runs it.
 """
 
 from __future__ import annotations
@@ -11,23 +11,29 @@ import json
 import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from .profiler import profile_nodes
+from .profiler import NodeTime, profiled_session
 from .result import JobResult, versions, write_result
 from .sessions import Runnable, SessionSettings, open_session
-from .timing import LONG_S, PASSES, WARM_UP, interleaved_timing
+from .timing import LONG_S, PASSES, WARM_UP, interleaved_timing, quiet_clock
+from .tuning import ROUNDS as TUNING_ROUNDS
 from .tuning import Source, tune
 
 PROBES_FILE, FEED_FILE, RESULT_FILE = "probes.json", "inputs.npz", "measured.json"
 PROFILE_S = 0.15  # seconds that a model runs under the profiler
-PROFILE_RUNS = (12, 80)
+PROFILE_RUNS = (12, 40)
 ROUNDS = (6, 36)
+# With a limit: the same of one model, which is measured once before any is measured again.
+SHORT_PROFILE_S, SHORT_PROFILE_RUNS = 0.06, (6, 24)
+SHORT_TIMING_S, SHORT_ROUNDS = 0.15, (6, 15)
+LEAST_TUNING = 6  # rounds
+COMPARISONS = 4  # of a setting on a model, which the limit for tuning is divided among
 TUNING_SHARE = 0.25  # of `limit_s`, for tuning
 # (rows, columns, outputs) of the float product that shows the highest rate of the runtime.
 PRODUCT = (256, 512, 512)
@@ -41,14 +47,14 @@ Report = Callable[[str, float], None]
 class Job:
     """Describe the models to measure, all on one feed.
 
-    If all of it would take more than `limit_s` seconds, fewer models are measured.
+    If all of it would take more than `limit_s` seconds, fewer models are measured, the first ones.
 
     Attributes:
         baseline: the float model, denominator of all ratios.
         product: a model of the product PRODUCT alone.
         profiled: models to profile and time.
         timed: models to time only.
-        tuned: models to tune the session settings on.
+        tuned: models to tune the session settings on; none leaves the settings as they are.
         feed: inputs by name.
         settings: start of tuning.
         threads: numbers of threads to choose from.
@@ -56,6 +62,7 @@ class Job:
         seed: of the order of the models.
         limit_s: limit in seconds for everything; None for no limit.
         least: number of first models of `profiled` to measure in any case.
+        rest_s: seconds of the limit to leave for each measured model afterwards.
     """
 
     baseline: Source
@@ -70,6 +77,39 @@ class Job:
     seed: int = 0
     limit_s: float | None = None
     least: int = 0
+    rest_s: float = 0.0
+
+
+@dataclass
+class _Models:
+    """Open the models of a job, and profile those to profile when they are first opened.
+
+    Attributes:
+        job: gives the models and the feed.
+        settings: of the sessions.
+        profiles: operators by number of the model.
+    """
+
+    job: Job
+    settings: SessionSettings
+    profiles: dict[int, list[NodeTime]] = field(default_factory=dict)
+
+    def opened(self, i: int) -> Runnable:
+        """Return a session of model number `i`, of the profiled ones and then the timed ones."""
+        job = self.job
+        source = [*job.profiled, *job.timed][i]
+        if i >= len(job.profiled) or i in self.profiles:
+            session: Runnable = open_session(source(), self.settings)
+            return session
+        self.profiles[i], session = profiled_session(
+            source(), job.feed, self.settings, self._profile_runs
+        )
+        return session
+
+    def _profile_runs(self, seconds: float) -> int:
+        if self.job.limit_s is None:
+            return int(np.clip(PROFILE_S / seconds, *PROFILE_RUNS))
+        return int(np.clip(SHORT_PROFILE_S / seconds, *SHORT_PROFILE_RUNS))
 
 
 def measure(job: Job, report: Report = lambda what, share: None) -> JobResult:
@@ -84,39 +124,28 @@ def measure(job: Job, report: Report = lambda what, share: None) -> JobResult:
     def left_s() -> float:
         return float("inf") if job.limit_s is None else job.limit_s - (time.monotonic() - begun)
 
-    report("tuning the session settings", 0.0)
-    most = 0.0 if job.limit_s is None else (1 - TUNING_SHARE) * job.limit_s
-    settings, tuning = tune(
-        job.tuned, job.feed, job.settings, job.threads, job.seed, lambda: left_s() > most
-    )
-    opening, once = _cost(job, settings)
-    repeats = 3 if once < LONG_S else 1
-    # A round runs the baseline and a model that is mostly faster. A pass begins with warm-up.
-    timed_s = PASSES * (opening + 2 * once * repeats * (WARM_UP + ROUNDS[0] / PASSES))
-    profiled_s = timed_s + opening + max(PROFILE_S, once * PROFILE_RUNS[0])
-    profiled, timed = affordable(
-        len(job.profiled), len(job.timed), job.least, profiled_s, timed_s, left_s()
-    )
-    models = [*job.profiled[:profiled], *job.timed[:timed]]
-    budget_s = min(job.budget_s, max(0.0, left_s() - profiled * (profiled_s - timed_s)))
-    rounds = (budget_s / max(1, len(models)) - PASSES * opening) / (2 * once * repeats)
-    openers = [partial(_open, source, settings) for source in models]
+    settings, tuning = tune_settings(job, report)
+    report("measuring whole models", 0.0)
+    reference = open_session(job.baseline(), settings)
+    models = _Models(job, settings)
+    sources = [*job.profiled, *job.timed]
+    rounds, passes, budget_s = _rounds(job, reference, settings)
+    started = time.monotonic()
     timing = interleaved_timing(
-        partial(open_session, job.baseline(), settings),
-        openers,
+        lambda: reference,
+        [partial(models.opened, i) for i in range(len(sources))],
         job.feed,
-        int(np.clip(rounds, *ROUNDS)),
+        rounds,
         job.seed,
-        lambda share: report("timing whole models", share),
+        lambda share: report("measuring whole models", share),
         PRECISION,
         budget_s,
+        passes,
+        job.least,
+        lambda: left_s() - job.rest_s * (len(models.profiles) + 1),
+        quiet_clock(settings),
     )
-    profiles = []
-    for i, source in enumerate(job.profiled[:profiled]):
-        report("profiling whole models", i / profiled)
-        runs = int(np.clip(PROFILE_S / (once * timing.ratios[i]), *PROFILE_RUNS))
-        profiles.append(profile_nodes(source(), job.feed, settings, runs))
-    left_out = len(job.profiled) + len(job.timed) - len(models)
+    model_s = (time.monotonic() - started) / max(1, len(timing.ratios))
     rate = _product_rate(job.product, settings)
     shares = (timing.baseline_ms, timing.ratios, timing.intervals)
     return JobResult(
@@ -124,17 +153,69 @@ def measure(job: Job, report: Report = lambda what, share: None) -> JobResult:
         settings,
         tuning,
         *shares,
-        profiles,
+        [models.profiles[i] for i in sorted(models.profiles)],
         timing.warning,
         rate,
-        left_out=left_out,
+        left_out=len(sources) - len(timing.ratios),
+        model_s=model_s,
     )
 
 
-def _open(source: Source, settings: SessionSettings) -> Runnable:
-    """Build a model and open it, so that only one of many is in memory."""
-    session: Runnable = open_session(source(), settings)
-    return session
+def tune_settings(
+    job: Job, report: Report = lambda what, share: None
+) -> tuple[SessionSettings, list[dict[str, Any]]]:
+    """Tune the session settings of a job, within TUNING_SHARE of its limit.
+
+    Args:
+        job: its models to tune on, first settings and numbers of threads.
+        report: called with (current step, done share of it).
+
+    Returns:
+        As `tune`.
+    """
+    if not job.tuned:
+        return job.settings, []
+    report("tuning the session settings", 0.0)
+    if job.limit_s is None:
+        return tune(job.tuned, job.feed, job.settings, job.threads, job.seed)
+    begun, limit_s = time.monotonic(), TUNING_SHARE * job.limit_s
+    once = _seconds(open_session(job.baseline(), job.settings), job.feed)
+    repeats = 3 if once < LONG_S else 1
+    rounds = limit_s / (2 * COMPARISONS * once * repeats) - WARM_UP
+    return tune(
+        job.tuned,
+        job.feed,
+        job.settings,
+        job.threads,
+        job.seed,
+        lambda: limit_s - (time.monotonic() - begun),
+        int(np.clip(rounds, LEAST_TUNING, TUNING_ROUNDS)),
+        1,
+    )
+
+
+def _rounds(job: Job, reference: Runnable, settings: SessionSettings) -> tuple[int, int, float]:
+    """Return (rounds of each model, passes over all of them, seconds for all of it)."""
+    once = _seconds(reference, job.feed)
+    repeats = 3 if once < LONG_S else 1
+    if job.limit_s is not None:
+        rounds = SHORT_TIMING_S / (2 * once * repeats)
+        return int(np.clip(rounds, *SHORT_ROUNDS)), 1, job.budget_s
+    started = time.perf_counter()
+    open_session((job.profiled[0] if job.profiled else job.baseline)(), settings)
+    opening = time.perf_counter() - started
+    # A round runs the baseline and a model that is mostly faster.
+    models = max(1, len(job.profiled) + len(job.timed))
+    rounds = (job.budget_s / models - PASSES * opening) / (2 * once * repeats)
+    return int(np.clip(rounds, *ROUNDS)), PASSES, job.budget_s
+
+
+def _seconds(session: Runnable, feed: Mapping[str, Any]) -> float:
+    """Return the seconds of a run after some for warming up."""
+    for _ in range(WARM_UP + 1):
+        started = time.perf_counter()
+        session.run(None, dict(feed))
+    return time.perf_counter() - started
 
 
 def _product_rate(product: Source, settings: SessionSettings) -> float:
@@ -150,45 +231,6 @@ def _product_rate(product: Source, settings: SessionSettings) -> float:
         session.run(None, feed)
         seconds.append(time.perf_counter() - started)
     return float(np.prod(PRODUCT)) / (min(seconds) * 1e6)
-
-
-def _cost(job: Job, settings: SessionSettings) -> tuple[float, float]:
-    """Return the seconds of building and opening a model, and of running the baseline once."""
-    started = time.perf_counter()
-    source = job.profiled[0] if job.profiled else job.baseline
-    open_session(source(), settings)
-    opening = time.perf_counter() - started
-    reference = open_session(job.baseline(), settings)
-    for _ in range(4):
-        begun = time.perf_counter()
-        reference.run(None, dict(job.feed))
-    return opening, time.perf_counter() - begun
-
-
-def affordable(
-    profiled: int, timed: int, least: int, profiled_s: float, timed_s: float, left_s: float
-) -> tuple[int, int]:
-    """Return how many models can be measured in the remaining time.
-
-    Of every three models that are cut, two are timed ones, since the fit needs the profiled ones.
-
-    Args:
-        profiled: models to profile and time.
-        timed: models to time only.
-        least: profiled models to keep in any case.
-        profiled_s: seconds for one profiled model.
-        timed_s: seconds for one timed model.
-        left_s: remaining seconds.
-
-    Returns:
-        (number of profiled models, number of timed ones).
-    """
-    while profiled * profiled_s + timed * timed_s > left_s and (timed or profiled > least):
-        if timed and (profiled <= least or (profiled + timed) % 3):
-            timed -= 1
-        else:
-            profiled -= 1
-    return profiled, timed
 
 
 def main(folder: Path) -> None:

@@ -5,19 +5,20 @@ from __future__ import annotations
 import json
 import re
 import tempfile
+import time
 from collections import defaultdict
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
 
 from .graph_file import GraphFile, GraphNode
-from .sessions import OpenVinoSession, SessionSettings, open_session
+from .sessions import OpenVinoSession, Runnable, SessionSettings, open_session
 
 OPTIMIZER_SUFFIX = re.compile(r"(_nchwc|_token_\d+|_post_dq|_q_to_dq)+$")
 WITHOUT_BIAS = "/WithoutBiases"  # of OpenVINO
-WARM_UP = 5
+WARM_UP = 3
 
 
 class NodeTime(NamedTuple):
@@ -60,16 +61,58 @@ def profile_nodes(
     Returns:
         Operators of the executed graph, each with the mean time over the faster half of the runs.
     """
+    return profiled_session(model, feed, settings, lambda seconds: runs, level)[0]
+
+
+def profiled_session(
+    model: bytes | str,
+    feed: Mapping[str, Any],
+    settings: SessionSettings,
+    runs_of: Callable[[float], int],
+    level: str = "ALL",
+) -> tuple[list[NodeTime], Runnable]:
+    """Profile a model, and return a session of it that does not profile any more.
+
+    ONNX Runtime can end the profiling of a session, which is then as fast as any other. OpenVINO
+    cannot, so that its model is compiled a second time.
+
+    Args:
+        model: content or path of an ONNX file.
+        feed: inputs by name.
+        settings: of the session.
+        runs_of: returns the number of profiled runs from the seconds of one.
+        level: of ONNX Runtime's graph optimiser.
+
+    Returns:
+        (operators as `profile_nodes` returns them, session).
+    """
     if settings.runtime == "openvino":
-        return _profile_openvino(model, feed, settings, runs)
+        times = _profile_openvino(model, feed, settings, runs_of)
+        return times, open_session(model, settings)
     with tempfile.TemporaryDirectory() as folder:
         optimized = str(Path(folder) / "optimized.onnx")
         session = open_session(model, settings, str(Path(folder) / "profile"), optimized, level)
-        for _ in range(runs + WARM_UP):
+        runs = runs_of(_warmed_up(session, feed))
+        for _ in range(runs):
             session.run(None, feed)
         events = json.loads(Path(session.end_profiling()).read_text())
         graph = GraphFile.read(Path(optimized).read_bytes())
         former = _former_names(graph, model, settings, Path(folder)) if level == "ALL" else {}
+    return _node_times(events, graph, former, runs), session
+
+
+def _warmed_up(session: Runnable, feed: Mapping[str, Any]) -> float:
+    """Run a session WARM_UP times, and return the seconds of the last run."""
+    for _ in range(WARM_UP):
+        started = time.perf_counter()
+        session.run(None, feed)
+    return time.perf_counter() - started
+
+
+def _node_times(
+    events: Sequence[Mapping[str, Any]], graph: GraphFile, former: Mapping[str, str], runs: int
+) -> list[NodeTime]:
+    """Return the operators of a profile of ONNX Runtime."""
     nodes = {node.name: node for node in graph.nodes}
     durations: dict[str, list[float]] = defaultdict(list)
     arguments: dict[str, Mapping[str, Any]] = {}
@@ -124,16 +167,18 @@ def _former_names(
 
 
 def _profile_openvino(
-    model: bytes | str, feed: Mapping[str, Any], settings: SessionSettings, runs: int
+    model: bytes | str,
+    feed: Mapping[str, Any],
+    settings: SessionSettings,
+    runs_of: Callable[[float], int],
 ) -> list[NodeTime]:
     session = OpenVinoSession(model, settings, profiling=True)
     durations: dict[tuple[str, tuple[str, ...]], list[float]] = defaultdict(list)
-    for run in range(runs + WARM_UP):
+    for _ in range(runs_of(_warmed_up(session, feed))):
         session.run(None, feed)
-        if run >= WARM_UP:
-            for operator, names, microseconds in session.node_times():
-                originals = tuple(name.removesuffix(WITHOUT_BIAS) for name in names)
-                durations[operator, originals].append(microseconds)
+        for operator, names, microseconds in session.node_times():
+            originals = tuple(name.removesuffix(WITHOUT_BIAS) for name in names)
+            durations[operator, originals].append(microseconds)
     times = []
     for (operator, names), values in durations.items():
         times.append(NodeTime(operator, names, _faster_half(values), weights=None))

@@ -36,6 +36,7 @@ class JobResult:
         product_rate: multiply-adds per microsecond of a large float product.
         plan: candidates of exported probes.
         left_out: number of unmeasured models for lack of time, the last ones of each kind.
+        model_s: seconds that measuring one model took on average; 0 if not known.
     """
 
     versions: Mapping[str, str]
@@ -49,6 +50,7 @@ class JobResult:
     product_rate: float
     plan: Mapping[str, Any] = field(default_factory=dict)
     left_out: int = 0
+    model_s: float = 0.0
 
 
 def versions(settings: SessionSettings = DEFAULT) -> dict[str, str]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -10,7 +11,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from .sessions import Opener, Runnable
+from .sessions import Opener, Runnable, SessionSettings
 
 QUIET = 0.1  # quantile of times on an undisturbed machine
 PASSES = 3
@@ -18,6 +19,24 @@ RESAMPLES = 200  # of the bootstrap
 WARM_UP = 2  # rounds
 BUSY = 0.25  # disturbance above which the user is warned
 LONG_S = 0.004  # runs that take longer are not repeated within a round
+
+
+Clock = Callable[[], float]  # seconds
+
+
+def quiet_clock(settings: SessionSettings) -> Clock:
+    """Return the clock that other processes disturb least.
+
+    A session of one thread does all of its work in the thread that calls it. The time of that
+    thread does not count while another process has the processor. Not every system counts it
+    finely.
+
+    Args:
+        settings: of the timed sessions.
+    """
+    alone = settings.threads == 1 and settings.provider == "CPUExecutionProvider"
+    fine = sys.platform in ("linux", "darwin")
+    return time.thread_time if alone and fine else time.perf_counter
 
 
 @dataclass(frozen=True)
@@ -65,6 +84,7 @@ def time_pair(
     rounds: int,
     generator: np.random.Generator,
     repeats: int = 3,
+    clock: Clock = time.perf_counter,
 ) -> NDArray[np.float64]:
     """Time two sessions in turn, in random order within a round.
 
@@ -75,6 +95,7 @@ def time_pair(
         rounds: after the warm-up.
         generator: draws the order.
         repeats: runs in a row, the fastest of which counts.
+        clock: returns seconds.
 
     Returns:
         (rounds, 2) seconds of baseline and other.
@@ -85,9 +106,9 @@ def time_pair(
         for i in generator.permutation(2):
             best = float("inf")
             for _ in range(repeats):
-                started = time.perf_counter()
+                started = clock()
                 pair[i].run(None, inputs)
-                best = min(best, time.perf_counter() - started)
+                best = min(best, clock() - started)
             if turn >= 0:
                 seconds[turn, i] = best
     return seconds
@@ -102,13 +123,18 @@ def interleaved_timing(
     report: Callable[[float], None] | None = None,
     precision: float = 0.0,
     budget_s: float = 0.0,
+    passes: int = PASSES,
+    least: int = 0,
+    left_s: Callable[[], float] = lambda: float("inf"),
+    clock: Clock = time.perf_counter,
 ) -> Timing:
     """Time each model in turn with the baseline alone.
 
     More sessions in one loop would push a large baseline out of the caches and flatter small
-    models. The rounds are spread over PASSES passes over all models, so that a disturbance of some
-    seconds does not meet all rounds of one model. Then models whose interval is wider than
-    `precision` are measured again, the widest first, while the budget lasts.
+    models. The rounds are spread over several passes over all models, so that a disturbance of some
+    seconds does not meet all rounds of one model. The first pass takes the models in order. Then
+    models whose interval is wider than `precision` are measured again, the widest first, while the
+    budget lasts.
 
     Args:
         baseline: opens the reference session.
@@ -119,28 +145,52 @@ def interleaved_timing(
         report: called with the done share of the work, 0 to 1.
         precision: sufficient relative half width of an interval; 0 measures nothing again.
         budget_s: seconds in all after which nothing is measured again.
+        passes: over all models; each opens their sessions once more.
+        least: number of first models to measure in any case.
+        left_s: returns the remaining seconds. No model is begun that would take longer than the
+            models before it did.
+        clock: returns seconds, as `quiet_clock` does.
+
+    Returns:
+        Times of the models that were measured, which are the first ones.
     """
     started = time.monotonic()
     generator = np.random.default_rng(seed)
     reference = baseline()
     repeats = _repeats(reference, feed)
-    parts: list[list[NDArray[np.float64]]] = [[] for _ in models]
-    share = -(-rounds // PASSES)
-    for turn in range(PASSES):
-        for position, i in enumerate(generator.permutation(len(models))):
+    parts: list[list[NDArray[np.float64]]] = []
+    share = -(-rounds // passes)
+    mean_s = 0.0  # of one model, building and opening it included
+    for turn in range(passes):
+        order = [*range(len(models))] if turn == 0 else [*generator.permutation(len(parts))]
+        for position, i in enumerate(order):
+            if left_s() < mean_s and (turn > 0 or i >= least):
+                break
             if report is not None:
-                report((turn + position / len(models)) / PASSES)
-            parts[i].append(time_pair(reference, models[i](), feed, share, generator, repeats))
+                report((turn + position / len(order)) / passes)
+            begun = time.monotonic()
+            if turn == 0:
+                parts.append([])
+            parts[i].append(
+                time_pair(reference, models[i](), feed, share, generator, repeats, clock)
+            )
+            mean_s += (time.monotonic() - begun - mean_s) / (position + 1 + turn * len(models))
     widths = [_width(_interval(np.concatenate(p), np.random.default_rng(seed))) for p in parts]
-    while max(widths, default=0.0) > precision > 0 and time.monotonic() - started < budget_s:
+    while (
+        max(widths, default=0.0) > precision > 0
+        and time.monotonic() - started < budget_s
+        and left_s() > 2 * mean_s
+    ):
         i = int(np.argmax(widths))
-        parts[i].append(time_pair(reference, models[i](), feed, 2 * share, generator, repeats))
+        parts[i].append(
+            time_pair(reference, models[i](), feed, 2 * share, generator, repeats, clock)
+        )
         widths[i] = _width(_interval(np.concatenate(parts[i]), np.random.default_rng(seed)))
     seconds = [np.concatenate(p) for p in parts]
     everything = (
         np.concatenate([s[:, 0] for s in seconds])
         if seconds
-        else time_pair(reference, reference, feed, rounds, generator)[:, 0]
+        else time_pair(reference, reference, feed, rounds, generator, repeats, clock)[:, 0]
     )
     intervals = [_interval(s, generator) for s in seconds]
     quiet = float(np.quantile(everything, QUIET))

@@ -3,16 +3,19 @@
 from __future__ import annotations
 
 import os
+import tempfile
+import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from .profiler import profile_nodes
+from .graph_file import GraphFile
 from .sessions import SessionSettings, open_session
-from .timing import Timing, interleaved_timing
+from .timing import PASSES, Timing, interleaved_timing, quiet_clock
 
 Source = Callable[[], bytes | str]  # content or path of a model
 
@@ -40,7 +43,9 @@ def tune(
     settings: SessionSettings,
     threads: Sequence[int],
     seed: int = 0,
-    has_time: Callable[[], bool] = lambda: True,
+    left_s: Callable[[], float] = lambda: float("inf"),
+    rounds: int = ROUNDS,
+    passes: int = PASSES,
 ) -> tuple[SessionSettings, list[dict[str, Any]]]:
     """Return the fastest settings in the mean over models that slow none of them down.
 
@@ -53,7 +58,10 @@ def tune(
         settings: runtime and provider.
         threads: numbers of threads to try; the first is the default.
         seed: of the order of the sessions.
-        has_time: returns False when nothing more may be tried.
+        left_s: returns the remaining seconds. No setting is tried that would take longer than the
+            slowest before it did.
+        rounds: turns of each model under a setting with the model without it.
+        passes: that the rounds are spread over.
 
     Returns:
         The settings, and one row per setting that was tried: its name, the time of each model under
@@ -61,11 +69,17 @@ def tune(
     """
     default = replace(settings, threads=threads[0])
     tried: list[dict[str, Any]] = []
+    longest = 0.0
 
     def compare(name: str, other: SessionSettings, against: SessionSettings) -> float:
-        if not has_time():
+        nonlocal longest
+        begun = time.monotonic()
+        if left_s() <= longest:
             return 1.0
-        timings = [_against(model, feed, against, other, seed) for model in models]
+        timings = []
+        for model in models:
+            timings.append(_against(model, feed, against, other, seed, rounds, passes))
+        longest = max(longest, time.monotonic() - begun)
         ratios = [timing.ratios[0] for timing in timings]
         # A model counts as slower only where its whole interval is above 1.
         slower = any(timing.intervals[0][0] > 1 for timing in timings)
@@ -76,15 +90,15 @@ def tune(
 
     best, best_time = default, 1.0
     for count in threads[1:]:
-        time = compare(f"{count} threads", replace(default, threads=count), default)
-        if time < best_time:
-            best, best_time = replace(default, threads=count), time
+        share = compare(f"{count} threads", replace(default, threads=count), default)
+        if share < best_time:
+            best, best_time = replace(default, threads=count), share
     if settings.runtime != "onnxruntime":
         return best, tried
     if best.threads > 1:
         quiet = replace(best, spinning=False)
         best = quiet if compare("threads that do not spin", quiet, best) < 1 else best
-    executed = {node.operator for model in models for node in profile_nodes(model(), feed, best, 1)}
+    executed: set[str] = set().union(*(_operators(model, best) for model in models if left_s() > 0))
     useless = []
     for name, operators in PASSES_THAT_MAKE.items():
         without = replace(best, disabled_optimizers=(name,))
@@ -113,14 +127,30 @@ def thread_counts(wanted: int | str | Sequence[int]) -> tuple[int, ...]:
     return (wanted,) if isinstance(wanted, int) else tuple(int(n) for n in wanted)
 
 
+def _operators(model: Source, settings: SessionSettings) -> set[str]:
+    """Return the types of the operators of the executed graph."""
+    with tempfile.TemporaryDirectory() as folder:
+        optimized = Path(folder) / "optimized.onnx"
+        open_session(model(), settings, optimized=str(optimized))
+        return {node.operator for node in GraphFile.read(optimized.read_bytes()).nodes}
+
+
 def _against(
-    model: Source, feed: Mapping[str, Any], one: SessionSettings, other: SessionSettings, seed: int
+    model: Source,
+    feed: Mapping[str, Any],
+    one: SessionSettings,
+    other: SessionSettings,
+    seed: int,
+    rounds: int,
+    passes: int,
 ) -> Timing:
     content = model()
     return interleaved_timing(
         partial(open_session, content, one),
         [partial(open_session, content, other)],
         feed,
-        ROUNDS,
+        rounds,
         seed,
+        passes=passes,
+        clock=quiet_clock(one) if one.threads == other.threads else time.perf_counter,
     )

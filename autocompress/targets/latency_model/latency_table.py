@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import asdict, dataclass, field, fields, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -14,18 +14,19 @@ from autocompress.errors import TargetError
 from autocompress.model.modules import CompressibleModule
 from autocompress.results.files import write_atomic
 from autocompress.targets.device.sessions import SessionSettings
-from autocompress.targets.latency_model.fit import LatencyModel
+from autocompress.targets.latency_model.fitting.fit import LatencyModel
+from autocompress.targets.latency_model.fitting.uncertainty import deviation_us
 from autocompress.targets.latency_model.quality import (
     WRONG,
     attribution_doubt,
     held_out,
     held_out_errors,
 )
-from autocompress.targets.latency_model.run import Run
-from autocompress.targets.latency_model.table_rows import COLUMNS, rows_of, runs_of
+from autocompress.targets.latency_model.run import Known, Place, Run
+from autocompress.targets.latency_model.table_rows import COLUMNS, known_of, rows_of, runs_of
 from autocompress.targets.workload import Kernel, Layout, Work, workload
 
-FORMAT = 7
+FORMAT = 8
 
 
 @dataclass(frozen=True)
@@ -38,13 +39,17 @@ class LatencyTable:
         settings: session settings tuned there.
         inputs: shapes of the feed.
         baseline_ms: undisturbed latency of the float model; all runs are ratios to it times this.
-        runs: measured models.
+        runs: measured models; () before anything is measured, when nothing can be predicted.
         multiples: multiple of channels that kernels run fastest on, by kind of module.
         integer_forms: form of the integer weights of each module in the measured models.
         tuning: rows of the tried settings.
         warning: for the user if the machine was busy, else "".
         left_out: number of planned models without a measurement for lack of time.
         product_rate: multiply-adds per microsecond of a large float product there; 0 if not known.
+        known: times of its kernels that other models were measured with on the same machine.
+        estimated: (signature, form) of the kernels that the space offers and that have no time.
+            They are predicted by the roofline of their class.
+        model_s: seconds that measuring one model took; 0 if not known.
     """
 
     target: str
@@ -59,6 +64,9 @@ class LatencyTable:
     warning: str = ""
     left_out: int = 0
     product_rate: float = 0.0
+    known: Mapping[Place, Known] = field(default_factory=dict)
+    estimated: tuple[tuple[str, str], ...] = ()
+    model_s: float = 0.0
 
     @cached_property
     def doubt(self) -> str:
@@ -71,13 +79,21 @@ class LatencyTable:
 
         It is fitted to the operators' times, or to whole models if these are in doubt.
         """
-        return LatencyModel.of(self.runs, attributed=not self.doubt)
+        return LatencyModel.of(self.runs, not self.doubt, self.known, self.estimated)
 
     @cached_property
     def check(self) -> dict[str, Any]:
-        """Return the prediction errors on held-out candidates; {} if they are too few."""
+        """Return the prediction errors on held-out candidates; {} if they are too few.
+
+        Returns:
+            As `prediction_errors`, whose "candidates" the errors rest on, and the number of
+            "models" that the model was fitted to.
+        """
         runs = held_out(self.runs)
-        return held_out_errors(self.model, runs) if runs else {}
+        if not runs:
+            return {}
+        fitted = sum(run.role != "checked" for run in self.runs)
+        return {**held_out_errors(self.model, runs), "models": fitted}
 
     @property
     def note(self) -> str:
@@ -121,6 +137,21 @@ class LatencyTable:
         except KeyError:
             self._check_covered(work.kernels)  # names the module
             raise
+
+    def deviation_ms(self, work: Work) -> float:
+        """Return the standard deviation of a prediction in milliseconds.
+
+        It is larger for kernels that were measured in few models, that lie between measured widths,
+        or that are estimated.
+
+        Args:
+            work: from `workload`.
+
+        Raises:
+            TargetError: if a module runs in an unmeasured form.
+        """
+        self._check_covered(work.kernels)
+        return deviation_us(self.model, work) / 1e3
 
     def module_us(
         self,
@@ -234,7 +265,12 @@ class LatencyTable:
             low, high = run.interval
             ms = run.milliseconds * factor
             runs.append(replace(run, milliseconds=ms, interval=(low * factor, high * factor)))
-        return replace(self, runs=tuple(runs))
+        return replace(
+            self,
+            runs=tuple(runs),
+            known={**other.known, **self.known},
+            estimated=tuple(dict.fromkeys((*self.estimated, *other.estimated))),
+        )
 
     def save(self, path: Path) -> None:
         """Write the table as JSON.
@@ -251,13 +287,14 @@ class LatencyTable:
         """Return the content of the table's file: a head, and rows with named columns."""
         head = {
             "format": FORMAT,
-            **{key: value for key, value in asdict(self).items() if key != "runs"},
+            **{f.name: getattr(self, f.name) for f in fields(self) if f.name not in COLUMNS},
+            "settings": asdict(self.settings),
             "check": self.check,
             "note": self.note,
             "columns": COLUMNS,
         }
         lines = []
-        for name, rows in rows_of(self.runs).items():
+        for name, rows in rows_of(self.runs, self.known).items():
             lines.append(f' "{name}": [\n  ' + ",\n  ".join(map(json.dumps, rows)) + "]")
         return json.dumps(head, indent=1)[:-2] + ",\n" + ",\n".join(lines) + "}\n"
 
@@ -283,7 +320,8 @@ class LatencyTable:
                 data.pop(derived)
             data["settings"] = SessionSettings.from_json(data["settings"])
             data["tuning"] = tuple(data["tuning"])
-            table = cls(runs=runs_of(tables), **data)
+            data["estimated"] = tuple((signature, form) for signature, form in data["estimated"])
+            table = cls(runs=runs_of(tables), known=known_of(tables["known"]), **data)
             if not any(run.spent for run in table.runs):
                 raise ValueError("no profiled model")
             return table

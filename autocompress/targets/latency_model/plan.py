@@ -1,22 +1,29 @@
 """Plan the whole models to profile, and the ones to time for a check of the predictions.
 
-The profiled models must show every kernel that a search space offers on the target.
+The profiled models must show every kernel that a search space offers on the target. Kernels with a
+known time on this machine need not be shown again.
 """
 
 from __future__ import annotations
 
 from collections import Counter, defaultdict
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping
 from dataclasses import dataclass, replace
+from functools import cached_property
 from typing import Any
 
 import numpy as np
 
 from autocompress.candidate import Candidate, ModuleConfig
-from autocompress.targets.workload import Layout, workload
+from autocompress.targets.latency_model.run import Place
+from autocompress.targets.workload import Layout, Work, workload
 
 POOL = 160  # random candidates to choose from
+SHORT_POOL = 40  # of them where time is limited
 LEAST, MOST, CHECKED = 16, 40, 24  # profiled models, and timed ones for the check
+# The same where all kernels are known: the models show how fast the machine is now.
+KNOWN_LEAST, KNOWN_CHECKED = 4, 6
+ENOUGH_WIDTHS = 4  # known widths of a kernel's form, between which others are interpolated
 SHOWN = 2  # models that each kernel should be profiled in
 
 
@@ -39,6 +46,15 @@ class Subject:
     noise_file: Callable[[Candidate], tuple[bytes, Mapping[str, str]]]
     choices: Mapping[str, tuple[ModuleConfig, ...]]
     ratios: Mapping[str, tuple[float, ...]]
+
+    @cached_property
+    def forms(self) -> Mapping[str, tuple[str, ...]]:
+        """Return the forms of each module, in the order of its choices."""
+        forms = {}
+        for module in self.layout.module_map:
+            options = self.choices[module.name]
+            forms[module.name] = tuple(self.layout.form(module, option) for option in options)
+        return forms
 
     def source(self, candidate: Candidate) -> Callable[[], bytes]:
         """Return a function that builds a candidate's file when it is called.
@@ -90,10 +106,8 @@ def uniform_candidate(subject: Subject, form: str, depth: float = 0.0) -> Candid
     configs = {}
     for module in subject.layout.module_map:
         options = subject.choices[module.name]
-        chosen = next(
-            (option for option in options if subject.layout.form(module, option) == form),
-            options[0],
-        )
+        forms = subject.forms[module.name]
+        chosen = options[forms.index(form)] if form in forms else options[0]
         ratios = subject.ratios.get(module.name, (0.0,))
         configs[module.name] = _pruned(chosen, ratios[round(depth * (len(ratios) - 1))])
     return Candidate.of(configs)
@@ -109,13 +123,12 @@ def random_candidate(subject: Subject, generator: np.random.Generator) -> Candid
         subject: model and space.
         generator: source of all draws.
     """
-    layout = subject.layout
     liking: dict[str, float] = defaultdict(lambda: float(np.exp(2 * generator.standard_normal())))
     share, depth = generator.random(2)
     configs = {}
-    for module in layout.module_map:
+    for module in subject.layout.module_map:
         options = subject.choices[module.name]
-        weights = np.array([liking[layout.form(module, option)] for option in options])
+        weights = np.array([liking[form] for form in subject.forms[module.name]])
         chosen = options[int(generator.choice(len(options), p=weights / weights.sum()))]
         ratios = subject.ratios.get(module.name, (0.0,))
         prunes = generator.random() < share
@@ -130,40 +143,73 @@ def _pruned(config: ModuleConfig, ratio: float) -> ModuleConfig:
     return replace(config, pruning_ratio=ratio, importance="l2") if ratio > 0 else config
 
 
-def shown_candidates(subject: Subject, generator: np.random.Generator) -> list[Candidate]:
+def shown_candidates(
+    subject: Subject,
+    generator: np.random.Generator,
+    known: Collection[Place] = (),
+    pool_size: int = POOL,
+) -> tuple[list[Candidate], float]:
     """Return the models to profile.
 
-    All modules in one form each come first, then mixtures. Each step takes the candidate with most
-    kernels that were not seen SHOWN times yet.
+    The untouched model comes first. Each further step takes the candidate with most forms of
+    kernels that were not seen yet, then with most kernels that were not seen SHOWN times yet, then
+    with most forms. So mixtures, which show several forms at once, come before uniform candidates.
 
     Args:
         subject: model and space.
         generator: draws the pool of mixtures.
+        known: kernels that need not be shown.
+        pool_size: number of drawn mixtures.
+
+    Returns:
+        (candidates, share of the kernels of the pool that are not known).
     """
-    layout = subject.layout
     forms = all_forms(subject)
-    chosen = [uniform_candidate(subject, form) for form in forms[:2]]
+    chosen = [uniform_candidate(subject, forms[0])]
     pool = [uniform_candidate(subject, form, depth) for form in forms for depth in (0.0, 1.0)]
-    pool += [random_candidate(subject, generator) for _ in range(POOL)]
+    pool += [random_candidate(subject, generator) for _ in range(pool_size)]
     pool = [candidate for candidate in dict.fromkeys(pool) if candidate not in chosen]
-    kernels: dict[Candidate, Counter[Any]] = {}
+    kernels: dict[Candidate, Counter[Place]] = {}
     for candidate in (*chosen, *pool):
-        work = workload(layout, candidate)
+        work = workload(subject.layout, candidate)
         kernels[candidate] = Counter(kernel[:5] for kernel in work.kernels.values())
-    seen: Counter[Any] = Counter()
-    for candidate in chosen:
-        seen += kernels[candidate]
+    wanted = {place for counts in kernels.values() for place in counts}
+    widths = Counter(place[:3] for place in known)
+    covered = {at for at in wanted if at in known or widths[at[:3]] >= ENOUGH_WIDTHS}
+    unknown = 1 - len(covered) / max(1, len(wanted))
+    least = between(KNOWN_LEAST, LEAST, unknown)
+    seen = Counter(dict.fromkeys(covered, SHOWN)) + kernels[chosen[0]]
+    shown = {_form_of(place) for place in (*known, *seen)}
     while pool and len(chosen) < MOST:
         gains = []
         for candidate in pool:
             counts = kernels[candidate].items()
-            gains.append(sum(max(0, min(SHOWN - seen[place], n)) for place, n in counts))
-        best = int(np.argmax(gains))
-        if gains[best] == 0 and len(chosen) >= LEAST:
+            mixed = {_form_of(place) for place, _ in counts}
+            kernels_gain = sum(max(0, min(SHOWN - seen[at], n)) for at, n in counts)
+            forms_count = len({form for _, form in mixed})
+            gains.append((len(mixed - shown), kernels_gain, forms_count))
+        best = max(range(len(pool)), key=gains.__getitem__)
+        if gains[best][:2] == (0, 0) and len(chosen) >= least:
             break
         seen += kernels[pool[best]]
+        shown.update(map(_form_of, kernels[pool[best]]))
         chosen.append(pool.pop(best))
-    return chosen
+    return chosen, unknown
+
+
+def between(known: int, unknown: int, share: float) -> int:
+    """Return a number of models between the one for known kernels and the one for unknown ones.
+
+    Args:
+        known: number if all kernels are known.
+        unknown: number if none is.
+        share: of the kernels that are not known.
+    """
+    return known + round(share * (unknown - known))
+
+
+def _form_of(place: Place) -> tuple[str, str]:
+    return place[0], place[2]
 
 
 @dataclass(frozen=True)
@@ -179,20 +225,29 @@ class Plan:
     checked: tuple[Candidate, ...]
 
     @classmethod
-    def of(cls, subject: Subject, seed: int) -> Plan:
+    def of(
+        cls, subject: Subject, seed: int, known: Collection[Place] = (), pool_size: int = POOL
+    ) -> Plan:
         """Return a plan for the kernels that the space offers.
 
         Args:
             subject: model and space.
             seed: of all draws.
+            known: kernels with a known time on this machine. The more there are, the fewer models
+                are planned.
+            pool_size: number of random candidates to choose from.
         """
         generator = np.random.default_rng(seed)
-        profiled = shown_candidates(subject, generator)
-        drawn = dict.fromkeys(random_candidate(subject, generator) for _ in range(4 * CHECKED))
-        return cls(
-            tuple(profiled),
-            tuple(candidate for candidate in drawn if candidate not in profiled)[:CHECKED],
-        )
+        profiled, unknown = shown_candidates(subject, generator, known, pool_size)
+        checked: dict[Candidate, None] = {}
+        wanted = between(KNOWN_CHECKED, CHECKED, unknown)
+        for _ in range(4 * wanted):
+            candidate = random_candidate(subject, generator)
+            if candidate not in profiled and len(checked) < wanted:
+                checked[candidate] = None
+            elif len(checked) == wanted:
+                break
+        return cls(tuple(profiled), tuple(checked))
 
     @classmethod
     def from_json(cls, data: Mapping[str, Any]) -> Plan:
@@ -214,22 +269,28 @@ class Plan:
         }
 
 
-def least_shown(subject: Subject, profiled: Sequence[Candidate]) -> int:
-    """Return the number of first candidates that show every form of every kernel.
+def unshown_forms(
+    subject: Subject, works: Iterable[Work], known: Collection[Place] = ()
+) -> tuple[tuple[str, str], ...]:
+    """Return the forms of kernels that the space offers and that nothing shows.
 
     Args:
         subject: model and space.
-        profiled: in the order of measurement.
+        works: of the profiled models.
+        known: kernels with a known time on this machine.
+
+    Returns:
+        (signature, form) of each, in the order of the modules.
     """
-    works = [workload(subject.layout, candidate) for candidate in profiled]
-    shown = [{(kernel.signature, kernel.form) for kernel in w.kernels.values()} for w in works]
-    wanted: set[tuple[str, str]] = set().union(*shown)
-    seen: set[tuple[str, str]] = set()
-    for count, forms in enumerate(shown, 1):
-        seen |= forms
-        if seen >= wanted:
-            return count
-    return len(profiled)
+    shown = {_form_of(place) for place in known}
+    for work in works:
+        shown.update((kernel.signature, kernel.form) for kernel in work.kernels.values())
+    missing: dict[tuple[str, str], None] = {}
+    for name, forms in subject.forms.items():
+        for form in forms:
+            if (subject.layout.signatures[name], form) not in shown:
+                missing[subject.layout.signatures[name], form] = None
+    return tuple(missing)
 
 
 def all_forms(subject: Subject) -> list[str]:
@@ -238,9 +299,7 @@ def all_forms(subject: Subject) -> list[str]:
     Args:
         subject: model and space.
     """
-    layout = subject.layout
     forms: dict[str, None] = {}
-    for module in layout.module_map:
-        for option in subject.choices[module.name]:
-            forms[layout.form(module, option)] = None
+    for module in subject.layout.module_map:
+        forms.update(dict.fromkeys(subject.forms[module.name]))
     return list(forms)

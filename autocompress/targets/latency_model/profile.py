@@ -1,24 +1,40 @@
-"""Measure a latency table: run the models of a plan on the target and attribute their operators."""
+"""Measure a latency table: run the models of a plan on the target and attribute their operators.
+
+Settings are tuned first, since they decide which kernels are known (`kernel_store`). Then whole
+models are measured, as many as there is time for.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+import time
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 
 from autocompress.candidate import Candidate
-from autocompress.targets.device.job import Job, Report
+from autocompress.targets.device.job import Job, Report, tune_settings
 from autocompress.targets.device.result import JobResult
 from autocompress.targets.kernel_models import product_model
 from autocompress.targets.latency import carry_out
 from autocompress.targets.latency_model.attribution import attribute
+from autocompress.targets.latency_model.kernel_store import keep_kernels, known_kernels
 from autocompress.targets.latency_model.latency_table import LatencyTable
-from autocompress.targets.latency_model.plan import Plan, Subject, least_shown
-from autocompress.targets.latency_model.run import Run
+from autocompress.targets.latency_model.plan import (
+    POOL,
+    SHORT_POOL,
+    Plan,
+    Subject,
+    all_forms,
+    uniform_candidate,
+    unshown_forms,
+)
+from autocompress.targets.latency_model.run import Known, Place, Run
 from autocompress.targets.target import Target
 from autocompress.targets.workload import workload
 
 BUDGET_S = 36.0  # for timing whole models
 KEPT_BYTES = 512 << 20  # of files in memory while they are measured
+LEAST = 2  # models to measure in any case: the untouched one, and the mixture of most forms
+REST_S = 0.1  # for attributing the operators of one model
 
 
 def job_of(
@@ -37,10 +53,23 @@ def job_of(
     """
     profiled = [subject.source(candidate) for candidate in plan.profiled]
     checked = [subject.source(candidate) for candidate in plan.checked]
-    tuned = [lambda: subject.baseline, *profiled[1:2]]
-    least = least_shown(subject, plan.profiled)
-    shared = (subject.feed, target.settings, target.threads, BUDGET_S, seed, limit_s, least)
-    return Job(lambda: subject.baseline, product_model, profiled, checked, tuned, *shared)
+    forms = all_forms(subject)[1:2]
+    tuned = [subject.source(uniform_candidate(subject, form)) for form in forms]
+    return Job(
+        lambda: subject.baseline,
+        product_model,
+        profiled,
+        checked,
+        [lambda: subject.baseline, *tuned],
+        subject.feed,
+        target.settings,
+        target.threads,
+        BUDGET_S,
+        seed,
+        limit_s,
+        LEAST,
+        REST_S,
+    )
 
 
 def measure_table(
@@ -57,26 +86,40 @@ def measure_table(
         target: runtime and machine of the models.
         seed: of the plan and of the order.
         report: called with (current step, done share of it).
-        limit_s: limit in seconds for everything; models are left out, but no form.
+        limit_s: limit in seconds for everything. Models are left out then, the checked ones first.
+            Forms that were not measured are estimated.
     """
-    subject = replace(subject, noise_file=_remembered(subject.noise_file))
-    plan = Plan.of(subject, seed)
-    return table_of(
-        subject,
-        target,
-        plan,
-        carry_out(job_of(subject, target, plan, seed, limit_s), target, report),
-    )
+    begun = time.monotonic()
+    subject = replace(subject, noise_file=remembered(subject.noise_file))
+    if target.figures is not None:
+        plan = Plan.of(subject, seed)
+        job = job_of(subject, target, plan, seed, limit_s)
+        return table_of(subject, target, plan, carry_out(job, target, report))
+    job = job_of(subject, target, Plan((), ()), seed, limit_s)
+    settings, tuning = tune_settings(job, report)
+    known = known_kernels(settings, set(subject.layout.signatures.values()))
+    plan = Plan.of(subject, seed, known, POOL if limit_s is None else SHORT_POOL)
+    left_s = None if limit_s is None else max(0.0, limit_s - (time.monotonic() - begun))
+    job = replace(job_of(subject, target, plan, seed, left_s), tuned=(), settings=settings)
+    result = replace(carry_out(job, target, report), tuning=tuning)
+    table = table_of(subject, target, plan, result, known)
+    if not table.doubt:
+        keep_kernels(settings, table.runs, table.model)
+    return table
 
 
-def _remembered(
+def remembered(
     noise_file: Callable[[Candidate], tuple[bytes, Mapping[str, str]]],
 ) -> Callable[[Candidate], tuple[bytes, Mapping[str, str]]]:
-    """Return `noise_file` with a memory of its first files, of at most KEPT_BYTES."""
+    """Return `noise_file` with a memory of its first files, of at most KEPT_BYTES.
+
+    Args:
+        noise_file: see `Subject`.
+    """
     files: dict[Candidate, tuple[bytes, Mapping[str, str]]] = {}
     room = KEPT_BYTES
 
-    def remembered(candidate: Candidate) -> tuple[bytes, Mapping[str, str]]:
+    def file_of(candidate: Candidate) -> tuple[bytes, Mapping[str, str]]:
         nonlocal room
         if candidate in files:
             return files[candidate]
@@ -86,10 +129,16 @@ def _remembered(
             files[candidate] = file
         return file
 
-    return remembered
+    return file_of
 
 
-def table_of(subject: Subject, target: Target, plan: Plan, result: JobResult) -> LatencyTable:
+def table_of(
+    subject: Subject,
+    target: Target,
+    plan: Plan,
+    result: JobResult,
+    known: Mapping[Place, Known] | None = None,
+) -> LatencyTable:
     """Return the table of a job's result.
 
     Args:
@@ -97,19 +146,12 @@ def table_of(subject: Subject, target: Target, plan: Plan, result: JobResult) ->
         target: runtime and machine of the models.
         plan: candidates of the models; the last ones of each role may be left out.
         result: measurements.
+        known: times of kernels that other models were measured with.
     """
-    runs = []
     profiled = len(result.profiles)
     candidates = [*plan.profiled[:profiled], *plan.checked[: len(result.ratios) - profiled]]
-    for i, (candidate, ratio, (low, high)) in enumerate(
-        zip(candidates, result.ratios, result.intervals, strict=True)
-    ):
-        work, ms = workload(subject.layout, candidate), result.baseline_ms
-        if i >= profiled:
-            runs.append(Run("checked", work, ratio * ms, (low * ms, high * ms)))
-            continue
-        spent, operators = attribute(result.profiles[i], *subject.noise_file(candidate), work)
-        runs.append(Run("profiled", work, ratio * ms, (low * ms, high * ms), spent, operators))
+    runs = runs_of_result(subject, candidates, result, result.baseline_ms)
+    known = known or {}
     return LatencyTable(
         target.name,
         dict(result.versions),
@@ -123,4 +165,32 @@ def table_of(subject: Subject, target: Target, plan: Plan, result: JobResult) ->
         result.warning,
         result.left_out,
         result.product_rate,
+        known,
+        unshown_forms(subject, [run.work for run in runs if run.spent], known),
+        result.model_s,
     )
+
+
+def runs_of_result(
+    subject: Subject, candidates: Sequence[Candidate], result: JobResult, baseline_ms: float
+) -> list[Run]:
+    """Return the runs of a job's result.
+
+    Args:
+        subject: model and space.
+        candidates: of the measured models, the profiled ones first.
+        result: measurements.
+        baseline_ms: latency of the float model, which the ratios are multiplied by.
+    """
+    runs = []
+    ms = baseline_ms
+    for i, (candidate, ratio, (low, high)) in enumerate(
+        zip(candidates, result.ratios, result.intervals, strict=True)
+    ):
+        work = workload(subject.layout, candidate)
+        if i >= len(result.profiles):
+            runs.append(Run("checked", work, ratio * ms, (low * ms, high * ms)))
+            continue
+        spent, operators = attribute(result.profiles[i], *subject.noise_file(candidate), work)
+        runs.append(Run("profiled", work, ratio * ms, (low * ms, high * ms), spent, operators))
+    return runs

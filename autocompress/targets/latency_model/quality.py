@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 from scipy.stats import kendalltau
 
-from autocompress.targets.latency_model.fit import LatencyModel
+from autocompress.targets.latency_model.fitting.fit import LatencyModel
 from autocompress.targets.latency_model.run import Run
 from autocompress.targets.workload import arithmetic
 

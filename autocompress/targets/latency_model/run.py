@@ -5,12 +5,32 @@ from __future__ import annotations
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from typing import NamedTuple
 
 import numpy as np
 
 from autocompress.targets.workload import Work
 
 REST = "rest"  # owner of operators that no module owns
+SURROUNDINGS = "surroundings"  # signature of a feature around the kernels among known times
+Place = tuple[str, int, str, int, int]  # signature, rows, form, kept_in, kept_out of a kernel
+
+
+class Known(NamedTuple):
+    """Hold the time of a kernel that other models were measured with on the same machine.
+
+    The cost of a unit of a surrounding feature is kept in the same way: its signature is
+    SURROUNDINGS, and its form is the feature.
+
+    Attributes:
+        microseconds: undisturbed.
+        amount: of its work, as `Kernel.amount`.
+        models: number of measured models with it.
+    """
+
+    microseconds: float
+    amount: float
+    models: int
 
 
 @dataclass(frozen=True)

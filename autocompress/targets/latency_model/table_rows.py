@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
-from autocompress.targets.latency_model.run import REST, Run
+from autocompress.targets.latency_model.run import REST, Known, Place, Run
 from autocompress.targets.workload import Kernel, Work
 
 # Columns of each table of the file; `run` numbers the models. `microseconds` is null if a model was
-# not profiled.
+# not profiled. `known` are kernels that other models were measured with.
 COLUMNS = {
     "runs": ("run", "role", "milliseconds", "low", "high"),
     "kernels": (
@@ -26,14 +26,27 @@ COLUMNS = {
     ),
     "surroundings": ("run", "feature", "amount"),
     "rest": ("run", "operator", "microseconds", "operators"),
+    "known": (
+        "signature",
+        "rows",
+        "form",
+        "kept_in",
+        "kept_out",
+        "microseconds",
+        "amount",
+        "models",
+    ),
 }
 
 
-def rows_of(runs: Sequence[Run]) -> dict[str, list[list[Any]]]:
+def rows_of(
+    runs: Sequence[Run], known: Mapping[Place, Known] | None = None
+) -> dict[str, list[list[Any]]]:
     """Return the rows of each table of the file, in the order of COLUMNS.
 
     Args:
         runs: of a latency table.
+        known: its known kernels.
     """
     rows: dict[str, list[list[Any]]] = {name: [] for name in COLUMNS}
     for number, run in enumerate(runs):
@@ -47,7 +60,21 @@ def rows_of(runs: Sequence[Run]) -> dict[str, list[list[Any]]]:
             rows["rest"].append([number, None, *run.spent.get(REST, (0.0, 0))])
         for operator, microseconds in run.operators.items():
             rows["rest"].append([number, operator, microseconds, None])
+    rows["known"] = [[*place, *times] for place, times in (known or {}).items()]
     return rows
+
+
+def known_of(rows: Iterable[Mapping[str, Any]]) -> dict[Place, Known]:
+    """Return the known kernels of a file.
+
+    Args:
+        rows: as {column: value}, by the names of COLUMNS["known"].
+    """
+    known: dict[Place, Known] = {}
+    for row in rows:
+        place = (row["signature"], row["rows"], row["form"], row["kept_in"], row["kept_out"])
+        known[place] = Known(float(row["microseconds"]), float(row["amount"]), row["models"])
+    return known
 
 
 def runs_of(tables: Mapping[str, list[dict[str, Any]]]) -> tuple[Run, ...]:

@@ -15,7 +15,7 @@ def test_nodes_and_weights_are_read_from_the_bytes_of_a_file(layered: bytes) -> 
     expected = onnx.load_from_string(layered).graph
     graph = GraphFile.read(layered)
     assert graph.nodes == tuple(
-        (node.name, tuple(node.input), tuple(node.output)) for node in expected.node
+        (node.name, tuple(node.input), tuple(node.output), node.op_type) for node in expected.node
     )
     assert set(graph.constants) == {tensor.name for tensor in expected.initializer}
     assert [graph.is_weight(name) for name in ("w0", "g0", "x")] == [True, False, False]

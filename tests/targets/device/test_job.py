@@ -3,39 +3,100 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 import pytest
 
-from autocompress.targets.device.job import affordable
+from autocompress.targets.device import job as job_module
+from autocompress.targets.device import profiler, sessions, timing
+from autocompress.targets.device.job import Job, measure, tune_settings
 from autocompress.targets.device.profiler import NodeTime
 from autocompress.targets.device.result import JobResult as Found
 from autocompress.targets.device.result import read_result as read_found
 from autocompress.targets.device.result import write_result as write_found
-from autocompress.targets.device.sessions import SessionSettings
+from autocompress.targets.device.sessions import DEFAULT, SessionSettings
+from autocompress.targets.kernel_models import product_model
+
+FEED = {"x": np.zeros((1, 8, 64), np.float32)}
 
 
-@pytest.mark.parametrize(
-    ("left_s", "expected"),
-    [
-        (100.0, (9, 6)),
-        (15.0, (9, 6)),
-        (14.0, (8, 6)),
-        (13.0, (8, 5)),
-        (12.0, (8, 4)),
-        (9.0, (7, 2)),
-    ],
-)
-def test_of_three_models_that_are_cut_two_only_check(
-    left_s: float, expected: tuple[int, int]
+class Clock:
+    """A clock that moves by hand."""
+
+    def __init__(self) -> None:
+        self.seconds = 0.0
+
+    def monotonic(self) -> float:
+        return self.seconds
+
+
+def job(layered: bytes, models: int, **changes: object) -> Job:
+    sources = [lambda: layered] * models
+    product = product_model
+    given = Job(lambda: layered, product, sources[:-1], sources[-1:], [], FEED, DEFAULT, [1], 1.0)
+    return replace(given, **changes)
+
+
+def test_models_are_profiled_and_timed_in_one_session(layered: bytes, monkeypatch) -> None:
+    opened = []
+    real = sessions.open_session
+
+    def counted(model: bytes, *given: object, **named: object) -> object:
+        opened.append(bool(given[1:2] and given[1]))
+        return real(model, *given, **named)
+
+    for module in (job_module, profiler):
+        monkeypatch.setattr(module, "open_session", counted)
+    result = measure(job(layered, 3, limit_s=600.0, least=2))
+    assert len(result.ratios) == 3
+    assert len(result.profiles) == 2
+    assert result.left_out == 0
+    assert opened.count(True) == 2, "each profiled model is opened for its profile"
+    assert {node.operator for node in result.profiles[1]} >= {"MatMul"}
+    assert result.model_s > 0
+
+
+@pytest.mark.parametrize(("limit_s", "count"), [(0.0, 2), (18.0, 3), (25.0, 4), (100.0, 6)])
+def test_the_last_models_are_left_out_when_the_time_is_over(
+    layered: bytes, monkeypatch, limit_s: float, count: int
 ) -> None:
-    assert affordable(9, 6, 2, 1.0, 1.0, left_s) == expected
+    """Each model takes 5 s of a clock that moves by hand."""
+    clock = Clock()
+    for module in (job_module, timing):
+        monkeypatch.setattr(module.time, "monotonic", clock.monotonic)
+
+    def slow() -> bytes:
+        clock.seconds += 5
+        return layered
+
+    slow_job = replace(
+        job(layered, 6, limit_s=limit_s, least=2), profiled=[slow] * 5, timed=[slow], budget_s=0.0
+    )
+    result = measure(replace(slow_job, rest_s=1.0))
+    assert (len(result.ratios), result.left_out) == (count, 6 - count)
+    assert len(result.profiles) == min(count, 5)
 
 
-def test_the_least_number_is_profiled_without_any_time() -> None:
-    assert affordable(9, 6, 4, 1.0, 1.0, 0.0) == (4, 0)
-    assert affordable(3, 0, 3, 1.0, 1.0, 0.0) == (3, 0)
-    assert affordable(0, 0, 0, 1.0, 1.0, 0.0) == (0, 0)
+def test_without_models_to_tune_on_the_settings_stay(layered: bytes) -> None:
+    settings = SessionSettings(disabled_optimizers=("SkipLayerNormFusion",))
+    result = measure(job(layered, 2, limit_s=0.0, least=1, settings=settings))
+    assert (result.settings, result.tuning) == (settings, [])
+
+
+def test_tuning_takes_its_share_of_the_limit(layered: bytes, monkeypatch) -> None:
+    asked = []
+
+    def tuned(models, feed, settings, threads, seed, left_s, rounds, passes):
+        asked.append((left_s(), rounds, passes))
+        return settings, []
+
+    monkeypatch.setattr(job_module, "tune", tuned)
+    tune_settings(job(layered, 2, limit_s=1000.0, tuned=[lambda: layered]))
+    ((left_s, rounds, passes),) = asked
+    assert left_s <= 250
+    assert (rounds, passes) == (30, 1)
 
 
 def test_what_was_found_is_read_as_it_was_written(tmp_path: Path) -> None:

@@ -10,8 +10,8 @@ import pytest
 from onnx import TensorProto, helper, numpy_helper
 
 from autocompress.targets.device import profiler
-from autocompress.targets.device.profiler import WARM_UP, profile_nodes
-from autocompress.targets.device.sessions import DEFAULT
+from autocompress.targets.device.profiler import WARM_UP, profile_nodes, profiled_session
+from autocompress.targets.device.sessions import DEFAULT, open_session
 
 
 def test_profiles_name_the_weights_that_were_laid_out_for_a_kernel() -> None:
@@ -58,8 +58,22 @@ def test_profiles_name_tensors_types_and_shapes(layered: bytes, layered_feed) ->
     assert products[0].outputs == (("float", (1, 8, 64)),)
 
 
+def test_the_session_of_a_profile_goes_on_without_it(layered: bytes, layered_feed) -> None:
+    asked = []
+    profile, session = profiled_session(
+        layered, layered_feed, DEFAULT, lambda seconds: asked.append(seconds) or 3
+    )
+    assert asked[0] > 0, "the seconds of one run"
+    assert [node.names for node in profile] == [
+        node.names for node in profile_nodes(layered, layered_feed, DEFAULT, 1)
+    ]
+    (output,) = session.run(None, layered_feed)
+    (expected,) = open_session(layered).run(None, layered_feed)
+    np.testing.assert_array_equal(output, expected)
+
+
 class Profiled:
-    """A session whose profile is made up: 5 calls to warm up at 1000 us, then `durations`."""
+    """A session whose profile is made up: calls to warm up at 1000 us, then `durations`."""
 
     def __init__(self, prefix: str, durations: list[int]) -> None:
         self.prefix, self.durations, self.calls = prefix, durations, 0

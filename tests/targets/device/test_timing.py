@@ -6,8 +6,9 @@ from functools import partial
 import numpy as np
 
 from autocompress.export.float_graph.float_graph import export_float
-from autocompress.targets.device.sessions import open_session
-from autocompress.targets.device.timing import Timing, interleaved_timing, time_pair
+from autocompress.targets.device import timing as timing_module
+from autocompress.targets.device.sessions import DEFAULT, Opener, SessionSettings, open_session
+from autocompress.targets.device.timing import Timing, interleaved_timing, quiet_clock, time_pair
 
 
 class Spinner:
@@ -75,6 +76,44 @@ def test_what_is_uncertain_is_measured_again_until_the_time_is_up() -> None:
         lambda: Spinner(0.001), [lambda: steady], {}, rounds=3, precision=1e-6, budget_s=0.0
     )
     assert none.rounds == (3,), "no budget, no repetition"
+
+
+def test_time_is_what_the_clock_says() -> None:
+    ticks = iter(range(1000))
+    seconds = time_pair(
+        Spinner(0.0), Spinner(0.0), {}, 3, np.random.default_rng(0), clock=lambda: next(ticks)
+    )
+    assert (seconds == 1).all()
+
+
+def test_other_processes_do_not_count_in_a_session_of_one_thread(monkeypatch) -> None:
+    monkeypatch.setattr(timing_module.sys, "platform", "linux")
+    assert quiet_clock(DEFAULT) is time.thread_time
+    assert quiet_clock(SessionSettings(threads=2)) is time.perf_counter
+    assert quiet_clock(SessionSettings("openvino", "CPU")) is time.perf_counter
+    monkeypatch.setattr(timing_module.sys, "platform", "win32")
+    assert quiet_clock(DEFAULT) is time.perf_counter, "it counts in steps of 16 ms there"
+
+
+def test_models_are_left_out_when_the_time_is_over() -> None:
+    opened: list[int] = []
+
+    def opener(i: int) -> Opener:
+        return lambda: opened.append(i) or Spinner(0.001)
+
+    seconds = iter([9.0, 9.0, 9.0, 0.0, *[0.0] * 9])
+    timing = interleaved_timing(
+        lambda: Spinner(0.001),
+        [opener(i) for i in range(5)],
+        {},
+        rounds=4,
+        passes=2,
+        least=1,
+        left_s=lambda: next(seconds),
+    )
+    assert opened == [0, 1, 2], "in order, and none a second time"
+    assert timing.rounds == (2, 2, 2)
+    assert len(timing.ratios) == len(timing.intervals) == 3
 
 
 def test_a_busy_machine_is_noticed_and_said() -> None:

@@ -11,7 +11,7 @@ from autocompress.targets.device.tuning import thread_counts, tune
 
 
 def fake_timing(ratio_of) -> object:
-    def timing(baseline, models, feed, rounds, seed=0):
+    def timing(baseline, models, feed, rounds, seed=0, passes=3, clock=None):
         ratio = ratio_of(models[0].args[1])
         return Timing(1.0, (ratio,), ((ratio * 0.99, ratio * 1.01),))
 
@@ -64,7 +64,7 @@ def test_without_time_nothing_is_tried(layered: bytes, layered_feed, monkeypatch
 
     monkeypatch.setattr(tuning, "interleaved_timing", never)
     sources = [lambda: layered]
-    settings, tried = tune(sources, layered_feed, DEFAULT, [2, 4], has_time=lambda: False)
+    settings, tried = tune(sources, layered_feed, DEFAULT, [2, 4], left_s=lambda: 0.0)
     assert settings == SessionSettings(threads=2)
     assert tried == []
 

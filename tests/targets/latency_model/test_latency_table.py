@@ -151,7 +151,7 @@ def test_tables_are_cached_and_saved_as_rows_with_named_columns(
     assert again == table
     data = json.loads(path.read_text())
     assert data["versions"] == versions()
-    assert set(data["columns"]) == {"runs", "kernels", "surroundings", "rest"}
+    assert set(data["columns"]) == {"runs", "kernels", "surroundings", "rest", "known"}
     assert all(len(row) == len(data["columns"]["kernels"]) for row in data["kernels"])
 
 
@@ -164,7 +164,7 @@ def test_tables_that_cannot_serve_are_refused_in_one_line(
     text = path.read_text()
     for damaged, message in (
         (text[:200], "not a latency table"),
-        (text.replace('"format": 7', '"format": 4'), "not a latency table .*another format"),
+        (text.replace('"format": 8', '"format": 4'), "not a latency table .*another format"),
         (
             text.replace('"target": "onnxruntime-cpu"', '"target": "openvino-cpu"'),
             "table of target openvino-cpu, not of onnxruntime-cpu",
@@ -221,7 +221,7 @@ def test_a_front_that_was_predicted_wrong_moves_the_model(
     learned = table.with_front(works, slower)
     before, after = ([t.predict(work) for work in works] for t in (table, learned))
     assert prediction_errors(before, slower)["mape"] == pytest.approx(1 - 1 / 1.2)
-    assert prediction_errors(after, slower)["mape"] < 0.3 * (1 - 1 / 1.2)
+    assert prediction_errors(after, slower)["mape"] < 0.4 * (1 - 1 / 1.2)
     assert sum(run.role == "front" for run in learned.with_front(works[:2], slower[:2]).runs) == 2
 
 

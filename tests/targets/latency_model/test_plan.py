@@ -11,16 +11,18 @@ from small_layout import MODULES, layout
 from autocompress.candidate import Candidate, ModuleConfig
 from autocompress.targets.latency_model.plan import (
     CHECKED,
+    KNOWN_CHECKED,
+    KNOWN_LEAST,
     LEAST,
     MOST,
     Plan,
     Subject,
     all_forms,
     form_choices,
-    least_shown,
     random_candidate,
     shown_candidates,
     uniform_candidate,
+    unshown_forms,
 )
 from autocompress.targets.workload import workload
 
@@ -99,8 +101,13 @@ def test_random_candidates_are_of_the_space_and_of_the_seed() -> None:
 
 def test_shown_candidates_show_every_kernel_twice() -> None:
     given = subject()
-    found = shown_candidates(given, np.random.default_rng(0))
-    assert found[:2] == [uniform_candidate(given, form) for form in all_forms(given)[:2]]
+    found, unknown = shown_candidates(given, np.random.default_rng(0))
+    assert found[0] == Candidate()
+    assert unknown == 1.0
+    forms = set(given.forms["a"])
+    shown = [{k.form for k in workload(given.layout, c).kernels.values()} for c in found]
+    assert len(shown[1] - {"float"}) >= 2, "a mixture shows several forms at once"
+    assert forms <= set().union(*shown[:4])
     assert LEAST <= len(found) <= MOST
     assert len(set(found)) == len(found)
     seen = Counter(
@@ -119,7 +126,7 @@ def test_a_space_of_few_candidates_is_shown_whole() -> None:
     given = layout()
     choices = {m.name: (ModuleConfig(),) for m in MODULES}
     small = Subject(given, {}, b"", lambda candidate: (b"", {}), choices, {"a": (0.0, 0.5)})
-    found = shown_candidates(small, np.random.default_rng(0))
+    found, _ = shown_candidates(small, np.random.default_rng(0))
     assert set(found) == {
         Candidate(),
         Candidate.of({"a": ModuleConfig(pruning_ratio=0.5, importance="l2")}),
@@ -135,15 +142,56 @@ def test_a_plan_checks_other_candidates_and_is_read_as_it_was_written() -> None:
     assert Plan.from_json(json.loads(json.dumps(plan.to_json()))) == plan
 
 
-def test_the_least_number_shows_every_form() -> None:
+def places(given: Subject, candidates: list[Candidate]) -> set:
+    works = [workload(given.layout, candidate) for candidate in candidates]
+    return {kernel[:5] for work in works for kernel in work.kernels.values()}
+
+
+def test_kernels_that_are_known_are_not_shown_again() -> None:
     given = subject()
-    plain, integer = Candidate(), uniform_candidate(given, "int8")
-    rank = uniform_candidate(given, "int8-rank0.5")
-    assert least_shown(given, [plain, integer, plain, integer]) == 2
-    assert least_shown(given, [plain, plain, integer, rank, plain]) == 4
-    assert least_shown(given, [plain]) == 1
-    half = uniform_candidate(given, "float", 1.0)
-    assert least_shown(given, [plain, half]) == 1, "a width is no other form"
+    first = Plan.of(given, 0)
+    known = places(given, [*first.profiled, *first.checked])
+    second = Plan.of(given, 0, known)
+    assert len(first.profiled) >= LEAST > KNOWN_LEAST == len(second.profiled)
+    assert len(second.checked) == KNOWN_CHECKED
+    assert second.profiled[0] == Candidate()
+    works = [workload(given.layout, candidate) for candidate in second.profiled]
+    forms = [len({kernel.form for kernel in work.kernels.values()}) for work in works]
+    assert sum(count >= 3 for count in forms) >= 2, "mixtures show how fast the machine is"
+    half = {place for place in known if place[0].startswith("linear 16x8")}
+    partly = Plan.of(given, 0, half)
+    assert KNOWN_LEAST < len(partly.profiled) < LEAST
+
+
+def test_a_form_that_is_not_known_is_shown_first() -> None:
+    given = subject()
+    known = places(given, list(Plan.of(given, 0).profiled))
+    missing = {place for place in known if place[2] == "int8-rank0.5"}
+    profiled = Plan.of(given, 0, known - missing).profiled
+    assert missing & places(given, [profiled[1]])
+
+
+def test_widths_between_known_ones_are_known() -> None:
+    given = subject((0.0, 0.125, 0.25, 0.5, 0.75))
+    known = places(given, list(Plan.of(given, 0).profiled))
+    between = {place for place in known if 12 in place[3:]}
+    assert between
+    assert len(Plan.of(given, 0, known - between).profiled) == KNOWN_LEAST
+
+
+def test_forms_that_nothing_shows_are_named_once() -> None:
+    given = subject()
+    works = [workload(given.layout, Candidate())]
+    signatures = given.layout.signatures
+    assert unshown_forms(given, works) == (
+        (signatures["conv"], "int8-dynamic"),
+        (signatures["a"], "int8"),
+        (signatures["a"], "int8-rank0.5"),
+        (signatures["a"], "float-rank0.5"),
+        (signatures["b"], "int8"),
+    )
+    known = {(signatures["a"], 4, "int8", 4, 4)}
+    assert (signatures["a"], "int8") not in unshown_forms(given, works, known)
 
 
 def test_sources_are_made_when_they_are_asked_for() -> None:

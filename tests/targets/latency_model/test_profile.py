@@ -14,6 +14,7 @@ from autocompress.cache import cache_folder
 from autocompress.candidate import Candidate, ModuleConfig
 from autocompress.errors import TargetError
 from autocompress.integer_form import IntegerForm
+from autocompress.targets.device.job import Job
 from autocompress.targets.device.result import JobResult as Found
 from autocompress.targets.device.result import versions
 from autocompress.targets.device.result import write_result as write_found
@@ -22,7 +23,7 @@ from autocompress.targets.latency_model import profile, stored_tables
 from autocompress.targets.latency_model.latency_table import LatencyTable
 from autocompress.targets.latency_model.plan import Plan, Subject, form_choices
 from autocompress.targets.latency_model.profile import job_of, table_of
-from autocompress.targets.latency_model.run import REST
+from autocompress.targets.latency_model.run import REST, SURROUNDINGS, Known
 from autocompress.targets.latency_model.stored_tables import (
     cached_table,
     is_foreign,
@@ -33,6 +34,7 @@ from autocompress.targets.latency_model.stored_tables import (
 )
 from autocompress.targets.latency_model.stored_tables import run_table as kept
 from autocompress.targets.target import find_target
+from autocompress.targets.workload import workload
 
 TARGET = find_target("onnxruntime-cpu")
 INT8 = Candidate.of({"a": ModuleConfig(8, 8)})
@@ -117,10 +119,58 @@ def test_files_are_remembered_while_there_is_room(monkeypatch: pytest.MonkeyPatc
         made.append(candidate)
         return (b"x" * (6 if candidate != HALF else 4), {})
 
-    remembered = profile._remembered(blank)
+    file_of = profile.remembered(blank)
     for candidate in (Candidate(), INT8, HALF) * 2:
-        remembered(candidate)
+        file_of(candidate)
     assert made == [Candidate(), INT8, HALF, INT8], "6 + 4 bytes are kept, 6 more are not"
+
+
+def test_a_second_table_needs_fewer_models(monkeypatch: pytest.MonkeyPatch, folder: Path) -> None:
+    """Its kernels are known; what it measures is how fast the machine is now."""
+    jobs: list[Job] = []
+
+    def carry_out(job: Job, target: object, report: object) -> Found:
+        jobs.append(job)
+        count = len(job.profiled) + len(job.timed)
+        return found(
+            settings=job.settings,
+            ratios=[1.0] * count,
+            intervals=[(1.0, 1.0)] * count,
+            profiles=[[] for _ in job.profiled],
+            product_rate=1e6,
+            left_out=0,
+        )
+
+    tuned = SessionSettings(threads=1, disabled_optimizers=("GeluFusionL2",))
+    monkeypatch.setattr(profile, "carry_out", carry_out)
+    monkeypatch.setattr(profile, "tune_settings", lambda job, report: (tuned, [{"setting": "x"}]))
+    given = replace(subject(), ratios={"a": (0.0, 0.25, 0.5)})
+    first, second = (profile.measure_table(given, TARGET, limit_s=limit) for limit in (None, 60.0))
+    assert (first.known, first.estimated) == ({}, ())
+    grid = {kernel[:5] for run in first.runs if run.spent for kernel in run.work.kernels.values()}
+    assert {place for place in second.known if place[0] != SURROUNDINGS} == grid
+    assert len(second.known) > len(grid)
+    assert (first.settings, first.tuning) == (tuned, ({"setting": "x"},))
+    assert [job.settings for job in jobs] == [tuned, tuned]
+    assert [len(job.tuned) for job in jobs] == [0, 0], "the settings were tuned before"
+    assert len(jobs[1].profiled) == 4 < len(jobs[0].profiled)
+    assert jobs[0].limit_s is None
+    assert 0 < jobs[1].limit_s <= 60
+    path = folder / "table.json"
+    second.save(path)
+    assert LatencyTable.load(path).known == second.known
+
+
+def test_forms_that_were_left_out_are_estimated(tmp_path: Path) -> None:
+    short = found(ratios=[1.0], intervals=[(1.0, 1.0)], profiles=[[]], left_out=2)
+    table = table_of(subject(), TARGET, PLAN, short)
+    assert table.estimated == (("linear 16x8", "int8"),)
+    table.covers(subject().layout, [INT8])
+    table.save(tmp_path / "table.json")
+    assert LatencyTable.load(tmp_path / "table.json").estimated == table.estimated
+    assert kept(subject(), TARGET, tmp_path / "table.json") is not None
+    known = {workload(layout(), INT8).kernels["a"][:5]: Known(3.0, 128.0, 1)}
+    assert table_of(subject(), TARGET, PLAN, short, known).estimated == ()
 
 
 def test_keys_are_of_all_that_latency_depends_on() -> None:

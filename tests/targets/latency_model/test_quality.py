@@ -16,11 +16,12 @@ import pytest
 
 import autocompress as ac
 from autocompress.cli.tables import latency_notes
+from autocompress.errors import TargetError
 from autocompress.report.page import write_report
 from autocompress.targets.device.sessions import DEFAULT
 from autocompress.targets.latency_model import profile
 from autocompress.targets.latency_model.breakdown import where_time_goes
-from autocompress.targets.latency_model.fit import LatencyModel
+from autocompress.targets.latency_model.fitting.fit import LatencyModel
 from autocompress.targets.latency_model.latency_table import LatencyTable
 from autocompress.targets.latency_model.quality import held_out, held_out_errors, missing_time
 from autocompress.targets.latency_model.run import REST, Run
@@ -242,3 +243,29 @@ def test_shares_of_a_doubted_profile_are_the_models_own() -> None:
     assert [row["operator"] for row in shares[1]["operators"]] == ["all operators"]
     assert shares[0]["modules_share"] == pytest.approx(320 / 345, abs=0.02)
     assert shares[1]["modules_share"] > 0.7
+
+
+def test_the_check_says_on_how_many_models_it_rests() -> None:
+    check = table(runs()).check
+    assert (check["candidates"], check["models"]) == (24, 40)
+    assert table(runs()[:40]).check == {}
+
+
+def test_a_table_is_made_before_anything_is_measured(tmp_path: Path) -> None:
+    empty = LatencyTable("onnxruntime-cpu", {}, DEFAULT, {}, 1.0, ())
+    assert (empty.check, empty.note, empty.doubt) == ({}, "", "")
+    empty.save(tmp_path / "table.json")
+    with pytest.raises(TargetError, match="no profiled model"):
+        LatencyTable.load(tmp_path / "table.json")
+
+
+def test_verified_files_serve_a_table_of_few_runs() -> None:
+    """The forms of a file that no profile shows are learned from it."""
+    verified = [run("iiii", "wwww", "front"), run("ifif", "whwh", "front")]
+    works, ms = [one.work for one in verified], [one.milliseconds for one in verified]
+    for first in ((), (run("ffff", "wwww"),)):
+        learned = LatencyTable("onnxruntime-cpu", {}, DEFAULT, {}, 1.0, first)
+        learned = learned.with_front(works, ms)
+        predicted = [learned.predict(work) for work in works]
+        assert predicted == pytest.approx(ms, rel=0.15)
+        assert learned.deviation_ms(works[0]) > 0

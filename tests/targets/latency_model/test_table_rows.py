@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import json
 
-from autocompress.targets.latency_model.run import REST, Run
-from autocompress.targets.latency_model.table_rows import COLUMNS, rows_of, runs_of
+from autocompress.targets.latency_model.run import REST, Known, Run
+from autocompress.targets.latency_model.table_rows import COLUMNS, known_of, rows_of, runs_of
 from autocompress.targets.workload import Kernel, Work
 
 KERNEL = Kernel(*range(len(Kernel._fields)))
@@ -33,3 +33,9 @@ def test_a_model_that_was_only_timed_has_no_microseconds() -> None:
     rows = rows_of([TIMED])
     assert rows["kernels"] == [[0, "a", *KERNEL, None, None]]
     assert rows["rest"] == []
+
+
+def test_known_kernels_come_back_from_their_rows() -> None:
+    known = {("linear 8x8", 4, "int8", 8, 8): Known(7.5, 64.0, 3)}
+    rows = json.loads(json.dumps(rows_of([], known)))["known"]
+    assert known_of(dict(zip(COLUMNS["known"], row, strict=True)) for row in rows) == known

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from itertools import pairwise
 
 import numpy as np
 import pytest
 
-from autocompress.targets.latency_model.fit import LatencyModel
-from autocompress.targets.latency_model.run import REST, Run, profiler_overhead
+from autocompress.targets.latency_model.fitting.fit import LatencyModel
+from autocompress.targets.latency_model.run import REST, SURROUNDINGS, Known, Run, profiler_overhead
 from autocompress.targets.workload import Kernel, Work
 
 OVERHEAD = 1.5
@@ -119,3 +120,54 @@ def test_whole_models_correct_what_the_parts_miss() -> None:
     model = LatencyModel.of(runs)
     errors = [model.predict_us(r.work) / (r.milliseconds * 1e3) - 1 for r in runs]
     assert np.abs(errors).max() < 0.03
+
+
+def test_known_kernels_are_taken_at_the_speed_of_the_runs() -> None:
+    """The machine is half as fast as it was when the known kernels were measured."""
+    known = {
+        kernel(*one)[:5]: Known(cost / 2, 4096.0, 3)
+        for one, cost in COST.items()
+        if one != ("b", "int8")
+    }
+    narrow = kernel("a", "int8", 32)
+    known[narrow[:5]] = Known(COST["a", "int8"] / 4, 2048.0, 1)
+    model = LatencyModel.of([run("ffff"), run("ifif"), run("fiff")], known=known)
+    assert model.kernel_us(narrow) == pytest.approx(COST["a", "int8"] / 2, rel=0.05)
+    assert model.measured(narrow)
+    assert model.kernel_us(kernel("b", "float")) == pytest.approx(COST["b", "float"], rel=0.05)
+    assert model.seen[narrow[:5]] == 1
+    assert model.seen[kernel("b", "float")[:5]] == 3 + 3
+
+
+def test_a_form_without_a_time_is_estimated_where_that_is_allowed() -> None:
+    runs = [run(forms) for forms in ("ffff", "ifif", "ffif")]
+    missing = kernel("b", "int8")
+    with pytest.raises(KeyError, match="int8"):
+        LatencyModel.of(runs).kernel_us(missing)
+    model = LatencyModel.of(runs, estimated=[("linear b", "int8")])
+    assert not model.shows(missing)
+    assert 0.5 * COST["a", "int8"] < model.kernel_us(missing) < 2 * COST["b", "float"]
+    assert model.kernel_us(kernel("a", "int8")) == pytest.approx(COST["a", "int8"], rel=0.1)
+
+
+def test_verified_files_alone_make_a_model() -> None:
+    front = [replace(run(forms, role="front"), spent={}) for forms in MIXTURES]
+    model = LatencyModel.of(front)
+    for one in front:
+        assert model.predict_us(one.work) == pytest.approx(one.milliseconds * 1e3, rel=0.1)
+
+
+def test_a_form_that_only_a_verified_file_has_is_estimated() -> None:
+    front = replace(run("fifi", role="front"), spent={})
+    model = LatencyModel.of([run("ffff"), front])
+    assert model.predict_us(front.work) < model.predict_us(run("ffff").work)
+
+
+def test_known_surroundings_count_where_the_runs_do_not_show_them() -> None:
+    """No run changes its form, so that only older models tell what a conversion costs."""
+    runs = [run("ffff"), run("iiii")]
+    known = {(SURROUNDINGS, 0, "changes", 0, 0): Known(BORDER, 1.0, 9)}
+    wanted = run("fifi")
+    without, with_it = (LatencyModel.of(runs, known=times) for times in ({}, known))
+    assert with_it.predict_us(wanted.work) - without.predict_us(wanted.work) > 2 * BORDER
+    assert with_it.predict_us(wanted.work) == pytest.approx(wanted.milliseconds * 1e3, rel=0.05)

@@ -7,24 +7,33 @@ so that their sum fits the wall times.
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
 from functools import cached_property
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy.optimize import nnls
 
-from autocompress.targets.latency_model.run import REST, Run, profiler_overhead, undisturbed
-from autocompress.targets.workload import Kernel, Work, arithmetic
+from autocompress.targets.latency_model.fitting.costs import unit_costs
+from autocompress.targets.latency_model.fitting.kernel_times import profiled_kernels, with_known
+from autocompress.targets.latency_model.fitting.roofline import kernel_class, roofline_us, rooflines
+from autocompress.targets.latency_model.run import (
+    REST,
+    SURROUNDINGS,
+    Known,
+    Place,
+    Run,
+    profiler_overhead,
+    undisturbed,
+)
+from autocompress.targets.workload import Kernel, Work
 
-RIDGE = 1e-3  # of the cost of each feature
 PRIOR = 0.1  # relative spread of a class's correction
+ROUGH_PRIOR = 0.7  # of a class without a measured kernel
 KERNEL_PRIOR = 0.3  # of a kernel's time per multiply-add around that of its class
 # Relative noise of the wall time of a whole model; verified points count most.
 NOISE = {"profiled": 0.02, "front": 0.005}
 PRODUCTS = "products of "  # prefix of a kernel class as a feature of whole models
-Place = tuple[str, int, str, int, int]  # signature, rows, form, kept_in, kept_out
 
 
 @dataclass(frozen=True)
@@ -38,83 +47,114 @@ class LatencyModel:
         around: microseconds of a unit of each surrounding feature, at least 0.
         corrections: relative correction of the sum of the parts, per kind and arithmetic.
         profiler_us: microseconds that profiling adds to each operator.
+        seen: number of models that each kernel of the grid was measured in.
+        estimated: (signature, form) of kernels that may be predicted by the roofline of their
+            class.
+        runs: number of runs that it is fitted to.
     """
 
     grid: Mapping[Place, tuple[float, float]]  # microseconds, amount
     around: Mapping[str, float]
     corrections: Mapping[str, float]
     profiler_us: float
+    seen: Mapping[Place, int] = field(default_factory=dict)
+    estimated: frozenset[tuple[str, str]] = frozenset()
+    runs: int = 0
 
     @classmethod
-    def of(cls, runs: Sequence[Run], attributed: bool = True) -> LatencyModel:
+    def of(
+        cls,
+        runs: Sequence[Run],
+        attributed: bool = True,
+        known: Mapping[Place, Known] | None = None,
+        estimated: Iterable[tuple[str, str]] = (),
+    ) -> LatencyModel:
         """Return a model fitted to all runs but those with role "checked".
 
         Args:
-            runs: at least one of them must be profiled.
+            runs: at least one that is not "checked".
             attributed: True to trust the operators' times attributed to modules. False to
                 fit to wall times of whole models alone.
+            known: times of kernels that other models were measured with on this machine.
+            estimated: (signature, form) of kernels without a time, to predict by their class.
         """
         used = [run for run in runs if run.role != "checked"]
-        return cls._of_operators(used) if attributed else cls._of_whole_models(used)
+        # Forms of verified points were perhaps never profiled.
+        front = [run for run in used if run.role == "front"]
+        shown = {(k.signature, k.form) for run in front for k in run.work.kernels.values()}
+        rough = frozenset({*estimated, *shown})
+        if attributed and any(run.spent for run in used):
+            return cls._of_operators(used, known or {}, rough)
+        return cls._of_whole_models(used, rough)
 
     @classmethod
-    def _of_operators(cls, used: Sequence[Run]) -> LatencyModel:
+    def _of_operators(
+        cls, used: Sequence[Run], known: Mapping[Place, Known], rough: frozenset[tuple[str, str]]
+    ) -> LatencyModel:
         """Take kernels as profiled, and regress what lies between them."""
         profiled = [run for run in used if run.spent]
         overhead = profiler_overhead(profiled)
         times = [undisturbed(run, overhead) for run in profiled]
-        seen: dict[Place, list[float]] = defaultdict(list)
-        amounts: dict[Place, float] = {}
-        for run, spent in zip(profiled, times, strict=True):
-            for module, kernel in run.work.kernels.items():
-                seen[kernel[:5]].append(spent.get(module, 0.0))
-                amounts[kernel[:5]] = kernel.amount
-        grid = {place: (float(np.median(us)), amounts[place]) for place, us in seen.items()}
+        kernels = {place: time for place, time in known.items() if place[0] != SURROUNDINGS}
+        expected = {at[2]: time[0] for at, time in known.items() if at[0] == SURROUNDINGS}
+        grid, seen = with_known(*profiled_kernels(profiled, overhead), kernels)
         surroundings = [run.work.surroundings for run in profiled]
-        around = _costs(
+        around = unit_costs(
             surroundings,
             [spent[REST] for spent in times],
             [run.milliseconds * 1e3 for run in profiled],
+            expected,
         )
-        plain = cls(grid, around, {}, overhead)
-        return cls(grid, around, _corrections(plain, used), overhead)
+        around = {**expected, **around}
+        parts = (overhead, seen, rough, len(used))
+        plain = cls(grid, around, {}, *parts)
+        return cls(grid, around, _corrections(plain, used), *parts)
 
     @classmethod
-    def _of_whole_models(cls, used: Sequence[Run]) -> LatencyModel:
+    def _of_whole_models(
+        cls, used: Sequence[Run], rough: frozenset[tuple[str, str]]
+    ) -> LatencyModel:
         """Regress wall times in two steps.
 
         First the cost of a multiply-add per class of kernels and of a unit of each surrounding
         feature, then the difference of each kernel from its class.
         """
         wall = [run.milliseconds * 1e3 for run in used]
-        cost = _costs([_amounts(run.work) for run in used], wall, wall)
+        cost = unit_costs([_amounts(run.work) for run in used], wall, wall)
         around = {feature: us for feature, us in cost.items() if not feature.startswith(PRODUCTS)}
         kernels = {kernel[:5]: kernel for run in used for kernel in run.work.kernels.values()}
         grid: dict[Place, tuple[float, float]] = {}
         for place, kernel in kernels.items():
-            per_row = cost.get(PRODUCTS + _class(kernel), 0.0) * kernel.rows
+            per_row = cost.get(PRODUCTS + kernel_class(kernel), 0.0) * kernel.rows
             grid[place] = (per_row * kernel.amount, kernel.amount)
         apart = _corrections(cls(grid, around, {}, 0.0), used, _alike, KERNEL_PRIOR)
         for place, (us, amount) in grid.items():
             grid[place] = (us * (1 + apart[_alike(kernels[place])]), amount)
         around = {feature: us * (1 + apart[REST]) for feature, us in around.items()}
-        return cls(grid, around, _corrections(cls(grid, around, {}, 0.0), used), 0.0)
+        seen: dict[Place, int] = defaultdict(int)
+        for run in used:
+            for place in {kernel[:5] for kernel in run.work.kernels.values()}:
+                seen[place] += 1
+        corrections = _corrections(cls(grid, around, {}, 0.0), used)
+        return cls(grid, around, corrections, 0.0, dict(seen), rough, len(used))
 
     def kernel_us(self, kernel: Kernel) -> float:
         """Return the time of one kernel.
 
         Args:
-            kernel: interpolated if it lies between measured widths or rows.
+            kernel: interpolated if it lies between measured widths or rows, and predicted by the
+                roofline of its class if it is one of `estimated`.
 
         Returns:
             Microseconds.
 
         Raises:
-            KeyError: if no kernel of its form was measured.
+            KeyError: if no kernel of its form was measured, and it is not to be estimated.
         """
-        known_us = self._known(kernel)
-        factor = 1 + self.corrections.get(_class(kernel), 0.0)
-        return factor * (self._interpolated(kernel) if known_us is None else known_us)
+        us = self._known(kernel)
+        if us is None:
+            us = self._interpolated(kernel) if self.shows(kernel) else self._estimated(kernel)
+        return us * (1 + self.corrections.get(kernel_class(kernel), 0.0))
 
     def around_us(self, surroundings: Mapping[str, float]) -> float:
         """Return the microseconds of the operators around the kernels.
@@ -142,6 +182,25 @@ class LatencyModel:
         """
         return self._known(kernel) is not None
 
+    def shows(self, kernel: Kernel) -> bool:
+        """Return True if a kernel of the same signature and form has a time, at any width.
+
+        Args:
+            kernel: its ratio of ranks does not matter.
+        """
+        forms = (kernel.form, _without_ratio(kernel.form))
+        return any((kernel.signature, form) in self._lines for form in forms)
+
+    def _estimated(self, kernel: Kernel) -> float:
+        """Predict a kernel by the roofline of its class."""
+        if (kernel.signature, kernel.form) not in self.estimated:
+            raise KeyError(kernel.form)
+        return roofline_us(self._rooflines, kernel)
+
+    @cached_property
+    def _rooflines(self) -> Mapping[str, Mapping[str, float]]:
+        return rooflines({Kernel(*at, amount): us for at, (us, amount) in self.grid.items()})
+
     def _known(self, kernel: Kernel) -> float | None:
         entry = self.grid.get(kernel[:5])
         return None if entry is None else entry[0]
@@ -155,7 +214,7 @@ class LatencyModel:
         for (signature, rows, form, _, _), (microseconds, amount) in self.grid.items():
             for name in {form, _without_ratio(form)}:
                 lines[signature, name][rows].append((amount, microseconds))
-        return lines
+        return dict(lines)
 
     def _interpolated(self, kernel: Kernel) -> float:
         """Interpolate along the amount of work, and along rows."""
@@ -190,44 +249,14 @@ def _along(points: Sequence[tuple[float, float]], at: float) -> float:
     return float(np.interp(at, amounts, times))
 
 
-def _costs(
-    features: Sequence[Mapping[str, float]], times: Sequence[float], whole: Sequence[float]
-) -> dict[str, float]:
-    """Return the cost of a unit of each feature, at least 0.
-
-    Ridge regression of `times`, on errors relative to the `whole` models.
-    """
-    names = sorted({name for amounts in features for name in amounts})
-    if not names:
-        return {}
-    design = np.array([[amounts.get(name, 0.0) for name in names] for amounts in features])
-    unit = np.maximum(design.max(axis=0), 1e-9)
-    weight = 1 / np.array(whole)
-    # Scale to shares of a typical model: the ridge then means the same for every size of model.
-    typical = 1 / weight.mean()
-    rows = np.concatenate(
-        [
-            design / unit * typical * weight[:, None],
-            np.eye(len(names)) * RIDGE * np.sqrt(len(features)),
-        ]
-    )
-    solution, _ = nnls(rows, np.concatenate([np.array(times) * weight, np.zeros(len(names))]))
-    costs = solution * typical / unit
-    return {name: float(cost) for name, cost in zip(names, costs, strict=True)}
-
-
 def _amounts(work: Work) -> dict[str, float]:
     """Return the features of a whole model: multiply-adds by class of kernels, and surroundings."""
     amounts = defaultdict(float, work.surroundings)
     for kernel in work.kernels.values():
         # A lookup multiplies nothing; its rows are among the surroundings.
         if not kernel.signature.startswith("embedding"):
-            amounts[PRODUCTS + _class(kernel)] += kernel.rows * kernel.amount
+            amounts[PRODUCTS + kernel_class(kernel)] += kernel.rows * kernel.amount
     return dict(amounts)
-
-
-def _class(kernel: Kernel) -> str:
-    return f"{kernel.signature.split()[0]} {arithmetic(kernel)}"
 
 
 def _alike(kernel: Kernel) -> str:
@@ -237,7 +266,7 @@ def _alike(kernel: Kernel) -> str:
 def _corrections(
     plain: LatencyModel,
     runs: Sequence[Run],
-    class_of: Callable[[Kernel], str] = _class,
+    class_of: Callable[[Kernel], str] = kernel_class,
     prior: float = PRIOR,
 ) -> dict[str, float]:
     """Return the relative correction of each class.
@@ -255,10 +284,12 @@ def _corrections(
         shares.append({name: part / NOISE[run.role] for name, part in parts.items()})
         left.append((1 - sum(parts.values())) / NOISE[run.role])
     names = sorted({name for parts in shares for name in parts})
+    kernels = {kernel for run in runs for kernel in run.work.kernels.values()}
+    rough = {class_of(k) for k in kernels} - {class_of(k) for k in kernels if plain.shows(k)}
+    priors = np.array([ROUGH_PRIOR if name in rough else prior for name in names])
+    most = np.where([name in rough for name in names], 0.9, 0.5)
     design: NDArray[np.float64] = np.array(
         [[parts.get(name, 0.0) for name in names] for parts in shares]
     )
-    solution = np.linalg.solve(
-        design.T @ design + np.eye(len(names)) / prior**2, design.T @ np.array(left)
-    )
-    return dict(zip(names, (float(np.clip(value, -0.5, 0.5)) for value in solution), strict=True))
+    solution = np.linalg.solve(design.T @ design + np.diag(priors**-2), design.T @ np.array(left))
+    return dict(zip(names, map(float, np.clip(solution, -most, most)), strict=True))

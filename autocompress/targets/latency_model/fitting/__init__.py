@@ -1,0 +1,1 @@
+"""Fit a latency model to measured runs: kernels, surroundings, rooflines and uncertainty."""
