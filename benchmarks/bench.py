@@ -6,6 +6,7 @@ this folder imports an inner module (tests/test_house.py).
 
 from __future__ import annotations
 
+import os
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -39,7 +40,7 @@ from autocompress.targets.device.result import versions
 from autocompress.targets.device.sessions import SessionSettings, open_session
 from autocompress.targets.device.timing import Timing, interleaved_timing
 from autocompress.targets.kernel_arithmetic import products_saturate
-from autocompress.targets.latency import all_threads, compare
+from autocompress.targets.latency import compare
 from autocompress.targets.latency_model.latency_table import LatencyTable
 from autocompress.targets.latency_model.plan import Subject, random_candidate
 from autocompress.targets.latency_model.profile import measure_table
@@ -283,7 +284,7 @@ def file_accuracy(task: Task, model: Model, batches: Batches) -> float:
         model: content or path.
         batches: what accuracy is measured on.
     """
-    session = open_session(model, all_threads(DEFAULT))
+    session = open_session(model, replace(DEFAULT, threads=os.cpu_count() or 1))
     names = tuple(value.name for value in session.get_inputs())
     return evaluate_session(task, session, names, batches)[0].accuracy
 
@@ -348,7 +349,7 @@ class Profiled:
     """Hold the latency table of a task, measured now.
 
     Attributes:
-        compressor: of the task.
+        builder: of the files of the task.
         target: the runtime.
         space: the search space on the modules of the task.
         subject: what was measured.
@@ -356,7 +357,7 @@ class Profiled:
         seconds: of the measurement.
     """
 
-    compressor: Compressor
+    builder: Any
     target: Target
     space: Any
     subject: Subject
@@ -427,7 +428,7 @@ def profiled(
     started = time.monotonic()
     table = measure_table(subject, runtime)
     seconds = time.monotonic() - started
-    return Profiled(Compressor.of(builder), runtime, bound, subject, table, seconds)
+    return Profiled(builder, runtime, bound, subject, table, seconds)
 
 
 # Searches

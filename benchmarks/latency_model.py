@@ -99,7 +99,7 @@ def line(x: Values, times: Values) -> Values:
 
 def kernels_alone(bench: Profiled, candidates: Sequence[Candidate]) -> Values:
     """Return (candidates,) milliseconds of each kernel in a model of its own, summed."""
-    builder, feed = bench.compressor.builder, dict(bench.subject.feed)
+    builder, feed = bench.builder, dict(bench.subject.feed)
     lowered = builder.lowered
     wanted = sorted(
         {site.input for sites in lowered.sites.values() for site in sites if site.input}
