@@ -51,6 +51,17 @@ SPACE = {
         },
     ]
 }
+COARSE = {  # the space of --quick
+    "modules": [
+        {
+            "match": "*",
+            "weight_bits": [3, 8],
+            "activation_bits": [8, 32],
+            "rank_ratio": [0.5, 1.0],
+            "pruning_ratio": [0.0, 0.5],
+        }
+    ]
+}
 KINDS = {
     "quant_only": ("weight_bits", "activation_bits"),
     "prune_only": ("pruning_ratio",),
@@ -96,9 +107,9 @@ class Case:
         return hypervolume(losses, (base.size_bytes, base.latency_ms, self.drop * EDGE))
 
 
-def case(task: Task, drop: float, folder: Path) -> Case:
+def case(task: Task, space: Any, drop: float, folder: Path) -> Case:
     """Prepare a task."""
-    problem = problem_of(task, SPACE, folder / f"{task.name}.json")
+    problem = problem_of(task, space, folder / f"{task.name}.json")
     place = folder / task.name
     place.mkdir(exist_ok=True)
     started = time.process_time()
@@ -319,7 +330,7 @@ def main() -> None:
     arguments = parser.parse_args()
     optuna.logging.set_verbosity(optuna.logging.ERROR)
     torch.set_num_threads(1)
-    few, many, seeds = (30, 60, 1) if arguments.quick else (100, 500, arguments.seeds)
+    few, many, seeds = (12, 24, 1) if arguments.quick else (100, 500, arguments.seeds)
     steps, images, rows = (100, 10, 32) if arguments.quick else (600, 30, 64)
     tasks: dict[str, tuple[Callable[[], Task], float]] = {
         "easy_vqa": (
@@ -335,7 +346,7 @@ def main() -> None:
         for name, (make, drop) in tasks.items():
             if arguments.only not in (None, name):
                 continue
-            prepared = case(make(), drop, folder)
+            prepared = case(make(), COARSE if arguments.quick else SPACE, drop, folder)
             problem = prepared.problem
             samples, knobs = len(problem.race.teacher), len(problem.space.knobs)
             print(

@@ -102,10 +102,10 @@ def reusable_shares(problem: Problem, candidates: Sequence[Candidate]) -> list[f
     ]
 
 
-def many_modules(folder: Path) -> tuple[Problem, dict[Any, float]]:
-    """Return a problem of 100 modules and 399 knobs, and sensitivities that are made up."""
+def many_modules(folder: Path, count: int) -> tuple[Problem, dict[Any, float]]:
+    """Return a problem of many modules, 100 with 399 knobs, and sensitivities that are made up."""
     torch.manual_seed(0)
-    layers = [layer for _ in range(LAYERS) for layer in (nn.Linear(64, 64), nn.ReLU())]
+    layers = [layer for _ in range(count) for layer in (nn.Linear(64, 64), nn.ReLU())]
     samples = torch.randn(32, 64)
     data = [(samples, torch.randint(64, (32,)))]
     task = Task("many", nn.Sequential(*layers).eval(), samples[:2], data, _accuracy)
@@ -136,9 +136,9 @@ def _accuracy(outputs: torch.Tensor, targets: torch.Tensor) -> float:
     return float((outputs.argmax(1) == targets).float().mean())
 
 
-def ask_ms(folder: Path, told: int) -> float:
-    """Return the median milliseconds of one ask after `told` trials, journal included."""
-    problem, losses = many_modules(folder)
+def ask_ms(folder: Path, count: int, told: int) -> float:
+    """Return the median milliseconds of one ask after `told` trials on `count` modules."""
+    problem, losses = many_modules(folder, count)
     base, limits, generator = problem.baseline, Limits(None, None, 0.1), np.random.default_rng(0)
     study = open_study(str(folder / "many.journal"))
     whole = ask(study, problem.space).distributions
@@ -182,11 +182,12 @@ def main() -> None:
     optuna.logging.set_verbosity(optuna.logging.ERROR)
     torch.set_num_threads(arguments.threads)
     trials, told, images = (8, 100, 20) if arguments.quick else (60, TOLD, 50)
+    layers = 30 if arguments.quick else LAYERS
     with tempfile.TemporaryDirectory() as place:
         folder = Path(place)
-        asking = ask_ms(folder, told)
+        asking = ask_ms(folder, layers, told)
         print(
-            f"ask: {asking:.1f} ms at {LAYERS} modules and {told} told trials, journal included",
+            f"ask: {asking:.1f} ms at {layers} modules and {told} told trials, journal included",
             flush=True,
         )
         task = load_task("autocompress.tasks:easy_vqa", validation_images=images)
