@@ -113,15 +113,18 @@ def trials(folder: Path) -> list[dict[str, str]]:
     return [{key: row[key] for key in COMPARED} for row in rows]
 
 
-def results(name: str, tables: Path, out: Path, n_trials: int) -> dict[str, Any]:
-    """Search a task; return its trials, and candidate and file hash of each point by trial."""
+def results(name: str, tables: Path, out: Path, n_trials: int, **options: Any) -> dict[str, Any]:
+    """Search a task; return its trials, and candidate and file hash of each point by trial.
+
+    `options` are further arguments of `ac.search`.
+    """
     table = tables / f"{name}.json"
     if not table.exists():
         tables.mkdir(parents=True, exist_ok=True)
         ac.search(TASKS[name](), n_trials=1, out=out / "table", quiet=True, finalize_steps=0)
         table.write_bytes((out / "table" / "latency_table.json").read_bytes())
     run = out / "run"
-    ac.search(TASKS[name](), n_trials=n_trials, out=run, target_table=table, quiet=True)
+    ac.search(TASKS[name](), n_trials=n_trials, out=run, target_table=table, quiet=True, **options)
     files = {}
     for point in json.loads((run / "front.json").read_text())["points"]:
         content = (run / point["artifact"] / "model.onnx").read_bytes()
@@ -146,16 +149,22 @@ def main() -> None:
     parser.add_argument("--json", type=Path)
     parser.add_argument("--against", type=Path)
     parser.add_argument("--trials", type=int, default=15)
-    parser.add_argument("--quick", action="store_true", help="the residual CNN, 5 trials")
+    parser.add_argument(
+        "--quick", action="store_true", help="the residual CNN, 5 trials, no training"
+    )
     parser.add_argument("--only", nargs="*", default=list(TASKS))
     arguments = parser.parse_args()
+    options: dict[str, Any] = {}
     if arguments.quick:
         arguments.only, arguments.trials = ["residual_cnn"], 5
+        options = {"space": {"distillation": {"steps": 0}}, "finalize_steps": 0}
     torch.set_num_threads(1)
     here = {}
     with tempfile.TemporaryDirectory() as folder:
         for name in arguments.only:
-            here[name] = results(name, arguments.tables, Path(folder) / name, arguments.trials)
+            here[name] = results(
+                name, arguments.tables, Path(folder) / name, arguments.trials, **options
+            )
     if arguments.json:
         arguments.json.write_text(json.dumps(here, indent=1))
     if arguments.against is None:
