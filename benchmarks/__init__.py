@@ -1,3 +1,4 @@
-"""Benchmarks: `python -m benchmarks.NAME [--json FILE] [--quick]` prints a table of ratios measured
-in one run.
+"""Measure this project: `python -m benchmarks.NAME [--json FILE] [--quick]`.
+
+Each prints a table of ratios that are measured in one run. Only `bench.py` imports inner modules.
 """

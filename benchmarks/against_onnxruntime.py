@@ -1,4 +1,4 @@
-"""The front of a run folder next to ONNX Runtime's own dynamic quantization of the same float file.
+"""Compare the front of a run folder with ONNX Runtime's own dynamic quantization of its float file.
 
 Bytes, latency, test accuracy.
 """
@@ -12,18 +12,18 @@ from pathlib import Path
 import onnx
 
 from autocompress import load_task, read_front
-from autocompress.measure.accuracy import evaluate_session
-from autocompress.report.info import PICK_DROP, PICKS
 from autocompress.results.files import MODEL_FILE
-from autocompress.targets.device.sessions import open_session
-from autocompress.task.batches import feed_of
-from benchmarks.bench import ALL_THREADS, timed
+from benchmarks.bench import feed_of, file_accuracy, open_session, timed
 from benchmarks.output import parser_of, write_figures
+
+PICKS = ("smallest", "fastest", "accurate", "knee")
+DROP = 0.01  # largest loss of accuracy of a pick
 
 
 def quantize_dynamic(source: Path, target: Path) -> None:
-    """ONNX Runtime's dynamic int8 quantization of MatMul and Gemm, per channel, after its own
-    preparation.
+    """Write ONNX Runtime's dynamic int8 quantization of MatMul and Gemm, per channel.
+
+    ONNX Runtime prepares the file first.
     """
     from onnxruntime.quantization import QuantType, quantize_dynamic
     from onnxruntime.quantization.shape_inference import quant_pre_process
@@ -41,6 +41,7 @@ def quantize_dynamic(source: Path, target: Path) -> None:
 
 
 def main() -> None:
+    """Print the table."""
     parser = parser_of(__doc__)
     parser.add_argument("--run", default="reports/demo", help="folder of a finished search")
     parser.add_argument("--task", default="autocompress.tasks:easy_vqa")
@@ -54,9 +55,8 @@ def main() -> None:
         quantize_dynamic(baseline, dynamic)
         files = {"float": baseline, "onnxruntime_dynamic": dynamic}
         for what in PICKS:
-            files[what] = (
-                run / front.pick(what, max_accuracy_drop=PICK_DROP).point.artifact / MODEL_FILE
-            )
+            point = front.pick(what, max_accuracy_drop=DROP).point
+            files[what] = run / point.artifact / MODEL_FILE
         names = tuple(i.name for i in open_session(str(baseline)).get_inputs())
         feed = feed_of(task.example_inputs, names)
         figures: dict[str, float] = {}
@@ -64,16 +64,16 @@ def main() -> None:
         for name, path in files.items():
             onnx.checker.check_model(str(path))
             timing = timed(str(baseline), [str(path)], feed, 20 if arguments.quick else 100)
-            scores, _ = evaluate_session(task, open_session(str(path), ALL_THREADS), names, test)
+            accuracy = file_accuracy(task, str(path), test)
             size = path.stat().st_size
             figures |= {
                 f"bytes_{name}": size,
                 f"latency_ratio_{name}": timing.ratios[0],
-                f"accuracy_{name}": scores.accuracy,
+                f"accuracy_{name}": accuracy,
             }
             smaller, faster = baseline.stat().st_size / size, 1 / timing.ratios[0]
             print(
-                f"{name:22}{size:12d}{smaller:9.2f}x{faster:9.2f}x{scores.accuracy:16.4f}",
+                f"{name:22}{size:12d}{smaller:9.2f}x{faster:9.2f}x{accuracy:16.4f}",
                 flush=True,
             )
     write_figures(arguments.json, figures)

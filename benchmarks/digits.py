@@ -1,4 +1,4 @@
-"""A residual network on scikit-learn's handwritten digits (8 x 8 pixels).
+"""Train a residual network on scikit-learn's handwritten digits (8 x 8 pixels).
 
 1000 to train, 297 to validate, 500 to test.
 """
@@ -11,15 +11,15 @@ from sklearn.datasets import load_digits
 from torch import Tensor, nn
 
 from autocompress import Task
-from autocompress.task.batches import Batches
 from benchmarks.networks import Block
 
 WIDTHS = (32, 64, 128)
 EPOCHS = 20
+Batches = list[tuple[Tensor, Tensor]]
 
 
 class DigitsNet(nn.Module):
-    """(B, 1, 16, 16) -> logits (B, 10)."""
+    """Map (n, 1, 16, 16) pictures to (n, 10) logits."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -33,15 +33,17 @@ class DigitsNet(nn.Module):
         self.head = nn.Linear(c, 10)
 
     def forward(self, image: Tensor) -> Tensor:
+        """Return the output of the module."""
         return self.head(self.blocks(self.stem(image)).mean((2, 3)))
 
 
 def accuracy(outputs: Tensor, targets: Tensor) -> float:
+    """Return the share of correct classes."""
     return float((outputs.argmax(1) == targets).float().mean())
 
 
 def digits_task() -> Task:
-    """The trained network; pictures are doubled to 16 x 16 pixels."""
+    """Return the task of the trained network; pictures are doubled to 16 x 16 pixels."""
     data = load_digits()
     order = np.random.default_rng(0).permutation(len(data.target))
     x = torch.from_numpy(data.images[order]).float().unsqueeze(1) / 16

@@ -21,11 +21,8 @@ import numpy as np
 import torch
 
 import autocompress as ac
-from autocompress.measure.prepare import prepared
-from autocompress.model.modules import ModuleMap
-from autocompress.task.batches import Inputs, feed_of
-from autocompress.task.calls import call_model
-from benchmarks.hugging_face import FAMILIES, Family, family_task
+from benchmarks.bench import feed_of, model_output
+from benchmarks.hugging_face import FAMILIES, Family, Inputs, family_task
 from benchmarks.output import parser_of, write_figures
 
 STEPS = ("inspect", "search", "other batch", "other length", "load", "reproduce")
@@ -45,11 +42,14 @@ SPACE: dict[str, Any] = {"modules": [RULE], "distillation": {"steps": 0}}
 
 @dataclass
 class Row:
-    """What became of one family: per step "ok" or why not.
+    """Hold the outcome of one family.
 
     Attributes:
+        name: of the family.
+        steps: by step, "ok" or the reason why it failed.
         covered: share of the parameters in modules that can be compressed.
-        groups: channel groups that can be pruned, by kind.
+        groups: number of channel groups that can be pruned, by kind.
+        seconds: of all steps.
     """
 
     name: str
@@ -60,33 +60,28 @@ class Row:
 
     @property
     def passed(self) -> bool:
-        """Whether every step went through."""
+        """Return True if every step went through."""
         return all(self.steps.get(step) == "ok" for step in STEPS)
 
 
-def difference(found: np.ndarray[Any, Any], expected: torch.Tensor) -> float:
-    """Largest difference relative to the largest expected value; inf where shapes differ."""
+def difference(output: np.ndarray[Any, Any], expected: torch.Tensor) -> float:
+    """Return the largest difference, relative to the largest value; inf if shapes differ."""
     wanted = expected.detach().numpy()
-    return (
-        float(np.abs(found - wanted).max() / max(1e-6, np.abs(wanted).max()))
-        if found.shape == wanted.shape
-        else np.inf
-    )
+    if output.shape != wanted.shape:
+        return np.inf
+    return float(np.abs(output - wanted).max() / max(1e-6, np.abs(wanted).max()))
 
 
 def compare(session: Any, model: torch.nn.Module, inputs: Inputs, allowed: float) -> str:
-    """ "ok", or by how much a file's first output differs from what a model gives for the same
-    inputs.
-    """
-    with torch.no_grad():
-        expected = call_model(model, inputs)
+    """Return "ok", or how much a file's first output differs from the model's."""
+    expected = model_output(model, inputs)
     names = [value.name for value in session.get_inputs()]
-    found = difference(session.run(None, feed_of(inputs, names))[0], expected)
-    return "ok" if found <= allowed else f"differs by {found:.1e}"
+    largest = difference(session.run(None, feed_of(inputs, names))[0], expected)
+    return "ok" if largest <= allowed else f"differs by {largest:.1e}"
 
 
-def covered_share(modules: ModuleMap) -> float:
-    """Share of a model's parameters in modules that can be compressed."""
+def covered_share(modules: Any) -> float:
+    """Return the share of the parameters in `modules`, as `find_modules` returns them."""
     return sum(module.parameters for module in modules) / modules.total_parameters
 
 
@@ -105,10 +100,9 @@ def check_family(name: str, folder: Path, target: str, trials: int = 3, show: bo
         return row.steps[what] == "ok"
 
     def inspect() -> str:
-        ready = prepared(task)
-        found = ac.find_modules(ready.model, ready.example_inputs)
-        row.covered = covered_share(found)
-        for group in found.groups:
+        modules = ac.find_modules(task.model, task.example_inputs)
+        row.covered = covered_share(modules)
+        for group in modules.groups:
             if group.reason is None:
                 row.groups[group.kind] = row.groups.get(group.kind, 0) + 1
         return "ok" if row.covered > 0.5 else f"covers {row.covered:.0%} of the parameters"
@@ -174,6 +168,7 @@ def _reproduces(points: list[Path], folder: Path, task: ac.Task) -> str:
 
 
 def main() -> None:
+    """Print a row for each family."""
     parser = parser_of(__doc__)
     parser.add_argument("--only", nargs="*", default=list(FAMILIES), metavar="FAMILY")
     parser.add_argument("--target", default="onnxruntime-cpu")

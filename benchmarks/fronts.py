@@ -1,29 +1,29 @@
-"""Hypervolume of the fronts of run folders, each relative to its own baseline.
+"""Compute the hypervolume of the fronts of run folders, each relative to its own baseline.
 
 `python -m benchmarks.fronts reports/a reports/b`.
 
-The share of the box (baseline's size, baseline's latency, --drop of accuracy lost) that a front
-dominates, from the measured files; once with the accuracy of the validation split and once with
-that of the test split.
+It is the share of the box (baseline's size, baseline's latency, --drop of accuracy lost) that a
+front dominates, from the measured files; once with the accuracy of the validation split and once
+with that of the test split.
 """
 
 from __future__ import annotations
 
 from pathlib import Path
 
-from autocompress.results.front import read_front
-from autocompress.results.measurement import Measurement
+from autocompress import Measurement, read_front
 from autocompress.results.pareto import hypervolume
 from benchmarks.output import parser_of, write_figures
 
 
 def share(folder: Path, drop: float, split: str) -> float:
+    """Return the dominated share of the box, with the accuracy of a split."""
     front = read_front(folder)
     base = front.baseline
 
     def accuracy(m: Measurement) -> float:
-        found = m.accuracy if split == "validation" else m.test_accuracy
-        return float("nan") if found is None else found
+        value = m.accuracy if split == "validation" else m.test_accuracy
+        return float("nan") if value is None else value
 
     rows = [
         (
@@ -37,22 +37,23 @@ def share(folder: Path, drop: float, split: str) -> float:
 
 
 def main() -> None:
+    """Print a line for each folder."""
     parser = parser_of(__doc__)
     parser.add_argument("folders", nargs="+", type=Path)
     parser.add_argument("--drop", type=float, default=0.05)
     arguments = parser.parse_args()
     figures = {}
     for folder in arguments.folders:
-        found = {split: share(folder, arguments.drop, split) for split in ("validation", "test")}
+        shares = {split: share(folder, arguments.drop, split) for split in ("validation", "test")}
         smallest = read_front(folder).smallest(max_accuracy_drop=0.01)
         base = read_front(folder).baseline
         print(
-            f"{folder}: hypervolume {found['validation']:.4f} (validation), {found['test']:.4f} "
+            f"{folder}: hypervolume {shares['validation']:.4f} (validation), {shares['test']:.4f} "
             "(test); within 0.01 smallest "
             f"{base.size_bytes / smallest.measured.size_bytes:.1f}x, "
             f"{base.latency_ms / smallest.measured.latency_ms:.2f}x"
         )
-        figures |= {f"{folder.name}_{split}": value for split, value in found.items()}
+        figures |= {f"{folder.name}_{split}": value for split, value in shares.items()}
     write_figures(arguments.json, figures)
 
 

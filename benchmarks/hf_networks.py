@@ -1,5 +1,6 @@
-"""Networks of the transformers package with random weights, of sizes that take some milliseconds on
-one thread, for their latency.
+"""Make networks of the transformers package with random weights, for their latency.
+
+They take some milliseconds on one thread.
 """
 
 from __future__ import annotations
@@ -17,7 +18,7 @@ WORDS = 2000
 
 
 def _bert() -> tuple[nn.Module, Inputs]:
-    """A classifier of sentences of 64 words."""
+    """Make a classifier of sentences of 64 words."""
     size = {
         "hidden_size": 256,
         "num_hidden_layers": 4,
@@ -36,7 +37,7 @@ def _bert() -> tuple[nn.Module, Inputs]:
 
 
 def _vit() -> tuple[nn.Module, Inputs]:
-    """A classifier of images of 96 x 96 in 144 patches."""
+    """Make a classifier of images of 96 x 96 in 144 patches."""
     size = {
         "hidden_size": 192,
         "num_hidden_layers": 4,
@@ -50,7 +51,7 @@ def _vit() -> tuple[nn.Module, Inputs]:
 
 
 def _clip() -> tuple[nn.Module, Inputs]:
-    """Texts of 24 words against images of 96 x 96 in 36 patches."""
+    """Make a model that compares texts of 24 words with images of 96 x 96 in 36 patches."""
     text = {
         "hidden_size": 192,
         "intermediate_size": 768,
@@ -85,7 +86,7 @@ NETWORKS = {"bert_hf": _bert, "vit_hf": _vit, "clip_hf": _clip}
 
 
 def hf_network(name: str) -> Task:
-    """Task of "bert_hf", "vit_hf" or "clip_hf", weights and data random, latency for one sample."""
+    """Make a task of "bert_hf", "vit_hf" or "clip_hf", with random weights and data."""
     torch.manual_seed(0)
     model, inputs = NETWORKS[name]()
     model.eval()

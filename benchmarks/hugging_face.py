@@ -1,6 +1,4 @@
-"""Families of Hugging Face models with tiny random weights, on inputs of any batch size and, where
-they have one, length.
-"""
+"""Make Hugging Face families with tiny random weights, and inputs of any batch size and length."""
 
 from __future__ import annotations
 
@@ -13,18 +11,18 @@ import transformers as hf
 from torch import Tensor, nn
 
 from autocompress import Task
-from autocompress.task.batches import Inputs
-from autocompress.task.calls import call_model
+from benchmarks.bench import model_output
 
 WORDS = 60
+Inputs = Mapping[str, Any]
 
 
 @dataclass(frozen=True)
 class Family:
-    """How a model is made, and inputs for it.
+    """Tell how a model and its inputs are made.
 
     Attributes:
-        make: the model, with random weights.
+        make: returns the model, with random weights.
         inputs: (batch, length) -> inputs; a length of 0 is the usual one.
         lengths: two other lengths that the model takes; () where its inputs have none.
         dynamic: as `Task.dynamic`; lengths of word numbers and of their masks are free without it.
@@ -37,40 +35,40 @@ class Family:
 
 
 def ids(batch: int, length: int) -> Tensor:
-    """(batch, length) of word numbers."""
+    """Return (batch, length) of word numbers."""
     return torch.randint(
         5, WORDS, (batch, length or 8), generator=torch.Generator().manual_seed(31 * batch + length)
     )
 
 
 def text(batch: int, length: int) -> dict[str, Tensor]:
-    """Word numbers, and a mask of lengths that differ."""
-    found = ids(batch, length)
-    held = found.shape[1] - torch.arange(batch) % 3
+    """Return word numbers, and a mask of lengths that differ."""
+    words = ids(batch, length)
+    lengths = words.shape[1] - torch.arange(batch) % 3
     return {
-        "input_ids": found,
-        "attention_mask": (torch.arange(found.shape[1]) < held[:, None]).long(),
+        "input_ids": words,
+        "attention_mask": (torch.arange(words.shape[1]) < lengths[:, None]).long(),
     }
 
 
 def causal(batch: int, length: int) -> dict[str, Tensor]:
-    """Word numbers and a mask of ones."""
-    found = ids(batch, length)
-    return {"input_ids": found, "attention_mask": torch.ones_like(found)}
+    """Return word numbers and a mask of ones."""
+    words = ids(batch, length)
+    return {"input_ids": words, "attention_mask": torch.ones_like(words)}
 
 
 def noise(batch: int, *shape: int) -> Tensor:
-    """(batch, *shape) of standard normal noise."""
+    """Return (batch, *shape) of standard normal noise."""
     return torch.randn(batch, *shape, generator=torch.Generator().manual_seed(batch))
 
 
 def pixels(side: int = 32) -> Callable[[int, int], dict[str, Tensor]]:
-    """Square pictures of noise."""
+    """Return a function that gives square pictures of noise."""
     return lambda batch, length: {"pixel_values": noise(batch, 3, side, side)}
 
 
 def both(side: int = 32) -> Callable[[int, int], dict[str, Tensor]]:
-    """Text and pictures."""
+    """Return a function that gives text and pictures."""
     return lambda batch, length: {
         **text(batch, length),
         "pixel_values": noise(batch, 3, side, side),
@@ -106,10 +104,12 @@ VISION = {
 
 
 def bert() -> nn.Module:
+    """Make a BERT classifier."""
     return hf.BertForSequenceClassification(hf.BertConfig(**ENCODER))
 
 
 def distilbert() -> nn.Module:
+    """Make a DistilBERT classifier."""
     config = hf.DistilBertConfig(
         vocab_size=WORDS,
         dim=32,
@@ -123,6 +123,7 @@ def distilbert() -> nn.Module:
 
 
 def modernbert() -> nn.Module:
+    """Make a ModernBERT classifier."""
     config = hf.ModernBertConfig(
         **ENCODER,
         pad_token_id=0,
@@ -136,16 +137,19 @@ def modernbert() -> nn.Module:
 
 
 def roberta() -> nn.Module:
+    """Make a RoBERTa classifier."""
     return hf.RobertaForSequenceClassification(
         hf.RobertaConfig(**{**ENCODER, "max_position_embeddings": 42})
     )
 
 
 def vit() -> nn.Module:
+    """Make a ViT classifier."""
     return hf.ViTForImageClassification(hf.ViTConfig(**VISION, num_labels=3))
 
 
 def swin() -> nn.Module:
+    """Make a Swin classifier."""
     config = hf.SwinConfig(
         image_size=32,
         patch_size=4,
@@ -159,12 +163,14 @@ def swin() -> nn.Module:
 
 
 def convnext() -> nn.Module:
+    """Make a ConvNeXt classifier."""
     return hf.ConvNextForImageClassification(
         hf.ConvNextConfig(hidden_sizes=[8, 16], depths=[1, 2], num_stages=2, num_labels=3)
     )
 
 
 def resnet() -> nn.Module:
+    """Make a ResNet classifier."""
     config = hf.ResNetConfig(
         embedding_size=8, hidden_sizes=[16, 24], depths=[1, 2], layer_type="basic", num_labels=3
     )
@@ -172,12 +178,14 @@ def resnet() -> nn.Module:
 
 
 def mobilenet_v2() -> nn.Module:
+    """Make a MobileNetV2 classifier."""
     return hf.MobileNetV2ForImageClassification(
         hf.MobileNetV2Config(depth_multiplier=0.25, image_size=32, num_labels=3)
     )
 
 
 def segformer() -> nn.Module:
+    """Make a SegFormer model."""
     config = hf.SegformerConfig(
         num_encoder_blocks=2,
         depths=[1, 1],
@@ -194,6 +202,7 @@ def segformer() -> nn.Module:
 
 
 def detr() -> nn.Module:
+    """Make a DETR detector."""
     backbone = hf.ResNetConfig(
         embedding_size=8,
         hidden_sizes=[8, 16],
@@ -230,16 +239,19 @@ def _tower(vocabulary: int = WORDS) -> dict[str, Any]:
 
 
 def clip() -> nn.Module:
+    """Make a CLIP model."""
     return hf.CLIPModel(
         hf.CLIPConfig(text_config=_tower(), vision_config=dict(VISION), projection_dim=24)
     )
 
 
 def siglip() -> nn.Module:
+    """Make a SigLIP model."""
     return hf.SiglipModel(hf.SiglipConfig(text_config=_tower(), vision_config=dict(VISION)))
 
 
 def blip() -> nn.Module:
+    """Make a BLIP model."""
     text_config = {**_tower(), "encoder_hidden_size": 32}
     return hf.BlipForImageTextRetrieval(
         hf.BlipConfig(
@@ -249,6 +261,7 @@ def blip() -> nn.Module:
 
 
 def vilt() -> nn.Module:
+    """Make a ViLT model."""
     config = hf.ViltConfig(
         **{**ENCODER, "num_labels": 5}, image_size=32, patch_size=8, max_image_length=-1
     )
@@ -256,6 +269,7 @@ def vilt() -> nn.Module:
 
 
 def wav2vec2() -> nn.Module:
+    """Make a Wav2Vec2 model."""
     config = hf.Wav2Vec2Config(
         vocab_size=20,
         hidden_size=32,
@@ -294,9 +308,9 @@ def _whisper() -> Any:
 
 
 class WhisperClassifier(nn.Module):
-    """Whisper's encoder with a linear head on the mean of its states.
+    """Classify speech by Whisper's encoder and a linear head on the mean of its states.
 
-    (n, 8, 40) log-mel features to (n, 3) logits.
+    It maps (n, 8, 40) log-mel features to (n, 3) logits.
     """
 
     def __init__(self) -> None:
@@ -305,14 +319,17 @@ class WhisperClassifier(nn.Module):
         self.head = nn.Linear(32, 3)
 
     def forward(self, input_features: Tensor) -> Tensor:
+        """Return the output of the module."""
         return self.head(self.encoder(input_features).last_hidden_state.mean(1))
 
 
 def whisper() -> nn.Module:
+    """Make a Whisper model."""
     return hf.WhisperForConditionalGeneration(_whisper())
 
 
 def gpt2() -> nn.Module:
+    """Make a GPT-2 decoder."""
     return hf.GPT2LMHeadModel(
         hf.GPT2Config(
             vocab_size=WORDS, n_embd=32, n_layer=2, n_head=4, n_positions=40, use_cache=False
@@ -321,24 +338,29 @@ def gpt2() -> nn.Module:
 
 
 def llama() -> nn.Module:
+    """Make a Llama decoder."""
     return hf.LlamaForCausalLM(hf.LlamaConfig(**DECODER))
 
 
 def qwen3() -> nn.Module:
+    """Make a Qwen3 decoder."""
     return hf.Qwen3ForCausalLM(hf.Qwen3Config(**DECODER))
 
 
 def gemma3() -> nn.Module:
+    """Make a Gemma 3 decoder."""
     return hf.Gemma3ForCausalLM(hf.Gemma3TextConfig(**DECODER, sliding_window=16))
 
 
 def mixtral() -> nn.Module:
+    """Make a Mixtral decoder."""
     return hf.MixtralForCausalLM(
         hf.MixtralConfig(**DECODER, num_local_experts=4, num_experts_per_tok=2)
     )
 
 
 def qwen2_moe() -> nn.Module:
+    """Make a Qwen2-MoE decoder."""
     experts = {
         "num_experts": 4,
         "num_experts_per_tok": 2,
@@ -349,6 +371,7 @@ def qwen2_moe() -> nn.Module:
 
 
 def t5() -> nn.Module:
+    """Make a T5 model."""
     config = hf.T5Config(
         vocab_size=WORDS,
         d_model=32,
@@ -367,7 +390,7 @@ IMAGE = 3  # the word that stands for a part of a picture
 
 
 def _with_image(count: int) -> Callable[[int, int], dict[str, Tensor]]:
-    """`count` words that stand for the picture, then text; a length counts both."""
+    """Return `count` words that stand for the picture, then text; a length counts both."""
 
     def inputs(batch: int, length: int) -> dict[str, Tensor]:
         words = ids(batch, length or count + 6)
@@ -382,6 +405,7 @@ def _with_image(count: int) -> Callable[[int, int], dict[str, Tensor]]:
 
 
 def llava() -> nn.Module:
+    """Make a LLaVA model."""
     config = hf.LlavaConfig(
         vision_config=hf.CLIPVisionConfig(**VISION),
         text_config=hf.LlamaConfig(**DECODER),
@@ -393,6 +417,7 @@ def llava() -> nn.Module:
 
 
 def smolvlm() -> nn.Module:
+    """Make a SmolVLM model."""
     config = hf.SmolVLMConfig(
         vision_config=dict(VISION),
         text_config={**DECODER, "model_type": "llama"},
@@ -404,11 +429,12 @@ def smolvlm() -> nn.Module:
 
 
 def _smolvlm_inputs(batch: int, length: int) -> dict[str, Tensor]:
-    found = _with_image(4)(batch, length)
-    return {**found, "pixel_values": found["pixel_values"][:, None]}
+    inputs = _with_image(4)(batch, length)
+    return {**inputs, "pixel_values": inputs["pixel_values"][:, None]}
 
 
 def qwen2_vl() -> nn.Module:
+    """Make a Qwen2-VL model."""
     rope = {"rope_type": "default", "mrope_section": [1, 1, 2], "rope_theta": 10000.0}
     config = hf.Qwen2VLConfig(
         text_config={**DECODER, "rope_parameters": rope},
@@ -485,7 +511,7 @@ FAMILIES: Mapping[str, Family] = {
 
 
 def family_task(name: str, batches: Sequence[int] = (4, 4)) -> Task:
-    """The task of a family: to answer as the float model does."""
+    """Return the task of a family: to answer as the float model does."""
     family = FAMILIES[name]
     torch.manual_seed(0)
     model = family.make().eval()
@@ -493,11 +519,11 @@ def family_task(name: str, batches: Sequence[int] = (4, 4)) -> Task:
     for batch in batches:
         inputs = family.inputs(batch, 0)
         with torch.no_grad():
-            outputs = call_model(model, inputs)
+            outputs = model_output(model, inputs)
         data.append((inputs, outputs))
     return Task(name, model, family.inputs(4, 0), data, closeness, dynamic=family.dynamic)
 
 
 def closeness(outputs: Tensor, targets: Tensor) -> float:
-    """1 - relative squared error of the float model's outputs."""
+    """Return 1 - relative squared error of the float model's outputs."""
     return 1.0 - float((outputs - targets).square().mean() / targets.var().clamp_min(1e-12))

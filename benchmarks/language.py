@@ -1,5 +1,6 @@
-"""A small decoder language model over the characters of Shakespeare's plays, trained here in some
-minutes.
+"""Train a small decoder language model on the characters of Shakespeare's plays.
+
+It takes some minutes.
 """
 
 from __future__ import annotations
@@ -12,13 +13,15 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from autocompress import Task
-from autocompress.task.batches import Batches
 
 TEXT = Path(__file__).parent / "data" / "shakespeare.txt"
 LENGTH, WIDTH, HEADS, DEPTH = 96, 96, 4, 4
+Batches = list[tuple[Tensor, Tensor]]
 
 
 class Attention(nn.Module):
+    """Attend to earlier characters with several heads."""
+
     def __init__(self) -> None:
         super().__init__()
         self.q_proj, self.k_proj, self.v_proj, self.out_proj = (
@@ -26,6 +29,7 @@ class Attention(nn.Module):
         )
 
     def forward(self, x: Tensor) -> Tensor:
+        """Return the output of the module."""
         batch, length, _ = x.shape
         q, k, v = (
             p(x).view(batch, length, HEADS, -1).transpose(1, 2)
@@ -36,6 +40,8 @@ class Attention(nn.Module):
 
 
 class Block(nn.Module):
+    """Hold masked attention and a feed-forward network, each with a residual connection."""
+
     def __init__(self) -> None:
         super().__init__()
         self.norm1, self.norm2 = nn.LayerNorm(WIDTH), nn.LayerNorm(WIDTH)
@@ -43,12 +49,13 @@ class Block(nn.Module):
         self.up, self.down = nn.Linear(WIDTH, 4 * WIDTH), nn.Linear(4 * WIDTH, WIDTH)
 
     def forward(self, x: Tensor) -> Tensor:
+        """Return the output of the module."""
         x = x + self.attention(self.norm1(x))
         return x + self.down(F.gelu(self.up(self.norm2(x))))
 
 
 class Decoder(nn.Module):
-    """(n, length) characters -> (n, length, characters) logits of the next ones."""
+    """Map (n, length) characters to (n, length, characters) logits of the next ones."""
 
     def __init__(self, characters: int, depth: int = DEPTH) -> None:
         super().__init__()
@@ -59,6 +66,7 @@ class Decoder(nn.Module):
         self.head = nn.Linear(WIDTH, characters)
 
     def forward(self, ids: Tensor) -> Tensor:
+        """Return the output of the module."""
         x = self.embedding(ids) + self.position
         for block in self.blocks:
             x = block(x)
@@ -67,9 +75,7 @@ class Decoder(nn.Module):
 
 @dataclass(frozen=True)
 class Windows:
-    """Batches of (n, LENGTH) characters and the next ones, drawn anew by seed in each pass the same
-    way.
-    """
+    """Give batches of (n, LENGTH) characters and the next ones, the same in each pass."""
 
     text: Tensor
     batch_size: int
@@ -87,7 +93,7 @@ class Windows:
 
 
 def read() -> tuple[Tensor, Tensor, Tensor, int]:
-    """(first 90 % of the text, next 5 %, last 5 %, number of characters)."""
+    """Return (first 90 % of the text, next 5 %, last 5 %, number of characters)."""
     text = TEXT.read_text()
     index = {character: i for i, character in enumerate(sorted(set(text)))}
     codes = torch.tensor([index[character] for character in text])
@@ -96,6 +102,7 @@ def read() -> tuple[Tensor, Tensor, Tensor, int]:
 
 
 def trained(text: Tensor, characters: int, steps: int, depth: int = DEPTH) -> Decoder:
+    """Train a decoder on the text."""
     torch.manual_seed(0)
     model = Decoder(characters, depth)
     optimizer = torch.optim.AdamW(model.parameters(), 2e-3, weight_decay=0.05, fused=True)
@@ -111,7 +118,7 @@ def trained(text: Tensor, characters: int, steps: int, depth: int = DEPTH) -> De
 
 
 def whole(text: Tensor, batch_size: int = 32) -> Batches:
-    """Every character of `text` once, in rows of LENGTH."""
+    """Return every character of `text` once, in rows of LENGTH."""
     rows = (len(text) - 1) // LENGTH
     inputs, targets = (
         text[: rows * LENGTH].view(rows, LENGTH),
@@ -121,12 +128,12 @@ def whole(text: Tensor, batch_size: int = 32) -> Batches:
 
 
 def negative_perplexity(outputs: Tensor, targets: Tensor) -> float:
-    """-exp(mean cross-entropy): higher is better."""
+    """Return -exp(mean cross-entropy); higher is better."""
     return -float(F.cross_entropy(outputs.flatten(0, 1), targets.flatten()).exp())
 
 
 def language_task(steps: int, rows: int, depth: int = DEPTH) -> Task:
-    """The task; `rows` bounds validation and test."""
+    """Return the task of a decoder trained here; `rows` limits validation and test."""
     train, validation, test, characters = read()
     model = trained(train, characters, steps, depth)
     return Task(

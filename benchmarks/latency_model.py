@@ -1,6 +1,6 @@
-"""The latency model against whole models it has not seen, beside what others count.
+"""Compare the latency model with whole models that it has not seen.
 
-Multiply-adds, bits, bit operations, single kernels.
+Beside it stand multiply-adds, bits, bit operations and single kernels.
 
 For each network a table is measured, then 40 random joint candidates of the default space (another
 seed) are timed twice, in turn with the float model. MACs, bits and bit operations get the best line
@@ -12,40 +12,28 @@ two cores; --quick takes the ResNet and half of the candidates, --only some netw
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from functools import cache, partial
+from typing import Any
 
 import numpy as np
 import onnx
 import torch
 from numpy.typing import NDArray
 from onnx import ModelProto, TensorProto, helper
+from scipy.stats import kendalltau
 
-from autocompress import Candidate, find_modules, load_task
-from autocompress.export.build import Builder
-from autocompress.export.float_graph.subgraphs import remove_dead_nodes
-from autocompress.export.lowering.lower import Site
-from autocompress.export.subject import builder_for, layout_of, subject_of
-from autocompress.model.modules import CompressibleModule
-from autocompress.space.search_space import BoundSpace, SearchSpace
-from autocompress.targets.device.sessions import open_session
-from autocompress.targets.device.timing import QUIET
-from autocompress.targets.latency import compare
-from autocompress.targets.latency_model.latency_table import LatencyTable
-from autocompress.targets.latency_model.plan import Subject, random_candidate
-from autocompress.targets.latency_model.profile import measure_table
-from autocompress.targets.latency_model.quality import prediction_errors
-from autocompress.targets.target import find_target
-from autocompress.targets.workload import Kernel, workload
-from autocompress.task.task import Task
+from autocompress import Candidate, Task, load_task
+from benchmarks.bench import Profiled, open_session, profiled
 from benchmarks.networks import network
 from benchmarks.output import parser_of, write_figures
 
-TARGET = find_target("onnxruntime-cpu")
+QUIET = 0.1  # quantile of times on an undisturbed machine
 
 
 def hf_task(name: str) -> Task:
+    """Return a network of the transformers package."""
     from benchmarks.hf_networks import hf_network  # needs an extra
 
     return hf_network(name)
@@ -63,14 +51,16 @@ SEED = 1000
 Values = NDArray[np.float64]
 
 
-def joint(space: BoundSpace, subject: Subject, generator: np.random.Generator) -> Candidate:
-    """A random mixture of forms and widths, each module with any of the configs that the space has
-    for its form (bits differ).
+def joint(bench: Profiled, generator: np.random.Generator) -> Candidate:
+    """Return a random mixture of forms and widths.
+
+    Each module has any of the configs that the space has for its form; their bits differ.
     """
-    layout, found = subject.layout, random_candidate(subject, generator)
+    space, layout = bench.space, bench.subject.layout
+    mixture = bench.random_candidate(generator)
     configs = {}
     for module in layout.module_map:
-        config = found.config(module.name)
+        config = mixture.config(module.name)
         form = layout.form(module, config)
         alike = (
             [c for c in space.configs(module.name) if layout.form(module, c) == form]
@@ -84,19 +74,15 @@ def joint(space: BoundSpace, subject: Subject, generator: np.random.Generator) -
     return Candidate.of(configs)
 
 
-def counts(subject: Subject, candidates: Sequence[Candidate]) -> dict[str, Values]:
-    """(candidates,) multiply-adds, bits of all weights, and multiply-adds times both widths."""
-    rows = []
+def counts(bench: Profiled, candidates: Sequence[Candidate]) -> dict[str, Values]:
+    """Return (candidates,) multiply-adds, bits of weights, and multiply-adds times both widths."""
+    layout, rows = bench.subject.layout, []
     for candidate in candidates:
         macs = bits = operations = 0.0
-        for name, kernel in workload(subject.layout, candidate).kernels.items():
-            config = candidate.config(name)
-            exact = subject.layout.kernel(
-                subject.layout.module_map[name], config, kernel.kept_out, kernel.kept_in
-            ).amount
-            products = (
-                kernel.rows * exact if subject.layout.module_map[name].kind != "embedding" else 0.0
-            )
+        for name, kernel in bench.kernels(candidate).items():
+            config, module = candidate.config(name), layout.module_map[name]
+            exact = layout.kernel(module, config, kernel.kept_out, kernel.kept_in).amount
+            products = kernel.rows * exact if module.kind != "embedding" else 0.0
             macs += products
             bits += exact * config.weight_bits
             operations += products * config.weight_bits * config.activation_bits
@@ -105,14 +91,15 @@ def counts(subject: Subject, candidates: Sequence[Candidate]) -> dict[str, Value
 
 
 def line(x: Values, times: Values) -> Values:
-    """The best line through the very times that it is judged by, in relative error."""
+    """Return the line of least relative error through the times that it is judged by."""
     design = np.stack([np.ones_like(x), x], 1) / times[:, None]
     offset, slope = np.linalg.lstsq(design, np.ones_like(times), rcond=None)[0]
     return offset + slope * x
 
 
-def kernels_alone(builder: Builder, subject: Subject, candidates: Sequence[Candidate]) -> Values:
-    """(candidates,) milliseconds: each kernel in a model of its own, summed over the modules."""
+def kernels_alone(bench: Profiled, candidates: Sequence[Candidate]) -> Values:
+    """Return (candidates,) milliseconds of each kernel in a model of its own, summed."""
+    builder, feed = bench.builder, dict(bench.subject.feed)
     lowered = builder.lowered
     wanted = sorted(
         {site.input for sites in lowered.sites.values() for site in sites if site.input}
@@ -120,24 +107,19 @@ def kernels_alone(builder: Builder, subject: Subject, candidates: Sequence[Candi
     )
     proto = ModelProto.FromString(lowered.proto.SerializeToString())
     proto.graph.output.extend(onnx.ValueInfoProto(name=name) for name in wanted)
-    inputs = dict(
-        zip(
-            wanted,
-            open_session(proto.SerializeToString()).run(wanted, dict(subject.feed)),
-            strict=True,
-        )
-    ) | dict(subject.feed)
+    outputs = open_session(proto.SerializeToString()).run(wanted, feed)
+    inputs = dict(zip(wanted, outputs, strict=True)) | feed
     known: dict[object, float] = {}
     sums = []
     for candidate in candidates:
         total = 0.0
-        made: bytes | None = None
-        for name, kernel in workload(subject.layout, candidate).kernels.items():
+        file: bytes | None = None
+        for name, kernel in bench.kernels(candidate).items():
             if kernel[:5] not in known:
-                made = made or subject.noise_file(candidate)[0]
+                file = file or bench.file(candidate)
                 module, sites = builder.module_map[name], lowered.sites[name]
                 known[kernel[:5]] = sum(
-                    _alone(made, module, site, inputs[site.input], kernel)
+                    _alone(file, module, site, inputs[site.input], kernel)
                     for site in sites
                     if site.input
                 )
@@ -146,11 +128,10 @@ def kernels_alone(builder: Builder, subject: Subject, candidates: Sequence[Candi
     return np.array(sums) * 1e3
 
 
-def _alone(
-    model: bytes, module: CompressibleModule, site: Site, example: Values, kernel: Kernel
-) -> float:
-    """Undisturbed seconds of the operators between the input and the output of a module, on as many
-    channels as are left.
+def _alone(model: bytes, module: Any, site: Any, example: Values, kernel: Any) -> float:
+    """Return the undisturbed seconds of the operators of a module, on the channels that are left.
+
+    These are the operators between its input and its output.
     """
     x = example
     if site.kind != "embedding":
@@ -161,18 +142,23 @@ def _alone(
         x = np.ascontiguousarray(np.take(example, np.arange(channels) % example.shape[axis], axis))
     proto = ModelProto.FromString(model)
     graph, kind = proto.graph, helper.np_dtype_to_tensor_dtype(x.dtype)
-    kept = [node for node in graph.node if site.input not in node.output]
-    del graph.node[:], graph.input[:], graph.output[:]
-    graph.node.extend(kept)
+    needed, nodes = {site.output}, []
+    for node in reversed(graph.node):
+        if needed & set(node.output) and site.input not in node.output:
+            needed |= set(node.input)
+            nodes.append(node)
+    tensors = [tensor for tensor in graph.initializer if tensor.name in needed]
+    del graph.node[:], graph.initializer[:], graph.input[:], graph.output[:]
+    graph.node.extend(reversed(nodes))
+    graph.initializer.extend(tensors)
     graph.input.append(helper.make_tensor_value_info(site.input, kind, x.shape))
     graph.output.append(helper.make_tensor_value_info(site.output, TensorProto.FLOAT, None))
-    remove_dead_nodes(proto)
     return _run(proto.SerializeToString(), {site.input: x}) - _call()
 
 
 @cache
 def _call() -> float:
-    """Seconds of calling a session that does nothing."""
+    """Return the seconds of calling a session that does nothing."""
     value = [helper.make_tensor_value_info(name, TensorProto.FLOAT, [1]) for name in "xy"]
     graph = helper.make_graph(
         [helper.make_node("Neg", ["x"], ["y"])], "nothing", value[:1], value[1:]
@@ -190,47 +176,41 @@ def _run(model: bytes, feed: dict[str, Values]) -> float:
     return float(np.quantile(seconds, QUIET))
 
 
-def slower_than_wider(table: LatencyTable) -> list[float]:
-    """Of every kernel that takes longer than the same with more outputs: by how much."""
-    found = []
-    for place, (us, _) in table.model.grid.items():
-        wider = [
-            other
-            for at, (other, _) in table.model.grid.items()
-            if at[:4] == place[:4] and at[4] > place[4]
-        ]
+def slower_than_wider(grid: Mapping[Any, tuple[float, Any]]) -> list[float]:
+    """Return time over that of a wider kernel, of each kernel that takes 1.1 times as long."""
+    ratios = []
+    for place, (us, _) in grid.items():
+        wider = [o for at, (o, _) in grid.items() if at[:4] == place[:4] and at[4] > place[4]]
         if wider and us > 1.1 * min(wider):
-            found.append(us / min(wider))
-    return found
+            ratios.append(us / min(wider))
+    return ratios
+
+
+def prediction_errors(predicted: Values, measured: Values) -> dict[str, float]:
+    """Return mean, 95th percentile and bias of the relative error, and Kendall's tau."""
+    relative = predicted / measured - 1
+    return {
+        "mape": float(np.abs(relative).mean()),
+        "p95": float(np.quantile(np.abs(relative), 0.95)),
+        "bias": float(relative.mean()),
+        "kendall_tau": float(kendalltau(predicted, measured).statistic),
+    }
 
 
 def one(name: str, count: int) -> dict[str, float]:
-    """Figures of one network; prints its table."""
-    task = TASKS[name]()
-    builder = builder_for(task, find_modules(task.model, task.example_inputs, task.towers), TARGET)
-    space = SearchSpace.load(None).bind(builder.module_map, TARGET)
-    subject = subject_of(task, builder, layout_of(builder), space)
-    started = time.monotonic()
-    table: LatencyTable = measure_table(subject, TARGET)
-    seconds = time.monotonic() - started
+    """Print the table of one network; return its figures."""
+    bench = profiled(TASKS[name]())
+    table, seconds = bench.table, bench.seconds
     generator = np.random.default_rng(SEED)
-    candidates = [joint(space, subject, generator) for _ in range(count)]
-    files = [subject.noise_file(candidate)[0] for candidate in candidates]
-    twice = [
-        compare(subject.baseline, files, subject.feed, TARGET, table.settings, rounds=36)
-        for _ in range(2)
-    ]
+    candidates = [joint(bench, generator) for _ in range(count)]
+    files = [bench.file(candidate) for candidate in candidates]
+    twice = [bench.compare(files, 36) for _ in range(2)]
     first, second = (np.array(timing.ratios) for timing in twice)
     measured = (first + second) / 2 * table.baseline_ms
-    predictions = {
-        "this model": np.array(
-            [table.predict_ms(subject.layout, candidate) for candidate in candidates]
-        )
-    }
-    predictions |= {
-        key: line(found, measured) for key, found in counts(subject, candidates).items()
-    }
-    predictions["kernels_alone"] = kernels_alone(builder, subject, candidates)
+    predictions = {"this model": np.array([bench.predict_ms(c) for c in candidates])}
+    for key, amounts in counts(bench, candidates).items():
+        predictions[key] = line(amounts, measured)
+    predictions["kernels_alone"] = kernels_alone(bench, candidates)
     repeated = float(np.abs(first / second - 1).mean())
     figures = {
         f"seconds_{name}": seconds,
@@ -238,7 +218,7 @@ def one(name: str, count: int) -> dict[str, float]:
         f"repeated_{name}": repeated,
     }
     spread = f"{measured.min():.3f} to {measured.max():.3f} ms"
-    slower = slower_than_wider(table)
+    slower = slower_than_wider(table.model.grid)
     figures[f"narrower_but_slower_{name}"] = max(slower, default=1.0)
     if table.note:
         print(f"{name}: {table.note}")
@@ -253,7 +233,7 @@ def one(name: str, count: int) -> dict[str, float]:
             f"{max(slower):.2f}x, of a wider one's time"
         )
     for key, predicted in predictions.items():
-        errors = prediction_errors(list(predicted), list(measured))
+        errors = prediction_errors(predicted, measured)
         suffix = "" if key == "this model" else f"_{key}"
         figures |= {
             f"mape{suffix}_{name}": errors["mape"],
@@ -270,6 +250,7 @@ def one(name: str, count: int) -> dict[str, float]:
 
 
 def main() -> None:
+    """Print the tables of the networks."""
     parser = parser_of(__doc__)
     parser.add_argument(
         "--only", nargs="+", choices=list(TASKS), default=[], help="networks to measure"

@@ -1,6 +1,6 @@
-"""Networks of sizes that people ship, with random weights.
+"""Make networks of sizes that people ship, with random weights, for their latency.
 
-An encoder, a ResNet and a MobileNet, for their latency.
+An encoder, a ResNet and a MobileNet.
 """
 
 from __future__ import annotations
@@ -12,6 +12,8 @@ from autocompress import Task
 
 
 class Attention(nn.Module):
+    """Attend with several heads."""
+
     def __init__(self, width: int, heads: int) -> None:
         super().__init__()
         self.num_attention_heads, self.attention_head_size = heads, width // heads
@@ -19,6 +21,7 @@ class Attention(nn.Module):
         self.output = nn.Linear(width, width)
 
     def forward(self, x: Tensor) -> Tensor:
+        """Return the output of the module."""
         q, k, v = (
             f(x).view(*x.shape[:2], self.num_attention_heads, -1).transpose(1, 2)
             for f in (self.query, self.key, self.value)
@@ -28,6 +31,8 @@ class Attention(nn.Module):
 
 
 class Layer(nn.Module):
+    """Hold attention and a feed-forward network, each with a residual connection."""
+
     def __init__(self, width: int, heads: int) -> None:
         super().__init__()
         self.attention, self.norm1 = Attention(width, heads), nn.LayerNorm(width)
@@ -38,12 +43,13 @@ class Layer(nn.Module):
         )
 
     def forward(self, x: Tensor) -> Tensor:
+        """Return the output of the module."""
         x = self.norm1(x + self.attention(x))
         return self.norm2(x + self.output(nn.functional.gelu(self.intermediate(x))))
 
 
 class Encoder(nn.Module):
-    """BERT-like: (n, tokens) of word numbers to (n, 4) logits."""
+    """Map (n, tokens) of word numbers to (n, 4) logits, as BERT does."""
 
     def __init__(
         self,
@@ -63,6 +69,7 @@ class Encoder(nn.Module):
         self.classifier = nn.Linear(width, 4)
 
     def forward(self, ids: Tensor) -> Tensor:
+        """Return the output of the module."""
         x = self.norm(self.words(ids) + self.places.weight)
         for layer in self.layers:
             x = layer(x)
@@ -70,6 +77,8 @@ class Encoder(nn.Module):
 
 
 class Block(nn.Module):
+    """Hold two convolutions with a residual connection."""
+
     def __init__(self, into: int, out: int, stride: int) -> None:
         super().__init__()
         self.conv1, self.bn1 = nn.Conv2d(into, out, 3, stride, 1, bias=False), nn.BatchNorm2d(out)
@@ -82,12 +91,13 @@ class Block(nn.Module):
         )
 
     def forward(self, x: Tensor) -> Tensor:
+        """Return the output of the module."""
         y = torch.relu(self.bn1(self.conv1(x)))
         return torch.relu(self.bn2(self.conv2(y)) + self.shortcut(x))
 
 
 class ResNet20(nn.Module):
-    """(n, 3, 32, 32) images to (n, 10) logits."""
+    """Map (n, 3, 32, 32) images to (n, 10) logits."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -99,10 +109,13 @@ class ResNet20(nn.Module):
         self.blocks, self.head = nn.Sequential(*blocks), nn.Linear(64, 10)
 
     def forward(self, x: Tensor) -> Tensor:
+        """Return the output of the module."""
         return self.head(self.blocks(self.stem(x)).mean((2, 3)))
 
 
 class Inverted(nn.Module):
+    """Expand, filter each channel, and project back (Sandler et al. 2018)."""
+
     def __init__(self, into: int, out: int, stride: int, growth: int) -> None:
         super().__init__()
         wide = into * growth
@@ -118,11 +131,12 @@ class Inverted(nn.Module):
         self.same = into == out and stride == 1
 
     def forward(self, x: Tensor) -> Tensor:
+        """Return the output of the module."""
         return x + self.path(x) if self.same else self.path(x)
 
 
 class MobileNetV2(nn.Module):
-    """(n, 3, 96, 96) images to (n, 10) logits.
+    """Map (n, 3, 96, 96) images to (n, 10) logits.
 
     The paper's widths and depths (Sandler et al. 2018, Table 2).
     """
@@ -152,6 +166,7 @@ class MobileNetV2(nn.Module):
         self.head = nn.Linear(1280, 10)
 
     def forward(self, x: Tensor) -> Tensor:
+        """Return the output of the module."""
         return self.head(self.last(self.blocks(self.stem(x))).mean((2, 3)))
 
 

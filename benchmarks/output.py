@@ -1,4 +1,4 @@
-"""Arguments that all benchmarks take, and the file that --json writes."""
+"""Parse the arguments that all benchmarks take, and write the file of --json."""
 
 from __future__ import annotations
 
@@ -7,10 +7,11 @@ import json
 from collections.abc import Mapping
 from pathlib import Path
 
-from autocompress.targets.device.result import versions
+from benchmarks.bench import versions
 
 
 def parser_of(doc: str | None) -> argparse.ArgumentParser:
+    """Return a parser with the arguments of all benchmarks."""
     parser = argparse.ArgumentParser(description=doc)
     parser.add_argument("--json", metavar="FILE")
     parser.add_argument("--quick", action="store_true", help="less of everything")
@@ -18,11 +19,10 @@ def parser_of(doc: str | None) -> argparse.ArgumentParser:
 
 
 def write_figures(path: str | None, figures: Mapping[str, float]) -> None:
-    """{"figures": {key: number}, "machine": {...}, "versions": {...}}."""
+    """Write {"figures": {key: number}, "machine": {...}, "versions": {...}}, if there is a path."""
     if path is None:
         return
-    found = versions()
-    machine = {key: found.pop(key) for key in ("machine", "processor")}
-    Path(path).write_text(
-        json.dumps({"figures": dict(figures), "machine": machine, "versions": found}, indent=1)
-    )
+    runtimes = versions()
+    machine = {key: runtimes.pop(key) for key in ("machine", "processor")}
+    content = {"figures": dict(figures), "machine": machine, "versions": runtimes}
+    Path(path).write_text(json.dumps(content, indent=1))

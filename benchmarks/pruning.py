@@ -1,5 +1,6 @@
-"""Structured pruning by every criterion, at once, with reconstruction and with recovery, next to
-torch-pruning: accuracy, MACs, latency.
+"""Prune channels by every criterion, with reconstruction and with recovery, next to torch-pruning.
+
+Accuracy, MACs and latency.
 
 On the built-in task and on a residual network for handwritten digits. Accuracy is on test samples
 that no choice has seen, latency is ONNX Runtime's on one thread, from the file, interleaved with
@@ -15,7 +16,7 @@ os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 import copy
 import time
 import warnings
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import pairwise
 
 import numpy as np
@@ -24,18 +25,21 @@ import torch_pruning
 from torch import nn
 
 from autocompress import Candidate, ModuleConfig, Task, find_modules, load_task
-from autocompress.candidate import IMPORTANCES
-from autocompress.compress.prune.importance import CRITERIA
-from autocompress.compress.prune.masks import global_ratios
-from autocompress.export.float_graph.float_graph import export_float
-from autocompress.export.prepare import prepare
-from autocompress.measure.accuracy import evaluate_model
-from autocompress.targets.kernels import KernelChoice
-from autocompress.task.batches import take_samples
-from benchmarks.bench import CPU, Bench, distilled, timed
+from benchmarks.bench import Bench, accuracy_of, compressor_of, distilled, timed
 from benchmarks.digits import digits_task
 from benchmarks.output import parser_of, write_figures
 
+IMPORTANCES = (
+    "obs",
+    "obs_diagonal",
+    "wanda",
+    "taylor",
+    "hessian",
+    "gradient",
+    "l2",
+    "l1",
+    "random",
+)
 RATIOS = (0.2, 0.4, 0.6)
 QUESTIONS = 1000
 STEPS = 100
@@ -46,7 +50,16 @@ AROUND = (0.2, 0.3, 0.4, 0.5, 0.6)
 
 @dataclass
 class Row:
-    """One pruned model: what was done, its accuracy, MACs and time as shares of the original's."""
+    """Hold one pruned model.
+
+    Attributes:
+        method: how it was pruned.
+        ratio: of each group, or of all.
+        accuracy: on test samples.
+        macs: share of the original's.
+        file: its content.
+        time: share of the original's.
+    """
 
     method: str
     ratio: float
@@ -59,42 +72,46 @@ class Row:
 def pruned(
     bench: Bench, ratio: float, importance: str = "obs", reconstruction: bool = True
 ) -> Candidate:
-    """Every group at the same ratio."""
-    roots = {g.name for g in bench.builder.module_map.groups if g.reason is None}
-    return Candidate.of(
-        {
-            m.name: ModuleConfig(
-                pruning_ratio=ratio if m.name in roots else 0.0,
-                importance=importance,
-                reconstruction=reconstruction,
-            )
-            for m in bench.builder.module_map
-        }
-    )
+    """Return a candidate with every group at the same ratio."""
+    roots = {g.name for g in bench.modules.groups if g.reason is None}
+    configs = {}
+    for module in bench.modules:
+        configs[module.name] = ModuleConfig(
+            pruning_ratio=ratio if module.name in roots else 0.0,
+            importance=importance,
+            reconstruction=reconstruction,
+        )
+    return Candidate.of(configs)
 
 
 def pruned_globally(bench: Bench, ratio: float, importance: str) -> Candidate:
-    """One threshold over all groups instead of one ratio for each."""
-    groups = [g for g in bench.builder.module_map.groups if g.reason is None]
-    ratios = global_ratios(
-        {g.name: CRITERIA[importance](g, bench.builder.evidence) for g in groups}, ratio
-    )
-    modules = bench.builder.module_map
-    return Candidate.of(
-        {
-            m.name: ModuleConfig(pruning_ratio=ratios.get(m.name, 0.0), importance=importance)
-            for m in modules
-        }
-    )
+    """Return a candidate with one threshold over all groups instead of one ratio for each.
+
+    The scores of a group are divided by their mean first.
+    """
+    pruner, scores = bench.compressor.builder.pruner, {}
+    for group in bench.modules.groups:
+        if group.reason is None:
+            units = pruner.scores(group, importance)
+            scores[group.name] = units / max(float(units.mean()), 1e-30)
+    threshold = float(np.quantile(np.concatenate(list(scores.values())), ratio))
+    configs = {}
+    for module in bench.modules:
+        removed = 0.0
+        if module.name in scores:
+            units = scores[module.name]
+            removed = min(float((units < threshold).mean()), 1 - 1 / len(units))
+        configs[module.name] = ModuleConfig(pruning_ratio=removed, importance=importance)
+    return Candidate.of(configs)
 
 
 def macs_share(bench: Bench, candidate: Candidate) -> float:
-    """MACs of the modules that are left.
+    """Return the MACs of a candidate as a share of the original's.
 
     Attention's own products, which no module owns, shrink with the heads that make their inputs.
     """
-    masks = bench.builder.pruner.masks(candidate)
-    modules = bench.builder.module_map
+    masks = bench.compressor.builder.pruner.masks(candidate)
+    modules = bench.modules
     left = 0.0
     for module in modules:
         share = 1.0
@@ -111,6 +128,7 @@ def macs_share(bench: Bench, candidate: Candidate) -> float:
 
 
 def row(bench: Bench, method: str, ratio: float, candidate: Candidate) -> Row:
+    """Return the row of a candidate, trained if it has steps."""
     trained = bench.trained(candidate) if candidate.distillation.steps else None
     accuracy = bench.simulated(candidate, bench.test, trained)
     return Row(
@@ -121,6 +139,7 @@ def row(bench: Bench, method: str, ratio: float, candidate: Candidate) -> Row:
 def our_rows(
     bench: Bench, criteria: tuple[str, ...], ratios: tuple[float, ...], steps: int
 ) -> list[Row]:
+    """Return the rows of this project."""
     rows = []
     for importance in criteria:
         for ratio in ratios:
@@ -152,15 +171,16 @@ def our_rows(
 
 
 def torch_pruning_rows(bench: Bench, ratios: tuple[float, ...]) -> list[Row]:
-    """As its README says: group magnitude importance, the head ignored, heads of attention pruned
-    as heads.
+    """Return the rows of torch-pruning, used as its README says.
+
+    Group magnitude importance, the head ignored, heads of attention pruned as heads.
     """
     rows = []
-    modules = bench.builder.module_map
+    modules = bench.modules
     fixed = {g.name for g in modules.groups if g.reason is not None}
     inputs = bench.task.example_inputs
     for ratio in ratios:
-        model = copy.deepcopy(bench.builder.teacher)
+        model = copy.deepcopy(bench.compressor.builder.teacher)
         for parameter in model.parameters():
             parameter.requires_grad_(True)
         heads = {
@@ -189,33 +209,28 @@ def torch_pruning_rows(bench: Bench, ratios: tuple[float, ...]) -> list[Row]:
                 getattr(module, "q_proj", None), nn.Linear
             ):
                 module.num_heads = pruner.num_heads.get(module.q_proj, module.num_heads)
-        accuracy = evaluate_model(bench.task, model, bench.test, CPU)[0].accuracy
+        accuracy = accuracy_of(bench.task, model, bench.test)
         macs = find_modules(model, inputs).total_macs / modules.total_macs
-        rows.append(
-            Row(
-                "torch-pruning",
-                ratio,
-                accuracy,
-                macs,
-                export_float(model, inputs)[0].SerializeToString(),
-            )
-        )
+        file = compressor_of(replace(bench.task, model=model)).builder.baseline
+        rows.append(Row("torch-pruning", ratio, accuracy, macs, file))
     return rows
 
 
 def add_latencies(bench: Bench, rows: list[Row]) -> None:
-    feed = bench.builder.lowered.feed(bench.task.example_inputs)
-    timing = timed(bench.builder.baseline, [r.file for r in rows], feed, ROUNDS)
+    """Time all rows in turn with the float file."""
+    feed = bench.compressor.builder.lowered.feed(bench.task.example_inputs)
+    timing = timed(bench.baseline, [r.file for r in rows], feed, ROUNDS)
     for r, ratio in zip(rows, timing.ratios, strict=True):
         r.time = ratio
 
 
 def half_macs(bench: Bench) -> Row:
-    """Of candidates with random ratios around 0.4 in each group, the one that comes closest to half
-    of the MACs; no time is looked at.
+    """Return the candidate closest to half of the MACs, of 200 with random ratios around 0.4.
+
+    No time is looked at.
     """
     generator = np.random.default_rng(0)
-    roots = [g.name for g in bench.builder.module_map.groups if g.reason is None]
+    roots = [g.name for g in bench.modules.groups if g.reason is None]
     drawn = [
         {
             name: ModuleConfig(pruning_ratio=float(r))
@@ -228,9 +243,9 @@ def half_macs(bench: Bench) -> Row:
 
 
 def ours_at(rows: list[Row], limit: float) -> Row:
-    """Of the models of one method, chosen beforehand, the slowest that takes at most that time.
+    """Return the slowest model of one method that takes at most a time.
 
-    Accuracy is not looked at.
+    The method is chosen beforehand; accuracy is not looked at.
     """
     ours = [r for r in rows if r.method == "obs, reconstructed"]
     return max(
@@ -248,16 +263,12 @@ def report(
     ratios: tuple[float, ...],
     steps: int,
 ) -> dict[str, float]:
+    """Print the table of a task; return its figures."""
     started = time.monotonic()
-    kernels = KernelChoice()
-    builder = prepare(task, find_modules(task.model, task.example_inputs), kernels)
-    builder = builder.with_multiples(
-        {kind: kernels.width_multiple(kind) for kind in ("linear", "conv")}
-    )
-    bench = Bench(builder, task, take_samples(task.test or [], samples))
+    bench = Bench(compressor_of(task), task, task.first_samples(task.test or [], samples))
     print(
         f"\n{name}: float accuracy {bench.simulated(Candidate(), bench.test):.4f}; widths are "
-        f"kept to multiples of {builder.multiples}"
+        f"kept to multiples of {bench.compressor.builder.multiples}"
     )
     rows = our_rows(bench, criteria, ratios, steps)
     rows.append(half_macs(bench))
@@ -265,7 +276,7 @@ def report(
     add_latencies(bench, rows)
     print(f"{'method':42}{'ratio':>6}{'accuracy':>10}{'MACs':>8}{'latency':>9}{'size':>8}")
     for r in rows:
-        size = len(r.file) / len(builder.baseline)
+        size = len(r.file) / len(bench.baseline)
         print(
             f"{r.method:42}{r.ratio:6.2f}{r.accuracy:10.4f}{r.macs:7.2f}x{r.time:8.2f}x{size:7.2f}x",
             flush=True,
@@ -306,19 +317,24 @@ def report(
 
 
 def main() -> None:
+    """Print the tables of both tasks."""
     arguments = parser_of(__doc__).parse_args()
     torch.set_num_threads(os.cpu_count() or 1)
     criteria = ("l2", "obs") if arguments.quick else IMPORTANCES
     ratios = (0.4,) if arguments.quick else RATIOS
     steps = 20 if arguments.quick else STEPS
     questions = 500 if arguments.quick else QUESTIONS
-    found = {"_digits": report("digits", digits_task(), 500, criteria, ratios, steps)}
-    found[""] = report(
+    by_task = {"_digits": report("digits", digits_task(), 500, criteria, ratios, steps)}
+    by_task[""] = report(
         "easy-VQA", load_task("autocompress.tasks:easy_vqa"), questions, criteria, ratios, steps
     )
     write_figures(
         arguments.json,
-        {f"{key}{suffix}": value for suffix, keys in found.items() for key, value in keys.items()},
+        {
+            f"{key}{suffix}": value
+            for suffix, keys in by_task.items()
+            for key, value in keys.items()
+        },
     )
 
 

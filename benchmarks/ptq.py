@@ -1,5 +1,6 @@
-"""Accuracy of the built-in task without and with training at uniform widths, next to
-onnxruntime.quantization on the same model.
+"""Measure the accuracy of the built-in task at uniform widths, without and with training.
+
+Beside it stands onnxruntime.quantization on the same model.
 
 The table is simulated (the simulation and the file are compared at the end), on test questions that
 neither calibration nor any choice has seen; the rows that name a file are measured from it.
@@ -23,23 +24,27 @@ from onnxruntime.quantization import CalibrationDataReader, QuantFormat, QuantTy
 from onnxruntime.quantization.shape_inference import quant_pre_process
 from torch import nn
 
-from autocompress import Candidate, ModuleConfig, Task, find_modules, load_task
-from autocompress.candidate import WEIGHT_RANGES
-from autocompress.compress.calibrate.statistics import collect_statistics, output_error
-from autocompress.export.prepare import prepare
-from autocompress.targets.device.sessions import open_session
-from autocompress.targets.kernels import KernelChoice
-from autocompress.task.batches import Batches, take_samples
-from autocompress.task.calls import call_model
+from autocompress import Candidate, ModuleConfig, Task, load_task
 from benchmarks.against_onnxruntime import quantize_dynamic
-from benchmarks.bench import Bench, distilled
+from benchmarks.bench import (
+    INTEGER,
+    Batches,
+    Bench,
+    compressor_of,
+    distilled,
+    file_accuracy,
+    model_output,
+    open_session,
+    output_errors,
+)
 from benchmarks.output import parser_of, write_figures
 
-CPU = torch.device("cpu")
+WEIGHT_RANGES = ("squared_error", "golden_section", "min_max", "percentile", "entropy")
 TABLE_QUESTIONS = 2000
 
 
 def algorithm_table(bench: Bench, questions: Batches, quick: bool) -> None:
+    """Print the accuracy of each algorithm at each width."""
     rows = {
         f"nearest, {name}": {"algorithm": "nearest", "weight_range": name} for name in WEIGHT_RANGES
     }
@@ -64,24 +69,19 @@ def algorithm_table(bench: Bench, questions: Batches, quick: bool) -> None:
 
 
 def activation_table(bench: Bench, questions: Batches) -> None:
+    """Print the accuracy of each way to round activations."""
     print(f"\n{'activations, 8-bit weights':34}{'accuracy':>10}")
     print(
         f"{'dynamic (convolutions static)':34}{bench.simulated(bench.uniform(8), questions):10.4f}"
     )
     for method in WEIGHT_RANGES:
-        builder = prepare(
-            bench.task,
-            find_modules(bench.task.model, bench.task.example_inputs),
-            KernelChoice(),
-            None,
-            method,
-        )
-        other = Bench(builder, bench.task, bench.test)
+        compressor = compressor_of(bench.task, activation_range=method)
+        other = Bench(compressor, bench.task, bench.test)
         static = other.simulated(other.uniform(8, activation_mode="static"), questions)
         print(f"{'static, ' + method:34}{static:10.4f}", flush=True)
     print(f"{'16 bits':34}{bench.simulated(bench.uniform(8, 16), questions):10.4f}")
     smoothed = bench.uniform(8)
-    roots = {group.readers[0] for group in bench.builder.module_map.norms}
+    roots = {group.readers[0] for group in bench.modules.norms}
     smoothed = Candidate.of(
         {n: replace(c, smoothing=0.5) if n in roots else c for n, c in smoothed.modules}
     )
@@ -92,53 +92,49 @@ def activation_table(bench: Bench, questions: Batches) -> None:
 
 
 def layer_errors(bench: Bench) -> dict[int, list[float]]:
-    """GPTQ's output error as a share of round-to-nearest's by width, per layer, on inputs of the
-    validation split.
+    """Return GPTQ's output error as a share of round-to-nearest's, by width, for each layer.
+
+    The inputs are those of the validation split.
     """
-    batches = [inputs for inputs, _ in take_samples(bench.task.validation, 512)]
-    unseen = collect_statistics(bench.builder.teacher, bench.builder.module_map, batches, CPU)
-    masks = bench.stitcher.pruner.masks(Candidate())
-    found: dict[int, list[float]] = {}
+    names = [module.name for module in bench.modules if module.kind in INTEGER]
+    candidates = []
     for bits in (4, 3, 2):
-        for name, seen in unseen.items():
-            weight = bench.builder.teacher.get_submodule(name).weight.detach()
-            errors = []
-            for algorithm in ("nearest", "gptq"):
-                variant = bench.stitcher.library.get(
-                    name, ModuleConfig(bits, algorithm=algorithm), masks
-                )
-                errors.append(
-                    output_error(
-                        (weight - variant.factors[0].dequantized()).flatten(1), seen, False
-                    )
-                )
-            found.setdefault(bits, []).append(errors[1] / errors[0])
-    return found
+        for algorithm in ("nearest", "gptq"):
+            config = ModuleConfig(bits, algorithm=algorithm)
+            candidates.append(Candidate.of(dict.fromkeys(names, config)))
+    unseen = bench.task.first_samples(bench.task.validation, 512)
+    errors = output_errors(bench.compressor, candidates, unseen)
+    ratios = {}
+    for i, bits in enumerate((4, 3, 2)):
+        nearest, gptq = errors[2 * i : 2 * i + 2]
+        ratios[bits] = [gptq[name] / nearest[name] for name in names]
+    return ratios
 
 
 def simulation_gap(bench: Bench) -> tuple[float, str]:
-    """Largest relative difference of a module's output in its file from the simulated one.
+    """Return the largest relative error of a file against its simulation, and where it is.
 
-    Every form, one layer per shape.
+    Every form is tried on one layer of each shape.
     """
     inputs: dict[str, torch.Tensor] = {}
-    teacher = bench.builder.teacher
+    teacher = bench.compressor.builder.teacher
     handles = [
         teacher.get_submodule(m.name).register_forward_pre_hook(
             lambda _, x, name=m.name: inputs.setdefault(name, x[0].detach())
         )
-        for m in bench.builder.module_map
+        for m in bench.modules
     ]
-    call_model(teacher, take_samples(bench.task.calibration_batches(), 32)[0][0])
+    samples = bench.task.first_samples(bench.task.calibration_batches(), 32)
+    model_output(teacher, samples[0][0])
     for handle in handles:
         handle.remove()
     worst, where = 0.0, ""
-    shapes = {(m.kind, m.weight_shape): m for m in bench.builder.module_map}
+    shapes = {(m.kind, m.weight_shape): m for m in bench.modules}
     for module in shapes.values():
         x = inputs[module.name]
         layer = nn.Sequential(teacher.get_submodule(module.name)).eval()
         task = Task("layer", layer, x[:1], [(x, torch.zeros(len(x)))], lambda o, t: 0.0)
-        one = Bench(prepare(task, find_modules(layer, x[:1]), KernelChoice()), task, [])
+        one = Bench(compressor_of(task), task)
         for bits in (2, 3, 4, 6, 8, 16):
             for activation_bits in (8, 16, 32):
                 for axes in (
@@ -150,11 +146,9 @@ def simulation_gap(bench: Bench) -> tuple[float, str]:
                 ):
                     candidate = one.uniform(bits, activation_bits, algorithm="nearest", **axes)
                     with torch.no_grad():
-                        expected = one.stitcher.apply(candidate)(x).numpy()
-                    proto = one.compressor.graph(candidate)
-                    (output,) = open_session(proto.SerializeToString()).run(
-                        None, one.builder.lowered.feed(x)
-                    )
+                        expected = one.compressor.stitcher.apply(candidate)(x).numpy()
+                    feed = one.compressor.builder.lowered.feed(x)
+                    (output,) = open_session(one.file(candidate)).run(None, feed)
                     gap = float(np.linalg.norm(output - expected) / np.linalg.norm(expected))
                     if gap > worst:
                         worst, where = (
@@ -174,61 +168,57 @@ class _Reader(CalibrationDataReader):
 
 
 def onnxruntime_files(bench: Bench, folder: Path) -> dict[str, Path]:
-    """The float file quantised by onnxruntime.quantization, per channel.
+    """Write the float file quantised by onnxruntime.quantization, per channel.
 
     Dynamic, and static on the same calibration samples.
     """
     logging.getLogger().setLevel(logging.ERROR)
     source, prepared = folder / "float.onnx", folder / "prepared.onnx"
-    source.write_bytes(bench.builder.baseline)
+    source.write_bytes(bench.baseline)
     quantize_dynamic(source, folder / "dynamic.onnx")
     quant_pre_process(str(source), str(prepared), skip_symbolic_shape=True)
-    feeds = [
-        bench.builder.lowered.feed(inputs)
-        for inputs, _ in take_samples(bench.task.calibration_batches(), 128)
-    ]
+    samples = bench.task.first_samples(bench.task.calibration_batches(), 128)
+    feeds = [bench.compressor.builder.lowered.feed(inputs) for inputs, _ in samples]
     options = {"per_channel": True, "quant_format": QuantFormat.QDQ, "weight_type": QuantType.QInt8}
     quantize_static(str(prepared), str(folder / "static.onnx"), _Reader(feeds), **options)
     return {"dynamic": folder / "dynamic.onnx", "static": folder / "static.onnx"}
 
 
 def main() -> None:
+    """Print the tables."""
     parser = parser_of(__doc__)
     parser.add_argument("--steps", type=int, default=300, help="training steps of the trained rows")
     arguments = parser.parse_args()
     torch.set_num_threads(os.cpu_count() or 1)
     task = load_task("autocompress.tasks:easy_vqa")
     test = list(task.test or [])
-    questions = take_samples(test, 500 if arguments.quick else TABLE_QUESTIONS)
+    questions = task.first_samples(test, 500 if arguments.quick else TABLE_QUESTIONS)
     test = questions if arguments.quick else test
-    builder = prepare(task, find_modules(task.model, task.example_inputs), KernelChoice())
-    bench = Bench(builder, task, test)
-    size = len(builder.baseline)
+    bench = Bench(compressor_of(task), task, test)
+    size = len(bench.baseline)
     steps = 20 if arguments.quick else arguments.steps
-    figures = {"acc_float": bench.session_accuracy(builder.baseline)}
+    figures = {"acc_float": file_accuracy(task, bench.baseline, test)}
     print(f"float file: {size} bytes, test accuracy {figures['acc_float']:.4f}", flush=True)
     algorithm_table(bench, questions, arguments.quick)
     if not arguments.quick:
         activation_table(bench, questions)
     print(f"\n{'from the file, all test questions':40}{'accuracy':>10}{'smaller':>10}")
     for bits in (8, 6, 5, 4, 3, 2):
-        accuracy, found = bench.from_file(bench.uniform(bits))
+        accuracy, compressed = bench.from_file(bench.uniform(bits))
         figures[f"acc_w{bits}"] = accuracy
-        print(f"{f'{bits} bit, auto':40}{accuracy:10.4f}{size / found:9.2f}x", flush=True)
+        print(f"{f'{bits} bit, auto':40}{accuracy:10.4f}{size / compressed:9.2f}x", flush=True)
     for bits, algorithm in ((3, "nearest"), (3, "auto"), (2, "auto")):
         started = time.monotonic()
         candidate = bench.uniform(bits, algorithm=algorithm)
         trained = bench.trained(distilled(candidate, steps))
-        accuracy, found = bench.from_file(candidate, trained)
+        accuracy, compressed = bench.from_file(candidate, trained)
         figures[f"acc_w{bits}_qat" + ("_from_nearest" if algorithm == "nearest" else "")] = accuracy
-        label = f"{bits} bit, {algorithm}, {steps} steps"
-        print(
-            f"{label:40}{accuracy:10.4f}{size / found:9.2f}x  {time.monotonic() - started:.0f} s",
-            flush=True,
-        )
+        label, seconds = f"{bits} bit, {algorithm}, {steps} steps", time.monotonic() - started
+        smaller = size / compressed
+        print(f"{label:40}{accuracy:10.4f}{smaller:9.2f}x  {seconds:.0f} s", flush=True)
     with tempfile.TemporaryDirectory() as folder:
         for name, path in onnxruntime_files(bench, Path(folder)).items():
-            figures[f"acc_ort_{name}"] = bench.session_accuracy(str(path))
+            figures[f"acc_ort_{name}"] = file_accuracy(task, str(path), test)
             label = f"onnxruntime.quantization, {name}"
             smaller = size / path.stat().st_size
             print(f"{label:40}{figures[f'acc_ort_{name}']:10.4f}{smaller:9.2f}x", flush=True)

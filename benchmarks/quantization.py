@@ -1,5 +1,6 @@
-"""Bytes and microseconds of one layer in every form, as ratios to float and to 8-bit dynamic, and
-the error of each file, one thread.
+"""Measure one layer in every form: bytes, microseconds and error of its file, on one thread.
+
+Bytes and times are ratios to float and to 8-bit dynamic.
 
 Each form is timed in turn with the 8-bit file alone; ratios to float are quotients of two such
 ratios. The error is the relative difference of the file's outputs from the simulation's. Integer
@@ -13,22 +14,14 @@ import os
 
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
-from dataclasses import replace
-
 import numpy as np
 import torch
 from onnx import TensorProto, helper, numpy_helper
 from torch import nn
 
-from autocompress import Candidate, ModuleConfig, Task, find_modules
-from autocompress.export.build import Builder
+from autocompress import Candidate, ModuleConfig, Task
 from autocompress.export.compressor import Compressor
-from autocompress.export.prepare import prepare
-from autocompress.integer_form import IntegerForm
-from autocompress.targets.device.sessions import DEFAULT, open_session
-from autocompress.targets.kernel_arithmetic import products_saturate
-from autocompress.targets.kernels import KernelChoice
-from benchmarks.bench import timed
+from benchmarks.bench import compressor_of, integers_saturate, open_session, timed
 from benchmarks.output import parser_of, write_figures
 
 ROUNDS = 45
@@ -38,54 +31,42 @@ ROUNDED = {
 }
 
 
-class Formed(KernelChoice):
-    """Kernels whose integer weights all have one form."""
-
-    def __init__(self, form: IntegerForm) -> None:
-        super().__init__()
-        self.form = form
-
-    def integer_form(self, shape: tuple[int, int, int] | None) -> IntegerForm:
-        return self.form
-
-
 def forms(kind: str) -> dict[str, ModuleConfig]:
+    """Return a config for each form of a linear or convolutional module."""
     mode = "dynamic" if kind == "linear" else "static"
-    found = {"float": ModuleConfig(), "float16 storage": ModuleConfig(16)}
-    found |= {
+    configs = {"float": ModuleConfig(), "float16 storage": ModuleConfig(16)}
+    configs |= {
         f"int8 {m}": ModuleConfig(8, 8, activation_mode=m, algorithm="nearest")
         for m in ("dynamic", "static")
     }
-    found |= {
+    configs |= {
         f"{b} bit packed": ModuleConfig(b, 8, activation_mode=mode, algorithm="nearest")
         for b in (7, 6, 5, 4, 3, 2)
     }
-    found["4 bit packed, groups of 32"] = ModuleConfig(
+    configs["4 bit packed, groups of 32"] = ModuleConfig(
         4, 8, 32, activation_mode=mode, algorithm="nearest"
     )
-    found["4 bit packed, zero-points"] = ModuleConfig(
+    configs["4 bit packed, zero-points"] = ModuleConfig(
         4, 8, symmetric=False, activation_mode=mode, algorithm="nearest"
     )
     if kind == "linear":
-        found |= {
+        configs |= {
             f"{b} bit weight-only, groups of 64": ModuleConfig(b, 32, 64, algorithm="nearest")
             for b in (8, 4, 2)
         }
-    return found
+    return configs
 
 
-def layer_file(builder: Builder, config: ModuleConfig, x: torch.Tensor) -> tuple[bytes, str, float]:
-    """(file, its weight-only kernel if any, relative difference of its outputs from the
-    simulation's).
-    """
+def layer_file(
+    compressor: Compressor, config: ModuleConfig, x: torch.Tensor
+) -> tuple[bytes, str, float]:
+    """Return (file, its weight-only kernel or "", relative error against the simulation)."""
     candidate = Candidate.of({"0": config})
-    compressor = Compressor.of(builder)
-    stitcher = compressor.stitcher
     proto = compressor.graph(candidate)
     with torch.no_grad():
-        expected = stitcher.apply(candidate)(x).numpy()
+        expected = compressor.module(candidate)(x).numpy()
     data = proto.SerializeToString()
-    (found,) = open_session(data).run(None, builder.lowered.feed(x))
+    (output,) = open_session(data).run(None, compressor.builder.lowered.feed(x))
     levels = [
         a.i
         for n in proto.graph.node
@@ -93,26 +74,23 @@ def layer_file(builder: Builder, config: ModuleConfig, x: torch.Tensor) -> tuple
         for a in n.attribute
         if a.name == "accuracy_level"
     ]
-    error = float(np.linalg.norm(found - expected) / np.linalg.norm(expected))
+    error = float(np.linalg.norm(output - expected) / np.linalg.norm(expected))
     return data, f"MatMulNBits, level {levels[0]}" if levels else "", error
 
 
 def measure(
     title: str, layer: nn.Module, x: torch.Tensor, kind: str, rounds: int
 ) -> dict[str, tuple[int, float, float]]:
-    """(bytes, time relative to int8, error) by form; prints the table."""
+    """Print the table of a layer; return (bytes, time relative to int8, error) by form."""
     torch.manual_seed(0)
     task = Task(title, nn.Sequential(layer).eval(), x, [(x, torch.zeros(len(x)))], lambda o, t: 0.0)
-    builder = prepare(task, find_modules(task.model, x), KernelChoice())
-    made = {name: layer_file(builder, config, x) for name, config in forms(kind).items()}
+    compressor = compressor_of(task)
+    made = {name: layer_file(compressor, config, x) for name, config in forms(kind).items()}
     usual = "int8 dynamic" if kind == "linear" else "int8 static"
-    shown = [IntegerForm.SIGNED, *([IntegerForm.UNSIGNED] if kind == "linear" else [])]
-    for form in shown:
-        made[f"{usual}, {form}"] = layer_file(
-            replace(builder, kernels=Formed(form)), forms(kind)[usual], x
-        )
-    reference = made[usual][0]
-    timing = timed(reference, [data for data, *_ in made.values()], builder.lowered.feed(x), rounds)
+    for form in ("signed", "unsigned") if kind == "linear" else ("signed",):
+        made[f"{usual}, {form}"] = layer_file(compressor_of(task, form), forms(kind)[usual], x)
+    reference, feed = made[usual][0], compressor.builder.lowered.feed(x)
+    timing = timed(reference, [data for data, *_ in made.values()], feed, rounds)
     times = dict(zip(made, timing.ratios, strict=True))
     print(f"\n{title}: int8 takes {timing.baseline_ms * 1e3:.0f} us")
     print(
@@ -131,8 +109,9 @@ def measure(
 
 
 def unsigned_convolution(channels: int, groups: int, size: int, rounds: int) -> float:
-    """Time of a static 3 x 3 convolution with unsigned weights, which exported files never hold,
-    relative to signed weights.
+    """Return the time of a static 3 x 3 convolution with unsigned weights, relative to signed ones.
+
+    Exported files never hold it.
     """
     generator = np.random.default_rng(0)
     weight = generator.integers(-64, 64, (channels, channels // groups, 3, 3))
@@ -166,17 +145,19 @@ def unsigned_convolution(channels: int, groups: int, size: int, rounds: int) -> 
 
 
 def main() -> None:
+    """Print the tables of all layers."""
     arguments = parser_of(__doc__).parse_args()
     rounds = 9 if arguments.quick else ROUNDS
-    saturates = products_saturate(DEFAULT)
+    saturates = integers_saturate()
     print(f"this processor sums {ROUNDED[saturates]}")
     figures: dict[str, float] = {"products_saturate": float(saturates), "largest_error": 0.0}
 
-    def keep(name: str, found: dict[str, tuple[int, float, float]]) -> None:
-        """Signed weights are for processors with exact products, so that elsewhere their error
-        stands apart.
+    def keep(name: str, by_form: dict[str, tuple[int, float, float]]) -> None:
+        """Keep errors and times of a layer.
+
+        Signed weights are for processors with exact products; elsewhere their error stands apart.
         """
-        for form, (_, time, error) in found.items():
+        for form, (_, time, error) in by_form.items():
             wrong = saturates and form.endswith(", signed")
             key = "largest_error_signed" if wrong else "largest_error"
             figures[key] = max(error, figures.get(key, 0.0))
@@ -186,15 +167,15 @@ def main() -> None:
     for columns, outputs in ((384, 1536), (768, 3072)):
         for rows in (1, 64, 197):
             layer = nn.Linear(columns, outputs, bias=False)
-            found = measure(
+            by_form = measure(
                 f"MatMul {rows} x {columns} x {outputs}",
                 layer,
                 torch.randn(1, rows, columns),
                 "linear",
                 rounds,
             )
-            keep(f"m{rows}_k{columns}", found)
-            packed = {bits: found[f"{bits} bit packed"] for bits in (2, 3, 4, 5, 6)}
+            keep(f"m{rows}_k{columns}", by_form)
+            packed = {bits: by_form[f"{bits} bit packed"] for bits in (2, 3, 4, 5, 6)}
             worst = max(time for _, time, _ in packed.values())
             over = max(
                 size - bits / 8 * columns * outputs - 4 * outputs
@@ -206,11 +187,11 @@ def main() -> None:
             )
             figures["packed_bytes_over"] = max(over, figures.get("packed_bytes_over", over))
             if (rows, columns) == (64, 768):
-                figures["int8_vs_float_time_m64"] = 1 / found["float"][1]
+                figures["int8_vs_float_time_m64"] = 1 / by_form["float"][1]
                 for bits in (2, 3, 4, 5, 6):
-                    figures[f"packed{bits}_vs_int8_time_m64"] = found[f"{bits} bit packed"][1]
+                    figures[f"packed{bits}_vs_int8_time_m64"] = by_form[f"{bits} bit packed"][1]
                     figures[f"packed{bits}_bytes_per_weight"] = (
-                        found[f"{bits} bit packed"][0] / columns / outputs
+                        by_form[f"{bits} bit packed"][0] / columns / outputs
                     )
             figures[f"packed_worst_vs_int8_time_m{rows}_k{columns}"] = worst
     for channels, groups, size in ((16, 1, 28), (64, 1, 28), (256, 1, 14), (256, 256, 14)):
@@ -218,11 +199,11 @@ def main() -> None:
         title = (
             f"{'depthwise ' if groups > 1 else ''}Conv {channels} channels, 3 x 3, {size} x {size}"
         )
-        found = measure(title, layer, torch.randn(1, channels, size, size), "conv", rounds)
+        by_form = measure(title, layer, torch.randn(1, channels, size, size), "conv", rounds)
         name = f"conv{channels}" + ("_depthwise" if groups > 1 else "")
-        keep(name, found)
-        figures[f"int8_vs_float_time_{name}"] = 1 / found["float"][1]
-        figures[f"packed3_vs_int8_time_{name}"] = found["3 bit packed"][1]
+        keep(name, by_form)
+        figures[f"int8_vs_float_time_{name}"] = 1 / by_form["float"][1]
+        figures[f"packed3_vs_int8_time_{name}"] = by_form["3 bit packed"][1]
         figures[f"unsigned_vs_int8_time_{name}"] = ratio = unsigned_convolution(
             channels, groups, size, rounds
         )

@@ -1,9 +1,9 @@
-"""Recovery after compression that nothing else makes up for.
+"""Measure recovery after a compression that nothing else corrects.
 
 Accuracy before and after training, by loss and by seed; a language model too.
 
 The built-in model is compressed the plain way (round to nearest with min-max scales, magnitude, no
-reconstruction, plain SVD), so that what comes back is training's own. easy-VQA figures are on 2000
+reconstruction, plain SVD), so that only training brings accuracy back. easy-VQA figures are on 2000
 test questions, perplexities on 50000 characters; the best alpha is chosen on validation data. A
 seed is 20 trainings of half a minute to two minutes each, two at a time; Ctrl-C reports the seeds
 that are complete.
@@ -15,23 +15,18 @@ import multiprocessing
 import tempfile
 import time
 from collections import defaultdict
+from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from functools import cache
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
 
-from autocompress import Candidate, Distillation, ModuleConfig, Task, find_modules, load_task
-from autocompress.compress.recover.context import Trainer
-from autocompress.compress.recover.recover import recover
-from autocompress.compress.recover.teacher import Teacher
-from autocompress.export.prepare import prepare
-from autocompress.targets.kernels import KernelChoice
-from autocompress.task.batches import Batches, take_samples
-from autocompress.task.loading import Unlabelled
-from autocompress.tasks.easy_vqa_data import Loader
-from benchmarks.bench import CPU, Bench
+from autocompress import Candidate, Distillation, ModuleConfig, Task, load_task
+from autocompress.export.compressor import Compressor
+from benchmarks.bench import Batches, Bench, compressor_of, recovered, teacher_of
 from benchmarks.language import language_task
 from benchmarks.output import parser_of, write_figures
 
@@ -61,17 +56,47 @@ BATCH = 16
 
 @dataclass(frozen=True)
 class Job:
+    """Describe one training.
+
+    Attributes:
+        case: key of `CASES`.
+        loss: key of `LOSSES`.
+        seed: of the training and of the order of its batches.
+        steps: of training.
+        samples: questions that accuracy is measured on.
+        answers: folder that caches the teacher's answers.
+    """
+
     case: str
     loss: str
     seed: int
     steps: int
     samples: int
-    answers: str  # folder of the teacher's answers
+    answers: str
+
+
+class Unlabelled:
+    """Give the inputs of batches without their targets."""
+
+    def __init__(self, batches: Any) -> None:
+        self.batches = batches
+
+    def __iter__(self) -> Iterator[tuple[Any, None]]:
+        return ((inputs, None) for inputs, _ in self.batches)
 
 
 @dataclass(frozen=True)
-class Found:
-    """Accuracies; `before` is that of the compressed model, untrained."""
+class Outcome:
+    """Hold the accuracies of one training.
+
+    Attributes:
+        job: the training.
+        whole: of the float model.
+        before: of the compressed model, untrained.
+        validation: of the trained model, on validation data.
+        after: of the trained model, on test data.
+        seconds: of the training.
+    """
 
     job: Job
     whole: float
@@ -82,14 +107,14 @@ class Found:
 
 
 def compressed(bench: Bench, axes: dict[str, float], recovery: Distillation) -> Candidate:
-    """Every module alike: 8-bit activations where weights are integers.
+    """Return a candidate with all modules alike: 8-bit activations where weights are integers.
 
     Ranks everywhere but in the head, ratios on all groups.
     """
-    roots = {group.name for group in bench.builder.module_map.groups if group.reason is None}
+    roots = {group.name for group in bench.modules.groups if group.reason is None}
     bits = axes.get("weight_bits", 32)
     configs = {}
-    for module in bench.builder.module_map:
+    for module in bench.modules:
         configs[module.name] = ModuleConfig(
             bits,
             8 if bits < 16 and module.kind in ("linear", "conv") else 32,
@@ -102,49 +127,50 @@ def compressed(bench: Bench, axes: dict[str, float], recovery: Distillation) -> 
     return Candidate.of(configs, recovery)
 
 
+def exact_widths(task: Task) -> Compressor:
+    """Return the compressor of a task that prunes groups by just their ratios."""
+    return Compressor.of(compressor_of(task).builder.with_multiples({}))
+
+
 @cache
 def prepared(samples: int) -> tuple[Bench, Batches, float]:
-    """(bench, validation batches, float accuracy) of the built-in task, once per process."""
+    """Return (bench, validation batches, float accuracy) of the built-in task, once per process."""
     task = load_task("autocompress.tasks:easy_vqa")
-    builder = prepare(
-        task, find_modules(task.model, task.example_inputs, task.towers), KernelChoice()
-    )
-    bench = Bench(builder, task, take_samples(Loader(task.test.split, 64, seed=5), samples))
-    return (
-        bench,
-        take_samples(task.validation, samples // 4),
-        bench.simulated(Candidate(), bench.test),
-    )
+    shuffled = replace(task.test, batch_size=64, seed=5)
+    bench = Bench(exact_widths(task), task, task.first_samples(shuffled, samples))
+    validation = task.first_samples(task.validation, samples // 4)
+    return bench, validation, bench.simulated(Candidate(), bench.test)
 
 
 @cache
 def before(case: str, samples: int) -> float:
+    """Return the accuracy of a case without training."""
     bench = prepared(samples)[0]
     return bench.simulated(compressed(bench, CASES[case], Distillation()), bench.test)
 
 
-def run(job: Job) -> Found:
-    """One training."""
+def run(job: Job) -> Outcome:
+    """Carry out one training."""
     torch.set_num_threads(1)
     bench, validation, whole = prepared(job.samples)
     started = time.monotonic()
     recovery = replace(LOSSES[job.loss], steps=job.steps)
-    batches: Batches = Loader(bench.task.train.split, BATCH, seed=job.seed)
+    batches: Any = replace(bench.task.train, batch_size=BATCH, seed=job.seed)
     batches = Unlabelled(batches) if "label-free" in job.loss else batches
     task = replace(bench.task, train=batches)
-    teacher = Teacher(task, bench.builder.teacher, CPU, Path(job.answers), (2.0,))
+    teacher = teacher_of(task, bench.compressor, 2.0, Path(job.answers))
     candidate = compressed(bench, CASES[job.case], recovery)
-    trained, _ = recover(Trainer(task, teacher, seed=job.seed), bench.stitcher, candidate)
+    trained = recovered(bench.compressor, task, candidate, teacher, job.seed)
     scores = [bench.simulated(candidate, split, trained) for split in (validation, bench.test)]
-    return Found(job, whole, before(job.case, job.samples), *scores, time.monotonic() - started)
+    return Outcome(job, whole, before(job.case, job.samples), *scores, time.monotonic() - started)
 
 
 def built_in_task(seeds: int, steps: int, samples: int) -> dict[str, float]:
-    """The table of the built-in task.
+    """Print the table of the built-in task.
 
     Two processes of one thread each get more done than one of two.
     """
-    found: list[Found] = []
+    outcomes: list[Outcome] = []
     with (
         tempfile.TemporaryDirectory() as folder,
         multiprocessing.get_context("spawn").Pool(2) as pool,
@@ -157,7 +183,7 @@ def built_in_task(seeds: int, steps: int, samples: int) -> dict[str, float]:
         ]
         try:
             for result in pool.imap_unordered(run, jobs):
-                found.append(result)
+                outcomes.append(result)
                 job, seconds = result.job, result.seconds
                 print(
                     f"seed {job.seed} {job.case:12} {job.loss:22} {result.before:.4f} -> "
@@ -166,15 +192,14 @@ def built_in_task(seeds: int, steps: int, samples: int) -> dict[str, float]:
                 )
         except KeyboardInterrupt:
             print("interrupted: only the seeds that are complete count")
-    done = {job.seed for job in jobs} - {
-        job.seed for job in jobs if job not in {result.job for result in found}
-    }
-    found = [result for result in found if result.job.seed in done]
+    ended = {result.job for result in outcomes}
+    done = {job.seed for job in jobs} - {job.seed for job in jobs if job not in ended}
+    outcomes = [result for result in outcomes if result.job.seed in done]
     by = defaultdict(list)
-    for result in found:
+    for result in outcomes:
         by[result.job.case, result.job.loss].append(result)
     print(
-        f"\nfloat {found[0].whole:.4f}; {steps} steps of {BATCH}, {len(done)} seeds: mean "
+        f"\nfloat {outcomes[0].whole:.4f}; {steps} steps of {BATCH}, {len(done)} seeds: mean "
         "accuracy (deviation), share of the loss closed"
     )
     print(f"{'':12} {'before':>8}" + "".join(f"{loss:>32}" for loss in LOSSES))
@@ -215,57 +240,58 @@ def built_in_task(seeds: int, steps: int, samples: int) -> dict[str, float]:
     }
 
 
-def perplexity(
-    bench: Bench, task: Task, candidate: Candidate, recovery: Distillation, teacher: Teacher
-) -> float:
-    at = replace(candidate, distillation=recovery)
-    trained = recover(Trainer(task, teacher), bench.stitcher, at)[0] if recovery.steps else None
+def perplexity(bench: Bench, candidate: Candidate, recovery: Distillation, teacher: Any) -> float:
+    """Return the perplexity of a candidate after its recovery."""
+    at, trained = replace(candidate, distillation=recovery), None
+    if recovery.steps:
+        trained = recovered(bench.compressor, bench.task, at, teacher)
     return -bench.simulated(at, bench.test, trained)
 
 
 def language_model(training: int, steps: int, rows: int) -> dict[str, float]:
-    """Perplexity of the decoder before, after compression (3 bits, 40 % pruned, plain), and after
-    each kind of recovery.
+    """Print the perplexity of the decoder: float, compressed, and after each kind of recovery.
+
+    It is compressed the plain way, to 3 bits and 40 % pruned.
     """
     torch.set_num_threads(2)
     task = language_task(training, rows)
-    builder = prepare(task, find_modules(task.model, task.example_inputs), KernelChoice())
-    bench = Bench(builder, task, task.test)
+    bench = Bench(exact_widths(task), task, task.test)
     parameters = sum(p.numel() for p in task.model.parameters())
     candidate = compressed(bench, CASES["w3_pruned40"], Distillation())
     with tempfile.TemporaryDirectory() as folder:
-        teacher = Teacher(task, builder.teacher, CPU, Path(folder), (1.0,))
+        teacher = teacher_of(task, bench.compressor, 1.0, Path(folder))
         kinds = {
             "token-level": Distillation(0.0, 1.0, steps),
             "sequence-level (half of the steps)": Distillation(0.0, 1.0, steps, sequences=0.5),
             "token-level, alpha 0.5": Distillation(0.5, 1.0, steps),
             "plain fine-tuning": Distillation(1.0, 1.0, steps),
         }
-        whole = perplexity(bench, task, Candidate(), Distillation(), teacher)
-        compressed_at = perplexity(bench, task, candidate, Distillation(), teacher)
+        whole = perplexity(bench, Candidate(), Distillation(), teacher)
+        compressed_at = perplexity(bench, candidate, Distillation(), teacher)
         print(
             f"\ndecoder of {parameters} parameters: perplexity {whole:.3f} float, "
             f"{compressed_at:.3f} at 3 bits and 40 % pruned",
             flush=True,
         )
-        found = {}
+        after = {}
         for name, recovery in kinds.items():
-            found[name] = perplexity(bench, task, candidate, recovery, teacher)
+            after[name] = perplexity(bench, candidate, recovery, teacher)
             print(
-                f"{name:36} {steps} steps: {found[name]:.3f} (teacher: {teacher.computed} batches "
+                f"{name:36} {steps} steps: {after[name]:.3f} (teacher: {teacher.computed} batches "
                 f"computed, {teacher.read} read)",
                 flush=True,
             )
     return {
         "ppl_float": whole,
         "ppl_compressed": compressed_at,
-        "ppl_recovered": found["token-level"],
-        "ppl_recovered_sequences": found["sequence-level (half of the steps)"],
-        "ppl_plain": found["plain fine-tuning"],
+        "ppl_recovered": after["token-level"],
+        "ppl_recovered_sequences": after["sequence-level (half of the steps)"],
+        "ppl_plain": after["plain fine-tuning"],
     }
 
 
 def main() -> None:
+    """Print both tables."""
     parser = parser_of(__doc__)
     parser.add_argument("--steps", type=int, default=300)
     parser.add_argument("--seeds", type=int, default=5)

@@ -30,7 +30,7 @@ COMPARED = ("number", "state", "size_bytes", "accuracy")
 
 
 class Residual(nn.Module):
-    """(n, 3, 16, 16) images to (n, 4) logits."""
+    """Map (n, 3, 16, 16) images to (n, 4) logits."""
 
     def __init__(self, width: int = 24) -> None:
         super().__init__()
@@ -47,6 +47,7 @@ class Residual(nn.Module):
         self.classifier = nn.Linear(width, 4)
 
     def forward(self, x: Tensor) -> Tensor:
+        """Return the output of the module."""
         x = self.stem(x)
         for block in self.blocks:
             x = (x + block(x)).relu()
@@ -54,22 +55,24 @@ class Residual(nn.Module):
 
 
 class Recurrent(nn.Module):
-    """(n, 12, 16) sequences to (n, 4) logits."""
+    """Map (n, 12, 16) sequences to (n, 4) logits."""
 
     def __init__(self) -> None:
         super().__init__()
         self.gru, self.classifier = nn.GRU(16, 48, batch_first=True), nn.Linear(48, 4)
 
     def forward(self, x: Tensor) -> Tensor:
+        """Return the output of the module."""
         return self.classifier(self.gru(x)[0][:, -1])
 
 
 def accuracy(outputs: Tensor, targets: Tensor) -> float:
+    """Return the share of correct classes."""
     return float((outputs.argmax(1) == targets).float().mean())
 
 
 def planted(make: Callable[[], nn.Module], shape: tuple[int, ...], name: str) -> ac.Task:
-    """A task on random inputs around four random centres, trained for 150 steps."""
+    """Return a task on random inputs around four random centres, trained for 150 steps."""
     torch.manual_seed(0)
     centres, model = torch.randn(4, *shape), make()
 
@@ -110,15 +113,18 @@ def trials(folder: Path) -> list[dict[str, str]]:
     return [{key: row[key] for key in COMPARED} for row in rows]
 
 
-def results(name: str, tables: Path, out: Path, n_trials: int) -> dict[str, Any]:
-    """Search a task; return its trials, and candidate and file hash of each point by trial."""
+def results(name: str, tables: Path, out: Path, n_trials: int, **options: Any) -> dict[str, Any]:
+    """Search a task; return its trials, and candidate and file hash of each point by trial.
+
+    `options` are further arguments of `ac.search`.
+    """
     table = tables / f"{name}.json"
     if not table.exists():
         tables.mkdir(parents=True, exist_ok=True)
         ac.search(TASKS[name](), n_trials=1, out=out / "table", quiet=True, finalize_steps=0)
         table.write_bytes((out / "table" / "latency_table.json").read_bytes())
     run = out / "run"
-    ac.search(TASKS[name](), n_trials=n_trials, out=run, target_table=table, quiet=True)
+    ac.search(TASKS[name](), n_trials=n_trials, out=run, target_table=table, quiet=True, **options)
     files = {}
     for point in json.loads((run / "front.json").read_text())["points"]:
         content = (run / point["artifact"] / "model.onnx").read_bytes()
@@ -137,27 +143,37 @@ def differences(here: dict[str, Any], there: dict[str, Any]) -> tuple[int, int, 
 
 
 def main() -> None:
+    """Search, and write or compare the results."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--tables", type=Path, required=True)
     parser.add_argument("--json", type=Path)
     parser.add_argument("--against", type=Path)
     parser.add_argument("--trials", type=int, default=15)
+    parser.add_argument(
+        "--quick", action="store_true", help="the residual CNN, 5 trials, no training"
+    )
     parser.add_argument("--only", nargs="*", default=list(TASKS))
     arguments = parser.parse_args()
+    options: dict[str, Any] = {}
+    if arguments.quick:
+        arguments.only, arguments.trials = ["residual_cnn"], 5
+        options = {"space": {"distillation": {"steps": 0}}, "finalize_steps": 0}
     torch.set_num_threads(1)
-    found = {}
+    here = {}
     with tempfile.TemporaryDirectory() as folder:
         for name in arguments.only:
-            found[name] = results(name, arguments.tables, Path(folder) / name, arguments.trials)
+            here[name] = results(
+                name, arguments.tables, Path(folder) / name, arguments.trials, **options
+            )
     if arguments.json:
-        arguments.json.write_text(json.dumps(found, indent=1))
+        arguments.json.write_text(json.dumps(here, indent=1))
     if arguments.against is None:
         return
     before = json.loads(arguments.against.read_text())
     differ = False
-    for name, here in found.items():
-        rows, files, both = differences(here, before[name])
-        print(f"{name}: {rows} of {len(here['trials'])} trials and {files} of {both} files differ")
+    for name, mine in here.items():
+        rows, files, both = differences(mine, before[name])
+        print(f"{name}: {rows} of {len(mine['trials'])} trials and {files} of {both} files differ")
         differ |= bool(rows or files)
     sys.exit(differ)
 

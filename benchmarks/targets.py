@@ -1,6 +1,6 @@
-"""The same search under three targets: what wins on one is not what wins on another.
+"""Search under three targets: the winner of one is not the winner of another.
 
-One thread against two; tuned settings.
+One thread against two, and tuned settings, follow.
 
 The built-in task is searched in one space that all three can execute, untrained; the fastest point
 within 0.01 of validation accuracy wins. Each winner's file is then timed on every target in turn
@@ -12,26 +12,15 @@ from __future__ import annotations
 
 import tempfile
 from collections.abc import Mapping
-from dataclasses import replace
-from functools import partial
 from pathlib import Path
 
+import numpy as np
 import optuna
 import torch
 
 import autocompress as ac
-from autocompress.export.subject import builder_for, layout_of, subject_of
 from autocompress.results.files import MODEL_FILE
-from autocompress.space.search_space import SearchSpace
-from autocompress.targets.device.sessions import open_session
-from autocompress.targets.device.timing import interleaved_timing
-from autocompress.targets.device.tuning import tune
-from autocompress.targets.latency import compare
-from autocompress.targets.latency_model.latency_table import LatencyTable
-from autocompress.targets.latency_model.plan import Plan
-from autocompress.targets.latency_model.profile import job_of
-from autocompress.targets.latency_model.stored_tables import cached_table
-from autocompress.targets.target import find_target
+from benchmarks.bench import INTEGER, profiled, time_of_settings, time_on_target
 from benchmarks.networks import network
 from benchmarks.output import parser_of, write_figures
 
@@ -53,13 +42,14 @@ SPACE = {
 
 
 def search(target: str, trials: int, folder: Path) -> ac.FrontPoint:
+    """Search under a target; return the fastest point within the loss."""
     task = ac.load_task("autocompress.tasks:easy_vqa", validation_images=100)
     result = ac.search(task, SPACE, target, trials, out=folder, quiet=True, finalize_steps=0)
     return result.front.fastest(max_accuracy_drop=DROP)
 
 
 def shares(point: ac.FrontPoint) -> str:
-    """How many modules run on 8-bit activations, are factorised, or are pruned."""
+    """Say how many modules run on 8-bit activations, are factorised, or are pruned."""
     configs = [config for _, config in point.candidate.modules]
     integer = sum(config.activation_bits == 8 for config in configs)
     ranked = sum(config.rank_ratio < 1 for config in configs)
@@ -68,32 +58,18 @@ def shares(point: ac.FrontPoint) -> str:
 
 
 def threads(figures: dict[str, float]) -> None:
-    """The float model and its int8 form on one thread and on two.
+    """Compare the float model and its int8 form on one thread and on two.
 
-    What the two tables say, and what a direct comparison measures.
+    By the two latency tables, and measured directly.
     """
     task = ac.load_task("autocompress.tasks:easy_vqa")
-    one = find_target("onnxruntime-cpu")
-    tables: dict[int, LatencyTable] = {}
-    for count in (1, 2):
-        target = replace(one, threads=(count,))
-        builder = builder_for(
-            task, ac.find_modules(task.model, task.example_inputs, task.towers), target
-        )
-        space = SearchSpace.load(SPACE).bind(builder.module_map, target)
-        subject = subject_of(task, builder, layout_of(builder), space)
-        tables[count] = cached_table(subject, target)
-    settings = [tables[count].settings for count in (1, 2)]
-    integer = ac.Candidate.of(
-        {m.name: ac.ModuleConfig(8, 8) for m in builder.module_map if m.kind in ("linear", "conv")}
-    )
-    for name, candidate in (("float", ac.Candidate()), ("int8", integer)):
-        content = subject.noise_file(candidate)[0]
-        openers = [partial(open_session, content, s) for s in settings]
-        measured = interleaved_timing(openers[0], openers[1:], subject.feed, 60).ratios[0]
-        predicted = tables[2].predict_ms(subject.layout, candidate) / tables[1].predict_ms(
-            subject.layout, candidate
-        )
+    one, two = profiled(task, SPACE, threads=(1,)), profiled(task, SPACE, threads=(2,))
+    settings = (one.table.settings, two.table.settings)
+    modules = one.subject.layout.module_map
+    integer = {m.name: ac.ModuleConfig(8, 8) for m in modules if m.kind in INTEGER}
+    for name, candidate in (("float", ac.Candidate()), ("int8", ac.Candidate.of(integer))):
+        measured = time_of_settings(two.file(candidate), settings, two.subject.feed, 60)
+        predicted = two.predict_ms(candidate) / one.predict_ms(candidate)
         figures |= {f"two_threads_{name}": measured, f"two_threads_predicted_{name}": predicted}
         print(
             f"{name}: two threads take {measured:.2f}x of the time of one, by the tables "
@@ -102,29 +78,18 @@ def threads(figures: dict[str, float]) -> None:
 
 
 def tuned(figures: dict[str, float]) -> None:
-    """Settings that are tuned for an encoder, and models that had no part in it under them and
-    under the default.
-    """
-    target, task = find_target("onnxruntime-cpu"), network("encoder")
-    builder = builder_for(
-        task, ac.find_modules(task.model, task.example_inputs, task.towers), target
-    )
-    subject = subject_of(
-        task, builder, layout_of(builder), SearchSpace.load(None).bind(builder.module_map, target)
-    )
-    plan = Plan.of(subject, 0)
-    job = job_of(subject, target, plan, 0)
-    settings, tried = tune(job.tuned, subject.feed, target.settings, target.threads)
-    for row in tried:
+    """Compare the settings tuned for an encoder with the default, on eight other models."""
+    bench = profiled(network("encoder"))
+    for row in bench.table.tuning:
         print(
             f"encoder, {row['setting']}: {' and '.join(f'{r:.2f}x' for r in row['ratios'])} "
             f"(float, int8){' taken' * row['taken']}"
         )
-    ratios = []
-    for candidate in plan.checked[:8]:
-        content = subject.noise_file(candidate)[0]
-        openers = [partial(open_session, content, s) for s in (target.settings, settings)]
-        ratios.append(interleaved_timing(openers[0], openers[1:], subject.feed, 40).ratios[0])
+    ratios, generator = [], np.random.default_rng(1)
+    settings = (bench.target.settings, bench.table.settings)
+    for _ in range(8):
+        file = bench.file(bench.random_candidate(generator))
+        ratios.append(time_of_settings(file, settings, bench.subject.feed, 40))
     figures |= {"tuned_best": min(ratios), "tuned_worst": max(ratios)}
     print(
         f"eight other models under the tuned settings: {min(ratios):.2f}x to {max(ratios):.2f}x "
@@ -133,6 +98,7 @@ def tuned(figures: dict[str, float]) -> None:
 
 
 def main() -> None:
+    """Print both tables and the tuned settings."""
     arguments = parser_of(__doc__).parse_args()
     torch.set_num_threads(2)
     optuna.logging.set_verbosity(optuna.logging.WARNING)
@@ -152,10 +118,9 @@ def main() -> None:
         task = ac.load_task("autocompress.tasks:easy_vqa")
         feed = {name: value.numpy() for name, value in task.example_inputs.items()}
         for name in TARGETS:
-            target = find_target(name)
-            table = LatencyTable.load(Path(place) / name.replace(":", "-") / "latency_table.json")
-            timing = compare(baseline, files, feed, target, table.settings, 60)
-            times[name] = dict(zip(TARGETS, timing.ratios, strict=True))
+            run = Path(place) / name.replace(":", "-")
+            ratios = time_on_target(name, run, baseline, files, feed, 60)
+            times[name] = dict(zip(TARGETS, ratios, strict=True))
     print(f"{'time against float on':32s}" + "".join(f"{name:>26s}" for name in TARGETS))
     for winner in TARGETS:
         point = winners[winner]

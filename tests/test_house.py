@@ -53,6 +53,9 @@ NO_VERBS = (
 MOST_FILES = 12  # in one folder
 FILES = sorted(ROOT.rglob("*.py"))
 TESTS = Path(__file__).parent
+BENCHMARKS = sorted((ROOT.parent / "benchmarks").glob("*.py"))
+# What benchmarks import of the package; benchmarks/bench.py alone goes deeper.
+PUBLIC = ("autocompress", "autocompress.export.compressor", "autocompress.results.")
 # Modules without a test at their path, with the test file that covers them.
 TESTED_ELSEWHERE = {
     "__main__.py": "search/test_faults.py runs `python -m autocompress`",
@@ -120,6 +123,20 @@ def test_folders_stay_small() -> None:
         assert len(files) <= MOST_FILES, f"{folder}: {files}"
 
 
+@pytest.mark.parametrize("path", BENCHMARKS, ids=lambda p: p.name)
+def test_benchmarks_import_public_names(path: Path) -> None:
+    if path.name == "bench.py":
+        return
+    public = set(autocompress.__all__)
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.ImportFrom) and node.module == "autocompress":
+            names = {alias.name for alias in node.names}
+            assert names <= public, f"{path} imports {names - public}"
+    for name in imports(path):
+        if name.split(".")[0] == "autocompress":
+            assert name in PUBLIC or name.startswith(PUBLIC[2]), f"{path} imports {name}"
+
+
 @pytest.mark.parametrize("path", FILES, ids=lambda p: str(p.relative_to(ROOT)))
 def test_heavy_dependencies_have_doors(path: Path) -> None:
     for name in imports(path):
@@ -154,7 +171,7 @@ def documented(path: Path) -> list[ast.Module | ast.ClassDef | ast.FunctionDef]:
 
 
 def test_docstrings_begin_with_a_verb() -> None:
-    for path in FILES:
+    for path in [*FILES, *BENCHMARKS]:
         for node in documented(path):
             first = (ast.get_docstring(node) or "Return").split()[0]
             assert first not in NO_VERBS, f"{path}: {ast.get_docstring(node)}"
