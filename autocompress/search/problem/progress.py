@@ -158,9 +158,10 @@ def check_words(check: Mapping[str, Any]) -> str:
         One line.
     """
     if not check:
-        return "latency model: the space is too small to check it on unseen candidates"
+        return "latency model: not checked on unseen candidates yet; its errors on files are said"
     return (
-        f"latency model on {check['candidates']} random unseen candidates: "
+        f"latency model fitted to {check['models']} models, on {check['candidates']} random "
+        "unseen candidates: "
         f"mean error {check['mape']:.1%}, 95th percentile {check['p95']:.1%}, "
         f"bias {check['bias']:+.1%}, Kendall tau {check['kendall_tau']:.2f}"
     )

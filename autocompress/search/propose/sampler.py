@@ -31,6 +31,7 @@ JITTER = 0.5  # deviation of the log factors per tower and part, for half of the
 MOST_MOVES = 3
 NEW_RECOVERY = 1 / 3
 DIMENSIONS = 6  # alpha and the five choices of a recovery
+UNSURE = 1.0  # deviation of the log factors of losses whose table gives nothing new
 LADDER = 12  # prices per axis, to find the most accurate allocation within limits
 ROOM = 0.98  # share of a limit that a prediction may use, so that the candidate keeps it
 
@@ -146,13 +147,28 @@ class PriceSampler(BaseSampler):
             if described is not None:
                 others.append(described)
         if sum(t.whole and math.isfinite(t.divergence) for t in others) < GUIDED_AFTER:
-            choices = self._allocator.allocate(self._prices(point[None, :2]))[0]
+            choices = self._new_by_price(point, others, trial.number)
             return {**self._allocator.parameters(choices), **self._extra(recovery)}
         generator = np.random.default_rng([self._seed, trial.number])
         # Proposals take the qualities in turn, since each improves the front in one of them.
         best, parent = self._best(others, generator, trial.number % len(self._goal.levels))
         extra = self._extra(recovery) if parent is None else self._near(parent, recovery, generator)
         return {**self._allocator.parameters(best), **extra}
+
+    def _new_by_price(self, point: Array, others: list[Told], number: int) -> Choices:
+        """Return the allocation at the prices of a point.
+
+        A coarse table gives the same one at many prices. Its losses are perturbed then, until the
+        allocation is new.
+        """
+        choices: Choices = self._allocator.allocate(self._prices(point[None, :2]))[0]
+        tried = {other.key for other in others}
+        if choices.tobytes() not in tried:
+            return choices
+        generator = np.random.default_rng([self._seed, number])
+        weights = np.exp(generator.normal(0, UNSURE, (PRICED, len(self._allocator.features))))
+        pool = self._allocator.allocate(self._prices(generator.random((PRICED, 2))), weights)
+        return next((row for row in pool if row.tobytes() not in tried), pool[0])
 
     def _best(
         self, trials: list[Told], generator: np.random.Generator, quality: int

@@ -348,3 +348,23 @@ def test_the_most_accurate_model_follows_the_enqueued_uniform_ones(
             assert config.pruning_ratio == 0.0
             if activation_bits is not None and space.kinds[name] != "embedding":
                 assert config.activation_bits == activation_bits
+
+
+class OnePrice(PriceSampler):
+    """A sampler whose prices all give the same allocation."""
+
+    def _prices(self, units):
+        return np.full((len(units), 2), 0.05)
+
+
+def test_prices_that_give_one_allocation_still_give_new_candidates(
+    parts: tuple[BoundSpace, Allocator],
+) -> None:
+    space, allocator = parts
+    study = optuna.create_study(
+        directions=["minimize", "minimize", "maximize"],
+        sampler=OnePrice(space, allocator, GOAL, 0),
+    )
+    for _ in range(8):
+        told(study, space, allocator)
+    assert len({tuple(allocator.choices(trial.params)) for trial in study.trials}) == 8
