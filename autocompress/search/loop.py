@@ -128,7 +128,8 @@ def _ready(
         progress.line(setup.words)
         return front
     try:
-        ready = get_ready(opened, request, settings, files.folder, setup, progress)
+        parts = (opened, request, settings, files.folder, setup, progress)
+        ready = get_ready(*parts, files.pass_s)
     except KeyboardInterrupt:
         if front is None:
             raise

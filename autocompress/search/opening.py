@@ -199,6 +199,7 @@ def get_ready(
     folder: Path,
     setup: Setup,
     progress: SearchProgress,
+    file_pass_s: float | None = None,
 ) -> ReadySearch:
     """Measure latencies and sensitivities, and divide the time that is left.
 
@@ -209,6 +210,7 @@ def get_ready(
         folder: the run folder.
         setup: is told the steps, and says what there is time for.
         progress: shows what a user should know.
+        file_pass_s: seconds of a pass of a compressed file, if one was run already.
 
     Returns:
         Everything that is ready before the first trial.
@@ -236,7 +238,7 @@ def get_ready(
     for line in ("" if measured is None else measured.words, setup.words, reach):
         if line:
             progress.line(line)
-    clock = clock_of(problem, settings, setup.started, steps > 0)
+    clock = clock_of(problem, settings, setup.started, steps > 0, file_pass_s)
     return ReadySearch(problem, limits, run, steps, clock, losses)
 
 
@@ -307,7 +309,13 @@ def absolute_limits(problem: Problem, relative: Mapping[str, Any]) -> Limits:
     return limits
 
 
-def clock_of(problem: Problem, settings: Settings, started: float, recovers: bool) -> Clock:
+def clock_of(
+    problem: Problem,
+    settings: Settings,
+    started: float,
+    recovers: bool,
+    file_pass_s: float | None = None,
+) -> Clock:
     """Divide the timeout, by what a pass over the validation split took.
 
     Args:
@@ -315,6 +323,7 @@ def clock_of(problem: Problem, settings: Settings, started: float, recovers: boo
         settings: has the timeout.
         started: when the search began, by the monotonic clock.
         recovers: True if the front is trained at the end.
+        file_pass_s: seconds of a pass of a compressed file, if one was run already.
 
     Returns:
         Deadlines.
@@ -327,9 +336,10 @@ def clock_of(problem: Problem, settings: Settings, started: float, recovers: boo
     kinds = len(corruptions_of(validation, task.batch_first))
     passes = tested + kinds * min(1.0, DISTURBED / len(problem.race.teacher))
     latency_s = problem.baseline.latency_ms / 1e3 * (1 + len(task.latency_inputs))
-    pass_s, now = problem.float_files.pass_s, time.monotonic()
-    parts = (EXPORT_S + pass_s, passes * pass_s, latency_s, now)
-    return Clock(started, settings.timeout_s, recovers, *parts)
+    float_s, is_tuned = problem.float_files.pass_s, problem.settings != problem.target.settings
+    pass_s = float_s if file_pass_s is None else file_pass_s
+    parts = (EXPORT_S + pass_s, passes * pass_s, passes * float_s, is_tuned, latency_s)
+    return Clock(started, settings.timeout_s, recovers, *parts, time.monotonic())
 
 
 def make_folder(folder: Path) -> None:

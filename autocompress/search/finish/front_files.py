@@ -13,6 +13,8 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from autocompress.errors import NotComputableError
 from autocompress.results.files import FRONT_FILE, MODEL_FILE, write_atomic, write_json
 from autocompress.results.front import ParetoFront
@@ -67,6 +69,12 @@ class FrontFiles:
     def points(self) -> list[FrontPoint]:
         """Points of all files that this process has run and timed."""
         return list(self._points.values())
+
+    @property
+    def pass_s(self) -> float | None:
+        """Seconds of a pass of a file over the validation split; None before the first file."""
+        seconds = [file.pass_s for file in self._files.values()]
+        return float(np.median(seconds)) if seconds else None
 
     def has(self, finalist: Finalist) -> bool:
         """Return True if the file of a finalist was run with the same weights.
@@ -199,11 +207,12 @@ class FrontFiles:
                 failure = error  # for example, its outputs are not finite; the others are judged
         if failure is not None and not files:
             raise failure
+        files = [self._completed(file, problem, len(files)) for file in files]
         chosen = {file.finalist.number for file in files}
-        for number, file in self._files.items():
-            if number not in chosen and self._has_room(len(files) + 1, 0.0):
-                files.append(file)
-        return [self._completed(file, problem, len(files)) for file in files]
+        for number in set(self._files) - chosen:
+            if self._has_room(len(files) + 1, 0.0):
+                files.append(self._completed(self._files[number], problem, len(files) + 1))
+        return files
 
     def _has_room(self, files: int, seconds: float) -> bool:
         return self.clock is None or self.clock.has_room(files, seconds)
@@ -224,27 +233,23 @@ class FrontFiles:
 
     def _completed(self, file: MeasuredFile, problem: Problem, files: int) -> MeasuredFile:
         """Run a file on the test split and on disturbed inputs, if there is time for it."""
-        number = file.finalist.number
-        if file.rest is None and self._has_room_for_rest(files):
-            self.report("running the front on the test split", 0.0)
-            self._files[number] = replace(file, rest=self._rest(problem, file.path))
-        return self._files[number]
+        rest_s = 0.0 if self.clock is None else self.clock.next_rest_s
+        if file.rest is not None or not self._has_room(files, rest_s):
+            return file
+        self.report("running the front on the test split", 0.0)
+        started = time.monotonic()
+        completed = replace(file, rest=other_scores(problem, str(file.path)))
+        if self.clock is not None:
+            self.clock.rest_took(time.monotonic() - started)
+        self._files[file.finalist.number] = completed
+        return completed
 
     def _complete_float_file(self, problem: Problem) -> None:
         """Run the float file on the test split and on disturbed inputs, if there is time for it."""
-        if "" not in self._float_rest and self._has_room_for_rest(1):
-            test = known_test(self.folder)
-            self._float_rest[""] = self._rest(problem, self._float_path, test)
-
-    def _has_room_for_rest(self, files: int) -> bool:
-        return self.clock is None or self.clock.has_room(files, self.clock.next_rest_s)
-
-    def _rest(self, problem: Problem, path: Path, test: float | None = None) -> OtherScores:
-        started = time.monotonic()
-        scores = other_scores(problem, str(path), test)
-        if self.clock is not None:
-            self.clock.rest_took(time.monotonic() - started)
-        return scores
+        rest_s = 0.0 if self.clock is None else self.clock.float_rest_s
+        if "" not in self._float_rest and self._has_room(1, rest_s):
+            path, test = str(self._float_path), known_test(self.folder)
+            self._float_rest[""] = other_scores(problem, path, test)
 
     def _timed(
         self,

@@ -6,6 +6,7 @@ are made while a search goes on are run on them at its end.
 
 from __future__ import annotations
 
+import time
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -56,6 +57,7 @@ class MeasuredFile:
         scores: on the validation split.
         rest: scores beside the validation split; None before it was run on them.
         memory_bytes: weights as a session holds them, or None.
+        pass_s: seconds of a pass over the validation split.
     """
 
     finalist: Finalist
@@ -64,6 +66,7 @@ class MeasuredFile:
     scores: Scores
     rest: OtherScores | None
     memory_bytes: int | None
+    pass_s: float
 
     @property
     def path(self) -> Path:
@@ -106,8 +109,10 @@ def run_file(finalist: Finalist, problem: Problem, place: Path, folder: Path) ->
     write_weights(place, problem.stitcher, candidate, trained)
     path, names = str(place / MODEL_FILE), problem.builder.lowered.input_names
     session = open_session(path, all_threads(problem.settings))
+    started = time.monotonic()
     scores, _ = evaluate_session(problem.task, session, names, problem.task.validation)
-    return MeasuredFile(finalist, place, size, scores, None, weights_in_memory(path))
+    pass_s = time.monotonic() - started
+    return MeasuredFile(finalist, place, size, scores, None, weights_in_memory(path), pass_s)
 
 
 def known_test(folder: Path) -> float | None:

@@ -12,8 +12,10 @@ LEAST_SHARE = 0.04
 RECOVERY_SHARE = 0.15  # of what is left when trials begin
 FILES_SHARE = 0.3  # at most, where files take long
 EXPORT_S, OPEN_S, REPORT_S = 1.0, 0.8, 4.0  # of one file; of timing one; of the report
-# Runs of a short model while it is timed under two settings; a long one is run RUNS / 3 times.
-RUNS = 600
+# Runs of a file and of the float one while they are timed in turn, and under two settings before.
+# Long ones are run a third as often.
+RUNS, RUNS_OF_TWO = 250, 600
+FASTER = 0.7  # mean of the latencies of a file and of the float one, relative to the latter
 LONG_S = 0.02
 
 
@@ -27,6 +29,8 @@ class Clock:
         recovers: True if the front is trained at the end.
         file_s: seconds of exporting one file and running it on the validation split, estimated.
         rest_s: seconds of running it on the test split and on disturbed inputs, estimated.
+        float_rest_s: the same of the float file.
+        is_tuned: True if files are timed under two settings.
         latency_s: seconds of one inference of the float model.
         ready: when everything but sensitivities was measured.
     """
@@ -36,6 +40,8 @@ class Clock:
     recovers: bool
     file_s: float
     rest_s: float
+    float_rest_s: float
+    is_tuned: bool
     latency_s: float
     ready: float
     _slowest_s: float | None = field(default=None, init=False)
@@ -85,8 +91,9 @@ class Clock:
         Args:
             files: number of files.
         """
-        runs = RUNS if self.latency_s < LONG_S else RUNS / 3
-        return REPORT_S + files * (OPEN_S + 2 * self.latency_s * runs)
+        runs = RUNS_OF_TWO if self.is_tuned else RUNS
+        runs_s = 2 * FASTER * self.latency_s * (runs if self.latency_s < LONG_S else runs / 3)
+        return REPORT_S + files * (OPEN_S + runs_s)
 
     def after_recovery_s(self, files: int) -> float:
         """Return the seconds of everything after the recovery of the front.
@@ -95,7 +102,7 @@ class Clock:
             files: number of files; the float one is one more to run.
         """
         one_s = self.next_file_s + self.next_rest_s
-        return files * one_s + self.next_rest_s + self.timing_s(files)
+        return files * one_s + self.float_rest_s + self.timing_s(files)
 
     @property
     def files(self) -> int:

@@ -53,7 +53,7 @@ def files(monkeypatch: pytest.MonkeyPatch, tmp_path: Path):
         ran.append((one.number, bits))
         place.mkdir(parents=True, exist_ok=True)
         (place / "model.onnx").write_text(str(bits))
-        return MeasuredFile(one, place, 100 * bits, Scores(0.8 + bits / 100, {}), None, None)
+        return MeasuredFile(one, place, 100 * bits, Scores(0.8 + bits / 100, {}), None, None, 1.5)
 
     def other_scores(problem, path: str, known: float | None = None) -> OtherScores:
         tested.append(Path(path).parent.name)
@@ -147,6 +147,7 @@ def test_without_room_only_known_files_are_timed(files) -> None:
     clock = SimpleNamespace(
         next_file_s=5.0,
         next_rest_s=5.0,
+        float_rest_s=5.0,
         has_room=lambda count, seconds: seconds == 0,
         file_took=lambda seconds: None,
     )

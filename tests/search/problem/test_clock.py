@@ -11,7 +11,8 @@ def clock(
     timeout_s: float | None, file_s: float = 2.0, latency_s: float = 0.001, recovers: bool = True
 ) -> Clock:
     now = time.monotonic()
-    return Clock(now, timeout_s, recovers, file_s / 4, file_s * 3 / 4, latency_s, now + 10)
+    parts = (file_s / 4, file_s * 3 / 4, file_s, False, latency_s, now + 10)
+    return Clock(now, timeout_s, recovers, *parts)
 
 
 def test_without_a_timeout_nothing_ends() -> None:
@@ -50,4 +51,4 @@ def test_files_are_run_while_there_is_room() -> None:
     given.file_took(5.0)
     given.rest_took(30.0)
     assert (given.next_file_s, given.next_rest_s) == (20.0, 30.0)
-    assert given.after_recovery_s(2) == pytest.approx(2 * 50 + 30 + given.timing_s(2))
+    assert given.after_recovery_s(2) == pytest.approx(2 * 50 + 2 + given.timing_s(2))
