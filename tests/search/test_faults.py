@@ -46,6 +46,8 @@ KILLS = (
     *[
         "exporting the model",
         "evaluating the baseline",
+        "making the first files",
+        "measuring whole models",
         "estimating sensitivity",
         "measuring sensitivity",
     ],

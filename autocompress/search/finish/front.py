@@ -167,13 +167,13 @@ def _verified(
 ) -> list[Finalist]:
     """Return the finalists that were run before the time was up."""
     verified = {point.trial for point in (*front.points, *front.dominated)}
-    if len(verified) == len(finalists):
-        return finalists
-    progress.line(
-        f"{len(verified)} of {len(finalists)} points of the front were run before the time was "
-        "up; the same command runs more"
-    )
-    return [finalist for finalist in finalists if finalist.number in verified]
+    run = [finalist for finalist in finalists if finalist.number in verified]
+    if len(run) < len(finalists):
+        progress.line(
+            f"{len(run)} of {len(finalists)} points of the front were run before the time was "
+            "up; the same command runs more"
+        )
+    return run
 
 
 def _say_errors(check: dict[str, Any], files: int, progress: SearchProgress) -> None:
