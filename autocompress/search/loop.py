@@ -86,20 +86,21 @@ def run_search(
     make_folder(folder)
     with folder_lock(folder), interrupt.watched():
         opened = open_search(request, settings, folder, setup)
-        files = FrontFiles(folder, opened.limits, progress.phase)
-        if earlier_front(folder) is None:
+        files = FrontFiles.resumed(folder, opened.limits, progress.phase)
+        if not files.points:
             setup("making the first files", 0.0)
             _make_first_files(opened, files, setup, interrupt, progress)
         limits = opened.limits
         ready = _ready(opened, request, settings, files, setup, progress)
         if isinstance(ready, ParetoFront):
-            front, run = ready, opened.run
+            front, run = ready, replace(opened.run, setup_seconds=setup.finish())
         else:
             limits = ready.limits
             search = _Search(ready, request, settings, files, interrupt, progress)
             front, run = search.run(launch)
         before = 0.0 if opened.earlier is None else opened.earlier.seconds or 0.0
-        replace(run, seconds=before + time.monotonic() - setup.started).save(folder)
+        seconds = before + time.monotonic() - setup.started
+        replace(run, seconds=seconds).save(folder, opened.earlier)
     return SearchResult(front, folder, limits), interrupt.requested
 
 
@@ -125,6 +126,7 @@ def _ready(
     """Return what trials need, or the front so far where the time or Ctrl-C ends the search."""
     front = earlier_front(files.folder)
     if setup.is_over and front is not None:
+        setup.finish()
         progress.line(setup.words)
         return front
     try:
@@ -133,6 +135,8 @@ def _ready(
     except KeyboardInterrupt:
         if front is None:
             raise
+        return front
+    if setup.is_over and front is not None:
         return front
     problem, origin = ready.problem, origin_of(ready.run, ready.problem)
     if problem.settings != opened.problem.settings:
@@ -163,7 +167,9 @@ class _Search:
         url = settings.storage or str(folder / JOURNAL_FILE)
         study = study_of(ready.run.model, url, settings.study_name, problem.space.objectives)
         study.sampler = self._sampler(study, problem)
-        enqueue(study, uniform_parameters(problem))
+        uniform = uniform_parameters(problem)
+        if not enqueue(study, uniform):
+            self.files.forget(range(len(uniform)))
         request = self.request
         plan = WorkerPlan.of(settings, request.space, request.target, limits, folder, deadline)
         study.set_user_attr(RUN, plan.to_json())
@@ -173,12 +179,18 @@ class _Search:
         files = replace(self.files, limits=limits, clock=clock)
         gaps = GapFiles(study, judge.goal, folder, files, ready.run, deadline, self.progress)
 
+        said: list[str] = []
+
         def between(problem: Problem) -> Problem | None:
-            self._say_plan(study)
+            if not said:
+                said.extend(self._plan(study))
             made = gaps.make_one(problem, clock.next_file_s)
-            if not made or settings.timeout_s is None:
+            if settings.timeout_s is None:
                 return None
-            learned = relearn_where_wrong(problem, files.points, folder)
+            if made:
+                learned = relearn_where_wrong(problem, files.points, folder)
+            else:
+                learned = gaps.grow(problem)
             if learned is not None:
                 study.sampler = self._sampler(study, learned)
             return learned
@@ -193,13 +205,16 @@ class _Search:
         parts = (study, problem, limits, folder, files, ready.steps, clock, stop)
         return FrontMaker(*parts, self.progress).make(ready.run)
 
-    def _say_plan(self, study: optuna.Study) -> None:
-        """Say once how long all trials take, where no timeout ends them."""
+    def _plan(self, study: optuna.Study) -> list[str]:
+        """Say how long all trials take, where no timeout ends them; [] while it is not known."""
         seconds = [record.seconds or 0.0 for record in records_of(study, ENDED)]
-        if self.settings.timeout_s is None and len(seconds) == PLANNED_AFTER:
-            left = self.settings.n_trials - len(seconds)
-            finish_s = self.ready.clock.after_recovery_s(self.ready.clock.files)
-            self.progress.line(plan_words(float(np.mean(seconds)), left, finish_s))
+        if self.settings.timeout_s is not None or len(seconds) < PLANNED_AFTER:
+            return []
+        left = self.settings.n_trials - len(seconds)
+        finish_s = self.ready.clock.after_recovery_s(self.ready.clock.files)
+        words = plan_words(float(np.mean(seconds)), left, finish_s)
+        self.progress.line(words)
+        return [words]
 
     def _sampler(self, study: optuna.Study, problem: Problem) -> optuna.samplers.BaseSampler:
         settings, ready = self.settings, self.ready

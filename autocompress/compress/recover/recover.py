@@ -128,8 +128,8 @@ def _train(
     try:
         for start, end in pairwise(borders):
             path = None if folder is None else folder / f"cycle{start}.checkpoint"
-            Cycle(trainer, model, stage.distillation, end - start, start, matcher, path, stop).run()
-            reached = end
+            parts = (trainer, model, stage.distillation, end - start, start, matcher, path, stop)
+            reached = start + Cycle(*parts).run()
             if stop() or (end < borders[-1] and not go_on(model, end)):
                 break
     finally:

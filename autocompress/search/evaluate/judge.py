@@ -69,6 +69,7 @@ class Judge:
     deadline: float | None = None
     n_trials: int = ENOUGH
     _decoded: dict[int, Rival] = field(default_factory=dict)
+    _latencies: dict[int, float] = field(default_factory=dict)
 
     @property
     def goal(self) -> Goal:
@@ -147,6 +148,7 @@ class Judge:
                 least_loss(self.limits),
                 partial(beaten, rivals, size, latency),
                 lambda: time.monotonic() > until,
+                is_resumed=False,
             )
             record = replace(
                 record,
@@ -178,9 +180,23 @@ class Judge:
                 continue
             same_race = other.race == self.problem.race.digest
             no_larger = other.size_bytes <= record.size_bytes * NEAR
-            if same_race and no_larger and other.latency_ms <= record.latency_ms * NEAR:
+            if same_race and no_larger and self._latency_ms(other) <= record.latency_ms * NEAR:
                 rivals.append(self._rival(other.number, other.scores))
         return rivals
+
+    def _latency_ms(self, other: TrialRecord) -> float:
+        """Predict the latency of an earlier trial; the model may have learned since it was told."""
+        if other.number not in self._latencies:
+            self._latencies[other.number] = self.problem.latency_ms(other.candidate)
+        return self._latencies[other.number]
+
+    def with_problem(self, problem: Problem) -> Judge:
+        """Return the same judge with another latency model.
+
+        Args:
+            problem: of the same task, target and space.
+        """
+        return replace(self, problem=problem, _latencies={})
 
     def _rival(self, number: int, scores: Mapping[str, str]) -> Rival:
         if number not in self._decoded:

@@ -28,6 +28,7 @@ from autocompress.task.user_code import UserCodeError
 
 MIN_LOSS = 0.0005  # a smaller loss is not worth training
 LIMIT_SHARE = 0.05  # nor, before the end, a smaller share of what may be lost
+CUT = "its training was cut, since it took too much of the time; the weights before it are kept"
 ENOUGH = 50  # trials that a search should make before it spends its time on training them
 TRAINING_SHARE = 0.1  # of the time that is left, for the training of one trial
 
@@ -208,6 +209,7 @@ def recover_candidate(
     least: float = MIN_LOSS,
     stops: Callable[[int, float], bool] = lambda steps, accuracy: False,
     stop: Callable[[], bool] = lambda: False,
+    is_resumed: bool = True,
 ) -> Lesson:
     """Train the candidate of one trial; better weights are on disk afterwards.
 
@@ -223,7 +225,8 @@ def recover_candidate(
         goal: objectives and limits.
         least: loss of accuracy below which training stops.
         stops: called at each restart with (steps, accuracy); True stops.
-        stop: True interrupts. Training then goes on from there next time.
+        stop: True interrupts.
+        is_resumed: True if an interrupted training goes on from there next time; False discards it.
 
     Returns:
         The outcome.
@@ -244,6 +247,9 @@ def recover_candidate(
     place.mkdir(parents=True, exist_ok=True)
     try:
         trained, steps = recover(problem.trainer, problem.stitcher, candidate, place, go_on, stop)
+        if stop() and not is_resumed:
+            shutil.rmtree(place, ignore_errors=True)
+            return Lesson(before, False, {}, CUT)
         after = evaluated(problem.stitcher.apply(candidate, trained))
     except (NotComputableError, UserCodeError) as error:
         shutil.rmtree(place, ignore_errors=True)

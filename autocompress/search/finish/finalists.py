@@ -35,6 +35,7 @@ class Finalist:
             NaN before there is a latency model.
         qualities: simulated accuracy, then the extra metrics that are objectives; NaN where
             nothing was simulated.
+        is_uniform: True for one of the first files, which no trial chose.
     """
 
     number: int
@@ -42,6 +43,7 @@ class Finalist:
     size_bytes: float
     latency_ms: float
     qualities: tuple[float, ...]
+    is_uniform: bool = False
 
     @property
     def accuracy(self) -> float:
@@ -60,6 +62,7 @@ def choose_finalists(
     goal: Goal,
     before: Collection[int] = (),
     count: int = MOST_FILES,
+    or_nearest: bool = True,
 ) -> list[Finalist]:
     """Choose feasible, non-dominated trials that span the most hypervolume.
 
@@ -70,6 +73,7 @@ def choose_finalists(
         before: numbers of the trials that an earlier front of this run had. Their feasible ones
             come first, so that the front never gets worse by changed predictions.
         count: most trials beside them.
+        or_nearest: False returns none when no trial is feasible.
 
     Returns:
         Finalists, those that a user would take first. When no trial is feasible, the one that is
@@ -80,7 +84,7 @@ def choose_finalists(
         if trial.candidate_json is not None and trial.feasible:
             feasible.append(trial)
     if not feasible:
-        return _nearest(study, problem, goal)
+        return [] if not or_nearest else _nearest(study, problem, goal)
     values = np.array([_finalist(trial, problem, goal).values for trial in feasible])
     keep = np.flatnonzero(non_dominated(values * signs(problem.space.objectives)))
     chosen = hypervolume_subset(goal.losses(values[keep]), goal.reference_point, count)

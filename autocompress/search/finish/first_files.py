@@ -52,7 +52,8 @@ def make_first_files(
         progress.phase("making the first files", number / len(points))
         candidate = untrained(problem.space.candidate(parameters))
         size = problem.size_bytes(candidate)
-        finalist = Finalist(number, candidate, size, math.nan, (math.nan,))
+        latency_ms = problem.latency_ms(candidate) if problem.table.runs else math.nan
+        finalist = Finalist(number, candidate, size, latency_ms, (math.nan,), is_uniform=True)
         try:
             point = files.add(finalist, problem, origin)
         except (NotComputableError, UserCodeError) as error:

@@ -5,10 +5,9 @@ Files are added one by one while the search goes on, and timed in turn with all 
 
 from __future__ import annotations
 
-import math
 import shutil
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -17,7 +16,7 @@ import numpy as np
 
 from autocompress.errors import NotComputableError
 from autocompress.results.files import FRONT_FILE, MODEL_FILE, write_atomic, write_json
-from autocompress.results.front import ParetoFront
+from autocompress.results.front import ParetoFront, earlier_front
 from autocompress.results.front_point import FrontPoint
 from autocompress.results.limits import TOLERANCE, Limits, are_kept, distance
 from autocompress.results.measurement import Measurement
@@ -25,6 +24,7 @@ from autocompress.search.finish.finalists import Finalist
 from autocompress.search.finish.measured_file import (
     MeasuredFile,
     OtherScores,
+    known_files,
     known_test,
     not_run,
     other_scores,
@@ -49,6 +49,7 @@ class FrontFiles:
     Attributes:
         folder: the run folder.
         limits: uniform candidates that miss them are written only while there are no others.
+            Finalists stay, although their measured numbers may miss what was predicted.
         report: called with a step and the share of it that is done.
         clock: is told how long files take; None while the time was not divided yet.
     """
@@ -60,6 +61,26 @@ class FrontFiles:
     _files: dict[int, MeasuredFile] = field(default_factory=dict)
     _points: dict[int, FrontPoint] = field(default_factory=dict)
     _float_rest: dict[str, OtherScores] = field(default_factory=dict)
+    _float_memory: dict[str, int | None] = field(default_factory=dict)
+
+    @classmethod
+    def resumed(
+        cls, folder: Path, limits: Limits, report: Callable[[str, float], None]
+    ) -> FrontFiles:
+        """Return the files that a run folder holds so far; they are not run again.
+
+        Args:
+            folder: the run folder.
+            limits: as `limits`.
+            report: as `report`.
+        """
+        files, front = cls(folder, limits, report), earlier_front(folder)
+        if front is not None:
+            files._files.update(known_files(folder, front))
+            for point in (*front.points, *front.dominated):
+                if point.trial in files._files:
+                    files._points[point.trial] = point
+        return files
 
     @property
     def _float_path(self) -> Path:
@@ -73,7 +94,7 @@ class FrontFiles:
     @property
     def pass_s(self) -> float | None:
         """Seconds of a pass of a file over the validation split; None before the first file."""
-        seconds = [file.pass_s for file in self._files.values()]
+        seconds = [file.pass_s for file in self._files.values() if file.pass_s is not None]
         return float(np.median(seconds)) if seconds else None
 
     def has(self, finalist: Finalist) -> bool:
@@ -83,7 +104,20 @@ class FrontFiles:
             finalist: with the training that its weights have had.
         """
         file = self._files.get(finalist.number)
-        return file is not None and file.finalist.candidate == finalist.candidate
+        if file is None or file.finalist.candidate.modules != finalist.candidate.modules:
+            return False
+        before, now = file.finalist.candidate.distillation, finalist.candidate.distillation
+        return before == now or before.steps == now.steps == 0
+
+    def forget(self, numbers: Collection[int]) -> None:
+        """Forget files whose trials turned out to be of other candidates.
+
+        Args:
+            numbers: of the trials.
+        """
+        for number in numbers:
+            self._files.pop(number, None)
+            self._points.pop(number, None)
 
     def add(self, finalist: Finalist, problem: Problem, origin: Mapping[str, Any]) -> FrontPoint:
         """Export, run and time one file, and add it to front.json.
@@ -149,6 +183,8 @@ class FrontFiles:
             problem: has the new settings.
             origin: what recipes say of the search.
         """
+        if not self._files:
+            return
         baseline = self._float_numbers(problem)
         for file in list(self._files.values()):
             self._timed([file], problem, baseline, origin, brief=True)
@@ -156,19 +192,37 @@ class FrontFiles:
 
     def _write(self, problem: Problem, baseline: Measurement) -> ParetoFront:
         """Move the new files to their places, and write front.json."""
+        objectives, models = problem.space.objectives, self.folder / "models"
+        replaced = []
         for number, file in self._files.items():
-            self._files[number] = _moved(file, self.folder / "models")
-        points = [point for point in self.points if self._counts(point, baseline)]
-        if not points:
-            points = [min(self.points, key=lambda point: distance(self._missed(point, baseline)))]
-        front = ParetoFront.of(baseline, points, problem.space.objectives)
+            place = models / folder_name(number)
+            if file.folder != place and place.exists():
+                replaced.append(number)
+        others = [point for point in self._kept(baseline) if point.trial not in replaced]
+        if replaced and others:
+            # A kill meanwhile must not leave numbers beside a file that they are not of.
+            write_json(
+                self.folder / FRONT_FILE, ParetoFront.of(baseline, others, objectives).to_json()
+            )
+        for number, file in self._files.items():
+            self._files[number] = _moved(file, models)
+        front = ParetoFront.of(baseline, self._kept(baseline), objectives)
         write_json(self.folder / FRONT_FILE, front.to_json())
         return front
 
-    def _counts(self, point: FrontPoint, baseline: Measurement) -> bool:
-        """Return True for finalists, and for uniform candidates within the limits."""
-        is_finalist = not math.isnan(self._files[point.trial].finalist.latency_ms)
-        return is_finalist or are_kept(self._missed(point, baseline), TOLERANCE)
+    def _kept(self, baseline: Measurement) -> list[FrontPoint]:
+        """Return the points of finalists, and of uniform candidates within the limits.
+
+        If there is none, it is the point nearest to the limits.
+        """
+        points = []
+        for point in self.points:
+            is_uniform = self._files[point.trial].finalist.is_uniform
+            if not is_uniform or are_kept(self._missed(point, baseline), TOLERANCE):
+                points.append(point)
+        if points:
+            return points
+        return [min(self.points, key=lambda point: distance(self._missed(point, baseline)))]
 
     def _missed(self, point: FrontPoint, baseline: Measurement) -> dict[str, float]:
         measured = point.measured
@@ -180,12 +234,14 @@ class FrontFiles:
         """Return all numbers of the float file that are known so far."""
         if not self._float_path.exists():
             write_atomic(self._float_path, problem.reference)
-        rest = self._float_rest.get("") or not_run(problem)
+        if "" not in self._float_memory:
+            self._float_memory[""] = weights_in_memory(str(self._float_path))
+        rest = self._float_rest.get("") or not_run(problem, known_test(self.folder))
         return replace(
             problem.baseline,
-            test_accuracy=known_test(self.folder) if rest.test is None else rest.test,
+            test_accuracy=rest.test,
             metrics={**problem.baseline.metrics, **rest.disturbed},
-            memory_bytes=weights_in_memory(str(self._float_path)),
+            memory_bytes=self._float_memory[""],
             latency_source=problem.latency_source,
             left_out=rest.left_out,
         )
@@ -198,7 +254,7 @@ class FrontFiles:
         failure: Exception | None = None
         for i, finalist in enumerate(finalists):
             file_s = 0.0 if self.clock is None or self.has(finalist) else self.clock.next_file_s
-            if files and not self._has_room(len(files) + 1, file_s):
+            if (files or self._files) and not self._has_room(len(files) + 1, file_s):
                 continue
             self.report("exporting and verifying the front", i / len(finalists))
             try:
@@ -209,9 +265,13 @@ class FrontFiles:
             raise failure
         files = [self._completed(file, problem, len(files)) for file in files]
         chosen = {file.finalist.number for file in files}
-        for number in set(self._files) - chosen:
+        for number in sorted(set(self._files) - chosen):
+            file = self._files[number]
+            if not file.was_predicted and problem.table.runs:
+                predicted_ms = problem.latency_ms(file.finalist.candidate)
+                file = replace(file, finalist=replace(file.finalist, latency_ms=predicted_ms))
             if self._has_room(len(files) + 1, 0.0):
-                files.append(self._completed(self._files[number], problem, len(files) + 1))
+                files.append(self._completed(file, problem, len(files) + 1))
         return files
 
     def _has_room(self, files: int, seconds: float) -> bool:
@@ -221,7 +281,10 @@ class FrontFiles:
         """Export and run a file beside its place, unless it was run already."""
         number = finalist.number
         if self.has(finalist):
-            self._files[number] = replace(self._files[number], finalist=finalist)
+            file = self._files[number]
+            if file.was_predicted:  # its prediction is the one from before it was measured
+                finalist = replace(finalist, latency_ms=file.finalist.latency_ms)
+            self._files[number] = replace(file, finalist=finalist)
             return self._files[number]
         started = time.monotonic()
         # front.json may still name an earlier file of this trial, and a kill may come now.

@@ -1,17 +1,19 @@
 """Make files of the best candidates between trials, so that the front grows with the search.
 
-Each file is also a measurement that the latency model can be fitted to (`learning`).
+Each file is also a measurement that the latency model can be fitted to (`learning`). Where all
+finalists have files, the one whose latency is most uncertain is profiled instead.
 """
 
 from __future__ import annotations
 
 import time
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import optuna
 
 from autocompress.errors import NotComputableError
+from autocompress.results.files import TABLE_FILE
 from autocompress.search.finish.finalists import Finalist, choose_finalists, with_best_weights
 from autocompress.search.finish.first_files import point_words
 from autocompress.search.finish.front import origin_of
@@ -20,6 +22,7 @@ from autocompress.search.problem.goal import Goal
 from autocompress.search.problem.problem import Problem
 from autocompress.search.problem.progress import SearchProgress
 from autocompress.search.problem.run_record import RunRecord
+from autocompress.targets.latency_model.growth import grown
 from autocompress.task.user_code import UserCodeError
 
 SHARE = 0.2  # of the time since the first trial, for files that are made between trials
@@ -65,22 +68,45 @@ class GapFiles:
             return False
         if self.deadline is not None and now + file_s > self.deadline:
             return False
-        finalist = self._next(problem)
-        if finalist is None:
-            return False
         try:
+            finalist = self._next(problem)
+            if finalist is None:
+                return False
             point = self.files.add(finalist, problem, origin_of(self.run, problem))
         except (NotComputableError, UserCodeError):
-            self._left_out.add(finalist.number)  # the end of the search says it
+            if finalist is not None:
+                self._left_out.add(finalist.number)  # the end of the search says it
             return False
         finally:
             self._spent_s += time.monotonic() - now
         self.progress.line(point_words(point, problem.baseline))
         return True
 
+    def grow(self, problem: Problem) -> Problem | None:
+        """Measure the finalist whose latency is most uncertain, if there is time for it.
+
+        Args:
+            problem: target and latency model.
+
+        Returns:
+            The problem with a larger latency table; None if nothing was measured.
+        """
+        now = time.monotonic()
+        left_s = SHARE * (now - self._begun) - self._spent_s
+        if self.deadline is not None:
+            left_s = min(left_s, self.deadline - now)
+        finalists = choose_finalists(self.study, problem, self.goal, or_nearest=False)
+        candidates = [finalist.candidate for finalist in finalists]
+        table = grown(problem.table, problem.subject, problem.target, candidates, left_s)
+        self._spent_s += time.monotonic() - now
+        if table is problem.table:
+            return None
+        table.save(self.folder / TABLE_FILE)
+        return replace(problem, table=table)
+
     def _next(self, problem: Problem) -> Finalist | None:
         """Return the finalist with the largest gain of hypervolume that was not run yet."""
-        for finalist in choose_finalists(self.study, problem, self.goal):
+        for finalist in choose_finalists(self.study, problem, self.goal, or_nearest=False):
             best = with_best_weights(finalist, self.goal, self.folder)
             if finalist.number not in self._left_out and not self.files.has(best):
                 return best

@@ -6,6 +6,7 @@ are made while a search goes on are run on them at its end.
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
@@ -17,7 +18,7 @@ from autocompress.export.artifact import write_model, write_weights
 from autocompress.measure.accuracy import Scores, evaluate_session
 from autocompress.measure.robustness import corruptions_of
 from autocompress.results.files import MODEL_FILE
-from autocompress.results.front import earlier_front
+from autocompress.results.front import ParetoFront, earlier_front
 from autocompress.search.evaluate.recovery import read_recovered
 from autocompress.search.finish.finalists import Finalist
 from autocompress.search.problem.problem import Problem
@@ -57,7 +58,8 @@ class MeasuredFile:
         scores: on the validation split.
         rest: scores beside the validation split; None before it was run on them.
         memory_bytes: weights as a session holds them, or None.
-        pass_s: seconds of a pass over the validation split.
+        pass_s: seconds of a pass over the validation split; None in a resumed run.
+        was_predicted: True if its latency was predicted before it was measured.
     """
 
     finalist: Finalist
@@ -66,7 +68,8 @@ class MeasuredFile:
     scores: Scores
     rest: OtherScores | None
     memory_bytes: int | None
-    pass_s: float
+    pass_s: float | None
+    was_predicted: bool
 
     @property
     def path(self) -> Path:
@@ -82,10 +85,13 @@ def trained_of(folder: Path, finalist: Finalist) -> Trained | None:
         finalist: the trial.
 
     Returns:
-        The weights, or None where it is untrained.
+        The weights; None where it is untrained, or the trial has other weights by now.
     """
-    recovered = read_recovered(folder, finalist.number)
-    return None if recovered is None else recovered.trained
+    recovery = finalist.candidate.distillation
+    recovered = read_recovered(folder, finalist.number) if recovery.steps > 0 else None
+    if recovered is None or recovered.distillation != recovery:
+        return None
+    return recovered.trained
 
 
 def run_file(finalist: Finalist, problem: Problem, place: Path, folder: Path) -> MeasuredFile:
@@ -112,7 +118,37 @@ def run_file(finalist: Finalist, problem: Problem, place: Path, folder: Path) ->
     started = time.monotonic()
     scores, _ = evaluate_session(problem.task, session, names, problem.task.validation)
     pass_s = time.monotonic() - started
-    return MeasuredFile(finalist, place, size, scores, None, weights_in_memory(path), pass_s)
+    parts = (scores, None, weights_in_memory(path), pass_s, not finalist.is_uniform)
+    return MeasuredFile(finalist, place, size, *parts)
+
+
+def known_files(folder: Path, front: ParetoFront) -> dict[int, MeasuredFile]:
+    """Return the files of an earlier run, with their numbers from its front.
+
+    Args:
+        folder: the run folder.
+        front: of the earlier run.
+
+    Returns:
+        Files by trial. One that is not there, or is of another size, is left out.
+    """
+    files = {}
+    for point in (*front.points, *front.dominated):
+        place, measured, predicted = folder / point.artifact, point.measured, point.predicted
+        path = place / MODEL_FILE
+        if not path.is_file() or path.stat().st_size != measured.size_bytes:
+            continue
+        qualities = [predicted.accuracy]
+        qualities += [measured.metrics.get(name, math.nan) for name in front.objectives]
+        parts = (predicted.size_bytes, predicted.latency_ms, tuple(qualities))
+        finalist = Finalist(point.trial, point.candidate, *parts)
+        scores = Scores(measured.accuracy, measured.metrics)
+        left_out = {name: why for name, why in measured.left_out.items() if why != LATE}
+        late = len(left_out) < len(measured.left_out)
+        rest = None if late else OtherScores(measured.test_accuracy, {}, left_out)
+        numbers = (measured.size_bytes, scores, rest, measured.memory_bytes, None, True)
+        files[point.trial] = MeasuredFile(finalist, place, *numbers)
+    return files
 
 
 def known_test(folder: Path) -> float | None:
@@ -153,11 +189,12 @@ def other_scores(problem: Problem, path: str, known_test: float | None = None) -
     return OtherScores(accuracies.pop(TEST, known_test), accuracies, left_out)
 
 
-def not_run(problem: Problem) -> OtherScores:
+def not_run(problem: Problem, test: float | None = None) -> OtherScores:
     """Return the scores of a file that was run on the validation split only.
 
     Args:
         problem: says whether there is a test split.
+        test: metric on the test split, where an earlier run has it.
     """
-    left_out = {} if problem.task.test is None else {f"accuracy ({TEST})": LATE}
-    return OtherScores(None, {}, left_out)
+    is_known = problem.task.test is None or test is not None
+    return OtherScores(test, {}, {} if is_known else {f"accuracy ({TEST})": LATE})

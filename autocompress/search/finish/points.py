@@ -39,8 +39,8 @@ def errors_of(files: Sequence[MeasuredFile], points: Sequence[FrontPoint]) -> di
     """
     predicted, measured = [], []
     for file, point in zip(files, points, strict=True):
-        if not math.isnan(file.finalist.latency_ms):
-            predicted.append(file.finalist.latency_ms)
+        if file.was_predicted:
+            predicted.append(point.predicted.latency_ms)
             measured.append(point.measured.latency_ms)
     return prediction_errors(predicted, measured) if len(predicted) > 1 else {}
 
@@ -79,8 +79,9 @@ def point_of(
         rest.left_out,
     )
     predicted_ms, simulated = finalist.latency_ms, finalist.accuracy
-    if math.isnan(predicted_ms):  # the first files are made before there is a latency model
-        predicted_ms, simulated = latency_ms, accuracy
+    # The first files are made before there is a latency model, and are not simulated.
+    predicted_ms = latency_ms if math.isnan(predicted_ms) else predicted_ms
+    simulated = accuracy if math.isnan(simulated) else simulated
     predicted = Measurement(int(finalist.size_bytes), predicted_ms, simulated)
     lost = baseline.accuracy - accuracy
     fragile = fragile_under(baseline.metrics, metrics, baseline.accuracy, lost)
@@ -106,6 +107,8 @@ def write_papers(
 ) -> None:
     """Write recipe.yaml and README.md beside a file.
 
+    A recipe whose trial has other weights by now stays as it is.
+
     Args:
         file: the file.
         point: its point.
@@ -116,14 +119,10 @@ def write_papers(
         settings: session settings of the file.
     """
     finalist = file.finalist
-    write_recipe(
-        file.folder,
-        problem.compressor,
-        finalist.candidate,
-        trained_of(folder, finalist),
-        problem.task.example_inputs,
-        origin,
-        settings,
-    )
+    trained = trained_of(folder, finalist)
+    if finalist.candidate.distillation.steps == 0 or trained is not None:
+        inputs = problem.task.example_inputs
+        parts = (problem.compressor, finalist.candidate, trained, inputs, origin, settings)
+        write_recipe(file.folder, *parts)
     names, target = problem.builder.lowered.input_names, problem.target.name
     write_notes(file.folder, point, baseline, names, target, settings)

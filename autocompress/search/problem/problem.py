@@ -32,7 +32,7 @@ from autocompress.search.problem.options import Settings
 from autocompress.search.problem.race import Race, open_race
 from autocompress.search.problem.ranks import no_gain, rank_verdicts, table_times
 from autocompress.space.search_space import BoundSpace, SearchSpace
-from autocompress.targets.device.sessions import SessionSettings, open_session
+from autocompress.targets.device.sessions import DEFAULT, SessionSettings, open_session
 from autocompress.targets.latency import all_threads, compare
 from autocompress.targets.latency_model.latency_table import LatencyTable
 from autocompress.targets.latency_model.plan import Subject
@@ -64,11 +64,13 @@ class Baseline:
         float_ms: latency of the float model that is compressed, in ms: the student's where there
             is one, otherwise the original's.
         pass_s: seconds of one pass of the float file over the validation split.
+        settings: session settings under which they were timed.
     """
 
     measured: Measurement
     float_ms: float
     pass_s: float
+    settings: SessionSettings = DEFAULT
 
 
 @dataclass(frozen=True)
@@ -273,10 +275,11 @@ def with_latency_model(
     if not table.runs:
         report("planning the latency table", 0.0)
         table = cached_table(problem.subject, problem.target, None, report, limit_s)
-        if table.settings != problem.settings:
-            report("evaluating the baseline", 0.0)
-            float_files = _timed_again(problem, table)
-    table.save(table_file)
+    if float_files.settings != table.settings:
+        report("evaluating the baseline", 0.0)
+        float_files = _timed_again(problem, table)
+    if table is not problem.table or not table_file.exists():
+        table.save(table_file)
     times = table_times(problem.layout, table)
     verdicts = rank_verdicts(problem.space, problem.builder.module_map, times)
     space = replace(problem.space, no_gain=no_gain(verdicts))
@@ -353,7 +356,7 @@ def _measured(
     measured = Measurement(
         len(reference), original_ms, scores.accuracy, metrics=scores.metrics, verified=True
     )
-    return Baseline(measured, float_ms, pass_s)
+    return Baseline(measured, float_ms, pass_s, table.settings)
 
 
 def _timed_again(problem: Problem, table: LatencyTable) -> Baseline:
@@ -361,7 +364,8 @@ def _timed_again(problem: Problem, table: LatencyTable) -> Baseline:
     files = problem.float_files
     parts = (problem.builder, problem.reference, problem.target, problem.subject)
     original_ms, float_ms = _float_times(*parts, table)
-    return Baseline(replace(files.measured, latency_ms=original_ms), float_ms, files.pass_s)
+    measured = replace(files.measured, latency_ms=original_ms)
+    return Baseline(measured, float_ms, files.pass_s, table.settings)
 
 
 def _float_times(

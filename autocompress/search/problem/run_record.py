@@ -21,6 +21,7 @@ from autocompress.results.limits import Limits
 from autocompress.results.measurement import Measurement
 from autocompress.search.problem.options import Settings
 from autocompress.search.problem.problem import Baseline, Problem
+from autocompress.targets.device.sessions import DEFAULT, SessionSettings
 from autocompress.targets.latency_model.breakdown import where_time_goes
 from autocompress.targets.target import Target
 from autocompress.task.task import Task
@@ -154,7 +155,9 @@ class RunRecord:
         """Numbers of the float files."""
         measured = Measurement.from_json(self.baseline)
         float_ms = measured.latency_ms if self.float_ms is None else float(self.float_ms)
-        return Baseline(measured, float_ms, float(self.pass_s))
+        used = self.settings.get("used")
+        settings = DEFAULT if used is None else SessionSettings.from_json(used)
+        return Baseline(measured, float_ms, float(self.pass_s), settings)
 
     def to_json(self) -> dict[str, Any]:
         """Return the content of run.json, without what is not known yet."""

@@ -17,7 +17,7 @@ class Setup:
     """Report the steps of setting up, and measure them.
 
     While the float model was not measured, the end of the time is an error. Afterwards
-    (`is_ready`) the remaining steps are cut short instead, so that one candidate is made.
+    (`is_ready`) the first file is made in any case.
 
     Args:
         timeout_s: seconds for the whole search; None is unlimited.
@@ -103,7 +103,7 @@ class Setup:
         """One line: the whole time and the longest steps, or that the time is over."""
         if self.is_over:
             return (
-                f"search: {self._spent()}: one candidate is made; "
+                f"search: {self._spent()}: no trial is made after the first files; "
                 f"nearest timeout for a search: {self._enough()}"
             )
         return f"set up in {sum(self.seconds.values()):.0f} s: {self._longest()}"

@@ -67,16 +67,25 @@ def nearest_parameters(space: BoundSpace, configs: Mapping[str, ModuleConfig]) -
     return indices
 
 
-def enqueue(study: optuna.Study, points: Sequence[Parameters]) -> None:
-    """Make points the first trials of a study; a study that has trials is left alone.
+def enqueue(study: optuna.Study, points: Sequence[Parameters]) -> bool:
+    """Make points the first trials of a study, as far as it lacks them.
 
     Args:
         study: the study.
         points: in the order of the trials' numbers.
+
+    Returns:
+        False if a trial of the study has the number of a point, but is of another candidate.
+        Nothing is enqueued then.
     """
-    if not study.get_trials(deepcopy=False):
-        for point in points:
-            study.enqueue_trial(point)
+    trials = study.get_trials(deepcopy=False)
+    for trial, point in zip(trials, points, strict=False):
+        values = {**trial.system_attrs.get("fixed_params", {}), **trial.params}
+        if any(values.get(name) != value for name, value in point.items()):
+            return False
+    for point in points[len(trials) :]:
+        study.enqueue_trial(point)
+    return True
 
 
 def _pruning_ratios(problem: Problem) -> dict[str, float]:

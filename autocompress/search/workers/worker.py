@@ -10,7 +10,7 @@ import signal
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -127,7 +127,7 @@ class Worker:
                 self._one(lease, progress)
                 learned = None if interrupt.requested else self.between(self.judge.problem)
                 if learned is not None:
-                    self.judge = replace(self.judge, problem=learned)
+                    self.judge = self.judge.with_problem(learned)
                 if not self.alone:
                     reaper.reap()
         finally:

@@ -9,7 +9,7 @@ from types import SimpleNamespace
 
 import pytest
 
-from autocompress import Candidate, Measurement, ModuleConfig
+from autocompress import Candidate, Distillation, Measurement, ModuleConfig
 from autocompress.errors import NotComputableError
 from autocompress.measure.accuracy import Scores
 from autocompress.results.front import read_front
@@ -26,14 +26,21 @@ PROBLEM = SimpleNamespace(
     baseline=BASE,
     reference=b"float",
     latency_source="measured",
+    table=SimpleNamespace(runs=(1,)),
+    latency_ms=lambda candidate: 3.9,
     task=SimpleNamespace(test=[1]),
     space=SimpleNamespace(objectives=()),
 )
 
 
-def finalist(number: int, bits: int, latency_ms: float = 2.0) -> Finalist:
-    candidate = Candidate.of({"a": ModuleConfig(weight_bits=bits)})
-    return Finalist(number, candidate, 100 * bits, latency_ms, (0.88,))
+def finalist(number: int, bits: int, steps: int = 0) -> Finalist:
+    candidate = Candidate.of({"a": ModuleConfig(weight_bits=bits)}, Distillation(steps=steps))
+    return Finalist(number, candidate, 100 * bits, 2.0, (0.88,))
+
+
+def uniform(number: int, bits: int) -> Finalist:
+    nan = math.nan
+    return replace(finalist(number, bits), latency_ms=nan, qualities=(nan,), is_uniform=True)
 
 
 @pytest.fixture
@@ -52,8 +59,17 @@ def files(monkeypatch: pytest.MonkeyPatch, tmp_path: Path):
             raise NotComputableError("outputs are not finite")
         ran.append((one.number, bits))
         place.mkdir(parents=True, exist_ok=True)
-        (place / "model.onnx").write_text(str(bits))
-        return MeasuredFile(one, place, 100 * bits, Scores(0.8 + bits / 100, {}), None, None, 1.5)
+        (place / "model.onnx").write_text(str(bits).rjust(100 * bits))
+        return MeasuredFile(
+            one,
+            place,
+            100 * bits,
+            Scores(0.8 + bits / 100, {}),
+            None,
+            None,
+            1.5,
+            not one.is_uniform,
+        )
 
     def other_scores(problem, path: str, known: float | None = None) -> OtherScores:
         tested.append(Path(path).parent.name)
@@ -76,7 +92,7 @@ def files(monkeypatch: pytest.MonkeyPatch, tmp_path: Path):
 
 
 def test_each_file_is_on_the_front_at_once(files) -> None:
-    files.made.add(finalist(0, 8, math.nan), PROBLEM, {})
+    files.made.add(uniform(0, 8), PROBLEM, {})
     (first,) = read_front(files.folder).points
     assert first.measured.latency_ms == 4.0
     assert first.predicted.latency_ms == 4.0, "nothing was predicted of the first files"
@@ -85,7 +101,7 @@ def test_each_file_is_on_the_front_at_once(files) -> None:
     front = read_front(files.folder)
     assert [point.trial for point in front.points] == [3, 0]
     assert front.points[0].artifact == "models/0003"
-    assert (files.folder / "models/0003/model.onnx").read_text() == "6"
+    assert (files.folder / "models/0003/model.onnx").read_text().strip() == "6"
     assert front.baseline.test_accuracy is None
     assert files.tested == [], "the test split waits for the end of the search"
     assert list(front.points[0].measured.left_out) == ["accuracy (test)"]
@@ -93,7 +109,7 @@ def test_each_file_is_on_the_front_at_once(files) -> None:
 
 
 def test_the_end_runs_the_others_and_times_all_in_turn(files) -> None:
-    files.made.add(finalist(0, 8, math.nan), PROBLEM, {})
+    files.made.add(uniform(0, 8), PROBLEM, {})
     files.made.add(finalist(3, 6), PROBLEM, {})
     front, check = files.made.finish([finalist(3, 6), finalist(7, 7)], PROBLEM, {})
     assert files.ran == [(0, 8), (3, 6), (7, 7)], "each is run once"
@@ -116,16 +132,18 @@ def test_new_weights_replace_a_file_only_when_the_front_is_written(files) -> Non
     assert files.made.has(finalist(3, 6))
     assert not files.made.has(recovered)
     files.made._run(recovered, PROBLEM)
-    assert (files.folder / "models/0003/model.onnx").read_text() == "6", "as front.json says"
+    assert (files.folder / "models/0003/model.onnx").read_text().strip() == "6", (
+        "as front.json says"
+    )
     files.made.finish([recovered], PROBLEM, {})
-    assert (files.folder / "models/0003/model.onnx").read_text() == "7"
+    assert (files.folder / "models/0003/model.onnx").read_text().strip() == "7"
     assert not list((files.folder / "models").glob("*.new"))
 
 
 def test_uniform_candidates_that_miss_the_limits_go_as_soon_as_another_keeps_them(files) -> None:
     files.made.limits = Limits(max_size_bytes=450)
-    files.made.add(finalist(0, 8, math.nan), PROBLEM, {})
-    files.made.add(finalist(1, 6, math.nan), PROBLEM, {})
+    files.made.add(uniform(0, 8), PROBLEM, {})
+    files.made.add(uniform(1, 6), PROBLEM, {})
     assert [p.trial for p in read_front(files.folder).points] == [1], "the nearest to the limits"
     files.made.add(finalist(5, 4), PROBLEM, {})
     assert [p.trial for p in read_front(files.folder).points] == [5]
@@ -153,10 +171,65 @@ def test_without_room_only_known_files_are_timed(files) -> None:
     )
     late = replace(files.made, clock=clock)
     front, _ = late.finish([finalist(7, 7), finalist(3, 6), finalist(8, 5)], PROBLEM, {})
-    assert files.ran == [(3, 6), (7, 7)], "the first one is made in any case"
-    assert [point.trial for point in front.points] == [3, 7]
+    assert files.ran == [(3, 6)]
+    assert [point.trial for point in front.points] == [3]
+    (files.folder / "other").mkdir()
+    other = FrontFiles(files.folder / "other", Limits(), lambda *_: None, clock)
+    front, _ = other.finish([finalist(7, 7), finalist(8, 5)], PROBLEM, {})
+    assert [point.trial for point in front.points] == [7], "the first one is made in any case"
     assert files.tested == []
     assert front.points[0].measured.test_accuracy is None
+
+
+def test_a_resumed_run_keeps_its_files_and_runs_what_it_lacks(files) -> None:
+    files.made.finish([finalist(3, 6)], PROBLEM, {})
+    files.made.add(finalist(4, 5), PROBLEM, {})
+    resumed = FrontFiles.resumed(files.folder, Limits(), lambda *_: None)
+    assert resumed.has(finalist(3, 6))
+    assert not resumed.has(finalist(3, 6, steps=9)), "recovery has changed its weights"
+    ran, tested = list(files.ran), list(files.tested)
+    resumed.add(finalist(9, 4), PROBLEM, {})
+    front = read_front(files.folder)
+    assert [point.trial for point in front.points] == [9, 4, 3]
+    assert front.points[2].measured.test_accuracy == 0.8
+    front, _ = resumed.finish([finalist(4, 5), finalist(3, 6)], PROBLEM, {})
+    assert files.ran == [*ran, (9, 4)]
+    assert files.tested == [*tested, "baseline", "0004", "0009"]
+    assert [point.trial for point in front.points] == [9, 4, 3]
+
+
+def test_files_that_are_gone_or_of_other_candidates_are_forgotten(files) -> None:
+    files.made.add(finalist(3, 6), PROBLEM, {})
+    files.made.add(finalist(4, 5), PROBLEM, {})
+    (files.folder / "models/0003/model.onnx").unlink()
+    resumed = FrontFiles.resumed(files.folder, Limits(), lambda *_: None)
+    assert [point.trial for point in resumed.points] == [4]
+    resumed.forget([4, 5])
+    assert resumed.points == []
+    resumed.time_again(PROBLEM, {})
+    assert len(read_front(files.folder).points) == 2, "nothing is written without files"
+
+
+def test_the_first_prediction_of_a_file_stays(files) -> None:
+    files.made.add(finalist(3, 6), PROBLEM, {})
+    learned = replace(finalist(3, 6), latency_ms=2.9)
+    front, _ = files.made.finish([learned], PROBLEM, {})
+    assert front.points[0].predicted.latency_ms == 2.0
+
+
+def test_numbers_never_stand_beside_another_file(files, monkeypatch) -> None:
+    files.made.add(finalist(3, 6), PROBLEM, {})
+    files.made.add(finalist(4, 5), PROBLEM, {})
+    seen = []
+    real = front_files._moved
+
+    def moved(file: MeasuredFile, models: Path) -> MeasuredFile:
+        seen.append([point.trial for point in read_front(files.folder).points])
+        return real(file, models)
+
+    monkeypatch.setattr(front_files, "_moved", moved)
+    files.made.finish([finalist(3, 4, steps=9)], PROBLEM, {})
+    assert seen == [[4], [4]], "a kill now leaves what is right"
 
 
 def test_files_are_timed_again_under_other_settings(files) -> None:

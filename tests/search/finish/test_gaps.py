@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from dataclasses import dataclass
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -16,6 +17,13 @@ from autocompress.search.finish.gaps import SHARE, GapFiles
 
 BASE = Measurement(1000, 4.0, 0.9)
 PROBLEM = SimpleNamespace(baseline=BASE)
+
+
+@dataclass(frozen=True)
+class MadeUpProblem:
+    table: object
+    subject: None = None
+    target: None = None
 
 
 class Files:
@@ -39,7 +47,7 @@ class Files:
 def made(monkeypatch: pytest.MonkeyPatch, tmp_path: Path):
     """Gaps of a search that began 100 seconds ago, with finalists 9, 4 and 6."""
     finalists = [Finalist(n, Candidate(), 500, 2.0, (0.89,)) for n in (9, 4, 6)]
-    monkeypatch.setattr(gaps, "choose_finalists", lambda *_: finalists)
+    monkeypatch.setattr(gaps, "choose_finalists", lambda *_, or_nearest: finalists)
     monkeypatch.setattr(gaps, "with_best_weights", lambda finalist, *_: finalist)
     monkeypatch.setattr(gaps, "origin_of", lambda run, problem: {})
     lines: list[str] = []
@@ -76,3 +84,26 @@ def test_nothing_is_begun_that_ends_after_the_last_trial(made) -> None:
     assert not late.make_one(PROBLEM, 6.0)
     late.make_one(PROBLEM, 1.0)
     assert late.make_one(PROBLEM, 1.0)
+
+
+def test_the_latency_table_grows_within_the_same_share(made, monkeypatch, tmp_path) -> None:
+    asked = []
+
+    class Table:
+        def save(self, path: Path) -> None:
+            asked.append(path)
+
+    def grown(table, subject, target, candidates, limit_s):
+        asked.append((len(candidates), limit_s))
+        return table if limit_s < 5 else Table()
+
+    monkeypatch.setattr(gaps, "grown", grown)
+    problem = MadeUpProblem(Table())
+    files = made()
+    learned = files.grow(problem)
+    assert learned.table is not problem.table
+    assert asked[0] == (3, pytest.approx(SHARE * 100, abs=0.5))
+    assert asked[1] == tmp_path / "latency_table.json"
+    files._spent_s = SHARE * 100 - 1
+    assert files.grow(problem) is None
+    assert made(time.monotonic() + 2).grow(problem) is None

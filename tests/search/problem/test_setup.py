@@ -84,7 +84,7 @@ def test_what_was_done_before_is_counted_too() -> None:
     assert steps.is_over
 
 
-def test_what_is_ready_goes_on_with_one_candidate() -> None:
+def test_what_is_ready_goes_on() -> None:
     steps, hands, shown = setup(10)
     steps.is_ready = True
     steps("a", 0.0)
@@ -95,7 +95,9 @@ def test_what_is_ready_goes_on_with_one_candidate() -> None:
     assert shown == ["a", "b"]
     assert steps.is_over
     assert "setting up took 12 of the 10 s" in steps.words
-    assert steps.words.endswith("one candidate is made; nearest timeout for a search: 36s")
+    assert steps.words.endswith(
+        "no trial is made after the first files; nearest timeout for a search: 36s"
+    )
 
 
 def test_steps_end_at_a_share_of_the_whole_time_and_late_ones_get_the_least() -> None:

@@ -76,9 +76,17 @@ def test_values_that_are_not_offered_become_the_nearest() -> None:
     assert list(point.values()) == [1, 1, 1]
 
 
-def test_they_are_the_first_trials_of_a_new_study_only() -> None:
+def test_they_are_the_first_trials_as_far_as_the_study_lacks_them() -> None:
     study = optuna.create_study()
-    enqueue(study, [{"x": 1}, {"x": 2}])
-    enqueue(study, [{"x": 3}])
+    study.enqueue_trial({"x": 1})  # a process was killed after the first
+    assert enqueue(study, [{"x": 1}, {"x": 2}])
     assert [study.ask().suggest_int("x", 0, 5) for _ in range(2)] == [1, 2]
+    assert enqueue(study, [{"x": 1}, {"x": 2}])
     assert len(study.trials) == 2
+
+
+def test_a_study_of_other_trials_is_left_alone() -> None:
+    study = optuna.create_study()
+    study.ask().suggest_int("x", 4, 4)
+    assert not enqueue(study, [{"x": 1}, {"x": 2}])
+    assert len(study.trials) == 1
