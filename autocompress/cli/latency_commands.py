@@ -36,7 +36,7 @@ def profile_command(arguments: argparse.Namespace) -> int:
     builder = builder_for(task, find_modules(task.model, task.example_inputs, task.towers), target)
     bound = space.bind(builder.module_map, target)
     subject = subject_of(task, builder, layout_of(builder), bound)
-    table = measure_table(subject, target)
+    table = measure_table(subject, target, is_anew=True)
     for other in arguments.merge:
         table = table.merged(load_table(subject, target, Path(other)))
     table.save(Path(arguments.out))

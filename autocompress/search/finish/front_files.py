@@ -24,6 +24,7 @@ from autocompress.search.finish.finalists import Finalist
 from autocompress.search.finish.measured_file import (
     MeasuredFile,
     OtherScores,
+    is_current,
     known_files,
     known_test,
     not_run,
@@ -138,7 +139,7 @@ class FrontFiles:
         """
         baseline = self._float_numbers(problem)
         file = self._run(finalist, problem)
-        (point,), _ = self._timed([file], problem, baseline, origin, brief=True)
+        (point,), baseline, _ = self._timed([file], problem, baseline, origin, brief=True)
         self._write(problem, baseline)
         return point
 
@@ -163,7 +164,7 @@ class FrontFiles:
         """
         files = self._run_all(finalists, problem)
         baseline = self._float_numbers(problem)
-        points, timing = self._timed(files, problem, baseline, origin)
+        points, baseline, timing = self._timed(files, problem, baseline, origin)
         front = self._write(problem, baseline)
         for unfinished in (self.folder / "models").glob(f"*{NEW}"):  # of a killed process
             shutil.rmtree(unfinished, ignore_errors=True)
@@ -187,7 +188,7 @@ class FrontFiles:
             return
         baseline = self._float_numbers(problem)
         for file in list(self._files.values()):
-            self._timed([file], problem, baseline, origin, brief=True)
+            baseline = self._timed([file], problem, baseline, origin, brief=True)[1]
         self._write(problem, baseline)
 
     def _write(self, problem: Problem, baseline: Measurement) -> ParetoFront:
@@ -267,6 +268,9 @@ class FrontFiles:
         chosen = {file.finalist.number for file in files}
         for number in sorted(set(self._files) - chosen):
             file = self._files[number]
+            if not is_current(self.folder, file.finalist):
+                self.forget([number])  # its trial has better weights, and lost with them
+                continue
             if not file.was_predicted and problem.table.runs:
                 predicted_ms = problem.latency_ms(file.finalist.candidate)
                 file = replace(file, finalist=replace(file.finalist, latency_ms=predicted_ms))
@@ -321,8 +325,11 @@ class FrontFiles:
         baseline: Measurement,
         origin: Mapping[str, Any],
         brief: bool = False,
-    ) -> tuple[list[FrontPoint], FrontTiming]:
-        """Time files in turn, write recipe.yaml and README.md beside each, and keep its point."""
+    ) -> tuple[list[FrontPoint], Measurement, FrontTiming]:
+        """Time files in turn, write recipe.yaml and README.md beside each, and keep its point.
+
+        Returns (points, the float file's numbers with its latency at other inputs, times).
+        """
         paths, rounds = [file.path for file in files], BRIEF if brief else ROUNDS
         report = _silent if brief else self.report
         parts = (problem, self._float_path, paths)
@@ -341,7 +348,7 @@ class FrontFiles:
             write_papers(file, point, problem, self.folder, origin, baseline, settings)
             points.append(point)
             self._points[point.trial] = point
-        return points, timing
+        return points, baseline, timing
 
 
 def _moved(file: MeasuredFile, models: Path) -> MeasuredFile:

@@ -94,6 +94,17 @@ def trained_of(folder: Path, finalist: Finalist) -> Trained | None:
     return recovered.trained
 
 
+def is_current(folder: Path, finalist: Finalist) -> bool:
+    """Return True if recovery has kept no other weights of the trial.
+
+    Args:
+        folder: the run folder.
+        finalist: the trial as its file was made.
+    """
+    recovered = read_recovered(folder, finalist.number)
+    return recovered is None or recovered.distillation == finalist.candidate.distillation
+
+
 def run_file(finalist: Finalist, problem: Problem, place: Path, folder: Path) -> MeasuredFile:
     """Export a finalist and run its file on the validation split.
 

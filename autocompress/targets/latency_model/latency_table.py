@@ -71,7 +71,7 @@ class LatencyTable:
     @cached_property
     def doubt(self) -> str:
         """Return why the operators' times are not used, in words; "" if they are."""
-        return attribution_doubt(self.runs, self.product_rate)
+        return attribution_doubt(self.runs, self.product_rate, self.known, self.estimated)
 
     @cached_property
     def model(self) -> LatencyModel:
@@ -79,7 +79,10 @@ class LatencyTable:
 
         It is fitted to the operators' times, or to whole models if these are in doubt.
         """
-        return LatencyModel.of(self.runs, not self.doubt, self.known, self.estimated)
+        estimated = self.estimated
+        if self.doubt:  # whole models tell nothing of kernels that others were measured with
+            estimated = (*estimated, *((place[0], place[2]) for place in self.known))
+        return LatencyModel.of(self.runs, not self.doubt, self.known, estimated)
 
     @cached_property
     def check(self) -> dict[str, Any]:

@@ -78,6 +78,7 @@ def measure_table(
     seed: int = 0,
     report: Report = lambda what, share: None,
     limit_s: float | None = None,
+    is_anew: bool = False,
 ) -> LatencyTable:
     """Profile, time, fit and check.
 
@@ -88,6 +89,7 @@ def measure_table(
         report: called with (current step, done share of it).
         limit_s: limit in seconds for everything. Models are left out then, the checked ones first.
             Forms that were not measured are estimated.
+        is_anew: True to measure kernels too that other models were measured with.
     """
     begun = time.monotonic()
     subject = replace(subject, noise_file=remembered(subject.noise_file))
@@ -97,7 +99,8 @@ def measure_table(
         return table_of(subject, target, plan, carry_out(job, target, report))
     job = job_of(subject, target, Plan((), ()), seed, limit_s)
     settings, tuning = tune_settings(job, report)
-    known = known_kernels(settings, set(subject.layout.signatures.values()))
+    signatures = set() if is_anew else set(subject.layout.signatures.values())
+    known = known_kernels(settings, signatures)
     plan = Plan.of(subject, seed, known, POOL if limit_s is None else SHORT_POOL)
     left_s = None if limit_s is None else max(0.0, limit_s - (time.monotonic() - begun))
     job = replace(job_of(subject, target, plan, seed, left_s), tuned=(), settings=settings)

@@ -6,14 +6,14 @@ The latency table asks whether to use the operators' times of its profiles, and 
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
 from scipy.stats import kendalltau
 
 from autocompress.targets.latency_model.fitting.fit import LatencyModel
-from autocompress.targets.latency_model.run import Run
+from autocompress.targets.latency_model.run import Known, Place, Run
 from autocompress.targets.workload import arithmetic
 
 # A kernel of another shape or method gains less than this per multiply-add on a large product
@@ -48,12 +48,19 @@ def held_out_errors(model: LatencyModel, runs: Sequence[Run]) -> dict[str, Any]:
     return prediction_errors(predicted, [run.milliseconds for run in runs])
 
 
-def attribution_doubt(runs: Sequence[Run], product_rate: float) -> str:
+def attribution_doubt(
+    runs: Sequence[Run],
+    product_rate: float,
+    known: Mapping[Place, Known],
+    estimated: Iterable[tuple[str, str]],
+) -> str:
     """Return why the times that a profile gives to modules cannot be used, in words.
 
     Args:
         runs: of a latency table.
         product_rate: multiply-adds per microsecond of a large float product; 0 if not known.
+        known: as `LatencyModel.of`.
+        estimated: as `LatencyModel.of`.
 
     Returns:
         "" if the times are possible, and predict held-out candidates well or no worse than a
@@ -65,8 +72,12 @@ def attribution_doubt(runs: Sequence[Run], product_rate: float) -> str:
     checked = held_out(runs)
     if not checked:
         return ""
-    error = held_out_errors(LatencyModel.of(runs, attributed=True), checked)["mape"]
-    otherwise = held_out_errors(LatencyModel.of(runs, attributed=False), checked)["mape"]
+    profiled = LatencyModel.of(runs, True, known, estimated)
+    error = held_out_errors(profiled, checked)["mape"]
+    # Whole models alone tell nothing of kernels that only other models were measured with.
+    rough = {*estimated, *((place[0], place[2]) for place in known)}
+    regressed = LatencyModel.of(runs, False, known, rough)
+    otherwise = held_out_errors(regressed, checked)["mape"]
     if error <= max(WRONG, otherwise):
         return ""
     return f"with them, candidates that the model has not seen were predicted {error:.0%} wrong"

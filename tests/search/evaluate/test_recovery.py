@@ -9,6 +9,7 @@ import csv
 import json
 import signal
 from dataclasses import replace
+from itertools import pairwise
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -287,12 +288,14 @@ def test_a_training_that_was_cut_off_goes_on_from_its_checkpoint(
         ac.search(cnn_task, space, n_trials=3, out=tmp_path / "cut", quiet=True, finalize_steps=0)
     cut = [t for t in trials_of(tmp_path / "cut") if t.state == optuna.trial.TrialState.RUNNING]
     assert len(cut) == 1
-    ac.search(cnn_task, space, n_trials=3, out=tmp_path / "cut", quiet=True, finalize_steps=0)
-    assert done[20] == 19, "the first step after the crash is the one that was lost"
+    ac.search(cnn_task, space, n_trials=4, out=tmp_path / "cut", quiet=True, finalize_steps=0)
+    assert 19 in [step for before, step in pairwise(done[19:]) if step != before + 1], (
+        "a training goes on with the step that was lost"
+    )
     again = [
         t for t in trials_of(tmp_path / "cut") if t.user_attrs.get("retry_of") == cut[0].number
     ]
-    ac.search(cnn_task, space, n_trials=3, out=tmp_path / "whole", quiet=True, finalize_steps=0)
+    ac.search(cnn_task, space, n_trials=4, out=tmp_path / "whole", quiet=True, finalize_steps=0)
     whole = [
         t
         for t in trials_of(tmp_path / "whole")

@@ -24,6 +24,7 @@ from autocompress.targets.latency_model.plan import (
     random_candidate,
     uniform_candidate,
 )
+from autocompress.targets.latency_model.profile import measure_table
 from autocompress.targets.latency_model.quality import prediction_errors
 from autocompress.targets.latency_model.stored_tables import cached_table
 from autocompress.targets.target import find_target
@@ -43,7 +44,7 @@ def subject(cnn_task) -> Subject:
 
 @pytest.fixture(scope="module")
 def table(subject: Subject) -> LatencyTable:
-    return cached_table(subject, TARGET)
+    return measure_table(subject, TARGET, is_anew=True)
 
 
 @pytest.mark.slow
