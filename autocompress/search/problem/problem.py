@@ -231,8 +231,8 @@ def open_problem(
         AutocompressError: the model cannot be exported, or the task contradicts itself.
     """
     report("evaluating the model", 0.0)
-    model = copied(original.model, device)
-    race = open_race(task, model, device, settings.seed)
+    # The copy is not kept: it has the size of the model.
+    race = open_race(task, copied(original.model, device), device, settings.seed)
     source = settings.table_file
     kernels_of, ranges = source or _readable(table_file), space.activation_range
     builder = builder_for(task, module_map, target, device, kernels_of, ranges, report)
