@@ -30,6 +30,8 @@ from autocompress.results.limits import Limits, parse_limits
 from autocompress.search.problem.clock import (
     EXPORT_S,
     LEAST_SHARE,
+    OPEN_S,
+    S_PER_BYTE,
     SENSITIVITY_END,
     TABLE_END,
     Clock,
@@ -338,8 +340,10 @@ def clock_of(
     latency_s = problem.baseline.latency_ms / 1e3 * (1 + len(task.latency_inputs))
     float_s, is_tuned = problem.float_files.pass_s, problem.settings != problem.target.settings
     pass_s = float_s if file_pass_s is None else file_pass_s
-    parts = (EXPORT_S + pass_s, passes * pass_s, passes * float_s, is_tuned, latency_s)
-    return Clock(started, settings.timeout_s, recovers, *parts, time.monotonic())
+    by_size_s = S_PER_BYTE * problem.baseline.size_bytes
+    files_s = (EXPORT_S + by_size_s + pass_s, passes * pass_s, passes * float_s)
+    timing_s = (is_tuned, latency_s, OPEN_S + by_size_s)
+    return Clock(started, settings.timeout_s, recovers, *files_s, *timing_s, time.monotonic())
 
 
 def make_folder(folder: Path) -> None:

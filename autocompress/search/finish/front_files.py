@@ -24,12 +24,12 @@ from autocompress.search.finish.finalists import Finalist
 from autocompress.search.finish.measured_file import (
     MeasuredFile,
     OtherScores,
-    is_current,
     known_files,
     known_test,
     not_run,
     other_scores,
     run_file,
+    with_kept_weights,
 )
 from autocompress.search.finish.points import errors_of, folder_name, point_of, write_papers
 from autocompress.search.finish.timing import BRIEF, ROUNDS, FrontTiming, time_elsewhere, time_front
@@ -164,6 +164,8 @@ class FrontFiles:
         """
         files = self._run_all(finalists, problem)
         baseline = self._float_numbers(problem)
+        if not files:  # there is no time; the points so far stay as they are
+            return self._write(problem, baseline), {"warning": ""}
         points, baseline, timing = self._timed(files, problem, baseline, origin)
         front = self._write(problem, baseline)
         for unfinished in (self.folder / "models").glob(f"*{NEW}"):  # of a killed process
@@ -254,7 +256,7 @@ class FrontFiles:
         files: list[MeasuredFile] = []
         failure: Exception | None = None
         for i, finalist in enumerate(finalists):
-            file_s = 0.0 if self.clock is None or self.has(finalist) else self.clock.next_file_s
+            file_s = 0.0 if self.has(finalist) else self._next_file_s
             if (files or self._files) and not self._has_room(len(files) + 1, file_s):
                 continue
             self.report("exporting and verifying the front", i / len(finalists))
@@ -268,15 +270,19 @@ class FrontFiles:
         chosen = {file.finalist.number for file in files}
         for number in sorted(set(self._files) - chosen):
             file = self._files[number]
-            if not is_current(self.folder, file.finalist):
-                self.forget([number])  # its trial has better weights, and lost with them
-                continue
+            better = with_kept_weights(self.folder, file.finalist)
+            if better is not file.finalist and self._has_room(len(files) + 1, self._next_file_s):
+                file = self._run(better, problem)
             if not file.was_predicted and problem.table.runs:
                 predicted_ms = problem.latency_ms(file.finalist.candidate)
                 file = replace(file, finalist=replace(file.finalist, latency_ms=predicted_ms))
             if self._has_room(len(files) + 1, 0.0):
                 files.append(self._completed(file, problem, len(files) + 1))
         return files
+
+    @property
+    def _next_file_s(self) -> float:
+        return 0.0 if self.clock is None else self.clock.next_file_s
 
     def _has_room(self, files: int, seconds: float) -> bool:
         return self.clock is None or self.clock.has_room(files, seconds)

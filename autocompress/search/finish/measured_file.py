@@ -94,15 +94,22 @@ def trained_of(folder: Path, finalist: Finalist) -> Trained | None:
     return recovered.trained
 
 
-def is_current(folder: Path, finalist: Finalist) -> bool:
-    """Return True if recovery has kept no other weights of the trial.
+def with_kept_weights(folder: Path, finalist: Finalist) -> Finalist:
+    """Return a finalist with the weights that recovery has kept of its trial meanwhile.
 
     Args:
         folder: the run folder.
         finalist: the trial as its file was made.
+
+    Returns:
+        The same object if there are no other weights.
     """
     recovered = read_recovered(folder, finalist.number)
-    return recovered is None or recovered.distillation == finalist.candidate.distillation
+    if recovered is None or recovered.distillation == finalist.candidate.distillation:
+        return finalist
+    candidate = replace(finalist.candidate, distillation=recovered.distillation)
+    qualities = (recovered.scores.accuracy, *finalist.qualities[1:])
+    return replace(finalist, candidate=candidate, qualities=qualities)
 
 
 def run_file(finalist: Finalist, problem: Problem, place: Path, folder: Path) -> MeasuredFile:

@@ -11,7 +11,8 @@ FIRST_FILES_END, TABLE_END, SENSITIVITY_END = 0.1, 0.14, 0.19
 LEAST_SHARE = 0.04
 RECOVERY_SHARE = 0.15  # of what is left when trials begin
 FILES_SHARE = 0.3  # at most, where files take long
-EXPORT_S, OPEN_S, REPORT_S = 1.0, 0.8, 4.0  # of one file; of timing one; of the report
+EXPORT_S, OPEN_S, REPORT_S = 0.3, 0.1, 2.5  # of one small file; of timing one; of the report
+S_PER_BYTE = 1e-8  # of the float file, in addition to EXPORT_S and OPEN_S
 # Runs of a file and of the float one while they are timed in turn, and under two settings before.
 # Long ones are run a third as often.
 RUNS, RUNS_OF_TWO = 250, 600
@@ -32,6 +33,7 @@ class Clock:
         float_rest_s: the same of the float file.
         is_tuned: True if files are timed under two settings.
         latency_s: seconds of one inference of the float model.
+        open_s: seconds of opening a file to time it.
         ready: when everything but sensitivities was measured.
     """
 
@@ -43,6 +45,7 @@ class Clock:
     float_rest_s: float
     is_tuned: bool
     latency_s: float
+    open_s: float
     ready: float
     _slowest_s: float | None = field(default=None, init=False)
     _slowest_rest_s: float | None = field(default=None, init=False)
@@ -93,7 +96,7 @@ class Clock:
         """
         runs = RUNS_OF_TWO if self.is_tuned else RUNS
         runs_s = 2 * FASTER * self.latency_s * (runs if self.latency_s < LONG_S else runs / 3)
-        return REPORT_S + files * (OPEN_S + runs_s)
+        return REPORT_S + files * (self.open_s + runs_s)
 
     def after_recovery_s(self, files: int) -> float:
         """Return the seconds of everything after the recovery of the front.

@@ -210,6 +210,32 @@ def test_files_that_are_gone_or_of_other_candidates_are_forgotten(files) -> None
     assert len(read_front(files.folder).points) == 2, "nothing is written without files"
 
 
+def test_a_file_whose_trial_has_better_weights_is_made_again_or_stays(files, monkeypatch) -> None:
+    files.made.add(uniform(0, 6), PROBLEM, {})
+    files.made.add(finalist(3, 5), PROBLEM, {})
+    better = replace(finalist(0, 6, steps=9), qualities=(0.9,))
+    monkeypatch.setattr(
+        front_files, "with_kept_weights", lambda folder, one: better if one.number == 0 else one
+    )
+    none = SimpleNamespace(next_file_s=5.0, next_rest_s=5.0, float_rest_s=5.0)
+    none.has_room = lambda count, seconds: seconds == 0
+    front, _ = replace(files.made, clock=none).finish([finalist(3, 5)], PROBLEM, {})
+    assert [point.trial for point in front.points] == [3, 0]
+    assert files.ran == [(0, 6), (3, 5)]
+    front, _ = files.made.finish([finalist(3, 5)], PROBLEM, {})
+    assert files.ran == [(0, 6), (3, 5), (0, 6)]
+    assert front.points[1].candidate.distillation.steps == 9
+
+
+def test_without_any_time_the_points_stay(files) -> None:
+    files.made.add(finalist(3, 6), PROBLEM, {})
+    over = SimpleNamespace(next_file_s=5.0, next_rest_s=5.0, float_rest_s=5.0)
+    over.has_room = lambda count, seconds: False
+    front, check = replace(files.made, clock=over).finish([finalist(7, 7)], PROBLEM, {})
+    assert [point.trial for point in front.points] == [3]
+    assert check == {"warning": ""}
+
+
 def test_the_first_prediction_of_a_file_stays(files) -> None:
     files.made.add(finalist(3, 6), PROBLEM, {})
     learned = replace(finalist(3, 6), latency_ms=2.9)

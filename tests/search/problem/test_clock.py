@@ -11,7 +11,7 @@ def clock(
     timeout_s: float | None, file_s: float = 2.0, latency_s: float = 0.001, recovers: bool = True
 ) -> Clock:
     now = time.monotonic()
-    parts = (file_s / 4, file_s * 3 / 4, file_s, False, latency_s, now + 10)
+    parts = (file_s / 4, file_s * 3 / 4, file_s, False, latency_s, 0.8, now + 10)
     return Clock(now, timeout_s, recovers, *parts)
 
 
