@@ -51,7 +51,7 @@ KILLS = (
         "estimating sensitivity",
         "measuring sensitivity",
     ],
-    *["searching"] * 6,
+    *["searching"] * 9,
     *["recovering the front"] * 2,
     *["exporting and verifying the front"] * 4,
     *["timing the front"] * 2,
