@@ -34,7 +34,7 @@ class Clock:
         is_tuned: True if files are timed under two settings.
         latency_s: seconds of one inference of the float model.
         open_s: seconds of opening a file to time it.
-        ready: when everything but sensitivities was measured.
+        ready: when setting up ended.
     """
 
     started: float

@@ -198,16 +198,6 @@ class LatencyTable:
         self._check_covered({module.name: kernel})
         return self.model.kernel_us(kernel)
 
-    def interpolated_share(self, work: Work) -> float:
-        """Return the share of the predicted time that lies in kernels between measured ones.
-
-        Args:
-            work: from `workload`.
-        """
-        unseen = [kernel for kernel in work.kernels.values() if not self.model.measured(kernel)]
-        unseen_us = sum(map(self.model.kernel_us, unseen))
-        return unseen_us / max(self.model.predict_us(work), 1e-9)
-
     def _check_covered(self, kernels: Mapping[str, Kernel]) -> None:
         for module, kernel in kernels.items():
             try:

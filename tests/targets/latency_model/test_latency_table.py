@@ -101,7 +101,6 @@ def test_prediction_covers_every_module_and_falls_with_work(
     layout = subject.layout
     work = workload(layout, Candidate())
     assert set(work.kernels) == {m.name for m in layout.module_map}
-    assert table.interpolated_share(work) == 0.0
     roots = [g.name for g in layout.module_map.groups if g.reason is None]
     pruned = Candidate.of({name: ModuleConfig(pruning_ratio=0.5) for name in roots})
     assert table.predict_ms(layout, pruned) < table.predict_ms(layout, Candidate())
@@ -222,7 +221,7 @@ def test_a_front_that_was_predicted_wrong_moves_the_model(
     learned = table.with_front(works, slower)
     before, after = ([t.predict(work) for work in works] for t in (table, learned))
     assert prediction_errors(before, slower)["mape"] == pytest.approx(1 - 1 / 1.2)
-    assert prediction_errors(after, slower)["mape"] < 0.4 * (1 - 1 / 1.2)
+    assert prediction_errors(after, slower)["mape"] < 0.3 * (1 - 1 / 1.2)
     assert sum(run.role == "front" for run in learned.with_front(works[:2], slower[:2]).runs) == 2
 
 
