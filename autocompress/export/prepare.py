@@ -91,7 +91,7 @@ def prepare(
     teacher.cpu()
     baseline = lowered.proto
     if fused_modules(task.model):
-        original = copied(task.model)
+        original = copied(task.model, shares_weights=True)
         baseline = exported(original, task.example_inputs, outputs, graphs, free).proto
     evidence = Evidence(teacher, statistics, task_losses(task))
     builder = Builder(lowered, module_map, evidence, ranges, baseline.SerializeToString(), kernels)

@@ -46,7 +46,7 @@ def find_channel_groups(
         One group per module that makes channels, in the order of `names`; a module that several
         groups could begin with is in the first one only.
     """
-    model = copied(model, None)
+    model = copied(model, None, shares_weights=True)
     layers: dict[str, SplitRecurrent] = {}
     for name, module in model.named_modules():
         if isinstance(module, SplitRecurrent):

@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 import copy
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 
 def copied(
-    model: nn.Module, device: torch.device | str | None = "cpu", dtype: torch.dtype | None = None
+    model: nn.Module,
+    device: torch.device | str | None = "cpu",
+    dtype: torch.dtype | None = None,
+    shares_weights: bool = False,
 ) -> nn.Module:
     """Return a copy of a model in eval mode.
 
@@ -20,12 +24,15 @@ def copied(
         model: any module; it is not changed.
         device: where the copy goes; None leaves it where the model is.
         dtype: type of the copy's floating-point numbers; None leaves them.
+        shares_weights: True for a copy that is only run. Its parameters are its own, but they read
+            the memory of the model's where device and type are the same. Buffers are copied always,
+            since a forward may change them.
 
     Returns:
         The copy.
     """
     with torch.no_grad():
-        own = copy.deepcopy(model)
+        own = copy.deepcopy(model, _views(model) if shares_weights else None)
         own = own if device is None else own.to(device)
         if dtype is not None:  # `to` would make complex numbers real
 
@@ -34,3 +41,12 @@ def copied(
 
             own._apply(change)  # type: ignore[no-untyped-call]
         return own.eval()
+
+
+def _views(model: nn.Module) -> dict[int, Any]:
+    """Return the memo of a deepcopy that takes new parameters on the same memory."""
+    views: dict[int, Any] = {}
+    for parameter in model.parameters():
+        if type(parameter) is nn.Parameter:
+            views[id(parameter)] = nn.Parameter(parameter.detach(), parameter.requires_grad)
+    return views

@@ -41,3 +41,25 @@ def test_a_copy_of_a_parametrized_model_can_be_copied_again() -> None:
     model = weight_norm(nn.Linear(2, 2))
     twice = copied(copied(model))
     assert torch.equal(twice.weight, model.weight)
+
+
+def test_a_copy_that_shares_weights_has_its_own_parameters_and_buffers() -> None:
+    model = nn.Sequential(nn.Linear(2, 3), nn.BatchNorm1d(3))
+    model[1].weight = model[0].bias  # tied
+    other = copied(model, shares_weights=True)
+    assert other[0].weight.data_ptr() == model[0].weight.data_ptr()
+    assert other[1].weight is other[0].bias
+    assert other[0].weight is not model[0].weight
+    other.requires_grad_(False)
+    assert model[0].weight.requires_grad
+    other[1].running_mean.fill_(1.0)
+    assert not model[1].running_mean.any()
+
+
+def test_a_copy_of_another_type_shares_nothing() -> None:
+    model = nn.Linear(2, 3)
+    before = model.weight.clone()
+    other = copied(model, None, torch.float64, shares_weights=True)
+    assert other.weight.dtype == torch.float64
+    assert model.weight.dtype == torch.float32
+    assert torch.equal(model.weight, before)

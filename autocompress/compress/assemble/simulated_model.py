@@ -118,7 +118,8 @@ class SimulatedModel:
         self.quantizers = {tensor: RangeQuantizer(at) for tensor, at in plan.ranges.items()}
         self.base_ranges = dict(plan.ranges)
         self.owners = {name: owner for name, (_, owner) in kinds.items()}
-        self.model, rounding, order = copied(teacher, None), Rounding(), Calls()
+        self.model = copied(teacher, None, shares_weights=True)
+        rounding, order = Rounding(), Calls()
         self.model.register_forward_pre_hook(order.restart)
         self.simulated: dict[str, SimulatedModule] = {}
         folded: dict[str, list[SimulatedModule]] = {}
@@ -139,6 +140,9 @@ class SimulatedModel:
             self.model.get_submodule(norm).register_forward_hook(
                 FoldedNorm(tuple(convolutions)), with_kwargs=True
             )
+        # The replaced weights stay the teacher's. The others are written to.
+        for parameter in self.model.parameters():
+            parameter.data = parameter.data.clone()
         self.state = {name: value.clone() for name, value in self.model.state_dict().items()}
 
     def set_variant(

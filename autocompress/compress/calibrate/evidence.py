@@ -91,7 +91,7 @@ def collect_gradients(
     Raises:
         NotComputableError: if a loss is NaN or infinite.
     """
-    own = copied(model, None)
+    own = copied(model, None, shares_weights=True)
     weights: dict[str, nn.Parameter] = {}
     for name, module in own.named_modules():
         if isinstance(getattr(module, "weight", None), nn.Parameter):

@@ -72,7 +72,7 @@ def taught(
                 "remove it to train again"
             ) from error
         return learner
-    original = copied(task.model, device)
+    original = copied(task.model, device, shares_weights=True)
     student = learner.model.to(device)
     teacher = Teacher(task, original, device, cache, (lesson.temperature,))
     trainer = Trainer(task, teacher, training_dtype(learner, student, device, cache), seed)

@@ -227,7 +227,7 @@ def export_reference(
     Raises:
         ExportError: as `export_float`.
     """
-    proto = export_float(copied(model), example_inputs, outputs, free).proto
+    proto = export_float(copied(model, shares_weights=True), example_inputs, outputs, free).proto
     if not isinstance(example_inputs, Mapping):
         new = {}
         for value, name in zip(proto.graph.input, names, strict=True):

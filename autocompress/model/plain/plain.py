@@ -76,7 +76,7 @@ def plain_model(model: nn.Module, example_inputs: Inputs) -> nn.Module:
     Raises:
         UserCodeError: the model fails on the example.
     """
-    original, model = model, without_cache(copied(model))
+    original, model = model, without_cache(copied(model, shares_weights=True))
     inputs = map_inputs(example_inputs, lambda tensor: tensor.detach().cpu())
     tree = split_modules(model)
     alike = same_outputs(model, tree, inputs)
@@ -92,7 +92,7 @@ def plain_model(model: nn.Module, example_inputs: Inputs) -> nn.Module:
         program = _program(exported, inputs)
     if program is None or (plain and not seen.hides and not _covers_more(program, tree)):
         return tree if alike else model
-    return copied(program)
+    return copied(program, shares_weights=True)
 
 
 def form_of(plain: nn.Module) -> str:
@@ -123,7 +123,7 @@ def in_form(form: str, model: nn.Module, example_inputs: Inputs) -> nn.Module:
     """
     if form == "program":
         return plain_model(model, example_inputs)
-    tree = without_cache(copied(model))
+    tree = without_cache(copied(model, shares_weights=True))
     return split_modules(tree) if form == "split" else tree
 
 

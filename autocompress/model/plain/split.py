@@ -21,7 +21,7 @@ def split_modules(model: nn.Module) -> nn.Module:
     Returns:
         The copy.
     """
-    model = copied(model, None)
+    model = copied(model, None, shares_weights=True)
     model = _split(model)
     for parent in list(model.modules()):
         for name, child in list(parent.named_children()):
