@@ -30,7 +30,7 @@ from autocompress.measure.accuracy import evaluate_model, evaluate_session, mode
 from autocompress.results.limits import Limits
 from autocompress.search.evaluate.judge import Judge
 from autocompress.search.problem.options import Settings
-from autocompress.search.problem.problem import Problem, open_problem, with_latency_model
+from autocompress.search.problem.problem import Problem, open_problem, ready_for_trials
 from autocompress.search.propose.factory import make_allocator, price_sampler, sensitivity
 from autocompress.search.workers.plan import RUN, WorkerPlan
 from autocompress.search.workers.storage import open_study
@@ -470,7 +470,7 @@ def problem_of(task: Task, space: Any, table: Path) -> Problem:
     modules = find_modules(task.model, task.example_inputs, task.towers)
     target, bound = find_target(ONNXRUNTIME), SearchSpace.load(space)
     problem = open_problem(task, task, bound, target, CPU, modules, Settings(), table)
-    return with_latency_model(problem, table)
+    return ready_for_trials(problem, table)
 
 
 def sensitivities(problem: Problem, folder: Path) -> dict[tuple[str, ModuleConfig], float]:

@@ -192,7 +192,11 @@ def _trained_again(
     task: Task, original: Task, stitcher: Stitcher, candidate: Candidate, origin: dict[str, Any]
 ) -> Trained:
     """Repeat the recovery that a recipe records; `original` is the task before its student."""
-    model = stitcher.teacher if original.student is None else copied(original.model, None, shares_weights=True)
+    model = (
+        stitcher.teacher
+        if original.student is None
+        else copied(original.model, None, shares_weights=True)
+    )
     teacher = Teacher(task, model, torch.device("cpu"), None, (candidate.distillation.temperature,))
     dtype = getattr(torch, origin["training_dtype"])
     return recover(Trainer(task, teacher, dtype, origin["seed"]), stitcher, candidate)[0]

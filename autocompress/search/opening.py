@@ -41,7 +41,7 @@ from autocompress.search.problem.problem import (
     Problem,
     open_problem,
     pick_device,
-    with_latency_model,
+    ready_for_trials,
 )
 from autocompress.search.problem.progress import SearchProgress, setup_lines
 from autocompress.search.problem.run_record import RunRecord, known_run
@@ -220,7 +220,7 @@ def get_ready(
     earlier, steps = opened.earlier, opened.steps
     until = setup.deadline(TABLE_END, LEAST_SHARE)
     limit_s = None if until is None else until - time.monotonic()
-    problem = with_latency_model(opened.problem, folder / TABLE_FILE, setup, limit_s)
+    problem = ready_for_trials(opened.problem, folder / TABLE_FILE, setup, limit_s)
     limits = absolute_limits(problem, request.limits)
     run = RunRecord.of(request.task, settings, problem, limits)
     run.save(folder, earlier)

@@ -289,7 +289,11 @@ def _recovered(
 ) -> Trained:
     """Train a candidate of `learner` as a search does; the model of `task` teaches."""
     stitcher = compressor.stitcher
-    model = stitcher.teacher if task.student is None else copied(task.model, device, shares_weights=True)
+    model = (
+        stitcher.teacher
+        if task.student is None
+        else copied(task.model, device, shares_weights=True)
+    )
     temperatures = (candidate.distillation.temperature,)
     teacher = Teacher(learner, model, device, cache_folder() / "teacher", temperatures)
     trainer = Trainer(learner, teacher, None, seed, cache_folder() / "precision")

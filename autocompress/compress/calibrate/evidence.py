@@ -17,6 +17,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
+from autocompress.compress.calibrate.spill import Spilled
 from autocompress.compress.calibrate.statistics import LayerStatistics
 from autocompress.errors import NotComputableError
 from autocompress.task.batches import Inputs, batch_size, cut, target_to_device, to_device
@@ -78,8 +79,10 @@ class Evidence:
 
 def collect_gradients(
     model: nn.Module, losses: Callable[[nn.Module], Iterable[Tensor]]
-) -> dict[str, Gradients]:
+) -> Mapping[str, Gradients]:
     """Return the gradients' moments for every module with a weight that the loss depends on.
+
+    They take twice the memory of the weights while they are added up; they are then kept on disk.
 
     Args:
         model: read in eval mode on a copy; not changed.
@@ -113,10 +116,12 @@ def collect_gradients(
             for name, weight in weights.items():
                 if weight.grad is not None:
                     _add(sums, name, _moments(weight.detach().float(), weight.grad.float()))
-    moments: dict[str, Gradients] = {}
-    for name, parts in sums.items():
-        moments[name] = Gradients(*((part / count).cpu() for part in parts))
-    return moments
+    own.zero_grad()
+
+    def mean(parts: list[Tensor]) -> Gradients:
+        return Gradients(*((part / count).cpu() for part in parts))
+
+    return Spilled((name, mean(sums.pop(name))) for name in list(sums))
 
 
 def _moments(weight: Tensor, gradient: Tensor) -> list[Tensor]:
@@ -138,8 +143,10 @@ def _moments(weight: Tensor, gradient: Tensor) -> list[Tensor]:
 def _add(sums: dict[str, list[Tensor]], name: str, parts: list[Tensor]) -> None:
     """Add the parts of one batch to the sums of module `name`."""
     if name in sums:
-        parts = [a + b for a, b in zip(sums[name], parts, strict=True)]
-    sums[name] = parts
+        for total, part in zip(sums[name], parts, strict=True):
+            total.add_(part)
+    else:
+        sums[name] = parts
 
 
 def task_losses(task: Task) -> Callable[[nn.Module], Iterable[Tensor]]:

@@ -18,6 +18,7 @@ import torch.nn.functional as F
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
+from autocompress.compress.calibrate.spill import Spilled
 from autocompress.errors import NotComputableError
 from autocompress.model.modules import ModuleMap
 from autocompress.task.batches import Inputs, map_inputs
@@ -108,7 +109,7 @@ def collect_statistics(
 ) -> Mapping[str, LayerStatistics]:
     """Return input statistics of every linear and convolutional module that `model` calls.
 
-    Memory is that of the Gram matrices, whatever the number of batches.
+    Memory is that of the Gram matrices, whatever the number of batches; they are then kept on disk.
 
     Args:
         model: called as it is; not changed.
@@ -151,7 +152,7 @@ def collect_statistics(
         raise NotComputableError(
             "calibration: there are no batches; give the task calibration, train or validation data"
         )
-    return {name: sums.finish(name) for name, sums in sums_of.items()}
+    return Spilled((name, sums_of.pop(name).finish(name)) for name in list(sums_of))
 
 
 def input_vectors(module: nn.Module, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
@@ -212,7 +213,7 @@ class _Sums:
         by_group = vectors.transpose(0, 1)
         gram, total = by_group.transpose(1, 2) @ by_group, by_group.sum(1)
         first = self.count == 0
-        self.gram = gram if first else self.gram + gram
+        self.gram = gram if first else self.gram.add_(gram)
         self.total = total if first else self.total + total
         self.low = low if first else self.low.minimum(low)
         self.high = high if first else self.high.maximum(high)

@@ -1,8 +1,9 @@
 """Hold everything that a search needs of one task on one target: graph, latency table, baseline.
 
 A problem is made once per process in two steps. `open_problem` exports and calibrates the model,
-and evaluates the float file: files can be made and measured from then on. `with_latency_model`
-adds the latency table, which trials need. Recovery and the files of the front read it too.
+and evaluates the float file: files can be made and measured from then on. `ready_for_trials`
+adds the latency table and the race, which trials need. Recovery and the files of the front read
+them too.
 """
 
 from __future__ import annotations
@@ -85,11 +86,11 @@ class Problem:
         compressor: makes the modules and graphs of candidates.
         layout: the modules as the latency model sees them.
         subject: what the profiler measures.
-        table: the latency table; it has no runs before `with_latency_model`.
+        table: the latency table; it has no runs before `ready_for_trials`.
         float_files: numbers of the float files.
-        race: the validation split in the order in which candidates race on it.
         trainer: teacher and data of recovery. The teacher is the original.
         reference: content of the original's float file.
+        opened_race: as `race`; None before `ready_for_trials`.
     """
 
     task: Task
@@ -101,14 +102,20 @@ class Problem:
     subject: Subject
     table: LatencyTable
     float_files: Baseline
-    race: Race
     trainer: Trainer
     reference: bytes
+    opened_race: Race | None = None
 
     @property
     def baseline(self) -> Measurement:
         """Size, latency and accuracy of the original's float file."""
         return self.float_files.measured
+
+    @property
+    def race(self) -> Race:
+        """The validation split in the order in which candidates race on it."""
+        assert self.opened_race is not None, "ready_for_trials opens it"
+        return self.opened_race
 
     @property
     def builder(self) -> Builder:
@@ -230,9 +237,6 @@ def open_problem(
     Raises:
         AutocompressError: the model cannot be exported, or the task contradicts itself.
     """
-    report("evaluating the model", 0.0)
-    # The copy is not kept: it has the size of the model.
-    race = open_race(task, copied(original.model, device), device, settings.seed)
     source = settings.table_file
     kernels_of, ranges = source or _readable(table_file), space.activation_range
     builder = builder_for(task, module_map, target, device, kernels_of, ranges, report)
@@ -251,16 +255,16 @@ def open_problem(
     float_files = known or _measured(task, builder, reference, target, subject, table)
     trainer = _trainer(task, teacher, bound, device, settings.seed)
     parts = (task, target, bound, device, compressor, layout, subject, table)
-    return Problem(*parts, float_files, race, trainer, reference)
+    return Problem(*parts, float_files, trainer, reference)
 
 
-def with_latency_model(
+def ready_for_trials(
     problem: Problem,
     table_file: Path,
     report: Report = lambda what, share: None,
     limit_s: float | None = None,
 ) -> Problem:
-    """Measure the latency table of a problem, unless it has one, and what follows from it.
+    """Measure the latency table of a problem, unless it has one, and open the race of trials.
 
     Args:
         problem: from `open_problem`.
@@ -283,7 +287,10 @@ def with_latency_model(
     times = table_times(problem.layout, table)
     verdicts = rank_verdicts(problem.space, problem.builder.module_map, times)
     space = replace(problem.space, no_gain=no_gain(verdicts))
-    return replace(problem, table=table, space=space, float_files=float_files)
+    report("evaluating the model", 0.0)
+    teacher, seed = problem.trainer.teacher.model, problem.trainer.seed
+    race = problem.opened_race or open_race(problem.task, teacher, problem.device, seed)
+    return replace(problem, table=table, space=space, float_files=float_files, opened_race=race)
 
 
 def _bound(space: SearchSpace, task: Task, builder: Builder, target: Target) -> BoundSpace:

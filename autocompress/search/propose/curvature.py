@@ -7,8 +7,9 @@ ones. The second-order model is Kronecker-factored (Martens and Grosse 2015).
 from __future__ import annotations
 
 import time
-from collections.abc import Iterable, Mapping
-from dataclasses import replace
+from collections import OrderedDict
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -18,6 +19,8 @@ from torch import Tensor, nn
 
 from autocompress.candidate import ModuleConfig
 from autocompress.compress.assemble.stitch import Stitcher
+from autocompress.compress.calibrate.spill import Spilled
+from autocompress.compress.calibrate.statistics import LayerStatistics
 from autocompress.compress.factorise.low_rank import factor_shapes
 from autocompress.compress.prune.sparsify import NEEDS_GRADIENTS
 from autocompress.model.channel_group import ChannelGroup
@@ -33,7 +36,19 @@ from autocompress.task.user_code import UserCodeError
 # order, since the exact one takes as long as all other estimates together.
 GREEDY = 64
 Losses = NDArray[np.float64]
+LAYERS = 8  # layers whose factors are kept; each takes several times the memory of its inputs' H
 STEP = 0.01  # shift of the outputs, as a share of their standard deviation
+
+
+@dataclass(frozen=True, eq=False)
+class Slopes:
+    """Hold the second moment of the gradients at the outputs of one module.
+
+    Attributes:
+        moments: (out, out) sums over positions of g g^T, per sample.
+    """
+
+    moments: Tensor
 
 
 class Curvature:
@@ -75,7 +90,7 @@ class Curvature:
             if module.kind in ("linear", "conv") and known:
                 names.append(module.name)
         self._gradients = _gradients(task, stitcher.teacher, names, batches, device, seed, deadline)
-        self._layers: dict[str, LayerLoss] = {}
+        self._layers: OrderedDict[str, LayerLoss] = OrderedDict()
         self._rounded: dict[tuple[str, ModuleConfig, int], float] = {}
         self._ranks: dict[tuple[str, str], Losses] = {}
         self._removals: dict[tuple[str, str], Losses | None] = {}
@@ -120,12 +135,16 @@ class Curvature:
         """Return the loss of changes of a module; None if its inputs or gradients are unknown."""
         if name not in self._gradients:
             return None
-        if name not in self._layers:
+        if name in self._layers:
+            self._layers.move_to_end(name)
+        else:
             weight = weight_of(self._library.model.get_submodule(name)).detach().float().cpu()
             statistics = self._library.evidence.statistics[name]
             has_bias = self._modules[name].has_bias
-            layer = LayerLoss(weight, statistics, self._gradients[name], has_bias)
-            self._layers[name] = layer
+            slopes = self._gradients[name].moments
+            self._layers[name] = LayerLoss(weight, statistics, slopes, has_bias)
+            while len(self._layers) > LAYERS:
+                self._layers.popitem(last=False)
         return self._layers[name]
 
     def _bits(self, name: str, layer: LayerLoss, config: ModuleConfig) -> float:
@@ -139,15 +158,8 @@ class Curvature:
             self._rounded[key] = layer.rounded(weights, key[2]) if weights.weight_bits < 32 else 0.0
         loss = self._rounded[key]
         if config.activation_bits < 32:
-            loss += self._rounding(name, config) * layer.input_loss
+            loss += _rounding(layer.statistics, config) * layer.input_loss
         return loss
-
-    def _rounding(self, name: str, config: ModuleConfig) -> float:
-        """Return the variance of the rounding of inputs: a twelfth of the squared step."""
-        statistics = self._library.evidence.statistics[name]
-        low = min(float(statistics.lowest.min()), 0.0)
-        high = max(float(statistics.highest.max()), 0.0)
-        return float(((high - low) / (2**config.activation_bits - 1)) ** 2 / 12)
 
     def _factorised(self, name: str, layer: LayerLoss, config: ModuleConfig) -> float:
         shapes = factor_shapes(layer.weight.shape, config.rank_ratio, config.decomposition)
@@ -194,6 +206,13 @@ class Curvature:
         return total
 
 
+def _rounding(statistics: LayerStatistics, config: ModuleConfig) -> float:
+    """Return the variance of the rounding of inputs: a twelfth of the squared step."""
+    low = min(float(statistics.lowest.min()), 0.0)
+    high = max(float(statistics.highest.max()), 0.0)
+    return float(((high - low) / (2**config.activation_bits - 1)) ** 2 / 12)
+
+
 def _unit_of_column(group: ChannelGroup, name: str, layer: LayerLoss) -> NDArray[np.int64]:
     """Return the unit that owns each column of a reader; `group.units` for none."""
     owners = np.full(layer.weight.shape[1], group.units)
@@ -211,8 +230,8 @@ def _gradients(
     device: torch.device,
     seed: int,
     deadline: float | None,
-) -> Mapping[str, Tensor]:
-    """Return, by module, (out, out) sums over positions of g g^T per sample.
+) -> Mapping[str, Slopes]:
+    """Return the second moments of the gradients by module.
 
     The mapping is empty if the model cannot be differentiated.
     """
@@ -248,7 +267,7 @@ def _gradients(
                 for output in outputs:
                     if output.grad is not None:
                         rows = _channels_last(module, output.grad)
-                        sums[name] = sums.get(name, torch.zeros(1)) + rows.T @ rows
+                        _add(sums, name, rows.T @ rows)
     except (RuntimeError, UserCodeError):
         return {}
     finally:
@@ -258,11 +277,21 @@ def _gradients(
             parameter.requires_grad_(True)
     # Slopes hold the squared curvature; its own trace says how large it is.
     scale = curved / squared if squared > 0 else 0.0
-    gradients = {}
-    for name, total in sums.items():
-        if bool(total.isfinite().all()):
-            gradients[name] = total * (scale / samples)
-    return gradients
+
+    def finite() -> Iterator[tuple[str, Slopes]]:
+        for name in list(sums):
+            total = sums.pop(name)
+            if bool(total.isfinite().all()):
+                yield name, Slopes(total * (scale / samples))
+
+    return Spilled(finite())
+
+
+def _add(sums: dict[str, Tensor], name: str, part: Tensor) -> None:
+    if name in sums:
+        sums[name].add_(part)
+    else:
+        sums[name] = part
 
 
 def _channels_last(module: nn.Module, gradient: Tensor) -> Tensor:

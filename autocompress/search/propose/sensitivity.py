@@ -114,20 +114,21 @@ def _estimates(
 ) -> dict[Probe, float]:
     """Return the estimates by the deadline, in the order of `todo`.
 
-    With a deadline the probes are estimated in random order, so that some modules of every config
-    are among them.
+    With a deadline the modules come in random order, so that modules of every depth are among them.
+    All probes of a module follow each other, since they share factors that are large.
     """
-    order = list(range(len(todo)))
+    modules = list(dict.fromkeys(module for module, _ in todo))
     if deadline is not None:
-        order = np.random.default_rng(0).permutation(len(todo)).tolist()
+        modules = [modules[i] for i in np.random.default_rng(0).permutation(len(modules))]
+    place = {module: i for i, module in enumerate(modules)}
     estimates: dict[Probe, float] = {}
-    for i, place in enumerate(order):
+    for i, probe in enumerate(sorted(todo, key=lambda probe: place[probe[0]])):
         if _is_over(deadline):
             break
         report("estimating sensitivity", i / len(todo))
-        value = curvature.estimate(*todo[place])
+        value = curvature.estimate(*probe)
         if value is not None:
-            estimates[todo[place]] = value
+            estimates[probe] = value
     return {probe: estimates[probe] for probe in todo if probe in estimates}
 
 

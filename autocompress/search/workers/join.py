@@ -13,7 +13,7 @@ from autocompress.model.modules import find_modules
 from autocompress.results.files import TABLE_FILE
 from autocompress.search.evaluate.judge import Judge
 from autocompress.search.opening import divide_threads, taught_task
-from autocompress.search.problem.problem import open_problem, pick_device, with_latency_model
+from autocompress.search.problem.problem import open_problem, pick_device, ready_for_trials
 from autocompress.search.problem.progress import SearchProgress
 from autocompress.search.problem.run_record import known_run
 from autocompress.search.propose.factory import make_sampler, sensitivity
@@ -73,7 +73,7 @@ def run_worker(task: Task, storage: str, study_name: str, device_name: str | Non
             known.float_files,
             progress.phase,
         )
-        problem = with_latency_model(problem, folder / TABLE_FILE, progress.phase)
+        problem = ready_for_trials(problem, folder / TABLE_FILE, progress.phase)
         losses, _ = sensitivity(problem, folder, progress.phase)
         name = settings.sampler
         # Stock samplers draw from their own generators: each worker from other seeds.

@@ -1,0 +1,98 @@
+"""Keep the large tensors of many modules in a temporary file, and read those of one at a time.
+
+Statistics of all layers together are larger than the model: a layer with n inputs has n^2 of them.
+"""
+
+from __future__ import annotations
+
+import os
+import tempfile
+import weakref
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass, fields
+from typing import Any, Generic, TypeVar
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from autocompress.cache import cache_folder
+
+LEAST_BYTES = 1 << 20  # smaller tensors stay in memory
+
+T = TypeVar("T")
+
+
+@dataclass(frozen=True)
+class _Place:
+    """Hold where a tensor lies in the file."""
+
+    start: int
+    shape: torch.Size
+    dtype: np.dtype[Any]
+
+
+class Spilled(Mapping[str, T], Generic[T]):
+    """Map names to dataclasses of tensors, the large ones of which lie on disk.
+
+    Each lookup reads a new object. The file has no name, so that nothing is left behind however
+    the process ends. Tensors that do not fit on the disk stay in memory.
+    """
+
+    def __init__(self, items: Iterable[tuple[str, T]]) -> None:
+        """Take the items one by one.
+
+        Args:
+            items: (name, frozen dataclass) pairs; tensors in its fields are on the CPU.
+        """
+        self._file: Any = None
+        self._end = 0
+        self._items: dict[str, tuple[type[T], dict[str, Any]]] = {}
+        for name, item in items:
+            values = {}
+            for field in fields(item):  # type: ignore[arg-type]
+                values[field.name] = self._stored(getattr(item, field.name))
+            self._items[name] = type(item), values
+
+    def __getitem__(self, name: str) -> T:
+        kind, values = self._items[name]
+        return kind(**{field: self._read(value) for field, value in values.items()})
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._items)
+
+    def __len__(self) -> int:
+        return len(self._items)
+
+    def __contains__(self, name: object) -> bool:
+        return name in self._items
+
+    def _stored(self, value: Any) -> Any:
+        if not isinstance(value, Tensor) or value.nbytes < LEAST_BYTES:
+            return value
+        array = value.detach().contiguous().numpy()
+        try:
+            if self._file is None:
+                folder = cache_folder()
+                folder.mkdir(parents=True, exist_ok=True)
+                self._file = tempfile.TemporaryFile(dir=folder)  # noqa: SIM115
+                weakref.finalize(self, self._file.close)
+            start, content = self._end, array.reshape(-1).view(np.uint8).data
+            while len(content):
+                written = os.pwrite(self._file.fileno(), content, self._end)
+                self._end, content = self._end + written, content[written:]
+        except OSError:
+            return value
+        return _Place(start, value.shape, array.dtype)
+
+    def _read(self, value: Any) -> Any:
+        if not isinstance(value, _Place):
+            return value
+        array = np.empty(tuple(value.shape), value.dtype)
+        content, start = array.reshape(-1).view(np.uint8).data, value.start
+        while len(content):
+            read = os.preadv(self._file.fileno(), [content], start)
+            if not read:
+                raise OSError(f"the temporary file in {cache_folder()} was cut")
+            start, content = start + read, content[read:]
+        return torch.from_numpy(array)

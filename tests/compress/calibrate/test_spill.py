@@ -1,0 +1,77 @@
+"""Keep large tensors in a temporary file."""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+import torch
+from torch import Tensor
+
+from autocompress.compress.calibrate import spill
+from autocompress.compress.calibrate.spill import Spilled
+
+
+@dataclass(frozen=True)
+class Pair:
+    large: Tensor
+    small: Tensor
+    count: int
+
+
+def pairs() -> dict[str, Pair]:
+    generator = torch.Generator().manual_seed(0)
+
+    def large() -> Tensor:
+        return torch.rand(3, 400, 500, generator=generator)
+
+    # The second one is not contiguous.
+    return {"a": Pair(large(), torch.ones(2), 1), "b": Pair(large().mT, torch.zeros(2), 2)}
+
+
+def equal(one: Pair, other: Pair) -> bool:
+    tensors = torch.equal(one.large, other.large) and torch.equal(one.small, other.small)
+    return tensors and one.count == other.count
+
+
+def test_items_are_read_as_they_were_and_leave_no_file(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("AUTOCOMPRESS_CACHE", str(tmp_path))
+    items = pairs()
+    spilled = Spilled(items.items())
+    assert list(spilled) == ["a", "b"]
+    assert "a" in spilled
+    assert spilled.get("c") is None
+    assert all(equal(spilled[name], items[name]) for name in items)
+    assert spilled["a"].large is not spilled["a"].large, "it is not kept in memory"
+    assert spilled["a"].small is items["a"].small
+    assert not list(tmp_path.iterdir())
+
+
+def test_what_does_not_fit_on_the_disk_stays_in_memory(monkeypatch: pytest.MonkeyPatch) -> None:
+    items = pairs()
+    write, left = os.pwrite, [items["a"].large.nbytes + 1000]
+
+    def full(file: int, content: memoryview, at: int) -> int:
+        if not left[0]:
+            raise OSError(28, "No space left on device")
+        written = write(file, content[: left[0]], at)
+        left[0] -= written
+        return written
+
+    monkeypatch.setattr(spill.os, "pwrite", full)
+    spilled = Spilled(items.items())
+    assert all(equal(spilled[name], items[name]) for name in items)
+    assert spilled["b"].large is items["b"].large
+
+
+def test_a_folder_that_cannot_be_made_costs_memory_only(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "file").write_text("")
+    monkeypatch.setenv("AUTOCOMPRESS_CACHE", str(tmp_path / "file" / "below"))
+    items = pairs()
+    assert all(equal(Spilled(items.items())[name], item) for name, item in items.items())
