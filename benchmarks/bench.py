@@ -405,7 +405,7 @@ class Profiled:
         """
         subject = self.subject
         settings = self.table.settings
-        return compare(subject.baseline, models, subject.feed, self.target, settings, rounds)
+        return compare(subject.baseline(), models, subject.feed, self.target, settings, rounds)
 
 
 def profiled(

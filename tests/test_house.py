@@ -19,6 +19,7 @@ LEVELS = [
     {"candidate"},
     {"results", "task"},
     {"cache"},
+    {"spill"},
     {"model"},
     {"compress"},
     {"targets", "measure"},

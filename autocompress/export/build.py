@@ -30,6 +30,7 @@ from autocompress.export.lowering.rewrite import Recipe, rewrite
 from autocompress.export.module_kernels import ModuleKernels
 from autocompress.integer_form import IntegerForm
 from autocompress.model.modules import CompressibleModule, ModuleMap
+from autocompress.spill import SpilledBytes
 from autocompress.targets.kernels import KernelChoice
 
 MULTIPLE_OF = {
@@ -51,7 +52,7 @@ class Builder:
         module_map: the modules and channel groups of the graph.
         evidence: the model and its calibration statistics.
         ranges: calibrated activation range by tensor of the graph.
-        baseline: content of the float file of the user's own model.
+        float_file: content of the float file of the user's own model.
         kernels: the timed kernels of the target.
         multiples: multiple to which a width is rounded up, by kind of kernel.
         forms: integer forms that a latency table was measured with, by module; other modules take
@@ -62,11 +63,16 @@ class Builder:
     module_map: ModuleMap
     evidence: Evidence
     ranges: Mapping[str, ActivationRange]
-    baseline: bytes
+    float_file: SpilledBytes
     kernels: KernelChoice
     multiples: Mapping[str, int] = field(default_factory=dict)
     forms: Mapping[str, IntegerForm] = field(default_factory=dict)
     _sizes: dict[Candidate, int] = field(default_factory=dict, init=False, repr=False)
+
+    @property
+    def baseline(self) -> bytes:
+        """Return the content of the float file of the user's own model."""
+        return self.float_file.read()
 
     @property
     def teacher(self) -> nn.Module:

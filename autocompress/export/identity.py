@@ -74,7 +74,7 @@ def check_identity(compressor: Compressor, target: Target, task: Task) -> Identi
         inputs = take_samples(task.validation, SAMPLES)[0][0]
     else:
         inputs = task.example_inputs
-    expected, proto = _outputs(builder.teacher, inputs), builder.lowered.proto
+    expected, proto = _outputs(builder.teacher, inputs), builder.lowered.whole
     simulated = _outputs(stitcher.apply(Candidate()), inputs)
     simulation = _difference(simulated, expected)
     if simulation > UNTOUCHED_ERROR:
@@ -104,7 +104,7 @@ def _check_whole_batch(builder: Builder, task: Task, few: Inputs) -> None:
     whole = task.first_batch[0]
     if not builder.lowered.dynamic_batch or batch_size(whole) <= batch_size(few):
         return
-    output = _run(builder.lowered.proto, builder, whole)[0]
+    output = _run(builder.lowered.whole, builder, whole)[0]
     if _difference(output, _outputs(builder.teacher, whole)) > UNTOUCHED_ERROR:
         raise ExportError(
             f"export: the float file differs from the model on a batch of {batch_size(whole)}, not "

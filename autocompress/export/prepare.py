@@ -30,6 +30,7 @@ from autocompress.model.channel_group import ChannelGroup
 from autocompress.model.modules import ModuleMap
 from autocompress.model.plain.plain import plain_model
 from autocompress.model.plain.split import fused_modules
+from autocompress.spill import SpilledBytes
 from autocompress.targets.device.sessions import open_session
 from autocompress.targets.kernels import KernelChoice
 from autocompress.task.batches import Inputs, batch_size, input_tensors
@@ -94,7 +95,9 @@ def prepare(
         original = copied(task.model, shares_weights=True)
         baseline = exported(original, task.example_inputs, outputs, graphs, free).proto
     evidence = Evidence(teacher, statistics, task_losses(task))
-    builder = Builder(lowered, module_map, evidence, ranges, baseline.SerializeToString(), kernels)
+    file = SpilledBytes(baseline.SerializeToString())
+    builder = Builder(lowered.on_disk(), module_map, evidence, ranges, file, kernels)
+    del lowered, baseline
     report("checking what can be pruned", 0.0)
     return _with_prunable_groups(builder, samples[0], outputs)
 

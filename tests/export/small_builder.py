@@ -13,6 +13,7 @@ from autocompress.export.lowering.lower import LoweredModel, Site
 from autocompress.integer_form import IntegerForm
 from autocompress.model.channel_group import ChannelGroup
 from autocompress.model.modules import CompressibleModule, ModuleMap
+from autocompress.spill import SpilledBytes
 
 
 def module(name: str, kind: str, *shape: int, positions: int = 4) -> CompressibleModule:
@@ -82,5 +83,11 @@ def builder(kernels: Kernels | None = None, **more: object) -> Builder:
     )
     modules = ModuleMap((TABLE, CONV, A), groups, (), 0, 0)
     return Builder(
-        model(), modules, SimpleNamespace(model=None), {}, b"", kernels or Kernels(), **more
+        model(),
+        modules,
+        SimpleNamespace(model=None),
+        {},
+        SpilledBytes(b""),
+        kernels or Kernels(),
+        **more,
     )

@@ -129,4 +129,4 @@ def test_probes_of_another_space_or_damaged_ones_are_refused(
 def test_probes_are_small_since_they_share_their_weights(subject: Subject, measured: Path) -> None:
     files = list(measured.glob("*.onnx"))
     assert len(files) > 40
-    assert sum(file.stat().st_size for file in files) / len(files) < 0.6 * len(subject.baseline)
+    assert sum(file.stat().st_size for file in files) / len(files) < 0.6 * len(subject.baseline())

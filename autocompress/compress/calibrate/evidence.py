@@ -17,9 +17,9 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from autocompress.compress.calibrate.spill import Spilled
 from autocompress.compress.calibrate.statistics import LayerStatistics
 from autocompress.errors import NotComputableError
+from autocompress.spill import Spilled
 from autocompress.task.batches import Inputs, batch_size, cut, target_to_device, to_device
 from autocompress.task.copies import copied
 from autocompress.task.task import Task

@@ -18,9 +18,9 @@ import torch.nn.functional as F
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from autocompress.compress.calibrate.spill import Spilled
 from autocompress.errors import NotComputableError
 from autocompress.model.modules import ModuleMap
+from autocompress.spill import Spilled
 from autocompress.task.batches import Inputs, map_inputs
 from autocompress.task.calls import call_model
 

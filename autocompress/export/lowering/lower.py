@@ -6,7 +6,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -17,6 +17,7 @@ from torch import nn
 from autocompress.export.float_graph.float_cache import exported
 from autocompress.export.float_graph.subgraphs import consumers, producers, reads, value_names
 from autocompress.model.modules import ModuleMap, NormGroup
+from autocompress.spill import LEAST_BYTES, SpilledBytes
 from autocompress.task.batches import Inputs, feed_of
 from autocompress.task.free_shapes import FreeDimension
 
@@ -66,6 +67,7 @@ class LoweredModel:
         dynamic_batch: whether the batch dimension is free.
         producer: the node that computes each tensor.
         fixed: one line for each dimension that should be free and is not.
+        weights: content of the initializers of `proto` that are kept on disk, by name.
     """
 
     proto: ModelProto
@@ -74,6 +76,42 @@ class LoweredModel:
     dynamic_batch: bool
     producer: dict[str, NodeProto] = field(default_factory=dict)
     fixed: tuple[str, ...] = ()
+    weights: Mapping[str, SpilledBytes] = field(default_factory=dict)
+
+    def on_disk(self) -> LoweredModel:
+        """Return the same with its large initializers on disk; this one is not changed."""
+        bare, weights = ModelProto(), {}
+        bare.CopyFrom(self.proto)
+        for tensor in bare.graph.initializer:
+            if len(tensor.raw_data) >= LEAST_BYTES:
+                weights[tensor.name] = SpilledBytes(tensor.raw_data)
+                tensor.ClearField("raw_data")
+        return replace(self, proto=bare, producer=producers(bare.graph), weights=weights)
+
+    def filled(self, tensor: TensorProto) -> TensorProto:
+        """Return an initializer with its content.
+
+        Args:
+            tensor: an initializer of `proto`, or any other tensor, which is returned as it is.
+        """
+        if tensor.name not in self.weights or _has_content(tensor):
+            return tensor
+        whole = TensorProto()
+        whole.CopyFrom(tensor)
+        whole.raw_data = self.weights[tensor.name].read()
+        return whole
+
+    @property
+    def whole(self) -> ModelProto:
+        """Return the float graph with all its weights."""
+        if not self.weights:
+            return self.proto
+        whole = ModelProto()
+        whole.CopyFrom(self.proto)
+        for tensor in whole.graph.initializer:
+            if tensor.name in self.weights:
+                tensor.raw_data = self.weights[tensor.name].read()
+        return whole
 
     @cached_property
     def shell(self) -> ModelProto:
@@ -167,6 +205,11 @@ def lower(
         if places and all(places):
             sites[module.name] = tuple(site for site in places if site)
     return LoweredModel(proto, sites, names, dynamic, producers(proto.graph), fixed)
+
+
+def _has_content(tensor: TensorProto) -> bool:
+    typed = (tensor.float_data, tensor.int32_data, tensor.int64_data, tensor.double_data)
+    return tensor.HasField("raw_data") or any(len(values) > 0 for values in typed)
 
 
 def _recurrent_site(name: str, readers: Mapping[str, list[NodeProto]]) -> Site | None:

@@ -154,7 +154,8 @@ def _assembled(graph: GraphBuilder) -> ModelProto:
     outputs = {output.name for output in proto.graph.output}
     nodes, initializers = needed_parts(graph.nodes, graph.initializers.values(), outputs)
     proto.graph.node.extend(nodes)
-    proto.graph.initializer.extend(initializers)
+    for tensor in initializers:
+        proto.graph.initializer.append(graph.lowered.filled(tensor))
     used = {node.op_type for node in proto.graph.node if node.domain == FUNCTIONS}
     proto.functions.extend(function for name, function in graph.functions.items() if name in used)
     for domain in sorted({node.domain for node in proto.graph.node} - {""}):

@@ -236,7 +236,7 @@ class FrontFiles:
     def _float_numbers(self, problem: Problem) -> Measurement:
         """Return all numbers of the float file that are known so far."""
         if not self._float_path.exists():
-            write_atomic(self._float_path, problem.reference)
+            write_atomic(self._float_path, problem.reference.read())
         if "" not in self._float_memory:
             self._float_memory[""] = weights_in_memory(str(self._float_path))
         rest = self._float_rest.get("") or not_run(problem, known_test(self.folder))

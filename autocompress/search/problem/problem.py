@@ -33,6 +33,7 @@ from autocompress.search.problem.options import Settings
 from autocompress.search.problem.race import Race, open_race
 from autocompress.search.problem.ranks import no_gain, rank_verdicts, table_times
 from autocompress.space.search_space import BoundSpace, SearchSpace
+from autocompress.spill import SpilledBytes
 from autocompress.targets.device.sessions import DEFAULT, SessionSettings, open_session
 from autocompress.targets.latency import all_threads, compare
 from autocompress.targets.latency_model.latency_table import LatencyTable
@@ -103,7 +104,7 @@ class Problem:
     table: LatencyTable
     float_files: Baseline
     trainer: Trainer
-    reference: bytes
+    reference: SpilledBytes
     opened_race: Race | None = None
 
     @property
@@ -113,7 +114,7 @@ class Problem:
 
     @property
     def race(self) -> Race:
-        """The validation split in the order in which candidates race on it."""
+        """Return the validation split in the order in which candidates race on it."""
         assert self.opened_race is not None, "ready_for_trials opens it"
         return self.opened_race
 
@@ -327,14 +328,16 @@ def _readable(path: Path) -> Path | None:
     return path
 
 
-def _original(original: Task, builder: Builder, device: torch.device) -> tuple[bytes, nn.Module]:
+def _original(
+    original: Task, builder: Builder, device: torch.device
+) -> tuple[SpilledBytes, nn.Module]:
     """Return (float file, model) of the user's model, which is not the student."""
     if original.student is None:
-        return builder.baseline, builder.teacher.to(device)
+        return builder.float_file, builder.teacher.to(device)
     names, outputs = builder.lowered.input_names, tuple(original.output_weights or ())
     free = free_dimensions(original)
     reference = export_reference(original.model, original.example_inputs, names, outputs, free)
-    return reference, copied(original.model, device)
+    return SpilledBytes(reference), copied(original.model, device, shares_weights=True)
 
 
 def _trainer(
@@ -349,13 +352,13 @@ def _trainer(
 def _measured(
     task: Task,
     builder: Builder,
-    reference: bytes,
+    reference: SpilledBytes,
     target: Target,
     subject: Subject,
     table: LatencyTable,
 ) -> Baseline:
     """Run and time the float files."""
-    session = open_session(reference, all_threads(table.settings))
+    session = open_session(reference.read(), all_threads(table.settings))
     started = time.perf_counter()
     scores, _ = evaluate_session(task, session, builder.lowered.input_names, task.validation)
     pass_s = time.perf_counter() - started
@@ -376,12 +379,12 @@ def _timed_again(problem: Problem, table: LatencyTable) -> Baseline:
 
 
 def _float_times(
-    builder: Builder, reference: bytes, target: Target, subject: Subject, table: LatencyTable
+    builder: Builder, reference: SpilledBytes, target: Target, subject: Subject, table: LatencyTable
 ) -> tuple[float, float]:
     """Return the ms of the original's float file, and of the one of the compressed model."""
-    others = [] if reference is builder.baseline else [builder.baseline]
+    others = [] if reference is builder.float_file else [builder.baseline]
     timing = compare(
-        reference, others, subject.feed, target, table.settings, rounds=BASELINE_ROUNDS
+        reference.read(), others, subject.feed, target, table.settings, rounds=BASELINE_ROUNDS
     )
     ratio = timing.ratios[0] if others else 1.0
     # A device that is not at hand cannot be timed. Its table knows only the compressed model.

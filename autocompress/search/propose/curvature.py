@@ -19,13 +19,13 @@ from torch import Tensor, nn
 
 from autocompress.candidate import ModuleConfig
 from autocompress.compress.assemble.stitch import Stitcher
-from autocompress.compress.calibrate.spill import Spilled
 from autocompress.compress.calibrate.statistics import LayerStatistics
 from autocompress.compress.factorise.low_rank import factor_shapes
 from autocompress.compress.prune.sparsify import NEEDS_GRADIENTS
 from autocompress.model.channel_group import ChannelGroup
 from autocompress.model.weights import weight_of
 from autocompress.search.propose.estimate.layer_loss import LayerLoss
+from autocompress.spill import Spilled
 from autocompress.task.batches import Inputs, batch_size, to_device
 from autocompress.task.calls import call_model
 from autocompress.task.outputs import MASKED

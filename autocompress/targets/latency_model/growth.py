@@ -75,7 +75,7 @@ def grown(
         return table
     subject = replace(subject, noise_file=remembered(subject.noise_file))
     job = Job(
-        lambda: subject.baseline,
+        subject.baseline,
         product_model,
         [subject.source(candidate)],
         [],

@@ -34,7 +34,7 @@ class Subject:
     Attributes:
         layout: structure of the model.
         feed: inputs by name.
-        baseline: content of the float file.
+        baseline: reads the content of the float file.
         noise_file: candidate -> (file without real weights, owner of each tensor).
         choices: per module a config for each form that it may take, untouched first.
         ratios: pruning ratios of each prunable group, by its root.
@@ -42,7 +42,7 @@ class Subject:
 
     layout: Layout
     feed: Mapping[str, Any]
-    baseline: bytes
+    baseline: Callable[[], bytes]
     noise_file: Callable[[Candidate], tuple[bytes, Mapping[str, str]]]
     choices: Mapping[str, tuple[ModuleConfig, ...]]
     ratios: Mapping[str, tuple[float, ...]]

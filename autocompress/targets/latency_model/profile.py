@@ -56,11 +56,11 @@ def job_of(
     forms = all_forms(subject)[1:2]
     tuned = [subject.source(uniform_candidate(subject, form)) for form in forms]
     return Job(
-        lambda: subject.baseline,
+        subject.baseline,
         product_model,
         profiled,
         checked,
-        [lambda: subject.baseline, *tuned],
+        [subject.baseline, *tuned],
         subject.feed,
         target.settings,
         target.threads,

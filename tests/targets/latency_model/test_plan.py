@@ -43,7 +43,7 @@ OFFERED = {
 def subject(ratios: tuple[float, ...] = (0.0, 0.25, 0.5)) -> Subject:
     given = layout()
     choices = form_choices(given, lambda name: OFFERED.get(name, ()))
-    return Subject(given, {}, b"", lambda candidate: (b"", {}), choices, {"a": ratios})
+    return Subject(given, {}, lambda: b"", lambda candidate: (b"", {}), choices, {"a": ratios})
 
 
 def test_one_config_stands_for_each_form_and_for_its_parts() -> None:
@@ -125,7 +125,7 @@ def test_shown_candidates_show_every_kernel_twice() -> None:
 def test_a_space_of_few_candidates_is_shown_whole() -> None:
     given = layout()
     choices = {m.name: (ModuleConfig(),) for m in MODULES}
-    small = Subject(given, {}, b"", lambda candidate: (b"", {}), choices, {"a": (0.0, 0.5)})
+    small = Subject(given, {}, lambda: b"", lambda candidate: (b"", {}), choices, {"a": (0.0, 0.5)})
     found, _ = shown_candidates(small, np.random.default_rng(0))
     assert set(found) == {
         Candidate(),
@@ -200,7 +200,7 @@ def test_sources_are_made_when_they_are_asked_for() -> None:
     made = Subject(
         given.layout,
         {},
-        b"",
+        lambda: b"",
         lambda candidate: (asked.append(candidate) or b"file", {}),
         given.choices,
         {},

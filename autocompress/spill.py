@@ -96,3 +96,29 @@ class Spilled(Mapping[str, T], Generic[T]):
                 raise OSError(f"the temporary file in {cache_folder()} was cut")
             start, content = start + read, content[read:]
         return torch.from_numpy(array)
+
+
+@dataclass(frozen=True)
+class _Content:
+    content: Tensor
+
+
+class SpilledBytes:
+    """Keep the content of a large file in a temporary file until it is read."""
+
+    def __init__(self, content: bytes) -> None:
+        """Take the content.
+
+        Args:
+            content: not changed.
+        """
+        self._length = len(content)
+        array = np.frombuffer(content, np.uint8).copy()
+        self._item = Spilled([("", _Content(torch.from_numpy(array)))])
+
+    def __len__(self) -> int:
+        return self._length
+
+    def read(self) -> bytes:
+        """Return the content."""
+        return self._item[""].content.numpy().tobytes()
