@@ -1,11 +1,13 @@
-"""Keep the large tensors of many modules in a temporary file, and read those of one at a time.
+"""Keep memory small: large tensors in a temporary file, and free memory back to the system.
 
 Statistics of all layers together are larger than the model: a layer with n inputs has n^2 of them.
 """
 
 from __future__ import annotations
 
+import ctypes
 import os
+import sys
 import tempfile
 import weakref
 from collections.abc import Iterable, Iterator, Mapping
@@ -98,27 +100,13 @@ class Spilled(Mapping[str, T], Generic[T]):
         return torch.from_numpy(array)
 
 
-@dataclass(frozen=True)
-class _Content:
-    content: Tensor
+def release_memory() -> None:
+    """Give free memory back to the system.
 
-
-class SpilledBytes:
-    """Keep the content of a large file in a temporary file until it is read."""
-
-    def __init__(self, content: bytes) -> None:
-        """Take the content.
-
-        Args:
-            content: not changed.
-        """
-        self._length = len(content)
-        array = np.frombuffer(content, np.uint8).copy()
-        self._item = Spilled([("", _Content(torch.from_numpy(array)))])
-
-    def __len__(self) -> int:
-        return self._length
-
-    def read(self) -> bytes:
-        """Return the content."""
-        return self._item[""].content.numpy().tobytes()
+    The allocator of Linux keeps what is freed between blocks in use: after an export that is more
+    than the model. Other systems are left alone.
+    """
+    if sys.platform == "linux":
+        trim = getattr(ctypes.CDLL(None), "malloc_trim", None)  # musl has none
+        if trim is not None:
+            trim(0)

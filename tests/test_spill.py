@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from autocompress import spill
-from autocompress.spill import Spilled, SpilledBytes
+from autocompress.spill import Spilled
 
 
 @dataclass(frozen=True)
@@ -75,11 +75,3 @@ def test_a_folder_that_cannot_be_made_costs_memory_only(
     monkeypatch.setenv("AUTOCOMPRESS_CACHE", str(tmp_path / "file" / "below"))
     items = pairs()
     assert all(equal(Spilled(items.items())[name], item) for name, item in items.items())
-
-
-def test_content_is_read_as_it_was() -> None:
-    content = bytes(range(256)) * 8192
-    for part in (content, b""):
-        spilled = SpilledBytes(part)
-        assert len(spilled) == len(part)
-        assert spilled.read() == part

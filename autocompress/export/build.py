@@ -23,6 +23,7 @@ from autocompress.compress.calibrate.evidence import Evidence
 from autocompress.compress.prune.masks import Pruner
 from autocompress.compress.quantize.activation import ActivationRange
 from autocompress.compress.quantize.smooth import Smoother
+from autocompress.export.float_graph.shared_graph import SharedGraph
 from autocompress.export.float_graph.subgraphs import reads
 from autocompress.export.lowering.lower import LoweredModel
 from autocompress.export.lowering.placeholder import placeholder_variant
@@ -30,7 +31,6 @@ from autocompress.export.lowering.rewrite import Recipe, rewrite
 from autocompress.export.module_kernels import ModuleKernels
 from autocompress.integer_form import IntegerForm
 from autocompress.model.modules import CompressibleModule, ModuleMap
-from autocompress.spill import SpilledBytes
 from autocompress.targets.kernels import KernelChoice
 
 MULTIPLE_OF = {
@@ -52,7 +52,7 @@ class Builder:
         module_map: the modules and channel groups of the graph.
         evidence: the model and its calibration statistics.
         ranges: calibrated activation range by tensor of the graph.
-        float_file: content of the float file of the user's own model.
+        float_file: the float graph of the user's own model.
         kernels: the timed kernels of the target.
         multiples: multiple to which a width is rounded up, by kind of kernel.
         forms: integer forms that a latency table was measured with, by module; other modules take
@@ -63,7 +63,7 @@ class Builder:
     module_map: ModuleMap
     evidence: Evidence
     ranges: Mapping[str, ActivationRange]
-    float_file: SpilledBytes
+    float_file: SharedGraph
     kernels: KernelChoice
     multiples: Mapping[str, int] = field(default_factory=dict)
     forms: Mapping[str, IntegerForm] = field(default_factory=dict)
@@ -72,7 +72,7 @@ class Builder:
     @property
     def baseline(self) -> bytes:
         """Return the content of the float file of the user's own model."""
-        return self.float_file.read()
+        return self.float_file.content()
 
     @property
     def teacher(self) -> nn.Module:

@@ -19,7 +19,7 @@ from autocompress.candidate import Candidate, ModuleConfig
 from autocompress.errors import ExportError
 from autocompress.export.build import Builder
 from autocompress.export.compressor import Compressor
-from autocompress.targets.device.sessions import open_session
+from autocompress.export.float_graph.shared_graph import SharedGraph
 from autocompress.targets.target import Target
 from autocompress.task.batches import Inputs, batch_size, map_inputs, take_samples
 from autocompress.task.calls import call_model
@@ -74,25 +74,25 @@ def check_identity(compressor: Compressor, target: Target, task: Task) -> Identi
         inputs = take_samples(task.validation, SAMPLES)[0][0]
     else:
         inputs = task.example_inputs
-    expected, proto = _outputs(builder.teacher, inputs), builder.lowered.whole
+    expected, graph = _outputs(builder.teacher, inputs), builder.lowered.shared
     simulated = _outputs(stitcher.apply(Candidate()), inputs)
     simulation = _difference(simulated, expected)
     if simulation > UNTOUCHED_ERROR:
-        where = _first_module(compressor, proto, inputs, UNTOUCHED_ERROR)
+        where = _first_module(compressor, graph, inputs, UNTOUCHED_ERROR)
         raise ExportError(
             f"export: the simulation of the untouched model differs from the model{where}; {REPORT}"
         )
-    float_file = _difference(_run(proto, builder, inputs)[0], expected)
+    float_file = _difference(_run(graph, builder, inputs)[0], expected)
     if float_file > UNTOUCHED_ERROR:
-        where = _first_module(compressor, proto, inputs, UNTOUCHED_ERROR)
+        where = _first_module(compressor, graph, inputs, UNTOUCHED_ERROR)
         raise ExportError(f"export: the float file differs from the model{where}; {REPORT}")
     _check_whole_batch(builder, task, inputs)
     candidate = _eight_bits(builder, target)
-    proto = compressor.graph(candidate)
+    graph = SharedGraph(compressor.graph(candidate))
     simulated = _outputs(stitcher.apply(candidate), inputs)
-    rounded_file = _difference(_run(proto, builder, inputs)[0], simulated)
+    rounded_file = _difference(_run(graph, builder, inputs)[0], simulated)
     if rounded_file > ROUNDED_ERROR:
-        where = _first_module(compressor, proto, inputs, ROUNDED_ERROR)
+        where = _first_module(compressor, graph, inputs, ROUNDED_ERROR)
         raise ExportError(
             f"export: the file of 8-bit weights differs from its simulation{where}; {REPORT}"
         )
@@ -104,7 +104,7 @@ def _check_whole_batch(builder: Builder, task: Task, few: Inputs) -> None:
     whole = task.first_batch[0]
     if not builder.lowered.dynamic_batch or batch_size(whole) <= batch_size(few):
         return
-    output = _run(builder.lowered.whole, builder, whole)[0]
+    output = _run(builder.lowered.shared, builder, whole)[0]
     if _difference(output, _outputs(builder.teacher, whole)) > UNTOUCHED_ERROR:
         raise ExportError(
             f"export: the float file differs from the model on a batch of {batch_size(whole)}, not "
@@ -136,11 +136,8 @@ def _outputs(model: nn.Module, inputs: Inputs) -> Array:
     )
 
 
-def _run(proto: ModelProto, builder: Builder, inputs: Inputs) -> list[Array]:
-    return [
-        np.asarray(value)
-        for value in open_session(proto.SerializeToString()).run(None, builder.lowered.feed(inputs))
-    ]
+def _run(graph: SharedGraph, builder: Builder, inputs: Inputs) -> list[Array]:
+    return [np.asarray(value) for value in graph.session().run(None, builder.lowered.feed(inputs))]
 
 
 def _difference(output: Array, expected: Array) -> float:
@@ -152,13 +149,13 @@ def _difference(output: Array, expected: Array) -> float:
     return float(np.linalg.norm(output - expected) / max(float(np.linalg.norm(expected)), 1e-9))
 
 
-def _first_module(compressor: Compressor, proto: ModelProto, inputs: Inputs, error: float) -> str:
+def _first_module(compressor: Compressor, graph: SharedGraph, inputs: Inputs, error: float) -> str:
     """Return " at module NAME" for the first module whose output differs, "" if there is none.
 
-    Modules come in the order of calls; the stitcher holds the candidate of `proto`.
+    Modules come in the order of calls; the stitcher holds the candidate of `graph`.
     """
     builder, stitcher = compressor.builder, compressor.stitcher
-    outputs = {output for node in proto.graph.node for output in node.output}
+    outputs = {output for node in graph.proto.graph.node for output in node.output}
     shown = [
         m.name
         for m in builder.module_map
@@ -174,7 +171,7 @@ def _first_module(compressor: Compressor, proto: ModelProto, inputs: Inputs, err
         for handle in handles:
             handle.remove()
     tensors = [builder.lowered.sites[name][0].output for name in shown]
-    session = open_session(_with_outputs(proto, tensors).SerializeToString())
+    session = SharedGraph(_with_outputs(graph.proto, tensors), graph.weights).session()
     for name, value in zip(shown, session.run(tensors, builder.lowered.feed(inputs)), strict=True):
         if name in values and _difference(value, values[name].cpu().float().numpy()) > error:
             return f" at module {name}"

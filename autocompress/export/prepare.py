@@ -30,7 +30,6 @@ from autocompress.model.channel_group import ChannelGroup
 from autocompress.model.modules import ModuleMap
 from autocompress.model.plain.plain import plain_model
 from autocompress.model.plain.split import fused_modules
-from autocompress.spill import SpilledBytes
 from autocompress.targets.device.sessions import open_session
 from autocompress.targets.kernels import KernelChoice
 from autocompress.task.batches import Inputs, batch_size, input_tensors
@@ -90,14 +89,12 @@ def prepare(
     device = device or torch.device("cpu")
     statistics = collect_statistics(teacher.to(device), module_map, samples, device)
     teacher.cpu()
-    baseline = lowered.proto
+    file = lowered.shared
     if fused_modules(task.model):
         original = copied(task.model, shares_weights=True)
-        baseline = exported(original, task.example_inputs, outputs, graphs, free).proto
+        file = exported(original, task.example_inputs, outputs, graphs, free).shared
     evidence = Evidence(teacher, statistics, task_losses(task))
-    file = SpilledBytes(baseline.SerializeToString())
-    builder = Builder(lowered.on_disk(), module_map, evidence, ranges, file, kernels)
-    del lowered, baseline
+    builder = Builder(lowered, module_map, evidence, ranges, file, kernels)
     report("checking what can be pruned", 0.0)
     return _with_prunable_groups(builder, samples[0], outputs)
 

@@ -6,14 +6,14 @@ from types import SimpleNamespace
 
 import numpy as np
 from hand_made import lowered
-from onnx import NodeProto, helper
+from onnx import ModelProto, NodeProto, helper
 
 from autocompress.export.build import Builder
+from autocompress.export.float_graph.shared_graph import SharedGraph
 from autocompress.export.lowering.lower import LoweredModel, Site
 from autocompress.integer_form import IntegerForm
 from autocompress.model.channel_group import ChannelGroup
 from autocompress.model.modules import CompressibleModule, ModuleMap
-from autocompress.spill import SpilledBytes
 
 
 def module(name: str, kind: str, *shape: int, positions: int = 4) -> CompressibleModule:
@@ -87,7 +87,7 @@ def builder(kernels: Kernels | None = None, **more: object) -> Builder:
         modules,
         SimpleNamespace(model=None),
         {},
-        SpilledBytes(b""),
+        SharedGraph(ModelProto()),
         kernels or Kernels(),
         **more,
     )

@@ -23,8 +23,8 @@ from torch import Tensor, nn
 
 from autocompress.cache import Cache, key_of
 from autocompress.export.float_graph.float_graph import FloatGraph, export_float
+from autocompress.export.float_graph.shared_graph import LEAST_BYTES, SharedGraph, set_aside
 from autocompress.results.tensor_files import read_tensors, tensor_bytes
-from autocompress.targets.device.sessions import open_session
 from autocompress.task.batches import Inputs, feed_of, leaves, map_inputs
 from autocompress.task.calls import call_model
 from autocompress.task.free_shapes import FreeDimension
@@ -125,10 +125,12 @@ def _without_weights(whole: FloatGraph, model: nn.Module) -> bytes:
     bare, weights, taken = ModelProto(), _weights(model), []
     bare.CopyFrom(whole.proto)
     for tensor in bare.graph.initializer:
-        weight = weights.get(tensor.name)
-        if weight is not None and np.array_equal(numpy_helper.to_array(tensor), weight.numpy()):
+        weight, content = weights.get(tensor.name), whole.shared.filled(tensor)
+        if weight is not None and np.array_equal(numpy_helper.to_array(content), weight.numpy()):
             taken.append(tensor.name)
             tensor.ClearField("raw_data")
+        else:
+            tensor.CopyFrom(content)
     graph = torch.frombuffer(bytearray(bare.SerializeToString()), dtype=torch.uint8)
     notes = {"dynamic": whole.dynamic_batch, "fixed": whole.fixed, "weights": taken}
     return tensor_bytes(
@@ -144,20 +146,25 @@ def _with_weights(
     proto.ParseFromString(tensors["graph"].numpy().tobytes())
     if not taken <= weights.keys():
         return None
+    large = {}
     for tensor in proto.graph.initializer:
-        if tensor.name in taken:
-            tensor.CopyFrom(
-                numpy_helper.from_array(weights[tensor.name].contiguous().numpy(), tensor.name)
-            )
-    if not _computes(proto, model, inputs):
-        return None
-    return FloatGraph(proto, bool(json.loads(notes["dynamic"])), tuple(json.loads(notes["fixed"])))
+        if tensor.name not in taken:
+            continue
+        weight = weights[tensor.name].contiguous()
+        if weight.nbytes >= LEAST_BYTES:
+            large[tensor.name] = weight
+            set_aside(tensor, tensor.name)
+        else:
+            tensor.CopyFrom(numpy_helper.from_array(weight.numpy(), tensor.name))
+    dynamic, fixed = bool(json.loads(notes["dynamic"])), tuple(json.loads(notes["fixed"]))
+    graph = FloatGraph(proto, dynamic, fixed, large)
+    return graph if _computes(graph.shared, model, inputs) else None
 
 
-def _computes(proto: ModelProto, model: nn.Module, inputs: Inputs) -> bool:
+def _computes(graph: SharedGraph, model: nn.Module, inputs: Inputs) -> bool:
     """Return True if the graph's first output is the model's at the example."""
     inputs = map_inputs(inputs, lambda tensor: tensor.detach().cpu())
-    session = open_session(proto.SerializeToString())
+    session = graph.session()
     (output, *_) = session.run(
         None, feed_of(inputs, [value.name for value in session.get_inputs()])
     )

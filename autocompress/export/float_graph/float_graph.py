@@ -8,17 +8,19 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
+from types import MappingProxyType
 from typing import NamedTuple
 
 import torch
 from onnx import ModelProto
-from torch import nn
+from torch import Tensor, nn
 
 from autocompress.errors import ExportError
-from autocompress.export.float_graph.clean import cleaned
+from autocompress.export.float_graph.cleaning.clean import cleaned
 from autocompress.export.float_graph.export_errors import cause_of
 from autocompress.export.float_graph.naming import use_model_names
 from autocompress.export.float_graph.same import Differs, Symbols, check_same
+from autocompress.export.float_graph.shared_graph import SharedGraph
 from autocompress.export.float_graph.subgraphs import rename_values, unused, value_names
 from autocompress.export.float_graph.trace import (
     INSIDE,
@@ -44,11 +46,18 @@ class FloatGraph(NamedTuple):
         dynamic_batch: whether the batch dimension is free.
         fixed: lines for users, with reasons: dimensions that should be free and are not, outputs
             that are missing, shapes that stay as exported.
+        weights: the model's large parameters, which `proto` does not hold.
     """
 
     proto: ModelProto
     dynamic_batch: bool
     fixed: tuple[str, ...] = ()
+    weights: Mapping[str, Tensor] = MappingProxyType({})
+
+    @property
+    def shared(self) -> SharedGraph:
+        """Return the graph with its weights."""
+        return SharedGraph(self.proto, self.weights)
 
 
 def export_float(
@@ -109,7 +118,8 @@ def export_float(
     given_up += [*words, *(_fixed_words(d, why) for d, why in fixed.items())]
     batch = next((d for d in asked if d.is_batch and d.position == 0), None)
     dynamic_batch = batch is not None and batch not in fixed
-    return FloatGraph(proto, dynamic_batch, tuple(dict.fromkeys(given_up)))
+    lines = tuple(dict.fromkeys(given_up))
+    return FloatGraph(proto, dynamic_batch, lines, traced.weights)
 
 
 def _agreeing(
@@ -134,7 +144,8 @@ def _agreeing(
         arguments = argument_names(model, inputs)
         use_model_names(proto, INSIDE, arguments, traced.outputs, dimension_names)
         try:
-            check_same(proto, model, inputs, symbols, names, further)
+            shared = SharedGraph(proto, traced.weights)
+            check_same(shared, model, inputs, symbols, names, further)
         except Differs as error:
             first = first or error
             continue
@@ -211,7 +222,7 @@ def export_reference(
     names: Sequence[str],
     outputs: Sequence[str],
     free: Sequence[FreeDimension] | None = None,
-) -> bytes:
+) -> SharedGraph:
     """Export a model under the input names of another one, so that both run on the same feed.
 
     Args:
@@ -222,12 +233,13 @@ def export_reference(
         free: dimensions to leave free; None for batch and sequences.
 
     Returns:
-        the content of an ONNX file.
+        the graph.
 
     Raises:
         ExportError: as `export_float`.
     """
-    proto = export_float(copied(model, shares_weights=True), example_inputs, outputs, free).proto
+    graph = export_float(copied(model, shares_weights=True), example_inputs, outputs, free)
+    proto = graph.proto
     if not isinstance(example_inputs, Mapping):
         new = {}
         for value, name in zip(proto.graph.input, names, strict=True):
@@ -237,5 +249,4 @@ def export_reference(
         rename_values(proto.graph, new)
         del proto.metadata_props[:]
         _note_example(proto, example_inputs)
-    data: bytes = proto.SerializeToString()
-    return data
+    return graph.shared

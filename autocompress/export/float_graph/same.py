@@ -16,8 +16,8 @@ from onnx import ModelProto, TensorProto
 from onnxruntime import InferenceSession
 from torch import Tensor, nn
 
+from autocompress.export.float_graph.shared_graph import SharedGraph
 from autocompress.export.float_graph.trace import Traced, expression_of, ordered_outputs
-from autocompress.targets.device.sessions import open_session
 from autocompress.task.batches import Inputs, feed_of, input_tensors, map_inputs
 from autocompress.task.calls import run_model
 from autocompress.task.copies import copied
@@ -198,7 +198,7 @@ class _Comparison:
 
 
 def check_same(
-    proto: ModelProto,
+    graph: SharedGraph,
     model: nn.Module,
     inputs: Inputs,
     symbols: Symbols,
@@ -208,7 +208,7 @@ def check_same(
     """Compare a graph with its model at the example, then at other sizes of each free dimension.
 
     Args:
-        proto: the graph.
+        graph: the graph.
         model: in eval mode, on the CPU.
         inputs: the example.
         symbols: the free dimensions.
@@ -220,9 +220,9 @@ def check_same(
             other size of a dimension.
     """
     try:
-        session = open_session(proto.SerializeToString(), silent=True)
+        session = graph.session(silent=True)
     except Exception as error:
-        reason = f"{_first_line(error)}{_casts(proto, str(error))}"
+        reason = f"{_first_line(error)}{_casts(graph.proto, str(error))}"
         raise Differs("", f"ONNX Runtime refuses the graph: {reason}") from error
     comparison = _Comparison(session, model, names, further)
     comparison.check(inputs, comparison.expected(inputs), "")

@@ -11,13 +11,14 @@ import io
 import logging
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
-from onnx import ModelProto
+from onnx import ModelProto, TensorProto
 from torch import Tensor, nn
 
+from autocompress.export.float_graph.shared_graph import key_of, set_aside, without_parameters
 from autocompress.model.plain.recurrent import SplitRecurrent
 from autocompress.task.batches import Inputs, input_tensors, map_inputs
 from autocompress.task.calls import named_outputs, primary_output, run_model
@@ -47,11 +48,13 @@ class Traced:
         proto: its inputs are in calling order, its outputs in the order of `outputs`.
         shapes: of each input, an integer or a symbolic expression per dimension.
         outputs: names of the outputs.
+        weights: large parameters that `proto` does not hold, for `SharedGraph`.
     """
 
     proto: ModelProto
     shapes: tuple[tuple[Any, ...], ...]
     outputs: tuple[str, ...]
+    weights: Mapping[str, Tensor] = field(default_factory=dict)
 
 
 class _ByPosition(nn.Module):
@@ -196,7 +199,12 @@ def trace(
         )
     assert onnx_program is not None
     output_names = tuple(output.name for output in outputs)
-    return Traced(onnx_program.model_proto, _input_shapes(program), output_names)
+    weights = without_parameters(onnx_program.model, model)
+    proto = onnx_program.model_proto
+    for tensor in proto.graph.initializer:
+        if tensor.data_location == TensorProto.EXTERNAL:
+            set_aside(tensor, key_of(tensor))
+    return Traced(proto, _input_shapes(program), output_names, weights)
 
 
 def _program(

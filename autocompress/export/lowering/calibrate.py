@@ -10,8 +10,8 @@ from onnx import ModelProto, helper
 
 from autocompress.compress.quantize.activation import ActivationRange, Observer
 from autocompress.errors import NotComputableError
+from autocompress.export.float_graph.shared_graph import SharedGraph
 from autocompress.export.lowering.lower import LoweredModel
-from autocompress.targets.device.sessions import open_session
 from autocompress.task.batches import Inputs, batch_size, map_inputs
 
 
@@ -46,7 +46,7 @@ def calibrate(
     for name in observers:
         if name not in inputs | outputs:
             proto.graph.output.append(helper.make_empty_tensor_value_info(name))
-    session = open_session(proto.SerializeToString())
+    session = SharedGraph(proto, lowered.weights).session()
     fetched = [name for name in observers if name not in inputs]
     for batch in batches:
         if not lowered.dynamic_batch and batch_size(batch) != static_batch:

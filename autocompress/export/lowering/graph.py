@@ -135,7 +135,9 @@ class GraphBuilder:
         Returns:
             its value, which must not be written to.
         """
-        return np.asarray(numpy_helper.to_array(self.lowered.filled(self.initializers[name])))
+        return np.asarray(
+            numpy_helper.to_array(self.lowered.shared.filled(self.initializers[name]))
+        )
 
     def short(self, name: str) -> str:
         """Return a short name that stands for a long one.

@@ -6,18 +6,18 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 from onnx import ModelProto, NodeProto, TensorProto, helper, numpy_helper
-from torch import nn
+from torch import Tensor, nn
 
 from autocompress.export.float_graph.float_cache import exported
+from autocompress.export.float_graph.shared_graph import SharedGraph
 from autocompress.export.float_graph.subgraphs import consumers, producers, reads, value_names
 from autocompress.model.modules import ModuleMap, NormGroup
-from autocompress.spill import LEAST_BYTES, SpilledBytes
 from autocompress.task.batches import Inputs, feed_of
 from autocompress.task.free_shapes import FreeDimension
 
@@ -67,7 +67,7 @@ class LoweredModel:
         dynamic_batch: whether the batch dimension is free.
         producer: the node that computes each tensor.
         fixed: one line for each dimension that should be free and is not.
-        weights: content of the initializers of `proto` that are kept on disk, by name.
+        weights: the model's large parameters, which `proto` does not hold.
     """
 
     proto: ModelProto
@@ -76,42 +76,12 @@ class LoweredModel:
     dynamic_batch: bool
     producer: dict[str, NodeProto] = field(default_factory=dict)
     fixed: tuple[str, ...] = ()
-    weights: Mapping[str, SpilledBytes] = field(default_factory=dict)
-
-    def on_disk(self) -> LoweredModel:
-        """Return the same with its large initializers on disk; this one is not changed."""
-        bare, weights = ModelProto(), {}
-        bare.CopyFrom(self.proto)
-        for tensor in bare.graph.initializer:
-            if len(tensor.raw_data) >= LEAST_BYTES:
-                weights[tensor.name] = SpilledBytes(tensor.raw_data)
-                tensor.ClearField("raw_data")
-        return replace(self, proto=bare, producer=producers(bare.graph), weights=weights)
-
-    def filled(self, tensor: TensorProto) -> TensorProto:
-        """Return an initializer with its content.
-
-        Args:
-            tensor: an initializer of `proto`, or any other tensor, which is returned as it is.
-        """
-        if tensor.name not in self.weights or _has_content(tensor):
-            return tensor
-        whole = TensorProto()
-        whole.CopyFrom(tensor)
-        whole.raw_data = self.weights[tensor.name].read()
-        return whole
+    weights: Mapping[str, Tensor] = field(default_factory=dict)
 
     @property
-    def whole(self) -> ModelProto:
-        """Return the float graph with all its weights."""
-        if not self.weights:
-            return self.proto
-        whole = ModelProto()
-        whole.CopyFrom(self.proto)
-        for tensor in whole.graph.initializer:
-            if tensor.name in self.weights:
-                tensor.raw_data = self.weights[tensor.name].read()
-        return whole
+    def shared(self) -> SharedGraph:
+        """Return the float graph with its weights."""
+        return SharedGraph(self.proto, self.weights)
 
     @cached_property
     def shell(self) -> ModelProto:
@@ -186,7 +156,7 @@ def lower(
     Raises:
         ExportError: as `export_float`.
     """
-    proto, dynamic, fixed = exported(model, example_inputs, outputs, graphs, free)
+    proto, dynamic, fixed, weights = exported(model, example_inputs, outputs, graphs, free)
     names = tuple(value.name for value in proto.graph.input)
     readers = consumers(proto.graph)
     for output in proto.graph.output:  # whoever runs the file reads it
@@ -204,12 +174,7 @@ def lower(
         places = [_site(module.name, aliases, node, readers, initializers) for node in uses]
         if places and all(places):
             sites[module.name] = tuple(site for site in places if site)
-    return LoweredModel(proto, sites, names, dynamic, producers(proto.graph), fixed)
-
-
-def _has_content(tensor: TensorProto) -> bool:
-    typed = (tensor.float_data, tensor.int32_data, tensor.int64_data, tensor.double_data)
-    return tensor.HasField("raw_data") or any(len(values) > 0 for values in typed)
+    return LoweredModel(proto, sites, names, dynamic, producers(proto.graph), fixed, weights)
 
 
 def _recurrent_site(name: str, readers: Mapping[str, list[NodeProto]]) -> Site | None:

@@ -155,7 +155,7 @@ def _assembled(graph: GraphBuilder) -> ModelProto:
     nodes, initializers = needed_parts(graph.nodes, graph.initializers.values(), outputs)
     proto.graph.node.extend(nodes)
     for tensor in initializers:
-        proto.graph.initializer.append(graph.lowered.filled(tensor))
+        proto.graph.initializer.append(graph.lowered.shared.filled(tensor))
     used = {node.op_type for node in proto.graph.node if node.domain == FUNCTIONS}
     proto.functions.extend(function for name, function in graph.functions.items() if name in used)
     for domain in sorted({node.domain for node in proto.graph.node} - {""}):

@@ -35,6 +35,7 @@ from autocompress.search.finish.points import errors_of, folder_name, point_of, 
 from autocompress.search.finish.timing import BRIEF, ROUNDS, FrontTiming, time_elsewhere, time_front
 from autocompress.search.problem.clock import Clock
 from autocompress.search.problem.problem import Problem
+from autocompress.spill import release_memory
 from autocompress.targets.runtime import weights_in_memory
 from autocompress.task.user_code import UserCodeError
 
@@ -141,6 +142,7 @@ class FrontFiles:
         file = self._run(finalist, problem)
         (point,), baseline, _ = self._timed([file], problem, baseline, origin, brief=True)
         self._write(problem, baseline)
+        release_memory()
         return point
 
     def finish(
@@ -236,7 +238,7 @@ class FrontFiles:
     def _float_numbers(self, problem: Problem) -> Measurement:
         """Return all numbers of the float file that are known so far."""
         if not self._float_path.exists():
-            write_atomic(self._float_path, problem.reference.read())
+            write_atomic(self._float_path, problem.reference.content())
         if "" not in self._float_memory:
             self._float_memory[""] = weights_in_memory(str(self._float_path))
         rest = self._float_rest.get("") or not_run(problem, known_test(self.folder))

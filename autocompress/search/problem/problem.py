@@ -24,6 +24,7 @@ from autocompress.errors import TargetError, TaskError
 from autocompress.export.build import Builder
 from autocompress.export.compressor import Compressor
 from autocompress.export.float_graph.float_graph import export_reference
+from autocompress.export.float_graph.shared_graph import SharedGraph
 from autocompress.export.identity import check_identity
 from autocompress.export.subject import Report, builder_for, layout_of, subject_of
 from autocompress.measure.accuracy import evaluate_session
@@ -33,7 +34,6 @@ from autocompress.search.problem.options import Settings
 from autocompress.search.problem.race import Race, open_race
 from autocompress.search.problem.ranks import no_gain, rank_verdicts, table_times
 from autocompress.space.search_space import BoundSpace, SearchSpace
-from autocompress.spill import SpilledBytes
 from autocompress.targets.device.sessions import DEFAULT, SessionSettings, open_session
 from autocompress.targets.latency import all_threads, compare
 from autocompress.targets.latency_model.latency_table import LatencyTable
@@ -90,7 +90,7 @@ class Problem:
         table: the latency table; it has no runs before `ready_for_trials`.
         float_files: numbers of the float files.
         trainer: teacher and data of recovery. The teacher is the original.
-        reference: content of the original's float file.
+        reference: the original's float graph.
         opened_race: as `race`; None before `ready_for_trials`.
     """
 
@@ -104,7 +104,7 @@ class Problem:
     table: LatencyTable
     float_files: Baseline
     trainer: Trainer
-    reference: SpilledBytes
+    reference: SharedGraph
     opened_race: Race | None = None
 
     @property
@@ -330,14 +330,14 @@ def _readable(path: Path) -> Path | None:
 
 def _original(
     original: Task, builder: Builder, device: torch.device
-) -> tuple[SpilledBytes, nn.Module]:
+) -> tuple[SharedGraph, nn.Module]:
     """Return (float file, model) of the user's model, which is not the student."""
     if original.student is None:
         return builder.float_file, builder.teacher.to(device)
     names, outputs = builder.lowered.input_names, tuple(original.output_weights or ())
     free = free_dimensions(original)
     reference = export_reference(original.model, original.example_inputs, names, outputs, free)
-    return SpilledBytes(reference), copied(original.model, device, shares_weights=True)
+    return reference, copied(original.model, device, shares_weights=True)
 
 
 def _trainer(
@@ -352,19 +352,19 @@ def _trainer(
 def _measured(
     task: Task,
     builder: Builder,
-    reference: SpilledBytes,
+    reference: SharedGraph,
     target: Target,
     subject: Subject,
     table: LatencyTable,
 ) -> Baseline:
     """Run and time the float files."""
-    session = open_session(reference.read(), all_threads(table.settings))
+    session = open_session(reference.content(), all_threads(table.settings))
     started = time.perf_counter()
     scores, _ = evaluate_session(task, session, builder.lowered.input_names, task.validation)
     pass_s = time.perf_counter() - started
     original_ms, float_ms = _float_times(builder, reference, target, subject, table)
     measured = Measurement(
-        len(reference), original_ms, scores.accuracy, metrics=scores.metrics, verified=True
+        reference.size_bytes, original_ms, scores.accuracy, metrics=scores.metrics, verified=True
     )
     return Baseline(measured, float_ms, pass_s, table.settings)
 
@@ -379,12 +379,12 @@ def _timed_again(problem: Problem, table: LatencyTable) -> Baseline:
 
 
 def _float_times(
-    builder: Builder, reference: SpilledBytes, target: Target, subject: Subject, table: LatencyTable
+    builder: Builder, reference: SharedGraph, target: Target, subject: Subject, table: LatencyTable
 ) -> tuple[float, float]:
     """Return the ms of the original's float file, and of the one of the compressed model."""
     others = [] if reference is builder.float_file else [builder.baseline]
     timing = compare(
-        reference.read(), others, subject.feed, target, table.settings, rounds=BASELINE_ROUNDS
+        reference.content(), others, subject.feed, target, table.settings, rounds=BASELINE_ROUNDS
     )
     ratio = timing.ratios[0] if others else 1.0
     # A device that is not at hand cannot be timed. Its table knows only the compressed model.

@@ -7,6 +7,7 @@ from collections.abc import Callable, Mapping
 from math import ceil
 
 from autocompress.errors import OutOfTimeError
+from autocompress.spill import release_memory
 
 # A search of a few trials fits into this many times the seconds that setting up took.
 MORE = 3
@@ -60,6 +61,8 @@ class Setup:
             OutOfTimeError: the time is over, and there is nothing to start a search from.
         """
         self._count()
+        if what != self._step:
+            release_memory()
         self._step = what
         self.look()
         self._show(what, share)

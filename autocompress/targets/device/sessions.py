@@ -66,6 +66,7 @@ def open_session(
     optimized: str = "",
     level: str = "ALL",
     silent: bool = False,
+    weights: Mapping[str, Any] | None = None,
 ) -> Any:
     """Open a session that logs errors only.
 
@@ -77,6 +78,7 @@ def open_session(
         level: of ONNX Runtime's graph optimiser. Below "ALL" weights keep their shapes too, so that
             a profile shows them.
         silent: True to log nothing.
+        weights: values of ONNX Runtime for the initializers with external data, by name.
 
     Returns:
         A session of ONNX Runtime, or an `OpenVinoSession`.
@@ -98,6 +100,8 @@ def open_session(
         options.profile_file_prefix = profile
     if optimized:
         options.optimized_model_filepath = optimized
+    if weights:
+        options.add_external_initializers(list(weights), list(weights.values()))
     return onnxruntime.InferenceSession(
         model,
         options,

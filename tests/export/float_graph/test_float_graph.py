@@ -166,11 +166,13 @@ def test_a_dimension_in_which_the_users_batches_differ_must_be_free(exporter: Ex
 
 @pytest.mark.usefixtures("exporter")
 def test_a_reference_has_the_inputs_of_the_other_model() -> None:
-    found = onnx.load_from_string(export_reference(Net(), X, ("images",), (), (BATCH, LENGTH)))
+    found = onnx.load_from_string(
+        export_reference(Net(), X, ("images",), (), (BATCH, LENGTH)).content()
+    )
     assert [v.name for v in found.graph.input] == ["images"]
     assert list(found.graph.node[0].input) == ["images"]
     notes = {entry.key: json.loads(entry.value) for entry in found.metadata_props}
     assert notes == {"example": {"images": [3, 5]}}
-    taken = onnx.load_from_string(export_reference(Net(), X, ("y",), (), (BATCH, LENGTH)))
+    taken = export_reference(Net(), X, ("y",), (), (BATCH, LENGTH)).whole()
     assert [v.name for v in taken.graph.input] == ["y"]
     assert [v.name for v in taken.graph.output] == ["y_1"], "an output called so steps aside"

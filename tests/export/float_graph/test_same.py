@@ -18,6 +18,7 @@ from autocompress.export.float_graph.same import (
     check_same,
     close,
 )
+from autocompress.export.float_graph.shared_graph import SharedGraph
 
 N, T = sympy.Symbol("n"), sympy.Symbol("t")
 
@@ -139,32 +140,32 @@ X = torch.rand(1, 6, generator=torch.Generator().manual_seed(0))
 
 
 def test_a_graph_that_computes_the_same_everywhere_passes() -> None:
-    check_same(graph(2.0), Sum(), X, LENGTH, (), True)
+    check_same(SharedGraph(graph(2.0)), Sum(), X, LENGTH, (), True)
 
 
 def test_a_graph_that_differs_at_the_example_names_no_dimension() -> None:
     message = "output 0 of the ONNX graph differs from PyTorch's on inputs of 1x6"
     with pytest.raises(Differs, match=f"^{message}$") as caught:
-        check_same(graph(2.1), Sum(), X, LENGTH, (), True)
+        check_same(SharedGraph(graph(2.1)), Sum(), X, LENGTH, (), True)
     assert caught.value.name == ""
 
 
 def test_a_graph_that_is_right_for_one_size_names_the_dimension() -> None:
     """The mean times twice the example's length is the sum there alone."""
     with pytest.raises(Differs, match="differs from PyTorch's on inputs of 1x7") as caught:
-        check_same(graph(12.0, kind="ReduceMean"), Sum(), X, LENGTH, (), True)
+        check_same(SharedGraph(graph(12.0, kind="ReduceMean")), Sum(), X, LENGTH, (), True)
     assert caught.value.name == "length"
 
 
 def test_a_graph_that_does_not_run_at_another_size_names_the_dimension() -> None:
     with pytest.raises(Differs, match="does not run on inputs of 1x7: ") as caught:
-        check_same(graph(2.0, width=6), Sum(), X, LENGTH, (), True)
+        check_same(SharedGraph(graph(2.0, width=6)), Sum(), X, LENGTH, (), True)
     assert caught.value.name == "length"
 
 
 def test_a_dimension_of_which_the_model_takes_one_size_is_not_free() -> None:
     with pytest.raises(Differs, match=r"^the model takes no other size$") as caught:
-        check_same(graph(2.0), Sum(accepts=6), X, LENGTH, (), True)
+        check_same(SharedGraph(graph(2.0)), Sum(accepts=6), X, LENGTH, (), True)
     assert caught.value.name == "length"
 
 
@@ -174,7 +175,7 @@ def test_a_graph_that_the_runtime_refuses_is_said_in_one_line() -> None:
     with pytest.raises(
         Differs, match=r"^ONNX Runtime refuses the graph: .*NoSuchOperator"
     ) as caught:
-        check_same(broken, Sum(), X, LENGTH, (), True)
+        check_same(SharedGraph(broken), Sum(), X, LENGTH, (), True)
     assert "\n" not in str(caught.value)
 
 
@@ -190,4 +191,4 @@ def test_what_cancels_is_compared_by_the_models_own_rounding() -> None:
     made = helper.make_graph(nodes, "g", ends[:1], ends[1:])
     exact = helper.make_model(made, opset_imports=[helper.make_opsetid("", 21)], ir_version=10)
     none = symbols((1, 6), sizes={}, names={})
-    check_same(exact, Cancels(), X + 3, none, (), True)
+    check_same(SharedGraph(exact), Cancels(), X + 3, none, (), True)

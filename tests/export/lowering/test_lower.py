@@ -11,6 +11,7 @@ from hand_made import lowered
 from onnx import ModelProto, NodeProto, helper
 from torch import nn
 
+from autocompress.export.float_graph.float_graph import FloatGraph
 from autocompress.export.lowering import lower as lowering
 from autocompress.export.lowering.lower import LoweredModel, Site, find_norms, lower
 from autocompress.model.modules import CompressibleModule, ModuleMap
@@ -43,7 +44,7 @@ def proto(
 @pytest.fixture
 def found(monkeypatch: pytest.MonkeyPatch):
     def find(made: ModelProto, modules: ModuleMap) -> LoweredModel:
-        monkeypatch.setattr(lowering, "exported", lambda *_: (made, True, ("a line",)))
+        monkeypatch.setattr(lowering, "exported", lambda *_: FloatGraph(made, True, ("a line",)))
         return lower(nn.Identity(), torch.ones(1, 4), modules)
 
     return find

@@ -8,21 +8,21 @@ from __future__ import annotations
 from typing import Any
 
 import onnx_ir
-from onnx import GraphProto, ModelProto, inliner, numpy_helper
+from onnx import GraphProto, ModelProto, TensorProto, inliner, numpy_helper
 from onnxscript.optimizer import fold_constants
 
-from autocompress.export.float_graph.exporter_repairs import (
+from autocompress.export.float_graph.cleaning.exporter_repairs import (
     drop_zero_biases,
     mask_with_infinity,
     restore_numbers,
 )
-from autocompress.export.float_graph.free_reshapes import (
+from autocompress.export.float_graph.cleaning.free_reshapes import (
     free_repeats,
     free_reshapes,
     known_shapes,
     merge_transposes,
 )
-from autocompress.export.float_graph.recurrent import free_recurrent
+from autocompress.export.float_graph.cleaning.recurrent import free_recurrent
 from autocompress.export.float_graph.subgraphs import inner_graphs, remove_dead_nodes
 from autocompress.export.float_graph.trace import quiet
 
@@ -59,6 +59,8 @@ def cleaned(proto: ModelProto, heads: set[int], free: bool = True) -> ModelProto
     del proto.graph.value_info[:]
     # Without the exporter's optional fields, a tensor that replaces another takes the same bytes.
     for tensor in proto.graph.initializer:
+        if tensor.data_location == TensorProto.EXTERNAL:
+            continue
         tensor.CopyFrom(numpy_helper.from_array(numpy_helper.to_array(tensor), tensor.name))
     del proto.metadata_props[:]
     proto.ClearField("doc_string")

@@ -7,8 +7,8 @@ import pytest
 from exporter_graph import Shape, constant, kinds, model, node, run, value
 from onnx import ModelProto, helper
 
-from autocompress.export.float_graph.clean import cleaned
-from autocompress.export.float_graph.free_reshapes import known_shapes
+from autocompress.export.float_graph.cleaning.clean import cleaned
+from autocompress.export.float_graph.cleaning.free_reshapes import known_shapes
 
 
 def test_known_shapes_tell_unknown_dimensions_apart() -> None:

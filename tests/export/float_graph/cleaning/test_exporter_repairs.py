@@ -7,8 +7,8 @@ import pytest
 from exporter_graph import constant, model, node, run
 from onnx import TensorProto, helper, numpy_helper
 
-from autocompress.export.float_graph.clean import cleaned
-from autocompress.export.float_graph.exporter_repairs import restore_numbers
+from autocompress.export.float_graph.cleaning.clean import cleaned
+from autocompress.export.float_graph.cleaning.exporter_repairs import restore_numbers
 
 
 def test_masks_of_the_lowest_float_are_infinite_where_rows_may_be_empty() -> None:

@@ -6,7 +6,7 @@ import numpy as np
 from exporter_graph import constant, kinds, model, node, run
 from onnx import numpy_helper
 
-from autocompress.export.float_graph.clean import cleaned
+from autocompress.export.float_graph.cleaning.clean import cleaned
 
 
 def test_what_depends_on_no_input_is_folded_and_parameters_are_kept() -> None:

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from onnx import ModelProto, NodeProto, helper, numpy_helper
 
-from autocompress.export.float_graph.recurrent import free_recurrent
+from autocompress.export.float_graph.cleaning.recurrent import free_recurrent
 
 HIDDEN = 3
 

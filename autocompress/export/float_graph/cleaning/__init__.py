@@ -1,0 +1,1 @@
+"""Clean the graphs that the exporter writes."""

@@ -1,0 +1,133 @@
+"""Hold a graph beside the weights of its model, without a copy of them.
+
+The large weights of a graph are the parameters of the model that was exported. They are marked as
+external data, whose location is a key, while the graph is cleaned and rewritten. A copy of them is
+made where a file is written.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from functools import cached_property
+from typing import Any
+
+import onnx_ir
+import onnxruntime
+from onnx import ModelProto, TensorProto, numpy_helper
+from torch import Tensor, nn
+
+from autocompress.targets.device.sessions import open_session
+
+LEAST_BYTES = 1 << 20  # smaller weights are part of the graph
+KEY = "location"  # entry of external data that names the weight
+
+
+@dataclass(frozen=True)
+class SharedGraph:
+    """Hold a graph whose large weights are tensors of the model.
+
+    Attributes:
+        proto: the graph; initializers with external data are in `weights`.
+        weights: float32 tensors on the CPU by key, which nobody may write to.
+    """
+
+    proto: ModelProto
+    weights: Mapping[str, Tensor] = field(default_factory=dict)
+
+    def filled(self, tensor: TensorProto) -> TensorProto:
+        """Return an initializer with its content.
+
+        Args:
+            tensor: an initializer of `proto`, or any other tensor, which is returned as it is.
+        """
+        if tensor.data_location != TensorProto.EXTERNAL:
+            return tensor
+        array = self.weights[key_of(tensor)].numpy()
+        return numpy_helper.from_array(array, tensor.name)
+
+    def whole(self) -> ModelProto:
+        """Return the graph with a copy of all weights."""
+        if not self.weights:
+            return self.proto
+        whole = ModelProto()
+        whole.CopyFrom(self.proto)
+        for tensor in whole.graph.initializer:
+            if tensor.data_location == TensorProto.EXTERNAL:
+                tensor.CopyFrom(self.filled(tensor))
+        return whole
+
+    def content(self) -> bytes:
+        """Return the content of the ONNX file."""
+        content: bytes = self.whole().SerializeToString()
+        return content
+
+    @cached_property
+    def size_bytes(self) -> int:
+        """Size of the ONNX file."""
+        return len(self.content())
+
+    def session(self, silent: bool = False) -> Any:
+        """Open a session of ONNX Runtime that reads the model's weights where they are.
+
+        Args:
+            silent: True to log nothing.
+        """
+        values = {}
+        for tensor in self.proto.graph.initializer:
+            if tensor.data_location == TensorProto.EXTERNAL:
+                array = self.weights[key_of(tensor)].numpy()
+                values[tensor.name] = onnxruntime.OrtValue.ortvalue_from_numpy(array)
+        return open_session(self.proto.SerializeToString(), silent=silent, weights=values)
+
+
+def key_of(tensor: TensorProto) -> str:
+    """Return the key of an initializer with external data.
+
+    Args:
+        tensor: such an initializer.
+    """
+    return str(next(entry.value for entry in tensor.external_data if entry.key == KEY))
+
+
+def set_aside(tensor: TensorProto, key: str) -> None:
+    """Leave the content of an initializer to `SharedGraph.weights`.
+
+    Args:
+        tensor: changed in place; its shape and type stay.
+        key: of the weight.
+    """
+    tensor.ClearField("raw_data")
+    tensor.data_location = TensorProto.EXTERNAL
+    del tensor.external_data[:]
+    tensor.external_data.add(key=KEY, value=key)
+
+
+def without_parameters(graph: onnx_ir.Model, model: nn.Module) -> dict[str, Tensor]:
+    """Set the large float32 parameters of a model aside from its graph.
+
+    Args:
+        graph: made of the model; its initializers are changed in place.
+        model: on the CPU.
+
+    Returns:
+        The parameters by key, for `SharedGraph`.
+    """
+    known = {}
+    for parameter in model.parameters():
+        if parameter.nbytes >= LEAST_BYTES and parameter.is_contiguous():
+            known[parameter.data_ptr(), parameter.shape, parameter.dtype] = parameter.detach()
+    weights = {}
+    for name, value in graph.graph.initializers.items():
+        constant = value.const_value
+        raw = getattr(constant, "raw", None)
+        if not isinstance(raw, Tensor) or constant is None:
+            continue
+        weight = known.get((raw.data_ptr(), raw.shape, raw.dtype))
+        if weight is None or constant.dtype != onnx_ir.DataType.FLOAT:
+            continue
+        weights[name] = weight
+        value.const_value = onnx_ir.ExternalTensor(
+            name, 0, weight.nbytes, constant.dtype, shape=constant.shape, name=name
+        )
+    return weights
