@@ -129,6 +129,9 @@ class VariantLibrary:
         if masks.dropped(name):
             return Variant((), None)
         out, into = masks.of(name, "out"), masks.of(name, "in")
+        plain = (config.weight_bits, config.rank_ratio, config.sparsity) == (32, 1.0, 0.0)
+        if plain and out is None and into is None and factors is None:
+            return self._make(name, config, masks, factors)  # the model's own weight, not a copy
         key = self._key(name, config, out, into, factors)
         variant = self._memory.get(key)
         if variant is None:

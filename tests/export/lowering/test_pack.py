@@ -5,6 +5,7 @@ from __future__ import annotations
 import numpy as np
 import onnx
 import pytest
+from hand_made import builder, lowered, run
 from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
@@ -12,7 +13,13 @@ from onnx import ModelProto, TensorProto, helper
 
 from autocompress.export.float_graph.trace import OPSET
 from autocompress.export.lowering.graph import FUNCTIONS
-from autocompress.export.lowering.pack import field_widths, pack, pack_rows, unpack_function
+from autocompress.export.lowering.pack import (
+    field_widths,
+    pack,
+    pack_rows,
+    packed_integers,
+    unpack_function,
+)
 from autocompress.targets.device.sessions import open_session
 
 WIDTHS = [2, 3, 5, 6, 7]
@@ -77,6 +84,19 @@ def test_the_runtime_reads_what_is_packed(bits: int, shape: tuple[int, ...]) -> 
     found = open_session(model.SerializeToString()).run(None, {"shape": np.array(shape)})[0]
     assert found.dtype == np.int8
     np.testing.assert_array_equal(found, values)
+
+
+@pytest.mark.parametrize("shape", [(512, 128), (8, 65, 127)])
+@pytest.mark.parametrize("bits", WIDTHS)
+def test_large_weights_come_back(bits: int, shape: tuple[int, int]) -> None:
+    generator = np.random.default_rng(0)
+    values = generator.integers(-(2 ** (bits - 1)), 2 ** (bits - 1), shape).astype(np.int8)
+    graph = builder(lowered([helper.make_node("Identity", ["x"], ["z"])], {}, {"x": ["n"]}, ["z"]))
+    output = packed_integers(graph, "w", values, None, bits)
+    assert list(graph.functions) == [f"Unpack{bits}t"]
+    packed = [tensor for tensor in graph.initializers.values() if tensor.data_type != 7]
+    assert sum(len(tensor.raw_data) for tensor in packed) == values.size * bits / 8
+    np.testing.assert_array_equal(run(graph, output, {}), values)
 
 
 @pytest.mark.parametrize("bits", [2, 4, 8])
