@@ -25,7 +25,8 @@ import torch_pruning
 from torch import nn
 
 from autocompress import Candidate, ModuleConfig, Task, find_modules, load_task
-from benchmarks.bench import Bench, accuracy_of, compressor_of, distilled, timed
+from benchmarks.bench import Bench, accuracy_of, compressor_of, distilled
+from benchmarks.bench_latency import timed
 from benchmarks.digits import digits_task
 from benchmarks.output import parser_of, require, write_figures
 

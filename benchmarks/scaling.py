@@ -20,7 +20,7 @@ import optuna
 import yaml
 
 from autocompress.results.files import JOURNAL_FILE
-from benchmarks.bench import open_study, plan_again
+from benchmarks.bench_search import open_study, plan_again
 from benchmarks.output import parser_of, require, write_figures
 
 TASK = "autocompress.tasks:easy_vqa"

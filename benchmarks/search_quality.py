@@ -27,7 +27,7 @@ from optuna.samplers import BaseSampler, NSGAIISampler, RandomSampler, TPESample
 from autocompress import ModuleConfig, Task, load_task
 from autocompress.results.limits import Limits
 from autocompress.results.pareto import hypervolume
-from benchmarks.bench import (
+from benchmarks.bench_search import (
     Problem,
     guided_sampler,
     problem_of,

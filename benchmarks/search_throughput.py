@@ -21,11 +21,11 @@ from torch import nn
 
 from autocompress import Candidate, Task, load_task
 from autocompress.results.limits import Limits
-from benchmarks.bench import (
+from benchmarks.bench import model_output
+from benchmarks.bench_search import (
     Problem,
     ask,
     guided_sampler,
-    model_output,
     open_study,
     problem_of,
     random_allocations,

@@ -20,7 +20,8 @@ import torch
 
 import autocompress as ac
 from autocompress.results.files import MODEL_FILE
-from benchmarks.bench import INTEGER, profiled, time_of_settings, time_on_target
+from benchmarks.bench import INTEGER
+from benchmarks.bench_latency import profiled, time_of_settings, time_on_target
 from benchmarks.networks import network
 from benchmarks.output import parser_of, require, write_figures
 
