@@ -18,7 +18,7 @@ from autocompress.errors import NotComputableError
 from autocompress.results.files import FRONT_FILE, write_json
 from autocompress.results.front import ParetoFront, earlier_front
 from autocompress.results.front_point import FrontPoint
-from autocompress.results.limits import TOLERANCE, Limits, are_kept, distance
+from autocompress.results.limits import Limits
 from autocompress.results.measurement import Measurement
 from autocompress.search.finish.finalists import Finalist
 from autocompress.search.finish.float_file import FloatFile
@@ -30,7 +30,13 @@ from autocompress.search.finish.measured_file import (
     run_file,
     with_kept_weights,
 )
-from autocompress.search.finish.points import errors_of, folder_name, point_of, write_papers
+from autocompress.search.finish.points import (
+    errors_of,
+    folder_name,
+    point_of,
+    worth_showing,
+    write_papers,
+)
 from autocompress.search.finish.timing import BRIEF, ROUNDS, FrontTiming, time_elsewhere, time_front
 from autocompress.search.problem.clock import Clock
 from autocompress.search.problem.problem import Problem
@@ -208,24 +214,9 @@ class FrontFiles:
         return front
 
     def _kept(self, baseline: Measurement) -> list[FrontPoint]:
-        """Return the points of finalists, and of uniform candidates within the limits.
-
-        If there is none, it is the point nearest to the limits.
-        """
-        points = []
-        for point in self.points:
-            is_uniform = self._files[point.trial].finalist.is_uniform
-            if not is_uniform or are_kept(self._missed(point, baseline), TOLERANCE):
-                points.append(point)
-        if points:
-            return points
-        return [min(self.points, key=lambda point: distance(self._missed(point, baseline)))]
-
-    def _missed(self, point: FrontPoint, baseline: Measurement) -> dict[str, float]:
-        measured = point.measured
-        drop = baseline.accuracy - measured.accuracy
-        size, latency = measured.size_bytes, measured.latency_ms
-        return self.limits.violations(size, latency, drop, measured.metrics)
+        """Return the points that front.json names."""
+        uniform = {n for n, file in self._files.items() if file.finalist.is_uniform}
+        return worth_showing(self.points, uniform, self.limits, baseline)
 
     def _run_all(self, finalists: Sequence[Finalist], problem: Problem) -> list[MeasuredFile]:
         """Export and run finalists, in their order, while the clock has room."""

@@ -12,11 +12,12 @@ from autocompress.measure.prepare import prepared
 from autocompress.model.modules import find_modules
 from autocompress.results.files import TABLE_FILE
 from autocompress.search.evaluate.judge import Judge
-from autocompress.search.opening import divide_threads, taught_task
+from autocompress.search.opening import taught_task
 from autocompress.search.problem.problem import open_problem, pick_device, ready_for_trials
 from autocompress.search.problem.progress import SearchProgress
 from autocompress.search.problem.run_record import known_run
 from autocompress.search.propose.factory import make_sampler, sensitivity
+from autocompress.search.shares import divide_threads
 from autocompress.search.workers.plan import RUN, STOPPED, WorkerPlan
 from autocompress.search.workers.storage import open_study
 from autocompress.search.workers.worker import Interrupt, Worker
