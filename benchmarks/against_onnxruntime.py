@@ -13,7 +13,8 @@ import onnx
 
 from autocompress import load_task, read_front
 from autocompress.results.files import MODEL_FILE
-from benchmarks.bench import feed_of, file_accuracy, open_session, timed
+from benchmarks.bench import feed_of, file_accuracy, open_session
+from benchmarks.bench_latency import timed
 from benchmarks.output import parser_of, write_figures
 
 PICKS = ("smallest", "fastest", "accurate", "knee")

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import numpy as np
 import torch
-from sklearn.datasets import load_digits
 from torch import Tensor, nn
 
 from autocompress import Task
@@ -44,6 +43,8 @@ def accuracy(outputs: Tensor, targets: Tensor) -> float:
 
 def digits_task() -> Task:
     """Return the task of the trained network; pictures are doubled to 16 x 16 pixels."""
+    from sklearn.datasets import load_digits  # of the extra `benchmarks`
+
     data = load_digits()
     order = np.random.default_rng(0).permutation(len(data.target))
     x = torch.from_numpy(data.images[order]).float().unsqueeze(1) / 16

@@ -25,7 +25,8 @@ from onnx import ModelProto, TensorProto, helper
 from scipy.stats import kendalltau
 
 from autocompress import Candidate, Task, load_task
-from benchmarks.bench import Profiled, open_session, profiled
+from benchmarks.bench import open_session
+from benchmarks.bench_latency import Profiled, profiled
 from benchmarks.networks import network
 from benchmarks.output import parser_of, write_figures
 

@@ -1,9 +1,11 @@
-"""Parse the arguments that all benchmarks take, and write the file of --json."""
+"""Parse the arguments that all benchmarks take, check packages, and write the file of --json."""
 
 from __future__ import annotations
 
 import argparse
+import importlib.util
 import json
+import sys
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -16,6 +18,12 @@ def parser_of(doc: str | None) -> argparse.ArgumentParser:
     parser.add_argument("--json", metavar="FILE")
     parser.add_argument("--quick", action="store_true", help="less of everything")
     return parser
+
+
+def require(module: str, extra: str) -> None:
+    """Exit with one line if a package is missing that an extra of this project installs."""
+    if importlib.util.find_spec(module) is None:
+        sys.exit(f"this benchmark needs {module}; pip install -e '.[{extra}]'")
 
 
 def write_figures(path: str | None, figures: Mapping[str, float]) -> None:

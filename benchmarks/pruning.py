@@ -25,9 +25,10 @@ import torch_pruning
 from torch import nn
 
 from autocompress import Candidate, ModuleConfig, Task, find_modules, load_task
-from benchmarks.bench import Bench, accuracy_of, compressor_of, distilled, timed
+from benchmarks.bench import Bench, accuracy_of, compressor_of, distilled
+from benchmarks.bench_latency import timed
 from benchmarks.digits import digits_task
-from benchmarks.output import parser_of, write_figures
+from benchmarks.output import parser_of, require, write_figures
 
 IMPORTANCES = (
     "obs",
@@ -319,6 +320,7 @@ def report(
 def main() -> None:
     """Print the tables of both tasks."""
     arguments = parser_of(__doc__).parse_args()
+    require("sklearn", "benchmarks")
     torch.set_num_threads(os.cpu_count() or 1)
     criteria = ("l2", "obs") if arguments.quick else IMPORTANCES
     ratios = (0.4,) if arguments.quick else RATIOS

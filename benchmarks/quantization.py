@@ -21,7 +21,8 @@ from torch import nn
 
 from autocompress import Candidate, ModuleConfig, Task
 from autocompress.export.compressor import Compressor
-from benchmarks.bench import compressor_of, integers_saturate, open_session, timed
+from benchmarks.bench import compressor_of, open_session
+from benchmarks.bench_latency import integers_saturate, timed
 from benchmarks.output import parser_of, write_figures
 
 ROUNDS = 45

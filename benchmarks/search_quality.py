@@ -27,7 +27,7 @@ from optuna.samplers import BaseSampler, NSGAIISampler, RandomSampler, TPESample
 from autocompress import ModuleConfig, Task, load_task
 from autocompress.results.limits import Limits
 from autocompress.results.pareto import hypervolume
-from benchmarks.bench import (
+from benchmarks.bench_search import (
     Problem,
     guided_sampler,
     problem_of,
@@ -330,14 +330,14 @@ def main() -> None:
     arguments = parser.parse_args()
     optuna.logging.set_verbosity(optuna.logging.ERROR)
     torch.set_num_threads(1)
-    few, many, seeds = (12, 24, 1) if arguments.quick else (100, 500, arguments.seeds)
-    steps, images, rows = (100, 10, 32) if arguments.quick else (600, 30, 64)
+    few, many, seeds = (6, 9, 1) if arguments.quick else (100, 500, arguments.seeds)
+    steps, images, rows, depth = (50, 5, 8, 2) if arguments.quick else (600, 30, 64, 6)
     tasks: dict[str, tuple[Callable[[], Task], float]] = {
         "easy_vqa": (
             lambda: load_task("autocompress.tasks:easy_vqa", validation_images=images),
             0.05,
         ),
-        "decoder": (lambda: language_task(steps, rows, depth=6), 1.0),
+        "decoder": (lambda: language_task(steps, rows, depth), 1.0),
     }
     runs: dict[str, dict[str, list[Run]]] = {}
     with tempfile.TemporaryDirectory() as place:

@@ -21,11 +21,11 @@ from torch import nn
 
 from autocompress import Candidate, Task, load_task
 from autocompress.results.limits import Limits
-from benchmarks.bench import (
+from benchmarks.bench import model_output
+from benchmarks.bench_search import (
     Problem,
     ask,
     guided_sampler,
-    model_output,
     open_study,
     problem_of,
     random_allocations,
@@ -35,6 +35,16 @@ from benchmarks.bench import (
 from benchmarks.output import parser_of, write_figures
 
 SPACE = "search_spaces/multimodal.yaml"
+COARSE = {  # the space of --quick
+    "modules": [
+        {
+            "match": "*",
+            "weight_bits": [4, 8],
+            "activation_bits": [8, 32],
+            "pruning_ratio": [0.0, 0.5],
+        }
+    ]
+}
 LAYERS, TOLD, ASKED = 100, 1000, 15
 LIMITS = Limits(None, None, 0.05)
 
@@ -165,11 +175,8 @@ def ask_ms(folder: Path, count: int, told: int) -> float:
     return 1e3 * statistics.median(times)
 
 
-def prepared(task: Task, folder: Path) -> tuple[Problem, dict[Any, float]]:
-    """Return a problem without recovery, which is no evaluation, and its sensitivities."""
-    space = yaml.safe_load(Path(SPACE).read_text())
-    del space["distillation"]
-    space.pop("constraints", None)
+def prepared(task: Task, space: Any, folder: Path) -> tuple[Problem, dict[Any, float]]:
+    """Return a problem and its sensitivities."""
     problem = problem_of(task, space, folder / "table.json")
     return problem, sensitivities(problem, folder)
 
@@ -181,8 +188,8 @@ def main() -> None:
     arguments = parser.parse_args()
     optuna.logging.set_verbosity(optuna.logging.ERROR)
     torch.set_num_threads(arguments.threads)
-    trials, told, images = (8, 100, 20) if arguments.quick else (60, TOLD, 50)
-    layers = 30 if arguments.quick else LAYERS
+    trials, told, images = (6, 50, 10) if arguments.quick else (60, TOLD, 50)
+    layers = 10 if arguments.quick else LAYERS
     with tempfile.TemporaryDirectory() as place:
         folder = Path(place)
         asking = ask_ms(folder, layers, told)
@@ -191,7 +198,9 @@ def main() -> None:
             flush=True,
         )
         task = load_task("autocompress.tasks:easy_vqa", validation_images=images)
-        problem, losses = prepared(task, folder)
+        # Without recovery, which is no evaluation, and without limits.
+        rules = {"modules": yaml.safe_load(Path(SPACE).read_text())["modules"]}
+        problem, losses = prepared(task, COARSE if arguments.quick else rules, folder)
         samples = len(problem.race.teacher)
         print(f"forward pass: {forward_s(problem):.2f} s, {samples} samples", flush=True)
         times, tried = {}, {}

@@ -14,7 +14,8 @@ from typing import Any
 import torch
 
 from autocompress import Candidate, ModuleConfig, load_task
-from benchmarks.bench import INTEGER, Bench, compressor_of, timed
+from benchmarks.bench import INTEGER, Bench, compressor_of
+from benchmarks.bench_latency import timed
 from benchmarks.output import parser_of, write_figures
 
 QUESTIONS = 1000

@@ -20,9 +20,10 @@ import torch
 
 import autocompress as ac
 from autocompress.results.files import MODEL_FILE
-from benchmarks.bench import INTEGER, profiled, time_of_settings, time_on_target
+from benchmarks.bench import INTEGER
+from benchmarks.bench_latency import profiled, time_of_settings, time_on_target
 from benchmarks.networks import network
-from benchmarks.output import parser_of, write_figures
+from benchmarks.output import parser_of, require, write_figures
 
 TARGETS = ("onnxruntime-cpu", "openvino-cpu", "analytic:microcontroller")
 DROP = 0.01
@@ -100,6 +101,7 @@ def tuned(figures: dict[str, float]) -> None:
 def main() -> None:
     """Print both tables and the tuned settings."""
     arguments = parser_of(__doc__).parse_args()
+    require("openvino", "openvino")
     torch.set_num_threads(2)
     optuna.logging.set_verbosity(optuna.logging.WARNING)
     figures: dict[str, float] = {}

@@ -152,6 +152,14 @@ def print_modules(modules: ModuleMap, ranks: Sequence[RankVerdict]) -> None:
             ", ".join(m.aliases),
         )
     console.print(table)
+    console.print(_group_table(modules))
+    if ranks:
+        console.print(_rank_table(ranks))
+    console.print(_uncovered_table(modules))
+
+
+def _group_table(modules: ModuleMap) -> Table:
+    """Return the table of the channel groups."""
     groups = Table(title="channel groups")
     for column in ("root", "kind", "units", "modules", "prunable"):
         groups.add_column(column)
@@ -163,9 +171,11 @@ def print_modules(modules: ModuleMap, ranks: Sequence[RankVerdict]) -> None:
             str(len({m.name for m in g.members})),
             "yes" if g.reason is None else f"no: {g.reason}",
         )
-    console.print(groups)
-    if ranks:
-        console.print(_rank_table(ranks))
+    return groups
+
+
+def _uncovered_table(modules: ModuleMap) -> Table:
+    """Return the table of what stays float."""
     rest = Table(title="not covered: stays float")
     for column in ("module", "type", "parameters", "MACs"):
         rest.add_column(column, justify="right" if column in ("parameters", "MACs") else "left")
@@ -177,7 +187,7 @@ def print_modules(modules: ModuleMap, ranks: Sequence[RankVerdict]) -> None:
         f"{sum(u.parameters_share for u in modules.uncovered):.2%}",
         f"{sum(u.macs_share for u in modules.uncovered):.2%}",
     )
-    console.print(rest)
+    return rest
 
 
 def print_latency(latency: Mapping[str, Any]) -> None:

@@ -22,6 +22,7 @@ from autocompress.compress.assemble.stitch import Stitcher
 from autocompress.compress.assemble.trained import Trained
 from autocompress.errors import ExportError
 from autocompress.export.arithmetic import saturation_warning
+from autocompress.export.build import Builder
 from autocompress.export.compressor import Compressor
 from autocompress.model.plain.plain import form_of
 from autocompress.results.files import (
@@ -126,16 +127,6 @@ def write_recipe(
     """
     builder = compressor.builder
     recipe = builder.recipe(candidate, {}, trained)
-    modules = {}
-    for module in builder.module_map:
-        config = candidate.config(module.name)
-        for name in (module.name, *module.aliases):
-            modules[name] = {
-                "kind": module.kind,
-                "owner": module.name,
-                "calls": [asdict(call) for call in builder.plan.calls.get(module.name, ())],
-                "block_size": builder.plan.block_size(module, config),
-            }
     ranges = {
         name: {"scale": r.scale, "zero_point": r.zero_point, "low": r.low, "high": r.high}
         for name, r in recipe.ranges.items()
@@ -155,13 +146,28 @@ def write_recipe(
         },
         "form": form_of(builder.teacher),
         "inputs": describe_inputs(example),
-        "modules": modules,
+        "modules": _described_modules(builder, candidate),
         "activation_ranges": ranges,
         "session": {**asdict(settings), "disabled_optimizers": list(settings.disabled_optimizers)},
         "weights": WEIGHTS_FILE,
         "sha256": hashlib.sha256((folder / MODEL_FILE).read_bytes()).hexdigest(),
     }
     write_atomic(folder / RECIPE_FILE, yaml.safe_dump(data, sort_keys=False))
+
+
+def _described_modules(builder: Builder, candidate: Candidate) -> dict[str, Any]:
+    """Return kind, owner, calls and block size of each module, by all of its names."""
+    modules = {}
+    for module in builder.module_map:
+        config = candidate.config(module.name)
+        for name in (module.name, *module.aliases):
+            modules[name] = {
+                "kind": module.kind,
+                "owner": module.name,
+                "calls": [asdict(call) for call in builder.plan.calls.get(module.name, ())],
+                "block_size": builder.plan.block_size(module, config),
+            }
+    return modules
 
 
 def read_recipe(folder: Path) -> dict[str, Any]:

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import tempfile
 import zipapp
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from math import prod
 from pathlib import Path
@@ -71,15 +71,7 @@ def export_probes(subject: Subject, target: Target, folder: Path, seed: int = 0)
         ("timed", job.timed),
     ):
         names[role] = _write_models(folder, role, sources, needed)
-    generator = np.random.default_rng(seed)
-    floats = generator.standard_normal(
-        max(needed["float"] // 4, needed["half"] // 2), dtype=np.float32
-    ) * np.float32(SPREAD)
-    write_atomic(folder / NOISE_FILES["float"], floats[: needed["float"] // 4].tobytes())
-    write_atomic(
-        folder / NOISE_FILES["half"], floats[: needed["half"] // 2].astype(np.float16).tobytes()
-    )
-    write_atomic(folder / NOISE_FILES["bytes"], generator.bytes(needed["bytes"]))
+    _write_noise(folder, needed, np.random.default_rng(seed))
     np.savez(
         folder / FEED_FILE,
         allow_pickle=False,
@@ -139,6 +131,15 @@ def _write_models(
         written.append(f"{role}{i:03d}.onnx")
         write_atomic(folder / written[-1], proto.SerializeToString())
     return written
+
+
+def _write_noise(folder: Path, needed: Mapping[str, int], generator: np.random.Generator) -> None:
+    """Write the files that weights are read from, each as long as its models need."""
+    floats, halves = needed["float"] // 4, needed["half"] // 2
+    values = generator.standard_normal(max(floats, halves), dtype=np.float32) * np.float32(SPREAD)
+    write_atomic(folder / NOISE_FILES["float"], values[:floats].tobytes())
+    write_atomic(folder / NOISE_FILES["half"], values[:halves].astype(np.float16).tobytes())
+    write_atomic(folder / NOISE_FILES["bytes"], generator.bytes(needed["bytes"]))
 
 
 def _write_script(path: Path) -> None:

@@ -9,29 +9,23 @@ from __future__ import annotations
 
 import os
 import time
-from collections.abc import Mapping, Sized
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import torch
-from threadpoolctl import threadpool_limits
 
 from autocompress.cache import cache_folder
 from autocompress.compress.recover.sequences import check_causal
 from autocompress.compress.recover.student import on_student, taught
 from autocompress.errors import LimitError, RunFolderError, nearest_name
 from autocompress.measure.prepare import prepared
-from autocompress.measure.robustness import SAMPLES as DISTURBED
-from autocompress.measure.robustness import corruptions_of
 from autocompress.model.modules import ModuleMap, find_modules
 from autocompress.results.files import STUDENT_FILE, TABLE_FILE, disk_error
 from autocompress.results.limits import Limits, parse_limits
 from autocompress.search.problem.clock import (
-    EXPORT_S,
     LEAST_SHARE,
-    OPEN_S,
-    S_PER_BYTE,
     SENSITIVITY_END,
     TABLE_END,
     Clock,
@@ -49,6 +43,7 @@ from autocompress.search.problem.setup import Setup
 from autocompress.search.propose.factory import make_allocator, sensitivity
 from autocompress.search.propose.reach import check_size, out_of_reach
 from autocompress.search.propose.sensitivity_table import Losses
+from autocompress.search.shares import clock_of, divide_threads
 from autocompress.space.search_space import BoundSpace, SearchSpace
 from autocompress.targets.target import Target, find_target
 from autocompress.task.task import Task
@@ -260,19 +255,6 @@ def _checked_limits(learner: Task, space: BoundSpace, settings: Settings) -> dic
     return limits
 
 
-def divide_threads(workers: int) -> None:
-    """Limit the threads of this process to its share of the processors.
-
-    The threads of torch and of the BLAS of NumPy and SciPy spin while they wait.
-
-    Args:
-        workers: processes that share this machine.
-    """
-    share = max(1, (os.cpu_count() or 1) // max(1, workers))
-    torch.set_num_threads(share)
-    threadpool_limits(share, user_api="blas")
-
-
 def taught_task(
     task: Task, space: BoundSpace, seed: int, device: torch.device, folder: Path
 ) -> Task:
@@ -309,41 +291,6 @@ def absolute_limits(problem: Problem, relative: Mapping[str, Any]) -> Limits:
     limits = parse_limits(relative, base.size_bytes, base.latency_ms, base.accuracy, base.metrics)
     check_size(problem, limits)
     return limits
-
-
-def clock_of(
-    problem: Problem,
-    settings: Settings,
-    started: float,
-    recovers: bool,
-    file_pass_s: float | None = None,
-) -> Clock:
-    """Divide the timeout, by what a pass over the validation split took.
-
-    Args:
-        problem: has the splits and the seconds of a pass.
-        settings: has the timeout.
-        started: when the search began, by the monotonic clock.
-        recovers: True if the front is trained at the end.
-        file_pass_s: seconds of a pass of a compressed file, if one was run already.
-
-    Returns:
-        Deadlines.
-    """
-    task = problem.task
-    test, validation = task.test, task.validation
-    tested = float(test is not None)
-    if isinstance(test, Sized) and isinstance(validation, Sized):
-        tested = len(test) / max(1, len(validation))
-    kinds = len(corruptions_of(validation, task.batch_first))
-    passes = tested + kinds * min(1.0, DISTURBED / len(problem.race.teacher))
-    latency_s = problem.baseline.latency_ms / 1e3 * (1 + len(task.latency_inputs))
-    float_s, is_tuned = problem.float_files.pass_s, problem.settings != problem.target.settings
-    pass_s = float_s if file_pass_s is None else file_pass_s
-    by_size_s = S_PER_BYTE * problem.baseline.size_bytes
-    files_s = (EXPORT_S + by_size_s + pass_s, passes * pass_s, passes * float_s)
-    timing_s = (is_tuned, latency_s, OPEN_S + by_size_s)
-    return Clock(started, settings.timeout_s, recovers, *files_s, *timing_s, time.monotonic())
 
 
 def make_folder(folder: Path) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import difflib
 import importlib.util
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -186,28 +187,12 @@ def parse_target(name: str, data: Any) -> Target:
         executes,
         ("activation_bits", "integer_kinds", "plain_kinds", "weight_only"),
     )
-    figures = None
-    if (runtime == ANALYTIC) != ("device" in data):
-        raise TargetError(
-            f"{where}: a device's figures belong to runtime {ANALYTIC!r}, and to it alone"
-        )
-    if runtime == ANALYTIC:
-        figures = parse_figures(f"{where}: device", data["device"])
-    threads = data.get("threads", 1)
-    counts = threads if isinstance(threads, list) else [threads]
-    if (
-        threads != "all"
-        and not all(isinstance(n, int) and not isinstance(n, bool) and n >= 1 for n in counts)
-    ) or not counts:
-        raise TargetError(
-            f"{where}: threads must be a whole number of at least 1, a list of them, or all, got "
-            f"{threads!r}"
-        )
+    figures = _figures(where, runtime, data)
     return Target(
         name,
         runtime,
         str(data.get("provider", "CPU" if runtime == "openvino" else "CPUExecutionProvider")),
-        thread_counts(threads),
+        _threads(where, data.get("threads", 1)),
         _listed(
             where, "stores: weight_bits", stores.get("weight_bits", list(STORED_BITS)), STORED_BITS
         ),
@@ -229,6 +214,27 @@ def parse_target(name: str, data: Any) -> Target:
         _switch(f"{where}: portable", data.get("portable", True)),
         figures,
     )
+
+
+def _figures(where: str, runtime: str, data: Mapping[str, Any]) -> Figures | None:
+    """Return the figures of an analytic device; None for a runtime that is measured."""
+    if (runtime == ANALYTIC) != ("device" in data):
+        raise TargetError(
+            f"{where}: a device's figures belong to runtime {ANALYTIC!r}, and to it alone"
+        )
+    return parse_figures(f"{where}: device", data["device"]) if runtime == ANALYTIC else None
+
+
+def _threads(where: str, threads: Any) -> tuple[int, ...]:
+    """Return the numbers of threads to choose from, after a check of their types."""
+    counts = threads if isinstance(threads, list) else [threads]
+    whole = all(isinstance(n, int) and not isinstance(n, bool) and n >= 1 for n in counts)
+    if not counts or not (whole or threads == "all"):
+        raise TargetError(
+            f"{where}: threads must be a whole number of at least 1, a list of them, or all, got "
+            f"{threads!r}"
+        )
+    return thread_counts(threads)
 
 
 def _listed(where: str, key: str, values: Any, valid: tuple[Any, ...]) -> tuple[Any, ...]:

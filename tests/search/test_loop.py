@@ -17,10 +17,8 @@ import numpy as np
 import onnxruntime
 import optuna
 import pytest
-import torch
 import yaml
 from run_folder import rows
-from threadpoolctl import threadpool_info, threadpool_limits
 
 import autocompress as ac
 from autocompress.candidate import Candidate
@@ -542,24 +540,6 @@ def test_ctrl_c_finishes_the_trial_and_the_front(cnn_spec: str, tmp_path: Path) 
     assert "report:" in output
     assert 3 <= len(rows(folder)) < 400
     assert json.loads((folder / "front.json").read_text())["points"]
-
-
-def test_workers_divide_the_threads_of_torch_and_of_the_blas(monkeypatch) -> None:
-    def threads() -> set[int]:
-        return {torch.get_num_threads()} | {
-            found["num_threads"] for found in threadpool_info() if found["user_api"] == "blas"
-        }
-
-    monkeypatch.setattr(os, "cpu_count", lambda: 2)
-    before = torch.get_num_threads()
-    with threadpool_limits(2, user_api="blas"):  # restored at its end
-        opening.divide_threads(1)
-        assert threads() == {2}
-        opening.divide_threads(2)
-        assert threads() == {1}
-        opening.divide_threads(5)
-        assert threads() == {1}, "never none"
-    torch.set_num_threads(before)
 
 
 def test_workers_share_a_study(cnn_spec: str, tmp_path: Path) -> None:

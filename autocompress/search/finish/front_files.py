@@ -15,28 +15,32 @@ from typing import Any
 import numpy as np
 
 from autocompress.errors import NotComputableError
-from autocompress.results.files import FRONT_FILE, MODEL_FILE, write_atomic, write_json
+from autocompress.results.files import FRONT_FILE, write_json
 from autocompress.results.front import ParetoFront, earlier_front
 from autocompress.results.front_point import FrontPoint
-from autocompress.results.limits import TOLERANCE, Limits, are_kept, distance
+from autocompress.results.limits import Limits
 from autocompress.results.measurement import Measurement
 from autocompress.search.finish.finalists import Finalist
+from autocompress.search.finish.float_file import FloatFile
 from autocompress.search.finish.measured_file import (
     MeasuredFile,
-    OtherScores,
     known_files,
-    known_test,
     not_run,
     other_scores,
     run_file,
     with_kept_weights,
 )
-from autocompress.search.finish.points import errors_of, folder_name, point_of, write_papers
+from autocompress.search.finish.points import (
+    errors_of,
+    folder_name,
+    point_of,
+    worth_showing,
+    write_papers,
+)
 from autocompress.search.finish.timing import BRIEF, ROUNDS, FrontTiming, time_elsewhere, time_front
 from autocompress.search.problem.clock import Clock
 from autocompress.search.problem.problem import Problem
 from autocompress.spill import release_memory
-from autocompress.targets.runtime import weights_in_memory
 from autocompress.task.user_code import UserCodeError
 
 NEW = ".new"  # suffix of the folder of a file that front.json does not name yet
@@ -54,16 +58,16 @@ class FrontFiles:
             Finalists stay, although their measured numbers may miss what was predicted.
         report: called with a step and the share of it that is done.
         clock: is told how long files take; None while the time was not divided yet.
+        float_file: what the files are compared with.
     """
 
     folder: Path
     limits: Limits
     report: Callable[[str, float], None]
     clock: Clock | None = None
+    float_file: FloatFile = field(default_factory=FloatFile)
     _files: dict[int, MeasuredFile] = field(default_factory=dict)
     _points: dict[int, FrontPoint] = field(default_factory=dict)
-    _float_rest: dict[str, OtherScores] = field(default_factory=dict)
-    _float_memory: dict[str, int | None] = field(default_factory=dict)
 
     @classmethod
     def resumed(
@@ -83,10 +87,6 @@ class FrontFiles:
                 if point.trial in files._files:
                     files._points[point.trial] = point
         return files
-
-    @property
-    def _float_path(self) -> Path:
-        return self.folder / "models" / "baseline" / MODEL_FILE
 
     @property
     def points(self) -> list[FrontPoint]:
@@ -138,7 +138,7 @@ class FrontFiles:
             NotComputableError: the outputs of the file are not finite.
             UserCodeError: the metric fails on them.
         """
-        baseline = self._float_numbers(problem)
+        baseline = self.float_file.numbers(self.folder, problem)
         file = self._run(finalist, problem)
         (point,), baseline, _ = self._timed([file], problem, baseline, origin, brief=True)
         self._write(problem, baseline)
@@ -165,7 +165,7 @@ class FrontFiles:
             NotComputableError: no file has finite outputs.
         """
         files = self._run_all(finalists, problem)
-        baseline = self._float_numbers(problem)
+        baseline = self.float_file.numbers(self.folder, problem)
         if not files:  # there is no time; the points so far stay as they are
             return self._write(problem, baseline), {"warning": ""}
         points, baseline, timing = self._timed(files, problem, baseline, origin)
@@ -190,7 +190,7 @@ class FrontFiles:
         """
         if not self._files:
             return
-        baseline = self._float_numbers(problem)
+        baseline = self.float_file.numbers(self.folder, problem)
         for file in list(self._files.values()):
             baseline = self._timed([file], problem, baseline, origin, brief=True)[1]
         self._write(problem, baseline)
@@ -216,44 +216,13 @@ class FrontFiles:
         return front
 
     def _kept(self, baseline: Measurement) -> list[FrontPoint]:
-        """Return the points of finalists, and of uniform candidates within the limits.
-
-        If there is none, it is the point nearest to the limits.
-        """
-        points = []
-        for point in self.points:
-            is_uniform = self._files[point.trial].finalist.is_uniform
-            if not is_uniform or are_kept(self._missed(point, baseline), TOLERANCE):
-                points.append(point)
-        if points:
-            return points
-        return [min(self.points, key=lambda point: distance(self._missed(point, baseline)))]
-
-    def _missed(self, point: FrontPoint, baseline: Measurement) -> dict[str, float]:
-        measured = point.measured
-        drop = baseline.accuracy - measured.accuracy
-        size, latency = measured.size_bytes, measured.latency_ms
-        return self.limits.violations(size, latency, drop, measured.metrics)
-
-    def _float_numbers(self, problem: Problem) -> Measurement:
-        """Return all numbers of the float file that are known so far."""
-        if not self._float_path.exists():
-            write_atomic(self._float_path, problem.reference.content())
-        if "" not in self._float_memory:
-            self._float_memory[""] = weights_in_memory(str(self._float_path))
-        rest = self._float_rest.get("") or not_run(problem, known_test(self.folder))
-        return replace(
-            problem.baseline,
-            test_accuracy=rest.test,
-            metrics={**problem.baseline.metrics, **rest.disturbed},
-            memory_bytes=self._float_memory[""],
-            latency_source=problem.latency_source,
-            left_out=rest.left_out,
-        )
+        """Return the points that front.json names."""
+        uniform = {n for n, file in self._files.items() if file.finalist.is_uniform}
+        return worth_showing(self.points, uniform, self.limits, baseline)
 
     def _run_all(self, finalists: Sequence[Finalist], problem: Problem) -> list[MeasuredFile]:
         """Export and run finalists, in their order, while the clock has room."""
-        self._float_numbers(problem)
+        self.float_file.numbers(self.folder, problem)
         self._complete_float_file(problem)
         files: list[MeasuredFile] = []
         failure: Exception | None = None
@@ -322,9 +291,8 @@ class FrontFiles:
     def _complete_float_file(self, problem: Problem) -> None:
         """Run the float file on the test split and on disturbed inputs, if there is time for it."""
         rest_s = 0.0 if self.clock is None else self.clock.float_rest_s
-        if "" not in self._float_rest and self._has_room(1, rest_s):
-            path, test = str(self._float_path), known_test(self.folder)
-            self._float_rest[""] = other_scores(problem, path, test)
+        if self.float_file.rest is None and self._has_room(1, rest_s):
+            self.float_file.complete(self.folder, problem)
 
     def _timed(
         self,
@@ -340,7 +308,7 @@ class FrontFiles:
         """
         paths, rounds = [file.path for file in files], BRIEF if brief else ROUNDS
         report = _silent if brief else self.report
-        parts = (problem, self._float_path, paths)
+        parts = (problem, self.float_file.path(self.folder), paths)
         timing = time_front(*parts, report, rounds)
         elsewhere = time_elsewhere(*parts, timing.settings, report, rounds)
         baseline = replace(baseline, metrics={**baseline.metrics, **elsewhere[0]})

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +11,7 @@ from autocompress.export.artifact import write_recipe
 from autocompress.export.notes import write_notes
 from autocompress.measure.robustness import fragile_under
 from autocompress.results.front_point import FrontPoint
+from autocompress.results.limits import TOLERANCE, Limits, are_kept, distance
 from autocompress.results.measurement import Measurement
 from autocompress.search.finish.measured_file import MeasuredFile, OtherScores, trained_of
 from autocompress.search.problem.problem import Problem
@@ -43,6 +44,34 @@ def errors_of(files: Sequence[MeasuredFile], points: Sequence[FrontPoint]) -> di
             predicted.append(point.predicted.latency_ms)
             measured.append(point.measured.latency_ms)
     return prediction_errors(predicted, measured) if len(predicted) > 1 else {}
+
+
+def worth_showing(
+    points: Sequence[FrontPoint], uniform: Collection[int], limits: Limits, baseline: Measurement
+) -> list[FrontPoint]:
+    """Return the points of finalists, and of uniform candidates within the limits.
+
+    Args:
+        points: of all files; not empty.
+        uniform: numbers of the trials of uniform candidates.
+        limits: absolute limits.
+        baseline: numbers of the float file.
+
+    Returns:
+        The points; if there is none, the one that is nearest to the limits.
+    """
+
+    def missed(point: FrontPoint) -> dict[str, float]:
+        measured = point.measured
+        drop = baseline.accuracy - measured.accuracy
+        size, latency = measured.size_bytes, measured.latency_ms
+        return limits.violations(size, latency, drop, measured.metrics)
+
+    shown = []
+    for point in points:
+        if point.trial not in uniform or are_kept(missed(point), TOLERANCE):
+            shown.append(point)
+    return shown or [min(points, key=lambda point: distance(missed(point)))]
 
 
 def point_of(

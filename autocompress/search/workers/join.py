@@ -12,11 +12,12 @@ from autocompress.measure.prepare import prepared
 from autocompress.model.modules import find_modules
 from autocompress.results.files import TABLE_FILE
 from autocompress.search.evaluate.judge import Judge
-from autocompress.search.opening import divide_threads, taught_task
+from autocompress.search.opening import taught_task
 from autocompress.search.problem.problem import open_problem, pick_device, ready_for_trials
 from autocompress.search.problem.progress import SearchProgress
 from autocompress.search.problem.run_record import known_run
 from autocompress.search.propose.factory import make_sampler, sensitivity
+from autocompress.search.shares import divide_threads
 from autocompress.search.workers.plan import RUN, STOPPED, WorkerPlan
 from autocompress.search.workers.storage import open_study
 from autocompress.search.workers.worker import Interrupt, Worker
@@ -41,12 +42,7 @@ def run_worker(task: Task, storage: str, study_name: str, device_name: str | Non
     """
     task = prepared(task)
     study = open_study(storage, study_name, create=False)
-    attribute = study.user_attrs.get(RUN)
-    if attribute is None:
-        raise RunFolderError(
-            f"storage {storage}: study {study_name!r} was not started by autocompress search"
-        )
-    plan = WorkerPlan.from_json(attribute)
+    plan = _plan_of(study, storage)
     settings, folder, space = plan.settings, plan.folder, plan.space
     target = find_target(settings.target, portable=settings.portable)
     known = known_run(folder, task, target)
@@ -85,6 +81,16 @@ def run_worker(task: Task, storage: str, study_name: str, device_name: str | Non
         worker = Worker(study, judge, folder, False, was_stopped)
         worker.run(trials, until, interrupt, storage, progress)
     return interrupt.requested
+
+
+def _plan_of(study: optuna.Study, storage: str) -> WorkerPlan:
+    """Return what the search that started the study says to its workers."""
+    attribute = study.user_attrs.get(RUN)
+    if attribute is None:
+        raise RunFolderError(
+            f"storage {storage}: study {study.study_name!r} was not started by autocompress search"
+        )
+    return WorkerPlan.from_json(attribute)
 
 
 def was_stopped(study: optuna.Study) -> bool:

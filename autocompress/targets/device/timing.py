@@ -187,17 +187,25 @@ def interleaved_timing(
         )
         widths[i] = _width(_interval(np.concatenate(parts[i]), np.random.default_rng(seed)))
     seconds = [np.concatenate(p) for p in parts]
-    everything = (
-        np.concatenate([s[:, 0] for s in seconds])
-        if seconds
-        else time_pair(reference, reference, feed, rounds, generator, repeats, clock)[:, 0]
-    )
+    if seconds:
+        everything = np.concatenate([s[:, 0] for s in seconds])
+    else:
+        everything = time_pair(reference, reference, feed, rounds, generator, repeats, clock)[:, 0]
+    return _summary(everything, seconds, generator)
+
+
+def _summary(
+    baseline: NDArray[np.float64],
+    seconds: Sequence[NDArray[np.float64]],
+    generator: np.random.Generator,
+) -> Timing:
+    """Return the timing of (rounds,) seconds of the baseline and (rounds, 2) of each model."""
     intervals = [_interval(s, generator) for s in seconds]
-    quiet = float(np.quantile(everything, QUIET))
+    quiet = float(np.quantile(baseline, QUIET))
     # Per model, since the speed of a processor drifts over a long measurement by itself.
-    spread = [float(np.median(s[:, 0]) / np.quantile(s[:, 0], QUIET)) - 1 for s in seconds] or [
-        float(np.median(everything)) / quiet - 1
-    ]
+    spread = [float(np.median(s[:, 0]) / np.quantile(s[:, 0], QUIET)) - 1 for s in seconds]
+    if not spread:
+        spread = [float(np.median(baseline)) / quiet - 1]
     return Timing(
         quiet * 1e3,
         tuple(map(_ratio, seconds)),

@@ -6,7 +6,7 @@ import os
 import tempfile
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -67,51 +67,78 @@ def tune(
         The settings, and one row per setting that was tried: its name, the time of each model under
         it relative to that without it, and whether it was taken.
     """
+    comparison = _Comparison(models, feed, seed, left_s, rounds, passes)
     default = replace(settings, threads=threads[0])
-    tried: list[dict[str, Any]] = []
-    longest = 0.0
+    best, best_time = default, 1.0
+    for count in threads[1:]:
+        other = replace(default, threads=count)
+        share = comparison.time_of(f"{count} threads", other, default)
+        if share < best_time:
+            best, best_time = other, share
+    if settings.runtime != "onnxruntime":
+        return best, comparison.tried
+    if best.threads > 1:
+        quiet = replace(best, spinning=False)
+        if comparison.time_of("threads that do not spin", quiet, best) < 1:
+            best = quiet
+    return _without_harmful_passes(best, comparison), comparison.tried
 
-    def compare(name: str, other: SessionSettings, against: SessionSettings) -> float:
-        nonlocal longest
+
+@dataclass
+class _Comparison:
+    """Compare settings on all models, while there is time.
+
+    Attributes:
+        tried: a row per setting.
+        longest_s: seconds of the slowest comparison so far.
+    """
+
+    models: Sequence[Source]
+    feed: Mapping[str, Any]
+    seed: int
+    left_s: Callable[[], float]
+    rounds: int
+    passes: int
+    tried: list[dict[str, Any]] = field(default_factory=list)
+    longest_s: float = 0.0
+
+    def time_of(self, name: str, other: SessionSettings, against: SessionSettings) -> float:
+        """Return the mean relative time of settings; 1 if they are not taken."""
         begun = time.monotonic()
-        if left_s() <= longest:
+        if self.left_s() <= self.longest_s:
             return 1.0
         timings = []
-        for model in models:
-            timings.append(_against(model, feed, against, other, seed, rounds, passes))
-        longest = max(longest, time.monotonic() - begun)
+        for model in self.models:
+            timings.append(
+                _against(model, self.feed, against, other, self.seed, self.rounds, self.passes)
+            )
+        self.longest_s = max(self.longest_s, time.monotonic() - begun)
         ratios = [timing.ratios[0] for timing in timings]
         # A model counts as slower only where its whole interval is above 1.
         slower = any(timing.intervals[0][0] > 1 for timing in timings)
         mean = float(np.exp(np.mean(np.log(ratios))))
         taken = mean <= 1 - GAIN and not slower
-        tried.append({"setting": name, "ratios": [round(r, 4) for r in ratios], "taken": taken})
+        rounded = [round(ratio, 4) for ratio in ratios]
+        self.tried.append({"setting": name, "ratios": rounded, "taken": taken})
         return mean if taken else 1.0
 
-    best, best_time = default, 1.0
-    for count in threads[1:]:
-        share = compare(f"{count} threads", replace(default, threads=count), default)
-        if share < best_time:
-            best, best_time = replace(default, threads=count), share
-    if settings.runtime != "onnxruntime":
-        return best, tried
-    if best.threads > 1:
-        quiet = replace(best, spinning=False)
-        best = quiet if compare("threads that do not spin", quiet, best) < 1 else best
-    executed: set[str] = set().union(*(_operators(model, best) for model in models if left_s() > 0))
-    useless = []
+
+def _without_harmful_passes(best: SessionSettings, comparison: _Comparison) -> SessionSettings:
+    """Return settings without the optimiser passes that slow the models down."""
+    executed: set[str] = set()
+    for model in comparison.models:
+        if comparison.left_s() > 0:
+            executed |= _operators(model, best)
+    harmful = []
     for name, operators in PASSES_THAT_MAKE.items():
         without = replace(best, disabled_optimizers=(name,))
-        if executed & set(operators) and compare(f"without {name}", without, best) < 1:
-            useless.append(name)
-    if useless:
-        together = replace(best, disabled_optimizers=tuple(useless))
-        best = (
-            together
-            if compare(f"without {', '.join(useless)}, once more", together, best) < 1
-            else best
-        )
-    return best, tried
+        if executed & set(operators) and comparison.time_of(f"without {name}", without, best) < 1:
+            harmful.append(name)
+    if not harmful:
+        return best
+    together = replace(best, disabled_optimizers=tuple(harmful))
+    share = comparison.time_of(f"without {', '.join(harmful)}, once more", together, best)
+    return together if share < 1 else best
 
 
 def thread_counts(wanted: int | str | Sequence[int]) -> tuple[int, ...]:

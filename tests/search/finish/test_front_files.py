@@ -14,7 +14,7 @@ from autocompress.errors import NotComputableError
 from autocompress.measure.accuracy import Scores
 from autocompress.results.front import read_front
 from autocompress.results.limits import Limits
-from autocompress.search.finish import front_files
+from autocompress.search.finish import float_file, front_files
 from autocompress.search.finish.finalists import Finalist
 from autocompress.search.finish.front_files import FrontFiles
 from autocompress.search.finish.measured_file import MeasuredFile, OtherScores
@@ -24,7 +24,7 @@ from autocompress.targets.device.sessions import SessionSettings
 BASE = Measurement(1000, 4.0, 0.9, verified=True)
 PROBLEM = SimpleNamespace(
     baseline=BASE,
-    reference=b"float",
+    reference=SimpleNamespace(read=lambda: b"float"),
     latency_source="measured",
     table=SimpleNamespace(runs=(1,)),
     latency_ms=lambda candidate: 3.9,
@@ -82,8 +82,9 @@ def files(monkeypatch: pytest.MonkeyPatch, tmp_path: Path):
         return FrontTiming(ratios, (SessionSettings(),) * len(bits), {}, 4.0, "")
 
     monkeypatch.setattr(front_files, "run_file", run_file)
-    monkeypatch.setattr(front_files, "other_scores", other_scores)
-    monkeypatch.setattr(front_files, "weights_in_memory", lambda path: 10)
+    for module in (front_files, float_file):
+        monkeypatch.setattr(module, "other_scores", other_scores)
+    monkeypatch.setattr(float_file, "weights_in_memory", lambda path: 10)
     monkeypatch.setattr(front_files, "time_front", time_front)
     monkeypatch.setattr(front_files, "time_elsewhere", lambda p, b, paths, *_: [{}] * 9)
     monkeypatch.setattr(front_files, "write_papers", lambda *_: None)

@@ -1,0 +1,73 @@
+"""Measure the float file of a run, which all files of its front are compared with."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+from autocompress.results.files import MODEL_FILE, write_atomic
+from autocompress.results.measurement import Measurement
+from autocompress.search.finish.measured_file import (
+    OtherScores,
+    known_test,
+    not_run,
+    other_scores,
+)
+from autocompress.search.problem.problem import Problem
+from autocompress.targets.runtime import weights_in_memory
+
+
+@dataclass
+class FloatFile:
+    """Hold what was measured of the float file, each number once.
+
+    Attributes:
+        rest: scores on the test split and on disturbed inputs; None before `complete`.
+        memory_bytes: of the weights in memory; None before `numbers`.
+    """
+
+    rest: OtherScores | None = None
+    memory_bytes: int | None = None
+
+    @staticmethod
+    def path(folder: Path) -> Path:
+        """Return the path of the float file.
+
+        Args:
+            folder: the run folder.
+        """
+        return folder / "models" / "baseline" / MODEL_FILE
+
+    def numbers(self, folder: Path, problem: Problem) -> Measurement:
+        """Return all numbers that are known so far; write the file if it is missing.
+
+        Args:
+            folder: the run folder.
+            problem: has the content of the file, its size, latency and accuracy.
+
+        Raises:
+            RunFolderError: the file cannot be written.
+        """
+        path = self.path(folder)
+        if not path.exists():
+            write_atomic(path, problem.reference.content())
+        if self.memory_bytes is None:
+            self.memory_bytes = weights_in_memory(str(path))
+        rest = self.rest or not_run(problem, known_test(folder))
+        return replace(
+            problem.baseline,
+            test_accuracy=rest.test,
+            metrics={**problem.baseline.metrics, **rest.disturbed},
+            memory_bytes=self.memory_bytes,
+            latency_source=problem.latency_source,
+            left_out=rest.left_out,
+        )
+
+    def complete(self, folder: Path, problem: Problem) -> None:
+        """Run the file on the test split and on disturbed inputs.
+
+        Args:
+            folder: the run folder; `numbers` has written the file.
+            problem: has the splits.
+        """
+        self.rest = other_scores(problem, str(self.path(folder)), known_test(folder))

@@ -1,0 +1,64 @@
+"""Measure the float file of a run once: made-up scores."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from types import SimpleNamespace
+
+import pytest
+
+from autocompress import Measurement
+from autocompress.results.files import FRONT_FILE, write_json
+from autocompress.results.front import ParetoFront
+from autocompress.search.finish import float_file
+from autocompress.search.finish.float_file import FloatFile
+from autocompress.search.finish.measured_file import OtherScores
+
+BASE = Measurement(1000, 4.0, 0.9, verified=True, metrics={"f1": 0.8})
+PROBLEM = SimpleNamespace(
+    baseline=BASE,
+    reference=SimpleNamespace(read=lambda: b"float"),
+    latency_source="measured",
+    task=SimpleNamespace(test=[1]),
+)
+
+
+@pytest.fixture
+def calls(monkeypatch: pytest.MonkeyPatch) -> list[tuple[str, object]]:
+    """What was measured of the file, in order."""
+    made: list[tuple[str, object]] = []
+
+    def memory(path: str) -> int:
+        made.append(("memory", Path(path).read_bytes()))
+        return 10
+
+    def scores(problem, path: str, known: float | None) -> OtherScores:
+        made.append(("rest", known))
+        return OtherScores(0.7 if known is None else known, {"accuracy_contrast": 0.6}, {})
+
+    monkeypatch.setattr(float_file, "weights_in_memory", memory)
+    monkeypatch.setattr(float_file, "other_scores", scores)
+    return made
+
+
+def test_numbers_are_measured_once_and_the_test_split_is_named_until_it_was_run(
+    calls, tmp_path: Path
+) -> None:
+    file = FloatFile()
+    first = file.numbers(tmp_path, PROBLEM)
+    assert (first.memory_bytes, first.test_accuracy) == (10, None)
+    assert list(first.left_out) == ["accuracy (test)"]
+    file.complete(tmp_path, PROBLEM)
+    last = file.numbers(tmp_path, PROBLEM)
+    assert last.metrics == {"f1": 0.8, "accuracy_contrast": 0.6}
+    assert (last.test_accuracy, last.left_out) == (0.7, {})
+    assert calls == [("memory", b"float"), ("rest", None)]
+
+
+def test_an_earlier_front_knows_the_test_split(calls, tmp_path: Path) -> None:
+    earlier = ParetoFront.of(Measurement(1000, 4.0, 0.9, 0.75, verified=True), [], ())
+    write_json(tmp_path / FRONT_FILE, earlier.to_json())
+    file = FloatFile()
+    assert file.numbers(tmp_path, PROBLEM).test_accuracy == 0.75
+    file.complete(tmp_path, PROBLEM)
+    assert calls[-1] == ("rest", 0.75)
