@@ -17,6 +17,7 @@ from autocompress.candidate import Candidate, ModuleConfig
 from autocompress.compress.assemble.library import VariantLibrary
 from autocompress.compress.assemble.stitch import Stitcher
 from autocompress.compress.assemble.trained import Trained
+from autocompress.compress.calibrate.batch_norm import norm_samples
 from autocompress.compress.calibrate.evidence import Evidence
 from autocompress.compress.calibrate.statistics import CALIBRATION_SAMPLES, collect_statistics
 from autocompress.compress.recover.context import Trainer
@@ -173,6 +174,7 @@ def _continued(
     samples = trainer.task.first_samples(calibration, CALIBRATION_SAMPLES)
     batches = [inputs for inputs, _ in samples]
     statistics = collect_statistics(model, stitcher.module_map, batches, trainer.device)
-    evidence = Evidence(model, statistics, stitcher.library.evidence.losses)
+    losses = stitcher.library.evidence.losses
+    evidence = Evidence(model, statistics, losses, batches=norm_samples(model, batches))
     library = VariantLibrary(evidence, None, stitcher.library.integer_form)
     return Stitcher(model, stitcher.module_map, library, stitcher.plan)
