@@ -42,6 +42,7 @@ WARM_UP = 10  # steps, at most a third of the cycle
 CHECKS = 5  # measurements of the validation divergence per cycle
 LEAST_GAP = 20  # steps between two measurements
 PATIENCE = 3  # measurements without improvement until a cycle ends
+VIEWS = 1_000_003  # apart are the seeds of views of two trainings
 SAVE_S = 60.0  # seconds between checkpoints
 
 
@@ -164,7 +165,7 @@ class Cycle:
         while self.step < self.steps and self.stale < PATIENCE:
             for group, base in zip(optimizer.param_groups, bases, strict=True):
                 group["lr"] = base * rate(self.step, self.steps)
-            self._gradients([next(batches) for _ in range(accumulation)])
+            self._gradients([self._view(*next(batches), i) for i in range(accumulation)])
             self._update(optimizer)
             self.step += 1
             stopped = self.stop()
@@ -180,6 +181,12 @@ class Cycle:
         with torch.no_grad():
             for name, parameter in self.parameters.items():
                 parameter.copy_(self.best[name])
+
+    def _view(self, inputs: Inputs, target: Any, i: int) -> tuple[Inputs, Any]:
+        """Return batch i of this step as student and teacher see it; it depends on the step."""
+        at = (self.start + self.step) * self.distillation.accumulation + i
+        seed = (VIEWS * (self.trainer.seed + 1) + at) % (1 << 63)
+        return self.trainer.task.view(inputs, seed), target
 
     def _measure(self) -> None:
         """Measure the divergence and remember the parameters if it is the lowest."""
