@@ -129,6 +129,12 @@ class Stitcher(SimulatedModel):
             self.apply(plain)
         return self._statistics[plain]
 
+    def renew_statistics(self) -> None:
+        """Estimate the statistics of batch normalisations for the model's weights of now."""
+        for name in self.norms.buffers:
+            self.model.get_buffer(name).copy_(self.state[name])
+        self.norms.estimate(self.model, self.simulated)
+
     def variant(
         self, name: str, owner: str, candidate: Candidate, masks: Masks | None = None
     ) -> Variant:

@@ -22,6 +22,7 @@ from autocompress.task.batches import Inputs, batch_size, to_device
 from autocompress.task.calls import call_model
 
 NORMS = nn.modules.batchnorm._BatchNorm
+STATISTICS = ("running_mean", "running_var")
 SAMPLES = 64  # of the calibration samples; batches are not cut
 # Largest ratio of two variances that is followed. A channel whose variance falls further is dead:
 # to scale up what is left of it would scale up errors.
@@ -89,6 +90,11 @@ class NormStatistics:
             if isinstance(module, NORMS) and module.running_mean is not None:
                 names.setdefault(id(module), []).append(name)
         return {own[0]: tuple(own) for own in names.values()} if self.batches else {}
+
+    @cached_property
+    def buffers(self) -> tuple[str, ...]:
+        """Return the names of the means and variances of these normalisations."""
+        return tuple(f"{name}.{part}" for name in self.names for part in STATISTICS)
 
     @cached_property
     def _samples(self) -> tuple[Inputs, ...]:
@@ -169,8 +175,8 @@ class NormStatistics:
         changes: dict[str, Tensor] = {}
         for name, others in self.names.items():
             norm: Any = model.get_submodule(name)
-            parts = {"running_mean": norm.running_mean, "running_var": norm.running_var}
-            for (part, value), old in zip(parts.items(), before[name], strict=True):
+            for part, old in zip(STATISTICS, before[name], strict=True):
+                value = getattr(norm, part)
                 if not torch.equal(value, old):
                     changes.update({f"{other}.{part}": value.clone() for other in others})
         return changes

@@ -197,7 +197,7 @@ class Interrupted(Exception):
     "recovery",
     [
         Distillation(0.5, 2.0, 14),
-        Distillation(0.5, 2.0, 14, restarts=(5,)),
+        Distillation(0.5, 2.0, 14, restarts=(5,), batch_norm="train"),
         Distillation(0.5, 2.0, 14, "linear", 3),
         Distillation(0.5, 2.0, 14, features=1.0, accumulation=2),
     ],
