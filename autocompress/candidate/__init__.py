@@ -1,7 +1,12 @@
 """Describe how a model is compressed: candidates, configs of modules, and distillation."""
 
 from autocompress.candidate.candidate import Candidate, config_error
-from autocompress.candidate.distillation import SCHEDULES, UNTRAINED, Distillation
+from autocompress.candidate.distillation import (
+    BATCH_NORMS,
+    SCHEDULES,
+    UNTRAINED,
+    Distillation,
+)
 from autocompress.candidate.module_config import (
     ACTIVATION_MODES,
     ALGORITHMS,
@@ -19,6 +24,7 @@ __all__ = [
     "ACTIVATION_MODES",
     "ALGORITHMS",
     "APART_BITS",
+    "BATCH_NORMS",
     "DECOMPOSITIONS",
     "IMPORTANCES",
     "SCHEDULES",

@@ -10,6 +10,7 @@ from autocompress.argument_types import set_typed
 from autocompress.errors import SpaceError
 
 SCHEDULES = ("one_shot", "linear", "cubic")
+BATCH_NORMS = ("frozen", "train", "auto")
 
 
 @dataclass(frozen=True)
@@ -35,6 +36,9 @@ class Distillation:
         learning_rate: of the weights; scales and float parts have theirs in proportion.
         accumulation: batches per optimizer step.
         checkpointing: compute repeated blocks again in the backward pass, to save memory.
+        batch_norm: "frozen": batch normalisations keep their statistics; "train": they take those
+            of each batch, and statistics are estimated again for the trained weights; "auto": a
+            short training of each kind decides.
     """
 
     alpha: float = 0.5
@@ -48,6 +52,7 @@ class Distillation:
     learning_rate: float = 2e-4
     accumulation: int = 1
     checkpointing: bool = False
+    batch_norm: str = "frozen"
 
     def __post_init__(self) -> None:
         if self.restarts or tuple(map(type, self.__dict__.values())) != TYPES:

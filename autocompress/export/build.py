@@ -12,7 +12,7 @@ from dataclasses import dataclass, field, replace
 from functools import cached_property
 
 from onnx import ModelProto
-from torch import nn
+from torch import Tensor, nn
 
 from autocompress.candidate import Candidate
 from autocompress.compress.assemble.calls import Call
@@ -130,6 +130,7 @@ class Builder:
         trained: Trained | None = None,
         levels: Mapping[str, int] | None = None,
         blocks: Mapping[str, int] | None = None,
+        statistics: Mapping[str, Tensor] | None = None,
     ) -> Recipe:
         """Collect the parts of a candidate's graph.
 
@@ -139,6 +140,8 @@ class Builder:
             trained: weights and ranges after recovery; it replaces `variants`.
             levels: accuracy level by module on the weight-only product; None takes the fastest.
             blocks: block size by packed embedding; None takes the fastest.
+            statistics: means and variances of batch normalisations that differ from the float
+                model's, by the name of the buffer; those of `trained` come first.
 
         Returns:
             The recipe for `build`.
@@ -155,6 +158,7 @@ class Builder:
             kernels.blocks(modules, candidate) if blocks is None else blocks,
             kernels.integer_forms(modules, candidate, variants),
             self.smoother.parameters(candidate),
+            statistics or {},
             trained.others if trained else None,
         )
 

@@ -87,8 +87,11 @@ class Compressor:
         Returns:
             The content of model.onnx.
         """
-        variants = self.variants(candidate) if trained is None else {}
-        return self.builder.build(self.builder.recipe(candidate, variants, trained))
+        if trained is not None:
+            return self.builder.build(self.builder.recipe(candidate, {}, trained))
+        variants, statistics = self.variants(candidate), self.stitcher.statistics(candidate)
+        recipe = self.builder.recipe(candidate, variants, statistics=statistics)
+        return self.builder.build(recipe)
 
     def variants(self, candidate: Candidate) -> dict[str, Variant]:
         """Compress the weights of a candidate, or read them from the library.

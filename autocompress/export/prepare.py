@@ -16,6 +16,7 @@ import torch
 from autocompress.candidate import Candidate, ModuleConfig
 from autocompress.compress.assemble.library import VariantLibrary
 from autocompress.compress.assemble.stitch import Stitcher
+from autocompress.compress.calibrate.batch_norm import norm_samples
 from autocompress.compress.calibrate.evidence import Evidence, task_losses
 from autocompress.compress.calibrate.statistics import CALIBRATION_SAMPLES, collect_statistics
 from autocompress.errors import ExportError
@@ -93,7 +94,8 @@ def prepare(
     if fused_modules(task.model):
         original = copied(task.model, shares_weights=True)
         file = exported(original, task.example_inputs, outputs, graphs, free).shared
-    evidence = Evidence(teacher, statistics, task_losses(task))
+    norms = norm_samples(teacher, samples)
+    evidence = Evidence(teacher, statistics, task_losses(task), batches=norms)
     builder = Builder(lowered, module_map, evidence, ranges, file, kernels)
     report("checking what can be pruned", 0.0)
     return _with_prunable_groups(builder, samples[0], outputs)

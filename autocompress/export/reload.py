@@ -183,8 +183,9 @@ def _graph_again(folder: Path, recipe: dict[str, Any], task: Task) -> ModelProto
     elif recipe["trained"]:
         trained = _trained_again(learner, task, compressor.stitcher, candidate, origin)
     variants = {} if trained is not None else compressor.variants(candidate)
+    statistics = None if trained is not None else compressor.stitcher.statistics(candidate)
     levels, blocks = kernels["matmul_levels"], kernels["gather_blocks"]
-    parts = compressor.builder.recipe(candidate, variants, trained, levels, blocks)
+    parts = compressor.builder.recipe(candidate, variants, trained, levels, blocks, statistics)
     return compressor.builder.build(replace(parts, ranges=_ranges(recipe)))
 
 

@@ -7,17 +7,19 @@ work and the nearest that does.
 from __future__ import annotations
 
 import copy
+from collections.abc import Mapping
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.nn.parameter import is_lazy
 
+from autocompress.argument_types import shown
 from autocompress.errors import TaskError, nearest_name
 from autocompress.measure.probing import validation_outputs
 from autocompress.model.float_copy import noticed_casts
 from autocompress.task.batch_checks import first_batch
-from autocompress.task.batches import NARROWED, map_inputs
+from autocompress.task.batches import NARROWED, leaves, map_inputs
 from autocompress.task.calls import named_outputs, primary_output, run_model
 from autocompress.task.copies import copied
 from autocompress.task.task import OutputMetric, Task
@@ -165,6 +167,52 @@ def check_loss(task: Task) -> None:
             f"task: loss returned {came} of the first training batch; "
             "expected one number, a scalar tensor"
         )
+
+
+def check_augment(task: Task) -> None:
+    """Check that the views of a training batch can take its place.
+
+    Args:
+        task: with its splits settled.
+
+    Raises:
+        TaskError: `augment` is no function, changes a shape, a type or a constant, makes numbers
+            that are not finite, or gives another view under the same seed.
+        UserCodeError: it fails.
+    """
+    if task.augment is None:
+        return
+    begin = f"task {task.name}: augment"
+    if not callable(task.augment):
+        raise TaskError(f"{begin} is {shown(task.augment)}; expected a function of inputs")
+    inputs = first_batch(task.training_batches(), "train")[0]
+    views = [task.view(inputs, 0) for _ in range(2)]
+    expected, found, again = leaves(inputs), leaves(views[0]), leaves(views[1])
+    for path in {**expected, **found}:
+        wanted, came = _described(expected, path), _described(found, path)
+        if came != wanted:
+            raise TaskError(f"{begin} returned {came} for {path}; nearest: {wanted}, as it came")
+        value = found[path]
+        if not isinstance(value, Tensor):
+            continue
+        if bool(torch.isfinite(expected[path]).all()) and not bool(torch.isfinite(value).all()):
+            raise TaskError(f"{begin} makes NaN or infinity in {path} of the first training batch")
+        same = _described(again, path) == came
+        if not same or not torch.equal(value.nan_to_num(), again[path].nan_to_num()):
+            raise TaskError(
+                f"{begin} gives another {path} under the same seed, so that training could not "
+                "resume; nearest: draw from the generators of torch, numpy.random or random"
+            )
+
+
+def _described(values: Mapping[str, Any], path: str) -> str:
+    """Return shape and type of a tensor, the text of a constant, or "nothing"."""
+    if path not in values:
+        return "nothing"
+    value = values[path]
+    if not isinstance(value, Tensor):
+        return shown(value)
+    return f"{str(value.dtype).removeprefix('torch.')} of shape {tuple(value.shape)}"
 
 
 def check_task(task: Task) -> None:

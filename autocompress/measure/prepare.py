@@ -16,6 +16,7 @@ import torch
 from autocompress.measure.checks import (
     NORMS,
     SPLITS,
+    check_augment,
     check_loss,
     check_model,
     check_outputs,
@@ -69,6 +70,7 @@ def prepared(task: Task, say: Callable[[str], None] = lambda line: None) -> Task
             else:
                 batch_first = task.batch_first
     check_loss(task)
+    check_augment(task)
     for name, further in task.latency_inputs.items():
         begin = f"task {task.name}: model.forward fails on latency_inputs[{name!r}]"
         with torch.no_grad():

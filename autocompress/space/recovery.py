@@ -9,7 +9,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any
 
-from autocompress.candidate import SCHEDULES, UNTRAINED, Distillation
+from autocompress.candidate import BATCH_NORMS, SCHEDULES, UNTRAINED, Distillation
 from autocompress.errors import SpaceError, nearest_name
 from autocompress.space.axes import check_keys, listed
 
@@ -31,6 +31,7 @@ KEYS = (
     "rounds",
     "accumulation",
     "checkpointing",
+    "batch_norm",
     "student_steps",
 )
 
@@ -48,6 +49,7 @@ class RecoverySpace:
         rounds: as in `Distillation`.
         accumulation: as in `Distillation`.
         checkpointing: as in `Distillation`.
+        batch_norm: as in `Distillation`; a student trains with frozen statistics.
         student_steps: steps for which `Task.student` learns from the model before the search; 0
             takes it as it is.
     """
@@ -60,6 +62,7 @@ class RecoverySpace:
     rounds: int = UNTRAINED.rounds
     accumulation: int = 1
     checkpointing: bool = False
+    batch_norm: str = UNTRAINED.batch_norm
     student_steps: int = 0
 
     @property
@@ -104,6 +107,7 @@ class RecoverySpace:
             restarts=restarts,
             accumulation=self.accumulation,
             checkpointing=self.checkpointing,
+            batch_norm=self.batch_norm,
             **values,
         )
 
@@ -120,6 +124,7 @@ class RecoverySpace:
             schedule="one_shot",
             sequences=0.0,
             learning_rate=STUDENT_RATE,
+            batch_norm=UNTRAINED.batch_norm,
         )
 
     def fitted(self, has_labels: bool, has_logits: bool) -> RecoverySpace:
@@ -163,6 +168,12 @@ def parse_recovery(where: str, data: Mapping[str, Any]) -> RecoverySpace:
     checkpointing = data.get("checkpointing", False)
     if not isinstance(checkpointing, bool):
         raise SpaceError(f"{where}: checkpointing must be true or false, got {checkpointing!r}")
+    batch_norm = data.get("batch_norm", UNTRAINED.batch_norm)
+    if batch_norm not in BATCH_NORMS:
+        raise SpaceError(
+            f"{where}: batch_norm {batch_norm!r} is unknown; nearest: "
+            f"{nearest_name(str(batch_norm), BATCH_NORMS)}"
+        )
     numbers: dict[str, int] = {}
     for name, default, least in _COUNTS:
         numbers[name] = _count(where, name, data.get(name, default), least)
@@ -171,6 +182,7 @@ def parse_recovery(where: str, data: Mapping[str, Any]) -> RecoverySpace:
         choices,
         _rungs(where, data.get("steps", 0)),
         checkpointing=checkpointing,
+        batch_norm=batch_norm,
         **numbers,
     )
 

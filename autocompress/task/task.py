@@ -16,7 +16,14 @@ from torch import Tensor, nn
 
 from autocompress.errors import TaskError
 from autocompress.task.batch_checks import first_batch
-from autocompress.task.batches import Batches, Inputs, cuttable, map_inputs, take_samples
+from autocompress.task.batches import (
+    Batches,
+    Inputs,
+    cuttable,
+    map_inputs,
+    seeded,
+    take_samples,
+)
 from autocompress.task.calls import (
     FORWARD_FAILS,
     named_outputs,
@@ -92,6 +99,10 @@ class Task:
             from it is free in the files.
         data_memory: most memory that a validation, calibration or test split takes, bytes or a text
             such as "2GB"; a split is kept so that each pass is the same.
+        augment: inputs of a training batch -> a random view of them of the same shapes and types,
+            such as flipped and cropped images, for which the targets still hold. Recovery gives
+            student and teacher the same view. It draws from the generators of torch, NumPy or
+            `random`.
     """
 
     name: str
@@ -117,6 +128,7 @@ class Task:
     rows_independent: bool = False
     data_memory: str | float = "2GB"
     latency_inputs: Mapping[str, Inputs] = field(default_factory=dict)
+    augment: Callable[[Inputs], Inputs] | None = None
 
     @cached_property
     def first_batch(self) -> tuple[Inputs, Any]:
@@ -232,6 +244,28 @@ class Task:
             if batches is not None:
                 return batches
         return self.validation
+
+    def view(self, inputs: Inputs, seed: int) -> Inputs:
+        """Return the view of a training batch that student and teacher see.
+
+        Source: Beyer et al. 2022, "Knowledge distillation: a good teacher is patient and
+        consistent".
+
+        Args:
+            inputs: one batch of inputs; it is not changed.
+            seed: the same number gives the same view.
+
+        Returns:
+            What `augment` makes of the inputs; the inputs themselves without it.
+
+        Raises:
+            UserCodeError: `augment` fails.
+        """
+        if self.augment is None:
+            return inputs
+        own = map_inputs(inputs, torch.clone)
+        with seeded(seed), torch.no_grad(), user_code("task: augment fails"):
+            return self.augment(own)
 
     def can_cut(self, inputs: Inputs, target: Any) -> bool:
         """Return True if a part of a batch is a smaller batch.

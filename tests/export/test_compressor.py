@@ -1,9 +1,11 @@
 from __future__ import annotations
 
+import numpy as np
 import pytest
 import torch
 from arithmetic import Formed
 from fixture import Fixture
+from onnx import numpy_helper
 from torch import nn
 
 from autocompress import Candidate, Task
@@ -40,6 +42,20 @@ def test_a_module_is_of_its_own(fixture: Fixture) -> None:
     for module in modules:
         ruin(module)
     assert torch.equal(output_of(compressor.stitcher.apply(candidates[0]), inputs), expected[0])
+
+
+def test_files_hold_the_statistics_of_the_candidate(fixture: Fixture) -> None:
+    candidate = fixture.uniform(weight_bits=2)
+    graph, statistics = fixture.compressor.graph(candidate), fixture.stitcher.statistics(candidate)
+    stored = {tensor.name: numpy_helper.to_array(tensor) for tensor in graph.graph.initializer}
+    float_state = fixture.stitcher.teacher.state_dict()
+    names = [name for name in statistics if name in stored]
+    assert names
+    for name in names:
+        np.testing.assert_array_equal(stored[name], statistics[name].numpy())
+        assert not torch.equal(statistics[name], float_state[name])
+    assert fixture.difference(candidate) < 1e-3
+    assert fixture.stitcher.statistics(Candidate()) == {}
 
 
 def test_a_graph_does_not_depend_on_what_was_applied(fixture: Fixture) -> None:

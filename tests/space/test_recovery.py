@@ -31,6 +31,7 @@ def test_parameters_choose() -> None:
             "steps": 10,
             "accumulation": 2,
             "checkpointing": True,
+            "batch_norm": "train",
         },
     )
     assert space.alpha_is_searched
@@ -55,6 +56,8 @@ def test_parameters_choose() -> None:
         found.learning_rate,
     ) == (0.3, 4.0, 0.5, 0.25, 1e-4)
     assert (found.accumulation, found.checkpointing) == (2, True)
+    assert found.batch_norm == "train"
+    assert space.student_lesson().batch_norm == "frozen"
     assert type(found).from_json(found.to_json()) == found
 
 
@@ -90,6 +93,8 @@ def test_what_means_nothing_is_not_searched() -> None:
             {"accumulation": 0},
             "accumulation must be an integer >= 1, got 0; nearest valid value: 1",
         ),
+        ({"batch_norm": "trained"}, "batch_norm 'trained' is unknown; nearest: train"),
+        ({"batch_norm": True}, "batch_norm True is unknown; nearest: "),
         ({"checkpointing": 1}, "checkpointing must be true or false, got 1"),
         (
             {"student_steps": 1.5},

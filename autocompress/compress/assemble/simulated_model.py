@@ -77,7 +77,8 @@ class FoldedNorm:
     ) -> Tensor:
         """Return `output` as the kernel writes it.
 
-        It is unchanged if the normalisation reads no output of an integer convolution.
+        It is unchanged if the normalisation reads no output of an integer convolution. The rounded
+        bias is left out while the statistics of a batch replace those that it depends on.
         """
         read = args[0] if args else named["input"]
         waiting = []
@@ -89,6 +90,9 @@ class FoldedNorm:
             return output
         convolution, last = waiting[-1]
         convolution.unrounded.remove(last)
+        if norm.training:
+            learning: Tensor = last.quantizer(output)
+            return learning
         gain = (norm.running_var + norm.eps).rsqrt() * (1.0 if norm.weight is None else norm.weight)
         shift = ((0.0 if last.bias is None else last.bias) - norm.running_mean) * gain + (
             0.0 if norm.bias is None else norm.bias

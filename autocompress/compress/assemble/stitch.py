@@ -6,15 +6,18 @@ factorise, (train,) quantise.
 
 from __future__ import annotations
 
+from collections import OrderedDict
+from collections.abc import Mapping
 from typing import NewType
 
-from torch import nn
+from torch import Tensor, nn
 
 from autocompress.candidate import Candidate
 from autocompress.compress.assemble.library import VariantLibrary
 from autocompress.compress.assemble.simulated_model import ActivationPlan, SimulatedModel
 from autocompress.compress.assemble.trained import Trained
 from autocompress.compress.assemble.variant import Variant
+from autocompress.compress.calibrate.batch_norm import NormStatistics
 from autocompress.compress.prune.masks import Masks, Pruner
 from autocompress.compress.quantize.activation import ActivationRange
 from autocompress.compress.quantize.smooth import Smoother
@@ -22,6 +25,7 @@ from autocompress.model.modules import ModuleMap
 
 # The one model of a stitcher, which the next `apply` changes: use it before, or take a deep copy.
 BorrowedModel = NewType("BorrowedModel", nn.Module)
+REMEMBERED = 32  # candidates whose statistics of normalisations are kept
 
 
 class Stitcher(SimulatedModel):
@@ -35,6 +39,7 @@ class Stitcher(SimulatedModel):
         module_map: its modules.
         library: makes and keeps compressed weights.
         plan: calls and activation ranges of the graph.
+        norms: estimates the statistics of batch normalisations again for a candidate.
         masks: the kept channels of the last applied candidate.
     """
 
@@ -50,6 +55,8 @@ class Stitcher(SimulatedModel):
         self.library = library
         self.plan = plan or ActivationPlan()
         self.pruner = Pruner(library.evidence, module_map)
+        self.norms = NormStatistics(teacher, library.evidence.batches)
+        self._statistics: OrderedDict[Candidate, Mapping[str, Tensor]] = OrderedDict()
         self.masks = Masks({})
         self.smoother = Smoother(library.model, module_map, library.evidence.statistics)
         kinds = {
@@ -94,10 +101,39 @@ class Stitcher(SimulatedModel):
                     name, module.name, candidate, masks
                 )
                 self.set_variant(name, module.name, variant, config, masks, block_size)
-        self.load(
-            {**self.smoother.parameters(candidate), **(trained.others if trained else {})}, masks
-        )
+        smoothed = self.smoother.parameters(candidate)
+        if trained is not None:
+            self.load({**smoothed, **trained.others}, masks)
+            return BorrowedModel(self.model)
+        plain = Candidate(candidate.modules)
+        self.load({**smoothed, **self._statistics.get(plain, {})}, masks)
+        if plain not in self._statistics:
+            changed = {name for name, _ in candidate.modules} | {name for name, _ in masks.kept}
+            self._statistics[plain] = self.norms.estimate(self.model, changed)
+            if len(self._statistics) > REMEMBERED:
+                self._statistics.popitem(last=False)
         return BorrowedModel(self.model)
+
+    def statistics(self, candidate: Candidate) -> Mapping[str, Tensor]:
+        """Return the statistics of batch normalisations that differ from the float model's.
+
+        Args:
+            candidate: the configs of the modules; the model holds it afterwards if they are not
+                known yet.
+
+        Returns:
+            Means and variances by the name of the buffer.
+        """
+        plain = Candidate(candidate.modules)
+        if plain not in self._statistics:
+            self.apply(plain)
+        return self._statistics[plain]
+
+    def renew_statistics(self) -> None:
+        """Estimate the statistics of batch normalisations for the model's weights of now."""
+        for name in self.norms.buffers:
+            self.model.get_buffer(name).copy_(self.state[name])
+        self.norms.estimate(self.model, self.simulated)
 
     def variant(
         self, name: str, owner: str, candidate: Candidate, masks: Masks | None = None

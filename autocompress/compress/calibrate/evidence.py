@@ -7,7 +7,7 @@ loss at each weight. Importance of units, masks of zeros and rounding all read i
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any
@@ -56,12 +56,14 @@ class Evidence:
         statistics: statistics of layers' inputs by module name; may be empty.
         losses: maps a model to scalar losses, one per small batch; None without data.
         scores: cache of unit importance by (group, criterion), shared by all readers.
+        batches: the inputs on which statistics of batch normalisations are estimated again.
     """
 
     model: nn.Module
     statistics: Mapping[str, LayerStatistics] = field(default_factory=dict)
     losses: Callable[[nn.Module], Iterable[Tensor]] | None = None
     scores: dict[tuple[str, str], NDArray[np.float64]] = field(default_factory=dict)
+    batches: Sequence[Inputs] = ()
 
     @cached_property
     def gradients(self) -> Mapping[str, Gradients]:

@@ -18,6 +18,7 @@ from torch.utils.checkpoint import checkpoint as recomputed
 
 from autocompress.compress.assemble.calls import Calls
 from autocompress.compress.assemble.fake_quant import SimulatedModule
+from autocompress.compress.calibrate.batch_norm import NORMS
 from autocompress.compress.quantize.activation import RangeQuantizer
 from autocompress.compress.recover.precision import known_dtype, training_dtype
 from autocompress.compress.recover.sequences import check_causal
@@ -26,6 +27,7 @@ from autocompress.task.batches import Inputs, seed_all, target_to_device, to_dev
 from autocompress.task.calls import call_model
 from autocompress.task.task import Task
 
+LEAST_BATCH = 16  # samples with which a batch's own statistics may normalise it
 WATCHED = 128  # validation samples on which the student is compared with the teacher
 
 
@@ -194,6 +196,29 @@ def recomputing(model: nn.Module, wanted: bool) -> Iterator[None]:
     finally:
         for block in blocks:
             del block.forward
+
+
+@contextlib.contextmanager
+def with_batch_statistics(model: nn.Module, wanted: bool) -> Iterator[None]:
+    """Normalise each batch by its own statistics inside the context.
+
+    The statistics that the model holds are not changed.
+
+    Args:
+        model: a model in eval mode.
+        wanted: False changes nothing.
+    """
+    norms: list[Any] = []
+    for module in model.modules():
+        if wanted and isinstance(module, NORMS) and module.track_running_stats:
+            norms.append(module)
+    for norm in norms:
+        norm.training, norm.track_running_stats = True, False
+    try:
+        yield
+    finally:
+        for norm in norms:
+            norm.training, norm.track_running_stats = False, True
 
 
 def _repeated_blocks(model: nn.Module, inside: tuple[str, ...]) -> list[nn.Module]:

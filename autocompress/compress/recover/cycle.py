@@ -17,11 +17,13 @@ from torch import Tensor, nn
 
 from autocompress.candidate import Distillation
 from autocompress.compress.recover.context import (
+    LEAST_BATCH,
     Trainer,
     out_of_memory,
     parameter_groups,
     recomputing,
     stream,
+    with_batch_statistics,
 )
 from autocompress.compress.recover.distill import distillation_loss
 from autocompress.compress.recover.features import FeatureMatcher
@@ -42,6 +44,7 @@ WARM_UP = 10  # steps, at most a third of the cycle
 CHECKS = 5  # measurements of the validation divergence per cycle
 LEAST_GAP = 20  # steps between two measurements
 PATIENCE = 3  # measurements without improvement until a cycle ends
+VIEWS = 1_000_003  # apart are the seeds of views of two trainings
 SAVE_S = 60.0  # seconds between checkpoints
 
 
@@ -65,7 +68,8 @@ def rate(step: int, steps: int) -> float:
 class Cycle:
     """Run the cosine schedule once: AdamW steps on a student, in place.
 
-    The student stays in eval mode, so that batch statistics are frozen and dropout is off. Every
+    The student stays in eval mode, so that dropout is off. Batch normalisations keep their
+    statistics; with `renew` they take those of each batch. Every
     few steps its divergence from the teacher is measured on validation inputs. The weights with the
     lowest divergence are restored at the end. A cycle that does not improve ends early.
 
@@ -79,6 +83,8 @@ class Cycle:
         checkpoint: file to which the state is written once a minute, and from which an interrupted
             cycle resumes; None for none.
         stop: called after each step; True ends the cycle.
+        renew: estimates the statistics of batch normalisations for the weights of now; called
+            before each measurement and at the end. None freezes them.
         step: optimizer steps so far.
         parts: number of parts that batches are cut into, because memory is short.
         best: parameters at the lowest divergence so far.
@@ -96,6 +102,7 @@ class Cycle:
     matcher: FeatureMatcher | None = None
     checkpoint: Path | None = None
     stop: Callable[[], bool] = lambda: False
+    renew: Callable[[], None] | None = None
     step: int = 0
     parts: int = 1
     best: dict[str, Tensor] = field(default_factory=dict)
@@ -164,7 +171,7 @@ class Cycle:
         while self.step < self.steps and self.stale < PATIENCE:
             for group, base in zip(optimizer.param_groups, bases, strict=True):
                 group["lr"] = base * rate(self.step, self.steps)
-            self._gradients([next(batches) for _ in range(accumulation)])
+            self._gradients([self._view(*next(batches), i) for i in range(accumulation)])
             self._update(optimizer)
             self.step += 1
             stopped = self.stop()
@@ -180,9 +187,19 @@ class Cycle:
         with torch.no_grad():
             for name, parameter in self.parameters.items():
                 parameter.copy_(self.best[name])
+        if self.renew is not None:
+            self.renew()
+
+    def _view(self, inputs: Inputs, target: Any, i: int) -> tuple[Inputs, Any]:
+        """Return batch i of this step as student and teacher see it; it depends on the step."""
+        at = (self.start + self.step) * self.distillation.accumulation + i
+        seed = (VIEWS * (self.trainer.seed + 1) + at) % (1 << 63)
+        return self.trainer.task.view(inputs, seed), target
 
     def _measure(self) -> None:
         """Measure the divergence and remember the parameters if it is the lowest."""
+        if self.renew is not None:
+            self.renew()
         divergence = self.trainer.divergence(self.student)
         self.stale += 1
         if divergence < self.best_divergence or not self.best:
@@ -243,12 +260,17 @@ class Cycle:
                 part, labels = cut(inputs, target, rows)
                 part_answers = {name: _rows(a, rows, size) for name, a in answers.items()}
             part, labels = to_device(part, trainer.device), target_to_device(labels, trainer.device)
-            loss = self._loss(part, labels, part_answers)
-            if not math.isfinite(float(loss.detach())):
-                raise NotComputableError(
-                    f"recovery: loss is {float(loss.detach())} at step {self.step} of {self.steps}"
-                )
-            torch.autograd.backward(self.scaler.scale(loss * (weight * batch_size(part) / size)))
+            own = batch_size(part)
+            normed = self.renew is not None and own >= LEAST_BATCH
+            # Blocks may be computed again in the backward pass.
+            with with_batch_statistics(self.student, normed):
+                loss = self._loss(part, labels, part_answers)
+                value = float(loss.detach())
+                if not math.isfinite(value):
+                    raise NotComputableError(
+                        f"recovery: loss is {value} at step {self.step} of {self.steps}"
+                    )
+                torch.autograd.backward(self.scaler.scale(loss * (weight * own / size)))
 
     def _loss(self, inputs: Inputs, target: Any, answers: Outputs) -> Tensor:
         trainer = self.trainer

@@ -17,11 +17,13 @@ from autocompress.candidate import Candidate, ModuleConfig
 from autocompress.compress.assemble.library import VariantLibrary
 from autocompress.compress.assemble.stitch import Stitcher
 from autocompress.compress.assemble.trained import Trained
+from autocompress.compress.calibrate.batch_norm import norm_samples
 from autocompress.compress.calibrate.evidence import Evidence
 from autocompress.compress.calibrate.statistics import CALIBRATION_SAMPLES, collect_statistics
 from autocompress.compress.recover.context import Trainer
 from autocompress.compress.recover.cycle import Cycle
 from autocompress.compress.recover.features import matched_by_name, prepared_matcher
+from autocompress.compress.recover.normalisation import trains_statistics
 from autocompress.errors import DamagedFileError
 from autocompress.results.tensor_files import read_tensors, write_tensors
 
@@ -118,6 +120,9 @@ def _train(
     model = stitcher.apply(stage)
     stitcher.start_training(stage)
     trainer.settle(model)
+    steps = borders[-1] - borders[0]
+    renews = trains_statistics(trainer, stitcher, stage, borders[0], steps, folder, stop)
+    renew = stitcher.renew_statistics if renews else None
     matcher = None
     if stage.distillation.features > 0:
         pairs = trainer.task.matched_modules or matched_by_name(
@@ -129,7 +134,7 @@ def _train(
         for start, end in pairwise(borders):
             path = None if folder is None else folder / f"cycle{start}.checkpoint"
             parts = (trainer, model, stage.distillation, end - start, start, matcher, path, stop)
-            reached = start + Cycle(*parts).run()
+            reached = start + Cycle(*parts, renew).run()
             if stop() or (end < borders[-1] and not go_on(model, end)):
                 break
     finally:
@@ -173,6 +178,7 @@ def _continued(
     samples = trainer.task.first_samples(calibration, CALIBRATION_SAMPLES)
     batches = [inputs for inputs, _ in samples]
     statistics = collect_statistics(model, stitcher.module_map, batches, trainer.device)
-    evidence = Evidence(model, statistics, stitcher.library.evidence.losses)
+    losses = stitcher.library.evidence.losses
+    evidence = Evidence(model, statistics, losses, batches=norm_samples(model, batches))
     library = VariantLibrary(evidence, None, stitcher.library.integer_form)
     return Stitcher(model, stitcher.module_map, library, stitcher.plan)

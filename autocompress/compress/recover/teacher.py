@@ -117,7 +117,8 @@ def _bytes(tensor: Tensor) -> bytes:
 class Teacher:
     """Answer batches with the original model of a task.
 
-    Answers are float32. Logits over more than DENSE classes are reduced to `TopLogits`, with or
+    Answers are float32. Views of batches never come again, so that a task that augments them has no
+    cache. Logits over more than DENSE classes are reduced to `TopLogits`, with or
     without a cache, so that the cache changes no result. The cache stays below DISK_BYTES. It is
     given up once reading takes longer than computing.
 
@@ -142,6 +143,8 @@ class Teacher:
     def __post_init__(self) -> None:
         self._compute_s = self._read_s = float("inf")
         self._digest = ""
+        if self.task.augment is not None:
+            self.folder = None
         self._disk = Cache(self.folder, DISK_BYTES)
         self._room = DISK_BYTES // 2
         if self.folder is not None:

@@ -41,6 +41,7 @@ class Recipe:
         blocks: block size, for the embeddings that stay packed at run time.
         forms: of the integer weights, for the modules whose kernel multiplies integers.
         smoothed: parameters of normalisations that were divided by smoothing factors, by name.
+        statistics: means and variances of batch normalisations that were estimated again, by name.
         others: parameters that training changed, by name; None for weights that were not trained.
     """
 
@@ -52,6 +53,7 @@ class Recipe:
     blocks: Mapping[str, int] = field(default_factory=dict)
     forms: Mapping[str, IntegerForm] = field(default_factory=dict)
     smoothed: Mapping[str, Tensor] = field(default_factory=dict)
+    statistics: Mapping[str, Tensor] = field(default_factory=dict)
     others: Mapping[str, Tensor] | None = None
 
     @property
@@ -187,7 +189,7 @@ def _touched(recipe: Recipe, name: str) -> bool:
 
 def _replace_parameters(graph: GraphBuilder, recipe: Recipe) -> None:
     """Write smoothed, trained and cut parameters of modules that are not compressed themselves."""
-    for name, value in {**recipe.smoothed, **(recipe.others or {})}.items():
+    for name, value in {**recipe.smoothed, **recipe.statistics, **(recipe.others or {})}.items():
         if name in graph.initializers and value.is_floating_point():
             graph.initializers[name] = numpy_helper.from_array(value.cpu().numpy(), name)
     for (name, side), mask in recipe.masks.kept.items():

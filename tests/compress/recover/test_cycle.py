@@ -10,16 +10,19 @@ from pathlib import Path
 import pytest
 import torch
 from fixture import Fixture, trainer_of
+from torch import Tensor
 from torch.utils.data import DataLoader, TensorDataset
 
-from autocompress import Candidate, Distillation, ModuleConfig
+from autocompress import Candidate, Distillation, ModuleConfig, Task
 from autocompress.compress.assemble.trained import Trained
 from autocompress.compress.recover import cycle as module
 from autocompress.compress.recover.context import Trainer, parameter_groups
 from autocompress.compress.recover.cycle import Cycle
 from autocompress.compress.recover.recover import recover
+from autocompress.compress.recover.teacher import Teacher
 from autocompress.errors import NotComputableError
 from autocompress.measure.accuracy import evaluate_model
+from autocompress.task.batches import Inputs, map_inputs
 
 pytestmark = pytest.mark.slow
 
@@ -69,6 +72,13 @@ def candidate(fixture: Fixture, recovery: Distillation, **axes: object) -> Candi
             **axes,
         )
     return Candidate.of(configs, recovery)
+
+
+def noisy(inputs: Inputs) -> Inputs:
+    def view(tensor: Tensor) -> Tensor:
+        return tensor + torch.randn_like(tensor) if tensor.is_floating_point() else tensor
+
+    return map_inputs(inputs, view)
 
 
 def same(a: Trained, b: Trained) -> bool:
@@ -187,7 +197,7 @@ class Interrupted(Exception):
     "recovery",
     [
         Distillation(0.5, 2.0, 14),
-        Distillation(0.5, 2.0, 14, restarts=(5,)),
+        Distillation(0.5, 2.0, 14, restarts=(5,), batch_norm="train"),
         Distillation(0.5, 2.0, 14, "linear", 3),
         Distillation(0.5, 2.0, 14, features=1.0, accumulation=2),
     ],
@@ -203,7 +213,7 @@ def test_resumed_training_ends_with_the_same_weights(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setattr(module, "SAVE_S", 0.0)
-    task = shuffled(fixture.task)
+    task = replace(shuffled(fixture.task), augment=noisy)
     at = candidate(fixture, recovery, weight_bits=3, pruning_ratio=0.5)
     expected, _ = recover(
         trainer_of(task, fixture.stitcher), fixture.stitcher, at, tmp_path / "whole"
@@ -223,6 +233,24 @@ def test_resumed_training_ends_with_the_same_weights(
     found, _ = recover(trainer_of(task, fixture.stitcher), fixture.stitcher, at, tmp_path / "cut")
     assert same(found, expected)
     assert len(done) - count <= 14 - at_step + 1, "what was done is not done again"
+
+
+def test_student_and_teacher_see_the_same_view(
+    cnn_task: Task, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    fixture = Fixture(cnn_task)
+    trainer = trainer_of(replace(cnn_task, augment=noisy), fixture.stitcher)
+    learnt: list[Inputs] = []
+    taught: list[Inputs] = []
+    loss, answers = Cycle._loss, Teacher.outputs
+    monkeypatch.setattr(Cycle, "_loss", lambda c, i, *a: (learnt.append(i), loss(c, i, *a))[1])
+    monkeypatch.setattr(Teacher, "outputs", lambda t, i: (taught.append(i), answers(t, i))[1])
+    recover(trainer, fixture.stitcher, candidate(fixture, Distillation(0.5, 2.0, 3), weight_bits=4))
+    assert len(learnt) == len(taught) == 3
+    given = [inputs for inputs, _ in cnn_task.training_batches()]
+    for own, other in zip(learnt, taught, strict=True):
+        assert torch.equal(own, other)
+        assert not any(torch.equal(own, inputs) for inputs in given)
 
 
 def test_loss_or_gradient_that_is_not_finite_is_said(fixture: Fixture) -> None:

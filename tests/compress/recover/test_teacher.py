@@ -60,6 +60,19 @@ def test_each_batch_is_computed_once_in_whatever_order_it_comes(tmp_path: Path) 
     assert not list(tmp_path.glob(".*"))
 
 
+def test_views_are_answered_anew(tmp_path: Path) -> None:
+    plain = teacher_of(tmp_path)
+    task = replace(plain.task, augment=lambda x: x + torch.randn_like(x))
+    teacher = Teacher(task, plain.model, CPU, tmp_path)
+    views = [task.view(BATCHES[0][0], seed) for seed in (0, 1, 0)]
+    assert torch.equal(views[0], views[2])
+    assert not torch.equal(views[0], views[1])
+    for view in views:
+        assert torch.equal(teacher.outputs(view)[""], plain.model.layer(view))
+    assert (teacher.computed, teacher.read) == (3, 0)
+    assert not list(tmp_path.rglob("*.safetensors"))
+
+
 def test_other_inputs_and_other_weights_are_other_answers(tmp_path: Path) -> None:
     teacher = teacher_of(tmp_path)
     x = BATCHES[0][0]

@@ -1,0 +1,95 @@
+"""Decide if batch normalisations train with the statistics of each batch or with frozen ones.
+
+Batches say more about changed weights the larger they are. `recover.py` asks before each training.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+
+import torch
+
+from autocompress.candidate import Candidate
+from autocompress.compress.assemble.stitch import Stitcher
+from autocompress.compress.recover.context import LEAST_BATCH, Trainer
+from autocompress.compress.recover.cycle import LEAST_GAP, Cycle
+from autocompress.results.files import write_atomic
+from autocompress.task.batches import batch_size
+
+SHARE = 0.1  # of the steps of a training, for each of two short ones that decide
+
+
+def trains_statistics(
+    trainer: Trainer,
+    stitcher: Stitcher,
+    stage: Candidate,
+    start: int,
+    steps: int,
+    folder: Path | None = None,
+    stop: Callable[[], bool] = lambda: False,
+) -> bool:
+    """Return True if normalisations take the statistics of each batch.
+
+    With "auto" a short training of each kind decides by its divergence from the teacher, unless
+    batches are too small.
+
+    Args:
+        trainer: data, teacher, floating-point type and seed.
+        stitcher: holds `stage`, ready for training; its model is as it was afterwards.
+        stage: gives the distillation.
+        start: steps before this training.
+        steps: steps of this training.
+        folder: keeps the decision for a training that resumes; None keeps nothing.
+        stop: called after each step; True ends the short trainings, which then decide nothing.
+
+    Raises:
+        NotComputableError: as `Cycle.run`.
+    """
+    wanted = stage.distillation.batch_norm
+    if wanted == "frozen" or not stitcher.norms.names:
+        return False
+    if wanted == "train":
+        return True
+    if steps <= 0 or batch_size(next(iter(trainer.task.training_batches()))[0]) < LEAST_BATCH:
+        return False
+    path = None if folder is None else folder / f"batch_norm{start}.json"
+    if path is not None and path.is_file():
+        return bool(json.loads(path.read_text())["trains"])
+    frozen = _tried(trainer, stitcher, stage, start, steps, stop, False)
+    trains = _tried(trainer, stitcher, stage, start, steps, stop, True) < frozen
+    if stop():
+        return False
+    if path is not None:
+        write_atomic(path, json.dumps({"trains": trains}))
+    return trains
+
+
+def _tried(
+    trainer: Trainer,
+    stitcher: Stitcher,
+    stage: Candidate,
+    start: int,
+    steps: int,
+    stop: Callable[[], bool],
+    renews: bool,
+) -> float:
+    """Return the lowest divergence of a short training, and undo it."""
+    model = stitcher.model
+    before = {name: value.clone() for name, value in model.state_dict().items()}
+    cycle = Cycle(
+        trainer,
+        model,
+        stage.distillation,
+        min(steps, max(LEAST_GAP, round(SHARE * steps))),
+        start,
+        stop=stop,
+        renew=stitcher.renew_statistics if renews else None,
+    )
+    try:
+        cycle.run()
+    finally:
+        with torch.no_grad():
+            model.load_state_dict(before)
+    return cycle.best_divergence
