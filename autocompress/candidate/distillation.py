@@ -35,6 +35,9 @@ class Distillation:
         learning_rate: of the weights; scales and float parts have theirs in proportion.
         accumulation: batches per optimizer step.
         checkpointing: compute repeated blocks again in the backward pass, to save memory.
+        blocks: train block after block, each for `steps`, to give the original's hidden outputs (Li
+            et al. 2021, "BRECQ"). Labels, `alpha`, `temperature`, `features`, `sequences`,
+            `schedule` and `restarts` are not read then.
     """
 
     alpha: float = 0.5
@@ -48,6 +51,7 @@ class Distillation:
     learning_rate: float = 2e-4
     accumulation: int = 1
     checkpointing: bool = False
+    blocks: bool = False
 
     def __post_init__(self) -> None:
         if self.restarts or tuple(map(type, self.__dict__.values())) != TYPES:

@@ -13,8 +13,9 @@ from autocompress.candidate import SCHEDULES, UNTRAINED, Distillation
 from autocompress.errors import SpaceError, nearest_name
 from autocompress.space.axes import check_keys, listed
 
-ALPHA = "distillation/alpha"
+ALPHA, AUTO = "distillation/alpha", "auto"
 STUDENT_RATE = 1e-3  # learning rate of a student, which may start untrained
+BLOCKS_FROM = 50_000_000  # parameters from which on recovery of whole models takes too long
 FIRST_RUNG = 0.3  # first rung as a share of the steps, if the space gives only their number
 # Test of each choice, its text in errors, and a valid value that an error may propose.
 CHOSEN: Mapping[str, tuple[Callable[[float], bool], str, float]] = {
@@ -32,6 +33,7 @@ KEYS = (
     "accumulation",
     "checkpointing",
     "student_steps",
+    "blocks",
 )
 
 
@@ -50,6 +52,8 @@ class RecoverySpace:
         checkpointing: as in `Distillation`.
         student_steps: steps for which `Task.student` learns from the model before the search; 0
             takes it as it is.
+        blocks: True if the long recovery of the front trains block after block, False if it trains
+            whole models; None decides by the task (`fitted`).
     """
 
     alphas: tuple[float, float] = (0.5, 0.5)
@@ -61,6 +65,12 @@ class RecoverySpace:
     accumulation: int = 1
     checkpointing: bool = False
     student_steps: int = 0
+    blocks: bool | None = None
+
+    @property
+    def by_blocks(self) -> bool:
+        """Return True if the long recovery trains block after block."""
+        return self.blocks is True
 
     @property
     def steps(self) -> int:
@@ -122,14 +132,20 @@ class RecoverySpace:
             learning_rate=STUDENT_RATE,
         )
 
-    def fitted(self, has_labels: bool, has_logits: bool) -> RecoverySpace:
+    def fitted(self, has_labels: bool, has_logits: bool, parameters: int) -> RecoverySpace:
         """Return the space without choices that change nothing for a task.
 
         Args:
             has_labels: False removes the choice of alpha.
             has_logits: False removes the choice of the temperature.
+            parameters: number of parameters of the model. More than BLOCKS_FROM, or no labels, turn
+                blocks on where the space leaves it open.
         """
-        space = self if has_labels else replace(self, alphas=(0.0, 0.0))
+        blocks = self.blocks
+        if blocks is None:
+            blocks = parameters > BLOCKS_FROM or not has_labels
+        space = replace(self, blocks=blocks)
+        space = space if has_labels else replace(space, alphas=(0.0, 0.0))
         if has_logits:
             return space
         temperature = space.choices["temperature"][:1]
@@ -163,6 +179,12 @@ def parse_recovery(where: str, data: Mapping[str, Any]) -> RecoverySpace:
     checkpointing = data.get("checkpointing", False)
     if not isinstance(checkpointing, bool):
         raise SpaceError(f"{where}: checkpointing must be true or false, got {checkpointing!r}")
+    blocks = data.get("blocks", AUTO)
+    if blocks != AUTO and not isinstance(blocks, bool):
+        raise SpaceError(
+            f"{where}: blocks must be true, false or auto, got {blocks!r}; "
+            "nearest valid value: auto"
+        )
     numbers: dict[str, int] = {}
     for name, default, least in _COUNTS:
         numbers[name] = _count(where, name, data.get(name, default), least)
@@ -171,6 +193,7 @@ def parse_recovery(where: str, data: Mapping[str, Any]) -> RecoverySpace:
         choices,
         _rungs(where, data.get("steps", 0)),
         checkpointing=checkpointing,
+        blocks=None if blocks == AUTO else blocks,
         **numbers,
     )
 
