@@ -39,6 +39,9 @@ class Distillation:
         batch_norm: "frozen": batch normalisations keep their statistics; "train": they take those
             of each batch, and statistics are estimated again for the trained weights; "auto": a
             short training of each kind decides.
+        blocks: train block after block, each for `steps`, to give the original's hidden outputs (Li
+            et al. 2021, "BRECQ"). Labels, `alpha`, `temperature`, `features`, `sequences`,
+            `schedule` and `restarts` are not read then.
     """
 
     alpha: float = 0.5
@@ -53,6 +56,7 @@ class Distillation:
     accumulation: int = 1
     checkpointing: bool = False
     batch_norm: str = "frozen"
+    blocks: bool = False
 
     def __post_init__(self) -> None:
         if self.restarts or tuple(map(type, self.__dict__.values())) != TYPES:

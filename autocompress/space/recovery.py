@@ -13,8 +13,9 @@ from autocompress.candidate import BATCH_NORMS, SCHEDULES, UNTRAINED, Distillati
 from autocompress.errors import SpaceError, nearest_name
 from autocompress.space.axes import check_keys, listed
 
-ALPHA = "distillation/alpha"
+ALPHA, AUTO = "distillation/alpha", "auto"
 STUDENT_RATE = 1e-3  # learning rate of a student, which may start untrained
+BLOCKS_FROM = 50_000_000  # parameters from which on recovery of whole models takes too long
 FIRST_RUNG = 0.3  # first rung as a share of the steps, if the space gives only their number
 # Test of each choice, its text in errors, and a valid value that an error may propose.
 CHOSEN: Mapping[str, tuple[Callable[[float], bool], str, float]] = {
@@ -33,6 +34,7 @@ KEYS = (
     "checkpointing",
     "batch_norm",
     "student_steps",
+    "blocks",
 )
 
 
@@ -52,6 +54,8 @@ class RecoverySpace:
         batch_norm: as in `Distillation`; a student trains with frozen statistics.
         student_steps: steps for which `Task.student` learns from the model before the search; 0
             takes it as it is.
+        blocks: True if the long recovery of the front trains block after block, False if it trains
+            whole models; None decides by the task (`fitted`).
     """
 
     alphas: tuple[float, float] = (0.5, 0.5)
@@ -64,6 +68,12 @@ class RecoverySpace:
     checkpointing: bool = False
     batch_norm: str = UNTRAINED.batch_norm
     student_steps: int = 0
+    blocks: bool | None = None
+
+    @property
+    def by_blocks(self) -> bool:
+        """Return True if the long recovery trains block after block."""
+        return self.blocks is True
 
     @property
     def steps(self) -> int:
@@ -127,14 +137,20 @@ class RecoverySpace:
             batch_norm=UNTRAINED.batch_norm,
         )
 
-    def fitted(self, has_labels: bool, has_logits: bool) -> RecoverySpace:
+    def fitted(self, has_labels: bool, has_logits: bool, parameters: int) -> RecoverySpace:
         """Return the space without choices that change nothing for a task.
 
         Args:
             has_labels: False removes the choice of alpha.
             has_logits: False removes the choice of the temperature.
+            parameters: number of parameters of the model. More than BLOCKS_FROM, or no labels, turn
+                blocks on where the space leaves it open.
         """
-        space = self if has_labels else replace(self, alphas=(0.0, 0.0))
+        blocks = self.blocks
+        if blocks is None:
+            blocks = parameters > BLOCKS_FROM or not has_labels
+        space = replace(self, blocks=blocks)
+        space = space if has_labels else replace(space, alphas=(0.0, 0.0))
         if has_logits:
             return space
         temperature = space.choices["temperature"][:1]
@@ -174,6 +190,12 @@ def parse_recovery(where: str, data: Mapping[str, Any]) -> RecoverySpace:
             f"{where}: batch_norm {batch_norm!r} is unknown; nearest: "
             f"{nearest_name(str(batch_norm), BATCH_NORMS)}"
         )
+    blocks = data.get("blocks", AUTO)
+    if blocks != AUTO and not isinstance(blocks, bool):
+        raise SpaceError(
+            f"{where}: blocks must be true, false or auto, got {blocks!r}; "
+            "nearest valid value: auto"
+        )
     numbers: dict[str, int] = {}
     for name, default, least in _COUNTS:
         numbers[name] = _count(where, name, data.get(name, default), least)
@@ -183,6 +205,7 @@ def parse_recovery(where: str, data: Mapping[str, Any]) -> RecoverySpace:
         _rungs(where, data.get("steps", 0)),
         checkpointing=checkpointing,
         batch_norm=batch_norm,
+        blocks=None if blocks == AUTO else blocks,
         **numbers,
     )
 

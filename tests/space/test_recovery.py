@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from autocompress.errors import SpaceError
-from autocompress.space.recovery import ALPHA, parse_recovery
+from autocompress.space.recovery import ALPHA, BLOCKS_FROM, parse_recovery
 
 
 def test_a_number_of_steps_has_a_rung_on_the_way_and_a_list_has_its_own() -> None:
@@ -65,19 +65,43 @@ def test_what_means_nothing_is_not_searched() -> None:
     space = parse_recovery(
         "s", {"alpha": {"low": 0.0, "high": 1.0}, "temperature": [1, 2, 4], "steps": 10}
     )
-    assert not space.fitted(has_labels=False, has_logits=True).alpha_is_searched
-    assert set(space.fitted(has_labels=False, has_logits=True).searched) == {
-        "distillation/temperature"
-    }
-    assert set(space.fitted(has_labels=True, has_logits=False).searched) == set()
+    unlabelled = space.fitted(has_labels=False, has_logits=True, parameters=9)
+    assert not unlabelled.alpha_is_searched
+    assert set(unlabelled.searched) == {"distillation/temperature"}
+    assert set(space.fitted(has_labels=True, has_logits=False, parameters=9).searched) == set()
     untrained = parse_recovery("s", {"alpha": {"low": 0.0, "high": 1.0}, "temperature": [1, 2, 4]})
     assert not untrained.alpha_is_searched
     assert not untrained.searched
 
 
 @pytest.mark.parametrize(
+    ("value", "has_labels", "parameters", "by_blocks"),
+    [
+        ("auto", True, BLOCKS_FROM, False),
+        ("auto", True, BLOCKS_FROM + 1, True),
+        ("auto", False, 9, True),
+        (True, True, 9, True),
+        (False, False, BLOCKS_FROM + 1, False),
+    ],
+)
+def test_large_models_and_tasks_without_labels_are_recovered_by_blocks(
+    value: object, has_labels: bool, parameters: int, by_blocks: bool
+) -> None:
+    space = parse_recovery("s", {"steps": 10, "blocks": value})
+    fitted = space.fitted(has_labels, has_logits=True, parameters=parameters)
+    assert fitted.by_blocks is by_blocks
+    assert not fitted.distillation({}).blocks, "trials train the whole model for their few steps"
+
+
+def test_auto_is_the_default_of_blocks() -> None:
+    assert parse_recovery("s", {}) == parse_recovery("s", {"blocks": "auto"})
+
+
+@pytest.mark.parametrize(
     ("data", "text"),
     [
+        ({"blocks": "yes"}, "blocks must be true, false or auto, got 'yes'; nearest valid value"),
+        ({"blocks": 1}, "blocks must be true, false or auto, got 1; nearest valid value: auto"),
         ({"step": 3}, "s: distillation: unknown key 'step'; nearest: steps"),
         ({"steps": -1}, "steps must be an integer >= 0, got -1; nearest valid value: 0"),
         ({"steps": [30, 0]}, "steps must grow, got [30, 0]; nearest valid value: [0, 30]"),

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 
 from torch import nn
@@ -75,10 +75,20 @@ class Calls:
 
         The recomputation makes the calls of the block once more.
         """
-        return contextlib.nullcontext(), self._again(dict(self._seen))
+        return contextlib.nullcontext(), self.replaying(self.seen)
+
+    @property
+    def seen(self) -> dict[str, int]:
+        """Return the number of calls of each module in the pass so far, as a copy."""
+        return dict(self._seen)
 
     @contextlib.contextmanager
-    def _again(self, seen: dict[str, int]) -> Iterator[None]:
+    def replaying(self, seen: Mapping[str, int]) -> Iterator[None]:
+        """Count from another place of the pass inside the context.
+
+        Args:
+            seen: calls of each module up to that place.
+        """
         now, self._seen = self._seen, dict(seen)
         try:
             yield

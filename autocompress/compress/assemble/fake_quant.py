@@ -197,11 +197,18 @@ class SimulatedModule(nn.Module):
                 assert isinstance(call, CallRanges)
                 call.read.learn()
 
+    def keep_ranges(self) -> None:
+        """Make no range trainable that this module reads or writes."""
+        for call in self.ranges:
+            assert isinstance(call, CallRanges)
+            for quantizer in (call.read, call.written):
+                if quantizer is not None:
+                    quantizer.factor = None
+
     def trained_variant(self) -> Variant:
-        """Return the trained weights in stored form, at the trained scales, on the CPU."""
-        if not self.stored:
-            return Variant((), None)
-        assert self.trained is not None
+        """Return the weights in stored form, at the trained scales if they are trained."""
+        if self.trained is None:
+            return Variant(self.stored, self.stored_bias)
         assert self.trained_steps is not None
         factors = []
         for master, steps, stored in zip(

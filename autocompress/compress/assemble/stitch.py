@@ -7,7 +7,7 @@ factorise, (train,) quantise.
 from __future__ import annotations
 
 from collections import OrderedDict
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from typing import NewType
 
 from torch import Tensor, nn
@@ -155,15 +155,18 @@ class Stitcher(SimulatedModel):
         )
         return variant if name == owner else Variant(variant.factors, self.library.bias(name, None))
 
-    def start_training(self, candidate: Candidate) -> None:
+    def start_training(self, candidate: Candidate, only: Collection[str] | None = None) -> None:
         """Make weights, scales and static ranges of the applied candidate trainable, in place.
 
         Args:
             candidate: the last applied candidate.
+            only: names of modules. The others stay as they are, and so do weights and ranges that
+                they share. None for all modules.
         """
         masks = self.masks
         for module in self.module_map:
-            if masks.dropped(module.name):
+            names = {module.name, *module.aliases}
+            if masks.dropped(module.name) or (only is not None and not names <= set(only)):
                 continue
             smoothed = self.smoother.of(module.name, candidate)
             factors = self.library.float_weight(
@@ -175,6 +178,10 @@ class Stitcher(SimulatedModel):
                 self.simulated[alias].start_training(factors)
                 self.simulated[alias].trained = first.trained
                 self.simulated[alias].trained_steps = first.trained_steps
+        if only is not None:
+            for name, simulated in self.simulated.items():
+                if name not in only:
+                    simulated.keep_ranges()
 
     def trained_state(self) -> Trained:
         """Return the trained state of the applied candidate, as tensors of its own."""

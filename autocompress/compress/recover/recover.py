@@ -20,6 +20,7 @@ from autocompress.compress.assemble.trained import Trained
 from autocompress.compress.calibrate.batch_norm import norm_samples
 from autocompress.compress.calibrate.evidence import Evidence
 from autocompress.compress.calibrate.statistics import CALIBRATION_SAMPLES, collect_statistics
+from autocompress.compress.reconstruct.reconstruct import reconstruct
 from autocompress.compress.recover.context import Trainer
 from autocompress.compress.recover.cycle import Cycle
 from autocompress.compress.recover.features import matched_by_name, prepared_matcher
@@ -55,7 +56,7 @@ def recover(
     go_on: Callable[[nn.Module, int], bool] = lambda model, steps: True,
     stop: Callable[[], bool] = lambda: False,
 ) -> tuple[Trained, int]:
-    """Train a candidate for its distillation's steps.
+    """Train a candidate for its distillation's steps, whole or block by block.
 
     The rounds of the schedule share the steps, and every round ranks units and zeros anew. Rounds
     before the last train float weights without factors.
@@ -76,6 +77,8 @@ def recover(
         NotComputableError: if a loss or a gradient is not finite, or memory is too short.
     """
     recovery = candidate.distillation
+    if recovery.blocks:
+        return reconstruct(trainer, stitcher, candidate, folder, stop)
     shares = schedule_shares(recovery.schedule, recovery.rounds)
     if not any(config.pruning_ratio > 0 or config.sparsity > 0 for _, config in candidate.modules):
         shares = [1.0]

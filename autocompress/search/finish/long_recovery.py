@@ -121,7 +121,12 @@ def recover_front(
         if stop():
             return
         report("recovering the front", i / len(todo))
-        distillation = replace(candidate.distillation, steps=steps, restarts=())
+        distillation = replace(
+            candidate.distillation,
+            steps=steps,
+            restarts=(),
+            blocks=problem.space.recovery.by_blocks,
+        )
         longer = replace(candidate, distillation=distillation)
         best, trained = scores, read_recovered(folder, number)
         if trained is not None:

@@ -299,7 +299,9 @@ def _bound(space: SearchSpace, task: Task, builder: Builder, target: Target) -> 
     names = task.output_weights or ("",)
     logits = task.divergence is None and any(task.is_logits(name) for name in names)
     bound = space.bind(builder.module_map, target)
-    return replace(bound, recovery=bound.recovery.fitted(task.has_labels, logits))
+    parameters = sum(parameter.numel() for parameter in task.model.parameters())
+    recovery = bound.recovery.fitted(task.has_labels, logits, parameters)
+    return replace(bound, recovery=recovery)
 
 
 def _compressor(builder: Builder, device: torch.device, library_bytes: int) -> Compressor:

@@ -13,9 +13,11 @@ from fixture import Fixture, relative_difference, trainer_of
 from autocompress import Candidate, Distillation, ModuleConfig
 from autocompress.compress.assemble.fake_quant import SimulatedModule
 from autocompress.compress.assemble.trained import Trained
+from autocompress.compress.reconstruct.reconstruct import smoothed_original
 from autocompress.compress.recover.cycle import Cycle
 from autocompress.compress.recover.recover import recover, schedule_shares
 from autocompress.measure.accuracy import evaluate_model
+from autocompress.task.calls import call_model
 
 pytestmark = pytest.mark.slow
 
@@ -157,3 +159,21 @@ def test_zeros_stay_zeros_in_training(fixture: Fixture) -> None:
             assert not new.dequantized()[~new.kept].any()
             moved += int(not torch.equal(new.dequantized(), old.dequantized()))
     assert moved > len(trained.variants) / 2
+
+
+def test_a_smoothed_candidate_learns_by_blocks_what_its_file_holds(fixture: Fixture) -> None:
+    axes = {"activation_bits": 8, "activation_mode": "static", "smoothing": 0.5}
+    lesson = Distillation(steps=5, blocks=True)
+    at = replace(fixture.uniform(weight_bits=3, **axes), distillation=lesson)
+    teacher, x = fixture.stitcher.teacher, fixture.inputs
+    original = smoothed_original(fixture.stitcher, at)
+    outputs = [call_model(model, x).detach().numpy() for model in (original, teacher)]
+    assert relative_difference(*outputs) < 1e-4, "the same outputs by other hidden ones"
+    for norm in fixture.stitcher.smoother.factors(at):
+        weights = [model.get_submodule(norm).weight for model in (original, teacher)]
+        assert not torch.allclose(*weights)
+    trained = recover(trainer_of(fixture.task, fixture.stitcher), fixture.stitcher, at)[0]
+    with torch.no_grad():
+        simulated = call_model(fixture.stitcher.apply(at, trained), x).numpy()
+    output = fixture.run(fixture.compressor.graph(at, trained))
+    assert relative_difference(output, simulated) <= 0.01

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -16,6 +17,7 @@ from autocompress.search.finish import long_recovery
 from autocompress.search.finish.long_recovery import LongRecovery, lessons, recover_front
 from autocompress.search.problem.goal import Goal
 from autocompress.search.problem.trial_record import TrialRecord
+from autocompress.space.recovery import RecoverySpace
 
 CANDIDATE = Candidate.of({"a": ModuleConfig(4)}, Distillation(0.5, 2.0, 6))
 GOAL = Goal(Measurement(1000, 2.0, 0.9), Limits())
@@ -54,6 +56,7 @@ def test_lessons_are_of_trained_trials() -> None:
     ]
 
 
+@pytest.mark.parametrize("blocks", [False, True])
 @pytest.mark.parametrize(
     ("accuracy", "earlier", "steps", "stops", "trained"),
     [
@@ -73,11 +76,15 @@ def test_trials_that_lost_accuracy_are_trained_once(
     steps: int,
     stops: bool,
     trained: bool,
+    blocks: bool,
 ) -> None:
     class Trained(Exception):
         pass
 
-    def train(*arguments: object, **named: object) -> None:
+    def train(
+        problem: object, folder: Path, number: int, longer: Candidate, *others: object, **_: object
+    ) -> None:
+        assert longer.distillation == replace(CANDIDATE.distillation, steps=steps, blocks=blocks)
         raise Trained
 
     monkeypatch.setattr(long_recovery, "recover_candidate", train)
@@ -87,7 +94,7 @@ def test_trials_that_lost_accuracy_are_trained_once(
     trials = {0: (CANDIDATE, Scores(accuracy, {}))}
 
     def recover() -> None:
-        problem = SimpleNamespace()
+        problem = SimpleNamespace(space=SimpleNamespace(recovery=RecoverySpace(blocks=blocks)))
         recover_front(
             made, trials, problem, GOAL, tmp_path, steps, lambda: stops, lambda what, share: None
         )
