@@ -9,14 +9,14 @@ import torch
 from torch import Tensor
 
 DAMPING = 0.01
+SMALL = 128  # columns of a triangle that is inverted at once
 
 
 def damped(gram: Tensor) -> Tensor:
     """Return H + lambda I, where lambda is a share of H's mean diagonal.
 
-    The share starts at DAMPING (Frantar et al. 2023, "GPTQ", sec. 3.3). It grows tenfold until both
-    the matrix and its inverse have a Cholesky factor. If eight tries fail, only the diagonal is
-    returned.
+    The share starts at DAMPING (Frantar et al. 2023, "GPTQ", sec. 3.3). It grows tenfold until the
+    matrix has a Cholesky factor. If eight tries fail, only the diagonal is returned.
 
     Args:
         gram: (columns, columns) symmetric, positive semidefinite. A diagonal element of 0 marks an
@@ -25,6 +25,38 @@ def damped(gram: Tensor) -> Tensor:
     Returns:
         (columns, columns) positive definite; `gram` is not changed.
     """
+    return _conditioned(gram)[0]
+
+
+def damped_factor(gram: Tensor) -> Tensor:
+    """Return L with L L^T = H, H the damped Gram matrix.
+
+    Args:
+        gram: (columns, columns) as for `damped`.
+
+    Returns:
+        (columns, columns) lower triangular, positive diagonal.
+    """
+    return _conditioned(gram)[1]
+
+
+def inverse_factor(gram: Tensor) -> Tensor:
+    """Return U with U^T U = H^-1, H the damped Gram matrix.
+
+    Let P reverse the order of rows. With P H P = L L^T, U is P L^-1 P. So neither H^-1 nor its
+    factor is computed.
+
+    Args:
+        gram: (columns, columns) as for `damped`.
+
+    Returns:
+        (columns, columns) upper triangular, positive diagonal.
+    """
+    return _inverse_of_triangle(damped_factor(gram.flip(0, 1))).flip(0, 1)
+
+
+def _conditioned(gram: Tensor) -> tuple[Tensor, Tensor]:
+    """Return the damped matrix and its lower Cholesky factor."""
     gram = gram.clone()
     unseen = gram.diagonal() <= 0
     gram.diagonal()[unseen] = gram.diagonal().mean().clamp_min(1e-12)
@@ -34,22 +66,24 @@ def damped(gram: Tensor) -> Tensor:
         conditioned.diagonal().add_(damping)
         lower, failed = torch.linalg.cholesky_ex(conditioned)
         if not failed:
-            inverse = torch.cholesky_inverse(lower)
-            if not torch.linalg.cholesky_ex(inverse, upper=True)[1]:
-                return conditioned
+            return conditioned, lower
         damping = damping * 10
-    return torch.diag(gram.diagonal())
+    diagonal = gram.diagonal()
+    return torch.diag(diagonal), torch.diag(diagonal.sqrt())
 
 
-def inverse_factor(gram: Tensor) -> Tensor:
-    """Return U with U^T U = H^-1, H the damped Gram matrix.
-
-    Args:
-        gram: (columns, columns) as for `damped`.
-
-    Returns:
-        (columns, columns) upper triangular, positive diagonal.
-    """
-    inverse = torch.cholesky_inverse(torch.linalg.cholesky(damped(gram)))
-    upper: Tensor = torch.linalg.cholesky(inverse, upper=True)
-    return upper.triu()
+def _inverse_of_triangle(lower: Tensor) -> Tensor:
+    """Return the inverse of a lower triangle, by halves: most of the work is matrix products."""
+    count = len(lower)
+    if count <= SMALL:
+        eye = torch.eye(count, dtype=lower.dtype, device=lower.device)
+        solved: Tensor = torch.linalg.solve_triangular(lower, eye, upper=False)
+        return solved
+    half = count // 2
+    first, last = (
+        _inverse_of_triangle(part) for part in (lower[:half, :half], lower[half:, half:])
+    )
+    inverse = torch.zeros_like(lower)
+    inverse[:half, :half], inverse[half:, half:] = first, last
+    inverse[half:, :half] = -(last @ lower[half:, :half]) @ first
+    return inverse

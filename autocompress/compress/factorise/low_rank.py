@@ -107,7 +107,8 @@ def whitened_svd(weight: Tensor, rank: int, gram: Tensor) -> tuple[Tensor, Tenso
 
     With S S^T = H = X X^T and the SVD U Sigma V^T of W S, SVD-LLM's optimum is U_r Sigma_r V_r^T
     S^-1 (Wang et al. 2024, eq. 4). It equals U_r U_r^T W, U_r the leading eigenvectors of W H W^T.
-    No inverse is needed, so that a singular H does no harm.
+    No inverse is needed, so that a singular H does no harm. With fewer columns than rows, U_r spans
+    W S V_r, V_r the leading eigenvectors of the smaller (W S)^T W S.
 
     Args:
         weight: (rows, columns) W.
@@ -117,9 +118,15 @@ def whitened_svd(weight: Tensor, rank: int, gram: Tensor) -> tuple[Tensor, Tenso
     Returns:
         (rank, columns) A and (rows, rank) B.
     """
-    w = weight.double()
-    energies, vectors = torch.linalg.eigh(w @ gram.to(w.device).double() @ w.T)
-    u = vectors.flip(1)[:, :rank]
+    w, h = weight.double(), gram.to(weight.device).double()
+    if w.shape[0] <= w.shape[1]:
+        energies, vectors = torch.linalg.eigh(w @ h @ w.T)
+        u = vectors.flip(1)[:, :rank]
+    else:
+        of_inputs, directions = torch.linalg.eigh(h)
+        seen = w @ (directions * of_inputs.clamp_min(0).sqrt())
+        energies, vectors = torch.linalg.eigh(seen.T @ seen)
+        u = torch.linalg.qr(seen @ vectors.flip(1)[:, :rank])[0]
     # Either side gets the square root of the singular value, as in truncated_svd. The floor keeps
     # directions without energy from a division by 0.
     least = 1e-12 * float(energies[-1].clamp_min(1e-30))

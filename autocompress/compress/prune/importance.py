@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from autocompress.compress.calibrate.evidence import Evidence
-from autocompress.compress.calibrate.linear_algebra import damped
+from autocompress.compress.calibrate.linear_algebra import damped_factor
 from autocompress.compress.prune.surgeon import Reader, removal_steps
 from autocompress.model.channel_group import ChannelGroup, Member
 from autocompress.model.weights import side_dimension, weight_of
@@ -209,7 +209,7 @@ def obs_diagonal(group: ChannelGroup, evidence: Evidence) -> Scores:
     """
 
     def part(weight: Tensor, gram: Tensor) -> Tensor:
-        inverse = torch.cholesky_inverse(torch.linalg.cholesky(damped(gram)))
+        inverse = torch.cholesky_inverse(damped_factor(gram))
         return weight.square().sum(0) / inverse.diagonal()
 
     return _from_readers(group, evidence, part)

@@ -17,7 +17,7 @@ from torch import Tensor
 
 from autocompress.candidate import Candidate, ModuleConfig
 from autocompress.compress.calibrate.evidence import Evidence
-from autocompress.compress.calibrate.linear_algebra import damped
+from autocompress.compress.calibrate.linear_algebra import damped_factor
 from autocompress.compress.calibrate.statistics import LayerStatistics
 from autocompress.compress.prune.importance import CRITERIA, Scores
 from autocompress.model.channel_group import ChannelGroup
@@ -174,7 +174,7 @@ def reconstructed(
         gram = gram - mean[:, None] * mean
     w = weight.double()
     removed = ~stays
-    factor = torch.linalg.cholesky(damped(gram[stays][:, stays]))
+    factor = damped_factor(gram[stays][:, stays])
     solved = w[:, stays] + torch.cholesky_solve(gram[stays][:, removed] @ w[:, removed].T, factor).T
     shift = w @ mean - solved @ mean[stays] if has_bias else w.new_zeros(len(w))
     return solved.to(weight.dtype), shift.to(weight.dtype)

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from autocompress.candidate import ModuleConfig
 from autocompress.compress.calibrate.evidence import Gradients
-from autocompress.compress.calibrate.linear_algebra import damped, inverse_factor
+from autocompress.compress.calibrate.linear_algebra import damped_factor, inverse_factor
 from autocompress.compress.calibrate.statistics import LayerStatistics
 
 # Columns whose zeros are chosen at once. The paper's 128 loses up to twice as much on layers of
@@ -168,7 +168,7 @@ def _column_factor(gram: Tensor, criterion: str) -> Tensor:
     """
     if criterion == "wanda":
         return gram.diagonal().clamp_min(0).sqrt()
-    return torch.cholesky_inverse(torch.linalg.cholesky(damped(gram))).diagonal().rsqrt()
+    return torch.cholesky_inverse(damped_factor(gram)).diagonal().rsqrt()
 
 
 def sparsegpt(weight: Tensor, gram: Tensor, removed: int, pattern: str) -> tuple[Tensor, Tensor]:

@@ -13,7 +13,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from autocompress.compress.calibrate.linear_algebra import damped
+from autocompress.compress.calibrate.linear_algebra import damped_factor
 
 BLOCK = 64  # columns whose removal changes the matrices at once
 
@@ -38,7 +38,7 @@ class Reader:
         stays = torch.ones(len(gram), dtype=torch.bool)
         stays[columns.flatten()] = False
         order = torch.cat([columns.flatten(), stays.nonzero().flatten()])
-        inverse = torch.cholesky_inverse(torch.linalg.cholesky(damped(gram)))
+        inverse = torch.cholesky_inverse(damped_factor(gram))
         self._weight, self._inverse = weight[:, order], inverse[order][:, order]
         self._count = units
         self._units = torch.arange(units)  # that are in the matrices, in the order of their columns

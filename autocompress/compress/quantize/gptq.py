@@ -28,26 +28,24 @@ def gptq(weight: Tensor, gram: Tensor, grid: Grid) -> Tensor:
     """
     columns = weight.shape[1]
     order = torch.argsort(gram.diagonal(), descending=True, stable=True)
-    w = weight.double()[:, order]
-    step, zero = grid.step.double()[:, order], grid.zero_point.double()[:, order]
-    nonzero = None if grid.kept is None else grid.kept[:, order]
+    # A column lies in one piece of memory in the transposed weight.
+    w, step, zero = (part.T[order].double() for part in (weight, grid.step, grid.zero_point))
+    nonzero = None if grid.kept is None else grid.kept.T[order]
     upper = inverse_factor(gram.double()[order][:, order])
+    pivots = upper.diagonal().tolist()
     integers = torch.empty_like(w)
     for start in range(0, columns, BLOCK):
         end = min(start + BLOCK, columns)
-        block = w[:, start:end].clone()
-        errors = torch.empty_like(block)
-        factor = upper[start:end, start:end]
+        errors, factor = torch.empty_like(w[start:end]), upper[start:end, start:end]
         for i in range(end - start):
             at = start + i
-            q = (block[:, i] / step[:, at] + zero[:, at]).round()
-            q = q.clamp(grid.quant_min, grid.quant_max)
+            column = torch.addmv(w[at], errors[:i].T, factor[:i, i], alpha=-1)
+            q = (column / step[at]).add_(zero[at]).round_().clamp_(grid.quant_min, grid.quant_max)
             if nonzero is not None:
-                q = torch.where(nonzero[:, at], q, zero[:, at])
-            integers[:, at] = q
-            errors[:, i] = (block[:, i] - (q - zero[:, at]) * step[:, at]) / factor[i, i]
-            block[:, i + 1 :] -= errors[:, i : i + 1] * factor[i, i + 1 :]
-        w[:, end:] -= errors @ upper[start:end, end:]
-    result = torch.empty_like(integers)
-    result[:, order] = integers
-    return result.to(weight.dtype)
+                q = torch.where(nonzero[at], q, zero[at])
+            integers[at] = q
+            errors[i] = column.sub_(q.sub_(zero[at]).mul_(step[at])).div_(pivots[at])
+        w[end:].addmm_(upper[start:end, end:].T, errors, alpha=-1)
+    result = torch.empty(weight.shape, dtype=weight.dtype, device=weight.device)
+    result.T[order] = integers.to(weight.dtype)
+    return result

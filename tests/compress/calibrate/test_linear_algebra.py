@@ -4,7 +4,13 @@ from __future__ import annotations
 
 import torch
 
-from autocompress.compress.calibrate.linear_algebra import DAMPING, damped, inverse_factor
+from autocompress.compress.calibrate.linear_algebra import (
+    DAMPING,
+    SMALL,
+    damped,
+    damped_factor,
+    inverse_factor,
+)
 
 
 def gram(rows: int, columns: int) -> torch.Tensor:
@@ -46,6 +52,7 @@ def test_damping_grows_until_an_indefinite_matrix_has_a_factor() -> None:
 def test_where_no_damping_helps_the_diagonal_is_left() -> None:
     hopeless = torch.tensor([[1.0, 1e9], [1e9, 1.0]]).double()
     assert damped(hopeless).tolist() == [[1.0, 0.0], [0.0, 1.0]]
+    assert inverse_factor(4 * hopeless).tolist() == [[0.5, 0.0], [0.0, 0.5]]
 
 
 def test_the_factor_is_upper_and_multiplies_to_the_inverse() -> None:
@@ -54,3 +61,19 @@ def test_the_factor_is_upper_and_multiplies_to_the_inverse() -> None:
     assert torch.equal(upper, upper.triu())
     assert bool((upper.diagonal() > 0).all())
     torch.testing.assert_close(upper.T @ upper, torch.linalg.inv(damped(given)))
+
+
+def test_triangles_of_any_size_are_inverted() -> None:
+    for columns in (1, SMALL, SMALL + 1, 3 * SMALL + 7):
+        given = gram(2 * columns, columns)
+        upper = inverse_factor(given)
+        assert torch.equal(upper, upper.triu())
+        identity = upper.T @ upper @ damped(given)
+        torch.testing.assert_close(identity, torch.eye(columns).double(), rtol=0, atol=1e-9)
+
+
+def test_the_lower_factor_is_that_of_the_damped_matrix() -> None:
+    for given in (gram(50, 5), gram(2, 6)):
+        lower = damped_factor(given)
+        assert torch.equal(lower, lower.tril())
+        torch.testing.assert_close(lower @ lower.T, damped(given))

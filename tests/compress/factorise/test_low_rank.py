@@ -61,13 +61,15 @@ def correlated(*shape: int) -> Tensor:
     )
 
 
-def test_whitened_svd_loses_least_of_the_output() -> None:
-    weight, x = torch.randn(24, 32, generator=torch.Generator().manual_seed(0)), correlated(500, 32)
+@pytest.mark.parametrize("rows", [24, 80])
+def test_whitened_svd_loses_least_of_the_output(rows: int) -> None:
+    weight = torch.randn(rows, 32, generator=torch.Generator().manual_seed(0))
+    x = correlated(500, 32)
     x = x + 0.1 * torch.randn(x.shape, generator=torch.Generator().manual_seed(1))
     gram = x.T @ x / len(x)
     for rank in (3, 8, 20):
         first, second = whitened_svd(weight, rank, gram)
-        assert (first.shape, second.shape) == ((rank, 32), (24, rank))
+        assert (first.shape, second.shape) == ((rank, 32), (rows, rank))
         found = float((x @ (weight - second @ first).T).square().sum())
         least = float(torch.linalg.svdvals((x @ weight.T).double())[rank:].square().sum())
         assert found == pytest.approx(least, rel=1e-3), (
@@ -94,6 +96,10 @@ def test_whitening_by_inputs_of_low_rank_or_none_gives_finite_factors() -> None:
         assert torch.isfinite(first).all()
         assert torch.isfinite(second).all()
         torch.testing.assert_close(second @ first, weight, rtol=1e-3, atol=1e-3)
+        tall = torch.randn(40, 16)
+        first, second = whitened_svd(tall, 16, gram)
+        outputs = tall @ gram
+        torch.testing.assert_close(second @ first @ gram, outputs, rtol=1e-3, atol=1e-2)
 
 
 CONVOLUTIONS = {
