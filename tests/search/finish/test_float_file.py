@@ -17,7 +17,7 @@ from autocompress.search.finish.measured_file import OtherScores
 BASE = Measurement(1000, 4.0, 0.9, verified=True, metrics={"f1": 0.8})
 PROBLEM = SimpleNamespace(
     baseline=BASE,
-    reference=SimpleNamespace(read=lambda: b"float"),
+    reference=SimpleNamespace(content=lambda: b"float"),
     latency_source="measured",
     task=SimpleNamespace(test=[1]),
 )
