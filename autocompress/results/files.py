@@ -20,6 +20,7 @@ SENSITIVITY_FILE, FRONT_FILE, REPORT_FILE = "sensitivity.csv", "front.json", "re
 STUDENT_FILE, TABLE_FILE = "student.safetensors", "latency_table.json"
 # Files of each exported point.
 MODEL_FILE, RECIPE_FILE, WEIGHTS_FILE = "model.onnx", "recipe.yaml", "model.safetensors"
+FLOAT_FILE = Path("models", "baseline", MODEL_FILE)
 NOTES_FILE = "README.md"
 TRIAL_COLUMNS = ("number", "state", "size_bytes", "latency_ms", "accuracy", "seconds", "cause")
 

@@ -123,7 +123,8 @@ class Judge:
             race=race.digest,
             accuracy_before_recovery=accuracy.accuracy,
         )
-        if not affords_training(done, self.n_trials, self._left_s()):
+        pass_s = self.problem.float_files.pass_s
+        if not affords_training(done, self.n_trials, self._left_s(), pass_s):
             candidate = untrained(candidate)
         return self._recovered(record, candidate, accuracy, self._comparable(done))
 

@@ -29,6 +29,7 @@ from autocompress.task.user_code import UserCodeError
 MIN_LOSS = 0.0005  # a smaller loss is not worth training
 LIMIT_SHARE = 0.05  # nor, before the end, a smaller share of what may be lost
 CUT = "its training was cut, since it took too much of the time; the weights before it are kept"
+LEAST_PASSES = 10  # passes over the validation split that a training takes at least
 ENOUGH = 50  # trials that a search should make before it spends its time on training them
 TRAINING_SHARE = 0.1  # of the time that is left, for the training of one trial
 
@@ -132,19 +133,36 @@ def least_loss(limits: Limits) -> float:
     return max(MIN_LOSS, LIMIT_SHARE * (limits.max_accuracy_drop or 0.0))
 
 
-def affords_training(done: Sequence[TrialRecord], n_trials: int, left_s: float | None) -> bool:
+def least_s(pass_s: float) -> float:
+    """Return the seconds that a training takes at least, however few its steps are.
+
+    Types of numbers are timed, the divergence is checked, and weights are saved.
+
+    Args:
+        pass_s: seconds of a pass of the float file over the validation split.
+    """
+    return LEAST_PASSES * pass_s
+
+
+def affords_training(
+    done: Sequence[TrialRecord], n_trials: int, left_s: float | None, pass_s: float
+) -> bool:
     """Return True if trials can be trained and enough of them still be made in the time.
 
-    Otherwise only the front is trained, at the end of the search.
+    Otherwise only the front is trained, at the end of the search. Before a training was timed, it
+    counts as `least_s`.
 
     Args:
         done: earlier trials.
         n_trials: finished trials that the study shall hold.
         left_s: seconds until the last trial; None is unlimited.
+        pass_s: seconds of a pass of the float file over the validation split.
     """
-    trained_s = [record.seconds for record in done if record.trained and record.seconds]
-    if left_s is None or not trained_s:
+    if left_s is None:
         return True
+    trained_s = [record.seconds for record in done if record.trained and record.seconds]
+    if not trained_s:
+        return least_s(pass_s) <= left_s
     wanted = max(1, min(ENOUGH, n_trials) - len(done))
     return wanted * float(np.median(trained_s)) <= left_s
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from autocompress.results.files import MODEL_FILE, write_atomic
 from autocompress.results.measurement import Measurement
 from autocompress.search.finish.measured_file import (
     OtherScores,
@@ -29,30 +28,15 @@ class FloatFile:
     rest: OtherScores | None = None
     memory_bytes: int | None = None
 
-    @staticmethod
-    def path(folder: Path) -> Path:
-        """Return the path of the float file.
-
-        Args:
-            folder: the run folder.
-        """
-        return folder / "models" / "baseline" / MODEL_FILE
-
     def numbers(self, folder: Path, problem: Problem) -> Measurement:
-        """Return all numbers that are known so far; write the file if it is missing.
+        """Return all numbers that are known so far.
 
         Args:
             folder: the run folder.
-            problem: has the content of the file, its size, latency and accuracy.
-
-        Raises:
-            RunFolderError: the file cannot be written.
+            problem: has the path of the file, its size, latency and accuracy.
         """
-        path = self.path(folder)
-        if not path.exists():
-            write_atomic(path, problem.reference.content())
         if self.memory_bytes is None:
-            self.memory_bytes = weights_in_memory(str(path))
+            self.memory_bytes = weights_in_memory(str(problem.float_path))
         rest = self.rest or not_run(problem, known_test(folder))
         return replace(
             problem.baseline,
@@ -67,7 +51,7 @@ class FloatFile:
         """Run the file on the test split and on disturbed inputs.
 
         Args:
-            folder: the run folder; `numbers` has written the file.
+            folder: the run folder.
             problem: has the splits.
         """
-        self.rest = other_scores(problem, str(self.path(folder)), known_test(folder))
+        self.rest = other_scores(problem, str(problem.float_path), known_test(folder))

@@ -6,6 +6,7 @@ again.
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -18,6 +19,7 @@ from autocompress.errors import AutocompressError
 from autocompress.results.files import TRIALS_FILE
 from autocompress.results.front import ParetoFront, earlier_front
 from autocompress.results.limits import Limits
+from autocompress.search.evaluate.recovery import least_s
 from autocompress.search.finish.finalists import Finalist, choose_finalists, recover_finalists
 from autocompress.search.finish.front_files import FrontFiles
 from autocompress.search.finish.learning import PROMISE, errors_on, relearn
@@ -125,13 +127,15 @@ class FrontMaker:
         return front, run
 
     def _recovered(self, finalists: list[Finalist]) -> list[Finalist]:
+        late, training_s = self.clock.recovery_deadline, least_s(self.problem.float_files.pass_s)
+        has_time = late is None or time.monotonic() + training_s <= late
         return recover_finalists(
             finalists,
             self.problem,
             self.study,
             self.goal,
             self.folder,
-            self.steps,
+            self.steps if has_time else 0,
             self.stop,
             self.progress.phase,
         )

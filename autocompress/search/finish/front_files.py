@@ -308,7 +308,7 @@ class FrontFiles:
         """
         paths, rounds = [file.path for file in files], BRIEF if brief else ROUNDS
         report = _silent if brief else self.report
-        parts = (problem, self.float_file.path(self.folder), paths)
+        parts = (problem, problem.float_path, paths)
         timing = time_front(*parts, report, rounds)
         elsewhere = time_elsewhere(*parts, timing.settings, report, rounds)
         baseline = replace(baseline, metrics={**baseline.metrics, **elsewhere[0]})

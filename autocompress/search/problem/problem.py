@@ -9,6 +9,7 @@ them too.
 from __future__ import annotations
 
 import time
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -29,11 +30,13 @@ from autocompress.export.identity import check_identity
 from autocompress.export.subject import Report, builder_for, layout_of, subject_of
 from autocompress.measure.accuracy import evaluate_session
 from autocompress.model.modules import ModuleMap
+from autocompress.results.files import FLOAT_FILE, write_atomic
 from autocompress.results.measurement import Measurement
 from autocompress.search.problem.options import Settings
 from autocompress.search.problem.race import Race, open_race
 from autocompress.search.problem.ranks import no_gain, rank_verdicts, table_times
 from autocompress.space.search_space import BoundSpace, SearchSpace
+from autocompress.spill import release_memory
 from autocompress.targets.device.sessions import DEFAULT, SessionSettings, open_session
 from autocompress.targets.latency import all_threads, compare
 from autocompress.targets.latency_model.latency_table import LatencyTable
@@ -90,7 +93,7 @@ class Problem:
         table: the latency table; it has no runs before `ready_for_trials`.
         float_files: numbers of the float files.
         trainer: teacher and data of recovery. The teacher is the original.
-        reference: the original's float graph.
+        float_path: the original's float file, in the run folder.
         opened_race: as `race`; None before `ready_for_trials`.
     """
 
@@ -104,7 +107,7 @@ class Problem:
     table: LatencyTable
     float_files: Baseline
     trainer: Trainer
-    reference: SharedGraph
+    float_path: Path
     opened_race: Race | None = None
 
     @property
@@ -253,10 +256,16 @@ def open_problem(
     if known is None:
         check_identity(compressor, target, task)
     report("evaluating the baseline", 0.0)
-    float_files = known or _measured(task, builder, reference, target, subject, table)
+    path = table_file.parent / FLOAT_FILE
+    if known is None or not path.exists():
+        write_atomic(path, reference.content())
+    del reference
+    release_memory()
+    others = [] if original.student is None else [builder.baseline]
+    float_files = known or _measured(task, builder, path, others, target, subject, table)
     trainer = _trainer(task, teacher, bound, device, settings.seed)
     parts = (task, target, bound, device, compressor, layout, subject, table)
-    return Problem(*parts, float_files, trainer, reference)
+    return Problem(*parts, float_files, trainer, path)
 
 
 def ready_for_trials(
@@ -354,19 +363,22 @@ def _trainer(
 def _measured(
     task: Task,
     builder: Builder,
-    reference: SharedGraph,
+    path: Path,
+    others: Sequence[bytes],
     target: Target,
     subject: Subject,
     table: LatencyTable,
 ) -> Baseline:
     """Run and time the float files."""
-    session = open_session(reference.content(), all_threads(table.settings))
+    session = open_session(str(path), all_threads(table.settings))
     started = time.perf_counter()
     scores, _ = evaluate_session(task, session, builder.lowered.input_names, task.validation)
     pass_s = time.perf_counter() - started
-    original_ms, float_ms = _float_times(builder, reference, target, subject, table)
+    del session  # the next one has the same size
+    original_ms, float_ms = _float_times(path, others, target, subject, table)
+    size = path.stat().st_size
     measured = Measurement(
-        reference.size_bytes, original_ms, scores.accuracy, metrics=scores.metrics, verified=True
+        size, original_ms, scores.accuracy, metrics=scores.metrics, verified=True
     )
     return Baseline(measured, float_ms, pass_s, table.settings)
 
@@ -374,19 +386,24 @@ def _measured(
 def _timed_again(problem: Problem, table: LatencyTable) -> Baseline:
     """Return the numbers of the float files with the session settings of a table."""
     files = problem.float_files
-    parts = (problem.builder, problem.reference, problem.target, problem.subject)
+    # The file of the student, where there is one.
+    others = (
+        []
+        if problem.trainer.teacher.model is problem.builder.teacher
+        else [problem.builder.baseline]
+    )
+    parts = (problem.float_path, others, problem.target, problem.subject)
     original_ms, float_ms = _float_times(*parts, table)
     measured = replace(files.measured, latency_ms=original_ms)
     return Baseline(measured, float_ms, files.pass_s, table.settings)
 
 
 def _float_times(
-    builder: Builder, reference: SharedGraph, target: Target, subject: Subject, table: LatencyTable
+    path: Path, others: Sequence[bytes], target: Target, subject: Subject, table: LatencyTable
 ) -> tuple[float, float]:
     """Return the ms of the original's float file, and of the one of the compressed model."""
-    others = [] if reference is builder.float_file else [builder.baseline]
     timing = compare(
-        reference.content(), others, subject.feed, target, table.settings, rounds=BASELINE_ROUNDS
+        str(path), others, subject.feed, target, table.settings, rounds=BASELINE_ROUNDS
     )
     ratio = timing.ratios[0] if others else 1.0
     # A device that is not at hand cannot be timed. Its table knows only the compressed model.

@@ -43,6 +43,7 @@ from autocompress.search.finish.long_recovery import LONG_RECOVERY, recover_fron
 from autocompress.search.problem.goal import Goal
 from autocompress.search.problem.trial_record import TrialRecord
 from autocompress.search.workers.storage import open_study
+from autocompress.space.recovery import RecoverySpace
 
 SPACE = {
     "modules": [
@@ -128,13 +129,14 @@ def test_trials_are_trained_where_enough_of_them_fit_into_the_time() -> None:
         return TrialRecord(number, trained=trained, seconds=seconds)
 
     few = [trial(0, 1.0, False), trial(1, 10.0, True), trial(2, 12.0, True), trial(3, 1.0, False)]
-    assert affords_training(few, 20, None), "without a timeout"
-    assert affords_training(few[:1], 20, 5.0), "no training shows yet how long it takes"
-    assert affords_training(few, 20, 16 * 11.0)
-    assert not affords_training(few, 20, 15 * 11.0)
-    assert affords_training(few, 1000, (ENOUGH - 4) * 11.0), "more than enough is not asked for"
-    assert affords_training(few * 20, 1000, 11.0)
-    assert not affords_training(few * 20, 1000, 10.0)
+    assert affords_training(few, 20, None, 0.5), "without a timeout"
+    assert affords_training(few[:1], 20, 5.0, 0.5), "no training shows yet how long it takes"
+    assert not affords_training(few[:1], 20, 5.0, 0.51), "ten passes take longer"
+    assert affords_training(few, 20, 16 * 11.0, 0.5)
+    assert not affords_training(few, 20, 15 * 11.0, 0.5)
+    assert affords_training(few, 1000, (ENOUGH - 4) * 11.0, 0.5), "enough is enough"
+    assert affords_training(few * 20, 1000, 11.0, 0.5)
+    assert not affords_training(few * 20, 1000, 10.0, 0.5)
 
 
 @pytest.mark.slow
@@ -193,6 +195,7 @@ def test_the_long_recovery_lifts_a_point_once(
         stitcher=fixture.stitcher,
         device=cpu,
         trainer=trainer_of(cnn_task, fixture.stitcher),
+        space=SimpleNamespace(recovery=RecoverySpace()),
     )
     before = accuracy(fixture.stitcher.apply(at))
     assert before < baseline.accuracy - 0.05

@@ -17,7 +17,7 @@ from autocompress.search.finish.measured_file import OtherScores
 BASE = Measurement(1000, 4.0, 0.9, verified=True, metrics={"f1": 0.8})
 PROBLEM = SimpleNamespace(
     baseline=BASE,
-    reference=SimpleNamespace(content=lambda: b"float"),
+    float_path=Path("float.onnx"),
     latency_source="measured",
     task=SimpleNamespace(test=[1]),
 )
@@ -29,7 +29,7 @@ def calls(monkeypatch: pytest.MonkeyPatch) -> list[tuple[str, object]]:
     made: list[tuple[str, object]] = []
 
     def memory(path: str) -> int:
-        made.append(("memory", Path(path).read_bytes()))
+        made.append(("memory", path))
         return 10
 
     def scores(problem, path: str, known: float | None) -> OtherScores:
@@ -52,7 +52,7 @@ def test_numbers_are_measured_once_and_the_test_split_is_named_until_it_was_run(
     last = file.numbers(tmp_path, PROBLEM)
     assert last.metrics == {"f1": 0.8, "accuracy_contrast": 0.6}
     assert (last.test_accuracy, last.left_out) == (0.7, {})
-    assert calls == [("memory", b"float"), ("rest", None)]
+    assert calls == [("memory", "float.onnx"), ("rest", None)]
 
 
 def test_an_earlier_front_knows_the_test_split(calls, tmp_path: Path) -> None:

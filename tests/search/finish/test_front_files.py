@@ -24,7 +24,7 @@ from autocompress.targets.device.sessions import SessionSettings
 BASE = Measurement(1000, 4.0, 0.9, verified=True)
 PROBLEM = SimpleNamespace(
     baseline=BASE,
-    reference=SimpleNamespace(content=lambda: b"float"),
+    float_path=Path("baseline/model.onnx"),
     latency_source="measured",
     table=SimpleNamespace(runs=(1,)),
     latency_ms=lambda candidate: 3.9,
