@@ -196,7 +196,8 @@ class _Search:
             return learned
 
         alone = not others and settings.storage is None
-        worker = Worker(study, judge, folder, alone, _is_over(study), between)
+        has_front = bool(files.points)
+        worker = Worker(study, judge, folder, alone, _is_over(study), between, has_front)
         worker.run(settings.n_trials, deadline, self.interrupt, url, self.progress)
         _wait(others, study, self.interrupt)
         complete_trials_file(study, folder / TRIALS_FILE)

@@ -7,6 +7,7 @@ Candidates are judged on growing parts of this order, so that a poor one is stop
 from __future__ import annotations
 
 import hashlib
+import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -46,6 +47,7 @@ class Race:
         scored: how samples are scored: "top1", "metric" or "divergence" (see `sample_scores`).
         digest: hash of the order and of a part of the data. Scores can be compared sample by
             sample only if it is the same.
+        pass_s: seconds that the original took for the split.
     """
 
     batches: Batches
@@ -56,6 +58,7 @@ class Race:
     answers: Any
     scored: str
     digest: str
+    pass_s: float = 0.0
 
     def expected(self, first: int, count: int) -> Tensor:
         """Return the original's outputs for the samples of one batch.
@@ -105,11 +108,13 @@ def open_race(task: Task, original: nn.Module, device: torch.device, seed: int) 
         TaskError: the split is empty, or the metric or the divergence does not fit the outputs.
     """
     outputs, targets = [], []
+    started = time.monotonic()
     for inputs, target in task.validation:
         outputs.append(metric_outputs(task, original, inputs, device))
         targets.append(target)
     if not outputs:
         raise TaskError("task: validation is empty; expected at least one (inputs, target) batch")
+    pass_s = time.monotonic() - started
     joined, answers = join_outputs(outputs), join_targets(targets)
     scores_of(task, joined, answers)
     _check_divergence(task, outputs[0][""])
@@ -131,7 +136,8 @@ def open_race(task: Task, original: nn.Module, device: torch.device, seed: int) 
     else:
         teacher = join_outputs([outputs[i] for i in order])[""]
     scored = scoring_of(task, primary, answers) if isinstance(primary, Tensor) else "divergence"
-    return Race(batches, targets, order, mixed, teacher, answers, scored, _digest(batches, order))
+    digest = _digest(batches, order)
+    return Race(batches, targets, order, mixed, teacher, answers, scored, digest, pass_s)
 
 
 def _one_row_per_sample(joined: dict[str, Outputs], batches: list[tuple[Inputs, Any]]) -> bool:

@@ -85,6 +85,7 @@ class Worker:
         alone: True if no other worker can be alive.
         is_over: returns True when the strategy has no step left.
         between: called after each trial; returns a problem with a new latency model, or None.
+        has_front: True if there are files already, so that no trial is needed to export something.
     """
 
     study: optuna.Study
@@ -93,6 +94,7 @@ class Worker:
     alone: bool
     is_over: Callable[[optuna.Study], bool] = lambda study: False
     between: Callable[[Problem], Problem | None] = lambda problem: None
+    has_front: bool = False
 
     def run(
         self,
@@ -138,9 +140,11 @@ class Worker:
     ) -> bool:
         if len(finished) >= n_trials or self.is_over(self.study):
             return True
-        late = deadline is not None and time.monotonic() + _next_s(finished) > deadline
+        # The first trial takes at least as long as the original takes for the race.
+        next_s = _next_s(finished) if finished else self.judge.problem.race.pass_s
+        late = deadline is not None and time.monotonic() + next_s > deadline
         # However short the time, one trial is made, so that there is something to export.
-        return late and any(t.is_complete for t in finished)
+        return late and (self.has_front or any(t.is_complete for t in finished))
 
     def _one(self, lease: Lease, progress: SearchProgress) -> None:
         started = time.monotonic()

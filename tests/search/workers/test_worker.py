@@ -7,12 +7,13 @@ import os
 import signal
 import time
 from pathlib import Path
+from types import SimpleNamespace
 
 import optuna
 import pytest
 from optuna.trial import TrialState
 
-from autocompress.search.workers.worker import Interrupt, ask, complete_trials_file
+from autocompress.search.workers.worker import Interrupt, Worker, ask, complete_trials_file
 from autocompress.space.recovery import ALPHA, RecoverySpace
 from autocompress.space.search_space import BoundSpace, Knob
 
@@ -102,3 +103,17 @@ def test_a_worker_that_was_killed_while_it_told_left_another_state(tmp_path: Pat
     study.tell(trial, state=TrialState.FAIL)
     complete_trials_file(study, path)
     assert written(path) == [("0", "FAIL", KILLED)]
+
+
+@pytest.mark.parametrize(
+    ("left_s", "has_front", "ends"),
+    [(4.0, True, True), (6.0, True, False), (4.0, False, False), (None, True, False)],
+)
+def test_the_first_trial_needs_the_time_of_one_pass_unless_there_is_no_file(
+    left_s: float | None, has_front: bool, ends: bool
+) -> None:
+    problem = SimpleNamespace(race=SimpleNamespace(pass_s=5.0))
+    parts = (SimpleNamespace(), SimpleNamespace(problem=problem), Path("run"), True)
+    worker = Worker(*parts, has_front=has_front)
+    deadline = None if left_s is None else time.monotonic() + left_s
+    assert worker._is_at_end([], 10, deadline) == ends
