@@ -61,6 +61,7 @@ def judge(tmp_path: Path) -> Judge:
         task=task,
         device=CPU,
         stitcher=Models(),
+        float_files=SimpleNamespace(pass_s=0.1),
         race=open_race(task, task.model, CPU, 0),
         baseline=Measurement(1000, 4.0, 1.0),
         space=SimpleNamespace(objectives=(), recovery=SimpleNamespace(steps=0)),
