@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -23,6 +24,17 @@ def cache(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("cache")
     os.environ["AUTOCOMPRESS_CACHE"] = str(folder)
     return folder
+
+
+@pytest.fixture(scope="session", autouse=True)
+def short_tables() -> Iterator[None]:
+    """Measure fewer models for a latency table: it takes a third of a search in these tests."""
+    from autocompress.targets.latency_model import plan
+
+    with pytest.MonkeyPatch.context() as patch:
+        for name, count in (("LEAST", 6), ("MOST", 12), ("CHECKED", 6)):
+            patch.setattr(plan, name, count)
+        yield
 
 
 @pytest.fixture(scope="session")

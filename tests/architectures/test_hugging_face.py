@@ -5,7 +5,9 @@ Whole searches are slow.
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from pathlib import Path
+from typing import Any
 
 import onnx
 import pytest
@@ -44,9 +46,26 @@ def computed(model: torch.nn.Module, inputs: Inputs) -> object:
 ONE_BATCH_SIZE = {"llava", "smolvlm"}
 NO_PROGRAM = ("vilt", "qwen2_vl")
 SUPPORTED = [name for name in FAMILIES if name not in NO_PROGRAM]
+# Each is built like another family, whose name stands beside it and which every run tests.
+ALIKE = {
+    "smolvlm": "llava",
+    "siglip": "clip",
+    "qwen3": "llama",
+    "gemma3": "llama",
+    "mixtral": "qwen2_moe",
+    "whisper_encoder": "whisper",
+    "qwen2_vl": "vilt",
+}
 
 
-@pytest.mark.parametrize("name", SUPPORTED)
+def marked(names: Iterable[str]) -> list[Any]:
+    """Leave the families that are built like others to `make test SLOW=yes`."""
+    return [
+        pytest.param(name, marks=pytest.mark.extensive) if name in ALIKE else name for name in names
+    ]
+
+
+@pytest.mark.parametrize("name", marked(SUPPORTED))
 def test_one_mixed_file_computes_what_is_simulated_at_other_sizes(name: str) -> None:
     family, task = FAMILIES[name], prepared(family_task(name))
     modules = find_modules(task.model, task.example_inputs)
@@ -81,7 +100,7 @@ def test_one_mixed_file_computes_what_is_simulated_at_other_sizes(name: str) -> 
         assert relative_difference(run(file, inputs), computed(simulated, inputs)) < 1e-4
 
 
-@pytest.mark.parametrize("name", NO_PROGRAM)
+@pytest.mark.parametrize("name", marked(NO_PROGRAM))
 def test_a_model_without_a_program_is_refused_in_one_line(name: str) -> None:
     task = prepared(family_task(name))
     with pytest.raises(
