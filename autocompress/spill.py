@@ -7,10 +7,12 @@ from __future__ import annotations
 
 import ctypes
 import os
+import shutil
 import sys
 import tempfile
 import weakref
 from collections.abc import Iterable, Iterator, Mapping
+from contextlib import suppress
 from dataclasses import dataclass, fields
 from typing import Any, Generic, TypeVar
 
@@ -21,6 +23,7 @@ from torch import Tensor
 from autocompress.cache import cache_folder
 
 LEAST_BYTES = 1 << 20  # smaller tensors stay in memory
+RESERVE_BYTES = 1 << 30  # free bytes of the disk that are left to results
 
 T = TypeVar("T")
 
@@ -72,18 +75,23 @@ class Spilled(Mapping[str, T], Generic[T]):
     def _stored(self, value: Any) -> Any:
         if not isinstance(value, Tensor) or value.nbytes < LEAST_BYTES:
             return value
-        array = value.detach().contiguous().numpy()
+        array, folder, start = value.detach().contiguous().numpy(), cache_folder(), self._end
         try:
             if self._file is None:
-                folder = cache_folder()
                 folder.mkdir(parents=True, exist_ok=True)
                 self._file = tempfile.TemporaryFile(dir=folder)  # noqa: SIM115
                 weakref.finalize(self, self._file.close)
-            start, content = self._end, array.reshape(-1).view(np.uint8).data
+            if shutil.disk_usage(folder).free < value.nbytes + RESERVE_BYTES:
+                return value
+            content = array.reshape(-1).view(np.uint8).data
             while len(content):
                 written = os.pwrite(self._file.fileno(), content, self._end)
                 self._end, content = self._end + written, content[written:]
         except OSError:
+            if self._file is not None:  # what was written of it would fill the disk
+                with suppress(OSError):
+                    os.ftruncate(self._file.fileno(), start)
+                self._end = start
             return value
         return _Place(start, value.shape, array.dtype)
 

@@ -176,17 +176,31 @@ def _graph_again(folder: Path, recipe: dict[str, Any], task: Task) -> ModelProto
         module.name: IntegerForm(recorded.get(module.name, IntegerForm.SIGNED))
         for module in builder.module_map
     }
-    compressor = Compressor.of(replace(builder, forms=forms))
+    # Statistics of batch normalisations depend on the ranges of activations.
+    ranges = {**builder.ranges, **_ranges(recipe)}
+    compressor = Compressor.of(replace(builder, forms=forms, ranges=ranges))
     trained = None
     if recipe["trained"] and (folder / recipe["weights"]).is_file():
         trained = Trained.from_tensors(_weights(folder, recipe))
     elif recipe["trained"]:
         trained = _trained_again(learner, task, compressor.stitcher, candidate, origin)
     variants = {} if trained is not None else compressor.variants(candidate)
-    statistics = None if trained is not None else compressor.stitcher.statistics(candidate)
+    statistics = None if trained is not None else _statistics(folder, recipe, compressor)
     levels, blocks = kernels["matmul_levels"], kernels["gather_blocks"]
     parts = compressor.builder.recipe(candidate, variants, trained, levels, blocks, statistics)
     return compressor.builder.build(replace(parts, ranges=_ranges(recipe)))
+
+
+def _statistics(folder: Path, recipe: dict[str, Any], compressor: Compressor) -> dict[str, Tensor]:
+    """Return the statistics of batch normalisations of an untrained point.
+
+    They are read from its weights where these are there, else estimated again.
+    """
+    stitcher = compressor.stitcher
+    if not (folder / recipe["weights"]).is_file():
+        return dict(stitcher.statistics(Candidate.from_json(recipe["candidate"])))
+    others = Trained.from_tensors(_weights(folder, recipe)).others
+    return {name: others[name] for name in stitcher.norms.buffers if name in others}
 
 
 def _trained_again(

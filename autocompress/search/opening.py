@@ -179,8 +179,8 @@ def open_search(request: Request, settings: Settings, folder: Path, setup: Setup
     run = RunRecord.of(task, settings, problem, limits)
     if earlier is not None and earlier.space["digest"] != problem.space.digest:
         raise RunFolderError(
-            f"{folder}: holds a search over another space; choose another --out or give the "
-            "space it was started with"
+            f"{folder}: holds a search over another space, or by an earlier version; choose "
+            "another --out or give the space it was started with"
         )
     run.save(folder, earlier)
     steps = settings.finalize_steps

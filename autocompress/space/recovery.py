@@ -143,12 +143,12 @@ class RecoverySpace:
         Args:
             has_labels: False removes the choice of alpha.
             has_logits: False removes the choice of the temperature.
-            parameters: number of parameters of the model. More than BLOCKS_FROM, or no labels, turn
-                blocks on where the space leaves it open.
+            parameters: number of parameters of the model. More than BLOCKS_FROM turn blocks on
+                where the space leaves it open.
         """
         blocks = self.blocks
         if blocks is None:
-            blocks = parameters > BLOCKS_FROM or not has_labels
+            blocks = parameters > BLOCKS_FROM
         space = replace(self, blocks=blocks)
         space = space if has_labels else replace(space, alphas=(0.0, 0.0))
         if has_logits:

@@ -46,7 +46,12 @@ def copied(
 def _views(model: nn.Module) -> dict[int, Any]:
     """Return the memo of a deepcopy that takes new parameters on the same memory."""
     views: dict[int, Any] = {}
+    written = set()
+    for module in model.modules():
+        if getattr(module, "max_norm", None) is not None:  # a lookup shortens rows in place
+            written.update(id(parameter) for parameter in module.parameters(recurse=False))
     for parameter in model.parameters():
-        if type(parameter) is nn.Parameter:
+        plain = type(parameter) is nn.Parameter and not parameter.is_inference()
+        if plain and id(parameter) not in written:
             views[id(parameter)] = nn.Parameter(parameter.detach(), parameter.requires_grad)
     return views

@@ -79,12 +79,12 @@ def test_what_means_nothing_is_not_searched() -> None:
     [
         ("auto", True, BLOCKS_FROM, False),
         ("auto", True, BLOCKS_FROM + 1, True),
-        ("auto", False, 9, True),
+        ("auto", False, 9, False),
         (True, True, 9, True),
         (False, False, BLOCKS_FROM + 1, False),
     ],
 )
-def test_large_models_and_tasks_without_labels_are_recovered_by_blocks(
+def test_large_models_are_recovered_by_blocks(
     value: object, has_labels: bool, parameters: int, by_blocks: bool
 ) -> None:
     space = parse_recovery("s", {"steps": 10, "blocks": value})

@@ -63,3 +63,17 @@ def test_a_copy_of_another_type_shares_nothing() -> None:
     assert other.weight.dtype == torch.float64
     assert model.weight.dtype == torch.float32
     assert torch.equal(model.weight, before)
+
+
+def test_weights_that_a_lookup_writes_to_are_copied() -> None:
+    model = nn.Embedding(4, 3, max_norm=0.1)
+    before = model.weight.clone()
+    copied(model, shares_weights=True)(torch.arange(4))
+    assert torch.equal(model.weight, before)
+
+
+def test_weights_made_in_inference_mode_are_copied() -> None:
+    with torch.inference_mode():
+        model = nn.Linear(2, 3)
+    other = copied(model, shares_weights=True)
+    assert torch.equal(other.weight, model.weight)

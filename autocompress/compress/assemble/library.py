@@ -29,6 +29,7 @@ from autocompress.compress.calibrate.statistics import LayerStatistics
 from autocompress.compress.factorise.low_rank import compose, factor_statistics, factorise
 from autocompress.compress.prune.masks import Mask, Masks, reconstructed
 from autocompress.compress.prune.sparsify import NEEDS_GRADIENTS
+from autocompress.compress.quantize.affine import StoredTensor
 from autocompress.compress.quantize.rounding import store
 from autocompress.integer_form import IntegerForm
 from autocompress.model.modules import kind_of
@@ -105,6 +106,7 @@ class VariantLibrary:
     _memory: OrderedDict[str, Variant] = field(default_factory=OrderedDict)
     _held: int = 0
     _hashes: dict[str, str] = field(default_factory=dict)
+    _plain: dict[str, Variant] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         self._disk = Cache(self.folder, DISK_BYTES)
@@ -131,7 +133,7 @@ class VariantLibrary:
         out, into = masks.of(name, "out"), masks.of(name, "in")
         plain = (config.weight_bits, config.rank_ratio, config.sparsity) == (32, 1.0, 0.0)
         if plain and out is None and into is None and factors is None:
-            return self._make(name, config, masks, factors)  # the model's own weight, not a copy
+            return self._plain_variant(name)
         key = self._key(name, config, out, into, factors)
         variant = self._memory.get(key)
         if variant is None:
@@ -145,6 +147,14 @@ class VariantLibrary:
                 self._disk.write(_file_name(key), tensor_bytes(variant_to_tensors(variant, "")))
         self._remember(key, variant)
         return variant
+
+    def _plain_variant(self, name: str) -> Variant:
+        """Return the float weight of a module: the model's own on a CPU, else a copy."""
+        if name not in self._plain:
+            weight = weight_of(self.model.get_submodule(name)).detach().float()
+            factor = StoredTensor(weight.contiguous().cpu(), 32)
+            self._plain[name] = Variant((factor,), self.bias(name, None))
+        return self._plain[name]
 
     def _make(
         self, name: str, config: ModuleConfig, masks: Masks, factors: Tensor | None

@@ -184,7 +184,7 @@ class Stitcher(SimulatedModel):
                     simulated.keep_ranges()
 
     def trained_state(self) -> Trained:
-        """Return the trained state of the applied candidate, as tensors of its own."""
+        """Return the trained state of the applied candidate; nobody may write to its tensors."""
         variants = {name: module.trained_variant() for name, module in self.simulated.items()}
         others = {
             name: value.detach().cpu().clone()

@@ -134,7 +134,7 @@ def _moments(weight: Tensor, gradient: Tensor) -> list[Tensor]:
     if product.dim() > 1:
         by_column = product.transpose(0, 1).reshape(product.shape[1], -1)
     return [
-        gradient,
+        gradient.clone(),  # tied weights share it, and sums are added in place
         gradient.square(),
         by_row.sum(1).square(),
         by_column.sum(1).square(),

@@ -19,6 +19,7 @@ PERCENTILE = 0.9995
 BINS = 1024
 KL_CANDIDATES = 40
 CHUNK = 1 << 16  # elements per vectorised pass, which stay in the processor's cache
+CHUNK_ELSEWHERE = 1 << 22  # elements per pass of a GPU
 
 
 def block_scales(
@@ -40,7 +41,8 @@ def block_scales(
     Raises:
         ValueError: if the method is unknown.
     """
-    step = max(1, CHUNK // max(1, blocks.shape[1]))
+    chunk = CHUNK if blocks.device.type == "cpu" else CHUNK_ELSEWHERE
+    step = max(1, chunk // max(1, blocks.shape[1]))
     parts = [_chunk_scales(part, bounds, symmetric, method) for part in torch.split(blocks, step)]
     return torch.cat([p[0] for p in parts]), torch.cat([p[1] for p in parts])
 

@@ -146,12 +146,13 @@ def _with_weights(
     proto.ParseFromString(tensors["graph"].numpy().tobytes())
     if not taken <= weights.keys():
         return None
-    large = {}
+    large, parameters = {}, dict(model.named_parameters(remove_duplicate=False))
     for tensor in proto.graph.initializer:
         if tensor.name not in taken:
             continue
         weight = weights[tensor.name].contiguous()
-        if weight.nbytes >= LEAST_BYTES:
+        # A forward may change buffers, so that they are copied.
+        if weight.nbytes >= LEAST_BYTES and tensor.name in parameters:
             large[tensor.name] = weight
             set_aside(tensor, tensor.name)
         else:

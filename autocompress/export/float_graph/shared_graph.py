@@ -124,7 +124,7 @@ def without_parameters(graph: onnx_ir.Model, model: nn.Module) -> dict[str, Tens
         if not isinstance(raw, Tensor) or constant is None:
             continue
         weight = known.get((raw.data_ptr(), raw.shape, raw.dtype))
-        if weight is None or constant.dtype != onnx_ir.DataType.FLOAT:
+        if weight is None or not raw.is_contiguous() or constant.dtype != onnx_ir.DataType.FLOAT:
             continue
         weights[name] = weight
         value.const_value = onnx_ir.ExternalTensor(

@@ -162,7 +162,7 @@ def affords_training(
         return True
     trained_s = [record.seconds for record in done if record.trained and record.seconds]
     if not trained_s:
-        return least_s(pass_s) <= left_s
+        return least_s(pass_s) <= TRAINING_SHARE * left_s
     wanted = max(1, min(ENOUGH, n_trials) - len(done))
     return wanted * float(np.median(trained_s)) <= left_s
 
@@ -267,6 +267,8 @@ def recover_candidate(
         trained, steps = recover(problem.trainer, problem.stitcher, candidate, place, go_on, stop)
         if stop() and not is_resumed:
             shutil.rmtree(place, ignore_errors=True)
+            return Lesson(before, False, {}, CUT)
+        if stop() and candidate.distillation.blocks:  # no recipe can say which blocks were trained
             return Lesson(before, False, {}, CUT)
         after = evaluated(problem.stitcher.apply(candidate, trained))
     except (NotComputableError, UserCodeError) as error:

@@ -21,7 +21,7 @@ from autocompress.candidate import Candidate
 from autocompress.compress.assemble.stitch import Stitcher
 from autocompress.compress.recover.context import Trainer
 from autocompress.compress.recover.teacher import Teacher
-from autocompress.errors import TargetError, TaskError
+from autocompress.errors import ExportError, TargetError, TaskError
 from autocompress.export.build import Builder
 from autocompress.export.compressor import Compressor
 from autocompress.export.float_graph.float_graph import export_reference
@@ -243,7 +243,13 @@ def open_problem(
     """
     source = settings.table_file
     kernels_of, ranges = source or _readable(table_file), space.activation_range
-    builder = builder_for(task, module_map, target, device, kernels_of, ranges, report)
+    try:
+        builder = builder_for(task, module_map, target, device, kernels_of, ranges, report)
+    except ExportError:
+        # A forward that fails on some batch of the data is the first thing to say.
+        model = copied(original.model, device, shares_weights=True)
+        open_race(task, model, device, settings.seed)
+        raise
     _check_latency_inputs(task, builder)
     bound = _bound(space, task, builder, target)
     layout = layout_of(builder)

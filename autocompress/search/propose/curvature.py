@@ -36,7 +36,9 @@ from autocompress.task.user_code import UserCodeError
 # order, since the exact one takes as long as all other estimates together.
 GREEDY = 64
 Losses = NDArray[np.float64]
-LAYERS = 8  # layers whose factors are kept; each takes several times the memory of its inputs' H
+# Layers whose factors are kept; each takes several times the memory of its inputs' H. A channel
+# group needs those of all its readers at once.
+LAYERS = 8
 STEP = 0.01  # shift of the outputs, as a share of their standard deviation
 
 

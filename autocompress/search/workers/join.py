@@ -11,6 +11,7 @@ from autocompress.errors import RunFolderError
 from autocompress.measure.prepare import prepared
 from autocompress.model.modules import find_modules
 from autocompress.results.files import TABLE_FILE
+from autocompress.results.front import earlier_front
 from autocompress.search.evaluate.judge import Judge
 from autocompress.search.opening import taught_task
 from autocompress.search.problem.problem import open_problem, pick_device, ready_for_trials
@@ -78,7 +79,8 @@ def run_worker(task: Task, storage: str, study_name: str, device_name: str | Non
         study.sampler = make_sampler("guided", name, problem, limits, losses, seed, study)
         until, trials = plan.time_left(), settings.n_trials
         judge = Judge(problem, limits, folder, deadline=until, n_trials=trials)
-        worker = Worker(study, judge, folder, False, was_stopped)
+        has_front = earlier_front(folder) is not None
+        worker = Worker(study, judge, folder, False, was_stopped, has_front=has_front)
         worker.run(trials, until, interrupt, storage, progress)
     return interrupt.requested
 

@@ -47,6 +47,19 @@ def test_gradients_are_means_over_the_losses() -> None:
     torch.testing.assert_close(found.whole, sum(p.sum().square() for p in products) / 2)
 
 
+def test_tied_weights_have_the_same_means() -> None:
+    model = nn.Sequential(linear(), linear())
+    model[1].weight = model[0].weight
+
+    def losses(model: nn.Module) -> Iterator[Tensor]:
+        for factor in (FIRST, SECOND, FIRST):
+            yield (model[0].weight * factor).sum()
+
+    found = collect_gradients(model, losses)
+    for name in ("0", "1"):
+        torch.testing.assert_close(found[name].mean, (2 * FIRST + SECOND) / 3)
+
+
 def test_kernels_are_summed_with_their_rows_and_channels() -> None:
     torch.manual_seed(0)
     model = nn.Conv1d(2, 3, 4)

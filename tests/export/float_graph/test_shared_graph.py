@@ -15,6 +15,7 @@ from autocompress.candidate import Candidate, ModuleConfig
 from autocompress.export.float_graph import float_cache, shared_graph
 from autocompress.export.float_graph.float_cache import exported
 from autocompress.export.float_graph.float_graph import export_float
+from autocompress.targets.device.sessions import open_session
 
 X = torch.rand(3, 6)
 
@@ -28,10 +29,10 @@ class Net(nn.Module):
         self.second = nn.Linear(32, 6)
         self.tied = nn.Linear(6, 32)
         self.tied.weight = self.first.weight
-        self.register_buffer("table", torch.rand(6, 6))
+        self.register_buffer("table", torch.rand(6, 12))
 
     def forward(self, x: Tensor) -> Tensor:
-        return self.tied(self.second(self.first(x).relu()) @ self.table)
+        return self.tied(self.second(self.first(x).relu()) @ self.table[:, :6])
 
 
 @pytest.fixture
@@ -88,3 +89,49 @@ def test_candidates_are_the_same_files(cnn_task, monkeypatch: pytest.MonkeyPatch
 
 def graph_of(fixture: Fixture, candidate: Candidate) -> bytes:
     return fixture.compressor.graph(candidate).SerializeToString()
+
+
+class Transposed(nn.Module):
+    """Has a square parameter on the memory of another one."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first = nn.Linear(16, 16)
+        self.second = nn.Linear(16, 16)
+        self.second.weight = nn.Parameter(self.first.weight.detach().t())
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.second(self.first(x).relu())
+
+
+class Masked(nn.Module):
+    """Adds a large parameter to scores where they are not masked."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.bias = nn.Parameter(torch.rand(2, 8, 8))
+        self.register_buffer("causal", torch.ones(8, 8).tril().bool())
+
+    def forward(self, x: Tensor) -> Tensor:
+        mask = torch.where(self.causal, self.bias, float("-inf"))
+        return nn.functional.scaled_dot_product_attention(x, x, x, attn_mask=mask)
+
+
+@pytest.mark.usefixtures("small_weights_are_large")
+@pytest.mark.parametrize(
+    ("model", "x"), [(Transposed(), torch.rand(3, 16)), (Masked(), torch.rand(3, 2, 8, 4))]
+)
+def test_files_compute_what_the_model_computes(model: nn.Module, x: Tensor) -> None:
+    graph = export_float(model.eval(), x)
+    expected = model(x).detach().numpy()
+    for session in (graph.shared.session(), open_session(graph.shared.content())):
+        (output,) = session.run(None, {session.get_inputs()[0].name: x.numpy()})
+        np.testing.assert_allclose(output, expected, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.usefixtures("small_weights_are_large")
+def test_buffers_of_a_graph_from_the_cache_are_copies(tmp_path: Path) -> None:
+    exported(Net().eval(), X, (), tmp_path)
+    model = Net().eval()
+    known = exported(model, X, (), tmp_path)
+    assert aside(known.proto) == {"second.weight", "tied.weight"}

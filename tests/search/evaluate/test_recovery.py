@@ -130,8 +130,8 @@ def test_trials_are_trained_where_enough_of_them_fit_into_the_time() -> None:
 
     few = [trial(0, 1.0, False), trial(1, 10.0, True), trial(2, 12.0, True), trial(3, 1.0, False)]
     assert affords_training(few, 20, None, 0.5), "without a timeout"
-    assert affords_training(few[:1], 20, 5.0, 0.5), "no training shows yet how long it takes"
-    assert not affords_training(few[:1], 20, 5.0, 0.51), "ten passes take longer"
+    assert affords_training(few[:1], 20, 50.0, 0.5), "no training shows yet how long it takes"
+    assert not affords_training(few[:1], 20, 50.0, 0.51), "ten passes are over a tenth of the time"
     assert affords_training(few, 20, 16 * 11.0, 0.5)
     assert not affords_training(few, 20, 15 * 11.0, 0.5)
     assert affords_training(few, 1000, (ENOUGH - 4) * 11.0, 0.5), "enough is enough"

@@ -22,7 +22,10 @@ ROWS = [Row("a", ModuleConfig(weight_bits=4), 0.25, 10, 1.0)]
 def bench() -> SimpleNamespace:
     names = ("task", "stitcher", "space", "device")
     parts = dict.fromkeys((*names, "layout", "table", "table_float_ms"))
-    builder, files = SimpleNamespace(baseline=b"float"), SimpleNamespace(float_ms=4.0)
+    builder, files = (
+        SimpleNamespace(float_file=SimpleNamespace(size_bytes=5)),
+        SimpleNamespace(float_ms=4.0),
+    )
     return SimpleNamespace(
         **parts, builder=builder, float_files=files, baseline=Measurement(1000, 4.0, 0.9)
     )

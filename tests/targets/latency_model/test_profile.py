@@ -48,7 +48,7 @@ def subject(**changes: object) -> Subject:
     choices = form_choices(given, lambda name: offered.get(name, ()))
     feed = {"x": np.zeros((2, 3), np.float32)}
     return Subject(
-        given, feed, b"float", lambda c: (repr(c).encode(), {}), choices, {"a": (0.0, 0.5)}
+        given, feed, lambda: b"float", lambda c: (repr(c).encode(), {}), choices, {"a": (0.0, 0.5)}
     )
 
 

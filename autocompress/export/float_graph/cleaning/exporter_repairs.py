@@ -80,6 +80,8 @@ def _make_infinite(mask: NodeProto, graph: GraphProto, tensors: dict[str, Tensor
         tensor = tensors.get(name)
         if tensor is None or tensor.data_type != TensorProto.FLOAT:
             continue
+        if tensor.data_location == TensorProto.EXTERNAL:  # a parameter, not a constant
+            continue
         if not np.all(numpy_helper.to_array(tensor) == lowest):
             continue
         infinite = f"{name}_infinite"
