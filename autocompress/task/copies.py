@@ -46,7 +46,7 @@ def copied(
 def _views(model: nn.Module) -> dict[int, Any]:
     """Return the memo of a deepcopy that takes new parameters on the same memory."""
     views: dict[int, Any] = {}
-    written = set()
+    written: set[int] = set()
     for module in model.modules():
         if getattr(module, "max_norm", None) is not None:  # a lookup shortens rows in place
             written.update(id(parameter) for parameter in module.parameters(recurse=False))
