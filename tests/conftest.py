@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -26,14 +28,29 @@ def cache(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-@pytest.fixture(scope="session", autouse=True)
-def short_tables() -> Iterator[None]:
-    """Measure fewer models for a latency table: it takes a third of a search in these tests."""
+@contextmanager
+def tables_of(least: int, most: int, checked: int) -> Iterator[None]:
+    """Measure so many models for a latency table, and so many for its check."""
     from autocompress.targets.latency_model import plan
 
     with pytest.MonkeyPatch.context() as patch:
-        for name, count in (("LEAST", 6), ("MOST", 12), ("CHECKED", 6)):
+        for name, count in (("LEAST", least), ("MOST", most), ("CHECKED", checked)):
             patch.setattr(plan, name, count)
+        yield
+
+
+@pytest.fixture(scope="session")
+def whole_tables() -> Callable[[], AbstractContextManager[None]]:
+    """Return a context in which latency tables are measured as users measure them."""
+    from autocompress.targets.latency_model.plan import CHECKED, LEAST, MOST
+
+    return partial(tables_of, LEAST, MOST, CHECKED)
+
+
+@pytest.fixture(scope="session", autouse=True)
+def short_tables(whole_tables: Callable[[], AbstractContextManager[None]]) -> Iterator[None]:
+    """Measure fewer models for a latency table: it takes a third of a search in these tests."""
+    with tables_of(6, 12, 6):
         yield
 
 

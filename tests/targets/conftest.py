@@ -2,16 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager
+
 import pytest
-
-from autocompress.targets.latency_model import plan
-
-WHOLE = {name: getattr(plan, name) for name in ("LEAST", "MOST", "CHECKED")}
 
 
 @pytest.fixture(scope="module", autouse=True)
-def whole_tables() -> None:
-    with pytest.MonkeyPatch.context() as patch:
-        for name, count in WHOLE.items():
-            patch.setattr(plan, name, count)
+def tables(whole_tables: Callable[[], AbstractContextManager[None]]) -> Iterator[None]:
+    with whole_tables():
         yield
