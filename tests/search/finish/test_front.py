@@ -109,7 +109,9 @@ def finished(monkeypatch: pytest.MonkeyPatch, tmp_path: Path):
         monkeypatch.setattr(finishing, "errors_on", lambda *_: {"mape": 0.01})
         monkeypatch.setattr(finishing, "lessons", lambda study: [])
         progress = SimpleNamespace(line=lines.append, phase=None)
-        clock = SimpleNamespace(has_room=lambda count, seconds: room, next_file_s=1.0)
+        clock = SimpleNamespace(
+            has_room=lambda count, seconds: room, next_file_s=1.0, recovery_deadline=None
+        )
         files = SimpleNamespace(finish=finish)
         parts = (None, problem, Limits(), tmp_path, files, 0, clock, lambda: False, progress)
         maker = FrontMaker(*parts)
