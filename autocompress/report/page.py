@@ -140,11 +140,13 @@ def _sections(info: RunInfo) -> list[tuple[str, str, list[go.Figure]]]:
 def _refit_words(run: Mapping[str, Any]) -> str:
     """Return a text on the latency model: its quality, a busy machine, a second fit."""
     words = [f"Latency model: {run['latency_note']}."] if run.get("latency_note") else []
-    if (run.get("front_check") or {}).get("warning"):
-        words.append(f"While the front was timed, {run['front_check']['warning']}.")
-    if run.get("refit"):
+    check = run.get("front_check") or {}
+    if check.get("warning"):
+        words.append(f"While the front was timed, {check['warning']}.")
+    # A resumed run without time for files knows of an earlier fit, and of no errors of its own.
+    if run.get("refit") and "mape" in check:
         words.append(
-            f"The mean prediction error on the front was {run['front_check']['mape']:.1%}, so the "
+            f"The mean prediction error on the front was {check['mape']:.1%}, so the "
             f"model was fitted again to the front's measurements (error {run['refit']['mape']:.1%} "
             "on the same points)."
         )

@@ -8,6 +8,7 @@ import importlib.util
 import json
 import subprocess
 import sys
+from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 
@@ -30,6 +31,12 @@ pytestmark = pytest.mark.slow
 
 TARGET = find_target("onnxruntime-cpu")
 NEEDED = ("numpy", "onnxruntime", "flatbuffers", "packaging", "google")
+
+
+@pytest.fixture(scope="module", autouse=True)
+def tables(whole_tables) -> Iterator[None]:
+    with whole_tables():
+        yield
 
 
 @pytest.fixture(scope="module")

@@ -124,3 +124,10 @@ def test_time_is_drawn_where_it_was_measured(run: Path) -> None:
     add(run, time={"modules": [], "operators": [], "modules_share": 0.75})
     text = page(read_run(run))
     assert "<p>Modules, which can be compressed, take 75% of the float model's time. " in text
+
+
+def test_an_earlier_fit_without_errors_of_this_run_is_not_said(run: Path) -> None:
+    add(run, latency_note="rough", front_check={"warning": ""}, refit={"mape": 0.01})
+    text = page(read_run(run))
+    assert "Latency model: rough." in text
+    assert "fitted again" not in text
