@@ -100,28 +100,13 @@ def append_row(path: Path, columns: Sequence[str], row: Mapping[str, Any]) -> No
     Raises:
         RunFolderError: the disk is full or a permission is missing.
     """
-    begin_table(path, columns)
     try:
+        new = not path.exists() or path.stat().st_size == 0
         with path.open("a", newline="") as file:
-            csv.writer(file).writerow([row.get(column, "") for column in columns])
-    except OSError as error:
-        raise disk_error(path, error) from error
-
-
-def begin_table(path: Path, columns: Sequence[str]) -> None:
-    """Write the header of a CSV file, unless it has one.
-
-    Args:
-        path: in a folder that exists.
-        columns: names in their order.
-
-    Raises:
-        RunFolderError: the disk is full or a permission is missing.
-    """
-    try:
-        if not path.exists() or path.stat().st_size == 0:
-            with path.open("a", newline="") as file:
-                csv.writer(file).writerow(columns)
+            writer = csv.DictWriter(file, columns)
+            if new:
+                writer.writeheader()
+            writer.writerow({column: row.get(column, "") for column in columns})
     except OSError as error:
         raise disk_error(path, error) from error
 

@@ -15,13 +15,7 @@ from pathlib import Path
 import numpy as np
 import optuna
 
-from autocompress.results.files import (
-    JOURNAL_FILE,
-    RUN_FILE,
-    TRIAL_COLUMNS,
-    TRIALS_FILE,
-    begin_table,
-)
+from autocompress.results.files import JOURNAL_FILE, RUN_FILE, TRIALS_FILE
 from autocompress.results.front import ParetoFront, SearchResult, earlier_front
 from autocompress.search.evaluate.judge import ENDED, Judge
 from autocompress.search.finish.first_files import make_first_files
@@ -96,7 +90,6 @@ def run_search(
         if not files.points:
             setup("making the first files", 0.0)
             _make_first_files(opened, files, setup, interrupt, progress)
-        begin_table(folder / TRIALS_FILE, TRIAL_COLUMNS)
         limits = opened.limits
         ready = _ready(opened, request, settings, files, setup, progress)
         if isinstance(ready, ParetoFront):

@@ -13,7 +13,6 @@ from autocompress.errors import RunFolderError
 from autocompress.results import files
 from autocompress.results.files import (
     append_row,
-    begin_table,
     disk_error,
     read_json,
     write_atomic,
@@ -100,11 +99,3 @@ def test_an_empty_file_gets_a_header(tmp_path: Path) -> None:
     path.touch()
     append_row(path, ("a",), {"a": 0})
     assert path.read_text().splitlines() == ["a", "0"]
-
-
-def test_a_table_is_begun_once(tmp_path: Path) -> None:
-    path = tmp_path / "a.csv"
-    begin_table(path, ("a", "b"))
-    begin_table(path, ("a", "b"))
-    append_row(path, ("a", "b"), {"b": 1})
-    assert path.read_text().splitlines() == ["a,b", ",1"]

@@ -57,9 +57,7 @@ def finished(
     cnn_task, whole_tables, tmp_path_factory: pytest.TempPathFactory
 ) -> tuple[ac.SearchResult, Path]:
     folder = tmp_path_factory.mktemp("run") / "cnn"
-    with whole_tables(), pytest.MonkeyPatch.context() as patch:
-        # A table of fewer models may be in the cache.
-        patch.setenv("AUTOCOMPRESS_CACHE", str(folder.parent / "cache"))
+    with whole_tables():
         return ac.search(cnn_task, SPACE, n_trials=14, out=folder, quiet=True), folder
 
 
