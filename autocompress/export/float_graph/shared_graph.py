@@ -64,8 +64,14 @@ class SharedGraph:
 
     @cached_property
     def size_bytes(self) -> int:
-        """Size of the ONNX file."""
-        return len(self.content())
+        """Return the size of the ONNX file, computed with one weight at a time."""
+        before: int = self.proto.graph.ByteSize()
+        after = before
+        for tensor in self.proto.graph.initializer:
+            if tensor.data_location == TensorProto.EXTERNAL:
+                after += _message_bytes(self.filled(tensor).ByteSize())
+                after -= _message_bytes(tensor.ByteSize())
+        return int(self.proto.ByteSize()) + _message_bytes(after) - _message_bytes(before)
 
     def session(self, silent: bool = False) -> Any:
         """Open a session of ONNX Runtime that reads the model's weights where they are.
@@ -79,6 +85,11 @@ class SharedGraph:
                 array = self.weights[key_of(tensor)].numpy()
                 values[tensor.name] = onnxruntime.OrtValue.ortvalue_from_numpy(array)
         return open_session(self.proto.SerializeToString(), silent=silent, weights=values)
+
+
+def _message_bytes(length: int) -> int:
+    """Return the bytes of a message in its file: its length takes 7 bits per byte."""
+    return length + max(1, -(-length.bit_length() // 7))
 
 
 def key_of(tensor: TensorProto) -> str:

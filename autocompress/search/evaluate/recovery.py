@@ -149,8 +149,8 @@ def affords_training(
 ) -> bool:
     """Return True if trials can be trained and enough of them still be made in the time.
 
-    Otherwise only the front is trained, at the end of the search. Before a training was timed, it
-    counts as `least_s`.
+    Otherwise only the front is trained, at the end of the search. Before a training was timed,
+    `least_s` must fit into its share of the time, TRAINING_SHARE.
 
     Args:
         done: earlier trials.

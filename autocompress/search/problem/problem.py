@@ -246,9 +246,7 @@ def open_problem(
     try:
         builder = builder_for(task, module_map, target, device, kernels_of, ranges, report)
     except ExportError:
-        # A forward that fails on some batch of the data is the first thing to say.
-        model = copied(original.model, device, shares_weights=True)
-        open_race(task, model, device, settings.seed)
+        _run_on_validation(original, task, device)
         raise
     _check_latency_inputs(task, builder)
     bound = _bound(space, task, builder, target)
@@ -265,7 +263,6 @@ def open_problem(
     path = table_file.parent / FLOAT_FILE
     if known is None or not path.exists():
         write_atomic(path, reference.content())
-    del reference
     release_memory()
     others = [] if original.student is None else [builder.baseline]
     float_files = known or _measured(task, builder, path, others, target, subject, table)
@@ -307,6 +304,12 @@ def ready_for_trials(
     teacher, seed = problem.trainer.teacher.model, problem.trainer.seed
     race = problem.opened_race or open_race(problem.task, teacher, problem.device, seed)
     return replace(problem, table=table, space=space, float_files=float_files, opened_race=race)
+
+
+def _run_on_validation(original: Task, task: Task, device: torch.device) -> None:
+    """Raise the error of a forward that fails on some batch: it is the first thing to say."""
+    model = copied(original.model, device, shares_weights=True)
+    open_race(task, model, device, seed=0)
 
 
 def _bound(space: SearchSpace, task: Task, builder: Builder, target: Target) -> BoundSpace:
