@@ -92,7 +92,7 @@ def search(
     finalize_steps: int | None = None,
     sampler: str = "guided",
     ray: str | None = None,
-    library_memory: str | float = "512MB",
+    library_memory: str | float = "64MB",
     portable: bool | None = None,
     quiet: bool = False,
 ) -> SearchResult:

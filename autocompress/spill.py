@@ -1,14 +1,12 @@
-"""Keep memory small: large tensors in a temporary file, and free memory back to the system.
+"""Keep large tensors in a temporary file.
 
 Statistics of all layers together are larger than the model: a layer with n inputs has n^2 of them.
 """
 
 from __future__ import annotations
 
-import ctypes
 import os
 import shutil
-import sys
 import tempfile
 import weakref
 from collections.abc import Iterable, Iterator, Mapping
@@ -44,7 +42,7 @@ class Spilled(Mapping[str, T], Generic[T]):
     the process ends. Tensors that do not fit on the disk stay in memory.
     """
 
-    def __init__(self, items: Iterable[tuple[str, T]]) -> None:
+    def __init__(self, items: Iterable[tuple[str, T]] = ()) -> None:
         """Take the items one by one.
 
         Args:
@@ -54,10 +52,28 @@ class Spilled(Mapping[str, T], Generic[T]):
         self._end = 0
         self._items: dict[str, tuple[type[T], dict[str, Any]]] = {}
         for name, item in items:
-            values = {}
-            for field in fields(item):  # type: ignore[arg-type]
-                values[field.name] = self._stored(getattr(item, field.name))
-            self._items[name] = type(item), values
+            self.put(name, item)
+
+    def put(self, name: str, item: T) -> None:
+        """Add an item, or replace one: in its place in the file where sizes are equal.
+
+        Args:
+            name: of the item.
+            item: frozen dataclass; tensors in its fields are on the CPU.
+        """
+        _, old = self._items.get(name, (None, {}))
+        values = {}
+        for field in fields(item):  # type: ignore[arg-type]
+            values[field.name] = self._stored(getattr(item, field.name), old.get(field.name))
+        self._items[name] = type(item), values
+
+    def drop(self, name: str) -> None:
+        """Forget an item; its place in the file is not used again.
+
+        Args:
+            name: of the item.
+        """
+        del self._items[name]
 
     def __getitem__(self, name: str) -> T:
         kind, values = self._items[name]
@@ -72,10 +88,16 @@ class Spilled(Mapping[str, T], Generic[T]):
     def __contains__(self, name: object) -> bool:
         return name in self._items
 
-    def _stored(self, value: Any) -> Any:
+    def _stored(self, value: Any, old: Any) -> Any:
         if not isinstance(value, Tensor) or value.nbytes < LEAST_BYTES:
             return value
         array, folder, start = value.detach().contiguous().numpy(), cache_folder(), self._end
+        content = array.reshape(-1).view(np.uint8).data
+        place = _Place(start, value.shape, array.dtype)
+        if isinstance(old, _Place) and (old.shape, old.dtype) == (place.shape, place.dtype):
+            with suppress(OSError):
+                self._write(content, old.start)
+                return old
         try:
             if self._file is None:
                 folder.mkdir(parents=True, exist_ok=True)
@@ -83,17 +105,20 @@ class Spilled(Mapping[str, T], Generic[T]):
                 weakref.finalize(self, self._file.close)
             if shutil.disk_usage(folder).free < value.nbytes + RESERVE_BYTES:
                 return value
-            content = array.reshape(-1).view(np.uint8).data
-            while len(content):
-                written = os.pwrite(self._file.fileno(), content, self._end)
-                self._end, content = self._end + written, content[written:]
+            self._end = self._write(content, start)
         except OSError:
             if self._file is not None:  # what was written of it would fill the disk
                 with suppress(OSError):
                     os.ftruncate(self._file.fileno(), start)
-                self._end = start
             return value
-        return _Place(start, value.shape, array.dtype)
+        return place
+
+    def _write(self, content: memoryview, start: int) -> int:
+        """Write at a place of the file, and return the end of what was written."""
+        while len(content):
+            written = os.pwrite(self._file.fileno(), content, start)
+            start, content = start + written, content[written:]
+        return start
 
     def _read(self, value: Any) -> Any:
         if not isinstance(value, _Place):
@@ -106,15 +131,3 @@ class Spilled(Mapping[str, T], Generic[T]):
                 raise OSError(f"the temporary file in {cache_folder()} was cut")
             start, content = start + read, content[read:]
         return torch.from_numpy(array)
-
-
-def release_memory() -> None:
-    """Give free memory back to the system.
-
-    The allocator of Linux keeps what is freed between blocks in use: after an export that is more
-    than the model. Other systems are left alone.
-    """
-    if sys.platform == "linux":
-        trim = getattr(ctypes.CDLL(None), "malloc_trim", None)  # musl has none
-        if trim is not None:
-            trim(0)

@@ -75,3 +75,24 @@ def test_a_folder_that_cannot_be_made_costs_memory_only(
     monkeypatch.setenv("AUTOCOMPRESS_CACHE", str(tmp_path / "file" / "below"))
     items = pairs()
     assert all(equal(Spilled(items.items())[name], item) for name, item in items.items())
+
+
+def test_items_are_replaced_in_their_place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("AUTOCOMPRESS_CACHE", str(tmp_path))
+    items = pairs()
+    spilled: Spilled[Pair] = Spilled()
+    places = []
+    write = os.pwrite
+    monkeypatch.setattr(os, "pwrite", lambda *call: places.append(call[2]) or write(*call))
+    for name in ("a", "b", "a"):
+        spilled.put(name, items[name])
+    assert places[2] == places[0] < places[1]
+    spilled.put("a", items["b"])
+    assert equal(spilled["a"], items["b"])
+    assert equal(spilled["b"], items["b"])
+    smaller = Pair(torch.rand(700, 400), torch.ones(1), 3)
+    spilled.put("b", smaller)
+    assert equal(spilled["b"], smaller)
+    assert equal(spilled["a"], items["b"]), "another size takes another place"
+    spilled.drop("a")
+    assert list(spilled) == ["b"]

@@ -144,9 +144,9 @@ def _add_search_resources(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--library-memory",
         type=memory,
-        default="512MB",
-        metavar="512MB",
-        help="memory for compressed modules, per worker (default: 512MB)",
+        default="64MB",
+        metavar="64MB",
+        help="memory for compressed modules, per worker (default: 64MB)",
     )
     add_device(parser)
 

@@ -188,7 +188,7 @@ class Builder:
         """
         masks = self.pruner.masks(candidate)
         variants = {}
-        for module in self.module_map:
+        for module in self.module_map if candidate.modules else ():
             config = candidate.config(module.name)
             form = self.module_kernels.integer_form(module)
             for site in self.lowered.sites[module.name]:

@@ -54,8 +54,8 @@ class RecoverySpace:
         batch_norm: as in `Distillation`; a student trains with frozen statistics.
         student_steps: steps for which `Task.student` learns from the model before the search; 0
             takes it as it is.
-        blocks: True if the long recovery of the front trains block after block, False if it trains
-            whole models; None decides by the task (`fitted`).
+        blocks: True if the long recovery of the front trains block after block and trials are not
+            trained, False if whole models are trained; None decides by the task (`fitted`).
     """
 
     alphas: tuple[float, float] = (0.5, 0.5)

@@ -26,8 +26,14 @@ def weights_in_memory(model: bytes | str) -> int:
     with tempfile.TemporaryDirectory() as folder:
         optimized = str(Path(folder) / "optimized.onnx")
         open_session(model, optimized=optimized)
-        constants = onnx.load(optimized).graph.initializer
-    return sum(len(one.raw_data) or onnx.numpy_helper.to_array(one).nbytes for one in constants)
+        constants = onnx.load(optimized, load_external_data=False).graph.initializer
+    total = 0
+    for one in constants:
+        if one.data_location == onnx.TensorProto.EXTERNAL:
+            total += int(next(e.value for e in one.external_data if e.key == "length"))
+        else:
+            total += len(one.raw_data) or onnx.numpy_helper.to_array(one).nbytes
+    return total
 
 
 def random_feed(session: Runnable) -> dict[str, Any]:

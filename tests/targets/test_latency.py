@@ -37,10 +37,11 @@ def test_an_analytic_target_compares_sums_of_operators() -> None:
 
 
 def test_a_real_target_runs_every_file_with_the_settings(monkeypatch: pytest.MonkeyPatch) -> None:
-    opened = []
+    opened, reopened = [], []
     monkeypatch.setattr(latency, "open_session", lambda *given: opened.append(given))
 
-    def timing(baseline, models, feed, rounds, report):
+    def timing(baseline, models, feed, rounds, report, reopens):
+        reopened.append(reopens)
         for opener in (baseline, *models):
             opener()
         assert (feed, rounds, report) == ({"x": 1}, 7, print)
@@ -50,6 +51,9 @@ def test_a_real_target_runs_every_file_with_the_settings(monkeypatch: pytest.Mon
     settings = SessionSettings(threads=3)
     assert compare(b"base", ["path"], {"x": 1}, REAL, settings, 7, print).ratios == (0.5,)
     assert opened == [(b"base", settings), ("path", settings)]
+    monkeypatch.setattr(latency, "LARGE_BYTES", 4)
+    compare(b"base", ["path"], {"x": 1}, REAL, settings, 7, print)
+    assert reopened == [False, True], "a large baseline is opened anew"
 
 
 def job() -> Job:

@@ -6,8 +6,10 @@ import json
 from types import SimpleNamespace
 
 import numpy as np
+import pytest
 from onnx import TensorProto, helper, numpy_helper
 
+from autocompress.targets.device import sessions
 from autocompress.targets.runtime import EXAMPLE, random_feed, weights_in_memory
 
 
@@ -27,12 +29,16 @@ def test_packed_weights_count_as_they_are_unpacked() -> None:
     )
 
 
-def test_float_weights_count_as_they_are_whatever_field_holds_them() -> None:
+def test_float_weights_count_as_they_are_whatever_field_holds_them(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     spread = helper.make_tensor("w", TensorProto.FLOAT, (4, 4), np.arange(16.0))
     raw = numpy_helper.from_array(np.arange(16, dtype=np.float32).reshape(4, 4), "w")
     product = helper.make_node("MatMul", ["x", "w"], ["y"])
     assert weights_in_memory(model([spread], product)) == 64
     assert weights_in_memory(model([raw], product)) == 64
+    monkeypatch.setattr(sessions, "EXTERNAL_BYTES", 1)
+    assert weights_in_memory(model([raw], product)) == 64, "in a file beside the graph"
 
 
 def session(notes: dict[str, str] | None, *inputs: tuple[str, list[object], str]):

@@ -118,8 +118,16 @@ def _dense(graph: GraphBuilder, name: str, values: NDArray[np.int8], weight_bits
     widths, inputs = field_widths(weight_bits), []
     is_large = values.size >= LARGE and values.size % (8 // widths[-1]) == 0
     for width, packed in zip(widths, pack(values, weight_bits), strict=True):
+        field = f"{name}f{width}"
+        if is_large and width == 4:
+            shape = (values.size * widths[-1] // 8, *_twos(8 // widths[-1]))
+            graph.initializers[field] = helper.make_tensor(
+                field, TensorProto.UINT4, shape, packed.tobytes(), raw=True
+            )
+            inputs.append(field)
+            continue
         shape = packed.shape if not is_large else (-1, *_twos(width // widths[-1]))
-        inputs.append(graph.constant(f"{name}f{width}", packed.reshape(shape)))
+        inputs.append(graph.constant(field, packed.reshape(shape)))
     inputs.append(graph.shape(values.shape))
     function = (unpack_by_table if is_large else unpack_function)(weight_bits)
     graph.functions.setdefault(function.name, function)
@@ -185,10 +193,10 @@ def unpack_by_table(weight_bits: int) -> FunctionProto:
     """Return the model-local function that undoes `pack` in little memory, without padding.
 
     The runtime keeps all results of folded operators until a file is open: 22 bytes per value of 7
-    bits in `unpack_function`, 10 here. A table of 256 entries holds what a byte is unpacked to, so
-    that few operators see the weight itself. Each entry has dimensions of 2. A field of shape
-    (blocks, 2, ...) with one byte per block in the narrowest field is then unpacked to (blocks, 2,
-    2, ...) like all others.
+    bits in `unpack_function`, 8 here. A field of 4 bits is a tensor of that type. For the others, a
+    table of 256 entries holds what a byte is unpacked to, so that few operators see the weight
+    itself. Each entry has dimensions of 2. A field of shape (blocks, 2, ...) with one byte per
+    block in the narrowest field is then unpacked to (blocks, 2, 2, ...) like all others.
 
     Args:
         weight_bits: 1 to 7.
@@ -207,6 +215,10 @@ def unpack_by_table(weight_bits: int) -> FunctionProto:
     joined, offset = "", 0
     for width in widths:
         f, twos = f"f{width}", _twos(8 // width)
+        if width == 4:  # the lowest bits
+            nodes.append(helper.make_node("Cast", [f], [f"{f}n"], to=TensorProto.INT8))
+            joined, offset = f"{f}n", width
+            continue
         powers = 2 ** (np.arange(8 // width, dtype=np.int32) * width)
         nodes += [
             constant(f"{f}a", np.array([256, *[1] * len(twos)])),

@@ -124,7 +124,9 @@ class Judge:
             accuracy_before_recovery=accuracy.accuracy,
         )
         pass_s = self.problem.float_files.pass_s
-        if not affords_training(done, self.n_trials, self._left_s(), pass_s):
+        # Training all of a large model takes several times its memory.
+        by_blocks = self.problem.space.recovery.by_blocks
+        if by_blocks or not affords_training(done, self.n_trials, self._left_s(), pass_s):
             candidate = untrained(candidate)
         return self._recovered(record, candidate, accuracy, self._comparable(done))
 

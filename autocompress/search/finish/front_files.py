@@ -14,6 +14,7 @@ from typing import Any
 
 import numpy as np
 
+from autocompress.candidate import Candidate
 from autocompress.errors import NotComputableError
 from autocompress.results.files import FRONT_FILE, write_json
 from autocompress.results.front import ParetoFront, earlier_front
@@ -40,7 +41,7 @@ from autocompress.search.finish.points import (
 from autocompress.search.finish.timing import BRIEF, ROUNDS, FrontTiming, time_elsewhere, time_front
 from autocompress.search.problem.clock import Clock
 from autocompress.search.problem.problem import Problem
-from autocompress.spill import release_memory
+from autocompress.targets.device.sessions import release_memory
 from autocompress.task.user_code import UserCodeError
 
 NEW = ".new"  # suffix of the folder of a file that front.json does not name yet
@@ -309,6 +310,7 @@ class FrontFiles:
         paths, rounds = [file.path for file in files], BRIEF if brief else ROUNDS
         report = _silent if brief else self.report
         parts = (problem, problem.float_path, paths)
+        problem.stitcher.apply(Candidate())  # what it holds of a candidate leaves the memory
         timing = time_front(*parts, report, rounds)
         elsewhere = time_elsewhere(*parts, timing.settings, report, rounds)
         baseline = replace(baseline, metrics={**baseline.metrics, **elsewhere[0]})

@@ -12,6 +12,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+from autocompress.candidate.candidate import Candidate
 from autocompress.compress.assemble.trained import Trained
 from autocompress.errors import NotComputableError
 from autocompress.export.artifact import write_model, write_weights
@@ -131,11 +132,13 @@ def run_file(finalist: Finalist, problem: Problem, place: Path, folder: Path) ->
     candidate, trained = finalist.candidate, trained_of(folder, finalist)
     size = write_model(place, problem.compressor.graph(candidate, trained))
     write_weights(place, problem.stitcher, candidate, trained)
+    problem.stitcher.apply(Candidate())  # the weights of the candidate leave the memory
     path, names = str(place / MODEL_FILE), problem.builder.lowered.input_names
     session = open_session(path, all_threads(problem.settings))
     started = time.monotonic()
     scores, _ = evaluate_session(problem.task, session, names, problem.task.validation)
     pass_s = time.monotonic() - started
+    del session  # the next one opens the same file
     parts = (scores, None, weights_in_memory(path), pass_s, not finalist.is_uniform)
     return MeasuredFile(finalist, place, size, *parts)
 

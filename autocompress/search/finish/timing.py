@@ -9,7 +9,12 @@ from pathlib import Path
 from typing import Any
 
 from autocompress.search.problem.problem import Problem
-from autocompress.targets.device.sessions import SessionSettings, open_session
+from autocompress.targets.device.sessions import (
+    LARGE_BYTES,
+    SessionSettings,
+    open_session,
+    size_of,
+)
 from autocompress.targets.device.timing import interleaved_timing
 from autocompress.targets.latency import compare
 
@@ -68,7 +73,10 @@ def time_front(
         return FrontTiming(timing.ratios, settings, {}, timing.baseline_ms, timing.warning)
     chosen, ratios = _choose_settings(problem, [baseline, *paths], feed, report)
     openers = [partial(open_session, str(path), chosen[path]) for path in (baseline, *paths)]
-    timing = interleaved_timing(openers[0], openers[1:], feed, rounds, report=share)
+    reopens = size_of(str(baseline)) >= LARGE_BYTES
+    timing = interleaved_timing(
+        openers[0], openers[1:], feed, rounds, report=share, reopens=reopens
+    )
     settings = tuple(chosen[path] for path in paths)
     return FrontTiming(timing.ratios, settings, ratios, timing.baseline_ms, timing.warning)
 
@@ -82,7 +90,8 @@ def _choose_settings(
     for i, path in enumerate(paths):
         report("timing the settings", i / len(paths))
         plain, other = (partial(open_session, str(path), own) for own in (default, tuned))
-        pair = interleaved_timing(plain, [other], feed, ROUNDS // 2)
+        reopens = size_of(str(path)) >= LARGE_BYTES
+        pair = interleaved_timing(plain, [other], feed, ROUNDS // 2, reopens=reopens)
         chosen[path] = default if pair.intervals[0][0] > 1 else tuned
         ratios[path.parent.name] = pair.ratios[0]
     return chosen, ratios
@@ -123,7 +132,10 @@ def time_elsewhere(
             opener = partial(open_session, str(baseline), tuned)
             pairs = zip(paths, settings, strict=True)
             openers = [partial(open_session, str(path), own) for path, own in pairs]
-            timing = interleaved_timing(opener, openers, feed, rounds, report=share)
+            reopens = size_of(str(baseline)) >= LARGE_BYTES
+            timing = interleaved_timing(
+                opener, openers, feed, rounds, report=share, reopens=reopens
+            )
         for entry, ratio in zip(entries, (1.0, *timing.ratios), strict=True):
             entry[f"latency at {name} (ms)"] = ratio * timing.baseline_ms
     return entries

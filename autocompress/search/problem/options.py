@@ -37,7 +37,8 @@ class Settings:
         finalize_steps: training steps of each point of the front; None derives them.
         sampler: one of `SAMPLERS`.
         ray: address of a Ray cluster that places the other workers; None starts processes here.
-        library_memory: memory for compressed modules, as bytes or text ("512MB").
+        library_memory: memory for compressed modules, as bytes or text ("64MB"); others are
+            read from the disk.
         objectives: extra metrics that are maximised; () takes those of the space.
         portable: True takes integer weights that are exact on every processor; None as the target.
     """
@@ -57,7 +58,7 @@ class Settings:
     finalize_steps: int | None = None
     sampler: str = "guided"
     ray: str | None = None
-    library_memory: str | float = "512MB"
+    library_memory: str | float = "64MB"
     objectives: Sequence[str] = ()
     portable: bool | None = None
 

@@ -36,8 +36,12 @@ from autocompress.search.problem.options import Settings
 from autocompress.search.problem.race import Race, open_race
 from autocompress.search.problem.ranks import no_gain, rank_verdicts, table_times
 from autocompress.space.search_space import BoundSpace, SearchSpace
-from autocompress.spill import release_memory
-from autocompress.targets.device.sessions import DEFAULT, SessionSettings, open_session
+from autocompress.targets.device.sessions import (
+    DEFAULT,
+    SessionSettings,
+    open_session,
+    release_memory,
+)
 from autocompress.targets.latency import all_threads, compare
 from autocompress.targets.latency_model.latency_table import LatencyTable
 from autocompress.targets.latency_model.plan import Subject
@@ -265,6 +269,8 @@ def open_problem(
         write_atomic(path, reference.content())
     release_memory()
     others = [] if original.student is None else [builder.baseline]
+    if original.student is None:
+        subject = replace(subject, baseline=lambda: str(path))
     float_files = known or _measured(task, builder, path, others, target, subject, table)
     trainer = _trainer(task, teacher, bound, device, settings.seed)
     parts = (task, target, bound, device, compressor, layout, subject, table)

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import time
 from collections import OrderedDict
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -251,7 +251,7 @@ def _gradients(
     needed = [parameter for parameter in model.parameters() if parameter.requires_grad]
     handles = [model.get_submodule(name).register_forward_hook(hook(name)) for name in names]
     generator = torch.Generator().manual_seed(seed)
-    sums: dict[str, Tensor] = {}
+    sums: Spilled[Slopes] = Spilled()  # together they may be larger than the model
     samples, curved, squared = 0, 0.0, 0.0
     try:
         for parameter in needed:
@@ -279,21 +279,20 @@ def _gradients(
             parameter.requires_grad_(True)
     # Slopes hold the squared curvature; its own trace says how large it is.
     scale = curved / squared if squared > 0 else 0.0
+    for name in list(sums):
+        total = sums[name].moments
+        if bool(total.isfinite().all()):
+            sums.put(name, Slopes(total * (scale / samples)))
+        else:
+            sums.drop(name)
+    return sums
 
-    def finite() -> Iterator[tuple[str, Slopes]]:
-        for name in list(sums):
-            total = sums.pop(name)
-            if bool(total.isfinite().all()):
-                yield name, Slopes(total * (scale / samples))
 
-    return Spilled(finite())
-
-
-def _add(sums: dict[str, Tensor], name: str, part: Tensor) -> None:
+def _add(sums: Spilled[Slopes], name: str, part: Tensor) -> None:
+    """Add a part to the sum of a module."""
     if name in sums:
-        sums[name].add_(part)
-    else:
-        sums[name] = part
+        part += sums[name].moments
+    sums.put(name, Slopes(part))
 
 
 def _channels_last(module: nn.Module, gradient: Tensor) -> Tensor:

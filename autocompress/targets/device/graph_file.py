@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import mmap
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from functools import cached_property
@@ -45,11 +46,11 @@ class GraphFile:
     constants: Mapping[str, memoryview]
 
     @classmethod
-    def read(cls, model: bytes) -> GraphFile:
+    def read(cls, model: bytes | mmap.mmap) -> GraphFile:
         """Read a graph.
 
         Args:
-            model: serialized ModelProto.
+            model: serialized ModelProto, whose content is not copied.
         """
         nodes, constants = [], {}
         for graph in _parts(memoryview(model), GRAPH):
@@ -63,6 +64,18 @@ class GraphFile:
             for tensor in _parts(graph, INITIALIZER):
                 constants[_text(tensor, TENSOR_NAME)] = tensor
         return cls(tuple(nodes), constants)
+
+    @classmethod
+    def of(cls, model: bytes | str) -> GraphFile:
+        """Read a graph; the weights of a file stay on the disk.
+
+        Args:
+            model: content or path of an ONNX file.
+        """
+        if isinstance(model, bytes):
+            return cls.read(model)
+        with open(model, "rb") as file:
+            return cls.read(mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ))
 
     @cached_property
     def names(self) -> frozenset[str]:

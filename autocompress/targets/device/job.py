@@ -14,13 +14,13 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 
 from .profiler import NodeTime, profiled_session
 from .result import JobResult, versions, write_result
-from .sessions import Runnable, SessionSettings, open_session
+from .sessions import LARGE_BYTES, Runnable, SessionSettings, open_session, size_of
 from .timing import LONG_S, PASSES, WARM_UP, interleaved_timing, quiet_clock
 from .tuning import ROUNDS as TUNING_ROUNDS
 from .tuning import Source, tune
@@ -97,14 +97,15 @@ class _Models:
     def opened(self, i: int) -> Runnable:
         """Return a session of model number `i`, of the profiled ones and then the timed ones."""
         job = self.job
-        source = [*job.profiled, *job.timed][i]
-        if i >= len(job.profiled) or i in self.profiles:
-            session: Runnable = open_session(source(), self.settings)
-            return session
-        self.profiles[i], session = profiled_session(
-            source(), job.feed, self.settings, self._profile_runs
-        )
-        return session
+        content = [*job.profiled, *job.timed][i]()
+        if i < len(job.profiled) and i not in self.profiles:
+            self.profiles[i], session = profiled_session(
+                content, job.feed, self.settings, self._profile_runs
+            )
+            if size_of(content) < LARGE_BYTES:
+                return session
+            del session  # it keeps weights in two layouts, since it wrote its graph
+        return cast(Runnable, open_session(content, self.settings))
 
     def _profile_runs(self, seconds: float) -> int:
         if self.job.limit_s is None:
@@ -126,13 +127,13 @@ def measure(job: Job, report: Report = lambda what, share: None) -> JobResult:
 
     settings, tuning = tune_settings(job, report)
     report("measuring whole models", 0.0)
-    reference = open_session(job.baseline(), settings)
+    baseline = partial(open_session, job.baseline(), settings)
     models = _Models(job, settings)
     sources = [*job.profiled, *job.timed]
-    rounds, passes, budget_s = _rounds(job, reference, settings)
+    rounds, passes, budget_s = _rounds(job, settings)
     started = time.monotonic()
     timing = interleaved_timing(
-        lambda: reference,
+        baseline,
         [partial(models.opened, i) for i in range(len(sources))],
         job.feed,
         rounds,
@@ -144,6 +145,7 @@ def measure(job: Job, report: Report = lambda what, share: None) -> JobResult:
         job.least,
         lambda: left_s() - job.rest_s * (len(models.profiles) + 1),
         quiet_clock(settings),
+        size_of(job.baseline()) >= LARGE_BYTES,
     )
     model_s = (time.monotonic() - started) / max(1, len(timing.ratios))
     rate = _product_rate(job.product, settings)
@@ -194,9 +196,9 @@ def tune_settings(
     )
 
 
-def _rounds(job: Job, reference: Runnable, settings: SessionSettings) -> tuple[int, int, float]:
+def _rounds(job: Job, settings: SessionSettings) -> tuple[int, int, float]:
     """Return (rounds of each model, passes over all of them, seconds for all of it)."""
-    once = _seconds(reference, job.feed)
+    once = _seconds(open_session(job.baseline(), settings), job.feed)
     repeats = 3 if once < LONG_S else 1
     if job.limit_s is not None:
         rounds = SHORT_TIMING_S / (2 * once * repeats)

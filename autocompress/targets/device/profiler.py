@@ -150,19 +150,19 @@ def _former_names(
     Weights are recognised by their values: the optimiser runs once more without its last level,
     which renames them.
     """
-    original = GraphFile.read(Path(model).read_bytes() if isinstance(model, str) else model).names
+    original = GraphFile.of(model).names
     read = {name for node in graph.nodes for name in node.inputs if graph.is_weight(name)}
     new = read - original
     if not new:
         return {}
-    path, beside = folder / "plain.onnx", Path(model).parent if isinstance(model, str) else None
+    path = folder / "plain.onnx"
     open_session(model, settings, optimized=str(path), level="EXTENDED")
     plain = GraphFile.read(path.read_bytes())
     known: dict[tuple[int, int] | None, list[str]] = defaultdict(list)
     for name in filter(plain.is_weight, plain.constants):
-        known[plain.values_hash(name, beside)].append(name)
+        known[plain.values_hash(name, folder)].append(name)
     known.pop(None, None)
-    alike = {name: known.get(graph.values_hash(name, beside), []) for name in new}
+    alike = {name: known.get(graph.values_hash(name, folder), []) for name in new}
     return {name: names[0] for name, names in alike.items() if len(names) == 1}
 
 

@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+import ctypes
+import sys
+import tempfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, NamedTuple, Protocol
 
 import numpy as np
@@ -57,6 +61,9 @@ class SessionSettings:
 
 
 DEFAULT = SessionSettings()
+SMALL_BYTES = 1 << 24  # files from this size on are opened with care for memory
+LARGE_BYTES = 1 << 27  # files of which no second one is opened while memory can be saved
+EXTERNAL_BYTES = 1 << 20  # least weight that lies beside a written graph
 
 
 def open_session(
@@ -74,7 +81,8 @@ def open_session(
         model: content or path of an ONNX file.
         settings: runtime, provider, threads and optimiser passes.
         profile: prefix of ONNX Runtime's profile; "" for none.
-        optimized: path for the executed graph of ONNX Runtime; "" for none.
+        optimized: path for the executed graph of ONNX Runtime, whose large weights lie in a file
+            beside it; "" for none.
         level: of ONNX Runtime's graph optimiser. Below "ALL" weights keep their shapes too, so that
             a profile shows them.
         silent: True to log nothing.
@@ -100,14 +108,53 @@ def open_session(
         options.profile_file_prefix = profile
     if optimized:
         options.optimized_model_filepath = optimized
+        entry = "session.optimized_model_external_initializers_"
+        options.add_session_config_entry(f"{entry}file_name", f"{Path(optimized).name}.weights")
+        options.add_session_config_entry(f"{entry}min_size_in_bytes", str(EXTERNAL_BYTES))
     if weights:
         options.add_external_initializers(list(weights), list(weights.values()))
-    return onnxruntime.InferenceSession(
-        model,
-        options,
-        providers=[settings.provider],
-        disabled_optimizers=list(settings.disabled_optimizers) or None,
-    )
+
+    def opened(source: bytes | str) -> Any:
+        return onnxruntime.InferenceSession(
+            source,
+            options,
+            providers=[settings.provider],
+            disabled_optimizers=list(settings.disabled_optimizers) or None,
+        )
+
+    if size_of(model) < SMALL_BYTES:
+        return opened(model)
+    release_memory()
+    if isinstance(model, bytes):  # a session of bytes keeps them
+        with tempfile.TemporaryDirectory() as folder:
+            path = Path(folder) / "model.onnx"
+            path.write_bytes(model)
+            session = opened(str(path))
+    else:
+        session = opened(model)
+    release_memory()  # what the runtime needed while it opened the file
+    return session
+
+
+def size_of(model: bytes | str) -> int:
+    """Return the bytes of a file, without those of external data.
+
+    Args:
+        model: content or path of an ONNX file.
+    """
+    return len(model) if isinstance(model, bytes) else Path(model).stat().st_size
+
+
+def release_memory() -> None:
+    """Give free memory back to the system.
+
+    The allocator of Linux keeps what is freed between blocks in use: after an export that is more
+    than the model. Other systems are left alone.
+    """
+    if sys.platform == "linux":
+        trim = getattr(ctypes.CDLL(None), "malloc_trim", None)  # musl has none
+        if trim is not None:
+            trim(0)
 
 
 class Value(NamedTuple):

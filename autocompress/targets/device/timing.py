@@ -127,6 +127,7 @@ def interleaved_timing(
     least: int = 0,
     left_s: Callable[[], float] = lambda: float("inf"),
     clock: Clock = time.perf_counter,
+    reopens: bool = False,
 ) -> Timing:
     """Time each model in turn with the baseline alone.
 
@@ -150,14 +151,24 @@ def interleaved_timing(
         left_s: returns the remaining seconds. No model is begun that would take longer than the
             models before it did.
         clock: returns seconds, as `quiet_clock` does.
+        reopens: True to open the baseline anew after each model. A session takes most memory while
+            it opens, so that a large baseline is left out of it.
 
     Returns:
         Times of the models that were measured, which are the first ones.
     """
     started = time.monotonic()
     generator = np.random.default_rng(seed)
-    reference = baseline()
+    reference: Runnable | None = baseline()
+    assert reference is not None
     repeats = _repeats(reference, feed)
+    if reopens:
+        reference = None
+
+    def pair(i: int, count: int) -> NDArray[np.float64]:
+        other = models[i]()
+        return time_pair(reference or baseline(), other, feed, count, generator, repeats, clock)
+
     parts: list[list[NDArray[np.float64]]] = []
     share = -(-rounds // passes)
     mean_s = 0.0  # of one model, building and opening it included
@@ -171,9 +182,7 @@ def interleaved_timing(
             begun = time.monotonic()
             if turn == 0:
                 parts.append([])
-            parts[i].append(
-                time_pair(reference, models[i](), feed, share, generator, repeats, clock)
-            )
+            parts[i].append(pair(i, share))
             mean_s += (time.monotonic() - begun - mean_s) / (position + 1 + turn * len(models))
     widths = [_width(_interval(np.concatenate(p), np.random.default_rng(seed))) for p in parts]
     while (
@@ -182,15 +191,14 @@ def interleaved_timing(
         and left_s() > 2 * mean_s
     ):
         i = int(np.argmax(widths))
-        parts[i].append(
-            time_pair(reference, models[i](), feed, 2 * share, generator, repeats, clock)
-        )
+        parts[i].append(pair(i, 2 * share))
         widths[i] = _width(_interval(np.concatenate(parts[i]), np.random.default_rng(seed)))
     seconds = [np.concatenate(p) for p in parts]
     if seconds:
         everything = np.concatenate([s[:, 0] for s in seconds])
     else:
-        everything = time_pair(reference, reference, feed, rounds, generator, repeats, clock)[:, 0]
+        alone = reference or baseline()
+        everything = time_pair(alone, alone, feed, rounds, generator, repeats, clock)[:, 0]
     return _summary(everything, seconds, generator)
 
 

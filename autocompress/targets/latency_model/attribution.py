@@ -146,7 +146,7 @@ def _bears(name: str, known: str) -> bool:
 
 
 def attribute(
-    profile: Sequence[NodeTime], model: bytes, owners: Mapping[str, str], work: Work
+    profile: Sequence[NodeTime], model: bytes | str, owners: Mapping[str, str], work: Work
 ) -> tuple[dict[str, tuple[float, float]], dict[str, float]]:
     """Give each operator's time to the module whose weight it reads.
 
@@ -158,7 +158,7 @@ def attribute(
 
     Args:
         profile: operators of the executed graph.
-        model: the profiled file.
+        model: content or path of the profiled file.
         owners: module that produces each tensor of the file.
         work: kernels of the file.
 
@@ -166,7 +166,7 @@ def attribute(
         ({owner: (microseconds, operators)}, microseconds by operator of the rest). The owner is a
         module, or "rest" where no module owns the operator.
     """
-    original = OriginalGraph(GraphFile.read(model), owners, frozenset(work.kernels))
+    original = OriginalGraph(GraphFile.of(model), owners, frozenset(work.kernels))
     spent: dict[str, tuple[float, float]] = defaultdict(lambda: (0.0, 0.0))
     operators: dict[str, float] = defaultdict(float)
     everything = frozenset(name for node in profile for name in node.names)

@@ -73,23 +73,24 @@ def grown(
     candidate = most_uncertain(table, subject, candidates) if profiled else Candidate()
     if candidate is None:
         return table
-    subject = replace(subject, noise_file=remembered(subject.noise_file))
-    job = Job(
-        subject.baseline,
-        product_model,
-        [subject.source(candidate)],
-        [],
-        [],
-        subject.feed,
-        table.settings,
-        (table.settings.threads,),
-        budget_s=limit_s / 2,
-        limit_s=limit_s,
-        least=1,
-    )
-    result = carry_out(job, target, lambda what, share: None)
-    baseline_ms = table.baseline_ms or result.baseline_ms
-    runs = runs_of_result(subject, [candidate], result, baseline_ms)
+    with remembered(subject.noise_file) as noise_file:
+        subject = replace(subject, noise_file=noise_file)
+        job = Job(
+            subject.baseline,
+            product_model,
+            [subject.source(candidate)],
+            [],
+            [],
+            subject.feed,
+            table.settings,
+            (table.settings.threads,),
+            budget_s=limit_s / 2,
+            limit_s=limit_s,
+            least=1,
+        )
+        result = carry_out(job, target, lambda what, share: None)
+        baseline_ms = table.baseline_ms or result.baseline_ms
+        runs = runs_of_result(subject, [candidate], result, baseline_ms)
     shown = {(k.signature, k.form) for run in runs for k in run.work.kernels.values()}
     larger = replace(
         table,

@@ -15,6 +15,7 @@ from typing import Any
 import numpy as np
 
 from autocompress.candidate import Candidate, ModuleConfig
+from autocompress.targets.device.tuning import Source
 from autocompress.targets.latency_model.run import Place
 from autocompress.targets.workload import Layout, Work, workload
 
@@ -26,6 +27,8 @@ KNOWN_LEAST, KNOWN_CHECKED = 4, 6
 ENOUGH_WIDTHS = 4  # known widths of a kernel's form, between which others are interpolated
 SHOWN = 2  # models that each kernel should be profiled in
 
+NoiseFile = Callable[[Candidate], tuple[bytes | str, Mapping[str, str]]]
+
 
 @dataclass(frozen=True)
 class Subject:
@@ -34,16 +37,17 @@ class Subject:
     Attributes:
         layout: structure of the model.
         feed: inputs by name.
-        baseline: reads the content of the float file.
-        noise_file: candidate -> (file without real weights, owner of each tensor).
+        baseline: returns the content or the path of the float file.
+        noise_file: candidate -> (content or path of a file without real weights, owner of each
+            tensor).
         choices: per module a config for each form that it may take, untouched first.
         ratios: pruning ratios of each prunable group, by its root.
     """
 
     layout: Layout
     feed: Mapping[str, Any]
-    baseline: Callable[[], bytes]
-    noise_file: Callable[[Candidate], tuple[bytes, Mapping[str, str]]]
+    baseline: Source
+    noise_file: NoiseFile
     choices: Mapping[str, tuple[ModuleConfig, ...]]
     ratios: Mapping[str, tuple[float, ...]]
 
@@ -56,7 +60,7 @@ class Subject:
             forms[module.name] = tuple(self.layout.form(module, option) for option in options)
         return forms
 
-    def source(self, candidate: Candidate) -> Callable[[], bytes]:
+    def source(self, candidate: Candidate) -> Source:
         """Return a function that builds a candidate's file when it is called.
 
         Args:

@@ -6,13 +6,17 @@ models are measured, as many as there is time for.
 
 from __future__ import annotations
 
+import tempfile
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import replace
+from pathlib import Path
 
 from autocompress.candidate import Candidate
 from autocompress.targets.device.job import Job, Report, tune_settings
 from autocompress.targets.device.result import JobResult
+from autocompress.targets.device.sessions import SMALL_BYTES
 from autocompress.targets.kernel_models import product_model
 from autocompress.targets.latency import carry_out
 from autocompress.targets.latency_model.attribution import attribute
@@ -21,6 +25,7 @@ from autocompress.targets.latency_model.latency_table import LatencyTable
 from autocompress.targets.latency_model.plan import (
     POOL,
     SHORT_POOL,
+    NoiseFile,
     Plan,
     Subject,
     all_forms,
@@ -32,7 +37,7 @@ from autocompress.targets.target import Target
 from autocompress.targets.workload import workload
 
 BUDGET_S = 36.0  # for timing whole models
-KEPT_BYTES = 512 << 20  # of files in memory while they are measured
+KEPT_BYTES = 2 << 30  # of files while they are measured
 LEAST = 2  # models to measure in any case: the untouched one, and the mixture of most forms
 REST_S = 0.1  # for attributing the operators of one model
 
@@ -91,8 +96,20 @@ def measure_table(
             Forms that were not measured are estimated.
         is_anew: True to measure kernels too that other models were measured with.
     """
+    with remembered(subject.noise_file) as noise_file:
+        own = replace(subject, noise_file=noise_file)
+        return _measured(own, target, seed, report, limit_s, is_anew)
+
+
+def _measured(
+    subject: Subject,
+    target: Target,
+    seed: int,
+    report: Report,
+    limit_s: float | None,
+    is_anew: bool,
+) -> LatencyTable:
     begun = time.monotonic()
-    subject = replace(subject, noise_file=remembered(subject.noise_file))
     if target.figures is not None:
         plan = Plan.of(subject, seed)
         job = job_of(subject, target, plan, seed, limit_s)
@@ -111,28 +128,37 @@ def measure_table(
     return table
 
 
-def remembered(
-    noise_file: Callable[[Candidate], tuple[bytes, Mapping[str, str]]],
-) -> Callable[[Candidate], tuple[bytes, Mapping[str, str]]]:
-    """Return `noise_file` with a memory of its first files, of at most KEPT_BYTES.
+@contextmanager
+def remembered(noise_file: NoiseFile) -> Iterator[NoiseFile]:
+    """Give `noise_file` a memory of its first files, of at most KEPT_BYTES, while in the context.
+
+    Large files are kept in a temporary folder.
 
     Args:
         noise_file: see `Subject`.
+
+    Yields:
+        The same function with a memory.
     """
-    files: dict[Candidate, tuple[bytes, Mapping[str, str]]] = {}
+    files: dict[Candidate, tuple[bytes | str, Mapping[str, str]]] = {}
     room = KEPT_BYTES
+    with tempfile.TemporaryDirectory() as folder:
 
-    def file_of(candidate: Candidate) -> tuple[bytes, Mapping[str, str]]:
-        nonlocal room
-        if candidate in files:
-            return files[candidate]
-        file = noise_file(candidate)
-        if len(file[0]) <= room:
-            room -= len(file[0])
-            files[candidate] = file
-        return file
+        def file_of(candidate: Candidate) -> tuple[bytes | str, Mapping[str, str]]:
+            nonlocal room
+            if candidate in files:
+                return files[candidate]
+            content, owners = noise_file(candidate)
+            if isinstance(content, bytes) and len(content) <= room:
+                room -= len(content)
+                if len(content) >= SMALL_BYTES:
+                    path = Path(folder) / f"{len(files)}.onnx"
+                    path.write_bytes(content)
+                    content = str(path)
+                files[candidate] = content, owners
+            return content, owners
 
-    return file_of
+        yield file_of
 
 
 def table_of(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -10,9 +11,11 @@ import pytest
 import torch
 from torch import nn
 
-from autocompress import Candidate, Measurement, ModuleConfig, Task
+from autocompress import Candidate, Distillation, Measurement, ModuleConfig, Task
 from autocompress.results.limits import Limits
+from autocompress.search.evaluate import judge as judge_module
 from autocompress.search.evaluate.judge import Judge
+from autocompress.search.evaluate.recovery import Lesson
 from autocompress.search.problem.race import open_race
 
 CPU = torch.device("cpu")
@@ -64,7 +67,7 @@ def judge(tmp_path: Path) -> Judge:
         float_files=SimpleNamespace(pass_s=0.1),
         race=open_race(task, task.model, CPU, 0),
         baseline=Measurement(1000, 4.0, 1.0),
-        space=SimpleNamespace(objectives=(), recovery=SimpleNamespace(steps=0)),
+        space=SimpleNamespace(objectives=(), recovery=SimpleNamespace(steps=0, by_blocks=False)),
         size_bytes=lambda c: 100 * c.config("a").weight_bits,
         latency_ms=lambda c: 0.5,
     )
@@ -104,3 +107,25 @@ def test_a_candidate_that_is_surely_below_the_limit_is_stopped_early(
     whole = judge.judge(study, 1, candidate(3))
     assert whole.values == (300.0, 0.5, 0.25), "one class of four is right"
     assert whole.violations["max_accuracy_drop"] == pytest.approx(0.65)
+
+
+def test_trials_are_not_trained_where_the_front_is_by_blocks(
+    judge: Judge, study: optuna.Study, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Training all of a model that is recovered in blocks would take too much memory."""
+    trained: list[Candidate] = []
+
+    def recover(
+        problem: object, folder: Path, number: int, given: Candidate, before, *rest, **more
+    ):
+        trained.append(given)
+        return Lesson(before, False, {})
+
+    monkeypatch.setattr(judge_module, "recover_candidate", recover)
+    worth = lambda goal, given, *rest: given.distillation.steps > 0  # noqa: E731
+    monkeypatch.setattr(judge_module, "worth_training", worth)
+    given = replace(candidate(4), distillation=Distillation(steps=5))
+    for by_blocks in (False, True):
+        judge.problem.space.recovery.by_blocks = by_blocks
+        judge.judge(study, int(by_blocks), given)
+    assert trained == [given], "without blocks only"

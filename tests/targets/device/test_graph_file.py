@@ -11,9 +11,14 @@ from onnx import TensorProto, helper, numpy_helper
 from autocompress.targets.device.graph_file import GraphFile
 
 
-def test_nodes_and_weights_are_read_from_the_bytes_of_a_file(layered: bytes) -> None:
+def test_nodes_and_weights_are_read_from_the_bytes_of_a_file(
+    layered: bytes, tmp_path: Path
+) -> None:
     expected = onnx.load_from_string(layered).graph
-    graph = GraphFile.read(layered)
+    path = tmp_path / "model.onnx"
+    path.write_bytes(layered)
+    graph = GraphFile.of(layered)
+    assert GraphFile.of(str(path)) == graph
     assert graph.nodes == tuple(
         (node.name, tuple(node.input), tuple(node.output), node.op_type) for node in expected.node
     )

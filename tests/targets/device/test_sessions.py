@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import sys
 from dataclasses import asdict
 from pathlib import Path
 
@@ -11,8 +12,14 @@ import onnx
 import onnxruntime
 import pytest
 
+from autocompress.targets.device import sessions
 from autocompress.targets.device.profiler import profile_nodes
-from autocompress.targets.device.sessions import DEFAULT, SessionSettings, open_session
+from autocompress.targets.device.sessions import (
+    DEFAULT,
+    SessionSettings,
+    open_session,
+    size_of,
+)
 
 
 def test_a_disabled_pass_does_not_run(layered: bytes, layered_feed) -> None:
@@ -68,3 +75,29 @@ def test_the_executed_graph_is_written_where_it_is_asked_for(
     path = tmp_path / "executed.onnx"
     open_session(layered, optimized=str(path))
     assert "SkipLayerNormalization" in {node.op_type for node in onnx.load(path).graph.node}
+
+
+def test_a_large_model_is_opened_from_the_disk_and_not_kept(
+    layered: bytes, layered_feed, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    expected = open_session(layered).run(None, layered_feed)[0]
+    monkeypatch.setattr(sessions, "SMALL_BYTES", len(layered))
+    monkeypatch.setattr(sessions.tempfile, "tempdir", str(tmp_path))
+    freed: list[int] = []
+    monkeypatch.setattr(sessions, "release_memory", lambda: freed.append(1))
+    references = sys.getrefcount(layered)
+    session = open_session(layered)
+    assert sys.getrefcount(layered) == references, "the session does not hold the content"
+    assert not list(tmp_path.iterdir())
+    assert freed, "what opening it took goes back to the system"
+    np.testing.assert_array_equal(session.run(None, layered_feed)[0], expected)
+
+
+def test_large_weights_of_the_executed_graph_lie_beside_it(
+    layered: bytes, layered_feed, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(sessions, "EXTERNAL_BYTES", 1000)
+    path = tmp_path / "executed.onnx"
+    expected = open_session(layered, optimized=str(path)).run(None, layered_feed)[0]
+    assert size_of(str(path)) < size_of(layered) - 4000
+    np.testing.assert_array_equal(open_session(str(path)).run(None, layered_feed)[0], expected)

@@ -116,6 +116,35 @@ def test_models_are_left_out_when_the_time_is_over() -> None:
     assert len(timing.ratios) == len(timing.intervals) == 3
 
 
+def test_a_large_baseline_is_closed_while_another_model_opens() -> None:
+    events: list[str] = []
+
+    class Watched(Spinner):
+        def __init__(self, name: str) -> None:
+            super().__init__(0.0001)
+            self.name = name
+            events.append(f"open {name}")
+
+        def __del__(self) -> None:
+            events.append(f"close {self.name}")
+
+    def timed(reopens: bool) -> list[str]:
+        events.clear()
+        openers = [lambda: Watched("a"), lambda: Watched("b")]
+        timing = interleaved_timing(
+            lambda: Watched("base"), openers, {}, rounds=2, passes=1, reopens=reopens
+        )
+        assert len(timing.ratios) == 2
+        return [*events]
+
+    again = timed(True)
+    for name in ("a", "b"):
+        assert again.index(f"open {name}") < again.index("open base", again.index(f"open {name}"))
+        before = again[: again.index(f"open {name}")]
+        assert before.count("open base") == before.count("close base"), "none is open meanwhile"
+    assert timed(False).count("open base") == 1
+
+
 def test_a_busy_machine_is_noticed_and_said() -> None:
     # Every second round of the baseline meets a neighbour, in all of its three repetitions.
     pattern = [0.005 if turn % 2 else 0.001 for turn in range(12) for _ in range(3)]

@@ -11,7 +11,7 @@ from autocompress.targets.device.tuning import thread_counts, tune
 
 
 def fake_timing(ratio_of) -> object:
-    def timing(baseline, models, feed, rounds, seed=0, passes=3, clock=None):
+    def timing(baseline, models, feed, rounds, seed=0, passes=3, clock=None, reopens=False):
         ratio = ratio_of(models[0].args[1])
         return Timing(1.0, (ratio,), ((ratio * 0.99, ratio * 1.01),))
 

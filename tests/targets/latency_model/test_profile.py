@@ -119,9 +119,16 @@ def test_files_are_remembered_while_there_is_room(monkeypatch: pytest.MonkeyPatc
         made.append(candidate)
         return (b"x" * (6 if candidate != HALF else 4), {})
 
-    file_of = profile.remembered(blank)
-    for candidate in (Candidate(), INT8, HALF) * 2:
-        file_of(candidate)
+    monkeypatch.setattr(profile, "SMALL_BYTES", 5)
+    with profile.remembered(blank) as file_of:
+        (content, _), (path, _) = file_of(HALF), file_of(Candidate())
+        assert content == b"x" * 4
+        assert Path(path).read_bytes() == b"x" * 6, "large files are kept on the disk"
+    assert not Path(path).exists()
+    made.clear()
+    with profile.remembered(blank) as file_of:
+        for candidate in (Candidate(), INT8, HALF) * 2:
+            file_of(candidate)
     assert made == [Candidate(), INT8, HALF, INT8], "6 + 4 bytes are kept, 6 more are not"
 
 
