@@ -16,6 +16,7 @@ import torch
 
 from autocompress.candidate import Candidate, Distillation
 from autocompress.compress.assemble.trained import Trained
+from autocompress.compress.recover.cycle import LEAST_GAP
 from autocompress.compress.recover.recover import recover
 from autocompress.errors import DamagedFileError, NotComputableError, RunFolderError
 from autocompress.measure.accuracy import Scores, evaluate_model
@@ -28,7 +29,7 @@ from autocompress.task.user_code import UserCodeError
 
 MIN_LOSS = 0.0005  # a smaller loss is not worth training
 LIMIT_SHARE = 0.05  # nor, before the end, a smaller share of what may be lost
-CUT = "its training was cut, since it took too much of the time; the weights before it are kept"
+CUT = "its training took too long and was cut; the weights before it are kept"
 LEAST_PASSES = 10  # passes over the validation split that a training takes at least
 ENOUGH = 50  # trials that a search should make before it spends its time on training them
 TRAINING_SHARE = 0.1  # of the time that is left, for the training of one trial
@@ -217,6 +218,30 @@ def _no_larger(trial: TrialRecord, size: float, latency: float) -> bool:
     return bool(trial.qualities) and trial.size_bytes <= size and trial.latency_ms <= latency
 
 
+def ended_at(distillation: Distillation, steps: int) -> Distillation:
+    """Return a recovery that ended after fewer steps than it was meant to take.
+
+    Training for it gives the same weights: the schedule of its last cycle is kept.
+
+    Args:
+        distillation: as it was meant.
+        steps: after which it ended.
+    """
+    total = distillation.planned_steps or distillation.steps
+    restarts = tuple(at for at in distillation.restarts if at < steps)
+    end = min(at for at in (*distillation.restarts, total) if at >= steps)
+    planned = end if end > steps else 0
+    return replace(distillation, steps=steps, restarts=restarts, planned_steps=planned)
+
+
+def _repeatable(distillation: Distillation, steps: int) -> bool:
+    """Return True if a recipe can say where a training was stopped, and it went on for a while.
+
+    No recipe can say which blocks or rounds were trained.
+    """
+    return not distillation.blocks and distillation.schedule == "one_shot" and steps >= LEAST_GAP
+
+
 def recover_candidate(
     problem: Problem,
     folder: Path,
@@ -265,10 +290,9 @@ def recover_candidate(
     place.mkdir(parents=True, exist_ok=True)
     try:
         trained, steps = recover(problem.trainer, problem.stitcher, candidate, place, go_on, stop)
-        if stop() and not is_resumed:
-            shutil.rmtree(place, ignore_errors=True)
-            return Lesson(before, False, {}, CUT)
-        if stop() and candidate.distillation.blocks:  # no recipe can say which blocks were trained
+        if stop() and not _repeatable(candidate.distillation, steps):
+            if not is_resumed:
+                shutil.rmtree(place, ignore_errors=True)
             return Lesson(before, False, {}, CUT)
         after = evaluated(problem.stitcher.apply(candidate, trained))
     except (NotComputableError, UserCodeError) as error:
@@ -277,9 +301,7 @@ def recover_candidate(
     rungs[str(steps)] = after.accuracy
     improved = goal.worth(after) > goal.worth(before)
     if improved:
-        restarts = tuple(at for at in candidate.distillation.restarts if at < steps)
-        distillation = replace(candidate.distillation, steps=steps, restarts=restarts)
-        _write(folder, number, Recovered(trained, distillation, after))
-    if not stop():  # an interrupted training goes on from here next time
+        _write(folder, number, Recovered(trained, ended_at(candidate.distillation, steps), after))
+    if not stop() or not is_resumed:  # an interrupted training goes on from here next time
         shutil.rmtree(place, ignore_errors=True)
     return Lesson(after if improved else before, improved, rungs)

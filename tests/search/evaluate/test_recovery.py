@@ -27,6 +27,7 @@ from autocompress.candidate import UNTRAINED
 from autocompress.compress.recover import cycle as train
 from autocompress.compress.recover.context import Trainer
 from autocompress.compress.recover.cycle import Cycle
+from autocompress.compress.recover.recover import recover
 from autocompress.errors import TaskError
 from autocompress.measure.accuracy import Scores, evaluate_model
 from autocompress.results.limits import Limits
@@ -35,6 +36,7 @@ from autocompress.search.evaluate.recovery import (
     ENOUGH,
     affords_training,
     beaten,
+    ended_at,
     read_recovered,
     recover_candidate,
 )
@@ -122,6 +124,41 @@ def test_beaten_is_who_was_no_better_after_as_many_steps() -> None:
     assert not beaten(done, 99, 1.0, 30, 0.7), "smaller"
     assert not beaten(done, 100, 0.9, 30, 0.7), "faster"
     assert not beaten(done, 100, 1.0, 100, 0.1), "nobody was seen after as many steps"
+
+
+@pytest.mark.parametrize(
+    ("steps", "as_recorded"),
+    [
+        (3, Distillation(0.5, 2.0, 3, planned_steps=4)),
+        (4, Distillation(0.5, 2.0, 4)),
+        (7, Distillation(0.5, 2.0, 7, restarts=(4,), planned_steps=9)),
+        (9, Distillation(0.5, 2.0, 9, restarts=(4,))),
+    ],
+    ids=["in the first cycle", "at its end", "in the last cycle", "whole"],
+)
+def test_a_training_that_ended_early_is_repeated_from_its_record(
+    cnn_task, monkeypatch: pytest.MonkeyPatch, steps: int, as_recorded: Distillation
+) -> None:
+    looks = iter(range(10**6))  # each finds a better model than the last
+    monkeypatch.setattr(Trainer, "divergence", lambda trainer, student: 1.0 / (1 + next(looks)))
+    fixture = Fixture(cnn_task)
+    meant = Distillation(0.5, 2.0, 9, restarts=(4,))
+    at = replace(fixture.uniform(weight_bits=3), distillation=meant)
+    trainer, done, update = trainer_of(cnn_task, fixture.stitcher), [], Cycle._update
+
+    def counted(cycle: Cycle, optimizer: torch.optim.Optimizer) -> None:
+        done.append(cycle.step)
+        update(cycle, optimizer)
+
+    monkeypatch.setattr(Cycle, "_update", counted)
+    trained, reached = recover(trainer, fixture.stitcher, at, stop=lambda: len(done) >= steps)
+    assert reached == steps
+    assert ended_at(meant, reached) == as_recorded
+    again, repeated = recover(trainer, fixture.stitcher, replace(at, distillation=as_recorded))
+    assert repeated == steps
+    assert ended_at(as_recorded, repeated) == as_recorded
+    for name, value in again.to_tensors().items():
+        assert torch.equal(value, trained.to_tensors()[name]), name
 
 
 def test_trials_are_trained_where_enough_of_them_fit_into_the_time() -> None:
