@@ -1,4 +1,4 @@
-"""Train candidates inside a search: which ones, and for how long.
+"""Train candidates inside a search, and keep what training made better.
 
 Trained weights are kept in the run folder by trial number. `compress/recover` does the training.
 """
@@ -7,11 +7,10 @@ from __future__ import annotations
 
 import json
 import shutil
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-import numpy as np
 import torch
 
 from autocompress.candidate import Candidate, Distillation
@@ -20,19 +19,13 @@ from autocompress.compress.recover.cycle import LEAST_GAP
 from autocompress.compress.recover.recover import recover
 from autocompress.errors import DamagedFileError, NotComputableError, RunFolderError
 from autocompress.measure.accuracy import Scores, evaluate_model
-from autocompress.results.limits import Limits
 from autocompress.results.tensor_files import read_tensors, write_tensors
+from autocompress.search.evaluate.training_choice import MIN_LOSS
 from autocompress.search.problem.goal import Goal
 from autocompress.search.problem.problem import Problem
-from autocompress.search.problem.trial_record import TrialRecord
 from autocompress.task.user_code import UserCodeError
 
-MIN_LOSS = 0.0005  # a smaller loss is not worth training
-LIMIT_SHARE = 0.05  # nor, before the end, a smaller share of what may be lost
 CUT = "its training took too long and was cut; the weights before it are kept"
-LEAST_PASSES = 10  # passes over the validation split that a training takes at least
-ENOUGH = 50  # trials that a search should make before it spends its time on training them
-TRAINING_SHARE = 0.1  # of the time that is left, for the training of one trial
 
 
 @dataclass(frozen=True)
@@ -120,102 +113,6 @@ def untrained(candidate: Candidate) -> Candidate:
         candidate: any candidate.
     """
     return replace(candidate, distillation=replace(candidate.distillation, steps=0, restarts=()))
-
-
-def least_loss(limits: Limits) -> float:
-    """Return the loss from which on a trial is trained.
-
-    Args:
-        limits: its share of the accuracy limit counts.
-
-    Returns:
-        Loss of accuracy. The front is trained from MIN_LOSS on.
-    """
-    return max(MIN_LOSS, LIMIT_SHARE * (limits.max_accuracy_drop or 0.0))
-
-
-def least_s(pass_s: float) -> float:
-    """Return the seconds that a training takes at least, however few its steps are.
-
-    Types of numbers are timed, the divergence is checked, and weights are saved.
-
-    Args:
-        pass_s: seconds of a pass of the float file over the validation split.
-    """
-    return LEAST_PASSES * pass_s
-
-
-def affords_training(
-    done: Sequence[TrialRecord], n_trials: int, left_s: float | None, pass_s: float
-) -> bool:
-    """Return True if trials can be trained and enough of them still be made in the time.
-
-    Otherwise only the front is trained, at the end of the search. Before a training was timed,
-    `least_s` must fit into its share of the time, TRAINING_SHARE.
-
-    Args:
-        done: earlier trials.
-        n_trials: finished trials that the study shall hold.
-        left_s: seconds until the last trial; None is unlimited.
-        pass_s: seconds of a pass of the float file over the validation split.
-    """
-    if left_s is None:
-        return True
-    trained_s = [record.seconds for record in done if record.trained and record.seconds]
-    if not trained_s:
-        return least_s(pass_s) <= TRAINING_SHARE * left_s
-    wanted = max(1, min(ENOUGH, n_trials) - len(done))
-    return wanted * float(np.median(trained_s)) <= left_s
-
-
-def worth_training(
-    goal: Goal,
-    candidate: Candidate,
-    scores: Scores,
-    done: Sequence[TrialRecord],
-    size: float,
-    latency: float,
-) -> bool:
-    """Return True if recovery could bring the candidate to the front.
-
-    That is so if it has lost something, and no smaller and faster trial has lost nothing.
-
-    Args:
-        goal: objectives and limits.
-        candidate: the candidate.
-        scores: its scores before recovery.
-        done: earlier trials.
-        size: bytes of the candidate's file.
-        latency: of the candidate in ms.
-    """
-    enough = goal.baseline.accuracy - least_loss(goal.limits)
-    if candidate.distillation.steps == 0 or goal.worth(scores) > enough:
-        return False
-    return not any(_no_larger(t, size, latency) and t.accuracy >= enough for t in done)
-
-
-def beaten(
-    done: Sequence[TrialRecord], size: float, latency: float, steps: int, accuracy: float
-) -> bool:
-    """Return True if a smaller and faster trial was as accurate after as many steps.
-
-    Args:
-        done: earlier trials.
-        size: bytes of the candidate's file.
-        latency: of the candidate in ms.
-        steps: training steps so far.
-        accuracy: of the candidate after them.
-    """
-    for trial in done:
-        reached = (trial.rungs or {}).get(str(steps))
-        if reached is not None and reached >= accuracy and _no_larger(trial, size, latency):
-            return True
-    return False
-
-
-def _no_larger(trial: TrialRecord, size: float, latency: float) -> bool:
-    """Return True if a complete trial is no larger and no slower."""
-    return bool(trial.qualities) and trial.size_bytes <= size and trial.latency_ms <= latency
 
 
 def ended_at(distillation: Distillation, steps: int) -> Distillation:
