@@ -14,7 +14,6 @@ from pathlib import Path
 
 from autocompress.cache import cache_folder
 from autocompress.candidate import Candidate
-from autocompress.compress.recover.cycle import LEAST_GAP
 from autocompress.compress.recover.rehearsal import (
     MOST_TESTS,
     TESTED,
@@ -26,7 +25,9 @@ from autocompress.errors import NotComputableError
 from autocompress.search.evaluate.training_plan import (
     ENOUGH,
     LEAST_LONG,
+    LEAST_STEPS,
     MOST_RUNGS,
+    TRAINED_SHARE,
     TrainingPlan,
     rungs_of,
     rungs_within,
@@ -35,15 +36,16 @@ from autocompress.search.problem.problem import Problem
 from autocompress.search.propose.uniform import uniform_parameters
 from autocompress.task.batches import batch_size
 
-TESTED_SHARE = 0.05  # of it at most, for the range test
+TESTED_SHARE = 0.05  # of the time of trials at most, for the range test
 LONG_FACTOR = 3  # steps of a long recovery, as a multiple of those that a space names
 TRIAL_EPOCHS, LONG_EPOCHS = 3, 30  # most passes over the training data
-SHORT_EPOCH = 40  # batches that an epoch counts at least
+FEW_STEPS, FEW_LONG = 100, 300  # steps that are never too many, however little data there is
+LEAST_BLOCKS = 300  # steps of each block, without a timeout
 # Seconds of a trial's training and of a long recovery without a timeout, on a machine whose steps
 # take the time that `nominal_s` computes.
-TRIAL_S, LONG_S = 10.0, 60.0
+TRIAL_S, LONG_S = 30.0, 300.0
 PASSES = 4  # forward passes that a step takes: the teacher's, the student's, and its backward pass
-MACS_PER_S, S_PER_PARAMETER, S_PER_STEP = 2e10, 1e-8, 0.02
+MACS_PER_S, S_PER_PARAMETER, S_PER_STEP = 4e10, 1e-8, 0.02
 
 
 def plan_trainings(
@@ -69,25 +71,25 @@ def plan_trainings(
         return given
     folder = cache_folder() / "rates" if folder is None else folder
     left_s = None if until is None else until - time.monotonic()
-    wanted = max(1, min(ENOUGH, n_trials))
+    trials = max(1, min(ENOUGH, n_trials))
     step_s = rough_s = _rough_s(problem)
     stage = None
     # A model whose trials are not trained anyway is not trained here either: that takes memory.
-    if left_s is None or LEAST_GAP * rough_s * wanted <= left_s:
+    if left_s is None or trials * LEAST_STEPS * rough_s <= TRAINED_SHARE * left_s:
         stage = _lossy(problem)
         step_s = rough_s if left_s is None else _timed_s(problem, stage, rough_s)
     rate = None if stage is None else _rate(problem, stage, step_s, left_s, folder)
     if not recovery.plans_steps:
         return replace(given, learning_rate=rate)
     epoch = _epoch(problem)
-    if left_s is None:
-        nominal = nominal_s(problem)
-        longest, long = int(TRIAL_S / nominal), int(LONG_S / nominal)
-        rungs = rungs_of(min(longest, TRIAL_EPOCHS * epoch), MOST_RUNGS)
-        long = max(LEAST_LONG, min(long, LONG_EPOCHS * epoch))
-        return TrainingPlan(rungs, rate, None, max(long, rungs[-1]))
-    rungs = rungs_within(left_s, wanted, step_s, TRIAL_EPOCHS * epoch)
-    return TrainingPlan(rungs, rate, step_s, max(LONG_EPOCHS * epoch, rungs[-1]))
+    most, most_long = max(FEW_STEPS, TRIAL_EPOCHS * epoch), max(FEW_LONG, LONG_EPOCHS * epoch)
+    if left_s is not None:
+        rungs = rungs_within(left_s, trials, step_s, most)
+        return TrainingPlan(rungs, rate, step_s, max(most_long, rungs[-1]))
+    nominal = nominal_s(problem)
+    rungs = rungs_of(min(most, int(TRIAL_S / nominal)), MOST_RUNGS)
+    least = LEAST_BLOCKS if recovery.by_blocks else LEAST_LONG
+    return TrainingPlan(rungs, rate, None, max(least, min(most_long, int(LONG_S / nominal))))
 
 
 def nominal_s(problem: Problem) -> float:
@@ -108,10 +110,10 @@ def _batch(problem: Problem) -> int:
 
 
 def _epoch(problem: Problem) -> int:
-    """Return the steps of a pass over the training data, at least SHORT_EPOCH."""
+    """Return the steps of a pass over the training data; 0 where its length is not known."""
     batches = problem.task.training_batches()
     steps = len(batches) if isinstance(batches, Sized) else 0
-    return max(SHORT_EPOCH, steps // problem.space.recovery.accumulation)
+    return steps // problem.space.recovery.accumulation
 
 
 def _rough_s(problem: Problem) -> float:

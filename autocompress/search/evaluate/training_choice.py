@@ -13,7 +13,7 @@ from autocompress.candidate import Candidate
 from autocompress.measure.accuracy import Scores
 from autocompress.results.limits import Limits
 from autocompress.results.pareto import hypervolume_subset
-from autocompress.search.evaluate.training_plan import ENOUGH, THIRD
+from autocompress.search.evaluate.training_plan import ENOUGH, THIRD, TRAINED_SHARE
 from autocompress.search.problem.goal import Goal
 from autocompress.search.problem.trial_record import TrialRecord
 
@@ -57,8 +57,8 @@ def affords_training(
     """Return True if trials can be trained and enough of them still be made in the time.
 
     Otherwise only the front is trained, at the end of the search. Before a training was timed,
-    its first rung counts, or where a step was not timed either, `least_s` must fit into its share
-    of the time, TRAINING_SHARE.
+    the first rungs must fit into their share of the time, TRAINED_SHARE. Where a step was not timed
+    either, `least_s` must fit into the share of one training, TRAINING_SHARE.
 
     Args:
         done: earlier trials.
@@ -70,11 +70,12 @@ def affords_training(
     if left_s is None:
         return True
     trained_s = [record.seconds for record in done if record.trained and record.seconds]
-    if not trained_s and first_s is None:
-        return least_s(pass_s) <= TRAINING_SHARE * left_s
     wanted = max(1, min(ENOUGH, n_trials) - len(done))
-    typical_s = float(np.median(trained_s)) if trained_s else (first_s or 0.0) + pass_s
-    return wanted * typical_s <= left_s
+    if trained_s:
+        return wanted * float(np.median(trained_s)) <= left_s
+    if first_s is not None:
+        return wanted * first_s <= TRAINED_SHARE * left_s
+    return least_s(pass_s) <= TRAINING_SHARE * left_s
 
 
 def worth_training(

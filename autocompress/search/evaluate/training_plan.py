@@ -19,6 +19,7 @@ TRAINED_SHARE = 0.4  # of the time of trials, for all trainings together
 LONGEST_SHARE = 0.07  # of it at most, for one training
 THIRD = 3  # one of so many trials goes on to the next rung, which is so many times longer
 MOST_RUNGS = 3
+LEAST_STEPS = 30  # of the first rung
 LEAST_LONG = 100  # steps of a long recovery, where there is time
 RATE_POWER = 0.2  # the rate falls with this power of the steps beyond TESTED
 
@@ -150,14 +151,14 @@ class TrainingPlan:
 
 
 def rungs_of(longest: int, count: int) -> tuple[int, ...]:
-    """Return rungs that grow by THIRD, none below LEAST_GAP.
+    """Return rungs that grow by THIRD, none below LEAST_STEPS.
 
     Args:
         longest: steps of the last one.
         count: most rungs.
     """
-    rungs = [max(LEAST_GAP, longest)]
-    while len(rungs) < count and rungs[0] // THIRD >= LEAST_GAP:
+    rungs = [max(LEAST_STEPS, longest)]
+    while len(rungs) < count and rungs[0] // THIRD >= LEAST_STEPS:
         rungs.insert(0, rungs[0] // THIRD)
     return tuple(rungs)
 

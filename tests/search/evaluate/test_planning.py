@@ -14,14 +14,16 @@ import torch
 from autocompress import Candidate
 from autocompress.search.evaluate import planning as module
 from autocompress.search.evaluate.planning import (
+    FEW_LONG,
+    FEW_STEPS,
     LONG_EPOCHS,
-    SHORT_EPOCH,
     TRIAL_EPOCHS,
     plan_trainings,
 )
 from autocompress.search.evaluate.training_plan import (
     ENOUGH,
     LEAST_LONG,
+    LEAST_STEPS,
     THIRD,
     TRAINED_SHARE,
     TrainingPlan,
@@ -105,10 +107,12 @@ def test_without_a_timeout_no_clock_decides(timed: dict[str, Any]) -> None:
     assert larger.rungs[-1] < first.rungs[-1]
     assert LEAST_LONG <= larger.long_steps < first.long_steps
     huge = plan(problem({"alpha": 0.5}, macs=10**13), None)
-    assert (huge.rungs, huge.long_steps) == ((20,), LEAST_LONG)
+    assert (huge.rungs, huge.long_steps) == ((LEAST_STEPS,), LEAST_LONG)
     few = plan(problem({"alpha": 0.5}, macs=1, batches=2), None)
-    assert few.rungs[-1] <= TRIAL_EPOCHS * SHORT_EPOCH, "little data is not seen too often"
-    assert few.long_steps <= LONG_EPOCHS * SHORT_EPOCH
+    assert few.rungs[-1] == FEW_STEPS, "little data is not seen too often"
+    assert few.long_steps == FEW_LONG
+    much = plan(problem({"alpha": 0.5}, macs=1, batches=90), None)
+    assert (much.rungs[-1], much.long_steps) == (TRIAL_EPOCHS * 90, LONG_EPOCHS * 90)
 
 
 def test_trainings_take_their_share_of_the_time(timed: dict[str, Any]) -> None:
@@ -129,7 +133,7 @@ def test_a_large_model_is_neither_timed_nor_tested_where_its_trials_are_not_trai
 ) -> None:
     found = plan(problem({"alpha": 0.5}, pass_s=5.0), 400.0)
     assert (timed["timed"], timed["tested"]) == (0, 0)
-    assert found.rungs == (20,)
+    assert found.rungs == (LEAST_STEPS,)
     assert found.learning_rate is None
     assert found.step_s == pytest.approx(4 * 5.0 / 64 * BATCH), "by a pass of the original"
     assert found.long_steps > 1000, "the time decides at the end"

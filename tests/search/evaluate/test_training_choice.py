@@ -41,8 +41,8 @@ def test_trials_are_trained_where_enough_of_them_fit_into_the_time() -> None:
     assert affords_training(few, 1000, (ENOUGH - 4) * 11.0, 0.5), "enough is enough"
     assert affords_training(few * 20, 1000, 11.0, 0.5)
     assert not affords_training(few * 20, 1000, 10.0, 0.5)
-    assert affords_training(few[:1], 20, 19 * 2.5, 0.5, 2.0), "a step was timed"
-    assert not affords_training(few[:1], 20, 19 * 2.4, 0.5, 2.0)
+    assert affords_training(few[:1], 20, 19 * 5.1, 9.9, 2.0), "a step was timed"
+    assert not affords_training(few[:1], 20, 19 * 4.9, 0.1, 2.0)
     assert affords_training(few, 20, 16 * 11.0, 0.5, 100.0), "trainings were timed"
 
 

@@ -35,9 +35,9 @@ def problem(data: dict[str, object]) -> MadeUpProblem:
 
 
 def test_rungs_grow_by_three() -> None:
-    assert rungs_of(200, 3) == (22, 66, 200)
+    assert rungs_of(300, 3) == (33, 100, 300)
     assert rungs_of(100, 3) == (33, 100)
-    assert rungs_of(7, 3) == (20,)
+    assert rungs_of(7, 3) == (30,)
     assert rungs_of(200, 1) == (200,)
     assert rungs_within(1000.0, 50, 0.01, 150) == (50, 150), "never beyond what is useful"
     assert rungs_within(1000.0, 1, 1.0, 10**6)[-1] == 70, "not all of it for one training"
