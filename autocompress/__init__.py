@@ -122,8 +122,8 @@ def search(
         target_table: file of a latency table from elsewhere.
         strategy: "guided", or "progressive": quantize one module, one width per trial, the least
             sensitive module first, while accuracy holds.
-        finalize_steps: steps of recovery of each point of the front; None takes three times the
-            space's, 0 none.
+        finalize_steps: steps of recovery of each point of the front; None plans them, or takes
+            three times those that the space names. 0 trains none.
         sampler: "guided", or Optuna's "tpe", "nsga2" or "random".
         ray: address of a Ray cluster for the other workers ("auto", "ray://...", "local");
             None starts them on this machine.

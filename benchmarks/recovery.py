@@ -6,7 +6,8 @@ The built-in model is compressed the plain way (round to nearest with min-max sc
 reconstruction, plain SVD), so that only training brings accuracy back. easy-VQA figures are on 2000
 test questions, perplexities on 50000 characters; the best alpha is chosen on validation data. A
 seed is 20 trainings of half a minute to two minutes each, two at a time; Ctrl-C reports the seeds
-that are complete.
+that are complete. With --quick there are five seeds too, of fewer cases: a few steps are timed
+first, and each training has as many as fit into QUICK_MINUTES.
 """
 
 from __future__ import annotations
@@ -18,6 +19,7 @@ from collections import defaultdict
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cache
+from multiprocessing.pool import Pool
 from pathlib import Path
 from typing import Any
 
@@ -52,6 +54,11 @@ LOSSES = {
 }
 PLAIN_LOSS = "alpha 1 (plain)"
 BATCH = 16
+PROCESSES = 2
+SEEDS = 5
+QUICK_CASES = ("w3", "w3_pruned40")
+QUICK_MINUTES = 14.0  # of the trainings of the built-in task; the rest takes a few more
+FEW, SOME = 5, 25  # steps that are timed
 
 
 @dataclass(frozen=True)
@@ -165,14 +172,22 @@ def run(job: Job) -> Outcome:
     return Outcome(job, whole, before(job.case, job.samples), *scores, time.monotonic() - started)
 
 
-def trainings(jobs: Sequence[Job]) -> list[Outcome]:
+def trainings(jobs: Sequence[Job], minutes: float | None) -> list[Outcome]:
     """Carry out trainings; return those of the seeds that are complete.
 
     Two processes of one thread each get more done than one of two.
+
+    Args:
+        jobs: all with the same steps.
+        minutes: time for all of them, by which their steps are chosen; None leaves the steps.
     """
     outcomes: list[Outcome] = []
-    with multiprocessing.get_context("spawn").Pool(2) as pool:
+    with multiprocessing.get_context("spawn").Pool(PROCESSES) as pool:
         try:
+            if minutes is not None:
+                steps = min(jobs[0].steps, affordable_steps(pool, jobs, minutes))
+                jobs = [replace(job, steps=steps) for job in jobs]
+                print(f"{len(jobs)} trainings of {steps} steps fit into {minutes:g} minutes")
             for result in pool.imap_unordered(run, jobs):
                 outcomes.append(result)
                 job, seconds = result.job, result.seconds
@@ -188,41 +203,69 @@ def trainings(jobs: Sequence[Job]) -> list[Outcome]:
     return [result for result in outcomes if result.job.seed in done]
 
 
-def built_in_task(cases: Sequence[str], seeds: int, steps: int, samples: int) -> dict[str, float]:
+def affordable_steps(pool: Pool, jobs: Sequence[Job], minutes: float) -> int:
+    """Return the steps with which jobs fit into a time, by the loss that takes longest.
+
+    Args:
+        pool: carries out the jobs.
+        jobs: all that will be carried out.
+        minutes: for all of them.
+    """
+    slowest = next(job for job in jobs if LOSSES[job.loss].features > 0)
+
+    def timed(steps: int) -> float:
+        same = [replace(slowest, steps=steps)] * PROCESSES
+        return max(result.seconds for result in pool.map(run, same, chunksize=1))
+
+    timed(1)  # loads and exports the model
+    few_s, some_s = timed(FEW), timed(SOME)
+    step_s = max(1e-3, (some_s - few_s) / (SOME - FEW))
+    each_s = 60 * minutes * PROCESSES / len(jobs)
+    return max(FEW, int((each_s - few_s) / step_s) + FEW)
+
+
+def built_in_task(
+    cases: Sequence[str], seeds: int, steps: int, samples: int, minutes: float | None
+) -> dict[str, float]:
     """Print the table of the built-in task; return its figures."""
     with tempfile.TemporaryDirectory() as folder:
         jobs = []
         for seed in range(seeds):
             for case in cases:
                 jobs += [Job(case, loss, seed, steps, samples, folder) for loss in LOSSES]
-        outcomes = trainings(jobs)
+        outcomes = trainings(jobs, minutes)
     by = defaultdict(list)
     for result in outcomes:
         by[result.job.case, result.job.loss].append(result)
     done = {result.job.seed for result in outcomes}
     print(
-        f"\nfloat {outcomes[0].whole:.4f}; {steps} steps of {BATCH}, {len(done)} seeds: mean "
-        "accuracy (deviation), share of the loss closed"
+        f"\nfloat {outcomes[0].whole:.4f}; {outcomes[0].job.steps} steps of {BATCH}, {len(done)} "
+        "seeds: mean accuracy (deviation), share of the loss closed"
     )
     closed = table(cases, by)
     gains = []
+    figures = {}
     for case in cases:
         alphas = [loss for loss in LOSSES if "features" not in loss and loss != PLAIN_LOSS]
         best = max(alphas, key=lambda loss: np.mean([r.validation for r in by[case, loss]]))
         best_after, plain_after = (
-            np.mean([r.after for r in by[case, loss]]) for loss in (best, PLAIN_LOSS)
+            np.array([r.after for r in by[case, loss]]) for loss in (best, PLAIN_LOSS)
         )
-        gains.append(float(best_after - plain_after))
+        gains.append(float(best_after.mean() - plain_after.mean()))
+        figures[f"mean_{case}"] = float(best_after.mean())
+        figures[f"deviation_{case}"] = float(best_after.std())
     print(
         "best alpha below 1 (by validation) minus plain, per case: "
         + ", ".join(f"{gain:+.4f}" for gain in gains)
     )
     return {
+        **figures,
         **{f"closed_{case}": closed[case, "alpha 0.5"] for case in cases},
         "closed_label_free": min(closed[case, "alpha 0, label-free"] for case in cases),
         "closed_features": min(closed[case, "alpha 0.5 + features"] for case in cases),
         "best_alpha_minus_plain": float(np.mean(gains)),
         "seeds": len(done),
+        "steps": outcomes[0].job.steps,
     }
 
 
@@ -302,18 +345,17 @@ def main() -> None:
     """Print both tables."""
     parser = parser_of(__doc__)
     parser.add_argument("--steps", type=int, default=300)
-    parser.add_argument("--seeds", type=int, default=5)
+    parser.add_argument("--seeds", type=int, default=SEEDS)
     parser.add_argument("--only", choices=("built-in", "language"), help="one of the two parts")
     arguments = parser.parse_args()
-    quick = arguments.quick
-    steps = 10 if quick else arguments.steps
+    quick, steps, seeds = arguments.quick, arguments.steps, arguments.seeds
     figures = {}
     if arguments.only != "language":
-        cases = ("w3_pruned40",) if quick else tuple(CASES)
-        seeds, samples = (1, 200) if quick else (arguments.seeds, 2000)
-        figures |= built_in_task(cases, seeds, steps, samples)
+        cases, samples = (QUICK_CASES, 1000) if quick else (tuple(CASES), 2000)
+        figures |= built_in_task(cases, seeds, steps, samples, QUICK_MINUTES if quick else None)
     if arguments.only != "built-in":
-        figures |= language_model(50 if quick else 3000, steps, 16 if quick else 520)
+        sizes = (50, 10, 16) if quick else (3000, steps, 520)
+        figures |= language_model(*sizes)
     write_figures(arguments.json, figures)
 
 

@@ -42,6 +42,8 @@ class Distillation:
         blocks: train block after block, each for `steps`, to give the original's hidden outputs (Li
             et al. 2021, "BRECQ"). Labels, `alpha`, `temperature`, `features`, `sequences`,
             `schedule` and `restarts` are not read then.
+        planned_steps: steps at which the last cosine schedule would have ended, where training
+            ended before; 0 if it ended with the schedule.
     """
 
     alpha: float = 0.5
@@ -57,6 +59,7 @@ class Distillation:
     checkpointing: bool = False
     batch_norm: str = "frozen"
     blocks: bool = False
+    planned_steps: int = 0
 
     def __post_init__(self) -> None:
         if self.restarts or tuple(map(type, self.__dict__.values())) != TYPES:

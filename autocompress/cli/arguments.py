@@ -125,7 +125,8 @@ def _add_search_methods(parser: argparse.ArgumentParser) -> None:
         "--finalize-steps",
         type=steps,
         metavar="N",
-        help="training steps of each point of the front (default: three times the space's steps)",
+        help="training steps of each point of the front (default: as planned, or three times the "
+        "space's steps)",
     )
 
 

@@ -18,6 +18,7 @@ import optuna
 from autocompress.results.files import JOURNAL_FILE, RUN_FILE, TRIALS_FILE
 from autocompress.results.front import ParetoFront, SearchResult, earlier_front
 from autocompress.search.evaluate.judge import ENDED, Judge
+from autocompress.search.evaluate.training_choice import least_s
 from autocompress.search.finish.first_files import make_first_files
 from autocompress.search.finish.front import FrontMaker, origin_of
 from autocompress.search.finish.front_files import FrontFiles
@@ -171,11 +172,14 @@ class _Search:
         if not enqueue(study, uniform):
             self.files.forget(range(len(uniform)))
         request = self.request
-        plan = WorkerPlan.of(settings, request.space, request.target, limits, folder, deadline)
+        training = ready.training
+        shared = (settings, request.space, request.target, limits, folder, deadline, training)
+        plan = WorkerPlan.of(*shared)
         study.set_user_attr(RUN, plan.to_json())
         study.set_user_attr(STOPPED, False)
         others = launch(url) if launch else []
-        judge = Judge(problem, limits, folder, deadline=deadline, n_trials=settings.n_trials)
+        trials, first_s = settings.n_trials, training.first_s
+        judge = Judge(problem, limits, folder, deadline=deadline, n_trials=trials, first_s=first_s)
         files = replace(self.files, limits=limits, clock=clock)
         gaps = GapFiles(study, judge.goal, folder, files, ready.run, deadline, self.progress)
 
@@ -203,7 +207,9 @@ class _Search:
         complete_trials_file(study, folder / TRIALS_FILE)
         stop = _stop(self.interrupt, clock.recovery_deadline)
         problem = worker.judge.problem
-        parts = (study, problem, limits, folder, files, ready.steps, clock, stop)
+        more_s = least_s(problem.float_files.pass_s)
+        long = training.long(settings.finalize_steps, clock.recovery_deadline, more_s)
+        parts = (study, problem, limits, folder, files, long, clock, stop)
         return FrontMaker(*parts, self.progress).make(ready.run)
 
     def _plan(self, study: optuna.Study) -> list[str]:

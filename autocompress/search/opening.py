@@ -24,6 +24,8 @@ from autocompress.measure.prepare import prepared
 from autocompress.model.modules import ModuleMap, find_modules
 from autocompress.results.files import STUDENT_FILE, TABLE_FILE, disk_error
 from autocompress.results.limits import Limits, parse_limits
+from autocompress.search.evaluate.planning import plan_trainings
+from autocompress.search.evaluate.training_plan import TrainingPlan
 from autocompress.search.problem.clock import (
     LEAST_SHARE,
     SENSITIVITY_END,
@@ -48,8 +50,6 @@ from autocompress.space.search_space import BoundSpace, SearchSpace
 from autocompress.targets.target import Target, find_target
 from autocompress.task.task import Task
 from autocompress.task.user_code import looking
-
-FINALIZE_FACTOR = 3  # steps of the long recovery, as a multiple of the space's
 
 
 @dataclass(frozen=True)
@@ -84,14 +84,12 @@ class OpenedSearch:
         limits: absolute limits.
         run: the record so far.
         earlier: the record of the run that is resumed, or None.
-        steps: training steps of each point of the front at the end.
     """
 
     problem: Problem
     limits: Limits
     run: RunRecord
     earlier: RunRecord | None
-    steps: int
 
 
 @dataclass(frozen=True)
@@ -102,17 +100,17 @@ class ReadySearch:
         problem: with its latency table.
         limits: absolute limits.
         run: the record so far.
-        steps: training steps of each point of the front at the end.
         clock: deadlines.
         losses: divergence by (module, config).
+        training: plan of the trainings.
     """
 
     problem: Problem
     limits: Limits
     run: RunRecord
-    steps: int
     clock: Clock
     losses: Losses
+    training: TrainingPlan
 
 
 def check_request(
@@ -183,10 +181,7 @@ def open_search(request: Request, settings: Settings, folder: Path, setup: Setup
             "another --out or give the space it was started with"
         )
     run.save(folder, earlier)
-    steps = settings.finalize_steps
-    if steps is None:
-        steps = FINALIZE_FACTOR * problem.space.recovery.steps
-    return OpenedSearch(problem, limits, run, earlier, steps)
+    return OpenedSearch(problem, limits, run, earlier)
 
 
 def get_ready(
@@ -212,7 +207,7 @@ def get_ready(
     Returns:
         Everything that is ready before the first trial.
     """
-    earlier, steps = opened.earlier, opened.steps
+    earlier = opened.earlier
     until = setup.deadline(TABLE_END, LEAST_SHARE)
     limit_s = None if until is None else until - time.monotonic()
     problem = ready_for_trials(opened.problem, folder / TABLE_FILE, setup, limit_s)
@@ -224,19 +219,25 @@ def get_ready(
     losses, measured = sensitivity(
         problem, folder, setup, setup.deadline(SENSITIVITY_END, LEAST_SHARE)
     )
+    given, steps = settings.finalize_steps, problem.space.recovery.steps
+    recovers = (steps if given is None else given) > 0
+    clock = clock_of(problem, settings, setup.started, recovers, file_pass_s)
+    setup("planning recovery", 0.0)
+    training = plan_trainings(problem, settings.n_trials, clock.search_deadline)
+    problem = training.of(problem)
     summary = earlier.sensitivity if measured is None and earlier is not None else None
     run = replace(
         run,
         sensitivity=summary if measured is None else measured.summary,
         setup_seconds=setup.finish(),
+        training=training.to_json(),
     )
     run.save(folder, earlier)
     reach = out_of_reach(problem, make_allocator(problem, losses), limits)
     for line in ("" if measured is None else measured.words, setup.words, reach):
         if line:
             progress.line(line)
-    clock = clock_of(problem, settings, setup.started, steps > 0, file_pass_s)
-    return ReadySearch(problem, limits, run, steps, clock, losses)
+    return ReadySearch(problem, limits, run, clock, losses, training)
 
 
 def _checked_limits(learner: Task, space: BoundSpace, settings: Settings) -> dict[str, Any]:

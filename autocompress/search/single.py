@@ -200,7 +200,8 @@ def checked_candidate(
             choices_of(where, axis, getattr(config, axis), target)
         _check_kind(where, config, modules[name], target)
     lesson = distillation.to_json()
-    lesson.pop("restarts", None)  # a search sets them
+    for name in ("restarts", "planned_steps"):  # a search sets them
+        lesson.pop(name, None)
     parse_recovery("candidate", lesson)
     return Candidate.of(configs, distillation)
 

@@ -17,6 +17,7 @@ ALPHA, AUTO = "distillation/alpha", "auto"
 STUDENT_RATE = 1e-3  # learning rate of a student, which may start untrained
 BLOCKS_FROM = 50_000_000  # parameters from which on recovery of whole models takes too long
 FIRST_RUNG = 0.3  # first rung as a share of the steps, if the space gives only their number
+AUTO_RUNGS = (30, 100)  # until a search has planned its own
 # Test of each choice, its text in errors, and a valid value that an error may propose.
 CHOSEN: Mapping[str, tuple[Callable[[float], bool], str, float]] = {
     "temperature": (lambda v: v > 0, "above 0", 1.0),
@@ -48,6 +49,8 @@ class RecoverySpace:
             one of each.
         rungs: ascending steps after which a candidate is judged. A candidate that is not beaten
             goes on to the next rung. Empty if nothing is trained.
+        plans_steps: True if a search plans the rungs by the time of a step.
+        tests_rates: True if a search finds the learning rate by a range test.
         rounds: as in `Distillation`.
         accumulation: as in `Distillation`.
         checkpointing: as in `Distillation`.
@@ -63,6 +66,8 @@ class RecoverySpace:
         default_factory=lambda: {n: (getattr(UNTRAINED, n),) for n in ("schedule", *CHOSEN)}
     )
     rungs: tuple[int, ...] = ()
+    plans_steps: bool = False
+    tests_rates: bool = False
     rounds: int = UNTRAINED.rounds
     accumulation: int = 1
     checkpointing: bool = False
@@ -102,19 +107,21 @@ class RecoverySpace:
                 value.
 
         Returns:
-            The recovery with the steps of the last rung.
+            The recovery with the steps of the last rung, where its schedule has rungs.
         """
         values: dict[str, Any] = {}
         for name, choices in self.choices.items():
             values[name] = choices[int(parameters.get(f"distillation/{name}", 0))]
         # Rounds of pruning do not end at the rungs, so that only one-shot pruning can restart
-        # there.
-        restarts = self.rungs[:-1] if values["schedule"] == "one_shot" else ()
+        # there. Planned rungs give them the steps that a trial makes on average.
+        rungs = self.rungs
+        if values["schedule"] != "one_shot":
+            rungs = rungs[-2:][:1] if self.plans_steps else rungs[-1:]
         return Distillation(
             alpha=round(float(parameters.get(ALPHA, self.alphas[0])), 4),
-            steps=self.steps,
+            steps=rungs[-1] if rungs else 0,
             rounds=self.rounds,
-            restarts=restarts,
+            restarts=rungs[:-1],
             accumulation=self.accumulation,
             checkpointing=self.checkpointing,
             batch_norm=self.batch_norm,
@@ -136,6 +143,18 @@ class RecoverySpace:
             learning_rate=STUDENT_RATE,
             batch_norm=UNTRAINED.batch_norm,
         )
+
+    def planned(self, rungs: tuple[int, ...], learning_rate: float | None) -> RecoverySpace:
+        """Return the space with the plan of a search; what it does not leave open stays.
+
+        Args:
+            rungs: ascending steps after which a candidate is judged.
+            learning_rate: of the longest of them; None keeps the default.
+        """
+        space = replace(self, rungs=rungs) if self.plans_steps else self
+        if learning_rate is None or not self.tests_rates:
+            return space
+        return replace(space, choices={**space.choices, "learning_rate": (learning_rate,)})
 
     def fitted(self, has_labels: bool, has_logits: bool, parameters: int) -> RecoverySpace:
         """Return the space without choices that change nothing for a task.
@@ -172,6 +191,11 @@ def parse_recovery(where: str, data: Mapping[str, Any]) -> RecoverySpace:
     """
     where = f"{where}: distillation"
     check_keys(where, data, KEYS)
+    steps = data.get("steps", AUTO if data else 0)
+    plans_steps = steps == AUTO
+    tests_rates = data.get("learning_rate", AUTO if plans_steps else None) == AUTO
+    if tests_rates:
+        data = {name: value for name, value in data.items() if name != "learning_rate"}
     choices: dict[str, tuple[Any, ...]] = {"schedule": _schedules(where, data)}
     for name, (valid, rule, near) in CHOSEN.items():
         values = listed(data.get(name, getattr(UNTRAINED, name)))
@@ -202,7 +226,9 @@ def parse_recovery(where: str, data: Mapping[str, Any]) -> RecoverySpace:
     return RecoverySpace(
         _alphas(where, data),
         choices,
-        _rungs(where, data.get("steps", 0)),
+        AUTO_RUNGS if plans_steps else _rungs(where, steps),
+        plans_steps,
+        tests_rates,
         checkpointing=checkpointing,
         batch_norm=batch_norm,
         blocks=None if blocks == AUTO else blocks,
@@ -223,6 +249,8 @@ def _count(where: str, name: str, value: Any, least: int) -> int:
 
 
 def _rungs(where: str, value: Any) -> tuple[int, ...]:
+    if isinstance(value, str):
+        raise SpaceError(f"{where}: steps must be numbers or auto, got {value!r}; nearest: auto")
     if not isinstance(value, list):
         steps = _count(where, "steps", value, 0)
         return tuple(dict.fromkeys(rung for rung in (round(FIRST_RUNG * steps), steps) if rung > 0))

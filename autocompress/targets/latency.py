@@ -12,7 +12,7 @@ from typing import Any
 from autocompress.targets.analytic import analytic_times
 from autocompress.targets.device.job import Job, Report, measure
 from autocompress.targets.device.result import JobResult, versions
-from autocompress.targets.device.sessions import LARGE_BYTES, SessionSettings, open_session, size_of
+from autocompress.targets.device.sessions import SessionSettings, is_large, open_session
 from autocompress.targets.device.timing import Timing, interleaved_timing
 from autocompress.targets.figures import Figures
 from autocompress.targets.target import Target
@@ -49,7 +49,7 @@ def compare(
         ratios = tuple(_total_us(model, feed, figures, settings) / total for model in models)
         return Timing(total / 1e3, ratios, tuple((ratio, ratio) for ratio in ratios))
     openers = [partial(open_session, model, settings) for model in (baseline, *models)]
-    reopens = size_of(baseline) >= LARGE_BYTES
+    reopens = is_large(baseline)
     return interleaved_timing(openers[0], openers[1:], feed, rounds, report=report, reopens=reopens)
 
 

@@ -69,9 +69,34 @@ def test_what_means_nothing_is_not_searched() -> None:
     assert not unlabelled.alpha_is_searched
     assert set(unlabelled.searched) == {"distillation/temperature"}
     assert set(space.fitted(has_labels=True, has_logits=False, parameters=9).searched) == set()
-    untrained = parse_recovery("s", {"alpha": {"low": 0.0, "high": 1.0}, "temperature": [1, 2, 4]})
+    untrained = parse_recovery(
+        "s", {"alpha": {"low": 0.0, "high": 1.0}, "temperature": [1, 2, 4], "steps": 0}
+    )
     assert not untrained.alpha_is_searched
     assert not untrained.searched
+
+
+def test_what_a_space_does_not_say_is_planned() -> None:
+    untrained = parse_recovery("s", {})
+    assert (untrained.steps, untrained.plans_steps, untrained.tests_rates) == (0, False, False)
+    for data in ({"alpha": 0.3}, {"steps": "auto", "learning_rate": "auto"}):
+        left_open = parse_recovery("s", data)
+        assert left_open.plans_steps
+        assert left_open.tests_rates
+        assert left_open.steps > 0
+        found = left_open.planned((20, 60), 1e-3).distillation({})
+        assert (found.steps, found.restarts, found.learning_rate) == (60, (20,), 1e-3)
+        assert left_open.planned((9,), None).distillation({}).learning_rate == 2e-4
+    rounds = parse_recovery("s", {"schedule": "cubic"}).planned((20, 60, 180), None)
+    assert (rounds.distillation({}).steps, rounds.distillation({}).restarts) == (60, ())
+    assert rounds.planned((20,), None).distillation({}).steps == 20
+    given = parse_recovery("s", {"steps": 7, "learning_rate": [1e-4, 3e-4]})
+    assert given.planned((20, 60), 1e-3) == given
+    rate = parse_recovery("s", {"steps": 7, "learning_rate": "auto"})
+    assert (rate.plans_steps, rate.tests_rates) == (False, True)
+    assert rate.planned((20,), 1e-3).distillation({}).learning_rate == 1e-3
+    assert rate.planned((20,), 1e-3).rungs == rate.rungs
+    assert not parse_recovery("s", {"steps": 7}).tests_rates, "steps of old spaces keep their rate"
 
 
 @pytest.mark.parametrize(
@@ -94,7 +119,8 @@ def test_large_models_are_recovered_by_blocks(
 
 
 def test_auto_is_the_default_of_blocks() -> None:
-    assert parse_recovery("s", {}) == parse_recovery("s", {"blocks": "auto"})
+    given = {"steps": 0}
+    assert parse_recovery("s", given) == parse_recovery("s", {**given, "blocks": "auto"})
 
 
 @pytest.mark.parametrize(
@@ -103,6 +129,7 @@ def test_auto_is_the_default_of_blocks() -> None:
         ({"blocks": "yes"}, "blocks must be true, false or auto, got 'yes'; nearest valid value"),
         ({"blocks": 1}, "blocks must be true, false or auto, got 1; nearest valid value: auto"),
         ({"step": 3}, "s: distillation: unknown key 'step'; nearest: steps"),
+        ({"steps": "many"}, "steps must be numbers or auto, got 'many'; nearest: auto"),
         ({"steps": -1}, "steps must be an integer >= 0, got -1; nearest valid value: 0"),
         ({"steps": [30, 0]}, "steps must grow, got [30, 0]; nearest valid value: [0, 30]"),
         ({"temperature": 0}, "temperature must be above 0, got 0; nearest valid value: 1"),

@@ -77,7 +77,7 @@ class Cycle:
         trainer: data, teacher, floating-point type and seed.
         student: the model that learns.
         distillation: gives loss, learning rate, accumulation and checkpointing.
-        steps: optimizer steps of the cycle.
+        steps: optimizer steps of the cycle's schedule.
         start: optimizer steps before this cycle; the stream of batches goes on from there.
         matcher: adds the loss of matched features; None for none.
         checkpoint: file to which the state is written once a minute, and from which an interrupted
@@ -85,6 +85,7 @@ class Cycle:
         stop: called after each step; True ends the cycle.
         renew: estimates the statistics of batch normalisations for the weights of now; called
             before each measurement and at the end. None freezes them.
+        end: steps after which the cycle ends, before its schedule does; 0 for none.
         step: optimizer steps so far.
         parts: number of parts that batches are cut into, because memory is short.
         best: parameters at the lowest divergence so far.
@@ -103,6 +104,7 @@ class Cycle:
     checkpoint: Path | None = None
     stop: Callable[[], bool] = lambda: False
     renew: Callable[[], None] | None = None
+    end: int = 0
     step: int = 0
     parts: int = 1
     best: dict[str, Tensor] = field(default_factory=dict)
@@ -174,7 +176,7 @@ class Cycle:
             self._gradients([self._view(*next(batches), i) for i in range(accumulation)])
             self._update(optimizer)
             self.step += 1
-            stopped = self.stop()
+            stopped = self.stop() or self.step == self.end
             if self.step % every == 0 or self.step == self.steps or stopped:
                 self._measure()
             if stopped:

@@ -9,12 +9,11 @@ import json
 from collections.abc import Callable
 from pathlib import Path
 
-import torch
-
 from autocompress.candidate import Candidate
 from autocompress.compress.assemble.stitch import Stitcher
 from autocompress.compress.recover.context import LEAST_BATCH, Trainer
-from autocompress.compress.recover.cycle import LEAST_GAP, Cycle
+from autocompress.compress.recover.cycle import LEAST_GAP
+from autocompress.compress.recover.rehearsal import rehearse
 from autocompress.results.files import write_atomic
 from autocompress.task.batches import batch_size
 
@@ -45,7 +44,7 @@ def trains_statistics(
         stop: called after each step; True ends the short trainings, which then decide nothing.
 
     Raises:
-        NotComputableError: as `Cycle.run`.
+        NotComputableError: as `rehearse`.
     """
     wanted = stage.distillation.batch_norm
     if wanted == "frozen" or not stitcher.norms.names:
@@ -57,39 +56,12 @@ def trains_statistics(
     path = None if folder is None else folder / f"batch_norm{start}.json"
     if path is not None and path.is_file():
         return bool(json.loads(path.read_text())["trains"])
-    frozen = _tried(trainer, stitcher, stage, start, steps, stop, False)
-    trains = _tried(trainer, stitcher, stage, start, steps, stop, True) < frozen
+    short = min(steps, max(LEAST_GAP, round(SHARE * steps)))
+    tried = (trainer, stitcher, stage, short, start, stop)
+    frozen = rehearse(*tried, renews=False).divergence
+    trains = rehearse(*tried, renews=True).divergence < frozen
     if stop():
         return False
     if path is not None:
         write_atomic(path, json.dumps({"trains": trains}))
     return trains
-
-
-def _tried(
-    trainer: Trainer,
-    stitcher: Stitcher,
-    stage: Candidate,
-    start: int,
-    steps: int,
-    stop: Callable[[], bool],
-    renews: bool,
-) -> float:
-    """Return the lowest divergence of a short training, and undo it."""
-    model = stitcher.model
-    before = {name: value.clone() for name, value in model.state_dict().items()}
-    cycle = Cycle(
-        trainer,
-        model,
-        stage.distillation,
-        min(steps, max(LEAST_GAP, round(SHARE * steps))),
-        start,
-        stop=stop,
-        renew=stitcher.renew_statistics if renews else None,
-    )
-    try:
-        cycle.run()
-    finally:
-        with torch.no_grad():
-            model.load_state_dict(before)
-    return cycle.best_divergence

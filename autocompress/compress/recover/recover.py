@@ -58,6 +58,8 @@ def recover(
 ) -> tuple[Trained, int]:
     """Train a candidate for its distillation's steps, whole or block by block.
 
+    With `planned_steps`, a training that ended before its schedule is repeated.
+
     The rounds of the schedule share the steps, and every round ranks units and zeros anew. Rounds
     before the last train float weights without factors.
 
@@ -82,7 +84,8 @@ def recover(
     shares = schedule_shares(recovery.schedule, recovery.rounds)
     if not any(config.pruning_ratio > 0 or config.sparsity > 0 for _, config in candidate.modules):
         shares = [1.0]
-    ends = [round(recovery.steps * (i + 1) / len(shares)) for i in range(len(shares))]
+    total = recovery.planned_steps or recovery.steps
+    ends = [round(total * (i + 1) / len(shares)) for i in range(len(shares))]
     current = stitcher
     for i, (share, start, end) in enumerate(zip(shares[:-1], [0, *ends], ends, strict=False)):
         stage = _partly(candidate, share)
@@ -97,8 +100,8 @@ def recover(
                 write_tensors(path, trained.to_tensors())
         current = _continued(trainer, current, stage, trained)
     start = ends[-2] if len(shares) > 1 else 0
-    restarts = [step for step in recovery.restarts if start < step < recovery.steps]
-    borders = [start, *restarts, recovery.steps]
+    restarts = [step for step in recovery.restarts if start < step < total]
+    borders = [start, *restarts, total]
     return _train(trainer, current, candidate, borders, folder, go_on, stop)
 
 
@@ -137,7 +140,8 @@ def _train(
         for start, end in pairwise(borders):
             path = None if folder is None else folder / f"cycle{start}.checkpoint"
             parts = (trainer, model, stage.distillation, end - start, start, matcher, path, stop)
-            reached = start + Cycle(*parts, renew).run()
+            last = stage.distillation.steps - start
+            reached = start + Cycle(*parts, renew, last if 0 < last < end - start else 0).run()
             if stop() or (end < borders[-1] and not go_on(model, end)):
                 break
     finally:

@@ -30,16 +30,16 @@ from autocompress.search.evaluate.racing import (
     surely_below,
     surely_dominated,
 )
-from autocompress.search.evaluate.recovery import (
-    ENOUGH,
+from autocompress.search.evaluate.recovery import recover_candidate, untrained
+from autocompress.search.evaluate.training_choice import (
     TRAINING_SHARE,
     affords_training,
     beaten,
+    goes_on,
     least_loss,
-    recover_candidate,
-    untrained,
     worth_training,
 )
+from autocompress.search.evaluate.training_plan import ENOUGH
 from autocompress.search.problem.goal import Goal
 from autocompress.search.problem.problem import Problem
 from autocompress.search.problem.scoring import SampleScores, sample_scores
@@ -60,6 +60,7 @@ class Judge:
         parts: shares of the validation split after which a candidate may be stopped; () sees all.
         deadline: of the last trial, by the monotonic clock; None is unlimited.
         n_trials: finished trials that the study shall hold.
+        first_s: seconds of the steps to the first rung; None if a step was not timed.
     """
 
     problem: Problem
@@ -68,6 +69,7 @@ class Judge:
     parts: tuple[float, ...] = PARTS
     deadline: float | None = None
     n_trials: int = ENOUGH
+    first_s: float | None = None
     _decoded: dict[int, Rival] = field(default_factory=dict)
     _latencies: dict[int, float] = field(default_factory=dict)
 
@@ -126,7 +128,8 @@ class Judge:
         pass_s = self.problem.float_files.pass_s
         # Training all of a large model takes several times its memory.
         by_blocks = self.problem.space.recovery.by_blocks
-        if by_blocks or not affords_training(done, self.n_trials, self._left_s(), pass_s):
+        left_s = self._left_s()
+        if by_blocks or not affords_training(done, self.n_trials, left_s, pass_s, self.first_s):
             candidate = untrained(candidate)
         return self._recovered(record, candidate, accuracy, self._comparable(done))
 
@@ -149,7 +152,7 @@ class Judge:
                 scores,
                 goal,
                 least_loss(self.limits),
-                partial(beaten, rivals, size, latency),
+                partial(self._stops, rivals, size, latency),
                 lambda: time.monotonic() > until,
                 is_resumed=False,
             )
@@ -168,6 +171,15 @@ class Judge:
             violations=self.limits.violations(size, latency, drop, scores.metrics),
             qualities=goal.qualities(scores),
         )
+
+    def _stops(
+        self, rivals: list[TrialRecord], size: float, latency: float, steps: int, accuracy: float
+    ) -> bool:
+        """Return True if a candidate's training ends at a rung."""
+        if beaten(rivals, size, latency, steps, accuracy):
+            return True
+        plans = self.problem.space.recovery.plans_steps
+        return plans and not goes_on(rivals, self.goal, size, latency, steps, accuracy)
 
     def _comparable(self, done: list[TrialRecord]) -> list[TrialRecord]:
         """Return the trials that can beat a candidate by accuracy alone.

@@ -1,4 +1,4 @@
-"""Train candidates inside a search: which ones, and for how long.
+"""Train candidates inside a search, and keep what training made better.
 
 Trained weights are kept in the run folder by trial number. `compress/recover` does the training.
 """
@@ -7,31 +7,25 @@ from __future__ import annotations
 
 import json
 import shutil
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-import numpy as np
 import torch
 
 from autocompress.candidate import Candidate, Distillation
 from autocompress.compress.assemble.trained import Trained
+from autocompress.compress.recover.cycle import LEAST_GAP
 from autocompress.compress.recover.recover import recover
 from autocompress.errors import DamagedFileError, NotComputableError, RunFolderError
 from autocompress.measure.accuracy import Scores, evaluate_model
-from autocompress.results.limits import Limits
 from autocompress.results.tensor_files import read_tensors, write_tensors
+from autocompress.search.evaluate.training_choice import MIN_LOSS
 from autocompress.search.problem.goal import Goal
 from autocompress.search.problem.problem import Problem
-from autocompress.search.problem.trial_record import TrialRecord
 from autocompress.task.user_code import UserCodeError
 
-MIN_LOSS = 0.0005  # a smaller loss is not worth training
-LIMIT_SHARE = 0.05  # nor, before the end, a smaller share of what may be lost
-CUT = "its training was cut, since it took too much of the time; the weights before it are kept"
-LEAST_PASSES = 10  # passes over the validation split that a training takes at least
-ENOUGH = 50  # trials that a search should make before it spends its time on training them
-TRAINING_SHARE = 0.1  # of the time that is left, for the training of one trial
+CUT = "its training took too long and was cut; the weights before it are kept"
 
 
 @dataclass(frozen=True)
@@ -121,100 +115,28 @@ def untrained(candidate: Candidate) -> Candidate:
     return replace(candidate, distillation=replace(candidate.distillation, steps=0, restarts=()))
 
 
-def least_loss(limits: Limits) -> float:
-    """Return the loss from which on a trial is trained.
+def ended_at(distillation: Distillation, steps: int) -> Distillation:
+    """Return a recovery that ended after fewer steps than it was meant to take.
+
+    Training for it gives the same weights: the schedule of its last cycle is kept.
 
     Args:
-        limits: its share of the accuracy limit counts.
-
-    Returns:
-        Loss of accuracy. The front is trained from MIN_LOSS on.
+        distillation: as it was meant.
+        steps: after which it ended.
     """
-    return max(MIN_LOSS, LIMIT_SHARE * (limits.max_accuracy_drop or 0.0))
+    total = distillation.planned_steps or distillation.steps
+    restarts = tuple(at for at in distillation.restarts if at < steps)
+    end = min(at for at in (*distillation.restarts, total) if at >= steps)
+    planned = end if end > steps else 0
+    return replace(distillation, steps=steps, restarts=restarts, planned_steps=planned)
 
 
-def least_s(pass_s: float) -> float:
-    """Return the seconds that a training takes at least, however few its steps are.
+def _repeatable(distillation: Distillation, steps: int) -> bool:
+    """Return True if a recipe can say where a training was stopped, and it went on for a while.
 
-    Types of numbers are timed, the divergence is checked, and weights are saved.
-
-    Args:
-        pass_s: seconds of a pass of the float file over the validation split.
+    No recipe can say which blocks or rounds were trained.
     """
-    return LEAST_PASSES * pass_s
-
-
-def affords_training(
-    done: Sequence[TrialRecord], n_trials: int, left_s: float | None, pass_s: float
-) -> bool:
-    """Return True if trials can be trained and enough of them still be made in the time.
-
-    Otherwise only the front is trained, at the end of the search. Before a training was timed,
-    `least_s` must fit into its share of the time, TRAINING_SHARE.
-
-    Args:
-        done: earlier trials.
-        n_trials: finished trials that the study shall hold.
-        left_s: seconds until the last trial; None is unlimited.
-        pass_s: seconds of a pass of the float file over the validation split.
-    """
-    if left_s is None:
-        return True
-    trained_s = [record.seconds for record in done if record.trained and record.seconds]
-    if not trained_s:
-        return least_s(pass_s) <= TRAINING_SHARE * left_s
-    wanted = max(1, min(ENOUGH, n_trials) - len(done))
-    return wanted * float(np.median(trained_s)) <= left_s
-
-
-def worth_training(
-    goal: Goal,
-    candidate: Candidate,
-    scores: Scores,
-    done: Sequence[TrialRecord],
-    size: float,
-    latency: float,
-) -> bool:
-    """Return True if recovery could bring the candidate to the front.
-
-    That is so if it has lost something, and no smaller and faster trial has lost nothing.
-
-    Args:
-        goal: objectives and limits.
-        candidate: the candidate.
-        scores: its scores before recovery.
-        done: earlier trials.
-        size: bytes of the candidate's file.
-        latency: of the candidate in ms.
-    """
-    enough = goal.baseline.accuracy - least_loss(goal.limits)
-    if candidate.distillation.steps == 0 or goal.worth(scores) > enough:
-        return False
-    return not any(_no_larger(t, size, latency) and t.accuracy >= enough for t in done)
-
-
-def beaten(
-    done: Sequence[TrialRecord], size: float, latency: float, steps: int, accuracy: float
-) -> bool:
-    """Return True if a smaller and faster trial was as accurate after as many steps.
-
-    Args:
-        done: earlier trials.
-        size: bytes of the candidate's file.
-        latency: of the candidate in ms.
-        steps: training steps so far.
-        accuracy: of the candidate after them.
-    """
-    for trial in done:
-        reached = (trial.rungs or {}).get(str(steps))
-        if reached is not None and reached >= accuracy and _no_larger(trial, size, latency):
-            return True
-    return False
-
-
-def _no_larger(trial: TrialRecord, size: float, latency: float) -> bool:
-    """Return True if a complete trial is no larger and no slower."""
-    return bool(trial.qualities) and trial.size_bytes <= size and trial.latency_ms <= latency
+    return not distillation.blocks and distillation.schedule == "one_shot" and steps >= LEAST_GAP
 
 
 def recover_candidate(
@@ -265,10 +187,9 @@ def recover_candidate(
     place.mkdir(parents=True, exist_ok=True)
     try:
         trained, steps = recover(problem.trainer, problem.stitcher, candidate, place, go_on, stop)
-        if stop() and not is_resumed:
-            shutil.rmtree(place, ignore_errors=True)
-            return Lesson(before, False, {}, CUT)
-        if stop() and candidate.distillation.blocks:  # no recipe can say which blocks were trained
+        if stop() and not _repeatable(candidate.distillation, steps):
+            if not is_resumed:
+                shutil.rmtree(place, ignore_errors=True)
             return Lesson(before, False, {}, CUT)
         after = evaluated(problem.stitcher.apply(candidate, trained))
     except (NotComputableError, UserCodeError) as error:
@@ -277,9 +198,7 @@ def recover_candidate(
     rungs[str(steps)] = after.accuracy
     improved = goal.worth(after) > goal.worth(before)
     if improved:
-        restarts = tuple(at for at in candidate.distillation.restarts if at < steps)
-        distillation = replace(candidate.distillation, steps=steps, restarts=restarts)
-        _write(folder, number, Recovered(trained, distillation, after))
-    if not stop():  # an interrupted training goes on from here next time
+        _write(folder, number, Recovered(trained, ended_at(candidate.distillation, steps), after))
+    if not stop() or not is_resumed:  # an interrupted training goes on from here next time
         shutil.rmtree(place, ignore_errors=True)
     return Lesson(after if improved else before, improved, rungs)

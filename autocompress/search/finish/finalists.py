@@ -15,6 +15,7 @@ from autocompress.measure.accuracy import Scores, evaluate_model
 from autocompress.results.limits import distance
 from autocompress.results.pareto import hypervolume_subset, non_dominated
 from autocompress.search.evaluate.recovery import read_recovered, untrained
+from autocompress.search.evaluate.training_plan import LongPlan
 from autocompress.search.finish.long_recovery import recover_front
 from autocompress.search.problem.clock import MOST_FILES
 from autocompress.search.problem.goal import Goal, signs
@@ -146,7 +147,7 @@ def recover_finalists(
     study: optuna.Study,
     goal: Goal,
     folder: Path,
-    steps: int,
+    plan: LongPlan,
     stop: Callable[[], bool],
     report: Callable[[str, float], None],
 ) -> list[Finalist]:
@@ -158,7 +159,7 @@ def recover_finalists(
         study: keeps what was done.
         goal: objectives and limits.
         folder: the run folder.
-        steps: training steps of each; 0 trains nothing.
+        plan: how long they are trained; 0 steps train nothing.
         stop: True interrupts.
         report: called with a step and the share of it that is done.
 
@@ -169,7 +170,7 @@ def recover_finalists(
     for finalist in finalists:
         metrics = dict(zip(goal.objectives, finalist.qualities[1:], strict=True))
         trials[finalist.number] = finalist.candidate, Scores(finalist.accuracy, metrics)
-    recover_front(study, trials, problem, goal, folder, steps, stop, report)
+    recover_front(study, trials, problem, goal, folder, plan, stop, report)
     return [with_best_weights(finalist, goal, folder) for finalist in finalists]
 
 

@@ -19,7 +19,8 @@ from autocompress.errors import AutocompressError
 from autocompress.results.files import TRIALS_FILE
 from autocompress.results.front import ParetoFront, earlier_front
 from autocompress.results.limits import Limits
-from autocompress.search.evaluate.recovery import least_s
+from autocompress.search.evaluate.training_choice import least_s
+from autocompress.search.evaluate.training_plan import LongPlan
 from autocompress.search.finish.finalists import Finalist, choose_finalists, recover_finalists
 from autocompress.search.finish.front_files import FrontFiles
 from autocompress.search.finish.learning import PROMISE, errors_on, relearn
@@ -41,7 +42,7 @@ class FrontMaker:
         limits: absolute limits.
         folder: the run folder.
         files: the files that were made so far.
-        steps: training steps of each point; 0 trains nothing.
+        plan: how long the points are trained; 0 steps train nothing.
         clock: says how many files there is time for.
         stop: True ends the recovery.
         progress: shows the steps.
@@ -52,7 +53,7 @@ class FrontMaker:
     limits: Limits
     folder: Path
     files: FrontFiles
-    steps: int
+    plan: LongPlan
     clock: Clock
     stop: Callable[[], bool]
     progress: SearchProgress
@@ -135,7 +136,7 @@ class FrontMaker:
             self.study,
             self.goal,
             self.folder,
-            self.steps if has_time else 0,
+            self.plan if has_time else LongPlan(0),
             self.stop,
             self.progress.phase,
         )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -11,7 +12,9 @@ import optuna
 
 from autocompress.candidate import Candidate
 from autocompress.measure.accuracy import Scores
-from autocompress.search.evaluate.recovery import MIN_LOSS, read_recovered, recover_candidate
+from autocompress.search.evaluate.recovery import read_recovered, recover_candidate
+from autocompress.search.evaluate.training_choice import MIN_LOSS
+from autocompress.search.evaluate.training_plan import LongPlan
 from autocompress.search.problem.goal import Goal
 from autocompress.search.problem.problem import Problem
 from autocompress.search.problem.trial_record import records_of
@@ -91,7 +94,7 @@ def recover_front(
     problem: Problem,
     goal: Goal,
     folder: Path,
-    steps: int,
+    plan: LongPlan,
     stop: Callable[[], bool],
     report: Callable[[str, float], None],
 ) -> None:
@@ -106,34 +109,42 @@ def recover_front(
         problem: task, stitcher and trainer.
         goal: objectives and limits.
         folder: the run folder.
-        steps: training steps of each; 0 trains nothing.
+        plan: how long they are trained; 0 steps train nothing.
         stop: True interrupts.
         report: called with a step and the share of it that is done.
     """
     todo = []
     for number, (candidate, scores) in trials.items():
-        if steps > 0 and goal.baseline.accuracy - goal.worth(scores) >= MIN_LOSS:
+        if plan.steps > 0 and goal.baseline.accuracy - goal.worth(scores) >= MIN_LOSS:
             todo.append((number, candidate, scores))
     for i, (number, candidate, scores) in enumerate(todo):
-        earlier = LongRecovery.read(study, number)
-        if earlier is not None and earlier.steps >= steps:
+        steps, earlier = plan.next_steps(len(todo) - i), LongRecovery.read(study, number)
+        if steps == 0 or (earlier is not None and not _is_longer(steps, earlier, plan)):
             continue
         if stop():
             return
         report("recovering the front", i / len(todo))
-        distillation = replace(
-            candidate.distillation,
-            steps=steps,
-            restarts=(),
-            blocks=problem.space.recovery.by_blocks,
-        )
-        longer = replace(candidate, distillation=distillation)
+        lesson = plan.lesson(candidate.distillation, steps)
+        lesson = replace(lesson, blocks=problem.space.recovery.by_blocks)
+        longer = replace(candidate, distillation=lesson)
         best, trained = scores, read_recovered(folder, number)
         if trained is not None:
             best = max(scores, trained.scores, key=goal.worth)
-        lesson = recover_candidate(problem, folder, number, longer, best, goal, stop=stop)
+        started, resumes = time.monotonic(), not plan.is_timed
+        outcome = recover_candidate(
+            problem, folder, number, longer, best, goal, stop=stop, is_resumed=resumes
+        )
         if stop():
             return
-        reached = next(reversed(lesson.rungs.values()), scores.accuracy)
-        outcome = LongRecovery(steps, scores.accuracy, reached, lesson.improved, lesson.cause)
-        outcome.write(study, number)
+        made = int(next(reversed(outcome.rungs), 0))
+        if not lesson.blocks:
+            plan = plan.after(made, time.monotonic() - started)
+        reached = outcome.rungs.get(str(made), scores.accuracy)
+        LongRecovery(steps, scores.accuracy, reached, outcome.improved, outcome.cause).write(
+            study, number
+        )
+
+
+def _is_longer(steps: int, earlier: LongRecovery, plan: LongPlan) -> bool:
+    """Return True if a long recovery is worth repeating: with the time that is left, if twice."""
+    return steps >= 2 * earlier.steps if plan.is_timed else steps > earlier.steps

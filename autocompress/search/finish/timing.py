@@ -9,12 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from autocompress.search.problem.problem import Problem
-from autocompress.targets.device.sessions import (
-    LARGE_BYTES,
-    SessionSettings,
-    open_session,
-    size_of,
-)
+from autocompress.targets.device.sessions import SessionSettings, is_large, open_session
 from autocompress.targets.device.timing import interleaved_timing
 from autocompress.targets.latency import compare
 
@@ -73,7 +68,7 @@ def time_front(
         return FrontTiming(timing.ratios, settings, {}, timing.baseline_ms, timing.warning)
     chosen, ratios = _choose_settings(problem, [baseline, *paths], feed, report)
     openers = [partial(open_session, str(path), chosen[path]) for path in (baseline, *paths)]
-    reopens = size_of(str(baseline)) >= LARGE_BYTES
+    reopens = is_large(str(baseline))
     timing = interleaved_timing(
         openers[0], openers[1:], feed, rounds, report=share, reopens=reopens
     )
@@ -90,7 +85,7 @@ def _choose_settings(
     for i, path in enumerate(paths):
         report("timing the settings", i / len(paths))
         plain, other = (partial(open_session, str(path), own) for own in (default, tuned))
-        reopens = size_of(str(path)) >= LARGE_BYTES
+        reopens = is_large(str(path))
         pair = interleaved_timing(plain, [other], feed, ROUNDS // 2, reopens=reopens)
         chosen[path] = default if pair.intervals[0][0] > 1 else tuned
         ratios[path.parent.name] = pair.ratios[0]
@@ -132,7 +127,7 @@ def time_elsewhere(
             opener = partial(open_session, str(baseline), tuned)
             pairs = zip(paths, settings, strict=True)
             openers = [partial(open_session, str(path), own) for path, own in pairs]
-            reopens = size_of(str(baseline)) >= LARGE_BYTES
+            reopens = is_large(str(baseline))
             timing = interleaved_timing(
                 opener, openers, feed, rounds, report=share, reopens=reopens
             )

@@ -59,6 +59,7 @@ class RunRecord:
         no_gain: (module, rank_ratio, decomposition) of ranks that gain nothing.
         uncovered: modules that are not compressed, with the reason.
         sensitivity: how sensitivities came about.
+        training: plan of the trainings (`TrainingPlan`).
         setup_seconds: by step.
         seconds: of the whole run, earlier runs in the folder included.
         front_check: errors of the latency model on the files of the front.
@@ -95,6 +96,7 @@ class RunRecord:
     no_gain: list[list[Any]] = field(default_factory=list)
     uncovered: list[Mapping[str, Any]] = field(default_factory=list)
     sensitivity: Mapping[str, Any] | None = None
+    training: Mapping[str, Any] | None = None
     setup_seconds: Mapping[str, float] | None = None
     seconds: float | None = None
     front_check: Mapping[str, Any] | None = None

@@ -70,7 +70,7 @@ def run_worker(task: Task, storage: str, study_name: str, device_name: str | Non
             known.float_files,
             progress.phase,
         )
-        problem = ready_for_trials(problem, folder / TABLE_FILE, progress.phase)
+        problem = plan.training.of(ready_for_trials(problem, folder / TABLE_FILE, progress.phase))
         losses, _ = sensitivity(problem, folder, progress.phase)
         name = settings.sampler
         # Stock samplers draw from their own generators: each worker from other seeds.
@@ -78,7 +78,8 @@ def run_worker(task: Task, storage: str, study_name: str, device_name: str | Non
         limits = plan.limits
         study.sampler = make_sampler("guided", name, problem, limits, losses, seed, study)
         until, trials = plan.time_left(), settings.n_trials
-        judge = Judge(problem, limits, folder, deadline=until, n_trials=trials)
+        first_s = plan.training.first_s
+        judge = Judge(problem, limits, folder, deadline=until, n_trials=trials, first_s=first_s)
         has_front = earlier_front(folder) is not None
         worker = Worker(study, judge, folder, False, was_stopped, has_front=has_front)
         worker.run(trials, until, interrupt, storage, progress)

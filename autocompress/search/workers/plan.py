@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from autocompress.results.limits import Limits
+from autocompress.search.evaluate.training_plan import TrainingPlan
 from autocompress.search.problem.options import Settings
 from autocompress.space.search_space import SearchSpace
 from autocompress.targets.target import Target
@@ -27,6 +28,7 @@ class WorkerPlan:
         limits: absolute limits.
         folder: the run folder, absolute.
         deadline: Unix time at which the last trial ends; None is unlimited.
+        training: plan of the trainings.
     """
 
     settings: Settings
@@ -34,6 +36,7 @@ class WorkerPlan:
     limits: Limits
     folder: Path
     deadline: float | None
+    training: TrainingPlan
 
     @classmethod
     def of(
@@ -44,6 +47,7 @@ class WorkerPlan:
         limits: Limits,
         folder: Path,
         deadline: float | None,
+        training: TrainingPlan,
     ) -> WorkerPlan:
         """Resolve the settings of a search for its workers.
 
@@ -54,6 +58,7 @@ class WorkerPlan:
             limits: absolute limits.
             folder: the run folder.
             deadline: by this process's monotonic clock, or None.
+            training: plan of the trainings.
 
         Returns:
             The plan.
@@ -69,7 +74,7 @@ class WorkerPlan:
             target_table=None if table is None else str(Path(table).resolve()),
         )
         end = None if deadline is None else time.time() + deadline - time.monotonic()
-        return cls(resolved, space, limits, folder.resolve(), end)
+        return cls(resolved, space, limits, folder.resolve(), end, training)
 
     def time_left(self) -> float | None:
         """Return the deadline by this process's monotonic clock; None is unlimited."""
@@ -83,6 +88,7 @@ class WorkerPlan:
             "limits": asdict(self.limits),
             "folder": str(self.folder),
             "deadline": self.deadline,
+            "training": self.training.to_json(),
         }
 
     @classmethod
@@ -101,4 +107,5 @@ class WorkerPlan:
             Limits(**data["limits"]),
             Path(data["folder"]),
             data["deadline"],
+            TrainingPlan.from_json(data["training"]),
         )

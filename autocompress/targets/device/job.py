@@ -20,7 +20,7 @@ import numpy as np
 
 from .profiler import NodeTime, profiled_session
 from .result import JobResult, versions, write_result
-from .sessions import LARGE_BYTES, Runnable, SessionSettings, open_session, size_of
+from .sessions import Runnable, SessionSettings, is_large, open_session
 from .timing import LONG_S, PASSES, WARM_UP, interleaved_timing, quiet_clock
 from .tuning import ROUNDS as TUNING_ROUNDS
 from .tuning import Source, tune
@@ -102,7 +102,7 @@ class _Models:
             self.profiles[i], session = profiled_session(
                 content, job.feed, self.settings, self._profile_runs
             )
-            if size_of(content) < LARGE_BYTES:
+            if not is_large(content):
                 return session
             del session  # it keeps weights in two layouts, since it wrote its graph
         return cast(Runnable, open_session(content, self.settings))
@@ -145,7 +145,7 @@ def measure(job: Job, report: Report = lambda what, share: None) -> JobResult:
         job.least,
         lambda: left_s() - job.rest_s * (len(models.profiles) + 1),
         quiet_clock(settings),
-        size_of(job.baseline()) >= LARGE_BYTES,
+        is_large(job.baseline()),
     )
     model_s = (time.monotonic() - started) / max(1, len(timing.ratios))
     rate = _product_rate(job.product, settings)

@@ -145,6 +145,15 @@ def size_of(model: bytes | str) -> int:
     return len(model) if isinstance(model, bytes) else Path(model).stat().st_size
 
 
+def is_large(model: bytes | str) -> bool:
+    """Return True if a second file should not be opened beside a file.
+
+    Args:
+        model: content or path of an ONNX file.
+    """
+    return size_of(model) >= LARGE_BYTES
+
+
 def release_memory() -> None:
     """Give free memory back to the system.
 

@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 
 from .graph_file import GraphFile
-from .sessions import LARGE_BYTES, SessionSettings, open_session, size_of
+from .sessions import SessionSettings, is_large, open_session
 from .timing import PASSES, Timing, interleaved_timing, quiet_clock
 
 Source = Callable[[], bytes | str]  # content or path of a model
@@ -180,5 +180,5 @@ def _against(
         seed,
         passes=passes,
         clock=quiet_clock(one) if one.threads == other.threads else time.perf_counter,
-        reopens=size_of(content) >= LARGE_BYTES,
+        reopens=is_large(content),
     )

@@ -97,7 +97,7 @@ def test_the_lower_divergence_decides_once(
 
 
 def test_small_batches_are_not_tried(fixture: Fixture, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(module, "Cycle", None)
+    monkeypatch.setattr(module, "rehearse", None)
     small = replace(fixture.task, train=[batch_of(fixture, LEAST_BATCH - 1)])
     trainer = trainer_of(small, fixture.stitcher)
     candidate = three_bits(fixture, "auto")

@@ -27,21 +27,20 @@ from autocompress.candidate import UNTRAINED
 from autocompress.compress.recover import cycle as train
 from autocompress.compress.recover.context import Trainer
 from autocompress.compress.recover.cycle import Cycle
+from autocompress.compress.recover.recover import recover
 from autocompress.errors import TaskError
 from autocompress.measure.accuracy import Scores, evaluate_model
 from autocompress.results.limits import Limits
-from autocompress.search.evaluate import recovery as module
 from autocompress.search.evaluate.recovery import (
-    ENOUGH,
-    affords_training,
-    beaten,
+    ended_at,
     read_recovered,
     recover_candidate,
 )
+from autocompress.search.evaluate.training_choice import MIN_LOSS
+from autocompress.search.evaluate.training_plan import LongPlan
 from autocompress.search.finish import long_recovery
 from autocompress.search.finish.long_recovery import LONG_RECOVERY, recover_front
 from autocompress.search.problem.goal import Goal
-from autocompress.search.problem.trial_record import TrialRecord
 from autocompress.search.workers.storage import open_study
 from autocompress.space.recovery import RecoverySpace
 
@@ -100,43 +99,45 @@ def test_survivors_of_each_rung_go_on_and_the_beaten_stop(
                 and t.values[0] <= trial.values[0]
                 and t.values[1] <= trial.values[1]
             ]
-            lossless = rungs["6"] >= finished[0].front.baseline.accuracy - module.MIN_LOSS
+            lossless = rungs["6"] >= finished[0].front.baseline.accuracy - MIN_LOSS
             assert lossless or any(
                 t.user_attrs["rungs"].get("6", -1) >= rungs["6"] for t in earlier
             )
 
 
-def test_beaten_is_who_was_no_better_after_as_many_steps() -> None:
-    def trial(size: float, latency: float, **rungs: float) -> TrialRecord:
-        return TrialRecord(
-            0,
-            size_bytes=size,
-            latency_ms=latency,
-            qualities=(0.9,),
-            rungs={name.removeprefix("at"): value for name, value in rungs.items()},
-        )
+@pytest.mark.parametrize(
+    ("steps", "as_recorded"),
+    [
+        (3, Distillation(0.5, 2.0, 3, planned_steps=4)),
+        (4, Distillation(0.5, 2.0, 4)),
+        (7, Distillation(0.5, 2.0, 7, restarts=(4,), planned_steps=9)),
+        (9, Distillation(0.5, 2.0, 9, restarts=(4,))),
+    ],
+    ids=["in the first cycle", "at its end", "in the last cycle", "whole"],
+)
+def test_a_training_that_ended_early_is_repeated_from_its_record(
+    cnn_task, monkeypatch: pytest.MonkeyPatch, steps: int, as_recorded: Distillation
+) -> None:
+    looks = iter(range(10**6))  # each finds a better model than the last
+    monkeypatch.setattr(Trainer, "divergence", lambda trainer, student: 1.0 / (1 + next(looks)))
+    fixture = Fixture(cnn_task)
+    meant = Distillation(0.5, 2.0, 9, restarts=(4,))
+    at = replace(fixture.uniform(weight_bits=3), distillation=meant)
+    trainer, done, update = trainer_of(cnn_task, fixture.stitcher), [], Cycle._update
 
-    done = [trial(100, 1.0, at0=0.5, at30=0.8), TrialRecord(1), trial(1, 0.1)]
-    assert beaten(done, 100, 1.0, 30, 0.8)
-    assert not beaten(done, 100, 1.0, 30, 0.81), "more accurate at this rung"
-    assert not beaten(done, 99, 1.0, 30, 0.7), "smaller"
-    assert not beaten(done, 100, 0.9, 30, 0.7), "faster"
-    assert not beaten(done, 100, 1.0, 100, 0.1), "nobody was seen after as many steps"
+    def counted(cycle: Cycle, optimizer: torch.optim.Optimizer) -> None:
+        done.append(cycle.step)
+        update(cycle, optimizer)
 
-
-def test_trials_are_trained_where_enough_of_them_fit_into_the_time() -> None:
-    def trial(number: int, seconds: float, trained: bool) -> TrialRecord:
-        return TrialRecord(number, trained=trained, seconds=seconds)
-
-    few = [trial(0, 1.0, False), trial(1, 10.0, True), trial(2, 12.0, True), trial(3, 1.0, False)]
-    assert affords_training(few, 20, None, 0.5), "without a timeout"
-    assert affords_training(few[:1], 20, 50.0, 0.5), "no training shows yet how long it takes"
-    assert not affords_training(few[:1], 20, 50.0, 0.51), "ten passes are over a tenth of the time"
-    assert affords_training(few, 20, 16 * 11.0, 0.5)
-    assert not affords_training(few, 20, 15 * 11.0, 0.5)
-    assert affords_training(few, 1000, (ENOUGH - 4) * 11.0, 0.5), "enough is enough"
-    assert affords_training(few * 20, 1000, 11.0, 0.5)
-    assert not affords_training(few * 20, 1000, 10.0, 0.5)
+    monkeypatch.setattr(Cycle, "_update", counted)
+    trained, reached = recover(trainer, fixture.stitcher, at, stop=lambda: len(done) >= steps)
+    assert reached == steps
+    assert ended_at(meant, reached) == as_recorded
+    again, repeated = recover(trainer, fixture.stitcher, replace(at, distillation=as_recorded))
+    assert repeated == steps
+    assert ended_at(as_recorded, repeated) == as_recorded
+    for name, value in again.to_tensors().items():
+        assert torch.equal(value, trained.to_tensors()[name]), name
 
 
 @pytest.mark.slow
@@ -207,7 +208,7 @@ def test_the_long_recovery_lifts_a_point_once(
         bench,
         goal,
         tmp_path,
-        80,
+        LongPlan(80),
         lambda: False,
         lambda what, share: None,
     )

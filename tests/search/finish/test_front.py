@@ -13,6 +13,7 @@ from autocompress import Candidate, FrontPoint, Measurement, ModuleConfig, Paret
 from autocompress.errors import AutocompressError
 from autocompress.results.files import write_json
 from autocompress.results.limits import Limits
+from autocompress.search.evaluate.training_plan import LongPlan
 from autocompress.search.finish import front as finishing
 from autocompress.search.finish.finalists import Finalist
 from autocompress.search.finish.front import FrontMaker
@@ -113,7 +114,17 @@ def finished(monkeypatch: pytest.MonkeyPatch, tmp_path: Path):
             has_room=lambda count, seconds: room, next_file_s=1.0, recovery_deadline=None
         )
         files = SimpleNamespace(finish=finish)
-        parts = (None, problem, Limits(), tmp_path, files, 0, clock, lambda: False, progress)
+        parts = (
+            None,
+            problem,
+            Limits(),
+            tmp_path,
+            files,
+            LongPlan(0),
+            clock,
+            lambda: False,
+            progress,
+        )
         maker = FrontMaker(*parts)
         _, record = maker.make(RunRecord(task="t", model="m"))
         return record

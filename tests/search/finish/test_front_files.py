@@ -27,6 +27,7 @@ PROBLEM = SimpleNamespace(
     float_path=Path("baseline/model.onnx"),
     latency_source="measured",
     table=SimpleNamespace(runs=(1,)),
+    stitcher=SimpleNamespace(apply=lambda candidate: None),
     latency_ms=lambda candidate: 3.9,
     task=SimpleNamespace(test=[1]),
     space=SimpleNamespace(objectives=()),

@@ -13,6 +13,8 @@ from autocompress.candidate import Candidate, Distillation, ModuleConfig
 from autocompress.measure.accuracy import Scores
 from autocompress.results.limits import Limits
 from autocompress.results.measurement import Measurement
+from autocompress.search.evaluate.recovery import Lesson
+from autocompress.search.evaluate.training_plan import LongPlan
 from autocompress.search.finish import long_recovery
 from autocompress.search.finish.long_recovery import LongRecovery, lessons, recover_front
 from autocompress.search.problem.goal import Goal
@@ -96,7 +98,7 @@ def test_trials_that_lost_accuracy_are_trained_once(
     def recover() -> None:
         problem = SimpleNamespace(space=SimpleNamespace(recovery=RecoverySpace(blocks=blocks)))
         recover_front(
-            made, trials, problem, GOAL, tmp_path, steps, lambda: stops, lambda what, share: None
+            made, trials, problem, GOAL, tmp_path, LongPlan(steps), lambda: stops, lambda *a: None
         )
 
     if trained:
@@ -104,3 +106,34 @@ def test_trials_that_lost_accuracy_are_trained_once(
             recover()
     else:
         recover()
+
+
+def test_points_share_the_time_that_is_left(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """A step takes twice as long as planned, and all of the time is used nevertheless."""
+    now = [0.0]
+    given: list[tuple[int, bool]] = []
+
+    def train(*parts: object, is_resumed: bool, **_: object) -> Lesson:
+        steps = parts[3].distillation.steps
+        given.append((steps, is_resumed))
+        now[0] += 2.0 * steps
+        return Lesson(Scores(0.85, {}), True, {str(steps): 0.85})
+
+    monkeypatch.setattr(long_recovery, "recover_candidate", train)
+    monkeypatch.setattr(long_recovery.time, "monotonic", lambda: now[0])
+    made, trials = study(None, None, None), {n: (CANDIDATE, Scores(0.8, {})) for n in range(3)}
+    problem = SimpleNamespace(space=SimpleNamespace(recovery=RecoverySpace()))
+
+    def recover(most: int) -> list[tuple[int, bool]]:
+        given.clear()
+        plan = LongPlan(most, deadline=now[0] + 1200.0, step_s=1.0)
+        parts = (made, trials, problem, GOAL, tmp_path, plan, lambda: False, lambda *a: None)
+        recover_front(*parts)
+        return list(given)
+
+    assert recover(1000) == [(400, False), (100, False), (100, False)]
+    assert now[0] == 1200.0
+    assert recover(1000) == [(600, False)], "the first had more than half of what it would get"
+    assert recover(150) == [], "nothing is repeated that is not twice as long"

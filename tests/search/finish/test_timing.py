@@ -9,7 +9,7 @@ import pytest
 
 from autocompress.search.finish import timing as timing_module
 from autocompress.search.finish.timing import time_elsewhere, time_front
-from autocompress.targets.device.sessions import SessionSettings
+from autocompress.targets.device.sessions import SessionSettings, open_session
 from autocompress.targets.device.timing import Timing
 
 DEFAULT, TUNED = SessionSettings(threads=1), SessionSettings(threads=4)
@@ -37,8 +37,9 @@ def times(monkeypatch: pytest.MonkeyPatch) -> list[object]:
     """Ratios of the milliseconds above, without noise."""
     feeds: list[object] = []
 
-    def timing(baseline, models, feed, rounds, report=None) -> Timing:
+    def timing(baseline, models, feed, rounds, report=None, reopens=False) -> Timing:
         feeds.append(feed)
+        assert reopens == (getattr(baseline, "func", None) is open_session)
         own = [MS[Path(o.args[0]).parent.name][o.args[1].threads] for o in (baseline, *models)]
         ratios = tuple(ms / own[0] for ms in own[1:])
         return Timing(own[0], ratios, tuple((r * 0.99, r * 1.01) for r in ratios))
@@ -48,6 +49,7 @@ def times(monkeypatch: pytest.MonkeyPatch) -> list[object]:
         return timing(openers[0], openers[1:], feed, rounds)
 
     monkeypatch.setattr(timing_module, "interleaved_timing", timing)
+    monkeypatch.setattr(timing_module, "is_large", lambda model: True)
     monkeypatch.setattr(timing_module, "compare", compare)
     return feeds
 

@@ -8,17 +8,20 @@ from types import SimpleNamespace
 import pytest
 
 from autocompress.results.limits import Limits
+from autocompress.search.evaluate.training_plan import TrainingPlan
 from autocompress.search.problem.options import Settings
 from autocompress.search.workers.plan import WorkerPlan
 from autocompress.space.search_space import SearchSpace
 
 SPACE = {"modules": [{"match": "*", "weight_bits": [4, 8]}]}
 LIMITS = Limits(1000.0, None, 0.02, {"f1": 0.9})
+TRAINING = TrainingPlan((20, 60), 6e-4, 0.5, 300)
 
 
 def plan(settings: Settings, folder: Path, deadline: float | None) -> WorkerPlan:
     target = SimpleNamespace(portable=True)
-    made = WorkerPlan.of(settings, SearchSpace.load(SPACE), target, LIMITS, folder, deadline)
+    parts = (settings, SearchSpace.load(SPACE), target, LIMITS, folder, deadline, TRAINING)
+    made = WorkerPlan.of(*parts)
     return WorkerPlan.from_json(json.loads(json.dumps(made.to_json())))
 
 
@@ -40,6 +43,7 @@ def test_workers_get_what_is_resolved_and_no_password(
     assert (read.settings.portable, read.settings.seed, read.limits) == (True, 3, LIMITS)
     assert list(read.space.rules) == SPACE["modules"]
     assert read.time_left() is None
+    assert read.training == TRAINING
 
 
 def test_a_deadline_holds_by_the_clock_of_the_worker(

@@ -1,0 +1,195 @@
+"""Train a candidate for a few steps and undo it: how long a step takes, and which rate is best.
+
+A search plans its trainings with it; `normalisation.py` decides with it how statistics train.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from autocompress.cache import Cache, key_of
+from autocompress.candidate import Candidate
+from autocompress.compress.assemble.stitch import Stitcher
+from autocompress.compress.recover.context import Trainer
+from autocompress.compress.recover.cycle import Cycle
+from autocompress.compress.recover.teacher import model_hash
+from autocompress.errors import NotComputableError
+from autocompress.task.batches import input_tensors
+
+TIMED = 3  # steps that are timed, after one to warm up
+TESTED = 60  # steps with each rate of a range test
+FACTOR = 3.0  # between two rates of a range test
+LOWEST, HIGHEST = 1e-5, 1e-2  # rates that it tries at most
+MOST_TESTS = 4  # rates that it usually tries at most
+
+
+@dataclass(frozen=True)
+class Rehearsal:
+    """Hold what a short training showed.
+
+    Attributes:
+        divergence: the lowest divergence from the teacher.
+        step_s: median seconds of a step after the first; NaN for a single step.
+    """
+
+    divergence: float
+    step_s: float
+
+
+def rehearse(
+    trainer: Trainer,
+    stitcher: Stitcher,
+    stage: Candidate,
+    steps: int,
+    start: int = 0,
+    stop: Callable[[], bool] = lambda: False,
+    renews: bool = False,
+) -> Rehearsal:
+    """Train a candidate for some steps, and undo it.
+
+    Args:
+        trainer: data, teacher, floating-point type and seed.
+        stitcher: holds `stage`, ready for training; its model is as it was afterwards.
+        stage: gives the distillation.
+        steps: of this training.
+        start: steps before it.
+        stop: called after each step; True ends it.
+        renews: True if normalisations take the statistics of each batch.
+
+    Returns:
+        What it showed.
+
+    Raises:
+        NotComputableError: as `Cycle.run`.
+    """
+    model, ticks = stitcher.model, [time.perf_counter()]
+    before = {name: value.clone() for name, value in model.state_dict().items()}
+
+    def stopped() -> bool:
+        ticks.append(time.perf_counter())
+        return stop()
+
+    renew = stitcher.renew_statistics if renews else None
+    cycle = Cycle(trainer, model, stage.distillation, steps, start, stop=stopped, renew=renew)
+    try:
+        cycle.run()
+    finally:
+        with torch.no_grad():
+            model.load_state_dict(before)
+    seconds = np.diff(ticks)[1:]
+    step_s = float(np.median(seconds)) if len(seconds) else float("nan")
+    return Rehearsal(cycle.best_divergence, step_s)
+
+
+def timed_step(trainer: Trainer, stitcher: Stitcher, stage: Candidate) -> float:
+    """Return the seconds of one training step of a candidate on this machine.
+
+    Args:
+        trainer: data and teacher.
+        stitcher: builds the candidate.
+        stage: the candidate, with its distillation.
+
+    Raises:
+        NotComputableError: as `rehearse`.
+    """
+    _ready(trainer, stitcher, stage)
+    return rehearse(trainer, stitcher, stage, 1 + TIMED).step_s
+
+
+def best_rate(trainer: Trainer, stitcher: Stitcher, stage: Candidate, folder: Path | None) -> float:
+    """Return a learning rate for trainings of TESTED steps, by a range test.
+
+    The candidate is trained with the rate that it has and with FACTOR times it. From the better one
+    on, the test goes on in the same direction until a training ends farther from the teacher (cf.
+    Smith 2017; a rate that grows within one training was too noisy for so few steps). The order of
+    batches is that of seed 0, so that all searches of a model find the same.
+
+    Args:
+        trainer: data, teacher and floating-point type.
+        stitcher: builds the candidate.
+        stage: the candidate, with its distillation.
+        folder: cache of rates; None for none.
+
+    Returns:
+        The rate whose training ended nearest to the teacher; that of `stage` where none helped.
+
+    Raises:
+        NotComputableError: as `rehearse`.
+    """
+    entry = f"{_key(trainer, stage)[:32]}.json"
+    cache = Cache(folder)
+    known = cache.read(entry, lambda path: float(json.loads(path.read_text())["rate"]))
+    if known is not None:
+        return known
+    trainer = replace(trainer, seed=0)
+    _ready(trainer, stitcher, stage)
+
+    def divergence(rate: float) -> float:
+        lesson = replace(stage.distillation, learning_rate=rate)
+        try:
+            at = replace(stage, distillation=lesson)
+            return rehearse(trainer, stitcher, at, TESTED).divergence
+        except NotComputableError:
+            return math.inf
+
+    found = climbed(divergence, stage.distillation.learning_rate)
+    cache.write(entry, json.dumps({"rate": found}))
+    return found
+
+
+def climbed(divergence: Callable[[float], float], rate: float) -> float:
+    """Return the rate of the lowest divergence among those that a climb tries.
+
+    Args:
+        divergence: after a training with a rate.
+        rate: the first one.
+
+    Returns:
+        `rate` times a power of FACTOR.
+    """
+    best, factor = divergence(rate), FACTOR
+    other = divergence(factor * rate)
+    if other >= best:
+        factor = 1 / FACTOR
+        other = divergence(factor * rate)
+    while other < best:
+        best, rate = other, float(f"{factor * rate:.3g}")
+        if not LOWEST <= factor * rate <= HIGHEST:
+            break
+        other = divergence(factor * rate)
+    return rate
+
+
+def known_rate(trainer: Trainer, stage: Candidate, folder: Path | None) -> bool:
+    """Return True if `best_rate` needs no training.
+
+    Args:
+        trainer: as for `best_rate`.
+        stage: as for `best_rate`.
+        folder: as for `best_rate`.
+    """
+    return folder is not None and (folder / f"{_key(trainer, stage)[:32]}.json").is_file()
+
+
+def _ready(trainer: Trainer, stitcher: Stitcher, stage: Candidate) -> None:
+    """Build a candidate and get it ready for training."""
+    model = stitcher.apply(stage)
+    stitcher.start_training(stage)
+    trainer.settle(model)
+
+
+def _key(trainer: Trainer, stage: Candidate) -> str:
+    """Return the key of the learning rate of a model: its weights, its data, the candidate."""
+    inputs, _ = next(iter(trainer.task.training_batches()))
+    shapes = [(str(tensor.dtype), tuple(tensor.shape)) for tensor in input_tensors(inputs)]
+    teacher, student = model_hash(trainer.teacher.model), model_hash(trainer.task.model)
+    test = f"{TESTED} {FACTOR} {LOWEST} {HIGHEST} {torch.__version__}"
+    return key_of(f"{teacher} {student} {shapes} {json.dumps(stage.to_json())} {test}")

@@ -1,0 +1,153 @@
+"""Plan the trainings of a search, as far as its space leaves them open.
+
+With a timeout a step is timed, and a training takes a share of the time. Without one the steps
+follow from the multiply-accumulates and the parameters of the model alone, so that the same seed
+gives the same trials at any speed.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sized
+from dataclasses import replace
+from pathlib import Path
+
+from autocompress.cache import cache_folder
+from autocompress.candidate import Candidate
+from autocompress.compress.recover.rehearsal import (
+    MOST_TESTS,
+    TESTED,
+    best_rate,
+    known_rate,
+    timed_step,
+)
+from autocompress.errors import NotComputableError
+from autocompress.search.evaluate.training_plan import (
+    ENOUGH,
+    LEAST_LONG,
+    LEAST_STEPS,
+    MOST_RUNGS,
+    TRAINED_SHARE,
+    TrainingPlan,
+    rungs_of,
+    rungs_within,
+)
+from autocompress.search.problem.problem import Problem
+from autocompress.search.propose.uniform import uniform_parameters
+from autocompress.task.batches import batch_size
+
+TESTED_SHARE = 0.05  # of the time of trials at most, for the range test
+LONG_FACTOR = 3  # steps of a long recovery, as a multiple of those that a space names
+TRIAL_EPOCHS, LONG_EPOCHS = 3, 30  # most passes over the training data
+FEW_STEPS, FEW_LONG = 100, 300  # steps that are never too many, however little data there is
+LEAST_BLOCKS = 300  # steps of each block, without a timeout
+# Seconds of a trial's training and of a long recovery without a timeout, on a machine whose steps
+# take the time that `nominal_s` computes.
+TRIAL_S, LONG_S = 30.0, 300.0
+PASSES = 4  # forward passes that a step takes: the teacher's, the student's, and its backward pass
+MACS_PER_S, S_PER_PARAMETER, S_PER_STEP = 4e10, 1e-8, 0.02
+
+
+def plan_trainings(
+    problem: Problem,
+    n_trials: int,
+    until: float | None,
+    folder: Path | None = None,
+) -> TrainingPlan:
+    """Plan the trainings of a search, as far as its space leaves them open.
+
+    Args:
+        problem: ready for trials.
+        n_trials: finished trials that the study shall hold.
+        until: deadline of the last trial, by the monotonic clock; None is unlimited.
+        folder: cache of learning rates; None takes that of the user.
+
+    Returns:
+        The plan.
+    """
+    recovery = problem.space.recovery
+    given = TrainingPlan(recovery.rungs, long_steps=LONG_FACTOR * recovery.steps)
+    if not recovery.plans_steps and not recovery.tests_rates:
+        return given
+    folder = cache_folder() / "rates" if folder is None else folder
+    left_s = None if until is None else until - time.monotonic()
+    trials = max(1, min(ENOUGH, n_trials))
+    step_s = rough_s = _rough_s(problem)
+    stage = None
+    # A model whose trials are not trained anyway is not trained here either: that takes memory.
+    has_time = left_s is None or trials * LEAST_STEPS * rough_s <= TRAINED_SHARE * left_s
+    if has_time and not recovery.by_blocks:
+        stage = _lossy(problem)
+        step_s = rough_s if left_s is None else _timed_s(problem, stage, rough_s)
+    rate = None if stage is None else _rate(problem, stage, step_s, left_s, folder)
+    if not recovery.plans_steps:
+        return replace(given, learning_rate=rate)
+    epoch = _epoch(problem)
+    most, most_long = max(FEW_STEPS, TRIAL_EPOCHS * epoch), max(FEW_LONG, LONG_EPOCHS * epoch)
+    if left_s is not None:
+        rungs = rungs_within(left_s, trials, step_s, most)
+        return TrainingPlan(rungs, rate, step_s, max(most_long, rungs[-1]))
+    nominal = nominal_s(problem)
+    rungs = rungs_of(min(most, int(TRIAL_S / nominal)), MOST_RUNGS)
+    least = LEAST_BLOCKS if recovery.by_blocks else LEAST_LONG
+    return TrainingPlan(rungs, rate, None, max(least, min(most_long, int(LONG_S / nominal))))
+
+
+def nominal_s(problem: Problem) -> float:
+    """Return the seconds of a training step by the size of the model, on no machine in particular.
+
+    Args:
+        problem: has the model and its batches.
+    """
+    modules, task = problem.module_map, problem.task
+    macs = modules.total_macs / max(1, batch_size(task.example_inputs)) * _batch(problem)
+    return PASSES * macs / MACS_PER_S + S_PER_PARAMETER * modules.total_parameters + S_PER_STEP
+
+
+def _batch(problem: Problem) -> int:
+    """Return the samples of a training step."""
+    inputs, _ = next(iter(problem.task.training_batches()))
+    return batch_size(inputs) * problem.space.recovery.accumulation
+
+
+def _epoch(problem: Problem) -> int:
+    """Return the steps of a pass over the training data; 0 where its length is not known."""
+    batches = problem.task.training_batches()
+    steps = len(batches) if isinstance(batches, Sized) else 0
+    return steps // problem.space.recovery.accumulation
+
+
+def _rough_s(problem: Problem) -> float:
+    """Return the seconds of a training step by those of a pass of the original."""
+    race = problem.race
+    return PASSES * race.pass_s / max(1, len(race.teacher)) * _batch(problem)
+
+
+def _lossy(problem: Problem) -> Candidate:
+    """Return the uniform candidate whose outputs are farthest from the original's."""
+    trainer, candidates = problem.trainer, []
+    for parameters in uniform_parameters(problem):
+        candidate = problem.space.candidate(parameters)
+        candidates.append((trainer.divergence(problem.stitcher.apply(candidate)), candidate))
+    return max(candidates, key=lambda pair: pair[0])[1]
+
+
+def _timed_s(problem: Problem, stage: Candidate, rough_s: float) -> float:
+    try:
+        return timed_step(problem.trainer, problem.stitcher, stage)
+    except NotComputableError:  # the trials say so
+        return rough_s
+
+
+def _rate(
+    problem: Problem, stage: Candidate, step_s: float, left_s: float | None, folder: Path
+) -> float | None:
+    """Return the learning rate for TESTED steps; None where a range test takes too long."""
+    recovery, trainer = problem.space.recovery, problem.trainer
+    if not recovery.tests_rates or recovery.by_blocks:
+        return None
+    test_s = MOST_TESTS * TESTED * step_s
+    has_time = left_s is None or test_s <= TESTED_SHARE * left_s
+    if not has_time and not known_rate(trainer, stage, folder):
+        return None
+    return best_rate(trainer, problem.stitcher, stage, folder)

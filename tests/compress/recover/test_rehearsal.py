@@ -1,0 +1,108 @@
+"""Short trainings that are undone: they time a step, and choose a learning rate."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from types import SimpleNamespace
+
+import pytest
+import torch
+from fixture import Fixture, trainer_of
+
+from autocompress import Candidate, Distillation, Task
+from autocompress.compress.recover import rehearsal as module
+from autocompress.compress.recover.rehearsal import (
+    best_rate,
+    climbed,
+    known_rate,
+    rehearse,
+    timed_step,
+)
+
+
+@pytest.fixture(scope="module")
+def fixture(cnn_task: Task) -> Fixture:
+    return Fixture(cnn_task)
+
+
+@pytest.fixture
+def stage(fixture: Fixture) -> Candidate:
+    lesson = Distillation(0.0, 2.0, 9, learning_rate=2e-4)
+    return replace(fixture.uniform(weight_bits=2), distillation=lesson)
+
+
+def test_a_rehearsal_leaves_the_model_as_it_was(fixture: Fixture, stage: Candidate) -> None:
+    trainer, stitcher = trainer_of(fixture.task, fixture.stitcher), fixture.stitcher
+    model = stitcher.apply(stage)
+    stitcher.start_training(stage)
+    before = {name: value.clone() for name, value in model.state_dict().items()}
+    distance = trainer.divergence(model)
+    seen = rehearse(trainer, stitcher, stage, 20)
+    assert 0 <= seen.divergence <= distance
+    assert seen.step_s > 0
+    for name, value in model.state_dict().items():
+        assert torch.equal(value, before[name]), name
+    assert math.isnan(rehearse(trainer, stitcher, stage, 1).step_s)
+
+
+def test_a_step_is_timed_without_the_first(
+    fixture: Fixture, stage: Candidate, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    ticks = iter([0.0, 100.0, 101.0, 103.0, 106.0])
+    monkeypatch.setattr(module, "time", SimpleNamespace(perf_counter=lambda: next(ticks)))
+    trainer = trainer_of(fixture.task, fixture.stitcher)
+    assert timed_step(trainer, fixture.stitcher, stage) == 2.0
+
+
+@pytest.mark.parametrize(
+    ("best", "first", "expected", "tried"),
+    [
+        (6e-4, 2e-4, 6e-4, 3),
+        (1.8e-3, 2e-4, 1.8e-3, 4),
+        (2e-4, 2e-4, 2e-4, 3),
+        (6.67e-5, 2e-4, 6.67e-5, 4),
+        (1.0, 6e-3, 1.8e-2, 2),
+    ],
+)
+def test_a_climb_ends_at_the_best_rate(
+    best: float, first: float, expected: float, tried: int
+) -> None:
+    rates: list[float] = []
+
+    def divergence(rate: float) -> float:
+        rates.append(rate)
+        return abs(math.log(rate / best))
+
+    assert climbed(divergence, first) == expected
+    assert len(rates) == tried
+
+
+@pytest.mark.parametrize("value", [1.0, math.inf])
+def test_a_rate_that_no_training_speaks_for_stays(value: float) -> None:
+    assert climbed(lambda rate: value, 2e-4) == 2e-4
+
+
+def test_a_rate_is_tested_once(
+    fixture: Fixture, stage: Candidate, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(module, "TESTED", 4)
+    climbs = []
+
+    def counted(divergence: Callable[[float], float], rate: float) -> float:
+        climbs.append(rate)
+        return climbed(divergence, rate)
+
+    monkeypatch.setattr(module, "climbed", counted)
+    trainer = trainer_of(fixture.task, fixture.stitcher)
+    assert not known_rate(trainer, stage, tmp_path)
+    found = best_rate(trainer, fixture.stitcher, stage, tmp_path)
+    assert known_rate(trainer, stage, tmp_path)
+    other = trainer_of(fixture.task, fixture.stitcher, seed=7)
+    assert best_rate(other, fixture.stitcher, stage, tmp_path) == found
+    assert climbs == [2e-4]
+    again = best_rate(other, fixture.stitcher, stage, None)
+    assert again == found, "the order of batches does not depend on the seed of the search"
+    assert not known_rate(trainer, stage, None)

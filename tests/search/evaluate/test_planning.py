@@ -1,0 +1,151 @@
+"""Plan the lengths of trainings: by the time of a step, or by the size of the model."""
+
+from __future__ import annotations
+
+import time
+from dataclasses import dataclass, replace
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+import torch
+
+from autocompress import Candidate
+from autocompress.search.evaluate import planning as module
+from autocompress.search.evaluate.planning import (
+    FEW_LONG,
+    FEW_STEPS,
+    LONG_EPOCHS,
+    TRIAL_EPOCHS,
+    plan_trainings,
+)
+from autocompress.search.evaluate.training_plan import (
+    ENOUGH,
+    LEAST_LONG,
+    LEAST_STEPS,
+    THIRD,
+    TRAINED_SHARE,
+    TrainingPlan,
+)
+from autocompress.space.recovery import RecoverySpace, parse_recovery
+
+BATCH = 16
+
+
+@dataclass(frozen=True)
+class Space:
+    recovery: RecoverySpace
+
+
+@dataclass(frozen=True)
+class MadeUpProblem:
+    """Have a model of some size, on a machine of some speed."""
+
+    space: Space
+    task: Any
+    module_map: Any
+    race: Any
+    trainer: Any = None
+    stitcher: Any = None
+
+
+def problem(
+    data: dict[str, Any], macs: int = 10**8, pass_s: float = 0.1, batches: int = 1000
+) -> MadeUpProblem:
+    train = [(torch.zeros(BATCH, 3), None)] * batches
+    return MadeUpProblem(
+        Space(parse_recovery("s", data)),
+        SimpleNamespace(training_batches=lambda: train, example_inputs=torch.zeros(1, 3)),
+        SimpleNamespace(total_macs=macs, total_parameters=10**6),
+        SimpleNamespace(pass_s=pass_s, teacher=range(64)),
+    )
+
+
+@pytest.fixture
+def timed(monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
+    """The seconds of a step that are measured, and what was."""
+    seen: dict[str, Any] = {"step_s": 0.05, "timed": 0, "tested": 0, "known": False}
+
+    def step_s(*_: object) -> float:
+        seen["timed"] += 1
+        return seen["step_s"]
+
+    def rate(*_: object) -> float:
+        seen["tested"] += 1
+        return 6e-4
+
+    monkeypatch.setattr(module, "_lossy", lambda problem: Candidate())
+    monkeypatch.setattr(module, "timed_step", step_s)
+    monkeypatch.setattr(module, "best_rate", rate)
+    monkeypatch.setattr(module, "known_rate", lambda *_: seen["known"])
+    return seen
+
+
+def plan(given: MadeUpProblem, left_s: float | None, n_trials: int = 100) -> TrainingPlan:
+    until = None if left_s is None else time.monotonic() + left_s
+    return plan_trainings(given, n_trials, until, Path("rates"))
+
+
+def test_what_a_space_says_stays(timed: dict[str, Any]) -> None:
+    for left_s in (None, 100.0):
+        assert plan(problem({"steps": [10, 40]}), left_s) == TrainingPlan((10, 40), long_steps=120)
+        assert plan(problem({}), left_s) == TrainingPlan(())
+        tested = plan(problem({"steps": [10, 40], "learning_rate": "auto"}), None)
+        assert tested == TrainingPlan((10, 40), 6e-4, long_steps=120)
+    assert timed["timed"] == 0
+
+
+def test_without_a_timeout_no_clock_decides(timed: dict[str, Any]) -> None:
+    first = plan(problem({"alpha": 0.5}, pass_s=0.1), None)
+    timed["step_s"] = 9.0
+    assert plan(problem({"alpha": 0.5}, pass_s=7.0), None) == first
+    assert timed["timed"] == 0
+    assert first.step_s is None
+    assert first.first_s is None
+    larger = plan(problem({"alpha": 0.5}, macs=10**9), None)
+    assert larger.rungs[-1] < first.rungs[-1]
+    assert LEAST_LONG <= larger.long_steps < first.long_steps
+    huge = plan(problem({"alpha": 0.5}, macs=10**13), None)
+    assert (huge.rungs, huge.long_steps) == ((LEAST_STEPS,), LEAST_LONG)
+    few = plan(problem({"alpha": 0.5}, macs=1, batches=2), None)
+    assert few.rungs[-1] == FEW_STEPS, "little data is not seen too often"
+    assert few.long_steps == FEW_LONG
+    much = plan(problem({"alpha": 0.5}, macs=1, batches=90), None)
+    assert (much.rungs[-1], much.long_steps) == (TRIAL_EPOCHS * 90, LONG_EPOCHS * 90)
+
+
+def test_trainings_take_their_share_of_the_time(timed: dict[str, Any]) -> None:
+    for n_trials in (20, 50, 1000):
+        found = plan(problem({"alpha": 0.5}), 400.0, n_trials)
+        trials = min(ENOUGH, n_trials)
+        spent, before, left = 0.0, 0, trials
+        for rung in found.rungs:
+            spent += left * (rung - before) * found.step_s
+            before, left = rung, left / THIRD
+        assert spent <= TRAINED_SHARE * 400.0
+        assert spent > 0.4 * TRAINED_SHARE * 400.0
+        assert found.first_s == found.rungs[0] * 0.05
+
+
+def test_a_large_model_is_neither_timed_nor_tested_where_its_trials_are_not_trained(
+    timed: dict[str, Any],
+) -> None:
+    found = plan(problem({"alpha": 0.5}, pass_s=5.0), 400.0)
+    assert (timed["timed"], timed["tested"]) == (0, 0)
+    assert found.rungs == (LEAST_STEPS,)
+    assert found.learning_rate is None
+    assert found.step_s == pytest.approx(4 * 5.0 / 64 * BATCH), "by a pass of the original"
+    assert found.long_steps > 1000, "the time decides at the end"
+
+
+def test_a_range_test_must_be_quick_or_known(timed: dict[str, Any]) -> None:
+    assert plan(problem({"alpha": 0.5}), 400.0).learning_rate == 6e-4
+    timed["step_s"] = 0.1
+    assert plan(problem({"alpha": 0.5}), 400.0).learning_rate is None
+    timed["known"] = True
+    assert plan(problem({"alpha": 0.5}), 400.0).learning_rate == 6e-4
+    assert plan(problem({"alpha": 0.5, "learning_rate": 1e-4}), 400.0).learning_rate is None
+    by_blocks = problem({"alpha": 0.5})
+    by_blocks = replace(by_blocks, space=Space(replace(by_blocks.space.recovery, blocks=True)))
+    assert plan(by_blocks, 400.0).learning_rate is None, "its rate is for whole models"
