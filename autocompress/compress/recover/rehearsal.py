@@ -133,11 +133,10 @@ def best_rate(trainer: Trainer, stitcher: Stitcher, stage: Candidate, folder: Pa
     _ready(trainer, stitcher, stage)
 
     def divergence(rate: float) -> float:
-        lesson = replace(stage.distillation, learning_rate=rate)
+        at = replace(stage, distillation=replace(stage.distillation, learning_rate=rate))
         try:
-            at = replace(stage, distillation=lesson)
             return rehearse(trainer, stitcher, at, TESTED).divergence
-        except NotComputableError:
+        except NotComputableError:  # a rate may be too high
             return math.inf
 
     found = climbed(divergence, stage.distillation.learning_rate)

@@ -7,6 +7,7 @@ gives the same trials at any speed.
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Sized
 from dataclasses import replace
@@ -35,6 +36,7 @@ from autocompress.search.evaluate.training_plan import (
 from autocompress.search.problem.problem import Problem
 from autocompress.search.propose.uniform import uniform_parameters
 from autocompress.task.batches import batch_size
+from autocompress.task.user_code import UserCodeError
 
 TESTED_SHARE = 0.05  # of the time of trials at most, for the range test
 LONG_FACTOR = 3  # steps of a long recovery, as a multiple of those that a space names
@@ -46,6 +48,7 @@ LEAST_BLOCKS = 300  # steps of each block, without a timeout
 TRIAL_S, LONG_S = 30.0, 300.0
 PASSES = 4  # forward passes that a step takes: the teacher's, the student's, and its backward pass
 MACS_PER_S, S_PER_PARAMETER, S_PER_STEP = 4e10, 1e-8, 0.02
+BROKEN = (NotComputableError, UserCodeError)  # the trials say why
 
 
 def plan_trainings(
@@ -123,26 +126,34 @@ def _rough_s(problem: Problem) -> float:
     return PASSES * race.pass_s / max(1, len(race.teacher)) * _batch(problem)
 
 
-def _lossy(problem: Problem) -> Candidate:
+def _lossy(problem: Problem) -> Candidate | None:
     """Return the uniform candidate whose outputs are farthest from the original's."""
-    trainer, candidates = problem.trainer, []
+    farthest, found = -math.inf, None
     for parameters in uniform_parameters(problem):
         candidate = problem.space.candidate(parameters)
-        candidates.append((trainer.divergence(problem.stitcher.apply(candidate)), candidate))
-    return max(candidates, key=lambda pair: pair[0])[1]
+        try:
+            divergence = problem.trainer.divergence(problem.stitcher.apply(candidate))
+        except BROKEN:
+            continue
+        if divergence > farthest:  # never a NaN
+            farthest, found = divergence, candidate
+    return found
 
 
-def _timed_s(problem: Problem, stage: Candidate, rough_s: float) -> float:
+def _timed_s(problem: Problem, stage: Candidate | None, rough_s: float) -> float:
+    """Return the seconds of a training step, or the rough ones if it cannot be trained."""
+    if stage is None:
+        return rough_s
     try:
         return timed_step(problem.trainer, problem.stitcher, stage)
-    except NotComputableError:  # the trials say so
+    except BROKEN:
         return rough_s
 
 
 def _rate(
     problem: Problem, stage: Candidate, step_s: float, left_s: float | None, folder: Path
 ) -> float | None:
-    """Return the learning rate for TESTED steps; None where a range test takes too long."""
+    """Return the learning rate for TESTED steps; None where there is none or no time for a test."""
     recovery, trainer = problem.space.recovery, problem.trainer
     if not recovery.tests_rates or recovery.by_blocks:
         return None
@@ -150,4 +161,7 @@ def _rate(
     has_time = left_s is None or test_s <= TESTED_SHARE * left_s
     if not has_time and not known_rate(trainer, stage, folder):
         return None
-    return best_rate(trainer, problem.stitcher, stage, folder)
+    try:
+        return best_rate(trainer, problem.stitcher, stage, folder)
+    except BROKEN:
+        return None

@@ -175,6 +175,7 @@ def rungs_within(left_s: float, trials: int, step_s: float, most: int) -> tuple[
         step_s: seconds of a step.
         most: steps of the last rung at most.
     """
+    step_s = max(step_s, 1e-6)
     each = TRAINED_SHARE * left_s / trials / step_s
     longest = min(most, int(LONGEST_SHARE * left_s / step_s))
     for count in range(MOST_RUNGS, 1, -1):

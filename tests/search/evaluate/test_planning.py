@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import time
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -12,6 +13,7 @@ import pytest
 import torch
 
 from autocompress import Candidate
+from autocompress.errors import NotComputableError
 from autocompress.search.evaluate import planning as module
 from autocompress.search.evaluate.planning import (
     FEW_LONG,
@@ -149,3 +151,46 @@ def test_a_range_test_must_be_quick_or_known(timed: dict[str, Any]) -> None:
     by_blocks = problem({"alpha": 0.5})
     by_blocks = replace(by_blocks, space=Space(replace(by_blocks.space.recovery, blocks=True)))
     assert plan(by_blocks, 400.0).learning_rate is None, "its rate is for whole models"
+
+
+@pytest.mark.parametrize(
+    ("divergences", "farthest"),
+    [((0.1, 0.3, 0.2), 1), ((math.nan, 0.2, None), 1), ((math.nan, None, None), None)],
+)
+def test_the_candidate_that_lost_most_is_rehearsed(
+    divergences: tuple[float | None, ...], farthest: int | None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """NaN: outputs that are not finite; None: a model that does not run."""
+    found: list[object] = []
+
+    def divergence(model: int) -> float:
+        if divergences[model] is None:
+            raise NotComputableError("no")
+        return divergences[model]
+
+    def rate(trainer: object, stitcher: object, stage: int, folder: Path) -> float:
+        found.append(stage)
+        return 6e-4
+
+    monkeypatch.setattr(module, "uniform_parameters", lambda problem: [0, 1, 2])
+    monkeypatch.setattr(module, "best_rate", rate)
+    given = problem({"alpha": 0.5})
+    space = SimpleNamespace(recovery=given.space.recovery, candidate=lambda number: number)
+    parts = {"space": space, "stitcher": SimpleNamespace(apply=lambda number: number)}
+    given = replace(given, trainer=SimpleNamespace(divergence=divergence), **parts)
+    made = plan(given, None)
+    assert found == ([] if farthest is None else [farthest])
+    assert made.learning_rate == (None if farthest is None else 6e-4)
+
+
+def test_a_loss_that_breaks_off_leaves_the_plan_rough(
+    timed: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(*_: object) -> float:
+        raise NotComputableError("recovery: loss is nan at step 0 of 4")
+
+    monkeypatch.setattr(module, "timed_step", fail)
+    monkeypatch.setattr(module, "best_rate", fail)
+    found = plan(problem({"alpha": 0.5}, pass_s=0.01), 400.0)
+    assert found.step_s == pytest.approx(4 * 0.01 / 64 * BATCH)
+    assert found.learning_rate is None
