@@ -33,6 +33,7 @@ from autocompress.search.evaluate.racing import (
 from autocompress.search.evaluate.recovery import (
     ENOUGH,
     TRAINING_SHARE,
+    Lesson,
     affords_training,
     beaten,
     least_loss,
@@ -44,6 +45,7 @@ from autocompress.search.problem.goal import Goal
 from autocompress.search.problem.problem import Problem
 from autocompress.search.problem.scoring import SampleScores, sample_scores
 from autocompress.search.problem.trial_record import TrialRecord, records_of
+from autocompress.search.propose.sampler import PriceSampler
 from autocompress.search.propose.trial_model import worth_finishing
 
 ENDED = (TrialState.COMPLETE, TrialState.PRUNED)
@@ -104,7 +106,9 @@ class Judge:
         if earlier is not None:
             return _repeated(record, earlier)
         model = self.problem.stitcher.apply(candidate)
-        scores, outputs, cause = self._race(model, done, record)
+        sampler = study.sampler
+        left = sampler.left(number) if isinstance(sampler, PriceSampler) else 1.0
+        scores, outputs, cause = self._race(model, done, record, left)
         total = len(self.problem.race.teacher)
         record = replace(
             record,
@@ -126,17 +130,23 @@ class Judge:
         pass_s = self.problem.float_files.pass_s
         if not affords_training(done, self.n_trials, self._left_s(), pass_s):
             candidate = untrained(candidate)
-        return self._recovered(record, candidate, accuracy, self._comparable(done))
+        return self._recovered(record, candidate, model, accuracy, self._comparable(done))
 
     def _left_s(self) -> float | None:
         return None if self.deadline is None else self.deadline - time.monotonic()
 
     def _recovered(
-        self, record: TrialRecord, candidate: Candidate, scores: Scores, rivals: list[TrialRecord]
+        self,
+        record: TrialRecord,
+        candidate: Candidate,
+        model: torch.nn.Module,
+        scores: Scores,
+        rivals: list[TrialRecord],
     ) -> TrialRecord:
         """Return the record after recovery, where the candidate is worth it."""
         goal, size, latency = self.goal, record.size_bytes, record.latency_ms
         if worth_training(goal, candidate, scores, rivals, size, latency):
+            before = self.problem.trainer.divergence(model)
             left_s = self._left_s()
             until = math.inf if left_s is None else time.monotonic() + TRAINING_SHARE * left_s
             lesson = recover_candidate(
@@ -155,6 +165,7 @@ class Judge:
                 record,
                 trained=True,
                 recovered=lesson.improved,
+                left=_left(before, lesson),
                 rungs={"0": scores.accuracy, **lesson.rungs},
                 cause=lesson.cause,
             )
@@ -205,7 +216,7 @@ class Judge:
         return self._decoded[number]
 
     def _race(
-        self, model: torch.nn.Module, done: list[TrialRecord], record: TrialRecord
+        self, model: torch.nn.Module, done: list[TrialRecord], record: TrialRecord, left: float
     ) -> tuple[SampleScores, list[dict[str, Tensor]], str]:
         """Return (scores, outputs, cause to stop or "") on growing parts of the split."""
         task, race = self.problem.task, self.problem.race
@@ -226,7 +237,9 @@ class Judge:
                 rungs = [rung for rung in rungs if rung > seen]
                 joined = SampleScores.joined(scores)
                 sizes = [] if race.mixed else [len(output[""]) for output in outputs]
-                cause = self._stop(joined, rivals, sizes) or self._hopeless(joined, done, record)
+                cause = self._stop(joined, rivals, sizes) or self._hopeless(
+                    joined, done, record, left
+                )
                 if cause:
                     return joined, outputs, cause
         return SampleScores.joined(scores), outputs, ""
@@ -244,15 +257,20 @@ class Judge:
                 return f"below accuracy {floor:.4f} after {len(scores)} samples"
         return ""
 
-    def _hopeless(self, scores: SampleScores, done: list[TrialRecord], record: TrialRecord) -> str:
-        steps, size, latency = (
-            self.problem.space.recovery.steps,
-            record.size_bytes,
-            record.latency_ms,
-        )
-        if worth_finishing(done, self.goal, steps, size, latency, scores.divergence):
+    def _hopeless(
+        self, scores: SampleScores, done: list[TrialRecord], record: TrialRecord, left: float
+    ) -> str:
+        size, latency = record.size_bytes, record.latency_ms
+        if worth_finishing(done, self.goal, size, latency, scores.divergence, left):
             return ""
         return f"expected to add nothing to the front after {len(scores)} samples"
+
+
+def _left(before: float, lesson: Lesson) -> float:
+    """Return the share of a divergence that training left; 1 if its weights are not taken."""
+    if lesson.divergence is None or before <= 0:
+        return 1.0
+    return lesson.divergence / before
 
 
 def _same_candidate(done: list[TrialRecord], record: TrialRecord) -> TrialRecord | None:
