@@ -7,9 +7,15 @@ from __future__ import annotations
 
 import logging
 import tempfile
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import onnx
+from onnxruntime import quantization
+from onnxruntime.quantization.calibrate import CalibrationDataReader
+from onnxruntime.quantization.shape_inference import quant_pre_process
 
 from autocompress import load_task, read_front
 from autocompress.results.files import MODEL_FILE
@@ -26,18 +32,44 @@ def quantize_dynamic(source: Path, target: Path) -> None:
 
     ONNX Runtime prepares the file first.
     """
-    from onnxruntime.quantization import QuantType, quantize_dynamic
-    from onnxruntime.quantization.shape_inference import quant_pre_process
-
     logging.getLogger().setLevel(logging.ERROR)
     prepared = target.with_suffix(".prepared.onnx")
     quant_pre_process(str(source), str(prepared), skip_symbolic_shape=True)
-    quantize_dynamic(
+    quantization.quantize_dynamic(
         str(prepared),
         str(target),
         per_channel=True,
-        weight_type=QuantType.QInt8,
+        weight_type=quantization.QuantType.QInt8,
         op_types_to_quantize=["MatMul", "Gemm"],
+    )
+
+
+@dataclass
+class Feeds(CalibrationDataReader):  # type: ignore[misc]
+    """Give ONNX Runtime's calibration one batch of inputs after the other."""
+
+    feeds: Iterator[Mapping[str, Any]]
+
+    def get_next(self) -> Mapping[str, Any] | None:
+        """Return the next inputs by name, or None."""
+        return next(self.feeds, None)
+
+
+def quantize_static(source: Path, target: Path, feeds: Iterable[Mapping[str, Any]]) -> None:
+    """Write ONNX Runtime's static int8 quantization, QDQ and per channel.
+
+    ONNX Runtime prepares the file first.
+    """
+    logging.getLogger().setLevel(logging.ERROR)
+    prepared = target.with_suffix(".prepared.onnx")
+    quant_pre_process(str(source), str(prepared), skip_symbolic_shape=True)
+    quantization.quantize_static(
+        str(prepared),
+        str(target),
+        Feeds(iter(feeds)),
+        quant_format=quantization.QuantFormat.QDQ,
+        per_channel=True,
+        weight_type=quantization.QuantType.QInt8,
     )
 
 

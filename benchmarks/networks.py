@@ -141,29 +141,36 @@ class MobileNetV2(nn.Module):
     The paper's widths and depths (Sandler et al. 2018, Table 2).
     """
 
-    def __init__(self) -> None:
+    def __init__(
+        self, width: float = 1.0, strides: tuple[int, ...] = (2, 1, 2, 2, 2, 1, 2, 1)
+    ) -> None:
+        """Set up the network with random weights.
+
+        Args:
+            width: multiplier of all channels, which are multiples of 8.
+            strides: of the stem and of each stage; smaller ones suit smaller images.
+        """
         super().__init__()
+
+        def channels(count: int) -> int:
+            return max(8, int(count * width + 4) // 8 * 8)
+
+        into = channels(32)
         self.stem = nn.Sequential(
-            nn.Conv2d(3, 32, 3, 2, 1, bias=False), nn.BatchNorm2d(32), nn.ReLU6()
+            nn.Conv2d(3, into, 3, strides[0], 1, bias=False), nn.BatchNorm2d(into), nn.ReLU6()
         )
-        blocks, into = [], 32
-        for growth, out, count, stride in [
-            (1, 16, 1, 1),
-            (6, 24, 2, 2),
-            (6, 32, 3, 2),
-            (6, 64, 4, 2),
-            (6, 96, 3, 1),
-            (6, 160, 3, 2),
-            (6, 320, 1, 1),
-        ]:
+        blocks = []
+        stages = [(1, 16, 1), (6, 24, 2), (6, 32, 3), (6, 64, 4), (6, 96, 3), (6, 160, 3)]
+        for (growth, out, count), stride in zip([*stages, (6, 320, 1)], strides[1:], strict=True):
             for i in range(count):
-                blocks.append(Inverted(into, out, stride if i == 0 else 1, growth))
-                into = out
+                blocks.append(Inverted(into, channels(out), stride if i == 0 else 1, growth))
+                into = channels(out)
         self.blocks = nn.Sequential(*blocks)
+        last = channels(1280)
         self.last = nn.Sequential(
-            nn.Conv2d(into, 1280, 1, bias=False), nn.BatchNorm2d(1280), nn.ReLU6()
+            nn.Conv2d(into, last, 1, bias=False), nn.BatchNorm2d(last), nn.ReLU6()
         )
-        self.head = nn.Linear(1280, 10)
+        self.head = nn.Linear(last, 10)
 
     def forward(self, x: Tensor) -> Tensor:
         """Return the output of the module."""

@@ -30,7 +30,7 @@ from autocompress.search.evaluate.racing import (
     surely_below,
     surely_dominated,
 )
-from autocompress.search.evaluate.recovery import recover_candidate, untrained
+from autocompress.search.evaluate.recovery import Lesson, recover_candidate, untrained
 from autocompress.search.evaluate.training_choice import (
     TRAINING_SHARE,
     affords_training,
@@ -44,6 +44,7 @@ from autocompress.search.problem.goal import Goal
 from autocompress.search.problem.problem import Problem
 from autocompress.search.problem.scoring import SampleScores, sample_scores
 from autocompress.search.problem.trial_record import TrialRecord, records_of
+from autocompress.search.propose.sampler import PriceSampler
 from autocompress.search.propose.trial_model import worth_finishing
 
 ENDED = (TrialState.COMPLETE, TrialState.PRUNED)
@@ -106,7 +107,9 @@ class Judge:
         if earlier is not None:
             return _repeated(record, earlier)
         model = self.problem.stitcher.apply(candidate)
-        scores, outputs, cause = self._race(model, done, record)
+        sampler = study.sampler
+        left = sampler.left(number) if isinstance(sampler, PriceSampler) else 1.0
+        scores, outputs, cause = self._race(model, done, record, left)
         total = len(self.problem.race.teacher)
         record = replace(
             record,
@@ -131,17 +134,23 @@ class Judge:
         left_s = self._left_s()
         if by_blocks or not affords_training(done, self.n_trials, left_s, pass_s, self.first_s):
             candidate = untrained(candidate)
-        return self._recovered(record, candidate, accuracy, self._comparable(done))
+        return self._recovered(record, candidate, model, accuracy, self._comparable(done))
 
     def _left_s(self) -> float | None:
         return None if self.deadline is None else self.deadline - time.monotonic()
 
     def _recovered(
-        self, record: TrialRecord, candidate: Candidate, scores: Scores, rivals: list[TrialRecord]
+        self,
+        record: TrialRecord,
+        candidate: Candidate,
+        model: torch.nn.Module,
+        scores: Scores,
+        rivals: list[TrialRecord],
     ) -> TrialRecord:
         """Return the record after recovery, where the candidate is worth it."""
         goal, size, latency = self.goal, record.size_bytes, record.latency_ms
         if worth_training(goal, candidate, scores, rivals, size, latency):
+            before = self.problem.trainer.divergence(model)
             left_s = self._left_s()
             until = math.inf if left_s is None else time.monotonic() + TRAINING_SHARE * left_s
             lesson = recover_candidate(
@@ -160,6 +169,7 @@ class Judge:
                 record,
                 trained=True,
                 recovered=lesson.improved,
+                left=_left(before, lesson),
                 rungs={"0": scores.accuracy, **lesson.rungs},
                 cause=lesson.cause,
             )
@@ -219,7 +229,7 @@ class Judge:
         return self._decoded[number]
 
     def _race(
-        self, model: torch.nn.Module, done: list[TrialRecord], record: TrialRecord
+        self, model: torch.nn.Module, done: list[TrialRecord], record: TrialRecord, left: float
     ) -> tuple[SampleScores, list[dict[str, Tensor]], str]:
         """Return (scores, outputs, cause to stop or "") on growing parts of the split."""
         task, race = self.problem.task, self.problem.race
@@ -240,7 +250,9 @@ class Judge:
                 rungs = [rung for rung in rungs if rung > seen]
                 joined = SampleScores.joined(scores)
                 sizes = [] if race.mixed else [len(output[""]) for output in outputs]
-                cause = self._stop(joined, rivals, sizes) or self._hopeless(joined, done, record)
+                cause = self._stop(joined, rivals, sizes) or self._hopeless(
+                    joined, done, record, left
+                )
                 if cause:
                     return joined, outputs, cause
         return SampleScores.joined(scores), outputs, ""
@@ -258,15 +270,20 @@ class Judge:
                 return f"below accuracy {floor:.4f} after {len(scores)} samples"
         return ""
 
-    def _hopeless(self, scores: SampleScores, done: list[TrialRecord], record: TrialRecord) -> str:
-        steps, size, latency = (
-            self.problem.space.recovery.steps,
-            record.size_bytes,
-            record.latency_ms,
-        )
-        if worth_finishing(done, self.goal, steps, size, latency, scores.divergence):
+    def _hopeless(
+        self, scores: SampleScores, done: list[TrialRecord], record: TrialRecord, left: float
+    ) -> str:
+        size, latency = record.size_bytes, record.latency_ms
+        if worth_finishing(done, self.goal, size, latency, scores.divergence, left):
             return ""
         return f"expected to add nothing to the front after {len(scores)} samples"
+
+
+def _left(before: float, lesson: Lesson) -> float:
+    """Return the share of a divergence that training left; 1 if its weights are not taken."""
+    if lesson.divergence is None or before <= 0:
+        return 1.0
+    return lesson.divergence / before
 
 
 def _same_candidate(done: list[TrialRecord], record: TrialRecord) -> TrialRecord | None:

@@ -52,12 +52,15 @@ class Lesson:
         improved: True if the trained weights are better.
         rungs: accuracy by number of training steps.
         cause: why training broke off, or "".
+        divergence: of the trained weights from the teacher on the watched samples; None if they
+            are not taken.
     """
 
     scores: Scores
     improved: bool
     rungs: dict[str, float]
     cause: str = ""
+    divergence: float | None = None
 
 
 def recovered_path(folder: Path, number: int) -> Path:
@@ -191,7 +194,8 @@ def recover_candidate(
             if not is_resumed:
                 shutil.rmtree(place, ignore_errors=True)
             return Lesson(before, False, {}, CUT)
-        after = evaluated(problem.stitcher.apply(candidate, trained))
+        model = problem.stitcher.apply(candidate, trained)
+        after, divergence = evaluated(model), problem.trainer.divergence(model)
     except (NotComputableError, UserCodeError) as error:
         shutil.rmtree(place, ignore_errors=True)
         return Lesson(before, False, rungs, f"{error}; the weights before it are kept")
@@ -201,4 +205,6 @@ def recover_candidate(
         _write(folder, number, Recovered(trained, ended_at(candidate.distillation, steps), after))
     if not stop() or not is_resumed:  # an interrupted training goes on from here next time
         shutil.rmtree(place, ignore_errors=True)
-    return Lesson(after if improved else before, improved, rungs)
+    if not improved:
+        return Lesson(before, False, rungs)
+    return Lesson(after, True, rungs, divergence=divergence)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -12,8 +12,8 @@ from optuna.trial import TrialState
 
 from autocompress.candidate import Candidate
 from autocompress.measure.accuracy import Scores, evaluate_model
-from autocompress.results.limits import distance
-from autocompress.results.pareto import hypervolume_subset, non_dominated
+from autocompress.results.limits import are_kept, distance
+from autocompress.results.pareto import hypervolume, hypervolume_subset, non_dominated
 from autocompress.search.evaluate.recovery import read_recovered, untrained
 from autocompress.search.evaluate.training_plan import LongPlan
 from autocompress.search.finish.long_recovery import recover_front
@@ -22,6 +22,10 @@ from autocompress.search.problem.goal import Goal, signs
 from autocompress.search.problem.problem import Problem
 from autocompress.search.problem.progress import NEAR
 from autocompress.search.problem.trial_record import TrialRecord, records_of
+from autocompress.search.propose.sampler import PriceSampler
+from autocompress.search.propose.trial_model import WORTH
+
+HOPEFULS = 3  # trials that are trained in the hope that they reach the front
 
 
 @dataclass(frozen=True)
@@ -37,6 +41,8 @@ class Finalist:
         qualities: simulated accuracy, then the extra metrics that are objectives; NaN where
             nothing was simulated.
         is_uniform: True for one of the first files, which no trial chose.
+        hoped: accuracy that it is expected to have after its recovery, for which alone it was
+            chosen; None if it was chosen as it is.
     """
 
     number: int
@@ -45,11 +51,22 @@ class Finalist:
     latency_ms: float
     qualities: tuple[float, ...]
     is_uniform: bool = False
+    hoped: float | None = None
 
     @property
     def accuracy(self) -> float:
         """Simulated accuracy on the validation split."""
         return self.qualities[0]
+
+    @property
+    def expected(self) -> float:
+        """Accuracy, or what it is hoped to be."""
+        return self.accuracy if self.hoped is None else self.hoped
+
+    @property
+    def hoped_values(self) -> tuple[float, ...]:
+        """Size, latency and qualities, the accuracy as it is hoped to be."""
+        return self.size_bytes, self.latency_ms, self.expected, *self.qualities[1:]
 
     @property
     def values(self) -> tuple[float, ...]:
@@ -98,6 +115,79 @@ def choose_finalists(
     return [*by_use(known, goal), *by_use(new, goal)]
 
 
+def choose_hopefuls(
+    study: optuna.Study,
+    problem: Problem,
+    goal: Goal,
+    finalists: Sequence[Finalist],
+    count: int = HOPEFULS,
+) -> list[Finalist]:
+    """Choose trials that recovery passed over, and that it is expected to bring to the front.
+
+    Args:
+        study: the study; its sampler knows what told trials say of recovery.
+        problem: predicts latencies.
+        goal: objectives and limits.
+        finalists: those that were chosen as they are.
+        count: most trials.
+
+    Returns:
+        Those that are expected to add most hypervolume to the finalists.
+    """
+    sampler = study.sampler
+    hopes = sampler.hopes(study) if isinstance(sampler, PriceSampler) else {}
+    chosen = {finalist.number for finalist in finalists}
+    hopefuls = []
+    for trial in records_of(study, (TrialState.COMPLETE,)):
+        if trial.number in hopes and trial.number not in chosen:
+            lost = hopes[trial.number]
+            finalist = _finalist(trial, problem, goal)
+            finalist = replace(finalist, hoped=goal.baseline.accuracy - lost)
+            if _keeps(finalist, goal, lost):
+                hopefuls.append(finalist)
+    values = [finalist.values for finalist in finalists]
+    best: list[Finalist] = []
+    while hopefuls and len(best) < count:
+        volumes = [_volume([*values, hopeful.hoped_values], goal) for hopeful in hopefuls]
+        if max(volumes) <= _volume(values, goal) + WORTH:
+            break
+        best.append(hopefuls.pop(int(np.argmax(volumes))))
+        values.append(best[-1].hoped_values)
+    return best
+
+
+def _volume(values: Sequence[Sequence[float]], goal: Goal) -> float:
+    return hypervolume(goal.losses(values), goal.reference_point)
+
+
+def without_disappointing(finalists: Sequence[Finalist], goal: Goal) -> list[Finalist]:
+    """Return finalists without those that recovery did not bring to the front as hoped.
+
+    Args:
+        finalists: after their recovery.
+        goal: objectives and limits.
+
+    Returns:
+        The others, in their order.
+    """
+    values = np.array([finalist.values for finalist in finalists])
+    best = non_dominated(values * signs(goal.objectives))
+    left = []
+    for finalist, is_best in zip(finalists, best, strict=True):
+        lost = goal.baseline.accuracy - finalist.accuracy
+        if finalist.hoped is None or (
+            is_best and lost < goal.drop and _keeps(finalist, goal, lost)
+        ):
+            left.append(finalist)
+    return left
+
+
+def _keeps(finalist: Finalist, goal: Goal, lost: float) -> bool:
+    """Return True if a finalist that loses some accuracy keeps the limits."""
+    parts = (finalist.size_bytes, finalist.latency_ms, lost)
+    return are_kept(goal.limits.violations(*parts))
+
+
 def by_use(finalists: list[Finalist], goal: Goal) -> list[Finalist]:
     """Put the finalists first that a user would take: they are trained first.
 
@@ -106,12 +196,12 @@ def by_use(finalists: list[Finalist], goal: Goal) -> list[Finalist]:
         goal: has the baseline.
 
     Returns:
-        The smallest and the fastest ones that lose at most NEAR, the most accurate one, and the
-        others in their order.
+        The smallest and the fastest ones that lose at most NEAR (or are hoped to), the most
+        accurate one, and the others in their order.
     """
     if not finalists:
         return []
-    near = [f for f in finalists if goal.baseline.accuracy - f.accuracy <= NEAR] or finalists
+    near = [f for f in finalists if goal.baseline.accuracy - f.expected <= NEAR] or finalists
     first = [
         min(near, key=lambda f: f.size_bytes),
         min(near, key=lambda f: f.latency_ms),

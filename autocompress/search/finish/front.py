@@ -21,7 +21,14 @@ from autocompress.results.front import ParetoFront, earlier_front
 from autocompress.results.limits import Limits
 from autocompress.search.evaluate.training_choice import least_s
 from autocompress.search.evaluate.training_plan import LongPlan
-from autocompress.search.finish.finalists import Finalist, choose_finalists, recover_finalists
+from autocompress.search.finish.finalists import (
+    Finalist,
+    by_use,
+    choose_finalists,
+    choose_hopefuls,
+    recover_finalists,
+    without_disappointing,
+)
 from autocompress.search.finish.front_files import FrontFiles
 from autocompress.search.finish.learning import PROMISE, errors_on, relearn
 from autocompress.search.finish.long_recovery import lessons
@@ -84,7 +91,7 @@ class FrontMaker:
             raise AutocompressError(
                 f"search: no trial finished; see the causes in {self.folder / TRIALS_FILE}"
             )
-        finalists = self._recovered(finalists)
+        finalists = self._with_hopefuls(finalists, before)
         front, check = self._measured(finalists, run)
         finalists = _verified(finalists, front, self.progress)
         _say_errors(check, len(finalists), self.progress)
@@ -126,6 +133,20 @@ class FrontMaker:
         ):
             front, _ = again._measured([*finalists, *again._recovered(more)], run)
         return front, run
+
+    def _with_hopefuls(self, finalists: list[Finalist], before: list[int]) -> list[Finalist]:
+        """Return recovered finalists, and trials that recovery has brought to the front.
+
+        Those of an earlier front stay first.
+        """
+        parts = (self.study, self.problem, self.goal, finalists)
+        hopefuls = choose_hopefuls(*parts) if self.plan.steps > 0 else []
+        if not hopefuls:
+            return self._recovered(finalists)
+        known = [finalist for finalist in finalists if finalist.number in before]
+        new = [finalist for finalist in finalists if finalist.number not in before]
+        recovered = self._recovered([*known, *by_use([*new, *hopefuls], self.goal)])
+        return without_disappointing(recovered, self.goal)
 
     def _recovered(self, finalists: list[Finalist]) -> list[Finalist]:
         late, training_s = self.clock.recovery_deadline, least_s(self.problem.float_files.pass_s)

@@ -34,6 +34,7 @@ NAMES: Mapping[str, str] = {
     "accuracy_before_recovery": "accuracy_before_recovery",
     "trained": "trained",
     "recovered": "recovered",
+    "left": "divergence_left",
     "rungs": "rungs",
     "metrics": "metrics",
     "cause": "cause",
@@ -49,6 +50,7 @@ AFTER = (
     "accuracy_before_recovery",
     "recovered",
     "trained",
+    "left",
     "rungs",
     "metrics",
     "cause",
@@ -84,6 +86,7 @@ class TrialRecord:
         accuracy_before_recovery: accuracy of the untrained candidate.
         trained: True if recovery was tried.
         recovered: True if its trained weights are better.
+        left: share of its divergence that recovery left; 1 if its trained weights are not better.
         rungs: accuracy by number of training steps.
         metrics: extra metrics of the task.
         repeats: number of the trial of the same candidate whose outcome was taken over.
@@ -113,6 +116,7 @@ class TrialRecord:
     accuracy_before_recovery: float | None = None
     trained: bool | None = None
     recovered: bool | None = None
+    left: float | None = None
     rungs: Mapping[str, float] | None = None
     metrics: Mapping[str, float] | None = None
     repeats: int | None = None

@@ -19,9 +19,13 @@ from optuna.trial import FrozenTrial, TrialState
 from scipy.stats import qmc
 
 from autocompress.search.problem.goal import Goal
+from autocompress.search.problem.progress import NEAR
 from autocompress.search.problem.trial_record import TrialRecord
 from autocompress.search.propose.allocation import Allocator, Choices
-from autocompress.search.propose.trial_model import GUIDED_AFTER, Model, Told, lost_of, told_front
+from autocompress.search.propose.trial_model import GUIDED_AFTER, Model
+from autocompress.search.propose.trials.recovered import RecoveryModel
+from autocompress.search.propose.trials.recoveries import DIMENSIONS, Recoveries
+from autocompress.search.propose.trials.told import Told, lost_of
 from autocompress.space.recovery import ALPHA
 from autocompress.space.search_space import BoundSpace
 
@@ -29,8 +33,7 @@ Array = NDArray[np.float64]
 PRICED, MOVED = 32, 32  # proposals by prices and by local moves, of which one is taken
 JITTER = 0.5  # deviation of the log factors per tower and part, for half of the prices
 MOST_MOVES = 3
-NEW_RECOVERY = 1 / 3
-DIMENSIONS = 6  # alpha and the five choices of a recovery
+FASTEST_EVERY = 4  # proposals; the last of them asks for the fastest candidate
 UNSURE = 1.0  # deviation of the log factors of losses whose table gives nothing new
 LADDER = 12  # prices per axis, to find the most accurate allocation within limits
 ROOM = 0.98  # share of a limit that a prediction may use, so that the candidate keeps it
@@ -89,7 +92,9 @@ class PriceSampler(BaseSampler):
         self._seed = seed
         self._names = dict.fromkeys(knob.parameter for knob in space.knobs).keys()
         self._distributions = distributions(space)
+        self._recoveries = Recoveries(space.recovery)
         self._random = RandomSampler(seed=seed)
+        self._left: dict[int, float] = {}
         # A trial does not change as long as its state is the same.
         self._known: dict[tuple[str, int], Told] = {}
         self._points = np.zeros((0, 2 + DIMENSIONS))
@@ -138,22 +143,60 @@ class PriceSampler(BaseSampler):
         recovery = point[2:]
         if trial.number <= self.first:
             accurate = self._most_accurate()
-            return {**self._allocator.parameters(accurate), **self._extra(recovery)}
+            return {**self._allocator.parameters(accurate), **self._recoveries.at(recovery)}
         states = (TrialState.COMPLETE, TrialState.PRUNED, TrialState.RUNNING)
-        trials = study.get_trials(deepcopy=False, states=states)
-        others = []
-        for other in trials:
-            described = self._told(study, other) if other.number != trial.number else None
-            if described is not None:
-                others.append(described)
+        others = self._described(study, states, trial.number)
         if sum(t.whole and math.isfinite(t.divergence) for t in others) < GUIDED_AFTER:
             choices = self._new_by_price(point, others, trial.number)
-            return {**self._allocator.parameters(choices), **self._extra(recovery)}
+            return {**self._allocator.parameters(choices), **self._recoveries.at(recovery)}
         generator = np.random.default_rng([self._seed, trial.number])
-        # Proposals take the qualities in turn, since each improves the front in one of them.
-        best, parent = self._best(others, generator, trial.number % len(self._goal.levels))
-        extra = self._extra(recovery) if parent is None else self._near(parent, recovery, generator)
+        best, parent = self._best(others, generator, trial.number)
+        if parent is None:
+            extra = self._recoveries.at(recovery)
+        else:
+            extra = self._recoveries.near(parent.params, recovery, generator)
         return {**self._allocator.parameters(best), **extra}
+
+    def left(self, number: int) -> float:
+        """Return the share of its divergence that recovery is expected to leave of a proposal.
+
+        Args:
+            number: of the trial.
+
+        Returns:
+            1 where this sampler did not propose it by told trials.
+        """
+        return self._left.get(number, 1.0)
+
+    def hopes(self, study: optuna.Study) -> dict[int, float]:
+        """Return the accuracy that trials without recovery are expected to lose after one.
+
+        Args:
+            study: holds the trials to learn from.
+
+        Returns:
+            Loss by number, where it is lower than without recovery.
+        """
+        trials = self._described(study, (TrialState.COMPLETE, TrialState.PRUNED))
+        if not any(t.whole and math.isfinite(t.divergence) for t in trials):
+            return {}
+        model = Model.of(trials, self._goal, self._allocator, self._shared, self._kinds)
+        hopes = {}
+        for trial, hoped in zip(trials, model.hoped(trials), strict=True):
+            if hoped is not trial:
+                hopes[trial.trial.number] = hoped.lost[0]
+        return hopes
+
+    def _described(
+        self, study: optuna.Study, states: tuple[TrialState, ...], without: int = -1
+    ) -> list[Told]:
+        """Return the trials of a study in the terms of the model, but for one number."""
+        described = []
+        for trial in study.get_trials(deepcopy=False, states=states):
+            told = self._told(study, trial) if trial.number != without else None
+            if told is not None:
+                described.append(told)
+        return described
 
     def _new_by_price(self, point: Array, others: list[Told], number: int) -> Choices:
         """Return the allocation at the prices of a point.
@@ -161,45 +204,62 @@ class PriceSampler(BaseSampler):
         A coarse table gives the same one at many prices. Its losses are perturbed then, until the
         allocation is new.
         """
-        choices: Choices = self._allocator.allocate(self._prices(point[None, :2]))[0]
+        ones = np.ones(len(self._kinds))
+        left = RecoveryModel.fitted(others, ones, self._kinds).shares
+        choices: Choices = self._allocator.allocate(self._prices(point[None, :2]), left[None])[0]
         tried = {other.key for other in others}
         if choices.tobytes() not in tried:
             return choices
         generator = np.random.default_rng([self._seed, number])
         weights = np.exp(generator.normal(0, UNSURE, (PRICED, len(self._allocator.features))))
-        pool = self._allocator.allocate(self._prices(generator.random((PRICED, 2))), weights)
+        pool = self._allocator.allocate(self._prices(generator.random((PRICED, 2))), weights * left)
         return next((row for row in pool if row.tobytes() not in tried), pool[0])
 
     def _best(
-        self, trials: list[Told], generator: np.random.Generator, quality: int
+        self, trials: list[Told], generator: np.random.Generator, number: int
     ) -> tuple[Choices, TrialRecord | None]:
         """Return the new allocation with the largest expected improvement, and its parent.
 
+        Proposals take the qualities in turn, since each improves the front in one of them. Every
+        FASTEST_EVERY-th one is to be the fastest within the drop of accuracy that users take.
         The parent is the front member from which a local move started, else None.
         """
-        front = told_front(trials)
-        model = Model.of(trials, front, self._goal, self._allocator, self._shared, quality)
-        priced = self._priced(model, generator)
+        tables = (self._goal, self._allocator, self._shared, self._kinds)
+        is_fastest = number % FASTEST_EVERY == FASTEST_EVERY - 1
+        quality = 0 if is_fastest else number % len(self._goal.levels)
+        model = Model.of(trials, *tables, quality)
+        priced = self._priced(model, generator, is_fastest)
+        front = model.near_fastest(NEAR) if is_fastest else list(model.members)
         moved, parents = self._moved(front, generator)
         pool = np.concatenate([priced, moved])
-        gain = model.improvement(pool)
+        gain = model.speedup(pool, NEAR) if is_fastest else np.zeros(len(pool))
+        if not gain.any():
+            gain = model.improvement(pool)
         tried = {t.key for t in trials}
         order = np.argsort(-gain, kind="stable")
         best = next((i for i in order if pool[i].tobytes() not in tried), order[0])
+        losses = self._allocator.losses(pool[best][None])
+        self._left[number] = float(model.recovery.left(losses, model.divergence.mean)[0])
         return pool[best], parents[best - len(priced)] if best >= len(priced) else None
 
-    def _priced(self, model: Model, generator: np.random.Generator) -> Choices:
+    def _priced(
+        self, model: Model, generator: np.random.Generator, is_fastest: bool = False
+    ) -> Choices:
         """Return allocations at random prices: half by the posterior mean, half by draws from it.
 
-        Half of each have random factors per tower and part.
+        Half of each have random factors per tower and part. Losses are those after recovery. For
+        the fastest ones bytes only decide between equals.
         """
         draws = model.divergence.draws(PRICED // 2, generator)
         means = np.repeat(model.divergence.mean[None], PRICED - len(draws), axis=0)
-        weights = np.concatenate([means, draws])
+        weights = np.concatenate([means, draws]) * model.recovery.shares
         jitter = np.exp(generator.normal(0, JITTER, (PRICED, int(self._shared.max(initial=0)) + 1)))
         jitter[::2] = 1.0
         weights = weights * jitter[:, self._shared]
-        return self._allocator.allocate(self._prices(generator.random((PRICED, 2))), weights)
+        units = generator.random((PRICED, 2))
+        if is_fastest:
+            units[:, 0] = 0.0
+        return self._allocator.allocate(self._prices(units), weights)
 
     def _moved(
         self, front: list[Told], generator: np.random.Generator
@@ -249,7 +309,7 @@ class PriceSampler(BaseSampler):
                 known.costs,
             )
         base = self._goal.baseline
-        lost = lost_of(record, self._goal, self._space.recovery.steps)
+        lost = lost_of(record, self._goal)
         self._known[key] = found = Told(
             record,
             indices,
@@ -257,6 +317,7 @@ class PriceSampler(BaseSampler):
             losses,
             costs,
             math.nan if record.divergence is None else record.divergence,
+            math.nan if record.left is None else record.left,
             1.0 if record.seen is None else record.seen,
             lost,
             record.size_bytes / base.size_bytes,
@@ -276,44 +337,18 @@ class PriceSampler(BaseSampler):
     def _shared(self) -> NDArray[np.intp]:
         """Return (features,) number of the (tower, part) of each feature of the loss."""
         towers = self._allocator.towers
-        names = [(towers[module], part) for module, part in self._allocator.features]
-        places = {name: i for i, name in enumerate(dict.fromkeys(names))}
-        return np.array([places[name] for name in names], dtype=np.intp)
+        return _numbered([(towers[module], part) for module, part in self._allocator.features])
+
+    @cached_property
+    def _kinds(self) -> NDArray[np.intp]:
+        """Return (features,) number of the (kind of module, part) of each feature of the loss."""
+        kinds = self._space.kinds
+        return _numbered([(kinds[module], part) for module, part in self._allocator.features])
 
     def _prices(self, units: Array) -> Array:
         """Return (n, 2) prices at coordinates in [0, 1), uniform in their logarithms."""
         low, high = np.log(self._allocator.price_ranges).T
         return np.asarray(np.exp(low + units * (high - low)))
-
-    def _extra(self, point: Array) -> dict[str, Any]:
-        """Return alpha and the index of each choice of recovery, from coordinates in [0, 1)."""
-        recovery = self._space.recovery
-        extra: dict[str, Any] = {}
-        if ALPHA in self._distributions:
-            low, high = recovery.alphas
-            extra[ALPHA] = low + float(point[0]) * (high - low)
-        for (name, choices), u in zip(recovery.searched.items(), point[1:], strict=False):
-            extra[name] = min(int(u * len(choices)), len(choices) - 1)
-        return extra
-
-    def _near(
-        self, trial: TrialRecord, point: Array, generator: np.random.Generator
-    ) -> dict[str, Any]:
-        """Return the recovery of a front member, alpha moved a little; sometimes another recovery.
-
-        Other recoveries are tried so that they are compared.
-        """
-        if generator.random() < NEW_RECOVERY:
-            return self._extra(point)
-        extra = {}
-        for name in self._space.recovery.searched:
-            if name in trial.params:
-                extra[name] = trial.params[name]
-        if ALPHA in self._distributions:
-            low, high = self._space.recovery.alphas
-            alpha = trial.params[ALPHA] + generator.normal(0, 0.1 * (high - low))
-            extra[ALPHA] = float(np.clip(alpha, low, high))
-        return extra
 
     def _most_accurate(self) -> Choices:
         """Return the allocation with the least loss by the table within size and latency limits.
@@ -330,3 +365,9 @@ class PriceSampler(BaseSampler):
         losses = self._allocator.losses(choices).sum(1)
         best: Choices = choices[np.lexsort((losses, missed))[0]]
         return best
+
+
+def _numbered(names: list[tuple[str, str]]) -> NDArray[np.intp]:
+    """Return the number of each name, in the order in which names first appear."""
+    places = {name: i for i, name in enumerate(dict.fromkeys(names))}
+    return np.array([places[name] for name in names], dtype=np.intp)

@@ -124,6 +124,7 @@ def test_trials_are_not_trained_where_the_front_is_by_blocks(
     monkeypatch.setattr(judge_module, "recover_candidate", recover)
     worth = lambda goal, given, *rest: given.distillation.steps > 0  # noqa: E731
     monkeypatch.setattr(judge_module, "worth_training", worth)
+    judge.problem.trainer = SimpleNamespace(divergence=lambda model: 1.0)
     given = replace(candidate(4), distillation=Distillation(steps=5))
     for by_blocks in (False, True):
         judge.problem.space.recovery.by_blocks = by_blocks

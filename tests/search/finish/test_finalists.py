@@ -11,8 +11,15 @@ from optuna.trial import TrialState
 from autocompress.candidate import Candidate, ModuleConfig
 from autocompress.results.limits import Limits
 from autocompress.results.measurement import Measurement
-from autocompress.search.finish.finalists import Finalist, by_use, choose_finalists
+from autocompress.search.finish.finalists import (
+    Finalist,
+    by_use,
+    choose_finalists,
+    choose_hopefuls,
+    without_disappointing,
+)
 from autocompress.search.problem.goal import Goal
+from autocompress.search.propose.sampler import PriceSampler
 
 BASE = Measurement(1000, 4.0, 0.9)
 GOAL = Goal(BASE, Limits())
@@ -118,3 +125,42 @@ def test_those_that_a_user_would_take_come_first() -> None:
     ordered = by_use([tiny, far, accurate, fast, small], GOAL)
     assert [f.number for f in ordered] == [5, 4, 3, 1, 2]
     assert [f.number for f in by_use([tiny, far], GOAL)] == [1, 2], "all lose more: of all"
+
+
+def hoping(found: optuna.Study, hopes: dict[int, float]) -> optuna.Study:
+    """A study whose sampler expects losses of accuracy after recovery."""
+    found.sampler = object.__new__(PriceSampler)
+    found.sampler.hopes = lambda study: hopes
+    return found
+
+
+def test_trials_that_recovery_may_bring_to_the_front_are_hopefuls() -> None:
+    lost = {"max_accuracy_drop": 0.2}
+    found = study((4, 500, 0.89, {}), (8, 100, 0.6, lost), (8, 90, 0.5, lost), (2, 600, 0.6, {}))
+    finalists = choose_finalists(found, BENCH, GOAL)
+    assert choose_hopefuls(found, BENCH, GOAL, finalists) == [], "another sampler hopes for nothing"
+    hoping(found, {1: 0.02, 2: 0.03, 3: 0.2, 99: 0.0})
+    (first, second) = choose_hopefuls(found, BENCH, GOAL, finalists)
+    assert (first.number, first.hoped, first.accuracy) == (1, pytest.approx(0.88), 0.6)
+    assert second.number == 2, "it is still smaller"
+    assert choose_hopefuls(found, BENCH, GOAL, finalists, count=1) == [first]
+    strict = Goal(BASE, Limits(max_accuracy_drop=0.025))
+    assert [f.number for f in choose_hopefuls(found, BENCH, strict, finalists)] == [1]
+
+
+def test_hopefuls_that_recovery_does_not_bring_to_the_front_are_left_out() -> None:
+    def one(number: int, size: int, accuracy: float, hoped: float | None) -> Finalist:
+        return Finalist(number, Candidate(), size, 1.0, (accuracy,), hoped=hoped)
+
+    known, dominated = one(0, 500, 0.89, None), one(1, 600, 0.88, None)
+    good, lossy, beaten = one(2, 100, 0.87, 0.88), one(3, 50, 0.7, 0.88), one(4, 550, 0.88, 0.9)
+    everyone = [known, dominated, good, lossy, beaten]
+    assert without_disappointing(everyone, GOAL) == [known, dominated, good]
+    strict = Goal(BASE, Limits(max_accuracy_drop=0.02))
+    assert without_disappointing(everyone, strict) == [known, dominated]
+
+
+def test_hopefuls_are_trained_first_where_a_user_would_take_them() -> None:
+    known = Finalist(0, Candidate(), 500, 2.0, (0.89,))
+    hopeful = Finalist(1, Candidate(), 100, 1.0, (0.6,), hoped=0.895)
+    assert by_use([known, hopeful], GOAL) == [hopeful, known]

@@ -368,3 +368,77 @@ def test_prices_that_give_one_allocation_still_give_new_candidates(
     for _ in range(8):
         told(study, space, allocator)
     assert len({tuple(allocator.choices(trial.params)) for trial in study.trials}) == 8
+
+
+def trained(study: optuna.Study, space: BoundSpace, allocator: Allocator) -> optuna.Trial:
+    """One trial of which training leaves all that rounding changes, and nearly nothing of pruning.
+
+    Its accuracy falls with what is left.
+    """
+    pruned = np.array([part == "pruned" for _, part in allocator.features])
+    trial = ask(study, space)
+    choices = allocator.choices(trial.params)[None]
+    losses = allocator.losses(choices)[0]
+    final = float(losses @ np.where(pruned, 0.05, 1.0))
+    size, latency = allocator.costs(choices)[0]
+    trial.set_user_attr("divergence", float(losses.sum()))
+    trial.set_user_attr("divergence_left", final / max(float(losses.sum()), 1e-12))
+    trial.set_user_attr("trained", True)
+    base = GOAL.baseline
+    values = [size * base.size_bytes, latency * base.latency_ms, base.accuracy + np.exp(-final) - 1]
+    study.tell(trial, values)
+    return trial
+
+
+def pruned_share(space: BoundSpace, trials: list[optuna.trial.FrozenTrial]) -> float:
+    """The mean pruning ratio of all groups."""
+    ratios = []
+    for trial in trials:
+        for _, config in space.candidate(trial.params).modules:
+            ratios.append(config.pruning_ratio)
+    return float(np.mean(ratios))
+
+
+def test_what_recovery_repairs_is_not_avoided(parts: tuple[BoundSpace, Allocator]) -> None:
+    space, allocator = parts
+    studies = []
+    for tell in (told, trained):
+        sampler = PriceSampler(space, allocator, GOAL, 0)
+        study = optuna.create_study(
+            directions=["minimize", "minimize", "maximize"], sampler=sampler
+        )
+        for _ in range(32):
+            tell(study, space, allocator)
+        studies.append(study)
+    plain, repaired = (pruned_share(space, study.trials[16:]) for study in studies)
+    assert repaired > plain
+    assert studies[1].sampler.left(31) < 0.9
+    assert studies[0].sampler.left(31) == 1.0, "nothing was trained"
+    assert studies[1].sampler.left(3) == 1.0, "it was not guided yet"
+
+
+def test_untrained_trials_are_hoped_to_lose_less(parts: tuple[BoundSpace, Allocator]) -> None:
+    space, allocator = parts
+    sampler = PriceSampler(space, allocator, GOAL, 0)
+    study = optuna.create_study(directions=["minimize", "minimize", "maximize"], sampler=sampler)
+    assert sampler.hopes(study) == {}
+    for _ in range(20):
+        trained(study, space, allocator)
+    assert sampler.hopes(study) == {}, "all had their training"
+    passed = told(study, space, allocator)
+    lost = GOAL.baseline.accuracy - study.trials[passed.number].values[2]
+    (number,) = sampler.hopes(study)
+    assert number == passed.number
+    assert 0 <= sampler.hopes(study)[number] < lost
+
+
+def test_every_fourth_proposal_is_a_fast_one(parts: tuple[BoundSpace, Allocator]) -> None:
+    space, allocator = parts
+    sampler = PriceSampler(space, allocator, GOAL, 0)
+    study = optuna.create_study(directions=["minimize", "minimize", "maximize"], sampler=sampler)
+    for _ in range(48):
+        told(study, space, allocator)
+    fast, others = [], []
+    for trial in study.trials[20:]:
+        (fast if trial.number % 4 == 3 else others).append(trial.values[1])
+    assert np.mean(fast) < np.mean(others)

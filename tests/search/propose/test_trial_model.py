@@ -1,6 +1,4 @@
-"""Say what finished trials lost, which of them are the front, and whether a candidate may add to
-it.
-"""
+"""Predict what candidates lose, and say whether one may add to the front."""
 
 from __future__ import annotations
 
@@ -13,105 +11,15 @@ import pytest
 from optuna.trial import TrialState
 
 from autocompress.results.limits import Limits
-from autocompress.results.measurement import Measurement
 from autocompress.search.problem.goal import Goal
 from autocompress.search.problem.trial_record import TrialRecord
 from autocompress.search.propose.trial_model import (
     GUIDED_AFTER,
     Model,
-    Told,
-    lost_of,
-    told_front,
     worth_finishing,
 )
-
-BASE = Measurement(1000, 2.0, 0.9, metrics={"f1": 0.8})
-GOAL, BOTH = Goal(BASE, Limits()), Goal(BASE, Limits(), ("f1",))
-
-
-def trial(
-    values: list[float] | None = None,
-    state: TrialState = TrialState.COMPLETE,
-    constraints: dict[str, float] | None = None,
-    **attributes: object,
-) -> TrialRecord:
-    size, latency, *qualities = values or (math.nan, math.nan)
-    return TrialRecord(
-        0,
-        state,
-        size_bytes=size,
-        latency_ms=latency,
-        qualities=tuple(qualities),
-        violations=constraints or {},
-        **attributes,
-    )
-
-
-def told(size: float, latency: float, *lost: float, **changes: object) -> Told:
-    """A finished trial; its table says half of what its divergence is."""
-    given = {
-        "trial": trial(),
-        "indices": np.zeros(1, np.intp),
-        "choices": np.zeros(1, np.intp),
-        "losses": np.array([max(lost[0], 0.001) / 2]),
-        "costs": np.array([size, latency]),
-        "divergence": max(lost[0], 0.001),
-        "seen": 1.0,
-        "lost": lost,
-        "size": size,
-        "latency": latency,
-        "metrics": {},
-        "feasible": True,
-    }
-    return Told(**{**given, **changes})
-
-
-def test_each_quality_is_lost_against_the_baseline() -> None:
-    assert lost_of(trial([1, 1, 0.7]), GOAL, 0) == pytest.approx((0.2,))
-    assert lost_of(trial([1, 1, 0.95, 0.5]), BOTH, 0) == pytest.approx((-0.05, 0.3))
-
-
-def test_stopped_trials_show_nothing() -> None:
-    (found,) = lost_of(trial(state=TrialState.PRUNED), GOAL, 0)
-    assert math.isnan(found)
-    assert len(lost_of(trial(state=TrialState.FAIL), BOTH, 0)) == 2
-
-
-def test_a_trial_that_recovery_passed_over_shows_nothing() -> None:
-    passed = trial([1, 1, 0.7], accuracy_before_recovery=0.7)
-    assert math.isnan(lost_of(passed, GOAL, 30)[0])
-    assert lost_of(passed, GOAL, 0) == pytest.approx((0.2,)), "nothing is trained at all"
-    trained = trial([1, 1, 0.8], accuracy_before_recovery=0.7, trained=True)
-    assert lost_of(trained, GOAL, 30) == pytest.approx((0.1,))
-    good = trial([1, 1, 0.895], accuracy_before_recovery=0.895)
-    assert lost_of(good, GOAL, 30) == pytest.approx((0.005,)), "a tenth of the drop is no loss"
-
-
-def test_the_front_is_of_feasible_whole_trials() -> None:
-    trials = [
-        told(1.0, 1.0, 0.01),
-        told(0.5, 0.5, 0.02),
-        told(0.6, 0.5, 0.02),
-        told(0.1, 0.1, 0.0, feasible=False),
-        told(0.1, 0.1, math.nan),
-        told(0.1, 0.1, 0.0, trial=trial(state=TrialState.PRUNED)),
-        told(0.4, 2.0, -0.5),
-        told(0.4, 2.0, -0.1),
-    ]
-    assert told_front(trials) == [trials[0], trials[1], trials[6]], (
-        "what is better than the model has lost nothing, so that the last two are equal"
-    )
-    assert told_front([]) == []
-
-
-def test_told_trials_know_their_state_and_choices() -> None:
-    running = told(1.0, 1.0, math.nan, trial=trial(state=TrialState.RUNNING))
-    assert (running.running, running.whole) == (True, False)
-    assert (told(1.0, 1.0, 0.1).running, told(1.0, 1.0, 0.1, 0.2).whole) == (False, True)
-    assert not told(1.0, 1.0, 0.1, math.nan).whole
-    one, two = (told(1.0, 1.0, 0.1, choices=np.array([i])) for i in (1, 2))
-    assert one.key != two.key
-    assert one.key == told(0.2, 1.0, 0.3, choices=np.array([1])).key
+from autocompress.search.propose.trials.told import Told
+from tests.search.propose.told_trials import BASE, BOTH, GOAL, told, trial
 
 
 def line(count: int, **more: object) -> list[TrialRecord]:
@@ -125,22 +33,20 @@ SURE = np.full(100, 0.05, np.float32)
 
 def test_before_there_are_trials_every_candidate_is_looked_at() -> None:
     wide = np.full(100, 50.0, np.float32)
-    assert worth_finishing(line(GUIDED_AFTER - 1), GOAL, 0, 1000, 2.0, wide)
-    assert not worth_finishing(line(GUIDED_AFTER), GOAL, 0, 1000, 2.0, wide)
+    assert worth_finishing(line(GUIDED_AFTER - 1), GOAL, 1000, 2.0, wide)
+    assert not worth_finishing(line(GUIDED_AFTER), GOAL, 1000, 2.0, wide)
 
 
 def test_a_candidate_goes_on_where_it_may_add_to_the_front() -> None:
     trials = line(40)
-    assert worth_finishing(trials, GOAL, 0, 250, 0.5, SURE), "smaller and faster"
-    assert not worth_finishing(trials, GOAL, 0, 600, 1.2, SURE), "larger, slower and worse"
-    assert not worth_finishing(trials, GOAL, 0, 250, 0.5, np.full(100, 9.0, np.float32)), (
-        "all is lost"
-    )
+    assert worth_finishing(trials, GOAL, 250, 0.5, SURE), "smaller and faster"
+    assert not worth_finishing(trials, GOAL, 600, 1.2, SURE), "larger, slower and worse"
+    assert not worth_finishing(trials, GOAL, 250, 0.5, np.full(100, 9.0, np.float32)), "all is lost"
 
 
 def test_trials_over_the_limits_do_not_stand_in_the_way() -> None:
     trials = line(40, constraints={"max_size": 0.1})
-    assert worth_finishing(trials, GOAL, 0, 600, 1.2, SURE)
+    assert worth_finishing(trials, GOAL, 600, 1.2, SURE)
 
 
 def test_one_quality_that_gains_is_enough() -> None:
@@ -153,9 +59,9 @@ def test_one_quality_that_gains_is_enough() -> None:
         over = {"max_size": 0.1 if x < 0.06 else -0.1}
         trials.append(trial([500.0, 1.0, 0.9, 0.8 - x], constraints=over, divergence=float(x)))
     near = np.full(100, 0.03, np.float32)
-    assert worth_finishing(trials, BOTH, 0, 600, 1.2, near)
+    assert worth_finishing(trials, BOTH, 600, 1.2, near)
     trials = [replace(one, qualities=one.qualities[:1]) for one in trials]
-    assert not worth_finishing(trials, GOAL, 0, 600, 1.2, near)
+    assert not worth_finishing(trials, GOAL, 600, 1.2, near)
 
 
 def model(trials: list[Told], goal: Goal, quality: int = 0) -> Model:
@@ -163,7 +69,8 @@ def model(trials: list[Told], goal: Goal, quality: int = 0) -> Model:
         costs=lambda choices: np.stack([choices[:, 0] / 10.0] * 2, axis=1),
         losses=lambda choices: choices / 10.0,
     )
-    return Model.of(trials, told_front(trials), goal, allocator, np.zeros(1, np.intp), quality)
+    number = np.zeros(1, np.intp)
+    return Model.of(trials, goal, allocator, number, number, quality)
 
 
 def spread(count: int = 30) -> list[Told]:
@@ -221,3 +128,62 @@ def test_running_trials_stand_where_they_are_predicted() -> None:
     np.testing.assert_allclose(joined.front[-1, :2], [0.07, 0.12])
     asked = np.array([[0.2]])
     assert joined.improvement(asked)[0] < 0.5 * alone.improvement(asked)[0]
+
+
+def with_recovery(left: float, count: int = 12) -> list[Told]:
+    """Trials that lose what their divergence is; the second half was trained.
+
+    Trained trials diverge ten times as far before it.
+    """
+    trials = spread(2 * count)
+    for i, t in enumerate(trials[count:]):
+        at = t.divergence * left
+        trials[count + i] = replace(
+            t, divergence=10 * t.divergence, left=left / 10, lost=(at,), losses=10 * t.losses
+        )
+    return trials
+
+
+def test_predictions_are_those_after_recovery() -> None:
+    plain, repaired = model(spread(24), GOAL), model(with_recovery(1.0), GOAL)
+    asked = np.array([[1.0]])
+    # By the table it diverges by 0.2, and a tenth of that is left.
+    assert repaired.predict(asked)[1][0] == pytest.approx(0.02, rel=0.3)
+    assert plain.predict(asked)[1][0] > 0.1
+    assert repaired.improvement(asked)[0] > plain.improvement(asked)[0]
+
+
+def test_a_trial_that_recovery_passed_over_counts_as_it_is_hoped() -> None:
+    passed = told(0.3, 0.3, 0.4, losses=np.array([0.2]), trial=trial([300, 0.6, 0.5]))
+    repaired = model([*with_recovery(1.0), passed], Goal(BASE, Limits(None, None, 0.1)))
+    (hoped,) = repaired.hoped([passed])
+    assert hoped.lost[0] == pytest.approx(0.04, rel=0.3)
+    assert hoped.feasible
+    assert any(t.size == 0.3 for t in repaired.members)
+    assert model([*spread(), passed], GOAL).hoped([passed]) == [passed], "nothing was trained"
+    trained = replace(passed, left=0.9)
+    assert repaired.hoped([trained]) == [trained]
+
+
+def test_the_fastest_are_looked_for_within_the_drop() -> None:
+    """The table's size and latency are x, and the loss is x / 5."""
+    found = model(spread(), GOAL)
+    near = found.near_fastest(0.03)
+    assert all(t.lost[0] <= 0.03 for t in near)
+    fastest = min(t.latency for t in found.members if t.lost[0] <= 0.03)
+    assert near[0].latency == fastest
+    slower, faster, lossy = found.speedup(np.array([[9.5], [0.1], [0.39]]), 0.03)
+    assert slower == 0
+    assert faster == pytest.approx(fastest - 0.11, abs=0.01)
+    assert 0 <= lossy < 0.5 * faster
+    strict = model(spread(), Goal(BASE, Limits(None, None, 0.02)))
+    assert strict.speedup(np.array([[0.14]]), 0.03) < found.speedup(np.array([[0.14]]), 0.03)
+
+
+def test_a_candidate_goes_on_where_recovery_may_bring_it_to_the_front() -> None:
+    trials = line(40)
+    far = np.full(100, 0.5, np.float32)
+    assert not worth_finishing(trials, GOAL, 250, 0.5, far)
+    assert worth_finishing(trials, GOAL, 250, 0.5, far, left=0.1)
+    trained = [replace(t, divergence=10 * t.divergence, left=0.1) for t in trials]
+    assert worth_finishing(trained, GOAL, 250, 0.5, far, left=0.1), "the curve is of what is left"

@@ -1,0 +1,1 @@
+"""Describe the trials that were told, and learn from them what recovery brings back."""

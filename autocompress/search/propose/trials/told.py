@@ -1,0 +1,108 @@
+"""Describe told trials in the terms of the sampler's model, and find those of the front."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import cached_property
+
+import numpy as np
+from numpy.typing import NDArray
+
+from autocompress.results.pareto import non_dominated
+from autocompress.search.problem.goal import Goal
+from autocompress.search.problem.trial_record import TrialRecord
+from autocompress.search.propose.allocation import Choices
+
+Array = NDArray[np.float64]
+
+
+@dataclass(frozen=True, eq=False)
+class Told:
+    """Describe a trial in the terms of the model; NaN for what is not known.
+
+    Attributes:
+        trial: as Optuna stores it.
+        indices: (knobs,) index of each knob, in the order of the space.
+        choices: (modules + groups,) its allocation.
+        losses: (features,) losses by the table.
+        costs: (2,) size and latency by the table, as shares of the baseline's.
+        divergence: mean divergence of the outputs before recovery.
+        left: share of the divergence that its recovery left.
+        seen: share of the validation split that was evaluated.
+        lost: loss of each quality of the goal.
+        size, latency: as shares of the baseline's.
+        metrics: extra metrics by name.
+        feasible: True if it violates no limit.
+    """
+
+    trial: TrialRecord
+    indices: Choices
+    choices: Choices
+    losses: Array
+    costs: Array
+    divergence: float
+    left: float
+    seen: float
+    lost: tuple[float, ...]
+    size: float
+    latency: float
+    metrics: Mapping[str, float]
+    feasible: bool
+
+    @cached_property
+    def whole(self) -> bool:
+        """Return True if the losses of all qualities are known."""
+        return not math.isnan(sum(self.lost))
+
+    @cached_property
+    def final(self) -> float:
+        """Return the divergence of the weights that its losses are of."""
+        return final_divergence(self.divergence, self.left)
+
+    @cached_property
+    def running(self) -> bool:
+        """Return True if it has not ended yet."""
+        return not self.trial.state.is_finished()
+
+    @cached_property
+    def key(self) -> bytes:
+        """Return a key that trials with the same choices share."""
+        return self.choices.tobytes()
+
+
+def final_divergence(divergence: float, left: float | None) -> float:
+    """Return the divergence of the weights that the losses of a trial are of.
+
+    Args:
+        divergence: before recovery.
+        left: share of it that recovery left; None or NaN if the trial was not trained.
+    """
+    return divergence if left is None or math.isnan(left) else divergence * left
+
+
+def lost_of(trial: TrialRecord, goal: Goal) -> tuple[float, ...]:
+    """Return the loss of each quality of a trial.
+
+    Args:
+        trial: any trial.
+        goal: the levels of the float model.
+
+    Returns:
+        (qualities,) losses; NaN for a trial that was ended early.
+    """
+    if not trial.is_complete:
+        return (math.nan,) * len(goal.levels)
+    return tuple(level - value for level, value in zip(goal.levels, trial.qualities, strict=True))
+
+
+def told_front(trials: list[Told]) -> list[Told]:
+    """Return the complete, feasible trials that no other dominates.
+
+    Args:
+        trials: any trials.
+    """
+    done = [t for t in trials if t.trial.is_complete and t.whole and t.feasible]
+    mask = non_dominated([(t.size, t.latency, *(max(lost, 0.0) for lost in t.lost)) for t in done])
+    return [t for t, keep in zip(done, mask, strict=True) if keep]

@@ -1,0 +1,56 @@
+"""Say what told trials lost, and which of them are the front."""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+import pytest
+from optuna.trial import TrialState
+
+from autocompress.search.propose.trials.told import final_divergence, lost_of, told_front
+from tests.search.propose.told_trials import BOTH, GOAL, told, trial
+
+
+def test_each_quality_is_lost_against_the_baseline() -> None:
+    assert lost_of(trial([1, 1, 0.7]), GOAL) == pytest.approx((0.2,))
+    assert lost_of(trial([1, 1, 0.95, 0.5]), BOTH) == pytest.approx((-0.05, 0.3))
+
+
+def test_stopped_trials_show_nothing() -> None:
+    (found,) = lost_of(trial(state=TrialState.PRUNED), GOAL)
+    assert math.isnan(found)
+    assert len(lost_of(trial(state=TrialState.FAIL), BOTH)) == 2
+
+
+def test_the_divergence_of_a_trained_trial_is_what_recovery_left() -> None:
+    assert told(1.0, 1.0, 0.3).final == 0.3
+    assert told(1.0, 1.0, 0.3, left=0.25).final == pytest.approx(0.075)
+    assert final_divergence(0.3, None) == 0.3
+
+
+def test_the_front_is_of_feasible_whole_trials() -> None:
+    trials = [
+        told(1.0, 1.0, 0.01),
+        told(0.5, 0.5, 0.02),
+        told(0.6, 0.5, 0.02),
+        told(0.1, 0.1, 0.0, feasible=False),
+        told(0.1, 0.1, math.nan),
+        told(0.1, 0.1, 0.0, trial=trial(state=TrialState.PRUNED)),
+        told(0.4, 2.0, -0.5),
+        told(0.4, 2.0, -0.1),
+    ]
+    assert told_front(trials) == [trials[0], trials[1], trials[6]], (
+        "what is better than the model has lost nothing, so that the last two are equal"
+    )
+    assert told_front([]) == []
+
+
+def test_told_trials_know_their_state_and_choices() -> None:
+    running = told(1.0, 1.0, math.nan, trial=trial(state=TrialState.RUNNING))
+    assert (running.running, running.whole) == (True, False)
+    assert (told(1.0, 1.0, 0.1).running, told(1.0, 1.0, 0.1, 0.2).whole) == (False, True)
+    assert not told(1.0, 1.0, 0.1, math.nan).whole
+    one, two = (told(1.0, 1.0, 0.1, choices=np.array([i])) for i in (1, 2))
+    assert one.key != two.key
+    assert one.key == told(0.2, 1.0, 0.3, choices=np.array([1])).key
