@@ -4,16 +4,19 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
 
 import numpy as np
+import optuna
 from numpy.typing import NDArray
+from optuna.trial import FrozenTrial
 
 from autocompress.results.pareto import non_dominated
 from autocompress.search.problem.goal import Goal
 from autocompress.search.problem.trial_record import TrialRecord
-from autocompress.search.propose.allocation import Choices
+from autocompress.search.propose.allocation import Allocator, Choices
+from autocompress.space.search_space import BoundSpace
 
 Array = NDArray[np.float64]
 
@@ -95,6 +98,65 @@ def lost_of(trial: TrialRecord, goal: Goal) -> tuple[float, ...]:
     if not trial.is_complete:
         return (math.nan,) * len(goal.levels)
     return tuple(level - value for level, value in zip(goal.levels, trial.qualities, strict=True))
+
+
+@dataclass
+class TrialReader:
+    """Describe the trials of studies, each once while its state is the same.
+
+    Attributes:
+        space: its knobs.
+        allocator: the tables.
+        goal: the baseline and the limits.
+    """
+
+    space: BoundSpace
+    allocator: Allocator
+    goal: Goal
+    _known: dict[tuple[str, int], Told] = field(default_factory=dict)
+
+    def told(self, study: optuna.Study, trial: FrozenTrial) -> Told | None:
+        """Return a trial in the terms of the model; None if it is incomplete or repeats another.
+
+        Args:
+            study: of the trial.
+            trial: in any state.
+        """
+        key = study.study_name, trial.number
+        known = self._known.get(key)
+        if known is not None and known.trial.state == trial.state:
+            return known
+        names = dict.fromkeys(knob.parameter for knob in self.space.knobs)
+        if not names.keys() <= trial.params.keys():
+            return None
+        record = TrialRecord.from_trial(trial)
+        if record.repeats is not None:
+            return None
+        if known is None:
+            choices = self.allocator.choices(trial.params)
+            losses = self.allocator.losses(choices[None])[0].astype(np.float32)
+            costs = self.allocator.costs(choices[None])[0]
+            indices = np.array([int(trial.params[name]) for name in names], dtype=np.intp)
+        else:
+            indices, choices, losses = known.indices, known.choices, known.losses
+            costs = known.costs
+        base = self.goal.baseline
+        self._known[key] = described = Told(
+            record,
+            indices,
+            choices,
+            losses,
+            costs,
+            math.nan if record.divergence is None else record.divergence,
+            math.nan if record.left is None else record.left,
+            1.0 if record.seen is None else record.seen,
+            lost_of(record, self.goal),
+            record.size_bytes / base.size_bytes,
+            record.latency_ms / base.latency_ms,
+            record.metrics or {},
+            record.feasible,
+        )
+        return described
 
 
 def told_front(trials: list[Told]) -> list[Told]:
