@@ -385,6 +385,7 @@ def trained(study: optuna.Study, space: BoundSpace, allocator: Allocator) -> opt
     trial.set_user_attr("divergence", float(losses.sum()))
     trial.set_user_attr("divergence_left", final / max(float(losses.sum()), 1e-12))
     trial.set_user_attr("trained", True)
+    trial.set_user_attr("recovered", True)
     base = GOAL.baseline
     values = [size * base.size_bytes, latency * base.latency_ms, base.accuracy + np.exp(-final) - 1]
     study.tell(trial, values)

@@ -32,7 +32,7 @@ class Told:
         losses: (features,) losses by the table.
         costs: (2,) size and latency by the table, as shares of the baseline's.
         divergence: mean divergence of the outputs before recovery.
-        left: share of the divergence that its recovery left.
+        left: share of the divergence that its training left.
         seen: share of the validation split that was evaluated.
         lost: loss of each quality of the goal.
         size, latency: as shares of the baseline's.
@@ -62,7 +62,7 @@ class Told:
     @cached_property
     def final(self) -> float:
         """Return the divergence of the weights that its losses are of."""
-        return final_divergence(self.divergence, self.left)
+        return final_divergence(self.trial, self.divergence)
 
     @cached_property
     def running(self) -> bool:
@@ -75,14 +75,14 @@ class Told:
         return self.choices.tobytes()
 
 
-def final_divergence(divergence: float, left: float | None) -> float:
+def final_divergence(trial: TrialRecord, divergence: float) -> float:
     """Return the divergence of the weights that the losses of a trial are of.
 
     Args:
+        trial: says whether its trained weights were taken.
         divergence: before recovery.
-        left: share of it that recovery left; None or NaN if the trial was not trained.
     """
-    return divergence if left is None or math.isnan(left) else divergence * left
+    return divergence * trial.left if trial.recovered and trial.left is not None else divergence
 
 
 def lost_of(trial: TrialRecord, goal: Goal) -> tuple[float, ...]:
