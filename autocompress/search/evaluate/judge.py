@@ -30,7 +30,7 @@ from autocompress.search.evaluate.racing import (
     surely_below,
     surely_dominated,
 )
-from autocompress.search.evaluate.recovery import Lesson, recover_candidate, untrained
+from autocompress.search.evaluate.recovery import recover_candidate, untrained
 from autocompress.search.evaluate.training_choice import (
     TRAINING_SHARE,
     affords_training,
@@ -169,7 +169,7 @@ class Judge:
                 record,
                 trained=True,
                 recovered=lesson.improved,
-                left=_left(before, lesson),
+                left=_left(before, lesson.divergence),
                 rungs={"0": scores.accuracy, **lesson.rungs},
                 cause=lesson.cause,
             )
@@ -279,11 +279,9 @@ class Judge:
         return f"expected to add nothing to the front after {len(scores)} samples"
 
 
-def _left(before: float, lesson: Lesson) -> float:
-    """Return the share of a divergence that training left; 1 if its weights are not taken."""
-    if lesson.divergence is None or before <= 0:
-        return 1.0
-    return lesson.divergence / before
+def _left(before: float, after: float | None) -> float | None:
+    """Return the share of a divergence that training left; None where it is not known."""
+    return None if after is None or before <= 0 else after / before
 
 
 def _same_candidate(done: list[TrialRecord], record: TrialRecord) -> TrialRecord | None:

@@ -52,8 +52,8 @@ class Lesson:
         improved: True if the trained weights are better.
         rungs: accuracy by number of training steps.
         cause: why training broke off, or "".
-        divergence: of the trained weights from the teacher on the watched samples; None if they
-            are not taken.
+        divergence: of the trained weights from the teacher on the watched samples; None if
+            training broke off.
     """
 
     scores: Scores
@@ -205,6 +205,4 @@ def recover_candidate(
         _write(folder, number, Recovered(trained, ended_at(candidate.distillation, steps), after))
     if not stop() or not is_resumed:  # an interrupted training goes on from here next time
         shutil.rmtree(place, ignore_errors=True)
-    if not improved:
-        return Lesson(before, False, rungs)
-    return Lesson(after, True, rungs, divergence=divergence)
+    return Lesson(after if improved else before, improved, rungs, divergence=divergence)

@@ -86,7 +86,7 @@ class TrialRecord:
         accuracy_before_recovery: accuracy of the untrained candidate.
         trained: True if recovery was tried.
         recovered: True if its trained weights are better.
-        left: share of its divergence that recovery left; 1 if its trained weights are not better.
+        left: share of its divergence that training left, also if its weights are not better.
         rungs: accuracy by number of training steps.
         metrics: extra metrics of the task.
         repeats: number of the trial of the same candidate whose outcome was taken over.

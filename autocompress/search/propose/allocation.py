@@ -29,8 +29,9 @@ SWEEPS = 3
 class Allocator:
     """Minimise loss + lambda_size * size + lambda_latency * latency over modules and groups.
 
-    The minimum is approached by sweeps: each module, then each group, takes its best choice while
-    the others stay (Shoham and Gersho 1988).
+    The minimum is approached by sweeps: each module takes its best choice while the others stay,
+    then each group, for which its modules may take other configs (Shoham and Gersho 1988). So a
+    group is also pruned where only another kernel than that of the whole width gains by it.
 
     An allocation is a row of choices: the position of each module's config, then of each group's,
     in the order of the tables. Its loss is a sum of features, one per module and part and one per
@@ -110,27 +111,32 @@ class Allocator:
         pruned = []
         for g, loss in enumerate(self.group_loss.values()):
             pruned.append(weights[:, len(PARTS) * count + g, None] * loss)
-        of_size, of_latency = prices[:, :1], prices[:, 1:]
         # One row per column of the allocation; the last stands for "no group" and stays 0.
         chosen = np.zeros((self.width + 1, len(prices)), dtype=np.intp)
         for _ in range(SWEEPS):
             before = chosen.copy()
-            for i, (table, (out, into)) in enumerate(zip(tables, self._ends, strict=True)):
-                size, latency = table.by_groups
-                row = chosen[out] * table.costs.shape[1] + chosen[into]
-                chosen[i] = (
-                    losses[i] + of_size * size.take(row, 0) + of_latency * latency.take(row, 0)
-                ).argmin(1)
+            self._choose_configs(chosen, losses, prices)
             for g, readers in enumerate(self._members.values()):
                 total = pruned[g]
                 for i, other, side in readers:
-                    size, latency = tables[i].by_output if side == "out" else tables[i].by_input
-                    row = chosen[other] * len(tables[i].configs) + chosen[i]
-                    total = total + of_size * size.take(row, 0) + of_latency * latency.take(row, 0)
+                    total = total + tables[i].cheapest(side, chosen[other], losses[i], prices)
                 chosen[count + g] = total.argmin(1)
             if np.array_equal(before, chosen):
                 break
+        self._choose_configs(chosen, losses, prices)
         return np.ascontiguousarray(chosen[:-1].T)
+
+    def _choose_configs(self, chosen: Choices, losses: list[Array], prices: Array) -> None:
+        """Give each module its cheapest config while groups stay, in the rows of `chosen`."""
+        of_size, of_latency = prices[:, :1], prices[:, 1:]
+        for i, (table, (out, into)) in enumerate(
+            zip(self.modules.values(), self._ends, strict=True)
+        ):
+            size, latency = table.by_groups
+            row = chosen[out] * table.costs.shape[1] + chosen[into]
+            chosen[i] = (
+                losses[i] + of_size * size.take(row, 0) + of_latency * latency.take(row, 0)
+            ).argmin(1)
 
     def costs(self, choices: Choices) -> Array:
         """Return (n, 2) size and latency of allocations, as shares of the baseline's.

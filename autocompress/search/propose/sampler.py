@@ -25,7 +25,7 @@ from autocompress.search.propose.allocation import Allocator, Choices
 from autocompress.search.propose.trial_model import GUIDED_AFTER, Model
 from autocompress.search.propose.trials.recovered import RecoveryModel
 from autocompress.search.propose.trials.recoveries import DIMENSIONS, Recoveries
-from autocompress.search.propose.trials.told import Told, lost_of
+from autocompress.search.propose.trials.told import Told, TrialReader
 from autocompress.space.recovery import ALPHA
 from autocompress.space.search_space import BoundSpace
 
@@ -65,10 +65,11 @@ class PriceSampler(BaseSampler):
     moves around the front.
 
     The first proposal is the most accurate allocation within the limits of size and latency.
-    Quasi-random prices over the measured table follow. From `GUIDED_AFTER`
-    finished trials on, they correct the table (`DivergenceModel`) and give the loss of a divergence
-    (`LossModel`). Running trials count with their prediction, so that workers do not propose the
-    same (kriging believer; Ginsbourger et al. 2010).
+    Quasi-random prices over the measured table follow. Trained trials say which share of a loss
+    recovery leaves (`RecoveryModel`). From `GUIDED_AFTER` finished trials on, they correct the
+    table (`DivergenceModel`) and give the loss of a divergence (`LossModel`). Some proposals ask
+    for the fastest candidate. Running trials count with their prediction, so that workers do not
+    propose the same (kriging believer; Ginsbourger et al. 2010).
 
     Everything follows from the seed, the trial's number and the storage: a resumed search goes on
     where it stopped, and workers need no other channel.
@@ -90,13 +91,11 @@ class PriceSampler(BaseSampler):
         self._allocator = allocator
         self._goal = goal
         self._seed = seed
-        self._names = dict.fromkeys(knob.parameter for knob in space.knobs).keys()
         self._distributions = distributions(space)
         self._recoveries = Recoveries(space.recovery)
         self._random = RandomSampler(seed=seed)
+        self._reader = TrialReader(space, allocator, goal)
         self._left: dict[int, float] = {}
-        # A trial does not change as long as its state is the same.
-        self._known: dict[tuple[str, int], Told] = {}
         self._points = np.zeros((0, 2 + DIMENSIONS))
 
     def infer_relative_search_space(
@@ -193,7 +192,7 @@ class PriceSampler(BaseSampler):
         """Return the trials of a study in the terms of the model, but for one number."""
         described = []
         for trial in study.get_trials(deepcopy=False, states=states):
-            told = self._told(study, trial) if trial.number != without else None
+            told = self._reader.told(study, trial) if trial.number != without else None
             if told is not None:
                 described.append(told)
         return described
@@ -226,7 +225,8 @@ class PriceSampler(BaseSampler):
         """
         tables = (self._goal, self._allocator, self._shared, self._kinds)
         is_fastest = number % FASTEST_EVERY == FASTEST_EVERY - 1
-        quality = 0 if is_fastest else number % len(self._goal.levels)
+        turn = number - number // FASTEST_EVERY
+        quality = 0 if is_fastest else turn % len(self._goal.levels)
         model = Model.of(trials, *tables, quality)
         priced = self._priced(model, generator, is_fastest)
         front = model.near_fastest(NEAR) if is_fastest else list(model.members)
@@ -283,49 +283,6 @@ class PriceSampler(BaseSampler):
             rows.append(self._allocator.moved(parent.choices, parent.indices, moves))
             parents.append(parent.trial)
         return np.array(rows, dtype=np.intp).reshape(len(rows), self._allocator.width), parents
-
-    def _told(self, study: optuna.Study, trial: FrozenTrial) -> Told | None:
-        """Return a trial in the terms of the model; None if it is incomplete or repeats another."""
-        key = study.study_name, trial.number
-        known = self._known.get(key)
-        if known is not None and known.trial.state == trial.state:
-            return known
-        params = trial.params
-        if not self._names <= params.keys():
-            return None
-        record = TrialRecord.from_trial(trial)
-        if record.repeats is not None:
-            return None
-        if known is None:
-            choices = self._allocator.choices(params)
-            losses = self._allocator.losses(choices[None])[0].astype(np.float32)
-            costs = self._allocator.costs(choices[None])[0]
-            indices = np.array([int(params[name]) for name in self._names], dtype=np.intp)
-        else:
-            indices, choices, losses, costs = (
-                known.indices,
-                known.choices,
-                known.losses,
-                known.costs,
-            )
-        base = self._goal.baseline
-        lost = lost_of(record, self._goal)
-        self._known[key] = found = Told(
-            record,
-            indices,
-            choices,
-            losses,
-            costs,
-            math.nan if record.divergence is None else record.divergence,
-            math.nan if record.left is None else record.left,
-            1.0 if record.seen is None else record.seen,
-            lost,
-            record.size_bytes / base.size_bytes,
-            record.latency_ms / base.latency_ms,
-            record.metrics or {},
-            record.feasible,
-        )
-        return found
 
     def _point(self, number: int) -> Array:
         """Return one point of the seed's quasi-random sequence (Halton 1960)."""

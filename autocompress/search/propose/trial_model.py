@@ -56,7 +56,7 @@ def worth_finishing(
     finished = [t for t in done if t.is_complete and t.divergence is not None][-MOST_FITTED:]
     if len(finished) < GUIDED_AFTER:
         return True
-    known = np.array([final_divergence(t.divergence or 0.0, t.left) for t in finished])
+    known = np.array([final_divergence(t, t.divergence or 0.0) for t in finished])
     divergence = divergence * np.float32(left)
     error = float(divergence.std()) / np.sqrt(len(divergence))
     at, around = np.append(known, float(divergence.mean())), np.append(np.zeros(len(known)), error)

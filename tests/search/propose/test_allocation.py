@@ -76,6 +76,18 @@ def test_no_single_change_of_an_allocation_is_cheaper(
     assert own <= total[one_away].min() + 1e-12
 
 
+def test_a_group_is_pruned_where_only_another_config_gains_by_it() -> None:
+    """One group, and modules whose configs have costs that do not follow the width."""
+    prices = np.exp(np.random.default_rng(3).uniform(-4, 1, (200, 2)))
+    for seed in range(5):
+        tables = {"a": table(seed, "a", None), "b": table(seed + 50, None, "a")}
+        allocator = Allocator(space(), tables, {"a": PRUNED}, {"a": np.array([0.0, 0.05])}, {})
+        chosen = allocator.allocate(prices)
+        totals = allocator.losses(EVERY).sum(1)[:, None] + allocator.costs(EVERY) @ prices.T
+        own = allocator.losses(chosen).sum(1) + (allocator.costs(chosen) * prices).sum(1)
+        np.testing.assert_allclose(own, totals.min(0), err_msg="it is the cheapest of all")
+
+
 def test_prices_of_nothing_choose_what_loses_nothing(allocator: Allocator) -> None:
     np.testing.assert_array_equal(allocator.allocate(np.zeros((2, 2))), np.zeros((2, 3)))
 

@@ -15,8 +15,9 @@ from autocompress.results.measurement import Measurement
 from autocompress.results.pareto import hypervolume
 from autocompress.search.problem.goal import Goal, directions
 from autocompress.search.propose.allocation import Allocator
-from autocompress.search.propose.sampler import PriceSampler, distributions
+from autocompress.search.propose.sampler import FASTEST_EVERY, PriceSampler, distributions
 from autocompress.search.propose.sensitivity import probes
+from autocompress.search.propose.trial_model import GUIDED_AFTER, Model
 from autocompress.search.propose.uniform import enqueue, nearest_parameters
 from autocompress.search.workers.storage import open_study
 from autocompress.search.workers.worker import ask
@@ -221,8 +222,8 @@ def test_it_learns_where_the_table_is_wrong(parts: tuple[BoundSpace, Allocator])
 
 
 class OnlyPrices(PriceSampler):
-    def _told(self, study, trial):
-        return None
+    def _described(self, study, states, without=-1):
+        return []
 
 
 def test_running_trials_count_as_what_is_predicted_of_them(
@@ -384,6 +385,7 @@ def trained(study: optuna.Study, space: BoundSpace, allocator: Allocator) -> opt
     trial.set_user_attr("divergence", float(losses.sum()))
     trial.set_user_attr("divergence_left", final / max(float(losses.sum()), 1e-12))
     trial.set_user_attr("trained", True)
+    trial.set_user_attr("recovered", True)
     base = GOAL.baseline
     values = [size * base.size_bytes, latency * base.latency_ms, base.accuracy + np.exp(-final) - 1]
     study.tell(trial, values)
@@ -432,13 +434,27 @@ def test_untrained_trials_are_hoped_to_lose_less(parts: tuple[BoundSpace, Alloca
     assert 0 <= sampler.hopes(study)[number] < lost
 
 
-def test_every_fourth_proposal_is_a_fast_one(parts: tuple[BoundSpace, Allocator]) -> None:
+def test_every_fourth_proposal_asks_for_the_fastest(
+    parts: tuple[BoundSpace, Allocator], monkeypatch: pytest.MonkeyPatch
+) -> None:
     space, allocator = parts
-    sampler = PriceSampler(space, allocator, GOAL, 0)
-    study = optuna.create_study(directions=["minimize", "minimize", "maximize"], sampler=sampler)
-    for _ in range(48):
-        told(study, space, allocator)
-    fast, others = [], []
-    for trial in study.trials[20:]:
-        (fast if trial.number % 4 == 3 else others).append(trial.values[1])
-    assert np.mean(fast) < np.mean(others)
+    asked: list[np.ndarray] = []
+
+    def likes_the_last(model: Model, choices: np.ndarray, drop: float) -> np.ndarray:
+        asked.append(choices[-1])
+        return np.arange(len(choices)) == len(choices) - 1
+
+    monkeypatch.setattr(Model, "speedup", likes_the_last)
+    study = optuna.create_study(
+        directions=["minimize", "minimize", "maximize"],
+        sampler=PriceSampler(space, allocator, GOAL, 0),
+    )
+    followed = 0
+    for _ in range(GUIDED_AFTER + 8):
+        before = len(asked)
+        trial = told(study, space, allocator)
+        if len(asked) > before:
+            assert trial.number % FASTEST_EVERY == FASTEST_EVERY - 1
+            followed += bool((allocator.choices(trial.params) == asked[-1]).all())
+    assert len(asked) == 2
+    assert followed >= 1, "a move may come back to a candidate that was tried"

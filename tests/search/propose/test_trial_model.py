@@ -139,7 +139,12 @@ def with_recovery(left: float, count: int = 12) -> list[Told]:
     for i, t in enumerate(trials[count:]):
         at = t.divergence * left
         trials[count + i] = replace(
-            t, divergence=10 * t.divergence, left=left / 10, lost=(at,), losses=10 * t.losses
+            t,
+            divergence=10 * t.divergence,
+            left=left / 10,
+            lost=(at,),
+            losses=10 * t.losses,
+            trial=trial(recovered=True, trained=True, left=left / 10),
         )
     return trials
 
@@ -185,5 +190,5 @@ def test_a_candidate_goes_on_where_recovery_may_bring_it_to_the_front() -> None:
     far = np.full(100, 0.5, np.float32)
     assert not worth_finishing(trials, GOAL, 250, 0.5, far)
     assert worth_finishing(trials, GOAL, 250, 0.5, far, left=0.1)
-    trained = [replace(t, divergence=10 * t.divergence, left=0.1) for t in trials]
+    trained = [replace(t, divergence=10 * t.divergence, left=0.1, recovered=True) for t in trials]
     assert worth_finishing(trained, GOAL, 250, 0.5, far, left=0.1), "the curve is of what is left"

@@ -54,15 +54,25 @@ class ModuleTable:
         """Return (size, latency), each (choices of out_group x choices of in_group, configs)."""
         return self._flat(0, 1, 3)
 
-    @cached_property
-    def by_output(self) -> tuple[Array, Array]:
-        """Return (size, latency), each (choices of in_group x configs, choices of out_group)."""
-        return self._flat(1, 3, 0)
+    def cheapest(self, side: str, other: NDArray[np.intp], losses: Array, prices: Array) -> Array:
+        """Return the least loss and cost of the module for each choice of one of its groups.
 
-    @cached_property
-    def by_input(self) -> tuple[Array, Array]:
-        """Return (size, latency), each (choices of out_group x configs, choices of in_group)."""
-        return self._flat(0, 3, 1)
+        Args:
+            side: "out" or "in", the side that the group prunes.
+            other: (n,) choice of the group on the other side.
+            losses: (n, configs) loss of each config.
+            prices: (n, 2) of size and of latency.
+
+        Returns:
+            (n, choices of the group) of the config that is cheapest there.
+        """
+        costs = self.costs if side == "in" else self.costs.swapaxes(0, 1)
+        least = np.full((len(prices), costs.shape[1]), np.inf)
+        for i in range(len(self.configs)):
+            size, latency = costs[other, :, 0, i], costs[other, :, 1, i]
+            total = losses[:, i, None] + prices[:, :1] * size + prices[:, 1:] * latency
+            np.minimum(least, total, out=least)
+        return least
 
     def _flat(self, *order: int) -> tuple[Array, Array]:
         size, latency = np.ascontiguousarray(self.costs.transpose(2, *order))

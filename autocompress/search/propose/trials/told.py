@@ -4,16 +4,19 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
 
 import numpy as np
+import optuna
 from numpy.typing import NDArray
+from optuna.trial import FrozenTrial
 
 from autocompress.results.pareto import non_dominated
 from autocompress.search.problem.goal import Goal
 from autocompress.search.problem.trial_record import TrialRecord
-from autocompress.search.propose.allocation import Choices
+from autocompress.search.propose.allocation import Allocator, Choices
+from autocompress.space.search_space import BoundSpace
 
 Array = NDArray[np.float64]
 
@@ -29,7 +32,7 @@ class Told:
         losses: (features,) losses by the table.
         costs: (2,) size and latency by the table, as shares of the baseline's.
         divergence: mean divergence of the outputs before recovery.
-        left: share of the divergence that its recovery left.
+        left: share of the divergence that its training left.
         seen: share of the validation split that was evaluated.
         lost: loss of each quality of the goal.
         size, latency: as shares of the baseline's.
@@ -59,7 +62,7 @@ class Told:
     @cached_property
     def final(self) -> float:
         """Return the divergence of the weights that its losses are of."""
-        return final_divergence(self.divergence, self.left)
+        return final_divergence(self.trial, self.divergence)
 
     @cached_property
     def running(self) -> bool:
@@ -72,14 +75,14 @@ class Told:
         return self.choices.tobytes()
 
 
-def final_divergence(divergence: float, left: float | None) -> float:
+def final_divergence(trial: TrialRecord, divergence: float) -> float:
     """Return the divergence of the weights that the losses of a trial are of.
 
     Args:
+        trial: says whether its trained weights were taken.
         divergence: before recovery.
-        left: share of it that recovery left; None or NaN if the trial was not trained.
     """
-    return divergence if left is None or math.isnan(left) else divergence * left
+    return divergence * trial.left if trial.recovered and trial.left is not None else divergence
 
 
 def lost_of(trial: TrialRecord, goal: Goal) -> tuple[float, ...]:
@@ -95,6 +98,65 @@ def lost_of(trial: TrialRecord, goal: Goal) -> tuple[float, ...]:
     if not trial.is_complete:
         return (math.nan,) * len(goal.levels)
     return tuple(level - value for level, value in zip(goal.levels, trial.qualities, strict=True))
+
+
+@dataclass
+class TrialReader:
+    """Describe the trials of studies, each once while its state is the same.
+
+    Attributes:
+        space: its knobs.
+        allocator: the tables.
+        goal: the baseline and the limits.
+    """
+
+    space: BoundSpace
+    allocator: Allocator
+    goal: Goal
+    _known: dict[tuple[str, int], Told] = field(default_factory=dict)
+
+    def told(self, study: optuna.Study, trial: FrozenTrial) -> Told | None:
+        """Return a trial in the terms of the model; None if it is incomplete or repeats another.
+
+        Args:
+            study: of the trial.
+            trial: in any state.
+        """
+        key = study.study_name, trial.number
+        known = self._known.get(key)
+        if known is not None and known.trial.state == trial.state:
+            return known
+        names = dict.fromkeys(knob.parameter for knob in self.space.knobs)
+        if not names.keys() <= trial.params.keys():
+            return None
+        record = TrialRecord.from_trial(trial)
+        if record.repeats is not None:
+            return None
+        if known is None:
+            choices = self.allocator.choices(trial.params)
+            losses = self.allocator.losses(choices[None])[0].astype(np.float32)
+            costs = self.allocator.costs(choices[None])[0]
+            indices = np.array([int(trial.params[name]) for name in names], dtype=np.intp)
+        else:
+            indices, choices, losses = known.indices, known.choices, known.losses
+            costs = known.costs
+        base = self.goal.baseline
+        self._known[key] = described = Told(
+            record,
+            indices,
+            choices,
+            losses,
+            costs,
+            math.nan if record.divergence is None else record.divergence,
+            math.nan if record.left is None else record.left,
+            1.0 if record.seen is None else record.seen,
+            lost_of(record, self.goal),
+            record.size_bytes / base.size_bytes,
+            record.latency_ms / base.latency_ms,
+            record.metrics or {},
+            record.feasible,
+        )
+        return described
 
 
 def told_front(trials: list[Told]) -> list[Told]:

@@ -35,15 +35,29 @@ def test_the_kept_share_counts_whole_units(
     assert kept_share(group(units, 4, multiple), ModuleConfig(pruning_ratio=ratio)) == share
 
 
-def test_views_of_the_costs_put_the_searched_choices_last() -> None:
+def test_views_of_the_costs_put_the_configs_last() -> None:
     costs = np.random.default_rng(0).random((2, 3, 2, 4))
     table = ModuleTable((ModuleConfig(),) * 4, "a", "b", np.zeros((3, 4)), costs)
     for out, into, i in np.ndindex(2, 3, 4):
-        entry = costs[out, into, :, i]
         for axis in (0, 1):
-            assert table.by_groups[axis][out * 3 + into, i] == entry[axis]
-            assert table.by_output[axis][into * 4 + i, out] == entry[axis]
-            assert table.by_input[axis][out * 4 + i, into] == entry[axis]
+            assert table.by_groups[axis][out * 3 + into, i] == costs[out, into, axis, i]
+
+
+def test_each_width_is_judged_by_its_cheapest_config() -> None:
+    generator = np.random.default_rng(0)
+    costs, losses, prices = (generator.random(shape) for shape in ((2, 3, 2, 4), (5, 4), (5, 2)))
+    table = ModuleTable((ModuleConfig(),) * 4, "a", "b", np.zeros((3, 4)), costs)
+    into, out = np.array([0, 1, 2, 1, 0]), np.array([0, 1, 1, 0, 1])
+    by_out = table.cheapest("out", into, losses, prices)
+    by_in = table.cheapest("in", out, losses, prices)
+    assert (by_out.shape, by_in.shape) == ((5, 2), (5, 3))
+    for n in range(5):
+        for o, i in np.ndindex(2, 3):
+            least = min(losses[n, c] + prices[n] @ costs[o, i, :, c] for c in range(4))
+            if i == into[n]:
+                assert by_out[n, o] == pytest.approx(least)
+            if o == out[n]:
+                assert by_in[n, i] == pytest.approx(least)
 
 
 def test_a_pruned_expert_costs_the_share_of_its_rows_that_is_left() -> None:

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from optuna.trial import TrialState
 
-from autocompress.search.propose.trials.told import final_divergence, lost_of, told_front
+from autocompress.search.propose.trials.told import lost_of, told_front
 from tests.search.propose.told_trials import BOTH, GOAL, told, trial
 
 
@@ -23,10 +23,11 @@ def test_stopped_trials_show_nothing() -> None:
     assert len(lost_of(trial(state=TrialState.FAIL), BOTH)) == 2
 
 
-def test_the_divergence_of_a_trained_trial_is_what_recovery_left() -> None:
+def test_the_divergence_of_a_trained_trial_is_what_training_left() -> None:
     assert told(1.0, 1.0, 0.3).final == 0.3
-    assert told(1.0, 1.0, 0.3, left=0.25).final == pytest.approx(0.075)
-    assert final_divergence(0.3, None) == 0.3
+    better, no_better = (trial(recovered=is_better, left=0.25) for is_better in (True, False))
+    assert told(1.0, 1.0, 0.3, trial=better).final == pytest.approx(0.075)
+    assert told(1.0, 1.0, 0.3, trial=no_better).final == 0.3, "it kept its untrained weights"
 
 
 def test_the_front_is_of_feasible_whole_trials() -> None:
