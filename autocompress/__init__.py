@@ -42,7 +42,7 @@ from autocompress.search.workers.launch import (
     launch_workers,
 )
 from autocompress.targets.device import sessions
-from autocompress.task.source import as_task, load_task
+from autocompress.task.source import PRETRAINED, as_task, load_task, model_folder_arguments
 from autocompress.task.task import OutputMetric, Task
 
 __version__ = "0.1.0"
@@ -61,6 +61,7 @@ __all__ = [
     "export",
     "export_onnx",
     "find_modules",
+    "from_pretrained",
     "load",
     "load_task",
     "open_session",
@@ -68,6 +69,76 @@ __all__ = [
     "reproduce",
     "search",
 ]
+
+
+def from_pretrained(
+    folder: str | Path,
+    *,
+    data: str | Path | None = None,
+    validation: str | Path | None = None,
+    test: str | Path | None = None,
+    task: str | None = None,
+    metric: str | Sequence[str] | None = None,
+    columns: Mapping[str, str] | None = None,
+    max_length: int | None = None,
+    batch_size: int = 16,
+    batch: int = 1,
+    length: int | Sequence[int] | None = None,
+    samples: int | None = None,
+    seed: int = 0,
+    trust_remote_code: bool = False,
+) -> Task:
+    """Make a task of a model folder of the transformers library and data files.
+
+    It needs the extra `huggingface`. Nothing is downloaded unless the folder is named "hf://...".
+    `Task.notes` says how the data were read and cut.
+
+    Args:
+        folder: the model folder, with config.json, weights, and tokenizer or processor; or
+            "hf://owner/name" on the hub.
+        data: training data: jsonl, json, csv, tsv, txt, parquet or Arrow file, folder of pictures
+            in one folder per label, or folder that `datasets` saved.
+        validation: the same for the validation split; None cuts it from `data`.
+        test: the same for the test split; None cuts it from what is given.
+        task: name of the task, such as "text-classification"; None takes that of the architecture.
+        metric: name, or list of names: the first one decides, the others are reported; None takes
+            those of the task.
+        columns: part of a sample -> column of the data, {"text": "body"}; None guesses.
+        max_length: most tokens of a text; None takes the limit of model and tokenizer.
+        batch_size: samples of a batch of data.
+        batch: samples at which latency is measured.
+        length: tokens at which latency is measured, or a list, of which the first one decides; None
+            takes the median length of the validation split.
+        samples: most samples of a split, drawn by the seed; None takes all.
+        seed: of all cuts and orders.
+        trust_remote_code: run the code that the folder brings.
+
+    Returns:
+        The task.
+
+    Raises:
+        TaskError: folder, data or an option cannot be used, or the extra is missing; one line
+            names the nearest valid value.
+    """
+    return load_task(
+        PRETRAINED,
+        **model_folder_arguments(
+            checked_path("from_pretrained", "folder", folder, "./my-model"),
+            data=data,
+            validation=validation,
+            test=test,
+            task=task,
+            metric=metric,
+            columns=columns,
+            max_length=max_length,
+            batch_size=batch_size,
+            batch=batch,
+            length=length,
+            samples=samples,
+            seed=seed,
+            trust_remote_code=trust_remote_code,
+        ),
+    )
 
 
 def search(
@@ -207,9 +278,9 @@ def search_interruptible(
     loaded = load_task(task, **arguments) if isinstance(task, str) else as_task(task)
 
     def launch(url: str) -> list[Running]:
-        # A path that other processes can open, wherever they run.
-        spec = str((loaded.source or {}).get("spec", task))
-        return launch_workers(spec, arguments, settings, url)
+        # Paths that other processes can open, wherever they run.
+        source = loaded.source or {"spec": str(task), "arguments": arguments}
+        return launch_workers(source["spec"], source["arguments"], settings, url)
 
     with SearchProgress(quiet) as progress:
         result, interrupted = run_search(

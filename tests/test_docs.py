@@ -20,7 +20,13 @@ README, DOCS = ROOT / "README.md", ROOT / "docs"
 PAGES = [README, ROOT / "CONTRIBUTING.md", ROOT / "CHANGELOG.md", *sorted(DOCS.rglob("*.md"))]
 README_BYTES, README_COLUMNS = 12 * 1024, 120
 SMALL = 'n_trials=2, space={"modules": [{"match": "*", "weight_bits": [8, 16]}]}'
-SHOWN = [README, *(DOCS / name for name in ("search.md", "targets.md", "tasks.md", "workers.md"))]
+SHOWN = [
+    README,
+    *(
+        DOCS / name
+        for name in ("huggingface.md", "search.md", "targets.md", "tasks.md", "workers.md")
+    ),
+]
 
 
 def blocks(page: Path, language: str) -> list[str]:
@@ -150,7 +156,7 @@ def test_commands_and_options_exist(page: Path) -> None:
 
 
 def test_every_option_of_search_is_documented() -> None:
-    text = (DOCS / "search.md").read_text()
+    text = (DOCS / "search.md").read_text() + (DOCS / "huggingface.md").read_text()
     missing = [option for option in options(commands()["search"]) if f"`{option}" not in text]
     assert set(missing) <= {"-h", "--help"}
 

@@ -8,6 +8,7 @@ from functools import partial
 from typing import Any
 
 from autocompress import __version__
+from autocompress.cli.folder_options import add_task
 from autocompress.cli.parser import Parser
 from autocompress.cli.shared_options import (
     add_device,
@@ -15,7 +16,6 @@ from autocompress.cli.shared_options import (
     add_profiled_space,
     add_table,
     add_target,
-    add_task,
 )
 from autocompress.cli.values import (
     count,

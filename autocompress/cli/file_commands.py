@@ -9,8 +9,8 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+from autocompress.cli.folder_options import prepared_task
 from autocompress.cli.tables import console
-from autocompress.cli.values import prepared_task
 from autocompress.errors import AutocompressError, TaskError
 from autocompress.export.artifact import session_settings, session_warning
 from autocompress.measure.accuracy import evaluate_session

@@ -6,8 +6,8 @@ import argparse
 from dataclasses import replace
 from pathlib import Path
 
+from autocompress.cli.folder_options import prepared_task
 from autocompress.cli.tables import console, print_lines
-from autocompress.cli.values import prepared_task
 from autocompress.compress.recover.student import on_student
 from autocompress.export.probes import SCRIPT_FILE, export_probes
 from autocompress.export.subject import builder_for, layout_of, subject_of

@@ -9,6 +9,7 @@ import time
 from pathlib import Path
 
 from autocompress import search_interruptible
+from autocompress.cli.folder_options import prepared_task, task_arguments
 from autocompress.cli.parser import UsageError
 from autocompress.cli.tables import (
     console,
@@ -18,7 +19,7 @@ from autocompress.cli.tables import (
     print_lines,
     print_modules,
 )
-from autocompress.cli.values import limits_of, prepared_task
+from autocompress.cli.values import limits_of
 from autocompress.compress.recover.student import on_student
 from autocompress.errors import ExportError, LimitError
 from autocompress.results.files import REPORT_FILE
@@ -72,7 +73,12 @@ def search_command(arguments: argparse.Namespace) -> int:
         raise UsageError(str(error).removeprefix("search: ")) from None
     out = Path(arguments.out)
     result, interrupted = search_interruptible(
-        arguments.task, settings, out, arguments.json, dict(arguments.task_arg), process_start()
+        arguments.task,
+        settings,
+        out,
+        arguments.json,
+        task_arguments(arguments),
+        process_start(),
     )
     if arguments.json:
         print(json.dumps(result.front.to_json(), indent=1))
@@ -128,7 +134,7 @@ def worker_command(arguments: argparse.Namespace) -> int:
     Returns:
         Exit code: 0, or INTERRUPTED after Ctrl-C.
     """
-    task = load_task(arguments.task, **dict(arguments.task_arg))
+    task = load_task(arguments.task, **task_arguments(arguments))
     return (
         INTERRUPTED if run_worker(task, arguments.storage, arguments.study, arguments.device) else 0
     )

@@ -10,30 +10,8 @@ from autocompress.cli.values import (
     metric_floor,
     space_name,
     target_name,
-    task_argument,
 )
 from autocompress.targets.target import target_names
-
-
-def add_task(parser: argparse.ArgumentParser) -> None:
-    """Add the task and its arguments.
-
-    Args:
-        parser: of a command.
-    """
-    parser.add_argument(
-        "task",
-        metavar="TASK",
-        help="function that returns a Task: package.module:function or path/to/file.py:function",
-    )
-    parser.add_argument(
-        "--task-arg",
-        type=task_argument,
-        action="append",
-        default=[],
-        metavar="k=v",
-        help="argument of that function; may be repeated",
-    )
 
 
 def add_limits(parser: argparse.ArgumentParser) -> None:

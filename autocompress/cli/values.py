@@ -9,7 +9,6 @@ import argparse
 import difflib
 import math
 import re
-import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -17,13 +16,10 @@ from typing import Any
 import yaml
 
 from autocompress.errors import AutocompressError
-from autocompress.measure.prepare import prepared
 from autocompress.results.limits import parse_bytes, parse_limits
 from autocompress.search.arguments import LARGEST_SEED
 from autocompress.space.source import is_space, no_such_space
 from autocompress.targets.target import target_file
-from autocompress.task.source import load_task
-from autocompress.task.task import Task
 
 
 def duration(text: str) -> float:
@@ -113,6 +109,21 @@ def task_argument(text: str) -> tuple[str, Any]:
             f"expected name=value, got {text!r}, whose value is not YAML ({reason}); "
             f"nearest: {name}='text'"
         ) from None
+
+
+def column_name(text: str) -> tuple[str, str]:
+    """Return ("text", "body") of "text=body".
+
+    Args:
+        text: part of a sample, and the column that holds it.
+    """
+    part, equals, name = text.partition("=")
+    if not equals or not part or not name:
+        raise argparse.ArgumentTypeError(
+            f"expected part=column, for example text=body, got {text!r}; "
+            f"nearest: {part or 'text'}={name or 'body'}"
+        )
+    return part, name
 
 
 def metric_floor(text: str) -> tuple[str, str]:
@@ -216,18 +227,3 @@ def limits_of(arguments: argparse.Namespace) -> dict[str, Any]:
         "max_accuracy_drop": arguments.max_accuracy_drop,
         "min_metric": dict(arguments.min_metric) or None,
     }
-
-
-def prepared_task(arguments: argparse.Namespace) -> Task:
-    """Return the task of a command, checked and prepared; notes go to stderr.
-
-    Args:
-        arguments: of a command with a task.
-
-    Raises:
-        TaskError: if the task cannot be loaded or does not work.
-    """
-    return prepared(
-        load_task(arguments.task, **dict(arguments.task_arg)),
-        lambda line: print(f"autocompress: {line}", file=sys.stderr),
-    )

@@ -53,6 +53,8 @@ def prepared(task: Task, say: Callable[[str], None] = lambda line: None) -> Task
         TaskError: something cannot work; this is said before anything takes long.
         UserCodeError: the user's model, loss or loader fails.
     """
+    for line in task.notes:
+        say(line)
     for model, what in ((task.model, "model"), (task.student, "student")):
         if model is not None or what == "model":
             check_model(task, model, what)

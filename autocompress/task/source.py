@@ -19,13 +19,49 @@ from autocompress.errors import TaskError, nearest_name
 from autocompress.task.task import Task
 from autocompress.task.user_code import UserCodeError, user_code
 
+# The function that makes tasks of model folders; it is imported when a folder is loaded.
+PRETRAINED = "autocompress.huggingface.pretrained:from_pretrained"
+HUB = "hf://"  # begins the name of a model folder on a hub
+DATA = ("data", "validation", "test")  # arguments that are paths
+
+
+def is_model_folder(spec: str) -> bool:
+    """Return True if a text names a model folder.
+
+    Args:
+        spec: what `load_task` takes.
+
+    Returns:
+        True for folders and for names on a hub.
+    """
+    return spec.startswith(HUB) or Path(spec).is_dir()
+
+
+def model_folder_arguments(folder: str | os.PathLike[str], **arguments: Any) -> dict[str, Any]:
+    """Return the arguments with which any process on this machine makes the same task.
+
+    Args:
+        folder: model folder, or its name on a hub.
+        arguments: of `from_pretrained`; those that are None are left out.
+
+    Returns:
+        The arguments, with absolute paths.
+    """
+    values = {name: value for name, value in arguments.items() if value is not None}
+    values["folder"] = str(folder)
+    for name in ("folder", *DATA):
+        value = values.get(name)
+        if isinstance(value, (str, os.PathLike)) and not str(value).startswith(HUB):
+            values[name] = str(Path(value).resolve())
+    return values
+
 
 def load_task(spec: str, **arguments: Any) -> Task:
     """Return the task that a function makes.
 
     Args:
-        spec: "package.module:function" or "path/to/file.py:function".
-        arguments: keyword arguments of the function.
+        spec: "package.module:function", "path/to/file.py:function", or a model folder.
+        arguments: keyword arguments of the function; of `from_pretrained` for a model folder.
 
     Returns:
         The task, with `source` set so that a worker can load it again.
@@ -40,10 +76,13 @@ def load_task(spec: str, **arguments: Any) -> Task:
             f"task: expected a text such as package.module:function, got {shown(spec)}; "
             f"nearest: {near}"
         )
+    if is_model_folder(spec):
+        return load_task(PRETRAINED, **model_folder_arguments(spec, **arguments))
     place, _, function_name = spec.rpartition(":")
     if not place:
         raise TaskError(
-            f"task {spec!r}: expected package.module:function or path/to/file.py:function"
+            f"task {spec!r}: expected package.module:function, path/to/file.py:function or a model "
+            "folder"
         )
     module = _load_file(Path(place), spec) if place.endswith(".py") else _load_module(place, spec)
     function = getattr(module, function_name, None)

@@ -53,6 +53,23 @@ class OutputMetric:
 
 
 @dataclass(frozen=True)
+class Pretrained:
+    """Describe where the model of a task comes from.
+
+    Attributes:
+        folder: path of the model folder, with config, tokenizer and processors.
+        task: name of the task, such as "text-classification".
+        metric: name of the task's metric.
+        special_tokens: numbers of the tokens that are no part of the text.
+    """
+
+    folder: str
+    task: str
+    metric: str
+    special_tokens: tuple[int, ...] = ()
+
+
+@dataclass(frozen=True)
 class Task:
     """Hold a model with the data and the metric that judge it.
 
@@ -103,6 +120,8 @@ class Task:
             such as flipped and cropped images, for which the targets still hold. Recovery gives
             student and teacher the same view. It draws from the generators of torch, NumPy or
             `random`.
+        notes: lines that are printed before the task is used, such as how its data were cut.
+        pretrained: the model folder that the task was made of; `from_pretrained` sets it.
     """
 
     name: str
@@ -129,6 +148,8 @@ class Task:
     data_memory: str | float = "2GB"
     latency_inputs: Mapping[str, Inputs] = field(default_factory=dict)
     augment: Callable[[Inputs], Inputs] | None = None
+    notes: tuple[str, ...] = ()
+    pretrained: Pretrained | None = None
 
     @cached_property
     def first_batch(self) -> tuple[Inputs, Any]:

@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 
 from autocompress.cli.arguments import build_parser
+from autocompress.cli.folder_options import OPTIONS
 from autocompress.cli.values import count, duration, metric_floor, seed, steps, task_argument
 
 
@@ -122,6 +123,7 @@ def test_a_search_by_default() -> None:
         "device": None,
         "out": "reports/run",
         "json": False,
+        **{f"folder_{name}": None for name in OPTIONS.values()},
     }
 
 

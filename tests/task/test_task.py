@@ -16,7 +16,7 @@ from autocompress.task.batches import take_samples
 @pytest.mark.parametrize(
     ("spec", "text"),
     [
-        ("nothing", "expected package.module:function or path/to/file.py:function"),
+        ("nothing", "expected package.module:function, path/to/file.py:function or a model folder"),
         ("no_such_package_x:task", "no module 'no_such_package_x'"),
         ("autocompress.tasks:easy_vqq", "has no function 'easy_vqq'; nearest: easy_vqa"),
         ("{folder}/cn.py:task", "no file {folder}/cn.py; nearest: cnn.py"),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import signal
 import socket
 import subprocess
@@ -64,7 +65,7 @@ def worker_arguments(
     if settings.device:
         command += ["--device", settings.device]
     for name, value in arguments.items():
-        command += ["--task-arg", f"{name}={value}"]
+        command += ["--task-arg", f"{name}={json.dumps(value, default=str)}"]  # JSON is YAML
     return command
 
 

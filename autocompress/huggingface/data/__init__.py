@@ -1,0 +1,1 @@
+"""Read data files into records, and cut them into splits and batches."""

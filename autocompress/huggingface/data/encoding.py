@@ -1,0 +1,147 @@
+"""Turn texts into token numbers, within the longest text that a model takes."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from torch import nn
+
+from autocompress.errors import TaskError
+from autocompress.huggingface.extra import quiet, told
+from autocompress.huggingface.folder import ModelFolder
+from autocompress.huggingface.options import Options
+
+UNLIMITED = 10**6  # a tokenizer without a limit names a larger one
+Row = Mapping[str, list[int]]  # argument of the model -> one number per token
+
+
+@dataclass(frozen=True)
+class Encoder:
+    """Turn texts into rows of token numbers.
+
+    Attributes:
+        tokenizer: of the folder.
+        arguments: of the model, which takes no other inputs.
+        limit: most tokens of a text; None if there is no limit.
+        cut: texts that were cut to the limit, by split; `notes` tells it.
+    """
+
+    tokenizer: Any
+    arguments: frozenset[str]
+    limit: int | None
+    cut: dict[str, tuple[int, int]] = field(default_factory=dict)
+
+    @classmethod
+    def of(cls, folder: ModelFolder, tokenizer: Any, model: nn.Module, options: Options) -> Encoder:
+        """Return the encoder of a folder.
+
+        Args:
+            folder: the model folder.
+            tokenizer: of the folder.
+            model: of the folder.
+            options: of the user, who may set the limit.
+
+        Returns:
+            The encoder.
+
+        Raises:
+            TaskError: the user's limit is above that of the model.
+        """
+        arguments = frozenset(inspect.signature(model.forward).parameters)
+        positions = _positions(folder.config, model)
+        limits = [n for n in (positions, tokenizer.model_max_length) if n and n < UNLIMITED]
+        limit = min(limits, default=None)
+        for name, length in (("max_length", options.max_length), *_named(options.lengths)):
+            if length is not None and positions is not None and length > positions:
+                raise TaskError(
+                    f"{folder.name}: {name} {length} is above the model's {positions} positions; "
+                    f"nearest: {positions}"
+                )
+        return cls(tokenizer, arguments, options.max_length or limit)
+
+    def encode(
+        self,
+        split: str,
+        texts: Sequence[Any],
+        pairs: Sequence[str] | None = None,
+        cut: str = "longest_first",
+        **arguments: Any,
+    ) -> list[Any]:
+        """Return one encoding per text.
+
+        Args:
+            split: whose cut texts are counted.
+            texts: texts, or lists of words with `is_split_into_words`.
+            pairs: a second text for each.
+            cut: what is cut of a text above the limit, as `truncation` of the tokenizer.
+            arguments: for the tokenizer.
+
+        Returns:
+            For each text what the tokenizer returns.
+
+        Raises:
+            TaskError: the tokenizer fails.
+        """
+        encodings, long = [], 0
+        for i, words in enumerate(texts):
+            both = (words,) if pairs is None else (words, pairs[i])
+            with quiet(), told(f"{split}: the tokenizer fails on sample {i + 1}"):
+                encoding = self.tokenizer(*both, **arguments)
+                if self.limit is not None and len(encoding["input_ids"]) > self.limit:
+                    long += 1
+                    encoding = self.tokenizer(
+                        *both, truncation=cut, max_length=self.limit, **arguments
+                    )
+            encodings.append(encoding)
+        earlier = self.cut.get(split, (0, 0))
+        self.cut[split] = (earlier[0] + long, earlier[1] + len(encodings))
+        return encodings
+
+    def row(self, encoding: Any) -> Row:
+        """Return what the model takes of an encoding.
+
+        Args:
+            encoding: of one text, as `encode` returns it.
+
+        Returns:
+            Argument -> one number per token.
+        """
+        return {name: list(encoding[name]) for name in encoding if name in self.arguments}
+
+    def notes(self) -> list[str]:
+        """Return a line for each split in which texts were cut."""
+        lines = []
+        for split, (cut, total) in self.cut.items():
+            if cut:
+                lines.append(
+                    f"data: {cut} of {total} texts of {split} are cut to {self.limit} tokens"
+                )
+        return lines
+
+    @property
+    def padding(self) -> Mapping[str, int]:
+        """Return what fills up each argument behind a short text; 0 for those that are not here."""
+        return {
+            "input_ids": self.tokenizer.pad_token_id,
+            "token_type_ids": self.tokenizer.pad_token_type_id,
+        }
+
+
+def _named(lengths: Sequence[int]) -> list[tuple[str, int | None]]:
+    return [("length", length) for length in lengths]
+
+
+def _positions(config: Any, model: nn.Module) -> int | None:
+    """Return how many tokens the model has positions for; some families count from the padding."""
+    inner = config.get_text_config() if hasattr(config, "get_text_config") else config
+    positions = getattr(inner, "max_position_embeddings", None)
+    if not isinstance(positions, int) or positions < 1:
+        return None
+    for name, module in model.named_modules():
+        table = name.endswith("position_embeddings") and isinstance(module, nn.Embedding)
+        if table and module.padding_idx is not None:
+            return positions - int(module.padding_idx) - 1
+    return positions

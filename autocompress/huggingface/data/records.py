@@ -1,0 +1,212 @@
+"""Read records of data files: jsonl, json, csv, tsv, txt, parquet, Arrow, and folders of images.
+
+A record remembers where it stands, so that each error names the file and the line.
+"""
+
+from __future__ import annotations
+
+import csv
+import json
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from autocompress.errors import TaskError, nearest_name
+from autocompress.huggingface.extra import library, told
+
+IMAGES = (".png", ".jpg", ".jpeg", ".bmp", ".gif", ".webp", ".tif", ".tiff", ".ppm", ".pgm")
+SOUNDS = (".wav", ".flac", ".ogg", ".mp3")
+METADATA = ("metadata.jsonl", "metadata.csv")  # beside the files that their column file_name names
+FILE_NAME = "file_name"
+FIELD = 2**24  # most characters of a field of a csv file
+
+
+@dataclass(frozen=True)
+class Record:
+    """Hold one sample as it stands in the data.
+
+    Attributes:
+        values: by name of the column.
+        place: such as "train.jsonl line 3", for messages.
+        folder: that paths in it are relative to.
+    """
+
+    values: Mapping[str, Any]
+    place: str
+    folder: Path
+
+
+def read_records(path: str) -> list[Record]:
+    """Read all records of a file or folder.
+
+    Args:
+        path: a data file, a folder of images or sounds in one folder per label, or a folder that
+            `datasets` saved.
+
+    Returns:
+        At least one record.
+
+    Raises:
+        TaskError: it is missing, empty or damaged, or of an unknown kind.
+    """
+    place = Path(path)
+    if place.is_dir():
+        records = _folder(place)
+    elif not place.is_file():
+        siblings = [p.name for p in place.parent.iterdir()] if place.parent.is_dir() else []
+        near = nearest_name(place.name, siblings) or "none"
+        raise TaskError(f"{path}: no such data file; nearest: {near}")
+    elif place.suffix.lower() not in READERS:
+        near = nearest_name(place.suffix.lower(), READERS)
+        raise TaskError(
+            f"{path}: unknown kind of data file {place.suffix!r}; nearest: {near} "
+            f"(there are {', '.join(READERS)})"
+        )
+    else:
+        records = READERS[place.suffix.lower()](place)
+    if not records:
+        raise TaskError(f"{path}: holds no sample")
+    return records
+
+
+def _text_of(path: Path) -> str:
+    try:
+        return path.read_text(encoding="utf-8-sig")
+    except UnicodeDecodeError as error:
+        raise TaskError(f"{path}: is no text in UTF-8 (byte {error.start})") from None
+
+
+def _jsonl(path: Path) -> list[Record]:
+    records = []
+    for number, line in enumerate(_text_of(path).splitlines(), 1):
+        if not line.strip():
+            continue
+        try:
+            values = json.loads(line)
+        except json.JSONDecodeError as error:
+            raise TaskError(f"{path} line {number}: is no JSON ({error.msg})") from None
+        records.append(_record(values, path, f"line {number}"))
+    return records
+
+
+def _json(path: Path) -> list[Record]:
+    text = _text_of(path)
+    try:
+        rows = json.loads(text)
+    except json.JSONDecodeError as error:
+        if error.msg == "Extra data":  # one object per line
+            return _jsonl(path)
+        raise TaskError(f"{path} line {error.lineno}: is no JSON ({error.msg})") from None
+    if not isinstance(rows, list):
+        raise TaskError(f"{path}: expected a list of objects, got {type(rows).__name__}")
+    return [_record(values, path, f"entry {i}") for i, values in enumerate(rows, 1)]
+
+
+def _record(values: Any, path: Path, where: str) -> Record:
+    if not isinstance(values, dict):
+        raise TaskError(
+            f'{path} {where}: expected an object such as {{"text": ...}}, '
+            f"got {type(values).__name__}"
+        )
+    return Record(values, f"{path.name} {where}", path.parent)
+
+
+def _table(separator: str) -> Callable[[Path], list[Record]]:
+    """Return a reader of tables with names of columns in their first line."""
+
+    def read(path: Path) -> list[Record]:
+        csv.field_size_limit(FIELD)
+        lines = _text_of(path).splitlines(keepends=True)
+        reader = csv.DictReader(lines, delimiter=separator, strict=separator == ",")
+        records = []
+        with told(f"{path}: is no table"):
+            for row in reader:
+                where = f"line {reader.line_num}"
+                if None in row or None in row.values():
+                    count = len(reader.fieldnames or ())
+                    raise TaskError(
+                        f"{path} {where}: has {'more' if None in row else 'fewer'} fields than "
+                        f"the {count} columns of the first line"
+                    )
+                records.append(Record(row, f"{path.name} {where}", path.parent))
+        return records
+
+    return read
+
+
+def _lines(path: Path) -> list[Record]:
+    records = []
+    for number, line in enumerate(_text_of(path).splitlines(), 1):
+        if line.strip():
+            records.append(Record({"text": line}, f"{path.name} line {number}", path.parent))
+    return records
+
+
+def _parquet(path: Path) -> list[Record]:
+    tables = library("pyarrow.parquet", f"{path}: parquet files", "pyarrow")
+    with told(f"{path}: cannot be read"):
+        rows = tables.read_table(path).to_pylist()
+    return [Record(row, f"{path.name} row {i}", path.parent) for i, row in enumerate(rows, 1)]
+
+
+def _arrow(path: Path) -> list[Record]:
+    arrow = library("pyarrow", f"{path}: Arrow files", "pyarrow")
+    with told(f"{path}: cannot be read"):
+        try:
+            rows = arrow.ipc.open_stream(path).read_all().to_pylist()
+        except arrow.ArrowInvalid:
+            rows = arrow.ipc.open_file(path).read_all().to_pylist()
+    return [Record(row, f"{path.name} row {i}", path.parent) for i, row in enumerate(rows, 1)]
+
+
+READERS: dict[str, Callable[[Path], list[Record]]] = {
+    ".jsonl": _jsonl,
+    ".ndjson": _jsonl,
+    ".json": _json,
+    ".csv": _table(","),
+    ".tsv": _table("\t"),
+    ".txt": _lines,
+    ".parquet": _parquet,
+    ".arrow": _arrow,
+}
+
+
+def _folder(path: Path) -> list[Record]:
+    if (path / "dataset_dict.json").is_file():
+        splits = sorted(entry.name for entry in path.iterdir() if entry.is_dir())
+        raise TaskError(
+            f"{path}: holds the splits {', '.join(splits)}; name one: {path}/{splits[0]}"
+        )
+    if (path / "state.json").is_file():
+        return _saved(path)
+    for name in METADATA:
+        if (path / name).is_file():
+            return [_beside(record) for record in READERS[Path(name).suffix](path / name)]
+    files = sorted(p for p in path.rglob("*") if p.suffix.lower() in (*IMAGES, *SOUNDS))
+    records = []
+    for file in files:
+        values: dict[str, Any] = {FILE_NAME: str(file.relative_to(path))}
+        parts = file.relative_to(path).parts
+        if len(parts) > 1:
+            values["label"] = parts[0]
+        records.append(Record(values, str(file), path))
+    if not records:
+        raise TaskError(
+            f"{path}: holds no image and no sound; expected {path}/LABEL/*.png, "
+            f"{METADATA[0]}, or a folder that datasets saved"
+        )
+    return records
+
+
+def _beside(record: Record) -> Record:
+    if FILE_NAME not in record.values:
+        raise TaskError(f"{record.folder}/{record.place}: has no column {FILE_NAME}")
+    return record
+
+
+def _saved(path: Path) -> list[Record]:
+    datasets = library("datasets", f"{path}: saved data sets", "datasets")
+    with told(f"{path}: cannot be read"):
+        rows = datasets.load_from_disk(str(path))
+        return [Record(dict(row), f"{path.name} row {i}", path) for i, row in enumerate(rows, 1)]

@@ -1,0 +1,190 @@
+"""Open a model folder: its config, and the task that its architecture is made for."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from autocompress.errors import TaskError, nearest_name
+from autocompress.huggingface.extra import library, quiet, told
+from autocompress.huggingface.options import Options
+from autocompress.task.source import HUB
+
+CONFIG_FILE, MODULES_FILE = "config.json", "modules.json"
+AUTO = "transformers.models.auto.modeling_auto"
+# Name of the task -> the table of transformers that lists its classes. An architecture in several
+# tables has the task that comes first.
+TASKS = {
+    "image-classification": "IMAGE_CLASSIFICATION",
+    "text-classification": "SEQUENCE_CLASSIFICATION",
+    "token-classification": "TOKEN_CLASSIFICATION",
+    "question-answering": "QUESTION_ANSWERING",
+    "text-generation": "CAUSAL_LM",
+    "fill-mask": "MASKED_LM",
+}
+EMBEDDINGS = ("feature-extraction", "sentence-similarity")  # of models without a head
+NAMES = (*TASKS, *EMBEDDINGS)
+# Tables of tasks that cannot be searched yet, for the error.
+NOT_YET = {
+    "text2text-generation": "SEQ_TO_SEQ_CAUSAL_LM",
+    "automatic-speech-recognition": "SPEECH_SEQ_2_SEQ",
+    "automatic-speech-recognition (CTC)": "CTC",
+    "object-detection": "OBJECT_DETECTION",
+    "image-segmentation": "SEMANTIC_SEGMENTATION",
+    "image-segmentation (universal)": "UNIVERSAL_SEGMENTATION",
+    "visual-question-answering": "VISUAL_QUESTION_ANSWERING",
+    "image-to-text": "IMAGE_TEXT_TO_TEXT",
+    "zero-shot-image-classification": "ZERO_SHOT_IMAGE_CLASSIFICATION",
+    "audio-classification": "AUDIO_CLASSIFICATION",
+}
+
+
+@dataclass(frozen=True)
+class ModelFolder:
+    """Describe a model folder.
+
+    Attributes:
+        path: the folder.
+        weights: the folder of config and weights; another one only in older folders of
+            sentence-transformers.
+        config: of the model.
+        architecture: name of the class that wrote the folder, or "" if the config names none.
+        task: name of the task.
+        trust_remote_code: run the code that the folder brings.
+    """
+
+    path: Path
+    weights: Path
+    config: Any
+    architecture: str
+    task: str
+    trust_remote_code: bool
+
+    @property
+    def name(self) -> str:
+        """Return the name of the folder, for messages and for the task."""
+        return self.path.name
+
+
+def open_folder(options: Options) -> ModelFolder:
+    """Read the config of a model folder.
+
+    Args:
+        options: name the folder, and the task if it is not that of the architecture.
+
+    Returns:
+        The folder.
+
+    Raises:
+        TaskError: there is no such folder or config, or the task is unknown or not possible.
+    """
+    if options.task is not None and options.task not in NAMES:
+        raise TaskError(_unknown_task(options.task))
+    path = _local(options.folder)
+    if not path.is_dir():
+        siblings = []
+        if path.parent.is_dir():
+            siblings = [other.name for other in path.parent.iterdir() if other.is_dir()]
+        near = nearest_name(path.name, siblings) or "none"
+        raise TaskError(f"{options.folder}: no such model folder; nearest: {near}")
+    weights = path / _inner(path)
+    if not (weights / CONFIG_FILE).is_file():
+        raise TaskError(
+            f"{weights}: has no {CONFIG_FILE}; expected a folder that save_pretrained wrote"
+        )
+    transformers = library("transformers", "model folders")
+    with quiet(), told(f"{weights / CONFIG_FILE}: cannot be read"):
+        config = transformers.AutoConfig.from_pretrained(
+            weights, local_files_only=True, trust_remote_code=options.trust_remote_code
+        )
+    architecture = ((config.architectures or [""])[0]) or ""
+    task = _task_of(path, architecture, options.task)
+    return ModelFolder(path, weights, config, architecture, task, options.trust_remote_code)
+
+
+def _local(folder: str) -> Path:
+    """Return the local folder of a name; only hf://owner/name is fetched."""
+    if not folder.startswith(HUB):
+        return Path(folder)
+    hub = library("huggingface_hub", "model folders")
+    with told(f"{folder}: cannot be fetched from the hub"):
+        return Path(hub.snapshot_download(folder.removeprefix(HUB)))
+
+
+def _inner(path: Path) -> str:
+    """Return the folder of the weights inside of a folder of sentence-transformers; "" for none."""
+    for module in sentence_modules(path):
+        if str(module.get("type", "")).endswith("Transformer"):
+            return str(module.get("path", ""))
+    return ""
+
+
+def sentence_modules(path: Path) -> list[dict[str, Any]]:
+    """Return the entries of modules.json, which sentence-transformers writes.
+
+    Args:
+        path: the model folder.
+
+    Returns:
+        Mappings with "type" and "path"; none without the file.
+
+    Raises:
+        TaskError: the file cannot be read.
+    """
+    file = path / MODULES_FILE
+    if not file.is_file():
+        return []
+    with told(f"{file}: cannot be read"):
+        modules = json.loads(file.read_text())
+    if not isinstance(modules, list) or not all(isinstance(entry, dict) for entry in modules):
+        raise TaskError(f"{file}: expected a list of modules with type and path")
+    return modules
+
+
+def _task_of(path: Path, architecture: str, asked: str | None) -> str:
+    """Return the task of an architecture, or raise a TaskError that names those it can have."""
+    sentence = bool(sentence_modules(path))
+    possible = [name for name, table in TASKS.items() if architecture in _classes(table)]
+    not_yet = [name for name, table in NOT_YET.items() if architecture in _classes(table)]
+    if architecture in _classes("SEQ_TO_SEQ_CAUSAL_LM"):
+        possible = []  # some are listed as models of hidden tokens too
+    if sentence:
+        possible = [EMBEDDINGS[1], EMBEDDINGS[0]]
+    elif architecture in _table("MODEL_MAPPING_NAMES") and not possible and not not_yet:
+        possible = list(EMBEDDINGS)
+    if asked is None:
+        if possible:
+            return possible[0]
+        if not architecture:
+            raise TaskError(
+                f"{path}: {CONFIG_FILE} names no architecture; give the task: {', '.join(NAMES)}"
+            )
+        what = f" ({not_yet[0]})" if not_yet else ""
+        raise TaskError(
+            f"{path}: no task for {architecture}{what} yet; there are: {', '.join(NAMES)}"
+        )
+    if architecture and asked not in (*possible, *EMBEDDINGS):
+        near = ", ".join(possible) or "none"
+        raise TaskError(f"{path}: {architecture} has no head for {asked}; nearest: {near}")
+    return asked
+
+
+def _unknown_task(name: str) -> str:
+    for other in NOT_YET:
+        if name == other.split(" ")[0]:
+            return f"task {name!r} cannot be searched yet; there are: {', '.join(NAMES)}"
+    return f"task {name!r} is unknown; nearest: {nearest_name(name, NAMES)}"
+
+
+def _classes(table: str) -> set[str]:
+    return _table(f"MODEL_FOR_{table}_MAPPING_NAMES")
+
+
+def _table(name: str) -> set[str]:
+    """Return the names of classes of a table of transformers; an entry may list several."""
+    names: set[str] = set()
+    for entry in getattr(library(AUTO, "model folders"), name, {}).values():
+        names |= {entry} if isinstance(entry, str) else set(entry)
+    return names

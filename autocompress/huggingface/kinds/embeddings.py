@@ -1,0 +1,90 @@
+"""Prepare embeddings of texts: similarity of pairs with scores, or closeness to the float model."""
+
+from __future__ import annotations
+
+import inspect
+from dataclasses import replace
+from typing import Any
+
+import transformers
+
+from autocompress.huggingface.data.batches import Sample, real_numbers
+from autocompress.huggingface.data.columns import Columns, value_of
+from autocompress.huggingface.data.encoding import Encoder, Row
+from autocompress.huggingface.data.labels import number_of
+from autocompress.huggingface.data.splits import read_splits
+from autocompress.huggingface.folder import ModelFolder
+from autocompress.huggingface.kinds.parts import (
+    Answers,
+    Parts,
+    answered,
+    label_columns,
+    text_parts,
+)
+from autocompress.huggingface.loading import load_model, load_tokenizer
+from autocompress.huggingface.metrics import numbers
+from autocompress.huggingface.options import Options
+from autocompress.huggingface.sentence import sentence_encoder
+from autocompress.task.loading import Unlabelled
+
+COLUMNS = ("text", "text_pair", "score")
+OF_PAIRS = {"spearman": numbers.spearman_of_pairs, "pearson": numbers.pearson_of_pairs}
+CLOSENESS = Answers(numbers.same, {"cosine": numbers.cosine})
+
+
+def embeddings(folder: ModelFolder, options: Options) -> Parts:
+    """Return the parts of a task that embeds texts.
+
+    Args:
+        folder: the model folder.
+        options: of the user.
+
+    Returns:
+        The parts. The texts of a pair are neighbours in a batch; pairs with scores are judged by
+        the correlation of their cosines with the scores.
+
+    Raises:
+        TaskError: model or data cannot be used.
+    """
+    columns = Columns(folder.task, options.columns or {})
+    columns.check(COLUMNS)
+    splits = read_splits(options)
+    model, words = sentence_encoder(folder, load_model(folder, "AutoModel", **_headless(folder)))
+    encoder = Encoder.of(folder, load_tokenizer(folder, model), model, options)
+    encoder = replace(encoder, arguments=encoder.arguments & _arguments(model.encoder))
+    pairs = columns.find("text_pair", splits.validation) is not None
+    scores = label_columns(columns, "score", splits) if pairs else {}
+    samples = {}
+    for split, records in splits.parts():
+        texts = [value_of(r, columns.need("text", records), str, "a text") for r in records]
+        rows: list[tuple[Row, ...]]
+        rows = [(encoder.row(encoding),) for encoding in encoder.encode(split, texts)]
+        if pairs:
+            column = columns.need("text_pair", records)
+            others = encoder.encode(split, [value_of(r, column, str, "a text") for r in records])
+            rows = [(*row, encoder.row(other)) for row, other in zip(rows, others, strict=True)]
+        score = scores.get(split)
+        targets = [None if score is None else number_of(record, score) for record in records]
+        samples[split] = [Sample(*pair) for pair in zip(rows, targets, strict=True)]
+    notes = (*splits.notes, words)
+    parts = text_parts(model, encoder, samples, real_numbers, OF_PAIRS, options, notes)
+    if scores.get("validation") is None:
+        return answered(parts, CLOSENESS)
+    # A score belongs to two rows, so it gives no loss of a row: recovery learns the embeddings.
+    return replace(parts, train=None if parts.train is None else Unlabelled(parts.train))
+
+
+def _headless(folder: ModelFolder) -> dict[str, Any]:
+    """Return the argument that leaves out the pooling of the first token, which nothing reads."""
+    architecture = transformers.AutoModel._model_mapping.get(type(folder.config), None)
+    if architecture is None or isinstance(architecture, tuple):
+        return {}
+    return {"add_pooling_layer": False} if "add_pooling_layer" in _init(architecture) else {}
+
+
+def _init(architecture: Any) -> frozenset[str]:
+    return frozenset(inspect.signature(architecture.__init__).parameters)
+
+
+def _arguments(encoder: Any) -> frozenset[str]:
+    return frozenset(inspect.signature(encoder.forward).parameters)

@@ -1,0 +1,158 @@
+"""Hold what a kind of task makes of a folder and its data, and build it for tasks on texts."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+from torch import Tensor, nn
+
+from autocompress.errors import TaskError
+from autocompress.huggingface.data.batches import (
+    Answered,
+    Collect,
+    Sample,
+    bucketed,
+    examples,
+)
+from autocompress.huggingface.data.columns import Columns
+from autocompress.huggingface.data.encoding import Encoder
+from autocompress.huggingface.data.splits import Splits
+from autocompress.huggingface.options import Options
+from autocompress.task.batches import Batches, Inputs
+from autocompress.task.loading import Unlabelled
+
+Metric = Callable[[Any, Any], float]
+UNLABELLED = "data: there are no labels: the answers of the float model are the targets"
+
+
+@dataclass(frozen=True)
+class Parts:
+    """Hold the parts of a task.
+
+    Attributes:
+        model: the model that is searched.
+        example: inputs at which latency is measured.
+        validation: batches.
+        metrics: by name; the first one decides unless the user names another.
+        train: batches, or None.
+        test: batches, or None.
+        further: further inputs at which latency is reported, by name.
+        notes: lines for the user.
+        output_weights: as `Task.output_weights`.
+        batch_first: as `Task.batch_first`.
+        tokenizer: of the folder, or None.
+    """
+
+    model: nn.Module
+    example: Inputs
+    validation: Batches
+    metrics: Mapping[str, Metric]
+    train: Batches | None = None
+    test: Batches | None = None
+    further: Mapping[str, Inputs] = field(default_factory=dict)
+    notes: tuple[str, ...] = ()
+    output_weights: Mapping[str, float] | None = None
+    batch_first: bool | None = None
+    tokenizer: Any = None
+
+
+@dataclass(frozen=True)
+class Answers:
+    """Say how the float model's answers replace labels.
+
+    Attributes:
+        of: (inputs, primary output) -> target.
+        metrics: by name, of outputs and these targets.
+    """
+
+    of: Callable[[Inputs, Tensor], Any]
+    metrics: Mapping[str, Metric]
+
+
+def text_parts(
+    model: nn.Module,
+    encoder: Encoder,
+    samples: Mapping[str, Sequence[Sample]],
+    collect: Collect,
+    metrics: Mapping[str, Metric],
+    options: Options,
+    notes: Sequence[str],
+) -> Parts:
+    """Return the parts of a task on texts.
+
+    Args:
+        model: the model.
+        encoder: of its texts.
+        samples: by split.
+        collect: joins the targets of a batch.
+        metrics: by name.
+        options: of the user.
+        notes: lines for the user so far.
+
+    Returns:
+        The parts.
+    """
+    batches = {
+        split: bucketed(rows, encoder.padding, collect, options) for split, rows in samples.items()
+    }
+    example, further = examples(samples["validation"], options)
+    return Parts(
+        model,
+        example,
+        batches["validation"],
+        metrics,
+        batches.get("train"),
+        batches.get("test"),
+        further,
+        (*notes, *encoder.notes()),
+        tokenizer=encoder.tokenizer,
+    )
+
+
+def answered(parts: Parts, answers: Answers) -> Parts:
+    """Return parts whose targets are the answers of the float model.
+
+    Args:
+        parts: with batches without labels.
+        answers: how they are made and judged.
+
+    Returns:
+        The parts, with a note.
+    """
+    return replace(
+        parts,
+        validation=Answered(parts.validation, parts.model, answers.of),
+        test=None if parts.test is None else Answered(parts.test, parts.model, answers.of),
+        train=None if parts.train is None else Unlabelled(parts.train),
+        metrics=answers.metrics,
+        notes=(*parts.notes, UNLABELLED),
+    )
+
+
+def label_columns(columns: Columns, part: str, splits: Splits) -> dict[str, str | None]:
+    """Return the column of the labels in each split.
+
+    Args:
+        columns: of the task.
+        part: such as "label".
+        splits: of the data.
+
+    Returns:
+        By split; None for all if the validation split has none, and for training data without.
+
+    Raises:
+        TaskError: the test split lacks the labels that the validation split has.
+    """
+    found = {}
+    labelled = columns.find(part, splits.validation) is not None
+    for name, records in splits.parts():
+        column = columns.find(part, records)
+        if labelled and column is None and name == "test":
+            raise TaskError(
+                f"{records[0].place}: the test split has no {part}, the validation split has; "
+                f"nearest: --column {part}=NAME"
+            )
+        found[name] = column if labelled else None
+    return found

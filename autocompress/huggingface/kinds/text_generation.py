@@ -1,0 +1,90 @@
+"""Prepare language models: the next token of windows of text, by teacher forcing."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from autocompress.errors import TaskError
+from autocompress.huggingface.data.batches import Sample, per_token
+from autocompress.huggingface.data.columns import Columns, value_of
+from autocompress.huggingface.data.encoding import Encoder
+from autocompress.huggingface.data.records import Record
+from autocompress.huggingface.data.splits import read_splits
+from autocompress.huggingface.extra import quiet, told
+from autocompress.huggingface.folder import ModelFolder
+from autocompress.huggingface.kinds.memory import within_memory
+from autocompress.huggingface.kinds.parts import Parts, text_parts
+from autocompress.huggingface.loading import load_model, load_tokenizer
+from autocompress.huggingface.metrics.tokens import perplexity, token_accuracy
+from autocompress.huggingface.options import Options
+from autocompress.task.outputs import IGNORED
+
+COLUMNS = ("text",)
+WINDOW = 512  # tokens of a window, if the model takes as many
+TOKENS = "tokens"
+
+
+def text_generation(folder: ModelFolder, options: Options) -> Parts:
+    """Return the parts of a task that predicts the next token.
+
+    Args:
+        folder: the model folder.
+        options: of the user; `max_length` is the length of a window.
+
+    Returns:
+        The parts. The texts of a file are joined and cut into windows; splits are made of windows.
+
+    Raises:
+        TaskError: model or data cannot be used.
+    """
+    columns = Columns(folder.task, options.columns or {})
+    columns.check(COLUMNS)
+    model = load_model(folder, "AutoModelForCausalLM")
+    tokenizer = load_tokenizer(folder, model)
+    encoder = Encoder.of(folder, tokenizer, model, options)
+    length = min(options.max_length or WINDOW, encoder.limit or WINDOW)
+    splits = read_splits(options, _windows(tokenizer, columns, max(2, length)))
+    notes = [*splits.notes]
+    samples = {}
+    for split, records in splits.parts():
+        rows = [_sample(encoder, record.values[TOKENS]) for record in records]
+        samples[split] = within_memory(rows, folder.config.vocab_size, split, options, notes)
+    metrics = {"perplexity": perplexity, "accuracy": token_accuracy}
+    return text_parts(model, encoder, samples, per_token, metrics, options, notes)
+
+
+def _sample(encoder: Encoder, tokens: list[int]) -> Sample:
+    rows = {"input_ids": tokens, "attention_mask": [1] * len(tokens)}
+    row = {name: value for name, value in rows.items() if name in encoder.arguments}
+    return Sample((row,), [*tokens[1:], IGNORED])
+
+
+def _windows(
+    tokenizer: Any, columns: Columns, length: int
+) -> Callable[[list[Record]], list[Record]]:
+    """Return the function that turns the texts of a file into windows of tokens.
+
+    The last window is left out if it is shorter than half of the others.
+    """
+
+    def cut(records: list[Record]) -> list[Record]:
+        column = columns.need("text", records)
+        texts = [value_of(record, column, str, "a text") for record in records]
+        lines = Path(records[0].place.rpartition(" line ")[0]).suffix == ".txt"
+        between = "\n" if lines else tokenizer.eos_token or "\n\n"
+        with quiet(), told(f"{records[0].place}: the tokenizer fails"):
+            tokens = tokenizer(between.join(texts), add_special_tokens=False)["input_ids"]
+        windows = [tokens[start : start + length] for start in range(0, len(tokens), length)]
+        if len(windows) > 1 and len(windows[-1]) < length / 2:
+            windows.pop()
+        if len(windows[0]) < 2:
+            raise TaskError(f"{records[0].place}: holds fewer than 2 tokens; give more text")
+        first = records[0]
+        return [
+            Record({TOKENS: window}, f"{first.place} window {i}", first.folder)
+            for i, window in enumerate(windows, 1)
+        ]
+
+    return cut

@@ -1,0 +1,127 @@
+"""Load model, tokenizer and processors of a model folder, from the folder alone."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import nn
+
+from autocompress.errors import TaskError
+from autocompress.huggingface.extra import library, quiet, told
+from autocompress.huggingface.folder import ModelFolder
+
+
+def load_model(folder: ModelFolder, loader: str, **arguments: Any) -> nn.Module:
+    """Return the model of a folder in eval mode, in float32.
+
+    Pickled weights are read by `weights_only` loading, which runs no code of the file.
+
+    Args:
+        folder: the model folder.
+        loader: the class of transformers that loads it, such as "AutoModelForMaskedLM".
+        arguments: for the constructor of the model.
+
+    Returns:
+        The model.
+
+    Raises:
+        TaskError: weights are missing, damaged, or those of another architecture.
+    """
+    transformers = library("transformers", "model folders")
+    with quiet(), told(f"{folder.weights}: the model cannot be loaded"):
+        model, report = getattr(transformers, loader).from_pretrained(
+            folder.weights,
+            config=folder.config,
+            dtype=torch.float32,
+            local_files_only=True,
+            weights_only=True,
+            trust_remote_code=folder.trust_remote_code,
+            output_loading_info=True,
+            **arguments,
+        )
+    missing = sorted(report["missing_keys"])
+    mismatched = sorted(name for name, *_ in report["mismatched_keys"])
+    for names, words in ((missing, "lack"), (mismatched, "have another shape for")):
+        if names:
+            more = f" and {len(names) - 1} others" if len(names) > 1 else ""
+            raise TaskError(
+                f"{folder.weights}: the weights {words} {names[0]}{more} of "
+                f"{type(model).__name__}; nearest: the folder of a model trained for {folder.task}"
+            )
+    loaded: nn.Module = model.eval()
+    return loaded.requires_grad_(True)
+
+
+def load_tokenizer(folder: ModelFolder, model: nn.Module) -> Any:
+    """Return the tokenizer of a folder; one without a padding token pads with the last token.
+
+    Args:
+        folder: the model folder.
+        model: its config learns the padding token, if it names none.
+
+    Returns:
+        The tokenizer.
+
+    Raises:
+        TaskError: the folder has none, or it cannot be read.
+    """
+    place = folder.weights
+    found = [
+        name for name in ("tokenizer.json", "tokenizer_config.json") if (place / name).exists()
+    ]
+    if not found and not any(place.glob("*vocab*")) and not any(place.glob("*.model")):
+        raise TaskError(
+            f"{place}: has no tokenizer (tokenizer.json); save it with "
+            "tokenizer.save_pretrained(folder)"
+        )
+    transformers = library("transformers", "model folders")
+    with quiet(), told(f"{place}: the tokenizer cannot be loaded"):
+        tokenizer = transformers.AutoTokenizer.from_pretrained(
+            place, local_files_only=True, trust_remote_code=folder.trust_remote_code
+        )
+    words = model.get_input_embeddings().weight.shape[0]  # type: ignore[operator]
+    if len(tokenizer) > words:
+        raise TaskError(
+            f"{place}: the tokenizer has {len(tokenizer)} tokens, the model {words}; "
+            "nearest: the tokenizer that the model was trained with"
+        )
+    if tokenizer.pad_token_id is None:
+        if tokenizer.eos_token is None:
+            raise TaskError(
+                f"{place}: the tokenizer has neither a padding nor an end token; set pad_token in "
+                "tokenizer_config.json"
+            )
+        tokenizer.pad_token = tokenizer.eos_token
+    config: Any = model.config
+    if getattr(config, "pad_token_id", None) is None:
+        config.pad_token_id = tokenizer.pad_token_id
+    return tokenizer
+
+
+def load_processor(folder: ModelFolder, loader: str, what: str) -> Any:
+    """Return a processor of images or sound.
+
+    Args:
+        folder: the model folder.
+        loader: the class of transformers that loads it.
+        what: its name in the error.
+
+    Returns:
+        The processor.
+
+    Raises:
+        TaskError: the folder has none, or it cannot be read.
+    """
+    place = folder.weights
+    files = ("preprocessor_config.json", "processor_config.json")
+    if not any((place / name).exists() for name in files):
+        raise TaskError(
+            f"{place}: has no {what} (preprocessor_config.json); save it with "
+            "processor.save_pretrained(folder)"
+        )
+    transformers = library("transformers", "model folders")
+    with quiet(), told(f"{place}: the {what} cannot be loaded"):
+        return getattr(transformers, loader).from_pretrained(
+            place, local_files_only=True, trust_remote_code=folder.trust_remote_code
+        )

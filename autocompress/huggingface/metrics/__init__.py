@@ -1,0 +1,1 @@
+"""Compute the metrics that a model folder is judged by."""

@@ -1,0 +1,129 @@
+"""Compute exact match and F1 of answers that are spans of a text, as SQuAD does."""
+
+from __future__ import annotations
+
+import re
+import string
+from collections import Counter
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+LONGEST = 30  # tokens of an answer
+
+
+@dataclass(frozen=True)
+class Answer:
+    """Describe where the tokens of a text stand, and the right answers.
+
+    Attributes:
+        context: the text.
+        offsets: first and last character + 1 of each token; None for tokens outside the text.
+        texts: the right answers; () if the text has none.
+        may_be_empty: True if the data hold questions without an answer. The first token then
+            stands for none.
+    """
+
+    context: str
+    offsets: tuple[tuple[int, int] | None, ...]
+    texts: tuple[str, ...]
+    may_be_empty: bool = False
+
+
+def predicted(logits: Tensor, answer: Answer) -> str:
+    """Return the text of the most probable span.
+
+    Args:
+        logits: (2, length) of starts and ends.
+        answer: gives the text and its tokens.
+
+    Returns:
+        A part of the text; "" for no answer.
+    """
+    start, end = logits[0], logits[1]
+    inside = torch.tensor([offset is not None for offset in answer.offsets])
+    count = len(inside)
+    start, end = start[:count], end[:count]
+    scores = start[:, None] + end[None, :]
+    possible = torch.ones(count, count, dtype=torch.bool).triu().tril(LONGEST - 1)
+    possible &= inside[:, None] & inside[None, :]
+    scores = scores.masked_fill(~possible, -torch.inf)
+    best = int(scores.argmax())
+    if not possible.any() or (answer.may_be_empty and start[0] + end[0] > scores.flatten()[best]):
+        return ""
+    first, last = answer.offsets[best // count], answer.offsets[best % count]
+    assert first is not None
+    assert last is not None
+    return answer.context[first[0] : last[1]]
+
+
+def exact_match(outputs: Sequence[Tensor], targets: Mapping[str, Any]) -> float:
+    """Return the share of answers that equal a right one.
+
+    Source: Rajpurkar et al. 2016, "SQuAD: 100,000+ questions for machine comprehension of text".
+
+    Args:
+        outputs: (n, 2, length) logits of starts and ends, or a list with an entry per sample.
+        targets: an `Answer` per sample under "answers".
+
+    Returns:
+        From 0 to 1.
+    """
+    return _mean(lambda guess, text: float(_plain(guess) == _plain(text)), outputs, targets)
+
+
+def answer_f1(outputs: Sequence[Tensor], targets: Mapping[str, Any]) -> float:
+    """Return the mean F1 of the words of answers.
+
+    Source: Rajpurkar et al. 2016, "SQuAD: 100,000+ questions for machine comprehension of text".
+
+    Args:
+        outputs: (n, 2, length) logits of starts and ends, or a list with an entry per sample.
+        targets: an `Answer` per sample under "answers".
+
+    Returns:
+        From 0 to 1.
+    """
+    return _mean(_word_f1, outputs, targets)
+
+
+def _mean(
+    score: Callable[[str, str], float], outputs: Sequence[Tensor], targets: Mapping[str, Any]
+) -> float:
+    scores = []
+    for logits, answer in zip(outputs, targets["answers"], strict=True):
+        guess = predicted(logits, answer)
+        scores.append(max(score(guess, text) for text in answer.texts or ("",)))
+    return sum(scores) / len(scores)
+
+
+def _word_f1(guess: str, text: str) -> float:
+    mine, theirs = _plain(guess).split(), _plain(text).split()
+    if not mine or not theirs:
+        return float(mine == theirs)
+    same = sum((Counter(mine) & Counter(theirs)).values())
+    return 2 * same / (len(mine) + len(theirs))
+
+
+def _plain(text: str) -> str:
+    """Return a text in small letters, without punctuation, articles and double spaces."""
+    kept = "".join(c for c in text.lower() if c not in string.punctuation)
+    return " ".join(re.sub(r"\b(a|an|the)\b", " ", kept).split())
+
+
+def span_agreement(outputs: Sequence[Tensor], targets: Mapping[str, Any]) -> float:
+    """Return how often start and end are those of the float model.
+
+    Args:
+        outputs: (n, 2, length) logits of starts and ends, or a list with an entry per sample.
+        targets: (n, 2) positions of the float model under "logits".
+
+    Returns:
+        From 0 to 1.
+    """
+    pairs = zip(outputs, targets["logits"], strict=True)
+    same = [bool((logits.argmax(-1) == wanted).all()) for logits, wanted in pairs]
+    return sum(same) / len(same)

@@ -1,0 +1,104 @@
+"""Make a task of a model folder and data files: `from_pretrained`."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from importlib import import_module
+
+from autocompress.errors import TaskError, nearest_name
+from autocompress.huggingface.folder import EMBEDDINGS, ModelFolder, open_folder
+from autocompress.huggingface.kinds.parts import Metric, Parts
+from autocompress.huggingface.options import Options, checked_options
+from autocompress.task.task import Pretrained, Task
+
+KINDS = "autocompress.huggingface.kinds"
+
+
+def from_pretrained(
+    folder: str,
+    *,
+    data: str | None = None,
+    validation: str | None = None,
+    test: str | None = None,
+    task: str | None = None,
+    metric: str | Sequence[str] | None = None,
+    columns: Mapping[str, str] | None = None,
+    max_length: int | None = None,
+    batch_size: int = 16,
+    batch: int = 1,
+    length: int | Sequence[int] | None = None,
+    samples: int | None = None,
+    seed: int = 0,
+    trust_remote_code: bool = False,
+) -> Task:
+    """Return the task of a model folder, as `autocompress.from_pretrained` describes it.
+
+    Args:
+        folder: the model folder, or "hf://owner/name".
+        data: training data.
+        validation: validation split.
+        test: test split.
+        task: name of the task.
+        metric: name, or list of names.
+        columns: part of a sample -> column of the data.
+        max_length: most tokens of a text.
+        batch_size: samples of a batch of data.
+        batch: samples at which latency is measured.
+        length: tokens at which latency is measured, or a list.
+        samples: most samples of a split.
+        seed: of all cuts and orders.
+        trust_remote_code: run the code that the folder brings.
+
+    Returns:
+        The task.
+
+    Raises:
+        TaskError: folder, data or an option cannot be used.
+    """
+    values = {
+        "data": data,
+        "validation": validation,
+        "test": test,
+        "task": task,
+        "max_length": max_length,
+        "batch_size": batch_size,
+        "batch": batch,
+        "samples": samples,
+        "seed": seed,
+        "trust_remote_code": trust_remote_code,
+    }
+    options = checked_options(folder, metric, columns, length, values)
+    opened = open_folder(options)
+    name = "embeddings" if opened.task in EMBEDDINGS else opened.task.replace("-", "_")
+    kind: Callable[[ModelFolder, Options], Parts]
+    kind = getattr(import_module(f"{KINDS}.{name}"), name)
+    parts = kind(opened, options)
+    chosen = _metrics(opened, parts, options.metrics)
+    first, *others = chosen
+    special = () if parts.tokenizer is None else tuple(sorted(parts.tokenizer.all_special_ids))
+    return Task(
+        opened.name,
+        parts.model,
+        parts.example,
+        parts.validation,
+        chosen[first],
+        train=parts.train,
+        test=parts.test,
+        extra_metrics={other: chosen[other] for other in others},
+        latency_inputs=parts.further,
+        output_weights=parts.output_weights,
+        batch_first=parts.batch_first,
+        notes=(f"model folder: {opened.task}, accuracy is {first}", *parts.notes),
+        pretrained=Pretrained(str(opened.path), opened.task, first, special),
+    )
+
+
+def _metrics(folder: ModelFolder, parts: Parts, names: Sequence[str]) -> dict[str, Metric]:
+    """Return the metrics that the user names, else all; the first one decides."""
+    for name in names:
+        if name not in parts.metrics:
+            raise TaskError(
+                f"{folder.name}: metric {name!r} is none of {folder.task} on these data "
+                f"({', '.join(parts.metrics)}); nearest: {nearest_name(name, parts.metrics)}"
+            )
+    return {name: parts.metrics[name] for name in names or parts.metrics}

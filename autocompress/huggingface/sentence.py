@@ -1,0 +1,157 @@
+"""Turn an encoder into one that gives an embedding per text, as sentence-transformers does."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from safetensors.torch import load_file
+from torch import Tensor, nn
+
+from autocompress.errors import TaskError
+from autocompress.huggingface.extra import told
+from autocompress.huggingface.folder import ModelFolder, sentence_modules
+
+POOLINGS = ("mean", "cls")
+MODES = {"pooling_mode_mean_tokens": "mean", "pooling_mode_cls_token": "cls"}
+ACTIVATIONS = {"Identity": nn.Identity, "Tanh": nn.Tanh, "ReLU": nn.ReLU, "GELU": nn.GELU}
+DENSE_FILE = "model.safetensors"
+
+
+class SentenceEncoder(nn.Module):
+    """Give the embedding of each text, and the hidden states of its tokens.
+
+    Args:
+        encoder: a model without a head.
+        pooling: "mean" over the tokens that are no padding, or "cls", the first token.
+        layers: that follow the pooling.
+        normalise: True gives embeddings of length 1.
+    """
+
+    def __init__(
+        self, encoder: nn.Module, pooling: str, layers: Sequence[nn.Module], normalise: bool
+    ) -> None:
+        super().__init__()
+        self.encoder, self.pooling, self.normalise = encoder, pooling, normalise
+        self.layers = nn.ModuleList(layers)
+        self.config: Any = encoder.config
+
+    def get_input_embeddings(self) -> nn.Module:
+        """Return the table of token embeddings."""
+        table: nn.Module = self.encoder.get_input_embeddings()  # type: ignore[operator]
+        return table
+
+    def forward(
+        self,
+        input_ids: Tensor,
+        attention_mask: Tensor,
+        token_type_ids: Tensor | None = None,
+    ) -> dict[str, Tensor]:
+        """Return the embeddings of texts.
+
+        Args:
+            input_ids: (n, length) tokens.
+            attention_mask: (n, length), 0 for padding.
+            token_type_ids: (n, length), for models that take them.
+
+        Returns:
+            "sentence_embedding" (n, width) and "token_embeddings" (n, length, hidden).
+        """
+        types = {} if token_type_ids is None else {"token_type_ids": token_type_ids}
+        result = self.encoder(input_ids=input_ids, attention_mask=attention_mask, **types)
+        tokens = result.last_hidden_state
+        if self.pooling == "cls":
+            sentence = tokens[:, 0]
+        else:
+            mask = attention_mask[..., None].to(tokens.dtype)
+            sentence = (tokens * mask).sum(1) / mask.sum(1).clamp(min=1e-9)
+        for layer in self.layers:
+            sentence = layer(sentence)
+        if self.normalise:
+            sentence = F.normalize(sentence, dim=1)
+        return {"sentence_embedding": sentence, "token_embeddings": tokens}
+
+
+def sentence_encoder(folder: ModelFolder, encoder: nn.Module) -> tuple[SentenceEncoder, str]:
+    """Return the encoder of a folder with the layers that its modules.json names.
+
+    Args:
+        folder: the model folder.
+        encoder: its model without a head.
+
+    Returns:
+        (module, line that says how tokens are pooled).
+
+    Raises:
+        TaskError: modules.json names a layer that is not supported, or its files are missing.
+    """
+    pooling, normalise = "", False
+    layers: list[nn.Module] = []
+    for entry in sentence_modules(folder.path):
+        kind = str(entry.get("type", "")).rpartition(".")[2]
+        place = folder.path / str(entry.get("path", ""))
+        if kind == "Pooling":
+            pooling = _pooling(place)
+        elif kind == "Dense":
+            layers += _dense(place)
+        elif kind == "Normalize":
+            normalise = True
+        elif kind != "Transformer":
+            raise TaskError(
+                f"{folder.path}/modules.json: {kind or 'a module without a type'} is not "
+                "supported; there are Transformer, Pooling, Dense and Normalize"
+            )
+    words = f"model: embeddings are the {pooling or 'mean'} of the tokens"
+    if pooling == "cls":
+        words = "model: embeddings are those of the first token"
+    if not pooling:
+        words += ", since there is no modules.json that says more"
+    return SentenceEncoder(encoder, pooling or "mean", layers, normalise), words
+
+
+def _config(place: Path) -> dict[str, Any]:
+    file = place / "config.json"
+    with told(f"{file}: cannot be read"):
+        config = json.loads(file.read_text())
+    if not isinstance(config, dict):
+        raise TaskError(f"{file}: expected an object, got {type(config).__name__}")
+    return config
+
+
+def _pooling(place: Path) -> str:
+    """Return the pooling of a config; newer ones hold "pooling_mode", older ones a switch each."""
+    config = _config(place)
+    named = config.get("pooling_mode")
+    modes = [named] if isinstance(named, str) else list(named or [])
+    if not modes:
+        modes = [
+            name for name, value in config.items() if "pooling_mode_" in name and value is True
+        ]
+        modes = [MODES.get(name, name) for name in modes]
+    if len(modes) == 1 and modes[0] in POOLINGS:
+        return str(modes[0])
+    raise TaskError(
+        f"{place}/config.json: pooling {' and '.join(map(str, modes)) or 'none'} is not supported; "
+        f"there are {' and '.join(POOLINGS)}"
+    )
+
+
+def _dense(place: Path) -> list[nn.Module]:
+    config = _config(place)
+    name = str(config.get("activation_function", "Identity")).rpartition(".")[2]
+    if name not in ACTIVATIONS:
+        raise TaskError(
+            f"{place}/config.json: activation {name} is not supported; "
+            f"there are {', '.join(ACTIVATIONS)}"
+        )
+    with told(f"{place}: the dense layer cannot be read"):
+        weights = load_file(place / DENSE_FILE)
+        layer = nn.Linear(
+            int(config["in_features"]), int(config["out_features"]), bool(config.get("bias", True))
+        )
+        layer.load_state_dict({key.rpartition(".")[2]: value for key, value in weights.items()})
+    return [layer.to(torch.float32), ACTIVATIONS[name]()]

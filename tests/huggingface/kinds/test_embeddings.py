@@ -1,0 +1,143 @@
+"""Embeddings of texts: pooling as modules.json says, and similarity of pairs."""
+
+from __future__ import annotations
+
+import functools
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import torch.nn.functional as F
+from safetensors.torch import save_file
+from scipy import stats
+from small_folders import bert, save, texts, tokenizer, transformers, write_jsonl
+from torch import Tensor
+
+import autocompress as ac
+from autocompress.errors import TaskError
+from autocompress.measure.accuracy import evaluate_model
+from autocompress.measure.prepare import prepared
+
+
+def encoder(folder: Path, pooling: dict[str, Any] | None = None, *more: str) -> Path:
+    """Write an encoder; with a pooling as sentence-transformers does."""
+    save(folder, transformers.BertModel(bert()), tokenizer())
+    if pooling is None:
+        return folder
+    kinds = ["Transformer", "Pooling", *more]
+    modules = []
+    for i, kind in enumerate(kinds):
+        path = "" if i == 0 else f"{i}_{kind}"
+        modules.append({"idx": i, "name": str(i), "path": path, "type": f"a.models.{kind}"})
+    (folder / "modules.json").write_text(json.dumps(modules))
+    (folder / "1_Pooling").mkdir()
+    (folder / "1_Pooling/config.json").write_text(json.dumps(pooling))
+    return folder
+
+
+@functools.cache
+def loaded(folder: Path) -> Any:
+    return transformers.BertModel.from_pretrained(folder)
+
+
+def hidden(folder: Path, text: str) -> Tensor:
+    """Return (length, width) of the hidden states of one text, without padding."""
+    with torch.no_grad():
+        return loaded(folder)(**tokenizer()(text, return_tensors="pt")).last_hidden_state[0]
+
+
+def embedded(folder: Path, tmp_path: Path, rows: list[str]) -> tuple[ac.Task, Tensor]:
+    """Return the task, and the embeddings of texts in their order."""
+    data = write_jsonl(tmp_path / "dev.jsonl", [{"text": text} for text in rows])
+    task = ac.from_pretrained(folder, validation=data, test=data, batch_size=4)
+    found = {}
+    for inputs, _ in task.validation:
+        with torch.no_grad():
+            outputs = task.model(**inputs)["sentence_embedding"]
+        for ids, mask, output in zip(
+            inputs["input_ids"], inputs["attention_mask"], outputs, strict=True
+        ):
+            found[tokenizer().decode(ids[mask.bool()], skip_special_tokens=True)] = output
+    return task, torch.stack([found[text] for text in rows])
+
+
+def test_mean_and_first_token(tmp_path: Path) -> None:
+    rows = texts(9)
+    plain = encoder(tmp_path / "plain")
+    task, outputs = embedded(plain, tmp_path, rows)
+    means = torch.stack([hidden(plain, text).mean(0) for text in rows])
+    torch.testing.assert_close(outputs, means, atol=1e-5, rtol=1e-4)
+    assert "since there is no modules.json" in " ".join(task.notes)
+    first = encoder(tmp_path / "cls", {"pooling_mode_cls_token": True})
+    task, outputs = embedded(first, tmp_path, rows)
+    tokens = torch.stack([hidden(first, text)[0] for text in rows])
+    torch.testing.assert_close(outputs, tokens, atol=1e-5, rtol=1e-4)
+    assert "model: embeddings are those of the first token" in task.notes
+    assert task.pretrained.task == "sentence-similarity"
+
+
+def test_layers_behind_the_pooling(tmp_path: Path) -> None:
+    folder = encoder(tmp_path / "m", {"pooling_mode_mean_tokens": True}, "Dense", "Normalize")
+    weight = torch.randn(8, 32, generator=torch.Generator().manual_seed(1))
+    (folder / "2_Dense").mkdir()
+    (folder / "2_Dense/config.json").write_text(
+        json.dumps(
+            {
+                "in_features": 32,
+                "out_features": 8,
+                "bias": False,
+                "activation_function": "torch.nn.modules.activation.Tanh",
+            }
+        )
+    )
+    save_file({"linear.weight": weight}, folder / "2_Dense/model.safetensors")
+    rows = texts(5)
+    _, outputs = embedded(folder, tmp_path, rows)
+    means = torch.stack([hidden(folder, text).mean(0) for text in rows])
+    expected = F.normalize((means @ weight.T).tanh(), dim=1)
+    torch.testing.assert_close(outputs, expected, atol=1e-5, rtol=1e-4)
+
+
+def test_similarity_of_pairs(tmp_path: Path) -> None:
+    folder = encoder(tmp_path / "m")
+    pairs = list(zip(texts(20), texts(20, seed=1), strict=True))
+    numbers = [float(i % 7) for i in range(20)]
+    rows = [
+        {"sentence1": a, "sentence2": b, "score": s}
+        for (a, b), s in zip(pairs, numbers, strict=True)
+    ]
+    data = write_jsonl(tmp_path / "dev.jsonl", rows)
+    task = ac.from_pretrained(folder, data=data, validation=data, test=data, batch_size=3)
+    ready = prepared(task)
+    scores, _ = evaluate_model(ready, ready.model, ready.validation, torch.device("cpu"))
+    cosines = [
+        F.cosine_similarity(hidden(folder, a).mean(0), hidden(folder, b).mean(0), dim=0).item()
+        for a, b in pairs
+    ]
+    expected = stats.spearmanr(cosines, numbers).statistic
+    assert scores.accuracy == pytest.approx(expected, abs=1e-6)
+    expected = stats.pearsonr(cosines, numbers).statistic
+    assert scores.metrics["pearson"] == pytest.approx(expected, abs=1e-5)
+    assert not ready.has_labels  # a score belongs to two rows
+
+
+def test_without_scores_the_float_model_answers(tmp_path: Path) -> None:
+    data = write_jsonl(tmp_path / "dev.jsonl", [{"text": text} for text in texts(12)])
+    ready = prepared(ac.from_pretrained(encoder(tmp_path / "m"), validation=data, test=data))
+    scores, _ = evaluate_model(ready, ready.model, ready.validation, torch.device("cpu"))
+    assert scores.accuracy == pytest.approx(1.0)
+    assert list(ready.first_batch[0]) == ["input_ids", "attention_mask"]
+
+
+def test_poolings_that_are_not_supported(tmp_path: Path) -> None:
+    data = write_jsonl(tmp_path / "dev.jsonl", [{"text": text} for text in texts(12)])
+    folder = encoder(tmp_path / "max", {"pooling_mode_max_tokens": True})
+    with pytest.raises(
+        TaskError, match=r"pooling pooling_mode_max_tokens is not supported; there are mean and cls"
+    ):
+        ac.from_pretrained(folder, validation=data)
+    folder = encoder(tmp_path / "lstm", {"pooling_mode": "mean"}, "LSTM")
+    with pytest.raises(TaskError, match=r"modules\.json: LSTM is not supported; there are Trans"):
+        ac.from_pretrained(folder, validation=data)

@@ -1,0 +1,78 @@
+"""Language models: windows of text and their perplexity."""
+
+from __future__ import annotations
+
+import math
+from pathlib import Path
+
+import pytest
+import torch
+from small_folders import SPECIAL, WORDS, save, texts, tokenizer, transformers, write_jsonl
+
+import autocompress as ac
+from autocompress.errors import TaskError
+from autocompress.huggingface.kinds import memory
+from autocompress.measure.accuracy import evaluate_model
+from autocompress.measure.prepare import prepared
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    config = transformers.LlamaConfig(
+        vocab_size=len(SPECIAL) + len(WORDS),
+        hidden_size=32,
+        intermediate_size=64,
+        num_hidden_layers=1,
+        num_attention_heads=4,
+        num_key_value_heads=2,
+        max_position_embeddings=64,
+    )
+    place = tmp_path_factory.mktemp("folders") / "llama"
+    return save(place, transformers.LlamaForCausalLM(config), tokenizer())
+
+
+def test_perplexity_of_windows(folder: Path, tmp_path: Path) -> None:
+    lines = texts(30)
+    (tmp_path / "plays.txt").write_text("\n".join(lines))
+    data = tmp_path / "plays.txt"
+    task = ac.from_pretrained(folder, validation=data, test=data, max_length=16, batch_size=3)
+    ids = tokenizer()(" ".join(lines), add_special_tokens=False)["input_ids"]
+    windows = [ids[i : i + 16] for i in range(0, len(ids), 16)]
+    windows = [window for window in windows if len(window) >= 8]
+    found = []
+    for inputs, _ in task.validation:
+        masks = inputs["attention_mask"].bool()
+        found += [row[mask].tolist() for row, mask in zip(inputs["input_ids"], masks, strict=True)]
+    assert sorted(found) == sorted(windows)
+    total, count = 0.0, 0
+    for window in windows:
+        tensor = torch.tensor([window])
+        with torch.no_grad():
+            loss = task.model(input_ids=tensor, labels=tensor).loss
+        total += float(loss) * (len(window) - 1)
+        count += len(window) - 1
+    ready = prepared(task)
+    scores, _ = evaluate_model(ready, ready.model, ready.validation, torch.device("cpu"))
+    assert scores.accuracy == pytest.approx(-math.exp(total / count), rel=1e-4)
+    assert 0 <= scores.metrics["accuracy"] < 1
+
+
+def test_windows_that_fit_in_memory(
+    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    rows = [{"text": text} for text in texts(60)]
+    data = write_jsonl(tmp_path / "dev.jsonl", rows)
+    window = 4 * 45 * 16  # bytes of outputs
+    monkeypatch.setattr(memory, "MOST_BYTES", 3.5 * window)
+    task = ac.from_pretrained(folder, data=data, validation=data, test=data, max_length=16)
+    assert sum(len(inputs["input_ids"]) for inputs, _ in task.validation) == 3
+    assert sum(len(inputs["input_ids"]) for inputs, _ in task.train) > 3
+    assert any(note.startswith("data: 3 of ") for note in task.notes)
+    task = ac.from_pretrained(folder, validation=data, test=data, max_length=16, samples=5)
+    assert sum(len(inputs["input_ids"]) for inputs, _ in task.validation) == 5
+
+
+def test_texts_that_are_too_short(folder: Path, tmp_path: Path) -> None:
+    (tmp_path / "a.txt").write_text("w1\n")
+    with pytest.raises(TaskError, match=r"^a\.txt line 1: holds fewer than 2 tokens; give more"):
+        ac.from_pretrained(folder, validation=tmp_path / "a.txt")

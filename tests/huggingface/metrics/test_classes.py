@@ -1,0 +1,52 @@
+"""Metrics of classes against scikit-learn and by hand."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from autocompress.huggingface.metrics.classes import (
+    accuracy,
+    agreement,
+    closeness,
+    f1,
+    matthews,
+    probabilities,
+)
+
+GENERATOR = torch.Generator().manual_seed(0)
+
+
+def test_two_classes() -> None:
+    outputs = torch.tensor([[1.0, 0], [0, 1], [0, 1], [1, 0], [0, 1]])
+    targets = torch.tensor([0, 1, 0, 1, 1])
+    assert accuracy(outputs, targets) == pytest.approx(3 / 5)
+    assert f1(outputs, targets) == pytest.approx(2 * 2 / (3 + 3))  # of class 1
+    assert matthews(outputs, targets) == pytest.approx((2 * 1 - 1 * 1) / (3 * 2 * 3 * 2) ** 0.5)
+
+
+def test_several_classes_and_several_labels() -> None:
+    outputs = torch.eye(3)[[0, 1, 2, 0]]
+    targets = torch.tensor([0, 1, 1, 0])
+    assert f1(outputs, targets) == pytest.approx((1 + 2 / 3 + 0) / 3)  # mean over the classes
+    logits = torch.tensor([[1.0, -1], [1, 1], [-1, -1]])
+    labels = torch.tensor([[1.0, 0], [1, 0], [0, 0]])
+    assert accuracy(logits, labels) == pytest.approx(2 / 3)
+    assert f1(logits, labels) == pytest.approx((1 + 0) / 2)
+
+
+def test_answers_of_the_float_model() -> None:
+    outputs = torch.randn(6, 5, 3, generator=GENERATOR)
+    mask = torch.ones(6, 5, dtype=torch.int64)
+    mask[:, 3:] = 0
+    targets = probabilities({"attention_mask": mask}, outputs)
+    assert agreement(outputs, targets) == 1.0
+    assert closeness(outputs, targets) == pytest.approx(0, abs=1e-6)
+    changed = outputs.clone()
+    changed[:, 3:] = 0  # padding does not count
+    assert agreement(list(changed), list(targets)) == 1.0
+    changed[0, 0] = outputs[0, 0].flip(0) * 10
+    wrong = int(changed[0, 0].argmax() != outputs[0, 0].argmax())
+    assert agreement(changed, targets) == pytest.approx(1 - wrong / 18)
+    p, q = outputs[0, 0].softmax(0), changed[0, 0].softmax(0)
+    assert closeness(changed, targets) == pytest.approx(-float((p * (p / q).log()).sum()) / 18)

@@ -1,0 +1,262 @@
+"""Model folders: what is read of them, and one line for each that cannot be used."""
+
+from __future__ import annotations
+
+import json
+import pickle
+import shutil
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import load_file
+from small_folders import bert, save, texts, tokenizer, transformers, write_jsonl
+
+import autocompress as ac
+from autocompress.errors import TaskError
+from autocompress.task.task import Pretrained
+
+
+@pytest.fixture(scope="module")
+def original(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    model = transformers.BertForSequenceClassification(bert(num_labels=2))
+    return save(tmp_path_factory.mktemp("folders") / "original", model, tokenizer())
+
+
+@pytest.fixture
+def folder(original: Path, tmp_path: Path) -> Path:
+    return Path(shutil.copytree(original, tmp_path / "model"))
+
+
+@pytest.fixture
+def data(tmp_path: Path) -> Path:
+    rows = [{"text": text, "label": i % 2} for i, text in enumerate(texts(12))]
+    return write_jsonl(tmp_path / "dev.jsonl", rows)
+
+
+def error(folder: Any, data: Path, **arguments: Any) -> str:
+    with pytest.raises(TaskError) as caught:
+        ac.from_pretrained(folder, validation=data, **arguments)
+    assert "\n" not in str(caught.value)
+    return str(caught.value)
+
+
+def change(folder: Path, **values: Any) -> None:
+    file = folder / "config.json"
+    file.write_text(json.dumps({**json.loads(file.read_text()), **values}))
+
+
+def test_a_task_can_be_made_again_from_anywhere(
+    folder: Path, data: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(folder.parent)
+    task = ac.load_task("./model", validation="dev.jsonl", metric="f1")
+    assert task.source == {
+        "spec": "autocompress.huggingface.pretrained:from_pretrained",
+        "arguments": {"folder": str(folder), "validation": str(data), "metric": "f1"},
+    }
+    assert task.pretrained == Pretrained(
+        str(folder), "text-classification", "f1", task.pretrained.special_tokens
+    )
+    monkeypatch.chdir(folder)
+    again = ac.load_task(task.source["spec"], **task.source["arguments"])
+    pairs = zip(task.validation, again.validation, strict=True)
+    assert all(torch.equal(a[0]["input_ids"], b[0]["input_ids"]) for a, b in pairs)
+
+
+def test_shards_and_pickled_weights(folder: Path, data: Path) -> None:
+    weights = ac.from_pretrained(folder, validation=data).model.state_dict()
+    model = transformers.BertForSequenceClassification.from_pretrained(folder)
+    (folder / "model.safetensors").unlink()
+    model.save_pretrained(folder, max_shard_size="10KB")
+    assert len(list(folder.glob("*.safetensors"))) > 1
+    sharded = ac.from_pretrained(folder, validation=data).model.state_dict()
+    for file in folder.glob("*.safetensors*"):
+        file.unlink()
+    torch.save(weights, folder / "pytorch_model.bin")
+    pickled = ac.from_pretrained(folder, validation=data).model.state_dict()
+    for name, weight in weights.items():
+        assert torch.equal(weight, sharded[name])
+        assert torch.equal(weight, pickled[name])
+
+
+class Evil:
+    """Write a file when it is unpickled."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return (Path.touch, (self.path,))
+
+
+def test_pickled_weights_run_no_code(folder: Path, data: Path, tmp_path: Path) -> None:
+    (folder / "model.safetensors").unlink()
+    trace = tmp_path / "trace"
+    torch.save({"weight": Evil(trace)}, folder / "pytorch_model.bin")
+    assert "the model cannot be loaded" in error(folder, data)
+    assert not trace.exists()
+    (folder / "pytorch_model.bin").write_bytes(pickle.dumps(Evil(trace)))
+    assert "the model cannot be loaded" in error(folder, data)
+    assert not trace.exists()
+
+
+def test_weights_that_do_not_fit(folder: Path, data: Path) -> None:
+    file = folder / "model.safetensors"
+    whole = file.read_bytes()
+    file.write_bytes(whole[:1000])
+    assert f"{folder}: the model cannot be loaded" in error(folder, data)
+    file.unlink()
+    assert f"{folder}: the model cannot be loaded" in error(folder, data)
+    file.write_bytes(whole)
+    change(folder, num_hidden_layers=2)
+    assert "the weights lack bert.encoder.layer.1." in error(folder, data)
+    change(folder, num_hidden_layers=1, intermediate_size=128)
+    assert error(folder, data).startswith(f"{folder}: the ")
+    change(folder, intermediate_size=64)
+    assert load_file(file)
+    ac.from_pretrained(folder, validation=data)
+
+
+def test_no_task_for_a_head_that_is_not_there(folder: Path, data: Path) -> None:
+    assert error(folder, data, task="token-classification") == (
+        f"{folder}: BertForSequenceClassification has no head for token-classification; "
+        "nearest: text-classification"
+    )
+    change(folder, architectures=["BertModel"])
+    assert error(folder, data, task="text-classification").endswith(
+        "BertModel has no head for text-classification; nearest: feature-extraction, "
+        "sentence-similarity"
+    )
+    change(folder, architectures=None)
+    assert "config.json names no architecture; give the task: " in error(folder, data)
+    task = ac.from_pretrained(folder, validation=data, task="text-classification")
+    assert task.pretrained.task == "text-classification"
+
+
+@pytest.mark.parametrize(
+    ("architecture", "task"),
+    [
+        ("T5ForConditionalGeneration", "text2text-generation"),
+        ("BartForConditionalGeneration", "text2text-generation"),
+        ("WhisperForConditionalGeneration", "automatic-speech-recognition"),
+        ("DetrForObjectDetection", "object-detection"),
+        ("Nothing", ""),
+    ],
+)
+def test_tasks_that_are_not_there_yet(
+    folder: Path, data: Path, architecture: str, task: str
+) -> None:
+    change(folder, architectures=[architecture])
+    line = error(folder, data)
+    assert f"no task for {architecture}" in line
+    assert task in line
+    assert "text-classification, token-classification" in line
+
+
+def test_names_of_tasks(folder: Path, data: Path) -> None:
+    assert error(folder, data, task="text-clasification") == (
+        "task 'text-clasification' is unknown; nearest: text-classification"
+    )
+    assert error(folder, data, task="object-detection").startswith(
+        "task 'object-detection' cannot be searched yet; there are: "
+    )
+
+
+def test_folders_that_are_none(folder: Path, data: Path, tmp_path: Path) -> None:
+    assert error(tmp_path / "modell", data) == (
+        f"{tmp_path / 'modell'}: no such model folder; nearest: model"
+    )
+    (tmp_path / "empty").mkdir()
+    assert error(tmp_path / "empty", data) == (
+        f"{tmp_path / 'empty'}: has no config.json; expected a folder that save_pretrained wrote"
+    )
+    (folder / "config.json").write_text("{")
+    assert f"{folder / 'config.json'}: cannot be read: " in error(folder, data)
+    (folder / "config.json").write_text('{"model_type": "nothing"}')
+    assert f"{folder / 'config.json'}: cannot be read: " in error(folder, data)
+
+
+def test_tokenizers_that_do_not_fit(folder: Path, data: Path) -> None:
+    words = tokenizer()
+    words.add_tokens(["more"])
+    words.save_pretrained(folder)
+    assert error(folder, data).startswith(f"{folder}: the tokenizer has 46 tokens, the model 45; ")
+    for name in ("tokenizer.json", "tokenizer_config.json"):
+        (folder / name).unlink()
+    assert error(folder, data).startswith(f"{folder}: has no tokenizer (tokenizer.json); save it")
+
+
+def test_code_of_a_folder_runs_only_with_the_flag(folder: Path, data: Path, tmp_path: Path) -> None:
+    trace = tmp_path / "trace"
+    (folder / "own.py").write_text(
+        f"open({str(trace)!r}, 'w').close()\n"
+        "from transformers import BertConfig\n"
+        "class OwnConfig(BertConfig):\n    model_type = 'own'\n"
+    )
+    change(folder, model_type="own", auto_map={"AutoConfig": "own.OwnConfig"})
+    assert "config.json: cannot be read" in error(folder, data)
+    assert not trace.exists()
+    assert error(folder, data, trust_remote_code=True)  # its model has no class
+    assert trace.exists()
+
+
+def test_the_hub_is_asked_only_by_its_name(
+    folder: Path, data: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import huggingface_hub
+
+    asked = []
+
+    def snapshot_download(name: str) -> str:
+        asked.append(name)
+        return str(folder)
+
+    monkeypatch.setattr(huggingface_hub, "snapshot_download", snapshot_download)
+    ac.from_pretrained(folder, validation=data)
+    assert asked == []
+    task = ac.from_pretrained("hf://owner/name", validation=data)
+    assert asked == ["owner/name"]
+    assert task.source["arguments"]["folder"] == "hf://owner/name"
+
+
+@pytest.mark.parametrize(
+    ("arguments", "line"),
+    [
+        (
+            {"metric": "acuracy"},
+            "model: metric 'acuracy' is none of text-classification on these "
+            "data (accuracy, f1, matthews); nearest: accuracy",
+        ),
+        ({"batch_size": 0}, "from_pretrained: batch_size must be at least 1, got 0; nearest: 1"),
+        (
+            {"max_length": "8"},
+            "from_pretrained: max_length must be a whole number, got '8'; nearest valid value: 8",
+        ),
+        (
+            {"columns": "text"},
+            "from_pretrained: columns must be a mapping, got 'text'; nearest: {'text': 'body'}",
+        ),
+        (
+            {"columns": {"txt": "text"}},
+            "--column txt=text: txt is no part of text-classification; nearest: text",
+        ),
+        ({"length": [8, 100]}, "model: length 100 is above the model's 64 positions; nearest: 64"),
+        (
+            {"trust_remote_code": "yes"},
+            "from_pretrained: trust_remote_code must be True or False, "
+            "got 'yes'; nearest valid value: True",
+        ),
+    ],
+)
+def test_options_that_cannot_be_used(
+    folder: Path, data: Path, arguments: dict[str, Any], line: str
+) -> None:
+    assert error(folder, data, **arguments) == line
+
+
+def test_without_the_extra(folder: Path, data: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "transformers", None)  # the import fails
+    assert error(folder, data).endswith("nearest: pip install 'autocompress[huggingface]'")
