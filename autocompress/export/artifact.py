@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import shutil
+import tempfile
 from collections.abc import Mapping
 from dataclasses import asdict
 from pathlib import Path
@@ -20,7 +21,7 @@ from safetensors.torch import save
 from autocompress.candidate import Candidate
 from autocompress.compress.assemble.stitch import Stitcher
 from autocompress.compress.assemble.trained import Trained
-from autocompress.errors import ExportError
+from autocompress.errors import ExportError, RunFolderError
 from autocompress.export.arithmetic import saturation_warning
 from autocompress.export.build import Builder
 from autocompress.export.compressor import Compressor
@@ -34,7 +35,7 @@ from autocompress.results.files import (
     write_atomic,
 )
 from autocompress.results.front_point import FrontPoint
-from autocompress.targets.device.sessions import SessionSettings
+from autocompress.targets.device.sessions import SessionSettings, open_session, release_memory
 from autocompress.task.batches import Inputs, describe_inputs
 
 RECIPE_FORMAT = 4
@@ -54,6 +55,27 @@ def write_model(folder: Path, proto: ModelProto) -> int:
         RunFolderError: the file cannot be written.
     """
     return write_graph(folder / MODEL_FILE, proto)
+
+
+def open_graph(proto: ModelProto, silent: bool = False) -> Any:
+    """Open a session of a graph from a temporary file, or from memory where the disk is full.
+
+    Args:
+        proto: the content; it leaves the memory before the file is opened if nobody else holds it.
+        silent: True to log nothing.
+
+    Returns:
+        A session of ONNX Runtime.
+    """
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / MODEL_FILE
+        try:
+            write_graph(path, proto)
+        except (OSError, RunFolderError):
+            return open_session(proto.SerializeToString(), silent=silent)
+        del proto
+        release_memory()
+        return open_session(str(path), silent=silent)
 
 
 def write_graph(path: Path, proto: ModelProto) -> int:

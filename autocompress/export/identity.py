@@ -6,9 +6,7 @@ search starts with this check. If outputs differ, the error names the first modu
 
 from __future__ import annotations
 
-import tempfile
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -19,12 +17,10 @@ from torch import Tensor, nn
 
 from autocompress.candidate import Candidate, ModuleConfig
 from autocompress.errors import ExportError
-from autocompress.export.artifact import write_model
+from autocompress.export.artifact import open_graph
 from autocompress.export.build import Builder
 from autocompress.export.compressor import Compressor
 from autocompress.export.float_graph.shared_graph import SharedGraph
-from autocompress.results.files import MODEL_FILE
-from autocompress.targets.device.sessions import open_session
 from autocompress.targets.target import Target
 from autocompress.task.batches import Inputs, batch_size, map_inputs, take_samples
 from autocompress.task.calls import call_model
@@ -94,10 +90,8 @@ def check_identity(compressor: Compressor, target: Target, task: Task) -> Identi
     _check_whole_batch(builder, task, inputs)
     candidate = _eight_bits(builder, target)
     simulated = _outputs(stitcher.apply(candidate), inputs)
-    with tempfile.TemporaryDirectory() as folder:
-        write_model(Path(folder), compressor.graph(candidate))
-        stitcher.apply(Candidate())  # the rounded weights leave the memory
-        session = open_session(str(Path(folder) / MODEL_FILE))
+    stitcher.apply(Candidate())  # the rounded weights leave the memory
+    session = open_graph(compressor.graph(candidate))
     rounded_file = _difference(session.run(None, builder.lowered.feed(inputs))[0], simulated)
     del session
     if rounded_file > ROUNDED_ERROR:

@@ -7,7 +7,6 @@ model are built.
 from __future__ import annotations
 
 import math
-import tempfile
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -21,7 +20,7 @@ from autocompress.compress.calibrate.batch_norm import norm_samples
 from autocompress.compress.calibrate.evidence import Evidence, task_losses
 from autocompress.compress.calibrate.statistics import CALIBRATION_SAMPLES, collect_statistics
 from autocompress.errors import ExportError
-from autocompress.export.artifact import write_model
+from autocompress.export.artifact import open_graph
 from autocompress.export.build import Builder
 from autocompress.export.compressor import Compressor
 from autocompress.export.float_graph.float_cache import exported
@@ -33,8 +32,6 @@ from autocompress.model.channel_group import ChannelGroup
 from autocompress.model.modules import ModuleMap
 from autocompress.model.plain.plain import plain_model
 from autocompress.model.plain.split import fused_modules
-from autocompress.results.files import MODEL_FILE
-from autocompress.targets.device.sessions import open_session, release_memory
 from autocompress.targets.kernels import KernelChoice
 from autocompress.task.batches import Inputs, batch_size, input_tensors
 from autocompress.task.calls import run_model
@@ -153,13 +150,8 @@ def _prunes(
     try:
         with torch.no_grad():
             result = run_model(stitcher.apply(candidate), inputs)
-        with tempfile.TemporaryDirectory() as folder:
-            graph = Compressor(builder, stitcher).graph(candidate)
-            stitcher.apply(Candidate())  # the cut weights leave the memory
-            release_memory()
-            write_model(Path(folder), graph)
-            del graph
-            session = open_session(str(Path(folder) / MODEL_FILE), silent=True)
+        stitcher.apply(Candidate())  # the cut weights leave the memory
+        session = open_graph(Compressor(builder, stitcher).graph(candidate), silent=True)
         outputs = session.run(None, builder.lowered.feed(inputs))
     except Exception:
         return False  # PyTorch or ONNX Runtime refuses it: shapes do not fit any more

@@ -31,6 +31,7 @@ NOISE_OF = {
     TensorProto.FLOAT16: "half",
     TensorProto.INT8: "bytes",
     TensorProto.UINT8: "bytes",
+    TensorProto.UINT4: "bytes",
 }
 SPREAD = 0.04  # of the noise: activations neither explode nor vanish in models of usual widths
 ALIGNED = 4096  # offsets that runtimes can map into memory

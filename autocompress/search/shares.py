@@ -14,6 +14,8 @@ from autocompress.measure.robustness import corruptions_of
 from autocompress.search.problem.clock import EXPORT_S, OPEN_S, S_PER_BYTE, Clock
 from autocompress.search.problem.options import Settings
 from autocompress.search.problem.problem import Problem
+from autocompress.targets.device.sessions import is_large
+from autocompress.targets.device.timing import PASSES
 
 
 def divide_threads(workers: int) -> None:
@@ -60,5 +62,7 @@ def clock_of(
     pass_s = float_s if file_pass_s is None else file_pass_s
     by_size_s = S_PER_BYTE * problem.baseline.size_bytes
     files_s = (EXPORT_S + by_size_s + pass_s, passes * pass_s, passes * float_s)
-    timing_s = (is_tuned, latency_s, OPEN_S + by_size_s)
+    # A large float file is opened again beside each file that is timed.
+    openings = PASSES if is_large(str(problem.float_path)) else 1
+    timing_s = (is_tuned, latency_s, OPEN_S + openings * by_size_s)
     return Clock(started, settings.timeout_s, recovers, *files_s, *timing_s, time.monotonic())

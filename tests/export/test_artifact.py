@@ -6,6 +6,7 @@ import re
 from dataclasses import asdict
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 import yaml
@@ -13,10 +14,12 @@ from fixture import Fixture
 from onnx import TensorProto, helper
 
 from autocompress import Candidate, FrontPoint, Measurement, Task
-from autocompress.errors import ExportError
+from autocompress.errors import ExportError, RunFolderError
+from autocompress.export import artifact
 from autocompress.export.artifact import (
     RECIPE_FORMAT,
     copy_artifact,
+    open_graph,
     read_recipe,
     session_settings,
     write_model,
@@ -75,6 +78,24 @@ def test_a_model_is_written_with_its_size(tmp_path: Path) -> None:
 POINT = FrontPoint(
     7, Candidate(), Measurement(250, 0.5, 0.875), Measurement(250, 0.5, 0.875), "models/0007"
 )
+
+
+def test_a_graph_is_opened_from_the_disk_or_from_memory(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    ends = [helper.make_tensor_value_info(name, TensorProto.FLOAT, [2]) for name in "xy"]
+    graph = helper.make_graph([helper.make_node("Neg", ["x"], ["y"])], "g", ends[:1], ends[1:])
+    proto = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 21)], ir_version=10)
+    feed = {"x": np.array([1.0, -2.0], np.float32)}
+    monkeypatch.setattr(artifact.tempfile, "tempdir", str(tmp_path))
+    assert open_graph(proto).run(None, feed)[0].tolist() == [-1.0, 2.0]
+    assert not list(tmp_path.iterdir())
+
+    def full(path: Path, content: object) -> int:
+        raise RunFolderError("no room")
+
+    monkeypatch.setattr(artifact, "write_graph", full)
+    assert open_graph(proto).run(None, feed)[0].tolist() == [-1.0, 2.0]
 
 
 def test_the_files_of_a_point_are_copied(tmp_path: Path) -> None:

@@ -108,7 +108,7 @@ class Judge:
             return _repeated(record, earlier)
         model = self.problem.stitcher.apply(candidate)
         sampler = study.sampler
-        left = sampler.left(number) if isinstance(sampler, PriceSampler) else 1.0
+        left = sampler.left(number) if isinstance(sampler, PriceSampler) else None
         scores, outputs, cause = self._race(model, done, record, left)
         total = len(self.problem.race.teacher)
         record = replace(
@@ -229,7 +229,11 @@ class Judge:
         return self._decoded[number]
 
     def _race(
-        self, model: torch.nn.Module, done: list[TrialRecord], record: TrialRecord, left: float
+        self,
+        model: torch.nn.Module,
+        done: list[TrialRecord],
+        record: TrialRecord,
+        left: float | None,
     ) -> tuple[SampleScores, list[dict[str, Tensor]], str]:
         """Return (scores, outputs, cause to stop or "") on growing parts of the split."""
         task, race = self.problem.task, self.problem.race
@@ -271,7 +275,7 @@ class Judge:
         return ""
 
     def _hopeless(
-        self, scores: SampleScores, done: list[TrialRecord], record: TrialRecord, left: float
+        self, scores: SampleScores, done: list[TrialRecord], record: TrialRecord, left: float | None
     ) -> str:
         size, latency = record.size_bytes, record.latency_ms
         if worth_finishing(done, self.goal, size, latency, scores.divergence, left):

@@ -156,16 +156,16 @@ class PriceSampler(BaseSampler):
             extra = self._recoveries.near(parent.params, recovery, generator)
         return {**self._allocator.parameters(best), **extra}
 
-    def left(self, number: int) -> float:
+    def left(self, number: int) -> float | None:
         """Return the share of its divergence that recovery is expected to leave of a proposal.
 
         Args:
             number: of the trial.
 
         Returns:
-            1 where this sampler did not propose it by told trials.
+            None where this sampler did not propose it by told trials.
         """
-        return self._left.get(number, 1.0)
+        return self._left.get(number)
 
     def hopes(self, study: optuna.Study) -> dict[int, float]:
         """Return the accuracy that trials without recovery are expected to lose after one.
@@ -182,7 +182,7 @@ class PriceSampler(BaseSampler):
         model = Model.of(trials, self._goal, self._allocator, self._shared, self._kinds)
         hopes = {}
         for trial, hoped in zip(trials, model.hoped(trials), strict=True):
-            if hoped is not trial:
+            if hoped is not trial and hoped.feasible:
                 hopes[trial.trial.number] = hoped.lost[0]
         return hopes
 

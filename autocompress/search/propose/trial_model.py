@@ -35,7 +35,7 @@ def worth_finishing(
     size: float,
     latency: float,
     divergence: NDArray[np.float32],
-    left: float = 1.0,
+    left: float | None = None,
 ) -> bool:
     """Return True if the expected hypervolume gain of a candidate exceeds WORTH.
 
@@ -48,7 +48,8 @@ def worth_finishing(
         size: bytes of the candidate.
         latency: its milliseconds.
         divergence: (samples,) divergences of its first samples, before recovery.
-        left: share of its divergence that recovery is expected to leave.
+        left: share of its divergence that recovery is expected to leave; None takes the median of
+            the trained trials, and 1 without any.
 
     Returns:
         True also while fewer than GUIDED_AFTER trials are finished.
@@ -57,6 +58,9 @@ def worth_finishing(
     if len(finished) < GUIDED_AFTER:
         return True
     known = np.array([final_divergence(t, t.divergence or 0.0) for t in finished])
+    if left is None:
+        shares = [t.left for t in finished if t.left is not None]
+        left = float(np.median(shares)) if shares else 1.0
     divergence = divergence * np.float32(left)
     error = float(divergence.std()) / np.sqrt(len(divergence))
     at, around = np.append(known, float(divergence.mean())), np.append(np.zeros(len(known)), error)

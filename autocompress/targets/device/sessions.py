@@ -125,15 +125,22 @@ def open_session(
     if size_of(model) < SMALL_BYTES:
         return opened(model)
     release_memory()
-    if isinstance(model, bytes):  # a session of bytes keeps them
-        with tempfile.TemporaryDirectory() as folder:
-            path = Path(folder) / "model.onnx"
-            path.write_bytes(model)
-            session = opened(str(path))
-    else:
-        session = opened(model)
+    with tempfile.TemporaryDirectory() as folder:
+        session = opened(_on_disk(model, Path(folder)))
     release_memory()  # what the runtime needed while it opened the file
     return session
+
+
+def _on_disk(model: bytes | str, folder: Path) -> bytes | str:
+    """Return the path of a file, since a session of bytes keeps them; the bytes on a full disk."""
+    if isinstance(model, str):
+        return model
+    path = folder / "model.onnx"
+    try:
+        path.write_bytes(model)
+    except OSError:
+        return model
+    return str(path)
 
 
 def size_of(model: bytes | str) -> int:

@@ -153,7 +153,11 @@ def remembered(noise_file: NoiseFile) -> Iterator[NoiseFile]:
                 room -= len(content)
                 if len(content) >= SMALL_BYTES:
                     path = Path(folder) / f"{len(files)}.onnx"
-                    path.write_bytes(content)
+                    try:
+                        path.write_bytes(content)
+                    except OSError:  # the disk is full: the file is made again each time
+                        path.unlink(missing_ok=True)
+                        return content, owners
                     content = str(path)
                 files[candidate] = content, owners
             return content, owners

@@ -192,3 +192,5 @@ def test_a_candidate_goes_on_where_recovery_may_bring_it_to_the_front() -> None:
     assert worth_finishing(trials, GOAL, 250, 0.5, far, left=0.1)
     trained = [replace(t, divergence=10 * t.divergence, left=0.1, recovered=True) for t in trials]
     assert worth_finishing(trained, GOAL, 250, 0.5, far, left=0.1), "the curve is of what is left"
+    assert worth_finishing(trained, GOAL, 250, 0.5, far), "as other trainings leave"
+    assert not worth_finishing(trained, GOAL, 250, 0.5, far, left=1.0)

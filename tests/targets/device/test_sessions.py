@@ -101,3 +101,15 @@ def test_large_weights_of_the_executed_graph_lie_beside_it(
     expected = open_session(layered, optimized=str(path)).run(None, layered_feed)[0]
     assert size_of(str(path)) < size_of(layered) - 4000
     np.testing.assert_array_equal(open_session(str(path)).run(None, layered_feed)[0], expected)
+
+
+def test_a_full_disk_opens_a_large_model_from_memory(
+    layered: bytes, layered_feed, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(path: Path, content: bytes) -> int:
+        raise OSError(28, "No space left on device")
+
+    expected = open_session(layered).run(None, layered_feed)[0]
+    monkeypatch.setattr(sessions, "SMALL_BYTES", len(layered))
+    monkeypatch.setattr(Path, "write_bytes", full)
+    np.testing.assert_array_equal(open_session(layered).run(None, layered_feed)[0], expected)
