@@ -6,6 +6,7 @@ A record remembers where it stands, so that each error names the file and the li
 from __future__ import annotations
 
 import csv
+import io
 import json
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -77,9 +78,14 @@ def _text_of(path: Path) -> str:
         raise TaskError(f"{path}: is no text in UTF-8 (byte {error.start})") from None
 
 
+def _lines_of(path: Path) -> list[str]:
+    """Return the lines of a file; other separators than line breaks are part of a text."""
+    return [line.rstrip("\n") for line in io.StringIO(_text_of(path), newline=None)]
+
+
 def _jsonl(path: Path) -> list[Record]:
     records = []
-    for number, line in enumerate(_text_of(path).splitlines(), 1):
+    for number, line in enumerate(_lines_of(path), 1):
         if not line.strip():
             continue
         try:
@@ -117,7 +123,7 @@ def _table(separator: str) -> Callable[[Path], list[Record]]:
 
     def read(path: Path) -> list[Record]:
         csv.field_size_limit(FIELD)
-        lines = _text_of(path).splitlines(keepends=True)
+        lines = io.StringIO(_text_of(path), newline="")
         reader = csv.DictReader(lines, delimiter=separator, strict=separator == ",")
         records = []
         with told(f"{path}: is no table"):
@@ -137,7 +143,7 @@ def _table(separator: str) -> Callable[[Path], list[Record]]:
 
 def _lines(path: Path) -> list[Record]:
     records = []
-    for number, line in enumerate(_text_of(path).splitlines(), 1):
+    for number, line in enumerate(_lines_of(path), 1):
         if line.strip():
             records.append(Record({"text": line}, f"{path.name} line {number}", path.parent))
     return records

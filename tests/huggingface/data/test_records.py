@@ -43,6 +43,19 @@ def test_places_count_empty_lines(tmp_path: Path) -> None:
     assert [record.values["text"] for record in records] == ["first", " second"]
 
 
+@pytest.mark.parametrize("separator", ["\u2028", "\x0c", "\x85", "\x1e"])
+def test_only_line_breaks_end_a_line(tmp_path: Path, separator: str) -> None:
+    text = f"one{separator}two"
+    line = json.dumps({"text": text, "label": 1}, ensure_ascii=False)
+    contents = {"a.jsonl": line, "a.csv": f"text,label\n{text},1", "a.txt": text}
+    contents["a.tsv"] = f"text\tlabel\n{text}\t1"
+    for name, content in contents.items():
+        if name == "a.jsonl" and separator not in content:
+            continue  # JSON writes it as an escape
+        records = read_records(written(tmp_path, name, f"{content}\n{content}\n"))
+        assert sum(record.values["text"] == text for record in records) == 2, name
+
+
 def test_folders_of_files(tmp_path: Path) -> None:
     for name in ("cat/1.png", "dog/2.JPG", "dog/notes.md"):
         (tmp_path / name).parent.mkdir(exist_ok=True)
