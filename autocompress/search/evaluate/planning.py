@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Sized
 from dataclasses import replace
 from pathlib import Path
 
@@ -36,6 +35,7 @@ from autocompress.search.evaluate.training_plan import (
 from autocompress.search.problem.problem import Problem
 from autocompress.search.propose.uniform import uniform_parameters
 from autocompress.task.batches import batch_size
+from autocompress.task.loading import known_length
 from autocompress.task.user_code import UserCodeError
 
 TESTED_SHARE = 0.05  # of the time of trials at most, for the range test
@@ -115,9 +115,7 @@ def _batch(problem: Problem) -> int:
 
 def _epoch(problem: Problem) -> int:
     """Return the steps of a pass over the training data; 0 where its length is not known."""
-    batches = problem.task.training_batches()
-    steps = len(batches) if isinstance(batches, Sized) else 0
-    return steps // problem.space.recovery.accumulation
+    return known_length(problem.task.training_batches()) // problem.space.recovery.accumulation
 
 
 def _rough_s(problem: Problem) -> float:
