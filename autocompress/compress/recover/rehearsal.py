@@ -28,7 +28,9 @@ TIMED = 3  # steps that are timed, after one to warm up
 TESTED = 60  # steps with each rate of a range test
 FACTOR = 3.0  # between two rates of a range test
 LOWEST, HIGHEST = 1e-5, 1e-2  # rates that it tries at most
-MOST_TESTS = 4  # rates that it usually tries at most
+MOST_TESTS = 4  # rates that it tries at most from the default rate on
+# Operations in place end a backward pass with a RuntimeError.
+FAILED = (NotComputableError, RuntimeError, MemoryError)
 
 
 @dataclass(frozen=True)
@@ -132,16 +134,22 @@ def best_rate(trainer: Trainer, stitcher: Stitcher, stage: Candidate, folder: Pa
     trainer = replace(trainer, seed=0)
     _ready(trainer, stitcher, stage)
 
+    trained = False
+
     def divergence(rate: float) -> float:
+        nonlocal trained
         at = replace(stage, distillation=replace(stage.distillation, learning_rate=rate))
         try:
-            return rehearse(trainer, stitcher, at, TESTED).divergence
-        except NotComputableError:  # a rate may be too high
+            reached = rehearse(trainer, stitcher, at, TESTED).divergence
+        except FAILED:  # a rate may be too high
             return math.inf
+        trained = True
+        return reached
 
-    found = climbed(divergence, stage.distillation.learning_rate)
-    cache.write(entry, json.dumps({"rate": found}))
-    return found
+    best = climbed(divergence, stage.distillation.learning_rate)
+    if trained:  # there may be more memory next time
+        cache.write(entry, json.dumps({"rate": best}))
+    return best
 
 
 def climbed(divergence: Callable[[float], float], rate: float) -> float:

@@ -15,13 +15,13 @@ from pathlib import Path
 from autocompress.cache import cache_folder
 from autocompress.candidate import Candidate
 from autocompress.compress.recover.rehearsal import (
+    FAILED,
     MOST_TESTS,
     TESTED,
     best_rate,
     known_rate,
     timed_step,
 )
-from autocompress.errors import NotComputableError
 from autocompress.search.evaluate.training_plan import (
     ENOUGH,
     LEAST_LONG,
@@ -48,7 +48,7 @@ LEAST_BLOCKS = 300  # steps of each block, without a timeout
 TRIAL_S, LONG_S = 30.0, 300.0
 PASSES = 4  # forward passes that a step takes: the teacher's, the student's, and its backward pass
 MACS_PER_S, S_PER_PARAMETER, S_PER_STEP = 4e10, 1e-8, 0.02
-BROKEN = (NotComputableError, UserCodeError)  # the trials say why
+BROKEN = (*FAILED, UserCodeError)  # the trials say why
 
 
 def plan_trainings(

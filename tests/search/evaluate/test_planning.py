@@ -31,6 +31,7 @@ from autocompress.search.evaluate.training_plan import (
     TrainingPlan,
 )
 from autocompress.space.recovery import RecoverySpace, parse_recovery
+from autocompress.task.user_code import UserCodeError
 
 BATCH = 16
 
@@ -183,11 +184,20 @@ def test_the_candidate_that_lost_most_is_rehearsed(
     assert made.learning_rate == (None if farthest is None else 6e-4)
 
 
-def test_a_loss_that_breaks_off_leaves_the_plan_rough(
-    timed: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize(
+    "error",
+    [
+        NotComputableError("recovery: loss is nan at step 0 of 4"),
+        RuntimeError("a variable was modified by an inplace operation"),
+        MemoryError(),
+        UserCodeError("task: loss: it failed"),
+    ],
+)
+def test_a_training_that_breaks_off_leaves_the_plan_rough(
+    error: Exception, timed: dict[str, Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def fail(*_: object) -> float:
-        raise NotComputableError("recovery: loss is nan at step 0 of 4")
+        raise error
 
     monkeypatch.setattr(module, "timed_step", fail)
     monkeypatch.setattr(module, "best_rate", fail)
