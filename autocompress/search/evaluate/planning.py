@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import math
 import time
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
@@ -56,6 +57,7 @@ def plan_trainings(
     n_trials: int,
     until: float | None,
     folder: Path | None = None,
+    stopped: Callable[[], bool] = lambda: False,
 ) -> TrainingPlan:
     """Plan the trainings of a search, as far as its space leaves them open.
 
@@ -64,6 +66,8 @@ def plan_trainings(
         n_trials: finished trials that the study shall hold.
         until: deadline of the last trial, by the monotonic clock; None is unlimited.
         folder: cache of learning rates; None takes that of the user.
+        stopped: True after Ctrl-C. Then, and after `until`, no training is begun or goes on, and
+            the plan stays rough.
 
     Returns:
         The plan.
@@ -72,17 +76,21 @@ def plan_trainings(
     given = TrainingPlan(recovery.rungs, long_steps=LONG_FACTOR * recovery.steps)
     if not recovery.plans_steps and not recovery.tests_rates:
         return given
+
+    def stop() -> bool:
+        return stopped() or (until is not None and time.monotonic() > until)
+
     folder = cache_folder() / "rates" if folder is None else folder
     left_s = None if until is None else until - time.monotonic()
     trials = max(1, min(ENOUGH, n_trials))
     step_s = rough_s = _rough_s(problem)
     stage = None
     # A model whose trials are not trained anyway is not trained here either: that takes memory.
-    has_time = left_s is None or trials * LEAST_STEPS * rough_s <= TRAINED_SHARE * left_s
-    if has_time and not recovery.by_blocks:
-        stage = _lossy(problem)
-        step_s = rough_s if left_s is None else _timed_s(problem, stage, rough_s)
-    rate = None if stage is None else _rate(problem, stage, step_s, left_s, folder)
+    enough = left_s is None or trials * LEAST_STEPS * rough_s <= TRAINED_SHARE * left_s
+    if enough and not recovery.by_blocks and not stop():
+        stage = _lossy(problem, stop)
+        step_s = rough_s if left_s is None else _timed_s(problem, stage, rough_s, stop)
+    rate = None if stage is None else _rate(problem, stage, step_s, left_s, folder, stop)
     if not recovery.plans_steps:
         return replace(given, learning_rate=rate)
     epoch = _epoch(problem)
@@ -124,32 +132,42 @@ def _rough_s(problem: Problem) -> float:
     return PASSES * race.pass_s / max(1, len(race.teacher)) * _batch(problem)
 
 
-def _lossy(problem: Problem) -> Candidate | None:
+def _lossy(problem: Problem, stop: Callable[[], bool]) -> Candidate | None:
     """Return the uniform candidate whose outputs are farthest from the original's."""
-    farthest, found = -math.inf, None
+    farthest, lossiest = -math.inf, None
     for parameters in uniform_parameters(problem):
+        if stop():
+            return None
         candidate = problem.space.candidate(parameters)
         try:
             divergence = problem.trainer.divergence(problem.stitcher.apply(candidate))
         except BROKEN:
             continue
         if divergence > farthest:  # never a NaN
-            farthest, found = divergence, candidate
-    return found
+            farthest, lossiest = divergence, candidate
+    return lossiest
 
 
-def _timed_s(problem: Problem, stage: Candidate | None, rough_s: float) -> float:
-    """Return the seconds of a training step, or the rough ones if it cannot be trained."""
+def _timed_s(
+    problem: Problem, stage: Candidate | None, rough_s: float, stop: Callable[[], bool]
+) -> float:
+    """Return the seconds of a training step, or the rough ones if they cannot be timed."""
     if stage is None:
         return rough_s
     try:
-        return timed_step(problem.trainer, problem.stitcher, stage)
+        step_s = timed_step(problem.trainer, problem.stitcher, stage, stop)
     except BROKEN:
         return rough_s
+    return rough_s if step_s is None else step_s
 
 
 def _rate(
-    problem: Problem, stage: Candidate, step_s: float, left_s: float | None, folder: Path
+    problem: Problem,
+    stage: Candidate,
+    step_s: float,
+    left_s: float | None,
+    folder: Path,
+    stop: Callable[[], bool],
 ) -> float | None:
     """Return the learning rate for TESTED steps; None where there is none or no time for a test."""
     recovery, trainer = problem.space.recovery, problem.trainer
@@ -157,9 +175,9 @@ def _rate(
         return None
     test_s = MOST_TESTS * TESTED * step_s
     has_time = left_s is None or test_s <= TESTED_SHARE * left_s
-    if not has_time and not known_rate(trainer, stage, folder):
-        return None
     try:
-        return best_rate(trainer, problem.stitcher, stage, folder)
+        if not has_time and not known_rate(trainer, stage, folder):
+            return None
+        return best_rate(trainer, problem.stitcher, stage, folder, stop)
     except BROKEN:
         return None

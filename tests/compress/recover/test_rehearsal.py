@@ -133,3 +133,13 @@ def test_a_climb_from_the_default_rate_is_as_long_as_planned() -> None:
 
         climbed(divergence, UNTRAINED.learning_rate)
         assert len(rates) == MOST_TESTS
+
+
+def test_a_test_that_was_stopped_tells_nothing(
+    fixture: Fixture, stage: Candidate, tmp_path: Path
+) -> None:
+    trainer, steps = trainer_of(fixture.task, fixture.stitcher), iter([False] * 3)
+    stop = lambda: next(steps, True)  # noqa: E731
+    assert best_rate(trainer, fixture.stitcher, stage, tmp_path, stop) is None
+    assert not known_rate(trainer, stage, tmp_path)
+    assert timed_step(trainer, fixture.stitcher, stage, lambda: True) is None

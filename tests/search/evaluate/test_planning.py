@@ -78,7 +78,7 @@ def timed(monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
         seen["tested"] += 1
         return 6e-4
 
-    monkeypatch.setattr(module, "_lossy", lambda problem: Candidate())
+    monkeypatch.setattr(module, "_lossy", lambda *_: Candidate())
     monkeypatch.setattr(module, "timed_step", step_s)
     monkeypatch.setattr(module, "best_rate", rate)
     monkeypatch.setattr(module, "known_rate", lambda *_: seen["known"])
@@ -169,7 +169,7 @@ def test_the_candidate_that_lost_most_is_rehearsed(
             raise NotComputableError("no")
         return divergences[model]
 
-    def rate(trainer: object, stitcher: object, stage: int, folder: Path) -> float:
+    def rate(trainer: object, stitcher: object, stage: int, *_: object) -> float:
         found.append(stage)
         return 6e-4
 
@@ -204,3 +204,19 @@ def test_a_training_that_breaks_off_leaves_the_plan_rough(
     found = plan(problem({"alpha": 0.5}, pass_s=0.01), 400.0)
     assert found.step_s == pytest.approx(4 * 0.01 / 64 * BATCH)
     assert found.learning_rate is None
+
+
+def test_ctrl_c_ends_planning(timed: dict[str, Any]) -> None:
+    given, until = problem({"alpha": 0.5}, pass_s=0.01), time.monotonic() + 400.0
+    found = plan_trainings(given, 100, until, Path("rates"), lambda: True)
+    assert (timed["timed"], timed["tested"]) == (0, 0)
+    assert found.step_s == pytest.approx(4 * 0.01 / 64 * BATCH), "by a pass of the original"
+    assert found.learning_rate is None
+
+
+def test_a_step_whose_timing_was_stopped_is_rough(
+    timed: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(module, "timed_step", lambda *_: None)
+    found = plan(problem({"alpha": 0.5}, pass_s=0.01), 400.0)
+    assert found.step_s == pytest.approx(4 * 0.01 / 64 * BATCH)
