@@ -87,7 +87,9 @@ class LongPlan:
         """
         if steps < LEAST_GAP:
             return self
-        return replace(self, step_s=max(0.0, seconds - self.more_s) / steps)
+        # What a training takes beside its steps may be less than was planned.
+        step_s = max(self.step_s / 2, (seconds - self.more_s) / steps)
+        return replace(self, step_s=step_s)
 
 
 @dataclass(frozen=True)

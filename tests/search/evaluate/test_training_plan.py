@@ -75,6 +75,7 @@ def test_the_time_that_is_left_is_shared(monkeypatch: pytest.MonkeyPatch) -> Non
     assert replace(made, step_s=0.01).next_steps(1) == 1000, "never more than is useful"
     assert replace(made, deadline=None).next_steps(9) == 1000
     assert made.after(100, 30.0).step_s == 0.2
+    assert made.after(100, 9.0).step_s == 0.05, "a short training does not make steps free"
     assert made.after(5, 30.0) == made, "too few steps to tell"
 
 
