@@ -95,11 +95,13 @@ def plan_trainings(
         return replace(given, learning_rate=rate)
     epoch = _epoch(problem)
     most, most_long = max(FEW_STEPS, TRIAL_EPOCHS * epoch), max(FEW_LONG, LONG_EPOCHS * epoch)
+    # By accuracy alone no trial is behind others that are judged by more qualities.
+    count = 1 if problem.space.objectives else MOST_RUNGS
     if left_s is not None:
-        rungs = rungs_within(left_s, trials, step_s, most)
+        rungs = rungs_within(left_s, trials, step_s, most, count)
         return TrainingPlan(rungs, rate, step_s, max(most_long, rungs[-1]))
     nominal = nominal_s(problem)
-    rungs = rungs_of(min(most, int(TRIAL_S / nominal)), MOST_RUNGS)
+    rungs = rungs_of(min(most, int(TRIAL_S / nominal)), count)
     least = LEAST_BLOCKS if recovery.by_blocks else LEAST_LONG
     return TrainingPlan(rungs, rate, None, max(least, min(most_long, int(LONG_S / nominal))))
 

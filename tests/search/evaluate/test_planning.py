@@ -39,6 +39,7 @@ BATCH = 16
 @dataclass(frozen=True)
 class Space:
     recovery: RecoverySpace
+    objectives: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -176,7 +177,8 @@ def test_the_candidate_that_lost_most_is_rehearsed(
     monkeypatch.setattr(module, "uniform_parameters", lambda problem: [0, 1, 2])
     monkeypatch.setattr(module, "best_rate", rate)
     given = problem({"alpha": 0.5})
-    space = SimpleNamespace(recovery=given.space.recovery, candidate=lambda number: number)
+    recovery = given.space.recovery
+    space = SimpleNamespace(recovery=recovery, objectives=(), candidate=lambda number: number)
     parts = {"space": space, "stitcher": SimpleNamespace(apply=lambda number: number)}
     given = replace(given, trainer=SimpleNamespace(divergence=divergence), **parts)
     made = plan(given, None)
@@ -220,3 +222,13 @@ def test_a_step_whose_timing_was_stopped_is_rough(
     monkeypatch.setattr(module, "timed_step", lambda *_: None)
     found = plan(problem({"alpha": 0.5}, pass_s=0.01), 400.0)
     assert found.step_s == pytest.approx(4 * 0.01 / 64 * BATCH)
+
+
+def test_trials_with_more_objectives_have_one_rung(timed: dict[str, Any]) -> None:
+    given = problem({"alpha": 0.5})
+    more = replace(given, space=replace(given.space, objectives=("f1",)))
+    for left_s in (None, 400.0):
+        assert len(plan(given, left_s).rungs) > 1
+        assert len(plan(more, left_s).rungs) == 1
+    found = plan(more, 400.0, 50)
+    assert 50 * found.rungs[0] * found.step_s <= TRAINED_SHARE * 400.0
