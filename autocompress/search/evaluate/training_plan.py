@@ -76,7 +76,7 @@ class LongPlan:
         rate = trained.learning_rate
         if self.learning_rate is not None:
             rate = rate_for(self.learning_rate, steps)
-        return replace(trained, steps=steps, restarts=(), learning_rate=rate)
+        return replace(trained, steps=steps, restarts=(), learning_rate=rate, planned_steps=0)
 
     def after(self, steps: int, seconds: float) -> LongPlan:
         """Return the plan with the time of a step as a training has shown it.

@@ -49,6 +49,8 @@ def test_the_rate_follows_the_length() -> None:
     trained = Distillation(0.3, 2.0, 20, restarts=(5,), learning_rate=5e-4)
     longer = LongPlan(900, learning_rate=6e-4).lesson(trained, 900)
     assert longer == Distillation(0.3, 2.0, 900, learning_rate=rate_for(6e-4, 900))
+    cut = replace(trained, planned_steps=60)
+    assert LongPlan(900, learning_rate=6e-4).lesson(cut, 900) == longer, "of the trial, not of this"
     assert LongPlan(900).lesson(trained, 900) == Distillation(0.3, 2.0, 900, learning_rate=5e-4)
 
 
