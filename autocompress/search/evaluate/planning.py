@@ -73,9 +73,9 @@ def plan_trainings(
         The plan.
     """
     recovery = problem.space.recovery
-    given = TrainingPlan(recovery.rungs, long_steps=LONG_FACTOR * recovery.steps)
-    if not recovery.plans_steps and not recovery.tests_rates:
-        return given
+    of_space = TrainingPlan(recovery.rungs, long_steps=LONG_FACTOR * recovery.steps)
+    if recovery.steps == 0 or not (recovery.plans_steps or recovery.tests_rates):
+        return of_space
 
     def stop() -> bool:
         return stopped() or (until is not None and time.monotonic() > until)
@@ -92,7 +92,7 @@ def plan_trainings(
         step_s = rough_s if left_s is None else _timed_s(problem, stage, rough_s, stop)
     rate = None if stage is None else _rate(problem, stage, step_s, left_s, folder, stop)
     if not recovery.plans_steps:
-        return replace(given, learning_rate=rate)
+        return replace(of_space, learning_rate=rate)
     epoch = _epoch(problem)
     most, most_long = max(FEW_STEPS, TRIAL_EPOCHS * epoch), max(FEW_LONG, LONG_EPOCHS * epoch)
     # By accuracy alone no trial is behind others that are judged by more qualities.

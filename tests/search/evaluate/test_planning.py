@@ -232,3 +232,10 @@ def test_trials_with_more_objectives_have_one_rung(timed: dict[str, Any]) -> Non
         assert len(plan(more, left_s).rungs) == 1
     found = plan(more, 400.0, 50)
     assert 50 * found.rungs[0] * found.step_s <= TRAINED_SHARE * 400.0
+
+
+def test_without_steps_no_rate_is_tested(timed: dict[str, Any]) -> None:
+    for left_s in (None, 400.0):
+        untrained = problem({"steps": 0, "learning_rate": "auto"})
+        assert plan(untrained, left_s) == TrainingPlan(())
+    assert (timed["timed"], timed["tested"]) == (0, 0)
