@@ -64,6 +64,12 @@ class Distillation:
     def __post_init__(self) -> None:
         if self.restarts or tuple(map(type, self.__dict__.values())) != TYPES:
             set_typed(self, SpaceError)
+        planned = self.planned_steps
+        if planned and planned < max(1, self.steps):
+            raise SpaceError(
+                f"Distillation: planned_steps must be 0, or at least steps ({self.steps}), got "
+                f"{planned}; nearest valid value: {0 if planned < 0 else self.steps}"
+            )
 
     def to_json(self) -> dict[str, Any]:
         """Return alpha, temperature, steps, and the fields that differ from the defaults.

@@ -223,7 +223,8 @@ def get_ready(
     recovers = (steps if given is None else given) > 0
     clock = clock_of(problem, settings, setup.started, recovers, file_pass_s)
     setup("planning recovery", 0.0)
-    training = plan_trainings(problem, settings.n_trials, clock.search_deadline)
+    until = clock.search_deadline
+    training = plan_trainings(problem, settings.n_trials, until, stopped=setup.stopped)
     problem = training.of(problem)
     summary = earlier.sensitivity if measured is None and earlier is not None else None
     run = replace(

@@ -175,6 +175,25 @@ def in_memory(batches: Batches) -> bool:
     return isinstance(batches, (list, tuple)) or (isinstance(batches, Kept) and batches.in_memory)
 
 
+def known_length(batches: Batches) -> int:
+    """Return the number of batches as far as it is known without reading them.
+
+    Args:
+        batches: a split as `settled` returns it.
+
+    Returns:
+        Batches of one pass; 0 where the user's loader has no length.
+    """
+    if isinstance(batches, FloatBatches):
+        return known_length(batches.batches)
+    if isinstance(batches, Kept) and not batches.in_memory:
+        return known_length(batches.batches)
+    try:
+        return _length(batches)
+    except (TypeError, NotImplementedError):  # of the user's own __len__ too
+        return 0
+
+
 def settled(
     batches: Batches, split: str, example: Inputs, most_bytes: int, shuffles: bool
 ) -> Batches:

@@ -35,3 +35,15 @@ def test_restarts_come_back_from_json() -> None:
     assert training.restarts == (10, 20)
     assert type(training.alpha) is float
     assert Distillation.from_json(json.loads(json.dumps(training.to_json()))) == training
+
+
+@pytest.mark.parametrize(("planned", "near"), [(-1, 0), (1, 30), (29, 30)])
+def test_a_schedule_does_not_end_before_the_training(planned: int, near: int) -> None:
+    with pytest.raises(SpaceError) as caught:
+        Distillation(steps=30, planned_steps=planned)
+    assert str(caught.value) == (
+        f"Distillation: planned_steps must be 0, or at least steps (30), got {planned}; "
+        f"nearest valid value: {near}"
+    )
+    for valid in (0, 30, 60):
+        assert Distillation(steps=30, planned_steps=valid).planned_steps == valid

@@ -17,6 +17,7 @@ from autocompress.task.loading import (
     Unlabelled,
     float32,
     in_memory,
+    known_length,
     seeded_pass,
     settled,
 )
@@ -144,3 +145,27 @@ def test_what_is_no_split_is_refused() -> None:
         settled((), "test", X, MANY, shuffles=False)
     with pytest.raises(TaskError, match="task: test is a NoneType; expected a list or a loader"):
         settled(None, "test", X, MANY, shuffles=False)  # type: ignore[arg-type]
+
+
+def test_a_length_is_known_without_reading() -> None:
+    def endless() -> Iterator[tuple[torch.Tensor, None]]:
+        while True:
+            yield X, None
+
+    class Streamed:
+        def __iter__(self) -> Iterator[tuple[torch.Tensor, None]]:
+            return endless()
+
+    class Unsized(Streamed):
+        def __len__(self) -> int:
+            raise TypeError("no length")
+
+    batches = [(X, None)] * 3
+    for shuffles in (False, True):
+        for loader in (endless(), Streamed(), Unsized()):
+            split = settled(loader, "train", X, MANY, shuffles)
+            assert known_length(split) == known_length(FloatBatches(split)) == 0
+        assert known_length(settled(batches, "train", X, MANY, shuffles)) == 3
+    kept = settled(iter(batches), "train", X, MANY, False)
+    assert known_length(kept) == 0
+    assert len(list(kept)) == known_length(kept) == 3, "it was read"

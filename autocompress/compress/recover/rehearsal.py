@@ -28,7 +28,9 @@ TIMED = 3  # steps that are timed, after one to warm up
 TESTED = 60  # steps with each rate of a range test
 FACTOR = 3.0  # between two rates of a range test
 LOWEST, HIGHEST = 1e-5, 1e-2  # rates that it tries at most
-MOST_TESTS = 4  # rates that it usually tries at most
+MOST_TESTS = 4  # rates that it tries at most from the default rate on
+# Operations in place end a backward pass with a RuntimeError.
+FAILED = (NotComputableError, RuntimeError, MemoryError)
 
 
 @dataclass(frozen=True)
@@ -89,22 +91,38 @@ def rehearse(
     return Rehearsal(cycle.best_divergence, step_s)
 
 
-def timed_step(trainer: Trainer, stitcher: Stitcher, stage: Candidate) -> float:
+def timed_step(
+    trainer: Trainer,
+    stitcher: Stitcher,
+    stage: Candidate,
+    stop: Callable[[], bool] = lambda: False,
+) -> float | None:
     """Return the seconds of one training step of a candidate on this machine.
 
     Args:
         trainer: data and teacher.
         stitcher: builds the candidate.
         stage: the candidate, with its distillation.
+        stop: called after each step; True ends the training.
+
+    Returns:
+        The seconds; None if it was stopped.
 
     Raises:
         NotComputableError: as `rehearse`.
     """
     _ready(trainer, stitcher, stage)
-    return rehearse(trainer, stitcher, stage, 1 + TIMED).step_s
+    step_s = rehearse(trainer, stitcher, stage, 1 + TIMED, stop=stop).step_s
+    return None if stop() else step_s
 
 
-def best_rate(trainer: Trainer, stitcher: Stitcher, stage: Candidate, folder: Path | None) -> float:
+def best_rate(
+    trainer: Trainer,
+    stitcher: Stitcher,
+    stage: Candidate,
+    folder: Path | None,
+    stop: Callable[[], bool] = lambda: False,
+) -> float | None:
     """Return a learning rate for trainings of TESTED steps, by a range test.
 
     The candidate is trained with the rate that it has and with FACTOR times it. From the better one
@@ -117,9 +135,11 @@ def best_rate(trainer: Trainer, stitcher: Stitcher, stage: Candidate, folder: Pa
         stitcher: builds the candidate.
         stage: the candidate, with its distillation.
         folder: cache of rates; None for none.
+        stop: called after each step; True ends the test.
 
     Returns:
         The rate whose training ended nearest to the teacher; that of `stage` where none helped.
+        None if it was stopped.
 
     Raises:
         NotComputableError: as `rehearse`.
@@ -132,16 +152,26 @@ def best_rate(trainer: Trainer, stitcher: Stitcher, stage: Candidate, folder: Pa
     trainer = replace(trainer, seed=0)
     _ready(trainer, stitcher, stage)
 
+    trained = False
+
     def divergence(rate: float) -> float:
+        nonlocal trained
+        if stop():
+            return math.inf
         at = replace(stage, distillation=replace(stage.distillation, learning_rate=rate))
         try:
-            return rehearse(trainer, stitcher, at, TESTED).divergence
-        except NotComputableError:  # a rate may be too high
+            reached = rehearse(trainer, stitcher, at, TESTED, stop=stop).divergence
+        except FAILED:  # a rate may be too high
             return math.inf
+        trained = True
+        return reached
 
-    found = climbed(divergence, stage.distillation.learning_rate)
-    cache.write(entry, json.dumps({"rate": found}))
-    return found
+    best = climbed(divergence, stage.distillation.learning_rate)
+    if stop():
+        return None
+    if trained:  # there may be more memory next time
+        cache.write(entry, json.dumps({"rate": best}))
+    return best
 
 
 def climbed(divergence: Callable[[float], float], rate: float) -> float:

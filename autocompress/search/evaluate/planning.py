@@ -9,20 +9,20 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Sized
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
 from autocompress.cache import cache_folder
 from autocompress.candidate import Candidate
 from autocompress.compress.recover.rehearsal import (
+    FAILED,
     MOST_TESTS,
     TESTED,
     best_rate,
     known_rate,
     timed_step,
 )
-from autocompress.errors import NotComputableError
 from autocompress.search.evaluate.training_plan import (
     ENOUGH,
     LEAST_LONG,
@@ -36,6 +36,7 @@ from autocompress.search.evaluate.training_plan import (
 from autocompress.search.problem.problem import Problem
 from autocompress.search.propose.uniform import uniform_parameters
 from autocompress.task.batches import batch_size
+from autocompress.task.loading import known_length
 from autocompress.task.user_code import UserCodeError
 
 TESTED_SHARE = 0.05  # of the time of trials at most, for the range test
@@ -48,7 +49,7 @@ LEAST_BLOCKS = 300  # steps of each block, without a timeout
 TRIAL_S, LONG_S = 30.0, 300.0
 PASSES = 4  # forward passes that a step takes: the teacher's, the student's, and its backward pass
 MACS_PER_S, S_PER_PARAMETER, S_PER_STEP = 4e10, 1e-8, 0.02
-BROKEN = (NotComputableError, UserCodeError)  # the trials say why
+BROKEN = (*FAILED, UserCodeError)  # the trials say why
 
 
 def plan_trainings(
@@ -56,6 +57,7 @@ def plan_trainings(
     n_trials: int,
     until: float | None,
     folder: Path | None = None,
+    stopped: Callable[[], bool] = lambda: False,
 ) -> TrainingPlan:
     """Plan the trainings of a search, as far as its space leaves them open.
 
@@ -64,34 +66,42 @@ def plan_trainings(
         n_trials: finished trials that the study shall hold.
         until: deadline of the last trial, by the monotonic clock; None is unlimited.
         folder: cache of learning rates; None takes that of the user.
+        stopped: True after Ctrl-C. Then, and after `until`, no training is begun or goes on, and
+            the plan stays rough.
 
     Returns:
         The plan.
     """
     recovery = problem.space.recovery
-    given = TrainingPlan(recovery.rungs, long_steps=LONG_FACTOR * recovery.steps)
-    if not recovery.plans_steps and not recovery.tests_rates:
-        return given
+    of_space = TrainingPlan(recovery.rungs, long_steps=LONG_FACTOR * recovery.steps)
+    if recovery.steps == 0 or not (recovery.plans_steps or recovery.tests_rates):
+        return of_space
+
+    def stop() -> bool:
+        return stopped() or (until is not None and time.monotonic() > until)
+
     folder = cache_folder() / "rates" if folder is None else folder
     left_s = None if until is None else until - time.monotonic()
     trials = max(1, min(ENOUGH, n_trials))
     step_s = rough_s = _rough_s(problem)
     stage = None
     # A model whose trials are not trained anyway is not trained here either: that takes memory.
-    has_time = left_s is None or trials * LEAST_STEPS * rough_s <= TRAINED_SHARE * left_s
-    if has_time and not recovery.by_blocks:
-        stage = _lossy(problem)
-        step_s = rough_s if left_s is None else _timed_s(problem, stage, rough_s)
-    rate = None if stage is None else _rate(problem, stage, step_s, left_s, folder)
+    enough = left_s is None or trials * LEAST_STEPS * rough_s <= TRAINED_SHARE * left_s
+    if enough and not recovery.by_blocks and not stop():
+        stage = _lossy(problem, stop)
+        step_s = rough_s if left_s is None else _timed_s(problem, stage, rough_s, stop)
+    rate = None if stage is None else _rate(problem, stage, step_s, left_s, folder, stop)
     if not recovery.plans_steps:
-        return replace(given, learning_rate=rate)
+        return replace(of_space, learning_rate=rate)
     epoch = _epoch(problem)
     most, most_long = max(FEW_STEPS, TRIAL_EPOCHS * epoch), max(FEW_LONG, LONG_EPOCHS * epoch)
+    # By accuracy alone no trial is behind others that are judged by more qualities.
+    count = 1 if problem.space.objectives else MOST_RUNGS
     if left_s is not None:
-        rungs = rungs_within(left_s, trials, step_s, most)
+        rungs = rungs_within(left_s, trials, step_s, most, count)
         return TrainingPlan(rungs, rate, step_s, max(most_long, rungs[-1]))
     nominal = nominal_s(problem)
-    rungs = rungs_of(min(most, int(TRIAL_S / nominal)), MOST_RUNGS)
+    rungs = rungs_of(min(most, int(TRIAL_S / nominal)), count)
     least = LEAST_BLOCKS if recovery.by_blocks else LEAST_LONG
     return TrainingPlan(rungs, rate, None, max(least, min(most_long, int(LONG_S / nominal))))
 
@@ -115,9 +125,7 @@ def _batch(problem: Problem) -> int:
 
 def _epoch(problem: Problem) -> int:
     """Return the steps of a pass over the training data; 0 where its length is not known."""
-    batches = problem.task.training_batches()
-    steps = len(batches) if isinstance(batches, Sized) else 0
-    return steps // problem.space.recovery.accumulation
+    return known_length(problem.task.training_batches()) // problem.space.recovery.accumulation
 
 
 def _rough_s(problem: Problem) -> float:
@@ -126,32 +134,42 @@ def _rough_s(problem: Problem) -> float:
     return PASSES * race.pass_s / max(1, len(race.teacher)) * _batch(problem)
 
 
-def _lossy(problem: Problem) -> Candidate | None:
+def _lossy(problem: Problem, stop: Callable[[], bool]) -> Candidate | None:
     """Return the uniform candidate whose outputs are farthest from the original's."""
-    farthest, found = -math.inf, None
+    farthest, lossiest = -math.inf, None
     for parameters in uniform_parameters(problem):
+        if stop():
+            return None
         candidate = problem.space.candidate(parameters)
         try:
             divergence = problem.trainer.divergence(problem.stitcher.apply(candidate))
         except BROKEN:
             continue
         if divergence > farthest:  # never a NaN
-            farthest, found = divergence, candidate
-    return found
+            farthest, lossiest = divergence, candidate
+    return lossiest
 
 
-def _timed_s(problem: Problem, stage: Candidate | None, rough_s: float) -> float:
-    """Return the seconds of a training step, or the rough ones if it cannot be trained."""
+def _timed_s(
+    problem: Problem, stage: Candidate | None, rough_s: float, stop: Callable[[], bool]
+) -> float:
+    """Return the seconds of a training step, or the rough ones if they cannot be timed."""
     if stage is None:
         return rough_s
     try:
-        return timed_step(problem.trainer, problem.stitcher, stage)
+        step_s = timed_step(problem.trainer, problem.stitcher, stage, stop)
     except BROKEN:
         return rough_s
+    return rough_s if step_s is None else step_s
 
 
 def _rate(
-    problem: Problem, stage: Candidate, step_s: float, left_s: float | None, folder: Path
+    problem: Problem,
+    stage: Candidate,
+    step_s: float,
+    left_s: float | None,
+    folder: Path,
+    stop: Callable[[], bool],
 ) -> float | None:
     """Return the learning rate for TESTED steps; None where there is none or no time for a test."""
     recovery, trainer = problem.space.recovery, problem.trainer
@@ -159,9 +177,9 @@ def _rate(
         return None
     test_s = MOST_TESTS * TESTED * step_s
     has_time = left_s is None or test_s <= TESTED_SHARE * left_s
-    if not has_time and not known_rate(trainer, stage, folder):
-        return None
     try:
-        return best_rate(trainer, problem.stitcher, stage, folder)
+        if not has_time and not known_rate(trainer, stage, folder):
+            return None
+        return best_rate(trainer, problem.stitcher, stage, folder, stop)
     except BROKEN:
         return None

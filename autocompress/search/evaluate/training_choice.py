@@ -21,6 +21,7 @@ MIN_LOSS = 0.0005  # a smaller loss is not worth training
 LIMIT_SHARE = 0.05  # nor, before the end, a smaller share of what may be lost
 LEAST_PASSES = 10  # passes over the validation split that a training takes at least
 TRAINING_SHARE = 0.1  # of the time that is left, for the training of one trial
+LATEST = 200  # trials at a rung that are compared; choosing among n takes about n**2.2
 ROOM = 2.0  # times the largest loss at a rung is the edge of the box in which volume counts
 
 
@@ -131,7 +132,7 @@ def goes_on(
     steps: int,
     accuracy: float,
 ) -> bool:
-    """Return True if a candidate is in the best third of the trials that reached a rung.
+    """Return True if a candidate is in the best third of the latest trials that reached a rung.
 
     Trials have other sizes and latencies, so that those are the best that span the most
     hypervolume, inside a box that holds all of them. Source: Schmucker et al. 2021,
@@ -150,6 +151,7 @@ def goes_on(
         reached = (trial.rungs or {}).get(str(steps))
         if reached is not None and trial.qualities:
             values.append((trial.size_bytes, trial.latency_ms, reached))
+    values = [values[0], *values[1:][-LATEST:]]
     losses = np.array(values) * np.array([1.0, 1.0, -1.0])
     losses[:, 2] = np.maximum(losses[:, 2] + goal.baseline.accuracy, 0.0)
     most = max(goal.drop, ROOM * float(losses[:, 2].max()))

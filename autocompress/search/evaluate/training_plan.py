@@ -76,7 +76,7 @@ class LongPlan:
         rate = trained.learning_rate
         if self.learning_rate is not None:
             rate = rate_for(self.learning_rate, steps)
-        return replace(trained, steps=steps, restarts=(), learning_rate=rate)
+        return replace(trained, steps=steps, restarts=(), learning_rate=rate, planned_steps=0)
 
     def after(self, steps: int, seconds: float) -> LongPlan:
         """Return the plan with the time of a step as a training has shown it.
@@ -87,7 +87,9 @@ class LongPlan:
         """
         if steps < LEAST_GAP:
             return self
-        return replace(self, step_s=max(0.0, seconds - self.more_s) / steps)
+        # What a training takes beside its steps may be less than was planned.
+        step_s = max(self.step_s / 2, (seconds - self.more_s) / steps)
+        return replace(self, step_s=step_s)
 
 
 @dataclass(frozen=True)
@@ -163,7 +165,9 @@ def rungs_of(longest: int, count: int) -> tuple[int, ...]:
     return tuple(rungs)
 
 
-def rungs_within(left_s: float, trials: int, step_s: float, most: int) -> tuple[int, ...]:
+def rungs_within(
+    left_s: float, trials: int, step_s: float, most: int, most_rungs: int = MOST_RUNGS
+) -> tuple[int, ...]:
     """Return the rungs whose trainings take TRAINED_SHARE of a time, if a third goes on at each.
 
     Source: successive halving, Jamieson and Talwalkar 2016; Li et al. 2020 for trials one after
@@ -174,11 +178,12 @@ def rungs_within(left_s: float, trials: int, step_s: float, most: int) -> tuple[
         trials: number of trainings.
         step_s: seconds of a step.
         most: steps of the last rung at most.
+        most_rungs: number of rungs at most.
     """
     step_s = max(step_s, 1e-6)
     each = TRAINED_SHARE * left_s / trials / step_s
     longest = min(most, int(LONGEST_SHARE * left_s / step_s))
-    for count in range(MOST_RUNGS, 1, -1):
+    for count in range(most_rungs, 1, -1):
         grows = THIRD ** (count - 1)
         rungs = rungs_of(
             min(longest, int(each * grows / (1 + (count - 1) * (1 - 1 / THIRD)))), count

@@ -134,9 +134,12 @@ def recover_front(
         outcome = recover_candidate(
             problem, folder, number, longer, best, goal, stop=stop, is_resumed=resumes
         )
-        if stop():
-            return
         made = int(next(reversed(outcome.rungs), 0))
+        # A training that a deadline cut is used as far as it came, and does not go on later.
+        if stop():
+            if not plan.is_timed or made == 0:
+                return
+            steps = made
         if not lesson.blocks:
             plan = plan.after(made, time.monotonic() - started)
         reached = outcome.rungs.get(str(made), scores.accuracy)

@@ -31,6 +31,7 @@ class Setup:
     Attributes:
         started: when the search began, by `now`.
         seconds: of each step so far, in the order of the first reports.
+        stopped: returns True after Ctrl-C.
         is_ready: True if the float model was measured, so that a search can start.
     """
 
@@ -45,7 +46,8 @@ class Setup:
         self.timeout_s = timeout_s
         self.seconds: dict[str, float] = {}
         self.is_ready = False
-        self._show, self._stopped, self._now = show, stopped, now
+        self.stopped = stopped
+        self._show, self._now = show, now
         self.started = self._last = now() if started is None else started
         self._step = "" if started is None else "starting"
 
@@ -69,7 +71,7 @@ class Setup:
 
     def look(self) -> None:
         """Look at the clock, and for Ctrl-C, within a step; raises as a report does."""
-        if self._stopped():
+        if self.stopped():
             raise KeyboardInterrupt
         if self.is_over and not self.is_ready:
             self._count()

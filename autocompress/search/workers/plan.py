@@ -8,6 +8,7 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from autocompress.errors import RunFolderError
 from autocompress.results.limits import Limits
 from autocompress.search.evaluate.training_plan import TrainingPlan
 from autocompress.search.problem.options import Settings
@@ -100,7 +101,15 @@ class WorkerPlan:
 
         Returns:
             The plan.
+
+        Raises:
+            RunFolderError: the search was started by another version of autocompress.
         """
+        if "training" not in data:
+            raise RunFolderError(
+                f"{data.get('folder')}: the search was started by an earlier version, which plans "
+                "no trainings; nearest: resume it with autocompress search, then start workers"
+            )
         return cls(
             Settings.from_json(data["settings"]),
             SearchSpace(**data["space"]),

@@ -13,8 +13,11 @@ import torch
 from fixture import Fixture, trainer_of
 
 from autocompress import Candidate, Distillation, Task
+from autocompress.candidate import UNTRAINED
 from autocompress.compress.recover import rehearsal as module
+from autocompress.compress.recover.cycle import Cycle
 from autocompress.compress.recover.rehearsal import (
+    MOST_TESTS,
     best_rate,
     climbed,
     known_rate,
@@ -106,3 +109,37 @@ def test_a_rate_is_tested_once(
     again = best_rate(other, fixture.stitcher, stage, None)
     assert again == found, "the order of batches does not depend on the seed of the search"
     assert not known_rate(trainer, stage, None)
+
+
+def test_a_rate_is_not_kept_if_no_training_ended(
+    fixture: Fixture, stage: Candidate, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(*_: object) -> None:
+        raise RuntimeError("a variable was modified by an inplace operation")
+
+    monkeypatch.setattr(Cycle, "run", fail)
+    trainer = trainer_of(fixture.task, fixture.stitcher)
+    assert best_rate(trainer, fixture.stitcher, stage, tmp_path) == 2e-4
+    assert not known_rate(trainer, stage, tmp_path)
+
+
+def test_a_climb_from_the_default_rate_is_as_long_as_planned() -> None:
+    for sign in (1, -1):
+        rates: list[float] = []
+
+        def divergence(rate: float, rates: list[float] = rates, sign: int = sign) -> float:
+            rates.append(rate)
+            return sign * rate
+
+        climbed(divergence, UNTRAINED.learning_rate)
+        assert len(rates) == MOST_TESTS
+
+
+def test_a_test_that_was_stopped_tells_nothing(
+    fixture: Fixture, stage: Candidate, tmp_path: Path
+) -> None:
+    trainer, steps = trainer_of(fixture.task, fixture.stitcher), iter([False] * 3)
+    stop = lambda: next(steps, True)  # noqa: E731
+    assert best_rate(trainer, fixture.stitcher, stage, tmp_path, stop) is None
+    assert not known_rate(trainer, stage, tmp_path)
+    assert timed_step(trainer, fixture.stitcher, stage, lambda: True) is None

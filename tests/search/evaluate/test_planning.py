@@ -31,6 +31,7 @@ from autocompress.search.evaluate.training_plan import (
     TrainingPlan,
 )
 from autocompress.space.recovery import RecoverySpace, parse_recovery
+from autocompress.task.user_code import UserCodeError
 
 BATCH = 16
 
@@ -38,6 +39,7 @@ BATCH = 16
 @dataclass(frozen=True)
 class Space:
     recovery: RecoverySpace
+    objectives: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -77,7 +79,7 @@ def timed(monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
         seen["tested"] += 1
         return 6e-4
 
-    monkeypatch.setattr(module, "_lossy", lambda problem: Candidate())
+    monkeypatch.setattr(module, "_lossy", lambda *_: Candidate())
     monkeypatch.setattr(module, "timed_step", step_s)
     monkeypatch.setattr(module, "best_rate", rate)
     monkeypatch.setattr(module, "known_rate", lambda *_: seen["known"])
@@ -168,14 +170,15 @@ def test_the_candidate_that_lost_most_is_rehearsed(
             raise NotComputableError("no")
         return divergences[model]
 
-    def rate(trainer: object, stitcher: object, stage: int, folder: Path) -> float:
+    def rate(trainer: object, stitcher: object, stage: int, *_: object) -> float:
         found.append(stage)
         return 6e-4
 
     monkeypatch.setattr(module, "uniform_parameters", lambda problem: [0, 1, 2])
     monkeypatch.setattr(module, "best_rate", rate)
     given = problem({"alpha": 0.5})
-    space = SimpleNamespace(recovery=given.space.recovery, candidate=lambda number: number)
+    recovery = given.space.recovery
+    space = SimpleNamespace(recovery=recovery, objectives=(), candidate=lambda number: number)
     parts = {"space": space, "stitcher": SimpleNamespace(apply=lambda number: number)}
     given = replace(given, trainer=SimpleNamespace(divergence=divergence), **parts)
     made = plan(given, None)
@@ -183,14 +186,56 @@ def test_the_candidate_that_lost_most_is_rehearsed(
     assert made.learning_rate == (None if farthest is None else 6e-4)
 
 
-def test_a_loss_that_breaks_off_leaves_the_plan_rough(
-    timed: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize(
+    "error",
+    [
+        NotComputableError("recovery: loss is nan at step 0 of 4"),
+        RuntimeError("a variable was modified by an inplace operation"),
+        MemoryError(),
+        UserCodeError("task: loss: it failed"),
+    ],
+)
+def test_a_training_that_breaks_off_leaves_the_plan_rough(
+    error: Exception, timed: dict[str, Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def fail(*_: object) -> float:
-        raise NotComputableError("recovery: loss is nan at step 0 of 4")
+        raise error
 
     monkeypatch.setattr(module, "timed_step", fail)
     monkeypatch.setattr(module, "best_rate", fail)
     found = plan(problem({"alpha": 0.5}, pass_s=0.01), 400.0)
     assert found.step_s == pytest.approx(4 * 0.01 / 64 * BATCH)
     assert found.learning_rate is None
+
+
+def test_ctrl_c_ends_planning(timed: dict[str, Any]) -> None:
+    given, until = problem({"alpha": 0.5}, pass_s=0.01), time.monotonic() + 400.0
+    found = plan_trainings(given, 100, until, Path("rates"), lambda: True)
+    assert (timed["timed"], timed["tested"]) == (0, 0)
+    assert found.step_s == pytest.approx(4 * 0.01 / 64 * BATCH), "by a pass of the original"
+    assert found.learning_rate is None
+
+
+def test_a_step_whose_timing_was_stopped_is_rough(
+    timed: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(module, "timed_step", lambda *_: None)
+    found = plan(problem({"alpha": 0.5}, pass_s=0.01), 400.0)
+    assert found.step_s == pytest.approx(4 * 0.01 / 64 * BATCH)
+
+
+def test_trials_with_more_objectives_have_one_rung(timed: dict[str, Any]) -> None:
+    given = problem({"alpha": 0.5})
+    more = replace(given, space=replace(given.space, objectives=("f1",)))
+    for left_s in (None, 400.0):
+        assert len(plan(given, left_s).rungs) > 1
+        assert len(plan(more, left_s).rungs) == 1
+    found = plan(more, 400.0, 50)
+    assert 50 * found.rungs[0] * found.step_s <= TRAINED_SHARE * 400.0
+
+
+def test_without_steps_no_rate_is_tested(timed: dict[str, Any]) -> None:
+    for left_s in (None, 400.0):
+        untrained = problem({"steps": 0, "learning_rate": "auto"})
+        assert plan(untrained, left_s) == TrainingPlan(())
+    assert (timed["timed"], timed["tested"]) == (0, 0)

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import pytest
+
 import autocompress as ac
 from autocompress.results.limits import Limits
+from autocompress.search.evaluate import training_choice
 from autocompress.search.evaluate.training_choice import affords_training, beaten, goes_on
 from autocompress.search.evaluate.training_plan import ENOUGH
 from autocompress.search.problem.goal import Goal
@@ -46,7 +49,7 @@ def test_trials_are_trained_where_enough_of_them_fit_into_the_time() -> None:
     assert affords_training(few, 20, 16 * 11.0, 0.5, 100.0), "trainings were timed"
 
 
-def test_the_third_that_spans_most_goes_on() -> None:
+def test_the_third_that_spans_most_goes_on(monkeypatch: pytest.MonkeyPatch) -> None:
     def trial(number: int, size: float, accuracy: float, **rungs: float) -> TrialRecord:
         reached = {"20": accuracy, **rungs}
         return TrialRecord(number, size_bytes=size, latency_ms=1.0, qualities=(0.9,), rungs=reached)
@@ -62,3 +65,7 @@ def test_the_third_that_spans_most_goes_on() -> None:
     rivals = [good, trial(1, 600.0, 0.1), trial(2, 700.0, 0.1)]
     assert goes_on(rivals, goal, 100.0, 1.0, 20, 0.5), "one of the best two of four"
     assert not goes_on(rivals[:2], goal, 450.0, 1.0, 20, 0.5), "not the best of three"
+    worse = trial(1, 900.0, 0.0)
+    assert not goes_on([good, worse], *first)
+    monkeypatch.setattr(training_choice, "LATEST", 1)
+    assert goes_on([good, worse], *first), "only the latest ones count"

@@ -49,6 +49,8 @@ def test_the_rate_follows_the_length() -> None:
     trained = Distillation(0.3, 2.0, 20, restarts=(5,), learning_rate=5e-4)
     longer = LongPlan(900, learning_rate=6e-4).lesson(trained, 900)
     assert longer == Distillation(0.3, 2.0, 900, learning_rate=rate_for(6e-4, 900))
+    cut = replace(trained, planned_steps=60)
+    assert LongPlan(900, learning_rate=6e-4).lesson(cut, 900) == longer, "of the trial, not of this"
     assert LongPlan(900).lesson(trained, 900) == Distillation(0.3, 2.0, 900, learning_rate=5e-4)
 
 
@@ -75,6 +77,7 @@ def test_the_time_that_is_left_is_shared(monkeypatch: pytest.MonkeyPatch) -> Non
     assert replace(made, step_s=0.01).next_steps(1) == 1000, "never more than is useful"
     assert replace(made, deadline=None).next_steps(9) == 1000
     assert made.after(100, 30.0).step_s == 0.2
+    assert made.after(100, 9.0).step_s == 0.05, "a short training does not make steps free"
     assert made.after(5, 30.0) == made, "too few steps to tell"
 
 

@@ -137,3 +137,31 @@ def test_points_share_the_time_that_is_left(
     assert now[0] == 1200.0
     assert recover(1000) == [(600, False)], "the first had more than half of what it would get"
     assert recover(150) == [], "nothing is repeated that is not twice as long"
+
+
+@pytest.mark.parametrize(
+    ("deadline", "made", "written"), [(9.0, 25, 1), (9.0, 0, 0), (None, 25, 0)]
+)
+def test_what_a_deadline_cut_is_in_the_record(
+    monkeypatch: pytest.MonkeyPatch,
+    tmp_path: Path,
+    deadline: float | None,
+    made: int,
+    written: int,
+) -> None:
+    now = [0.0]
+
+    def train(*_: object, **__: object) -> Lesson:
+        now[0] += 10.0
+        return Lesson(Scores(0.85, {}), True, {str(made): 0.85} if made else {})
+
+    monkeypatch.setattr(long_recovery, "recover_candidate", train)
+    monkeypatch.setattr(long_recovery.time, "monotonic", lambda: now[0])
+    record, trials = study(None, None), {n: (CANDIDATE, Scores(0.8, {})) for n in range(2)}
+    problem = SimpleNamespace(space=SimpleNamespace(recovery=RecoverySpace()))
+    plan = LongPlan(90, deadline, step_s=0.01)
+    stop = lambda: now[0] > 9.0  # noqa: E731
+    recover_front(record, trials, problem, GOAL, tmp_path, plan, stop, lambda *_: None)
+    expected = LongRecovery(made, 0.8, 0.85, True) if written else None
+    assert LongRecovery.read(record, 0) == expected
+    assert LongRecovery.read(record, 1) is None, "there was no time for it"

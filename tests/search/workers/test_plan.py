@@ -7,6 +7,7 @@ from types import SimpleNamespace
 
 import pytest
 
+from autocompress.errors import RunFolderError
 from autocompress.results.limits import Limits
 from autocompress.search.evaluate.training_plan import TrainingPlan
 from autocompress.search.problem.options import Settings
@@ -52,3 +53,10 @@ def test_a_deadline_holds_by_the_clock_of_the_worker(
     read = plan(Settings(), tmp_path, time.monotonic() + 60)
     monkeypatch.setattr(time, "monotonic", lambda: 1000.0)
     assert 1050 < read.time_left() <= 1060
+
+
+def test_a_search_of_an_earlier_version_has_no_plan_of_trainings(tmp_path: Path) -> None:
+    data = plan(Settings(), tmp_path, None).to_json()
+    del data["training"]
+    with pytest.raises(RunFolderError, match="was started by an earlier version"):
+        WorkerPlan.from_json(data)
