@@ -89,19 +89,29 @@ def rehearse(
     return Rehearsal(cycle.best_divergence, step_s)
 
 
-def timed_step(trainer: Trainer, stitcher: Stitcher, stage: Candidate) -> float:
+def timed_step(trainer: Trainer, stitcher: Stitcher, stage: Candidate, limit_s: float) -> float:
     """Return the seconds of one training step of a candidate on this machine.
 
     Args:
         trainer: data and teacher.
         stitcher: builds the candidate.
         stage: the candidate, with its distillation.
+        limit_s: seconds after which no further step is timed.
+
+    Returns:
+        Median of up to TIMED steps after the first.
 
     Raises:
         NotComputableError: as `rehearse`.
     """
     _ready(trainer, stitcher, stage)
-    return rehearse(trainer, stitcher, stage, 1 + TIMED).step_s
+    ends: list[float] = []
+
+    def stop() -> bool:
+        ends.append(time.perf_counter())
+        return len(ends) > 1 and ends[-1] - ends[0] > limit_s
+
+    return rehearse(trainer, stitcher, stage, 1 + TIMED, stop=stop).step_s
 
 
 def best_rate(trainer: Trainer, stitcher: Stitcher, stage: Candidate, folder: Path | None) -> float:

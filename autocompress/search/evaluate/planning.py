@@ -26,9 +26,7 @@ from autocompress.errors import NotComputableError
 from autocompress.search.evaluate.training_plan import (
     ENOUGH,
     LEAST_LONG,
-    LEAST_STEPS,
     MOST_RUNGS,
-    TRAINED_SHARE,
     TrainingPlan,
     rungs_of,
     rungs_within,
@@ -39,6 +37,7 @@ from autocompress.task.batches import batch_size
 from autocompress.task.user_code import UserCodeError
 
 TESTED_SHARE = 0.05  # of the time of trials at most, for the range test
+TIMED_SHARE = 0.02  # of it at most, for the steps that are timed, after the first
 LONG_FACTOR = 3  # steps of a long recovery, as a multiple of those that a space names
 TRIAL_EPOCHS, LONG_EPOCHS = 3, 30  # most passes over the training data
 FEW_STEPS, FEW_LONG = 100, 300  # steps that are never too many, however little data there is
@@ -75,13 +74,9 @@ def plan_trainings(
     folder = cache_folder() / "rates" if folder is None else folder
     left_s = None if until is None else until - time.monotonic()
     trials = max(1, min(ENOUGH, n_trials))
-    step_s = rough_s = _rough_s(problem)
-    stage = None
-    # A model whose trials are not trained anyway is not trained here either: that takes memory.
-    has_time = left_s is None or trials * LEAST_STEPS * rough_s <= TRAINED_SHARE * left_s
-    if has_time and not recovery.by_blocks:
-        stage = _lossy(problem)
-        step_s = rough_s if left_s is None else _timed_s(problem, stage, rough_s)
+    # A model whose trials are not trained is not trained here either: that takes memory.
+    stage = None if recovery.by_blocks else _lossy(problem)
+    step_s = 0.0 if left_s is None else _step_s(problem, stage, TIMED_SHARE * left_s)
     rate = None if stage is None else _rate(problem, stage, step_s, left_s, folder)
     if not recovery.plans_steps:
         return replace(given, learning_rate=rate)
@@ -140,14 +135,14 @@ def _lossy(problem: Problem) -> Candidate | None:
     return found
 
 
-def _timed_s(problem: Problem, stage: Candidate | None, rough_s: float) -> float:
-    """Return the seconds of a training step, or the rough ones if it cannot be trained."""
+def _step_s(problem: Problem, stage: Candidate | None, limit_s: float) -> float:
+    """Return the seconds of a training step, or roughly so if it cannot be timed."""
     if stage is None:
-        return rough_s
+        return _rough_s(problem)
     try:
-        return timed_step(problem.trainer, problem.stitcher, stage)
+        return timed_step(problem.trainer, problem.stitcher, stage, limit_s)
     except BROKEN:
-        return rough_s
+        return _rough_s(problem)
 
 
 def _rate(
