@@ -95,6 +95,7 @@ def timed_step(
     trainer: Trainer,
     stitcher: Stitcher,
     stage: Candidate,
+    limit_s: float,
     stop: Callable[[], bool] = lambda: False,
 ) -> float | None:
     """Return the seconds of one training step of a candidate on this machine.
@@ -103,16 +104,23 @@ def timed_step(
         trainer: data and teacher.
         stitcher: builds the candidate.
         stage: the candidate, with its distillation.
+        limit_s: seconds after which no further step is timed.
         stop: called after each step; True ends the training.
 
     Returns:
-        The seconds; None if it was stopped.
+        Median of up to TIMED steps after the first; None if `stop` ended it.
 
     Raises:
         NotComputableError: as `rehearse`.
     """
     _ready(trainer, stitcher, stage)
-    step_s = rehearse(trainer, stitcher, stage, 1 + TIMED, stop=stop).step_s
+    ends: list[float] = []
+
+    def is_over() -> bool:
+        ends.append(time.perf_counter())
+        return stop() or (len(ends) > 1 and ends[-1] - ends[0] > limit_s)
+
+    step_s = rehearse(trainer, stitcher, stage, 1 + TIMED, stop=is_over).step_s
     return None if stop() else step_s
 
 

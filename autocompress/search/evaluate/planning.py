@@ -26,9 +26,7 @@ from autocompress.compress.recover.rehearsal import (
 from autocompress.search.evaluate.training_plan import (
     ENOUGH,
     LEAST_LONG,
-    LEAST_STEPS,
     MOST_RUNGS,
-    TRAINED_SHARE,
     TrainingPlan,
     rungs_of,
     rungs_within,
@@ -40,6 +38,7 @@ from autocompress.task.loading import known_length
 from autocompress.task.user_code import UserCodeError
 
 TESTED_SHARE = 0.05  # of the time of trials at most, for the range test
+TIMED_SHARE = 0.02  # of it at most, for the steps that are timed, after the first
 LONG_FACTOR = 3  # steps of a long recovery, as a multiple of those that a space names
 TRIAL_EPOCHS, LONG_EPOCHS = 3, 30  # most passes over the training data
 FEW_STEPS, FEW_LONG = 100, 300  # steps that are never too many, however little data there is
@@ -83,13 +82,9 @@ def plan_trainings(
     folder = cache_folder() / "rates" if folder is None else folder
     left_s = None if until is None else until - time.monotonic()
     trials = max(1, min(ENOUGH, n_trials))
-    step_s = rough_s = _rough_s(problem)
-    stage = None
-    # A model whose trials are not trained anyway is not trained here either: that takes memory.
-    enough = left_s is None or trials * LEAST_STEPS * rough_s <= TRAINED_SHARE * left_s
-    if enough and not recovery.by_blocks and not stop():
-        stage = _lossy(problem, stop)
-        step_s = rough_s if left_s is None else _timed_s(problem, stage, rough_s, stop)
+    # A model whose trials are not trained is not trained here either: that takes memory.
+    stage = None if recovery.by_blocks or stop() else _lossy(problem, stop)
+    step_s = 0.0 if left_s is None else _step_s(problem, stage, TIMED_SHARE * left_s, stop)
     rate = None if stage is None else _rate(problem, stage, step_s, left_s, folder, stop)
     if not recovery.plans_steps:
         return replace(of_space, learning_rate=rate)
@@ -150,17 +145,17 @@ def _lossy(problem: Problem, stop: Callable[[], bool]) -> Candidate | None:
     return lossiest
 
 
-def _timed_s(
-    problem: Problem, stage: Candidate | None, rough_s: float, stop: Callable[[], bool]
+def _step_s(
+    problem: Problem, stage: Candidate | None, limit_s: float, stop: Callable[[], bool]
 ) -> float:
-    """Return the seconds of a training step, or the rough ones if they cannot be timed."""
+    """Return the seconds of a training step, or roughly so if it cannot be timed."""
     if stage is None:
-        return rough_s
+        return _rough_s(problem)
     try:
-        step_s = timed_step(problem.trainer, problem.stitcher, stage, stop)
+        step_s = timed_step(problem.trainer, problem.stitcher, stage, limit_s, stop)
     except BROKEN:
-        return rough_s
-    return rough_s if step_s is None else step_s
+        return _rough_s(problem)
+    return _rough_s(problem) if step_s is None else step_s
 
 
 def _rate(

@@ -51,13 +51,21 @@ def test_a_rehearsal_leaves_the_model_as_it_was(fixture: Fixture, stage: Candida
     assert math.isnan(rehearse(trainer, stitcher, stage, 1).step_s)
 
 
+@pytest.mark.parametrize(("limit_s", "steps", "median_s"), [(9.0, 4, 2.0), (2.5, 3, 1.5)])
 def test_a_step_is_timed_without_the_first(
-    fixture: Fixture, stage: Candidate, monkeypatch: pytest.MonkeyPatch
+    fixture: Fixture,
+    stage: Candidate,
+    limit_s: float,
+    steps: int,
+    median_s: float,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    ticks = iter([0.0, 100.0, 101.0, 103.0, 106.0])
+    ends = [0.0, *(end for end in (100.0, 101.0, 103.0, 106.0) for _ in range(2))]
+    ticks = iter(ends)  # one look for the step, one for the limit
     monkeypatch.setattr(module, "time", SimpleNamespace(perf_counter=lambda: next(ticks)))
     trainer = trainer_of(fixture.task, fixture.stitcher)
-    assert timed_step(trainer, fixture.stitcher, stage) == 2.0
+    assert timed_step(trainer, fixture.stitcher, stage, limit_s) == median_s
+    assert len(list(ticks)) == len(ends) - 1 - 2 * steps
 
 
 @pytest.mark.parametrize(
@@ -142,4 +150,4 @@ def test_a_test_that_was_stopped_tells_nothing(
     stop = lambda: next(steps, True)  # noqa: E731
     assert best_rate(trainer, fixture.stitcher, stage, tmp_path, stop) is None
     assert not known_rate(trainer, stage, tmp_path)
-    assert timed_step(trainer, fixture.stitcher, stage, lambda: True) is None
+    assert timed_step(trainer, fixture.stitcher, stage, 9.0, lambda: True) is None

@@ -18,6 +18,7 @@ from autocompress.search.evaluate import planning as module
 from autocompress.search.evaluate.planning import (
     FEW_LONG,
     FEW_STEPS,
+    LEAST_BLOCKS,
     LONG_EPOCHS,
     TRIAL_EPOCHS,
     plan_trainings,
@@ -132,15 +133,19 @@ def test_trainings_take_their_share_of_the_time(timed: dict[str, Any]) -> None:
         assert found.first_s == found.rungs[0] * 0.05
 
 
-def test_a_large_model_is_neither_timed_nor_tested_where_its_trials_are_not_trained(
+def test_a_model_that_is_recovered_by_blocks_is_neither_timed_nor_tested(
     timed: dict[str, Any],
 ) -> None:
-    found = plan(problem({"alpha": 0.5}, pass_s=5.0), 400.0)
+    large = problem({"alpha": 0.5}, macs=10**13, pass_s=5.0)
+    large = replace(large, space=Space(replace(large.space.recovery, blocks=True)))
+    found = plan(large, 400.0)
     assert (timed["timed"], timed["tested"]) == (0, 0)
     assert found.rungs == (LEAST_STEPS,)
     assert found.learning_rate is None
     assert found.step_s == pytest.approx(4 * 5.0 / 64 * BATCH), "by a pass of the original"
     assert found.long_steps > 1000, "the time decides at the end"
+    assert plan(large, None).long_steps == LEAST_BLOCKS
+    assert timed["tested"] == 0
 
 
 def test_a_range_test_must_be_quick_or_known(timed: dict[str, Any]) -> None:
@@ -150,9 +155,6 @@ def test_a_range_test_must_be_quick_or_known(timed: dict[str, Any]) -> None:
     timed["known"] = True
     assert plan(problem({"alpha": 0.5}), 400.0).learning_rate == 6e-4
     assert plan(problem({"alpha": 0.5, "learning_rate": 1e-4}), 400.0).learning_rate is None
-    by_blocks = problem({"alpha": 0.5})
-    by_blocks = replace(by_blocks, space=Space(replace(by_blocks.space.recovery, blocks=True)))
-    assert plan(by_blocks, 400.0).learning_rate is None, "its rate is for whole models"
 
 
 @pytest.mark.parametrize(
