@@ -66,13 +66,23 @@ class ModuleTable:
         Returns:
             (n, choices of the group) of the config that is cheapest there.
         """
-        costs = self.costs if side == "in" else self.costs.swapaxes(0, 1)
-        least = np.full((len(prices), costs.shape[1]), np.inf)
-        for i in range(len(self.configs)):
-            size, latency = costs[other, :, 0, i], costs[other, :, 1, i]
-            total = losses[:, i, None] + prices[:, :1] * size + prices[:, 1:] * latency
+        sizes, latencies = self._by_side[side]
+        of_size, of_latency = prices[:, :1], prices[:, 1:]
+        least = np.full((len(prices), sizes.shape[-1]), np.inf)
+        for loss, size, latency in zip(losses.T, sizes, latencies, strict=True):
+            total = of_size * size.take(other, 0)
+            total += of_latency * latency.take(other, 0)
+            total += loss[:, None]
             np.minimum(least, total, out=least)
         return least
+
+    @cached_property
+    def _by_side(self) -> Mapping[str, Array]:
+        """Return by side (size or latency, configs, choices of the other side, choices of it)."""
+        return {
+            "out": np.ascontiguousarray(self.costs.transpose(2, 3, 1, 0)),
+            "in": np.ascontiguousarray(self.costs.transpose(2, 3, 0, 1)),
+        }
 
     def _flat(self, *order: int) -> tuple[Array, Array]:
         size, latency = np.ascontiguousarray(self.costs.transpose(2, *order))
