@@ -11,9 +11,9 @@ from typing import Any
 import pytest
 import torch
 
-transformers = pytest.importorskip(
-    "transformers", reason="model folders need the extra: pip install 'autocompress[huggingface]'"
-)
+MISSING = "model folders need the extra: pip install 'autocompress[huggingface]'"
+transformers = pytest.importorskip("transformers", reason=MISSING)
+pytest.importorskip("sklearn", reason=MISSING)
 WORDS = [f"w{i}" for i in range(40)]
 SPECIAL = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"]
 SMALL = {
@@ -60,7 +60,7 @@ def save(folder: Path, model: Any, *others: Any, spread: float = 4.0) -> Path:
     generator = torch.Generator().manual_seed(0)
     with torch.no_grad():
         for name, weight in model.named_parameters():
-            if weight.dim() > 1:
+            if weight.dim() > 1 or name.endswith("class_embedding"):
                 weight.copy_(torch.randn(weight.shape, generator=generator) * spread / 10)
             elif "bias" in name:
                 weight.zero_()

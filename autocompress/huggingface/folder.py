@@ -17,12 +17,14 @@ AUTO = "transformers.models.auto.modeling_auto"
 # Name of the task -> the table of transformers that lists its classes. An architecture in several
 # tables has the task that comes first.
 TASKS = {
+    "audio-classification": "AUDIO_CLASSIFICATION",
     "image-classification": "IMAGE_CLASSIFICATION",
     "text-classification": "SEQUENCE_CLASSIFICATION",
     "token-classification": "TOKEN_CLASSIFICATION",
     "question-answering": "QUESTION_ANSWERING",
     "text-generation": "CAUSAL_LM",
     "fill-mask": "MASKED_LM",
+    "zero-shot-image-classification": "ZERO_SHOT_IMAGE_CLASSIFICATION",
 }
 EMBEDDINGS = ("feature-extraction", "sentence-similarity")  # of models without a head
 NAMES = (*TASKS, *EMBEDDINGS)
@@ -36,8 +38,6 @@ NOT_YET = {
     "image-segmentation (universal)": "UNIVERSAL_SEGMENTATION",
     "visual-question-answering": "VISUAL_QUESTION_ANSWERING",
     "image-to-text": "IMAGE_TEXT_TO_TEXT",
-    "zero-shot-image-classification": "ZERO_SHOT_IMAGE_CLASSIFICATION",
-    "audio-classification": "AUDIO_CLASSIFICATION",
 }
 
 

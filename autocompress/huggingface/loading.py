@@ -80,7 +80,8 @@ def load_tokenizer(folder: ModelFolder, model: nn.Module) -> Any:
         tokenizer = transformers.AutoTokenizer.from_pretrained(
             place, local_files_only=True, trust_remote_code=folder.trust_remote_code
         )
-    words = model.get_input_embeddings().weight.shape[0]  # type: ignore[operator]
+    with told(f"{place}: {type(model).__name__} has no table of tokens"):
+        words = model.get_input_embeddings().weight.shape[0]  # type: ignore[operator]
     if len(tokenizer) > words:
         raise TaskError(
             f"{place}: the tokenizer has {len(tokenizer)} tokens, the model {words}; "

@@ -6,19 +6,28 @@ float model is marked.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
-from functools import partial
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from autocompress.task.batches import Batches, Inputs, input_tensors, map_inputs, take_samples
+from autocompress.task.batches import (
+    Batches,
+    Inputs,
+    input_tensors,
+    map_inputs,
+    map_value,
+    take_samples,
+)
 
 SAMPLES = 512
 NOISE = 0.3  # standard deviation of the noise against that of the tensor
 CONTRAST = 0.4  # share of each sample's deviation from its mean after the corruption
 DROPPED = 0.1  # share of the tokens that become token 0
+# The argument that holds the tokens, in models that name it so; their other integers are positions,
+# types or labels.
+TOKENS = "input_ids"
 # Share of the baseline's accuracy that a point may lose under a corruption beyond its loss on clean
 # inputs.
 FRAGILE = 0.02
@@ -93,26 +102,41 @@ class Corrupted:
     They are the same in every pass.
     """
 
-    def __init__(self, batches: Batches, name: str) -> None:
+    def __init__(self, batches: Batches, name: str, special: Sequence[int] = ()) -> None:
         # Batches stay whole, since a metric may compare the samples of a batch.
         self.batches = take_samples(batches, SAMPLES, whole=True)
         self.corrupt, self.applies = CORRUPTIONS[name]
+        self.of_tokens = name == "token_dropout"
+        self.special = torch.tensor(special, dtype=torch.int64)
 
     def __iter__(self) -> Iterator[tuple[Inputs, Any]]:
         generator = torch.Generator().manual_seed(0)
         for inputs, target in self.batches:
-            yield map_inputs(inputs, partial(self._disturbed, generator)), target
+            yield self._disturbed(inputs, generator), target
 
-    def _disturbed(self, generator: torch.Generator, tensor: Tensor) -> Tensor:
-        return self.corrupt(tensor, generator) if self.applies(tensor) else tensor
+    def _disturbed(self, inputs: Inputs, generator: torch.Generator) -> Inputs:
+        def change(tensor: Tensor) -> Tensor:
+            if not self.applies(tensor):
+                return tensor
+            changed = self.corrupt(tensor, generator)
+            if not self.of_tokens:
+                return changed
+            return torch.where(torch.isin(tensor, self.special), tensor, changed)
+
+        if self.of_tokens and isinstance(inputs, Mapping) and TOKENS in inputs:
+            return {**inputs, TOKENS: map_value(inputs[TOKENS], change)}
+        return map_inputs(inputs, change)
 
 
-def corruptions_of(batches: Batches, batch_first: bool | None = None) -> dict[str, Corrupted]:
+def corruptions_of(
+    batches: Batches, batch_first: bool | None = None, special: Sequence[int] = ()
+) -> dict[str, Corrupted]:
     """Return the corrupted splits that differ from a split.
 
     Args:
         batches: the split.
         batch_first: False if samples cannot be told apart; then only noise is applied.
+        special: numbers of tokens that are never dropped, such as the first and the last one.
 
     Returns:
         Name of the metric ("accuracy_contrast", ...) -> corrupted batches.
@@ -122,7 +146,7 @@ def corruptions_of(batches: Batches, batch_first: bool | None = None) -> dict[st
     for name, (_, applies) in CORRUPTIONS.items():
         by_sample = name != "gaussian_noise"
         if (batch_first is not False or not by_sample) and any(map(applies, tensors)):
-            corrupted[f"accuracy_{name}"] = Corrupted(batches, name)
+            corrupted[f"accuracy_{name}"] = Corrupted(batches, name, special)
     return corrupted
 
 

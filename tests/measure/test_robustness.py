@@ -42,6 +42,21 @@ def test_some_tokens_are_dropped_and_masks_are_not() -> None:
     assert 0.07 < float(gone.float().mean()) < 0.13
 
 
+def test_special_tokens_and_other_integers_are_not_dropped() -> None:
+    inputs = {"input_ids": TOKENS, "attention_mask": MASK, "position_ids": TOKENS + 1}
+    special = (1, 2, 3)
+    corrupted = corruptions_of([(inputs, None)], special=special)["accuracy_token_dropout"]
+    ((found, _),) = list(corrupted)
+    assert list(found) == list(inputs)
+    assert torch.equal(found["position_ids"], inputs["position_ids"])
+    kept = torch.isin(TOKENS, torch.tensor(special))
+    assert bool(kept.any())
+    assert torch.equal(found["input_ids"][kept], TOKENS[kept])
+    gone = found["input_ids"][~kept] != TOKENS[~kept]
+    assert 0.05 < float(gone.float().mean()) < 0.15
+    assert bool((found["input_ids"][~kept][gone] == 0).all())
+
+
 def test_every_pass_is_the_same_and_only_what_applies_is_measured() -> None:
     corrupted = Corrupted(BATCHES, "gaussian_noise")
     assert torch.equal(next(iter(corrupted))[0]["image"], next(iter(corrupted))[0]["image"])

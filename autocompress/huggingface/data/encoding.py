@@ -92,9 +92,8 @@ class Encoder:
                 encoding = self.tokenizer(*both, **arguments)
                 if self.limit is not None and len(encoding["input_ids"]) > self.limit:
                     long += 1
-                    encoding = self.tokenizer(
-                        *both, truncation=cut, max_length=self.limit, **arguments
-                    )
+                    cutting = {"truncation": cut, "max_length": self.limit}
+                    encoding = self.tokenizer(*both, **{**arguments, **cutting})
             encodings.append(encoding)
         earlier = self.cut.get(split, (0, 0))
         self.cut[split] = (earlier[0] + long, earlier[1] + len(encodings))

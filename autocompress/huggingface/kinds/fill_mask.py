@@ -45,6 +45,7 @@ def fill_mask(folder: ModelFolder, options: Options) -> Parts:
         raise TaskError(f"{folder.weights}: the tokenizer has no mask token; set mask_token")
     encoder = Encoder.of(folder, tokenizer, model, options)
     notes = [*splits.notes]
+    words = folder.config.get_text_config().vocab_size
     samples = {}
     for split, records in splits.parts():
         texts = [value_of(r, columns.need("text", records), str, "a text") for r in records]
@@ -54,7 +55,7 @@ def fill_mask(folder: ModelFolder, options: Options) -> Parts:
         rows = [sample for sample in hidden if sample is not None]
         if not rows:
             raise TaskError(f"{records[0].place}: no text of {split} has a token to hide")
-        samples[split] = within_memory(rows, folder.config.vocab_size, split, options, notes)
+        samples[split] = within_memory(rows, words, split, options, notes)
     metrics = {"accuracy": token_accuracy, "perplexity": perplexity}
     return text_parts(model, encoder, samples, per_token, metrics, options, notes)
 

@@ -47,10 +47,11 @@ def text_generation(folder: ModelFolder, options: Options) -> Parts:
     length = min(options.max_length or WINDOW, encoder.limit or WINDOW)
     splits = read_splits(options, _windows(tokenizer, columns, max(2, length)))
     notes = [*splits.notes]
+    words = folder.config.get_text_config().vocab_size
     samples = {}
     for split, records in splits.parts():
         rows = [_sample(encoder, record.values[TOKENS]) for record in records]
-        samples[split] = within_memory(rows, folder.config.vocab_size, split, options, notes)
+        samples[split] = within_memory(rows, words, split, options, notes)
     metrics = {"perplexity": perplexity, "accuracy": token_accuracy}
     return text_parts(model, encoder, samples, per_token, metrics, options, notes)
 

@@ -65,10 +65,14 @@ def matthews(outputs: Tensor, targets: Tensor) -> float:
         targets: (n,) classes.
 
     Returns:
-        From -1 to 1.
+        From -1 to 1; 0 where targets and outputs have one class.
     """
+    predicted = outputs.argmax(-1)
+    both = torch.cat([targets, predicted])
+    if bool((both == both[0]).all()):
+        return 0.0
     score = library("sklearn.metrics", SCORES).matthews_corrcoef
-    return float(score(targets.numpy(), outputs.argmax(-1).numpy()))
+    return float(score(targets.numpy(), predicted.numpy()))
 
 
 def probabilities(inputs: Any, output: Tensor) -> Tensor:

@@ -195,7 +195,10 @@ def other_scores(problem: Problem, path: str, known_test: float | None = None) -
     """
     session = open_session(path, all_threads(problem.settings))
     judged, names = replace(problem.task, extra_metrics={}), problem.builder.lowered.input_names
-    splits: dict[str, Batches] = dict(corruptions_of(judged.validation, judged.batch_first))
+    special = () if judged.pretrained is None else judged.pretrained.special_tokens
+    splits: dict[str, Batches] = dict(
+        corruptions_of(judged.validation, judged.batch_first, special)
+    )
     if known_test is None and problem.task.test is not None:
         splits = {TEST: problem.task.test, **splits}
     accuracies: dict[str, float] = {}

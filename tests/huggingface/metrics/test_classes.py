@@ -14,6 +14,7 @@ from autocompress.huggingface.metrics.classes import (
     probabilities,
 )
 
+pytest.importorskip("sklearn", reason="needs scikit-learn: pip install 'autocompress[huggingface]'")
 GENERATOR = torch.Generator().manual_seed(0)
 
 
@@ -23,6 +24,10 @@ def test_two_classes() -> None:
     assert accuracy(outputs, targets) == pytest.approx(3 / 5)
     assert f1(outputs, targets) == pytest.approx(2 * 2 / (3 + 3))  # of class 1
     assert matthews(outputs, targets) == pytest.approx((2 * 1 - 1 * 1) / (3 * 2 * 3 * 2) ** 0.5)
+
+
+def test_one_class_has_no_correlation() -> None:
+    assert matthews(torch.tensor([[1.0, 0], [1, 0]]), torch.tensor([0, 0])) == 0.0
 
 
 def test_several_classes_and_several_labels() -> None:

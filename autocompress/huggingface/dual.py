@@ -1,0 +1,51 @@
+"""Turn a model of pictures and texts into one that embeds both, row by row."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+
+class DualEncoder(nn.Module):
+    """Give the embeddings of pictures and of texts, without comparing the rows of a batch.
+
+    Args:
+        model: returns `image_embeds` and `text_embeds`, as CLIP and SigLIP do.
+    """
+
+    def __init__(self, model: nn.Module) -> None:
+        super().__init__()
+        self.model = model
+        self.config: Any = model.config
+
+    def get_input_embeddings(self) -> nn.Module:
+        """Return the table of token embeddings."""
+        tables = self.model.get_submodule("text_model").named_modules()
+        table: nn.Module
+        _, table = next(pair for pair in tables if pair[0].endswith("token_embedding"))
+        return table
+
+    def forward(
+        self, input_ids: Tensor, pixel_values: Tensor, attention_mask: Tensor | None = None
+    ) -> dict[str, Tensor]:
+        """Return the embeddings of pictures and texts.
+
+        Args:
+            input_ids: (n, length) tokens.
+            pixel_values: (n, channels, height, width).
+            attention_mask: (n, length), 0 for padding, for models that take it.
+
+        Returns:
+            "embeddings" (n, 2, width), pictures first, and "image_embeds" and "text_embeds"
+            (n, width), all of length 1.
+        """
+        mask = {} if attention_mask is None else {"attention_mask": attention_mask}
+        result = self.model(input_ids=input_ids, pixel_values=pixel_values, **mask)
+        image, text = result.image_embeds, result.text_embeds
+        return {
+            "embeddings": torch.stack([image, text], 1),
+            "image_embeds": image,
+            "text_embeds": text,
+        }
