@@ -7,9 +7,10 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
-from autocompress.candidate import Candidate
+from autocompress.candidate import Candidate, Distillation
 from autocompress.compress.assemble.stitch import Stitcher
 from autocompress.compress.recover.context import LEAST_BATCH, Trainer
 from autocompress.compress.recover.cycle import LEAST_GAP
@@ -53,7 +54,7 @@ def trains_statistics(
         return True
     if steps <= 0 or batch_size(next(iter(trainer.task.training_batches()))[0]) < LEAST_BATCH:
         return False
-    path = None if folder is None else folder / f"batch_norm{start}.json"
+    path = None if folder is None else _path(folder, start)
     if path is not None and path.is_file():
         return bool(json.loads(path.read_text())["trains"])
     short = min(steps, max(LEAST_GAP, round(SHARE * steps)))
@@ -65,3 +66,27 @@ def trains_statistics(
     if path is not None:
         write_atomic(path, json.dumps({"trains": trains}))
     return trains
+
+
+def decided(distillation: Distillation, folder: Path) -> Distillation:
+    """Return a recovery with what its short trainings decided about normalisations.
+
+    Their length follows from the steps, so that they may decide otherwise for a training that ended
+    early. Each round of a growing schedule decides for itself; such a recovery stays as it is.
+
+    Args:
+        distillation: of the training.
+        folder: keeps the decision.
+    """
+    path = _path(folder, 0)
+    if distillation.batch_norm != "auto" or distillation.schedule != "one_shot":
+        return distillation
+    if not path.is_file():  # nothing was tried
+        return distillation
+    trains = bool(json.loads(path.read_text())["trains"])
+    return replace(distillation, batch_norm="train" if trains else "frozen")
+
+
+def _path(folder: Path, start: int) -> Path:
+    """Return the file of a decision."""
+    return folder / f"batch_norm{start}.json"

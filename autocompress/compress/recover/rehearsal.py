@@ -10,22 +10,25 @@ import math
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, replace
+from itertools import islice
 from pathlib import Path
 
 import numpy as np
 import torch
+from torch import Tensor
 
 from autocompress.cache import Cache, key_of
 from autocompress.candidate import Candidate
 from autocompress.compress.assemble.stitch import Stitcher
-from autocompress.compress.recover.context import Trainer
+from autocompress.compress.recover.context import Trainer, stream
 from autocompress.compress.recover.cycle import Cycle
-from autocompress.compress.recover.teacher import model_hash
+from autocompress.compress.recover.teacher import model_hash, value_bytes
 from autocompress.errors import NotComputableError
-from autocompress.task.batches import input_tensors
+from autocompress.task.batches import leaves, seeded, target_to_device, to_device
 
 TIMED = 3  # steps that are timed, after one to warm up
 TESTED = 60  # steps with each rate of a range test
+KEYED = 4  # training batches on which a cached rate depends
 FACTOR = 3.0  # between two rates of a range test
 LOWEST, HIGHEST = 1e-5, 1e-2  # rates that it tries at most
 MOST_TESTS = 4  # rates that it tries at most from the default rate on
@@ -152,9 +155,10 @@ def best_rate(
     Raises:
         NotComputableError: as `rehearse`.
     """
-    entry = f"{_key(trainer, stage)[:32]}.json"
     cache = Cache(folder)
-    known = cache.read(entry, lambda path: float(json.loads(path.read_text())["rate"]))
+    known = cache.read(
+        _entry(trainer, stage), lambda path: float(json.loads(path.read_text())["rate"])
+    )
     if known is not None:
         return known
     trainer = replace(trainer, seed=0)
@@ -178,7 +182,8 @@ def best_rate(
     if stop():
         return None
     if trained:  # there may be more memory next time
-        cache.write(entry, json.dumps({"rate": best}))
+        # The type of numbers may have been chosen by now.
+        cache.write(_entry(trainer, stage), json.dumps({"rate": best}))
     return best
 
 
@@ -213,7 +218,7 @@ def known_rate(trainer: Trainer, stage: Candidate, folder: Path | None) -> bool:
         stage: as for `best_rate`.
         folder: as for `best_rate`.
     """
-    return folder is not None and (folder / f"{_key(trainer, stage)[:32]}.json").is_file()
+    return folder is not None and (folder / _entry(trainer, stage)).is_file()
 
 
 def _ready(trainer: Trainer, stitcher: Stitcher, stage: Candidate) -> None:
@@ -223,10 +228,31 @@ def _ready(trainer: Trainer, stitcher: Stitcher, stage: Candidate) -> None:
     trainer.settle(model)
 
 
-def _key(trainer: Trainer, stage: Candidate) -> str:
-    """Return the key of the learning rate of a model: its weights, its data, the candidate."""
-    inputs, _ = next(iter(trainer.task.training_batches()))
-    shapes = [(str(tensor.dtype), tuple(tensor.shape)) for tensor in input_tensors(inputs)]
-    teacher, student = model_hash(trainer.teacher.model), model_hash(trainer.task.model)
+def _entry(trainer: Trainer, stage: Candidate) -> str:
+    """Name the cached rate by models, candidate, first batches, loss, device and type of numbers.
+
+    The task's loss is told by its value for the teacher's answers to the first batch.
+    """
+    task, teacher = trainer.task, trainer.teacher.model
     test = f"{TESTED} {FACTOR} {LOWEST} {HIGHEST} {torch.__version__}"
-    return key_of(f"{teacher} {student} {shapes} {json.dumps(stage.to_json())} {test}")
+    parts: list[str | bytes] = [
+        f"{model_hash(teacher)} {model_hash(task.model)} {json.dumps(stage.to_json())} {test}",
+        f"{trainer.device} {trainer.arithmetic}",
+    ]
+    with seeded(0), torch.no_grad():
+        batches = list(islice(stream(task, 0, 0), KEYED))
+        for i, (inputs, target) in enumerate(batches):
+            for part in (task.view(inputs, i), target):
+                for name, value in leaves(part).items():
+                    if isinstance(value, Tensor):
+                        content = value_bytes(value)
+                        parts += [f"{name} {value.dtype} {tuple(value.shape)}", content]
+                    else:
+                        parts.append(f"{name} {value}")
+        inputs, target = batches[0]
+        if stage.distillation.alpha > 0 and task.teaches(target):
+            answers = task.outputs_of(teacher, to_device(inputs, trainer.device))
+            answers = {name: answer.float() for name, answer in answers.items()}
+            loss = task.training_loss(answers, target_to_device(target, trainer.device))
+            parts.append(f"loss {float(loss):.3g}")
+    return f"{key_of(*parts)[:32]}.json"

@@ -87,7 +87,7 @@ def model_hash(model: nn.Module) -> str:
     digest = hashlib.sha256()
     for name, value in model.state_dict().items():
         digest.update(f"{name} {tuple(value.shape)}".encode())
-        digest.update(_bytes(value) if value.dim() else str(value.item()).encode())
+        digest.update(value_bytes(value) if value.dim() else str(value.item()).encode())
     return digest.hexdigest()
 
 
@@ -109,7 +109,12 @@ def changed_weights(task: Task, known: Mapping[str, Any]) -> str:
     return ""
 
 
-def _bytes(tensor: Tensor) -> bytes:
+def value_bytes(tensor: Tensor) -> bytes:
+    """Return the bytes of the values of a tensor, for a hash.
+
+    Args:
+        tensor: of any shape and type, on any device.
+    """
     return tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().tobytes()
 
 
@@ -229,7 +234,7 @@ class Teacher:
     def _key(self, inputs: Inputs, part: str) -> str:
         parts: list[str | bytes] = [f"{self._digest} {part}"]
         for tensor in input_tensors(inputs):
-            parts += [f"{tensor.dtype} {tuple(tensor.shape)}", _bytes(tensor)]
+            parts += [f"{tensor.dtype} {tuple(tensor.shape)}", value_bytes(tensor)]
         return key_of(*parts)[:32]
 
     def _write(self, name: str, tensors: dict[str, Tensor]) -> None:

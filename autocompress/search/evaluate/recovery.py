@@ -16,6 +16,7 @@ import torch
 from autocompress.candidate import Candidate, Distillation
 from autocompress.compress.assemble.trained import Trained
 from autocompress.compress.recover.cycle import LEAST_GAP
+from autocompress.compress.recover.normalisation import decided
 from autocompress.compress.recover.recover import recover
 from autocompress.errors import DamagedFileError, NotComputableError, RunFolderError
 from autocompress.measure.accuracy import Scores, evaluate_model
@@ -202,7 +203,8 @@ def recover_candidate(
     rungs[str(steps)] = after.accuracy
     improved = goal.worth(after) > goal.worth(before)
     if improved:
-        _write(folder, number, Recovered(trained, ended_at(candidate.distillation, steps), after))
+        lesson = ended_at(decided(candidate.distillation, place), steps)
+        _write(folder, number, Recovered(trained, lesson, after))
     if not stop() or not is_resumed:  # an interrupted training goes on from here next time
         shutil.rmtree(place, ignore_errors=True)
     return Lesson(after if improved else before, improved, rungs, divergence=divergence)

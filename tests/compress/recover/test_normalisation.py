@@ -13,7 +13,7 @@ from autocompress import Candidate, Distillation, ModuleConfig, Task
 from autocompress.compress.recover import normalisation as module
 from autocompress.compress.recover.context import LEAST_BATCH, Trainer
 from autocompress.compress.recover.cycle import Cycle
-from autocompress.compress.recover.normalisation import trains_statistics
+from autocompress.compress.recover.normalisation import decided, trains_statistics
 from autocompress.compress.recover.recover import recover
 from autocompress.task.calls import call_model
 
@@ -91,6 +91,12 @@ def test_the_lower_divergence_decides_once(
         parts = (trainer_of(large, stitcher), stitcher, candidate, 0, STEPS, tmp_path)
         assert trains_statistics(*parts) is expected
     assert len(cycles) == 2, "a training that resumes reads the decision"
+    lesson = candidate.distillation
+    told = replace(lesson, batch_norm="train" if expected else "frozen")
+    assert decided(lesson, tmp_path) == told
+    rounds = replace(lesson, schedule="cubic")
+    assert decided(rounds, tmp_path) == rounds, "each round decides for itself"
+    assert decided(lesson, tmp_path / "none") == lesson
     assert all(cycle.step == STEPS for cycle in cycles)
     for name, value in stitcher.model.state_dict().items():
         assert torch.equal(value, before[name]), name

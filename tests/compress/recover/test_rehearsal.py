@@ -151,3 +151,24 @@ def test_a_test_that_was_stopped_tells_nothing(
     assert best_rate(trainer, fixture.stitcher, stage, tmp_path, stop) is None
     assert not known_rate(trainer, stage, tmp_path)
     assert timed_step(trainer, fixture.stitcher, stage, 9.0, lambda: True) is None
+
+
+def test_a_rate_is_known_for_what_it_was_found_with(
+    fixture: Fixture, stage: Candidate, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(module, "climbed", lambda divergence, rate: divergence(rate) or rate)
+    monkeypatch.setattr(module, "TESTED", 1)
+    stage = replace(stage, distillation=replace(stage.distillation, alpha=0.5))
+    trainer = trainer_of(fixture.task, fixture.stitcher)
+    best_rate(trainer, fixture.stitcher, stage, tmp_path)
+    assert known_rate(trainer, stage, tmp_path)
+    task = trainer.task
+    (inputs, target), *rest = task.training_batches()
+    for changed in (
+        replace(task, train=[(inputs + 1, target), *rest]),
+        replace(task, train=[(inputs, target.flip(0)), *rest]),
+        replace(task, loss=lambda outputs, targets: outputs.square().mean()),
+        replace(task, augment=lambda inputs: inputs + 1),
+    ):
+        assert not known_rate(replace(trainer, task=changed), stage, tmp_path)
+    assert not known_rate(replace(trainer, dtype=torch.bfloat16), stage, tmp_path)

@@ -31,6 +31,7 @@ from autocompress.compress.recover.recover import recover
 from autocompress.errors import TaskError
 from autocompress.measure.accuracy import Scores, evaluate_model
 from autocompress.results.limits import Limits
+from autocompress.search.evaluate import recovery as recovery_module
 from autocompress.search.evaluate.recovery import (
     ended_at,
     read_recovered,
@@ -598,3 +599,29 @@ def test_recovery_raises_all_objectives() -> None:
     assert both.worth(Scores(0.9, {"f": 1.8})) == pytest.approx(0.875)
     assert both.worth(Scores(0.85, {"f": 1.8})) == pytest.approx(0.85)
     assert Goal(baseline, Limits()).worth(Scores(0.95, {"f": 0.0})) == 0.95
+
+
+def test_a_recipe_says_how_normalisations_trained(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A recipe with fewer steps would try them for fewer steps, and might decide otherwise."""
+    kept: list[Distillation] = []
+
+    def train(trainer: object, stitcher: object, given: Candidate, place: Path, *_: object):
+        (place / "batch_norm0.json").write_text(json.dumps({"trains": True}))
+        return None, 100
+
+    monkeypatch.setattr(recovery_module, "recover", train)
+    monkeypatch.setattr(recovery_module, "evaluate_model", lambda *_: (Scores(0.8, {}), None))
+    monkeypatch.setattr(
+        recovery_module, "_write", lambda *parts: kept.append(parts[2].distillation)
+    )
+    parts = {"task": SimpleNamespace(validation=None), "device": None}
+    stitcher = SimpleNamespace(apply=lambda *_: None)
+    trainer = SimpleNamespace(divergence=lambda model: 0.1)
+    problem = SimpleNamespace(stitcher=stitcher, trainer=trainer, **parts)
+    lesson = Distillation(steps=300, restarts=(30, 100), batch_norm="auto")
+    goal = Goal(ac.Measurement(1000, 2.0, 0.9), Limits())
+    given = Candidate.of({"a": ModuleConfig(4)}, lesson)
+    assert recover_candidate(problem, tmp_path, 0, given, Scores(0.5, {}), goal).improved
+    assert kept == [replace(lesson, steps=100, restarts=(30,), batch_norm="train")]
