@@ -119,7 +119,7 @@ def test_a_search_by_default() -> None:
         "storage": None,
         "workers": 1,
         "ray": None,
-        "library_memory": "512MB",
+        "library_memory": "64MB",
         "device": None,
         "out": "reports/run",
         "json": False,
