@@ -92,6 +92,7 @@ def write_notes(
         if name in baseline.metrics:
             before = baseline.metrics[name]
             extra += f"| {name.replace('_', ' ')} | {before:.4f} | {value:.4f} | |\n"
+    part = "" if baseline.test_share == 1 else f", {baseline.test_share:.0%} of it"
     missing = "".join(f"\n{words}\n" for words in left_out_words([baseline, m]))
     smaller = f"{baseline.size_bytes / m.size_bytes:.2f}x smaller"
     speed = f"{baseline.latency_ms / m.latency_ms:.2f}x as fast"
@@ -104,7 +105,7 @@ def write_notes(
 | weights in a session (bytes) | {baseline.memory_bytes} | {m.memory_bytes} | |
 | latency (ms, {target}) | {baseline.latency_ms:.3f} | {m.latency_ms:.3f} | {speed} |
 | accuracy (validation) | {percent(baseline.accuracy)} | {percent(m.accuracy)} | |
-| accuracy (test) | {percent(baseline.test_accuracy)} | {percent(m.test_accuracy)} | |
+| accuracy (test{part}) | {percent(baseline.test_accuracy)} | {percent(m.test_accuracy)} | |
 {extra}{missing}
 {chr(10).join(lines)}
 

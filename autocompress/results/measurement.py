@@ -42,6 +42,7 @@ class Measurement:
             from the file for an analytic target) or "table" (predicted for the machine on which the
             latency table was measured).
         left_out: for each figure that could not be computed, such as "accuracy (test)", the reason.
+        test_share: part of the batches of the test split that `test_accuracy` is of.
     """
 
     size_bytes: int
@@ -53,6 +54,7 @@ class Measurement:
     memory_bytes: int | None = None
     latency_source: str = "measured"
     left_out: Mapping[str, str] = field(default_factory=dict)
+    test_share: float = 1.0
 
     def to_json(self) -> dict[str, Any]:
         """Return the numbers in plain types."""
@@ -66,6 +68,7 @@ class Measurement:
             "memory_bytes": self.memory_bytes,
             "latency_source": self.latency_source,
             "left_out": dict(self.left_out),
+            "test_share": self.test_share,
         }
 
     @classmethod
@@ -88,11 +91,12 @@ class Measurement:
             data.get("memory_bytes"),
             data.get("latency_source", "measured"),
             data.get("left_out", {}),
+            float(data.get("test_share", 1.0)),
         )
 
 
 def left_out_words(measurements: Sequence[Measurement]) -> list[str]:
-    """Return one line for each reason why figures are missing.
+    """Return one line for each reason why figures are missing or of a part of the test split.
 
     Args:
         measurements: of the float model and the points.
@@ -107,4 +111,8 @@ def left_out_words(measurements: Sequence[Measurement]) -> list[str]:
     lines = []
     for reason, names in figures.items():
         lines.append(f"left out: {', '.join(dict.fromkeys(names))}: {reason}")
+    shares = {m.test_share for m in measurements if m.test_accuracy is not None}
+    if shares and min(shares) < 1:
+        shown = " and ".join(f"{share:.0%}" for share in sorted(shares))
+        lines.append(f"accuracy (test) is of {shown} of the test split, as the time allowed")
     return lines

@@ -2,16 +2,25 @@
 
 from __future__ import annotations
 
+import math
 import os
 import time
 from collections.abc import Sized
+from dataclasses import replace
 
 import torch
 from threadpoolctl import threadpool_limits
 
 from autocompress.measure.robustness import SAMPLES as DISTURBED
 from autocompress.measure.robustness import corruptions_of
-from autocompress.search.problem.clock import EXPORT_S, OPEN_S, S_PER_BYTE, Clock
+from autocompress.search.problem.clock import (
+    EXPORT_S,
+    FEW_FILES,
+    FILES_SHARE,
+    OPEN_S,
+    S_PER_BYTE,
+    Clock,
+)
 from autocompress.search.problem.options import Settings
 from autocompress.search.problem.problem import Problem
 from autocompress.targets.device.sessions import is_large
@@ -51,12 +60,8 @@ def clock_of(
         Deadlines.
     """
     task = problem.task
-    test, validation = task.test, task.validation
-    tested = float(test is not None)
-    if isinstance(test, Sized) and isinstance(validation, Sized):
-        tested = len(test) / max(1, len(validation))
-    kinds = len(corruptions_of(validation, task.batch_first))
-    passes = tested + kinds * min(1.0, DISTURBED / len(problem.race.teacher))
+    kinds = len(corruptions_of(task.validation, task.batch_first))
+    passes = kinds * min(1.0, DISTURBED / len(problem.race.teacher))
     latency_s = problem.baseline.latency_ms / 1e3 * (1 + len(task.latency_inputs))
     float_s, is_tuned = problem.float_files.pass_s, problem.settings != problem.target.settings
     pass_s = float_s if file_pass_s is None else file_pass_s
@@ -65,4 +70,36 @@ def clock_of(
     # A large float file is opened again beside each file that is timed.
     openings = PASSES if is_large(str(problem.float_path)) else 1
     timing_s = (is_tuned, latency_s, OPEN_S + openings * by_size_s)
-    return Clock(started, settings.timeout_s, recovers, *files_s, *timing_s, time.monotonic())
+    clock = Clock(started, settings.timeout_s, recovers, *files_s, *timing_s, time.monotonic())
+    if task.test is None:
+        return clock
+    tested = 1.0  # passes over the test split, as passes over the validation split
+    if isinstance(task.test, Sized) and isinstance(task.validation, Sized):
+        tested = len(task.test) / max(1, len(task.validation))
+    share = _test_share(clock, tested, pass_s, float_s)
+    test_s, float_test_s = share * tested * pass_s, share * tested * float_s
+    return replace(
+        clock,
+        rest_s=clock.rest_s + test_s,
+        float_rest_s=clock.float_rest_s + float_test_s,
+        test_share=share,
+    )
+
+
+def _test_share(clock: Clock, tested: float, pass_s: float, float_s: float) -> float:
+    """Return the part of the test split on which FEW_FILES and the float file can be run.
+
+    It is never less than what the validation split holds.
+
+    Args:
+        clock: without the time of the test split.
+        tested: batches of the test split, as a multiple of those of the validation split.
+        pass_s: seconds of a file on the validation split.
+        float_s: seconds of the float file on it.
+    """
+    if clock.timeout_s is None:
+        return 1.0
+    room_s = FILES_SHARE * clock.left_s - clock.after_recovery_s(FEW_FILES)
+    all_s = tested * (FEW_FILES * pass_s + float_s)
+    least = min(1.0, 1 / max(tested, 1e-9))
+    return min(1.0, max(least, math.floor(100 * room_s / max(all_s, 1e-9)) / 100))

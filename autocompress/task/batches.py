@@ -7,6 +7,7 @@ of inputs (a tensor, positional arguments, keyword arguments) and nested contain
 from __future__ import annotations
 
 import contextlib
+import math
 import random
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any
@@ -224,6 +225,18 @@ def take_samples(batches: Batches, count: int, whole: bool = False) -> list[tupl
             if count <= 0:
                 break
     return taken
+
+
+def spread_batches(batches: Batches, share: float) -> Iterator[tuple[Inputs, Any]]:
+    """Yield a share of the batches of a split, at equal distances.
+
+    Args:
+        batches: a split.
+        share: in (0, 1]; 1 yields all. The first batch is always among them.
+    """
+    for i, batch in enumerate(batches):
+        if math.ceil((i + 1) * share) > math.ceil(i * share):
+            yield batch
 
 
 def to_device(inputs: Inputs, device: torch.device) -> Inputs:

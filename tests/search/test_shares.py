@@ -1,13 +1,18 @@
-"""Divide the threads of a machine between workers."""
+"""Divide time and threads."""
 
 from __future__ import annotations
 
 import os
+import time
+from pathlib import Path
+from types import SimpleNamespace
 
+import pytest
 import torch
 from threadpoolctl import threadpool_info, threadpool_limits
 
-from autocompress.search.shares import divide_threads
+from autocompress.search.problem.clock import FEW_FILES, FILES_SHARE, Clock
+from autocompress.search.shares import clock_of, divide_threads
 
 
 def test_workers_divide_the_threads_of_torch_and_of_the_blas(monkeypatch) -> None:
@@ -26,3 +31,39 @@ def test_workers_divide_the_threads_of_torch_and_of_the_blas(monkeypatch) -> Non
         divide_threads(5)
         assert threads() == {1}, "never none"
     torch.set_num_threads(before)
+
+
+def problem_of(path: Path, test_batches: int | None, pass_s: float) -> SimpleNamespace:
+    """Return a problem of ten batches of one-dimensional inputs, with what a clock reads."""
+    split = [(torch.zeros(8, 3), torch.zeros(8))] * 10
+    test = None if test_batches is None else split[:1] * test_batches
+    task = SimpleNamespace(validation=split, test=test, batch_first=True, latency_inputs={})
+    return SimpleNamespace(
+        task=task,
+        race=SimpleNamespace(teacher=torch.zeros(80, 2)),
+        baseline=SimpleNamespace(latency_ms=1.0, size_bytes=1000),
+        float_files=SimpleNamespace(pass_s=pass_s),
+        settings="default",
+        target=SimpleNamespace(settings="default"),
+        float_path=path,
+    )
+
+
+def test_a_test_split_that_takes_too_long_is_used_in_part(tmp_path: Path) -> None:
+    path = tmp_path / "float.onnx"
+    path.write_bytes(b"1000")
+
+    def made(test_batches: int | None, pass_s: float, timeout_s: float | None) -> Clock:
+        settings = SimpleNamespace(timeout_s=timeout_s)
+        return clock_of(problem_of(path, test_batches, pass_s), settings, time.monotonic(), True)
+
+    assert made(None, 1.0, 300).test_share == 1
+    assert made(100, 1.0, None).test_share == 1, "the time is unlimited"
+    assert made(20, 0.5, 300).test_share == 1, "there is time for all of it"
+    part = made(100, 1.0, 300)
+    assert 0.1 < part.test_share < 0.9
+    assert part.after_recovery_s(FEW_FILES) <= FILES_SHARE * part.left_s
+    assert part.files >= FEW_FILES
+    assert part.rest_s == pytest.approx(2 + 10 * part.test_share)
+    assert made(100, 30.0, 300).test_share == 0.1, "as many batches as the validation split"
+    assert made(5, 30.0, 300).test_share == 1, "the test split is the smaller one"

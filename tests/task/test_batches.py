@@ -27,6 +27,7 @@ from autocompress.task.batches import (
     map_value,
     seed_all,
     seeded,
+    spread_batches,
     take_samples,
     target_to_device,
 )
@@ -209,3 +210,12 @@ def test_tensors_of_a_description_are_zeros() -> None:
     assert torch.equal(found, torch.zeros(2, 2, dtype=torch.bool))
     ordered = describe_inputs(OrderedDict(a=torch.ones(1)))
     assert described_inputs(ordered) == {"a": torch.zeros(1)}
+
+
+def test_a_share_of_the_batches_is_spread_over_the_split() -> None:
+    def chosen(count: int, share: float) -> list[int]:
+        return [target for _, target in spread_batches([((), i) for i in range(count)], share)]
+
+    assert chosen(10, 0.3) == [0, 3, 6]
+    assert chosen(10, 1.0) == list(range(10))
+    assert chosen(3, 0.01) == [0], "the first one in any case"

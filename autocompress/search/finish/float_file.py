@@ -37,7 +37,7 @@ class FloatFile:
         """
         if self.memory_bytes is None:
             self.memory_bytes = weights_in_memory(str(problem.float_path))
-        rest = self.rest or not_run(problem, known_test(folder))
+        rest = self.rest or not_run(problem, *known_test(folder))
         return replace(
             problem.baseline,
             test_accuracy=rest.test,
@@ -45,13 +45,17 @@ class FloatFile:
             memory_bytes=self.memory_bytes,
             latency_source=problem.latency_source,
             left_out=rest.left_out,
+            test_share=rest.test_share,
         )
 
-    def complete(self, folder: Path, problem: Problem) -> None:
+    def complete(self, folder: Path, problem: Problem, test_share: float) -> None:
         """Run the file on the test split and on disturbed inputs.
 
         Args:
             folder: the run folder.
             problem: has the splits.
+            test_share: part of the batches of the test split.
         """
-        self.rest = other_scores(problem, str(problem.float_path), known_test(folder))
+        known, share = known_test(folder)
+        known = known if share == test_share else None
+        self.rest = other_scores(problem, str(problem.float_path), test_share, known)

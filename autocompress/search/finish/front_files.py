@@ -26,6 +26,7 @@ from autocompress.search.finish.float_file import FloatFile
 from autocompress.search.finish.measured_file import (
     MeasuredFile,
     known_files,
+    known_test,
     not_run,
     other_scores,
     run_file,
@@ -60,6 +61,7 @@ class FrontFiles:
         report: called with a step and the share of it that is done.
         clock: is told how long files take; None while the time was not divided yet.
         float_file: what the files are compared with.
+        tested_share: part of the test split that an earlier run of the folder has used.
     """
 
     folder: Path
@@ -67,6 +69,7 @@ class FrontFiles:
     report: Callable[[str, float], None]
     clock: Clock | None = None
     float_file: FloatFile = field(default_factory=FloatFile)
+    tested_share: float = 0.0
     _files: dict[int, MeasuredFile] = field(default_factory=dict)
     _points: dict[int, FrontPoint] = field(default_factory=dict)
 
@@ -84,6 +87,7 @@ class FrontFiles:
         files, front = cls(folder, limits, report), earlier_front(folder)
         if front is not None:
             files._files.update(known_files(folder, front))
+            files.tested_share = known_test(folder)[1]
             for point in (*front.points, *front.dominated):
                 if point.trial in files._files:
                     files._points[point.trial] = point
@@ -253,6 +257,11 @@ class FrontFiles:
         return files
 
     @property
+    def _test_share(self) -> float:
+        """Part of the test split that all files are run on: never less than earlier ones."""
+        return max(self.tested_share, 1.0 if self.clock is None else self.clock.test_share)
+
+    @property
     def _next_file_s(self) -> float:
         return 0.0 if self.clock is None else self.clock.next_file_s
 
@@ -279,11 +288,12 @@ class FrontFiles:
     def _completed(self, file: MeasuredFile, problem: Problem, files: int) -> MeasuredFile:
         """Run a file on the test split and on disturbed inputs, if there is time for it."""
         rest_s = 0.0 if self.clock is None else self.clock.next_rest_s
-        if file.rest is not None or not self._has_room(files, rest_s):
+        is_complete = file.rest is not None and file.rest.test_share >= self._test_share
+        if is_complete or not self._has_room(files, rest_s):
             return file
         self.report("running the front on the test split", 0.0)
         started = time.monotonic()
-        completed = replace(file, rest=other_scores(problem, str(file.path)))
+        completed = replace(file, rest=other_scores(problem, str(file.path), self._test_share))
         if self.clock is not None:
             self.clock.rest_took(time.monotonic() - started)
         self._files[file.finalist.number] = completed
@@ -293,7 +303,7 @@ class FrontFiles:
         """Run the float file on the test split and on disturbed inputs, if there is time for it."""
         rest_s = 0.0 if self.clock is None else self.clock.float_rest_s
         if self.float_file.rest is None and self._has_room(1, rest_s):
-            self.float_file.complete(self.folder, problem)
+            self.float_file.complete(self.folder, problem, self._test_share)
 
     def _timed(
         self,

@@ -26,7 +26,7 @@ from autocompress.search.problem.problem import Problem
 from autocompress.targets.device.sessions import open_session
 from autocompress.targets.latency import all_threads
 from autocompress.targets.runtime import weights_in_memory
-from autocompress.task.batches import Batches
+from autocompress.task.batches import Batches, spread_batches
 from autocompress.task.user_code import UserCodeError
 
 TEST = "test"
@@ -41,11 +41,13 @@ class OtherScores:
         test: metric on the test split; None if there is none or it is not computable.
         disturbed: metric by kind of disturbed inputs, where it is computable.
         left_out: reason of each figure that is not computable, by its name in tables.
+        test_share: part of the batches of the test split that `test` is of.
     """
 
     test: float | None
     disturbed: Mapping[str, float]
     left_out: Mapping[str, str]
+    test_share: float = 1.0
 
 
 @dataclass(frozen=True)
@@ -166,29 +168,39 @@ def known_files(folder: Path, front: ParetoFront) -> dict[int, MeasuredFile]:
         scores = Scores(measured.accuracy, measured.metrics)
         left_out = {name: why for name, why in measured.left_out.items() if why != LATE}
         late = len(left_out) < len(measured.left_out)
-        rest = None if late else OtherScores(measured.test_accuracy, {}, left_out)
+        rest = (
+            None if late else OtherScores(measured.test_accuracy, {}, left_out, measured.test_share)
+        )
         numbers = (measured.size_bytes, scores, rest, measured.memory_bytes, None, True)
         files[point.trial] = MeasuredFile(finalist, place, *numbers)
     return files
 
 
-def known_test(folder: Path) -> float | None:
-    """Return the float file's metric on the test split, if an earlier front of the run has it.
+def known_test(folder: Path) -> tuple[float | None, float]:
+    """Return what an earlier front of a run has of the float file on the test split.
 
     Args:
         folder: the run folder.
+
+    Returns:
+        (metric, share of the split that it is of); (None, 0) if it has none.
     """
     earlier = earlier_front(folder)
-    return None if earlier is None else earlier.baseline.test_accuracy
+    if earlier is None or earlier.baseline.test_accuracy is None:
+        return None, 0.0
+    return earlier.baseline.test_accuracy, earlier.baseline.test_share
 
 
-def other_scores(problem: Problem, path: str, known_test: float | None = None) -> OtherScores:
+def other_scores(
+    problem: Problem, path: str, test_share: float, known_test: float | None = None
+) -> OtherScores:
     """Run a file on the test split and on disturbed inputs.
 
     Args:
         problem: has the splits.
         path: of the file.
-        known_test: the metric on the test split, which is used once per model; None runs it.
+        test_share: part of the batches of the test split, in (0, 1].
+        known_test: the metric on that part, which is used once per model; None runs it.
 
     Returns:
         The metrics, and reasons of those that cannot be computed.
@@ -200,7 +212,7 @@ def other_scores(problem: Problem, path: str, known_test: float | None = None) -
         corruptions_of(judged.validation, judged.batch_first, special)
     )
     if known_test is None and problem.task.test is not None:
-        splits = {TEST: problem.task.test, **splits}
+        splits = {TEST: list(spread_batches(problem.task.test, test_share)), **splits}
     accuracies: dict[str, float] = {}
     left_out: dict[str, str] = {}
     for name, batches in splits.items():
@@ -210,15 +222,17 @@ def other_scores(problem: Problem, path: str, known_test: float | None = None) -
         except (NotComputableError, UserCodeError) as error:
             figure = name.removeprefix("accuracy_").replace("_", " ")
             left_out[f"accuracy ({figure})"] = " ".join(str(error).split())
-    return OtherScores(accuracies.pop(TEST, known_test), accuracies, left_out)
+    return OtherScores(accuracies.pop(TEST, known_test), accuracies, left_out, test_share)
 
 
-def not_run(problem: Problem, test: float | None = None) -> OtherScores:
+def not_run(problem: Problem, test: float | None = None, share: float = 1.0) -> OtherScores:
     """Return the scores of a file that was run on the validation split only.
 
     Args:
         problem: says whether there is a test split.
         test: metric on the test split, where an earlier run has it.
+        share: of the test split that it is of.
     """
-    is_known = problem.task.test is None or test is not None
-    return OtherScores(test, {}, {} if is_known else {f"accuracy ({TEST})": LATE})
+    if problem.task.test is None or test is not None:
+        return OtherScores(test, {}, {}, share)
+    return OtherScores(None, {}, {f"accuracy ({TEST})": LATE})

@@ -106,6 +106,7 @@ def point_of(
         file.memory_bytes,
         problem.latency_source,
         rest.left_out,
+        rest.test_share,
     )
     predicted_ms, simulated = finalist.latency_ms, finalist.accuracy
     # The first files are made before there is a latency model, and are not simulated.

@@ -5,6 +5,8 @@ from __future__ import annotations
 import time
 from dataclasses import dataclass, field
 
+from autocompress.targets.device.timing import LONG_S
+
 MOST_FILES = 12
 # Shares of the whole time at which a step of setting up ends, and the least that a late one gets.
 FIRST_FILES_END, TABLE_END, SENSITIVITY_END = 0.1, 0.14, 0.19
@@ -14,10 +16,10 @@ FILES_SHARE = 0.3  # at most, where files take long
 EXPORT_S, OPEN_S, REPORT_S = 0.3, 0.1, 2.5  # of one small file; of timing one; of the report
 S_PER_BYTE = 1e-8  # of the float file, in addition to EXPORT_S and OPEN_S
 # Runs of a file and of the float one while they are timed in turn, and under two settings before.
-# Long ones are run a third as often.
+# Those that take LONG_S are run a third as often.
 RUNS, RUNS_OF_TWO = 250, 600
 FASTER = 0.7  # mean of the latencies of a file and of the float one, relative to the latter
-LONG_S = 0.02
+FEW_FILES = 6  # files whose test split fits into the time, if need be a part of it
 
 
 @dataclass
@@ -35,6 +37,7 @@ class Clock:
         latency_s: seconds of one inference of the float model.
         open_s: seconds of opening a file to time it.
         ready: when setting up ended.
+        test_share: part of the test split that there is time for.
     """
 
     started: float
@@ -47,6 +50,7 @@ class Clock:
     latency_s: float
     open_s: float
     ready: float
+    test_share: float = 1.0
     _slowest_s: float | None = field(default=None, init=False)
     _slowest_rest_s: float | None = field(default=None, init=False)
 

@@ -32,9 +32,10 @@ def calls(monkeypatch: pytest.MonkeyPatch) -> list[tuple[str, object]]:
         made.append(("memory", path))
         return 10
 
-    def scores(problem, path: str, known: float | None) -> OtherScores:
+    def scores(problem, path: str, share: float, known: float | None) -> OtherScores:
         made.append(("rest", known))
-        return OtherScores(0.7 if known is None else known, {"accuracy_contrast": 0.6}, {})
+        test = 0.7 if known is None else known
+        return OtherScores(test, {"accuracy_contrast": 0.6}, {}, share)
 
     monkeypatch.setattr(float_file, "weights_in_memory", memory)
     monkeypatch.setattr(float_file, "other_scores", scores)
@@ -48,10 +49,10 @@ def test_numbers_are_measured_once_and_the_test_split_is_named_until_it_was_run(
     first = file.numbers(tmp_path, PROBLEM)
     assert (first.memory_bytes, first.test_accuracy) == (10, None)
     assert list(first.left_out) == ["accuracy (test)"]
-    file.complete(tmp_path, PROBLEM)
+    file.complete(tmp_path, PROBLEM, 0.5)
     last = file.numbers(tmp_path, PROBLEM)
     assert last.metrics == {"f1": 0.8, "accuracy_contrast": 0.6}
-    assert (last.test_accuracy, last.left_out) == (0.7, {})
+    assert (last.test_accuracy, last.test_share, last.left_out) == (0.7, 0.5, {})
     assert calls == [("memory", "float.onnx"), ("rest", None)]
 
 
@@ -60,5 +61,15 @@ def test_an_earlier_front_knows_the_test_split(calls, tmp_path: Path) -> None:
     write_json(tmp_path / FRONT_FILE, earlier.to_json())
     file = FloatFile()
     assert file.numbers(tmp_path, PROBLEM).test_accuracy == 0.75
-    file.complete(tmp_path, PROBLEM)
+    file.complete(tmp_path, PROBLEM, 1.0)
     assert calls[-1] == ("rest", 0.75)
+
+
+def test_a_known_metric_of_less_of_the_test_split_is_measured_again(calls, tmp_path: Path) -> None:
+    part = Measurement(1000, 4.0, 0.9, 0.75, verified=True, test_share=0.4)
+    write_json(tmp_path / FRONT_FILE, ParetoFront.of(part, [], ()).to_json())
+    file = FloatFile()
+    assert file.numbers(tmp_path, PROBLEM).test_share == 0.4
+    file.complete(tmp_path, PROBLEM, 1.0)
+    assert calls[-1] == ("rest", None)
+    assert file.numbers(tmp_path, PROBLEM).test_share == 1.0

@@ -52,7 +52,7 @@ RECOVERY = SimpleNamespace(student_lesson=lambda: Candidate().distillation)
 
 
 FLOAT_FILES = Baseline(BASE, 2.0, 1.0)
-SPACE = SimpleNamespace(objectives=(), recovery=RECOVERY)
+SPACE = SimpleNamespace(activation_range="squared_error", objectives=(), recovery=RECOVERY)
 TRAINER = SimpleNamespace(teacher=SimpleNamespace(computed=3, read=4), arithmetic=torch.float32)
 STITCHER = SimpleNamespace(library=SimpleNamespace(made=5, reused=6))
 

@@ -72,9 +72,9 @@ def files(monkeypatch: pytest.MonkeyPatch, tmp_path: Path):
             not one.is_uniform,
         )
 
-    def other_scores(problem, path: str, known: float | None = None) -> OtherScores:
+    def other_scores(problem, path: str, share: float, known=None) -> OtherScores:
         tested.append(Path(path).parent.name)
-        return OtherScores(0.8, {"accuracy_contrast": 0.7}, {})
+        return OtherScores(0.8, {"accuracy_contrast": 0.7}, {}, share)
 
     def time_front(problem, baseline, paths, report, rounds) -> FrontTiming:
         bits = [int(path.read_text()) for path in paths]
@@ -168,6 +168,7 @@ def test_without_room_only_known_files_are_timed(files) -> None:
         next_file_s=5.0,
         next_rest_s=5.0,
         float_rest_s=5.0,
+        test_share=1.0,
         has_room=lambda count, seconds: seconds == 0,
         file_took=lambda seconds: None,
     )
@@ -219,7 +220,7 @@ def test_a_file_whose_trial_has_better_weights_is_made_again_or_stays(files, mon
     monkeypatch.setattr(
         front_files, "with_kept_weights", lambda folder, one: better if one.number == 0 else one
     )
-    none = SimpleNamespace(next_file_s=5.0, next_rest_s=5.0, float_rest_s=5.0)
+    none = SimpleNamespace(next_file_s=5.0, next_rest_s=5.0, float_rest_s=5.0, test_share=1.0)
     none.has_room = lambda count, seconds: seconds == 0
     front, _ = replace(files.made, clock=none).finish([finalist(3, 5)], PROBLEM, {})
     assert [point.trial for point in front.points] == [3, 0]
@@ -229,9 +230,31 @@ def test_a_file_whose_trial_has_better_weights_is_made_again_or_stays(files, mon
     assert front.points[1].candidate.distillation.steps == 9
 
 
+def test_all_files_are_run_on_the_same_part_of_the_test_split(files) -> None:
+    part = SimpleNamespace(next_file_s=1.0, next_rest_s=1.0, float_rest_s=1.0, test_share=0.25)
+    part.has_room = lambda count, seconds: True
+    part.file_took = part.rest_took = lambda seconds: None
+    front, _ = replace(files.made, clock=part).finish([finalist(3, 6)], PROBLEM, {})
+    measured = (front.baseline, *(point.measured for point in front.points))
+    assert [one.test_share for one in measured] == [0.25, 0.25]
+    assert front.left_out() == ["accuracy (test) is of 25% of the test split, as the time allowed"]
+    less = replace(part_of(files), clock=SimpleNamespace(**{**vars(part), "test_share": 0.1}))
+    front, _ = less.finish([finalist(3, 6), finalist(4, 5)], PROBLEM, {})
+    assert [point.measured.test_share for point in front.points] == [0.25, 0.25]
+    front, _ = part_of(files).finish([finalist(3, 6), finalist(4, 5)], PROBLEM, {})
+    assert [point.measured.test_share for point in front.points] == [1.0, 1.0]
+    assert front.baseline.test_share == 1.0
+    assert front.left_out() == []
+
+
+def part_of(files) -> FrontFiles:
+    """Return the files of a resumed run."""
+    return FrontFiles.resumed(files.folder, Limits(), lambda *_: None)
+
+
 def test_without_any_time_the_points_stay(files) -> None:
     files.made.add(finalist(3, 6), PROBLEM, {})
-    over = SimpleNamespace(next_file_s=5.0, next_rest_s=5.0, float_rest_s=5.0)
+    over = SimpleNamespace(next_file_s=5.0, next_rest_s=5.0, float_rest_s=5.0, test_share=1.0)
     over.has_room = lambda count, seconds: False
     front, check = replace(files.made, clock=over).finish([finalist(7, 7)], PROBLEM, {})
     assert [point.trial for point in front.points] == [3]
