@@ -66,7 +66,7 @@ def clock_of(
     float_s, is_tuned = problem.float_files.pass_s, problem.settings != problem.target.settings
     pass_s = float_s if file_pass_s is None else file_pass_s
     by_size_s = S_PER_BYTE * problem.baseline.size_bytes
-    files_s = (EXPORT_S + by_size_s + pass_s, passes * pass_s, passes * float_s)
+    files_s = (EXPORT_S + by_size_s + pass_s, pass_s, float_s, passes)
     # A large float file is opened again beside each file that is timed.
     openings = PASSES if is_large(str(problem.float_path)) else 1
     timing_s = (is_tuned, latency_s, OPEN_S + openings * by_size_s)
@@ -76,17 +76,11 @@ def clock_of(
     tested = 1.0  # passes over the test split, as passes over the validation split
     if isinstance(task.test, Sized) and isinstance(task.validation, Sized):
         tested = len(task.test) / max(1, len(task.validation))
-    share = _test_share(clock, tested, pass_s, float_s)
-    test_s, float_test_s = share * tested * pass_s, share * tested * float_s
-    return replace(
-        clock,
-        rest_s=clock.rest_s + test_s,
-        float_rest_s=clock.float_rest_s + float_test_s,
-        test_share=share,
-    )
+    share = _test_share(clock, tested)
+    return replace(clock, rest_passes=passes + share * tested, test_share=share)
 
 
-def _test_share(clock: Clock, tested: float, pass_s: float, float_s: float) -> float:
+def _test_share(clock: Clock, tested: float) -> float:
     """Return the part of the test split on which FEW_FILES and the float file can be run.
 
     It is never less than what the validation split holds.
@@ -94,12 +88,10 @@ def _test_share(clock: Clock, tested: float, pass_s: float, float_s: float) -> f
     Args:
         clock: without the time of the test split.
         tested: batches of the test split, as a multiple of those of the validation split.
-        pass_s: seconds of a file on the validation split.
-        float_s: seconds of the float file on it.
     """
     if clock.timeout_s is None:
         return 1.0
     room_s = FILES_SHARE * clock.left_s - clock.after_recovery_s(FEW_FILES)
-    all_s = tested * (FEW_FILES * pass_s + float_s)
+    all_s = tested * (FEW_FILES * clock.pass_s + clock.float_pass_s)
     least = min(1.0, 1 / max(tested, 1e-9))
     return min(1.0, max(least, math.floor(100 * room_s / max(all_s, 1e-9)) / 100))

@@ -64,6 +64,6 @@ def test_a_test_split_that_takes_too_long_is_used_in_part(tmp_path: Path) -> Non
     assert 0.1 < part.test_share < 0.9
     assert part.after_recovery_s(FEW_FILES) <= FILES_SHARE * part.left_s
     assert part.files >= FEW_FILES
-    assert part.rest_s == pytest.approx(2 + 10 * part.test_share)
+    assert part.rest_passes == pytest.approx(2 + 10 * part.test_share)
     assert made(100, 30.0, 300).test_share == 0.1, "as many batches as the validation split"
     assert made(5, 30.0, 300).test_share == 1, "the test split is the smaller one"

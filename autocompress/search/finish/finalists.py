@@ -210,6 +210,19 @@ def by_use(finalists: list[Finalist], goal: Goal) -> list[Finalist]:
     return list(dict.fromkeys([*first, *finalists]))
 
 
+def members_first(finalists: list[Finalist], goal: Goal) -> list[Finalist]:
+    """Put the finalists first that no other one dominates, in the order of `by_use`.
+
+    Args:
+        finalists: in any order; one without a latency counts as dominated.
+        goal: has the baseline and the objectives.
+    """
+    signed = signs(goal.objectives)
+    on_front = non_dominated([np.array(f.values) * signed for f in finalists])
+    members = [f for f, is_member in zip(finalists, on_front, strict=True) if is_member]
+    return list(dict.fromkeys([*by_use(members, goal), *finalists]))
+
+
 def _nearest(study: optuna.Study, problem: Problem, goal: Goal) -> list[Finalist]:
     """Return the trial nearest to the limits; a complete one if there is any."""
     for state in (TrialState.COMPLETE, TrialState.PRUNED):

@@ -21,7 +21,7 @@ from autocompress.results.front import ParetoFront, earlier_front
 from autocompress.results.front_point import FrontPoint
 from autocompress.results.limits import Limits
 from autocompress.results.measurement import Measurement
-from autocompress.search.finish.finalists import Finalist
+from autocompress.search.finish.finalists import Finalist, members_first
 from autocompress.search.finish.float_file import FloatFile
 from autocompress.search.finish.measured_file import (
     MeasuredFile,
@@ -41,6 +41,7 @@ from autocompress.search.finish.points import (
 )
 from autocompress.search.finish.timing import BRIEF, ROUNDS, FrontTiming, time_elsewhere, time_front
 from autocompress.search.problem.clock import Clock
+from autocompress.search.problem.goal import Goal
 from autocompress.search.problem.problem import Problem
 from autocompress.targets.device.sessions import release_memory
 from autocompress.task.user_code import UserCodeError
@@ -242,7 +243,6 @@ class FrontFiles:
                 failure = error  # for example, its outputs are not finite; the others are judged
         if failure is not None and not files:
             raise failure
-        files = [self._completed(file, problem, len(files)) for file in files]
         chosen = {file.finalist.number for file in files}
         for number in sorted(set(self._files) - chosen):
             file = self._files[number]
@@ -253,8 +253,8 @@ class FrontFiles:
                 predicted_ms = problem.latency_ms(file.finalist.candidate)
                 file = replace(file, finalist=replace(file.finalist, latency_ms=predicted_ms))
             if self._has_room(len(files) + 1, 0.0):
-                files.append(self._completed(file, problem, len(files) + 1))
-        return files
+                files.append(file)
+        return self._completed(files, problem)
 
     @property
     def _test_share(self) -> float:
@@ -285,23 +285,28 @@ class FrontFiles:
             self.clock.file_took(time.monotonic() - started)
         return self._files[number]
 
-    def _completed(self, file: MeasuredFile, problem: Problem, files: int) -> MeasuredFile:
-        """Run a file on the test split and on disturbed inputs, if there is time for it."""
-        rest_s = 0.0 if self.clock is None else self.clock.next_rest_s
-        is_complete = file.rest is not None and file.rest.test_share >= self._test_share
-        if is_complete or not self._has_room(files, rest_s):
-            return file
-        self.report("running the front on the test split", 0.0)
-        started = time.monotonic()
-        completed = replace(file, rest=other_scores(problem, str(file.path), self._test_share))
-        if self.clock is not None:
-            self.clock.rest_took(time.monotonic() - started)
-        self._files[file.finalist.number] = completed
-        return completed
+    def _completed(self, files: list[MeasuredFile], problem: Problem) -> list[MeasuredFile]:
+        """Run files on the test split and on disturbed inputs, while the clock has room.
+
+        The points that a user would take come first, and those off the front last.
+        """
+        goal = Goal(problem.baseline, self.limits, problem.space.objectives)
+        measured = {file.measured_finalist: i for i, file in enumerate(files)}
+        for done, finalist in enumerate(members_first(list(measured), goal)):
+            i = measured[finalist]
+            file, rest = files[i], files[i].rest
+            rest_s = 0.0 if self.clock is None else self.clock.rest_s(file.pass_s)
+            is_complete = rest is not None and rest.test_share >= self._test_share
+            if is_complete or not self._has_room(len(files), rest_s):
+                continue
+            self.report("running the front on the test split", done / len(files))
+            rest = other_scores(problem, str(file.path), self._test_share)
+            files[i] = self._files[file.finalist.number] = replace(file, rest=rest)
+        return files
 
     def _complete_float_file(self, problem: Problem) -> None:
         """Run the float file on the test split and on disturbed inputs, if there is time for it."""
-        rest_s = 0.0 if self.clock is None else self.clock.float_rest_s
+        rest_s = 0.0 if self.clock is None else self.clock.rest_s(self.clock.float_pass_s)
         if self.float_file.rest is None and self._has_room(1, rest_s):
             self.float_file.complete(self.folder, problem, self._test_share)
 

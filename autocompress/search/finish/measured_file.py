@@ -79,6 +79,12 @@ class MeasuredFile:
         """Path of model.onnx."""
         return self.folder / MODEL_FILE
 
+    @property
+    def measured_finalist(self) -> Finalist:
+        """Return the finalist with the size and the accuracy that were measured."""
+        qualities = (self.scores.accuracy, *self.finalist.qualities[1:])
+        return replace(self.finalist, size_bytes=self.size_bytes, qualities=qualities, hoped=None)
+
 
 def trained_of(folder: Path, finalist: Finalist) -> Trained | None:
     """Read the weights that recovery kept.

@@ -31,8 +31,10 @@ class Clock:
         timeout_s: seconds for everything; None is unlimited.
         recovers: True if the front is trained at the end.
         file_s: seconds of exporting one file and running it on the validation split, estimated.
-        rest_s: seconds of running it on the test split and on disturbed inputs, estimated.
-        float_rest_s: the same of the float file.
+        pass_s: seconds of a pass of a compressed file over the validation split, estimated.
+        float_pass_s: the same of the float file.
+        rest_passes: passes over the validation split that take as long as the test split and the
+            disturbed inputs.
         is_tuned: True if files are timed under two settings.
         latency_s: seconds of one inference of the float model.
         open_s: seconds of opening a file to time it.
@@ -44,15 +46,15 @@ class Clock:
     timeout_s: float | None
     recovers: bool
     file_s: float
-    rest_s: float
-    float_rest_s: float
+    pass_s: float
+    float_pass_s: float
+    rest_passes: float
     is_tuned: bool
     latency_s: float
     open_s: float
     ready: float
     test_share: float = 1.0
     _slowest_s: float | None = field(default=None, init=False)
-    _slowest_rest_s: float | None = field(default=None, init=False)
 
     @property
     def left_s(self) -> float:
@@ -74,23 +76,18 @@ class Clock:
         """
         self._slowest_s = max(self._slowest_s or 0.0, seconds)
 
-    def rest_took(self, seconds: float) -> None:
-        """Replace the estimate of `rest_s` by the slowest file so far.
-
-        Args:
-            seconds: of running one file on the test split and on disturbed inputs.
-        """
-        self._slowest_rest_s = max(self._slowest_rest_s or 0.0, seconds)
-
     @property
     def next_file_s(self) -> float:
         """Seconds of exporting and running one more file: of the slowest so far."""
         return self.file_s if self._slowest_s is None else self._slowest_s
 
-    @property
-    def next_rest_s(self) -> float:
-        """Seconds of one more file on the test split and disturbed inputs."""
-        return self.rest_s if self._slowest_rest_s is None else self._slowest_rest_s
+    def rest_s(self, pass_s: float | None = None) -> float:
+        """Return the seconds of a file on the test split and disturbed inputs.
+
+        Args:
+            pass_s: of the file; None takes the estimate of all files.
+        """
+        return self.rest_passes * (self.pass_s if pass_s is None else pass_s)
 
     def timing_s(self, files: int) -> float:
         """Return the seconds of timing files in turn with the float one, and of the report.
@@ -108,8 +105,8 @@ class Clock:
         Args:
             files: number of files; the float one is one more to run.
         """
-        one_s = self.next_file_s + self.next_rest_s
-        return files * one_s + self.float_rest_s + self.timing_s(files)
+        one_s = self.next_file_s + self.rest_s()
+        return files * one_s + self.rest_s(self.float_pass_s) + self.timing_s(files)
 
     @property
     def files(self) -> int:

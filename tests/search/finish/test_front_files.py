@@ -119,7 +119,7 @@ def test_the_end_runs_the_others_and_times_all_in_turn(files) -> None:
     assert [point.trial for point in front.points] == [3, 7, 0]
     assert check["candidates"] == 2, "the first file was not predicted"
     assert not list((files.folder / "models").glob("*.new"))
-    assert files.tested == ["baseline", "0003", "0007.new", "0000"]
+    assert files.tested == ["baseline", "0003", "0000", "0007.new"]
     assert [point.measured.test_accuracy for point in front.points] == [0.8] * 3
     assert front.baseline.metrics["accuracy_contrast"] == 0.7
     assert front.points[0].measured.left_out == {}
@@ -166,8 +166,8 @@ def test_without_room_only_known_files_are_timed(files) -> None:
     files.made.add(finalist(3, 6), PROBLEM, {})
     clock = SimpleNamespace(
         next_file_s=5.0,
-        next_rest_s=5.0,
-        float_rest_s=5.0,
+        rest_s=lambda pass_s: 5.0,
+        float_pass_s=5.0,
         test_share=1.0,
         has_room=lambda count, seconds: seconds == 0,
         file_took=lambda seconds: None,
@@ -197,7 +197,7 @@ def test_a_resumed_run_keeps_its_files_and_runs_what_it_lacks(files) -> None:
     assert front.points[2].measured.test_accuracy == 0.8
     front, _ = resumed.finish([finalist(4, 5), finalist(3, 6)], PROBLEM, {})
     assert files.ran == [*ran, (9, 4)]
-    assert files.tested == [*tested, "baseline", "0004", "0009"]
+    assert files.tested == [*tested, "baseline", "0009", "0004"]
     assert [point.trial for point in front.points] == [9, 4, 3]
 
 
@@ -220,7 +220,9 @@ def test_a_file_whose_trial_has_better_weights_is_made_again_or_stays(files, mon
     monkeypatch.setattr(
         front_files, "with_kept_weights", lambda folder, one: better if one.number == 0 else one
     )
-    none = SimpleNamespace(next_file_s=5.0, next_rest_s=5.0, float_rest_s=5.0, test_share=1.0)
+    none = SimpleNamespace(
+        next_file_s=5.0, rest_s=lambda pass_s: 5.0, float_pass_s=5.0, test_share=1.0
+    )
     none.has_room = lambda count, seconds: seconds == 0
     front, _ = replace(files.made, clock=none).finish([finalist(3, 5)], PROBLEM, {})
     assert [point.trial for point in front.points] == [3, 0]
@@ -231,9 +233,10 @@ def test_a_file_whose_trial_has_better_weights_is_made_again_or_stays(files, mon
 
 
 def test_all_files_are_run_on_the_same_part_of_the_test_split(files) -> None:
-    part = SimpleNamespace(next_file_s=1.0, next_rest_s=1.0, float_rest_s=1.0, test_share=0.25)
+    part = SimpleNamespace(next_file_s=1.0, float_pass_s=1.0, test_share=0.25)
     part.has_room = lambda count, seconds: True
-    part.file_took = part.rest_took = lambda seconds: None
+    part.file_took = lambda seconds: None
+    part.rest_s = lambda pass_s: pass_s
     front, _ = replace(files.made, clock=part).finish([finalist(3, 6)], PROBLEM, {})
     measured = (front.baseline, *(point.measured for point in front.points))
     assert [one.test_share for one in measured] == [0.25, 0.25]
@@ -247,6 +250,26 @@ def test_all_files_are_run_on_the_same_part_of_the_test_split(files) -> None:
     assert front.left_out() == []
 
 
+def test_time_that_is_short_goes_to_the_points_that_a_user_would_take(files) -> None:
+    """The first files are slow, and stay only until there are better ones."""
+    for number, bits in enumerate((8, 7)):
+        files.made.add(uniform(number, bits), PROBLEM, {})
+    left = [4.0]
+
+    def has_room(count: int, seconds: float) -> bool:
+        left[0] -= seconds
+        return left[0] >= 0
+
+    short = SimpleNamespace(next_file_s=0.0, float_pass_s=0.0, test_share=1.0, has_room=has_room)
+    short.file_took = lambda seconds: None
+    short.rest_s = lambda pass_s: pass_s
+    chosen = [uniform(0, 8), uniform(1, 7), finalist(3, 5), finalist(4, 4)]
+    chosen.append(replace(finalist(5, 6), latency_ms=1.0))
+    front, _ = replace(files.made, clock=short).finish(chosen, PROBLEM, {})
+    tested = [point.trial for point in front.points if point.measured.test_accuracy is not None]
+    assert tested == [4, 5], "1.5 s each: the smallest and the fastest one"
+
+
 def part_of(files) -> FrontFiles:
     """Return the files of a resumed run."""
     return FrontFiles.resumed(files.folder, Limits(), lambda *_: None)
@@ -254,7 +277,9 @@ def part_of(files) -> FrontFiles:
 
 def test_without_any_time_the_points_stay(files) -> None:
     files.made.add(finalist(3, 6), PROBLEM, {})
-    over = SimpleNamespace(next_file_s=5.0, next_rest_s=5.0, float_rest_s=5.0, test_share=1.0)
+    over = SimpleNamespace(
+        next_file_s=5.0, rest_s=lambda pass_s: 5.0, float_pass_s=5.0, test_share=1.0
+    )
     over.has_room = lambda count, seconds: False
     front, check = replace(files.made, clock=over).finish([finalist(7, 7)], PROBLEM, {})
     assert [point.trial for point in front.points] == [3]

@@ -11,7 +11,7 @@ def clock(
     timeout_s: float | None, file_s: float = 2.0, latency_s: float = 0.001, recovers: bool = True
 ) -> Clock:
     now = time.monotonic()
-    parts = (file_s / 4, file_s * 3 / 4, file_s, False, latency_s, 0.8, now + 10)
+    parts = (file_s / 4, file_s / 2, file_s * 2 / 3, 1.5, False, latency_s, 0.8, now + 10)
     return Clock(now, timeout_s, recovers, *parts)
 
 
@@ -49,6 +49,6 @@ def test_files_are_run_while_there_is_room() -> None:
     assert not given.has_room(3, 57.0)
     given.file_took(20.0)
     given.file_took(5.0)
-    given.rest_took(30.0)
-    assert (given.next_file_s, given.next_rest_s) == (20.0, 30.0)
-    assert given.after_recovery_s(2) == pytest.approx(2 * 50 + 2 + given.timing_s(2))
+    assert given.next_file_s == 20.0
+    assert (given.rest_s(), given.rest_s(4.0)) == (1.5, 6.0)
+    assert given.after_recovery_s(2) == pytest.approx(2 * 21.5 + 2 + given.timing_s(2))
