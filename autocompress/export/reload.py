@@ -37,6 +37,7 @@ from autocompress.model.float_copy import float_copy
 from autocompress.model.modules import find_modules
 from autocompress.model.plain.plain import in_form
 from autocompress.results.files import MODEL_FILE
+from autocompress.space.keys import ACTIVATION_RANGE
 from autocompress.targets.kernels import KernelChoice
 from autocompress.task.batches import described_inputs
 from autocompress.task.copies import copied
@@ -170,14 +171,17 @@ def _graph_again(folder: Path, recipe: dict[str, Any], task: Task) -> ModelProto
     lesson = Distillation.from_json(origin["student"])
     learner = taught(task, lesson, origin["seed"], torch.device("cpu"), None, None)
     module_map = find_modules(learner.model, learner.example_inputs, learner.towers)
-    builder = prepare(learner, module_map, KernelChoice()).with_multiples(kernels["multiples"])
+    method = origin.get("activation_range", ACTIVATION_RANGE)
+    builder = prepare(learner, module_map, KernelChoice(), activation_range=method)
+    builder = builder.with_multiples(kernels["multiples"])
     recorded = kernels.get("integer_forms", {})
     forms = {
         module.name: IntegerForm(recorded.get(module.name, IntegerForm.SIGNED))
         for module in builder.module_map
     }
-    # Statistics of batch normalisations depend on the ranges of activations.
-    ranges = {**builder.ranges, **_ranges(recipe)}
+    # Statistics of batch normalisations depend on the ranges of activations. Those of a trained
+    # point were learned: its training began with calibrated ones.
+    ranges = builder.ranges if recipe["trained"] else {**builder.ranges, **_ranges(recipe)}
     compressor = Compressor.of(replace(builder, forms=forms, ranges=ranges))
     trained = None
     if recipe["trained"] and (folder / recipe["weights"]).is_file():

@@ -78,6 +78,7 @@ class BoundSpace:
         without_effect: axes of the user's rules that change none of their modules, in words;
             normalisations and groups are known once the model's graph is.
         objectives: extra metrics of the task that are maximised beside accuracy.
+        activation_range: method by which the ranges of static activations are found.
     """
 
     knobs: tuple[Knob, ...]
@@ -91,6 +92,7 @@ class BoundSpace:
     left_out: tuple[str, ...] = ()
     without_effect: tuple[str, ...] = ()
     objectives: tuple[str, ...] = ()
+    activation_range: str = ACTIVATION_RANGE
 
     def candidate(self, parameters: Mapping[str, float]) -> Candidate:
         """Return the candidate that the study's parameters stand for.
@@ -295,6 +297,7 @@ class SearchSpace:
             left_out=not_executable(self.where, self.rules, used, target),
             without_effect=effects,
             objectives=tuple(self.objectives),
+            activation_range=self.activation_range,
         )
 
     def _digest(self, knobs: Sequence[Knob], recovery: RecoverySpace) -> str:

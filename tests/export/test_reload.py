@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import shutil
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -12,12 +13,28 @@ import onnxruntime
 import pytest
 import torch
 import yaml
+from fixture import trainer_of
 from torch import nn
 
 import autocompress
-from autocompress import Candidate, SearchResult, Task, load_task, read_front
+from autocompress import (
+    Candidate,
+    Distillation,
+    ModuleConfig,
+    SearchResult,
+    Task,
+    find_modules,
+    load_task,
+    read_front,
+)
+from autocompress.compress.recover.recover import recover
 from autocompress.errors import ExportError, TaskError
+from autocompress.export.artifact import write_model, write_recipe
+from autocompress.export.compressor import Compressor
+from autocompress.export.prepare import prepare
 from autocompress.export.reload import reproduce_model
+from autocompress.targets.device.sessions import DEFAULT
+from autocompress.targets.kernels import KernelChoice
 from autocompress.task.batches import feed_of
 from autocompress.task.calls import call_model
 
@@ -114,6 +131,41 @@ def test_recipes_make_the_same_file_byte_for_byte(
         (folder / "model.safetensors").unlink()  # what was trained is trained again
         path = autocompress.reproduce(folder, tmp_path / "again", searched[0])
         assert path.read_bytes() == (folder / "model.onnx").read_bytes()
+
+
+@pytest.mark.parametrize(
+    ("name", "method", "lesson"),
+    [
+        ("cnn_task", "min_max", Distillation(steps=30, learning_rate=0.002)),
+        ("transformer_task", "squared_error", Distillation(steps=12, learning_rate=0.0005)),
+    ],
+    ids=["cnn", "transformer"],
+)
+def test_training_starts_again_from_calibrated_ranges(
+    request: pytest.FixtureRequest, tmp_path: Path, name: str, method: str, lesson: Distillation
+) -> None:
+    """The recipe records the ranges that training ended with."""
+    task = request.getfixturevalue(name)
+    modules = find_modules(task.model, task.example_inputs)
+    builder = prepare(task, modules, KernelChoice(), activation_range=method)
+    compressor = Compressor.of(builder)
+    axes = {"weight_bits": 2, "activation_bits": 8, "activation_mode": "static"}
+    configs = {module.name: ModuleConfig(**axes) for module in modules}
+    candidate = replace(Candidate.of(configs), distillation=lesson)
+    origin = {
+        "student": Distillation(steps=0).to_json(),
+        "seed": 3,
+        "threads": torch.get_num_threads(),
+        "activation_range": method,
+        "training_dtype": "float32",
+    }
+    trained = recover(trainer_of(task, compressor.stitcher, seed=3), compressor.stitcher, candidate)
+    learned = trained[0].ranges
+    assert any(learned[tensor] != builder.ranges[tensor] for tensor in learned)
+    write_model(tmp_path, compressor.graph(candidate, trained[0]))
+    write_recipe(tmp_path, compressor, candidate, trained[0], task.example_inputs, origin, DEFAULT)
+    path = reproduce_model(tmp_path, task, tmp_path / "again")
+    assert path.read_bytes() == (tmp_path / "model.onnx").read_bytes()
 
 
 def test_recipes_say_which_points_were_trained(searched: tuple[Task, SearchResult]) -> None:

@@ -183,6 +183,7 @@ def origin_of(run: RunRecord, problem: Problem) -> Mapping[str, Any]:
         "seed": run.seed,
         "versions": run.versions,
         "threads": torch.get_num_threads(),  # the last bit of sums of floats depends on them
+        "activation_range": problem.space.activation_range,
         "training_dtype": str(problem.trainer.arithmetic).removeprefix("torch."),
         "student": problem.space.recovery.student_lesson().to_json(),
     }
