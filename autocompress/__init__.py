@@ -287,7 +287,9 @@ def search_interruptible(
     return result, interrupted
 
 
-def export(result: SearchResult, point: FrontPoint, to: str | Path) -> Path:
+def export(
+    result: SearchResult, point: FrontPoint, to: str | Path, *, split_towers: bool = False
+) -> Path:
     """Copy the files of a point: model.onnx, recipe.yaml, model.safetensors and README.md.
 
     If the task was made of a model folder, its config, tokenizer and processor are copied too,
@@ -298,12 +300,15 @@ def export(result: SearchResult, point: FrontPoint, to: str | Path) -> Path:
         result: of the search.
         point: a point of its front.
         to: folder; made if it is not there.
+        split_towers: True writes text_model.onnx and vision_model.onnx too, of a model of pictures
+            and texts.
 
     Returns:
         `to`.
 
     Raises:
-        ExportError: `result` is no result, `point` is no point, or the run folder lacks the file.
+        ExportError: `result` is no result, `point` is no point, the run folder lacks the file, or
+            the model has no towers to split.
         RunFolderError: the files cannot be written.
     """
     if not isinstance(result, SearchResult):
@@ -317,7 +322,8 @@ def export(result: SearchResult, point: FrontPoint, to: str | Path) -> Path:
             "result.front.smallest()"
         )
     place = Path(checked_path("export", "to", to, "point"))
-    for line in write_point(result.folder, point, result.front.baseline, place):
+    split = switch("export", "split_towers", split_towers)
+    for line in write_point(result.folder, point, result.front.baseline, place, split):
         warnings.warn(line, stacklevel=2)
     return place
 

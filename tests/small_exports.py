@@ -135,7 +135,7 @@ def image_classification(place: Path) -> Source:
     processor = ViTImageProcessorPil(size={"height": SIDE, "width": SIDE})
     folder = save(place / "model", model, processor, spread=8.0)
     files = pictures(place, 24)
-    rows = [{"image": f, "label": l} for f, l in zip(files, labels(24), strict=True)]
+    rows = [{"image": file, "label": label} for file, label in zip(files, labels(24), strict=True)]
     return Source(folder, write_jsonl(place / "dev.jsonl", rows), "accuracy")
 
 
@@ -175,7 +175,7 @@ def audio_classification(place: Path) -> Source:
     model = transformers.Wav2Vec2ForSequenceClassification(config)
     folder = save(place / "model", model, extractor, spread=6.0)
     files = sounds(place, 20)
-    rows = [{"audio": f, "label": l} for f, l in zip(files, labels(20), strict=True)]
+    rows = [{"audio": file, "label": label} for file, label in zip(files, labels(20), strict=True)]
     return Source(folder, write_jsonl(place / "dev.jsonl", rows), "accuracy")
 
 

@@ -48,7 +48,9 @@ def export_command(arguments: argparse.Namespace) -> int:
         limits_of(arguments), base.size_bytes, base.latency_ms, base.accuracy, base.metrics
     )
     pick = front.pick(arguments.pick, **limits.pick_limits())
-    lines = write_point(Path(arguments.folder), pick.point, base, Path(arguments.to))
+    lines = write_point(
+        Path(arguments.folder), pick.point, base, Path(arguments.to), arguments.split_towers
+    )
     m = pick.point.measured
     text = (
         f"{arguments.to}: trial {pick.point.trial}, {m.size_bytes} B, {m.latency_ms:.3f} ms, "

@@ -12,6 +12,9 @@ from autocompress.results.files import write_json
 from autocompress.targets.device.sessions import SessionSettings
 
 ORT_FILE, OURS = "ort_config.json", "autocompress"
+TOKENIZER_FILE = "tokenizer_config.json"
+# Class of a tokenizer as transformers 5 writes it, and a name that transformers 4 knows too.
+NEWER, KNOWN = "TokenizersBackend", "PreTrainedTokenizerFast"
 
 
 def write_ort_config(to: Path, settings: SessionSettings) -> None:
@@ -59,6 +62,20 @@ def without_cache(to: Path) -> None:
         config = read_object(to / name)
         if config:
             write_json(to / name, {**config, "use_cache": False})
+
+
+def known_tokenizer(to: Path) -> None:
+    """Name the class of a tokenizer so that transformers 4, which optimum needs, finds it too.
+
+    Args:
+        to: the exported folder.
+
+    Raises:
+        RunFolderError: the file cannot be written.
+    """
+    config = read_object(to / TOKENIZER_FILE)
+    if config.get("tokenizer_class") == NEWER:
+        write_json(to / TOKENIZER_FILE, {**config, "tokenizer_class": KNOWN})
 
 
 def flat_modules(to: Path, inner: str) -> None:

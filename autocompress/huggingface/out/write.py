@@ -6,11 +6,14 @@ from pathlib import Path
 from typing import Any
 
 from autocompress.export.artifact import copy_artifact, read_recipe
+from autocompress.export.parts.towers import write_towers
 from autocompress.huggingface.folder import CONFIG_FILE
 from autocompress.huggingface.out.card import write_card
 from autocompress.huggingface.out.files import copy_files, inner_folder
 from autocompress.huggingface.out.settings import (
+    TOKENIZER_FILE,
     flat_modules,
+    known_tokenizer,
     read_object,
     without_cache,
     write_ort_config,
@@ -23,7 +26,13 @@ from autocompress.targets.device.sessions import SessionSettings, open_session
 from autocompress.task.task import Pretrained
 
 
-def write_point(run_folder: Path, point: FrontPoint, baseline: Measurement, to: Path) -> list[str]:
+def write_point(
+    run_folder: Path,
+    point: FrontPoint,
+    baseline: Measurement,
+    to: Path,
+    split_towers: bool = False,
+) -> list[str]:
     """Write a point to a folder.
 
     model.onnx, recipe.yaml and model.safetensors are written first, whatever became of the model
@@ -34,25 +43,29 @@ def write_point(run_folder: Path, point: FrontPoint, baseline: Measurement, to: 
         point: a point of its front.
         baseline: the float file's numbers.
         to: made if it is not there.
+        split_towers: write a file per tower too.
 
     Returns:
         Lines for the user on files of the model folder that are missing or changed.
 
     Raises:
-        ExportError: the run folder lacks the file.
+        ExportError: the run folder lacks the file, or the model has no towers to split.
         RunFolderError: a file cannot be written.
     """
     copy_artifact(run_folder, point, to)
     recipe = read_recipe(to)
+    settings = SessionSettings.from_json(recipe["session"])
     origin = recipe["origin"].get("pretrained")
+    if split_towers:
+        write_towers(to, settings)
     if origin is None:
         return []
     known = Pretrained(origin["folder"], origin["task"], origin["metric"], (), origin["files"])
     lines = copy_files(known, to)
     flat_modules(to, inner_folder(known.files))
+    known_tokenizer(to)
     if known.task == "text-generation":
         without_cache(to)
-    settings = SessionSettings.from_json(recipe["session"])
     write_ort_config(to, settings)
     facts = _facts(to, known.task, settings)
     write_card(to, known, facts, point, baseline, read_json(run_folder / RUN_FILE), recipe)
@@ -62,5 +75,5 @@ def write_point(run_folder: Path, point: FrontPoint, baseline: Measurement, to: 
 def _facts(to: Path, task: str, settings: SessionSettings) -> Facts:
     session: Any = open_session(str(to / MODEL_FILE))
     shapes = {value.name: tuple(value.shape) for value in session.get_inputs()}
-    files = (CONFIG_FILE, "preprocessor_config.json", "tokenizer_config.json")
+    files = (CONFIG_FILE, "preprocessor_config.json", TOKENIZER_FILE)
     return Facts(task, shapes, settings, *(read_object(to / name) for name in files))

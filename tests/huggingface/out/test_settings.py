@@ -7,6 +7,7 @@ from pathlib import Path
 
 from autocompress.huggingface.out.settings import (
     flat_modules,
+    known_tokenizer,
     read_object,
     without_cache,
     write_ort_config,
@@ -56,6 +57,17 @@ def test_modules_name_the_folder_itself(tmp_path: Path) -> None:
         {"path": "", "name": "0"},
         {"path": "1_Pooling", "name": "1"},
     ]
+
+
+def test_tokenizers_have_a_class_that_older_transformers_know(tmp_path: Path) -> None:
+    path = tmp_path / "tokenizer_config.json"
+    for before, after in (
+        ("TokenizersBackend", "PreTrainedTokenizerFast"),
+        ("BertTokenizer", "BertTokenizer"),
+    ):
+        path.write_text(json.dumps({"tokenizer_class": before, "pad_token": "[PAD]"}))
+        known_tokenizer(tmp_path)
+        assert read_object(path) == {"tokenizer_class": after, "pad_token": "[PAD]"}
 
 
 def test_what_is_no_object_reads_as_empty(tmp_path: Path) -> None:
