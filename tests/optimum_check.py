@@ -14,6 +14,7 @@ from pathlib import Path
 
 import numpy as np
 import onnxruntime
+from optimum.onnxruntime import ORTConfig
 
 
 def same_outputs(names: dict, session: onnxruntime.InferenceSession) -> None:
@@ -52,6 +53,8 @@ def main(folder: str, kind: str, data: str) -> None:
     rows = Path(data).read_text().splitlines()
     os.chdir(folder)
     session = onnxruntime.InferenceSession("model.onnx", providers=["CPUExecutionProvider"])
+    config = ORTConfig.from_pretrained(".")
+    assert config.optimization is config.quantization is None
     _, optimum, *others = re.findall(r"```python\n(.*?)```", Path("README.md").read_text(), re.S)
     names: dict = {}
     exec(optimum, names)

@@ -15,6 +15,7 @@ ORT_FILE, OURS = "ort_config.json", "autocompress"
 TOKENIZER_FILE = "tokenizer_config.json"
 # Class of a tokenizer as transformers 5 writes it, and a name that transformers 4 knows too.
 NEWER, KNOWN = "TokenizersBackend", "PreTrainedTokenizerFast"
+INPUTS = ["input_ids", "attention_mask"]  # of the newer class; the older one adds token types
 
 
 def write_ort_config(to: Path, settings: SessionSettings) -> None:
@@ -65,7 +66,7 @@ def without_cache(to: Path) -> None:
 
 
 def known_tokenizer(to: Path) -> None:
-    """Name the class of a tokenizer so that transformers 4, which optimum needs, finds it too.
+    """Name class and inputs of a tokenizer as transformers 4, which optimum needs, reads them too.
 
     Args:
         to: the exported folder.
@@ -75,7 +76,8 @@ def known_tokenizer(to: Path) -> None:
     """
     config = read_object(to / TOKENIZER_FILE)
     if config.get("tokenizer_class") == NEWER:
-        write_json(to / TOKENIZER_FILE, {**config, "tokenizer_class": KNOWN})
+        config = {"model_input_names": INPUTS, **config, "tokenizer_class": KNOWN}
+        write_json(to / TOKENIZER_FILE, config)
 
 
 def flat_modules(to: Path, inner: str) -> None:

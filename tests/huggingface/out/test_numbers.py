@@ -140,8 +140,19 @@ WAYS: dict[str, Callable[[Folder], float]] = {
 @pytest.mark.parametrize("kind", WAYS)
 def test_the_folder_alone_gives_the_metric(kind: str, tmp_path: Path) -> None:
     task, result = searched(kind, tmp_path)
+    more = ["--split-towers"] if kind == "zero-shot-image-classification" else []
     with pytest.raises(SystemExit) as caught:
-        main(["export", str(result.folder), "--pick", "smallest", "--to", str(tmp_path / "best")])
+        main(
+            [
+                "export",
+                str(result.folder),
+                "--pick",
+                "smallest",
+                "--to",
+                str(tmp_path / "best"),
+                *more,
+            ]
+        )
     assert caught.value.code == 0
     point = result.front.smallest()
     data = next(path for path in tmp_path.iterdir() if path.suffix in (".jsonl", ".txt"))
@@ -158,3 +169,5 @@ def test_the_folder_alone_gives_the_metric(kind: str, tmp_path: Path) -> None:
     again = ac.reproduce(tmp_path / "best", tmp_path / "again", task)
     assert again.read_bytes() == (tmp_path / "best" / "model.onnx").read_bytes()
     ac.load(tmp_path / "best")
+    towers = sorted(path.name for path in (tmp_path / "best").glob("*_model.onnx"))
+    assert towers == (["text_model.onnx", "vision_model.onnx"] if more else [])
