@@ -19,13 +19,9 @@ from autocompress.argument_types import shown, switch
 from autocompress.candidate import Candidate, Distillation, ModuleConfig
 from autocompress.compress.recover.student import on_student
 from autocompress.errors import ArgumentError, AutocompressError, ExportError, TaskError
-from autocompress.export.artifact import (
-    copy_artifact,
-    read_recipe,
-    session_settings,
-    session_warning,
-)
+from autocompress.export.artifact import read_recipe, session_settings, session_warning
 from autocompress.export.reload import load_module, reproduce_model
+from autocompress.huggingface.out.write import write_point
 from autocompress.model.modules import find_modules
 from autocompress.report.page import write_report
 from autocompress.results.files import MODEL_FILE
@@ -291,19 +287,28 @@ def search_interruptible(
     return result, interrupted
 
 
-def export(result: SearchResult, point: FrontPoint, to: str | Path) -> Path:
+def export(
+    result: SearchResult, point: FrontPoint, to: str | Path, *, split_towers: bool = False
+) -> Path:
     """Copy the files of a point: model.onnx, recipe.yaml, model.safetensors and README.md.
+
+    If the task was made of a model folder, its config, tokenizer and processor are copied too,
+    and transformers, optimum and sentence-transformers load the result. A warning names what the
+    model folder lacks by now.
 
     Args:
         result: of the search.
         point: a point of its front.
         to: folder; made if it is not there.
+        split_towers: True writes text_model.onnx and vision_model.onnx too, of a model of pictures
+            and texts.
 
     Returns:
         `to`.
 
     Raises:
-        ExportError: `result` is no result, `point` is no point, or the run folder lacks the file.
+        ExportError: `result` is no result, `point` is no point, the run folder lacks the file, or
+            the model has no towers to split.
         RunFolderError: the files cannot be written.
     """
     if not isinstance(result, SearchResult):
@@ -316,7 +321,11 @@ def export(result: SearchResult, point: FrontPoint, to: str | Path) -> Path:
             f"export: expected a point of the front, got {shown(point)}; nearest: "
             "result.front.smallest()"
         )
-    return copy_artifact(result.folder, point, Path(checked_path("export", "to", to, "point")))
+    place = Path(checked_path("export", "to", to, "point"))
+    split = switch("export", "split_towers", split_towers)
+    for line in write_point(result.folder, point, result.front.baseline, place, split):
+        warnings.warn(line, stacklevel=2)
+    return place
 
 
 def compress(

@@ -89,6 +89,7 @@ TESTED_ELSEWHERE = {
     "huggingface/metrics/numbers.py": "huggingface/kinds/test_embeddings.py compares with SciPy",
     "huggingface/metrics/retrieval.py": "huggingface/kinds/test_zero_shot_image_classification.py "
     "compares recall",
+    "huggingface/out/card.py": "huggingface/out/test_write.py reads cards and runs their programs",
     "huggingface/options.py": "huggingface/test_pretrained.py gives wrong options",
     "huggingface/sentence.py": "huggingface/kinds/test_embeddings.py pools tokens",
     "huggingface/spans.py": "huggingface/kinds/test_question_answering.py finds spans",

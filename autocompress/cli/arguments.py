@@ -210,6 +210,11 @@ def _add_folder_commands(command: Command) -> None:
     )
     add_limits(export)
     export.add_argument("--to", required=True, metavar="DIR", help="folder to write")
+    export.add_argument(
+        "--split-towers",
+        action="store_true",
+        help="write text_model.onnx and vision_model.onnx too, of a model of pictures and texts",
+    )
     reproduce = command(
         "reproduce",
         "build model.onnx of an exported point again from the original weights and its recipe",

@@ -9,7 +9,7 @@ from pathlib import Path
 from autocompress import reproduce
 from autocompress.cli.tables import console, latency_notes, print_front, print_lines
 from autocompress.cli.values import limits_of
-from autocompress.export.artifact import copy_artifact
+from autocompress.huggingface.out.write import write_point
 from autocompress.report.page import write_report
 from autocompress.results.front import read_front
 from autocompress.results.limits import parse_limits
@@ -48,13 +48,16 @@ def export_command(arguments: argparse.Namespace) -> int:
         limits_of(arguments), base.size_bytes, base.latency_ms, base.accuracy, base.metrics
     )
     pick = front.pick(arguments.pick, **limits.pick_limits())
-    copy_artifact(Path(arguments.folder), pick.point, Path(arguments.to))
+    lines = write_point(
+        Path(arguments.folder), pick.point, base, Path(arguments.to), arguments.split_towers
+    )
     m = pick.point.measured
     text = (
         f"{arguments.to}: trial {pick.point.trial}, {m.size_bytes} B, {m.latency_ms:.3f} ms, "
         f"accuracy {m.accuracy:.4f}"
     )
     console.print(text + (f" ({pick.shortfall})" if pick.shortfall else ""), highlight=False)
+    print_lines(lines)
     return 0
 
 

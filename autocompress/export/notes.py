@@ -23,11 +23,15 @@ DYNAMIC_RANGES = (
 )
 
 
-def _session_lines(settings: SessionSettings) -> str:
+def option_lines(settings: SessionSettings) -> list[str]:
+    """Return the lines of Python that import the runtime and make `options` of its sessions.
+
+    Args:
+        settings: how sessions are opened.
+    """
     if settings.runtime == "openvino":
         config = f'{{"INFERENCE_NUM_THREADS": {settings.threads}, "NUM_STREAMS": 1}}'
-        model = f'"{MODEL_FILE}", "{settings.provider}", {config}'
-        return f"import openvino\nsession = openvino.Core().compile_model({model})"
+        return ["import openvino", f"options = {config}"]
     lines = [
         "import onnxruntime",
         "options = onnxruntime.SessionOptions()",
@@ -35,18 +39,34 @@ def _session_lines(settings: SessionSettings) -> str:
     ]
     if not settings.spinning:
         lines.append('options.add_session_config_entry("session.intra_op.allow_spinning", "0")')
+    return lines
+
+
+def session_line(settings: SessionSettings) -> str:
+    """Return the line of Python that opens a model.onnx as `session`, with `options`.
+
+    Args:
+        settings: how sessions are opened.
+    """
+    if settings.runtime == "openvino":
+        model = f'"{MODEL_FILE}", "{settings.provider}", options'
+        return f"session = openvino.Core().compile_model({model})"
     disabled = (
         f", disabled_optimizers={list(settings.disabled_optimizers)}"
         if settings.disabled_optimizers
         else ""
     )
     arguments = f'"{MODEL_FILE}", options, providers=["{settings.provider}"]{disabled}'
-    lines.append(f"session = onnxruntime.InferenceSession({arguments})")
-    return "\n".join(lines)
+    return f"session = onnxruntime.InferenceSession({arguments})"
 
 
-def _weight_lines(point: FrontPoint, recipe: Mapping[str, Any]) -> list[str]:
-    """Return the lines on integer weights and activations that apply to a point."""
+def remarks(point: FrontPoint, recipe: Mapping[str, Any]) -> list[str]:
+    """Return what is to be said of the weights, the arithmetic and the latency of a point.
+
+    Args:
+        point: the measured point.
+        recipe: of its file.
+    """
     lines = []
     configs = dict(point.candidate.modules)
     kinds = {name: recipe["modules"][name]["kind"] for name in configs}
@@ -57,6 +77,43 @@ def _weight_lines(point: FrontPoint, recipe: Mapping[str, Any]) -> list[str]:
         lines.append(arithmetic_words(recipe["portable"]))
     if any(kinds[name] == "linear" and not configs[name].static(kinds[name]) for name in integer):
         lines.append(DYNAMIC_RANGES)
+    return [*lines, LATENCY_WORDS[point.measured.latency_source]]
+
+
+def table_lines(
+    point: FrontPoint, baseline: Measurement, target: str, metric: str = "accuracy"
+) -> list[str]:
+    """Return the table of before and after, and a line for each number that is missing.
+
+    Args:
+        point: the measured point.
+        baseline: the float file's numbers.
+        target: name of the target.
+        metric: what accuracy is.
+    """
+    m = point.measured
+
+    def score(value: float | None) -> str:
+        return "not measured" if value is None else f"{value:.4f}"
+
+    part = "" if baseline.test_share == 1 else f", {baseline.test_share:.0%} of it"
+    smaller = f"{baseline.size_bytes / m.size_bytes:.2f}x smaller"
+    speed = f"{baseline.latency_ms / m.latency_ms:.2f}x as fast"
+    lines = [
+        "| | before | after | ratio |",
+        "|---|---|---|---|",
+        f"| size (bytes) | {baseline.size_bytes} | {m.size_bytes} | {smaller} |",
+        f"| weights in a session (bytes) | {baseline.memory_bytes} | {m.memory_bytes} | |",
+        f"| latency (ms, {target}) | {baseline.latency_ms:.3f} | {m.latency_ms:.3f} | {speed} |",
+        f"| {metric} (validation) | {score(baseline.accuracy)} | {score(m.accuracy)} | |",
+        f"| {metric} (test{part}) | {score(baseline.test_accuracy)} | {score(m.test_accuracy)} | |",
+    ]
+    for name, value in m.metrics.items():
+        if name in baseline.metrics:
+            before = baseline.metrics[name]
+            lines.append(f"| {name.replace('_', ' ')} | {before:.4f} | {value:.4f} | |")
+    for words in left_out_words([baseline, m]):
+        lines += ["", words]
     return lines
 
 
@@ -81,37 +138,20 @@ def write_notes(
     Raises:
         RunFolderError: the file cannot be written.
     """
-    m = point.measured
     feed = ", ".join(f'"{name}": {name}' for name in input_names)
-
-    def percent(value: float | None) -> str:
-        return "not measured" if value is None else f"{value:.4f}"
-
-    extra = ""
-    for name, value in m.metrics.items():
-        if name in baseline.metrics:
-            before = baseline.metrics[name]
-            extra += f"| {name.replace('_', ' ')} | {before:.4f} | {value:.4f} | |\n"
-    part = "" if baseline.test_share == 1 else f", {baseline.test_share:.0%} of it"
-    missing = "".join(f"\n{words}\n" for words in left_out_words([baseline, m]))
-    smaller = f"{baseline.size_bytes / m.size_bytes:.2f}x smaller"
-    speed = f"{baseline.latency_ms / m.latency_ms:.2f}x as fast"
-    lines = [*_weight_lines(point, read_recipe(folder)), LATENCY_WORDS[m.latency_source]]
-    text = f"""# {MODEL_FILE}, trial {point.trial}
-
-| | before | after | ratio |
-|---|---|---|---|
-| size (bytes) | {baseline.size_bytes} | {m.size_bytes} | {smaller} |
-| weights in a session (bytes) | {baseline.memory_bytes} | {m.memory_bytes} | |
-| latency (ms, {target}) | {baseline.latency_ms:.3f} | {m.latency_ms:.3f} | {speed} |
-| accuracy (validation) | {percent(baseline.accuracy)} | {percent(m.accuracy)} | |
-| accuracy (test{part}) | {percent(baseline.test_accuracy)} | {percent(m.test_accuracy)} | |
-{extra}{missing}
-{chr(10).join(lines)}
-
-```python
-{_session_lines(settings)}
-outputs = {"session.run(None, " if settings.runtime == "onnxruntime" else "session("}{{{feed}}})
-```
-"""
-    write_atomic(folder / NOTES_FILE, text)
+    call = "session.run(None, " if settings.runtime == "onnxruntime" else "session("
+    lines = [
+        f"# {MODEL_FILE}, trial {point.trial}",
+        "",
+        *table_lines(point, baseline, target),
+        "",
+        *remarks(point, read_recipe(folder)),
+        "",
+        "```python",
+        *option_lines(settings),
+        session_line(settings),
+        f"outputs = {call}{{{feed}}})",
+        "```",
+        "",
+    ]
+    write_atomic(folder / NOTES_FILE, "\n".join(lines))

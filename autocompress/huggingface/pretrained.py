@@ -9,6 +9,7 @@ from autocompress.errors import TaskError, nearest_name
 from autocompress.huggingface.folder import EMBEDDINGS, ModelFolder, open_folder
 from autocompress.huggingface.kinds.parts import Metric, Parts
 from autocompress.huggingface.options import Options, checked_options
+from autocompress.huggingface.out.files import digests
 from autocompress.task.task import Pretrained, Task
 
 KINDS = "autocompress.huggingface.kinds"
@@ -89,7 +90,7 @@ def from_pretrained(
         output_weights=parts.output_weights,
         batch_first=parts.batch_first,
         notes=(f"model folder: {opened.task}, accuracy is {first}", *parts.notes),
-        pretrained=Pretrained(str(opened.path), opened.task, first, special),
+        pretrained=Pretrained(str(opened.path), opened.task, first, special, digests(opened)),
     )
 
 

@@ -59,7 +59,8 @@ class SentenceEncoder(nn.Module):
             token_type_ids: (n, length), for models that take them.
 
         Returns:
-            "sentence_embedding" (n, width) and "token_embeddings" (n, length, hidden).
+            "sentence_embedding" (n, width) and "last_hidden_state" (n, length, hidden), of the
+            tokens; optimum and sentence-transformers read it by this name.
         """
         types = {} if token_type_ids is None else {"token_type_ids": token_type_ids}
         result = self.encoder(input_ids=input_ids, attention_mask=attention_mask, **types)
@@ -73,7 +74,7 @@ class SentenceEncoder(nn.Module):
             sentence = layer(sentence)
         if self.normalise:
             sentence = F.normalize(sentence, dim=1)
-        return {"sentence_embedding": sentence, "token_embeddings": tokens}
+        return {"sentence_embedding": sentence, "last_hidden_state": tokens}
 
 
 def sentence_encoder(folder: ModelFolder, encoder: nn.Module) -> tuple[SentenceEncoder, str]:

@@ -23,6 +23,7 @@ from autocompress.measure.checks import (
     check_task,
 )
 from autocompress.measure.probing import check_steady, compares_samples, is_batch_first
+from autocompress.measure.size import check_size
 from autocompress.model.float_copy import float_task, narrowed_types
 from autocompress.model.plain.plain import plain_task
 from autocompress.results.limits import parse_bytes
@@ -58,6 +59,8 @@ def prepared(task: Task, say: Callable[[str], None] = lambda line: None) -> Task
     for model, what in ((task.model, "model"), (task.student, "student")):
         if model is not None or what == "model":
             check_model(task, model, what)
+        if model is not None:
+            check_size(task.name, model)
     task = _in_float32(_with_checked_data(task), say)
     with suppress(UserCodeError):  # check_task tells errors of forward with their place
         check_outputs(task)

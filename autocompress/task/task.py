@@ -61,12 +61,15 @@ class Pretrained:
         task: name of the task, such as "text-classification".
         metric: name of the task's metric.
         special_tokens: numbers of the tokens that are no part of the text.
+        files: hash of each file that is copied beside a model.onnx, by its name in the folder; no
+            weights are among them, and code only if it was trusted.
     """
 
     folder: str
     task: str
     metric: str
     special_tokens: tuple[int, ...] = ()
+    files: Mapping[str, str] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)

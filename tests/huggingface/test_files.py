@@ -25,7 +25,7 @@ def rows_of(kind: str) -> list[dict[str, Any]]:
 @pytest.mark.parametrize(
     ("kind", "outputs"),
     [
-        ("embeddings", ["sentence_embedding", "token_embeddings"]),
+        ("embeddings", ["sentence_embedding", "last_hidden_state"]),
         ("answers", ["logits", "start_logits", "end_logits"]),
     ],
 )

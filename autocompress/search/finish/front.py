@@ -37,6 +37,7 @@ from autocompress.search.problem.goal import Goal
 from autocompress.search.problem.problem import Problem
 from autocompress.search.problem.progress import SearchProgress
 from autocompress.search.problem.run_record import RunRecord
+from autocompress.task.task import Task
 
 
 @dataclass(frozen=True)
@@ -178,6 +179,7 @@ def origin_of(run: RunRecord, problem: Problem) -> Mapping[str, Any]:
     return {
         "task": run.task,
         "source": run.source,
+        "pretrained": _model_folder(problem.task),
         "model": run.model,
         "student_model": run.student_model,
         "seed": run.seed,
@@ -187,6 +189,14 @@ def origin_of(run: RunRecord, problem: Problem) -> Mapping[str, Any]:
         "training_dtype": str(problem.trainer.arithmetic).removeprefix("torch."),
         "student": problem.space.recovery.student_lesson().to_json(),
     }
+
+
+def _model_folder(task: Task) -> Mapping[str, Any] | None:
+    """Return what an export reads of the model folder of a task; None if it was made of none."""
+    known = task.pretrained
+    if known is None:
+        return None
+    return {name: getattr(known, name) for name in ("folder", "task", "metric", "files")}
 
 
 def _verified(

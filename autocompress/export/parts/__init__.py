@@ -1,0 +1,1 @@
+"""Cut a written file into files of its parts."""

@@ -1,0 +1,1 @@
+"""Turn an exported point into a folder that transformers and its relatives load."""

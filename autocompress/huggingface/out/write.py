@@ -1,0 +1,79 @@
+"""Export a point; one whose model came from a folder becomes a folder of the same kind."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from autocompress.export.artifact import copy_artifact, read_recipe
+from autocompress.export.parts.towers import write_towers
+from autocompress.huggingface.folder import CONFIG_FILE
+from autocompress.huggingface.out.card import write_card
+from autocompress.huggingface.out.files import copy_files, inner_folder
+from autocompress.huggingface.out.settings import (
+    TOKENIZER_FILE,
+    flat_modules,
+    known_tokenizer,
+    read_object,
+    without_cache,
+    write_ort_config,
+)
+from autocompress.huggingface.out.snippets import Facts
+from autocompress.results.files import MODEL_FILE, RUN_FILE, read_json
+from autocompress.results.front_point import FrontPoint
+from autocompress.results.measurement import Measurement
+from autocompress.targets.device.sessions import SessionSettings, open_session
+from autocompress.task.task import Pretrained
+
+
+def write_point(
+    run_folder: Path,
+    point: FrontPoint,
+    baseline: Measurement,
+    to: Path,
+    split_towers: bool = False,
+) -> list[str]:
+    """Write a point to a folder.
+
+    model.onnx, recipe.yaml and model.safetensors are written first, whatever became of the model
+    folder.
+
+    Args:
+        run_folder: of the search.
+        point: a point of its front.
+        baseline: the float file's numbers.
+        to: made if it is not there.
+        split_towers: write a file per tower too.
+
+    Returns:
+        Lines for the user on files of the model folder that are missing or changed.
+
+    Raises:
+        ExportError: the run folder lacks the file, or the model has no towers to split.
+        RunFolderError: a file cannot be written.
+    """
+    copy_artifact(run_folder, point, to)
+    recipe = read_recipe(to)
+    settings = SessionSettings.from_json(recipe["session"])
+    origin = recipe["origin"].get("pretrained")
+    if split_towers:
+        write_towers(to, settings)
+    if origin is None:
+        return []
+    known = Pretrained(origin["folder"], origin["task"], origin["metric"], (), origin["files"])
+    lines = copy_files(known, to)
+    flat_modules(to, inner_folder(known.files))
+    known_tokenizer(to)
+    if known.task == "text-generation":
+        without_cache(to)
+    write_ort_config(to, settings)
+    facts = _facts(to, known.task, settings)
+    write_card(to, known, facts, point, baseline, read_json(run_folder / RUN_FILE), recipe)
+    return lines
+
+
+def _facts(to: Path, task: str, settings: SessionSettings) -> Facts:
+    session: Any = open_session(str(to / MODEL_FILE))
+    shapes = {value.name: tuple(value.shape) for value in session.get_inputs()}
+    files = (CONFIG_FILE, "preprocessor_config.json", TOKENIZER_FILE)
+    return Facts(task, shapes, settings, *(read_object(to / name) for name in files))

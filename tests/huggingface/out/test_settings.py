@@ -1,0 +1,80 @@
+"""Configs of an exported folder that differ from those of the model folder."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+from autocompress.huggingface.out.settings import (
+    flat_modules,
+    known_tokenizer,
+    read_object,
+    without_cache,
+    write_ort_config,
+)
+from autocompress.targets.device.sessions import SessionSettings
+
+
+def test_ort_config_holds_what_optimum_reads_and_the_tuned_settings(tmp_path: Path) -> None:
+    write_ort_config(tmp_path, SessionSettings(threads=3, disabled_optimizers=("A",)))
+    config = json.loads((tmp_path / "ort_config.json").read_text())
+    ours = config.pop("autocompress")
+    assert config == {  # the arguments of optimum's ORTConfig
+        "opset": None,
+        "use_external_data_format": False,
+        "one_external_file": True,
+        "optimization": {},
+        "quantization": {},
+    }
+    assert ours == {
+        "runtime": "onnxruntime",
+        "providers": ["CPUExecutionProvider"],
+        "intra_op_num_threads": 3,
+        "disabled_optimizers": ["A"],
+        "session_config_entries": {"session.intra_op.allow_spinning": "1"},
+    }
+    write_ort_config(tmp_path, SessionSettings("openvino", "CPU", 2))
+    ours = json.loads((tmp_path / "ort_config.json").read_text())["autocompress"]
+    assert ours == {"runtime": "openvino", "providers": ["CPU"], "intra_op_num_threads": 2}
+
+
+def test_the_cache_is_off_where_there_is_a_config(tmp_path: Path) -> None:
+    (tmp_path / "config.json").write_text('{"use_cache": true, "model_type": "llama"}')
+    without_cache(tmp_path)
+    assert read_object(tmp_path / "config.json") == {"use_cache": False, "model_type": "llama"}
+    assert not (tmp_path / "generation_config.json").exists()
+
+
+def test_modules_name_the_folder_itself(tmp_path: Path) -> None:
+    flat_modules(tmp_path, "0_Transformer")  # there is no file
+    path = tmp_path / "modules.json"
+    modules = [{"path": "0_Transformer", "name": "0"}, {"path": "1_Pooling", "name": "1"}]
+    path.write_text(json.dumps(modules))
+    flat_modules(tmp_path, "")
+    assert json.loads(path.read_text()) == modules
+    flat_modules(tmp_path, "0_Transformer")
+    assert json.loads(path.read_text()) == [
+        {"path": "", "name": "0"},
+        {"path": "1_Pooling", "name": "1"},
+    ]
+
+
+def test_tokenizers_have_a_class_that_older_transformers_know(tmp_path: Path) -> None:
+    path = tmp_path / "tokenizer_config.json"
+    path.write_text(json.dumps({"tokenizer_class": "BertTokenizer"}))
+    known_tokenizer(tmp_path)
+    assert read_object(path) == {"tokenizer_class": "BertTokenizer"}
+    path.write_text(json.dumps({"tokenizer_class": "TokenizersBackend", "pad_token": "[PAD]"}))
+    known_tokenizer(tmp_path)
+    assert read_object(path) == {
+        "tokenizer_class": "PreTrainedTokenizerFast",
+        "model_input_names": ["input_ids", "attention_mask"],
+        "pad_token": "[PAD]",
+    }
+
+
+def test_what_is_no_object_reads_as_empty(tmp_path: Path) -> None:
+    for content in ("[1]", "{", ""):
+        (tmp_path / "a.json").write_text(content)
+        assert read_object(tmp_path / "a.json") == {}
+    assert read_object(tmp_path / "none.json") == {}

@@ -1,0 +1,233 @@
+"""Exported folders: which files they hold, and the program in the card runs there."""
+
+from __future__ import annotations
+
+import json
+import re
+import shutil
+from dataclasses import asdict, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import yaml
+from onnx import TensorProto, helper, numpy_helper
+from scipy.io import wavfile
+from small_exports import SAMPLES, SIDE, SOURCES
+from small_folders import SPECIAL, WORDS
+
+from autocompress import Candidate, FrontPoint, Measurement, ModuleConfig
+from autocompress.export.artifact import RECIPE_FORMAT, write_model
+from autocompress.huggingface.folder import open_folder
+from autocompress.huggingface.options import Options
+from autocompress.huggingface.out.files import digests
+from autocompress.huggingface.out.snippets import LINES
+from autocompress.huggingface.out.write import write_point
+from autocompress.targets.device.sessions import SessionSettings
+
+images = pytest.importorskip("PIL.Image", reason="needs Pillow: pip install pillow")
+BASE = Measurement(1000, 2.0, 0.9, 0.89, {"f1": 0.8}, True, 4000)
+MEASURED = Measurement(250, 0.5, 0.875, None, {"f1": 0.75}, True, 2000)
+CONFIGS = {
+    "layer.0.query": ModuleConfig(4),
+    "layer.1.query": ModuleConfig(4),
+    "head": ModuleConfig(8),
+}
+POINT = FrontPoint(7, Candidate.of(CONFIGS), MEASURED, MEASURED, "models/0007")
+PICTURE = ("batch", 3, SIDE, SIDE)
+TOKENS = {"input_ids": ("batch", "sequence"), "attention_mask": ("batch", "sequence")}
+INPUTS = {
+    "image-classification": {"pixel_values": PICTURE},
+    "zero-shot-image-classification": {**TOKENS, "pixel_values": PICTURE},
+    "audio-classification": {"input_values": ("batch", SAMPLES)},
+}
+OF_WORDS = ("fill-mask", "text-generation", "token-classification")
+
+
+def graph(kind: str) -> Any:
+    """Return a graph with the inputs and outputs of a kind of task, and few operators."""
+    inputs, nodes, outputs = [], [], []
+    shapes = INPUTS.get(kind, TOKENS)
+    for name, shape in shapes.items():
+        is_text = name in TOKENS
+        number = TensorProto.INT64 if is_text else TensorProto.FLOAT
+        inputs.append(helper.make_tensor_value_info(name, number, shape))
+    words = 3 if kind == "token-classification" else len(SPECIAL) + len(WORDS)
+    constants = [
+        numpy_helper.from_array(np.array(words, np.int64), "words"),
+        numpy_helper.from_array(np.array([0, 1], np.float32), "off_on"),
+        numpy_helper.from_array(np.array([0, -1], np.int64), "rows"),
+        numpy_helper.from_array(np.array([1], np.int64), "last"),
+    ]
+    first = next(iter(shapes))
+    nodes.append(helper.make_node("Cast", [first], ["floats"], to=TensorProto.FLOAT))
+    nodes.append(helper.make_node("Reshape", ["floats", "rows"], ["flat"]))
+    nodes.append(helper.make_node("ReduceMean", ["flat", "last"], ["mean"]))
+    nodes.append(helper.make_node("Neg", ["mean"], ["other"]))
+    nodes.append(helper.make_node("Mod", ["input_ids", "words"], ["known"]))
+    for name in LINES[kind].outputs:
+        if kind in OF_WORDS:
+            nodes.append(helper.make_node("OneHot", ["known", "words", "off_on"], [name]))
+        elif kind == "question-answering":
+            nodes.append(helper.make_node("Identity", ["floats"], [name]))
+        else:
+            nodes.append(helper.make_node("Concat", ["mean", "other"], [name], axis=1))
+        outputs.append(helper.make_tensor_value_info(name, TensorProto.FLOAT, None))
+    if "input_ids" not in shapes:
+        nodes = [node for node in nodes if node.op_type != "Mod"]
+    made = helper.make_graph(nodes, "g", inputs, outputs, constants)
+    return helper.make_model(made, opset_imports=[helper.make_opsetid("", 21)], ir_version=10)
+
+
+def run_folder(place: Path, kind: str) -> tuple[Path, Path]:
+    """Write a model folder, and the folder of a run with one point."""
+    place.mkdir(exist_ok=True)
+    folder, run = SOURCES[kind](place).folder, place / "run"
+    source = run / POINT.artifact
+    write_model(source, graph(kind))
+    (source / "model.safetensors").write_bytes(b"weights")
+    (source / "README.md").write_text("old")
+    files = digests(open_folder(Options(str(folder), task=kind)))
+    recipe = {
+        "format": RECIPE_FORMAT,
+        "portable": True,
+        "origin": {
+            "source": {
+                "spec": "autocompress.huggingface.pretrained:from_pretrained",
+                "arguments": {"folder": str(folder), "data": "/home/me/train.jsonl", "samples": 9},
+            },
+            "pretrained": {"folder": str(folder), "task": kind, "metric": "m", "files": files},
+        },
+        "modules": {name: {"kind": "linear"} for name in CONFIGS},
+        "session": asdict(SessionSettings(threads=2)) | {"disabled_optimizers": []},
+    }
+    (source / "recipe.yaml").write_text(yaml.safe_dump(recipe))
+    record = {"task": "model", "target": "onnxruntime-cpu", "seed": 3, "space": {"file": "None"}}
+    (run / "run.json").write_text(json.dumps(record))
+    return run, folder
+
+
+def front_matter(card: str) -> dict[str, Any]:
+    found = re.match(r"---\n(.*?)\n---\n", card, flags=re.S)
+    assert found is not None
+    return dict(yaml.safe_load(found[1]))
+
+
+OURS = {"model.onnx", "recipe.yaml", "model.safetensors", "README.md", "ort_config.json"}
+TEXT = {"tokenizer.json", "tokenizer_config.json"}
+FILES = {
+    "image-classification": {"preprocessor_config.json"},
+    "audio-classification": {"preprocessor_config.json"},
+    "zero-shot-image-classification": {*TEXT, "preprocessor_config.json"},
+    "sentence-similarity": {*TEXT, "modules.json", "sentence_bert_config.json"}
+    | {"1_Pooling/config.json"},
+    "text-generation": {*TEXT, "generation_config.json"},
+}
+
+
+@pytest.mark.parametrize("kind", SOURCES)
+def test_a_folder_holds_what_the_program_in_its_card_needs(
+    kind: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run, folder = run_folder(tmp_path, kind)
+    to = tmp_path / "best"
+    assert write_point(run, POINT, BASE, to) == []
+    found = {p.relative_to(to).as_posix() for p in to.rglob("*") if p.is_file()}
+    assert found == OURS | {"config.json"} | FILES.get(kind, TEXT)
+    for name in found - OURS:
+        own = json.loads((to / name).read_text())
+        expected = json.loads((folder / name).read_text())
+        if kind == "text-generation" and name in ("config.json", "generation_config.json"):
+            expected["use_cache"] = False
+        if name == "tokenizer_config.json":
+            assert expected["tokenizer_class"] == "TokenizersBackend"
+            expected["tokenizer_class"] = "PreTrainedTokenizerFast"
+            expected["model_input_names"] = ["input_ids", "attention_mask"]
+        assert own == expected
+    card = (to / "README.md").read_text()
+    assert front_matter(card)["pipeline_tag"] == kind
+    shutil.rmtree(folder)  # the exported folder needs nothing else
+    images.new("RGB", (20, 30)).save(to / "picture.png")
+    wavfile.write(to / "sound.wav", 1000, np.zeros(SAMPLES // 2, np.int16))
+    monkeypatch.chdir(to)
+    programs = re.findall(r"```python\n(.*?)```", card, flags=re.S)
+    capsys.readouterr()
+    exec(programs[0], {})
+    assert capsys.readouterr().out.strip()
+    for program in programs[1:]:  # they need other libraries
+        compile(program, "README.md", "exec")
+
+
+def test_the_card_tells_numbers_changes_and_the_command(tmp_path: Path) -> None:
+    run, folder = run_folder(tmp_path, "text-classification")
+    (folder / "README.md").write_text("---\nlicense: mit\ndatasets: [x]\n---\n# Model\n")
+    write_point(run, POINT, BASE, tmp_path / "best")
+    card = (tmp_path / "best" / "README.md").read_text()
+    assert front_matter(card) == {
+        "license": "mit",
+        "library_name": "onnx",
+        "pipeline_tag": "text-classification",
+        "tags": ["onnx", "onnxruntime", "autocompress"],
+    }
+    for line in (
+        "| size (bytes) | 1000 | 250 | 4.00x smaller |",
+        "| m (validation) | 0.9000 | 0.8750 | |",
+        "| f1 | 0.8000 | 0.7500 | |",
+        "| `layer.*.query` (2) | weight_bits 4 |",
+        "| `head` (1) | weight_bits 8 |",
+        "autocompress search model --data train.jsonl --samples 9 --target onnxruntime-cpu "
+        "--seed 3",
+    ):
+        assert line in card.splitlines()
+    assert str(tmp_path) not in card
+
+
+def test_a_model_of_a_hub_is_named_as_the_base(tmp_path: Path) -> None:
+    run, folder = run_folder(tmp_path, "text-classification")
+    cached = tmp_path / "models--owner--some-name" / "snapshots" / "0"
+    cached.parent.mkdir(parents=True)
+    shutil.move(folder, cached)
+    path = run / POINT.artifact / "recipe.yaml"
+    path.write_text(path.read_text().replace(str(folder), str(cached)))
+    assert write_point(run, POINT, BASE, tmp_path / "best") == []
+    matter = front_matter((tmp_path / "best" / "README.md").read_text())
+    assert matter["base_model"] == "owner/some-name"
+    assert matter["base_model_relation"] == "quantized"
+
+
+def test_nothing_is_lost_with_the_model_folder(tmp_path: Path) -> None:
+    run, folder = run_folder(tmp_path, "text-classification")
+    shutil.rmtree(folder)
+    (line,) = write_point(run, POINT, BASE, tmp_path / "best")
+    assert line == (
+        f"{tmp_path / 'best'}: lacks config.json, tokenizer.json, tokenizer_config.json of the "
+        f"model folder {folder}, which is gone; nearest: copy them there, or put the model folder "
+        "back and export again"
+    )
+    assert {p.name for p in (tmp_path / "best").iterdir()} == OURS
+
+
+def test_points_of_other_tasks_are_copied_as_they_are(tmp_path: Path) -> None:
+    run, _ = run_folder(tmp_path, "text-classification")
+    path = run / POINT.artifact / "recipe.yaml"
+    recipe = yaml.safe_load(path.read_text())
+    for pretrained in ({}, {"pretrained": None}):
+        recipe["origin"] = pretrained
+        path.write_text(yaml.safe_dump(recipe))
+        assert write_point(run, POINT, BASE, tmp_path / "best") == []
+        assert {p.name for p in (tmp_path / "best").iterdir()} == OURS - {"ort_config.json"}
+        assert (tmp_path / "best" / "README.md").read_text() == "old"
+
+
+def test_passes_that_optimum_cannot_turn_off_are_named(tmp_path: Path) -> None:
+    run, _ = run_folder(tmp_path, "text-classification")
+    path = run / POINT.artifact / "recipe.yaml"
+    recipe = yaml.safe_load(path.read_text())
+    settings = replace(SessionSettings(), disabled_optimizers=("GeluFusionL2",))
+    recipe["session"] = {**asdict(settings), "disabled_optimizers": ["GeluFusionL2"]}
+    path.write_text(yaml.safe_dump(recipe))
+    write_point(run, POINT, BASE, tmp_path / "best")
+    card = (tmp_path / "best" / "README.md").read_text()
+    assert "disabled_optimizers=['GeluFusionL2']" in card
+    assert "optimum cannot turn off passes of ONNX Runtime (GeluFusionL2)" in card

@@ -1,0 +1,204 @@
+"""Write a small model folder and data for each kind of task, and export a point of a search."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+from scipy.io import wavfile
+from small_folders import SPECIAL, WORDS, bert, save, texts, tokenizer, transformers, write_jsonl
+
+import autocompress as ac
+
+SIDE, RATE, SAMPLES = 16, 1000, 400
+TWO = {"id2label": {0: "low", 1: "high"}, "label2id": {"low": 0, "high": 1}}
+VIT = {
+    "hidden_size": 32,
+    "num_hidden_layers": 1,
+    "num_attention_heads": 2,
+    "intermediate_size": 64,
+    "image_size": SIDE,
+    "patch_size": 4,
+}
+
+
+class Source(NamedTuple):
+    """Hold a model folder, its data, and the metric of `from_pretrained`."""
+
+    folder: Path
+    data: Path
+    metric: str
+
+
+def labels(count: int) -> list[str]:
+    return ["low" if i % 3 else "high" for i in range(count)]
+
+
+def pictures(place: Path, count: int) -> list[str]:
+    from PIL import Image
+
+    draw = np.random.default_rng(0)
+    names = []
+    for i in range(count):
+        pixels = draw.integers(0, 256, 3) + draw.integers(-60, 60, (SIDE, SIDE, 3))
+        names.append(f"{i}.png")
+        Image.fromarray(pixels.clip(0, 255).astype(np.uint8)).save(place / names[-1])
+    return names
+
+
+def sounds(place: Path, count: int) -> list[str]:
+    draw = np.random.default_rng(0)
+    names = []
+    for i in range(count):
+        wave = np.sin(draw.uniform(0.1, 2.5) * np.arange(SAMPLES)) + draw.normal(0, 0.3, SAMPLES)
+        names.append(f"{i}.wav")
+        wavfile.write(place / names[-1], RATE, (wave.clip(-1, 1) * 32767).astype(np.int16))
+    return names
+
+
+def text_classification(place: Path) -> Source:
+    model = transformers.BertForSequenceClassification(bert(**TWO))
+    folder = save(place / "model", model, tokenizer())
+    pipeline = transformers.pipeline("text-classification", model=str(folder))
+    rows = [{"text": text, "label": pipeline(text)[0]["label"]} for text in texts(30)]
+    return Source(folder, write_jsonl(place / "dev.jsonl", rows), "accuracy")
+
+
+def token_classification(place: Path) -> Source:
+    names = {0: "O", 1: "B-PER", 2: "I-PER"}
+    config = bert(id2label=names, label2id={name: i for i, name in names.items()})
+    folder = save(place / "model", transformers.BertForTokenClassification(config), tokenizer())
+    pipeline = transformers.pipeline("token-classification", model=str(folder), ignore_labels=[])
+    rows = []
+    for text in texts(24):
+        tags = [entry["entity"] for entry in pipeline(text)]
+        rows.append({"tokens": text.split(), "tags": tags})
+    return Source(folder, write_jsonl(place / "dev.jsonl", rows), "accuracy")
+
+
+def question_answering(place: Path) -> Source:
+    folder = save(place / "model", transformers.BertForQuestionAnswering(bert()), tokenizer())
+    rows = []
+    for text in texts(20, 6, 12):
+        rows.append({"question": "w1 w2", "context": text, "answers": text.split()[2]})
+    return Source(folder, write_jsonl(place / "dev.jsonl", rows), "f1")
+
+
+def fill_mask(place: Path) -> Source:
+    folder = save(place / "model", transformers.BertForMaskedLM(bert()), tokenizer())
+    rows = [{"text": text} for text in texts(24, 6, 12)]
+    return Source(folder, write_jsonl(place / "dev.jsonl", rows), "accuracy")
+
+
+def text_generation(place: Path) -> Source:
+    config = transformers.LlamaConfig(
+        vocab_size=len(SPECIAL) + len(WORDS),
+        hidden_size=32,
+        intermediate_size=64,
+        num_hidden_layers=1,
+        num_attention_heads=4,
+        num_key_value_heads=2,
+        max_position_embeddings=64,
+        bos_token_id=2,
+        eos_token_id=3,
+    )
+    folder = save(place / "model", transformers.LlamaForCausalLM(config), tokenizer())
+    (place / "plays.txt").write_text("\n".join(texts(30)))
+    return Source(folder, place / "plays.txt", "perplexity")
+
+
+def sentence_similarity(place: Path) -> Source:
+    folder = save(place / "model", transformers.BertModel(bert()), tokenizer())
+    kinds = ["Transformer", "Pooling", "Normalize"]
+    modules = []
+    for i, kind in enumerate(kinds):
+        path, name = f"{i}_{kind}" if i else "", f"sentence_transformers.models.{kind}"
+        modules.append({"idx": i, "name": str(i), "path": path, "type": name})
+    (folder / "modules.json").write_text(json.dumps(modules))
+    (folder / "sentence_bert_config.json").write_text('{"max_seq_length": 64}')
+    (folder / "1_Pooling").mkdir()
+    pooling = {"word_embedding_dimension": 32, "pooling_mode_mean_tokens": True}
+    (folder / "1_Pooling/config.json").write_text(json.dumps(pooling))
+    pairs = zip(texts(20), texts(20, seed=1), strict=True)
+    rows = [{"sentence1": a, "sentence2": b, "score": i % 7} for i, (a, b) in enumerate(pairs)]
+    return Source(folder, write_jsonl(place / "dev.jsonl", rows), "spearman")
+
+
+def image_classification(place: Path) -> Source:
+    from transformers.models.vit.image_processing_pil_vit import ViTImageProcessorPil
+
+    model = transformers.ViTForImageClassification(transformers.ViTConfig(**VIT, **TWO))
+    processor = ViTImageProcessorPil(size={"height": SIDE, "width": SIDE})
+    folder = save(place / "model", model, processor, spread=8.0)
+    files = pictures(place, 24)
+    rows = [{"image": file, "label": label} for file, label in zip(files, labels(24), strict=True)]
+    return Source(folder, write_jsonl(place / "dev.jsonl", rows), "accuracy")
+
+
+def zero_shot_image_classification(place: Path) -> Source:
+    from transformers.models.clip.image_processing_pil_clip import CLIPImageProcessorPil
+
+    ids = {"bos_token_id": 2, "eos_token_id": 3, "pad_token_id": 0}
+    size = {key: value for key, value in VIT.items() if not key.endswith("_size")}
+    size |= {"hidden_size": 32, "intermediate_size": 64}
+    text = {"vocab_size": len(SPECIAL) + len(WORDS), "max_position_embeddings": 64, **size, **ids}
+    config = transformers.CLIPConfig(text_config=text, vision_config=VIT, projection_dim=16)
+    processor = CLIPImageProcessorPil(
+        size={"shortest_edge": SIDE}, crop_size={"height": SIDE, "width": SIDE}
+    )
+    model = transformers.CLIPModel(config)
+    folder = save(place / "model", model, tokenizer(), processor, spread=6.0)
+    pairs = zip(pictures(place, 24), texts(24, 3, 9), strict=True)
+    rows = [{"image": file, "caption": text} for file, text in pairs]
+    return Source(folder, write_jsonl(place / "dev.jsonl", rows), "recall@1")
+
+
+def audio_classification(place: Path) -> Source:
+    config = transformers.Wav2Vec2Config(
+        hidden_size=32,
+        num_hidden_layers=1,
+        num_attention_heads=2,
+        intermediate_size=64,
+        conv_dim=(16, 16),
+        conv_kernel=(10, 3),
+        conv_stride=(5, 2),
+        num_conv_pos_embeddings=4,
+        num_conv_pos_embedding_groups=2,
+        classifier_proj_size=16,
+        **TWO,
+    )
+    extractor = transformers.Wav2Vec2FeatureExtractor(sampling_rate=RATE, do_normalize=True)
+    model = transformers.Wav2Vec2ForSequenceClassification(config)
+    folder = save(place / "model", model, extractor, spread=6.0)
+    files = sounds(place, 20)
+    rows = [{"audio": file, "label": label} for file, label in zip(files, labels(20), strict=True)]
+    return Source(folder, write_jsonl(place / "dev.jsonl", rows), "accuracy")
+
+
+SOURCES: dict[str, Callable[[Path], Source]] = {
+    "text-classification": text_classification,
+    "token-classification": token_classification,
+    "question-answering": question_answering,
+    "fill-mask": fill_mask,
+    "text-generation": text_generation,
+    "sentence-similarity": sentence_similarity,
+    "image-classification": image_classification,
+    "zero-shot-image-classification": zero_shot_image_classification,
+    "audio-classification": audio_classification,
+}
+
+
+def searched(kind: str, place: Path) -> tuple[ac.Task, ac.SearchResult]:
+    """Search a small model of a kind of task for two trials, without training."""
+    place.mkdir(parents=True, exist_ok=True)
+    torch.manual_seed(0)
+    source = SOURCES[kind](place)
+    arguments: dict[str, Any] = {"validation": source.data, "test": source.data, "batch_size": 5}
+    task = ac.from_pretrained(source.folder, metric=source.metric, **arguments)
+    space = {"modules": [{"match": "*", "weight_bits": [4, 8]}]}
+    out = place / "run"
+    return task, ac.search(task, space, n_trials=2, out=out, finalize_steps=0, quiet=True)
