@@ -55,7 +55,7 @@ def clock_of(
     tested = float(test is not None)
     if isinstance(test, Sized) and isinstance(validation, Sized):
         tested = len(test) / max(1, len(validation))
-    kinds = len(corruptions_of(validation, task.batch_first))
+    kinds = len(corruptions_of(validation, task.batch_first, typos=task.typos))
     passes = tested + kinds * min(1.0, DISTURBED / len(problem.race.teacher))
     latency_s = problem.baseline.latency_ms / 1e3 * (1 + len(task.latency_inputs))
     float_s, is_tuned = problem.float_files.pass_s, problem.settings != problem.target.settings

@@ -197,7 +197,7 @@ def other_scores(problem: Problem, path: str, known_test: float | None = None) -
     judged, names = replace(problem.task, extra_metrics={}), problem.builder.lowered.input_names
     special = () if judged.pretrained is None else judged.pretrained.special_tokens
     splits: dict[str, Batches] = dict(
-        corruptions_of(judged.validation, judged.batch_first, special)
+        corruptions_of(judged.validation, judged.batch_first, special, judged.typos)
     )
     if known_test is None and problem.task.test is not None:
         splits = {TEST: problem.task.test, **splits}
