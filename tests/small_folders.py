@@ -79,3 +79,24 @@ def texts(count: int, least: int = 3, most: int = 20, seed: int = 0) -> list[str
 def write_jsonl(path: Path, rows: Sequence[dict[str, Any]]) -> Path:
     path.write_text("".join(json.dumps(row) + "\n" for row in rows))
     return path
+
+
+def score(task: Any) -> tuple[float, dict[str, float]]:
+    """Return accuracy and further metrics of the float model on the validation split."""
+    from autocompress.measure.accuracy import evaluate_model
+    from autocompress.measure.prepare import prepared
+
+    ready = prepared(task)
+    found, _ = evaluate_model(ready, ready.model, ready.validation, torch.device("cpu"))
+    return found.accuracy, dict(found.metrics)
+
+
+def front_of(task: Any, out: Path) -> tuple[Any, Any]:
+    """Return the measured float model and the front of a short search of bits."""
+    import autocompress as ac
+
+    space = {"modules": [{"match": "*", "weight_bits": [4, 8]}], "distillation": {"steps": 2}}
+    result = ac.search(
+        task, space, target="analytic:phone-npu", n_trials=2, finalize_steps=0, out=str(out)
+    )
+    return result.front.baseline, result.front.points

@@ -14,28 +14,30 @@ from autocompress.task.source import HUB
 
 CONFIG_FILE, MODULES_FILE = "config.json", "modules.json"
 AUTO = "transformers.models.auto.modeling_auto"
-# Name of the task -> the table of transformers that lists its classes. An architecture in several
-# tables has the task that comes first.
+# Name of the task -> its classes, or the tables of transformers that list them. An architecture of
+# several tasks has the one that comes first.
 TASKS = {
-    "audio-classification": "AUDIO_CLASSIFICATION",
-    "image-classification": "IMAGE_CLASSIFICATION",
-    "text-classification": "SEQUENCE_CLASSIFICATION",
-    "token-classification": "TOKEN_CLASSIFICATION",
-    "question-answering": "QUESTION_ANSWERING",
-    "text-generation": "CAUSAL_LM",
-    "fill-mask": "MASKED_LM",
-    "zero-shot-image-classification": "ZERO_SHOT_IMAGE_CLASSIFICATION",
+    "audio-classification": ("AUDIO_CLASSIFICATION",),
+    "automatic-speech-recognition": ("CTC", "WhisperForConditionalGeneration"),
+    "image-classification": ("IMAGE_CLASSIFICATION",),
+    "image-segmentation": ("SEMANTIC_SEGMENTATION",),
+    "object-detection": ("OBJECT_DETECTION",),
+    "image-to-text": ("VisionEncoderDecoderModel",),
+    "visual-question-answering": ("ViltForQuestionAnswering",),
+    "text-classification": ("SEQUENCE_CLASSIFICATION",),
+    "token-classification": ("TOKEN_CLASSIFICATION",),
+    "question-answering": ("QUESTION_ANSWERING",),
+    "text2text-generation": ("SEQ_TO_SEQ_CAUSAL_LM",),
+    "text-generation": ("CAUSAL_LM",),
+    "fill-mask": ("MASKED_LM",),
+    "zero-shot-image-classification": ("ZERO_SHOT_IMAGE_CLASSIFICATION",),
 }
 EMBEDDINGS = ("feature-extraction", "sentence-similarity")  # of models without a head
 NAMES = (*TASKS, *EMBEDDINGS)
-# Tables of tasks that cannot be searched yet, for the error.
+# Tables of architectures that cannot be searched yet, for the error.
 NOT_YET = {
-    "text2text-generation": "SEQ_TO_SEQ_CAUSAL_LM",
     "automatic-speech-recognition": "SPEECH_SEQ_2_SEQ",
-    "automatic-speech-recognition (CTC)": "CTC",
-    "object-detection": "OBJECT_DETECTION",
-    "image-segmentation": "SEMANTIC_SEGMENTATION",
-    "image-segmentation (universal)": "UNIVERSAL_SEGMENTATION",
+    "image-segmentation of objects": "UNIVERSAL_SEGMENTATION",
     "visual-question-answering": "VISUAL_QUESTION_ANSWERING",
     "image-to-text": "IMAGE_TEXT_TO_TEXT",
 }
@@ -81,7 +83,8 @@ def open_folder(options: Options) -> ModelFolder:
         TaskError: there is no such folder or config, or the task is unknown or not possible.
     """
     if options.task is not None and options.task not in NAMES:
-        raise TaskError(_unknown_task(options.task))
+        near = nearest_name(options.task, NAMES)
+        raise TaskError(f"task {options.task!r} is unknown; nearest: {near}")
     path = _local(options.folder)
     if not path.is_dir():
         siblings = []
@@ -146,10 +149,10 @@ def sentence_modules(path: Path) -> list[dict[str, Any]]:
 def _task_of(path: Path, architecture: str, asked: str | None) -> str:
     """Return the task of an architecture, or raise a TaskError that names those it can have."""
     sentence = bool(sentence_modules(path))
-    possible = [name for name, table in TASKS.items() if architecture in _classes(table)]
-    not_yet = [name for name, table in NOT_YET.items() if architecture in _classes(table)]
-    if architecture in _classes("SEQ_TO_SEQ_CAUSAL_LM"):
-        possible = []  # some are listed as models of hidden tokens too
+    possible = [name for name, heads in TASKS.items() if architecture in classes_of(*heads)]
+    not_yet = [name for name, table in NOT_YET.items() if architecture in classes_of(table)]
+    if "text2text-generation" in possible:
+        possible = ["text2text-generation"]  # some are listed as models of hidden tokens too
     if sentence:
         possible = [EMBEDDINGS[1], EMBEDDINGS[0]]
     elif architecture in _table("MODEL_MAPPING_NAMES") and not possible and not not_yet:
@@ -171,15 +174,19 @@ def _task_of(path: Path, architecture: str, asked: str | None) -> str:
     return asked
 
 
-def _unknown_task(name: str) -> str:
-    for other in NOT_YET:
-        if name == other.split(" ")[0]:
-            return f"task {name!r} cannot be searched yet; there are: {', '.join(NAMES)}"
-    return f"task {name!r} is unknown; nearest: {nearest_name(name, NAMES)}"
+def classes_of(*names: str) -> set[str]:
+    """Return the classes of one or more tables of transformers.
 
+    Args:
+        names: such as "CTC"; the name of a class stands for itself.
 
-def _classes(table: str) -> set[str]:
-    return _table(f"MODEL_FOR_{table}_MAPPING_NAMES")
+    Returns:
+        Names of classes.
+    """
+    classes: set[str] = set()
+    for name in names:
+        classes |= _table(f"MODEL_FOR_{name}_MAPPING_NAMES") if name.isupper() else {name}
+    return classes
 
 
 def _table(name: str) -> set[str]:

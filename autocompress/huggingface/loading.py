@@ -53,12 +53,11 @@ def load_model(folder: ModelFolder, loader: str, **arguments: Any) -> nn.Module:
     return loaded.requires_grad_(True)
 
 
-def load_tokenizer(folder: ModelFolder, model: nn.Module) -> Any:
-    """Return the tokenizer of a folder; one without a padding token pads with the last token.
+def read_tokenizer(folder: ModelFolder) -> Any:
+    """Return the tokenizer of a folder as it is.
 
     Args:
         folder: the model folder.
-        model: its config learns the padding token, if it names none.
 
     Returns:
         The tokenizer.
@@ -77,9 +76,26 @@ def load_tokenizer(folder: ModelFolder, model: nn.Module) -> Any:
         )
     transformers = library("transformers", "model folders")
     with quiet(), told(f"{place}: the tokenizer cannot be loaded"):
-        tokenizer = transformers.AutoTokenizer.from_pretrained(
+        return transformers.AutoTokenizer.from_pretrained(
             place, local_files_only=True, trust_remote_code=folder.trust_remote_code
         )
+
+
+def load_tokenizer(folder: ModelFolder, model: nn.Module) -> Any:
+    """Return the tokenizer of a folder; one without a padding token pads with the last token.
+
+    Args:
+        folder: the model folder.
+        model: its config learns the padding token, if it names none.
+
+    Returns:
+        The tokenizer.
+
+    Raises:
+        TaskError: the folder has none, or it cannot be read.
+    """
+    tokenizer = read_tokenizer(folder)
+    place = folder.weights
     with told(f"{place}: {type(model).__name__} has no table of tokens"):
         words = model.get_input_embeddings().weight.shape[0]  # type: ignore[operator]
     if len(tokenizer) > words:

@@ -6,13 +6,41 @@ from collections.abc import Callable, Mapping, Sequence
 from importlib import import_module
 
 from autocompress.errors import TaskError, nearest_name
-from autocompress.huggingface.folder import EMBEDDINGS, ModelFolder, open_folder
+from autocompress.huggingface.folder import ModelFolder, open_folder
 from autocompress.huggingface.kinds.parts import Metric, Parts
 from autocompress.huggingface.options import Options, checked_options
 from autocompress.huggingface.out.files import digests
+from autocompress.huggingface.typos import Typos
 from autocompress.task.task import Pretrained, Task
 
-KINDS = "autocompress.huggingface.kinds"
+PACKAGE = "autocompress.huggingface.kinds"
+# Name of the task -> the module that prepares it, with a function of the same name.
+KINDS = {
+    "audio-classification": "sound.audio_classification",
+    "automatic-speech-recognition": "sound.automatic_speech_recognition",
+    "feature-extraction": "text.embeddings",
+    "fill-mask": "text.fill_mask",
+    "image-classification": "vision.image_classification",
+    "image-segmentation": "vision.image_segmentation",
+    "image-to-text": "pairs.image_to_text",
+    "object-detection": "vision.object_detection",
+    "question-answering": "text.question_answering",
+    "sentence-similarity": "text.embeddings",
+    "text-classification": "text.text_classification",
+    "text-generation": "text.text_generation",
+    "text2text-generation": "text.text2text_generation",
+    "token-classification": "text.token_classification",
+    "visual-question-answering": "pairs.visual_question_answering",
+    "zero-shot-image-classification": "pairs.zero_shot_image_classification",
+}
+
+# Tasks whose answer belongs to a whole text, so that it may have other tokens.
+MISSPELT = (
+    "feature-extraction",
+    "sentence-similarity",
+    "text-classification",
+    "visual-question-answering",
+)
 
 
 def from_pretrained(
@@ -70,12 +98,13 @@ def from_pretrained(
     }
     options = checked_options(folder, metric, columns, length, values)
     opened = open_folder(options)
-    name = "embeddings" if opened.task in EMBEDDINGS else opened.task.replace("-", "_")
+    module = import_module(f"{PACKAGE}.{KINDS[opened.task]}")
     kind: Callable[[ModelFolder, Options], Parts]
-    kind = getattr(import_module(f"{KINDS}.{name}"), name)
+    kind = getattr(module, KINDS[opened.task].rpartition(".")[2])
     parts = kind(opened, options)
     chosen = _metrics(opened, parts, options.metrics)
     first, *others = chosen
+    misspelt = parts.tokenizer is not None and opened.task in MISSPELT
     special = () if parts.tokenizer is None else tuple(sorted(parts.tokenizer.all_special_ids))
     return Task(
         opened.name,
@@ -83,6 +112,8 @@ def from_pretrained(
         parts.example,
         parts.validation,
         chosen[first],
+        loss=parts.loss,
+        divergence=parts.divergence,
         train=parts.train,
         test=parts.test,
         extra_metrics={other: chosen[other] for other in others},
@@ -90,6 +121,7 @@ def from_pretrained(
         output_weights=parts.output_weights,
         batch_first=parts.batch_first,
         notes=(f"model folder: {opened.task}, accuracy is {first}", *parts.notes),
+        typos=Typos(parts.tokenizer) if misspelt else None,
         pretrained=Pretrained(str(opened.path), opened.task, first, special, digests(opened)),
     )
 

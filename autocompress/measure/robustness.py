@@ -7,9 +7,11 @@ float model is marked.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from functools import partial
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from autocompress.task.batches import (
@@ -25,9 +27,14 @@ SAMPLES = 512
 NOISE = 0.3  # standard deviation of the noise against that of the tensor
 CONTRAST = 0.4  # share of each sample's deviation from its mean after the corruption
 DROPPED = 0.1  # share of the tokens that become token 0
+BLURRED = 3  # pixels on each side of the square that a pixel becomes the mean of
+GAIN = 0.25  # loudness of sounds after the corruption
 # The argument that holds the tokens, in models that name it so; their other integers are positions,
 # types or labels.
 TOKENS = "input_ids"
+# Parts of names of other arguments with integers that are no tokens.
+NO_TOKENS = ("position", "type", "mask", "grid", "label", "index", "bbox", "length", "size")
+SOUND = "input_values"  # the argument that holds waves
 # Share of the baseline's accuracy that a point may lose under a corruption beyond its loss on clean
 # inputs.
 FRAGILE = 0.02
@@ -63,6 +70,33 @@ def contrast(tensor: Tensor, generator: torch.Generator) -> Tensor:
     return mean + CONTRAST * (tensor - mean)
 
 
+def blur(tensor: Tensor, generator: torch.Generator) -> Tensor:
+    """Return pictures in which every pixel is the mean of a square around it.
+
+    Args:
+        tensor: (n, channels, height, width).
+        generator: not used.
+
+    Returns:
+        A tensor of the same shape.
+    """
+    padded = F.pad(tensor, [BLURRED // 2] * 4, mode="replicate")
+    return F.avg_pool2d(padded, BLURRED, 1)
+
+
+def gain(tensor: Tensor, generator: torch.Generator) -> Tensor:
+    """Return sounds at GAIN of their loudness.
+
+    Args:
+        tensor: (n, samples).
+        generator: not used.
+
+    Returns:
+        A tensor of the same shape.
+    """
+    return GAIN * tensor
+
+
 def token_dropout(tensor: Tensor, generator: torch.Generator) -> Tensor:
     """Return tokens of which a share of DROPPED is 0.
 
@@ -77,22 +111,47 @@ def token_dropout(tensor: Tensor, generator: torch.Generator) -> Tensor:
     return torch.where(dropped, torch.zeros_like(tensor), tensor)
 
 
-def _is_signal(tensor: Tensor) -> bool:
+Applies = Callable[[Tensor, str, bool], bool]  # (tensor, its argument, inputs have TOKENS)
+
+
+def _is_signal(tensor: Tensor, name: str, named: bool) -> bool:
     return tensor.is_floating_point()
 
 
-def _is_tokens(tensor: Tensor) -> bool:
-    """Return True for integers that are not a mask of zeros and ones."""
-    integers = not tensor.is_floating_point() and tensor.dtype != torch.bool
-    return integers and tensor.dim() > 1 and int(tensor.max()) > 1
+def _is_picture(tensor: Tensor, name: str, named: bool) -> bool:
+    return tensor.is_floating_point() and tensor.dim() == 4 and min(tensor.shape[2:]) >= BLURRED
+
+
+def _is_sound(tensor: Tensor, name: str, named: bool) -> bool:
+    return tensor.is_floating_point() and tensor.dim() == 2 and name == SOUND
+
+
+def _is_tokens(tensor: Tensor, name: str, named: bool) -> bool:
+    """Return True for integers that are no mask of zeros and ones and no positions.
+
+    Names of arguments tell more, if there are any.
+    """
+    if tensor.is_floating_point() or tensor.dtype == torch.bool or tensor.dim() < 2:
+        return False
+    if named or any(part in name for part in NO_TOKENS):
+        return name == TOKENS
+    counted = tensor.shape[1] > 1 and bool((tensor.diff(dim=1) == 1).all())
+    return int(tensor.max()) > 1 and not counted
+
+
+def _is_text(tensor: Tensor, name: str, named: bool) -> bool:
+    return named and name == TOKENS
 
 
 Corruption = Callable[[Tensor, torch.Generator], Tensor]
-# Name -> (corruption, True if it applies to a tensor).
-CORRUPTIONS: Mapping[str, tuple[Corruption, Callable[[Tensor], bool]]] = {
+# Name -> (corruption, if it applies to a tensor).
+CORRUPTIONS: Mapping[str, tuple[Corruption | None, Applies]] = {
     "gaussian_noise": (gaussian_noise, _is_signal),
     "contrast": (contrast, _is_signal),
+    "blur": (blur, _is_picture),
+    "gain": (gain, _is_sound),
     "token_dropout": (token_dropout, _is_tokens),
+    "typos": (None, _is_text),  # the task brings them
 }
 
 
@@ -102,11 +161,19 @@ class Corrupted:
     They are the same in every pass.
     """
 
-    def __init__(self, batches: Batches, name: str, special: Sequence[int] = ()) -> None:
+    def __init__(
+        self,
+        batches: Batches,
+        name: str,
+        special: Sequence[int] = (),
+        typos: Corruption | None = None,
+    ) -> None:
         # Batches stay whole, since a metric may compare the samples of a batch.
         self.batches = take_samples(batches, SAMPLES, whole=True)
-        self.corrupt, self.applies = CORRUPTIONS[name]
-        self.of_tokens = name == "token_dropout"
+        own, self.applies = CORRUPTIONS[name]
+        corrupt = typos if own is None else own
+        assert corrupt is not None
+        self.corrupt = corrupt
         self.special = torch.tensor(special, dtype=torch.int64)
 
     def __iter__(self) -> Iterator[tuple[Inputs, Any]]:
@@ -115,21 +182,26 @@ class Corrupted:
             yield self._disturbed(inputs, generator), target
 
     def _disturbed(self, inputs: Inputs, generator: torch.Generator) -> Inputs:
-        def change(tensor: Tensor) -> Tensor:
-            if not self.applies(tensor):
+        named = isinstance(inputs, Mapping) and TOKENS in inputs
+
+        def change(name: str, tensor: Tensor) -> Tensor:
+            if not self.applies(tensor, name, named):
                 return tensor
             changed = self.corrupt(tensor, generator)
-            if not self.of_tokens:
+            if tensor.is_floating_point():
                 return changed
             return torch.where(torch.isin(tensor, self.special), tensor, changed)
 
-        if self.of_tokens and isinstance(inputs, Mapping) and TOKENS in inputs:
-            return {**inputs, TOKENS: map_value(inputs[TOKENS], change)}
-        return map_inputs(inputs, change)
+        if isinstance(inputs, Mapping):
+            return {name: map_value(part, partial(change, name)) for name, part in inputs.items()}
+        return map_inputs(inputs, partial(change, ""))
 
 
 def corruptions_of(
-    batches: Batches, batch_first: bool | None = None, special: Sequence[int] = ()
+    batches: Batches,
+    batch_first: bool | None = None,
+    special: Sequence[int] = (),
+    typos: Corruption | None = None,
 ) -> dict[str, Corrupted]:
     """Return the corrupted splits that differ from a split.
 
@@ -137,16 +209,24 @@ def corruptions_of(
         batches: the split.
         batch_first: False if samples cannot be told apart; then only noise is applied.
         special: numbers of tokens that are never dropped, such as the first and the last one.
+        typos: as `Task.typos`.
 
     Returns:
         Name of the metric ("accuracy_contrast", ...) -> corrupted batches.
     """
-    tensors = input_tensors(next(iter(batches))[0])
+    inputs = next(iter(batches))[0]
+    named = isinstance(inputs, Mapping) and TOKENS in inputs
+    arguments = inputs.items() if isinstance(inputs, Mapping) else [("", inputs)]
+    tensors = [(tensor, key) for key, part in arguments for tensor in input_tensors((part,))]
     corrupted = {}
-    for name, (_, applies) in CORRUPTIONS.items():
+    for name, (own, applies) in CORRUPTIONS.items():
+        if own is None and typos is None:
+            continue
         by_sample = name != "gaussian_noise"
-        if (batch_first is not False or not by_sample) and any(map(applies, tensors)):
-            corrupted[f"accuracy_{name}"] = Corrupted(batches, name, special)
+        if (batch_first is not False or not by_sample) and any(
+            applies(tensor, key, named) for tensor, key in tensors
+        ):
+            corrupted[f"accuracy_{name}"] = Corrupted(batches, name, special, typos)
     return corrupted
 
 

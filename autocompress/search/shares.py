@@ -60,7 +60,7 @@ def clock_of(
         Deadlines.
     """
     task = problem.task
-    kinds = len(corruptions_of(task.validation, task.batch_first))
+    kinds = len(corruptions_of(task.validation, task.batch_first, typos=task.typos))
     passes = kinds * min(1.0, DISTURBED / len(problem.race.teacher))
     latency_s = problem.baseline.latency_ms / 1e3 * (1 + len(task.latency_inputs))
     float_s, is_tuned = problem.float_files.pass_s, problem.settings != problem.target.settings

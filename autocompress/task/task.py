@@ -124,6 +124,9 @@ class Task:
             student and teacher the same view. It draws from the generators of torch, NumPy or
             `random`.
         notes: lines that are printed before the task is used, such as how its data were cut.
+        typos: (tokens (n, length), generator) -> tokens of the same shape, of the same texts with
+            typing errors; the files of the front are also judged on them. `from_pretrained` sets
+            it.
         pretrained: the model folder that the task was made of; `from_pretrained` sets it.
     """
 
@@ -152,6 +155,7 @@ class Task:
     latency_inputs: Mapping[str, Inputs] = field(default_factory=dict)
     augment: Callable[[Inputs], Inputs] | None = None
     notes: tuple[str, ...] = ()
+    typos: Callable[[Tensor, torch.Generator], Tensor] | None = None
     pretrained: Pretrained | None = None
 
     @cached_property

@@ -57,15 +57,42 @@ def test_special_tokens_and_other_integers_are_not_dropped() -> None:
     assert bool((found["input_ids"][~kept][gone] == 0).all())
 
 
+def test_integers_that_are_no_tokens_are_left_alone() -> None:
+    places = torch.arange(40).repeat(32, 1)
+    for inputs in (
+        {"tokens": MASK, "image_grid_thw": TOKENS, "position_ids": TOKENS, "labels": TOKENS},
+        {"steps": places},
+        places,
+    ):
+        assert not corruptions_of([(inputs, None)])
+    inputs = {"words": TOKENS, "bbox": TOKENS}
+    ((found, _),) = list(corruptions_of([(inputs, None)])["accuracy_token_dropout"])
+    assert torch.equal(found["bbox"], TOKENS)
+    assert not torch.equal(found["words"], TOKENS)
+
+
+def test_blur_takes_the_mean_of_a_square() -> None:
+    found = only("blur")["image"]
+    torch.testing.assert_close(found[:, :, 3, 4], IMAGES[:, :, 2:5, 3:6].mean((2, 3)))
+    corner = IMAGES[:, :, :2, :2] * torch.tensor([[4.0, 2.0], [2.0, 1.0]]) / 9
+    torch.testing.assert_close(found[:, :, 0, 0], corner.sum((2, 3)))
+
+
+def test_gain_makes_sounds_quiet() -> None:
+    waves = {"input_values": IMAGES[:, 0, 0], "lengths": TOKENS}
+    ((found, _),) = list(Corrupted([(waves, None)], "gain"))
+    assert torch.equal(found["input_values"], waves["input_values"] / 4)
+    assert torch.equal(found["lengths"], TOKENS)
+
+
 def test_every_pass_is_the_same_and_only_what_applies_is_measured() -> None:
     corrupted = Corrupted(BATCHES, "gaussian_noise")
     assert torch.equal(next(iter(corrupted))[0]["image"], next(iter(corrupted))[0]["image"])
-    assert set(corruptions_of(BATCHES)) == {
-        "accuracy_gaussian_noise",
-        "accuracy_contrast",
-        "accuracy_token_dropout",
-    }
-    assert set(corruptions_of([(IMAGES, None)])) == {"accuracy_gaussian_noise", "accuracy_contrast"}
+    of_images = {"accuracy_gaussian_noise", "accuracy_contrast", "accuracy_blur"}
+    assert set(corruptions_of(BATCHES)) == {*of_images, "accuracy_token_dropout"}
+    assert set(corruptions_of([(IMAGES, None)])) == of_images
+    sounds = corruptions_of([({"input_values": IMAGES[:, 0, 0]}, None)])
+    assert set(sounds) == {"accuracy_gaussian_noise", "accuracy_contrast", "accuracy_gain"}
     assert set(corruptions_of([((TOKENS, MASK), None)])) == {"accuracy_token_dropout"}
 
 

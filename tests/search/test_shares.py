@@ -37,7 +37,9 @@ def problem_of(path: Path, test_batches: int | None, pass_s: float) -> SimpleNam
     """Return a problem of ten batches of one-dimensional inputs, with what a clock reads."""
     split = [(torch.zeros(8, 3), torch.zeros(8))] * 10
     test = None if test_batches is None else split[:1] * test_batches
-    task = SimpleNamespace(validation=split, test=test, batch_first=True, latency_inputs={})
+    task = SimpleNamespace(
+        validation=split, test=test, batch_first=True, latency_inputs={}, typos=None
+    )
     return SimpleNamespace(
         task=task,
         race=SimpleNamespace(teacher=torch.zeros(80, 2)),

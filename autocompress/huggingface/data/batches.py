@@ -16,6 +16,7 @@ from autocompress.task.batches import Batches, Inputs
 from autocompress.task.calls import call_model
 from autocompress.task.outputs import IGNORED
 
+DECODER = "decoder_input_ids"
 LEAST_LENGTH = 2  # of example inputs: a graph is fixed at a length of 1
 Collect = Callable[[list[Any], int], Any]  # (targets, length of the batch) -> target of the batch
 
@@ -35,7 +36,7 @@ class Sample:
     @property
     def length(self) -> int:
         """Return the number of tokens of the longest row."""
-        return max(len(row["input_ids"]) for row in self.rows)
+        return max(_length(row) for row in self.rows)
 
 
 def whole_numbers(targets: list[Any], length: int) -> Any:
@@ -100,15 +101,27 @@ def padded(rows: Sequence[Row], padding: Mapping[str, int]) -> dict[str, Tensor]
         padding: argument -> number that fills up; 0 for others.
 
     Returns:
-        Argument -> (n, length) int64.
+        Argument -> (n, length) int64. The tokens of a decoder have a length of their own.
     """
-    length = max(len(row["input_ids"]) for row in rows)
-    return {
-        name: torch.tensor(
-            [row[name] + [padding.get(name, 0)] * (length - len(row[name])) for row in rows]
+    tensors = {}
+    for name in rows[0]:
+        length, fill = max(len(row[name]) for row in rows), padding.get(name, 0)
+        tensors[name] = torch.tensor(
+            [[*row[name], *[fill] * (length - len(row[name]))] for row in rows]
         )
-        for name in rows[0]
-    }
+    return tensors
+
+
+def token_length(inputs: Mapping[str, Tensor]) -> int:
+    """Return the length that targets per token have.
+
+    Args:
+        inputs: of a batch, as `padded` returns them.
+
+    Returns:
+        The tokens of the decoder, if there is one, else of the text.
+    """
+    return inputs[DECODER if DECODER in inputs else "input_ids"].shape[1]
 
 
 def bucketed(
@@ -137,7 +150,7 @@ def bucketed(
         rows = [row for i in part for row in samples[i].rows]
         targets = [samples[i].target for i in part for _ in samples[i].rows]
         inputs = padded(rows, padding)
-        batches.append((inputs, collect(targets, inputs["input_ids"].shape[1])))
+        batches.append((inputs, collect(targets, token_length(inputs))))
     return batches
 
 
@@ -156,22 +169,28 @@ def examples(
     ordered = sorted((row for sample in samples for row in sample.rows), key=_length)
     start = max(0, min(len(ordered) // 2, len(ordered) - options.batch))
     rows = [ordered[(start + i) % len(ordered)] for i in range(options.batch)]
-    lengths = options.lengths or (max(LEAST_LENGTH, _length(ordered[len(ordered) // 2])),)
-    first, *others = [_resized(rows, length) for length in lengths]
-    names = [f"{length} tokens" for length in lengths[1:]]
+    if not options.lengths:
+        return _resized(rows, _medians(ordered)), {}
+    first, *others = [_resized(rows, dict.fromkeys(rows[0], n)) for n in options.lengths]
+    names = [f"{length} tokens" for length in options.lengths[1:]]
     return first, dict(zip(names, others, strict=True))
 
 
 def _length(row: Row) -> int:
-    return len(row["input_ids"])
+    return max(map(len, row.values()))
 
 
-def _resized(rows: Sequence[Row], length: int) -> dict[str, Tensor]:
+def _medians(rows: Sequence[Row]) -> dict[str, int]:
+    """Return the median length of each argument."""
+    lengths = {name: sorted(len(row[name]) for row in rows) for name in rows[0]}
+    return {name: max(LEAST_LENGTH, ns[len(ns) // 2]) for name, ns in lengths.items()}
+
+
+def _resized(rows: Sequence[Row], lengths: Mapping[str, int]) -> dict[str, Tensor]:
     """Return rows without padding, each repeated or cut to a length."""
-    places = [[i % _length(row) for i in range(length)] for row in rows]
-    pairs = list(zip(rows, places, strict=True))
     return {
-        name: torch.tensor([[row[name][i] for i in own] for row, own in pairs]) for name in rows[0]
+        name: torch.tensor([[row[name][i % len(row[name])] for i in range(length)] for row in rows])
+        for name, length in lengths.items()
     }
 
 

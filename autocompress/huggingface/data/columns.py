@@ -25,6 +25,14 @@ USUAL: Mapping[str, Sequence[str]] = {
     "answers": ("answers", "answer"),
     "image": ("image", FILE_NAME, "image_path", "img", "file", "path"),
     "caption": ("caption", "text", "captions", "sentence", "description"),
+    "source": ("source", "input", "input_text", "text", "article", "document", "question"),
+    "target": ("target", "output", "target_text", "summary", "highlights", "translation", "answer"),
+    "transcript": ("transcript", "transcription", "sentence", "text", "normalized_text"),
+    "mask": ("mask", "annotation", "label", "labels", "segmentation", "segmentation_map"),
+    "objects": ("objects", "annotations"),
+    "boxes": ("boxes", "bbox", "bboxes"),
+    "labels": ("labels", "categories", "category", "classes", "category_id"),
+    "answer": ("answer", "answers", "multiple_choice_answer", "label"),
     "audio": ("audio", FILE_NAME, "audio_path", "file", "path", "speech"),
 }
 

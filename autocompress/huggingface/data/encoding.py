@@ -68,6 +68,7 @@ class Encoder:
         texts: Sequence[Any],
         pairs: Sequence[str] | None = None,
         cut: str = "longest_first",
+        written: bool = False,
         **arguments: Any,
     ) -> list[Any]:
         """Return one encoding per text.
@@ -77,6 +78,8 @@ class Encoder:
             texts: texts, or lists of words with `is_split_into_words`.
             pairs: a second text for each.
             cut: what is cut of a text above the limit, as `truncation` of the tokenizer.
+            written: True for texts that a decoder writes; some tokenizers, such as Marian's, have
+                other tokens for them.
             arguments: for the tokenizer.
 
         Returns:
@@ -87,7 +90,9 @@ class Encoder:
         """
         encodings, long = [], 0
         for i, words in enumerate(texts):
-            both = (words,) if pairs is None else (words, pairs[i])
+            both: tuple[Any, ...] = (words,) if pairs is None else (words, pairs[i])
+            if written:
+                both, arguments = (), {**arguments, "text_target": words}
             with quiet(), told(f"{split}: the tokenizer fails on sample {i + 1}"):
                 encoding = self.tokenizer(*both, **arguments)
                 if self.limit is not None and len(encoding["input_ids"]) > self.limit:
@@ -126,6 +131,7 @@ class Encoder:
         return {
             "input_ids": self.tokenizer.pad_token_id,
             "token_type_ids": self.tokenizer.pad_token_type_id,
+            "decoder_input_ids": self.tokenizer.pad_token_id,
         }
 
 
@@ -137,6 +143,8 @@ def _positions(config: Any, model: nn.Module) -> int | None:
     """Return how many tokens the model has positions for; some families count from the padding."""
     inner = config.get_text_config() if hasattr(config, "get_text_config") else config
     positions = getattr(inner, "max_position_embeddings", None)
+    if positions is None:
+        positions = getattr(inner, "max_target_positions", None)  # of a decoder that writes speech
     if not isinstance(positions, int) or positions < 1:
         return None
     for name, module in model.named_modules():

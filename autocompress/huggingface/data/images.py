@@ -1,32 +1,30 @@
-"""Read pictures from files or records, batch by batch."""
+"""Read pictures from files or records."""
 
 from __future__ import annotations
 
 import io
-import random
-from collections.abc import Iterator, Mapping, Sequence
-from pathlib import Path
+from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from autocompress.errors import TaskError
-from autocompress.huggingface.data.batches import Collect
+from autocompress.huggingface.data.media import media_file, processed
 from autocompress.huggingface.data.records import Record
-from autocompress.huggingface.extra import library, quiet, told
-from autocompress.huggingface.options import Options
+from autocompress.huggingface.extra import library, told
 
 PIXELS = "pixel_values"
+BILINEAR = 2  # as PIL numbers it
 
 
-def open_image(record: Record, column: str, mode: str) -> Any:
+def open_image(record: Record, column: str, mode: str | None) -> Any:
     """Return a picture.
 
     Args:
         record: names a file relative to its folder, or holds the bytes of one.
         column: that holds it.
-        mode: of PIL, such as "RGB".
+        mode: of PIL, such as "RGB"; None keeps that of the file.
 
     Returns:
         An image of PIL.
@@ -37,73 +35,94 @@ def open_image(record: Record, column: str, mode: str) -> Any:
     images = library("PIL.Image", "pictures")
     value = record.values.get(column)
     if isinstance(value, images.Image):
-        return value.convert(mode)
-    if isinstance(value, Mapping):  # as data sets store them
-        value = io.BytesIO(value["bytes"]) if value.get("bytes") else value.get("path")
-    if isinstance(value, str) and value:
-        value = record.folder / value
-        if not value.is_file():
-            raise TaskError(f"{record.place}: no picture {value}")
-    if not isinstance(value, (Path, io.BytesIO)):
-        raise TaskError(
-            f"{record.place}: column {column!r} must name a picture, got {str(value)[:40]!r}"
-        )
-    where = record.place if isinstance(value, io.BytesIO) else str(value)
-    with told(f"{where}: the picture cannot be read"):
-        return images.open(value).convert(mode)
+        return value if mode is None else value.convert(mode)
+    file = media_file(record, column, "picture")
+    where = record.place if isinstance(file, io.BytesIO) else str(file)
+    with told(f"{where}: the picture cannot be read"), images.open(file) as image:
+        return image.copy() if mode is None else image.convert(mode)
 
 
-class ImageBatches:
-    """Give batches of pictures, which are read when they are asked for; re-iterable.
+def image_size(record: Record, column: str) -> tuple[int, int]:
+    """Return the width and height of a picture, without reading its pixels.
 
     Args:
-        records: of one split.
-        column: that holds the pictures.
-        targets: of the records.
-        collect: joins the targets of a batch.
+        record: as in `open_image`.
+        column: that holds it.
+
+    Returns:
+        (width, height).
+
+    Raises:
+        TaskError: as in `open_image`.
+    """
+    images = library("PIL.Image", "pictures")
+    value = record.values.get(column)
+    if isinstance(value, images.Image):
+        return value.width, value.height
+    file = media_file(record, column, "picture")
+    with told(f"{record.place}: the picture cannot be read"), images.open(file) as image:
+        return image.width, image.height
+
+
+def square(processor: Any) -> tuple[int, int] | None:
+    """Return the size that pictures are given where a processor would keep their shape.
+
+    Args:
         processor: of the folder.
-        options: batch size, and the seed of the order.
+
+    Returns:
+        (width, height), a square of the processor's shortest edge; None if it fixes both sides.
+    """
+    size = dict(processor.size)
+    if size.get("height") and size.get("width"):
+        return None
+    edge = int(size.get("shortest_edge") or size["longest_edge"])
+    return edge, edge
+
+
+def size_note(size: tuple[int, int] | None) -> list[str]:
+    """Return the line that tells the size of all pictures, if they lose their shape.
+
+    Args:
+        size: as `square` returns it.
+
+    Returns:
+        For the user.
+    """
+    return [] if size is None else [f"data: pictures are resized to {size[0]} x {size[1]}"]
+
+
+@dataclass(frozen=True)
+class ImageReader:
+    """Turn records into pictures as the model takes them.
+
+    Attributes:
+        column: that holds the pictures.
+        processor: of the folder.
         mode: of PIL, such as "RGB".
+        size: (width, height) that pictures have before they are processed; None leaves them.
     """
 
-    def __init__(
-        self,
-        records: Sequence[Record],
-        column: str,
-        targets: Sequence[Any],
-        collect: Collect,
-        processor: Any,
-        options: Options,
-        mode: str = "RGB",
-    ) -> None:
-        self.records, self.column, self.targets = records, column, targets
-        self.collect, self.processor, self.mode = collect, processor, mode
-        self.size = options.batch_size
-        self.order = list(range(len(records)))
-        random.Random(options.seed).shuffle(self.order)
+    column: str
+    processor: Any
+    mode: str = "RGB"
+    size: tuple[int, int] | None = None
 
-    def __len__(self) -> int:
-        return -(-len(self.order) // self.size)
-
-    def __iter__(self) -> Iterator[tuple[dict[str, Tensor], Any]]:
-        for start in range(0, len(self.order), self.size):
-            rows = self.order[start : start + self.size]
-            pixels = self.pixels([self.records[i] for i in rows])
-            yield {PIXELS: pixels}, self.collect([self.targets[i] for i in rows], 0)
-
-    def pixels(self, records: Sequence[Record]) -> Tensor:
-        """Return pictures as the model takes them.
+    def __call__(self, records: Sequence[Record]) -> dict[str, Tensor]:
+        """Return the pictures of some records.
 
         Args:
             records: that hold them.
 
         Returns:
-            (n, channels, height, width).
+            "pixel_values" (n, channels, height, width).
 
         Raises:
             TaskError: a picture cannot be read, or the processor fails.
         """
         images = [open_image(record, self.column, self.mode) for record in records]
-        with quiet(), told(f"{records[0].place}: the image processor fails"):
-            pixels = self.processor(images=images, return_tensors="pt")[PIXELS]
-        return torch.as_tensor(pixels)
+        if self.size is not None:
+            way = getattr(self.processor, "resample", None)
+            images = [image.resize(self.size, BILINEAR if way is None else way) for image in images]
+        inputs = processed(self.processor, "image processor", records[0].place, images)
+        return {PIXELS: torch.as_tensor(inputs[PIXELS])}

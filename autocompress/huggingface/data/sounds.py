@@ -1,12 +1,12 @@
-"""Read sounds from files or records, batch by batch, all of one length."""
+"""Read sounds from files or records."""
 
 from __future__ import annotations
 
 import io
 import math
-import random
 import warnings
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -18,12 +18,14 @@ from scipy.signal import resample_poly
 from torch import Tensor
 
 from autocompress.errors import TaskError
-from autocompress.huggingface.data.batches import Collect
+from autocompress.huggingface.data.media import media_file, processed
 from autocompress.huggingface.data.records import Record
-from autocompress.huggingface.extra import library, quiet, told
-from autocompress.huggingface.options import Options
+from autocompress.huggingface.extra import library, told
 
 Wave = NDArray[np.float32]
+WAVES, MASK = "input_values", "attention_mask"
+LONGEST_S = 30.0  # of a sound, in seconds
+LOOKED_AT = 200  # sounds of the validation split whose length is read
 
 
 def read_sound(record: Record, column: str, rate: int) -> Wave:
@@ -44,25 +46,16 @@ def read_sound(record: Record, column: str, rate: int) -> Wave:
     if isinstance(value, Mapping) and value.get("array") is not None:
         wave = np.asarray(value["array"], dtype=np.float32)
         return _at_rate(wave, int(value.get("sampling_rate") or rate), rate)
-    if isinstance(value, Mapping):  # as data sets store them
-        value = io.BytesIO(value["bytes"]) if value.get("bytes") else value.get("path")
-    if isinstance(value, str) and value:
-        value = record.folder / value
-        if not value.is_file():
-            raise TaskError(f"{record.place}: no sound {value}")
-    if not isinstance(value, (Path, io.BytesIO)):
-        raise TaskError(
-            f"{record.place}: column {column!r} must name a sound, got {str(value)[:40]!r}"
-        )
-    where = record.place if isinstance(value, io.BytesIO) else str(value)
-    if isinstance(value, Path) and value.suffix.lower() != ".wav":
+    file = media_file(record, column, "sound")
+    where = record.place if isinstance(file, io.BytesIO) else str(file)
+    if isinstance(file, Path) and file.suffix.lower() != ".wav":
         files = library("soundfile", f"{where}: files other than wav", "soundfile")
         with told(f"{where}: the sound cannot be read"):
-            wave, own = files.read(value, dtype="float32")
+            wave, own = files.read(file, dtype="float32")
     else:
         with told(f"{where}: the sound cannot be read"), warnings.catch_warnings():
             warnings.simplefilter("ignore", wavfile.WavFileWarning)
-            own, raw = wavfile.read(value)
+            own, raw = wavfile.read(file)
             wave = _floats(raw)
     if not len(wave):
         raise TaskError(f"{where}: the sound is empty")
@@ -84,62 +77,75 @@ def _at_rate(wave: Wave, own: int, rate: int) -> Wave:
     return np.asarray(resample_poly(wave, rate // common, own // common), dtype=np.float32)
 
 
-class SoundBatches:
-    """Give batches of sounds, which are read when they are asked for; re-iterable.
+@dataclass(frozen=True)
+class SoundReader:
+    """Turn records into sounds as the model takes them, all of one length.
 
-    Args:
-        records: of one split.
+    Attributes:
         column: that holds the sounds.
-        targets: of the records.
-        collect: joins the targets of a batch.
         processor: of the folder.
         length: samples of each sound; shorter ones are filled up, longer ones cut.
-        options: batch size, and the seed of the order.
     """
 
-    def __init__(
-        self,
-        records: Sequence[Record],
-        column: str,
-        targets: Sequence[Any],
-        collect: Collect,
-        processor: Any,
-        length: int,
-        options: Options,
-    ) -> None:
-        self.records, self.column, self.targets = records, column, targets
-        self.collect, self.processor, self.length = collect, processor, length
-        self.size = options.batch_size
-        self.order = list(range(len(records)))
-        random.Random(options.seed).shuffle(self.order)
+    column: str
+    processor: Any
+    length: int
 
-    def __len__(self) -> int:
-        return -(-len(self.order) // self.size)
-
-    def __iter__(self) -> Iterator[tuple[dict[str, Tensor], Any]]:
-        for start in range(0, len(self.order), self.size):
-            rows = self.order[start : start + self.size]
-            inputs = self.inputs([self.records[i] for i in rows])
-            yield inputs, self.collect([self.targets[i] for i in rows], 0)
-
-    def inputs(self, records: Sequence[Record]) -> dict[str, Tensor]:
-        """Return sounds as the model takes them.
+    def __call__(self, records: Sequence[Record]) -> dict[str, Tensor]:
+        """Return the sounds of some records.
 
         Args:
             records: that hold them.
 
         Returns:
-            "input_values" (n, ...) or "input_features", by the processor of the folder.
+            "input_values" (n, ...) or "input_features", by the processor of the folder, and
+            "attention_mask" (n, samples) if it makes one of waves.
 
         Raises:
             TaskError: a sound cannot be read, or the processor fails.
         """
         rate = int(self.processor.sampling_rate)
-        waves = []
-        for record in records:
-            wave = read_sound(record, self.column, rate)[: self.length]
-            waves.append(np.pad(wave, (0, self.length - len(wave))))
-        with quiet(), told(f"{records[0].place}: the feature extractor fails"):
-            inputs = self.processor(waves, sampling_rate=rate, return_tensors="pt")
+        waves = [read_sound(record, self.column, rate)[: self.length] for record in records]
         name = self.processor.model_input_names[0]
-        return {name: torch.as_tensor(inputs[name])}
+        arguments: dict[str, Any] = {"sampling_rate": rate}
+        masked = name == WAVES and getattr(self.processor, "return_attention_mask", False)
+        if masked:
+            arguments |= {"padding": "max_length", "max_length": self.length}
+        else:
+            waves = [np.pad(wave, (0, self.length - len(wave))) for wave in waves]
+        inputs = processed(
+            self.processor, "feature extractor", records[0].place, waves, **arguments
+        )
+        names = (name, MASK) if masked else (name,)
+        return {name: torch.as_tensor(inputs[name]) for name in names}
+
+
+def longest(records: Sequence[Record], column: str, rate: int) -> int:
+    """Return the samples of the longest of the first sounds, within LONGEST_S.
+
+    Args:
+        records: that hold sounds.
+        column: that holds them.
+        rate: samples per second.
+
+    Returns:
+        At least 1.
+
+    Raises:
+        TaskError: a sound cannot be read.
+    """
+    lengths = [len(read_sound(record, column, rate)) for record in records[:LOOKED_AT]]
+    return min(max(lengths), int(LONGEST_S * rate))
+
+
+def length_note(length: int, rate: int) -> str:
+    """Return the line that tells the length of all sounds.
+
+    Args:
+        length: samples of a sound.
+        rate: samples per second.
+
+    Returns:
+        For the user.
+    """
+    return f"data: sounds are filled up or cut to {length / rate:.3g} s"

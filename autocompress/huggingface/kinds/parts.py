@@ -1,4 +1,4 @@
-"""Hold what a kind of task makes of a folder and its data, and build it for tasks on texts."""
+"""Hold what a kind of task makes of a folder and its data, and build it for texts and media."""
 
 from __future__ import annotations
 
@@ -18,6 +18,7 @@ from autocompress.huggingface.data.batches import (
 )
 from autocompress.huggingface.data.columns import Columns
 from autocompress.huggingface.data.encoding import Encoder
+from autocompress.huggingface.data.media import MediaBatches
 from autocompress.huggingface.data.splits import Splits
 from autocompress.huggingface.options import Options
 from autocompress.task.batches import Batches, Inputs
@@ -42,6 +43,8 @@ class Parts:
         notes: lines for the user.
         output_weights: as `Task.output_weights`.
         batch_first: as `Task.batch_first`.
+        loss: as `Task.loss`.
+        divergence: as `Task.divergence`.
         tokenizer: of the folder, or None.
     """
 
@@ -55,6 +58,8 @@ class Parts:
     notes: tuple[str, ...] = ()
     output_weights: Mapping[str, float] | None = None
     batch_first: bool | None = None
+    loss: Callable[[Any, Any], Tensor] | None = None
+    divergence: Callable[[Any, Any], Tensor] | None = None
     tokenizer: Any = None
 
 
@@ -108,6 +113,47 @@ def text_parts(
         further,
         (*notes, *encoder.notes()),
         tokenizer=encoder.tokenizer,
+    )
+
+
+def media_parts(
+    model: nn.Module,
+    batches: Mapping[str, MediaBatches],
+    metrics: Mapping[str, Metric],
+    options: Options,
+    notes: Sequence[str],
+    encoder: Encoder | None = None,
+) -> Parts:
+    """Return the parts of a task on pictures or sounds.
+
+    Args:
+        model: the model.
+        batches: by split.
+        metrics: by name.
+        options: of the user.
+        notes: lines for the user so far.
+        encoder: of the texts of the samples; None without texts.
+
+    Returns:
+        The parts.
+    """
+    validation = batches["validation"]
+    media = validation.example(options.batch)
+    example, further = dict(media), dict[str, Inputs]()
+    if validation.rows is not None:
+        words, others = examples([Sample((row,)) for row in validation.rows], options)
+        example = {**words, **media}
+        further = {name: {**inputs, **media} for name, inputs in others.items()}
+    return Parts(
+        model,
+        example,
+        validation,
+        metrics,
+        batches.get("train"),
+        batches.get("test"),
+        further,
+        (*notes, *(encoder.notes() if encoder else ())),
+        tokenizer=encoder.tokenizer if encoder else None,
     )
 
 

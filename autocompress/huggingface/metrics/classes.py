@@ -87,7 +87,7 @@ def probabilities(inputs: Any, output: Tensor) -> Tensor:
     """
     answer = output.softmax(-1)
     mask = inputs.get("attention_mask") if isinstance(inputs, dict) else None
-    if output.dim() == 3 and mask is not None:
+    if output.dim() == 3 and mask is not None and mask.shape == output.shape[:2]:
         answer = answer.masked_fill(mask[..., None] == 0, float(IGNORED))
     return answer
 

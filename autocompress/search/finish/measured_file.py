@@ -215,7 +215,7 @@ def other_scores(
     judged, names = replace(problem.task, extra_metrics={}), problem.builder.lowered.input_names
     special = () if judged.pretrained is None else judged.pretrained.special_tokens
     splits: dict[str, Batches] = dict(
-        corruptions_of(judged.validation, judged.batch_first, special)
+        corruptions_of(judged.validation, judged.batch_first, special, judged.typos)
     )
     if known_test is None and problem.task.test is not None:
         splits = {TEST: list(spread_batches(problem.task.test, test_share)), **splits}

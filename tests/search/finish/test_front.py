@@ -70,6 +70,7 @@ class MadeUpProblem:
     space: SimpleNamespace = field(default_factory=lambda: SPACE)
     trainer: SimpleNamespace = field(default_factory=lambda: TRAINER)
     stitcher: SimpleNamespace = field(default_factory=lambda: STITCHER)
+    task: SimpleNamespace = field(default_factory=lambda: SimpleNamespace(pretrained=None))
 
     def latency_ms(self, candidate: Candidate) -> float:
         if self.table.told:

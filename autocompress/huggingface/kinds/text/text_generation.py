@@ -51,7 +51,8 @@ def text_generation(folder: ModelFolder, options: Options) -> Parts:
     samples = {}
     for split, records in splits.parts():
         rows = [_sample(encoder, record.values[TOKENS]) for record in records]
-        samples[split] = within_memory(rows, words, split, options, notes)
+        numbers = [words * row.length for row in rows]
+        samples[split] = within_memory(rows, numbers, split, options, notes)
     metrics = {"perplexity": perplexity, "accuracy": token_accuracy}
     return text_parts(model, encoder, samples, per_token, metrics, options, notes)
 

@@ -23,8 +23,8 @@ from autocompress.huggingface.kinds.parts import (
 )
 from autocompress.huggingface.loading import load_model, load_tokenizer
 from autocompress.huggingface.metrics import numbers
+from autocompress.huggingface.models.sentence import sentence_encoder
 from autocompress.huggingface.options import Options
-from autocompress.huggingface.sentence import sentence_encoder
 from autocompress.task.loading import Unlabelled
 
 COLUMNS = ("text", "text_pair", "score")

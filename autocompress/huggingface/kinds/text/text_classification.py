@@ -14,6 +14,7 @@ from autocompress.huggingface.data.labels import Labels, number_of, several
 from autocompress.huggingface.data.records import Record
 from autocompress.huggingface.data.splits import read_splits
 from autocompress.huggingface.folder import ModelFolder
+from autocompress.huggingface.kinds.labelled import AGREEMENT, OF_CLASSES
 from autocompress.huggingface.kinds.parts import (
     Answers,
     Parts,
@@ -26,16 +27,12 @@ from autocompress.huggingface.metrics import classes, numbers
 from autocompress.huggingface.options import Options
 
 COLUMNS = ("text", "text_pair", "label")
-OF_CLASSES = {"accuracy": classes.accuracy, "f1": classes.f1, "matthews": classes.matthews}
 OF_SEVERAL = {"f1": classes.f1, "accuracy": classes.accuracy}
 OF_NUMBERS = {
     "pearson": numbers.pearson,
     "spearman": numbers.spearman,
     "squared_error": numbers.squared_error,
 }
-AGREEMENT = Answers(
-    classes.probabilities, {"agreement": classes.agreement, "divergence": classes.closeness}
-)
 NEAR_NUMBERS = Answers(
     numbers.same, {"pearson": numbers.pearson, "squared_error": numbers.squared_error}
 )

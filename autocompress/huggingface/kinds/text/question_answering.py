@@ -30,8 +30,8 @@ from autocompress.huggingface.metrics.answers import (
     exact_match,
     span_agreement,
 )
+from autocompress.huggingface.models.spans import LOGITS, SpanModel
 from autocompress.huggingface.options import Options
-from autocompress.huggingface.spans import LOGITS, SpanModel
 from autocompress.task.outputs import IGNORED
 
 COLUMNS = ("question", "context", "answers")

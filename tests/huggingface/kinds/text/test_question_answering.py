@@ -11,7 +11,7 @@ from small_folders import bert, save, texts, tokenizer, transformers, write_json
 
 import autocompress as ac
 from autocompress.errors import TaskError
-from autocompress.huggingface.spans import LOGITS
+from autocompress.huggingface.models.spans import LOGITS
 from autocompress.measure.accuracy import evaluate_model
 from autocompress.measure.prepare import prepared
 from autocompress.task.outputs import IGNORED

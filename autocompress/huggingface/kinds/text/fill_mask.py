@@ -55,7 +55,8 @@ def fill_mask(folder: ModelFolder, options: Options) -> Parts:
         rows = [sample for sample in hidden if sample is not None]
         if not rows:
             raise TaskError(f"{records[0].place}: no text of {split} has a token to hide")
-        samples[split] = within_memory(rows, words, split, options, notes)
+        numbers = [words * row.length for row in rows]
+        samples[split] = within_memory(rows, numbers, split, options, notes)
     metrics = {"accuracy": token_accuracy, "perplexity": perplexity}
     return text_parts(model, encoder, samples, per_token, metrics, options, notes)
 

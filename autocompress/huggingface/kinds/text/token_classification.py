@@ -12,8 +12,8 @@ from autocompress.huggingface.data.labels import Labels
 from autocompress.huggingface.data.records import Record
 from autocompress.huggingface.data.splits import read_splits
 from autocompress.huggingface.folder import ModelFolder
+from autocompress.huggingface.kinds.labelled import AGREEMENT
 from autocompress.huggingface.kinds.parts import Metric, Parts, answered, label_columns, text_parts
-from autocompress.huggingface.kinds.text_classification import AGREEMENT
 from autocompress.huggingface.loading import load_model, load_tokenizer
 from autocompress.huggingface.metrics.tokens import EntityF1, token_accuracy
 from autocompress.huggingface.options import Options

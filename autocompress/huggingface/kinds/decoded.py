@@ -1,0 +1,72 @@
+"""Build the parts of tasks whose decoder writes a text about a picture or sound."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+
+from torch import nn
+
+from autocompress.huggingface.data.batches import DECODER, per_token
+from autocompress.huggingface.data.columns import Columns, value_of
+from autocompress.huggingface.data.encoding import Encoder
+from autocompress.huggingface.data.media import MediaBatches, Read
+from autocompress.huggingface.data.records import Record
+from autocompress.huggingface.data.splits import Splits
+from autocompress.huggingface.folder import ModelFolder
+from autocompress.huggingface.kinds.memory import within_memory
+from autocompress.huggingface.kinds.parts import Parts, media_parts
+from autocompress.huggingface.loading import load_tokenizer
+from autocompress.huggingface.metrics.tokens import perplexity, token_accuracy
+from autocompress.huggingface.models.decoding import DecodingModel, shifted, start_token
+from autocompress.huggingface.options import Options
+
+OF_TOKENS = {"perplexity": perplexity, "accuracy": token_accuracy}
+
+
+def decoded_parts(
+    folder: ModelFolder,
+    model: nn.Module,
+    splits: Splits,
+    columns: Columns,
+    part: str,
+    reader: Callable[[list[Record]], Read],
+    options: Options,
+    notes: Sequence[str] = (),
+) -> Parts:
+    """Return the parts of a task that predicts the next token, by teacher forcing.
+
+    Args:
+        folder: the model folder.
+        model: with an encoder of pictures or sounds and a decoder.
+        splits: of the data.
+        columns: find the texts.
+        part: of a sample that holds the text.
+        reader: records of a split -> what reads their pictures or sounds.
+        options: of the user.
+        notes: further lines for the user.
+
+    Returns:
+        The parts.
+
+    Raises:
+        TaskError: the folder has no tokenizer, or a record no text.
+    """
+    tokenizer = load_tokenizer(folder, model)
+    encoder = Encoder.of(folder, tokenizer, model, options)
+    start = start_token(model)
+    lines = [*splits.notes, *notes]
+    words = folder.config.get_text_config(decoder=True).vocab_size
+    batches = {}
+    for split, records in splits.parts():
+        column = columns.need(part, records)
+        texts = [value_of(record, column, str, "a text") for record in records]
+        tokens = [encoding["input_ids"] for encoding in encoder.encode(split, texts, written=True)]
+        numbers = [words * len(row) for row in tokens]
+        pairs = list(zip(records, tokens, strict=True))
+        pairs = within_memory(pairs, numbers, split, options, lines)
+        records, tokens = [record for record, _ in pairs], [row for _, row in pairs]
+        rows = [{DECODER: shifted(row, start)} for row in tokens]
+        batches[split] = MediaBatches(
+            records, reader(records), tokens, per_token, options, rows, encoder.padding
+        )
+    return media_parts(DecodingModel(model), batches, OF_TOKENS, options, lines, encoder)

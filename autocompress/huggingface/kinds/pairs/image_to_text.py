@@ -1,0 +1,40 @@
+"""Prepare models that describe pictures: the decoder's next token, by teacher forcing."""
+
+from __future__ import annotations
+
+from autocompress.huggingface.data.columns import Columns
+from autocompress.huggingface.data.images import ImageReader
+from autocompress.huggingface.data.records import Record
+from autocompress.huggingface.data.splits import read_splits
+from autocompress.huggingface.folder import ModelFolder
+from autocompress.huggingface.kinds.decoded import decoded_parts
+from autocompress.huggingface.kinds.parts import Parts
+from autocompress.huggingface.loading import load_model, load_processor
+from autocompress.huggingface.options import Options
+
+COLUMNS = ("image", "caption")
+
+
+def image_to_text(folder: ModelFolder, options: Options) -> Parts:
+    """Return the parts of a task that describes pictures.
+
+    Args:
+        folder: the model folder.
+        options: of the user.
+
+    Returns:
+        The parts; pictures are read when a batch is asked for.
+
+    Raises:
+        TaskError: model or data cannot be used.
+    """
+    columns = Columns(folder.task, options.columns or {})
+    columns.check(COLUMNS)
+    splits = read_splits(options)
+    model = load_model(folder, "AutoModelForImageTextToText")
+    processor = load_processor(folder, "AutoImageProcessor", "image processor")
+
+    def reader(records: list[Record]) -> ImageReader:
+        return ImageReader(columns.need("image", records), processor)
+
+    return decoded_parts(folder, model, splits, columns, "caption", reader, options)

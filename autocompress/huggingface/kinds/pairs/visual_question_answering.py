@@ -1,0 +1,95 @@
+"""Prepare models that answer questions about pictures with one of their answers."""
+
+from __future__ import annotations
+
+from collections import Counter
+
+from autocompress.errors import TaskError
+from autocompress.huggingface.data.batches import whole_numbers
+from autocompress.huggingface.data.columns import Columns, value_of
+from autocompress.huggingface.data.encoding import Encoder
+from autocompress.huggingface.data.images import ImageReader, size_note, square
+from autocompress.huggingface.data.labels import Labels
+from autocompress.huggingface.data.media import MediaBatches
+from autocompress.huggingface.data.records import Record
+from autocompress.huggingface.data.splits import read_splits
+from autocompress.huggingface.folder import ModelFolder
+from autocompress.huggingface.kinds.labelled import AGREEMENT
+from autocompress.huggingface.kinds.parts import Parts, answered, label_columns, media_parts
+from autocompress.huggingface.loading import load_model, load_processor, load_tokenizer
+from autocompress.huggingface.metrics.classes import accuracy
+from autocompress.huggingface.models.questions import PictureQuestions
+from autocompress.huggingface.options import Options
+from autocompress.task.outputs import IGNORED
+
+COLUMNS = ("image", "question", "answer")
+
+
+def visual_question_answering(folder: ModelFolder, options: Options) -> Parts:
+    """Return the parts of a task that answers questions about pictures.
+
+    Args:
+        folder: the model folder, whose config names the answers.
+        options: of the user.
+
+    Returns:
+        The parts. Of several answers to a question the most usual one is right. An answer that the
+        model does not have counts as wrong.
+
+    Raises:
+        TaskError: model or data cannot be used.
+    """
+    columns = Columns(folder.task, options.columns or {})
+    columns.check(COLUMNS)
+    splits = read_splits(options)
+    model = PictureQuestions(load_model(folder, "AutoModelForVisualQuestionAnswering"))
+    encoder = Encoder.of(folder, load_tokenizer(folder, model), model, options)
+    processor = load_processor(folder, "AutoImageProcessor", "image processor")
+    labels, size = Labels.of(folder.config), square(processor)
+    by_split = label_columns(columns, "answer", splits)
+    notes, batches = [*splits.notes, *size_note(size)], {}
+    for split, records in splits.parts():
+        column = columns.need("question", records)
+        questions = [value_of(record, column, str, "a text") for record in records]
+        rows = [encoder.row(encoding) for encoding in encoder.encode(split, questions)]
+        answer, targets = by_split[split], None
+        if answer is not None:
+            targets = [_answer(record, answer, labels) for record in records]
+            _tell_unknown(targets, records, split, notes)
+        read = ImageReader(columns.need("image", records), processor, size=size)
+        batches[split] = MediaBatches(
+            records, read, targets, whole_numbers, options, rows, encoder.padding
+        )
+    parts = media_parts(model, batches, {"accuracy": accuracy}, options, notes, encoder)
+    return parts if by_split["validation"] is not None else answered(parts, AGREEMENT)
+
+
+def _answer(record: Record, column: str, labels: Labels) -> int:
+    """Return the class of the most usual answer; IGNORED if the model does not have it."""
+    value = record.values.get(column)
+    answers = value if isinstance(value, list) else [value]
+    texts = [part.get("answer") if isinstance(part, dict) else part for part in answers]
+    if not texts or not all(isinstance(text, (str, int)) for text in texts):
+        raise TaskError(
+            f"{record.place}: column {column!r} must be an answer or a list of answers, "
+            f"got {str(value)[:40]!r}"
+        )
+    usual = Counter(map(str, texts)).most_common(1)[0][0]
+    try:
+        return labels.number(usual, record.place)
+    except TaskError:
+        return IGNORED
+
+
+def _tell_unknown(targets: list[int], records: list[Record], split: str, notes: list[str]) -> None:
+    count = targets.count(IGNORED)
+    if count == len(targets):
+        raise TaskError(
+            f"{records[0].place}: the model has none of the answers of {split} (id2label of "
+            "config.json)"
+        )
+    if count:
+        notes.append(
+            f"data: {count} of {len(targets)} answers of {split} are none of the model's; they "
+            "count as wrong"
+        )

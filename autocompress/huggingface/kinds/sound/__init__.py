@@ -1,0 +1,1 @@
+"""Prepare tasks on sounds."""

@@ -1,0 +1,100 @@
+"""Prepare the recognition of speech: letters of each frame (CTC), or a decoder's next token."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import replace
+from functools import partial
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from autocompress.errors import TaskError
+from autocompress.huggingface.data.batches import per_token
+from autocompress.huggingface.data.columns import Columns, value_of
+from autocompress.huggingface.data.media import MediaBatches
+from autocompress.huggingface.data.sounds import SoundReader, length_note, longest
+from autocompress.huggingface.data.splits import read_splits
+from autocompress.huggingface.folder import ModelFolder, classes_of
+from autocompress.huggingface.kinds.labelled import AGREEMENT
+from autocompress.huggingface.kinds.parts import Parts, answered, label_columns, media_parts
+from autocompress.huggingface.kinds.sound.transcription import transcription
+from autocompress.huggingface.loading import load_model, load_processor, read_tokenizer
+from autocompress.huggingface.metrics.words import TEXTS, ErrorRate
+from autocompress.huggingface.options import Options
+from autocompress.task.outputs import IGNORED, OutputKind, sample_divergence
+
+COLUMNS = ("audio", "transcript")
+LOGITS = "logits"
+
+
+def automatic_speech_recognition(folder: ModelFolder, options: Options) -> Parts:
+    """Return the parts of a task that writes down speech.
+
+    Args:
+        folder: the model folder.
+        options: of the user.
+
+    Returns:
+        The parts. Models with a CTC head are judged by their transcripts, models with a decoder by
+        its next token.
+
+    Raises:
+        TaskError: model or data cannot be used.
+    """
+    columns = Columns(folder.task, options.columns or {})
+    columns.check(COLUMNS)
+    if folder.architecture in classes_of("SPEECH_SEQ_2_SEQ"):
+        return transcription(folder, columns, options)
+    splits = read_splits(options)
+    model = load_model(folder, "AutoModelForCTC")
+    tokenizer = read_tokenizer(folder)
+    if len(tokenizer) > folder.config.vocab_size:
+        raise TaskError(
+            f"{folder.weights}: the tokenizer has {len(tokenizer)} tokens, the model "
+            f"{folder.config.vocab_size}; nearest: the tokenizer that the model was trained with"
+        )
+    processor = load_processor(folder, "AutoFeatureExtractor", "feature extractor")
+    rate = int(processor.sampling_rate)
+    length = longest(splits.validation, columns.need("audio", splits.validation), rate)
+    by_split = label_columns(columns, "transcript", splits)
+    batches = {}
+    for split, records in splits.parts():
+        column, targets = by_split[split], None
+        if column is not None:
+            texts = [value_of(record, column, str, "a text") for record in records]
+            targets = [(text, tokenizer(text)["input_ids"]) for text in texts]
+        read = SoundReader(columns.need("audio", records), processor, length)
+        batches[split] = MediaBatches(records, read, targets, _collect, options)
+    blank = int(folder.config.pad_token_id)
+    metrics = {"wer": ErrorRate(tokenizer, blank), "cer": ErrorRate(tokenizer, blank, False)}
+    notes = (*splits.notes, length_note(length, rate))
+    parts = replace(
+        media_parts(model, batches, metrics, options, notes),
+        output_weights={LOGITS: 1.0},
+        divergence=partial(sample_divergence, OutputKind("softmax", -1)),
+        loss=partial(_loss, blank),
+    )
+    return parts if by_split["validation"] is not None else answered(parts, AGREEMENT)
+
+
+def _collect(targets: list[Any], length: int) -> Any:
+    """Return the tokens of a batch, and its texts, which metrics read."""
+    if None in targets:
+        return None
+    longest_text = max(len(tokens) for _, tokens in targets)
+    tokens = per_token([tokens for _, tokens in targets], longest_text)
+    return {LOGITS: tokens, TEXTS: [text for text, _ in targets]}
+
+
+def _loss(blank: int, outputs: Mapping[str, Tensor], target: Mapping[str, Any]) -> Tensor:
+    """Return the CTC loss of a batch (Graves et al. 2006)."""
+    logs = outputs[LOGITS].log_softmax(-1).transpose(0, 1)
+    tokens = target[LOGITS]
+    counts = tokens != IGNORED
+    frames = torch.full((logs.shape[1],), logs.shape[0])
+    return F.ctc_loss(
+        logs, tokens[counts], frames, counts.sum(1), blank, reduction="mean", zero_infinity=True
+    )

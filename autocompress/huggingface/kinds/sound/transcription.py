@@ -1,0 +1,40 @@
+"""Prepare speech models with a decoder: its next token, by teacher forcing."""
+
+from __future__ import annotations
+
+from autocompress.huggingface.data.columns import Columns
+from autocompress.huggingface.data.records import Record
+from autocompress.huggingface.data.sounds import SoundReader, length_note, longest
+from autocompress.huggingface.data.splits import read_splits
+from autocompress.huggingface.folder import ModelFolder
+from autocompress.huggingface.kinds.decoded import decoded_parts
+from autocompress.huggingface.kinds.parts import Parts
+from autocompress.huggingface.loading import load_model, load_processor
+from autocompress.huggingface.options import Options
+
+
+def transcription(folder: ModelFolder, columns: Columns, options: Options) -> Parts:
+    """Return the parts of a task that predicts the next token of a transcript.
+
+    Args:
+        folder: the model folder.
+        columns: of the task.
+        options: of the user.
+
+    Returns:
+        The parts.
+
+    Raises:
+        TaskError: model or data cannot be used.
+    """
+    splits = read_splits(options)
+    model = load_model(folder, "AutoModelForSpeechSeq2Seq")
+    processor = load_processor(folder, "AutoFeatureExtractor", "feature extractor")
+    rate = int(processor.sampling_rate)
+    length = longest(splits.validation, columns.need("audio", splits.validation), rate)
+
+    def reader(records: list[Record]) -> SoundReader:
+        return SoundReader(columns.need("audio", records), processor, length)
+
+    note = length_note(length, rate)
+    return decoded_parts(folder, model, splits, columns, "transcript", reader, options, (note,))

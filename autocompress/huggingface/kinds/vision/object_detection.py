@@ -1,0 +1,95 @@
+"""Prepare models that find objects in pictures."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from functools import partial
+from typing import Any
+
+from torch import Tensor
+
+from autocompress.errors import TaskError
+from autocompress.huggingface.data.batches import as_list
+from autocompress.huggingface.data.columns import Columns
+from autocompress.huggingface.data.images import ImageReader, size_note, square
+from autocompress.huggingface.data.labels import Labels
+from autocompress.huggingface.data.media import MediaBatches, Read
+from autocompress.huggingface.data.objects import ObjectReader, Places
+from autocompress.huggingface.data.records import Record
+from autocompress.huggingface.data.splits import read_splits
+from autocompress.huggingface.folder import ModelFolder
+from autocompress.huggingface.kinds.parts import Answers, Parts, answered, media_parts
+from autocompress.huggingface.loading import load_model, load_processor
+from autocompress.huggingface.metrics.boxes import AveragePrecision, detected
+from autocompress.huggingface.models.detections import DetectionModel
+from autocompress.huggingface.options import Options
+from autocompress.task.loading import Unlabelled
+from autocompress.task.outputs import OutputKind, sample_divergence
+
+COLUMNS = ("image", "objects", "boxes", "labels")
+STRICT = tuple(0.5 + 0.05 * i for i in range(10))
+SURE = 0.5  # least score of an object of the float model, where there are no labels
+
+
+def object_detection(folder: ModelFolder, options: Options) -> Parts:
+    """Return the parts of a task that finds objects.
+
+    Args:
+        folder: the model folder.
+        options: of the user.
+
+    Returns:
+        The parts. Pictures that a processor would leave in their shape become squares, so that a
+        file has one size. Training learns the answers of the float model.
+
+    Raises:
+        TaskError: model or data cannot be used.
+    """
+    columns = Columns(folder.task, options.columns or {})
+    columns.check(COLUMNS)
+    splits = read_splits(options)
+    model = DetectionModel(load_model(folder, "AutoModelForObjectDetection"))
+    processor = load_processor(folder, "AutoImageProcessor", "image processor")
+    labels, size = Labels.of(folder.config), square(processor)
+    labelled = Places.of(columns, splits.validation) is not None
+
+    def reader(records: list[Record]) -> Read:
+        pictures = ImageReader(columns.need("image", records), processor, size=size)
+        places = Places.of(columns, records) if labelled else None
+        if labelled and places is None:
+            raise TaskError(
+                f"{records[0].place}: has no objects, the validation split has; "
+                "nearest: --column objects=NAME"
+            )
+        return pictures if places is None else ObjectReader(pictures, places, labels)
+
+    batches = {
+        split: MediaBatches(records, reader(records), None, as_list, options)
+        for split, records in splits.parts()
+    }
+    classes = len(labels.names)
+    metrics = {
+        "map@0.5": AveragePrecision(classes, STRICT[:1]),
+        "map@0.5:0.95": AveragePrecision(classes, STRICT),
+    }
+    parts = media_parts(model, batches, metrics, options, (*splits.notes, *size_note(size)))
+    parts = replace(parts, divergence=_divergence)
+    if not labelled:
+        agreement = {"agreement": metrics["map@0.5"]}
+        return answered(parts, Answers(partial(_sure, classes), agreement))
+    return replace(parts, train=None if parts.train is None else Unlabelled(parts.train))
+
+
+def _sure(classes: int, inputs: Any, output: Tensor) -> list[dict[str, Tensor]]:
+    """Return the objects that the float model is sure of."""
+    targets = []
+    for row in output:
+        scores, kinds, boxes = detected(row, classes)
+        targets.append({"boxes": boxes[scores > SURE], "classes": kinds[scores > SURE]})
+    return targets
+
+
+def _divergence(student: Tensor, teacher: Tensor) -> Tensor:
+    """Return the KL divergence of the scores plus the mean distance of the boxes, per picture."""
+    scores = sample_divergence(OutputKind("softmax", -1), student[..., :-4], teacher[..., :-4])
+    return scores + (student[..., -4:] - teacher[..., -4:]).abs().mean((1, 2))

@@ -1,0 +1,142 @@
+"""Compute the mean average precision of detected objects, as COCO does."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+MOST = 100  # detections of a class in a picture
+RECALLS = np.linspace(0, 1, 101)
+Array = NDArray[Any]
+
+
+def detected(output: Tensor, classes: int) -> tuple[Tensor, Tensor, Tensor]:
+    """Return the objects that a model finds in a picture, as `post_process_object_detection` does.
+
+    Args:
+        output: (queries, scores + 4): scores of the classes, then middle, width and height of the
+            box. With a score more than classes, the last one stands for no object.
+        classes: number of classes.
+
+    Returns:
+        Scores (objects,), classes (objects,) and corners of boxes (objects, 4).
+    """
+    logits, box = output[:, :-4], output[:, -4:]
+    middle, half = box[:, :2], box[:, 2:] / 2
+    corners = torch.cat([middle - half, middle + half], 1)
+    if logits.shape[1] > classes:
+        scores, labels = logits.softmax(-1)[:, :-1].max(-1)
+        return scores, labels, corners
+    best = logits.sigmoid().flatten().topk(min(len(logits), logits.numel()))
+    return best.values, best.indices % classes, corners[best.indices // classes]
+
+
+def overlaps(boxes: Array, others: Array) -> Array:
+    """Return the intersection over union of all pairs of boxes.
+
+    Args:
+        boxes: (n, 4) corners.
+        others: (m, 4) corners.
+
+    Returns:
+        (n, m), from 0 to 1.
+    """
+    low = np.maximum(boxes[:, None, :2], others[None, :, :2])
+    high = np.minimum(boxes[:, None, 2:], others[None, :, 2:])
+    shared = (high - low).clip(min=0).prod(-1)
+    areas = [(part[:, 2:] - part[:, :2]).clip(min=0).prod(-1) for part in (boxes, others)]
+    union = areas[0][:, None] + areas[1][None] - shared
+    return np.asarray(shared / np.maximum(union, 1e-12))
+
+
+@dataclass(frozen=True)
+class AveragePrecision:
+    """Compute the mean over classes and thresholds of precision at 101 recalls.
+
+    Source: Lin et al. 2014, "Microsoft COCO: Common objects in context", and its evaluation code.
+
+    Attributes:
+        classes: of the model.
+        thresholds: least overlaps at which a box is right.
+    """
+
+    classes: int
+    thresholds: tuple[float, ...]
+
+    def __call__(self, outputs: Sequence[Tensor], targets: Sequence[Mapping[str, Tensor]]) -> float:
+        """Return the mean average precision over all pictures.
+
+        Args:
+            outputs: (n, queries, scores + 4), or a list with an entry per picture.
+            targets: for each picture "boxes" (objects, 4) and "classes" (objects,).
+
+        Returns:
+            From 0 to 1; 0 if no picture has an object.
+        """
+        scores: dict[int, list[Array]] = defaultdict(list)
+        right: dict[int, list[Array]] = defaultdict(list)
+        wanted: dict[int, int] = defaultdict(int)
+        for output, target in zip(outputs, targets, strict=True):
+            values, labels, boxes = (part.numpy() for part in detected(output, self.classes))
+            true, kinds = target["boxes"].numpy(), target["classes"].numpy()
+            for kind in np.union1d(labels, kinds).tolist():
+                own = np.flatnonzero(labels == kind)
+                own = own[np.argsort(-values[own], kind="stable")][:MOST]
+                pairs = overlaps(boxes[own], true[kinds == kind])
+                scores[kind].append(values[own])
+                right[kind].append(matches(pairs, self.thresholds))
+                wanted[kind] += pairs.shape[1]
+        precisions = []
+        for kind, count in wanted.items():
+            if count:
+                order = np.argsort(-np.concatenate(scores[kind]), kind="stable")
+                hits = np.concatenate(right[kind], 1)[:, order]
+                precisions += [precision_at_recalls(row, count) for row in hits]
+        return float(np.mean(precisions)) if precisions else 0.0
+
+
+def matches(pairs: Array, thresholds: Sequence[float]) -> Array:
+    """Return which boxes of one class are right in one picture.
+
+    Args:
+        pairs: (n, m) overlaps of found boxes, best score first, with true ones.
+        thresholds: least overlaps.
+
+    Returns:
+        (thresholds, n); each true box is found once.
+    """
+    found = np.zeros((len(thresholds), len(pairs)), dtype=bool)
+    if not pairs.shape[1]:
+        return found
+    taken = np.zeros((len(thresholds), pairs.shape[1]), dtype=bool)
+    least, rows = np.asarray(thresholds)[:, None], np.arange(len(thresholds))
+    for i, pair in enumerate(pairs):
+        free = np.where(taken | (pair[None] < least), -1.0, pair[None])
+        best = free.argmax(1)
+        found[:, i] = free[rows, best] >= 0
+        taken[rows, best] |= found[:, i]
+    return found
+
+
+def precision_at_recalls(hits: Array, count: int) -> float:
+    """Return the mean over 101 recalls of the best precision at that recall or a higher one.
+
+    Args:
+        hits: (n,) which found boxes are right, best score first.
+        count: true boxes.
+
+    Returns:
+        From 0 to 1.
+    """
+    right = np.cumsum(hits)
+    precision = right / np.arange(1, len(hits) + 1)
+    precision = np.maximum.accumulate(precision[::-1])[::-1]
+    places = np.searchsorted(right / count, RECALLS, side="left")
+    return float(np.append(precision, 0.0)[places].mean())

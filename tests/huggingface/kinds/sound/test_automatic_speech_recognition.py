@@ -1,0 +1,120 @@
+"""Recognition of speech: our transcripts are those of the pipeline, and error rates are right."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from scipy.io import wavfile
+from small_folders import front_of, save, score, transformers, write_jsonl
+
+import autocompress as ac
+from autocompress.errors import TaskError
+
+RATE, LENGTH = 1000, 800
+LETTERS = ["<pad>", "<s>", "</s>", "<unk>", "|", *"abcdefgh"]
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    config = transformers.Wav2Vec2Config(
+        vocab_size=len(LETTERS),
+        hidden_size=32,
+        num_hidden_layers=1,
+        num_attention_heads=2,
+        intermediate_size=64,
+        conv_dim=(16, 16),
+        conv_kernel=(10, 3),
+        conv_stride=(5, 2),
+        num_feat_extract_layers=2,
+        num_conv_pos_embeddings=4,
+        num_conv_pos_embedding_groups=2,
+        pad_token_id=0,
+    )
+    place = tmp_path_factory.mktemp("folders") / "letters"
+    place.mkdir()
+    words = {letter: i for i, letter in enumerate(LETTERS)}
+    (place / "vocab.json").write_text(json.dumps(words))
+    tokenizer = transformers.Wav2Vec2CTCTokenizer(place / "vocab.json")
+    extractor = transformers.Wav2Vec2FeatureExtractor(sampling_rate=RATE, do_normalize=True)
+    return save(place, transformers.Wav2Vec2ForCTC(config), tokenizer, extractor, spread=6.0)
+
+
+@pytest.fixture(scope="module")
+def rows(folder: Path, tmp_path_factory: pytest.TempPathFactory) -> list[dict[str, Any]]:
+    """Write sounds, with the pipeline's transcripts of them."""
+    place = tmp_path_factory.mktemp("waves")
+    recogniser = transformers.pipeline("automatic-speech-recognition", model=str(folder))
+    draw = np.random.default_rng(0)
+    found = []
+    for i in range(16):
+        wave = 0.3 * draw.standard_normal(LENGTH) * np.repeat(draw.uniform(0.1, 1, 8), LENGTH // 8)
+        raw = (wave.clip(-1, 1) * 32767).astype(np.int16)
+        wavfile.write(place / f"{i}.wav", RATE, raw)
+        text = recogniser(raw.astype(np.float32) / 32767)["text"]
+        found.append({"audio": str(place / f"{i}.wav"), "sentence": text})
+    assert len({row["sentence"] for row in found}) > 8
+    return found
+
+
+def test_transcripts_are_those_of_the_pipeline(
+    folder: Path, rows: list[dict[str, Any]], tmp_path: Path
+) -> None:
+    data = write_jsonl(tmp_path / "dev.jsonl", rows)
+    task = ac.from_pretrained(folder, validation=data, test=data, batch_size=5)
+    assert score(task) == (0.0, {"cer": 0.0})
+    changed = [dict(row) for row in rows]
+    changed[0]["sentence"] += " more words"
+    data = write_jsonl(tmp_path / "dev.jsonl", changed)
+    wer, _ = score(ac.from_pretrained(folder, validation=data, test=data))
+    count = sum(len(row["sentence"].split()) for row in changed)
+    assert wer == pytest.approx(-2 / count)
+
+
+def test_the_loss_is_that_of_the_model(
+    folder: Path, rows: list[dict[str, Any]], tmp_path: Path
+) -> None:
+    data = write_jsonl(tmp_path / "dev.jsonl", rows)
+    task = ac.from_pretrained(folder, validation=data, test=data, batch_size=1)
+    tokenizer = transformers.AutoTokenizer.from_pretrained(folder)
+    for inputs, target in list(task.validation)[:3]:
+        tokens = tokenizer(target["texts"][0], return_tensors="pt")["input_ids"]
+        with torch.no_grad():
+            expected = task.model(**inputs, labels=tokens)
+            loss = task.loss({"logits": expected.logits}, target)
+        # transformers sums over the batch unless the config says otherwise
+        assert float(loss) == pytest.approx(float(expected.loss) / tokens.numel(), rel=1e-4)
+
+
+def test_without_transcripts_the_float_model_answers(
+    folder: Path, rows: list[dict[str, Any]], tmp_path: Path
+) -> None:
+    data = write_jsonl(tmp_path / "dev.jsonl", [{"audio": row["audio"]} for row in rows])
+    task = ac.from_pretrained(folder, validation=data, test=data)
+    agreement, metrics = score(task)
+    assert agreement == 1.0
+    assert metrics["divergence"] == pytest.approx(0.0, abs=1e-5)
+
+
+def test_texts_that_are_missing(folder: Path, rows: list[dict[str, Any]], tmp_path: Path) -> None:
+    data = write_jsonl(tmp_path / "dev.jsonl", [*rows[:3], {"audio": rows[0]["audio"]}])
+    with pytest.raises(
+        TaskError, match=r"^dev\.jsonl line 4: column 'sentence' must be a text, got nothing$"
+    ):
+        ac.from_pretrained(folder, validation=data, test=data)
+
+
+@pytest.mark.slow
+def test_a_search_finds_smaller_files(
+    folder: Path, rows: list[dict[str, Any]], tmp_path: Path
+) -> None:
+    data = write_jsonl(tmp_path / "dev.jsonl", rows)
+    baseline, points = front_of(
+        ac.from_pretrained(folder, data=data, validation=data, test=data), tmp_path / "run"
+    )
+    assert baseline.accuracy == 0.0
+    assert min(point.measured.size_bytes for point in points) < baseline.size_bytes / 2
