@@ -25,9 +25,11 @@ from autocompress.model.modules import ModuleMap, find_modules
 from autocompress.results.files import STUDENT_FILE, TABLE_FILE, disk_error
 from autocompress.results.limits import Limits, parse_limits
 from autocompress.search.evaluate.planning import plan_trainings
+from autocompress.search.evaluate.training_choice import affords_training
 from autocompress.search.evaluate.training_plan import TrainingPlan
 from autocompress.search.problem.clock import (
     LEAST_SHARE,
+    LONG_SHARE,
     SENSITIVITY_END,
     TABLE_END,
     Clock,
@@ -226,6 +228,8 @@ def get_ready(
     until = clock.search_deadline
     training = plan_trainings(problem, settings.n_trials, until, stopped=setup.stopped)
     problem = training.of(problem)
+    if given is None and _trains_at_the_end(problem, training, settings.n_trials, until):
+        clock = replace(clock, recovery_share=LONG_SHARE)
     summary = earlier.sensitivity if measured is None and earlier is not None else None
     run = replace(
         run,
@@ -239,6 +243,16 @@ def get_ready(
         if line:
             progress.line(line)
     return ReadySearch(problem, limits, run, clock, losses, training)
+
+
+def _trains_at_the_end(
+    problem: Problem, training: TrainingPlan, n_trials: int, until: float | None
+) -> bool:
+    """Return True if trainings are planned in seconds, and there is no time for those of trials."""
+    if until is None or training.step_s is None or problem.space.recovery.by_blocks:
+        return False
+    pass_s = problem.float_files.pass_s
+    return not affords_training([], n_trials, until - time.monotonic(), pass_s, training.first_s)
 
 
 def _checked_limits(learner: Task, space: BoundSpace, settings: Settings) -> dict[str, Any]:

@@ -12,6 +12,7 @@ MOST_FILES = 12
 FIRST_FILES_END, TABLE_END, SENSITIVITY_END = 0.1, 0.14, 0.19
 LEAST_SHARE = 0.04
 RECOVERY_SHARE = 0.15  # of what is left when trials begin
+LONG_SHARE = 0.4  # of it, where there is no time to train trials, so that all training comes last
 FILES_SHARE = 0.3  # at most, where files take long
 EXPORT_S, OPEN_S, REPORT_S = 0.3, 0.1, 2.5  # of one small file; of timing one; of the report
 S_PER_BYTE = 1e-8  # of the float file, in addition to EXPORT_S and OPEN_S
@@ -40,6 +41,7 @@ class Clock:
         open_s: seconds of opening a file to time it.
         ready: when setting up ended.
         test_share: part of the test split that there is time for.
+        recovery_share: part of `left_s` for training the front.
     """
 
     started: float
@@ -54,6 +56,7 @@ class Clock:
     open_s: float
     ready: float
     test_share: float = 1.0
+    recovery_share: float = RECOVERY_SHARE
     _slowest_s: float | None = field(default=None, init=False)
 
     @property
@@ -128,7 +131,7 @@ class Clock:
         late = self.recovery_deadline
         if late is None or self.timeout_s is None:
             return None
-        return late - (RECOVERY_SHARE * self.left_s if self.recovers else 0.0)
+        return late - (self.recovery_share * self.left_s if self.recovers else 0.0)
 
     @property
     def recovery_deadline(self) -> float | None:

@@ -7,6 +7,7 @@ proposal with the largest expected hypervolume improvement is taken.
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 from functools import cached_property
 from typing import Any
 
@@ -35,6 +36,7 @@ JITTER = 0.5  # deviation of the log factors per tower and part, for half of the
 MOST_MOVES = 3
 FASTEST_EVERY = 4  # proposals; the last of them asks for the fastest candidate
 UNSURE = 1.0  # deviation of the log factors of losses whose table gives nothing new
+UNKNOWN_SHARE = 0.5  # of a divergence, that recovery may leave while no trial was trained
 LADDER = 12  # prices per axis, to find the most accurate allocation within limits
 ROOM = 0.98  # share of a limit that a prediction may use, so that the candidate keeps it
 
@@ -170,6 +172,9 @@ class PriceSampler(BaseSampler):
     def hopes(self, study: optuna.Study) -> dict[int, float]:
         """Return the accuracy that trials without recovery are expected to lose after one.
 
+        If no trial was trained, recovery is hoped to leave UNKNOWN_SHARE of a divergence. Files are
+        made of what it really leaves.
+
         Args:
             study: holds the trials to learn from.
 
@@ -180,6 +185,9 @@ class PriceSampler(BaseSampler):
         if not any(t.whole and math.isfinite(t.divergence) for t in trials):
             return {}
         model = Model.of(trials, self._goal, self._allocator, self._shared, self._kinds)
+        if not any(math.isfinite(t.left) for t in trials):
+            shares = np.full(len(self._kinds), UNKNOWN_SHARE)
+            model = replace(model, recovery=RecoveryModel(shares))
         hopes = {}
         for trial, hoped in zip(trials, model.hoped(trials), strict=True):
             if hoped is not trial and hoped.feasible:

@@ -1,10 +1,17 @@
 from __future__ import annotations
 
 import time
+from dataclasses import replace
 
 import pytest
 
-from autocompress.search.problem.clock import FILES_SHARE, MOST_FILES, RECOVERY_SHARE, Clock
+from autocompress.search.problem.clock import (
+    FILES_SHARE,
+    LONG_SHARE,
+    MOST_FILES,
+    RECOVERY_SHARE,
+    Clock,
+)
 
 
 def clock(
@@ -41,6 +48,14 @@ def test_everything_fits_into_the_time_that_is_given(timeout_s: float, file_s: f
 
 def test_a_front_that_is_not_trained_leaves_its_time_to_the_trials() -> None:
     assert clock(300, recovers=False).search_deadline > clock(300).search_deadline + 30
+
+
+def test_training_that_comes_last_gets_more_time() -> None:
+    given = clock(300)
+    long = replace(given, recovery_share=LONG_SHARE)
+    more_s = (LONG_SHARE - RECOVERY_SHARE) * given.left_s
+    assert given.search_deadline - long.search_deadline == pytest.approx(more_s)
+    assert long.recovery_deadline == given.recovery_deadline
 
 
 def test_files_are_run_while_there_is_room() -> None:

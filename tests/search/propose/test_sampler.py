@@ -435,6 +435,22 @@ def test_untrained_trials_are_hoped_to_lose_less(parts: tuple[BoundSpace, Alloca
     assert 0 <= sampler.hopes(study)[number] < lost
 
 
+def test_recovery_is_hoped_for_before_any_trial_was_trained(
+    parts: tuple[BoundSpace, Allocator],
+) -> None:
+    space, allocator = parts
+    sampler = PriceSampler(space, allocator, GOAL, 0)
+    study = optuna.create_study(directions=["minimize", "minimize", "maximize"], sampler=sampler)
+    for _ in range(20):
+        told(study, space, allocator)
+    hopes = sampler.hopes(study)
+    assert hopes
+    for number, hoped in hopes.items():
+        lost = GOAL.baseline.accuracy - study.trials[number].values[2]
+        assert 0 <= hoped < lost
+    assert sampler.left(19) == 1.0, "proposals do not count on it"
+
+
 def test_every_fourth_proposal_asks_for_the_fastest(
     parts: tuple[BoundSpace, Allocator], monkeypatch: pytest.MonkeyPatch
 ) -> None:
