@@ -58,8 +58,14 @@ def test_a_task_can_be_made_again_from_anywhere(
         "arguments": {"folder": str(folder), "validation": str(data), "metric": "f1"},
     }
     assert task.pretrained == Pretrained(
-        str(folder), "text-classification", "f1", task.pretrained.special_tokens
+        str(folder),
+        "text-classification",
+        "f1",
+        task.pretrained.special_tokens,
+        task.pretrained.files,
     )
+    copied = {"config.json", "tokenizer.json", "tokenizer_config.json"}
+    assert set(task.pretrained.files) == copied
     monkeypatch.chdir(folder)
     again = ac.load_task(task.source["spec"], **task.source["arguments"])
     pairs = zip(task.validation, again.validation, strict=True)

@@ -118,13 +118,6 @@ def _how_to_run(to: Path, facts: Facts) -> list[str]:
     optimum = optimum_lines(facts)
     if optimum:
         lines += ["With optimum (`pip install optimum-onnx[onnxruntime]`):", *_code(optimum)]
-        if facts.settings.disabled_optimizers:
-            names = ", ".join(facts.settings.disabled_optimizers)
-            lines += [
-                f"optimum cannot turn off passes of ONNX Runtime ({names}), which make this file "
-                "slower.",
-                "",
-            ]
     if facts.task in EMBEDDINGS and _has_dense(to):
         lines += [DENSE, ""]
     elif facts.task in EMBEDDINGS:
