@@ -118,19 +118,18 @@ def _how_to_run(to: Path, facts: Facts) -> list[str]:
     optimum = optimum_lines(facts)
     if optimum:
         lines += ["With optimum (`pip install optimum-onnx[onnxruntime]`):", *_code(optimum)]
-        if facts.settings.disabled_optimizers:
-            names = ", ".join(facts.settings.disabled_optimizers)
-            lines += [
-                f"optimum cannot turn off passes of ONNX Runtime ({names}), which make this file "
-                "slower.",
-                "",
-            ]
-    if facts.task in EMBEDDINGS and not _has_dense(to):
+    if facts.task in EMBEDDINGS and _has_dense(to):
+        lines += [DENSE, ""]
+    elif facts.task in EMBEDDINGS:
         lines += ["With sentence-transformers (`pip install sentence-transformers[onnx]`):"]
         lines += _code(SENTENCES)
     return lines
 
 
+DENSE = (
+    "Dense layers behind the pooling are inside the file: `sentence_embedding` has passed them. "
+    "sentence-transformers does not load this folder, since it looks for their weights beside it."
+)
 SENTENCES = [
     "from sentence_transformers import SentenceTransformer",
     'model = SentenceTransformer(".", backend="onnx")',
@@ -172,8 +171,8 @@ def _how_it_was_made(
     lines += [
         "",
         f"Trial {point.trial} of this search with autocompress; `autocompress reproduce` makes the "
-        f"file again from `{RECIPE_FILE}`, and `autocompress.load` reads `{WEIGHTS_FILE}` as a "
-        "PyTorch module.",
+        f"file again from `{RECIPE_FILE}`, and `autocompress.load` reads `{WEIGHTS_FILE}`, "
+        "which is no checkpoint of transformers, as a PyTorch module.",
         "```",
         _command(run, recipe),
         "```",

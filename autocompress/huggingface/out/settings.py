@@ -8,6 +8,7 @@ from typing import Any
 
 from autocompress.huggingface.folder import CONFIG_FILE, MODULES_FILE
 from autocompress.huggingface.out.files import GENERATION_FILE
+from autocompress.huggingface.out.snippets import DISABLED
 from autocompress.results.files import write_json
 from autocompress.targets.device.sessions import SessionSettings
 
@@ -36,9 +37,10 @@ def write_ort_config(to: Path, settings: SessionSettings) -> None:
         "intra_op_num_threads": settings.threads,
     }
     if settings.runtime == "onnxruntime":
-        ours["disabled_optimizers"] = list(settings.disabled_optimizers)
-        spinning = "1" if settings.spinning else "0"
-        ours["session_config_entries"] = {"session.intra_op.allow_spinning": spinning}
+        entries = {"session.intra_op.allow_spinning": "1" if settings.spinning else "0"}
+        if settings.disabled_optimizers:
+            entries[DISABLED] = ";".join(settings.disabled_optimizers)
+        ours["session_config_entries"] = entries
     data = {
         "opset": None,
         "use_external_data_format": False,

@@ -10,6 +10,7 @@ from autocompress.export.notes import option_lines, session_line
 from autocompress.targets.device.sessions import SessionSettings
 
 ARRAYS = "ARRAYS"  # in lines: "np" or "pt"
+DISABLED = "optimization.disable_specified_optimizers"  # entry of a session's options
 LABELS = 'labels = AutoConfig.from_pretrained(".").id2label'
 TOKENIZER = 'tokenizer = AutoTokenizer.from_pretrained(".")'
 PILLOW = "from PIL import Image"
@@ -204,12 +205,21 @@ def optimum_lines(facts: Facts) -> list[str]:
         *_imports(lines, load),
         f"from optimum.onnxruntime import {lines.optimum}",
         *option_lines(facts.settings),
+        *_disabling(facts.settings),
         f'model = {lines.optimum}.from_pretrained(".", session_options=options{lines.loading})',
         *_adapted(load, facts, "pt"),
         *_adapted(lines.prepare, facts, "pt"),
         "outputs = model(**inputs)",
         *lines.show_optimum,
     ]
+
+
+def _disabling(settings: SessionSettings) -> list[str]:
+    """Return the line that turns off passes of the optimiser by options, as optimum needs it."""
+    if not settings.disabled_optimizers:
+        return []
+    names = ";".join(settings.disabled_optimizers)
+    return [f'options.add_session_config_entry("{DISABLED}", "{names}")']
 
 
 def _imports(lines: Lines, load: Sequence[str] | None = None) -> list[str]:

@@ -16,7 +16,7 @@ from autocompress.targets.device.sessions import SessionSettings
 
 
 def test_ort_config_holds_what_optimum_reads_and_the_tuned_settings(tmp_path: Path) -> None:
-    write_ort_config(tmp_path, SessionSettings(threads=3, disabled_optimizers=("A",)))
+    write_ort_config(tmp_path, SessionSettings(threads=3, disabled_optimizers=("A", "B")))
     config = json.loads((tmp_path / "ort_config.json").read_text())
     ours = config.pop("autocompress")
     assert config == {  # the arguments of optimum's ORTConfig
@@ -30,8 +30,10 @@ def test_ort_config_holds_what_optimum_reads_and_the_tuned_settings(tmp_path: Pa
         "runtime": "onnxruntime",
         "providers": ["CPUExecutionProvider"],
         "intra_op_num_threads": 3,
-        "disabled_optimizers": ["A"],
-        "session_config_entries": {"session.intra_op.allow_spinning": "1"},
+        "session_config_entries": {
+            "session.intra_op.allow_spinning": "1",
+            "optimization.disable_specified_optimizers": "A;B",
+        },
     }
     write_ort_config(tmp_path, SessionSettings("openvino", "CPU", 2))
     ours = json.loads((tmp_path / "ort_config.json").read_text())["autocompress"]

@@ -220,7 +220,7 @@ def test_points_of_other_tasks_are_copied_as_they_are(tmp_path: Path) -> None:
         assert (tmp_path / "best" / "README.md").read_text() == "old"
 
 
-def test_passes_that_optimum_cannot_turn_off_are_named(tmp_path: Path) -> None:
+def test_passes_are_turned_off_with_optimum_too(tmp_path: Path) -> None:
     run, _ = run_folder(tmp_path, "text-classification")
     path = run / POINT.artifact / "recipe.yaml"
     recipe = yaml.safe_load(path.read_text())
@@ -230,4 +230,8 @@ def test_passes_that_optimum_cannot_turn_off_are_named(tmp_path: Path) -> None:
     write_point(run, POINT, BASE, tmp_path / "best")
     card = (tmp_path / "best" / "README.md").read_text()
     assert "disabled_optimizers=['GeluFusionL2']" in card
-    assert "optimum cannot turn off passes of ONNX Runtime (GeluFusionL2)" in card
+    line = (
+        'options.add_session_config_entry("optimization.disable_specified_optimizers", '
+        '"GeluFusionL2")'
+    )
+    assert line in card.splitlines()
