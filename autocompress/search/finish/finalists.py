@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -134,8 +134,7 @@ def choose_hopefuls(
     Returns:
         Those that are expected to add most hypervolume to the finalists.
     """
-    sampler = study.sampler
-    hopes = sampler.hopes(study) if isinstance(sampler, PriceSampler) else {}
+    hopes = hopes_of(study)
     chosen = {finalist.number for finalist in finalists}
     hopefuls = []
     for trial in records_of(study, (TrialState.COMPLETE,)):
@@ -154,6 +153,16 @@ def choose_hopefuls(
         best.append(hopefuls.pop(int(np.argmax(volumes))))
         values.append(best[-1].hoped_values)
     return best
+
+
+def hopes_of(study: optuna.Study) -> Mapping[int, float]:
+    """Return the accuracy that trials without recovery are expected to lose after one, by number.
+
+    Args:
+        study: the study; its sampler knows what told trials say of recovery.
+    """
+    sampler = study.sampler
+    return sampler.hopes(study) if isinstance(sampler, PriceSampler) else {}
 
 
 def _volume(values: Sequence[Sequence[float]], goal: Goal) -> float:
@@ -188,12 +197,15 @@ def _keeps(finalist: Finalist, goal: Goal, lost: float) -> bool:
     return are_kept(goal.limits.violations(*parts))
 
 
-def by_use(finalists: list[Finalist], goal: Goal) -> list[Finalist]:
+def by_use(
+    finalists: list[Finalist], goal: Goal, hopes: Mapping[int, float] | None = None
+) -> list[Finalist]:
     """Put the finalists first that a user would take: they are trained first.
 
     Args:
         finalists: in any order.
         goal: has the baseline.
+        hopes: loss of accuracy that is expected after recovery, by number of the trial.
 
     Returns:
         The smallest and the fastest ones that lose at most NEAR (or are hoped to), the most
@@ -201,7 +213,12 @@ def by_use(finalists: list[Finalist], goal: Goal) -> list[Finalist]:
     """
     if not finalists:
         return []
-    near = [f for f in finalists if goal.baseline.accuracy - f.expected <= NEAR] or finalists
+
+    def lost(finalist: Finalist) -> float:
+        loss = goal.baseline.accuracy - finalist.expected
+        return min(loss, (hopes or {}).get(finalist.number, loss))
+
+    near = [finalist for finalist in finalists if lost(finalist) <= NEAR] or finalists
     first = [
         min(near, key=lambda f: f.size_bytes),
         min(near, key=lambda f: f.latency_ms),

@@ -26,6 +26,7 @@ from autocompress.search.finish.finalists import (
     by_use,
     choose_finalists,
     choose_hopefuls,
+    hopes_of,
     recover_finalists,
     without_disappointing,
 )
@@ -92,7 +93,7 @@ class FrontMaker:
             raise AutocompressError(
                 f"search: no trial finished; see the causes in {self.folder / TRIALS_FILE}"
             )
-        finalists = self._with_hopefuls(finalists, before)
+        finalists = self._with_hopefuls(finalists)
         front, check = self._measured(finalists, run)
         finalists = _verified(finalists, front, self.progress)
         _say_errors(check, len(finalists), self.progress)
@@ -135,19 +136,16 @@ class FrontMaker:
             front, _ = again._measured([*finalists, *again._recovered(more)], run)
         return front, run
 
-    def _with_hopefuls(self, finalists: list[Finalist], before: list[int]) -> list[Finalist]:
+    def _with_hopefuls(self, finalists: list[Finalist]) -> list[Finalist]:
         """Return recovered finalists, and trials that recovery has brought to the front.
 
-        Those of an earlier front stay first.
+        Those are trained first that a user would take after their recovery.
         """
-        parts = (self.study, self.problem, self.goal, finalists)
-        hopefuls = choose_hopefuls(*parts) if self.plan.steps > 0 else []
-        if not hopefuls:
+        if self.plan.steps == 0:
             return self._recovered(finalists)
-        known = [finalist for finalist in finalists if finalist.number in before]
-        new = [finalist for finalist in finalists if finalist.number not in before]
-        recovered = self._recovered([*known, *by_use([*new, *hopefuls], self.goal)])
-        return without_disappointing(recovered, self.goal)
+        hopefuls = choose_hopefuls(self.study, self.problem, self.goal, finalists)
+        everyone = by_use([*finalists, *hopefuls], self.goal, hopes_of(self.study))
+        return without_disappointing(self._recovered(everyone), self.goal)
 
     def _recovered(self, finalists: list[Finalist]) -> list[Finalist]:
         late, training_s = self.clock.recovery_deadline, least_s(self.problem.float_files.pass_s)

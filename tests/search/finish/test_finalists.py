@@ -164,3 +164,12 @@ def test_hopefuls_are_trained_first_where_a_user_would_take_them() -> None:
     known = Finalist(0, Candidate(), 500, 2.0, (0.89,))
     hopeful = Finalist(1, Candidate(), 100, 1.0, (0.6,), hoped=0.895)
     assert by_use([known, hopeful], GOAL) == [hopeful, known]
+
+
+def test_members_of_the_front_that_recovery_would_bring_nearer_are_trained_first() -> None:
+    """Without hopes those come first that hardly need a training."""
+    good = Finalist(0, Candidate(), 500, 2.0, (0.895,))
+    fast = Finalist(1, Candidate(), 400, 1.0, (0.88,))
+    lossy = Finalist(2, Candidate(), 50, 0.5, (0.6,))
+    assert by_use([good, fast, lossy], GOAL)[0] == good
+    assert by_use([good, fast, lossy], GOAL, {0: 0.002, 1: 0.008, 2: 0.1}) == [fast, good, lossy]
