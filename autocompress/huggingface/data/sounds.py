@@ -106,7 +106,8 @@ class SoundReader:
         """
         rate = int(self.processor.sampling_rate)
         waves = [read_sound(record, self.column, rate)[: self.length] for record in records]
-        name, arguments = self.processor.model_input_names[0], {"sampling_rate": rate}
+        name = self.processor.model_input_names[0]
+        arguments: dict[str, Any] = {"sampling_rate": rate}
         masked = name == WAVES and getattr(self.processor, "return_attention_mask", False)
         if masked:
             arguments |= {"padding": "max_length", "max_length": self.length}
