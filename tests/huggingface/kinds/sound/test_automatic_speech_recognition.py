@@ -14,6 +14,8 @@ from small_folders import front_of, save, score, transformers, write_jsonl
 
 import autocompress as ac
 from autocompress.errors import TaskError
+from autocompress.huggingface.data.records import Record
+from autocompress.huggingface.data.sounds import SoundReader
 
 RATE, LENGTH = 1000, 800
 LETTERS = ["<pad>", "<s>", "</s>", "<unk>", "|", *"abcdefgh"]
@@ -98,6 +100,25 @@ def test_without_transcripts_the_float_model_answers(
     agreement, metrics = score(task)
     assert agreement == 1.0
     assert metrics["divergence"] == pytest.approx(0.0, abs=1e-5)
+
+
+def test_padding_of_masked_models_is_masked(tmp_path: Path) -> None:
+    extractor = transformers.Wav2Vec2FeatureExtractor(
+        sampling_rate=RATE, do_normalize=True, return_attention_mask=True
+    )
+    draw, waves = np.random.default_rng(0), []
+    for i, length in enumerate((300, LENGTH)):
+        raw = (0.2 * draw.standard_normal(length) * 32767).astype(np.int16)
+        wavfile.write(tmp_path / f"{i}.wav", RATE, raw)
+        waves.append(raw.astype(np.float32) / 32767)
+    expected = extractor(waves, sampling_rate=RATE, padding=True, return_tensors="pt")
+    records = [Record({"audio": f"{i}.wav"}, f"line {i}", tmp_path) for i in range(2)]
+    found = SoundReader("audio", extractor, LENGTH)(records)
+    assert set(found) == {"input_values", "attention_mask"}
+    assert found["attention_mask"].sum(1).tolist() == [300, LENGTH]
+    torch.testing.assert_close(found["input_values"], expected["input_values"])
+    (cut,) = SoundReader("audio", extractor, 200)(records[1:])["attention_mask"].sum(1).tolist()
+    assert cut == 200
 
 
 def test_texts_that_are_missing(folder: Path, rows: list[dict[str, Any]], tmp_path: Path) -> None:

@@ -108,7 +108,11 @@ def test_columns_that_are_missing(folder: Path, tmp_path: Path) -> None:
         ac.from_pretrained(folder, validation=data, test=data)
 
 
+SEARCHED = ["t5", *(pytest.param(name, marks=pytest.mark.extensive) for name in ("bart", "marian"))]
+
+
 @pytest.mark.slow
+@pytest.mark.parametrize("folder", SEARCHED, indirect=True)
 def test_a_search_finds_smaller_files(folder: Path, tmp_path: Path) -> None:
     data = write_jsonl(tmp_path / "dev.jsonl", rows())
     task = ac.from_pretrained(folder, data=data, validation=data, test=data)

@@ -159,6 +159,9 @@ def test_objects_that_cannot_be_read(
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize(
+    "folder", ["yolos", pytest.param("detr", marks=pytest.mark.extensive)], indirect=True
+)
 def test_a_search_finds_smaller_files(
     folder: Path, rows: list[dict[str, Any]], tmp_path: Path
 ) -> None:
