@@ -157,20 +157,64 @@ def zero_shot_image_classification(place: Path) -> Source:
     return Source(folder, write_jsonl(place / "dev.jsonl", rows), "recall@1")
 
 
-def audio_classification(place: Path) -> Source:
-    config = transformers.Wav2Vec2Config(
-        hidden_size=32,
-        num_hidden_layers=1,
-        num_attention_heads=2,
-        intermediate_size=64,
-        conv_dim=(16, 16),
-        conv_kernel=(10, 3),
-        conv_stride=(5, 2),
-        num_conv_pos_embeddings=4,
-        num_conv_pos_embedding_groups=2,
-        classifier_proj_size=16,
+def image_segmentation(place: Path) -> Source:
+    from PIL import Image
+    from transformers.models.segformer.image_processing_pil_segformer import (
+        SegformerImageProcessorPil,
+    )
+
+    config = transformers.SegformerConfig(
+        num_encoder_blocks=2,
+        depths=[1, 1],
+        sr_ratios=[4, 1],
+        hidden_sizes=[16, 32],
+        patch_sizes=[7, 3],
+        strides=[4, 2],
+        num_attention_heads=[1, 2],
+        mlp_ratios=[2, 2],
+        decoder_hidden_size=16,
         **TWO,
     )
+    processor = SegformerImageProcessorPil(size={"height": SIDE, "width": SIDE})
+    model = transformers.SegformerForSemanticSegmentation(config)
+    folder = save(place / "model", model, processor, spread=6.0)
+    rows = []
+    for i, file in enumerate(pictures(place, 16)):
+        mask = np.arange(SIDE * SIDE).reshape(SIDE, SIDE) % (i + 2) == 0
+        Image.fromarray(mask.astype(np.uint8)).save(place / f"mask-{i}.png")
+        rows.append({"image": file, "mask": f"mask-{i}.png"})
+    return Source(folder, write_jsonl(place / "dev.jsonl", rows), "mean_iou")
+
+
+WAV2VEC = {
+    "hidden_size": 32,
+    "num_hidden_layers": 1,
+    "num_attention_heads": 2,
+    "intermediate_size": 64,
+    "conv_dim": (16, 16),
+    "conv_kernel": (10, 3),
+    "conv_stride": (5, 2),
+    "num_conv_pos_embeddings": 4,
+    "num_conv_pos_embedding_groups": 2,
+}
+
+
+def automatic_speech_recognition(place: Path) -> Source:
+    letters = ["<pad>", "<s>", "</s>", "<unk>", "|", *"abcdefgh"]
+    config = transformers.Wav2Vec2Config(
+        vocab_size=len(letters), num_feat_extract_layers=2, pad_token_id=0, **WAV2VEC
+    )
+    (place / "vocab.json").write_text(json.dumps({letter: i for i, letter in enumerate(letters)}))
+    words = transformers.Wav2Vec2CTCTokenizer(place / "vocab.json")
+    extractor = transformers.Wav2Vec2FeatureExtractor(sampling_rate=RATE, do_normalize=True)
+    model = transformers.Wav2Vec2ForCTC(config)
+    folder = save(place / "model", model, words, extractor, spread=6.0)
+    rows = [{"audio": file, "sentence": "a bad cab"} for file in sounds(place, 12)]
+    return Source(folder, write_jsonl(place / "dev.jsonl", rows), "wer")
+
+
+def audio_classification(place: Path) -> Source:
+    config = transformers.Wav2Vec2Config(classifier_proj_size=16, **WAV2VEC, **TWO)
     extractor = transformers.Wav2Vec2FeatureExtractor(sampling_rate=RATE, do_normalize=True)
     model = transformers.Wav2Vec2ForSequenceClassification(config)
     folder = save(place / "model", model, extractor, spread=6.0)
@@ -188,7 +232,9 @@ SOURCES: dict[str, Callable[[Path], Source]] = {
     "sentence-similarity": sentence_similarity,
     "image-classification": image_classification,
     "zero-shot-image-classification": zero_shot_image_classification,
+    "image-segmentation": image_segmentation,
     "audio-classification": audio_classification,
+    "automatic-speech-recognition": automatic_speech_recognition,
 }
 
 

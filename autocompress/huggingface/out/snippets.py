@@ -13,6 +13,7 @@ ARRAYS = "ARRAYS"  # in lines: "np" or "pt"
 DISABLED = "optimization.disable_specified_optimizers"  # entry of a session's options
 LABELS = 'labels = AutoConfig.from_pretrained(".").id2label'
 TOKENIZER = 'tokenizer = AutoTokenizer.from_pretrained(".")'
+PROCESSOR = 'processor = AutoImageProcessor.from_pretrained(".")'
 PILLOW = "from PIL import Image"
 PICTURE = 'picture = Image.open("picture.png").convert("MODE")'
 
@@ -43,6 +44,12 @@ class Lines:
 
 
 ONE_TEXT = ('inputs = tokenizer("A text.", return_tensors=ARRAYS)',)
+WAVES = ("import numpy as np", "from scipy.io import wavfile")
+SOUND = (
+    'rate, sound = wavfile.read("sound.wav")  # SAMPLING',
+    "sound = (sound / 32767).astype(np.float32)CUT",
+    "inputs = processor(sound, sampling_rate=rate, return_tensors=ARRAYS)",
+)
 BEST = ("print(labels[int(logits[0].argmax())])",)
 LINES = {
     "text-classification": Lines(
@@ -86,15 +93,23 @@ LINES = {
         loading=", use_cache=False",
     ),
     "image-classification": Lines(
-        ('processor = AutoImageProcessor.from_pretrained(".")', LABELS),
+        (PROCESSOR, LABELS),
         (PICTURE, "inputs = processor(images=picture, return_tensors=ARRAYS)"),
         ("logits",),
         BEST,
         "ORTModelForImageClassification",
         (PILLOW,),
     ),
+    "image-segmentation": Lines(
+        (PROCESSOR, LABELS),
+        (PICTURE, "inputs = processor(images=picture, return_tensors=ARRAYS)"),
+        ("logits",),
+        ("print({labels[int(i)] for i in logits[0].argmax(0).flatten()})  # of a coarser grid",),
+        "ORTModelForSemanticSegmentation",
+        (PILLOW,),
+    ),
     "zero-shot-image-classification": Lines(
-        (TOKENIZER, 'processor = AutoImageProcessor.from_pretrained(".")'),
+        (TOKENIZER, PROCESSOR),
         (
             'texts = ["This is a photo of a cat.", "This is a photo of a dog."]',
             "inputs = dict(tokenizer(texts, PADDING, return_tensors=ARRAYS))",
@@ -110,15 +125,19 @@ LINES = {
     ),
     "audio-classification": Lines(
         ('processor = AutoFeatureExtractor.from_pretrained(".")', LABELS),
-        (
-            'rate, sound = wavfile.read("sound.wav")  # SAMPLING',
-            "sound = (sound / 32767).astype(np.float32)CUT",
-            "inputs = processor(sound, sampling_rate=rate, return_tensors=ARRAYS)",
-        ),
+        SOUND,
         ("logits",),
         BEST,
         "ORTModelForAudioClassification",
-        ("import numpy as np", "from scipy.io import wavfile"),
+        WAVES,
+    ),
+    "automatic-speech-recognition": Lines(
+        ('processor = AutoFeatureExtractor.from_pretrained(".")', TOKENIZER),
+        SOUND,
+        ("logits",),
+        ("print(tokenizer.decode(logits[0].argmax(-1)))",),
+        "ORTModelForCTC",
+        WAVES,
     ),
 }
 TWO_TEXTS = 'inputs = tokenizer(["A text.", "Another one."], padding=True, return_tensors=ARRAYS)'
@@ -162,7 +181,7 @@ def runtime_lines(facts: Facts) -> list[str]:
     Returns:
         A program that starts in the folder. Of an unknown task it lacks the inputs.
     """
-    lines = LINES.get(facts.task)
+    lines = _lines_of(facts)
     opening = [*option_lines(facts.settings), session_line(facts.settings)]
     calls = facts.settings.runtime != "onnxruntime"
     if lines is None:
@@ -197,7 +216,7 @@ def optimum_lines(facts: Facts) -> list[str]:
     Returns:
         A program that starts in the folder; none for an unknown task or another runtime.
     """
-    lines = LINES.get(facts.task)
+    lines = _lines_of(facts)
     if lines is None or facts.settings.runtime != "onnxruntime":
         return []
     load = [line for line in lines.load if line != LABELS]
@@ -212,6 +231,14 @@ def optimum_lines(facts: Facts) -> list[str]:
         "outputs = model(**inputs)",
         *lines.show_optimum,
     ]
+
+
+def _lines_of(facts: Facts) -> Lines | None:
+    """Return the lines of a task; None for another one, or if a decoder reads what it has written.
+
+    A program for such a file needs a loop over tokens, which transformers and optimum hide.
+    """
+    return None if "decoder_input_ids" in facts.inputs else LINES.get(facts.task)
 
 
 def _disabling(settings: SessionSettings) -> list[str]:

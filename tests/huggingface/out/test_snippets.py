@@ -74,3 +74,5 @@ def test_other_runtimes_and_unknown_tasks() -> None:
         'outputs = session.run(None, {"input_ids": input_ids, "attention_mask": attention_mask})'
     )
     assert optimum_lines(facts("object-detection")) == []
+    written = {"input_features": ("batch", 80, 30), "decoder_input_ids": ("batch", "written")}
+    assert "session.run(None, " in runtime_lines(facts("automatic-speech-recognition", written))[-1]

@@ -40,7 +40,9 @@ TOKENS = {"input_ids": ("batch", "sequence"), "attention_mask": ("batch", "seque
 INPUTS = {
     "image-classification": {"pixel_values": PICTURE},
     "zero-shot-image-classification": {**TOKENS, "pixel_values": PICTURE},
+    "image-segmentation": {"pixel_values": PICTURE},
     "audio-classification": {"input_values": ("batch", SAMPLES)},
+    "automatic-speech-recognition": {"input_values": ("batch", SAMPLES)},
 }
 OF_WORDS = ("fill-mask", "text-generation", "token-classification")
 
@@ -71,6 +73,9 @@ def graph(kind: str) -> Any:
             nodes.append(helper.make_node("OneHot", ["known", "words", "off_on"], [name]))
         elif kind == "question-answering":
             nodes.append(helper.make_node("Identity", ["floats"], [name]))
+        elif kind == "automatic-speech-recognition":  # of one frame
+            nodes.append(helper.make_node("Concat", ["mean", "other"], ["pair"], axis=1))
+            nodes.append(helper.make_node("Unsqueeze", ["pair", "last"], [name]))
         else:
             nodes.append(helper.make_node("Concat", ["mean", "other"], [name], axis=1))
         outputs.append(helper.make_tensor_value_info(name, TensorProto.FLOAT, None))
@@ -118,7 +123,10 @@ OURS = {"model.onnx", "recipe.yaml", "model.safetensors", "README.md", "ort_conf
 TEXT = {"tokenizer.json", "tokenizer_config.json"}
 FILES = {
     "image-classification": {"preprocessor_config.json"},
+    "image-segmentation": {"preprocessor_config.json"},
     "audio-classification": {"preprocessor_config.json"},
+    "automatic-speech-recognition": {"preprocessor_config.json", "tokenizer_config.json"}
+    | {"vocab.json"},
     "zero-shot-image-classification": {*TEXT, "preprocessor_config.json"},
     "sentence-similarity": {*TEXT, "modules.json", "sentence_bert_config.json"}
     | {"1_Pooling/config.json"},
@@ -140,7 +148,7 @@ def test_a_folder_holds_what_the_program_in_its_card_needs(
         expected = json.loads((folder / name).read_text())
         if kind == "text-generation" and name in ("config.json", "generation_config.json"):
             expected["use_cache"] = False
-        if name == "tokenizer_config.json":
+        if name == "tokenizer_config.json" and "tokenizer.json" in found:
             assert expected["tokenizer_class"] == "TokenizersBackend"
             expected["tokenizer_class"] = "PreTrainedTokenizerFast"
             expected["model_input_names"] = ["input_ids", "attention_mask"]
@@ -154,7 +162,9 @@ def test_a_folder_holds_what_the_program_in_its_card_needs(
     programs = re.findall(r"```python\n(.*?)```", card, flags=re.S)
     capsys.readouterr()
     exec(programs[0], {})
-    assert capsys.readouterr().out.strip()
+    said = capsys.readouterr().out
+    silent = kind == "automatic-speech-recognition"  # its transcript is empty
+    assert said == "\n" if silent else said.strip()
     for program in programs[1:]:  # they need other libraries
         compile(program, "README.md", "exec")
 
