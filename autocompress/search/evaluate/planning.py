@@ -48,10 +48,6 @@ LEAST_BLOCKS = 300  # steps of each block, without a timeout
 TRIAL_S, LONG_S = 30.0, 300.0
 PASSES = 4  # forward passes that a step takes: the teacher's, the student's, and its backward pass
 MACS_PER_S, S_PER_PARAMETER, S_PER_STEP = 4e10, 1e-8, 0.02
-# For TESTED steps of networks with batch normalisations, where there is no time for a range test. A
-# ResNet-20 with half of its filters came from 0.698 to 0.787 in 250 steps of ten times the default
-# rate, and to 0.756 with that itself (float 0.827).
-NORMALISED_RATE = 1e-3
 BROKEN = (*FAILED, UserCodeError)  # the trials say why
 
 
@@ -90,7 +86,6 @@ def plan_trainings(
     stage = None if recovery.by_blocks or stop() else _lossy(problem, stop)
     step_s = 0.0 if left_s is None else _step_s(problem, stage, TIMED_SHARE * left_s, stop)
     rate = None if stage is None else _rate(problem, stage, step_s, left_s, folder, stop)
-    rate = _usual_rate(problem) if rate is None else rate
     if not recovery.plans_steps:
         return replace(of_space, learning_rate=rate)
     epoch = _epoch(problem)
@@ -183,12 +178,3 @@ def _rate(
         return best_rate(trainer, problem.stitcher, stage, folder, stop)
     except BROKEN:
         return None
-
-
-def _usual_rate(problem: Problem) -> float | None:
-    """Return the rate of networks with batch normalisations, unless the space names rates."""
-    recovery = problem.space.recovery
-    if not recovery.tests_rates or recovery.by_blocks:
-        return None
-    names = [name for name, _ in problem.task.model.named_buffers()]
-    return NORMALISED_RATE if any(name.endswith("running_mean") for name in names) else None

@@ -11,7 +11,6 @@ from typing import Any
 
 import pytest
 import torch
-from torch import nn
 
 from autocompress import Candidate
 from autocompress.errors import NotComputableError
@@ -21,7 +20,6 @@ from autocompress.search.evaluate.planning import (
     FEW_STEPS,
     LEAST_BLOCKS,
     LONG_EPOCHS,
-    NORMALISED_RATE,
     TRIAL_EPOCHS,
     plan_trainings,
 )
@@ -37,7 +35,6 @@ from autocompress.space.recovery import RecoverySpace, parse_recovery
 from autocompress.task.user_code import UserCodeError
 
 BATCH = 16
-PLAIN = nn.Linear(3, 3)
 
 
 @dataclass(frozen=True)
@@ -59,18 +56,12 @@ class MadeUpProblem:
 
 
 def problem(
-    data: dict[str, Any],
-    macs: int = 10**8,
-    pass_s: float = 0.1,
-    batches: int = 1000,
-    model: nn.Module = PLAIN,
+    data: dict[str, Any], macs: int = 10**8, pass_s: float = 0.1, batches: int = 1000
 ) -> MadeUpProblem:
     train = [(torch.zeros(BATCH, 3), None)] * batches
     return MadeUpProblem(
         Space(parse_recovery("s", data)),
-        SimpleNamespace(
-            training_batches=lambda: train, example_inputs=torch.zeros(1, 3), model=model
-        ),
+        SimpleNamespace(training_batches=lambda: train, example_inputs=torch.zeros(1, 3)),
         SimpleNamespace(total_macs=macs, total_parameters=10**6),
         SimpleNamespace(pass_s=pass_s, teacher=range(64)),
     )
@@ -164,18 +155,6 @@ def test_a_range_test_must_be_quick_or_known(timed: dict[str, Any]) -> None:
     timed["known"] = True
     assert plan(problem({"alpha": 0.5}), 400.0).learning_rate == 6e-4
     assert plan(problem({"alpha": 0.5, "learning_rate": 1e-4}), 400.0).learning_rate is None
-
-
-def test_normalised_networks_have_a_higher_rate_where_none_is_tested(timed: dict[str, Any]) -> None:
-    timed["step_s"] = 0.1
-    network = nn.Sequential(nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4))
-    assert plan(problem({"alpha": 0.5}, model=network), 400.0).learning_rate == NORMALISED_RATE
-    given = problem({"alpha": 0.5, "learning_rate": 1e-4}, model=network)
-    assert plan(given, 400.0).learning_rate is None, "the space says it"
-    large = replace(given, space=Space(replace(given.space.recovery, blocks=True)))
-    assert plan(large, 400.0).learning_rate is None
-    timed["known"] = True
-    assert plan(problem({"alpha": 0.5}, model=network), 400.0).learning_rate == 6e-4
 
 
 @pytest.mark.parametrize(
