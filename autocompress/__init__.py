@@ -293,8 +293,8 @@ def export(
     """Copy the files of a point: model.onnx, recipe.yaml, model.safetensors and README.md.
 
     If the task was made of a model folder, its config, tokenizer and processor are copied too,
-    and transformers, optimum and sentence-transformers load the result. A warning names what the
-    model folder lacks by now.
+    and optimum and the ONNX backend of sentence-transformers load the result. A warning names what
+    the model folder lacks by now.
 
     Args:
         result: of the search.

@@ -122,7 +122,9 @@ def from_pretrained(
         batch_first=parts.batch_first,
         notes=(f"model folder: {opened.task}, accuracy is {first}", *parts.notes),
         typos=Typos(parts.tokenizer) if misspelt else None,
-        pretrained=Pretrained(str(opened.path), opened.task, first, special, digests(opened)),
+        pretrained=Pretrained(
+            str(opened.path.resolve()), opened.task, first, special, digests(opened)
+        ),
     )
 
 

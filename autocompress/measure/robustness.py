@@ -214,11 +214,27 @@ def corruptions_of(
     Returns:
         Name of the metric ("accuracy_contrast", ...) -> corrupted batches.
     """
+    names = corruptions(batches, batch_first, typos)
+    # The samples are read and held once.
+    samples = take_samples(batches, SAMPLES, whole=True) if names else []
+    return {f"accuracy_{name}": Corrupted(samples, name, special, typos) for name in names}
+
+
+def corruptions(
+    batches: Batches, batch_first: bool | None = None, typos: Corruption | None = None
+) -> list[str]:
+    """Return the names of the corruptions that change the inputs of a split.
+
+    Args:
+        batches: the split.
+        batch_first: False if samples cannot be told apart; then only noise is applied.
+        typos: as `Task.typos`.
+    """
     inputs = next(iter(batches))[0]
     named = isinstance(inputs, Mapping) and TOKENS in inputs
     arguments = inputs.items() if isinstance(inputs, Mapping) else [("", inputs)]
     tensors = [(tensor, key) for key, part in arguments for tensor in input_tensors((part,))]
-    corrupted = {}
+    names = []
     for name, (own, applies) in CORRUPTIONS.items():
         if own is None and typos is None:
             continue
@@ -226,8 +242,8 @@ def corruptions_of(
         if (batch_first is not False or not by_sample) and any(
             applies(tensor, key, named) for tensor, key in tensors
         ):
-            corrupted[f"accuracy_{name}"] = Corrupted(batches, name, special, typos)
-    return corrupted
+            names.append(name)
+    return names
 
 
 def fragile_under(

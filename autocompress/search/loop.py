@@ -132,7 +132,7 @@ def _ready(
         return front
     try:
         parts = (opened, request, settings, files.folder, setup, progress)
-        ready = get_ready(*parts, files.pass_s)
+        ready = get_ready(*parts, files.pass_s, files.tested_share)
     except KeyboardInterrupt:
         if front is None:
             raise

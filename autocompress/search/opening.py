@@ -194,6 +194,7 @@ def get_ready(
     setup: Setup,
     progress: SearchProgress,
     file_pass_s: float | None = None,
+    tested_share: float = 0.0,
 ) -> ReadySearch:
     """Measure latencies and sensitivities, and divide the time that is left.
 
@@ -205,6 +206,7 @@ def get_ready(
         setup: is told the steps, and says what there is time for.
         progress: shows what a user should know.
         file_pass_s: seconds of a pass of a compressed file, if one was run already.
+        tested_share: part of the test split that an earlier run has used.
 
     Returns:
         Everything that is ready before the first trial.
@@ -223,7 +225,7 @@ def get_ready(
     )
     given, steps = settings.finalize_steps, problem.space.recovery.steps
     recovers = (steps if given is None else given) > 0
-    clock = clock_of(problem, settings, setup.started, recovers, file_pass_s)
+    clock = clock_of(problem, settings, setup.started, recovers, file_pass_s, tested_share)
     setup("planning recovery", 0.0)
     until = clock.search_deadline
     training = plan_trainings(problem, settings.n_trials, until, stopped=setup.stopped)

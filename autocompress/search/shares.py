@@ -12,7 +12,7 @@ import torch
 from threadpoolctl import threadpool_limits
 
 from autocompress.measure.robustness import SAMPLES as DISTURBED
-from autocompress.measure.robustness import corruptions_of
+from autocompress.measure.robustness import corruptions
 from autocompress.search.problem.clock import (
     EXPORT_S,
     FEW_FILES,
@@ -46,6 +46,7 @@ def clock_of(
     started: float,
     recovers: bool,
     file_pass_s: float | None = None,
+    tested_share: float = 0.0,
 ) -> Clock:
     """Divide the timeout, by what a pass over the validation split took.
 
@@ -55,12 +56,13 @@ def clock_of(
         started: when the search began, by the monotonic clock.
         recovers: True if the front is trained at the end.
         file_pass_s: seconds of a pass of a compressed file, if one was run already.
+        tested_share: part of the test split that an earlier run has used; never less is used.
 
     Returns:
         Deadlines.
     """
     task = problem.task
-    kinds = len(corruptions_of(task.validation, task.batch_first, typos=task.typos))
+    kinds = len(corruptions(task.validation, task.batch_first, task.typos))
     passes = kinds * min(1.0, DISTURBED / len(problem.race.teacher))
     latency_s = problem.baseline.latency_ms / 1e3 * (1 + len(task.latency_inputs))
     float_s, is_tuned = problem.float_files.pass_s, problem.settings != problem.target.settings
@@ -71,12 +73,13 @@ def clock_of(
     openings = PASSES if is_large(str(problem.float_path)) else 1
     timing_s = (is_tuned, latency_s, OPEN_S + openings * by_size_s)
     clock = Clock(started, settings.timeout_s, recovers, *files_s, *timing_s, time.monotonic())
+    clock.inputs = 1 + len(task.latency_inputs)
     if task.test is None:
         return clock
     tested = 1.0  # passes over the test split, as passes over the validation split
     if isinstance(task.test, Sized) and isinstance(task.validation, Sized):
         tested = len(task.test) / max(1, len(task.validation))
-    share = _test_share(clock, tested)
+    share = max(tested_share, _test_share(clock, tested))
     return replace(clock, rest_passes=passes + share * tested, test_share=share)
 
 

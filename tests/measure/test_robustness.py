@@ -4,7 +4,12 @@ from __future__ import annotations
 
 import torch
 
-from autocompress.measure.robustness import Corrupted, corruptions_of, fragile_under
+from autocompress.measure.robustness import (
+    Corrupted,
+    corruptions,
+    corruptions_of,
+    fragile_under,
+)
 
 GENERATOR = torch.Generator().manual_seed(0)
 IMAGES = torch.rand(32, 3, 8, 8, generator=GENERATOR)
@@ -94,6 +99,24 @@ def test_every_pass_is_the_same_and_only_what_applies_is_measured() -> None:
     sounds = corruptions_of([({"input_values": IMAGES[:, 0, 0]}, None)])
     assert set(sounds) == {"accuracy_gaussian_noise", "accuracy_contrast", "accuracy_gain"}
     assert set(corruptions_of([((TOKENS, MASK), None)])) == {"accuracy_token_dropout"}
+
+
+def test_samples_are_read_once_for_all_corruptions() -> None:
+    read = []
+
+    class Counting:
+        def __iter__(self):
+            read.append(1)
+            return iter(BATCHES)
+
+    names = corruptions(Counting())
+    assert len(read) == 1, "only the first batch is looked at"
+    split = corruptions_of(Counting())
+    assert list(split) == [f"accuracy_{name}" for name in names]
+    assert len(read) == 3
+    for _ in range(2):
+        assert all(list(one) for one in split.values())
+    assert len(read) == 3
 
 
 def test_what_loses_more_than_on_clean_inputs_is_fragile() -> None:

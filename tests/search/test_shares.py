@@ -69,3 +69,8 @@ def test_a_test_split_that_takes_too_long_is_used_in_part(tmp_path: Path) -> Non
     assert part.rest_passes == pytest.approx(2 + 10 * part.test_share)
     assert made(100, 30.0, 300).test_share == 0.1, "as many batches as the validation split"
     assert made(5, 30.0, 300).test_share == 1, "the test split is the smaller one"
+    settings = SimpleNamespace(timeout_s=300)
+    parts = (problem_of(path, 100, 1.0), settings, time.monotonic(), True, None)
+    again = clock_of(*parts, 1.0)
+    assert again.test_share == 1, "an earlier run has used all of it"
+    assert again.rest_passes > part.rest_passes

@@ -34,6 +34,20 @@ class Labels:
         by_number: Mapping[Any, Any] = config.id2label
         return cls(tuple(str(by_number[i]) for i in sorted(by_number, key=int)))
 
+    def named(self, text: str) -> int | None:
+        """Return the number of the class with a name.
+
+        Args:
+            text: the name, in any case if that is unique.
+
+        Returns:
+            None if the model has no such class.
+        """
+        if text in self.names:
+            return self.names.index(text)
+        alike = [i for i, name in enumerate(self.names) if name.lower() == text.lower()]
+        return alike[0] if len(alike) == 1 else None
+
     def number(self, value: Any, place: str) -> int:
         """Return the number of a class.
 

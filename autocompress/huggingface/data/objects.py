@@ -77,7 +77,9 @@ class Places:
             )
         value = record.values.get(self.whole)
         if isinstance(value, Mapping):
-            return self._paired(_first(value, BOXES), _first(value, CLASSES), record)
+            pairs = self._paired(_first(value, BOXES), _first(value, CLASSES), record)
+            groups = value.get("iscrowd") or [0] * len(pairs)
+            return [pair for pair, group in zip(pairs, groups, strict=False) if not group]
         if isinstance(value, list) and all(isinstance(part, Mapping) for part in value):
             kept = [part for part in value if not part.get("iscrowd")]
             return [(_first(part, BOXES), _first(part, CLASSES)) for part in kept]

@@ -24,6 +24,7 @@ from autocompress.huggingface.extra import library, told
 
 Wave = NDArray[np.float32]
 WAVES, MASK = "input_values", "attention_mask"
+WAV_STARTS = (b"RIFF", b"RIFX", b"RF64")
 LONGEST_S = 30.0  # of a sound, in seconds
 LOOKED_AT = 200  # sounds of the validation split whose length is read
 
@@ -48,7 +49,11 @@ def read_sound(record: Record, column: str, rate: int) -> Wave:
         return _at_rate(wave, int(value.get("sampling_rate") or rate), rate)
     file = media_file(record, column, "sound")
     where = record.place if isinstance(file, io.BytesIO) else str(file)
-    if isinstance(file, Path) and file.suffix.lower() != ".wav":
+    if isinstance(file, Path):
+        is_wav = file.suffix.lower() == ".wav"
+    else:
+        is_wav = file.getvalue()[:4] in WAV_STARTS
+    if not is_wav:
         files = library("soundfile", f"{where}: files other than wav", "soundfile")
         with told(f"{where}: the sound cannot be read"):
             wave, own = files.read(file, dtype="float32")

@@ -32,6 +32,7 @@ def decoded_parts(
     reader: Callable[[list[Record]], Read],
     options: Options,
     notes: Sequence[str] = (),
+    starts: bool = False,
 ) -> Parts:
     """Return the parts of a task that predicts the next token, by teacher forcing.
 
@@ -44,6 +45,8 @@ def decoded_parts(
         reader: records of a split -> what reads their pictures or sounds.
         options: of the user.
         notes: further lines for the user.
+        starts: True if the tokenizer may write the token that the decoder begins with; it is no
+            target then.
 
     Returns:
         The parts.
@@ -61,6 +64,8 @@ def decoded_parts(
         column = columns.need(part, records)
         texts = [value_of(record, column, str, "a text") for record in records]
         tokens = [encoding["input_ids"] for encoding in encoder.encode(split, texts, written=True)]
+        if starts:
+            tokens = [row[1:] if row[:1] == [start] else row for row in tokens]
         numbers = [words * len(row) for row in tokens]
         pairs = list(zip(records, tokens, strict=True))
         pairs = within_memory(pairs, numbers, split, options, lines)

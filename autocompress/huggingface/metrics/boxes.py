@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -78,7 +79,7 @@ class AveragePrecision:
             targets: for each picture "boxes" (objects, 4) and "classes" (objects,).
 
         Returns:
-            From 0 to 1; 0 if no picture has an object.
+            From 0 to 1; NaN if no picture has an object.
         """
         scores: dict[int, list[Array]] = defaultdict(list)
         right: dict[int, list[Array]] = defaultdict(list)
@@ -99,7 +100,7 @@ class AveragePrecision:
                 order = np.argsort(-np.concatenate(scores[kind]), kind="stable")
                 hits = np.concatenate(right[kind], 1)[:, order]
                 precisions += [precision_at_recalls(row, count) for row in hits]
-        return float(np.mean(precisions)) if precisions else 0.0
+        return float(np.mean(precisions)) if precisions else math.nan
 
 
 def matches(pairs: Array, thresholds: Sequence[float]) -> Array:

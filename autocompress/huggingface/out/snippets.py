@@ -285,7 +285,7 @@ def _adapted(lines: Sequence[str], facts: Facts, arrays: str) -> list[str]:
             line = line.replace(word, value)
         adapted.append(line)
         if line == TOKENIZER and facts.tokenizer and not facts.tokenizer.get("pad_token"):
-            adapted.append("tokenizer.pad_token = tokenizer.eos_token")
+            adapted.append("tokenizer.pad_token = tokenizer.pad_token or tokenizer.eos_token")
     return adapted
 
 

@@ -5,11 +5,12 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+from autocompress.errors import ExportError
 from autocompress.export.artifact import copy_artifact, read_recipe
-from autocompress.export.parts.towers import write_towers
+from autocompress.export.parts.towers import TOWERS, write_towers
 from autocompress.huggingface.folder import CONFIG_FILE
 from autocompress.huggingface.out.card import write_card
-from autocompress.huggingface.out.files import copy_files, inner_folder
+from autocompress.huggingface.out.files import PROCESSORS, copy_files, inner_folder
 from autocompress.huggingface.out.settings import (
     TOKENIZER_FILE,
     flat_modules,
@@ -19,7 +20,7 @@ from autocompress.huggingface.out.settings import (
     write_ort_config,
 )
 from autocompress.huggingface.out.snippets import Facts
-from autocompress.results.files import MODEL_FILE, RUN_FILE, read_json
+from autocompress.results.files import MODEL_FILE, RECIPE_FILE, RUN_FILE, read_json
 from autocompress.results.front_point import FrontPoint
 from autocompress.results.measurement import Measurement
 from autocompress.targets.device.sessions import SessionSettings, open_session
@@ -52,14 +53,34 @@ def write_point(
         ExportError: the run folder lacks the file, or the model has no towers to split.
         RunFolderError: a file cannot be written.
     """
+    source = run_folder / point.artifact
+    origin = None
+    if (source / RECIPE_FILE).is_file():
+        origin = read_recipe(source)["origin"].get("pretrained")
+    if origin is not None and to.resolve() == Path(origin["folder"]).resolve():
+        raise ExportError(
+            f"{to}: is the model folder itself, whose weights would be lost; nearest: {to}-small"
+        )
     copy_artifact(run_folder, point, to)
+    for name in TOWERS.values():
+        (to / name).unlink(missing_ok=True)  # of an earlier export
     recipe = read_recipe(to)
     settings = SessionSettings.from_json(recipe["session"])
-    origin = recipe["origin"].get("pretrained")
+    lines = [] if origin is None else _write_papers(run_folder, point, baseline, to, recipe)
     if split_towers:
         write_towers(to, settings)
-    if origin is None:
-        return []
+    return lines
+
+
+def _write_papers(
+    run_folder: Path,
+    point: FrontPoint,
+    baseline: Measurement,
+    to: Path,
+    recipe: dict[str, Any],
+) -> list[str]:
+    """Write what makes a folder complete, and return lines on missing or changed files."""
+    origin, settings = recipe["origin"]["pretrained"], SessionSettings.from_json(recipe["session"])
     known = Pretrained(origin["folder"], origin["task"], origin["metric"], (), origin["files"])
     lines = copy_files(known, to)
     flat_modules(to, inner_folder(known.files))
@@ -75,5 +96,8 @@ def write_point(
 def _facts(to: Path, task: str, settings: SessionSettings) -> Facts:
     session: Any = open_session(str(to / MODEL_FILE))
     shapes = {value.name: tuple(value.shape) for value in session.get_inputs()}
-    files = (CONFIG_FILE, "preprocessor_config.json", TOKENIZER_FILE)
-    return Facts(task, shapes, settings, *(read_object(to / name) for name in files))
+    config, tokenizer = (read_object(to / name) for name in (CONFIG_FILE, TOKENIZER_FILE))
+    processor: dict[str, Any] = {}
+    for name in PROCESSORS:
+        processor = processor or read_object(to / name)
+    return Facts(task, shapes, settings, config, processor, tokenizer)

@@ -88,7 +88,8 @@ class FrontFiles:
         files, front = cls(folder, limits, report), earlier_front(folder)
         if front is not None:
             files._files.update(known_files(folder, front))
-            files.tested_share = known_test(folder)[1]
+            test, share = known_test(folder)
+            files.tested_share = 0.0 if test is None else share
             for point in (*front.points, *front.dominated):
                 if point.trial in files._files:
                     files._points[point.trial] = point
@@ -300,7 +301,10 @@ class FrontFiles:
             if is_complete or not self._has_room(len(files), rest_s):
                 continue
             self.report("running the front on the test split", done / len(files))
+            started = time.monotonic()
             rest = other_scores(problem, str(file.path), self._test_share)
+            if self.clock is not None:
+                self.clock.rest_took(rest_s, time.monotonic() - started)
             files[i] = self._files[file.finalist.number] = replace(file, rest=rest)
         return files
 

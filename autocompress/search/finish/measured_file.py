@@ -189,11 +189,11 @@ def known_test(folder: Path) -> tuple[float | None, float]:
         folder: the run folder.
 
     Returns:
-        (metric, share of the split that it is of); (None, 0) if it has none.
+        (metric, share of the split that it is of); (None, 1) if it has none.
     """
     earlier = earlier_front(folder)
     if earlier is None or earlier.baseline.test_accuracy is None:
-        return None, 0.0
+        return None, 1.0
     return earlier.baseline.test_accuracy, earlier.baseline.test_share
 
 
@@ -218,7 +218,7 @@ def other_scores(
         corruptions_of(judged.validation, judged.batch_first, special, judged.typos)
     )
     if known_test is None and problem.task.test is not None:
-        splits = {TEST: list(spread_batches(problem.task.test, test_share)), **splits}
+        splits = {TEST: spread_batches(problem.task.test, test_share), **splits}
     accuracies: dict[str, float] = {}
     left_out: dict[str, str] = {}
     for name, batches in splits.items():

@@ -42,6 +42,7 @@ class Clock:
         ready: when setting up ended.
         test_share: part of the test split that there is time for.
         recovery_share: part of `left_s` for training the front.
+        inputs: number of inputs of which `latency_s` is the sum.
     """
 
     started: float
@@ -57,7 +58,9 @@ class Clock:
     ready: float
     test_share: float = 1.0
     recovery_share: float = RECOVERY_SHARE
+    inputs: int = 1
     _slowest_s: float | None = field(default=None, init=False)
+    _slower: float = field(default=1.0, init=False)
 
     @property
     def left_s(self) -> float:
@@ -90,7 +93,17 @@ class Clock:
         Args:
             pass_s: of the file; None takes the estimate of all files.
         """
-        return self.rest_passes * (self.pass_s if pass_s is None else pass_s)
+        return self._slower * self.rest_passes * (self.pass_s if pass_s is None else pass_s)
+
+    def rest_took(self, expected_s: float, seconds: float) -> None:
+        """Lengthen `rest_s` if a file took longer than expected.
+
+        Args:
+            expected_s: by `rest_s`.
+            seconds: that it took.
+        """
+        if expected_s > 0:
+            self._slower = max(self._slower, self._slower * seconds / expected_s)
 
     def timing_s(self, files: int) -> float:
         """Return the seconds of timing files in turn with the float one, and of the report.
@@ -99,7 +112,12 @@ class Clock:
             files: number of files.
         """
         runs = RUNS_OF_TWO if self.is_tuned else RUNS
-        runs_s = 2 * FASTER * self.latency_s * (runs if self.latency_s < LONG_S else runs / 3)
+        runs_s = (
+            2
+            * FASTER
+            * self.latency_s
+            * (runs if self.latency_s / self.inputs < LONG_S else runs / 3)
+        )
         return REPORT_S + files * (self.open_s + runs_s)
 
     def after_recovery_s(self, files: int) -> float:

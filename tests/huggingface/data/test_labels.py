@@ -60,3 +60,7 @@ def test_scores_are_finite_numbers() -> None:
 def test_several_labels_in_one_value() -> None:
     assert several(["a", "b"]) == ["a", "b"]
     assert several("a, b,") == ["a", "b"]
+
+
+def test_names_alone() -> None:
+    assert (LABELS.named("7"), LABELS.named("POSITIVE"), LABELS.named("1")) == (2, 1, None)

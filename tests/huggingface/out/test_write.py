@@ -18,6 +18,7 @@ from small_exports import SAMPLES, SIDE, SOURCES
 from small_folders import SPECIAL, WORDS
 
 from autocompress import Candidate, FrontPoint, Measurement, ModuleConfig
+from autocompress.errors import ExportError
 from autocompress.export.artifact import RECIPE_FORMAT, write_model
 from autocompress.huggingface.folder import open_folder
 from autocompress.huggingface.options import Options
@@ -245,3 +246,19 @@ def test_passes_are_turned_off_with_optimum_too(tmp_path: Path) -> None:
         '"GeluFusionL2")'
     )
     assert line in card.splitlines()
+
+
+def test_the_model_folder_itself_is_not_written_to(tmp_path: Path) -> None:
+    run, folder = run_folder(tmp_path, "text-classification")
+    before = {path.name: path.read_bytes() for path in folder.iterdir()}
+    with pytest.raises(ExportError, match="is the model folder itself"):
+        write_point(run, POINT, BASE, folder)
+    assert {path.name: path.read_bytes() for path in folder.iterdir()} == before
+
+
+def test_towers_of_an_earlier_export_do_not_stay(tmp_path: Path) -> None:
+    run, _ = run_folder(tmp_path, "text-classification")
+    (tmp_path / "best").mkdir()
+    (tmp_path / "best/text_model.onnx").write_bytes(b"old")
+    write_point(run, POINT, BASE, tmp_path / "best")
+    assert not (tmp_path / "best/text_model.onnx").exists()

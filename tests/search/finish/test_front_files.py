@@ -169,6 +169,7 @@ def test_without_room_only_known_files_are_timed(files) -> None:
         rest_s=lambda pass_s: 5.0,
         float_pass_s=5.0,
         test_share=1.0,
+        rest_took=lambda *_: None,
         has_room=lambda count, seconds: seconds == 0,
         file_took=lambda seconds: None,
     )
@@ -233,7 +234,9 @@ def test_a_file_whose_trial_has_better_weights_is_made_again_or_stays(files, mon
 
 
 def test_all_files_are_run_on_the_same_part_of_the_test_split(files) -> None:
-    part = SimpleNamespace(next_file_s=1.0, float_pass_s=1.0, test_share=0.25)
+    part = SimpleNamespace(
+        next_file_s=1.0, float_pass_s=1.0, test_share=0.25, rest_took=lambda *_: None
+    )
     part.has_room = lambda count, seconds: True
     part.file_took = lambda seconds: None
     part.rest_s = lambda pass_s: pass_s
@@ -260,7 +263,13 @@ def test_time_that_is_short_goes_to_the_points_that_a_user_would_take(files) -> 
         left[0] -= seconds
         return left[0] >= 0
 
-    short = SimpleNamespace(next_file_s=0.0, float_pass_s=0.0, test_share=1.0, has_room=has_room)
+    short = SimpleNamespace(
+        next_file_s=0.0,
+        float_pass_s=0.0,
+        test_share=1.0,
+        has_room=has_room,
+        rest_took=lambda *_: None,
+    )
     short.file_took = lambda seconds: None
     short.rest_s = lambda pass_s: pass_s
     chosen = [uniform(0, 8), uniform(1, 7), finalist(3, 5), finalist(4, 4)]

@@ -6,10 +6,12 @@ from dataclasses import replace
 import pytest
 
 from autocompress.search.problem.clock import (
+    FASTER,
     FILES_SHARE,
     LONG_SHARE,
     MOST_FILES,
     RECOVERY_SHARE,
+    RUNS,
     Clock,
 )
 
@@ -56,6 +58,21 @@ def test_training_that_comes_last_gets_more_time() -> None:
     more_s = (LONG_SHARE - RECOVERY_SHARE) * given.left_s
     assert given.search_deadline - long.search_deadline == pytest.approx(more_s)
     assert long.recovery_deadline == given.recovery_deadline
+
+
+def test_a_slow_test_split_is_expected_to_stay_slow() -> None:
+    given = clock(300)
+    before = given.rest_s()
+    given.rest_took(before, before / 2)
+    assert given.rest_s() == before
+    given.rest_took(before, 3 * before)
+    assert given.rest_s() == pytest.approx(3 * before)
+
+
+def test_long_runs_are_timed_less_often_at_each_input() -> None:
+    one, three = clock(300, latency_s=0.006), replace(clock(300, latency_s=0.006), inputs=3)
+    runs_s = 2 * FASTER * 0.006 * RUNS
+    assert three.timing_s(5) - one.timing_s(5) == pytest.approx(5 * runs_s * 2 / 3)
 
 
 def test_files_are_run_while_there_is_room() -> None:

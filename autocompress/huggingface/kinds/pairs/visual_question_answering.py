@@ -74,11 +74,11 @@ def _answer(record: Record, column: str, labels: Labels) -> int:
             f"{record.place}: column {column!r} must be an answer or a list of answers, "
             f"got {str(value)[:40]!r}"
         )
-    usual = Counter(map(str, texts)).most_common(1)[0][0]
-    try:
+    usual = Counter(texts).most_common(1)[0][0]
+    if isinstance(usual, int):
         return labels.number(usual, record.place)
-    except TaskError:
-        return IGNORED
+    number = labels.named(str(usual).strip())
+    return IGNORED if number is None else number
 
 
 def _tell_unknown(targets: list[int], records: list[Record], split: str, notes: list[str]) -> None:

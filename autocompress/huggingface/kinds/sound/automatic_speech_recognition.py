@@ -65,7 +65,7 @@ def automatic_speech_recognition(folder: ModelFolder, options: Options) -> Parts
         column, targets = by_split[split], None
         if column is not None:
             texts = [value_of(record, column, str, "a text") for record in records]
-            targets = [(text, tokenizer(text)["input_ids"]) for text in texts]
+            targets = [(text, _tokens(tokenizer, text)) for text in texts]
         read = SoundReader(columns.need("audio", records), processor, length)
         batches[split] = MediaBatches(records, read, targets, _collect, options)
     blank = int(folder.config.pad_token_id)
@@ -78,6 +78,12 @@ def automatic_speech_recognition(folder: ModelFolder, options: Options) -> Parts
         loss=partial(_loss, blank),
     )
     return parts if by_split["validation"] is not None else answered(parts, AGREEMENT)
+
+
+def _tokens(tokenizer: Any, text: str) -> list[int]:
+    """Return the tokens of a text in the case that the tokenizer knows."""
+    ways = [list(tokenizer(way)["input_ids"]) for way in (text, text.upper(), text.lower())]
+    return min(ways, key=lambda tokens: tokens.count(tokenizer.unk_token_id))
 
 
 def _collect(targets: list[Any], length: int) -> Any:

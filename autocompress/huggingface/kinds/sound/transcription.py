@@ -37,4 +37,5 @@ def transcription(folder: ModelFolder, columns: Columns, options: Options) -> Pa
         return SoundReader(columns.need("audio", records), processor, length)
 
     note = length_note(length, rate)
-    return decoded_parts(folder, model, splits, columns, "transcript", reader, options, (note,))
+    parts = (folder, model, splits, columns, "transcript", reader, options, (note,))
+    return decoded_parts(*parts, starts=True)

@@ -24,7 +24,7 @@ from autocompress.huggingface.metrics.boxes import AveragePrecision, detected
 from autocompress.huggingface.models.detections import DetectionModel
 from autocompress.huggingface.options import Options
 from autocompress.task.loading import Unlabelled
-from autocompress.task.outputs import OutputKind, sample_divergence
+from autocompress.task.outputs import BERNOULLI, OutputKind, sample_divergence
 
 COLUMNS = ("image", "objects", "boxes", "labels")
 STRICT = tuple(0.5 + 0.05 * i for i in range(10))
@@ -73,7 +73,7 @@ def object_detection(folder: ModelFolder, options: Options) -> Parts:
         "map@0.5:0.95": AveragePrecision(classes, STRICT),
     }
     parts = media_parts(model, batches, metrics, options, (*splits.notes, *size_note(size)))
-    parts = replace(parts, divergence=_divergence)
+    parts = replace(parts, divergence=partial(_divergence, classes))
     if not labelled:
         agreement = {"agreement": metrics["map@0.5"]}
         return answered(parts, Answers(partial(_sure, classes), agreement))
@@ -89,7 +89,11 @@ def _sure(classes: int, inputs: Any, output: Tensor) -> list[dict[str, Tensor]]:
     return targets
 
 
-def _divergence(student: Tensor, teacher: Tensor) -> Tensor:
-    """Return the KL divergence of the scores plus the mean distance of the boxes, per picture."""
-    scores = sample_divergence(OutputKind("softmax", -1), student[..., :-4], teacher[..., :-4])
+def _divergence(classes: int, student: Tensor, teacher: Tensor) -> Tensor:
+    """Return the KL divergence of the scores plus the mean distance of the boxes, per picture.
+
+    Without a score for "no object" each class has a probability of its own.
+    """
+    kind = OutputKind("softmax", -1) if student.shape[-1] - 4 > classes else BERNOULLI
+    scores = sample_divergence(kind, student[..., :-4], teacher[..., :-4])
     return scores + (student[..., -4:] - teacher[..., -4:]).abs().mean((1, 2))

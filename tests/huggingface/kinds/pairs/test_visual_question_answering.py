@@ -22,6 +22,10 @@ from small_folders import (
 
 import autocompress as ac
 from autocompress.errors import TaskError
+from autocompress.huggingface.data.labels import Labels
+from autocompress.huggingface.data.records import Record
+from autocompress.huggingface.kinds.pairs.visual_question_answering import _answer
+from autocompress.task.outputs import IGNORED
 
 images = pytest.importorskip("PIL.Image", reason="needs Pillow: pip install pillow")
 ANSWERS = {0: "yes", 1: "no", 2: "2", 3: "red", 4: "blue"}
@@ -113,3 +117,13 @@ def test_a_search_finds_smaller_files(
     )
     assert baseline.accuracy == 1.0
     assert min(point.measured.size_bytes for point in points) < baseline.size_bytes / 2
+
+
+def test_an_answer_that_is_a_number_is_no_class_of_that_number(tmp_path: Path) -> None:
+    labels = Labels(("no", "yes", "2"))
+
+    def of(answer: Any) -> int:
+        return _answer(Record({"answer": answer}, "dev.jsonl line 1", tmp_path), "answer", labels)
+
+    assert (of("1"), of("2"), of("YES"), of(1)) == (IGNORED, 2, 1, 1)
+    assert of([{"answer": "1"}, {"answer": "1"}, {"answer": "no"}]) == IGNORED

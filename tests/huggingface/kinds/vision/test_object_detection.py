@@ -12,6 +12,9 @@ from small_folders import front_of, save, score, transformers, write_jsonl
 
 import autocompress as ac
 from autocompress.errors import TaskError
+from autocompress.huggingface.data.objects import Places
+from autocompress.huggingface.data.records import Record
+from autocompress.huggingface.kinds.vision.object_detection import _divergence
 
 images = pytest.importorskip("PIL.Image", reason="needs Pillow: pip install pillow")
 SIZE, LABELS = 64, {0: "cat", 1: "dog", 2: "bird"}
@@ -171,3 +174,16 @@ def test_a_search_finds_smaller_files(
     )
     assert baseline.accuracy == pytest.approx(1.0, abs=0.02)
     assert min(point.measured.size_bytes for point in points) < baseline.size_bytes / 2
+
+
+def test_groups_of_objects_are_left_out(tmp_path: Path) -> None:
+    values = {"bbox": [[0, 0, 1, 1], [0, 0, 2, 2]], "category": [0, 1], "iscrowd": [0, 1]}
+    one = Record({"objects": values}, "dev.jsonl line 1", tmp_path)
+    assert Places("objects", None, None).objects(one) == [([0, 0, 1, 1], 0)]
+
+
+def test_certainty_counts_where_each_class_has_its_own_probability() -> None:
+    teacher = torch.tensor([[[2.0, -2.0, 0.5, 0.5, 0.2, 0.2]]])
+    unsure = teacher - torch.tensor([5.0, 5.0, 0.0, 0.0, 0.0, 0.0])
+    assert float(_divergence(2, unsure, teacher)) > 0.5
+    assert float(_divergence(1, unsure, teacher)) == pytest.approx(0.0, abs=1e-6)
