@@ -47,6 +47,8 @@ def float_bytes(model: nn.Module) -> int:
     """
     size = 0
     for parameter in model.parameters():
+        if isinstance(parameter, nn.UninitializedParameter):
+            continue  # a check of the task names it
         size += parameter.numel() * (4 if parameter.is_floating_point() else parameter.itemsize)
     return size
 

@@ -65,3 +65,7 @@ def test_every_entry_refuses_before_the_model_runs(
     }
     with pytest.raises(TaskError, match=r"^task big: the weights of the model take 0\.00 GB"):
         getattr(ac, entry)(task, **arguments[entry])
+
+
+def test_layers_without_weights_yet_are_left_to_the_check_of_the_task() -> None:
+    assert float_bytes(nn.Sequential(nn.LazyLinear(3), nn.Linear(2, 2, bias=False))) == 16

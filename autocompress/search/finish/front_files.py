@@ -292,7 +292,7 @@ class FrontFiles:
         The points that a user would take come first, and those off the front last.
         """
         goal = Goal(problem.baseline, self.limits, problem.space.objectives)
-        measured = {file.measured_finalist: i for i, file in enumerate(files)}
+        measured = {file.measured_finalist(goal): i for i, file in enumerate(files)}
         for done, finalist in enumerate(members_first(list(measured), goal)):
             i = measured[finalist]
             file, rest = files[i], files[i].rest

@@ -22,6 +22,7 @@ from autocompress.results.files import MODEL_FILE
 from autocompress.results.front import ParetoFront, earlier_front
 from autocompress.search.evaluate.recovery import read_recovered
 from autocompress.search.finish.finalists import Finalist
+from autocompress.search.problem.goal import Goal
 from autocompress.search.problem.problem import Problem
 from autocompress.targets.device.sessions import open_session
 from autocompress.targets.latency import all_threads
@@ -79,10 +80,13 @@ class MeasuredFile:
         """Path of model.onnx."""
         return self.folder / MODEL_FILE
 
-    @property
-    def measured_finalist(self) -> Finalist:
-        """Return the finalist with the size and the accuracy that were measured."""
-        qualities = (self.scores.accuracy, *self.finalist.qualities[1:])
+    def measured_finalist(self, goal: Goal) -> Finalist:
+        """Return the finalist with the size and the qualities that were measured.
+
+        Args:
+            goal: names the qualities.
+        """
+        qualities = goal.qualities(self.scores)
         return replace(self.finalist, size_bytes=self.size_bytes, qualities=qualities, hoped=None)
 
 

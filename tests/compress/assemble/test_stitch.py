@@ -32,7 +32,7 @@ def candidate(fixture: Fixture, **axes: object) -> Candidate:
         m.name: ModuleConfig(2, 8 if m.kind in linear else 32, **axes)
         for m in fixture.builder.module_map
     }
-    return Candidate.of(configs, Distillation(0.5, 2.0, 60, learning_rate=2e-3))
+    return Candidate.of(configs, Distillation(0.5, 2.0, 60, learning_rate=1e-3))
 
 
 @pytest.mark.slow

@@ -34,6 +34,11 @@ def three_bits(fixture: Fixture, batch_norm: str) -> Candidate:
     return Candidate.of(configs, Distillation(0.5, 2.0, STEPS, batch_norm=batch_norm))
 
 
+def off(values: torch.Tensor, expected: torch.Tensor) -> float:
+    """Return the largest difference as a share of the largest value."""
+    return float((values - expected).abs().max() / expected.abs().max())
+
+
 def test_trained_statistics_are_those_of_the_trained_weights(
     fixture: Fixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -47,8 +52,11 @@ def test_trained_statistics_are_those_of_the_trained_weights(
     model = stitcher.apply(candidate, trained)
     held = {name: model.get_buffer(name).clone() for name in stitcher.norms.buffers}
     stitcher.renew_statistics()
+    last = list(held)[-2:]  # behind an activation that is rounded to 8 bits
     for name, value in held.items():
-        torch.testing.assert_close(model.get_buffer(name), value, rtol=1e-3, atol=1e-4)
+        # Values between two steps of that activation may fall on either side of the boundary.
+        assert off(model.get_buffer(name), value) < 5e-3
+    assert all(off(started[name], held[name]) > 2e-2 for name in last)
     with torch.no_grad():
         expected = call_model(stitcher.apply(candidate, trained), fixture.inputs).numpy()
     found = fixture.run(fixture.compressor.graph(candidate, trained))
