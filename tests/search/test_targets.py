@@ -129,7 +129,10 @@ def test_a_table_of_another_machine_predicts_for_that_machine(cnn_task, tmp_path
 def test_a_model_that_is_wrong_on_the_front_is_fitted_again(
     cnn_task, tmp_path: Path, monkeypatch
 ) -> None:
-    """Every file takes half as long again as was predicted when it came to the front."""
+    """Every file takes a fifth longer than was predicted when it came to the front.
+
+    Corrections of kernels end at a half, which a larger error would exceed on some machines.
+    """
     taken: dict[str, float] = {}
     candidates: dict[str, Candidate] = {}
     real = front_files.run_file
@@ -146,7 +149,7 @@ def test_a_model_that_is_wrong_on_the_front_is_fitted_again(
         names = [path.parent.name.removesuffix(".new") for path in paths]
         for name in names:
             if problem.table.runs:  # the first files are made before there is a latency model
-                taken.setdefault(name, 1.5 * problem.latency_ms(candidates[name]))
+                taken.setdefault(name, 1.2 * problem.latency_ms(candidates[name]))
         ratios = tuple(taken.get(name, 1.0) / problem.baseline.latency_ms for name in names)
         return timing.FrontTiming(
             ratios, (problem.settings,) * len(paths), {}, problem.baseline.latency_ms, ""
@@ -158,7 +161,7 @@ def test_a_model_that_is_wrong_on_the_front_is_fitted_again(
     rule = {**SPACE["modules"][0], "weight_bits": [2, 4, 8]}
     search(cnn_task, tmp_path, seed=3, space={**SPACE, "modules": [rule]}, n_trials=16)
     run = read(tmp_path)
-    assert run["front_check"]["mape"] == pytest.approx(1 / 3, abs=1e-3)
+    assert run["front_check"]["mape"] == pytest.approx(1 / 6, abs=1e-3)
     assert run["refit"]["mape"] < 0.7 * run["front_check"]["mape"]
     table = LatencyTable.load(tmp_path / TABLE_FILE)
     assert any(one.role == "front" for one in table.runs)
