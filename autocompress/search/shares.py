@@ -72,8 +72,8 @@ def clock_of(
     # A large float file is opened again beside each file that is timed.
     openings = PASSES if is_large(str(problem.float_path)) else 1
     timing_s = (is_tuned, latency_s, OPEN_S + openings * by_size_s)
-    clock = Clock(started, settings.timeout_s, recovers, *files_s, *timing_s, time.monotonic())
-    clock.inputs = 1 + len(task.latency_inputs)
+    parts = (started, settings.timeout_s, recovers, *files_s, *timing_s, time.monotonic())
+    clock = Clock(*parts, inputs=1 + len(task.latency_inputs))
     if task.test is None:
         return clock
     tested = 1.0  # passes over the test split, as passes over the validation split

@@ -230,13 +230,16 @@ def take_samples(batches: Batches, count: int, whole: bool = False) -> list[tupl
 def spread_batches(batches: Batches, share: float) -> Iterator[tuple[Inputs, Any]]:
     """Yield a share of the batches of a split, at equal distances.
 
+    A loader that shuffles gives the same batches each time, since it draws from a fixed seed.
+
     Args:
         batches: a split.
         share: in (0, 1]; 1 yields all. The first batch is always among them.
     """
-    for i, batch in enumerate(batches):
-        if math.ceil((i + 1) * share) > math.ceil(i * share):
-            yield batch
+    with seeded(0):
+        for i, batch in enumerate(batches):
+            if math.ceil((i + 1) * share) > math.ceil(i * share):
+                yield batch
 
 
 def to_device(inputs: Inputs, device: torch.device) -> Inputs:

@@ -219,3 +219,6 @@ def test_a_share_of_the_batches_is_spread_over_the_split() -> None:
     assert chosen(10, 0.3) == [0, 3, 6]
     assert chosen(10, 1.0) == list(range(10))
     assert chosen(3, 0.01) == [0], "the first one in any case"
+    first, second = (list(spread_batches(Shuffled(), 0.6)) for _ in range(2))
+    assert len(first) == 2
+    assert all(torch.equal(a, b) for (a, _), (b, _) in zip(first, second, strict=True))

@@ -111,13 +111,10 @@ class Clock:
         Args:
             files: number of files.
         """
-        runs = RUNS_OF_TWO if self.is_tuned else RUNS
-        runs_s = (
-            2
-            * FASTER
-            * self.latency_s
-            * (runs if self.latency_s / self.inputs < LONG_S else runs / 3)
-        )
+        runs: float = RUNS_OF_TWO if self.is_tuned else RUNS
+        if self.latency_s / self.inputs >= LONG_S:
+            runs /= 3
+        runs_s = 2 * FASTER * self.latency_s * runs
         return REPORT_S + files * (self.open_s + runs_s)
 
     def after_recovery_s(self, files: int) -> float:
