@@ -1,8 +1,8 @@
-"""Run the command line with slow trials: python slow_worker.py SECONDS WORKERS COMMAND...
+"""Run the command line with slow trials: python slow_worker.py SECONDS WORKERS LEASE_S COMMAND...
 
-A lease lasts two seconds instead of a minute, and a trial takes a moment, so that one of them is in
-flight when a worker is killed. From the fifth trial on, trials wait until `WORKERS` workers have
-taken one, however long these take to start.
+A trial takes a moment, so that one of them is in flight when a worker is killed. From the fifth
+trial on, trials wait until `WORKERS` workers have taken one, however long these take to start. All
+workers of a study need the same lease: one that counts slower looks dead.
 """
 
 import sys
@@ -12,7 +12,7 @@ from autocompress.cli.main import main
 from autocompress.search.evaluate.judge import Judge
 from autocompress.search.workers import lease
 
-lease.LEASE_S = 2.0
+lease.LEASE_S = float(sys.argv[3])
 judge, workers = Judge.judge, int(sys.argv[2])
 
 
@@ -29,4 +29,4 @@ def slowly(self, study, number, candidate):
 
 
 Judge.judge = slowly
-main(sys.argv[3:])
+main(sys.argv[4:])

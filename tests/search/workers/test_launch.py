@@ -20,6 +20,7 @@ import yaml
 from optuna.trial import FrozenTrial, TrialState
 from run_folder import rows
 
+from autocompress.search.workers.lease import LEASE_S
 from autocompress.search.workers.storage import open_study
 
 pytestmark = pytest.mark.slow
@@ -35,6 +36,7 @@ SPACE = {
         },
     ]
 }
+SHORT_S = 2.0  # a lease, so that a killed worker is soon known to be dead
 SLOW_WORKER = str(Path(__file__).with_name("slow_worker.py"))
 
 
@@ -102,6 +104,8 @@ def start() -> Iterator[Callable[[list[str]], subprocess.Popen]]:
 def search(
     spec: str, folder: Path, trials: int, *more: str, pause: float = 0.0, workers: int = 1
 ) -> list[str]:
+    # Workers that the search starts itself count at the default rate.
+    lease_s = LEASE_S if "--workers" in more else SHORT_S
     folder.parent.mkdir(exist_ok=True)
     space = folder.parent / "space.yaml"
     space.write_text(yaml.safe_dump(SPACE))
@@ -116,7 +120,8 @@ def search(
         str(folder),
         *more,
     ]
-    return [sys.executable, "-W", "ignore", SLOW_WORKER, str(pause), str(workers), *command]
+    slow = [SLOW_WORKER, str(pause), str(workers), str(lease_s)]
+    return [sys.executable, "-W", "ignore", *slow, *command]
 
 
 def until(condition: Callable[[], bool], process: subprocess.Popen, limit_s: float = 300) -> None:
@@ -172,6 +177,7 @@ def test_another_worker_takes_over_the_trial_of_one_that_was_killed(
         SLOW_WORKER,
         "0.5",
         "1",
+        str(SHORT_S),
         "worker",
         "--storage",
         url,
