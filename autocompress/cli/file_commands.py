@@ -14,6 +14,7 @@ from autocompress.cli.tables import console
 from autocompress.errors import AutocompressError, TaskError
 from autocompress.export.artifact import session_settings, session_warning
 from autocompress.measure.accuracy import evaluate_session
+from autocompress.targets.device.processors import processors
 from autocompress.targets.device.sessions import SessionSettings, open_session
 from autocompress.targets.device.timing import interleaved_timing
 from autocompress.targets.runtime import random_feed
@@ -78,7 +79,7 @@ def evaluate_command(arguments: argparse.Namespace) -> int:
     Raises:
         TaskError: if the task lacks the split.
     """
-    session = _opener(arguments.path, os.cpu_count() or 1)()
+    session = _opener(arguments.path, processors())()
     task = prepared_task(arguments)
     batches = getattr(task, arguments.split)
     if batches is None:

@@ -6,7 +6,6 @@ Behind `autocompress.load` and `autocompress.reproduce`.
 from __future__ import annotations
 
 import hashlib
-import os
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -38,6 +37,7 @@ from autocompress.model.modules import find_modules
 from autocompress.model.plain.plain import in_form
 from autocompress.results.files import MODEL_FILE
 from autocompress.space.keys import ACTIVATION_RANGE
+from autocompress.targets.device.processors import processors
 from autocompress.targets.kernels import KernelChoice
 from autocompress.task.batches import described_inputs
 from autocompress.task.copies import copied
@@ -137,7 +137,7 @@ def reproduce_model(folder: Path, task: Task, to: Path) -> Path:
     recipe = read_recipe(folder)
     threads = torch.get_num_threads()
     # Before the model is made plain: the sum behind a norm depends on the number of threads.
-    torch.set_num_threads(int(recipe["origin"].get("threads", os.cpu_count() or 1)))
+    torch.set_num_threads(int(recipe["origin"].get("threads", processors())))
     try:
         task = prepared(task)
         _check_weights(folder, recipe, task)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import os
 import time
 from collections.abc import Sized
 from dataclasses import replace
@@ -23,6 +22,7 @@ from autocompress.search.problem.clock import (
 )
 from autocompress.search.problem.options import Settings
 from autocompress.search.problem.problem import Problem
+from autocompress.targets.device.processors import processors
 from autocompress.targets.device.sessions import is_large
 from autocompress.targets.device.timing import PASSES
 
@@ -35,7 +35,7 @@ def divide_threads(workers: int) -> None:
     Args:
         workers: processes that share this machine.
     """
-    share = max(1, (os.cpu_count() or 1) // max(1, workers))
+    share = max(1, processors() // max(1, workers))
     torch.set_num_threads(share)
     threadpool_limits(share, user_api="blas")
 

@@ -7,7 +7,6 @@ it up, so that the same candidate gives the same bytes.
 from __future__ import annotations
 
 import contextlib
-import os
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -39,6 +38,7 @@ from autocompress.results.files import MODEL_FILE
 from autocompress.search.problem.problem import pick_device
 from autocompress.space.axes import AXES, choices_of
 from autocompress.space.recovery import parse_recovery
+from autocompress.targets.device.processors import processors
 from autocompress.targets.target import Target, find_target
 from autocompress.task.copies import copied
 from autocompress.task.task import Task
@@ -71,7 +71,7 @@ class SingleSettings:
 @contextlib.contextmanager
 def _as_a_search() -> Iterator[None]:
     """Compute with the threads of a search, on which sums of floats depend, and with gradients."""
-    before, share = torch.get_num_threads(), os.cpu_count() or 1
+    before, share = torch.get_num_threads(), processors()
     torch.set_num_threads(share)
     try:
         with threadpool_limits(share, user_api="blas"), torch.enable_grad():

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
@@ -11,6 +10,7 @@ from typing import Any
 
 from autocompress.targets.analytic import analytic_times
 from autocompress.targets.device.job import Job, Report, measure
+from autocompress.targets.device.processors import processors
 from autocompress.targets.device.result import JobResult, versions
 from autocompress.targets.device.sessions import SessionSettings, is_large, open_session
 from autocompress.targets.device.timing import Timing, interleaved_timing
@@ -94,9 +94,9 @@ def carry_out(job: Job, target: Target, report: Report) -> JobResult:
 
 
 def all_threads(settings: SessionSettings) -> SessionSettings:
-    """Return the same settings with all processors of this machine, for evaluating accuracy.
+    """Return the same settings with all processors, for evaluating accuracy.
 
     Args:
         settings: of the timed sessions.
     """
-    return replace(settings, threads=os.cpu_count() or 1)
+    return replace(settings, threads=processors())

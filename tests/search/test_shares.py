@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import time
 from pathlib import Path
 from types import SimpleNamespace
@@ -11,6 +10,7 @@ import pytest
 import torch
 from threadpoolctl import threadpool_info, threadpool_limits
 
+from autocompress.search import shares
 from autocompress.search.problem.clock import FEW_FILES, FILES_SHARE, Clock
 from autocompress.search.shares import clock_of, divide_threads
 
@@ -21,7 +21,7 @@ def test_workers_divide_the_threads_of_torch_and_of_the_blas(monkeypatch) -> Non
             found["num_threads"] for found in threadpool_info() if found["user_api"] == "blas"
         }
 
-    monkeypatch.setattr(os, "cpu_count", lambda: 2)
+    monkeypatch.setattr(shares, "processors", lambda: 2)
     before = torch.get_num_threads()
     with threadpool_limits(2, user_api="blas"):  # restored at its end
         divide_threads(1)

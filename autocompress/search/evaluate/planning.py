@@ -25,6 +25,7 @@ from autocompress.compress.recover.rehearsal import (
 )
 from autocompress.search.evaluate.training_plan import (
     ENOUGH,
+    ENOUGH_LONG,
     LEAST_LONG,
     MOST_RUNGS,
     TrainingPlan,
@@ -94,7 +95,8 @@ def plan_trainings(
     count = 1 if problem.space.objectives else MOST_RUNGS
     if left_s is not None:
         rungs = rungs_within(left_s, trials, step_s, most, count)
-        return TrainingPlan(rungs, rate, step_s, max(most_long, rungs[-1]))
+        least_long = max(LEAST_LONG, min(epoch, ENOUGH_LONG))
+        return TrainingPlan(rungs, rate, step_s, max(most_long, rungs[-1]), least_long)
     nominal = nominal_s(problem)
     rungs = rungs_of(min(most, int(TRIAL_S / nominal)), count)
     least = LEAST_BLOCKS if recovery.by_blocks else LEAST_LONG

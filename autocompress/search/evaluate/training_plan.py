@@ -20,7 +20,9 @@ LONGEST_SHARE = 0.07  # of it at most, for one training
 THIRD = 3  # one of so many trials goes on to the next rung, which is so many times longer
 MOST_RUNGS = 3
 LEAST_STEPS = 30  # of the first rung
-LEAST_LONG = 100  # steps of a long recovery, where there is time
+# Steps of a long recovery, where there is time: a pass over the training data within these bounds.
+# Few points that are trained for long gain more than many that are trained briefly.
+LEAST_LONG, ENOUGH_LONG = 100, 300
 RATE_POWER = 0.2  # the rate falls with this power of the steps beyond TESTED
 
 
@@ -34,6 +36,7 @@ class LongPlan:
         learning_rate: for TESTED steps, by a range test; None leaves that of the trial.
         step_s: seconds of a step, as far as it is known.
         more_s: seconds that a training takes beside its steps.
+        least: steps that each trained point gets, where there is time for them.
     """
 
     steps: int
@@ -41,6 +44,7 @@ class LongPlan:
     learning_rate: float | None = None
     step_s: float = 0.0
     more_s: float = 0.0
+    least: int = LEAST_LONG
 
     @property
     def is_timed(self) -> bool:
@@ -50,7 +54,7 @@ class LongPlan:
     def next_steps(self, points: int) -> int:
         """Return the steps of the next point.
 
-        The time is divided among as many points as can have LEAST_LONG steps.
+        The time is divided among as many points as can have `least` steps.
 
         Args:
             points: that are left, this one included.
@@ -61,7 +65,7 @@ class LongPlan:
         if self.deadline is None:
             return self.steps
         left_s = self.deadline - time.monotonic()
-        least_s = LEAST_LONG * self.step_s + self.more_s
+        least_s = self.least * self.step_s + self.more_s
         count = max(1, min(points, int(left_s / max(least_s, 1e-9))))
         steps = int((left_s / count - self.more_s) / max(self.step_s, 1e-9))
         return min(self.steps, steps) if steps >= LEAST_GAP else 0
@@ -101,12 +105,14 @@ class TrainingPlan:
         learning_rate: for TESTED steps, by a range test; None leaves the space's.
         step_s: seconds of a step of training; None where nothing depends on it.
         long_steps: steps of each point of the front at the end, at most.
+        least_long: steps that each trained point of the front gets, where there is time for them.
     """
 
     rungs: tuple[int, ...]
     learning_rate: float | None = None
     step_s: float | None = None
     long_steps: int = 0
+    least_long: int = LEAST_LONG
 
     @property
     def first_s(self) -> float | None:
@@ -136,7 +142,8 @@ class TrainingPlan:
         if steps is not None or self.step_s is None:
             steps = self.long_steps if steps is None else steps
             return LongPlan(steps, learning_rate=self.learning_rate)
-        return LongPlan(self.long_steps, deadline, self.learning_rate, self.step_s, more_s)
+        parts = (self.long_steps, deadline, self.learning_rate, self.step_s, more_s)
+        return LongPlan(*parts, self.least_long)
 
     def to_json(self) -> dict[str, Any]:
         """Return the plan in plain types; `from_json` reverses it."""

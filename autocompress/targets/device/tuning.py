@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import tempfile
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -14,6 +13,7 @@ from typing import Any
 import numpy as np
 
 from .graph_file import GraphFile
+from .processors import processors
 from .sessions import SessionSettings, is_large, open_session
 from .timing import PASSES, Timing, interleaved_timing, quiet_clock
 
@@ -145,12 +145,12 @@ def thread_counts(wanted: int | str | Sequence[int]) -> tuple[int, ...]:
     """Return the numbers of threads to choose from.
 
     Args:
-        wanted: a number, several, or "all": the powers of two up to the processors of this machine,
+        wanted: a number, several, or "all": the powers of two up to the processors of this process,
             and that number itself.
     """
     if isinstance(wanted, str):
-        processors = os.cpu_count() or 1
-        return tuple(sorted({*(2**i for i in range(processors.bit_length())), processors}))
+        most = processors()
+        return tuple(sorted({*(2**i for i in range(most.bit_length())), most}))
     return (wanted,) if isinstance(wanted, int) else tuple(int(n) for n in wanted)
 
 

@@ -25,6 +25,7 @@ from autocompress.search.evaluate.planning import (
 )
 from autocompress.search.evaluate.training_plan import (
     ENOUGH,
+    ENOUGH_LONG,
     LEAST_LONG,
     LEAST_STEPS,
     THIRD,
@@ -131,6 +132,15 @@ def test_trainings_take_their_share_of_the_time(timed: dict[str, Any]) -> None:
         assert spent <= TRAINED_SHARE * 400.0
         assert spent > 0.4 * TRAINED_SHARE * 400.0
         assert found.first_s == found.rungs[0] * 0.05
+
+
+def test_points_of_the_front_get_a_pass_over_the_data_within_bounds(
+    timed: dict[str, Any],
+) -> None:
+    for batches, least in ((2, LEAST_LONG), (200, 200), (1000, ENOUGH_LONG)):
+        found = plan(problem({"alpha": 0.5}, batches=batches), 400.0)
+        assert found.least_long == least == found.long(None, 99.0, 1.0).least
+        assert found.long_steps >= least
 
 
 def test_a_model_that_is_recovered_by_blocks_is_neither_timed_nor_tested(

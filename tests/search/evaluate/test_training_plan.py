@@ -72,6 +72,7 @@ def test_the_time_that_is_left_is_shared(monkeypatch: pytest.MonkeyPatch) -> Non
     assert made.next_steps(2) == 400
     assert made.next_steps(5) == 100, "all of them have enough"
     assert made.next_steps(9) == 100, "some of them have enough"
+    assert replace(made, least=200).next_steps(9) == 233, "fewer of them, for longer"
     assert replace(made, step_s=1.0).next_steps(9) == 90
     assert replace(made, deadline=111.0).next_steps(9) == 0, "too few to learn anything"
     assert replace(made, step_s=0.01).next_steps(1) == 1000, "never more than is useful"
