@@ -14,7 +14,7 @@ def processors() -> int:
     """Return the number of processors that this process may use, at least 1.
 
     It is the least of its affinity (`taskset`, the processors of a container), the quota of its
-    control group (`docker --cpus`; rounded up) and OMP_NUM_THREADS.
+    control group (the share of a container; rounded up) and OMP_NUM_THREADS.
     """
     try:
         count = len(os.sched_getaffinity(0))
