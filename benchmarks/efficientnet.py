@@ -56,7 +56,7 @@ PICTURES = (  # functions of skimage.data whose pictures its wheel holds
     "rocket",
     "text",
 )
-CROPS = 30  # of a picture
+CROPS = 20  # of a picture
 LEAST_SIDE = 0.35  # of a crop, as a share of the picture's shorter side
 SPLITS = ("train", "validation", "train", "test")  # of the pictures in turn
 BATCH = 16
