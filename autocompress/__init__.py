@@ -77,7 +77,7 @@ def from_pretrained(
     metric: str | Sequence[str] | None = None,
     columns: Mapping[str, str] | None = None,
     max_length: int | None = None,
-    batch_size: int = 16,
+    batch_size: int | None = None,
     batch: int = 1,
     length: int | Sequence[int] | None = None,
     samples: int | None = None,
@@ -101,7 +101,8 @@ def from_pretrained(
             those of the task.
         columns: part of a sample -> column of the data, {"text": "body"}; None guesses.
         max_length: most tokens of a text; None takes the limit of model and tokenizer.
-        batch_size: samples of a batch of data.
+        batch_size: samples of a batch of data; None takes 16, or fewer where the outputs of a batch
+            would take more than 64 MB.
         batch: samples at which latency is measured.
         length: tokens at which latency is measured, or a list, of which the first one decides; None
             takes the median length of the validation split.

@@ -21,6 +21,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from autocompress import Task
+from benchmarks.kept import kept_folder
 
 VOCABULARY, LENGTH = 30522, 32
 PAD, FIRST, LAST = 0, 101, 102  # as in BERT's vocabulary
@@ -114,9 +115,7 @@ def bert_base() -> nn.Module:
 
 def weights_file() -> Path:
     """Return the path of the trained weights."""
-    folder = os.environ.get("AUTOCOMPRESS_BENCH_CACHE")
-    place = Path(folder) if folder else Path.home() / ".cache" / "autocompress-benchmarks"
-    return place / f"encoder_{VERSION}.safetensors"
+    return kept_folder() / f"encoder_{VERSION}.safetensors"
 
 
 def train(model: nn.Module) -> None:

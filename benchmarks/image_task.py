@@ -27,6 +27,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from autocompress import Task
+from benchmarks.kept import kept_folder
 from benchmarks.networks import MobileNetV2, ResNet20
 
 BATCH, DECAY, WARM_UP = 64, 5e-4, 0.2
@@ -179,10 +180,8 @@ def trained(name: str, data: str | Path, images: Images) -> nn.Module:
     torch.manual_seed(0)
     recipe = RECIPES[name]
     model = recipe.make()
-    folder = os.environ.get("AUTOCOMPRESS_BENCH_CACHE")
-    place = Path(folder) if folder else Path.home() / ".cache" / "autocompress-benchmarks"
     digest = hashlib.sha256(Path(data).read_bytes()).hexdigest()[:8]
-    path = place / f"{name}_{digest}_{VERSION}.safetensors"
+    path = kept_folder() / f"{name}_{digest}_{VERSION}.safetensors"
     if path.exists():
         model.load_state_dict(load_file(path))
         return model.eval()

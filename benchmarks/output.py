@@ -22,8 +22,13 @@ def parser_of(doc: str | None) -> argparse.ArgumentParser:
 
 def require(module: str, extra: str) -> None:
     """Exit with one line if a package is missing that an extra of this project installs."""
+    require_installed(module, f"-e '.[{extra}]'")
+
+
+def require_installed(module: str, arguments: str) -> None:
+    """Exit with one line if a package is missing that `pip install` gives with some arguments."""
     if importlib.util.find_spec(module) is None:
-        sys.exit(f"this benchmark needs {module}; pip install -e '.[{extra}]'")
+        sys.exit(f"this benchmark needs {module}; pip install {arguments}")
 
 
 def write_figures(path: str | None, figures: Mapping[str, float]) -> None:

@@ -74,7 +74,12 @@ def add_task(parser: argparse.ArgumentParser) -> None:
         metavar="PART=NAME",
     )
     add("max-length", "most tokens of a text (default: the model's limit)", type=count, metavar="N")
-    add("batch-size", "samples of a batch of data (default: 16)", type=count, metavar="N")
+    add(
+        "batch-size",
+        "samples of a batch of data (default: 16, or fewer where outputs are large)",
+        type=count,
+        metavar="N",
+    )
     add("batch", "samples at which latency is measured (default: 1)", type=count, metavar="N")
     add(
         "length",

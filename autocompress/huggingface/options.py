@@ -9,6 +9,7 @@ from typing import Any
 from autocompress.argument_types import shown, switch, text, whole_number
 from autocompress.errors import TaskError
 
+BATCH_SIZE = 16  # samples, unless the user or the memory of outputs asks for another number
 WHERE = "from_pretrained"
 
 
@@ -25,7 +26,8 @@ class Options:
         metrics: names; the first one decides, the others are reported. () takes the task's.
         columns: part of a sample ("text") -> column of the data ("body").
         max_length: most tokens of a text; None takes the limit of model and tokenizer.
-        batch_size: samples of a batch of data.
+        batch_size: samples of a batch of data; None takes BATCH_SIZE, or fewer where the outputs of
+            a batch would be large (`kinds/memory.py`).
         batch: samples at which latency is measured.
         lengths: tokens at which latency is measured: the first decides, the others are reported.
             () takes the median length of the validation split.
@@ -42,12 +44,17 @@ class Options:
     metrics: tuple[str, ...] = ()
     columns: Mapping[str, str] | None = None
     max_length: int | None = None
-    batch_size: int = 16
+    batch_size: int | None = None
     batch: int = 1
     lengths: tuple[int, ...] = ()
     samples: int | None = None
     seed: int = 0
     trust_remote_code: bool = False
+
+    @property
+    def samples_of_batch(self) -> int:
+        """Return the samples of a batch of data."""
+        return BATCH_SIZE if self.batch_size is None else self.batch_size
 
 
 def checked_options(
@@ -72,11 +79,10 @@ def checked_options(
     for name in ("data", "validation", "test", "task"):
         value = values[name]
         checked[name] = None if value is None else text(WHERE, name, value, "data.jsonl", TaskError)
-    for name in ("max_length", "samples"):
+    for name in ("max_length", "samples", "batch_size"):
         value = values[name]
         checked[name] = None if value is None else _positive(name, value)
-    for name in ("batch_size", "batch"):
-        checked[name] = _positive(name, values[name])
+    checked["batch"] = _positive("batch", values["batch"])
     names = [] if metric is None else [metric] if isinstance(metric, str) else list(metric)
     lengths = [] if length is None else [length] if isinstance(length, int) else list(length)
     if columns is not None and not isinstance(columns, Mapping):

@@ -53,7 +53,7 @@ def from_pretrained(
     metric: str | Sequence[str] | None = None,
     columns: Mapping[str, str] | None = None,
     max_length: int | None = None,
-    batch_size: int = 16,
+    batch_size: int | None = None,
     batch: int = 1,
     length: int | Sequence[int] | None = None,
     samples: int | None = None,
@@ -71,7 +71,7 @@ def from_pretrained(
         metric: name, or list of names.
         columns: part of a sample -> column of the data.
         max_length: most tokens of a text.
-        batch_size: samples of a batch of data.
+        batch_size: samples of a batch of data; None takes 16, or fewer where outputs are large.
         batch: samples at which latency is measured.
         length: tokens at which latency is measured, or a list.
         samples: most samples of a split.

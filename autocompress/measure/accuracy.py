@@ -6,8 +6,9 @@ The search judges stitched models with `evaluate_model`; the files of the front 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import reduce
 from typing import Any
 
 import numpy as np
@@ -113,11 +114,15 @@ def metric_outputs(
     return {name: _collected(output) for name, output in outputs.items()}
 
 
-def join_outputs(batches: list[dict[str, Tensor]]) -> dict[str, Outputs]:
-    """Return the outputs of a split.
+def join_outputs(
+    batches: list[dict[str, Tensor]], places: Sequence[int] | None = None
+) -> dict[str, Outputs]:
+    """Return the outputs of a split, each held once.
 
     Args:
-        batches: for each batch its outputs by name.
+        batches: for each batch its outputs by name. It is emptied, so that the outputs of a batch
+            are freed as soon as they are joined.
+        places: for each row of all batches its place in the result; None keeps their order.
 
     Returns:
         Name -> tensor, or a list with an entry per sample if the batches do not fit together.
@@ -126,16 +131,35 @@ def join_outputs(batches: list[dict[str, Tensor]]) -> dict[str, Outputs]:
         TaskError: an output has no row per sample.
     """
     joined: dict[str, Outputs] = {}
-    for name, first in batches[0].items():
-        parts = [outputs[name] for outputs in batches]
+    for name in list(batches[0]):
+        parts = [outputs.pop(name) for outputs in batches]
         if any(output.dim() == 0 for output in parts):
             raise TaskError(
                 "task: a batch gives an output of shape (); "
-                f"expected a row per sample, not one number like {float(first):.3g}"
+                f"expected a row per sample, not one number like {float(parts[0]):.3g}"
             )
-        alike = len({output.shape[1:] for output in parts}) == 1
-        joined[name] = torch.cat(parts) if alike else split_rows(parts)
+        if len({output.shape[1:] for output in parts}) == 1:
+            joined[name] = _joined(parts, places)
+        else:
+            rows = split_rows(parts)
+            joined[name] = rows if places is None else [rows[i] for i in np.argsort(places)]
+    batches.clear()
     return joined
+
+
+def _joined(parts: list[Tensor], places: Sequence[int] | None) -> Tensor:
+    """Return parts in one tensor. They are dropped one by one, so that memory is not doubled."""
+    rows = sum(len(part) for part in parts)
+    kind = reduce(torch.promote_types, (part.dtype for part in parts))
+    whole = torch.empty(rows, *parts[0].shape[1:], dtype=kind)  # takes memory as it is filled
+    where = torch.arange(rows) if places is None else torch.as_tensor(places)
+    parts.reverse()
+    first = 0
+    while parts:
+        part = parts.pop()
+        whole[where[first : first + len(part)]] = part.to(kind)
+        first += len(part)
+    return whole
 
 
 def scores_of(task: Task, outputs: Mapping[str, Outputs], targets: Any) -> Scores:

@@ -259,11 +259,11 @@ def test_a_metric_of_pairs_and_groups_gets_them_in_their_order(
             metric(task.model(x), y),
             [{"": task.model(inputs)} for inputs, _ in race.batches],
         )
-    assert metric(race.joined(outputs)[""], race.answers) == pytest.approx(expected)
-    assert not torch.equal(torch.cat([found[""] for found in outputs]), race.joined(outputs)[""]), (
-        "the race has another order"
-    )
-    torch.testing.assert_close(torch.cat([found[""] for found in outputs]), race.teacher)
+    raced = torch.cat([found[""] for found in outputs])
+    joined = race.joined(outputs)[""]
+    assert metric(joined, race.answers) == pytest.approx(expected)
+    assert not torch.equal(raced, joined), "the race has another order"
+    torch.testing.assert_close(raced, race.teacher)
     whole = {tuple(inputs.flatten().tolist()) for inputs, _ in given}
     assert all((tuple(inputs.flatten().tolist()) in whole) != mixed for inputs, _ in race.batches)
     assert race.scored == "divergence"

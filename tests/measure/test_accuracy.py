@@ -62,12 +62,22 @@ def test_outputs_are_one_tensor_where_they_fit_and_a_list_elsewhere() -> None:
     found = join_outputs(batches)
     assert torch.equal(found[""], X)
     assert [len(row) for row in found["b"]] == [2, 2, 2, 2, 3, 3]
+    assert batches == [], "outputs of batches are dropped, so that memory is not doubled"
     with pytest.raises(
         TaskError,
         match=r"^task: a batch gives an output of shape \(\); expected a row per sample, not one "
         r"number like 2.5$",
     ):
         join_outputs([{"": torch.tensor(2.5)}])
+
+
+def test_joined_rows_go_to_their_places() -> None:
+    batches = [{"": X[:4], "b": X[:4]}, {"": X[4:], "b": X[4:].double()}]
+    places = [5, 0, 3, 1, 4, 2]
+    found = join_outputs(batches, places)
+    assert torch.equal(found[""][places], X)
+    assert found["b"].dtype is torch.float64
+    assert torch.equal(found["b"][places], X.double())
 
 
 class Two(nn.Module):

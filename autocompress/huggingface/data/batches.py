@@ -142,7 +142,7 @@ def bucketed(
     order = list(range(len(samples)))
     generator.shuffle(order)
     order.sort(key=lambda i: samples[i].length)  # stable: equal lengths stay shuffled
-    size = options.batch_size
+    size = options.samples_of_batch
     parts = [order[start : start + size] for start in range(0, len(order), size)]
     generator.shuffle(parts)
     batches: list[tuple[Inputs, Any]] = []

@@ -96,7 +96,7 @@ class MediaBatches:
         self.records, self.read, self.collect = records, read, collect
         self.targets = [None] * len(records) if targets is None else targets
         self.rows, self.padding = rows, padding or {}
-        self.size = options.batch_size
+        self.size = options.samples_of_batch
         self.order = list(range(len(records)))
         random.Random(options.seed).shuffle(self.order)
 

@@ -13,7 +13,7 @@ from autocompress.huggingface.data.media import MediaBatches, Read
 from autocompress.huggingface.data.records import Record
 from autocompress.huggingface.data.splits import Splits
 from autocompress.huggingface.folder import ModelFolder
-from autocompress.huggingface.kinds.memory import within_memory
+from autocompress.huggingface.kinds.memory import with_batches, within_memory
 from autocompress.huggingface.kinds.parts import Parts, media_parts
 from autocompress.huggingface.loading import load_tokenizer
 from autocompress.huggingface.metrics.tokens import perplexity, token_accuracy
@@ -71,7 +71,8 @@ def decoded_parts(
         pairs = within_memory(pairs, numbers, split, options, lines)
         records, tokens = [record for record, _ in pairs], [row for _, row in pairs]
         rows = [{DECODER: shifted(row, start)} for row in tokens]
+        fitting = with_batches(numbers, options, lines)
         batches[split] = MediaBatches(
-            records, reader(records), tokens, per_token, options, rows, encoder.padding
+            records, reader(records), tokens, per_token, fitting, rows, encoder.padding
         )
     return media_parts(DecodingModel(model), batches, OF_TOKENS, options, lines, encoder)

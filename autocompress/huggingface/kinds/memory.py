@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import random
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
+from dataclasses import replace
 from typing import TypeVar
 
 import torch
@@ -15,6 +16,8 @@ from autocompress.task.calls import call_model
 
 T = TypeVar("T")
 MOST_BYTES = 1e9  # of the outputs of a split: a search holds all outputs of a split at once
+# Of the outputs of a batch: losses and divergences hold several arrays of their size.
+MOST_BATCH_BYTES = 64e6
 
 
 def within_memory(
@@ -53,6 +56,29 @@ def within_memory(
             f"more take over {MOST_BYTES / 1e9:g} GB (--samples N sets another number)"
         )
     return [samples[i] for i in sorted(chosen)]
+
+
+def with_batches(numbers: Iterable[float], options: Options, notes: list[str]) -> Options:
+    """Return options whose batches have outputs that fit in memory.
+
+    Args:
+        numbers: that the model gives for each sample.
+        options: a batch size that the user sets is kept.
+        notes: gets a line if batches are smaller than usual.
+
+    Returns:
+        The options.
+    """
+    size = max(1, int(MOST_BATCH_BYTES / (4.0 * max(numbers))))
+    if options.batch_size is not None or size >= options.samples_of_batch:
+        return options
+    line = (
+        f"data: the samples of a batch are {size}: the outputs of more take over "
+        f"{MOST_BATCH_BYTES / 1e6:g} MB (--batch-size N sets another number)"
+    )
+    if line not in notes:
+        notes.append(line)
+    return replace(options, batch_size=size)
 
 
 def numbers_of(model: nn.Module, inputs: Inputs) -> int:

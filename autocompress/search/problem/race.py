@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import hashlib
 import time
-from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -73,20 +72,21 @@ class Race:
         outputs = self.teacher[first : first + count]
         return torch.stack(outputs) if isinstance(outputs, list) else outputs
 
-    def joined(self, outputs: Sequence[dict[str, Tensor]]) -> dict[str, Outputs]:
+    def joined(self, outputs: list[dict[str, Tensor]]) -> dict[str, Outputs]:
         """Put outputs back into the order of the split, as metrics get them.
 
         Args:
-            outputs: for each batch of the race, outputs by name.
+            outputs: for each batch of the race, outputs by name. It is emptied, as in
+                `join_outputs`.
 
         Returns:
             By name, (n, ...) outputs or a list of n tensors.
         """
         if not self.mixed:
-            return join_outputs([outputs[place] for place in np.argsort(self.order).tolist()])
-        back = torch.as_tensor(np.argsort(self.order))
-        joined = join_outputs(list(outputs)).items()
-        return {name: whole[back] for name, whole in joined if isinstance(whole, Tensor)}
+            # The race saw the batches in another order than the split has them.
+            places = np.argsort(self.order).tolist()
+            return join_outputs([outputs[place] for place in places])
+        return join_outputs(outputs, self.order)
 
 
 def open_race(task: Task, original: nn.Module, device: torch.device, seed: int) -> Race:
@@ -115,11 +115,12 @@ def open_race(task: Task, original: nn.Module, device: torch.device, seed: int) 
     if not outputs:
         raise TaskError("task: validation is empty; expected at least one (inputs, target) batch")
     pass_s = time.monotonic() - started
+    first, sizes = outputs[0][""], [output[""].shape[:1].numel() for output in outputs]
     joined, answers = join_outputs(outputs), join_targets(targets)
     scores_of(task, joined, answers)
-    _check_divergence(task, outputs[0][""])
+    _check_divergence(task, first)
     primary = joined[""]
-    batches, order, mixed = task.validation, list(range(len(outputs))), False
+    batches, order, mixed = task.validation, list(range(len(sizes))), False
     if in_memory(batches):
         generator, batches = np.random.default_rng(seed), list(batches)
         shuffled = None
@@ -131,13 +132,17 @@ def open_race(task: Task, original: nn.Module, device: torch.device, seed: int) 
             order = generator.permutation(len(batches)).tolist()
             batches = [batches[i] for i in order]
         targets = [target for _, target in batches]
-    if mixed and isinstance(primary, Tensor):
-        teacher: Outputs = primary[order]
-    else:
-        teacher = join_outputs([outputs[i] for i in order])[""]
+    rows = order if mixed else _rows(sizes, order)
+    teacher = primary[rows] if isinstance(primary, Tensor) else [primary[i] for i in rows]
     scored = scoring_of(task, primary, answers) if isinstance(primary, Tensor) else "divergence"
     digest = _digest(batches, order)
     return Race(batches, targets, order, mixed, teacher, answers, scored, digest, pass_s)
+
+
+def _rows(sizes: list[int], order: list[int]) -> list[int]:
+    """Return the rows of batches in another order of the batches."""
+    ends = np.cumsum(sizes)
+    return [row for i in order for row in range(int(ends[i]) - sizes[i], int(ends[i]))]
 
 
 def _one_row_per_sample(joined: dict[str, Outputs], batches: list[tuple[Inputs, Any]]) -> bool:

@@ -9,7 +9,7 @@ from __future__ import annotations
 import time
 from collections import OrderedDict
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -25,6 +25,7 @@ from autocompress.compress.prune.sparsify import NEEDS_GRADIENTS
 from autocompress.model.channel_group import ChannelGroup
 from autocompress.model.weights import weight_of
 from autocompress.search.propose.estimate.layer_loss import LayerLoss
+from autocompress.search.propose.estimate.slopes import Slopes
 from autocompress.spill import Spilled
 from autocompress.task.batches import Inputs, batch_size, to_device
 from autocompress.task.calls import call_model
@@ -40,17 +41,6 @@ Losses = NDArray[np.float64]
 # group needs those of all its readers at once.
 LAYERS = 8
 STEP = 0.01  # shift of the outputs, as a share of their standard deviation
-
-
-@dataclass(frozen=True, eq=False)
-class Slopes:
-    """Hold the second moment of the gradients at the outputs of one module.
-
-    Attributes:
-        moments: (out, out) sums over positions of g g^T, per sample.
-    """
-
-    moments: Tensor
 
 
 class Curvature:
@@ -143,7 +133,7 @@ class Curvature:
             weight = weight_of(self._library.model.get_submodule(name)).detach().float().cpu()
             statistics = self._library.evidence.statistics[name]
             has_bias = self._modules[name].has_bias
-            slopes = self._gradients[name].moments
+            slopes = self._gradients[name]
             self._layers[name] = LayerLoss(weight, statistics, slopes, has_bias)
             while len(self._layers) > LAYERS:
                 self._layers.popitem(last=False)
@@ -269,7 +259,8 @@ def _gradients(
                 for output in outputs:
                     if output.grad is not None:
                         rows = _channels_last(module, output.grad)
-                        _add(sums, name, rows.T @ rows)
+                        part = Slopes.of(rows, generator)
+                        sums.put(name, sums[name] + part if name in sums else part)
     except (RuntimeError, UserCodeError):
         return {}
     finally:
@@ -280,19 +271,12 @@ def _gradients(
     # Slopes hold the squared curvature; its own trace says how large it is.
     scale = curved / squared if squared > 0 else 0.0
     for name in list(sums):
-        total = sums[name].moments
-        if bool(total.isfinite().all()):
-            sums.put(name, Slopes(total * (scale / samples)))
+        total = sums[name]
+        if total.is_finite():
+            sums.put(name, total.scaled(scale / samples))
         else:
             sums.drop(name)
     return sums
-
-
-def _add(sums: Spilled[Slopes], name: str, part: Tensor) -> None:
-    """Add a part to the sum of a module."""
-    if name in sums:
-        part += sums[name].moments
-    sums.put(name, Slopes(part))
 
 
 def _channels_last(module: nn.Module, gradient: Tensor) -> Tensor:

@@ -66,11 +66,11 @@ def test_samples_are_dealt_by_the_seed_and_keep_their_answers() -> None:
 def test_what_is_joined_is_in_the_order_of_the_split() -> None:
     race = open_race(task(numbered(4, 4, 2)), Plus(), CPU, 3)
     outputs = [{"": Plus()(inputs).detach()} for inputs, _ in race.batches]
-    assert race.joined(outputs)[""][:, 0].tolist() == list(range(10))
     at = 0
     for output in outputs:
         assert torch.equal(race.expected(at, len(output[""])), output[""])
         at += len(output[""])
+    assert race.joined(outputs)[""][:, 0].tolist() == list(range(10))
 
 
 def test_batches_whose_rows_depend_on_each_other_stay_whole() -> None:

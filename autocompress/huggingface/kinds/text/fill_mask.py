@@ -12,7 +12,7 @@ from autocompress.huggingface.data.columns import Columns, value_of
 from autocompress.huggingface.data.encoding import Encoder
 from autocompress.huggingface.data.splits import read_splits
 from autocompress.huggingface.folder import ModelFolder
-from autocompress.huggingface.kinds.memory import within_memory
+from autocompress.huggingface.kinds.memory import with_batches, within_memory
 from autocompress.huggingface.kinds.parts import Parts, text_parts
 from autocompress.huggingface.loading import load_model, load_tokenizer
 from autocompress.huggingface.metrics.tokens import perplexity, token_accuracy
@@ -57,6 +57,8 @@ def fill_mask(folder: ModelFolder, options: Options) -> Parts:
             raise TaskError(f"{records[0].place}: no text of {split} has a token to hide")
         numbers = [words * row.length for row in rows]
         samples[split] = within_memory(rows, numbers, split, options, notes)
+    numbers = [words * row.length for rows in samples.values() for row in rows]
+    options = with_batches(numbers, options, notes)
     metrics = {"accuracy": token_accuracy, "perplexity": perplexity}
     return text_parts(model, encoder, samples, per_token, metrics, options, notes)
 

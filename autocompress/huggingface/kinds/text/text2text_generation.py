@@ -9,7 +9,7 @@ from autocompress.huggingface.data.encoding import Encoder
 from autocompress.huggingface.data.splits import read_splits
 from autocompress.huggingface.folder import ModelFolder
 from autocompress.huggingface.kinds.decoded import OF_TOKENS
-from autocompress.huggingface.kinds.memory import within_memory
+from autocompress.huggingface.kinds.memory import with_batches, within_memory
 from autocompress.huggingface.kinds.parts import Parts, text_parts
 from autocompress.huggingface.loading import load_model, load_tokenizer
 from autocompress.huggingface.models.decoding import DecodingModel, shifted, start_token
@@ -61,4 +61,6 @@ def text2text_generation(folder: ModelFolder, options: Options) -> Parts:
             rows.append(Sample((row,), target))
         numbers = [words * len(target) for target in targets]
         samples[split] = within_memory(rows, numbers, split, options, notes)
+    numbers = [words * len(row.target) for rows in samples.values() for row in rows]
+    options = with_batches(numbers, options, notes)
     return text_parts(model, encoder, samples, per_token, OF_TOKENS, options, notes)

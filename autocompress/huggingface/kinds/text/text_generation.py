@@ -14,7 +14,7 @@ from autocompress.huggingface.data.records import Record
 from autocompress.huggingface.data.splits import read_splits
 from autocompress.huggingface.extra import quiet, told
 from autocompress.huggingface.folder import ModelFolder
-from autocompress.huggingface.kinds.memory import within_memory
+from autocompress.huggingface.kinds.memory import with_batches, within_memory
 from autocompress.huggingface.kinds.parts import Parts, text_parts
 from autocompress.huggingface.loading import load_model, load_tokenizer
 from autocompress.huggingface.metrics.tokens import perplexity, token_accuracy
@@ -53,6 +53,8 @@ def text_generation(folder: ModelFolder, options: Options) -> Parts:
         rows = [_sample(encoder, record.values[TOKENS]) for record in records]
         numbers = [words * row.length for row in rows]
         samples[split] = within_memory(rows, numbers, split, options, notes)
+    numbers = [words * row.length for rows in samples.values() for row in rows]
+    options = with_batches(numbers, options, notes)
     metrics = {"perplexity": perplexity, "accuracy": token_accuracy}
     return text_parts(model, encoder, samples, per_token, metrics, options, notes)
 

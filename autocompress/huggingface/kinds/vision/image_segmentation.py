@@ -17,7 +17,7 @@ from autocompress.huggingface.data.media import MediaBatches, Read
 from autocompress.huggingface.data.records import Record
 from autocompress.huggingface.data.splits import read_splits
 from autocompress.huggingface.folder import ModelFolder
-from autocompress.huggingface.kinds.memory import numbers_of, within_memory
+from autocompress.huggingface.kinds.memory import numbers_of, with_batches, within_memory
 from autocompress.huggingface.kinds.parts import (
     Answers,
     Parts,
@@ -64,6 +64,7 @@ def image_segmentation(folder: ModelFolder, options: Options) -> Parts:
     notes = [*splits.notes]
     read = reader(splits.validation, None)
     numbers = numbers_of(model, read(splits.validation[:1]))
+    options = with_batches([numbers], options, notes)
     batches = {}
     for split, records in splits.parts():
         few = within_memory(records, [numbers] * len(records), split, options, notes)

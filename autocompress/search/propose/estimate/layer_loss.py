@@ -24,6 +24,7 @@ from autocompress.compress.factorise.low_rank import compose, factor_shapes, spa
 from autocompress.compress.prune.sparsify import kept_count, n_of_m, sparsify
 from autocompress.compress.quantize.affine import fit_scales, grid_of, to_half
 from autocompress.compress.quantize.rounding import COMPENSATED_BITS
+from autocompress.search.propose.estimate.slopes import Slopes
 
 ROWS = 128  # rows of a weight that are rounded for an estimate
 
@@ -35,13 +36,13 @@ class LayerLoss:
     Attributes:
         weight: (rows, columns, ...) W, float32 on the CPU.
         statistics: second moment, mean and extremes of the inputs.
-        gradients: (rows, rows) G.
+        gradients: G.
         has_bias: True if a bias absorbs the mean of the change.
     """
 
     weight: Tensor
     statistics: LayerStatistics
-    gradients: Tensor
+    gradients: Slopes
     has_bias: bool
 
     @cached_property
@@ -58,7 +59,7 @@ class LayerLoss:
     @cached_property
     def input_loss(self) -> float:
         """Return the loss of independent noise of variance 1 on each input."""
-        return 0.5 * float(((self.gradients @ self.rows) * self.rows).sum())
+        return 0.5 * float((self.gradients.times(self.rows) * self.rows).sum())
 
     @cached_property
     def compensated(self) -> Tensor:
@@ -102,8 +103,8 @@ class LayerLoss:
         total = 0.0
         for group, part in enumerate(torch.split(change, size)):
             block = slice(group * size, (group + 1) * size)
-            slopes = self.gradients[block, block]
-            total += float(((slopes @ part) * (part @ self.gram[group])).sum())
+            slopes = self.gradients.block(block)
+            total += float((slopes.times(part) * (part @ self.gram[group])).sum())
         return max(0.5 * total, 0.0)
 
     def rounded(self, config: ModuleConfig, largest: int) -> float:
@@ -117,7 +118,7 @@ class LayerLoss:
             config: its fields of quantization count.
             largest: largest absolute integer of an integer kernel, or 0.
         """
-        slopes = self.gradients.diagonal().clamp_min(0).double()
+        slopes = self.gradients.diagonal.clamp_min(0).double()
         chosen, counts = _drawn(slopes)
         weight = self.rows[chosen]
         if config.weight_bits >= 16:
@@ -177,7 +178,7 @@ class LayerLoss:
             mean = weight @ self.statistics.mean[0].double()
             whitened = whitened - mean[:, None] * mean
         outputs = vectors.T @ whitened @ vectors
-        slopes = left.T @ self.gradients.double() @ left
+        slopes = left.T @ self.gradients.times(left)
         by_rank = _leading((outputs * slopes).flip(0, 1)).flip(0)
         tails = by_rank.flip(0).cumsum(0).flip(0).clamp_min(0)
         return np.append(0.5 * tails.numpy(), 0.0)
@@ -217,7 +218,7 @@ class LayerLoss:
         else:
             removed = lost.numel() - kept_count(tuple(lost.shape), config)
             zeros = lost <= lost.flatten().kthvalue(removed).values if removed else lost < 0
-        return 0.5 * float(((lost * zeros).sum(1) * self.gradients.diagonal()).sum())
+        return 0.5 * float(((lost * zeros).sum(1) * self.gradients.diagonal).sum())
 
     def pruned(self, steps: NDArray[np.int64], count: int) -> NDArray[np.float64]:
         """Return the loss of removing columns one after another, the others refitted.
@@ -244,7 +245,7 @@ class LayerLoss:
         solved = torch.linalg.solve_triangular(factor, columns, upper=False)
         added, moved = torch.split(solved, [len(self.rows), len(damping)], 1)
         scaled = moved * damping
-        products = added @ self.gradients @ added.T
+        products = added @ self.gradients.times(added.T)
         parts = products.diagonal() - _leading(products * (scaled @ moved.T))
         by_step = np.bincount(steps[order], weights=0.5 * parts.double().numpy(), minlength=count)
         return np.concatenate([[0.0], np.cumsum(by_step)]).clip(0.0)

@@ -72,6 +72,22 @@ def test_windows_that_fit_in_memory(
     assert sum(len(inputs["input_ids"]) for inputs, _ in task.validation) == 5
 
 
+def test_batches_whose_outputs_fit_in_memory(
+    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    data = write_jsonl(tmp_path / "dev.jsonl", [{"text": text} for text in texts(60)])
+    words = len(SPECIAL) + len(WORDS)
+    monkeypatch.setattr(memory, "MOST_BATCH_BYTES", 2.5 * 4 * words * 16)
+    given = {"data": data, "validation": data, "test": data, "max_length": 16}
+    task = ac.from_pretrained(folder, **given)
+    for split in (task.train, task.validation, task.test):
+        assert {len(inputs["input_ids"]) for inputs, _ in split} <= {1, 2}
+    assert [note for note in task.notes if note.startswith("data: the samples of a batch are 2")]
+    task = ac.from_pretrained(folder, **given, batch_size=3)
+    assert max(len(inputs["input_ids"]) for inputs, _ in task.train) == 3
+    assert not any("a batch" in note for note in task.notes)
+
+
 def test_texts_that_are_too_short(folder: Path, tmp_path: Path) -> None:
     (tmp_path / "a.txt").write_text("w1\n")
     with pytest.raises(TaskError, match=r"^a\.txt line 1: holds fewer than 2 tokens; give more"):

@@ -12,6 +12,7 @@ from autocompress.compress.factorise.low_rank import truncated_svd, whitened_svd
 from autocompress.compress.prune.masks import reconstructed
 from autocompress.compress.quantize.rounding import store
 from autocompress.search.propose.estimate.layer_loss import ROWS, LayerLoss
+from autocompress.search.propose.estimate.slopes import Slopes
 
 
 def layer(rows: int, columns: int, has_bias: bool = True, groups: int = 1) -> LayerLoss:
@@ -23,7 +24,7 @@ def layer(rows: int, columns: int, has_bias: bool = True, groups: int = 1) -> La
     low, high = inputs.amin(1).flatten(), inputs.amax(1).flatten()
     gram, mean = inputs.transpose(1, 2) @ inputs / 400, inputs.mean(1)
     statistics = LayerStatistics(gram, mean, low, high)
-    return LayerLoss(weight, statistics, slopes @ slopes.T, has_bias)
+    return LayerLoss(weight, statistics, Slopes.exact(slopes @ slopes.T), has_bias)
 
 
 def of_stored(loss: LayerLoss, config: ModuleConfig) -> float:
@@ -69,7 +70,8 @@ def test_one_factor_gives_the_loss_of_every_number_of_removed_units(has_bias: bo
 @pytest.mark.parametrize("groups", [1, 4])
 def test_nearest_rounding_is_what_it_loses_where_rows_do_not_mix(groups: int) -> None:
     mixed = layer(8, 12, groups=groups)
-    loss = LayerLoss(mixed.weight, mixed.statistics, torch.diag(torch.arange(8.0)), True)
+    slopes = Slopes.exact(torch.diag(torch.arange(8.0)))
+    loss = LayerLoss(mixed.weight, mixed.statistics, slopes, True)
     for config in (ModuleConfig(4, algorithm="nearest"), ModuleConfig(16)):
         assert loss.rounded(config, 0) == pytest.approx(of_stored(loss, config), rel=1e-3)
 

