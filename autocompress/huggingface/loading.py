@@ -82,7 +82,11 @@ def read_tokenizer(folder: ModelFolder) -> Any:
 
 
 def load_tokenizer(folder: ModelFolder, model: nn.Module) -> Any:
-    """Return the tokenizer of a folder; one without a padding token pads with the last token.
+    """Return the tokenizer of a folder, which pads with the token that the model takes for padding.
+
+    Some models, such as GPT-2 as a classifier, look for the padding token of their config to find
+    where a text ends. Where the config names none, it is that of the tokenizer, else the end token
+    if texts do not end with it.
 
     Args:
         folder: the model folder.
@@ -103,16 +107,25 @@ def load_tokenizer(folder: ModelFolder, model: nn.Module) -> Any:
             f"{place}: the tokenizer has {len(tokenizer)} tokens, the model {words}; "
             "nearest: the tokenizer that the model was trained with"
         )
+    config: Any = model.config
+    padding = getattr(config, "pad_token_id", None)
+    if type(padding) is int and 0 <= padding < len(tokenizer):
+        if padding != tokenizer.pad_token_id:
+            tokenizer.pad_token = tokenizer.convert_ids_to_tokens(padding)
+        return tokenizer
     if tokenizer.pad_token_id is None:
-        if tokenizer.eos_token is None:
+        # A model that looks for padding must not take the end of a text for it.
+        last = tokenizer("a")["input_ids"][-1:]
+        names = ("eos_token", "bos_token", "cls_token", "mask_token")
+        tokens = [getattr(tokenizer, name) for name in names if getattr(tokenizer, name)]
+        fitting = [t for t in tokens if [tokenizer.convert_tokens_to_ids(t)] != last]
+        if not fitting:
             raise TaskError(
                 f"{place}: the tokenizer has neither a padding nor an end token; set pad_token in "
                 "tokenizer_config.json"
             )
-        tokenizer.pad_token = tokenizer.eos_token
-    config: Any = model.config
-    if getattr(config, "pad_token_id", None) is None:
-        config.pad_token_id = tokenizer.pad_token_id
+        tokenizer.pad_token = fitting[0]
+    config.pad_token_id = tokenizer.pad_token_id
     return tokenizer
 
 

@@ -35,7 +35,14 @@ class Encoder:
     cut: dict[str, tuple[int, int]] = field(default_factory=dict)
 
     @classmethod
-    def of(cls, folder: ModelFolder, tokenizer: Any, model: nn.Module, options: Options) -> Encoder:
+    def of(
+        cls,
+        folder: ModelFolder,
+        tokenizer: Any,
+        model: nn.Module,
+        options: Options,
+        longest: int | None = None,
+    ) -> Encoder:
         """Return the encoder of a folder.
 
         Args:
@@ -43,6 +50,7 @@ class Encoder:
             tokenizer: of the folder.
             model: of the folder.
             options: of the user, who may set the limit.
+            longest: limit that another file of the folder names.
 
         Returns:
             The encoder.
@@ -52,8 +60,8 @@ class Encoder:
         """
         arguments = frozenset(inspect.signature(model.forward).parameters)
         positions = _positions(folder.config, model)
-        limits = [n for n in (positions, tokenizer.model_max_length) if n and n < UNLIMITED]
-        limit = min(limits, default=None)
+        limits = (positions, tokenizer.model_max_length, longest)
+        limit = min((n for n in limits if n and n < UNLIMITED), default=None)
         for name, length in (("max_length", options.max_length), *_named(options.lengths)):
             if length is not None and positions is not None and length > positions:
                 raise TaskError(
@@ -116,8 +124,14 @@ class Encoder:
         return {name: list(encoding[name]) for name in encoding if name in self.arguments}
 
     def notes(self) -> list[str]:
-        """Return a line for each split in which texts were cut."""
+        """Return a line for each split in which texts were cut, and for another padding token."""
         lines = []
+        own = self.tokenizer.init_kwargs.get("pad_token")
+        if own is not None and str(own) != self.tokenizer.pad_token:
+            lines.append(
+                f"data: texts are padded with {self.tokenizer.pad_token}, as config.json says, not "
+                f"with {own}, as the tokenizer does; make them agree before you pad texts yourself"
+            )
         for split, (cut, total) in self.cut.items():
             if cut:
                 lines.append(

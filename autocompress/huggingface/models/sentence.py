@@ -20,6 +20,20 @@ POOLINGS = ("mean", "cls")
 MODES = {"pooling_mode_mean_tokens": "mean", "pooling_mode_cls_token": "cls"}
 ACTIVATIONS = {"Identity": nn.Identity, "Tanh": nn.Tanh, "ReLU": nn.ReLU, "GELU": nn.GELU}
 DENSE_FILE = "model.safetensors"
+LENGTH_FILE = "sentence_bert_config.json"
+ORDER = (("Transformer",), ("Pooling",), ("Dense", "Normalize"))  # kinds by place; the last repeats
+
+
+class Normalised(nn.Module):
+    """Scale embeddings to length 1."""
+
+    def forward(self, embeddings: Tensor) -> Tensor:
+        """Return embeddings of length 1.
+
+        Args:
+            embeddings: (n, width).
+        """
+        return F.normalize(embeddings, dim=1)
 
 
 class SentenceEncoder(nn.Module):
@@ -28,15 +42,12 @@ class SentenceEncoder(nn.Module):
     Args:
         encoder: a model without a head.
         pooling: "mean" over the tokens that are no padding, or "cls", the first token.
-        layers: that follow the pooling.
-        normalise: True gives embeddings of length 1.
+        layers: that follow the pooling, in this order.
     """
 
-    def __init__(
-        self, encoder: nn.Module, pooling: str, layers: Sequence[nn.Module], normalise: bool
-    ) -> None:
+    def __init__(self, encoder: nn.Module, pooling: str, layers: Sequence[nn.Module]) -> None:
         super().__init__()
-        self.encoder, self.pooling, self.normalise = encoder, pooling, normalise
+        self.encoder, self.pooling = encoder, pooling
         self.layers = nn.ModuleList(layers)
         self.config: Any = encoder.config
 
@@ -72,8 +83,6 @@ class SentenceEncoder(nn.Module):
             sentence = (tokens * mask).sum(1) / mask.sum(1).clamp(min=1e-9)
         for layer in self.layers:
             sentence = layer(sentence)
-        if self.normalise:
-            sentence = F.normalize(sentence, dim=1)
         return {"sentence_embedding": sentence, "last_hidden_state": tokens}
 
 
@@ -90,32 +99,70 @@ def sentence_encoder(folder: ModelFolder, encoder: nn.Module) -> tuple[SentenceE
     Raises:
         TaskError: modules.json names a layer that is not supported, or its files are missing.
     """
-    pooling, normalise = "", False
+    pooling = ""
     layers: list[nn.Module] = []
-    for entry in sentence_modules(folder.path):
+    for i, entry in enumerate(sentence_modules(folder.path)):
         kind = str(entry.get("type", "")).rpartition(".")[2]
         place = folder.path / str(entry.get("path", ""))
+        expected = ORDER[min(i, len(ORDER) - 1)]
+        if kind not in {name for names in ORDER for name in names}:
+            raise TaskError(
+                f"{folder.path}/modules.json: {kind or 'a module without a type'} is not "
+                "supported; there are Transformer, Pooling, Dense and Normalize"
+            )
+        if kind not in expected:
+            raise TaskError(
+                f"{folder.path}/modules.json: module {i} is {kind}; expected "
+                f"{' or '.join(expected)} in this place: Transformer, Pooling, then the others"
+            )
         if kind == "Pooling":
             pooling = _pooling(place)
         elif kind == "Dense":
             layers += _dense(place)
         elif kind == "Normalize":
-            normalise = True
-        elif kind != "Transformer":
-            raise TaskError(
-                f"{folder.path}/modules.json: {kind or 'a module without a type'} is not "
-                "supported; there are Transformer, Pooling, Dense and Normalize"
-            )
+            layers.append(Normalised())
     words = f"model: embeddings are the {pooling or 'mean'} of the tokens"
     if pooling == "cls":
         words = "model: embeddings are those of the first token"
     if not pooling:
         words += ", since there is no modules.json that says more"
-    return SentenceEncoder(encoder, pooling or "mean", layers, normalise), words
+    return SentenceEncoder(encoder, pooling or "mean", layers), words
+
+
+def sentence_length(folder: ModelFolder) -> int | None:
+    """Return the most tokens of a text by sentence-transformers' own file.
+
+    Args:
+        folder: the model folder.
+
+    Returns:
+        Its max_seq_length; None where it names none.
+
+    Raises:
+        TaskError: the file cannot be read, or asks for texts in lower case.
+    """
+    paths = [str(entry.get("path", "")) for entry in sentence_modules(folder.path)[:1]]
+    for file in (folder.path / path / LENGTH_FILE for path in paths):
+        if not file.is_file():
+            continue
+        settings = _object(file)
+        if settings.get("do_lower_case"):
+            raise TaskError(
+                f"{file}: do_lower_case is not supported; nearest: a tokenizer that writes lower "
+                "case itself, and false here"
+            )
+        length = settings.get("max_seq_length")
+        if length is None or (type(length) is int and length > 0):
+            return length
+        raise TaskError(f"{file}: max_seq_length is {length!r}; expected a whole number from 1 on")
+    return None
 
 
 def _config(place: Path) -> dict[str, Any]:
-    file = place / "config.json"
+    return _object(place / "config.json")
+
+
+def _object(file: Path) -> dict[str, Any]:
     with told(f"{file}: cannot be read"):
         config = json.loads(file.read_text())
     if not isinstance(config, dict):

@@ -285,7 +285,10 @@ def _adapted(lines: Sequence[str], facts: Facts, arrays: str) -> list[str]:
             line = line.replace(word, value)
         adapted.append(line)
         if line == TOKENIZER and facts.tokenizer and not facts.tokenizer.get("pad_token"):
-            adapted.append("tokenizer.pad_token = tokenizer.pad_token or tokenizer.eos_token")
+            padding_id, other = facts.config.get("pad_token_id"), "tokenizer.eos_token"
+            if isinstance(padding_id, int) and padding_id >= 0:
+                other = f"tokenizer.convert_ids_to_tokens({padding_id})"
+            adapted.append(f"tokenizer.pad_token = tokenizer.pad_token or {other}")
     return adapted
 
 

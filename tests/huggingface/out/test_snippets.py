@@ -50,6 +50,9 @@ def test_padding_and_pictures_follow_the_configs() -> None:
     assert 'padding="max_length", max_length=16' in text
     lines = runtime_lines(facts("feature-extraction", tokenizer={"eos_token": "</s>"}))
     assert "tokenizer.pad_token = tokenizer.pad_token or tokenizer.eos_token" in lines
+    given = facts("feature-extraction", tokenizer={"eos_token": "</s>"}, config={"pad_token_id": 0})
+    words = "tokenizer.pad_token = tokenizer.pad_token or tokenizer.convert_ids_to_tokens(0)"
+    assert words in runtime_lines(given)
     lines = runtime_lines(facts("feature-extraction", tokenizer={"pad_token": "<pad>"}))
     assert "tokenizer.pad_token = tokenizer.pad_token or tokenizer.eos_token" not in lines
 

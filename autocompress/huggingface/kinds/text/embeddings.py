@@ -23,7 +23,7 @@ from autocompress.huggingface.kinds.parts import (
 )
 from autocompress.huggingface.loading import load_model, load_tokenizer
 from autocompress.huggingface.metrics import numbers
-from autocompress.huggingface.models.sentence import sentence_encoder
+from autocompress.huggingface.models.sentence import sentence_encoder, sentence_length
 from autocompress.huggingface.options import Options
 from autocompress.task.loading import Unlabelled
 
@@ -50,7 +50,8 @@ def embeddings(folder: ModelFolder, options: Options) -> Parts:
     columns.check(COLUMNS)
     splits = read_splits(options)
     model, words = sentence_encoder(folder, load_model(folder, "AutoModel", **_headless(folder)))
-    encoder = Encoder.of(folder, load_tokenizer(folder, model), model, options)
+    tokenizer, longest = load_tokenizer(folder, model), sentence_length(folder)
+    encoder = Encoder.of(folder, tokenizer, model, options, longest)
     encoder = replace(encoder, arguments=encoder.arguments & _arguments(model.encoder))
     pairs = columns.find("text_pair", splits.validation) is not None
     scores = label_columns(columns, "score", splits) if pairs else {}

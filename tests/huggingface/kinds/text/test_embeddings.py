@@ -98,6 +98,46 @@ def test_layers_behind_the_pooling(tmp_path: Path) -> None:
     means = torch.stack([hidden(folder, text).mean(0) for text in rows])
     expected = F.normalize((means @ weight.T).tanh(), dim=1)
     torch.testing.assert_close(outputs, expected, atol=1e-5, rtol=1e-4)
+    modules = json.loads((folder / "modules.json").read_text())
+    swapped = [*modules[:2], modules[3], modules[2]]
+    (folder / "modules.json").write_text(json.dumps(swapped))
+    _, outputs = embedded(folder, tmp_path, rows)
+    expected = (F.normalize(means, dim=1) @ weight.T).tanh()
+    torch.testing.assert_close(outputs, expected, atol=1e-5, rtol=1e-4)
+
+
+def test_layers_in_an_order_that_makes_no_sense_are_named(tmp_path: Path) -> None:
+    folder = encoder(tmp_path / "m", {"pooling_mode_mean_tokens": True}, "Normalize")
+    modules = json.loads((folder / "modules.json").read_text())
+    data = write_jsonl(tmp_path / "dev.jsonl", [{"text": "w1"}])
+    for order, words in (
+        ([0, 2, 1], r"module 1 is Normalize; expected Pooling"),
+        ([0, 1, 1], r"module 2 is Pooling; expected Dense or Normalize in this place"),
+        ([1], r"module 0 is Pooling; expected Transformer"),
+    ):
+        (folder / "modules.json").write_text(json.dumps([modules[i] for i in order]))
+        with pytest.raises(TaskError, match=words):
+            ac.from_pretrained(folder, validation=data, test=data)
+
+
+def test_the_longest_text_is_that_of_sentence_transformers(tmp_path: Path) -> None:
+    folder = encoder(tmp_path / "m", {"pooling_mode_mean_tokens": True})
+    settings = folder / "sentence_bert_config.json"
+    settings.write_text(json.dumps({"max_seq_length": 6, "do_lower_case": False}))
+    data = write_jsonl(tmp_path / "dev.jsonl", [{"text": text} for text in texts(8, least=9)])
+    task = ac.from_pretrained(folder, validation=data, test=data)
+    assert {inputs["input_ids"].shape[1] for inputs, _ in task.validation} == {6}
+    assert "data: 8 of 8 texts of validation are cut to 6 tokens" in task.notes
+    task = ac.from_pretrained(folder, validation=data, test=data, max_length=9)
+    assert {inputs["input_ids"].shape[1] for inputs, _ in task.validation} == {9}
+    for content, words in (
+        ({"max_seq_length": "6"}, "max_seq_length is '6'; expected a whole number"),
+        ({"do_lower_case": True}, "do_lower_case is not supported"),
+        ([], "expected an object"),
+    ):
+        settings.write_text(json.dumps(content))
+        with pytest.raises(TaskError, match=words):
+            ac.from_pretrained(folder, validation=data, test=data)
 
 
 def test_similarity_of_pairs(tmp_path: Path) -> None:

@@ -125,6 +125,33 @@ def test_without_labels_the_float_model_answers(folder: Path, tmp_path: Path) ->
         ac.from_pretrained(folder, validation=data, metric="f1")
 
 
+@pytest.mark.parametrize(
+    ("of_config", "of_tokenizer", "taken"),
+    [(0, None, "[PAD]"), (0, "[UNK]", "[PAD]"), (None, "[PAD]", "[PAD]"), (-1, None, "[CLS]")],
+)
+def test_a_model_that_looks_for_padding_finds_that_of_its_config(
+    tmp_path: Path, of_config: int | None, of_tokenizer: str | None, taken: str
+) -> None:
+    words = tokenizer()
+    config = transformers.GPT2Config(
+        vocab_size=len(words), n_embd=32, n_layer=1, n_head=2, n_positions=64, num_labels=3,
+        pad_token_id=of_config, bos_token_id=2, eos_token_id=3,
+    )  # fmt: skip
+    words.pad_token, words.eos_token = of_tokenizer, "[SEP]"
+    folder = save(tmp_path / "m", transformers.GPT2ForSequenceClassification(config), words)
+    model = transformers.GPT2ForSequenceClassification.from_pretrained(folder)
+    rows = [{"text": text} for text in texts(32)]
+    for row in rows:
+        with torch.no_grad():
+            logits = model(**tokenizer()(row["text"], return_tensors="pt")).logits
+        row["label"] = int(logits.argmax())
+    data = write_jsonl(tmp_path / "dev.jsonl", rows)
+    task = ac.from_pretrained(folder, validation=data, test=data)
+    assert scores(task)[""] == 1.0, "padded in batches as alone"
+    said = [line for line in task.notes if f"are padded with {taken}, as config.json" in line]
+    assert len(said) == (of_tokenizer == "[UNK]")
+
+
 def test_regression(tmp_path: Path) -> None:
     folder = classifier(tmp_path / "m", num_labels=1, id2label={0: "s"}, label2id={"s": 0})
     model = transformers.BertForSequenceClassification.from_pretrained(folder)
