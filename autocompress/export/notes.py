@@ -111,7 +111,8 @@ def table_lines(
     for name, value in m.metrics.items():
         if name in baseline.metrics:
             before = baseline.metrics[name]
-            lines.append(f"| {name.replace('_', ' ')} | {before:.4f} | {value:.4f} | |")
+            words = f"{name.replace('_', ' ')} (validation)"
+            lines.append(f"| {words} | {before:.4f} | {value:.4f} | |")
     for words in left_out_words([baseline, m]):
         lines += ["", words]
     return lines

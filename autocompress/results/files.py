@@ -121,7 +121,10 @@ def disk_error(path: Path, error: OSError) -> RunFolderError:
     Returns:
         The error, to be raised by the caller.
     """
+    reason = error.strerror or error
+    if isinstance(error, (FileExistsError, NotADirectoryError, FileNotFoundError)):
+        return RunFolderError(f"{path}: cannot be written ({reason}); name another folder")
     return RunFolderError(
-        f"{path}: cannot be written ({error.strerror or error}); results up to here are kept, "
-        "free the disk or choose another --out, then run the same command again"
+        f"{path}: cannot be written ({reason}); results up to here are kept, free the disk or "
+        "choose another folder, then run the same command again"
     )

@@ -7,6 +7,7 @@ So errors of the user's code are told with the place in their file.
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import io
 import math
 from collections.abc import Callable, Mapping, Sequence
@@ -101,7 +102,7 @@ def primary_output(result: Any) -> Tensor:
 
     Returns:
         `result` itself, its `.logits`, its "logits" entry, its first tensor, or the first tensor
-        inside of its entries.
+        inside of its entries. The entries of a dataclass are its fields.
 
     Raises:
         TaskError: there is no tensor.
@@ -111,7 +112,7 @@ def primary_output(result: Any) -> Tensor:
         return tensor
     raise TaskError(
         f"task: the model returns {type(result).__name__}; "
-        "expected a tensor, .logits or a tuple of tensors"
+        "expected a tensor, .logits, or a tuple, dict or dataclass of tensors"
     )
 
 
@@ -125,6 +126,8 @@ def _first_tensor(result: Any) -> Tensor | None:
         logits = getattr(result, "logits", None)
         if isinstance(result, (tuple, list)):
             values = list(result)
+        elif dataclasses.is_dataclass(result):
+            values = [getattr(result, field.name, None) for field in dataclasses.fields(result)]
     for value in (logits, *values):
         if isinstance(value, Tensor):
             return value

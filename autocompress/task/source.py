@@ -5,6 +5,7 @@ The command line and the workers start here: they get the task as a text.
 
 from __future__ import annotations
 
+import difflib
 import importlib
 import importlib.util
 import inspect
@@ -82,7 +83,7 @@ def load_task(spec: str, **arguments: Any) -> Task:
     if not place:
         raise TaskError(
             f"task {spec!r}: expected package.module:function, path/to/file.py:function or a model "
-            "folder"
+            f"folder{_near(Path(spec))}"
         )
     module = _load_file(Path(place), spec) if place.endswith(".py") else _load_module(place, spec)
     function = getattr(module, function_name, None)
@@ -163,3 +164,15 @@ def _load_file(path: Path, spec: str) -> Any:
     finally:
         sys.path.pop(0)
     return module
+
+
+def _near(path: Path) -> str:
+    """Return words on the model folder or the task file beside a path that is not there."""
+    if path.suffix == ".py":
+        return f"; nearest: {path}:task" if path.is_file() else ""
+    try:
+        folders = [config.parent.name for config in path.parent.glob("*/config.json")]
+    except OSError:
+        return ""
+    close = difflib.get_close_matches(path.name, folders, n=1)
+    return f"; nearest: {path.parent / close[0]}" if close else ""

@@ -32,7 +32,10 @@ BOTH = [
     ("empty", "task: validation is empty"),
     ("empty_batch", "task: validation yields a batch without samples; nearest: leave it out"),
     ("nan_outputs", "task: the model gives no finite number on the first validation batch"),
-    ("string", "task: the model returns str; expected a tensor, .logits or a tuple of tensors"),
+    (
+        "string",
+        "task: the model returns str; expected a tensor, .logits, or a tuple, dict or dataclass",
+    ),
     ("only_none", "task: the model returns dict; expected a tensor"),
     (
         "integers",

@@ -41,7 +41,7 @@ def test_the_readme_says_before_and_after(tmp_path: Path) -> None:
         "| latency (ms, onnxruntime-cpu) | 2.000 | 0.500 | 4.00x as fast |",
         "| accuracy (validation) | 0.9000 | 0.8750 | |",
         "| accuracy (test) | 0.8900 | not measured | |",
-        "| f1 score | 0.8000 | 0.7500 | |",
+        "| f1 score (validation) | 0.8000 | 0.7500 | |",
     ):
         assert line in text.splitlines()
     assert "gone" not in text

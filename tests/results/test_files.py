@@ -45,7 +45,7 @@ def test_a_failed_write_leaves_the_old_file_and_nothing_else(
         write_atomic(path, "new")
     assert str(caught.value) == (
         f"{path}: cannot be written (No space left on device); results up to here are kept, free "
-        "the disk or choose another --out, then run the same command again"
+        "the disk or choose another folder, then run the same command again"
     )
     assert path.read_text() == "old"
     assert [file.name for file in tmp_path.iterdir()] == ["a.txt"]

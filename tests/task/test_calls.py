@@ -2,13 +2,23 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from types import SimpleNamespace
+from typing import Any
 
 import pytest
 import torch
 
 from autocompress.errors import NotComputableError, TaskError
 from autocompress.task.calls import named_outputs, primary_output, score
+
+
+@dataclass
+class Answer:
+    """Hold what some models return."""
+
+    loss: float
+    scores: Any
 
 
 def test_a_metric_must_be_finite() -> None:
@@ -20,6 +30,8 @@ def test_primary_output() -> None:
     x = torch.zeros(1)
     for result in (x, (x, 1), {"loss": 1, "logits": x}, SimpleNamespace(logits=x), {"out": x}):
         assert primary_output(result) is x
+    assert primary_output(Answer(1, x)) is x
+    assert primary_output([Answer(1, {"inside": x})]) is x
     with pytest.raises(TaskError, match="the model returns str"):
         primary_output("text")
 

@@ -90,3 +90,17 @@ def test_a_wrong_spec_is_told_with_what_would_do(folder: Path) -> None:
         load_task(f"{folder}/none/mine.py:task")
     with pytest.raises(TaskError, match=r"keyword argument 'sise'; it takes \(size=2\)$"):
         load_task(f"{folder}/mine.py:task", sise=3)
+
+
+@pytest.mark.parametrize(
+    ("spec", "near"),
+    [("modell", "; nearest: {}/model"), ("mine.py", "; nearest: {}/mine.py:task"), ("x", "")],
+)
+def test_a_folder_or_file_that_is_not_there_has_a_nearest_one(
+    folder: Path, spec: str, near: str
+) -> None:
+    (folder / "model").mkdir()
+    (folder / "model/config.json").write_text("{}")
+    with pytest.raises(TaskError, match=r"expected package\.module:function") as caught:
+        load_task(f"{folder}/{spec}")
+    assert str(caught.value).partition("a model folder")[2] == near.format(folder)

@@ -23,6 +23,33 @@ TOLERANCE = 1e-5  # of embeddings of length 1
 NEAREST = "nearest: an export without --split-towers"
 
 
+def check_towers(path: Path) -> dict[str, list[str]]:
+    """Find the inputs of each tower of a model.
+
+    Args:
+        path: of model.onnx.
+
+    Returns:
+        The names of the inputs that each output of TOWERS reads.
+
+    Raises:
+        ExportError: the model has no two such outputs, or a tower reads inputs of the other one.
+    """
+    graph = onnx.load(path, load_external_data=False).graph
+    outputs = [value.name for value in graph.output]
+    if not set(TOWERS) <= set(outputs):
+        raise ExportError(
+            f"{path}: has the outputs {', '.join(outputs)}, so no towers that can be split; "
+            f"{NEAREST}, or a model with {' and '.join(TOWERS)}"
+        )
+    inputs = {output: _inputs_of(graph, output) for output in TOWERS}
+    shared = set.intersection(*map(set, inputs.values()))
+    if shared or not all(inputs.values()):
+        names = ", ".join(sorted(shared)) or "no input"
+        raise ExportError(f"{path}: both towers read {names}; {NEAREST}")
+    return inputs
+
+
 def write_towers(folder: Path, settings: SessionSettings) -> list[Path]:
     """Write text_model.onnx and vision_model.onnx beside a model.onnx, and run all three.
 
@@ -34,23 +61,12 @@ def write_towers(folder: Path, settings: SessionSettings) -> list[Path]:
         The files.
 
     Raises:
-        ExportError: the model has no two such outputs, a tower reads inputs of the other one, or a
-            part computes something else than the whole.
+        ExportError: as `check_towers`, or a part computes something else than the whole.
         RunFolderError: a file cannot be written.
     """
     path = folder / MODEL_FILE
-    model = onnx.load(path)
+    inputs, model = check_towers(path), onnx.load(path)
     outputs = [value.name for value in model.graph.output]
-    if not set(TOWERS) <= set(outputs):
-        raise ExportError(
-            f"{path}: has the outputs {', '.join(outputs)}, so no towers that can be split; "
-            f"{NEAREST}, or a model with {' and '.join(TOWERS)}"
-        )
-    inputs = {output: _inputs_of(model.graph, output) for output in TOWERS}
-    shared = set.intersection(*map(set, inputs.values()))
-    if shared or not all(inputs.values()):
-        names = ", ".join(sorted(shared)) or "no input"
-        raise ExportError(f"{path}: both towers read {names}; {NEAREST}")
     written = []
     for output, name in TOWERS.items():
         for node in model.graph.node:

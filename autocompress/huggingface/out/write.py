@@ -7,7 +7,7 @@ from typing import Any
 
 from autocompress.errors import ExportError
 from autocompress.export.artifact import copy_artifact, read_recipe
-from autocompress.export.parts.towers import TOWERS, write_towers
+from autocompress.export.parts.towers import TOWERS, check_towers, write_towers
 from autocompress.huggingface.folder import CONFIG_FILE
 from autocompress.huggingface.out.card import write_card
 from autocompress.huggingface.out.files import PROCESSORS, copy_files, inner_folder
@@ -61,6 +61,8 @@ def write_point(
         raise ExportError(
             f"{to}: is the model folder itself, whose weights would be lost; nearest: {to}-small"
         )
+    if split_towers and (source / MODEL_FILE).is_file():
+        check_towers(source / MODEL_FILE)  # before anything is written
     copy_artifact(run_folder, point, to)
     for name in TOWERS.values():
         (to / name).unlink(missing_ok=True)  # of an earlier export

@@ -184,7 +184,7 @@ def test_the_card_tells_numbers_changes_and_the_command(tmp_path: Path) -> None:
     for line in (
         "| size (bytes) | 1000 | 250 | 4.00x smaller |",
         "| m (validation) | 0.9000 | 0.8750 | |",
-        "| f1 | 0.8000 | 0.7500 | |",
+        "| f1 (validation) | 0.8000 | 0.7500 | |",
         "| `layer.*.query` (2) | weight_bits 4 |",
         "| `head` (1) | weight_bits 8 |",
         "autocompress search model --data train.jsonl --samples 9 --target onnxruntime-cpu "
@@ -262,3 +262,10 @@ def test_towers_of_an_earlier_export_do_not_stay(tmp_path: Path) -> None:
     (tmp_path / "best/text_model.onnx").write_bytes(b"old")
     write_point(run, POINT, BASE, tmp_path / "best")
     assert not (tmp_path / "best/text_model.onnx").exists()
+
+
+def test_nothing_is_written_if_there_are_no_towers_to_split(tmp_path: Path) -> None:
+    run, _ = run_folder(tmp_path, "text-classification")
+    with pytest.raises(ExportError, match="so no towers that can be split"):
+        write_point(run, POINT, BASE, tmp_path / "best", split_towers=True)
+    assert not (tmp_path / "best").exists()
