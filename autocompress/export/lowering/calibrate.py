@@ -2,17 +2,22 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
+from typing import Any
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from onnx import ModelProto, helper
+from onnxruntime import InferenceSession
 
 from autocompress.compress.quantize.activation import ActivationRange, Observer
 from autocompress.errors import NotComputableError
 from autocompress.export.float_graph.shared_graph import SharedGraph
 from autocompress.export.lowering.lower import LoweredModel
-from autocompress.task.batches import Inputs, batch_size, map_inputs
+from autocompress.task.batches import Inputs, batch_size, cut, cuttable, map_inputs
+
+MOST_BYTES = 256e6  # of the tensors that are fetched at once
 
 
 def calibrate(
@@ -48,22 +53,51 @@ def calibrate(
             proto.graph.output.append(helper.make_empty_tensor_value_info(name))
     session = SharedGraph(proto, lowered.weights).session()
     fetched = [name for name in observers if name not in inputs]
+    groups: list[list[str]] = []
     for batch in batches:
         if not lowered.dynamic_batch and batch_size(batch) != static_batch:
             if batch_size(batch) < static_batch:
                 continue
             batch = map_inputs(batch, lambda tensor: tensor[:static_batch])
-        values = dict(lowered.feed(batch))
-        if fetched:
-            values.update(zip(fetched, session.run(fetched, values), strict=True))
-        for name, observer in observers.items():
-            try:
-                observer.see(torch.from_numpy(np.ascontiguousarray(values[name], dtype=np.float32)))
-            except ValueError as error:
-                raise NotComputableError(
-                    f"calibration: tensor {name}: {error}; check the calibration data"
-                ) from error
+        feed = lowered.feed(batch)
+        _see(observers, {name: feed[name] for name in observers if name in inputs})
+        groups = groups or _groups(session, fetched, lowered, batch)
+        for group in groups:
+            _see(observers, dict(zip(group, session.run(group, feed), strict=True)))
     return {name: observer.range(method) for name, observer in observers.items()}
+
+
+def _see(observers: Mapping[str, Observer], values: Mapping[str, NDArray[Any]]) -> None:
+    for name, value in values.items():
+        try:
+            observers[name].see(torch.from_numpy(np.ascontiguousarray(value, dtype=np.float32)))
+        except ValueError as error:
+            raise NotComputableError(
+                f"calibration: tensor {name}: {error}; check the calibration data"
+            ) from error
+
+
+def _groups(
+    session: InferenceSession, names: list[str], lowered: LoweredModel, batch: Inputs
+) -> list[list[str]]:
+    """Return the tensors that are fetched by one run each, so that few are in memory at once.
+
+    Each run computes the same values. Their sizes are those of one sample, times the samples.
+    """
+    samples = batch_size(batch)
+    if not names or not lowered.dynamic_batch or samples < 2 or not cuttable(batch, None):
+        return [names] if names else []
+    one = session.run(names, lowered.feed(cut(batch, None, slice(1))[0]))
+    groups: list[list[str]] = []
+    taken = 0
+    for name, value in zip(names, one, strict=True):
+        size = samples * value.nbytes
+        if not groups or taken + size > MOST_BYTES:
+            groups.append([])
+            taken = 0
+        groups[-1].append(name)
+        taken += size
+    return groups
 
 
 def _observed(lowered: LoweredModel) -> list[str]:

@@ -12,6 +12,7 @@ from onnx import NodeProto, helper
 
 from autocompress.compress.quantize.activation import ActivationRange
 from autocompress.errors import NotComputableError
+from autocompress.export.lowering import calibrate as calibrate_module
 from autocompress.export.lowering.calibrate import calibrate
 from autocompress.export.lowering.lower import LoweredModel, Site
 
@@ -51,6 +52,22 @@ def test_ranges_span_what_all_batches_show() -> None:
     found = calibrate(model(), batches, 1, "min_max")
     assert spans(found) == {"x": (-7, 5), "h": (-7, 5), "y": (0, 15)}
     assert found["y"].affine(8) == (pytest.approx(15 / 255), 0)
+
+
+def test_tensors_that_are_fetched_one_by_one_give_the_same_ranges(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    generator = torch.Generator().manual_seed(0)
+    batches = [torch.randn(size, 4, generator=generator) for size in (3, 2, 5)]
+    together = calibrate(model(), batches, 1, "squared_error")
+    runs = []
+    inner = calibrate_module._see
+    monkeypatch.setattr(
+        calibrate_module, "_see", lambda o, values: (runs.append(list(values)), inner(o, values))
+    )
+    monkeypatch.setattr(calibrate_module, "MOST_BYTES", 60)
+    assert calibrate(model(), batches, 1, "squared_error") == together
+    assert runs == 3 * [["x"], ["h"], ["y"]]
 
 
 def test_a_graph_without_rounded_tensors_needs_no_data() -> None:
