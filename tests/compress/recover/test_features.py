@@ -92,7 +92,7 @@ def test_features_come_closer_than_without_them(
 
     def distance(features: float) -> float:
         at = Candidate.of(
-            configs, Distillation(1.0, 1.0, 80, features=features, learning_rate=2e-3)
+            configs, Distillation(1.0, 1.0, 80, features=features, learning_rate=2e-4)
         )
         trained, _ = recover(trainer_of(task, fixture.stitcher), fixture.stitcher, at)
         fixture.stitcher.apply(at, trained)
