@@ -18,7 +18,7 @@ from autocompress.compress.assemble.library import VariantLibrary
 from autocompress.compress.assemble.stitch import Stitcher
 from autocompress.compress.calibrate.batch_norm import norm_samples
 from autocompress.compress.calibrate.evidence import Evidence, task_losses
-from autocompress.compress.calibrate.statistics import CALIBRATION_SAMPLES, collect_statistics
+from autocompress.compress.calibrate.statistics import calibration_samples, collect_statistics
 from autocompress.errors import ExportError
 from autocompress.export.artifact import open_graph
 from autocompress.export.build import Builder
@@ -85,7 +85,8 @@ def prepare(
         )
     module_map = replace(module_map, norms=find_norms(lowered, module_map))
     report("calibrating", 0.0)
-    samples = _calibration_inputs(task, lowered)
+    count = calibration_samples(module_map, batch_size(task.example_inputs))
+    samples = _calibration_inputs(task, lowered, count)
     ranges = calibrate(lowered, samples, batch_size(task.example_inputs), activation_range)
     device = device or torch.device("cpu")
     statistics = collect_statistics(teacher.to(device), module_map, samples, device)
@@ -101,9 +102,9 @@ def prepare(
     return _with_prunable_groups(builder, samples[0], outputs)
 
 
-def _calibration_inputs(task: Task, lowered: LoweredModel) -> list[Inputs]:
-    """Return the calibration batches in the shapes of the graph."""
-    batches = task.first_samples(task.calibration_batches(), CALIBRATION_SAMPLES)
+def _calibration_inputs(task: Task, lowered: LoweredModel, count: int) -> list[Inputs]:
+    """Return the calibration batches of so many samples, in the shapes of the graph."""
+    batches = task.first_samples(task.calibration_batches(), count)
     samples = [inputs for inputs, _ in batches]
     if not lowered.dynamic_batch:
         samples = [task.example_inputs, *samples]

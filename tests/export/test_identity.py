@@ -12,8 +12,9 @@ from fixture import Fixture
 from onnx import ModelProto, numpy_helper
 
 from autocompress import Task
-from autocompress.candidate import ModuleConfig
+from autocompress.candidate import Candidate, ModuleConfig
 from autocompress.errors import ExportError
+from autocompress.export import identity
 from autocompress.export.identity import (
     Identity,
     _difference,
@@ -49,6 +50,11 @@ def test_words_for_the_terminal() -> None:
         "float file by "
         "2e-06, a file of 8-bit weights from its simulation by 0.01"
     )
+
+
+def test_words_on_roundings_that_add_up() -> None:
+    words = Identity(1e-7, 2.3e-6, 0.3, 0.0012).words
+    assert "from its simulation by 0.3, but no module by more than 0.001: roundings" in words
 
 
 def test_the_candidate_of_eight_bits_uses_what_the_target_has() -> None:
@@ -111,4 +117,35 @@ def test_a_wrong_weight_of_the_file_is_found_at_its_module(
     tensor.CopyFrom(numpy_helper.from_array(numpy_helper.to_array(tensor) * 1.1, tensor.name))
     message = f"^export: the float file differs from the model at module {name}; no number of a"
     with pytest.raises(ExportError, match=message):
+        check()
+
+
+def test_where_roundings_add_up_each_module_is_compared_alone(
+    check, fixture: Fixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(identity, "ROUNDED_ERROR", -1.0)
+    found = check()
+    assert found.rounded_module is not None
+    assert found.rounded_module < 1e-3
+    monkeypatch.setattr(identity, "TOGETHER", 1)
+    assert check() == found
+
+
+@pytest.mark.parametrize("name", ["first", "second"])
+def test_a_wrong_kernel_is_found_where_roundings_add_up(
+    check, fixture: Fixture, monkeypatch: pytest.MonkeyPatch, name: str
+) -> None:
+    monkeypatch.setattr(identity, "ROUNDED_ERROR", -1.0)
+    right = fixture.stitcher.apply
+
+    def wrong(candidate: Candidate) -> torch.nn.Module:
+        model = right(candidate)
+        if candidate.modules:
+            module = fixture.stitcher.simulated[name]
+            module.integers = None
+            module.dense = [1.1 * factor for factor in module._full_factors()]
+        return model
+
+    monkeypatch.setattr(fixture.stitcher, "apply", wrong)
+    with pytest.raises(ExportError, match=f"differs from its simulation at module {name}; no numb"):
         check()

@@ -24,8 +24,22 @@ from autocompress.spill import Spilled
 from autocompress.task.batches import Inputs, map_inputs
 from autocompress.task.calls import call_model
 
-CALIBRATION_SAMPLES = 128
+MOST_SAMPLES, LEAST_SAMPLES = 128, 32  # of the calibration
+# Multiply-accumulates of the model on all of them: tens of seconds on two processors. It depends on
+# no clock, so that each machine calibrates on the same samples.
+CALIBRATION_MACS = 5e11
 POSITIONS = 4096  # input vectors that one batch adds to one layer
+
+
+def calibration_samples(module_map: ModuleMap, batch: int) -> int:
+    """Return the number of samples that a model is calibrated on; fewer for large models.
+
+    Args:
+        module_map: counts the multiply-accumulates of the example.
+        batch: samples of the example.
+    """
+    macs = module_map.total_macs / max(1, batch)
+    return int(min(MOST_SAMPLES, max(LEAST_SAMPLES, CALIBRATION_MACS / max(1.0, macs))))
 
 
 @dataclass(frozen=True, eq=False)

@@ -19,7 +19,7 @@ from autocompress.compress.assemble.stitch import Stitcher
 from autocompress.compress.assemble.trained import Trained
 from autocompress.compress.calibrate.batch_norm import norm_samples
 from autocompress.compress.calibrate.evidence import Evidence
-from autocompress.compress.calibrate.statistics import CALIBRATION_SAMPLES, collect_statistics
+from autocompress.compress.calibrate.statistics import calibration_samples, collect_statistics
 from autocompress.compress.reconstruct.reconstruct import reconstruct
 from autocompress.compress.recover.context import Trainer
 from autocompress.compress.recover.cycle import Cycle
@@ -27,6 +27,7 @@ from autocompress.compress.recover.features import matched_by_name, prepared_mat
 from autocompress.compress.recover.normalisation import trains_statistics
 from autocompress.errors import DamagedFileError
 from autocompress.results.tensor_files import read_tensors, write_tensors
+from autocompress.task.batches import batch_size
 
 
 def schedule_shares(schedule: str, rounds: int) -> list[float]:
@@ -181,8 +182,9 @@ def _continued(
         if f"{name}.bias" in state and simulated.bias is not None:
             state[f"{name}.bias"] = simulated.bias.detach()
     model.load_state_dict(state)
-    calibration = trainer.task.calibration_batches()
-    samples = trainer.task.first_samples(calibration, CALIBRATION_SAMPLES)
+    task = trainer.task
+    count = calibration_samples(stitcher.module_map, batch_size(task.example_inputs))
+    samples = task.first_samples(task.calibration_batches(), count)
     batches = [inputs for inputs, _ in samples]
     statistics = collect_statistics(model, stitcher.module_map, batches, trainer.device)
     losses = stitcher.library.evidence.losses

@@ -10,11 +10,13 @@ from torch import nn
 
 from autocompress import find_modules
 from autocompress.compress.calibrate.statistics import (
+    calibration_samples,
     collect_statistics,
     input_vectors,
     output_error,
 )
 from autocompress.errors import NotComputableError
+from autocompress.model.modules import ModuleMap
 
 CPU = torch.device("cpu")
 
@@ -113,3 +115,12 @@ def test_no_batches_and_bad_values_are_said() -> None:
         NotComputableError, match="calibration: inputs of first hold NaN or infinity"
     ):
         collect_statistics(model, found, [torch.full((2, 4), float("nan"))], CPU)
+
+
+@pytest.mark.parametrize(
+    ("macs", "batch", "samples"),
+    [(0, 1, 128), (10**6, 1, 128), (10**10, 1, 50), (10**10, 2, 100), (10**12, 1, 32)],
+)
+def test_large_models_are_calibrated_on_fewer_samples(macs: int, batch: int, samples: int) -> None:
+    found = ModuleMap((), (), (), 1, macs)
+    assert calibration_samples(found, batch) == samples
