@@ -66,7 +66,7 @@ class Encoder:
         self,
         split: str,
         texts: Sequence[Any],
-        pairs: Sequence[str] | None = None,
+        pairs: Sequence[str | None] | None = None,
         cut: str = "longest_first",
         written: bool = False,
         **arguments: Any,
@@ -76,7 +76,7 @@ class Encoder:
         Args:
             split: whose cut texts are counted.
             texts: texts, or lists of words with `is_split_into_words`.
-            pairs: a second text for each.
+            pairs: a second text for each; None for a text without one.
             cut: what is cut of a text above the limit, as `truncation` of the tokenizer.
             written: True for texts that a decoder writes; some tokenizers, such as Marian's, have
                 other tokens for them.
@@ -90,7 +90,8 @@ class Encoder:
         """
         encodings, long = [], 0
         for i, words in enumerate(texts):
-            both: tuple[Any, ...] = (words,) if pairs is None else (words, pairs[i])
+            other = None if pairs is None else pairs[i]
+            both: tuple[Any, ...] = (words,) if other is None else (words, other)
             if written:
                 both, arguments = (), {**arguments, "text_target": words}
             with quiet(), told(f"{split}: the tokenizer fails on sample {i + 1}"):

@@ -194,15 +194,21 @@ def number_of(record: Record, column: str) -> float:
     raise TaskError(f"{record.place}: column {column!r} must be a number, got {str(value)[:40]!r}")
 
 
-def several(value: Any) -> Sequence[Any]:
+def several(value: Any, place: str) -> Sequence[Any]:
     """Return the labels of a sample that may have several.
 
     Args:
-        value: a list, or names separated by commas.
+        value: a list, or names separated by commas; an empty text for none.
+        place: where it stands, for the error.
 
     Returns:
         The labels.
+
+    Raises:
+        TaskError: there is no value.
     """
     if isinstance(value, (list, tuple)):
         return value
+    if value is None or value != value:
+        raise TaskError(f"{place}: has no labels; nearest: an empty list")
     return [part.strip() for part in str(value).split(",") if part.strip()]

@@ -62,8 +62,10 @@ def test_scores_are_finite_numbers() -> None:
 
 
 def test_several_labels_in_one_value() -> None:
-    assert several(["a", "b"]) == ["a", "b"]
-    assert several("a, b,") == ["a", "b"]
+    assert several(["a", "b"], "a line 1") == ["a", "b"]
+    assert several("a, b,", "a line 1") == ["a", "b"]
+    with pytest.raises(TaskError, match=r"^a line 1: has no labels; nearest: an empty list$"):
+        several(None, "a line 1")
 
 
 def test_names_alone() -> None:

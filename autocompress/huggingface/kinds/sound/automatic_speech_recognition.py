@@ -72,7 +72,7 @@ def automatic_speech_recognition(folder: ModelFolder, options: Options) -> Parts
     metrics = {"wer": ErrorRate(tokenizer, blank), "cer": ErrorRate(tokenizer, blank, False)}
     notes = (*splits.notes, length_note(length, rate))
     parts = replace(
-        media_parts(model, batches, metrics, options, notes),
+        media_parts(model, batches, metrics, options, notes, columns),
         output_weights={LOGITS: 1.0},
         divergence=partial(sample_divergence, OutputKind("softmax", -1)),
         loss=partial(_loss, blank),

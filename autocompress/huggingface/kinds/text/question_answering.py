@@ -78,7 +78,9 @@ def question_answering(folder: ModelFolder, options: Options) -> Parts:
         rows = [(encoder.row(encoding),) for encoding in encodings]
         samples[split] = [Sample(*pair) for pair in zip(rows, targets, strict=True)]
     metrics = {"f1": answer_f1, "exact_match": exact_match}
-    parts = text_parts(SpanModel(model), encoder, samples, _collect, metrics, options, notes)
+    parts = text_parts(
+        SpanModel(model), encoder, samples, _collect, metrics, options, notes, columns
+    )
     parts = replace(parts, output_weights={LOGITS: 1.0})
     return parts if by_split["validation"] is not None else answered(parts, SPANS)
 
