@@ -129,7 +129,8 @@ class Columns:
         )
         if not guessed and not unused:
             return []
-        parts = ", ".join(f"{part}={' or '.join(names)}" for part, names in self.found.items())
+        found = sorted(self.found, key=list(USUAL).index)
+        parts = ", ".join(f"{part}={' or '.join(self.found[part])}" for part in found)
         others = ", ".join(unused[:SHOWN]) + (", ..." if len(unused) > SHOWN else "")
         return [f"data: columns {parts}{f'; not used: {others}' if unused else ''}"]
 

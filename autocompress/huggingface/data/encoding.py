@@ -101,9 +101,21 @@ class Encoder:
                     cutting = {"truncation": cut, "max_length": self.limit}
                     encoding = self.tokenizer(*both, **{**arguments, **cutting})
             encodings.append(encoding)
+        self._check(split, encodings, pairs is not None, long)
         earlier = self.cut.get(split, (0, 0))
         self.cut[split] = (earlier[0] + long, earlier[1] + len(encodings))
         return encodings
+
+    def _check(self, split: str, encodings: list[Any], paired: bool, cut: int) -> None:
+        """Refuse a limit that leaves no text a token beside the special ones."""
+        kinds = ("cls_token_id", "sep_token_id", "bos_token_id", "eos_token_id", "pad_token_id")
+        special = {getattr(self.tokenizer, kind) for kind in kinds}
+        if cut and all(special.issuperset(encoding["input_ids"]) for encoding in encodings):
+            least = self.tokenizer.num_special_tokens_to_add(paired) + 1 + paired
+            raise TaskError(
+                f"{split}: max_length {self.limit} leaves no text a token of its own; "
+                f"nearest: {least}"
+            )
 
     def row(self, encoding: Any) -> Row:
         """Return what the model takes of an encoding.

@@ -159,8 +159,9 @@ class Labels:
     def _note(self, words: str, way: Mapping[float, int], plain: Mapping[float, int | None]) -> str:
         first = next(iter(way))
         shifted = None not in plain.values() and dict(plain) != dict(way)
+        numbers = f"labels {_listed(way)} are" if len(way) > 1 else f"label {first:g} is"
         return (
-            f"data: labels {_listed(way)} are read as {words}"
+            f"data: {numbers} read as {words}"
             f"{', not as numbers of classes' if shifted else ''}: "
             f"{first:g} is {self.names[way[first]]!r}"
         )

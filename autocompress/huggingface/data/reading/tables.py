@@ -71,10 +71,12 @@ def _rows(path: Path, text: str, separator: str, notes: list[str]) -> list[Row]:
     uneven = quoted is not None and not _even(quoted) and _even(plain)
     if quoted is not None and swallowed is None and not uneven:
         return quoted
-    notes.append(
+    note = (
         f"data: {path.name}: each line is a row and quotes belong to the texts, since they do not "
         "enclose fields"
     )
+    if note not in notes:
+        notes.append(note)
     return plain
 
 

@@ -55,9 +55,8 @@ def visual_question_answering(folder: ModelFolder, options: Options) -> Parts:
         for split, records in splits.parts()
         if (column := by_split[split]) is not None
     }
-    values = [(usual, record.place) for part in usuals.values() for usual, record in part]
-    if all(str(usual).strip().isdecimal() for usual, _ in values):
-        labels = labels.reading(values, notes)
+    numbers = [(u, r.place) for part in usuals.values() for u, r in part if isinstance(u, int)]
+    labels = labels.reading(numbers, notes)
     for split, records in splits.parts():
         column = columns.need("question", records)
         questions = [value_of(record, column, str, "a text") for record in records]
@@ -89,11 +88,8 @@ def _usual(record: Record, column: str) -> str | int:
 
 
 def _answer(usual: str | int, labels: Labels, record: Record) -> int:
-    """Return the class of an answer; IGNORED if it is a text that the model does not have.
-
-    A text that is a number is a class only where all answers are numbers.
-    """
-    if isinstance(usual, int) or labels.read:
+    """Return the class of an answer; IGNORED if it is a text that the model does not have."""
+    if isinstance(usual, int):
         return labels.number(usual, record.place)
     number = labels.named(usual.strip())
     return IGNORED if number is None else number

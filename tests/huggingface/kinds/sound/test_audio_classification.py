@@ -82,7 +82,12 @@ def test_accuracy_is_the_share_of_the_plain_models_answers(folder: Path, tmp_pat
     scores, _ = evaluate_model(ready, ready.model, ready.validation, torch.device("cpu"))
     assert scores.accuracy == pytest.approx(19 / 20)
     assert task.example_inputs["input_values"].shape == (1, LENGTH)
-    assert "data: sounds are filled up or cut to 0.4 s" in task.notes
+    assert "data: sounds are filled up to 0.4 s" in task.notes
+    longer = np.zeros(2 * LENGTH, np.float32)
+    wavfile.write(tmp_path / "long.wav", RATE, longer)
+    rows = [{"file": name, "label": 0} for name in ("0.wav", "long.wav", "long.wav")]
+    cut = ac.from_pretrained(folder, validation=data, test=write_jsonl(tmp_path / "t.jsonl", rows))
+    assert "data: sounds are filled up or cut to 0.4 s; cut: 2 of 3 of test" in cut.notes
 
 
 def test_rates_and_channels(tmp_path: Path) -> None:
