@@ -14,7 +14,7 @@ from small_folders import save, transformers, write_jsonl
 import autocompress as ac
 from autocompress.errors import TaskError
 from autocompress.huggingface.data.records import Record
-from autocompress.huggingface.data.sounds import read_sound
+from autocompress.huggingface.data.sounds import read_sound, sound_length
 from autocompress.measure.accuracy import evaluate_model
 from autocompress.measure.prepare import prepared
 
@@ -100,6 +100,9 @@ def test_rates_and_channels(tmp_path: Path) -> None:
     np.testing.assert_allclose(slower, resample_poly(wave / 4, 1, 2), atol=1e-5)
     array = Record({"audio": {"array": wave.tolist(), "sampling_rate": RATE}}, "a", tmp_path)
     np.testing.assert_allclose(read_sound(array, "audio", RATE), wave)
+    for row in (record, array):
+        for rate in (RATE, RATE // 2, 7 * RATE // 3):
+            assert sound_length(row, "audio", rate) == len(read_sound(row, "audio", rate))
 
 
 def test_sounds_that_cannot_be_read(
