@@ -76,6 +76,6 @@ class MaskReader:
         if mask.shape != size[::-1] and mask.shape == size:
             raise TaskError(
                 f"{record.place}: the mask is {size[1]} x {size[0]} pixels, the picture as "
-                f"its EXIF data turn it {size[0]} x {size[1]}; nearest: a mask of the turned picture"
+                f"its EXIF data turn it {size[0]} x {size[1]}; nearest: a mask turned alike"
             )
         return mask.astype(np.int32)
