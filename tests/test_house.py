@@ -78,7 +78,6 @@ TESTED_ELSEWHERE = {
     "export/subject.py": "export/test_probes.py measures the subject of a small model",
     "huggingface/data/batches.py": "huggingface/kinds/text/test_fill_mask.py reads batches",
     "huggingface/data/encoding.py": "huggingface/kinds/text/test_text_classification.py cuts texts",
-    "huggingface/data/images.py": "huggingface/kinds/vision/test_image_classification.py reads",
     "huggingface/data/masks.py": "huggingface/kinds/vision/test_image_segmentation.py reads",
     "huggingface/data/media.py": "huggingface/kinds/vision/test_image_classification.py reads",
     "huggingface/data/objects.py": "huggingface/kinds/vision/test_object_detection.py reads",

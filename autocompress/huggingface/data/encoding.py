@@ -74,7 +74,7 @@ class Encoder:
         self,
         split: str,
         texts: Sequence[Any],
-        pairs: Sequence[str] | None = None,
+        pairs: Sequence[str | None] | None = None,
         cut: str = "longest_first",
         written: bool = False,
         **arguments: Any,
@@ -84,7 +84,7 @@ class Encoder:
         Args:
             split: whose cut texts are counted.
             texts: texts, or lists of words with `is_split_into_words`.
-            pairs: a second text for each.
+            pairs: a second text for each; None for a text without one.
             cut: what is cut of a text above the limit, as `truncation` of the tokenizer.
             written: True for texts that a decoder writes; some tokenizers, such as Marian's, have
                 other tokens for them.
@@ -98,7 +98,8 @@ class Encoder:
         """
         encodings, long = [], 0
         for i, words in enumerate(texts):
-            both: tuple[Any, ...] = (words,) if pairs is None else (words, pairs[i])
+            other = None if pairs is None else pairs[i]
+            both: tuple[Any, ...] = (words,) if other is None else (words, other)
             if written:
                 both, arguments = (), {**arguments, "text_target": words}
             with quiet(), told(f"{split}: the tokenizer fails on sample {i + 1}"):
@@ -108,9 +109,21 @@ class Encoder:
                     cutting = {"truncation": cut, "max_length": self.limit}
                     encoding = self.tokenizer(*both, **{**arguments, **cutting})
             encodings.append(encoding)
+        self._check(split, encodings, pairs is not None, long)
         earlier = self.cut.get(split, (0, 0))
         self.cut[split] = (earlier[0] + long, earlier[1] + len(encodings))
         return encodings
+
+    def _check(self, split: str, encodings: list[Any], paired: bool, cut: int) -> None:
+        """Refuse a limit that leaves no text a token beside the special ones."""
+        kinds = ("cls_token_id", "sep_token_id", "bos_token_id", "eos_token_id", "pad_token_id")
+        special = {getattr(self.tokenizer, kind) for kind in kinds}
+        if cut and all(special.issuperset(encoding["input_ids"]) for encoding in encodings):
+            least = self.tokenizer.num_special_tokens_to_add(paired) + 1 + paired
+            raise TaskError(
+                f"{split}: max_length {self.limit} leaves no text a token of its own; "
+                f"nearest: {least}"
+            )
 
     def row(self, encoding: Any) -> Row:
         """Return what the model takes of an encoding.

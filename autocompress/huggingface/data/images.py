@@ -7,15 +7,19 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
+from autocompress.errors import TaskError
 from autocompress.huggingface.data.media import media_file, processed
 from autocompress.huggingface.data.records import Record
 from autocompress.huggingface.extra import library, told
 
 PIXELS = "pixel_values"
 BILINEAR = 2  # as PIL numbers it
+ORIENTATION, ON_ITS_SIDE = 0x0112, (5, 6, 7, 8)  # tag of EXIF, and values that swap the sides
+DEEP = ("I", "F")  # first letter of modes of PIL with more than 8 bits
 
 
 def open_image(record: Record, column: str, mode: str | None) -> Any:
@@ -35,15 +39,39 @@ def open_image(record: Record, column: str, mode: str | None) -> Any:
     images = library("PIL.Image", "pictures")
     value = record.values.get(column)
     if isinstance(value, images.Image):
-        return value if mode is None else value.convert(mode)
+        return _converted(value, mode, record.place)
     file = media_file(record, column, "picture")
     where = record.place if isinstance(file, io.BytesIO) else str(file)
     with told(f"{where}: the picture cannot be read"), images.open(file) as image:
-        return image.copy() if mode is None else image.convert(mode)
+        return _converted(image, mode, where)
+
+
+def _converted(image: Any, mode: str | None, where: str) -> Any:
+    """Return a picture turned as its EXIF data say, in a mode; grey levels get 8 bits."""
+    upright = library("PIL.ImageOps", "pictures").exif_transpose(image)
+    if mode is None:
+        return upright
+    if upright.mode[:1] in DEEP:
+        upright = _eight_bits(upright, where)
+    return upright.convert(mode)
+
+
+def _eight_bits(image: Any, where: str) -> Any:
+    """Return grey levels of 16 bits, or between 0 and 1, as 8 bits; PIL would cut them to white."""
+    levels = np.asarray(image)
+    least, most = float(levels.min()), float(levels.max())
+    top = 1.0 if image.mode == "F" else 65535.0
+    if not 0 <= least <= most <= top:
+        raise TaskError(
+            f"{where}: grey levels of the picture are {least:g} to {most:g}, with an unknown range;"
+            f" nearest: 0 to {top:g}"
+        )
+    scaled = np.rint(levels.astype(np.float64) * (255 / top)).astype(np.uint8)
+    return library("PIL.Image", "pictures").fromarray(scaled)
 
 
 def image_size(record: Record, column: str) -> tuple[int, int]:
-    """Return the width and height of a picture, without reading its pixels.
+    """Return the width and height of a picture as `open_image` turns it, without its pixels.
 
     Args:
         record: as in `open_image`.
@@ -58,10 +86,15 @@ def image_size(record: Record, column: str) -> tuple[int, int]:
     images = library("PIL.Image", "pictures")
     value = record.values.get(column)
     if isinstance(value, images.Image):
-        return value.width, value.height
+        return _upright_size(value)
     file = media_file(record, column, "picture")
     with told(f"{record.place}: the picture cannot be read"), images.open(file) as image:
-        return image.width, image.height
+        return _upright_size(image)
+
+
+def _upright_size(image: Any) -> tuple[int, int]:
+    sides = image.width, image.height
+    return sides[::-1] if image.getexif().get(ORIENTATION) in ON_ITS_SIDE else sides
 
 
 def square(processor: Any) -> tuple[int, int] | None:

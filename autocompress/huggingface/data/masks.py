@@ -48,7 +48,9 @@ class MaskReader:
             TaskError: a file cannot be read, or a mask holds other classes than the model.
         """
         images = [open_image(record, self.image, "RGB") for record in records]
-        masks = [self._mask(record) for record in records]
+        masks = [
+            self._mask(record, image.size) for record, image in zip(records, images, strict=True)
+        ]
         inputs = processed(
             self.processor, "image processor", records[0].place, images, segmentation_maps=masks
         )
@@ -64,11 +66,16 @@ class MaskReader:
         small = self.classes <= 255 and 0 <= self.ignored <= 255
         return {PIXELS: inputs[PIXELS], LABELS: labels.to(torch.uint8 if small else torch.int64)}
 
-    def _mask(self, record: Record) -> NDArray[Any]:
+    def _mask(self, record: Record, size: tuple[int, int]) -> NDArray[Any]:
         mask = np.asarray(open_image(record, self.mask, None))
         if mask.ndim != 2:
             raise TaskError(
                 f"{record.place}: the mask of column {self.mask!r} has {mask.shape[-1]} channels; "
                 "expected one, with the number of a class in each pixel"
+            )
+        if mask.shape != size[::-1] and mask.shape == size:
+            raise TaskError(
+                f"{record.place}: the mask is {size[1]} x {size[0]} pixels, the picture as "
+                f"its EXIF data turn it {size[0]} x {size[1]}; nearest: a mask turned alike"
             )
         return mask.astype(np.int32)

@@ -14,6 +14,7 @@ from torch import Tensor
 from autocompress.errors import TaskError
 from autocompress.huggingface.data.batches import Collect, padded, token_length
 from autocompress.huggingface.data.encoding import Row
+from autocompress.huggingface.data.reading.cells import unpacked
 from autocompress.huggingface.data.records import Record
 from autocompress.huggingface.extra import quiet, told
 from autocompress.huggingface.options import Options
@@ -37,6 +38,8 @@ def media_file(record: Record, column: str, what: str) -> Path | io.BytesIO:
         TaskError: there is no such file, or the record holds something else.
     """
     value: Any = record.values.get(column)
+    if isinstance(value, str) and value[:1] == "{":
+        value = unpacked(value, column, record.place)
     if isinstance(value, Mapping):  # as data sets store them
         value = io.BytesIO(value["bytes"]) if value.get("bytes") else value.get("path")
     if isinstance(value, str) and value:

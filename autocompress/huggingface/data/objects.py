@@ -14,6 +14,7 @@ from autocompress.huggingface.data.columns import Columns
 from autocompress.huggingface.data.images import ImageReader, image_size
 from autocompress.huggingface.data.labels import Labels
 from autocompress.huggingface.data.media import LABELS
+from autocompress.huggingface.data.reading.cells import unpacked
 from autocompress.huggingface.data.records import Record
 
 BOXES = ("bbox", "box", "boxes", "bboxes")  # usual names inside of an object
@@ -72,10 +73,8 @@ class Places:
         if self.whole is None:
             assert self.boxes is not None
             assert self.labels is not None
-            return self._paired(
-                record.values.get(self.boxes), record.values.get(self.labels), record
-            )
-        value = record.values.get(self.whole)
+            return self._paired(_cell(record, self.boxes), _cell(record, self.labels), record)
+        value = _cell(record, self.whole)
         if isinstance(value, Mapping):
             pairs = self._paired(_first(value, BOXES), _first(value, CLASSES), record)
             groups = value.get("iscrowd") or [0] * len(pairs)
@@ -95,6 +94,10 @@ class Places:
         raise TaskError(
             f"{record.place}: expected as many classes as boxes, got {counts[1]} and {counts[0]}"
         )
+
+
+def _cell(record: Record, column: str) -> Any:
+    return unpacked(record.values.get(column), column, record.place)
 
 
 def _first(values: Mapping[str, Any], names: Sequence[str]) -> Any:

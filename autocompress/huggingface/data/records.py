@@ -5,7 +5,6 @@ A record remembers where it stands, so that each error names the file and the li
 
 from __future__ import annotations
 
-import csv
 import io
 import json
 from collections.abc import Callable, Mapping
@@ -14,13 +13,14 @@ from pathlib import Path
 from typing import Any
 
 from autocompress.errors import TaskError, nearest_name
+from autocompress.huggingface.data.reading.tables import read_table
 from autocompress.huggingface.extra import library, told
 
 IMAGES = (".png", ".jpg", ".jpeg", ".bmp", ".gif", ".webp", ".tif", ".tiff", ".ppm", ".pgm")
 SOUNDS = (".wav", ".flac", ".ogg", ".mp3")
 METADATA = ("metadata.jsonl", "metadata.csv")  # beside the files that their column file_name names
 FILE_NAME = "file_name"
-FIELD = 2**24  # most characters of a field of a csv file
+SEPARATORS = {".csv": ",", ".tsv": "\t"}
 
 
 @dataclass(frozen=True)
@@ -38,12 +38,13 @@ class Record:
     folder: Path
 
 
-def read_records(path: str) -> list[Record]:
+def read_records(path: str, notes: list[str]) -> list[Record]:
     """Read all records of a file or folder.
 
     Args:
         path: a data file, a folder of images or sounds in one folder per label, or a folder that
             `datasets` saved.
+        notes: gets a line where the way of reading is a guess.
 
     Returns:
         At least one record.
@@ -53,22 +54,28 @@ def read_records(path: str) -> list[Record]:
     """
     place = Path(path)
     if place.is_dir():
-        records = _folder(place)
+        records = _folder(place, notes)
     elif not place.is_file():
         siblings = [p.name for p in place.parent.iterdir()] if place.parent.is_dir() else []
         near = nearest_name(place.name, siblings) or "none"
         raise TaskError(f"{path}: no such data file; nearest: {near}")
-    elif place.suffix.lower() not in READERS:
-        near = nearest_name(place.suffix.lower(), READERS)
-        raise TaskError(
-            f"{path}: unknown kind of data file {place.suffix!r}; nearest: {near} "
-            f"(there are {', '.join(READERS)})"
-        )
     else:
-        records = READERS[place.suffix.lower()](place)
+        records = _file(place, notes)
     if not records:
         raise TaskError(f"{path}: holds no sample")
     return records
+
+
+def _file(path: Path, notes: list[str]) -> list[Record]:
+    suffix, kinds = path.suffix.lower(), (*READERS, *SEPARATORS)
+    if suffix in SEPARATORS:
+        return _table(path, notes)
+    if suffix in READERS:
+        return READERS[suffix](path)
+    raise TaskError(
+        f"{path}: unknown kind of data file {path.suffix!r}; nearest: "
+        f"{nearest_name(suffix, kinds)} (there are {', '.join(kinds)})"
+    )
 
 
 def _text_of(path: Path) -> str:
@@ -118,27 +125,10 @@ def _record(values: Any, path: Path, where: str) -> Record:
     return Record(values, f"{path.name} {where}", path.parent)
 
 
-def _table(separator: str) -> Callable[[Path], list[Record]]:
-    """Return a reader of tables with names of columns in their first line."""
-
-    def read(path: Path) -> list[Record]:
-        csv.field_size_limit(FIELD)
-        lines = io.StringIO(_text_of(path), newline="")
-        reader = csv.DictReader(lines, delimiter=separator, strict=separator == ",")
-        records = []
-        with told(f"{path}: is no table"):
-            for row in reader:
-                where = f"line {reader.line_num}"
-                if None in row or None in row.values():
-                    count = len(reader.fieldnames or ())
-                    raise TaskError(
-                        f"{path} {where}: has {'more' if None in row else 'fewer'} fields than "
-                        f"the {count} columns of the first line"
-                    )
-                records.append(Record(row, f"{path.name} {where}", path.parent))
-        return records
-
-    return read
+def _table(path: Path, notes: list[str]) -> list[Record]:
+    """Return the rows of a table with names of columns in its first line."""
+    rows = read_table(path, _text_of(path), SEPARATORS[path.suffix.lower()], notes)
+    return [Record(row, f"{path.name} line {line}", path.parent) for line, row in rows]
 
 
 def _lines(path: Path) -> list[Record]:
@@ -170,15 +160,13 @@ READERS: dict[str, Callable[[Path], list[Record]]] = {
     ".jsonl": _jsonl,
     ".ndjson": _jsonl,
     ".json": _json,
-    ".csv": _table(","),
-    ".tsv": _table("\t"),
     ".txt": _lines,
     ".parquet": _parquet,
     ".arrow": _arrow,
 }
 
 
-def _folder(path: Path) -> list[Record]:
+def _folder(path: Path, notes: list[str]) -> list[Record]:
     if (path / "dataset_dict.json").is_file():
         splits = sorted(entry.name for entry in path.iterdir() if entry.is_dir())
         raise TaskError(
@@ -188,7 +176,7 @@ def _folder(path: Path) -> list[Record]:
         return _saved(path)
     for name in METADATA:
         if (path / name).is_file():
-            return [_beside(record) for record in READERS[Path(name).suffix](path / name)]
+            return [_beside(record) for record in _file(path / name, notes)]
     files = sorted(p for p in path.rglob("*") if p.suffix.lower() in (*IMAGES, *SOUNDS))
     records = []
     for file in files:

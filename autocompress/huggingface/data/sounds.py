@@ -18,15 +18,16 @@ from scipy.signal import resample_poly
 from torch import Tensor
 
 from autocompress.errors import TaskError
+from autocompress.huggingface.data.columns import Columns
 from autocompress.huggingface.data.media import media_file, processed
 from autocompress.huggingface.data.records import Record
+from autocompress.huggingface.data.splits import Splits
 from autocompress.huggingface.extra import library, told
 
 Wave = NDArray[np.float32]
 WAVES, MASK = "input_values", "attention_mask"
 WAV_STARTS = (b"RIFF", b"RIFX", b"RF64")
 LONGEST_S = 30.0  # of a sound, in seconds
-LOOKED_AT = 200  # sounds of the validation split whose length is read
 
 
 def read_sound(record: Record, column: str, rate: int) -> Wave:
@@ -44,7 +45,7 @@ def read_sound(record: Record, column: str, rate: int) -> Wave:
         TaskError: there is no such file, or it is no sound.
     """
     value: Any = record.values.get(column)
-    if isinstance(value, Mapping) and value.get("array") is not None:
+    if _holds_numbers(value):
         wave = np.asarray(value["array"], dtype=np.float32)
         return _at_rate(wave, int(value.get("sampling_rate") or rate), rate)
     file = media_file(record, column, "sound")
@@ -65,6 +66,10 @@ def read_sound(record: Record, column: str, rate: int) -> Wave:
     if not len(wave):
         raise TaskError(f"{where}: the sound is empty")
     return _at_rate(wave if wave.ndim == 1 else wave.mean(1), int(own), rate)
+
+
+def _holds_numbers(value: Any) -> bool:
+    return isinstance(value, Mapping) and value.get("array") is not None
 
 
 def _floats(raw: NDArray[Any]) -> Wave:
@@ -125,32 +130,67 @@ class SoundReader:
         return {name: torch.as_tensor(inputs[name]) for name in names}
 
 
-def longest(records: Sequence[Record], column: str, rate: int) -> int:
-    """Return the samples of the longest of the first sounds, within LONGEST_S.
+def sound_length(record: Record, column: str, rate: int) -> int:
+    """Return the samples of a sound, without reading them where its file tells their number.
 
     Args:
-        records: that hold sounds.
-        column: that holds them.
+        record: as in `read_sound`.
+        column: that holds it.
         rate: samples per second.
 
     Returns:
         At least 1.
 
     Raises:
-        TaskError: a sound cannot be read.
+        TaskError: as in `read_sound`.
     """
-    lengths = [len(read_sound(record, column, rate)) for record in records[:LOOKED_AT]]
-    return min(max(lengths), int(LONGEST_S * rate))
+    value = record.values.get(column)
+    file = None if _holds_numbers(value) else media_file(record, column, "sound")
+    if not isinstance(file, Path):
+        return len(read_sound(record, column, rate))
+    if file.suffix.lower() == ".wav":
+        with told(f"{file}: the sound cannot be read"), warnings.catch_warnings():
+            warnings.simplefilter("ignore", wavfile.WavFileWarning)
+            try:
+                own, raw = wavfile.read(file, mmap=True)
+            except ValueError:  # samples of 24 bits are no array on disk
+                own, raw = wavfile.read(file)
+        count = len(raw)
+    else:
+        files = library("soundfile", f"{file}: files other than wav", "soundfile")
+        with told(f"{file}: the sound cannot be read"):
+            info = files.info(str(file))
+        count, own = info.frames, info.samplerate
+    if not count:
+        raise TaskError(f"{file}: the sound is empty")
+    common = math.gcd(int(own), rate)
+    return -(-count * (rate // common) // (int(own) // common))
 
 
-def length_note(length: int, rate: int) -> str:
-    """Return the line that tells the length of all sounds.
+def common_length(splits: Splits, columns: Columns, rate: int, notes: list[str]) -> int:
+    """Return the samples that all sounds get: those of the longest one of the validation split.
 
     Args:
-        length: samples of a sound.
+        splits: of the data.
+        columns: find the sounds.
         rate: samples per second.
+        notes: gets a line that tells the length and counts the sounds that are cut.
 
     Returns:
-        For the user.
+        At least 1, within LONGEST_S.
+
+    Raises:
+        TaskError: a sound cannot be read.
     """
-    return f"data: sounds are filled up or cut to {length / rate:.3g} s"
+    lengths = {}
+    for split, records in splits.parts():
+        column = columns.need("audio", records)
+        lengths[split] = [sound_length(record, column, rate) for record in records]
+    length = min(max(lengths["validation"]), int(LONGEST_S * rate))
+    cut = {split: sum(n > length for n in part) for split, part in lengths.items()}
+    counts = ", ".join(f"{n} of {len(lengths[s])} of {s}" for s, n in cut.items() if n)
+    shape = "filled up or cut" if counts else "filled up"
+    notes.append(
+        f"data: sounds are {shape} to {length / rate:.3g} s{'; cut: ' if counts else ''}{counts}"
+    )
+    return length

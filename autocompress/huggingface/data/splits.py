@@ -23,7 +23,7 @@ class Splits:
         train: None if there are none; recovery then trains on the inputs of `validation`.
         validation: of the search.
         test: None if there are none.
-        notes: lines that say what was cut.
+        notes: lines that say how files were read, and what was cut.
     """
 
     train: list[Record] | None
@@ -61,7 +61,7 @@ def read_splits(
     notes: list[str] = []
 
     def read(path: str | None) -> list[Record] | None:
-        records = None if path is None else read_records(path)
+        records = None if path is None else read_records(path, notes)
         return regroup(records) if regroup is not None and records is not None else records
 
     train, validation, test = map(read, (options.data, options.validation, options.test))

@@ -75,4 +75,4 @@ def decoded_parts(
         batches[split] = MediaBatches(
             records, reader(records), tokens, per_token, fitting, rows, encoder.padding
         )
-    return media_parts(DecodingModel(model), batches, OF_TOKENS, options, lines, encoder)
+    return media_parts(DecodingModel(model), batches, OF_TOKENS, options, lines, columns, encoder)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 
 from torch import nn
 
@@ -27,6 +27,33 @@ OF_CLASSES = {"accuracy": classes.accuracy, "f1": classes.f1, "matthews": classe
 AGREEMENT = Answers(
     classes.probabilities, {"agreement": classes.agreement, "divergence": classes.closeness}
 )
+
+
+def class_targets(
+    labels: Labels, splits: Splits, by_split: Mapping[str, str | None], notes: list[str]
+) -> dict[str, list[int] | None]:
+    """Return the class of each sample.
+
+    Args:
+        labels: of the model.
+        splits: of the data.
+        by_split: column of the labels in each split.
+        notes: gets a line that says how numbers are read.
+
+    Returns:
+        By split; None without labels.
+
+    Raises:
+        TaskError: a label is none of the model's.
+    """
+    values = {
+        split: [(record.values.get(column), record.place) for record in records]
+        for split, records in splits.parts()
+        if (column := by_split[split]) is not None
+    }
+    labels = labels.reading((pair for part in values.values() for pair in part), notes)
+    numbers = {split: [labels.number(*pair) for pair in part] for split, part in values.items()}
+    return {split: numbers.get(split) for split, _ in splits.parts()}
 
 
 def label_parts(
@@ -55,13 +82,12 @@ def label_parts(
     Raises:
         TaskError: a label is none of the model's.
     """
-    labels = Labels.of(folder.config)
+    lines = [*splits.notes, *notes]
     by_split = label_columns(columns, "label", splits)
-    batches = {}
-    for split, records in splits.parts():
-        column, targets = by_split[split], None
-        if column is not None:
-            targets = [labels.number(r.values.get(column), r.place) for r in records]
-        batches[split] = MediaBatches(records, reader(records), targets, whole_numbers, options)
-    parts = media_parts(model, batches, OF_CLASSES, options, (*splits.notes, *notes))
+    targets = class_targets(Labels.of(folder.config), splits, by_split, lines)
+    batches = {
+        split: MediaBatches(records, reader(records), targets[split], whole_numbers, options)
+        for split, records in splits.parts()
+    }
+    parts = media_parts(model, batches, OF_CLASSES, options, lines, columns)
     return parts if by_split["validation"] is not None else answered(parts, AGREEMENT)

@@ -84,6 +84,7 @@ def text_parts(
     metrics: Mapping[str, Metric],
     options: Options,
     notes: Sequence[str],
+    columns: Columns,
 ) -> Parts:
     """Return the parts of a task on texts.
 
@@ -95,6 +96,7 @@ def text_parts(
         metrics: by name.
         options: of the user.
         notes: lines for the user so far.
+        columns: of the data; they tell what is used.
 
     Returns:
         The parts.
@@ -111,7 +113,7 @@ def text_parts(
         batches.get("train"),
         batches.get("test"),
         further,
-        (*notes, *encoder.notes()),
+        (*notes, *columns.notes(), *encoder.notes()),
         tokenizer=encoder.tokenizer,
     )
 
@@ -122,6 +124,7 @@ def media_parts(
     metrics: Mapping[str, Metric],
     options: Options,
     notes: Sequence[str],
+    columns: Columns,
     encoder: Encoder | None = None,
 ) -> Parts:
     """Return the parts of a task on pictures or sounds.
@@ -132,6 +135,7 @@ def media_parts(
         metrics: by name.
         options: of the user.
         notes: lines for the user so far.
+        columns: of the data; they tell what is used.
         encoder: of the texts of the samples; None without texts.
 
     Returns:
@@ -152,7 +156,7 @@ def media_parts(
         batches.get("train"),
         batches.get("test"),
         further,
-        (*notes, *(encoder.notes() if encoder else ())),
+        (*notes, *columns.notes(), *(encoder.notes() if encoder else ())),
         tokenizer=encoder.tokenizer if encoder else None,
     )
 

@@ -9,7 +9,12 @@ from pathlib import Path
 import pytest
 
 from autocompress.errors import TaskError
-from autocompress.huggingface.data.records import read_records
+from autocompress.huggingface.data.records import Record
+from autocompress.huggingface.data.records import read_records as read_with_notes
+
+
+def read_records(path: str) -> list[Record]:
+    return read_with_notes(path, [])
 
 
 def written(tmp_path: Path, name: str, text: str) -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
+from typing import Any
 
 from autocompress.errors import TaskError
 from autocompress.huggingface.data.batches import whole_numbers
@@ -11,6 +12,7 @@ from autocompress.huggingface.data.encoding import Encoder
 from autocompress.huggingface.data.images import ImageReader, size_note, square
 from autocompress.huggingface.data.labels import Labels
 from autocompress.huggingface.data.media import MediaBatches
+from autocompress.huggingface.data.reading.cells import unpacked
 from autocompress.huggingface.data.records import Record
 from autocompress.huggingface.data.splits import read_splits
 from autocompress.huggingface.folder import ModelFolder
@@ -48,36 +50,48 @@ def visual_question_answering(folder: ModelFolder, options: Options) -> Parts:
     labels, size = Labels.of(folder.config), square(processor)
     by_split = label_columns(columns, "answer", splits)
     notes, batches = [*splits.notes, *size_note(size)], {}
+    usuals = {
+        split: [(_usual(record, column), record) for record in records]
+        for split, records in splits.parts()
+        if (column := by_split[split]) is not None
+    }
+    numbers = [(u, r.place) for part in usuals.values() for u, r in part if isinstance(u, int)]
+    labels = labels.reading(numbers, notes)
     for split, records in splits.parts():
         column = columns.need("question", records)
         questions = [value_of(record, column, str, "a text") for record in records]
         rows = [encoder.row(encoding) for encoding in encoder.encode(split, questions)]
         answer, targets = by_split[split], None
         if answer is not None:
-            targets = [_answer(record, answer, labels) for record in records]
+            targets = [_answer(usual, labels, record) for usual, record in usuals[split]]
             _tell_unknown(targets, records, split, notes)
         read = ImageReader(columns.need("image", records), processor, size=size)
         batches[split] = MediaBatches(
             records, read, targets, whole_numbers, options, rows, encoder.padding
         )
-    parts = media_parts(model, batches, {"accuracy": accuracy}, options, notes, encoder)
+    parts = media_parts(model, batches, {"accuracy": accuracy}, options, notes, columns, encoder)
     return parts if by_split["validation"] is not None else answered(parts, AGREEMENT)
 
 
-def _answer(record: Record, column: str, labels: Labels) -> int:
-    """Return the class of the most usual answer; IGNORED if the model does not have it."""
-    value = record.values.get(column)
+def _usual(record: Record, column: str) -> str | int:
+    """Return the most usual answer."""
+    value = unpacked(record.values.get(column), column, record.place)
     answers = value if isinstance(value, list) else [value]
-    texts = [part.get("answer") if isinstance(part, dict) else part for part in answers]
+    texts: list[Any] = [part.get("answer") if isinstance(part, dict) else part for part in answers]
     if not texts or not all(isinstance(text, (str, int)) for text in texts):
         raise TaskError(
             f"{record.place}: column {column!r} must be an answer or a list of answers, "
             f"got {str(value)[:40]!r}"
         )
-    usual = Counter(texts).most_common(1)[0][0]
+    usual: str | int = Counter(texts).most_common(1)[0][0]
+    return usual
+
+
+def _answer(usual: str | int, labels: Labels, record: Record) -> int:
+    """Return the class of an answer; IGNORED if it is a text that the model does not have."""
     if isinstance(usual, int):
         return labels.number(usual, record.place)
-    number = labels.named(str(usual).strip())
+    number = labels.named(usual.strip())
     return IGNORED if number is None else number
 
 

@@ -62,7 +62,7 @@ def zero_shot_image_classification(folder: ModelFolder, options: Options) -> Par
     if labelled and len(set(batches["validation"].targets)) < 2:
         raise TaskError(f"{splits.validation[0].place}: all pictures have one label; give more")
     metrics = {"accuracy": class_accuracy} if labelled else OF_PAIRS
-    return media_parts(model, batches, metrics, options, splits.notes, encoder)
+    return media_parts(model, batches, metrics, options, splits.notes, columns, encoder)
 
 
 def _fixed_length(config: Any) -> dict[str, Any]:

@@ -15,7 +15,7 @@ from autocompress.errors import TaskError
 from autocompress.huggingface.data.batches import per_token
 from autocompress.huggingface.data.columns import Columns, value_of
 from autocompress.huggingface.data.media import MediaBatches
-from autocompress.huggingface.data.sounds import SoundReader, length_note, longest
+from autocompress.huggingface.data.sounds import SoundReader, common_length
 from autocompress.huggingface.data.splits import read_splits
 from autocompress.huggingface.folder import ModelFolder, classes_of
 from autocompress.huggingface.kinds.labelled import AGREEMENT
@@ -58,7 +58,8 @@ def automatic_speech_recognition(folder: ModelFolder, options: Options) -> Parts
         )
     processor = load_processor(folder, "AutoFeatureExtractor", "feature extractor")
     rate = int(processor.sampling_rate)
-    length = longest(splits.validation, columns.need("audio", splits.validation), rate)
+    notes = [*splits.notes]
+    length = common_length(splits, columns, rate, notes)
     by_split = label_columns(columns, "transcript", splits)
     batches = {}
     for split, records in splits.parts():
@@ -70,9 +71,8 @@ def automatic_speech_recognition(folder: ModelFolder, options: Options) -> Parts
         batches[split] = MediaBatches(records, read, targets, _collect, options)
     blank = int(folder.config.pad_token_id)
     metrics = {"wer": ErrorRate(tokenizer, blank), "cer": ErrorRate(tokenizer, blank, False)}
-    notes = (*splits.notes, length_note(length, rate))
     parts = replace(
-        media_parts(model, batches, metrics, options, notes),
+        media_parts(model, batches, metrics, options, notes, columns),
         output_weights={LOGITS: 1.0},
         divergence=partial(sample_divergence, OutputKind("softmax", -1)),
         loss=partial(_loss, blank),

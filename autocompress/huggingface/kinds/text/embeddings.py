@@ -53,22 +53,23 @@ def embeddings(folder: ModelFolder, options: Options) -> Parts:
     tokenizer, longest = load_tokenizer(folder, model), sentence_length(folder)
     encoder = Encoder.of(folder, tokenizer, model, options, longest)
     encoder = replace(encoder, arguments=encoder.arguments & _arguments(model.encoder))
-    pairs = columns.find("text_pair", splits.validation) is not None
+    pairs = columns.pair(splits.validation)[1] is not None
     scores = label_columns(columns, "score", splits) if pairs else {}
     samples = {}
     for split, records in splits.parts():
-        texts = [value_of(r, columns.need("text", records), str, "a text") for r in records]
+        column, other = columns.pair(records)
+        texts = [value_of(r, column, str, "a text") for r in records]
         rows: list[tuple[Row, ...]]
         rows = [(encoder.row(encoding),) for encoding in encoder.encode(split, texts)]
         if pairs:
-            column = columns.need("text_pair", records)
-            others = encoder.encode(split, [value_of(r, column, str, "a text") for r in records])
+            second = other or columns.need("text_pair", records)
+            others = encoder.encode(split, [value_of(r, second, str, "a text") for r in records])
             rows = [(*row, encoder.row(other)) for row, other in zip(rows, others, strict=True)]
         score = scores.get(split)
         targets = [None if score is None else number_of(record, score) for record in records]
         samples[split] = [Sample(*pair) for pair in zip(rows, targets, strict=True)]
     notes = (*splits.notes, words)
-    parts = text_parts(model, encoder, samples, real_numbers, OF_PAIRS, options, notes)
+    parts = text_parts(model, encoder, samples, real_numbers, OF_PAIRS, options, notes, columns)
     if scores.get("validation") is None:
         return answered(parts, CLOSENESS)
     # A score belongs to two rows, so it gives no loss of a row: recovery learns the embeddings.

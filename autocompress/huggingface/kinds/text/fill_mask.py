@@ -48,7 +48,8 @@ def fill_mask(folder: ModelFolder, options: Options) -> Parts:
     words = folder.config.get_text_config().vocab_size
     samples = {}
     for split, records in splits.parts():
-        texts = [value_of(r, columns.need("text", records), str, "a text") for r in records]
+        column = columns.need("text", records)
+        texts = [value_of(record, column, str, "a text") for record in records]
         generator = random.Random(options.seed)
         encodings = encoder.encode(split, texts)
         hidden = [_hidden(encoder, encoding, generator) for encoding in encodings]
@@ -60,7 +61,7 @@ def fill_mask(folder: ModelFolder, options: Options) -> Parts:
     numbers = [words * row.length for rows in samples.values() for row in rows]
     options = with_batches(numbers, options, notes)
     metrics = {"accuracy": token_accuracy, "perplexity": perplexity}
-    return text_parts(model, encoder, samples, per_token, metrics, options, notes)
+    return text_parts(model, encoder, samples, per_token, metrics, options, notes, columns)
 
 
 def _hidden(encoder: Encoder, encoding: Any, generator: random.Random) -> Sample | None:

@@ -13,6 +13,7 @@ from autocompress.errors import TaskError
 from autocompress.huggingface.data.batches import Sample
 from autocompress.huggingface.data.columns import Columns, value_of
 from autocompress.huggingface.data.encoding import Encoder
+from autocompress.huggingface.data.reading.cells import unpacked
 from autocompress.huggingface.data.records import Record
 from autocompress.huggingface.data.splits import read_splits
 from autocompress.huggingface.folder import ModelFolder
@@ -78,7 +79,9 @@ def question_answering(folder: ModelFolder, options: Options) -> Parts:
         rows = [(encoder.row(encoding),) for encoding in encodings]
         samples[split] = [Sample(*pair) for pair in zip(rows, targets, strict=True)]
     metrics = {"f1": answer_f1, "exact_match": exact_match}
-    parts = text_parts(SpanModel(model), encoder, samples, _collect, metrics, options, notes)
+    parts = text_parts(
+        SpanModel(model), encoder, samples, _collect, metrics, options, notes, columns
+    )
     parts = replace(parts, output_weights={LOGITS: 1.0})
     return parts if by_split["validation"] is not None else answered(parts, SPANS)
 
@@ -92,7 +95,7 @@ SPANS = Answers(_answer, {"agreement": span_agreement})
 
 def _gold(record: Record, column: str) -> list[tuple[str, int]]:
     """Return the right answers and where they begin; none if the text has none."""
-    value: Any = record.values.get(column)
+    value: Any = unpacked(record.values.get(column), column, record.place)
     if isinstance(value, str):
         value = {"text": [value] if value else [], "answer_start": None}
     if isinstance(value, list):
@@ -129,7 +132,7 @@ def _targets(
 ) -> list[Any]:
     """Return (answer, positions of its first and last token) of each question."""
     may_be_empty = any(not gold for gold in golds)
-    targets, lost = [], 0
+    targets, lost, moved = [], 0, 0
     for encoding, context, gold in zip(encodings, contexts, golds, strict=True):
         sequence = encoding.sequence_ids()
         offsets = tuple(
@@ -139,10 +142,17 @@ def _targets(
         texts = tuple(text for text, _ in gold)
         span: Span = (0, 0)  # the first token stands for no answer
         if gold:
-            place = _span(offsets, context, *gold[0])
+            start = _start(context, *gold[0])
+            moved += start not in (-1, gold[0][1]) and gold[0][1] >= 0
+            place = _span(offsets, gold[0][0], start)
             lost += place is None
             span = place or (IGNORED, IGNORED)
         targets.append((Answer(context, offsets, texts, may_be_empty), span))
+    if moved:
+        notes.append(
+            f"data: {moved} of {len(golds)} answers of {split} do not begin at answer_start; the "
+            "nearest place with their text is taken"
+        )
     if lost:
         notes.append(
             f"data: {lost} of {len(golds)} answers of {split} are not in the text that the model "
@@ -151,10 +161,18 @@ def _targets(
     return targets
 
 
-def _span(offsets: Any, context: str, text: str, start: int) -> Span | None:
+def _start(context: str, text: str, start: int) -> int:
+    """Return where an answer begins, nearest to its start (-1 if unknown); -1 if it is nowhere."""
+    found, place = [], context.find(text)
+    while text and place >= 0:
+        found.append(place)
+        place = context.find(text, place + 1)
+    return min(found, key=lambda other: abs(other - start), default=-1)
+
+
+def _span(offsets: Any, text: str, start: int) -> Span | None:
     """Return the first and last token of an answer, or None if it is not there."""
-    start = context.find(text) if start < 0 else start
-    if start < 0 or not text:
+    if start < 0:
         return None
     end = start + len(text)
     inside = [

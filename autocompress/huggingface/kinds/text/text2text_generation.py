@@ -63,4 +63,4 @@ def text2text_generation(folder: ModelFolder, options: Options) -> Parts:
         samples[split] = within_memory(rows, numbers, split, options, notes)
     numbers = [words * len(row.target) for rows in samples.values() for row in rows]
     options = with_batches(numbers, options, notes)
-    return text_parts(model, encoder, samples, per_token, OF_TOKENS, options, notes)
+    return text_parts(model, encoder, samples, per_token, OF_TOKENS, options, notes, columns)

@@ -2,19 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from functools import partial
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from autocompress.errors import TaskError
 from autocompress.huggingface.data.batches import Sample, real_numbers, whole_numbers
-from autocompress.huggingface.data.columns import Columns, value_of
+from autocompress.huggingface.data.columns import Columns, second_text, value_of
 from autocompress.huggingface.data.encoding import Encoder
 from autocompress.huggingface.data.labels import Labels, number_of, several
-from autocompress.huggingface.data.records import Record
-from autocompress.huggingface.data.splits import read_splits
+from autocompress.huggingface.data.reading.cells import unpacked
+from autocompress.huggingface.data.reading.multi_hot import are_multi_hot, yes_or_no
+from autocompress.huggingface.data.splits import Splits, read_splits
 from autocompress.huggingface.folder import ModelFolder
-from autocompress.huggingface.kinds.labelled import AGREEMENT, OF_CLASSES
+from autocompress.huggingface.kinds.labelled import AGREEMENT, OF_CLASSES, class_targets
 from autocompress.huggingface.kinds.parts import (
     Answers,
     Parts,
@@ -58,21 +58,22 @@ def text_classification(folder: ModelFolder, options: Options) -> Parts:
     model = load_model(folder, "AutoModelForSequenceClassification")
     encoder = Encoder.of(folder, load_tokenizer(folder, model), model, options)
     problem = problem_of(folder.config)
-    target = target_reader(folder.config, problem)
-    by_split = label_columns(columns, "label", splits)
+    by_split, notes = label_columns(columns, "label", splits), [*splits.notes]
+    targets = _targets(folder.config, problem, splits, by_split, notes)
+    paired = columns.pair(splits.validation)[1] is not None
     samples = {}
     for split, records in splits.parts():
-        texts = [value_of(r, columns.need("text", records), str, "a text") for r in records]
-        pair = columns.find("text_pair", records)
-        pairs = None if pair is None else [value_of(r, pair, str, "a text") for r in records]
-        column = by_split[split]
-        samples[split] = [
-            Sample((encoder.row(encoding),), None if column is None else target(record, column))
-            for encoding, record in zip(encoder.encode(split, texts, pairs), records, strict=True)
-        ]
+        first, second = columns.pair(records)
+        if paired and second is None:
+            second = columns.need("text_pair", records)
+        texts = [value_of(record, first, str, "a text") for record in records]
+        pairs = [second_text(r, second) for r in records] if paired and second else None
+        rows = [(encoder.row(encoding),) for encoding in encoder.encode(split, texts, pairs)]
+        found = targets[split] or [None] * len(records)
+        samples[split] = [Sample(*pair) for pair in zip(rows, found, strict=True)]
     collect = real_numbers if problem in (NUMBER, SEVERAL) else whole_numbers
     metrics: Any = {NUMBER: OF_NUMBERS, SEVERAL: OF_SEVERAL}.get(problem, OF_CLASSES)
-    parts = text_parts(model, encoder, samples, collect, metrics, options, splits.notes)
+    parts = text_parts(model, encoder, samples, collect, metrics, options, notes, columns)
     if by_split["validation"] is not None:
         return parts
     if problem == SEVERAL:
@@ -96,26 +97,49 @@ def problem_of(config: Any) -> str:
     return str(kind) if kind else NUMBER if config.num_labels == 1 else "single_label"
 
 
-def target_reader(config: Any, problem: str) -> Callable[[Record, str], Any]:
-    """Return the function that reads the target of a record.
-
-    Args:
-        config: of the model.
-        problem: as `problem_of` returns it.
-
-    Returns:
-        (record, column) -> number, class, or 0 and 1 for each class.
-    """
-    if problem == NUMBER:
-        return number_of
-    labels = Labels.of(config)
-    return partial(_yes_or_no if problem == SEVERAL else _class, labels)
-
-
-def _class(labels: Labels, record: Record, column: str) -> int:
-    return labels.number(record.values.get(column), record.place)
+def _targets(
+    config: Any,
+    problem: str,
+    splits: Splits,
+    by_split: Mapping[str, str | None],
+    notes: list[str],
+) -> Mapping[str, list[Any] | None]:
+    """Return the number, the class, or 0 and 1 for each class, of each sample."""
+    if problem == SEVERAL:
+        return _several(Labels.of(config), splits, by_split, notes)
+    if problem != NUMBER:
+        return class_targets(Labels.of(config), splits, by_split, notes)
+    return {
+        split: None if (c := by_split[split]) is None else [number_of(r, c) for r in records]
+        for split, records in splits.parts()
+    }
 
 
-def _yes_or_no(labels: Labels, record: Record, column: str) -> list[float]:
-    numbers = {labels.number(v, record.place) for v in several(record.values.get(column))}
+def _several(
+    labels: Labels, splits: Splits, by_split: Mapping[str, str | None], notes: list[str]
+) -> dict[str, list[Any] | None]:
+    """Return 0 and 1 for each class, of lists of classes or of lists that are so already."""
+    lists = {}
+    for split, records in splits.parts():
+        column = by_split[split]
+        if column is not None:
+            values = [unpacked(r.values.get(column), column, r.place) for r in records]
+            lists[split] = [
+                (several(v, r.place), r.place) for v, r in zip(values, records, strict=True)
+            ]
+    rows = [row for part in lists.values() for row in part]
+    count = len(labels.names)
+    if are_multi_hot(rows, count):
+        notes.append(f"data: labels are read as yes (1) or no (0) for each of {count} classes")
+        numbers = {split: [yes_or_no(row) for row, _ in part] for split, part in lists.items()}
+    else:
+        labels = labels.reading(((value, place) for row, place in rows for value in row), notes)
+        numbers = {
+            split: [_yes_or_no(labels, *row) for row in part] for split, part in lists.items()
+        }
+    return {split: numbers.get(split) for split, _ in splits.parts()}
+
+
+def _yes_or_no(labels: Labels, values: Sequence[Any], place: str) -> list[float]:
+    numbers = {labels.number(value, place) for value in values}
     return [float(i in numbers) for i in range(len(labels.names))]

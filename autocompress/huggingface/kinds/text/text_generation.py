@@ -56,7 +56,7 @@ def text_generation(folder: ModelFolder, options: Options) -> Parts:
     numbers = [words * row.length for rows in samples.values() for row in rows]
     options = with_batches(numbers, options, notes)
     metrics = {"perplexity": perplexity, "accuracy": token_accuracy}
-    return text_parts(model, encoder, samples, per_token, metrics, options, notes)
+    return text_parts(model, encoder, samples, per_token, metrics, options, notes, columns)
 
 
 def _sample(encoder: Encoder, tokens: list[int]) -> Sample:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 from autocompress.errors import TaskError
@@ -9,8 +10,9 @@ from autocompress.huggingface.data.batches import Sample, per_token
 from autocompress.huggingface.data.columns import Columns
 from autocompress.huggingface.data.encoding import Encoder
 from autocompress.huggingface.data.labels import Labels
+from autocompress.huggingface.data.reading.cells import unpacked
 from autocompress.huggingface.data.records import Record
-from autocompress.huggingface.data.splits import read_splits
+from autocompress.huggingface.data.splits import Splits, read_splits
 from autocompress.huggingface.folder import ModelFolder
 from autocompress.huggingface.kinds.labelled import AGREEMENT
 from autocompress.huggingface.kinds.parts import Metric, Parts, answered, label_columns, text_parts
@@ -43,50 +45,89 @@ def token_classification(folder: ModelFolder, options: Options) -> Parts:
     if not tokenizer.is_fast:
         raise TaskError(f"{folder.weights}: labels of words need a fast tokenizer (tokenizer.json)")
     encoder = Encoder.of(folder, tokenizer, model, options)
-    labels = Labels.of(folder.config)
+    labels, notes = Labels.of(folder.config), [*splits.notes]
     by_split = label_columns(columns, "tags", splits)
-    samples = {}
+    words = {}
     for split, records in splits.parts():
         column = columns.need("tokens", records)
-        words = [_words(record, column) for record in records]
-        encodings = encoder.encode(split, words, is_split_into_words=True)
-        tags = by_split[split]
-        samples[split] = [
-            Sample(
-                (encoder.row(encodings[i]),),
-                None if tags is None else _targets(encodings[i], record, words[i], tags, labels),
-            )
-            for i, record in enumerate(records)
-        ]
+        words[split] = [_words(record, column) for record in records]
+    tags = _numbers(labels, splits, by_split, words, notes)
+    samples = {}
+    for split, rows in words.items():
+        encodings = encoder.encode(split, rows, is_split_into_words=True)
+        targets: list[list[int] | None] = [None] * len(rows)
+        if split in tags:
+            targets = [_targets(*pair) for pair in zip(encodings, tags[split], strict=True)]
+            notes += _lost(encoder, encodings, rows, split)
+        inputs = [(encoder.row(encoding),) for encoding in encodings]
+        samples[split] = [Sample(*pair) for pair in zip(inputs, targets, strict=True)]
     metrics: dict[str, Metric] = {"f1": EntityF1(labels.names), "accuracy": token_accuracy}
-    parts = text_parts(model, encoder, samples, per_token, metrics, options, splits.notes)
+    parts = text_parts(model, encoder, samples, per_token, metrics, options, notes, columns)
     return parts if by_split["validation"] is not None else answered(parts, AGREEMENT)
 
 
 def _words(record: Record, column: str) -> list[str]:
     """Return the words of a record; a text is divided at its spaces."""
-    value = record.values.get(column)
+    value = unpacked(record.values.get(column), column, record.place)
     words = value.split() if isinstance(value, str) else value
     if isinstance(words, list) and words and all(isinstance(word, str) for word in words):
         return words
     raise TaskError(f"{record.place}: column {column!r} must be a list of words, got {value!r:.60}")
 
 
-def _targets(
-    encoding: Any, record: Record, words: list[str], column: str, labels: Labels
-) -> list[int]:
-    """Return the label of the first token of each word; other tokens do not count."""
-    value = record.values.get(column)
+def _numbers(
+    labels: Labels,
+    splits: Splits,
+    by_split: Mapping[str, str | None],
+    words: Mapping[str, list[list[str]]],
+    notes: list[str],
+) -> dict[str, list[list[int]]]:
+    """Return the class of each word, for splits with labels."""
+    tags = {}
+    for split, records in splits.parts():
+        column = by_split[split]
+        if column is not None:
+            pairs = zip(records, words[split], strict=True)
+            tags[split] = [(_tags(record, row, column), record.place) for record, row in pairs]
+    values = ((tag, place) for part in tags.values() for row, place in part for tag in row)
+    labels = labels.reading(values, notes)
+    return {
+        split: [[labels.number(tag, place) for tag in row] for row, place in part]
+        for split, part in tags.items()
+    }
+
+
+def _tags(record: Record, words: list[str], column: str) -> list[Any]:
+    value = unpacked(record.values.get(column), column, record.place)
     tags = value.split() if isinstance(value, str) else value
-    if not isinstance(tags, list) or len(tags) != len(words):
-        count = len(tags) if isinstance(tags, list) else type(tags).__name__
-        raise TaskError(
-            f"{record.place}: column {column!r} must have one label for each of {len(words)} "
-            f"words, got {count}"
-        )
-    numbers = [labels.number(tag, record.place) for tag in tags]
+    if isinstance(tags, list) and len(tags) == len(words):
+        return tags
+    count = len(tags) if isinstance(tags, list) else type(tags).__name__
+    raise TaskError(
+        f"{record.place}: column {column!r} must have one label for each of {len(words)} "
+        f"words, got {count}"
+    )
+
+
+def _targets(encoding: Any, numbers: list[int]) -> list[int]:
+    """Return the label of the first token of each word; other tokens do not count."""
     targets, before = [], None
     for word in encoding.word_ids():
         targets.append(IGNORED if word is None or word == before else numbers[word])
         before = word
     return targets
+
+
+def _lost(encoder: Encoder, encodings: list[Any], rows: list[list[str]], split: str) -> list[str]:
+    """Return the line that counts words without a token; words behind a cut are no such words."""
+    lost = 0
+    for encoding, words in zip(encodings, rows, strict=True):
+        there = {word for word in encoding.word_ids() if word is not None}
+        is_cut = encoder.limit is not None and len(encoding["input_ids"]) >= encoder.limit
+        lost += (max(there, default=-1) + 1 if is_cut else len(words)) - len(there)
+    if not lost:
+        return []
+    return [
+        f"data: {lost} of {sum(map(len, rows))} words of {split} have no token of the tokenizer; "
+        "their labels do not count"
+    ]

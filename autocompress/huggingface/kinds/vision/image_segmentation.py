@@ -70,7 +70,7 @@ def image_segmentation(folder: ModelFolder, options: Options) -> Parts:
         few = within_memory(records, [numbers] * len(records), split, options, notes)
         batches[split] = MediaBatches(few, reader(few, by_split[split]), None, as_list, options)
     metrics = {"mean_iou": Pixels(ignored, True), "pixel_accuracy": Pixels(ignored, False)}
-    parts = media_parts(model, batches, metrics, options, notes)
+    parts = media_parts(model, batches, metrics, options, notes, columns)
     parts = replace(
         parts,
         divergence=partial(sample_divergence, OutputKind("softmax", 1)),

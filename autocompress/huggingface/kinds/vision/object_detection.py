@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import replace
 from functools import partial
 from typing import Any
@@ -16,7 +17,7 @@ from autocompress.huggingface.data.labels import Labels
 from autocompress.huggingface.data.media import MediaBatches, Read
 from autocompress.huggingface.data.objects import ObjectReader, Places
 from autocompress.huggingface.data.records import Record
-from autocompress.huggingface.data.splits import read_splits
+from autocompress.huggingface.data.splits import Splits, read_splits
 from autocompress.huggingface.folder import ModelFolder
 from autocompress.huggingface.kinds.parts import Answers, Parts, answered, media_parts
 from autocompress.huggingface.loading import load_model, load_processor
@@ -52,6 +53,9 @@ def object_detection(folder: ModelFolder, options: Options) -> Parts:
     processor = load_processor(folder, "AutoImageProcessor", "image processor")
     labels, size = Labels.of(folder.config), square(processor)
     labelled = Places.of(columns, splits.validation) is not None
+    notes = [*splits.notes, *size_note(size)]
+    if labelled:
+        labels = labels.reading(_classes(columns, splits), notes)
 
     def reader(records: list[Record]) -> Read:
         pictures = ImageReader(columns.need("image", records), processor, size=size)
@@ -72,12 +76,21 @@ def object_detection(folder: ModelFolder, options: Options) -> Parts:
         "map@0.5": AveragePrecision(classes, STRICT[:1]),
         "map@0.5:0.95": AveragePrecision(classes, STRICT),
     }
-    parts = media_parts(model, batches, metrics, options, (*splits.notes, *size_note(size)))
+    parts = media_parts(model, batches, metrics, options, notes, columns)
     parts = replace(parts, divergence=partial(_divergence, classes))
     if not labelled:
         agreement = {"agreement": metrics["map@0.5"]}
         return answered(parts, Answers(partial(_sure, classes), agreement))
     return replace(parts, train=None if parts.train is None else Unlabelled(parts.train))
+
+
+def _classes(columns: Columns, splits: Splits) -> Iterator[tuple[Any, str]]:
+    """Yield the class and the place of each object of all splits."""
+    for _, records in splits.parts():
+        places = Places.of(columns, records)
+        for record in records if places is not None else ():
+            for _, name in places.objects(record) if places is not None else ():
+                yield name, record.place
 
 
 def _sure(classes: int, inputs: Any, output: Tensor) -> list[dict[str, Tensor]]:

@@ -24,7 +24,7 @@ import autocompress as ac
 from autocompress.errors import TaskError
 from autocompress.huggingface.data.labels import Labels
 from autocompress.huggingface.data.records import Record
-from autocompress.huggingface.kinds.pairs.visual_question_answering import _answer
+from autocompress.huggingface.kinds.pairs.visual_question_answering import _answer, _usual
 from autocompress.task.outputs import IGNORED
 
 images = pytest.importorskip("PIL.Image", reason="needs Pillow: pip install pillow")
@@ -123,7 +123,10 @@ def test_an_answer_that_is_a_number_is_no_class_of_that_number(tmp_path: Path) -
     labels = Labels(("no", "yes", "2"))
 
     def of(answer: Any) -> int:
-        return _answer(Record({"answer": answer}, "dev.jsonl line 1", tmp_path), "answer", labels)
+        record = Record({"answer": answer}, "dev.jsonl line 1", tmp_path)
+        return _answer(_usual(record, "answer"), labels, record)
 
     assert (of("1"), of("2"), of("YES"), of(1)) == (IGNORED, 2, 1, 1)
     assert of([{"answer": "1"}, {"answer": "1"}, {"answer": "no"}]) == IGNORED
+    assert of("['yes', 'no', 'yes']") == 1  # as pandas writes a list
+    assert of(2) == 2  # names come first

@@ -14,7 +14,7 @@ from small_folders import save, transformers, write_jsonl
 import autocompress as ac
 from autocompress.errors import TaskError
 from autocompress.huggingface.data.records import Record
-from autocompress.huggingface.data.sounds import read_sound
+from autocompress.huggingface.data.sounds import read_sound, sound_length
 from autocompress.measure.accuracy import evaluate_model
 from autocompress.measure.prepare import prepared
 
@@ -82,7 +82,12 @@ def test_accuracy_is_the_share_of_the_plain_models_answers(folder: Path, tmp_pat
     scores, _ = evaluate_model(ready, ready.model, ready.validation, torch.device("cpu"))
     assert scores.accuracy == pytest.approx(19 / 20)
     assert task.example_inputs["input_values"].shape == (1, LENGTH)
-    assert "data: sounds are filled up or cut to 0.4 s" in task.notes
+    assert "data: sounds are filled up to 0.4 s" in task.notes
+    longer = np.zeros(2 * LENGTH, np.float32)
+    wavfile.write(tmp_path / "long.wav", RATE, longer)
+    rows = [{"file": name, "label": 0} for name in ("0.wav", "long.wav", "long.wav")]
+    cut = ac.from_pretrained(folder, validation=data, test=write_jsonl(tmp_path / "t.jsonl", rows))
+    assert "data: sounds are filled up or cut to 0.4 s; cut: 2 of 3 of test" in cut.notes
 
 
 def test_rates_and_channels(tmp_path: Path) -> None:
@@ -95,6 +100,9 @@ def test_rates_and_channels(tmp_path: Path) -> None:
     np.testing.assert_allclose(slower, resample_poly(wave / 4, 1, 2), atol=1e-5)
     array = Record({"audio": {"array": wave.tolist(), "sampling_rate": RATE}}, "a", tmp_path)
     np.testing.assert_allclose(read_sound(array, "audio", RATE), wave)
+    for row in (record, array):
+        for rate in (RATE, RATE // 2, 7 * RATE // 3):
+            assert sound_length(row, "audio", rate) == len(read_sound(row, "audio", rate))
 
 
 def test_sounds_that_cannot_be_read(

@@ -84,6 +84,29 @@ def test_answers_behind_the_limit(folder: Path, tmp_path: Path) -> None:
     assert "data: 3 of 3 texts of validation are cut to 64 tokens" in task.notes
 
 
+def test_answers_in_cells_and_wrong_starts(folder: Path, tmp_path: Path) -> None:
+    context = "w1 w2 w3 w1 w2"  # "w2" begins at 3 and 12
+    cells = ("{'text': ['w2'], 'answer_start': [3]}", "{'text': array(['w2'], dtype=object)}", "w2")
+    rows = [f'w9,{context},"{cell}"' for cell in cells]
+    table = tmp_path / "dev.csv"
+    table.write_text("\n".join(["question,context,answers", *rows]) + "\n")
+    task = ac.from_pretrained(folder, validation=table, test=table)
+    ((_, target),) = task.validation
+    assert target[LOGITS].tolist() == [[4, 4]] * 3
+    assert {answer.texts for answer in target["answers"]} == {("w2",)}
+    assert not any("answer_start" in note for note in task.notes)
+    places = {}
+    for start in (3, 4, 10):
+        answers = {"text": ["w2"], "answer_start": [start]}
+        row = {"question": "w9", "context": context, "answers": answers}
+        data = write_jsonl(tmp_path / "dev.jsonl", [row])
+        moved = ac.from_pretrained(folder, validation=data, test=data)
+        ((_, target),) = moved.validation
+        note = "data: 1 of 1 answers of validation do not begin at answer_start; the nearest place "
+        places[start] = (target[LOGITS].tolist(), any(n.startswith(note) for n in moved.notes))
+    assert places == {3: ([[4, 4]], False), 4: ([[4, 4]], True), 10: ([[7, 7]], True)}
+
+
 def test_without_answers_the_float_model_answers(folder: Path, tmp_path: Path) -> None:
     pairs = zip(texts(12, 2, 5), texts(12, seed=1), strict=True)
     data = write_jsonl(tmp_path / "dev.jsonl", [{"question": q, "context": c} for q, c in pairs])

@@ -184,6 +184,41 @@ def test_several_labels(tmp_path: Path) -> None:
     assert found["accuracy"] == pytest.approx(29 / 30)
 
 
+def test_lists_of_yes_and_no(tmp_path: Path) -> None:
+    folder = classifier(tmp_path / "m", problem_type="multi_label_classification")
+    rows = [{"text": "w1", "labels": [0, 0, 1]}, {"text": "w2", "labels": [0.0, 1.0, 0.0]}]
+    table = tmp_path / "dev.csv"
+    table.write_text('text,labels\nw1,"[0, 0, 1]"\nw2,"[0. 1. 0.]"\n')
+    for data in (write_jsonl(tmp_path / "dev.jsonl", rows), table):
+        task = ac.from_pretrained(folder, validation=data, test=data)
+        ((_, target),) = task.validation
+        assert sorted(target.tolist()) == [[0, 0, 1], [0, 1, 0]]
+        assert "data: labels are read as yes (1) or no (0) for each of 3 classes" in task.notes
+    table.write_text('text,labels\nw1,"[0, 2]"\nw2,"[]"\n')
+    ((_, target),) = ac.from_pretrained(folder, validation=table, test=table).validation
+    assert sorted(target.tolist()) == [[0, 0, 0], [1, 0, 1]]
+
+
+def test_texts_without_a_second_one(folder: Path, tmp_path: Path) -> None:
+    rows = [{"text": "w1", "text_pair": p, "label": 1} for p in (None, "w2 w3")]
+    data = write_jsonl(tmp_path / "dev.jsonl", rows)
+    ((inputs, _),) = ac.from_pretrained(folder, validation=data, test=data).validation
+    assert sorted(inputs["attention_mask"].sum(1).tolist()) == [3, 6]
+    bare = write_jsonl(tmp_path / "bare.jsonl", [{"text": "w1", "label": 1}, rows[1]])
+    with pytest.raises(
+        TaskError, match=r"^bare\.jsonl line 1: column 'text_pair' must be a text, "
+    ):
+        ac.from_pretrained(folder, validation=bare, test=bare)
+
+
+def test_a_limit_that_leaves_no_word(folder: Path, tmp_path: Path) -> None:
+    data = write_jsonl(tmp_path / "dev.jsonl", [{"text": "w1 w2", "label": 1}] * 3)
+    with pytest.raises(TaskError, match=r"max_length 2 leaves no text a token .*; nearest: 3$"):
+        ac.from_pretrained(folder, validation=data, test=data, max_length=2)
+    ((inputs, _),) = ac.from_pretrained(folder, validation=data, test=data, max_length=3).validation
+    assert inputs["input_ids"].shape == (3, 3)
+
+
 def test_labels_that_do_not_fit(folder: Path, tmp_path: Path) -> None:
     rows = [{"text": t, "label": "good"} for t in texts(12)]
     rows[4]["label"] = "goood"

@@ -52,6 +52,22 @@ def test_without_labels_the_float_model_answers(folder: Path, tmp_path: Path) ->
     assert scores.metrics["divergence"] == pytest.approx(0, abs=1e-6)
 
 
+def test_lists_in_cells_and_words_without_a_token(folder: Path, tmp_path: Path) -> None:
+    table = tmp_path / "dev.csv"
+    table.write_text("tokens,ner_tags\n\"['w1', ' ', 'w2']\",\"[1, 1, 0]\"\n")
+    task = ac.from_pretrained(folder, validation=table, test=table)
+    ((inputs, target),) = task.validation
+    assert inputs["input_ids"].shape == (1, 4)
+    assert target[0, 1:3].tolist() == [1, 0]
+    assert (
+        "data: 1 of 3 words of validation have no token of the tokenizer; their labels do not count"
+    ) in task.notes
+    long = {"tokens": ["w1"] * 80, "ner_tags": [1] * 80}
+    data = write_jsonl(tmp_path / "dev.jsonl", [long])
+    cut = ac.from_pretrained(folder, validation=data, test=data)
+    assert not any("have no token" in note for note in cut.notes)
+
+
 def test_words_and_labels_that_do_not_fit(folder: Path, tmp_path: Path) -> None:
     def error(row: dict[str, object]) -> str:
         data = write_jsonl(tmp_path / "dev.jsonl", [row] * 3)

@@ -1,0 +1,1 @@
+"""Read tables of text, lists in their cells, and lists of labels."""
