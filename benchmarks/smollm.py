@@ -14,6 +14,7 @@ from __future__ import annotations
 import argparse
 import importlib.util
 import os
+import sys
 import tempfile
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -184,6 +185,8 @@ def main() -> None:
     folder = model_folder()
     with tempfile.TemporaryDirectory() as temporary:
         out = (arguments.out or Path(temporary)).resolve()
+        if (out / "splits").exists():
+            sys.exit(f"--out {out}: holds a run already; nearest: {out}-2")
         splits = write_splits(arguments.data, out / "splits")
         watched = searched(folder, splits, out, minutes)
         named = {name: str(path) for name, path in splits.items()}

@@ -20,6 +20,7 @@ from onnx import ModelProto, helper
 from torch import Tensor, nn
 
 from autocompress.candidate import Candidate, ModuleConfig
+from autocompress.compress.assemble.stitch import Stitcher
 from autocompress.errors import ExportError
 from autocompress.export.artifact import open_graph
 from autocompress.export.build import Builder
@@ -222,25 +223,39 @@ def _largest_alone(compressor: Compressor, graph: SharedGraph, inputs: Inputs) -
     feed, worst, where = builder.lowered.feed(inputs), 0.0, ""
     device = _device(stitcher.model)
     known = {*feed, *(output for node in graph.proto.graph.node for output in node.output)}
-    sites = [(m.name, builder.lowered.sites[m.name][0]) for m in builder.module_map]
-    for _, site in sites:
-        is_known = site.input in known and site.output in known
-        if site.kind not in ("linear", "embedding") or not is_known:
-            return float("inf"), ""
+    sites = []
+    for m in builder.module_map:
+        for call, site in enumerate(builder.lowered.sites[m.name]):
+            name = _module_at(stitcher, m.name, site.kind)
+            if name is None or not {site.input, site.output} <= known:
+                return float("inf"), ""
+            sites.append((name, call, site))
     for start in range(0, len(sites), TOGETHER):
         part = sites[start : start + TOGETHER]
-        tensors = {tensor for _, site in part for tensor in (site.input, site.output)} - set(feed)
+        tensors = {tensor for *_, site in part for tensor in (site.input, site.output)} - set(feed)
         session = SharedGraph(_with_outputs(graph.proto, sorted(tensors)), graph.weights).session()
         values = {**feed, **dict(zip(tensors, session.run(list(tensors), feed), strict=True))}
-        for name, site in part:
+        for name, call, site in part:
             module = stitcher.simulated[name]
-            module.calls.restart()
             read = torch.from_numpy(np.array(values[site.input])).to(device)
-            output = module(read).cpu().float().numpy()
+            with module.calls.replaying({module.owner: call}):
+                output = module(read).cpu().float().numpy()
             difference = _difference(np.asarray(values[site.output]), output)
             if difference > worst:
                 worst, where = difference, f" at module {name}"
     return worst, where
+
+
+def _module_at(stitcher: Stitcher, owner: str, kind: str) -> str | None:
+    """Return the module that computes at a place where a weight is used, None if there is none.
+
+    Tied modules, such as an embedding and a head, share a weight.
+    """
+    for name, module in stitcher.simulated.items():
+        looks_up = isinstance(stitcher.teacher.get_submodule(name), nn.Embedding)
+        if module.owner == owner and kind == ("embedding" if looks_up else "linear"):
+            return name
+    return None
 
 
 def _keep(values: dict[str, Tensor], name: str) -> Any:

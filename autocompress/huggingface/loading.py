@@ -119,12 +119,12 @@ def load_tokenizer(folder: ModelFolder, model: nn.Module) -> Any:
         names = ("eos_token", "bos_token", "cls_token", "mask_token")
         tokens = [getattr(tokenizer, name) for name in names if getattr(tokenizer, name)]
         fitting = [t for t in tokens if [tokenizer.convert_tokens_to_ids(t)] != last]
-        if not fitting:
+        if not tokens:
             raise TaskError(
                 f"{place}: the tokenizer has neither a padding nor an end token; set pad_token in "
                 "tokenizer_config.json"
             )
-        tokenizer.pad_token = fitting[0]
+        tokenizer.pad_token = [*fitting, *tokens][0]
     config.pad_token_id = tokenizer.pad_token_id
     return tokenizer
 

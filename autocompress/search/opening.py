@@ -49,6 +49,7 @@ from autocompress.search.propose.reach import check_size, out_of_reach
 from autocompress.search.propose.sensitivity_table import Losses
 from autocompress.search.shares import clock_of, divide_threads
 from autocompress.space.search_space import BoundSpace, SearchSpace
+from autocompress.targets.device.processors import limit_words
 from autocompress.targets.target import Target, find_target
 from autocompress.task.task import Task
 from autocompress.task.user_code import looking
@@ -141,6 +142,8 @@ def check_request(
     target = find_target(settings.target, portable=settings.portable)
     device = pick_device(settings.device)
     divide_threads(settings.workers)
+    if limit_words():
+        progress.line(limit_words())
     learner = on_student(task)
     setup("finding modules", 0.0)
     with looking(setup.look):

@@ -35,7 +35,7 @@ def divide_threads(workers: int) -> None:
     Args:
         workers: processes that share this machine.
     """
-    share = max(1, processors() // max(1, workers))
+    share = processors(workers)
     torch.set_num_threads(share)
     threadpool_limits(share, user_api="blas")
 

@@ -149,3 +149,32 @@ def test_a_wrong_kernel_is_found_where_roundings_add_up(
     monkeypatch.setattr(fixture.stitcher, "apply", wrong)
     with pytest.raises(ExportError, match=f"differs from its simulation at module {name}; no numb"):
         check()
+
+
+class Tied(torch.nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.embed, self.head = torch.nn.Embedding(20, 8), torch.nn.Linear(8, 20, bias=False)
+        self.inner = torch.nn.Linear(8, 8)
+        self.head.weight = self.embed.weight
+
+    def forward(self, ids: torch.Tensor) -> torch.Tensor:
+        return self.head(torch.relu(self.inner(self.embed(ids))))
+
+
+def test_a_tied_head_is_compared_too(monkeypatch: pytest.MonkeyPatch) -> None:
+    torch.manual_seed(0)
+    ids = torch.randint(20, (8, 5))
+    batches = [(ids, torch.zeros(8))]
+    given = Fixture(Task("t", Tied().eval(), ids[:1], batches, lambda outputs, targets: 1.0))
+    target = find_target("onnxruntime-cpu")
+    monkeypatch.setattr(identity, "ROUNDED_ERROR", -1.0)
+    assert check_identity(given.compressor, target, given.task).rounded_module < 1e-3
+    heads = [name for name in given.stitcher.simulated if name != "inner"]
+    assert sorted(heads) == ["embed", "head"]
+    head = given.stitcher.simulated["head"]
+    right = head.forward
+    monkeypatch.setattr(head, "forward", lambda x: 1.1 * right(x))
+    monkeypatch.setattr(identity, "UNTOUCHED_ERROR", 1.0)  # the wrong head is wrong untouched too
+    with pytest.raises(ExportError, match="differs from its simulation at module head; no number"):
+        check_identity(given.compressor, target, given.task)

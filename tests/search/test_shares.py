@@ -21,7 +21,7 @@ def test_workers_divide_the_threads_of_torch_and_of_the_blas(monkeypatch) -> Non
             found["num_threads"] for found in threadpool_info() if found["user_api"] == "blas"
         }
 
-    monkeypatch.setattr(shares, "processors", lambda: 2)
+    monkeypatch.setattr(shares, "processors", lambda processes: max(1, 2 // processes))
     before = torch.get_num_threads()
     with threadpool_limits(2, user_api="blas"):  # restored at its end
         divide_threads(1)

@@ -26,6 +26,7 @@ from autocompress.task.task import Task
 
 GRADIENT_SAMPLES = 128
 GRADIENT_BATCH = 8
+ROUNDED_AWAY = 0.01  # of the mean square of a layer's inputs
 
 
 @dataclass(frozen=True, eq=False)
@@ -64,6 +65,12 @@ class Evidence:
     losses: Callable[[nn.Module], Iterable[Tensor]] | None = None
     scores: dict[tuple[str, str], NDArray[np.float64]] = field(default_factory=dict)
     batches: Sequence[Inputs] = ()
+
+    @cached_property
+    def wide(self) -> frozenset[str]:
+        """Return the layers whose inputs lose more than ROUNDED_AWAY when rounded to 8 bits."""
+        shares = {name: self.statistics[name].rounded_away(8) for name in self.statistics}
+        return frozenset(name for name, share in shares.items() if share > ROUNDED_AWAY)
 
     @cached_property
     def gradients(self) -> Mapping[str, Gradients]:

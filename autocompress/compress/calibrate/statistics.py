@@ -69,6 +69,19 @@ class LayerStatistics:
             digest.update(tensor.contiguous().numpy().tobytes())
         return digest.hexdigest()
 
+    def rounded_away(self, bits: int) -> float:
+        """Return the share of the inputs' mean square that rounding over their range takes.
+
+        The noise of a step s is s^2 / 12 (Widrow and Kollar 2008). Few very large values widen the
+        step of all others.
+
+        Args:
+            bits: of the rounded inputs.
+        """
+        width = max(0.0, float(self.highest.max())) - min(0.0, float(self.lowest.min()))
+        noise = (width / float(2**bits - 1)) ** 2 / 12
+        return noise / max(float(self.gram.diagonal(dim1=1, dim2=2).mean()), 1e-30)
+
     def of(self, columns: Tensor | None, factors: Tensor | None) -> LayerStatistics:
         """Return the statistics of smoothed and pruned inputs; for one group only.
 

@@ -54,6 +54,7 @@ def calibrate(
     session = SharedGraph(proto, lowered.weights).session()
     fetched = [name for name in observers if name not in inputs]
     groups: list[list[str]] = []
+    largest = 0
     for batch in batches:
         if not lowered.dynamic_batch and batch_size(batch) != static_batch:
             if batch_size(batch) < static_batch:
@@ -61,7 +62,9 @@ def calibrate(
             batch = map_inputs(batch, lambda tensor: tensor[:static_batch])
         feed = lowered.feed(batch)
         _see(observers, {name: feed[name] for name in observers if name in inputs})
-        groups = groups or _groups(session, fetched, lowered, batch)
+        size = sum(value.size for value in feed.values())
+        if size > largest:  # a longer batch has larger tensors
+            groups, largest = _groups(session, fetched, lowered, batch), size
         for group in groups:
             _see(observers, dict(zip(group, session.run(group, feed), strict=True)))
     return {name: observer.range(method) for name, observer in observers.items()}

@@ -116,7 +116,7 @@ class Columns:
                 self._use("text", first)
                 self._use("text_pair", second)
                 return first, second
-        other = self.find("text_pair", records)
+        other = self.find("text_pair", records, named)
         return self.need("text", records, other), other
 
     def notes(self) -> list[str]:

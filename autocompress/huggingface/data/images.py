@@ -61,6 +61,10 @@ def _eight_bits(image: Any, where: str) -> Any:
     levels = np.asarray(image)
     least, most = float(levels.min()), float(levels.max())
     top = 1.0 if image.mode == "F" else 65535.0
+    is_whole = bool((levels == np.rint(levels)).all())
+    # Files of 32 bits may hold levels of 8 bits.
+    if ";" not in image.mode and is_whole and (image.mode != "F" or most > 1) and most <= 255:
+        top = 255.0
     if not 0 <= least <= most <= top:
         raise TaskError(
             f"{where}: grey levels of the picture are {least:g} to {most:g}, with an unknown range;"

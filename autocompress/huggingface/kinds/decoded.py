@@ -59,7 +59,7 @@ def decoded_parts(
     start = start_token(model)
     lines = [*splits.notes, *notes]
     words = folder.config.get_text_config(decoder=True).vocab_size
-    batches = {}
+    kept = {}
     for split, records in splits.parts():
         column = columns.need(part, records)
         texts = [value_of(record, column, str, "a text") for record in records]
@@ -69,9 +69,12 @@ def decoded_parts(
         numbers = [words * len(row) for row in tokens]
         pairs = list(zip(records, tokens, strict=True))
         pairs = within_memory(pairs, numbers, split, options, lines)
+        kept[split] = pairs
+    numbers = [words * len(row) for pairs in kept.values() for _, row in pairs]
+    fitting, batches = with_batches(numbers, options, lines), {}
+    for split, pairs in kept.items():
         records, tokens = [record for record, _ in pairs], [row for _, row in pairs]
         rows = [{DECODER: shifted(row, start)} for row in tokens]
-        fitting = with_batches(numbers, options, lines)
         batches[split] = MediaBatches(
             records, reader(records), tokens, per_token, fitting, rows, encoder.padding
         )

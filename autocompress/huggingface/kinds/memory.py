@@ -73,7 +73,7 @@ def with_batches(numbers: Iterable[float], options: Options, notes: list[str]) -
     if options.batch_size is not None or size >= options.samples_of_batch:
         return options
     line = (
-        f"data: the samples of a batch are {size}: the outputs of more take over "
+        f"data: batches hold {size} samples, in training too: the outputs of more take over "
         f"{MOST_BATCH_BYTES / 1e6:g} MB (--batch-size N sets another number)"
     )
     if line not in notes:

@@ -20,7 +20,7 @@ POOLINGS = ("mean", "cls")
 MODES = {"pooling_mode_mean_tokens": "mean", "pooling_mode_cls_token": "cls"}
 ACTIVATIONS = {"Identity": nn.Identity, "Tanh": nn.Tanh, "ReLU": nn.ReLU, "GELU": nn.GELU}
 DENSE_FILE = "model.safetensors"
-LENGTH_FILE = "sentence_bert_config.json"
+LENGTH_FILES = "sentence_*_config.json"  # bert, in older folders roberta and others too
 ORDER = (("Transformer",), ("Pooling",), ("Dense", "Normalize"))  # kinds by place; the last repeats
 
 
@@ -142,9 +142,7 @@ def sentence_length(folder: ModelFolder) -> int | None:
         TaskError: the file cannot be read, or asks for texts in lower case.
     """
     paths = [str(entry.get("path", "")) for entry in sentence_modules(folder.path)[:1]]
-    for file in (folder.path / path / LENGTH_FILE for path in paths):
-        if not file.is_file():
-            continue
+    for file in (file for path in paths for file in (folder.path / path).glob(LENGTH_FILES)):
         settings = _object(file)
         if settings.get("do_lower_case"):
             raise TaskError(

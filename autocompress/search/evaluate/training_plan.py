@@ -21,7 +21,7 @@ THIRD = 3  # one of so many trials goes on to the next rung, which is so many ti
 MOST_RUNGS = 3
 LEAST_STEPS = 30  # of the first rung
 # Steps of a long recovery, where there is time: a pass over the training data within these bounds.
-# Few points that are trained for long gain more than many that are trained briefly.
+# Heavily pruned points are far from their end after 100 steps (docs/recovery.md, how long).
 LEAST_LONG, ENOUGH_LONG = 100, 300
 RATE_POWER = 0.2  # the rate falls with this power of the steps beyond TESTED
 

@@ -85,7 +85,8 @@ class Race:
         if not self.mixed:
             # The race saw the batches in another order than the split has them.
             places = np.argsort(self.order).tolist()
-            return join_outputs([outputs[place] for place in places])
+            outputs[:] = [outputs[place] for place in places]
+            return join_outputs(outputs)
         return join_outputs(outputs, self.order)
 
 

@@ -27,7 +27,8 @@ def uniform_parameters(problem: Problem) -> list[Parameters]:
 
     8 bits and 4 bits on integer kernels. Where groups can be pruned, also 8 bits with all groups
     pruned by one threshold on their magnitudes. Widths that the space does not offer become its
-    nearest ones.
+    nearest ones. Linear layers whose inputs hold a few very large values, as in large language
+    models, read them as floats (Dettmers et al. 2022).
 
     Args:
         problem: its space, and the magnitudes of its groups.
@@ -36,13 +37,17 @@ def uniform_parameters(problem: Problem) -> list[Parameters]:
         Distinct points of the space: index of each knob by parameter.
     """
     space = problem.space
-    uniform = [dict.fromkeys(space.kinds, ModuleConfig(*bits)) for bits in WIDTHS]
+    wide = {
+        name for name in problem.stitcher.library.evidence.wide if space.kinds.get(name) == "linear"
+    }
+
+    def config(name: str, bits: tuple[int, int], ratio: float = 0.0) -> ModuleConfig:
+        return ModuleConfig(bits[0], 32 if name in wide else bits[1], pruning_ratio=ratio)
+
+    uniform = [{name: config(name, bits) for name in space.kinds} for bits in WIDTHS]
     ratios = _pruning_ratios(problem)
     if ratios:
-        pruned = {}
-        for name in space.kinds:
-            pruned[name] = ModuleConfig(8, 8, pruning_ratio=ratios.get(name, 0.0))
-        uniform.append(pruned)
+        uniform.append({n: config(n, WIDTHS[0], ratios.get(n, 0.0)) for n in space.kinds})
     distinct: list[Parameters] = []
     for configs in uniform:
         parameters = nearest_parameters(space, configs)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import signal
 import socket
 import subprocess
@@ -14,6 +15,7 @@ from typing import Any, Protocol
 
 from autocompress.errors import RunFolderError
 from autocompress.search.problem.options import Settings
+from autocompress.targets.device.processors import OPENMP
 
 CONNECT_S = 5.0
 
@@ -157,9 +159,18 @@ def start_on_ray(address: str, arguments: list[str], count: int, gpus: int) -> l
         ) from error
     # Ray need not retry: the trial of a node that died is taken over by another worker.
     remote = ray.remote(num_cpus=1, num_gpus=gpus, max_retries=0)(_work)
-    return [RayWorker(remote.remote(arguments)) for _ in range(count)]
+    threads = os.environ.get(OPENMP)
+    return [RayWorker(remote.remote(arguments, threads)) for _ in range(count)]
 
 
-def _work(arguments: list[str]) -> int:
-    """Run a worker on the node, in a process of its own."""
-    return subprocess.run([sys.executable, *arguments], check=False).returncode
+def _work(arguments: list[str], threads: str | None) -> int:
+    """Run a worker on the node, in a process of its own.
+
+    Ray sets OMP_NUM_THREADS to the processors that it counts for a task; the worker gets what the
+    search has.
+    """
+    environment = {name: value for name, value in os.environ.items() if name != OPENMP}
+    if threads is not None:
+        environment[OPENMP] = threads
+    command = [sys.executable, *arguments]
+    return subprocess.run(command, check=False, env=environment).returncode

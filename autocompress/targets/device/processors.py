@@ -7,21 +7,49 @@ import os
 from collections.abc import Iterator
 from pathlib import Path
 
+OPENMP = "OMP_NUM_THREADS"
 CGROUPS, OWN = Path("/sys/fs/cgroup"), Path("/proc/self/cgroup")
 
 
-def processors() -> int:
+def _available() -> int:
+    try:
+        return len(os.sched_getaffinity(0))
+    except AttributeError:  # not on Linux
+        return os.cpu_count() or 1
+
+
+# Read when this is imported: OpenMP may bind this thread to one processor later (OMP_PROC_BIND).
+AVAILABLE = _available()
+
+
+def processors(processes: int = 1) -> int:
     """Return the number of processors that this process may use, at least 1.
 
-    It is the least of its affinity (`taskset`, the processors of a container), the quota of its
-    control group (the share of a container; rounded up) and OMP_NUM_THREADS.
+    That is its part of its affinity (`taskset`, the processors of a container) and of the quota of
+    its control group (the share of a container; rounded up), and at most OMP_NUM_THREADS, which is
+    a limit of each process.
+
+    Args:
+        processes: that share the machine.
     """
-    try:
-        count = len(os.sched_getaffinity(0))
-    except AttributeError:  # not on Linux
-        count = os.cpu_count() or 1
-    limits = [count, math.ceil(_quota(CGROUPS, OWN)), _openmp(os.environ.get("OMP_NUM_THREADS"))]
-    return max(1, int(min(limit for limit in limits if limit > 0)))
+    quota, most = math.ceil(_quota(CGROUPS, OWN)), _openmp(os.environ.get(OPENMP))
+    together = min(AVAILABLE, quota) if quota else AVAILABLE
+    share = max(1, together // max(1, processes))
+    return min(share, most) if most else share
+
+
+def limit_words() -> str:
+    """Return a line for the user if this process leaves processors of the machine alone, or ""."""
+    count, there = processors(), os.cpu_count() or 1
+    if count >= there:
+        return ""
+    names = {
+        f"{OPENMP}={os.environ.get(OPENMP)}": _openmp(os.environ.get(OPENMP)),
+        "the quota of the control group": math.ceil(_quota(CGROUPS, OWN)),
+        "the affinity of the process": AVAILABLE,
+    }
+    reason = next(name for name, limit in names.items() if limit == count)
+    return f"threads: {count} of {there} processors are used, by {reason}"
 
 
 def _openmp(value: str | None) -> int:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -12,6 +13,7 @@ from autocompress import Task
 from autocompress.compress.calibrate.evidence import (
     GRADIENT_BATCH,
     GRADIENT_SAMPLES,
+    ROUNDED_AWAY,
     Evidence,
     collect_gradients,
     task_losses,
@@ -155,3 +157,10 @@ def test_without_targets_losses_are_random_projections_that_are_the_same_again()
     outputs = task.model(X[:GRADIENT_BATCH])
     noise = torch.randn(outputs.shape, generator=generator)
     torch.testing.assert_close(first[0], (outputs * noise).sum() / GRADIENT_BATCH)
+
+
+def test_layers_of_wide_inputs_are_named() -> None:
+    narrow = SimpleNamespace(rounded_away=lambda bits: 0.5 * ROUNDED_AWAY * bits / 8)
+    wide = SimpleNamespace(rounded_away=lambda bits: 2.0 * ROUNDED_AWAY * bits / 8)
+    assert Evidence(nn.Linear(1, 1), {"a": narrow, "b": wide}).wide == {"b"}
+    assert Evidence(nn.Linear(1, 1)).wide == set()

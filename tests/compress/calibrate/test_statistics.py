@@ -124,3 +124,19 @@ def test_no_batches_and_bad_values_are_said() -> None:
 def test_large_models_are_calibrated_on_fewer_samples(macs: int, batch: int, samples: int) -> None:
     found = ModuleMap((), (), (), 1, macs)
     assert calibration_samples(found, batch) == samples
+
+
+def test_a_few_large_inputs_take_the_precision_of_the_others() -> None:
+    torch.manual_seed(0)
+    x = torch.randn(4096, 16)
+    layer = nn.Sequential(nn.Linear(16, 4))
+    modules = find_modules(layer, x[:1])
+    for largest, low, high in ((None, 1e-5, 1e-3), (300.0, 0.02, 0.2)):
+        if largest is not None:
+            x[0, 0] = largest
+        found = collect_statistics(layer, modules, [x], torch.device("cpu"))["0"].rounded_away(8)
+        step = (x.max() - x.min()) / 255
+        rounded = (x / step).round() * step
+        lost = float((x - rounded).square().mean() / x.square().mean())
+        assert low < found < high
+        assert found == pytest.approx(lost, rel=0.1)

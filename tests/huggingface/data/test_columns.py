@@ -104,3 +104,8 @@ def test_values_have_their_type() -> None:
         value_of(record(text=3), "text", str, "a text")
     with pytest.raises(TaskError, match=r"column 'text' must be a text, got nothing$"):
         value_of(record(), "text", str, "a text")
+
+
+def test_a_text_is_not_paired_with_itself() -> None:
+    columns = Columns("text-classification", {"text": "passage"})
+    assert columns.pair([record(passage="a", label=1)]) == ("passage", None)

@@ -58,6 +58,14 @@ def test_deep_grey_levels_get_8_bits(array: Any, kind: str) -> None:
     np.testing.assert_array_equal(np.asarray(open_image(row, "image", None)), array)  # a mask
 
 
+@pytest.mark.parametrize("kind", [np.float32, np.int32])
+def test_files_of_32_bits_may_hold_levels_of_8_bits(kind: type) -> None:
+    row = record(np.array([[0, 7, 255], [1, 2, 3]], kind), "TIFF")
+    np.testing.assert_array_equal(
+        np.asarray(open_image(row, "image", "L")), [[0, 7, 255], [1, 2, 3]]
+    )
+
+
 @pytest.mark.parametrize(
     ("array", "error"),
     [

@@ -24,7 +24,9 @@ GROUPS = [
 ]
 
 
-def problem(bits: tuple[int, ...], ratios: tuple[float, ...]) -> SimpleNamespace:
+def problem(
+    bits: tuple[int, ...], ratios: tuple[float, ...], wide: frozenset[str] = frozenset()
+) -> SimpleNamespace:
     """A problem of three modules; `a` and `b` offer ratios, and only `a` can be pruned."""
     knobs = [Knob(name, "weight_bits", bits) for name in "abc"]
     knobs += [Knob("a", "pruning_ratio", ratios)] if len(ratios) > 1 else []
@@ -38,6 +40,7 @@ def problem(bits: tuple[int, ...], ratios: tuple[float, ...]) -> SimpleNamespace
             numbers=lambda name, axis: offered[name],
         ),
         layout=SimpleNamespace(pruner=pruner),
+        stitcher=SimpleNamespace(library=SimpleNamespace(evidence=SimpleNamespace(wide=wide))),
     )
 
 
@@ -57,6 +60,18 @@ def test_two_widths_and_one_pruned_by_one_threshold(monkeypatch: pytest.MonkeyPa
         [1, 1, 1, 0],
         [0, 0, 0, 0],
         [1, 1, 1, 2],
+    ]
+
+
+def test_linear_layers_of_inputs_with_a_wide_range_read_floats() -> None:
+    given = problem((4, 8), (0.0,), frozenset("bc"))
+    given.space.kinds["c"] = "conv"
+    given.space.knobs += [Knob(name, "activation_bits", (8, 32)) for name in "abc"]
+    points = uniform_parameters(given)
+    names = [knob.parameter for knob in given.space.knobs]
+    assert [[point[name] for name in names] for point in points] == [
+        [1, 1, 1, 0, 1, 0],
+        [0, 0, 0, 0, 1, 0],
     ]
 
 

@@ -14,7 +14,8 @@ from autocompress.targets.device.processors import processors
 @pytest.fixture
 def machine(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """Return the mount point of control groups of a machine with 8 processors and no limits."""
-    monkeypatch.setattr(os, "sched_getaffinity", lambda pid: set(range(8)), raising=False)
+    monkeypatch.setattr(module, "AVAILABLE", 8)
+    monkeypatch.setattr(os, "cpu_count", lambda: 8)
     monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
     monkeypatch.setattr(module, "CGROUPS", tmp_path)
     monkeypatch.setattr(module, "OWN", tmp_path / "own")
@@ -32,9 +33,27 @@ def test_without_limits_all_processors_are_used(machine: Path) -> None:
 def test_a_system_without_affinity_has_all_processors(machine: Path, monkeypatch) -> None:
     monkeypatch.delattr(os, "sched_getaffinity", raising=False)
     monkeypatch.setattr(os, "cpu_count", lambda: 6)
-    assert processors() == 6
+    assert module._available() == 6
     monkeypatch.setattr(os, "cpu_count", lambda: None)
-    assert processors() == 1
+    assert module._available() == 1
+
+
+def test_processes_share_the_machine_and_not_the_limit_of_each(machine: Path, monkeypatch) -> None:
+    assert [processors(n) for n in (1, 2, 3, 9)] == [8, 4, 2, 1]
+    monkeypatch.setenv("OMP_NUM_THREADS", "4")
+    assert [processors(n) for n in (1, 2, 3, 9)] == [4, 4, 2, 1]
+
+
+def test_a_line_says_why_processors_are_left_alone(machine: Path, monkeypatch) -> None:
+    assert module.limit_words() == ""
+    monkeypatch.setattr(module, "AVAILABLE", 6)
+    said = "threads: {} of 8 processors are used, by {}"
+    assert module.limit_words() == said.format(6, "the affinity of the process")
+    (machine / "own").write_text("0::/\n")
+    (machine / "cpu.max").write_text("150000 100000\n")
+    assert module.limit_words() == said.format(2, "the quota of the control group")
+    monkeypatch.setenv("OMP_NUM_THREADS", "1")
+    assert module.limit_words() == said.format(1, "OMP_NUM_THREADS=1")
 
 
 @pytest.mark.parametrize(

@@ -14,13 +14,15 @@ ENCLOSED = (("[", "]"), ("{", "}"))
 CONSTANTS = {"nan": None, "null": None, "true": True, "false": False}
 
 
-def unpacked(value: Any, column: str, place: str) -> Any:
+def unpacked(value: Any, column: str, place: str, or_text: bool = False) -> Any:
     """Return a value, read as a list or mapping where it is a text that looks like one.
 
     Args:
         value: of a record.
         column: that holds it, for messages.
         place: of the record, for messages.
+        or_text: True if a plain text may stand there. Then only lists of texts and mappings are
+            read, and "[unreadable]" or "[5]" stays a text.
 
     Returns:
         A list or mapping; any other value as it is.
@@ -34,16 +36,23 @@ def unpacked(value: Any, column: str, place: str) -> Any:
     if not any(text.startswith(first) and text.endswith(last) for first, last in ENCLOSED):
         return value
     try:
-        return json.loads(text)
-    except ValueError:
-        pass
-    try:
-        return ast.literal_eval(_Plain().visit(ast.parse(_with_commas(text), mode="eval")))
+        held = _read(text)
     except (ValueError, TypeError, SyntaxError, MemoryError, RecursionError, tokenize.TokenError):
+        if or_text:
+            return value
         raise TaskError(
             f"{place}: column {column!r} begins as a list or mapping but cannot be read as one, "
             f"got {text[:60]!r}; nearest: JSON"
         ) from None
+    texts = isinstance(held, list) and all(isinstance(item, str) for item in held)
+    return held if texts or isinstance(held, dict) or not or_text else value
+
+
+def _read(text: str) -> Any:
+    try:
+        return json.loads(text)
+    except ValueError:
+        return ast.literal_eval(_Plain().visit(ast.parse(_with_commas(text), mode="eval")))
 
 
 class _Plain(ast.NodeTransformer):
@@ -72,7 +81,8 @@ def _with_commas(text: str) -> str:
     for token in tokens:
         if not token.string.strip():
             continue
-        value = token.type in (tokenize.STRING, tokenize.NUMBER)
+        named = token.string in (*CONSTANTS, "True", "False", "None")
+        value = named or token.type in (tokenize.STRING, tokenize.NUMBER)
         if after_value and (value or token.string in ("[", "{", "-", "+")):
             words.append(",")
         after_value = value or token.string in ("]", "}")

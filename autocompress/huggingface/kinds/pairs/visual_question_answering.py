@@ -75,7 +75,7 @@ def visual_question_answering(folder: ModelFolder, options: Options) -> Parts:
 
 def _usual(record: Record, column: str) -> str | int:
     """Return the most usual answer."""
-    value = unpacked(record.values.get(column), column, record.place)
+    value = unpacked(record.values.get(column), column, record.place, or_text=True)
     answers = value if isinstance(value, list) else [value]
     texts: list[Any] = [part.get("answer") if isinstance(part, dict) else part for part in answers]
     if not texts or not all(isinstance(text, (str, int)) for text in texts):

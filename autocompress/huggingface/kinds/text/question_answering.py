@@ -95,7 +95,7 @@ SPANS = Answers(_answer, {"agreement": span_agreement})
 
 def _gold(record: Record, column: str) -> list[tuple[str, int]]:
     """Return the right answers and where they begin; none if the text has none."""
-    value: Any = unpacked(record.values.get(column), column, record.place)
+    value: Any = unpacked(record.values.get(column), column, record.place, or_text=True)
     if isinstance(value, str):
         value = {"text": [value] if value else [], "answer_start": None}
     if isinstance(value, list):

@@ -68,7 +68,7 @@ def token_classification(folder: ModelFolder, options: Options) -> Parts:
 
 def _words(record: Record, column: str) -> list[str]:
     """Return the words of a record; a text is divided at its spaces."""
-    value = unpacked(record.values.get(column), column, record.place)
+    value = unpacked(record.values.get(column), column, record.place, or_text=True)
     words = value.split() if isinstance(value, str) else value
     if isinstance(words, list) and words and all(isinstance(word, str) for word in words):
         return words

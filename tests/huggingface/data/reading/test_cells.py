@@ -22,6 +22,9 @@ from autocompress.huggingface.data.reading.cells import unpacked
         ("[]", []),
         ("[True, False]", [True, False]),
         ("[1, nan]", [1, None]),
+        ("[ True False]", [True, False]),
+        ("[nan 1.]", [None, 1.0]),
+        ("['a' None]", ["a", None]),
         ("{'text': ['dog'], 'answer_start': [21]}", {"text": ["dog"], "answer_start": [21]}),
         (
             "{'text': array(['a dog'], dtype=object), 'answer_start': array([21], dtype=int32)}",
@@ -45,3 +48,10 @@ def test_what_cannot_be_read(text: str) -> None:
     with pytest.raises(TaskError, match=r"^a\.csv line 2: column 'c' begins as a list") as caught:
         unpacked(text, "c", "a.csv line 2")
     assert "\n" not in str(caught.value)
+
+
+def test_a_text_in_brackets_stays_where_texts_may_stand() -> None:
+    for text in ("[CLS] hi [SEP]", "[unreadable]", "[5]", "[1] he said [2]"):
+        assert unpacked(text, "c", "a.csv line 2", or_text=True) == text
+    assert unpacked("['a' 'b']", "c", "a.csv line 2", or_text=True) == ["a", "b"]
+    assert unpacked("{'text': ['a']}", "c", "a.csv line 2", or_text=True) == {"text": ["a"]}

@@ -82,7 +82,11 @@ def test_batches_whose_outputs_fit_in_memory(
     task = ac.from_pretrained(folder, **given)
     for split in (task.train, task.validation, task.test):
         assert {len(inputs["input_ids"]) for inputs, _ in split} <= {1, 2}
-    assert [note for note in task.notes if note.startswith("data: the samples of a batch are 2")]
+    assert [
+        note
+        for note in task.notes
+        if note.startswith("data: batches hold 2 samples, in training too")
+    ]
     task = ac.from_pretrained(folder, **given, batch_size=3)
     assert max(len(inputs["input_ids"]) for inputs, _ in task.train) == 3
     assert not any("a batch" in note for note in task.notes)
