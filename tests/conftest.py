@@ -12,10 +12,11 @@ import pytest
 
 # Threads that spin while they wait make a busy machine many times slower.
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
-# Several tests run at a time, and small models gain nothing from more threads.
-os.environ["OMP_NUM_THREADS"] = "1"
 
 import hypothesis
+import torch
+
+torch.set_num_threads(2)
 
 hypothesis.settings.register_profile("untimed", deadline=None)  # no test hangs on a clock
 hypothesis.settings.load_profile("untimed")
