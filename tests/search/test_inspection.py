@@ -62,7 +62,12 @@ def test_everything_that_was_found_is_plain() -> None:
                 "verdict": "gain",
             }
         ],
-        "identity": {"simulation": 0.0, "float_file": 1e-6, "rounded_file": 0.01},
+        "identity": {
+            "simulation": 0.0,
+            "float_file": 1e-6,
+            "rounded_file": 0.01,
+            "rounded_module": None,
+        },
         "not_free": ["a line"],
         "without_effect": ["no"],
         "latency": {"note": ""},
