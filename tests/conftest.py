@@ -17,7 +17,6 @@ import hypothesis
 import torch
 
 torch.set_num_threads(2)
-
 hypothesis.settings.register_profile("untimed", deadline=None)  # no test hangs on a clock
 hypothesis.settings.load_profile("untimed")
 
