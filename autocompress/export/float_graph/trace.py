@@ -18,6 +18,7 @@ import torch
 from onnx import ModelProto, TensorProto
 from torch import Tensor, nn
 
+from autocompress.export.float_graph.registry import kept_registry
 from autocompress.export.float_graph.shared_graph import key_of, set_aside, without_parameters
 from autocompress.model.plain.recurrent import SplitRecurrent
 from autocompress.task.batches import Inputs, input_tensors, map_inputs
@@ -194,9 +195,10 @@ def trace(
     with quiet(), torch.no_grad():
         program = _program(wrapped, tuple(traced), dynamic, needed)
         _drop_checks(program)
-        onnx_program = torch.onnx.export(
-            program, (), dynamo=True, optimize=False, verbose=False, opset_version=OPSET
-        )
+        with kept_registry(OPSET):
+            onnx_program = torch.onnx.export(
+                program, (), dynamo=True, optimize=False, verbose=False, opset_version=OPSET
+            )
     assert onnx_program is not None
     output_names = tuple(output.name for output in outputs)
     weights = without_parameters(onnx_program.model, model)
