@@ -112,6 +112,7 @@ TESTED_ELSEWHERE = {
     "search/finish/points.py": "search/finish/test_front_files.py makes points of files",
     "search/finish/measured_file.py": "search/test_loop.py runs the files of a front again",
     "search/opening.py": "search/test_loop.py opens searches, also refused ones",
+    "search/workers/database.py": "search/workers/test_storage.py cuts databases off",
     "search/workers/join.py": "search/workers/test_launch.py starts workers that join a study",
     "targets/device/result.py": "targets/device/test_job.py writes and reads results",
     "targets/kernel_arithmetic.py": "export/test_arithmetic.py computes with both kinds of kernel",

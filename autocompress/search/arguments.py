@@ -14,7 +14,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from sqlalchemy.engine import make_url
 
 from autocompress.argument_types import number, path, shown, switch, text, texts, whole_number
 from autocompress.candidate import WEIGHT_RANGES
@@ -246,6 +245,8 @@ def _check_storage(url: str) -> None:
     """Raise RunFolderError if SQLAlchemy cannot read the URL of a database."""
     if "://" not in url or url.startswith("postgres://"):  # a journal; a name that Optuna lacks
         return
+    from sqlalchemy.engine import make_url  # takes half a second, and journals do not need it
+
     try:
         make_url(url).get_dialect()
     except Exception as error:  # SQLAlchemy raises its own errors and those of drivers

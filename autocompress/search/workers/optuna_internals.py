@@ -8,19 +8,17 @@ database, all methods that reach it have to be wrapped, three private ones among
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import optuna
-from optuna.storages import BaseStorage, RDBStorage
-from optuna.storages._rdb.models import TrialSystemAttributeModel, TrialUserAttributeModel
-from optuna.storages._rdb.storage import _create_scoped_session
+from optuna.storages import BaseStorage
+
+if TYPE_CHECKING:  # SQLAlchemy, which it brings, is not needed for journals
+    from optuna.storages import RDBStorage
 
 FITS = ">=5.0,<6"  # versions of Optuna, as in pyproject.toml
 PARAMETER = "_set_trial_param"
-ATTRIBUTES: dict[str, Any] = {
-    "set_trial_user_attr": TrialUserAttributeModel,
-    "set_trial_system_attr": TrialSystemAttributeModel,
-}
+ATTRIBUTES = ("set_trial_user_attr", "set_trial_system_attr")
 HELD = (PARAMETER, *ATTRIBUTES)  # methods of a database storage that a batch keeps back
 PRIVATE = ("_create_new_trial", "_get_trials", PARAMETER)  # which Optuna's cache calls
 
@@ -47,17 +45,23 @@ def write_together(storage: RDBStorage, calls: Sequence[Call]) -> None:
         calls: calls of the methods `HELD`, in their order. What is there already is not an
             error: then an earlier try arrived, and its answer did not.
     """
+    from optuna.storages._rdb.models import TrialSystemAttributeModel, TrialUserAttributeModel
+    from optuna.storages._rdb.storage import _create_scoped_session
+
+    models: tuple[Any, Any] = (TrialUserAttributeModel, TrialSystemAttributeModel)
     with _create_scoped_session(storage.scoped_session, True) as session:
         for name, arguments, keywords in calls:
             if name == PARAMETER:
                 storage._set_trial_param_without_commit(session, *arguments, **keywords)
             else:
-                model = ATTRIBUTES[name]
+                model = models[ATTRIBUTES.index(name)]
                 storage._set_trial_attr_without_commit(session, model, *arguments, **keywords)
 
 
 def database_methods() -> dict[str, Callable[..., Any]]:
     """Return by name the methods of a database storage that reach the database."""
+    from optuna.storages import RDBStorage
+
     public = [name for name in vars(BaseStorage) if not name.startswith("_")]
     methods = {name: getattr(RDBStorage, name, None) for name in (*public, *PRIVATE)}
     return {name: method for name, method in methods.items() if callable(method)}

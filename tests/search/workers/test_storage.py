@@ -14,9 +14,10 @@ from optuna.storages import RDBStorage
 from optuna.trial import TrialState
 
 from autocompress.errors import RunFolderError
-from autocompress.search.workers import storage
+from autocompress.search.workers import database
+from autocompress.search.workers.database import PatientStorage
 from autocompress.search.workers.journal import batched
-from autocompress.search.workers.storage import PatientStorage, folder_lock, open_study
+from autocompress.search.workers.storage import folder_lock, open_study
 
 URLS = ["{folder}/study.journal", "sqlite:///{folder}/study.db"]
 
@@ -122,7 +123,7 @@ def test_a_result_that_arrived_without_an_answer_is_told_once(
         return found
 
     monkeypatch.setattr(
-        PatientStorage, "set_trial_state_values", storage._patient(told_but_cut_off)
+        PatientStorage, "set_trial_state_values", database._patient(told_but_cut_off)
     )
     study.tell(trial, [1.0, 2.0, 3.0])
     assert lost
@@ -135,7 +136,7 @@ def test_a_database_that_stays_away_or_is_full_is_said_in_a_line(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     study = open_study(f"sqlite:///{tmp_path}/study.db")
-    monkeypatch.setattr(storage, "PATIENCE_S", 0.3)
+    monkeypatch.setattr(database, "PATIENCE_S", 0.3)
 
     def fails(text: str):
         def connect(*given, **named):
@@ -145,7 +146,7 @@ def test_a_database_that_stays_away_or_is_full_is_said_in_a_line(
 
     monkeypatch.setattr(RDBStorage, "get_all_trials", fails("server closed the connection"))
     monkeypatch.setattr(
-        PatientStorage, "_get_trials", storage._patient(fails("server closed the connection"))
+        PatientStorage, "_get_trials", database._patient(fails("server closed the connection"))
     )
     with pytest.raises(
         RunFolderError,
@@ -153,9 +154,9 @@ def test_a_database_that_stays_away_or_is_full_is_said_in_a_line(
     ):
         study.get_trials()
     monkeypatch.setattr(
-        PatientStorage, "_get_trials", storage._patient(fails("database or disk is full"))
+        PatientStorage, "_get_trials", database._patient(fails("database or disk is full"))
     )
-    monkeypatch.setattr(storage, "PATIENCE_S", 300.0)
+    monkeypatch.setattr(database, "PATIENCE_S", 300.0)
     with pytest.raises(RunFolderError, match=r"disk is full.*; what was told is kept"):
         study.get_trials()
 
