@@ -71,7 +71,7 @@ def _add_search(command: Command) -> None:
         "--space",
         type=space_name,
         metavar="FILE",
-        help="search space: file or name of a shipped space (default: a joint space for any model)",
+        help="search space: file or name of a shipped space (default: one for the task)",
     )
     add_target(parser)
     add_table(parser)
@@ -160,7 +160,7 @@ def _add_inspect(command: Command) -> None:
         type=space_name,
         metavar="FILE",
         help="space whose ranks are judged: file or name of a shipped space "
-        "(default: the default space)",
+        "(default: as in a search)",
     )
     add_target(parser)
     add_table(parser)

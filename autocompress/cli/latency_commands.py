@@ -31,8 +31,8 @@ def profile_command(arguments: argparse.Namespace) -> int:
         Exit code.
     """
     target = find_target(arguments.target, portable=arguments.portable)
-    space = SearchSpace.load(arguments.space)
     task = on_student(prepared_task(arguments))
+    space = SearchSpace.load(arguments.space, task.pipeline)
     builder = builder_for(task, find_modules(task.model, task.example_inputs, task.towers), target)
     bound = space.bind(builder.module_map, target)
     subject = subject_of(task, builder, layout_of(builder), bound)
@@ -58,8 +58,8 @@ def export_probes_command(arguments: argparse.Namespace) -> int:
         Exit code.
     """
     target = find_target(arguments.target, present=False, portable=arguments.portable)
-    space = SearchSpace.load(arguments.space)
     task = on_student(prepared_task(arguments))
+    space = SearchSpace.load(arguments.space, task.pipeline)
     modules = find_modules(task.model, task.example_inputs, task.towers)
     # The device's arithmetic is not known here: weights take the form that is exact everywhere.
     forms = {module.name: IntegerForm.REDUCED for module in modules}

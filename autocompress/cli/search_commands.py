@@ -103,11 +103,9 @@ def inspect_command(arguments: argparse.Namespace) -> int:
         ExportError: after the tables, if files do not compute what is simulated.
     """
     target = find_target(arguments.target, portable=arguments.portable)
-    space, table = (
-        SearchSpace.load(arguments.space),
-        None if arguments.target_table is None else Path(arguments.target_table),
-    )
+    table = None if arguments.target_table is None else Path(arguments.target_table)
     task = on_student(prepared_task(arguments))
+    space = SearchSpace.load(arguments.space, task.pipeline)
     inspection = inspect_task(task, target, space, table, arguments.latency)
     if arguments.json:
         print(json.dumps(inspection.to_json(), indent=1))

@@ -108,5 +108,5 @@ def add_profiled_space(parser: argparse.ArgumentParser) -> None:
         type=space_name,
         metavar="FILE",
         help="space whose forms are measured: file or name of a shipped space "
-        "(default: the default space)",
+        "(default: as in a search)",
     )

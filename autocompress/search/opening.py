@@ -136,7 +136,7 @@ def check_request(
     setup("checking the task", 0.0)
     with looking(setup.look):
         task = prepared(task, progress.line)
-    space = SearchSpace.load(settings.space)
+    space = SearchSpace.load(settings.space, task.pipeline)
     if settings.objectives:
         space = replace(space, objectives=tuple(dict.fromkeys(settings.objectives)))
     target = find_target(settings.target, portable=settings.portable)

@@ -211,29 +211,33 @@ class SearchSpace:
     objectives: tuple[str, ...] = ()
 
     @classmethod
-    def load(cls, source: str | Path | Mapping[str, Any] | None) -> SearchSpace:
+    def load(
+        cls, source: str | Path | Mapping[str, Any] | None, pipeline: str | None = None
+    ) -> SearchSpace:
         """Return the space of a YAML file, a shipped space, a mapping, or the default space.
 
         Args:
             source: path of a YAML file, name of a shipped space (if there is no such file),
                 mapping, or None for the default space.
+            pipeline: `Task.pipeline`, by which the default space is chosen.
 
         Raises:
             SpaceError: if the source cannot be read, or a key or value is invalid.
         """
-        where, data = read_space(source)
-        space = cls._checked(where, data)
+        where, data = read_space(source, pipeline)
+        space = cls._checked(where, data, pipeline)
         return replace(
             space, every_rule_must_match="modules" in data and not fits_any_model(source)
         )
 
     @classmethod
-    def _checked(cls, where: str, data: Any) -> SearchSpace:
+    def _checked(cls, where: str, data: Any, pipeline: str | None) -> SearchSpace:
         if not isinstance(data, dict):
             came = "an empty file" if data is None else type(data).__name__
             raise SpaceError(f"{where}: expected a mapping such as {EXAMPLE}, got {came}")
         check_keys(where, data, KEYS)
-        rules = parse_rules(where, data["modules"] if "modules" in data else default_rules())
+        given = data["modules"] if "modules" in data else default_rules(pipeline)
+        rules = parse_rules(where, given)
         distillation = data.get("distillation") or {}
         parse_recovery(where, distillation)
         constraints = parse_constraints(where, data.get("constraints") or {})

@@ -18,6 +18,8 @@ from autocompress.errors import SpaceError
 
 SHIPPED = files("autocompress.space") / "examples"
 DEFAULT = "default"
+# Default spaces of Hugging Face tasks that have one of their own.
+DEFAULTS = {"text-generation": "language"}
 
 
 def shipped_spaces() -> tuple[str, ...]:
@@ -26,12 +28,24 @@ def shipped_spaces() -> tuple[str, ...]:
     return tuple(sorted(names))
 
 
-def read_space(source: str | Path | Mapping[str, Any] | None) -> tuple[str, Any]:
+def default_space(pipeline: str | None) -> str:
+    """Return the name of the shipped space that a search without a space takes.
+
+    Args:
+        pipeline: name of the Hugging Face task, None for tasks of another origin.
+    """
+    return DEFAULT if pipeline is None else DEFAULTS.get(pipeline, DEFAULT)
+
+
+def read_space(
+    source: str | Path | Mapping[str, Any] | None, pipeline: str | None = None
+) -> tuple[str, Any]:
     """Return a space as YAML describes it, unchecked.
 
     Args:
         source: path of a YAML file, name of a shipped space, mapping, or None for the default
             space. A file wins over a shipped space of the same name.
+        pipeline: of the task, as for `default_space`.
 
     Returns:
         Name of the source for errors, and the parsed YAML.
@@ -41,7 +55,9 @@ def read_space(source: str | Path | Mapping[str, Any] | None) -> tuple[str, Any]
             YAML.
     """
     if source is None:
-        return "default space", yaml.safe_load(_shipped_text(DEFAULT))
+        name = default_space(pipeline)
+        where = "default space" if name == DEFAULT else f"space {name}"
+        return where, yaml.safe_load(_shipped_text(name))
     if isinstance(source, Mapping):
         return "space", dict(source)
     if not isinstance(source, (str, Path)):
@@ -85,9 +101,13 @@ def no_such_space(name: str) -> SpaceError:
     )
 
 
-def default_rules() -> Any:
-    """Return the rules of the default space, which hold where a space names none."""
-    return yaml.safe_load(_shipped_text(DEFAULT))["modules"]
+def default_rules(pipeline: str | None) -> Any:
+    """Return the rules of the default space, which hold where a space names none.
+
+    Args:
+        pipeline: of the task, as for `default_space`.
+    """
+    return yaml.safe_load(_shipped_text(default_space(pipeline)))["modules"]
 
 
 def fits_any_model(source: str | Path | Mapping[str, Any] | None) -> bool:

@@ -163,6 +163,11 @@ class Task:
         """Return the first validation batch; a TaskError says that there is none."""
         return first_batch(self.validation, "validation")
 
+    @property
+    def pipeline(self) -> str | None:
+        """Return the Hugging Face name of the task, None for a task of another origin."""
+        return None if self.pretrained is None else self.pretrained.task
+
     @cached_property
     def primary_name(self) -> str:
         """Return the primary output's name among `output_weights`; "" if they are not given."""

@@ -48,7 +48,7 @@ def test_the_error_names_the_nearest_file_and_the_shipped_spaces(
         read_space("mine.yml")
     assert str(caught.value) == (
         "mine.yml: no such file; nearest: mine.yaml; "
-        "shipped spaces: cnn, default, multimodal, pruning, transformer, weight_only"
+        "shipped spaces: cnn, default, language, multimodal, pruning, transformer, weight_only"
     )
     with pytest.raises(SpaceError, match=r"^transfomer: no such file; nearest: transformer;"):
         read_space("transfomer")
@@ -56,3 +56,16 @@ def test_the_error_names_the_nearest_file_and_the_shipped_spaces(
         read_space("zzz")
     with pytest.raises(SpaceError, match=r"^space: expected a file, the name of a .*, got 5; "):
         read_space(5)
+
+
+def test_models_that_write_text_have_a_default_space_of_their_own() -> None:
+    language = SearchSpace.load(None, "text-generation")
+    assert language.where == "space language"
+    assert language.rules == SearchSpace.load("language").rules
+    assert not language.every_rule_must_match
+    recovered = SearchSpace.load({"distillation": {"steps": 0}}, "text-generation")
+    assert recovered.rules == language.rules, "a space without modules takes the default rules"
+    for pipeline in (None, "text-classification"):
+        assert SearchSpace.load(None, pipeline).rules == SearchSpace.load("default").rules
+    own = {"modules": [{"match": "*", "weight_bits": [8]}]}
+    assert SearchSpace.load(own, "text-generation").rules == tuple(own["modules"])
