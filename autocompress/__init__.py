@@ -171,7 +171,8 @@ def search(
     Args:
         task: a task, or what `load_task` takes. More than one worker needs the latter, since each
             loads the task itself.
-        space: file or name of a shipped space, or mapping; None takes the default space.
+        space: file or name of a shipped space, or mapping; None takes the default space of
+            the task.
         target: name or file of the runtime; its kernels are measured.
         n_trials: finished trials of the study, earlier runs included.
         timeout_s: seconds for everything, the report included. After setting up, 15 % of the

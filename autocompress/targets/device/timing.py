@@ -19,6 +19,9 @@ RESAMPLES = 200  # of the bootstrap
 WARM_UP = 2  # rounds
 BUSY = 0.25  # disturbance above which the user is warned
 LONG_S = 0.004  # runs that take longer are not repeated within a round
+SLOW_S = 0.1  # models whose runs take longer have one round of warm-up
+ENOUGH_S = 12.0  # for the rounds of a model, beyond which it gets fewer rounds
+FEWEST = 6  # rounds of a slow model
 
 
 Clock = Callable[[], float]  # seconds
@@ -85,6 +88,7 @@ def time_pair(
     generator: np.random.Generator,
     repeats: int = 3,
     clock: Clock = time.perf_counter,
+    warm_up: int = WARM_UP,
 ) -> NDArray[np.float64]:
     """Time two sessions in turn, in random order within a round.
 
@@ -96,13 +100,14 @@ def time_pair(
         generator: draws the order.
         repeats: runs in a row, the fastest of which counts.
         clock: returns seconds.
+        warm_up: rounds that do not count.
 
     Returns:
         (rounds, 2) seconds of baseline and other.
     """
     pair, inputs = (baseline, other), dict(feed)
     seconds = np.zeros((rounds, 2))
-    for turn in range(-WARM_UP, rounds):
+    for turn in range(-warm_up, rounds):
         for i in generator.permutation(2):
             best = float("inf")
             for _ in range(repeats):
@@ -135,13 +140,13 @@ def interleaved_timing(
     models. The rounds are spread over several passes over all models, so that a disturbance of some
     seconds does not meet all rounds of one model. The first pass takes the models in order. Then
     models whose interval is wider than `precision` are measured again, the widest first, while the
-    budget lasts.
+    budget lasts. A model that takes long has fewer rounds, as many as `ENOUGH_S` allows.
 
     Args:
         baseline: opens the reference session.
         models: open one session after another.
         feed: inputs by name.
-        rounds: of each model.
+        rounds: of each model, unless it is slow.
         seed: of the order and of the bootstrap.
         report: called with the done share of the work, 0 to 1.
         precision: sufficient relative half width of an interval; 0 measures nothing again.
@@ -161,13 +166,17 @@ def interleaved_timing(
     generator = np.random.default_rng(seed)
     reference: Runnable | None = baseline()
     assert reference is not None
-    repeats = _repeats(reference, feed)
+    run_s = _run_s(reference, feed)
+    repeats = 1 if run_s > LONG_S else 3
+    rounds = min(rounds, max(FEWEST, round(ENOUGH_S / (2 * run_s))))
+    warm_up = WARM_UP if run_s < SLOW_S else 1
     if reopens:
         reference = None
 
     def pair(i: int, count: int) -> NDArray[np.float64]:
         other = models[i]()
-        return time_pair(reference or baseline(), other, feed, count, generator, repeats, clock)
+        sessions = (reference or baseline(), other)
+        return time_pair(*sessions, feed, count, generator, repeats, clock, warm_up)
 
     parts: list[list[NDArray[np.float64]]] = []
     share = -(-rounds // passes)
@@ -197,8 +206,8 @@ def interleaved_timing(
     if seconds:
         everything = np.concatenate([s[:, 0] for s in seconds])
     else:
-        alone = reference or baseline()
-        everything = time_pair(alone, alone, feed, rounds, generator, repeats, clock)[:, 0]
+        alone, half = reference or baseline(), -(-rounds // 2)  # a pair runs it twice
+        everything = time_pair(alone, alone, feed, half, generator, repeats, clock, warm_up).ravel()
     return _summary(everything, seconds, generator)
 
 
@@ -223,11 +232,12 @@ def _summary(
     )
 
 
-def _repeats(session: Runnable, feed: Mapping[str, Any]) -> int:
+def _run_s(session: Runnable, feed: Mapping[str, Any]) -> float:
+    """Return the seconds of a run after some warm-up."""
     for _ in range(WARM_UP + 1):
         started = time.perf_counter()
         session.run(None, dict(feed))
-    return 1 if time.perf_counter() - started > LONG_S else 3
+    return max(time.perf_counter() - started, 1e-9)
 
 
 def _ratio(seconds: NDArray[np.float64]) -> float:

@@ -116,6 +116,23 @@ def test_models_are_left_out_when_the_time_is_over() -> None:
     assert len(timing.ratios) == len(timing.intervals) == 3
 
 
+def test_a_slow_model_has_fewer_rounds(monkeypatch) -> None:
+    def rounds(run_s: float, asked: int) -> int:
+        return interleaved_timing(
+            lambda: Spinner(run_s), [lambda: Spinner(0.0)], {}, rounds=asked
+        ).rounds[0]
+
+    monkeypatch.setattr(timing_module, "ENOUGH_S", 0.08)
+    assert rounds(0.02, 30) == timing_module.FEWEST
+    assert rounds(0.02, 3) == 3
+    assert rounds(0.0005, 30) == 30
+    monkeypatch.setattr(timing_module, "SLOW_S", 0.01)
+    alone = Spinner(0.02)
+    assert interleaved_timing(lambda: alone, [], {}, rounds=30).baseline_ms >= 20
+    measured = alone.calls - (timing_module.WARM_UP + 1)
+    assert measured == timing_module.FEWEST + 2, "six runs that count, and a pair to warm up"
+
+
 def test_a_large_baseline_is_closed_while_another_model_opens() -> None:
     events: list[str] = []
 
