@@ -13,7 +13,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from autocompress.compress.calibrate.linear_algebra import damped_factor
+from autocompress.compress.calibrate.linear_algebra import damped_factor, traces_of_quotients
 
 BLOCK = 64  # columns whose removal changes the matrices at once
 
@@ -68,7 +68,7 @@ class Reader:
         if self._width == 1:
             own = (self._moments / self._blocks).flatten()
         else:
-            own = torch.linalg.solve(self._blocks, self._moments).diagonal(dim1=1, dim2=2).sum(1)
+            own = traces_of_quotients(self._blocks, self._moments)
         own[self._removed] = torch.inf
         costs = own.new_full((self._count,), torch.inf)
         costs[self._units] = own / self.energy

@@ -2,15 +2,23 @@
 
 from __future__ import annotations
 
+import re
+from pathlib import Path
+
+import pytest
 import torch
 
+import autocompress
 from autocompress.compress.calibrate.linear_algebra import (
     DAMPING,
     SMALL,
     damped,
     damped_factor,
     inverse_factor,
+    traces_of_quotients,
 )
+
+PACKAGE = Path(autocompress.__file__).parent
 
 
 def gram(rows: int, columns: int) -> torch.Tensor:
@@ -77,3 +85,33 @@ def test_the_lower_factor_is_that_of_the_damped_matrix() -> None:
         lower = damped_factor(given)
         assert torch.equal(lower, lower.tril())
         torch.testing.assert_close(lower @ lower.T, damped(given))
+
+
+@pytest.mark.parametrize("columns", [5, 192, 320])
+def test_traces_are_those_of_each_pair_alone(columns: int) -> None:
+    """Sizes at which PyTorch's batched LU factorisation is wrong with several threads."""
+    matrices = torch.stack(
+        [gram(2 * columns, columns) + (i + 1) * torch.eye(columns).double() for i in range(3)]
+    )
+    moments = torch.stack([gram(7 + i, columns) for i in range(3)])
+    expected = [
+        float((m @ torch.linalg.inv(a)).trace()) for a, m in zip(matrices, moments, strict=True)
+    ]
+    found = traces_of_quotients(matrices, moments)
+    torch.testing.assert_close(found, torch.tensor(expected).double())
+
+
+def test_a_matrix_that_rounding_made_indefinite_is_solved_too() -> None:
+    matrices = torch.stack([torch.diag(torch.tensor([2.0, -1e-3])), torch.eye(2)]).double()
+    moments = torch.stack([torch.eye(2), 3 * torch.eye(2)]).double()
+    expected = torch.tensor([0.5 - 1e3, 6.0]).double()
+    torch.testing.assert_close(traces_of_quotients(matrices, moments), expected)
+
+
+def test_nothing_else_solves_systems_by_lu_factorisation() -> None:
+    """Batches of large matrices would be wrong; the places below factor one matrix at a time."""
+    word = re.compile(r"torch\.(linalg\.(solve|inv|lu\w*|det|slogdet|tensorsolve)|inverse|lu)\(")
+    files = {
+        str(p.relative_to(PACKAGE)) for p in PACKAGE.rglob("*.py") if word.search(p.read_text())
+    }
+    assert files == {"compress/calibrate/linear_algebra.py", "compress/prune/surgeon.py"}
