@@ -15,6 +15,7 @@ from autocompress.model.modules import ModuleMap
 from autocompress.report.info import before_after
 from autocompress.results.files import RUN_FILE, read_json
 from autocompress.results.front import ParetoFront, SearchResult
+from autocompress.results.front_point import MARKED_GAP
 from autocompress.search.problem.ranks import RankVerdict
 
 console = Console(soft_wrap=True, width=None if sys.stdout.isatty() else 160)
@@ -31,8 +32,10 @@ def notes(result: SearchResult) -> list[str]:
     lines = [result.shortfall] if result.shortfall else []
     marked = [str(point.trial) for point in result.front if point.marked]
     if marked:
+        is_share = result.front.baseline.accuracy_scale == 1
+        gap = f"{MARKED_GAP:g}" if is_share else f"{MARKED_GAP:.1%} of it"
         lines.append(
-            f"deployed accuracy differs from the simulated one by more than 0.005 at trial "
+            f"deployed accuracy differs from the simulated one by more than {gap} at trial "
             f"{', '.join(marked)}"
         )
     for point in result.front:

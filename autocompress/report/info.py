@@ -22,7 +22,7 @@ from autocompress.results.measurement import Measurement
 from autocompress.results.pareto import hypervolume
 
 PICKS = ("smallest", "fastest", "accurate", "knee")
-PICK_DROP = 0.01  # largest accuracy loss of a recommended point
+PICK_DROP = 0.01  # largest accuracy loss of a recommended point, of a metric between 0 and 1
 
 
 class RunInfo(NamedTuple):
@@ -109,14 +109,16 @@ def recommended(front: ParetoFront) -> dict[int, str]:
     """Return the picks that each recommended trial stands for.
 
     Args:
-        front: verified points; a pick loses at most PICK_DROP of accuracy, or is nearest to that.
+        front: verified points; a pick loses at most PICK_DROP of accuracy (of a metric beyond 0 to
+            1: this share of its value), or is nearest to that.
 
     Returns:
         Names of picks, joined by commas, by trial.
     """
     picks: dict[int, list[str]] = {}
+    drop = PICK_DROP * front.baseline.accuracy_scale
     for what in PICKS:
-        picks.setdefault(front.pick(what, max_accuracy_drop=PICK_DROP).point.trial, []).append(what)
+        picks.setdefault(front.pick(what, max_accuracy_drop=drop).point.trial, []).append(what)
     return {trial: ", ".join(names) for trial, names in picks.items()}
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import html
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -25,7 +25,6 @@ from autocompress.report.info import RunInfo, before_after, read_run
 from autocompress.report.latency_figures import prediction_scatter, time_bars
 from autocompress.report.latency_info import settings_words, time_info
 from autocompress.results.files import REPORT_FILE, write_atomic
-from autocompress.results.front_point import MARKED_GAP
 from autocompress.results.measurement import LATENCY_WORDS
 
 # Nothing leaves the reader's machine: plotly.js 4 would offer to upload the chart.
@@ -70,6 +69,7 @@ def page(info: RunInfo) -> str:
         info: content of a run folder.
     """
     base, run = info.front.baseline, info.run
+    marked = [False, *(point.marked for point in info.front)]
     data = json.dumps({"run": run, "front": info.front.to_json()}).replace("</", "<\\/")
     parts = [
         "<!doctype html><html lang='en'><head><meta charset='utf-8'>"
@@ -81,7 +81,7 @@ def page(info: RunInfo) -> str:
         f"{base.accuracy:.4f} on validation"
         + (f" and {base.test_accuracy:.4f} on test" if base.test_accuracy is not None else "")
         + f". {len(info.front)} verified points. {LATENCY_WORDS[base.latency_source]}</p>",
-        f"<div class='wide'>{_table(before_after(info.front))}</div>",
+        f"<div class='wide'>{_table(before_after(info.front), marked)}</div>",
     ]
     for title, text, figures in _sections(info):
         parts.append(f"<h2>{title}</h2>" + (f"<p>{text}</p>" if text else ""))
@@ -157,7 +157,13 @@ def _div(figure: go.Figure) -> str:
     return str(plotly.io.to_html(figure, full_html=False, include_plotlyjs=False, config=CONFIG))
 
 
-def _table(table: pd.DataFrame) -> str:
+def _table(table: pd.DataFrame, marked: Sequence[bool]) -> str:
+    """Return a table in HTML.
+
+    Args:
+        table: of the float baseline and each point.
+        marked: rows whose difference between deployed and simulated accuracy is marked.
+    """
     formats = {
         "size (KB)": "{:.1f}",
         "in memory (KB)": "{:.1f}",
@@ -176,11 +182,11 @@ def _table(table: pd.DataFrame) -> str:
         cells = []
         for column, value in record.items():
             missing = value is None or (isinstance(value, float) and value != value)
-            marked = column == "deployed - simulated" and not missing and abs(value) > MARKED_GAP
+            is_marked = column == "deployed - simulated" and marked[i]
             cells.append(
                 ""
                 if missing
-                else formats.get(str(column), "{}").format(value) + (" (!)" if marked else "")
+                else formats.get(str(column), "{}").format(value) + (" (!)" if is_marked else "")
             )
         kind = "baseline" if i == 0 else "pick" if record["recommended as"] else ""
         rows.append(

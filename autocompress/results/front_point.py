@@ -9,7 +9,8 @@ from typing import Any
 from autocompress.candidate import Candidate
 from autocompress.results.measurement import Measurement
 
-MARKED_GAP = 0.005  # deployed minus simulated accuracy from which a point is marked
+# Deployed minus simulated accuracy from which a point is marked, of a metric between 0 and 1.
+MARKED_GAP = 0.005
 
 
 @dataclass(frozen=True)
@@ -38,7 +39,7 @@ class FrontPoint:
     @property
     def marked(self) -> bool:
         """Return True if measured and simulated accuracy differ by more than MARKED_GAP."""
-        return abs(self.deployed_gap) > MARKED_GAP
+        return abs(self.deployed_gap) > MARKED_GAP * self.measured.accuracy_scale
 
     def to_json(self) -> dict[str, Any]:
         """Return one entry of front.json's points."""

@@ -56,6 +56,15 @@ class Measurement:
     left_out: Mapping[str, str] = field(default_factory=dict)
     test_share: float = 1.0
 
+    @property
+    def accuracy_scale(self) -> float:
+        """Return what losses of accuracy are shares of.
+
+        It is 1 for a metric between 0 and 1, such as a share of right answers. Other metrics, such
+        as a negative perplexity, lose a share of their own value.
+        """
+        return 1.0 if 0 <= self.accuracy <= 1 else abs(self.accuracy)
+
     def to_json(self) -> dict[str, Any]:
         """Return the numbers in plain types."""
         return {

@@ -160,7 +160,7 @@ class Judge:
                 candidate,
                 scores,
                 goal,
-                least_loss(self.limits),
+                least_loss(goal),
                 partial(self._stops, rivals, size, latency),
                 lambda: time.monotonic() > until,
                 is_resumed=False,

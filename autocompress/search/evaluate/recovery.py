@@ -21,7 +21,6 @@ from autocompress.compress.recover.recover import recover
 from autocompress.errors import DamagedFileError, NotComputableError, RunFolderError
 from autocompress.measure.accuracy import Scores, evaluate_model
 from autocompress.results.tensor_files import read_tensors, write_tensors
-from autocompress.search.evaluate.training_choice import MIN_LOSS
 from autocompress.search.problem.goal import Goal
 from autocompress.search.problem.problem import Problem
 from autocompress.task.user_code import UserCodeError
@@ -150,7 +149,7 @@ def recover_candidate(
     candidate: Candidate,
     before: Scores,
     goal: Goal,
-    least: float = MIN_LOSS,
+    least: float,
     stops: Callable[[int, float], bool] = lambda steps, accuracy: False,
     stop: Callable[[], bool] = lambda: False,
     is_resumed: bool = True,

@@ -11,13 +11,12 @@ import numpy as np
 
 from autocompress.candidate import Candidate
 from autocompress.measure.accuracy import Scores
-from autocompress.results.limits import Limits
 from autocompress.results.pareto import hypervolume_subset
 from autocompress.search.evaluate.training_plan import ENOUGH, THIRD, TRAINED_SHARE
 from autocompress.search.problem.goal import Goal
 from autocompress.search.problem.trial_record import TrialRecord
 
-MIN_LOSS = 0.0005  # a smaller loss is not worth training
+MIN_LOSS = 0.0005  # of a metric between 0 and 1; a smaller loss is not worth training
 LIMIT_SHARE = 0.05  # nor, before the end, a smaller share of what may be lost
 LEAST_PASSES = 10  # passes over the validation split that a training takes at least
 TRAINING_SHARE = 0.1  # of the time that is left, for the training of one trial
@@ -25,16 +24,25 @@ LATEST = 200  # trials at a rung that are compared; choosing among n takes about
 ROOM = 2.0  # times the largest loss at a rung is the edge of the box in which volume counts
 
 
-def least_loss(limits: Limits) -> float:
+def min_loss(goal: Goal) -> float:
+    """Return the loss of accuracy from which on a point of the front is trained.
+
+    Args:
+        goal: has the baseline.
+    """
+    return MIN_LOSS * goal.baseline.accuracy_scale
+
+
+def least_loss(goal: Goal) -> float:
     """Return the loss from which on a trial is trained.
 
     Args:
-        limits: its share of the accuracy limit counts.
+        goal: has the baseline, and a share of its accuracy limit counts.
 
     Returns:
-        Loss of accuracy. The front is trained from MIN_LOSS on.
+        Loss of accuracy. The front is trained from `min_loss` on.
     """
-    return max(MIN_LOSS, LIMIT_SHARE * (limits.max_accuracy_drop or 0.0))
+    return max(min_loss(goal), LIMIT_SHARE * (goal.limits.max_accuracy_drop or 0.0))
 
 
 def least_s(pass_s: float) -> float:
@@ -99,7 +107,7 @@ def worth_training(
         size: bytes of the candidate's file.
         latency: of the candidate in ms.
     """
-    enough = goal.baseline.accuracy - least_loss(goal.limits)
+    enough = goal.baseline.accuracy - least_loss(goal)
     if candidate.distillation.steps == 0 or goal.worth(scores) > enough:
         return False
     return not any(_no_larger(t, size, latency) and t.accuracy >= enough for t in done)

@@ -20,7 +20,6 @@ from autocompress.search.finish.long_recovery import recover_front
 from autocompress.search.problem.clock import MOST_FILES
 from autocompress.search.problem.goal import Goal, signs
 from autocompress.search.problem.problem import Problem
-from autocompress.search.problem.progress import NEAR
 from autocompress.search.problem.trial_record import TrialRecord, records_of
 from autocompress.search.propose.sampler import PriceSampler
 from autocompress.search.propose.trial_model import WORTH
@@ -208,7 +207,7 @@ def by_use(
         hopes: loss of accuracy that is expected after recovery, by number of the trial.
 
     Returns:
-        The smallest and the fastest ones that lose at most NEAR (or are hoped to), the most
+        The smallest and the fastest ones that lose at most `goal.near` (or are hoped to), the most
         accurate one, and the others in their order.
     """
     if not finalists:
@@ -218,7 +217,7 @@ def by_use(
         loss = goal.baseline.accuracy - finalist.expected
         return min(loss, (hopes or {}).get(finalist.number, loss))
 
-    near = [finalist for finalist in finalists if lost(finalist) <= NEAR] or finalists
+    near = [finalist for finalist in finalists if lost(finalist) <= goal.near] or finalists
     first = [
         min(near, key=lambda f: f.size_bytes),
         min(near, key=lambda f: f.latency_ms),

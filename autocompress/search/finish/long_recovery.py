@@ -13,7 +13,7 @@ import optuna
 from autocompress.candidate import Candidate
 from autocompress.measure.accuracy import Scores
 from autocompress.search.evaluate.recovery import read_recovered, recover_candidate
-from autocompress.search.evaluate.training_choice import MIN_LOSS
+from autocompress.search.evaluate.training_choice import min_loss
 from autocompress.search.evaluate.training_plan import LongPlan
 from autocompress.search.problem.goal import Goal
 from autocompress.search.problem.problem import Problem
@@ -113,9 +113,9 @@ def recover_front(
         stop: True interrupts.
         report: called with a step and the share of it that is done.
     """
-    todo = []
+    todo, least = [], min_loss(goal)
     for number, (candidate, scores) in trials.items():
-        if plan.steps > 0 and goal.baseline.accuracy - goal.worth(scores) >= MIN_LOSS:
+        if plan.steps > 0 and goal.baseline.accuracy - goal.worth(scores) >= least:
             todo.append((number, candidate, scores))
     for i, (number, candidate, scores) in enumerate(todo):
         steps, earlier = plan.next_steps(len(todo) - i), LongRecovery.read(study, number)
@@ -132,7 +132,7 @@ def recover_front(
             best = max(scores, trained.scores, key=goal.worth)
         started, resumes = time.monotonic(), not plan.is_timed
         outcome = recover_candidate(
-            problem, folder, number, longer, best, goal, stop=stop, is_resumed=resumes
+            problem, folder, number, longer, best, goal, least, stop=stop, is_resumed=resumes
         )
         made = int(next(reversed(outcome.rungs), 0))
         # A training that a deadline cut is used as far as it came, and does not go on later.

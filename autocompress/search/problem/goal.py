@@ -16,6 +16,7 @@ from autocompress.results.measurement import Measurement
 Array = NDArray[np.float64]
 # Loss of accuracy, or share of another metric, from which on a point is useless without a limit.
 REFERENCE_DROP = 0.1
+NEAR_DROP = 0.01  # loss of accuracy that users take, in the same unit
 LEAST_DROP = 1e-3
 EDGE = 1.001  # a point at the very limit still counts
 
@@ -45,8 +46,9 @@ class Goal:
     @property
     def drops(self) -> tuple[float, ...]:
         """Loss of each quality from which on a point is useless."""
-        allowed = self.limits.max_accuracy_drop
-        drops = [REFERENCE_DROP if allowed is None else max(allowed, LEAST_DROP)]
+        allowed, scale = self.limits.max_accuracy_drop, self.baseline.accuracy_scale
+        least = LEAST_DROP * scale
+        drops = [REFERENCE_DROP * scale if allowed is None else max(allowed, least)]
         for name, level in zip(self.objectives, self.levels[1:], strict=True):
             scale, floor = abs(level) or 1.0, self.limits.floors.get(name)
             if floor is None:
@@ -54,6 +56,11 @@ class Goal:
             else:
                 drops.append(max(level - floor, LEAST_DROP * scale))
         return tuple(drops)
+
+    @property
+    def near(self) -> float:
+        """Loss of accuracy within which a point counts as accurate, whatever the limits are."""
+        return NEAR_DROP * self.baseline.accuracy_scale
 
     @property
     def drop(self) -> float:

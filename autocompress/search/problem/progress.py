@@ -19,11 +19,10 @@ from rich.progress import (
 
 from autocompress.results.measurement import Measurement
 from autocompress.results.pareto import non_dominated
-from autocompress.search.problem.goal import signs
+from autocompress.search.problem.goal import NEAR_DROP, signs
 from autocompress.search.problem.problem import Problem
 
 EVERY = 10  # trials between two lines where there is no live bar
-NEAR = 0.01  # loss of accuracy within which the smallest and fastest points are named
 
 
 class SearchProgress:
@@ -114,19 +113,20 @@ def best_points(values: Sequence[Sequence[float]], baseline: Measurement) -> str
         baseline: numbers of the float file.
 
     Returns:
-        Its size, and how much smaller and faster points are that lose at most `NEAR`.
+        Its size, and how much smaller and faster points are that lose little accuracy.
     """
     if not values:
         return "front 0"
     array = np.array(values)
     objectives = [""] * (array.shape[1] - 3)
     text = f"front {int(non_dominated(array * signs(objectives)).sum())}"
-    near = array[array[:, 2] >= baseline.accuracy - NEAR]
+    lost = NEAR_DROP * baseline.accuracy_scale
+    near = array[array[:, 2] >= baseline.accuracy - lost]
     if len(near):
         smaller = baseline.size_bytes / near[:, 0].min()
         faster = baseline.latency_ms / near[:, 1].min()
         text += (
-            f"; within {NEAR} of the float accuracy: smallest {smaller:.1f}x smaller; "
+            f"; within {lost:.2g} of the float accuracy: smallest {smaller:.1f}x smaller; "
             f"fastest {faster:.2f}x as fast (predicted)"
         )
     return text

@@ -126,7 +126,9 @@ def make_sampler(
         study: its number of trials shifts the draws of Optuna's samplers.
     """
     if strategy == "progressive":
-        drop = DEFAULT_DROP if limits.max_accuracy_drop is None else limits.max_accuracy_drop
+        drop = limits.max_accuracy_drop
+        if drop is None:
+            drop = DEFAULT_DROP * bench.baseline.accuracy_scale
         return ProgressiveSampler(bench.space, losses, bench.baseline.accuracy - drop, seed)
     if sampler == "guided":
         return price_sampler(bench, limits, losses, seed, len(uniform_parameters(bench)))

@@ -20,7 +20,6 @@ from optuna.trial import FrozenTrial, TrialState
 from scipy.stats import qmc
 
 from autocompress.search.problem.goal import Goal
-from autocompress.search.problem.progress import NEAR
 from autocompress.search.problem.trial_record import TrialRecord
 from autocompress.search.propose.allocation import Allocator, Choices
 from autocompress.search.propose.trial_model import GUIDED_AFTER, Model
@@ -237,10 +236,11 @@ class PriceSampler(BaseSampler):
         quality = 0 if is_fastest else turn % len(self._goal.levels)
         model = Model.of(trials, *tables, quality)
         priced = self._priced(model, generator, is_fastest)
-        front = model.near_fastest(NEAR) if is_fastest else list(model.members)
+        near = self._goal.near
+        front = model.near_fastest(near) if is_fastest else list(model.members)
         moved, parents = self._moved(front, generator)
         pool = np.concatenate([priced, moved])
-        gain = model.speedup(pool, NEAR) if is_fastest else np.zeros(len(pool))
+        gain = model.speedup(pool, near) if is_fastest else np.zeros(len(pool))
         if not gain.any():
             gain = model.improvement(pool)
         tried = {t.key for t in trials}

@@ -623,5 +623,5 @@ def test_a_recipe_says_how_normalisations_trained(
     lesson = Distillation(steps=300, restarts=(30, 100), batch_norm="auto")
     goal = Goal(ac.Measurement(1000, 2.0, 0.9), Limits())
     given = Candidate.of({"a": ModuleConfig(4)}, lesson)
-    assert recover_candidate(problem, tmp_path, 0, given, Scores(0.5, {}), goal).improved
+    assert recover_candidate(problem, tmp_path, 0, given, Scores(0.5, {}), goal, MIN_LOSS).improved
     assert kept == [replace(lesson, steps=100, restarts=(30,), batch_norm="train")]

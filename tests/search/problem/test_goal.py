@@ -11,6 +11,7 @@ from autocompress.results.measurement import Measurement
 from autocompress.search.problem.goal import (
     EDGE,
     LEAST_DROP,
+    NEAR_DROP,
     REFERENCE_DROP,
     Goal,
     directions,
@@ -98,3 +99,17 @@ def test_recovery_raises_the_mean_share_of_what_is_left() -> None:
     goal = Goal(BASELINE, Limits(), ("f1",))
     assert goal.qualities(scores) == (0.85, 0.8)
     np.testing.assert_allclose(goal.worth(scores), 0.9 - 0.1 * (0.5 + 0.0) / 2)
+
+
+@pytest.mark.parametrize(
+    ("accuracy", "scale"), [(-56.0, 56.0), (0.9, 1.0), (0.0, 1.0), (40.0, 40.0)]
+)
+def test_metrics_beyond_0_to_1_lose_shares_of_their_value(accuracy: float, scale: float) -> None:
+    """A perplexity of 56 may become 61.6, as an accuracy of 0.9 may become 0.8."""
+    base = Measurement(1000, 4.0, accuracy)
+    assert base.accuracy_scale == scale
+    free, tight = Goal(base, Limits()), Goal(base, Limits(None, None, 0.0))
+    assert free.drop == pytest.approx(REFERENCE_DROP * scale)
+    assert free.near == pytest.approx(NEAR_DROP * scale)
+    assert tight.drop == pytest.approx(LEAST_DROP * scale)
+    assert Goal(base, Limits(None, None, 0.02 * scale)).drop == pytest.approx(0.02 * scale)

@@ -28,6 +28,14 @@ def test_the_best_points_are_those_that_lose_at_most_a_hundredth() -> None:
     )
 
 
+def test_points_of_a_perplexity_are_near_by_its_hundredth() -> None:
+    values = [[500.0, 2.0, -55.5], [250.0, 3.0, -55.9]]
+    assert best_points(values, Measurement(1000, 4.0, -55.0)) == (
+        "front 2; within 0.55 of the float accuracy: smallest 2.0x smaller; "
+        "fastest 2.00x as fast (predicted)"
+    )
+
+
 def test_points_that_lose_more_are_only_counted() -> None:
     assert best_points([], BASE) == "front 0"
     assert best_points([[100.0, 1.0, 0.5]], BASE) == "front 1"
