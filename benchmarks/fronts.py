@@ -17,7 +17,13 @@ from benchmarks.output import parser_of, write_figures
 
 
 def share(folder: Path, drop: float, split: str) -> float:
-    """Return the dominated share of the box, with the accuracy of a split."""
+    """Return the dominated share of the box, with the accuracy of a split.
+
+    Args:
+        folder: of a run.
+        drop: loss of a metric between 0 and 1, or share of another one, at the edge of the box.
+        split: "validation" or "test".
+    """
     front = read_front(folder)
     base = front.baseline
 
@@ -29,7 +35,7 @@ def share(folder: Path, drop: float, split: str) -> float:
         (
             p.measured.size_bytes / base.size_bytes,
             p.measured.latency_ms / base.latency_ms,
-            max(accuracy(base) - accuracy(p.measured), 0.0) / drop,
+            max(accuracy(base) - accuracy(p.measured), 0.0) / (drop * base.accuracy_scale),
         )
         for p in (*front.points, *front.dominated)
     ]
@@ -45,11 +51,11 @@ def main() -> None:
     figures = {}
     for folder in arguments.folders:
         shares = {split: share(folder, arguments.drop, split) for split in ("validation", "test")}
-        smallest = read_front(folder).smallest(max_accuracy_drop=0.01)
         base = read_front(folder).baseline
+        smallest = read_front(folder).smallest(max_accuracy_drop=0.01 * base.accuracy_scale)
         print(
             f"{folder}: hypervolume {shares['validation']:.4f} (validation), {shares['test']:.4f} "
-            "(test); within 0.01 smallest "
+            f"(test); within {0.01 * base.accuracy_scale:.2g} smallest "
             f"{base.size_bytes / smallest.measured.size_bytes:.1f}x, "
             f"{base.latency_ms / smallest.measured.latency_ms:.2f}x"
         )

@@ -283,7 +283,8 @@ def table(
             closed[case, loss] = (
                 float((after.mean() - start) / (whole - start)) if whole > start else float("nan")
             )
-            cells.append(f"{after.mean():.4f} ({after.std():.4f}) {closed[case, loss]:7.1%}")
+            share = f"{closed[case, loss]:.1%}" if whole > start else "no loss"
+            cells.append(f"{after.mean():.4f} ({after.std():.4f}) {share:>7}")
         print(
             f"{case:12} {by[case, PLAIN_LOSS][0].before:8.4f}"
             + "".join(f"{cell:>32}" for cell in cells)
