@@ -29,11 +29,13 @@ def cache(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @contextmanager
-def tables_of(least: int, most: int, checked: int) -> Iterator[None]:
-    """Measure so many models for a latency table, and so many for its check."""
+def tables_of(least: int, most: int, checked: int, enough_s: float) -> Iterator[None]:
+    """Measure so many models for a latency table, so many for its check, each for so long."""
+    from autocompress.targets.device import timing
     from autocompress.targets.latency_model import plan
 
     with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(timing, "ENOUGH_S", enough_s)
         for name, count in (("LEAST", least), ("MOST", most), ("CHECKED", checked)):
             patch.setattr(plan, name, count)
         yield
@@ -42,15 +44,16 @@ def tables_of(least: int, most: int, checked: int) -> Iterator[None]:
 @pytest.fixture(scope="session")
 def whole_tables() -> Callable[[], AbstractContextManager[None]]:
     """Return a context in which latency tables are measured as users measure them."""
+    from autocompress.targets.device.timing import ENOUGH_S
     from autocompress.targets.latency_model.plan import CHECKED, LEAST, MOST
 
-    return partial(tables_of, LEAST, MOST, CHECKED)
+    return partial(tables_of, LEAST, MOST, CHECKED, ENOUGH_S)
 
 
 @pytest.fixture(scope="session", autouse=True)
 def short_tables(whole_tables: Callable[[], AbstractContextManager[None]]) -> Iterator[None]:
-    """Measure fewer models for a latency table: it takes a third of a search in these tests."""
-    with tables_of(6, 12, 6):
+    """Measure fewer models for a latency table, in fewer rounds: they take half of a search."""
+    with tables_of(6, 12, 6, 0.05):
         yield
 
 

@@ -38,7 +38,7 @@ def bench_command(arguments: argparse.Namespace) -> int:
     feed = random_feed(opener())
     _warn_of_arithmetic(arguments.path)
     if arguments.against is None:
-        timing = interleaved_timing(opener, [], feed, arguments.rounds)
+        timing = interleaved_timing(opener, [], feed, arguments.rounds, all_rounds=True)
         console.print(
             f"{arguments.path}: {os.path.getsize(arguments.path)} B, {timing.baseline_ms:.4f} ms",
             highlight=False,
@@ -52,7 +52,7 @@ def bench_command(arguments: argparse.Namespace) -> int:
             f"{sorted(feed)}; compare files with the same inputs"
         )
     _warn_of_arithmetic(arguments.against)
-    timing = interleaved_timing(against, [opener], feed, arguments.rounds)
+    timing = interleaved_timing(against, [opener], feed, arguments.rounds, all_rounds=True)
     ratio, (low, high) = timing.ratios[0], timing.intervals[0]
     size, other = os.path.getsize(arguments.path), os.path.getsize(arguments.against)
     console.print(

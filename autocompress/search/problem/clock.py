@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 from dataclasses import dataclass, field
 
-from autocompress.targets.device.timing import LONG_S
+from autocompress.targets.device.timing import LONG_S, enough_rounds
 
 MOST_FILES = 12
 # Shares of the whole time at which a step of setting up ends, and the least that a late one gets.
@@ -17,8 +17,8 @@ FILES_SHARE = 0.3  # at most, where files take long
 EXPORT_S, OPEN_S, REPORT_S = 0.3, 0.1, 2.5  # of one small file; of timing one; of the report
 S_PER_BYTE = 1e-8  # of the float file, in addition to EXPORT_S and OPEN_S
 # Runs of a file and of the float one while they are timed in turn, and under two settings before.
-# Those that take LONG_S are run a third as often.
-RUNS, RUNS_OF_TWO = 250, 600
+# Those that take LONG_S are run a third as often, slow ones as often as `enough_rounds` says.
+RUNS, RUNS_OF_TWO, ROUNDS = 250, 600, 60
 FASTER = 0.7  # mean of the latencies of a file and of the float one, relative to the latter
 FEW_FILES = 6  # files whose test split fits into the time, if need be a part of it
 
@@ -112,8 +112,10 @@ class Clock:
             files: number of files.
         """
         runs: float = RUNS_OF_TWO if self.is_tuned else RUNS
-        if self.latency_s / self.inputs >= LONG_S:
+        run_s = self.latency_s / self.inputs
+        if run_s >= LONG_S:
             runs /= 3
+        runs *= enough_rounds(ROUNDS, run_s) / ROUNDS
         runs_s = 2 * FASTER * self.latency_s * runs
         return REPORT_S + files * (self.open_s + runs_s)
 

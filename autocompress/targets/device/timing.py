@@ -119,6 +119,16 @@ def time_pair(
     return seconds
 
 
+def enough_rounds(rounds: int, run_s: float) -> int:
+    """Return how many rounds a model gets: fewer where a run takes long.
+
+    Args:
+        rounds: of a fast model.
+        run_s: seconds of a run.
+    """
+    return min(rounds, max(FEWEST, round(ENOUGH_S / (2 * max(run_s, 1e-9)))))
+
+
 def interleaved_timing(
     baseline: Opener,
     models: Sequence[Opener],
@@ -133,6 +143,7 @@ def interleaved_timing(
     left_s: Callable[[], float] = lambda: float("inf"),
     clock: Clock = time.perf_counter,
     reopens: bool = False,
+    all_rounds: bool = False,
 ) -> Timing:
     """Time each model in turn with the baseline alone.
 
@@ -158,6 +169,7 @@ def interleaved_timing(
         clock: returns seconds, as `quiet_clock` does.
         reopens: True to open the baseline anew after each model. A session takes most memory while
             it opens, so that a large baseline is left out of it.
+        all_rounds: True gives slow models all rounds.
 
     Returns:
         Times of the models that were measured, which are the first ones.
@@ -168,7 +180,7 @@ def interleaved_timing(
     assert reference is not None
     run_s = _run_s(reference, feed)
     repeats = 1 if run_s > LONG_S else 3
-    rounds = min(rounds, max(FEWEST, round(ENOUGH_S / (2 * run_s))))
+    rounds = rounds if all_rounds else enough_rounds(rounds, run_s)
     warm_up = WARM_UP if run_s < SLOW_S else 1
     if reopens:
         reference = None
@@ -233,11 +245,13 @@ def _summary(
 
 
 def _run_s(session: Runnable, feed: Mapping[str, Any]) -> float:
-    """Return the seconds of a run after some warm-up."""
+    """Return the seconds of the fastest of some runs."""
+    seconds = []
     for _ in range(WARM_UP + 1):
         started = time.perf_counter()
         session.run(None, dict(feed))
-    return max(time.perf_counter() - started, 1e-9)
+        seconds.append(time.perf_counter() - started)
+    return min(seconds)
 
 
 def _ratio(seconds: NDArray[np.float64]) -> float:

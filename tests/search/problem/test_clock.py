@@ -12,8 +12,10 @@ from autocompress.search.problem.clock import (
     MOST_FILES,
     RECOVERY_SHARE,
     RUNS,
+    RUNS_OF_TWO,
     Clock,
 )
+from autocompress.targets.device.timing import enough_rounds
 
 
 def clock(
@@ -69,10 +71,21 @@ def test_a_slow_test_split_is_expected_to_stay_slow() -> None:
     assert given.rest_s() == pytest.approx(3 * before)
 
 
-def test_long_runs_are_timed_less_often_at_each_input() -> None:
+def test_long_runs_are_timed_less_often_at_each_input(whole_tables) -> None:
     one, three = clock(300, latency_s=0.006), replace(clock(300, latency_s=0.006), inputs=3)
     runs_s = 2 * FASTER * 0.006 * RUNS
-    assert three.timing_s(5) - one.timing_s(5) == pytest.approx(5 * runs_s * 2 / 3)
+    with whole_tables():
+        assert three.timing_s(5) - one.timing_s(5) == pytest.approx(5 * runs_s * 2 / 3)
+
+
+def test_slow_models_are_timed_as_often_as_there_are_rounds(whole_tables) -> None:
+    slow, tuned = clock(300, latency_s=0.6), replace(clock(300, latency_s=0.6), is_tuned=True)
+    with whole_tables():
+        share = enough_rounds(60, 0.6) / 60
+        assert share == pytest.approx(10 / 60)
+        for given, runs in ((slow, RUNS), (tuned, RUNS_OF_TWO)):
+            one_s = given.timing_s(2) - given.timing_s(1) - given.open_s
+            assert one_s == pytest.approx(2 * FASTER * 0.6 * runs / 3 * share)
 
 
 def test_files_are_run_while_there_is_room() -> None:

@@ -126,6 +126,13 @@ def test_a_slow_model_has_fewer_rounds(monkeypatch) -> None:
     assert rounds(0.02, 30) == timing_module.FEWEST
     assert rounds(0.02, 3) == 3
     assert rounds(0.0005, 30) == 30
+    stalled = Spinner(0.03, 0.0005, 0.0005)  # one slow run is no slow model
+    alone = interleaved_timing(lambda: stalled, [lambda: Spinner(0.0)], {}, rounds=30)
+    assert alone.rounds == (30,)
+    every = interleaved_timing(
+        lambda: Spinner(0.02), [lambda: Spinner(0.0)], {}, rounds=9, all_rounds=True
+    )
+    assert every.rounds == (9,)
     monkeypatch.setattr(timing_module, "SLOW_S", 0.01)
     alone = Spinner(0.02)
     assert interleaved_timing(lambda: alone, [], {}, rounds=30).baseline_ms >= 20
