@@ -21,7 +21,7 @@ def share(folder: Path, drop: float, split: str) -> float:
 
     Args:
         folder: of a run.
-        drop: loss of a metric between 0 and 1, or share of another one, at the edge of the box.
+        drop: loss of a metric up to 1, or share of another one, at the edge of the box.
         split: "validation" or "test".
     """
     front = read_front(folder)

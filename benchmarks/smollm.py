@@ -19,6 +19,7 @@ import tempfile
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -40,6 +41,7 @@ VALIDATION, TEST = 6400, 12800  # characters
 MANY = 1000  # trials, so that only the time ends the search
 SMALLER, NEAR = 6, 0.01  # the points that are looked for
 UNIFORM = (8, 4)  # bits of weights
+GROUPS: dict[str, Any] = {"group_size": 32, "symmetric": False}
 FLOAT = "float"
 BEST = f"search, best {SMALLER}x smaller"
 NEAREST = "search, smallest within 1 %"
@@ -107,18 +109,24 @@ def write_splits(plays: Path, folder: Path) -> dict[str, Path]:
 
 
 def uniform_files(task: Task, folder: Path) -> dict[str, Path]:
-    """Write the files of candidates whose weights all have the same bits; inputs stay floats."""
+    """Write the files of candidates whose weights all have the same bits; inputs stay floats.
+
+    There is a scale and a zero point per 32 weights, as in the space of the search.
+    """
     bench = Bench(compressor_of(task), task)
     files = {}
     for bits in UNIFORM:
         path = folder / f"uniform_{bits}.onnx"
-        path.write_bytes(bench.file(bench.uniform(bits, activation_bits=32)))
+        path.write_bytes(bench.file(bench.uniform(bits, activation_bits=32, **GROUPS)))
         files[f"uniform, {bits} bits"] = path
     return files
 
 
 def chosen_files(run: Path) -> dict[str, Path]:
-    """Return the files of a front that the figures are about; they are chosen on validation."""
+    """Return the files of a front that the figures are about; they are chosen on validation.
+
+    A file that no point is for is left out.
+    """
     front = read_front(run)
     base = front.baseline
     near = {"max_accuracy_drop": NEAR * abs(base.accuracy)}  # accuracy is -perplexity
@@ -128,9 +136,12 @@ def chosen_files(run: Path) -> dict[str, Path]:
         "search, fastest within 1 %": front.pick("fastest", **near),
         "search, smallest": front.pick("smallest"),
     }
+    files = {}
     for what, pick in picks.items():
         print(f"    {what}: trial {pick.point.trial} {pick.shortfall}", flush=True)
-    return {what: run / pick.point.artifact / MODEL_FILE for what, pick in picks.items()}
+        if not pick.shortfall:
+            files[what] = run / pick.point.artifact / MODEL_FILE
+    return files
 
 
 def searched(folder: Path, splits: Mapping[str, Path], out: Path, minutes: float) -> Watched:
@@ -158,13 +169,13 @@ def table(task: Task, files: Mapping[str, Path], rounds: int) -> dict[str, Row]:
 
 
 def figures_of(rows: Mapping[str, Row], watched: Watched) -> dict[str, float]:
-    """Return the figures of --json."""
-    return {
-        "ppl_float": rows[FLOAT].perplexity,
-        "ppl_best_6x": rows[BEST].perplexity,
-        "smaller_at_1pct_ppl": rows[FLOAT].size / rows[NEAREST].size,
-        "peak_gb": watched.peak_bytes / 1e9,
-    }
+    """Return the figures of --json; those that no point is for are left out."""
+    figures = {"ppl_float": rows[FLOAT].perplexity, "peak_gb": watched.peak_bytes / 1e9}
+    if BEST in rows:
+        figures["ppl_best_6x"] = rows[BEST].perplexity
+    if NEAREST in rows:
+        figures["smaller_at_1pct_ppl"] = rows[FLOAT].size / rows[NEAREST].size
+    return figures
 
 
 def arguments_of() -> argparse.Namespace:

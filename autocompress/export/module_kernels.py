@@ -129,6 +129,9 @@ class ModuleKernels:
         whole = config.rank_ratio >= 1 and config.sparsity == 0
         if module.kind != "embedding" or config.weight_bits not in WEIGHT_ONLY_BITS or not whole:
             return None
+        # A head that shares the weight reads it unpacked; the file would hold it twice.
+        if any(site.kind == "linear" for site in self.lowered.sites[module.name]):
+            return None
         entries, width = module.weight_shape
         block = gather_block(width, config)
         if block is None:

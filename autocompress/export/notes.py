@@ -81,7 +81,11 @@ def remarks(point: FrontPoint, recipe: Mapping[str, Any]) -> list[str]:
 
 
 def table_lines(
-    point: FrontPoint, baseline: Measurement, target: str, metric: str = "accuracy"
+    point: FrontPoint,
+    baseline: Measurement,
+    target: str,
+    metric: str = "accuracy",
+    sign: float = 1.0,
 ) -> list[str]:
     """Return the table of before and after, and a line for each number that is missing.
 
@@ -90,11 +94,12 @@ def table_lines(
         baseline: the float file's numbers.
         target: name of the target.
         metric: what accuracy is.
+        sign: -1 for a metric whose negative is the accuracy.
     """
     m = point.measured
 
     def score(value: float | None) -> str:
-        return "not measured" if value is None else f"{value:.4f}"
+        return "not measured" if value is None else f"{sign * value:.4f}"
 
     part = "" if baseline.test_share == 1 else f", {baseline.test_share:.0%} of it"
     smaller = f"{baseline.size_bytes / m.size_bytes:.2f}x smaller"

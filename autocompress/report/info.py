@@ -22,7 +22,7 @@ from autocompress.results.measurement import Measurement
 from autocompress.results.pareto import hypervolume
 
 PICKS = ("smallest", "fastest", "accurate", "knee")
-PICK_DROP = 0.01  # largest accuracy loss of a recommended point, of a metric between 0 and 1
+PICK_DROP = 0.01  # largest accuracy loss of a recommended point, of a metric up to 1
 
 
 class RunInfo(NamedTuple):
@@ -109,8 +109,8 @@ def recommended(front: ParetoFront) -> dict[int, str]:
     """Return the picks that each recommended trial stands for.
 
     Args:
-        front: verified points; a pick loses at most PICK_DROP of accuracy (of a metric beyond 0 to
-            1: this share of its value), or is nearest to that.
+        front: verified points; a pick loses at most PICK_DROP of accuracy (of a larger metric: this
+            share of its value), or is nearest to that.
 
     Returns:
         Names of picks, joined by commas, by trial.
@@ -234,11 +234,11 @@ def hypervolume_history(info: RunInfo, reference_drop: float = 0.1) -> list[floa
 
     Args:
         info: content of a run folder.
-        reference_drop: accuracy loss of the reference point; the baseline gives its size and
-            latency.
+        reference_drop: accuracy loss of the reference point, of a metric up to 1; the baseline
+            gives its size and latency.
     """
     base = info.front.baseline
     values = info.trials[["size_bytes", "latency_ms", "accuracy"]].to_numpy(dtype=float, copy=True)
     values[:, 2] = np.maximum(base.accuracy - values[:, 2], 0.0)
-    reference = (base.size_bytes, base.latency_ms, reference_drop)
+    reference = (base.size_bytes, base.latency_ms, reference_drop * base.accuracy_scale)
     return [hypervolume(values[: i + 1], reference) for i in range(len(values))]

@@ -164,14 +164,19 @@ class ParetoFront:
         key = self._key(what)
         if within:
             return Pick(min(within, key=key))
-        nearest = min(self.points, key=lambda p: distance(missed[p.trial]))
+        scale = self.baseline.accuracy_scale
+        nearest = min(self.points, key=lambda p: distance(missed[p.trial], scale))
         words = "; ".join(self._misses(nearest, asked, missed[nearest.trial]))
         return Pick(nearest, f"no point meets the limits; the nearest has {words}")
 
     def _key(self, what: str) -> Any:
+        # Errors such as perplexities range over powers of ten, as sizes and latencies do.
+        errors = np.array([_negated(p, self.objectives) for p in self.points]).min(0) >= 1
+
         def coordinates(p: FrontPoint) -> NDArray[np.float64]:
             logs = np.log(p.measured.size_bytes), np.log(p.measured.latency_ms)
-            return np.array([*logs, *_negated(p, self.objectives)])
+            lost = np.array(_negated(p, self.objectives))
+            return np.array([*logs, *np.where(errors, np.log(np.where(errors, lost, 1)), lost)])
 
         everything = np.stack([coordinates(p) for p in self.points])
         ideal, span = everything.min(0), np.maximum(np.ptp(everything, axis=0), 1e-12)

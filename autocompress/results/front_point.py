@@ -9,7 +9,7 @@ from typing import Any
 from autocompress.candidate import Candidate
 from autocompress.results.measurement import Measurement
 
-# Deployed minus simulated accuracy from which a point is marked, of a metric between 0 and 1.
+# Deployed minus simulated accuracy from which a point is marked, of a metric up to 1.
 MARKED_GAP = 0.005
 
 

@@ -258,11 +258,12 @@ def are_kept(violations: Mapping[str, float], tolerance: float = 0.0) -> bool:
     return all(missed <= tolerance for missed in violations.values())
 
 
-def distance(violations: Mapping[str, float]) -> float:
+def distance(violations: Mapping[str, float], accuracy_scale: float = 1.0) -> float:
     """Return how far a point is from the limits; the nearest point has the least distance.
 
     Args:
         violations: as `Limits.violations` returns them.
+        accuracy_scale: what losses of accuracy are shares of.
 
     Returns:
         Sum over the missed limits: the share of a limit of size or latency, and `QUALITY` times
@@ -271,5 +272,7 @@ def distance(violations: Mapping[str, float]) -> float:
     total = 0.0
     for name, missed in violations.items():
         weight = 1.0 if name in ("max_size", "max_latency") else QUALITY
+        if name == "max_accuracy_drop":
+            weight /= accuracy_scale
         total += weight * max(0.0, missed)
     return total

@@ -60,10 +60,10 @@ class Measurement:
     def accuracy_scale(self) -> float:
         """Return what losses of accuracy are shares of.
 
-        It is 1 for a metric between 0 and 1, such as a share of right answers. Other metrics, such
-        as a negative perplexity, lose a share of their own value.
+        It is 1 for a metric between -1 and 1, such as a share of right answers or an error rate.
+        Larger ones, such as a negative perplexity, lose a share of their own value.
         """
-        return 1.0 if 0 <= self.accuracy <= 1 else abs(self.accuracy)
+        return max(1.0, abs(self.accuracy))
 
     def to_json(self) -> dict[str, Any]:
         """Return the numbers in plain types."""

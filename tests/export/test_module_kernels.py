@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
@@ -64,6 +66,15 @@ def test_whole_tables_stay_packed_where_that_is_as_fast(
     assert builder(kernels).module_kernels.table_block(module, config) == block
     if block is not None:
         assert kernels.asked == [(6, 100, 32, 4, block)]
+
+
+def test_a_table_that_a_head_shares_is_stored_once() -> None:
+    made = builder(Kernels(packed=True))
+    config, sites = ModuleConfig(4), dict(made.lowered.sites)
+    sites[TABLE.name] = (*sites[TABLE.name], *sites[A.name])
+    shared = replace(made, lowered=replace(made.lowered, sites=sites))
+    assert made.module_kernels.table_block(TABLE, config) == 32
+    assert shared.module_kernels.table_block(TABLE, config) is None
 
 
 def test_forms_are_those_of_a_table_else_the_kernels() -> None:

@@ -198,6 +198,11 @@ def test_the_hypervolume_grows_with_what_a_trial_adds(front: ParetoFront) -> Non
     found = hypervolume_history(info(front, trials=trials))
     assert found == pytest.approx([0.125, 0.125, 0.75 * 0.5])
     assert hypervolume_history(info(front, trials=trials[:0])) == []
+    # A perplexity of 90 loses a tenth of 90.
+    perplexities = trials.assign(accuracy=-90 * (1 + 0.9 - trials["accuracy"]))
+    baseline = replace(front.baseline, accuracy=-90.0)
+    of_90 = hypervolume_history(info(replace(front, baseline=baseline), trials=perplexities))
+    assert of_90 == pytest.approx(found)
 
 
 def test_predictions_of_a_run_without_a_check(front: ParetoFront) -> None:

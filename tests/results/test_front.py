@@ -149,3 +149,17 @@ def test_a_result_says_by_how_much_its_limits_are_missed(tmp_path: Path) -> None
     assert SearchResult(FRONT, tmp_path, Limits(90, None, None)).shortfall == (
         "no point meets the limits; the nearest has 100 B, 10 B above the limit"
     )
+
+
+def test_the_knee_and_the_nearest_point_of_perplexities() -> None:
+    """A ruined point does not make the others equal, and a drop is a share of the perplexity."""
+    points = [
+        point(0, 900, 9.0, -56.0),
+        point(1, 300, 4.0, -58.0),
+        point(2, 200, 3.5, -400.0),
+        point(3, 190, 3.4, -12000.0),
+    ]
+    front = ParetoFront.of(Measurement(1000, 10.0, -55.0), points)
+    assert front.knee().trial == 1
+    pick = front.pick("smallest", max_size_bytes=100, max_accuracy_drop=0.55)
+    assert pick.point.trial == 1, "twice too large by 5 % of perplexity, not the largest file"

@@ -20,6 +20,8 @@ from autocompress.task.source import DATA, PRETRAINED
 from autocompress.task.task import Pretrained
 
 # Entries of the model folder's own card that hold for the exported model too.
+# Metrics of which smaller values are better.
+ERRORS = ("perplexity", "wer", "cer", "squared_error")
 KEPT = ("language", "license", "license_name", "license_link")
 OF_CACHE = re.compile(r"^models--(?P<owner>.+?)--(?P<name>.+)$")  # a folder in the hub's cache
 ROWS, PATTERNS = 40, 6  # most rows, and most patterns of names in a row
@@ -55,17 +57,19 @@ def write_card(
     name, measured = Path(known.folder).name, point.measured
     smaller = baseline.size_bytes / measured.size_bytes
     faster = baseline.latency_ms / measured.latency_ms
+    sign = -1.0 if known.metric in ERRORS else 1.0  # tasks maximise the negative of these
     lines = [
         "---",
         yaml.safe_dump(_front_matter(to, known), sort_keys=False).rstrip(),
         "---",
         f"# {name}, compressed",
         f"{name} for {known.task} as one ONNX file: {smaller:.2f}x smaller and {faster:.2f}x as "
-        f"fast as the float file on {run['target']}, {known.metric} {measured.accuracy:.4f} "
-        f"instead of {baseline.accuracy:.4f} on the validation split.",
+        f"fast as the float file on {run['target']}, {known.metric} "
+        f"{sign * measured.accuracy:.4f} instead of {sign * baseline.accuracy:.4f} on the "
+        "validation split.",
         "",
         "## Before and after",
-        *table_lines(point, baseline, run["target"], known.metric),
+        *table_lines(point, baseline, run["target"], known.metric, sign),
         "",
         *remarks(point, recipe),
         "",

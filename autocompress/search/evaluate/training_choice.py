@@ -16,7 +16,7 @@ from autocompress.search.evaluate.training_plan import ENOUGH, THIRD, TRAINED_SH
 from autocompress.search.problem.goal import Goal
 from autocompress.search.problem.trial_record import TrialRecord
 
-MIN_LOSS = 0.0005  # of a metric between 0 and 1; a smaller loss is not worth training
+MIN_LOSS = 0.0005  # of a metric up to 1; a smaller loss is not worth training
 LIMIT_SHARE = 0.05  # nor, before the end, a smaller share of what may be lost
 LEAST_PASSES = 10  # passes over the validation split that a training takes at least
 TRAINING_SHARE = 0.1  # of the time that is left, for the training of one trial

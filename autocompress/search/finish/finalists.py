@@ -244,7 +244,8 @@ def _nearest(study: optuna.Study, problem: Problem, goal: Goal) -> list[Finalist
     for state in (TrialState.COMPLETE, TrialState.PRUNED):
         trials = [t for t in records_of(study, (state,)) if t.candidate_json is not None]
         if trials:
-            nearest = min(trials, key=lambda trial: distance(trial.violations))
+            scale = goal.baseline.accuracy_scale
+            nearest = min(trials, key=lambda trial: distance(trial.violations, scale))
             return [_finalist(nearest, problem, goal)]
     return []
 

@@ -71,7 +71,9 @@ def worth_showing(
     for point in points:
         if point.trial not in uniform or are_kept(missed(point), TOLERANCE):
             shown.append(point)
-    return shown or [min(points, key=lambda point: distance(missed(point)))]
+    return shown or [
+        min(points, key=lambda point: distance(missed(point), baseline.accuracy_scale))
+    ]
 
 
 def point_of(

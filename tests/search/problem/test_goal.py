@@ -102,9 +102,9 @@ def test_recovery_raises_the_mean_share_of_what_is_left() -> None:
 
 
 @pytest.mark.parametrize(
-    ("accuracy", "scale"), [(-56.0, 56.0), (0.9, 1.0), (0.0, 1.0), (40.0, 40.0)]
+    ("accuracy", "scale"), [(-56.0, 56.0), (0.9, 1.0), (0.0, 1.0), (-0.03, 1.0), (40.0, 40.0)]
 )
-def test_metrics_beyond_0_to_1_lose_shares_of_their_value(accuracy: float, scale: float) -> None:
+def test_metrics_beyond_1_lose_shares_of_their_value(accuracy: float, scale: float) -> None:
     """A perplexity of 56 may become 61.6, as an accuracy of 0.9 may become 0.8."""
     base = Measurement(1000, 4.0, accuracy)
     assert base.accuracy_scale == scale

@@ -47,6 +47,8 @@ def text_generation(folder: ModelFolder, options: Options) -> Parts:
     length = min(options.max_length or WINDOW, encoder.limit or WINDOW)
     splits = read_splits(options, _windows(tokenizer, columns, max(2, length)))
     notes = [*splits.notes]
+    if _begin(tokenizer):
+        notes.append(f"data: each window begins with {tokenizer.bos_token}")
     words = folder.config.get_text_config().vocab_size
     samples = {}
     for split, records in splits.parts():
@@ -70,20 +72,23 @@ def _windows(
 ) -> Callable[[list[Record]], list[Record]]:
     """Return the function that turns the texts of a file into windows of tokens.
 
-    The last window is left out if it is shorter than half of the others.
+    Each window begins with the token that the tokenizer puts at the begin of a text, if it has
+    one. The last window is left out if it is shorter than half of the others.
     """
 
     def cut(records: list[Record]) -> list[Record]:
         column = columns.need("text", records)
         texts = [value_of(record, column, str, "a text") for record in records]
-        lines = Path(records[0].place.rpartition(" line ")[0]).suffix == ".txt"
-        between = "\n" if lines else tokenizer.eos_token or "\n\n"
+        is_plain = Path(records[0].place.rpartition(" line ")[0]).suffix.lower() == ".txt"
+        text = _with_blank_lines(records, texts) if is_plain else _joined(tokenizer, texts)
         with quiet(), told(f"{records[0].place}: the tokenizer fails"):
-            tokens = tokenizer(between.join(texts), add_special_tokens=False)["input_ids"]
-        windows = [tokens[start : start + length] for start in range(0, len(tokens), length)]
+            tokens = tokenizer(text, add_special_tokens=False)["input_ids"]
+        begin = _begin(tokenizer)
+        step = length - len(begin)
+        windows = [begin + tokens[at : at + step] for at in range(0, len(tokens), step)]
         if len(windows) > 1 and len(windows[-1]) < length / 2:
             windows.pop()
-        if len(windows[0]) < 2:
+        if not windows or len(windows[0]) < 2:
             raise TaskError(f"{records[0].place}: holds fewer than 2 tokens; give more text")
         first = records[0]
         return [
@@ -92,3 +97,24 @@ def _windows(
         ]
 
     return cut
+
+
+def _joined(tokenizer: Any, texts: list[str]) -> str:
+    return str(tokenizer.eos_token or "\n\n").join(texts)
+
+
+def _with_blank_lines(records: list[Record], texts: list[str]) -> str:
+    """Return the text of a plain file; its records are the lines that are not blank."""
+    numbers = [int(record.place.rpartition(" line ")[2]) for record in records]
+    parts = [texts[0]]
+    for earlier, number, text in zip(numbers, numbers[1:], texts[1:], strict=False):
+        parts += ["\n" * (number - earlier), text]
+    return "".join(parts)
+
+
+def _begin(tokenizer: Any) -> list[int]:
+    """Return the token that begins every text, in a list, or an empty list."""
+    first = tokenizer.bos_token_id
+    with quiet():
+        tokens = tokenizer("a")["input_ids"]
+    return [first] if first is not None and tokens and tokens[0] == first else []

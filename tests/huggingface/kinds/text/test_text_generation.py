@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import shutil
 from pathlib import Path
 
 import pytest
@@ -11,7 +12,10 @@ from small_folders import SPECIAL, WORDS, save, texts, tokenizer, transformers, 
 
 import autocompress as ac
 from autocompress.errors import TaskError
+from autocompress.huggingface.data.columns import Columns
+from autocompress.huggingface.data.records import read_records
 from autocompress.huggingface.kinds import memory
+from autocompress.huggingface.kinds.text import text_generation
 from autocompress.measure.accuracy import evaluate_model
 from autocompress.measure.prepare import prepared
 
@@ -55,6 +59,46 @@ def test_perplexity_of_windows(folder: Path, tmp_path: Path) -> None:
     scores, _ = evaluate_model(ready, ready.model, ready.validation, torch.device("cpu"))
     assert scores.accuracy == pytest.approx(-math.exp(total / count), rel=1e-4)
     assert 0 <= scores.metrics["accuracy"] < 1
+
+
+def test_blank_lines_of_a_plain_file_are_part_of_the_text(folder: Path, tmp_path: Path) -> None:
+    lines = texts(8)
+    written = "\n".join([lines[0], "", "", *lines[1:4], "", *lines[4:]])
+    (tmp_path / "plays.TXT").write_text("\n\n" + written + "\n\n")
+    seen = []
+
+    class Reading:
+        """Stands in for a tokenizer; remembers the texts."""
+
+        eos_token, bos_token_id = "</s>", None
+
+        def __call__(self, text: str, **options: bool) -> dict[str, list[int]]:
+            seen.append(text)
+            return {"input_ids": [ord(letter) % 7 for letter in text]}
+
+    cut = text_generation._windows(Reading(), Columns("text-generation", {}), 16)
+    cut(read_records(str(tmp_path / "plays.TXT"), []))
+    assert seen[0] == written
+
+
+def test_windows_begin_as_the_tokenizer_begins_texts(folder: Path, tmp_path: Path) -> None:
+    (tmp_path / "plays.txt").write_text("\n".join(texts(30)))
+    data = tmp_path / "plays.txt"
+    place = tmp_path / "llama"
+    shutil.copytree(folder, place)
+    own = tokenizer()  # puts [CLS] in front of texts
+    own.bos_token = "[CLS]"
+    own.save_pretrained(place)
+    first = own.bos_token_id
+    task = ac.from_pretrained(place, validation=data, test=data, max_length=16)
+    ids = own((tmp_path / "plays.txt").read_text(), add_special_tokens=False)["input_ids"]
+    found = []
+    for inputs, _ in task.validation:
+        masks = inputs["attention_mask"].bool()
+        found += [row[mask].tolist() for row, mask in zip(inputs["input_ids"], masks, strict=True)]
+    expected = [[first, *ids[at : at + 15]] for at in range(0, len(ids), 15)]
+    assert sorted(found) == sorted(row for row in expected if len(row) >= 8)
+    assert "data: each window begins with [CLS]" in task.notes
 
 
 def test_windows_that_fit_in_memory(
