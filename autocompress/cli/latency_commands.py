@@ -31,6 +31,7 @@ def profile_command(arguments: argparse.Namespace) -> int:
         Exit code.
     """
     target = find_target(arguments.target, portable=arguments.portable)
+    SearchSpace.load(arguments.space)  # its errors come before the task is loaded
     task = on_student(prepared_task(arguments))
     space = SearchSpace.load(arguments.space, task.pipeline)
     builder = builder_for(task, find_modules(task.model, task.example_inputs, task.towers), target)
@@ -58,6 +59,7 @@ def export_probes_command(arguments: argparse.Namespace) -> int:
         Exit code.
     """
     target = find_target(arguments.target, present=False, portable=arguments.portable)
+    SearchSpace.load(arguments.space)  # its errors come before the task is loaded
     task = on_student(prepared_task(arguments))
     space = SearchSpace.load(arguments.space, task.pipeline)
     modules = find_modules(task.model, task.example_inputs, task.towers)

@@ -196,7 +196,7 @@ class SearchSpace:
         rules: matchers and axes; the first rule that matches a module wins.
         distillation: how candidates may be trained (`recovery.parse_recovery`).
         constraints: limits that the space names.
-        every_rule_must_match: False for the default space, which fits any model.
+        every_rule_must_match: False for shipped spaces, which are for many models.
         activation_range: method by which the ranges of static activations are found, for all
             modules, because modules that read one tensor share its range.
         objectives: extra metrics of the task that are maximised beside accuracy.

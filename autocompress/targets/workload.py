@@ -29,8 +29,8 @@ class Kernel(NamedTuple):
         rows: vectors that the weight multiplies in one call of the model (batch x positions).
         form: how it is executed: float, int8 (dynamic for linear modules, static for convolutions),
             int8-static, int8-dynamic (each with -unsigned where the kernel takes unsigned weights),
-            int16, nbits<bits>-<group>, each with -rank<ratio>, -tucker<ratio> or -spatial<ratio>
-            where it is factorised.
+            int16, nbits<bits>-<group> (with a z where there are zero points), each with
+            -rank<ratio>, -tucker<ratio> or -spatial<ratio> where it is factorised.
         kept_in: input channels after pruning.
         kept_out: output channels after pruning.
         amount: weights that are multiplied per row, widths rounded up to the kernel's multiple.
@@ -117,7 +117,8 @@ class Layout:
             form = "int8" if usual else "int8-static" if module.kind == "linear" else "int8-dynamic"
             form += "-unsigned" if self.integer_form(module) is IntegerForm.UNSIGNED else ""
         elif self.packed(module, config):
-            form = f"nbits{config.weight_bits}-{config.group_size}"
+            zeros = "" if config.symmetric else "z"
+            form = f"nbits{config.weight_bits}-{config.group_size}{zeros}"
         else:
             form = (
                 "float"

@@ -46,6 +46,7 @@ def test_unsigned_and_packed_kernels_have_their_own_forms() -> None:
     assert unsigned.form(A, replace(INT8, activation_mode="static")) == "int8-static-unsigned"
     packed = layout(packed=lambda module, config: config.weight_bits == 4)
     assert packed.form(A, ModuleConfig(4, group_size=32)) == "nbits4-32"
+    assert packed.form(A, ModuleConfig(4, group_size=32, symmetric=False)) == "nbits4-32z"
     assert packed.form(A, ModuleConfig(4, group_size=32, rank_ratio=0.5)) == "nbits4-32-rank0.5"
     assert packed.form(A, ModuleConfig(8, group_size=32)) == "float"
 

@@ -7,6 +7,7 @@ takes 0.7 s of the processor, as long as the rest of the export of a small model
 from __future__ import annotations
 
 import contextlib
+import sys
 from collections.abc import Iterator
 from functools import cache
 from typing import Any
@@ -14,8 +15,11 @@ from unittest import mock
 
 
 @cache
-def _built(opset_version: int) -> Any:
-    """Return the table for an operator set, which nobody changes."""
+def _built(opset_version: int, has_torchvision: bool) -> Any:
+    """Return the table for an operator set, which nobody changes.
+
+    It holds the operators of torchvision only if that was imported before.
+    """
     from torch.onnx._internal.exporter._registration import ONNXRegistry
 
     return ONNXRegistry.from_torchlib(opset_version=opset_version)
@@ -31,19 +35,22 @@ def kept_registry(opset_version: int) -> Iterator[None]:
     Args:
         opset_version: of the exports.
     """
-    try:
-        kept = _built(opset_version)
-        kind, functions = type(kept), kept.functions
-    except (ImportError, AttributeError, TypeError):
+    with contextlib.ExitStack() as changes:
+        with contextlib.suppress(ImportError, AttributeError, TypeError):
+            kept = _built(opset_version, "torchvision" in sys.modules)
+            copied(kept)
+            copies = staticmethod(lambda **_: copied(kept))
+            changes.enter_context(mock.patch.object(type(kept), "from_torchlib", copies))
         yield
-        return
 
-    def copy(**_: Any) -> Any:
-        """Return a table that an export may add operators to."""
-        table = kind()
-        vars(table).update(vars(kept))
-        table.functions = {target: list(found) for target, found in functions.items()}
-        return table
 
-    with mock.patch.object(kind, "from_torchlib", staticmethod(copy)):
-        yield
+def copied(table: Any) -> Any:
+    """Return a copy of a table that an export may add operators to.
+
+    Args:
+        table: not changed.
+    """
+    copy = type(table)()
+    vars(copy).update(vars(table))
+    copy.functions = {target: list(found) for target, found in table.functions.items()}
+    return copy

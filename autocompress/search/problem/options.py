@@ -22,7 +22,7 @@ class Settings:
     """Hold the settings of a search; they travel as they are from the front door to the workers.
 
     Attributes:
-        space: file or mapping of the search space; None is the default space.
+        space: file or mapping of the search space; None is the default space of the task.
         target: name or file of the target.
         n_trials: finished trials that the study shall hold.
         timeout_s: seconds for everything; None is unlimited.

@@ -21,6 +21,7 @@ from autocompress.results.limits import Limits
 from autocompress.results.measurement import Measurement
 from autocompress.search.problem.options import Settings
 from autocompress.search.problem.problem import Baseline, Problem
+from autocompress.space.source import default_space
 from autocompress.targets.device.sessions import DEFAULT, SessionSettings
 from autocompress.targets.latency_model.breakdown import where_time_goes
 from autocompress.targets.target import Target
@@ -118,7 +119,8 @@ class RunRecord:
         Returns:
             A record without what is known later.
         """
-        space, table, bound = settings.space, problem.table, problem.space
+        table, bound = problem.table, problem.space
+        space = default_space(task.pipeline) if settings.space is None else settings.space
         torch_version = str(torch.__version__)
         return cls(
             task=task.name,

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import optuna
 from optuna.storages import BaseStorage
 
-if TYPE_CHECKING:  # SQLAlchemy, which it brings, is not needed for journals
+if TYPE_CHECKING:  # imports SQLAlchemy, which journals do not need
     from optuna.storages import RDBStorage
 
 FITS = ">=5.0,<6"  # versions of Optuna, as in pyproject.toml

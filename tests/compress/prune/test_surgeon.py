@@ -43,6 +43,23 @@ def test_costs_and_weights_are_those_of_the_least_squares_fit(columns: torch.Ten
     assert reader.costs()[0] == torch.inf
 
 
+def test_costs_of_wide_units_are_those_of_each_unit_alone() -> None:
+    """Grouped queries of three heads of 64 columns; PyTorch's batched LU factorisation is wrong."""
+    columns = torch.arange(3 * 192).view(3, 192)
+    generator = torch.Generator().manual_seed(1)
+    inputs = torch.randn(1200, 3 * 192, generator=generator, dtype=torch.float64)
+    weight = torch.randn(5, 3 * 192, generator=generator, dtype=torch.float64)
+    gram = inputs.T @ inputs / 1200
+    inverse = torch.linalg.inv(damped(gram))
+    reader = Reader(weight, gram, columns)
+    expected = []
+    for at in columns:
+        own = weight[:, at]
+        expected.append(float(torch.trace(own @ torch.linalg.inv(inverse[at][:, at]) @ own.T)))
+    found = torch.from_numpy(reader.costs()) * reader.energy
+    torch.testing.assert_close(found, torch.tensor(expected, dtype=torch.float64))
+
+
 def one_by_one(weight: torch.Tensor, gram: torch.Tensor, columns: torch.Tensor) -> list[int]:
     """Return the steps of removal with both matrices changed at every step."""
     weight, inverse = weight.clone(), torch.linalg.inv(damped(gram))

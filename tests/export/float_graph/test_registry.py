@@ -46,8 +46,9 @@ def test_each_export_builds_its_own_where_pytorch_keeps_no_such_table(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     registry._built.cache_clear()
+    own = vars(ONNXRegistry)["from_torchlib"]
     with monkeypatch.context() as patch:
         patch.setitem(sys.modules, "torch.onnx._internal.exporter._registration", None)
         with kept_registry(OPSET):
-            pass
+            assert vars(ONNXRegistry)["from_torchlib"] is own
     assert trace(nn.Linear(3, 4).eval(), torch.randn(2, 3), (), (), True).proto.graph.node

@@ -18,6 +18,10 @@ from autocompress.huggingface.kinds import memory
 from autocompress.huggingface.kinds.text import text_generation
 from autocompress.measure.accuracy import evaluate_model
 from autocompress.measure.prepare import prepared
+from autocompress.search.opening import check_request
+from autocompress.search.problem.options import Settings
+from autocompress.search.problem.progress import SearchProgress
+from autocompress.search.problem.setup import Setup
 
 
 @pytest.fixture(scope="module")
@@ -99,6 +103,18 @@ def test_windows_begin_as_the_tokenizer_begins_texts(folder: Path, tmp_path: Pat
     expected = [[first, *ids[at : at + 15]] for at in range(0, len(ids), 15)]
     assert sorted(found) == sorted(row for row in expected if len(row) >= 8)
     assert "data: each window begins with [CLS]" in task.notes
+
+
+@pytest.mark.parametrize(("space", "where"), [(None, "space language"), ("default", "default")])
+def test_a_search_takes_the_space_of_language_models_unless_another_is_given(
+    folder: Path, tmp_path: Path, space: str | None, where: str
+) -> None:
+    (tmp_path / "plays.txt").write_text("\n".join(texts(30)))
+    data = tmp_path / "plays.txt"
+    task = ac.from_pretrained(folder, validation=data, test=data, max_length=16)
+    setup = Setup(None, lambda what, share: None)
+    request = check_request(task, Settings(space=space), setup, SearchProgress(quiet=True))
+    assert request.space.where == where
 
 
 def test_windows_that_fit_in_memory(
