@@ -17,6 +17,7 @@ UNPACKED = (
     "Packed weights are unpacked when a session is created, to 8-bit integers for integer kernels "
     "and to float for the others."
 )
+DISTURBED = "accuracy_"  # begins the names of accuracies on disturbed inputs
 DYNAMIC_RANGES = (
     "Linear modules with 8-bit activations take their range from each batch, so that outputs "
     "depend slightly on the batch they are in."
@@ -115,9 +116,10 @@ def table_lines(
     ]
     for name, value in m.metrics.items():
         if name in baseline.metrics:
-            before = baseline.metrics[name]
-            words = f"{name.replace('_', ' ')} (validation)"
-            lines.append(f"| {words} | {before:.4f} | {value:.4f} | |")
+            before, words, own = baseline.metrics[name], name.replace("_", " "), 1.0
+            if name.startswith(DISTURBED):
+                words, own = f"{metric} {words.removeprefix(DISTURBED.replace('_', ' '))}", sign
+            lines.append(f"| {words} (validation) | {own * before:.4f} | {own * value:.4f} | |")
     for words in left_out_words([baseline, m]):
         lines += ["", words]
     return lines
@@ -130,6 +132,8 @@ def write_notes(
     input_names: tuple[str, ...],
     target: str,
     settings: SessionSettings,
+    metric: str = "accuracy",
+    sign: float = 1.0,
 ) -> None:
     """Write README.md: a table of before and after, and the lines that run the model.
 
@@ -140,6 +144,8 @@ def write_notes(
         input_names: of the file.
         target: name of the target.
         settings: how sessions are opened.
+        metric: what accuracy is.
+        sign: -1 for a metric whose negative is the accuracy.
 
     Raises:
         RunFolderError: the file cannot be written.
@@ -149,7 +155,7 @@ def write_notes(
     lines = [
         f"# {MODEL_FILE}, trial {point.trial}",
         "",
-        *table_lines(point, baseline, target),
+        *table_lines(point, baseline, target, metric, sign),
         "",
         *remarks(point, read_recipe(folder)),
         "",

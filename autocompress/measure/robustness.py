@@ -258,12 +258,17 @@ def fragile_under(
         clean_loss: accuracy that the point loses on clean inputs.
 
     Returns:
-        Names of corruptions with a loss above `clean_loss` plus FRAGILE of `accuracy`.
+        Names of corruptions with a loss above `clean_loss` plus FRAGILE of `accuracy`. Errors such
+        as perplexities grow by ratios: there both are shares of the float model's value under the
+        corruption.
     """
     allowed = max(clean_loss, 0.0) + FRAGILE * abs(accuracy)
     fragile = []
     for name in CORRUPTIONS:
         key = f"accuracy_{name}"
-        if key in point and key in baseline and baseline[key] - point[key] > allowed:
+        if key not in point or key not in baseline:
+            continue
+        growth = baseline[key] / accuracy if accuracy < -1 else 1.0
+        if baseline[key] - point[key] > allowed * max(growth, 1.0):
             fragile.append(name)
     return tuple(fragile)

@@ -52,6 +52,10 @@ class OutputMetric:
     metric: Callable[[Any, Any], float]
 
 
+# Metrics of model folders of which smaller values are better.
+ERRORS = ("perplexity", "wer", "cer", "squared_error")
+
+
 @dataclass(frozen=True)
 class Pretrained:
     """Describe where the model of a task comes from.
@@ -70,6 +74,11 @@ class Pretrained:
     metric: str
     special_tokens: tuple[int, ...] = ()
     files: Mapping[str, str] = field(default_factory=dict)
+
+    @property
+    def metric_sign(self) -> float:
+        """Return -1 if accuracy is the negative of the metric, which counts errors, else 1."""
+        return -1.0 if self.metric in ERRORS else 1.0
 
 
 @dataclass(frozen=True)

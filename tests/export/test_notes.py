@@ -47,6 +47,25 @@ def test_the_readme_says_before_and_after(tmp_path: Path) -> None:
     assert "gone" not in text
 
 
+def test_an_error_is_shown_by_its_name_and_without_the_sign(tmp_path: Path) -> None:
+    (tmp_path / "recipe.yaml").write_text(
+        json.dumps({"format": RECIPE_FORMAT, "portable": True, "modules": {}})
+    )
+    metrics = {"accuracy": 0.38, "accuracy_token_dropout": -250.0}
+    base = Measurement(1000, 2.0, -55.0, None, metrics)
+    measured = Measurement(500, 1.0, -57.0, None, {**metrics, "accuracy_token_dropout": -260.0})
+    point = FrontPoint(7, Candidate(), measured, measured, "models/0007")
+    more = ("onnxruntime-cpu", SessionSettings(), "perplexity", -1.0)
+    write_notes(tmp_path, point, base, ("ids",), *more)
+    lines = (tmp_path / "README.md").read_text().splitlines()
+    for line in (
+        "| perplexity (validation) | 55.0000 | 57.0000 | |",
+        "| accuracy (validation) | 0.3800 | 0.3800 | |",
+        "| perplexity token dropout (validation) | 250.0000 | 260.0000 | |",
+    ):
+        assert line in lines
+
+
 @pytest.mark.parametrize(
     ("config", "kind", "lines"),
     [

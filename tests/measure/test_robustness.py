@@ -127,6 +127,11 @@ def test_what_loses_more_than_on_clean_inputs_is_fragile() -> None:
         "it lost as much on clean inputs"
     )
     assert fragile_under(base, point, accuracy=1.0, clean_loss=-0.04) == ("gaussian_noise",)
+    # Minus a perplexity, which is 55 on clean inputs and 250 on disturbed ones: 2 % more on both.
+    key = "accuracy_contrast"
+    near, far = {key: -255.0}, {key: -265.0}
+    for disturbed, names in ((near, ()), (far, ("contrast",))):
+        assert fragile_under({key: -250.0}, disturbed, -55.0, clean_loss=1.1) == names
     # A metric in other units, such as minus a perplexity of 20.
     assert (
         fragile_under(

@@ -46,7 +46,8 @@ def read_splits(
 
     Args:
         options: name the files.
-        regroup: records of a file -> the samples that splits are made of; None takes the records.
+        regroup: records of a file -> the samples that splits are made of, in their order in one
+            text; None takes the records.
 
     Returns:
         The splits; each with at most `options.samples` samples, drawn by the seed.
@@ -64,18 +65,21 @@ def read_splits(
         records = None if path is None else read_records(path, notes)
         return regroup(records) if regroup is not None and records is not None else records
 
+    one_text = regroup is not None  # whose neighbouring parts are alike
     train, validation, test = map(read, (options.data, options.validation, options.test))
     if validation is None:
         assert train is not None
-        train, validation = _cut(train, options.seed, "training data", "validation", notes)
+        train, validation = _cut(
+            train, options.seed, "training data", "validation", notes, one_text
+        )
     if test is None:
         source = validation if train is None else train
         if len(source) < LEAST:
             notes.append(f"data: {len(source)} samples are too few to cut a test split from")
         elif train is None:
-            validation, test = _cut(source, options.seed + 1, "validation", "test", notes)
+            validation, test = _cut(source, options.seed + 1, "validation", "test", notes, one_text)
         else:
-            train, test = _cut(source, options.seed + 1, "training data", "test", notes)
+            train, test = _cut(source, options.seed + 1, "training data", "test", notes, one_text)
     if train is None:
         notes.append("data: training sees the inputs of the validation split, without labels")
     return Splits(
@@ -87,9 +91,12 @@ def read_splits(
 
 
 def _cut(
-    records: list[Record], seed: int, source: str, name: str, notes: list[str]
+    records: list[Record], seed: int, source: str, name: str, notes: list[str], one_text: bool
 ) -> tuple[list[Record], list[Record]]:
-    """Return the rest and the cut part, both in the order of the file."""
+    """Return the rest and the cut part, both in the order of the file.
+
+    The cut part is drawn by the seed; of one text it is the end.
+    """
     if len(records) < LEAST:
         raise TaskError(
             f"{records[0].place}: {len(records)} samples are too few to cut a {name} split from; "
@@ -97,7 +104,12 @@ def _cut(
         )
     count = min(MOST_CUT, max(1, round(CUT * len(records))))
     chosen = set(random.Random(seed).sample(range(len(records)), count))
-    notes.append(f"data: {count} of {len(records)} samples of the {source} are the {name} split")
+    which = "the last " if one_text else ""
+    if one_text:
+        chosen = set(range(len(records) - count, len(records)))
+    notes.append(
+        f"data: {which}{count} of {len(records)} samples of the {source} are the {name} split"
+    )
     rest = [record for i, record in enumerate(records) if i not in chosen]
     return rest, [records[i] for i in sorted(chosen)]
 

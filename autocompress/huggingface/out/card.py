@@ -20,8 +20,6 @@ from autocompress.task.source import DATA, PRETRAINED
 from autocompress.task.task import Pretrained
 
 # Entries of the model folder's own card that hold for the exported model too.
-# Metrics of which smaller values are better.
-ERRORS = ("perplexity", "wer", "cer", "squared_error")
 KEPT = ("language", "license", "license_name", "license_link")
 OF_CACHE = re.compile(r"^models--(?P<owner>.+?)--(?P<name>.+)$")  # a folder in the hub's cache
 ROWS, PATTERNS = 40, 6  # most rows, and most patterns of names in a row
@@ -57,7 +55,7 @@ def write_card(
     name, measured = Path(known.folder).name, point.measured
     smaller = baseline.size_bytes / measured.size_bytes
     faster = baseline.latency_ms / measured.latency_ms
-    sign = -1.0 if known.metric in ERRORS else 1.0  # tasks maximise the negative of these
+    sign = known.metric_sign
     lines = [
         "---",
         yaml.safe_dump(_front_matter(to, known), sort_keys=False).rstrip(),

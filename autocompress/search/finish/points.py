@@ -157,4 +157,6 @@ def write_papers(
         parts = (problem.compressor, finalist.candidate, trained, inputs, origin, settings)
         write_recipe(file.folder, *parts)
     names, target = problem.builder.lowered.input_names, problem.target.name
-    write_notes(file.folder, point, baseline, names, target, settings)
+    known = problem.task.pretrained
+    metric = ("accuracy", 1.0) if known is None else (known.metric, known.metric_sign)
+    write_notes(file.folder, point, baseline, names, target, settings, *metric)

@@ -55,6 +55,12 @@ def text_generation(folder: ModelFolder, options: Options) -> Parts:
         rows = [_sample(encoder, record.values[TOKENS]) for record in records]
         numbers = [words * row.length for row in rows]
         samples[split] = within_memory(rows, numbers, split, options, notes)
+    counts = []
+    for split in ("validation", "test"):
+        if samples.get(split):
+            predicted = sum(row.length - 1 for row in samples[split])
+            counts.append(f"{predicted} tokens of {split}")
+    notes.append(f"data: perplexity is of {' and '.join(counts)}")
     numbers = [words * row.length for rows in samples.values() for row in rows]
     options = with_batches(numbers, options, notes)
     metrics = {"perplexity": perplexity, "accuracy": token_accuracy}

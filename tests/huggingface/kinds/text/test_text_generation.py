@@ -63,6 +63,8 @@ def test_perplexity_of_windows(folder: Path, tmp_path: Path) -> None:
     scores, _ = evaluate_model(ready, ready.model, ready.validation, torch.device("cpu"))
     assert scores.accuracy == pytest.approx(-math.exp(total / count), rel=1e-4)
     assert 0 <= scores.metrics["accuracy"] < 1
+    both = f"{count} tokens of validation and {count} tokens of test"
+    assert f"data: perplexity is of {both}" in task.notes
 
 
 def test_blank_lines_of_a_plain_file_are_part_of_the_text(folder: Path, tmp_path: Path) -> None:
@@ -115,6 +117,22 @@ def test_a_search_takes_the_space_of_language_models_unless_another_is_given(
     setup = Setup(None, lambda what, share: None)
     request = check_request(task, Settings(space=space), setup, SearchProgress(quiet=True))
     assert request.space.where == where
+
+
+def test_splits_of_one_text_are_cut_from_its_end(folder: Path, tmp_path: Path) -> None:
+    data = tmp_path / "plays.txt"
+    data.write_text("\n".join(texts(60)))
+    task = ac.from_pretrained(folder, data=data, max_length=16, batch_size=1)
+    ids = tokenizer()(data.read_text(), add_special_tokens=False)["input_ids"]
+    windows = [ids[at : at + 16] for at in range(0, len(ids), 16)]
+    windows = [window for window in windows if len(window) >= 8]
+    last = round(0.2 * len(windows))
+    found = [inputs["input_ids"][0].tolist() for inputs, _ in task.validation]
+    assert sorted(row for row in found if len(row) == 16) == sorted(
+        row for row in windows[-last:] if len(row) == 16
+    )
+    words = f"data: the last {last} of {len(windows)} samples of the training data are the "
+    assert f"{words}validation split" in task.notes
 
 
 def test_windows_that_fit_in_memory(
