@@ -46,6 +46,7 @@ def result(cnn_spec: str, tmp_path_factory: pytest.TempPathFactory) -> SearchRes
     return ac.search(cnn_spec, SPACE, n_trials=6, seed=SEED, out=out, quiet=True)
 
 
+@pytest.mark.slow
 def test_files_are_those_of_a_search(cnn_spec: str, result: SearchResult, tmp_path: Path) -> None:
     by_training = {}
     for point in result.front:
@@ -212,6 +213,7 @@ def test_a_member_of_a_group_that_cannot_be_pruned_gets_its_reason(cnn_task: Tas
         _check_groups(candidate, replace(module_map, groups=tuple(groups)))
 
 
+@pytest.mark.slow
 def test_wrong_arguments_are_one_line(cnn_task: Task, result: SearchResult) -> None:
     with pytest.raises(
         TaskError, match=r"expected an autocompress\.Task or a text, got Sequential"

@@ -75,6 +75,7 @@ def test_a_graph_from_the_cache_has_the_weights_of_the_model(tmp_path: Path) -> 
     assert known.shared.content() == export_float(other, X).shared.content() != content
 
 
+@pytest.mark.slow
 def test_candidates_are_the_same_files(cnn_task, monkeypatch: pytest.MonkeyPatch) -> None:
     names = [module.name for module in Fixture(cnn_task).builder.module_map]
     candidates = [Candidate(), Candidate.of({names[-1]: ModuleConfig(weight_bits=8)})]

@@ -78,6 +78,7 @@ def rows(folder: Path, tmp_path_factory: pytest.TempPathFactory) -> list[dict[st
     return found
 
 
+@pytest.mark.slow
 def test_answers_of_the_plain_model_are_right(
     folder: Path, rows: list[dict[str, Any]], tmp_path: Path
 ) -> None:
