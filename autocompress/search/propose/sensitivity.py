@@ -30,6 +30,7 @@ from autocompress.task.task import Task
 
 Probe = tuple[str, ModuleConfig]
 SAMPLES = 64
+GRADIENT_SHARE = 0.5  # of the time until the deadline, for gradients
 GRID, DRAWS = 10, 4  # prices per axis, and perturbed tables
 # A relative change of the outputs that a divergence must see; rounding to 16 bits changes less.
 MOVED = 0.01
@@ -88,7 +89,9 @@ def measure_sensitivity(
     started = time.monotonic()
     report("estimating sensitivity", 0.0)
     batches = [inputs for inputs, _ in task.first_samples(task.calibration_batches(), SAMPLES)]
-    curvature = Curvature(task, stitcher, batches, device, deadline=deadline)
+    # Gradients take as long as there are batches; estimates need the rest of the time.
+    half = None if deadline is None else started + GRADIENT_SHARE * (deadline - started)
+    curvature = Curvature(task, stitcher, batches, device, deadline=half)
     todo = probes(space)
     estimates = _estimates(curvature, todo, deadline, report)
     estimate_s = time.monotonic() - started
@@ -103,7 +106,9 @@ def measure_sensitivity(
     rows = []
     for module, config in todo:
         rows.append(Row(module, config, losses[module, config], *costs_of(module, config)))
-    return Sensitivity(rows, len(measured), estimate_s, measure_s, *_agreement(scaled, measured))
+    estimated = len(scaled.keys() - measured.keys())
+    parts = (len(measured), estimate_s, measure_s, *_agreement(scaled, measured))
+    return Sensitivity(rows, *parts, estimated=estimated)
 
 
 def _estimates(

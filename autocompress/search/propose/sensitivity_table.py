@@ -46,6 +46,8 @@ class Sensitivity:
         estimate_s, measure_s: seconds of both.
         rank_correlation: Spearman's, between scaled estimates and measurements.
         factor: median factor between scaled estimate and measurement.
+        estimated: number of rows that are estimates of their own; None is all that were not
+            measured. The rest takes the median of its config over the other modules.
     """
 
     rows: list[Row]
@@ -54,19 +56,31 @@ class Sensitivity:
     measure_s: float
     rank_correlation: float | None
     factor: float | None
+    estimated: int | None = None
 
     @property
     def summary(self) -> dict[str, Any]:
         """Return all but the rows, for run.json."""
-        return {key: value for key, value in self.__dict__.items() if key != "rows"}
+        left_out = ("rows", "estimated")
+        return {key: value for key, value in self.__dict__.items() if key not in left_out}
 
     @property
     def words(self) -> str:
         """Return one line for the terminal."""
         text = f"sensitivity: {self.measured} of {len(self.rows)} choices measured"
         text += f" in {self.measure_s:.0f} s"
-        if self.measured < len(self.rows):
+        rest = len(self.rows) - self.measured
+        estimated = rest if self.estimated is None else self.estimated
+        if 0 < rest == estimated:
             text += f", the others estimated in {self.estimate_s:.1f} s"
+        elif self.measured + estimated > 0 < rest:
+            text += f", {estimated} estimated in {self.estimate_s:.1f} s; "
+            text += f"{rest - estimated} take the median of other modules"
+        elif rest > 0:
+            text += (
+                ", none estimated: there was no time; until trials tell, all choices count as "
+                "equally harmful (a longer --timeout changes that)"
+            )
         if self.rank_correlation is not None and self.factor is not None:
             text += (
                 f" (the estimate is off by a factor of {self.factor:.1f} in the median,"

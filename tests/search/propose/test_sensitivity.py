@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from types import SimpleNamespace
 
 import numpy as np
@@ -155,6 +156,30 @@ def test_without_time_every_choice_is_as_bad_as_the_worst(measured) -> None:
     assert applied == []
     assert found.measured == 0
     assert {row.divergence for row in found.rows} == {1.0}
+
+
+def test_gradients_leave_time_for_estimates(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A large model takes all of a deadline for its gradients: then nothing was estimated."""
+    begun = time.monotonic()
+    ends = []
+
+    def curvature(*_: object, deadline: float) -> SimpleNamespace:
+        ends.append(deadline)
+        return SimpleNamespace(estimate=lambda module, config: 0.25)
+
+    monkeypatch.setattr(sensitivity, "probes", lambda space: [("a", BITS8), ("b", BITS4)])
+    monkeypatch.setattr(sensitivity, "Curvature", curvature)
+    batches = [(torch.ones(4, 1), torch.zeros(4))]
+    task = Task("t", Scaled(1.0), torch.ones(1, 1), batches, lambda outputs, targets: 0.0)
+    stitcher = SimpleNamespace(teacher=Scaled(1.0))
+    costs, chosen = (lambda *_: (7, 0.5)), (lambda estimates: {})
+    end = begun + 100.0
+    found = measure_sensitivity(
+        task, stitcher, None, torch.device("cpu"), costs, chosen, end, lambda *_: None
+    )
+    assert begun + 40 < ends[0] < begun + 60
+    assert found.estimated == 2
+    assert {row.divergence for row in found.rows} == {0.25}
 
 
 def test_a_technique_needs_measurements_of_its_own_to_leave_the_median_of_all() -> None:

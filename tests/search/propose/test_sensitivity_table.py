@@ -58,6 +58,15 @@ def test_words_say_what_was_measured_and_how_good_the_rest_is() -> None:
         "sensitivity: 3 of 4 choices measured in 12 s, the others estimated in 1.2 s "
         "(the estimate is off by a factor of 1.3 in the median, rank correlation 0.99)"
     )
+    part = Sensitivity(rows, 1, 1.25, 12.4, None, None, 2)
+    assert part.words == (
+        "sensitivity: 1 of 4 choices measured in 12 s, 2 estimated in 1.2 s; "
+        "1 take the median of other modules"
+    )
+    blind = Sensitivity(rows, 0, 70.0, 0.0, None, None, 0)
+    assert blind.words.startswith(
+        "sensitivity: 0 of 4 choices measured in 0 s, none estimated: there was no time; until"
+    )
     assert found.summary == {
         "measured": 3,
         "estimate_s": 1.25,
