@@ -24,11 +24,12 @@ import optuna
 from optuna.storages import JournalStorage
 from optuna.storages.journal import JournalFileBackend
 
+from autocompress import Measurement
 from autocompress.results.files import FRONT_FILE, JOURNAL_FILE, MODEL_FILE, RUN_FILE
 from autocompress.results.pareto import hypervolume
 from benchmarks.curves import Curve
 
-DROP = 0.05  # loss of accuracy at which a point adds no hypervolume
+DROP = 0.05  # loss of accuracy, of a metric up to 1, at which a point adds no hypervolume
 LOOK_S = 0.25  # between two looks at folder and memory
 PATIENCE = 3  # times its budget after which a search is killed
 CPUS = 0.5  # of the quota
@@ -193,11 +194,12 @@ def _watch(watched: Watched, process: subprocess.Popen[str], started: float) -> 
 def _look(watched: Watched, front: Mapping[str, Any]) -> None:
     """Add the front to the curve."""
     base, rows = front["baseline"], []
+    drop = DROP * Measurement.from_json(base).accuracy_scale
     for point in [*front["points"], *front.get("dominated", [])]:
         if not point["verified"] or not (watched.folder / point["artifact"] / MODEL_FILE).exists():
             continue
         size, latency = (point[key] / base[key] for key in ("size_bytes", "latency_ms"))
-        rows.append((size, latency, max(base["accuracy"] - point["accuracy"], 0.0) / DROP))
+        rows.append((size, latency, max(base["accuracy"] - point["accuracy"], 0.0) / drop))
     watched.points = len(rows)
     if rows and watched.first_file_s is None:
         watched.first_file_s = watched.seconds
