@@ -33,7 +33,7 @@ def notes(result: SearchResult) -> list[str]:
     marked = [str(point.trial) for point in result.front if point.marked]
     if marked:
         is_share = result.front.baseline.accuracy_scale == 1
-        gap = f"{MARKED_GAP:g}" if is_share else f"{MARKED_GAP:.1%} of it"
+        gap = f"{MARKED_GAP:g}" if is_share else f"{MARKED_GAP:.1%} of the point's own"
         lines.append(
             f"deployed accuracy differs from the simulated one by more than {gap} at trial "
             f"{', '.join(marked)}"

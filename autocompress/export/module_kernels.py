@@ -85,7 +85,7 @@ class ModuleKernels:
 
         Args:
             module: a module of the exported model.
-            config: its config; the kernel takes float inputs and weights in groups without zeros.
+            config: its config; the kernel takes float inputs and dense weights in groups.
 
         Returns:
             The level, or None if another kernel is faster or the config does not fit.

@@ -8,16 +8,18 @@ from typing import Any
 
 from autocompress.export.arithmetic import arithmetic_words
 from autocompress.export.artifact import read_recipe
+from autocompress.measure.robustness import CORRUPTIONS
 from autocompress.results.files import MODEL_FILE, NOTES_FILE, write_atomic
 from autocompress.results.front_point import FrontPoint
 from autocompress.results.measurement import LATENCY_WORDS, Measurement, left_out_words
 from autocompress.targets.device.sessions import SessionSettings
+from autocompress.task.task import ERRORS, Pretrained
 
 UNPACKED = (
     "Packed weights are unpacked when a session is created, to 8-bit integers for integer kernels "
     "and to float for the others."
 )
-DISTURBED = "accuracy_"  # begins the names of accuracies on disturbed inputs
+DISTURBED = {f"accuracy_{name}": name.replace("_", " ") for name in CORRUPTIONS}
 DYNAMIC_RANGES = (
     "Linear modules with 8-bit activations take their range from each batch, so that outputs "
     "depend slightly on the batch they are in."
@@ -85,8 +87,7 @@ def table_lines(
     point: FrontPoint,
     baseline: Measurement,
     target: str,
-    metric: str = "accuracy",
-    sign: float = 1.0,
+    known: Pretrained | None = None,
 ) -> list[str]:
     """Return the table of before and after, and a line for each number that is missing.
 
@@ -94,9 +95,9 @@ def table_lines(
         point: the measured point.
         baseline: the float file's numbers.
         target: name of the target.
-        metric: what accuracy is.
-        sign: -1 for a metric whose negative is the accuracy.
+        known: the model folder, which names the metrics; its errors are shown without the sign.
     """
+    metric, sign = ("accuracy", 1.0) if known is None else (known.metric, known.metric_sign)
     m = point.measured
 
     def score(value: float | None) -> str:
@@ -116,9 +117,10 @@ def table_lines(
     ]
     for name, value in m.metrics.items():
         if name in baseline.metrics:
-            before, words, own = baseline.metrics[name], name.replace("_", " "), 1.0
-            if name.startswith(DISTURBED):
-                words, own = f"{metric} {words.removeprefix(DISTURBED.replace('_', ' '))}", sign
+            before, words = baseline.metrics[name], name.replace("_", " ")
+            own = -1.0 if known is not None and name in ERRORS else 1.0
+            if name in DISTURBED:
+                words, own = f"{metric} {DISTURBED[name]}", sign
             lines.append(f"| {words} (validation) | {own * before:.4f} | {own * value:.4f} | |")
     for words in left_out_words([baseline, m]):
         lines += ["", words]
@@ -132,8 +134,7 @@ def write_notes(
     input_names: tuple[str, ...],
     target: str,
     settings: SessionSettings,
-    metric: str = "accuracy",
-    sign: float = 1.0,
+    known: Pretrained | None = None,
 ) -> None:
     """Write README.md: a table of before and after, and the lines that run the model.
 
@@ -144,8 +145,7 @@ def write_notes(
         input_names: of the file.
         target: name of the target.
         settings: how sessions are opened.
-        metric: what accuracy is.
-        sign: -1 for a metric whose negative is the accuracy.
+        known: the model folder, if the task is of one.
 
     Raises:
         RunFolderError: the file cannot be written.
@@ -155,7 +155,7 @@ def write_notes(
     lines = [
         f"# {MODEL_FILE}, trial {point.trial}",
         "",
-        *table_lines(point, baseline, target, metric, sign),
+        *table_lines(point, baseline, target, known),
         "",
         *remarks(point, read_recipe(folder)),
         "",

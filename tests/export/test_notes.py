@@ -16,6 +16,7 @@ from autocompress.export.arithmetic import PORTABLE
 from autocompress.export.artifact import RECIPE_FORMAT, write_model
 from autocompress.export.notes import DYNAMIC_RANGES, UNPACKED, write_notes
 from autocompress.targets.device.sessions import SessionSettings
+from autocompress.task.task import Pretrained
 
 BASE = Measurement(1000, 2.0, 0.9, 0.89, {"f1_score": 0.8, "gone": 1.0}, True, 4000)
 MEASURED = Measurement(250, 0.5, 0.875, None, {"f1_score": 0.75}, True, 2000)
@@ -51,16 +52,19 @@ def test_an_error_is_shown_by_its_name_and_without_the_sign(tmp_path: Path) -> N
     (tmp_path / "recipe.yaml").write_text(
         json.dumps({"format": RECIPE_FORMAT, "portable": True, "modules": {}})
     )
-    metrics = {"accuracy": 0.38, "accuracy_token_dropout": -250.0}
+    metrics = {"accuracy": 0.38, "accuracy_token_dropout": -250.0, "cer": -0.02}
+    metrics["accuracy_top5"] = 0.7
     base = Measurement(1000, 2.0, -55.0, None, metrics)
     measured = Measurement(500, 1.0, -57.0, None, {**metrics, "accuracy_token_dropout": -260.0})
     point = FrontPoint(7, Candidate(), measured, measured, "models/0007")
-    more = ("onnxruntime-cpu", SessionSettings(), "perplexity", -1.0)
+    more = ("onnxruntime-cpu", SessionSettings(), Pretrained("m", "t", "perplexity"))
     write_notes(tmp_path, point, base, ("ids",), *more)
     lines = (tmp_path / "README.md").read_text().splitlines()
     for line in (
         "| perplexity (validation) | 55.0000 | 57.0000 | |",
         "| accuracy (validation) | 0.3800 | 0.3800 | |",
+        "| cer (validation) | 0.0200 | 0.0200 | |",
+        "| accuracy top5 (validation) | 0.7000 | 0.7000 | |",
         "| perplexity token dropout (validation) | 250.0000 | 260.0000 | |",
     ):
         assert line in lines

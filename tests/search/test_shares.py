@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Iterator
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -51,6 +52,13 @@ def problem_of(path: Path, test_batches: int | None, pass_s: float) -> SimpleNam
     )
 
 
+@pytest.fixture
+def whole(whole_tables) -> Iterator[None]:
+    with whole_tables():
+        yield
+
+
+@pytest.mark.usefixtures("whole")
 def test_a_test_split_that_takes_too_long_is_used_in_part(tmp_path: Path) -> None:
     path = tmp_path / "float.onnx"
     path.write_bytes(b"1000")

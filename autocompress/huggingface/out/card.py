@@ -67,7 +67,7 @@ def write_card(
         "validation split.",
         "",
         "## Before and after",
-        *table_lines(point, baseline, run["target"], known.metric, sign),
+        *table_lines(point, baseline, run["target"], known),
         "",
         *remarks(point, recipe),
         "",

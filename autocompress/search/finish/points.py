@@ -158,5 +158,4 @@ def write_papers(
         write_recipe(file.folder, *parts)
     names, target = problem.builder.lowered.input_names, problem.target.name
     known = problem.task.pretrained
-    metric = ("accuracy", 1.0) if known is None else (known.metric, known.metric_sign)
-    write_notes(file.folder, point, baseline, names, target, settings, *metric)
+    write_notes(file.folder, point, baseline, names, target, settings, known)

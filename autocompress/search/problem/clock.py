@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 from dataclasses import dataclass, field
 
-from autocompress.targets.device.timing import LONG_S, enough_rounds
+from autocompress.targets.device.timing import LONG_S, PASSES, enough_rounds
 
 MOST_FILES = 12
 # Shares of the whole time at which a step of setting up ends, and the least that a late one gets.
@@ -115,7 +115,7 @@ class Clock:
         run_s = self.latency_s / self.inputs
         if run_s >= LONG_S:
             runs /= 3
-        runs *= enough_rounds(ROUNDS, run_s) / ROUNDS
+        runs *= (enough_rounds(ROUNDS, run_s) + PASSES) / (ROUNDS + PASSES)  # each pass warms up
         runs_s = 2 * FASTER * self.latency_s * runs
         return REPORT_S + files * (self.open_s + runs_s)
 

@@ -81,11 +81,11 @@ def test_long_runs_are_timed_less_often_at_each_input(whole_tables) -> None:
 def test_slow_models_are_timed_as_often_as_there_are_rounds(whole_tables) -> None:
     slow, tuned = clock(300, latency_s=0.6), replace(clock(300, latency_s=0.6), is_tuned=True)
     with whole_tables():
-        share = enough_rounds(60, 0.6) / 60
-        assert share == pytest.approx(10 / 60)
+        assert enough_rounds(60, 0.6) == 10
         for given, runs in ((slow, RUNS), (tuned, RUNS_OF_TWO)):
             one_s = given.timing_s(2) - given.timing_s(1) - given.open_s
-            assert one_s == pytest.approx(2 * FASTER * 0.6 * runs / 3 * share)
+            pair_s, rounds = 2 * FASTER * 0.6, 12 + 3  # of three passes, each with a warm-up
+            assert rounds * pair_s < one_s < 1.25 * rounds * pair_s * runs / RUNS
 
 
 def test_files_are_run_while_there_is_room() -> None:

@@ -121,6 +121,6 @@ def _with_blank_lines(records: list[Record], texts: list[str]) -> str:
 def _begin(tokenizer: Any) -> list[int]:
     """Return the token that begins every text, in a list, or an empty list."""
     first = tokenizer.bos_token_id
-    with quiet():
+    with quiet(), told("the tokenizer fails on a text"):
         tokens = tokenizer("a")["input_ids"]
     return [first] if first is not None and tokens and tokens[0] == first else []

@@ -67,7 +67,7 @@ def test_perplexity_of_windows(folder: Path, tmp_path: Path) -> None:
     assert f"data: perplexity is of {both}" in task.notes
 
 
-def test_blank_lines_of_a_plain_file_are_part_of_the_text(folder: Path, tmp_path: Path) -> None:
+def test_blank_lines_of_a_plain_file_are_part_of_the_text(tmp_path: Path) -> None:
     lines = texts(8)
     written = "\n".join([lines[0], "", "", *lines[1:4], "", *lines[4:]])
     (tmp_path / "plays.TXT").write_text("\n\n" + written + "\n\n")
