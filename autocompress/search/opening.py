@@ -183,8 +183,7 @@ def open_search(request: Request, settings: Settings, folder: Path, setup: Setup
     if earlier is not None and earlier.space["digest"] != problem.space.digest:
         raise RunFolderError(
             f"{folder}: holds a search over another space, or by an earlier version; choose "
-            "another --out or give the space it was started with (earlier versions took --space "
-            "default where none was given)"
+            "another --out or give the space it was started with"
         )
     run.save(folder, earlier)
     return OpenedSearch(problem, limits, run, earlier)

@@ -59,7 +59,8 @@ def traces_of_quotients(matrices: Tensor, moments: Tensor) -> Tensor:
     """Return tr(A^-1 M) of each pair of symmetric matrices of a batch.
 
     Batched LU factorisation is not used. With several threads PyTorch's returns wrong pivots for
-    matrices from about 150 rows on, mostly without an error (PyTorch 2.5 to 2.13 with MKL;
+    matrices from about 150 rows on. That ends in an error, or at some sizes in wrong results
+    without one (seen in PyTorch 2.5 and 2.13 with MKL;
     github.com/pytorch/pytorch/issues/142815).
 
     Args:

@@ -39,8 +39,8 @@ from autocompress.search.finish.points import (
     worth_showing,
     write_papers,
 )
-from autocompress.search.finish.timing import BRIEF, ROUNDS, FrontTiming, time_elsewhere, time_front
-from autocompress.search.problem.clock import Clock
+from autocompress.search.finish.timing import BRIEF, FrontTiming, time_elsewhere, time_front
+from autocompress.search.problem.clock import ROUNDS, Clock
 from autocompress.search.problem.goal import Goal
 from autocompress.search.problem.problem import Problem
 from autocompress.targets.device.sessions import release_memory

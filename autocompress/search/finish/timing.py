@@ -8,12 +8,12 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+from autocompress.search.problem.clock import ROUNDS
 from autocompress.search.problem.problem import Problem
 from autocompress.targets.device.sessions import SessionSettings, is_large, open_session
 from autocompress.targets.device.timing import interleaved_timing
 from autocompress.targets.latency import compare
 
-ROUNDS = 60  # of each file, at the end of a search
 BRIEF = 12  # of one file that is added while the search goes on
 Report = Callable[[str, float], None]
 

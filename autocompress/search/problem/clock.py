@@ -18,7 +18,8 @@ EXPORT_S, OPEN_S, REPORT_S = 0.3, 0.1, 2.5  # of one small file; of timing one; 
 S_PER_BYTE = 1e-8  # of the float file, in addition to EXPORT_S and OPEN_S
 # Runs of a file and of the float one while they are timed in turn, and under two settings before.
 # Those that take LONG_S are run a third as often, slow ones as often as `enough_rounds` says.
-RUNS, RUNS_OF_TWO, ROUNDS = 250, 600, 60
+RUNS, RUNS_OF_TWO = 250, 600
+ROUNDS = 60  # of each file with the float one, at the end of a search
 FASTER = 0.7  # mean of the latencies of a file and of the float one, relative to the latter
 FEW_FILES = 6  # files whose test split fits into the time, if need be a part of it
 
