@@ -5,6 +5,7 @@ purpose.
 from __future__ import annotations
 
 import ast
+from functools import cache
 from graphlib import TopologicalSorter
 from pathlib import Path
 
@@ -126,10 +127,16 @@ def room(path: Path) -> str:
     return path.relative_to(ROOT).parts[0].removesuffix(".py")
 
 
+@cache
+def tree(path: Path) -> ast.Module:
+    return ast.parse(path.read_text())
+
+
+@cache
 def imports(path: Path) -> list[str]:
     """Absolute names of the modules that a file imports."""
     names = []
-    for node in ast.walk(ast.parse(path.read_text())):
+    for node in ast.walk(tree(path)):
         if isinstance(node, ast.Import):
             names += [alias.name for alias in node.names]
         elif isinstance(node, ast.ImportFrom) and node.module and not node.level:
@@ -167,7 +174,7 @@ def test_benchmarks_import_public_names(path: Path) -> None:
     if path.name in INNER:
         return
     public = set(autocompress.__all__)
-    for node in ast.walk(ast.parse(path.read_text())):
+    for node in ast.walk(tree(path)):
         if isinstance(node, ast.ImportFrom) and node.module == "autocompress":
             names = {alias.name for alias in node.names}
             assert names <= public, f"{path} imports {names - public}"
@@ -186,7 +193,7 @@ def test_heavy_dependencies_have_doors(path: Path) -> None:
 
 def test_every_file_says_its_purpose() -> None:
     for path in FILES:
-        assert ast.get_docstring(ast.parse(path.read_text())), path
+        assert ast.get_docstring(tree(path)), path
 
 
 def test_modules_have_a_test_at_their_path() -> None:
@@ -206,7 +213,7 @@ def test_modules_have_a_test_at_their_path() -> None:
 
 def documented(path: Path) -> list[ast.Module | ast.ClassDef | ast.FunctionDef]:
     kinds = (ast.Module, ast.ClassDef, ast.FunctionDef)
-    return [node for node in ast.walk(ast.parse(path.read_text())) if isinstance(node, kinds)]
+    return [node for node in ast.walk(tree(path)) if isinstance(node, kinds)]
 
 
 def test_docstrings_begin_with_a_verb() -> None:
@@ -231,7 +238,7 @@ def public(body: list[ast.stmt]) -> list[ast.FunctionDef]:
 
 def test_public_functions_describe_their_arguments() -> None:
     for path in FILES:
-        for function in public(ast.parse(path.read_text()).body):
+        for function in public(tree(path).body):
             text = ast.get_docstring(function) or ""
             assert "Args:" in text, f"{path}: {function.name}"
 
@@ -245,7 +252,7 @@ def test_nothing_is_unpickled() -> None:
         }, path
         called = {
             node.func.attr
-            for node in ast.walk(ast.parse(path.read_text()))
+            for node in ast.walk(tree(path))
             if isinstance(node, ast.Call)
             and isinstance(node.func, ast.Attribute)
             and isinstance(node.func.value, ast.Name)

@@ -36,7 +36,8 @@ ROUNDED_ERROR = 0.05  # roundings at a tie go either way, and what reads them di
 MODULE_ERROR = 0.02  # the same of one module
 REPORT = "no number of a search would be right, so it ends here; please report it with the model"
 SAMPLES = 4
-TOGETHER = 24  # modules whose tensors are fetched in one run
+TOGETHER = 24  # modules whose tensors are fetched in the first run
+HELD_BYTES = 256 << 20  # of tensors fetched in a later run, if modules are alike
 Array = NDArray[Any]
 
 
@@ -230,8 +231,9 @@ def _largest_alone(compressor: Compressor, graph: SharedGraph, inputs: Inputs) -
             if name is None or not {site.input, site.output} <= known:
                 return float("inf"), ""
             sites.append((name, call, site))
-    for start in range(0, len(sites), TOGETHER):
-        part = sites[start : start + TOGETHER]
+    start, count = 0, TOGETHER
+    while start < len(sites):
+        part = sites[start : start + count]
         tensors = {tensor for *_, site in part for tensor in (site.input, site.output)} - set(feed)
         session = SharedGraph(_with_outputs(graph.proto, sorted(tensors)), graph.weights).session()
         values = {**feed, **dict(zip(tensors, session.run(list(tensors), feed), strict=True))}
@@ -243,6 +245,9 @@ def _largest_alone(compressor: Compressor, graph: SharedGraph, inputs: Inputs) -
             difference = _difference(np.asarray(values[site.output]), output)
             if difference > worst:
                 worst, where = difference, f" at module {name}"
+        start += len(part)
+        held = sum(value.nbytes for value in values.values())
+        count = max(TOGETHER, HELD_BYTES * len(part) // max(held, 1))
     return worst, where
 
 

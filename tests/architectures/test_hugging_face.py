@@ -55,13 +55,22 @@ ALIKE = {
     "mixtral": "qwen2_moe",
     "whisper_encoder": "whisper",
     "qwen2_vl": "vilt",
+    "roberta": "bert",
+}
+# Each is searched, exported and run by a test of tests/huggingface/kinds in every run.
+SEARCHED = {
+    "t5": "text2text_generation",
+    "whisper": "transcription",
+    "wav2vec2": "automatic_speech_recognition",
 }
 
 
 def marked(names: Iterable[str]) -> list[Any]:
-    """Leave the families that are built like others to `make test SLOW=yes`."""
+    """Leave the families that are covered by other tests to `make test SLOW=yes`."""
+    covered = {**ALIKE, **SEARCHED}
     return [
-        pytest.param(name, marks=pytest.mark.extensive) if name in ALIKE else name for name in names
+        pytest.param(name, marks=pytest.mark.extensive) if name in covered else name
+        for name in names
     ]
 
 

@@ -128,7 +128,9 @@ def test_where_roundings_add_up_each_module_is_compared_alone(
     assert found.rounded_module is not None
     assert found.rounded_module < 1e-3
     monkeypatch.setattr(identity, "TOGETHER", 1)
-    assert check() == found
+    assert check() == found, "one module, then all that fit into the memory"
+    monkeypatch.setattr(identity, "HELD_BYTES", 0)
+    assert check() == found, "one module at a time"
 
 
 @pytest.mark.parametrize("name", ["first", "second"])

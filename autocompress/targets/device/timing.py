@@ -175,52 +175,116 @@ def interleaved_timing(
         Times of the models that were measured, which are the first ones.
     """
     started = time.monotonic()
-    generator = np.random.default_rng(seed)
-    reference: Runnable | None = baseline()
-    assert reference is not None
+    reference = baseline()
     run_s = _run_s(reference, feed)
-    repeats = 1 if run_s > LONG_S else 3
+    turns = _Turns(baseline, None if reopens else reference, models, feed, run_s, seed, clock)
+    del reference
     rounds = rounds if all_rounds else enough_rounds(rounds, run_s)
-    warm_up = WARM_UP if run_s < SLOW_S else 1
-    if reopens:
-        reference = None
-
-    def pair(i: int, count: int) -> NDArray[np.float64]:
-        other = models[i]()
-        sessions = (reference or baseline(), other)
-        return time_pair(*sessions, feed, count, generator, repeats, clock, warm_up)
-
-    parts: list[list[NDArray[np.float64]]] = []
     share = -(-rounds // passes)
-    mean_s = 0.0  # of one model, building and opening it included
-    for turn in range(passes):
-        order = [*range(len(models))] if turn == 0 else [*generator.permutation(len(parts))]
-        for position, i in enumerate(order):
-            if left_s() < mean_s and (turn > 0 or i >= least):
-                break
-            if report is not None:
-                report((turn + position / len(order)) / passes)
-            begun = time.monotonic()
-            if turn == 0:
-                parts.append([])
-            parts[i].append(pair(i, share))
-            mean_s += (time.monotonic() - begun - mean_s) / (position + 1 + turn * len(models))
-    widths = [_width(_interval(np.concatenate(p), np.random.default_rng(seed))) for p in parts]
-    while (
-        max(widths, default=0.0) > precision > 0
-        and time.monotonic() - started < budget_s
-        and left_s() > 2 * mean_s
-    ):
-        i = int(np.argmax(widths))
-        parts[i].append(pair(i, 2 * share))
-        widths[i] = _width(_interval(np.concatenate(parts[i]), np.random.default_rng(seed)))
-    seconds = [np.concatenate(p) for p in parts]
-    if seconds:
+    turns.take(share, passes, least, left_s, report)
+    turns.take_widest(share, precision, lambda: time.monotonic() - started < budget_s, left_s)
+    if turns.parts:
+        seconds = [np.concatenate(part) for part in turns.parts]
         everything = np.concatenate([s[:, 0] for s in seconds])
     else:
-        alone, half = reference or baseline(), -(-rounds // 2)  # a pair runs it twice
-        everything = time_pair(alone, alone, feed, half, generator, repeats, clock, warm_up).ravel()
-    return _summary(everything, seconds, generator)
+        seconds, everything = [], turns.baseline_alone(rounds)
+    return _summary(everything, seconds, turns.generator)
+
+
+class _Turns:
+    """Time models in turn with a baseline.
+
+    Args:
+        baseline: opens the reference session.
+        reference: the session that all models share; None opens one for each.
+        models: open one session after another.
+        feed: inputs by name.
+        run_s: seconds of a run of the baseline.
+        seed: of the order and of the bootstrap.
+        clock: returns seconds.
+
+    Attributes:
+        parts: (rounds, 2) seconds of baseline and model, by model and part.
+        generator: draws the orders.
+    """
+
+    def __init__(
+        self,
+        baseline: Opener,
+        reference: Runnable | None,
+        models: Sequence[Opener],
+        feed: Mapping[str, Any],
+        run_s: float,
+        seed: int,
+        clock: Clock,
+    ) -> None:
+        self.parts: list[list[NDArray[np.float64]]] = []
+        self.generator = np.random.default_rng(seed)
+        self._baseline, self._reference = baseline, reference
+        self._models, self._feed, self._seed, self._clock = models, feed, seed, clock
+        self._repeats = 1 if run_s > LONG_S else 3
+        self._warm_up = WARM_UP if run_s < SLOW_S else 1
+        self._mean_s = 0.0  # of one model, building and opening it included
+
+    def take(
+        self,
+        rounds: int,
+        passes: int,
+        least: int,
+        left_s: Callable[[], float],
+        report: Callable[[float], None] | None,
+    ) -> None:
+        """Measure `rounds` of each model in each pass; the arguments are `interleaved_timing`'s."""
+        for turn in range(passes):
+            count = len(self._models)
+            order = [*range(count)]
+            if turn > 0:
+                order = [*self.generator.permutation(len(self.parts))]
+            for position, i in enumerate(order):
+                if left_s() < self._mean_s and (turn > 0 or i >= least):
+                    break
+                if report is not None:
+                    report((turn + position / len(order)) / passes)
+                begun = time.monotonic()
+                if turn == 0:
+                    self.parts.append([])
+                self.parts[i].append(self._pair(i, rounds))
+                spent = time.monotonic() - begun
+                self._mean_s += (spent - self._mean_s) / (position + 1 + turn * count)
+
+    def take_widest(
+        self,
+        rounds: int,
+        precision: float,
+        allowed: Callable[[], bool],
+        left_s: Callable[[], float],
+    ) -> None:
+        """Measure 2 `rounds` more of the widest interval, until all are narrow or time is up."""
+        widths = [self._width(part) for part in self.parts]
+        while (
+            max(widths, default=0.0) > precision > 0 and allowed() and left_s() > 2 * self._mean_s
+        ):
+            i = int(np.argmax(widths))
+            self.parts[i].append(self._pair(i, 2 * rounds))
+            widths[i] = self._width(self.parts[i])
+
+    def baseline_alone(self, rounds: int) -> NDArray[np.float64]:
+        """Return seconds of so many runs of the baseline."""
+        alone = self._reference or self._baseline()
+        return self._timed(alone, alone, -(-rounds // 2)).ravel()  # a pair runs it twice
+
+    def _pair(self, i: int, rounds: int) -> NDArray[np.float64]:
+        other = self._models[i]()
+        return self._timed(self._reference or self._baseline(), other, rounds)
+
+    def _timed(self, baseline: Runnable, other: Runnable, rounds: int) -> NDArray[np.float64]:
+        given = (self._feed, rounds, self.generator, self._repeats, self._clock, self._warm_up)
+        return time_pair(baseline, other, *given)
+
+    def _width(self, part: Sequence[NDArray[np.float64]]) -> float:
+        """Return the relative half width of the interval of a ratio."""
+        low, high = _interval(np.concatenate(part), np.random.default_rng(self._seed))
+        return (high - low) / (high + low)
 
 
 def _summary(
@@ -265,7 +329,3 @@ def _interval(seconds: NDArray[np.float64], generator: np.random.Generator) -> t
     )
     low, high = np.quantile(draws[:, 1] / draws[:, 0], (0.025, 0.975))
     return float(low), float(high)
-
-
-def _width(interval: tuple[float, float]) -> float:
-    return (interval[1] - interval[0]) / (interval[1] + interval[0])
