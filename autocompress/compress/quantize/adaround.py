@@ -18,7 +18,8 @@ def adaround(weight: Tensor, gram: Tensor, grid: Grid, iterations: int = ITERATI
     """Round each weight up or down so that ||(W - Q) X||^2 is minimal.
 
     A rectified sigmoid h(V) in [0, 1] is added to the floor and trained by Adam. The regulariser
-    1 - |2 h(V) - 1|^beta drives it to 0 or 1, while beta falls from 20 to 2.
+    1 - |2 h(V) - 1|^beta drives it to 0 or 1, while beta falls from 20 to 2. Rows for which the
+    nearest integers lose less, as some of few columns, get those.
 
     Args:
         weight: (rows, columns) W.
@@ -52,5 +53,16 @@ def adaround(weight: Tensor, gram: Tensor, grid: Grid, iterations: int = ITERATI
         torch.autograd.backward(loss)
         optimizer.step()
     up = (torch.sigmoid(v.detach()) * (ZETA - GAMMA) + GAMMA) >= 0.5
-    integers = (floor + up).clamp(grid.quant_min, grid.quant_max)
-    return integers if grid.kept is None else torch.where(grid.kept, integers, grid.zero_point)
+    learned = (floor + up).clamp(grid.quant_min, grid.quant_max)
+    if grid.kept is not None:
+        learned = torch.where(grid.kept, learned, grid.zero_point)
+    nearest = grid.nearest(weight)
+    return torch.where(
+        _loss(weight, learned, gram, grid) <= _loss(weight, nearest, gram, grid), learned, nearest
+    )
+
+
+def _loss(weight: Tensor, integers: Tensor, gram: Tensor, grid: Grid) -> Tensor:
+    """Return (rows, 1) the squared error of each row's output."""
+    delta = grid.point(integers) - weight.float()
+    return ((delta @ gram) * delta).sum(1, keepdim=True)

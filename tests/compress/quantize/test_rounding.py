@@ -101,9 +101,9 @@ def test_auto_keeps_what_loses_least_of_the_output() -> None:
 
 
 def test_grouped_convolutions_are_rounded_group_by_group() -> None:
-    weight = WEIGHT[:, :9].reshape(24, 1, 3, 3)
-    grams = torch.stack([(x := correlated(300, 9, seed)).T @ x / 300 for seed in range(24)])
-    seen = LayerStatistics(grams, torch.zeros(24, 9), torch.zeros(24), torch.zeros(24))
+    weight = WEIGHT[:8, :9].reshape(8, 1, 3, 3)
+    grams = torch.stack([(x := correlated(300, 9, seed)).T @ x / 300 for seed in range(8)])
+    seen = LayerStatistics(grams, torch.zeros(8, 9), torch.zeros(8), torch.zeros(8))
     found = {
         name: output_error(
             (
@@ -115,6 +115,19 @@ def test_grouped_convolutions_are_rounded_group_by_group() -> None:
         for name in ("nearest", "gptq", "adaround")
     }
     assert max(found["gptq"], found["adaround"]) < found["nearest"]
+
+
+@pytest.mark.parametrize("seed", range(4))
+def test_learned_rounding_loses_in_no_row_more_than_the_nearest_integers(seed: int) -> None:
+    """With few columns, what was learned without the last rounding can be worse."""
+    weight, x = WEIGHT[8 * (seed % 3) :, 9 * seed : 9 * seed + 9], correlated(300, 9, seed)
+    gram, at = x.T @ x / 300, grid(weight, 3)
+    losses = []
+    for integers in (adaround(weight, gram, at), at.nearest(weight)):
+        difference = at.point(integers) - weight
+        losses.append(((difference @ gram) * difference).sum(1))
+    assert (losses[0] <= losses[1] * (1 + 1e-5)).all()
+    assert (losses[0] < 0.9 * losses[1]).any()
 
 
 def test_bias_correction_restores_the_mean_output() -> None:
