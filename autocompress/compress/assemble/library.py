@@ -213,7 +213,8 @@ class VariantLibrary:
         if factors is not None:
             weight = weight * factors.to(weight.device)
         out, into = masks.of(name, "out"), masks.of(name, "in")
-        seen = self.evidence.statistics.get(name)
+        # What is looked up must not make up for columns that a head loses.
+        seen = self._seen(name) if into is None else self.evidence.statistics.get(name)
         if seen is not None and (factors is not None or len(seen.gram) > 1):
             seen = seen.of(None, factors).of_groups(out)
         weight = shrink(weight, out, None)
@@ -231,6 +232,18 @@ class VariantLibrary:
         return FloatWeight(
             weight, factorise(weight, config.rank_ratio, config.decomposition, seen), seen, bias
         )
+
+    def _seen(self, name: str) -> LayerStatistics | None:
+        """Return the statistics of what a module's weight multiplies, or a head that shares it."""
+        statistics = self.evidence.statistics
+        if name in statistics:
+            return statistics[name]
+        module = self.model.get_submodule(name)
+        if isinstance(module, nn.Embedding):
+            for other in statistics:
+                if getattr(self.model.get_submodule(other), "weight", None) is module.weight:
+                    return statistics[other].with_lookups()
+        return None
 
     def _gradients(self, name: str, config: ModuleConfig, masks: Masks) -> Gradients | None:
         """Return gradients of the elements that are left, if the config's zeros need them."""
@@ -272,8 +285,9 @@ class VariantLibrary:
             digest = hashlib.sha256(FORMAT.encode())
             for parameter in module.parameters(recurse=False):
                 digest.update(parameter.detach().float().cpu().contiguous().numpy().tobytes())
-            if name in self.evidence.statistics:
-                digest.update(self.evidence.statistics[name].digest.encode())
+            seen = self._seen(name)
+            if seen is not None:
+                digest.update(seen.digest.encode())
             self._hashes[name] = digest.hexdigest()
         made, largest = self._integers(name, config)
         made_of = replace(

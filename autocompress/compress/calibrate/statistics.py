@@ -82,6 +82,16 @@ class LayerStatistics:
         noise = (width / float(2**bits - 1)) ** 2 / 12
         return noise / max(float(self.gram.diagonal(dim1=1, dim2=2).mean()), 1e-30)
 
+    def with_lookups(self) -> LayerStatistics:
+        """Return the statistics of a table that is multiplied, by a head, and looked up.
+
+        A lookup is a product with a vector of which one element is 1, so that the errors of all
+        columns count alike. Both uses have the same weight in the mean.
+        """
+        scale = float(self.gram.diagonal(dim1=1, dim2=2).mean())
+        gram = self.gram + scale * torch.eye(self.gram.shape[-1])
+        return LayerStatistics(gram / 2, self.mean, self.lowest, self.highest)
+
     def of(self, columns: Tensor | None, factors: Tensor | None) -> LayerStatistics:
         """Return the statistics of smoothed and pruned inputs; for one group only.
 
@@ -136,7 +146,8 @@ def collect_statistics(
 ) -> Mapping[str, LayerStatistics]:
     """Return input statistics of every linear and convolutional module that `model` calls.
 
-    Memory is that of the Gram matrices, whatever the number of batches; they are then kept on disk.
+    Those of a linear layer that shares an embedding's table, as the head of many language models
+    does, stand under its own name, others under the name of the module. Memory is that of the Gram matrices, whatever the number of batches; they are then kept on disk.
 
     Args:
         model: called as it is; not changed.
@@ -166,6 +177,11 @@ def collect_statistics(
             for alias in (module.name, *module.aliases):
                 submodule = model.get_submodule(alias)
                 handles.append(submodule.register_forward_pre_hook(hook(module.name)))
+        if module.kind == "embedding":
+            for alias in module.aliases:
+                submodule = model.get_submodule(alias)
+                if isinstance(submodule, nn.Linear):
+                    handles.append(submodule.register_forward_pre_hook(hook(alias)))
     count = 0
     try:
         with torch.inference_mode():

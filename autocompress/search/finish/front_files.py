@@ -249,13 +249,21 @@ class FrontFiles:
             file = self._files[number]
             better = with_kept_weights(self.folder, file.finalist)
             if better is not file.finalist and self._has_room(len(files) + 1, self._next_file_s):
-                file = self._run(better, problem)
+                file = self._run_again(better, problem)
             if not file.was_predicted and problem.table.runs:
                 predicted_ms = problem.latency_ms(file.finalist.candidate)
                 file = replace(file, finalist=replace(file.finalist, latency_ms=predicted_ms))
-            if self._has_room(len(files) + 1, 0.0):
+            # A new file gets its own numbers in any case: it takes the place of an earlier one.
+            if file.folder.name.endswith(NEW) or self._has_room(len(files) + 1, 0.0):
                 files.append(file)
         return self._completed(files, problem)
+
+    def _run_again(self, better: Finalist, problem: Problem) -> MeasuredFile:
+        """Run the file of a trial with newer weights; keep the earlier file if that fails."""
+        try:
+            return self._run(better, problem)
+        except (NotComputableError, UserCodeError):
+            return self._files[better.number]
 
     @property
     def _test_share(self) -> float:

@@ -11,6 +11,7 @@ from autocompress.compress.assemble import library as library_module
 from autocompress.compress.assemble.library import VariantLibrary
 from autocompress.compress.assemble.stitch import Stitcher
 from autocompress.compress.calibrate.evidence import Evidence
+from autocompress.compress.calibrate.statistics import collect_statistics
 from autocompress.compress.prune.masks import Masks, Pruner
 from autocompress.integer_form import IntegerForm
 from autocompress.model.plain.split import split_modules
@@ -22,6 +23,44 @@ ALL = Masks({})
 def model() -> nn.Module:
     torch.manual_seed(0)
     return nn.Sequential(nn.Linear(16, 32), nn.ReLU(), nn.Linear(32, 8)).eval()
+
+
+class Tied(nn.Module):
+    """Look tokens up in a table, mix neighbours, and multiply by the table."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.embed, self.mix = nn.Embedding(64, 32), nn.Linear(32, 32)
+        self.head = nn.Linear(32, 64, bias=False)
+        self.head.weight = self.embed.weight
+
+    def forward(self, ids: torch.Tensor) -> torch.Tensor:
+        return self.head(self.mix(self.embed(ids)))
+
+
+def test_a_table_that_a_head_shares_is_rounded_for_the_heads_inputs_too() -> None:
+    torch.manual_seed(0)
+    model, device = Tied().eval(), torch.device("cpu")
+    with torch.no_grad():  # inputs of the head share directions
+        model.mix.weight.mul_(torch.logspace(0.5, -2, 32)[:, None])
+    batches = [torch.randint(64, (16, 12)) for _ in range(5)]
+    modules = find_modules(model, batches[0])
+    statistics = collect_statistics(model, modules, batches[1:], device)
+    assert set(statistics) == {"mix", "head"}, "the table has none of its own"
+    made = {}
+    for name, known in (("seen", statistics), ("blind", {})):
+        library = VariantLibrary(Evidence(model, known))
+        variant = library.get("embed", ModuleConfig(3, group_size=16), ALL)
+        made[name] = variant.factors[0].dequantized() - model.embed.weight.detach()
+    with torch.no_grad():
+        inputs = model.mix(model.embed(batches[0])).flatten(0, 1)
+    lost = {name: float((inputs @ error.T).square().mean()) for name, error in made.items()}
+    moved = {name: float(error.square().mean()) for name, error in made.items()}
+    assert lost["seen"] < 0.9 * lost["blind"]
+    assert moved["seen"] < 1.5 * moved["blind"], "what is looked up stays near, too"
+    kept = VariantLibrary(Evidence(model, statistics)).get("embed", ModuleConfig(3), ALL)
+    again = VariantLibrary(Evidence(model, statistics)).get("embed", ModuleConfig(3), ALL)
+    assert torch.equal(kept.factors[0].values, again.factors[0].values)
 
 
 def state_hash(model: nn.Module) -> int:
