@@ -147,7 +147,8 @@ def collect_statistics(
     """Return input statistics of every linear and convolutional module that `model` calls.
 
     Those of a linear layer that shares an embedding's table, as the head of many language models
-    does, stand under its own name, others under the name of the module. Memory is that of the Gram matrices, whatever the number of batches; they are then kept on disk.
+    does, stand under its own name, others under the name of the module. Memory is that of the Gram
+    matrices, whatever the number of batches; they are then kept on disk.
 
     Args:
         model: called as it is; not changed.
