@@ -26,6 +26,8 @@ class FrontPoint:
         deployed_gap: measured minus simulated accuracy.
         fragile: corruptions of inputs under which it loses clearly more accuracy than on clean
             inputs.
+        is_uniform: True for a first file, of which no trial was chosen for the front.
+        was_predicted: True if its latency was predicted before it was measured.
     """
 
     trial: int
@@ -35,6 +37,8 @@ class FrontPoint:
     artifact: str
     deployed_gap: float = 0.0
     fragile: tuple[str, ...] = ()
+    is_uniform: bool = False
+    was_predicted: bool = True
 
     @property
     def marked(self) -> bool:
@@ -53,6 +57,8 @@ class FrontPoint:
             "deployed_gap": self.deployed_gap,
             "marked": self.marked,
             "fragile": list(self.fragile),
+            "is_uniform": self.is_uniform,
+            "was_predicted": self.was_predicted,
             "artifact": self.artifact,
         }
 
@@ -74,4 +80,6 @@ class FrontPoint:
             data["artifact"],
             float(data.get("deployed_gap", 0.0)),
             tuple(data.get("fragile", ())),
+            bool(data.get("is_uniform", False)),
+            bool(data.get("was_predicted", True)),
         )

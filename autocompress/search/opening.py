@@ -27,6 +27,7 @@ from autocompress.results.limits import Limits, parse_limits
 from autocompress.search.evaluate.planning import plan_trainings
 from autocompress.search.evaluate.training_choice import affords_training
 from autocompress.search.evaluate.training_plan import TrainingPlan
+from autocompress.search.judged import check_judged, judged_by
 from autocompress.search.problem.clock import (
     LEAST_SHARE,
     LONG_SHARE,
@@ -213,13 +214,18 @@ def get_ready(
 
     Returns:
         Everything that is ready before the first trial.
+
+    Raises:
+        RunFolderError: the run that is resumed was judged on other data or by another metric.
     """
     earlier = opened.earlier
     until = setup.deadline(TABLE_END, LEAST_SHARE)
     limit_s = None if until is None else until - time.monotonic()
     problem = ready_for_trials(opened.problem, folder / TABLE_FILE, setup, limit_s)
+    check_judged(folder, earlier, problem)
     limits = absolute_limits(problem, request.limits)
     run = RunRecord.of(request.task, settings, problem, limits)
+    run = replace(run, judged=judged_by(problem))
     run.save(folder, earlier)
     for line in setup_lines(problem, run.time):
         progress.line(line)

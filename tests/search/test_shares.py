@@ -82,3 +82,22 @@ def test_a_test_split_that_takes_too_long_is_used_in_part(tmp_path: Path) -> Non
     again = clock_of(*parts, 1.0)
     assert again.test_share == 1, "an earlier run has used all of it"
     assert again.rest_passes > part.rest_passes
+
+
+def test_further_inputs_take_the_time_that_a_run_at_them_takes(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = tmp_path / "float.onnx"
+    path.write_bytes(b"1000")
+    problem = problem_of(path, None, 1.0)
+    problem.task.latency_inputs = {"short": 0.01, "long": 0.05}
+    problem.latency_source, problem.target.figures = "measured", None
+    problem.builder = SimpleNamespace(lowered=SimpleNamespace(feed=lambda inputs: inputs))
+    session = SimpleNamespace(run=lambda names, feed: time.sleep(feed))
+    monkeypatch.setattr(shares, "open_session", lambda *_: session)
+    settings = SimpleNamespace(timeout_s=300)
+    clock = clock_of(problem, settings, time.monotonic(), True)
+    assert clock.latency_s >= 0.061, "the baseline's millisecond, and a run at each"
+    assert clock.inputs == 3
+    problem.latency_source = "table"
+    assert clock_of(problem, settings, time.monotonic(), True).latency_s == 0.001

@@ -105,7 +105,7 @@ class Judge:
         done = records_of(study, ENDED)
         earlier = _same_candidate(done, record)
         if earlier is not None:
-            return _repeated(record, earlier)
+            return _repeated(record, earlier, self.goal)
         model = self.problem.stitcher.apply(candidate)
         sampler = study.sampler
         left = sampler.left(number) if isinstance(sampler, PriceSampler) else None
@@ -201,7 +201,9 @@ class Judge:
     def _rivals(self, done: list[TrialRecord], record: TrialRecord) -> list[Rival]:
         rivals = []
         for other in done:
-            if not other.is_complete or other.scores is None or not other.feasible:
+            if not other.is_complete or other.scores is None:
+                continue
+            if not are_kept(other.missed(self.limits, self.problem.baseline.accuracy)):
                 continue
             same_race = other.race == self.problem.race.digest
             no_larger = other.size_bytes <= record.size_bytes * NEAR
@@ -289,8 +291,13 @@ def _left(before: float, after: float | None) -> float | None:
 
 
 def _same_candidate(done: list[TrialRecord], record: TrialRecord) -> TrialRecord | None:
-    """Return the first trial of the same candidate; recovery counts only where it was tried."""
+    """Return the first trial of the same candidate; recovery counts only where it was tried.
+
+    One that was over an earlier budget was not judged.
+    """
     for other in done:
+        if not other.qualities and not other.feasible:
+            continue
         same = other.digest == record.digest
         same = same or (other.untrained_digest == record.untrained_digest and not other.trained)
         if same and other.repeats is None:
@@ -298,8 +305,9 @@ def _same_candidate(done: list[TrialRecord], record: TrialRecord) -> TrialRecord
     return None
 
 
-def _repeated(record: TrialRecord, earlier: TrialRecord) -> TrialRecord:
+def _repeated(record: TrialRecord, earlier: TrialRecord, goal: Goal) -> TrialRecord:
     """Return the record with the outcome of an earlier trial of the same candidate."""
+    missed = earlier.missed(goal.limits, goal.baseline.accuracy, record.latency_ms)
     cause = f"repeats trial {earlier.number}"
     if not earlier.qualities:
         cause = f"{cause}: {earlier.cause or ''}"
@@ -307,7 +315,7 @@ def _repeated(record: TrialRecord, earlier: TrialRecord) -> TrialRecord:
         record,
         repeats=earlier.number,
         cause=cause,
-        violations=earlier.violations,
+        violations=missed,
         qualities=earlier.qualities,
         accuracy_before_recovery=earlier.accuracy_before_recovery if earlier.qualities else None,
         metrics=earlier.metrics if earlier.qualities else None,

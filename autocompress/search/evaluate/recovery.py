@@ -200,10 +200,16 @@ def recover_candidate(
         shutil.rmtree(place, ignore_errors=True)
         return Lesson(before, False, rungs, f"{error}; the weights before it are kept")
     rungs[str(steps)] = after.accuracy
-    improved = goal.worth(after) > goal.worth(before)
+    improved = goal.worth(after) > goal.worth(before) and not _misses_more(after, before, goal)
     if improved:
         lesson = ended_at(decided(candidate.distillation, place), steps)
         _write(folder, number, Recovered(trained, lesson, after))
     if not stop() or not is_resumed:  # an interrupted training goes on from here next time
         shutil.rmtree(place, ignore_errors=True)
     return Lesson(after if improved else before, improved, rungs, divergence=divergence)
+
+
+def _misses_more(after: Scores, before: Scores, goal: Goal) -> bool:
+    """Return True if a metric was above its floor before a training, and is below it after it."""
+    floors = goal.limits.floors.items()
+    return any(after.metrics[name] < floor <= before.metrics[name] for name, floor in floors)

@@ -13,7 +13,7 @@ from autocompress.candidate import Candidate
 from autocompress.measure.accuracy import Scores
 from autocompress.results.pareto import hypervolume_subset
 from autocompress.search.evaluate.training_plan import ENOUGH, THIRD, TRAINED_SHARE
-from autocompress.search.problem.goal import Goal
+from autocompress.search.problem.goal import LEAST_DROP, Goal
 from autocompress.search.problem.trial_record import TrialRecord
 
 MIN_LOSS = 0.0005  # of a metric up to 1; a smaller loss is not worth training
@@ -28,9 +28,11 @@ def min_loss(goal: Goal) -> float:
     """Return the loss of accuracy from which on a point of the front is trained.
 
     Args:
-        goal: has the baseline.
+        goal: has the baseline, and the limit, beyond which a point is trained in any case.
     """
-    return MIN_LOSS * goal.baseline.accuracy_scale
+    scale, allowed = goal.baseline.accuracy_scale, goal.limits.max_accuracy_drop
+    least = MIN_LOSS * scale
+    return least if allowed is None else min(least, max(allowed, LEAST_DROP * scale))
 
 
 def least_loss(goal: Goal) -> float:

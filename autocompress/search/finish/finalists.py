@@ -96,9 +96,12 @@ def choose_finalists(
         Finalists, those that a user would take first. When no trial is feasible, the one that is
         nearest to the limits.
     """
-    feasible = []
+    feasible, accuracy = [], goal.baseline.accuracy
     for trial in records_of(study, (TrialState.COMPLETE,)):
-        if trial.candidate_json is not None and trial.feasible:
+        if trial.candidate_json is None:
+            continue
+        latency_ms = problem.latency_ms(trial.candidate)
+        if are_kept(trial.missed(goal.limits, accuracy, latency_ms)):
             feasible.append(trial)
     if not feasible:
         return [] if not or_nearest else _nearest(study, problem, goal)
@@ -244,8 +247,14 @@ def _nearest(study: optuna.Study, problem: Problem, goal: Goal) -> list[Finalist
     for state in (TrialState.COMPLETE, TrialState.PRUNED):
         trials = [t for t in records_of(study, (state,)) if t.candidate_json is not None]
         if trials:
-            scale = goal.baseline.accuracy_scale
-            nearest = min(trials, key=lambda trial: distance(trial.violations, scale))
+            base = goal.baseline
+            nearest = min(
+                trials,
+                key=lambda trial: distance(
+                    trial.missed(goal.limits, base.accuracy, problem.latency_ms(trial.candidate)),
+                    base.accuracy_scale,
+                ),
+            )
             return [_finalist(nearest, problem, goal)]
     return []
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+from autocompress.results.front import earlier_front
 from autocompress.results.measurement import Measurement
 from autocompress.search.finish.measured_file import (
     OtherScores,
@@ -38,13 +39,16 @@ class FloatFile:
         if self.memory_bytes is None:
             self.memory_bytes = weights_in_memory(str(problem.float_path))
         rest = self.rest or not_run(problem, *known_test(folder))
+        earlier = earlier_front(folder)
+        known = {} if earlier is None else earlier.baseline.metrics
+        metrics = {**known, **problem.baseline.metrics, **rest.disturbed}
         return replace(
             problem.baseline,
             test_accuracy=rest.test,
-            metrics={**problem.baseline.metrics, **rest.disturbed},
+            metrics=metrics,
             memory_bytes=self.memory_bytes,
             latency_source=problem.latency_source,
-            left_out=rest.left_out,
+            left_out={name: why for name, why in rest.left_out.items() if name not in metrics},
             test_share=rest.test_share,
         )
 

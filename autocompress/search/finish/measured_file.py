@@ -174,15 +174,15 @@ def known_files(folder: Path, front: ParetoFront) -> dict[int, MeasuredFile]:
         qualities = [predicted.accuracy]
         qualities += [measured.metrics.get(name, math.nan) for name in front.objectives]
         parts = (predicted.size_bytes, predicted.latency_ms, tuple(qualities))
-        finalist = Finalist(point.trial, point.candidate, *parts)
+        finalist = Finalist(point.trial, point.candidate, *parts, is_uniform=point.is_uniform)
         scores = Scores(measured.accuracy, measured.metrics)
         left_out = {name: why for name, why in measured.left_out.items() if why != LATE}
         late = len(left_out) < len(measured.left_out)
         rest = (
             None if late else OtherScores(measured.test_accuracy, {}, left_out, measured.test_share)
         )
-        numbers = (measured.size_bytes, scores, rest, measured.memory_bytes, None, True)
-        files[point.trial] = MeasuredFile(finalist, place, *numbers)
+        numbers = (measured.size_bytes, scores, rest, measured.memory_bytes, None)
+        files[point.trial] = MeasuredFile(finalist, place, *numbers, point.was_predicted)
     return files
 
 

@@ -125,6 +125,8 @@ def point_of(
         f"models/{folder_name(finalist.number)}",
         accuracy - simulated,
         fragile,
+        finalist.is_uniform,
+        file.was_predicted,
     )
 
 

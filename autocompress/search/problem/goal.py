@@ -17,7 +17,7 @@ Array = NDArray[np.float64]
 # Loss of accuracy, or share of another metric, from which on a point is useless without a limit.
 REFERENCE_DROP = 0.1
 NEAR_DROP = 0.01  # loss of accuracy that users take, in the same unit
-LEAST_DROP = 1e-3
+LEAST_DROP = 1e-5  # takes the place of a limit of 0, in the same unit
 EDGE = 1.001  # a point at the very limit still counts
 
 

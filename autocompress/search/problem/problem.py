@@ -162,10 +162,7 @@ class Problem:
 
         It is measured, or predicted where the table is of other batch or sequence sizes.
         """
-        shapes = {name: list(array.shape) for name, array in self.subject.feed.items()}
-        if self.table.inputs == shapes:
-            return self.table.baseline_ms
-        return self.table.predict_ms(self.layout, Candidate())
+        return _table_float_ms(self.table, self.layout, self.subject)
 
     def size_bytes(self, candidate: Candidate) -> int:
         """Return the size of the candidate's file.
@@ -271,7 +268,7 @@ def open_problem(
     others = [] if original.student is None else [builder.baseline]
     if original.student is None:
         subject = replace(subject, baseline=lambda: str(path))
-    float_files = known or _measured(task, builder, path, others, target, subject, table)
+    float_files = known or _measured(task, builder, path, others, target, subject, table, layout)
     trainer = _trainer(task, teacher, bound, device, settings.seed)
     parts = (task, target, bound, device, compressor, layout, subject, table)
     return Problem(*parts, float_files, trainer, path)
@@ -383,6 +380,7 @@ def _measured(
     target: Target,
     subject: Subject,
     table: LatencyTable,
+    layout: Layout,
 ) -> Baseline:
     """Run and time the float files."""
     session = open_session(str(path), all_threads(table.settings))
@@ -390,7 +388,7 @@ def _measured(
     scores, _ = evaluate_session(task, session, builder.lowered.input_names, task.validation)
     pass_s = time.perf_counter() - started
     del session  # the next one has the same size
-    original_ms, float_ms = _float_times(path, others, target, subject, table)
+    original_ms, float_ms = _float_times(path, others, target, subject, table, layout)
     size = path.stat().st_size
     measured = Measurement(
         size, original_ms, scores.accuracy, metrics=scores.metrics, verified=True
@@ -408,13 +406,18 @@ def _timed_again(problem: Problem, table: LatencyTable) -> Baseline:
         else [problem.builder.baseline]
     )
     parts = (problem.float_path, others, problem.target, problem.subject)
-    original_ms, float_ms = _float_times(*parts, table)
+    original_ms, float_ms = _float_times(*parts, table, problem.layout)
     measured = replace(files.measured, latency_ms=original_ms)
     return Baseline(measured, float_ms, files.pass_s, table.settings)
 
 
 def _float_times(
-    path: Path, others: Sequence[bytes], target: Target, subject: Subject, table: LatencyTable
+    path: Path,
+    others: Sequence[bytes],
+    target: Target,
+    subject: Subject,
+    table: LatencyTable,
+    layout: Layout,
 ) -> tuple[float, float]:
     """Return the ms of the original's float file, and of the one of the compressed model."""
     timing = compare(
@@ -422,5 +425,13 @@ def _float_times(
     )
     ratio = timing.ratios[0] if others else 1.0
     # A device that is not at hand cannot be timed. Its table knows only the compressed model.
-    baseline_ms = table.baseline_ms / ratio if is_foreign(table) else timing.baseline_ms
-    return baseline_ms, baseline_ms * ratio
+    if is_foreign(table):
+        float_ms = _table_float_ms(table, layout, subject)
+        return float_ms / ratio, float_ms
+    return timing.baseline_ms, timing.baseline_ms * ratio
+
+
+def _table_float_ms(table: LatencyTable, layout: Layout, subject: Subject) -> float:
+    """Return the ms of the compressed model without compression by a table, at a task's inputs."""
+    shapes = {name: list(array.shape) for name, array in subject.feed.items()}
+    return table.baseline_ms if table.inputs == shapes else table.predict_ms(layout, Candidate())

@@ -18,6 +18,7 @@ from torch import Tensor, nn
 from autocompress.errors import TaskError
 from autocompress.measure.accuracy import (
     Outputs,
+    Scores,
     join_outputs,
     join_targets,
     metric_outputs,
@@ -47,6 +48,9 @@ class Race:
         digest: hash of the order and of a part of the data. Scores can be compared sample by
             sample only if it is the same.
         pass_s: seconds that the original took for the split.
+        scores: of the original on the split.
+        split: hash of a part of the data in the order of the split, whatever the seed; "" for a
+            split that is not in memory.
     """
 
     batches: Batches
@@ -58,6 +62,8 @@ class Race:
     scored: str
     digest: str
     pass_s: float = 0.0
+    scores: Scores | None = None
+    split: str = ""
 
     def expected(self, first: int, count: int) -> Tensor:
         """Return the original's outputs for the samples of one batch.
@@ -118,11 +124,12 @@ def open_race(task: Task, original: nn.Module, device: torch.device, seed: int) 
     pass_s = time.monotonic() - started
     first, sizes = outputs[0][""], [output[""].shape[:1].numel() for output in outputs]
     joined, answers = join_outputs(outputs), join_targets(targets)
-    scores_of(task, joined, answers)
+    scores = scores_of(task, joined, answers)
     _check_divergence(task, first)
     primary = joined[""]
-    batches, order, mixed = task.validation, list(range(len(sizes))), False
+    batches, order, mixed, split = task.validation, list(range(len(sizes))), False, ""
     if in_memory(batches):
+        split = _digest(batches, [])
         generator, batches = np.random.default_rng(seed), list(batches)
         shuffled = None
         if task.rows_independent and _one_row_per_sample(joined, batches):
@@ -137,7 +144,8 @@ def open_race(task: Task, original: nn.Module, device: torch.device, seed: int) 
     teacher = primary[rows] if isinstance(primary, Tensor) else [primary[i] for i in rows]
     scored = scoring_of(task, primary, answers) if isinstance(primary, Tensor) else "divergence"
     digest = _digest(batches, order)
-    return Race(batches, targets, order, mixed, teacher, answers, scored, digest, pass_s)
+    parts = (batches, targets, order, mixed, teacher, answers, scored, digest, pass_s)
+    return Race(*parts, scores, split)
 
 
 def _rows(sizes: list[int], order: list[int]) -> list[int]:

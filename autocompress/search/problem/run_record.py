@@ -25,6 +25,7 @@ from autocompress.space.source import default_space
 from autocompress.targets.device.sessions import DEFAULT, SessionSettings
 from autocompress.targets.latency_model.breakdown import where_time_goes
 from autocompress.targets.target import Target
+from autocompress.task.batches import input_tensors
 from autocompress.task.task import Task
 
 
@@ -50,6 +51,8 @@ class RunRecord:
         strategy: of the search.
         sampler: of the search.
         versions: of libraries and processor.
+        inputs: shapes of the inputs that latency is measured for, by name.
+        metric: name of the metric, for tasks of model folders.
         baseline: numbers of the float file.
         float_ms: latency of the float model that is compressed, in ms.
         pass_s: seconds of one pass over the validation split.
@@ -59,6 +62,7 @@ class RunRecord:
         latency_note: what is to be said of the latency model.
         no_gain: (module, rank_ratio, decomposition) of ranks that gain nothing.
         uncovered: modules that are not compressed, with the reason.
+        judged: what accuracies rest on (`search/judged.py`).
         sensitivity: how sensitivities came about.
         training: plan of the trainings (`TrainingPlan`).
         setup_seconds: by step.
@@ -87,6 +91,8 @@ class RunRecord:
     strategy: str = "guided"
     sampler: str = "guided"
     versions: Mapping[str, str] = field(default_factory=dict)
+    inputs: Mapping[str, Any] | None = None
+    metric: str | None = None
     baseline: Mapping[str, Any] = field(default_factory=dict)
     float_ms: float | None = None
     pass_s: float = 1.0
@@ -96,6 +102,7 @@ class RunRecord:
     latency_note: str = ""
     no_gain: list[list[Any]] = field(default_factory=list)
     uncovered: list[Mapping[str, Any]] = field(default_factory=list)
+    judged: Mapping[str, Any] | None = None
     sensitivity: Mapping[str, Any] | None = None
     training: Mapping[str, Any] | None = None
     setup_seconds: Mapping[str, float] | None = None
@@ -143,6 +150,8 @@ class RunRecord:
             strategy=settings.strategy,
             sampler=settings.sampler,
             versions={**table.versions, "torch": torch_version, "optuna": optuna.__version__},
+            inputs=input_shapes(task),
+            metric=None if task.pretrained is None else task.pretrained.metric,
             baseline=problem.baseline.to_json(),
             float_ms=problem.float_files.float_ms,
             pass_s=problem.float_files.pass_s,
@@ -212,6 +221,7 @@ def known_run(folder: Path, task: Task, target: Target) -> RunRecord | None:
         return None
     known = RunRecord.from_json(read_json(folder / RUN_FILE))
     changed = changed_weights(task, {"model": known.model, "student_model": known.student_model})
+    metric = known.metric if task.pretrained is None else task.pretrained.metric
     if known.task != task.name:
         reason = f"is the run folder of task {known.task!r}, not of {task.name!r}"
     elif changed:
@@ -226,6 +236,35 @@ def known_run(folder: Path, task: Task, target: Target) -> RunRecord | None:
         if target.portable:
             then, now = now, then
         reason = f"was searched with {then}, not with {now}"
+    elif known.metric not in (None, metric):
+        reason = f"was searched for the metric {known.metric}, not for {metric}"
+    elif known.inputs not in (None, input_shapes(task)):
+        reason = _other_inputs(known.inputs or {}, input_shapes(task))
     else:
         return known
     raise RunFolderError(f"{folder}: {reason}; choose another --out")
+
+
+def input_shapes(task: Task) -> dict[str, list[Any]]:
+    """Return the shapes of the inputs that latency is measured for.
+
+    Args:
+        task: gives them.
+
+    Returns:
+        Shapes of all tensors, by the name of the latency input; "" names the example inputs.
+    """
+    shapes = {}
+    for name, inputs in {"": task.example_inputs, **task.latency_inputs}.items():
+        shapes[name] = [list(tensor.shape) for tensor in input_tensors(inputs)]
+    return shapes
+
+
+def _other_inputs(then: Mapping[str, Any], now: Mapping[str, Any]) -> str:
+    """Return what is to be said of inputs of other shapes."""
+    if then.keys() != now.keys():
+        names = ", ".join(sorted(then.keys() - {""})) or "none"
+        return f"was searched with other latency_inputs ({names})"
+    name = next(name for name in now if then[name] != now[name])
+    whose = f"latency_inputs[{name!r}]" if name else "example inputs"
+    return f"was searched with {whose} of shapes {then[name]}, not {now[name]}"

@@ -16,7 +16,7 @@ import optuna
 from optuna.trial import FrozenTrial, TrialState
 
 from autocompress.candidate import Candidate
-from autocompress.results.limits import are_kept
+from autocompress.results.limits import Limits, are_kept
 
 # Names of attributes in the storage, by field. Old studies hold them, so they must not change.
 NAMES: Mapping[str, str] = {
@@ -198,8 +198,27 @@ class TrialRecord:
 
     @property
     def feasible(self) -> bool:
-        """Return True if no limit is missed."""
+        """Return True if no limit was missed when the trial was told."""
         return are_kept(self.violations)
+
+    def missed(
+        self, limits: Limits, accuracy: float, latency_ms: float | None = None
+    ) -> Mapping[str, float]:
+        """Return by how far limits are missed; a resumed search may have others than before.
+
+        Args:
+            limits: absolute limits.
+            accuracy: of the float model.
+            latency_ms: as it is predicted now; None takes the trial's.
+
+        Returns:
+            As `Limits.violations`; as they were told for a trial that was not judged to its end.
+        """
+        if not self.qualities:
+            return self.violations
+        latency_ms = self.latency_ms if latency_ms is None else latency_ms
+        drop = accuracy - self.accuracy
+        return limits.violations(self.size_bytes, latency_ms, drop, self.metrics or {})
 
     @property
     def ended_itself(self) -> bool:

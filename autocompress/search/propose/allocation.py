@@ -59,6 +59,7 @@ class Allocator:
         table: LatencyTable,
         losses: Mapping[tuple[str, ModuleConfig], float],
         baseline_bytes: int,
+        float_ms: float | None = None,
     ) -> Allocator:
         """Build the tables from measured divergences, analytic bytes and the latency table.
 
@@ -68,6 +69,8 @@ class Allocator:
             table: predicts latencies.
             losses: divergence by (module, config) of single changes; absent ones lose 0.
             baseline_bytes: size of the float file.
+            float_ms: latency of the float model by the table at the task's inputs; None for a table
+                that was measured at them.
         """
         group_configs, group_loss = {}, {}
         for group in layout.module_map.groups:
@@ -76,7 +79,9 @@ class Allocator:
                 configs = _best_criteria(space.group_configs(name), name, losses)
                 group_configs[name] = configs
                 group_loss[name] = np.array([losses.get((name, config), 0.0) for config in configs])
-        tables = module_tables(space, group_configs, layout, table, losses, baseline_bytes)
+        float_ms = table.baseline_ms if float_ms is None else float_ms
+        parts = (space, group_configs, layout, table, losses, baseline_bytes, float_ms)
+        tables = module_tables(*parts)
         towers = {module.name: module.tower for module in layout.module_map}
         return cls(space, tables, group_configs, group_loss, towers)
 

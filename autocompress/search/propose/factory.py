@@ -86,7 +86,8 @@ def make_allocator(bench: Problem, losses: Losses) -> Allocator:
         bench: the space, the latency table and the baseline.
         losses: divergence by (module, config).
     """
-    return Allocator.of(bench.space, bench.layout, bench.table, losses, bench.baseline.size_bytes)
+    parts = (bench.space, bench.layout, bench.table, losses, bench.baseline.size_bytes)
+    return Allocator.of(*parts, bench.table_float_ms)
 
 
 def price_sampler(
@@ -102,7 +103,8 @@ def price_sampler(
         first: number of enqueued trials.
     """
     goal = Goal(bench.baseline, limits, bench.space.objectives)
-    return PriceSampler(bench.space, make_allocator(bench, losses), goal, seed, first)
+    allocator = make_allocator(bench, losses)
+    return PriceSampler(bench.space, allocator, goal, seed, first, bench.latency_ms)
 
 
 def make_sampler(

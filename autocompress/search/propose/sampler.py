@@ -7,6 +7,7 @@ proposal with the largest expected hypervolume improvement is taken.
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from dataclasses import replace
 from functools import cached_property
 from typing import Any
@@ -19,6 +20,7 @@ from optuna.samplers import BaseSampler, RandomSampler
 from optuna.trial import FrozenTrial, TrialState
 from scipy.stats import qmc
 
+from autocompress.candidate import Candidate
 from autocompress.search.problem.goal import Goal
 from autocompress.search.problem.trial_record import TrialRecord
 from autocompress.search.propose.allocation import Allocator, Choices
@@ -86,6 +88,7 @@ class PriceSampler(BaseSampler):
         goal: Goal,
         seed: int,
         first: int = 0,
+        latency_ms: Callable[[Candidate], float] | None = None,
     ) -> None:
         self.first = first
         self._space = space
@@ -95,7 +98,7 @@ class PriceSampler(BaseSampler):
         self._distributions = distributions(space)
         self._recoveries = Recoveries(space.recovery)
         self._random = RandomSampler(seed=seed)
-        self._reader = TrialReader(space, allocator, goal)
+        self._reader = TrialReader(space, allocator, goal, latency_ms)
         self._left: dict[int, float] = {}
         self._points = np.zeros((0, 2 + DIMENSIONS))
 
@@ -141,11 +144,11 @@ class PriceSampler(BaseSampler):
         """
         point = self._point(trial.number)
         recovery = point[2:]
-        if trial.number <= self.first:
-            accurate = self._most_accurate()
-            return {**self._allocator.parameters(accurate), **self._recoveries.at(recovery)}
         states = (TrialState.COMPLETE, TrialState.PRUNED, TrialState.RUNNING)
         others = self._described(study, states, trial.number)
+        if trial.number <= self.first:
+            accurate = self._most_accurate(others)
+            return {**self._allocator.parameters(accurate), **self._recoveries.at(recovery)}
         if sum(t.whole and math.isfinite(t.divergence) for t in others) < GUIDED_AFTER:
             choices = self._new_by_price(point, others, trial.number)
             return {**self._allocator.parameters(choices), **self._recoveries.at(recovery)}
@@ -315,18 +318,21 @@ class PriceSampler(BaseSampler):
         low, high = np.log(self._allocator.price_ranges).T
         return np.asarray(np.exp(low + units * (high - low)))
 
-    def _most_accurate(self) -> Choices:
+    def _most_accurate(self, others: list[Told]) -> Choices:
         """Return the allocation with the least loss by the table within size and latency limits.
 
-        If none keeps the limits, those that miss them least are compared.
+        If none keeps the limits, those that miss them least are compared. What the rest of the
+        graph costs is what told trials cost beyond the table.
         """
+        beyond = [np.array([t.size, t.latency]) - t.costs for t in others if not t.running]
+        rest = np.median(beyond, axis=0) if beyond else np.zeros(2)
         most = np.array(self._goal.limit_point()[:2])
         prices = np.zeros((1, 2))
         if (most < 1.0).any():
             ladder = (np.arange(LADDER**2)[:, None] // (LADDER, 1)) % LADDER / (LADDER - 1)
             prices = np.concatenate([prices, self._prices(ladder)])
         choices = self._allocator.allocate(prices)
-        missed = np.maximum(self._allocator.costs(choices) - ROOM * most, 0.0).sum(1)
+        missed = np.maximum(self._allocator.costs(choices) + rest - ROOM * most, 0.0).sum(1)
         losses = self._allocator.losses(choices).sum(1)
         best: Choices = choices[np.lexsort((losses, missed))[0]]
         return best

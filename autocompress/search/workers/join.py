@@ -13,6 +13,7 @@ from autocompress.model.modules import find_modules
 from autocompress.results.files import TABLE_FILE
 from autocompress.results.front import earlier_front
 from autocompress.search.evaluate.judge import Judge
+from autocompress.search.judged import check_judged
 from autocompress.search.opening import taught_task
 from autocompress.search.problem.problem import open_problem, pick_device, ready_for_trials
 from autocompress.search.problem.progress import SearchProgress
@@ -71,6 +72,7 @@ def run_worker(task: Task, storage: str, study_name: str, device_name: str | Non
             progress.phase,
         )
         problem = plan.training.of(ready_for_trials(problem, folder / TABLE_FILE, progress.phase))
+        check_judged(folder, known, problem)
         losses, _ = sensitivity(problem, folder, progress.phase)
         name = settings.sampler
         # Stock samplers draw from their own generators: each worker from other seeds.

@@ -28,6 +28,7 @@ from autocompress.results.files import (
     disk_error,
     write_atomic,
 )
+from autocompress.results.limits import are_kept
 from autocompress.search.evaluate.judge import Judge
 from autocompress.search.problem.problem import Problem
 from autocompress.search.problem.progress import SearchProgress
@@ -122,8 +123,12 @@ class Worker:
             while not interrupt.requested:
                 # A trial of a killed worker is tried again, and does not count.
                 finished = [t for t in records_of(self.study, FINISHED) if t.ended_itself]
-                values = [t.values for t in finished if t.is_complete and t.feasible]
-                progress.trials(len(finished), n_trials, values, self.judge.problem.baseline)
+                base = self.judge.problem.baseline
+                values = []
+                for t in finished:
+                    if t.is_complete and are_kept(t.missed(self.judge.limits, base.accuracy)):
+                        values.append(t.values)
+                progress.trials(len(finished), n_trials, values, base)
                 if self._is_at_end(finished, n_trials, deadline):
                     break
                 self._one(lease, progress)

@@ -17,6 +17,7 @@ from autocompress.search.evaluate import judge as judge_module
 from autocompress.search.evaluate.judge import Judge
 from autocompress.search.evaluate.recovery import Lesson
 from autocompress.search.problem.race import open_race
+from autocompress.search.problem.trial_record import TrialRecord
 
 CPU = torch.device("cpu")
 CLASSES = torch.arange(64) % 4
@@ -95,6 +96,37 @@ def test_a_whole_split_gives_the_metric_and_what_limits_it(
     assert found.values == (400.0, 0.5, 1.0)
     assert found.cause == ""
     assert found.violations["max_accuracy_drop"] == pytest.approx(-0.1)
+
+
+def told(study: optuna.Study, judge: Judge, bits: int) -> TrialRecord:
+    trial = study.ask()
+    record = judge.judge(study, trial.number, candidate(bits))
+    for name, missed in record.violations.items():
+        trial.set_constraint(name, missed)
+    attributes = {**record.attributes_before(), **record.attributes_after()}
+    for name, value in attributes.items():
+        trial.set_user_attr(name, value)
+    if record.qualities:
+        study.tell(trial, list(record.values))
+    else:
+        study.tell(trial, state=optuna.trial.TrialState.PRUNED)
+    return record
+
+
+def test_what_an_earlier_budget_refused_is_judged_under_a_larger_one(
+    judge: Judge, study: optuna.Study
+) -> None:
+    assert told(study, judge, 8).cause == "over budget: max_size by 60.0%"
+    judge.limits = Limits(900.0, 1.0, 0.1)
+    found = told(study, judge, 8)
+    assert (found.cause, found.qualities) == ("", (1.0,))
+    again = told(study, judge, 8)
+    assert again.cause == "repeats trial 1"
+    judge.limits = Limits(900.0, 1.0, -0.5)
+    stricter = told(study, judge, 8)
+    assert stricter.cause == "repeats trial 1"
+    assert stricter.violations["max_accuracy_drop"] == pytest.approx(0.5), "by the limits of today"
+    assert not stricter.feasible
 
 
 def test_a_candidate_that_is_surely_below_the_limit_is_stopped_early(

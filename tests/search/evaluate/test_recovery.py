@@ -625,3 +625,31 @@ def test_a_recipe_says_how_normalisations_trained(
     given = Candidate.of({"a": ModuleConfig(4)}, lesson)
     assert recover_candidate(problem, tmp_path, 0, given, Scores(0.5, {}), goal, MIN_LOSS).improved
     assert kept == [replace(lesson, steps=100, restarts=(30,), batch_norm="train")]
+
+
+@pytest.mark.parametrize(
+    ("before", "after", "improved"),
+    [
+        ({"recall": 0.91}, {"recall": 0.89}, False),
+        ({"recall": 0.91}, {"recall": 0.90}, True),
+        ({"recall": 0.85}, {"recall": 0.84}, True),
+    ],
+)
+def test_weights_that_keep_a_floor_are_not_replaced_by_weights_that_miss_it(
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    before: dict[str, float],
+    after: dict[str, float],
+    improved: bool,
+) -> None:
+    monkeypatch.setattr(recovery_module, "recover", lambda *_: (None, 10))
+    monkeypatch.setattr(recovery_module, "evaluate_model", lambda *_: (Scores(0.91, after), None))
+    monkeypatch.setattr(recovery_module, "_write", lambda *parts: None)
+    stitcher = SimpleNamespace(apply=lambda *_: None)
+    trainer = SimpleNamespace(divergence=lambda model: 0.1)
+    task = SimpleNamespace(validation=None)
+    problem = SimpleNamespace(stitcher=stitcher, trainer=trainer, task=task, device=None)
+    goal = Goal(ac.Measurement(1000, 2.0, 0.95), Limits(floors={"recall": 0.9}))
+    given = Candidate.of({"a": ModuleConfig(4)}, Distillation(steps=10))
+    parts = (problem, tmp_path, 0, given, Scores(0.9, before), goal, MIN_LOSS)
+    assert recover_candidate(*parts).improved == improved

@@ -5,11 +5,19 @@ from __future__ import annotations
 import pytest
 
 import autocompress as ac
+from autocompress.measure.accuracy import Scores
 from autocompress.results.limits import Limits
 from autocompress.search.evaluate import training_choice
-from autocompress.search.evaluate.training_choice import affords_training, beaten, goes_on
+from autocompress.search.evaluate.training_choice import (
+    MIN_LOSS,
+    affords_training,
+    beaten,
+    goes_on,
+    min_loss,
+    worth_training,
+)
 from autocompress.search.evaluate.training_plan import ENOUGH
-from autocompress.search.problem.goal import Goal
+from autocompress.search.problem.goal import LEAST_DROP, Goal
 from autocompress.search.problem.trial_record import TrialRecord
 
 
@@ -29,6 +37,28 @@ def test_beaten_is_who_was_no_better_after_as_many_steps() -> None:
     assert not beaten(done, 99, 1.0, 30, 0.7), "smaller"
     assert not beaten(done, 100, 0.9, 30, 0.7), "faster"
     assert not beaten(done, 100, 1.0, 100, 0.1), "nobody was seen after as many steps"
+
+
+@pytest.mark.parametrize(
+    ("accuracy", "limit", "expected"),
+    [
+        (0.9, None, MIN_LOSS),
+        (0.9, 0.02, MIN_LOSS),
+        (0.9, 0.0002, 0.0002),
+        (-0.03, 0.0003, 0.0003),
+        (-56.0, 0.001, 0.001),
+        (0.9, 0.0, LEAST_DROP),
+    ],
+)
+def test_what_misses_a_small_limit_is_trained(
+    accuracy: float, limit: float | None, expected: float
+) -> None:
+    goal = Goal(ac.Measurement(1000, 2.0, accuracy), Limits(max_accuracy_drop=limit))
+    assert min_loss(goal) == pytest.approx(expected)
+    candidate = ac.Candidate.of({"a": ac.ModuleConfig(4)}, ac.Distillation(steps=5))
+    missing = Scores(accuracy - 1.5 * max(min_loss(goal), 0.05 * (limit or 0)), {})
+    assert worth_training(goal, candidate, missing, [], 10.0, 1.0)
+    assert not worth_training(goal, candidate, Scores(accuracy, {}), [], 10.0, 1.0)
 
 
 def test_trials_are_trained_where_enough_of_them_fit_into_the_time() -> None:

@@ -48,19 +48,24 @@ def study(
     return found
 
 
-KEPT: dict[str, float] = {"max_size": -0.1}
-OVER: dict[str, float] = {"max_size": 0.3, "max_latency": -5.0}
-
-
-def numbers(found: optuna.Study, **more: object) -> list[int]:
-    return [f.number for f in choose_finalists(found, BENCH, GOAL, **more)]
+def numbers(found: optuna.Study, limits: Limits | None = None, **more: object) -> list[int]:
+    goal = Goal(BASE, limits or Limits())
+    return [f.number for f in choose_finalists(found, BENCH, goal, **more)]
 
 
 def test_feasible_trials_that_no_other_dominates() -> None:
-    found = study(
-        (8, 500, 0.89, KEPT), (4, 600, 0.88, KEPT), (4, 300, 0.88, KEPT), (2, 100, 0.89, OVER)
-    )
-    assert sorted(numbers(found)) == [0, 2]
+    found = study((8, 500, 0.89, {}), (4, 600, 0.88, {}), (4, 300, 0.88, {}), (2, 100, 0.89, {}))
+    assert sorted(numbers(found, Limits(max_latency_ms=3.2))) == [0, 2]
+
+
+def test_limits_are_those_of_today_and_latencies_too() -> None:
+    """A resumed search may have other limits, and its latency model may have learned."""
+    told_over: dict[str, float] = {"max_accuracy_drop": 0.009}
+    found = study((8, 500, 0.89, told_over), (4, 300, 0.87, {"max_accuracy_drop": -0.01}))
+    assert sorted(numbers(found, Limits(max_accuracy_drop=0.02))) == [0], "0.03 are lost by one"
+    assert sorted(numbers(found, Limits(max_accuracy_drop=0.04))) == [0, 1]
+    assert numbers(found, Limits(max_size_bytes=400)) == [1]
+    assert numbers(found, Limits(max_latency_ms=1.5)) == [0], "the trials were told 9 ms"
 
 
 def test_latencies_are_predicted_anew() -> None:
@@ -77,14 +82,18 @@ def test_those_that_span_most_come_first_and_few_are_taken() -> None:
 
 
 def test_trials_of_an_earlier_front_stay_and_come_first() -> None:
-    found = study((8, 500, 0.89, {}), (4, 600, 0.88, {}), (3, 700, 0.8, OVER))
-    assert numbers(found, before=(1, 2, 77)) == [1, 0], "an infeasible or unknown one does not"
+    found = study((8, 500, 0.89, {}), (4, 600, 0.88, {}), (3, 700, 0.8, {}))
+    small = Limits(max_size_bytes=650)
+    assert numbers(found, small, before=(1, 2, 77)) == [1, 0], "an infeasible or unknown one no"
     assert numbers(found, before=(0,)) == [0]
 
 
 def test_without_a_feasible_trial_the_one_that_misses_least() -> None:
-    found = study((8, 1, 0.9, {"a": 0.2, "b": 0.2}), (4, 1, 0.9, {"a": 0.3, "b": -9.0}))
-    assert numbers(found) == [1], "what is kept does not make up for what is missed"
+    found = study((2, 120, 0.9, {}), (8, 130, 0.9, {}))
+    limits = Limits(max_size_bytes=100, max_latency_ms=3.5 / 1.2)
+    assert numbers(found, limits) == [1], "0.3 are missed, and twice 0.2"
+    slow = Limits(max_size_bytes=100, max_latency_ms=0.9)
+    assert numbers(found, slow) == [1], "what is kept does not make up for what is missed"
 
 
 def test_of_stopped_trials_the_nearest_is_judged(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -233,6 +233,64 @@ def test_a_file_whose_trial_has_better_weights_is_made_again_or_stays(files, mon
     assert front.points[1].candidate.distillation.steps == 9
 
 
+def test_a_file_that_took_the_last_of_the_time_keeps_its_own_numbers(files, monkeypatch) -> None:
+    files.made.add(finalist(0, 6), PROBLEM, {})
+    files.made.add(finalist(3, 5), PROBLEM, {})
+    better = finalist(0, 7, steps=9)
+    monkeypatch.setattr(
+        front_files, "with_kept_weights", lambda folder, one: better if one.number == 0 else one
+    )
+    left = [5.0]
+    short = SimpleNamespace(
+        next_file_s=5.0, rest_s=lambda pass_s: 99.0, float_pass_s=99.0, test_share=1.0
+    )
+    short.has_room = lambda count, seconds: seconds <= left[0]
+    short.file_took = lambda seconds: left.__setitem__(0, -1.0)
+    front, _ = replace(files.made, clock=short).finish([finalist(3, 5)], PROBLEM, {})
+    assert files.ran[-1] == (0, 7)
+    (point,) = (point for point in front.points if point.trial == 0)
+    assert point.measured.size_bytes == 700, "the file that lies there now"
+    assert (files.folder / "models/0000/model.onnx").stat().st_size == 700
+    assert point.candidate.distillation.steps == 9
+
+
+def test_better_weights_without_finite_outputs_leave_the_earlier_file(files, monkeypatch) -> None:
+    files.made.add(finalist(0, 6), PROBLEM, {})
+    files.made.add(finalist(3, 5), PROBLEM, {})
+    worse = finalist(0, 2, steps=9)
+    monkeypatch.setattr(
+        front_files, "with_kept_weights", lambda folder, one: worse if one.number == 0 else one
+    )
+    front, _ = files.made.finish([finalist(3, 5)], PROBLEM, {})
+    assert [(p.trial, p.measured.size_bytes) for p in front.points] == [(3, 500), (0, 600)]
+    assert (files.folder / "models/0000/model.onnx").stat().st_size == 600
+
+
+def test_a_resumed_run_knows_what_was_predicted_and_which_files_were_the_first(files) -> None:
+    files.made.add(uniform(0, 8), PROBLEM, {})
+    files.made.add(uniform(1, 7), PROBLEM, {})
+    files.made.add(finalist(3, 6), PROBLEM, {})
+    files.made.add(finalist(4, 5), PROBLEM, {})
+    whole = files.made.finish([finalist(3, 6), finalist(4, 5)], PROBLEM, {})[1]
+    resumed = FrontFiles.resumed(files.folder, Limits(max_size_bytes=650), lambda *_: None)
+    front, check = resumed.finish([finalist(3, 6), finalist(4, 5)], PROBLEM, {})
+    assert whole["candidates"] == check["candidates"] == 2
+    assert check["mape"] == pytest.approx(whole["mape"])
+    assert [point.trial for point in front.points] == [4, 3], "uniform ones miss the limit"
+
+
+def test_the_float_file_keeps_what_an_earlier_run_measured(files) -> None:
+    files.made.finish([finalist(3, 6)], PROBLEM, {})
+    over = SimpleNamespace(
+        next_file_s=5.0, rest_s=lambda pass_s: 5.0, float_pass_s=5.0, test_share=1.0
+    )
+    over.has_room = lambda count, seconds: seconds == 0
+    resumed = replace(part_of(files), clock=over)
+    front, _ = resumed.finish([finalist(3, 6)], PROBLEM, {})
+    assert front.baseline.metrics["accuracy_contrast"] == 0.7
+    assert front.baseline.test_accuracy == 0.8
+
+
 def test_all_files_are_run_on_the_same_part_of_the_test_split(files) -> None:
     part = SimpleNamespace(
         next_file_s=1.0, float_pass_s=1.0, test_share=0.25, rest_took=lambda *_: None

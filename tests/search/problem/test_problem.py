@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from types import SimpleNamespace
 
 import numpy as np
@@ -11,6 +12,7 @@ import torch
 from autocompress import Candidate, Distillation
 from autocompress.errors import TaskError
 from autocompress.results.measurement import Measurement
+from autocompress.search.problem import problem as problem_module
 from autocompress.search.problem.problem import Baseline, Problem, pick_device
 from autocompress.targets.device.result import versions
 
@@ -50,6 +52,19 @@ def test_latencies_are_ratios_at_the_speed_of_the_run() -> None:
 def test_a_table_of_other_sizes_is_related_to_what_it_predicts_of_the_float_model() -> None:
     assert problem((2, 3)).table_float_ms == 8.0
     assert problem((2, 3)).latency_ms(SOME) == pytest.approx(6 / 8 * 2)
+
+
+def test_a_foreign_table_of_other_sizes_gives_the_float_time_at_the_sizes_of_the_task(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(
+        problem_module, "compare", lambda *_, **__: SimpleNamespace(ratios=(0.5,), baseline_ms=9.0)
+    )
+    for shape, float_ms in (((1, 3), 4.0), ((2, 3), 8.0)):
+        there = problem(shape, {"processor": "another"})
+        table = SimpleNamespace(**vars(there.table), settings=None)
+        parts = (Path("float.onnx"), [b""], there.target, there.subject, table, None)
+        assert problem_module._float_times(*parts) == (2 * float_ms, float_ms)
 
 
 def test_latencies_are_measured_computed_or_predicted() -> None:

@@ -5,6 +5,7 @@ from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
+import torch
 from torch import nn
 
 from autocompress.compress.recover.teacher import model_hash
@@ -12,7 +13,14 @@ from autocompress.errors import RunFolderError
 from autocompress.results.measurement import Measurement
 from autocompress.search.problem.run_record import RunRecord, known_run
 
-TASK = SimpleNamespace(name="digits", model=nn.Linear(2, 2), student=None)
+TASK = SimpleNamespace(
+    name="digits",
+    model=nn.Linear(2, 2),
+    student=None,
+    pretrained=SimpleNamespace(metric="f1"),
+    example_inputs=torch.zeros(1, 2),
+    latency_inputs={"many": torch.zeros(8, 2)},
+)
 TARGET = SimpleNamespace(name="onnxruntime-cpu", portable=False)
 BASELINE = Measurement(1000, 2.0, 0.9)
 
@@ -58,6 +66,16 @@ def test_later_fields_of_an_earlier_run_stay_until_they_are_known(tmp_path: Path
         ({"target": "other"}, "was searched for target other, not for onnxruntime-cpu"),
         ({"portable": None}, "was searched by an earlier version"),
         ({"portable": True}, "was searched with --portable, not with --no-portable"),
+        ({"metric": "accuracy"}, "was searched for the metric accuracy, not for f1"),
+        (
+            {"inputs": {"": [[4, 2]], "many": [[8, 2]]}},
+            r"was searched with example inputs of shapes \[\[4, 2\]\], not \[\[1, 2\]\]",
+        ),
+        (
+            {"inputs": {"": [[1, 2]], "many": [[9, 2]]}},
+            r"was searched with latency_inputs\['many'\] of shapes \[\[9, 2\]\], not \[\[8, 2\]\]",
+        ),
+        ({"inputs": {"": [[1, 2]]}}, r"was searched with other latency_inputs \(none\)"),
     ],
 )
 def test_a_folder_of_another_search_is_refused(
@@ -66,6 +84,12 @@ def test_a_folder_of_another_search_is_refused(
     record(**changes).save(tmp_path)
     with pytest.raises(RunFolderError, match=f"{message}; choose another --out"):
         known_run(tmp_path, TASK, TARGET)
+
+
+def test_the_same_inputs_and_metric_go_on(tmp_path: Path) -> None:
+    same = record(metric="f1", inputs={"": [[1, 2]], "many": [[8, 2]]})
+    same.save(tmp_path)
+    assert known_run(tmp_path, TASK, TARGET) == same
 
 
 def test_a_file_of_an_earlier_version_has_defaults() -> None:

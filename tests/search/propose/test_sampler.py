@@ -14,10 +14,12 @@ from autocompress.results.limits import Limits
 from autocompress.results.measurement import Measurement
 from autocompress.results.pareto import hypervolume
 from autocompress.search.problem.goal import Goal, directions
+from autocompress.search.problem.trial_record import TrialRecord
 from autocompress.search.propose.allocation import Allocator
 from autocompress.search.propose.sampler import FASTEST_EVERY, PriceSampler, distributions
 from autocompress.search.propose.sensitivity import probes
 from autocompress.search.propose.trial_model import GUIDED_AFTER, Model
+from autocompress.search.propose.trials.told import TrialReader
 from autocompress.search.propose.uniform import enqueue, nearest_parameters
 from autocompress.search.workers.storage import open_study
 from autocompress.search.workers.worker import ask
@@ -328,6 +330,51 @@ def test_the_first_proposal_is_the_most_accurate_one_within_the_limits(
     assert allocator.losses(first).sum() <= np.quantile(
         allocator.losses(others[within]).sum(1), 0.02
     ), "nearly all that keep them lose more"
+
+
+def test_the_first_proposal_leaves_room_for_the_rest_of_the_graph(
+    parts: tuple[BoundSpace, Allocator],
+) -> None:
+    """What told trials have cost beyond the table is part of each candidate."""
+    space, allocator = parts
+    limits, rest = Limits(0.5 * GOAL.baseline.size_bytes), 0.2
+    sizes = {}
+    for beyond in (0.0, rest):
+        sampler = PriceSampler(space, allocator, Goal(GOAL.baseline, limits), 0, 1)
+        study = optuna.create_study(
+            directions=["minimize", "minimize", "maximize"], sampler=sampler
+        )
+        enqueue(study, [nearest_parameters(space, dict.fromkeys(space.kinds, ModuleConfig(8, 8)))])
+        trial = study.ask(distributions(space))
+        size, latency = allocator.costs(allocator.choices(trial.params)[None])[0]
+        record = TrialRecord.of(trial.number, space.candidate(trial.params))
+        for name, value in record.attributes_before().items():
+            trial.set_user_attr(name, value)
+        values = ((size + beyond) * GOAL.baseline.size_bytes, latency * GOAL.baseline.latency_ms)
+        study.tell(trial, [*values, GOAL.baseline.accuracy])
+        params = study.ask(distributions(space)).params
+        sizes[beyond] = float(allocator.costs(allocator.choices(params)[None])[0, 0])
+    assert 0.4 < sizes[0.0] <= 0.5
+    assert sizes[rest] + rest <= 0.5
+
+
+def test_told_latencies_are_those_of_the_latency_model_of_today(
+    parts: tuple[BoundSpace, Allocator],
+) -> None:
+    space, allocator = parts
+    study = optuna.create_study(directions=["minimize", "minimize", "maximize"])
+    trial = study.ask(distributions(space))
+    record = TrialRecord.of(trial.number, space.candidate(trial.params))
+    for name, value in record.attributes_before().items():
+        trial.set_user_attr(name, value)
+    study.tell(trial, [100.0, 7.0, GOAL.baseline.accuracy])
+    goal = Goal(GOAL.baseline, Limits(max_latency_ms=2.0))
+    (told_trial,) = study.trials
+    then = TrialReader(space, allocator, goal).told(study, told_trial)
+    now = TrialReader(space, allocator, goal, lambda candidate: 1.5).told(study, told_trial)
+    assert then.latency == pytest.approx(7.0 / GOAL.baseline.latency_ms)
+    assert now.latency == pytest.approx(1.5 / GOAL.baseline.latency_ms)
+    assert (then.feasible, now.feasible) == (False, True)
 
 
 def test_the_most_accurate_model_follows_the_enqueued_uniform_ones(

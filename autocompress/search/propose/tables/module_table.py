@@ -96,6 +96,7 @@ def module_tables(
     latencies: LatencyTable,
     losses: Mapping[tuple[str, ModuleConfig], float],
     baseline_bytes: int,
+    float_ms: float,
 ) -> dict[str, ModuleTable]:
     """Return the table of each module, in the order of the layout.
 
@@ -106,6 +107,7 @@ def module_tables(
         latencies: predicts the microseconds of a module in a form.
         losses: divergence by (module, config) of single changes; absent ones lose 0.
         baseline_bytes: size of the float file.
+        float_ms: latency of the float model by the latency table, in ms.
     """
     removed = _removed_channels(layout, group_configs)
     tables = {}
@@ -113,7 +115,8 @@ def module_tables(
         configs = space.configs(module.name)
         out_group, out_removed = removed.get((module.name, "out"), UNPRUNED)
         in_group, in_removed = removed.get((module.name, "in"), UNPRUNED)
-        costs = _costs(module, configs, out_removed, in_removed, layout, latencies, baseline_bytes)
+        parts = (out_removed, in_removed, layout, latencies, baseline_bytes, float_ms)
+        costs = _costs(module, configs, *parts)
         by_part = []
         for part in PARTS.values():
             by_part.append([losses.get((module.name, part(config)), 0.0) for config in configs])
@@ -159,6 +162,7 @@ def _costs(
     layout: Layout,
     latencies: LatencyTable,
     baseline_bytes: int,
+    float_ms: float,
 ) -> Array:
     """Return (out choices, in choices, 2, configs) size and latency, as shares of the baseline."""
     costs = np.zeros((len(out_removed), len(in_removed), 2, len(configs)))
@@ -172,7 +176,7 @@ def _costs(
         key = layout.form(module, config), rows, columns
         if key not in times:
             microseconds = latencies.module_us(layout, module, config, rows, columns)
-            times[key] = microseconds / (latencies.baseline_ms * 1e3)
+            times[key] = microseconds / (float_ms * 1e3)
         size = stored_bytes(module, config, layout.integer_form(module), rows, columns)
         costs[out, into, :, i] = size / baseline_bytes, times[key]
     return costs

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
 
@@ -12,6 +12,8 @@ import optuna
 from numpy.typing import NDArray
 from optuna.trial import FrozenTrial
 
+from autocompress.candidate import Candidate
+from autocompress.results.limits import are_kept
 from autocompress.results.pareto import non_dominated
 from autocompress.search.problem.goal import Goal
 from autocompress.search.problem.trial_record import TrialRecord
@@ -108,11 +110,14 @@ class TrialReader:
         space: its knobs.
         allocator: the tables.
         goal: the baseline and the limits.
+        latency_ms: predicts the latency of a candidate as the latency model does now, which may
+            have learned since trials were told; None takes what they were told.
     """
 
     space: BoundSpace
     allocator: Allocator
     goal: Goal
+    latency_ms: Callable[[Candidate], float] | None = None
     _known: dict[tuple[str, int], Told] = field(default_factory=dict)
 
     def told(self, study: optuna.Study, trial: FrozenTrial) -> Told | None:
@@ -140,7 +145,9 @@ class TrialReader:
         else:
             indices, choices, losses = known.indices, known.choices, known.losses
             costs = known.costs
-        base = self.goal.baseline
+        base, latency_ms = self.goal.baseline, record.latency_ms
+        if self.latency_ms is not None and record.candidate_json is not None:
+            latency_ms = self.latency_ms(record.candidate)
         self._known[key] = described = Told(
             record,
             indices,
@@ -152,9 +159,9 @@ class TrialReader:
             1.0 if record.seen is None else record.seen,
             lost_of(record, self.goal),
             record.size_bytes / base.size_bytes,
-            record.latency_ms / base.latency_ms,
+            latency_ms / base.latency_ms,
             record.metrics or {},
-            record.feasible,
+            are_kept(record.missed(self.goal.limits, base.accuracy, latency_ms)),
         )
         return described
 

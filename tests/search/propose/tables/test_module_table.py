@@ -79,6 +79,6 @@ def test_a_pruned_expert_costs_the_share_of_its_rows_that_is_left() -> None:
     latencies = SimpleNamespace(module_us=lambda *args: args[3] * args[4], baseline_ms=1.0)
     space = SimpleNamespace(configs=lambda name: (ModuleConfig(),))
     groups = {"a": (ModuleConfig(), ModuleConfig(pruning_ratio=0.5))}
-    tables = module_tables(space, groups, layout, latencies, {}, 192)
+    tables = module_tables(space, groups, layout, latencies, {}, 192, latencies.baseline_ms)
     np.testing.assert_allclose(tables["a"].costs[:, 0, 0, 0], [1.0, 0.5])
     np.testing.assert_allclose(tables["a"].costs[:, 0, 1, 0], [0.048, 0.024])

@@ -1,0 +1,73 @@
+"""Tell whether a run that goes on is judged as it was before.
+
+Scores of an earlier part of a run may be compared with new ones only if they are of the same data
+and the same metric.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from autocompress.errors import RunFolderError
+from autocompress.search.problem.problem import Problem
+from autocompress.search.problem.run_record import RunRecord
+
+SAME_SCORE = 1e-3  # difference of a score up to 1 that other threads or versions may make
+
+
+def judged_by(problem: Problem) -> dict[str, Any]:
+    """Return what the accuracies of a run rest on.
+
+    Args:
+        problem: with its race.
+
+    Returns:
+        Scores of the model itself on the validation split, where it ran, the number of samples, and
+        a hash of the data, which is "" for a split that is not in memory.
+    """
+    race = problem.race
+    scores = {} if race.scores is None else {"accuracy": race.scores.accuracy}
+    if race.scores is not None:
+        scores |= race.scores.metrics
+    return {
+        "scores": scores,
+        "device": problem.device.type,
+        "samples": len(race.teacher),
+        "split": race.split,
+    }
+
+
+def check_judged(folder: Path, earlier: RunRecord | None, problem: Problem) -> None:
+    """Refuse to go on with a run whose accuracies rest on other data or on another metric.
+
+    Args:
+        folder: the run folder.
+        earlier: record of the run that is resumed; None for a new one.
+        problem: with its race.
+
+    Raises:
+        RunFolderError: the validation split or the scores of the model itself are others.
+    """
+    if earlier is None or earlier.judged is None:
+        return
+    then, now = earlier.judged, judged_by(problem)
+    reason, splits = "", (then["split"], now["split"])
+    if then["samples"] != now["samples"] or (all(splits) and splits[0] != splits[1]):
+        reason = (
+            f"was searched on another validation split ({then['samples']} samples, now "
+            f"{now['samples']})"
+        )
+    elif then["scores"].keys() != now["scores"].keys():
+        reason = f"was searched with other metrics ({', '.join(then['scores'])})"
+    elif then["device"] == now["device"]:
+        for name, value in now["scores"].items():
+            before = float(then["scores"][name])
+            if abs(value - before) > SAME_SCORE * max(1.0, abs(before)):
+                reason = (
+                    f"was searched with another metric or other data: {name} of the model itself "
+                    f"was {before:.6g}, now {value:.6g}"
+                )
+                break
+    if reason:
+        raise RunFolderError(f"{folder}: {reason}; choose another --out")

@@ -1,0 +1,87 @@
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+import torch
+
+import autocompress as ac
+from autocompress.errors import RunFolderError
+from autocompress.measure.accuracy import Scores
+from autocompress.search.judged import check_judged, judged_by
+from autocompress.search.problem.race import open_race
+from autocompress.search.problem.run_record import RunRecord
+
+CPU = torch.device("cpu")
+
+
+def batches(seed: int, count: int = 3) -> list[tuple[torch.Tensor, torch.Tensor]]:
+    draw = torch.Generator().manual_seed(seed)
+    found = []
+    for _ in range(count):
+        x = torch.randn(8, 4, generator=draw)
+        found.append((x, (x[:, 0] > 0).long()))
+    return found
+
+
+def top1(outputs: torch.Tensor, targets: torch.Tensor) -> float:
+    return float((outputs.argmax(1) == targets).float().mean())
+
+
+def half(outputs: torch.Tensor, targets: torch.Tensor) -> float:
+    return 0.5 * top1(outputs, targets)
+
+
+def problem(seed: int = 0, **changes: Any) -> Any:
+    torch.manual_seed(0)
+    model = torch.nn.Linear(4, 2).eval()
+    given = {"validation": batches(0), "metric": top1, **changes}
+    task = ac.Task("t", model, batches(0)[0][0], **given)
+    return SimpleNamespace(race=open_race(task, model, CPU, seed), device=CPU)
+
+
+def record_of(found: Any) -> RunRecord:
+    return RunRecord(judged=judged_by(found))
+
+
+def test_the_same_data_and_metric_go_on_whatever_the_seed(tmp_path: Path) -> None:
+    before = record_of(problem())
+    check_judged(tmp_path, before, problem(seed=1))
+    check_judged(tmp_path, RunRecord.from_json(before.to_json()), problem())
+    check_judged(tmp_path, None, problem())
+    check_judged(tmp_path, RunRecord(), problem())  # of an earlier version
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"validation": batches(1)}, "on another validation split \\(24 samples, now 24\\)"),
+        ({"validation": batches(0, 2)}, "on another validation split \\(24 samples, now 16\\)"),
+        ({"metric": half}, "with another metric or other data: accuracy of the model itself was"),
+        ({"extra_metrics": {"half": half}}, "with other metrics \\(accuracy\\)"),
+    ],
+)
+def test_other_data_or_another_metric_is_refused(
+    tmp_path: Path, changes: dict[str, Any], message: str
+) -> None:
+    with pytest.raises(RunFolderError, match=f"was searched {message}.*; choose another --out$"):
+        check_judged(tmp_path, record_of(problem()), problem(**changes))
+
+
+def test_scores_of_another_device_may_differ(tmp_path: Path) -> None:
+    before = problem()
+    now = SimpleNamespace(
+        race=replace(before.race, scores=Scores(0.9, {})), device=torch.device("cuda")
+    )
+    check_judged(tmp_path, record_of(before), now)
+    with pytest.raises(RunFolderError, match="another metric or other data"):
+        check_judged(tmp_path, record_of(before), SimpleNamespace(race=now.race, device=CPU))
+
+
+def test_what_is_not_in_memory_is_compared_by_its_scores(tmp_path: Path) -> None:
+    before = problem()
+    now = SimpleNamespace(race=replace(before.race, split=""), device=CPU)
+    check_judged(tmp_path, record_of(before), now)
