@@ -144,15 +144,16 @@ def hoping(found: optuna.Study, hopes: dict[int, float]) -> optuna.Study:
 
 
 def test_trials_that_recovery_may_bring_to_the_front_are_hopefuls() -> None:
-    lost = {"max_accuracy_drop": 0.2}
-    found = study((4, 500, 0.89, {}), (8, 100, 0.6, lost), (8, 90, 0.5, lost), (2, 600, 0.6, {}))
-    finalists = choose_finalists(found, BENCH, GOAL)
-    assert choose_hopefuls(found, BENCH, GOAL, finalists) == [], "another sampler hopes for nothing"
+    found = study((4, 500, 0.89, {}), (8, 100, 0.6, {}), (8, 90, 0.5, {}), (2, 600, 0.6, {}))
+    goal = Goal(BASE, Limits(max_accuracy_drop=0.15))
+    finalists = choose_finalists(found, BENCH, goal)
+    assert [finalist.number for finalist in finalists] == [0]
+    assert choose_hopefuls(found, BENCH, goal, finalists) == [], "another sampler hopes for nothing"
     hoping(found, {1: 0.02, 2: 0.03, 3: 0.2, 99: 0.0})
-    (first, second) = choose_hopefuls(found, BENCH, GOAL, finalists)
+    (first, second) = choose_hopefuls(found, BENCH, goal, finalists)
     assert (first.number, first.hoped, first.accuracy) == (1, pytest.approx(0.88), 0.6)
     assert second.number == 2, "it is still smaller"
-    assert choose_hopefuls(found, BENCH, GOAL, finalists, count=1) == [first]
+    assert choose_hopefuls(found, BENCH, goal, finalists, count=1) == [first]
     strict = Goal(BASE, Limits(max_accuracy_drop=0.025))
     assert [f.number for f in choose_hopefuls(found, BENCH, strict, finalists)] == [1]
 

@@ -82,11 +82,13 @@ def test_the_guided_sampler_proposes_after_the_enqueued_trials(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     given = bench()
-    given.space = SimpleNamespace(objectives=("f1",))
+    given.space, given.latency_ms = SimpleNamespace(objectives=("f1",)), lambda candidate: 3.0
     monkeypatch.setattr(factory, "make_allocator", lambda *_: "tables")
     monkeypatch.setattr(factory, "PriceSampler", lambda *parts: parts)
-    _, allocator, goal, seed, first = factory.price_sampler(given, Limits(), {}, 3, 2)
+    parts = factory.price_sampler(given, Limits(), {}, 3, 2)
+    _, allocator, goal, seed, first, latency_ms = parts
     assert (allocator, seed, first) == ("tables", 3, 2)
+    assert latency_ms(None) == 3.0, "told trials have the latencies of today"
     assert goal.objectives == ("f1",)
 
 
