@@ -17,6 +17,7 @@ from autocompress.search.problem.problem import Problem
 from autocompress.space.search_space import BoundSpace
 
 WIDTHS: tuple[tuple[int, int], ...] = ((8, 8), (4, 8))  # bits of weights, of activations
+WEIGHTS_ONLY = ModuleConfig(4, 32)
 GLOBAL_RATIO = 0.3  # of all units of the pruned candidate
 
 Parameters = dict[str, int]
@@ -28,7 +29,8 @@ def uniform_parameters(problem: Problem) -> list[Parameters]:
     8 bits and 4 bits on integer kernels. Where groups can be pruned, also 8 bits with all groups
     pruned by one threshold on their magnitudes. Widths that the space does not offer become its
     nearest ones. Linear layers whose inputs hold a few very large values, as in large language
-    models, read them as floats (Dettmers et al. 2022).
+    models, read them as floats (Dettmers et al. 2022). Such models also get a candidate of 4 bits
+    with all inputs as floats: rounded inputs cost them more than rounded weights.
 
     Args:
         problem: its space, and the magnitudes of its groups.
@@ -48,6 +50,8 @@ def uniform_parameters(problem: Problem) -> list[Parameters]:
     ratios = _pruning_ratios(problem)
     if ratios:
         uniform.append({n: config(n, WIDTHS[0], ratios.get(n, 0.0)) for n in space.kinds})
+    if wide:
+        uniform.append(dict.fromkeys(space.kinds, WEIGHTS_ONLY))
     distinct: list[Parameters] = []
     for configs in uniform:
         parameters = nearest_parameters(space, configs)

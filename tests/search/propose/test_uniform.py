@@ -72,7 +72,8 @@ def test_linear_layers_of_inputs_with_a_wide_range_read_floats() -> None:
     assert [[point[name] for name in names] for point in points] == [
         [1, 1, 1, 0, 1, 0],
         [0, 0, 0, 0, 1, 0],
-    ]
+        [0, 0, 0, 1, 1, 1],
+    ], "the last one rounds weights only"
 
 
 def test_equal_candidates_are_one() -> None:
