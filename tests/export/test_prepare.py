@@ -97,3 +97,21 @@ def test_the_float_file_reads_rows_as_lookups_shorten_them(
     for session in (builder.lowered.shared.session(), open_session(builder.baseline)):
         (output, *_) = session.run(None, {session.get_inputs()[0].name: ids.numpy()})
         np.testing.assert_allclose(output, expected, rtol=1e-4, atol=1e-5)
+
+
+class Deciding(nn.Module):
+    """Returns booleans and integers beside its scores."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.first, self.last = nn.Linear(6, 16), nn.Linear(16, 3)
+
+    def forward(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        scores = self.last(torch.relu(self.first(x)))
+        return scores, scores > 100, (scores > 100).long()
+
+
+def test_outputs_that_are_no_floats_are_compared_too() -> None:
+    groups = prepared(Deciding().eval(), torch.rand(2, 6)).module_map.groups
+    assert {group.name: group.reason for group in groups}["first"] is None
