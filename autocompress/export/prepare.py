@@ -158,7 +158,7 @@ def _prunes(
         return False  # PyTorch or ONNX Runtime refuses it: shapes do not fit any more
     expected = [output.tensor.numpy() for output in ordered_outputs(result, names)]
     return all(
-        relative_difference(output, wanted, 1.0) <= PRUNED_ERROR
+        relative_difference(output, wanted, 1e-12) <= PRUNED_ERROR
         for output, wanted in zip(outputs, expected, strict=False)
     )
 

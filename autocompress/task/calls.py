@@ -11,16 +11,18 @@ import dataclasses
 import io
 import math
 from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor, fx, nn
 
 from autocompress.errors import NotComputableError, TaskError, nearest_name
-from autocompress.task.batches import Inputs, map_inputs
+from autocompress.task.batches import Inputs, map_inputs, map_value
 from autocompress.task.user_code import user_code
 
 FORWARD_FAILS = "task: model.forward fails"
+OURS = "autocompress."  # how the names of our own modules begin
 
 
 def call_model(model: nn.Module, inputs: Inputs) -> Tensor:
@@ -151,6 +153,25 @@ def target_of(target: Any, name: str) -> Any:
     return target.get(name) if isinstance(target, Mapping) else target
 
 
+def copies_for(function: Callable[..., Any], *arguments: Any) -> tuple[Any, ...]:
+    """Return copies of outputs and targets for a function of the user's, which may write to them.
+
+    Functions of this package write to none and get the arguments themselves, since the outputs of
+    a split may be large.
+
+    Args:
+        function: a metric, loss or divergence.
+        arguments: tensors, and nested lists, tuples and mappings of them; gradients pass the copy.
+
+    Returns:
+        The arguments in their order.
+    """
+    called = function.func if isinstance(function, partial) else function
+    if str(getattr(called, "__module__", "")).startswith(OURS):
+        return arguments
+    return tuple(map_value(argument, torch.clone) for argument in arguments)
+
+
 def score(
     metric: Callable[[Any, Any], float], outputs: Any, targets: Any, name: str = "metric"
 ) -> float:
@@ -170,7 +191,7 @@ def score(
         NotComputableError: it returns something else than a finite number.
     """
     with user_code(f"task: {name} fails"):
-        result: Any = metric(outputs, targets)
+        result: Any = metric(*copies_for(metric, outputs, targets))
     try:
         value = float(result)
     except (TypeError, ValueError, RuntimeError):

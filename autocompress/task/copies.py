@@ -1,12 +1,20 @@
-"""Copy the user's model, which is never changed itself."""
+"""Copy the user's model, which is never changed itself.
+
+Lookups of tables with `max_norm` shorten the rows that they read, in place. A file only reads, so
+copies have tables with all rows shortened.
+"""
 
 from __future__ import annotations
 
+import contextlib
 import copy
+from collections.abc import Iterator
 from typing import Any
 
 import torch
 from torch import Tensor, nn
+
+TABLES = (nn.Embedding, nn.EmbeddingBag)
 
 
 def copied(
@@ -18,7 +26,9 @@ def copied(
     """Return a copy of a model in eval mode.
 
     The copy is made without gradients. Recurrent layers with parametrizations keep the weights that
-    they make from others, and a weight with a history of gradients cannot be copied again.
+    they make from others, and a weight with a history of gradients cannot be copied again. Tables
+    with `max_norm` have all rows shortened, as lookups of all ids would leave them, and no
+    `max_norm`.
 
     Args:
         model: any module; it is not changed.
@@ -33,6 +43,7 @@ def copied(
     """
     with torch.no_grad():
         own = copy.deepcopy(model, _views(model) if shares_weights else None)
+        _shorten_rows(own)
         own = own if device is None else own.to(device)
         if dtype is not None:  # `to` would make complex numbers real
 
@@ -41,6 +52,50 @@ def copied(
 
             own._apply(change)  # type: ignore[no-untyped-call]
         return own.eval()
+
+
+@contextlib.contextmanager
+def shortened_rows(model: nn.Module) -> Iterator[None]:
+    """Give a model tables without `max_norm` inside the block, as its copies have them.
+
+    Args:
+        model: any module; its own parameters are not written to, and are back behind the block.
+    """
+    with torch.no_grad():
+        before = _shorten_rows(model)
+    try:
+        yield
+    finally:
+        for owner, name, value in reversed(before):
+            setattr(owner, name, value)
+
+
+def _shorten_rows(model: nn.Module) -> list[tuple[nn.Module, str, Any]]:
+    """Put parameters with shortened rows in the place of tables, and return what was there."""
+    before: list[tuple[nn.Module, str, Any]] = []
+    for table in list(model.modules()):
+        if not isinstance(table, TABLES) or table.max_norm is None or not _is_ordinary(table):
+            continue
+        long, numbers = table.weight, torch.arange(len(table.weight), device=table.weight.device)
+        rows = torch.embedding_renorm_(
+            long.detach().clone(), numbers, table.max_norm, table.norm_type
+        )
+        short = nn.Parameter(rows, requires_grad=long.requires_grad)
+        for owner in model.modules():
+            for name, value in owner.named_parameters(recurse=False, remove_duplicate=False):
+                if value is long:
+                    before.append((owner, name, long))
+                    setattr(owner, name, short)
+        before.append((table, "max_norm", table.max_norm))
+        table.max_norm = None
+    return before
+
+
+def _is_ordinary(table: nn.Module) -> bool:
+    """Return True if a table is a parameter that is looked up as its class of torch does it."""
+    forwards = [kind.forward for kind in TABLES]
+    own = type(table).forward not in forwards or "forward" in vars(table)
+    return not own and "weight" in table._parameters
 
 
 def _views(model: nn.Module) -> dict[int, Any]:

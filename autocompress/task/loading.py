@@ -30,6 +30,7 @@ from autocompress.task.batches import (
 from autocompress.task.user_code import user_code
 
 COMPARED = 8  # batches by which two passes of a loader are compared
+END: Any = object()  # of a pass; a loader may yield None by mistake
 
 
 class Unlabelled:
@@ -83,8 +84,8 @@ class Checked:
             batches = iter(self.batches)
         while True:
             with user_code(what):
-                batch = next(batches, None)
-            if batch is None:
+                batch = next(batches, END)
+            if batch is END:
                 return
             yield checked(batch, self.split, self.example)
 
@@ -108,6 +109,7 @@ class Kept:
         self._bytes = 0
         self._pass: Iterator[tuple[Inputs, Any]] | None = None
         self._complete = self._dropped = False
+        self._failed: BaseException | None = None
 
     def __iter__(self) -> Iterator[tuple[Inputs, Any]]:
         position = 0
@@ -132,9 +134,17 @@ class Kept:
 
     def _read(self) -> None:
         """Read one batch more; it is copied, since a loader may write the next one over it."""
-        self._pass = self._pass or seeded_pass(self.batches)
-        batch = next(self._pass, None)
-        if batch is None:
+        if self._failed is not None:
+            raise TaskError(f"task: {self.split} can be read only once, and failed: {self._failed}")
+        if self._pass is None:
+            read = 0 if self._once else len(self._read_so_far)
+            self._pass = islice(seeded_pass(self.batches), read, None)
+        try:
+            batch = next(self._pass, END)
+        except BaseException as error:  # the pass gives no more batches, as if it had ended
+            self._pass, self._failed = None, error if self._once else None
+            raise
+        if batch is END:
             self._complete, self._pass = True, None
             return
         self._bytes += sum(tensor.nbytes for tensor in _tensors(batch))
@@ -245,8 +255,8 @@ def seeded_pass(batches: Batches) -> Iterator[tuple[Inputs, Any]]:
         iterator = iter(batches)
     while True:
         with generators.own():
-            batch = next(iterator, None)
-        if batch is None:
+            batch = next(iterator, END)
+        if batch is END:
             return
         yield batch
 

@@ -26,6 +26,7 @@ from autocompress.task.batches import (
 )
 from autocompress.task.calls import (
     FORWARD_FAILS,
+    copies_for,
     named_outputs,
     primary_output,
     run_model,
@@ -371,7 +372,8 @@ class Task:
         """
         if self.loss is not None:
             with user_code("task: loss fails"):
-                return self.loss(outputs if self.output_weights else outputs[""], target)
+                given = outputs if self.output_weights else outputs[""]
+                return self.loss(*copies_for(self.loss, given, target))
         weights = self.output_weights or {"": 1.0}
         losses = []
         for name, output in outputs.items():
@@ -404,5 +406,5 @@ class Task:
         name = self.primary_name if name is None else name
         if self.divergence is not None and name == self.primary_name:
             with user_code("task: divergence fails"):
-                return self.divergence(student, teacher)
+                return self.divergence(*copies_for(self.divergence, student, teacher))
         return sample_divergence(self.kind_of(name), student, teacher)

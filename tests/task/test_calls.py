@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import partial
 from types import SimpleNamespace
 from typing import Any
 
@@ -10,7 +11,9 @@ import pytest
 import torch
 
 from autocompress.errors import NotComputableError, TaskError
-from autocompress.task.calls import named_outputs, primary_output, score
+from autocompress.huggingface.metrics.tokens import token_accuracy
+from autocompress.task.calls import copies_for, named_outputs, primary_output, score
+from autocompress.task.outputs import OutputKind, sample_divergence
 
 
 @dataclass
@@ -52,3 +55,42 @@ def test_outputs_are_named_by_key_position_or_attribute() -> None:
         r"nearest: score",
     ):
         named_outputs({"score": x}, ("scor",))
+
+
+class Writing:
+    """Return the sum of what is left, and write to all that it gets."""
+
+    def __call__(self, outputs: Any, targets: Any) -> float:
+        for part in (outputs, targets):
+            for tensor in part.values() if isinstance(part, dict) else part:
+                tensor -= 1
+        outputs = torch.cat([output.reshape(-1) for output in outputs])
+        return float(outputs.sum())
+
+
+def test_a_metric_that_writes_to_what_it_gets_changes_nothing() -> None:
+    outputs, targets = torch.arange(4.0), {"a": torch.ones(2), "b": torch.zeros(1)}
+    for given in (outputs, list(outputs), list(outputs.view(2, 2))):
+        first, second = (score(Writing(), given, targets) for _ in range(2))
+        assert first == second == 2.0
+    assert outputs.tolist() == [0.0, 1.0, 2.0, 3.0]
+    assert (targets["a"].tolist(), targets["b"].tolist()) == ([1.0, 1.0], [0.0])
+
+
+def test_functions_of_this_package_get_the_arguments_themselves() -> None:
+    x = torch.rand(2)
+    for own in (token_accuracy, partial(sample_divergence, OutputKind("softmax", -1))):
+        assert copies_for(own, x)[0] is x
+    for theirs in (Writing(), partial(Writing()), torch.dist, lambda o: o):
+        (copy,) = copies_for(theirs, x)
+        assert copy is not x
+        assert torch.equal(copy, x)
+
+
+def test_gradients_pass_a_copy() -> None:
+    x = torch.ones(2, requires_grad=True)
+    (copy,) = copies_for(lambda o: o, 2 * x)
+    copy[0] = 5.0
+    copy.sum().backward()
+    assert x.grad is not None
+    assert x.grad.tolist() == [0.0, 2.0]

@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import contextlib
+import copy
+
+import pytest
 import torch
-from torch import nn
+from torch import Tensor, nn
 from torch.nn.utils.parametrizations import weight_norm
 
-from autocompress.task.copies import copied
+from autocompress.task.copies import copied, shortened_rows
 
 
 class Mixed(nn.Module):
@@ -77,3 +81,69 @@ def test_weights_made_in_inference_mode_are_copied() -> None:
         model = nn.Linear(2, 3)
     other = copied(model, shares_weights=True)
     assert torch.equal(other.weight, model.weight)
+
+
+class Tied(nn.Module):
+    """Reads one table in a lookup and in a product."""
+
+    def __init__(self, **options: float) -> None:
+        super().__init__()
+        self.table = nn.Embedding(8, 3, **options)
+        self.head = nn.Linear(3, 8)
+        self.head.weight = self.table.weight
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.head(self.table(x))
+
+
+IDS = torch.arange(8)
+TABLES = [
+    lambda: nn.Sequential(nn.Embedding(8, 3, max_norm=0.1)),
+    lambda: nn.Sequential(nn.Embedding(8, 3, max_norm=0.5, norm_type=1.0, padding_idx=2)),
+    lambda: nn.Sequential(nn.EmbeddingBag(8, 3, max_norm=0.1, mode="sum"), nn.Linear(3, 2)),
+    lambda: Tied(max_norm=0.2),
+]
+
+
+@pytest.mark.parametrize("make", TABLES)
+def test_a_copy_has_tables_as_lookups_of_all_ids_leave_them(make) -> None:
+    torch.manual_seed(0)
+    model = make().requires_grad_(False)
+    weights = copy.deepcopy(model.state_dict())
+    bags = any(isinstance(module, nn.EmbeddingBag) for module in model.modules())
+    x = IDS[:, None] if bags else IDS
+    expected = copy.deepcopy(model)
+    expected(x)
+    for shares in (False, True):
+        own = copied(model, shares_weights=shares)
+        assert not any(getattr(module, "max_norm", None) for module in own.modules())
+        assert torch.equal(own(x), expected(x))
+        for name, value in expected.state_dict().items():
+            assert torch.equal(own.state_dict()[name], value)
+        assert not any(parameter.requires_grad for parameter in own.parameters())
+    assert any(getattr(module, "max_norm", None) for module in model.modules())
+    assert all(torch.equal(weights[name], value) for name, value in model.state_dict().items())
+
+
+def test_tables_are_as_they_were_behind_the_block() -> None:
+    model = Tied(max_norm=0.2)
+    table = model.table.weight
+    before = table.detach().clone()
+    with contextlib.suppress(KeyError), shortened_rows(model):
+        assert model.table.max_norm is None
+        assert model.head.weight is model.table.weight is not table
+        assert float(model.table.weight.detach().norm(dim=1).max()) < 0.2001
+        model(IDS)
+        raise KeyError
+    assert model.head.weight is model.table.weight is table
+    assert torch.equal(table, before)
+    assert model.table.max_norm == 0.2
+
+
+def test_tables_with_a_forward_or_a_weight_of_their_own_stay() -> None:
+    class Own(nn.Embedding):
+        def forward(self, x: Tensor) -> Tensor:
+            return self.weight.renorm(2, 0, self.max_norm)[x]
+
+    for table in (Own(8, 3, max_norm=0.1), weight_norm(nn.Embedding(8, 3, max_norm=0.1))):
+        assert copied(nn.Sequential(table))[0].max_norm == 0.1

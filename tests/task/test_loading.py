@@ -169,3 +169,30 @@ def test_a_length_is_known_without_reading() -> None:
     kept = settled(iter(batches), "train", X, MANY, False)
     assert known_length(kept) == 0
     assert len(list(kept)) == known_length(kept) == 3, "it was read"
+
+
+def test_a_loader_that_yields_none_is_refused_wherever_it_does() -> None:
+    """A collate function that drops damaged samples returns None; the rest must not be lost."""
+    batch = (X, torch.arange(3))
+    message = "task: validation yields NoneType; expected"
+    for place in range(3):
+        batches = [batch, batch]
+        batches.insert(place, None)
+        for shuffles in (False, True):
+            for loader in (torch.utils.data.DataLoader(batches, None), iter(batches)):
+                split = settled(loader, "validation", X, MANY, shuffles)
+                with pytest.raises(TaskError, match=message):
+                    list(split)
+                with pytest.raises(TaskError, match=message):
+                    list(FloatBatches(split))
+    assert list(seeded_pass([None, None])) == [None, None]
+
+
+def test_none_behind_the_part_in_memory_is_refused() -> None:
+    class Loader:
+        def __iter__(self) -> Iterator[tuple[Tensor, Tensor] | None]:
+            yield from ((X, X), (X, X), None, (X, X))
+
+    kept = Kept(Loader(), "test", X, X.nbytes * 2)
+    with pytest.raises(TaskError, match="task: test yields NoneType; expected"):
+        list(kept)

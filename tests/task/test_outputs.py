@@ -183,6 +183,10 @@ def test_the_relative_difference_is_against_the_largest_value_or_the_least_scale
     assert relative_difference(np.array([1.0, -1.1e9]), masked, 1.0) == pytest.approx(0.1)
     assert relative_difference(np.zeros(0), np.zeros(0), 1.0) == 0.0
     assert np.isnan(relative_difference(np.array([np.nan, 4.0]), expected, 1.0))
+    yes, mixed = np.array([True, True]), np.array([True, False])
+    assert relative_difference(yes, yes, 1e-12) == relative_difference(~yes, ~yes, 1e-12) == 0.0
+    assert relative_difference(mixed, yes, 1e-12) == 1.0
+    assert relative_difference(mixed, ~yes, 1e-12) > 1.0
 
 
 def test_positions_that_count() -> None:

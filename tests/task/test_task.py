@@ -146,3 +146,24 @@ def test_validation_labels_are_never_trained_on(cnn_task) -> None:
     given = list(cnn_task.train)[:1]
     assert replace(cnn_task, train=None, calibration=given).training_batches() is given
     assert cnn_task.has_labels
+
+
+def test_loss_and_divergence_may_write_to_what_they_get() -> None:
+    def loss(outputs: torch.Tensor, target: torch.Tensor) -> torch.Tensor:
+        outputs[outputs > 0] = 0.0
+        target -= 1
+        return (outputs + target).sum()
+
+    def divergence(student: torch.Tensor, teacher: torch.Tensor) -> torch.Tensor:
+        return student.sub_(teacher).square_().sum(1) + teacher.zero_().sum(1)
+
+    x, y = torch.tensor([[1.0, -2.0]]), torch.tensor([[3.0, 4.0]])
+    target = torch.ones(1, 2)
+    task = Task("t", torch.nn.Identity(), x, [(x, target)], lambda o, t: 0.0, loss, divergence)
+    weighted = replace(task, loss=lambda o, t: loss(o["a"], t["a"]), output_weights={"a": 1.0})
+    for _ in range(2):
+        assert float(task.training_loss({"": x}, target)) == -2.0
+        assert float(weighted.training_loss({"a": x}, {"a": target})) == -2.0
+        assert task.output_divergence(x, y).tolist() == [40.0]
+    assert (x.tolist(), y.tolist()) == ([[1.0, -2.0]], [[3.0, 4.0]])
+    assert target.tolist() == [[1.0, 1.0]]

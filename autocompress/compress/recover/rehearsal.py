@@ -22,8 +22,9 @@ from autocompress.candidate import Candidate
 from autocompress.compress.assemble.stitch import Stitcher
 from autocompress.compress.recover.context import Trainer, stream
 from autocompress.compress.recover.cycle import Cycle
-from autocompress.compress.recover.teacher import model_hash, value_bytes
+from autocompress.compress.recover.teacher import model_hash
 from autocompress.errors import NotComputableError
+from autocompress.model_digest import value_bytes
 from autocompress.task.batches import leaves, seeded, target_to_device, to_device
 
 TIMED = 3  # steps that are timed, after one to warm up

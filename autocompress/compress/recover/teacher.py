@@ -1,7 +1,7 @@
 """Compute the original model's answers, and cache them on disk if reading is faster than computing.
 
-The answers are the targets of distillation (`distill.py`). The cache's key is a batch's content,
-because loaders may shuffle.
+The answers are the targets of distillation (`distill.py`). The cache's key is all that decides what
+the model computes, and the content of a batch, because loaders may shuffle.
 """
 
 from __future__ import annotations
@@ -18,8 +18,9 @@ from torch import Tensor, nn
 
 from autocompress.cache import Cache, key_of
 from autocompress.compress.recover.sequences import continued
+from autocompress.model_digest import model_digest, value_bytes
 from autocompress.results.tensor_files import read_tensors, tensor_bytes
-from autocompress.task.batches import Inputs, input_tensors, to_device
+from autocompress.task.batches import Inputs, leaves, to_device
 from autocompress.task.task import Task
 
 DISK_BYTES = 2 << 30
@@ -78,6 +79,8 @@ Outputs = dict[str, Tensor | TopLogits]
 def model_hash(model: nn.Module) -> str:
     """Return a hash of names, shapes and values of all parameters and buffers.
 
+    Runs and recipes record it. `model_digest` tells models apart that differ in anything else.
+
     Args:
         model: any model.
 
@@ -107,15 +110,6 @@ def changed_weights(task: Task, known: Mapping[str, Any]) -> str:
     if "student_model" in known and known["student_model"] != student:
         return "student"
     return ""
-
-
-def value_bytes(tensor: Tensor) -> bytes:
-    """Return the bytes of the values of a tensor, for a hash.
-
-    Args:
-        tensor: of any shape and type, on any device.
-    """
-    return tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().tobytes()
 
 
 @dataclass
@@ -153,8 +147,9 @@ class Teacher:
         self._disk = Cache(self.folder, DISK_BYTES)
         self._room = DISK_BYTES // 2
         if self.folder is not None:
-            form = f"{self.temperatures} {TOP} {DENSE} {self.task.output_kinds}"
-            self._digest = f"{model_hash(self.model)} {form}"
+            own = self.task.divergence is not None
+            form = f"{self.temperatures} {TOP} {DENSE} {self.task.output_kinds} {own}"
+            self._digest = f"{model_digest(self.model)} {form}"
 
     def outputs(self, inputs: Inputs) -> Outputs:
         """Return the answers to one batch.
@@ -233,8 +228,11 @@ class Teacher:
 
     def _key(self, inputs: Inputs, part: str) -> str:
         parts: list[str | bytes] = [f"{self._digest} {part}"]
-        for tensor in input_tensors(inputs):
-            parts += [f"{tensor.dtype} {tuple(tensor.shape)}", value_bytes(tensor)]
+        for name, value in leaves(inputs).items():
+            if isinstance(value, Tensor):
+                parts += [f"{name} {value.dtype} {tuple(value.shape)}", value_bytes(value)]
+            else:
+                parts.append(f"{name} {value!r}")
         return key_of(*parts)[:32]
 
     def _write(self, name: str, tensors: dict[str, Tensor]) -> None:

@@ -6,8 +6,6 @@ the tools is their name.
 
 from __future__ import annotations
 
-import contextlib
-import inspect
 import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -24,13 +22,15 @@ from torch import Tensor, nn
 from autocompress.cache import Cache, key_of
 from autocompress.export.float_graph.float_graph import FloatGraph, export_float
 from autocompress.export.float_graph.shared_graph import LEAST_BYTES, SharedGraph, set_aside
+from autocompress.export.float_graph.trace import ordered_outputs
+from autocompress.model_digest import model_digest
 from autocompress.results.tensor_files import read_tensors, tensor_bytes
 from autocompress.task.batches import Inputs, feed_of, leaves, map_inputs
-from autocompress.task.calls import call_model
+from autocompress.task.calls import run_model
 from autocompress.task.free_shapes import FreeDimension
 from autocompress.task.outputs import relative_difference
 
-FORMAT = "3"  # part of every key; raised when the cleaning of graphs changes
+FORMAT = "4"  # part of every key; raised when the cleaning of graphs changes
 TOOLS = (torch, onnx, onnx_ir, onnxscript, onnxruntime)
 DISK_BYTES = 256 << 20
 TOLERANCE = 1e-4  # of the largest output: another order of sums, and nothing else
@@ -45,9 +45,10 @@ def exported(
 ) -> FloatGraph:
     """Return the float graph of a model, from a folder if a graph of this model lies there.
 
-    The key is what the model prints as, the source of its modules, the shapes of its weights and
-    inputs, and the versions of the tools. A stored graph gets the model's own weights; it is used
-    if it computes what the model computes at the example.
+    The key is what the model prints as, all that it computes with beside its float32 weights
+    (`model_digest`), the shapes of these and of the inputs, and the versions of the tools. A stored
+    graph gets the model's own weights; it is used if it computes what the model computes at the
+    example.
 
     Args:
         model: in eval mode, on the CPU.
@@ -67,7 +68,7 @@ def exported(
     cache = Cache(folder, DISK_BYTES)
     name = f"{_key(model, example_inputs, names, free)}.safetensors"
     stored = cache.read(name, read_tensors)
-    known = None if stored is None else _with_weights(*stored, model, example_inputs)
+    known = None if stored is None else _with_weights(*stored, model, example_inputs, names)
     if known is not None:
         return known
     graph = export_float(model, example_inputs, names, free)
@@ -81,10 +82,6 @@ def _key(
     names: Sequence[str],
     free: Sequence[FreeDimension] | None,
 ) -> str:
-    sources = []
-    for kind in dict.fromkeys(type(module) for module in model.modules()):
-        with contextlib.suppress(OSError, TypeError):  # no source, as in a notebook
-            sources.append(inspect.getsource(kind))
     shapes = []
     for name, value in model.state_dict().items():
         shapes.append((name, tuple(value.shape), str(value.dtype)))
@@ -100,7 +97,7 @@ def _key(
                 FORMAT,
                 repr(model),
                 getattr(model, "code", ""),
-                sources,
+                model_digest(model, _weights(model)),
                 shapes,
                 called,
                 inputs,
@@ -139,7 +136,11 @@ def _without_weights(whole: FloatGraph, model: nn.Module) -> bytes:
 
 
 def _with_weights(
-    tensors: Mapping[str, Tensor], notes: Mapping[str, str], model: nn.Module, inputs: Inputs
+    tensors: Mapping[str, Tensor],
+    notes: Mapping[str, str],
+    model: nn.Module,
+    inputs: Inputs,
+    names: Sequence[str],
 ) -> FloatGraph | None:
     """Return a stored graph with the weights of `model`, or None if it computes something else."""
     proto, weights, taken = ModelProto(), _weights(model), set(json.loads(notes["weights"]))
@@ -159,16 +160,20 @@ def _with_weights(
             tensor.CopyFrom(numpy_helper.from_array(weight.numpy(), tensor.name))
     dynamic, fixed = bool(json.loads(notes["dynamic"])), tuple(json.loads(notes["fixed"]))
     graph = FloatGraph(proto, dynamic, fixed, large)
-    return graph if _computes(graph.shared, model, inputs) else None
+    return graph if _computes(graph.shared, model, inputs, names) else None
 
 
-def _computes(graph: SharedGraph, model: nn.Module, inputs: Inputs) -> bool:
-    """Return True if the graph's first output is the model's at the example."""
+def _computes(graph: SharedGraph, model: nn.Module, inputs: Inputs, names: Sequence[str]) -> bool:
+    """Return True if all outputs of the graph are the model's at the example."""
     inputs = map_inputs(inputs, lambda tensor: tensor.detach().cpu())
     session = graph.session()
-    (output, *_) = session.run(
-        None, feed_of(inputs, [value.name for value in session.get_inputs()])
-    )
+    feed = feed_of(inputs, [value.name for value in session.get_inputs()])
+    outputs = [np.asarray(output) for output in session.run(None, feed)]
     with torch.no_grad():
-        expected = call_model(model, inputs).detach().cpu().float().numpy()
-    return relative_difference(output, expected, 1e-12) <= TOLERANCE
+        result = run_model(model, inputs)
+    for further in (True, False):  # a graph without those that no metric reads is one too
+        expected = [o.tensor.detach().numpy() for o in ordered_outputs(result, names, further)]
+        if len(expected) == len(outputs):
+            pairs = zip(outputs, expected, strict=True)
+            return all(relative_difference(*pair, 1e-12) <= TOLERANCE for pair in pairs)
+    return False

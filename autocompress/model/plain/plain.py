@@ -21,6 +21,7 @@ import torch
 from torch import Tensor, fx, nn
 from torch.nn.utils import parametrize
 
+from autocompress.errors import TaskError
 from autocompress.model.plain.attention import SplitAttention
 from autocompress.model.plain.hugging_face import exportable, without_cache
 from autocompress.model.plain.program import COVERED, exported_program, with_modules
@@ -30,7 +31,7 @@ from autocompress.model.plain.split import split_modules
 from autocompress.model.plain.watch import covered_weights, watched
 from autocompress.task.batches import Inputs, map_inputs
 from autocompress.task.calls import call_model
-from autocompress.task.copies import copied
+from autocompress.task.copies import copied, shortened_rows
 from autocompress.task.task import Task
 from autocompress.task.user_code import UserCodeError
 
@@ -75,24 +76,31 @@ def plain_model(model: nn.Module, example_inputs: Inputs) -> nn.Module:
 
     Raises:
         UserCodeError: the model fails on the example.
+        TaskError: a lookup shortens rows of a table, outside of nn.Embedding and nn.EmbeddingBag.
     """
     original, model = model, without_cache(copied(model, shares_weights=True))
     inputs = map_inputs(example_inputs, lambda tensor: tensor.detach().cpu())
     tree = split_modules(model)
+    seen = watched(tree, inputs)
+    if seen.shortens:  # before a run writes to weights that are shared with the user's model
+        raise TaskError(
+            "model: a lookup with max_norm shortens rows of its table, which no file can follow; "
+            "nearest: the forward of nn.Embedding, or torch.embedding_renorm_ on all rows once"
+        )
     alike = same_outputs(model, tree, inputs)
     plain = alike and all(map(is_plain, model.modules())) and not _shares_modules(model)
-    seen = watched(tree, inputs)
     if plain and (isinstance(model, fx.GraphModule) or not (seen.multiplies_more or seen.hides)):
         return tree
     # The original is exported, not a copy: a forward that was set on an instance reads the weights
     # of the module that it was made for.
     on_cpu = all(value.device.type == "cpu" for value in original.state_dict().values())
     exported = original if on_cpu else model
-    with _in_eval_mode(exported), exportable(exported):
+    with _in_eval_mode(exported), exportable(exported), shortened_rows(exported):
         program = _program(exported, inputs)
+        program = None if program is None else copied(program, shares_weights=True)
     if program is None or (plain and not seen.hides and not _covers_more(program, tree)):
         return tree if alike else model
-    return copied(program, shares_weights=True)
+    return program
 
 
 def form_of(plain: nn.Module) -> str:
@@ -220,6 +228,7 @@ def plain_task(task: Task) -> Task:
         model = getattr(task, name)
         plain = None if model is None else plain_model(model, task.example_inputs)
         if isinstance(plain, fx.GraphModule) and plain is not model:
-            check_same(model, plain, task.validation, task.example_inputs)
+            own = copied(model, shares_weights=True)
+            check_same(own, plain, task.validation, task.example_inputs)
             changed[name] = plain
     return replace(task, **changed)

@@ -15,6 +15,7 @@ from autocompress.model.plain.program import COVERED
 from autocompress.task.batches import Inputs, map_inputs
 from autocompress.task.calls import call_model
 
+ROUNDED = 1e-5  # by which rows that were shortened may be longer than they should
 # In the names of operators that multiply by a weight, or look rows of it up.
 PRODUCTS = ("mm", "matmul", "linear", "convolution", "embedding")
 
@@ -27,15 +28,23 @@ class Watch(TorchDispatchMode):  # type: ignore[no-untyped-call]
             transposed matrix, a stack of experts), by a view of it or by a copy.
         hides: the model runs operators whose inside nothing can look into (torch.cond,
             torch.while_loop, scan).
+        shortens: a lookup with `max_norm` would write to a table. The run leaves that out.
     """
 
     def __init__(self, storages: set[int]) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
         self.storages, self.multiplies_more, self.hides = storages, False, False
+        self.shortens = False
         self.copies: list[Tensor] = []
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        name, result = str(func), func(*args, **(kwargs or {}))
+        name = str(func)
+        if "embedding_renorm_" in name:
+            table, _, most, power = args
+            longest = table.norm(power, dim=1).max()
+            self.shortens = self.shortens or bool(longest > most * (1 + ROUNDED))
+            return table
+        result = func(*args, **(kwargs or {}))
         if self.multiplies_more or not any(map(self._is_watched, args)):
             return result
         self.multiplies_more = any(word in name for word in PRODUCTS)

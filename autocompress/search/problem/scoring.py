@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from autocompress.measure.accuracy import join_targets
+from autocompress.task.calls import copies_for
 from autocompress.task.task import Task
 
 Array = NDArray[np.float32]
@@ -89,6 +90,10 @@ class SampleScores:
         return cls(arrays.get("metric"), arrays["divergence"])
 
 
+def _scored(task: Task, outputs: Tensor, targets: Any) -> float:
+    return float(task.metric(*copies_for(task.metric, outputs, targets)))
+
+
 def metric_is_mean(task: Task, outputs: Tensor, targets: Any, samples: int = CHECKED) -> bool:
     """Return True if the metric of a batch is the mean of the metric of its samples.
 
@@ -104,8 +109,8 @@ def metric_is_mean(task: Task, outputs: Tensor, targets: Any, samples: int = CHE
         return False
     count = min(samples, len(outputs))
     try:
-        single = [float(task.metric(outputs[i : i + 1], targets[i : i + 1])) for i in range(count)]
-        whole = float(task.metric(outputs[:count], targets[:count]))
+        single = [_scored(task, outputs[i : i + 1], targets[i : i + 1]) for i in range(count)]
+        whole = _scored(task, outputs[:count], targets[:count])
     except Exception:
         return False  # a metric that cannot judge one sample is no mean over samples
     if not np.isfinite(single).all():
@@ -136,7 +141,7 @@ def metric_is_top1(task: Task, outputs: Tensor, targets: Any, samples: int = CHE
     values = []
     try:
         for row, i in zip(rows, asked, strict=True):
-            values.append(float(task.metric(outputs[row : row + 1], targets[i : i + 1])))
+            values.append(_scored(task, outputs[row : row + 1], targets[i : i + 1]))
     except Exception:
         return False  # it cannot judge outputs of other samples
     return values == [float(value) for value in right]
@@ -183,7 +188,7 @@ def sample_scores(
     joined, values = join_targets([target]), []
     try:
         for i in range(len(outputs)):
-            values.append(float(task.metric(outputs[i : i + 1], joined[i : i + 1])))
+            values.append(_scored(task, outputs[i : i + 1], joined[i : i + 1]))
     except Exception:
         return SampleScores(None, divergence)
     single = np.array(values, dtype=np.float32)

@@ -167,3 +167,68 @@ def test_custom_divergences_see_the_whole_output() -> None:
         teacher.task, divergence=lambda student, answer: (student - answer).square().mean(1)
     )
     assert isinstance(teacher.outputs(BATCHES[0][0])[""], Tensor)
+
+
+class Settings(nn.Module):
+    """Answers by numbers, tensors and arguments that are no weights."""
+
+    def __init__(self, **changed: object) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.layer = nn.Linear(6, 4)
+        self.factor = changed.get("factor", 1.0)
+        self.shifts = {"all": [changed.get("shift", 0.0)]}
+        self.loose = torch.tensor(changed.get("loose", 1.0))
+        self.register_buffer("hidden", torch.tensor(changed.get("hidden", 1)), persistent=False)
+
+    def forward(self, x: Tensor, negated: bool = False) -> Tensor:
+        y = self.factor * self.layer(x) * self.loose * self.hidden + self.shifts["all"][0]
+        return -y if negated else y
+
+
+class Other(Settings):
+    def forward(self, x: Tensor, negated: bool = False) -> Tensor:
+        return 3.0 * super().forward(x, negated)
+
+
+def answers(model: nn.Module, inputs: object, folder: Path, **settings) -> Teacher:
+    batches = [(inputs, BATCHES[0][1])]
+    task = Task("t", model, inputs, batches, lambda outputs, targets: 0.0, **settings)
+    return Teacher(task, model, CPU, folder)
+
+
+def test_a_model_with_other_settings_or_another_class_gives_other_answers(tmp_path: Path) -> None:
+    x = BATCHES[0][0]
+    models = [Settings(), Other()]
+    for name in ("factor", "shift", "loose", "hidden"):
+        models.append(Settings(**{name: 5}))
+    for model in models:
+        for count in range(2):
+            teacher = answers(model, x, tmp_path)
+            assert torch.equal(teacher.outputs(x)[""], model(x)), model
+            assert (teacher.computed, teacher.read) == (1 - count, count)
+
+
+def test_arguments_that_are_no_tensors_and_names_of_arguments_count(tmp_path: Path) -> None:
+    x, y = BATCHES[0][0], BATCHES[1][0]
+
+    class Difference(Settings):
+        def forward(self, a: Tensor, b: Tensor) -> Tensor:
+            return self.layer(a) - 2 * self.layer(b)
+
+    model = Settings()
+    for inputs in ((x, False), (x, True), {"x": x, "negated": True}):
+        expected = model(**inputs) if isinstance(inputs, dict) else model(*inputs)
+        assert torch.equal(answers(model, inputs, tmp_path).outputs(inputs)[""], expected)
+    model = Difference()
+    for inputs in ({"a": x, "b": y}, {"b": x, "a": y}):
+        found = answers(model, inputs, tmp_path).outputs(inputs)[""]
+        assert torch.equal(found, model(**inputs))
+
+
+def test_a_divergence_of_the_tasks_own_gets_whole_answers_from_the_cache(tmp_path: Path) -> None:
+    x, model = BATCHES[0][0], Counting(600)
+    assert isinstance(answers(model, x, tmp_path).outputs(x)[""], TopLogits)
+    model.calls = 0
+    own = answers(model, x, tmp_path, divergence=lambda s, t: (s - t).square().mean(1))
+    assert isinstance(own.outputs(x)[""], Tensor)

@@ -2,12 +2,14 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from torch import nn
 
 from autocompress.export.float_graph import float_cache
 from autocompress.export.float_graph.float_cache import exported
+from autocompress.export.float_graph.float_graph import FloatGraph
 
 pytestmark = pytest.mark.slow
 
@@ -85,3 +87,77 @@ def test_a_damaged_graph_is_made_again(tmp_path: Path, exports: list[int]) -> No
 def test_a_folder_that_cannot_be_written_costs_time_only(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
     assert exported(Net().eval(), X, (), tmp_path / "file" / "graphs")[1]
+
+
+class Branching(nn.Module):
+    """Decides by values that are no float32 weights; they change nothing at the example."""
+
+    def __init__(self, **changed: object) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.fc = nn.Linear(6, 3)
+        self.limit = changed.get("limit", 10.0)
+        self.settings = {"limits": [changed.get("inner", 10.0)]}
+        self.loose = torch.tensor(changed.get("loose", 10.0))
+        self.register_buffer("count", torch.tensor(changed.get("count", 10)))
+        self.register_buffer("on", torch.tensor(changed.get("on", True)))
+        self.register_buffer("hidden", torch.tensor(changed.get("hidden", 10.0)), persistent=False)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        y = self.fc(x)
+        for limit in (self.limit, *self.settings["limits"], self.loose, self.count, self.hidden):
+            y = torch.where(x[:, :1] > limit, -y, y)
+        return torch.where((x[:, :1] > 20) & self.on, 2 * y, y)
+
+
+def computed(graph: FloatGraph, x: torch.Tensor) -> np.ndarray:
+    session = graph.shared.session()
+    return session.run(None, {session.get_inputs()[0].name: x.numpy()})[0]
+
+
+def test_values_that_decide_beyond_the_example_are_part_of_the_key(
+    tmp_path: Path, exports: list[int]
+) -> None:
+    others = {"limit": 5.0, "inner": 5.0, "loose": 5.0, "count": 5, "hidden": 5.0, "on": False}
+    x = torch.tensor([[0.5], [7.0], [12.0], [30.0]]) * torch.ones(1, 6)
+    exported(Branching().eval(), X, (), tmp_path)
+    for i, (name, value) in enumerate(others.items()):
+        model = Branching(**{name: value}).eval()
+        for _ in range(2):
+            graph = exported(model, X, (), tmp_path)
+            np.testing.assert_allclose(computed(graph, x), model(x).detach(), rtol=1e-4)
+        assert len(exports) == i + 2, name
+
+
+class Several(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.fc = nn.Linear(6, 3)
+
+    def forward(self, x: torch.Tensor) -> dict[str, torch.Tensor]:
+        y = self.fc(x)
+        return {"logits": y, "scaled": FACTORS[0] * y, "best": y.argmax(1), "large": y > FACTORS[1]}
+
+
+FACTORS = [1.0, 0.0]
+
+
+@pytest.mark.parametrize("place", [0, 1])
+def test_all_outputs_are_compared(
+    tmp_path: Path, exports: list[int], monkeypatch: pytest.MonkeyPatch, place: int
+) -> None:
+    """A global that the forward reads is in no key, and changes an output behind the first."""
+    torch.manual_seed(0)
+    model = Several().eval()
+    for _ in range(2):
+        exported(model, X, (), tmp_path)
+    assert len(exports) == 1
+    factors = list(FACTORS)
+    factors[place] = (1.5, -9.0)[place]
+    monkeypatch.setitem(globals(), "FACTORS", factors)
+    graph = exported(model, X, (), tmp_path)
+    assert len(exports) == 2
+    session = graph.shared.session()
+    outputs = session.run(None, {session.get_inputs()[0].name: X.numpy()})
+    for output, expected in zip(outputs, model(X).values(), strict=True):
+        np.testing.assert_allclose(output, expected.detach().numpy(), rtol=1e-4)

@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable
 
 import pytest
 import torch
+import torch.nn.functional as F
 from torch import Tensor, fx, nn
 from torch.nn.utils import parametrizations
 
 from autocompress import Task
+from autocompress.errors import TaskError
 from autocompress.model.plain.plain import (
     form_of,
     in_form,
@@ -124,3 +127,81 @@ def test_a_task_gets_programs_for_its_model_and_its_student() -> None:
     assert found.student is tree
     same = Task("t", tree, X, [(X, None)], lambda o, t: 0.0)
     assert plain_task(same).model is tree
+
+
+class Words(nn.Module):
+    """Looks words up, in one of several ways, and multiplies by a matrix of another form."""
+
+    def __init__(self, way: str, max_norm: float = 0.5) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.way, self.max_norm = way, max_norm
+        if way == "subclass":
+            self.table: nn.Module = OwnTable(9, 4, max_norm=max_norm)
+        elif way == "bag":
+            self.table = nn.EmbeddingBag(9, 4, mode="mean", max_norm=max_norm)
+        elif way == "parametrized":
+            table = nn.Embedding(9, 4, max_norm=max_norm)
+            self.table = parametrizations.weight_norm(table)
+        else:
+            limit = None if way == "function" else max_norm
+            self.table = nn.Embedding(9, 4, max_norm=limit)
+        self.last = Own(4, 3) if way == "program" else nn.Linear(4, 3)
+
+    def forward(self, ids: Tensor) -> Tensor:
+        if self.way == "function":
+            rows = F.embedding(ids, self.table.weight, max_norm=self.max_norm)
+        else:
+            rows = self.table(ids)
+        return self.last(rows)
+
+
+class OwnTable(nn.Embedding):
+    def forward(self, ids: Tensor) -> Tensor:
+        return 2 * super().forward(ids)
+
+
+IDS = torch.tensor([[1, 2], [0, 1]])  # of nine words
+
+
+@pytest.mark.parametrize("way", ["tree", "program", "bag"])
+def test_all_rows_of_a_table_are_as_a_lookup_leaves_them(way: str) -> None:
+    """A file only reads its table, so words that the example does not have count too."""
+    model = Words(way).eval()
+    before = copy.deepcopy(model.state_dict())
+    every = torch.arange(9)[:, None]
+    plain = plain_model(model, IDS)
+    assert form_of(plain) == ("program" if way == "program" else "whole")
+    assert all(torch.equal(before[name], value) for name, value in model.state_dict().items())
+    assert model.table.max_norm == 0.5
+    torch.testing.assert_close(plain(every), copy.deepcopy(model)(every))
+    kinds = nn.Embedding, nn.EmbeddingBag
+    tables = [module for module in plain.modules() if isinstance(module, kinds)]
+    assert [table.max_norm for table in tables] == [None]
+    again = in_form(form_of(plain), model, IDS)
+    assert torch.equal(again(every), plain(every))
+
+
+@pytest.mark.parametrize("way", ["function", "subclass", "parametrized"])
+def test_other_lookups_that_write_to_their_table_are_refused(way: str) -> None:
+    model = Words(way).eval()
+    before = copy.deepcopy(model.state_dict())
+    message = "^model: a lookup with max_norm shortens rows of its table, .*; nearest: .* once$"
+    with pytest.raises(TaskError, match=message):
+        plain_model(model, IDS)
+    assert all(torch.equal(before[name], value) for name, value in model.state_dict().items())
+
+
+@pytest.mark.parametrize("way", ["function", "subclass", "parametrized"])
+def test_a_limit_that_no_row_exceeds_refuses_nothing(way: str) -> None:
+    model = Words(way, max_norm=100.0).eval()
+    every = torch.arange(9)[:, None]
+    torch.testing.assert_close(plain_model(model, IDS)(every), model(every))
+
+
+def test_a_comparison_leaves_the_users_model_alone() -> None:
+    model = Words("program").eval()
+    before = model.table.weight.detach().clone()
+    task = plain_task(Task("t", model, IDS, [(IDS, None), (IDS + 3, None)], lambda o, t: 0.0))
+    assert isinstance(task.model, fx.GraphModule)
+    assert torch.equal(model.table.weight, before)

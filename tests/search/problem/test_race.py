@@ -135,3 +135,26 @@ def test_an_empty_split_is_refused() -> None:
     given.__dict__["validation"] = []
     with pytest.raises(TaskError, match="task: validation is empty; expected at least one"):
         open_race(given, Plus(), CPU, 0)
+
+
+def test_metric_and_divergence_may_write_to_what_they_get() -> None:
+    def zeroed(outputs: Tensor, targets: Tensor) -> float:
+        value = right(outputs, targets)
+        outputs.zero_()
+        targets.zero_()
+        return value
+
+    def written(outputs: Tensor, expected: Tensor) -> Tensor:
+        return outputs.sub_(expected).abs_().sum(1)
+
+    given = replace(
+        task(numbered(4, 4, 2)),
+        metric=zeroed,
+        divergence=written,
+        extra_metrics={"again": zeroed},
+    )
+    expected, race = (open_race(t, Plus(), CPU, 0) for t in (task(numbered(4, 4, 2)), given))
+    assert torch.equal(race.teacher, expected.teacher)
+    assert torch.equal(race.answers, expected.answers)
+    assert torch.equal(torch.cat(race.targets), torch.cat(expected.targets))
+    assert (race.digest, race.scored) == (expected.digest, expected.scored)

@@ -62,3 +62,24 @@ def test_scores_round_trip_up_to_the_count() -> None:
     np.testing.assert_array_equal(again.divergence, scores.divergence)
     assert SampleScores.decoded(SampleScores(None, scores.divergence).encoded(4)).metric is None
     assert len(SampleScores.decoded(scores.encoded(3))) == 3
+
+
+def written_top1(outputs: torch.Tensor, targets: torch.Tensor) -> float:
+    """Write the answers over the outputs, and other classes over the targets."""
+    chosen = outputs.argmax(1)
+    outputs.copy_(outputs == outputs.amax(1, keepdim=True))
+    right = float((chosen == targets).float().mean())
+    targets += 1
+    return right
+
+
+def test_a_metric_that_writes_to_its_arguments_scores_as_one_that_does_not() -> None:
+    outputs, targets = torch.randn(64, 3), torch.randint(0, 3, (64,))
+    before = outputs.clone(), targets.clone()
+    writing = task(written_top1)
+    assert scoring_of(writing, outputs, targets) == "top1"
+    found = sample_scores(writing, outputs, targets, outputs, "metric").metric
+    expected = (outputs.argmax(1) == targets).numpy().astype(np.float32)
+    np.testing.assert_array_equal(found, expected)
+    assert torch.equal(outputs, before[0])
+    assert torch.equal(targets, before[1])
