@@ -19,6 +19,7 @@ from torch import Tensor, nn
 
 from autocompress.errors import TaskError
 from autocompress.measure.ragged import ragged_score, split_rows
+from autocompress.measure.target_forms import by_position, check_forms, entries
 from autocompress.task.batches import Batches, Inputs, batch_size, feed_of, input_tensors, to_device
 from autocompress.task.calls import (
     call_model,
@@ -69,24 +70,44 @@ def _collected(output: Tensor) -> Tensor:
     return output.float() if output.is_floating_point() else output
 
 
-def join_targets(targets: list[Any]) -> Any:
+def join_targets(targets: list[Any], sizes: Sequence[int] = ()) -> Any:
     """Return all targets of a split in one.
 
     Args:
         targets: one entry per batch.
+        sizes: rows of each batch; without them a sequence is one of entries per sample.
 
     Returns:
         A tensor if they are tensors that fit together, a mapping if they are mappings, None if
-        there are none, else a list with an entry per sample.
+        there are none. Sequences of several targets, such as labels and weights, are joined
+        position by position. Anything else is a list with an entry per sample.
+
+    Raises:
+        TaskError: targets of two batches have different forms.
     """
-    if all(target is None for target in targets):
+    return _joined_targets(targets, sizes, "")
+
+
+def _joined_targets(targets: list[Any], sizes: Sequence[int], entry: str) -> Any:
+    """Return what `join_targets` does; `entry` says which part of the targets they are."""
+    check_forms(targets, entry)
+    first = targets[0] if targets else None
+    if first is None:
         return None
     tensors = all(isinstance(target, Tensor) for target in targets)
     if tensors and len({target.shape[1:] for target in targets}) == 1:
         return torch.cat([t.cpu().reshape(1) if t.dim() == 0 else t.cpu() for t in targets])
-    if all(isinstance(target, Mapping) for target in targets):
-        return {name: join_targets([target.get(name) for target in targets]) for name in targets[0]}
-    return [item for target in targets for item in target]
+
+    def joined(name: Any, parts: list[Any]) -> Any:
+        return _joined_targets(parts, sizes, f"{entry}[{name!r}]")
+
+    if isinstance(first, Mapping):
+        names = dict.fromkeys(name for target in targets for name in target)
+        return {name: joined(name, [target.get(name) for target in targets]) for name in names}
+    if sizes and by_position(targets, sizes, entry):
+        parts = [joined(i, [target[i] for target in targets]) for i in range(len(first))]
+        return type(first)(*parts) if hasattr(first, "_fields") else type(first)(parts)
+    return [item for target in targets for item in entries(target)]
 
 
 @torch.no_grad()
@@ -188,6 +209,15 @@ def scores_of(task: Task, outputs: Mapping[str, Outputs], targets: Any) -> Score
     return Scores(_score(task.metric, outputs[""], targets, "metric"), extra)
 
 
+def _scored(
+    task: Task, outputs: list[dict[str, Tensor]], targets: list[Any]
+) -> tuple[Scores, Outputs]:
+    """Return the scores and the primary outputs of all batches; `outputs` is emptied."""
+    sizes = [output[""].shape[:1].numel() for output in outputs]
+    joined = join_outputs(outputs)
+    return scores_of(task, joined, join_targets(targets, sizes)), joined[""]
+
+
 def _score(metric: Callable[[Any, Any], float], outputs: Outputs, targets: Any, name: str) -> float:
     if isinstance(outputs, list):
         return ragged_score(metric, outputs, targets, name)
@@ -216,8 +246,7 @@ def evaluate_model(
     for inputs, target in batches:
         outputs.append(metric_outputs(task, model, inputs, device))
         targets.append(target)
-    joined = join_outputs(outputs)
-    return scores_of(task, joined, join_targets(targets)), joined[""]
+    return _scored(task, outputs, targets)
 
 
 def _check_shapes(
@@ -264,7 +293,8 @@ def _run_in_parts(
     parts = []
     for start in range(0, size, fixed):
         rows = np.minimum(np.arange(start, start + fixed), size - 1)
-        parts.append(_run(session, {name: array[rows] for name, array in feed.items()})[:count])
+        part = {name: array[rows] if array.ndim else array for name, array in feed.items()}
+        parts.append(_run(session, part)[:count])
     results = []
     for outputs in zip(*parts, strict=True):
         rows_per_sample = len(outputs[0]) // fixed
@@ -296,7 +326,7 @@ def evaluate_session(
         UserCodeError: a metric fails.
         NotComputableError: a metric gives no finite number.
     """
-    fixed = session.get_inputs()[0].shape[0]
+    fixed = next((value.shape[0] for value in session.get_inputs() if value.shape), None)
     names = ("", *task.further_outputs) if task.has_output_metrics else ("",)
     outputs, targets = [], []
     for inputs, target in batches:
@@ -321,5 +351,4 @@ def evaluate_session(
         pairs = zip(names, results, strict=True)
         outputs.append({name: torch.from_numpy(np.asarray(result)) for name, result in pairs})
         targets.append(target)
-    joined = join_outputs(outputs)
-    return scores_of(task, joined, join_targets(targets)), joined[""]
+    return _scored(task, outputs, targets)

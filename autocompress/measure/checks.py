@@ -17,9 +17,9 @@ from torch.nn.parameter import is_lazy
 from autocompress.argument_types import shown
 from autocompress.errors import TaskError, nearest_name
 from autocompress.measure.probing import validation_outputs
-from autocompress.model.float_copy import noticed_casts
+from autocompress.model.float_copy import narrowed_types, noticed_casts
 from autocompress.task.batch_checks import first_batch
-from autocompress.task.batches import NARROWED, leaves, map_inputs
+from autocompress.task.batches import NARROWED, NO_BFLOAT16, Inputs, leaves, map_inputs
 from autocompress.task.calls import named_outputs, primary_output, run_model
 from autocompress.task.copies import copied
 from autocompress.task.task import OutputMetric, Task
@@ -222,14 +222,17 @@ def check_task(task: Task) -> None:
         task: as the user made it, or with its splits settled.
 
     Raises:
-        TaskError: a split is empty, a parameter has no shape yet, a name is not there, or outputs
-            and targets do not tell what they hold.
+        TaskError: a split is empty, an input is in bfloat16, a parameter has no shape yet, a name
+            is not there, or outputs and targets do not tell what they hold.
         UserCodeError: forward fails on the example, or the model cannot be copied.
     """
+    _check_types(task.example_inputs, "example_inputs", task)
+    for name, inputs in task.latency_inputs.items():
+        _check_types(inputs, f"latency_inputs[{name!r}]", task)
     for split in SPLITS:
         batches = getattr(task, split)
         if batches is not None:
-            first_batch(batches, split)
+            _check_types(first_batch(batches, split)[0], split, task)
     for model, what in ((task.model, "model"), (task.student, "student")):
         if model is None:
             continue
@@ -244,6 +247,16 @@ def check_task(task: Task) -> None:
     _check_kinds(task)
     _check_matched(task)
     _check_metrics(task)
+
+
+def _check_types(inputs: Inputs, split: str, task: Task) -> None:
+    """Raise a TaskError for bfloat16 inputs, unless the task is searched as a float32 copy."""
+    models = [model for model in (task.model, task.student) if model is not None]
+    if any(narrowed_types(model) for model in models):
+        return
+    for path, value in leaves(inputs).items():
+        if isinstance(value, Tensor) and value.dtype == torch.bfloat16:
+            raise TaskError(f"task {task.name}: {split} has {path} in bfloat16, {NO_BFLOAT16}")
 
 
 def _check_initialised(task: Task, model: nn.Module, what: str) -> None:

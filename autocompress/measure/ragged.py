@@ -5,7 +5,7 @@ Sequences of different lengths are the usual case. `accuracy` calls `ragged_scor
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import suppress
 from typing import Any
 
@@ -39,9 +39,9 @@ def ragged_score(
     """Return the metric of outputs that do not fit into one tensor.
 
     A metric that takes lists gets them, one entry per sample. Any other metric must be a mean over
-    samples, as accuracy is: it is computed for each shape and averaged. The weights are numbers of
-    positions if it is a mean over positions too, as the accuracy of tokens is, else numbers of
-    samples.
+    positions, as the accuracy of tokens is, or over samples: it is computed for each shape and
+    averaged by numbers of positions or of samples. Shapes with one sample do not tell if it is a
+    mean over samples; then another shape or the positions must.
 
     Args:
         metric: (outputs, targets) -> float, higher is better.
@@ -57,10 +57,16 @@ def ragged_score(
     """
     with suppress(UserCodeError, NotComputableError):  # the metric takes no lists
         return score(metric, outputs, targets, name)
+    by_position = False
     try:
         parts = list(_same_shapes(outputs, targets))
         values = [score(metric, *part, name) for part in parts]
-        if not all(_is_mean_over(metric, *part, 0, 0) for part in parts):
+        dimensions = _positions(outputs, targets)
+        if dimensions is not None:
+            with suppress(UserCodeError, NotComputableError):  # it cannot judge a few positions
+                by_position = _is_mean(metric, parts, *dimensions) is True
+        by_sample = _is_mean(metric, parts, 0, 0)
+        if by_sample is False or not (by_position or by_sample):
             raise NotComputableError(f"task: {name} takes no lists and is no mean over samples")
     except (UserCodeError, NotComputableError) as problem:
         shapes = list(dict.fromkeys(tuple(output.shape) for output in outputs))[:2]
@@ -69,19 +75,18 @@ def ragged_score(
             "tensor; nearest: a metric that takes lists with an entry per sample, or inputs padded "
             "to one length"
         ) from problem
-    dimensions = _positions(outputs, targets)
-    by_position = False
-    if dimensions is not None:
-        by_position = all(_is_mean_over(metric, *part, *dimensions) for part in parts)
     weights = [part[1].numel() if by_position else len(part[0]) for part in parts]
     return float(np.average(values, weights=weights))
 
 
 def _same_shapes(outputs: list[Tensor], targets: Any) -> Iterator[tuple[Tensor, Any]]:
     """Yield (outputs, targets) of all samples of each shape, stacked where they are tensors."""
+    if isinstance(targets, Mapping) or (targets is not None and len(targets) != len(outputs)):
+        raise NotComputableError("task: the targets are no list with an entry per sample")
     shapes: dict[Any, list[int]] = {}
     for i, output in enumerate(outputs):
-        shapes.setdefault(tuple(output.shape), []).append(i)
+        own_shape = None if targets is None else getattr(targets[i], "shape", None)
+        shapes.setdefault((output.shape, own_shape), []).append(i)
     for rows in shapes.values():
         own: Any = None if targets is None else [targets[i] for i in rows]
         if own is not None and all(isinstance(target, Tensor) for target in own):
@@ -89,13 +94,25 @@ def _same_shapes(outputs: list[Tensor], targets: Any) -> Iterator[tuple[Tensor, 
         yield torch.stack([outputs[i] for i in rows]), own
 
 
+def _is_mean(
+    metric: Metric, parts: list[tuple[Tensor, Any]], output_dim: int, target_dim: int
+) -> bool | None:
+    """Return True if the metric of each part is a mean over a dimension, None if no part tells.
+
+    A part of one entry does not tell, since that is its own mean.
+    """
+    shown = []
+    for outputs, targets in parts:
+        if outputs.shape[output_dim] > 1:
+            shown.append(_is_mean_over(metric, outputs, targets, output_dim, target_dim))
+    return all(shown) if shown else None
+
+
 def _is_mean_over(
     metric: Metric, outputs: Tensor, targets: Any, output_dim: int, target_dim: int
 ) -> bool:
     """Return True if the metric is the weighted mean of its values on two parts of a dimension."""
     size = outputs.shape[output_dim]
-    if size < 2:
-        return True
     first = max(1, size // 3)
     mean = 0.0
     for start, count in ((0, first), (first, size - first)):

@@ -115,7 +115,8 @@ Applies = Callable[[Tensor, str, bool], bool]  # (tensor, its argument, inputs h
 
 
 def _is_signal(tensor: Tensor, name: str, named: bool) -> bool:
-    return tensor.is_floating_point()
+    """Return True for floating-point numbers; one number alone does not vary."""
+    return tensor.is_floating_point() and tensor.numel() > 1
 
 
 def _is_picture(tensor: Tensor, name: str, named: bool) -> bool:

@@ -8,6 +8,7 @@ Source: Fang et al. 2023, "DepGraph: Towards Any Structural Pruning".
 
 from __future__ import annotations
 
+import dataclasses
 import signal
 import threading
 import time
@@ -138,6 +139,8 @@ def _followed(result: Any) -> list[Tensor]:
         parts = list(result.values())
     elif isinstance(result, (tuple, list)):
         parts = list(result)
+    elif dataclasses.is_dataclass(result):  # it may have slots in place of a __dict__
+        parts = [getattr(result, field.name, None) for field in dataclasses.fields(result)]
     else:
         parts = list(vars(result).values()) if hasattr(result, "__dict__") else []
     return [tensor for part in parts for tensor in _followed(part)]

@@ -25,17 +25,17 @@ class StandIn(nn.Module):
         inputs = weight_shape(source.get_submodule("ih_l0"))[1]
         self.linear = nn.Linear(inputs, source.hidden_size * (1 + source.bidirectional))
 
-    def forward(self, x: Tensor, state: Any = None) -> tuple[Tensor, Any]:
+    def forward(self, input: Tensor, hx: Any = None) -> tuple[Tensor, Any]:
         """Return an output and a state of the shapes of the recurrent layer.
 
         Args:
-            x: as the recurrent layer takes it.
-            state: not used.
+            input: as the recurrent layer takes it.
+            hx: not used.
 
         Returns:
             (output, state).
         """
-        source = self.source[0]
+        source, x = self.source[0], input
         output = self.linear(x)
         last = output[:, -1] if source.batch_first and x.dim() == 3 else output[-1]
         # torch.stack would be taken for a concatenation of channels, which the tracer follows

@@ -17,11 +17,14 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from autocompress.errors import TaskError
+
 # A tensor, positional or keyword arguments. Arguments are tensors, constants (None, bool, int,
 # float, str), and lists, tuples and dicts of them.
 Inputs = Tensor | tuple[Any, ...] | list[Any] | Mapping[str, Any]
 Batches = Iterable[tuple[Inputs, Any]]
 NARROWED = (torch.float16, torch.bfloat16, torch.float64)  # searched as float32 copies
+NO_BFLOAT16 = "which a file of a float32 model does not take; nearest: float32"
 
 
 def map_inputs(inputs: Inputs, function: Callable[[Tensor], Tensor]) -> Inputs:
@@ -107,13 +110,23 @@ def feed_of(inputs: Inputs, names: Sequence[str]) -> dict[str, NDArray[Any]]:
 
     Returns:
         Name -> array; assigned by name if `inputs` has just these names, else in calling order.
+
+    Raises:
+        TaskError: a tensor is in bfloat16, which NumPy does not have.
     """
     if isinstance(inputs, Mapping):
         own = {name for name, value in inputs.items() if isinstance(value, Tensor)}
         if set(names) == own:
-            return {name: inputs[name].detach().cpu().numpy() for name in names}
+            return {name: _array(name, inputs[name]) for name in names}
     pairs = zip(names, input_tensors(inputs), strict=True)
-    return {name: tensor.detach().cpu().numpy() for name, tensor in pairs}
+    return {name: _array(name, tensor) for name, tensor in pairs}
+
+
+def _array(name: str, tensor: Tensor) -> NDArray[Any]:
+    if tensor.dtype == torch.bfloat16:
+        raise TaskError(f"task: a batch has {name} in bfloat16, {NO_BFLOAT16}")
+    array: NDArray[Any] = tensor.detach().cpu().numpy()
+    return array
 
 
 def batch_size(inputs: Inputs) -> int:

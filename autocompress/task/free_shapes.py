@@ -101,7 +101,7 @@ def default_dimensions(model: nn.Module, inputs: Inputs) -> tuple[FreeDimension,
         that length in masks and other inputs (n, length).
     """
     tensors, names = input_tensors(inputs), argument_names(model, inputs)
-    size = batch_size(inputs) if tensors[0].dim() else None
+    size = batch_size(inputs)
     lengths = {tensor.shape[1] for tensor in tensors if _whole(tensor) and tensor.dim() == 2}
     free = []
     for i, (tensor, label) in enumerate(zip(tensors, names, strict=True)):

@@ -6,6 +6,7 @@ How they are called, copied, and what is pruned in them.
 from __future__ import annotations
 
 import warnings
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -17,8 +18,10 @@ from torch.nn.utils import parametrizations, parametrize
 
 from autocompress import Task, find_modules
 from autocompress.errors import AutocompressError
+from autocompress.measure.accuracy import evaluate_session
 from autocompress.measure.prepare import prepared
 from autocompress.model.plain.plain import plain_model
+from autocompress.targets.device.sessions import open_session
 from autocompress.task.calls import call_model
 
 
@@ -197,6 +200,97 @@ def test_the_first_tensor_inside_of_what_is_returned_is_the_primary_output() -> 
             model(fixture.inputs)[0]["scores"].numpy(),
             atol=1e-5,
         )
+
+
+class ByName(nn.Module):
+    """Give layers their inputs by name, as PyTorch calls them."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv, self.norm = nn.Conv1d(8, 6, 3), nn.BatchNorm1d(6)
+        self.first, self.head = nn.Linear(24, 12), nn.Linear(12, 4)
+
+    def forward(self, x: Tensor) -> Tensor:
+        hidden = self.norm(input=self.conv(input=x)).relu()
+        return self.head(self.first(input=hidden.flatten(1)).relu())
+
+
+class WordsByName(nn.Module):
+    def __init__(self, kind: type[nn.RNNBase]) -> None:
+        super().__init__()
+        self.table, self.head = nn.Embedding(20, 8), nn.Linear(8, 4)
+        self.recurrent = kind(8, 8, batch_first=True)
+
+    def forward(self, ids: Tensor) -> Tensor:
+        states, _ = self.recurrent(input=self.table(input=ids), hx=None)
+        return self.head(input=states[:, -1])
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("model", "inputs"),
+    [
+        (ByName(), rows(8, 6)),
+        (WordsByName(nn.GRU), torch.randint(20, (6, 5))),
+        (WordsByName(nn.LSTM), torch.randint(20, (6, 5))),
+    ],
+    ids=["convolution", "GRU", "LSTM"],
+)
+def test_modules_that_are_called_by_name_are_compressed(model: nn.Module, inputs: Tensor) -> None:
+    fixture = Fixture(prepared(task_of(model, inputs)))
+    assert not isinstance(fixture.stitcher.teacher, fx.GraphModule)
+    for bits in (8, 32):
+        candidate = fixture.uniform(weight_bits=4, activation_bits=bits, algorithm="gptq")
+        assert fixture.difference(candidate) < 1e-3
+
+
+@dataclass(slots=True)
+class Slotted:
+    scores: Tensor
+    hidden: Any = None
+
+
+class Answering(Inside):
+    def __init__(self, answer: Any) -> None:
+        super().__init__()
+        self.answer = answer
+
+    def forward(self, x: Tensor) -> Any:
+        hidden = self.first(x).relu()
+        return self.answer(self.head(hidden), hidden)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    "answer",
+    [Slotted, lambda y, h: (Slotted(y), h), lambda y, h: {"answer": Slotted(y, [h])}],
+    ids=["alone", "in a tuple", "in a dict"],
+)
+def test_dataclasses_with_slots_are_exported(answer: Any) -> None:
+    fixture = Fixture(prepared(task_of(Answering(answer), rows(8))))
+    with torch.no_grad():
+        expected = call_model(fixture.task.model, fixture.inputs).numpy()
+    assert np.allclose(fixture.run(fixture.builder.lowered.proto), expected, atol=1e-5)
+    assert fixture.difference(fixture.uniform(weight_bits=4, pruning_ratio=0.5)) < 1e-3
+
+
+class Scaled(Inside):
+    def forward(self, scale: Tensor, x: Tensor) -> Tensor:
+        return self.head(self.first(x).relu()) * scale
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("batch_first", [None, True])
+def test_a_number_may_be_the_first_input(batch_first: bool | None) -> None:
+    inputs = (torch.tensor(3.0), rows(8))
+    task = prepared(replace(task_of(Scaled(), inputs), batch_first=batch_first))
+    fixture = Fixture(task)
+    assert fixture.builder.lowered.dynamic_batch is (batch_first is True)
+    assert fixture.difference(fixture.uniform(weight_bits=4)) < 1e-3
+    session = open_session(fixture.build(fixture.uniform(weight_bits=32)).SerializeToString())
+    names = tuple(value.name for value in session.get_inputs())
+    scores, _ = evaluate_session(task, session, names, task.validation)
+    assert scores.accuracy == 1.0
 
 
 class Projected(nn.Module):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import namedtuple
 from types import SimpleNamespace
 from typing import Any
 
@@ -23,6 +24,7 @@ from autocompress.measure.accuracy import (
 )
 from autocompress.task.user_code import UserCodeError
 
+Weighted = namedtuple("Weighted", "label weight")
 CPU = torch.device("cpu")
 X = torch.arange(24.0).view(6, 4)
 
@@ -48,6 +50,58 @@ def test_targets_are_joined_by_what_they_are() -> None:
 def test_targets_of_other_shapes_are_lists_with_an_entry_per_sample() -> None:
     found = join_targets([torch.zeros(2, 3), torch.ones(1, 5)])
     assert [tuple(item.shape) for item in found] == [(3,), (3,), (5,)]
+
+
+def test_a_text_of_a_batch_of_one_is_one_entry() -> None:
+    assert join_targets(["abc", "de"]) == ["abc", "de"]
+    assert join_targets(["abc", ["de", "f"]]) == ["abc", "de", "f"]
+    assert join_targets([{"y": "abc"}, {"y": "d"}]) == {"y": ["abc", "d"]}
+
+
+def test_several_targets_are_joined_position_by_position() -> None:
+    y, weight = torch.arange(6), torch.arange(6) / 10
+    pairs = [[y[:4], weight[:4]], [y[4:], weight[4:]]]
+    joined = join_targets(pairs, [4, 2])
+    assert isinstance(joined, list)
+    assert torch.equal(joined[0], y)
+    assert torch.equal(joined[1], weight)
+    labelled = join_targets([(y[:4], ["a", "b", "c", "d"]), (y[4:], ["e", "f"])], [4, 2])
+    assert isinstance(labelled, tuple)
+    assert labelled[1] == ["a", "b", "c", "d", "e", "f"]
+    named = join_targets([Weighted(*pair) for pair in pairs], [4, 2])
+    assert torch.equal(named.weight, weight)
+    inside = join_targets([{"a": pair} for pair in pairs], [4, 2])
+    assert torch.equal(inside["a"][0], y)
+    entries = join_targets([[torch.zeros(5), torch.ones(5)], [torch.zeros(5)]], [2, 1])
+    assert [row.shape for row in entries] == [(5,)] * 3, "an entry per sample"
+
+
+def test_metrics_get_several_targets_of_a_split() -> None:
+    def weighted(outputs: Tensor, targets: list[Tensor]) -> float:
+        label, weight = targets
+        return float(((outputs[:, 0] == label) * weight).sum() / weight.sum())
+
+    batches = [(part, [part[:, 0], part[:, 1]]) for part in (X[:4], X[4:])]
+    task = task_of(metric=weighted)
+    assert evaluate_model(task, task.model, batches, CPU)[0].accuracy == 1.0
+    halves = [(part, [part[:, 0] / 2, part[:, 1]]) for part in (X[:4], X[4:])]
+    task = task_of(metric=lambda o, t: weighted(o / 4, t))
+    assert evaluate(Session(["n", 4]), task, halves)[0].accuracy == 1.0
+
+
+@pytest.mark.parametrize(
+    ("targets", "words"),
+    [
+        ([X, None], "task: the target is None in batch 1 of the split"),
+        ([{"a": X}, {"a": None}], "task: the target['a'] is None in batch 1 of the split"),
+        ([{"a": X}, {"a": X, "b": X}], "task: the target['b'] is None in batch 0 of the split"),
+        ([["a"], {"a": X}], "task: the target is a dict in batch 1 of the split"),
+    ],
+)
+def test_targets_of_different_forms_are_named(targets: list[Any], words: str) -> None:
+    with pytest.raises(TaskError) as caught:
+        join_targets(targets)
+    assert str(caught.value).startswith(words)
 
 
 def test_mappings_of_targets_are_joined_by_name() -> None:
@@ -160,6 +214,32 @@ def test_a_file_of_one_batch_size_gets_parts_whose_padding_is_cut_off(rows: int)
     assert session.sizes == [4, 4, 4, 4]
     expected = torch.cat([X, X[:4], X[:1]]) * 2
     assert torch.equal(outputs, expected.repeat_interleave(rows, 0))
+
+
+class Scaled:
+    """Multiply rows by a number, which is the first input."""
+
+    def __init__(self, size: Any) -> None:
+        self.size, self.sizes = size, []
+
+    def get_inputs(self) -> list[SimpleNamespace]:
+        shapes = {"scale": [], "zero": [], "x": [self.size, 4]}
+        return [SimpleNamespace(name=name, shape=shape) for name, shape in shapes.items()]
+
+    def run(self, names: None, feed: dict[str, np.ndarray[Any, Any]]) -> list[Any]:
+        assert feed["scale"].shape == feed["zero"].shape == ()
+        self.sizes.append(len(feed["x"]))
+        return [feed["scale"] * feed["x"] + feed["zero"]]
+
+
+@pytest.mark.parametrize(("size", "parts"), [(4, [4, 4, 4]), ("n", [6, 3]), (6, [6, 6])])
+def test_numbers_in_front_of_the_batch_are_fed_with_every_part(size: Any, parts: list[int]) -> None:
+    three, zero = torch.tensor(3.0), torch.tensor(0.0)
+    session = Scaled(size)
+    batches = [((three, zero, X), X[:, 0]), ((three, zero, X[:3]), X[:3, 0])]
+    _, outputs = evaluate_session(task_of(), session, ("scale", "zero", "x"), batches)
+    assert torch.equal(outputs, 3 * torch.cat([X, X[:3]]))
+    assert session.sizes == parts
 
 
 def test_further_outputs_of_a_file_reach_their_metrics() -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -69,3 +70,58 @@ def test_checking_changes_nothing(cnn_task) -> None:
     check_task(cnn_task)
     assert cnn_task.model.training
     cnn_task.model.eval()
+
+
+class Widens(nn.Module):
+    """Take inputs of any type."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.fc = nn.Linear(4, 2)
+
+    def forward(self, x: Tensor, scale: Tensor | None = None) -> Tensor:
+        return self.fc(x.float() if scale is None else x.float() * scale.float())
+
+
+def taking(model: nn.Module, inputs: Any) -> Task:
+    batches = [(inputs, None)]
+    return Task(
+        "t", model, inputs, batches, lambda o, t: 0.0, divergence=lambda a, b: (a - b)[:, 0]
+    )
+
+
+@pytest.mark.parametrize(
+    ("place", "words"),
+    [
+        ("example_inputs", "task t: example_inputs has argument 0 in bfloat16, which a file of a"),
+        ("validation", "task t: validation has argument 0 in bfloat16, which a file of a float32"),
+        ("calibration", "task t: calibration has argument 0 in bfloat16, which a file of a"),
+        ("latency_inputs", "task t: latency_inputs['long'] has argument 0 in bfloat16, which a"),
+    ],
+)
+def test_bfloat16_inputs_of_a_float32_model_are_named(place: str, words: str) -> None:
+    x = torch.rand(6, 4)
+    task = taking(Widens(), x)
+    check_task(task)
+    narrow = x.bfloat16()
+    values = {"example_inputs": narrow, "latency_inputs": {"long": narrow}}
+    changed = replace(task, **{place: values.get(place, [(narrow, None)])})
+    with pytest.raises(TaskError) as caught:
+        check_task(changed)
+    assert str(caught.value).startswith(words)
+    assert str(caught.value).endswith("; nearest: float32")
+
+
+def test_bfloat16_inputs_of_a_model_that_is_copied_in_float32_are_taken() -> None:
+    class Narrow(Widens):
+        def forward(self, x: Tensor, scale: Tensor | None = None) -> Tensor:
+            return self.fc(x)
+
+    x = torch.rand(6, 4).bfloat16()
+    check_task(taking(Narrow().bfloat16(), x))
+
+
+def test_another_bfloat16_argument_is_named() -> None:
+    inputs = {"x": torch.rand(6, 4), "scale": torch.rand(4).bfloat16()}
+    with pytest.raises(TaskError, match="task t: example_inputs has scale in bfloat16, which a"):
+        check_task(taking(Widens(), inputs))

@@ -90,3 +90,56 @@ def test_a_metric_that_fails_is_told_with_its_error() -> None:
 
     with pytest.raises(UserCodeError, match=r"^task: metric fails: KeyError: 'a' .*; outputs have"):
         ragged_score(fails, OUTPUTS, None)
+
+
+def f1(outputs: Tensor, targets: Tensor) -> float:
+    """Return F1 over all tokens of a split; it is no mean over anything."""
+    predicted = outputs.argmax(-1)
+    right = int(((predicted == 1) & (targets == 1)).sum())
+    return 2 * right / max(1, int((predicted == 1).sum() + (targets == 1).sum()))
+
+
+def token_accuracy(outputs: Tensor, targets: Tensor) -> float:
+    return float((outputs.argmax(-1) == targets).float().mean())
+
+
+def tagged(*lengths: int) -> tuple[list[Tensor], list[Tensor]]:
+    generator = torch.Generator().manual_seed(0)
+    outputs = [torch.randn(length, 2, generator=generator) for length in lengths]
+    return outputs, [torch.randint(2, (n,), generator=generator) for n in lengths]
+
+
+@pytest.mark.parametrize("lengths", [(3, 5, 8, 12, 20), (7, 2), (40, 41, 42)])
+def test_single_samples_of_each_length_prove_no_mean(lengths: tuple[int, ...]) -> None:
+    outputs, targets = tagged(*lengths)
+    with pytest.raises(UserCodeError, match="f1 takes no lists and is no mean over samples; outp"):
+        ragged_score(f1, outputs, targets, "f1")
+    with pytest.raises(UserCodeError, match="metric takes no lists and is no mean over samples"):
+        ragged_score(mean, outputs, None)
+    expected = token_accuracy(torch.cat(outputs), torch.cat(targets))
+    assert ragged_score(token_accuracy, outputs, targets) == pytest.approx(expected), (
+        "positions show that it is a mean"
+    )
+
+
+def test_one_length_of_several_samples_shows_a_mean_over_samples() -> None:
+    def whole(outputs: Tensor, targets: Tensor) -> float:
+        return float((outputs[:, 0].argmax(-1) == targets[:, 0]).float().mean())
+
+    outputs, targets = tagged(3, 3, 3, 5, 8)
+    right = [float(o[0].argmax() == t[0]) for o, t in zip(outputs, targets, strict=True)]
+    assert ragged_score(whole, outputs, targets) == pytest.approx(sum(right) / 5)
+
+
+def test_a_mean_over_positions_that_is_none_over_samples_is_refused() -> None:
+    def summed(outputs: Tensor, targets: Tensor) -> float:
+        return float((outputs.argmax(-1) == targets).float().mean(1).sum())
+
+    with pytest.raises(UserCodeError, match="is no mean over samples"):
+        ragged_score(summed, *tagged(4, 4, 6))
+
+
+@pytest.mark.parametrize("targets", [{"a": [1, 2, 3, 4]}, [torch.zeros(4), torch.zeros(4)]])
+def test_targets_without_an_entry_per_sample_are_named(targets: Any) -> None:
+    with pytest.raises(UserCodeError, match="targets are no list with an entry per sample; outp"):
+        ragged_score(mean, OUTPUTS, targets)

@@ -32,6 +32,16 @@ def test_noise_changes_signals_by_a_share_of_their_spread() -> None:
     assert abs(float(noise.mean())) < 0.01
 
 
+def test_a_number_alone_is_no_signal() -> None:
+    for number in (torch.tensor(3.0), torch.tensor([[3.0]])):
+        batches = [((number, IMAGES), None)]
+        for corrupted in corruptions_of(batches).values():
+            (((kept, changed), _),) = list(corrupted)
+            assert torch.equal(kept, number)
+            assert bool(changed.isfinite().all())
+        assert corruptions([(number, None)]) == []
+
+
 def test_contrast_keeps_each_samples_mean() -> None:
     found = only("contrast")["image"]
     torch.testing.assert_close(found.flatten(1).mean(1), IMAGES.flatten(1).mean(1))

@@ -37,14 +37,22 @@ class Answer:
     count: int
 
 
+@dataclass(slots=True)
+class Slotted:
+    scores: Tensor
+    rest: Any = None
+
+
 @pytest.mark.parametrize(
     "answer",
     [
         lambda y: Answer(y, None, 3),
         lambda y: {"scores": y, "loss": None, "size": 2, "parts": (Answer(y, None, 1), y.argmax())},
         lambda y: [None, 1.5, y],
+        lambda y: Slotted(y),
+        lambda y: (Slotted(y.detach(), [Slotted(y)]), None),
     ],
-    ids=["dataclass", "dict", "list"],
+    ids=["dataclass", "dict", "list", "slots", "slots in a tuple"],
 )
 def test_answers_that_hold_more_than_tensors_are_followed(answer: Callable[[Tensor], Any]) -> None:
     class Answers(nn.Module):

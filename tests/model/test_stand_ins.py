@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import pytest
 import torch
 from torch import Tensor, nn
 
@@ -34,8 +35,16 @@ class Reader(nn.Module):
         return self.out(self.rnn(self.enter(x))[0])
 
 
-def test_gates_of_a_recurrent_layer_go_with_its_readers_and_read_their_inputs() -> None:
-    model = split_modules(Reader())
+class ReaderByName(Reader):
+    def forward(self, x: Tensor) -> Tensor:
+        return self.out(self.rnn(input=self.enter(x), hx=None)[0])
+
+
+@pytest.mark.parametrize("kind", [Reader, ReaderByName])
+def test_gates_of_a_recurrent_layer_go_with_its_readers_and_read_their_inputs(
+    kind: type[nn.Module],
+) -> None:
+    model = split_modules(kind())
     found = groups_of(model, torch.rand(2, 6, 3))
     hidden = found["rnn.ih_l0"]
     assert (hidden.kind, hidden.units, hidden.reason) == ("hidden units", 4, None)

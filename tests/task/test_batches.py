@@ -7,6 +7,7 @@ from __future__ import annotations
 import random
 from collections import OrderedDict, namedtuple
 from collections.abc import Iterator
+from typing import Any
 
 import numpy as np
 import pytest
@@ -14,6 +15,7 @@ import torch
 import yaml
 from torch import Tensor
 
+from autocompress.errors import TaskError
 from autocompress.task.batches import (
     batch_size,
     cut,
@@ -83,6 +85,20 @@ def test_a_file_is_fed_by_name_where_the_names_are_the_same() -> None:
     assert feed_of(X.clone().requires_grad_(), ("x",))["x"].tolist() == X.tolist()
     with pytest.raises(ValueError, match="zip"):
         feed_of((X, Y), ("only",))
+
+
+@pytest.mark.parametrize(
+    ("inputs", "name"),
+    [(X.bfloat16(), "a"), ((X, Y.bfloat16()), "b"), ({"a": X, "b": Y.bfloat16()}, "b")],
+)
+def test_no_file_is_fed_with_bfloat16(inputs: Any, name: str) -> None:
+    names = ("a", "b")[: len(input_tensors(inputs))]
+    with pytest.raises(TaskError) as caught:
+        feed_of(inputs, names)
+    assert str(caught.value) == (
+        f"task: a batch has {name} in bfloat16, which a file of a float32 model does not take; "
+        "nearest: float32"
+    )
 
 
 def test_the_batch_size_is_that_of_the_first_tensor_with_a_dimension() -> None:

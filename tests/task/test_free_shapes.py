@@ -53,6 +53,14 @@ def test_inputs_have_the_names_of_their_arguments(
     assert argument_names(model, inputs) == names
 
 
+@pytest.mark.parametrize("numbers", [1, 2])
+def test_numbers_in_front_leave_the_batch_free(numbers: int) -> None:
+    scales = [torch.tensor(3.0)] * numbers
+    found = default_dimensions(Starred(), (*scales, IDS))
+    assert places(found) == [(numbers, 0, "batch"), (numbers, 1, "sequence")]
+    assert default_dimensions(Starred(), (*scales,)) == ()
+
+
 def test_words_have_a_free_batch_and_length_and_so_has_what_is_as_long() -> None:
     assert places(default_dimensions(Two(), IDS)) == [(0, 0, "batch"), (0, 1, "sequence")]
     weights = torch.rand(2, 7)

@@ -309,15 +309,17 @@ class SimulatedModule(nn.Module):
         scale = scatter(rows, self.masks[0], None, (len(weight),)) * read.at.scale
         return torch.where(weight.detach().flatten(1).any(1), scale, 0.0)
 
-    def forward(self, x: Tensor) -> Tensor:
+    def forward(self, input: Tensor) -> Tensor:
         """Compute as the source module, with compressed weights and rounded inputs.
 
         Args:
-            x: the source module's input.
+            input: the source module's input, under PyTorch's name since a model may give it by
+                name.
 
         Returns:
             Its output, in the original shape.
         """
+        x = input
         at = self.calls.next(self.owner, len(self.ranges))
         ranges: Any = None if at is None else self.ranges[at]
         if at == 0:

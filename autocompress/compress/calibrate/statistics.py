@@ -165,24 +165,25 @@ def collect_statistics(
     sums_of: dict[str, _Sums] = {}
 
     def hook(name: str) -> Any:
-        def see(module: nn.Module, inputs: tuple[Tensor, ...]) -> None:
-            if inputs[0].numel() == 0:  # a part of the batch without samples
-                return
-            sums_of.setdefault(name, _Sums()).add(*input_vectors(module, inputs[0]))
+        def see(module: nn.Module, args: tuple[Any, ...], named: Mapping[str, Any]) -> None:
+            x = args[0] if args else named["input"]
+            if x.numel():  # not a part of the batch without samples
+                sums_of.setdefault(name, _Sums()).add(*input_vectors(module, x))
 
         return see
 
-    handles = []
+    watched: list[tuple[str, str]] = []
     for module in module_map:
         if module.kind in ("linear", "conv"):
-            for alias in (module.name, *module.aliases):
-                submodule = model.get_submodule(alias)
-                handles.append(submodule.register_forward_pre_hook(hook(module.name)))
+            watched += [(alias, module.name) for alias in (module.name, *module.aliases)]
         if module.kind == "embedding":
             for alias in module.aliases:
-                submodule = model.get_submodule(alias)
-                if isinstance(submodule, nn.Linear):
-                    handles.append(submodule.register_forward_pre_hook(hook(alias)))
+                if isinstance(model.get_submodule(alias), nn.Linear):
+                    watched.append((alias, alias))
+    handles = []
+    for alias, name in watched:
+        submodule = model.get_submodule(alias)
+        handles.append(submodule.register_forward_pre_hook(hook(name), with_kwargs=True))
     count = 0
     try:
         with torch.inference_mode():

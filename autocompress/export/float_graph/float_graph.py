@@ -116,7 +116,9 @@ def export_float(
     _refuse_needed(fixed, inputs)
     _note_example(proto, inputs)
     given_up += [*words, *(_fixed_words(d, why) for d, why in fixed.items())]
-    batch = next((d for d in asked if d.is_batch and d.position == 0), None)
+    counted = (i for i, tensor in enumerate(input_tensors(inputs)) if tensor.dim())
+    first = next(counted, 0)  # the input that `batch_size` reads
+    batch = next((d for d in asked if d.is_batch and d.position == first), None)
     dynamic_batch = batch is not None and batch not in fixed
     lines = tuple(dict.fromkeys(given_up))
     return FloatGraph(proto, dynamic_batch, lines, traced.weights)

@@ -7,6 +7,7 @@ the exporter. The graph that comes out still has to be cleaned.
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import io
 import logging
 import warnings
@@ -18,6 +19,7 @@ import torch
 from onnx import ModelProto, TensorProto
 from torch import Tensor, nn
 
+from autocompress.errors import TaskError
 from autocompress.export.float_graph.registry import kept_registry
 from autocompress.export.float_graph.shared_graph import key_of, set_aside, without_parameters
 from autocompress.model.plain.recurrent import SplitRecurrent
@@ -101,6 +103,9 @@ def ordered_outputs(result: Any, names: Sequence[str] = (), further: bool = True
 
     Returns:
         the primary output, then those of `names`, then the others.
+
+    Raises:
+        TaskError: the primary output is made by a property, or lies in an object inside of others.
     """
     outputs = list(_leaves(result, "", ()))
     wanted = [primary_output(result)]
@@ -110,6 +115,11 @@ def ordered_outputs(result: Any, names: Sequence[str] = (), further: bool = True
     places: list[int] = []
     for tensor in wanted:
         same = [i for i, output in enumerate(outputs) if output.tensor is tensor]
+        if not same:
+            raise TaskError(
+                f"task: the model returns its output inside of {type(result).__name__}, whose "
+                "parts cannot be found; nearest: a tuple, dict or dataclass of tensors"
+            )
         places.append(next((i for i in same if i not in places), same[0]))
     if further:
         places += [i for i in range(len(outputs)) if i not in places]
@@ -117,7 +127,7 @@ def ordered_outputs(result: Any, names: Sequence[str] = (), further: bool = True
 
 
 def _leaves(result: Any, name: str, path: Path) -> Iterator[Output]:
-    """Yield the tensors in nested mappings, sequences and, on top, objects with attributes."""
+    """Yield the tensors in nested mappings, sequences, dataclasses and, on top, other objects."""
     if isinstance(result, Tensor):
         yield Output(name or "output", path, result)
         return
@@ -129,8 +139,12 @@ def _leaves(result: Any, name: str, path: Path) -> Iterator[Output]:
         name = name or ("" if fields else "output")
         for i, value in enumerate(result):
             parts.append((fields[i] if fields else str(i), (False, i), value))
-    elif hasattr(result, "__dict__") and not path:
-        parts = [(key, (True, key), value) for key, value in vars(result).items()]
+    else:
+        fields = dataclasses.fields(result) if dataclasses.is_dataclass(result) else ()
+        labels = [field.name for field in fields]
+        if hasattr(result, "__dict__") and not path:
+            labels += [key for key in vars(result) if key not in labels]
+        parts = [(key, (True, key), getattr(result, key, None)) for key in labels]
     for label, step, value in parts:
         yield from _leaves(value, f"{name}_{label}" if name else label, (*path, step))
 

@@ -59,7 +59,7 @@ def calibrate(
         if not lowered.dynamic_batch and batch_size(batch) != static_batch:
             if batch_size(batch) < static_batch:
                 continue
-            batch = map_inputs(batch, lambda tensor: tensor[:static_batch])
+            batch = map_inputs(batch, lambda x: x[:static_batch] if x.dim() else x)
         feed = lowered.feed(batch)
         _see(observers, {name: feed[name] for name in observers if name in inputs})
         size = sum(value.size for value in feed.values())

@@ -50,20 +50,22 @@ class SplitRecurrent(nn.Module):
         return names
 
     def forward(
-        self, x: Tensor, state: Tensor | tuple[Tensor, Tensor] | None = None
+        self, input: Tensor, hx: Tensor | tuple[Tensor, Tensor] | None = None
     ) -> tuple[Tensor, Tensor | tuple[Tensor, Tensor]]:
         """Return output and last state, as nn.LSTM.forward or nn.GRU.forward does.
 
         Args:
-            x: (B, T, inputs) if `batch_first`, else (T, B, inputs); or without the batch dimension.
-            state: as the original takes it; zeros if None.
+            input: (B, T, inputs) if `batch_first`, else (T, B, inputs); or without the batch
+                dimension.
+            hx: the state as the original takes it; zeros if None.
 
         Returns:
             (output, state), the state of an LSTM being (hidden, cell).
 
         Raises:
-            NotImplementedError: `x` is a packed sequence.
+            NotImplementedError: `input` is a packed sequence.
         """
+        x, state = input, hx
         if isinstance(x, PackedSequence):
             raise NotImplementedError("packed sequences are not covered; pad the batch")
         if x.dim() == 2:

@@ -59,6 +59,22 @@ def test_a_float_variant_is_the_layer_itself() -> None:
         _ = module.no_such
 
 
+@pytest.mark.parametrize(
+    ("source", "kind", "x"),
+    [
+        (linear(), "linear", values(4, 3)),
+        (nn.Conv1d(3, 3, 2).requires_grad_(False), "conv", values(2, 3, 5)),
+        (nn.Embedding(5, 3).requires_grad_(False), "embedding", torch.arange(5)),
+    ],
+)
+def test_the_input_may_be_given_by_the_name_that_pytorch_has(
+    source: Any, kind: str, x: Tensor
+) -> None:
+    module, bias = simulated(source, kind), getattr(source, "bias", None)
+    module.set_variant(floats(source.weight, bias=bias), ModuleConfig(), (None, None))
+    torch.testing.assert_close(module(input=x), source(input=x))
+
+
 def test_removed_channels_are_zeros_at_their_places() -> None:
     module = simulated(linear())
     small, bias = values(2, 2), torch.tensor([5.0, 7.0])

@@ -140,3 +140,54 @@ def test_a_few_large_inputs_take_the_precision_of_the_others() -> None:
         lost = float((x - rounded).square().mean() / x.square().mean())
         assert low < found < high
         assert found == pytest.approx(lost, rel=0.1)
+
+
+class ByName(Two):
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.second(input=torch.relu(self.first(input=x)))
+
+
+class ConvolutionByName(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.second = nn.Conv1d(4, 8, 3), nn.Linear(8, 3)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.second(input=torch.relu(self.first(input=x)).mean(2))
+
+
+class TiedByName(nn.Module):
+    """A head that shares the table of an embedding."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.table, self.head = nn.Embedding(9, 4), nn.Linear(4, 9, bias=False)
+        self.head.weight = self.table.weight
+
+    def forward(self, ids: torch.Tensor) -> torch.Tensor:
+        return self.head(input=self.table(input=ids))
+
+
+@pytest.mark.parametrize(
+    ("model", "x", "name"),
+    [
+        (ByName(), torch.randn(6, 4), "second"),
+        (ConvolutionByName(), torch.randn(6, 4, 5), "first"),
+        (TiedByName(), torch.arange(9).view(3, 3), "head"),
+    ],
+)
+def test_inputs_that_are_given_by_name_are_seen(
+    model: nn.Module, x: torch.Tensor, name: str
+) -> None:
+    seen: list[torch.Tensor] = []
+    module = model.eval().get_submodule(name)
+    handle = module.register_forward_pre_hook(
+        lambda module, args, named: seen.append(named["input"]), with_kwargs=True
+    )
+    with torch.no_grad():
+        model(x)
+    handle.remove()
+    found = collect_statistics(model, find_modules(model, x), [x], CPU)[name]
+    vectors, low, high = input_vectors(module, seen[0])
+    torch.testing.assert_close(found.mean, vectors.mean(0))
+    torch.testing.assert_close((found.lowest, found.highest), (low, high))

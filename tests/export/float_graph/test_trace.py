@@ -6,12 +6,15 @@ import logging
 import sys
 import warnings
 from collections import namedtuple
+from dataclasses import dataclass
 from types import SimpleNamespace
+from typing import Any
 
 import pytest
 import torch
 from torch import Tensor, nn
 
+from autocompress.errors import TaskError
 from autocompress.export.float_graph.trace import (
     expression_of,
     ordered_outputs,
@@ -20,6 +23,7 @@ from autocompress.export.float_graph.trace import (
     trace,
 )
 from autocompress.model.plain.plain import plain_model
+from autocompress.task.calls import primary_output
 from autocompress.task.free_shapes import FreeDimension
 
 A, B, C = (torch.full((2,), float(i)) for i in range(3))
@@ -44,6 +48,59 @@ def names(result: object, *asked: str, further: bool = True) -> list[str]:
 )
 def test_outputs_are_named_by_their_place(result: object, expected: list[str]) -> None:
     assert names(result) == expected
+
+
+@dataclass(slots=True)
+class Slotted:
+    logits: Tensor
+    state: Any = None
+
+
+@dataclass
+class Held:
+    scores: Tensor
+    loss: Tensor | None = None
+    size: int = 3
+
+
+class Late:
+    """Make its output when it is read."""
+
+    @property
+    def logits(self) -> Tensor:
+        return A + 1
+
+
+@pytest.mark.parametrize(
+    ("result", "expected"),
+    [
+        (Slotted(A), ["logits"]),
+        (Slotted(A, [B, Held(C)]), ["logits", "state_0", "state_1_scores"]),
+        ((Held(A, B), C), ["output_0_scores", "output_0_loss", "output_1"]),
+        ({"first": Held(A), "last": Slotted(B, C)}, ["first_scores", "last_logits", "last_state"]),
+        ([Slotted(Held(A))], ["output_0_logits_scores"]),
+        (Held(Slotted(B)), ["scores_logits"]),
+    ],
+)
+def test_dataclasses_are_walked_at_every_depth(result: object, expected: list[str]) -> None:
+    assert sorted(names(result)) == sorted(expected)
+    assert ordered_outputs(result)[0].tensor is primary_output(result)
+    for output in ordered_outputs(result):
+        value: Any = result
+        for is_attribute, step in output.path:
+            value = getattr(value, step) if is_attribute else value[step]
+        assert value is output.tensor
+
+
+@pytest.mark.parametrize("result", [Late(), (Late(),), {"a": SimpleNamespace(logits=A)}])
+def test_an_output_that_has_no_place_is_named(result: Any) -> None:
+    assert isinstance(primary_output(result), Tensor)
+    with pytest.raises(TaskError) as caught:
+        ordered_outputs(result)
+    assert str(caught.value) == (
+        f"task: the model returns its output inside of {type(result).__name__}, whose parts cannot "
+        "be found; nearest: a tuple, dict or dataclass of tensors"
+    )
 
 
 def test_the_primary_output_is_first_then_those_that_are_asked_for() -> None:

@@ -84,6 +84,15 @@ def test_batches_are_cut_to_the_size_of_the_file_and_smaller_ones_left_out() -> 
     }
 
 
+def test_numbers_beside_the_batch_are_not_cut() -> None:
+    nodes = [helper.make_node("Mul", ["x", "s"], ["y"])]
+    sites = {"fc": (site("linear", nodes[0], "y"),)}
+    scaled = lowered(nodes, {}, {"s": [], "x": [2, 4]}, ["y"], sites)
+    batches = [(torch.tensor(3.0), batch([1, 0, 0, 0], [0, 2, 0, 0], [0, 0, 8, 0]))]
+    found = calibrate(replace(scaled, dynamic_batch=False), batches, 2, "min_max")
+    assert spans(found) == {"x": (0, 2)}
+
+
 @pytest.mark.parametrize("value", [np.nan, np.inf])
 def test_values_that_are_not_finite_name_their_tensor(value: float) -> None:
     with pytest.raises(NotComputableError) as caught:

@@ -49,6 +49,8 @@ def test_one_sequence_without_a_batch_takes_a_state(
     expected, expected_last = source(x, given)
     torch.testing.assert_close(found, expected)
     torch.testing.assert_close(last, expected_last)
+    named, _ = SplitRecurrent(source)(input=x, hx=given)
+    torch.testing.assert_close(named, expected)
 
 
 def test_gradients_reach_the_gates() -> None:
