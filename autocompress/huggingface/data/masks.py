@@ -105,7 +105,7 @@ def check_classes(
     """
     there: set[int] = set()
     for i, record in enumerate(records if classes > 1 else ()):
-        there |= set(read([record])[LABELS].unique().tolist())
+        there |= set(np.unique(read([record])[LABELS].numpy()).tolist())
         if len(there - {ignored}) > 1 or (i + 1 >= LOOKED_AT and ignored not in there):
             return
     if ignored not in there:

@@ -170,7 +170,8 @@ def _drawn_groups(groups: list[list[int]], count: int, seed: int) -> set[int]:
     for i in draw.sample(range(len(groups)), len(groups)):
         if len(chosen) + len(groups[i]) <= count:
             chosen.update(groups[i])
-    return chosen or set(min(groups, key=len))
+    smallest = min(groups, key=len)
+    return chosen or set(smallest)
 
 
 def shared_value(record: Record, column: str) -> str | bytes | None:
