@@ -262,3 +262,12 @@ def test_options_that_cannot_be_used(
 def test_without_the_extra(folder: Path, data: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "transformers", None)  # the import fails
     assert error(folder, data).endswith("nearest: pip install 'autocompress[huggingface]'")
+
+
+@pytest.mark.parametrize("head", ["SequenceClassification", "TokenClassification", "LMHeadModel"])
+def test_families_that_cannot_be_exported(head: str, folder: Path, data: Path) -> None:
+    """They are refused at once, not at the end of a search."""
+    name = head if head == "LMHeadModel" else f"For{head}"
+    transformers.XLNetConfig(architectures=[f"XLNet{name}"]).save_pretrained(folder)
+    line = f"{folder}: models of xlnet cannot be exported to ONNX; nearest: bert"
+    assert error(folder, data) == line

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -15,6 +15,8 @@ from autocompress.errors import TaskError
 from autocompress.huggingface.data.images import PIXELS, open_image
 from autocompress.huggingface.data.media import LABELS, processed
 from autocompress.huggingface.data.records import Record
+
+LOOKED_AT = 32  # masks in which pixels that do not count are looked for
 
 
 @dataclass(frozen=True)
@@ -79,3 +81,40 @@ class MaskReader:
                 f"its EXIF data turn it {size[0]} x {size[1]}; nearest: a mask turned alike"
             )
         return mask.astype(np.int32)
+
+
+def check_classes(
+    read: Callable[[Sequence[Record]], Mapping[str, Tensor]],
+    records: Sequence[Record],
+    classes: int,
+    ignored: int,
+) -> None:
+    """Refuse masks that tell no two classes apart, such as those of 0 and 255.
+
+    Masks are read until two classes are found. Where none of the first ones has a pixel that does
+    not count, the others are not read.
+
+    Args:
+        read: a `MaskReader`.
+        records: of the validation split.
+        classes: of the model; a model of one class has nothing to tell apart.
+        ignored: number of the pixels that do not count.
+
+    Raises:
+        TaskError: all pixels that count have one class, or none counts, and others do not count.
+    """
+    there: set[int] = set()
+    for i, record in enumerate(records if classes > 1 else ()):
+        there |= set(np.unique(read([record])[LABELS].numpy()).tolist())
+        if len(there - {ignored}) > 1 or (i + 1 >= LOOKED_AT and ignored not in there):
+            return
+    if ignored not in there:
+        return
+    found = there - {ignored}
+    first = 0 if found else 1
+    nearest = next((i for i in range(first, classes) if i not in (ignored, *found)), 0)
+    came = f"class {found.pop()}" if found else "no class"
+    raise TaskError(
+        f"{records[0].place}: pixels of the validation masks must have two classes or more, got "
+        f"{came} beside {ignored}, which does not count; nearest: {nearest} for the second class"
+    )

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 from torch import Tensor
 
 EQUAL = 1e-6  # difference of cosines of equal texts in batches of several lengths
+Pair = tuple[int, int]  # numbers of a picture and of its text; equal ones have equal numbers
 
 
 @dataclass(frozen=True)
@@ -22,21 +22,30 @@ class Recall:
 
     count: int
 
-    def __call__(self, outputs: Tensor, targets: Any) -> float:
+    def __call__(self, outputs: Tensor, targets: Sequence[Pair]) -> float:
         """Return recall over the whole split.
 
         Args:
             outputs: (n, 2, width) embeddings of pictures and of their texts, of length 1.
-            targets: not used.
+            targets: the pairs. A text is right for a picture if they are one of them; wrong ones
+                that are equally near count as nearer.
 
         Returns:
-            From 0 to 1, the mean of text by picture and picture by text. Equal texts are equally
-            near.
+            From 0 to 1, the mean of text by picture and picture by text. NaN if an embedding is
+            not finite, and for one pair, which has no other to be told from.
         """
         scores = outputs[:, 0] @ outputs[:, 1].T
-        own = scores.diagonal()
-        nearer = (scores > own[:, None] + EQUAL).sum(1), (scores > own[None, :] + EQUAL).sum(0)
-        return float(torch.cat(nearer).lt(self.count).float().mean())
+        if len(scores) < 2 or not bool(scores.isfinite().all()):
+            return float("nan")
+        pictures, texts = torch.tensor(targets).T
+        right = torch.zeros(int(pictures.max()) + 1, int(texts.max()) + 1, dtype=torch.bool)
+        right[pictures, texts] = True
+        wrong = ~right[pictures][:, texts]
+        own = scores.diagonal() - EQUAL
+        texts_nearer = ((scores >= own[:, None]) & wrong).sum(1)
+        pictures_nearer = ((scores >= own) & wrong).sum(0)
+        ranks = torch.cat([texts_nearer, pictures_nearer])
+        return float(ranks.lt(self.count).float().mean())
 
 
 def class_accuracy(outputs: Tensor, targets: Sequence[str]) -> float:
@@ -47,8 +56,10 @@ def class_accuracy(outputs: Tensor, targets: Sequence[str]) -> float:
         targets: names of the classes. Names that no sample has are no choice.
 
     Returns:
-        From 0 to 1.
+        From 0 to 1; NaN for one picture, which has no other class to be told from.
     """
+    if len(targets) < 2:
+        return float("nan")
     first: dict[str, int] = {}
     for i, name in enumerate(targets):
         first.setdefault(name, i)

@@ -30,7 +30,7 @@ def image_to_text(folder: ModelFolder, options: Options) -> Parts:
     """
     columns = Columns(folder.task, options.columns or {})
     columns.check(COLUMNS)
-    splits = read_splits(options)
+    splits = read_splits(options, together="image")
     model = load_model(folder, "AutoModelForImageTextToText")
     processor = load_processor(folder, "AutoImageProcessor", "image processor")
 

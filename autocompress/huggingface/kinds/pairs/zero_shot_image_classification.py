@@ -2,20 +2,22 @@
 
 from __future__ import annotations
 
+from collections.abc import Hashable, Iterable, Sequence
 from dataclasses import replace
 from typing import Any
 
 from autocompress.errors import TaskError
 from autocompress.huggingface.data.batches import as_list
 from autocompress.huggingface.data.columns import Columns, value_of
-from autocompress.huggingface.data.encoding import Encoder
+from autocompress.huggingface.data.encoding import Encoder, Row
 from autocompress.huggingface.data.images import ImageReader
 from autocompress.huggingface.data.media import MediaBatches
-from autocompress.huggingface.data.splits import read_splits
+from autocompress.huggingface.data.records import Record
+from autocompress.huggingface.data.splits import read_splits, shared_value
 from autocompress.huggingface.folder import ModelFolder
 from autocompress.huggingface.kinds.parts import Metric, Parts, media_parts
 from autocompress.huggingface.loading import load_model, load_processor, load_tokenizer
-from autocompress.huggingface.metrics.retrieval import Recall, class_accuracy
+from autocompress.huggingface.metrics.retrieval import Pair, Recall, class_accuracy
 from autocompress.huggingface.models.dual import DualEncoder
 from autocompress.huggingface.options import Options
 
@@ -39,7 +41,7 @@ def zero_shot_image_classification(folder: ModelFolder, options: Options) -> Par
     """
     columns = Columns(folder.task, options.columns or {})
     columns.check(COLUMNS)
-    splits = read_splits(options)
+    splits = read_splits(options, together="image")
     model = DualEncoder(load_model(folder, "AutoModel"))
     encoder = Encoder.of(folder, load_tokenizer(folder, model), model, options)
     inner = frozenset(Encoder.of(folder, encoder.tokenizer, model.model, options).arguments)
@@ -50,12 +52,15 @@ def zero_shot_image_classification(folder: ModelFolder, options: Options) -> Par
     for split, records in splits.parts():
         column = columns.need("label" if labelled else "caption", records)
         texts = [str(value_of(r, column, (str, int), "a text")) for r in records]
-        targets = list(texts) if labelled else None
+        targets: list[Any] = list(texts)
         if labelled:
             texts = [PROMPT.format(text.replace("_", " ")) for text in texts]
         encodings = encoder.encode(split, texts, **_fixed_length(folder.config))
         rows = [encoder.row(encoding) for encoding in encodings]
-        read = ImageReader(columns.need("image", records), processor)
+        image = columns.need("image", records)
+        if not labelled:
+            targets = _pairs(records, image, rows)
+        read = ImageReader(image, processor)
         batches[split] = MediaBatches(
             records, read, targets, as_list, options, rows, encoder.padding
         )
@@ -63,6 +68,19 @@ def zero_shot_image_classification(folder: ModelFolder, options: Options) -> Par
         raise TaskError(f"{splits.validation[0].place}: all pictures have one label; give more")
     metrics = {"accuracy": class_accuracy} if labelled else OF_PAIRS
     return media_parts(model, batches, metrics, options, splits.notes, columns, encoder)
+
+
+def _pairs(records: Sequence[Record], image: str, rows: Sequence[Row]) -> list[Pair]:
+    """Return the numbers of the picture and of the caption of each record."""
+    pictures = [shared_value(record, image) or i for i, record in enumerate(records)]
+    captions = [tuple(row["input_ids"]) for row in rows]
+    return list(zip(_numbers(pictures), _numbers(captions), strict=True))
+
+
+def _numbers(values: Iterable[Hashable]) -> list[int]:
+    """Return a number for each value; equal ones have the same."""
+    numbers: dict[Hashable, int] = {}
+    return [numbers.setdefault(value, len(numbers)) for value in values]
 
 
 def _fixed_length(config: Any) -> dict[str, Any]:

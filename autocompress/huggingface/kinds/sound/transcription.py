@@ -27,7 +27,7 @@ def transcription(folder: ModelFolder, columns: Columns, options: Options) -> Pa
     Raises:
         TaskError: model or data cannot be used.
     """
-    splits = read_splits(options)
+    splits = read_splits(options, together="audio")
     model = load_model(folder, "AutoModelForSpeechSeq2Seq")
     processor = load_processor(folder, "AutoFeatureExtractor", "feature extractor")
     rate = int(processor.sampling_rate)

@@ -55,7 +55,7 @@ def question_answering(folder: ModelFolder, options: Options) -> Parts:
     """
     columns = Columns(folder.task, options.columns or {})
     columns.check(COLUMNS)
-    splits = read_splits(options)
+    splits = read_splits(options, together="context")
     model = load_model(folder, "AutoModelForQuestionAnswering")
     tokenizer = load_tokenizer(folder, model)
     if not tokenizer.is_fast:

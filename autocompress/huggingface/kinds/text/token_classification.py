@@ -13,6 +13,7 @@ from autocompress.huggingface.data.labels import Labels
 from autocompress.huggingface.data.reading.cells import unpacked
 from autocompress.huggingface.data.records import Record
 from autocompress.huggingface.data.splits import Splits, read_splits
+from autocompress.huggingface.extra import quiet, told
 from autocompress.huggingface.folder import ModelFolder
 from autocompress.huggingface.kinds.labelled import AGREEMENT
 from autocompress.huggingface.kinds.parts import Metric, Parts, answered, label_columns, text_parts
@@ -22,6 +23,10 @@ from autocompress.huggingface.options import Options
 from autocompress.task.outputs import IGNORED
 
 COLUMNS = ("tokens", "tags")
+SPACED = (
+    "data: the tokenizer joins the words of a list, so each word but the first gets a space before "
+    "it, as in a text"
+)
 
 
 def token_classification(folder: ModelFolder, options: Options) -> Parts:
@@ -52,12 +57,18 @@ def token_classification(folder: ModelFolder, options: Options) -> Parts:
         column = columns.need("tokens", records)
         words[split] = [_words(record, column) for record in records]
     tags = _numbers(labels, splits, by_split, words, notes)
+    if _joins(tokenizer):
+        words = {split: [_spaced(row) for row in rows] for split, rows in words.items()}
+        notes.append(SPACED)
     samples = {}
     for split, rows in words.items():
-        encodings = encoder.encode(split, rows, is_split_into_words=True)
+        encodings = encoder.encode(
+            split, rows, is_split_into_words=True, return_offsets_mapping=True
+        )
         targets: list[list[int] | None] = [None] * len(rows)
         if split in tags:
-            targets = [_targets(*pair) for pair in zip(encodings, tags[split], strict=True)]
+            triples = zip(encodings, rows, tags[split], strict=True)
+            targets = [_targets(*triple) for triple in triples]
             notes += _lost(encoder, encodings, rows, split)
         inputs = [(encoder.row(encoding),) for encoding in encodings]
         samples[split] = [Sample(*pair) for pair in zip(inputs, targets, strict=True)]
@@ -109,13 +120,47 @@ def _tags(record: Record, words: list[str], column: str) -> list[Any]:
     )
 
 
-def _targets(encoding: Any, numbers: list[int]) -> list[int]:
-    """Return the label of the first token of each word; other tokens do not count."""
+def _joins(tokenizer: Any) -> bool:
+    """Return True if a tokenizer loses the spaces between the words of a list.
+
+    Byte-level BPE does, as of RoBERTa, GPT-2 and Qwen, unless it adds a space before each word.
+    """
+
+    def tokens(words: str | list[str], **arguments: Any) -> list[int]:
+        encoding = tokenizer(words, add_special_tokens=False, **arguments)
+        return list(encoding["input_ids"])
+
+    with quiet(), told("the tokenizer fails on a list of words"):
+        text = tokens("a b")
+        joined = tokens(["a", "b"], is_split_into_words=True)
+        spaced = tokens(["a", " b"], is_split_into_words=True)
+    return joined != text == spaced
+
+
+def _spaced(words: list[str]) -> list[str]:
+    """Return words with a space before each but the first; empty words stay."""
+    others = (f" {word}" if word and not word[0].isspace() else word for word in words[1:])
+    return [words[0], *others]
+
+
+def _targets(encoding: Any, words: list[str], numbers: list[int]) -> list[int]:
+    """Return the label of the first token of each word; other tokens do not count.
+
+    A token that holds only the space before a word is not its first one.
+    """
     targets, before = [], None
-    for word in encoding.word_ids():
-        targets.append(IGNORED if word is None or word == before else numbers[word])
-        before = word
+    for i, (_, end) in zip(encoding.word_ids(), encoding["offset_mapping"], strict=True):
+        if i is None or i == before or 0 < end <= _spaces(words[i]):
+            targets.append(IGNORED)
+        else:
+            targets.append(numbers[i])
+            before = i
     return targets
+
+
+def _spaces(word: str) -> int:
+    """Return the number of spaces before a word; 0 if it has no other letters."""
+    return len(word) - len(word.lstrip()) if word.strip() else 0
 
 
 def _lost(encoder: Encoder, encodings: list[Any], rows: list[list[str]], split: str) -> list[str]:

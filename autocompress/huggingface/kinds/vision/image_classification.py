@@ -30,7 +30,7 @@ def image_classification(folder: ModelFolder, options: Options) -> Parts:
     """
     columns = Columns(folder.task, options.columns or {})
     columns.check(COLUMNS)
-    splits = read_splits(options)
+    splits = read_splits(options, together="image")
     model = load_model(folder, "AutoModelForImageClassification")
     processor = load_processor(folder, "AutoImageProcessor", "image processor")
     mode = "L" if getattr(folder.config, "num_channels", 3) == 1 else "RGB"

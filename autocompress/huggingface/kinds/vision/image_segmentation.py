@@ -12,7 +12,7 @@ from torch import Tensor
 from autocompress.huggingface.data.batches import as_list
 from autocompress.huggingface.data.columns import Columns
 from autocompress.huggingface.data.images import ImageReader
-from autocompress.huggingface.data.masks import MaskReader
+from autocompress.huggingface.data.masks import MaskReader, check_classes
 from autocompress.huggingface.data.media import MediaBatches, Read
 from autocompress.huggingface.data.records import Record
 from autocompress.huggingface.data.splits import read_splits
@@ -49,7 +49,7 @@ def image_segmentation(folder: ModelFolder, options: Options) -> Parts:
     """
     columns = Columns(folder.task, options.columns or {})
     columns.check(COLUMNS)
-    splits = read_splits(options)
+    splits = read_splits(options, together="image")
     model = load_model(folder, "AutoModelForSemanticSegmentation")
     processor = load_processor(folder, "AutoImageProcessor", "image processor")
     ignored = getattr(folder.config, "semantic_loss_ignore_index", NO_CLASS)
@@ -61,6 +61,10 @@ def image_segmentation(folder: ModelFolder, options: Options) -> Parts:
             return ImageReader(image, processor)
         return MaskReader(image, mask, processor, folder.config.num_labels, ignored)
 
+    labelled = by_split["validation"]
+    if labelled is not None:
+        masks = reader(splits.validation, labelled)
+        check_classes(masks, splits.validation, folder.config.num_labels, ignored)
     notes = [*splits.notes]
     read = reader(splits.validation, None)
     numbers = numbers_of(model, read(splits.validation[:1]))
@@ -76,7 +80,7 @@ def image_segmentation(folder: ModelFolder, options: Options) -> Parts:
         divergence=partial(sample_divergence, OutputKind("softmax", 1)),
         loss=partial(_loss, ignored),
     )
-    if by_split["validation"] is not None:
+    if labelled is not None:
         return parts
     return answered(parts, Answers(_classes, {"agreement": Pixels(ignored, False)}))
 

@@ -48,7 +48,7 @@ def object_detection(folder: ModelFolder, options: Options) -> Parts:
     """
     columns = Columns(folder.task, options.columns or {})
     columns.check(COLUMNS)
-    splits = read_splits(options)
+    splits = read_splits(options, together="image")
     model = DetectionModel(load_model(folder, "AutoModelForObjectDetection"))
     processor = load_processor(folder, "AutoImageProcessor", "image processor")
     labels, size = Labels.of(folder.config), square(processor)

@@ -2,19 +2,22 @@
 
 from __future__ import annotations
 
+import math
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
+import torch.nn.functional as F
 from small_folders import SPECIAL, WORDS, save, texts, tokenizer, transformers, write_jsonl
 
 import autocompress as ac
-from autocompress.errors import TaskError
-from autocompress.huggingface.metrics.retrieval import Recall
+from autocompress.errors import NotComputableError, TaskError
+from autocompress.huggingface.metrics.retrieval import Recall, class_accuracy
 from autocompress.measure.accuracy import evaluate_model
 from autocompress.measure.prepare import prepared
+from autocompress.task.calls import score as score_of
 
 images = pytest.importorskip("PIL.Image", reason="needs Pillow: pip install pillow")
 
@@ -101,8 +104,9 @@ def test_pairs_have_the_embeddings_of_the_plain_model(
     data = write_jsonl(tmp_path / "dev.jsonl", rows)
     task = ac.from_pretrained(folder, validation=data, test=data, batch_size=5)
     found = {}
+    pairs_of = []
     for inputs, target in task.validation:
-        assert target is None
+        pairs_of += target
         with torch.no_grad():
             outputs = task.model(**inputs)["embeddings"]
         for ids, output in zip(inputs["input_ids"], outputs, strict=True):
@@ -113,18 +117,94 @@ def test_pairs_have_the_embeddings_of_the_plain_model(
         torch.testing.assert_close(found[caption], expected, atol=1e-5, rtol=1e-4)
     accuracy, metrics = score(task)
     outputs = torch.stack(list(found.values()))
-    assert accuracy == Recall(1)(outputs, None)
-    assert metrics["recall@10"] == Recall(10)(outputs, None)
+    assert len({picture for picture, _ in pairs_of}) == len({text for _, text in pairs_of}) == 24
+    assert accuracy == Recall(1)(outputs, pairs_of)
+    assert metrics["recall@10"] == Recall(10)(outputs, pairs_of)
+
+
+OWN = [(0, 0), (1, 1), (2, 2)]  # three pairs that share nothing
 
 
 def test_recall_counts_both_ways() -> None:
     angles = torch.tensor([[0.0, 0.1], [1.0, 1.3], [1.2, 2.0]])  # of pictures and texts
     outputs = torch.stack([angles.cos(), angles.sin()], -1)
     # Text by picture: 1.0 and 1.2 are both nearest to 1.3. Picture by text: 1.3 is nearest to 1.2.
-    assert Recall(1)(outputs, None) == pytest.approx((2 + 2) / 6)
-    assert Recall(2)(outputs, None) == 1.0
-    twice = outputs[[0, 0, 1]]  # equal texts are equally near
-    assert Recall(1)(twice, None) == 1.0
+    assert Recall(1)(outputs, OWN) == pytest.approx((2 + 2) / 6)
+    assert Recall(2)(outputs, OWN) == 1.0
+    twice = outputs[[0, 0, 1]]  # equal texts of equal pictures are equally near
+    assert Recall(1)(twice, [(0, 0), (0, 0), (1, 1)]) == 1.0
+
+
+def test_wrong_answers_that_are_equally_near_are_misses() -> None:
+    """Embeddings that are all equal find nothing, and those that are not finite are told."""
+    draw = torch.Generator().manual_seed(0)
+    outputs = F.normalize(torch.randn(6, 2, 8, generator=draw), dim=-1)
+    own = [(i, i) for i in range(6)]
+    for flat in (outputs[:1].expand(6, 2, 8), F.normalize(torch.ones(6, 2, 8), dim=-1)):
+        assert [Recall(k)(flat, own) for k in (1, 5, 6)] == [0.0, 0.0, 1.0]
+    halved = outputs.clone()
+    halved[3:] = halved[:3]  # each wrong answer ties with a right one
+    assert Recall(1)(halved, own) == 0.0
+    assert Recall(1)(halved, [(i, i % 3) for i in range(6)]) == Recall(1)(outputs[:3], OWN)
+    for bad in (float("nan"), float("inf")):
+        broken = outputs.clone()
+        broken[2, 1, 0] = bad
+        assert math.isnan(Recall(1)(broken, own))
+    with pytest.raises(NotComputableError, match="metric returned nan on 6 outputs"):
+        score_of(Recall(1), torch.full((6, 2, 8), float("nan")), own)
+
+
+def test_all_captions_of_a_picture_are_right() -> None:
+    angles = torch.tensor([[0.0, 0.2], [0.0, 0.1], [1.0, 1.1], [1.0, 0.3]])
+    outputs = torch.stack([angles.cos(), angles.sin()], -1)
+    pairs = [(0, 0), (0, 1), (1, 2), (1, 3)]
+    # Text 1 is nearer to picture 0 than text 0 is, which is no loss. Only text 3 has a nearer
+    # picture that is not its own.
+    assert Recall(1)(outputs, pairs) == pytest.approx((4 + 3) / 8)
+    more = [*pairs, (1, 1)]  # text 1 is of picture 1 too
+    outputs = torch.cat([outputs, torch.stack([outputs[2, 0], outputs[1, 1]])[None]])
+    assert Recall(1)(outputs, more) == pytest.approx(right_ones(outputs, more))
+
+
+def right_ones(outputs: torch.Tensor, pairs: list[tuple[int, int]]) -> float:
+    """Return recall@1, counted one by one."""
+    hits = []
+    for i, (picture, text) in enumerate(pairs):
+        for side in (0, 1):
+            own = outputs[i, 0] @ outputs[i, 1]
+            others = []
+            for j, (other, caption) in enumerate(pairs):
+                asked = (picture, caption) if side == 0 else (other, text)
+                if asked not in pairs:
+                    others.append(float(outputs[i, side] @ outputs[j, 1 - side]))
+            hits.append(all(value < float(own) for value in others))
+    return sum(hits) / len(hits)
+
+
+def test_one_sample_tells_nothing() -> None:
+    """A search scores single samples where their mean is the metric, which it is not here."""
+    outputs = F.normalize(torch.randn(1, 2, 8), dim=-1)
+    assert math.isnan(Recall(1)(outputs, [(0, 0)]))
+    assert math.isnan(class_accuracy(outputs, ["cat"]))
+
+
+def test_pairs_of_equal_captions_and_pictures(
+    folder: Path, pictures: list[Path], tmp_path: Path
+) -> None:
+    captions = ["w1 w2", "w3", "w1 w2", "w4"]
+    files = [pictures[i] for i in (0, 1, 2, 1)]
+    rows = [{"image": str(f), "caption": c} for f, c in zip(files, captions, strict=True)]
+    data = write_jsonl(tmp_path / "dev.jsonl", rows)
+    task = ac.from_pretrained(folder, validation=data, test=data, batch_size=4)
+    ((inputs, pairs),) = task.validation
+    found = {}
+    for ids, pair in zip(inputs["input_ids"], pairs, strict=True):
+        found.setdefault(tokenizer().decode(ids, skip_special_tokens=True), set()).add(pair)
+    assert {text: len(of_text) for text, of_text in found.items()} == {"w1 w2": 2, "w3": 1, "w4": 1}
+    assert len({text for _, text in found["w1 w2"]}) == 1
+    assert len({picture for picture, _ in found["w1 w2"]}) == 2
+    assert {picture for picture, _ in found["w3"]} == {picture for picture, _ in found["w4"]}
+    assert len({picture for picture, _ in pairs}) == 3
 
 
 def test_captions_or_labels_are_needed(folder: Path, pictures: list[Path], tmp_path: Path) -> None:

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import json
+import shutil
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +15,8 @@ from small_folders import front_of, save, score, transformers, write_jsonl
 
 import autocompress as ac
 from autocompress.errors import TaskError
+from autocompress.huggingface.data.masks import LOOKED_AT, check_classes
+from autocompress.huggingface.data.records import Record
 
 images = pytest.importorskip("PIL.Image", reason="needs Pillow: pip install pillow")
 SIZE, CLASSES = 32, 4
@@ -125,6 +130,65 @@ def test_masks_that_do_not_fit(folder: Path, rows: list[dict[str, Any]], tmp_pat
         data = write_jsonl(tmp_path / "dev.jsonl", [row])
         with pytest.raises(TaskError, match=rf"^dev\.jsonl line 1: the mask .*{line}"):
             next(iter(ac.from_pretrained(folder, validation=data, test=data).validation))
+
+
+@pytest.mark.parametrize(
+    ("levels", "ignored", "came"),
+    [
+        ((0, 255), 255, "class 0 beside 255, which does not count; nearest: 1 for"),
+        ((1, 255), 255, "class 1 beside 255, which does not count; nearest: 0 for"),
+        ((255, 255), 255, "no class beside 255, which does not count; nearest: 1 for"),
+        ((0, 1), 0, "class 1 beside 0, which does not count; nearest: 2 for"),
+    ],
+)
+def test_masks_of_one_class_beside_what_does_not_count(
+    folder: Path,
+    rows: list[dict[str, Any]],
+    tmp_path: Path,
+    levels: tuple[int, int],
+    ignored: int,
+    came: str,
+) -> None:
+    """Masks of 0 and 255 would lose their second class, and any answer of 0 would be right."""
+    place = Path(shutil.copytree(folder, tmp_path / "model"))
+    config = json.loads((place / "config.json").read_text())
+    config["semantic_loss_ignore_index"] = ignored
+    (place / "config.json").write_text(json.dumps(config))
+    changed = []
+    for i, row in enumerate(rows):
+        mask = np.full((SIZE, SIZE), levels[0], np.uint8)
+        mask[i : i + 5] = levels[1]
+        images.fromarray(mask).save(tmp_path / f"{i}.png")
+        changed.append({"image": row["image"], "mask": f"{i}.png"})
+    data = write_jsonl(tmp_path / "dev.jsonl", changed)
+    with pytest.raises(TaskError) as caught:
+        ac.from_pretrained(place, validation=data, test=data)
+    assert str(caught.value).startswith(
+        "dev.jsonl line 1: pixels of the validation masks must have two classes or more, got "
+    )
+    assert came in str(caught.value)
+    assert "\n" not in str(caught.value)
+    mask[0, :2] = 2, 3  # a pixel of each of two classes is enough, also in the last mask
+    images.fromarray(mask).save(tmp_path / f"{i}.png")
+    ac.from_pretrained(place, validation=data, test=data)
+
+
+def test_masks_of_one_class_without_a_pixel_that_does_not_count(tmp_path: Path) -> None:
+    """Such a split says little, but what it says is right; not all of its masks are read."""
+    records = [Record({}, f"line {i}", tmp_path) for i in range(LOOKED_AT + 9)]
+    seen = []
+
+    def read(some: Sequence[Record]) -> dict[str, torch.Tensor]:
+        seen.extend(record.place for record in some)
+        return {"labels": torch.zeros(1, 4, 4, dtype=torch.uint8)}
+
+    check_classes(read, records, 2, 255)
+    assert len(seen) == LOOKED_AT
+    check_classes(read, records[:3], 2, 255)
+    assert len(seen) == LOOKED_AT + 3
+    with pytest.raises(TaskError, match=r"got no class beside 0, .*; nearest: 1 for the second"):
+        check_classes(read, records, 2, 0)
+    check_classes(read, records, 1, 0)  # a model of one class has no second one
 
 
 @pytest.mark.slow
