@@ -10,6 +10,7 @@ from torch import nn
 from autocompress.errors import TaskError
 from autocompress.huggingface.extra import library, quiet, told
 from autocompress.huggingface.folder import ModelFolder
+from autocompress.huggingface.models.untrained import complete
 
 
 def load_model(folder: ModelFolder, loader: str, **arguments: Any) -> nn.Module:
@@ -26,7 +27,7 @@ def load_model(folder: ModelFolder, loader: str, **arguments: Any) -> nn.Module:
         The model.
 
     Raises:
-        TaskError: weights are missing, damaged, or those of another architecture.
+        TaskError: weights that answers depend on are missing, damaged, or of another architecture.
     """
     transformers = library("transformers", "model folders")
     with quiet(), told(f"{folder.weights}: the model cannot be loaded"):
@@ -40,7 +41,7 @@ def load_model(folder: ModelFolder, loader: str, **arguments: Any) -> nn.Module:
             output_loading_info=True,
             **arguments,
         )
-    missing = sorted(report["missing_keys"])
+    missing = complete(model, report["missing_keys"])
     mismatched = sorted(name for name, *_ in report["mismatched_keys"])
     for names, words in ((missing, "lack"), (mismatched, "have another shape for")):
         if names:
