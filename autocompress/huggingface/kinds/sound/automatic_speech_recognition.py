@@ -15,7 +15,7 @@ from autocompress.huggingface.data.batches import per_token
 from autocompress.huggingface.data.columns import Columns, value_of
 from autocompress.huggingface.data.media import MediaBatches
 from autocompress.huggingface.data.records import Record
-from autocompress.huggingface.data.sounds import SoundReader, common_length
+from autocompress.huggingface.data.sounds import SoundReader, common_filling
 from autocompress.huggingface.data.splits import read_splits
 from autocompress.huggingface.folder import ModelFolder, classes_of
 from autocompress.huggingface.kinds.labelled import AGREEMENT
@@ -57,14 +57,13 @@ def automatic_speech_recognition(folder: ModelFolder, options: Options) -> Parts
     model = load_model(folder, "AutoModelForCTC")
     tokenizer = read_tokenizer(folder)
     processor = load_processor(folder, "AutoFeatureExtractor", "feature extractor")
-    rate = int(processor.sampling_rate)
     notes = [*splits.notes]
-    length = common_length(splits, columns, rate, notes)
+    filling = common_filling(splits, columns, processor, notes)
     by_split = label_columns(columns, "transcript", splits)
     batches = {}
     for split, records in splits.parts():
         targets = _targets(folder, tokenizer, records, by_split[split], split)
-        read = SoundReader(columns.need("audio", records), processor, length)
+        read = SoundReader(columns.need("audio", records), processor, filling)
         batches[split] = MediaBatches(records, read, targets, _collect, options)
     blank = int(folder.config.pad_token_id)
     metrics = {"wer": ErrorRate(tokenizer, blank), "cer": ErrorRate(tokenizer, blank, False)}
