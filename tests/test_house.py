@@ -81,7 +81,6 @@ TESTED_ELSEWHERE = {
     "huggingface/data/masks.py": "huggingface/kinds/vision/test_image_segmentation.py reads",
     "huggingface/data/media.py": "huggingface/kinds/vision/test_image_classification.py reads",
     "huggingface/data/objects.py": "huggingface/kinds/vision/test_object_detection.py reads",
-    "huggingface/data/sounds.py": "huggingface/kinds/sound/test_audio_classification.py reads",
     "huggingface/extra.py": "huggingface/test_pretrained.py hides a library",
     "huggingface/folder.py": "huggingface/test_pretrained.py opens good and bad folders",
     "huggingface/kinds/decoded.py": "huggingface/kinds/sound/test_transcription.py decodes",

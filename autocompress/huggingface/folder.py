@@ -161,7 +161,9 @@ def _task_of(path: Path, architecture: str, asked: str | None) -> str:
         possible = ["text2text-generation"]  # some are listed as models of hidden tokens too
     if sentence:
         possible = [EMBEDDINGS[1], EMBEDDINGS[0]]
-    elif architecture in _table("MODEL_MAPPING_NAMES") and not possible and not not_yet:
+    elif is_encoder(architecture) or (
+        architecture in _table("MODEL_MAPPING_NAMES") and not possible and not not_yet
+    ):
         possible = list(EMBEDDINGS)
     if asked is None:
         if possible:
@@ -178,6 +180,15 @@ def _task_of(path: Path, architecture: str, asked: str | None) -> str:
         near = ", ".join(possible) or "none"
         raise TaskError(f"{path}: {architecture} has no head for {asked}; nearest: {near}")
     return asked
+
+
+def is_encoder(architecture: str) -> bool:
+    """Return True for the encoder alone of a family with encoder and decoder, as T5EncoderModel.
+
+    Args:
+        architecture: name of a class.
+    """
+    return architecture.endswith("EncoderModel") and architecture in classes_of("TEXT_ENCODING")
 
 
 def classes_of(*names: str) -> set[str]:

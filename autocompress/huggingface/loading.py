@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from typing import Any
 
 import torch
@@ -10,6 +11,7 @@ from torch import nn
 from autocompress.errors import TaskError
 from autocompress.huggingface.extra import library, quiet, told
 from autocompress.huggingface.folder import ModelFolder
+from autocompress.huggingface.models.untrained import complete
 
 
 def load_model(folder: ModelFolder, loader: str, **arguments: Any) -> nn.Module:
@@ -26,7 +28,7 @@ def load_model(folder: ModelFolder, loader: str, **arguments: Any) -> nn.Module:
         The model.
 
     Raises:
-        TaskError: weights are missing, damaged, or those of another architecture.
+        TaskError: weights that answers depend on are missing, damaged, or of another architecture.
     """
     transformers = library("transformers", "model folders")
     with quiet(), told(f"{folder.weights}: the model cannot be loaded"):
@@ -40,7 +42,7 @@ def load_model(folder: ModelFolder, loader: str, **arguments: Any) -> nn.Module:
             output_loading_info=True,
             **arguments,
         )
-    missing = sorted(report["missing_keys"])
+    missing = complete(model, report["missing_keys"])
     mismatched = sorted(name for name, *_ in report["mismatched_keys"])
     for names, words in ((missing, "lack"), (mismatched, "have another shape for")):
         if names:
@@ -96,23 +98,65 @@ def load_tokenizer(folder: ModelFolder, model: nn.Module) -> Any:
         The tokenizer.
 
     Raises:
-        TaskError: the folder has none, or it cannot be read.
+        TaskError: the folder has none, it cannot be read, or the model has no row for a token.
     """
     tokenizer = read_tokenizer(folder)
-    place = folder.weights
-    with told(f"{place}: {type(model).__name__} has no table of tokens"):
-        words = model.get_input_embeddings().weight.shape[0]  # type: ignore[operator]
-    if len(tokenizer) > words:
+    words = table_size(folder, model)
+    _set_padding(folder, tokenizer, model.config)
+    used = [tokenizer.pad_token_id, tokenizer.unk_token_id]
+    used += [tokenizer.mask_token_id] if folder.task == "fill-mask" else []
+    tokens = [token for token in used if token is not None]
+    check_tokens(str(folder.weights), tokenizer, words, tokens, "the task needs")
+    return tokenizer
+
+
+def table_size(folder: ModelFolder, model: nn.Module) -> int:
+    """Return the number of tokens that a model has a row for.
+
+    Args:
+        folder: of the model.
+        model: with a table of tokens.
+
+    Returns:
+        Rows of the table.
+
+    Raises:
+        TaskError: there is no such table.
+    """
+    with told(f"{folder.weights}: {type(model).__name__} has no table of tokens"):
+        table: Any = model.get_input_embeddings()  # type: ignore[operator]
+        return int(table.weight.shape[0])
+
+
+def check_tokens(place: str, tokenizer: Any, words: int, tokens: Iterable[int], where: str) -> None:
+    """Refuse tokens that the model has no row for; a tokenizer may know others that nothing uses.
+
+    Args:
+        place: the model folder.
+        tokenizer: of the folder.
+        words: tokens of the model.
+        tokens: that are used.
+        where: what uses them, for the error.
+
+    Raises:
+        TaskError: a token is above the table.
+    """
+    last = max(tokens, default=0)
+    if last >= words:
         raise TaskError(
-            f"{place}: the tokenizer has {len(tokenizer)} tokens, the model {words}; "
-            "nearest: the tokenizer that the model was trained with"
+            f"{place}: the tokenizer has {len(tokenizer)} tokens, the model {words}, and {where} "
+            f"{tokenizer.convert_ids_to_tokens(last)!r}, token {last}; nearest: the tokenizer that "
+            "the model was trained with"
         )
-    config: Any = model.config
+
+
+def _set_padding(folder: ModelFolder, tokenizer: Any, config: Any) -> None:
+    """Agree on the padding token: that of the config, else that of the tokenizer, else its end."""
     padding = getattr(config, "pad_token_id", None)
     if type(padding) is int and 0 <= padding < len(tokenizer):
         if padding != tokenizer.pad_token_id:
             tokenizer.pad_token = tokenizer.convert_ids_to_tokens(padding)
-        return tokenizer
+        return
     if tokenizer.pad_token_id is None:
         # A model that looks for padding must not take the end of a text for it.
         last = tokenizer("a")["input_ids"][-1:]
@@ -121,12 +165,11 @@ def load_tokenizer(folder: ModelFolder, model: nn.Module) -> Any:
         fitting = [t for t in tokens if [tokenizer.convert_tokens_to_ids(t)] != last]
         if not tokens:
             raise TaskError(
-                f"{place}: the tokenizer has neither a padding nor an end token; set pad_token in "
-                "tokenizer_config.json"
+                f"{folder.weights}: the tokenizer has neither a padding nor an end token; set "
+                "pad_token in tokenizer_config.json"
             )
         tokenizer.pad_token = [*fitting, *tokens][0]
     config.pad_token_id = tokenizer.pad_token_id
-    return tokenizer
 
 
 def load_processor(folder: ModelFolder, loader: str, what: str) -> Any:

@@ -106,6 +106,7 @@ def from_pretrained(
     first, *others = chosen
     misspelt = parts.tokenizer is not None and opened.task in MISSPELT
     special = () if parts.tokenizer is None else tuple(sorted(parts.tokenizer.all_special_ids))
+    vocabulary = getattr(parts.tokenizer, "vocab_files_names", {}).values()
     return Task(
         opened.name,
         parts.model,
@@ -123,7 +124,7 @@ def from_pretrained(
         notes=(f"model folder: {opened.task}, accuracy is {first}", *parts.notes),
         typos=Typos(parts.tokenizer) if misspelt else None,
         pretrained=Pretrained(
-            str(opened.path.resolve()), opened.task, first, special, digests(opened)
+            str(opened.path.resolve()), opened.task, first, special, digests(opened, vocabulary)
         ),
     )
 

@@ -181,14 +181,86 @@ def test_folders_that_are_none(folder: Path, data: Path, tmp_path: Path) -> None
     assert f"{folder / 'config.json'}: cannot be read: " in error(folder, data)
 
 
-def test_tokenizers_that_do_not_fit(folder: Path, data: Path) -> None:
+def refused(folder: Path, size: int, table: int, rest: str) -> str:
+    return (
+        f"{folder}: the tokenizer has {size} tokens, the model {table}, and {rest}; nearest: the "
+        "tokenizer that the model was trained with"
+    )
+
+
+def test_tokenizers_that_do_not_fit(folder: Path, data: Path, tmp_path: Path) -> None:
     words = tokenizer()
-    words.add_tokens(["more"])
+    words.add_tokens(["more", "most"])
     words.save_pretrained(folder)
-    assert error(folder, data).startswith(f"{folder}: the tokenizer has 46 tokens, the model 45; ")
+    task = ac.from_pretrained(folder, validation=data)  # no text has these tokens
+    assert all(int(inputs["input_ids"].max()) < 45 for inputs, _ in task.validation)
+    rows = [{"text": f"{text} most more", "label": i % 2} for i, text in enumerate(texts(12))]
+    used = write_jsonl(tmp_path / "used.jsonl", rows)
+    line = refused(folder, 47, 45, "texts of test have 'most', token 46")
+    assert error(folder, data, test=used) == line
+    pairs = write_jsonl(
+        tmp_path / "pairs.jsonl",
+        [{"premise": "w1", "hypothesis": "w2 more w3", "label": i % 2} for i in range(12)],
+    )
+    line = refused(folder, 47, 45, "texts of validation have 'more', token 45")
+    assert error(folder, pairs, test=data) == line
+    words.add_special_tokens({"unk_token": "[NEW]"})
+    words.save_pretrained(folder)
+    line = refused(folder, 48, 45, "the task needs '[NEW]', token 47")
+    assert error(folder, data) == line
     for name in ("tokenizer.json", "tokenizer_config.json"):
         (folder / name).unlink()
     assert error(folder, data).startswith(f"{folder}: has no tokenizer (tokenizer.json); save it")
+
+
+SMALL_T5 = {"d_model": 32, "d_kv": 16, "d_ff": 64, "num_layers": 1, "num_heads": 2}
+SMALL_GPT = {"n_positions": 64, "n_embd": 32, "n_layer": 1, "n_head": 2}
+
+
+@pytest.mark.parametrize(
+    ("model", "config", "row", "more"),
+    [
+        ("BertForMaskedLM", bert(), {"text": "w1 w2"}, {}),
+        (
+            "T5ForConditionalGeneration",
+            transformers.T5Config(vocab_size=45, decoder_start_token_id=0, **SMALL_T5),
+            {"source": "w1", "target": "w1 w2"},
+            {},
+        ),
+        (
+            "GPT2LMHeadModel",
+            transformers.GPT2Config(vocab_size=45, bos_token_id=2, eos_token_id=3, **SMALL_GPT),
+            {"text": "w1 w2 w3"},
+            {"max_length": 8},
+        ),
+    ],
+)
+def test_spare_tokens_of_other_tasks(
+    model: str, config: Any, row: dict[str, str], more: dict[str, Any], tmp_path: Path
+) -> None:
+    words = tokenizer()
+    words.add_tokens(["more"])
+    folder = save(tmp_path / "model", getattr(transformers, model)(config), words)
+    files = []
+    for name, ending in (("plain", ""), ("used", " more")):
+        last = list(row)[-1]
+        rows = [{**row, last: row[last] + ending}] * 12
+        files.append(write_jsonl(tmp_path / f"{name}.jsonl", rows))
+    plain, used = files
+    task = ac.from_pretrained(folder, validation=plain, test=plain, **more)
+    assert task.pretrained.task in ("fill-mask", "text2text-generation", "text-generation")
+    line = refused(folder, 46, 45, "texts of validation have 'more', token 45")
+    assert error(folder, used, test=plain, **more) == line
+
+
+def test_a_mask_that_the_model_does_not_know_hides_nothing(data: Path, tmp_path: Path) -> None:
+    words = tokenizer()
+    words.add_special_tokens({"mask_token": "[HIDE]"})
+    folder = save(tmp_path / "words", transformers.BertForMaskedLM(bert()), words)
+    line = refused(folder, 46, 45, "the task needs '[HIDE]', token 45")
+    assert error(folder, data) == line
+    model = transformers.BertForSequenceClassification(bert(num_labels=2))
+    ac.from_pretrained(save(tmp_path / "classes", model, words), validation=data)
 
 
 def test_code_of_a_folder_runs_only_with_the_flag(folder: Path, data: Path, tmp_path: Path) -> None:

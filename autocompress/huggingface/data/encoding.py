@@ -12,6 +12,7 @@ from torch import nn
 from autocompress.errors import TaskError
 from autocompress.huggingface.extra import quiet, told
 from autocompress.huggingface.folder import ModelFolder
+from autocompress.huggingface.loading import check_tokens, table_size
 from autocompress.huggingface.options import Options
 
 UNLIMITED = 10**6  # a tokenizer without a limit names a larger one
@@ -26,12 +27,16 @@ class Encoder:
         tokenizer: of the folder.
         arguments: of the model, which takes no other inputs.
         limit: most tokens of a text; None if there is no limit.
+        place: the model folder.
+        words: tokens that the model has a row for, in texts that it reads and that it writes.
         cut: texts that were cut to the limit, by split; `notes` tells it.
     """
 
     tokenizer: Any
     arguments: frozenset[str]
     limit: int | None
+    place: str
+    words: tuple[int, int]
     cut: dict[str, tuple[int, int]] = field(default_factory=dict)
 
     @classmethod
@@ -56,7 +61,7 @@ class Encoder:
             The encoder.
 
         Raises:
-            TaskError: the user's limit is above that of the model.
+            TaskError: the user's limit is above that of the model, or it has no table of tokens.
         """
         arguments = frozenset(inspect.signature(model.forward).parameters)
         positions = _positions(folder.config, model)
@@ -68,7 +73,9 @@ class Encoder:
                     f"{folder.name}: {name} {length} is above the model's {positions} positions; "
                     f"nearest: {positions}"
                 )
-        return cls(tokenizer, arguments, options.max_length or limit)
+        words = table_size(folder, model)
+        sizes = (words, max(words, _of_decoder(folder.config)))
+        return cls(tokenizer, arguments, options.max_length or limit, str(folder.weights), sizes)
 
     def encode(
         self,
@@ -94,7 +101,7 @@ class Encoder:
             For each text what the tokenizer returns.
 
         Raises:
-            TaskError: the tokenizer fails.
+            TaskError: the tokenizer fails, or the model has no row for a token.
         """
         encodings, long = [], 0
         for i, words in enumerate(texts):
@@ -110,6 +117,8 @@ class Encoder:
                     encoding = self.tokenizer(*both, **{**arguments, **cutting})
             encodings.append(encoding)
         self._check(split, encodings, pairs is not None, long)
+        for encoding in encodings:
+            self.check(split, encoding["input_ids"], written)
         earlier = self.cut.get(split, (0, 0))
         self.cut[split] = (earlier[0] + long, earlier[1] + len(encodings))
         return encodings
@@ -124,6 +133,20 @@ class Encoder:
                 f"{split}: max_length {self.limit} leaves no text a token of its own; "
                 f"nearest: {least}"
             )
+
+    def check(self, split: str, tokens: Sequence[int], written: bool = False) -> None:
+        """Refuse tokens that the model has no row for.
+
+        Args:
+            split: that holds them.
+            tokens: of a text.
+            written: True for a text that a decoder writes.
+
+        Raises:
+            TaskError: there is one.
+        """
+        words = self.words[written]
+        check_tokens(self.place, self.tokenizer, words, tokens, f"texts of {split} have")
 
     def row(self, encoding: Any) -> Row:
         """Return what the model takes of an encoding.
@@ -160,6 +183,15 @@ class Encoder:
             "token_type_ids": self.tokenizer.pad_token_type_id,
             "decoder_input_ids": self.tokenizer.pad_token_id,
         }
+
+
+def _of_decoder(config: Any) -> int:
+    """Return the tokens of a decoder, which may have a table of its own; 0 without a decoder."""
+    if not getattr(config, "is_encoder_decoder", False):
+        return 0
+    inner = config.get_text_config(decoder=True)
+    sizes = [getattr(inner, name, None) for name in ("vocab_size", "decoder_vocab_size")]
+    return max((size for size in sizes if isinstance(size, int)), default=0)
 
 
 def _named(lengths: Sequence[int]) -> list[tuple[str, int | None]]:

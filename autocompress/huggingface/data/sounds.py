@@ -1,90 +1,76 @@
-"""Read sounds from files or records."""
+"""Read sounds as a model takes them, all of one length."""
 
 from __future__ import annotations
 
-import io
-import math
-import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
-from scipy.io import wavfile
-from scipy.signal import resample_poly
 from torch import Tensor
 
-from autocompress.errors import TaskError
 from autocompress.huggingface.data.columns import Columns
-from autocompress.huggingface.data.media import media_file, processed
+from autocompress.huggingface.data.media import processed
+from autocompress.huggingface.data.reading.waves import read_sound, sound_length
 from autocompress.huggingface.data.records import Record
 from autocompress.huggingface.data.splits import Splits
-from autocompress.huggingface.extra import library, told
 
-Wave = NDArray[np.float32]
-WAVES, MASK = "input_values", "attention_mask"
-WAV_STARTS = (b"RIFF", b"RIFX", b"RF64")
+WAVES, MASK = "input_values", "mask"  # a mask is "attention_mask", of few models "padding_mask"
 LONGEST_S = 30.0  # of a sound, in seconds
+WHAT = "feature extractor"
 
 
-def read_sound(record: Record, column: str, rate: int) -> Wave:
-    """Return a sound with one channel.
+@dataclass(frozen=True)
+class Filling:
+    """Say how all sounds get one length.
+
+    Attributes:
+        samples: of the longest sound; longer ones are cut.
+        arguments: with which the feature extractor fills up shorter ones; none if it brings sounds
+            to a length of its own, or if silence fills them up.
+        silence: True if zeros are put behind a wave before the feature extractor reads it.
+    """
+
+    samples: int
+    arguments: Mapping[str, Any]
+    silence: bool = False
+
+
+def filling(processor: Any, samples: int) -> Filling:
+    """Return how a feature extractor gets sounds of one length.
 
     Args:
-        record: names a file relative to its folder, or holds the bytes or the numbers of one.
-        column: that holds it.
-        rate: samples per second of the result.
+        processor: the feature extractor.
+        samples: of the longest sound.
 
     Returns:
-        (samples,), between -1 and 1.
+        How they are filled up.
 
     Raises:
-        TaskError: there is no such file, or it is no sound.
+        TaskError: the feature extractor fails.
     """
-    value: Any = record.values.get(column)
-    if _holds_numbers(value):
-        wave = np.asarray(value["array"], dtype=np.float32)
-        return _at_rate(wave, int(value.get("sampling_rate") or rate), rate)
-    file = media_file(record, column, "sound")
-    where = record.place if isinstance(file, io.BytesIO) else str(file)
-    if isinstance(file, Path):
-        is_wav = file.suffix.lower() == ".wav"
-    else:
-        is_wav = file.getvalue()[:4] in WAV_STARTS
-    if not is_wav:
-        files = library("soundfile", f"{where}: files other than wav", "soundfile")
-        with told(f"{where}: the sound cannot be read"):
-            wave, own = files.read(file, dtype="float32")
-    else:
-        with told(f"{where}: the sound cannot be read"), warnings.catch_warnings():
-            warnings.simplefilter("ignore", wavfile.WavFileWarning)
-            own, raw = wavfile.read(file)
-            wave = _floats(raw)
-    if not len(wave):
-        raise TaskError(f"{where}: the sound is empty")
-    return _at_rate(wave if wave.ndim == 1 else wave.mean(1), int(own), rate)
+    rate = int(processor.sampling_rate)
+    if _shape(processor, rate) == _shape(processor, 2 * rate):  # as Whisper's, and that of AST
+        return Filling(int(LONGEST_S * rate), {})
+    if processor.model_input_names[0] == WAVES:
+        if getattr(processor, "return_attention_mask", False):
+            return Filling(samples, {"padding": "max_length", "max_length": samples})
+        return Filling(samples, {}, silence=True)
+    frames = _shape(processor, samples)[1]
+    # Some count the longest length in samples, others in frames, several of which may be joined.
+    length = frames * int(getattr(processor, "stride", 1))
+    twice = _shape(processor, samples, padding="max_length", max_length=2 * length)[1]
+    most = length if twice == 2 * frames else samples
+    return Filling(samples, {"padding": "max_length", "max_length": most, "truncation": True})
 
 
-def _holds_numbers(value: Any) -> bool:
-    return isinstance(value, Mapping) and value.get("array") is not None
-
-
-def _floats(raw: NDArray[Any]) -> Wave:
-    if raw.dtype.kind == "f":
-        return raw.astype(np.float32)
-    if raw.dtype == np.uint8:
-        return ((raw.astype(np.float32) - 128) / 128).astype(np.float32)
-    return (raw / float(np.iinfo(raw.dtype).max)).astype(np.float32)
-
-
-def _at_rate(wave: Wave, own: int, rate: int) -> Wave:
-    if own == rate:
-        return wave.astype(np.float32)
-    common = math.gcd(own, rate)
-    return np.asarray(resample_poly(wave, rate // common, own // common), dtype=np.float32)
+def _shape(processor: Any, samples: int, **arguments: Any) -> tuple[int, ...]:
+    """Return the shape of what a feature extractor makes of a tone."""
+    tone = np.sin(np.arange(samples, dtype=np.float32))
+    arguments["sampling_rate"] = int(processor.sampling_rate)
+    inputs = processed(processor, WHAT, f"a tone of {samples} samples", [tone], **arguments)
+    return tuple(inputs[processor.model_input_names[0]].shape)
 
 
 @dataclass(frozen=True)
@@ -94,12 +80,12 @@ class SoundReader:
     Attributes:
         column: that holds the sounds.
         processor: of the folder.
-        length: samples of each sound; shorter ones are filled up, longer ones cut.
+        filling: how they get one length.
     """
 
     column: str
     processor: Any
-    length: int
+    filling: Filling
 
     def __call__(self, records: Sequence[Record]) -> dict[str, Tensor]:
         """Return the sounds of some records.
@@ -108,89 +94,53 @@ class SoundReader:
             records: that hold them.
 
         Returns:
-            "input_values" (n, ...) or "input_features", by the processor of the folder, and
-            "attention_mask" (n, samples) if it makes one of waves.
+            "input_values" (n, ...) or "input_features", by the processor of the folder, and its
+            "attention_mask" (n, samples or frames) if it fills up sounds and gives one.
 
         Raises:
             TaskError: a sound cannot be read, or the processor fails.
         """
-        rate = int(self.processor.sampling_rate)
-        waves = [read_sound(record, self.column, rate)[: self.length] for record in records]
-        name = self.processor.model_input_names[0]
-        arguments: dict[str, Any] = {"sampling_rate": rate}
-        masked = name == WAVES and getattr(self.processor, "return_attention_mask", False)
-        if masked:
-            arguments |= {"padding": "max_length", "max_length": self.length}
-        else:
-            waves = [np.pad(wave, (0, self.length - len(wave))) for wave in waves]
-        inputs = processed(
-            self.processor, "feature extractor", records[0].place, waves, **arguments
-        )
-        names = (name, MASK) if masked else (name,)
+        rate, most = int(self.processor.sampling_rate), self.filling.samples
+        waves = [read_sound(record, self.column, rate)[:most] for record in records]
+        if self.filling.silence:
+            waves = [np.pad(wave, (0, most - len(wave))) for wave in waves]
+        arguments = {"sampling_rate": rate, **self.filling.arguments}
+        inputs = processed(self.processor, WHAT, records[0].place, waves, **arguments)
+        names = [self.processor.model_input_names[0]]
+        if self.filling.arguments:
+            names += [name for name in inputs if name.endswith(MASK)]
         return {name: torch.as_tensor(inputs[name]) for name in names}
 
 
-def sound_length(record: Record, column: str, rate: int) -> int:
-    """Return the samples of a sound, without reading them where its file tells their number.
-
-    Args:
-        record: as in `read_sound`.
-        column: that holds it.
-        rate: samples per second.
-
-    Returns:
-        At least 1.
-
-    Raises:
-        TaskError: as in `read_sound`.
-    """
-    value = record.values.get(column)
-    file = None if _holds_numbers(value) else media_file(record, column, "sound")
-    if not isinstance(file, Path):
-        return len(read_sound(record, column, rate))
-    if file.suffix.lower() == ".wav":
-        with told(f"{file}: the sound cannot be read"), warnings.catch_warnings():
-            warnings.simplefilter("ignore", wavfile.WavFileWarning)
-            try:
-                own, raw = wavfile.read(file, mmap=True)
-            except ValueError:  # samples of 24 bits are no array on disk
-                own, raw = wavfile.read(file)
-        count = len(raw)
-    else:
-        files = library("soundfile", f"{file}: files other than wav", "soundfile")
-        with told(f"{file}: the sound cannot be read"):
-            info = files.info(str(file))
-        count, own = info.frames, info.samplerate
-    if not count:
-        raise TaskError(f"{file}: the sound is empty")
-    common = math.gcd(int(own), rate)
-    return -(-count * (rate // common) // (int(own) // common))
-
-
-def common_length(splits: Splits, columns: Columns, rate: int, notes: list[str]) -> int:
-    """Return the samples that all sounds get: those of the longest one of the validation split.
+def common_filling(splits: Splits, columns: Columns, processor: Any, notes: list[str]) -> Filling:
+    """Return how all sounds get the length of the longest one of the validation split.
 
     Args:
         splits: of the data.
         columns: find the sounds.
-        rate: samples per second.
+        processor: the feature extractor, which may have a length of its own.
         notes: gets a line that tells the length and counts the sounds that are cut.
 
     Returns:
-        At least 1, within LONGEST_S.
+        The filling; the length is within LONGEST_S.
 
     Raises:
-        TaskError: a sound cannot be read.
+        TaskError: a sound cannot be read, or the feature extractor fails.
     """
+    rate = int(processor.sampling_rate)
     lengths = {}
     for split, records in splits.parts():
         column = columns.need("audio", records)
         lengths[split] = [sound_length(record, column, rate) for record in records]
-    length = min(max(lengths["validation"]), int(LONGEST_S * rate))
+    found = filling(processor, min(max(lengths["validation"]), int(LONGEST_S * rate)))
+    if not (found.arguments or found.silence):
+        notes.append("data: the feature extractor fills up and cuts sounds to its own length")
+        return found
+    length = found.samples
     cut = {split: sum(n > length for n in part) for split, part in lengths.items()}
     counts = ", ".join(f"{n} of {len(lengths[s])} of {s}" for s, n in cut.items() if n)
     shape = "filled up or cut" if counts else "filled up"
     notes.append(
         f"data: sounds are {shape} to {length / rate:.3g} s{'; cut: ' if counts else ''}{counts}"
     )
-    return length
+    return found

@@ -9,17 +9,16 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
-from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from autocompress.errors import TaskError
-from autocompress.huggingface.extra import told
+from autocompress.huggingface.extra import library, told
 from autocompress.huggingface.folder import ModelFolder, sentence_modules
 
 POOLINGS = ("mean", "cls")
 MODES = {"pooling_mode_mean_tokens": "mean", "pooling_mode_cls_token": "cls"}
 ACTIVATIONS = {"Identity": nn.Identity, "Tanh": nn.Tanh, "ReLU": nn.ReLU, "GELU": nn.GELU}
-DENSE_FILE = "model.safetensors"
+DENSE_FILES = ("model.safetensors", "pytorch_model.bin")  # the second in older folders
 LENGTH_FILES = "sentence_*_config.json"  # bert, in older folders roberta and others too
 ORDER = (("Transformer",), ("Pooling",), ("Dense", "Normalize"))  # kinds by place; the last repeats
 
@@ -195,7 +194,9 @@ def _dense(place: Path) -> list[nn.Module]:
             f"there are {', '.join(ACTIVATIONS)}"
         )
     with told(f"{place}: the dense layer cannot be read"):
-        weights = load_file(place / DENSE_FILE)
+        files = [place / name for name in DENSE_FILES if (place / name).is_file()]
+        read = library("transformers.modeling_utils", "model folders").load_state_dict
+        weights = read([*files, place / DENSE_FILES[0]][0], weights_only=True)
         layer = nn.Linear(
             int(config["in_features"]), int(config["out_features"]), bool(config.get("bias", True))
         )

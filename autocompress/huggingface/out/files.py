@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import hashlib
 import shutil
-from collections.abc import Collection
+from collections.abc import Collection, Iterable
 from pathlib import Path
 
 from autocompress.huggingface.folder import CONFIG_FILE, MODULES_FILE, ModelFolder, sentence_modules
@@ -51,16 +51,18 @@ CODE = "*.py"  # only where the user trusted it
 MEND = "copy them there, or put the model folder back and export again"
 
 
-def digests(folder: ModelFolder) -> dict[str, str]:
+def digests(folder: ModelFolder, vocabulary: Iterable[str] = ()) -> dict[str, str]:
     """Return the hash of each file that an export copies.
 
     Args:
         folder: the model folder.
+        vocabulary: names of further files, which the class of the tokenizer reads.
 
     Returns:
         SHA-256 by name relative to the folder.
     """
-    places = [folder.weights / name for name in (*CONFIGS, *PROCESSORS, *TOKENIZERS)]
+    names = (*CONFIGS, *PROCESSORS, *TOKENIZERS, *vocabulary)
+    places = [folder.weights / name for name in names]
     for pattern in (*OF_FOLDER, *[CODE] * folder.trust_remote_code):
         places += folder.path.glob(pattern)
     for entry in sentence_modules(folder.path):

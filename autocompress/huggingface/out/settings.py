@@ -17,6 +17,8 @@ TOKENIZER_FILE = "tokenizer_config.json"
 # Class of a tokenizer as transformers 5 writes it, and a name that transformers 4 knows too.
 NEWER, KNOWN = "TokenizersBackend", "PreTrainedTokenizerFast"
 INPUTS = ["input_ids", "attention_mask"]  # of the newer class; the older one adds token types
+# Key of a list of special tokens without a name, as transformers 5 and both versions read it.
+EXTRA, ADDITIONAL = "extra_special_tokens", "additional_special_tokens"
 
 
 def write_ort_config(to: Path, settings: SessionSettings) -> None:
@@ -68,7 +70,7 @@ def without_cache(to: Path) -> None:
 
 
 def known_tokenizer(to: Path) -> None:
-    """Name class and inputs of a tokenizer as transformers 4, which optimum needs, reads them too.
+    """Name class, inputs and tokens of a tokenizer as transformers 4, which optimum needs, does.
 
     Args:
         to: the exported folder.
@@ -76,9 +78,15 @@ def known_tokenizer(to: Path) -> None:
     Raises:
         RunFolderError: the file cannot be written.
     """
-    config = read_object(to / TOKENIZER_FILE)
+    written = config = read_object(to / TOKENIZER_FILE)
     if config.get("tokenizer_class") == NEWER:
         config = {"model_input_names": INPUTS, **config, "tokenizer_class": KNOWN}
+    if isinstance(config.get(EXTRA), list):  # an object there names tokens, in both versions
+        others = config.get(ADDITIONAL) or []
+        more = [token for token in config[EXTRA] if token not in others]
+        config = {key: value for key, value in config.items() if key != EXTRA}
+        config[ADDITIONAL] = [*others, *more]
+    if config != written:
         write_json(to / TOKENIZER_FILE, config)
 
 

@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from autocompress.export.notes import option_lines, session_line
+from autocompress.huggingface.out.sound_words import has_known_length, sound_words
 from autocompress.targets.device.sessions import SessionSettings
 
 ARRAYS = "ARRAYS"  # in lines: "np" or "pt"
@@ -48,7 +49,7 @@ WAVES = ("import numpy as np", "from scipy.io import wavfile")
 SOUND = (
     'rate, sound = wavfile.read("sound.wav")  # SAMPLING',
     "sound = (sound / 32767).astype(np.float32)CUT",
-    "inputs = processor(sound, sampling_rate=rate, return_tensors=ARRAYS)",
+    "inputs = processor(soundCLIP, sampling_rate=rateFILL, return_tensors=ARRAYS)",
 )
 BEST = ("print(labels[int(logits[0].argmax())])",)
 LINES = {
@@ -160,7 +161,7 @@ class Facts:
         inputs: shape of each input by name; free dimensions are no integers.
         settings: how sessions are opened.
         config: content of config.json.
-        processor: content of preprocessor_config.json.
+        processor: content of preprocessor_config.json, or of processor_config.json.
         tokenizer: content of tokenizer_config.json.
     """
 
@@ -214,10 +215,11 @@ def optimum_lines(facts: Facts) -> list[str]:
         facts: of the folder.
 
     Returns:
-        A program that starts in the folder; none for an unknown task or another runtime.
+        A program that starts in the folder; none for an unknown task, another runtime, or inputs
+        that optimum does not pass to the file.
     """
     lines = _lines_of(facts)
-    if lines is None or facts.settings.runtime != "onnxruntime":
+    if lines is None or facts.settings.runtime != "onnxruntime" or _beyond_optimum(facts):
         return []
     load = [line for line in lines.load if line != LABELS]
     return [
@@ -234,11 +236,15 @@ def optimum_lines(facts: Facts) -> list[str]:
 
 
 def _lines_of(facts: Facts) -> Lines | None:
-    """Return the lines of a task; None for another one, or if a decoder reads what it has written.
+    """Return the lines of a task; None for another one, or if a program cannot be so short.
 
-    A program for such a file needs a loop over tokens, which transformers and optimum hide.
+    A decoder that reads what it has written needs a loop over tokens, which transformers and
+    optimum hide. Of other files the length of a sound must be known.
     """
-    return None if "decoder_input_ids" in facts.inputs else LINES.get(facts.task)
+    known = has_known_length(facts.inputs, facts.processor)
+    if "decoder_input_ids" in facts.inputs or not known:
+        return None
+    return LINES.get(facts.task)
 
 
 def _disabling(settings: SessionSettings) -> list[str]:
@@ -267,20 +273,13 @@ def _adapted(lines: Sequence[str], facts: Facts, arrays: str) -> list[str]:
         if not isinstance(facts.inputs["input_ids"][1], int):
             longest = facts.config.get("text_config", {}).get("max_position_embeddings", 64)
             padding = f'padding="max_length", max_length={longest}'
-    rate = facts.processor.get("sampling_rate")
-    sampling = f"{rate} samples per second, 16 bits, one channel"
-    samples = facts.inputs.get("input_values", (None, None))
-    cut = ""
-    if len(samples) == 2 and isinstance(samples[1], int):
-        cut = f"\nsound = np.pad(sound, (0, {samples[1]}))[:{samples[1]}]  # the length of the file"
     adapted = []
     for line in lines:
         for word, value in (
             (ARRAYS, f'"{arrays}"'),
             ("MODE", mode),
             ("PADDING", padding),
-            ("SAMPLING", sampling),
-            ("CUT", cut),
+            *sound_words(facts.inputs, facts.processor).items(),
         ):
             line = line.replace(word, value)
         adapted.append(line)
@@ -290,6 +289,14 @@ def _adapted(lines: Sequence[str], facts: Facts, arrays: str) -> list[str]:
                 other = f"tokenizer.convert_ids_to_tokens({padding_id})"
             adapted.append(f"tokenizer.pad_token = tokenizer.pad_token or {other}")
     return adapted
+
+
+def _beyond_optimum(facts: Facts) -> bool:
+    """Return True if the file has an input that optimum's class of the task does not pass to it."""
+    if facts.task == "automatic-speech-recognition":
+        return set(facts.inputs) != {"input_values"}
+    whisper = facts.config.get("model_type") == "whisper"
+    return facts.task == "audio-classification" and "input_features" in facts.inputs and not whisper
 
 
 def _results(show: Sequence[str], facts: Facts) -> list[str]:

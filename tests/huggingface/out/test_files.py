@@ -7,7 +7,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from small_folders import SMALL, SPECIAL, WORDS, save, texts, transformers, write_jsonl
 
+import autocompress as ac
 from autocompress.huggingface.folder import ModelFolder
 from autocompress.huggingface.out.files import copy_files, digests
 from autocompress.task.task import Pretrained
@@ -52,6 +54,33 @@ def test_neither_weights_nor_untrusted_code_are_copied(code: bool, tmp_path: Pat
     to.mkdir()
     assert copy_files(known(model, written(model, code=code)), to) == []
     assert names(to) == COPIED | ({"modeling_own.py"} if code else set())
+
+
+@pytest.mark.parametrize("family", ["DebertaV2", "FSMT", "ProphetNet", "Bert"])
+def test_files_that_a_class_of_tokenizers_reads_are_copied(family: str, tmp_path: Path) -> None:
+    read = getattr(transformers, f"{family}Tokenizer").vocab_files_names.values()
+    model, to = tmp_path / "model", tmp_path / "to"
+    for folder in (model, to):
+        folder.mkdir()
+    for name in ("config.json", "model.safetensors", *read):
+        (model / name).write_text(name)
+    opened = ModelFolder(model, model, None, "", "feature-extraction", False)
+    assert copy_files(known(model, digests(opened, read)), to) == []
+    assert names(to) == {"config.json", *read}
+
+
+def test_tasks_know_the_files_of_their_tokenizer(tmp_path: Path) -> None:
+    (tmp_path / "words.txt").write_text("\n".join([*SPECIAL, "[X_SEP]", *WORDS]))
+    words = transformers.ProphetNetTokenizer(str(tmp_path / "words.txt"))
+    model = transformers.BertModel(transformers.BertConfig(vocab_size=len(words), **SMALL))
+    folder = save(tmp_path / "model", model, words)
+    data = write_jsonl(tmp_path / "dev.jsonl", [{"text": text} for text in texts(6)])
+    task = ac.from_pretrained(folder, validation=data, test=data)
+    assert "prophetnet.tokenizer" in task.pretrained.files
+    (tmp_path / "to").mkdir()
+    assert copy_files(task.pretrained, tmp_path / "to") == []
+    again = transformers.AutoTokenizer.from_pretrained(tmp_path / "to")
+    assert again("w1 w2")["input_ids"] == words("w1 w2")["input_ids"]
 
 
 def test_an_inner_folder_of_weights_becomes_flat(tmp_path: Path) -> None:

@@ -5,6 +5,8 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
+from small_folders import tokenizer, transformers
+
 from autocompress.huggingface.out.settings import (
     flat_modules,
     known_tokenizer,
@@ -73,6 +75,32 @@ def test_tokenizers_have_a_class_that_older_transformers_know(tmp_path: Path) ->
         "model_input_names": ["input_ids", "attention_mask"],
         "pad_token": "[PAD]",
     }
+
+
+def test_lists_of_special_tokens_have_a_key_that_older_transformers_know(tmp_path: Path) -> None:
+    words = tokenizer()
+    words.add_special_tokens({"extra_special_tokens": ["[A]", "[B]"]})
+    words.save_pretrained(tmp_path)
+    path, text = tmp_path / "tokenizer_config.json", "w1 [A] w2 [B] w3"
+    assert read_object(path)["extra_special_tokens"] == ["[A]", "[B]"]
+    known_tokenizer(tmp_path)
+    config = read_object(path)
+    assert "extra_special_tokens" not in config
+    assert config["additional_special_tokens"] == ["[A]", "[B]"]
+    again = transformers.AutoTokenizer.from_pretrained(tmp_path)
+    assert again(text)["input_ids"] == words(text)["input_ids"]
+    assert again.all_special_ids == words.all_special_ids
+    for written, expected in (
+        ({"extra_special_tokens": {"image": "[I]"}}, {"extra_special_tokens": {"image": "[I]"}}),
+        ({"extra_special_tokens": []}, {"additional_special_tokens": []}),
+        (
+            {"extra_special_tokens": ["a", "b"], "additional_special_tokens": ["b", "c"]},
+            {"additional_special_tokens": ["b", "c", "a"]},
+        ),
+    ):
+        path.write_text(json.dumps({"tokenizer_class": "BertTokenizer", **written}))
+        known_tokenizer(tmp_path)
+        assert read_object(path) == {"tokenizer_class": "BertTokenizer", **expected}
 
 
 def test_what_is_no_object_reads_as_empty(tmp_path: Path) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Hashable, Iterable, Sequence
 from dataclasses import replace
 from typing import Any
@@ -44,7 +45,7 @@ def zero_shot_image_classification(folder: ModelFolder, options: Options) -> Par
     splits = read_splits(options, together="image")
     model = DualEncoder(load_model(folder, "AutoModel"))
     encoder = Encoder.of(folder, load_tokenizer(folder, model), model, options)
-    inner = frozenset(Encoder.of(folder, encoder.tokenizer, model.model, options).arguments)
+    inner = frozenset(inspect.signature(model.model.forward).parameters)
     encoder = replace(encoder, arguments=encoder.arguments & inner)
     processor = load_processor(folder, "AutoImageProcessor", "image processor")
     labelled = columns.find("caption", splits.validation) is None

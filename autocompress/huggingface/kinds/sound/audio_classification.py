@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from autocompress.huggingface.data.columns import Columns
 from autocompress.huggingface.data.records import Record
-from autocompress.huggingface.data.sounds import SoundReader, common_length
+from autocompress.huggingface.data.sounds import SoundReader, common_filling
 from autocompress.huggingface.data.splits import read_splits
 from autocompress.huggingface.folder import ModelFolder
 from autocompress.huggingface.kinds.labelled import label_parts
@@ -34,11 +34,10 @@ def audio_classification(folder: ModelFolder, options: Options) -> Parts:
     splits = read_splits(options, together="audio")
     model = load_model(folder, "AutoModelForAudioClassification")
     processor = load_processor(folder, "AutoFeatureExtractor", "feature extractor")
-    rate = int(processor.sampling_rate)
     notes: list[str] = []
-    length = common_length(splits, columns, rate, notes)
+    filling = common_filling(splits, columns, processor, notes)
 
     def reader(records: list[Record]) -> SoundReader:
-        return SoundReader(columns.need("audio", records), processor, length)
+        return SoundReader(columns.need("audio", records), processor, filling)
 
     return label_parts(folder, model, splits, columns, reader, options, notes)

@@ -11,17 +11,22 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from autocompress.errors import TaskError
 from autocompress.huggingface.data.batches import per_token
 from autocompress.huggingface.data.columns import Columns, value_of
 from autocompress.huggingface.data.media import MediaBatches
-from autocompress.huggingface.data.sounds import SoundReader, common_length
+from autocompress.huggingface.data.records import Record
+from autocompress.huggingface.data.sounds import SoundReader, common_filling
 from autocompress.huggingface.data.splits import read_splits
 from autocompress.huggingface.folder import ModelFolder, classes_of
 from autocompress.huggingface.kinds.labelled import AGREEMENT
 from autocompress.huggingface.kinds.parts import Parts, answered, label_columns, media_parts
 from autocompress.huggingface.kinds.sound.transcription import transcription
-from autocompress.huggingface.loading import load_model, load_processor, read_tokenizer
+from autocompress.huggingface.loading import (
+    check_tokens,
+    load_model,
+    load_processor,
+    read_tokenizer,
+)
 from autocompress.huggingface.metrics.words import TEXTS, ErrorRate
 from autocompress.huggingface.options import Options
 from autocompress.task.outputs import IGNORED, OutputKind, sample_divergence
@@ -51,23 +56,14 @@ def automatic_speech_recognition(folder: ModelFolder, options: Options) -> Parts
     splits = read_splits(options, together="audio")
     model = load_model(folder, "AutoModelForCTC")
     tokenizer = read_tokenizer(folder)
-    if len(tokenizer) > folder.config.vocab_size:
-        raise TaskError(
-            f"{folder.weights}: the tokenizer has {len(tokenizer)} tokens, the model "
-            f"{folder.config.vocab_size}; nearest: the tokenizer that the model was trained with"
-        )
     processor = load_processor(folder, "AutoFeatureExtractor", "feature extractor")
-    rate = int(processor.sampling_rate)
     notes = [*splits.notes]
-    length = common_length(splits, columns, rate, notes)
+    filling = common_filling(splits, columns, processor, notes)
     by_split = label_columns(columns, "transcript", splits)
     batches = {}
     for split, records in splits.parts():
-        column, targets = by_split[split], None
-        if column is not None:
-            texts = [value_of(record, column, str, "a text") for record in records]
-            targets = [(text, _tokens(tokenizer, text)) for text in texts]
-        read = SoundReader(columns.need("audio", records), processor, length)
+        targets = _targets(folder, tokenizer, records, by_split[split], split)
+        read = SoundReader(columns.need("audio", records), processor, filling)
         batches[split] = MediaBatches(records, read, targets, _collect, options)
     blank = int(folder.config.pad_token_id)
     metrics = {"wer": ErrorRate(tokenizer, blank), "cer": ErrorRate(tokenizer, blank, False)}
@@ -78,6 +74,20 @@ def automatic_speech_recognition(folder: ModelFolder, options: Options) -> Parts
         loss=partial(_loss, blank),
     )
     return parts if by_split["validation"] is not None else answered(parts, AGREEMENT)
+
+
+def _targets(
+    folder: ModelFolder, tokenizer: Any, records: list[Record], column: str | None, split: str
+) -> list[tuple[str, list[int]]] | None:
+    """Return the transcripts of a split with their tokens; None if it has no column of them."""
+    if column is None:
+        return None
+    texts = [value_of(record, column, str, "a text") for record in records]
+    targets = [(text, _tokens(tokenizer, text)) for text in texts]
+    written = [token for _, tokens in targets for token in tokens]
+    where, words = f"transcripts of {split} have", folder.config.vocab_size
+    check_tokens(str(folder.weights), tokenizer, words, written, where)
+    return targets
 
 
 def _tokens(tokenizer: Any, text: str) -> list[int]:

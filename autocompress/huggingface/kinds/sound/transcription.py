@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from autocompress.huggingface.data.columns import Columns
 from autocompress.huggingface.data.records import Record
-from autocompress.huggingface.data.sounds import SoundReader, common_length
+from autocompress.huggingface.data.sounds import SoundReader, common_filling
 from autocompress.huggingface.data.splits import read_splits
 from autocompress.huggingface.folder import ModelFolder
 from autocompress.huggingface.kinds.decoded import decoded_parts
@@ -30,12 +30,11 @@ def transcription(folder: ModelFolder, columns: Columns, options: Options) -> Pa
     splits = read_splits(options, together="audio")
     model = load_model(folder, "AutoModelForSpeechSeq2Seq")
     processor = load_processor(folder, "AutoFeatureExtractor", "feature extractor")
-    rate = int(processor.sampling_rate)
     notes: list[str] = []
-    length = common_length(splits, columns, rate, notes)
+    filling = common_filling(splits, columns, processor, notes)
 
     def reader(records: list[Record]) -> SoundReader:
-        return SoundReader(columns.need("audio", records), processor, length)
+        return SoundReader(columns.need("audio", records), processor, filling)
 
     parts = (folder, model, splits, columns, "transcript", reader, options, notes)
     return decoded_parts(*parts, starts=True)

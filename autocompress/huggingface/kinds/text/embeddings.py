@@ -7,13 +7,14 @@ from dataclasses import replace
 from typing import Any
 
 import transformers
+from torch import nn
 
 from autocompress.huggingface.data.batches import Sample, real_numbers
 from autocompress.huggingface.data.columns import Columns, value_of
 from autocompress.huggingface.data.encoding import Encoder, Row
 from autocompress.huggingface.data.labels import number_of
 from autocompress.huggingface.data.splits import read_splits
-from autocompress.huggingface.folder import ModelFolder
+from autocompress.huggingface.folder import ModelFolder, is_encoder
 from autocompress.huggingface.kinds.parts import (
     Answers,
     Parts,
@@ -49,7 +50,7 @@ def embeddings(folder: ModelFolder, options: Options) -> Parts:
     columns = Columns(folder.task, options.columns or {})
     columns.check(COLUMNS)
     splits = read_splits(options)
-    model, words = sentence_encoder(folder, load_model(folder, "AutoModel", **_headless(folder)))
+    model, words = sentence_encoder(folder, _encoder(folder))
     tokenizer, longest = load_tokenizer(folder, model), sentence_length(folder)
     encoder = Encoder.of(folder, tokenizer, model, options, longest)
     encoder = replace(encoder, arguments=encoder.arguments & _arguments(model.encoder))
@@ -74,6 +75,13 @@ def embeddings(folder: ModelFolder, options: Options) -> Parts:
         return answered(parts, CLOSENESS)
     # A score belongs to two rows, so it gives no loss of a row: recovery learns the embeddings.
     return replace(parts, train=None if parts.train is None else Unlabelled(parts.train))
+
+
+def _encoder(folder: ModelFolder) -> nn.Module:
+    """Return the model without a head; of T5 the encoder alone, where the folder holds no more."""
+    if is_encoder(folder.architecture):
+        return load_model(folder, folder.architecture)
+    return load_model(folder, "AutoModel", **_headless(folder))
 
 
 def _headless(folder: ModelFolder) -> dict[str, Any]:

@@ -52,6 +52,8 @@ def text_generation(folder: ModelFolder, options: Options) -> Parts:
     words = folder.config.get_text_config().vocab_size
     samples = {}
     for split, records in splits.parts():
+        for record in records:
+            encoder.check(split, record.values[TOKENS])
         rows = [_sample(encoder, record.values[TOKENS]) for record in records]
         numbers = [words * row.length for row in rows]
         samples[split] = within_memory(rows, numbers, split, options, notes)

@@ -8,13 +8,10 @@ import numpy as np
 import pytest
 import torch
 from scipy.io import wavfile
-from scipy.signal import resample_poly
 from small_folders import save, transformers, write_jsonl
 
 import autocompress as ac
 from autocompress.errors import TaskError
-from autocompress.huggingface.data.records import Record
-from autocompress.huggingface.data.sounds import read_sound, sound_length
 from autocompress.measure.accuracy import evaluate_model
 from autocompress.measure.prepare import prepared
 
@@ -90,19 +87,39 @@ def test_accuracy_is_the_share_of_the_plain_models_answers(folder: Path, tmp_pat
     assert "data: sounds are filled up or cut to 0.4 s; cut: 2 of 3 of test" in cut.notes
 
 
-def test_rates_and_channels(tmp_path: Path) -> None:
-    (wave,) = sounds(tmp_path, 1)
-    both = np.stack([wave, -wave / 2], 1)
-    wavfile.write(tmp_path / "both.wav", RATE, both)
-    record = Record({"audio": "both.wav"}, "dev.jsonl line 1", tmp_path)
-    np.testing.assert_allclose(read_sound(record, "audio", RATE), wave / 4, atol=1e-6)
-    slower = read_sound(record, "audio", RATE // 2)
-    np.testing.assert_allclose(slower, resample_poly(wave / 4, 1, 2), atol=1e-5)
-    array = Record({"audio": {"array": wave.tolist(), "sampling_rate": RATE}}, "a", tmp_path)
-    np.testing.assert_allclose(read_sound(array, "audio", RATE), wave)
-    for row in (record, array):
-        for rate in (RATE, RATE // 2, 7 * RATE // 3):
-            assert sound_length(row, "audio", rate) == len(read_sound(row, "audio", rate))
+def test_extractors_with_a_length_of_their_own_get_sounds_as_they_are(tmp_path: Path) -> None:
+    config = transformers.ASTConfig(
+        hidden_size=32,
+        num_hidden_layers=1,
+        num_attention_heads=2,
+        intermediate_size=64,
+        patch_size=8,
+        frequency_stride=8,
+        time_stride=8,
+        max_length=64,
+        num_mel_bins=16,
+        id2label={0: "low", 1: "high"},
+        label2id={"low": 0, "high": 1},
+    )
+    model = transformers.ASTForAudioClassification(config).eval()
+    extractor = transformers.ASTFeatureExtractor(max_length=64, num_mel_bins=16)
+    place = save(tmp_path / "model", model, extractor, spread=2.0)
+    draw, rows, expected = np.random.default_rng(0), [], []
+    for length in (4800, 16000, 7000):
+        raw = (0.2 * draw.standard_normal(length) * 32767).astype(np.int16)
+        wavfile.write(tmp_path / f"{length}.wav", 16000, raw)
+        rows.append({"file": f"{length}.wav", "label": "low"})
+        wave = raw.astype(np.float32) / 32767
+        with torch.no_grad():
+            inputs = extractor(wave, sampling_rate=16000, return_tensors="pt")
+            expected.append(model(**inputs).logits[0])
+    data = write_jsonl(tmp_path / "dev.jsonl", rows)
+    task = ac.from_pretrained(place, validation=data, test=data, batch_size=2)
+    with torch.no_grad():
+        found = [row for inputs, _ in task.validation for row in task.model(**inputs).logits]
+    found, expected = [sorted(x, key=lambda row: float(row[0])) for x in (found, expected)]
+    torch.testing.assert_close(torch.stack(found), torch.stack(expected))
+    assert "data: the feature extractor fills up and cuts sounds to its own length" in task.notes
 
 
 def test_sounds_that_cannot_be_read(

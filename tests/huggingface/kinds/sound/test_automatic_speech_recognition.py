@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +16,7 @@ from small_folders import front_of, save, score, transformers, write_jsonl
 import autocompress as ac
 from autocompress.errors import TaskError
 from autocompress.huggingface.data.records import Record
-from autocompress.huggingface.data.sounds import SoundReader
+from autocompress.huggingface.data.sounds import SoundReader, filling
 
 RATE, LENGTH = 1000, 800
 LETTERS = ["<pad>", "<s>", "</s>", "<unk>", "|", *"abcdefgh"]
@@ -113,12 +114,47 @@ def test_padding_of_masked_models_is_masked(tmp_path: Path) -> None:
         waves.append(raw.astype(np.float32) / 32767)
     expected = extractor(waves, sampling_rate=RATE, padding=True, return_tensors="pt")
     records = [Record({"audio": f"{i}.wav"}, f"line {i}", tmp_path) for i in range(2)]
-    found = SoundReader("audio", extractor, LENGTH)(records)
+    found = SoundReader("audio", extractor, filling(extractor, LENGTH))(records)
     assert set(found) == {"input_values", "attention_mask"}
     assert found["attention_mask"].sum(1).tolist() == [300, LENGTH]
     torch.testing.assert_close(found["input_values"], expected["input_values"])
-    (cut,) = SoundReader("audio", extractor, 200)(records[1:])["attention_mask"].sum(1).tolist()
-    assert cut == 200
+    cut = SoundReader("audio", extractor, filling(extractor, 200))(records[1:])
+    assert cut["attention_mask"].sum(1).tolist() == [200]
+
+
+def test_features_of_masked_models_are_masked(folder: Path, tmp_path: Path) -> None:
+    config = transformers.Wav2Vec2BertConfig(
+        vocab_size=len(LETTERS),
+        hidden_size=32,
+        num_hidden_layers=1,
+        num_attention_heads=2,
+        intermediate_size=64,
+        feature_projection_input_dim=16,
+        pad_token_id=0,
+    )
+    model = transformers.Wav2Vec2BertForCTC(config).eval()
+    extractor = transformers.SeamlessM4TFeatureExtractor(feature_size=8, num_mel_bins=8)
+    tokenizer = transformers.AutoTokenizer.from_pretrained(folder)
+    place = save(tmp_path / "bert", model, tokenizer, extractor, spread=1.0)
+    draw, rows, expected = np.random.default_rng(0), [], {}
+    for length in (4800, 8100, 6300):
+        raw = (0.2 * draw.standard_normal(length) * 32767).astype(np.int16)
+        wavfile.write(tmp_path / f"{length}.wav", 16000, raw)
+        rows.append({"audio": f"{length}.wav", "sentence": "a bad cab"})
+        wave = raw.astype(np.float32) / 32767
+        inputs = extractor(wave, sampling_rate=16000, return_tensors="pt")
+        with torch.no_grad():
+            expected[int(inputs["attention_mask"].sum())] = model(**inputs).logits[0]
+    data = write_jsonl(tmp_path / "dev.jsonl", rows)
+    task = ac.from_pretrained(place, validation=data, test=data, batch_size=3)
+    ((inputs, _),) = task.validation
+    assert inputs["input_features"].shape == (3, 25, 16)
+    with torch.no_grad():
+        logits = task.model(**inputs).logits
+    for mask, found in zip(inputs["attention_mask"], logits, strict=True):
+        frames = int(mask.sum())
+        torch.testing.assert_close(found[:frames], expected.pop(frames)[:frames])
+    assert not expected
 
 
 def test_texts_that_are_missing(folder: Path, rows: list[dict[str, Any]], tmp_path: Path) -> None:
@@ -127,6 +163,25 @@ def test_texts_that_are_missing(folder: Path, rows: list[dict[str, Any]], tmp_pa
         TaskError, match=r"^dev\.jsonl line 4: column 'sentence' must be a text, got nothing$"
     ):
         ac.from_pretrained(folder, validation=data, test=data)
+
+
+def test_tokens_that_no_transcript_has_need_no_letter(
+    folder: Path, rows: list[dict[str, Any]], tmp_path: Path
+) -> None:
+    tokenizer = transformers.AutoTokenizer.from_pretrained(folder)
+    tokenizer.add_tokens(["é", "ß"])
+    place = Path(shutil.copytree(folder, tmp_path / "more"))
+    tokenizer.save_pretrained(place)
+    data = write_jsonl(tmp_path / "dev.jsonl", rows)
+    task = ac.from_pretrained(place, validation=data, test=data, batch_size=5)
+    assert score(task) == (0.0, {"cer": 0.0})
+    data = write_jsonl(tmp_path / "dev.jsonl", [*rows[:3], {**rows[3], "sentence": "caß"}])
+    with pytest.raises(TaskError) as caught:
+        ac.from_pretrained(place, validation=data, test=data)
+    assert str(caught.value) == (
+        f"{place}: the tokenizer has 15 tokens, the model 13, and transcripts of validation have "
+        "'ß', token 14; nearest: the tokenizer that the model was trained with"
+    )
 
 
 @pytest.mark.slow

@@ -21,9 +21,11 @@ from autocompress.measure.accuracy import evaluate_model
 from autocompress.measure.prepare import prepared
 
 
-def encoder(folder: Path, pooling: dict[str, Any] | None = None, *more: str) -> Path:
+def encoder(
+    folder: Path, pooling: dict[str, Any] | None = None, *more: str, model: Any = None
+) -> Path:
     """Write an encoder; with a pooling as sentence-transformers does."""
-    save(folder, transformers.BertModel(bert()), tokenizer())
+    save(folder, model or transformers.BertModel(bert()), tokenizer())
     if pooling is None:
         return folder
     kinds = ["Transformer", "Pooling", *more]
@@ -104,6 +106,54 @@ def test_layers_behind_the_pooling(tmp_path: Path) -> None:
     _, outputs = embedded(folder, tmp_path, rows)
     expected = (F.normalize(means, dim=1) @ weight.T).tanh()
     torch.testing.assert_close(outputs, expected, atol=1e-5, rtol=1e-4)
+
+
+@pytest.mark.parametrize("family", ["T5", "MT5", "UMT5"])
+def test_encoders_of_families_with_a_decoder(family: str, tmp_path: Path) -> None:
+    sizes = {"d_model": 32, "d_kv": 16, "d_ff": 64, "num_layers": 1, "num_heads": 2}
+    config = getattr(transformers, f"{family}Config")(vocab_size=45, **sizes)
+    model = getattr(transformers, f"{family}EncoderModel")(config).eval()
+    pooling = {"pooling_mode_mean_tokens": True}
+    folder = encoder(tmp_path / "m", pooling, "Dense", "Normalize", model=model)
+    weight = torch.randn(8, 32, generator=torch.Generator().manual_seed(1))
+    (folder / "2_Dense").mkdir()
+    sizes = {"in_features": 32, "out_features": 8, "bias": False}
+    (folder / "2_Dense/config.json").write_text(json.dumps(sizes))
+    torch.save({"linear.weight": weight}, folder / "2_Dense/pytorch_model.bin")
+    rows, means = texts(5), []
+    for text in rows:
+        with torch.no_grad():
+            ids = torch.tensor([tokenizer()(text)["input_ids"]])
+            means.append(model(input_ids=ids).last_hidden_state[0].mean(0))
+    task, outputs = embedded(folder, tmp_path, rows)
+    expected = F.normalize(torch.stack(means) @ weight.T, dim=1)
+    torch.testing.assert_close(outputs, expected, atol=1e-5, rtol=1e-4)
+    assert task.pretrained.task == "sentence-similarity"
+    (folder / "modules.json").unlink()
+    task, outputs = embedded(folder, tmp_path, rows)
+    torch.testing.assert_close(outputs, torch.stack(means), atol=1e-5, rtol=1e-4)
+    assert task.pretrained.task == "feature-extraction"
+
+
+def test_dense_layers_that_cannot_be_read(tmp_path: Path) -> None:
+    folder = encoder(tmp_path / "m", {"pooling_mode_mean_tokens": True}, "Dense")
+    place, trace = folder / "2_Dense", tmp_path / "trace"
+    place.mkdir()
+    sizes = {"in_features": 32, "out_features": 8, "bias": False}
+    (place / "config.json").write_text(json.dumps(sizes))
+    data = write_jsonl(tmp_path / "dev.jsonl", [{"text": "w1"}])
+
+    class Evil:
+        def __reduce__(self) -> tuple[Any, ...]:
+            return (Path.touch, (trace,))
+
+    for content in (None, {"linear.weight": Evil()}, {"linear.weight": torch.zeros(3, 3)}, {}):
+        if content is not None:
+            torch.save(content, place / "pytorch_model.bin")
+        with pytest.raises(TaskError, match=r"2_Dense: the dense layer cannot be read: ") as caught:
+            ac.from_pretrained(folder, validation=data, test=data)
+        assert "\n" not in str(caught.value)
+    assert not trace.exists()
 
 
 def test_layers_in_an_order_that_makes_no_sense_are_named(tmp_path: Path) -> None:
