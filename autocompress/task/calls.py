@@ -85,7 +85,7 @@ def named_outputs(result: Any, names: Sequence[str]) -> dict[str, Tensor]:
     elif isinstance(result, (tuple, list)):
         outputs = {str(i): value for i, value in enumerate(result)}
     else:
-        outputs = {} if isinstance(result, Tensor) else getattr(result, "__dict__", {})
+        outputs = {} if isinstance(result, Tensor) else _attributes(result)
     for name in names:
         if not isinstance(outputs.get(name), Tensor):
             near = nearest_name(name, list(outputs)) or "none"
@@ -94,6 +94,13 @@ def named_outputs(result: Any, names: Sequence[str]) -> dict[str, Tensor]:
                 f"which the model does not return as a tensor; nearest: {near}"
             )
     return {name: outputs[name] for name in names}
+
+
+def _attributes(result: Any) -> dict[str, Any]:
+    """Return the attributes of an object; a dataclass with slots has its fields only."""
+    if hasattr(result, "__dict__") or not dataclasses.is_dataclass(result):
+        return dict(getattr(result, "__dict__", {}))
+    return {item.name: getattr(result, item.name) for item in dataclasses.fields(result)}
 
 
 def primary_output(result: Any) -> Tensor:

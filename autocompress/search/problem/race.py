@@ -25,7 +25,7 @@ from autocompress.measure.accuracy import (
     scores_of,
 )
 from autocompress.search.problem.scoring import scoring_of
-from autocompress.task.batches import Batches, Inputs, input_tensors, leaves, map_inputs
+from autocompress.task.batches import Batches, Inputs, batch_size, input_tensors, leaves, map_inputs
 from autocompress.task.loading import in_memory
 from autocompress.task.task import Task
 
@@ -123,7 +123,7 @@ def open_race(task: Task, original: nn.Module, device: torch.device, seed: int) 
         raise TaskError("task: validation is empty; expected at least one (inputs, target) batch")
     pass_s = time.monotonic() - started
     first, sizes = outputs[0][""], [output[""].shape[:1].numel() for output in outputs]
-    joined, answers = join_outputs(outputs), join_targets(targets)
+    joined, answers = join_outputs(outputs), join_targets(targets, sizes)
     scores = scores_of(task, joined, answers)
     _check_divergence(task, first)
     primary = joined[""]
@@ -157,7 +157,7 @@ def _rows(sizes: list[int], order: list[int]) -> list[int]:
 def _one_row_per_sample(joined: dict[str, Outputs], batches: list[tuple[Inputs, Any]]) -> bool:
     if not all(isinstance(output, Tensor) for output in joined.values()):
         return False
-    return len(joined[""]) == sum(len(input_tensors(inputs)[0]) for inputs, _ in batches)
+    return len(joined[""]) == sum(batch_size(inputs) for inputs, _ in batches)
 
 
 def _check_divergence(task: Task, outputs: Tensor) -> None:

@@ -158,3 +158,27 @@ def test_metric_and_divergence_may_write_to_what_they_get() -> None:
     assert torch.equal(race.answers, expected.answers)
     assert torch.equal(torch.cat(race.targets), torch.cat(expected.targets))
     assert (race.digest, race.scored) == (expected.digest, expected.scored)
+
+
+class Weighted(nn.Module):
+    """Add 1; a number comes first."""
+
+    def forward(self, scale: torch.Tensor, x: torch.Tensor) -> torch.Tensor:
+        return scale * x + 1
+
+
+@pytest.mark.parametrize("independent", [True, False])
+def test_several_targets_of_a_batch_are_joined_one_by_one(independent: bool) -> None:
+    batches = []
+    for count in (4, 4, 2):
+        x = torch.randn(count, 3)
+        batches.append(((torch.tensor(0.5), x), [x.argmax(1), torch.ones(count)]))
+
+    def metric(outputs: torch.Tensor, targets: list[torch.Tensor]) -> float:
+        labels, weights = targets
+        return float(((outputs.argmax(1) == labels).float() * weights).mean())
+
+    given = Task("t", Weighted(), batches[0][0], batches, metric, rows_independent=independent)
+    race = open_race(given, Weighted(), CPU, 0)
+    assert race.scores.accuracy == 1.0
+    assert [len(part) for part in race.answers] == [10, 10]
