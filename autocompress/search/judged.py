@@ -12,8 +12,10 @@ from typing import Any
 from autocompress.errors import RunFolderError
 from autocompress.search.problem.problem import Problem
 from autocompress.search.problem.run_record import RunRecord
+from autocompress.targets.device.result import versions
 
 SAME_SCORE = 1e-3  # difference of a score up to 1 that other threads or versions may make
+FLIPS = 1.01  # samples that another processor may judge otherwise
 
 
 def judged_by(problem: Problem) -> dict[str, Any]:
@@ -33,6 +35,7 @@ def judged_by(problem: Problem) -> dict[str, Any]:
     return {
         "scores": scores,
         "device": problem.device.type,
+        "processor": versions()["processor"],
         "samples": len(race.teacher),
         "split": race.split,
     }
@@ -60,10 +63,13 @@ def check_judged(folder: Path, earlier: RunRecord | None, problem: Problem) -> N
         )
     elif then["scores"].keys() != now["scores"].keys():
         reason = f"was searched with other metrics ({', '.join(then['scores'])})"
-    elif then["device"] == now["device"]:
+    else:
+        same = SAME_SCORE
+        if (then["device"], then["processor"]) != (now["device"], now["processor"]):
+            same = max(same, FLIPS / max(1, now["samples"]))
         for name, value in now["scores"].items():
             before = float(then["scores"][name])
-            if abs(value - before) > SAME_SCORE * max(1.0, abs(before)):
+            if abs(value - before) > same * max(1.0, abs(before)):
                 reason = (
                     f"was searched with another metric or other data: {name} of the model itself "
                     f"was {before:.6g}, now {value:.6g}"

@@ -11,6 +11,7 @@ import torch
 import autocompress as ac
 from autocompress.errors import RunFolderError
 from autocompress.measure.accuracy import Scores
+from autocompress.search import judged
 from autocompress.search.judged import check_judged, judged_by
 from autocompress.search.problem.race import open_race
 from autocompress.search.problem.run_record import RunRecord
@@ -71,14 +72,25 @@ def test_other_data_or_another_metric_is_refused(
         check_judged(tmp_path, record_of(problem()), problem(**changes))
 
 
-def test_scores_of_another_device_may_differ(tmp_path: Path) -> None:
+def test_another_processor_may_judge_one_sample_otherwise(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     before = problem()
-    now = SimpleNamespace(
-        race=replace(before.race, scores=Scores(0.9, {})), device=torch.device("cuda")
-    )
-    check_judged(tmp_path, record_of(before), now)
+    accuracy = before.race.scores.accuracy
+
+    def moved(by: float, device: str = "cpu") -> Any:
+        race = replace(before.race, scores=Scores(accuracy - by, {}))
+        return SimpleNamespace(race=race, device=torch.device(device))
+
+    record = record_of(before)
     with pytest.raises(RunFolderError, match="another metric or other data"):
-        check_judged(tmp_path, record_of(before), SimpleNamespace(race=now.race, device=CPU))
+        check_judged(tmp_path, record, moved(1 / 24))
+    check_judged(tmp_path, record, moved(1 / 24, "cuda"))
+    with pytest.raises(RunFolderError, match="another metric or other data"):
+        check_judged(tmp_path, record, moved(2 / 24, "cuda"))
+    monkeypatch.setattr(judged, "versions", lambda: {"processor": "another"})
+    check_judged(tmp_path, record, moved(1 / 24))
+    check_judged(tmp_path, record, moved(0.0005))
 
 
 def test_what_is_not_in_memory_is_compared_by_its_scores(tmp_path: Path) -> None:
