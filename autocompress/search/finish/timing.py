@@ -29,6 +29,8 @@ class FrontTiming:
             settings.
         baseline_ms: latency of the float file.
         warning: what disturbed the timing, or "".
+        float_settings: session settings of the float file; None for those of the run.
+        float_share: latency of the float file under its settings, relative to those of the run.
     """
 
     ratios: tuple[float, ...]
@@ -36,6 +38,8 @@ class FrontTiming:
     tuned_ratios: Mapping[str, float]
     baseline_ms: float
     warning: str
+    float_settings: SessionSettings | None = None
+    float_share: float = 1.0
 
 
 def time_front(
@@ -58,22 +62,24 @@ def time_front(
     """
     feed = problem.builder.lowered.feed(problem.task.example_inputs)
     tuned, default = problem.settings, problem.target.settings
-    share = partial(report, "timing the front")
+    shown = partial(report, "timing the front")
     if problem.latency_source == "table":  # what is fast here says nothing about the device
         return FrontTiming((), (tuned,) * len(paths), {}, problem.table.baseline_ms, "")
     if problem.target.figures is not None or tuned == default or rounds <= BRIEF:
         files = [str(path) for path in paths]
-        timing = compare(str(baseline), files, feed, problem.target, tuned, rounds, share)
+        timing = compare(str(baseline), files, feed, problem.target, tuned, rounds, shown)
         settings = (tuned,) * len(paths)
         return FrontTiming(timing.ratios, settings, {}, timing.baseline_ms, timing.warning)
     chosen, ratios = _choose_settings(problem, [baseline, *paths], feed, report)
     openers = [partial(open_session, str(path), chosen[path]) for path in (baseline, *paths)]
     reopens = is_large(str(baseline))
     timing = interleaved_timing(
-        openers[0], openers[1:], feed, rounds, report=share, reopens=reopens
+        openers[0], openers[1:], feed, rounds, report=shown, reopens=reopens
     )
     settings = tuple(chosen[path] for path in paths)
-    return FrontTiming(timing.ratios, settings, ratios, timing.baseline_ms, timing.warning)
+    parts = (timing.ratios, settings, ratios, timing.baseline_ms, timing.warning)
+    share = 1.0 if chosen[baseline] == tuned else 1 / ratios[baseline.parent.name]
+    return FrontTiming(*parts, chosen[baseline], share)
 
 
 def _choose_settings(
@@ -99,6 +105,7 @@ def time_elsewhere(
     settings: Sequence[SessionSettings],
     report: Report,
     rounds: int = ROUNDS,
+    float_settings: SessionSettings | None = None,
 ) -> list[dict[str, float]]:
     """Time files at the task's `latency_inputs`.
 
@@ -109,6 +116,7 @@ def time_elsewhere(
         settings: session settings of these.
         report: called with a step and the share of it that is done.
         rounds: of each file.
+        float_settings: session settings of the float file; None for those of the run.
 
     Returns:
         For the float file and each other file, milliseconds by the name used in reports.
@@ -124,7 +132,7 @@ def time_elsewhere(
             files = [str(path) for path in paths]
             timing = compare(str(baseline), files, feed, problem.target, tuned, rounds, share)
         else:
-            opener = partial(open_session, str(baseline), tuned)
+            opener = partial(open_session, str(baseline), float_settings or tuned)
             pairs = zip(paths, settings, strict=True)
             openers = [partial(open_session, str(path), own) for path, own in pairs]
             reopens = is_large(str(baseline))

@@ -375,6 +375,18 @@ def test_numbers_never_stand_beside_another_file(files, monkeypatch) -> None:
     assert seen == [[4], [4]], "a kill now leaves what is right"
 
 
+def test_milliseconds_are_of_the_settings_under_which_the_float_file_is_fastest(
+    files, monkeypatch
+) -> None:
+    real = front_files.time_front
+    monkeypatch.setattr(
+        front_files, "time_front", lambda *parts: replace(real(*parts), float_share=0.5)
+    )
+    front, _ = files.made.finish([finalist(3, 6)], PROBLEM, {})
+    assert front.baseline.latency_ms == 2.0, "half of what it takes under the settings of the run"
+    assert front.points[0].measured.latency_ms == pytest.approx(1.5)
+
+
 def test_files_are_timed_again_under_other_settings(files) -> None:
     files.made.add(finalist(3, 6), PROBLEM, {})
     faster = SimpleNamespace(**{**vars(PROBLEM), "baseline": replace(BASE, latency_ms=2.0)})

@@ -67,6 +67,22 @@ def test_a_file_that_tuned_settings_slow_down_keeps_the_default_ones() -> None:
     assert found.warning == ""
 
 
+def test_a_float_file_that_tuned_settings_slow_down_is_timed_under_the_default_ones(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setitem(MS, "baseline", {1: 4.0, 4: 5.0})
+    found = time_front(problem(), BASE, [SMALL, LARGE], silent)
+    assert (found.float_settings, found.float_share) == (DEFAULT, pytest.approx(0.8))
+    assert found.ratios == pytest.approx((1 / 4, 2.9 / 4))
+    settings = [DEFAULT, TUNED]
+    elsewhere = time_elsewhere(
+        problem(), BASE, [SMALL, LARGE], settings, silent, float_settings=found.float_settings
+    )
+    assert [row["latency at batch 8 (ms)"] for row in elsewhere] == pytest.approx([4.0, 1.0, 2.9])
+    usual = time_front(problem(), LARGE, [SMALL], silent)
+    assert (usual.float_settings, usual.float_share) == (TUNED, 1.0)
+
+
 def test_without_tuning_all_files_run_alike() -> None:
     found = time_front(problem(DEFAULT), BASE, [SMALL, LARGE], silent)
     assert found.settings == (DEFAULT, DEFAULT)
