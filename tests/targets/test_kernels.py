@@ -7,6 +7,8 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
+import pytest
+
 from autocompress.targets import kernel_timing, kernels
 from autocompress.targets.device.sessions import DEFAULT, open_session
 from autocompress.targets.device.timing import Timing
@@ -37,6 +39,7 @@ def test_the_width_that_a_kernel_likes_is_read_from_its_times() -> None:
     assert liked_multiple(odd) == 16, "an odd width takes longer than the full one"
 
 
+@pytest.mark.slow
 def test_widths_are_measured_for_both_kinds_of_kernel(tmp_path: Path) -> None:
     choice = KernelChoice(path=tmp_path / "kernels.json")
     found = {kind: choice.width_multiple(kind) for kind in ("linear", "conv")}

@@ -72,6 +72,7 @@ arrays = hnp.arrays(
 )
 
 
+@pytest.mark.slow
 @given(arrays)
 def test_integers_are_the_runtimes(x: np.ndarray) -> None:
     found = rounded(torch.from_numpy(x))

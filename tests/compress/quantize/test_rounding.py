@@ -43,7 +43,7 @@ SEEN, UNSEEN = correlated(2000, 96, 1), correlated(500, 96, 2)
 @pytest.mark.parametrize("symmetric", [True, False])
 @pytest.mark.parametrize("group_size", [-1, 0, 32])
 @pytest.mark.parametrize("bits", [2, 3, 4])
-@pytest.mark.parametrize("algorithm", [gptq, adaround])
+@pytest.mark.parametrize("algorithm", [gptq, pytest.param(adaround, marks=pytest.mark.slow)])
 def test_compensation_beats_the_nearest_integers(
     algorithm, bits: int, group_size: int, symmetric: bool
 ) -> None:
