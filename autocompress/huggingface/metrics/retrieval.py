@@ -28,7 +28,7 @@ class Recall:
         Args:
             outputs: (n, 2, width) embeddings of pictures and of their texts, of length 1.
             targets: the pairs. A text is right for a picture if they are one of them; wrong ones
-                that are equally near count as nearer.
+                that are equally near count as nearer. Equal pictures, and equal texts, count once.
 
         Returns:
             From 0 to 1, the mean of text by picture and picture by text. NaN if an embedding is
@@ -42,10 +42,18 @@ class Recall:
         right[pictures, texts] = True
         wrong = ~right[pictures][:, texts]
         own = scores.diagonal() - EQUAL
-        texts_nearer = ((scores >= own[:, None]) & wrong).sum(1)
-        pictures_nearer = ((scores >= own) & wrong).sum(0)
+        texts_nearer = ((scores >= own[:, None]) & wrong & _first(texts)).sum(1)
+        pictures_nearer = ((scores >= own) & wrong & _first(pictures)[:, None]).sum(0)
         ranks = torch.cat([texts_nearer, pictures_nearer])
         return float(ranks.lt(self.count).float().mean())
+
+
+def _first(numbers: Tensor) -> Tensor:
+    """Return (n,) True where a number appears for the first time."""
+    places: dict[int, int] = {}
+    for i, number in enumerate(numbers.tolist()):
+        places.setdefault(number, i)
+    return torch.tensor([places[number] == i for i, number in enumerate(numbers.tolist())])
 
 
 def class_accuracy(outputs: Tensor, targets: Sequence[str]) -> float:

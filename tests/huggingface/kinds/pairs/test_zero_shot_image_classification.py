@@ -211,3 +211,17 @@ def test_captions_or_labels_are_needed(folder: Path, pictures: list[Path], tmp_p
     data = write_jsonl(tmp_path / "dev.jsonl", [{"image": str(file)} for file in pictures])
     with pytest.raises(TaskError, match=r"^dev\.jsonl line 1: has no column for label among image"):
         ac.from_pretrained(folder, validation=data, test=data)
+
+
+def test_captions_of_one_picture_do_not_count_it_several_times() -> None:
+    """Three captions of the first picture are three rows: it is one picture all the same."""
+    turns = torch.tensor([[0.0, 0.0], [0.0, 0.1], [0.0, 0.2], [1.5, 0.3]])
+    outputs = torch.stack([turns.cos(), turns.sin()], 2)  # the last caption is nearer to the first
+    pairs = [(0, 0), (0, 1), (0, 2), (1, 3)]
+    # By picture the own caption is nearest each time. By caption the last one, at 0.3, has the
+    # first picture, at 0, in front of its own one, at 1.5.
+    assert Recall(1)(outputs, pairs) == pytest.approx((4 + 3) / 8)
+    assert Recall(2)(outputs, pairs) == 1.0, "one wrong picture, not three"
+    texts = [(text, picture) for picture, text in pairs]
+    assert Recall(1)(outputs.flip(1), texts) == pytest.approx((3 + 4) / 8)
+    assert Recall(2)(outputs.flip(1), texts) == 1.0
