@@ -65,7 +65,7 @@ def check_judged(folder: Path, earlier: RunRecord | None, problem: Problem) -> N
         reason = f"was searched with other metrics ({', '.join(then['scores'])})"
     else:
         same = SAME_SCORE
-        if (then["device"], then["processor"]) != (now["device"], now["processor"]):
+        if (then["device"], then.get("processor")) != (now["device"], now["processor"]):
             same = max(same, FLIPS / max(1, now["samples"]))
         for name, value in now["scores"].items():
             before = float(then["scores"][name])
