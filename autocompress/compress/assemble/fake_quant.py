@@ -19,6 +19,7 @@ from torch import Tensor, nn
 
 from autocompress.candidate import UNTOUCHED, ModuleConfig
 from autocompress.compress.assemble.calls import CallRanges, Calls
+from autocompress.compress.assemble.narrow import Narrow
 from autocompress.compress.assemble.scatter import scatter
 from autocompress.compress.assemble.variant import Variant
 from autocompress.compress.factorise.convolve import convolve, geometry_of
@@ -63,8 +64,9 @@ class SimulatedModule(nn.Module):
     gradient is needed.
 
     Pruned channels are zeros, and so is the output of a module that is removed as a whole, so that
-    shapes around it stay. Zero columns of the consumers make that equal to removal. A router adds
-    `GATE_SHUT` to the logits of removed experts.
+    shapes around it stay. Consumers do not read them, which makes that equal to removal. Layers
+    that lost much are computed on their kept channels (`Narrow`). A router adds `GATE_SHUT` to the
+    logits of removed experts.
 
     Attributes:
         kind: of the module.
@@ -76,6 +78,7 @@ class SimulatedModule(nn.Module):
         config: how the module is compressed now.
         stored: its compressed weights.
         masks: kept (rows, columns) of the weight.
+        narrow: where the kept channels are, if only they are computed.
     """
 
     def __init__(
@@ -98,6 +101,7 @@ class SimulatedModule(nn.Module):
         self.config = UNTOUCHED
         self.block_size = 0
         self.masks: tuple[Mask | None, Mask | None] = (None, None)
+        self.narrow: Narrow | None = None
         self.gate: Tensor | None = None
         self.dense: list[Tensor] | None = None
         self.integers: list[IntegerFactor] | None = None
@@ -117,7 +121,7 @@ class SimulatedModule(nn.Module):
     @property
     def weight(self) -> Tensor:
         """Return the weight in its original shape, for models that read it."""
-        factors = self._full_factors()
+        factors = self._factors() if self.narrow is None else self._full_factors()
         return compose(factors) if factors else torch.zeros_like(weight_of(self._source[0]))
 
     @property
@@ -162,6 +166,7 @@ class SimulatedModule(nn.Module):
             variant.factors,
             block_size,
         )
+        self.narrow = Narrow.of(source, *masks, blocks=block_size > 0)
         self.gate = None if experts is None else torch.from_numpy(gate_shift(experts)).to(device)
         self.trained = self.trained_steps = self.trained_bias = None
         self.dense, self.integers = None, self._integer_factors()
@@ -267,28 +272,35 @@ class SimulatedModule(nn.Module):
             x = factor.product(read, self.bias if i == last else None)
         return x.view(*shape, -1)
 
+    def _factors(self) -> list[Tensor]:
+        """Return the factors that `forward` computes with; they are kept while none is trained."""
+        make = self._full_factors if self.narrow is None else self._stored_factors
+        if self.trained is not None:
+            return make()
+        if self.dense is None:
+            self.dense = make()
+        return self.dense
+
     def _full_factors(self) -> list[Tensor]:
+        """Return the factors in their shapes before pruning."""
+        return [
+            scatter(factor, *self._factor_masks(i), self._factor_shape(i))
+            for i, factor in enumerate(self._stored_factors())
+        ]
+
+    def _stored_factors(self) -> list[Tensor]:
+        """Return the dequantized factors in the shapes of the stored ones."""
         if self.trained is None:
-            if self.dense is None:
-                device = weight_of(self._source[0]).device
-                self.dense = [
-                    scatter(
-                        factor.dequantized().to(device),
-                        *self._factor_masks(i),
-                        self._factor_shape(i),
-                    )
-                    for i, factor in enumerate(self.stored)
-                ]
-            return self.dense
+            device = weight_of(self._source[0]).device
+            return [factor.dequantized().to(device) for factor in self.stored]
         assert self.trained_steps is not None
-        full = []
-        for i, (master, steps, stored) in enumerate(
-            zip(self.trained, self.trained_steps, self.stored, strict=True)
+        seen = []
+        for master, steps, stored in zip(
+            self.trained, self.trained_steps, self.stored, strict=True
         ):
-            seen = master if stored.scale is None else quantised(master, steps, stored)
-            seen = seen if stored.kept is None else seen * stored.kept.to(seen.device)
-            full.append(scatter(seen, *self._factor_masks(i), self._factor_shape(i)))
-        return full
+            factor = master if stored.scale is None else quantised(master, steps, stored)
+            seen.append(factor if stored.kept is None else factor * stored.kept.to(factor.device))
+        return seen
 
     def _rounded(self, x: Tensor, i: int, ranges: CallRanges | None) -> Tensor:
         """Return the input of factor i as its kernel reads it."""
@@ -305,9 +317,13 @@ class SimulatedModule(nn.Module):
         """Return the (channels,) scale of an integer convolution's sums; 0 if no weight is left."""
         (stored,) = self.stored
         assert stored.scale is not None
+        channels = len(weight_of(self._source[0]))
         rows = stored.scale.to(weight.device).flatten().expand(len(stored.values))
-        scale = scatter(rows, self.masks[0], None, (len(weight),)) * read.at.scale
-        return torch.where(weight.detach().flatten(1).any(1), scale, 0.0)
+        scale = scatter(rows, self.masks[0], None, (channels,)) * read.at.scale
+        alive = weight.detach().flatten(1).any(1)
+        if len(alive) < channels:
+            alive = scatter(alive, self.masks[0], None, (channels,))
+        return torch.where(alive, scale, 0.0)
 
     def forward(self, input: Tensor) -> Tensor:
         """Compute as the source module, with compressed weights and rounded inputs.
@@ -334,7 +350,7 @@ class SimulatedModule(nn.Module):
             if product is not None:
                 return product if self.gate is None else product + self.gate
         source: Any = self._source[0]
-        factors = self._full_factors()
+        factors = self._factors()
         if not factors:
             return torch.zeros_like(source(x))
         if isinstance(source, nn.Embedding):
@@ -344,7 +360,8 @@ class SimulatedModule(nn.Module):
             return rows if len(factors) == 1 else rows @ factors[0]
         if ranges is not None and self.rounds_output:
             return self._integer_convolution(x, factors[0], ranges)
-        last = len(factors) - 1
+        narrow, last = self.narrow, len(factors) - 1
+        x = x if narrow is None else narrow.taken(x)
         geometry = (
             []
             if isinstance(source, nn.Linear)
@@ -353,34 +370,43 @@ class SimulatedModule(nn.Module):
         for i, factor in enumerate(factors):
             x = self._rounded(x, i, ranges)
             bias = self.bias if i == last else None
+            bias = bias if narrow is None else narrow.of_outputs(bias)
             if isinstance(source, nn.Linear):
                 x = F.linear(x, factor, bias)
             elif last == 0:
-                x = source._conv_forward(x, factor, bias)
+                x = self._convolved(x, factor, bias)
             else:
                 x = convolve(source, x, factor, bias, geometry[i], first=i == 0)
+        x = x if narrow is None else narrow.placed(x)
         return x if self.gate is None else x + self.gate
+
+    def _convolved(self, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+        """Return the convolution's output for the channels of `weight`."""
+        source: Any = self._source[0]
+        if self.narrow is None or self.narrow.groups == source.groups:
+            result: Tensor = source._conv_forward(x, weight, bias)
+            return result
+        (geometry,) = geometry_of(source, [weight.shape[2:]])
+        return convolve(source, x, weight, bias, geometry, first=True, groups=self.narrow.groups)
 
     def _integer_convolution(self, x: Tensor, weight: Tensor, ranges: CallRanges) -> Tensor:
         """Compute a static 8-bit convolution.
 
         Its bias is a multiple of its products' scale, and its kernel writes 8 bits.
         """
-        source: Any = self._source[0]
-        scale, bias, written = (
-            self._scale_of_products(weight, ranges.read),
-            self.bias,
-            ranges.written,
-        )
+        narrow, scale = self.narrow, self._scale_of_products(weight, ranges.read)
+        bias, written = self.bias, ranges.written
         assert written is not None
         if not ranges.folded and bias is not None:
             bias = bias + bias_error(bias, scale, written.at.scale)
-        result: Tensor = source._conv_forward(ranges.read(x), weight, bias)
+        read = ranges.read(x if narrow is None else narrow.taken(x))
+        result = self._convolved(read, weight, bias if narrow is None else narrow.of_outputs(bias))
+        if not ranges.folded:
+            result = written(result)
+        result = result if narrow is None else narrow.placed(result)
         if ranges.folded:
             self.unrounded.append(Unrounded(result, scale, bias, written))
-            return result
-        rounded: Tensor = written(result)
-        return rounded
+        return result
 
 
 def gate_shift(experts: Mask) -> NDArray[np.float32]:

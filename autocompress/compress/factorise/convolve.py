@@ -48,6 +48,7 @@ def convolve(
     bias: Tensor | None,
     geometry: list[list[int]],
     first: bool,
+    groups: int = 1,
 ) -> Tensor:
     """Return the output of one factor of a convolution.
 
@@ -58,6 +59,7 @@ def convolve(
         bias: (out,), or None; only the last factor has one.
         geometry: [stride, padding, dilation] of the factor, from `geometry_of`.
         first: True for the first factor, which pads the input where `geometry_of` says 0.
+        groups: of the factor.
 
     Returns:
         (batch, out, *positions).
@@ -67,5 +69,5 @@ def convolve(
         x = F.pad(x, source._reversed_padding_repeated_twice, mode=mode)
     stride, padding, dilation = geometry
     function: Any = F.conv1d if weight.dim() == 3 else F.conv2d
-    result: Tensor = function(x, weight, bias, stride, padding, dilation)
+    result: Tensor = function(x, weight, bias, stride, padding, dilation, groups)
     return result
