@@ -91,6 +91,8 @@ class Narrow:
         """
         if self.inputs is None:
             return x
+        if not (torch.is_grad_enabled() and x.requires_grad):
+            return x.index_select(self.at, self.inputs)
         taken: Tensor = _Taken.apply(x, self.at, self.inputs)  # type: ignore[no-untyped-call]
         return taken
 
