@@ -6,7 +6,7 @@ holds the tensors of a file. Rounding algorithms see only a `Grid`.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 import torch.nn.functional as F
@@ -170,6 +170,15 @@ class Grid:
     quant_min: int
     quant_max: int
     kept: Tensor | None = None
+
+    def of_rows(self, rows: slice) -> Grid:
+        """Return the grid of some rows of the weight.
+
+        Args:
+            rows: positions of the rows.
+        """
+        kept = None if self.kept is None else self.kept[rows]
+        return replace(self, step=self.step[rows], zero_point=self.zero_point[rows], kept=kept)
 
     def nearest(self, weight: Tensor) -> Tensor:
         """Return the integers of the nearest points.

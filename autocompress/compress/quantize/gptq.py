@@ -9,6 +9,7 @@ from autocompress.compress.calibrate.linear_algebra import inverse_factor
 from autocompress.compress.quantize.affine import Grid
 
 BLOCK = 128
+ROWS = 4096  # rounded at once; a table of many rows would be held several times in double precision
 
 
 def gptq(weight: Tensor, gram: Tensor, grid: Grid) -> Tensor:
@@ -26,12 +27,31 @@ def gptq(weight: Tensor, gram: Tensor, grid: Grid) -> Tensor:
     Returns:
         (rows, columns) integers as floats.
     """
-    columns = weight.shape[1]
     order = torch.argsort(gram.diagonal(), descending=True, stable=True)
+    upper = inverse_factor(gram.double()[order][:, order])
+    result = torch.empty(weight.shape, dtype=weight.dtype, device=weight.device)
+    for start in range(0, len(weight), ROWS):
+        rows = slice(start, start + ROWS)
+        result[rows] = _rounded(weight[rows], grid.of_rows(rows), order, upper)
+    return result
+
+
+def _rounded(weight: Tensor, grid: Grid, order: Tensor, upper: Tensor) -> Tensor:
+    """Round some rows, which do not depend on the others.
+
+    Args:
+        weight: (rows, columns).
+        grid: of these rows.
+        order: (columns,) in which columns are taken.
+        upper: (columns, columns) Cholesky factor of H^-1 in this order.
+
+    Returns:
+        (rows, columns) integers as floats.
+    """
+    columns = weight.shape[1]
     # A column lies in one piece of memory in the transposed weight.
     w, step, zero = (part.T[order].double() for part in (weight, grid.step, grid.zero_point))
     nonzero = None if grid.kept is None else grid.kept.T[order]
-    upper = inverse_factor(gram.double()[order][:, order])
     pivots = upper.diagonal().tolist()
     integers = torch.empty_like(w)
     for start in range(0, columns, BLOCK):

@@ -27,7 +27,7 @@ from autocompress.compress.quantize.affine import (
     grid_of,
     to_half,
 )
-from autocompress.compress.quantize.gptq import gptq
+from autocompress.compress.quantize.gptq import ROWS, gptq
 
 COMPENSATED_BITS = 6  # at more bits "auto" does not try GPTQ, because little is lost
 ALGORITHMS: dict[str, Callable[[Tensor, Tensor, Grid], Tensor]] = {
@@ -102,12 +102,23 @@ def _best(
     if config.algorithm != "auto":
         return _rounded(config.algorithm, weight, grid, statistics)
     names = ("nearest", "gptq") if config.weight_bits <= COMPENSATED_BITS else ("nearest",)
-    roundings = [_rounded(name, weight, grid, statistics) for name in names]
-    errors: list[float] = []
-    for integers in roundings:
-        difference = (weight - grid.point(integers)).flatten(1).cpu()
-        errors.append(output_error(difference, statistics, has_bias))
+    # Four bytes per integer would be as much as the weight, for each of the roundings.
+    roundings = [_rounded(n, weight, grid, statistics).to(torch.int8) for n in names]
+    errors = [_error(weight, grid, integers, statistics, has_bias) for integers in roundings]
     return roundings[errors.index(min(errors))]
+
+
+def _error(
+    weight: Tensor, grid: Grid, integers: Tensor, statistics: LayerStatistics, has_bias: bool
+) -> float:
+    """Return `output_error` of a rounded weight, ROWS rows at a time where groups allow it."""
+    step = ROWS if len(statistics.gram) == 1 else len(weight)
+    total = 0.0
+    for start in range(0, len(weight), max(1, step)):
+        rows = slice(start, start + step)
+        difference = weight[rows] - grid.of_rows(rows).point(integers[rows].float())
+        total += output_error(difference.flatten(1).cpu(), statistics, has_bias)
+    return total
 
 
 def _rounded(algorithm: str, weight: Tensor, grid: Grid, statistics: LayerStatistics) -> Tensor:

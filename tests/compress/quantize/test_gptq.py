@@ -86,3 +86,14 @@ def test_one_column_and_bounds() -> None:
     at = Grid(torch.full((2, 1), 0.5), torch.zeros(2, 1), -7, 7)
     found = gptq(torch.tensor([[1.3], [-90.0]]), torch.tensor([[2.0]]), at)
     assert found.tolist() == [[3.0], [-7.0]]
+
+
+@pytest.mark.parametrize("rows", [1, 3, 100])
+def test_rows_that_are_rounded_in_parts_change_nothing(
+    rows: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    weight, gram = values(7, 10), gram_of(10, 40)
+    kept = values(7, 10, seed=5) > 0
+    at = grid(weight, 0.4, kept, zero=1.0)
+    monkeypatch.setattr("autocompress.compress.quantize.gptq.ROWS", rows)
+    assert torch.equal(gptq(weight, gram, at), by_recursion(weight, gram, at))

@@ -10,6 +10,7 @@ import torch
 from autocompress import ModuleConfig
 from autocompress.compress.assemble.bias_correction import corrected_bias
 from autocompress.compress.calibrate.statistics import LayerStatistics, output_error
+from autocompress.compress.quantize import rounding
 from autocompress.compress.quantize.adaround import adaround
 from autocompress.compress.quantize.affine import Grid, fit_scales, grid_of
 from autocompress.compress.quantize.gptq import gptq
@@ -98,6 +99,18 @@ def test_auto_keeps_what_loses_least_of_the_output() -> None:
     }
     assert errors["auto"] == min(errors.values())
     assert errors["gptq"] < errors["nearest"]
+
+
+@pytest.mark.parametrize("rows", [5, 24, 100])
+def test_the_error_of_a_rounding_is_that_of_all_parts_of_its_rows(
+    rows: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    at = grid(WEIGHT, 4)
+    integers = at.nearest(WEIGHT)
+    expected = output_error(WEIGHT - at.point(integers), statistics(SEEN), False)
+    monkeypatch.setattr(rounding, "ROWS", rows)
+    found = rounding._error(WEIGHT, at, integers.to(torch.int8), statistics(SEEN), False)
+    assert found == pytest.approx(expected, rel=1e-5)
 
 
 def test_grouped_convolutions_are_rounded_group_by_group() -> None:
