@@ -19,6 +19,9 @@ REFERENCE_DROP = 0.1
 NEAR_DROP = 0.01  # loss of accuracy that users take, in the same unit
 LEAST_DROP = 1e-5  # takes the place of a limit of 0, in the same unit
 EDGE = 1.001  # a point at the very limit still counts
+# Size and latency, as shares of the float file's, up to which a point counts: files that are much
+# smaller and no faster (or the reverse) are worth something, also if timing says 1.01x.
+MOST_COST = 1.1
 
 
 @dataclass(frozen=True)
@@ -95,8 +98,8 @@ class Goal:
     def reference_point(self) -> tuple[float, ...]:
         """Reference point of the hypervolume: (bytes, ms, loss of each quality)."""
         return (
-            float(self.baseline.size_bytes),
-            self.baseline.latency_ms,
+            MOST_COST * self.baseline.size_bytes,
+            MOST_COST * self.baseline.latency_ms,
             *(drop * EDGE for drop in self.drops),
         )
 
@@ -109,11 +112,11 @@ class Goal:
         Returns:
             (share of the baseline's size, share of its latency, loss of the quality).
         """
-        size, latency, *_ = self.reference_point
+        size, latency = self.baseline.size_bytes, self.baseline.latency_ms
         most_bytes, most_ms = self.limits.max_size_bytes, self.limits.max_latency_ms
         return (
-            1.0 if most_bytes is None else min(1.0, EDGE * most_bytes / size),
-            1.0 if most_ms is None else min(1.0, EDGE * most_ms / latency),
+            MOST_COST if most_bytes is None else min(MOST_COST, EDGE * most_bytes / size),
+            MOST_COST if most_ms is None else min(MOST_COST, EDGE * most_ms / latency),
             self.drops[quality],
         )
 

@@ -8,6 +8,7 @@ import pytest
 from autocompress.measure.accuracy import Scores
 from autocompress.results.limits import Limits
 from autocompress.results.measurement import Measurement
+from autocompress.results.pareto import hypervolume, hypervolume_subset
 from autocompress.search.problem.goal import (
     EDGE,
     LEAST_DROP,
@@ -34,16 +35,24 @@ def test_limits_say_what_may_be_lost_but_no_drop_is_zero() -> None:
     assert Goal(BASE, Limits(None, None, 0.0)).drops == (LEAST_DROP,)
 
 
-def test_the_reference_point_is_the_baseline_and_a_little_more_than_the_drops() -> None:
+def test_the_reference_point_is_a_tenth_beyond_the_baseline_and_a_little_beyond_the_drops() -> None:
     goal = Goal(BASE, Limits(500.0, 1.0, 0.02), ("f1",))
-    assert goal.reference_point == pytest.approx((1000, 4, 0.02 * EDGE, 0.08 * EDGE))
+    assert goal.reference_point == pytest.approx((1100, 4.4, 0.02 * EDGE, 0.08 * EDGE))
 
 
-def test_the_limit_point_is_a_share_of_the_baseline_and_at_most_all_of_it() -> None:
-    assert Goal(BASE, Limits(), ("f1",)).limit_point(1) == pytest.approx((1.0, 1.0, 0.08))
+def test_much_smaller_and_no_faster_is_worth_more_than_a_little_of_both() -> None:
+    # 4-bit weights with float inputs: the runtime gains no time from them.
+    goal = Goal(BASE, Limits())
+    rows = [(150.0, 4.02, 0.895), (950.0, 3.9, 0.895), (1000.0, 4.0, 0.9)]
+    assert hypervolume_subset(goal.losses(rows), goal.reference_point, 1) == [0]
+    assert hypervolume(goal.losses([(1200.0, 3.9, 0.9)]), goal.reference_point) == 0
+
+
+def test_the_limit_point_is_a_share_of_the_baseline_and_at_most_a_tenth_beyond_it() -> None:
+    assert Goal(BASE, Limits(), ("f1",)).limit_point(1) == pytest.approx((1.1, 1.1, 0.08))
     goal = Goal(BASE, Limits(500.0, 1.0, 0.02), ("f1",))
     assert goal.limit_point() == pytest.approx((0.5 * EDGE, 0.25 * EDGE, 0.02))
-    assert Goal(BASE, Limits(2000.0, 8.0)).limit_point() == pytest.approx((1.0, 1.0, 0.1))
+    assert Goal(BASE, Limits(2000.0, 8.0)).limit_point() == pytest.approx((1.1, 1.1, 0.1))
 
 
 def test_worth_is_the_accuracy_or_the_mean_share_of_what_may_be_lost() -> None:
@@ -83,7 +92,7 @@ def test_limits_bound_the_box() -> None:
     assert free.drops == (REFERENCE_DROP, REFERENCE_DROP * 0.8)
     tight = Goal(BASELINE, Limits(500.0, None, 0.0, {"f1": 0.7}), ("f1",))
     np.testing.assert_allclose(tight.drops, (LEAST_DROP, 0.1))
-    np.testing.assert_allclose(tight.limit_point(1), (0.5005, 1.0, 0.1))
+    np.testing.assert_allclose(tight.limit_point(1), (0.5005, 1.1, 0.1))
 
 
 def test_better_than_the_baseline_has_lost_nothing() -> None:

@@ -462,7 +462,7 @@ def test_what_recovery_repairs_is_not_avoided(parts: tuple[BoundSpace, Allocator
     plain, repaired = (pruned_share(space, study.trials[16:]) for study in studies)
     assert repaired > plain
     assert studies[1].sampler.left(31) < 0.9
-    assert studies[0].sampler.left(31) == 1.0, "nothing was trained"
+    assert studies[0].sampler.left(31) == pytest.approx(1.0), "nothing was trained"
     assert studies[0].sampler.left(99) is None, "it was not proposed here"
     assert studies[1].sampler.left(3) is None, "it was not guided yet"
 
