@@ -25,7 +25,7 @@ from autocompress.model.modules import ModuleMap, find_modules
 from autocompress.results.files import STUDENT_FILE, TABLE_FILE, disk_error
 from autocompress.results.limits import Limits, parse_limits
 from autocompress.search.evaluate.planning import plan_trainings
-from autocompress.search.evaluate.training_choice import affords_training
+from autocompress.search.evaluate.training_choice import affords_training, least_s
 from autocompress.search.evaluate.training_plan import TrainingPlan
 from autocompress.search.judged import check_judged, judged_by
 from autocompress.search.problem.clock import (
@@ -241,6 +241,9 @@ def get_ready(
     problem = training.of(problem)
     if given is None and _trains_at_the_end(problem, training, settings.n_trials, until):
         clock = replace(clock, recovery_share=LONG_SHARE)
+    more_s, share_s = least_s(problem.float_files.pass_s), clock.recovery_share * clock.left_s
+    if given is None and until is not None and not training.affords_a_point(share_s, more_s):
+        clock = replace(clock, recovers=False)
     summary = earlier.sensitivity if measured is None and earlier is not None else None
     run = replace(
         run,

@@ -16,12 +16,11 @@ import torch
 from torch import nn
 
 from autocompress.candidate import Candidate
-from autocompress.compress.assemble.calls import Calls
 from autocompress.compress.assemble.stitch import Stitcher
 from autocompress.compress.assemble.trained import Trained
 from autocompress.compress.reconstruct.blocks import Block, find_blocks
-from autocompress.compress.reconstruct.hidden import record
-from autocompress.compress.reconstruct.training import Pair, train_block
+from autocompress.compress.reconstruct.recorder import Recorder
+from autocompress.compress.reconstruct.training import train_block
 from autocompress.compress.recover.context import Trainer, out_of_memory
 from autocompress.errors import DamagedFileError, NotComputableError
 from autocompress.model.weights import weight_of
@@ -33,7 +32,8 @@ from autocompress.task.copies import copied
 SAMPLES = 512  # of the training data
 BATCH = 32  # samples per step
 CHECKPOINT = "blocks.checkpoint"
-CACHE_BYTES = 1 << 30  # of recorded inputs and outputs; they limit the number of samples
+LEAST_BATCHES = 16  # that are recorded, if there are as many
+MEASURED = 8  # measurements of the divergence, at most; each is a pass over the watched samples
 
 
 def reconstruct(
@@ -45,8 +45,8 @@ def reconstruct(
 ) -> tuple[Trained, int]:
     """Train the blocks of a candidate one after another, in the order of execution.
 
-    The divergence on validation inputs is measured after each block; the state with the lowest one
-    is returned, which may be the untrained one. Labels are never read.
+    The divergence on validation inputs is measured after each block, or MEASURED times; the state
+    with the lowest one is returned, which may be the untrained one. Labels are never read.
 
     Args:
         trainer: data, watched validation inputs and seed.
@@ -65,15 +65,20 @@ def reconstruct(
     parts = _Parts(trainer, stitcher, candidate, smoothed_original(stitcher, candidate))
     path = None if folder is None else folder / CHECKPOINT
     progress = (path and _Progress.read(path, parts)) or _Progress.start(parts)
-    batches = _pieces(trainer)
+    # A step sees one batch: more of them would be recorded for nothing.
+    batches = _pieces(trainer)[: max(LEAST_BATCHES, candidate.distillation.steps)]
     model = stitcher.apply(candidate)
     blocks = find_blocks(model, list(stitcher.simulated), lambda: run_model(model, batches[0]))
+    every = -(-len(blocks) // MEASURED)
+    calls = next(iter(stitcher.simulated.values())).calls
+    recorder = Recorder(parts.original, batches, calls)
     for i in range(progress.done, len(blocks)):
         if stop():
             break
         with seeded(trainer.seed + i):
-            state = _trained(parts, progress.state, blocks[i], batches, stop)
-        progress = progress.after(state, parts)
+            state = _trained(parts, progress.state, blocks[i], recorder, stop)
+        measures = (i + 1) % every == 0 or i + 1 == len(blocks) or stop()
+        progress = progress.after(state, parts, measures)
         if path is not None and not stop():  # a block that was stopped begins again
             progress.write(path, parts)
     return progress.best, candidate.distillation.steps
@@ -114,8 +119,10 @@ class _Progress:
         state = parts.stitcher.trained_state()
         return cls(0, state, state, parts.divergence(state))
 
-    def after(self, state: Trained, parts: _Parts) -> _Progress:
-        """Return the progress after one more block."""
+    def after(self, state: Trained, parts: _Parts, measures: bool) -> _Progress:
+        """Return the progress after one more block; without a measurement the best one stays."""
+        if not measures:
+            return replace(self, done=self.done + 1, state=state)
         divergence = parts.divergence(state)
         if divergence < self.divergence:
             return _Progress(self.done + 1, state, state, divergence)
@@ -189,20 +196,20 @@ def _trained(
     parts: _Parts,
     state: Trained,
     block: Block,
-    batches: list[Inputs],
+    recorder: Recorder,
     stop: Callable[[], bool],
 ) -> Trained:
     """Return the state with one more block trained, or the same if that made its error larger."""
     stitcher, lesson = parts.stitcher, parts.candidate.distillation
     model = stitcher.apply(parts.candidate, state)
-    calls = next(iter(stitcher.simulated.values())).calls
-    recorded = _recorded(model, parts.original, block, batches, calls)
+    recorded = recorder.record(model, block)
     if not recorded:
         return state
     stitcher.start_training(parts.candidate, block.modules)
     part = model.get_submodule(block.name)
     try:
-        improved = train_block(part, recorded, calls, lesson.steps, lesson.learning_rate, stop)
+        how = lesson.steps, lesson.learning_rate, stop
+        improved = train_block(part, recorded, recorder.calls, *how)
     except (RuntimeError, MemoryError) as error:
         if not out_of_memory(error):
             raise
@@ -213,22 +220,3 @@ def _trained(
         return state
     after = stitcher.trained_state()
     return replace(after, ranges={**state.ranges, **after.ranges})
-
-
-def _recorded(
-    model: nn.Module, original: nn.Module, block: Block, batches: list[Inputs], calls: Calls
-) -> list[Pair]:
-    """Return the calls of a block in both models, as many as CACHE_BYTES hold."""
-    pairs: list[Pair] = []
-    room = CACHE_BYTES
-    for inputs in batches:
-        ours = record(model, block, inputs, calls)
-        theirs = record(original, block, inputs)
-        for compressed, wanted in zip(ours, theirs, strict=False):
-            # An expert may get other tokens in the two models.
-            if compressed.outputs and compressed.fits(wanted):
-                pairs.append(Pair(compressed, wanted))
-                room -= compressed.nbytes() + wanted.nbytes()
-        if room <= 0:
-            break
-    return pairs

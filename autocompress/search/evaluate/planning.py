@@ -15,6 +15,7 @@ from pathlib import Path
 
 from autocompress.cache import cache_folder
 from autocompress.candidate import Candidate
+from autocompress.compress.recover.cycle import LEAST_GAP
 from autocompress.compress.recover.rehearsal import (
     FAILED,
     MOST_TESTS,
@@ -44,10 +45,14 @@ LONG_FACTOR = 3  # steps of a long recovery, as a multiple of those that a space
 TRIAL_EPOCHS, LONG_EPOCHS = 3, 30  # most passes over the training data
 FEW_STEPS, FEW_LONG = 100, 300  # steps that are never too many, however little data there is
 LEAST_BLOCKS = 300  # steps of each block, without a timeout
+FEWEST_BLOCKS = 50  # steps of each block below which training is not worth its time
 # Seconds of a trial's training and of a long recovery without a timeout, on a machine whose steps
 # take the time that `nominal_s` computes.
 TRIAL_S, LONG_S = 30.0, 300.0
 PASSES = 4  # forward passes that a step takes: the teacher's, the student's, and its backward pass
+# Block by block a step takes as many again: its batch is recorded in both models, and the error of
+# the blocks is measured before and after. A compressed model takes longer than the original.
+BLOCK_PASSES = 10
 MACS_PER_S, S_PER_PARAMETER, S_PER_STEP = 4e10, 1e-8, 0.02
 BROKEN = (*FAILED, UserCodeError)  # the trials say why
 
@@ -96,7 +101,8 @@ def plan_trainings(
     if left_s is not None:
         rungs = rungs_within(left_s, trials, step_s, most, count)
         least_long = max(LEAST_LONG, min(epoch, ENOUGH_LONG))
-        return TrainingPlan(rungs, rate, step_s, max(most_long, rungs[-1]), least_long)
+        fewest = FEWEST_BLOCKS if recovery.by_blocks else LEAST_GAP
+        return TrainingPlan(rungs, rate, step_s, max(most_long, rungs[-1]), least_long, fewest)
     nominal = nominal_s(problem)
     rungs = rungs_of(min(most, int(TRIAL_S / nominal)), count)
     least = LEAST_BLOCKS if recovery.by_blocks else LEAST_LONG
@@ -127,8 +133,9 @@ def _epoch(problem: Problem) -> int:
 
 def _rough_s(problem: Problem) -> float:
     """Return the seconds of a training step by those of a pass of the original."""
-    race = problem.race
-    return PASSES * race.pass_s / max(1, len(race.teacher)) * _batch(problem)
+    race, by_blocks = problem.race, problem.space.recovery.by_blocks
+    passes = BLOCK_PASSES if by_blocks else PASSES
+    return passes * race.pass_s / max(1, len(race.teacher)) * _batch(problem)
 
 
 def _lossy(problem: Problem, stop: Callable[[], bool]) -> Candidate | None:

@@ -37,6 +37,7 @@ class LongPlan:
         step_s: seconds of a step, as far as it is known.
         more_s: seconds that a training takes beside its steps.
         least: steps that each trained point gets, where there is time for them.
+        fewest: steps below which no point is trained.
     """
 
     steps: int
@@ -45,6 +46,7 @@ class LongPlan:
     step_s: float = 0.0
     more_s: float = 0.0
     least: int = LEAST_LONG
+    fewest: int = LEAST_GAP
 
     @property
     def is_timed(self) -> bool:
@@ -68,7 +70,7 @@ class LongPlan:
         least_s = self.least * self.step_s + self.more_s
         count = max(1, min(points, int(left_s / max(least_s, 1e-9))))
         steps = int((left_s / count - self.more_s) / max(self.step_s, 1e-9))
-        return min(self.steps, steps) if steps >= LEAST_GAP else 0
+        return min(self.steps, steps) if steps >= self.fewest else 0
 
     def lesson(self, trained: Distillation, steps: int) -> Distillation:
         """Return the long recovery of a point.
@@ -106,6 +108,7 @@ class TrainingPlan:
         step_s: seconds of a step of training; None where nothing depends on it.
         long_steps: steps of each point of the front at the end, at most.
         least_long: steps that each trained point of the front gets, where there is time for them.
+        fewest: steps below which no point of the front is trained.
     """
 
     rungs: tuple[int, ...]
@@ -113,11 +116,21 @@ class TrainingPlan:
     step_s: float | None = None
     long_steps: int = 0
     least_long: int = LEAST_LONG
+    fewest: int = LEAST_GAP
 
     @property
     def first_s(self) -> float | None:
         """Seconds to the first rung; None where a step was not timed."""
         return None if self.step_s is None or not self.rungs else self.rungs[0] * self.step_s
+
+    def affords_a_point(self, seconds: float, more_s: float) -> bool:
+        """Return True if at least one point of the front can be trained in some time.
+
+        Args:
+            seconds: for the trainings at the end.
+            more_s: seconds that a training takes beside its steps.
+        """
+        return self.step_s is None or self.fewest * self.step_s + more_s <= seconds
 
     def of(self, problem: Problem) -> Problem:
         """Return a problem whose space follows the plan.
@@ -143,7 +156,7 @@ class TrainingPlan:
             steps = self.long_steps if steps is None else steps
             return LongPlan(steps, learning_rate=self.learning_rate)
         parts = (self.long_steps, deadline, self.learning_rate, self.step_s, more_s)
-        return LongPlan(*parts, self.least_long)
+        return LongPlan(*parts, self.least_long, self.fewest)
 
     def to_json(self) -> dict[str, Any]:
         """Return the plan in plain types; `from_json` reverses it."""

@@ -140,8 +140,7 @@ def recover_front(
             if not plan.is_timed or made == 0:
                 return
             steps = made
-        if not lesson.blocks:
-            plan = plan.after(made, time.monotonic() - started)
+        plan = plan.after(made, time.monotonic() - started)
         reached = outcome.rungs.get(str(made), scores.accuracy)
         LongRecovery(steps, scores.accuracy, reached, outcome.improved, outcome.cause).write(
             study, number

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -17,6 +18,7 @@ from autocompress.compress.assemble.trained import Trained
 from autocompress.compress.calibrate.evidence import Evidence
 from autocompress.compress.reconstruct import reconstruct as module
 from autocompress.compress.reconstruct.reconstruct import CHECKPOINT, reconstruct
+from autocompress.compress.reconstruct.recorder import Recorder
 from autocompress.compress.recover.recover import recover
 
 STEPS = 12
@@ -182,3 +184,49 @@ def test_only_one_block_has_weights_to_train_at_a_time(
         ["layers.1.up", "layers.1.down"],
         ["head"],
     ]
+
+
+def test_blocks_that_follow_one_another_are_trained_as_if_the_model_ran_for_each(
+    task: Task, stitcher: Stitcher, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    at = candidate(stitcher)
+    followed = reconstruct(trainer_of(task, stitcher), stitcher, at)[0]
+    monkeypatch.setattr(Recorder, "_follow", lambda *arguments: None)
+    assert same(followed, reconstruct(trainer_of(task, stitcher), stitcher, at)[0])
+
+
+def test_the_divergence_is_measured_a_few_times_and_at_the_end(
+    task: Task, stitcher: Stitcher, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(module, "MEASURED", 2)
+    measured = []
+    monkeypatch.setattr(
+        module, "train_block", lambda *arguments: measured.append("trained") or False
+    )
+    whole = module._Progress.after
+
+    def after(self: object, state: Trained, parts: object, measures: bool) -> object:
+        measured.append(measures)
+        return whole(self, state, parts, measures)
+
+    monkeypatch.setattr(module._Progress, "after", after)
+    reconstruct(trainer_of(task, stitcher), stitcher, candidate(stitcher))
+    assert measured == ["trained", False, "trained", True, "trained", True]
+
+
+def test_no_more_batches_are_recorded_than_steps_can_see(
+    task: Task, stitcher: Stitcher, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    counts = []
+
+    def train(part: object, pairs: list[object], *others: object) -> bool:
+        counts.append(len(pairs))
+        return False
+
+    monkeypatch.setattr(module, "train_block", train)
+    monkeypatch.setattr(module, "LEAST_BATCHES", 2)
+    at = candidate(stitcher)
+    for steps, expected in ((1, 2), (5, 5), (100, 8)):
+        few = replace(at, distillation=replace(at.distillation, steps=steps))
+        reconstruct(trainer_of(task, stitcher), stitcher, few)
+        assert counts[-1] == expected

@@ -13,11 +13,13 @@ import pytest
 import torch
 
 from autocompress import Candidate
+from autocompress.compress.recover.cycle import LEAST_GAP
 from autocompress.errors import NotComputableError
 from autocompress.search.evaluate import planning as module
 from autocompress.search.evaluate.planning import (
     FEW_LONG,
     FEW_STEPS,
+    FEWEST_BLOCKS,
     LEAST_BLOCKS,
     LONG_EPOCHS,
     TRIAL_EPOCHS,
@@ -152,10 +154,13 @@ def test_a_model_that_is_recovered_by_blocks_is_neither_timed_nor_tested(
     assert (timed["timed"], timed["tested"]) == (0, 0)
     assert found.rungs == (LEAST_STEPS,)
     assert found.learning_rate is None
-    assert found.step_s == pytest.approx(4 * 5.0 / 64 * BATCH), "by a pass of the original"
+    # Batches are recorded in both models, and errors measured, beside the steps themselves.
+    assert found.step_s == pytest.approx(10 * 5.0 / 64 * BATCH), "by a pass of the original"
+    assert found.long(None, 99.0, 1.0).fewest == FEWEST_BLOCKS
     assert found.long_steps > 1000, "the time decides at the end"
     assert plan(large, None).long_steps == LEAST_BLOCKS
     assert timed["tested"] == 0
+    assert plan(problem({"alpha": 0.5}), 400.0).fewest == LEAST_GAP
 
 
 def test_a_range_test_must_be_quick_or_known(timed: dict[str, Any]) -> None:

@@ -66,6 +66,13 @@ def test_the_user_the_clock_or_the_size_decides_about_long_recoveries() -> None:
     assert replace(made, step_s=None).long(None, None, 1.0) == LongPlan(300, learning_rate=6e-4)
 
 
+def test_time_for_training_at_the_end_is_set_aside_if_one_point_fits_in() -> None:
+    made = TrainingPlan((30,), step_s=2.0, long_steps=300, fewest=50)
+    assert made.affords_a_point(110.0, 10.0)
+    assert not made.affords_a_point(109.0, 10.0)
+    assert replace(made, step_s=None).affords_a_point(0.0, 10.0), "no clock decides"
+
+
 def test_the_time_that_is_left_is_shared(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(module.time, "monotonic", lambda: 100.0)
     made = LongPlan(1000, 200.0, step_s=0.1, more_s=10.0)
@@ -75,6 +82,8 @@ def test_the_time_that_is_left_is_shared(monkeypatch: pytest.MonkeyPatch) -> Non
     assert replace(made, least=200).next_steps(9) == 233, "fewer of them, for longer"
     assert replace(made, step_s=1.0).next_steps(9) == 90
     assert replace(made, deadline=111.0).next_steps(9) == 0, "too few to learn anything"
+    assert replace(made, deadline=140.0).next_steps(9) == 100
+    assert replace(made, deadline=140.0, fewest=101).next_steps(9) == 0
     assert replace(made, step_s=0.01).next_steps(1) == 1000, "never more than is useful"
     assert replace(made, deadline=None).next_steps(9) == 1000
     assert made.after(100, 30.0).step_s == 0.2
