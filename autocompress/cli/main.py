@@ -26,6 +26,7 @@ from autocompress.cli.search_commands import (
     worker_command,
 )
 from autocompress.errors import AutocompressError
+from autocompress.targets.device.sessions import ProviderError
 from autocompress.task.user_code import our_fault
 
 COMMANDS: dict[str, Callable[[argparse.Namespace], int]] = {
@@ -57,7 +58,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         code = COMMANDS[arguments.command](arguments)
     except UsageError as error:
         refuse(f"autocompress {arguments.command}", str(error))
-    except AutocompressError as error:
+    except (AutocompressError, ProviderError) as error:
         if arguments.debug:
             traceback.print_exc()
         sys.exit(_fail(" ".join(str(error).split())))

@@ -60,6 +60,10 @@ class SessionSettings:
         return cls(**{**data, "disabled_optimizers": tuple(data.get("disabled_optimizers", ()))})
 
 
+class ProviderError(RuntimeError):
+    """Report an execution provider without its libraries or its device."""
+
+
 DEFAULT = SessionSettings()
 SMALL_BYTES = 1 << 24  # files from this size on are opened with care for memory
 LARGE_BYTES = 1 << 27  # files of which no second one is opened while memory can be saved
@@ -90,6 +94,9 @@ def open_session(
 
     Returns:
         A session of ONNX Runtime, or an `OpenVinoSession`.
+
+    Raises:
+        ProviderError: if ONNX Runtime falls back to another provider.
     """
     if settings.runtime == "openvino":
         return OpenVinoSession(model, settings, bool(profile))
@@ -115,12 +122,15 @@ def open_session(
         options.add_external_initializers(list(weights), list(weights.values()))
 
     def opened(source: bytes | str) -> Any:
-        return onnxruntime.InferenceSession(
+        session = onnxruntime.InferenceSession(
             source,
             options,
             providers=[settings.provider],
             disabled_optimizers=list(settings.disabled_optimizers) or None,
         )
+        session.disable_fallback()  # which opens the session anew on the CPU if a run fails
+        _check_provider(session.get_providers(), settings.provider)
+        return session
 
     if size_of(model) < SMALL_BYTES:
         return opened(model)
@@ -129,6 +139,19 @@ def open_session(
         session = opened(_on_disk(model, Path(folder)))
     release_memory()  # what the runtime needed while it opened the file
     return session
+
+
+def _check_provider(opened: Sequence[str], wanted: str) -> None:
+    """Raise ProviderError if the first provider of a session is not the wanted one.
+
+    ONNX Runtime lists the providers that it was built with. Where one cannot start, the session
+    runs on the CPU without an error.
+    """
+    if not opened or opened[0] != wanted:
+        raise ProviderError(
+            f"ONNX Runtime cannot start {wanted} here and runs on {', '.join(opened)} instead; its "
+            f"libraries or its device are missing"
+        )
 
 
 def _on_disk(model: bytes | str, folder: Path) -> bytes | str:
