@@ -69,7 +69,6 @@ PUBLIC = ("autocompress", "autocompress.export.compressor", "autocompress.result
 # Modules without a test at their path, with the test file that covers them.
 TESTED_ELSEWHERE = {
     "__main__.py": "search/test_faults.py runs `python -m autocompress`",
-    "cli/file_commands.py": "cli/test_main.py runs each command",
     "cli/folder_commands.py": "cli/test_main.py runs each command",
     "cli/folder_options.py": "huggingface/test_command_line.py gives all options",
     "cli/latency_commands.py": "cli/test_main.py runs each command",

@@ -34,24 +34,26 @@ def bench_command(arguments: argparse.Namespace) -> int:
     Raises:
         AutocompressError: if the two files have different inputs.
     """
-    opener = _opener(arguments.path, arguments.threads)
+    settings, words = _bench_settings(arguments)
+    opener = _opener(arguments.path, settings)
     feed = random_feed(opener())
-    _warn_of_arithmetic(arguments.path)
+    _warn_of_arithmetic(arguments.path, settings)
     if arguments.against is None:
         timing = interleaved_timing(opener, [], feed, arguments.rounds, all_rounds=True)
         console.print(
             f"{arguments.path}: {os.path.getsize(arguments.path)} B, {timing.baseline_ms:.4f} ms",
             highlight=False,
         )
+        console.print(words, highlight=False)
         return 0
-    against = _opener(arguments.against, arguments.threads)
+    against = _opener(arguments.against, settings)
     names = [value.name for value in against().get_inputs()]
     if set(names) != set(feed):
         raise AutocompressError(
             f"{arguments.against}: has the inputs {sorted(names)}, {arguments.path} has "
             f"{sorted(feed)}; compare files with the same inputs"
         )
-    _warn_of_arithmetic(arguments.against)
+    _warn_of_arithmetic(arguments.against, settings)
     timing = interleaved_timing(against, [opener], feed, arguments.rounds, all_rounds=True)
     ratio, (low, high) = timing.ratios[0], timing.intervals[0]
     size, other = os.path.getsize(arguments.path), os.path.getsize(arguments.against)
@@ -62,6 +64,7 @@ def bench_command(arguments: argparse.Namespace) -> int:
         f"{1 / low:.2f}x)",
         highlight=False,
     )
+    console.print(words, highlight=False)
     if timing.warning:
         console.print(timing.warning, highlight=False)
     return 0
@@ -79,12 +82,13 @@ def evaluate_command(arguments: argparse.Namespace) -> int:
     Raises:
         TaskError: if the task lacks the split.
     """
-    session = _opener(arguments.path, processors())()
+    settings = replace(_recipe(arguments.path) or SessionSettings(), threads=processors())
+    session = _opener(arguments.path, settings)()
     task = prepared_task(arguments)
     batches = getattr(task, arguments.split)
     if batches is None:
         raise TaskError(f"task {task.name}: has no {arguments.split} split")
-    _warn_of_arithmetic(arguments.path)
+    _warn_of_arithmetic(arguments.path, settings)
     scores, outputs = evaluate_session(
         task, session, tuple(i.name for i in session.get_inputs()), batches
     )
@@ -97,13 +101,42 @@ def evaluate_command(arguments: argparse.Namespace) -> int:
     return 0
 
 
-def _opener(path: str, threads: int | None) -> Callable[[], Any]:
-    """Return a function that opens sessions of a file with the settings of the recipe beside it."""
+def _recipe(path: str) -> SessionSettings | None:
+    """Return the settings of the recipe beside a file, or None without one."""
     if not Path(path).is_file():
         raise AutocompressError(f"{path}: no such file")
-    settings = session_settings(Path(path)) or SessionSettings()
-    if threads is not None:
-        settings = replace(settings, threads=threads)
+    return session_settings(Path(path))
+
+
+def _bench_settings(arguments: argparse.Namespace) -> tuple[SessionSettings, str]:
+    """Return the settings of all sessions of a bench, and a line that says which they are.
+
+    Two files are timed under the same settings: those of the first recipe that there is.
+    """
+    paths = [path for path in (arguments.path, arguments.against) if path is not None]
+    own = [(path, _recipe(path)) for path in paths]
+    recipes = {path: settings for path, settings in own if settings is not None}
+    origin, settings = next(iter(recipes.items()), ("", SessionSettings()))
+    words = f"the recipe of {origin}" if recipes else "no recipe"
+    if len(set(recipes.values())) > 1:
+        words += f"; that of {arguments.against} says otherwise"
+    if arguments.threads is not None:
+        settings = replace(settings, threads=arguments.threads)
+    both = "both files" if len(paths) == 2 else "timed"
+    return settings, f"{both} in {_settings_words(settings)} ({words})"
+
+
+def _settings_words(settings: SessionSettings) -> str:
+    """Return settings in words."""
+    words = [RUNTIME_WORDS[settings.runtime], settings.provider]
+    words.append("1 thread" if settings.threads == 1 else f"{settings.threads} threads")
+    words += ["which do not spin"] if settings.threads > 1 and not settings.spinning else []
+    words += [f"without {name}" for name in settings.disabled_optimizers]
+    return ", ".join(words)
+
+
+def _opener(path: str, settings: SessionSettings) -> Callable[[], Any]:
+    """Return a function that opens sessions of a file."""
 
     def opened() -> Any:
         try:
@@ -117,8 +150,8 @@ def _opener(path: str, threads: int | None) -> Callable[[], Any]:
     return opened
 
 
-def _warn_of_arithmetic(path: str) -> None:
+def _warn_of_arithmetic(path: str, settings: SessionSettings) -> None:
     """Print a line if a file was made for other integer arithmetic than this machine's."""
-    words = session_warning(Path(path), session_settings(Path(path)) or SessionSettings())
+    words = session_warning(Path(path), settings)
     if words:
         console.print(words, highlight=False)

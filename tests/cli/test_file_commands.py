@@ -1,0 +1,90 @@
+"""The commands on ONNX files: what they time, how, and what they say of it."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx
+import pytest
+import yaml
+from onnx import TensorProto, helper, numpy_helper
+
+from autocompress.cli import file_commands
+from autocompress.cli.main import main
+from autocompress.export.artifact import RECIPE_FORMAT
+from autocompress.targets.device.sessions import SessionSettings
+
+WEIGHT = np.ones((4, 3), np.float32)
+
+
+def run(capsys: pytest.CaptureFixture[str], *arguments: object) -> tuple[int, str, str]:
+    with pytest.raises(SystemExit) as caught:
+        main([str(a) for a in arguments])
+    captured = capsys.readouterr()
+    return int(caught.value.code or 0), captured.out, captured.err
+
+
+def product(shape: tuple[int | str, ...] = (2, 4), kind: int = TensorProto.FLOAT) -> Any:
+    """A file that casts its input to float and multiplies it by a matrix."""
+    nodes = [
+        helper.make_node("Cast", ["x"], ["f"], to=TensorProto.FLOAT),
+        helper.make_node("MatMul", ["f", "w"], ["y"]),
+    ]
+    graph = helper.make_graph(
+        nodes,
+        "g",
+        [helper.make_tensor_value_info("x", kind, shape)],
+        [helper.make_tensor_value_info("y", TensorProto.FLOAT, None)],
+        [numpy_helper.from_array(WEIGHT, "w")],
+    )
+    return helper.make_model(graph, opset_imports=[helper.make_opsetid("", 21)], ir_version=10)
+
+
+def written(folder: Path, model: Any, **session: object) -> Path:
+    """Write a model, and a recipe with its settings if there are any."""
+    folder.mkdir()
+    onnx.save(model, folder / "model.onnx")
+    if session:
+        recipe = {"format": RECIPE_FORMAT, "portable": True, "session": session}
+        (folder / "recipe.yaml").write_text(yaml.safe_dump(recipe))
+    return folder / "model.onnx"
+
+
+@pytest.fixture
+def opened(monkeypatch: pytest.MonkeyPatch) -> list[tuple[str, SessionSettings]]:
+    """Paths and settings of the sessions that are opened."""
+    seen: list[tuple[str, SessionSettings]] = []
+    real = file_commands.open_session
+
+    def look(path: str, settings: SessionSettings) -> Any:
+        seen.append((Path(path).parent.name, settings))
+        return real(path, settings)
+
+    monkeypatch.setattr(file_commands, "open_session", look)
+    return seen
+
+
+def test_two_files_are_timed_with_the_same_settings(tmp_path: Path, capsys, opened) -> None:
+    """The float file of a run has no recipe beside it."""
+    point = written(tmp_path / "point", product(), threads=2, disabled_optimizers=["GeluFusionL2"])
+    plain = written(tmp_path / "plain", product())
+    for first, second in ((point, plain), (plain, point)):
+        code, out, _ = run(capsys, "bench", first, "--against", second, "--rounds", 3)
+        assert code == 0
+        assert (
+            "both files in ONNX Runtime, CPUExecutionProvider, 2 threads, without GeluFusionL2 "
+            f"(the recipe of {point})" in out
+        )
+    assert {folder for folder, _ in opened} == {"point", "plain"}
+    assert {settings for _, settings in opened} == {
+        SessionSettings(threads=2, disabled_optimizers=("GeluFusionL2",))
+    }
+    other = written(tmp_path / "other", product(), threads=1)
+    opened.clear()
+    _, out, _ = run(capsys, "bench", point, "--against", other, "--rounds", 3, "--threads", 3)
+    assert {settings.threads for _, settings in opened} == {3}
+    assert f"(the recipe of {point}; that of {other} says otherwise)" in out
+    code, out, _ = run(capsys, "bench", plain, "--rounds", 3)
+    assert "timed in ONNX Runtime, CPUExecutionProvider, 1 thread (no recipe)" in out
