@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import os
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -17,7 +16,7 @@ from autocompress.measure.accuracy import evaluate_session
 from autocompress.targets.device.processors import processors
 from autocompress.targets.device.sessions import SessionSettings, open_session
 from autocompress.targets.device.timing import interleaved_timing
-from autocompress.targets.runtime import random_feed
+from autocompress.targets.runtime import random_feed, stored_bytes
 
 RUNTIME_WORDS = {"onnxruntime": "ONNX Runtime", "openvino": "OpenVINO"}
 
@@ -41,7 +40,7 @@ def bench_command(arguments: argparse.Namespace) -> int:
     if arguments.against is None:
         timing = interleaved_timing(opener, [], feed, arguments.rounds, all_rounds=True)
         console.print(
-            f"{arguments.path}: {os.path.getsize(arguments.path)} B, {timing.baseline_ms:.4f} ms",
+            f"{arguments.path}: {stored_bytes(arguments.path)} B, {timing.baseline_ms:.4f} ms",
             highlight=False,
         )
         console.print(words, highlight=False)
@@ -56,7 +55,7 @@ def bench_command(arguments: argparse.Namespace) -> int:
     _warn_of_arithmetic(arguments.against, settings)
     timing = interleaved_timing(against, [opener], feed, arguments.rounds, all_rounds=True)
     ratio, (low, high) = timing.ratios[0], timing.intervals[0]
-    size, other = os.path.getsize(arguments.path), os.path.getsize(arguments.against)
+    size, other = stored_bytes(arguments.path), stored_bytes(arguments.against)
     console.print(
         f"{arguments.path}: {size} B ({other / size:.2f}x smaller), "
         f"{ratio * timing.baseline_ms:.4f} ms, {1 / ratio:.2f}x as fast as "

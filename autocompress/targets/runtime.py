@@ -1,4 +1,4 @@
-"""Inspect sessions of a file: the memory of its weights, and inputs to run it on."""
+"""Inspect a file: its bytes, the memory of its weights in a session, and inputs to run it on."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 import onnx
 
+from autocompress.targets.device.graph_file import external_files
 from autocompress.targets.device.sessions import Runnable, open_session
 
 EXAMPLE = "example"  # metadata key: sizes of the inputs that a file is timed on, by name
@@ -34,6 +35,16 @@ def weights_in_memory(model: bytes | str) -> int:
         else:
             total += len(one.raw_data) or onnx.numpy_helper.to_array(one).nbytes
     return total
+
+
+def stored_bytes(path: str) -> int:
+    """Return the bytes of a file and of those that hold its external data.
+
+    Args:
+        path: of an ONNX file whose external data is there.
+    """
+    files = {Path(path), *external_files(path)}
+    return sum(file.stat().st_size for file in files)
 
 
 def random_feed(session: Runnable) -> dict[str, Any]:

@@ -88,3 +88,18 @@ def test_two_files_are_timed_with_the_same_settings(tmp_path: Path, capsys, open
     assert f"(the recipe of {point}; that of {other} says otherwise)" in out
     code, out, _ = run(capsys, "bench", plain, "--rounds", 3)
     assert "timed in ONNX Runtime, CPUExecutionProvider, 1 thread (no recipe)" in out
+
+
+def test_external_data_counts(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    one = written(tmp_path / "one", product())
+    (tmp_path / "two").mkdir()
+    beside = {"save_as_external_data": True, "location": "w.data", "size_threshold": 0}
+    onnx.save(product(), tmp_path / "two" / "model.onnx", **beside)
+    two = tmp_path / "two" / "model.onnx"
+    weights = tmp_path / "two" / "w.data"
+    assert weights.stat().st_size >= WEIGHT.nbytes
+    size = two.stat().st_size + weights.stat().st_size
+    code, out, _ = run(capsys, "bench", one, "--against", two, "--rounds", 3)
+    assert code == 0
+    assert f"{one.stat().st_size} B ({size / one.stat().st_size:.2f}x smaller)" in out
+    assert f"{two}: {size} B" in run(capsys, "bench", two, "--rounds", 3)[1]
