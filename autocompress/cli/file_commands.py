@@ -14,9 +14,9 @@ from autocompress.errors import AutocompressError, TaskError
 from autocompress.export.artifact import session_settings, session_warning
 from autocompress.measure.accuracy import evaluate_session
 from autocompress.targets.device.processors import processors
-from autocompress.targets.device.sessions import SessionSettings, open_session
+from autocompress.targets.device.sessions import Runnable, SessionSettings, Value, open_session
 from autocompress.targets.device.timing import interleaved_timing
-from autocompress.targets.runtime import random_feed, stored_bytes
+from autocompress.targets.runtime import common_shapes, example_sizes, random_feed, stored_bytes
 
 RUNTIME_WORDS = {"onnxruntime": "ONNX Runtime", "openvino": "OpenVINO"}
 
@@ -31,41 +31,33 @@ def bench_command(arguments: argparse.Namespace) -> int:
         Exit code.
 
     Raises:
-        AutocompressError: if the two files have different inputs.
+        AutocompressError: if a file cannot be run, or the two files have different inputs.
     """
+    path, other = arguments.path, arguments.against
+    paths = [path] if other is None else [path, other]
     settings, words = _bench_settings(arguments)
-    opener = _opener(arguments.path, settings)
-    feed = random_feed(opener())
-    _warn_of_arithmetic(arguments.path, settings)
-    if arguments.against is None:
-        timing = interleaved_timing(opener, [], feed, arguments.rounds, all_rounds=True)
-        console.print(
-            f"{arguments.path}: {stored_bytes(arguments.path)} B, {timing.baseline_ms:.4f} ms",
-            highlight=False,
+    openers = {one: _opener(one, settings) for one in paths}
+    inputs = {one: _inputs(opener()) for one, opener in openers.items()}
+    shapes = common_shapes(inputs, [example_sizes(one) for one in paths])
+    feed = random_feed(inputs[path], shapes)
+    for one in paths:
+        _warn_of_arithmetic(one, settings)
+    baseline, *others = reversed(openers.values())
+    timing = interleaved_timing(baseline, others, feed, arguments.rounds, all_rounds=True)
+    size = stored_bytes(path)
+    if other is None:
+        text = f"{size} B, {timing.baseline_ms:.4f} ms"
+    else:
+        ratio, (low, high) = timing.ratios[0], timing.intervals[0]
+        text = (
+            f"{size} B ({stored_bytes(other) / size:.2f}x smaller), "
+            f"{ratio * timing.baseline_ms:.4f} ms, {1 / ratio:.2f}x as fast as {other} "
+            f"({timing.baseline_ms:.4f} ms; 95 % interval {1 / high:.2f}x to {1 / low:.2f}x)"
         )
-        console.print(words, highlight=False)
-        return 0
-    against = _opener(arguments.against, settings)
-    names = [value.name for value in against().get_inputs()]
-    if set(names) != set(feed):
-        raise AutocompressError(
-            f"{arguments.against}: has the inputs {sorted(names)}, {arguments.path} has "
-            f"{sorted(feed)}; compare files with the same inputs"
-        )
-    _warn_of_arithmetic(arguments.against, settings)
-    timing = interleaved_timing(against, [opener], feed, arguments.rounds, all_rounds=True)
-    ratio, (low, high) = timing.ratios[0], timing.intervals[0]
-    size, other = stored_bytes(arguments.path), stored_bytes(arguments.against)
-    console.print(
-        f"{arguments.path}: {size} B ({other / size:.2f}x smaller), "
-        f"{ratio * timing.baseline_ms:.4f} ms, {1 / ratio:.2f}x as fast as "
-        f"{arguments.against} ({timing.baseline_ms:.4f} ms; 95 % interval {1 / high:.2f}x to "
-        f"{1 / low:.2f}x)",
-        highlight=False,
-    )
-    console.print(words, highlight=False)
-    if timing.warning:
-        console.print(timing.warning, highlight=False)
+    sizes = ", ".join(f"{name} {shape}" for name, shape in shapes.items())
+    lines = [f"{path}: {text}", words, f"inputs: {sizes}", timing.warning]
+    for line in filter(None, lines):
+        console.print(line, highlight=False)
     return 0
 
 
@@ -98,6 +90,11 @@ def evaluate_command(arguments: argparse.Namespace) -> int:
         highlight=False,
     )
     return 0
+
+
+def _inputs(session: Runnable) -> list[Value]:
+    """Return the inputs of a session in values that do not hold it."""
+    return [Value(one.name, list(one.shape), one.type) for one in session.get_inputs()]
 
 
 def _recipe(path: str) -> SessionSettings | None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +16,7 @@ from autocompress.cli import file_commands
 from autocompress.cli.main import main
 from autocompress.export.artifact import RECIPE_FORMAT
 from autocompress.targets.device.sessions import SessionSettings
+from autocompress.targets.runtime import EXAMPLE
 
 WEIGHT = np.ones((4, 3), np.float32)
 
@@ -103,3 +105,35 @@ def test_external_data_counts(tmp_path: Path, capsys: pytest.CaptureFixture[str]
     assert code == 0
     assert f"{one.stat().st_size} B ({size / one.stat().st_size:.2f}x smaller)" in out
     assert f"{two}: {size} B" in run(capsys, "bench", two, "--rounds", 3)[1]
+
+
+def noted(model: Any, *shape: int) -> Any:
+    model.metadata_props.add(key=EXAMPLE, value=json.dumps({"x": list(shape)}))
+    return model
+
+
+def test_the_shapes_that_are_timed_are_those_of_the_example(tmp_path: Path, capsys) -> None:
+    free = ("batch", 4)
+    ours = written(tmp_path / "ours", noted(product(free), 6, 4))
+    foreign = written(tmp_path / "foreign", product(free))
+    fixed = written(tmp_path / "fixed", product((3, 4)))
+    for files, shape in (
+        ((ours,), (6, 4)),
+        ((foreign,), (1, 4)),
+        ((ours, "--against", foreign), (6, 4)),
+        ((foreign, "--against", ours), (6, 4)),
+        ((ours, "--against", fixed), (3, 4)),
+    ):
+        code, out, _ = run(capsys, "bench", *files, "--rounds", 3)
+        assert code == 0
+        assert f"inputs: x {shape}" in out
+
+
+def test_openvino_is_timed_at_the_example_too(tmp_path: Path, capsys) -> None:
+    pytest.importorskip("openvino")
+    model = noted(product(("batch", 4)), 6, 4)
+    path = written(tmp_path / "ours", model, runtime="openvino", provider="CPU")
+    code, out, _ = run(capsys, "bench", path, "--rounds", 3)
+    assert code == 0
+    assert "timed in OpenVINO, CPU, 1 thread" in out
+    assert "inputs: x (6, 4)" in out

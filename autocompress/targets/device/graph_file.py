@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 # Numbers of fields in onnx.proto.
-GRAPH = 7  # of ModelProto
+GRAPH, METADATA = 7, 14  # of ModelProto
 NODE, INITIALIZER = 1, 5  # of GraphProto
 INPUT, OUTPUT, NAME, OPERATOR, ATTRIBUTE = 1, 2, 3, 4, 5  # of NodeProto
 ONE_TENSOR, ONE_GRAPH, TENSORS, GRAPHS = 5, 6, 10, 11  # of AttributeProto
@@ -73,9 +73,7 @@ class GraphFile:
         Args:
             model: content or path of an ONNX file.
         """
-        if isinstance(model, bytes):
-            return cls.read(model)
-        return cls.read(_mapped(model))
+        return cls.read(_content(model))
 
     @cached_property
     def names(self) -> frozenset[str]:
@@ -120,12 +118,22 @@ def external_files(path: str) -> set[Path]:
         path: of the ONNX file.
     """
     files = set()
-    for graph in _parts(memoryview(_mapped(path)), GRAPH):
+    for graph in _parts(memoryview(_content(path)), GRAPH):
         for tensor in _tensors(graph):
             for entry in _parts(tensor, EXTERNAL_DATA):
                 if _text(entry, KEY) == "location":
                     files.add(Path(path).parent / _text(entry, VALUE))
     return files
+
+
+def metadata(model: bytes | str) -> dict[str, str]:
+    """Return the notes of an ONNX file.
+
+    Args:
+        model: content or path of the file.
+    """
+    entries = _parts(memoryview(_content(model)), METADATA)
+    return {_text(entry, KEY): _text(entry, VALUE) for entry in entries}
 
 
 def _tensors(graph: memoryview) -> Iterator[memoryview]:
@@ -140,9 +148,11 @@ def _tensors(graph: memoryview) -> Iterator[memoryview]:
                     yield from _tensors(body)
 
 
-def _mapped(path: str) -> mmap.mmap:
-    """Return the content of a file, which stays on the disk."""
-    with open(path, "rb") as file:
+def _content(model: bytes | str) -> bytes | mmap.mmap:
+    """Return the content of a file, which stays on the disk, or the bytes themselves."""
+    if isinstance(model, bytes):
+        return model
+    with open(model, "rb") as file:
         return mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
 
 
