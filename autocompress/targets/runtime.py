@@ -13,19 +13,26 @@ import onnx
 
 from autocompress.errors import AutocompressError
 from autocompress.targets.device.graph_file import external_files, metadata
-from autocompress.targets.device.sessions import open_session
+from autocompress.targets.device.sessions import DEFAULT, SessionSettings, open_session
 
 EXAMPLE = "example"  # metadata key: sizes of the inputs that a file is timed on, by name
 
 
-def weights_in_memory(model: bytes | str) -> int:
+def weights_in_memory(model: bytes | str, settings: SessionSettings) -> int | None:
     """Return the bytes of a session's weights after constant folding.
 
     Further copies in the layouts of kernels are not counted.
 
     Args:
         model: content or path of an ONNX file.
+        settings: of the session.
+
+    Returns:
+        The bytes; None for other runtimes and providers than ONNX Runtime on the processor, which
+        do not show the graph that they execute.
     """
+    if (settings.runtime, settings.provider) != (DEFAULT.runtime, DEFAULT.provider):
+        return None
     with tempfile.TemporaryDirectory() as folder:
         optimized = str(Path(folder) / "optimized.onnx")
         open_session(model, optimized=optimized)

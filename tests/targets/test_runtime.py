@@ -12,7 +12,7 @@ from onnx import TensorProto, helper, numpy_helper
 
 from autocompress.errors import AutocompressError
 from autocompress.targets.device import sessions
-from autocompress.targets.device.sessions import Value
+from autocompress.targets.device.sessions import DEFAULT, SessionSettings, Value
 from autocompress.targets.runtime import (
     EXAMPLE,
     common_shapes,
@@ -34,7 +34,10 @@ def test_packed_weights_count_as_they_are_unpacked() -> None:
     packed = numpy_helper.from_array(np.arange(8, dtype=np.int8).reshape(2, 4), "q")
     unpack = helper.make_node("Cast", ["q"], ["w"], to=TensorProto.FLOAT)
     assert (
-        weights_in_memory(model([packed], unpack, helper.make_node("Add", ["x", "w"], ["y"]))) == 32
+        weights_in_memory(
+            model([packed], unpack, helper.make_node("Add", ["x", "w"], ["y"])), DEFAULT
+        )
+        == 32
     )
 
 
@@ -44,10 +47,10 @@ def test_float_weights_count_as_they_are_whatever_field_holds_them(
     spread = helper.make_tensor("w", TensorProto.FLOAT, (4, 4), np.arange(16.0))
     raw = numpy_helper.from_array(np.arange(16, dtype=np.float32).reshape(4, 4), "w")
     product = helper.make_node("MatMul", ["x", "w"], ["y"])
-    assert weights_in_memory(model([spread], product)) == 64
-    assert weights_in_memory(model([raw], product)) == 64
+    assert weights_in_memory(model([spread], product), DEFAULT) == 64
+    assert weights_in_memory(model([raw], product), DEFAULT) == 64
     monkeypatch.setattr(sessions, "EXTERNAL_BYTES", 1)
-    assert weights_in_memory(model([raw], product)) == 64, "in a file beside the graph"
+    assert weights_in_memory(model([raw], product), DEFAULT) == 64, "in a file beside the graph"
 
 
 @pytest.mark.parametrize(
@@ -114,3 +117,13 @@ def test_floats_are_random_and_integers_are_zero() -> None:
     assert 0 <= feed["x"].min() < feed["x"].max() < 1
     assert not feed["ids"].any()
     np.testing.assert_array_equal(feed["x"], random_feed(inputs, shapes)["x"])
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [SessionSettings("openvino", "CPU"), SessionSettings(provider="CUDAExecutionProvider")],
+)
+def test_the_memory_of_other_runtimes_is_not_known(settings: SessionSettings) -> None:
+    product = helper.make_node("MatMul", ["x", "w"], ["y"])
+    weight = numpy_helper.from_array(np.ones((4, 4), np.float32), "w")
+    assert weights_in_memory(model([weight], product), settings) is None
