@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -137,3 +138,15 @@ def test_openvino_is_timed_at_the_example_too(tmp_path: Path, capsys) -> None:
     assert code == 0
     assert "timed in OpenVINO, CPU, 1 thread" in out
     assert "inputs: x (6, 4)" in out
+
+
+def test_a_busy_machine_is_said_of_one_file_too(tmp_path: Path, capsys, monkeypatch) -> None:
+    path = written(tmp_path / "one", product())
+    real = file_commands.interleaved_timing
+
+    def busy(*given: Any, **named: Any) -> Any:
+        return replace(real(*given, **named), disturbance=0.4)
+
+    monkeypatch.setattr(file_commands, "interleaved_timing", busy)
+    for against in ((), ("--against", path)):
+        assert "the machine was busy" in run(capsys, "bench", path, "--rounds", 3, *against)[1]

@@ -395,3 +395,19 @@ def test_files_are_timed_again_under_other_settings(files) -> None:
     front = read_front(files.folder)
     assert front.baseline.latency_ms == 2.0
     assert front.points[0].measured.latency_ms == pytest.approx(1.5)
+
+
+def test_a_disturbed_timing_is_said_where_no_time_is_left_to_time_all(files, monkeypatch) -> None:
+    real = front_files.time_front
+    monkeypatch.setattr(
+        front_files, "time_front", lambda *parts: replace(real(*parts), warning="it was busy")
+    )
+    files.made.add(finalist(3, 6), PROBLEM, {})
+    files.made.clock = SimpleNamespace(
+        next_file_s=5.0,
+        rest_s=lambda pass_s: 5.0,
+        float_pass_s=5.0,
+        test_share=1.0,
+        has_room=lambda count, seconds: False,
+    )
+    assert files.made.finish([finalist(7, 7)], PROBLEM, {})[1] == {"warning": "it was busy"}
