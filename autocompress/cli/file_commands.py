@@ -17,6 +17,7 @@ from autocompress.targets.device.processors import processors
 from autocompress.targets.device.sessions import Runnable, SessionSettings, Value, open_session
 from autocompress.targets.device.timing import interleaved_timing
 from autocompress.targets.runtime import common_shapes, example_sizes, random_feed, stored_bytes
+from autocompress.task.batches import calling_names
 
 RUNTIME_WORDS = {"onnxruntime": "ONNX Runtime", "openvino": "OpenVINO"}
 
@@ -71,7 +72,7 @@ def evaluate_command(arguments: argparse.Namespace) -> int:
         Exit code.
 
     Raises:
-        TaskError: if the task lacks the split.
+        TaskError: if the task lacks the split, or other inputs than the file.
     """
     settings = replace(_recipe(arguments.path) or SessionSettings(), threads=processors())
     session = _opener(arguments.path, settings)()
@@ -80,9 +81,8 @@ def evaluate_command(arguments: argparse.Namespace) -> int:
     if batches is None:
         raise TaskError(f"task {task.name}: has no {arguments.split} split")
     _warn_of_arithmetic(arguments.path, settings)
-    scores, outputs = evaluate_session(
-        task, session, tuple(i.name for i in session.get_inputs()), batches
-    )
+    names = calling_names(task.example_inputs, session.get_inputs())
+    scores, outputs = evaluate_session(task, session, names, batches)
     extra = "".join(f", {name} {value:.4f}" for name, value in scores.metrics.items())
     console.print(
         f"{arguments.path}: accuracy {scores.accuracy:.4f}{extra} on {len(outputs)} samples of "

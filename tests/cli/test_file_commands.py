@@ -18,6 +18,7 @@ from autocompress.cli.main import main
 from autocompress.export.artifact import RECIPE_FORMAT
 from autocompress.targets.device.sessions import SessionSettings
 from autocompress.targets.runtime import EXAMPLE
+from autocompress.task.source import load_task
 
 WEIGHT = np.ones((4, 3), np.float32)
 
@@ -150,3 +151,59 @@ def test_a_busy_machine_is_said_of_one_file_too(tmp_path: Path, capsys, monkeypa
     monkeypatch.setattr(file_commands, "interleaved_timing", busy)
     for against in ((), ("--against", path)):
         assert "the machine was busy" in run(capsys, "bench", path, "--rounds", 3, *against)[1]
+
+
+PAIRS = """import torch
+import autocompress as ac
+
+class Pairs(torch.nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.out = torch.nn.Linear(4, 3)
+
+    def forward(self, x, y, z):
+        return self.out(x - 2 * y + 3 * z)
+
+def task():
+    torch.manual_seed(0)
+    inputs = {name: torch.randn(8, 4) for name in "xyz"}
+    model = Pairs().eval()
+    labels = model(**inputs).argmax(1)
+    metric = lambda outputs, targets: float((outputs.argmax(1) == targets).float().mean())
+    return ac.Task("pairs", model, inputs, [(inputs, labels)], metric)
+"""
+
+
+def test_a_file_is_fed_by_the_names_that_agree(tmp_path: Path, capsys) -> None:
+    """A file with its inputs in another order, all of one shape: x - 2 y + 3 z."""
+    (tmp_path / "pairs.py").write_text(PAIRS)
+    spec = f"{tmp_path / 'pairs.py'}:task"
+    weight, bias = (parameter.detach().numpy() for parameter in load_task(spec).model.parameters())
+    constants = {"two": np.float32(2), "three": np.float32(3), "w": weight, "b": bias}
+
+    def written_with(x: str, z: str) -> Path:
+        nodes = [
+            helper.make_node("Mul", ["y", "two"], ["y2"]),
+            helper.make_node("Mul", [z, "three"], ["z3"]),
+            helper.make_node("Sub", [x, "y2"], ["d"]),
+            helper.make_node("Add", ["d", "z3"], ["s"]),
+            helper.make_node("Gemm", ["s", "w", "b"], ["logits"], transB=1),
+        ]
+        graph = helper.make_graph(
+            nodes,
+            "g",
+            [helper.make_tensor_value_info(n, TensorProto.FLOAT, ["n", 4]) for n in ("y", x, z)],
+            [helper.make_tensor_value_info("logits", TensorProto.FLOAT, ["n", 3])],
+            [numpy_helper.from_array(value, name) for name, value in constants.items()],
+        )
+        opsets = [helper.make_opsetid("", 21)]
+        path = tmp_path / f"{x}{z}.onnx"
+        onnx.save(helper.make_model(graph, opset_imports=opsets, ir_version=10), path)
+        return path
+
+    code, out, _ = run(capsys, "evaluate", written_with("x", "other"), spec)
+    assert code == 0
+    assert "accuracy 1.0000" in out
+    code, _, error = run(capsys, "evaluate", written_with("p", "q"), spec)
+    assert code == 1
+    assert "a batch has the inputs x, y, z, the file takes y, p, q, and 2 of them fit x" in error
