@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import argparse
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -37,13 +37,14 @@ def bench_command(arguments: argparse.Namespace) -> int:
     path, other = arguments.path, arguments.against
     paths = [path] if other is None else [path, other]
     settings, words = _bench_settings(arguments)
-    openers = {one: _opener(one, settings) for one in paths}
-    inputs = {one: _inputs(opener()) for one, opener in openers.items()}
+    plain = {one: _opener(one, settings) for one in paths}
+    inputs = {one: _inputs(opener()) for one, opener in plain.items()}
     shapes = common_shapes(inputs, [example_sizes(one) for one in paths])
     feed = random_feed(inputs[path], shapes)
+    openers = [_tried(one, opener, feed, settings) for one, opener in plain.items()]
     for one in paths:
         _warn_of_arithmetic(one, settings)
-    baseline, *others = reversed(openers.values())
+    baseline, *others = reversed(openers)
     timing = interleaved_timing(baseline, others, feed, arguments.rounds, all_rounds=True)
     size = stored_bytes(path)
     if other is None:
@@ -138,12 +139,36 @@ def _opener(path: str, settings: SessionSettings) -> Callable[[], Any]:
         try:
             return open_session(path, settings)
         except Exception as error:
-            raise AutocompressError(
-                f"{path}: {RUNTIME_WORDS[settings.runtime]} cannot load it "
-                f"({str(error).splitlines()[0]})"
-            ) from error
+            runtime = RUNTIME_WORDS[settings.runtime]
+            raise AutocompressError(f"{path}: {runtime} cannot load it ({_why(error)})") from error
 
     return opened
+
+
+def _tried(
+    path: str, opener: Callable[[], Any], feed: Mapping[str, Any], settings: SessionSettings
+) -> Callable[[], Any]:
+    """Return a function that opens sessions of a file and runs each once."""
+
+    def opened() -> Any:
+        session = opener()
+        try:
+            session.run(None, dict(feed))
+        except Exception as error:
+            runtime = RUNTIME_WORDS[settings.runtime]
+            came = ", ".join(f"{name} {array.shape}" for name, array in feed.items())
+            raise AutocompressError(
+                f"{path}: {runtime} cannot run it on {came} ({_why(error)})"
+            ) from error
+        return session
+
+    return opened
+
+
+def _why(error: Exception) -> str:
+    """Return the first line of an error, or its type."""
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    return lines[0] if lines else type(error).__name__
 
 
 def _warn_of_arithmetic(path: str, settings: SessionSettings) -> None:

@@ -16,6 +16,9 @@ from autocompress.targets.device.graph_file import external_files, metadata
 from autocompress.targets.device.sessions import DEFAULT, SessionSettings, open_session
 
 EXAMPLE = "example"  # metadata key: sizes of the inputs that a file is timed on, by name
+NAMES = {"float": "float32", "double": "float64", "float16": "float16", "bool": "bool"}
+NAMES |= {f"{sign}int{bits}": f"{sign}int{bits}" for sign in ("", "u") for bits in (8, 16, 32, 64)}
+TYPES = {f"tensor({name})": kind for name, kind in NAMES.items()}  # type of NumPy by input type
 
 
 def weights_in_memory(model: bytes | str, settings: SessionSettings) -> int | None:
@@ -110,10 +113,12 @@ def _common_shape(forms: Mapping[str, Any], noted: Sequence[int]) -> tuple[int, 
     for path, value in forms.items():
         pairs = [(a, b) for a, b in zip(value.shape, wanted.shape, strict=False)]
         fixed = [pair for pair in pairs if all(isinstance(size, int) for size in pair)]
-        if len(value.shape) != len(wanted.shape) or any(a != b for a, b in fixed):
+        same = value.type == wanted.type and len(value.shape) == len(wanted.shape)
+        if not same or any(a != b for a, b in fixed):
             raise AutocompressError(
-                f"{path}: takes {value.name} of shape {tuple(value.shape)}, {first} of shape "
-                f"{tuple(wanted.shape)}; compare files that take the same shapes"
+                f"{path}: takes {value.name} as {value.type} of shape {tuple(value.shape)}, "
+                f"{first} as {wanted.type} of shape {tuple(wanted.shape)}; compare files that take "
+                "the same inputs"
             )
     usual = noted if len(noted) == len(wanted.shape) else [1] * len(wanted.shape)
     shape = []
@@ -122,9 +127,7 @@ def _common_shape(forms: Mapping[str, Any], noted: Sequence[int]) -> tuple[int, 
     return tuple(shape)
 
 
-def random_feed(
-    inputs: Sequence[Any], shapes: Mapping[str, Sequence[int]]
-) -> dict[str, Any]:
+def random_feed(inputs: Sequence[Any], shapes: Mapping[str, Sequence[int]]) -> dict[str, Any]:
     """Return inputs of a session: random floats in [0, 1), and zeros for integers and booleans.
 
     Args:
@@ -133,15 +136,21 @@ def random_feed(
 
     Returns:
         Arrays by input name.
+
+    Raises:
+        AutocompressError: if NumPy has no such type.
     """
     generator = np.random.default_rng(0)
     feed: dict[str, Any] = {}
     for value in inputs:
+        kind = TYPES.get(value.type)
+        if kind is None:
+            raise AutocompressError(
+                f"input {value.name} is a {value.type}; nearest: one of {', '.join(TYPES)}"
+            )
         shape = tuple(shapes[value.name])
-        kind = {"tensor(int64)": np.int64, "tensor(int32)": np.int32, "tensor(bool)": np.bool_}.get(
-            value.type
-        )
-        feed[value.name] = (
-            np.zeros(shape, kind) if kind else generator.random(shape, dtype=np.float32)
-        )
+        zeros = np.zeros(shape, kind)
+        is_float = np.issubdtype(zeros.dtype, np.floating)
+        random = generator.random(shape, dtype=np.float32)
+        feed[value.name] = random.astype(kind) if is_float else zeros
     return feed

@@ -16,7 +16,7 @@ from onnx import TensorProto, helper, numpy_helper
 from autocompress.cli import file_commands
 from autocompress.cli.main import main
 from autocompress.export.artifact import RECIPE_FORMAT
-from autocompress.targets.device.sessions import SessionSettings
+from autocompress.targets.device.sessions import SessionSettings, open_session
 from autocompress.targets.runtime import EXAMPLE
 from autocompress.task.source import load_task
 
@@ -207,3 +207,38 @@ def test_a_file_is_fed_by_the_names_that_agree(tmp_path: Path, capsys) -> None:
     code, _, error = run(capsys, "evaluate", written_with("p", "q"), spec)
     assert code == 1
     assert "a batch has the inputs x, y, z, the file takes y, p, q, and 2 of them fit x" in error
+
+
+@pytest.mark.parametrize("kind", [TensorProto.FLOAT16, TensorProto.UINT8, TensorProto.DOUBLE])
+def test_inputs_of_other_types_are_timed(kind: int, tmp_path: Path, capsys) -> None:
+    path = written(tmp_path / "one", product(kind=kind))
+    code, out, error = run(capsys, "bench", path, "--rounds", 3)
+    assert (code, error) == (0, "")
+    assert "inputs: x (2, 4)" in out
+
+
+def test_openvino_names_types_as_onnxruntime_does(tmp_path: Path) -> None:
+    pytest.importorskip("openvino")
+    for kind in (TensorProto.FLOAT16, TensorProto.UINT8, TensorProto.INT64):
+        path = written(tmp_path / str(kind), product(kind=kind))
+        openvino, usual = SessionSettings("openvino", "CPU"), SessionSettings()
+        kinds = {open_session(str(path), one).get_inputs()[0].type for one in (openvino, usual)}
+        assert len(kinds) == 1, kinds
+
+
+def test_a_file_that_does_not_run_is_named(tmp_path: Path, capsys) -> None:
+    """Its product takes four columns, and neither its input nor its notes say so."""
+    path = written(tmp_path / "one", product(("batch", "width")))
+    code, _, error = run(capsys, "bench", path, "--rounds", 3)
+    assert code == 1
+    assert f"autocompress: {path}: ONNX Runtime cannot run it on x (1, 1) (" in error
+    assert "a fault of autocompress" not in error
+    text = written(tmp_path / "text", product(kind=TensorProto.STRING))
+    code, _, error = run(capsys, "bench", text, "--rounds", 3)
+    assert code == 1
+    assert "input x is a tensor(string); nearest: one of tensor(float)" in error
+    eight = written(tmp_path / "eight", product((8, 4)))
+    two = written(tmp_path / "two", product((2, 4)))
+    code, _, error = run(capsys, "bench", two, "--against", eight, "--rounds", 3)
+    assert code == 1
+    assert f"{eight}: takes x as tensor(float) of shape (8, 4), {two} as" in error

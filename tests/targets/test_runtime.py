@@ -88,13 +88,14 @@ def test_shapes_are_those_of_the_files_then_of_the_example_then_one() -> None:
 
 
 def test_files_that_take_no_common_shape_are_named() -> None:
-    def inputs(name: str, *shape: object) -> list[Value]:
-        return [Value(name, list(shape), "tensor(float)")]
+    def inputs(name: str, *shape: object, kind: str = "float") -> list[Value]:
+        return [Value(name, list(shape), f"tensor({kind})")]
 
     for other, message in (
         (inputs("z", 2), "b: has the inputs ['z'], a has ['x']; compare files with the same inputs"),
-        (inputs("x", 3, "n"), "b: takes x of shape (3, 'n'), a of shape (2, 4); compare files that"),
-        (inputs("x", 2), "b: takes x of shape (2,), a of shape (2, 4); compare files that take the"),
+        (inputs("x", 3, "n"), "b: takes x as tensor(float) of shape (3, 'n'), a as tensor(float) of"),
+        (inputs("x", 2), "b: takes x as tensor(float) of shape (2,), a as tensor(float) of shape (2"),
+        (inputs("x", 2, 4, kind="float16"), "b: takes x as tensor(float16) of shape (2, 4), a as"),
     ):
         with pytest.raises(AutocompressError) as caught:
             common_shapes({"a": inputs("x", 2, 4), "b": other}, [{}, {}])
@@ -106,14 +107,21 @@ def test_floats_are_random_and_integers_are_zero() -> None:
         Value("x", ["batch", 5], "tensor(float)"),
         Value("mask", ["n", "m"], "tensor(bool)"),
         Value("ids", [2], "tensor(int32)"),
+        Value("half", [9], "tensor(float16)"),
+        Value("pixels", [2], "tensor(uint8)"),
     ]
-    shapes = {"x": (7, 5), "mask": (1, 1), "ids": (2,)}
+    shapes = {"x": (7, 5), "mask": (1, 1), "ids": (2,), "half": (9,), "pixels": (2,)}
     feed = random_feed(inputs, shapes)
     assert {name: (v.shape, v.dtype.name) for name, v in feed.items()} == {
         "x": ((7, 5), "float32"),
         "mask": ((1, 1), "bool"),
         "ids": ((2,), "int32"),
+        "half": ((9,), "float16"),
+        "pixels": ((2,), "uint8"),
     }
+    assert feed["half"].any()
+    with pytest.raises(AutocompressError, match=r"^input t is a tensor\(string\); nearest: one of"):
+        random_feed([Value("t", [1], "tensor(string)")], {"t": (1,)})
     assert 0 <= feed["x"].min() < feed["x"].max() < 1
     assert not feed["ids"].any()
     np.testing.assert_array_equal(feed["x"], random_feed(inputs, shapes)["x"])

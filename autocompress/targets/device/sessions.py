@@ -196,6 +196,9 @@ def release_memory() -> None:
             trim(0)
 
 
+INTEGERS = (("i", "int"), ("u", "uint"))  # names of OpenVINO and ONNX Runtime
+
+
 class Value(NamedTuple):
     """Describe one input of a session."""
 
@@ -229,11 +232,13 @@ class OpenVinoSession:
 
     def get_inputs(self) -> list[Value]:
         """Return inputs under their names in the file."""
-        kinds = {"f32": "float", "i64": "int64", "i32": "int32", "boolean": "bool"}
+        kinds = {"f64": "double", "f32": "float", "f16": "float16", "boolean": "bool"}
+        kinds |= {f"{k}{bits}": f"{name}{bits}" for k, name in INTEGERS for bits in (8, 16, 32, 64)}
         values = []
         for node in self._inputs:
             shape = [d.get_length() if d.is_static else str(d) for d in node.get_partial_shape()]
-            kind = kinds.get(node.get_element_type().get_type_name(), "float")
+            own = node.get_element_type().get_type_name()
+            kind = kinds.get(own, own)
             values.append(Value(node.get_any_name(), shape, f"tensor({kind})"))
         return values
 
