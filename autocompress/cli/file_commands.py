@@ -37,11 +37,11 @@ def bench_command(arguments: argparse.Namespace) -> int:
     path, other = arguments.path, arguments.against
     paths = [path] if other is None else [path, other]
     settings, words = _bench_settings(arguments)
-    plain = {one: _opener(one, settings) for one in paths}
-    inputs = {one: _inputs(opener()) for one, opener in plain.items()}
+    plain = [(one, _opener(one, settings)) for one in paths]
+    inputs = {one: _inputs(opener()) for one, opener in plain}
     shapes = common_shapes(inputs, [example_sizes(one) for one in paths])
     feed = random_feed(inputs[path], shapes)
-    openers = [_tried(one, opener, feed, settings) for one, opener in plain.items()]
+    openers = [_tried(one, opener, feed, settings) for one, opener in plain]
     for one in paths:
         _warn_of_arithmetic(one, settings)
     baseline, *others = reversed(openers)
