@@ -71,7 +71,6 @@ TESTED_ELSEWHERE = {
     "__main__.py": "search/test_faults.py runs `python -m autocompress`",
     "cli/folder_commands.py": "cli/test_main.py runs each command",
     "cli/folder_options.py": "huggingface/test_command_line.py gives all options",
-    "cli/latency_commands.py": "cli/test_main.py runs each command",
     "cli/shared_options.py": "cli/test_arguments.py parses the options of all commands",
     "cli/values.py": "cli/test_arguments.py parses values of options",
     "export/subject.py": "export/test_probes.py measures the subject of a small model",
