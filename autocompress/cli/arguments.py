@@ -197,7 +197,9 @@ def _add_export_probes(command: Command) -> None:
     parser = command("export-probes", text, task=True)
     add_target(parser, "target whose runtime is on the device")
     add_profiled_space(parser)
-    parser.add_argument("--to", type=new_folder, required=True, metavar="DIR", help="folder to write")
+    parser.add_argument(
+        "--to", type=new_folder, required=True, metavar="DIR", help="folder to write"
+    )
 
 
 def _add_folder_commands(command: Command) -> None:
@@ -213,7 +215,9 @@ def _add_folder_commands(command: Command) -> None:
         help="point to copy, among those within the limits (default: knee)",
     )
     add_limits(export)
-    export.add_argument("--to", type=new_folder, required=True, metavar="DIR", help="folder to write")
+    export.add_argument(
+        "--to", type=new_folder, required=True, metavar="DIR", help="folder to write"
+    )
     export.add_argument(
         "--split-towers",
         action="store_true",
@@ -224,7 +228,9 @@ def _add_folder_commands(command: Command) -> None:
         "build model.onnx of an exported point again from the original weights and its recipe",
     )
     reproduce.add_argument("folder", metavar="DIR", help="exported point")
-    reproduce.add_argument("--to", type=new_folder, required=True, metavar="DIR", help="folder to write")
+    reproduce.add_argument(
+        "--to", type=new_folder, required=True, metavar="DIR", help="folder to write"
+    )
     report = command("report", "draw report.html of a run folder again")
     report.add_argument("folder", metavar="DIR", help="run folder")
 

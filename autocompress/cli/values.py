@@ -260,4 +260,4 @@ def _check_writable(text: str, folder: Path) -> None:
             f"{text}: {there} is a file; nearest: a path in {there.parent}"
         )
     if not os.access(there, os.W_OK):
-        raise argparse.ArgumentTypeError(f"{text}: {there} cannot be written; choose another folder")
+        raise argparse.ArgumentTypeError(f"{text}: {there} cannot be written; name another folder")

@@ -107,7 +107,7 @@ def node_operations(node: NodeTime) -> tuple[float, bool]:
 
     Returns:
         (operations, True if they are on 8-bit integers). A multiply-add counts as two operations.
-        An operator that multiplies no matrices counts one per output element.    """
+        An operator that multiplies no matrices counts one per output element."""
     outputs = float(prod(node.outputs[0][1])) if node.outputs else 0.0
     large = [(kind, shape) for kind, shape in node.inputs if len(shape) >= 2]
     if "Conv" in node.operator and len(large) >= 2:

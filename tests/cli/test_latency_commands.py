@@ -73,7 +73,7 @@ def test_a_table_that_cannot_be_merged_is_kept_alone(
     assert code == 1
     assert "latency tables differ in settings" in error
     assert error.endswith(f"; {out} holds the new table alone\n")
-    assert LatencyTable.load(out) == TABLE
+    assert out.read_text() == TABLE.to_json()
     monkeypatch.setattr(latency_commands, "load_table", lambda *_: TABLE)
     assert run(capsys, "profile", "t", *merge, "--out", out)[0] == 0
     assert len(measured) == 2

@@ -101,8 +101,8 @@ WRONG = [
     *(
         (
             f"{words} --to {{folder}}/table.json",
-            f"autocompress {words.split()[0]}: --to: {{folder}}/table.json: {{folder}}/table.json is a "
-            "file; nearest: a path in {folder}",
+            f"autocompress {words.split()[0]}: --to: {{folder}}/table.json: {{folder}}/table.json "
+            "is a file; nearest: a path in {folder}",
         )
         for words in ("export d", "export-probes t", "reproduce d")
     ),

@@ -92,10 +92,10 @@ def test_files_that_take_no_common_shape_are_named() -> None:
         return [Value(name, list(shape), f"tensor({kind})")]
 
     for other, message in (
-        (inputs("z", 2), "b: has the inputs ['z'], a has ['x']; compare files with the same inputs"),
-        (inputs("x", 3, "n"), "b: takes x as tensor(float) of shape (3, 'n'), a as tensor(float) of"),
-        (inputs("x", 2), "b: takes x as tensor(float) of shape (2,), a as tensor(float) of shape (2"),
-        (inputs("x", 2, 4, kind="float16"), "b: takes x as tensor(float16) of shape (2, 4), a as"),
+        (inputs("z", 2), "b: has the inputs ['z'], a has ['x']; compare files with"),
+        (inputs("x", 3, "n"), "b: takes x as tensor(float) of shape (3, 'n'), a as"),
+        (inputs("x", 2), "b: takes x as tensor(float) of shape (2,), a as"),
+        (inputs("x", 2, 4, kind="float16"), "b: takes x as tensor(float16) of shape"),
     ):
         with pytest.raises(AutocompressError) as caught:
             common_shapes({"a": inputs("x", 2, 4), "b": other}, [{}, {}])

@@ -138,7 +138,8 @@ def test_a_provider_that_cannot_start_is_missing(monkeypatch: pytest.MonkeyPatch
     stand_in = SimpleNamespace(get_providers=lambda: opened, disable_fallback=lambda: None)
     monkeypatch.setattr(onnxruntime, "InferenceSession", lambda *a, **k: stand_in)
     target_module._provider_fault.cache_clear()
-    with pytest.raises(TargetError, match=r"target onnxruntime-cuda: .* cannot start CUDA") as error:
+    words = r"target onnxruntime-cuda: .* cannot start CUDA"
+    with pytest.raises(TargetError, match=words) as error:
         find_target("onnxruntime-cuda")
     assert "\n" not in str(error.value)
     target_module._provider_fault.cache_clear()

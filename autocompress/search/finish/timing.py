@@ -94,9 +94,7 @@ def _choose_settings(
         plain, other = (partial(open_session, str(path), own) for own in (default, tuned))
         reopens = is_large(str(path))
         clock = quiet_clock(default, tuned)
-        pair = interleaved_timing(
-            plain, [other], feed, ROUNDS // 2, clock=clock, reopens=reopens
-        )
+        pair = interleaved_timing(plain, [other], feed, ROUNDS // 2, clock=clock, reopens=reopens)
         chosen[path] = default if pair.intervals[0][0] > 1 else tuned
         ratios[path.parent.name] = pair.ratios[0]
     return chosen, ratios

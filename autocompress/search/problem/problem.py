@@ -421,7 +421,7 @@ def _float_times(
     table: LatencyTable,
     layout: Layout,
 ) -> tuple[float, float, str]:
-    """Return the ms of the original's float file, of the compressed model's, and a warning or ""."""
+    """Return the ms of the original's float file and of the compressed model's, and a warning."""
     # Where no ratio is measured, the clock of the milliseconds shows what disturbs them.
     clock = None if others else time.perf_counter
     parts = (subject.feed, target, table.settings)
