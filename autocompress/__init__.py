@@ -492,13 +492,14 @@ def open_session(path: str | Path) -> Any:
             f"{file}: has no recipe beside it that says how to open it; give the folder that "
             "`autocompress export` wrote"
         )
+    try:
+        session = sessions.open_session(str(file), settings)
+    except sessions.ProviderError as error:
+        raise TargetError(f"{file}: {error}") from None
     words = session_warning(file, settings)
     if words:
         warnings.warn(words, stacklevel=2)
-    try:
-        return sessions.open_session(str(file), settings)
-    except sessions.ProviderError as error:
-        raise TargetError(f"{file}: {error}") from None
+    return session
 
 
 def reproduce(folder: str | Path, to: str | Path, task: Task | None = None) -> Path:

@@ -10,11 +10,10 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
-import onnxruntime
 import yaml
 
 from autocompress.errors import TargetError, nearest_name, nearest_number
-from autocompress.targets.device.sessions import SessionSettings, open_session
+from autocompress.targets.device.sessions import ProviderError, SessionSettings, open_session
 from autocompress.targets.device.tuning import thread_counts
 from autocompress.targets.figures import Figures, check_keys, parse_figures
 from autocompress.targets.kernel_models import product_model
@@ -272,9 +271,6 @@ def missing_here(target: Target) -> str:
         return ""
     if target.runtime == "openvino" and importlib.util.find_spec("openvino") is None:
         return "OpenVINO is not installed; pip install 'autocompress[openvino]'"
-    present = onnxruntime.get_available_providers()
-    if target.runtime == "onnxruntime" and target.provider not in present:
-        return f"ONNX Runtime has no {target.provider} here; it has: {', '.join(present)}"
     is_processor = target.provider == PROCESSOR[target.runtime]
     return "" if is_processor else _provider_fault(target.runtime, target.provider)
 
@@ -287,6 +283,8 @@ def _provider_fault(runtime: str, provider: str) -> str:
     """
     try:
         open_session(product_model(), SessionSettings(runtime, provider))
+    except ProviderError as error:
+        return str(error)
     except Exception as error:
         words = " ".join(str(error).split()) or type(error).__name__
         return f"no session opens on {provider} here ({words})"

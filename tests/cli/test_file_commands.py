@@ -13,8 +13,10 @@ import pytest
 import yaml
 from onnx import TensorProto, helper, numpy_helper
 
+import autocompress as ac
 from autocompress.cli import file_commands
 from autocompress.cli.main import main
+from autocompress.errors import TargetError
 from autocompress.export.artifact import RECIPE_FORMAT
 from autocompress.targets.device.sessions import SessionSettings, open_session
 from autocompress.targets.runtime import EXAMPLE
@@ -242,3 +244,14 @@ def test_a_file_that_does_not_run_is_named(tmp_path: Path, capsys) -> None:
     code, _, error = run(capsys, "bench", two, "--against", eight, "--rounds", 3)
     assert code == 1
     assert f"{eight}: takes x as tensor(float) of shape (8, 4), {two} as" in error
+
+
+def test_a_provider_that_is_not_here_is_told_in_one_line(tmp_path: Path, capsys) -> None:
+    path = written(tmp_path / "point", product(), provider="NoSuchProvider")
+    words = f"{path}: ONNX Runtime has no NoSuchProvider here; it has: "
+    code, _, error = run(capsys, "bench", path)
+    assert code == 1
+    assert "cannot load it (ONNX Runtime has no NoSuchProvider here; it has: " in error
+    with pytest.raises(TargetError) as caught:
+        ac.open_session(path)
+    assert str(caught.value).startswith(words)

@@ -96,7 +96,7 @@ def open_session(
         A session of ONNX Runtime, or an `OpenVinoSession`.
 
     Raises:
-        ProviderError: if ONNX Runtime falls back to another provider.
+        ProviderError: if ONNX Runtime lacks the provider, or falls back to another one.
     """
     if settings.runtime == "openvino":
         return OpenVinoSession(model, settings, bool(profile))
@@ -120,38 +120,38 @@ def open_session(
         options.add_session_config_entry(f"{entry}min_size_in_bytes", str(EXTERNAL_BYTES))
     if weights:
         options.add_external_initializers(list(weights), list(weights.values()))
-
-    def opened(source: bytes | str) -> Any:
-        session = onnxruntime.InferenceSession(
-            source,
-            options,
-            providers=[settings.provider],
-            disabled_optimizers=list(settings.disabled_optimizers) or None,
-        )
-        session.disable_fallback()  # which opens the session anew on the CPU if a run fails
-        _check_provider(session.get_providers(), settings.provider)
-        return session
-
     if size_of(model) < SMALL_BYTES:
-        return opened(model)
+        return _opened(model, options, settings)
     release_memory()
     with tempfile.TemporaryDirectory() as folder:
-        session = opened(_on_disk(model, Path(folder)))
+        session = _opened(_on_disk(model, Path(folder)), options, settings)
     release_memory()  # what the runtime needed while it opened the file
     return session
 
 
-def _check_provider(opened: Sequence[str], wanted: str) -> None:
-    """Raise ProviderError if the first provider of a session is not the wanted one.
+def _opened(source: bytes | str, options: Any, settings: SessionSettings) -> Any:
+    """Open a session of ONNX Runtime; raise ProviderError where another provider would run it.
 
     ONNX Runtime lists the providers that it was built with. Where one cannot start, the session
     runs on the CPU without an error.
     """
+    wanted, present = settings.provider, onnxruntime.get_available_providers()
+    if wanted not in present:
+        raise ProviderError(f"ONNX Runtime has no {wanted} here; it has: {', '.join(present)}")
+    session = onnxruntime.InferenceSession(
+        source,
+        options,
+        providers=[wanted],
+        disabled_optimizers=list(settings.disabled_optimizers) or None,
+    )
+    session.disable_fallback()  # which opens the session anew on the CPU if a run fails
+    opened = session.get_providers()
     if not opened or opened[0] != wanted:
         raise ProviderError(
             f"ONNX Runtime cannot start {wanted} here and runs on {', '.join(opened)} instead; its "
             f"libraries or its device are missing"
         )
+    return session
 
 
 def _on_disk(model: bytes | str, folder: Path) -> bytes | str:

@@ -127,8 +127,11 @@ def test_another_provider_than_the_wanted_one_is_an_error(
         get_providers=lambda: opened, disable_fallback=lambda: calls.append("disable_fallback")
     )
     monkeypatch.setattr(onnxruntime, "InferenceSession", lambda *a, **k: stand_in)
+    monkeypatch.setattr(onnxruntime, "get_available_providers", lambda: ["Wanted"])
     with pytest.raises(ProviderError, match="cannot start Wanted here and runs on"):
         open_session(layered, SessionSettings(provider="Wanted"))
     opened.insert(0, "Wanted")
     assert open_session(layered, SessionSettings(provider="Wanted")) is stand_in
     assert calls, "a run that fails must not go on elsewhere either"
+    with pytest.raises(ProviderError, match=r"^ONNX Runtime has no Other here; it has: Wanted$"):
+        open_session(layered, SessionSettings(provider="Other"))
