@@ -18,7 +18,13 @@ from autocompress.argument_types import path as checked_path
 from autocompress.argument_types import shown, switch
 from autocompress.candidate import Candidate, Distillation, ModuleConfig
 from autocompress.compress.recover.student import on_student
-from autocompress.errors import ArgumentError, AutocompressError, ExportError, TaskError
+from autocompress.errors import (
+    ArgumentError,
+    AutocompressError,
+    ExportError,
+    TargetError,
+    TaskError,
+)
 from autocompress.export.artifact import read_recipe, session_settings, session_warning
 from autocompress.export.reload import load_module, reproduce_model
 from autocompress.huggingface.out.write import write_point
@@ -476,6 +482,7 @@ def open_session(path: str | Path) -> Any:
 
     Raises:
         ExportError: there is no recipe beside the file.
+        TargetError: its provider cannot start here.
     """
     file = Path(checked_path("open_session", "path", path, "point/model.onnx"))
     file = file / MODEL_FILE if file.is_dir() else file
@@ -485,10 +492,14 @@ def open_session(path: str | Path) -> Any:
             f"{file}: has no recipe beside it that says how to open it; give the folder that "
             "`autocompress export` wrote"
         )
+    try:
+        session = sessions.open_session(str(file), settings)
+    except sessions.ProviderError as error:
+        raise TargetError(f"{file}: {error}") from None
     words = session_warning(file, settings)
     if words:
         warnings.warn(words, stacklevel=2)
-    return sessions.open_session(str(file), settings)
+    return session
 
 
 def reproduce(folder: str | Path, to: str | Path, task: Task | None = None) -> Path:

@@ -69,10 +69,8 @@ PUBLIC = ("autocompress", "autocompress.export.compressor", "autocompress.result
 # Modules without a test at their path, with the test file that covers them.
 TESTED_ELSEWHERE = {
     "__main__.py": "search/test_faults.py runs `python -m autocompress`",
-    "cli/file_commands.py": "cli/test_main.py runs each command",
     "cli/folder_commands.py": "cli/test_main.py runs each command",
     "cli/folder_options.py": "huggingface/test_command_line.py gives all options",
-    "cli/latency_commands.py": "cli/test_main.py runs each command",
     "cli/shared_options.py": "cli/test_arguments.py parses the options of all commands",
     "cli/values.py": "cli/test_arguments.py parses values of options",
     "export/subject.py": "export/test_probes.py measures the subject of a small model",

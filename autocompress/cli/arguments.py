@@ -22,6 +22,8 @@ from autocompress.cli.values import (
     duration,
     existing_file,
     memory,
+    new_file,
+    new_folder,
     seed,
     space_name,
     steps,
@@ -185,7 +187,9 @@ def _add_profile(command: Command) -> None:
         default=[],
         help="add the runs of another table of this machine; may be repeated",
     )
-    parser.add_argument("--out", required=True, metavar="FILE", help="table to write")
+    parser.add_argument(
+        "--out", type=new_file, required=True, metavar="FILE", help="table to write"
+    )
 
 
 def _add_export_probes(command: Command) -> None:
@@ -193,7 +197,9 @@ def _add_export_probes(command: Command) -> None:
     parser = command("export-probes", text, task=True)
     add_target(parser, "target whose runtime is on the device")
     add_profiled_space(parser)
-    parser.add_argument("--to", required=True, metavar="DIR", help="folder to write")
+    parser.add_argument(
+        "--to", type=new_folder, required=True, metavar="DIR", help="folder to write"
+    )
 
 
 def _add_folder_commands(command: Command) -> None:
@@ -209,7 +215,9 @@ def _add_folder_commands(command: Command) -> None:
         help="point to copy, among those within the limits (default: knee)",
     )
     add_limits(export)
-    export.add_argument("--to", required=True, metavar="DIR", help="folder to write")
+    export.add_argument(
+        "--to", type=new_folder, required=True, metavar="DIR", help="folder to write"
+    )
     export.add_argument(
         "--split-towers",
         action="store_true",
@@ -220,7 +228,9 @@ def _add_folder_commands(command: Command) -> None:
         "build model.onnx of an exported point again from the original weights and its recipe",
     )
     reproduce.add_argument("folder", metavar="DIR", help="exported point")
-    reproduce.add_argument("--to", required=True, metavar="DIR", help="folder to write")
+    reproduce.add_argument(
+        "--to", type=new_folder, required=True, metavar="DIR", help="folder to write"
+    )
     report = command("report", "draw report.html of a run folder again")
     report.add_argument("folder", metavar="DIR", help="run folder")
 

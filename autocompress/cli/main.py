@@ -26,6 +26,7 @@ from autocompress.cli.search_commands import (
     worker_command,
 )
 from autocompress.errors import AutocompressError
+from autocompress.targets.device.sessions import ProviderError
 from autocompress.task.user_code import our_fault
 
 COMMANDS: dict[str, Callable[[argparse.Namespace], int]] = {
@@ -42,6 +43,11 @@ COMMANDS: dict[str, Callable[[argparse.Namespace], int]] = {
     "evaluate": evaluate_command,
 }
 
+# What Ctrl-C leaves: these commands save each result at once.
+SAVING = ("search", "worker")
+KEPT = "all results so far are saved, and the same command continues"
+LOST = "nothing was finished, and the same command begins anew"
+
 
 def main(argv: Sequence[str] | None = None) -> None:
     """Run one command and exit.
@@ -57,7 +63,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         code = COMMANDS[arguments.command](arguments)
     except UsageError as error:
         refuse(f"autocompress {arguments.command}", str(error))
-    except AutocompressError as error:
+    except (AutocompressError, ProviderError) as error:
         if arguments.debug:
             traceback.print_exc()
         sys.exit(_fail(" ".join(str(error).split())))
@@ -71,10 +77,8 @@ def main(argv: Sequence[str] | None = None) -> None:
             )
         )
     except KeyboardInterrupt:
-        print(
-            "autocompress: stopped; all results so far are saved, and the same command continues",
-            file=sys.stderr,
-        )
+        kept = KEPT if arguments.command in SAVING else LOST
+        print(f"autocompress: stopped; {kept}", file=sys.stderr)
         sys.exit(INTERRUPTED)
     except Exception as error:
         if arguments.debug:

@@ -8,6 +8,7 @@ from __future__ import annotations
 import argparse
 import difflib
 import math
+import os
 import re
 from collections.abc import Callable
 from pathlib import Path
@@ -227,3 +228,36 @@ def limits_of(arguments: argparse.Namespace) -> dict[str, Any]:
         "max_accuracy_drop": arguments.max_accuracy_drop,
         "min_metric": dict(arguments.min_metric) or None,
     }
+
+
+def new_file(text: str) -> str:
+    """Return the path of a file that a command can write.
+
+    Args:
+        text: the path.
+    """
+    if Path(text).is_dir():
+        raise argparse.ArgumentTypeError(f"{text}: is a folder; expected a file")
+    _check_writable(text, Path(text).absolute().parent)
+    return text
+
+
+def new_folder(text: str) -> str:
+    """Return the path of a folder that a command can write.
+
+    Args:
+        text: the path.
+    """
+    _check_writable(text, Path(text).absolute())
+    return text
+
+
+def _check_writable(text: str, folder: Path) -> None:
+    """Raise argparse's error if a folder can neither be written nor be made."""
+    there = next(path for path in (folder, *folder.parents) if path.exists())
+    if not there.is_dir():
+        raise argparse.ArgumentTypeError(
+            f"{text}: {there} is a file; nearest: a path in {there.parent}"
+        )
+    if not os.access(there, os.W_OK):
+        raise argparse.ArgumentTypeError(f"{text}: {there} cannot be written; name another folder")

@@ -110,11 +110,13 @@ def table_lines(
         "| | before | after | ratio |",
         "|---|---|---|---|",
         f"| size (bytes) | {baseline.size_bytes} | {m.size_bytes} | {smaller} |",
-        f"| weights in a session (bytes) | {baseline.memory_bytes} | {m.memory_bytes} | |",
         f"| latency (ms, {target}) | {baseline.latency_ms:.3f} | {m.latency_ms:.3f} | {speed} |",
         f"| {metric} (validation) | {score(baseline.accuracy)} | {score(m.accuracy)} | |",
         f"| {metric} (test{part}) | {score(baseline.test_accuracy)} | {score(m.test_accuracy)} | |",
     ]
+    if baseline.memory_bytes is not None and m.memory_bytes is not None:
+        row = f"| weights in a session (bytes) | {baseline.memory_bytes} | {m.memory_bytes} | |"
+        lines.insert(3, row)
     for name, value in m.metrics.items():
         if name in baseline.metrics:
             before, words = baseline.metrics[name], name.replace("_", " ")

@@ -40,16 +40,16 @@ def check_size(name: str, model: nn.Module) -> None:
 
 
 def float_bytes(model: nn.Module) -> int:
-    """Return the bytes of a model's parameters in float32; shared ones count once.
+    """Return the bytes of a model's parameters and buffers in float32; shared ones count once.
 
     Args:
         model: the model.
     """
     size = 0
-    for parameter in model.parameters():
-        if isinstance(parameter, nn.UninitializedParameter):
+    for tensor in (*model.parameters(), *model.buffers()):
+        if isinstance(tensor, (nn.UninitializedParameter, nn.UninitializedBuffer)):
             continue  # a check of the task names it
-        size += parameter.numel() * (4 if parameter.is_floating_point() else parameter.itemsize)
+        size += tensor.numel() * (4 if tensor.is_floating_point() else tensor.itemsize)
     return size
 
 

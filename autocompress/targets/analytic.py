@@ -15,6 +15,7 @@ from autocompress.targets.device.profiler import NodeTime, profile_nodes
 from autocompress.targets.device.sessions import SessionSettings
 from autocompress.targets.figures import Figures
 
+RULES = 2  # version of how operators are counted; cached tables of another one are not used
 # After fusions but before layouts for this machine's processor, as a device's compiler would begin.
 LEVEL = "EXTENDED"
 BYTES = {
@@ -30,6 +31,20 @@ BYTES = {
 PRODUCTS = ("MatMul", "Gemm", "Attention")  # stems of operators that multiply matrices
 RECURRENT = ("LSTM", "GRU")
 INTEGERS = ("int8", "uint8", "int4", "uint4")
+FLOATS = ("float", "float16", "bfloat16", "double")
+# Operators that give a tensor another shape or name; a compiler removes them.
+RENAMES = ("Reshape", "Squeeze", "Unsqueeze", "Identity", "Flatten")
+# Positions of the inputs of which an operator takes a part, or the shape alone.
+TAKES_PART = {
+    "Gather": (0,),
+    "GatherElements": (0,),
+    "GatherND": (0,),
+    "GatherBlockQuantized": (0, 2, 3),
+    "Slice": (0,),
+    "Shape": (0,),
+    "Size": (0,),
+}
+EMBEDDINGS = "EmbedLayerNormalization"  # looks up tokens, positions and segments
 
 
 def analytic_times(
@@ -38,7 +53,8 @@ def analytic_times(
     """Return the operators of a file with lower bounds of their times on the device.
 
     Weights count at the width in which they are computed with, since packed ones are unpacked when
-    the model is loaded. Every operator reads its inputs from memory and writes its outputs there.
+    the model is loaded. Every operator reads its inputs from memory and writes its outputs there;
+    `moved_bytes` says what is left out.
 
     Args:
         model: content or path of an ONNX file.
@@ -54,14 +70,33 @@ def analytic_times(
 
 
 def _microseconds(node: NodeTime, figures: Figures) -> float:
+    if node.operator in RENAMES:
+        return 0.0
     operations, integer = node_operations(node)
     compute = operations / (figures.int8_gops if integer else figures.float_gops) / 1e3
-    moved = (
-        sum(prod(shape) * BYTES.get(kind, 1) for kind, shape in (*node.inputs, *node.outputs))
-        / figures.bandwidth_gb_s
-        / 1e3
-    )
-    return figures.overhead_us + max(compute, moved)
+    return figures.overhead_us + max(compute, moved_bytes(node) / figures.bandwidth_gb_s / 1e3)
+
+
+def moved_bytes(node: NodeTime) -> float:
+    """Count the bytes that one operator moves at least.
+
+    What takes a part of a tensor moves that part, and not the tensor. It is counted once, as the
+    output, as `latency_model` does for embeddings.
+
+    Args:
+        node: operator with the types and shapes of its inputs and outputs.
+    """
+    if node.operator in RENAMES:
+        return 0.0
+    inputs = [one for i, one in enumerate(node.inputs) if not _is_looked_up(node.operator, i, one)]
+    return float(sum(prod(shape) * BYTES.get(kind, 1) for kind, shape in (*inputs, *node.outputs)))
+
+
+def _is_looked_up(operator: str, position: int, value: tuple[str, tuple[int, ...]]) -> bool:
+    """Return True if an operator takes only a part of an input, or only its shape."""
+    if operator == EMBEDDINGS:  # some of its inputs may be absent: tables are told by their form
+        return value[0] in FLOATS and len(value[1]) == 2
+    return position in TAKES_PART.get(operator, ())
 
 
 def node_operations(node: NodeTime) -> tuple[float, bool]:
@@ -72,8 +107,7 @@ def node_operations(node: NodeTime) -> tuple[float, bool]:
 
     Returns:
         (operations, True if they are on 8-bit integers). A multiply-add counts as two operations.
-        An operator that multiplies no matrices counts one per output element.
-    """
+        An operator that multiplies no matrices counts one per output element."""
     outputs = float(prod(node.outputs[0][1])) if node.outputs else 0.0
     large = [(kind, shape) for kind, shape in node.inputs if len(shape) >= 2]
     if "Conv" in node.operator and len(large) >= 2:

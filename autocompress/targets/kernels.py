@@ -183,9 +183,9 @@ def kernel_choice(target: Target) -> KernelChoice:
     Args:
         target: its runtime and session settings select the file of answers.
     """
-    machine = key_of(repr((sorted(versions().items()), sorted(asdict(target.settings).items()))))[
-        :16
-    ]
     present = target.figures is None and not missing_here(target)
+    runtime = versions(target.settings if present else DEFAULT)  # a missing one has no version
+    content = (sorted(runtime.items()), sorted(asdict(target.settings).items()))
+    machine = key_of(repr(content))[:16]
     path = cache_folder() / "kernels" / f"{machine}.json"
     return KernelChoice(target.settings, target.weight_only, present, target.portable, path)

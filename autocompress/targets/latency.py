@@ -13,7 +13,7 @@ from autocompress.targets.device.job import Job, Report, measure
 from autocompress.targets.device.processors import processors
 from autocompress.targets.device.result import JobResult, versions
 from autocompress.targets.device.sessions import SessionSettings, is_large, open_session
-from autocompress.targets.device.timing import Timing, interleaved_timing
+from autocompress.targets.device.timing import Clock, Timing, interleaved_timing, quiet_clock
 from autocompress.targets.figures import Figures
 from autocompress.targets.target import Target
 
@@ -28,6 +28,7 @@ def compare(
     settings: SessionSettings,
     rounds: int,
     report: Callable[[float], None] | None = None,
+    clock: Clock | None = None,
 ) -> Timing:
     """Time models in turn with a baseline.
 
@@ -39,6 +40,8 @@ def compare(
         settings: of all sessions.
         rounds: how often each model is run in turn with the baseline.
         report: called with the done share of the work, 0 to 1.
+        clock: of the ratios; None for the one of latency tables, so that predicted and measured
+            ratios are of one clock.
 
     Returns:
         Milliseconds of the baseline, and each model's ratio to it.
@@ -49,8 +52,15 @@ def compare(
         ratios = tuple(_total_us(model, feed, figures, settings) / total for model in models)
         return Timing(total / 1e3, ratios, tuple((ratio, ratio) for ratio in ratios))
     openers = [partial(open_session, model, settings) for model in (baseline, *models)]
-    reopens = is_large(baseline)
-    return interleaved_timing(openers[0], openers[1:], feed, rounds, report=report, reopens=reopens)
+    return interleaved_timing(
+        openers[0],
+        openers[1:],
+        feed,
+        rounds,
+        report=report,
+        clock=clock or quiet_clock(settings),
+        reopens=is_large(baseline),
+    )
 
 
 def _total_us(

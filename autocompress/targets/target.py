@@ -6,20 +6,22 @@ import difflib
 import importlib.util
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
+from functools import cache
 from pathlib import Path
 from typing import Any
 
-import onnxruntime
 import yaml
 
 from autocompress.errors import TargetError, nearest_name, nearest_number
-from autocompress.targets.device.sessions import SessionSettings
+from autocompress.targets.device.sessions import ProviderError, SessionSettings, open_session
 from autocompress.targets.device.tuning import thread_counts
 from autocompress.targets.figures import Figures, check_keys, parse_figures
+from autocompress.targets.kernel_models import product_model
 
 FILES = Path(__file__).parent / "builtin"
 ANALYTIC = "analytic"
 RUNTIMES = ("onnxruntime", "openvino", ANALYTIC)
+PROCESSOR = {"onnxruntime": "CPUExecutionProvider", "openvino": "CPU"}  # provider by runtime
 KEYS = ("runtime", "provider", "threads", "portable", "stores", "executes", "device")
 STORED_BITS = (2, 3, 4, 5, 6, 7, 8, 16, 32)
 ACTIVATION_BITS = (8, 16, 32)
@@ -191,7 +193,7 @@ def parse_target(name: str, data: Any) -> Target:
     return Target(
         name,
         runtime,
-        str(data.get("provider", "CPU" if runtime == "openvino" else "CPUExecutionProvider")),
+        str(data.get("provider", PROCESSOR.get(runtime, PROCESSOR["onnxruntime"]))),
         _threads(where, data.get("threads", 1)),
         _listed(
             where, "stores: weight_bits", stores.get("weight_bits", list(STORED_BITS)), STORED_BITS
@@ -265,9 +267,25 @@ def missing_here(target: Target) -> str:
     Args:
         target: a measured target; nothing is missing for an analytic one.
     """
+    if target.figures is not None:
+        return ""
     if target.runtime == "openvino" and importlib.util.find_spec("openvino") is None:
         return "OpenVINO is not installed; pip install 'autocompress[openvino]'"
-    present = onnxruntime.get_available_providers()
-    if target.runtime == "onnxruntime" and target.provider not in present:
-        return f"ONNX Runtime has no {target.provider} here; it has: {', '.join(present)}"
+    is_processor = target.provider == PROCESSOR[target.runtime]
+    return "" if is_processor else _provider_fault(target.runtime, target.provider)
+
+
+@cache
+def _provider_fault(runtime: str, provider: str) -> str:
+    """Return why a provider runs no session here, in words; "" if it does.
+
+    A runtime lists what it was built for, also without the device and its libraries.
+    """
+    try:
+        open_session(product_model(), SessionSettings(runtime, provider))
+    except ProviderError as error:
+        return str(error)
+    except Exception as error:
+        words = " ".join(str(error).split()) or type(error).__name__
+        return f"no session opens on {provider} here ({words})"
     return ""

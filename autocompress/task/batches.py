@@ -24,6 +24,7 @@ from autocompress.errors import TaskError
 Inputs = Tensor | tuple[Any, ...] | list[Any] | Mapping[str, Any]
 Batches = Iterable[tuple[Inputs, Any]]
 NARROWED = (torch.float16, torch.bfloat16, torch.float64)  # searched as float32 copies
+ONNX_TYPES = {"float32": "float", "float64": "double"}  # others have the same names
 NO_BFLOAT16 = "which a file of a float32 model does not take; nearest: float32"
 
 
@@ -120,6 +121,60 @@ def feed_of(inputs: Inputs, names: Sequence[str]) -> dict[str, NDArray[Any]]:
             return {name: _array(name, inputs[name]) for name in names}
     pairs = zip(names, input_tensors(inputs), strict=True)
     return {name: _array(name, tensor) for name, tensor in pairs}
+
+
+def calling_names(inputs: Inputs, values: Sequence[Any]) -> tuple[str, ...]:
+    """Return the input names of any file in the calling order of a task.
+
+    Names that agree belong together. Where they stand at the same places, so does the rest.
+    Otherwise the rest is told by types and shapes.
+
+    Args:
+        inputs: one batch of inputs of the task.
+        values: inputs of a session of the file, each with a name, a shape and a type.
+
+    Returns:
+        The names; in the file's order if it takes another number of tensors.
+
+    Raises:
+        TaskError: some names agree, and for the rest more than one assignment is possible, or none.
+    """
+    names = tuple(value.name for value in values)
+    own = {name: one for name, one in leaves(inputs).items() if isinstance(one, Tensor)}
+    agreed = {name: names.index(name) for name in own if name in names}
+    if len(own) != len(names) or all([*own][place] == name for name, place in agreed.items()):
+        return names
+    matched = {name: name for name in agreed}
+    others = [value for value in values if value.name not in agreed]
+    fitting = {
+        name: [value.name for value in others if _fits(value, tensor)]
+        for name, tensor in own.items()
+        if name not in agreed
+    }
+    while fitting:  # if only one assignment is possible, some tensor has only one name left
+        name = min(fitting, key=lambda name: len(fitting[name]))
+        if len(fitting[name]) != 1:
+            raise TaskError(
+                f"task: a batch has the inputs {', '.join(own)}, the file takes "
+                f"{', '.join(names)}, and {len(fitting[name]) or 'none'} of them fit {name}; "
+                "nearest: a task that names its inputs as the file does"
+            )
+        (matched[name],) = fitting.pop(name)
+        fitting = {
+            other: [one for one in left if one != matched[name]] for other, left in fitting.items()
+        }
+    return tuple(matched[name] for name in own)
+
+
+def _fits(value: Any, tensor: Tensor) -> bool:
+    """Return True if an input of a file takes a tensor; batches are cut as the file needs them."""
+    kind = str(tensor.dtype).removeprefix("torch.")
+    pairs = list(zip(value.shape, tensor.shape, strict=False))[1:]
+    return (
+        value.type == f"tensor({ONNX_TYPES.get(kind, kind)})"
+        and len(value.shape) == tensor.dim()
+        and not any(isinstance(size, int) and size != came for size, came in pairs)
+    )
 
 
 def _array(name: str, tensor: Tensor) -> NDArray[Any]:

@@ -89,6 +89,23 @@ WRONG = [
         "autocompress inspect: --target-table: {folder}: is a folder; expected a file",
     ),
     ("profile t", "autocompress profile: the following arguments are required: --out"),
+    (
+        "profile t --out {folder}",
+        "autocompress profile: --out: {folder}: is a folder; expected a file",
+    ),
+    (
+        "profile t --out {folder}/table.json/new/table.json",
+        "autocompress profile: --out: {folder}/table.json/new/table.json: {folder}/table.json is a "
+        "file; nearest: a path in {folder}",
+    ),
+    *(
+        (
+            f"{words} --to {{folder}}/table.json",
+            f"autocompress {words.split()[0]}: --to: {{folder}}/table.json: {{folder}}/table.json "
+            "is a file; nearest: a path in {folder}",
+        )
+        for words in ("export d", "export-probes t", "reproduce d")
+    ),
     ("profile t --out f --space no", "autocompress profile: --space: no: no such file; "),
     ("worker t", "autocompress worker: the following arguments are required: --storage"),
     ("export d", "autocompress export: the following arguments are required: --to"),

@@ -68,6 +68,7 @@ def test_an_error_is_shown_by_its_name_and_without_the_sign(tmp_path: Path) -> N
         "| perplexity token dropout (validation) | 250.0000 | 260.0000 | |",
     ):
         assert line in lines
+    assert "weights in a session" not in "".join(lines), "nobody measured it"
 
 
 @pytest.mark.parametrize(

@@ -69,3 +69,15 @@ def test_every_entry_refuses_before_the_model_runs(
 
 def test_layers_without_weights_yet_are_left_to_the_check_of_the_task() -> None:
     assert float_bytes(nn.Sequential(nn.LazyLinear(3), nn.Linear(2, 2, bias=False))) == 16
+
+
+def test_buffers_count_too() -> None:
+    model = weight(20000, 24000)
+    check_size("big", model)
+    model.register_buffer("mask", torch.empty(30000, 2000, dtype=torch.bool, device="meta"))
+    model.register_buffer("table", torch.empty(10000, 4000, dtype=torch.half, device="meta"))
+    assert float_bytes(model) == 4 * 20000 * 24000 + 30000 * 2000 + 4 * 10000 * 4000
+    with pytest.raises(TaskError, match=r"take 2\.14 GB in float32"):
+        check_size("big", model)
+    lazy = nn.Sequential(nn.LazyBatchNorm1d())
+    assert float_bytes(lazy) == 8, "of the counter of its batches"

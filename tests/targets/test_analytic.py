@@ -10,7 +10,7 @@ from autocompress import Candidate, ModuleConfig, find_modules
 from autocompress.export.prepare import prepare
 from autocompress.export.subject import layout_of, subject_of
 from autocompress.space.search_space import SearchSpace
-from autocompress.targets.analytic import analytic_times, node_operations
+from autocompress.targets.analytic import analytic_times, moved_bytes, node_operations
 from autocompress.targets.device.profiler import NodeTime
 from autocompress.targets.device.sessions import DEFAULT
 from autocompress.targets.figures import Figures
@@ -84,6 +84,47 @@ def test_convolutions_count_their_groups() -> None:
         (("float", (5, 1, 2, 4)),),
     )
     assert node_operations(lstm) == (2 * 5 * 2 * (48 + 64), False)
+
+
+def lookup(operator: str, *inputs: tuple[str, tuple[int, ...]]) -> NodeTime:
+    return NodeTime(operator, ("y",), 0.0, inputs, (("float", (8, 64)),))
+
+
+def test_a_lookup_moves_what_it_takes_and_not_its_table() -> None:
+    taken = 8 * 64 * 4
+    table, ids = ("float", (30000, 64)), ("int64", (8,))
+    packed, scales = ("uint8", (30000, 32)), ("float", (30000, 2))
+    for found, expected in (
+        (lookup("Gather", table, ids), taken + 64),
+        (lookup("GatherBlockQuantized", packed, ids, scales), taken + 64),
+        (lookup("Slice", table, ids, ids), taken + 128),
+        (lookup("EmbedLayerNormalization", ids, table, table, ("float", (64,))), taken + 64 + 256),
+        (lookup("Add", table, table), taken + 2 * 30000 * 64 * 4),
+        *((lookup(name, table, ids), 0) for name in ("Reshape", "Squeeze", "Identity")),
+    ):
+        assert moved_bytes(found) == expected, found.operator
+    rows = one_lookup()
+    assert rows.microseconds == pytest.approx(7 + (taken + 64) / 0.5 / 1e3)
+
+
+def one_lookup() -> NodeTime:
+    """The operator of a file that looks up eight rows of a table."""
+    node = helper.make_node("Gather", ["w", "x"], ["y"], name="y")
+    graph = helper.make_graph(
+        [node],
+        "g",
+        [helper.make_tensor_value_info("x", TensorProto.INT64, [8])],
+        [helper.make_tensor_value_info("y", TensorProto.FLOAT, None)],
+        [numpy_helper.from_array(np.ones((3000, 64), np.float32), "w")],
+    )
+    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 21)], ir_version=10)
+    feed = {"x": np.arange(8)}
+    (found,) = analytic_times(model.SerializeToString(), feed, FIGURES, DEFAULT)
+    return found
+
+
+def test_what_only_renames_a_tensor_takes_no_time() -> None:
+    assert one("Flatten", {"x": (64, 8, 8)}, {}).microseconds == 0
 
 
 @pytest.mark.slow

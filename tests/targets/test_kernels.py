@@ -5,7 +5,9 @@ it returns.
 from __future__ import annotations
 
 import json
+import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
@@ -13,7 +15,8 @@ from autocompress.targets import kernel_timing, kernels
 from autocompress.targets.device.sessions import DEFAULT, open_session
 from autocompress.targets.device.timing import Timing
 from autocompress.targets.kernel_timing import FOLDED, liked_multiple
-from autocompress.targets.kernels import KernelChoice
+from autocompress.targets.kernels import KernelChoice, kernel_choice
+from autocompress.targets.target import parse_target
 
 
 def test_answers_are_measured_once_and_remembered(tmp_path: Path, monkeypatch) -> None:
@@ -82,3 +85,19 @@ def test_float_arithmetic_does_not_round_inputs() -> None:
     choice = KernelChoice()
     for bits in (2, 4, 8):
         assert not choice.matmul_rounds_inputs(3, 100, 48, bits, 32, 0)
+
+
+def test_answers_of_another_version_of_the_runtime_do_not_count(monkeypatch) -> None:
+    def path(runtime: str, version: str, present: bool = True) -> Path | None:
+        monkeypatch.setitem(sys.modules, "openvino", SimpleNamespace(__version__=version))
+        monkeypatch.setattr(kernels, "missing_here", lambda target: "" if present else "missing")
+        return kernel_choice(parse_target("t", {"runtime": runtime})).path
+
+    assert path("openvino", "1") == path("openvino", "1")
+    assert path("openvino", "1") != path("openvino", "2")
+    assert path("onnxruntime", "1") == path("onnxruntime", "2")
+    absent = path("openvino", "1", present=False)
+    assert absent not in (path("openvino", "1"), path("onnxruntime", "1"))
+    monkeypatch.setitem(sys.modules, "openvino", None)  # an import of it fails
+    monkeypatch.setattr(kernels, "missing_here", lambda target: "missing")
+    assert kernel_choice(parse_target("t", {"runtime": "openvino"})).path == absent

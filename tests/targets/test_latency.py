@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from types import SimpleNamespace
 
 import numpy as np
@@ -10,7 +11,7 @@ import pytest
 from autocompress.targets import latency
 from autocompress.targets.device.job import Job
 from autocompress.targets.device.sessions import DEFAULT, SessionSettings
-from autocompress.targets.device.timing import Timing
+from autocompress.targets.device.timing import Timing, quiet_clock
 from autocompress.targets.latency import all_threads, carry_out, compare
 
 OPERATORS = {b"base": (100.0, 300.0), b"half": (150.0, 50.0), b"twice": (800.0,)}
@@ -37,11 +38,12 @@ def test_an_analytic_target_compares_sums_of_operators() -> None:
 
 
 def test_a_real_target_runs_every_file_with_the_settings(monkeypatch: pytest.MonkeyPatch) -> None:
-    opened, reopened = [], []
+    opened, reopened, clocks = [], [], []
     monkeypatch.setattr(latency, "open_session", lambda *given: opened.append(given))
 
-    def timing(baseline, models, feed, rounds, report, reopens):
+    def timing(baseline, models, feed, rounds, report, clock, reopens):
         reopened.append(reopens)
+        clocks.append(clock)
         for opener in (baseline, *models):
             opener()
         assert (feed, rounds, report) == ({"x": 1}, 7, print)
@@ -54,6 +56,10 @@ def test_a_real_target_runs_every_file_with_the_settings(monkeypatch: pytest.Mon
     monkeypatch.setattr(latency, "is_large", lambda model: model == b"base")
     compare(b"base", ["path"], {"x": 1}, REAL, settings, 7, print)
     assert reopened == [False, True], "a large baseline is opened anew"
+    compare(b"base", ["path"], {"x": 1}, REAL, DEFAULT, 7, print)
+    compare(b"base", ["path"], {"x": 1}, REAL, DEFAULT, 7, print, time.perf_counter)
+    wall = time.perf_counter
+    assert clocks == [wall, wall, quiet_clock(DEFAULT), wall], "that of the latency table"
 
 
 def job() -> Job:

@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 from pathlib import Path
+from types import SimpleNamespace
 
+import onnxruntime
 import pytest
 import yaml
 
 from autocompress.errors import TargetError
+from autocompress.targets import target as target_module
 from autocompress.targets.target import FILES, find_target, parse_target, target_names
 
 DEVICE = {
@@ -125,6 +128,32 @@ def test_what_is_missing_here_is_said(tmp_path: Path, monkeypatch) -> None:
         TargetError, match=r"OpenVINO is not installed; pip install 'autocompress\[openvino\]'"
     ):
         find_target("openvino-cpu")
+
+
+def test_a_provider_that_cannot_start_is_missing(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A package for CUDA lists the provider also where the GPU or its libraries are missing."""
+    listed = ["CUDAExecutionProvider", "CPUExecutionProvider"]
+    monkeypatch.setattr(onnxruntime, "get_available_providers", lambda: listed)
+    opened = ["CPUExecutionProvider"]
+    stand_in = SimpleNamespace(get_providers=lambda: opened, disable_fallback=lambda: None)
+    monkeypatch.setattr(onnxruntime, "InferenceSession", lambda *a, **k: stand_in)
+    target_module._provider_fault.cache_clear()
+    words = r"target onnxruntime-cuda: .* cannot start CUDA"
+    with pytest.raises(TargetError, match=words) as error:
+        find_target("onnxruntime-cuda")
+    assert "\n" not in str(error.value)
+    target_module._provider_fault.cache_clear()
+    opened.insert(0, "CUDAExecutionProvider")
+    assert find_target("onnxruntime-cuda").provider == "CUDAExecutionProvider"
+    target_module._provider_fault.cache_clear()
+
+
+def test_a_device_of_openvino_that_is_not_here_is_missing(tmp_path: Path) -> None:
+    pytest.importorskip("openvino")
+    path = tmp_path / "t.yaml"
+    path.write_text("runtime: openvino\nprovider: NOSUCH\n")
+    with pytest.raises(TargetError, match="no session opens on NOSUCH here"):
+        find_target(str(path))
 
 
 def test_what_a_target_cannot_execute_is_refused_by_name() -> None:

@@ -7,6 +7,7 @@ from __future__ import annotations
 import random
 from collections import OrderedDict, namedtuple
 from collections.abc import Iterator
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -18,6 +19,7 @@ from torch import Tensor
 from autocompress.errors import TaskError
 from autocompress.task.batches import (
     batch_size,
+    calling_names,
     cut,
     cuttable,
     describe_inputs,
@@ -85,6 +87,41 @@ def test_a_file_is_fed_by_name_where_the_names_are_the_same() -> None:
     assert feed_of(X.clone().requires_grad_(), ("x",))["x"].tolist() == X.tolist()
     with pytest.raises(ValueError, match="zip"):
         feed_of((X, Y), ("only",))
+
+
+def file_input(name: str, *shape: object, kind: str = "int64") -> Any:
+    return SimpleNamespace(name=name, shape=list(shape), type=f"tensor({kind})")
+
+
+def test_names_that_agree_belong_together_whatever_their_order() -> None:
+    words, mask, image = torch.ones(2, 7).long(), torch.zeros(2, 7).long(), torch.ones(2, 3, 4, 4)
+    batch = {"input_ids": words, "attention_mask": mask, "segments": mask}
+    values = [file_input(name, "n", "m") for name in ("attention_mask", "input_ids", "types")]
+    names = calling_names(batch, values)
+    assert names == ("input_ids", "attention_mask", "types")
+    assert feed_of(batch, names)["input_ids"].all()
+    assert calling_names(batch, values[:2]) == ("attention_mask", "input_ids"), "counted later"
+    assert calling_names((words, mask, mask), values) == tuple(value.name for value in values)
+    in_order = [file_input(name, "n", "m") for name in ("input_ids", "mask", "types")]
+    assert calling_names(batch, in_order) == ("input_ids", "mask", "types"), "as the places say"
+    told = {"x": words, "ids": words, "pixels": image}
+    values = [file_input("ids", "n", "m"), file_input("image", 1, 3, 4, 4, kind="float")]
+    assert calling_names(told, [*values, file_input("words", "n", 7)]) == ("words", "ids", "image")
+
+
+@pytest.mark.parametrize(
+    ("rest", "count"), [((2, 7), "2"), (("n", 8), "none")], ids=["ambiguous", "impossible"]
+)
+def test_names_that_may_be_mixed_up_are_refused(rest: tuple[Any, ...], count: str) -> None:
+    words = torch.ones(2, 7).long()
+    batch = {"ids": words, "a": words, "b": words}
+    values = [file_input("p", *rest), file_input("ids", "n", "m"), file_input("q", *rest)]
+    with pytest.raises(TaskError) as caught:
+        calling_names(batch, values)
+    assert str(caught.value) == (
+        f"task: a batch has the inputs ids, a, b, the file takes p, ids, q, and {count} of them "
+        "fit a; nearest: a task that names its inputs as the file does"
+    )
 
 
 @pytest.mark.parametrize(

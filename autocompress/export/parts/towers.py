@@ -15,7 +15,7 @@ from autocompress.export.artifact import write_graph
 from autocompress.export.float_graph.subgraphs import producers, reads
 from autocompress.results.files import MODEL_FILE
 from autocompress.targets.device.sessions import SessionSettings, open_session
-from autocompress.targets.runtime import random_feed
+from autocompress.targets.runtime import common_shapes, example_sizes, random_feed
 
 # Output -> file of the part that computes it, as other tools name it.
 TOWERS = {"text_embeds": "text_model.onnx", "image_embeds": "vision_model.onnx"}
@@ -105,7 +105,8 @@ def _compare(
 ) -> None:
     """Raise ExportError, and remove the parts, if they compute something else than the whole."""
     whole = open_session(str(path), settings)
-    feed = random_feed(whole)
+    shapes = common_shapes({str(path): whole.get_inputs()}, [example_sizes(str(path))])
+    feed = random_feed(whole.get_inputs(), shapes)
     for value in whole.get_inputs():
         if feed[value.name].dtype.kind in "ib":
             feed[value.name] += 1  # tokens, and masks that hide nothing

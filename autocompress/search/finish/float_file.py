@@ -37,7 +37,7 @@ class FloatFile:
             problem: has the path of the file, its size, latency and accuracy.
         """
         if self.memory_bytes is None:
-            self.memory_bytes = weights_in_memory(str(problem.float_path))
+            self.memory_bytes = weights_in_memory(str(problem.float_path), problem.settings)
         rest = self.rest or not_run(problem, *known_test(folder))
         earlier = earlier_front(folder)
         known = {} if earlier is None else earlier.baseline.metrics

@@ -73,6 +73,7 @@ class FrontFiles:
     tested_share: float = 0.0
     _files: dict[int, MeasuredFile] = field(default_factory=dict)
     _points: dict[int, FrontPoint] = field(default_factory=dict)
+    _warning: str = ""  # of the last disturbed timing
 
     @classmethod
     def resumed(
@@ -174,7 +175,7 @@ class FrontFiles:
         files = self._run_all(finalists, problem)
         baseline = self.float_file.numbers(self.folder, problem)
         if not files:  # there is no time; the points so far stay as they are
-            return self._write(problem, baseline), {"warning": ""}
+            return self._write(problem, baseline), {"warning": self._warning}
         points, baseline, timing = self._timed(files, problem, baseline, origin)
         front = self._write(problem, baseline)
         for unfinished in (self.folder / "models").glob(f"*{NEW}"):  # of a killed process
@@ -339,6 +340,7 @@ class FrontFiles:
         parts = (problem, problem.float_path, paths)
         problem.stitcher.apply(Candidate())  # what it holds of a candidate leaves the memory
         timing = time_front(*parts, report, rounds)
+        self._warning = timing.warning or self._warning
         own = timing.float_settings
         elsewhere = time_elsewhere(*parts, timing.settings, report, rounds, own)
         # The float file, too, may be faster under the default settings than under tuned ones.

@@ -151,7 +151,13 @@ def run_file(finalist: Finalist, problem: Problem, place: Path, folder: Path) ->
     scores, _ = evaluate_session(problem.task, session, names, problem.task.validation)
     pass_s = time.monotonic() - started
     del session  # the next one opens the same file
-    parts = (scores, None, weights_in_memory(path), pass_s, not finalist.is_uniform)
+    parts = (
+        scores,
+        None,
+        weights_in_memory(path, problem.settings),
+        pass_s,
+        not finalist.is_uniform,
+    )
     return MeasuredFile(finalist, place, size, *parts)
 
 

@@ -11,7 +11,7 @@ from typing import Any
 from autocompress.search.problem.clock import ROUNDS
 from autocompress.search.problem.problem import Problem
 from autocompress.targets.device.sessions import SessionSettings, is_large, open_session
-from autocompress.targets.device.timing import interleaved_timing
+from autocompress.targets.device.timing import interleaved_timing, quiet_clock
 from autocompress.targets.latency import compare
 
 BRIEF = 12  # of one file that is added while the search goes on
@@ -73,8 +73,9 @@ def time_front(
     chosen, ratios = _choose_settings(problem, [baseline, *paths], feed, report)
     openers = [partial(open_session, str(path), chosen[path]) for path in (baseline, *paths)]
     reopens = is_large(str(baseline))
+    clock = quiet_clock(*chosen.values())
     timing = interleaved_timing(
-        openers[0], openers[1:], feed, rounds, report=shown, reopens=reopens
+        openers[0], openers[1:], feed, rounds, report=shown, clock=clock, reopens=reopens
     )
     settings = tuple(chosen[path] for path in paths)
     parts = (timing.ratios, settings, ratios, timing.baseline_ms, timing.warning)
@@ -92,7 +93,8 @@ def _choose_settings(
         report("timing the settings", i / len(paths))
         plain, other = (partial(open_session, str(path), own) for own in (default, tuned))
         reopens = is_large(str(path))
-        pair = interleaved_timing(plain, [other], feed, ROUNDS // 2, reopens=reopens)
+        clock = quiet_clock(default, tuned)
+        pair = interleaved_timing(plain, [other], feed, ROUNDS // 2, clock=clock, reopens=reopens)
         chosen[path] = default if pair.intervals[0][0] > 1 else tuned
         ratios[path.parent.name] = pair.ratios[0]
     return chosen, ratios
@@ -132,12 +134,14 @@ def time_elsewhere(
             files = [str(path) for path in paths]
             timing = compare(str(baseline), files, feed, problem.target, tuned, rounds, share)
         else:
-            opener = partial(open_session, str(baseline), float_settings or tuned)
+            own_float = float_settings or tuned
+            opener = partial(open_session, str(baseline), own_float)
             pairs = zip(paths, settings, strict=True)
             openers = [partial(open_session, str(path), own) for path, own in pairs]
             reopens = is_large(str(baseline))
+            clock = quiet_clock(own_float, *settings)
             timing = interleaved_timing(
-                opener, openers, feed, rounds, report=share, reopens=reopens
+                opener, openers, feed, rounds, report=share, clock=clock, reopens=reopens
             )
         for entry, ratio in zip(entries, (1.0, *timing.ratios), strict=True):
             entry[f"latency at {name} (ms)"] = ratio * timing.baseline_ms

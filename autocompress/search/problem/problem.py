@@ -74,12 +74,14 @@ class Baseline:
             is one, otherwise the original's.
         pass_s: seconds of one pass of the float file over the validation split.
         settings: session settings under which they were timed.
+        warning: what disturbed their timing, or "".
     """
 
     measured: Measurement
     float_ms: float
     pass_s: float
     settings: SessionSettings = DEFAULT
+    warning: str = ""
 
 
 @dataclass(frozen=True)
@@ -388,12 +390,12 @@ def _measured(
     scores, _ = evaluate_session(task, session, builder.lowered.input_names, task.validation)
     pass_s = time.perf_counter() - started
     del session  # the next one has the same size
-    original_ms, float_ms = _float_times(path, others, target, subject, table, layout)
+    original_ms, float_ms, warning = _float_times(path, others, target, subject, table, layout)
     size = path.stat().st_size
     measured = Measurement(
         size, original_ms, scores.accuracy, metrics=scores.metrics, verified=True
     )
-    return Baseline(measured, float_ms, pass_s, table.settings)
+    return Baseline(measured, float_ms, pass_s, table.settings, warning)
 
 
 def _timed_again(problem: Problem, table: LatencyTable) -> Baseline:
@@ -406,9 +408,9 @@ def _timed_again(problem: Problem, table: LatencyTable) -> Baseline:
         else [problem.builder.baseline]
     )
     parts = (problem.float_path, others, problem.target, problem.subject)
-    original_ms, float_ms = _float_times(*parts, table, problem.layout)
+    original_ms, float_ms, warning = _float_times(*parts, table, problem.layout)
     measured = replace(files.measured, latency_ms=original_ms)
-    return Baseline(measured, float_ms, files.pass_s, table.settings)
+    return Baseline(measured, float_ms, files.pass_s, table.settings, warning)
 
 
 def _float_times(
@@ -418,17 +420,18 @@ def _float_times(
     subject: Subject,
     table: LatencyTable,
     layout: Layout,
-) -> tuple[float, float]:
-    """Return the ms of the original's float file, and of the one of the compressed model."""
-    timing = compare(
-        str(path), others, subject.feed, target, table.settings, rounds=BASELINE_ROUNDS
-    )
+) -> tuple[float, float, str]:
+    """Return the ms of the original's float file and of the compressed model's, and a warning."""
+    # Where no ratio is measured, the clock of the milliseconds shows what disturbs them.
+    clock = None if others else time.perf_counter
+    parts = (subject.feed, target, table.settings)
+    timing = compare(str(path), others, *parts, rounds=BASELINE_ROUNDS, clock=clock)
     ratio = timing.ratios[0] if others else 1.0
     # A device that is not at hand cannot be timed. Its table knows only the compressed model.
     if is_foreign(table):
         float_ms = _table_float_ms(table, layout, subject)
-        return float_ms / ratio, float_ms
-    return timing.baseline_ms, timing.baseline_ms * ratio
+        return float_ms / ratio, float_ms, ""
+    return timing.baseline_ms, timing.baseline_ms * ratio, timing.warning
 
 
 def _table_float_ms(table: LatencyTable, layout: Layout, subject: Subject) -> float:

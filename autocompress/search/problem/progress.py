@@ -193,6 +193,8 @@ def setup_lines(problem: Problem, time: Mapping[str, Any]) -> list[str]:
         )
     if table.warning:
         lines.append(f"latency table: {table.warning}")
+    if problem.float_files.warning:
+        lines.append(f"float file: {problem.float_files.warning}")
     disabled = table.settings.disabled_optimizers
     if table.settings != problem.target.settings:
         without = f", without {', '.join(disabled)}" if disabled else ""

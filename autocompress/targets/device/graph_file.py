@@ -12,9 +12,10 @@ from typing import Any, NamedTuple
 import numpy as np
 
 # Numbers of fields in onnx.proto.
-GRAPH = 7  # of ModelProto
+GRAPH, METADATA = 7, 14  # of ModelProto
 NODE, INITIALIZER = 1, 5  # of GraphProto
-INPUT, OUTPUT, NAME, OPERATOR = 1, 2, 3, 4  # of NodeProto
+INPUT, OUTPUT, NAME, OPERATOR, ATTRIBUTE = 1, 2, 3, 4, 5  # of NodeProto
+ONE_TENSOR, ONE_GRAPH, TENSORS, GRAPHS = 5, 6, 10, 11  # of AttributeProto
 DIMS, TENSOR_NAME, RAW_DATA, EXTERNAL_DATA = 1, 8, 9, 13  # of TensorProto
 PACKED = (4, 5, 7, 10, 11)  # fields of TensorProto that hold values instead of raw data
 KEY, VALUE = 1, 2  # of StringStringEntryProto
@@ -72,10 +73,7 @@ class GraphFile:
         Args:
             model: content or path of an ONNX file.
         """
-        if isinstance(model, bytes):
-            return cls.read(model)
-        with open(model, "rb") as file:
-            return cls.read(mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ))
+        return cls.read(_content(model))
 
     @cached_property
     def names(self) -> frozenset[str]:
@@ -111,6 +109,51 @@ class GraphFile:
         mixed = words * MIX
         mixed = (mixed ^ (mixed >> np.uint64(29))) * MIX
         return len(words), int(mixed.sum(dtype=np.uint64))
+
+
+def external_files(path: str) -> set[Path]:
+    """Return the files that hold external data of an ONNX file.
+
+    Args:
+        path: of the ONNX file.
+    """
+    files = set()
+    for graph in _parts(memoryview(_content(path)), GRAPH):
+        for tensor in _tensors(graph):
+            for entry in _parts(tensor, EXTERNAL_DATA):
+                if _text(entry, KEY) == "location":
+                    files.add(Path(path).parent / _text(entry, VALUE))
+    return files
+
+
+def metadata(model: bytes | str) -> dict[str, str]:
+    """Return the notes of an ONNX file.
+
+    Args:
+        model: content or path of the file.
+    """
+    entries = _parts(memoryview(_content(model)), METADATA)
+    return {_text(entry, KEY): _text(entry, VALUE) for entry in entries}
+
+
+def _tensors(graph: memoryview) -> Iterator[memoryview]:
+    """Yield the constants of a graph, and of the bodies of its branches and loops."""
+    yield from _parts(graph, INITIALIZER)
+    for node in _parts(graph, NODE):
+        for attribute in _parts(node, ATTRIBUTE):
+            for number in (ONE_TENSOR, TENSORS):
+                yield from _parts(attribute, number)
+            for number in (ONE_GRAPH, GRAPHS):
+                for body in _parts(attribute, number):
+                    yield from _tensors(body)
+
+
+def _content(model: bytes | str) -> bytes | mmap.mmap:
+    """Return the content of a file, which stays on the disk, or the bytes themselves."""
+    if isinstance(model, bytes):
+        return model
+    with open(model, "rb") as file:
+        return mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
 
 
 def _rank(tensor: memoryview) -> int:

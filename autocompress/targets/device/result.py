@@ -5,6 +5,8 @@ from __future__ import annotations
 import hashlib
 import json
 import platform
+import subprocess
+import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -17,7 +19,12 @@ from .sessions import DEFAULT, SessionSettings
 
 FORMAT = 2
 # Lines of /proc/cpuinfo that tell processors apart.
-PROCESSOR_LINES = ("model name", "flags", "cpu family", "model\t", "Features", "CPU part")
+PROCESSOR_LINES = (
+    *("model name", "flags", "cpu family", "model\t", "Features", "CPU part"),
+    *("CPU implementer", "CPU variant"),  # of Arm: parts of two makers share numbers
+)
+# Lines that say nothing of the model, where a system has none of those above.
+OTHER_LINES = ("processor", "hart", "bogomips", "BogoMIPS", "cpu MHz", "clock", "timebase")
 
 
 @dataclass(frozen=True)
@@ -72,12 +79,24 @@ def versions(settings: SessionSettings = DEFAULT) -> dict[str, str]:
 
 
 def _processor() -> str:
+    if sys.platform == "darwin":
+        return _apple() or platform.processor()
     cpuinfo = Path("/proc/cpuinfo")
     if not cpuinfo.is_file():
         return platform.processor()
     lines = cpuinfo.read_text().split("\n\n")[0].splitlines()
     wanted = [line for line in lines if line.startswith(PROCESSOR_LINES)]
+    wanted = wanted or [line for line in lines if not line.startswith(OTHER_LINES)]
     return hashlib.sha256("\n".join(wanted).encode()).hexdigest()[:16]
+
+
+def _apple() -> str:
+    """Return the name of the chip on macOS; Python calls all of Apple's "arm"."""
+    command = ["/usr/sbin/sysctl", "-n", "machdep.cpu.brand_string"]
+    try:
+        return subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()
+    except (OSError, subprocess.SubprocessError):
+        return ""
 
 
 def write_result(path: Path, result: JobResult) -> None:

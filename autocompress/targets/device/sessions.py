@@ -60,6 +60,10 @@ class SessionSettings:
         return cls(**{**data, "disabled_optimizers": tuple(data.get("disabled_optimizers", ()))})
 
 
+class ProviderError(RuntimeError):
+    """Report an execution provider without its libraries or its device."""
+
+
 DEFAULT = SessionSettings()
 SMALL_BYTES = 1 << 24  # files from this size on are opened with care for memory
 LARGE_BYTES = 1 << 27  # files of which no second one is opened while memory can be saved
@@ -90,6 +94,9 @@ def open_session(
 
     Returns:
         A session of ONNX Runtime, or an `OpenVinoSession`.
+
+    Raises:
+        ProviderError: if ONNX Runtime lacks the provider, or falls back to another one.
     """
     if settings.runtime == "openvino":
         return OpenVinoSession(model, settings, bool(profile))
@@ -113,21 +120,37 @@ def open_session(
         options.add_session_config_entry(f"{entry}min_size_in_bytes", str(EXTERNAL_BYTES))
     if weights:
         options.add_external_initializers(list(weights), list(weights.values()))
-
-    def opened(source: bytes | str) -> Any:
-        return onnxruntime.InferenceSession(
-            source,
-            options,
-            providers=[settings.provider],
-            disabled_optimizers=list(settings.disabled_optimizers) or None,
-        )
-
     if size_of(model) < SMALL_BYTES:
-        return opened(model)
+        return _opened(model, options, settings)
     release_memory()
     with tempfile.TemporaryDirectory() as folder:
-        session = opened(_on_disk(model, Path(folder)))
+        session = _opened(_on_disk(model, Path(folder)), options, settings)
     release_memory()  # what the runtime needed while it opened the file
+    return session
+
+
+def _opened(source: bytes | str, options: Any, settings: SessionSettings) -> Any:
+    """Open a session of ONNX Runtime; raise ProviderError where another provider would run it.
+
+    ONNX Runtime lists the providers that it was built with. Where one cannot start, the session
+    runs on the CPU without an error.
+    """
+    wanted, present = settings.provider, onnxruntime.get_available_providers()
+    if wanted not in present:
+        raise ProviderError(f"ONNX Runtime has no {wanted} here; it has: {', '.join(present)}")
+    session = onnxruntime.InferenceSession(
+        source,
+        options,
+        providers=[wanted],
+        disabled_optimizers=list(settings.disabled_optimizers) or None,
+    )
+    session.disable_fallback()  # which opens the session anew on the CPU if a run fails
+    opened = session.get_providers()
+    if not opened or opened[0] != wanted:
+        raise ProviderError(
+            f"ONNX Runtime cannot start {wanted} here and runs on {', '.join(opened)} instead; its "
+            f"libraries or its device are missing"
+        )
     return session
 
 
@@ -173,6 +196,9 @@ def release_memory() -> None:
             trim(0)
 
 
+INTEGERS = (("i", "int"), ("u", "uint"))  # names of OpenVINO and ONNX Runtime
+
+
 class Value(NamedTuple):
     """Describe one input of a session."""
 
@@ -206,11 +232,13 @@ class OpenVinoSession:
 
     def get_inputs(self) -> list[Value]:
         """Return inputs under their names in the file."""
-        kinds = {"f32": "float", "i64": "int64", "i32": "int32", "boolean": "bool"}
+        kinds = {"f64": "double", "f32": "float", "f16": "float16", "boolean": "bool"}
+        kinds |= {f"{k}{bits}": f"{name}{bits}" for k, name in INTEGERS for bits in (8, 16, 32, 64)}
         values = []
         for node in self._inputs:
             shape = [d.get_length() if d.is_static else str(d) for d in node.get_partial_shape()]
-            kind = kinds.get(node.get_element_type().get_type_name(), "float")
+            own = node.get_element_type().get_type_name()
+            kind = kinds.get(own, own)
             values.append(Value(node.get_any_name(), shape, f"tensor({kind})"))
         return values
 

@@ -27,17 +27,17 @@ FEWEST = 6  # rounds of a slow model
 Clock = Callable[[], float]  # seconds
 
 
-def quiet_clock(settings: SessionSettings) -> Clock:
-    """Return the clock that other processes disturb least.
+def quiet_clock(*settings: SessionSettings) -> Clock:
+    """Return the clock of ratios, which is the one that other processes disturb least.
 
     A session of one thread does all of its work in the thread that calls it. The time of that
     thread does not count while another process has the processor. Not every system counts it
     finely.
 
     Args:
-        settings: of the timed sessions.
+        settings: of the timed sessions; with several threads in one of them it is wall time.
     """
-    alone = settings.threads == 1 and settings.provider == "CPUExecutionProvider"
+    alone = all(one.threads == 1 and one.provider == "CPUExecutionProvider" for one in settings)
     fine = sys.platform in ("linux", "darwin")
     return time.thread_time if alone and fine else time.perf_counter
 
@@ -52,7 +52,7 @@ class Timing:
     too: the ratios of two halves of the rounds differed by 0.55 % against 0.75 %.
 
     Attributes:
-        baseline_ms: milliseconds of the baseline.
+        baseline_ms: milliseconds of the baseline in wall time, whatever clock the ratios are of.
         ratios: of each model to the baseline.
         intervals: bootstrapped 95 % interval of each ratio.
         disturbance: relative excess of the baseline's median over its quantile.
@@ -103,19 +103,20 @@ def time_pair(
         warm_up: rounds that do not count.
 
     Returns:
-        (rounds, 2) seconds of baseline and other.
+        (rounds, 2, 2) seconds of baseline and other, each by the clock and in wall time.
     """
     pair, inputs = (baseline, other), dict(feed)
-    seconds = np.zeros((rounds, 2))
+    seconds = np.zeros((rounds, 2, 2))
     for turn in range(-warm_up, rounds):
         for i in generator.permutation(2):
-            best = float("inf")
+            best = wall = float("inf")
             for _ in range(repeats):
-                started = clock()
+                started, began = clock(), time.perf_counter()
                 pair[i].run(None, inputs)
+                wall = min(wall, time.perf_counter() - began)
                 best = min(best, clock() - started)
             if turn >= 0:
-                seconds[turn, i] = best
+                seconds[turn, i] = best, wall
     return seconds
 
 
@@ -166,7 +167,7 @@ def interleaved_timing(
         least: number of first models to measure in any case.
         left_s: returns the remaining seconds. No model is begun that would take longer than the
             models before it did.
-        clock: returns seconds, as `quiet_clock` does.
+        clock: of the ratios; returns seconds, as `quiet_clock` does.
         reopens: True to open the baseline anew after each model. A session takes most memory while
             it opens, so that a large baseline is left out of it.
         all_rounds: True gives slow models all rounds.
@@ -184,10 +185,10 @@ def interleaved_timing(
     turns.take(share, passes, least, left_s, report)
     turns.take_widest(share, precision, lambda: time.monotonic() - started < budget_s, left_s)
     if turns.parts:
-        seconds = [np.concatenate(part) for part in turns.parts]
-        everything = np.concatenate([s[:, 0] for s in seconds])
+        whole = [np.concatenate(part) for part in turns.parts]
+        everything, seconds = np.concatenate(whole)[:, 0], [part[..., 0] for part in whole]
     else:
-        seconds, everything = [], turns.baseline_alone(rounds)
+        everything, seconds = turns.baseline_alone(rounds), []
     return _summary(everything, seconds, turns.generator)
 
 
@@ -204,7 +205,7 @@ class _Turns:
         clock: returns seconds.
 
     Attributes:
-        parts: (rounds, 2) seconds of baseline and model, by model and part.
+        parts: (rounds, 2, 2) seconds as `time_pair` returns them, by model and part.
         generator: draws the orders.
     """
 
@@ -269,9 +270,9 @@ class _Turns:
             widths[i] = self._width(self.parts[i])
 
     def baseline_alone(self, rounds: int) -> NDArray[np.float64]:
-        """Return seconds of so many runs of the baseline."""
+        """Return seconds of so many runs of the baseline, by the clock and in wall time."""
         alone = self._reference or self._baseline()
-        return self._timed(alone, alone, -(-rounds // 2)).ravel()  # a pair runs it twice
+        return self._timed(alone, alone, -(-rounds // 2)).reshape(-1, 2)  # a pair runs it twice
 
     def _pair(self, i: int, rounds: int) -> NDArray[np.float64]:
         other = self._models[i]()
@@ -283,7 +284,7 @@ class _Turns:
 
     def _width(self, part: Sequence[NDArray[np.float64]]) -> float:
         """Return the relative half width of the interval of a ratio."""
-        low, high = _interval(np.concatenate(part), np.random.default_rng(self._seed))
+        low, high = _interval(np.concatenate(part)[..., 0], np.random.default_rng(self._seed))
         return (high - low) / (high + low)
 
 
@@ -292,13 +293,17 @@ def _summary(
     seconds: Sequence[NDArray[np.float64]],
     generator: np.random.Generator,
 ) -> Timing:
-    """Return the timing of (rounds,) seconds of the baseline and (rounds, 2) of each model."""
+    """Return the timing of (runs, 2) seconds of the baseline and (rounds, 2) of each model.
+
+    Those of the baseline are by the clock and in wall time, those of a model are the baseline's and
+    its own by the clock.
+    """
     intervals = [_interval(s, generator) for s in seconds]
-    quiet = float(np.quantile(baseline, QUIET))
+    quiet = float(np.quantile(baseline[:, 1], QUIET))
     # Per model, since the speed of a processor drifts over a long measurement by itself.
-    spread = [float(np.median(s[:, 0]) / np.quantile(s[:, 0], QUIET)) - 1 for s in seconds]
-    if not spread:
-        spread = [float(np.median(baseline)) / quiet - 1]
+    spread = []
+    for part in seconds or [baseline]:
+        spread.append(float(np.median(part[:, 0]) / np.quantile(part[:, 0], QUIET)) - 1)
     return Timing(
         quiet * 1e3,
         tuple(map(_ratio, seconds)),

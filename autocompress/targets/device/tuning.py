@@ -179,6 +179,6 @@ def _against(
         rounds,
         seed,
         passes=passes,
-        clock=quiet_clock(one) if one.threads == other.threads else time.perf_counter,
+        clock=quiet_clock(one, other),
         reopens=is_large(content),
     )

@@ -10,6 +10,7 @@ from typing import Any
 from autocompress.cache import Cache, cache_folder, key_of
 from autocompress.errors import TargetError
 from autocompress.integer_form import IntegerForm
+from autocompress.targets.analytic import RULES
 from autocompress.targets.device.job import Report
 from autocompress.targets.device.result import JobResult, read_result, versions
 from autocompress.targets.kernel_arithmetic import products_saturate
@@ -36,6 +37,7 @@ def table_key(subject: Subject, target: Target) -> str:
         sorted(layout.multiples.items()),
         layout.digest,
     ]
+    content += [RULES] if target.figures else []
     for module in layout.module_map:
         options = subject.choices[module.name]
         content.append(sorted(layout.form(module, option) for option in options))
@@ -80,7 +82,8 @@ def cached_table(
         target: runtime and machine of the models.
         file: file of a table; None to look in the cache, and to measure and cache it otherwise.
         report: called with (current step, done share of it).
-        limit_s: limit in seconds for measuring; an incomplete table is not cached.
+        limit_s: limit in seconds for measuring. An incomplete table is not cached, nor one that was
+            measured on a busy machine, or whose profiles are in doubt.
 
     Raises:
         TargetError: if the file does not fit.
@@ -89,7 +92,7 @@ def cached_table(
     if known is not None:
         return known
     table = measure_table(subject, target, report=report, limit_s=limit_s)
-    if not table.left_out:
+    if not (table.left_out or table.warning or table.doubt):
         cache = Cache(cache_folder() / "latency")
         cache.write(f"{table_key(subject, target)}.json", table.to_json())
     return table

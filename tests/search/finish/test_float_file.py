@@ -13,12 +13,14 @@ from autocompress.results.front import ParetoFront
 from autocompress.search.finish import float_file
 from autocompress.search.finish.float_file import FloatFile
 from autocompress.search.finish.measured_file import OtherScores
+from autocompress.targets.device.sessions import SessionSettings
 
 BASE = Measurement(1000, 4.0, 0.9, verified=True, metrics={"f1": 0.8})
 PROBLEM = SimpleNamespace(
     baseline=BASE,
     float_path=Path("float.onnx"),
     latency_source="measured",
+    settings=SessionSettings(),
     task=SimpleNamespace(test=[1]),
 )
 
@@ -28,7 +30,8 @@ def calls(monkeypatch: pytest.MonkeyPatch) -> list[tuple[str, object]]:
     """What was measured of the file, in order."""
     made: list[tuple[str, object]] = []
 
-    def memory(path: str) -> int:
+    def memory(path: str, settings: SessionSettings) -> int:
+        assert settings is PROBLEM.settings
         made.append(("memory", path))
         return 10
 

@@ -24,6 +24,7 @@ from autocompress.targets.device.sessions import SessionSettings
 BASE = Measurement(1000, 4.0, 0.9, verified=True)
 PROBLEM = SimpleNamespace(
     baseline=BASE,
+    settings=SessionSettings(),
     float_path=Path("baseline/model.onnx"),
     latency_source="measured",
     table=SimpleNamespace(runs=(1,)),
@@ -85,7 +86,7 @@ def files(monkeypatch: pytest.MonkeyPatch, tmp_path: Path):
     monkeypatch.setattr(front_files, "run_file", run_file)
     for module in (front_files, float_file):
         monkeypatch.setattr(module, "other_scores", other_scores)
-    monkeypatch.setattr(float_file, "weights_in_memory", lambda path: 10)
+    monkeypatch.setattr(float_file, "weights_in_memory", lambda path, settings: 10)
     monkeypatch.setattr(front_files, "time_front", time_front)
     monkeypatch.setattr(front_files, "time_elsewhere", lambda p, b, paths, *_: [{}] * 9)
     monkeypatch.setattr(front_files, "write_papers", lambda *_: None)
@@ -394,3 +395,19 @@ def test_files_are_timed_again_under_other_settings(files) -> None:
     front = read_front(files.folder)
     assert front.baseline.latency_ms == 2.0
     assert front.points[0].measured.latency_ms == pytest.approx(1.5)
+
+
+def test_a_disturbed_timing_is_said_where_no_time_is_left_to_time_all(files, monkeypatch) -> None:
+    real = front_files.time_front
+    monkeypatch.setattr(
+        front_files, "time_front", lambda *parts: replace(real(*parts), warning="it was busy")
+    )
+    files.made.add(finalist(3, 6), PROBLEM, {})
+    files.made.clock = SimpleNamespace(
+        next_file_s=5.0,
+        rest_s=lambda pass_s: 5.0,
+        float_pass_s=5.0,
+        test_share=1.0,
+        has_room=lambda count, seconds: False,
+    )
+    assert files.made.finish([finalist(7, 7)], PROBLEM, {})[1] == {"warning": "it was busy"}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -10,9 +11,10 @@ import pytest
 from autocompress.search.finish import timing as timing_module
 from autocompress.search.finish.timing import time_elsewhere, time_front
 from autocompress.targets.device.sessions import SessionSettings, open_session
-from autocompress.targets.device.timing import Timing
+from autocompress.targets.device.timing import Timing, quiet_clock
 
 DEFAULT, TUNED = SessionSettings(threads=1), SessionSettings(threads=4)
+QUIET = SessionSettings(disabled_optimizers=("A",))
 BASE, SMALL, LARGE = (Path(name) / "model.onnx" for name in ("baseline", "0001", "0002"))
 # Milliseconds of each file by threads: the tuned settings slow the small one down.
 MS = {"baseline": {1: 4.0, 4: 2.0}, "0001": {1: 1.0, 4: 1.5}, "0002": {1: 3.0, 4: 2.9}}
@@ -37,8 +39,11 @@ def times(monkeypatch: pytest.MonkeyPatch) -> list[object]:
     """Ratios of the milliseconds above, without noise."""
     feeds: list[object] = []
 
-    def timing(baseline, models, feed, rounds, report=None, reopens=False) -> Timing:
+    def timing(baseline, models, feed, rounds, report=None, clock=None, reopens=False) -> Timing:
         feeds.append(feed)
+        if reopens:
+            settings = [opener.args[1] for opener in (baseline, *models)]
+            assert clock is quiet_clock(*settings), "that of the latency table"
         assert reopens == (getattr(baseline, "func", None) is open_session)
         own = [MS[Path(o.args[0]).parent.name][o.args[1].threads] for o in (baseline, *models)]
         ratios = tuple(ms / own[0] for ms in own[1:])
@@ -107,3 +112,21 @@ def test_other_inputs_have_milliseconds_of_their_own(times: list[object]) -> Non
     assert times == ["eight"]
     analytic = time_elsewhere(problem(DEFAULT, figures=object()), BASE, [LARGE], [TUNED], silent)
     assert [row[name] for row in analytic] == pytest.approx([4.0, 3.0])
+
+
+def test_ratios_on_one_thread_are_of_its_processor_time(
+    times: list[object], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As in the latency table, which the front is compared with."""
+    clocks: list[object] = []
+
+    def timing(baseline, models, *_, clock, **__) -> Timing:
+        clocks.append(clock)
+        return Timing(1.0, (1.0,) * len(models), ((0.9, 1.1),) * len(models))
+
+    monkeypatch.setattr(timing_module, "interleaved_timing", timing)
+    time_front(problem(QUIET), BASE, [SMALL], silent)
+    time_elsewhere(problem(QUIET), BASE, [SMALL], [DEFAULT], silent)
+    assert clocks == [quiet_clock(DEFAULT)] * 4
+    time_elsewhere(problem(QUIET), BASE, [SMALL], [TUNED], silent)
+    assert clocks[-1] is time.perf_counter

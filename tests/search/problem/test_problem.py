@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -15,6 +16,7 @@ from autocompress.results.measurement import Measurement
 from autocompress.search.problem import problem as problem_module
 from autocompress.search.problem.problem import Baseline, Problem, pick_device
 from autocompress.targets.device.result import versions
+from autocompress.targets.device.timing import Timing
 
 HERE = {"processor": versions()["processor"]}
 
@@ -58,13 +60,31 @@ def test_a_foreign_table_of_other_sizes_gives_the_float_time_at_the_sizes_of_the
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setattr(
-        problem_module, "compare", lambda *_, **__: SimpleNamespace(ratios=(0.5,), baseline_ms=9.0)
+        problem_module, "compare", lambda *_, **__: Timing(9.0, (0.5,), ((0.5, 0.5),), 0.4)
     )
     for shape, float_ms in (((1, 3), 4.0), ((2, 3), 8.0)):
         there = problem(shape, {"processor": "another"})
         table = SimpleNamespace(**vars(there.table), settings=None)
         parts = (Path("float.onnx"), [b""], there.target, there.subject, table, None)
-        assert problem_module._float_times(*parts) == (2 * float_ms, float_ms)
+        assert problem_module._float_times(*parts) == (2 * float_ms, float_ms, "")
+
+
+def test_a_busy_machine_is_said_of_the_float_file(monkeypatch: pytest.MonkeyPatch) -> None:
+    clocks: list[object] = []
+
+    def busy(baseline, others, *_, clock, **__) -> Timing:
+        clocks.append(clock)
+        return Timing(9.0, (0.5,) * len(others), ((0.5, 0.5),) * len(others), 0.4)
+
+    monkeypatch.setattr(problem_module, "compare", busy)
+    here = problem()
+    table = SimpleNamespace(**vars(here.table), settings=None)
+    for others, float_ms in (([], 9.0), ([b""], 4.5)):
+        parts = (Path("float.onnx"), others, here.target, here.subject, table, None)
+        original_ms, found_ms, warning = problem_module._float_times(*parts)
+        assert (original_ms, found_ms) == (9.0, float_ms)
+        assert "the machine was busy" in warning
+    assert clocks == [time.perf_counter, None], "a ratio is of the clock of latency tables"
 
 
 def test_latencies_are_measured_computed_or_predicted() -> None:

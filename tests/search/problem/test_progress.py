@@ -114,6 +114,7 @@ def problem(**changes: object) -> SimpleNamespace:
         "teacher": torch.zeros(2, 3),
         "fixed": (),
         "offered": (),
+        "busy": "",
     }
     assert set(changes) <= set(parts)
     parts |= changes
@@ -121,6 +122,7 @@ def problem(**changes: object) -> SimpleNamespace:
     return SimpleNamespace(
         table=SimpleNamespace(**{name: parts[name] for name in names}),
         target=SimpleNamespace(name="onnxruntime-cpu", settings=default),
+        float_files=SimpleNamespace(warning=parts["busy"]),
         latency_source=parts["source"],
         race=SimpleNamespace(teacher=parts["teacher"]),
         builder=SimpleNamespace(lowered=SimpleNamespace(fixed=parts["fixed"])),
@@ -154,6 +156,7 @@ def test_what_is_not_as_usual_is_said_once_each() -> None:
         left_out=5,
         runs=runs,
         warning="the machine was busy",
+        busy="the machine was busy, too",
         settings=SessionSettings(threads=2, disabled_optimizers=("A", "B")),
         source="table",
         teacher=[torch.zeros(3)],
@@ -166,6 +169,7 @@ def test_what_is_not_as_usual_is_said_once_each() -> None:
         ALWAYS[1],
         "latency table: 2 of 7 models were measured in the time that there was",
         "latency table: the machine was busy",
+        "float file: the machine was busy, too",
         "session settings: 2 threads, without A, B",
         "latency table: of another machine; the latency of files is predicted for it, "
         "not measured here",

@@ -8,7 +8,7 @@ import numpy as np
 import onnx
 from onnx import TensorProto, helper, numpy_helper
 
-from autocompress.targets.device.graph_file import GraphFile
+from autocompress.targets.device.graph_file import GraphFile, external_files
 
 
 def test_nodes_and_weights_are_read_from_the_bytes_of_a_file(
@@ -89,3 +89,21 @@ def test_the_hash_counts_each_word_that_is_not_zero() -> None:
         mixed = (mixed ^ (mixed >> 29)) * 0x9E3779B97F4A7C15 % 2**64
         total = (total + mixed) % 2**64
     assert found[1] == total
+
+
+def test_files_of_external_data_are_found_in_branches_too(tmp_path: Path) -> None:
+    def outside(name: str, file: str) -> TensorProto:
+        tensor = TensorProto(name=name, data_type=TensorProto.FLOAT, dims=[1])
+        tensor.data_location = TensorProto.EXTERNAL
+        tensor.external_data.add(key="location", value=file)
+        return tensor
+
+    constant = helper.make_node("Constant", [], ["c"], value=outside("c", "branch.bin"))
+    branch = helper.make_graph([constant], "b", [], [], [outside("i", "a.bin")])
+    node = helper.make_node("If", ["k"], ["y"], then_branch=branch, else_branch=branch)
+    weights = [outside("w", "a.bin"), outside("v", "v.bin"), numpy_helper.from_array(np.ones(2))]
+    model = helper.make_model(helper.make_graph([node], "g", [], [], weights))
+    path = tmp_path / "model.onnx"
+    path.write_bytes(model.SerializeToString())
+    names = {"a.bin", "v.bin", "branch.bin"}
+    assert external_files(str(path)) == {tmp_path / name for name in names}

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import json
+import sys
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -15,6 +17,7 @@ from autocompress.targets.device.job import Job, measure, tune_settings
 from autocompress.targets.device.profiler import NodeTime
 from autocompress.targets.device.result import JobResult as Found
 from autocompress.targets.device.result import read_result as read_found
+from autocompress.targets.device.result import versions
 from autocompress.targets.device.result import write_result as write_found
 from autocompress.targets.device.sessions import DEFAULT, SessionSettings
 from autocompress.targets.kernel_models import product_model
@@ -122,3 +125,43 @@ def test_what_was_found_is_read_as_it_was_written(tmp_path: Path) -> None:
     path.write_text(json.dumps({**data, "format": 1}))
     with pytest.raises(ValueError, match="another format"):
         read_found(path)
+
+
+ARM = "processor\t: 0\nBogoMIPS\t: {mips}\nFeatures\t: fp asimd\nCPU implementer\t: {maker}\n"
+ARM += "CPU variant\t: {variant}\nCPU part\t: 0xd40\n\nprocessor\t: 1\n"
+RISC_V = "processor\t: 0\nhart\t: {hart}\nisa\t: rv64gc\nuarch\t: {name}\n\nprocessor\t: 1\n"
+
+
+def test_processors_on_linux_are_told_apart(monkeypatch: pytest.MonkeyPatch) -> None:
+    def named(cpuinfo: str) -> str:
+        monkeypatch.setattr(Path, "is_file", lambda path: True)
+        monkeypatch.setattr(Path, "read_text", lambda path, *_: cpuinfo)
+        return versions()["processor"]
+
+    monkeypatch.setattr(sys, "platform", "linux")
+    usual = named(ARM.format(mips=50, maker="0x41", variant="0x1"))
+    assert named(ARM.format(mips=51, maker="0x41", variant="0x1")) == usual
+    assert named(ARM.format(mips=50, maker="0x48", variant="0x1")) != usual, "another maker's part"
+    assert named(ARM.format(mips=50, maker="0x41", variant="0x3")) != usual
+    usual = named(RISC_V.format(hart=1, name="sifive,u74-mc"))
+    assert named(RISC_V.format(hart=2, name="sifive,u74-mc")) == usual
+    assert named(RISC_V.format(hart=1, name="thead,c910")) != usual
+
+
+def test_chips_of_apple_are_told_apart(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sys, "platform", "darwin")
+    monkeypatch.setattr("platform.processor", lambda: "arm")
+    for chip in ("Apple M1", "Apple M3 Max"):
+
+        def sysctl(command: list[str], chip: str = chip, **_: object) -> SimpleNamespace:
+            assert command[1:] == ["-n", "machdep.cpu.brand_string"]
+            return SimpleNamespace(stdout=f"{chip}\n")
+
+        monkeypatch.setattr("subprocess.run", sysctl)
+        assert versions()["processor"] == chip
+
+    def missing(*_: object, **__: object) -> None:
+        raise FileNotFoundError("sysctl")
+
+    monkeypatch.setattr("subprocess.run", missing)
+    assert versions()["processor"] == "arm"

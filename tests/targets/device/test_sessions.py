@@ -6,6 +6,7 @@ import json
 import sys
 from dataclasses import asdict
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import onnx
@@ -16,6 +17,7 @@ from autocompress.targets.device import sessions
 from autocompress.targets.device.profiler import profile_nodes
 from autocompress.targets.device.sessions import (
     DEFAULT,
+    ProviderError,
     SessionSettings,
     open_session,
     size_of,
@@ -113,3 +115,23 @@ def test_a_full_disk_opens_a_large_model_from_memory(
     monkeypatch.setattr(sessions, "SMALL_BYTES", len(layered))
     monkeypatch.setattr(Path, "write_bytes", full)
     np.testing.assert_array_equal(open_session(layered).run(None, layered_feed)[0], expected)
+
+
+@pytest.mark.parametrize("opened", [["CPUExecutionProvider"], ["Other", "Wanted"], []])
+def test_another_provider_than_the_wanted_one_is_an_error(
+    layered: bytes, monkeypatch: pytest.MonkeyPatch, opened: list[str]
+) -> None:
+    """ONNX Runtime falls back to the CPU without an error where CUDA cannot start."""
+    calls: list[str] = []
+    stand_in = SimpleNamespace(
+        get_providers=lambda: opened, disable_fallback=lambda: calls.append("disable_fallback")
+    )
+    monkeypatch.setattr(onnxruntime, "InferenceSession", lambda *a, **k: stand_in)
+    monkeypatch.setattr(onnxruntime, "get_available_providers", lambda: ["Wanted"])
+    with pytest.raises(ProviderError, match="cannot start Wanted here and runs on"):
+        open_session(layered, SessionSettings(provider="Wanted"))
+    opened.insert(0, "Wanted")
+    assert open_session(layered, SessionSettings(provider="Wanted")) is stand_in
+    assert calls, "a run that fails must not go on elsewhere either"
+    with pytest.raises(ProviderError, match=r"^ONNX Runtime has no Other here; it has: Wanted$"):
+        open_session(layered, SessionSettings(provider="Other"))

@@ -31,9 +31,9 @@ class Spinner:
 def test_a_round_runs_both_and_keeps_the_fastest() -> None:
     baseline, double = Spinner(0.001), Spinner(0.002)
     seconds = time_pair(baseline, double, {}, 5, np.random.default_rng(0), repeats=2)
-    assert seconds.shape == (5, 2)
+    assert seconds.shape == (5, 2, 2)
     assert baseline.calls == double.calls == (5 + 2) * 2
-    assert bool((seconds >= [0.001, 0.002]).all())
+    assert bool((seconds >= [[0.001], [0.002]]).all())
 
 
 def test_ratios_and_intervals(cnn_task) -> None:
@@ -83,13 +83,26 @@ def test_time_is_what_the_clock_says() -> None:
     seconds = time_pair(
         Spinner(0.0), Spinner(0.0), {}, 3, np.random.default_rng(0), clock=lambda: next(ticks)
     )
-    assert (seconds == 1).all()
+    assert (seconds[..., 0] == 1).all()
+    assert (seconds[..., 1] < 1).all(), "wall time beside it"
+
+
+def test_milliseconds_are_wall_time_and_ratios_are_of_the_clock() -> None:
+    ticks = iter(range(10000))
+    openers = (lambda: Spinner(0.002), [lambda: Spinner(0.004)])
+    timing = interleaved_timing(*openers, {}, rounds=6, clock=lambda: next(ticks))
+    assert timing.ratios == (1.0,)
+    assert 2 <= timing.baseline_ms < 1000
+    alone = interleaved_timing(openers[0], [], {}, rounds=6, clock=lambda: next(ticks))
+    assert 2 <= alone.baseline_ms < 1000
 
 
 def test_other_processes_do_not_count_in_a_session_of_one_thread(monkeypatch) -> None:
     monkeypatch.setattr(timing_module.sys, "platform", "linux")
     assert quiet_clock(DEFAULT) is time.thread_time
     assert quiet_clock(SessionSettings(threads=2)) is time.perf_counter
+    assert quiet_clock(DEFAULT, DEFAULT) is time.thread_time
+    assert quiet_clock(DEFAULT, SessionSettings(threads=2)) is time.perf_counter
     assert quiet_clock(SessionSettings("openvino", "CPU")) is time.perf_counter
     monkeypatch.setattr(timing_module.sys, "platform", "win32")
     assert quiet_clock(DEFAULT) is time.perf_counter, "it counts in steps of 16 ms there"

@@ -180,7 +180,7 @@ def test_forms_that_were_left_out_are_estimated(tmp_path: Path) -> None:
     assert table_of(subject(), TARGET, PLAN, short, known).estimated == ()
 
 
-def test_keys_are_of_all_that_latency_depends_on() -> None:
+def test_keys_are_of_all_that_latency_depends_on(monkeypatch: pytest.MonkeyPatch) -> None:
     keys = {
         table_key(subject(), TARGET),
         table_key(subject(multiples={"linear": 8}), TARGET),
@@ -190,6 +190,9 @@ def test_keys_are_of_all_that_latency_depends_on() -> None:
         table_key(subject(), find_target("analytic:phone-npu")),
     }
     assert len(keys) == 6
+    monkeypatch.setattr(stored_tables, "RULES", stored_tables.RULES + 1)
+    assert table_key(subject(), find_target("analytic:phone-npu")) not in keys
+    assert table_key(subject(), TARGET) in keys, "it is measured, not computed"
     assert table_key(subject(), TARGET) == table_key(
         replace(subject(), baseline=lambda: b"other"), TARGET
     )
@@ -202,7 +205,8 @@ def made_table(**changes: object) -> LatencyTable:
 def test_whole_tables_are_cached_and_damaged_ones_measured_again(
     monkeypatch: pytest.MonkeyPatch, folder: Path
 ) -> None:
-    tables = iter([made_table(left_out=2), made_table(), made_table()])
+    whole = made_table(warning="")
+    tables = iter([replace(whole, left_out=2), whole, whole])
     asked = []
     monkeypatch.setattr(
         stored_tables, "measure_table", lambda *given, **named: asked.append(named) or next(tables)
@@ -218,6 +222,26 @@ def test_whole_tables_are_cached_and_damaged_ones_measured_again(
     cached_table(subject(), TARGET)
     assert len(asked) == 3
     assert asked[0]["limit_s"] == 3.0
+
+
+@pytest.mark.parametrize("flaw", ["warning", "doubt"])
+def test_a_table_of_a_busy_machine_or_in_doubt_is_measured_again(
+    flaw: str, monkeypatch: pytest.MonkeyPatch, folder: Path
+) -> None:
+    asked = []
+
+    def measured(*given: object, **named: object) -> LatencyTable:
+        asked.append(given)
+        table = made_table(warning="busy" if flaw == "warning" else "")
+        if flaw == "doubt":
+            table.__dict__["doubt"] = "it gives modules too little time"
+        return table
+
+    monkeypatch.setattr(stored_tables, "measure_table", measured)
+    for count in (1, 2):
+        assert cached_table(subject(), TARGET).baseline_ms == 4.0
+        assert len(asked) == count
+    assert not (cache_folder() / "latency").exists()
 
 
 def test_tables_of_another_target_or_version_are_refused(tmp_path: Path) -> None:
