@@ -24,6 +24,7 @@ from autocompress.search.problem.problem import Baseline, Problem
 from autocompress.space.source import default_space
 from autocompress.targets.device.sessions import DEFAULT, SessionSettings
 from autocompress.targets.latency_model.breakdown import where_time_goes
+from autocompress.targets.latency_model.stored_tables import table_digest
 from autocompress.targets.target import Target
 from autocompress.task.batches import input_tensors
 from autocompress.task.task import Task
@@ -41,6 +42,7 @@ class RunRecord:
         space: file of the search space, and its digest.
         target: name of the target.
         portable: True if integer weights are exact on every processor.
+        table: hash of the latency table that was given, "" for none.
         settings: session settings that are used, and those that were tried.
         latency_source: where latencies come from (`Problem.latency_source`).
         time: where the time of the float model goes.
@@ -81,6 +83,7 @@ class RunRecord:
     space: Mapping[str, Any] = field(default_factory=dict)
     target: str = ""
     portable: bool | None = None
+    table: str | None = None
     settings: Mapping[str, Any] = field(default_factory=dict)
     latency_source: str = "measured"
     time: Mapping[str, Any] = field(default_factory=dict)
@@ -140,6 +143,7 @@ class RunRecord:
             },
             target=problem.target.name,
             portable=problem.target.portable,
+            table=table_digest(settings.table_file),
             settings={"used": asdict(problem.settings), "tried": list(table.tuning)},
             latency_source=problem.latency_source,
             time=where_time_goes(table, problem.layout) if table.runs else {},
@@ -203,19 +207,23 @@ class RunRecord:
         write_json(folder / RUN_FILE, {**before, **self.to_json()})
 
 
-def known_run(folder: Path, task: Task, target: Target) -> RunRecord | None:
+def known_run(
+    folder: Path, task: Task, target: Target, table: Path | None = None
+) -> RunRecord | None:
     """Read the run that a folder holds.
 
     Args:
         folder: the run folder.
         task: the task of the search that resumes it.
         target: its target.
+        table: file of the latency table that it was given; None for none.
 
     Returns:
         The record, or None where the folder holds no run.
 
     Raises:
-        RunFolderError: the run is of another task, model or target.
+        RunFolderError: the run is of another task, model, target or latency table.
+        TargetError: the latency table cannot be read.
     """
     if not (folder / RUN_FILE).exists():
         return None
@@ -240,9 +248,20 @@ def known_run(folder: Path, task: Task, target: Target) -> RunRecord | None:
         reason = f"was searched for the metric {known.metric}, not for {metric}"
     elif known.inputs not in (None, input_shapes(task)):
         reason = _other_inputs(known.inputs or {}, input_shapes(task))
+    elif known.table not in (None, table_digest(table)):
+        reason = _other_table(known.table or "", table)
     else:
         return known
     raise RunFolderError(f"{folder}: {reason}; choose another --out")
+
+
+def _other_table(then: str, now: Path | None) -> str:
+    """Return what is to be said of another latency table."""
+    if now is None:
+        return "was searched with a latency table; give it again by --target-table"
+    if not then:
+        return f"was searched with latencies of this machine, not of table {now}"
+    return f"was searched with another latency table than {now}"
 
 
 def input_shapes(task: Task) -> dict[str, list[Any]]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
@@ -170,6 +171,26 @@ def load_table(subject: Subject, target: Target, path: Path) -> LatencyTable:
             f"TASK --out FILE"
         )
     return table
+
+
+def table_digest(path: Path | None) -> str:
+    """Return a hash of the file of a latency table.
+
+    Args:
+        path: the file; None for none.
+
+    Returns:
+        Hexadecimal digits; "" for none.
+
+    Raises:
+        TargetError: the file cannot be read.
+    """
+    if path is None:
+        return ""
+    try:
+        return hashlib.sha256(path.read_bytes()).hexdigest()[:16]
+    except OSError as error:
+        raise TargetError(f"{path}: cannot be read ({error.strerror or error})") from error
 
 
 def table_multiples(path: Path) -> Mapping[str, int]:

@@ -12,6 +12,7 @@ from autocompress.compress.recover.teacher import model_hash
 from autocompress.errors import RunFolderError
 from autocompress.results.measurement import Measurement
 from autocompress.search.problem.run_record import RunRecord, known_run
+from autocompress.targets.latency_model.stored_tables import table_digest
 
 TASK = SimpleNamespace(
     name="digits",
@@ -84,6 +85,25 @@ def test_a_folder_of_another_search_is_refused(
     record(**changes).save(tmp_path)
     with pytest.raises(RunFolderError, match=f"{message}; choose another --out"):
         known_run(tmp_path, TASK, TARGET)
+
+
+def test_another_latency_table_is_refused(tmp_path: Path) -> None:
+    table, other = tmp_path / "measured.json", tmp_path / "other.json"
+    table.write_text("{}")
+    other.write_text("[]")
+    record(table=table_digest(table)).save(tmp_path)
+    assert known_run(tmp_path, TASK, TARGET, table) is not None
+    end = "; choose another --out$"
+    with pytest.raises(RunFolderError, match=rf"with another latency table than {other}{end}"):
+        known_run(tmp_path, TASK, TARGET, other)
+    with pytest.raises(RunFolderError, match=rf"table; give it again by --target-table{end}"):
+        known_run(tmp_path, TASK, TARGET)
+    record(table="").save(tmp_path)
+    assert known_run(tmp_path, TASK, TARGET) is not None
+    with pytest.raises(RunFolderError, match=rf"of this machine, not of table {table}{end}"):
+        known_run(tmp_path, TASK, TARGET, table)
+    record().save(tmp_path)
+    assert known_run(tmp_path, TASK, TARGET, table) is not None, "of an earlier version"
 
 
 def test_the_same_inputs_and_metric_go_on(tmp_path: Path) -> None:
