@@ -25,6 +25,7 @@ from autocompress.report.info import RunInfo, before_after, read_run
 from autocompress.report.latency_figures import prediction_scatter, time_bars
 from autocompress.report.latency_info import settings_words, time_info
 from autocompress.results.files import REPORT_FILE, write_atomic
+from autocompress.results.front import ParetoFront
 from autocompress.results.measurement import LATENCY_WORDS
 
 # Nothing leaves the reader's machine: plotly.js 4 would offer to upload the chart.
@@ -80,7 +81,7 @@ def page(info: RunInfo) -> str:
         f"<p>Float baseline: {base.size_bytes / 1e6:.2f} MB, {base.latency_ms:.3f} ms, accuracy "
         f"{base.accuracy:.4f} on validation"
         + (f" and {base.test_accuracy:.4f} on test" if base.test_accuracy is not None else "")
-        + f". {len(info.front)} verified points. {LATENCY_WORDS[base.latency_source]}</p>",
+        + f". {len(info.front)} verified points. {_source_words(info.front)}</p>",
         f"<div class='wide'>{_table(before_after(info.front), marked)}</div>",
     ]
     for title, text, figures in _sections(info):
@@ -93,6 +94,14 @@ def page(info: RunInfo) -> str:
         f"<script type='application/json' id='autocompress-data'>{data}</script></body></html>"
     )
     return "\n".join(parts)
+
+
+def _source_words(front: ParetoFront) -> str:
+    """Return where the latencies of a front come from; a resumed run may have two sources."""
+    sources = [front.baseline, *(point.measured for point in front.points)]
+    return " ".join(
+        LATENCY_WORDS[name] for name in dict.fromkeys(m.latency_source for m in sources)
+    )
 
 
 def _sections(info: RunInfo) -> list[tuple[str, str, list[go.Figure]]]:

@@ -107,7 +107,7 @@ def test_the_baseline_and_the_source_of_latencies_are_named(run: Path, front: Pa
     write_json(run / "front.json", replace(front, baseline=base).to_json())
     text = page(read_run(run))
     line = "Float baseline: 2.50 MB, 2.000 ms, accuracy 0.9000 on validation. 3 verified points. "
-    assert line + LATENCY_WORDS["table"] in text
+    assert line + LATENCY_WORDS["table"] + " " + LATENCY_WORDS["measured"] + "</p>" in text
 
 
 def test_the_embedded_data_cannot_end_the_script(run: Path) -> None:

@@ -42,12 +42,18 @@ class FloatFile:
         earlier = earlier_front(folder)
         known = {} if earlier is None else earlier.baseline.metrics
         metrics = {**known, **problem.baseline.metrics, **rest.disturbed}
+        latency_ms, source = problem.baseline.latency_ms, problem.latency_source
+        if source == "table" and earlier is not None:
+            # It may have been measured on the machine of the table, by an earlier run.
+            latency_ms = earlier.baseline.latency_ms
+            source = earlier.baseline.latency_source
         return replace(
             problem.baseline,
+            latency_ms=latency_ms,
             test_accuracy=rest.test,
             metrics=metrics,
             memory_bytes=self.memory_bytes,
-            latency_source=problem.latency_source,
+            latency_source=source,
             left_out={name: why for name, why in rest.left_out.items() if name not in metrics},
             test_share=rest.test_share,
         )

@@ -64,6 +64,7 @@ class MeasuredFile:
         memory_bytes: weights as a session holds them, or None.
         pass_s: seconds of a pass over the validation split; None in a resumed run.
         was_predicted: True if its latency was predicted before it was measured.
+        measured_ms: latency that an earlier run has measured; None if it has not.
     """
 
     finalist: Finalist
@@ -74,6 +75,7 @@ class MeasuredFile:
     memory_bytes: int | None
     pass_s: float | None
     was_predicted: bool
+    measured_ms: float | None = None
 
     @property
     def path(self) -> Path:
@@ -182,7 +184,14 @@ def known_files(folder: Path, front: ParetoFront) -> dict[int, MeasuredFile]:
             None if late else OtherScores(measured.test_accuracy, {}, left_out, measured.test_share)
         )
         numbers = (measured.size_bytes, scores, rest, measured.memory_bytes, None)
-        files[point.trial] = MeasuredFile(finalist, place, *numbers, point.was_predicted)
+        was_measured = measured.latency_source == "measured"
+        files[point.trial] = MeasuredFile(
+            finalist,
+            place,
+            *numbers,
+            point.was_predicted,
+            measured.latency_ms if was_measured else None,
+        )
     return files
 
 

@@ -81,7 +81,7 @@ def point_of(
     rest: OtherScores,
     latency_ms: float,
     metrics: Mapping[str, float],
-    problem: Problem,
+    latency_source: str,
     baseline: Measurement,
 ) -> FrontPoint:
     """Join what was measured and predicted of a file.
@@ -89,9 +89,9 @@ def point_of(
     Args:
         file: the file.
         rest: scores beside the validation split.
-        latency_ms: measured.
+        latency_ms: measured, or predicted where `latency_source` says so.
         metrics: everything but accuracy, by the name used in reports.
-        problem: says where latencies come from.
+        latency_source: where the latency comes from, as in `Measurement`.
         baseline: numbers of the float file.
 
     Returns:
@@ -106,7 +106,7 @@ def point_of(
         metrics,
         True,
         file.memory_bytes,
-        problem.latency_source,
+        latency_source,
         rest.left_out,
         rest.test_share,
     )

@@ -202,6 +202,27 @@ def test_a_resumed_run_keeps_its_files_and_runs_what_it_lacks(files) -> None:
     assert [point.trial for point in front.points] == [9, 4, 3]
 
 
+def test_what_was_measured_stays_on_another_processor(files) -> None:
+    files.made.add(uniform(0, 8), PROBLEM, {})
+    files.made.finish([finalist(3, 6)], PROBLEM, {})
+    earlier = {p.trial: p.measured.latency_ms for p in read_front(files.folder).points}
+    assert earlier == {3: 3.0, 0: 4.0}
+    timing = FrontTiming((), (SessionSettings(),) * 9, {}, 4.0, "")
+    elsewhere = SimpleNamespace(
+        **{**vars(PROBLEM), "latency_source": "table", "baseline": replace(BASE, latency_ms=7.0)}
+    )
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(front_files, "time_front", lambda *_: timing)
+        resumed = part_of(files)
+        front, _ = resumed.finish([finalist(3, 6), finalist(4, 5)], elsewhere, {})
+    latencies = {p.trial: (p.measured.latency_ms, p.measured.latency_source) for p in front.points}
+    assert latencies == {4: (2.0, "table"), 3: (3.0, "measured"), 0: (4.0, "measured")}
+    assert (front.baseline.latency_ms, front.baseline.latency_source) == (4.0, "measured")
+    front, _ = part_of(files).finish([finalist(4, 5)], PROBLEM, {})
+    (point,) = (point for point in front.points if point.trial == 4)
+    assert (point.measured.latency_ms, point.measured.latency_source) == (2.5, "measured")
+
+
 def test_files_that_are_gone_or_of_other_candidates_are_forgotten(files) -> None:
     files.made.add(finalist(3, 6), PROBLEM, {})
     files.made.add(finalist(4, 5), PROBLEM, {})
