@@ -17,7 +17,7 @@ from autocompress.argument_types import path
 from autocompress.errors import LimitError, RunFolderError
 from autocompress.results.files import FRONT_FILE, read_json
 from autocompress.results.front_point import FrontPoint
-from autocompress.results.limits import TOLERANCE, Limits, are_kept, check_pick, distance
+from autocompress.results.limits import Limits, are_kept, check_pick, distance
 from autocompress.results.measurement import Measurement, left_out_words
 from autocompress.results.pareto import non_dominated
 
@@ -158,9 +158,12 @@ class ParetoFront:
         if not self.points:
             raise LimitError("front: there is no point; run more trials or loosen the limits")
         check_pick(limits, self.baseline.metrics)
-        asked = Limits(**{name: value for name, value in limits.items() if value is not None})
+        asked = Limits(
+            accuracy=self.baseline.accuracy,
+            **{name: value for name, value in limits.items() if value is not None},
+        )
         missed = {p.trial: self._violations(p, asked) for p in self.points}
-        within = [p for p in self.points if are_kept(missed[p.trial], TOLERANCE)]
+        within = [p for p in self.points if are_kept(missed[p.trial])]
         key = self._key(what)
         if within:
             return Pick(min(within, key=key))
@@ -202,7 +205,7 @@ class ParetoFront:
         """Say what a point misses, and by how much."""
         m, words = point.measured, []
         for name, by in violations.items():
-            if by <= TOLERANCE:
+            if by <= 0:
                 continue
             if name == "max_size":
                 over = by * (limits.max_size_bytes or 0.0)

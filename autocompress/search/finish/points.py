@@ -11,7 +11,7 @@ from autocompress.export.artifact import write_recipe
 from autocompress.export.notes import write_notes
 from autocompress.measure.robustness import fragile_under
 from autocompress.results.front_point import FrontPoint
-from autocompress.results.limits import TOLERANCE, Limits, are_kept, distance
+from autocompress.results.limits import Limits, are_kept, distance
 from autocompress.results.measurement import Measurement
 from autocompress.search.finish.measured_file import MeasuredFile, OtherScores, trained_of
 from autocompress.search.problem.problem import Problem
@@ -69,7 +69,7 @@ def worth_showing(
 
     shown = []
     for point in points:
-        if point.trial not in uniform or are_kept(missed(point), TOLERANCE):
+        if point.trial not in uniform or are_kept(missed(point)):
             shown.append(point)
     return shown or [
         min(points, key=lambda point: distance(missed(point), baseline.accuracy_scale))
