@@ -134,11 +134,10 @@ def before_after(front: ParetoFront) -> pd.DataFrame:
 
     measured = [front.baseline, *(point.measured for point in front.points)]
     disturbed = {name: f"accuracy_{name}" for name in CORRUPTIONS}
-    shown = [name for name, key in disturbed.items() if all(key in m.metrics for m in measured)]
-    extra = []
-    for name in front.baseline.metrics:
-        if name not in disturbed.values() and all(name in m.metrics for m in measured):
-            extra.append(name)
+    # Where only some files were run, the cells of the others are empty; `left_out` says why.
+    shown = [name for name, key in disturbed.items() if any(key in m.metrics for m in measured)]
+    names = dict.fromkeys(name for m in measured for name in m.metrics)
+    extra = [name for name in names if name not in disturbed.values()]
     picks = recommended(front)
     rows = [_row("float baseline", front.baseline, front.baseline, extra, shown)]
     for point in front.points:
@@ -172,10 +171,10 @@ def _row(
         "accuracy (test)": measured.test_accuracy,
     }
     for metric in extra:
-        row[metric] = measured.metrics[metric]
+        row[metric] = measured.metrics.get(metric)
     for disturbance in shown:
         label = f"accuracy ({disturbance.replace('_', ' ')})"
-        row[label] = measured.metrics[f"accuracy_{disturbance}"]
+        row[label] = measured.metrics.get(f"accuracy_{disturbance}")
     return {**row, "deployed - simulated": None, "fragile under": ""}
 
 

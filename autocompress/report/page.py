@@ -83,6 +83,7 @@ def page(info: RunInfo) -> str:
         + (f" and {base.test_accuracy:.4f} on test" if base.test_accuracy is not None else "")
         + f". {len(info.front)} verified points. {_source_words(info.front)}</p>",
         f"<div class='wide'>{_table(before_after(info.front), marked)}</div>",
+        *(f"<p>{html.escape(words)}</p>" for words in info.front.left_out()),
     ]
     for title, text, figures in _sections(info):
         parts.append(f"<h2>{title}</h2>" + (f"<p>{text}</p>" if text else ""))

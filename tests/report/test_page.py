@@ -110,6 +110,14 @@ def test_the_baseline_and_the_source_of_latencies_are_named(run: Path, front: Pa
     assert line + LATENCY_WORDS["table"] + " " + LATENCY_WORDS["measured"] + "</p>" in text
 
 
+def test_what_is_missing_is_said(run: Path, front: ParetoFront) -> None:
+    first, *others = front.points
+    late = replace(first.measured, left_out={"accuracy (blur)": "not run <yet>"})
+    whole = replace(front, points=(replace(first, measured=late), *others))
+    write_json(run / "front.json", whole.to_json())
+    assert "<p>left out: accuracy (blur): not run &lt;yet&gt;</p>" in page(read_run(run))
+
+
 def test_the_embedded_data_cannot_end_the_script(run: Path) -> None:
     add(run, task="</script><b>")
     text = page(read_run(run))

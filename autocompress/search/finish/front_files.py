@@ -353,7 +353,7 @@ class FrontFiles:
                 latency_ms = timing.ratios[i] * baseline.latency_ms
             elif file.measured_ms is not None:  # on the machine of the table, by an earlier run
                 latency_ms, source = file.measured_ms, "measured"
-            rest = file.rest or not_run(problem)
+            rest = file.rest or not_run(self.float_file.other_splits(problem))
             metrics = {**file.scores.metrics, **rest.disturbed, **elsewhere[1 + i]}
             point = point_of(file, rest, latency_ms, metrics, source, baseline)
             settings = timing.settings[i]

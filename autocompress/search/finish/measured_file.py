@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -17,7 +17,7 @@ from autocompress.compress.assemble.trained import Trained
 from autocompress.errors import NotComputableError
 from autocompress.export.artifact import write_model, write_weights
 from autocompress.measure.accuracy import Scores, evaluate_session
-from autocompress.measure.robustness import corruptions_of
+from autocompress.measure.robustness import corruptions, corruptions_of
 from autocompress.results.files import MODEL_FILE
 from autocompress.results.front import ParetoFront, earlier_front
 from autocompress.search.evaluate.recovery import read_recovered
@@ -239,19 +239,39 @@ def other_scores(
         try:
             accuracies[name] = evaluate_session(judged, session, names, batches)[0].accuracy
         except (NotComputableError, UserCodeError) as error:
-            figure = name.removeprefix("accuracy_").replace("_", " ")
-            left_out[f"accuracy ({figure})"] = " ".join(str(error).split())
+            left_out[figure_of(name)] = " ".join(str(error).split())
     return OtherScores(accuracies.pop(TEST, known_test), accuracies, left_out, test_share)
 
 
-def not_run(problem: Problem, test: float | None = None, share: float = 1.0) -> OtherScores:
+def figure_of(split: str) -> str:
+    """Return the name in tables of the accuracy on a split, such as "accuracy (test)".
+
+    Args:
+        split: "test", or the metric's name of a kind of disturbed inputs.
+    """
+    return f"accuracy ({split.removeprefix('accuracy_').replace('_', ' ')})"
+
+
+def other_splits(problem: Problem) -> list[str]:
+    """Return the names of what a file is run on beside the validation split.
+
+    It reads a batch.
+
+    Args:
+        problem: says whether there is a test split, and how inputs can be disturbed.
+    """
+    task = problem.task
+    kinds = corruptions(task.validation, task.batch_first, task.typos)
+    return kinds if task.test is None else [TEST, *kinds]
+
+
+def not_run(splits: Sequence[str], test: float | None = None, share: float = 1.0) -> OtherScores:
     """Return the scores of a file that was run on the validation split only.
 
     Args:
-        problem: says whether there is a test split.
+        splits: from `other_splits`.
         test: metric on the test split, where an earlier run has it.
         share: of the test split that it is of.
     """
-    if problem.task.test is None or test is not None:
-        return OtherScores(test, {}, {}, share)
-    return OtherScores(None, {}, {f"accuracy ({TEST})": LATE})
+    late = [split for split in splits if split != TEST or test is None]
+    return OtherScores(test, {}, {figure_of(split): LATE for split in late}, share)

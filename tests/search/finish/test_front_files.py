@@ -8,6 +8,7 @@ from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
+import torch
 
 from autocompress import Candidate, Distillation, Measurement, ModuleConfig
 from autocompress.errors import NotComputableError
@@ -22,6 +23,9 @@ from autocompress.search.finish.timing import BRIEF, ROUNDS, FrontTiming
 from autocompress.targets.device.sessions import SessionSettings
 
 BASE = Measurement(1000, 4.0, 0.9, verified=True)
+TASK = SimpleNamespace(
+    test=[1], validation=[(torch.zeros(2, 3), None)], batch_first=False, typos=None
+)
 PROBLEM = SimpleNamespace(
     baseline=BASE,
     float_path=Path("baseline/model.onnx"),
@@ -29,7 +33,7 @@ PROBLEM = SimpleNamespace(
     table=SimpleNamespace(runs=(1,)),
     stitcher=SimpleNamespace(apply=lambda candidate: None),
     latency_ms=lambda candidate: 3.9,
-    task=SimpleNamespace(test=[1]),
+    task=TASK,
     space=SimpleNamespace(objectives=()),
 )
 
@@ -106,7 +110,8 @@ def test_each_file_is_on_the_front_at_once(files) -> None:
     assert (files.folder / "models/0003/model.onnx").read_text().strip() == "6"
     assert front.baseline.test_accuracy is None
     assert files.tested == [], "the test split waits for the end of the search"
-    assert list(front.points[0].measured.left_out) == ["accuracy (test)"]
+    late = ["accuracy (test)", "accuracy (gaussian noise)"]
+    assert list(front.points[0].measured.left_out) == late
     assert {rounds for _, rounds in files.timed} == {BRIEF}
 
 
@@ -200,6 +205,20 @@ def test_a_resumed_run_keeps_its_files_and_runs_what_it_lacks(files) -> None:
     assert files.ran == [*ran, (9, 4)]
     assert files.tested == [*tested, "baseline", "0009", "0004"]
     assert [point.trial for point in front.points] == [9, 4, 3]
+
+
+def test_without_a_test_split_disturbed_inputs_are_run_by_a_resumed_run(files) -> None:
+    untested = SimpleNamespace(**{**vars(TASK), "test": None})
+    problem = SimpleNamespace(**{**vars(PROBLEM), "task": untested})
+    files.made.add(finalist(3, 6), problem, {})
+    (point,) = read_front(files.folder).points
+    assert list(point.measured.left_out) == ["accuracy (gaussian noise)"]
+    part_of(files).finish([finalist(3, 6)], problem, {})
+    assert files.tested == ["baseline", "0003"]
+    (point,) = read_front(files.folder).points
+    assert point.measured.left_out == {}
+    part_of(files).finish([finalist(3, 6)], problem, {})
+    assert files.tested == ["baseline", "0003", "baseline"]
 
 
 def test_what_was_measured_stays_on_another_processor(files) -> None:
