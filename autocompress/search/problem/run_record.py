@@ -41,6 +41,7 @@ class RunRecord:
         student_model: hash of the weights of the student as it comes, or None.
         space: file of the search space, and its digest.
         target: name of the target.
+        target_file: content of its file, without `portable`; None of an earlier version.
         portable: True if integer weights are exact on every processor.
         table: hash of the latency table that was given, "" for none.
         settings: session settings that are used, and those that were tried.
@@ -82,6 +83,7 @@ class RunRecord:
     student_model: str | None = None
     space: Mapping[str, Any] = field(default_factory=dict)
     target: str = ""
+    target_file: Mapping[str, Any] | None = None
     portable: bool | None = None
     table: str | None = None
     settings: Mapping[str, Any] = field(default_factory=dict)
@@ -142,6 +144,7 @@ class RunRecord:
                 "digest": bound.digest,
             },
             target=problem.target.name,
+            target_file=dict(problem.target.described),
             portable=problem.target.portable,
             table=table_digest(settings.table_file),
             settings={"used": asdict(problem.settings), "tried": list(table.tuning)},
@@ -237,6 +240,8 @@ def known_run(
         reason = f"was made with other weights of {whose}task {task.name!r}"
     elif known.target != target.name:
         reason = f"was searched for target {known.target}, not for {target.name}"
+    elif known.target_file not in (None, target.described):
+        reason = _other_target(target, known.target_file or {})
     elif known.portable is None:
         reason = "was searched by an earlier version"
     elif known.portable != target.portable:
@@ -253,6 +258,13 @@ def known_run(
     else:
         return known
     raise RunFolderError(f"{folder}: {reason}; choose another --out")
+
+
+def _other_target(target: Target, then: Mapping[str, Any]) -> str:
+    """Return what is to be said of a target whose file has changed."""
+    now = target.described
+    key = next(key for key in (*then, *now) if then.get(key) != now.get(key))
+    return f"was searched when target {target.name} had {key} {then.get(key)}, not {now.get(key)}"
 
 
 def _other_table(then: str, now: Path | None) -> str:

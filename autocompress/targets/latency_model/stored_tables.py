@@ -161,6 +161,12 @@ def load_table(subject: Subject, target: Target, path: Path) -> LatencyTable:
         )
     if table.target != target.name:
         raise TargetError(f"{path}: table of target {table.target}, not of {target.name}")
+    other = target.serves(table.settings)
+    if other:
+        raise TargetError(
+            f"{path}: table of target {target.name} with {other}; measure it again with: "
+            "autocompress profile TASK --target T --out FILE"
+        )
     here = versions(target.settings)
     if not is_foreign(table) and table.versions != here:
         there = table.versions

@@ -22,7 +22,7 @@ TASK = SimpleNamespace(
     example_inputs=torch.zeros(1, 2),
     latency_inputs={"many": torch.zeros(8, 2)},
 )
-TARGET = SimpleNamespace(name="onnxruntime-cpu", portable=False)
+TARGET = SimpleNamespace(name="onnxruntime-cpu", portable=False, described={"threads": 4})
 BASELINE = Measurement(1000, 2.0, 0.9)
 
 
@@ -65,6 +65,14 @@ def test_later_fields_of_an_earlier_run_stay_until_they_are_known(tmp_path: Path
         ({"task": "letters"}, "is the run folder of task 'letters', not of 'digits'"),
         ({"model": "other"}, "was made with other weights of task 'digits'"),
         ({"target": "other"}, "was searched for target other, not for onnxruntime-cpu"),
+        (
+            {"target_file": {"threads": 1}},
+            "was searched when target onnxruntime-cpu had threads 1, not 4",
+        ),
+        (
+            {"target_file": {"threads": 4, "provider": "CUDA"}},
+            "was searched when target onnxruntime-cpu had provider CUDA, not None",
+        ),
         ({"portable": None}, "was searched by an earlier version"),
         ({"portable": True}, "was searched with --portable, not with --no-portable"),
         ({"metric": "accuracy"}, "was searched for the metric accuracy, not for f1"),
@@ -107,7 +115,7 @@ def test_another_latency_table_is_refused(tmp_path: Path) -> None:
 
 
 def test_the_same_inputs_and_metric_go_on(tmp_path: Path) -> None:
-    same = record(metric="f1", inputs={"": [[1, 2]], "many": [[8, 2]]})
+    same = record(metric="f1", inputs={"": [[1, 2]], "many": [[8, 2]]}, target_file={"threads": 4})
     same.save(tmp_path)
     assert known_run(tmp_path, TASK, TARGET) == same
 
