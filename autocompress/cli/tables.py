@@ -90,6 +90,7 @@ def print_front(front: ParetoFront) -> None:
     short |= {
         "accuracy (gaussian noise)": "noise",
         "accuracy (contrast)": "contrast",
+        "accuracy (undisturbed)": "undisturbed",
         "accuracy (token dropout)": "dropped",
     }
     for column in frame.columns:

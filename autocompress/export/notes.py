@@ -8,7 +8,7 @@ from typing import Any
 
 from autocompress.export.arithmetic import arithmetic_words
 from autocompress.export.artifact import read_recipe
-from autocompress.measure.robustness import CORRUPTIONS
+from autocompress.measure.robustness import PARTS
 from autocompress.results.files import MODEL_FILE, NOTES_FILE, write_atomic
 from autocompress.results.front_point import FrontPoint
 from autocompress.results.measurement import LATENCY_WORDS, Measurement, left_out_words
@@ -19,7 +19,7 @@ UNPACKED = (
     "Packed weights are unpacked when a session is created, to 8-bit integers for integer kernels "
     "and to float for the others."
 )
-DISTURBED = {f"accuracy_{name}": name.replace("_", " ") for name in CORRUPTIONS}
+DISTURBED = {f"accuracy_{name}": name.replace("_", " ") for name in PARTS}
 DYNAMIC_RANGES = (
     "Linear modules with 8-bit activations take their range from each batch, so that outputs "
     "depend slightly on the batch they are in."

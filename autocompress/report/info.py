@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 import numpy as np
 import pandas as pd
 
-from autocompress.measure.robustness import CORRUPTIONS
+from autocompress.measure.robustness import PARTS
 from autocompress.results.files import (
     RUN_FILE,
     SENSITIVITY_FILE,
@@ -133,7 +133,7 @@ def before_after(front: ParetoFront) -> pd.DataFrame:
     """
 
     measured = [front.baseline, *(point.measured for point in front.points)]
-    disturbed = {name: f"accuracy_{name}" for name in CORRUPTIONS}
+    disturbed = {name: f"accuracy_{name}" for name in PARTS}
     # Where only some files were run, the cells of the others are empty; `left_out` says why.
     shown = [name for name, key in disturbed.items() if any(key in m.metrics for m in measured)]
     names = dict.fromkeys(name for m in measured for name in m.metrics)

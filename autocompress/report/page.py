@@ -13,7 +13,7 @@ import plotly.graph_objects as go
 import plotly.io
 from plotly.offline import get_plotlyjs
 
-from autocompress.measure.robustness import CORRUPTIONS
+from autocompress.measure.robustness import PARTS
 from autocompress.report.figures import (
     allocation_maps,
     hypervolume_curve,
@@ -183,7 +183,7 @@ def _table(table: pd.DataFrame, marked: Sequence[bool]) -> str:
         "accuracy (validation)": "{:.4f}",
         "accuracy (test)": "{:.4f}",
         "deployed - simulated": "{:+.4f}",
-        **{f"accuracy ({name.replace('_', ' ')})": "{:.4f}" for name in CORRUPTIONS},
+        **{f"accuracy ({name.replace('_', ' ')})": "{:.4f}" for name in PARTS},
     }
     rows = [
         "<tr>" + "".join(f"<th>{html.escape(column)}</th>" for column in table.columns) + "</tr>"

@@ -27,7 +27,7 @@ from autocompress.search.problem.problem import Problem
 from autocompress.targets.device.sessions import open_session
 from autocompress.targets.latency import all_threads
 from autocompress.targets.runtime import weights_in_memory
-from autocompress.task.batches import Batches, spread_batches
+from autocompress.task.batches import spread_batches
 from autocompress.task.user_code import UserCodeError
 
 TEST = "test"
@@ -227,9 +227,8 @@ def other_scores(
     session = open_session(path, all_threads(problem.settings))
     judged, names = replace(problem.task, extra_metrics={}), problem.builder.lowered.input_names
     special = () if judged.pretrained is None else judged.pretrained.special_tokens
-    splits: dict[str, Batches] = dict(
-        corruptions_of(judged.validation, judged.batch_first, special, judged.typos)
-    )
+    parts = (judged.validation, judged.batch_first, special, judged.typos)
+    splits = corruptions_of(*parts)
     if known_test is None and problem.task.test is not None:
         splits = {TEST: spread_batches(problem.task.test, test_share), **splits}
     accuracies: dict[str, float] = {}
