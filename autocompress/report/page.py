@@ -153,11 +153,12 @@ def _refit_words(run: Mapping[str, Any]) -> str:
     check = run.get("front_check") or {}
     if check.get("warning"):
         words.append(f"While the front was timed, {check['warning']}.")
-    # A resumed run without time for files knows of an earlier fit, and of no errors of its own.
-    if run.get("refit") and "mape" in check:
+    refit = run.get("refit") or {}
+    before = refit.get("before")
+    if before is not None:
         words.append(
-            f"The mean prediction error on the front was {check['mape']:.1%}, so the "
-            f"model was fitted again to the front's measurements (error {run['refit']['mape']:.1%} "
+            f"The mean prediction error on the front was {before:.1%}, so the "
+            f"model was fitted again to the front's measurements (error {refit['mape']:.1%} "
             "on the same points)."
         )
     return " ".join(words)

@@ -70,8 +70,10 @@ class RunRecord:
         training: plan of the trainings (`TrainingPlan`).
         setup_seconds: by step.
         seconds: of the whole run, earlier runs in the folder included.
-        front_check: errors of the latency model on the files of the front.
-        refit: errors after it was fitted to these files too, if it was.
+        front_check: errors of the latency model on the files of the front, when they were timed
+            last.
+        refit: errors after it was fitted to these files too, and the mean error "before"; {} if
+            the last run that finished did not.
         recovery: what recovery did, by trained trial.
         teacher: batches that the teacher computed, and read from the cache.
         library: variants that were made, and reused.
