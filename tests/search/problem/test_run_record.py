@@ -57,6 +57,9 @@ def test_later_fields_of_an_earlier_run_stay_until_they_are_known(tmp_path: Path
     content = json.loads((tmp_path / "run.json").read_text())
     assert content["seconds"] == 9.0
     assert "refit" not in content, "this run did not fit the latency model again"
+    record(refit={}).save(tmp_path, earlier)
+    content = json.loads((tmp_path / "run.json").read_text())
+    assert content["refit"] == {}, "a run that finished without a fit says so"
 
 
 @pytest.mark.parametrize(
