@@ -35,7 +35,7 @@ def read_json(path: Path) -> Any:
         Plain types.
 
     Raises:
-        RunFolderError: the file is missing or damaged.
+        RunFolderError: the file is missing, cannot be read, or is damaged.
     """
     try:
         return json.loads(path.read_text())
@@ -43,7 +43,13 @@ def read_json(path: Path) -> Any:
         raise RunFolderError(
             f"{path}: not found; {path.parent} is not the folder of a finished search"
         ) from None
-    except (OSError, ValueError) as error:
+    except NotADirectoryError as error:
+        raise RunFolderError(
+            f"{path}: not found; {path.parent} is a file, not the folder of a search"
+        ) from error
+    except OSError as error:  # the file may be good
+        raise RunFolderError(f"{path}: cannot be read ({error.strerror or error})") from error
+    except ValueError as error:
         raise RunFolderError(
             f"{path}: damaged ({error}); remove it and run the same search again"
         ) from error

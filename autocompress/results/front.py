@@ -281,10 +281,15 @@ def earlier_front(folder: Path) -> ParetoFront | None:
 
     Returns:
         The front; None if there is none, or its file is damaged and will be written anew.
+
+    Raises:
+        RunFolderError: the file is there, and may be good, but cannot be read.
     """
     try:
         return read_front(folder)
-    except RunFolderError:
+    except RunFolderError as error:
+        if isinstance(error.__cause__, OSError):
+            raise
         return None
 
 

@@ -18,6 +18,7 @@ from autocompress.results.files import (
     write_atomic,
     write_json,
 )
+from autocompress.results.front import earlier_front
 
 
 def test_a_file_is_replaced_whole_and_its_folder_is_made(tmp_path: Path) -> None:
@@ -83,8 +84,28 @@ def test_json_that_is_not_there_is_named(tmp_path: Path) -> None:
     assert str(caught.value) == (
         f"{tmp_path}/run.json: not found; {tmp_path} is not the folder of a finished search"
     )
-    with pytest.raises(RunFolderError, match="damaged"):
+
+
+def test_json_that_cannot_be_read_is_not_called_damaged(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with pytest.raises(RunFolderError, match=rf"^{tmp_path}: cannot be read \(Is a directory\)$"):
         read_json(tmp_path)
+    file = tmp_path / "front.json"
+    file.write_text("{}")
+    message = f"{file}/front.json: not found; {file} is a file, not the folder of a search"
+    with pytest.raises(RunFolderError, match=f"^{message}$"):
+        read_json(file / "front.json")
+
+    def refused(path: Path) -> str:
+        raise PermissionError(errno.EACCES, os.strerror(errno.EACCES))
+
+    monkeypatch.setattr(Path, "read_text", refused)
+    message = rf"^{file}: cannot be read \(Permission denied\)$"
+    with pytest.raises(RunFolderError, match=message):
+        read_json(file)
+    with pytest.raises(RunFolderError, match=message):
+        earlier_front(tmp_path)
 
 
 def test_rows_have_one_header_and_all_columns(tmp_path: Path) -> None:
