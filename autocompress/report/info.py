@@ -13,7 +13,6 @@ from autocompress.measure.robustness import PARTS
 from autocompress.results.files import (
     RUN_FILE,
     SENSITIVITY_FILE,
-    TRIAL_COLUMNS,
     TRIALS_FILE,
     read_json,
 )
@@ -22,6 +21,7 @@ from autocompress.results.measurement import Measurement
 from autocompress.results.pareto import hypervolume
 
 PICKS = ("smallest", "fastest", "accurate", "knee")
+TRIAL_NUMBERS = ("number", "size_bytes", "latency_ms", "accuracy")
 PICK_DROP = 0.01  # largest accuracy loss of a recommended point, of a metric up to 1
 
 
@@ -87,22 +87,30 @@ def read_run(folder: Path) -> RunInfo:
         RunFolderError: names the missing or damaged file.
     """
     front = read_front(folder)
-    trials = (
-        pd.read_csv(folder / TRIALS_FILE)
-        if (folder / TRIALS_FILE).is_file()
-        else pd.DataFrame(columns=list(TRIAL_COLUMNS))
-    )
-    sensitivity = (
-        pd.read_csv(folder / SENSITIVITY_FILE)
-        if (folder / SENSITIVITY_FILE).is_file()
-        else pd.DataFrame()
-    )
+    trials = _rows(folder / TRIALS_FILE, TRIAL_NUMBERS, "state")
     return RunInfo(
         read_json(folder / RUN_FILE),
         front,
         trials[trials["state"] == "COMPLETE"].sort_values("number"),
-        sensitivity,
+        _rows(folder / SENSITIVITY_FILE, ("divergence",), "module", "config"),
     )
+
+
+def _rows(path: Path, numbers: Sequence[str], *texts: str) -> pd.DataFrame:
+    """Return the rows of a CSV file that have all of some numbers; a second header has none.
+
+    A file that is empty or damaged counts as missing: the next run of the search makes it again.
+    """
+    none = pd.DataFrame(columns=[*numbers, *texts])
+    try:
+        rows = pd.read_csv(path)
+    except (FileNotFoundError, ValueError):  # what pandas raises of empty files is a ValueError
+        return none
+    if not set(none.columns) <= set(rows.columns):
+        return none
+    for name in numbers:
+        rows[name] = pd.to_numeric(rows[name], errors="coerce")
+    return rows.dropna(subset=list(numbers))
 
 
 def recommended(front: ParetoFront) -> dict[int, str]:

@@ -44,6 +44,27 @@ def test_what_is_shown(run: Path) -> None:
     assert predictions(info).check_mape == 0.045
 
 
+def test_a_repeated_header_is_no_trial(run: Path) -> None:
+    whole = read_run(run)
+    for name in ("trials.csv", "sensitivity.csv"):
+        lines = (run / name).read_text().splitlines(keepends=True)
+        (run / name).write_text("".join([lines[0], *lines]))
+    info = read_run(run)
+    assert list(info.trials["number"]) == list(whole.trials["number"])
+    assert hypervolume_history(info) == hypervolume_history(whole)
+    assert list(info.sensitivity["divergence"]) == [0.1]
+
+
+@pytest.mark.parametrize("content", ["", "\n", "number,state", "a,b\n1,2\n3,4,5\n", "\x00"])
+def test_rows_that_cannot_be_read_are_missing(run: Path, content: str) -> None:
+    for name in ("trials.csv", "sensitivity.csv"):
+        (run / name).write_text(content)
+    info = read_run(run)
+    assert len(info.trials) == len(info.sensitivity) == 0
+    assert hypervolume_history(info) == []
+    assert allocation(info).modules == ["a"]
+
+
 def test_fragile_points_are_named(run: Path, front: ParetoFront) -> None:
     assert "fragile under" not in before_after(front).columns
     point = replace(front.points[1], fragile=("gaussian_noise", "contrast"))

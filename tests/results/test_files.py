@@ -13,6 +13,7 @@ from autocompress.errors import RunFolderError
 from autocompress.results import files
 from autocompress.results.files import (
     append_row,
+    begin_rows,
     disk_error,
     read_json,
     write_atomic,
@@ -113,6 +114,15 @@ def test_rows_have_one_header_and_all_columns(tmp_path: Path) -> None:
     append_row(path, ("number", "cause"), {"cause": "a, b", "number": 1, "other": 3})
     append_row(path, ("number", "cause"), {"number": 2})
     assert path.read_text().splitlines() == ["number,cause", '1,"a, b"', "2,"]
+
+
+def test_a_header_is_written_before_rows_and_once(tmp_path: Path) -> None:
+    path = tmp_path / "trials.csv"
+    begin_rows(path, ("a", "b"))
+    assert path.read_bytes() == b"a,b\r\n"
+    append_row(path, ("a", "b"), {"a": 1, "b": 2})
+    begin_rows(path, ("a", "b"))
+    assert path.read_bytes() == b"a,b\r\n1,2\r\n"
 
 
 def test_an_empty_file_gets_a_header(tmp_path: Path) -> None:
