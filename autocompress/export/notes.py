@@ -11,7 +11,12 @@ from autocompress.export.artifact import read_recipe
 from autocompress.measure.robustness import PARTS
 from autocompress.results.files import MODEL_FILE, NOTES_FILE, write_atomic
 from autocompress.results.front_point import FrontPoint
-from autocompress.results.measurement import LATENCY_WORDS, Measurement, left_out_words
+from autocompress.results.measurement import (
+    LATENCY_WORDS,
+    Measurement,
+    left_out_words,
+    score_words,
+)
 from autocompress.targets.device.sessions import SessionSettings
 from autocompress.task.task import ERRORS, Pretrained
 
@@ -101,7 +106,7 @@ def table_lines(
     m = point.measured
 
     def score(value: float | None) -> str:
-        return "not measured" if value is None else f"{sign * value:.4f}"
+        return "not measured" if value is None else score_words(sign * value)
 
     part = "" if baseline.test_share == 1 else f", {baseline.test_share:.0%} of it"
     smaller = f"{baseline.size_bytes / m.size_bytes:.2f}x smaller"
@@ -121,7 +126,8 @@ def table_lines(
             own = -1.0 if known is not None and name in ERRORS else 1.0
             if name in DISTURBED:
                 words, own = f"{metric} {DISTURBED[name]}", sign
-            lines.append(f"| {words} (validation) | {own * before:.4f} | {own * value:.4f} | |")
+            cells = f"{score_words(own * before)} | {score_words(own * value)}"
+            lines.append(f"| {words} (validation) | {cells} | |")
     for words in left_out_words([baseline, m]):
         lines += ["", words]
     return lines

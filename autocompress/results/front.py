@@ -18,7 +18,7 @@ from autocompress.errors import LimitError, RunFolderError
 from autocompress.results.files import FRONT_FILE, read_json
 from autocompress.results.front_point import FrontPoint
 from autocompress.results.limits import Limits, are_kept, check_pick, distance
-from autocompress.results.measurement import Measurement, left_out_words
+from autocompress.results.measurement import Measurement, left_out_words, score_words
 from autocompress.results.pareto import non_dominated
 
 
@@ -214,13 +214,14 @@ class ParetoFront:
                 over = by * (limits.max_latency_ms or 0.0)
                 words.append(f"{m.latency_ms:.3f} ms, {over:.3f} ms above the limit")
             elif name == "max_accuracy_drop":
-                drop = self.baseline.accuracy - m.accuracy
-                words.append(f"accuracy drop {drop:.4f}, {by:.4f} above the limit")
+                drop = score_words(self.baseline.accuracy - m.accuracy)
+                words.append(f"accuracy drop {drop}, {score_words(by)} above the limit")
             else:
                 metric = name.removeprefix("min_metric ")
                 if metric in m.metrics:
                     value = m.metrics[metric]
-                    words.append(f"{metric} {value:.4f}, {by:.4f} below the limit")
+                    low, below = score_words(value), score_words(by)
+                    words.append(f"{metric} {low}, {below} below the limit")
                 else:
                     words.append(f"no {metric}, which was left out")
         return words

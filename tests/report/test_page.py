@@ -110,6 +110,26 @@ def test_the_baseline_and_the_source_of_latencies_are_named(run: Path, front: Pa
     assert line + LATENCY_WORDS["table"] + " " + LATENCY_WORDS["measured"] + "</p>" in text
 
 
+def test_points_are_called_measured_only_where_they_were(run: Path, front: ParetoFront) -> None:
+    measured = "Coloured points are ONNX files that were run and measured. "
+    assert measured in page(read_run(run))
+    points = []
+    for point in front.points:
+        points.append(replace(point, measured=replace(point.measured, latency_source="analytic")))
+    write_json(run / "front.json", replace(front, points=tuple(points)).to_json())
+    text = page(read_run(run))
+    assert measured not in text
+    assert "ONNX files whose size and accuracy were measured; " in text
+
+
+def test_small_scores_are_not_rounded_away(run: Path, front: ParetoFront) -> None:
+    base = replace(front.baseline, accuracy=-1.25e-7)
+    write_json(run / "front.json", replace(front, baseline=base).to_json())
+    text = page(read_run(run))
+    assert "accuracy -1.25e-07 on validation" in text
+    assert "<td>-1.25e-07</td>" in text
+
+
 def test_what_is_missing_is_said(run: Path, front: ParetoFront) -> None:
     first, *others = front.points
     late = replace(first.measured, left_out={"accuracy (blur)": "not run <yet>"})
