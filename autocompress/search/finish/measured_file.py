@@ -6,6 +6,7 @@ are made while a search goes on are run on them at its end.
 
 from __future__ import annotations
 
+import hashlib
 import math
 import time
 from collections.abc import Mapping, Sequence
@@ -14,12 +15,13 @@ from pathlib import Path
 
 from autocompress.candidate.candidate import Candidate
 from autocompress.compress.assemble.trained import Trained
-from autocompress.errors import NotComputableError
-from autocompress.export.artifact import write_model, write_weights
+from autocompress.errors import ExportError, NotComputableError
+from autocompress.export.artifact import read_recipe, write_model, write_weights
 from autocompress.measure.accuracy import Scores, evaluate_session
 from autocompress.measure.robustness import corruptions, corruptions_of
-from autocompress.results.files import MODEL_FILE
+from autocompress.results.files import MODEL_FILE, WEIGHTS_FILE
 from autocompress.results.front import ParetoFront, earlier_front
+from autocompress.results.front_point import FrontPoint
 from autocompress.search.evaluate.recovery import read_recovered
 from autocompress.search.finish.finalists import Finalist
 from autocompress.search.problem.goal import Goal
@@ -165,13 +167,12 @@ def known_files(folder: Path, front: ParetoFront) -> dict[int, MeasuredFile]:
         front: of the earlier run.
 
     Returns:
-        Files by trial. One that is not there, or is of another size, is left out.
+        Files by trial. One that is not whole, or that the numbers are not of, is left out.
     """
     files = {}
     for point in (*front.points, *front.dominated):
         place, measured, predicted = folder / point.artifact, point.measured, point.predicted
-        path = place / MODEL_FILE
-        if not path.is_file() or path.stat().st_size != measured.size_bytes:
+        if not _is_of(place, point):
             continue
         qualities = [predicted.accuracy]
         qualities += [measured.metrics.get(name, math.nan) for name in front.objectives]
@@ -193,6 +194,26 @@ def known_files(folder: Path, front: ParetoFront) -> dict[int, MeasuredFile]:
             measured.latency_ms if was_measured else None,
         )
     return files
+
+
+def _is_of(place: Path, point: FrontPoint) -> bool:
+    """Return True if a folder holds the whole file of a point, as its recipe says.
+
+    A kill after a new file was moved to its place leaves the numbers of the file before.
+    """
+    path = place / MODEL_FILE
+    if not path.is_file() or path.stat().st_size != point.measured.size_bytes:
+        return False
+    if not (place / WEIGHTS_FILE).is_file():
+        return False
+    try:
+        recipe = read_recipe(place)
+        candidate = Candidate.from_json(recipe["candidate"])
+    except (ExportError, KeyError, TypeError, ValueError):
+        return False
+    with path.open("rb") as file:
+        digest = hashlib.file_digest(file, "sha256").hexdigest()
+    return candidate == point.candidate and recipe.get("sha256") == digest
 
 
 def known_test(folder: Path) -> tuple[float | None, float]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import math
 from dataclasses import replace
 from pathlib import Path
@@ -9,9 +10,11 @@ from types import SimpleNamespace
 
 import pytest
 import torch
+import yaml
 
 from autocompress import Candidate, Distillation, Measurement, ModuleConfig
 from autocompress.errors import NotComputableError
+from autocompress.export.artifact import RECIPE_FORMAT
 from autocompress.measure.accuracy import Scores
 from autocompress.results.front import read_front
 from autocompress.results.limits import Limits
@@ -64,7 +67,15 @@ def files(monkeypatch: pytest.MonkeyPatch, tmp_path: Path):
             raise NotComputableError("outputs are not finite")
         ran.append((one.number, bits))
         place.mkdir(parents=True, exist_ok=True)
-        (place / "model.onnx").write_text(str(bits).rjust(100 * bits))
+        content = str(bits).rjust(100 * bits)
+        (place / "model.onnx").write_text(content)
+        (place / "model.safetensors").touch()
+        recipe = {
+            "format": RECIPE_FORMAT,
+            "candidate": one.candidate.to_json(),
+            "sha256": hashlib.sha256(content.encode()).hexdigest(),
+        }
+        (place / "recipe.yaml").write_text(yaml.safe_dump(recipe))
         return MeasuredFile(
             one,
             place,
@@ -252,6 +263,27 @@ def test_files_that_are_gone_or_of_other_candidates_are_forgotten(files) -> None
     assert resumed.points == []
     resumed.time_again(PROBLEM, {})
     assert len(read_front(files.folder).points) == 2, "nothing is written without files"
+
+
+def test_numbers_beside_another_file_are_forgotten(files) -> None:
+    """A kill between the move of a file and the writing of front.json leaves them."""
+    files.made.add(finalist(3, 6), PROBLEM, {})
+    front = files.folder / "front.json"
+    before = front.read_bytes()
+    files.made.finish([finalist(3, 6, steps=9)], PROBLEM, {})
+    assert [point.trial for point in part_of(files).points] == [3]
+    after = front.read_bytes()
+    front.write_bytes(before)
+    assert part_of(files).points == [], "of the same size, with other weights"
+    front.write_bytes(after)
+    place = files.folder / "models/0003"
+    for name in ("model.onnx", "recipe.yaml", "model.safetensors"):
+        content = (place / name).read_bytes()
+        (place / name).unlink()
+        assert part_of(files).points == [], name
+        (place / name).write_bytes(content)
+    (place / "model.onnx").write_text("7".rjust(600))
+    assert part_of(files).points == [], "of the same size"
 
 
 def test_a_file_whose_trial_has_better_weights_is_made_again_or_stays(files, monkeypatch) -> None:
