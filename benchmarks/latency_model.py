@@ -235,16 +235,17 @@ def one(name: str, count: int) -> dict[str, float]:
         )
     for key, predicted in predictions.items():
         errors = prediction_errors(predicted, measured)
+        tau = float("nan") if errors["kendall_tau"] is None else errors["kendall_tau"]
         suffix = "" if key == "this model" else f"_{key}"
         figures |= {
             f"mape{suffix}_{name}": errors["mape"],
-            f"tau{suffix}_{name}": errors["kendall_tau"],
+            f"tau{suffix}_{name}": tau,
         }
         if not suffix:
             figures |= {f"p95_{name}": errors["p95"], f"bias_{name}": errors["bias"]}
         words = (
             f"mean error {errors['mape']:6.1%}  p95 {errors['p95']:6.1%}  "
-            f"bias {errors['bias']:+6.1%}  tau {errors['kendall_tau']:.3f}"
+            f"bias {errors['bias']:+6.1%}  tau {tau:.3f}"
         )
         print(f"  {key:16s} {words}", flush=True)
     return figures

@@ -111,7 +111,6 @@ TESTED_ELSEWHERE = {
     "search/opening.py": "search/test_loop.py opens searches, also refused ones",
     "search/workers/database.py": "search/workers/test_storage.py cuts databases off",
     "search/workers/join.py": "search/workers/test_launch.py starts workers that join a study",
-    "targets/device/result.py": "targets/device/test_job.py writes and reads results",
     "targets/kernel_arithmetic.py": "export/test_arithmetic.py computes with both kinds of kernel",
     "targets/kernel_models.py": "targets/test_kernels.py times these models",
     "targets/kernel_timing.py": "targets/test_kernels.py times kernels",

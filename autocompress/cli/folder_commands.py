@@ -13,6 +13,7 @@ from autocompress.huggingface.out.write import write_point
 from autocompress.report.page import write_report
 from autocompress.results.front import read_front
 from autocompress.results.limits import parse_limits
+from autocompress.results.measurement import score_words
 
 
 def front_command(arguments: argparse.Namespace) -> int:
@@ -54,7 +55,7 @@ def export_command(arguments: argparse.Namespace) -> int:
     m = pick.point.measured
     text = (
         f"{arguments.to}: trial {pick.point.trial}, {m.size_bytes} B, {m.latency_ms:.3f} ms, "
-        f"accuracy {m.accuracy:.4f}"
+        f"accuracy {score_words(m.accuracy)}"
     )
     console.print(text + (f" ({pick.shortfall})" if pick.shortfall else ""), highlight=False)
     print_lines(lines)

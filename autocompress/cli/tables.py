@@ -16,6 +16,7 @@ from autocompress.report.info import before_after
 from autocompress.results.files import RUN_FILE, read_json
 from autocompress.results.front import ParetoFront, SearchResult
 from autocompress.results.front_point import MARKED_GAP
+from autocompress.results.measurement import score_words
 from autocompress.search.problem.ranks import RankVerdict
 
 console = Console(soft_wrap=True, width=None if sys.stdout.isatty() else 160)
@@ -90,6 +91,7 @@ def print_front(front: ParetoFront) -> None:
     short |= {
         "accuracy (gaussian noise)": "noise",
         "accuracy (contrast)": "contrast",
+        "accuracy (undisturbed)": "undisturbed",
         "accuracy (token dropout)": "dropped",
     }
     for column in frame.columns:
@@ -105,18 +107,18 @@ def print_front(front: ParetoFront) -> None:
         "size (KB)": "{:.1f}",
         "in memory (KB)": "{:.1f}",
         "latency (ms)": "{:.3f}",
+        "deployed - simulated": "{:.4f}",
     }
     for record in frame.to_dict("records"):
         cells = []
         for label, value in record.items():
             missing = value is None or (isinstance(value, float) and np.isnan(value))
-            cells.append(
-                ""
-                if missing
-                else value
-                if isinstance(value, str)
-                else styles.get(str(label), "{:.4f}").format(value)
-            )
+            if missing or isinstance(value, str):
+                cells.append(value if isinstance(value, str) else "")
+            elif label in styles:
+                cells.append(styles[str(label)].format(value))
+            else:
+                cells.append(score_words(value))
         table.add_row(*cells)
     console.print(table)
 

@@ -7,6 +7,7 @@ weights of its PyTorch module. `notes.py` writes the README beside them.
 from __future__ import annotations
 
 import hashlib
+import os
 import shutil
 import tempfile
 from collections.abc import Mapping
@@ -268,17 +269,21 @@ def copy_artifact(run_folder: Path, point: FrontPoint, to: Path) -> Path:
         `to`.
 
     Raises:
-        ExportError: the run folder lacks the file.
+        ExportError: the run folder lacks one of the files, or it cannot be read.
         RunFolderError: the files cannot be written.
     """
     source = run_folder / point.artifact
-    if not (source / MODEL_FILE).is_file():
-        raise ExportError(
-            f"{source}: has no {MODEL_FILE}; run the search again, it rebuilds what is missing"
-        )
+    names = (MODEL_FILE, RECIPE_FILE, WEIGHTS_FILE, NOTES_FILE)
+    for name in names:  # all of them, before the first one is copied
+        if not (source / name).is_file():
+            raise ExportError(
+                f"{source}: has no {name}; run the search again, it rebuilds what is missing"
+            )
+        if not os.access(source / name, os.R_OK):
+            raise ExportError(f"{source / name}: cannot be read (Permission denied)")
     try:
         to.mkdir(parents=True, exist_ok=True)
-        for name in (MODEL_FILE, RECIPE_FILE, WEIGHTS_FILE, NOTES_FILE):
+        for name in names:
             shutil.copyfile(source / name, to / name)
     except OSError as error:
         raise disk_error(to, error) from error

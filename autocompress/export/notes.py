@@ -8,10 +8,15 @@ from typing import Any
 
 from autocompress.export.arithmetic import arithmetic_words
 from autocompress.export.artifact import read_recipe
-from autocompress.measure.robustness import CORRUPTIONS
+from autocompress.measure.robustness import PARTS
 from autocompress.results.files import MODEL_FILE, NOTES_FILE, write_atomic
 from autocompress.results.front_point import FrontPoint
-from autocompress.results.measurement import LATENCY_WORDS, Measurement, left_out_words
+from autocompress.results.measurement import (
+    LATENCY_WORDS,
+    Measurement,
+    left_out_words,
+    score_words,
+)
 from autocompress.targets.device.sessions import SessionSettings
 from autocompress.task.task import ERRORS, Pretrained
 
@@ -19,7 +24,7 @@ UNPACKED = (
     "Packed weights are unpacked when a session is created, to 8-bit integers for integer kernels "
     "and to float for the others."
 )
-DISTURBED = {f"accuracy_{name}": name.replace("_", " ") for name in CORRUPTIONS}
+DISTURBED = {f"accuracy_{name}": name.replace("_", " ") for name in PARTS}
 DYNAMIC_RANGES = (
     "Linear modules with 8-bit activations take their range from each batch, so that outputs "
     "depend slightly on the batch they are in."
@@ -101,7 +106,7 @@ def table_lines(
     m = point.measured
 
     def score(value: float | None) -> str:
-        return "not measured" if value is None else f"{sign * value:.4f}"
+        return "not measured" if value is None else score_words(sign * value)
 
     part = "" if baseline.test_share == 1 else f", {baseline.test_share:.0%} of it"
     smaller = f"{baseline.size_bytes / m.size_bytes:.2f}x smaller"
@@ -123,7 +128,8 @@ def table_lines(
             own = -1.0 if known is not None and name in ERRORS else 1.0
             if name in DISTURBED:
                 words, own = f"{metric} {DISTURBED[name]}", sign
-            lines.append(f"| {words} (validation) | {own * before:.4f} | {own * value:.4f} | |")
+            cells = f"{score_words(own * before)} | {score_words(own * value)}"
+            lines.append(f"| {words} (validation) | {cells} | |")
     for words in left_out_words([baseline, m]):
         lines += ["", words]
     return lines

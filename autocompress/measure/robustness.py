@@ -8,6 +8,8 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import partial
+from itertools import islice
+from operator import length_hint
 from typing import Any
 
 import torch
@@ -20,6 +22,7 @@ from autocompress.task.batches import (
     input_tensors,
     map_inputs,
     map_value,
+    seeded,
     take_samples,
 )
 
@@ -154,6 +157,10 @@ CORRUPTIONS: Mapping[str, tuple[Corruption | None, Applies]] = {
     "token_dropout": (token_dropout, _is_tokens),
     "typos": (None, _is_text),  # the task brings them
 }
+# The same samples without a corruption, where they are a part of the split only. A split that is
+# sorted by class loses another amount on its first samples than as a whole.
+UNDISTURBED = "undisturbed"
+PARTS = (UNDISTURBED, *CORRUPTIONS)  # names of the splits of `corruptions_of`
 
 
 class Corrupted:
@@ -203,8 +210,8 @@ def corruptions_of(
     batch_first: bool | None = None,
     special: Sequence[int] = (),
     typos: Corruption | None = None,
-) -> dict[str, Corrupted]:
-    """Return the corrupted splits that differ from a split.
+) -> dict[str, Batches]:
+    """Return the corrupted splits that differ from a split, and the same samples as they are.
 
     Args:
         batches: the split.
@@ -213,12 +220,25 @@ def corruptions_of(
         typos: as `Task.typos`.
 
     Returns:
-        Name of the metric ("accuracy_contrast", ...) -> corrupted batches.
+        Name of the metric ("accuracy_contrast", ...) -> batches. "accuracy_undisturbed" is left
+        out where the samples are the whole split.
     """
     names = corruptions(batches, batch_first, typos)
     # The samples are read and held once.
     samples = take_samples(batches, SAMPLES, whole=True) if names else []
-    return {f"accuracy_{name}": Corrupted(samples, name, special, typos) for name in names}
+    splits: dict[str, Batches] = {}
+    if names and _has_more(batches, len(samples)):
+        splits[f"accuracy_{UNDISTURBED}"] = samples
+    return splits | {f"accuracy_{name}": Corrupted(samples, name, special, typos) for name in names}
+
+
+def _has_more(batches: Batches, count: int) -> bool:
+    """Return True if a split has more than a number of batches."""
+    known = length_hint(batches, -1)
+    if known >= 0:
+        return known > count
+    with seeded(0):
+        return any(True for _ in islice(batches, count, None))
 
 
 def corruptions(
@@ -256,13 +276,17 @@ def fragile_under(
         baseline: accuracy of the float model by metric name.
         point: accuracy of the point by metric name.
         accuracy: of the float model on clean inputs.
-        clean_loss: accuracy that the point loses on clean inputs.
+        clean_loss: accuracy that the point loses on clean inputs. Both are of the whole split;
+            those of the samples that were disturbed take their place where they are known.
 
     Returns:
         Names of corruptions with a loss above `clean_loss` plus FRAGILE of `accuracy`. Errors such
         as perplexities grow by ratios: there both are shares of the float model's value under the
         corruption.
     """
+    clean = f"accuracy_{UNDISTURBED}"
+    if clean in baseline and clean in point:
+        accuracy, clean_loss = baseline[clean], baseline[clean] - point[clean]
     allowed = max(clean_loss, 0.0) + FRAGILE * abs(accuracy)
     fragile = []
     for name in CORRUPTIONS:

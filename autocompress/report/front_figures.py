@@ -10,11 +10,13 @@ from plotly.subplots import make_subplots
 from autocompress.report.figures import BASE, GREY, layout
 from autocompress.report.info import RunInfo, recommended
 from autocompress.results.front_point import FrontPoint
+from autocompress.results.measurement import score_words
 
 HOVER = (
-    "trial %{customdata[0]}<br>%{customdata[1]:.0f} KB, %{customdata[2]:.3f} ms<br>"
-    "accuracy %{customdata[3]:.4f}<br>%{customdata[4]}<extra></extra>"
+    "%{customdata[5]}<br>%{customdata[1]:.0f} KB, %{customdata[2]:.3f} ms<br>"
+    "accuracy %{customdata[6]}<br>%{customdata[4]}<extra></extra>"
 )
+Row = tuple[int, float, float, float, str, str, str]
 SHOWN_TRIALS = 2000
 
 
@@ -34,8 +36,8 @@ def front_2d(info: RunInfo) -> go.Figure:
     trials = info.trials.tail(SHOWN_TRIALS)
     data = [_hover_row(point, picks) for point in front.points]
     columns = trials[["number", "size_bytes", "latency_ms", "accuracy"]].itertuples(index=False)
-    everything = [(int(n), size / 1e3, ms, a, "searched") for n, size, ms, a in columns]
-    baseline = [(0, base.size_bytes / 1e3, base.latency_ms, base.accuracy, "float baseline")]
+    everything = [_row(int(n), size, ms, a, "searched") for n, size, ms, a in columns]
+    baseline = [_row(None, base.size_bytes, base.latency_ms, base.accuracy, "")]
     for column, (axis, other, unit) in enumerate(((1, 2, "ms"), (2, 1, "KB")), 1):
         coloured = {
             "size": 12,
@@ -71,11 +73,20 @@ def front_2d(info: RunInfo) -> go.Figure:
     return layout(figure, 460)
 
 
-def _hover_row(point: FrontPoint, picks: Mapping[int, str]) -> tuple[int, float, float, float, str]:
-    """Return (trial, KB, ms, accuracy, picks) for HOVER."""
+def _row(trial: int | None, size: float, ms: float, accuracy: float, note: str) -> Row:
+    """Return (trial, KB, ms, accuracy, note, name, accuracy in words) for HOVER.
+
+    The float model is of no trial.
+    """
+    name = "float baseline" if trial is None else f"trial {trial}"
+    number = -1 if trial is None else trial
+    return number, size / 1e3, ms, accuracy, note, name, score_words(accuracy)
+
+
+def _hover_row(point: FrontPoint, picks: Mapping[int, str]) -> Row:
+    """Return the row of a point, with the picks that it stands for."""
     measured, pick = point.measured, picks.get(point.trial, "")
-    size_kb = measured.size_bytes / 1e3
-    return point.trial, size_kb, measured.latency_ms, measured.accuracy, pick
+    return _row(point.trial, measured.size_bytes, measured.latency_ms, measured.accuracy, pick)
 
 
 def front_3d(info: RunInfo) -> go.Figure:

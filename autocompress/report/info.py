@@ -9,11 +9,10 @@ from typing import Any, NamedTuple
 import numpy as np
 import pandas as pd
 
-from autocompress.measure.robustness import CORRUPTIONS
+from autocompress.measure.robustness import PARTS
 from autocompress.results.files import (
     RUN_FILE,
     SENSITIVITY_FILE,
-    TRIAL_COLUMNS,
     TRIALS_FILE,
     read_json,
 )
@@ -22,6 +21,7 @@ from autocompress.results.measurement import Measurement
 from autocompress.results.pareto import hypervolume
 
 PICKS = ("smallest", "fastest", "accurate", "knee")
+TRIAL_NUMBERS = ("number", "size_bytes", "latency_ms", "accuracy")
 PICK_DROP = 0.01  # largest accuracy loss of a recommended point, of a metric up to 1
 
 
@@ -87,22 +87,30 @@ def read_run(folder: Path) -> RunInfo:
         RunFolderError: names the missing or damaged file.
     """
     front = read_front(folder)
-    trials = (
-        pd.read_csv(folder / TRIALS_FILE)
-        if (folder / TRIALS_FILE).is_file()
-        else pd.DataFrame(columns=list(TRIAL_COLUMNS))
-    )
-    sensitivity = (
-        pd.read_csv(folder / SENSITIVITY_FILE)
-        if (folder / SENSITIVITY_FILE).is_file()
-        else pd.DataFrame()
-    )
+    trials = _rows(folder / TRIALS_FILE, TRIAL_NUMBERS, "state")
     return RunInfo(
         read_json(folder / RUN_FILE),
         front,
         trials[trials["state"] == "COMPLETE"].sort_values("number"),
-        sensitivity,
+        _rows(folder / SENSITIVITY_FILE, ("divergence",), "module", "config"),
     )
+
+
+def _rows(path: Path, numbers: Sequence[str], *texts: str) -> pd.DataFrame:
+    """Return the rows of a CSV file that have all of some numbers; a second header has none.
+
+    A file that is empty or damaged counts as missing: the next run of the search makes it again.
+    """
+    none = pd.DataFrame(columns=[*numbers, *texts])
+    try:
+        rows = pd.read_csv(path)
+    except (FileNotFoundError, ValueError):  # what pandas raises of empty files is a ValueError
+        return none
+    if not set(none.columns) <= set(rows.columns):
+        return none
+    for name in numbers:
+        rows[name] = pd.to_numeric(rows[name], errors="coerce")
+    return rows.dropna(subset=list(numbers))
 
 
 def recommended(front: ParetoFront) -> dict[int, str]:
@@ -133,12 +141,11 @@ def before_after(front: ParetoFront) -> pd.DataFrame:
     """
 
     measured = [front.baseline, *(point.measured for point in front.points)]
-    disturbed = {name: f"accuracy_{name}" for name in CORRUPTIONS}
-    shown = [name for name, key in disturbed.items() if all(key in m.metrics for m in measured)]
-    extra = []
-    for name in front.baseline.metrics:
-        if name not in disturbed.values() and all(name in m.metrics for m in measured):
-            extra.append(name)
+    disturbed = {name: f"accuracy_{name}" for name in PARTS}
+    # Where only some files were run, the cells of the others are empty; `left_out` says why.
+    shown = [name for name, key in disturbed.items() if any(key in m.metrics for m in measured)]
+    names = dict.fromkeys(name for m in measured for name in m.metrics)
+    extra = [name for name in names if name not in disturbed.values()]
     picks = recommended(front)
     rows = [_row("float baseline", front.baseline, front.baseline, extra, shown)]
     for point in front.points:
@@ -172,10 +179,10 @@ def _row(
         "accuracy (test)": measured.test_accuracy,
     }
     for metric in extra:
-        row[metric] = measured.metrics[metric]
+        row[metric] = measured.metrics.get(metric)
     for disturbance in shown:
         label = f"accuracy ({disturbance.replace('_', ' ')})"
-        row[label] = measured.metrics[f"accuracy_{disturbance}"]
+        row[label] = measured.metrics.get(f"accuracy_{disturbance}")
     return {**row, "deployed - simulated": None, "fragile under": ""}
 
 

@@ -43,12 +43,15 @@ def prediction_scatter(info: RunInfo) -> go.Figure:
                 hovertemplate="measured %{x:.3f} ms<br>predicted %{y:.3f} ms<extra></extra>",
             )
         )
-    errors = []
+    errors: list[str] = []
     for name, mape in (("random candidates", data.check_mape), ("front", data.front_mape)):
         if mape is not None:
             errors.append(f"{name} {mape:.1%}")
+    text = "no prediction was compared with a measurement"
+    if errors:
+        text = "mean absolute relative error: " + ", ".join(errors)
     figure.update_layout(
-        title={"text": "mean absolute relative error: " + ", ".join(errors), "font": {"size": 13}},
+        title={"text": text, "font": {"size": 13}},
         legend={"orientation": "h", "y": -0.2},
     )
     figure.update_xaxes(title="measured (ms)")

@@ -15,7 +15,7 @@ class PredictionInfo(NamedTuple):
 
     Attributes:
         check: (predicted, measured) of random candidates that no fit has seen.
-        front: (predicted, measured) of verified points.
+        front: (predicted, measured) of verified points that were predicted before, and measured.
         check_mape: mean absolute relative error on `check`; None if not checked.
         front_mape: the same on `front`.
     """
@@ -63,7 +63,9 @@ def predictions(info: RunInfo) -> PredictionInfo:
         info: content of a run folder.
     """
     check = info.run.get("latency_check") or {}
-    points: tuple[FrontPoint, ...] = info.front.points + info.front.dominated
+    everything: tuple[FrontPoint, ...] = info.front.points + info.front.dominated
+    # First files were not predicted, and what a table predicts for a device was not measured.
+    points = [p for p in everything if p.was_predicted and p.measured.latency_source != "table"]
     return PredictionInfo(
         (check.get("predicted_ms", []), check.get("measured_ms", [])),
         ([p.predicted.latency_ms for p in points], [p.measured.latency_ms for p in points]),

@@ -13,7 +13,6 @@ import plotly.graph_objects as go
 import plotly.io
 from plotly.offline import get_plotlyjs
 
-from autocompress.measure.robustness import CORRUPTIONS
 from autocompress.report.figures import (
     allocation_maps,
     hypervolume_curve,
@@ -25,7 +24,8 @@ from autocompress.report.info import RunInfo, before_after, read_run
 from autocompress.report.latency_figures import prediction_scatter, time_bars
 from autocompress.report.latency_info import settings_words, time_info
 from autocompress.results.files import REPORT_FILE, write_atomic
-from autocompress.results.measurement import LATENCY_WORDS
+from autocompress.results.front import ParetoFront
+from autocompress.results.measurement import LATENCY_WORDS, score_words
 
 # Nothing leaves the reader's machine: plotly.js 4 would offer to upload the chart.
 CONFIG = {"showSendToCloud": False, "plotlyServerURL": "", "displaylogo": False, "responsive": True}
@@ -78,10 +78,11 @@ def page(info: RunInfo) -> str:
         f"<script>{get_plotlyjs()}</script></head><body>",
         f"<h1>{html.escape(str(run['task']))} on {html.escape(str(run['target']))}</h1>",
         f"<p>Float baseline: {base.size_bytes / 1e6:.2f} MB, {base.latency_ms:.3f} ms, accuracy "
-        f"{base.accuracy:.4f} on validation"
-        + (f" and {base.test_accuracy:.4f} on test" if base.test_accuracy is not None else "")
-        + f". {len(info.front)} verified points. {LATENCY_WORDS[base.latency_source]}</p>",
+        f"{score_words(base.accuracy)} on validation"
+        + ("" if base.test_accuracy is None else f" and {score_words(base.test_accuracy)} on test")
+        + f". {len(info.front)} verified points. {_source_words(info.front)}</p>",
         f"<div class='wide'>{_table(before_after(info.front), marked)}</div>",
+        *(f"<p>{html.escape(words)}</p>" for words in info.front.left_out()),
     ]
     for title, text, figures in _sections(info):
         parts.append(f"<h2>{title}</h2>" + (f"<p>{text}</p>" if text else ""))
@@ -95,13 +96,28 @@ def page(info: RunInfo) -> str:
     return "\n".join(parts)
 
 
+def _source_words(front: ParetoFront) -> str:
+    """Return where the latencies of a front come from; a resumed run may have two sources."""
+    sources = [front.baseline, *(point.measured for point in front.points)]
+    return " ".join(
+        LATENCY_WORDS[name] for name in dict.fromkeys(m.latency_source for m in sources)
+    )
+
+
+def _made_words(front: ParetoFront) -> str:
+    """Return how the numbers of the points came about."""
+    if all(point.measured.latency_source == "measured" for point in front.points):
+        return "that were run and measured"
+    return "whose size and accuracy were measured; the text above says where latencies come from"
+
+
 def _sections(info: RunInfo) -> list[tuple[str, str, list[go.Figure]]]:
     """Return (title, text, figures) of the sections that the run has data for."""
     run = info.run
     sections = [
         (
             "The front",
-            "Coloured points are ONNX files that were run and measured. Grey points are trials, "
+            f"Coloured points are ONNX files {_made_words(info.front)}. Grey points are trials, "
             "at the values that the search predicted.",
             [front_2d(info)],
         ),
@@ -143,11 +159,12 @@ def _refit_words(run: Mapping[str, Any]) -> str:
     check = run.get("front_check") or {}
     if check.get("warning"):
         words.append(f"While the front was timed, {check['warning']}.")
-    # A resumed run without time for files knows of an earlier fit, and of no errors of its own.
-    if run.get("refit") and "mape" in check:
+    refit = run.get("refit") or {}
+    before = refit.get("before")
+    if before is not None:
         words.append(
-            f"The mean prediction error on the front was {check['mape']:.1%}, so the "
-            f"model was fitted again to the front's measurements (error {run['refit']['mape']:.1%} "
+            f"The mean prediction error on the front was {before:.1%}, so the "
+            f"model was fitted again to the front's measurements (error {refit['mape']:.1%} "
             "on the same points)."
         )
     return " ".join(words)
@@ -170,10 +187,7 @@ def _table(table: pd.DataFrame, marked: Sequence[bool]) -> str:
         "smaller": "{:.2f}x",
         "latency (ms)": "{:.3f}",
         "faster": "{:.2f}x",
-        "accuracy (validation)": "{:.4f}",
-        "accuracy (test)": "{:.4f}",
         "deployed - simulated": "{:+.4f}",
-        **{f"accuracy ({name.replace('_', ' ')})": "{:.4f}" for name in CORRUPTIONS},
     }
     rows = [
         "<tr>" + "".join(f"<th>{html.escape(column)}</th>" for column in table.columns) + "</tr>"
@@ -183,11 +197,12 @@ def _table(table: pd.DataFrame, marked: Sequence[bool]) -> str:
         for column, value in record.items():
             missing = value is None or (isinstance(value, float) and value != value)
             is_marked = column == "deployed - simulated" and marked[i]
-            cells.append(
-                ""
-                if missing
-                else formats.get(str(column), "{}").format(value) + (" (!)" if is_marked else "")
-            )
+            words = ""
+            if not missing and str(column).startswith("accuracy ("):
+                words = score_words(value)
+            elif not missing:
+                words = formats.get(str(column), "{}").format(value)
+            cells.append(words + (" (!)" if is_marked else ""))
         kind = "baseline" if i == 0 else "pick" if record["recommended as"] else ""
         rows.append(
             f"<tr class='{kind}'>"

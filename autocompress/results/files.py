@@ -35,7 +35,7 @@ def read_json(path: Path) -> Any:
         Plain types.
 
     Raises:
-        RunFolderError: the file is missing or damaged.
+        RunFolderError: the file is missing, cannot be read, or is damaged.
     """
     try:
         return json.loads(path.read_text())
@@ -43,7 +43,13 @@ def read_json(path: Path) -> Any:
         raise RunFolderError(
             f"{path}: not found; {path.parent} is not the folder of a finished search"
         ) from None
-    except (OSError, ValueError) as error:
+    except NotADirectoryError as error:
+        raise RunFolderError(
+            f"{path}: not found; {path.parent} is a file, not the folder of a search"
+        ) from error
+    except OSError as error:  # the file may be good
+        raise RunFolderError(f"{path}: cannot be read ({error.strerror or error})") from error
+    except ValueError as error:
         raise RunFolderError(
             f"{path}: damaged ({error}); remove it and run the same search again"
         ) from error
@@ -89,8 +95,24 @@ def write_json(path: Path, data: Any) -> None:
     write_atomic(path, json.dumps(data, indent=1))
 
 
+def begin_rows(path: Path, columns: Sequence[str]) -> None:
+    """Write the header of a CSV file, unless the file has one.
+
+    Args:
+        path: of the file.
+        columns: names in their order.
+
+    Raises:
+        RunFolderError: the disk is full or a permission is missing.
+    """
+    if not path.exists() or path.stat().st_size == 0:
+        write_atomic(path, ",".join(columns) + "\r\n")  # as the csv module ends lines
+
+
 def append_row(path: Path, columns: Sequence[str], row: Mapping[str, Any]) -> None:
     """Append one row to a CSV file, with a header if the file is new.
+
+    Processes that share a file call `begin_rows` before, or its header may be written twice.
 
     Args:
         path: in a folder that exists.
@@ -101,11 +123,9 @@ def append_row(path: Path, columns: Sequence[str], row: Mapping[str, Any]) -> No
         RunFolderError: the disk is full or a permission is missing.
     """
     try:
-        new = not path.exists() or path.stat().st_size == 0
+        begin_rows(path, columns)
         with path.open("a", newline="") as file:
             writer = csv.DictWriter(file, columns)
-            if new:
-                writer.writeheader()
             writer.writerow({column: row.get(column, "") for column in columns})
     except OSError as error:
         raise disk_error(path, error) from error

@@ -17,8 +17,8 @@ from autocompress.argument_types import path
 from autocompress.errors import LimitError, RunFolderError
 from autocompress.results.files import FRONT_FILE, read_json
 from autocompress.results.front_point import FrontPoint
-from autocompress.results.limits import TOLERANCE, Limits, are_kept, check_pick, distance
-from autocompress.results.measurement import Measurement, left_out_words
+from autocompress.results.limits import Limits, are_kept, check_pick, distance
+from autocompress.results.measurement import Measurement, left_out_words, score_words
 from autocompress.results.pareto import non_dominated
 
 
@@ -158,9 +158,12 @@ class ParetoFront:
         if not self.points:
             raise LimitError("front: there is no point; run more trials or loosen the limits")
         check_pick(limits, self.baseline.metrics)
-        asked = Limits(**{name: value for name, value in limits.items() if value is not None})
+        asked = Limits(
+            accuracy=self.baseline.accuracy,
+            **{name: value for name, value in limits.items() if value is not None},
+        )
         missed = {p.trial: self._violations(p, asked) for p in self.points}
-        within = [p for p in self.points if are_kept(missed[p.trial], TOLERANCE)]
+        within = [p for p in self.points if are_kept(missed[p.trial])]
         key = self._key(what)
         if within:
             return Pick(min(within, key=key))
@@ -202,7 +205,7 @@ class ParetoFront:
         """Say what a point misses, and by how much."""
         m, words = point.measured, []
         for name, by in violations.items():
-            if by <= TOLERANCE:
+            if by <= 0:
                 continue
             if name == "max_size":
                 over = by * (limits.max_size_bytes or 0.0)
@@ -211,13 +214,14 @@ class ParetoFront:
                 over = by * (limits.max_latency_ms or 0.0)
                 words.append(f"{m.latency_ms:.3f} ms, {over:.3f} ms above the limit")
             elif name == "max_accuracy_drop":
-                drop = self.baseline.accuracy - m.accuracy
-                words.append(f"accuracy drop {drop:.4f}, {by:.4f} above the limit")
+                drop = score_words(self.baseline.accuracy - m.accuracy)
+                words.append(f"accuracy drop {drop}, {score_words(by)} above the limit")
             else:
                 metric = name.removeprefix("min_metric ")
                 if metric in m.metrics:
                     value = m.metrics[metric]
-                    words.append(f"{metric} {value:.4f}, {by:.4f} below the limit")
+                    low, below = score_words(value), score_words(by)
+                    words.append(f"{metric} {low}, {below} below the limit")
                 else:
                     words.append(f"no {metric}, which was left out")
         return words
@@ -278,10 +282,15 @@ def earlier_front(folder: Path) -> ParetoFront | None:
 
     Returns:
         The front; None if there is none, or its file is damaged and will be written anew.
+
+    Raises:
+        RunFolderError: the file is there, and may be good, but cannot be read.
     """
     try:
         return read_front(folder)
-    except RunFolderError:
+    except RunFolderError as error:
+        if isinstance(error.__cause__, OSError):
+            raise
         return None
 
 

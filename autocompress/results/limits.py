@@ -25,7 +25,9 @@ SIZE_UNITS = {
     "GIB": 2.0**30,
 }
 LATENCY_UNITS = {"US": 1e-3, "MS": 1.0, "S": 1e3}
-TOLERANCE = 1e-9  # by which a measured point may miss a limit: rounding of floats
+TOLERANCE = 1e-9  # share of a limit of size or latency by which rounding may miss it
+# Share of a metric by which rounding may miss its limit: metrics are often means in float32.
+METRIC_TOLERANCE = 1e-6
 QUALITY = 10.0  # weight of a unit of accuracy against the whole of a limit of size
 
 NO_METRIC = "none; max_accuracy_drop limits the metric of the task itself"
@@ -45,12 +47,30 @@ class Limits:
         max_latency_ms: largest latency in ms; None does not limit.
         max_accuracy_drop: largest loss of accuracy in units of the metric; None does not limit.
         floors: least value of extra metrics by name.
+        accuracy: of the float model; rounding of the metric is a share of it.
     """
 
     max_size_bytes: float | None = None
     max_latency_ms: float | None = None
     max_accuracy_drop: float | None = None
     floors: Mapping[str, float] = field(default_factory=dict)
+    accuracy: float = 1.0
+
+    @property
+    def largest_drop(self) -> float | None:
+        """Return the largest loss of accuracy that counts as within the limit; None has none."""
+        limit = self.max_accuracy_drop
+        if limit is None:
+            return None
+        return limit + METRIC_TOLERANCE * max(abs(self.accuracy), abs(limit))
+
+    def least(self, name: str) -> float:
+        """Return the least value of a metric that counts as above its floor.
+
+        Args:
+            name: key of `floors`.
+        """
+        return self.floors[name] - METRIC_TOLERANCE * abs(self.floors[name])
 
     def violations(
         self,
@@ -68,20 +88,24 @@ class Limits:
             metrics: extra metrics by name; None is not judged.
 
         Returns:
-            Limit -> violation, at most 0 if the limit holds. Size and latency are shares of the
-            limit, the others are in units of the metric.
+            Limit -> violation, at most 0 if the limit holds, within rounding. Size and latency are
+            shares of the limit, the others are in units of the metric.
         """
         result = {}
         if self.max_size_bytes is not None:
-            result["max_size"] = size_bytes / self.max_size_bytes - 1
+            result["max_size"] = _missed(size_bytes / self.max_size_bytes - 1, TOLERANCE)
         if self.max_latency_ms is not None:
-            result["max_latency"] = latency_ms / self.max_latency_ms - 1
-        if self.max_accuracy_drop is not None and drop is not None:
-            result["max_accuracy_drop"] = drop - self.max_accuracy_drop
+            result["max_latency"] = _missed(latency_ms / self.max_latency_ms - 1, TOLERANCE)
+        limit, largest = self.max_accuracy_drop, self.largest_drop
+        if limit is not None and largest is not None and drop is not None:
+            result["max_accuracy_drop"] = _missed(drop - limit, largest - limit)
         if metrics is not None:
             for name, floor in self.floors.items():
                 # A metric that was left out misses its floor.
-                result[f"min_metric {name}"] = floor - metrics[name] if name in metrics else 1.0
+                missed = 1.0
+                if name in metrics:
+                    missed = _missed(floor - metrics[name], floor - self.least(name))
+                result[f"min_metric {name}"] = missed
         return result
 
     def pick_limits(self) -> dict[str, Any]:
@@ -169,7 +193,7 @@ def parse_limits(
             # 99 % of a metric below 0 (a negated error) is 1 % worse, as of a metric above 0.
             floor = metrics[name] - (1 - floor) * abs(metrics[name])
         floors[name] = floor
-    return Limits(size, latency, drop, floors)
+    return Limits(size, latency, drop, floors, accuracy)
 
 
 def parse_bytes(name: str, value: float | str) -> int:
@@ -245,17 +269,18 @@ def _near_quantity(text: str, units: Mapping[str, float]) -> str:
     return f"{match.group(1)}{unit}"
 
 
-def are_kept(violations: Mapping[str, float], tolerance: float = 0.0) -> bool:
+def _missed(by: float, rounding: float) -> float:
+    """Return by how much a limit is missed: at most 0 if rounding explains it."""
+    return by if by > rounding else min(by, 0.0)
+
+
+def are_kept(violations: Mapping[str, float]) -> bool:
     """Return True if no limit is missed.
 
     Args:
-        violations: as `Limits.violations` returns them.
-        tolerance: by how much a limit may be missed.
-
-    Returns:
-        False if a violation exceeds the tolerance.
+        violations: as `Limits.violations` returns them, which knows of rounding.
     """
-    return all(missed <= tolerance for missed in violations.values())
+    return all(missed <= 0 for missed in violations.values())
 
 
 def distance(violations: Mapping[str, float], accuracy_scale: float = 1.0) -> float:

@@ -104,6 +104,15 @@ class Measurement:
         )
 
 
+def score_words(value: float) -> str:
+    """Return a score in four decimals; one that they would round to nothing, in four digits.
+
+    Args:
+        value: of any metric, such as a negated error of 1e-7.
+    """
+    return f"{value:.4g}" if 0 < abs(value) < 1e-3 else f"{value:.4f}"
+
+
 def left_out_words(measurements: Sequence[Measurement]) -> list[str]:
     """Return one line for each reason why figures are missing or of a part of the test split.
 

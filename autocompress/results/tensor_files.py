@@ -16,7 +16,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file, save
 from torch import Tensor
 
-from autocompress.errors import DamagedFileError
+from autocompress.errors import DamagedFileError, RunFolderError
 from autocompress.results.files import write_atomic
 
 CHECKSUM = "crc32"
@@ -66,11 +66,14 @@ def read_tensors(
 
     Raises:
         DamagedFileError: the file is missing or torn, or its content has changed.
+        RunFolderError: a permission is missing.
     """
     try:
         with safe_open(path, "pt") as file:
             notes = dict(file.metadata() or {})
         tensors = load_file(path)
+    except PermissionError as error:  # the file may be good
+        raise RunFolderError(f"{path}: cannot be read ({error.strerror or error})") from error
     except (SafetensorError, OSError) as error:
         raise DamagedFileError(f"{path}: damaged ({error})") from error
     if notes.pop(CHECKSUM, None) != _checksum(tensors):

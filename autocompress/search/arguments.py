@@ -70,8 +70,7 @@ def checked_settings(settings: Settings) -> Settings:
     find_target(settings.target, portable=settings.portable)
     check_table(settings.target_table)
     check_device(WHERE, settings.device)
-    by_ray = settings.ray is not None and settings.workers > 1
-    if by_ray and importlib.util.find_spec("ray") is None:
+    if settings.ray is not None and importlib.util.find_spec("ray") is None:
         raise RunFolderError(f"{WHERE}: --ray needs Ray; pip install 'autocompress[ray]'")
     if settings.storage is not None:
         _check_storage(settings.storage)

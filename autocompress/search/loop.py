@@ -15,7 +15,13 @@ from pathlib import Path
 import numpy as np
 import optuna
 
-from autocompress.results.files import JOURNAL_FILE, RUN_FILE, TRIALS_FILE
+from autocompress.results.files import (
+    JOURNAL_FILE,
+    RUN_FILE,
+    TRIAL_COLUMNS,
+    TRIALS_FILE,
+    begin_rows,
+)
 from autocompress.results.front import ParetoFront, SearchResult, earlier_front
 from autocompress.search.evaluate.judge import ENDED, Judge
 from autocompress.search.evaluate.training_choice import least_s
@@ -177,6 +183,7 @@ class _Search:
         plan = WorkerPlan.of(*shared)
         study.set_user_attr(RUN, plan.to_json())
         study.set_user_attr(STOPPED, False)
+        begin_rows(folder / TRIALS_FILE, TRIAL_COLUMNS)  # before several processes append to it
         others = launch(url) if launch else []
         trials, first_s = settings.n_trials, training.first_s
         judge = Judge(problem, limits, folder, deadline=deadline, n_trials=trials, first_s=first_s)

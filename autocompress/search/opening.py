@@ -170,7 +170,7 @@ def open_search(request: Request, settings: Settings, folder: Path, setup: Setup
             model cannot be exported.
     """
     task, learner = request.task, request.learner
-    earlier = known_run(folder, task, request.target)
+    earlier = known_run(folder, task, request.target, settings.table_file)
     if task.student is not None:
         setup("teaching the student", 0.0)
         bound = request.space.bind(request.module_map, request.target)

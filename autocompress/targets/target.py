@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import difflib
 import importlib.util
+import json
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -48,6 +49,7 @@ class Target:
         portable: True if integer weights are held in a range whose products are exact on every
             processor. Otherwise they take all 8 bits where this machine's products are exact.
         figures: of an analytic device, else None.
+        described: content of its file, without `portable`, which options replace.
     """
 
     name: str
@@ -62,12 +64,29 @@ class Target:
     sparsity: bool = True
     portable: bool = True
     figures: Figures | None = None
+    described: Mapping[str, Any] = field(default_factory=dict, compare=False, repr=False)
 
     @property
     def settings(self) -> SessionSettings:
         """Return default session settings; those of an analytic target run on ONNX Runtime here."""
         runtime = "onnxruntime" if self.figures else self.runtime
         return SessionSettings(runtime, self.provider, self.threads[0])
+
+    def serves(self, settings: SessionSettings) -> str:
+        """Return why sessions of this target cannot have some settings, in words; "" if they can.
+
+        Args:
+            settings: of a latency table.
+        """
+        own = self.settings
+        for name in ("runtime", "provider"):
+            there, here = getattr(settings, name), getattr(own, name)
+            if there != here:
+                return f"{name} {there}, not {here}"
+        # "all" are the processors of the machine of the table.
+        if self.described.get("threads") == "all" or settings.threads in self.threads:
+            return ""
+        return f"threads {settings.threads}, not {', '.join(map(str, self.threads))}"
 
     def executes(self, axis: str, value: Any) -> bool:
         """Return True if a file for this target can hold a value of an axis.
@@ -215,7 +234,14 @@ def parse_target(name: str, data: Any) -> Target:
         _switch(f"{where}: stores: sparsity", stores.get("sparsity", True)),
         _switch(f"{where}: portable", data.get("portable", True)),
         figures,
+        _plain({key: value for key, value in data.items() if key != "portable"}),
     )
+
+
+def _plain(data: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the content of a file as JSON holds it, to be compared with that of run.json."""
+    plain: dict[str, Any] = json.loads(json.dumps(data, default=str))
+    return plain
 
 
 def _figures(where: str, runtime: str, data: Mapping[str, Any]) -> Figures | None:

@@ -70,6 +70,10 @@ WRONG = [
     ),
     ("search t --strategy", "autocompress search: --strategy: expected a value (guided, progress"),
     (
+        "search t --ray auto",
+        "autocompress search: ray places the other workers; workers must be at least 2, got 1; ",
+    ),
+    (
         "search t --strategy progressive --workers 2",
         "autocompress search: the progressive strategy takes one step after another; workers must "
         "be 1, got 2",

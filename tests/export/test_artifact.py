@@ -105,11 +105,17 @@ def test_the_files_of_a_point_are_copied(tmp_path: Path) -> None:
     assert str(caught.value) == (
         f"{source}: has no model.onnx; run the search again, it rebuilds what is missing"
     )
-    assert not to.exists()
     source.mkdir(parents=True)
     names = ("model.onnx", "recipe.yaml", "model.safetensors", "README.md")
     for name in names:
+        with pytest.raises(ExportError, match=f"^{source}: has no {name}; run the search again"):
+            copy_artifact(tmp_path / "run", POINT, to)
         (source / name).write_text(name)
+    with pytest.MonkeyPatch.context() as patch:  # root may read everything
+        patch.setattr(artifact.os, "access", lambda path, mode: path.name != "recipe.yaml")
+        with pytest.raises(ExportError, match=r"0007/recipe.yaml: cannot be read \(Permission "):
+            copy_artifact(tmp_path / "run", POINT, to)
+    assert not to.exists(), "nothing is written before all is there"
     assert copy_artifact(tmp_path / "run", POINT, to) == to
     assert {path.name: path.read_text() for path in to.iterdir()} == {n: n for n in names}
     assert copy_artifact(tmp_path / "run", POINT, to) == to, "once more"

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import pytest
 import torch
 
 from autocompress.measure.robustness import (
+    SAMPLES,
     Corrupted,
     corruptions,
     corruptions_of,
@@ -119,6 +121,9 @@ def test_samples_are_read_once_for_all_corruptions() -> None:
             read.append(1)
             return iter(BATCHES)
 
+        def __len__(self) -> int:
+            return len(BATCHES)
+
     names = corruptions(Counting())
     assert len(read) == 1, "only the first batch is looked at"
     split = corruptions_of(Counting())
@@ -127,6 +132,32 @@ def test_samples_are_read_once_for_all_corruptions() -> None:
     for _ in range(2):
         assert all(list(one) for one in split.values())
     assert len(read) == 3
+
+
+@pytest.mark.parametrize("has_length", [True, False])
+def test_a_part_of_a_split_is_also_run_as_it_is(has_length: bool) -> None:
+    batches = [(torch.rand(SAMPLES // 2, 3), i) for i in range(3)]
+
+    class Stream:
+        def __iter__(self):
+            return iter(batches)
+
+    whole = batches[:2]
+    assert "accuracy_undisturbed" not in corruptions_of(whole)
+    split = corruptions_of(batches if has_length else Stream())
+    assert [target for _, target in split["accuracy_undisturbed"]] == [0, 1]
+    assert torch.equal(next(iter(split["accuracy_undisturbed"]))[0], batches[0][0])
+    assert corruptions_of([(TOKENS[:, 0], 0)] * SAMPLES) == {}
+
+
+def test_clean_inputs_are_the_samples_that_were_disturbed() -> None:
+    """The float model and the point are equal on the first class, and not on the others."""
+    base = {"accuracy_undisturbed": 0.95, "accuracy_contrast": 0.9}
+    point = {"accuracy_undisturbed": 0.95, "accuracy_contrast": 0.8}
+    assert fragile_under(base, point, accuracy=0.9, clean_loss=0.2) == ("contrast",)
+    weak = {"accuracy_undisturbed": 0.85, "accuracy_contrast": 0.8}
+    assert fragile_under(base, weak, accuracy=0.9, clean_loss=0.0) == ()
+    assert fragile_under(base, {"accuracy_contrast": 0.8}, 0.9, clean_loss=0.2) == ()
 
 
 def test_what_loses_more_than_on_clean_inputs_is_fragile() -> None:

@@ -43,6 +43,8 @@ def test_accuracy_lost_is_drawn_against_size_and_latency(front: ParetoFront) -> 
         assert points.marker.symbol == ("circle", "star", "star")
         assert list(baseline.x) == [1.0 if key == "size" else 2.0]
         assert list(baseline.y) == [0.0]
+        assert list(baseline.customdata[0])[5:] == ["float baseline", "0.9000"]
+        assert list(points.customdata[0])[5:] == ["trial 3", "0.7000"]
     assert [t.showlegend for t in sizes] == [True] * 3
     assert [t.showlegend for t in latencies] == [False] * 3
 

@@ -44,6 +44,27 @@ def test_what_is_shown(run: Path) -> None:
     assert predictions(info).check_mape == 0.045
 
 
+def test_a_repeated_header_is_no_trial(run: Path) -> None:
+    whole = read_run(run)
+    for name in ("trials.csv", "sensitivity.csv"):
+        lines = (run / name).read_text().splitlines(keepends=True)
+        (run / name).write_text("".join([lines[0], *lines]))
+    info = read_run(run)
+    assert list(info.trials["number"]) == list(whole.trials["number"])
+    assert hypervolume_history(info) == hypervolume_history(whole)
+    assert list(info.sensitivity["divergence"]) == [0.1]
+
+
+@pytest.mark.parametrize("content", ["", "\n", "number,state", "a,b\n1,2\n3,4,5\n", "\x00"])
+def test_rows_that_cannot_be_read_are_missing(run: Path, content: str) -> None:
+    for name in ("trials.csv", "sensitivity.csv"):
+        (run / name).write_text(content)
+    info = read_run(run)
+    assert len(info.trials) == len(info.sensitivity) == 0
+    assert hypervolume_history(info) == []
+    assert allocation(info).modules == ["a"]
+
+
 def test_fragile_points_are_named(run: Path, front: ParetoFront) -> None:
     assert "fragile under" not in before_after(front).columns
     point = replace(front.points[1], fragile=("gaussian_noise", "contrast"))
@@ -53,6 +74,16 @@ def test_fragile_points_are_named(run: Path, front: ParetoFront) -> None:
     )
     table = before_after(read_front(run))
     assert list(table["fragile under"]) == ["", "", "gaussian noise, contrast", ""]
+
+
+def test_figures_of_some_files_are_shown(front: ParetoFront) -> None:
+    first, *others = front.points
+    some = {"accuracy_contrast": 0.6, "latency at 8 (ms)": 9.0}
+    first = replace(first, measured=replace(first.measured, metrics=some))
+    table = before_after(replace(front, points=(first, *others)))
+    for column, value in (("accuracy (contrast)", 0.6), ("latency at 8 (ms)", 9.0)):
+        assert table[column][1] == value
+        assert list(table[column].isna()) == [True, False, True, True]
 
 
 def test_recovery_is_drawn_where_something_was_trained(run: Path, front: ParetoFront) -> None:
@@ -99,7 +130,7 @@ def test_rows_hold_ratios_to_the_baseline(front: ParetoFront) -> None:
     assert rows["in memory (KB)"].isna().all()
 
 
-def test_metrics_have_columns_where_all_points_have_them(front: ParetoFront) -> None:
+def test_metrics_have_columns_where_any_point_has_them(front: ParetoFront) -> None:
     def having(m: Measurement, *names: str) -> Measurement:
         return replace(m, metrics=dict.fromkeys(names, 0.5))
 
@@ -107,10 +138,12 @@ def test_metrics_have_columns_where_all_points_have_them(front: ParetoFront) -> 
     base = having(front.baseline, *names)
     points = [replace(p, measured=having(p.measured, *names)) for p in front.points]
     points[0] = replace(points[0], measured=having(points[0].measured, *names[:2]))
-    columns = list(before_after(replace(front, baseline=base, points=tuple(points))).columns)
-    assert "f1" in columns
-    assert "accuracy (contrast)" in columns
-    assert not {"auc", "accuracy (gaussian noise)", "accuracy_contrast"} & set(columns)
+    table = before_after(replace(front, baseline=base, points=tuple(points)))
+    shown = {"f1", "accuracy (contrast)", "auc", "accuracy (gaussian noise)"}
+    assert shown < set(table.columns)
+    assert "accuracy_contrast" not in table.columns
+    for name in ("auc", "accuracy (gaussian noise)"):
+        assert list(table[name].isna()) == [False, True, False, False]
 
 
 def test_modules_are_in_the_order_of_the_network(front: ParetoFront) -> None:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import pandas as pd
 import pytest
@@ -37,8 +39,18 @@ def test_errors_that_are_not_known_are_left_out(front: ParetoFront) -> None:
 
 def test_a_run_in_which_nothing_was_measured_has_axes(front: ParetoFront) -> None:
     empty = ParetoFront.of(front.baseline, [])
-    line = prediction_scatter(info(empty, {})).data[0]
-    assert list(line.x) == [0.0, 1.05]
+    figure = prediction_scatter(info(empty, {}))
+    assert list(figure.data[0].x) == [0.0, 1.05]
+    assert figure.layout.title.text == "no prediction was compared with a measurement"
+
+
+def test_only_what_was_predicted_and_measured_is_drawn(front: ParetoFront) -> None:
+    first, second, third = front.points
+    elsewhere = replace(second.measured, latency_source="table")
+    points = (replace(first, was_predicted=False), replace(second, measured=elsewhere), third)
+    figure = prediction_scatter(info(replace(front, points=points), {}))
+    dominated = [point.measured.latency_ms for point in front.dominated]
+    assert sorted(figure.data[2].x) == sorted([third.measured.latency_ms, *dominated])
 
 
 def test_modules_and_operators_are_bars_of_milliseconds(front: ParetoFront) -> None:

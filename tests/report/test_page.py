@@ -88,8 +88,8 @@ def test_what_the_search_noticed_is_said(run: Path) -> None:
     add(
         run,
         latency_note="predictions are rough <15 %",
-        front_check={"mape": 0.08, "warning": "the machine was busy"},
-        refit={"mape": 0.01},
+        front_check={"mape": 0.02, "warning": "the machine was busy"},
+        refit={"mape": 0.01, "before": 0.08},
         versions={"torch": "2<3"},
     )
     text = page(read_run(run))
@@ -107,7 +107,35 @@ def test_the_baseline_and_the_source_of_latencies_are_named(run: Path, front: Pa
     write_json(run / "front.json", replace(front, baseline=base).to_json())
     text = page(read_run(run))
     line = "Float baseline: 2.50 MB, 2.000 ms, accuracy 0.9000 on validation. 3 verified points. "
-    assert line + LATENCY_WORDS["table"] in text
+    assert line + LATENCY_WORDS["table"] + " " + LATENCY_WORDS["measured"] + "</p>" in text
+
+
+def test_points_are_called_measured_only_where_they_were(run: Path, front: ParetoFront) -> None:
+    measured = "Coloured points are ONNX files that were run and measured. "
+    assert measured in page(read_run(run))
+    points = []
+    for point in front.points:
+        points.append(replace(point, measured=replace(point.measured, latency_source="analytic")))
+    write_json(run / "front.json", replace(front, points=tuple(points)).to_json())
+    text = page(read_run(run))
+    assert measured not in text
+    assert "ONNX files whose size and accuracy were measured; " in text
+
+
+def test_small_scores_are_not_rounded_away(run: Path, front: ParetoFront) -> None:
+    base = replace(front.baseline, accuracy=-1.25e-7)
+    write_json(run / "front.json", replace(front, baseline=base).to_json())
+    text = page(read_run(run))
+    assert "accuracy -1.25e-07 on validation" in text
+    assert "<td>-1.25e-07</td>" in text
+
+
+def test_what_is_missing_is_said(run: Path, front: ParetoFront) -> None:
+    first, *others = front.points
+    late = replace(first.measured, left_out={"accuracy (blur)": "not run <yet>"})
+    whole = replace(front, points=(replace(first, measured=late), *others))
+    write_json(run / "front.json", whole.to_json())
+    assert "<p>left out: accuracy (blur): not run &lt;yet&gt;</p>" in page(read_run(run))
 
 
 def test_the_embedded_data_cannot_end_the_script(run: Path) -> None:

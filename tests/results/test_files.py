@@ -13,11 +13,13 @@ from autocompress.errors import RunFolderError
 from autocompress.results import files
 from autocompress.results.files import (
     append_row,
+    begin_rows,
     disk_error,
     read_json,
     write_atomic,
     write_json,
 )
+from autocompress.results.front import earlier_front
 
 
 def test_a_file_is_replaced_whole_and_its_folder_is_made(tmp_path: Path) -> None:
@@ -83,8 +85,28 @@ def test_json_that_is_not_there_is_named(tmp_path: Path) -> None:
     assert str(caught.value) == (
         f"{tmp_path}/run.json: not found; {tmp_path} is not the folder of a finished search"
     )
-    with pytest.raises(RunFolderError, match="damaged"):
+
+
+def test_json_that_cannot_be_read_is_not_called_damaged(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with pytest.raises(RunFolderError, match=rf"^{tmp_path}: cannot be read \(Is a directory\)$"):
         read_json(tmp_path)
+    file = tmp_path / "front.json"
+    file.write_text("{}")
+    message = f"{file}/front.json: not found; {file} is a file, not the folder of a search"
+    with pytest.raises(RunFolderError, match=f"^{message}$"):
+        read_json(file / "front.json")
+
+    def refused(path: Path) -> str:
+        raise PermissionError(errno.EACCES, os.strerror(errno.EACCES))
+
+    monkeypatch.setattr(Path, "read_text", refused)
+    message = rf"^{file}: cannot be read \(Permission denied\)$"
+    with pytest.raises(RunFolderError, match=message):
+        read_json(file)
+    with pytest.raises(RunFolderError, match=message):
+        earlier_front(tmp_path)
 
 
 def test_rows_have_one_header_and_all_columns(tmp_path: Path) -> None:
@@ -92,6 +114,15 @@ def test_rows_have_one_header_and_all_columns(tmp_path: Path) -> None:
     append_row(path, ("number", "cause"), {"cause": "a, b", "number": 1, "other": 3})
     append_row(path, ("number", "cause"), {"number": 2})
     assert path.read_text().splitlines() == ["number,cause", '1,"a, b"', "2,"]
+
+
+def test_a_header_is_written_before_rows_and_once(tmp_path: Path) -> None:
+    path = tmp_path / "trials.csv"
+    begin_rows(path, ("a", "b"))
+    assert path.read_bytes() == b"a,b\r\n"
+    append_row(path, ("a", "b"), {"a": 1, "b": 2})
+    begin_rows(path, ("a", "b"))
+    assert path.read_bytes() == b"a,b\r\n1,2\r\n"
 
 
 def test_an_empty_file_gets_a_header(tmp_path: Path) -> None:

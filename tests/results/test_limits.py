@@ -1,11 +1,11 @@
 from __future__ import annotations
 
+import numpy as np
 import pytest
 
 from autocompress.errors import LimitError
 from autocompress.results.limits import (
     QUALITY,
-    TOLERANCE,
     Limits,
     are_kept,
     distance,
@@ -103,6 +103,27 @@ def test_one_rule_says_what_is_kept_and_what_is_nearest() -> None:
     over = limits.violations(1500, 1.0, 0.03, {"f1": 0.95})
     assert not are_kept(over)
     assert distance(over) == pytest.approx(0.5 + QUALITY * 0.01)
-    rounding = {"max_accuracy_drop": 1e-17}
-    assert not are_kept(rounding)
-    assert are_kept(rounding, TOLERANCE)
+
+
+@pytest.mark.parametrize("dtype", [np.float32, np.float64])
+def test_what_lies_at_a_limit_keeps_it_despite_rounding(dtype: type) -> None:
+    for right in range(600, 1000):
+        base, accuracy = (float(dtype(count / 1000)) for count in (right, right - 5))
+        limits = parse_limits({"max_accuracy_drop": 0.005}, 1, 1, base)
+        assert are_kept(limits.violations(1, 1, base - accuracy))
+        worse = float(dtype((right - 6) / 1000))
+        assert not are_kept(limits.violations(1, 1, base - worse))
+        floored = Limits(floors={"f1": right / 1000})
+        assert are_kept(floored.violations(1, 1, None, {"f1": base}))
+        assert not are_kept(floored.violations(1, 1, None, {"f1": worse}))
+
+
+def test_rounding_is_a_share_of_the_metric() -> None:
+    perplexity = parse_limits({"max_accuracy_drop": "1%"}, 1, 1, -55.0)
+    assert are_kept(perplexity.violations(1, 1, 0.55 + 1e-5))
+    assert not are_kept(perplexity.violations(1, 1, 0.55 + 1e-3))
+    error = parse_limits({"max_accuracy_drop": "1%"}, 1, 1, -1e-7)
+    assert not are_kept(error.violations(1, 1, 1.1e-9)), "a tenth more than may be lost"
+    size = Limits(100.0, 2.0).violations(100 * (1 + 1e-12), 2.0 * (1 + 1e-12), None)
+    assert size == {"max_size": 0.0, "max_latency": 0.0}
+    assert not are_kept(Limits(1e6).violations(1e6 + 1, 1, None)), "bytes are exact"

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
+import numpy as np
 import pytest
 from small_front import BASE, POINTS
 
@@ -26,6 +27,8 @@ def test_picks_and_limits() -> None:
     assert FRONT.smallest(max_accuracy_drop=0.01).trial == 2
     assert FRONT.most_accurate().trial == 1
     assert FRONT.fastest(max_accuracy_drop=0.001).trial == 1
+    assert FRONT.smallest(max_accuracy_drop=0.9 - float(np.float32(0.895))).trial == 2
+    assert FRONT.smallest(max_accuracy_drop=0.005 - 2e-8).trial == 2, "rounding in float32"
     assert FRONT.knee().trial in (1, 2, 3)
     pick = FRONT.pick("smallest", max_size_bytes=100, max_latency_ms=None, max_accuracy_drop=0.5)
     assert pick.point.trial == 3

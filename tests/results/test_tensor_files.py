@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from autocompress.errors import DamagedFileError, RunFolderError
-from autocompress.results import files
+from autocompress.results import files, tensor_files
 from autocompress.results.tensor_files import read_state, read_tensors, write_state, write_tensors
 
 TENSORS = {
@@ -40,6 +40,16 @@ def test_a_changed_bit_and_a_torn_end_are_noticed(tmp_path: Path) -> None:
     path.unlink()
     with pytest.raises(DamagedFileError):
         read_tensors(path)
+
+
+def test_a_missing_permission_is_no_damage(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refused(*arguments: object) -> None:
+        raise PermissionError(errno.EACCES, os.strerror(errno.EACCES))
+
+    monkeypatch.setattr(tensor_files, "safe_open", refused)
+    with pytest.raises(RunFolderError, match=r"t: cannot be read \(Permission denied\)$") as caught:
+        read_tensors(tmp_path / "t")
+    assert not isinstance(caught.value, DamagedFileError)
 
 
 def test_states_of_optimizers(tmp_path: Path) -> None:

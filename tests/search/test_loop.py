@@ -24,6 +24,7 @@ import autocompress as ac
 from autocompress.candidate import Candidate
 from autocompress.errors import LimitError, NotComputableError, RunFolderError
 from autocompress.results import files
+from autocompress.results.measurement import score_words
 from autocompress.results.pareto import hypervolume, non_dominated
 from autocompress.search import loop, opening
 from autocompress.search.evaluate import judge as trial_module
@@ -264,7 +265,7 @@ def test_an_accuracy_that_nothing_can_keep_is_said_after_the_first_trial(
     assert "limits: the candidate with the least predicted loss (" in said
     first = open_study(str(tmp_path / "study.journal")).trials[0]
     assert (
-        f"misses max_accuracy_drop by {first.constraints['max_accuracy_drop']:.4f}"
+        f"misses max_accuracy_drop by {score_words(first.constraints['max_accuracy_drop'])}"
         in said.partition("trial 2/2")[0]
     )
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -41,6 +42,11 @@ def test_a_file_is_a_target(tmp_path: Path) -> None:
     assert target.settings.threads == 2
     assert target.weight_bits == find_target("onnxruntime-cpu").weight_bits
     assert parse_target("t", {"runtime": "onnxruntime", "threads": [1, 2]}).threads == (1, 2)
+    assert target.described == {**{k: v for k, v in data.items() if k != "portable"}, "threads": 2}
+    assert find_target(str(path), portable=False).described == target.described
+    assert parse_target("t", {"runtime": "onnxruntime", "threads": 2}) == replace(
+        parse_target("t", {"runtime": "onnxruntime"}), threads=(2,)
+    ), "its words are no part of it"
     assert parse_target("t", {"runtime": "onnxruntime", "threads": "all"}).threads[0] == 1
 
 

@@ -267,7 +267,7 @@ class Judge:
         winner = surely_dominated(scores, rivals, sizes)
         if winner is not None:
             return f"dominated by trial {winner} after {len(scores)} samples"
-        drop = self.limits.max_accuracy_drop
+        drop = self.limits.largest_drop
         # Recovery may lift a candidate over the limit, so only the untrained are stopped for it.
         untrained = self.problem.space.recovery.steps == 0
         if scores.metric is not None and drop is not None and untrained:

@@ -211,5 +211,5 @@ def recover_candidate(
 
 def _misses_more(after: Scores, before: Scores, goal: Goal) -> bool:
     """Return True if a metric was above its floor before a training, and is below it after it."""
-    floors = goal.limits.floors.items()
-    return any(after.metrics[name] < floor <= before.metrics[name] for name, floor in floors)
+    least = {name: goal.limits.least(name) for name in goal.limits.floors}
+    return any(after.metrics[name] < low <= before.metrics[name] for name, low in least.items())

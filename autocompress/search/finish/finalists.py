@@ -187,7 +187,7 @@ def without_disappointing(finalists: Sequence[Finalist], goal: Goal) -> list[Fin
     for finalist, is_best in zip(finalists, best, strict=True):
         lost = goal.baseline.accuracy - finalist.accuracy
         if finalist.hoped is None or (
-            is_best and lost < goal.drop and _keeps(finalist, goal, lost)
+            is_best and lost < goal.reference_point[2] and _keeps(finalist, goal, lost)
         ):
             left.append(finalist)
     return left

@@ -12,7 +12,7 @@ from typing import Any
 
 from autocompress.errors import NotComputableError
 from autocompress.results.front_point import FrontPoint
-from autocompress.results.measurement import Measurement
+from autocompress.results.measurement import Measurement, score_words
 from autocompress.search.evaluate.recovery import untrained
 from autocompress.search.finish.finalists import Finalist
 from autocompress.search.finish.front_files import FrontFiles
@@ -76,5 +76,5 @@ def point_words(point: FrontPoint, base: Measurement) -> str:
     faster = base.latency_ms / max(measured.latency_ms, 1e-9)
     return (
         f"{point.artifact}/model.onnx: {smaller:.1f}x smaller, {faster:.2f}x as fast, "
-        f"accuracy {measured.accuracy:.4f} (float {base.accuracy:.4f})"
+        f"accuracy {score_words(measured.accuracy)} (float {score_words(base.accuracy)})"
     )

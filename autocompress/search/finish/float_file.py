@@ -9,9 +9,11 @@ from autocompress.results.front import earlier_front
 from autocompress.results.measurement import Measurement
 from autocompress.search.finish.measured_file import (
     OtherScores,
+    figure_of,
     known_test,
     not_run,
     other_scores,
+    other_splits,
 )
 from autocompress.search.problem.problem import Problem
 from autocompress.targets.runtime import weights_in_memory
@@ -24,10 +26,22 @@ class FloatFile:
     Attributes:
         rest: scores on the test split and on disturbed inputs; None before `complete`.
         memory_bytes: of the weights in memory; None before `numbers`.
+        splits: from `other_splits`; None before they were asked for.
     """
 
     rest: OtherScores | None = None
     memory_bytes: int | None = None
+    splits: list[str] | None = None
+
+    def other_splits(self, problem: Problem) -> list[str]:
+        """Return the names of what files are run on beside the validation split.
+
+        Args:
+            problem: has the splits.
+        """
+        if self.splits is None:
+            self.splits = other_splits(problem)
+        return self.splits
 
     def numbers(self, folder: Path, problem: Problem) -> Measurement:
         """Return all numbers that are known so far.
@@ -38,17 +52,24 @@ class FloatFile:
         """
         if self.memory_bytes is None:
             self.memory_bytes = weights_in_memory(str(problem.float_path), problem.settings)
-        rest = self.rest or not_run(problem, *known_test(folder))
+        rest = self.rest or not_run(self.other_splits(problem), *known_test(folder))
         earlier = earlier_front(folder)
-        known = {} if earlier is None else earlier.baseline.metrics
-        metrics = {**known, **problem.baseline.metrics, **rest.disturbed}
+        before = {} if earlier is None else earlier.baseline.metrics
+        metrics = {**before, **problem.baseline.metrics, **rest.disturbed}
+        known = {figure_of(name) for name in metrics}
+        latency_ms, source = problem.baseline.latency_ms, problem.latency_source
+        if source == "table" and earlier is not None:
+            # It may have been measured on the machine of the table, by an earlier run.
+            latency_ms = earlier.baseline.latency_ms
+            source = earlier.baseline.latency_source
         return replace(
             problem.baseline,
+            latency_ms=latency_ms,
             test_accuracy=rest.test,
             metrics=metrics,
             memory_bytes=self.memory_bytes,
-            latency_source=problem.latency_source,
-            left_out={name: why for name, why in rest.left_out.items() if name not in metrics},
+            latency_source=source,
+            left_out={name: why for name, why in rest.left_out.items() if name not in known},
             test_share=rest.test_share,
         )
 

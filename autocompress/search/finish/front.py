@@ -96,8 +96,8 @@ class FrontMaker:
         finalists = self._with_hopefuls(finalists)
         front, check = self._measured(finalists, run)
         finalists = _verified(finalists, front, self.progress)
-        _say_errors(check, len(finalists), self.progress)
-        run = replace(run, front_check=check)
+        _say_errors(check, self.progress)
+        run = replace(run, front_check=check, refit={})
         if check.get("mape", 0.0) > PROMISE and self.problem.latency_source == "measured":
             front, run = self._made_again(finalists, front, run, check["mape"])
         for words in front.left_out():
@@ -114,10 +114,14 @@ class FrontMaker:
     def _made_again(
         self, finalists: list[Finalist], front: ParetoFront, run: RunRecord, error: float
     ) -> tuple[ParetoFront, RunRecord]:
-        """Choose the front again, after the latency model was fitted to its files."""
+        """Choose the front again, after the latency model was fitted to its files.
+
+        The record's check is of the last timing, as front.json is; `refit` keeps the error before.
+        """
         points = [*front.points, *front.dominated]
         problem = relearn(self.problem, points, self.folder)
         refit = errors_on(problem, points)
+        refit = {**refit, "before": error}
         run = replace(run, refit=refit, latency_note=problem.table.note)
         again = replace(self, problem=problem)
         numbers = {finalist.number for finalist in finalists}
@@ -133,7 +137,12 @@ class FrontMaker:
             and not self.stop()
             and self.clock.has_room(2 * len(finalists), self.clock.next_file_s)
         ):
-            front, _ = again._measured([*finalists, *again._recovered(more)], run)
+            everyone = [*finalists, *again._recovered(more)]
+            front, check = again._measured(everyone, run)
+            _verified(everyone, front, self.progress)
+            _say_errors(check, self.progress)
+            if "mape" in check:  # else no file was timed again
+                run = replace(run, front_check=check)
         return front, run
 
     def _with_hopefuls(self, finalists: list[Finalist]) -> list[Finalist]:
@@ -211,11 +220,11 @@ def _verified(
     return run
 
 
-def _say_errors(check: dict[str, Any], files: int, progress: SearchProgress) -> None:
+def _say_errors(check: dict[str, Any], progress: SearchProgress) -> None:
     if "mape" in check:
         progress.line(
-            f"latency model on the {files} files of the front: mean error {check['mape']:.1%}, "
-            f"bias {check['bias']:+.1%}"
+            f"latency model on the {check['candidates']} files of the front that it predicted: "
+            f"mean error {check['mape']:.1%}, bias {check['bias']:+.1%}"
         )
     if check["warning"]:
         progress.line(f"while the front was timed, {check['warning']}")

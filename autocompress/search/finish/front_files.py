@@ -15,7 +15,8 @@ from typing import Any
 import numpy as np
 
 from autocompress.candidate import Candidate
-from autocompress.errors import NotComputableError
+from autocompress.errors import ExportError, NotComputableError
+from autocompress.export.artifact import session_settings
 from autocompress.results.files import FRONT_FILE, write_json
 from autocompress.results.front import ParetoFront, earlier_front
 from autocompress.results.front_point import FrontPoint
@@ -43,7 +44,7 @@ from autocompress.search.finish.timing import BRIEF, FrontTiming, time_elsewhere
 from autocompress.search.problem.clock import ROUNDS, Clock
 from autocompress.search.problem.goal import Goal
 from autocompress.search.problem.problem import Problem
-from autocompress.targets.device.sessions import release_memory
+from autocompress.targets.device.sessions import SessionSettings, release_memory
 from autocompress.task.user_code import UserCodeError
 
 NEW = ".new"  # suffix of the folder of a file that front.json does not name yet
@@ -349,13 +350,17 @@ class FrontFiles:
         baseline = replace(baseline, latency_ms=float_ms, metrics=metrics)
         points = []
         for i, file in enumerate(files):
-            latency_ms = file.finalist.latency_ms
-            if problem.latency_source != "table":
+            latency_ms, source = file.finalist.latency_ms, problem.latency_source
+            if source != "table":
                 latency_ms = timing.ratios[i] * baseline.latency_ms
-            rest = file.rest or not_run(problem)
+            elif file.measured_ms is not None:  # on the machine of the table, by an earlier run
+                latency_ms, source = file.measured_ms, "measured"
+            rest = file.rest or not_run(self.float_file.other_splits(problem))
             metrics = {**file.scores.metrics, **rest.disturbed, **elsewhere[1 + i]}
-            point = point_of(file, rest, latency_ms, metrics, problem, baseline)
+            point = point_of(file, rest, latency_ms, metrics, source, baseline)
             settings = timing.settings[i]
+            if source != problem.latency_source:
+                settings = _own_settings(file, settings)
             write_papers(file, point, problem, self.folder, origin, baseline, settings)
             points.append(point)
             self._points[point.trial] = point
@@ -371,6 +376,14 @@ def _moved(file: MeasuredFile, models: Path) -> MeasuredFile:
         shutil.rmtree(place)
     file.folder.rename(place)
     return replace(file, folder=place)
+
+
+def _own_settings(file: MeasuredFile, otherwise: SessionSettings) -> SessionSettings:
+    """Return the session settings of the recipe beside a file, if it can be read."""
+    try:
+        return session_settings(file.path) or otherwise
+    except ExportError:
+        return otherwise
 
 
 def _silent(what: str, share: float) -> None:

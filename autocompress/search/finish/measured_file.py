@@ -6,20 +6,22 @@ are made while a search goes on are run on them at its end.
 
 from __future__ import annotations
 
+import hashlib
 import math
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
 from autocompress.candidate.candidate import Candidate
 from autocompress.compress.assemble.trained import Trained
-from autocompress.errors import NotComputableError
-from autocompress.export.artifact import write_model, write_weights
+from autocompress.errors import ExportError, NotComputableError
+from autocompress.export.artifact import read_recipe, write_model, write_weights
 from autocompress.measure.accuracy import Scores, evaluate_session
-from autocompress.measure.robustness import corruptions_of
-from autocompress.results.files import MODEL_FILE
+from autocompress.measure.robustness import corruptions, corruptions_of
+from autocompress.results.files import MODEL_FILE, WEIGHTS_FILE
 from autocompress.results.front import ParetoFront, earlier_front
+from autocompress.results.front_point import FrontPoint
 from autocompress.search.evaluate.recovery import read_recovered
 from autocompress.search.finish.finalists import Finalist
 from autocompress.search.problem.goal import Goal
@@ -27,7 +29,7 @@ from autocompress.search.problem.problem import Problem
 from autocompress.targets.device.sessions import open_session
 from autocompress.targets.latency import all_threads
 from autocompress.targets.runtime import weights_in_memory
-from autocompress.task.batches import Batches, spread_batches
+from autocompress.task.batches import spread_batches
 from autocompress.task.user_code import UserCodeError
 
 TEST = "test"
@@ -64,6 +66,7 @@ class MeasuredFile:
         memory_bytes: weights as a session holds them, or None.
         pass_s: seconds of a pass over the validation split; None in a resumed run.
         was_predicted: True if its latency was predicted before it was measured.
+        measured_ms: latency that an earlier run has measured; None if it has not.
     """
 
     finalist: Finalist
@@ -74,6 +77,7 @@ class MeasuredFile:
     memory_bytes: int | None
     pass_s: float | None
     was_predicted: bool
+    measured_ms: float | None = None
 
     @property
     def path(self) -> Path:
@@ -169,13 +173,12 @@ def known_files(folder: Path, front: ParetoFront) -> dict[int, MeasuredFile]:
         front: of the earlier run.
 
     Returns:
-        Files by trial. One that is not there, or is of another size, is left out.
+        Files by trial. One that is not whole, or that the numbers are not of, is left out.
     """
     files = {}
     for point in (*front.points, *front.dominated):
         place, measured, predicted = folder / point.artifact, point.measured, point.predicted
-        path = place / MODEL_FILE
-        if not path.is_file() or path.stat().st_size != measured.size_bytes:
+        if not _is_of(place, point):
             continue
         qualities = [predicted.accuracy]
         qualities += [measured.metrics.get(name, math.nan) for name in front.objectives]
@@ -188,8 +191,35 @@ def known_files(folder: Path, front: ParetoFront) -> dict[int, MeasuredFile]:
             None if late else OtherScores(measured.test_accuracy, {}, left_out, measured.test_share)
         )
         numbers = (measured.size_bytes, scores, rest, measured.memory_bytes, None)
-        files[point.trial] = MeasuredFile(finalist, place, *numbers, point.was_predicted)
+        was_measured = measured.latency_source == "measured"
+        files[point.trial] = MeasuredFile(
+            finalist,
+            place,
+            *numbers,
+            point.was_predicted,
+            measured.latency_ms if was_measured else None,
+        )
     return files
+
+
+def _is_of(place: Path, point: FrontPoint) -> bool:
+    """Return True if a folder holds the whole file of a point, as its recipe says.
+
+    A kill after a new file was moved to its place leaves the numbers of the file before.
+    """
+    path = place / MODEL_FILE
+    if not path.is_file() or path.stat().st_size != point.measured.size_bytes:
+        return False
+    if not (place / WEIGHTS_FILE).is_file():
+        return False
+    try:
+        recipe = read_recipe(place)
+        candidate = Candidate.from_json(recipe["candidate"])
+    except (ExportError, KeyError, TypeError, ValueError):
+        return False
+    with path.open("rb") as file:
+        digest = hashlib.file_digest(file, "sha256").hexdigest()
+    return candidate == point.candidate and recipe.get("sha256") == digest
 
 
 def known_test(folder: Path) -> tuple[float | None, float]:
@@ -224,9 +254,8 @@ def other_scores(
     session = open_session(path, all_threads(problem.settings))
     judged, names = replace(problem.task, extra_metrics={}), problem.builder.lowered.input_names
     special = () if judged.pretrained is None else judged.pretrained.special_tokens
-    splits: dict[str, Batches] = dict(
-        corruptions_of(judged.validation, judged.batch_first, special, judged.typos)
-    )
+    parts = (judged.validation, judged.batch_first, special, judged.typos)
+    splits = corruptions_of(*parts)
     if known_test is None and problem.task.test is not None:
         splits = {TEST: spread_batches(problem.task.test, test_share), **splits}
     accuracies: dict[str, float] = {}
@@ -236,19 +265,39 @@ def other_scores(
         try:
             accuracies[name] = evaluate_session(judged, session, names, batches)[0].accuracy
         except (NotComputableError, UserCodeError) as error:
-            figure = name.removeprefix("accuracy_").replace("_", " ")
-            left_out[f"accuracy ({figure})"] = " ".join(str(error).split())
+            left_out[figure_of(name)] = " ".join(str(error).split())
     return OtherScores(accuracies.pop(TEST, known_test), accuracies, left_out, test_share)
 
 
-def not_run(problem: Problem, test: float | None = None, share: float = 1.0) -> OtherScores:
+def figure_of(split: str) -> str:
+    """Return the name in tables of the accuracy on a split, such as "accuracy (test)".
+
+    Args:
+        split: "test", or the metric's name of a kind of disturbed inputs.
+    """
+    return f"accuracy ({split.removeprefix('accuracy_').replace('_', ' ')})"
+
+
+def other_splits(problem: Problem) -> list[str]:
+    """Return the names of what a file is run on beside the validation split.
+
+    It reads a batch.
+
+    Args:
+        problem: says whether there is a test split, and how inputs can be disturbed.
+    """
+    task = problem.task
+    kinds = corruptions(task.validation, task.batch_first, task.typos)
+    return kinds if task.test is None else [TEST, *kinds]
+
+
+def not_run(splits: Sequence[str], test: float | None = None, share: float = 1.0) -> OtherScores:
     """Return the scores of a file that was run on the validation split only.
 
     Args:
-        problem: says whether there is a test split.
+        splits: from `other_splits`.
         test: metric on the test split, where an earlier run has it.
         share: of the test split that it is of.
     """
-    if problem.task.test is None or test is not None:
-        return OtherScores(test, {}, {}, share)
-    return OtherScores(None, {}, {f"accuracy ({TEST})": LATE})
+    late = [split for split in splits if split != TEST or test is None]
+    return OtherScores(test, {}, {figure_of(split): LATE for split in late}, share)

@@ -11,7 +11,7 @@ from autocompress.export.artifact import write_recipe
 from autocompress.export.notes import write_notes
 from autocompress.measure.robustness import fragile_under
 from autocompress.results.front_point import FrontPoint
-from autocompress.results.limits import TOLERANCE, Limits, are_kept, distance
+from autocompress.results.limits import Limits, are_kept, distance
 from autocompress.results.measurement import Measurement
 from autocompress.search.finish.measured_file import MeasuredFile, OtherScores, trained_of
 from autocompress.search.problem.problem import Problem
@@ -69,7 +69,7 @@ def worth_showing(
 
     shown = []
     for point in points:
-        if point.trial not in uniform or are_kept(missed(point), TOLERANCE):
+        if point.trial not in uniform or are_kept(missed(point)):
             shown.append(point)
     return shown or [
         min(points, key=lambda point: distance(missed(point), baseline.accuracy_scale))
@@ -81,7 +81,7 @@ def point_of(
     rest: OtherScores,
     latency_ms: float,
     metrics: Mapping[str, float],
-    problem: Problem,
+    latency_source: str,
     baseline: Measurement,
 ) -> FrontPoint:
     """Join what was measured and predicted of a file.
@@ -89,9 +89,9 @@ def point_of(
     Args:
         file: the file.
         rest: scores beside the validation split.
-        latency_ms: measured.
+        latency_ms: measured, or predicted where `latency_source` says so.
         metrics: everything but accuracy, by the name used in reports.
-        problem: says where latencies come from.
+        latency_source: where the latency comes from, as in `Measurement`.
         baseline: numbers of the float file.
 
     Returns:
@@ -106,7 +106,7 @@ def point_of(
         metrics,
         True,
         file.memory_bytes,
-        problem.latency_source,
+        latency_source,
         rest.left_out,
         rest.test_share,
     )

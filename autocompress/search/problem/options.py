@@ -128,6 +128,11 @@ def check_settings(settings: Settings) -> None:
         if name not in known:
             near = nearest_name(name, known)
             raise LimitError(f"search: {what} {name!r} is unknown; nearest: {near}")
+    if settings.ray is not None and settings.workers == 1:
+        raise LimitError(
+            "search: ray places the other workers; workers must be at least 2, got 1; nearest "
+            "valid value: 2"
+        )
     if settings.strategy == "progressive" and settings.sampler != "guided":
         raise LimitError(
             "search: the progressive strategy proposes by itself; sampler must be guided, "

@@ -255,8 +255,7 @@ def open_problem(
     bound = _bound(space, task, builder, target)
     layout = layout_of(builder)
     subject = subject_of(task, builder, layout, bound)
-    table = run_table(subject, target, table_file) or known_table(subject, target, source)
-    table = table or unmeasured(subject, target)
+    table = _table(subject, target, source, table_file, is_new=known is None)
     report("checking the files against their simulation", 0.0)
     reference, teacher = _original(original, builder, device)
     compressor = _compressor(builder, device, settings.library_bytes)
@@ -342,6 +341,25 @@ def _check_latency_inputs(task: Task, builder: Builder) -> None:
                 f"task: latency_inputs[{name!r}] has a batch of {batch_size(inputs)}, "
                 f"files of this model take {size}; nearest: {size}"
             )
+
+
+def _table(
+    subject: Subject, target: Target, source: Path | None, table_file: Path, is_new: bool
+) -> LatencyTable:
+    """Return the latency table of a run, without runs if it must be measured first.
+
+    A new run takes the table that was given, whatever lies in the folder. Without one it takes
+    none of another machine.
+    """
+    if is_new and source is not None:
+        table = known_table(subject, target, source)
+        assert table is not None, "a table that does not serve is an error"
+        table.save(table_file)
+        return table
+    table = run_table(subject, target, table_file)
+    if table is None or (is_new and is_foreign(table)):
+        table = known_table(subject, target, source)
+    return table or unmeasured(subject, target)
 
 
 def _readable(path: Path) -> Path | None:

@@ -159,11 +159,13 @@ def check_words(check: Mapping[str, Any]) -> str:
     """
     if not check:
         return "latency model: not checked on unseen candidates yet; its errors on files are said"
+    tau = check["kendall_tau"]
     return (
         f"latency model fitted to {check['models']} models, on {check['candidates']} random "
         "unseen candidates: "
         f"mean error {check['mape']:.1%}, 95th percentile {check['p95']:.1%}, "
-        f"bias {check['bias']:+.1%}, Kendall tau {check['kendall_tau']:.2f}"
+        f"bias {check['bias']:+.1%}, Kendall tau "
+        + ("not defined" if tau is None else f"{tau:.2f}")
     )
 
 

@@ -24,6 +24,7 @@ from autocompress.search.problem.problem import Baseline, Problem
 from autocompress.space.source import default_space
 from autocompress.targets.device.sessions import DEFAULT, SessionSettings
 from autocompress.targets.latency_model.breakdown import where_time_goes
+from autocompress.targets.latency_model.stored_tables import table_digest
 from autocompress.targets.target import Target
 from autocompress.task.batches import input_tensors
 from autocompress.task.task import Task
@@ -40,7 +41,9 @@ class RunRecord:
         student_model: hash of the weights of the student as it comes, or None.
         space: file of the search space, and its digest.
         target: name of the target.
+        target_file: content of its file, without `portable`; None of an earlier version.
         portable: True if integer weights are exact on every processor.
+        table: hash of the latency table that was given, "" for none.
         settings: session settings that are used, and those that were tried.
         latency_source: where latencies come from (`Problem.latency_source`).
         time: where the time of the float model goes.
@@ -67,8 +70,10 @@ class RunRecord:
         training: plan of the trainings (`TrainingPlan`).
         setup_seconds: by step.
         seconds: of the whole run, earlier runs in the folder included.
-        front_check: errors of the latency model on the files of the front.
-        refit: errors after it was fitted to these files too, if it was.
+        front_check: errors of the latency model on the files of the front, when they were timed
+            last.
+        refit: errors after it was fitted to these files too, and the mean error "before"; {} if
+            the last run that finished did not.
         recovery: what recovery did, by trained trial.
         teacher: batches that the teacher computed, and read from the cache.
         library: variants that were made, and reused.
@@ -80,7 +85,9 @@ class RunRecord:
     student_model: str | None = None
     space: Mapping[str, Any] = field(default_factory=dict)
     target: str = ""
+    target_file: Mapping[str, Any] | None = None
     portable: bool | None = None
+    table: str | None = None
     settings: Mapping[str, Any] = field(default_factory=dict)
     latency_source: str = "measured"
     time: Mapping[str, Any] = field(default_factory=dict)
@@ -139,7 +146,9 @@ class RunRecord:
                 "digest": bound.digest,
             },
             target=problem.target.name,
+            target_file=dict(problem.target.described),
             portable=problem.target.portable,
+            table=table_digest(settings.table_file),
             settings={"used": asdict(problem.settings), "tried": list(table.tuning)},
             latency_source=problem.latency_source,
             time=where_time_goes(table, problem.layout) if table.runs else {},
@@ -203,19 +212,23 @@ class RunRecord:
         write_json(folder / RUN_FILE, {**before, **self.to_json()})
 
 
-def known_run(folder: Path, task: Task, target: Target) -> RunRecord | None:
+def known_run(
+    folder: Path, task: Task, target: Target, table: Path | None = None
+) -> RunRecord | None:
     """Read the run that a folder holds.
 
     Args:
         folder: the run folder.
         task: the task of the search that resumes it.
         target: its target.
+        table: file of the latency table that it was given; None for none.
 
     Returns:
         The record, or None where the folder holds no run.
 
     Raises:
-        RunFolderError: the run is of another task, model or target.
+        RunFolderError: the run is of another task, model, target or latency table.
+        TargetError: the latency table cannot be read.
     """
     if not (folder / RUN_FILE).exists():
         return None
@@ -229,6 +242,8 @@ def known_run(folder: Path, task: Task, target: Target) -> RunRecord | None:
         reason = f"was made with other weights of {whose}task {task.name!r}"
     elif known.target != target.name:
         reason = f"was searched for target {known.target}, not for {target.name}"
+    elif known.target_file not in (None, target.described):
+        reason = _other_target(target, known.target_file or {})
     elif known.portable is None:
         reason = "was searched by an earlier version"
     elif known.portable != target.portable:
@@ -240,9 +255,27 @@ def known_run(folder: Path, task: Task, target: Target) -> RunRecord | None:
         reason = f"was searched for the metric {known.metric}, not for {metric}"
     elif known.inputs not in (None, input_shapes(task)):
         reason = _other_inputs(known.inputs or {}, input_shapes(task))
+    elif known.table not in (None, table_digest(table)):
+        reason = _other_table(known.table or "", table)
     else:
         return known
     raise RunFolderError(f"{folder}: {reason}; choose another --out")
+
+
+def _other_target(target: Target, then: Mapping[str, Any]) -> str:
+    """Return what is to be said of a target whose file has changed."""
+    now = target.described
+    key = next(key for key in (*then, *now) if then.get(key) != now.get(key))
+    return f"was searched when target {target.name} had {key} {then.get(key)}, not {now.get(key)}"
+
+
+def _other_table(then: str, now: Path | None) -> str:
+    """Return what is to be said of another latency table."""
+    if now is None:
+        return "was searched with a latency table; give it again by --target-table"
+    if not then:
+        return f"was searched with latencies of this machine, not of table {now}"
+    return f"was searched with another latency table than {now}"
 
 
 def input_shapes(task: Task) -> dict[str, list[Any]]:

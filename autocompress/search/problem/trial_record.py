@@ -263,7 +263,7 @@ class TrialRecord:
         if state != TrialState.FAIL:
             row["size_bytes"] = self.size_bytes
             row["latency_ms"] = round(self.latency_ms, 6)
-            row["accuracy"] = round(self.accuracy, 6) if self.qualities else ""
+            row["accuracy"] = self.accuracy if self.qualities else ""
         row |= {"seconds": round(seconds, 3), "cause": self.cause or ""}
         return replace(self, state=state, cause=self.cause or "", row=row)
 

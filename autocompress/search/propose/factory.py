@@ -128,7 +128,7 @@ def make_sampler(
         study: its number of trials shifts the draws of Optuna's samplers.
     """
     if strategy == "progressive":
-        drop = limits.max_accuracy_drop
+        drop = limits.largest_drop
         if drop is None:
             drop = DEFAULT_DROP * bench.baseline.accuracy_scale
         return ProgressiveSampler(bench.space, losses, bench.baseline.accuracy - drop, seed)

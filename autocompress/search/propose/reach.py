@@ -7,6 +7,7 @@ import numpy as np
 from autocompress.candidate import Candidate
 from autocompress.errors import LimitError
 from autocompress.results.limits import Limits, distance
+from autocompress.results.measurement import score_words
 from autocompress.search.problem.problem import Problem
 from autocompress.search.problem.trial_record import TrialRecord
 from autocompress.search.propose.allocation import Allocator
@@ -86,9 +87,9 @@ def short_of(first: TrialRecord) -> str:
     if not first.is_complete or not missed:
         return ""
     size, latency, accuracy = first.size_bytes, first.latency_ms, first.accuracy
-    amounts = ", ".join(f"{name} by {by:.4f}" for name, by in missed.items())
+    amounts = ", ".join(f"{name} by {score_words(by)}" for name, by in missed.items())
     return (
         "limits: the candidate with the least predicted loss "
-        f"({size:.0f} B, {latency:.4g} ms, accuracy {accuracy:.4f}) misses {amounts}; "
+        f"({size:.0f} B, {latency:.4g} ms, accuracy {score_words(accuracy)}) misses {amounts}; "
         "the search goes on to come as near as it can"
     )

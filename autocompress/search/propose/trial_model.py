@@ -270,7 +270,7 @@ class Model:
         return saved
 
     def _allowed(self, drop: float) -> float:
-        limit = self.goal.limits.max_accuracy_drop
+        limit = self.goal.limits.largest_drop
         return drop if limit is None else limit
 
 

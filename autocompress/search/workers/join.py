@@ -47,7 +47,7 @@ def run_worker(task: Task, storage: str, study_name: str, device_name: str | Non
     plan = _plan_of(study, storage)
     settings, folder, space = plan.settings, plan.folder, plan.space
     target = find_target(settings.target, portable=settings.portable)
-    known = known_run(folder, task, target)
+    known = known_run(folder, task, target, settings.table_file)
     if known is None:
         raise RunFolderError(
             f"{folder}: not reachable from this worker; share the run folder between machines"

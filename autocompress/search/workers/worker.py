@@ -257,7 +257,7 @@ def _told(study: optuna.Study, trial: Trial, record: TrialRecord) -> TrialRecord
 def complete_trials_file(study: optuna.Study, path: Path) -> None:
     """Add the finished trials that trials.csv lacks after a kill or a full disk.
 
-    A torn last line is dropped.
+    A torn last line and repeated headers are dropped.
 
     Args:
         study: the study.
@@ -270,7 +270,8 @@ def complete_trials_file(study: optuna.Study, path: Path) -> None:
         content = path.read_bytes() if path.exists() else b""
     except OSError as error:
         raise disk_error(path, error) from error
-    whole = content[: content.rfind(b"\n") + 1]
+    header, *lines = content[: content.rfind(b"\n") + 1].splitlines(keepends=True) or [b""]
+    whole = b"".join([header, *(line for line in lines if line != header)])
     if whole != content:
         write_atomic(path, whole)
     written = {line.split(b",")[0] for line in whole.splitlines()}

@@ -20,11 +20,18 @@ from .sessions import DEFAULT, SessionSettings
 FORMAT = 2
 # Lines of /proc/cpuinfo that tell processors apart.
 PROCESSOR_LINES = (
-    *("model name", "flags", "cpu family", "model\t", "Features", "CPU part"),
+    *("model name", "cpu family", "model\t", "CPU part"),
     *("CPU implementer", "CPU variant"),  # of Arm: parts of two makers share numbers
 )
 # Lines that say nothing of the model, where a system has none of those above.
 OTHER_LINES = ("processor", "hart", "bogomips", "BogoMIPS", "cpu MHz", "clock", "timebase")
+# Lines that list what a processor can do. Updates of the kernel and of microcode change them, so
+# only the instructions count that products are computed with and that all kernels in use name.
+INSTRUCTION_LINES = ("flags", "Features")
+INSTRUCTIONS = {
+    *("sse4_1", "avx", "avx2", "fma", "f16c", "avx512f", "avx512bw", "avx512vl", "avx512_vnni"),
+    *("asimd", "asimdhp", "asimddp", "sve"),
+}
 
 
 @dataclass(frozen=True)
@@ -84,8 +91,22 @@ def _processor() -> str:
     cpuinfo = Path("/proc/cpuinfo")
     if not cpuinfo.is_file():
         return platform.processor()
-    lines = cpuinfo.read_text().split("\n\n")[0].splitlines()
-    wanted = [line for line in lines if line.startswith(PROCESSOR_LINES)]
+    return processor_name(cpuinfo.read_text())
+
+
+def processor_name(cpuinfo: str) -> str:
+    """Return a hash that tells processors apart, before and after updates of the system.
+
+    Args:
+        cpuinfo: content of /proc/cpuinfo.
+    """
+    lines = cpuinfo.split("\n\n")[0].splitlines()
+    wanted = []
+    for line in lines:
+        if line.startswith(PROCESSOR_LINES):
+            wanted.append(line)
+        elif line.startswith(INSTRUCTION_LINES):
+            wanted.append(" ".join(sorted(INSTRUCTIONS & set(line.split()))))
     wanted = wanted or [line for line in lines if not line.startswith(OTHER_LINES)]
     return hashlib.sha256("\n".join(wanted).encode()).hexdigest()[:16]
 

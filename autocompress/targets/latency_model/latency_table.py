@@ -323,7 +323,10 @@ class LatencyTable:
                 f"{path}: no such file; measure a table with: autocompress profile TASK --out "
                 f"{path.name}"
             ) from None
-        except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+        except OSError as error:  # the file may be good
+            reason = error.strerror or error
+            raise TargetError(f"{path}: cannot be read ({reason})") from error
+        except (ValueError, KeyError, TypeError, AttributeError) as error:
             raise TargetError(
                 f"{path}: not a latency table ({type(error).__name__}: {error}); measure it again"
             ) from error

@@ -5,6 +5,7 @@ The latency table asks whether to use the operators' times of its profiles, and 
 
 from __future__ import annotations
 
+import math
 from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
@@ -129,16 +130,18 @@ def prediction_errors(
 
     Returns:
         Mean ("mape") and 95th percentile ("p95") of the absolute relative error, "bias",
-        "kendall_tau", the number of "candidates", and the pairs themselves.
+        "kendall_tau" (None if one side is constant), the number of "candidates", and the pairs
+        themselves.
     """
     predicted, measured = np.array(predicted_ms), np.array(measured_ms)
     relative = predicted / measured - 1
+    tau = float(kendalltau(predicted, measured).statistic)
     return {
         "candidates": len(measured),
         "mape": float(np.abs(relative).mean()),
         "p95": float(np.quantile(np.abs(relative), 0.95)),
         "bias": float(relative.mean()),
-        "kendall_tau": float(kendalltau(predicted, measured).statistic),
+        "kendall_tau": tau if math.isfinite(tau) else None,  # JSON has no NaN
         "predicted_ms": [round(float(x), 5) for x in predicted],
         "measured_ms": [round(float(x), 5) for x in measured],
     }

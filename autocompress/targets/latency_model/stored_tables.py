@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
@@ -163,6 +164,12 @@ def load_table(subject: Subject, target: Target, path: Path) -> LatencyTable:
         )
     if table.target != target.name:
         raise TargetError(f"{path}: table of target {table.target}, not of {target.name}")
+    other = target.serves(table.settings)
+    if other:
+        raise TargetError(
+            f"{path}: table of target {target.name} with {other}; measure it again with: "
+            "autocompress profile TASK --target T --out FILE"
+        )
     here = versions(target.settings)
     if not is_foreign(table) and table.versions != here:
         there = table.versions
@@ -173,6 +180,26 @@ def load_table(subject: Subject, target: Target, path: Path) -> LatencyTable:
             f"TASK --out FILE"
         )
     return table
+
+
+def table_digest(path: Path | None) -> str:
+    """Return a hash of the file of a latency table.
+
+    Args:
+        path: the file; None for none.
+
+    Returns:
+        Hexadecimal digits; "" for none.
+
+    Raises:
+        TargetError: the file cannot be read.
+    """
+    if path is None:
+        return ""
+    try:
+        return hashlib.sha256(path.read_bytes()).hexdigest()[:16]
+    except OSError as error:
+        raise TargetError(f"{path}: cannot be read ({error.strerror or error})") from error
 
 
 def table_multiples(path: Path) -> Mapping[str, int]:

@@ -168,6 +168,8 @@ def test_hopefuls_that_recovery_does_not_bring_to_the_front_are_left_out() -> No
     assert without_disappointing(everyone, GOAL) == [known, dominated, good]
     strict = Goal(BASE, Limits(max_accuracy_drop=0.02))
     assert without_disappointing(everyone, strict) == [known, dominated]
+    at_limit = one(5, 80, 0.88, 0.9)  # 0.9 - 0.88 is above 0.02 by rounding
+    assert without_disappointing([*everyone, at_limit], strict) == [known, dominated, at_limit]
 
 
 def test_hopefuls_are_trained_first_where_a_user_would_take_them() -> None:

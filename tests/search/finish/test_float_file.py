@@ -6,6 +6,7 @@ from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
+import torch
 
 from autocompress import Measurement
 from autocompress.results.files import FRONT_FILE, write_json
@@ -21,7 +22,9 @@ PROBLEM = SimpleNamespace(
     float_path=Path("float.onnx"),
     latency_source="measured",
     settings=SessionSettings(),
-    task=SimpleNamespace(test=[1]),
+    task=SimpleNamespace(
+        test=[1], validation=[(torch.zeros(2, 3), None)], batch_first=False, typos=None
+    ),
 )
 
 
@@ -51,7 +54,7 @@ def test_numbers_are_measured_once_and_the_test_split_is_named_until_it_was_run(
     file = FloatFile()
     first = file.numbers(tmp_path, PROBLEM)
     assert (first.memory_bytes, first.test_accuracy) == (10, None)
-    assert list(first.left_out) == ["accuracy (test)"]
+    assert list(first.left_out) == ["accuracy (test)", "accuracy (gaussian noise)"]
     file.complete(tmp_path, PROBLEM, 0.5)
     last = file.numbers(tmp_path, PROBLEM)
     assert last.metrics == {"f1": 0.8, "accuracy_contrast": 0.6}

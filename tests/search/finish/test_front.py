@@ -95,6 +95,7 @@ def finished(monkeypatch: pytest.MonkeyPatch, tmp_path: Path):
         room: bool = True,
         source: str = "measured",
         first: list[Finalist] = FINALISTS,
+        timed: int = 2,
     ) -> RunRecord:
         problem, answers = MadeUpProblem(latency_source=source), iter([list(first), list(again)])
         refitted = replace(problem, table=Table(told=((None, 1.0),), note="fitted again"))
@@ -102,7 +103,9 @@ def finished(monkeypatch: pytest.MonkeyPatch, tmp_path: Path):
         def finish(finalists, *_):
             verified.append([f.number for f in finalists])
             points = [point(f.number, f.size_bytes, 1.0) for f in finalists]
-            check = {"warning": ""} | ({} if error is None else {"mape": error, "bias": error})
+            check = {"warning": "", "candidates": len(finalists)}
+            if error is not None and len(verified) <= timed:
+                check |= {"mape": error / len(verified), "bias": error}
             return ParetoFront.of(BASE, points), check
 
         monkeypatch.setattr(finishing, "choose_finalists", lambda *_: next(answers))
@@ -140,23 +143,37 @@ OTHER = Finalist(7, candidate(3), 300, 1.0, (0.9,))
 def test_predictions_that_hold_are_kept(finished) -> None:
     record = finished(PROMISE)
     assert finished.verified == [[3, 5]]
-    assert record.refit is None
+    assert record.refit == {}, "that of an earlier run is not told as of this one"
     assert record.teacher == {"computed": 3, "read": 4}
     assert record.library == {"made": 5, "reused": 6}
     assert finished.lines == [
-        "latency model on the 2 files of the front: mean error 6.0%, bias +6.0%"
+        "latency model on the 2 files of the front that it predicted: mean error 6.0%, bias +6.0%"
     ]
 
 
 def test_a_wrong_model_is_fitted_again_and_brings_more_trials(finished) -> None:
     record = finished(0.2, (FINALISTS[0], OTHER))
     assert finished.verified == [[3, 5], [3, 5, 7]]
-    assert record.refit == {"mape": 0.01}
+    assert record.refit == {"mape": 0.01, "before": 0.2}
     assert record.latency_note == "fitted again"
-    assert finished.lines[-1] == (
+    assert finished.lines[-2:] == [
         "latency model: 20.0% wrong on the front, more than the promised 6%; fitted again to "
-        "what was measured (1.0% on the same points), which brings 1 more trials to the front"
-    )
+        "what was measured (1.0% on the same points), which brings 1 more trials to the front",
+        "latency model on the 3 files of the front that it predicted: mean error 10.0%, "
+        "bias +20.0%",
+    ]
+    assert record.front_check == {
+        "warning": "",
+        "candidates": 3,
+        "mape": 0.1,
+        "bias": 0.2,
+    }, "of the timing that front.json holds"
+
+
+def test_the_first_check_stays_if_nothing_was_timed_again(finished) -> None:
+    record = finished(0.2, (FINALISTS[0], OTHER), timed=1)
+    assert finished.verified == [[3, 5], [3, 5, 7]]
+    assert record.front_check["candidates"] == 2
 
 
 def test_without_time_no_more_files_are_made(finished) -> None:
@@ -165,8 +182,9 @@ def test_without_time_no_more_files_are_made(finished) -> None:
 
 
 def test_a_model_of_another_machine_is_not_fitted_here(finished) -> None:
-    assert finished(0.2, source="analytic").refit is None
-    assert finished(None).refit is None
+    assert finished(0.2, source="analytic").refit == {}
+    finished.verified.clear()
+    assert finished(None).refit == {}
 
 
 def test_a_search_in_which_nothing_finished_keeps_the_first_files(finished, tmp_path: Path) -> None:

@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+import hashlib
 import math
 from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
+import torch
+import yaml
 
 from autocompress import Candidate, Distillation, Measurement, ModuleConfig
 from autocompress.errors import NotComputableError
+from autocompress.export.artifact import RECIPE_FORMAT
 from autocompress.measure.accuracy import Scores
 from autocompress.results.front import read_front
 from autocompress.results.limits import Limits
@@ -22,6 +26,9 @@ from autocompress.search.finish.timing import BRIEF, ROUNDS, FrontTiming
 from autocompress.targets.device.sessions import SessionSettings
 
 BASE = Measurement(1000, 4.0, 0.9, verified=True)
+TASK = SimpleNamespace(
+    test=[1], validation=[(torch.zeros(2, 3), None)], batch_first=False, typos=None
+)
 PROBLEM = SimpleNamespace(
     baseline=BASE,
     settings=SessionSettings(),
@@ -30,7 +37,7 @@ PROBLEM = SimpleNamespace(
     table=SimpleNamespace(runs=(1,)),
     stitcher=SimpleNamespace(apply=lambda candidate: None),
     latency_ms=lambda candidate: 3.9,
-    task=SimpleNamespace(test=[1]),
+    task=TASK,
     space=SimpleNamespace(objectives=()),
 )
 
@@ -61,7 +68,15 @@ def files(monkeypatch: pytest.MonkeyPatch, tmp_path: Path):
             raise NotComputableError("outputs are not finite")
         ran.append((one.number, bits))
         place.mkdir(parents=True, exist_ok=True)
-        (place / "model.onnx").write_text(str(bits).rjust(100 * bits))
+        content = str(bits).rjust(100 * bits)
+        (place / "model.onnx").write_text(content)
+        (place / "model.safetensors").touch()
+        recipe = {
+            "format": RECIPE_FORMAT,
+            "candidate": one.candidate.to_json(),
+            "sha256": hashlib.sha256(content.encode()).hexdigest(),
+        }
+        (place / "recipe.yaml").write_text(yaml.safe_dump(recipe))
         return MeasuredFile(
             one,
             place,
@@ -107,7 +122,8 @@ def test_each_file_is_on_the_front_at_once(files) -> None:
     assert (files.folder / "models/0003/model.onnx").read_text().strip() == "6"
     assert front.baseline.test_accuracy is None
     assert files.tested == [], "the test split waits for the end of the search"
-    assert list(front.points[0].measured.left_out) == ["accuracy (test)"]
+    late = ["accuracy (test)", "accuracy (gaussian noise)"]
+    assert list(front.points[0].measured.left_out) == late
     assert {rounds for _, rounds in files.timed} == {BRIEF}
 
 
@@ -203,6 +219,41 @@ def test_a_resumed_run_keeps_its_files_and_runs_what_it_lacks(files) -> None:
     assert [point.trial for point in front.points] == [9, 4, 3]
 
 
+def test_without_a_test_split_disturbed_inputs_are_run_by_a_resumed_run(files) -> None:
+    untested = SimpleNamespace(**{**vars(TASK), "test": None})
+    problem = SimpleNamespace(**{**vars(PROBLEM), "task": untested})
+    files.made.add(finalist(3, 6), problem, {})
+    (point,) = read_front(files.folder).points
+    assert list(point.measured.left_out) == ["accuracy (gaussian noise)"]
+    part_of(files).finish([finalist(3, 6)], problem, {})
+    assert files.tested == ["baseline", "0003"]
+    (point,) = read_front(files.folder).points
+    assert point.measured.left_out == {}
+    part_of(files).finish([finalist(3, 6)], problem, {})
+    assert files.tested == ["baseline", "0003", "baseline"]
+
+
+def test_what_was_measured_stays_on_another_processor(files) -> None:
+    files.made.add(uniform(0, 8), PROBLEM, {})
+    files.made.finish([finalist(3, 6)], PROBLEM, {})
+    earlier = {p.trial: p.measured.latency_ms for p in read_front(files.folder).points}
+    assert earlier == {3: 3.0, 0: 4.0}
+    timing = FrontTiming((), (SessionSettings(),) * 9, {}, 4.0, "")
+    elsewhere = SimpleNamespace(
+        **{**vars(PROBLEM), "latency_source": "table", "baseline": replace(BASE, latency_ms=7.0)}
+    )
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(front_files, "time_front", lambda *_: timing)
+        resumed = part_of(files)
+        front, _ = resumed.finish([finalist(3, 6), finalist(4, 5)], elsewhere, {})
+    latencies = {p.trial: (p.measured.latency_ms, p.measured.latency_source) for p in front.points}
+    assert latencies == {4: (2.0, "table"), 3: (3.0, "measured"), 0: (4.0, "measured")}
+    assert (front.baseline.latency_ms, front.baseline.latency_source) == (4.0, "measured")
+    front, _ = part_of(files).finish([finalist(4, 5)], PROBLEM, {})
+    (point,) = (point for point in front.points if point.trial == 4)
+    assert (point.measured.latency_ms, point.measured.latency_source) == (2.5, "measured")
+
+
 def test_files_that_are_gone_or_of_other_candidates_are_forgotten(files) -> None:
     files.made.add(finalist(3, 6), PROBLEM, {})
     files.made.add(finalist(4, 5), PROBLEM, {})
@@ -213,6 +264,27 @@ def test_files_that_are_gone_or_of_other_candidates_are_forgotten(files) -> None
     assert resumed.points == []
     resumed.time_again(PROBLEM, {})
     assert len(read_front(files.folder).points) == 2, "nothing is written without files"
+
+
+def test_numbers_beside_another_file_are_forgotten(files) -> None:
+    """A kill between the move of a file and the writing of front.json leaves them."""
+    files.made.add(finalist(3, 6), PROBLEM, {})
+    front = files.folder / "front.json"
+    before = front.read_bytes()
+    files.made.finish([finalist(3, 6, steps=9)], PROBLEM, {})
+    assert [point.trial for point in part_of(files).points] == [3]
+    after = front.read_bytes()
+    front.write_bytes(before)
+    assert part_of(files).points == [], "of the same size, with other weights"
+    front.write_bytes(after)
+    place = files.folder / "models/0003"
+    for name in ("model.onnx", "recipe.yaml", "model.safetensors"):
+        content = (place / name).read_bytes()
+        (place / name).unlink()
+        assert part_of(files).points == [], name
+        (place / name).write_bytes(content)
+    (place / "model.onnx").write_text("7".rjust(600))
+    assert part_of(files).points == [], "of the same size"
 
 
 def test_a_file_whose_trial_has_better_weights_is_made_again_or_stays(files, monkeypatch) -> None:

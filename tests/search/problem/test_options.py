@@ -18,6 +18,7 @@ from autocompress.search.problem.options import Settings, check_settings
         Settings(n_trials=1, seed=0, workers=1, finalize_steps=0),
         Settings(strategy="progressive"),
         Settings(sampler="random", workers=3, finalize_steps=7),
+        Settings(workers=2, ray="local"),
         Settings(library_memory=1),
     ],
 )
@@ -54,6 +55,11 @@ def test_the_least_values_are_accepted(settings: Settings) -> None:
         (
             Settings(strategy="progressive", sampler="tpe"),
             "search: the progressive strategy proposes by itself; sampler must be guided, got tpe",
+        ),
+        (
+            Settings(ray="local"),
+            "search: ray places the other workers; workers must be at least 2, got 1; nearest "
+            "valid value: 2",
         ),
         (
             Settings(strategy="progressive", workers=2),

@@ -95,6 +95,34 @@ def test_latencies_are_measured_computed_or_predicted() -> None:
     )
 
 
+class Table(SimpleNamespace):
+    def save(self, path: Path) -> None:
+        path.write_text(self.name)
+
+
+def test_a_new_run_takes_the_table_that_is_given(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    given, cached = Table(name="given", versions={}), Table(name="cached", versions=HERE)
+    in_folder = Table(name="in the folder", versions={"processor": "another"})
+    monkeypatch.setattr(problem_module, "run_table", lambda *_: in_folder)
+    monkeypatch.setattr(
+        problem_module, "known_table", lambda subject, target, file: given if file else cached
+    )
+    source, path = tmp_path / "measured.json", tmp_path / "latency_table.json"
+
+    def table(source: Path | None, is_new: bool) -> object:
+        return problem_module._table(None, None, source, path, is_new)
+
+    assert table(source, is_new=True) is given
+    assert path.read_text() == "given", "a resumed run reads it there"
+    assert table(source, is_new=False) is in_folder
+    assert table(None, is_new=False) is in_folder
+    assert table(None, is_new=True) is cached, "nobody asked for another machine"
+    in_folder.versions = HERE
+    assert table(None, is_new=True) is in_folder
+
+
 @pytest.mark.parametrize(("cuda", "kind"), [(True, "cuda"), (False, "cpu")])
 def test_the_fastest_device_is_picked_where_none_is_named(
     monkeypatch: pytest.MonkeyPatch, cuda: bool, kind: str

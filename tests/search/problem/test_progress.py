@@ -136,6 +136,8 @@ def said(**changes: object) -> list[str]:
 
 def test_the_errors_of_the_latency_model_are_words() -> None:
     assert check_words(CHECK) == WORDS
+    constant = check_words({**CHECK, "kendall_tau": None})
+    assert constant == WORDS.replace("tau 0.91", "tau not defined")
     assert check_words({}) == (
         "latency model: not checked on unseen candidates yet; its errors on files are said"
     )

@@ -12,6 +12,7 @@ from autocompress.compress.recover.teacher import model_hash
 from autocompress.errors import RunFolderError
 from autocompress.results.measurement import Measurement
 from autocompress.search.problem.run_record import RunRecord, known_run
+from autocompress.targets.latency_model.stored_tables import table_digest
 
 TASK = SimpleNamespace(
     name="digits",
@@ -21,7 +22,7 @@ TASK = SimpleNamespace(
     example_inputs=torch.zeros(1, 2),
     latency_inputs={"many": torch.zeros(8, 2)},
 )
-TARGET = SimpleNamespace(name="onnxruntime-cpu", portable=False)
+TARGET = SimpleNamespace(name="onnxruntime-cpu", portable=False, described={"threads": 4})
 BASELINE = Measurement(1000, 2.0, 0.9)
 
 
@@ -56,6 +57,9 @@ def test_later_fields_of_an_earlier_run_stay_until_they_are_known(tmp_path: Path
     content = json.loads((tmp_path / "run.json").read_text())
     assert content["seconds"] == 9.0
     assert "refit" not in content, "this run did not fit the latency model again"
+    record(refit={}).save(tmp_path, earlier)
+    content = json.loads((tmp_path / "run.json").read_text())
+    assert content["refit"] == {}, "a run that finished without a fit says so"
 
 
 @pytest.mark.parametrize(
@@ -64,6 +68,14 @@ def test_later_fields_of_an_earlier_run_stay_until_they_are_known(tmp_path: Path
         ({"task": "letters"}, "is the run folder of task 'letters', not of 'digits'"),
         ({"model": "other"}, "was made with other weights of task 'digits'"),
         ({"target": "other"}, "was searched for target other, not for onnxruntime-cpu"),
+        (
+            {"target_file": {"threads": 1}},
+            "was searched when target onnxruntime-cpu had threads 1, not 4",
+        ),
+        (
+            {"target_file": {"threads": 4, "provider": "CUDA"}},
+            "was searched when target onnxruntime-cpu had provider CUDA, not None",
+        ),
         ({"portable": None}, "was searched by an earlier version"),
         ({"portable": True}, "was searched with --portable, not with --no-portable"),
         ({"metric": "accuracy"}, "was searched for the metric accuracy, not for f1"),
@@ -86,8 +98,27 @@ def test_a_folder_of_another_search_is_refused(
         known_run(tmp_path, TASK, TARGET)
 
 
+def test_another_latency_table_is_refused(tmp_path: Path) -> None:
+    table, other = tmp_path / "measured.json", tmp_path / "other.json"
+    table.write_text("{}")
+    other.write_text("[]")
+    record(table=table_digest(table)).save(tmp_path)
+    assert known_run(tmp_path, TASK, TARGET, table) is not None
+    end = "; choose another --out$"
+    with pytest.raises(RunFolderError, match=rf"with another latency table than {other}{end}"):
+        known_run(tmp_path, TASK, TARGET, other)
+    with pytest.raises(RunFolderError, match=rf"table; give it again by --target-table{end}"):
+        known_run(tmp_path, TASK, TARGET)
+    record(table="").save(tmp_path)
+    assert known_run(tmp_path, TASK, TARGET) is not None
+    with pytest.raises(RunFolderError, match=rf"of this machine, not of table {table}{end}"):
+        known_run(tmp_path, TASK, TARGET, table)
+    record().save(tmp_path)
+    assert known_run(tmp_path, TASK, TARGET, table) is not None, "of an earlier version"
+
+
 def test_the_same_inputs_and_metric_go_on(tmp_path: Path) -> None:
-    same = record(metric="f1", inputs={"": [[1, 2]], "many": [[8, 2]]})
+    same = record(metric="f1", inputs={"": [[1, 2]], "many": [[8, 2]]}, target_file={"threads": 4})
     same.save(tmp_path)
     assert known_run(tmp_path, TASK, TARGET) == same
 

@@ -62,6 +62,11 @@ def test_a_complete_trial_comes_back_as_it_was_told() -> None:
     }
 
 
+def test_a_small_accuracy_is_not_rounded_away() -> None:
+    record = replace(TrialRecord.of(0, CANDIDATE), latency_ms=1.0, qualities=(-1.25e-7,))
+    assert record.ended(TrialState.COMPLETE, 1.0).row["accuracy"] == -1.25e-7
+
+
 def test_a_stopped_trial_has_size_and_latency_but_no_accuracy() -> None:
     record = replace(
         TrialRecord.of(0, CANDIDATE),

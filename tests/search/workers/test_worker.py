@@ -95,6 +95,17 @@ def test_a_torn_last_line_is_written_anew(tmp_path: Path) -> None:
     assert path.read_bytes() == whole
 
 
+def test_a_repeated_header_is_dropped(tmp_path: Path) -> None:
+    path = tmp_path / "trials.csv"
+    study = study_with_rows({"cause": "a"}, {"cause": "b"})
+    complete_trials_file(study, path)
+    whole = path.read_bytes()
+    header, first, second = whole.splitlines(keepends=True)
+    path.write_bytes(header + header + first + second)
+    complete_trials_file(study, path)
+    assert path.read_bytes() == whole
+
+
 def test_a_worker_that_was_killed_while_it_told_left_another_state(tmp_path: Path) -> None:
     path = tmp_path / "trials.csv"
     study = optuna.create_study()

@@ -36,7 +36,7 @@ from autocompress.targets.latency_model.stored_tables import run_table as kept
 from autocompress.targets.target import find_target
 from autocompress.targets.workload import workload
 
-TARGET = find_target("onnxruntime-cpu")
+TARGET = replace(find_target("onnxruntime-cpu"), threads=(1, 2))
 INT8 = Candidate.of({"a": ModuleConfig(8, 8)})
 HALF = Candidate.of({"a": ModuleConfig(pruning_ratio=0.5, importance="l2")})
 PLAN = Plan((Candidate(), INT8), (HALF,))
@@ -259,6 +259,23 @@ def test_tables_of_another_target_or_version_are_refused(tmp_path: Path) -> None
         load_table(subject(), TARGET, path)
     made_table(versions={"onnxruntime": "0.1", "processor": "another"}).save(path)
     assert is_foreign(load_table(subject(), TARGET, path)), "there versions differ anyway"
+
+
+def test_tables_with_other_settings_than_the_target_are_refused(tmp_path: Path) -> None:
+    path = tmp_path / "table.json"
+    made_table(settings=SessionSettings(threads=4)).save(path)
+    message = "table of target onnxruntime-cpu with threads 4, not 1, 2; measure it again with: "
+    with pytest.raises(TargetError, match=message):
+        load_table(subject(), TARGET, path)
+    assert kept(subject(), TARGET, path) is None
+    whole = replace(TARGET, described={"threads": "all"})
+    assert load_table(subject(), whole, path).settings.threads == 4, "another machine has more"
+    made_table(settings=SessionSettings(provider="CUDAExecutionProvider", threads=2)).save(path)
+    with pytest.raises(TargetError, match="provider CUDAExecutionProvider, not CPUExecutionProv"):
+        load_table(subject(), TARGET, path)
+    made_table(settings=SessionSettings("openvino", threads=2)).save(path)
+    with pytest.raises(TargetError, match="with runtime openvino, not onnxruntime; "):
+        load_table(subject(), TARGET, path)
 
 
 def test_a_kept_table_that_does_not_serve_is_none(tmp_path: Path) -> None:

@@ -23,7 +23,12 @@ from autocompress.targets.latency_model import profile
 from autocompress.targets.latency_model.breakdown import where_time_goes
 from autocompress.targets.latency_model.fitting.fit import LatencyModel
 from autocompress.targets.latency_model.latency_table import LatencyTable
-from autocompress.targets.latency_model.quality import held_out, held_out_errors, missing_time
+from autocompress.targets.latency_model.quality import (
+    held_out,
+    held_out_errors,
+    missing_time,
+    prediction_errors,
+)
 from autocompress.targets.latency_model.run import REST, Run
 from autocompress.targets.workload import Kernel, Work
 
@@ -269,3 +274,10 @@ def test_verified_files_serve_a_table_of_few_runs() -> None:
         predicted = [learned.predict(work) for work in works]
         assert predicted == pytest.approx(ms, rel=0.15)
         assert learned.deviation_ms(works[0]) > 0
+
+
+def test_errors_are_json_although_one_side_is_constant() -> None:
+    errors = prediction_errors([1.0, 1.0], [1.0, 2.0])
+    assert errors["kendall_tau"] is None
+    assert json.loads(json.dumps(errors, allow_nan=False)) == errors
+    assert prediction_errors([1.0, 2.0], [1.0, 2.0])["kendall_tau"] == 1.0
