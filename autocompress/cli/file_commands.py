@@ -85,12 +85,12 @@ def evaluate_command(arguments: argparse.Namespace) -> int:
     if batches is None:
         raise TaskError(f"task {task.name}: has no {arguments.split} split")
     _warn_of_arithmetic(arguments.path)
-    scores, outputs = evaluate_session(
+    scores, samples = evaluate_session(
         task, session, tuple(i.name for i in session.get_inputs()), batches
     )
     extra = "".join(f", {name} {value:.4f}" for name, value in scores.metrics.items())
     console.print(
-        f"{arguments.path}: accuracy {scores.accuracy:.4f}{extra} on {len(outputs)} samples of "
+        f"{arguments.path}: accuracy {scores.accuracy:.4f}{extra} on {samples} samples of "
         f"{arguments.split}",
         highlight=False,
     )

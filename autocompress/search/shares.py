@@ -63,7 +63,7 @@ def clock_of(
     """
     task = problem.task
     kinds = len(corruptions(task.validation, task.batch_first, task.typos))
-    passes = kinds * min(1.0, DISTURBED / len(problem.race.teacher))
+    passes = kinds * min(1.0, DISTURBED / problem.race.samples)
     latency_s = problem.baseline.latency_ms / 1e3
     if settings.timeout_s is not None:
         latency_s += _further_s(problem)

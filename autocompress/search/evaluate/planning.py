@@ -128,7 +128,7 @@ def _epoch(problem: Problem) -> int:
 def _rough_s(problem: Problem) -> float:
     """Return the seconds of a training step by those of a pass of the original."""
     race = problem.race
-    return PASSES * race.pass_s / max(1, len(race.teacher)) * _batch(problem)
+    return PASSES * race.pass_s / max(1, race.samples) * _batch(problem)
 
 
 def _lossy(problem: Problem, stop: Callable[[], bool]) -> Candidate | None:
