@@ -34,3 +34,10 @@ def task_of(model: nn.Module, inputs: Any = X, target: Any = None, **settings: A
 def all_outputs(model: nn.Module, batches: Batches) -> Tensor:
     """Return the outputs of a model on the CPU for all batches."""
     return torch.cat([model_outputs(model, inputs, torch.device("cpu")) for inputs, _ in batches])
+
+
+def judged(metric: Any, *batches: tuple[Any, Any]) -> float:
+    """Return what an accumulator computes of (outputs, targets) batches."""
+    for outputs, targets in batches:
+        metric.update(outputs, targets)
+    return float(metric.compute())

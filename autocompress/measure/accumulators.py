@@ -77,7 +77,7 @@ def fresh(metric: Metric, name: str = "metric") -> Accumulator | None:
     if not accumulates(made):
         raise TaskError(
             f"task: {name}() gave a {type(made).__name__}; expected an object with "
-            f"update(outputs, targets) and compute(), nearest: a metric {EXPECTED}"
+            "update(outputs, targets) and compute()"
         )
     return made
 

@@ -106,7 +106,9 @@ def _check_accumulators(task: Task) -> None:
     if not found:
         return
     inputs, target = task.first_batch
-    outputs = metric_outputs(task, copied(task.model), inputs, torch.device("cpu"))
+    outputs = metric_outputs(
+        task, copied(task.model, shares_weights=True), inputs, torch.device("cpu")
+    )
     for reading in found:
         own = reading.target(target)
         check_fresh(reading.metric, outputs[reading.output], own, reading.name)

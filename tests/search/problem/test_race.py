@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from autocompress import Task
+from autocompress import Task, spill
 from autocompress.errors import TaskError
 from autocompress.search.problem.race import Race, open_race
 
@@ -190,3 +190,71 @@ def test_several_targets_of_a_batch_are_joined_one_by_one(independent: bool) -> 
     race = open_race(given, Weighted(), CPU, 0)
     assert race.scores.accuracy == 1.0
     assert [len(part) for part in race.answers] == [10, 10]
+
+
+class Count:
+    """Compute `right` from counts; note the sizes of its batches."""
+
+    def __init__(self) -> None:
+        self.right, self.sizes = 0, list[int]()
+
+    def update(self, outputs: Tensor, targets: Tensor) -> None:
+        self.right += int((outputs[:, 0] == targets).sum())
+        self.sizes.append(len(outputs))
+
+    def compute(self) -> float:
+        return self.right / sum(self.sizes)
+
+
+class Last(Count):
+    """Judge the last batch only."""
+
+    def update(self, outputs: Tensor, targets: Tensor) -> None:
+        self.right, self.sizes = 0, []
+        super().update(outputs + outputs.mean(), targets)
+
+    def compute(self) -> float:
+        return float(sum(self.sizes))
+
+
+@pytest.mark.parametrize("mixed", [True, False])
+def test_a_race_with_an_accumulator_has_the_scores_and_the_order_of_one_with_a_function(
+    mixed: bool,
+) -> None:
+    given = task(numbered(4, 4, 2), rows_independent=mixed)
+    expected = open_race(given, Plus(), CPU, 0)
+    for metric in (Count, Count()):
+        race = open_race(replace(given, metric=metric), Plus(), CPU, 0)
+        assert (race.scores, race.digest) == (expected.scores, expected.digest)
+        assert (race.mixed, race.scored) == (mixed, "metric") == (mixed, expected.scored)
+        assert torch.equal(answers(race), answers(expected))
+        assert race.answers is None, "targets are not held a second time"
+
+
+def test_batches_keep_their_order_where_a_metric_depends_on_it() -> None:
+    for more in ({"rows_independent": True}, {"rows_independent": False}):
+        given = replace(task(numbered(4, 4, 2), **more), extra_metrics={"last": Last})
+        race = open_race(given, Plus(), CPU, 0)
+        assert (race.mixed, race.ordered, race.order) == (False, True, [0, 1, 2])
+        assert race.scores.metrics == {"last": 2.0}
+
+
+def test_answers_that_are_not_kept_are_computed_again(monkeypatch: pytest.MonkeyPatch) -> None:
+    expected = open_race(task(numbered(4, 4, 2)), Plus(), CPU, 0)
+    monkeypatch.setattr(spill, "ROWS_IN_MEMORY", 0)
+    for most in (0, 1 << 30):
+        monkeypatch.setattr(spill, "ROWS_BYTES", most)
+        race = open_race(task(numbered(4, 4, 2)), Plus(), CPU, 0)
+        assert (race.teacher.take([0]) is None) == (most == 0)
+        at = 0
+        for inputs, _ in race.batches:
+            found = race.expected(at, len(inputs), inputs)
+            assert torch.equal(found, expected.expected(at, len(inputs), inputs))
+            at += len(inputs)
+
+
+def test_batches_of_several_shapes_are_scored_by_an_accumulator() -> None:
+    batches = [(torch.rand(2, length, 1), torch.rand(2, 2)) for length in (3, 5)]
+    given = Task("t", Plus(), batches[0][0], batches, Count, divergence=lambda o, e: o.sum((1, 2)))
+    race = open_race(given, Plus(), CPU, 0)
+    assert (race.scored, race.ragged) == ("divergence", False)
