@@ -11,7 +11,7 @@ import shutil
 import tempfile
 import weakref
 from bisect import bisect_right
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, fields
 from typing import Any, Generic, TypeVar, cast
@@ -174,13 +174,19 @@ class _Part:
     rows: Tensor
 
 
-class SpilledRows:
+class SpilledRows(Generic[T]):
     """Keep rows of tensors, in memory up to `ROWS_IN_MEMORY` and then on disk up to `ROWS_BYTES`.
 
-    Rows above that, or that the disk has no room for, are not kept.
+    Rows above that, or that the disk has no room for, are computed again.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, again: Callable[[T], Tensor]) -> None:
+        """Begin without rows.
+
+        Args:
+            again: what rows are made of -> the rows.
+        """
+        self._again = again
         self._spilled: Spilled[_Part] = Spilled(least_bytes=0)
         self._in_memory: dict[int, Tensor] = {}
         self._ends: list[int] = []
@@ -204,14 +210,15 @@ class SpilledRows:
     def __len__(self) -> int:
         return self._ends[-1] if self._ends else 0
 
-    def take(self, places: Sequence[int]) -> Tensor | None:
+    def take(self, places: Sequence[int], source: T) -> Tensor:
         """Return some rows.
 
         Args:
             places: of rows of one shape, in any order, counted in the order of `add`.
+            source: what these rows are made of, all of them and no others.
 
         Returns:
-            (places, ...) in the order of `places`; None if one of them is not kept.
+            (places, ...) in the order of `places`.
         """
         found: list[Tensor] = []
         at = 0
@@ -225,9 +232,11 @@ class SpilledRows:
                 count += 1
             rows = self._rows(part, places[at], count)
             if rows is None:
-                return None
+                return self._again(source)
             found.append(rows)
             at += count
+        if not found:
+            return self._again(source)
         return found[0] if len(found) == 1 else torch.cat(found)
 
     def _rows(self, part: int, place: int, count: int) -> Tensor | None:

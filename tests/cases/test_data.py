@@ -263,7 +263,7 @@ def test_a_metric_of_pairs_and_groups_gets_them_in_their_order(
     joined = race.joined(outputs)[""]
     assert metric(joined, race.answers) == pytest.approx(expected)
     assert not torch.equal(raced, joined), "the race has another order"
-    torch.testing.assert_close(raced, race.teacher.take(race.rows.tolist()))
+    torch.testing.assert_close(raced, race.teacher.take(race.rows.tolist(), x))
     whole = {tuple(inputs.flatten().tolist()) for inputs, _ in given}
     assert all((tuple(inputs.flatten().tolist()) in whole) != mixed for inputs, _ in race.batches)
     assert race.scored == "divergence"

@@ -209,8 +209,8 @@ def setup_lines(problem: Problem, time: Mapping[str, Any]) -> list[str]:
         )
     if problem.race.ordered:
         lines.append(
-            "a metric depends on the order of its batches: candidates are compared on the first "
-            "batches of the split, not on random ones"
+            "a metric may depend on the order of its batches: candidates are compared on the "
+            "first batches of the split, not on random ones"
         )
     lines += [f"export: {words}" for words in problem.builder.lowered.fixed]
     target = problem.target.name

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -42,8 +42,7 @@ class Race:
         order: for each place the index of the batch in the split; of the sample if `mixed`.
         mixed: True if samples were shuffled across batches, so that each first part is random.
         rows: (n,) index in the split of each row of outputs in this order.
-        teacher: outputs of the original in the order of the split, as far as they are kept.
-        original: computes the others anew.
+        teacher: outputs of the original in the order of the split.
         answers: all targets in the order of the split, as metrics get them; None if no metric needs
             all at once.
         scored: how samples are scored: "top1", "metric" or "divergence" (see `sample_scores`).
@@ -54,15 +53,14 @@ class Race:
         split: hash of a part of the data in the order of the split, whatever the seed; "" for a
             split that is not in memory.
         ragged: True if a metric that needs all outputs at once gets several shapes of them.
-        ordered: True if batches keep their order since a metric depends on it.
+        ordered: True if batches keep their order since a metric may depend on it.
     """
 
     batches: Batches
     order: list[int]
     mixed: bool
     rows: NDArray[np.int64]
-    teacher: SpilledRows
-    original: Callable[[Inputs], Tensor]
+    teacher: SpilledRows[Inputs]
     answers: Any
     scored: str
     digest: str
@@ -88,8 +86,7 @@ class Race:
         Returns:
             (count, ...) outputs.
         """
-        outputs = self.teacher.take(self.rows[first : first + count].tolist())
-        return self.original(inputs) if outputs is None else outputs
+        return self.teacher.take(self.rows[first : first + count].tolist(), inputs)
 
     def joined(self, outputs: list[dict[str, Tensor]]) -> dict[str, Outputs]:
         """Put outputs back into the order of the split, as metrics get them.
@@ -127,7 +124,8 @@ def open_race(task: Task, original: nn.Module, device: torch.device, seed: int) 
     Raises:
         TaskError: the split is empty, or the metric or the divergence does not fit the outputs.
     """
-    tally, teacher, shapes = Tally(task), SpilledRows(), dict[str, set[torch.Size]]()
+    tally, shapes = Tally(task), dict[str, set[torch.Size]]()
+    teacher = SpilledRows(partial(_outputs, original, device))
     sizes: list[int] = []
     head: list[Head] = []
     started = time.monotonic()
@@ -151,12 +149,12 @@ def open_race(task: Task, original: nn.Module, device: torch.device, seed: int) 
     rows = np.array(order) if mixed else _rows(sizes, order)
     ragged = len(shapes[""]) > 1
     scored = "divergence" if ragged else _scored(task, head)
-    digest, again = _digest(batches, order), partial(_again, original, device)
-    parts = (batches, order, mixed, rows, teacher, again, answers, scored, digest, pass_s)
+    digest = _digest(batches, order)
+    parts = (batches, order, mixed, rows, teacher, answers, scored, digest, pass_s)
     return Race(*parts, scores, split, ragged and tally.joins, ordered)
 
 
-def _again(original: nn.Module, device: torch.device, inputs: Inputs) -> Tensor:
+def _outputs(original: nn.Module, device: torch.device, inputs: Inputs) -> Tensor:
     return model_outputs(original, inputs, device)
 
 

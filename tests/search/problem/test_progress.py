@@ -172,8 +172,8 @@ def test_what_is_not_as_usual_is_said_once_each() -> None:
         "not measured here",
         "outputs differ in shape among batches: metrics get lists of samples, or are "
         "averaged where they are means over samples",
-        "a metric depends on the order of its batches: candidates are compared on the first "
-        "batches of the split, not on random ones",
+        "a metric may depend on the order of its batches: candidates are compared on the "
+        "first batches of the split, not on random ones",
         "export: x: dimension 1 (length) is fixed",
         "left out, since onnxruntime-cpu cannot execute it: 4-bit activations",
     ]
