@@ -30,6 +30,7 @@ from autocompress.task.loading import in_memory
 from autocompress.task.task import Task
 
 HASHED = 64  # first values of each tensor that enter the digest
+HEAD_BYTES = 64 << 20  # of the first outputs, on which metrics are tried; at least two batches
 Head = tuple[dict[str, Tensor], Any]  # outputs and targets of one of the first batches
 
 
@@ -127,7 +128,7 @@ def open_race(task: Task, original: nn.Module, device: torch.device, seed: int) 
     tally, shapes = Tally(task), dict[str, set[torch.Size]]()
     teacher = SpilledRows(partial(_outputs, original, device))
     sizes: list[int] = []
-    head: list[Head] = []
+    head, head_bytes = list[Head](), 0
     started = time.monotonic()
     for inputs, target in task.validation:
         outputs = metric_outputs(task, original, inputs, device)
@@ -135,8 +136,9 @@ def open_race(task: Task, original: nn.Module, device: torch.device, seed: int) 
         teacher.add(outputs[""])
         for name, output in outputs.items():
             shapes.setdefault(name, set()).add(output.shape[1:])
-        if len(head) < 2 or sum(sizes) < CHECKED:
+        if len(head) < 2 or (sum(sizes) < CHECKED and head_bytes < HEAD_BYTES):
             head.append((outputs, target))
+            head_bytes += sum(output.nbytes for output in outputs.values())
         sizes.append(len(outputs[""]))
     if not sizes:
         raise TaskError("task: validation is empty; expected at least one (inputs, target) batch")

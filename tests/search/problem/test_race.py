@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from autocompress import Task, spill
 from autocompress.errors import TaskError
+from autocompress.search.problem import race as module
 from autocompress.search.problem.race import Race, open_race
 
 CPU = torch.device("cpu")
@@ -260,3 +261,16 @@ def test_batches_of_several_shapes_are_scored_by_an_accumulator() -> None:
     given = Task("t", Plus(), batches[0][0], batches, Count, divergence=lambda o, e: o.sum((1, 2)))
     race = open_race(given, Plus(), CPU, 0)
     assert (race.scored, race.ragged) == ("divergence", False)
+
+
+def test_metrics_are_tried_on_few_batches_where_outputs_are_large(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    tried: list[int] = []
+    monkeypatch.setattr(
+        module, "scoring_of", lambda task, outputs, targets: tried.append(len(outputs)) or "metric"
+    )
+    for most in (1 << 30, 0):
+        monkeypatch.setattr(module, "HEAD_BYTES", most)
+        open_race(task(numbered(*[4] * 10)), Plus(), CPU, 0)
+    assert tried == [32, 8]
