@@ -41,8 +41,9 @@ def model_outputs(model: nn.Module, inputs: Inputs, device: torch.device) -> Ten
 
 
 def _collected(output: Tensor) -> Tensor:
-    output = output.detach().cpu()
-    return output.float() if output.is_floating_point() else output
+    """Return a copy on the CPU: a model may write its next outputs over these."""
+    dtype = torch.float32 if output.is_floating_point() else output.dtype
+    return output.detach().to("cpu", dtype, copy=True)
 
 
 @torch.no_grad()

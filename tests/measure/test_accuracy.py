@@ -193,3 +193,21 @@ def test_a_file_that_does_not_run_says_why_in_one_line() -> None:
         r"dimensions$",
     ):
         evaluate(Broken(["n", 4]), task_of())
+
+
+class Reusing(nn.Module):
+    """Write the outputs of each batch over those of the one before."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.register_buffer("outputs", torch.zeros(2, 4))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.outputs.copy_(x)
+
+
+def test_outputs_that_the_model_writes_over_are_those_of_their_batch() -> None:
+    seen = Seen()
+    batches = [(part, part) for part in X.split(2)]
+    evaluate_model(task_of(Reusing(), metric=seen), Reusing(), batches, CPU)
+    assert torch.equal(seen.outputs, X)

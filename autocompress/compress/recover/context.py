@@ -87,7 +87,8 @@ class Trainer:
 
     @torch.no_grad()
     def _answered(self, inputs: Inputs) -> Tensor:
-        return call_model(self.teacher.model, inputs).float().cpu()
+        answer = call_model(self.teacher.model, inputs)
+        return answer.to("cpu", torch.float32, copy=True)  # the model may write over it
 
     @torch.no_grad()
     def divergence(self, student: nn.Module) -> float:
