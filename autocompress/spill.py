@@ -1,6 +1,7 @@
 """Keep large tensors in a temporary file.
 
 Statistics of all layers together are larger than the model: a layer with n inputs has n^2 of them.
+So are the outputs of a language model on a split.
 """
 
 from __future__ import annotations
@@ -9,10 +10,11 @@ import os
 import shutil
 import tempfile
 import weakref
-from collections.abc import Iterable, Iterator, Mapping
+from bisect import bisect_right
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, fields
-from typing import Any, Generic, TypeVar
+from typing import Any, Generic, TypeVar, cast
 
 import numpy as np
 import torch
@@ -22,6 +24,8 @@ from autocompress.cache import cache_folder
 
 LEAST_BYTES = 1 << 20  # smaller tensors stay in memory
 RESERVE_BYTES = 1 << 30  # free bytes of the disk that are left to results
+ROWS_IN_MEMORY = 64 << 20  # first bytes of `SpilledRows`
+ROWS_BYTES = 4 << 30  # most bytes of `SpilledRows`
 
 T = TypeVar("T")
 
@@ -42,12 +46,14 @@ class Spilled(Mapping[str, T], Generic[T]):
     the process ends. Tensors that do not fit on the disk stay in memory.
     """
 
-    def __init__(self, items: Iterable[tuple[str, T]] = ()) -> None:
+    def __init__(self, items: Iterable[tuple[str, T]] = (), least_bytes: int | None = None) -> None:
         """Take the items one by one.
 
         Args:
             items: (name, frozen dataclass) pairs; tensors in its fields are on the CPU.
+            least_bytes: of a tensor that is put into the file; default: `LEAST_BYTES`.
         """
+        self._least_bytes = LEAST_BYTES if least_bytes is None else least_bytes
         self._file: Any = None
         self._end = 0
         self._items: dict[str, tuple[type[T], dict[str, Any]]] = {}
@@ -67,6 +73,15 @@ class Spilled(Mapping[str, T], Generic[T]):
             values[field.name] = self._stored(getattr(item, field.name), old.get(field.name))
         self._items[name] = type(item), values
 
+    def is_on_disk(self, name: str) -> bool:
+        """Return True if all tensors of an item are in the file.
+
+        Args:
+            name: of the item.
+        """
+        values = self._items[name][1].values()
+        return not any(isinstance(value, Tensor) for value in values)
+
     def drop(self, name: str) -> None:
         """Forget an item; its place in the file is not used again.
 
@@ -74,6 +89,25 @@ class Spilled(Mapping[str, T], Generic[T]):
             name: of the item.
         """
         del self._items[name]
+
+    def rows(self, name: str, field: str, first: int, count: int) -> Tensor:
+        """Return some rows of one tensor of an item; no others are read.
+
+        Args:
+            name: of the item.
+            field: of the tensor (n, ...).
+            first: index of the first row.
+            count: number of rows, at most n - first.
+
+        Returns:
+            (count, ...).
+        """
+        value = self._items[name][1][field]
+        if not isinstance(value, _Place):
+            return cast(Tensor, value[first : first + count])
+        shape = torch.Size((count, *value.shape[1:]))
+        start = value.start + first * shape[1:].numel() * value.dtype.itemsize
+        return cast(Tensor, self._read(_Place(start, shape, value.dtype)))
 
     def __getitem__(self, name: str) -> T:
         kind, values = self._items[name]
@@ -89,7 +123,7 @@ class Spilled(Mapping[str, T], Generic[T]):
         return name in self._items
 
     def _stored(self, value: Any, old: Any) -> Any:
-        if not isinstance(value, Tensor) or value.nbytes < LEAST_BYTES:
+        if not isinstance(value, Tensor) or value.nbytes < self._least_bytes:
             return value
         array, folder, start = value.detach().contiguous().numpy(), cache_folder(), self._end
         content = array.reshape(-1).view(np.uint8).data
@@ -131,3 +165,85 @@ class Spilled(Mapping[str, T], Generic[T]):
                 raise OSError(f"the temporary file in {cache_folder()} was cut")
             start, content = start + read, content[read:]
         return torch.from_numpy(array)
+
+
+@dataclass(frozen=True)
+class _Part:
+    """Hold rows that were added together."""
+
+    rows: Tensor
+
+
+class SpilledRows(Generic[T]):
+    """Keep rows of tensors, in memory up to `ROWS_IN_MEMORY` and then on disk up to `ROWS_BYTES`.
+
+    Rows above that, or that the disk has no room for, are computed again.
+    """
+
+    def __init__(self, again: Callable[[T], Tensor]) -> None:
+        """Begin without rows.
+
+        Args:
+            again: what rows are made of -> the rows.
+        """
+        self._again = again
+        self._spilled: Spilled[_Part] = Spilled(least_bytes=0)
+        self._in_memory: dict[int, Tensor] = {}
+        self._ends: list[int] = []
+        self._bytes = 0
+
+    def add(self, rows: Tensor) -> None:
+        """Add rows behind the others.
+
+        Args:
+            rows: (n, ...) on the CPU; nothing writes to them afterwards.
+        """
+        part, self._bytes = len(self._ends), self._bytes + rows.nbytes
+        self._ends.append(len(self) + len(rows))
+        if self._bytes <= ROWS_IN_MEMORY:
+            self._in_memory[part] = rows
+        elif self._bytes <= ROWS_BYTES:
+            self._spilled.put(str(part), _Part(rows))
+            if not self._spilled.is_on_disk(str(part)):
+                self._spilled.drop(str(part))
+
+    def __len__(self) -> int:
+        return self._ends[-1] if self._ends else 0
+
+    def take(self, places: Sequence[int], source: T) -> Tensor:
+        """Return some rows.
+
+        Args:
+            places: of rows of one shape, in any order, counted in the order of `add`.
+            source: what these rows are made of, all of them and no others.
+
+        Returns:
+            (places, ...) in the order of `places`.
+        """
+        found: list[Tensor] = []
+        at = 0
+        while at < len(places):
+            part = bisect_right(self._ends, places[at])
+            count = 1
+            while (
+                at + count < len(places)
+                and places[at + count] == places[at] + count < self._ends[part]
+            ):
+                count += 1
+            rows = self._rows(part, places[at], count)
+            if rows is None:
+                return self._again(source)
+            found.append(rows)
+            at += count
+        if not found:
+            return self._again(source)
+        return found[0] if len(found) == 1 else torch.cat(found)
+
+    def _rows(self, part: int, place: int, count: int) -> Tensor | None:
+        """Return `count` rows of one part from a place on; None if it is not kept."""
+        first = place - (self._ends[part - 1] if part else 0)
+        if part in self._in_memory:
+            return self._in_memory[part][first : first + count]
+        if str(part) not in self._spilled:
+            return None
+        return self._spilled.rows(str(part), "rows", first, count)

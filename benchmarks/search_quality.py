@@ -348,7 +348,7 @@ def main() -> None:
                 continue
             prepared = case(make(), COARSE if arguments.quick else SPACE, drop, folder)
             problem = prepared.problem
-            samples, knobs = len(problem.race.teacher), len(problem.space.knobs)
+            samples, knobs = problem.race.samples, len(problem.space.knobs)
             print(
                 f"{name}: {knobs} knobs, {samples} validation samples, loss up to {drop}, "
                 f"sensitivity {prepared.table_s:.0f} s",

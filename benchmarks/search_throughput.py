@@ -201,7 +201,7 @@ def main() -> None:
         # Without recovery, which is no evaluation, and without limits.
         rules = {"modules": yaml.safe_load(Path(SPACE).read_text())["modules"]}
         problem, losses = prepared(task, COARSE if arguments.quick else rules, folder)
-        samples = len(problem.race.teacher)
+        samples = problem.race.samples
         print(f"forward pass: {forward_s(problem):.2f} s, {samples} samples", flush=True)
         times, tried = {}, {}
         for name, races in (("racing", True), ("full", False)):

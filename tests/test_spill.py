@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from autocompress import spill
-from autocompress.spill import Spilled
+from autocompress.spill import Spilled, SpilledRows
 
 
 @dataclass(frozen=True)
@@ -96,3 +96,54 @@ def test_items_are_replaced_in_their_place(tmp_path: Path, monkeypatch: pytest.M
     assert equal(spilled["a"], items["b"]), "another size takes another place"
     spilled.drop("a")
     assert list(spilled) == ["b"]
+
+
+@pytest.fixture
+def rows(monkeypatch: pytest.MonkeyPatch) -> tuple[SpilledRows[str], Tensor]:
+    """Return rows in four parts, of which one is in memory and one is not kept, and all rows."""
+    monkeypatch.setattr(spill, "ROWS_IN_MEMORY", 4 * 10 * 4)
+    monkeypatch.setattr(spill, "ROWS_BYTES", 9 * 10 * 4)
+    table = torch.arange(120.0).view(12, 10)
+    kept: SpilledRows[str] = SpilledRows(lambda source: torch.tensor([float(source)]))
+    for part in table.split([4, 3, 2, 3]):
+        kept.add(part.clone())
+    return kept, table
+
+
+def test_rows_are_read_in_any_order_from_memory_and_disk(
+    rows: tuple[SpilledRows[str], Tensor],
+) -> None:
+    kept, table = rows
+    assert len(kept) == 12
+    for places in ([0, 1, 2], [5], [3, 4, 5, 6, 7], [8, 2, 3, 7, 4, 4], list(range(9))):
+        assert torch.equal(kept.take(places, ""), table[places])
+
+
+def test_rows_above_the_limit_are_computed_again(rows: tuple[SpilledRows[str], Tensor]) -> None:
+    assert rows[0].take([9], "5").tolist() == [5.0]
+    assert rows[0].take([0, 11], "6").tolist() == [6.0]
+
+
+def test_only_the_rows_that_are_asked_for_are_read(
+    rows: tuple[SpilledRows[str], Tensor], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    sizes, read = [], os.preadv
+
+    def counted(file: int, buffers: list[memoryview], at: int) -> int:
+        sizes.append(sum(map(len, buffers)))
+        return read(file, buffers, at)
+
+    monkeypatch.setattr(os, "preadv", counted)
+    rows[0].take([0, 5, 6], "")
+    assert sizes == [2 * 10 * 4]
+
+
+def test_rows_that_find_no_room_on_the_disk_are_computed_again(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(spill, "ROWS_IN_MEMORY", 0)
+    monkeypatch.setattr(spill, "RESERVE_BYTES", 1 << 62)
+    kept: SpilledRows[int] = SpilledRows(lambda source: torch.full((1, 3), source))
+    kept.add(torch.ones(2, 3))
+    assert len(kept) == 2
+    assert kept.take([0], 7).tolist() == [[7, 7, 7]]

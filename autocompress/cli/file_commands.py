@@ -83,10 +83,10 @@ def evaluate_command(arguments: argparse.Namespace) -> int:
         raise TaskError(f"task {task.name}: has no {arguments.split} split")
     _warn_of_arithmetic(arguments.path, settings)
     names = calling_names(task.example_inputs, session.get_inputs())
-    scores, outputs = evaluate_session(task, session, names, batches)
+    scores, samples = evaluate_session(task, session, names, batches)
     extra = "".join(f", {name} {value:.4f}" for name, value in scores.metrics.items())
     console.print(
-        f"{arguments.path}: accuracy {scores.accuracy:.4f}{extra} on {len(outputs)} samples of "
+        f"{arguments.path}: accuracy {scores.accuracy:.4f}{extra} on {samples} samples of "
         f"{arguments.split}",
         highlight=False,
     )

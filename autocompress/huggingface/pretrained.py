@@ -7,10 +7,11 @@ from importlib import import_module
 
 from autocompress.errors import TaskError, nearest_name
 from autocompress.huggingface.folder import ModelFolder, open_folder
-from autocompress.huggingface.kinds.parts import Metric, Parts
+from autocompress.huggingface.kinds.parts import Parts
 from autocompress.huggingface.options import Options, checked_options
 from autocompress.huggingface.out.files import digests
 from autocompress.huggingface.typos import Typos
+from autocompress.task.calls import Metric
 from autocompress.task.task import Pretrained, Task
 
 PACKAGE = "autocompress.huggingface.kinds"

@@ -6,9 +6,7 @@ The search judges stitched models with `evaluate_model`; the files of the front 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
-from functools import reduce
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
@@ -18,33 +16,10 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from autocompress.errors import TaskError
-from autocompress.measure.ragged import ragged_score, split_rows
-from autocompress.measure.target_forms import by_position, check_forms, entries
+from autocompress.measure.tally import Scores, Tally
 from autocompress.task.batches import Batches, Inputs, batch_size, feed_of, input_tensors, to_device
-from autocompress.task.calls import (
-    call_model,
-    named_outputs,
-    primary_output,
-    run_model,
-    score,
-    target_of,
-)
-from autocompress.task.task import OutputMetric, Task
-
-Outputs = Tensor | list[Tensor]  # of a split; a list has one entry per sample
-
-
-@dataclass(frozen=True)
-class Scores:
-    """Hold the metrics of one model on one split.
-
-    Attributes:
-        accuracy: the task's metric, higher is better.
-        metrics: the extra metrics by name.
-    """
-
-    accuracy: float
-    metrics: Mapping[str, float]
+from autocompress.task.calls import call_model, named_outputs, primary_output, run_model
+from autocompress.task.task import Task
 
 
 @torch.no_grad()
@@ -66,48 +41,9 @@ def model_outputs(model: nn.Module, inputs: Inputs, device: torch.device) -> Ten
 
 
 def _collected(output: Tensor) -> Tensor:
-    output = output.detach().cpu()
-    return output.float() if output.is_floating_point() else output
-
-
-def join_targets(targets: list[Any], sizes: Sequence[int] = ()) -> Any:
-    """Return all targets of a split in one.
-
-    Args:
-        targets: one entry per batch.
-        sizes: rows of each batch; without them a sequence is one of entries per sample.
-
-    Returns:
-        A tensor if they are tensors that fit together, a mapping if they are mappings, None if
-        there are none. Sequences of several targets, such as labels and weights, are joined
-        position by position. Anything else is a list with an entry per sample.
-
-    Raises:
-        TaskError: targets of two batches have different forms.
-    """
-    return _joined_targets(targets, sizes, "")
-
-
-def _joined_targets(targets: list[Any], sizes: Sequence[int], entry: str) -> Any:
-    """Return what `join_targets` does; `entry` says which part of the targets they are."""
-    check_forms(targets, entry)
-    first = targets[0] if targets else None
-    if first is None:
-        return None
-    tensors = all(isinstance(target, Tensor) for target in targets)
-    if tensors and len({target.shape[1:] for target in targets}) == 1:
-        return torch.cat([t.cpu().reshape(1) if t.dim() == 0 else t.cpu() for t in targets])
-
-    def joined(name: Any, parts: list[Any]) -> Any:
-        return _joined_targets(parts, sizes, f"{entry}[{name!r}]")
-
-    if isinstance(first, Mapping):
-        names = dict.fromkeys(name for target in targets for name in target)
-        return {name: joined(name, [target.get(name) for target in targets]) for name in names}
-    if sizes and by_position(targets, sizes, entry):
-        parts = [joined(i, [target[i] for target in targets]) for i in range(len(first))]
-        return type(first)(*parts) if hasattr(first, "_fields") else type(first)(parts)
-    return [item for target in targets for item in entries(target)]
+    """Return a copy on the CPU: a model may write its next outputs over these."""
+    dtype = torch.float32 if output.is_floating_point() else output.dtype
+    return output.detach().to("cpu", dtype, copy=True)
 
 
 @torch.no_grad()
@@ -135,99 +71,10 @@ def metric_outputs(
     return {name: _collected(output) for name, output in outputs.items()}
 
 
-def join_outputs(
-    batches: list[dict[str, Tensor]], places: Sequence[int] | None = None
-) -> dict[str, Outputs]:
-    """Return the outputs of a split, each held once.
-
-    Args:
-        batches: for each batch its outputs by name. It is emptied, so that the outputs of a batch
-            are freed as soon as they are joined.
-        places: for each row of all batches its place in the result; None keeps their order.
-
-    Returns:
-        Name -> tensor, or a list with an entry per sample if the batches do not fit together.
-
-    Raises:
-        TaskError: an output has no row per sample.
-    """
-    joined: dict[str, Outputs] = {}
-    for name in list(batches[0]):
-        parts = [outputs.pop(name) for outputs in batches]
-        if any(output.dim() == 0 for output in parts):
-            raise TaskError(
-                "task: a batch gives an output of shape (); "
-                f"expected a row per sample, not one number like {float(parts[0]):.3g}"
-            )
-        if len({output.shape[1:] for output in parts}) == 1:
-            joined[name] = _joined(parts, places)
-        else:
-            rows = split_rows(parts)
-            joined[name] = rows if places is None else [rows[i] for i in np.argsort(places)]
-    batches.clear()
-    return joined
-
-
-def _joined(parts: list[Tensor], places: Sequence[int] | None) -> Tensor:
-    """Return parts in one tensor. They are dropped one by one, so that memory is not doubled."""
-    rows = sum(len(part) for part in parts)
-    kind = reduce(torch.promote_types, (part.dtype for part in parts))
-    whole = torch.empty(rows, *parts[0].shape[1:], dtype=kind)  # takes memory as it is filled
-    where = torch.arange(rows) if places is None else torch.as_tensor(places)
-    parts.reverse()
-    first = 0
-    while parts:
-        part = parts.pop()
-        whole[where[first : first + len(part)]] = part.to(kind)
-        first += len(part)
-    return whole
-
-
-def scores_of(task: Task, outputs: Mapping[str, Outputs], targets: Any) -> Scores:
-    """Return the metrics of all outputs of a split.
-
-    Args:
-        task: gives the metrics.
-        outputs: by name, as `join_outputs` returns them.
-        targets: as `join_targets` returns them.
-
-    Returns:
-        The scores.
-
-    Raises:
-        UserCodeError: a metric fails.
-        NotComputableError: a metric gives no finite number.
-    """
-    extra = {}
-    for name, metric in task.extra_metrics.items():
-        if isinstance(metric, OutputMetric):
-            read = "" if metric.output == task.primary_name else metric.output
-            own = target_of(targets, metric.output)
-            extra[name] = _score(metric.metric, outputs[read], own, name)
-        else:
-            extra[name] = _score(metric, outputs[""], targets, name)
-    return Scores(_score(task.metric, outputs[""], targets, "metric"), extra)
-
-
-def _scored(
-    task: Task, outputs: list[dict[str, Tensor]], targets: list[Any]
-) -> tuple[Scores, Outputs]:
-    """Return the scores and the primary outputs of all batches; `outputs` is emptied."""
-    sizes = [output[""].shape[:1].numel() for output in outputs]
-    joined = join_outputs(outputs)
-    return scores_of(task, joined, join_targets(targets, sizes)), joined[""]
-
-
-def _score(metric: Callable[[Any, Any], float], outputs: Outputs, targets: Any, name: str) -> float:
-    if isinstance(outputs, list):
-        return ragged_score(metric, outputs, targets, name)
-    return score(metric, outputs, targets, name)
-
-
 def evaluate_model(
     task: Task, model: nn.Module, batches: Batches, device: torch.device
-) -> tuple[Scores, Outputs]:
-    """Return the scores and the primary outputs of a PyTorch model on a split.
+) -> tuple[Scores, int]:
+    """Return the scores of a PyTorch model on a split, and the number of its samples.
 
     Args:
         task: gives the metrics.
@@ -236,17 +83,16 @@ def evaluate_model(
         device: of the model.
 
     Returns:
-        (scores, primary outputs).
+        (scores, samples).
 
     Raises:
         UserCodeError: forward or a metric fails.
         NotComputableError: a metric gives no finite number.
     """
-    outputs, targets = [], []
+    tally = Tally(task)
     for inputs, target in batches:
-        outputs.append(metric_outputs(task, model, inputs, device))
-        targets.append(target)
-    return _scored(task, outputs, targets)
+        tally.add(metric_outputs(task, model, inputs, device), target)
+    return tally.scores(), tally.samples
 
 
 def _check_shapes(
@@ -307,8 +153,8 @@ def evaluate_session(
     session: onnxruntime.InferenceSession,
     input_names: tuple[str, ...],
     batches: Batches,
-) -> tuple[Scores, Outputs]:
-    """Return the scores and the primary outputs of an ONNX file on a split.
+) -> tuple[Scores, int]:
+    """Return the scores of an ONNX file on a split, and the number of its samples.
 
     A file with a fixed batch size is fed in parts of that size, the last one padded.
 
@@ -319,7 +165,7 @@ def evaluate_session(
         batches: the split.
 
     Returns:
-        (scores, primary outputs).
+        (scores, samples).
 
     Raises:
         TaskError: a batch does not fit the file, or the file lacks an output.
@@ -328,7 +174,7 @@ def evaluate_session(
     """
     fixed = next((value.shape[0] for value in session.get_inputs() if value.shape), None)
     names = ("", *task.further_outputs) if task.has_output_metrics else ("",)
-    outputs, targets = [], []
+    tally = Tally(task)
     for inputs, target in batches:
         tensors = input_tensors(inputs)
         if len(tensors) != len(input_names):
@@ -349,6 +195,5 @@ def evaluate_session(
                 f"{', '.join(task.output_weights or ())}"
             )
         pairs = zip(names, results, strict=True)
-        outputs.append({name: torch.from_numpy(np.asarray(result)) for name, result in pairs})
-        targets.append(target)
-    return _scored(task, outputs, targets)
+        tally.add({name: torch.from_numpy(np.asarray(result)) for name, result in pairs}, target)
+    return tally.scores(), tally.samples

@@ -16,7 +16,9 @@ from torch.nn.parameter import is_lazy
 
 from autocompress.argument_types import shown
 from autocompress.errors import TaskError, nearest_name
+from autocompress.measure.accumulators import EXPECTED, is_metric
 from autocompress.measure.probing import validation_outputs
+from autocompress.measure.tally import readings
 from autocompress.model.float_copy import narrowed_types, noticed_casts
 from autocompress.task.batch_checks import first_batch
 from autocompress.task.batches import NARROWED, NO_BFLOAT16, Inputs, leaves, map_inputs
@@ -306,6 +308,12 @@ def _check_matched(task: Task) -> None:
 
 def _check_metrics(task: Task) -> None:
     outputs = tuple(task.output_weights or ())
+    for reading in readings(task):
+        if not is_metric(reading.metric):
+            raise TaskError(
+                f"task {task.name}: {reading.name} is a {type(reading.metric).__name__}; "
+                f"expected {EXPECTED}"
+            )
     for name, metric in task.extra_metrics.items():
         if isinstance(metric, OutputMetric) and metric.output not in outputs:
             near = nearest_name(metric.output, list(outputs))

@@ -13,6 +13,8 @@ from typing import Any
 
 import torch
 
+from autocompress.measure.accumulators import check_fresh, fresh
+from autocompress.measure.accuracy import metric_outputs
 from autocompress.measure.checks import (
     NORMS,
     SPLITS,
@@ -24,12 +26,13 @@ from autocompress.measure.checks import (
 )
 from autocompress.measure.probing import check_steady, compares_samples, is_batch_first
 from autocompress.measure.size import check_size
+from autocompress.measure.tally import readings
 from autocompress.model.float_copy import float_task, narrowed_types
 from autocompress.model.plain.plain import plain_task
 from autocompress.results.limits import parse_bytes
 from autocompress.task.batch_checks import check_inputs, ordinary
 from autocompress.task.batches import input_tensors, map_inputs
-from autocompress.task.calls import run_model
+from autocompress.task.calls import is_ours, run_model
 from autocompress.task.copies import copied
 from autocompress.task.free_shapes import argument_names
 from autocompress.task.loading import settled
@@ -65,6 +68,7 @@ def prepared(task: Task, say: Callable[[str], None] = lambda line: None) -> Task
     with suppress(UserCodeError):  # check_task tells errors of forward with their place
         check_outputs(task)
     check_task(task)
+    _check_accumulators(task)
     inputs = task.first_batch[0]
     batch_first = True
     for model, what in ((task.model, "model"), (task.student, "student")):
@@ -93,6 +97,21 @@ def prepared(task: Task, say: Callable[[str], None] = lambda line: None) -> Task
                 "and files take the shape of example_inputs"
             )
     return plain_task(replace(task, batch_first=batch_first))
+
+
+def _check_accumulators(task: Task) -> None:
+    """Check on the first batch that evaluations with accumulators do not change each other."""
+    found = [reading for reading in readings(task) if not is_ours(reading.metric)]
+    found = [reading for reading in found if fresh(reading.metric, reading.name) is not None]
+    if not found:
+        return
+    inputs, target = task.first_batch
+    outputs = metric_outputs(
+        task, copied(task.model, shares_weights=True), inputs, torch.device("cpu")
+    )
+    for reading in found:
+        own = reading.target(target)
+        check_fresh(reading.metric, outputs[reading.output], own, reading.name)
 
 
 def _with_checked_data(task: Task) -> Task:

@@ -36,7 +36,7 @@ def judged_by(problem: Problem) -> dict[str, Any]:
         "scores": scores,
         "device": problem.device.type,
         "processor": versions()["processor"],
-        "samples": len(race.teacher),
+        "samples": race.samples,
         "split": race.split,
     }
 

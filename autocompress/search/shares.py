@@ -63,7 +63,7 @@ def clock_of(
     """
     task = problem.task
     kinds = len(corruptions(task.validation, task.batch_first, task.typos))
-    part = DISTURBED / len(problem.race.teacher)
+    part = DISTURBED / problem.race.samples
     # Where the samples are a part of the split, they are run without a disturbance too.
     passes = (kinds + 1) * part if kinds and part < 1 else float(kinds)
     latency_s = problem.baseline.latency_ms / 1e3

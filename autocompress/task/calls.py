@@ -12,7 +12,7 @@ import io
 import math
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor, fx, nn
@@ -23,6 +23,28 @@ from autocompress.task.user_code import user_code
 
 FORWARD_FAILS = "task: model.forward fails"
 OURS = "autocompress."  # how the names of our own modules begin
+
+
+class Accumulator(Protocol):
+    """Describe a metric that gets a split batch by batch, as those of torchmetrics do.
+
+    It may have a `reset()` too.
+    """
+
+    def update(self, outputs: Any, targets: Any) -> Any:
+        """Take the outputs and the target of one batch.
+
+        Args:
+            outputs: (n, ...) of the model.
+            targets: of the batch, as its split gives it.
+        """
+
+    def compute(self) -> Any:
+        """Return the metric of all batches so far, higher is better."""
+
+
+# A function of all outputs of a split; an accumulator, its class, or a function that makes one.
+Metric = Callable[[Any, Any], float] | Accumulator | Callable[[], Accumulator]
 
 
 def call_model(model: nn.Module, inputs: Inputs) -> Tensor:
@@ -160,7 +182,17 @@ def target_of(target: Any, name: str) -> Any:
     return target.get(name) if isinstance(target, Mapping) else target
 
 
-def copies_for(function: Callable[..., Any], *arguments: Any) -> tuple[Any, ...]:
+def is_ours(function: Any) -> bool:
+    """Return True if a metric, loss or divergence is of this package.
+
+    Args:
+        function: a function or an object.
+    """
+    called = function.func if isinstance(function, partial) else function
+    return str(getattr(called, "__module__", "")).startswith(OURS)
+
+
+def copies_for(function: Any, *arguments: Any) -> tuple[Any, ...]:
     """Return copies of outputs and targets for a function of the user's, which may write to them.
 
     Functions of this package write to none and get the arguments themselves, since the outputs of
@@ -173,8 +205,7 @@ def copies_for(function: Callable[..., Any], *arguments: Any) -> tuple[Any, ...]
     Returns:
         The arguments in their order.
     """
-    called = function.func if isinstance(function, partial) else function
-    if str(getattr(called, "__module__", "")).startswith(OURS):
+    if is_ours(function):
         return arguments
     return tuple(map_value(argument, torch.clone) for argument in arguments)
 
@@ -199,6 +230,20 @@ def score(
     """
     with user_code(f"task: {name} fails"):
         result: Any = metric(*copies_for(metric, outputs, targets))
+    return finite(result, len(outputs), name)
+
+
+def finite(result: Any, samples: int, name: str = "metric") -> float:
+    """Return what a metric gave as a finite number.
+
+    Args:
+        result: of the metric.
+        samples: that it judged, for messages.
+        name: of the metric, for messages.
+
+    Raises:
+        NotComputableError: it is something else.
+    """
     try:
         value = float(result)
     except (TypeError, ValueError, RuntimeError):
@@ -210,6 +255,6 @@ def score(
         ) from None
     if not math.isfinite(value):
         raise NotComputableError(
-            f"task: {name} returned {value} on {len(outputs)} outputs; it must be a finite number"
+            f"task: {name} returned {value} on {samples} outputs; it must be a finite number"
         )
     return value

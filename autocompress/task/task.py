@@ -26,6 +26,7 @@ from autocompress.task.batches import (
 )
 from autocompress.task.calls import (
     FORWARD_FAILS,
+    Metric,
     copies_for,
     named_outputs,
     primary_output,
@@ -45,12 +46,12 @@ class OutputMetric:
 
     Attributes:
         output: key, attribute or position ("1") of the output, one of `Task.output_weights`.
-        metric: (outputs, targets) -> float, higher is better; of targets that are mappings by
-            output it gets the entry of its own output.
+        metric: as `Task.metric`; of targets that are mappings by output it gets the entry of its
+            own output.
     """
 
     output: str
-    metric: Callable[[Any, Any], float]
+    metric: Metric
 
 
 # Metrics of model folders of which smaller values are better.
@@ -95,7 +96,10 @@ class Task:
         metric: (outputs, targets) -> float, higher is better, on all outputs of a split
             concatenated. Where batches differ in shape (sequences of several lengths), it gets
             lists with an entry per sample; a metric that takes no lists must be a mean over samples
-            or positions, and is averaged over batches.
+            or positions, and is averaged over batches. Or an accumulator, such as a metric of
+            torchmetrics, its class, or a function without arguments that makes one: it gets
+            `update(outputs, target)` for each batch and then `compute()`, so that the outputs of a
+            split are never held at once. Each evaluation begins with a new one.
         loss: (outputs, target) -> scalar for training. Default: cross-entropy for classes and class
             probabilities, binary cross-entropy for 0 and 1 per element, else squared error; targets
             of -100 do not count.
@@ -144,7 +148,7 @@ class Task:
     model: nn.Module
     example_inputs: Inputs
     validation: Batches
-    metric: Callable[[Any, Any], float]
+    metric: Metric
     loss: Callable[[Any, Any], Tensor] | None = None
     divergence: Callable[[Any, Any], Tensor] | None = None
     train: Batches | None = None
@@ -152,9 +156,7 @@ class Task:
     test: Batches | None = None
     towers: Mapping[str, list[str]] | None = None
     student: nn.Module | None = None
-    extra_metrics: Mapping[str, Callable[[Any, Any], float] | OutputMetric] = field(
-        default_factory=dict
-    )
+    extra_metrics: Mapping[str, Metric | OutputMetric] = field(default_factory=dict)
     source: Mapping[str, Any] | None = None
     output_weights: Mapping[str, float] | None = None
     matched_modules: Mapping[str, str] | None = None

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import replace
-from typing import Any
+from typing import Any, ClassVar
 
 import pytest
 import torch
@@ -121,3 +121,38 @@ def test_a_further_output_needs_a_row_per_sample() -> None:
     task = task_of(model, output_weights={"0": 1.0, "1": 1.0})
     with pytest.raises(TaskError, match=r"^task: output '1' is one number for the whole batch; "):
         prepared(task)
+
+
+class Shared:
+    """Compute the mean output of all batches that any object of the class has seen."""
+
+    seen: ClassVar[list[Tensor]] = []
+
+    def update(self, outputs: Tensor, targets: Any) -> None:
+        self.seen.append(outputs)
+
+    def compute(self) -> Tensor:
+        return torch.cat(self.seen).mean()
+
+
+class Own(Shared):
+    def __init__(self) -> None:
+        self.seen = []
+
+
+def test_metrics_whose_evaluations_change_each_other_are_refused() -> None:
+    torch.manual_seed(0)
+    given = labelled(nn.Linear(4, 4))
+    prepared(replace(given, metric=Own(), extra_metrics={"mean": Own}))
+    with pytest.raises(TaskError, match=r"^task: mean is .* beside a second evaluation: its state"):
+        prepared(replace(given, extra_metrics={"mean": Shared()}))
+
+
+def test_what_is_no_metric_is_refused() -> None:
+    given = replace(labelled(nn.Linear(4, 4)), extra_metrics={"f1": "f1"})
+    with pytest.raises(
+        TaskError,
+        match=r"^task t: f1 is a str; expected \(outputs, targets\) -> float, or an object with "
+        r"update\(outputs, targets\) and compute\(\)$",
+    ):
+        prepared(given)

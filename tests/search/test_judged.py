@@ -10,7 +10,7 @@ import torch
 
 import autocompress as ac
 from autocompress.errors import RunFolderError
-from autocompress.measure.accuracy import Scores
+from autocompress.measure.tally import Scores
 from autocompress.search import judged
 from autocompress.search.judged import check_judged, judged_by
 from autocompress.search.problem.race import open_race

@@ -43,7 +43,7 @@ def problem_of(path: Path, test_batches: int | None, pass_s: float) -> SimpleNam
     )
     return SimpleNamespace(
         task=task,
-        race=SimpleNamespace(teacher=torch.zeros(80, 2)),
+        race=SimpleNamespace(samples=80),
         baseline=SimpleNamespace(latency_ms=1.0, size_bytes=1000),
         float_files=SimpleNamespace(pass_s=pass_s),
         settings="default",

@@ -11,7 +11,7 @@ import pytest
 import torch
 
 from autocompress.errors import NotComputableError, TaskError
-from autocompress.huggingface.metrics.tokens import token_accuracy
+from autocompress.huggingface.metrics.tokens import TokenAccuracy
 from autocompress.task.calls import copies_for, named_outputs, primary_output, score
 from autocompress.task.outputs import OutputKind, sample_divergence
 
@@ -79,7 +79,11 @@ def test_a_metric_that_writes_to_what_it_gets_changes_nothing() -> None:
 
 def test_functions_of_this_package_get_the_arguments_themselves() -> None:
     x = torch.rand(2)
-    for own in (token_accuracy, partial(sample_divergence, OutputKind("softmax", -1))):
+    for own in (
+        TokenAccuracy,
+        TokenAccuracy(),
+        partial(sample_divergence, OutputKind("softmax", -1)),
+    ):
         assert copies_for(own, x)[0] is x
     for theirs in (Writing(), partial(Writing()), torch.dist, lambda o: o):
         (copy,) = copies_for(theirs, x)

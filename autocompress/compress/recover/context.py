@@ -23,6 +23,7 @@ from autocompress.compress.quantize.activation import RangeQuantizer
 from autocompress.compress.recover.precision import known_dtype, training_dtype
 from autocompress.compress.recover.sequences import check_causal
 from autocompress.compress.recover.teacher import Teacher
+from autocompress.spill import SpilledRows
 from autocompress.task.batches import Inputs, seed_all, target_to_device, to_device
 from autocompress.task.calls import call_model
 from autocompress.task.task import Task
@@ -75,12 +76,19 @@ class Trainer:
             self.dtype = training_dtype(self.task, student, self.device, self.timings)
 
     @cached_property
-    def watched(self) -> list[tuple[Inputs, Tensor]]:
-        """Return validation inputs and the teacher's primary outputs."""
+    def watched(self) -> tuple[list[Inputs], SpilledRows[Inputs]]:
+        """Return batches of validation inputs, and the teacher's primary outputs."""
         samples = self.task.first_samples(self.task.validation, WATCHED)
         batches = [to_device(inputs, self.device) for inputs, _ in samples]
-        with torch.no_grad():
-            return [(inputs, call_model(self.teacher.model, inputs).float()) for inputs in batches]
+        answers = SpilledRows(self._answered)
+        for inputs in batches:
+            answers.add(self._answered(inputs))
+        return batches, answers
+
+    @torch.no_grad()
+    def _answered(self, inputs: Inputs) -> Tensor:
+        answer = call_model(self.teacher.model, inputs)
+        return answer.to("cpu", torch.float32, copy=True)  # the model may write over it
 
     @torch.no_grad()
     def divergence(self, student: nn.Module) -> float:
@@ -92,10 +100,13 @@ class Trainer:
         Returns:
             Mean divergence of the primary output, at least 0.
         """
-        divergences = []
-        for inputs, reference in self.watched:
+        divergences, seen = list[Tensor](), 0
+        batches, answers = self.watched
+        for inputs in batches:
             output = call_model(student, inputs).float()
+            reference = answers.take(range(seen, seen + len(output)), inputs).to(self.device)
             divergences.append(self.task.output_divergence(output, reference))
+            seen += len(output)
         return float(torch.cat(divergences).mean())
 
     @cached_property

@@ -16,11 +16,12 @@ from autocompress.huggingface.folder import ModelFolder
 from autocompress.huggingface.kinds.memory import with_batches, within_memory
 from autocompress.huggingface.kinds.parts import Parts, media_parts
 from autocompress.huggingface.loading import load_tokenizer
-from autocompress.huggingface.metrics.tokens import perplexity, token_accuracy
+from autocompress.huggingface.metrics.tokens import Perplexity, TokenAccuracy
 from autocompress.huggingface.models.decoding import DecodingModel, shifted, start_token
 from autocompress.huggingface.options import Options
+from autocompress.task.calls import Metric
 
-OF_TOKENS = {"perplexity": perplexity, "accuracy": token_accuracy}
+OF_TOKENS: dict[str, Metric] = {"perplexity": Perplexity, "accuracy": TokenAccuracy}
 
 
 def decoded_parts(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 
 from torch import nn
 
@@ -22,10 +23,19 @@ from autocompress.huggingface.kinds.parts import (
 )
 from autocompress.huggingface.metrics import classes
 from autocompress.huggingface.options import Options
+from autocompress.task.calls import Metric
 
-OF_CLASSES = {"accuracy": classes.accuracy, "f1": classes.f1, "matthews": classes.matthews}
+OF_CLASSES: dict[str, Metric] = {
+    "accuracy": classes.Accuracy,
+    "f1": partial(classes.OfClasses, classes.f1),
+    "matthews": partial(classes.OfClasses, classes.matthews),
+}
 AGREEMENT = Answers(
-    classes.probabilities, {"agreement": classes.agreement, "divergence": classes.closeness}
+    classes.probabilities,
+    {
+        "agreement": partial(classes.Agreement, classes.same_class),
+        "divergence": partial(classes.Agreement, classes.closeness),
+    },
 )
 
 

@@ -15,7 +15,9 @@ from autocompress.task.batches import Inputs
 from autocompress.task.calls import call_model
 
 T = TypeVar("T")
-MOST_BYTES = 1e9  # of the outputs of a split: a search holds all outputs of a split at once
+# Of the outputs of a split: evaluations take time, and a search keeps the answers of the float
+# model on the validation split in a temporary file.
+MOST_BYTES = 1e9
 # Of the outputs of a batch: losses and divergences hold several arrays of their size.
 MOST_BATCH_BYTES = 64e6
 
@@ -27,7 +29,7 @@ def within_memory(
     options: Options,
     notes: list[str],
 ) -> list[T]:
-    """Return the samples whose outputs fit in memory, drawn by the seed.
+    """Return the samples whose outputs take at most `MOST_BYTES`, drawn by the seed.
 
     Args:
         samples: of a split.

@@ -22,9 +22,9 @@ from autocompress.huggingface.data.media import MediaBatches
 from autocompress.huggingface.data.splits import Splits
 from autocompress.huggingface.options import Options
 from autocompress.task.batches import Batches, Inputs
+from autocompress.task.calls import Metric
 from autocompress.task.loading import Unlabelled
 
-Metric = Callable[[Any, Any], float]
 UNLABELLED = "data: there are no labels: the answers of the float model are the targets"
 
 

@@ -60,47 +60,56 @@ def predicted(logits: Tensor, answer: Answer) -> str:
     return answer.context[first[0] : last[1]]
 
 
-def exact_match(outputs: Sequence[Tensor], targets: Mapping[str, Any]) -> float:
-    """Return the share of answers that equal a right one.
+@dataclass
+class AnswerScore:
+    """Compute the mean score of answers.
 
     Source: Rajpurkar et al. 2016, "SQuAD: 100,000+ questions for machine comprehension of text".
 
-    Args:
-        outputs: (n, 2, length) logits of starts and ends, or a list with an entry per sample.
-        targets: an `Answer` per sample under "answers".
-
-    Returns:
-        From 0 to 1.
+    Attributes:
+        score: (predicted text, right text) -> score; the best of the right texts counts.
+        total: sum of the scores.
+        count: number of questions.
     """
-    return _mean(lambda guess, text: float(_plain(guess) == _plain(text)), outputs, targets)
+
+    score: Callable[[str, str], float]
+    total: float = 0.0
+    count: int = 0
+
+    def update(self, outputs: Sequence[Tensor], targets: Mapping[str, Any]) -> None:
+        """Take one batch.
+
+        Args:
+            outputs: (n, 2, length) logits of starts and ends, or a list with an entry per sample.
+            targets: an `Answer` per sample under "answers".
+        """
+        for logits, answer in zip(outputs, targets["answers"], strict=True):
+            guess = predicted(logits, answer)
+            self.total += max(self.score(guess, text) for text in answer.texts or ("",))
+            self.count += 1
+
+    def compute(self) -> float:
+        """Return a number from 0 to 1."""
+        return self.total / self.count
 
 
-def answer_f1(outputs: Sequence[Tensor], targets: Mapping[str, Any]) -> float:
-    """Return the mean F1 of the words of answers.
-
-    Source: Rajpurkar et al. 2016, "SQuAD: 100,000+ questions for machine comprehension of text".
+def exact(guess: str, text: str) -> float:
+    """Return 1 if two texts are equal but for case, punctuation and articles, else 0.
 
     Args:
-        outputs: (n, 2, length) logits of starts and ends, or a list with an entry per sample.
-        targets: an `Answer` per sample under "answers".
-
-    Returns:
-        From 0 to 1.
+        guess: a text.
+        text: another one.
     """
-    return _mean(_word_f1, outputs, targets)
+    return float(_plain(guess) == _plain(text))
 
 
-def _mean(
-    score: Callable[[str, str], float], outputs: Sequence[Tensor], targets: Mapping[str, Any]
-) -> float:
-    scores = []
-    for logits, answer in zip(outputs, targets["answers"], strict=True):
-        guess = predicted(logits, answer)
-        scores.append(max(score(guess, text) for text in answer.texts or ("",)))
-    return sum(scores) / len(scores)
+def word_f1(guess: str, text: str) -> float:
+    """Return F1 of the words of two texts.
 
-
-def _word_f1(guess: str, text: str) -> float:
+    Args:
+        guess: a text.
+        text: another one.
+    """
     mine, theirs = _plain(guess).split(), _plain(text).split()
     if not mine or not theirs:
         return float(mine == theirs)
@@ -114,16 +123,23 @@ def _plain(text: str) -> str:
     return " ".join(re.sub(r"\b(a|an|the)\b", " ", kept).split())
 
 
-def span_agreement(outputs: Sequence[Tensor], targets: Mapping[str, Any]) -> float:
-    """Return how often start and end are those of the float model.
+class SpanAgreement:
+    """Compute how often start and end are those of the float model."""
 
-    Args:
-        outputs: (n, 2, length) logits of starts and ends, or a list with an entry per sample.
-        targets: (n, 2) positions of the float model under "logits".
+    def __init__(self) -> None:
+        self.same = self.count = 0
 
-    Returns:
-        From 0 to 1.
-    """
-    pairs = zip(outputs, targets["logits"], strict=True)
-    same = [bool((logits.argmax(-1) == wanted).all()) for logits, wanted in pairs]
-    return sum(same) / len(same)
+    def update(self, outputs: Sequence[Tensor], targets: Mapping[str, Any]) -> None:
+        """Take one batch.
+
+        Args:
+            outputs: (n, 2, length) logits of starts and ends, or a list with an entry per sample.
+            targets: (n, 2) positions of the float model under "logits".
+        """
+        for logits, wanted in zip(outputs, targets["logits"], strict=True):
+            self.same += bool((logits.argmax(-1) == wanted).all())
+            self.count += 1
+
+    def compute(self) -> float:
+        """Return a number from 0 to 1."""
+        return self.same / self.count

@@ -5,7 +5,6 @@ from __future__ import annotations
 import math
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -57,33 +56,31 @@ def overlaps(boxes: Array, others: Array) -> Array:
     return np.asarray(shared / np.maximum(union, 1e-12))
 
 
-@dataclass(frozen=True)
 class AveragePrecision:
     """Compute the mean over classes and thresholds of precision at 101 recalls.
 
     Source: Lin et al. 2014, "Microsoft COCO: Common objects in context", and its evaluation code.
-
-    Attributes:
-        classes: of the model.
-        thresholds: least overlaps at which a box is right.
     """
 
-    classes: int
-    thresholds: tuple[float, ...]
+    def __init__(self, classes: int, thresholds: tuple[float, ...]) -> None:
+        """Begin with no picture.
 
-    def __call__(self, outputs: Sequence[Tensor], targets: Sequence[Mapping[str, Tensor]]) -> float:
-        """Return the mean average precision over all pictures.
+        Args:
+            classes: of the model.
+            thresholds: least overlaps at which a box is right.
+        """
+        self.classes, self.thresholds = classes, thresholds
+        self.scores: dict[int, list[Array]] = defaultdict(list)
+        self.right: dict[int, list[Array]] = defaultdict(list)
+        self.wanted: dict[int, int] = defaultdict(int)
+
+    def update(self, outputs: Sequence[Tensor], targets: Sequence[Mapping[str, Tensor]]) -> None:
+        """Take the pictures of one batch.
 
         Args:
             outputs: (n, queries, scores + 4), or a list with an entry per picture.
             targets: for each picture "boxes" (objects, 4) and "classes" (objects,).
-
-        Returns:
-            From 0 to 1; NaN if no picture has an object.
         """
-        scores: dict[int, list[Array]] = defaultdict(list)
-        right: dict[int, list[Array]] = defaultdict(list)
-        wanted: dict[int, int] = defaultdict(int)
         for output, target in zip(outputs, targets, strict=True):
             values, labels, boxes = (part.numpy() for part in detected(output, self.classes))
             true, kinds = target["boxes"].numpy(), target["classes"].numpy()
@@ -91,14 +88,17 @@ class AveragePrecision:
                 own = np.flatnonzero(labels == kind)
                 own = own[np.argsort(-values[own], kind="stable")][:MOST]
                 pairs = overlaps(boxes[own], true[kinds == kind])
-                scores[kind].append(values[own])
-                right[kind].append(matches(pairs, self.thresholds))
-                wanted[kind] += pairs.shape[1]
+                self.scores[kind].append(values[own])
+                self.right[kind].append(matches(pairs, self.thresholds))
+                self.wanted[kind] += pairs.shape[1]
+
+    def compute(self) -> float:
+        """Return a number from 0 to 1; NaN if no picture has an object."""
         precisions = []
-        for kind, count in wanted.items():
+        for kind, count in self.wanted.items():
             if count:
-                order = np.argsort(-np.concatenate(scores[kind]), kind="stable")
-                hits = np.concatenate(right[kind], 1)[:, order]
+                order = np.argsort(-np.concatenate(self.scores[kind]), kind="stable")
+                hits = np.concatenate(self.right[kind], 1)[:, order]
                 precisions += [precision_at_recalls(row, count) for row in hits]
         return float(np.mean(precisions)) if precisions else math.nan
 

@@ -1,78 +1,123 @@
 """Compute metrics of classes: accuracy, F1, Matthews correlation, and agreement.
 
-Outputs are logits (n, classes); targets are numbers of classes (n,), yes or no for each class
-(n, classes), or probabilities of the float model (n, classes).
+They get a split batch by batch. Outputs are logits (n, classes); targets are numbers of classes
+(n,), yes or no for each class (n, classes), or probabilities of the float model (n, classes).
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
+import torch.nn.functional as F
+from numpy.typing import NDArray
 from torch import Tensor
 
 from autocompress.huggingface.extra import library
 from autocompress.task.outputs import IGNORED
 
 SCORES = "metrics of classes"
+Array = NDArray[Any]
+Rows = Tensor | Sequence[Tensor]
 
 
-def accuracy(outputs: Tensor, targets: Tensor) -> float:
-    """Return the share of samples with the right class; of several labels all must be right.
+class Accuracy:
+    """Compute the share of samples with the right class; of several labels all must be right."""
 
-    Args:
-        outputs: (n, classes) logits.
-        targets: (n,) classes, or (n, classes) of 0 and 1.
+    def __init__(self) -> None:
+        self.right = self.count = 0
 
-    Returns:
-        From 0 to 1.
+    def update(self, outputs: Tensor, targets: Tensor) -> None:
+        """Take one batch.
+
+        Args:
+            outputs: (n, classes) logits.
+            targets: (n,) classes, or (n, classes) of 0 and 1.
+        """
+        if targets.dim() == 2:
+            right = ((outputs > 0) == (targets > 0.5)).all(1)
+        else:
+            right = outputs.argmax(-1) == targets
+        self.right += int(right.sum())
+        self.count += len(right)
+
+    def compute(self) -> float:
+        """Return a number from 0 to 1; NaN without samples."""
+        return self.right / self.count if self.count else math.nan
+
+
+@dataclass
+class OfClasses:
+    """Compute a metric of scikit-learn from the classes of all samples, which take little memory.
+
+    Attributes:
+        score: (right classes, predicted classes, number of classes) -> metric. They are (n,), or
+            (n, classes) of yes and no where samples have several labels.
+        right: by batch.
+        predicted: by batch.
+        classes: number of classes.
     """
-    if targets.dim() == 2:
-        return float(((outputs > 0) == (targets > 0.5)).all(1).float().mean())
-    return float((outputs.argmax(-1) == targets).float().mean())
+
+    score: Callable[[Array, Array, int], float]
+    right: list[Tensor] = field(default_factory=list)
+    predicted: list[Tensor] = field(default_factory=list)
+    classes: int = 0
+
+    def update(self, outputs: Tensor, targets: Tensor) -> None:
+        """Take one batch.
+
+        Args:
+            outputs: (n, classes) logits.
+            targets: (n,) classes, or (n, classes) of 0 and 1.
+        """
+        several = targets.dim() == 2
+        self.classes = outputs.shape[-1]
+        self.right.append(targets > 0.5 if several else targets)
+        self.predicted.append(outputs > 0 if several else outputs.argmax(-1))
+
+    def compute(self) -> float:
+        """Return the metric of all samples."""
+        right, predicted = torch.cat(self.right).numpy(), torch.cat(self.predicted).numpy()
+        return self.score(right, predicted, self.classes)
 
 
-def f1(outputs: Tensor, targets: Tensor) -> float:
+def f1(right: Array, predicted: Array, classes: int) -> float:
     """Return F1: of class 1 where there are two classes, else the mean over the classes.
 
     Args:
-        outputs: (n, classes) logits.
-        targets: (n,) classes, or (n, classes) of 0 and 1.
+        right: (n,) classes, or (n, classes) of yes and no.
+        predicted: as `right`.
+        classes: number of classes.
 
     Returns:
         From 0 to 1.
     """
     score = library("sklearn.metrics", SCORES).f1_score
-    if targets.dim() == 2:
-        return float(
-            score(targets.numpy() > 0.5, outputs.numpy() > 0, average="macro", zero_division=0.0)
-        )
-    predicted = outputs.argmax(-1).numpy()
-    if outputs.shape[-1] == 2:
-        return float(score(targets.numpy(), predicted, zero_division=0.0))
-    return float(score(targets.numpy(), predicted, average="macro", zero_division=0.0))
+    average = "binary" if right.ndim == 1 and classes == 2 else "macro"
+    return float(score(right, predicted, average=average, zero_division=0.0))
 
 
-def matthews(outputs: Tensor, targets: Tensor) -> float:
+def matthews(right: Array, predicted: Array, classes: int) -> float:
     """Return the Matthews correlation of classes.
 
     Source: Matthews 1975, "Comparison of the predicted and observed secondary structure of T4
     phage lysozyme".
 
     Args:
-        outputs: (n, classes) logits.
-        targets: (n,) classes.
+        right: (n,) classes.
+        predicted: (n,) classes.
+        classes: number of classes, not used.
 
     Returns:
-        From -1 to 1; 0 where targets and outputs have one class.
+        From -1 to 1; 0 where both have one and the same class.
     """
-    predicted = outputs.argmax(-1)
-    both = torch.cat([targets, predicted])
-    if bool((both == both[0]).all()):
+    if bool((right == right[0]).all()) and bool((predicted == right[0]).all()):
         return 0.0
     score = library("sklearn.metrics", SCORES).matthews_corrcoef
-    return float(score(targets.numpy(), predicted.numpy()))
+    return float(score(right, predicted))
 
 
 def probabilities(inputs: Any, output: Tensor) -> Tensor:
@@ -92,38 +137,59 @@ def probabilities(inputs: Any, output: Tensor) -> Tensor:
     return answer
 
 
-def agreement(outputs: Tensor | Sequence[Tensor], targets: Tensor | Sequence[Tensor]) -> float:
+@dataclass
+class Agreement:
+    """Compute the mean over samples, or over tokens, of how near the float model's answer is.
+
+    Attributes:
+        near: (logits, probabilities of the float model), each (positions, classes) -> the sum over
+            positions.
+        total: sum so far.
+        count: positions so far.
+    """
+
+    near: Callable[[Tensor, Tensor], float]
+    total: float = 0.0
+    count: int = 0
+
+    def update(self, outputs: Rows, targets: Rows) -> None:
+        """Take one batch.
+
+        Args:
+            outputs: (n, classes) or (n, length, classes) logits, or a list with an entry per
+                sample.
+            targets: as `probabilities` returns them.
+        """
+        output, target = _flat(outputs, targets)
+        self.total += self.near(output, target)
+        self.count += len(output)
+
+    def compute(self) -> float:
+        """Return the mean; NaN without positions."""
+        return self.total / self.count if self.count else math.nan
+
+
+def same_class(output: Tensor, target: Tensor) -> float:
     """Return how often the class is that of the float model.
 
     Args:
-        outputs: (n, classes) or (n, length, classes) logits, or a list with an entry per sample.
-        targets: as `probabilities` returns them.
-
-    Returns:
-        From 0 to 1, the mean over samples or tokens.
+        output: (positions, classes) logits.
+        target: (positions, classes) probabilities of the float model.
     """
-    output, target = _flat(outputs, targets)
-    return float((output.argmax(-1) == target.argmax(-1)).float().mean())
+    return float((output.argmax(-1) == target.argmax(-1)).sum())
 
 
-def closeness(outputs: Tensor | Sequence[Tensor], targets: Tensor | Sequence[Tensor]) -> float:
-    """Return the negative KL divergence from the float model's probabilities.
+def closeness(output: Tensor, target: Tensor) -> float:
+    """Return the negative KL divergence from the float model's probabilities, summed.
 
     Args:
-        outputs: as in `agreement`.
-        targets: as in `agreement`.
-
-    Returns:
-        At most 0, the mean over samples or tokens.
+        output: (positions, classes) logits.
+        target: (positions, classes) probabilities of the float model.
     """
-    output, target = _flat(outputs, targets)
-    logs = output.log_softmax(-1)
-    return -float(torch.nn.functional.kl_div(logs, target, reduction="batchmean"))
+    return -float(F.kl_div(output.log_softmax(-1), target, reduction="sum"))
 
 
-def _flat(
-    outputs: Tensor | Sequence[Tensor], targets: Tensor | Sequence[Tensor]
-) -> tuple[Tensor, Tensor]:
+def _flat(outputs: Rows, targets: Rows) -> tuple[Tensor, Tensor]:
     """Return (positions, classes) of outputs and targets where the target counts."""
     output = torch.cat([part.reshape(-1, part.shape[-1]) for part in outputs])
     target = torch.cat([part.reshape(-1, part.shape[-1]) for part in targets])

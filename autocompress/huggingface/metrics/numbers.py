@@ -1,78 +1,73 @@
-"""Compute metrics of numbers and of embeddings: correlations and errors."""
+"""Compute metrics of numbers and of embeddings: correlations and errors.
+
+They get a split batch by batch.
+"""
 
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
+from dataclasses import dataclass, field
 from typing import Any
 
+import torch
 import torch.nn.functional as F
 from scipy import stats
 from torch import Tensor
 
 
-def pearson(outputs: Tensor, targets: Tensor) -> float:
+@dataclass
+class Correlation:
+    """Compute a correlation of the numbers of all samples, which take little memory.
+
+    Attributes:
+        of: (numbers, right numbers) -> the correlation.
+        pairs: True for embeddings (2n, width): the cosine of each pair of neighbours is its number,
+            and targets hold the score of each pair twice.
+        numbers: by batch.
+        right: by batch.
+    """
+
+    of: Callable[[Tensor, Tensor], float]
+    pairs: bool = False
+    numbers: list[Tensor] = field(default_factory=list)
+    right: list[Tensor] = field(default_factory=list)
+
+    def update(self, outputs: Tensor, targets: Tensor) -> None:
+        """Take one batch; the texts of a pair are in one.
+
+        Args:
+            outputs: (n,) or (n, 1) numbers, or embeddings.
+            targets: (n,) numbers.
+        """
+        if self.pairs:
+            outputs, targets = cosines(outputs), targets[::2][: len(outputs) // 2]
+        self.numbers.append(outputs.flatten())
+        self.right.append(targets.flatten())
+
+    def compute(self) -> float:
+        """Return a number from -1 to 1: NaN for fewer than two samples, 0 for a constant side."""
+        return self.of(torch.cat(self.numbers), torch.cat(self.right))
+
+
+def pearson(numbers: Tensor, right: Tensor) -> float:
     """Return the Pearson correlation of numbers.
 
     Args:
-        outputs: (n,) or (n, 1) numbers.
-        targets: (n,) numbers.
-
-    Returns:
-        From -1 to 1; 0 where one side is constant.
+        numbers: (n,).
+        right: (n,).
     """
-    return _correlation(stats.pearsonr, outputs, targets)
+    return _correlation(stats.pearsonr, numbers, right)
 
 
-def spearman(outputs: Tensor, targets: Tensor) -> float:
+def spearman(numbers: Tensor, right: Tensor) -> float:
     """Return the Spearman correlation of numbers.
 
     Args:
-        outputs: (n,) or (n, 1) numbers.
-        targets: (n,) numbers.
-
-    Returns:
-        From -1 to 1; 0 where one side is constant.
+        numbers: (n,).
+        right: (n,).
     """
-    return _correlation(stats.spearmanr, outputs, targets)
-
-
-def squared_error(outputs: Tensor, targets: Tensor) -> float:
-    """Return the negative mean squared error.
-
-    Args:
-        outputs: (n,) or (n, 1) numbers.
-        targets: (n,) numbers.
-
-    Returns:
-        At most 0.
-    """
-    return -float((outputs.flatten() - targets.flatten()).square().mean())
-
-
-def pearson_of_pairs(outputs: Tensor, targets: Tensor) -> float:
-    """Return the Pearson correlation of the cosines of pairs with their scores.
-
-    Args:
-        outputs: (2n, width) embeddings; the texts of a pair are neighbours.
-        targets: (2n,) the score of each pair, twice.
-
-    Returns:
-        From -1 to 1; 0 where one side is constant.
-    """
-    return pearson(cosines(outputs), targets[::2][: len(outputs) // 2])
-
-
-def spearman_of_pairs(outputs: Tensor, targets: Tensor) -> float:
-    """Return the Spearman correlation of the cosines of pairs with their scores.
-
-    Args:
-        outputs: (2n, width) embeddings; the texts of a pair are neighbours.
-        targets: (2n,) the score of each pair, twice.
-
-    Returns:
-        From -1 to 1; 0 where one side is constant.
-    """
-    return spearman(cosines(outputs), targets[::2][: len(outputs) // 2])
+    return _correlation(stats.spearmanr, numbers, right)
 
 
 def cosines(outputs: Tensor) -> Tensor:
@@ -88,17 +83,60 @@ def cosines(outputs: Tensor) -> Tensor:
     return F.cosine_similarity(outputs[0::2][:pairs], outputs[1::2][:pairs], dim=1)
 
 
-def cosine(outputs: Tensor, targets: Tensor) -> float:
-    """Return the mean cosine of embeddings with those of the float model.
+@dataclass
+class Mean:
+    """Compute the mean of a number per row.
+
+    Attributes:
+        of: (outputs, targets) of a batch -> (n,) numbers.
+        total: sum so far.
+        count: rows so far.
+    """
+
+    of: Callable[[Tensor, Tensor], Tensor]
+    total: float = 0.0
+    count: int = 0
+
+    def update(self, outputs: Tensor, targets: Tensor) -> None:
+        """Take one batch.
+
+        Args:
+            outputs: of the model.
+            targets: of the batch.
+        """
+        values = self.of(outputs, targets)
+        self.total += float(values.double().sum())
+        self.count += len(values)
+
+    def compute(self) -> float:
+        """Return the mean; NaN without rows."""
+        return self.total / self.count if self.count else math.nan
+
+
+def squared_error(outputs: Tensor, targets: Tensor) -> Tensor:
+    """Return the negative squared error of each number.
+
+    Args:
+        outputs: (n,) or (n, 1) numbers.
+        targets: (n,) numbers.
+
+    Returns:
+        (n,), at most 0.
+    """
+    return -(outputs.flatten() - targets.flatten()).square()
+
+
+def cosine(outputs: Tensor, targets: Tensor) -> Tensor:
+    """Return the cosine of each embedding with that of the float model.
 
     Args:
         outputs: (n, width).
         targets: (n, width).
 
     Returns:
-        From -1 to 1.
+        (n,), from -1 to 1.
     """
-    return float(F.cosine_similarity(outputs, targets, dim=1).mean())
+    return F.cosine_similarity(outputs, targets, dim=1)
 
 
 def same(inputs: Any, output: Tensor) -> Tensor:
@@ -115,7 +153,7 @@ def same(inputs: Any, output: Tensor) -> Tensor:
 
 
 def _correlation(function: Any, outputs: Tensor, targets: Tensor) -> float:
-    a, b = outputs.flatten().double().numpy(), targets.flatten().double().numpy()
+    a, b = outputs.double().numpy(), targets.double().numpy()
     if len(a) < 2:
         return math.nan
     if a.std() == 0 or b.std() == 0:

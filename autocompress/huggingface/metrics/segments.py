@@ -1,13 +1,11 @@
 """Compute mean intersection over union and accuracy of the pixels of segmented pictures.
 
-Outputs are logits (n, classes, height, width), which are enlarged to the size of the masks, or
-lists with an entry per sample.
+Logits (classes, height, width) are enlarged to the size of the masks.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
 
 import torch
 import torch.nn.functional as F
@@ -29,34 +27,37 @@ def enlarged(logits: Tensor, size: Sequence[int]) -> Tensor:
     return F.interpolate(logits, tuple(size), mode="bilinear", align_corners=False)
 
 
-@dataclass(frozen=True)
 class Pixels:
-    """Compute a metric of the pixels of all pictures.
+    """Compute a metric of the pixels of all pictures from counts of guessed and right classes."""
 
-    Attributes:
-        ignored: class of the pixels that do not count.
-        by_class: True gives the mean intersection over union of the classes that pictures or
-            answers have, False the share of right pixels.
-    """
-
-    ignored: int
-    by_class: bool
-
-    def __call__(self, outputs: Sequence[Tensor], targets: Sequence[Tensor]) -> float:
-        """Return the metric.
+    def __init__(self, ignored: int, by_class: bool) -> None:
+        """Begin with no picture.
 
         Args:
-            outputs: logits.
-            targets: (n, height, width) classes, or a list.
+            ignored: class of the pixels that do not count.
+            by_class: True gives the mean intersection over union of the classes that pictures or
+                answers have, False the share of right pixels.
+        """
+        self.ignored, self.by_class = ignored, by_class
+        self.counts = torch.zeros(0, 0, dtype=torch.int64)  # (right class, guessed class)
 
-        Returns:
-            From 0 to 1.
+    def update(self, outputs: Sequence[Tensor], targets: Sequence[Tensor]) -> None:
+        """Take the pictures of one batch.
+
+        Args:
+            outputs: (n, classes, height, width) logits, or a list with an entry per sample.
+            targets: (n, height, width) classes, or a list.
         """
         classes = outputs[0].shape[0]
-        pairs = torch.zeros(classes * classes, dtype=torch.int64)
+        if not len(self.counts):
+            self.counts = torch.zeros(classes, classes, dtype=torch.int64)
         for guesses, wanted in self._compared(outputs, targets):
-            pairs += torch.bincount(wanted * classes + guesses, minlength=classes * classes)
-        counts = pairs.reshape(classes, classes).double()
+            pairs = torch.bincount(wanted * classes + guesses, minlength=classes * classes)
+            self.counts += pairs.reshape(classes, classes)
+
+    def compute(self) -> float:
+        """Return a number from 0 to 1."""
+        counts = self.counts.double()
         right = counts.diagonal()
         if not self.by_class:
             return float(right.sum() / counts.sum().clamp_min(1))

@@ -1,7 +1,7 @@
 """Compute metrics of tokens: perplexity, accuracy, and F1 of entities.
 
-Outputs are logits (n, length, classes) or lists with one entry per sample; targets of -100 do not
-count.
+They get a split batch by batch. Outputs are logits (n, length, classes) or lists with one entry per
+sample; targets of -100 do not count.
 """
 
 from __future__ import annotations
@@ -15,43 +15,56 @@ from torch import Tensor
 
 from autocompress.task.outputs import IGNORED
 
-
-def perplexity(outputs: Tensor | list[Tensor], targets: Tensor | list[Tensor]) -> float:
-    """Return the negative perplexity of the next or of the hidden tokens.
-
-    Args:
-        outputs: (n, length, words) logits, or a list with an entry per sample.
-        targets: (n, length) tokens, -100 where none counts, or a list.
-
-    Returns:
-        At most -1; higher is better.
-    """
-    total, count = 0.0, 0
-    for output, target in zip(outputs, targets, strict=True):
-        total += float(F.cross_entropy(output, target, ignore_index=IGNORED, reduction="sum"))
-        count += int((target != IGNORED).sum())
-    return -math.exp(min(total / max(count, 1), 700.0))
+Rows = Tensor | Sequence[Tensor]
 
 
-def token_accuracy(outputs: Tensor | list[Tensor], targets: Tensor | list[Tensor]) -> float:
-    """Return the share of tokens that are right.
+class Perplexity:
+    """Compute the negative perplexity of the next or of the hidden tokens."""
 
-    Args:
-        outputs: (n, length, classes) logits, or a list with an entry per sample.
-        targets: (n, length) classes or tokens, -100 where none counts, or a list.
+    def __init__(self) -> None:
+        self.total, self.count = 0.0, 0
 
-    Returns:
-        From 0 to 1.
-    """
-    right = count = 0
-    for output, target in zip(outputs, targets, strict=True):
-        counts = target != IGNORED
-        right += int((output.argmax(-1) == target)[counts].sum())
-        count += int(counts.sum())
-    return right / max(count, 1)
+    def update(self, outputs: Rows, targets: Rows) -> None:
+        """Take one batch.
+
+        Args:
+            outputs: (n, length, words) logits, or a list with an entry per sample.
+            targets: (n, length) tokens, -100 where none counts, or a list.
+        """
+        for output, target in zip(outputs, targets, strict=True):
+            loss = F.cross_entropy(output, target, ignore_index=IGNORED, reduction="sum")
+            self.total += float(loss)
+            self.count += int((target != IGNORED).sum())
+
+    def compute(self) -> float:
+        """Return a number of at most -1; higher is better."""
+        return -math.exp(min(self.total / max(self.count, 1), 700.0))
 
 
-@dataclass(frozen=True)
+class TokenAccuracy:
+    """Compute the share of tokens that are right."""
+
+    def __init__(self) -> None:
+        self.right = self.count = 0
+
+    def update(self, outputs: Rows, targets: Rows) -> None:
+        """Take one batch.
+
+        Args:
+            outputs: (n, length, classes) logits, or a list with an entry per sample.
+            targets: (n, length) classes or tokens, -100 where none counts, or a list.
+        """
+        for output, target in zip(outputs, targets, strict=True):
+            counts = target != IGNORED
+            self.right += int((output.argmax(-1) == target)[counts].sum())
+            self.count += int(counts.sum())
+
+    def compute(self) -> float:
+        """Return a number from 0 to 1."""
+        return self.right / max(self.count, 1)
+
+
+@dataclass
 class EntityF1:
     """Compute F1 of whole entities, as conlleval and seqeval do.
 
@@ -60,29 +73,34 @@ class EntityF1:
     Attributes:
         names: of the classes by their numbers, such as "B-PER"; a name without a prefix is read as
             "I-" and the name.
+        right: predicted entities that are right.
+        predicted: entities that the model finds.
+        true: entities that there are.
     """
 
     names: tuple[str, ...]
+    right: int = 0
+    predicted: int = 0
+    true: int = 0
 
-    def __call__(self, outputs: Tensor | list[Tensor], targets: Tensor | list[Tensor]) -> float:
-        """Return F1 over all samples.
+    def update(self, outputs: Rows, targets: Rows) -> None:
+        """Take one batch.
 
         Args:
             outputs: logits of the classes.
             targets: classes.
-
-        Returns:
-            From 0 to 1; 0 if neither side has an entity.
         """
-        right = predicted = true = 0
         for output, target in zip(outputs, targets, strict=True):
             counts = target != IGNORED
             guesses = set(entities([self.names[i] for i in output.argmax(-1)[counts].tolist()]))
             wanted = set(entities([self.names[i] for i in target[counts].tolist()]))
-            right += len(guesses & wanted)
-            predicted += len(guesses)
-            true += len(wanted)
-        return 2 * right / max(predicted + true, 1)
+            self.right += len(guesses & wanted)
+            self.predicted += len(guesses)
+            self.true += len(wanted)
+
+    def compute(self) -> float:
+        """Return a number from 0 to 1; 0 if neither side has an entity."""
+        return 2 * self.right / max(self.predicted + self.true, 1)
 
 
 def entities(tags: Sequence[str]) -> Iterator[tuple[str, int, int]]:

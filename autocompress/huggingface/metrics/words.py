@@ -12,7 +12,7 @@ from torch import Tensor
 TEXTS = "texts"
 
 
-@dataclass(frozen=True)
+@dataclass
 class ErrorRate:
     """Compute the negative error rate of speech, by the most probable token of each frame.
 
@@ -22,28 +22,31 @@ class ErrorRate:
         tokenizer: turns tokens into text.
         blank: number of the token that stands for none.
         of_words: False counts characters.
+        errors: words or characters that are wrong so far.
+        count: right words or characters so far.
     """
 
     tokenizer: Any
     blank: int
     of_words: bool = True
+    errors: int = 0
+    count: int = 0
 
-    def __call__(self, outputs: Sequence[Tensor], targets: Mapping[str, Any]) -> float:
-        """Return the negative errors per word, or per character, of all samples.
+    def update(self, outputs: Sequence[Tensor], targets: Mapping[str, Any]) -> None:
+        """Take one batch; small and capital letters are equal.
 
         Args:
             outputs: (n, frames, tokens) logits, or a list with an entry per sample.
             targets: right texts under "texts".
-
-        Returns:
-            At most 0; higher is better. Small and capital letters are equal.
         """
-        errors = count = 0
         for logits, text in zip(outputs, targets[TEXTS], strict=True):
             guess, wanted = self._parts(self.transcript(logits)), self._parts(text)
-            errors += edit_distance(guess, wanted)
-            count += len(wanted)
-        return -errors / max(count, 1)
+            self.errors += edit_distance(guess, wanted)
+            self.count += len(wanted)
+
+    def compute(self) -> float:
+        """Return the negative errors per word, or per character: at most 0, higher is better."""
+        return -self.errors / max(self.count, 1)
 
     def transcript(self, logits: Tensor) -> str:
         """Return the text of one sample.

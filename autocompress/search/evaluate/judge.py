@@ -16,10 +16,10 @@ from pathlib import Path
 import optuna
 import torch
 from optuna.trial import TrialState
-from torch import Tensor
 
 from autocompress.candidate import Candidate
-from autocompress.measure.accuracy import Scores, metric_outputs, scores_of
+from autocompress.measure.accuracy import metric_outputs
+from autocompress.measure.tally import Scores, Tally
 from autocompress.results.limits import Limits, are_kept
 from autocompress.search.evaluate.racing import (
     LEAST_BATCHES,
@@ -109,8 +109,8 @@ class Judge:
         model = self.problem.stitcher.apply(candidate)
         sampler = study.sampler
         left = sampler.left(number) if isinstance(sampler, PriceSampler) else None
-        scores, outputs, cause = self._race(model, done, record, left)
-        total = len(self.problem.race.teacher)
+        scores, tally, cause = self._race(model, done, record, left)
+        total = self.problem.race.samples
         record = replace(
             record,
             samples=len(scores),
@@ -121,7 +121,7 @@ class Judge:
         if cause:
             return record
         race = self.problem.race
-        accuracy = scores_of(self.problem.task, race.joined(outputs), race.answers)
+        accuracy = tally.scores_of(race.joined(tally.outputs), race.answers)
         record = replace(
             record,
             scores=scores.encoded(raced_samples(total)),
@@ -236,32 +236,32 @@ class Judge:
         done: list[TrialRecord],
         record: TrialRecord,
         left: float | None,
-    ) -> tuple[SampleScores, list[dict[str, Tensor]], str]:
-        """Return (scores, outputs, cause to stop or "") on growing parts of the split."""
+    ) -> tuple[SampleScores, Tally, str]:
+        """Return (scores, tally, cause to stop or "") on growing parts of the split."""
         task, race = self.problem.task, self.problem.race
         rivals = self._rivals(self._comparable(done), record)
-        total = len(race.teacher)
+        total = race.samples
         rungs = [int(part * total) for part in self.parts]
-        outputs: list[dict[str, Tensor]] = []
+        tally = Tally(task)
         scores: list[SampleScores] = []
-        seen = 0
-        for (inputs, _), target in zip(race.batches, race.targets, strict=True):
-            outputs.append(metric_outputs(task, model, inputs, self.problem.device))
-            output = outputs[-1][""]
-            expected = race.expected(seen, len(output))
+        for inputs, target in race.batches:
+            outputs = metric_outputs(task, model, inputs, self.problem.device)
+            output = outputs[""]
+            expected = race.expected(tally.samples, len(output), inputs)
+            tally.add(outputs, target)
             scores.append(sample_scores(task, output, target, expected, race.scored))
-            seen += len(output)
+            seen = tally.samples
             at_rung = bool(rungs) and rungs[0] <= seen < total
-            if at_rung and (race.mixed or len(outputs) >= LEAST_BATCHES):
+            if at_rung and (race.mixed or len(scores) >= LEAST_BATCHES):
                 rungs = [rung for rung in rungs if rung > seen]
                 joined = SampleScores.joined(scores)
-                sizes = [] if race.mixed else [len(output[""]) for output in outputs]
+                sizes = [] if race.mixed else [len(part) for part in scores]
                 cause = self._stop(joined, rivals, sizes) or self._hopeless(
                     joined, done, record, left
                 )
                 if cause:
-                    return joined, outputs, cause
-        return SampleScores.joined(scores), outputs, ""
+                    return joined, tally, cause
+        return SampleScores.joined(scores), tally, ""
 
     def _stop(self, scores: SampleScores, rivals: list[Rival], sizes: list[int]) -> str:
         winner = surely_dominated(scores, rivals, sizes)

@@ -135,7 +135,7 @@ def _rough_s(problem: Problem) -> float:
     """Return the seconds of a training step by those of a pass of the original."""
     race, by_blocks = problem.race, problem.space.recovery.by_blocks
     passes = BLOCK_PASSES if by_blocks else PASSES
-    return passes * race.pass_s / max(1, len(race.teacher)) * _batch(problem)
+    return passes * race.pass_s / max(1, race.samples) * _batch(problem)
 
 
 def _lossy(problem: Problem, stop: Callable[[], bool]) -> Candidate | None:

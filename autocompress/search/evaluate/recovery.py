@@ -19,7 +19,8 @@ from autocompress.compress.recover.cycle import LEAST_GAP
 from autocompress.compress.recover.normalisation import decided
 from autocompress.compress.recover.recover import recover
 from autocompress.errors import DamagedFileError, NotComputableError, RunFolderError
-from autocompress.measure.accuracy import Scores, evaluate_model
+from autocompress.measure.accuracy import evaluate_model
+from autocompress.measure.tally import Scores
 from autocompress.results.tensor_files import read_tensors, write_tensors
 from autocompress.search.problem.goal import Goal
 from autocompress.search.problem.problem import Problem

@@ -10,7 +10,7 @@ from collections.abc import Sequence
 import numpy as np
 
 from autocompress.candidate import Candidate
-from autocompress.measure.accuracy import Scores
+from autocompress.measure.tally import Scores
 from autocompress.results.pareto import hypervolume_subset
 from autocompress.search.evaluate.training_plan import ENOUGH, THIRD, TRAINED_SHARE
 from autocompress.search.problem.goal import LEAST_DROP, Goal

@@ -11,7 +11,8 @@ import optuna
 from optuna.trial import TrialState
 
 from autocompress.candidate import Candidate
-from autocompress.measure.accuracy import Scores, evaluate_model
+from autocompress.measure.accuracy import evaluate_model
+from autocompress.measure.tally import Scores
 from autocompress.results.limits import are_kept, distance
 from autocompress.results.pareto import hypervolume, hypervolume_subset, non_dominated
 from autocompress.search.evaluate.recovery import read_recovered, untrained

@@ -11,7 +11,7 @@ from typing import Any
 import optuna
 
 from autocompress.candidate import Candidate
-from autocompress.measure.accuracy import Scores
+from autocompress.measure.tally import Scores
 from autocompress.search.evaluate.recovery import read_recovered, recover_candidate
 from autocompress.search.evaluate.training_choice import min_loss
 from autocompress.search.evaluate.training_plan import LongPlan

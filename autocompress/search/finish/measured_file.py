@@ -17,8 +17,9 @@ from autocompress.candidate.candidate import Candidate
 from autocompress.compress.assemble.trained import Trained
 from autocompress.errors import ExportError, NotComputableError
 from autocompress.export.artifact import read_recipe, write_model, write_weights
-from autocompress.measure.accuracy import Scores, evaluate_session
+from autocompress.measure.accuracy import evaluate_session
 from autocompress.measure.robustness import corruptions, corruptions_of
+from autocompress.measure.tally import Scores
 from autocompress.results.files import MODEL_FILE, WEIGHTS_FILE
 from autocompress.results.front import ParetoFront, earlier_front
 from autocompress.results.front_point import FrontPoint

@@ -9,7 +9,7 @@ from typing import Literal
 import numpy as np
 from numpy.typing import NDArray
 
-from autocompress.measure.accuracy import Scores
+from autocompress.measure.tally import Scores
 from autocompress.results.limits import Limits
 from autocompress.results.measurement import Measurement
 

@@ -206,10 +206,15 @@ def setup_lines(problem: Problem, time: Mapping[str, Any]) -> list[str]:
             "latency table: of another machine; the latency of files is predicted for it, "
             "not measured here"
         )
-    if isinstance(problem.race.teacher, list):
+    if problem.race.ragged:
         lines.append(
             "outputs differ in shape among batches: metrics get lists of samples, "
             "or are averaged where they are means over samples"
+        )
+    if problem.race.ordered:
+        lines.append(
+            "a metric may depend on the order of its batches: candidates are compared on the "
+            "first batches of the split, not on random ones"
         )
     lines += [f"export: {words}" for words in problem.builder.lowered.fixed]
     target = problem.target.name

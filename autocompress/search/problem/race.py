@@ -8,28 +8,30 @@ from __future__ import annotations
 
 import hashlib
 import time
+from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from autocompress.errors import TaskError
-from autocompress.measure.accuracy import (
-    Outputs,
-    Scores,
-    join_outputs,
-    join_targets,
-    metric_outputs,
-    scores_of,
-)
-from autocompress.search.problem.scoring import scoring_of
+from autocompress.measure.accumulators import agrees
+from autocompress.measure.accuracy import metric_outputs, model_outputs
+from autocompress.measure.joining import Outputs, join_outputs, join_targets
+from autocompress.measure.tally import Scores, Tally, readings
+from autocompress.search.problem.scoring import CHECKED, scoring_of
+from autocompress.spill import SpilledRows
 from autocompress.task.batches import Batches, Inputs, batch_size, input_tensors, leaves, map_inputs
 from autocompress.task.loading import in_memory
 from autocompress.task.task import Task
 
 HASHED = 64  # first values of each tensor that enter the digest
+HEAD_BYTES = 64 << 20  # of the first outputs, on which metrics are tried; at least two batches
+Head = tuple[dict[str, Tensor], Any]  # outputs and targets of one of the first batches
 
 
 @dataclass(frozen=True)
@@ -38,12 +40,12 @@ class Race:
 
     Attributes:
         batches: batches in the order in which candidates see them.
-        targets: targets of these batches.
         order: for each place the index of the batch in the split; of the sample if `mixed`.
         mixed: True if samples were shuffled across batches, so that each first part is random.
-        teacher: (n, ...) outputs of the original in this order; a list of n tensors where batches
-            do not fit together.
-        answers: all targets in the order of the split, as metrics get them.
+        rows: (n,) index in the split of each row of outputs in this order.
+        teacher: outputs of the original in the order of the split.
+        answers: all targets in the order of the split, as metrics get them; None if no metric needs
+            all at once.
         scored: how samples are scored: "top1", "metric" or "divergence" (see `sample_scores`).
         digest: hash of the order and of a part of the data. Scores can be compared sample by
             sample only if it is the same.
@@ -51,32 +53,41 @@ class Race:
         scores: of the original on the split.
         split: hash of a part of the data in the order of the split, whatever the seed; "" for a
             split that is not in memory.
+        ragged: True if a metric that needs all outputs at once gets several shapes of them.
+        ordered: True if batches keep their order since a metric may depend on it.
     """
 
     batches: Batches
-    targets: list[Any]
     order: list[int]
     mixed: bool
-    teacher: Outputs
+    rows: NDArray[np.int64]
+    teacher: SpilledRows[Inputs]
     answers: Any
     scored: str
     digest: str
     pass_s: float = 0.0
     scores: Scores | None = None
     split: str = ""
+    ragged: bool = False
+    ordered: bool = False
 
-    def expected(self, first: int, count: int) -> Tensor:
-        """Return the original's outputs for the samples of one batch.
+    @property
+    def samples(self) -> int:
+        """Return the number of rows of outputs."""
+        return len(self.rows)
+
+    def expected(self, first: int, count: int, inputs: Inputs) -> Tensor:
+        """Return the original's outputs for one batch.
 
         Args:
-            first: index of its first sample in the race.
-            count: number of its samples.
+            first: index of its first row in the race.
+            count: number of its rows.
+            inputs: of the batch.
 
         Returns:
             (count, ...) outputs.
         """
-        outputs = self.teacher[first : first + count]
-        return torch.stack(outputs) if isinstance(outputs, list) else outputs
+        return self.teacher.take(self.rows[first : first + count].tolist(), inputs)
 
     def joined(self, outputs: list[dict[str, Tensor]]) -> dict[str, Outputs]:
         """Put outputs back into the order of the split, as metrics get them.
@@ -88,7 +99,7 @@ class Race:
         Returns:
             By name, (n, ...) outputs or a list of n tensors.
         """
-        if not self.mixed:
+        if not self.mixed and outputs:
             # The race saw the batches in another order than the split has them.
             places = np.argsort(self.order).tolist()
             outputs[:] = [outputs[place] for place in places]
@@ -114,50 +125,95 @@ def open_race(task: Task, original: nn.Module, device: torch.device, seed: int) 
     Raises:
         TaskError: the split is empty, or the metric or the divergence does not fit the outputs.
     """
-    outputs, targets = [], []
+    tally, shapes = Tally(task), dict[str, set[torch.Size]]()
+    teacher = SpilledRows(partial(_outputs, original, device))
+    sizes: list[int] = []
+    head, head_bytes = list[Head](), 0
     started = time.monotonic()
     for inputs, target in task.validation:
-        outputs.append(metric_outputs(task, original, inputs, device))
-        targets.append(target)
-    if not outputs:
+        outputs = metric_outputs(task, original, inputs, device)
+        tally.add(outputs, target)
+        teacher.add(outputs[""])
+        for name, output in outputs.items():
+            shapes.setdefault(name, set()).add(output.shape[1:])
+        if len(head) < 2 or (sum(sizes) < CHECKED and head_bytes < HEAD_BYTES):
+            head.append((outputs, target))
+            head_bytes += sum(output.nbytes for output in outputs.values())
+        sizes.append(len(outputs[""]))
+    if not sizes:
         raise TaskError("task: validation is empty; expected at least one (inputs, target) batch")
     pass_s = time.monotonic() - started
-    first, sizes = outputs[0][""], [output[""].shape[:1].numel() for output in outputs]
-    joined, answers = join_outputs(outputs), join_targets(targets, sizes)
-    scores = scores_of(task, joined, answers)
-    _check_divergence(task, first)
-    primary = joined[""]
-    batches, order, mixed, split = task.validation, list(range(len(sizes))), False, ""
-    if in_memory(batches):
-        split = _digest(batches, [])
-        generator, batches = np.random.default_rng(seed), list(batches)
-        shuffled = None
-        if task.rows_independent and _one_row_per_sample(joined, batches):
-            shuffled = _shuffled(task, batches, generator)
-        if shuffled is not None:
-            (batches, order), mixed = shuffled, True
-        else:
-            order = generator.permutation(len(batches)).tolist()
-            batches = [batches[i] for i in order]
-        targets = [target for _, target in batches]
-    rows = order if mixed else _rows(sizes, order)
-    teacher = primary[rows] if isinstance(primary, Tensor) else [primary[i] for i in rows]
-    scored = scoring_of(task, primary, answers) if isinstance(primary, Tensor) else "divergence"
+    answers = tally.answers()
+    scores = tally.scores_of(join_outputs(tally.outputs), answers)
+    _check_divergence(task, head[0][0][""])
+    fits = all(len(found) == 1 for found in shapes.values())
+    batches, order, mixed, ordered, split = _dealt(task, sizes, head, fits, seed)
+    rows = np.array(order) if mixed else _rows(sizes, order)
+    ragged = len(shapes[""]) > 1
+    scored = "divergence" if ragged else _scored(task, head)
     digest = _digest(batches, order)
-    parts = (batches, targets, order, mixed, teacher, answers, scored, digest, pass_s)
-    return Race(*parts, scores, split)
+    parts = (batches, order, mixed, rows, teacher, answers, scored, digest, pass_s)
+    return Race(*parts, scores, split, ragged and tally.joins, ordered)
 
 
-def _rows(sizes: list[int], order: list[int]) -> list[int]:
+def _outputs(original: nn.Module, device: torch.device, inputs: Inputs) -> Tensor:
+    return model_outputs(original, inputs, device)
+
+
+def _dealt(
+    task: Task, sizes: list[int], head: list[Head], fits: bool, seed: int
+) -> tuple[Batches, list[int], bool, bool, str]:
+    """Return (batches, order, mixed, ordered, split) as `Race` has them.
+
+    `sizes` are the rows of outputs of the batches; they `fit` together if they have one shape.
+    """
+    batches, order = task.validation, list(range(len(sizes)))
+    if not in_memory(batches):
+        return batches, order, False, False, ""
+    split = _digest(batches, [])
+    generator, batches = np.random.default_rng(seed), list(batches)
+    by_row = sum(sizes) == sum(batch_size(inputs) for inputs, _ in batches)
+    if task.rows_independent and fits and by_row and _is_free(task, head, of_batches=True):
+        shuffled = _shuffled(task, batches, generator)
+        if shuffled is not None:
+            return *shuffled, True, False, split
+    if not _is_free(task, head):
+        return batches, order, False, True, split
+    order = generator.permutation(len(batches)).tolist()
+    return [batches[i] for i in order], order, False, False, split
+
+
+def _is_free(task: Task, head: list[Head], of_batches: bool = False) -> bool:
+    """Return True if no metric depends on the order of batches, nor `of_batches` themselves.
+
+    It is tried on the first ones.
+    """
+    for reading in readings(task):
+        batches = [(outputs[reading.output], reading.target(target)) for outputs, target in head]
+        ways = [batches, batches[::-1]]
+        if of_batches:
+            ways.append([_joined(batches)])
+        if not agrees(reading.metric, ways):
+            return False
+    return True
+
+
+def _joined(batches: Sequence[tuple[Tensor, Any]]) -> tuple[Tensor, Any]:
+    """Return the outputs and targets of batches as those of one batch."""
+    outputs = torch.cat([output for output, _ in batches])
+    sizes = [len(output) for output, _ in batches]
+    return outputs, join_targets([target for _, target in batches], sizes)
+
+
+def _scored(task: Task, head: list[Head]) -> str:
+    """Find out on the first batches how samples can be scored."""
+    return scoring_of(task, *_joined([(outputs[""], target) for outputs, target in head]))
+
+
+def _rows(sizes: list[int], order: list[int]) -> NDArray[np.int64]:
     """Return the rows of batches in another order of the batches."""
     ends = np.cumsum(sizes)
-    return [row for i in order for row in range(int(ends[i]) - sizes[i], int(ends[i]))]
-
-
-def _one_row_per_sample(joined: dict[str, Outputs], batches: list[tuple[Inputs, Any]]) -> bool:
-    if not all(isinstance(output, Tensor) for output in joined.values()):
-        return False
-    return len(joined[""]) == sum(batch_size(inputs) for inputs, _ in batches)
+    return np.concatenate([np.arange(ends[i] - sizes[i], ends[i]) for i in order])
 
 
 def _check_divergence(task: Task, outputs: Tensor) -> None:

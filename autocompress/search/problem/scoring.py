@@ -15,8 +15,8 @@ import numpy as np
 from numpy.typing import NDArray
 from torch import Tensor
 
-from autocompress.measure.accuracy import join_targets
-from autocompress.task.calls import copies_for
+from autocompress.measure.accumulators import value_of
+from autocompress.measure.joining import join_targets
 from autocompress.task.task import Task
 
 Array = NDArray[np.float32]
@@ -91,7 +91,7 @@ class SampleScores:
 
 
 def _scored(task: Task, outputs: Tensor, targets: Any) -> float:
-    return float(task.metric(*copies_for(task.metric, outputs, targets)))
+    return value_of(task.metric, [(outputs, targets)])
 
 
 def metric_is_mean(task: Task, outputs: Tensor, targets: Any, samples: int = CHECKED) -> bool:
@@ -113,8 +113,6 @@ def metric_is_mean(task: Task, outputs: Tensor, targets: Any, samples: int = CHE
         whole = _scored(task, outputs[:count], targets[:count])
     except Exception:
         return False  # a metric that cannot judge one sample is no mean over samples
-    if not np.isfinite(single).all():
-        return False
     return abs(float(np.mean(single)) - whole) < SAME * max(1.0, abs(whole))
 
 

@@ -25,6 +25,7 @@ from autocompress.search.propose.allocation import Allocator
 from autocompress.search.propose.curvature import Curvature
 from autocompress.search.propose.sensitivity_table import Losses, Row, Sensitivity
 from autocompress.space.search_space import BoundSpace
+from autocompress.spill import SpilledRows
 from autocompress.task.batches import Inputs
 from autocompress.task.task import Task
 
@@ -150,20 +151,27 @@ def _measured(
     measured: dict[Probe, float] = {}
     if _is_over(deadline):
         return measured
-    reference = [model_outputs(stitcher.teacher, inputs, device) for inputs in batches]
+
+    def reference(inputs: Inputs) -> Tensor:
+        return model_outputs(stitcher.teacher, inputs, device)
+
+    answers = SpilledRows(reference)
+    for inputs in batches:
+        answers.add(reference(inputs))
     moved = 0.0
     for i, (module, config) in enumerate(order):
         if _is_over(deadline):
             break
         report("measuring sensitivity", i / len(order))
         model = stitcher.apply(Candidate.of({module: config}))
-        outputs = [model_outputs(model, inputs, device) for inputs in batches]
-        parts = []
-        for output, expected in zip(outputs, reference, strict=True):
+        parts, seen = list[Tensor](), 0
+        for inputs in batches:
+            output = model_outputs(model, inputs, device)
+            expected = answers.take(range(seen, seen + len(output)), inputs)
             parts.append(task.output_divergence(output, expected))
-        measured[module, config] = float(torch.cat(parts).mean())
-        for output, expected in zip(outputs, reference, strict=True):
             moved = max(moved, _moved(output, expected))
+            seen += len(output)
+        measured[module, config] = float(torch.cat(parts).mean())
     check_seen(task, measured, moved)
     return measured
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 from fixture import Fixture, relative_difference, trainer_of
+from small_tasks import all_outputs
 from torch import Tensor, nn
 
 from autocompress import Candidate, Distillation, ModuleConfig, find_modules
@@ -15,7 +16,6 @@ from autocompress.compress.assemble.stitch import Stitcher
 from autocompress.compress.assemble.trained import Trained
 from autocompress.compress.calibrate.evidence import Evidence
 from autocompress.compress.recover.cycle import Cycle
-from autocompress.measure.accuracy import evaluate_model
 from autocompress.task.calls import call_model
 
 CPU = torch.device("cpu")
@@ -51,11 +51,11 @@ def test_training_recovers_and_is_exported_as_it_was_simulated(
     at = candidate(fixture, **axes)
     stitcher = fixture.stitcher
     model = stitcher.apply(at)
-    before = evaluate_model(fixture.task, model, fixture.task.validation, CPU)[1]
-    reference = evaluate_model(fixture.task, stitcher.teacher, fixture.task.validation, CPU)[1]
+    before = all_outputs(model, fixture.task.validation)
+    reference = all_outputs(stitcher.teacher, fixture.task.validation)
     stitcher.start_training(at)
     torch.testing.assert_close(
-        evaluate_model(fixture.task, model, fixture.task.validation, CPU)[1],
+        all_outputs(model, fixture.task.validation),
         before,
         rtol=0.02,
         atol=0.02,
@@ -66,7 +66,7 @@ def test_training_recovers_and_is_exported_as_it_was_simulated(
     }
     Cycle(trainer_of(fixture.task, stitcher), model, at.distillation, 60).run()
     state = stitcher.trained_state()
-    after = evaluate_model(fixture.task, stitcher.apply(at, state), fixture.task.validation, CPU)[1]
+    after = all_outputs(stitcher.apply(at, state), fixture.task.validation)
 
     def distance(outputs: torch.Tensor) -> float:
         return float(fixture.task.output_divergence(outputs, reference).mean())

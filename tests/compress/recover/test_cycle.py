@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 import torch
 from fixture import Fixture, trainer_of
+from small_tasks import all_outputs
 from torch import Tensor
 from torch.utils.data import DataLoader, TensorDataset
 
@@ -21,7 +22,6 @@ from autocompress.compress.recover.cycle import Cycle
 from autocompress.compress.recover.recover import recover
 from autocompress.compress.recover.teacher import Teacher
 from autocompress.errors import NotComputableError
-from autocompress.measure.accuracy import evaluate_model
 from autocompress.task.batches import Inputs, map_inputs
 
 pytestmark = pytest.mark.slow
@@ -362,12 +362,12 @@ def test_training_in_16_bits_recovers_too(fixture: Fixture) -> None:
     recovery = Distillation(0.0, 2.0, 40, learning_rate=2e-3)
     at = candidate(fixture, recovery, weight_bits=3, activation_bits=8, pruning_ratio=0.25, **crude)
     task = fixture.task
-    before = evaluate_model(task, fixture.stitcher.apply(at), task.validation, CPU)[1]
+    before = all_outputs(fixture.stitcher.apply(at), task.validation)
     trained, _ = recover(
         trainer_of(task, fixture.stitcher, dtype=torch.bfloat16), fixture.stitcher, at
     )
-    after = evaluate_model(task, fixture.stitcher.apply(at, trained), task.validation, CPU)[1]
-    reference = evaluate_model(task, fixture.stitcher.teacher, task.validation, CPU)[1]
+    after = all_outputs(fixture.stitcher.apply(at, trained), task.validation)
+    reference = all_outputs(fixture.stitcher.teacher, task.validation)
     assert float(task.output_divergence(after, reference).mean()) < 0.3 * float(
         task.output_divergence(before, reference).mean()
     )

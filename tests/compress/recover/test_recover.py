@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 import torch
 from fixture import Fixture, relative_difference, trainer_of
+from small_tasks import all_outputs
 
 from autocompress import Candidate, Distillation, ModuleConfig
 from autocompress.compress.assemble.fake_quant import SimulatedModule
@@ -16,7 +17,6 @@ from autocompress.compress.assemble.trained import Trained
 from autocompress.compress.reconstruct.reconstruct import smoothed_original
 from autocompress.compress.recover.cycle import Cycle
 from autocompress.compress.recover.recover import recover, schedule_shares
-from autocompress.measure.accuracy import evaluate_model
 from autocompress.task.calls import call_model
 
 pytestmark = pytest.mark.slow
@@ -104,17 +104,11 @@ def _simulated(model: torch.nn.Module) -> dict[str, SimulatedModule]:
 
 def test_what_was_pruned_in_steps_is_exported_as_it_was_simulated(fixture: Fixture) -> None:
     at = candidate(fixture, "cubic", 90)
-    before = evaluate_model(fixture.task, fixture.stitcher.apply(at), fixture.task.validation, CPU)[
-        1
-    ]
-    reference = evaluate_model(
-        fixture.task, fixture.stitcher.teacher, fixture.task.validation, CPU
-    )[1]
+    before = all_outputs(fixture.stitcher.apply(at), fixture.task.validation)
+    reference = all_outputs(fixture.stitcher.teacher, fixture.task.validation)
     weights = {name: value.clone() for name, value in fixture.stitcher.teacher.state_dict().items()}
     trained = recover(trainer_of(fixture.task, fixture.stitcher), fixture.stitcher, at)[0]
-    after = evaluate_model(
-        fixture.task, fixture.stitcher.apply(at, trained), fixture.task.validation, CPU
-    )[1]
+    after = all_outputs(fixture.stitcher.apply(at, trained), fixture.task.validation)
 
     def distance(outputs: torch.Tensor) -> float:
         return float(fixture.task.output_divergence(outputs, reference).mean())
@@ -135,9 +129,7 @@ def test_what_was_pruned_in_steps_is_exported_as_it_was_simulated(fixture: Fixtu
         k: m.tolist() for k, m in trained.masks.kept.items()
     }
     np.testing.assert_array_equal(
-        evaluate_model(
-            fixture.task, fixture.stitcher.apply(at, again), fixture.task.validation, CPU
-        )[1],
+        all_outputs(fixture.stitcher.apply(at, again), fixture.task.validation),
         after,
     )
 

@@ -4,14 +4,16 @@ from __future__ import annotations
 
 import pytest
 import torch
+from small_tasks import judged
 from torch import Tensor
 
 from autocompress.huggingface.metrics.answers import (
     Answer,
-    answer_f1,
-    exact_match,
+    AnswerScore,
+    SpanAgreement,
+    exact,
     predicted,
-    span_agreement,
+    word_f1,
 )
 
 CONTEXT = "the cat sat"
@@ -35,17 +37,18 @@ def test_no_answer() -> None:
     empty = Answer(CONTEXT, OFFSETS, (), may_be_empty=True)
     assert predicted(logits(0, 0), empty) == ""
     assert predicted(logits(0, 0), Answer(CONTEXT, OFFSETS, ())) != ""
-    targets = {"answers": [empty, empty]}
-    assert exact_match([logits(0, 0), logits(3, 3)], targets) == 0.5
-    assert answer_f1([logits(0, 0), logits(3, 3)], targets) == 0.5
+    batches = [([logits(at, at)], {"answers": [empty]}) for at in (0, 3)]
+    assert judged(AnswerScore(exact), *batches) == 0.5
+    assert judged(AnswerScore(word_f1), *batches) == 0.5
 
 
 def test_articles_case_and_punctuation_do_not_count() -> None:
     answer = Answer(CONTEXT, OFFSETS, ("A Cat!", "dog"))
-    assert exact_match([logits(2, 3)], {"answers": [answer]}) == 1.0
-    assert answer_f1([logits(3, 4)], {"answers": [answer]}) == pytest.approx(2 * 1 / (2 + 1))
+    assert judged(AnswerScore(exact), ([logits(2, 3)], {"answers": [answer]})) == 1.0
+    found = judged(AnswerScore(word_f1), ([logits(3, 4)], {"answers": [answer]}))
+    assert found == pytest.approx(2 * 1 / (2 + 1))
 
 
 def test_agreement_of_spans() -> None:
     outputs = [logits(1, 2), logits(3, 4)]
-    assert span_agreement(outputs, {"logits": torch.tensor([[1, 2], [3, 3]])}) == 0.5
+    assert judged(SpanAgreement(), (outputs, {"logits": torch.tensor([[1, 2], [3, 3]])})) == 0.5

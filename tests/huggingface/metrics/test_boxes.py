@@ -7,6 +7,7 @@ import math
 import numpy as np
 import pytest
 import torch
+from small_tasks import judged
 from torch import Tensor
 
 from autocompress.huggingface.metrics.boxes import (
@@ -80,13 +81,15 @@ def test_mean_over_classes_and_thresholds() -> None:
     )
     targets = [truth((0, LEFT), (1, RIGHT)), truth((0, LEFT))]
     # Class 0 by score: 0.9 right, 0.7 right (overlap 0.6), 0.6 and 0.1 wrong: AP 1. Class 1: AP 1.
-    assert AveragePrecision(2, HALF)(outputs, targets) == 1.0
+    batches = [(outputs[:1], targets[:1]), (outputs[1:], targets[1:])]
+    assert judged(AveragePrecision(2, HALF), *batches) == 1.0
     # At 0.75 the second one is wrong: 1 of 2 is found, with precision 1.
-    assert AveragePrecision(2, (0.5, 0.75))(outputs, targets) == pytest.approx(
+    assert judged(AveragePrecision(2, (0.5, 0.75)), (outputs, targets)) == pytest.approx(
         (1 + 51 / 101 + 1 + 1) / 4
     )
     # A class that no picture has does not count, whatever is found of it.
-    assert AveragePrecision(2, HALF)(outputs[1:], targets[1:]) == 1.0
-    assert math.isnan(AveragePrecision(2, HALF)(outputs[1:], [truth()]))
+    assert judged(AveragePrecision(2, HALF), (outputs[1:], targets[1:])) == 1.0
+    assert math.isnan(judged(AveragePrecision(2, HALF), (outputs[1:], [truth()])))
     # Objects that are found in another picture are wrong; lists are taken as well.
-    assert AveragePrecision(2, HALF)(list(outputs), [truth((1, LEFT)), truth()]) == 0.0
+    elsewhere = (list(outputs), [truth((1, LEFT)), truth()])
+    assert judged(AveragePrecision(2, HALF), elsewhere) == 0.0

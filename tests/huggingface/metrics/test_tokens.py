@@ -6,12 +6,13 @@ import math
 
 import pytest
 import torch
+from small_tasks import judged
 
 from autocompress.huggingface.metrics.tokens import (
     EntityF1,
+    Perplexity,
+    TokenAccuracy,
     entities,
-    perplexity,
-    token_accuracy,
 )
 
 
@@ -39,10 +40,13 @@ def test_f1_counts_whole_entities() -> None:
     guesses = [torch.tensor([1, 1, 2, 0, 0]), torch.tensor([1, 2])]
     outputs = [torch.eye(3)[guess] for guess in guesses]
     # Right: the first entity. Guessed: 2, of which one is too long. True: 3.
-    assert EntityF1(names)(outputs, targets) == pytest.approx(2 * 1 / (2 + 3))
-    assert token_accuracy(outputs, targets) == pytest.approx(4 / 6)
+    whole = (outputs, targets)
+    batches = [([output], [target]) for output, target in zip(outputs, targets, strict=True)]
+    for parts in ([whole], batches):
+        assert judged(EntityF1(names), *parts) == pytest.approx(2 * 1 / (2 + 3))
+        assert judged(TokenAccuracy(), *parts) == pytest.approx(4 / 6)
     nothing = [torch.eye(3)[[0, 0]]]
-    assert EntityF1(names)(nothing, [torch.tensor([0, 0])]) == 0
+    assert judged(EntityF1(names), (nothing, [torch.tensor([0, 0])])) == 0
 
 
 def test_perplexity_is_the_exponential_of_the_mean_loss() -> None:
@@ -52,5 +56,6 @@ def test_perplexity_is_the_exponential_of_the_mean_loss() -> None:
     for i, j in (targets != -100).nonzero().tolist():
         losses.append(-float(outputs[i, j].log_softmax(0)[targets[i, j]]))
     expected = -math.exp(sum(losses) / len(losses))
-    assert perplexity(outputs, targets) == pytest.approx(expected, rel=1e-5)
-    assert perplexity(list(outputs), list(targets)) == pytest.approx(expected, rel=1e-5)
+    assert judged(Perplexity(), (outputs, targets)) == pytest.approx(expected, rel=1e-5)
+    parts = zip(outputs.split(1), targets.split(1), strict=True)
+    assert judged(Perplexity(), *parts) == pytest.approx(expected, rel=1e-5)

@@ -7,6 +7,7 @@ from typing import Any
 import pytest
 import torch
 import torch.nn.functional as F
+from small_tasks import judged
 
 from autocompress.huggingface.metrics.words import ErrorRate, edit_distance
 
@@ -33,9 +34,11 @@ def test_errors_of_words_and_characters() -> None:
     outputs = torch.stack([frames("a b_a"), frames("__ab_")])  # "a ba" and "ab"
     targets = {"texts": ["a  bb b", "AB"]}
     # Words: "ba" for "bb", and "b" is missing: 2 of 4. Characters: "a ba" to "a bb b": 3 of 8.
-    assert ErrorRate(Letters(), 0)(outputs, targets) == pytest.approx(-2 / 4)
-    assert ErrorRate(Letters(), 0, False)(list(outputs), targets) == pytest.approx(-3 / 8)
-    assert ErrorRate(Letters(), 0)(outputs[:1], {"texts": [""]}) == -2.0
+    batches = [(outputs[i : i + 1], {"texts": targets["texts"][i : i + 1]}) for i in range(2)]
+    assert judged(ErrorRate(Letters(), 0), *batches) == pytest.approx(-2 / 4)
+    of_letters = ErrorRate(Letters(), 0, of_words=False)
+    assert judged(of_letters, (list(outputs), targets)) == pytest.approx(-3 / 8)
+    assert judged(ErrorRate(Letters(), 0), (outputs[:1], {"texts": [""]})) == -2.0
 
 
 @pytest.mark.parametrize(

@@ -41,6 +41,20 @@ def top1(outputs: torch.Tensor, targets: torch.Tensor) -> float:
     return float((outputs.argmax(1) == targets).float().mean())
 
 
+class Top1:
+    """Compute `top1` batch by batch."""
+
+    def __init__(self) -> None:
+        self.right = self.count = 0
+
+    def update(self, outputs: torch.Tensor, targets: torch.Tensor) -> None:
+        self.right += int((outputs.argmax(1) == targets).sum())
+        self.count += len(targets)
+
+    def compute(self) -> float:
+        return self.right / self.count
+
+
 NOISE = {8: 0.1, 4: 0.5, 3: 2.0}
 
 
@@ -58,9 +72,10 @@ class Models:
         return Shifted(NOISE[given.config("a").weight_bits])
 
 
-@pytest.fixture
-def judge(tmp_path: Path) -> Judge:
-    task = Task("t", Shifted().eval(), INPUTS[:1], BATCHES, top1, rows_independent=True)
+@pytest.fixture(params=[top1, Top1], ids=["function", "accumulator"])
+def judge(request: pytest.FixtureRequest, tmp_path: Path) -> Judge:
+    metric = request.param
+    task = Task("t", Shifted().eval(), INPUTS[:1], BATCHES, metric, rows_independent=True)
     problem = SimpleNamespace(
         task=task,
         device=CPU,

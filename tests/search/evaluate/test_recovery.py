@@ -29,7 +29,8 @@ from autocompress.compress.recover.context import Trainer
 from autocompress.compress.recover.cycle import Cycle
 from autocompress.compress.recover.recover import recover
 from autocompress.errors import TaskError
-from autocompress.measure.accuracy import Scores, evaluate_model
+from autocompress.measure.accuracy import evaluate_model
+from autocompress.measure.tally import Scores
 from autocompress.results.limits import Limits
 from autocompress.search.evaluate import recovery as recovery_module
 from autocompress.search.evaluate.recovery import (

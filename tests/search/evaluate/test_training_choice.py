@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 import autocompress as ac
-from autocompress.measure.accuracy import Scores
+from autocompress.measure.tally import Scores
 from autocompress.results.limits import Limits
 from autocompress.search.evaluate import training_choice
 from autocompress.search.evaluate.training_choice import (

@@ -15,7 +15,7 @@ import yaml
 from autocompress import Candidate, Distillation, Measurement, ModuleConfig
 from autocompress.errors import NotComputableError
 from autocompress.export.artifact import RECIPE_FORMAT
-from autocompress.measure.accuracy import Scores
+from autocompress.measure.tally import Scores
 from autocompress.results.front import read_front
 from autocompress.results.limits import Limits
 from autocompress.search.finish import float_file, front_files

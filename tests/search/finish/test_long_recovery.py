@@ -10,7 +10,7 @@ import optuna
 import pytest
 
 from autocompress.candidate import Candidate, Distillation, ModuleConfig
-from autocompress.measure.accuracy import Scores
+from autocompress.measure.tally import Scores
 from autocompress.results.limits import Limits
 from autocompress.results.measurement import Measurement
 from autocompress.search.evaluate.recovery import Lesson

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from autocompress.measure.accuracy import Scores
+from autocompress.measure.tally import Scores
 from autocompress.results.limits import Limits
 from autocompress.results.measurement import Measurement
 from autocompress.results.pareto import hypervolume, hypervolume_subset

@@ -5,7 +5,6 @@ from __future__ import annotations
 from types import SimpleNamespace
 
 import pytest
-import torch
 
 from autocompress.results.measurement import Measurement
 from autocompress.search.problem.progress import (
@@ -111,7 +110,8 @@ def problem(**changes: object) -> SimpleNamespace:
         "runs": [],
         "settings": default,
         "source": "measured",
-        "teacher": torch.zeros(2, 3),
+        "ragged": False,
+        "ordered": False,
         "fixed": (),
         "offered": (),
         "busy": "",
@@ -124,7 +124,7 @@ def problem(**changes: object) -> SimpleNamespace:
         target=SimpleNamespace(name="onnxruntime-cpu", settings=default),
         float_files=SimpleNamespace(warning=parts["busy"]),
         latency_source=parts["source"],
-        race=SimpleNamespace(teacher=parts["teacher"]),
+        race=SimpleNamespace(ragged=parts["ragged"], ordered=parts["ordered"]),
         builder=SimpleNamespace(lowered=SimpleNamespace(fixed=parts["fixed"])),
         space=SimpleNamespace(left_out=parts["offered"], without_effect=()),
     )
@@ -161,7 +161,8 @@ def test_what_is_not_as_usual_is_said_once_each() -> None:
         busy="the machine was busy, too",
         settings=SessionSettings(threads=2, disabled_optimizers=("A", "B")),
         source="table",
-        teacher=[torch.zeros(3)],
+        ragged=True,
+        ordered=True,
         fixed=("x: dimension 1 (length) is fixed",),
         offered=("4-bit activations",),
     )
@@ -177,6 +178,8 @@ def test_what_is_not_as_usual_is_said_once_each() -> None:
         "not measured here",
         "outputs differ in shape among batches: metrics get lists of samples, or are "
         "averaged where they are means over samples",
+        "a metric may depend on the order of its batches: candidates are compared on the "
+        "first batches of the split, not on random ones",
         "export: x: dimension 1 (length) is fixed",
         "left out, since onnxruntime-cpu cannot execute it: 4-bit activations",
     ]

@@ -8,8 +8,9 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from autocompress import Task
+from autocompress import Task, spill
 from autocompress.errors import TaskError
+from autocompress.search.problem import race as module
 from autocompress.search.problem.race import Race, open_race
 
 CPU = torch.device("cpu")
@@ -50,6 +51,12 @@ def seen(race: Race) -> list[float]:
     return [float(x) for inputs, _ in race.batches for x in inputs[:, 0]]
 
 
+def answers(race: Race) -> Tensor:
+    """The original's outputs in the order of the race."""
+    inputs = torch.cat([inputs for inputs, _ in race.batches])
+    return race.teacher.take(race.rows.tolist(), inputs)
+
+
 def test_samples_are_dealt_by_the_seed_and_keep_their_answers() -> None:
     race, again, other = (open_race(task(numbered(4, 4, 2)), Plus(), CPU, s) for s in (0, 0, 1))
     assert race.mixed
@@ -58,8 +65,8 @@ def test_samples_are_dealt_by_the_seed_and_keep_their_answers() -> None:
     assert seen(race) == [float(i) for i in race.order]
     assert seen(race) == seen(again) != seen(other)
     assert race.digest == again.digest != other.digest
-    assert torch.cat(race.targets).tolist() == seen(race)
-    assert race.teacher[:, 1].tolist() == [2 * x for x in seen(race)]
+    assert torch.cat([target for _, target in race.batches]).tolist() == seen(race)
+    assert answers(race)[:, 1].tolist() == [2 * x for x in seen(race)]
     assert race.answers.tolist() == list(range(10)), "metrics get the order of the split"
 
 
@@ -67,8 +74,8 @@ def test_what_is_joined_is_in_the_order_of_the_split() -> None:
     race = open_race(task(numbered(4, 4, 2)), Plus(), CPU, 3)
     outputs = [{"": Plus()(inputs).detach()} for inputs, _ in race.batches]
     at = 0
-    for output in outputs:
-        assert torch.equal(race.expected(at, len(output[""])), output[""])
+    for output, (inputs, _) in zip(outputs, race.batches, strict=True):
+        assert torch.equal(race.expected(at, len(output[""]), inputs), output[""])
         at += len(output[""])
     assert race.joined(outputs)[""][:, 0].tolist() == list(range(10))
 
@@ -154,9 +161,10 @@ def test_metric_and_divergence_may_write_to_what_they_get() -> None:
         extra_metrics={"again": zeroed},
     )
     expected, race = (open_race(t, Plus(), CPU, 0) for t in (task(numbered(4, 4, 2)), given))
-    assert torch.equal(race.teacher, expected.teacher)
+    assert torch.equal(answers(race), answers(expected))
     assert torch.equal(race.answers, expected.answers)
-    assert torch.equal(torch.cat(race.targets), torch.cat(expected.targets))
+    targets = [torch.cat([target for _, target in r.batches]) for r in (race, expected)]
+    assert torch.equal(*targets)
     assert (race.digest, race.scored) == (expected.digest, expected.scored)
 
 
@@ -182,3 +190,87 @@ def test_several_targets_of_a_batch_are_joined_one_by_one(independent: bool) -> 
     race = open_race(given, Weighted(), CPU, 0)
     assert race.scores.accuracy == 1.0
     assert [len(part) for part in race.answers] == [10, 10]
+
+
+class Count:
+    """Compute `right` from counts; note the sizes of its batches."""
+
+    def __init__(self) -> None:
+        self.right, self.sizes = 0, list[int]()
+
+    def update(self, outputs: Tensor, targets: Tensor) -> None:
+        self.right += int((outputs[:, 0] == targets).sum())
+        self.sizes.append(len(outputs))
+
+    def compute(self) -> float:
+        return self.right / sum(self.sizes)
+
+
+class Last(Count):
+    """Judge the last batch only."""
+
+    def update(self, outputs: Tensor, targets: Tensor) -> None:
+        self.right, self.sizes = 0, []
+        super().update(outputs + outputs.mean(), targets)
+
+    def compute(self) -> float:
+        return float(sum(self.sizes))
+
+
+@pytest.mark.parametrize("mixed", [True, False])
+def test_a_race_with_an_accumulator_has_the_scores_and_the_order_of_one_with_a_function(
+    mixed: bool,
+) -> None:
+    given = task(numbered(4, 4, 2), rows_independent=mixed)
+    expected = open_race(given, Plus(), CPU, 0)
+    for metric in (Count, Count()):
+        race = open_race(replace(given, metric=metric), Plus(), CPU, 0)
+        assert (race.scores, race.digest) == (expected.scores, expected.digest)
+        assert (race.mixed, race.scored) == (mixed, "metric") == (mixed, expected.scored)
+        assert torch.equal(answers(race), answers(expected))
+        assert race.answers is None, "targets are not held a second time"
+
+
+def test_batches_keep_their_order_where_a_metric_depends_on_it() -> None:
+    for more in ({"rows_independent": True}, {"rows_independent": False}):
+        given = replace(task(numbered(4, 4, 2), **more), extra_metrics={"last": Last})
+        race = open_race(given, Plus(), CPU, 0)
+        assert (race.mixed, race.ordered, race.order) == (False, True, [0, 1, 2])
+        assert race.scores.metrics == {"last": 2.0}
+
+
+def test_answers_that_are_not_kept_are_computed_again(monkeypatch: pytest.MonkeyPatch) -> None:
+    expected = open_race(task(numbered(4, 4, 2)), Plus(), CPU, 0)
+    monkeypatch.setattr(spill, "ROWS_IN_MEMORY", 0)
+    for most in (0, 1 << 30):
+        monkeypatch.setattr(spill, "ROWS_BYTES", most)
+        calls: list[int] = []
+        model = Plus()
+        race = open_race(task(numbered(4, 4, 2)), model, CPU, 0)
+        model.register_forward_hook(lambda *_, calls=calls: calls.append(1))
+        at = 0
+        for inputs, _ in race.batches:
+            found = race.expected(at, len(inputs), inputs)
+            assert torch.equal(found, expected.expected(at, len(inputs), inputs))
+            at += len(inputs)
+        assert len(calls) == (0 if most else 3)
+
+
+def test_batches_of_several_shapes_are_scored_by_an_accumulator() -> None:
+    batches = [(torch.rand(2, length, 1), torch.rand(2, 2)) for length in (3, 5)]
+    given = Task("t", Plus(), batches[0][0], batches, Count, divergence=lambda o, e: o.sum((1, 2)))
+    race = open_race(given, Plus(), CPU, 0)
+    assert (race.scored, race.ragged) == ("divergence", False)
+
+
+def test_metrics_are_tried_on_few_batches_where_outputs_are_large(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    tried: list[int] = []
+    monkeypatch.setattr(
+        module, "scoring_of", lambda task, outputs, targets: tried.append(len(outputs)) or "metric"
+    )
+    for most in (1 << 30, 0):
+        monkeypatch.setattr(module, "HEAD_BYTES", most)
+        open_race(task(numbered(*[4] * 10)), Plus(), CPU, 0)
+    assert tried == [32, 8]

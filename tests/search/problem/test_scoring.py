@@ -83,3 +83,29 @@ def test_a_metric_that_writes_to_its_arguments_scores_as_one_that_does_not() -> 
     np.testing.assert_array_equal(found, expected)
     assert torch.equal(outputs, before[0])
     assert torch.equal(targets, before[1])
+
+
+class Right:
+    """Compute the share of right classes, weighted by a function of the number of samples."""
+
+    def __init__(self, power: float = 0.0) -> None:
+        self.power, self.right, self.count = power, 0, 0
+
+    def update(self, outputs: torch.Tensor, targets: torch.Tensor) -> None:
+        self.right += int((outputs.argmax(1) == targets).sum())
+        self.count += len(targets)
+
+    def compute(self) -> float:
+        return self.right / self.count ** (1 + self.power)
+
+
+def test_accumulators_are_scored_by_sample_as_functions_are() -> None:
+    outputs, targets = torch.randn(64, 3), torch.randint(0, 3, (64,))
+    metric = Right()
+    assert scoring_of(task(metric), outputs, targets) == "top1"
+    assert scoring_of(task(Right), outputs, targets) == "top1"
+    assert scoring_of(task(Right(0.5)), outputs, targets) == "divergence"
+    found = sample_scores(task(metric), outputs, targets, outputs, "metric").metric
+    expected = (outputs.argmax(1) == targets).numpy().astype(np.float32)
+    np.testing.assert_array_equal(found, expected)
+    assert metric.count == 0

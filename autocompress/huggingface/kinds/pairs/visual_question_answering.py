@@ -19,7 +19,7 @@ from autocompress.huggingface.folder import ModelFolder
 from autocompress.huggingface.kinds.labelled import AGREEMENT
 from autocompress.huggingface.kinds.parts import Parts, answered, label_columns, media_parts
 from autocompress.huggingface.loading import load_model, load_processor, load_tokenizer
-from autocompress.huggingface.metrics.classes import accuracy
+from autocompress.huggingface.metrics.classes import Accuracy
 from autocompress.huggingface.models.questions import PictureQuestions
 from autocompress.huggingface.options import Options
 from autocompress.task.outputs import IGNORED
@@ -69,7 +69,7 @@ def visual_question_answering(folder: ModelFolder, options: Options) -> Parts:
         batches[split] = MediaBatches(
             records, read, targets, whole_numbers, options, rows, encoder.padding
         )
-    parts = media_parts(model, batches, {"accuracy": accuracy}, options, notes, columns, encoder)
+    parts = media_parts(model, batches, {"accuracy": Accuracy}, options, notes, columns, encoder)
     return parts if by_split["validation"] is not None else answered(parts, AGREEMENT)
 
 

@@ -16,11 +16,12 @@ from autocompress.huggingface.data.media import MediaBatches
 from autocompress.huggingface.data.records import Record
 from autocompress.huggingface.data.splits import read_splits, shared_value
 from autocompress.huggingface.folder import ModelFolder
-from autocompress.huggingface.kinds.parts import Metric, Parts, media_parts
+from autocompress.huggingface.kinds.parts import Parts, media_parts
 from autocompress.huggingface.loading import load_model, load_processor, load_tokenizer
 from autocompress.huggingface.metrics.retrieval import Pair, Recall, class_accuracy
 from autocompress.huggingface.models.dual import DualEncoder
 from autocompress.huggingface.options import Options
+from autocompress.task.calls import Metric
 
 COLUMNS = ("image", "caption", "label")
 PROMPT = "This is a photo of {}."  # as the pipeline of transformers

@@ -66,7 +66,10 @@ def automatic_speech_recognition(folder: ModelFolder, options: Options) -> Parts
         read = SoundReader(columns.need("audio", records), processor, filling)
         batches[split] = MediaBatches(records, read, targets, _collect, options)
     blank = int(folder.config.pad_token_id)
-    metrics = {"wer": ErrorRate(tokenizer, blank), "cer": ErrorRate(tokenizer, blank, False)}
+    metrics = {
+        "wer": partial(ErrorRate, tokenizer, blank),
+        "cer": partial(ErrorRate, tokenizer, blank, False),
+    }
     parts = replace(
         media_parts(model, batches, metrics, options, notes, columns),
         output_weights={LOGITS: 1.0},

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import inspect
 from dataclasses import replace
+from functools import partial
 from typing import Any
 
 import transformers
@@ -29,8 +30,11 @@ from autocompress.huggingface.options import Options
 from autocompress.task.loading import Unlabelled
 
 COLUMNS = ("text", "text_pair", "score")
-OF_PAIRS = {"spearman": numbers.spearman_of_pairs, "pearson": numbers.pearson_of_pairs}
-CLOSENESS = Answers(numbers.same, {"cosine": numbers.cosine})
+OF_PAIRS = {
+    "spearman": partial(numbers.Correlation, numbers.spearman, pairs=True),
+    "pearson": partial(numbers.Correlation, numbers.pearson, pairs=True),
+}
+CLOSENESS = Answers(numbers.same, {"cosine": partial(numbers.Mean, numbers.cosine)})
 
 
 def embeddings(folder: ModelFolder, options: Options) -> Parts:

@@ -15,8 +15,9 @@ from autocompress.huggingface.folder import ModelFolder
 from autocompress.huggingface.kinds.memory import with_batches, within_memory
 from autocompress.huggingface.kinds.parts import Parts, text_parts
 from autocompress.huggingface.loading import load_model, load_tokenizer
-from autocompress.huggingface.metrics.tokens import perplexity, token_accuracy
+from autocompress.huggingface.metrics.tokens import Perplexity, TokenAccuracy
 from autocompress.huggingface.options import Options
+from autocompress.task.calls import Metric
 from autocompress.task.outputs import IGNORED
 
 COLUMNS = ("text",)
@@ -60,7 +61,7 @@ def fill_mask(folder: ModelFolder, options: Options) -> Parts:
         samples[split] = within_memory(rows, numbers, split, options, notes)
     numbers = [words * row.length for rows in samples.values() for row in rows]
     options = with_batches(numbers, options, notes)
-    metrics = {"accuracy": token_accuracy, "perplexity": perplexity}
+    metrics: dict[str, Metric] = {"accuracy": TokenAccuracy, "perplexity": Perplexity}
     return text_parts(model, encoder, samples, per_token, metrics, options, notes, columns)
 
 

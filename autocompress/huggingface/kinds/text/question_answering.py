@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import replace
+from functools import partial
 from typing import Any
 
 import torch
@@ -27,9 +28,10 @@ from autocompress.huggingface.kinds.parts import (
 from autocompress.huggingface.loading import load_model, load_tokenizer
 from autocompress.huggingface.metrics.answers import (
     Answer,
-    answer_f1,
-    exact_match,
-    span_agreement,
+    AnswerScore,
+    SpanAgreement,
+    exact,
+    word_f1,
 )
 from autocompress.huggingface.models.spans import LOGITS, SpanModel
 from autocompress.huggingface.options import Options
@@ -78,7 +80,7 @@ def question_answering(folder: ModelFolder, options: Options) -> Parts:
             targets = _targets(encodings, texts["context"], golds, split, notes)
         rows = [(encoder.row(encoding),) for encoding in encodings]
         samples[split] = [Sample(*pair) for pair in zip(rows, targets, strict=True)]
-    metrics = {"f1": answer_f1, "exact_match": exact_match}
+    metrics = {"f1": partial(AnswerScore, word_f1), "exact_match": partial(AnswerScore, exact)}
     parts = text_parts(
         SpanModel(model), encoder, samples, _collect, metrics, options, notes, columns
     )
@@ -90,7 +92,7 @@ def _answer(inputs: Any, output: Tensor) -> dict[str, Tensor]:
     return {LOGITS: output.argmax(-1)}
 
 
-SPANS = Answers(_answer, {"agreement": span_agreement})
+SPANS = Answers(_answer, {"agreement": SpanAgreement})
 
 
 def _gold(record: Record, column: str) -> list[tuple[str, int]]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from functools import partial
 from typing import Any
 
 from autocompress.errors import TaskError
@@ -23,18 +24,19 @@ from autocompress.huggingface.kinds.parts import (
     text_parts,
 )
 from autocompress.huggingface.loading import load_model, load_tokenizer
-from autocompress.huggingface.metrics import classes, numbers
+from autocompress.huggingface.metrics import numbers
 from autocompress.huggingface.options import Options
+from autocompress.task.calls import Metric
 
 COLUMNS = ("text", "text_pair", "label")
-OF_SEVERAL = {"f1": classes.f1, "accuracy": classes.accuracy}
-OF_NUMBERS = {
-    "pearson": numbers.pearson,
-    "spearman": numbers.spearman,
-    "squared_error": numbers.squared_error,
+OF_SEVERAL = {name: OF_CLASSES[name] for name in ("f1", "accuracy")}
+OF_NUMBERS: dict[str, Metric] = {
+    "pearson": partial(numbers.Correlation, numbers.pearson),
+    "spearman": partial(numbers.Correlation, numbers.spearman),
+    "squared_error": partial(numbers.Mean, numbers.squared_error),
 }
 NEAR_NUMBERS = Answers(
-    numbers.same, {"pearson": numbers.pearson, "squared_error": numbers.squared_error}
+    numbers.same, {name: OF_NUMBERS[name] for name in ("pearson", "squared_error")}
 )
 SEVERAL, NUMBER = "multi_label_classification", "regression"
 

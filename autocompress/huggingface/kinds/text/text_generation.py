@@ -17,8 +17,9 @@ from autocompress.huggingface.folder import ModelFolder
 from autocompress.huggingface.kinds.memory import with_batches, within_memory
 from autocompress.huggingface.kinds.parts import Parts, text_parts
 from autocompress.huggingface.loading import load_model, load_tokenizer
-from autocompress.huggingface.metrics.tokens import perplexity, token_accuracy
+from autocompress.huggingface.metrics.tokens import Perplexity, TokenAccuracy
 from autocompress.huggingface.options import Options
+from autocompress.task.calls import Metric
 from autocompress.task.outputs import IGNORED
 
 COLUMNS = ("text",)
@@ -65,7 +66,7 @@ def text_generation(folder: ModelFolder, options: Options) -> Parts:
     notes.append(f"data: perplexity is of {' and '.join(counts)}")
     numbers = [words * row.length for rows in samples.values() for row in rows]
     options = with_batches(numbers, options, notes)
-    metrics = {"perplexity": perplexity, "accuracy": token_accuracy}
+    metrics: dict[str, Metric] = {"perplexity": Perplexity, "accuracy": TokenAccuracy}
     return text_parts(model, encoder, samples, per_token, metrics, options, notes, columns)
 
 

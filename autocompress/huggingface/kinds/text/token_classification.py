@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from functools import partial
 from typing import Any
 
 from autocompress.errors import TaskError
@@ -16,10 +17,11 @@ from autocompress.huggingface.data.splits import Splits, read_splits
 from autocompress.huggingface.extra import quiet, told
 from autocompress.huggingface.folder import ModelFolder
 from autocompress.huggingface.kinds.labelled import AGREEMENT
-from autocompress.huggingface.kinds.parts import Metric, Parts, answered, label_columns, text_parts
+from autocompress.huggingface.kinds.parts import Parts, answered, label_columns, text_parts
 from autocompress.huggingface.loading import load_model, load_tokenizer
-from autocompress.huggingface.metrics.tokens import EntityF1, token_accuracy
+from autocompress.huggingface.metrics.tokens import EntityF1, TokenAccuracy
 from autocompress.huggingface.options import Options
+from autocompress.task.calls import Metric
 from autocompress.task.outputs import IGNORED
 
 COLUMNS = ("tokens", "tags")
@@ -72,7 +74,8 @@ def token_classification(folder: ModelFolder, options: Options) -> Parts:
             notes += _lost(encoder, encodings, rows, split)
         inputs = [(encoder.row(encoding),) for encoding in encodings]
         samples[split] = [Sample(*pair) for pair in zip(inputs, targets, strict=True)]
-    metrics: dict[str, Metric] = {"f1": EntityF1(labels.names), "accuracy": token_accuracy}
+    f1 = partial(EntityF1, labels.names)
+    metrics: dict[str, Metric] = {"f1": f1, "accuracy": TokenAccuracy}
     parts = text_parts(model, encoder, samples, per_token, metrics, options, notes, columns)
     return parts if by_split["validation"] is not None else answered(parts, AGREEMENT)
 

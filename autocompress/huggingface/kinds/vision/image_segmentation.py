@@ -73,7 +73,10 @@ def image_segmentation(folder: ModelFolder, options: Options) -> Parts:
     for split, records in splits.parts():
         few = within_memory(records, [numbers] * len(records), split, options, notes)
         batches[split] = MediaBatches(few, reader(few, by_split[split]), None, as_list, options)
-    metrics = {"mean_iou": Pixels(ignored, True), "pixel_accuracy": Pixels(ignored, False)}
+    metrics = {
+        "mean_iou": partial(Pixels, ignored, True),
+        "pixel_accuracy": partial(Pixels, ignored, False),
+    }
     parts = media_parts(model, batches, metrics, options, notes, columns)
     parts = replace(
         parts,
@@ -82,7 +85,7 @@ def image_segmentation(folder: ModelFolder, options: Options) -> Parts:
     )
     if labelled is not None:
         return parts
-    return answered(parts, Answers(_classes, {"agreement": Pixels(ignored, False)}))
+    return answered(parts, Answers(_classes, {"agreement": metrics["pixel_accuracy"]}))
 
 
 def _classes(inputs: Any, output: Tensor) -> Tensor:

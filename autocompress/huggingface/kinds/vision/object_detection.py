@@ -73,8 +73,8 @@ def object_detection(folder: ModelFolder, options: Options) -> Parts:
     }
     classes = len(labels.names)
     metrics = {
-        "map@0.5": AveragePrecision(classes, STRICT[:1]),
-        "map@0.5:0.95": AveragePrecision(classes, STRICT),
+        "map@0.5": partial(AveragePrecision, classes, STRICT[:1]),
+        "map@0.5:0.95": partial(AveragePrecision, classes, STRICT),
     }
     parts = media_parts(model, batches, metrics, options, notes, columns)
     parts = replace(parts, divergence=partial(_divergence, classes))
