@@ -101,6 +101,8 @@ TESTED_ELSEWHERE = {
     "test_visual_question_answering.py asks",
     "huggingface/models/sentence.py": "huggingface/kinds/text/test_embeddings.py pools tokens",
     "huggingface/models/spans.py": "huggingface/kinds/text/test_question_answering.py finds spans",
+    "huggingface/models/speech.py": "huggingface/kinds/sound/"
+    "test_automatic_speech_recognition.py fills up sounds",
     "huggingface/out/card.py": "huggingface/out/test_write.py reads cards and runs their programs",
     "huggingface/options.py": "huggingface/test_pretrained.py gives wrong options",
     "model/macs.py": "model/test_modules.py counts the MACs of all kinds of modules",
