@@ -110,8 +110,10 @@ class AveragePrecision:
                 rows, counts = (
                     np.concatenate(parts[kind], 1)[:, order] for parts in (right, counted)
                 )
-                pairs = zip(rows, counts, strict=True)
-                precisions += [precision_at_recalls(row[own], count) for row, own in pairs]
+                precisions += [
+                    precision_at_recalls(row[own], count)
+                    for row, own in zip(rows, counts, strict=True)
+                ]
         return float(np.mean(precisions)) if precisions else math.nan
 
 

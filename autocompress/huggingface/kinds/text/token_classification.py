@@ -18,7 +18,8 @@ from autocompress.huggingface.folder import ModelFolder
 from autocompress.huggingface.kinds.labelled import AGREEMENT
 from autocompress.huggingface.kinds.parts import Metric, Parts, answered, label_columns, text_parts
 from autocompress.huggingface.loading import load_model, load_tokenizer
-from autocompress.huggingface.metrics.tokens import EntityF1, token_accuracy
+from autocompress.huggingface.metrics.entities import EntityF1, are_named, tags_of
+from autocompress.huggingface.metrics.tokens import token_accuracy
 from autocompress.huggingface.options import Options
 from autocompress.task.outputs import IGNORED
 
@@ -26,6 +27,10 @@ COLUMNS = ("tokens", "tags")
 SPACED = (
     "data: the tokenizer joins the words of a list, so each word but the first gets a space before "
     "it, as in a text"
+)
+NAMELESS = (
+    "data: the classes have no names (LABEL_0, ...) that tell entities from what is outside of them, "
+    "so there is no f1; nearest: names such as O and B-PER in id2label of config.json"
 )
 
 
@@ -72,7 +77,11 @@ def token_classification(folder: ModelFolder, options: Options) -> Parts:
             notes += _lost(encoder, encodings, rows, split)
         inputs = [(encoder.row(encoding),) for encoding in encodings]
         samples[split] = [Sample(*pair) for pair in zip(inputs, targets, strict=True)]
-    metrics: dict[str, Metric] = {"f1": EntityF1(labels.names), "accuracy": token_accuracy}
+    metrics: dict[str, Metric] = {"accuracy": token_accuracy}
+    if are_named(labels.names):
+        metrics = {"f1": EntityF1(tags_of(labels.names)), **metrics}
+    elif tags:
+        notes.append(NAMELESS)
     parts = text_parts(model, encoder, samples, per_token, metrics, options, notes, columns)
     return parts if by_split["validation"] is not None else answered(parts, AGREEMENT)
 
