@@ -29,8 +29,8 @@ SPACED = (
     "it, as in a text"
 )
 NAMELESS = (
-    "data: the classes have no names (LABEL_0, ...) that tell entities from what is outside of them, "
-    "so there is no f1; nearest: names such as O and B-PER in id2label of config.json"
+    "data: the classes have no names (LABEL_0, ...) that tell entities from what is outside, so "
+    "there is no f1; nearest: names such as O and B-PER in id2label of config.json"
 )
 
 
