@@ -48,6 +48,7 @@ class RunRecord:
         not_free: dimensions of the files that are fixed.
         objectives: names of all objectives.
         seed: of the search.
+        asked: trials, seconds and limits that the user asked for, as given.
         strategy: of the search.
         sampler: of the search.
         versions: of libraries and processor.
@@ -88,6 +89,7 @@ class RunRecord:
     not_free: list[str] = field(default_factory=list)
     objectives: list[str] = field(default_factory=list)
     seed: int = 0
+    asked: Mapping[str, Any] | None = None
     strategy: str = "guided"
     sampler: str = "guided"
     versions: Mapping[str, str] = field(default_factory=dict)
@@ -147,6 +149,7 @@ class RunRecord:
             not_free=list(problem.builder.lowered.fixed),
             objectives=["size_bytes", "latency_ms", "accuracy", *bound.objectives],
             seed=settings.seed,
+            asked=_asked(settings),
             strategy=settings.strategy,
             sampler=settings.sampler,
             versions={**table.versions, "torch": torch_version, "optuna": optuna.__version__},
@@ -243,6 +246,13 @@ def known_run(folder: Path, task: Task, target: Target) -> RunRecord | None:
     else:
         return known
     raise RunFolderError(f"{folder}: {reason}; choose another --out")
+
+
+def _asked(settings: Settings) -> dict[str, Any]:
+    """Return what the user asked for; what was left out is not in it."""
+    limits = {name: value for name, value in settings.limits.items() if value is not None}
+    time = {} if settings.timeout_s is None else {"timeout_s": settings.timeout_s}
+    return {"trials": settings.n_trials, **time, **limits}
 
 
 def input_shapes(task: Task) -> dict[str, list[Any]]:
