@@ -106,6 +106,9 @@ def test_objects_of_the_plain_model_are_right(
     # Less sure objects follow the others, so they cost no precision.
     assert accuracy == pytest.approx(1.0)
     assert metrics["map@0.5:0.95"] == pytest.approx(1.0)
+    trained = ac.from_pretrained(folder, data=data, validation=data, test=data).train
+    assert trained is not None
+    assert all(target is None for _, target in trained)
     columns = []
     for row in rows:
         boxes = [part["bbox"] for part in row["objects"]]
