@@ -122,7 +122,7 @@ LINES = {
             "sizes = [(picture.height, picture.width)]",
             "(found,) = processor.post_process_object_detection(found, 0.5, sizes)",
             'for label, score, box in zip(found["labels"], found["scores"], found["boxes"]):',
-            "    print(labels[int(label)], round(float(score), 3), box.tolist())  # corners in pixels",
+            "    print(labels[int(label)], round(float(score), 3), box.tolist())  # in pixels",
         ),
         imports=("from types import SimpleNamespace", "import torch", PILLOW),
     ),
