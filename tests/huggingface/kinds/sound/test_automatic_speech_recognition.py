@@ -331,3 +331,14 @@ def test_a_search_finds_smaller_files(
     )
     assert baseline.accuracy == 0.0
     assert min(point.measured.size_bytes for point in points) < baseline.size_bytes / 2
+
+
+@pytest.mark.extensive
+def test_a_search_of_a_model_with_a_mask(
+    masked: Path, short_rows: list[dict[str, Any]], tmp_path: Path
+) -> None:
+    data = write_jsonl(tmp_path / "dev.jsonl", short_rows)
+    task = ac.from_pretrained(masked, data=data, validation=data, test=data)
+    baseline, points = front_of(task, tmp_path / "run")
+    assert baseline.accuracy == 0.0
+    assert min(point.measured.size_bytes for point in points) < baseline.size_bytes / 2
