@@ -15,6 +15,7 @@ from small_folders import SPECIAL, WORDS, bert, save, texts, tokenizer, transfor
 import autocompress as ac
 
 SIDE, RATE, SAMPLES = 16, 1000, 400
+SPEECH_RATE = 16000  # of Whisper, whose filters need it
 TWO = {"id2label": {0: "low", 1: "high"}, "label2id": {"low": 0, "high": 1}}
 VIT = {
     "hidden_size": 32,
@@ -223,6 +224,101 @@ def audio_classification(place: Path) -> Source:
     return Source(folder, write_jsonl(place / "dev.jsonl", rows), "accuracy")
 
 
+def text2text_generation(place: Path) -> Source:
+    config = transformers.T5Config(
+        vocab_size=len(SPECIAL) + len(WORDS),
+        d_model=32,
+        d_kv=16,
+        d_ff=64,
+        num_layers=1,
+        num_heads=2,
+        decoder_start_token_id=0,
+        pad_token_id=0,
+        eos_token_id=3,
+    )
+    model = transformers.T5ForConditionalGeneration(config)
+    folder = save(place / "model", model, tokenizer(), spread=2.0)
+    pairs = zip(texts(12, 4, 9), texts(12, 3, 6, seed=1), strict=True)
+    rows = [{"source": source, "target": target} for source, target in pairs]
+    return Source(folder, write_jsonl(place / "dev.jsonl", rows), "perplexity")
+
+
+def image_to_text(place: Path) -> Source:
+    from transformers.models.vit.image_processing_pil_vit import ViTImageProcessorPil
+
+    decoder = bert(is_decoder=True, add_cross_attention=True)
+    config = transformers.VisionEncoderDecoderConfig.from_encoder_decoder_configs(
+        transformers.ViTConfig(**VIT), decoder
+    )
+    config.decoder_start_token_id, config.pad_token_id = 2, 0
+    processor = ViTImageProcessorPil(size={"height": SIDE, "width": SIDE})
+    model = transformers.VisionEncoderDecoderModel(config=config)
+    folder = save(place / "model", model, tokenizer(), processor, spread=3.0)
+    pairs = zip(pictures(place, 12), texts(12, 3, 6), strict=True)
+    rows = [{"image": file, "caption": text} for file, text in pairs]
+    return Source(folder, write_jsonl(place / "dev.jsonl", rows), "perplexity")
+
+
+def object_detection(place: Path) -> Source:
+    from transformers.models.yolos.image_processing_pil_yolos import YolosImageProcessorPil
+
+    sizes = {**VIT, "image_size": [SIDE, SIDE], "num_detection_tokens": 6}
+    model = transformers.YolosForObjectDetection(transformers.YolosConfig(**sizes, **TWO))
+    processor = YolosImageProcessorPil(size={"shortest_edge": SIDE, "longest_edge": 2 * SIDE})
+    folder = save(place / "model", model, processor)
+    rows = []
+    for file, label in zip(pictures(place, 12), labels(12), strict=True):
+        rows.append({"image": file, "objects": [{"bbox": [1, 2, 8, 9], "category": label}]})
+    return Source(folder, write_jsonl(place / "dev.jsonl", rows), "map@0.5")
+
+
+def visual_question_answering(place: Path) -> Source:
+    from transformers.models.vilt.image_processing_pil_vilt import ViltImageProcessorPil
+
+    config = transformers.ViltConfig(
+        vocab_size=len(SPECIAL) + len(WORDS),
+        max_position_embeddings=64,
+        max_image_length=-1,
+        **VIT,
+        **TWO,
+    )
+    processor = ViltImageProcessorPil(size={"shortest_edge": SIDE}, size_divisor=4)
+    model = transformers.ViltForQuestionAnswering(config)
+    folder = save(place / "model", model, tokenizer(), processor, spread=5.0)
+    rows = []
+    for file, text, label in zip(pictures(place, 20), texts(20, 3, 9), labels(20), strict=True):
+        rows.append({"image": file, "question": text, "answer": label})
+    return Source(folder, write_jsonl(place / "dev.jsonl", rows), "accuracy")
+
+
+def transcription(place: Path) -> Source:
+    extractor = transformers.WhisperFeatureExtractor(
+        feature_size=8, sampling_rate=SPEECH_RATE, hop_length=160, chunk_length=1, n_fft=400
+    )
+    config = transformers.WhisperConfig(
+        vocab_size=len(SPECIAL) + len(WORDS),
+        num_mel_bins=8,
+        d_model=32,
+        encoder_layers=1,
+        decoder_layers=1,
+        encoder_attention_heads=2,
+        decoder_attention_heads=2,
+        encoder_ffn_dim=64,
+        decoder_ffn_dim=64,
+        max_source_positions=50,
+        max_target_positions=40,
+        pad_token_id=0,
+        bos_token_id=2,
+        eos_token_id=3,
+        decoder_start_token_id=2,
+    )
+    model = transformers.WhisperForConditionalGeneration(config)
+    folder = save(place / "model", model, tokenizer(), extractor, spread=3.0)
+    pairs = zip(sounds(place, 10), texts(10, 2, 6), strict=True)
+    rows = [{"audio": file, "text": text} for file, text in pairs]
+    return Source(folder, write_jsonl(place / "dev.jsonl", rows), "perplexity")
+
+
 SOURCES: dict[str, Callable[[Path], Source]] = {
     "text-classification": text_classification,
     "token-classification": token_classification,
@@ -236,13 +332,21 @@ SOURCES: dict[str, Callable[[Path], Source]] = {
     "audio-classification": audio_classification,
     "automatic-speech-recognition": automatic_speech_recognition,
 }
+# Those that optimum does not load; the name of the last one is not that of its task.
+FURTHER: dict[str, Callable[[Path], Source]] = {
+    "text2text-generation": text2text_generation,
+    "image-to-text": image_to_text,
+    "object-detection": object_detection,
+    "visual-question-answering": visual_question_answering,
+    "transcription": transcription,
+}
 
 
 def searched(kind: str, place: Path) -> tuple[ac.Task, ac.SearchResult]:
     """Search a small model of a kind of task for two trials, without training."""
     place.mkdir(parents=True, exist_ok=True)
     torch.manual_seed(0)
-    source = SOURCES[kind](place)
+    source = {**SOURCES, **FURTHER}[kind](place)
     arguments: dict[str, Any] = {"validation": source.data, "test": source.data, "batch_size": 5}
     task = ac.from_pretrained(source.folder, metric=source.metric, **arguments)
     space = {"modules": [{"match": "*", "weight_bits": [4, 8]}]}

@@ -95,11 +95,15 @@ TESTED_ELSEWHERE = {
     "huggingface/models/detections.py": "huggingface/kinds/vision/test_object_detection.py finds",
     "huggingface/models/dual.py": "huggingface/kinds/pairs/"
     "test_zero_shot_image_classification.py embeds pairs",
+    "huggingface/models/prompts.py": "huggingface/kinds/text/test_embeddings.py gives prompts",
     "huggingface/models/questions.py": "huggingface/kinds/pairs/"
     "test_visual_question_answering.py asks",
     "huggingface/models/sentence.py": "huggingface/kinds/text/test_embeddings.py pools tokens",
     "huggingface/models/spans.py": "huggingface/kinds/text/test_question_answering.py finds spans",
+    "huggingface/models/speech.py": "huggingface/kinds/sound/"
+    "test_automatic_speech_recognition.py fills up sounds",
     "huggingface/out/card.py": "huggingface/out/test_write.py reads cards and runs their programs",
+    "huggingface/out/lines.py": "huggingface/out/test_snippets.py compiles all programs",
     "huggingface/options.py": "huggingface/test_pretrained.py gives wrong options",
     "model/macs.py": "model/test_modules.py counts the MACs of all kinds of modules",
     "model/plain/watch.py": "model/plain/test_plain.py keeps trees that are plain",

@@ -20,6 +20,7 @@ from autocompress.task.task import Task
 
 SPLITS = ("validation", "train", "test", "calibration")
 LOOKED_AT = 32  # batches of each split
+BATCH = "batch"  # name of the dimension that counts samples
 
 
 @dataclass(frozen=True)
@@ -107,7 +108,7 @@ def default_dimensions(model: nn.Module, inputs: Inputs) -> tuple[FreeDimension,
     for i, (tensor, label) in enumerate(zip(tensors, names, strict=True)):
         dims = tensor.dim()
         if dims and tensor.shape[0] == size:
-            free.append(FreeDimension(i, 0, label, "batch"))
+            free.append(FreeDimension(i, 0, label, BATCH))
         square = _mask(tensor) and (dims > 2 or (dims == 2 and tensor.shape[0] != size))
         if dims == 2 or square:
             for d in range(dims - 2 if square else 1, dims):

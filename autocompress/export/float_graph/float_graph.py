@@ -35,7 +35,7 @@ from autocompress.targets.runtime import EXAMPLE
 from autocompress.task.batches import Inputs, input_tensors, map_inputs
 from autocompress.task.calls import run_model
 from autocompress.task.copies import copied
-from autocompress.task.free_shapes import FreeDimension, argument_names, default_dimensions
+from autocompress.task.free_shapes import BATCH, FreeDimension, argument_names, default_dimensions
 
 
 class FloatGraph(NamedTuple):
@@ -139,7 +139,9 @@ def _agreeing(
     symbols = Symbols.of(traced, inputs, free)
     dimension_names: dict[str, str] = {}
     for symbol, name in symbols.names.items():
-        dimension_names[str(symbol)] = unused(name, set(dimension_names.values()))
+        taken = set(dimension_names.values())
+        # All inputs have one batch, also where the program ties no two of them together.
+        dimension_names[str(symbol)] = name if name == BATCH else unused(name, taken)
     first: Differs | None = None
     for shapes_follow in (True, False):
         proto = cleaned(_copy(traced.proto), head_counts(model), shapes_follow)

@@ -21,7 +21,7 @@ from autocompress.export.float_graph.trace import Traced, expression_of, ordered
 from autocompress.task.batches import Inputs, feed_of, input_tensors, map_inputs
 from autocompress.task.calls import run_model
 from autocompress.task.copies import copied
-from autocompress.task.free_shapes import FreeDimension
+from autocompress.task.free_shapes import BATCH, FreeDimension
 
 TOLERANCE = 1e-3  # of the largest value of an output
 NOISE = 1e-7  # below this, values are rounding errors
@@ -100,7 +100,7 @@ class Symbols:
             sizes by symbol, of the symbols with this name.
         """
         own = {symbol: size for symbol, size in self.sizes.items() if self.names[symbol] == name}
-        if name == "batch":
+        if name == BATCH:
             yield from (dict.fromkeys(own, size) for size in BATCHES if size not in own.values())
             return
         for end in (0, -1):

@@ -32,6 +32,7 @@ USUAL: Mapping[str, Sequence[str]] = {
     "objects": ("objects", "annotations"),
     "boxes": ("boxes", "bbox", "bboxes"),
     "labels": ("labels", "categories", "category", "classes", "category_id"),
+    "groups": ("iscrowd",),
     "answer": ("answer", "answers", "multiple_choice_answer", "label"),
     "audio": ("audio", FILE_NAME, "audio_path", "file", "path", "speech"),
 }

@@ -18,6 +18,7 @@ from autocompress.huggingface.data.reading.cells import unpacked
 from autocompress.huggingface.data.records import Record
 
 BOXES = ("bbox", "box", "boxes", "bboxes")  # usual names inside of an object
+GROUPS = "iscrowd"
 CLASSES = ("category_id", "category", "label", "labels", "categories", "class")
 
 
@@ -30,11 +31,13 @@ class Places:
             classes; None if they have columns of their own.
         boxes: column of the boxes.
         labels: column of the classes.
+        groups: column of 0 and 1, 1 for a box around many objects; None without such a column.
     """
 
     whole: str | None
     boxes: str | None
     labels: str | None
+    groups: str | None = None
 
     @classmethod
     def of(cls, columns: Columns, records: Sequence[Record]) -> Places | None:
@@ -56,10 +59,11 @@ class Places:
         boxes = columns.find("boxes", records)
         if boxes is None:
             return None
-        return cls(None, boxes, columns.need("labels", records))
+        labels, groups = columns.need("labels", records), columns.find("groups", records)
+        return cls(None, boxes, labels, groups)
 
-    def objects(self, record: Record) -> list[tuple[Any, Any]]:
-        """Return the (box, class) of each object, without groups ("iscrowd").
+    def objects(self, record: Record) -> list[tuple[Any, Any, bool]]:
+        """Return box and class of each object, and True for a group of objects ("iscrowd").
 
         Args:
             record: of a picture.
@@ -73,27 +77,41 @@ class Places:
         if self.whole is None:
             assert self.boxes is not None
             assert self.labels is not None
-            return self._paired(_cell(record, self.boxes), _cell(record, self.labels), record)
+            groups = None if self.groups is None else _cell(record, self.groups)
+            cells = _cell(record, self.boxes), _cell(record, self.labels)
+            return self._joined(*cells, groups, record)
         value = _cell(record, self.whole)
         if isinstance(value, Mapping):
-            pairs = self._paired(_first(value, BOXES), _first(value, CLASSES), record)
-            groups = value.get("iscrowd") or [0] * len(pairs)
-            return [pair for pair, group in zip(pairs, groups, strict=False) if not group]
+            parts = _first(value, BOXES), _first(value, CLASSES), value.get(GROUPS)
+            return self._joined(*parts, record)
         if isinstance(value, list) and all(isinstance(part, Mapping) for part in value):
-            kept = [part for part in value if not part.get("iscrowd")]
-            return [(_first(part, BOXES), _first(part, CLASSES)) for part in kept]
+            return [
+                (_first(part, BOXES), _first(part, CLASSES), bool(part.get(GROUPS)))
+                for part in value
+            ]
         raise TaskError(
             f'{record.place}: column {self.whole!r} must be a list of {{"bbox": [x, y, width, '
             f'height], "category": ...}}, got {str(value)[:40]!r}'
         )
 
-    def _paired(self, boxes: Any, labels: Any, record: Record) -> list[tuple[Any, Any]]:
-        if isinstance(boxes, list) and isinstance(labels, list) and len(boxes) == len(labels):
-            return list(zip(boxes, labels, strict=True))
+    def _joined(
+        self, boxes: Any, labels: Any, groups: Any, record: Record
+    ) -> list[tuple[Any, Any, bool]]:
+        """Return lists of boxes, classes and groups as objects; groups may be None."""
         counts = [len(part) if isinstance(part, list) else "no list" for part in (boxes, labels)]
-        raise TaskError(
-            f"{record.place}: expected as many classes as boxes, got {counts[1]} and {counts[0]}"
-        )
+        if counts[0] != counts[1] or not isinstance(boxes, list):
+            raise TaskError(
+                f"{record.place}: expected as many classes as boxes, got {counts[1]} and "
+                f"{counts[0]}"
+            )
+        if groups is None:
+            groups = [0] * len(boxes)
+        if not isinstance(groups, list) or len(groups) != len(boxes):
+            count = len(groups) if isinstance(groups, list) else "no list"
+            raise TaskError(
+                f"{record.place}: expected {GROUPS} for each of {len(boxes)} boxes, got {count}"
+            )
+        return list(zip(boxes, labels, map(bool, groups), strict=True))
 
 
 def _cell(record: Record, column: str) -> Any:
@@ -126,7 +144,8 @@ class ObjectReader:
 
         Returns:
             "pixel_values" (n, channels, height, width), and "labels": for each picture "boxes"
-            (objects, 4), corners as shares of width and height, and "classes" (objects,).
+            (objects, 4), corners as shares of width and height, "classes" (objects,) and
+            "groups" (objects,), True for a box around many objects.
 
         Raises:
             TaskError: a picture cannot be read, or an object has no box or an unknown class.
@@ -135,14 +154,16 @@ class ObjectReader:
 
     def _target(self, record: Record) -> dict[str, Tensor]:
         width, height = image_size(record, self.pictures.column)
-        boxes, classes = [], []
-        for box, name in self.places.objects(record):
+        boxes, classes, groups = [], [], []
+        for box, name, group in self.places.objects(record):
             x, y, w, h = _numbers(box, record)
             boxes.append([x / width, y / height, (x + w) / width, (y + h) / height])
             classes.append(self.labels.number(name, record.place))
+            groups.append(group)
         return {
             "boxes": torch.tensor(boxes, dtype=torch.float32).reshape(-1, 4),
             "classes": torch.tensor(classes, dtype=torch.int64),
+            "groups": torch.tensor(groups, dtype=torch.bool),
         }
 
 

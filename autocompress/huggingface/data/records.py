@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from autocompress.errors import TaskError, nearest_name
+from autocompress.huggingface.data.reading.split_folders import SAVED, is_hidden, split_folders
 from autocompress.huggingface.data.reading.tables import read_table
 from autocompress.huggingface.extra import library, told
 
@@ -167,8 +168,10 @@ READERS: dict[str, Callable[[Path], list[Record]]] = {
 
 
 def _folder(path: Path, notes: list[str]) -> list[Record]:
-    if (path / "dataset_dict.json").is_file():
+    splits = sorted(folder.name for folder in split_folders(path).values())
+    if (path / SAVED).is_file():
         splits = sorted(entry.name for entry in path.iterdir() if entry.is_dir())
+    if splits:
         raise TaskError(
             f"{path}: holds the splits {', '.join(splits)}; name one: {path}/{splits[0]}"
         )
@@ -182,6 +185,8 @@ def _folder(path: Path, notes: list[str]) -> list[Record]:
     for file in files:
         values: dict[str, Any] = {FILE_NAME: str(file.relative_to(path))}
         parts = file.relative_to(path).parts
+        if any(map(is_hidden, parts)):
+            continue
         if len(parts) > 1:
             values["label"] = parts[0]
         records.append(Record(values, str(file), path))

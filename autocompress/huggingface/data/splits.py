@@ -6,10 +6,12 @@ import hashlib
 import random
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 from autocompress.errors import TaskError
 from autocompress.huggingface.data.columns import Columns
+from autocompress.huggingface.data.reading.split_folders import split_folders
 from autocompress.huggingface.data.records import Record, read_records
 from autocompress.huggingface.extra import told
 from autocompress.huggingface.options import Options
@@ -74,7 +76,7 @@ def read_splits(
 
     one_text = regroup is not None  # whose neighbouring parts are alike
     cutter = _Cutter(options.columns or {}, together, one_text, notes)
-    train, validation, test = map(read, (options.data, options.validation, options.test))
+    train, validation, test = map(read, _paths(options, notes))
     if validation is None:
         assert train is not None
         train, validation = cutter.cut(train, options.seed, "training data", "validation")
@@ -96,6 +98,19 @@ def read_splits(
         None if test is None else _drawn(test, options, "test", notes),
         tuple(notes),
     )
+
+
+def _paths(options: Options, notes: list[str]) -> tuple[str | None, str | None, str | None]:
+    """Return the paths of training, validation and test data; one folder may hold all of them."""
+    named = {"train": options.data, "validation": options.validation, "test": options.test}
+    inner = {} if options.data is None else split_folders(Path(options.data))
+    if inner:
+        paths = {split: str(folder) for split, folder in inner.items()}
+        others = {split: path for split, path in named.items() if split != "train" and path}
+        named = {split: others.get(split) or paths.get(split) for split in named}
+        folders = ", ".join(f"{s} is {p.name}" for s, p in inner.items() if s not in others)
+        notes.append(f"data: folders of {options.data} are splits: {folders}")
+    return named["train"], named["validation"], named["test"]
 
 
 @dataclass(frozen=True)

@@ -30,13 +30,11 @@ OF_CLASSES: dict[str, Metric] = {
     "f1": partial(classes.OfClasses, classes.f1),
     "matthews": partial(classes.OfClasses, classes.matthews),
 }
-AGREEMENT = Answers(
-    classes.probabilities,
-    {
-        "agreement": partial(classes.Agreement, classes.same_class),
-        "divergence": partial(classes.Agreement, classes.closeness),
-    },
-)
+OF_AGREEMENT: dict[str, Metric] = {
+    "agreement": partial(classes.Agreement, classes.same_class),
+    "divergence": partial(classes.Agreement, classes.closeness),
+}
+AGREEMENT = Answers(classes.probabilities, OF_AGREEMENT)
 
 
 def class_targets(

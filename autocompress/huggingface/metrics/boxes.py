@@ -38,12 +38,14 @@ def detected(output: Tensor, classes: int) -> tuple[Tensor, Tensor, Tensor]:
     return best.values, best.indices % classes, corners[best.indices // classes]
 
 
-def overlaps(boxes: Array, others: Array) -> Array:
+def overlaps(boxes: Array, others: Array, groups: Array) -> Array:
     """Return the intersection over union of all pairs of boxes.
 
     Args:
         boxes: (n, 4) corners.
         others: (m, 4) corners.
+        groups: (m,) booleans, which of the others hold many objects. Of these it is the share of
+            the first box that lies inside.
 
     Returns:
         (n, m), from 0 to 1.
@@ -52,7 +54,7 @@ def overlaps(boxes: Array, others: Array) -> Array:
     high = np.minimum(boxes[:, None, 2:], others[None, :, 2:])
     shared = (high - low).clip(min=0).prod(-1)
     areas = [(part[:, 2:] - part[:, :2]).clip(min=0).prod(-1) for part in (boxes, others)]
-    union = areas[0][:, None] + areas[1][None] - shared
+    union = areas[0][:, None] + np.where(groups, 0.0, areas[1][None] - shared)
     return np.asarray(shared / np.maximum(union, 1e-12))
 
 
@@ -72,6 +74,7 @@ class AveragePrecision:
         self.classes, self.thresholds = classes, thresholds
         self.scores: dict[int, list[Array]] = defaultdict(list)
         self.right: dict[int, list[Array]] = defaultdict(list)
+        self.counted: dict[int, list[Array]] = defaultdict(list)
         self.wanted: dict[int, int] = defaultdict(int)
 
     def update(self, outputs: Sequence[Tensor], targets: Sequence[Mapping[str, Tensor]]) -> None:
@@ -79,27 +82,38 @@ class AveragePrecision:
 
         Args:
             outputs: (n, queries, scores + 4), or a list with an entry per picture.
-            targets: for each picture "boxes" (objects, 4) and "classes" (objects,).
+            targets: for each picture "boxes" (objects, 4), "classes" (objects,) and, where some
+                are groups, "groups" (objects,) booleans. A box found in a group is neither right
+                nor wrong, and groups need not be found.
         """
         for output, target in zip(outputs, targets, strict=True):
             values, labels, boxes = (part.numpy() for part in detected(output, self.classes))
             true, kinds = target["boxes"].numpy(), target["classes"].numpy()
+            groups = target["groups"].numpy() if "groups" in target else kinds < 0
             for kind in np.union1d(labels, kinds).tolist():
                 own = np.flatnonzero(labels == kind)
                 own = own[np.argsort(-values[own], kind="stable")][:MOST]
-                pairs = overlaps(boxes[own], true[kinds == kind])
+                crowds = groups[kinds == kind]
+                pairs = overlaps(boxes[own], true[kinds == kind], crowds)
                 self.scores[kind].append(values[own])
-                self.right[kind].append(matches(pairs, self.thresholds))
-                self.wanted[kind] += pairs.shape[1]
+                hits = matches(pairs[:, ~crowds], self.thresholds)
+                self.right[kind].append(hits)
+                self.counted[kind].append(hits | ~inside(pairs[:, crowds], self.thresholds))
+                self.wanted[kind] += int((~crowds).sum())
 
     def compute(self) -> float:
-        """Return a number from 0 to 1; NaN if no picture has an object."""
+        """Return a number from 0 to 1; NaN if no picture has an object that is no group."""
         precisions = []
         for kind, count in self.wanted.items():
             if count:
                 order = np.argsort(-np.concatenate(self.scores[kind]), kind="stable")
-                hits = np.concatenate(self.right[kind], 1)[:, order]
-                precisions += [precision_at_recalls(row, count) for row in hits]
+                rows, counts = (
+                    np.concatenate(parts[kind], 1)[:, order] for parts in (self.right, self.counted)
+                )
+                precisions += [
+                    precision_at_recalls(row[own], count)
+                    for row, own in zip(rows, counts, strict=True)
+                ]
         return float(np.mean(precisions)) if precisions else math.nan
 
 
@@ -124,6 +138,20 @@ def matches(pairs: Array, thresholds: Sequence[float]) -> Array:
         found[:, i] = free[rows, best] >= 0
         taken[rows, best] |= found[:, i]
     return found
+
+
+def inside(pairs: Array, thresholds: Sequence[float]) -> Array:
+    """Return which boxes of one class lie in a group of objects of one picture.
+
+    Args:
+        pairs: (n, m) overlaps of found boxes with groups.
+        thresholds: least overlaps.
+
+    Returns:
+        (thresholds, n); a group may hold any number of boxes.
+    """
+    most = pairs.max(1, initial=0.0)
+    return np.asarray(most[None] >= np.asarray(thresholds)[:, None])
 
 
 def precision_at_recalls(hits: Array, count: int) -> float:

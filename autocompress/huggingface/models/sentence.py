@@ -142,7 +142,7 @@ def sentence_length(folder: ModelFolder) -> int | None:
     """
     paths = [str(entry.get("path", "")) for entry in sentence_modules(folder.path)[:1]]
     for file in (file for path in paths for file in (folder.path / path).glob(LENGTH_FILES)):
-        settings = _object(file)
+        settings = read_settings(file)
         if settings.get("do_lower_case"):
             raise TaskError(
                 f"{file}: do_lower_case is not supported; nearest: a tokenizer that writes lower "
@@ -156,10 +156,21 @@ def sentence_length(folder: ModelFolder) -> int | None:
 
 
 def _config(place: Path) -> dict[str, Any]:
-    return _object(place / "config.json")
+    return read_settings(place / "config.json")
 
 
-def _object(file: Path) -> dict[str, Any]:
+def read_settings(file: Path) -> dict[str, Any]:
+    """Return the object that a JSON file of a model folder holds.
+
+    Args:
+        file: that is there.
+
+    Returns:
+        Its content.
+
+    Raises:
+        TaskError: it cannot be read, or holds something else.
+    """
     with told(f"{file}: cannot be read"):
         config = json.loads(file.read_text())
     if not isinstance(config, dict):

@@ -12,6 +12,7 @@ import yaml
 
 from autocompress.export.notes import remarks, table_lines
 from autocompress.huggingface.folder import EMBEDDINGS, MODULES_FILE
+from autocompress.huggingface.out.lines import WRITTEN
 from autocompress.huggingface.out.snippets import Facts, optimum_lines, runtime_lines
 from autocompress.results.files import NOTES_FILE, RECIPE_FILE, WEIGHTS_FILE, write_atomic
 from autocompress.results.front_point import FrontPoint
@@ -23,6 +24,10 @@ from autocompress.task.task import Pretrained
 KEPT = ("language", "license", "license_name", "license_link")
 OF_CACHE = re.compile(r"^models--(?P<owner>.+?)--(?P<name>.+)$")  # a folder in the hub's cache
 ROWS, PATTERNS = 40, 6  # most rows, and most patterns of names in a row
+DECODER = (
+    "The file holds encoder and decoder, without a cache of keys and values: each new token runs "
+    "all of it again."
+)
 NO_CACHE = (
     "The file has no cache of keys and values: each new token reads the whole text again. "
     "`use_cache` is off in the configs, and optimum needs `use_cache=False`."
@@ -116,6 +121,8 @@ def _how_to_run(to: Path, facts: Facts) -> list[str]:
     lines = [f"Inputs: {', '.join(shapes)}. Dimensions with a name are free.", ""]
     if facts.task == "text-generation":
         lines += [NO_CACHE, ""]
+    if WRITTEN in facts.inputs:
+        lines += [DECODER, ""]
     lines += ["In this folder:", *_code(runtime_lines(facts))]
     optimum = optimum_lines(facts)
     if optimum:
@@ -196,8 +203,23 @@ def _command(run: Mapping[str, Any], recipe: Mapping[str, Any]) -> str:
     space = run.get("space", {}).get("file")
     if space and space not in ("None", "inline"):
         words += ["--space", Path(space).name]
-    words += ["--target", str(run["target"]), "--seed", str(run["seed"])]
-    return shlex.join(words)
+    words += ["--target", str(run["target"])]
+    for name, value in (run.get("asked") or {}).items():
+        words += _asked(name, value)
+    return shlex.join([*words, "--seed", str(run["seed"])])
+
+
+def _asked(name: str, value: Any) -> list[str]:
+    """Return what the user asked of a search as options of the command line."""
+    if name == "timeout_s":
+        return ["--timeout", f"{value:g}s"]
+    if isinstance(value, Mapping):
+        return [word for item in value.items() for word in _named(name, "=".join(map(str, item)))]
+    return _named(name, str(value))
+
+
+def _named(name: str, value: str) -> list[str]:
+    return [f"--{name.replace('_', '-')}", value]
 
 
 def _option(name: str, value: Any) -> list[str]:

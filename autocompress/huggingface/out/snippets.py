@@ -2,154 +2,27 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
 from autocompress.export.notes import option_lines, session_line
+from autocompress.huggingface.out.lines import (
+    ARRAYS,
+    BEST,
+    DECODED,
+    LABELS,
+    LINES,
+    TOKENIZER,
+    WRITTEN,
+    Lines,
+)
 from autocompress.huggingface.out.sound_words import has_known_length, sound_words
 from autocompress.targets.device.sessions import SessionSettings
 
-ARRAYS = "ARRAYS"  # in lines: "np" or "pt"
 DISABLED = "optimization.disable_specified_optimizers"  # entry of a session's options
-LABELS = 'labels = AutoConfig.from_pretrained(".").id2label'
-TOKENIZER = 'tokenizer = AutoTokenizer.from_pretrained(".")'
-PROCESSOR = 'processor = AutoImageProcessor.from_pretrained(".")'
-PILLOW = "from PIL import Image"
-PICTURE = 'picture = Image.open("picture.png").convert("MODE")'
-
-
-@dataclass(frozen=True)
-class Lines:
-    """Hold the lines of one kind of task.
-
-    Attributes:
-        load: lines that open what makes inputs of texts, pictures or sounds.
-        prepare: lines that make `inputs`.
-        outputs: of the file that are read.
-        show: lines that print a result.
-        optimum: class of optimum that loads the folder.
-        imports: beside onnxruntime and transformers.
-        show_optimum: lines that print a result of `outputs`.
-        loading: further arguments of that class.
-    """
-
-    load: tuple[str, ...]
-    prepare: tuple[str, ...]
-    outputs: tuple[str, ...]
-    show: tuple[str, ...]
-    optimum: str
-    imports: tuple[str, ...] = ()
-    show_optimum: tuple[str, ...] = ("print(outputs.logits)",)
-    loading: str = ""
-
-
-ONE_TEXT = ('inputs = tokenizer("A text.", return_tensors=ARRAYS)',)
-WAVES = ("import numpy as np", "from scipy.io import wavfile")
-SOUND = (
-    'rate, sound = wavfile.read("sound.wav")  # SAMPLING',
-    "sound = (sound / 32767).astype(np.float32)CUT",
-    "inputs = processor(soundCLIP, sampling_rate=rateFILL, return_tensors=ARRAYS)",
-)
-BEST = ("print(labels[int(logits[0].argmax())])",)
-LINES = {
-    "text-classification": Lines(
-        (TOKENIZER, LABELS), ONE_TEXT, ("logits",), BEST, "ORTModelForSequenceClassification"
-    ),
-    "token-classification": Lines(
-        (TOKENIZER, LABELS),
-        ONE_TEXT,
-        ("logits",),
-        ("print([labels[int(i)] for i in logits[0].argmax(-1)])",),
-        "ORTModelForTokenClassification",
-    ),
-    "question-answering": Lines(
-        (TOKENIZER,),
-        ('inputs = tokenizer("A question?", "A text with the answer.", return_tensors=ARRAYS)',),
-        ("start_logits", "end_logits"),
-        (
-            "start, end = int(start_logits[0].argmax()), int(end_logits[0].argmax())",
-            'print(tokenizer.decode(inputs["input_ids"][0][start : end + 1]))',
-        ),
-        "ORTModelForQuestionAnswering",
-        show_optimum=("print(outputs.start_logits.argmax(), outputs.end_logits.argmax())",),
-    ),
-    "fill-mask": Lines(
-        (TOKENIZER,),
-        ('inputs = tokenizer(f"A {tokenizer.mask_token} text.", return_tensors=ARRAYS)',),
-        ("logits",),
-        (
-            'place = inputs["input_ids"][0].tolist().index(tokenizer.mask_token_id)',
-            "print(tokenizer.decode([int(logits[0, place].argmax())]))",
-        ),
-        "ORTModelForMaskedLM",
-    ),
-    "text-generation": Lines(
-        (TOKENIZER,),
-        ONE_TEXT,
-        ("logits",),
-        ("print(tokenizer.decode([int(logits[0, -1].argmax())]))  # the next token",),
-        "ORTModelForCausalLM",
-        show_optimum=("print(tokenizer.decode(model.generate(**inputs, max_new_tokens=8)[0]))",),
-        loading=", use_cache=False",
-    ),
-    "image-classification": Lines(
-        (PROCESSOR, LABELS),
-        (PICTURE, "inputs = processor(images=picture, return_tensors=ARRAYS)"),
-        ("logits",),
-        BEST,
-        "ORTModelForImageClassification",
-        (PILLOW,),
-    ),
-    "image-segmentation": Lines(
-        (PROCESSOR, LABELS),
-        (PICTURE, "inputs = processor(images=picture, return_tensors=ARRAYS)"),
-        ("logits",),
-        ("print({labels[int(i)] for i in logits[0].argmax(0).flatten()})  # of a coarser grid",),
-        "ORTModelForSemanticSegmentation",
-        (PILLOW,),
-    ),
-    "zero-shot-image-classification": Lines(
-        (TOKENIZER, PROCESSOR),
-        (
-            'texts = ["This is a photo of a cat.", "This is a photo of a dog."]',
-            "inputs = dict(tokenizer(texts, PADDING, return_tensors=ARRAYS))",
-            PICTURE,
-            "pixels = processor(images=[picture] * len(texts), return_tensors=ARRAYS)",
-            'inputs["pixel_values"] = pixels["pixel_values"]',
-        ),
-        ("image_embeds", "text_embeds"),
-        ("print((image_embeds * text_embeds).sum(1))  # cosines",),
-        "ORTModelForCustomTasks",
-        (PILLOW,),
-        ("print((outputs.image_embeds * outputs.text_embeds).sum(1))",),
-    ),
-    "audio-classification": Lines(
-        ('processor = AutoFeatureExtractor.from_pretrained(".")', LABELS),
-        SOUND,
-        ("logits",),
-        BEST,
-        "ORTModelForAudioClassification",
-        WAVES,
-    ),
-    "automatic-speech-recognition": Lines(
-        ('processor = AutoFeatureExtractor.from_pretrained(".")', TOKENIZER),
-        SOUND,
-        ("logits",),
-        ("print(tokenizer.decode(logits[0].argmax(-1)))",),
-        "ORTModelForCTC",
-        WAVES,
-    ),
-}
-TWO_TEXTS = 'inputs = tokenizer(["A text.", "Another one."], padding=True, return_tensors=ARRAYS)'
-LINES["sentence-similarity"] = LINES["feature-extraction"] = Lines(
-    (TOKENIZER,),
-    (TWO_TEXTS,),
-    ("sentence_embedding",),
-    ("print(sentence_embedding @ sentence_embedding.T)",),
-    "ORTModelForFeatureExtraction",
-    show_optimum=("print(outputs.last_hidden_state)  # of the tokens, before they are pooled",),
-)
+BILINEAR = 2  # of PIL
 
 
 @dataclass(frozen=True)
@@ -163,6 +36,8 @@ class Facts:
         config: content of config.json.
         processor: content of preprocessor_config.json, or of processor_config.json.
         tokenizer: content of tokenizer_config.json.
+        generation: content of generation_config.json.
+        prompt: that each text begins with.
     """
 
     task: str
@@ -171,6 +46,8 @@ class Facts:
     config: Mapping[str, Any] = field(default_factory=dict)
     processor: Mapping[str, Any] = field(default_factory=dict)
     tokenizer: Mapping[str, Any] = field(default_factory=dict)
+    generation: Mapping[str, Any] = field(default_factory=dict)
+    prompt: str = ""
 
 
 def runtime_lines(facts: Facts) -> list[str]:
@@ -184,28 +61,35 @@ def runtime_lines(facts: Facts) -> list[str]:
     """
     lines = _lines_of(facts)
     opening = [*option_lines(facts.settings), session_line(facts.settings)]
-    calls = facts.settings.runtime != "onnxruntime"
     if lines is None:
         feed = ", ".join(f'"{name}": {name}' for name in facts.inputs)
-        call = "session(" if calls else "session.run(None, "
+        call = "session.run(None, " if _is_onnxruntime(facts) else "session("
         return [*opening, f"outputs = {call}{{{feed}}})"]
-    names = ", ".join(f'"{name}"' for name in facts.inputs)
-    if len(facts.inputs) == 1:
-        names += ","
+    names = [f'"{name}"' for name in facts.inputs if name != WRITTEN]
+    listed = ", ".join(names) + "," * (len(names) == 1)
     body = [
         *_adapted(lines.load, facts, "np"),
         *_adapted(lines.prepare, facts, "np"),
-        f"feed = {{name: inputs[name] for name in ({names})}}",
+        f"feed = {{name: inputs[name] for name in ({listed})}}",
     ]
-    if calls:
-        body.append("outputs = session(feed)")
-        body += [f'{name} = outputs["{name}"]' for name in lines.outputs]
-    else:
-        read = ", ".join(f'"{name}"' for name in lines.outputs)
-        left = ", ".join(lines.outputs)
-        left = f"({left},)" if len(lines.outputs) == 1 else left
-        body.append(f"{left} = session.run([{read}], feed)")
-    return [*_imports(lines), *opening, *body, *_results(lines.show, facts)]
+    if WRITTEN not in facts.inputs:
+        body += _run_lines(lines, facts)
+    return [*_imports(lines), *opening, *body, *_results(lines, facts)]
+
+
+def _is_onnxruntime(facts: Facts) -> bool:
+    return facts.settings.runtime == "onnxruntime"
+
+
+def _run_lines(lines: Lines, facts: Facts) -> list[str]:
+    """Return the lines that run the file and name its outputs."""
+    if not _is_onnxruntime(facts):
+        outputs = [f'{name} = outputs["{name}"]' for name in lines.outputs]
+        return ["outputs = session(feed)", *outputs]
+    read = ", ".join(f'"{name}"' for name in lines.outputs)
+    left = ", ".join(lines.outputs)
+    left = f"({left},)" if len(lines.outputs) == 1 else left
+    return [f"{left} = session.run([{read}], feed)"]
 
 
 def optimum_lines(facts: Facts) -> list[str]:
@@ -215,11 +99,11 @@ def optimum_lines(facts: Facts) -> list[str]:
         facts: of the folder.
 
     Returns:
-        A program that starts in the folder; none for an unknown task, another runtime, or inputs
-        that optimum does not pass to the file.
+        A program that starts in the folder; none for an unknown task, another runtime, a task
+        without a class of optimum, or inputs that optimum does not pass to the file.
     """
     lines = _lines_of(facts)
-    if lines is None or facts.settings.runtime != "onnxruntime" or _beyond_optimum(facts):
+    if lines is None or not lines.optimum or not _is_onnxruntime(facts) or _beyond_optimum(facts):
         return []
     load = [line for line in lines.load if line != LABELS]
     return [
@@ -238,13 +122,37 @@ def optimum_lines(facts: Facts) -> list[str]:
 def _lines_of(facts: Facts) -> Lines | None:
     """Return the lines of a task; None for another one, or if a program cannot be so short.
 
-    A decoder that reads what it has written needs a loop over tokens, which transformers and
-    optimum hide. Of other files the length of a sound must be known.
+    The length of a sound must be known, and a decoder must take texts of all lengths.
     """
-    known = has_known_length(facts.inputs, facts.processor)
-    if "decoder_input_ids" in facts.inputs or not known:
+    if not has_known_length(facts.inputs, facts.processor):
         return None
-    return LINES.get(facts.task)
+    if WRITTEN not in facts.inputs:
+        return LINES.get(facts.task)
+    fixed = isinstance(facts.inputs[WRITTEN][1], int)
+    return None if fixed or not _decoder_words(facts) else DECODED.get(facts.task)
+
+
+def _decoder_words(facts: Facts) -> dict[str, str]:
+    """Return what a decoder begins and ends with; {} if no config tells the begin."""
+    inner = facts.config.get("decoder")
+    places = [facts.config, facts.generation, inner if isinstance(inner, Mapping) else {}]
+    names = ("decoder_start_token_id", "bos_token_id")
+    starts = [place.get(name) for name in names for place in places]
+    start = next((token for token in starts if isinstance(token, int)), None)
+    ends = next((place["eos_token_id"] for place in places if place.get("eos_token_id")), None)
+    if start is None:
+        return {}
+    last = ends if isinstance(ends, list) else [ends]
+    if ends is None:
+        last = ["tokenizer.eos_token_id", "tokenizer.sep_token_id"]
+    forced = [place.get("forced_bos_token_id") for place in places]
+    begin = [start, *[token for token in forced if isinstance(token, int)][:1]]
+    run = '(logits,) = session.run(["logits"], feed)'
+    return {
+        "START": ", ".join(map(str, begin)),
+        "ENDS": ", ".join(map(str, last)) + "," * (len(last) == 1),
+        "RUN": run if _is_onnxruntime(facts) else 'logits = session(feed)["logits"]',
+    }
 
 
 def _disabling(settings: SessionSettings) -> list[str]:
@@ -266,21 +174,17 @@ def _imports(lines: Lines, load: Sequence[str] | None = None) -> list[str]:
 def _adapted(lines: Sequence[str], facts: Facts, arrays: str) -> list[str]:
     """Fill in what the folder says of its texts, pictures and sounds."""
     pixels = facts.inputs.get("pixel_values", (None, 3))
-    mode = "L" if pixels[1] == 1 else "RGB"
-    padding = "padding=True"
-    if str(facts.config.get("model_type", "")).startswith("siglip"):
-        padding = f'padding="max_length", max_length={facts.inputs["input_ids"][1]}'
-        if not isinstance(facts.inputs["input_ids"][1], int):
-            longest = facts.config.get("text_config", {}).get("max_position_embeddings", 64)
-            padding = f'padding="max_length", max_length={longest}'
+    words = {
+        ARRAYS: f'"{arrays}"',
+        "MODE": "L" if pixels[1] == 1 else "RGB",
+        "PADDING": _padding(facts),
+        "SQUARE": _square(facts),
+        **sound_words(facts.inputs, facts.processor),
+        "PROMPT": f"{json.dumps(facts.prompt, ensure_ascii=False)} " if facts.prompt else "",
+    }
     adapted = []
     for line in lines:
-        for word, value in (
-            (ARRAYS, f'"{arrays}"'),
-            ("MODE", mode),
-            ("PADDING", padding),
-            *sound_words(facts.inputs, facts.processor).items(),
-        ):
+        for word, value in words.items():
             line = line.replace(word, value)
         adapted.append(line)
         if line == TOKENIZER and facts.tokenizer and not facts.tokenizer.get("pad_token"):
@@ -291,6 +195,26 @@ def _adapted(lines: Sequence[str], facts: Facts, arrays: str) -> list[str]:
     return adapted
 
 
+def _padding(facts: Facts) -> str:
+    """Return the padding of texts; SigLIP was trained with texts of one length."""
+    if not str(facts.config.get("model_type", "")).startswith("siglip"):
+        return "padding=True"
+    length = facts.inputs["input_ids"][1]
+    if not isinstance(length, int):
+        length = facts.config.get("text_config", {}).get("max_position_embeddings", 64)
+    return f'padding="max_length", max_length={length}'
+
+
+def _square(facts: Facts) -> str:
+    """Return what gives a picture the size of the file, where the processor keeps its shape."""
+    size, shape = facts.processor.get("size"), facts.inputs.get("pixel_values", ())[2:]
+    fixed = len(shape) == 2 and all(isinstance(side, int) for side in shape)
+    if not fixed or not isinstance(size, Mapping) or (size.get("height") and size.get("width")):
+        return ""
+    way = facts.processor.get("resample")
+    return f".resize(({shape[1]}, {shape[0]}), {BILINEAR if way is None else way})"
+
+
 def _beyond_optimum(facts: Facts) -> bool:
     """Return True if the file has an input that optimum's class of the task does not pass to it."""
     if facts.task == "automatic-speech-recognition":
@@ -299,12 +223,16 @@ def _beyond_optimum(facts: Facts) -> bool:
     return facts.task == "audio-classification" and "input_features" in facts.inputs and not whisper
 
 
-def _results(show: Sequence[str], facts: Facts) -> list[str]:
-    """Return the lines that print a result, by what the config says of the labels."""
-    if show != BEST or facts.task != "text-classification":
-        return list(show)
+def _results(lines: Lines, facts: Facts) -> list[str]:
+    """Return the lines that print a result, by what the configs say of labels and tokens."""
+    show = list(lines.show)
+    if WRITTEN in facts.inputs:
+        for word, value in _decoder_words(facts).items():
+            show = [line.replace(word, value) for line in show]
+    if lines.show != BEST or facts.task != "text-classification":
+        return show
     if len(facts.config.get("id2label") or (0, 1)) == 1:
         return ["print(logits[0])"]
     if facts.config.get("problem_type") == "multi_label_classification":
         return ["print([labels[i] for i, value in enumerate(logits[0]) if value > 0])"]
-    return list(show)
+    return show

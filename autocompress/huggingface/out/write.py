@@ -8,9 +8,15 @@ from typing import Any
 from autocompress.errors import ExportError
 from autocompress.export.artifact import copy_artifact, read_recipe
 from autocompress.export.parts.towers import TOWERS, check_towers, write_towers
-from autocompress.huggingface.folder import CONFIG_FILE
+from autocompress.huggingface.folder import CONFIG_FILE, EMBEDDINGS
+from autocompress.huggingface.models.prompts import default_prompt
 from autocompress.huggingface.out.card import write_card
-from autocompress.huggingface.out.files import PROCESSORS, copy_files, inner_folder
+from autocompress.huggingface.out.files import (
+    GENERATION_FILE,
+    PROCESSORS,
+    copy_files,
+    inner_folder,
+)
 from autocompress.huggingface.out.settings import (
     TOKENIZER_FILE,
     flat_modules,
@@ -98,8 +104,10 @@ def _write_papers(
 def _facts(to: Path, task: str, settings: SessionSettings) -> Facts:
     session: Any = open_session(str(to / MODEL_FILE))
     shapes = {value.name: tuple(value.shape) for value in session.get_inputs()}
-    config, tokenizer = (read_object(to / name) for name in (CONFIG_FILE, TOKENIZER_FILE))
+    names = (CONFIG_FILE, TOKENIZER_FILE, GENERATION_FILE)
+    config, tokenizer, generation = (read_object(to / name) for name in names)
     processor: dict[str, Any] = {}
     for name in PROCESSORS:
         processor = processor or read_object(to / name)
-    return Facts(task, shapes, settings, config, processor, tokenizer)
+    prompt = default_prompt(to) if task in EMBEDDINGS else ""
+    return Facts(task, shapes, settings, config, processor, tokenizer, generation, prompt)

@@ -51,6 +51,7 @@ class RunRecord:
         not_free: dimensions of the files that are fixed.
         objectives: names of all objectives.
         seed: of the search.
+        asked: trials, seconds and limits that the user asked for, as given.
         strategy: of the search.
         sampler: of the search.
         versions: of libraries and processor.
@@ -95,6 +96,7 @@ class RunRecord:
     not_free: list[str] = field(default_factory=list)
     objectives: list[str] = field(default_factory=list)
     seed: int = 0
+    asked: Mapping[str, Any] | None = None
     strategy: str = "guided"
     sampler: str = "guided"
     versions: Mapping[str, str] = field(default_factory=dict)
@@ -156,6 +158,7 @@ class RunRecord:
             not_free=list(problem.builder.lowered.fixed),
             objectives=["size_bytes", "latency_ms", "accuracy", *bound.objectives],
             seed=settings.seed,
+            asked=_asked(settings),
             strategy=settings.strategy,
             sampler=settings.sampler,
             versions={**table.versions, "torch": torch_version, "optuna": optuna.__version__},
@@ -276,6 +279,13 @@ def _other_table(then: str, now: Path | None) -> str:
     if not then:
         return f"was searched with latencies of this machine, not of table {now}"
     return f"was searched with another latency table than {now}"
+
+
+def _asked(settings: Settings) -> dict[str, Any]:
+    """Return what the user asked for; what was left out is not in it."""
+    limits = {name: value for name, value in settings.limits.items() if value is not None}
+    time = {} if settings.timeout_s is None else {"timeout_s": settings.timeout_s}
+    return {"trials": settings.n_trials, **time, **limits}
 
 
 def input_shapes(task: Task) -> dict[str, list[Any]]:

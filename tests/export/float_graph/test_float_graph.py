@@ -18,7 +18,7 @@ from autocompress.export.float_graph import float_graph
 from autocompress.export.float_graph.float_graph import export_float, export_reference
 from autocompress.export.float_graph.same import Differs
 from autocompress.export.float_graph.trace import Traced
-from autocompress.task.free_shapes import FreeDimension
+from autocompress.task.free_shapes import FreeDimension, default_dimensions
 
 BATCH, LENGTH = FreeDimension(0, 0, "x", "batch"), FreeDimension(0, 1, "x", "length")
 SYMBOLS = {"batch": sympy.Symbol("s0"), "length": sympy.Symbol("s1")}
@@ -176,3 +176,18 @@ def test_a_reference_has_the_inputs_of_the_other_model() -> None:
     taken = export_reference(Net(), X, ("y",), (), (BATCH, LENGTH)).whole()
     assert [v.name for v in taken.graph.input] == ["y"]
     assert [v.name for v in taken.graph.output] == ["y_1"], "an output called so steps aside"
+
+
+class Apart(nn.Module):
+    """Read two inputs that nothing ties together."""
+
+    def forward(self, x: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
+        return torch.relu(x), torch.sigmoid(y)
+
+
+def test_all_inputs_have_one_name_of_the_batch() -> None:
+    inputs = (torch.ones(2, 3), torch.ones(2, 4))
+    found = export_float(Apart(), inputs, (), default_dimensions(Apart(), inputs))
+    values = (*found.proto.graph.input, *found.proto.graph.output)
+    first = [value.type.tensor_type.shape.dim[0].dim_param for value in values]
+    assert first == ["batch"] * 4

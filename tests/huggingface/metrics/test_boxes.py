@@ -56,8 +56,10 @@ def test_detected_objects() -> None:
 
 
 def test_overlaps() -> None:
-    pairs = overlaps(np.array([LEFT]), np.array([LEFT, THIN, RIGHT]))
-    np.testing.assert_allclose(pairs, [[1.0, 0.6, 0.0]])
+    boxes, single = np.array([LEFT, THIN, RIGHT]), np.zeros(3, dtype=bool)
+    np.testing.assert_allclose(overlaps(boxes[:1], boxes, single), [[1.0, 0.6, 0.0]])
+    # A box inside of a group is covered by it, however large the group is.
+    np.testing.assert_allclose(overlaps(boxes[1:2], boxes, ~single), [[1.0, 1.0, 0.0]])
 
 
 def test_each_object_is_found_once() -> None:
@@ -93,3 +95,16 @@ def test_mean_over_classes_and_thresholds() -> None:
     # Objects that are found in another picture are wrong; lists are taken as well.
     elsewhere = (list(outputs), [truth((1, LEFT)), truth()])
     assert judged(AveragePrecision(2, HALF), elsewhere) == 0.0
+
+
+def test_boxes_in_groups_do_not_count() -> None:
+    outputs = picture((0, 0.9, RIGHT), (0, 0.8, LEFT), (0, 0.7, THIN), (0, 0.6, RIGHT))[None]
+    group = {**truth((0, LEFT), (0, RIGHT)), "groups": torch.tensor([True, False])}
+    # 0.9 is right, 0.8 and 0.7 lie in the group, 0.6 is found twice, behind all others.
+    assert judged(AveragePrecision(2, HALF), (outputs, [group])) == 1.0
+    # A box that is right counts as right, though it lies in a group too.
+    group = {**truth((0, LEFT), (0, LEFT)), "groups": torch.tensor([True, False])}
+    # 0.9 is wrong, 0.8 right, 0.7 in the group, 0.6 wrong.
+    assert judged(AveragePrecision(2, HALF), (outputs, [group])) == pytest.approx(0.5)
+    only = {**truth((0, LEFT)), "groups": torch.tensor([True])}
+    assert math.isnan(judged(AveragePrecision(2, HALF), (outputs, [only])))

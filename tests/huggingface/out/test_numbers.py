@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import re
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -13,7 +14,7 @@ import onnxruntime
 import pytest
 from scipy import stats
 from scipy.io import wavfile
-from small_exports import SAMPLES, searched
+from small_exports import FURTHER, SAMPLES, SPEECH_RATE, searched
 from small_folders import transformers
 
 import autocompress as ac
@@ -171,3 +172,34 @@ def test_the_folder_alone_gives_the_metric(kind: str, tmp_path: Path) -> None:
     ac.load(tmp_path / "best")
     towers = sorted(path.name for path in (tmp_path / "best").glob("*_model.onnx"))
     assert towers == (["text_model.onnx", "vision_model.onnx"] if more else [])
+
+
+LASTING = [
+    pytest.param(kind, marks=() if kind == "text2text-generation" else pytest.mark.extensive)
+    for kind in FURTHER
+]
+
+
+@pytest.mark.parametrize("kind", LASTING)
+def test_the_program_in_the_card_runs_the_file(
+    kind: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from PIL import Image
+
+    _, result = searched(kind, tmp_path)
+    to = tmp_path / "best"
+    ac.export(result, result.front.smallest(), to)
+    card = (to / "README.md").read_text()
+    assert "--trials 2" in card
+    (program,) = re.findall(r"```python\n(.*?)```", card, flags=re.S)
+    Image.new("RGB", (20, 30)).save(to / "picture.png")
+    wavfile.write(to / "sound.wav", SPEECH_RATE, np.zeros(SAMPLES, np.int16))
+    monkeypatch.chdir(to)
+    names: dict[str, Any] = {}
+    exec(program, names)
+    if "tokens" in names:
+        assert names["tokens"].shape[1] > 1
+    elif kind == "object-detection":
+        assert names["class_logits"].shape[2] == 3
+    else:
+        assert names["logits"].shape == (1, 2)

@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import re
 from typing import Any
 
 import pytest
 
 from autocompress.huggingface.folder import NAMES
-from autocompress.huggingface.out.snippets import LINES, Facts, optimum_lines, runtime_lines
+from autocompress.huggingface.out.lines import DECODED, LINES, WRITTEN
+from autocompress.huggingface.out.snippets import Facts, optimum_lines, runtime_lines
 from autocompress.targets.device.sessions import SessionSettings
 
+WORDS = re.compile("ARRAYS|MODE|PADDING|CUT|CLIP|FILL|SQUARE|PROMPT|START|ENDS|RUN|SAMPLING")
 INPUTS = {"input_ids": ("batch", "sequence"), "attention_mask": ("batch", "sequence")}
 
 
@@ -18,7 +21,7 @@ def facts(task: str, inputs: Any = INPUTS, **others: Any) -> Facts:
 
 
 def test_lines_are_of_tasks_that_there_are() -> None:
-    assert set(LINES) <= set(NAMES)
+    assert {*LINES, *DECODED} == set(NAMES)
 
 
 @pytest.mark.parametrize("task", LINES)
@@ -26,11 +29,8 @@ def test_programs_can_be_compiled_and_have_few_lines(task: str) -> None:
     inputs = {**INPUTS, "pixel_values": ("batch", 3, 8, 8)}
     for lines in (runtime_lines(facts(task, inputs)), optimum_lines(facts(task, inputs))):
         compile("\n".join(lines), task, "exec")
-        assert len(lines) <= 16
-        assert not any(
-            word in "\n".join(lines)
-            for word in ("ARRAYS", "MODE", "PADDING", "CUT", "CLIP", "FILL")
-        )
+        assert len(lines) <= 20
+        assert not WORDS.search("\n".join(lines))
 
 
 def test_labels_follow_the_config() -> None:
@@ -76,9 +76,44 @@ def test_other_runtimes_and_unknown_tasks() -> None:
     assert "import openvino" in text
     assert 'logits = outputs["logits"]' in text
     assert optimum_lines(given) == []
-    assert runtime_lines(facts("object-detection"))[-1] == (
+    assert runtime_lines(facts("image-to-text"))[-1] == (
         'outputs = session.run(None, {"input_ids": input_ids, "attention_mask": attention_mask})'
     )
-    assert optimum_lines(facts("object-detection")) == []
+    assert optimum_lines(facts("image-to-text")) == []
     written = {"input_features": ("batch", 80, 30), "decoder_input_ids": ("batch", "written")}
     assert "session.run(None, " in runtime_lines(facts("automatic-speech-recognition", written))[-1]
+
+
+@pytest.mark.parametrize("task", DECODED)
+@pytest.mark.parametrize("runtime", ["onnxruntime", "openvino"])
+def test_decoders_write_token_by_token(task: str, runtime: str) -> None:
+    inputs = {"input_ids": INPUTS["input_ids"], WRITTEN: ("batch", "written")}
+    settings = SessionSettings(runtime, "CPU", 2)
+    config = {"decoder": {"decoder_start_token_id": 7}, "eos_token_id": [2, 3]}
+    generation = {"forced_bos_token_id": 9}
+    lines = runtime_lines(Facts(task, inputs, settings, config, generation=generation))
+    text = "\n".join(lines)
+    compile(text, task, "exec")
+    assert len(lines) <= 22
+    assert not WORDS.search(text)
+    assert "tokens = np.array([[7, 9]])" in text
+    assert "in (2, 3):" in text
+    assert 'feed = {name: inputs[name] for name in ("input_ids",)}' in lines
+    lines = runtime_lines(Facts(task, inputs, settings, {"decoder_start_token_id": 0}))
+    assert "in (tokenizer.eos_token_id, tokenizer.sep_token_id):" in "\n".join(lines)
+    fixed = {**inputs, WRITTEN: ("batch", 7)}
+    for given in (Facts(task, fixed, settings, config), Facts(task, inputs, settings)):
+        assert runtime_lines(given)[-1].startswith("outputs = session")
+
+
+def test_prompts_and_pictures_that_become_squares() -> None:
+    text = "\n".join(runtime_lines(facts("feature-extraction", prompt='say "A": ')))
+    assert r'texts = ["say \"A\": " "A text.", "say \"A\": " "Another one."]' in text
+    inputs = {"pixel_values": ("batch", 3, 64, 32)}
+    for size, words in (
+        ({"shortest_edge": 64}, "images=picture.resize((32, 64), 3)"),
+        ({"height": 64, "width": 32}, "images=picture,"),
+    ):
+        processor = {"size": size, "resample": 3}
+        given = facts("object-detection", inputs, processor=processor)
+        assert words in "\n".join(runtime_lines(given))

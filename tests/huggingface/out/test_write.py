@@ -14,7 +14,7 @@ import pytest
 import yaml
 from onnx import TensorProto, helper, numpy_helper
 from scipy.io import wavfile
-from small_exports import SAMPLES, SIDE, SOURCES
+from small_exports import FURTHER, RATE, SAMPLES, SIDE, SOURCES, SPEECH_RATE
 from small_folders import SPECIAL, WORDS
 
 from autocompress import Candidate, FrontPoint, Measurement, ModuleConfig
@@ -23,7 +23,7 @@ from autocompress.export.artifact import RECIPE_FORMAT, write_model
 from autocompress.huggingface.folder import open_folder
 from autocompress.huggingface.options import Options
 from autocompress.huggingface.out.files import digests
-from autocompress.huggingface.out.snippets import LINES
+from autocompress.huggingface.out.lines import DECODED, LINES, WRITTEN
 from autocompress.huggingface.out.write import write_point
 from autocompress.targets.device.sessions import SessionSettings
 
@@ -38,14 +38,27 @@ CONFIGS = {
 POINT = FrontPoint(7, Candidate.of(CONFIGS), MEASURED, MEASURED, "models/0007")
 PICTURE = ("batch", 3, SIDE, SIDE)
 TOKENS = {"input_ids": ("batch", "sequence"), "attention_mask": ("batch", "sequence")}
+TEXT_SO_FAR = {WRITTEN: ("batch", "written")}
 INPUTS = {
     "image-classification": {"pixel_values": PICTURE},
     "zero-shot-image-classification": {**TOKENS, "pixel_values": PICTURE},
     "image-segmentation": {"pixel_values": PICTURE},
     "audio-classification": {"input_values": ("batch", SAMPLES)},
     "automatic-speech-recognition": {"input_values": ("batch", SAMPLES)},
+    "object-detection": {"pixel_values": PICTURE},
+    "visual-question-answering": {**TOKENS, "pixel_values": PICTURE},
+    "text2text-generation": {**TOKENS, **TEXT_SO_FAR},
+    "image-to-text": {"pixel_values": PICTURE, **TEXT_SO_FAR},
+    "transcription": {"input_features": ("batch", 8, 100), **TEXT_SO_FAR},
 }
 OF_WORDS = ("fill-mask", "text-generation", "token-classification")
+NEXT = 24  # a decoder's next token is that many behind the last one
+# An object in the middle of a picture, as logits of two classes and of none, and as a box.
+OBJECT = {"class_logits": [4, 0, 0], "pred_boxes": [0.5, 0.5, 0.25, 0.25]}
+
+
+def task_of(kind: str) -> str:
+    return "automatic-speech-recognition" if kind == "transcription" else kind
 
 
 def graph(kind: str) -> Any:
@@ -53,12 +66,13 @@ def graph(kind: str) -> Any:
     inputs, nodes, outputs = [], [], []
     shapes = INPUTS.get(kind, TOKENS)
     for name, shape in shapes.items():
-        is_text = name in TOKENS
+        is_text = name in TOKENS or name == WRITTEN
         number = TensorProto.INT64 if is_text else TensorProto.FLOAT
         inputs.append(helper.make_tensor_value_info(name, number, shape))
     words = 3 if kind == "token-classification" else len(SPECIAL) + len(WORDS)
     constants = [
         numpy_helper.from_array(np.array(words, np.int64), "words"),
+        numpy_helper.from_array(np.array(NEXT, np.int64), "next"),
         numpy_helper.from_array(np.array([0, 1], np.float32), "off_on"),
         numpy_helper.from_array(np.array([0, -1], np.int64), "rows"),
         numpy_helper.from_array(np.array([1], np.int64), "last"),
@@ -68,20 +82,28 @@ def graph(kind: str) -> Any:
     nodes.append(helper.make_node("Reshape", ["floats", "rows"], ["flat"]))
     nodes.append(helper.make_node("ReduceMean", ["flat", "last"], ["mean"]))
     nodes.append(helper.make_node("Neg", ["mean"], ["other"]))
-    nodes.append(helper.make_node("Mod", ["input_ids", "words"], ["known"]))
-    for name in LINES[kind].outputs:
-        if kind in OF_WORDS:
+    nodes.append(helper.make_node("Sub", ["mean", "mean"], ["zero"]))
+    if WRITTEN in shapes:
+        nodes.append(helper.make_node("Add", [WRITTEN, "next"], ["later"]))
+        nodes.append(helper.make_node("Mod", ["later", "words"], ["known"]))
+    elif "input_ids" in shapes:
+        nodes.append(helper.make_node("Mod", ["input_ids", "words"], ["known"]))
+    for name in (DECODED if WRITTEN in shapes else LINES)[task_of(kind)].outputs:
+        if kind in OF_WORDS or WRITTEN in shapes:
             nodes.append(helper.make_node("OneHot", ["known", "words", "off_on"], [name]))
         elif kind == "question-answering":
             nodes.append(helper.make_node("Identity", ["floats"], [name]))
         elif kind == "automatic-speech-recognition":  # of one frame
             nodes.append(helper.make_node("Concat", ["mean", "other"], ["pair"], axis=1))
             nodes.append(helper.make_node("Unsqueeze", ["pair", "last"], [name]))
+        elif kind == "object-detection":
+            row = np.array([OBJECT[name]], np.float32)
+            constants.append(numpy_helper.from_array(row, f"{name}_row"))
+            nodes.append(helper.make_node("Add", ["zero", f"{name}_row"], [f"{name}_rows"]))
+            nodes.append(helper.make_node("Unsqueeze", [f"{name}_rows", "last"], [name]))
         else:
             nodes.append(helper.make_node("Concat", ["mean", "other"], [name], axis=1))
         outputs.append(helper.make_tensor_value_info(name, TensorProto.FLOAT, None))
-    if "input_ids" not in shapes:
-        nodes = [node for node in nodes if node.op_type != "Mod"]
     made = helper.make_graph(nodes, "g", inputs, outputs, constants)
     return helper.make_model(made, opset_imports=[helper.make_opsetid("", 21)], ir_version=10)
 
@@ -89,12 +111,13 @@ def graph(kind: str) -> Any:
 def run_folder(place: Path, kind: str) -> tuple[Path, Path]:
     """Write a model folder, and the folder of a run with one point."""
     place.mkdir(exist_ok=True)
-    folder, run = SOURCES[kind](place).folder, place / "run"
+    folder, run = {**SOURCES, **FURTHER}[kind](place).folder, place / "run"
+    task = task_of(kind)
     source = run / POINT.artifact
     write_model(source, graph(kind))
     (source / "model.safetensors").write_bytes(b"weights")
     (source / "README.md").write_text("old")
-    files = digests(open_folder(Options(str(folder), task=kind)))
+    files = digests(open_folder(Options(str(folder), task=task)))
     recipe = {
         "format": RECIPE_FORMAT,
         "portable": True,
@@ -103,13 +126,15 @@ def run_folder(place: Path, kind: str) -> tuple[Path, Path]:
                 "spec": "autocompress.huggingface.pretrained:from_pretrained",
                 "arguments": {"folder": str(folder), "data": "/home/me/train.jsonl", "samples": 9},
             },
-            "pretrained": {"folder": str(folder), "task": kind, "metric": "m", "files": files},
+            "pretrained": {"folder": str(folder), "task": task, "metric": "m", "files": files},
         },
         "modules": {name: {"kind": "linear"} for name in CONFIGS},
         "session": asdict(SessionSettings(threads=2)) | {"disabled_optimizers": []},
     }
     (source / "recipe.yaml").write_text(yaml.safe_dump(recipe))
-    record = {"task": "model", "target": "onnxruntime-cpu", "seed": 3, "space": {"file": "None"}}
+    record = {"task": "model", "target": "onnxruntime-cpu", "seed": 3}
+    asked = {"trials": 40, "timeout_s": 600.0, "max_size": "25%", "min_metric": {"f1": 0.5}}
+    record |= {"space": {"file": "None"}, "asked": asked}
     (run / "run.json").write_text(json.dumps(record))
     return run, folder
 
@@ -132,10 +157,20 @@ FILES = {
     "sentence-similarity": {*TEXT, "modules.json", "sentence_bert_config.json"}
     | {"1_Pooling/config.json"},
     "text-generation": {*TEXT, "generation_config.json"},
+    "text2text-generation": {*TEXT, "generation_config.json"},
+    "image-to-text": {*TEXT, "generation_config.json", "preprocessor_config.json"},
+    "object-detection": {"preprocessor_config.json"},
+    "visual-question-answering": {*TEXT, "preprocessor_config.json"},
+    "transcription": {*TEXT, "generation_config.json", "preprocessor_config.json"},
+}
+SAID = {
+    "automatic-speech-recognition": "\n",  # its transcript is empty
+    "text2text-generation": "w19\n",
+    "object-detection": "low 0.965 [7.5, 11.25, 12.5, 18.75]\n",
 }
 
 
-@pytest.mark.parametrize("kind", SOURCES)
+@pytest.mark.parametrize("kind", [*SOURCES, *FURTHER])
 def test_a_folder_holds_what_the_program_in_its_card_needs(
     kind: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -155,17 +190,18 @@ def test_a_folder_holds_what_the_program_in_its_card_needs(
             expected["model_input_names"] = ["input_ids", "attention_mask"]
         assert own == expected
     card = (to / "README.md").read_text()
-    assert front_matter(card)["pipeline_tag"] == kind
+    assert front_matter(card)["pipeline_tag"] == task_of(kind)
     shutil.rmtree(folder)  # the exported folder needs nothing else
     images.new("RGB", (20, 30)).save(to / "picture.png")
-    wavfile.write(to / "sound.wav", 1000, np.zeros(SAMPLES // 2, np.int16))
+    rate = SPEECH_RATE if kind == "transcription" else RATE
+    wavfile.write(to / "sound.wav", rate, np.zeros(SAMPLES // 2, np.int16))
     monkeypatch.chdir(to)
     programs = re.findall(r"```python\n(.*?)```", card, flags=re.S)
     capsys.readouterr()
     exec(programs[0], {})
     said = capsys.readouterr().out
-    silent = kind == "automatic-speech-recognition"  # its transcript is empty
-    assert said == "\n" if silent else said.strip()
+    assert said.strip() or kind in SAID
+    assert said == SAID.get(kind, said)
     for program in programs[1:]:  # they need other libraries
         compile(program, "README.md", "exec")
 
@@ -188,7 +224,7 @@ def test_the_card_tells_numbers_changes_and_the_command(tmp_path: Path) -> None:
         "| `layer.*.query` (2) | weight_bits 4 |",
         "| `head` (1) | weight_bits 8 |",
         "autocompress search model --data train.jsonl --samples 9 --target onnxruntime-cpu "
-        "--seed 3",
+        "--trials 40 --timeout 600s --max-size 25% --min-metric f1=0.5 --seed 3",
     ):
         assert line in card.splitlines()
     assert str(tmp_path) not in card

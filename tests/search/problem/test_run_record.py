@@ -11,7 +11,8 @@ from torch import nn
 from autocompress.compress.recover.teacher import model_hash
 from autocompress.errors import RunFolderError
 from autocompress.results.measurement import Measurement
-from autocompress.search.problem.run_record import RunRecord, known_run
+from autocompress.search.problem.options import Settings
+from autocompress.search.problem.run_record import RunRecord, _asked, known_run
 from autocompress.targets.latency_model.stored_tables import table_digest
 
 TASK = SimpleNamespace(
@@ -127,3 +128,11 @@ def test_a_file_of_an_earlier_version_has_defaults() -> None:
     old = RunRecord.from_json({"task": "digits", "baseline": BASELINE.to_json(), "gone": 1})
     assert old.float_files.float_ms == BASELINE.latency_ms
     assert old.portable is None
+
+
+def test_what_was_asked_for_is_recorded_as_given() -> None:
+    limits = {"max_size": "25%", "max_latency": None, "min_metric": {"f1": 0.5}}
+    settings = Settings(n_trials=7, timeout_s=60.0, limits=limits)
+    asked = {"trials": 7, "timeout_s": 60.0, "max_size": "25%", "min_metric": {"f1": 0.5}}
+    assert _asked(settings) == asked
+    assert _asked(Settings()) == {"trials": 100}

@@ -7,7 +7,6 @@ from dataclasses import replace
 from functools import partial
 from typing import Any
 
-import torch
 import torch.nn.functional as F
 from torch import Tensor
 
@@ -18,8 +17,14 @@ from autocompress.huggingface.data.records import Record
 from autocompress.huggingface.data.sounds import SoundReader, common_filling
 from autocompress.huggingface.data.splits import read_splits
 from autocompress.huggingface.folder import ModelFolder, classes_of
-from autocompress.huggingface.kinds.labelled import AGREEMENT
-from autocompress.huggingface.kinds.parts import Parts, answered, label_columns, media_parts
+from autocompress.huggingface.kinds.labelled import OF_AGREEMENT
+from autocompress.huggingface.kinds.parts import (
+    Answers,
+    Parts,
+    answered,
+    label_columns,
+    media_parts,
+)
 from autocompress.huggingface.kinds.sound.transcription import transcription
 from autocompress.huggingface.loading import (
     check_tokens,
@@ -27,12 +32,15 @@ from autocompress.huggingface.loading import (
     load_processor,
     read_tokenizer,
 )
+from autocompress.huggingface.metrics import classes
 from autocompress.huggingface.metrics.words import TEXTS, ErrorRate
+from autocompress.huggingface.models.speech import MaskedSpeech, inside_sounds
 from autocompress.huggingface.options import Options
-from autocompress.task.outputs import IGNORED, OutputKind, sample_divergence
+from autocompress.task.outputs import IGNORED, OutputKind, position_divergence
 
 COLUMNS = ("audio", "transcript")
 LOGITS = "logits"
+FRAMES = OutputKind("softmax", -1)
 
 
 def automatic_speech_recognition(folder: ModelFolder, options: Options) -> Parts:
@@ -65,7 +73,9 @@ def automatic_speech_recognition(folder: ModelFolder, options: Options) -> Parts
         targets = _targets(folder, tokenizer, records, by_split[split], split)
         read = SoundReader(columns.need("audio", records), processor, filling)
         batches[split] = MediaBatches(records, read, targets, _collect, options)
-    blank = int(folder.config.pad_token_id)
+    blank = int(getattr(folder.config, "blank_token_id", folder.config.pad_token_id))
+    if filling.arguments:  # the feature extractor gives a mask
+        model = MaskedSpeech(model, blank)
     metrics = {
         "wer": partial(ErrorRate, tokenizer, blank),
         "cer": partial(ErrorRate, tokenizer, blank, False),
@@ -73,7 +83,7 @@ def automatic_speech_recognition(folder: ModelFolder, options: Options) -> Parts
     parts = replace(
         media_parts(model, batches, metrics, options, notes, columns),
         output_weights={LOGITS: 1.0},
-        divergence=partial(sample_divergence, OutputKind("softmax", -1)),
+        divergence=_divergence,
         loss=partial(_loss, blank),
     )
     return parts if by_split["validation"] is not None else answered(parts, AGREEMENT)
@@ -108,12 +118,27 @@ def _collect(targets: list[Any], length: int) -> Any:
     return {LOGITS: tokens, TEXTS: [text for text, _ in targets]}
 
 
+def _divergence(student: Tensor, teacher: Tensor) -> Tensor:
+    """Return the mean KL divergence of the frames of each sound, without those of its filling."""
+    inside = inside_sounds(teacher)
+    frames = position_divergence(FRAMES, student, teacher) * inside
+    return (frames.sum(1) / inside.sum(1).clamp_min(1)).clamp_min(0)
+
+
+def _answer(inputs: Any, output: Tensor) -> Tensor:
+    """Return the answer of the float model, ignored where a sound is filled up."""
+    outside = ~inside_sounds(output)
+    return classes.probabilities(inputs, output).masked_fill(outside[..., None], float(IGNORED))
+
+
+AGREEMENT = Answers(_answer, OF_AGREEMENT)
+
+
 def _loss(blank: int, outputs: Mapping[str, Tensor], target: Mapping[str, Any]) -> Tensor:
     """Return the CTC loss of a batch (Graves et al. 2006)."""
     logs = outputs[LOGITS].log_softmax(-1).transpose(0, 1)
     tokens = target[LOGITS]
-    counts = tokens != IGNORED
-    frames = torch.full((logs.shape[1],), logs.shape[0])
+    counts, frames = tokens != IGNORED, inside_sounds(outputs[LOGITS]).sum(1)
     return F.ctc_loss(
         logs, tokens[counts], frames, counts.sum(1), blank, reduction="mean", zero_infinity=True
     )

@@ -14,6 +14,7 @@ from autocompress.huggingface.data.batches import Sample, real_numbers
 from autocompress.huggingface.data.columns import Columns, value_of
 from autocompress.huggingface.data.encoding import Encoder, Row
 from autocompress.huggingface.data.labels import number_of
+from autocompress.huggingface.data.records import Record
 from autocompress.huggingface.data.splits import read_splits
 from autocompress.huggingface.folder import ModelFolder, is_encoder
 from autocompress.huggingface.kinds.parts import (
@@ -25,6 +26,7 @@ from autocompress.huggingface.kinds.parts import (
 )
 from autocompress.huggingface.loading import load_model, load_tokenizer
 from autocompress.huggingface.metrics import numbers
+from autocompress.huggingface.models.prompts import default_prompt
 from autocompress.huggingface.models.sentence import sentence_encoder, sentence_length
 from autocompress.huggingface.options import Options
 from autocompress.task.loading import Unlabelled
@@ -60,25 +62,31 @@ def embeddings(folder: ModelFolder, options: Options) -> Parts:
     encoder = replace(encoder, arguments=encoder.arguments & _arguments(model.encoder))
     pairs = columns.pair(splits.validation)[1] is not None
     scores = label_columns(columns, "score", splits) if pairs else {}
-    samples = {}
+    prompt, samples = default_prompt(folder.path), {}
     for split, records in splits.parts():
         column, other = columns.pair(records)
-        texts = [value_of(r, column, str, "a text") for r in records]
+        texts = _texts(prompt, column, records)
         rows: list[tuple[Row, ...]]
         rows = [(encoder.row(encoding),) for encoding in encoder.encode(split, texts)]
         if pairs:
             second = other or columns.need("text_pair", records)
-            others = encoder.encode(split, [value_of(r, second, str, "a text") for r in records])
+            others = encoder.encode(split, _texts(prompt, second, records))
             rows = [(*row, encoder.row(other)) for row, other in zip(rows, others, strict=True)]
         score = scores.get(split)
         targets = [None if score is None else number_of(record, score) for record in records]
         samples[split] = [Sample(*pair) for pair in zip(rows, targets, strict=True)]
-    notes = (*splits.notes, words)
+    notes = [*splits.notes, words]
+    if prompt:
+        notes.append(f"data: each text begins with the default prompt of the folder, {prompt!r}")
     parts = text_parts(model, encoder, samples, real_numbers, OF_PAIRS, options, notes, columns)
     if scores.get("validation") is None:
         return answered(parts, CLOSENESS)
     # A score belongs to two rows, so it gives no loss of a row: recovery learns the embeddings.
     return replace(parts, train=None if parts.train is None else Unlabelled(parts.train))
+
+
+def _texts(prompt: str, column: str, records: list[Record]) -> list[str]:
+    return [prompt + value_of(record, column, str, "a text") for record in records]
 
 
 def _encoder(folder: ModelFolder) -> nn.Module:

@@ -19,7 +19,8 @@ from autocompress.huggingface.folder import ModelFolder
 from autocompress.huggingface.kinds.labelled import AGREEMENT
 from autocompress.huggingface.kinds.parts import Parts, answered, label_columns, text_parts
 from autocompress.huggingface.loading import load_model, load_tokenizer
-from autocompress.huggingface.metrics.tokens import EntityF1, TokenAccuracy
+from autocompress.huggingface.metrics.entities import EntityF1, are_named, tags_of
+from autocompress.huggingface.metrics.tokens import TokenAccuracy
 from autocompress.huggingface.options import Options
 from autocompress.task.calls import Metric
 from autocompress.task.outputs import IGNORED
@@ -28,6 +29,10 @@ COLUMNS = ("tokens", "tags")
 SPACED = (
     "data: the tokenizer joins the words of a list, so each word but the first gets a space before "
     "it, as in a text"
+)
+NAMELESS = (
+    "data: the classes have no names (LABEL_0, ...) that tell entities from what is outside, so "
+    "there is no f1; nearest: names such as O and B-PER in id2label of config.json"
 )
 
 
@@ -74,8 +79,11 @@ def token_classification(folder: ModelFolder, options: Options) -> Parts:
             notes += _lost(encoder, encodings, rows, split)
         inputs = [(encoder.row(encoding),) for encoding in encodings]
         samples[split] = [Sample(*pair) for pair in zip(inputs, targets, strict=True)]
-    f1 = partial(EntityF1, labels.names)
-    metrics: dict[str, Metric] = {"f1": f1, "accuracy": TokenAccuracy}
+    metrics: dict[str, Metric] = {"accuracy": TokenAccuracy}
+    if are_named(labels.names):
+        metrics = {"f1": partial(EntityF1, tags_of(labels.names)), **metrics}
+    elif tags:
+        notes.append(NAMELESS)
     parts = text_parts(model, encoder, samples, per_token, metrics, options, notes, columns)
     return parts if by_split["validation"] is not None else answered(parts, AGREEMENT)
 

@@ -27,7 +27,7 @@ from autocompress.huggingface.options import Options
 from autocompress.task.loading import Unlabelled
 from autocompress.task.outputs import BERNOULLI, OutputKind, sample_divergence
 
-COLUMNS = ("image", "objects", "boxes", "labels")
+COLUMNS = ("image", "objects", "boxes", "labels", "groups")
 STRICT = tuple(0.5 + 0.05 * i for i in range(10))
 SURE = 0.5  # least score of an object of the float model, where there are no labels
 
@@ -89,7 +89,7 @@ def _classes(columns: Columns, splits: Splits) -> Iterator[tuple[Any, str]]:
     for _, records in splits.parts():
         places = Places.of(columns, records)
         for record in records if places is not None else ():
-            for _, name in places.objects(record) if places is not None else ():
+            for _, name, _ in places.objects(record) if places is not None else ():
                 yield name, record.place
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -225,3 +226,15 @@ def test_captions_of_one_picture_do_not_count_it_several_times() -> None:
     texts = [(text, picture) for picture, text in pairs]
     assert Recall(1)(outputs.flip(1), texts) == pytest.approx((3 + 4) / 8)
     assert Recall(2)(outputs.flip(1), texts) == 1.0
+
+
+def test_folders_of_splits_are_no_classes(
+    folder: Path, pictures: list[Path], tmp_path: Path
+) -> None:
+    for i, file in enumerate(pictures):
+        place = tmp_path / "photos" / ("train" if i % 3 else "validation") / f"w{i % 2}"
+        place.mkdir(parents=True, exist_ok=True)
+        shutil.copy(file, place)
+    task = ac.from_pretrained(folder, data=tmp_path / "photos", columns={"label": "label"})
+    targets = [target for _, batch in task.validation for target in batch]
+    assert sorted(targets) == ["w0"] * 4 + ["w1"] * 4

@@ -50,9 +50,11 @@ def hidden(folder: Path, text: str) -> Tensor:
         return loaded(folder)(**tokenizer()(text, return_tensors="pt")).last_hidden_state[0]
 
 
-def embedded(folder: Path, tmp_path: Path, rows: list[str]) -> tuple[ac.Task, Tensor]:
-    """Return the task, and the embeddings of texts in their order."""
-    data = write_jsonl(tmp_path / "dev.jsonl", [{"text": text} for text in rows])
+def embedded(
+    folder: Path, tmp_path: Path, rows: list[str], written: list[str] | None = None
+) -> tuple[ac.Task, Tensor]:
+    """Return the task, and the embeddings of texts in their order; data may have other texts."""
+    data = write_jsonl(tmp_path / "dev.jsonl", [{"text": text} for text in written or rows])
     task = ac.from_pretrained(folder, validation=data, test=data, batch_size=4)
     found = {}
     for inputs, _ in task.validation:
@@ -231,3 +233,50 @@ def test_poolings_that_are_not_supported(tmp_path: Path) -> None:
     folder = encoder(tmp_path / "lstm", {"pooling_mode": "mean"}, "LSTM")
     with pytest.raises(TaskError, match=r"modules\.json: LSTM is not supported; there are Trans"):
         ac.from_pretrained(folder, validation=data)
+
+
+def prompted(folder: Path, name: str | None, **prompts: str) -> Path:
+    settings = {"prompts": prompts, "default_prompt_name": name}
+    (folder / "config_sentence_transformers.json").write_text(json.dumps(settings))
+    return folder
+
+
+def test_the_default_prompt_begins_each_text(tmp_path: Path) -> None:
+    folder = encoder(tmp_path / "m", {"pooling_mode_mean_tokens": True})
+    rows = texts(6)
+    prompted(folder, "query", query="w1 w2 ", document="w3 ")
+    _, outputs = embedded(folder, tmp_path, [f"w1 w2 {text}" for text in rows], rows)
+    expected = torch.stack([hidden(folder, f"w1 w2 {text}").mean(0) for text in rows])
+    torch.testing.assert_close(outputs, expected, atol=1e-5, rtol=1e-4)
+    pairs = [{"sentence1": a, "sentence2": b} for a, b in zip(rows, rows[::-1], strict=True)]
+    data = write_jsonl(tmp_path / "dev.jsonl", pairs)
+    task = ac.from_pretrained(folder, validation=data, test=data)
+    (inputs, _), *_ = task.validation
+    begin = tokenizer()("w1 w2")["input_ids"][:-1]
+    assert {tuple(row) for row in inputs["input_ids"][:, :3].tolist()} == {tuple(begin)}
+    assert "data: each text begins with the default prompt of the folder, 'w1 w2 '" in task.notes
+    prompted(folder, None, query="w1 w2 ")
+    task = ac.from_pretrained(folder, validation=data, test=data)
+    assert not any("prompt" in note for note in task.notes)
+
+
+def test_prompts_that_cannot_be_followed(tmp_path: Path) -> None:
+    pooling = {"pooling_mode_mean_tokens": True, "include_prompt": False}
+    folder = encoder(tmp_path / "m", pooling)
+    data = write_jsonl(tmp_path / "dev.jsonl", [{"text": text} for text in texts(4)])
+    prompted(folder, "quer", query="w1 ")
+    with pytest.raises(TaskError) as caught:
+        ac.from_pretrained(folder, validation=data, test=data)
+    assert str(caught.value) == (
+        f"{folder}/config_sentence_transformers.json: default_prompt_name 'quer' is none of its "
+        "prompts (query); nearest: query"
+    )
+    prompted(folder, "query", query="w1 ")
+    with pytest.raises(TaskError) as caught:
+        ac.from_pretrained(folder, validation=data, test=data)
+    assert str(caught.value) == (
+        f"{folder}/1_Pooling/config.json: include_prompt false is not supported with the default "
+        "prompt 'w1 '; nearest: true"
+    )
+    prompted(folder, "query", query="")
+    assert ac.from_pretrained(folder, validation=data, test=data).pretrained.metric == "cosine"

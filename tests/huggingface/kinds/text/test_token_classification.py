@@ -7,11 +7,11 @@ from typing import Any
 
 import pytest
 import torch
-from small_folders import SMALL, bert, save, texts, tokenizer, transformers, write_jsonl
+from small_folders import SMALL, bert, save, score, texts, tokenizer, transformers, write_jsonl
 
 import autocompress as ac
 from autocompress.errors import TaskError
-from autocompress.huggingface.kinds.text.token_classification import SPACED
+from autocompress.huggingface.kinds.text.token_classification import NAMELESS, SPACED
 from autocompress.huggingface.out.snippets import Facts, runtime_lines
 from autocompress.measure.accuracy import evaluate_model
 from autocompress.measure.prepare import prepared
@@ -47,6 +47,25 @@ def test_f1_of_entities_and_accuracy_of_words(folder: Path, tmp_path: Path) -> N
     wrong = len(rows[0]["tokens"])
     assert scores.metrics["accuracy"] == pytest.approx(1 - wrong / words)
     assert 0 < scores.accuracy < 1
+
+
+def test_classes_without_names_have_no_f1(tmp_path: Path) -> None:
+    model = transformers.BertForTokenClassification(bert(num_labels=3))
+    place = save(tmp_path / "nameless", model, tokenizer())
+    rows = [
+        {"tokens": t.split(), "ner_tags": [i % 3 for i in range(len(t.split()))]} for t in texts(12)
+    ]
+    data = write_jsonl(tmp_path / "dev.jsonl", rows)
+    task = ac.from_pretrained(place, validation=data, test=data)
+    assert NAMELESS in task.notes
+    assert task.pretrained.metric == "accuracy"
+    assert 0 < score(task)[0] < 1
+    with pytest.raises(TaskError) as caught:
+        ac.from_pretrained(place, validation=data, test=data, metric="f1")
+    assert str(caught.value) == (
+        "nameless: metric 'f1' is none of token-classification on these data (accuracy); "
+        "nearest: accuracy"
+    )
 
 
 def test_without_labels_the_float_model_answers(folder: Path, tmp_path: Path) -> None:

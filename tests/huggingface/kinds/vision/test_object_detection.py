@@ -106,6 +106,9 @@ def test_objects_of_the_plain_model_are_right(
     # Less sure objects follow the others, so they cost no precision.
     assert accuracy == pytest.approx(1.0)
     assert metrics["map@0.5:0.95"] == pytest.approx(1.0)
+    trained = ac.from_pretrained(folder, data=data, validation=data, test=data).train
+    assert trained is not None
+    assert all(target is None for _, target in trained)
     columns = []
     for row in rows:
         boxes = [part["bbox"] for part in row["objects"]]
@@ -176,10 +179,34 @@ def test_a_search_finds_smaller_files(
     assert min(point.measured.size_bytes for point in points) < baseline.size_bytes / 2
 
 
-def test_groups_of_objects_are_left_out(tmp_path: Path) -> None:
-    values = {"bbox": [[0, 0, 1, 1], [0, 0, 2, 2]], "category": [0, 1], "iscrowd": [0, 1]}
-    one = Record({"objects": values}, "dev.jsonl line 1", tmp_path)
-    assert Places("objects", None, None).objects(one) == [([0, 0, 1, 1], 0)]
+@pytest.mark.parametrize("form", ["lists", "list", "columns"])
+def test_groups_of_objects_are_neither_right_nor_wrong(
+    folder: Path, rows: list[dict[str, Any]], tmp_path: Path, form: str
+) -> None:
+    """A group over all of the picture takes up all boxes that are found beside the true ones."""
+    around = [-SIZE, -SIZE, 3 * SIZE, 3 * SIZE]
+    changed = []
+    for i, row in enumerate(rows):
+        objects = [{**part, "iscrowd": 0} for part in row["objects"][i % 2 :]]
+        for name in LABELS.values():
+            objects.append({"bbox": around, "category": name, "iscrowd": 1})
+        lists = {key: [part[key] for part in objects] for key in ("bbox", "category", "iscrowd")}
+        forms = {"lists": {"objects": lists}, "list": {"objects": objects}, "columns": lists}
+        changed.append({"image": row["image"], **forms[form]})
+    data = write_jsonl(tmp_path / "dev.jsonl", changed)
+    task = ac.from_pretrained(folder, validation=data, test=data)
+    accuracy, metrics = score(task)
+    assert accuracy == pytest.approx(1.0)
+    assert metrics["map@0.5:0.95"] == pytest.approx(1.0)
+    assert not any("not used" in note for note in task.notes)
+
+
+def test_groups_must_be_as_many_as_boxes(tmp_path: Path) -> None:
+    values = {"bbox": [[0, 0, 1, 1], [0, 0, 2, 2]], "category": [0, 1], "iscrowd": [0]}
+    record = Record({"objects": values}, "dev.jsonl line 1", tmp_path)
+    with pytest.raises(TaskError) as caught:
+        Places("objects", None, None).objects(record)
+    assert str(caught.value) == "dev.jsonl line 1: expected iscrowd for each of 2 boxes, got 1"
 
 
 def test_certainty_counts_where_each_class_has_its_own_probability() -> None:
