@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from autocompress.errors import NotComputableError, TaskError
-from autocompress.huggingface.metrics.tokens import EntityF1
+from autocompress.huggingface.metrics.entities import EntityF1
 from autocompress.measure.accumulators import agrees, check_fresh, fresh, is_metric, value_of
 from autocompress.task.user_code import UserCodeError
 
