@@ -64,7 +64,7 @@ def problem(
         Space(parse_recovery("s", data)),
         SimpleNamespace(training_batches=lambda: train, example_inputs=torch.zeros(1, 3)),
         SimpleNamespace(total_macs=macs, total_parameters=10**6),
-        SimpleNamespace(pass_s=pass_s, teacher=range(64)),
+        SimpleNamespace(pass_s=pass_s, samples=64),
     )
 
 
