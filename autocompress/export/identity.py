@@ -26,6 +26,7 @@ from autocompress.export.artifact import open_graph
 from autocompress.export.build import Builder
 from autocompress.export.compressor import Compressor
 from autocompress.export.float_graph.shared_graph import SharedGraph
+from autocompress.export.lowering.called import count_calls
 from autocompress.targets.target import Target
 from autocompress.task.batches import Inputs, batch_size, map_inputs, take_samples
 from autocompress.task.calls import call_model
@@ -93,6 +94,7 @@ def check_identity(compressor: Compressor, target: Target, task: Task) -> Identi
     else:
         inputs = task.example_inputs
     expected, graph = _outputs(builder.teacher, inputs), builder.lowered.shared
+    _check_calls(compressor, inputs)
     simulated = _outputs(stitcher.apply(Candidate()), inputs)
     simulation = _difference(simulated, expected)
     if simulation > UNTOUCHED_ERROR:
@@ -125,6 +127,25 @@ def check_identity(compressor: Compressor, target: Target, task: Task) -> Identi
     )
 
 
+def _check_calls(compressor: Compressor, inputs: Inputs) -> None:
+    """Raise ExportError if a module is called by the model, and not by its simulation.
+
+    The model may hold it in a place that no copy reaches, so that it would run uncompressed.
+    """
+    teacher, stitcher = compressor.builder.teacher, compressor.stitcher
+    names = {name: name for name in stitcher.simulated}
+    counts = []
+    for model in (teacher, stitcher.apply(Candidate())):
+        counts.append(count_calls(model, names, _copies(inputs, model)))
+    for name in names:
+        called, simulated = (count[name] for count in counts)
+        if called != simulated:
+            raise ExportError(
+                f"export: the model calls module {name} {called} times, its simulation calls it "
+                f"{simulated} times; {REPORT}"
+            )
+
+
 def _check_whole_batch(builder: Builder, task: Task, few: Inputs) -> None:
     """Raise ExportError if the float file is wrong for a whole batch, and right for a few."""
     whole = task.first_batch[0]
@@ -155,11 +176,15 @@ def _eight_bits(builder: Builder, target: Target) -> Candidate:
 
 @torch.no_grad()
 def _outputs(model: nn.Module, inputs: Inputs) -> Array:
-    device = _device(model)
-    result = call_model(model, map_inputs(inputs, lambda tensor: tensor.to(device, copy=True)))
+    result = call_model(model, _copies(inputs, model))
     return np.asarray(
         result.cpu().float().numpy() if result.is_floating_point() else result.cpu().numpy()
     )
+
+
+def _copies(inputs: Inputs, model: nn.Module) -> Inputs:
+    device = _device(model)
+    return map_inputs(inputs, lambda tensor: tensor.to(device, copy=True))
 
 
 def _device(model: nn.Module) -> torch.device:

@@ -21,6 +21,7 @@ from autocompress.compress.quantize.activation import ActivationRange, RangeQuan
 from autocompress.compress.quantize.integer_bias import bias_error
 from autocompress.compress.quantize.integer_matmul import Rounding
 from autocompress.model.modules import CompressibleModule
+from autocompress.model.plain.split import with_others
 from autocompress.model.weights import side_dimension
 from autocompress.task.copies import copied
 
@@ -122,9 +123,7 @@ class SimulatedModel:
         self.quantizers = {tensor: RangeQuantizer(at) for tensor, at in plan.ranges.items()}
         self.base_ranges = dict(plan.ranges)
         self.owners = {name: owner for name, (_, owner) in kinds.items()}
-        self.model = copied(teacher, None, shares_weights=True)
         rounding, order = Rounding(), Calls()
-        self.model.register_forward_pre_hook(order.restart)
         self.simulated: dict[str, SimulatedModule] = {}
         folded: dict[str, list[SimulatedModule]] = {}
         for name, (kind, owner) in kinds.items():
@@ -136,10 +135,10 @@ class SimulatedModel:
             self.simulated[name] = SimulatedModule(
                 teacher.get_submodule(name), kind, owner, ranges, order, rounding
             )
-            parent, _, child = name.rpartition(".")
-            setattr(self.model.get_submodule(parent), child, self.simulated[name])
             for norm in dict.fromkeys(call.norm for call in calls if call.norm):
                 folded.setdefault(norm, []).append(self.simulated[name])
+        self.model = with_others(copied(teacher, None, shares_weights=True), self.simulated)
+        self.model.register_forward_pre_hook(order.restart)
         for norm, convolutions in folded.items():
             self.model.get_submodule(norm).register_forward_hook(
                 FoldedNorm(tuple(convolutions)), with_kwargs=True
