@@ -27,6 +27,7 @@ from autocompress.export.build import Builder
 from autocompress.export.compressor import Compressor
 from autocompress.export.float_graph.shared_graph import SharedGraph
 from autocompress.export.lowering.called import count_calls
+from autocompress.export.lowering.lower import Site
 from autocompress.targets.target import Target
 from autocompress.task.batches import Inputs, batch_size, map_inputs, take_samples
 from autocompress.task.calls import call_model
@@ -252,7 +253,7 @@ def _largest_alone(compressor: Compressor, graph: SharedGraph, inputs: Inputs) -
     sites = []
     for m in builder.module_map:
         for call, site in enumerate(builder.lowered.sites[m.name]):
-            name = _module_at(stitcher, m.name, site.kind)
+            name = _module_at(stitcher, site)
             if name is None or not {site.input, site.output} <= known:
                 return float("inf"), ""
             sites.append((name, call, site))
@@ -276,14 +277,15 @@ def _largest_alone(compressor: Compressor, graph: SharedGraph, inputs: Inputs) -
     return worst, where
 
 
-def _module_at(stitcher: Stitcher, owner: str, kind: str) -> str | None:
+def _module_at(stitcher: Stitcher, site: Site) -> str | None:
     """Return the module that computes at a place where a weight is used, None if there is none.
 
     Tied modules, such as an embedding and a head, share a weight.
     """
-    for name, module in stitcher.simulated.items():
+    for name in (site.name, *stitcher.simulated):
         looks_up = isinstance(stitcher.teacher.get_submodule(name), nn.Embedding)
-        if module.owner == owner and kind == ("embedding" if looks_up else "linear"):
+        kind = "embedding" if looks_up else "linear"
+        if stitcher.simulated[name].owner == site.owner and site.kind == kind:
             return name
     return None
 
