@@ -24,7 +24,8 @@ from autocompress.compress.recover.precision import known_dtype, training_dtype
 from autocompress.compress.recover.sequences import check_causal
 from autocompress.compress.recover.teacher import Teacher
 from autocompress.task.batches import Inputs, seed_all, target_to_device, to_device
-from autocompress.task.calls import call_model
+from autocompress.task.calls import call_model, target_of
+from autocompress.task.outputs import as_labels, counted, position_divergence
 from autocompress.task.task import Task
 
 LEAST_BATCH = 16  # samples with which a batch's own statistics may normalise it
@@ -75,16 +76,22 @@ class Trainer:
             self.dtype = training_dtype(self.task, student, self.device, self.timings)
 
     @cached_property
-    def watched(self) -> list[tuple[Inputs, Tensor]]:
-        """Return validation inputs and the teacher's primary outputs."""
-        samples = self.task.first_samples(self.task.validation, WATCHED)
-        batches = [to_device(inputs, self.device) for inputs, _ in samples]
-        with torch.no_grad():
-            return [(inputs, call_model(self.teacher.model, inputs).float()) for inputs in batches]
+    def watched(self) -> list[tuple[Inputs, Tensor, Tensor | None]]:
+        """Return validation inputs, the teacher's primary outputs and their labels."""
+        watched = []
+        for inputs, target in self.task.first_samples(self.task.validation, WATCHED):
+            own, labels = to_device(inputs, self.device), None
+            if target is not None:
+                labels = as_labels(target_of(target, self.task.primary_name))
+            with torch.no_grad():
+                watched.append((own, call_model(self.teacher.model, own).float(), labels))
+        return watched
 
     @torch.no_grad()
     def divergence(self, student: nn.Module) -> float:
         """Return the mean distance of a student from the teacher on the watched samples.
+
+        Positions whose label is -100 do not count, as in the loss of training.
 
         Args:
             student: a model on the device, in eval mode.
@@ -93,10 +100,21 @@ class Trainer:
             Mean divergence of the primary output, at least 0.
         """
         divergences = []
-        for inputs, reference in self.watched:
+        for inputs, reference, labels in self.watched:
             output = call_model(student, inputs).float()
-            divergences.append(self.task.output_divergence(output, reference))
-        return float(torch.cat(divergences).mean())
+            divergences.append(self._distances(output, reference, labels))
+        distances = torch.cat(divergences)
+        return float(distances.mean()) if len(distances) else 0.0
+
+    def _distances(self, output: Tensor, reference: Tensor, labels: Tensor | None) -> Tensor:
+        """Return the distance of each sample, or of each position that counts if labels tell."""
+        task, name = self.task, self.task.primary_name
+        if task.divergence is None and task.is_logits(name):
+            positions = position_divergence(task.kind_of(name), output, reference)
+            counts = counted(labels, positions)
+            if counts is not None:
+                return positions[counts.to(positions.device)].clamp_min(0)
+        return task.output_divergence(output, reference)
 
     @cached_property
     def shifted(self) -> bool:

@@ -48,12 +48,35 @@ def test_the_divergence_is_the_mean_over_the_first_samples() -> None:
     model, student = linear(), linear(1)
     found = trainer(model)
     assert found.device == CPU
-    assert [len(inputs) for inputs, _ in found.watched] == [50, 50, WATCHED - 100]
+    assert [len(inputs) for inputs, *_ in found.watched] == [50, 50, WATCHED - 100]
     torch.testing.assert_close(found.watched[1][1], model(X[50:100]).detach())
     p, q = model(X[:WATCHED]).softmax(1), student(X[:WATCHED]).softmax(1)
     expected = (p * (p / q).log()).sum(1).mean()
     assert found.divergence(student) == pytest.approx(float(expected.detach()), rel=1e-4)
     assert found.divergence(model) == pytest.approx(0.0, abs=1e-6)
+
+
+class Tokens(nn.Module):
+    def __init__(self, seed: int) -> None:
+        super().__init__()
+        torch.manual_seed(seed)
+        self.table = nn.Embedding(9, 5)
+
+    def forward(self, ids: Tensor) -> Tensor:
+        return self.table(ids)
+
+
+def test_positions_that_do_not_count_play_no_part_in_the_divergence() -> None:
+    ids = torch.arange(8).view(2, 4)
+    target = torch.tensor([[1, -100, -100, -100], [1, 2, 3, -100]])
+    model, student = Tokens(0), Tokens(1)
+    task = Task("t", model, ids, [(ids, target)], lambda o, t: 0.0)
+    found = Trainer(task, Teacher(task, model, CPU)).divergence(student)
+    p, q = model(ids).softmax(-1), student(ids).softmax(-1)
+    counted = (p * (p / q).log()).sum(-1)[target != -100]
+    assert found == pytest.approx(float(counted.mean().detach()), rel=1e-4)
+    nothing = Task("t", model, ids, [(ids, torch.full((2, 4), -100))], lambda o, t: 0.0)
+    assert Trainer(nothing, Teacher(nothing, model, CPU)).divergence(student) == 0
 
 
 def test_the_parameters_of_a_plain_model_are_weights_each_once() -> None:
