@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
@@ -39,11 +40,14 @@ class ActivationPlan:
         calls: the calls of each linear or convolutional module, in their order.
         rounds_blocks: returns True if a module under a config runs on a weight-only kernel that
             rounds its inputs to 8 bits per block.
+        ends: upper end of tensors behind a Clip, which the range of an integer convolution
+            replaces. No range grows beyond it.
     """
 
     ranges: Mapping[str, ActivationRange] = field(default_factory=dict)
     calls: Mapping[str, tuple[Call, ...]] = field(default_factory=dict)
     rounds_blocks: Callable[[CompressibleModule, ModuleConfig], bool] = _never
+    ends: Mapping[str, float] = field(default_factory=dict)
 
     @property
     def inputs(self) -> dict[str, str]:
@@ -120,7 +124,10 @@ class SimulatedModel:
                 the module with which its weight is tied.
             plan: calls and calibrated ranges.
         """
-        self.quantizers = {tensor: RangeQuantizer(at) for tensor, at in plan.ranges.items()}
+        self.quantizers = {
+            tensor: RangeQuantizer(at, plan.ends.get(tensor, math.inf))
+            for tensor, at in plan.ranges.items()
+        }
         self.base_ranges = dict(plan.ranges)
         self.owners = {name: owner for name, (_, owner) in kinds.items()}
         rounding, order = Rounding(), Calls()

@@ -179,7 +179,7 @@ def _fold(graph: GraphBuilder, site: Site, stored: StoredTensor, bias: Array | N
     sign = np.ones(len(scale))
     for output in site.tail:
         node = graph.lowered.producer[output]
-        relu = relu or node.op_type == "Relu"  # the range of the output does what a Clip does
+        relu = relu or node.op_type == "Relu"  # a Clip's range ends where it does
         if node.op_type == "BatchNormalization":
             parameters = [graph.array(name).astype(np.float64) for name in node.input[1:5]]
             gamma, beta, mean, variance = parameters

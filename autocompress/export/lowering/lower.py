@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+import math
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -92,6 +93,25 @@ class LoweredModel:
         del shell.graph.node[:]
         del shell.graph.initializer[:]
         return shell
+
+    def upper_end(self, site: Site) -> float:
+        """Return the upper end of the Clip that follows a convolution.
+
+        Args:
+            site: of any kind.
+
+        Returns:
+            the end of the Clip in its tail, or infinity.
+        """
+        for value in site.tail:
+            node = self.producer.get(value)
+            if node is not None and node.op_type == "Clip":
+                return float(numpy_helper.to_array(self._small[node.input[2]]))
+        return math.inf
+
+    @cached_property
+    def _small(self) -> dict[str, TensorProto]:
+        return {tensor.name: tensor for tensor in self.proto.graph.initializer}
 
     def norm(self, site: Site) -> str:
         """Return the normalisation that follows a convolution.
@@ -327,5 +347,7 @@ def _only(value: str, op_type: str, readers: Mapping[str, list[NodeProto]]) -> N
 
 def _starts_at_zero(clip: NodeProto, initializers: Mapping[str, TensorProto]) -> bool:
     """Return True if a Clip is a ReLU with an upper end; an 8-bit range can hold both ends."""
-    low = initializers.get(clip.input[1]) if len(clip.input) == 3 else None
-    return low is not None and not numpy_helper.to_array(low).any()
+    ends = [initializers.get(end) for end in clip.input[1:]]
+    if len(ends) != 2 or ends[0] is None or ends[1] is None:
+        return False
+    return not numpy_helper.to_array(ends[0]).any()
