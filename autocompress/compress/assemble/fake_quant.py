@@ -132,6 +132,11 @@ class SimulatedModule(nn.Module):
         return scatter(self.trained_bias, self.masks[0], None, (len(weight_of(self._source[0])),))
 
     @property
+    def source_learns(self) -> bool:
+        """Return True if the user's model trains a parameter of the module, frozen otherwise."""
+        return any(parameter.requires_grad for parameter in self._source[0].parameters())
+
+    @property
     def rounds_output(self) -> bool:
         """Return True if the kernel of this convolution writes 8-bit outputs."""
         return (
@@ -351,6 +356,8 @@ class SimulatedModule(nn.Module):
                 return product if self.gate is None else product + self.gate
         source: Any = self._source[0]
         factors = self._factors()
+        if not factors and isinstance(source, nn.Linear):
+            return x.new_zeros((*x.shape[:-1], source.out_features))
         if not factors:
             return torch.zeros_like(source(x))
         if isinstance(source, nn.Embedding):

@@ -6,7 +6,7 @@ It also picks the parameters that learn and recomputes activations. `cycle.py` t
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from dataclasses import dataclass
 from functools import cached_property, partial
 from pathlib import Path
@@ -134,6 +134,9 @@ class Trainer:
 def parameter_groups(student: nn.Module) -> dict[str, list[nn.Parameter]]:
     """Return the parameters that learn, each once, by kind.
 
+    Parameters that the user froze, such as tables of positions, stay as they are, unless the whole
+    model is frozen. Weights of simulated modules always learn, since they were rounded.
+
     Args:
         student: a simulated or a plain model.
 
@@ -145,6 +148,7 @@ def parameter_groups(student: nn.Module) -> dict[str, list[nn.Parameter]]:
     groups: dict[str, list[nn.Parameter]] = {"weights": [], "scales": [], "float": []}
     seen: set[int] = set()
     simulated = any(isinstance(module, SimulatedModule) for module in student.modules())
+    frozen = _frozen(student)
 
     def add(group: str, parameters: Any) -> None:
         for parameter in parameters:
@@ -153,6 +157,7 @@ def parameter_groups(student: nn.Module) -> dict[str, list[nn.Parameter]]:
                 and parameter.is_floating_point()
                 and parameter.numel()
                 and id(parameter) not in seen
+                and id(parameter) not in frozen
             ):
                 seen.add(id(parameter))
                 groups[group].append(parameter)
@@ -165,6 +170,39 @@ def parameter_groups(student: nn.Module) -> dict[str, list[nn.Parameter]]:
             add("scales", (module.factor,))
     add("float" if simulated else "weights", student.parameters())
     return groups
+
+
+def _frozen(student: nn.Module) -> set[int]:
+    """Return the identities of the parameters that the user froze; none if all are frozen."""
+    made: set[int] = set()  # for the training
+    learns = False
+    for module in student.modules():
+        if isinstance(module, SimulatedModule):
+            learns = learns or module.source_learns
+            made |= {id(parameter) for parameter in module.parameters()}
+        elif isinstance(module, RangeQuantizer):
+            made |= {id(parameter) for parameter in module.parameters()}
+    others = [parameter for parameter in student.parameters() if id(parameter) not in made]
+    frozen = {id(parameter) for parameter in others if not parameter.requires_grad}
+    return frozen if learns or len(frozen) < len(others) else set()
+
+
+@contextlib.contextmanager
+def learning(parameters: Collection[nn.Parameter]) -> Iterator[None]:
+    """Let parameters have gradients inside the context.
+
+    Args:
+        parameters: they have no gradients behind the context, and may learn again if they could.
+    """
+    before = [parameter.requires_grad for parameter in parameters]
+    for parameter in parameters:
+        parameter.requires_grad_(True)
+    try:
+        yield
+    finally:
+        for parameter, learns in zip(parameters, before, strict=True):
+            parameter.requires_grad_(learns)
+            parameter.grad = None
 
 
 def stream(task: Task, seed: int, skip: int) -> Iterator[tuple[Inputs, Any]]:

@@ -19,6 +19,7 @@ from autocompress.candidate import Distillation
 from autocompress.compress.recover.context import (
     LEAST_BATCH,
     Trainer,
+    learning,
     out_of_memory,
     parameter_groups,
     recomputing,
@@ -135,18 +136,12 @@ class Cycle:
         if self.matcher is not None:
             for name, parameter in self.matcher.named_parameters():
                 self.parameters[f"projection {name}"] = parameter
-        for parameter in self.parameters.values():
-            parameter.requires_grad_(True)
-        try:
-            with (
-                seeded(self.trainer.seed),
-                recomputing(self.student, self.distillation.checkpointing),
-            ):
-                self._run(self._optimizer(groups))
-        finally:
-            for parameter in self.parameters.values():
-                parameter.requires_grad_(False)
-                parameter.grad = None
+        with (
+            learning(self.parameters.values()),
+            seeded(self.trainer.seed),
+            recomputing(self.student, self.distillation.checkpointing),
+        ):
+            self._run(self._optimizer(groups))
         return self.step
 
     def _optimizer(self, groups: Mapping[str, list[nn.Parameter]]) -> torch.optim.Optimizer:
@@ -251,7 +246,7 @@ class Cycle:
         share, step = self.distillation.sequences, self.start + self.step
         if int((step + 1) * share) > int(step * share):
             inputs, target = as_batch(inputs, teacher.continued(inputs), trainer.shifted)
-        needs_answers = target is None or self.distillation.alpha < 1
+        needs_answers = self.distillation.alpha < 1 or not trainer.task.teaches(target)
         answers = teacher.outputs(inputs) if needs_answers and self.matcher is None else {}
         size = batch_size(inputs)
         length = -(-size // self.parts)

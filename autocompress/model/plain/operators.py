@@ -68,7 +68,7 @@ def _weight(read: Reader, name: str, dims: Sequence[int], transposed: bool = Fal
         raise _NotPlain
     value = value.t() if transposed else value
     own = _own(read, value)
-    return nn.Parameter(value.detach().contiguous(), requires_grad=False) if own is None else own
+    return _made(read, value.contiguous()) if own is None else own
 
 
 def _own(read: Reader, value: Tensor) -> nn.Parameter | None:
@@ -87,6 +87,12 @@ def _own(read: Reader, value: Tensor) -> nn.Parameter | None:
     return None
 
 
+def _made(read: Reader, value: Tensor) -> nn.Parameter:
+    """Return a new parameter, frozen if those of the program are."""
+    learns = any(parameter.requires_grad for parameter in read.module.parameters())
+    return nn.Parameter(value.detach(), requires_grad=learns)
+
+
 def _bias(read: Reader, name: str, width: int) -> nn.Parameter | None:
     if read[name] is None:
         return None
@@ -94,7 +100,7 @@ def _bias(read: Reader, name: str, width: int) -> nn.Parameter | None:
     if value is None or value.shape != (width,):
         raise _NotPlain
     own = _own(read, value)
-    return nn.Parameter(value.detach().clone(), requires_grad=False) if own is None else own
+    return _made(read, value.clone()) if own is None else own
 
 
 def _key(read: Reader, kind: str, *arguments: str) -> tuple[Any, ...]:
@@ -247,7 +253,7 @@ def _layer_norm(read: Reader) -> Operator:
         raise _NotPlain
     module = nn.LayerNorm(shape, read["eps"], bias=bias is not None, device="meta")
     if bias is not None and not isinstance(bias, nn.Parameter):
-        bias = nn.Parameter(bias.detach().clone(), requires_grad=False)
+        bias = _made(read, bias.clone())
     return Operator(
         _holding(module, weight, bias),
         (read["input"],),
@@ -276,7 +282,7 @@ def _recurrent(read: Reader) -> Operator:
     source = kind(inputs, hidden, read["num_layers"], device="meta", **options)
     for name, value in zip(source._flat_weights_names, values, strict=True):
         assert value is not None
-        setattr(source, name, nn.Parameter(value.detach(), requires_grad=False))
+        setattr(source, name, _made(read, value))
     state: Any = tuple(states) if mode == "LSTM" else states
     name = place_of(nodes[0]).partition(".parametrizations.")[0]
     name = (name if name != place_of(nodes[0]) else name.rpartition(".")[0]) or "recurrent"

@@ -22,6 +22,7 @@ from autocompress.compress.quantize.integer_matmul import Rounding
 from autocompress.compress.recover.context import (
     WATCHED,
     Trainer,
+    learning,
     out_of_memory,
     parameter_groups,
     recomputing,
@@ -116,6 +117,37 @@ def test_simulated_modules_have_weights_scales_and_a_float_bias() -> None:
     assert same(groups["scales"], module.trained_steps[0], module.ranges[0].read.factor)
     assert same(groups["float"], module.trained_bias, norm.weight, norm.bias)
     assert sum(map(len, groups.values())) == 6
+
+
+def test_what_the_user_froze_does_not_learn_unless_all_is_frozen() -> None:
+    class Table(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.fc, self.norm = nn.Linear(3, 3), nn.LayerNorm(3)
+            self.table = nn.Parameter(torch.zeros(3), requires_grad=False)
+
+    model = Table()
+    trained = [*model.fc.parameters(), *model.norm.parameters()]
+    assert {id(p) for p in parameter_groups(model)["weights"]} == {id(p) for p in trained}
+    model.requires_grad_(False)
+    assert len(parameter_groups(model)["weights"]) == 5, "a model that is only run"
+    for learns in (True, False):
+        module = simulated()
+        module._source[0].requires_grad_(learns)
+        module.start_training((torch.ones(3, 4),))
+        whole = nn.Sequential(module, nn.LayerNorm(3).requires_grad_(False), nn.PReLU())
+        whole[2].requires_grad_(learns)
+        assert len(parameter_groups(whole)["float"]) == (2 if learns else 4)
+        assert len(parameter_groups(whole)["weights"]) == 1
+
+
+def test_parameters_learn_inside_a_context_alone() -> None:
+    free, frozen = nn.Parameter(torch.ones(1)), nn.Parameter(torch.ones(1), requires_grad=False)
+    with learning([free, frozen]):
+        (free * frozen).sum().backward()
+        assert frozen.grad is not None
+    assert (free.requires_grad, frozen.requires_grad) == (True, False)
+    assert free.grad is frozen.grad is None
 
 
 class Shuffled:

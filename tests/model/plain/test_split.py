@@ -27,6 +27,13 @@ def test_fused_modules_are_split_at_any_depth_in_a_copy() -> None:
     assert model.training
 
 
+def test_split_modules_learn_as_their_sources_do() -> None:
+    model = nn.ModuleList([nn.GRU(3, 2), nn.MultiheadAttention(4, 2)])
+    assert all(p.requires_grad for p in split_modules(model).parameters())
+    model.requires_grad_(False)
+    assert not any(p.requires_grad for p in split_modules(model).parameters())
+
+
 def test_the_model_itself_may_be_a_fused_module() -> None:
     assert isinstance(split_modules(nn.LSTM(3, 2)), SplitRecurrent)
 
