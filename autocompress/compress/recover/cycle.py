@@ -165,15 +165,17 @@ class Cycle:
         accumulation = self.distillation.accumulation
         skip = (self.start + self.step) * accumulation
         batches = stream(self.trainer.task, self.trainer.seed, skip)
-        while self.step < self.steps and self.stale < PATIENCE:
+        looked = 0
+        while self.step < (self.end or self.steps) and self.stale < PATIENCE:
             for group, base in zip(optimizer.param_groups, bases, strict=True):
                 group["lr"] = base * rate(self.step, self.steps)
             self._gradients([self._view(*next(batches), i) for i in range(accumulation)])
             self._update(optimizer)
             self.step += 1
-            stopped = self.stop() or self.step == self.end
-            if self.step % every == 0 or self.step == self.steps or stopped:
+            stopped = self.stop()
+            if self.step % every == 0 or self.step == self.steps:
                 self._measure()
+                looked = self.step
             if stopped:
                 break
             if self.checkpoint is not None and time.monotonic() - saved > SAVE_S:
@@ -181,6 +183,9 @@ class Cycle:
                 saved = time.monotonic()
         if self.checkpoint is not None:
             self.save(optimizer)
+        # Behind the checkpoint: a cycle that goes on from there never had this look.
+        if 0 < self.step != looked:
+            self._measure()
         with torch.no_grad():
             for name, parameter in self.parameters.items():
                 parameter.copy_(self.best[name])
