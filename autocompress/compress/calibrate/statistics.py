@@ -219,7 +219,8 @@ def input_vectors(module: nn.Module, x: Tensor) -> tuple[Tensor, Tensor, Tensor]
         x = x.unsqueeze(0)
     channels = x.transpose(0, 1).flatten(1)
     low, high = channels.amin(1), channels.amax(1)
-    return _vectors(module, x).unflatten(1, (module.groups, -1)), low, high
+    vectors = _vectors(module, x)
+    return vectors.view(len(vectors), module.groups, -1), low, high
 
 
 def _thinned(vectors: Tensor) -> Tensor:

@@ -13,7 +13,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from onnx import ModelProto, NodeProto, TensorProto, helper, numpy_helper
+from onnx import GraphProto, ModelProto, NodeProto, TensorProto, helper, numpy_helper
 from torch import Tensor, nn
 
 from autocompress.export.float_graph.float_cache import exported
@@ -256,7 +256,7 @@ def find_norms(lowered: LoweredModel, module_map: ModuleMap) -> tuple[NormGroup,
 
     Returns:
         each normalisation with its readers, in graph order. A normalisation is an operator that
-        multiplies by a vector named NAME.weight and is its only reader.
+        multiplies by a vector named NAME.weight and is its only reader, also of its bias.
     """
     graph = lowered.proto.graph
     vectors = {t.name for t in graph.initializer if t.name.endswith(".weight") and len(t.dims) == 1}
@@ -278,8 +278,22 @@ def find_norms(lowered: LoweredModel, module_map: ModuleMap) -> tuple[NormGroup,
         alone = bool(modules) and len(modules) == uses.get(output, 0) and output not in outputs
         once = all(len(lowered.sites[name]) == 1 for name in modules)
         if node.op_type in NORM_OPERATORS and len(weights) == 1 and alone and once:
-            norms.append(NormGroup(weights[0].removesuffix(".weight"), tuple(modules)))
+            norm = weights[0].removesuffix(".weight")
+            biases = [value for value in node.input[2:] if value and not _is_zero(value, graph)]
+            if biases == [f"{norm}.bias"] and uses[biases[0]] == 1:
+                norms.append(NormGroup(norm, tuple(modules), ("weight", "bias")))
+            elif not biases:
+                norms.append(NormGroup(norm, tuple(modules)))
     return tuple(norms)
+
+
+def _is_zero(value: str, graph: GraphProto) -> bool:
+    """Return True for a constant of zeros, which the exporter gives operators without a bias."""
+    constants = (tensor for tensor in graph.initializer if tensor.name == value)
+    tensor = next(constants, None)
+    if tensor is None or value.endswith(".bias"):
+        return False
+    return not numpy_helper.to_array(tensor).any()
 
 
 def _site(
