@@ -8,11 +8,12 @@ from __future__ import annotations
 
 import hashlib
 import inspect
-from collections.abc import Collection
+import sys
+from collections.abc import Collection, Iterator
 from contextlib import suppress
 from enum import Enum
 from functools import cache, partial
-from types import CodeType, FunctionType, MethodType
+from types import CodeType, FunctionType, MethodType, ModuleType
 from typing import Any
 
 import numpy as np
@@ -39,9 +40,9 @@ def model_digest(model: nn.Module, without: Collection[str] = ()) -> str:
     """Return a hash of all that decides what a model computes in eval mode.
 
     These are the values of parameters and buffers, the sources of the modules' classes outside
-    PyTorch, attributes of modules that are numbers, texts, tensors, functions or containers of
-    them, and the version of PyTorch. Attributes that are objects, such as a config, are read one
-    level deep.
+    PyTorch, the functions and plain values that these name in the user's files, attributes of
+    modules that are numbers, texts, tensors, functions or containers of them, and the version of
+    PyTorch. Attributes that are objects, such as a config, are read one level deep.
 
     Args:
         model: any module.
@@ -51,7 +52,8 @@ def model_digest(model: nn.Module, without: Collection[str] = ()) -> str:
         SHA-256 as hexadecimal digits, equal in every process.
     """
     reader = _Reader()
-    text = repr((torch.__version__, reader.module(model, without), reader.sources()))
+    parts = reader.module(model, without), reader.sources(), reader.named()
+    text = repr((torch.__version__, *parts))
     return hashlib.sha256(text.encode()).hexdigest()
 
 
@@ -61,6 +63,7 @@ class _Reader:
     def __init__(self) -> None:
         self.places: dict[int, str] = {}  # of modules and tensors that were read, by identity
         self.kinds: dict[type, None] = {}
+        self.functions: list[FunctionType] = []  # that instances hold
 
     def module(self, model: nn.Module, without: Collection[str] = ()) -> list[Any]:
         """Return the description of a module and of all below it.
@@ -89,6 +92,33 @@ class _Reader:
         """Return the sources of the classes of all modules that were read."""
         own = [kind for kind in self.kinds if not kind.__module__.startswith("torch.")]
         return [_source(kind) for kind in own if kind is not object]
+
+    def named(self) -> list[Any]:
+        """Return the functions and plain values that the user's functions name in their files.
+
+        Functions of installed libraries do not count, nor what they name.
+        """
+        waiting = self.functions  # grows while values are read
+        for kind in self.kinds:
+            waiting += _functions(kind)
+        seen: set[CodeType] = set()
+        parts: list[Any] = []
+        while waiting:
+            function = inspect.unwrap(waiting.pop())
+            if not isinstance(function, FunctionType) or not _is_own(function):
+                continue
+            if function.__code__ in seen:
+                continue
+            seen.add(function.__code__)
+            for name, value in _names_of(function):
+                if isinstance(value, FunctionType):
+                    waiting.append(value)
+                    own = inspect.unwrap(value)
+                    if _is_own(own):
+                        parts.append((name, _code(own.__code__), self._value(own.__defaults__)))
+                elif isinstance(value, (*PLAIN, Tensor, np.ndarray, tuple, list, dict, set)):
+                    parts.append((name, self._value(value)))
+        return sorted(parts, key=repr)
 
     def _attributes(self, module: nn.Module) -> list[Any]:
         parts = []
@@ -135,6 +165,7 @@ class _Reader:
             held = [cell.cell_contents for cell in value.__closure__ or () if _is_full(cell)]
             defaults = value.__defaults__, value.__kwdefaults__, held
             values = [below(part, opens=False) for part in defaults]
+            self.functions.append(value)
             return _named(value), _code(value.__code__), values
         if not hasattr(value, "__dict__"):  # a built-in function, say
             return kind, getattr(value, "__qualname__", "")
@@ -171,12 +202,44 @@ def _source(kind: type) -> str:
     """Return the source of a class, or the code of its methods where there is none."""
     with suppress(OSError, TypeError, SyntaxError):
         return inspect.getsource(kind)
-    codes = []
-    for name, member in vars(kind).items():  # as in a notebook
-        function = getattr(member, "__func__", getattr(member, "fget", member))
-        if isinstance(function, FunctionType):
-            codes.append((name, _code(function.__code__)))
-    return repr(codes)
+    # As in a notebook.
+    return repr([(function.__name__, _code(function.__code__)) for function in _functions(kind)])
+
+
+def _functions(kind: type) -> list[FunctionType]:
+    """Return the methods of a class, without those of its bases."""
+    members = vars(kind).values()
+    functions = (getattr(m, "__func__", getattr(m, "fget", m)) for m in members)
+    return [function for function in functions if isinstance(function, FunctionType)]
+
+
+def _is_own(function: Any) -> bool:
+    """Return True for a function of the user's, False for one of an installed library."""
+    return _is_user_file(function.__code__.co_filename, function.__module__)
+
+
+def _is_user_file(file: str, module: str | None) -> bool:
+    installed = any(f"{folder}-packages" in file for folder in ("site", "dist"))
+    return not installed and str(module).partition(".")[0] not in sys.stdlib_module_names
+
+
+def _names_of(function: FunctionType) -> Iterator[tuple[str, Any]]:
+    """Yield what a function may read by name from its file, and from modules that it names."""
+    names: dict[str, None] = {}
+    codes = [function.__code__]
+    while codes:
+        code = codes.pop()
+        names |= dict.fromkeys(code.co_names)
+        codes += [constant for constant in code.co_consts if isinstance(constant, CodeType)]
+    for name in names:
+        value = function.__globals__.get(name)
+        if name.startswith("__") or name not in function.__globals__:
+            continue
+        yield name, value
+        file = getattr(value, "__file__", None)
+        if isinstance(value, ModuleType) and file and _is_user_file(file, value.__name__):
+            inside = vars(value)
+            yield from ((f"{name}.{n}", inside[n]) for n in names if n in inside and n[:2] != "__")
 
 
 def _code(code: CodeType) -> Any:

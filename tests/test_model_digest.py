@@ -5,10 +5,12 @@ from __future__ import annotations
 import copy
 import subprocess
 import sys
+import textwrap
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from enum import Enum
 from functools import partial
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
@@ -148,6 +150,36 @@ def test_sources_count_with_those_of_bases_and_without_a_file() -> None:
     ]
     assert len({model_digest(made(text)) for text in texts}) == len(texts)
     assert model_digest(made(texts[0])) == model_digest(made("\n\n" + texts[0]))
+
+
+def test_functions_and_values_that_a_forward_names_count(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.syspath_prepend(tmp_path)
+    code = """
+    import sys
+    import torch
+    import helper_{i} as helper
+    SCALE, SIZES = {scale}, [{size}]
+    def inner(x): return x * {factor}
+    def outer(x): return inner(x).relu()
+    class Own(torch.nn.Module):
+        def forward(self, x):
+            again = lambda: outer(x) + len(sys.path)
+            return again() * SCALE + SIZES[0] + helper.shift(x)
+    """
+
+    def digest(i: int, scale: int = 1, size: int = 1, factor: int = 1, shift: int = 1) -> str:
+        (tmp_path / f"helper_{i}.py").write_text(f"def shift(x): return x + {shift}")
+        names: dict[str, Any] = {"__name__": "user_code"}
+        text = textwrap.dedent(code.format(i=i, scale=scale, size=size, factor=factor))
+        exec(compile(text, "user.py", "exec"), names)
+        return model_digest(names["Own"]())
+
+    changes = [{}, {"scale": 2}, {"size": 2}, {"factor": 2}, {"shift": 2}]
+    digests = [digest(i, **change) for i, change in enumerate(changes)]
+    assert len(set(digests)) == len(changes)
+    assert digest(9) == digests[0]
 
 
 def test_a_program_is_told_by_its_code() -> None:

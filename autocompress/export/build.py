@@ -97,14 +97,15 @@ class Builder:
     @cached_property
     def plan(self) -> ActivationPlan:
         """Return calls and activation ranges for the simulation."""
-        calls = {}
+        calls, ends = {}, {}
         for owner, sites in self.lowered.sites.items():
+            ends.update({site.output: self.lowered.upper_end(site) for site in sites})
             if all(site.kind in ("linear", "conv") for site in sites):
                 calls[owner] = tuple(
                     Call(s.input, s.output if s.kind == "conv" else "", self.lowered.norm(s))
                     for s in sites
                 )
-        return ActivationPlan(self.ranges, calls, self.module_kernels.rounds_blocks)
+        return ActivationPlan(self.ranges, calls, self.module_kernels.rounds_blocks, ends)
 
     def with_multiples(self, multiples: Mapping[str, int]) -> Builder:
         """Return a builder whose channel groups keep multiples of a number of units.

@@ -26,6 +26,8 @@ from autocompress.export.artifact import open_graph
 from autocompress.export.build import Builder
 from autocompress.export.compressor import Compressor
 from autocompress.export.float_graph.shared_graph import SharedGraph
+from autocompress.export.lowering.called import count_calls
+from autocompress.export.lowering.lower import Site
 from autocompress.targets.target import Target
 from autocompress.task.batches import Inputs, batch_size, map_inputs, take_samples
 from autocompress.task.calls import call_model
@@ -93,6 +95,7 @@ def check_identity(compressor: Compressor, target: Target, task: Task) -> Identi
     else:
         inputs = task.example_inputs
     expected, graph = _outputs(builder.teacher, inputs), builder.lowered.shared
+    _check_calls(compressor, inputs)
     simulated = _outputs(stitcher.apply(Candidate()), inputs)
     simulation = _difference(simulated, expected)
     if simulation > UNTOUCHED_ERROR:
@@ -125,6 +128,25 @@ def check_identity(compressor: Compressor, target: Target, task: Task) -> Identi
     )
 
 
+def _check_calls(compressor: Compressor, inputs: Inputs) -> None:
+    """Raise ExportError if a module is called by the model, and not by its simulation.
+
+    The model may hold it in a place that no copy reaches, so that it would run uncompressed.
+    """
+    teacher, stitcher = compressor.builder.teacher, compressor.stitcher
+    names = {name: name for name in stitcher.simulated}
+    counts = []
+    for model in (teacher, stitcher.apply(Candidate())):
+        counts.append(count_calls(model, names, _copies(inputs, model)))
+    for name in names:
+        called, simulated = (count[name] for count in counts)
+        if called != simulated:
+            raise ExportError(
+                f"export: the model calls module {name} {called} times, its simulation calls it "
+                f"{simulated} times; {REPORT}"
+            )
+
+
 def _check_whole_batch(builder: Builder, task: Task, few: Inputs) -> None:
     """Raise ExportError if the float file is wrong for a whole batch, and right for a few."""
     whole = task.first_batch[0]
@@ -155,11 +177,15 @@ def _eight_bits(builder: Builder, target: Target) -> Candidate:
 
 @torch.no_grad()
 def _outputs(model: nn.Module, inputs: Inputs) -> Array:
-    device = _device(model)
-    result = call_model(model, map_inputs(inputs, lambda tensor: tensor.to(device, copy=True)))
+    result = call_model(model, _copies(inputs, model))
     return np.asarray(
         result.cpu().float().numpy() if result.is_floating_point() else result.cpu().numpy()
     )
+
+
+def _copies(inputs: Inputs, model: nn.Module) -> Inputs:
+    device = _device(model)
+    return map_inputs(inputs, lambda tensor: tensor.to(device, copy=True))
 
 
 def _device(model: nn.Module) -> torch.device:
@@ -227,7 +253,7 @@ def _largest_alone(compressor: Compressor, graph: SharedGraph, inputs: Inputs) -
     sites = []
     for m in builder.module_map:
         for call, site in enumerate(builder.lowered.sites[m.name]):
-            name = _module_at(stitcher, m.name, site.kind)
+            name = _module_at(stitcher, site)
             if name is None or not {site.input, site.output} <= known:
                 return float("inf"), ""
             sites.append((name, call, site))
@@ -251,14 +277,15 @@ def _largest_alone(compressor: Compressor, graph: SharedGraph, inputs: Inputs) -
     return worst, where
 
 
-def _module_at(stitcher: Stitcher, owner: str, kind: str) -> str | None:
+def _module_at(stitcher: Stitcher, site: Site) -> str | None:
     """Return the module that computes at a place where a weight is used, None if there is none.
 
     Tied modules, such as an embedding and a head, share a weight.
     """
-    for name, module in stitcher.simulated.items():
+    for name in (site.name, *stitcher.simulated):
         looks_up = isinstance(stitcher.teacher.get_submodule(name), nn.Embedding)
-        if module.owner == owner and kind == ("embedding" if looks_up else "linear"):
+        kind = "embedding" if looks_up else "linear"
+        if stitcher.simulated[name].owner == site.owner and site.kind == kind:
             return name
     return None
 

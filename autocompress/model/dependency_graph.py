@@ -24,6 +24,7 @@ from torch import Tensor, nn
 from autocompress.model.channel_group import ChannelGroup
 from autocompress.model.known_structures import attention_groups, expert_groups, inner_groups
 from autocompress.model.plain.recurrent import SplitRecurrent
+from autocompress.model.plain.split import with_others
 from autocompress.model.stand_ins import StandIn, with_layers
 from autocompress.model.traced_groups import Unfollowed, group_alone, traced_group
 from autocompress.task.batches import Inputs, map_inputs
@@ -61,11 +62,9 @@ def find_channel_groups(
     for name, layer in layers.items():
         groups += inner_groups(name, layer)
     mixtures = expert_groups(model, plain)
-    for name, layer in layers.items():
-        parent, _, child = name.rpartition(".")
-        if name:
-            setattr(model.get_submodule(parent), child, StandIn(layer))
-            plain.append(f"{name}.linear")
+    stand_ins = {name: StandIn(layer) for name, layer in layers.items() if name}
+    plain += [f"{name}.linear" for name in stand_ins]
+    model = with_others(model, stand_ins)
     done = {member.name for group in groups for member in group.members if member.side == "out"}
     done |= {group.name for group in mixtures}
     groups += _traced_groups(model, example_inputs, plain, done, layers)

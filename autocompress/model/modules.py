@@ -86,10 +86,12 @@ class NormGroup:
     Attributes:
         norm: name of the normalisation.
         readers: the linear modules that read its output; nothing else does.
+        parameters: names of its parameters that scale the output.
     """
 
     norm: str
     readers: tuple[str, ...]
+    parameters: tuple[str, ...] = ("weight",)
 
 
 @dataclass(frozen=True)

@@ -180,3 +180,46 @@ def test_a_tied_head_is_compared_too(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(identity, "UNTOUCHED_ERROR", 1.0)  # the wrong head is wrong untouched too
     with pytest.raises(ExportError, match="differs from its simulation at module head; no number"):
         check_identity(given.compressor, target, given.task)
+
+
+class Listed(torch.nn.Module):
+    """Hold the layers in a list, beside their names."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.layers = []
+        for i in range(3):
+            self.add_module(f"layer{i}", torch.nn.Linear(8, 8))
+            self.layers.append(getattr(self, f"layer{i}"))
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        for layer in self.layers:
+            x = torch.relu(layer(x)) * 2
+        return x
+
+
+@pytest.fixture(scope="module")
+def listed() -> Fixture:
+    torch.manual_seed(0)
+    x = torch.randn(16, 8)
+    batches = [(x, torch.zeros(16))]
+    return Fixture(Task("t", Listed().eval(), x[:1], batches, lambda outputs, targets: 1.0))
+
+
+def test_modules_that_a_model_holds_in_a_list_are_simulated(listed: Fixture) -> None:
+    configs = {f"layer{i}": ModuleConfig(2, algorithm="nearest") for i in range(3)}
+    assert listed.difference(Candidate.of(configs)) < 1e-3
+    simulated = listed.stitcher.apply(Candidate.of(configs))(listed.inputs)
+    changed = simulated.detach() - listed.builder.teacher(listed.inputs).detach()
+    assert changed.norm() > 0.1 * simulated.norm()
+
+
+def test_a_module_that_the_simulation_does_not_call_is_told(listed: Fixture) -> None:
+    target, layers = find_target("onnxruntime-cpu"), listed.stitcher.model.layers
+    inner, layers[1] = layers[1], listed.builder.teacher.layer1
+    try:
+        message = "the model calls module layer1 1 times, its simulation calls it 0 times; no num"
+        with pytest.raises(ExportError, match=message):
+            check_identity(listed.compressor, target, listed.task)
+    finally:
+        layers[1] = inner

@@ -104,6 +104,7 @@ class SimulatedModule(nn.Module):
         self.narrow: Narrow | None = None
         self.gate: Tensor | None = None
         self.dense: list[Tensor] | None = None
+        self.whole: Tensor | None = None
         self.integers: list[IntegerFactor] | None = None
         self.dense_bias: Tensor | None = None
         self.stored_bias: Tensor | None = None
@@ -121,8 +122,13 @@ class SimulatedModule(nn.Module):
     @property
     def weight(self) -> Tensor:
         """Return the weight in its original shape, for models that read it."""
+        if self.whole is not None:
+            return self.whole
         factors = self._factors() if self.narrow is None else self._full_factors()
-        return compose(factors) if factors else torch.zeros_like(weight_of(self._source[0]))
+        whole = compose(factors) if factors else torch.zeros_like(weight_of(self._source[0]))
+        if self.trained is None:
+            self.whole = whole
+        return whole
 
     @property
     def bias(self) -> Tensor | None:
@@ -130,6 +136,11 @@ class SimulatedModule(nn.Module):
         if self.trained_bias is None:
             return self.dense_bias
         return scatter(self.trained_bias, self.masks[0], None, (len(weight_of(self._source[0])),))
+
+    @property
+    def source_learns(self) -> bool:
+        """Return True if the user's model trains a parameter of the module, frozen otherwise."""
+        return any(parameter.requires_grad for parameter in self._source[0].parameters())
 
     @property
     def rounds_output(self) -> bool:
@@ -169,7 +180,7 @@ class SimulatedModule(nn.Module):
         self.narrow = Narrow.of(source, *masks, blocks=block_size > 0)
         self.gate = None if experts is None else torch.from_numpy(gate_shift(experts)).to(device)
         self.trained = self.trained_steps = self.trained_bias = None
-        self.dense, self.integers = None, self._integer_factors()
+        self.dense, self.whole, self.integers = None, None, self._integer_factors()
         self.stored_bias, self.dense_bias = variant.bias, None
         if variant.bias is not None:
             self.dense_bias = scatter(
@@ -185,7 +196,7 @@ class SimulatedModule(nn.Module):
         Args:
             factors: float weights in the shapes of the stored ones.
         """
-        device, bias = factors[0].device, self.stored_bias
+        device, bias, self.whole = factors[0].device, self.stored_bias, None
         self.trained = nn.ParameterList(
             nn.Parameter(starting_point(factor.detach(), stored))
             for factor, stored in zip(factors, self.stored, strict=True)
@@ -351,6 +362,8 @@ class SimulatedModule(nn.Module):
                 return product if self.gate is None else product + self.gate
         source: Any = self._source[0]
         factors = self._factors()
+        if not factors and isinstance(source, nn.Linear):
+            return x.new_zeros((*x.shape[:-1], source.out_features))
         if not factors:
             return torch.zeros_like(source(x))
         if isinstance(source, nn.Embedding):

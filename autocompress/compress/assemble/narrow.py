@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from autocompress.compress.prune.masks import Mask
+from autocompress.model.plain.recurrent import GateWeights
 
 # Share of the products from which on taking and placing channels costs more than it saves.
 MOST_PRODUCTS = 0.8
@@ -65,6 +66,8 @@ class Narrow:
             blocks: True if blocks of inputs are rounded together: they hold kept inputs only.
         """
         groups = getattr(source, "groups", 1)
+        if isinstance(source, GateWeights):
+            return None  # its operator reads the whole weight
         if isinstance(source, nn.Linear):
             at = -1
         elif isinstance(source, nn.Conv1d | nn.Conv2d):

@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
@@ -21,6 +22,7 @@ from autocompress.compress.quantize.activation import ActivationRange, RangeQuan
 from autocompress.compress.quantize.integer_bias import bias_error
 from autocompress.compress.quantize.integer_matmul import Rounding
 from autocompress.model.modules import CompressibleModule
+from autocompress.model.plain.split import with_others
 from autocompress.model.weights import side_dimension
 from autocompress.task.copies import copied
 
@@ -38,11 +40,14 @@ class ActivationPlan:
         calls: the calls of each linear or convolutional module, in their order.
         rounds_blocks: returns True if a module under a config runs on a weight-only kernel that
             rounds its inputs to 8 bits per block.
+        ends: upper end of tensors behind a Clip, which the range of an integer convolution
+            replaces. No range grows beyond it.
     """
 
     ranges: Mapping[str, ActivationRange] = field(default_factory=dict)
     calls: Mapping[str, tuple[Call, ...]] = field(default_factory=dict)
     rounds_blocks: Callable[[CompressibleModule, ModuleConfig], bool] = _never
+    ends: Mapping[str, float] = field(default_factory=dict)
 
     @property
     def inputs(self) -> dict[str, str]:
@@ -119,12 +124,13 @@ class SimulatedModel:
                 the module with which its weight is tied.
             plan: calls and calibrated ranges.
         """
-        self.quantizers = {tensor: RangeQuantizer(at) for tensor, at in plan.ranges.items()}
+        self.quantizers = {
+            tensor: RangeQuantizer(at, plan.ends.get(tensor, math.inf))
+            for tensor, at in plan.ranges.items()
+        }
         self.base_ranges = dict(plan.ranges)
         self.owners = {name: owner for name, (_, owner) in kinds.items()}
-        self.model = copied(teacher, None, shares_weights=True)
         rounding, order = Rounding(), Calls()
-        self.model.register_forward_pre_hook(order.restart)
         self.simulated: dict[str, SimulatedModule] = {}
         folded: dict[str, list[SimulatedModule]] = {}
         for name, (kind, owner) in kinds.items():
@@ -136,10 +142,10 @@ class SimulatedModel:
             self.simulated[name] = SimulatedModule(
                 teacher.get_submodule(name), kind, owner, ranges, order, rounding
             )
-            parent, _, child = name.rpartition(".")
-            setattr(self.model.get_submodule(parent), child, self.simulated[name])
             for norm in dict.fromkeys(call.norm for call in calls if call.norm):
                 folded.setdefault(norm, []).append(self.simulated[name])
+        self.model = with_others(copied(teacher, None, shares_weights=True), self.simulated)
+        self.model.register_forward_pre_hook(order.restart)
         for norm, convolutions in folded.items():
             self.model.get_submodule(norm).register_forward_hook(
                 FoldedNorm(tuple(convolutions)), with_kwargs=True

@@ -7,7 +7,7 @@ factorise, (train,) quantise.
 from __future__ import annotations
 
 from collections import OrderedDict
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Mapping, Sequence
 from typing import NewType
 
 from torch import Tensor, nn
@@ -64,7 +64,21 @@ class Stitcher(SimulatedModel):
             for module in module_map
             for name in (module.name, *module.aliases)
         }
+        # The first module with the same weight and the same bias, whose variant is theirs too.
+        self.firsts = {
+            name: self._first_with_bias(name, (module.name, *module.aliases))
+            for module in module_map
+            for name in (module.name, *module.aliases)
+        }
         super().__init__(teacher, kinds, self.plan)
+
+    def _first_with_bias(self, name: str, sharing: Sequence[str]) -> str:
+        """Return the first of some modules that has the bias of the module `name`, or none too."""
+
+        def bias(other: str) -> Tensor | None:
+            return getattr(self.teacher.get_submodule(other), "bias", None)
+
+        return next(other for other in sharing if bias(other) is bias(name))
 
     def ranges(
         self, candidate: Candidate, trained: Trained | None = None
@@ -147,13 +161,17 @@ class Stitcher(SimulatedModel):
             masks: the kept channels of the candidate; None works them out.
 
         Returns:
-            The owner's weights, with the bias of `name`.
+            The owner's weights, with the bias of `name`. A bias of the owner is corrected as it is
+            there.
         """
         masks = self.pruner.masks(candidate) if masks is None else masks
         variant = self.library.get(
             owner, candidate.config(owner), masks, self.smoother.of(owner, candidate)
         )
-        return variant if name == owner else Variant(variant.factors, self.library.bias(name, None))
+        first = self.firsts[name]
+        return (
+            variant if first == owner else Variant(variant.factors, self.library.bias(first, None))
+        )
 
     def start_training(self, candidate: Candidate, only: Collection[str] | None = None) -> None:
         """Make weights, scales and static ranges of the applied candidate trainable, in place.
@@ -178,6 +196,7 @@ class Stitcher(SimulatedModel):
                 self.simulated[alias].start_training(factors)
                 self.simulated[alias].trained = first.trained
                 self.simulated[alias].trained_steps = first.trained_steps
+                self.simulated[alias].trained_bias = self.simulated[self.firsts[alias]].trained_bias
         if only is not None:
             for name, simulated in self.simulated.items():
                 if name not in only:

@@ -219,15 +219,27 @@ def input_vectors(module: nn.Module, x: Tensor) -> tuple[Tensor, Tensor, Tensor]
         x = x.unsqueeze(0)
     channels = x.transpose(0, 1).flatten(1)
     low, high = channels.amin(1), channels.amax(1)
-    patches = _patches(module, x)
-    flat = patches.transpose(1, 2).reshape(-1, patches.shape[1])
-    vectors = _thinned(flat).reshape(-1, module.groups, patches.shape[1] // module.groups)
-    return vectors, low, high
+    vectors = _vectors(module, x)
+    return vectors.view(len(vectors), module.groups, -1), low, high
 
 
 def _thinned(vectors: Tensor) -> Tensor:
     """Return every n-th row, so that at most POSITIONS are left."""
     return vectors[:: -(-len(vectors) // POSITIONS)]
+
+
+def _vectors(module: nn.Conv1d | nn.Conv2d, x: Tensor) -> Tensor:
+    """Return every n-th patch of a batch, (n, channels * kernel), as `_thinned` would.
+
+    All patches of a batch take the memory of its input times the kernel's size; one sample's less.
+    """
+    vectors = []
+    for i in range(len(x)):
+        patches = _patches(module, x[i : i + 1])[0]
+        count = patches.shape[1]
+        step = -(-len(x) * count // POSITIONS)
+        vectors.append(patches[:, -i * count % step :: step].t())
+    return torch.cat(vectors)
 
 
 def _patches(module: nn.Conv1d | nn.Conv2d, x: Tensor) -> Tensor:

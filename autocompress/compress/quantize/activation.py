@@ -7,6 +7,7 @@ arithmetic.
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, field, replace
 
 import numpy as np
@@ -251,11 +252,12 @@ class RangeQuantizer(torch.nn.Module):
 
     Args:
         at: the calibrated range.
+        end: value beyond which the learned range does not grow.
     """
 
-    def __init__(self, at: ActivationRange) -> None:
+    def __init__(self, at: ActivationRange, end: float = math.inf) -> None:
         super().__init__()
-        self.at = at
+        self.at, self.end = at, end
         self.factor: torch.nn.Parameter | None = None
 
     def learn(self) -> None:
@@ -267,7 +269,12 @@ class RangeQuantizer(torch.nn.Module):
         """Return the range with the step that training reached."""
         if self.factor is None:
             return self.at
-        return self.at.rescaled(float(self.factor.detach().clamp_min(1e-3)))
+        return self.at.rescaled(float(self._within(self.factor.detach())))
+
+    def _within(self, factor: Tensor) -> Tensor:
+        """Return a positive factor with which the range does not grow beyond its end."""
+        highest = (UINT8[1] - self.at.zero_point) * self.at.scale
+        return factor.clamp(1e-3, max(1.0, self.end / highest) if highest > 0 else math.inf)
 
     def forward(self, x: Tensor, activation_bits: int = 8) -> Tensor:
         """Return x rounded and dequantized.
@@ -282,6 +289,6 @@ class RangeQuantizer(torch.nn.Module):
         scale, zero = self.at.affine(activation_bits)
         step = torch.tensor(scale, device=x.device)
         if self.factor is not None and activation_bits == 8:
-            step = step * self.factor.to(x.device).clamp_min(1e-3)
+            step = step * self._within(self.factor.to(x.device))
         bounds = UINT8 if activation_bits == 8 else UINT16
         return learned_step(x, step, torch.tensor(float(zero), device=x.device), *bounds)

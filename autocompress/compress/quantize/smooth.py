@@ -122,7 +122,7 @@ class Smoother:
         return ranges
 
     def parameters(self, candidate: Candidate) -> dict[str, Tensor]:
-        """Return the normalisations' weights and biases, divided by their factors.
+        """Return the parameters that scale normalisations' outputs, divided by their factors.
 
         Args:
             candidate: gives alpha per normalisation.
@@ -131,7 +131,10 @@ class Smoother:
             (channels,) tensors by name of the parameter.
         """
         parameters: dict[str, Tensor] = {}
-        for norm, factors in self.factors(candidate).items():
-            for name, parameter in self.model.get_submodule(norm).named_parameters(recurse=False):
-                parameters[f"{norm}.{name}"] = parameter.detach() / factors.to(parameter.device)
+        factors = self.factors(candidate)
+        for group in self.module_map.norms:
+            for name in group.parameters if group.norm in factors else ():
+                value: Tensor = getattr(self.model.get_submodule(group.norm), name).detach()
+                divisors = factors[group.norm].to(value.device)
+                parameters[f"{group.norm}.{name}"] = value / divisors
         return parameters

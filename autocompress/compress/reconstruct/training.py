@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from autocompress.compress.assemble.calls import Calls
 from autocompress.compress.reconstruct.hidden import BlockCall, again, mixed
-from autocompress.compress.recover.context import parameter_groups
+from autocompress.compress.recover.context import learning, parameter_groups
 from autocompress.compress.recover.cycle import rate
 from autocompress.errors import NotComputableError
 
@@ -100,15 +100,13 @@ def train_block(
         NotComputableError: if a gradient is not finite.
     """
     groups = parameter_groups(block)
-    learning = [parameter for group in groups.values() for parameter in group]
-    if not learning:
+    parameters = [parameter for group in groups.values() for parameter in group]
+    if not parameters:
         return False
     before = mean_error(block, pairs, calls)
     base = RATE * learning_rate
-    optimizer = torch.optim.AdamW(learning, base, betas=BETAS, weight_decay=0.0, fused=True)
-    for parameter in learning:
-        parameter.requires_grad_(True)
-    try:
+    optimizer = torch.optim.AdamW(parameters, base, betas=BETAS, weight_decay=0.0, fused=True)
+    with learning(parameters):
         for step in range(steps):
             for group in optimizer.param_groups:
                 group["lr"] = base * rate(step, steps)
@@ -119,14 +117,10 @@ def train_block(
             )
             optimizer.zero_grad()
             torch.autograd.backward(error)
-            norm = float(torch.nn.utils.clip_grad_norm_(learning, CLIP))
+            norm = float(torch.nn.utils.clip_grad_norm_(parameters, CLIP))
             if not math.isfinite(norm):
                 raise NotComputableError(f"recovery: gradient is {norm} at step {step} of a block")
             optimizer.step()
             if stop():
                 break
-    finally:
-        for parameter in learning:
-            parameter.requires_grad_(False)
-            parameter.grad = None
     return mean_error(block, pairs, calls) < before

@@ -6,7 +6,7 @@ It also picks the parameters that learn and recomputes activations. `cycle.py` t
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from dataclasses import dataclass
 from functools import cached_property, partial
 from pathlib import Path
@@ -25,7 +25,8 @@ from autocompress.compress.recover.sequences import check_causal
 from autocompress.compress.recover.teacher import Teacher
 from autocompress.spill import SpilledRows
 from autocompress.task.batches import Inputs, seed_all, target_to_device, to_device
-from autocompress.task.calls import call_model
+from autocompress.task.calls import call_model, target_of
+from autocompress.task.outputs import as_labels, counted, position_divergence
 from autocompress.task.task import Task
 
 LEAST_BATCH = 16  # samples with which a batch's own statistics may normalise it
@@ -76,13 +77,16 @@ class Trainer:
             self.dtype = training_dtype(self.task, student, self.device, self.timings)
 
     @cached_property
-    def watched(self) -> tuple[list[Inputs], SpilledRows[Inputs]]:
-        """Return batches of validation inputs, and the teacher's primary outputs."""
-        samples = self.task.first_samples(self.task.validation, WATCHED)
-        batches = [to_device(inputs, self.device) for inputs, _ in samples]
+    def watched(self) -> tuple[list[tuple[Inputs, Tensor | None]], SpilledRows[Inputs]]:
+        """Return batches of validation inputs with their labels, and the teacher's outputs."""
+        batches: list[tuple[Inputs, Tensor | None]] = []
         answers = SpilledRows(self._answered)
-        for inputs in batches:
-            answers.add(self._answered(inputs))
+        for inputs, target in self.task.first_samples(self.task.validation, WATCHED):
+            own, labels = to_device(inputs, self.device), None
+            if target is not None:
+                labels = as_labels(target_of(target, self.task.primary_name))
+            batches.append((own, labels))
+            answers.add(self._answered(own))
         return batches, answers
 
     @torch.no_grad()
@@ -94,6 +98,8 @@ class Trainer:
     def divergence(self, student: nn.Module) -> float:
         """Return the mean distance of a student from the teacher on the watched samples.
 
+        Positions whose label is -100 do not count, as in the loss of training.
+
         Args:
             student: a model on the device, in eval mode.
 
@@ -102,12 +108,23 @@ class Trainer:
         """
         divergences, seen = list[Tensor](), 0
         batches, answers = self.watched
-        for inputs in batches:
+        for inputs, labels in batches:
             output = call_model(student, inputs).float()
             reference = answers.take(range(seen, seen + len(output)), inputs).to(self.device)
-            divergences.append(self.task.output_divergence(output, reference))
+            divergences.append(self._distances(output, reference, labels))
             seen += len(output)
-        return float(torch.cat(divergences).mean())
+        distances = torch.cat(divergences)
+        return float(distances.mean()) if len(distances) else 0.0
+
+    def _distances(self, output: Tensor, reference: Tensor, labels: Tensor | None) -> Tensor:
+        """Return the distance of each sample, or of each position that counts if labels tell."""
+        task, name = self.task, self.task.primary_name
+        if task.divergence is None and task.is_logits(name):
+            positions = position_divergence(task.kind_of(name), output, reference)
+            counts = counted(labels, positions)
+            if counts is not None:
+                return positions[counts.to(positions.device)].clamp_min(0)
+        return task.output_divergence(output, reference)
 
     @cached_property
     def shifted(self) -> bool:
@@ -127,6 +144,9 @@ class Trainer:
 def parameter_groups(student: nn.Module) -> dict[str, list[nn.Parameter]]:
     """Return the parameters that learn, each once, by kind.
 
+    Parameters that the user froze, such as tables of positions, stay as they are, unless the whole
+    model is frozen. Weights of simulated modules always learn, since they were rounded.
+
     Args:
         student: a simulated or a plain model.
 
@@ -138,6 +158,7 @@ def parameter_groups(student: nn.Module) -> dict[str, list[nn.Parameter]]:
     groups: dict[str, list[nn.Parameter]] = {"weights": [], "scales": [], "float": []}
     seen: set[int] = set()
     simulated = any(isinstance(module, SimulatedModule) for module in student.modules())
+    frozen = _frozen(student)
 
     def add(group: str, parameters: Any) -> None:
         for parameter in parameters:
@@ -146,6 +167,7 @@ def parameter_groups(student: nn.Module) -> dict[str, list[nn.Parameter]]:
                 and parameter.is_floating_point()
                 and parameter.numel()
                 and id(parameter) not in seen
+                and id(parameter) not in frozen
             ):
                 seen.add(id(parameter))
                 groups[group].append(parameter)
@@ -158,6 +180,39 @@ def parameter_groups(student: nn.Module) -> dict[str, list[nn.Parameter]]:
             add("scales", (module.factor,))
     add("float" if simulated else "weights", student.parameters())
     return groups
+
+
+def _frozen(student: nn.Module) -> set[int]:
+    """Return the identities of the parameters that the user froze; none if all are frozen."""
+    made: set[int] = set()  # for the training
+    learns = False
+    for module in student.modules():
+        if isinstance(module, SimulatedModule):
+            learns = learns or module.source_learns
+            made |= {id(parameter) for parameter in module.parameters()}
+        elif isinstance(module, RangeQuantizer):
+            made |= {id(parameter) for parameter in module.parameters()}
+    others = [parameter for parameter in student.parameters() if id(parameter) not in made]
+    frozen = {id(parameter) for parameter in others if not parameter.requires_grad}
+    return frozen if learns or len(frozen) < len(others) else set()
+
+
+@contextlib.contextmanager
+def learning(parameters: Collection[nn.Parameter]) -> Iterator[None]:
+    """Let parameters have gradients inside the context.
+
+    Args:
+        parameters: they have no gradients behind the context, and may learn again if they could.
+    """
+    before = [parameter.requires_grad for parameter in parameters]
+    for parameter in parameters:
+        parameter.requires_grad_(True)
+    try:
+        yield
+    finally:
+        for parameter, learns in zip(parameters, before, strict=True):
+            parameter.requires_grad_(learns)
+            parameter.grad = None
 
 
 def stream(task: Task, seed: int, skip: int) -> Iterator[tuple[Inputs, Any]]:

@@ -19,6 +19,7 @@ from autocompress.candidate import Distillation
 from autocompress.compress.recover.context import (
     LEAST_BATCH,
     Trainer,
+    learning,
     out_of_memory,
     parameter_groups,
     recomputing,
@@ -135,18 +136,12 @@ class Cycle:
         if self.matcher is not None:
             for name, parameter in self.matcher.named_parameters():
                 self.parameters[f"projection {name}"] = parameter
-        for parameter in self.parameters.values():
-            parameter.requires_grad_(True)
-        try:
-            with (
-                seeded(self.trainer.seed),
-                recomputing(self.student, self.distillation.checkpointing),
-            ):
-                self._run(self._optimizer(groups))
-        finally:
-            for parameter in self.parameters.values():
-                parameter.requires_grad_(False)
-                parameter.grad = None
+        with (
+            learning(self.parameters.values()),
+            seeded(self.trainer.seed),
+            recomputing(self.student, self.distillation.checkpointing),
+        ):
+            self._run(self._optimizer(groups))
         return self.step
 
     def _optimizer(self, groups: Mapping[str, list[nn.Parameter]]) -> torch.optim.Optimizer:
@@ -170,15 +165,17 @@ class Cycle:
         accumulation = self.distillation.accumulation
         skip = (self.start + self.step) * accumulation
         batches = stream(self.trainer.task, self.trainer.seed, skip)
-        while self.step < self.steps and self.stale < PATIENCE:
+        looked = 0
+        while self.step < (self.end or self.steps) and self.stale < PATIENCE:
             for group, base in zip(optimizer.param_groups, bases, strict=True):
                 group["lr"] = base * rate(self.step, self.steps)
             self._gradients([self._view(*next(batches), i) for i in range(accumulation)])
             self._update(optimizer)
             self.step += 1
-            stopped = self.stop() or self.step == self.end
-            if self.step % every == 0 or self.step == self.steps or stopped:
+            stopped = self.stop()
+            if self.step % every == 0 or self.step == self.steps:
                 self._measure()
+                looked = self.step
             if stopped:
                 break
             if self.checkpoint is not None and time.monotonic() - saved > SAVE_S:
@@ -186,6 +183,9 @@ class Cycle:
                 saved = time.monotonic()
         if self.checkpoint is not None:
             self.save(optimizer)
+        # Behind the checkpoint: a cycle that goes on from there never had this look.
+        if 0 < self.step != looked:
+            self._measure()
         with torch.no_grad():
             for name, parameter in self.parameters.items():
                 parameter.copy_(self.best[name])
@@ -251,7 +251,7 @@ class Cycle:
         share, step = self.distillation.sequences, self.start + self.step
         if int((step + 1) * share) > int(step * share):
             inputs, target = as_batch(inputs, teacher.continued(inputs), trainer.shifted)
-        needs_answers = target is None or self.distillation.alpha < 1
+        needs_answers = self.distillation.alpha < 1 or not trainer.task.teaches(target)
         answers = teacher.outputs(inputs) if needs_answers and self.matcher is None else {}
         size = batch_size(inputs)
         length = -(-size // self.parts)

@@ -46,7 +46,7 @@ def as_called(
     norms = {lowered.norm(site) for sites in lowered.sites.values() for site in sites} - {""}
     model_norms = norms & dict(model.named_modules()).keys()
     owners.update({name: name for name in model_norms})
-    calls = _count_calls(model, owners, inputs)
+    calls = count_calls(model, owners, inputs)
     shown = Counter[str]()
     for node in lowered.proto.graph.node:
         if node.op_type == "BatchNormalization":
@@ -73,8 +73,17 @@ def _is_plain(module: nn.Module) -> bool:
     return type(module) in NORMS and not module._forward_hooks and "forward" not in vars(module)
 
 
-def _count_calls(model: nn.Module, owners: Mapping[str, str], inputs: Inputs) -> Counter[str]:
-    """Return the number of calls in one pass, by owner of the modules that are called."""
+def count_calls(model: nn.Module, owners: Mapping[str, str], inputs: Inputs) -> Counter[str]:
+    """Return the number of calls in one pass of a model.
+
+    Args:
+        model: in eval mode.
+        owners: name under which the calls of a module are counted, by name of the module.
+        inputs: on the device of the model.
+
+    Returns:
+        Number of calls by owner; 0 for one that is not called.
+    """
     calls: Counter[str] = Counter()
 
     def count(owner: str) -> None:

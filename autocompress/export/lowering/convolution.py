@@ -63,10 +63,10 @@ def convolution(
 def _bias(
     graph: GraphBuilder, site: Site, variant: Variant, out: NDArray[np.bool_] | None
 ) -> Array | None:
-    if variant.bias is not None:
-        return np.asarray(variant.bias.cpu().numpy())
     if site.bias is None:
         return None
+    if variant.bias is not None:
+        return np.asarray(variant.bias.cpu().numpy())
     bias = graph.array(site.bias)
     return bias if out is None else bias[out]
 
@@ -88,7 +88,8 @@ def _float(
         name = f"{site.owner}.weight/conv{i}"
         inputs = [value, float_weight(graph, name, stored)]
         if i == last and bias is not None:
-            inputs.append(graph.constant(f"{graph.short(name)}B", bias.astype(np.float32)))
+            added = _bias_name(graph, site, f"conv{i}")
+            inputs.append(graph.constant(added, bias.astype(np.float32)))
         output = site.node.output[0] if i == last else graph.short(f"{site.node.output[0]}/{i}")
         value = graph.add("Conv", inputs, output, **own)
 
@@ -142,8 +143,14 @@ def _dynamic(
         graph.add("Mul", [wide, both], output)
         return
     scaled = graph.add("Mul", [wide, both], f"{call}m")
-    added = graph.constant(f"{graph.short(name)}B", bias.astype(np.float32).reshape(shape))
+    added = _bias_name(graph, site, "conv")
+    graph.constant(added, bias.astype(np.float32).reshape(shape))
     graph.add("Add", [scaled, added], output)
+
+
+def _bias_name(graph: GraphBuilder, site: Site, part: str) -> str:
+    """Return the name of a bias, which modules that share a weight need not share."""
+    return f"{graph.short(f'{site.name}.weight/{part}')}B"
 
 
 @dataclass(frozen=True)
@@ -172,7 +179,7 @@ def _fold(graph: GraphBuilder, site: Site, stored: StoredTensor, bias: Array | N
     sign = np.ones(len(scale))
     for output in site.tail:
         node = graph.lowered.producer[output]
-        relu = relu or node.op_type == "Relu"  # the range of the output does what a Clip does
+        relu = relu or node.op_type == "Relu"  # a Clip's range ends where it does
         if node.op_type == "BatchNormalization":
             parameters = [graph.array(name).astype(np.float64) for name in node.input[1:5]]
             gamma, beta, mean, variance = parameters

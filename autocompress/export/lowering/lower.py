@@ -5,13 +5,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import math
+from collections import Counter
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from onnx import ModelProto, NodeProto, TensorProto, helper, numpy_helper
+from onnx import GraphProto, ModelProto, NodeProto, TensorProto, helper, numpy_helper
 from torch import Tensor, nn
 
 from autocompress.export.float_graph.float_cache import exported
@@ -30,7 +32,7 @@ class Site:
     """Describe a place where the graph uses a module's weight.
 
     Attributes:
-        name: the module (the alias where weights are tied).
+        name: the module; of modules that share a weight, the first one with the bias of this place.
         owner: the module under whose name the weight is compressed.
         kind: "linear", "conv", "embedding" or "recurrent".
         node: the node that computes with the weight. For a recurrent weight, a stand-in with the
@@ -92,6 +94,25 @@ class LoweredModel:
         del shell.graph.initializer[:]
         return shell
 
+    def upper_end(self, site: Site) -> float:
+        """Return the upper end of the Clip that follows a convolution.
+
+        Args:
+            site: of any kind.
+
+        Returns:
+            the end of the Clip in its tail, or infinity.
+        """
+        for value in site.tail:
+            node = self.producer.get(value)
+            if node is not None and node.op_type == "Clip":
+                return float(numpy_helper.to_array(self._small[node.input[2]]))
+        return math.inf
+
+    @cached_property
+    def _small(self) -> dict[str, TensorProto]:
+        return {tensor.name: tensor for tensor in self.proto.graph.initializer}
+
     def norm(self, site: Site) -> str:
         """Return the normalisation that follows a convolution.
 
@@ -106,6 +127,11 @@ class LoweredModel:
             if node is not None and node.op_type == "BatchNormalization":
                 return str(node.input[3]).rpartition(".")[0]
         return ""
+
+    @cached_property
+    def readers(self) -> Mapping[str, int]:
+        """Return how often nodes read each tensor."""
+        return Counter(value for node in self.proto.graph.node for value in reads(node))
 
     @cached_property
     def names(self) -> frozenset[str]:
@@ -162,6 +188,10 @@ def lower(
     for output in proto.graph.output:  # whoever runs the file reads it
         readers.setdefault(output.name, []).append(NodeProto())
     initializers = {tensor.name: tensor for tensor in proto.graph.initializer}
+    first: dict[int, str] = {}
+    same: dict[str, str] = {}  # one name for all names of a parameter
+    for name, parameter in model.named_parameters(remove_duplicate=False):
+        same[name] = first.setdefault(id(parameter), name)
     sites: dict[str, tuple[Site, ...]] = {}
     for module in module_map:
         if module.kind == "recurrent":
@@ -171,10 +201,31 @@ def lower(
             continue
         aliases = (module.name, *module.aliases)
         uses = next((readers[f"{n}.weight"] for n in aliases if f"{n}.weight" in readers), [])
-        places = [_site(module.name, aliases, node, readers, initializers) for node in uses]
+        module_of = _module_by_bias(aliases, same)
+        places = [_site(module.name, module_of, node, readers, initializers) for node in uses]
         if places and all(places):
             sites[module.name] = tuple(site for site in places if site)
     return LoweredModel(proto, sites, names, dynamic, producers(proto.graph), fixed, weights)
+
+
+def _module_by_bias(
+    names: tuple[str, ...], same: Mapping[str, str]
+) -> Callable[[str | None], str | None]:
+    """Return a function from the name of a bias in the graph to the first module that adds it.
+
+    The graph has one name for a bias that several modules share.
+
+    Args:
+        names: of the modules that share a weight.
+        same: one name for all names of a parameter.
+    """
+    modules: dict[str | None, str] = {}
+    for name in names:
+        bias = f"{name}.bias"
+        modules.setdefault(same.get(bias, bias), name)
+        if bias not in same:
+            modules.setdefault(None, name)
+    return lambda bias: modules.get(None if bias is None else same.get(bias, bias))
 
 
 def _recurrent_site(name: str, readers: Mapping[str, list[NodeProto]]) -> Site | None:
@@ -205,7 +256,7 @@ def find_norms(lowered: LoweredModel, module_map: ModuleMap) -> tuple[NormGroup,
 
     Returns:
         each normalisation with its readers, in graph order. A normalisation is an operator that
-        multiplies by a vector named NAME.weight and is its only reader.
+        multiplies by a vector named NAME.weight and is its only reader, also of its bias.
     """
     graph = lowered.proto.graph
     vectors = {t.name for t in graph.initializer if t.name.endswith(".weight") and len(t.dims) == 1}
@@ -227,21 +278,36 @@ def find_norms(lowered: LoweredModel, module_map: ModuleMap) -> tuple[NormGroup,
         alone = bool(modules) and len(modules) == uses.get(output, 0) and output not in outputs
         once = all(len(lowered.sites[name]) == 1 for name in modules)
         if node.op_type in NORM_OPERATORS and len(weights) == 1 and alone and once:
-            norms.append(NormGroup(weights[0].removesuffix(".weight"), tuple(modules)))
+            norm = weights[0].removesuffix(".weight")
+            biases = [value for value in node.input[2:] if value and not _is_zero(value, graph)]
+            if biases == [f"{norm}.bias"] and uses[biases[0]] == 1:
+                norms.append(NormGroup(norm, tuple(modules), ("weight", "bias")))
+            elif not biases:
+                norms.append(NormGroup(norm, tuple(modules)))
     return tuple(norms)
+
+
+def _is_zero(value: str, graph: GraphProto) -> bool:
+    """Return True for a constant of zeros, which the exporter gives operators without a bias."""
+    constants = (tensor for tensor in graph.initializer if tensor.name == value)
+    tensor = next(constants, None)
+    if tensor is None or value.endswith(".bias"):
+        return False
+    return not numpy_helper.to_array(tensor).any()
 
 
 def _site(
     owner: str,
-    names: tuple[str, ...],
+    module_of: Callable[[str | None], str | None],
     node: NodeProto,
     readers: Mapping[str, list[NodeProto]],
     initializers: Mapping[str, TensorProto],
 ) -> Site | None:
     """Return the site of a node that reads a weight, or None if it does not use it as a module.
 
-    `names` are the module's name and its aliases.
+    `module_of` returns the module of a bias, of those that share the weight.
     """
+    plain = module_of(None) or owner  # the exporter gives convolutions without a bias zeros
     if node.op_type == "Gather":
         return Site(owner, owner, "embedding", node, node.input[1], node.output[0], None)
     if node.op_type == "Gemm":
@@ -250,7 +316,7 @@ def _site(
         if not transposed or {attributes.get(k, 1.0) for k in ("alpha", "beta")} != {1.0}:
             return None
         bias = node.input[2] if len(node.input) > 2 else None
-        name = _name_of(bias, names, owner)
+        name = module_of(bias) or plain
         return Site(name, owner, "linear", node, node.input[0], node.output[0], bias)
     if node.op_type == "Transpose":
         product = _only(node.output[0], "MatMul", readers)
@@ -258,10 +324,9 @@ def _site(
             return None
         output, bias = product.output[0], None
         add = _only(output, "Add", readers)
-        biases = {f"{n}.bias" for n in names}
-        if add is not None and add.input[0] == output and add.input[1] in biases:
+        if add is not None and add.input[0] == output and module_of(add.input[1]):
             output, bias = add.output[0], add.input[1]
-        name = _name_of(bias, names, owner)
+        name = module_of(bias) or plain
         absorbed = (node.output[0],)
         return Site(name, owner, "linear", product, product.input[0], output, bias, absorbed)
     if node.op_type == "Conv":
@@ -269,7 +334,7 @@ def _site(
         if bias is not None and bias not in initializers:
             return None
         tail = _tail(node.output[0], readers, initializers)
-        name, output = _name_of(bias, names, owner), [node.output[0], *tail][-1]
+        name, output = module_of(bias) or plain, [node.output[0], *tail][-1]
         return Site(name, owner, "conv", node, node.input[0], output, bias, tail=tail)
     return None
 
@@ -294,12 +359,9 @@ def _only(value: str, op_type: str, readers: Mapping[str, list[NodeProto]]) -> N
     return nodes[0] if len(nodes) == 1 and nodes[0].op_type == op_type else None
 
 
-def _name_of(bias: str | None, names: tuple[str, ...], default: str) -> str:
-    """Return the module whose bias it is."""
-    return next((name for name in names if bias == f"{name}.bias"), default)
-
-
 def _starts_at_zero(clip: NodeProto, initializers: Mapping[str, TensorProto]) -> bool:
     """Return True if a Clip is a ReLU with an upper end; an 8-bit range can hold both ends."""
-    low = initializers.get(clip.input[1]) if len(clip.input) == 3 else None
-    return low is not None and not numpy_helper.to_array(low).any()
+    ends = [initializers.get(end) for end in clip.input[1:]]
+    if len(ends) != 2 or ends[0] is None or ends[1] is None:
+        return False
+    return not numpy_helper.to_array(ends[0]).any()

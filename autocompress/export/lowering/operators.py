@@ -61,10 +61,13 @@ def linear(
             weight = _transposed(graph, float_weight(graph, name, stored))
             value = graph.add("MatMul", [value, weight], output)
     if site.bias is not None:
+        bias = site.bias
         if variant.bias is not None:
-            graph.constant(site.bias, variant.bias.cpu().numpy())
+            if graph.lowered.readers[bias] > 1:  # others that read it correct other errors
+                bias = graph.short(f"{site.name}.bias")
+            graph.constant(bias, variant.bias.cpu().numpy())
         output = site.output if experts is None else graph.short(f"{site.output}/open")
-        value = graph.add("Add", [value, site.bias], output)
+        value = graph.add("Add", [value, bias], output)
     if experts is not None:
         gate = graph.constant(graph.short(f"{site.owner}/gate"), gate_shift(experts))
         graph.add("Add", [value, gate], site.output)

@@ -109,7 +109,9 @@ def _compare(
     feed = random_feed(whole.get_inputs(), shapes)
     for value in whole.get_inputs():
         if feed[value.name].dtype.kind in "ib":
-            feed[value.name] += 1  # tokens, and masks that hide nothing
+            feed[value.name] += feed[value.name].dtype.type(
+                1
+            )  # tokens, and masks that hide nothing
         if not isinstance(value.shape[0], int):
             feed[value.name] = np.concatenate([feed[value.name]] * 2)
     expected = dict(zip(outputs, whole.run(None, feed), strict=True))

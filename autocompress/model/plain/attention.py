@@ -38,6 +38,7 @@ class SplitAttention(nn.Module):
         self.v_proj = _linear(weights[2], biases[2])
         out_bias = None if source.out_proj.bias is None else source.out_proj.bias.detach()
         self.out_proj = _linear(source.out_proj.weight.detach(), out_bias)
+        self.requires_grad_(any(parameter.requires_grad for parameter in source.parameters()))
 
     def forward(
         self,

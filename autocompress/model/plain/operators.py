@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from torch import fx, nn
+from torch import Tensor, fx, nn
 
 from autocompress.model.plain.operands import Names, Reader, constant_of, place_of
 from autocompress.model.plain.recurrent import SplitRecurrent
@@ -66,10 +66,31 @@ def _weight(read: Reader, name: str, dims: Sequence[int], transposed: bool = Fal
     value = read.constant(name)
     if value is None or value.dim() not in dims or not value.is_floating_point():
         raise _NotPlain
-    if isinstance(value, nn.Parameter) and not transposed:
+    value = value.t() if transposed else value
+    own = _own(read, value)
+    return _made(read, value.contiguous()) if own is None else own
+
+
+def _own(read: Reader, value: Tensor) -> nn.Parameter | None:
+    """Return the parameter of the program that a value is, or shows unchanged.
+
+    A tied table that is transposed for a product is transposed once more here.
+    """
+    if isinstance(value, nn.Parameter):
         return value
-    value = value.detach()
-    return nn.Parameter((value.t() if transposed else value).contiguous(), requires_grad=False)
+    # The memory that is read, and how it is read.
+    place = (value.data_ptr(), value.shape, value.stride(), value.dtype, value.device)
+    for own in read.module.parameters():
+        shown = (own.data_ptr(), own.shape, own.stride(), own.dtype, own.device)
+        if own.numel() and shown == place:
+            return own
+    return None
+
+
+def _made(read: Reader, value: Tensor) -> nn.Parameter:
+    """Return a new parameter, frozen if those of the program are."""
+    learns = any(parameter.requires_grad for parameter in read.module.parameters())
+    return nn.Parameter(value.detach(), requires_grad=learns)
 
 
 def _bias(read: Reader, name: str, width: int) -> nn.Parameter | None:
@@ -78,26 +99,34 @@ def _bias(read: Reader, name: str, width: int) -> nn.Parameter | None:
     value = read.constant(name)
     if value is None or value.shape != (width,):
         raise _NotPlain
-    if isinstance(value, nn.Parameter):
-        return value
-    return nn.Parameter(value.detach().clone(), requires_grad=False)
+    own = _own(read, value)
+    return _made(read, value.clone()) if own is None else own
 
 
 def _key(read: Reader, kind: str, *arguments: str) -> tuple[Any, ...]:
     """Return a key that is equal for calls with the same constants and numbers."""
     parts: list[Any] = [kind]
     for name in arguments:
-        value = read[name]
-        # A folded constant is a new tensor for each node.
-        own = isinstance(value, fx.Node) and value.op == "get_attr"
-        parts.append(id(read.constant(name)) if own else repr(value))
+        constant = read.constant(name)
+        parts.append(repr(read[name]) if constant is None else _constant_key(read, name, constant))
     return tuple(parts)
+
+
+def _constant_key(read: Reader, name: str, constant: Tensor) -> Any:
+    node = read[name]
+    if node.op == "get_attr":
+        return id(constant)
+    for turned in (False, True) if constant.dim() == 2 else (False,):
+        own = _own(read, constant.t() if turned else constant)
+        if own is not None:
+            return turned, id(own)
+    return repr(node)  # a folded constant is a new tensor for each node
 
 
 def _linear(read: Reader) -> Operator:
     weight = _weight(read, "weight", (2,))
     bias = _bias(read, "bias", len(weight))
-    return _product(read, weight, bias, "input", "weight", ("weight", "bias"))
+    return _product(read, weight, bias, "input", "weight", ("linear", "weight", "bias"))
 
 
 def _addmm(read: Reader) -> Operator:
@@ -105,7 +134,7 @@ def _addmm(read: Reader) -> Operator:
         raise _NotPlain
     weight = _weight(read, "mat2", (2,), transposed=True)
     bias = _bias(read, "self", len(weight))
-    return _product(read, weight, bias, "mat1", "mat2", ("mat2", "self"))
+    return _product(read, weight, bias, "mat1", "mat2", ("product", "mat2", "self"))
 
 
 def _matmul(read: Reader) -> Operator:
@@ -113,7 +142,7 @@ def _matmul(read: Reader) -> Operator:
     if isinstance(read["self"], fx.Node) and read.constant("self") is not None:
         raise _NotPlain  # a product of constants
     weight = _weight(read, second, (2,), transposed=True)
-    return _product(read, weight, None, "self", second, (second,))
+    return _product(read, weight, None, "self", second, ("product", second))
 
 
 def _product(
@@ -122,14 +151,14 @@ def _product(
     bias: nn.Parameter | None,
     inputs: str,
     named: str,
-    keys: tuple[str, ...],
+    key: tuple[str, ...],
 ) -> Operator:
     module = nn.Linear(weight.shape[1], weight.shape[0], bias is not None, device="meta")
     return Operator(
         _holding(module, weight, bias),
         (read[inputs],),
         read.owner(named),
-        _key(read, "linear", *keys),
+        _key(read, *key),
     )
 
 
@@ -224,7 +253,7 @@ def _layer_norm(read: Reader) -> Operator:
         raise _NotPlain
     module = nn.LayerNorm(shape, read["eps"], bias=bias is not None, device="meta")
     if bias is not None and not isinstance(bias, nn.Parameter):
-        bias = nn.Parameter(bias.detach().clone(), requires_grad=False)
+        bias = _made(read, bias.clone())
     return Operator(
         _holding(module, weight, bias),
         (read["input"],),
@@ -253,7 +282,7 @@ def _recurrent(read: Reader) -> Operator:
     source = kind(inputs, hidden, read["num_layers"], device="meta", **options)
     for name, value in zip(source._flat_weights_names, values, strict=True):
         assert value is not None
-        setattr(source, name, nn.Parameter(value.detach(), requires_grad=False))
+        setattr(source, name, _made(read, value))
     state: Any = tuple(states) if mode == "LSTM" else states
     name = place_of(nodes[0]).partition(".parametrizations.")[0]
     name = (name if name != place_of(nodes[0]) else name.rpartition(".")[0]) or "recurrent"

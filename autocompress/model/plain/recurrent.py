@@ -40,6 +40,7 @@ class SplitRecurrent(nn.Module):
             if source.bias:
                 gates.bias = nn.Parameter(getattr(source, f"bias_{name}").detach().clone())
             self.add_module(name, gates)
+        self.requires_grad_(any(parameter.requires_grad for parameter in source.parameters()))
 
     def gate_names(self) -> list[str]:
         """Return the names of the children."""

@@ -1,7 +1,15 @@
-"""Split the fused modules of a model, so that each weight matrix is a module."""
+"""Split the fused modules of a model, so that each weight matrix is a module.
+
+`with_others` puts other modules in the place of a model's own; the simulation uses it too.
+"""
 
 from __future__ import annotations
 
+import copy
+from collections.abc import Mapping
+from typing import Any
+
+import torch
 from torch import nn
 
 from autocompress.model.plain.attention import SplitAttention
@@ -22,11 +30,30 @@ def split_modules(model: nn.Module) -> nn.Module:
         The copy.
     """
     model = copied(model, None, shares_weights=True)
-    model = _split(model)
-    for parent in list(model.modules()):
-        for name, child in list(parent.named_children()):
-            setattr(parent, name, _split(child))
-    return model
+    others = {name: _split(module) for name, module in model.named_modules()}
+    return with_others(model, {n: m for n, m in others.items() if m is not model.get_submodule(n)})
+
+
+def with_others(model: nn.Module, others: Mapping[str, nn.Module]) -> nn.Module:
+    """Return a copy of a model that holds other modules in the place of some of its own.
+
+    Models hold modules in lists, dicts and bound methods too, where setting an attribute of the
+    parent would leave the old ones. Each place of a module gets the other one.
+
+    Args:
+        model: its parameters and buffers become those of the copy.
+        others: the new modules by name; they are not copied.
+
+    Returns:
+        The copy; the model itself if there are no others.
+    """
+    if not others:
+        return model
+    own: dict[int, Any] = {id(tensor): tensor for tensor in model.parameters()}
+    own |= {id(tensor): tensor for tensor in model.buffers()}
+    own |= {id(model.get_submodule(name)): other for name, other in others.items()}
+    with torch.no_grad():
+        return copy.deepcopy(model, own)
 
 
 def _split(module: nn.Module) -> nn.Module:

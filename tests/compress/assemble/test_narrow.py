@@ -18,6 +18,7 @@ from autocompress.compress.prune.masks import Mask
 from autocompress.compress.quantize.activation import ActivationRange, RangeQuantizer, blockwise
 from autocompress.compress.quantize.affine import StoredTensor
 from autocompress.compress.quantize.integer_matmul import Rounding
+from autocompress.model.plain.recurrent import GateWeights
 
 ROWS, COLUMNS = np.arange(6) % 2 == 0, np.arange(8) % 4 != 1
 
@@ -181,6 +182,8 @@ def test_layers_that_lost_little_or_have_groups_are_computed_as_a_whole() -> Non
     twice = nn.Conv2d(3, 6, 3, groups=3)
     assert Narrow.of(twice, ROWS, None, blocks=False) is None
     assert Narrow.of(nn.Embedding(6, 8), ROWS, COLUMNS, blocks=False) is None
+    assert Narrow.of(nn.Linear(8, 6), ROWS, COLUMNS, blocks=False) is not None
+    assert Narrow.of(GateWeights(8, 6), ROWS, COLUMNS, blocks=False) is None
 
 
 def test_the_weights_between_trainings_are_made_once() -> None:
@@ -189,5 +192,11 @@ def test_the_weights_between_trainings_are_made_once() -> None:
     made = module.dense
     module(values(3, 8))
     assert module.dense is made
+    whole = module.weight
+    assert whole.shape == (6, 8)
+    assert module.weight is whole, "a model may read it in each pass"
     module.set_variant(Variant(module.stored, None), ModuleConfig(), (ROWS, COLUMNS))
     assert module.dense is None
+    assert module.weight is not whole
+    module.start_training((torch.ones(module.stored[0].values.shape),))
+    assert module.weight is not module.weight

@@ -8,7 +8,7 @@ from fixture import Fixture, relative_difference, trainer_of
 from small_tasks import all_outputs
 from torch import Tensor, nn
 
-from autocompress import Candidate, Distillation, ModuleConfig, find_modules
+from autocompress import Candidate, Distillation, ModuleConfig, Task, find_modules
 from autocompress.compress.assemble.fake_quant import SimulatedModule
 from autocompress.compress.assemble.library import VariantLibrary
 from autocompress.compress.assemble.simulated_model import ActivationPlan
@@ -173,3 +173,32 @@ def test_a_trained_state_replaces_what_recovery_changed() -> None:
     assert not torch.allclose(untrained, expected, atol=1e-2)
     again = Trained.from_tensors(state.to_tensors())
     torch.testing.assert_close(stitcher.apply(candidate, again)(X), expected)
+
+
+class Clipped(nn.Module):
+    def __init__(self, relu: nn.Module) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.first, self.second, self.relu = nn.Conv2d(3, 8, 3), nn.Conv2d(8, 4, 3), relu
+        self.first.weight.data *= 12
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.second(self.relu(self.first(x)))
+
+
+def test_a_range_that_replaces_a_clip_is_not_learned_beyond_it() -> None:
+    x = torch.randn(8, 3, 8, 8, generator=torch.Generator().manual_seed(0))
+    batches = [(x, torch.zeros(8))]
+    given = Fixture(Task("t", Clipped(nn.ReLU6()).eval(), x[:1], batches, lambda *_: 1.0))
+    stitcher, at = given.stitcher, given.uniform(weight_bits=8, activation_bits=8)
+    stitcher.apply(at)
+    stitcher.start_training(at)
+    for quantizer in stitcher.quantizers.values():
+        if quantizer.factor is not None:
+            quantizer.factor.data.fill_(1.2)
+    trained = stitcher.trained_state()
+    assert min(given.builder.plan.ends.values()) == 6
+    with torch.no_grad():
+        simulated = call_model(stitcher.apply(at, trained), x).numpy()
+    found = given.run(given.compressor.graph(at, trained))
+    assert relative_difference(found, simulated) < 0.01

@@ -9,6 +9,7 @@ import torch
 from torch import nn
 
 from autocompress import find_modules
+from autocompress.compress.calibrate import statistics
 from autocompress.compress.calibrate.statistics import (
     calibration_samples,
     collect_statistics,
@@ -65,6 +66,22 @@ class Two(nn.Module):
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         return self.second(torch.relu(self.first(x)))
+
+
+@pytest.mark.parametrize("limit", [1, 7, 20, 100])
+def test_patches_are_thinned_as_those_of_a_whole_batch(
+    limit: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    layer, x = nn.Conv2d(2, 4, 3), torch.randn(5, 2, 6, 5)
+    whole = nn.functional.unfold(x, 3).transpose(1, 2).flatten(0, 1)
+    monkeypatch.setattr(statistics, "POSITIONS", limit)
+    unfold, seen = nn.functional.unfold, []
+    monkeypatch.setattr(
+        nn.functional, "unfold", lambda x, *a: (seen.append(len(x)), unfold(x, *a))[1]
+    )
+    vectors, *_ = input_vectors(layer, x)
+    assert torch.equal(vectors[:, 0], whole[:: -(-len(whole) // limit)])
+    assert set(seen) == {1}, "a sample at a time"
 
 
 def test_batches_add_up_and_predict_the_output_error() -> None:

@@ -124,3 +124,16 @@ def test_a_learned_range_is_exported_as_it_was_trained() -> None:
         torch.testing.assert_close(
             RangeQuantizer(learned)(x), quantizer(x), atol=learned.scale * 1.01, rtol=0
         )
+
+
+def test_a_learned_range_does_not_grow_beyond_its_end() -> None:
+    quantizer = RangeQuantizer(ActivationRange.spanning(0.0, 5.0), 6.0)
+    quantizer.learn()
+    x = torch.tensor([4.0, 5.5, 7.0])
+    for factor, highest in ((0.5, 2.5), (1.1, 5.5), (1.2, 6.0), (3.0, 6.0)):
+        quantizer.factor.data.fill_(factor)
+        assert 255 * quantizer.learned().scale == pytest.approx(highest)
+        assert float(quantizer(x).max().detach()) == pytest.approx(highest)
+    wide = RangeQuantizer(ActivationRange.spanning(0.0, 7.0), 6.0)
+    wide.learn()
+    assert 255 * wide.learned().scale == pytest.approx(7.0), "a calibrated range stays"

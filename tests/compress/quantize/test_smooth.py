@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import pytest
 import torch
-from fixture import Fixture
+from fixture import Fixture, relative_difference
 from torch import nn
 
 from autocompress import Candidate, ModuleConfig, Task
@@ -92,3 +92,27 @@ def test_dead_channels_keep_their_scale() -> None:
         torch.tensor([0.0, 2.0, 4.0]), [torch.tensor([[1.0, 0.0, 1.0]])], 0.5
     )
     assert factors.tolist() == [1, 1, 2]
+
+
+class Shifted(nn.Module):
+    """Shift and scale; the shift is read in front of the product."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.weight, self.bias = nn.Parameter(torch.ones(8)), nn.Parameter(torch.ones(8))
+        self.weight.data[2] = 60.0
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return torch.tanh(x + self.bias) * self.weight
+
+
+def test_only_what_is_read_behind_the_product_is_divided() -> None:
+    torch.manual_seed(0)
+    model = nn.Sequential(Shifted(), nn.Linear(8, 4)).eval()
+    x = torch.randn(64, 3, 8)
+    given = Fixture(Task("shifted", model, x[:1], [(x, torch.zeros(64))], lambda o, t: 0.0))
+    at = Candidate.of({"1": ModuleConfig(8, 8, smoothing=0.5)})
+    assert list(given.stitcher.smoother.parameters(at)) == ["0.weight"]
+    exact, found = given.simulate(Candidate()), given.simulate(at)
+    assert relative_difference(found, exact) < 0.05
+    assert given.difference(at) <= 1e-3

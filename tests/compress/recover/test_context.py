@@ -22,6 +22,7 @@ from autocompress.compress.quantize.integer_matmul import Rounding
 from autocompress.compress.recover.context import (
     WATCHED,
     Trainer,
+    learning,
     out_of_memory,
     parameter_groups,
     recomputing,
@@ -49,13 +50,36 @@ def test_the_divergence_is_the_mean_over_the_first_samples() -> None:
     found = trainer(model)
     assert found.device == CPU
     batches, answers = found.watched
-    assert [len(inputs) for inputs in batches] == [50, 50, WATCHED - 100]
-    second = answers.take(range(50, 100), batches[1])
+    assert [len(inputs) for inputs, _ in batches] == [50, 50, WATCHED - 100]
+    second = answers.take(range(50, 100), batches[1][0])
     torch.testing.assert_close(second, model(X[50:100]).detach())
     p, q = model(X[:WATCHED]).softmax(1), student(X[:WATCHED]).softmax(1)
     expected = (p * (p / q).log()).sum(1).mean()
     assert found.divergence(student) == pytest.approx(float(expected.detach()), rel=1e-4)
     assert found.divergence(model) == pytest.approx(0.0, abs=1e-6)
+
+
+class Tokens(nn.Module):
+    def __init__(self, seed: int) -> None:
+        super().__init__()
+        torch.manual_seed(seed)
+        self.table = nn.Embedding(9, 5)
+
+    def forward(self, ids: Tensor) -> Tensor:
+        return self.table(ids)
+
+
+def test_positions_that_do_not_count_play_no_part_in_the_divergence() -> None:
+    ids = torch.arange(8).view(2, 4)
+    target = torch.tensor([[1, -100, -100, -100], [1, 2, 3, -100]])
+    model, student = Tokens(0), Tokens(1)
+    task = Task("t", model, ids, [(ids, target)], lambda o, t: 0.0)
+    found = Trainer(task, Teacher(task, model, CPU)).divergence(student)
+    p, q = model(ids).softmax(-1), student(ids).softmax(-1)
+    counted = (p * (p / q).log()).sum(-1)[target != -100]
+    assert found == pytest.approx(float(counted.mean().detach()), rel=1e-4)
+    nothing = Task("t", model, ids, [(ids, torch.full((2, 4), -100))], lambda o, t: 0.0)
+    assert Trainer(nothing, Teacher(nothing, model, CPU)).divergence(student) == 0
 
 
 def test_the_parameters_of_a_plain_model_are_weights_each_once() -> None:
@@ -95,6 +119,37 @@ def test_simulated_modules_have_weights_scales_and_a_float_bias() -> None:
     assert same(groups["scales"], module.trained_steps[0], module.ranges[0].read.factor)
     assert same(groups["float"], module.trained_bias, norm.weight, norm.bias)
     assert sum(map(len, groups.values())) == 6
+
+
+def test_what_the_user_froze_does_not_learn_unless_all_is_frozen() -> None:
+    class Table(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.fc, self.norm = nn.Linear(3, 3), nn.LayerNorm(3)
+            self.table = nn.Parameter(torch.zeros(3), requires_grad=False)
+
+    model = Table()
+    trained = [*model.fc.parameters(), *model.norm.parameters()]
+    assert {id(p) for p in parameter_groups(model)["weights"]} == {id(p) for p in trained}
+    model.requires_grad_(False)
+    assert len(parameter_groups(model)["weights"]) == 5, "a model that is only run"
+    for learns in (True, False):
+        module = simulated()
+        module._source[0].requires_grad_(learns)
+        module.start_training((torch.ones(3, 4),))
+        whole = nn.Sequential(module, nn.LayerNorm(3).requires_grad_(False), nn.PReLU())
+        whole[2].requires_grad_(learns)
+        assert len(parameter_groups(whole)["float"]) == (2 if learns else 4)
+        assert len(parameter_groups(whole)["weights"]) == 1
+
+
+def test_parameters_learn_inside_a_context_alone() -> None:
+    free, frozen = nn.Parameter(torch.ones(1)), nn.Parameter(torch.ones(1), requires_grad=False)
+    with learning([free, frozen]):
+        (free * frozen).sum().backward()
+        assert frozen.grad is not None
+    assert (free.requires_grad, frozen.requires_grad) == (True, False)
+    assert free.grad is frozen.grad is None
 
 
 class Shuffled:

@@ -22,6 +22,7 @@ from autocompress.compress.recover.cycle import Cycle
 from autocompress.compress.recover.recover import recover
 from autocompress.compress.recover.teacher import Teacher
 from autocompress.errors import NotComputableError
+from autocompress.results.tensor_files import read_state
 from autocompress.task.batches import Inputs, map_inputs
 
 pytestmark = pytest.mark.slow
@@ -149,7 +150,7 @@ def test_a_step_changes_only_what_should_change(
     assert torch.equal(torch.random.get_rng_state(), random), (
         "the user's random numbers go on as if nothing had been"
     )
-    assert not any(p.requires_grad for p in parameter_groups(model)["weights"])
+    assert all(p.grad is None for p in parameter_groups(model)["weights"])
     changed = 0
     for name, variant in trained.variants.items():
         before = stitcher.variant(name, stitcher.owners[name], at)
@@ -416,3 +417,39 @@ def test_rates_of_weights_scales_and_float_parts_differ(
     assert [group["lr"] for group in optimizer.param_groups] == pytest.approx([1e-3, 3e-3, 5e-4])
     everything = {id(p) for p in model.parameters() if p.is_floating_point() and p.numel()}
     assert {id(p) for group in groups.values() for p in group} == everything
+
+
+def test_the_look_at_a_stop_is_no_part_of_the_checkpoint(
+    fixture: Fixture, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    looks = iter([1.0, 0.0, 0.5])
+    monkeypatch.setattr(Trainer, "divergence", lambda trainer, student: next(looks))
+    at = candidate(fixture, Distillation(0.5, 2.0, 30), weight_bits=4)
+    trainer, stitcher, path = trainer_of(fixture.task, fixture.stitcher), fixture.stitcher, tmp_path
+    model = stitcher.apply(at)
+    stitcher.start_training(at)
+    stops = iter([False, False, True])
+    cycle = Cycle(
+        trainer, model, at.distillation, 30, checkpoint=path / "c", stop=lambda: next(stops)
+    )
+    assert cycle.run() == 3
+    assert (cycle.best_divergence, cycle.stale) == (0.0, 0), "what is returned is the best"
+    assert read_state(path / "c", CPU)["progress"] == [3, 1, 1.0, 0]
+
+
+def test_a_cycle_that_reached_its_end_does_not_go_on(fixture: Fixture, tmp_path: Path) -> None:
+    at = candidate(fixture, Distillation(0.5, 2.0, 30), weight_bits=4)
+    trainer, stitcher = trainer_of(fixture.task, fixture.stitcher), fixture.stitcher
+    model = stitcher.apply(at)
+    stitcher.start_training(at)
+    parts = (trainer, model, at.distillation, 30)
+    for _ in range(2):
+        assert Cycle(*parts, checkpoint=tmp_path / "c", end=4).run() == 4
+
+
+def test_answers_are_asked_for_where_targets_give_no_loss(cnn_task: Task) -> None:
+    fixture = Fixture(cnn_task)
+    named = [(inputs, [str(label) for label in target]) for inputs, target in cnn_task.train]
+    trainer = trainer_of(replace(cnn_task, train=named), fixture.stitcher)
+    at = candidate(fixture, Distillation(1.0, 2.0, 2), weight_bits=4)
+    assert recover(trainer, fixture.stitcher, at)[1] == 2

@@ -207,12 +207,16 @@ def norms(
         "norm.weight": np.ones(4, np.float32),
         "norm.bias": np.ones(4, np.float32),
         "other.weight": np.ones(4, np.float32),
+        "zeros": np.zeros(4, np.float32),
         "w": np.eye(4, dtype=np.float32),
     }
     made = lowered(nodes, constants, {"x": ["n", 4]}, outputs, sites)
     modules = tuple(
         CompressibleModule(n, "linear", (4, 4), False, 0, 1, "", "mlp", None) for n in sites
     )
+    for group in find_norms(made, ModuleMap(modules, (), (), 0, 0)):
+        biased = any("norm.bias" in n.input for n in nodes if n.op_type == "LayerNormalization")
+        assert group.parameters == ("weight", "bias")[: 1 + biased]
     return [(g.norm, g.readers) for g in find_norms(made, ModuleMap(modules, (), (), 0, 0))]
 
 
@@ -236,6 +240,16 @@ def test_a_normalisation_that_others_read_keeps_its_scale() -> None:
     assert norms(shared, sites) == [], "its scale is read twice"
     nothing = [LAYER_NORM, node("Relu", "n", "y")]
     assert norms(nothing, {}) == []
+
+
+def test_a_normalisation_with_another_bias_than_its_own_keeps_its_scale() -> None:
+    sites = {"a": (linear("a", "n"),)}
+    used = [LAYER_NORM, sites["a"][0].node, node("Add", "a.out norm.bias", "y")]
+    assert norms(used, sites) == [], "its bias is read twice"
+    other = [node("LayerNormalization", "x norm.weight w", "n"), sites["a"][0].node]
+    assert norms(other, sites, ("a.out",)) == []
+    without = [node("LayerNormalization", "x norm.weight zeros", "n"), sites["a"][0].node]
+    assert norms(without, sites, ("a.out",)) == [("norm", ("a",))]
 
 
 def test_a_module_that_is_called_twice_takes_no_scale() -> None:

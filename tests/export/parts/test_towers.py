@@ -18,7 +18,7 @@ from autocompress.export.parts.towers import write_towers
 from autocompress.targets.device.sessions import DEFAULT
 
 
-def write(folder: Path, mixed: bool = False) -> None:
+def write(folder: Path, mixed: bool = False, masked: bool = False) -> None:
     """Write a model of two towers, whose text takes its number of rows from the pixels."""
     draw = np.random.default_rng(0)
     own = [numpy_helper.from_array(np.array([3], np.int64), "width")]
@@ -39,11 +39,25 @@ def write(folder: Path, mixed: bool = False) -> None:
         value("ids", TensorProto.INT64, ["n", 3]),
         value("pixels", TensorProto.FLOAT, ["n", 3]),
     ]
+    if masked:
+        inputs.append(value("mask", TensorProto.BOOL, ["n", 3]))
+        nodes[3:5] = [
+            helper.make_node("Cast", ["table"], ["numbers"], to=TensorProto.FLOAT),
+            helper.make_node("Cast", ["mask"], ["shown"], to=TensorProto.FLOAT),
+            helper.make_node("Mul", ["numbers", "shown"], ["sum"]),
+        ]
     names = ("embeddings", "image_embeds", "text_embeds")
     outputs = [value(name, TensorProto.FLOAT, ["n", 4]) for name in names]
     graph = helper.make_graph(nodes, "g", inputs, outputs, own)
     opset = [helper.make_opsetid("", 21)]
     write_model(folder, helper.make_model(graph, opset_imports=opset, ir_version=10))
+
+
+def test_a_boolean_mask_goes_with_its_tower(tmp_path: Path) -> None:
+    write(tmp_path, masked=True)
+    text, _ = write_towers(tmp_path, DEFAULT)
+    graph = onnx.load(text).graph
+    assert [value.name for value in graph.input] == ["ids", "mask"]
 
 
 def test_each_part_has_its_inputs_and_weights(tmp_path: Path) -> None:

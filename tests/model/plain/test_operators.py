@@ -174,6 +174,21 @@ def test_calls_of_the_same_weight_and_bias_share_a_key() -> None:
     assert one.key == again.key != two.key
 
 
+def test_a_view_of_a_parameter_is_the_parameter() -> None:
+    def use(x: Tensor, w: Tensor, b: Tensor) -> Tensor:
+        x = F.embedding(x.long().clamp(0, 3), w) + F.linear(x, w.to(x.dtype), b.view(-1))[..., None]
+        x = torch.addmm(b, x[:, 0] @ w.transpose(0, 1), w.t())
+        return F.linear(x, w.t())  # another matrix
+
+    model = Uses((4, 4), 4, use)
+    table, first, second, third, other = (o.module for o in operators(model, values(2, 4)))
+    assert table.weight is first.weight is second.weight is third.weight
+    assert first.bias is third.bias
+    assert torch.equal(other.weight, table.weight.t())
+    keys = [o.key for o in operators(model, values(2, 4))]
+    assert len(set(keys)) == 5, "an operator of each kind of call"
+
+
 def test_nodes_that_call_no_function_are_no_modules() -> None:
     program = exported_program(nn.Linear(4, 2), values(2, 4), strict=False)
     nodes = [node for node in program.graph.nodes if node.op != "call_function"]

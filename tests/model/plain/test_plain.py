@@ -11,7 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor, fx, nn
 from torch.nn.utils import parametrizations
 
-from autocompress import Task
+from autocompress import Task, find_modules
 from autocompress.errors import TaskError
 from autocompress.model.plain.plain import (
     form_of,
@@ -205,3 +205,32 @@ def test_a_comparison_leaves_the_users_model_alone() -> None:
     task = plain_task(Task("t", model, IDS, [(IDS, None), (IDS + 3, None)], lambda o, t: 0.0))
     assert isinstance(task.model, fx.GraphModule)
     assert torch.equal(model.table.weight, before)
+
+
+class OwnLinear(nn.Linear):
+    def forward(self, x: Tensor) -> Tensor:
+        return F.linear(x, self.weight.to(x.dtype), self.bias)
+
+
+class TurnedHead(nn.Module):
+    """A table that is the head too, in a model that needs a program."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.table, self.inner = nn.Embedding(20, 8), OwnLinear(8, 8)
+
+    def forward(self, ids: Tensor) -> Tensor:
+        x = torch.relu(self.inner(self.table(ids)))
+        return x @ torch.transpose(self.table.weight.to(x.dtype), 0, 1)
+
+
+def test_a_program_keeps_a_tie_to_a_transposed_table() -> None:
+    ids = torch.randint(20, (2, 5))
+    plain = plain_model(TurnedHead(), ids)
+    assert isinstance(plain, fx.GraphModule)
+    assert sum(p.numel() for p in plain.parameters()) == 20 * 8 + 8 * 8 + 8
+    modules = find_modules(TurnedHead(), ids)
+    assert [(m.name, m.kind, len(m.aliases)) for m in modules] == [
+        ("table", "embedding", 1),
+        ("inner", "linear", 0),
+    ]
