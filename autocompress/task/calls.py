@@ -10,7 +10,7 @@ import contextlib
 import dataclasses
 import io
 import math
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from typing import Any, Protocol
 
@@ -83,24 +83,10 @@ def run_model(model: nn.Module, inputs: Inputs, what: str = FORWARD_FAILS) -> An
     if isinstance(model, fx.GraphModule):
         # A traced program prints its source where it fails, beside the error.
         silent = contextlib.redirect_stderr(io.StringIO())
-    with user_code(what), silent, _as_traced():
+    with user_code(what), silent:
         if isinstance(own, Tensor):
             return model(own)
         return model(**own) if isinstance(own, Mapping) else model(*own)
-
-
-@contextlib.contextmanager
-def _as_traced() -> Iterator[None]:
-    """Compute transformer layers of torch.nn as in training, and as a file does, inside the block.
-
-    Their fast path takes padding out of a batch, and gives zeros in its place.
-    """
-    before = torch.backends.mha.get_fastpath_enabled()
-    torch.backends.mha.set_fastpath_enabled(False)
-    try:
-        yield
-    finally:
-        torch.backends.mha.set_fastpath_enabled(before)
 
 
 def named_outputs(result: Any, names: Sequence[str]) -> dict[str, Tensor]:

@@ -826,7 +826,9 @@ def test_a_metric_that_fails_on_a_part_of_the_data_leaves_out_that_figure(
     assert front.baseline.accuracy == 1.0
     assert front.baseline.metrics == {}, "the first 512 samples are of one class"
     assert front.baseline.test_accuracy is None
-    figures = ["accuracy (test)", "accuracy (gaussian noise)", "accuracy (contrast)"]
+    figures = [
+        f"accuracy ({name})" for name in ("test", "undisturbed", "gaussian noise", "contrast")
+    ]
     reason = (
         "ValueError: Only one class present in y_true. ("
         if metric is auc
@@ -855,8 +857,8 @@ def test_figures_that_a_metric_does_not_give_are_said_with_the_reason(
     ]
     assert len(said) == 1
     words = (
-        "left out: accuracy (test), accuracy (gaussian noise), accuracy (contrast): task: metric "
-        "fails: ValueError: Only one class"
+        "left out: accuracy (test), accuracy (undisturbed), accuracy (gaussian noise), accuracy "
+        "(contrast): task: metric fails: ValueError: Only one class"
     )
     assert said[0].startswith(words)
     with pytest.raises(SystemExit):

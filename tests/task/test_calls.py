@@ -12,13 +12,7 @@ import torch
 
 from autocompress.errors import NotComputableError, TaskError
 from autocompress.huggingface.metrics.tokens import TokenAccuracy
-from autocompress.task.calls import (
-    call_model,
-    copies_for,
-    named_outputs,
-    primary_output,
-    score,
-)
+from autocompress.task.calls import copies_for, named_outputs, primary_output, score
 from autocompress.task.outputs import OutputKind, sample_divergence
 
 
@@ -104,16 +98,3 @@ def test_gradients_pass_a_copy() -> None:
     copy.sum().backward()
     assert x.grad is not None
     assert x.grad.tolist() == [0.0, 2.0]
-
-
-def test_transformer_layers_compute_padding_as_in_training() -> None:
-    torch.manual_seed(0)
-    layer = torch.nn.TransformerEncoderLayer(8, 2, 16, dropout=0.0, batch_first=True)
-    encoder = torch.nn.TransformerEncoder(layer, 1)
-    x, padding = torch.randn(2, 4, 8), torch.tensor([[False] * 4, [False, False, True, True]])
-    expected = encoder.train()(x, src_key_padding_mask=padding).detach()
-    with torch.no_grad():
-        found = call_model(encoder.eval(), {"src": x, "src_key_padding_mask": padding})
-    assert not (expected[1, 2:] == 0).any()
-    torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-5)
-    assert torch.backends.mha.get_fastpath_enabled(), "as it was"
