@@ -30,7 +30,7 @@ BASE = Measurement(1000, 2.0, 0.9, None, {"accuracy_contrast": 0.85, "f1": 0.8},
 
 
 def point(trial: int, size: int, ms: float, accuracy: float, **changes: object) -> FrontPoint:
-    # The clean accuracy on the disturbed samples stands in the report; here it would hide the picks.
+    # The clean accuracy on disturbed samples stands in the report; here it would hide the picks.
     metrics = {"accuracy_undisturbed": 0.9, "accuracy_contrast": 0.8, "f1": 0.75}
     measured = Measurement(size, ms, accuracy, None, metrics, True, 2000)
     found = FrontPoint(trial, Candidate(), measured, measured, f"models/{trial:04d}")
