@@ -165,7 +165,7 @@ class Cycle:
         accumulation = self.distillation.accumulation
         skip = (self.start + self.step) * accumulation
         batches = stream(self.trainer.task, self.trainer.seed, skip)
-        looked = 0
+        measured_at = 0
         while self.step < (self.end or self.steps) and self.stale < PATIENCE:
             for group, base in zip(optimizer.param_groups, bases, strict=True):
                 group["lr"] = base * rate(self.step, self.steps)
@@ -175,7 +175,7 @@ class Cycle:
             stopped = self.stop()
             if self.step % every == 0 or self.step == self.steps:
                 self._measure()
-                looked = self.step
+                measured_at = self.step
             if stopped:
                 break
             if self.checkpoint is not None and time.monotonic() - saved > SAVE_S:
@@ -183,8 +183,8 @@ class Cycle:
                 saved = time.monotonic()
         if self.checkpoint is not None:
             self.save(optimizer)
-        # Behind the checkpoint: a cycle that goes on from there never had this look.
-        if 0 < self.step != looked:
+        # Not part of the checkpoint: a cycle that was never stopped has no such measurement.
+        if 0 < self.step != measured_at:
             self._measure()
         with torch.no_grad():
             for name, parameter in self.parameters.items():

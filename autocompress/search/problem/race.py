@@ -184,9 +184,9 @@ def _dealt(
 
 
 def _is_free(task: Task, head: list[Head], of_batches: bool = False) -> bool:
-    """Return True if no metric depends on the order of batches, nor `of_batches` themselves.
+    """Return True if no metric depends on the order of the first batches.
 
-    It is tried on the first ones.
+    With `of_batches`, no metric may depend on how samples are divided into batches either.
     """
     for reading in readings(task):
         batches = [(outputs[reading.output], reading.target(target)) for outputs, target in head]
