@@ -9,8 +9,8 @@ from autocompress.targets.device.timing import LONG_S, PASSES, enough_rounds
 
 MOST_FILES = 12
 # Shares of the whole time at which a step of setting up ends, and the least that a late one gets.
-FIRST_FILES_END, TABLE_END, SENSITIVITY_END = 0.1, 0.14, 0.19
-LEAST_SHARE = 0.04
+FIRST_FILES_END, TABLE_END, SENSITIVITY_END = 0.1, 0.13, 0.165
+LEAST_SHARE = 0.03
 RECOVERY_SHARE = 0.15  # of what is left when trials begin
 LONG_SHARE = 0.4  # of it, where there is no time to train trials, so that all training comes last
 FILES_SHARE = 0.3  # at most, where files take long
