@@ -81,3 +81,41 @@ def test_a_covering_step_passes_all_gradients_and_none_to_the_step() -> None:
 
 def test_nothing_is_rounded_to_nothing() -> None:
     assert learned_step(torch.zeros(0, 3), torch.ones(1), torch.zeros(1), -2, 3).shape == (0, 3)
+
+
+def kept_bytes(x: Tensor, step: Tensor) -> int:
+    """Return the bytes that the backward pass keeps beside x and its step."""
+    kept: dict[int, int] = {}
+
+    def pack(tensor: Tensor) -> Tensor:
+        if tensor.data_ptr() not in (x.data_ptr(), step.data_ptr()):
+            kept[tensor.data_ptr()] = tensor.nbytes
+        return tensor
+
+    with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
+        result = learned_step(x, step, ZERO, -7, 7)
+    result.sum().backward()
+    return sum(kept.values())
+
+
+def test_a_weight_is_not_kept_twice_for_the_backward_pass() -> None:
+    weight, step = torch.randn(64, 64, requires_grad=True), torch.tensor(0.1, requires_grad=True)
+    assert kept_bytes(weight, step) < 100, "bounds alone"
+    outputs = (weight * 2.0).requires_grad_()
+    assert kept_bytes(outputs, step) < 100 + outputs.nbytes
+
+
+def test_what_a_layer_returned_may_be_overwritten_before_the_backward_pass() -> None:
+    gradients = []
+    for overwrites in (False, True):
+        x, step = X.clone().requires_grad_(), torch.tensor(0.7, requires_grad=True)
+        outputs = x + 0.1
+        rounded = learned_step(outputs, step, ZERO, -2, 3)
+        if overwrites:
+            outputs.relu_()
+        rounded.backward(torch.arange(1.0, 9.0))
+        assert x.grad is not None
+        assert step.grad is not None
+        gradients.append((x.grad, step.grad))
+    assert torch.equal(gradients[0][0], gradients[1][0])
+    assert torch.equal(gradients[0][1], gradients[1][1])
