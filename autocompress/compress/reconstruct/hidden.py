@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Collection, Iterator, Sequence
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any
 
 import torch
@@ -71,32 +73,60 @@ def record(
         The calls in their order.
     """
     recorded: list[BlockCall] = []
-    begun: list[tuple[list[Any], pytree.TreeSpec, dict[str, int]]] = []
 
-    def begin(module: nn.Module, args: Any, named: Any) -> None:
-        leaves, structure = pytree.tree_flatten((args, named))
-        begun.append(([_copy(leaf) for leaf in leaves], structure, calls.seen if calls else {}))
-
-    def end(module: nn.Module, args: Any, result: Any) -> None:
-        outputs = [output.detach().clone() for output in floats(result)]
-        recorded.append(BlockCall(*begun.pop(), outputs))
+    def ended(name: str, call: BlockCall) -> None:
+        recorded.append(call)
         if len(recorded) == block.calls:
             raise _Reached
 
-    module = model.get_submodule(block.name)
-    hooks = [
-        module.register_forward_pre_hook(begin, with_kwargs=True),
-        module.register_forward_hook(end),
-    ]
+    with (
+        watched(model, [block.name], lambda name, call: None, ended, calls),
+        suppress(_Reached),
+        torch.no_grad(),
+    ):
+        run_model(model, inputs)
+    return recorded
+
+
+@contextmanager
+def watched(
+    model: nn.Module,
+    names: Collection[str],
+    begun: Callable[[str, BlockCall], None],
+    ended: Callable[[str, BlockCall], None],
+    calls: Calls | None = None,
+) -> Iterator[None]:
+    """Tell of the calls of some blocks inside the context.
+
+    Args:
+        model: holds the blocks.
+        names: of the blocks.
+        begun: called with a block and its call before it runs; there are no outputs yet.
+        ended: called with a block and its call afterwards.
+        calls: counts the calls of compressible modules of a simulated model; None for others.
+    """
+    open_calls: list[BlockCall] = []
+
+    def begin(name: str, module: nn.Module, args: Any, named: Any) -> None:
+        leaves, structure = pytree.tree_flatten((args, named))
+        seen = calls.seen if calls else {}
+        open_calls.append(BlockCall([_copy(leaf) for leaf in leaves], structure, seen, []))
+        begun(name, open_calls[-1])
+
+    def end(name: str, module: nn.Module, args: Any, result: Any) -> None:
+        outputs = [output.detach().clone() for output in floats(result)]
+        ended(name, replace(open_calls.pop(), outputs=outputs))
+
+    hooks = []
+    for name in names:
+        module = model.get_submodule(name)
+        pre = module.register_forward_pre_hook(partial(begin, name), with_kwargs=True)
+        hooks += [pre, module.register_forward_hook(partial(end, name))]
     try:
-        with torch.no_grad():
-            run_model(model, inputs)
-    except _Reached:
-        pass
+        yield
     finally:
         for hook in hooks:
             hook.remove()
-    return recorded
 
 
 def _copy(value: Any) -> Any:

@@ -71,7 +71,7 @@ def reconstruct(
     blocks = find_blocks(model, list(stitcher.simulated), lambda: run_model(model, batches[0]))
     every = -(-len(blocks) // MEASURED)
     calls = next(iter(stitcher.simulated.values())).calls
-    recorder = Recorder(parts.original, batches, calls)
+    recorder = Recorder(parts.original, blocks, batches, calls)
     for i in range(progress.done, len(blocks)):
         if stop():
             break
@@ -202,13 +202,13 @@ def _trained(
     """Return the state with one more block trained, or the same if that made its error larger."""
     stitcher, lesson = parts.stitcher, parts.candidate.distillation
     model = stitcher.apply(parts.candidate, state)
-    recorded = recorder.record(model, block)
-    if not recorded:
-        return state
-    stitcher.start_training(parts.candidate, block.modules)
-    part = model.get_submodule(block.name)
     try:
-        how = lesson.steps, lesson.learning_rate, stop
+        recorded = recorder.record(model, block)
+        if not recorded:
+            return state
+        stitcher.start_training(parts.candidate, block.modules)
+        part = model.get_submodule(block.name)
+        how = lesson.steps, lesson.learning_rate, stop, model
         improved = train_block(part, recorded, recorder.calls, *how)
     except (RuntimeError, MemoryError) as error:
         if not out_of_memory(error):

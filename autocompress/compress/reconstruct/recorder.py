@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from autocompress.compress.assemble.calls import Calls
 from autocompress.compress.reconstruct.blocks import Block
-from autocompress.compress.reconstruct.chain import Link
+from autocompress.compress.reconstruct.chain import Link, links_of
 from autocompress.compress.reconstruct.hidden import BlockCall, again, record
 from autocompress.compress.reconstruct.training import Pair
 from autocompress.task.batches import Inputs
@@ -21,23 +21,26 @@ CACHE_BYTES = 1 << 30  # of recorded inputs and outputs; they limit the number o
 class Recorder:
     """Record what blocks read, in the order of execution.
 
-    A block that reads what the one before has returned gets it from there (`Link`). Passes of both
-    models on the first and on the last batch show whether it does. Else the models run up to the
-    block on all batches.
+    A block that reads what the one before has returned gets it from there (`Link`), if a pass of
+    both models on each batch shows that it does. Else the models run up to the block on all
+    batches. What a block gets does not depend on the blocks that were recorded before.
 
     Attributes:
         original: the float model.
+        blocks: all blocks, in the order of execution.
         batches: inputs on the device of the models.
         calls: counts the calls of compressible modules of the compressed model.
-        followed: number of blocks that were found without passes on all batches.
+        followed: number of blocks whose calls were found without passes up to them.
     """
 
     original: nn.Module
+    blocks: list[Block]
     batches: list[Inputs]
     calls: Calls
     followed: int = 0
     _block: Block | None = None
     _pairs: dict[int, Pair] = field(default_factory=dict)  # of that block, by batch
+    _links: dict[int, dict[str, Link]] = field(default_factory=dict)  # by batch
 
     def record(self, model: nn.Module, block: Block) -> list[Pair]:
         """Return the calls of the next block in both models, as many as CACHE_BYTES hold.
@@ -47,24 +50,32 @@ class Recorder:
             block: the next block.
         """
         found = self._follow(model, block)
-        if found is None:
-            found = self._run(model, block)
-        else:
-            self.followed += 1
-        self._block = block if block.calls == 1 else None
-        self._pairs = dict(found) if block.calls == 1 else {}
+        self.followed += bool(found)
+        room = CACHE_BYTES - sum(_nbytes(pair) for _, pair in found)
+        found += self._run(model, block, len(found), room)
+        batches = [i for i, _ in found]
+        # After a batch that did not fit, the next block is recorded from the start.
+        is_whole = block.calls == 1 and batches == list(range(len(batches)))
+        self._block = block if is_whole else None
+        self._pairs = dict(found) if is_whole else {}
         return [pair for _, pair in found]
 
-    def _run(self, model: nn.Module, block: Block) -> list[tuple[int, Pair]]:
-        """Return the number of a batch and a call of a block in its pass, in the order of both."""
+    def _run(self, model: nn.Module, block: Block, first: int, room: int) -> list[tuple[int, Pair]]:
+        """Return calls of a block with the numbers of their batches, by passes of both models.
+
+        Args:
+            model: the compressed one.
+            block: the block.
+            first: number of the first batch.
+            room: bytes from which on no further batch is begun.
+        """
         found: list[tuple[int, Pair]] = []
-        room = CACHE_BYTES
-        for i, inputs in enumerate(self.batches):
-            for pair in self._passes(model, block, inputs):
-                found.append((i, pair))
-                room -= _nbytes(pair)
+        for i in range(first, len(self.batches)):
             if room <= 0:
                 break
+            for pair in self._passes(model, block, self.batches[i]):
+                found.append((i, pair))
+                room -= _nbytes(pair)
         return found
 
     def _passes(self, model: nn.Module, block: Block, inputs: Inputs) -> list[Pair]:
@@ -75,51 +86,42 @@ class Recorder:
         for compressed, wanted in zip(ours, theirs, strict=False):
             # An expert may get other tokens in the two models.
             if compressed.outputs and compressed.fits(wanted):
-                pairs.append(Pair(compressed, wanted))
+                pairs.append(Pair(replace(compressed, outputs=[]), wanted))
         return pairs
 
-    def _follow(self, model: nn.Module, block: Block) -> list[tuple[int, Pair]] | None:
-        """Return what `_run` does as it follows from the block before; None if it does not."""
-        before = self._block
-        if before is None or block.calls != 1 or not self._pairs:
-            return None
-        parts = model.get_submodule(before.name), self.original.get_submodule(block.name)
-        links = self._links(model, block, parts[0])
-        if links is None:
-            return None
+    def _follow(self, model: nn.Module, block: Block) -> list[tuple[int, Pair]]:
+        """Return what `_run` does as it follows from the block before; [] if it does not."""
+        before, pairs, at = self._block, self._pairs, self.blocks.index(block)
+        links = {i: self._link(model, i, block) for i in pairs}
+        if before is None or None in links.values() or before != self.blocks[at - 1]:
+            return []
+        part, own = model.get_submodule(before.name), self.original.get_submodule(block.name)
         found: list[tuple[int, Pair]] = []
         room = CACHE_BYTES
-        for i, pair in self._pairs.items():
-            ours = links[0].followed(pair.compressed, self._outputs(parts[0], pair.compressed))
-            theirs = links[1].followed(pair.original, pair.original.outputs)
+        for i, link in links.items():
+            if room <= 0:
+                break
+            assert link is not None
+            pair = pairs.pop(i)  # both blocks would take the memory of two
+            ours = link.followed(pair.compressed, self._outputs(part, pair.compressed))
+            theirs = link.followed(pair.original, pair.original.outputs)
             # The float model counts no calls.
             with torch.no_grad():
-                wanted = again(parts[1], theirs, theirs.inputs, Calls())
+                wanted = again(own, theirs, theirs.inputs, Calls())
             followed = Pair(ours, replace(theirs, outputs=[out.detach() for out in wanted]))
             found.append((i, followed))
             room -= _nbytes(followed)
-            if room <= 0:
-                break
         return found
 
-    def _links(self, model: nn.Module, block: Block, part: nn.Module) -> tuple[Link, Link] | None:
-        """Return where both models take the block's inputs from; None if it is not always so."""
-        found: list[tuple[Link, Link]] = []
-        for i in sorted({min(self._pairs), max(self._pairs)}):
-            pair = self._pairs[i]
-            now = replace(pair.compressed, outputs=self._outputs(part, pair.compressed))
-            passes = self._passes(model, block, self.batches[i])
-            if len(passes) != 1:
-                return None
-            ours = Link.between(now, passes[0].compressed)
-            theirs = Link.between(pair.original, passes[0].original)
-            if ours is None or theirs is None:
-                return None
-            found.append((ours, theirs))
-        for ours, theirs in found[1:]:
-            if not found[0][0].agrees(ours) or not found[0][1].agrees(theirs):
-                return None
-        return found[0]
+    def _link(self, model: nn.Module, i: int, block: Block) -> Link | None:
+        """Return where both models take the block's inputs from in the pass of batch i."""
+        if block.calls != 1:
+            return None
+        if i not in self._links:
+            ours = links_of(model, self.blocks, self.batches[i], self.calls)
+            theirs = links_of(self.original, self.blocks, self.batches[i])
+            self._links[i] = {n: link for n, link in ours.items() if link.agrees(theirs.get(n))}
+        return self._links[i].get(block.name)
 
     def _outputs(self, part: nn.Module, call: BlockCall) -> list[Tensor]:
         """Return what a block of the compressed model gives for a call's inputs."""

@@ -79,6 +79,7 @@ def train_block(
     steps: int,
     learning_rate: float,
     stop: Callable[[], bool],
+    model: nn.Module | None = None,
 ) -> bool:
     """Train a block in place by one cosine cycle of AdamW; each step sees one call.
 
@@ -92,6 +93,7 @@ def train_block(
         steps: optimizer steps.
         learning_rate: the distillation's; RATE times it is taken.
         stop: called after each step; True ends the training.
+        model: of which the block is a part; None for the block alone.
 
     Returns:
         True if the block's error is smaller than before.
@@ -99,7 +101,7 @@ def train_block(
     Raises:
         NotComputableError: if a gradient is not finite.
     """
-    groups = parameter_groups(block)
+    groups = parameter_groups(block, model)
     parameters = [parameter for group in groups.values() for parameter in group]
     if not parameters:
         return False

@@ -141,14 +141,17 @@ class Trainer:
         )
 
 
-def parameter_groups(student: nn.Module) -> dict[str, list[nn.Parameter]]:
+def parameter_groups(
+    student: nn.Module, model: nn.Module | None = None
+) -> dict[str, list[nn.Parameter]]:
     """Return the parameters that learn, each once, by kind.
 
     Parameters that the user froze, such as tables of positions, stay as they are, unless the whole
     model is frozen. Weights of simulated modules always learn, since they were rounded.
 
     Args:
-        student: a simulated or a plain model.
+        student: a simulated or a plain model, or a part of one.
+        model: of which the student is a part; None for the student itself.
 
     Returns:
         "weights": master weights of simulated modules, or all parameters of a plain model.
@@ -158,7 +161,7 @@ def parameter_groups(student: nn.Module) -> dict[str, list[nn.Parameter]]:
     groups: dict[str, list[nn.Parameter]] = {"weights": [], "scales": [], "float": []}
     seen: set[int] = set()
     simulated = any(isinstance(module, SimulatedModule) for module in student.modules())
-    frozen = _frozen(student)
+    frozen = _frozen(student if model is None else model)
 
     def add(group: str, parameters: Any) -> None:
         for parameter in parameters:
@@ -182,17 +185,17 @@ def parameter_groups(student: nn.Module) -> dict[str, list[nn.Parameter]]:
     return groups
 
 
-def _frozen(student: nn.Module) -> set[int]:
+def _frozen(model: nn.Module) -> set[int]:
     """Return the identities of the parameters that the user froze; none if all are frozen."""
     made: set[int] = set()  # for the training
     learns = False
-    for module in student.modules():
+    for module in model.modules():
         if isinstance(module, SimulatedModule):
             learns = learns or module.source_learns
             made |= {id(parameter) for parameter in module.parameters()}
         elif isinstance(module, RangeQuantizer):
             made |= {id(parameter) for parameter in module.parameters()}
-    others = [parameter for parameter in student.parameters() if id(parameter) not in made]
+    others = [parameter for parameter in model.parameters() if id(parameter) not in made]
     frozen = {id(parameter) for parameter in others if not parameter.requires_grad}
     return frozen if learns or len(frozen) < len(others) else set()
 

@@ -191,7 +191,7 @@ def test_blocks_that_follow_one_another_are_trained_as_if_the_model_ran_for_each
 ) -> None:
     at = candidate(stitcher)
     followed = reconstruct(trainer_of(task, stitcher), stitcher, at)[0]
-    monkeypatch.setattr(Recorder, "_follow", lambda *arguments: None)
+    monkeypatch.setattr(Recorder, "_follow", lambda *arguments: [])
     assert same(followed, reconstruct(trainer_of(task, stitcher), stitcher, at)[0])
 
 

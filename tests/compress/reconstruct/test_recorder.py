@@ -78,7 +78,7 @@ def test_the_calls_are_those_of_passes_whether_blocks_follow_or_not(
 ) -> None:
     original = Net(between).eval().requires_grad_(False)
     model = copy.deepcopy(original)
-    recorder = Recorder(original, BATCHES, Calls())
+    recorder = Recorder(original, blocks(), BATCHES, Calls())
     for block in blocks():
         with torch.no_grad():
             for name in block.modules:  # a block that was trained before it is recorded
@@ -97,20 +97,94 @@ def test_blocks_of_several_calls_are_run_and_end_the_chain() -> None:
             return self.b(self.a(self.a(x)))
 
     original = Twice().eval().requires_grad_(False)
-    recorder = Recorder(original, BATCHES, Calls())
-    pairs = recorder.record(copy.deepcopy(original), Block("a", ("a",), 2))
+    twice, once = Block("a", ("a",), 2), Block("b", ("b",), 1)
+    recorder = Recorder(original, [twice, once], BATCHES, Calls())
+    pairs = recorder.record(copy.deepcopy(original), twice)
     assert len(pairs) == 2 * len(BATCHES)
-    assert len(recorder.record(copy.deepcopy(original), Block("b", ("b",), 1))) == len(BATCHES)
+    assert len(recorder.record(copy.deepcopy(original), once)) == len(BATCHES)
     assert recorder.followed == 0
 
 
 def test_the_first_batches_are_kept_where_memory_ends(monkeypatch: pytest.MonkeyPatch) -> None:
     original = Net().eval().requires_grad_(False)
     first, second, *_ = blocks()
-    recorder = Recorder(original, BATCHES, Calls())
-    bytes_of_one = 2 * 4 * (BATCHES[0].numel() * 4)  # x and mask, read and returned, both models
+    recorder = Recorder(original, blocks(), BATCHES, Calls())
+    # x and mask, read by both models and returned by the float one
+    bytes_of_one = 3 * 2 * (BATCHES[0].numel() * 4)
     monkeypatch.setattr(sys.modules[Recorder.__module__], "CACHE_BYTES", 2 * bytes_of_one)
     model = copy.deepcopy(original)
     assert len(recorder.record(model, first)) == 2
     assert len(recorder.record(model, second)) == 2
     assert recorder.followed == 1
+
+
+class Uneven(nn.Module):
+    """Hold a large block in front of small ones."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.a, self.b, self.c = nn.Linear(8, 512), nn.Linear(512, 8), nn.Linear(8, 8)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.c(self.b(self.a(x)))
+
+
+def test_small_blocks_behind_a_large_one_get_all_batches_also_after_a_resume(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    original = Uneven().eval().requires_grad_(False)
+    model = copy.deepcopy(original)
+    with torch.no_grad():
+        model.a.weight.mul_(0.9)
+    monkeypatch.setattr(sys.modules[Recorder.__module__], "CACHE_BYTES", 60_000)
+    order = [Block(name, (name,), 1) for name in "abc"]
+    recorder = Recorder(original, order, BATCHES, Calls())
+    found = [recorder.record(model, block) for block in order]
+    assert [len(pairs) for pairs in found] == [3, 2, 4]
+    for i, block in enumerate(order):
+        resumed = Recorder(original, order, BATCHES, Calls()).record(model, block)
+        for one, other in zip(found[i], resumed, strict=True):
+            for a, b in ((one.compressed, other.compressed), (one.original, other.original)):
+                for mine, theirs in zip(
+                    [*a.inputs, *a.outputs], [*b.inputs, *b.outputs], strict=True
+                ):
+                    assert torch.equal(mine, theirs)
+
+
+def test_a_mask_that_is_missing_for_the_first_and_last_batch_is_there_for_the_others() -> None:
+    class Masked(nn.Module):
+        class Block(nn.Module):
+            def __init__(self) -> None:
+                super().__init__()
+                self.fc = nn.Linear(8, 8)
+
+            def forward(self, x: Tensor, mask: Tensor | None) -> Tensor:
+                y = self.fc(x)
+                return y if mask is None else y * mask
+
+        def __init__(self) -> None:
+            super().__init__()
+            torch.manual_seed(0)
+            self.blocks = nn.ModuleList(Masked.Block() for _ in range(3))
+
+        def forward(self, x: Tensor) -> Tensor:
+            mask = (x != 0).float() if bool((x == 0).any()) else None
+            for block in self.blocks:
+                x = block(x, mask)
+            return x
+
+    padded = BATCHES[1].clone()
+    padded[:, 3:] = 0
+    batches = [BATCHES[0], padded, BATCHES[2]]
+    original = Masked().eval().requires_grad_(False)
+    model = copy.deepcopy(original)
+    order = [Block(f"blocks.{i}", (f"blocks.{i}.fc",), 1) for i in range(3)]
+    recorder = Recorder(original, order, batches, Calls())
+    for block in order:
+        pairs = recorder.record(model, block)
+        for pair, inputs in zip(pairs, batches, strict=True):
+            (wanted,) = record(original, block, inputs)
+            assert (pair.compressed.inputs[1] is None) == (wanted.inputs[1] is None)
+            assert torch.equal(pair.original.outputs[0], wanted.outputs[0])
+    assert recorder.followed == 2

@@ -143,6 +143,14 @@ def test_what_the_user_froze_does_not_learn_unless_all_is_frozen() -> None:
         assert len(parameter_groups(whole)["weights"]) == 1
 
 
+def test_a_part_that_the_user_froze_does_not_learn_beside_others() -> None:
+    frozen = nn.Sequential(nn.Linear(3, 3), nn.LayerNorm(3)).requires_grad_(False)
+    model = nn.Sequential(frozen, nn.Linear(3, 3))
+    assert parameter_groups(frozen, model)["weights"] == []
+    assert len(parameter_groups(model[1], model)["weights"]) == 2
+    assert len(parameter_groups(frozen)["weights"]) == 4, "a model that is only run"
+
+
 def test_parameters_learn_inside_a_context_alone() -> None:
     free, frozen = nn.Parameter(torch.ones(1)), nn.Parameter(torch.ones(1), requires_grad=False)
     with learning([free, frozen]):
