@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
@@ -29,6 +30,7 @@ def compare(
     rounds: int,
     report: Callable[[float], None] | None = None,
     clock: Clock | None = None,
+    left_s: Callable[[], float] = lambda: math.inf,
 ) -> Timing:
     """Time models in turn with a baseline.
 
@@ -42,6 +44,7 @@ def compare(
         report: called with the done share of the work, 0 to 1.
         clock: of the ratios; None for the one of latency tables, so that predicted and measured
             ratios are of one clock.
+        left_s: returns the remaining seconds; without time, each model is timed in fewer rounds.
 
     Returns:
         Milliseconds of the baseline, and each model's ratio to it.
@@ -58,6 +61,8 @@ def compare(
         feed,
         rounds,
         report=report,
+        least=len(models),
+        left_s=left_s,
         clock=clock or quiet_clock(settings),
         reopens=is_large(baseline),
     )

@@ -144,7 +144,7 @@ def test_a_model_that_is_wrong_on_the_front_is_fitted_again(
     monkeypatch.setattr(front_files, "run_file", run_file)
 
     def slower(
-        problem: Problem, baseline: Path, paths: list[Path], report: Report, rounds: int
+        problem: Problem, baseline: Path, paths: list[Path], report: Report, rounds: int, left_s
     ) -> timing.FrontTiming:
         names = [path.parent.name.removesuffix(".new") for path in paths]
         for name in names:

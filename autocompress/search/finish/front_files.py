@@ -5,6 +5,7 @@ Files are added one by one while the search goes on, and timed in turn with all 
 
 from __future__ import annotations
 
+import math
 import shutil
 import time
 from collections.abc import Callable, Collection, Mapping, Sequence
@@ -276,6 +277,9 @@ class FrontFiles:
     def _next_file_s(self) -> float:
         return 0.0 if self.clock is None else self.clock.next_file_s
 
+    def _left_s(self) -> float:
+        return math.inf if self.clock is None else self.clock.left_before_report_s
+
     def _has_room(self, files: int, seconds: float) -> bool:
         return self.clock is None or self.clock.has_room(files, seconds)
 
@@ -340,7 +344,7 @@ class FrontFiles:
         report = _silent if brief else self.report
         parts = (problem, problem.float_path, paths)
         problem.stitcher.apply(Candidate())  # what it holds of a candidate leaves the memory
-        timing = time_front(*parts, report, rounds)
+        timing = time_front(*parts, report, rounds, self._left_s)
         self._warning = timing.warning or self._warning
         own = timing.float_settings
         elsewhere = time_elsewhere(*parts, timing.settings, report, rounds, own)

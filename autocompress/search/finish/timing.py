@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -43,7 +44,12 @@ class FrontTiming:
 
 
 def time_front(
-    problem: Problem, baseline: Path, paths: Sequence[Path], report: Report, rounds: int = ROUNDS
+    problem: Problem,
+    baseline: Path,
+    paths: Sequence[Path],
+    report: Report,
+    rounds: int = ROUNDS,
+    left_s: Callable[[], float] = lambda: math.inf,
 ) -> FrontTiming:
     """Time files in turn with the float one.
 
@@ -56,6 +62,7 @@ def time_front(
         paths: of the other files.
         report: called with a step and the share of it that is done.
         rounds: of each file.
+        left_s: returns the remaining seconds; without time, each file is timed in fewer rounds.
 
     Returns:
         Latencies and settings in the order of `paths`.
@@ -67,15 +74,24 @@ def time_front(
         return FrontTiming((), (tuned,) * len(paths), {}, problem.table.baseline_ms, "")
     if problem.target.figures is not None or tuned == default or rounds <= BRIEF:
         files = [str(path) for path in paths]
-        timing = compare(str(baseline), files, feed, problem.target, tuned, rounds, shown)
+        how = (feed, problem.target, tuned, rounds, shown)
+        timing = compare(str(baseline), files, *how, left_s=left_s)
         settings = (tuned,) * len(paths)
         return FrontTiming(timing.ratios, settings, {}, timing.baseline_ms, timing.warning)
-    chosen, ratios = _choose_settings(problem, [baseline, *paths], feed, report)
+    chosen, ratios = _choose_settings(problem, [baseline, *paths], feed, report, left_s)
     openers = [partial(open_session, str(path), chosen[path]) for path in (baseline, *paths)]
     reopens = is_large(str(baseline))
     clock = quiet_clock(*chosen.values())
     timing = interleaved_timing(
-        openers[0], openers[1:], feed, rounds, report=shown, clock=clock, reopens=reopens
+        openers[0],
+        openers[1:],
+        feed,
+        rounds,
+        report=shown,
+        least=len(paths),
+        left_s=left_s,
+        clock=clock,
+        reopens=reopens,
     )
     settings = tuple(chosen[path] for path in paths)
     parts = (timing.ratios, settings, ratios, timing.baseline_ms, timing.warning)
@@ -84,7 +100,11 @@ def time_front(
 
 
 def _choose_settings(
-    problem: Problem, paths: Sequence[Path], feed: Mapping[str, Any], report: Report
+    problem: Problem,
+    paths: Sequence[Path],
+    feed: Mapping[str, Any],
+    report: Report,
+    left_s: Callable[[], float],
 ) -> tuple[dict[Path, SessionSettings], dict[str, float]]:
     """Return (settings by path, ratio of tuned to default by folder)."""
     tuned, default = problem.settings, problem.target.settings
@@ -94,7 +114,16 @@ def _choose_settings(
         plain, other = (partial(open_session, str(path), own) for own in (default, tuned))
         reopens = is_large(str(path))
         clock = quiet_clock(default, tuned)
-        pair = interleaved_timing(plain, [other], feed, ROUNDS // 2, clock=clock, reopens=reopens)
+        pair = interleaved_timing(
+            plain,
+            [other],
+            feed,
+            ROUNDS // 2,
+            least=1,
+            left_s=left_s,
+            clock=clock,
+            reopens=reopens,
+        )
         chosen[path] = default if pair.intervals[0][0] > 1 else tuned
         ratios[path.parent.name] = pair.ratios[0]
     return chosen, ratios

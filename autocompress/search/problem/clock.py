@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import time
 from dataclasses import dataclass, field
 
@@ -155,6 +156,11 @@ class Clock:
     def recovery_deadline(self) -> float | None:
         """Deadline of the last step of training."""
         return None if self.end is None else self.end - self.after_recovery_s(self.files)
+
+    @property
+    def left_before_report_s(self) -> float:
+        """Seconds from now until the report is drawn."""
+        return math.inf if self.end is None else self.end - REPORT_S - time.monotonic()
 
     def has_room(self, files: int, seconds: float) -> bool:
         """Return True if a step fits in before files are timed.

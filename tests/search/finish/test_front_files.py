@@ -92,7 +92,7 @@ def files(monkeypatch: pytest.MonkeyPatch, tmp_path: Path):
         tested.append(Path(path).parent.name)
         return OtherScores(0.8, {"accuracy_contrast": 0.7}, {}, share)
 
-    def time_front(problem, baseline, paths, report, rounds) -> FrontTiming:
+    def time_front(problem, baseline, paths, report, rounds, left_s) -> FrontTiming:
         bits = [int(path.read_text()) for path in paths]
         timed.append(([path.parent.name for path in paths], rounds))
         ratios = tuple(b / 8 for b in bits)

@@ -39,7 +39,9 @@ def times(monkeypatch: pytest.MonkeyPatch) -> list[object]:
     """Ratios of the milliseconds above, without noise."""
     feeds: list[object] = []
 
-    def timing(baseline, models, feed, rounds, report=None, clock=None, reopens=False) -> Timing:
+    def timing(
+        baseline, models, feed, rounds, report=None, clock=None, reopens=False, least=0, left_s=None
+    ) -> Timing:
         feeds.append(feed)
         if reopens:
             settings = [opener.args[1] for opener in (baseline, *models)]
@@ -49,7 +51,7 @@ def times(monkeypatch: pytest.MonkeyPatch) -> list[object]:
         ratios = tuple(ms / own[0] for ms in own[1:])
         return Timing(own[0], ratios, tuple((r * 0.99, r * 1.01) for r in ratios))
 
-    def compare(baseline, models, feed, target, settings, rounds, report) -> Timing:
+    def compare(baseline, models, feed, target, settings, rounds, report, left_s=None) -> Timing:
         openers = [SimpleNamespace(args=(model, settings)) for model in (baseline, *models)]
         return timing(openers[0], openers[1:], feed, rounds)
 
@@ -130,3 +132,30 @@ def test_ratios_on_one_thread_are_of_its_processor_time(
     assert clocks == [quiet_clock(DEFAULT)] * 4
     time_elsewhere(problem(QUIET), BASE, [SMALL], [TUNED], silent)
     assert clocks[-1] is time.perf_counter
+
+
+@pytest.mark.parametrize("settings", [DEFAULT, TUNED])
+def test_the_end_of_the_time_reaches_every_timing(
+    monkeypatch: pytest.MonkeyPatch, settings: SessionSettings
+) -> None:
+    ends: list[tuple[int, object]] = []
+    interleaved, compare = timing_module.interleaved_timing, timing_module.compare
+
+    def seen(baseline, models, *arguments, **named) -> Timing:
+        ends.append((named["least"], named["left_s"]))
+        return interleaved(baseline, models, *arguments, **named)
+
+    def compared(*arguments, **named) -> Timing:
+        ends.append((2, named["left_s"]))
+        return compare(*arguments, **named)
+
+    monkeypatch.setattr(timing_module, "interleaved_timing", seen)
+    monkeypatch.setattr(timing_module, "compare", compared)
+
+    def left() -> float:
+        return 0.0
+
+    time_front(problem(settings), BASE, [SMALL, LARGE], silent, left_s=left)
+    assert all(end is left for _, end in ends)
+    assert ends[-1][0] == 2, "each file is timed in any case"
+    assert len(ends) == (1 if settings == DEFAULT else 4), "three files under two settings before"

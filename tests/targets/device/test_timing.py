@@ -129,6 +129,19 @@ def test_models_are_left_out_when_the_time_is_over() -> None:
     assert len(timing.ratios) == len(timing.intervals) == 3
 
 
+def test_without_time_all_models_that_are_wanted_have_some_rounds() -> None:
+    timing = interleaved_timing(
+        lambda: Spinner(0.001),
+        [lambda: Spinner(0.001)] * 3,
+        {},
+        rounds=6,
+        passes=3,
+        least=3,
+        left_s=lambda: -1.0,
+    )
+    assert timing.rounds == (2, 2, 2), "one pass of three"
+
+
 def test_a_slow_model_has_fewer_rounds(monkeypatch) -> None:
     def rounds(run_s: float, asked: int) -> int:
         return interleaved_timing(
