@@ -5,7 +5,7 @@ Rows of towers and blocks hold sums and means of their modules.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -146,7 +146,7 @@ def rows_of_float(rows: Sequence[ModuleRow], facts: Sequence[ModuleFacts]) -> li
                 "module": row.is_module,
                 "about": " ".join((modules[0].kind, modules[0].shape)).strip()
                 if row.is_module
-                else f"{len(modules)} modules",
+                else f"{len(modules)} module" + "s" * (len(modules) > 1),
                 "bytes": None if parameters is None else FLOAT_BYTES * parameters,
                 "ms": _sum([module.milliseconds for module in modules]),
             }
@@ -170,26 +170,31 @@ def rows_of_point(
     columns: dict[str, list[Any]] = {}
     for axis, untouched in AXES.items():
         values = np.array([float(getattr(config, axis)) for config in configs])
-        columns[axis] = _each(rows, lambda i, v=values, u=untouched: _mean(v[i], weights[i], u))
+        columns[axis] = _means(rows, values, weights, untouched)
     parts = [point.parts.get(module.name) for module in facts]
     sizes = [None if part is None else part.size_bytes for part in parts]
     times = [None if part is None else part.latency_ms for part in parts]
-    columns["bytes"] = _each(rows, lambda i: _sum([sizes[j] for j in i]))
-    columns["ms"] = _each(rows, lambda i: _sum([times[j] for j in i]))
+    columns["bytes"] = _sums(rows, sizes)
+    columns["ms"] = _sums(rows, times)
     more = [_more(config.to_json()) for config in configs]
     columns["more"] = [more[row.members[0]] if row.is_module else "" for row in rows]
     return columns
 
 
-def _each(rows: Sequence[ModuleRow], value: Callable[[list[int]], Number]) -> list[Any]:
-    return [value(list(row.members)) for row in rows]
+def _means(
+    rows: Sequence[ModuleRow], values: np.ndarray, weights: np.ndarray, untouched: float
+) -> list[float | None]:
+    """Return weighted means in four digits; None where all values are untouched."""
+    means: list[float | None] = []
+    for row in rows:
+        own = values[list(row.members)]
+        mean = float(f"{np.average(own, weights=weights[list(row.members)]):.4g}")
+        means.append(None if (own == untouched).all() else mean)
+    return means
 
 
-def _mean(values: np.ndarray, weights: np.ndarray, untouched: float) -> float | None:
-    """Return a mean in four digits; None if all values are untouched."""
-    if (values == untouched).all():
-        return None
-    return float(f"{np.average(values, weights=weights):.4g}")
+def _sums(rows: Sequence[ModuleRow], values: Sequence[Number]) -> list[Number]:
+    return [_sum([values[i] for i in row.members]) for row in rows]
 
 
 def _sum(values: Sequence[Number]) -> Number:

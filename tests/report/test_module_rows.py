@@ -71,7 +71,7 @@ def test_facts_of_the_run_are_taken(front: ParetoFront) -> None:
     (facts,) = module_facts(info(front, run))
     assert facts == ModuleFacts("a", "t", "conv", "8 x 3 x 3 x 3", 216, 0.5)
     table = rows_of_float(module_rows([facts]), [facts])
-    assert [row["about"] for row in table] == ["1 modules", "conv 8 x 3 x 3 x 3"]
+    assert [row["about"] for row in table] == ["1 module", "conv 8 x 3 x 3 x 3"]
     assert [(row["bytes"], row["ms"]) for row in table] == [(864, 0.5)] * 2
 
 

@@ -23,6 +23,7 @@ from autocompress.results.measurement import Measurement
 
 HOVER = "%{customdata[1]}<extra></extra>"
 SHOWN_TRIALS = 2000
+LEAST_SPAN = 0.01  # of losses that an axis holds
 # Marks of a logarithmic axis, from the coarsest.
 STEPS = ((1,), (1, 3), (1, 2, 5), (1, 1.5, 2, 3, 5, 7), (1, 1.2, 1.4, 1.7, 2, 2.5, 3, 4, 5, 6, 8))
 SIZE, LATENCY = "size_bytes", "latency_ms"
@@ -102,7 +103,7 @@ def _axes(figure: go.Figure, figure_of: str, values: Sequence[float], metric: Me
         range=[float(np.log10(low / 1.15)), float(np.log10(high * 1.15))],
     )
     lost = [*figure.data[1].y, *figure.data[2].y]
-    room = 0.08 * max(max(lost) - min(lost), 1e-6)
+    room = 0.08 * max(max(lost) - min(lost), LEAST_SPAN)
     figure.update_yaxes(
         title=f"{metric.axis} (validation)", range=[min(lost) - room, max(lost) + room]
     )
