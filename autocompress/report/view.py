@@ -76,7 +76,9 @@ def _answer(choice: Choice, info: RunInfo, metric: MetricWords) -> str:
     point = next(point for point in info.front if point.trial == choice.trial)
     ratios = _ratios(point.measured, info.front.baseline, metric)
     begin = "Take" if choice.is_within else "No point meets the limits. The nearest is"
-    name = f" of {metric.name}" if metric.sign > 0 else ""
+    # "loses nothing" and "adds 0.3 perplexity" need no name.
+    named = metric.sign < 0 or ratios.endswith("nothing")
+    name = "" if named else f" of {metric.name}"
     return f"{begin} trial {choice.trial}: {ratios}{name}."
 
 

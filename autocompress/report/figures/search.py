@@ -40,7 +40,9 @@ def sensitivity_bars(info: RunInfo) -> go.Figure:
                 hovertemplate="%{x}<br>" + label + "<br>divergence %{y:.3g}<extra></extra>",
             )
         )
-    figure.update_yaxes(type="log", title="divergence (log)", exponentformat="power")
+    figure.update_yaxes(
+        type="log", title="divergence (log)", exponentformat="power", automargin=True
+    )
     figure.update_xaxes(tickangle=60, tickfont={"size": 9}, automargin=True)
     figure.update_layout(barmode="group", legend={"title": "module alone under (click to add)"})
     return layout(figure, 520)
