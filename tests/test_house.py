@@ -106,6 +106,7 @@ TESTED_ELSEWHERE = {
     "huggingface/options.py": "huggingface/test_pretrained.py gives wrong options",
     "model/macs.py": "model/test_modules.py counts the MACs of all kinds of modules",
     "model/plain/watch.py": "model/plain/test_plain.py keeps trees that are plain",
+    "report/sections.py": "report/test_page.py writes whole pages",
     "report/figures/style.py": "report/figures/test_search.py draws figures of this style",
     "report/latency_info.py": "report/test_info.py reads all tables of a run",
     "search/finish/first_files.py": "search/test_loop.py stops searches after their first file",

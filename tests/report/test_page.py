@@ -12,7 +12,8 @@ import report_runs
 
 from autocompress import Measurement, ParetoFront
 from autocompress.report.info import read_run
-from autocompress.report.page import SECTIONS, page, write_report
+from autocompress.report.page import page, write_report
+from autocompress.report.sections import SECTIONS
 from autocompress.results.files import write_json
 from autocompress.results.measurement import LATENCY_WORDS
 
