@@ -69,7 +69,6 @@ PUBLIC = ("autocompress", "autocompress.export.compressor", "autocompress.result
 # Modules without a test at their path, with the test file that covers them.
 TESTED_ELSEWHERE = {
     "__main__.py": "search/test_faults.py runs `python -m autocompress`",
-    "cli/folder_commands.py": "cli/test_main.py runs each command",
     "cli/folder_options.py": "huggingface/test_command_line.py gives all options",
     "cli/shared_options.py": "cli/test_arguments.py parses the options of all commands",
     "cli/values.py": "cli/test_arguments.py parses values of options",
@@ -107,7 +106,8 @@ TESTED_ELSEWHERE = {
     "huggingface/options.py": "huggingface/test_pretrained.py gives wrong options",
     "model/macs.py": "model/test_modules.py counts the MACs of all kinds of modules",
     "model/plain/watch.py": "model/plain/test_plain.py keeps trees that are plain",
-    "report/front_figures.py": "report/test_figures.py draws all figures of a front",
+    "report/sections.py": "report/test_page.py writes whole pages",
+    "report/figures/style.py": "report/figures/test_search.py draws figures of this style",
     "report/latency_info.py": "report/test_info.py reads all tables of a run",
     "search/finish/first_files.py": "search/test_loop.py stops searches after their first file",
     "search/finish/points.py": "search/finish/test_front_files.py makes points of files",

@@ -231,8 +231,9 @@ def _add_folder_commands(command: Command) -> None:
     reproduce.add_argument(
         "--to", type=new_folder, required=True, metavar="DIR", help="folder to write"
     )
-    report = command("report", "draw report.html of a run folder again")
+    report = command("report", "draw report.html of a run folder again, and write front.csv")
     report.add_argument("folder", metavar="DIR", help="run folder")
+    report.add_argument("--open", action="store_true", help="open it in the browser")
 
 
 def _add_file_commands(command: Command) -> None:

@@ -4,10 +4,17 @@ from __future__ import annotations
 
 import argparse
 import json
+import webbrowser
 from pathlib import Path
 
 from autocompress import reproduce
-from autocompress.cli.tables import console, latency_notes, print_front, print_lines
+from autocompress.cli.tables import (
+    console,
+    known_limits,
+    latency_notes,
+    print_front,
+    print_lines,
+)
 from autocompress.cli.values import limits_of
 from autocompress.huggingface.out.write import write_point
 from autocompress.report.page import write_report
@@ -29,7 +36,7 @@ def front_command(arguments: argparse.Namespace) -> int:
     if arguments.json:
         print(json.dumps(front.to_json(), indent=1))
     else:
-        print_front(front)
+        print_front(front, known_limits(Path(arguments.folder), front))
         print_lines([*front.left_out(), *latency_notes(Path(arguments.folder))])
     return 0
 
@@ -85,5 +92,8 @@ def report_command(arguments: argparse.Namespace) -> int:
     Returns:
         Exit code.
     """
-    console.print(f"report: {write_report(Path(arguments.folder))}", highlight=False)
+    path = write_report(Path(arguments.folder))
+    console.print(f"report: {path}", highlight=False)
+    if arguments.open and not webbrowser.open(path.resolve().as_uri()):
+        console.print("no browser was found; open the file yourself", highlight=False)
     return 0

@@ -13,6 +13,7 @@ from autocompress.cli.folder_options import prepared_task, task_arguments
 from autocompress.cli.parser import UsageError
 from autocompress.cli.tables import (
     console,
+    known_limits,
     notes,
     print_front,
     print_latency,
@@ -83,7 +84,7 @@ def search_command(arguments: argparse.Namespace) -> int:
     if arguments.json:
         print(json.dumps(result.front.to_json(), indent=1))
     else:
-        print_front(result.front)
+        print_front(result.front, known_limits(out, result.front))
         print_lines([*notes(result), f"report: {out / REPORT_FILE}"])
         if interrupted:
             print_lines([STOPPED])

@@ -12,6 +12,7 @@ from rich.console import Console
 from rich.table import Table
 
 from autocompress.model.modules import ModuleMap
+from autocompress.report.decision import use_limits
 from autocompress.report.info import before_after
 from autocompress.results.files import RUN_FILE, read_json
 from autocompress.results.front import ParetoFront, SearchResult
@@ -69,16 +70,28 @@ def print_lines(lines: Sequence[str]) -> None:
         console.print(line, highlight=False)
 
 
-def print_front(front: ParetoFront) -> None:
+def known_limits(folder: Path, front: ParetoFront) -> Mapping[str, Any]:
+    """Return the limits of the points that a run recommends.
+
+    Args:
+        folder: run folder.
+        front: its verified points.
+    """
+    path = folder / RUN_FILE
+    return use_limits(read_json(path) if path.is_file() else {}, front)
+
+
+def print_front(front: ParetoFront, limits: Mapping[str, Any] | None = None) -> None:
     """Print the points of a front below the float baseline.
 
     Args:
         front: verified points.
+        limits: of the points to recommend, from `known_limits`; None limits accuracy alone.
     """
     table = Table(title="before / after")
     # What is left out is said by `notes`, or stands in the report: a terminal has no room for it.
     left_out = ["fragile under", "accuracy (undisturbed)"]
-    frame = before_after(front).drop(columns=left_out, errors="ignore")
+    frame = before_after(front, limits).drop(columns=left_out, errors="ignore")
     short = {
         "recommended as": "pick",
         "size (KB)": "KB",

@@ -172,7 +172,18 @@ class Builder:
         Returns:
             The content of the ONNX file.
         """
-        return rewrite(self.lowered, self.module_map, recipe)[0]
+        return self.build_owned(recipe)[0]
+
+    def build_owned(self, recipe: Recipe) -> tuple[ModelProto, dict[str, str]]:
+        """Build the graph of a recipe, and say whose nodes it holds.
+
+        Args:
+            recipe: made by `recipe`.
+
+        Returns:
+            The content of the ONNX file, and the module by the name of each tensor.
+        """
+        return rewrite(self.lowered, self.module_map, recipe)
 
     def placeholder_graph(
         self, candidate: Candidate, noise: bool = True

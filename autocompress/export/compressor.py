@@ -21,6 +21,7 @@ from autocompress.compress.assemble.stitch import Stitcher
 from autocompress.compress.assemble.trained import Trained
 from autocompress.compress.assemble.variant import Variant
 from autocompress.export.build import Builder
+from autocompress.export.lowering.rewrite import Recipe
 from autocompress.integer_form import IntegerForm
 
 
@@ -87,11 +88,22 @@ class Compressor:
         Returns:
             The content of model.onnx.
         """
+        return self.builder.build(self.recipe(candidate, trained))
+
+    def recipe(self, candidate: Candidate, trained: Trained | None = None) -> Recipe:
+        """Collect the parts of the graph of a candidate.
+
+        Args:
+            candidate: the configs of the modules.
+            trained: weights and ranges after recovery; None takes the compressed weights.
+
+        Returns:
+            What `Builder.build` makes the graph of.
+        """
         if trained is not None:
-            return self.builder.build(self.builder.recipe(candidate, {}, trained))
+            return self.builder.recipe(candidate, {}, trained)
         variants, statistics = self.variants(candidate), self.stitcher.statistics(candidate)
-        recipe = self.builder.recipe(candidate, variants, statistics=statistics)
-        return self.builder.build(recipe)
+        return self.builder.recipe(candidate, variants, statistics=statistics)
 
     def variants(self, candidate: Candidate) -> dict[str, Variant]:
         """Compress the weights of a candidate, or read them from the library.

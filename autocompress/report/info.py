@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any, NamedTuple
 
 import numpy as np
 import pandas as pd
 
 from autocompress.measure.robustness import PARTS
+from autocompress.report.decision import recommended
 from autocompress.results.files import (
     RUN_FILE,
     SENSITIVITY_FILE,
@@ -20,9 +22,7 @@ from autocompress.results.front import ParetoFront, read_front
 from autocompress.results.measurement import Measurement
 from autocompress.results.pareto import hypervolume
 
-PICKS = ("smallest", "fastest", "accurate", "knee")
 TRIAL_NUMBERS = ("number", "size_bytes", "latency_ms", "accuracy")
-PICK_DROP = 0.01  # largest accuracy loss of a recommended point, of a metric up to 1
 
 
 class RunInfo(NamedTuple):
@@ -33,32 +33,16 @@ class RunInfo(NamedTuple):
         front: baseline and verified points.
         trials: complete trials in order, with the columns of trials.csv.
         sensitivity: rows of sensitivity.csv.
+        folder: the run folder, as the user names it.
+        states: number of trials by state, such as "COMPLETE".
     """
 
     run: dict[str, Any]
     front: ParetoFront
     trials: pd.DataFrame
     sensitivity: pd.DataFrame
-
-
-class AllocationInfo(NamedTuple):
-    """Hold heat maps of (modules, points); NaN where the axis is untouched.
-
-    Attributes:
-        modules: row names.
-        labels: column names, one per point.
-        weight_bits: of each weight.
-        pruning_ratio: at the root of each channel group.
-        rank_ratio: kept share of the rank.
-        sparsity: share of zeros.
-    """
-
-    modules: list[str]
-    labels: list[str]
-    weight_bits: np.ndarray
-    pruning_ratio: np.ndarray
-    rank_ratio: np.ndarray
-    sparsity: np.ndarray
+    folder: str = ""
+    states: Mapping[str, int] = MappingProxyType({})
 
 
 class RecoveryInfo(NamedTuple):
@@ -88,11 +72,14 @@ def read_run(folder: Path) -> RunInfo:
     """
     front = read_front(folder)
     trials = _rows(folder / TRIALS_FILE, TRIAL_NUMBERS, "state")
+    states = _rows(folder / TRIALS_FILE, ("number",), "state")["state"].value_counts()
     return RunInfo(
         read_json(folder / RUN_FILE),
         front,
         trials[trials["state"] == "COMPLETE"].sort_values("number"),
         _rows(folder / SENSITIVITY_FILE, ("divergence",), "module", "config"),
+        str(folder),
+        {str(state): int(count) for state, count in states.items()},
     )
 
 
@@ -113,28 +100,12 @@ def _rows(path: Path, numbers: Sequence[str], *texts: str) -> pd.DataFrame:
     return rows.dropna(subset=list(numbers))
 
 
-def recommended(front: ParetoFront) -> dict[int, str]:
-    """Return the picks that each recommended trial stands for.
-
-    Args:
-        front: verified points; a pick loses at most PICK_DROP of accuracy (of a larger metric: this
-            share of its value), or is nearest to that.
-
-    Returns:
-        Names of picks, joined by commas, by trial.
-    """
-    picks: dict[int, list[str]] = {}
-    drop = PICK_DROP * front.baseline.accuracy_scale
-    for what in PICKS:
-        picks.setdefault(front.pick(what, max_accuracy_drop=drop).point.trial, []).append(what)
-    return {trial: ", ".join(names) for trial, names in picks.items()}
-
-
-def before_after(front: ParetoFront) -> pd.DataFrame:
+def before_after(front: ParetoFront, limits: Mapping[str, Any] | None = None) -> pd.DataFrame:
     """Return a table of the float baseline and each point.
 
     Args:
         front: verified points.
+        limits: of the recommended points, as `recommended`.
 
     Returns:
         One row per point, the baseline first.
@@ -146,7 +117,7 @@ def before_after(front: ParetoFront) -> pd.DataFrame:
     shown = [name for name, key in disturbed.items() if any(key in m.metrics for m in measured)]
     names = dict.fromkeys(name for m in measured for name in m.metrics)
     extra = [name for name in names if name not in disturbed.values()]
-    picks = recommended(front)
+    picks = recommended(front, limits)
     rows = [_row("float baseline", front.baseline, front.baseline, extra, shown)]
     for point in front.points:
         row = _row(f"trial {point.trial}", point.measured, front.baseline, extra, shown)
@@ -184,36 +155,6 @@ def _row(
         label = f"accuracy ({disturbance.replace('_', ' ')})"
         row[label] = measured.metrics.get(f"accuracy_{disturbance}")
     return {**row, "deployed - simulated": None, "fragile under": ""}
-
-
-def allocation(info: RunInfo) -> AllocationInfo:
-    """Return the choices of each point for each module that any point changes.
-
-    Args:
-        info: modules are in the order of the network where sensitivities are known.
-    """
-    front = info.front
-    touched = dict.fromkeys(name for p in front.points for name, _ in p.candidate.modules)
-    order = dict.fromkeys(info.sensitivity["module"]) if len(info.sensitivity) else {}
-    modules = [name for name in order if name in touched]
-    modules += [name for name in touched if name not in order]
-
-    def grid(axis: str, untouched: float) -> np.ndarray:
-        values = np.array(
-            [[getattr(p.candidate.config(m), axis) for p in front.points] for m in modules],
-            dtype=float,
-        )
-        return (
-            np.where(values == untouched, np.nan, values)
-            if len(modules)
-            else np.zeros((0, len(front.points)))
-        )
-
-    labels = [f"{p.trial} ({p.measured.size_bytes / 1e3:.0f} KB)" for p in front.points]
-    axes = {"weight_bits": 32, "pruning_ratio": 0.0, "rank_ratio": 1.0, "sparsity": 0.0}
-    return AllocationInfo(
-        modules, labels, **{axis: grid(axis, untouched) for axis, untouched in axes.items()}
-    )
 
 
 def recovery(info: RunInfo) -> RecoveryInfo:

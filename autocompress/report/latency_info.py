@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import NamedTuple
 
 from autocompress.report.info import RunInfo
 from autocompress.results.front_point import FrontPoint
+from autocompress.results.measurement import score_words
 
 LEAST_SHARE = 0.005
+MOST_MODULES = 40  # drawn one by one; the table of modules has all
 
 
 class PredictionInfo(NamedTuple):
@@ -78,13 +81,18 @@ def time_info(info: RunInfo) -> TimeInfo:
     """Return the breakdown of the float model's latency.
 
     Args:
-        info: operators below LEAST_SHARE are summed in one row.
+        info: operators below LEAST_SHARE, and modules behind the first MOST_MODULES, are summed in
+            one row each.
     """
     time = info.run.get("time") or {"modules": [], "operators": [], "modules_share": 0.0}
     modules = []
     for row in time["modules"]:
         others = _other_forms(row["forms"])
         modules.append(TimeRow(row["module"], row["milliseconds"], row["share"], others))
+    if len(modules) > MOST_MODULES:
+        rest = modules[MOST_MODULES:]
+        sums = sum(row.milliseconds for row in rest), sum(row.share for row in rest)
+        modules = [*modules[:MOST_MODULES], TimeRow(f"({len(rest)} other modules)", *sums, "")]
     large = [row for row in time["operators"] if row["share"] >= LEAST_SHARE]
     small = [row for row in time["operators"] if row["share"] < LEAST_SHARE]
     operators = []
@@ -127,3 +135,38 @@ def settings_words(info: RunInfo) -> str:
             f" {row['setting']}: {times} of the time ({'taken' if row['taken'] else 'not taken'})."
         )
     return words
+
+
+def trust_rows(info: RunInfo) -> list[tuple[str, str, str, str]]:
+    """Return how far predicted numbers are from measured ones, in words.
+
+    Args:
+        info: content of a run folder.
+
+    Returns:
+        (number, files compared, mean absolute difference, largest one) of the latency of random
+        candidates, and of the latency, size and accuracy of the points.
+    """
+    data = predictions(info)
+    everyone = [*info.front.points, *info.front.dominated]
+    sizes = ([p.predicted.size_bytes for p in everyone], [p.measured.size_bytes for p in everyone])
+    gaps = [abs(point.deployed_gap) for point in everyone]
+    rows = [
+        _row("latency of random candidates", *data.check),
+        _row("latency of the files", *data.front),
+        _row("size of the files", *sizes),
+    ]
+    if gaps:
+        mean = sum(gaps) / len(gaps)
+        words = (str(len(gaps)), score_words(mean), score_words(max(gaps)))
+        rows.append(("accuracy of the files", *words))
+    return rows
+
+
+def _row(
+    name: str, predicted: Sequence[float], measured: Sequence[float]
+) -> tuple[str, str, str, str]:
+    errors = [abs(p / m - 1) for p, m in zip(predicted, measured, strict=True) if m > 0]
+    if not errors:
+        return name, "0", "not compared", ""
+    return name, str(len(errors)), f"{sum(errors) / len(errors):.1%}", f"{max(errors):.1%}"

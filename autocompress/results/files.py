@@ -17,6 +17,7 @@ from autocompress.errors import RunFolderError
 
 RUN_FILE, JOURNAL_FILE, TRIALS_FILE = "run.json", "study.journal", "trials.csv"
 SENSITIVITY_FILE, FRONT_FILE, REPORT_FILE = "sensitivity.csv", "front.json", "report.html"
+FRONT_TABLE_FILE = "front.csv"  # the same front in plain numbers
 STUDENT_FILE, TABLE_FILE = "student.safetensors", "latency_table.json"
 # Files of each exported point.
 MODEL_FILE, RECIPE_FILE, WEIGHTS_FILE = "model.onnx", "recipe.yaml", "model.safetensors"

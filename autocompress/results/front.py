@@ -157,11 +157,7 @@ class ParetoFront:
         """
         if not self.points:
             raise LimitError("front: there is no point; run more trials or loosen the limits")
-        check_pick(limits, self.baseline.metrics)
-        asked = Limits(
-            accuracy=self.baseline.accuracy,
-            **{name: value for name, value in limits.items() if value is not None},
-        )
+        asked = self._asked(limits)
         missed = {p.trial: self._violations(p, asked) for p in self.points}
         within = [p for p in self.points if are_kept(missed[p.trial])]
         key = self._key(what)
@@ -171,6 +167,26 @@ class ParetoFront:
         nearest = min(self.points, key=lambda p: distance(missed[p.trial], scale))
         words = "; ".join(self._misses(nearest, asked, missed[nearest.trial]))
         return Pick(nearest, f"no point meets the limits; the nearest has {words}")
+
+    def within(self, **limits: Any) -> tuple[FrontPoint, ...]:
+        """Return the points within some limits.
+
+        Args:
+            limits: as `pick`.
+
+        Returns:
+            The points by growing size; none if no point meets the limits.
+
+        Raises:
+            LimitError: a limit is unknown or no number.
+        """
+        asked = self._asked(limits)
+        return tuple(p for p in self.points if are_kept(self._violations(p, asked)))
+
+    def _asked(self, limits: Mapping[str, Any]) -> Limits:
+        check_pick(limits, self.baseline.metrics)
+        own = {name: value for name, value in limits.items() if value is not None}
+        return Limits(accuracy=self.baseline.accuracy, **own)
 
     def _key(self, what: str) -> Any:
         # Errors such as perplexities range over powers of ten, as sizes and latencies do.

@@ -3,14 +3,26 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
-from typing import Any
+from dataclasses import dataclass, field
+from typing import Any, NamedTuple
 
 from autocompress.candidate import Candidate
 from autocompress.results.measurement import Measurement
 
 # Deployed minus simulated accuracy from which a point is marked, of a metric up to 1.
 MARKED_GAP = 0.005
+
+
+class ModulePart(NamedTuple):
+    """Hold the part that one module has in a file.
+
+    Attributes:
+        size_bytes: of its tensors in the file.
+        latency_ms: its share of the latency by the latency model; None without one.
+    """
+
+    size_bytes: int
+    latency_ms: float | None = None
 
 
 @dataclass(frozen=True)
@@ -28,6 +40,7 @@ class FrontPoint:
             inputs.
         is_uniform: True for a first file, of which no trial was chosen for the front.
         was_predicted: True if its latency was predicted before it was measured.
+        parts: part of each module in the file; empty of an earlier version.
     """
 
     trial: int
@@ -39,6 +52,7 @@ class FrontPoint:
     fragile: tuple[str, ...] = ()
     is_uniform: bool = False
     was_predicted: bool = True
+    parts: Mapping[str, ModulePart] = field(default_factory=dict)
 
     @property
     def marked(self) -> bool:
@@ -60,6 +74,7 @@ class FrontPoint:
             "is_uniform": self.is_uniform,
             "was_predicted": self.was_predicted,
             "artifact": self.artifact,
+            "parts": {name: list(part) for name, part in self.parts.items()},
         }
 
     @classmethod
@@ -82,4 +97,5 @@ class FrontPoint:
             tuple(data.get("fragile", ())),
             bool(data.get("is_uniform", False)),
             bool(data.get("was_predicted", True)),
+            {name: ModulePart(*part) for name, part in data.get("parts", {}).items()},
         )

@@ -11,18 +11,21 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from autocompress import Candidate, FrontPoint, Measurement, ModuleConfig, ParetoFront
+from autocompress import Measurement, ParetoFront
 from autocompress.errors import RunFolderError
 from autocompress.report.info import (
     RunInfo,
-    allocation,
     before_after,
     hypervolume_history,
     read_run,
-    recommended,
     recovery,
 )
-from autocompress.report.latency_info import predictions, settings_words, time_info
+from autocompress.report.latency_info import (
+    MOST_MODULES,
+    predictions,
+    settings_words,
+    time_info,
+)
 from autocompress.results.files import write_json
 from autocompress.results.front import read_front
 
@@ -33,11 +36,8 @@ def test_what_is_shown(run: Path) -> None:
     table = before_after(info.front)
     assert list(table["point"]) == ["float baseline", "trial 3", "trial 2", "trial 1"]
     assert table["smaller"][2] == 4.0
-    assert "smallest" in recommended(info.front)[2]
-    maps = allocation(info)
-    assert maps.modules == ["a"]
-    np.testing.assert_array_equal(maps.weight_bits, [[4, 4, 8]])
-    np.testing.assert_array_equal(maps.pruning_ratio, [[0.5, np.nan, np.nan]])
+    assert info.folder == str(run)
+    assert info.states == {"COMPLETE": 4, "FAIL": 1}
     history = hypervolume_history(info)
     assert len(history) == 4
     assert all(b >= a for a, b in pairwise(history))
@@ -62,7 +62,7 @@ def test_rows_that_cannot_be_read_are_missing(run: Path, content: str) -> None:
     info = read_run(run)
     assert len(info.trials) == len(info.sensitivity) == 0
     assert hypervolume_history(info) == []
-    assert allocation(info).modules == ["a"]
+    assert info.states == {}
 
 
 def test_fragile_points_are_named(run: Path, front: ParetoFront) -> None:
@@ -116,10 +116,6 @@ def test_a_folder_without_a_front_is_named(tmp_path: Path) -> None:
         read_run(tmp_path)
 
 
-def test_points_are_recommended_within_a_hundredth(front: ParetoFront) -> None:
-    assert recommended(front) == {2: "smallest, fastest, knee", 1: "accurate"}
-
-
 def test_rows_hold_ratios_to_the_baseline(front: ParetoFront) -> None:
     rows = before_after(front).set_index("point")
     assert rows.loc["float baseline", ["smaller", "faster"]].tolist() == [1.0, 1.0]
@@ -144,33 +140,6 @@ def test_metrics_have_columns_where_any_point_has_them(front: ParetoFront) -> No
     assert "accuracy_contrast" not in table.columns
     for name in ("auc", "accuracy (gaussian noise)"):
         assert list(table[name].isna()) == [False, True, False, False]
-
-
-def test_modules_are_in_the_order_of_the_network(front: ParetoFront) -> None:
-    measured = Measurement(1500, 1.0, 0.9)
-    configs = {
-        "z": ModuleConfig(8),
-        "new": ModuleConfig(rank_ratio=0.5),
-        "a": ModuleConfig(4, sparsity=0.5),
-    }
-    point = FrontPoint(9, Candidate.of(configs), measured, measured, "")
-    given = replace(front, points=(point,))
-    table = pd.DataFrame({"module": ["z", "a", "z", "untouched"]})
-    found = allocation(info(given, sensitivity=table))
-    assert found.modules == ["z", "a", "new"]
-    assert found.labels == ["9 (2 KB)"]
-    np.testing.assert_array_equal(found.weight_bits, [[8], [4], [np.nan]])
-    np.testing.assert_array_equal(found.rank_ratio, [[np.nan], [np.nan], [0.5]])
-    np.testing.assert_array_equal(found.sparsity, [[np.nan], [0.5], [np.nan]])
-    assert np.isnan(found.pruning_ratio).all()
-
-
-def test_untouched_points_have_no_rows(front: ParetoFront) -> None:
-    measured = Measurement(500, 1.0, 0.9)
-    point = FrontPoint(9, Candidate(), measured, measured, "")
-    found = allocation(info(replace(front, points=(point,))))
-    assert found.modules == []
-    assert found.weight_bits.shape == (0, 1)
 
 
 def test_small_operators_are_added_up_and_other_forms_are_ratios(front: ParetoFront) -> None:
@@ -201,6 +170,16 @@ def test_small_operators_are_added_up_and_other_forms_are_ratios(front: ParetoFr
     assert found.operators[-1].milliseconds == pytest.approx(0.007)
     assert found.modules_share == 0.6
     assert time_info(info(front)) == ([], [], 0.0)
+
+
+def test_of_many_modules_the_slowest_are_shown(front: ParetoFront) -> None:
+    modules = []
+    for i in range(MOST_MODULES + 2):
+        modules.append({"module": f"m{i}", "milliseconds": 2.0, "share": 0.01, "forms": {}})
+    time = {"modules_share": 0.6, "modules": modules, "operators": []}
+    found = time_info(info(front, {"time": time})).modules
+    assert len(found) == MOST_MODULES + 1
+    assert found[-1] == ("(2 other modules)", 4.0, 0.02, "")
 
 
 def test_settings_are_words(front: ParetoFront) -> None:

@@ -14,7 +14,7 @@ from autocompress import Candidate, Distillation, ModuleConfig
 from autocompress.errors import LimitError, RunFolderError
 from autocompress.results.files import FRONT_FILE, write_json
 from autocompress.results.front import ParetoFront, SearchResult, earlier_front, read_front
-from autocompress.results.front_point import FrontPoint
+from autocompress.results.front_point import FrontPoint, ModulePart
 from autocompress.results.limits import Limits
 from autocompress.results.measurement import Measurement
 
@@ -98,6 +98,15 @@ def test_without_a_point_within_the_limits_the_nearest_is_told_with_what_it_miss
     assert better.smallest(floors={"f1": 0.9}, max_size_bytes=20).trial == 1, "4 + 6 < 9 + 2"
 
 
+def test_points_within_limits() -> None:
+    assert trials(FRONT.within()) == [1, 2, 3]
+    assert trials(FRONT.within(max_accuracy_drop=0.1, max_size_bytes=None)) == [2, 3]
+    assert trials(FRONT.within(max_size_bytes=80)) == []
+    assert front_of().within() == ()
+    with pytest.raises(LimitError, match="unknown limit"):
+        FRONT.within(size=3)
+
+
 def test_wrong_picks_are_named() -> None:
     with pytest.raises(
         LimitError,
@@ -111,7 +120,8 @@ def test_wrong_picks_are_named() -> None:
 
 
 def test_a_front_comes_back_from_its_file(tmp_path: Path) -> None:
-    fragile = point(4, 50, 3.0, 0.6, deployed_gap=-0.01, fragile=("noise",))
+    parts = {"fc": ModulePart(40, 2.5), "out": ModulePart(10)}
+    fragile = point(4, 50, 3.0, 0.6, deployed_gap=-0.01, fragile=("noise",), parts=parts)
     front = front_of(fragile, GOOD, point(9, 500, 9.0, 0.1), objectives=("f1",))
     write_json(tmp_path / FRONT_FILE, front.to_json())
     found = read_front(tmp_path)

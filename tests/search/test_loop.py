@@ -71,6 +71,7 @@ def test_the_run_folder_holds_what_is_promised(finished: tuple[ac.SearchResult, 
         "sensitivity.csv",
         "front.json",
         "report.html",
+        "front.csv",
         "models",
     } <= {p.name for p in folder.iterdir()}
     run = json.loads((folder / "run.json").read_text())
@@ -89,6 +90,7 @@ def test_the_run_folder_holds_what_is_promised(finished: tuple[ac.SearchResult, 
     with (folder / "sensitivity.csv").open() as file:
         assert file.readline().strip() == "module,config,divergence,bytes,ms"
     assert run["library"]["reused"] > run["library"]["made"]
+    assert {row["module"] for row in run["modules"]} == set(result.front.points[0].parts)
     assert len(result.front) >= 2
 
 
@@ -108,6 +110,10 @@ def test_every_point_is_a_file_that_was_run(
         assert point.predicted.size_bytes == pytest.approx(point.measured.size_bytes, rel=0.01)
         assert point.measured.verified
         assert point.measured.latency_ms > 0
+        bytes_of_modules = sum(part.size_bytes for part in point.parts.values())
+        assert 0.5 < bytes_of_modules / point.measured.size_bytes < 1
+        times = [part.latency_ms for part in point.parts.values()]
+        assert 0 < sum(times) < point.measured.latency_ms
         session = onnxruntime.InferenceSession(
             str(place / "model.onnx"), providers=["CPUExecutionProvider"]
         )

@@ -1,1 +1,1 @@
-"""Cut a written file into files of its parts."""
+"""Cut a written file into files of its parts, and count the bytes of its modules."""

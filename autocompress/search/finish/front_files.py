@@ -37,6 +37,7 @@ from autocompress.search.finish.measured_file import (
 from autocompress.search.finish.points import (
     errors_of,
     folder_name,
+    parts_of,
     point_of,
     worth_showing,
     write_papers,
@@ -342,12 +343,12 @@ class FrontFiles:
         """
         paths, rounds = [file.path for file in files], BRIEF if brief else ROUNDS
         report = _silent if brief else self.report
-        parts = (problem, problem.float_path, paths)
+        subject = (problem, problem.float_path, paths)
         problem.stitcher.apply(Candidate())  # what it holds of a candidate leaves the memory
-        timing = time_front(*parts, report, rounds, self._left_s)
+        timing = time_front(*subject, report, rounds, self._left_s)
         self._warning = timing.warning or self._warning
         own = timing.float_settings
-        elsewhere = time_elsewhere(*parts, timing.settings, report, rounds, own)
+        elsewhere = time_elsewhere(*subject, timing.settings, report, rounds, own)
         # The float file, too, may be faster under the default settings than under tuned ones.
         float_ms = baseline.latency_ms * timing.float_share
         metrics = {**baseline.metrics, **elsewhere[0]}
@@ -361,7 +362,8 @@ class FrontFiles:
                 latency_ms, source = file.measured_ms, "measured"
             rest = file.rest or not_run(self.float_file.other_splits(problem))
             metrics = {**file.scores.metrics, **rest.disturbed, **elsewhere[1 + i]}
-            point = point_of(file, rest, latency_ms, metrics, source, baseline)
+            parts = parts_of(file, problem, latency_ms)
+            point = point_of(file, rest, latency_ms, metrics, source, baseline, parts)
             settings = timing.settings[i]
             if source != problem.latency_source:
                 settings = _own_settings(file, settings)

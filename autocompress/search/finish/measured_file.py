@@ -10,13 +10,14 @@ import hashlib
 import math
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from autocompress.candidate.candidate import Candidate
 from autocompress.compress.assemble.trained import Trained
 from autocompress.errors import ExportError, NotComputableError
 from autocompress.export.artifact import read_recipe, write_model, write_weights
+from autocompress.export.parts.modules import bytes_by_module
 from autocompress.measure.accuracy import evaluate_session
 from autocompress.measure.robustness import corruptions, corruptions_of
 from autocompress.measure.tally import Scores
@@ -68,6 +69,7 @@ class MeasuredFile:
         pass_s: seconds of a pass over the validation split; None in a resumed run.
         was_predicted: True if its latency was predicted before it was measured.
         measured_ms: latency that an earlier run has measured; None if it has not.
+        module_bytes: bytes of each module in the file; empty if an earlier version wrote it.
     """
 
     finalist: Finalist
@@ -79,6 +81,7 @@ class MeasuredFile:
     pass_s: float | None
     was_predicted: bool
     measured_ms: float | None = None
+    module_bytes: Mapping[str, int] = field(default_factory=dict)
 
     @property
     def path(self) -> Path:
@@ -147,7 +150,7 @@ def run_file(finalist: Finalist, problem: Problem, place: Path, folder: Path) ->
         UserCodeError: the metric fails on them.
     """
     candidate, trained = finalist.candidate, trained_of(folder, finalist)
-    size = write_model(place, problem.compressor.graph(candidate, trained))
+    size, module_bytes = _written(place, candidate, trained, problem)
     write_weights(place, problem.stitcher, candidate, trained)
     problem.stitcher.apply(Candidate())  # the weights of the candidate leave the memory
     path, names = str(place / MODEL_FILE), problem.builder.lowered.input_names
@@ -156,14 +159,18 @@ def run_file(finalist: Finalist, problem: Problem, place: Path, folder: Path) ->
     scores, _ = evaluate_session(problem.task, session, names, problem.task.validation)
     pass_s = time.monotonic() - started
     del session  # the next one opens the same file
-    parts = (
-        scores,
-        None,
-        weights_in_memory(path, problem.settings),
-        pass_s,
-        not finalist.is_uniform,
-    )
+    memory = weights_in_memory(path, problem.settings)
+    parts = (scores, None, memory, pass_s, not finalist.is_uniform, None, module_bytes)
     return MeasuredFile(finalist, place, size, *parts)
+
+
+def _written(
+    place: Path, candidate: Candidate, trained: Trained | None, problem: Problem
+) -> tuple[int, dict[str, int]]:
+    """Write the file of a candidate; return its bytes, and those of each module."""
+    graph, owners = problem.builder.build_owned(problem.compressor.recipe(candidate, trained))
+    names = [module.name for module in problem.module_map]
+    return write_model(place, graph), bytes_by_module(graph, owners, names)
 
 
 def known_files(folder: Path, front: ParetoFront) -> dict[int, MeasuredFile]:
@@ -199,6 +206,7 @@ def known_files(folder: Path, front: ParetoFront) -> dict[int, MeasuredFile]:
             *numbers,
             point.was_predicted,
             measured.latency_ms if was_measured else None,
+            {name: part.size_bytes for name, part in point.parts.items()},
         )
     return files
 

@@ -10,12 +10,13 @@ from typing import Any
 from autocompress.export.artifact import write_recipe
 from autocompress.export.notes import write_notes
 from autocompress.measure.robustness import fragile_under
-from autocompress.results.front_point import FrontPoint
+from autocompress.results.front_point import FrontPoint, ModulePart
 from autocompress.results.limits import Limits, are_kept, distance
 from autocompress.results.measurement import Measurement
 from autocompress.search.finish.measured_file import MeasuredFile, OtherScores, trained_of
 from autocompress.search.problem.problem import Problem
 from autocompress.targets.device.sessions import SessionSettings
+from autocompress.targets.latency_model.breakdown import module_shares
 from autocompress.targets.latency_model.quality import prediction_errors
 
 
@@ -56,9 +57,10 @@ def worth_showing(
         uniform: numbers of the trials of uniform candidates.
         limits: absolute limits.
         baseline: numbers of the float file.
+        parts: from `parts_of`; None tells nothing of single modules.
 
     Returns:
-        The points; if there is none, the one that is nearest to the limits.
+        The point.; if there is none, the one that is nearest to the limits.
     """
 
     def missed(point: FrontPoint) -> dict[str, float]:
@@ -83,6 +85,7 @@ def point_of(
     metrics: Mapping[str, float],
     latency_source: str,
     baseline: Measurement,
+    parts: Mapping[str, ModulePart] | None = None,
 ) -> FrontPoint:
     """Join what was measured and predicted of a file.
 
@@ -127,7 +130,31 @@ def point_of(
         fragile,
         finalist.is_uniform,
         file.was_predicted,
+        {} if parts is None else parts,
     )
+
+
+def parts_of(file: MeasuredFile, problem: Problem, latency_ms: float) -> dict[str, ModulePart]:
+    """Return the part that each module has in a file.
+
+    Args:
+        file: the file.
+        problem: has the latency table.
+        latency_ms: of the file, which is divided as the latency model says.
+
+    Returns:
+        Parts by module; {} if the bytes are not known, as of files of an earlier version.
+    """
+    if not file.module_bytes:
+        return {}
+    shares: Mapping[str, float] = {}
+    if problem.table.runs:
+        shares = module_shares(problem.table, problem.layout, file.finalist.candidate)
+    parts = {}
+    for name, size in file.module_bytes.items():
+        ms = round(shares.get(name, 0.0) * latency_ms, 6) if shares else None
+        parts[name] = ModulePart(size, ms)
+    return parts
 
 
 def write_papers(

@@ -16,6 +16,7 @@ import torch
 
 from autocompress.compress.recover.teacher import changed_weights, model_hash
 from autocompress.errors import RunFolderError
+from autocompress.model.modules import CompressibleModule
 from autocompress.results.files import RUN_FILE, read_json, write_json
 from autocompress.results.limits import Limits
 from autocompress.results.measurement import Measurement
@@ -65,6 +66,7 @@ class RunRecord:
         latency_check: errors of the latency model on unseen candidates.
         latency_note: what is to be said of the latency model.
         no_gain: (module, rank_ratio, decomposition) of ranks that gain nothing.
+        modules: name, tower, role, kind, shape, parameters, MACs and channel group of each module.
         uncovered: modules that are not compressed, with the reason.
         judged: what accuracies rest on (`search/judged.py`).
         sensitivity: how sensitivities came about.
@@ -110,6 +112,7 @@ class RunRecord:
     latency_check: Mapping[str, Any] = field(default_factory=dict)
     latency_note: str = ""
     no_gain: list[list[Any]] = field(default_factory=list)
+    modules: list[Mapping[str, Any]] = field(default_factory=list)
     uncovered: list[Mapping[str, Any]] = field(default_factory=list)
     judged: Mapping[str, Any] | None = None
     sensitivity: Mapping[str, Any] | None = None
@@ -172,6 +175,7 @@ class RunRecord:
             latency_check=table.check if table.runs else {},
             latency_note=table.note if table.runs else "",
             no_gain=sorted(list(choice) for choice in bound.no_gain),
+            modules=[_module_row(module) for module in problem.module_map],
             uncovered=[item.__dict__ for item in problem.module_map.uncovered],
         )
 
@@ -286,6 +290,20 @@ def _asked(settings: Settings) -> dict[str, Any]:
     limits = {name: value for name, value in settings.limits.items() if value is not None}
     time = {} if settings.timeout_s is None else {"timeout_s": settings.timeout_s}
     return {"trials": settings.n_trials, **time, **limits}
+
+
+def _module_row(module: CompressibleModule) -> dict[str, Any]:
+    """Return what reports show of a module of the float model."""
+    return {
+        "module": module.name,
+        "tower": module.tower,
+        "role": module.role,
+        "kind": module.kind,
+        "shape": list(module.weight_shape),
+        "parameters": module.parameters,
+        "macs": module.macs,
+        "group": module.group,
+    }
 
 
 def input_shapes(task: Task) -> dict[str, list[Any]]:

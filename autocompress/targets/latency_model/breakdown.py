@@ -1,15 +1,17 @@
-"""Divide the latency of the float model among modules and the operators around them.
+"""Divide the latency of a model among modules and the operators around them.
 
-`inspect --latency` and the report show it: modules can be compressed, the operators cannot.
+`inspect --latency` and the report show it of the float model: modules can be compressed, the
+operators cannot. The report shows it of the points, too.
 """
 
 from __future__ import annotations
 
 from typing import Any
 
+from autocompress.candidate import Candidate
 from autocompress.targets.latency_model.latency_table import LatencyTable
 from autocompress.targets.latency_model.run import REST, Run
-from autocompress.targets.workload import Layout
+from autocompress.targets.workload import Layout, workload
 
 
 def where_time_goes(table: LatencyTable, layout: Layout) -> dict[str, Any]:
@@ -55,6 +57,27 @@ def where_time_goes(table: LatencyTable, layout: Layout) -> dict[str, Any]:
         "operators": operator_rows,
         "note": table.note,
     }
+
+
+def module_shares(table: LatencyTable, layout: Layout, candidate: Candidate) -> dict[str, float]:
+    """Return the share that each module has in the latency of a candidate, as predicted.
+
+    Args:
+        table: latency table of the model.
+        layout: structure of the model.
+        candidate: config of each module.
+
+    Returns:
+        Shares of the whole latency; removed modules are missing. {} if a module runs in a form that
+        was never measured.
+    """
+    work, model = workload(layout, candidate), table.model
+    try:
+        times = {name: model.kernel_us(kernel) for name, kernel in work.kernels.items()}
+    except KeyError:
+        return {}
+    total = max(sum(times.values()) + model.around_us(work.surroundings), 1e-9)
+    return {name: us / total for name, us in times.items()}
 
 
 def _profiled(table: LatencyTable, run: Run) -> tuple[dict[str, float], dict[str, float]]:

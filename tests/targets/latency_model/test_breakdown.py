@@ -8,7 +8,8 @@ from types import SimpleNamespace
 import pytest
 from small_layout import MAP, MODULES, layout
 
-from autocompress.targets.latency_model.breakdown import where_time_goes
+from autocompress.candidate import Candidate
+from autocompress.targets.latency_model.breakdown import module_shares, where_time_goes
 from autocompress.targets.latency_model.run import REST, Run
 from autocompress.targets.workload import Kernel, Work
 
@@ -92,3 +93,21 @@ def test_where_the_profile_is_doubted_the_model_says_the_shares() -> None:
     assert [(row["operator"], row["share"]) for row in found["operators"]] == [
         ("all operators", pytest.approx(0.375))
     ]
+
+
+def test_shares_of_a_candidate_are_predicted_and_leave_room_for_the_rest() -> None:
+    around = SimpleNamespace(
+        kernel_us=lambda kernel: {"linear 16x8": 20.0, "linear 8x16": 5.0}[kernel.signature],
+        around_us=lambda amounts: 15.0,
+    )
+    plain = replace(SMALL, edges=())  # those of conv lead elsewhere
+    shares = module_shares(SimpleNamespace(model=around), plain, Candidate())
+    assert shares == pytest.approx({"a": 0.5, "b": 0.125})
+
+
+def test_without_a_time_of_a_form_nothing_is_divided() -> None:
+    def unknown(kernel: Kernel) -> float:
+        raise KeyError(kernel.form)
+
+    model = SimpleNamespace(kernel_us=unknown, around_us=lambda amounts: 0.0)
+    assert module_shares(SimpleNamespace(model=model), replace(SMALL, edges=()), Candidate()) == {}

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import plotly.graph_objects as go
 
-from autocompress.report.figures import ACCENT, BASE, GREY, layout
+from autocompress.report.figures.style import ACCENT, BASE, GREY, layout
 from autocompress.report.info import RunInfo
 from autocompress.report.latency_info import PredictionInfo, TimeInfo, predictions, time_info
 
@@ -43,20 +43,25 @@ def prediction_scatter(info: RunInfo) -> go.Figure:
                 hovertemplate="measured %{x:.3f} ms<br>predicted %{y:.3f} ms<extra></extra>",
             )
         )
-    errors: list[str] = []
+    figure.update_layout(legend={"orientation": "h", "y": -0.2})
+    figure.update_xaxes(title="measured (ms)")
+    figure.update_yaxes(title="predicted (ms)")
+    return layout(figure, 400)
+
+
+def prediction_words(info: RunInfo) -> str:
+    """Return the mean errors of predicted latencies.
+
+    Args:
+        info: content of a run folder.
+    """
+    data, errors = predictions(info), []
     for name, mape in (("random candidates", data.check_mape), ("front", data.front_mape)):
         if mape is not None:
             errors.append(f"{name} {mape:.1%}")
-    text = "no prediction was compared with a measurement"
-    if errors:
-        text = "mean absolute relative error: " + ", ".join(errors)
-    figure.update_layout(
-        title={"text": text, "font": {"size": 13}},
-        legend={"orientation": "h", "y": -0.2},
-    )
-    figure.update_xaxes(title="measured (ms)")
-    figure.update_yaxes(title="predicted (ms)")
-    return layout(figure, 440)
+    if not errors:
+        return "No prediction was compared with a measurement."
+    return f"Mean absolute relative error when they were predicted: {', '.join(errors)}."
 
 
 def time_bars(info: RunInfo) -> go.Figure:

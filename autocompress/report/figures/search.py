@@ -1,4 +1,4 @@
-"""Draw the report's figures on allocation, sensitivity, recovery and search progress.
+"""Draw the report's figures on sensitivity, recovery and search progress.
 
 Each figure draws the values that `report.info` has decided on.
 """
@@ -7,97 +7,26 @@ from __future__ import annotations
 
 import json
 
-import numpy as np
 import pandas as pd
 import plotly.graph_objects as go
 from plotly.colors import sample_colorscale
-from plotly.subplots import make_subplots
 
-from autocompress.report.info import (
-    AllocationInfo,
-    RunInfo,
-    allocation,
-    hypervolume_history,
-    recovery,
-)
+from autocompress.report.figures.style import ACCENT, layout
+from autocompress.report.info import RunInfo, hypervolume_history, recovery
+from autocompress.report.words import metric_words
 
-GREY, ACCENT, BASE = "#b8bec6", "#d6336c", "#1864ab"
+MOST_MODULES = 40  # that sensitivities are drawn of
 LEAST_LOST = 1e-4  # smaller accuracy losses are drawn here, since the axis is logarithmic
-
-
-def layout(figure: go.Figure, height: int) -> go.Figure:
-    """Set the size, margins and fonts that all figures share.
-
-    Args:
-        figure: changed in place.
-        height: in pixels.
-    """
-    figure.update_layout(
-        template="plotly_white",
-        height=height,
-        margin={"l": 60, "r": 20, "t": 50, "b": 50},
-        font={"family": "system-ui, sans-serif"},
-    )
-    return figure
-
-
-def allocation_maps(info: RunInfo) -> go.Figure:
-    """Draw heat maps of weight bits, pruning ratio, rank ratio and, if used, sparsity.
-
-    Rows are modules, columns are points.
-
-    Args:
-        info: content of a run folder.
-    """
-    data: AllocationInfo = allocation(info)
-    maps = [
-        ("weight bits", data.weight_bits, "Viridis", 2, 16),
-        ("pruning ratio", data.pruning_ratio, "Reds", 0, 0.8),
-        ("rank ratio", data.rank_ratio, "Blues_r", 0, 1),
-    ]
-    if not np.isnan(data.sparsity).all():
-        maps.append(("sparsity", data.sparsity, "Purples", 0, 1))
-    figure = make_subplots(
-        1,
-        len(maps),
-        subplot_titles=[title for title, *_ in maps],
-        shared_yaxes=True,
-        horizontal_spacing=0.06,
-    )
-    for column, (_, values, scale, low, high) in enumerate(maps, 1):
-        text = np.where(np.isnan(values), "", np.char.mod("%g", np.nan_to_num(values)))
-        figure.add_trace(
-            go.Heatmap(
-                z=values,
-                x=data.labels,
-                y=data.modules,
-                text=text,
-                texttemplate="%{text}",
-                textfont={"size": 9},
-                colorscale=scale,
-                zmin=low,
-                zmax=high,
-                showscale=False,
-                hovertemplate="%{y}<br>trial %{x}<br>%{z}<extra></extra>",
-                xgap=1,
-                ygap=1,
-            ),
-            1,
-            column,
-        )
-    figure.update_yaxes(autorange="reversed", tickfont={"size": 10}, automargin=True)
-    figure.update_xaxes(tickangle=60, tickfont={"size": 9}, type="category", title="trial (size)")
-    return layout(figure, max(320, 130 + 18 * len(data.modules)))
 
 
 def sensitivity_bars(info: RunInfo) -> go.Figure:
     """Draw the divergence of the outputs when one module alone is compressed.
 
     Args:
-        info: content of a run folder.
+        info: content of a run folder; of many modules the MOST_MODULES most sensitive are drawn.
     """
     figure = go.Figure()
-    table = info.sensitivity
+    table = most_sensitive(info.sensitivity)
     for config in dict.fromkeys(table["config"]) if len(table) else ():
         rows = table[table["config"] == config]
         choices = json.loads(config).items()
@@ -111,10 +40,24 @@ def sensitivity_bars(info: RunInfo) -> go.Figure:
                 hovertemplate="%{x}<br>" + label + "<br>divergence %{y:.3g}<extra></extra>",
             )
         )
-    figure.update_yaxes(type="log", title="divergence (log)", exponentformat="power")
+    figure.update_yaxes(
+        type="log", title="divergence (log)", exponentformat="power", automargin=True
+    )
     figure.update_xaxes(tickangle=60, tickfont={"size": 9}, automargin=True)
     figure.update_layout(barmode="group", legend={"title": "module alone under (click to add)"})
     return layout(figure, 520)
+
+
+def most_sensitive(table: pd.DataFrame) -> pd.DataFrame:
+    """Return the rows of the modules with the largest divergences, in their order.
+
+    Args:
+        table: rows of sensitivity.csv.
+    """
+    if not len(table) or table["module"].nunique() <= MOST_MODULES:
+        return table
+    largest = table.groupby("module")["divergence"].max().nlargest(MOST_MODULES)
+    return table[table["module"].isin(largest.index)]
 
 
 def _shown(table: pd.DataFrame) -> set[str]:
@@ -169,7 +112,7 @@ def recovery_curves(info: RunInfo) -> go.Figure:
         )
     )
     figure.update_xaxes(title="steps")
-    figure.update_yaxes(type="log", title="accuracy lost (log)")
+    figure.update_yaxes(type="log", title=f"{metric_words(info.run).axis} (log)")
     return layout(figure, 420)
 
 

@@ -9,8 +9,8 @@ import pandas as pd
 import pytest
 
 from autocompress import ParetoFront
+from autocompress.report.figures.latency import prediction_scatter, prediction_words, time_bars
 from autocompress.report.info import RunInfo
-from autocompress.report.latency_figures import prediction_scatter, time_bars
 
 
 def info(front: ParetoFront, run: dict) -> RunInfo:
@@ -19,21 +19,21 @@ def info(front: ParetoFront, run: dict) -> RunInfo:
 
 def test_predictions_are_drawn_around_the_line_of_equality(front: ParetoFront) -> None:
     check = {"predicted_ms": [1.0, 4.0], "measured_ms": [1.1, 2.0], "mape": 0.545}
-    figure = prediction_scatter(
-        info(front, {"latency_check": check, "front_check": {"mape": 0.01}})
-    )
+    shown = info(front, {"latency_check": check, "front_check": {"mape": 0.01}})
+    figure = prediction_scatter(shown)
     line, random, points = figure.data
     assert list(line.x) == list(line.y) == pytest.approx([0.8 * 0.95, 4.0 * 1.05])
     assert (list(random.x), list(random.y)) == ([1.1, 2.0], [1.0, 4.0])
     np.testing.assert_allclose(points.x, [0.8, 0.9, 1.0, 1.5])
     np.testing.assert_allclose(points.y, points.x)
-    title = "mean absolute relative error: random candidates 54.5%, front 1.0%"
-    assert figure.layout.title.text == title
+    words = "Mean absolute relative error when they were predicted: random candidates 54.5%, front "
+    assert prediction_words(shown) == f"{words}1.0%."
 
 
 def test_errors_that_are_not_known_are_left_out(front: ParetoFront) -> None:
-    figure = prediction_scatter(info(front, {"front_check": {"mape": 0.02}}))
-    assert figure.layout.title.text == "mean absolute relative error: front 2.0%"
+    shown = info(front, {"front_check": {"mape": 0.02}})
+    figure = prediction_scatter(shown)
+    assert prediction_words(shown).endswith("predicted: front 2.0%.")
     assert list(figure.data[1].x) == []
 
 
@@ -41,7 +41,8 @@ def test_a_run_in_which_nothing_was_measured_has_axes(front: ParetoFront) -> Non
     empty = ParetoFront.of(front.baseline, [])
     figure = prediction_scatter(info(empty, {}))
     assert list(figure.data[0].x) == [0.0, 1.05]
-    assert figure.layout.title.text == "no prediction was compared with a measurement"
+    words = "No prediction was compared with a measurement."
+    assert prediction_words(info(empty, {})) == words
 
 
 def test_only_what_was_predicted_and_measured_is_drawn(front: ParetoFront) -> None:
