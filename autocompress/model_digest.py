@@ -12,9 +12,11 @@ import operator
 from collections import deque
 from collections.abc import Callable, Collection, Mapping
 from contextlib import suppress
+from decimal import Decimal
 from enum import Enum
+from fractions import Fraction
 from functools import partial
-from types import BuiltinFunctionType, FunctionType, MethodType, ModuleType
+from types import BuiltinFunctionType, FunctionType, MappingProxyType, MethodType, ModuleType
 from typing import Any
 
 import numpy as np
@@ -36,7 +38,7 @@ HOOKS = ("_forward_pre_hooks", "_forward_hooks")
 STANDARD = frozenset(vars(nn.Module())) - set(HOOKS)  # every module has these
 COUNTER = "num_batches_tracked"  # of normalisations; nothing reads it in eval mode
 DEEPEST = 32  # values inside values
-OPERATORS = (operator.attrgetter, operator.itemgetter, operator.methodcaller)
+REDUCED = (operator.attrgetter, operator.itemgetter, operator.methodcaller, Fraction, Decimal)
 METHODS = (MethodType, staticmethod, classmethod)
 INNER = ("__wrapped__", "_torchdynamo_inline")  # the second one of scripted functions
 
@@ -57,8 +59,8 @@ def model_digest(model: nn.Module, without: Collection[str] = ()) -> str:
     PyTorch, attributes of modules that are numbers, texts, tensors, functions or containers of
     them, and the version of PyTorch. What the user's functions and classes name in the user's files
     counts too: functions with all that they hold, classes, instances and values. Of installed
-    libraries only names count. Their objects, such as a config, are read one level deep. Other
-    values count by the names of their types.
+    libraries only names count. Their objects, such as a config, are read one level deep. Values
+    that cannot be read count by the names of their types.
 
     Args:
         model: any module.
@@ -156,8 +158,9 @@ class _Reader:
         if isinstance(value, Tensor):
             return self.places.get(id(value)) or _tensor(value)
         if isinstance(value, (np.ndarray, np.generic)):
-            content = "" if value.dtype.hasobject else _hash(value.tobytes())
-            return f"{value.dtype} {value.shape} {content}"
+            if value.dtype.hasobject:
+                return f"{value.dtype} {value.shape}", self._value(value.tolist(), depth, opens)
+            return f"{value.dtype} {value.shape} {_hash(value.tobytes())}"
         if isinstance(value, nn.Module):
             return self.places.get(id(value)) or self.module(value)
         if isinstance(value, ModuleType):
@@ -184,7 +187,7 @@ class _Reader:
                 self._reach(kind)
         if isinstance(value, (Enum, type)):
             return named(value) if isinstance(value, type) else value.name
-        if isinstance(value, dict):
+        if isinstance(value, (dict, MappingProxyType)):
             return [(below(key), below(part)) for key, part in value.items()]
         if isinstance(value, (tuple, list, deque)):
             return [below(part) for part in value]
@@ -196,22 +199,23 @@ class _Reader:
             return below(value.fget), below(value.fset)
         if isinstance(value, partial):
             return below(value.func), below(value.args), below(value.keywords)
-        if isinstance(value, OPERATORS):
+        if isinstance(value, REDUCED):
             return [below(part) for part in value.__reduce__()]
         if isinstance(value, (BuiltinFunctionType, np.ufunc)):
             name = getattr(value, "__qualname__", value.__name__)
             return name, below(getattr(value, "__self__", None))
-        below = partial(below, opens=False)
         if isinstance(value, FunctionType):
             return self._function(value, below)
-        if not hasattr(value, "__dict__") and not is_own(type(value)):  # a method of a C type, say
+        own = is_own(type(value))
+        if not hasattr(value, "__dict__") and not own:  # a method of a C type, say
             return getattr(value, "__qualname__", "")
-        return _read(state_of(value), below, opens or is_own(type(value)))
+        return _read(state_of(value), partial(below, opens=own), opens or own)
 
     def _function(self, function: FunctionType, below: Callable[..., Any]) -> list[Any]:
         own = is_own(function)
         if own:
             self._reach(function)
+        below = partial(below, opens=own)
         held = [cell.cell_contents for cell in function.__closure__ or () if _is_full(cell)]
         values = [function.__defaults__, function.__kwdefaults__, *held]
         return [

@@ -126,7 +126,7 @@ def names_of(function: FunctionType) -> Iterator[tuple[str, Any]]:
 
 def _imports(code: CodeType, file: dict[str, Any]) -> dict[str, Any]:
     """Return the user's modules that the code of a function imports, as far as they are loaded."""
-    modules = {}
+    modules: dict[str, Any] = {}
     parents = str(file.get("__package__")).split(".")
     packages = [".".join(parents[:depth]) for depth in range(len(parents), 0, -1)]
     for instruction in dis.get_instructions(code):

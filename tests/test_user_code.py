@@ -123,6 +123,26 @@ CHANGES = {
         "2.0",
         "3.0",
     ),
+    "instance of a library in an instance": (
+        "act = Scale(types.SimpleNamespace(k=2.0))",
+        "2.0",
+        "3.0",
+    ),
+    "view of a dict": (
+        "C = types.MappingProxyType({'k': 2.0})\ndef act(x): return x * C['k']",
+        "2.0",
+        "3.0",
+    ),
+    "instance of a library in a closure": (
+        """
+        def make(c):
+            def f(x): return x * c.k
+            return f
+        act = make(types.SimpleNamespace(k=2.0))
+        """,
+        "2.0",
+        "3.0",
+    ),
     "bound method": ("act = Scale(2.0).apply", "2.0", "3.0"),
     "class attribute": ("Scale.BY = 2.0\nact = Scale(1.0).apply", "2.0", "3.0"),
     "method of an instance": (

@@ -17,6 +17,7 @@ def graph_model(
     initializers: list[TensorProto],
     kind: int,
     rank: int,
+    gives: int = TensorProto.FLOAT,
 ) -> bytes:
     """Return the content of a file with input "x" and output "y".
 
@@ -25,12 +26,13 @@ def graph_model(
         initializers: constants of the nodes.
         kind: ONNX element type of the input.
         rank: dimensions of the input, all free.
+        gives: ONNX element type of the output.
     """
     graph = helper.make_graph(
         nodes,
         "kernel",
         [helper.make_tensor_value_info("x", kind, [f"d{i}" for i in range(rank)])],
-        [helper.make_tensor_value_info("y", TensorProto.FLOAT, None)],
+        [helper.make_tensor_value_info("y", gives, None)],
         initializers,
     )
     opsets = [helper.make_opsetid("", 21), helper.make_opsetid(CONTRIB, 1)]
