@@ -20,7 +20,7 @@ LEVELS = [
     {"candidate"},
     {"results", "task"},
     {"cache"},
-    {"model_digest", "spill"},
+    {"user_code", "model_digest", "spill"},
     {"model"},
     {"compress"},
     {"targets", "measure"},

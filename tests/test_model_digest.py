@@ -6,10 +6,13 @@ import copy
 import subprocess
 import sys
 import textwrap
+from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from enum import Enum
+from fractions import Fraction
 from functools import partial
+from operator import methodcaller
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -32,6 +35,9 @@ class Config:
 
     def __init__(self, scale: float, **inside: Any) -> None:
         self.scale, self.inside = scale, inside
+
+    def scaled(self, x: Tensor) -> Tensor:
+        return x * self.scale
 
 
 class Net(nn.Module):
@@ -74,6 +80,13 @@ PAIRS = [
     ([torch.ones(2, dtype=torch.complex64)], [torch.zeros(2, dtype=torch.complex64)]),
     (np.arange(3), np.arange(1, 4)),
     (np.float32(1), np.float32(2)),
+    (np.array([1, None]), np.array([2, None])),
+    (deque([1]), deque([2])),
+    (Fraction(1, 2), Fraction(1, 3)),
+    (methodcaller("relu"), methodcaller("tanh")),
+    (np.tanh, np.sinh),
+    (Config(1.0).scaled, Config(2.0).scaled),
+    (Config(1.0, nested=Config(1.0)), Config(1.0, nested=Config(2.0))),
     (Mode.FIRST, Mode.SECOND),
     (Config(1.0), Config(2.0)),
     (Config(1.0, sizes=[1]), Config(1.0, sizes=[2])),
@@ -214,6 +227,9 @@ def test_another_process_gives_the_same_digest() -> None:
         "from torch import nn\nimport torch\nfrom autocompress.model_digest import model_digest\n"
         "torch.manual_seed(0)\nnet = nn.Sequential(nn.Linear(2, 2), nn.GRU(2, 2))\n"
         "net.words = {'a', 'b', 'c', 'd'}\nnet.act = lambda x: x in {'a', 'b', 'c'}\n"
+        "class Held:\n  words = {'a', 'b'}\n  def get(self): return self.words | MORE\n"
+        "MORE, held = frozenset('abcd'), Held()\n"
+        "def named(x, *, by={'a', 'b'}): return held.get()\nnet.other = lambda x: named(x)\n"
         "print(model_digest(net))"
     )
     digests = set()

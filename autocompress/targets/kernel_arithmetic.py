@@ -7,6 +7,7 @@ from functools import cache
 import numpy as np
 from onnx import TensorProto, helper
 
+from autocompress.targets.device.integer_products import product_model, saturates
 from autocompress.targets.device.sessions import SessionSettings, open_session
 from autocompress.targets.kernel_models import graph_model, packed_matmul_model, tensor
 
@@ -22,17 +23,8 @@ def products_saturate(settings: SessionSettings) -> bool:
     Args:
         settings: of the tried sessions.
     """
-    if settings.runtime == "onnxruntime":
-        node = helper.make_node("MatMulInteger", ["x", "w"], ["y"])
-        weight = tensor("w", np.full((64, 32), 127, np.int8))
-        session = open_session(
-            graph_model([node], [weight], TensorProto.UINT8, 2, TensorProto.INT32), settings
-        )
-        # A single row runs on another kernel.
-        for rows in (1, 8):
-            (product,) = session.run(None, {"x": np.full((rows, 64), 255, np.uint8)})
-            if (product != 64 * 255 * 127).any():
-                return True
+    if settings.runtime == "onnxruntime" and saturates(open_session(product_model(), settings)):
+        return True
     # A convolution whose exact output is 255 steps.
     step = np.float32(16 * 9 * 127)
     scales = [tensor("one", np.float32(1)), tensor("step", step), tensor("zero", np.uint8(0))]

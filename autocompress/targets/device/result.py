@@ -14,6 +14,7 @@ from typing import Any
 
 import onnxruntime
 
+from .integer_products import products_here
 from .profiler import NodeTime
 from .sessions import DEFAULT, SessionSettings
 
@@ -26,11 +27,12 @@ PROCESSOR_LINES = (
 # Lines that say nothing of the model, where a system has none of those above.
 OTHER_LINES = ("processor", "hart", "bogomips", "BogoMIPS", "cpu MHz", "clock", "timebase")
 # Lines that list what a processor can do. Updates of the kernel and of microcode change them, so
-# only the instructions count that products are computed with and that all kernels in use name.
+# only the instructions count that products are computed with and that Linux names since 2021.
 INSTRUCTION_LINES = ("flags", "Features")
 INSTRUCTIONS = {
-    *("sse4_1", "avx", "avx2", "fma", "f16c", "avx512f", "avx512bw", "avx512vl", "avx512_vnni"),
-    *("asimd", "asimdhp", "asimddp", "sve"),
+    *("sse4_1", "avx", "avx2", "fma", "f16c", "avx_vnni", "amx_int8", "amx_bf16"),
+    *("avx512f", "avx512bw", "avx512dq", "avx512vl", "avx512_vnni", "avx512_bf16"),
+    *("asimd", "asimdhp", "asimddp", "sve", "sve2", "i8mm", "bf16"),
 }
 
 
@@ -90,15 +92,16 @@ def _processor() -> str:
         return _apple() or platform.processor()
     cpuinfo = Path("/proc/cpuinfo")
     if not cpuinfo.is_file():
-        return platform.processor()
-    return processor_name(cpuinfo.read_text())
+        return f"{platform.processor()} {products_here()}".strip()
+    return processor_name(cpuinfo.read_text(), products_here())
 
 
-def processor_name(cpuinfo: str) -> str:
+def processor_name(cpuinfo: str, products: str = "") -> str:
     """Return a hash that tells processors apart, before and after updates of the system.
 
     Args:
         cpuinfo: content of /proc/cpuinfo.
+        products: as `products_here` says.
     """
     lines = cpuinfo.split("\n\n")[0].splitlines()
     wanted = []
@@ -108,7 +111,7 @@ def processor_name(cpuinfo: str) -> str:
         elif line.startswith(INSTRUCTION_LINES):
             wanted.append(" ".join(sorted(INSTRUCTIONS & set(line.split()))))
     wanted = wanted or [line for line in lines if not line.startswith(OTHER_LINES)]
-    return hashlib.sha256("\n".join(wanted).encode()).hexdigest()[:16]
+    return hashlib.sha256("\n".join([*wanted, products]).encode()).hexdigest()[:16]
 
 
 def _apple() -> str:

@@ -209,6 +209,26 @@ def test_a_model_with_other_settings_or_another_class_gives_other_answers(tmp_pa
             assert (teacher.computed, teacher.read) == (1 - count, count)
 
 
+def scaled(x: Tensor, *, by: float = 2.0) -> Tensor:
+    return x * by
+
+
+class Scaling(Counting):
+    def forward(self, x: Tensor) -> Tensor:
+        return scaled(self.layer(x))
+
+
+def test_a_function_of_the_users_file_that_changed_gives_other_answers(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    x, model = BATCHES[0][0], Scaling()
+    for by in (2.0, -3.0):
+        monkeypatch.setattr(scaled, "__kwdefaults__", {"by": by})
+        teacher = answers(model, x, tmp_path)
+        assert torch.equal(teacher.outputs(x)[""], model(x))
+        assert (teacher.computed, teacher.read) == (1, 0)
+
+
 def test_arguments_that_are_no_tensors_and_names_of_arguments_count(tmp_path: Path) -> None:
     x, y = BATCHES[0][0], BATCHES[1][0]
 

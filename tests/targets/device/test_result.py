@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
-from autocompress.targets.device.result import processor_name
+import pytest
+
+from autocompress.targets.device import result
+from autocompress.targets.device.result import processor_name, versions
 
 X86 = (
     "processor\t: 0\ncpu family\t: 6\nmodel\t\t: 85\nmodel name\t: Xeon\nmicrocode\t: 0x1\n"
     "flags\t\t: fpu sse4_1 avx avx2 fma avx512f\n"
 )
+X86_INSTRUCTIONS = ("avx512dq", "avx512_vnni", "avx512_bf16", "avx_vnni", "amx_int8", "amx_bf16")
 
 
 def test_an_update_of_the_system_leaves_the_processor_as_it_is() -> None:
@@ -21,10 +25,22 @@ def test_other_instructions_or_another_model_are_another_processor() -> None:
     arm = "processor: 0\nFeatures\t: fp asimd\nCPU part\t: 0xd0c\n"
     others = [
         X86,
-        X86.replace("avx512f", "avx512f avx512_vnni"),
+        *(X86.replace("avx512f", f"avx512f {name}") for name in X86_INSTRUCTIONS),
         X86.replace("85", "106"),
         X86.replace("Xeon", "Xeon Gold"),
         arm,
-        arm.replace("asimd", "asimd asimddp"),
+        *(arm.replace("asimd", f"asimd {name}") for name in ("asimddp", "sve2", "i8mm", "bf16")),
     ]
     assert len({processor_name(cpuinfo) for cpuinfo in others}) == len(others)
+
+
+def test_a_processor_whose_products_come_out_otherwise_is_another(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """As where a hypervisor hides VNNI from programs, and the system names it."""
+    names = set()
+    for products in ("exact", "saturating"):
+        monkeypatch.setattr(result, "products_here", lambda products=products: products)
+        monkeypatch.setattr("sys.platform", "linux")
+        names.add(versions()["processor"])
+    assert len(names) == 2
