@@ -40,9 +40,7 @@ def task(epochs=3):
             optimizer.zero_grad()
             loss.backward()
             optimizer.step()
-    return ac.Task(
-        "digits", model.eval(), images[:1], validation, accuracy, train=train, test=test
-    )
+    return ac.Task("digits", model.eval(), images[:1], validation, accuracy, train=train, test=test)
 
 
 if __name__ == "__main__":

@@ -56,6 +56,6 @@ def test_the_wheel_works_outside_the_checkout(tmp_path: Path) -> None:
     (wheel,) = tmp_path.glob("autocompress-*.whl")
     site = tmp_path / "site"
     done("-m", "pip", "install", "--quiet", "--no-deps", "--target", site, wheel)
-    script = f"import sys; sys.path.insert(0, {str(site)!r}); sys.argv[1:] = [{str(site)!r}]\n{TRIED}"
-    printed = done("-c", script).split()
+    given = f"import sys; sys.path.insert(0, {str(site)!r}); sys.argv[1:] = [{str(site)!r}]\n"
+    printed = done("-c", given + TRIED).split()
     assert printed == [autocompress.__version__, *shipped_spaces(), *target_names()]

@@ -1,6 +1,6 @@
 """Draw the figures of the documentation as SVG files beside this script.
 
-`python docs/figures/draw.py`. The numbers of charts are those of the pages that their captions name.
+`python docs/figures/draw.py`. The numbers of charts are those of the pages that stand beside them.
 """
 
 from __future__ import annotations
@@ -16,7 +16,8 @@ def page(width: int, height: int, parts: Sequence[str], title: str) -> str:
     """Return an SVG image on a white page, which is readable in dark themes too."""
     return (
         f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {width} {height}" width="{width}" '
-        f'role="img" font-family="sans-serif" font-size="13" fill="{INK}">\n<title>{title}</title>\n'
+        f'role="img" font-family="sans-serif" font-size="13" fill="{INK}">\n'
+        f"<title>{title}</title>\n"
         '<defs><marker id="end" viewBox="0 0 8 8" refX="7" refY="4" markerWidth="7" '
         f'markerHeight="7" orient="auto"><path d="M0 0L8 4L0 8z" fill="{INK}"/></marker></defs>\n'
         f'<rect width="{width}" height="{height}" rx="6" fill="white"/>\n'
@@ -26,6 +27,7 @@ def page(width: int, height: int, parts: Sequence[str], title: str) -> str:
 
 
 def text(x: float, y: float, words: str, anchor: str = "start", size: int = 13) -> str:
+    """Return words at a place."""
     return f'<text x="{x:g}" y="{y:g}" text-anchor="{anchor}" font-size="{size}">{words}</text>'
 
 
@@ -38,6 +40,7 @@ def box(x: float, y: float, width: float, lines: Sequence[str], fill: str = PALE
 
 
 def arrow(*points: tuple[float, float]) -> str:
+    """Return a line through some points with an arrowhead at its end."""
     path = "L".join(f"{x:g} {y:g}" for x, y in points)
     return f'<path d="M{path}" fill="none" stroke="{INK}" marker-end="url(#end)"/>'
 
@@ -85,7 +88,9 @@ def flow() -> str:
         *(("lowering", "finish"),),
     ):
         parts.append(
-            arrow((rooms[one][0] + 160, rooms[one][1] + 22), (rooms[other][0], rooms[other][1] + 22))
+            arrow(
+                (rooms[one][0] + 160, rooms[one][1] + 22), (rooms[other][0], rooms[other][1] + 22)
+            )
         )
     for upper, lower in (
         *(("float", "problem"), ("problem", "propose"), ("propose", "evaluate")),
@@ -117,7 +122,9 @@ def library() -> str:
             parts.append(box(122 + 152 * column, y, 142, [name], fill))
         parts.append(arrow((122 + 152 * pick + 71, y + 44), (122 + 152 * pick + 71, y + 54)))
     parts.append(box(122, 222, 446, ["a candidate: one variant of each module,", "swapped in"]))
-    return page(590, 282, parts, "Variants are made once, candidates are stitched together from them")
+    return page(
+        590, 282, parts, "Variants are made once, candidates are stitched together from them"
+    )
 
 
 def race() -> str:

@@ -177,7 +177,7 @@ def test_completion_knows_commands_and_options(
 ) -> None:
     assert completion_command(build_parser().parse_args(["completion", shell])) == 0
     script = capsys.readouterr().out
-    for word in (*COMMANDS, "max-accuracy-drop", "onnxruntime-cpu"):
+    for word in (*COMMANDS, "max-accuracy-drop", "progressive"):
         assert word in script
 
 
