@@ -28,7 +28,7 @@ if __name__ == "__main__":
         options.space,
         n_trials=options.trials,
         workers=options.workers,
-        ray=options.ray,
+        ray=options.ray if options.workers > 1 else None,
         out=options.out,
     )
     print(f"{len(result.front)} points in {options.out}")

@@ -53,6 +53,9 @@ def run(monkeypatch: pytest.MonkeyPatch, name: str, *arguments: str) -> dict:
         ("microcontroller.py", "--space space.yaml --max-size 60%"),
         ("two_metrics.py", ""),
         ("ray_workers.py", "--space space.yaml --workers 1"),
+        pytest.param(
+            *("ray_workers.py", "--space space.yaml --workers 2"), marks=pytest.mark.extensive
+        ),
     ],
 )
 def test_networks(name: str, arguments: str, monkeypatch: pytest.MonkeyPatch) -> None:
