@@ -88,7 +88,7 @@ def test_lists_and_tables_begin_after_a_blank_line(page: Path) -> None:
     code, before = False, ""
     for line in page.read_text().splitlines():
         code ^= line.startswith("```")
-        begins = re.match(r"- |\d+\. |\|", line) and not re.match(r"- |\d+\. |\|| |#|```|$", before)
+        begins = re.match(r"- |\d+\. |\|", line) and not re.match(r"- |\d+\. |\|| |#|$", before)
         assert code or not begins, f"{before!r} then {line!r}"
         before = line
 
