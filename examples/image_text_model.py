@@ -17,13 +17,13 @@ import autocompress as ac
 class Pairs(nn.Module):
     def __init__(self):
         super().__init__()
-        layers = [nn.Conv2d(3, 16, 3, 2), nn.ReLU(), nn.Flatten(), nn.Linear(784, 32)]
-        self.vision = nn.Sequential(*layers)
+        self.vision = nn.Sequential(
+            nn.Conv2d(3, 16, 3, 2), nn.ReLU(), nn.Flatten(), nn.Linear(784, 32)
+        )
         self.text = nn.Sequential(nn.Embedding(16, 16), nn.Flatten(), nn.Linear(32, 32))
 
-    def forward(self, pixel_values, input_ids):
-        parts = (self.vision(pixel_values), self.text(input_ids))
-        return torch.cat([normalize(part) for part in parts], 1)  # (n, 64): picture, then text
+    def forward(self, pixel_values, input_ids):  # (n, 64): picture, then text
+        return torch.cat([normalize(self.vision(pixel_values)), normalize(self.text(input_ids))], 1)
 
 
 def contrastive(outputs, labels):
