@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -52,7 +53,11 @@ def test_the_wheel_works_outside_the_checkout(tmp_path: Path) -> None:
             [sys.executable, *command], cwd=tmp_path, check=True, capture_output=True, text=True
         ).stdout
 
-    done("-m", "pip", "wheel", "--quiet", "--no-deps", "--wheel-dir", tmp_path, ROOT)
+    source = tmp_path / "source"  # the build leaves files beside what it builds
+    shutil.copytree(ROOT / "autocompress", source / "autocompress")
+    for name in ("pyproject.toml", "README.md", "LICENSE"):
+        shutil.copy(ROOT / name, source)
+    done("-m", "pip", "wheel", "--quiet", "--no-deps", "--wheel-dir", tmp_path, source)
     (wheel,) = tmp_path.glob("autocompress-*.whl")
     site = tmp_path / "site"
     done("-m", "pip", "install", "--quiet", "--no-deps", "--target", site, wheel)
