@@ -29,7 +29,7 @@ test-fast: $(VENV)/.installed $(if $(HIDE),build/hide.so)
 check: $(VENV)/.installed
 	$(BIN)/pip install --quiet -c $(CONSTRAINTS) -e '.[dev,docs]'
 	$(BIN)/ruff check . && $(BIN)/ruff format --check . && $(BIN)/mypy
-	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --quiet
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build # --quiet would hide warnings from strict mode
 
 $(VENV)/.installed: pyproject.toml constraints.txt tests/oldest.py
 	$(PYTHON) -m venv $(VENV)

@@ -64,3 +64,10 @@ def test_the_wheel_works_outside_the_checkout(tmp_path: Path) -> None:
     given = f"import sys; sys.path.insert(0, {str(site)!r}); sys.argv[1:] = [{str(site)!r}]\n"
     printed = done("-c", given + TRIED).split()
     assert printed == [autocompress.__version__, *shipped_spaces(), *target_names()]
+
+
+def test_the_site_is_built_with_warnings_as_errors() -> None:
+    """Strict mode counts the warnings that are logged, which --quiet leaves out."""
+    (line,) = [row for row in (ROOT / "Makefile").read_text().splitlines() if "mkdocs build" in row]
+    assert "--quiet" not in line.partition("#")[0]
+    assert "\nstrict: true\n" in (ROOT / "mkdocs.yml").read_text()
