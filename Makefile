@@ -27,8 +27,9 @@ test-fast: $(VENV)/.installed $(if $(HIDE),build/hide.so)
 	$(HIDDEN) $(BIN)/python -m pytest -n 2 --dist loadfile -m 'not slow and not extensive'
 
 check: $(VENV)/.installed
-	$(BIN)/pip install --quiet -c $(CONSTRAINTS) -e '.[dev]'
+	$(BIN)/pip install --quiet -c $(CONSTRAINTS) -e '.[dev,docs]'
 	$(BIN)/ruff check . && $(BIN)/ruff format --check . && $(BIN)/mypy
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build # --quiet would hide warnings from strict mode
 
 $(VENV)/.installed: pyproject.toml constraints.txt tests/oldest.py
 	$(PYTHON) -m venv $(VENV)

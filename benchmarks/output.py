@@ -1,12 +1,17 @@
-"""Parse the arguments that all benchmarks take, check packages, and write the file of --json."""
+"""Parse the arguments that all benchmarks take, check packages, and write the file of --json.
+
+`python -m benchmarks.table FILE` prints such a file as the part of a documentation page.
+"""
 
 from __future__ import annotations
 
 import argparse
 import importlib.util
 import json
+import shlex
 import sys
 from collections.abc import Mapping
+from datetime import date
 from pathlib import Path
 
 from benchmarks.bench import versions
@@ -32,10 +37,22 @@ def require_installed(module: str, arguments: str) -> None:
 
 
 def write_figures(path: str | None, figures: Mapping[str, float]) -> None:
-    """Write {"figures": {key: number}, "machine": {...}, "versions": {...}}, if there is a path."""
+    """Write {"figures": {key: number}, "machine": {...}, "versions": {...}} and date and command.
+
+    Args:
+        path: of the file; None writes nothing.
+        figures: number by key.
+    """
     if path is None:
         return
     runtimes = versions()
     machine = {key: runtimes.pop(key) for key in ("machine", "processor")}
-    content = {"figures": dict(figures), "machine": machine, "versions": runtimes}
+    name, *words = sys.argv
+    content = {
+        "figures": dict(figures),
+        "machine": machine,
+        "versions": runtimes,
+        "date": date.today().isoformat(),
+        "command": shlex.join(["python", "-m", f"benchmarks.{Path(name).stem}", *words]),
+    }
     Path(path).write_text(json.dumps(content, indent=1))

@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 from collections.abc import Callable
 from functools import partial
+from importlib import import_module
 from typing import Any
 
 from autocompress import __version__
@@ -31,6 +32,8 @@ from autocompress.cli.values import (
 from autocompress.search.problem.options import SAMPLERS, STRATEGIES, STUDY_NAME
 
 Command = Callable[..., argparse.ArgumentParser]  # (name, help, takes a task)
+SHELLS = ("bash", "zsh", "tcsh")
+PLACES = ("TASK", "FILE", "DIR", "PATH", "PATH.onnx")  # metavars whose values are paths
 
 
 def build_parser() -> argparse.ArgumentParser:
@@ -51,6 +54,7 @@ def build_parser() -> argparse.ArgumentParser:
     _add_folder_commands(command)
     _add_file_commands(command)
     _add_worker(command)
+    _add_completion(command)
     return parser
 
 
@@ -268,3 +272,28 @@ def _add_worker(command: Command) -> None:
         "--study", default=STUDY_NAME, metavar="NAME", help=f"its name (default: {STUDY_NAME})"
     )
     add_device(parser)
+
+
+def _add_completion(command: Command) -> None:
+    parser = command("completion", "print a script that completes commands and options")
+    parser.add_argument("shell", choices=SHELLS, metavar="SHELL", help=", ".join(SHELLS))
+
+
+def completion_command(arguments: argparse.Namespace) -> int:
+    """Run `autocompress completion`.
+
+    Args:
+        arguments: from `build_parser`.
+
+    Returns:
+        Exit code.
+    """
+    shtab = import_module("shtab")  # it has no type hints to check, and no other command needs it
+    parser = build_parser()
+    (commands,) = [a.choices for a in parser._actions if isinstance(a.choices, dict)]
+    for one in commands.values():
+        for action in one._actions:
+            if action.metavar in PLACES:
+                action.complete = shtab.FILE
+    print(shtab.complete(parser, shell=arguments.shell))
+    return 0

@@ -9,7 +9,7 @@ from collections.abc import Callable, Sequence
 
 import optuna
 
-from autocompress.cli.arguments import build_parser
+from autocompress.cli.arguments import build_parser, completion_command
 from autocompress.cli.file_commands import bench_command, evaluate_command
 from autocompress.cli.folder_commands import (
     export_command,
@@ -41,6 +41,7 @@ COMMANDS: dict[str, Callable[[argparse.Namespace], int]] = {
     "reproduce": reproduce_command,
     "worker": worker_command,
     "evaluate": evaluate_command,
+    "completion": completion_command,
 }
 
 # What Ctrl-C leaves: these commands save each result at once.

@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import subprocess
 from argparse import ArgumentTypeError
 from importlib.metadata import version
 from pathlib import Path
 
 import pytest
 
-from autocompress.cli.arguments import build_parser
+from autocompress.cli.arguments import SHELLS, build_parser, completion_command
 from autocompress.cli.folder_options import OPTIONS
+from autocompress.cli.main import COMMANDS
 from autocompress.cli.values import count, duration, metric_floor, seed, steps, task_argument
 
 
@@ -167,3 +169,29 @@ def test_other_commands_by_default(tmp_path: Path, monkeypatch: pytest.MonkeyPat
     assert parse(["evaluate", "m.onnx", "t"]).split == "validation"
     assert parse(["worker", "t", "--storage", "s"]).study == "autocompress"
     assert parse(["profile", "t", "--out", "f", "--merge", "a", "--merge", "b"]).merge == ["a", "b"]
+
+
+@pytest.mark.parametrize("shell", SHELLS)
+def test_completion_knows_commands_and_options(
+    shell: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert completion_command(build_parser().parse_args(["completion", shell])) == 0
+    script = capsys.readouterr().out
+    for word in (*COMMANDS, "max-accuracy-drop", "progressive"):
+        assert word in script
+
+
+def test_bash_completes_a_command(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    completion_command(build_parser().parse_args(["completion", "bash"]))
+    script = tmp_path / "completion.bash"
+    script.write_text(capsys.readouterr().out)
+    lines = [
+        f"source {script}",
+        "COMP_WORDS=(autocompress exp) COMP_CWORD=1",
+        "_shtab_autocompress",
+        'echo "${COMPREPLY[@]}"',
+    ]
+    done = subprocess.run(
+        ["bash", "-c", "\n".join(lines)], capture_output=True, text=True, check=True, cwd=tmp_path
+    )
+    assert done.stdout.split() == ["export-probes", "export"]
