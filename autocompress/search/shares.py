@@ -96,7 +96,7 @@ def _further_s(problem: Problem) -> float:
         return 0.0
     session, total = open_session(str(problem.float_path), problem.settings), 0.0
     for more in inputs.values():
-        feed = problem.builder.lowered.feed(more)
+        feed = problem.builder.latency_feed(more)
         started = time.perf_counter()
         session.run(None, feed)
         total += time.perf_counter() - started

@@ -17,6 +17,7 @@ from autocompress.huggingface.out.snippets import Facts, optimum_lines, runtime_
 from autocompress.results.files import NOTES_FILE, RECIPE_FILE, WEIGHTS_FILE, write_atomic
 from autocompress.results.front_point import FrontPoint
 from autocompress.results.measurement import Measurement
+from autocompress.task.batches import CACHE
 from autocompress.task.source import DATA, PRETRAINED
 from autocompress.task.task import Pretrained
 
@@ -27,6 +28,25 @@ ROWS, PATTERNS = 40, 6  # most rows, and most patterns of names in a row
 DECODER = (
     "The file holds encoder and decoder, without a cache of keys and values: each new token runs "
     "all of it again."
+)
+PACKAGE = (
+    "The folder is a package of onnxruntime-genai (`pip install onnxruntime-genai`). The file has "
+    "a cache of keys and values. genai_config.json names its inputs and the tuned settings."
+)
+GENERATES = (
+    "import numpy as np",
+    "import onnxruntime_genai as genai",
+    "",
+    'model = genai.Model(".")',
+    "tokenizer = genai.Tokenizer(model)",
+    'prompt = tokenizer.encode("A text")',
+    "parameters = genai.GeneratorParams(model)",
+    "parameters.set_search_options(do_sample=False, max_length=len(prompt) + 20)",
+    "generator = genai.Generator(model, parameters)",
+    "generator.append_tokens(np.array([prompt], np.int32))",
+    "while not generator.is_done():",
+    "    generator.generate_next_token()",
+    "print(tokenizer.decode(generator.get_sequence(0)))",
 )
 NO_CACHE = (
     "The file has no cache of keys and values: each new token reads the whole text again. "
@@ -118,6 +138,8 @@ def _how_to_run(to: Path, facts: Facts) -> list[str]:
     shapes = []
     for name, shape in facts.inputs.items():
         shapes.append(f"`{name}` ({', '.join(map(str, shape))})")
+    if any(name.startswith(CACHE) for name in facts.inputs):
+        return [PACKAGE, "", "In this folder:", *_code(GENERATES)]
     lines = [f"Inputs: {', '.join(shapes)}. Dimensions with a name are free.", ""]
     if facts.task == "text-generation":
         lines += [NO_CACHE, ""]

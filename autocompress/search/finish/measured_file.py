@@ -12,11 +12,14 @@ import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 from autocompress.candidate.candidate import Candidate
 from autocompress.compress.assemble.trained import Trained
 from autocompress.errors import ExportError, NotComputableError
 from autocompress.export.artifact import read_recipe, write_model, write_weights
+from autocompress.export.genai.generation import check_generation
+from autocompress.export.genai.package import write_package
 from autocompress.measure.accuracy import evaluate_session
 from autocompress.measure.robustness import corruptions, corruptions_of
 from autocompress.measure.tally import Scores
@@ -34,6 +37,7 @@ from autocompress.task.batches import spread_batches
 from autocompress.task.user_code import UserCodeError
 
 TEST = "test"
+AS_SIMULATED = "greedy tokens as simulated"  # share of those that a package generates
 LATE = "not run before the time was up; the same command runs it"
 
 
@@ -155,6 +159,9 @@ def run_file(finalist: Finalist, problem: Problem, place: Path, folder: Path) ->
     started = time.monotonic()
     scores, _ = evaluate_session(problem.task, session, names, problem.task.validation)
     pass_s = time.monotonic() - started
+    if problem.target.decoder:
+        more = _generated(finalist, problem, place, session, trained)
+        scores = replace(scores, metrics={**scores.metrics, **more})
     del session  # the next one opens the same file
     parts = (
         scores,
@@ -164,6 +171,18 @@ def run_file(finalist: Finalist, problem: Problem, place: Path, folder: Path) ->
         not finalist.is_uniform,
     )
     return MeasuredFile(finalist, place, size, *parts)
+
+
+def _generated(
+    finalist: Finalist, problem: Problem, place: Path, session: Any, trained: Trained | None
+) -> dict[str, float]:
+    """Generate with the package of a file; return how many tokens are those of the simulation."""
+    builder, stitcher, task = problem.builder, problem.stitcher, problem.task
+    write_package(place, builder.lowered.papers, task.pretrained, problem.settings)
+    model, inputs = stitcher.apply(finalist.candidate, trained), task.first_batch[0]
+    generated = check_generation(place, session, model, inputs, builder.lowered.feed)
+    stitcher.apply(Candidate())
+    return {AS_SIMULATED: generated.equal / generated.count}
 
 
 def known_files(folder: Path, front: ParetoFront) -> dict[int, MeasuredFile]:
