@@ -8,6 +8,8 @@ from typing import Any
 
 from autocompress.export.arithmetic import arithmetic_words
 from autocompress.export.artifact import read_recipe
+from autocompress.export.genai.builder import CONFIG
+from autocompress.export.genai.package import PROGRAM
 from autocompress.measure.robustness import PARTS
 from autocompress.results.files import MODEL_FILE, NOTES_FILE, write_atomic
 from autocompress.results.front_point import FrontPoint
@@ -160,6 +162,10 @@ def write_notes(
     """
     feed = ", ".join(f'"{name}": {name}' for name in input_names)
     call = "session.run(None, " if settings.runtime == "onnxruntime" else "session("
+    opening = [*option_lines(settings), session_line(settings)]
+    program = [*opening, f"outputs = {call}{{{feed}}})"]
+    if (folder / CONFIG).is_file():  # a package of onnxruntime-genai
+        program = [*PROGRAM]
     lines = [
         f"# {MODEL_FILE}, trial {point.trial}",
         "",
@@ -168,9 +174,7 @@ def write_notes(
         *remarks(point, read_recipe(folder)),
         "",
         "```python",
-        *option_lines(settings),
-        session_line(settings),
-        f"outputs = {call}{{{feed}}})",
+        *program,
         "```",
         "",
     ]

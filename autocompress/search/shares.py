@@ -88,15 +88,19 @@ def clock_of(
 
 
 def _further_s(problem: Problem) -> float:
-    """Return the seconds of a run of the float file at each of the task's `latency_inputs`."""
-    inputs = problem.task.latency_inputs
-    if not inputs or problem.latency_source == "table":  # a device that is not at hand
+    """Return the seconds of a run of the float file at all inputs beside those that decide.
+
+    They are the task's `latency_inputs` and the other phase of a decoder.
+    """
+    builder, task = problem.builder, problem.task
+    feeds = [builder.latency_feed(inputs) for inputs in task.latency_inputs.values()]
+    feeds += builder.other_feeds(task.example_inputs).values()
+    if not feeds or problem.latency_source == "table":  # a device that is not at hand
         return 0.0
     if problem.target.figures is not None:  # nothing runs
         return 0.0
     session, total = open_session(str(problem.float_path), problem.settings), 0.0
-    for more in inputs.values():
-        feed = problem.builder.latency_feed(more)
+    for feed in feeds:
         started = time.perf_counter()
         session.run(None, feed)
         total += time.perf_counter() - started

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -84,9 +85,9 @@ def check_generation(
     Raises:
         NotComputableError: a token differs by more than roundings explain.
     """
-    assert isinstance(inputs, dict)
     whole = unpadded(inputs)
-    assert isinstance(whole, dict)
+    assert isinstance(inputs, Mapping)
+    assert isinstance(whole, Mapping)
     prompt = [int(token) for token in whole[TOKENS][0][:PROMPT]]
     tokens = greedy_tokens(folder, prompt)
     read = torch.tensor([[*prompt, *tokens[:-1]]])

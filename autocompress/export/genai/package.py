@@ -14,6 +14,22 @@ from autocompress.task.task import Pretrained
 
 DISABLED = "optimization.disable_specified_optimizers"
 SPINNING = "session.intra_op.allow_spinning"
+# Lines of Python that generate text, started in the folder.
+PROGRAM = (
+    "import numpy as np",
+    "import onnxruntime_genai as genai",
+    "",
+    'model = genai.Model(".")',
+    "tokenizer = genai.Tokenizer(model)",
+    'prompt = tokenizer.encode("A text")',
+    "parameters = genai.GeneratorParams(model)",
+    "parameters.set_search_options(do_sample=False, max_length=len(prompt) + 20)",
+    "generator = genai.Generator(model, parameters)",
+    "generator.append_tokens(np.array([prompt], np.int32))",
+    "while not generator.is_done():",
+    "    generator.generate_next_token()",
+    "print(tokenizer.decode(generator.get_sequence(0)))",
+)
 # Files of a model folder that a tokenizer needs, beside those with a vocabulary.
 LEFT_OUT = ("config.json", "generation_config.json", "README.md", "preprocessor_config.json")
 

@@ -10,6 +10,7 @@ from typing import Any
 
 import yaml
 
+from autocompress.export.genai.package import PROGRAM
 from autocompress.export.notes import remarks, table_lines
 from autocompress.huggingface.folder import EMBEDDINGS, MODULES_FILE
 from autocompress.huggingface.out.lines import WRITTEN
@@ -32,21 +33,6 @@ DECODER = (
 PACKAGE = (
     "The folder is a package of onnxruntime-genai (`pip install onnxruntime-genai`). The file has "
     "a cache of keys and values. genai_config.json names its inputs and the tuned settings."
-)
-GENERATES = (
-    "import numpy as np",
-    "import onnxruntime_genai as genai",
-    "",
-    'model = genai.Model(".")',
-    "tokenizer = genai.Tokenizer(model)",
-    'prompt = tokenizer.encode("A text")',
-    "parameters = genai.GeneratorParams(model)",
-    "parameters.set_search_options(do_sample=False, max_length=len(prompt) + 20)",
-    "generator = genai.Generator(model, parameters)",
-    "generator.append_tokens(np.array([prompt], np.int32))",
-    "while not generator.is_done():",
-    "    generator.generate_next_token()",
-    "print(tokenizer.decode(generator.get_sequence(0)))",
 )
 NO_CACHE = (
     "The file has no cache of keys and values: each new token reads the whole text again. "
@@ -139,7 +125,7 @@ def _how_to_run(to: Path, facts: Facts) -> list[str]:
     for name, shape in facts.inputs.items():
         shapes.append(f"`{name}` ({', '.join(map(str, shape))})")
     if any(name.startswith(CACHE) for name in facts.inputs):
-        return [PACKAGE, "", "In this folder:", *_code(GENERATES)]
+        return [PACKAGE, "", "In this folder:", *_code(PROGRAM)]
     lines = [f"Inputs: {', '.join(shapes)}. Dimensions with a name are free.", ""]
     if facts.task == "text-generation":
         lines += [NO_CACHE, ""]

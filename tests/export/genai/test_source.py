@@ -31,7 +31,10 @@ def opened(task: Task) -> Builder:
     return builder_for(task, modules, find_target(TARGET))
 
 
-@pytest.fixture(scope="module", params=[*FAMILIES])
+OTHERS = [pytest.param(name, marks=pytest.mark.slow) for name in FAMILIES if name != "llama"]
+
+
+@pytest.fixture(scope="module", params=["llama", *OTHERS])
 def made(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> tuple:  # type: ignore[type-arg]
     task = prepared(decoder_task(tmp_path_factory.mktemp("decoders"), request.param))
     return task, opened(task)
