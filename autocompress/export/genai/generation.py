@@ -29,12 +29,12 @@ class Generated(NamedTuple):
 
     Attributes:
         equal: number of tokens that are the simulation's most probable ones.
-        count: number of generated tokens.
+        tokens: number of generated tokens.
         lead: largest lead of the simulation's best token over the generated one, as `LEAD` counts.
     """
 
     equal: int
-    count: int
+    tokens: int
     lead: float
 
 

@@ -30,7 +30,7 @@ PROGRAM = (
     "    generator.generate_next_token()",
     "print(tokenizer.decode(generator.get_sequence(0)))",
 )
-# Files of a model folder that a tokenizer needs, beside those with a vocabulary.
+# Files of a model folder that a package does not need.
 LEFT_OUT = ("config.json", "generation_config.json", "README.md", "preprocessor_config.json")
 
 

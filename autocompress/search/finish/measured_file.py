@@ -182,7 +182,7 @@ def _generated(
     model, inputs = stitcher.apply(finalist.candidate, trained), task.first_batch[0]
     generated = check_generation(place, session, model, inputs, builder.lowered.feed)
     stitcher.apply(Candidate())
-    return {AS_SIMULATED: generated.equal / generated.count}
+    return {AS_SIMULATED: generated.equal / generated.tokens}
 
 
 def known_files(folder: Path, front: ParetoFront) -> dict[int, MeasuredFile]:
