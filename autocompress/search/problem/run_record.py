@@ -258,7 +258,8 @@ def known_run(
             then, now = now, then
         reason = f"was searched with {then}, not with {now}"
     elif known.phase != target.phase:
-        reason = f"was searched with --latency {known.phase}, not with {target.phase}"
+        then, now = known.phase or "none", target.phase or "none"
+        reason = f"was searched with --latency {then}, not with {now}"
     elif known.metric not in (None, metric):
         reason = f"was searched for the metric {known.metric}, not for {metric}"
     elif known.inputs not in (None, input_shapes(task)):
