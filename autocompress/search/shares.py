@@ -77,7 +77,8 @@ def clock_of(
     openings = PASSES if is_large(str(problem.float_path)) else 1
     timing_s = (is_tuned, latency_s, OPEN_S + openings * by_size_s)
     parts = (started, settings.timeout_s, recovers, *files_s, *timing_s, time.monotonic())
-    clock = Clock(*parts, inputs=1 + len(task.latency_inputs))
+    others = problem.builder.other_feeds(task.example_inputs)
+    clock = Clock(*parts, inputs=1 + len(task.latency_inputs) + len(others))
     if task.test is None:
         return clock
     tested = 1.0  # passes over the test split, as passes over the validation split
