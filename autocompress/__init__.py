@@ -168,6 +168,7 @@ def search(
     ray: str | None = None,
     library_memory: str | float = "64MB",
     portable: bool | None = None,
+    latency: str | None = None,
     quiet: bool = False,
 ) -> SearchResult:
     """Search the Pareto front of a task, and run and measure its files.
@@ -206,6 +207,9 @@ def search(
         portable: True holds integer weights in a range whose products are exact on every
             processor, False in all 8 bits if that is exact on this machine; None takes the
             target's setting.
+        latency: of decoders with a cache (target "onnxruntime-genai"): "decode" minimises the time
+            of a token behind a cache, "prefill" that of a prompt; the other one is reported. None
+            takes the target's setting.
         quiet: print no progress.
 
     Returns:
@@ -241,6 +245,7 @@ def search(
             library_memory=library_memory,
             objectives=objectives,
             portable=portable,
+            latency=latency,
         ),
         Path(checked_path("search", "out", out, "reports/run")),
         switch("search", "quiet", quiet),

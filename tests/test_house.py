@@ -44,6 +44,7 @@ DOORS = {
     "datasets": {"huggingface"},
     "pyarrow": {"huggingface"},
     "soundfile": {"huggingface"},
+    "onnxruntime_genai": {"export"},
 }
 NO_VERBS = (
     "What",

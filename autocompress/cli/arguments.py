@@ -30,6 +30,7 @@ from autocompress.cli.values import (
     steps,
 )
 from autocompress.search.problem.options import SAMPLERS, STRATEGIES, STUDY_NAME
+from autocompress.targets.target import PHASES
 
 Command = Callable[..., argparse.ArgumentParser]  # (name, help, takes a task)
 SHELLS = ("bash", "zsh", "tcsh")
@@ -91,6 +92,12 @@ def _add_search(command: Command) -> None:
         help="time for the whole command, such as 90s, 10m or 2h (default: no limit)",
     )
     add_limits(parser)
+    parser.add_argument(
+        "--latency",
+        choices=PHASES,
+        help="of a decoder with a cache: minimise the time of a token (decode) or of a prompt "
+        "(prefill); the other one is reported (default: as the target says, decode)",
+    )
     parser.add_argument(
         "--objective",
         action="append",

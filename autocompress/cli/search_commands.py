@@ -67,6 +67,7 @@ def search_command(arguments: argparse.Namespace) -> int:
         library_memory=arguments.library_memory,
         objectives=arguments.objective,
         portable=arguments.portable,
+        latency=arguments.latency,
     )
     try:
         check_settings(settings)

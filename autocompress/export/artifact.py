@@ -26,6 +26,7 @@ from autocompress.errors import ExportError, RunFolderError
 from autocompress.export.arithmetic import saturation_warning
 from autocompress.export.build import Builder
 from autocompress.export.compressor import Compressor
+from autocompress.export.genai.builder import CONFIG
 from autocompress.model.plain.plain import form_of
 from autocompress.results.files import (
     MODEL_FILE,
@@ -40,6 +41,7 @@ from autocompress.targets.device.sessions import SessionSettings, open_session, 
 from autocompress.task.batches import Inputs, describe_inputs
 
 RECIPE_FORMAT = 4
+GRAPH, DECODER = "graph", "decoder"  # entry of a recipe: a decoder with a cache
 
 
 def write_model(folder: Path, proto: ModelProto) -> int:
@@ -167,6 +169,7 @@ def write_recipe(
             "multiples": dict(builder.multiples),
             "integer_forms": {name: str(form) for name, form in recipe.forms.items()},
         },
+        **({GRAPH: DECODER} if builder.lowered.caches else {}),
         "form": form_of(builder.teacher),
         "inputs": describe_inputs(example),
         "modules": _described_modules(builder, candidate),
@@ -273,7 +276,7 @@ def copy_artifact(run_folder: Path, point: FrontPoint, to: Path) -> Path:
         RunFolderError: the files cannot be written.
     """
     source = run_folder / point.artifact
-    names = (MODEL_FILE, RECIPE_FILE, WEIGHTS_FILE, NOTES_FILE)
+    names: tuple[str, ...] = (MODEL_FILE, RECIPE_FILE, WEIGHTS_FILE, NOTES_FILE)
     for name in names:  # all of them, before the first one is copied
         if not (source / name).is_file():
             raise ExportError(
@@ -281,6 +284,8 @@ def copy_artifact(run_folder: Path, point: FrontPoint, to: Path) -> Path:
             )
         if not os.access(source / name, os.R_OK):
             raise ExportError(f"{source / name}: cannot be read (Permission denied)")
+    if (source / CONFIG).is_file():  # a package, with the files of its tokenizer
+        names = tuple(file.name for file in source.iterdir() if file.is_file())
     try:
         to.mkdir(parents=True, exist_ok=True)
         for name in names:

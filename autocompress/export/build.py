@@ -25,6 +25,7 @@ from autocompress.compress.quantize.activation import ActivationRange
 from autocompress.compress.quantize.smooth import Smoother
 from autocompress.export.float_graph.shared_graph import SharedGraph
 from autocompress.export.float_graph.subgraphs import reads
+from autocompress.export.genai.phases import Feed, other_feeds, phase_feed
 from autocompress.export.lowering.lower import LoweredModel
 from autocompress.export.lowering.placeholder import placeholder_variant
 from autocompress.export.lowering.rewrite import Recipe, rewrite
@@ -32,6 +33,7 @@ from autocompress.export.module_kernels import ModuleKernels
 from autocompress.integer_form import IntegerForm
 from autocompress.model.modules import CompressibleModule, ModuleMap
 from autocompress.targets.kernels import KernelChoice
+from autocompress.task.batches import Inputs
 
 MULTIPLE_OF = {
     "filters": "conv",
@@ -57,6 +59,7 @@ class Builder:
         multiples: multiple to which a width is rounded up, by kind of kernel.
         forms: integer forms that a latency table was measured with, by module; other modules take
             the fastest form.
+        phase: of a decoder with a cache, whose latency decides; "" for other graphs.
     """
 
     lowered: LoweredModel
@@ -67,6 +70,7 @@ class Builder:
     kernels: KernelChoice
     multiples: Mapping[str, int] = field(default_factory=dict)
     forms: Mapping[str, IntegerForm] = field(default_factory=dict)
+    phase: str = ""
     _sizes: dict[Candidate, int] = field(default_factory=dict, init=False, repr=False)
 
     @property
@@ -78,6 +82,25 @@ class Builder:
     def teacher(self) -> nn.Module:
         """Return the float model, its fused modules split."""
         return self.evidence.model
+
+    def latency_feed(self, inputs: Inputs) -> Feed:
+        """Return the feed at which latency is measured.
+
+        Args:
+            inputs: of the model, in its own structure.
+
+        Returns:
+            Arrays by input name of the graph.
+        """
+        return phase_feed(self.lowered, inputs, self.phase)
+
+    def other_feeds(self, inputs: Inputs) -> dict[str, Feed]:
+        """Return further feeds at which files are timed, by the name of the phase of a decoder.
+
+        Args:
+            inputs: of the model, in its own structure.
+        """
+        return other_feeds(self.lowered, inputs, self.phase)
 
     @cached_property
     def module_kernels(self) -> ModuleKernels:

@@ -26,6 +26,7 @@ from autocompress.export.artifact import open_graph
 from autocompress.export.build import Builder
 from autocompress.export.compressor import Compressor
 from autocompress.export.float_graph.shared_graph import SharedGraph
+from autocompress.export.genai.phases import unpadded
 from autocompress.export.lowering.called import count_calls
 from autocompress.export.lowering.lower import Site
 from autocompress.targets.target import Target
@@ -94,6 +95,8 @@ def check_identity(compressor: Compressor, target: Target, task: Task) -> Identi
         inputs = take_samples(task.validation, SAMPLES)[0][0]
     else:
         inputs = task.example_inputs
+    if builder.lowered.caches:
+        inputs = unpadded(inputs)
     expected, graph = _outputs(builder.teacher, inputs), builder.lowered.shared
     _check_calls(compressor, inputs)
     simulated = _outputs(stitcher.apply(Candidate()), inputs)
@@ -150,6 +153,8 @@ def _check_calls(compressor: Compressor, inputs: Inputs) -> None:
 def _check_whole_batch(builder: Builder, task: Task, few: Inputs) -> None:
     """Raise ExportError if the float file is wrong for a whole batch, and right for a few."""
     whole = task.first_batch[0]
+    if builder.lowered.caches:
+        whole = unpadded(whole)
     if not builder.lowered.dynamic_batch or batch_size(whole) <= batch_size(few):
         return
     output = _run(builder.lowered.shared, builder, whole)[0]

@@ -95,7 +95,9 @@ class ModuleKernels:
             and config.group_size > 0
             and config.weight_bits in WEIGHT_ONLY_BITS
         )
-        if not fits or config.sparsity > 0 or module.kind != "linear":
+        if not fits or config.sparsity > 0:
+            return None
+        if module.kind != "linear" and not self._shares_packed(module, config):
             return None
         level = self.choice.matmul_level(
             *self._product_shape(module), config.weight_bits, config.group_size
@@ -131,7 +133,8 @@ class ModuleKernels:
             return None
         # A head that shares the weight reads it unpacked; the file would hold it twice.
         if any(site.kind == "linear" for site in self.lowered.sites[module.name]):
-            return None
+            level = self.weight_only_level(module, config)
+            return None if level is None else config.group_size
         entries, width = module.weight_shape
         block = gather_block(width, config)
         if block is None:
@@ -140,6 +143,12 @@ class ModuleKernels:
             self._rows(module), entries, width, config.weight_bits, block
         )
         return block if packed else None
+
+    def _shares_packed(self, module: CompressibleModule, config: ModuleConfig) -> bool:
+        """Return True if lookups and products of a module may read one packed table."""
+        kinds = {site.kind for site in self.lowered.sites[module.name]}
+        fits = config.rank_ratio >= 1 and module.weight_shape[1] % config.group_size == 0
+        return self.choice.packed and fits and kinds == {"linear", "embedding"}
 
     def levels(self, module_map: ModuleMap, candidate: Candidate) -> dict[str, int]:
         """Return the accuracy levels of all modules on the weight-only product.

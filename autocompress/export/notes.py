@@ -7,7 +7,9 @@ from pathlib import Path
 from typing import Any
 
 from autocompress.export.arithmetic import arithmetic_words
-from autocompress.export.artifact import read_recipe
+from autocompress.export.artifact import DECODER, GRAPH, read_recipe
+from autocompress.export.genai.builder import CONFIG
+from autocompress.export.genai.package import PROGRAM
 from autocompress.measure.robustness import PARTS
 from autocompress.results.files import MODEL_FILE, NOTES_FILE, write_atomic
 from autocompress.results.front_point import FrontPoint
@@ -24,6 +26,7 @@ UNPACKED = (
     "Packed weights are unpacked when a session is created, to 8-bit integers for integer kernels "
     "and to float for the others."
 )
+PACKED = "Weights of 2, 4 and 8 bits in groups stay packed in memory."
 DISTURBED = {f"accuracy_{name}": name.replace("_", " ") for name in PARTS}
 DYNAMIC_RANGES = (
     "Linear modules with 8-bit activations take their range from each batch, so that outputs "
@@ -80,7 +83,7 @@ def remarks(point: FrontPoint, recipe: Mapping[str, Any]) -> list[str]:
     kinds = {name: recipe["modules"][name]["kind"] for name in configs}
     integer = [name for name, config in configs.items() if config.integer(kinds[name])]
     if any(config.weight_bits <= 8 for config in configs.values()):
-        lines.append(UNPACKED)
+        lines.append(PACKED if recipe.get(GRAPH) == DECODER else UNPACKED)
     if integer:
         lines.append(arithmetic_words(recipe["portable"]))
     if any(kinds[name] == "linear" and not configs[name].static(kinds[name]) for name in integer):
@@ -160,6 +163,10 @@ def write_notes(
     """
     feed = ", ".join(f'"{name}": {name}' for name in input_names)
     call = "session.run(None, " if settings.runtime == "onnxruntime" else "session("
+    opening = [*option_lines(settings), session_line(settings)]
+    program = [*opening, f"outputs = {call}{{{feed}}})"]
+    if (folder / CONFIG).is_file():  # a package of onnxruntime-genai
+        program = [*PROGRAM]
     lines = [
         f"# {MODEL_FILE}, trial {point.trial}",
         "",
@@ -168,9 +175,7 @@ def write_notes(
         *remarks(point, read_recipe(folder)),
         "",
         "```python",
-        *option_lines(settings),
-        session_line(settings),
-        f"outputs = {call}{{{feed}}})",
+        *program,
         "```",
         "",
     ]

@@ -23,7 +23,7 @@ from autocompress.errors import ExportError
 from autocompress.export.artifact import open_graph
 from autocompress.export.build import Builder
 from autocompress.export.compressor import Compressor
-from autocompress.export.float_graph.float_cache import exported
+from autocompress.export.float_graph.float_cache import GraphSource, exported
 from autocompress.export.float_graph.trace import ordered_outputs
 from autocompress.export.lowering.calibrate import calibrate
 from autocompress.export.lowering.called import as_called, with_lookups
@@ -51,6 +51,7 @@ def prepare(
     activation_range: str = "squared_error",
     graphs: Path | None = None,
     report: Callable[[str, float], None] = lambda what, share: None,
+    source: GraphSource | None = None,
 ) -> Builder:
     """Export and calibrate the model of a task.
 
@@ -63,6 +64,7 @@ def prepare(
         activation_range: how static ranges are chosen, as `ModuleConfig.weight_range`.
         graphs: cache folder of exported graphs; None caches nothing.
         report: called with (step, share done) as the work goes on.
+        source: makes the graph; None for the exporter of torch.
 
     Returns:
         The builder of the model's candidates.
@@ -74,7 +76,7 @@ def prepare(
     teacher = plain_model(task.model, task.example_inputs)
     outputs = tuple(task.output_weights or ())
     free = free_dimensions(task)
-    lowered = lower(teacher, task.example_inputs, module_map, outputs, graphs, free)
+    lowered = lower(teacher, task.example_inputs, module_map, outputs, graphs, free, source)
     lowered = as_called(lowered, teacher, module_map, task.example_inputs)
     module_map = with_lookups(module_map.restricted_to(lowered.sites), lowered)
     if not module_map.modules:
@@ -126,6 +128,8 @@ def _with_prunable_groups(builder: Builder, inputs: Inputs, names: Sequence[str]
     group where they differ. The number of units that stay has no divisor in common with the number
     of units: a view that splits the width into parts would still fit half of it, but not a third.
     """
+    if builder.lowered.caches:
+        builder = replace(builder, module_map=_with_all_heads(builder.module_map))
     groups = [group for group in builder.module_map.groups if group.reason is None]
     if not groups or _prunes(builder, inputs, groups, names):
         return builder
@@ -133,6 +137,13 @@ def _with_prunable_groups(builder: Builder, inputs: Inputs, names: Sequence[str]
     reason = "the exported graph does not compute the same without half of it"
     checked = tuple(g.but(reason) if g.name in bad else g for g in builder.module_map.groups)
     return replace(builder, module_map=replace(builder.module_map, groups=checked))
+
+
+def _with_all_heads(module_map: ModuleMap) -> ModuleMap:
+    """Return the map without pruning of attention heads, whose number a cache fixes."""
+    reason = "a cache has the heads of the model"
+    groups = tuple(g.but(reason) if g.kind == "heads" else g for g in module_map.groups)
+    return replace(module_map, groups=groups)
 
 
 def _prunes(

@@ -27,8 +27,9 @@ from autocompress.compress.recover.recover import recover
 from autocompress.compress.recover.student import taught
 from autocompress.compress.recover.teacher import Teacher, changed_weights
 from autocompress.errors import ExportError, TaskError
-from autocompress.export.artifact import read_recipe, write_model
+from autocompress.export.artifact import DECODER, GRAPH, read_recipe, write_model
 from autocompress.export.compressor import Compressor
+from autocompress.export.genai.source import DecoderSource
 from autocompress.export.prepare import prepare
 from autocompress.integer_form import IntegerForm
 from autocompress.measure.prepare import prepared
@@ -172,7 +173,11 @@ def _graph_again(folder: Path, recipe: dict[str, Any], task: Task) -> ModelProto
     learner = taught(task, lesson, origin["seed"], torch.device("cpu"), None, None)
     module_map = find_modules(learner.model, learner.example_inputs, learner.towers)
     method = origin.get("activation_range", ACTIVATION_RANGE)
-    builder = prepare(learner, module_map, KernelChoice(), activation_range=method)
+    source = None
+    if recipe.get(GRAPH) == DECODER and learner.pretrained is not None:
+        source = DecoderSource(learner.pretrained, learner.example_inputs)
+    parts = learner, module_map, KernelChoice()
+    builder = prepare(*parts, activation_range=method, source=source)
     builder = builder.with_multiples(kernels["multiples"])
     recorded = kernels.get("integer_forms", {})
     forms = {
@@ -191,8 +196,8 @@ def _graph_again(folder: Path, recipe: dict[str, Any], task: Task) -> ModelProto
     variants = {} if trained is not None else compressor.variants(candidate)
     statistics = None if trained is not None else _statistics(folder, recipe, compressor)
     levels, blocks = kernels["matmul_levels"], kernels["gather_blocks"]
-    parts = compressor.builder.recipe(candidate, variants, trained, levels, blocks, statistics)
-    return compressor.builder.build(replace(parts, ranges=_ranges(recipe)))
+    made = compressor.builder.recipe(candidate, variants, trained, levels, blocks, statistics)
+    return compressor.builder.build(replace(made, ranges=_ranges(recipe)))
 
 
 def _statistics(folder: Path, recipe: dict[str, Any], compressor: Compressor) -> dict[str, Tensor]:

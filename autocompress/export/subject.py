@@ -15,6 +15,8 @@ import torch
 from autocompress.cache import cache_folder
 from autocompress.candidate import Candidate, ModuleConfig
 from autocompress.export.build import Builder
+from autocompress.export.genai.phases import at_phase
+from autocompress.export.genai.source import decoder_source
 from autocompress.export.prepare import prepare
 from autocompress.model.modules import CompressibleModule, ModuleMap
 from autocompress.space.search_space import BoundSpace
@@ -63,8 +65,11 @@ def builder_for(
     else:
         multiples = {kind: kernels.width_multiple(kind) for kind in ("linear", "conv")}
     graphs = cache_folder() / "graphs"
-    builder = prepare(task, module_map, kernels, device, activation_range, graphs, report)
-    return replace(builder.with_multiples(multiples), forms=forms)
+    source = decoder_source(task, target)
+    parts = (task, module_map, kernels, device, activation_range, graphs, report, source)
+    builder = prepare(*parts).with_multiples(multiples)
+    modules = at_phase(builder.module_map, task.example_inputs, target.phase)
+    return replace(builder, forms=forms, module_map=modules, phase=target.phase)
 
 
 def layout_of(builder: Builder) -> Layout:
@@ -124,6 +129,6 @@ def subject_of(task: Task, builder: Builder, layout: Layout, space: BoundSpace) 
         if group.reason is None:
             choices = {0.0, *space.numbers(group.name, "pruning_ratio")}
             ratios[group.name] = tuple(sorted(choices))
-    feed = builder.lowered.feed(task.example_inputs)
+    feed = builder.latency_feed(task.example_inputs)
     forms = form_choices(layout, configs)
     return Subject(layout, feed, builder.float_file.content, noise_file, forms, ratios)

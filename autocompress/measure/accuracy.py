@@ -17,7 +17,16 @@ from torch import Tensor, nn
 
 from autocompress.errors import TaskError
 from autocompress.measure.tally import Scores, Tally
-from autocompress.task.batches import Batches, Inputs, batch_size, feed_of, input_tensors, to_device
+from autocompress.task.batches import (
+    Batches,
+    Inputs,
+    batch_size,
+    cache_feed,
+    cache_shapes,
+    feed_of,
+    input_tensors,
+    to_device,
+)
 from autocompress.task.calls import call_model, named_outputs, primary_output, run_model
 from autocompress.task.task import Task
 
@@ -114,10 +123,12 @@ def _check_shapes(
 
 
 def _run(
-    session: onnxruntime.InferenceSession, feed: Mapping[str, NDArray[Any]]
+    session: onnxruntime.InferenceSession,
+    feed: Mapping[str, NDArray[Any]],
+    wanted: list[str] | None = None,
 ) -> list[NDArray[Any]]:
     try:
-        return [np.asarray(output) for output in session.run(None, dict(feed))]
+        return [np.asarray(output) for output in session.run(wanted, dict(feed))]
     except Exception as error:
         came = ", ".join(f"{name} {array.dtype} {array.shape}" for name, array in feed.items())
         lines = [line.strip() for line in str(error).splitlines() if line.strip()]
@@ -156,12 +167,13 @@ def evaluate_session(
 ) -> tuple[Scores, int]:
     """Return the scores of an ONNX file on a split, and the number of its samples.
 
-    A file with a fixed batch size is fed in parts of that size, the last one padded.
+    A file with a fixed batch size is fed in parts of that size, the last one padded. The cache of a
+    decoder is empty.
 
     Args:
         task: gives the metrics.
         session: of the file.
-        input_names: of the file.
+        input_names: of the file, without those of a cache.
         batches: the split.
 
     Returns:
@@ -174,6 +186,9 @@ def evaluate_session(
     """
     fixed = next((value.shape[0] for value in session.get_inputs() if value.shape), None)
     names = ("", *task.further_outputs) if task.has_output_metrics else ("",)
+    caches = cache_shapes(session.get_inputs())
+    # New keys and values, which no metric reads, take as much memory as a batch has tokens.
+    wanted = [value.name for value in session.get_outputs()][: len(names)] if caches else None
     tally = Tally(task)
     for inputs, target in batches:
         tensors = input_tensors(inputs)
@@ -182,13 +197,13 @@ def evaluate_session(
                 f"task: a batch has {len(tensors)} input tensors, the file takes "
                 f"{len(input_names)} ({', '.join(input_names)})"
             )
-        feed = feed_of(inputs, input_names)
         size = batch_size(inputs)
+        feed = {**feed_of(inputs, input_names), **cache_feed(caches, size)}
         _check_shapes(session, feed, task.batch_first is False)
         if isinstance(fixed, int) and fixed != size:
             results = _run_in_parts(session, feed, size, fixed, len(names))
         else:
-            results = _run(session, feed)[: len(names)]
+            results = _run(session, feed, wanted)[: len(names)]
         if len(results) < len(names):
             raise TaskError(
                 f"task: the file gives {len(results)} outputs, metrics read {len(names)}: "

@@ -67,7 +67,7 @@ def checked_settings(settings: Settings) -> Settings:
     limits = {name: value for name, value in settings.limits.items() if value is not None}
     parse_limits(limits, 1.0, 1.0, metrics=dict.fromkeys(limits.get("min_metric") or {}, 1.0))
     SearchSpace.load(settings.space)
-    find_target(settings.target, portable=settings.portable)
+    find_target(settings.target, portable=settings.portable, phase=settings.latency)
     check_table(settings.target_table)
     check_device(WHERE, settings.device)
     if settings.ray is not None and importlib.util.find_spec("ray") is None:
@@ -145,6 +145,7 @@ def _typed(settings: Settings) -> Settings:
         sampler=text(WHERE, "sampler", given.sampler, "guided"),
         objectives=texts(WHERE, "objectives", given.objectives, "f1"),
         portable=None if portable is None else switch(WHERE, "portable", portable),
+        latency=_optional_text(WHERE, "latency", given.latency, "decode"),
         storage=_optional_text(WHERE, "storage", given.storage, "sqlite:///study.db"),
         device=_optional_text(WHERE, "device", given.device, "cpu"),
         ray=_optional_text(WHERE, "ray", given.ray, "local"),

@@ -140,7 +140,8 @@ def check_request(
     space = SearchSpace.load(settings.space, task.pipeline)
     if settings.objectives:
         space = replace(space, objectives=tuple(dict.fromkeys(settings.objectives)))
-    target = find_target(settings.target, portable=settings.portable)
+    portable, phase = settings.portable, settings.latency
+    target = find_target(settings.target, portable=portable, phase=phase)
     device = pick_device(settings.device)
     divide_threads(settings.workers)
     if limit_words():

@@ -77,7 +77,8 @@ def clock_of(
     openings = PASSES if is_large(str(problem.float_path)) else 1
     timing_s = (is_tuned, latency_s, OPEN_S + openings * by_size_s)
     parts = (started, settings.timeout_s, recovers, *files_s, *timing_s, time.monotonic())
-    clock = Clock(*parts, inputs=1 + len(task.latency_inputs))
+    others = problem.builder.other_feeds(task.example_inputs)
+    clock = Clock(*parts, inputs=1 + len(task.latency_inputs) + len(others))
     if task.test is None:
         return clock
     tested = 1.0  # passes over the test split, as passes over the validation split
@@ -88,15 +89,19 @@ def clock_of(
 
 
 def _further_s(problem: Problem) -> float:
-    """Return the seconds of a run of the float file at each of the task's `latency_inputs`."""
-    inputs = problem.task.latency_inputs
-    if not inputs or problem.latency_source == "table":  # a device that is not at hand
+    """Return the seconds of a run of the float file at all inputs beside those that decide.
+
+    They are the task's `latency_inputs` and the other phase of a decoder.
+    """
+    builder, task = problem.builder, problem.task
+    feeds = [builder.latency_feed(inputs) for inputs in task.latency_inputs.values()]
+    feeds += builder.other_feeds(task.example_inputs).values()
+    if not feeds or problem.latency_source == "table":  # a device that is not at hand
         return 0.0
     if problem.target.figures is not None:  # nothing runs
         return 0.0
     session, total = open_session(str(problem.float_path), problem.settings), 0.0
-    for more in inputs.values():
-        feed = problem.builder.lowered.feed(more)
+    for feed in feeds:
         started = time.perf_counter()
         session.run(None, feed)
         total += time.perf_counter() - started

@@ -94,6 +94,33 @@ def fastest_matmul(
         bits: width of the packed weights.
         block: inputs per scale.
     """
+    baseline, others, feed = _matmul_models(rows, columns, outputs, bits, block)
+    return _fastest(baseline, others, feed, settings)
+
+
+def fastest_packed_matmul(
+    settings: SessionSettings, rows: int, columns: int, outputs: int, bits: int, block: int
+) -> int:
+    """Return the accuracy level of the fastest MatMulNBits, however fast a float product is.
+
+    Args:
+        settings: of the timed sessions.
+        rows: vectors per product.
+        columns: inputs of each vector.
+        outputs: width of the product.
+        bits: width of the packed weights.
+        block: inputs per scale.
+    """
+    _, others, feed = _matmul_models(rows, columns, outputs, bits, block)
+    (first, baseline), *more = others.items()
+    level = _fastest(baseline, dict(more), feed, settings)
+    return first if level == FOLDED else level
+
+
+def _matmul_models(
+    rows: int, columns: int, outputs: int, bits: int, block: int
+) -> tuple[bytes, dict[int, bytes], dict[str, Any]]:
+    """Return (float product, MatMulNBits by accuracy level, their inputs)."""
     generator = np.random.default_rng(0)
     weight = generator.standard_normal((columns, outputs), dtype=np.float32)
     baseline = graph_model(
@@ -106,12 +133,8 @@ def fastest_matmul(
         0, 256, (outputs, -(-columns // block), block * bits // 8), dtype=np.uint8
     )
     others = {level: packed_matmul_model(packed, columns, bits, block, level) for level in LEVELS}
-    return _fastest(
-        baseline,
-        others,
-        {"x": generator.standard_normal((rows, columns), dtype=np.float32)},
-        settings,
-    )
+    feed = {"x": generator.standard_normal((rows, columns), dtype=np.float32)}
+    return baseline, others, feed
 
 
 def measured_multiple(settings: SessionSettings, kind: str) -> int:

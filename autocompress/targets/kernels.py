@@ -20,6 +20,7 @@ from autocompress.targets.kernel_timing import (
     FOLDED,
     fastest_gather,
     fastest_matmul,
+    fastest_packed_matmul,
     measured_multiple,
     unsigned_is_free,
 )
@@ -35,6 +36,9 @@ class KernelChoice:
         weight_only: False if the target has no kernels on packed weights.
         present: False if the runtime is not on this machine, so that nothing can be timed.
         portable: True to use only integer weights with exact products on every processor.
+        packed: True if packed weights stay packed, also those that a head shares with an embedding.
+            A decoder reads all weights for one token, so they come from memory. A kernel that is
+            timed alone has them in the caches of the processor.
         path: JSON file of the answers, shared by processes; None keeps them in memory.
     """
 
@@ -43,6 +47,7 @@ class KernelChoice:
     present: bool = True
     portable: bool = True
     path: Path | None = None
+    packed: bool = False
     _known: dict[str, int] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
@@ -92,13 +97,15 @@ class KernelChoice:
             block: inputs per scale.
 
         Returns:
-            The accuracy level, or FOLDED if the float product on unpacked weights is faster.
+            The accuracy level, or FOLDED if the float product on unpacked weights is faster and
+            they may be unpacked.
         """
         if not self.weight_only:
             return FOLDED
-        key = f"MatMulNBits {rows}x{columns}x{outputs} {bits}b{block}"
+        key = f"MatMulNBits {rows}x{columns}x{outputs} {bits}b{block}{' packed' * self.packed}"
+        measure = fastest_packed_matmul if self.packed else fastest_matmul
         return self._answer(
-            key, lambda: fastest_matmul(self.settings, rows, columns, outputs, bits, block)
+            key, lambda: measure(self.settings, rows, columns, outputs, bits, block)
         )
 
     def matmul_rounds_inputs(
@@ -138,6 +145,8 @@ class KernelChoice:
         """
         if not self.weight_only:
             return False
+        if self.packed:
+            return True
         key = f"GatherBlockQuantized {lookups}x{entries}x{width} {bits}b{block}"
         return (
             self._answer(
@@ -188,4 +197,5 @@ def kernel_choice(target: Target) -> KernelChoice:
     content = (sorted(runtime.items()), sorted(asdict(target.settings).items()))
     machine = key_of(repr(content))[:16]
     path = cache_folder() / "kernels" / f"{machine}.json"
-    return KernelChoice(target.settings, target.weight_only, present, target.portable, path)
+    parts = (target.settings, target.weight_only, present, target.portable, path)
+    return KernelChoice(*parts, packed=target.decoder)

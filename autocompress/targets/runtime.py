@@ -14,6 +14,7 @@ import onnx
 from autocompress.errors import AutocompressError
 from autocompress.targets.device.graph_file import external_files, metadata
 from autocompress.targets.device.sessions import DEFAULT, SessionSettings, open_session
+from autocompress.task.batches import MASK, cache_shapes
 
 EXAMPLE = "example"  # metadata key: sizes of the inputs that a file is timed on, by name
 NAMES = {"float": "float32", "double": "float64", "float16": "float16", "bool": "bool"}
@@ -130,6 +131,8 @@ def _common_shape(forms: Mapping[str, Any], noted: Sequence[int]) -> tuple[int, 
 def random_feed(inputs: Sequence[Any], shapes: Mapping[str, Sequence[int]]) -> dict[str, Any]:
     """Return inputs of a session: random floats in [0, 1), and zeros for integers and booleans.
 
+    The mask of a decoder with a cache shows all tokens.
+
     Args:
         inputs: of the session.
         shapes: by input name.
@@ -153,4 +156,6 @@ def random_feed(inputs: Sequence[Any], shapes: Mapping[str, Sequence[int]]) -> d
         is_float = np.issubdtype(zeros.dtype, np.floating)
         random = generator.random(shape, dtype=np.float32)
         feed[value.name] = random.astype(kind) if is_float else zeros
+    if cache_shapes(inputs) and MASK in feed:
+        feed[MASK] = np.ones_like(feed[MASK])
     return feed

@@ -23,7 +23,8 @@ FILES = Path(__file__).parent / "builtin"
 ANALYTIC = "analytic"
 RUNTIMES = ("onnxruntime", "openvino", ANALYTIC)
 PROCESSOR = {"onnxruntime": "CPUExecutionProvider", "openvino": "CPU"}  # provider by runtime
-KEYS = ("runtime", "provider", "threads", "portable", "stores", "executes", "device")
+KEYS = ("runtime", "provider", "threads", "portable", "stores", "executes", "device", "phase")
+DECODE, PREFILL = PHASES = ("decode", "prefill")
 STORED_BITS = (2, 3, 4, 5, 6, 7, 8, 16, 32)
 ACTIVATION_BITS = (8, 16, 32)
 INTEGER_KINDS = ("linear", "conv")
@@ -49,7 +50,9 @@ class Target:
         portable: True if integer weights are held in a range whose products are exact on every
             processor. Otherwise they take all 8 bits where this machine's products are exact.
         figures: of an analytic device, else None.
-        described: content of its file, without `portable`, which options replace.
+        phase: for decoders with a cache, whose graph onnxruntime-genai's model builder makes: the
+            phase whose latency decides, one of `PHASES`. "" for all other graphs.
+        described: content of its file, without `portable` and `phase`, which options replace.
     """
 
     name: str
@@ -64,7 +67,13 @@ class Target:
     sparsity: bool = True
     portable: bool = True
     figures: Figures | None = None
+    phase: str = field(default="", repr=False)
     described: Mapping[str, Any] = field(default_factory=dict, compare=False, repr=False)
+
+    @property
+    def decoder(self) -> bool:
+        """Return True if its files are decoders with a cache."""
+        return self.phase != ""
 
     @property
     def settings(self) -> SessionSettings:
@@ -156,17 +165,20 @@ def target_file(name: str) -> Path:
     raise TargetError(f"target {name!r} is unknown; {words}valid: {', '.join(names)}")
 
 
-def find_target(name: str, present: bool = True, portable: bool | None = None) -> Target:
+def find_target(
+    name: str, present: bool = True, portable: bool | None = None, phase: str | None = None
+) -> Target:
     """Return a target by name.
 
     Args:
         name: built-in name, or path of a file that ends in .yaml.
         present: True to require the runtime and its provider on this machine.
         portable: replaces the value of the file unless None.
+        phase: the same, one of `PHASES`.
 
     Raises:
-        TargetError: if the name is unknown (lists the valid ones), the file is wrong, or the
-            runtime is missing here.
+        TargetError: if the name is unknown (lists the valid ones), the file is wrong, the
+            runtime is missing here, or it has no phases.
     """
     path = target_file(name)
     try:
@@ -177,6 +189,11 @@ def find_target(name: str, present: bool = True, portable: bool | None = None) -
         ) from None
     target = parse_target(name, data)
     target = target if portable is None else replace(target, portable=portable)
+    if phase is not None and (phase not in PHASES or not target.decoder):
+        valid = PHASES if target.decoder else ()
+        near = nearest_name(phase, valid) or "none, which is for decoders with a cache"
+        raise TargetError(f"target {name}: has no latency {phase!r}; nearest: {near}")
+    target = target if phase is None else replace(target, phase=phase)
     missing = missing_here(target) if present else ""
     if missing:
         raise TargetError(f"target {name}: {missing}")
@@ -234,7 +251,8 @@ def parse_target(name: str, data: Any) -> Target:
         _switch(f"{where}: stores: sparsity", stores.get("sparsity", True)),
         _switch(f"{where}: portable", data.get("portable", True)),
         figures,
-        _plain({key: value for key, value in data.items() if key != "portable"}),
+        _phase(where, runtime, data.get("phase", "")),
+        _plain({key: value for key, value in data.items() if key not in ("portable", "phase")}),
     )
 
 
@@ -251,6 +269,16 @@ def _figures(where: str, runtime: str, data: Mapping[str, Any]) -> Figures | Non
             f"{where}: a device's figures belong to runtime {ANALYTIC!r}, and to it alone"
         )
     return parse_figures(f"{where}: device", data["device"]) if runtime == ANALYTIC else None
+
+
+def _phase(where: str, runtime: str, phase: Any) -> str:
+    """Return the phase that decides, after a check; "" for graphs without a cache."""
+    if phase not in ("", *PHASES) or (phase and runtime != "onnxruntime"):
+        raise TargetError(
+            f"{where}: phase must be one of {', '.join(PHASES)}, of runtime onnxruntime, got "
+            f"{phase!r}"
+        )
+    return str(phase)
 
 
 def _threads(where: str, threads: Any) -> tuple[int, ...]:
@@ -297,6 +325,8 @@ def missing_here(target: Target) -> str:
         return ""
     if target.runtime == "openvino" and importlib.util.find_spec("openvino") is None:
         return "OpenVINO is not installed; pip install 'autocompress[openvino]'"
+    if target.decoder and importlib.util.find_spec("onnxruntime_genai") is None:
+        return "onnxruntime-genai is not installed; pip install 'autocompress[genai]'"
     is_processor = target.provider == PROCESSOR[target.runtime]
     return "" if is_processor else _provider_fault(target.runtime, target.provider)
 

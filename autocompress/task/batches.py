@@ -25,6 +25,8 @@ Inputs = Tensor | tuple[Any, ...] | list[Any] | Mapping[str, Any]
 Batches = Iterable[tuple[Inputs, Any]]
 NARROWED = (torch.float16, torch.bfloat16, torch.float64)  # searched as float32 copies
 ONNX_TYPES = {"float32": "float", "float64": "double"}  # others have the same names
+MASK = "attention_mask"
+CACHE = "past_key_values."  # what names of a file's inputs for keys and values begin with
 NO_BFLOAT16 = "which a file of a float32 model does not take; nearest: float32"
 
 
@@ -123,6 +125,39 @@ def feed_of(inputs: Inputs, names: Sequence[str]) -> dict[str, NDArray[Any]]:
     return {name: _array(name, tensor) for name, tensor in pairs}
 
 
+def cache_shapes(values: Iterable[Any]) -> dict[str, tuple[Any, ...]]:
+    """Return the inputs of a file that take keys and values of earlier tokens.
+
+    Args:
+        values: inputs of a session, each with a name and a shape.
+
+    Returns:
+        Name -> shape; free dimensions are no integers.
+    """
+    return {value.name: tuple(value.shape) for value in values if value.name.startswith(CACHE)}
+
+
+def cache_feed(
+    shapes: Mapping[str, Sequence[Any]], samples: int, tokens: int = 0
+) -> dict[str, NDArray[Any]]:
+    """Return random keys and values of earlier tokens.
+
+    Args:
+        shapes: as `cache_shapes` returns them.
+        samples: of the batch.
+        tokens: number of earlier tokens; 0 for none.
+
+    Returns:
+        Name -> float32 array.
+    """
+    generator, feed = np.random.default_rng(0), {}
+    for name, shape in shapes.items():
+        free = [samples, *[tokens] * (len(shape) - 1)]
+        sizes = [size if isinstance(size, int) else free[i] for i, size in enumerate(shape)]
+        feed[name] = generator.standard_normal(sizes, dtype=np.float32)
+    return feed
+
+
 def calling_names(inputs: Inputs, values: Sequence[Any]) -> tuple[str, ...]:
     """Return the input names of any file in the calling order of a task.
 
@@ -134,11 +169,13 @@ def calling_names(inputs: Inputs, values: Sequence[Any]) -> tuple[str, ...]:
         values: inputs of a session of the file, each with a name, a shape and a type.
 
     Returns:
-        The names; in the file's order if it takes another number of tensors.
+        The names, without those of a cache; in the file's order if it takes another number of
+        tensors.
 
     Raises:
         TaskError: some names agree, and for the rest more than one assignment is possible, or none.
     """
+    values = [value for value in values if not value.name.startswith(CACHE)]
     names = tuple(value.name for value in values)
     own = {name: one for name, one in leaves(inputs).items() if isinstance(one, Tensor)}
     agreed = {name: names.index(name) for name in own if name in names}

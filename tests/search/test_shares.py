@@ -41,8 +41,11 @@ def problem_of(path: Path, test_batches: int | None, pass_s: float) -> SimpleNam
     task = SimpleNamespace(
         validation=split, test=test, batch_first=True, latency_inputs={}, typos=None
     )
+    task.example_inputs = 0.0
+    feeds = {"latency_feed": lambda inputs: inputs, "other_feeds": lambda inputs: {}}
     return SimpleNamespace(
         task=task,
+        builder=SimpleNamespace(**feeds),
         race=SimpleNamespace(samples=80),
         baseline=SimpleNamespace(latency_ms=1.0, size_bytes=1000),
         float_files=SimpleNamespace(pass_s=pass_s),
@@ -92,7 +95,6 @@ def test_further_inputs_take_the_time_that_a_run_at_them_takes(
     problem = problem_of(path, None, 1.0)
     problem.task.latency_inputs = {"short": 0.01, "long": 0.05}
     problem.latency_source, problem.target.figures = "measured", None
-    problem.builder = SimpleNamespace(lowered=SimpleNamespace(feed=lambda inputs: inputs))
     session = SimpleNamespace(run=lambda names, feed: time.sleep(feed))
     monkeypatch.setattr(shares, "open_session", lambda *_: session)
     settings = SimpleNamespace(timeout_s=300)

@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Protocol
 
 import numpy as np
 import onnx
@@ -25,7 +26,15 @@ from autocompress.export.float_graph.shared_graph import LEAST_BYTES, SharedGrap
 from autocompress.export.float_graph.trace import ordered_outputs
 from autocompress.model_digest import model_digest
 from autocompress.results.tensor_files import read_tensors, tensor_bytes
-from autocompress.task.batches import Inputs, feed_of, leaves, map_inputs
+from autocompress.task.batches import (
+    Inputs,
+    batch_size,
+    cache_feed,
+    cache_shapes,
+    feed_of,
+    leaves,
+    map_inputs,
+)
 from autocompress.task.calls import run_model
 from autocompress.task.free_shapes import FreeDimension
 from autocompress.task.outputs import relative_difference
@@ -36,12 +45,28 @@ DISK_BYTES = 256 << 20
 TOLERANCE = 1e-4  # of the largest output: another order of sums, and nothing else
 
 
+class GraphSource(Protocol):
+    """Make float graphs of one model in another way than by the exporter of torch."""
+
+    @property
+    def key(self) -> str:
+        """Return what the graph depends on beside the model."""
+
+    def graph(self, model: nn.Module) -> FloatGraph:
+        """Return the graph.
+
+        Args:
+            model: in its plain form; it gives the weights.
+        """
+
+
 def exported(
     model: nn.Module,
     example_inputs: Inputs,
     names: Sequence[str] = (),
     folder: Path | None = None,
     free: Sequence[FreeDimension] | None = None,
+    source: GraphSource | None = None,
 ) -> FloatGraph:
     """Return the float graph of a model, from a folder if a graph of this model lies there.
 
@@ -56,6 +81,7 @@ def exported(
         names: outputs that the task reads; they come first, behind the primary one.
         folder: where graphs are read and written; None exports always.
         free: dimensions to leave free; None for batch and sequences.
+        source: makes the graph; None for `export_float`.
 
     Returns:
         the graph; a folder that cannot be written costs time only.
@@ -63,15 +89,20 @@ def exported(
     Raises:
         ExportError: as `export_float`.
     """
+
+    def made() -> FloatGraph:
+        return source.graph(model) if source else export_float(model, example_inputs, names, free)
+
     if folder is None:
-        return export_float(model, example_inputs, names, free)
+        return made()
     cache = Cache(folder, DISK_BYTES)
-    name = f"{_key(model, example_inputs, names, free)}.safetensors"
+    key = _key(model, example_inputs, names, free, "" if source is None else source.key)
+    name = f"{key}.safetensors"
     stored = cache.read(name, read_tensors)
     known = None if stored is None else _with_weights(*stored, model, example_inputs, names)
     if known is not None:
         return known
-    graph = export_float(model, example_inputs, names, free)
+    graph = made()
     cache.write(name, _without_weights(graph, model))
     return graph
 
@@ -81,6 +112,7 @@ def _key(
     example_inputs: Inputs,
     names: Sequence[str],
     free: Sequence[FreeDimension] | None,
+    source: str,
 ) -> str:
     shapes = []
     for name, value in model.state_dict().items():
@@ -90,7 +122,7 @@ def _key(
     for path, value in leaves(example_inputs).items():
         is_tensor = isinstance(value, Tensor)
         inputs.append((path, (tuple(value.shape), str(value.dtype)) if is_tensor else value))
-    versions = [tool.__version__ for tool in TOOLS]
+    versions = [tool.__version__ for tool in TOOLS] + [source] * bool(source)
     return key_of(
         repr(
             (
@@ -129,7 +161,12 @@ def _without_weights(whole: FloatGraph, model: nn.Module) -> bytes:
         else:
             tensor.CopyFrom(content)
     graph = torch.frombuffer(bytearray(bare.SerializeToString()), dtype=torch.uint8)
-    notes = {"dynamic": whole.dynamic_batch, "fixed": whole.fixed, "weights": taken}
+    notes = {
+        "dynamic": whole.dynamic_batch,
+        "fixed": whole.fixed,
+        "weights": taken,
+        "papers": dict(whole.papers),
+    }
     return tensor_bytes(
         {"graph": graph}, {name: json.dumps(value) for name, value in notes.items()}
     )
@@ -159,7 +196,7 @@ def _with_weights(
         else:
             tensor.CopyFrom(numpy_helper.from_array(weight.numpy(), tensor.name))
     dynamic, fixed = bool(json.loads(notes["dynamic"])), tuple(json.loads(notes["fixed"]))
-    graph = FloatGraph(proto, dynamic, fixed, large)
+    graph = FloatGraph(proto, dynamic, fixed, large, json.loads(notes.get("papers", "{}")))
     return graph if _computes(graph.shared, model, inputs, names) else None
 
 
@@ -167,8 +204,12 @@ def _computes(graph: SharedGraph, model: nn.Module, inputs: Inputs, names: Seque
     """Return True if all outputs of the graph are the model's at the example."""
     inputs = map_inputs(inputs, lambda tensor: tensor.detach().cpu())
     session = graph.session()
-    feed = feed_of(inputs, [value.name for value in session.get_inputs()])
-    outputs = [np.asarray(output) for output in session.run(None, feed)]
+    caches = cache_shapes(session.get_inputs())
+    own = [value.name for value in session.get_inputs() if value.name not in caches]
+    feed = {**feed_of(inputs, own), **cache_feed(caches, batch_size(inputs))}
+    # Behind a cache come its new keys and values, which the model does not return.
+    wanted = [session.get_outputs()[0].name] if caches else None
+    outputs = [np.asarray(output) for output in session.run(wanted, feed)]
     with torch.no_grad():
         result = run_model(model, inputs)
     for further in (True, False):  # a graph without those that no metric reads is one too

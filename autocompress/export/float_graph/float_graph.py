@@ -47,12 +47,14 @@ class FloatGraph(NamedTuple):
         fixed: lines for users, with reasons: dimensions that should be free and are not, outputs
             that are missing, shapes that stay as exported.
         weights: the model's large parameters, which `proto` does not hold.
+        papers: content of the files that a runtime needs beside each file of the model, by name.
     """
 
     proto: ModelProto
     dynamic_batch: bool
     fixed: tuple[str, ...] = ()
     weights: Mapping[str, Tensor] = MappingProxyType({})
+    papers: Mapping[str, str] = MappingProxyType({})
 
     @property
     def shared(self) -> SharedGraph:

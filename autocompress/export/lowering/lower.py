@@ -16,11 +16,11 @@ from typing import Any
 from onnx import GraphProto, ModelProto, NodeProto, TensorProto, helper, numpy_helper
 from torch import Tensor, nn
 
-from autocompress.export.float_graph.float_cache import exported
+from autocompress.export.float_graph.float_cache import GraphSource, exported
 from autocompress.export.float_graph.shared_graph import SharedGraph
 from autocompress.export.float_graph.subgraphs import consumers, producers, reads, value_names
 from autocompress.model.modules import ModuleMap, NormGroup
-from autocompress.task.batches import Inputs, feed_of
+from autocompress.task.batches import CACHE, Inputs, batch_size, cache_feed, feed_of
 from autocompress.task.free_shapes import FreeDimension
 
 RECURRENT = ("LSTM", "GRU")
@@ -65,11 +65,12 @@ class LoweredModel:
     Attributes:
         proto: the float graph, the primary output first.
         sites: by owner, in graph order.
-        input_names: in calling order.
+        input_names: in calling order, without those of a cache.
         dynamic_batch: whether the batch dimension is free.
         producer: the node that computes each tensor.
         fixed: one line for each dimension that should be free and is not.
         weights: the model's large parameters, which `proto` does not hold.
+        papers: content of the files that a runtime needs beside each file of the model, by name.
     """
 
     proto: ModelProto
@@ -79,6 +80,7 @@ class LoweredModel:
     producer: dict[str, NodeProto] = field(default_factory=dict)
     fixed: tuple[str, ...] = ()
     weights: Mapping[str, Tensor] = field(default_factory=dict)
+    papers: Mapping[str, str] = field(default_factory=dict)
 
     @property
     def shared(self) -> SharedGraph:
@@ -146,8 +148,18 @@ class LoweredModel:
             prefix += "_"
         return prefix
 
+    @cached_property
+    def caches(self) -> Mapping[str, tuple[int | str, ...]]:
+        """Return the shapes of the inputs for keys and values of earlier tokens, by name."""
+        shapes = {}
+        for value in self.proto.graph.input:
+            if value.name.startswith(CACHE):
+                sizes = value.type.tensor_type.shape.dim
+                shapes[value.name] = tuple(size.dim_param or size.dim_value for size in sizes)
+        return shapes
+
     def feed(self, inputs: Inputs) -> dict[str, Any]:
-        """Return the NumPy feed of one batch.
+        """Return the NumPy feed of one batch; a cache is empty.
 
         Args:
             inputs: of the model, in its own structure.
@@ -155,7 +167,10 @@ class LoweredModel:
         Returns:
             arrays by input name of the graph.
         """
-        return feed_of(inputs, self.input_names)
+        feed = feed_of(inputs, self.input_names)
+        if self.caches:
+            feed |= cache_feed(self.caches, batch_size(inputs))
+        return feed
 
 
 def lower(
@@ -165,6 +180,7 @@ def lower(
     outputs: Sequence[str] = (),
     graphs: Path | None = None,
     free: Sequence[FreeDimension] | None = None,
+    source: GraphSource | None = None,
 ) -> LoweredModel:
     """Export a model and find where its graph uses each compressible module.
 
@@ -175,6 +191,7 @@ def lower(
         outputs: outputs that the task reads, behind the primary one.
         graphs: folder of exported graphs, or None to export always.
         free: dimensions to leave free; None for batch and sequences.
+        source: makes the graph; None for the exporter of torch.
 
     Returns:
         the float graph with its sites.
@@ -182,8 +199,10 @@ def lower(
     Raises:
         ExportError: as `export_float`.
     """
-    proto, dynamic, fixed, weights = exported(model, example_inputs, outputs, graphs, free)
-    names = tuple(value.name for value in proto.graph.input)
+    parts = exported(model, example_inputs, outputs, graphs, free, source)
+    proto, dynamic, fixed, weights, papers = parts
+    inputs = [value.name for value in proto.graph.input]
+    names = tuple(name for name in inputs if not name.startswith(CACHE))
     readers = consumers(proto.graph)
     for output in proto.graph.output:  # whoever runs the file reads it
         readers.setdefault(output.name, []).append(NodeProto())
@@ -205,7 +224,8 @@ def lower(
         places = [_site(module.name, module_of, node, readers, initializers) for node in uses]
         if places and all(places):
             sites[module.name] = tuple(site for site in places if site)
-    return LoweredModel(proto, sites, names, dynamic, producers(proto.graph), fixed, weights)
+    made = producers(proto.graph)
+    return LoweredModel(proto, sites, names, dynamic, made, fixed, weights, papers)
 
 
 def _module_by_bias(

@@ -163,7 +163,9 @@ def gather_block(stored_columns: int, config: ModuleConfig) -> int | None:
     return max(SMALLEST_BLOCK, 1 << (stored_columns - 1).bit_length())
 
 
-def embedding(graph: GraphBuilder, site: Site, variant: Variant, block: int | None) -> None:
+def embedding(
+    graph: GraphBuilder, site: Site, variant: Variant, block: int | None, shared: bool = False
+) -> None:
     """Add a Gather from the table, and a product where the table is factorised.
 
     Args:
@@ -172,10 +174,11 @@ def embedding(graph: GraphBuilder, site: Site, variant: Variant, block: int | No
         variant: its compressed weights.
         block: columns per scale of a table that stays packed and is unpacked row by row at run
             time. None unpacks the table when a session is created.
+        shared: read the packed weight of the weight-only product of a head.
     """
     *first, stored = variant.factors
     if block is not None:
-        _packed_gather(graph, site, stored, block)
+        _packed_gather(graph, site, stored, block, shared)
         return
     # A linear module gives its factors these names; one that shares the weight shares the tensors.
     output = graph.short(f"{site.output}/rows") if first else site.output
@@ -186,17 +189,24 @@ def embedding(graph: GraphBuilder, site: Site, variant: Variant, block: int | No
         graph.add("MatMul", [rows, wide], site.output)
 
 
-def _packed_gather(graph: GraphBuilder, site: Site, stored: StoredTensor, block: int) -> None:
+def _packed_gather(
+    graph: GraphBuilder, site: Site, stored: StoredTensor, block: int, shared: bool
+) -> None:
     """Add a GatherBlockQuantized from the packed table."""
-    name = f"{site.owner}.weight/table"
+    name = f"{site.owner}.weight/{0 if shared else 'table'}"
     short = graph.short(name)
     rows, columns = stored.values.shape
-    packed = graph.constant(short, pack_rows(stored.values.numpy(), stored.weight_bits))
+    packed = pack_rows(stored.values.numpy(), stored.weight_bits)
+    if shared:  # in the product's shape, and flat for the lookup
+        whole = graph.constant(short, packed.reshape(rows, columns // block, -1))
+        table = graph.add("Reshape", [whole, graph.shape(packed.shape)], f"{short}f")
+    else:
+        table = graph.constant(short, packed)
     scale = graph.once(
         f"{name}/scale",
         lambda short: group_scale(graph, short, stored, (rows, -(-columns // block))),
     )
-    inputs = [packed, site.input, scale, *_packed_zero_points(graph, short, stored)]
+    inputs = [table, site.input, scale, *_packed_zero_points(graph, short, stored)]
     attributes = {
         "gather_axis": 0,
         "quantize_axis": 1,

@@ -160,7 +160,8 @@ def _assembled(graph: GraphBuilder) -> ModelProto:
         proto.graph.initializer.append(graph.lowered.shared.filled(tensor))
     used = {node.op_type for node in proto.graph.node if node.domain == FUNCTIONS}
     proto.functions.extend(function for name, function in graph.functions.items() if name in used)
-    for domain in sorted({node.domain for node in proto.graph.node} - {""}):
+    known = {"", *[entry.domain for entry in proto.opset_import]}
+    for domain in sorted({node.domain for node in proto.graph.node} - known):
         proto.opset_import.append(helper.make_opsetid(domain, 1))
     return proto
 
@@ -216,6 +217,7 @@ def _add_site(graph: GraphBuilder, site: Site, recipe: Recipe, config: ModuleCon
         experts = recipe.masks.of(site.owner, "gate")
         linear(graph, site, variant, config, level, unsigned, experts)
     elif site.kind == "embedding":
-        embedding(graph, site, variant, recipe.blocks.get(site.owner))
+        shared = site.owner in recipe.levels
+        embedding(graph, site, variant, recipe.blocks.get(site.owner), shared)
     else:
         convolution(graph, site, variant, config, recipe.masks.of(site.owner, "out"))

@@ -10,6 +10,7 @@ from typing import Any
 
 import yaml
 
+from autocompress.export.genai.package import PROGRAM
 from autocompress.export.notes import remarks, table_lines
 from autocompress.huggingface.folder import EMBEDDINGS, MODULES_FILE
 from autocompress.huggingface.out.lines import WRITTEN
@@ -17,6 +18,7 @@ from autocompress.huggingface.out.snippets import Facts, optimum_lines, runtime_
 from autocompress.results.files import NOTES_FILE, RECIPE_FILE, WEIGHTS_FILE, write_atomic
 from autocompress.results.front_point import FrontPoint
 from autocompress.results.measurement import Measurement
+from autocompress.task.batches import CACHE
 from autocompress.task.source import DATA, PRETRAINED
 from autocompress.task.task import Pretrained
 
@@ -27,6 +29,10 @@ ROWS, PATTERNS = 40, 6  # most rows, and most patterns of names in a row
 DECODER = (
     "The file holds encoder and decoder, without a cache of keys and values: each new token runs "
     "all of it again."
+)
+PACKAGE = (
+    "The folder is a package of onnxruntime-genai (`pip install onnxruntime-genai`). The file has "
+    "a cache of keys and values. genai_config.json names its inputs and the tuned settings."
 )
 NO_CACHE = (
     "The file has no cache of keys and values: each new token reads the whole text again. "
@@ -118,6 +124,8 @@ def _how_to_run(to: Path, facts: Facts) -> list[str]:
     shapes = []
     for name, shape in facts.inputs.items():
         shapes.append(f"`{name}` ({', '.join(map(str, shape))})")
+    if any(name.startswith(CACHE) for name in facts.inputs):
+        return [PACKAGE, "", "In this folder:", *_code(PROGRAM)]
     lines = [f"Inputs: {', '.join(shapes)}. Dimensions with a name are free.", ""]
     if facts.task == "text-generation":
         lines += [NO_CACHE, ""]

@@ -7,6 +7,7 @@ from typing import Any
 
 from autocompress.errors import ExportError
 from autocompress.export.artifact import copy_artifact, read_recipe
+from autocompress.export.genai.builder import CONFIG
 from autocompress.export.parts.towers import TOWERS, check_towers, write_towers
 from autocompress.huggingface.folder import CONFIG_FILE, EMBEDDINGS
 from autocompress.huggingface.models.prompts import default_prompt
@@ -93,7 +94,7 @@ def _write_papers(
     lines = copy_files(known, to)
     flat_modules(to, inner_folder(known.files))
     known_tokenizer(to)
-    if known.task == "text-generation":
+    if known.task == "text-generation" and not (to / CONFIG).is_file():
         without_cache(to)
     write_ort_config(to, settings)
     facts = _facts(to, known.task, settings)

@@ -42,7 +42,13 @@ from autocompress.search.finish.points import (
     worth_showing,
     write_papers,
 )
-from autocompress.search.finish.timing import BRIEF, FrontTiming, time_elsewhere, time_front
+from autocompress.search.finish.timing import (
+    BRIEF,
+    FrontTiming,
+    phase_entry,
+    time_elsewhere,
+    time_front,
+)
 from autocompress.search.problem.clock import ROUNDS, Clock
 from autocompress.search.problem.goal import Goal
 from autocompress.search.problem.problem import Problem
@@ -351,7 +357,7 @@ class FrontFiles:
         elsewhere = time_elsewhere(*subject, timing.settings, report, rounds, own)
         # The float file, too, may be faster under the default settings than under tuned ones.
         float_ms = baseline.latency_ms * timing.float_share
-        metrics = {**baseline.metrics, **elsewhere[0]}
+        metrics = {**baseline.metrics, **elsewhere[0], **phase_entry(problem, float_ms)}
         baseline = replace(baseline, latency_ms=float_ms, metrics=metrics)
         points = []
         for i, file in enumerate(files):
@@ -362,6 +368,7 @@ class FrontFiles:
                 latency_ms, source = file.measured_ms, "measured"
             rest = file.rest or not_run(self.float_file.other_splits(problem))
             metrics = {**file.scores.metrics, **rest.disturbed, **elsewhere[1 + i]}
+            metrics |= phase_entry(problem, latency_ms)
             parts = parts_of(file, problem, latency_ms)
             point = point_of(file, rest, latency_ms, metrics, source, baseline, parts)
             settings = timing.settings[i]

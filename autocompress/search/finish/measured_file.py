@@ -12,11 +12,14 @@ import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
+from typing import Any
 
 from autocompress.candidate.candidate import Candidate
 from autocompress.compress.assemble.trained import Trained
 from autocompress.errors import ExportError, NotComputableError
 from autocompress.export.artifact import read_recipe, write_model, write_weights
+from autocompress.export.genai.generation import check_generation
+from autocompress.export.genai.package import write_package
 from autocompress.export.parts.modules import bytes_by_module
 from autocompress.measure.accuracy import evaluate_session
 from autocompress.measure.robustness import corruptions, corruptions_of
@@ -35,6 +38,7 @@ from autocompress.task.batches import spread_batches
 from autocompress.task.user_code import UserCodeError
 
 TEST = "test"
+AS_SIMULATED = "greedy tokens as simulated"  # share of those that a package generates
 LATE = "not run before the time was up; the same command runs it"
 
 
@@ -158,6 +162,9 @@ def run_file(finalist: Finalist, problem: Problem, place: Path, folder: Path) ->
     started = time.monotonic()
     scores, _ = evaluate_session(problem.task, session, names, problem.task.validation)
     pass_s = time.monotonic() - started
+    if problem.target.decoder:
+        more = _generated(finalist, problem, place, session, trained)
+        scores = replace(scores, metrics={**scores.metrics, **more})
     del session  # the next one opens the same file
     memory = weights_in_memory(path, problem.settings)
     parts = (scores, None, memory, pass_s, not finalist.is_uniform, None, module_bytes)
@@ -171,6 +178,18 @@ def _written(
     graph, owners = problem.builder.build_owned(problem.compressor.recipe(candidate, trained))
     names = [module.name for module in problem.module_map]
     return write_model(place, graph), bytes_by_module(graph, owners, names)
+
+
+def _generated(
+    finalist: Finalist, problem: Problem, place: Path, session: Any, trained: Trained | None
+) -> dict[str, float]:
+    """Generate with the package of a file; return how many tokens are those of the simulation."""
+    builder, stitcher, task = problem.builder, problem.stitcher, problem.task
+    write_package(place, builder.lowered.papers, task.pretrained, problem.settings)
+    model, inputs = stitcher.apply(finalist.candidate, trained), task.first_batch[0]
+    generated = check_generation(place, session, model, inputs, builder.lowered.feed)
+    stitcher.apply(Candidate())
+    return {AS_SIMULATED: generated.equal / generated.tokens}
 
 
 def known_files(folder: Path, front: ParetoFront) -> dict[int, MeasuredFile]:

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from autocompress.export.artifact import write_recipe
+from autocompress.export.genai.package import write_package
 from autocompress.export.notes import write_notes
 from autocompress.measure.robustness import fragile_under
 from autocompress.results.front_point import FrontPoint, ModulePart
@@ -180,11 +181,12 @@ def write_papers(
         settings: session settings of the file.
     """
     finalist = file.finalist
+    papers, known = problem.builder.lowered.papers, problem.task.pretrained
+    write_package(file.folder, papers, known, settings)
     trained = trained_of(folder, finalist)
     if finalist.candidate.distillation.steps == 0 or trained is not None:
         inputs = problem.task.example_inputs
         parts = (problem.compressor, finalist.candidate, trained, inputs, origin, settings)
         write_recipe(file.folder, *parts)
     names, target = problem.builder.lowered.input_names, problem.target.name
-    known = problem.task.pretrained
     write_notes(file.folder, point, baseline, names, target, settings, known)

@@ -67,7 +67,7 @@ def time_front(
     Returns:
         Latencies and settings in the order of `paths`.
     """
-    feed = problem.builder.lowered.feed(problem.task.example_inputs)
+    feed = problem.builder.latency_feed(problem.task.example_inputs)
     tuned, default = problem.settings, problem.target.settings
     shown = partial(report, "timing the front")
     if problem.latency_source == "table":  # what is fast here says nothing about the device
@@ -138,7 +138,7 @@ def time_elsewhere(
     rounds: int = ROUNDS,
     float_settings: SessionSettings | None = None,
 ) -> list[dict[str, float]]:
-    """Time files at the task's `latency_inputs`.
+    """Time files at the task's `latency_inputs`, and in the other phase of a decoder.
 
     Args:
         problem: task and target.
@@ -155,8 +155,9 @@ def time_elsewhere(
     entries: list[dict[str, float]] = [{} for _ in (baseline, *paths)]
     if problem.latency_source == "table":  # its device is not at hand
         return entries
-    for name, inputs in problem.task.latency_inputs.items():
-        feed = problem.builder.lowered.feed(inputs)
+    builder, task = problem.builder, problem.task
+    feeds = {name: builder.latency_feed(inputs) for name, inputs in task.latency_inputs.items()}
+    for name, feed in {**feeds, **builder.other_feeds(task.example_inputs)}.items():
         share = partial(report, f"timing the front at {name}")
         tuned = problem.settings
         if problem.target.figures is not None:
@@ -173,5 +174,25 @@ def time_elsewhere(
                 opener, openers, feed, rounds, report=share, clock=clock, reopens=reopens
             )
         for entry, ratio in zip(entries, (1.0, *timing.ratios), strict=True):
-            entry[f"latency at {name} (ms)"] = ratio * timing.baseline_ms
+            entry[latency_name(name)] = ratio * timing.baseline_ms
     return entries
+
+
+def latency_name(name: str) -> str:
+    """Return the name in reports of the latency at other inputs, or in a phase of a decoder.
+
+    Args:
+        name: of the inputs or of the phase.
+    """
+    return f"latency at {name} (ms)"
+
+
+def phase_entry(problem: Problem, latency_ms: float) -> dict[str, float]:
+    """Return the latency that decides under the name of its phase; {} for other than decoders.
+
+    Args:
+        problem: has the target.
+        latency_ms: of a file.
+    """
+    phase = problem.target.phase
+    return {latency_name(phase): latency_ms} if phase else {}

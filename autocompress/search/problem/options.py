@@ -41,6 +41,8 @@ class Settings:
             read from the disk.
         objectives: extra metrics that are maximised; () takes those of the space.
         portable: True takes integer weights that are exact on every processor; None as the target.
+        latency: phase of a decoder whose latency decides, "decode" or "prefill"; None as the
+            target.
     """
 
     space: str | Path | Mapping[str, Any] | None = None
@@ -61,6 +63,7 @@ class Settings:
     library_memory: str | float = "64MB"
     objectives: Sequence[str] = ()
     portable: bool | None = None
+    latency: str | None = None
 
     @property
     def library_bytes(self) -> int:

@@ -44,6 +44,7 @@ class RunRecord:
         target: name of the target.
         target_file: content of its file, without `portable`; None of an earlier version.
         portable: True if integer weights are exact on every processor.
+        phase: of a decoder whose latency decides; "" for other files.
         table: hash of the latency table that was given, "" for none.
         settings: session settings that are used, and those that were tried.
         latency_source: where latencies come from (`Problem.latency_source`).
@@ -90,6 +91,7 @@ class RunRecord:
     target: str = ""
     target_file: Mapping[str, Any] | None = None
     portable: bool | None = None
+    phase: str = ""
     table: str | None = None
     settings: Mapping[str, Any] = field(default_factory=dict)
     latency_source: str = "measured"
@@ -153,6 +155,7 @@ class RunRecord:
             target=problem.target.name,
             target_file=dict(problem.target.described),
             portable=problem.target.portable,
+            phase=problem.target.phase,
             table=table_digest(settings.table_file),
             settings={"used": asdict(problem.settings), "tried": list(table.tuning)},
             latency_source=problem.latency_source,
@@ -258,6 +261,9 @@ def known_run(
         if target.portable:
             then, now = now, then
         reason = f"was searched with {then}, not with {now}"
+    elif known.phase != target.phase:
+        then, now = known.phase or "none", target.phase or "none"
+        reason = f"was searched with --latency {then}, not with {now}"
     elif known.metric not in (None, metric):
         reason = f"was searched for the metric {known.metric}, not for {metric}"
     elif known.inputs not in (None, input_shapes(task)):

@@ -46,7 +46,8 @@ def run_worker(task: Task, storage: str, study_name: str, device_name: str | Non
     study = open_study(storage, study_name, create=False)
     plan = _plan_of(study, storage)
     settings, folder, space = plan.settings, plan.folder, plan.space
-    target = find_target(settings.target, portable=settings.portable)
+    portable, phase = settings.portable, settings.latency
+    target = find_target(settings.target, portable=portable, phase=phase)
     known = known_run(folder, task, target, settings.table_file)
     if known is None:
         raise RunFolderError(

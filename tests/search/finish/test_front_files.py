@@ -39,6 +39,7 @@ PROBLEM = SimpleNamespace(
     latency_ms=lambda candidate: 3.9,
     task=TASK,
     space=SimpleNamespace(objectives=()),
+    target=SimpleNamespace(phase=""),
 )
 
 

@@ -23,9 +23,9 @@ MS = {"baseline": {1: 4.0, 4: 2.0}, "0001": {1: 1.0, 4: 1.5}, "0002": {1: 3.0, 4
 def problem(
     settings: SessionSettings = TUNED, source: str = "measured", figures: object = None
 ) -> SimpleNamespace:
-    feeds = SimpleNamespace(feed=lambda inputs: inputs)
+    feeds = {"latency_feed": lambda inputs: inputs, "other_feeds": lambda inputs: {}}
     return SimpleNamespace(
-        builder=SimpleNamespace(lowered=feeds),
+        builder=SimpleNamespace(**feeds),
         task=SimpleNamespace(example_inputs="usual", latency_inputs={"batch 8": "eight"}),
         settings=settings,
         target=SimpleNamespace(settings=DEFAULT, figures=figures),

@@ -23,7 +23,8 @@ TASK = SimpleNamespace(
     example_inputs=torch.zeros(1, 2),
     latency_inputs={"many": torch.zeros(8, 2)},
 )
-TARGET = SimpleNamespace(name="onnxruntime-cpu", portable=False, described={"threads": 4})
+DESCRIBED = {"threads": 4}
+TARGET = SimpleNamespace(name="onnxruntime-cpu", portable=False, phase="", described=DESCRIBED)
 BASELINE = Measurement(1000, 2.0, 0.9)
 
 
@@ -69,6 +70,7 @@ def test_later_fields_of_an_earlier_run_stay_until_they_are_known(tmp_path: Path
         ({"task": "letters"}, "is the run folder of task 'letters', not of 'digits'"),
         ({"model": "other"}, "was made with other weights of task 'digits'"),
         ({"target": "other"}, "was searched for target other, not for onnxruntime-cpu"),
+        ({"phase": "decode"}, "was searched with --latency decode, not with none"),
         (
             {"target_file": {"threads": 1}},
             "was searched when target onnxruntime-cpu had threads 1, not 4",

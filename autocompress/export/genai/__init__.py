@@ -1,0 +1,1 @@
+"""Make decoders with a cache, as onnxruntime-genai runs them."""

@@ -1,0 +1,151 @@
+"""Give the builder's graph the form of an exported one: weights under their names in the model.
+
+A linear module becomes Transpose(NAME.weight) -> MatMul -> Add(NAME.bias), as the exporter of torch
+writes it, so that the lowering takes both. Tensors are recognised by their values: the builder ran
+on random numbers.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+
+import numpy as np
+from numpy.typing import NDArray
+from onnx import ModelProto, NodeProto, TensorProto, helper, numpy_helper
+from torch import Tensor
+
+from autocompress.errors import ExportError
+from autocompress.export.float_graph.subgraphs import remove_dead_nodes
+from autocompress.export.genai.joining import join_products
+
+Array = NDArray[np.float32]
+SEEN = 4  # values by which a tensor is recognised
+
+
+def with_model_names(proto: ModelProto, parameters: Mapping[str, Tensor]) -> ModelProto:
+    """Return the graph with its weights under the names that they have in the model.
+
+    Args:
+        proto: the builder's graph; it is changed.
+        parameters: of the model that the builder was given, no two of which begin alike.
+
+    Returns:
+        `proto`. Weights have the shapes of the model's parameters.
+
+    Raises:
+        ExportError: the graph does not show a parameter as it is.
+    """
+    known = {}
+    for name, parameter in parameters.items():
+        array = parameter.numpy()
+        known[_mark(array)] = name, ""
+        if array.ndim == 2:
+            known[_mark(array.T)] = name, "transposed"
+        if array.ndim == 1:  # norms of Gemma multiply by 1 + weight
+            known[_mark(array + np.float32(1))] = name, "plus one"
+    renaming = _Renaming(parameters, _matches(proto, known))
+    missing = renaming.missing()
+    if missing:
+        join_products(proto, missing)
+        renaming.uses.update(_matches(proto, known))
+    _check_shown(renaming)
+    nodes = list(renaming.nodes(list(proto.graph.node)))
+    del proto.graph.node[:]
+    proto.graph.node.extend(nodes)
+    others = [t for t in proto.graph.initializer if t.name not in renaming.uses]
+    tensors = [*others, *renaming.initializers()]
+    del proto.graph.initializer[:]
+    proto.graph.initializer.extend(tensors)
+    del proto.graph.value_info[:]
+    remove_dead_nodes(proto)
+    return proto
+
+
+def _mark(array: Array) -> tuple[tuple[int, ...], bytes]:
+    """Return what a tensor is recognised by: its shape and its first values."""
+    first = array[(0,) * (array.ndim - 1)] if array.ndim else array.reshape(1)
+    return array.shape, np.ascontiguousarray(first[:SEEN]).tobytes()
+
+
+def _matches(
+    proto: ModelProto, known: Mapping[tuple[tuple[int, ...], bytes], tuple[str, str]]
+) -> dict[str, tuple[str, str]]:
+    """Return (parameter, form) by initializer."""
+    matches = {}
+    for tensor in proto.graph.initializer:
+        if tensor.data_type == TensorProto.FLOAT and tensor.dims:
+            match = known.get(_mark(numpy_helper.to_array(tensor)))
+            if match is not None:
+                matches[tensor.name] = match
+    return matches
+
+
+def _check_shown(renaming: _Renaming) -> None:
+    """Raise ExportError for a parameter that the graph does not hold."""
+    missing = [*renaming.missing()]
+    if missing:
+        more = f" and {len(missing) - 1} more" if len(missing) > 1 else ""
+        raise ExportError(
+            "export: the graph of onnxruntime-genai's model builder does not show "
+            f"{missing[0]}{more} as the model has it; nearest: --target onnxruntime-cpu"
+        )
+
+
+@dataclass
+class _Renaming:
+    """Rewrite the readers of weights.
+
+    Attributes:
+        parameters: of the model.
+        uses: (parameter, form) by initializer of the builder. The form is "", "transposed" or
+            "plus one".
+    """
+
+    parameters: Mapping[str, Tensor]
+    uses: dict[str, tuple[str, str]] = field(default_factory=dict)
+
+    def missing(self) -> dict[str, Tensor]:
+        """Return the parameters that the graph does not hold as a whole."""
+        shown = {name for name, _ in self.uses.values()}
+        return {name: value for name, value in self.parameters.items() if name not in shown}
+
+    def nodes(self, nodes: list[NodeProto]) -> Iterator[NodeProto]:
+        """Yield the graph's nodes, with those that turn weights into the builder's form."""
+        same: dict[str, str] = {}  # outputs of dropped nodes
+        made: set[str] = set()
+        for node in nodes:
+            parameter, form = self.uses.get(node.input[0] if node.input else "", ("", ""))
+            if node.op_type == "Transpose" and form == "transposed":
+                same[node.output[0]] = parameter  # of a tied table, which the model has as it is
+                continue
+            for i, name in enumerate(node.input):
+                if name in same:
+                    node.input[i] = same[name]
+                if name not in self.uses:
+                    continue
+                parameter, form = self.uses[name]
+                node.input[i] = parameter
+                if form:
+                    node.input[i] = changed = f"{parameter}/{form}"
+                    if changed not in made:
+                        made.add(changed)
+                        yield _changed(parameter, form, changed)
+            yield node
+
+    def initializers(self) -> Iterator[TensorProto]:
+        """Yield the parameters of the model, and the one that is added to some."""
+        for name in dict.fromkeys(name for name, _ in self.uses.values()):
+            yield numpy_helper.from_array(self.parameters[name].numpy(), name)
+        if any(form == "plus one" for _, form in self.uses.values()):
+            yield numpy_helper.from_array(np.ones((), np.float32), ONE)
+
+
+ONE = "one"
+
+
+def _changed(parameter: str, form: str, output: str) -> NodeProto:
+    """Return the node that makes the builder's form of a parameter."""
+    if form == "plus one":
+        return helper.make_node("Add", [parameter, ONE], [output], name=output)
+    return helper.make_node("Transpose", [parameter], [output], name=output, perm=[1, 0])

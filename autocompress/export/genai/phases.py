@@ -1,0 +1,86 @@
+"""Make the inputs of the two phases of a decoder: reading a prompt, and writing the next token."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from autocompress.export.lowering.lower import LoweredModel
+from autocompress.model.modules import ModuleMap
+from autocompress.targets.target import DECODE, PHASES
+from autocompress.task.batches import MASK, Inputs, cache_feed, map_inputs
+
+Feed = Mapping[str, NDArray[Any]]
+TOKENS = "input_ids"
+
+
+def phase_feed(lowered: LoweredModel, inputs: Inputs, phase: str) -> Feed:
+    """Return the feed at which the latency of a graph is measured.
+
+    Args:
+        lowered: the float graph.
+        inputs: of the model, in its own structure.
+        phase: "prefill" reads all tokens of `inputs` with an empty cache. "decode" reads the last
+            one behind a cache of as many tokens as `inputs` has. "" for graphs without a cache.
+
+    Returns:
+        Arrays by input name of the graph.
+    """
+    feed = lowered.feed(inputs)
+    if phase != DECODE:
+        return feed
+    samples, tokens = feed[TOKENS].shape
+    decoded = {TOKENS: feed[TOKENS][:, -1:], MASK: np.ones((samples, tokens + 1), np.int64)}
+    return {**feed, **decoded, **cache_feed(lowered.caches, samples, tokens)}
+
+
+def other_feeds(lowered: LoweredModel, inputs: Inputs, phase: str) -> dict[str, Feed]:
+    """Return the feeds of the phases that are measured beside the one that decides, by name.
+
+    Args:
+        lowered: the float graph.
+        inputs: of the model, in its own structure.
+        phase: that decides; "" for graphs without a cache.
+    """
+    others = [other for other in PHASES if phase not in ("", other)]
+    return {other: phase_feed(lowered, inputs, other) for other in others}
+
+
+def at_phase(module_map: ModuleMap, inputs: Inputs, phase: str) -> ModuleMap:
+    """Return the modules with the work that they have in a phase.
+
+    Args:
+        module_map: counted on all tokens of `inputs`.
+        inputs: of the model, by name.
+        phase: that decides; "" for graphs without a cache.
+
+    Returns:
+        The map with vectors and multiply-accumulates of one call.
+    """
+    if phase != DECODE or not isinstance(inputs, Mapping):
+        return module_map
+    tokens = inputs[TOKENS].shape[1]
+    modules = []
+    for module in module_map:
+        positions, macs = max(1, module.positions // tokens), module.macs // tokens
+        modules.append(replace(module, positions=positions, macs=macs))
+    return replace(module_map, modules=tuple(modules), total_macs=module_map.total_macs // tokens)
+
+
+def unpadded(inputs: Inputs) -> Inputs:
+    """Return the samples without padding, behind which a decoder with a cache computes nothing.
+
+    Args:
+        inputs: a batch; without a mask it has no padding.
+
+    Returns:
+        The whole batch if all samples are padded.
+    """
+    if not isinstance(inputs, Mapping) or MASK not in inputs:
+        return inputs
+    whole = inputs[MASK].bool().all(1)
+    return map_inputs(inputs, lambda tensor: tensor[whole]) if whole.any() else inputs

@@ -1,0 +1,60 @@
+"""Inputs of the phases of a decoder."""
+
+from __future__ import annotations
+
+import numpy as np
+import torch
+from onnx import ModelProto, TensorProto, helper
+
+from autocompress.export.genai.phases import at_phase, other_feeds, phase_feed, unpadded
+from autocompress.export.lowering.lower import LoweredModel
+from autocompress.model.modules import CompressibleModule, ModuleMap
+
+IDS = torch.arange(1, 8).view(1, 7)
+INPUTS = {"input_ids": IDS, "attention_mask": torch.ones_like(IDS)}
+CACHE = "past_key_values.0.key"
+
+
+def lowered() -> LoweredModel:
+    tokens = [helper.make_tensor_value_info(n, TensorProto.INT64, ["b", "s"]) for n in INPUTS]
+    cache = helper.make_tensor_value_info(CACHE, TensorProto.FLOAT, ["b", 2, "past", 16])
+    proto = ModelProto(graph=helper.make_graph([], "decoder", [*tokens, cache], []))
+    return LoweredModel(proto, {}, tuple(INPUTS), True)
+
+
+def test_a_prompt_has_an_empty_cache() -> None:
+    feed = phase_feed(lowered(), INPUTS, "prefill")
+    assert {name: array.shape for name, array in feed.items()} == {
+        "input_ids": (1, 7),
+        "attention_mask": (1, 7),
+        CACHE: (1, 2, 0, 16),
+    }
+
+
+def test_a_token_has_a_cache_of_as_many_as_the_example() -> None:
+    feed = phase_feed(lowered(), INPUTS, "decode")
+    assert feed["input_ids"].tolist() == [[7]]
+    assert feed["attention_mask"].tolist() == [[1] * 8]
+    assert feed[CACHE].shape == (1, 2, 7, 16)
+    assert np.abs(feed[CACHE]).max() > 0, "zeros may be faster than numbers"
+
+
+def test_the_other_phase_is_measured_too() -> None:
+    assert list(other_feeds(lowered(), INPUTS, "decode")) == ["prefill"]
+    assert list(other_feeds(lowered(), INPUTS, "prefill")) == ["decode"]
+    assert other_feeds(lowered(), INPUTS, "") == {}
+
+
+def test_a_token_is_one_vector_of_each_product() -> None:
+    module = CompressibleModule("a", "linear", (8, 8), False, 7 * 64, 7, "", "mlp", None)
+    modules = ModuleMap((module,), (), (), 64, 7 * 64)
+    (one,) = at_phase(modules, INPUTS, "decode")
+    assert (one.positions, one.macs) == (1, 64)
+    assert at_phase(modules, INPUTS, "prefill") is modules
+
+
+def test_padded_samples_are_left_out() -> None:
+    mask = torch.tensor([[1, 1, 1], [1, 1, 0]])
+    left = unpadded({"input_ids": torch.arange(6).view(2, 3), "attention_mask": mask})
+    assert isinstance(left, dict)
+    assert left["input_ids"].tolist() == [[0, 1, 2]]

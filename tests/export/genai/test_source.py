@@ -1,0 +1,89 @@
+"""Float graphs of onnxruntime-genai's model builder."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from small_decoders import FAMILIES, TARGET, decoder_task
+
+from autocompress import Candidate, ModuleConfig, find_modules
+from autocompress.errors import ExportError
+from autocompress.export.build import Builder
+from autocompress.export.compressor import Compressor
+from autocompress.export.genai.source import decoder_source
+from autocompress.export.identity import check_identity
+from autocompress.export.subject import builder_for
+from autocompress.measure.prepare import prepared
+from autocompress.targets.device.sessions import open_session
+from autocompress.targets.target import find_target
+from autocompress.task.calls import call_model
+from autocompress.task.task import Task
+
+CONFIG = ModuleConfig(weight_bits=4, group_size=32, symmetric=False)
+
+
+def opened(task: Task) -> Builder:
+    modules = find_modules(task.model, task.example_inputs)
+    return builder_for(task, modules, find_target(TARGET))
+
+
+OTHERS = [pytest.param(name, marks=pytest.mark.slow) for name in FAMILIES if name != "llama"]
+
+
+@pytest.fixture(scope="module", params=["llama", *OTHERS])
+def made(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> tuple:  # type: ignore[type-arg]
+    task = prepared(decoder_task(tmp_path_factory.mktemp("decoders"), request.param))
+    return task, opened(task)
+
+
+def test_every_product_and_table_is_a_module(made: tuple[Task, Builder]) -> None:
+    task, builder = made
+    owners = find_modules(task.model, task.example_inputs)
+    assert {m.name for m in builder.module_map} == {m.name for m in owners}
+    biases = [site.bias for uses in builder.lowered.sites.values() for site in uses if site.bias]
+    assert all(bias.endswith(".bias") for bias in biases)
+    assert builder.lowered.input_names == ("input_ids", "attention_mask")
+    assert len(builder.lowered.caches) == 4, "keys and values of two layers"
+
+
+def test_files_compute_what_is_simulated(made: tuple[Task, Builder]) -> None:
+    task, builder = made
+    identity = check_identity(Compressor.of(builder), find_target(TARGET), task)
+    assert identity.float_file < 1e-4
+
+
+def test_four_bits_stay_packed_and_compute_what_is_simulated(made: tuple[Task, Builder]) -> None:
+    task, builder = made
+    compressor = Compressor.of(builder)
+    candidate = Candidate.of({module.name: CONFIG for module in builder.module_map})
+    graph = compressor.graph(candidate)
+    inputs = task.example_inputs
+    with torch.no_grad():
+        simulated = call_model(compressor.module(candidate), inputs).numpy()
+    output = open_session(graph.SerializeToString()).run(None, builder.lowered.feed(inputs))[0]
+    assert np.linalg.norm(output - simulated) <= 0.02 * np.linalg.norm(simulated)
+
+
+def test_a_tied_head_and_the_lookup_read_one_packed_table(tmp_path: Path) -> None:
+    task = prepared(decoder_task(tmp_path))
+    builder = opened(task)
+    graph = Compressor.of(builder).graph(Candidate.of({"model.embed_tokens": CONFIG}))
+    (lookup,) = [n for n in graph.graph.node if n.op_type == "GatherBlockQuantized"]
+    (product,) = [n for n in graph.graph.node if n.op_type == "MatMulNBits"]
+    (flat,) = [n for n in graph.graph.node if lookup.input[0] in n.output]
+    assert flat.input[0] == product.input[1]
+    assert list(lookup.input[2:]) == list(product.input[2:]), "scales and zero points"
+    assert not any(tuple(t.dims) == (320, 64) for t in graph.graph.initializer), "no float table"
+
+
+def test_other_tasks_are_refused(tmp_path: Path) -> None:
+    target, task = find_target(TARGET), decoder_task(tmp_path)
+    assert decoder_source(task, find_target("onnxruntime-cpu")) is None
+    with pytest.raises(
+        ExportError, match="takes model folders of the task text-generation, got no"
+    ):
+        decoder_source(replace(task, pretrained=None), target)
