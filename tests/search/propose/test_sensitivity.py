@@ -195,14 +195,6 @@ def test_a_technique_needs_measurements_of_its_own_to_leave_the_median_of_all() 
     assert sensitivity._scaled(estimates, {}) == estimates
 
 
-def test_outputs_of_masked_classes_do_not_count_as_moved() -> None:
-    expected = torch.tensor([[1.0, -torch.inf], [1.0, 1.0]])
-    output = torch.tensor([[2.0, -torch.inf], [1.0, 1.0]])
-    assert sensitivity._moved(output, expected) == pytest.approx((1 / 3) ** 0.5)
-    nothing = torch.full((2, 2), -torch.inf)
-    assert sensitivity._moved(nothing, nothing) == 0.0
-
-
 def test_what_is_chosen_nowhere_is_not_counted() -> None:
     class Prices:
         """Probes of the row are the number of the price's column that is larger."""
