@@ -285,7 +285,7 @@ def _check_unfed(metric: Metric, outputs: Tensor, targets: Any, name: str) -> No
         return
     if values[0] != 0 and not equal(values[1], values[2]):
         raise TaskError(
-            f"task: {name} is {values[0]:.6g} before its first batch: each evaluation would begin "
-            "with the batches that it got earlier; nearest: a method reset, or its class, or a "
-            "function that makes a new object"
+            f"task: {name} is {values[0]:.6g} before its first batch: batches that it got earlier "
+            "would count in each evaluation; nearest: a method reset, its class, or a function "
+            "that makes a new object"
         )
