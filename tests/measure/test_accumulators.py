@@ -318,7 +318,7 @@ def test_an_object_that_was_fed_before_is_refused() -> None:
         metric.update(X, X.argmax(1))
         with pytest.raises(
             TaskError,
-            match=r"^task: f1 is -?[01]\.625 before its first batch: batch.*nearest: a method reset",
+            match=r"^task: f1 is -?[01]\.625 before its first batch: batch.*: a method reset",
         ):
             check_fresh(metric, X, Y, "f1")
     used = Reset()
