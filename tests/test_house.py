@@ -19,7 +19,7 @@ LEVELS = [
     {"argument_types"},
     {"candidate"},
     {"results", "task"},
-    {"cache"},
+    {"cache", "differences"},
     {"user_code", "model_digest", "spill"},
     {"model"},
     {"compress"},

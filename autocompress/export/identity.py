@@ -21,6 +21,7 @@ from torch import Tensor, nn
 
 from autocompress.candidate import Candidate, ModuleConfig
 from autocompress.compress.assemble.stitch import Stitcher
+from autocompress.differences import norm_difference
 from autocompress.errors import ExportError
 from autocompress.export.artifact import open_graph
 from autocompress.export.build import Builder
@@ -100,13 +101,13 @@ def check_identity(compressor: Compressor, target: Target, task: Task) -> Identi
     expected, graph = _outputs(builder.teacher, inputs), builder.lowered.shared
     _check_calls(compressor, inputs)
     simulated = _outputs(stitcher.apply(Candidate()), inputs)
-    simulation = _difference(simulated, expected)
+    simulation = norm_difference(simulated, expected)
     if simulation > UNTOUCHED_ERROR:
         where = _first_module(compressor, graph, inputs, UNTOUCHED_ERROR)
         raise ExportError(
             f"export: the simulation of the untouched model differs from the model{where}; {REPORT}"
         )
-    float_file = _difference(_run(graph, builder, inputs)[0], expected)
+    float_file = norm_difference(_run(graph, builder, inputs)[0], expected)
     if float_file > UNTOUCHED_ERROR:
         where = _first_module(compressor, graph, inputs, UNTOUCHED_ERROR)
         raise ExportError(f"export: the float file differs from the model{where}; {REPORT}")
@@ -115,7 +116,7 @@ def check_identity(compressor: Compressor, target: Target, task: Task) -> Identi
     simulated = _outputs(stitcher.apply(candidate), inputs)
     stitcher.apply(Candidate())  # the rounded weights leave the memory
     session = open_graph(compressor.graph(candidate))
-    rounded_file = _difference(session.run(None, builder.lowered.feed(inputs))[0], simulated)
+    rounded_file = norm_difference(session.run(None, builder.lowered.feed(inputs))[0], simulated)
     del session
     if rounded_file <= ROUNDED_ERROR:
         return Identity(simulation, float_file, rounded_file)
@@ -158,7 +159,7 @@ def _check_whole_batch(builder: Builder, task: Task, few: Inputs) -> None:
     if not builder.lowered.dynamic_batch or batch_size(whole) <= batch_size(few):
         return
     output = _run(builder.lowered.shared, builder, whole)[0]
-    if _difference(output, _outputs(builder.teacher, whole)) > UNTOUCHED_ERROR:
+    if norm_difference(output, _outputs(builder.teacher, whole)) > UNTOUCHED_ERROR:
         raise ExportError(
             f"export: the float file differs from the model on a batch of {batch_size(whole)}, not "
             f"on one of {batch_size(few)}: the model does something else by the size of its batch, "
@@ -201,15 +202,6 @@ def _run(graph: SharedGraph, builder: Builder, inputs: Inputs) -> list[Array]:
     return [np.asarray(value) for value in graph.session().run(None, builder.lowered.feed(inputs))]
 
 
-def _difference(output: Array, expected: Array) -> float:
-    """Return the relative difference of finite values; inf if shapes or other values differ."""
-    if output.shape != expected.shape or (np.isfinite(output) != np.isfinite(expected)).any():
-        return float("inf")
-    finite = np.isfinite(expected)
-    output, expected = output[finite].astype(np.float64), expected[finite].astype(np.float64)
-    return float(np.linalg.norm(output - expected) / max(float(np.linalg.norm(expected)), 1e-9))
-
-
 def _first_module(compressor: Compressor, graph: SharedGraph, inputs: Inputs, error: float) -> str:
     """Return " at module NAME" for the first module whose output differs, "" if there is none.
 
@@ -234,7 +226,7 @@ def _first_module(compressor: Compressor, graph: SharedGraph, inputs: Inputs, er
     tensors = [builder.lowered.sites[name][0].output for name in shown]
     session = SharedGraph(_with_outputs(graph.proto, tensors), graph.weights).session()
     for name, value in zip(shown, session.run(tensors, builder.lowered.feed(inputs)), strict=True):
-        if name in values and _difference(value, values[name].cpu().float().numpy()) > error:
+        if name in values and norm_difference(value, values[name].cpu().float().numpy()) > error:
             return f" at module {name}"
     return ""
 
@@ -273,7 +265,7 @@ def _largest_alone(compressor: Compressor, graph: SharedGraph, inputs: Inputs) -
             read = torch.from_numpy(np.array(values[site.input])).to(device)
             with module.calls.replaying({module.owner: call}):
                 output = module(read).cpu().float().numpy()
-            difference = _difference(np.asarray(values[site.output]), output)
+            difference = norm_difference(np.asarray(values[site.output]), output)
             if difference > worst:
                 worst, where = difference, f" at module {name}"
         start += len(part)

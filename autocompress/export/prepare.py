@@ -19,6 +19,7 @@ from autocompress.compress.assemble.stitch import Stitcher
 from autocompress.compress.calibrate.batch_norm import norm_samples
 from autocompress.compress.calibrate.evidence import Evidence, task_losses
 from autocompress.compress.calibrate.statistics import calibration_samples, collect_statistics
+from autocompress.differences import relative_difference
 from autocompress.errors import ExportError
 from autocompress.export.artifact import open_graph
 from autocompress.export.build import Builder
@@ -37,7 +38,6 @@ from autocompress.task.batches import Inputs, batch_size, input_tensors
 from autocompress.task.calls import run_model
 from autocompress.task.copies import copied
 from autocompress.task.free_shapes import free_dimensions
-from autocompress.task.outputs import relative_difference
 from autocompress.task.task import Task
 
 PRUNED_ERROR = 1e-3  # relative difference between a pruned file and its simulation

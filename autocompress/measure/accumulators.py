@@ -9,16 +9,18 @@ from __future__ import annotations
 import copy
 import inspect
 import math
+import warnings
 from collections.abc import Callable, Sequence
 from contextlib import suppress
 from functools import partial
+from itertools import accumulate, pairwise
 from typing import Any, cast
 
 import torch
 from torch import Tensor
 
 from autocompress.errors import NotComputableError, TaskError
-from autocompress.task.batches import map_value
+from autocompress.task.batches import cut, cuttable, map_value
 from autocompress.task.calls import Accumulator, Metric, copies_for, finite, is_ours, score
 from autocompress.task.user_code import UserCodeError, user_code
 
@@ -156,6 +158,28 @@ def value_of(metric: Metric, batches: Sequence[Batch], name: str = "metric") -> 
     return result_of(running, sum(len(outputs) for outputs, _ in batches), name)
 
 
+def is_users_accumulator(metric: Metric) -> bool:
+    """Return True for a metric of the user's that gets a split batch by batch.
+
+    Args:
+        metric: of a task.
+
+    Raises:
+        UserCodeError: it cannot be begun.
+    """
+    return not is_ours(metric) and fresh(metric) is not None
+
+
+def equal(first: float, second: float) -> bool:
+    """Return True if two values of a metric differ by rounding alone.
+
+    Args:
+        first: a value.
+        second: another one.
+    """
+    return math.isclose(first, second, rel_tol=SAME, abs_tol=SAME)
+
+
 def agrees(metric: Metric, ways: Sequence[Sequence[Batch]]) -> bool:
     """Return True if a metric gives the same number for the same samples in other batches.
 
@@ -163,19 +187,50 @@ def agrees(metric: Metric, ways: Sequence[Sequence[Batch]]) -> bool:
         metric: a function, which sees all samples in their order, or an accumulator.
         ways: the samples in batches of several orders or sizes.
     """
-    if is_ours(metric) or fresh(metric) is None:
+    if not is_users_accumulator(metric):
         return True
     try:
         first, *others = [value_of(metric, way) for way in ways]
     except (UserCodeError, NotComputableError):
         return False  # a few samples do not tell
-    return all(math.isclose(first, other, rel_tol=SAME, abs_tol=SAME) for other in others)
+    return all(equal(first, other) for other in others)
+
+
+def agrees_divided(metric: Metric, outputs: Tensor, targets: Any, sizes: Sequence[int]) -> bool:
+    """Return True if a metric does not depend on how samples are divided into batches.
+
+    Batches of equal size do not show that it averages over them, or leaves small ones out; answers
+    that are all right do not show how batches are weighted. So batches of one sample are tried,
+    and the outputs of other samples behind the first.
+
+    Args:
+        metric: of a task.
+        outputs: (n, ...), n of at least 2.
+        targets: of these samples.
+        sizes: of the batches that they came in.
+    """
+    if not is_users_accumulator(metric):
+        return True
+    if not cuttable(outputs, targets):
+        return False
+    rows = len(outputs)
+    wrong = torch.cat([outputs[:1], outputs[1:].roll(1, 0)])
+    for answers in (outputs, wrong):
+        ways = []
+        for counts in (sizes, [rows], [1, rows - 1], [rows - 1, 1]):
+            starts = accumulate(counts, initial=0)
+            parts = [slice(*ends) for ends in pairwise(starts)]
+            ways.append([cast(Batch, cut(answers, targets, part)) for part in parts])
+        if not agrees(metric, ways):
+            return False
+    return True
 
 
 def check_fresh(metric: Metric, outputs: Tensor, targets: Any, name: str = "metric") -> None:
     """Check that evaluations with an accumulator of the user's do not change each other.
 
-    An attribute of the class, or one object that a function gives each time, would do so.
+    An attribute of the class, or one object that a function gives each time, would do so. An object
+    that was fed before, and has no `reset`, would carry that into each evaluation.
 
     Args:
         metric: of a task.
@@ -184,12 +239,13 @@ def check_fresh(metric: Metric, outputs: Tensor, targets: Any, name: str = "metr
         name: of the metric, for messages.
 
     Raises:
-        TaskError: the metric of the batch is another one beside a second evaluation.
+        TaskError: the metric of the batch is another one beside a second evaluation, or the object
+            was fed before.
     """
-    first = None if is_ours(metric) else fresh(metric, name)
-    if first is None:
+    if not is_users_accumulator(metric):
         return
-    samples = len(outputs)
+    _check_unfed(metric, outputs, targets, name)
+    first, samples = cast(Accumulator, fresh(metric, name)), len(outputs)
     try:
         feed(first, outputs, targets, name)
         alone = result_of(first, samples, name)
@@ -205,9 +261,31 @@ def check_fresh(metric: Metric, outputs: Tensor, targets: Any, name: str = "metr
             feed(other, torch.zeros_like(outputs), targets, name)
             feed(other, outputs.flip(0), targets, name)
         beside = result_of(one, samples, name)
-    if not math.isclose(alone, beside, rel_tol=SAME, abs_tol=SAME):
+    if not equal(alone, beside):
         raise TaskError(
             f"task: {name} is {alone:.6g} on the first batch, and {beside:.6g} on it beside a "
             "second evaluation: its state is shared; nearest: state that __init__ sets, and a "
             "function that makes a new object each time"
+        )
+
+
+def _check_unfed(metric: Metric, outputs: Tensor, targets: Any, name: str) -> None:
+    """Raise a TaskError for an object without `reset` that has batches from before the search.
+
+    It has a value without a batch, and a batch counts less the more came before.
+    """
+    is_object = accumulates(metric) and not isinstance(metric, type)
+    if not is_object or callable(getattr(metric, "reset", None)):
+        return
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # such as of means of nothing
+            values = [value_of(metric, [(outputs, targets)] * count, name) for count in range(3)]
+    except (UserCodeError, NotComputableError):
+        return
+    if values[0] != 0 and not equal(values[1], values[2]):
+        raise TaskError(
+            f"task: {name} is {values[0]:.6g} before its first batch: batches that it got earlier "
+            "would count in each evaluation; nearest: a method reset, its class, or a function "
+            "that makes a new object"
         )

@@ -11,6 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from autocompress.differences import relative_difference
 from autocompress.errors import TaskError
 from autocompress.task.batches import Inputs, batch_size, cut, cuttable, map_inputs, seeded
 from autocompress.task.calls import named_outputs, primary_output, run_model
@@ -20,6 +21,7 @@ from autocompress.task.user_code import UserCodeError
 
 AGAIN = 1e-4  # of the largest output: another order of sums
 APART = 1e-3  # the same for a part and its batch: their kernels differ
+LEAST = 1e-6  # smaller outputs are compared to this
 PROBED = 8  # samples by which the first dimension is judged
 
 
@@ -171,10 +173,8 @@ def _whole_and_halves(
 
 
 def _close(outputs: list[Tensor], expected: list[Tensor], tolerance: float) -> bool:
-    for a, b in zip(outputs, expected, strict=True):
-        if a.shape != b.shape or not _gap(a, b) <= tolerance * max(1e-6, _largest(b)):
-            return False
-    return True
+    pairs = zip(outputs, expected, strict=True)
+    return all(relative_difference(*pair, LEAST) <= tolerance for pair in pairs)
 
 
 def _gap(a: Tensor, b: Tensor) -> float:
@@ -185,11 +185,6 @@ def _gap(a: Tensor, b: Tensor) -> float:
     same = (a == b) | (a.isnan() & b.isnan())
     gaps = torch.where(same, torch.zeros_like(a), (a - b).abs())
     return float(gaps.nan_to_num(float("inf")).max())
-
-
-def _largest(tensor: Tensor) -> float:
-    finite = tensor.double()[tensor.isfinite()]
-    return float(finite.abs().max()) if finite.numel() else 0.0
 
 
 def _distance(outputs: list[Tensor], expected: list[Tensor]) -> str:

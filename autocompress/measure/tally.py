@@ -5,18 +5,19 @@ Metrics that accumulate get each batch at once. Outputs are kept only for functi
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any, cast
 
 from torch import Tensor
 
-from autocompress.errors import TaskError
-from autocompress.measure.accumulators import feed, fresh, result_of
+from autocompress.errors import NotComputableError, TaskError
+from autocompress.measure.accumulators import equal, feed, fresh, result_of
 from autocompress.measure.joining import Outputs, join_outputs, join_targets
 from autocompress.measure.ragged import ragged_score
-from autocompress.task.calls import Accumulator, Metric, score, target_of
+from autocompress.task.calls import Accumulator, Metric, is_ours, score, target_of
 from autocompress.task.task import OutputMetric, Task
+from autocompress.task.user_code import UserCodeError
 
 
 @dataclass(frozen=True)
@@ -138,7 +139,7 @@ class Tally:
 
         Raises:
             UserCodeError: a metric fails.
-            NotComputableError: a metric gives no finite number.
+            NotComputableError: the split has no sample, or a metric gives no finite number.
         """
         answers = self.answers()
         return self.scores_of(join_outputs(self.outputs), answers)
@@ -155,8 +156,13 @@ class Tally:
 
         Raises:
             UserCodeError: a metric fails.
-            NotComputableError: a metric gives no finite number.
+            NotComputableError: the split has no sample, or a metric gives no finite number.
         """
+        if not self.samples:
+            raise NotComputableError(
+                "task: the split has no sample, so that no metric can be computed; "
+                "expected at least one (inputs, target) batch"
+            )
         values = []
         for reading, running in self._judges:
             if running is not None:
@@ -173,3 +179,38 @@ def _score(reading: Reading, outputs: Outputs, targets: Any) -> float:
     if isinstance(outputs, list):
         return ragged_score(metric, outputs, targets, reading.name)
     return score(metric, outputs, targets, reading.name)
+
+
+def keeps_scores(
+    task: Task, scores: Scores, batches: Iterable[tuple[Mapping[str, Tensor], Any]]
+) -> bool:
+    """Return True if accumulators of the user's give the same scores for other batches.
+
+    Args:
+        task: gives the metrics.
+        scores: of a model on a split.
+        batches: (outputs by name, target) of the same model, of the samples in other batches. They
+            are read only if there are such metrics.
+
+    Returns:
+        False too if a metric fails on them.
+    """
+    values = [scores.accuracy, *scores.metrics.values()]
+    judges: list[tuple[Reading, Accumulator, float]] = []
+    for reading, value in zip(readings(task), values, strict=True):
+        running = fresh(reading.metric, reading.name)
+        if running is not None and not is_ours(reading.metric):
+            judges.append((reading, running, value))
+    if not judges:
+        return True
+    samples = 0
+    try:
+        for outputs, target in batches:
+            samples += len(outputs[""])
+            for reading, running, _ in judges:
+                own = reading.target(target)
+                feed(running, outputs[reading.output], own, reading.name)
+        results = [result_of(running, samples, reading.name) for reading, running, _ in judges]
+    except (UserCodeError, NotComputableError):
+        return False
+    return all(equal(result, judge[2]) for result, judge in zip(results, judges, strict=True))

@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from torch.nn.modules.module import register_module_forward_pre_hook
 from torch.overrides import TorchFunctionMode
 
+from autocompress.differences import norm_difference
 from autocompress.errors import TaskError
 from autocompress.task.batches import NARROWED, Inputs, map_inputs
 from autocompress.task.calls import FORWARD_FAILS, call_model
@@ -115,10 +116,8 @@ def _checked_copy(task: Task, model: nn.Module, what: str) -> nn.Module:
         reason = str(problem).removeprefix(f"{FORWARD_FAILS}: ")
         raise TaskError(f"{mixes}, and its float32 copy fails: {reason}; {nearest}") from problem
     output = _output(widened, map_inputs(task.example_inputs, float32))
-    apart = float("inf")
-    if output.shape == expected.shape:
-        apart = float((output - expected).norm() / expected.norm().clamp_min(1e-12))
-    if not apart <= APART and bool(expected.isfinite().all()):
+    apart = norm_difference(output, expected)
+    if apart > APART and bool(expected.isfinite().all()):
         raise TaskError(
             f"{mixes}, and its float32 copy gives outputs that are {apart:.0%} apart; {nearest}"
         )

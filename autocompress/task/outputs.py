@@ -13,7 +13,6 @@ from typing import Any, Literal
 import numpy as np
 import torch
 import torch.nn.functional as F
-from numpy.typing import NDArray
 from torch import Tensor
 
 from autocompress.errors import TaskError
@@ -241,33 +240,6 @@ def sample_divergence(kind: OutputKind, student: Tensor, teacher: Tensor) -> Ten
     if teacher.shape[1] == 1:
         return (student - teacher).square().mean(1)
     return 1 - F.cosine_similarity(student, teacher, dim=1)
-
-
-def relative_difference(output: NDArray[Any], expected: NDArray[Any], least: float) -> float:
-    """Return the largest difference of two outputs relative to the largest value.
-
-    Values of MASKED or more, such as -1e9 of masked classes, are compared relative to themselves,
-    so that their size hides no difference of the others.
-
-    Args:
-        output: any shape.
-        expected: the output that it should equal.
-        least: smallest value to divide by.
-
-    Returns:
-        The difference; infinite if shapes or infinities differ.
-    """
-    if output.shape != expected.shape:
-        return float("inf")
-    if expected.dtype == bool:  # which NumPy does not subtract
-        output, expected = output.astype(np.int8), expected.astype(np.int8)
-    infinite = np.isinf(expected)
-    if not np.array_equal(output[infinite], expected[infinite]):
-        return float("inf")
-    output, expected = output[~infinite], expected[~infinite]
-    sizes = np.abs(expected)
-    scale = max(least, float(sizes[sizes < MASKED].max(initial=0.0)))
-    return float((np.abs(output - expected) / np.maximum(sizes, scale)).max(initial=0.0))
 
 
 def counted(labels: Tensor | None, positions: Tensor) -> Tensor | None:

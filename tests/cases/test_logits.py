@@ -20,11 +20,12 @@ from autocompress import Distillation, Task
 from autocompress.candidate import ModuleConfig
 from autocompress.compress.recover.distill import distillation_loss, soft_loss
 from autocompress.compress.recover.teacher import Teacher, TopLogits
+from autocompress.differences import relative_difference
 from autocompress.errors import TaskError
 from autocompress.measure.checks import check_task
 from autocompress.search.problem.scoring import scoring_of
 from autocompress.search.propose.sensitivity import check_seen
-from autocompress.task.outputs import OutputKind, relative_difference
+from autocompress.task.outputs import OutputKind
 
 CPU = torch.device("cpu")
 N, C, T = 6, 4, 5

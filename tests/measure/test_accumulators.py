@@ -12,7 +12,14 @@ from torch import Tensor
 
 from autocompress.errors import NotComputableError, TaskError
 from autocompress.huggingface.metrics.entities import EntityF1
-from autocompress.measure.accumulators import agrees, check_fresh, fresh, is_metric, value_of
+from autocompress.measure.accumulators import (
+    agrees,
+    agrees_divided,
+    check_fresh,
+    fresh,
+    is_metric,
+    value_of,
+)
 from autocompress.task.user_code import UserCodeError
 
 X = torch.eye(3)[[0, 1, 2, 0]]
@@ -83,8 +90,7 @@ def test_a_state_from_before_the_search_is_reset() -> None:
     for metric in (used, kept):
         metric.update(X, 3 - Y)
     assert value_of(used, BATCHES) == 0.75
-    # Without a reset it cannot be told from what belongs to the metric; each evaluation begins so.
-    assert value_of(kept, BATCHES) == value_of(kept, BATCHES) < 0.75
+    assert value_of(kept, BATCHES) == value_of(kept, BATCHES) < 0.75, "check_fresh refuses it"
 
 
 @pytest.mark.parametrize(
@@ -262,3 +268,59 @@ def test_metrics_of_the_last_batch_depend_on_the_order() -> None:
     assert not agrees(MeanOfBatches, [*there_and_back, whole])
     assert not agrees(Gives("text"), there_and_back)
     assert agrees(lambda outputs, targets: 0.0, there_and_back)
+
+
+class Averaged(Right):
+    """Compute the mean over batches, whatever their sizes."""
+
+    def update(self, outputs: Tensor, targets: Tensor) -> None:
+        self.right += float((outputs.argmax(1) == targets).float().mean())
+        self.count += 1
+
+
+class OfLarge(Right):
+    """Leave batches of one sample out."""
+
+    def update(self, outputs: Tensor, targets: Tensor) -> None:
+        if len(outputs) > 1:
+            super().update(outputs, targets)
+
+
+class Among(Right):
+    """Find each sample among those of its batch."""
+
+    def update(self, outputs: Tensor, targets: Tensor) -> None:
+        nearest = (outputs @ torch.eye(3)[targets].t()).argmax(1)
+        super().update(torch.eye(len(outputs))[nearest], torch.arange(len(outputs)))
+
+
+@pytest.mark.parametrize("targets", [Y, X.argmax(1)], ids=["some wrong", "all right"])
+def test_metrics_of_batches_depend_on_how_samples_are_divided(targets: Tensor) -> None:
+    for sizes in ([2, 2], [1, 3], [4]):
+        assert agrees_divided(Right, X, targets, sizes)
+        assert agrees_divided(lambda outputs, targets: 0.0, X, None, sizes)
+        for metric in (Averaged, OfLarge, Among):
+            assert not agrees_divided(metric, X, targets, sizes), metric
+    assert not agrees_divided(Right, X, (targets, targets), [4]), "these cannot be cut"
+
+
+class AtLeastOne(Right):
+    """Have a value without a sample."""
+
+    def compute(self) -> float:
+        return -self.right / max(self.count, 1) - 1
+
+
+def test_an_object_that_was_fed_before_is_refused() -> None:
+    for metric in (Right(), Averaged(), AtLeastOne()):
+        check_fresh(metric, X, Y, "f1")
+        metric.update(X, 3 - Y)
+        metric.update(X, X.argmax(1))
+        with pytest.raises(
+            TaskError,
+            match=r"^task: f1 is -?[01]\.625 before its first batch: batch.*: a method reset",
+        ):
+            check_fresh(metric, X, Y, "f1")
+    used = Reset()
+    used.update(X, Y)
+    check_fresh(used, X, Y)

@@ -139,3 +139,23 @@ def test_random_numbers_are_told_from_state() -> None:
     steady, before = Calls(lambda x: x), torch.get_rng_state()
     check_steady(task_of(steady), steady, X)
     assert torch.equal(before, torch.get_rng_state())
+
+
+def filled(y: Tensor) -> Tensor:
+    """Write -1e4 beside the answer, as a mask of classes does."""
+    return torch.cat([y, torch.full_like(y, -1e4)], 1)
+
+
+def test_fillers_of_a_mask_hide_no_difference() -> None:
+    model = Calls(lambda x: filled(x + 0.1 * torch.rand(())))
+    with pytest.raises(TaskError, match="it draws random numbers in eval mode"):
+        check_steady(task_of(model), model, X)
+    assert first(lambda x: filled(2 * x))
+    assert not first(lambda x: filled(x - x.mean(0)))
+    diagonal = lambda y: y.masked_fill(torch.eye(len(y)) > 0, -1e4)  # noqa: E731
+    for function, expected in (
+        (lambda x, y: diagonal(x @ y.t()), True),
+        (lambda x, y: diagonal((x @ y.t()).softmax(1)), False),
+    ):
+        pairs, inputs = Calls(function), (X, X + 1)
+        assert compares_samples(task_of(pairs, inputs), pairs, inputs) is expected

@@ -10,8 +10,9 @@ import torch
 from torch import Tensor, nn
 
 from autocompress import OutputMetric, Task
-from autocompress.errors import TaskError
-from autocompress.measure.tally import Tally
+from autocompress.errors import NotComputableError, TaskError
+from autocompress.huggingface.metrics.classes import Accuracy
+from autocompress.measure.tally import Tally, keeps_scores
 from autocompress.task.user_code import UserCodeError
 
 X = torch.arange(24.0).view(6, 4)
@@ -102,3 +103,35 @@ def test_a_metric_that_fails_is_named() -> None:
         tally.scores()
     with pytest.raises(UserCodeError, match=r"task: f1\.update fails: AttributeError"):
         tally_of(task_of(extra_metrics={"f1": Sum()}, metric=total), ({"": X}, None))
+
+
+def test_a_split_without_samples_has_no_scores() -> None:
+    for metric in (Sum, total, Accuracy, lambda outputs, targets: 0.5):
+        with pytest.raises(
+            NotComputableError, match=r"^task: the split has no sample, so that no metric can be"
+        ):
+            Tally(task_of(metric=metric)).scores()
+
+
+class MeanOfBatches(Sum):
+    """Compute the mean over batches, whatever their sizes."""
+
+    def compute(self) -> float:
+        return self.total / self.batches
+
+
+def test_scores_are_compared_in_other_batches() -> None:
+    others = [({"": part}, part[:, 0]) for part in X.split(4)]
+    whole = [({"": X}, X[:, 0])]
+    for metric, keeps in ((Sum, True), (MeanOfBatches, False), (MeanOfBatches(), False)):
+        for task in (
+            task_of(metric=metric),
+            task_of(metric=total, extra_metrics={"other": metric, "sum": Sum}),
+        ):
+            scores = tally_of(task, *whole).scores()
+            assert keeps_scores(task, scores, iter(whole))
+            assert keeps_scores(task, scores, iter(others)) is keeps
+            failing = [({"": X}, None)]
+            assert not keeps_scores(task, scores, failing)
+    task = task_of(metric=total)
+    assert keeps_scores(task, tally_of(task, *whole).scores(), None), "they are not read"

@@ -24,7 +24,6 @@ from autocompress.task.outputs import (
     one_each,
     outside,
     position_divergence,
-    relative_difference,
     sample_divergence,
     shapes_of,
     squeezed,
@@ -172,21 +171,6 @@ def test_distances_of_numbers_and_embeddings() -> None:
     torch.testing.assert_close(
         sample_divergence(FIRST, maps * 2, maps), expected.sum(1).mean(1), rtol=1e-4, atol=1e-6
     )
-
-
-def test_the_relative_difference_is_against_the_largest_value_or_the_least_scale() -> None:
-    expected = np.array([1.0, 4.0])
-    assert relative_difference(np.array([1.0, 4.4]), expected, 0.0) == pytest.approx(0.1)
-    assert relative_difference(np.array([1.4, 4.0]), expected, 0.0) == pytest.approx(0.1)
-    assert relative_difference(np.array([1.4, 4.0]), expected, 40.0) == pytest.approx(0.01)
-    masked = np.array([1.0, -1e9])
-    assert relative_difference(np.array([1.0, -1.1e9]), masked, 1.0) == pytest.approx(0.1)
-    assert relative_difference(np.zeros(0), np.zeros(0), 1.0) == 0.0
-    assert np.isnan(relative_difference(np.array([np.nan, 4.0]), expected, 1.0))
-    yes, mixed = np.array([True, True]), np.array([True, False])
-    assert relative_difference(yes, yes, 1e-12) == relative_difference(~yes, ~yes, 1e-12) == 0.0
-    assert relative_difference(mixed, yes, 1e-12) == 1.0
-    assert relative_difference(mixed, ~yes, 1e-12) > 1.0
 
 
 def test_positions_that_count() -> None:

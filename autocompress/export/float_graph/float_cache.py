@@ -21,6 +21,7 @@ from onnx import ModelProto, numpy_helper
 from torch import Tensor, nn
 
 from autocompress.cache import Cache, key_of
+from autocompress.differences import relative_difference
 from autocompress.export.float_graph.float_graph import FloatGraph, export_float
 from autocompress.export.float_graph.shared_graph import LEAST_BYTES, SharedGraph, set_aside
 from autocompress.export.float_graph.trace import ordered_outputs
@@ -37,7 +38,6 @@ from autocompress.task.batches import (
 )
 from autocompress.task.calls import run_model
 from autocompress.task.free_shapes import FreeDimension
-from autocompress.task.outputs import relative_difference
 
 FORMAT = "4"  # part of every key; raised when the cleaning of graphs changes
 TOOLS = (torch, onnx, onnx_ir, onnxscript, onnxruntime)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import re
 import string
 from collections import Counter
@@ -89,8 +90,8 @@ class AnswerScore:
             self.count += 1
 
     def compute(self) -> float:
-        """Return a number from 0 to 1."""
-        return self.total / self.count
+        """Return a number from 0 to 1; NaN without questions."""
+        return self.total / self.count if self.count else math.nan
 
 
 def exact(guess: str, text: str) -> float:
@@ -141,5 +142,5 @@ class SpanAgreement:
             self.count += 1
 
     def compute(self) -> float:
-        """Return a number from 0 to 1."""
-        return self.same / self.count
+        """Return a number from 0 to 1; NaN without questions."""
+        return self.same / self.count if self.count else math.nan

@@ -79,7 +79,9 @@ class OfClasses:
         self.predicted.append(outputs > 0 if several else outputs.argmax(-1))
 
     def compute(self) -> float:
-        """Return the metric of all samples."""
+        """Return the metric of all samples; NaN without samples."""
+        if not self.right:
+            return math.nan
         right, predicted = torch.cat(self.right).numpy(), torch.cat(self.predicted).numpy()
         return self.score(right, predicted, self.classes)
 

@@ -47,6 +47,8 @@ class Correlation:
 
     def compute(self) -> float:
         """Return a number from -1 to 1: NaN for fewer than two samples, 0 for a constant side."""
+        if not self.numbers:
+            return math.nan
         return self.of(torch.cat(self.numbers), torch.cat(self.right))
 
 

@@ -11,11 +11,13 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from autocompress.differences import relative_difference
 from autocompress.errors import TaskError
 from autocompress.task.batches import Batches, Inputs, input_tensors, map_inputs
 from autocompress.task.calls import call_model, run_model
 
 TOLERANCE = 1e-4  # of the largest output: another order of sums, and nothing else
+LEAST = 1e-6  # smaller outputs are compared to this
 
 
 def same_outputs(model: nn.Module, other: nn.Module, inputs: Inputs) -> bool:
@@ -42,8 +44,7 @@ def same_outputs(model: nn.Module, other: nn.Module, inputs: Inputs) -> bool:
         return False
     if not expected.is_floating_point():
         return bool(torch.equal(output, expected))
-    scale = max(1e-6, float(expected.abs().nan_to_num().max())) if expected.numel() else 1.0
-    return bool(torch.allclose(output, expected, rtol=0.0, atol=TOLERANCE * scale, equal_nan=True))
+    return relative_difference(output, expected, LEAST) <= TOLERANCE
 
 
 def check_same(

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -19,11 +19,11 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from autocompress.errors import TaskError
-from autocompress.measure.accumulators import agrees
+from autocompress.measure.accumulators import agrees, agrees_divided, is_users_accumulator
 from autocompress.measure.accuracy import metric_outputs, model_outputs
 from autocompress.measure.joining import Outputs, join_outputs, join_targets
-from autocompress.measure.tally import Scores, Tally, readings
-from autocompress.search.problem.scoring import CHECKED, scoring_of
+from autocompress.measure.tally import Scores, Tally, keeps_scores, readings
+from autocompress.search.problem.scoring import CHECKED, check_divergence, scoring_of
 from autocompress.spill import SpilledRows
 from autocompress.task.batches import Batches, Inputs, batch_size, input_tensors, leaves, map_inputs
 from autocompress.task.loading import in_memory
@@ -145,9 +145,14 @@ def open_race(task: Task, original: nn.Module, device: torch.device, seed: int) 
     pass_s = time.monotonic() - started
     answers = tally.answers()
     scores = tally.scores_of(join_outputs(tally.outputs), answers)
-    _check_divergence(task, head[0][0][""])
+    check_divergence(task, head[0][0][""])
     fits = all(len(found) == 1 for found in shapes.values())
-    batches, order, mixed, ordered, split = _dealt(task, sizes, head, fits, seed)
+
+    def keeps(batches: Batches, order: list[int]) -> bool:
+        dealt = _redealt(task, original, device, teacher, batches, order)
+        return keeps_scores(task, scores, dealt)
+
+    batches, order, mixed, ordered, split = _dealt(task, sizes, head, fits, seed, keeps)
     rows = np.array(order) if mixed else _rows(sizes, order)
     ragged = len(shapes[""]) > 1
     scored = "divergence" if ragged else _scored(task, head)
@@ -161,11 +166,17 @@ def _outputs(original: nn.Module, device: torch.device, inputs: Inputs) -> Tenso
 
 
 def _dealt(
-    task: Task, sizes: list[int], head: list[Head], fits: bool, seed: int
+    task: Task,
+    sizes: list[int],
+    head: list[Head],
+    fits: bool,
+    seed: int,
+    keeps: Callable[[Batches, list[int]], bool],
 ) -> tuple[Batches, list[int], bool, bool, str]:
     """Return (batches, order, mixed, ordered, split) as `Race` has them.
 
     `sizes` are the rows of outputs of the batches; they `fit` together if they have one shape.
+    `keeps` says if the original has its scores in mixed batches.
     """
     batches, order = task.validation, list(range(len(sizes)))
     if not in_memory(batches):
@@ -175,8 +186,10 @@ def _dealt(
     by_row = sum(sizes) == sum(batch_size(inputs) for inputs, _ in batches)
     if task.rows_independent and fits and by_row and _is_free(task, head, of_batches=True):
         shuffled = _shuffled(task, batches, generator)
-        if shuffled is not None:
+        if shuffled is not None and keeps(*shuffled):
             return *shuffled, True, False, split
+        if shuffled is not None:
+            return batches, order, False, True, split
     if not _is_free(task, head):
         return batches, order, False, True, split
     order = generator.permutation(len(batches)).tolist()
@@ -189,13 +202,34 @@ def _is_free(task: Task, head: list[Head], of_batches: bool = False) -> bool:
     With `of_batches`, no metric may depend on how samples are divided into batches either.
     """
     for reading in readings(task):
+        if not is_users_accumulator(reading.metric):
+            continue
         batches = [(outputs[reading.output], reading.target(target)) for outputs, target in head]
-        ways = [batches, batches[::-1]]
-        if of_batches:
-            ways.append([_joined(batches)])
-        if not agrees(reading.metric, ways):
+        sizes = [len(outputs) for outputs, _ in batches]
+        if not agrees(reading.metric, [batches, batches[::-1]]):
+            return False
+        if of_batches and not agrees_divided(reading.metric, *_joined(batches), sizes):
             return False
     return True
+
+
+def _redealt(
+    task: Task,
+    original: nn.Module,
+    device: torch.device,
+    teacher: SpilledRows[Inputs],
+    batches: Batches,
+    order: list[int],
+) -> Iterator[Head]:
+    """Yield the original's outputs, and the targets, of batches of samples in another order."""
+    seen = 0
+    for inputs, target in batches:
+        rows = order[seen : seen + batch_size(inputs)]
+        seen += len(rows)
+        if task.has_output_metrics:
+            yield metric_outputs(task, original, inputs, device), target
+        else:
+            yield {"": teacher.take(rows, inputs)}, target
 
 
 def _joined(batches: Sequence[tuple[Tensor, Any]]) -> tuple[Tensor, Any]:
@@ -214,25 +248,6 @@ def _rows(sizes: list[int], order: list[int]) -> NDArray[np.int64]:
     """Return the rows of batches in another order of the batches."""
     ends = np.cumsum(sizes)
     return np.concatenate([np.arange(ends[i] - sizes[i], ends[i]) for i in order])
-
-
-def _check_divergence(task: Task, outputs: Tensor) -> None:
-    """Raise TaskError unless the divergence of a batch from itself is finite numbers."""
-    divergence = task.output_divergence(outputs, outputs)
-    if not isinstance(divergence, Tensor):
-        came = type(divergence).__name__
-    elif divergence.shape != outputs.shape[:1]:
-        came = f"shape {tuple(divergence.shape)}"
-    elif not bool(divergence.isfinite().all()):
-        came = f"{int((~divergence.isfinite()).sum())} values that are not finite"
-        if outputs.isnan().any():
-            came += ", since the model's outputs hold NaN"
-    else:
-        return
-    raise TaskError(
-        f"task: divergence of a batch from itself gave {came}; "
-        f"expected ({len(outputs)},) finite numbers"
-    )
 
 
 def _shuffled(

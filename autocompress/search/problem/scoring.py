@@ -15,6 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 from torch import Tensor
 
+from autocompress.errors import TaskError
 from autocompress.measure.accumulators import value_of
 from autocompress.measure.joining import join_targets
 from autocompress.task.task import Task
@@ -191,3 +192,30 @@ def sample_scores(
         return SampleScores(None, divergence)
     single = np.array(values, dtype=np.float32)
     return SampleScores(single if np.isfinite(single).all() else None, divergence)
+
+
+def check_divergence(task: Task, outputs: Tensor) -> None:
+    """Check that the divergence of a batch from itself is a finite number per sample.
+
+    Args:
+        task: gives the divergence.
+        outputs: (n, ...) of one batch.
+
+    Raises:
+        TaskError: it is not.
+    """
+    divergence = task.output_divergence(outputs, outputs)
+    if not isinstance(divergence, Tensor):
+        came = type(divergence).__name__
+    elif divergence.shape != outputs.shape[:1]:
+        came = f"shape {tuple(divergence.shape)}"
+    elif not bool(divergence.isfinite().all()):
+        came = f"{int((~divergence.isfinite()).sum())} values that are not finite"
+        if outputs.isnan().any():
+            came += ", since the model's outputs hold NaN"
+    else:
+        return
+    raise TaskError(
+        f"task: divergence of a batch from itself gave {came}; "
+        f"expected ({len(outputs)},) finite numbers"
+    )

@@ -22,6 +22,7 @@ from autocompress.compress.assemble.stitch import Stitcher
 from autocompress.compress.calibrate.statistics import LayerStatistics
 from autocompress.compress.factorise.low_rank import factor_shapes
 from autocompress.compress.prune.sparsify import NEEDS_GRADIENTS
+from autocompress.differences import filler_size
 from autocompress.model.channel_group import ChannelGroup
 from autocompress.model.weights import weight_of
 from autocompress.search.propose.estimate.layer_loss import LayerLoss
@@ -29,7 +30,6 @@ from autocompress.search.propose.estimate.slopes import Slopes
 from autocompress.spill import Spilled
 from autocompress.task.batches import Inputs, batch_size, to_device
 from autocompress.task.calls import call_model
-from autocompress.task.outputs import MASKED
 from autocompress.task.task import Task
 from autocompress.task.user_code import UserCodeError
 
@@ -297,8 +297,8 @@ def _slope(
         output = call_model(model, inputs)
         output.retain_grad()
         fixed = output.detach()
-        # Masked classes are infinite.
-        step = STEP * float(fixed[fixed.abs() < MASKED].std()) or STEP
+        # Masked classes are infinite, or large fillers.
+        step = STEP * float(fixed[fixed.abs() < filler_size(fixed)].std()) or STEP
         direction = torch.randn(output.shape, generator=generator).to(output.device)
         divergence = task.output_divergence(output, fixed - step * direction).sum() / step
         divergence.backward()  # type: ignore[no-untyped-call]

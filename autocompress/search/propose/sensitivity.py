@@ -19,6 +19,7 @@ from torch import Tensor
 
 from autocompress.candidate import Candidate, ModuleConfig
 from autocompress.compress.assemble.stitch import Stitcher
+from autocompress.differences import norm_difference
 from autocompress.errors import TaskError
 from autocompress.measure.accuracy import model_outputs
 from autocompress.search.propose.allocation import Allocator
@@ -169,7 +170,7 @@ def _measured(
             output = model_outputs(model, inputs, device)
             expected = answers.take(range(seen, seen + len(output)), inputs)
             parts.append(task.output_divergence(output, expected))
-            moved = max(moved, _moved(output, expected))
+            moved = max(moved, norm_difference(output, expected))
             seen += len(output)
         measured[module, config] = float(torch.cat(parts).mean())
     check_seen(task, measured, moved)
@@ -193,14 +194,6 @@ def _completed(known: Losses, todo: list[Probe]) -> dict[Probe, float]:
         else:
             losses[probe] = float(np.median(same.get(probe[1], [worst])))
     return losses
-
-
-def _moved(output: Tensor, expected: Tensor) -> float:
-    """Return the root mean square change relative to the output's; infinities do not count."""
-    finite = output.isfinite() & expected.isfinite()
-    change = (output - expected)[finite].double().square().mean()
-    size = expected[finite].double().square().mean()
-    return float((change / size.clamp_min(1e-30)).sqrt()) if bool(finite.any()) else 0.0
 
 
 def check_seen(task: Task, measured: Losses, moved: float) -> None:

@@ -49,6 +49,8 @@ LENGTH = symbols((1, T), sizes={T: 6}, names={T: "length"})
         ([1.0, 2.0 + 2.1 * TOLERANCE], [1.0, 2.0], False),
         ([NOISE / 2], [0.0], True),
         ([NOISE * 2], [0.0], False),
+        ([1.0, 2.0 + 2.1 * TOLERANCE, -1e4], [1.0, 2.0, -1e4], False),  # a mask writes -1e4
+        ([1.0, 2.0, -1e4 + 1], [1.0, 2.0, -1e4], True),
         ([np.nan, 1.0], [np.nan, 1.0], True),
         ([0.0, 1.0], [np.nan, 1.0], False),
         ([np.inf, 1.0], [np.inf, 1.0], True),
@@ -192,3 +194,36 @@ def test_what_cancels_is_compared_by_the_models_own_rounding() -> None:
     exact = helper.make_model(made, opset_imports=[helper.make_opsetid("", 21)], ir_version=10)
     none = symbols((1, 6), sizes={}, names={})
     check_same(SharedGraph(exact), Cancels(), X + 3, none, (), True)
+
+
+@pytest.mark.parametrize("filler", [-1e4, -1e9, -torch.inf])
+def test_rounding_of_a_filler_excuses_no_difference_of_other_values(filler: float) -> None:
+    """float32 keeps less than 1 of -1e9."""
+    mask = torch.tensor([0.0, 0, 0, 0, 0, filler])
+
+    class Masked(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.register_buffer("mask", mask)
+
+        def forward(self, x: Tensor) -> Tensor:
+            return x * 2 + self.mask
+
+    nodes = [
+        helper.make_node("Mul", ["x", "factor"], ["m"]),
+        helper.make_node("Add", ["m", "mask"], ["y"]),
+    ]
+    ends = [helper.make_tensor_value_info(name, TensorProto.FLOAT, [1, 6]) for name in "xy"]
+    none = symbols((1, 6), sizes={}, names={})
+    for factor in (2.0, 2.1):
+        weights = [
+            numpy_helper.from_array(np.float32(factor), "factor"),
+            numpy_helper.from_array(mask.numpy(), "mask"),
+        ]
+        made = helper.make_graph(nodes, "g", ends[:1], ends[1:], weights)
+        proto = helper.make_model(made, opset_imports=[helper.make_opsetid("", 21)], ir_version=10)
+        if factor == 2:
+            check_same(SharedGraph(proto), Masked(), X, none, (), True)
+        else:
+            with pytest.raises(Differs, match="output 0 of the ONNX graph differs"):
+                check_same(SharedGraph(proto), Masked(), X, none, (), True)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 import pytest
 import torch
 from small_tasks import judged
@@ -52,3 +54,7 @@ def test_articles_case_and_punctuation_do_not_count() -> None:
 def test_agreement_of_spans() -> None:
     outputs = [logits(1, 2), logits(3, 4)]
     assert judged(SpanAgreement(), (outputs, {"logits": torch.tensor([[1, 2], [3, 3]])})) == 0.5
+
+
+def test_no_questions_have_no_score() -> None:
+    assert all(math.isnan(judged(metric)) for metric in (AnswerScore(exact), SpanAgreement()))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import pytest
@@ -19,6 +20,7 @@ from autocompress.huggingface.metrics.classes import (
     probabilities,
     same_class,
 )
+from autocompress.huggingface.metrics.numbers import Correlation, spearman
 
 pytest.importorskip("sklearn", reason="needs scikit-learn: pip install 'autocompress[huggingface]'")
 
@@ -80,3 +82,8 @@ def test_answers_of_the_float_model() -> None:
     p, q = outputs[0, 0].softmax(0), changed[0, 0].softmax(0)
     expected = -float((p * (p / q).log()).sum()) / 18
     assert judged(Agreement(closeness), *pairs(changed, targets)) == pytest.approx(expected)
+
+
+def test_no_samples_have_no_metric() -> None:
+    assert all(math.isnan(judged(metric)) for metric in (Accuracy(), OfClasses(f1)))
+    assert math.isnan(judged(Correlation(spearman)))

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from autocompress.errors import TaskError
-from autocompress.model.plain.same import check_same, first_difference
+from autocompress.model.plain.same import check_same, first_difference, same_outputs
 
 X = torch.randn(3, 4, generator=torch.Generator().manual_seed(0))
 
@@ -67,3 +67,21 @@ def test_only_the_first_batches_are_compared() -> None:
     check_same(model, copy.deepcopy(model), batches(), X, count=1)
     assert read == [0, 1]
     check_same(model, changed(model, "0.weight"), [], X)
+
+
+class Filled(nn.Module):
+    """Write -1e9 beside the answer, as a mask of classes does."""
+
+    def __init__(self, inner: nn.Module) -> None:
+        super().__init__()
+        self.inner = inner
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = self.inner(x)
+        return torch.cat([y, torch.full_like(y, -1e9)], 1)
+
+
+def test_fillers_of_a_mask_hide_no_difference() -> None:
+    model = own_model()
+    assert same_outputs(Filled(model), Filled(copy.deepcopy(model)), X)
+    assert not same_outputs(Filled(model), Filled(changed(model, "2.bias")), X)

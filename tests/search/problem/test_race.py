@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from autocompress import Task, spill
 from autocompress.errors import TaskError
+from autocompress.measure.tally import Tally
 from autocompress.search.problem import race as module
 from autocompress.search.problem.race import Race, open_race
 
@@ -229,6 +230,60 @@ def test_a_race_with_an_accumulator_has_the_scores_and_the_order_of_one_with_a_f
         assert (race.mixed, race.scored) == (mixed, "metric") == (mixed, expected.scored)
         assert torch.equal(answers(race), answers(expected))
         assert race.answers is None, "targets are not held a second time"
+
+
+class MeanOfBatches(Count):
+    """Compute the mean over batches, whatever their sizes."""
+
+    def update(self, outputs: Tensor, targets: Tensor) -> None:
+        self.right += float((outputs[:, 0] == targets).float().mean())
+        self.sizes.append(1)
+
+
+class OfLarge(Count):
+    """Leave small batches out."""
+
+    def update(self, outputs: Tensor, targets: Tensor) -> None:
+        if len(outputs) > 2:
+            super().update(outputs, targets)
+
+
+class Early(Count):
+    """Judge the first 40 samples only."""
+
+    def update(self, outputs: Tensor, targets: Tensor) -> None:
+        if sum(self.sizes) < 40:
+            super().update(outputs, targets)
+
+
+@pytest.mark.parametrize(
+    ("metric", "start"),
+    [
+        (MeanOfBatches, 0),
+        (MeanOfBatches(), 5),
+        (OfLarge, 0),
+        (OfLarge, 5),
+        (Early, 5),
+    ],
+)
+def test_samples_are_not_mixed_where_a_metric_depends_on_their_batches(
+    metric: object, start: int
+) -> None:
+    """The last batch has one sample, and batches before `start` have right answers only."""
+    generator, batches = torch.Generator().manual_seed(0), []
+    for i, (inputs, target) in enumerate(numbered(*[8] * 8, 1)):
+        wrong = torch.rand(len(target), generator=generator) < 0.5
+        batches.append((inputs, target + 100 * wrong * (i >= start)))
+    for seed in range(4):
+        given = replace(task(batches), metric=metric)
+        race = open_race(given, Plus(), CPU, seed)
+        assert not race.mixed
+        tally = Tally(given)
+        for inputs, target in race.batches:
+            tally.add({"": Plus()(inputs).detach()}, target)
+        found = tally.scores_of(race.joined(tally.outputs), race.answers)
+        assert found.accuracy == pytest.approx(race.scores.accuracy)
+        assert open_race(replace(given, metric=Count), Plus(), CPU, seed).mixed
 
 
 def test_batches_keep_their_order_where_a_metric_depends_on_it() -> None:

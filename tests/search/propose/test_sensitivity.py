@@ -195,12 +195,23 @@ def test_a_technique_needs_measurements_of_its_own_to_leave_the_median_of_all() 
     assert sensitivity._scaled(estimates, {}) == estimates
 
 
-def test_outputs_of_masked_classes_do_not_count_as_moved() -> None:
-    expected = torch.tensor([[1.0, -torch.inf], [1.0, 1.0]])
-    output = torch.tensor([[2.0, -torch.inf], [1.0, 1.0]])
-    assert sensitivity._moved(output, expected) == pytest.approx((1 / 3) ** 0.5)
-    nothing = torch.full((2, 2), -torch.inf)
-    assert sensitivity._moved(nothing, nothing) == 0.0
+class Filled(Scaled):
+    """Write -1e4 beside the answer, as a mask of classes does."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = super().forward(x)
+        return torch.cat([y, torch.full_like(y, -1e4)], 1)
+
+
+def test_fillers_of_a_mask_hide_no_change_of_the_outputs() -> None:
+    x = torch.ones(4, 1)
+    blind = lambda outputs, expected: torch.zeros(len(outputs))  # noqa: E731
+    metric = lambda outputs, targets: 0.0  # noqa: E731
+    task = Task("t", Filled(1.0), x, [(x, torch.zeros(4))], metric, divergence=blind)
+    stitcher = SimpleNamespace(teacher=Filled(1.0), apply=lambda candidate: Filled(1.5))
+    parts = ([("a", BITS8)], [x], torch.device("cpu"), None, lambda what, share: None)
+    with pytest.raises(TaskError, match="though the outputs change by up to 50%"):
+        sensitivity._measured(task, stitcher, *parts)
 
 
 def test_what_is_chosen_nowhere_is_not_counted() -> None:
