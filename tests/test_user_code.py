@@ -48,7 +48,7 @@ class Own(nn.Module):
 """
 OPS = "SHIFT = 1.0\ndef shifted(x): return x + SHIFT\n"
 
-Digest = Callable[..., str]
+pytestmark = pytest.mark.filterwarnings("ignore:.torch.jit.script. is:DeprecationWarning")
 
 
 @pytest.fixture
