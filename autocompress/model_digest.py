@@ -105,8 +105,8 @@ class _Reader:
                 parts.append((name, _tensor(tensor)))
         for name, module in modules.items():
             if isinstance(module, fx.GraphModule):  # its code tells all that it reads
-                targets = [node.target for node in module.graph.nodes]
-                called = [t for t in targets if isinstance(t, (FunctionType, MethodType))]
+                targets = [node.target for node in module.graph.nodes]  # but operators of PyTorch
+                called = [t for t in targets if not type(t).__module__.startswith("torch.")]
                 parts.append((name, module.code, [self._value(target) for target in called]))
             else:
                 parts.append((name, named(type(module)), self._attributes(module)))
