@@ -137,6 +137,14 @@ def test_where_a_tensor_is_read_from_counts_and_not_its_value_twice() -> None:
     assert model_digest(first) != model_digest(second)
 
 
+def test_hashes_that_objects_hold_of_themselves_do_not_count() -> None:
+    """As a GenerationConfig of transformers does; they differ in each process."""
+    digests = {model_digest(Net(SimpleNamespace(_object_hash=value))) for value in (1, 2)}
+    assert len(digests) == 1
+    values: list[dict[str, Any]] = [{"hash": 1}, {"hash": 2}, {"_a_hash": "a"}, {"_a_hash": True}]
+    assert len({model_digest(Net(SimpleNamespace(**value))) for value in values}) == 4
+
+
 def test_forwards_and_hooks_of_an_instance_count() -> None:
     plain, own, hooked = Net(), Net(), Net()
     own.forward = lambda x: x  # type: ignore[method-assign]

@@ -25,7 +25,9 @@ IR_VERSION, OPSETS = 1, 8  # of ModelProto
 VERSION = 2  # of OperatorSetIdProto
 GRAPH_NAME, GRAPH_INPUT, GRAPH_OUTPUT = 2, 11, 12  # of GraphProto
 VALUE_NAME, TYPE = 1, 2  # of ValueInfoProto
-TENSOR_TYPE, ELEMENT_TYPE = 1, 1  # of TypeProto
+TENSOR_TYPE = 1  # of TypeProto
+ELEMENT_TYPE, SHAPE = 1, 2  # of TypeProto.Tensor
+DIMENSION = 1  # of TensorShapeProto
 DATA_TYPE = 2  # of TensorProto
 UINT8, INT8, INT32 = 2, 3, 6  # types of elements
 
@@ -77,9 +79,10 @@ def products_here() -> str:
 
 
 def _value(name: str, kind: int) -> bytes:
-    """Return the ValueInfoProto of a tensor of any shape."""
-    element = _field(TENSOR_TYPE, _field(ELEMENT_TYPE, kind))
-    return _field(VALUE_NAME, name) + _field(TYPE, element)
+    """Return the ValueInfoProto of a matrix of any shape."""
+    shape = _field(SHAPE, 2 * _field(DIMENSION, b""))
+    tensor = _field(TENSOR_TYPE, _field(ELEMENT_TYPE, kind) + shape)
+    return _field(VALUE_NAME, name) + _field(TYPE, tensor)
 
 
 def _field(number: int, content: int | str | bytes) -> bytes:
