@@ -90,7 +90,7 @@ def _rows(path: Path, numbers: Sequence[str], *texts: str) -> pd.DataFrame:
     """
     none = pd.DataFrame(columns=[*numbers, *texts])
     try:
-        rows = pd.read_csv(path)
+        rows = pd.read_csv(path, dtype=dict.fromkeys(texts, str))  # a module may be named 0
     except (FileNotFoundError, ValueError):  # what pandas raises of empty files is a ValueError
         return none
     if not set(none.columns) <= set(rows.columns):

@@ -94,11 +94,14 @@ def run_search(
     with folder_lock(folder), interrupt.watched():
         opened = open_search(request, settings, folder, setup)
         files = FrontFiles.resumed(folder, opened.limits, progress.phase)
+        file_s = 0.0
         if not files.points:
             setup("making the first files", 0.0)
+            begun = time.monotonic()
             _make_first_files(opened, files, setup, interrupt, progress)
+            file_s = (time.monotonic() - begun) / max(1, len(files.points))
         limits = opened.limits
-        ready = _ready(opened, request, settings, files, setup, progress)
+        ready = _ready(opened, request, settings, files, setup, progress, file_s)
         if isinstance(ready, ParetoFront):
             front, run = ready, replace(opened.run, setup_seconds=setup.finish())
         else:
@@ -129,10 +132,14 @@ def _ready(
     files: FrontFiles,
     setup: Setup,
     progress: SearchProgress,
+    file_s: float,
 ) -> ReadySearch | ParetoFront:
-    """Return what trials need, or the front so far where the time or Ctrl-C ends the search."""
+    """Return what trials need, or the front so far where the time or Ctrl-C ends the search.
+
+    A trial takes about as long as a first file (`file_s`): both compress and run a candidate.
+    """
     front = earlier_front(files.folder)
-    if setup.is_over and front is not None:
+    if front is not None and setup.ends_before(file_s):
         setup.finish()
         progress.line(setup.words)
         return front

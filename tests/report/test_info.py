@@ -26,6 +26,7 @@ from autocompress.report.latency_info import (
     settings_words,
     time_info,
 )
+from autocompress.report.module_rows import module_facts
 from autocompress.results.files import write_json
 from autocompress.results.front import read_front
 
@@ -222,3 +223,10 @@ def test_predictions_of_a_run_without_a_check(front: ParetoFront) -> None:
     assert found.check == ([], [])
     assert (found.check_mape, found.front_mape) == (None, None)
     assert found.front[1] == [0.8, 0.9, 1.0, 1.5], "dominated points were measured too"
+
+
+def test_modules_of_a_sequence_have_numbers_for_names(run: Path) -> None:
+    (run / "sensitivity.csv").write_text("module,config,divergence\n0,4 bits,0.1\n2,4 bits,0.2\n")
+    found = read_run(run)
+    assert list(found.sensitivity["module"]) == ["0", "2"]
+    assert {fact.name for fact in module_facts(found)} >= {"0", "2"}

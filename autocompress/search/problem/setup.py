@@ -47,7 +47,7 @@ class Setup:
         self.seconds: dict[str, float] = {}
         self.is_ready = False
         self.stopped = stopped
-        self._show, self._now = show, now
+        self._show, self._now, self._is_short = show, now, False
         self.started = self._last = now() if started is None else started
         self._step = "" if started is None else "starting"
 
@@ -82,6 +82,18 @@ class Setup:
         """Return True if the time is spent."""
         return self.timeout_s is not None and self._now() - self.started >= self.timeout_s
 
+    def ends_before(self, seconds: float) -> bool:
+        """Return True if less time is left than a trial takes; `words` says so from then on.
+
+        Args:
+            seconds: of the trial.
+        """
+        if self.timeout_s is None:
+            return False
+        left_s = self.timeout_s - (self._now() - self.started)
+        self._is_short = left_s <= seconds
+        return self._is_short
+
     def deadline(self, share: float, least: float = 0.0) -> float | None:
         """Return when a step of setting up ends.
 
@@ -106,7 +118,7 @@ class Setup:
     @property
     def words(self) -> str:
         """One line: the whole time and the longest steps, or that the time is over."""
-        if self.is_over:
+        if self.is_over or self._is_short:
             return (
                 f"search: {self._spent()}: no trial is made after the first files; "
                 f"nearest timeout for a search: {self._enough()}"

@@ -57,6 +57,20 @@ def test_seconds_are_counted_by_step() -> None:
     assert not steps.is_over
 
 
+def test_time_that_is_too_short_for_a_trial_ends_the_search() -> None:
+    steps, hands, _ = setup(100)
+    steps("making the first files", 0.0)
+    hands.time += 70
+    assert not steps.ends_before(29)
+    assert steps.ends_before(31)
+    steps.finish()
+    assert steps.words == (
+        "search: setting up took 70 of the 100 s (making the first files 70.0 s): no trial is made "
+        "after the first files; nearest timeout for a search: 4m"
+    )
+    assert not setup(None)[0].ends_before(1e9)
+
+
 def test_the_end_of_the_time_names_steps_and_a_timeout_that_would_do() -> None:
     steps, hands, shown = setup(10)
     steps("exporting the model", 0.0)
