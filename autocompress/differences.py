@@ -37,13 +37,14 @@ def filler_size(values: Values) -> float:
     return _extent(values)[1]
 
 
-def relative_difference(output: Values, expected: Values, least: float) -> float:
+def relative_difference(output: Values, expected: Values, least: float, more: float = 0.0) -> float:
     """Return the largest difference of two outputs relative to the largest value.
 
     Args:
         output: any shape.
         expected: the output that it should equal. Its fillers are compared relative to themselves.
         least: smallest value to divide by.
+        more: is added to the largest value.
 
     Returns:
         The difference; infinite if shapes, NaN or infinities differ.
@@ -51,7 +52,7 @@ def relative_difference(output: Values, expected: Values, least: float) -> float
     if output.shape != expected.shape:
         return math.inf
     largest, filled = _extent(expected)
-    worst, scale = 0.0, max(least, largest, LEAST_SIZE)
+    worst, scale = 0.0, max(least, largest + more, LEAST_SIZE)
     for a, b in zip(_parts(output), _parts(expected), strict=True):
         if _other_infinities(a, b):
             return math.inf
@@ -101,12 +102,15 @@ def _other_infinities(a: NDArray[np.float64], b: NDArray[np.float64]) -> bool:
 def _extent(values: Values) -> tuple[float, float]:
     """Return (largest size of what is no filler, size from which on values are fillers)."""
     largest, ordinary, large = 0.0, 0.0, math.inf
+    others = 0
     for part in _parts(values):
         sizes = np.abs(part[np.isfinite(part)])
+        small = sizes < FILLED
+        others += int(small.sum())
         largest = max(largest, float(sizes.max(initial=0.0)))
-        ordinary = max(ordinary, float(sizes[sizes < FILLED].max(initial=0.0)))
-        large = min(large, float(sizes[sizes >= FILLED].min(initial=math.inf)))
-    return (ordinary, large) if 0 < GAP * ordinary <= large else (largest, math.inf)
+        ordinary = max(ordinary, float(sizes[small].max(initial=0.0)))
+        large = min(large, float(sizes[~small].min(initial=math.inf)))
+    return (ordinary, large) if others and GAP * ordinary <= large else (largest, math.inf)
 
 
 def _parts(values: Values) -> Iterator[NDArray[np.float64]]:

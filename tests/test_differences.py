@@ -100,3 +100,19 @@ def test_types_of_numbers() -> None:
     moved = torch.tensor([[2.0, -torch.inf], [1.0, 1.0]])
     assert norm_difference(moved, masked) == pytest.approx((1 / 3) ** 0.5)
     assert norm_difference(np.array([np.inf]), np.array([-np.inf])) == np.inf
+
+
+def test_fillers_hide_nothing_where_all_other_values_are_zero() -> None:
+    expected = np.array([0.0, 0.0, -1e9, -1e9])
+    wrong = np.array([5.0, 3.0, -1e9, -1e9])
+    assert relative_difference(wrong, expected, 1e-4) > 1
+    assert norm_difference(wrong, expected) > 1
+    assert relative_difference(expected.copy(), expected, 1e-4) == 0
+    assert norm_difference(expected.copy(), expected) == 0
+    assert filler_size(np.array([-1e9, -1e9])) == np.inf, "a model of large numbers"
+
+
+def test_what_rounding_makes_is_allowed_beside_the_share_of_the_largest_value() -> None:
+    expected = np.array([1.0, 0.5])
+    assert relative_difference(expected + 0.15, expected, 0.0, 0.5) == pytest.approx(0.1)
+    assert relative_difference(expected + 0.15, expected, 0.0) == pytest.approx(0.15)

@@ -84,7 +84,10 @@ def evaluate_command(arguments: argparse.Namespace) -> int:
     _warn_of_arithmetic(arguments.path, settings)
     names = calling_names(task.example_inputs, session.get_inputs())
     scores, samples = evaluate_session(task, session, names, batches)
-    extra = "".join(f", {name} {value:.4f}" for name, value in scores.metrics.items())
+    extra = ""
+    for name, value in scores.metrics.items():
+        # "accuracy" is the task's metric, which may be a perplexity beside an accuracy.
+        extra += f", {'metric ' * (name == 'accuracy')}{name} {value:.4f}"
     console.print(
         f"{arguments.path}: accuracy {scores.accuracy:.4f}{extra} on {samples} samples of "
         f"{arguments.split}",

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import os
 import sys
 import traceback
 from collections.abc import Callable, Sequence
@@ -47,6 +48,7 @@ COMMANDS: dict[str, Callable[[argparse.Namespace], int]] = {
 # What Ctrl-C leaves: these commands save each result at once.
 SAVING = ("search", "worker")
 KEPT = "all results so far are saved, and the same command continues"
+PIPE = 128 + 13  # exit code of a program that SIGPIPE ends
 LOST = "nothing was finished, and the same command begins anew"
 
 
@@ -68,6 +70,9 @@ def main(argv: Sequence[str] | None = None) -> None:
         if arguments.debug:
             traceback.print_exc()
         sys.exit(_fail(" ".join(str(error).split())))
+    except BrokenPipeError:  # the reader of the output has ended, such as `head`
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        sys.exit(PIPE)
     except OSError as error:  # a full or missing disk, wherever it is noticed
         if arguments.debug:
             traceback.print_exc()

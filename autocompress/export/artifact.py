@@ -288,6 +288,7 @@ def copy_artifact(run_folder: Path, point: FrontPoint, to: Path) -> Path:
         names = tuple(file.name for file in source.iterdir() if file.is_file())
     try:
         to.mkdir(parents=True, exist_ok=True)
+        (to / CONFIG).unlink(missing_ok=True)  # of another point that lay there
         for name in names:
             shutil.copyfile(source / name, to / name)
     except OSError as error:

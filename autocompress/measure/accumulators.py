@@ -272,20 +272,36 @@ def check_fresh(metric: Metric, outputs: Tensor, targets: Any, name: str = "metr
 def _check_unfed(metric: Metric, outputs: Tensor, targets: Any, name: str) -> None:
     """Raise a TaskError for an object without `reset` that has batches from before the search.
 
-    It has a value without a batch, and a batch counts less the more came before.
+    Its value without a batch is another one than that of a new object of its class, and a batch
+    counts less the more came before. A class that needs arguments tells nothing.
     """
     is_object = accumulates(metric) and not isinstance(metric, type)
     if not is_object or callable(getattr(metric, "reset", None)):
         return
+    maker: Any = type(metric)
     try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # such as of means of nothing
-            values = [value_of(metric, [(outputs, targets)] * count, name) for count in range(3)]
-    except (UserCodeError, NotComputableError):
+        new = maker()
+    except Exception:
         return
-    if values[0] != 0 and not equal(values[1], values[2]):
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # such as of means of nothing
+        mine, fresh_one = (_value_or_none(one, [], name) for one in (metric, new))
+        once, twice = (
+            _value_or_none(metric, [(outputs, targets)] * count, name) for count in (1, 2)
+        )
+    if mine is None or once is None or twice is None:
+        return
+    if (fresh_one is None or not equal(mine, fresh_one)) and not equal(once, twice):
         raise TaskError(
-            f"task: {name} is {values[0]:.6g} before its first batch: batches that it got earlier "
+            f"task: {name} is {mine:.6g} before its first batch: batches that it got earlier "
             "would count in each evaluation; nearest: a method reset, its class, or a function "
             "that makes a new object"
         )
+
+
+def _value_or_none(metric: Metric, batches: Sequence[Batch], name: str) -> float | None:
+    """Return a metric of some batches, or None where it fails or is not finite."""
+    try:
+        return value_of(metric, batches, name)
+    except (UserCodeError, NotComputableError):
+        return None

@@ -324,3 +324,30 @@ def test_an_object_that_was_fed_before_is_refused() -> None:
     used = Reset()
     used.update(X, Y)
     check_fresh(used, X, Y)
+
+
+class Smoothed(Right):
+    """Count one right sample more than there are (Laplace), as Dice scores may."""
+
+    def __init__(self, more: float = 1.0) -> None:
+        super().__init__()
+        self.more = more
+
+    def compute(self) -> float:
+        return (self.right + self.more) / (self.count + self.more)
+
+
+class Needy(Smoothed):
+    """Need an argument, so that no second one can be made to compare with."""
+
+    def __init__(self, more: float) -> None:
+        super().__init__(more)
+
+
+def test_a_smoothed_object_that_was_not_fed_is_taken() -> None:
+    check_fresh(Smoothed(), X, Y, "dice")
+    check_fresh(Needy(1.0), X, Y, "dice")
+    fed = Smoothed()
+    fed.update(X, 3 - Y)
+    with pytest.raises(TaskError, match="before its first batch"):
+        check_fresh(fed, X, Y, "dice")

@@ -35,7 +35,7 @@ class _LearnedStep(torch.autograd.Function):
         of_x = gradient * inside if ctx.needs_input_grad[0] else None
         of_step = None
         if ctx.needs_input_grad[1]:
-            rest = _clipped(v.round(), low, high).sub_(v * inside)
+            rest = _clipped(v.round(), low, high).sub_(v.masked_fill(~inside, 0.0))
             of_step = rest.mul_(gradient).sum_to_size(step.shape)
         return of_x, of_step, None, None
 

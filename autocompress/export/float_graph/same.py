@@ -263,7 +263,7 @@ def close(value: NDArray[Any], expected: NDArray[Any], noise: float = NOISE) -> 
         return False
     if not np.issubdtype(expected.dtype, np.floating):
         return not expected.size or float((value == expected).mean()) >= EQUAL_SHARE
-    return relative_difference(value, expected, noise / TOLERANCE) <= TOLERANCE
+    return relative_difference(value, expected, 0.0, noise / TOLERANCE) <= TOLERANCE
 
 
 def _casts(proto: ModelProto, error: str) -> str:

@@ -139,13 +139,18 @@ function spending(name, title, words, rest) {
       element("span", {}, words(total)),
     ]);
   const known = [first, second].filter(Boolean);
-  const rows = known[0].map(([label, , hue], k) => element("tr", {},
-    element("th", { scope: "row" },
-      element("span", { class: "swatch", style: `background:${hue}` }), label),
-    ...known.map((parts) => element("td", {}, words(parts[k][1]))),
-    ...(known[1] ? [element("td", {}, first[k][1] > 0
-      ? `${((100 * second[k][1]) / first[k][1]).toFixed(0)} %` : "")] : []),
-  ));
+  const hues = new Map(known.flat().map(([label, , hue]) => [label, hue]));
+  const amount = (parts, label) => (parts.find((part) => part[0] === label) || [])[1];
+  const rows = [...hues].map(([label, hue]) => {
+    const amounts = known.map((parts) => amount(parts, label));
+    const left = amounts[0] > 0 && amounts[1] !== undefined
+      ? `${((100 * amounts[1]) / amounts[0]).toFixed(0)} %` : "";
+    return element("tr", {},
+      element("th", { scope: "row" },
+        element("span", { class: "swatch", style: `background:${hue}` }), label),
+      ...amounts.map((one) => element("td", {}, one === undefined ? "" : words(one))),
+      ...(known[1] ? [element("td", {}, left)] : []));
+  });
   const names = known[1] ? ["before", "after", "left"] : [first ? "before" : "after"];
   const heads = [title, ...names].map((w) => element("th", { scope: "col" }, w));
   const note = element("p", {}, "This run folder does not tell the parts after compression.");

@@ -95,7 +95,7 @@ class FrontMaker:
             )
         finalists = self._with_hopefuls(finalists)
         front, check = self._measured(finalists, run)
-        finalists = _verified(finalists, front, self.progress)
+        finalists = self._verified(finalists, front)
         _say_errors(check, self.progress)
         run = replace(run, front_check=check, refit={})
         if check.get("mape", 0.0) > PROMISE and self.problem.latency_source == "measured":
@@ -139,7 +139,7 @@ class FrontMaker:
         ):
             everyone = [*finalists, *again._recovered(more)]
             front, check = again._measured(everyone, run)
-            _verified(everyone, front, self.progress)
+            self._verified(everyone, front)
             _say_errors(check, self.progress)
             if "mape" in check:  # else no file was timed again
                 run = replace(run, front_check=check)
@@ -169,6 +169,24 @@ class FrontMaker:
             self.stop,
             self.progress.phase,
         )
+
+    def _verified(self, finalists: list[Finalist], front: ParetoFront) -> list[Finalist]:
+        """Return the finalists whose files were run, and say why others were not."""
+        verified = {point.trial for point in (*front.points, *front.dominated)}
+        run = [finalist for finalist in finalists if finalist.number in verified]
+        refused = {
+            finalist.number: self.files.refused[finalist.number]
+            for finalist in finalists
+            if finalist.number in self.files.refused and finalist.number not in verified
+        }
+        for number, why in refused.items():
+            self.progress.line(f"trial {number}: left out of the front: {why}")
+        if len(run) + len(refused) < len(finalists):
+            self.progress.line(
+                f"{len(run)} of {len(finalists)} points of the front were run before the time was "
+                "up; the same command runs more"
+            )
+        return run
 
     def _measured(
         self, finalists: list[Finalist], run: RunRecord
@@ -204,20 +222,6 @@ def _model_folder(task: Task) -> Mapping[str, Any] | None:
     if known is None:
         return None
     return {name: getattr(known, name) for name in ("folder", "task", "metric", "files")}
-
-
-def _verified(
-    finalists: list[Finalist], front: ParetoFront, progress: SearchProgress
-) -> list[Finalist]:
-    """Return the finalists that were run before the time was up."""
-    verified = {point.trial for point in (*front.points, *front.dominated)}
-    run = [finalist for finalist in finalists if finalist.number in verified]
-    if len(run) < len(finalists):
-        progress.line(
-            f"{len(run)} of {len(finalists)} points of the front were run before the time was "
-            "up; the same command runs more"
-        )
-    return run
 
 
 def _say_errors(check: dict[str, Any], progress: SearchProgress) -> None:

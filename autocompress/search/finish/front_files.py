@@ -72,6 +72,7 @@ class FrontFiles:
         clock: is told how long files take; None while the time was not divided yet.
         float_file: what the files are compared with.
         tested_share: part of the test split that an earlier run of the folder has used.
+        refused: why the file of a finalist was left out, by number of the trial.
     """
 
     folder: Path
@@ -80,6 +81,7 @@ class FrontFiles:
     clock: Clock | None = None
     float_file: FloatFile = field(default_factory=FloatFile)
     tested_share: float = 0.0
+    refused: dict[int, str] = field(default_factory=dict)
     _files: dict[int, MeasuredFile] = field(default_factory=dict)
     _points: dict[int, FrontPoint] = field(default_factory=dict)
     _warning: str = ""  # of the last disturbed timing
@@ -252,6 +254,7 @@ class FrontFiles:
                 files.append(self._run(finalist, problem))
             except (NotComputableError, UserCodeError) as error:
                 failure = error  # for example, its outputs are not finite; the others are judged
+                self.refused[finalist.number] = " ".join(str(error).split())
         if failure is not None and not files:
             raise failure
         chosen = {file.finalist.number for file in files}
@@ -354,7 +357,9 @@ class FrontFiles:
         timing = time_front(*subject, report, rounds, self._left_s)
         self._warning = timing.warning or self._warning
         own = timing.float_settings
-        elsewhere = time_elsewhere(*subject, timing.settings, report, rounds, own)
+        elsewhere = time_elsewhere(
+            *subject, timing.settings, report, rounds, own, left_s=self._left_s
+        )
         # The float file, too, may be faster under the default settings than under tuned ones.
         float_ms = baseline.latency_ms * timing.float_share
         metrics = {**baseline.metrics, **elsewhere[0], **phase_entry(problem, float_ms)}

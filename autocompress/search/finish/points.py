@@ -58,10 +58,9 @@ def worth_showing(
         uniform: numbers of the trials of uniform candidates.
         limits: absolute limits.
         baseline: numbers of the float file.
-        parts: from `parts_of`; None tells nothing of single modules.
 
     Returns:
-        The point.; if there is none, the one that is nearest to the limits.
+        The points; if there is none, the one that is nearest to the limits.
     """
 
     def missed(point: FrontPoint) -> dict[str, float]:
@@ -97,6 +96,7 @@ def point_of(
         metrics: everything but accuracy, by the name used in reports.
         latency_source: where the latency comes from, as in `Measurement`.
         baseline: numbers of the float file.
+        parts: from `parts_of`; None tells nothing of single modules.
 
     Returns:
         The point.

@@ -137,6 +137,7 @@ def time_elsewhere(
     report: Report,
     rounds: int = ROUNDS,
     float_settings: SessionSettings | None = None,
+    left_s: Callable[[], float] = lambda: math.inf,
 ) -> list[dict[str, float]]:
     """Time files at the task's `latency_inputs`, and in the other phase of a decoder.
 
@@ -148,6 +149,7 @@ def time_elsewhere(
         report: called with a step and the share of it that is done.
         rounds: of each file.
         float_settings: session settings of the float file; None for those of the run.
+        left_s: returns the remaining seconds; without time, each file is timed in fewer rounds.
 
     Returns:
         For the float file and each other file, milliseconds by the name used in reports.
@@ -162,7 +164,8 @@ def time_elsewhere(
         tuned = problem.settings
         if problem.target.figures is not None:
             files = [str(path) for path in paths]
-            timing = compare(str(baseline), files, feed, problem.target, tuned, rounds, share)
+            how = (feed, problem.target, tuned, rounds, share)
+            timing = compare(str(baseline), files, *how, left_s=left_s)
         else:
             own_float = float_settings or tuned
             opener = partial(open_session, str(baseline), own_float)
@@ -171,7 +174,15 @@ def time_elsewhere(
             reopens = is_large(str(baseline))
             clock = quiet_clock(own_float, *settings)
             timing = interleaved_timing(
-                opener, openers, feed, rounds, report=share, clock=clock, reopens=reopens
+                opener,
+                openers,
+                feed,
+                rounds,
+                report=share,
+                least=len(openers),
+                left_s=left_s,
+                clock=clock,
+                reopens=reopens,
             )
         for entry, ratio in zip(entries, (1.0, *timing.ratios), strict=True):
             entry[latency_name(name)] = ratio * timing.baseline_ms

@@ -119,3 +119,11 @@ def test_what_a_layer_returned_may_be_overwritten_before_the_backward_pass() -> 
         gradients.append((x.grad, step.grad))
     assert torch.equal(gradients[0][0], gradients[1][0])
     assert torch.equal(gradients[0][1], gradients[1][1])
+
+
+def test_an_infinite_input_leaves_the_gradient_of_the_step_finite() -> None:
+    x = torch.tensor([1.0, -torch.inf, 3.0]).requires_grad_()
+    step = torch.tensor(0.5, requires_grad=True)
+    learned_step(x * 1.0, step, ZERO, -4, 3).sum().backward()
+    assert step.grad is not None
+    assert float(step.grad) == -4 + 3

@@ -96,13 +96,17 @@ def finished(monkeypatch: pytest.MonkeyPatch, tmp_path: Path):
         source: str = "measured",
         first: list[Finalist] = FINALISTS,
         timed: int = 2,
+        refused: dict[int, str] | None = None,
+        late: tuple[int, ...] = (),
     ) -> RunRecord:
         problem, answers = MadeUpProblem(latency_source=source), iter([list(first), list(again)])
         refitted = replace(problem, table=Table(told=((None, 1.0),), note="fitted again"))
 
         def finish(finalists, *_):
             verified.append([f.number for f in finalists])
-            points = [point(f.number, f.size_bytes, 1.0) for f in finalists]
+            missing = {*(refused or {}), *late}
+            made = [f for f in finalists if f.number not in missing]
+            points = [point(f.number, f.size_bytes, 1.0) for f in made]
             check = {"warning": "", "candidates": len(finalists)}
             if error is not None and len(verified) <= timed:
                 check |= {"mape": error / len(verified), "bias": error}
@@ -117,7 +121,7 @@ def finished(monkeypatch: pytest.MonkeyPatch, tmp_path: Path):
         clock = SimpleNamespace(
             has_room=lambda count, seconds: room, next_file_s=1.0, recovery_deadline=None
         )
-        files = SimpleNamespace(finish=finish)
+        files = SimpleNamespace(finish=finish, refused=refused or {})
         parts = (
             None,
             problem,
@@ -135,6 +139,17 @@ def finished(monkeypatch: pytest.MonkeyPatch, tmp_path: Path):
 
     run.lines, run.verified = lines, verified
     return run
+
+
+def test_a_file_that_was_refused_is_not_said_to_be_late(finished) -> None:
+    finished(None, refused={3: "outputs are not finite"})
+    assert finished.lines == ["trial 3: left out of the front: outputs are not finite"]
+    finished.lines.clear()
+    finished(None, refused={3: "outputs are not finite"}, late=(5,))
+    assert finished.lines == [
+        "trial 3: left out of the front: outputs are not finite",
+        "0 of 2 points of the front were run before the time was up; the same command runs more",
+    ]
 
 
 OTHER = Finalist(7, candidate(3), 300, 1.0, (0.9,))

@@ -104,7 +104,7 @@ def files(monkeypatch: pytest.MonkeyPatch, tmp_path: Path):
         monkeypatch.setattr(module, "other_scores", other_scores)
     monkeypatch.setattr(float_file, "weights_in_memory", lambda path, settings: 10)
     monkeypatch.setattr(front_files, "time_front", time_front)
-    monkeypatch.setattr(front_files, "time_elsewhere", lambda p, b, paths, *_: [{}] * 9)
+    monkeypatch.setattr(front_files, "time_elsewhere", lambda p, b, paths, *_, **__: [{}] * 9)
     monkeypatch.setattr(front_files, "write_papers", lambda *_: None)
     made = FrontFiles(tmp_path, Limits(max_accuracy_drop=0.05), lambda what, share: None)
     return SimpleNamespace(made=made, ran=ran, timed=timed, tested=tested, folder=tmp_path)
@@ -176,6 +176,7 @@ def test_a_file_without_finite_outputs_is_left_out(files) -> None:
         files.made.add(finalist(0, 2), PROBLEM, {})
     front, _ = files.made.finish([finalist(1, 2), finalist(2, 4)], PROBLEM, {})
     assert [point.trial for point in front.points] == [2]
+    assert files.made.refused == {1: "outputs are not finite"}
     with pytest.raises(NotComputableError):
         FrontFiles(files.folder, Limits(), lambda *_: None).finish([finalist(1, 2)], PROBLEM, {})
 
