@@ -203,7 +203,7 @@ def test_settings_go_with_the_artifact_and_never_slow_a_file_down(
 
 def test_a_busy_machine_is_said_in_the_run(cnn_task, tmp_path: Path, monkeypatch) -> None:
     real = timing.compare
-    monkeypatch.setattr(timing, "compare", lambda *a: replace(real(*a), disturbance=0.4))
+    monkeypatch.setattr(timing, "compare", lambda *a, **k: replace(real(*a, **k), disturbance=0.4))
     search(cnn_task, tmp_path, n_trials=3)
     assert "the machine was busy" in read(tmp_path)["front_check"]["warning"]
     assert "the machine was busy" in (tmp_path / "report.html").read_text()

@@ -41,7 +41,8 @@ def test_a_real_target_runs_every_file_with_the_settings(monkeypatch: pytest.Mon
     opened, reopened, clocks = [], [], []
     monkeypatch.setattr(latency, "open_session", lambda *given: opened.append(given))
 
-    def timing(baseline, models, feed, rounds, report, clock, reopens):
+    def timing(baseline, models, feed, rounds, report, least, left_s, clock, reopens):
+        assert least == len(models), "each file is timed, however late it is"
         reopened.append(reopens)
         clocks.append(clock)
         for opener in (baseline, *models):

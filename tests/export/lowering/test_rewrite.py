@@ -171,7 +171,7 @@ def test_a_fixed_batch_size_is_kept_where_the_model_needs_one() -> None:
         def forward(self, x: torch.Tensor) -> torch.Tensor:
             return self.linear(x.reshape(2, 4)).reshape(2, 2, 2).sum(1)
 
-    proto, dynamic, fixed, _ = export_float(Fixed().eval(), torch.rand(2, 4))
+    proto, dynamic, fixed, *_ = export_float(Fixed().eval(), torch.rand(2, 4))
     assert not dynamic
     assert fixed == ("x: dimension 0 (batch) is fixed: the traced program needs exactly 2",)
     assert proto.graph.input[0].type.tensor_type.shape.dim[0].dim_value == 2
