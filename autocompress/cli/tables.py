@@ -8,19 +8,48 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from rich.cells import cell_len
 from rich.console import Console
 from rich.table import Table
 
 from autocompress.model.modules import ModuleMap
 from autocompress.report.decision import use_limits
 from autocompress.report.info import before_after
-from autocompress.results.files import RUN_FILE, read_json
+from autocompress.results.files import REPORT_FILE, RUN_FILE, read_json
 from autocompress.results.front import ParetoFront, SearchResult
 from autocompress.results.front_point import MARKED_GAP
 from autocompress.results.measurement import score_words
 from autocompress.search.problem.ranks import RankVerdict
 
 console = Console(soft_wrap=True, width=None if sys.stdout.isatty() else 160)
+
+SHORT = {
+    "recommended as": "pick",
+    "size (KB)": "KB",
+    "in memory (KB)": "KB in memory",
+    "latency (ms)": "ms",
+    "accuracy (validation)": "validation",
+    "accuracy (test)": "test",
+    "deployed - simulated": "gap",
+    "accuracy (gaussian noise)": "noise",
+    "accuracy (contrast)": "contrast",
+    "accuracy (blur)": "blur",
+    "accuracy (token dropout)": "dropped",
+}
+STYLES = {
+    "smaller": "{:.2f}x",
+    "faster": "{:.2f}x",
+    "size (KB)": "{:.1f}",
+    "in memory (KB)": "{:.1f}",
+    "latency (ms)": "{:.3f}",
+    "deployed - simulated": "{:.4f}",
+}
+# Of the printed front, in a terminal: columns that it always has, and those that go after metrics.
+KEPT = (
+    *("point", "recommended as", "size (KB)", "latency (ms)"),
+    *("accuracy (validation)", "accuracy (test)"),
+)
+LEFT_OUT_LAST = ("in memory (KB)", "deployed - simulated", "faster", "smaller")
 
 
 def notes(result: SearchResult) -> list[str]:
@@ -82,60 +111,67 @@ def known_limits(folder: Path, front: ParetoFront) -> Mapping[str, Any]:
 
 
 def print_front(front: ParetoFront, limits: Mapping[str, Any] | None = None) -> None:
-    """Print the points of a front below the float baseline.
+    """Print the points of a front below the float baseline, and what a terminal has no room for.
 
     Args:
         front: verified points.
         limits: of the points to recommend, from `known_limits`; None limits accuracy alone.
     """
-    table = Table(title="before / after")
-    # What is left out is said by `notes`, or stands in the report: a terminal has no room for it.
-    left_out = ["fragile under", "accuracy (undisturbed)"]
-    frame = before_after(front, limits).drop(columns=left_out, errors="ignore")
-    short = {
-        "recommended as": "pick",
-        "size (KB)": "KB",
-        "latency (ms)": "ms",
-        "accuracy (validation)": "validation",
-    }
-    short |= {
-        "in memory (KB)": "KB in memory",
-        "accuracy (test)": "test",
-        "deployed - simulated": "gap",
-    }
-    short |= {
-        "accuracy (gaussian noise)": "noise",
-        "accuracy (contrast)": "contrast",
-        "accuracy (blur)": "blur",
-        "accuracy (token dropout)": "dropped",
-    }
-    for column in frame.columns:
-        left = column in ("point", "recommended as")
-        table.add_column(
-            short.get(str(column), str(column)),
-            justify="left" if left else "right",
-            no_wrap=column != "recommended as",
-        )
-    styles = {
-        "smaller": "{:.2f}x",
-        "faster": "{:.2f}x",
-        "size (KB)": "{:.1f}",
-        "in memory (KB)": "{:.1f}",
-        "latency (ms)": "{:.3f}",
-        "deployed - simulated": "{:.4f}",
-    }
-    for record in frame.to_dict("records"):
-        cells = []
-        for label, value in record.items():
-            missing = value is None or (isinstance(value, float) and np.isnan(value))
-            if missing or isinstance(value, str):
-                cells.append(value if isinstance(value, str) else "")
-            elif label in styles:
-                cells.append(styles[str(label)].format(value))
-            else:
-                cells.append(score_words(value))
-        table.add_row(*cells)
+    cells = _front_cells(front, limits)
+    others = [name for name in reversed(cells) if name not in (*KEPT, *LEFT_OUT_LAST)]
+    left_out: list[str] = []
+    table, least = _front_table(cells)
+    for column in (*others, *LEFT_OUT_LAST):
+        if not console.is_terminal or least <= console.width:
+            break
+        del cells[column]
+        left_out.append(SHORT.get(column, column))
+        table, least = _front_table(cells)
     console.print(table)
+    if left_out:
+        print_lines([f"no room for: {', '.join(left_out)}; {REPORT_FILE} shows all"])
+
+
+def _front_cells(front: ParetoFront, limits: Mapping[str, Any] | None) -> dict[str, list[str]]:
+    """Return the cells of the printed columns."""
+    frame = before_after(front, limits)
+    # What is left out is said by `notes`, or stands in the report: a terminal has no room for it.
+    frame = frame.drop(columns=["fragile under", "accuracy (undisturbed)"], errors="ignore")
+    cells = {}
+    for column, values in frame.items():
+        # The phase that decides is a metric, too.
+        if column == "latency (ms)" or not values.equals(frame["latency (ms)"]):
+            cells[str(column)] = [_cell(str(column), value) for value in values]
+    return cells
+
+
+def _cell(column: str, value: Any) -> str:
+    if value is None or (isinstance(value, float) and np.isnan(value)):
+        return ""
+    if isinstance(value, str):
+        return value
+    return STYLES[column].format(value) if column in STYLES else score_words(value)
+
+
+def _front_table(cells: Mapping[str, Sequence[str]]) -> tuple[Table, int]:
+    """Return a table that cuts no number, and the width that it needs at least."""
+    table = Table(title="before / after")
+    for column, values in cells.items():
+        header = SHORT.get(column, column)
+        is_wrapped = column == "recommended as"
+        table.add_column(
+            header,
+            justify="left" if column in ("point", "recommended as") else "right",
+            no_wrap=not is_wrapped,
+            min_width=None if is_wrapped else max(map(cell_len, (header, *values))),
+        )
+    for row in zip(*cells.values(), strict=True):
+        table.add_row(*row)
+    widths = console.measure(table, options=console.options.update(max_width=10_000))
+    # A file has no width.
+    room = console.width if console.is_terminal else widths.maximum
+    table.width = max(widths.minimum, min(widths.maximum, room))
+    return table, widths.minimum
 
 
 def print_modules(modules: ModuleMap, ranks: Sequence[RankVerdict]) -> None:

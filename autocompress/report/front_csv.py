@@ -4,12 +4,21 @@ from __future__ import annotations
 
 import csv
 import io
+from collections.abc import Mapping
+from typing import Any
 
 from autocompress.report.decision import recommended, use_limits
 from autocompress.report.info import RunInfo
+from autocompress.report.words import own_names
 from autocompress.results.files import MODEL_FILE
+from autocompress.results.measurement import Measurement
 
 FIGURES = ("size_bytes", "latency_ms", "accuracy")
+FIRST = ("point", "recommended_as", "file", *FIGURES, "test_accuracy", "memory_bytes")
+LAST = (
+    *("latency_source", *(f"predicted_{figure}" for figure in FIGURES), "deployed_gap"),
+    "fragile_under",
+)
 
 
 def front_csv(info: RunInfo) -> str:
@@ -21,11 +30,12 @@ def front_csv(info: RunInfo) -> str:
     front = info.front
     picks = recommended(front, use_limits(info.run, front))
     everyone = [front.baseline, *(point.measured for point in front)]
-    metrics = list(dict.fromkeys(name for measured in everyone for name in measured.metrics))
-    rows = [{**front.baseline.to_json(), **front.baseline.metrics, "point": "float model"}]
+    found = dict.fromkeys(name for measured in everyone for name in measured.metrics)
+    metrics = own_names(list(found), (*FIRST, *LAST))
+    rows = [{**_numbers(front.baseline, metrics), "point": "float model"}]
     for point in front:
         measured = point.measured
-        row = {**measured.to_json(), **measured.metrics, "point": f"trial {point.trial}"}
+        row = {**_numbers(measured, metrics), "point": f"trial {point.trial}"}
         for figure in FIGURES:
             row[f"predicted_{figure}"] = getattr(point.predicted, figure)
         row["recommended_as"] = picks.get(point.trial, "")
@@ -33,14 +43,15 @@ def front_csv(info: RunInfo) -> str:
         row["deployed_gap"] = point.deployed_gap
         row["file"] = f"{point.artifact}/{MODEL_FILE}"
         rows.append(row)
-    columns = [
-        *("point", "recommended_as", "file", *FIGURES, "test_accuracy", "memory_bytes"),
-        *metrics,
-        *("latency_source", *(f"predicted_{figure}" for figure in FIGURES), "deployed_gap"),
-        "fragile_under",
-    ]
     text = io.StringIO()
-    writer = csv.DictWriter(text, columns, extrasaction="ignore", lineterminator="\n")
+    writer = csv.DictWriter(text, [*FIRST, *metrics.values(), *LAST], lineterminator="\n")
     writer.writeheader()
     writer.writerows(rows)
     return text.getvalue()
+
+
+def _numbers(measured: Measurement, metrics: Mapping[str, str]) -> dict[str, Any]:
+    """Return the measured figures by column; `metrics` has the column of each metric."""
+    figures = (*FIGURES, "test_accuracy", "memory_bytes", "latency_source")
+    row = {figure: getattr(measured, figure) for figure in figures}
+    return row | {metrics[name]: value for name, value in measured.metrics.items()}

@@ -12,6 +12,7 @@ import pandas as pd
 
 from autocompress.measure.robustness import PARTS
 from autocompress.report.decision import recommended
+from autocompress.report.words import own_names
 from autocompress.results.files import (
     RUN_FILE,
     SENSITIVITY_FILE,
@@ -118,9 +119,11 @@ def before_after(front: ParetoFront, limits: Mapping[str, Any] | None = None) ->
     names = dict.fromkeys(name for m in measured for name in m.metrics)
     extra = [name for name in names if name not in disturbed.values()]
     picks = recommended(front, limits)
-    rows = [_row("float baseline", front.baseline, front.baseline, extra, shown)]
+    # A metric may have the name of another column.
+    columns = own_names(extra, _row("", front.baseline, front.baseline, {}, shown))
+    rows = [_row("float baseline", front.baseline, front.baseline, columns, shown)]
     for point in front.points:
-        row = _row(f"trial {point.trial}", point.measured, front.baseline, extra, shown)
+        row = _row(f"trial {point.trial}", point.measured, front.baseline, columns, shown)
         row["recommended as"] = picks.get(point.trial, "")
         row["deployed - simulated"] = point.deployed_gap
         row["fragile under"] = ", ".join(name.replace("_", " ") for name in point.fragile)
@@ -133,10 +136,10 @@ def _row(
     name: str,
     measured: Measurement,
     baseline: Measurement,
-    extra: Sequence[str],
+    extra: Mapping[str, str],
     shown: Sequence[str],
 ) -> dict[str, Any]:
-    """Return a row of `before_after`; `extra` and `shown` name metrics and disturbances."""
+    """Return a row of `before_after`; `extra` has columns of metrics, `shown` disturbances."""
     memory = measured.memory_bytes
     row: dict[str, Any] = {
         "point": name,
@@ -149,8 +152,8 @@ def _row(
         "accuracy (validation)": measured.accuracy,
         "accuracy (test)": measured.test_accuracy,
     }
-    for metric in extra:
-        row[metric] = measured.metrics.get(metric)
+    for metric, column in extra.items():
+        row[column] = measured.metrics.get(metric)
     for disturbance in shown:
         label = f"accuracy ({disturbance.replace('_', ' ')})"
         row[label] = measured.metrics.get(f"accuracy_{disturbance}")

@@ -19,7 +19,8 @@ class PredictionInfo(NamedTuple):
     Attributes:
         check: (predicted, measured) of random candidates that no fit has seen.
         front: (predicted, measured) of verified points that were predicted before, and measured.
-        check_mape: mean absolute relative error on `check`; None if not checked.
+        check_mape: mean absolute relative error on `check` when it was predicted, where the run
+            tells it, else of the pairs; None if there are none.
         front_mape: the same on `front`.
     """
 
@@ -66,15 +67,25 @@ def predictions(info: RunInfo) -> PredictionInfo:
         info: content of a run folder.
     """
     check = info.run.get("latency_check") or {}
+    random = (check.get("predicted_ms", []), check.get("measured_ms", []))
     everything: tuple[FrontPoint, ...] = info.front.points + info.front.dominated
     # First files were not predicted, and what a table predicts for a device was not measured.
     points = [p for p in everything if p.was_predicted and p.measured.latency_source != "table"]
+    files = ([p.predicted.latency_ms for p in points], [p.measured.latency_ms for p in points])
+    on_front = info.run.get("front_check") or {}  # without an error of fewer than two files
     return PredictionInfo(
-        (check.get("predicted_ms", []), check.get("measured_ms", [])),
-        ([p.predicted.latency_ms for p in points], [p.measured.latency_ms for p in points]),
-        check.get("mape"),
-        (info.run.get("front_check") or {}).get("mape"),
+        random, files, check.get("mape", _mape(*random)), on_front.get("mape", _mape(*files))
     )
+
+
+def _errors(predicted: Sequence[float], measured: Sequence[float]) -> list[float]:
+    """Return absolute relative errors."""
+    return [abs(p / m - 1) for p, m in zip(predicted, measured, strict=True) if m > 0]
+
+
+def _mape(predicted: Sequence[float], measured: Sequence[float]) -> float | None:
+    errors = _errors(predicted, measured)
+    return sum(errors) / len(errors) if errors else None
 
 
 def time_info(info: RunInfo) -> TimeInfo:
@@ -167,7 +178,7 @@ def trust_rows(info: RunInfo) -> list[tuple[str, str, str, str]]:
 def _row(
     name: str, predicted: Sequence[float], measured: Sequence[float]
 ) -> tuple[str, str, str, str]:
-    errors = [abs(p / m - 1) for p, m in zip(predicted, measured, strict=True) if m > 0]
+    errors = _errors(predicted, measured)
     if not errors:
         return name, "0", "not compared", ""
     return name, str(len(errors)), f"{sum(errors) / len(errors):.1%}", f"{max(errors):.1%}"

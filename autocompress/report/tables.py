@@ -19,7 +19,6 @@ FORMATS: Mapping[str, Callable[[float], str]] = {
     "size (KB)": lambda value: bytes_words(1e3 * value),
     "in memory (KB)": lambda value: bytes_words(1e3 * value),
     "latency (ms)": ms_words,
-    "deployed - simulated": "{:+.4f}".format,
 }
 HEADERS = {"size (KB)": "size", "in memory (KB)": "in memory", "latency (ms)": "latency"}
 
@@ -78,6 +77,8 @@ def _cell(column: str, value: Any, metric: MetricWords) -> str:
         return value
     if column in FORMATS:
         return FORMATS[column](value)
+    if column == "deployed - simulated":
+        return metric.gap(value)
     return score_words(metric.sign_of(column) * value)
 
 

@@ -144,7 +144,8 @@ def _notes(point: FrontPoint, metric: MetricWords) -> list[str]:
         names = ", ".join(name.replace("_", " ") for name in point.fragile)
         notes.append(f"fragile under {names}")
     if point.marked:
-        notes.append(f"{metric.name} differs from the simulated one by {point.deployed_gap:+.4f}")
+        gap = metric.gap(point.deployed_gap)
+        notes.append(f"{metric.name} differs from the simulated one by {gap}")
     if point.measured.latency_source != "measured":
         notes.append("latency was not measured on the device")
     return notes

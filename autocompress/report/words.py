@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from typing import Any, NamedTuple
 
 from autocompress.candidate import Candidate
@@ -60,6 +60,14 @@ class MetricWords(NamedTuple):
         """Return the title of an axis of losses."""
         return f"{self.name} {'lost' if self.sign > 0 else 'added'}"
 
+    def gap(self, gap: float) -> str:
+        """Return a difference with the sign that it has between shown values.
+
+        Args:
+            gap: of accuracies, as files hold them.
+        """
+        return f"{self.sign * gap + 0.0:+.4f}"  # -0.0 + 0.0 is 0.0
+
     def label(self, column: str) -> str:
         """Return the title of a column of a table.
 
@@ -89,6 +97,22 @@ def metric_words(run: Mapping[str, Any]) -> MetricWords:
     if name is None:
         return MetricWords()
     return MetricWords(str(name).replace("_", " "), -1.0 if name in ERRORS else 1.0)
+
+
+def own_names(metrics: Collection[str], taken: Collection[str]) -> dict[str, str]:
+    """Return the name of the column of each metric.
+
+    Args:
+        metrics: their names.
+        taken: columns of other figures; a metric of such a name becomes "metric_NAME".
+    """
+    names: dict[str, str] = {}
+    for metric in metrics:
+        name = metric
+        while name in taken or (name != metric and (name in metrics or name in names.values())):
+            name = f"metric_{name}"
+        names[metric] = name
+    return names
 
 
 def bytes_words(size: float) -> str:

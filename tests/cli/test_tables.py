@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -79,6 +80,64 @@ def test_the_front_before_and_after(shown: Callable[[], list[list[str]]]) -> Non
     assert by_point["trial 7"]["faster"] == "4.00x"
     assert by_point["trial 7"]["gap"] == "-0.0010"
     assert by_point["trial 3"]["pick"] == "smallest, fastest, accurate, knee", "within a hundredth"
+
+
+LONG = ("latency at prefill (ms)", "latency at decode (ms)", "greedy tokens as simulated")
+
+
+def wide_front() -> ParetoFront:
+    """A front of a language model with long names of metrics, whose decode phase decides."""
+
+    def measured(size: int, ms: float) -> Measurement:
+        metrics = dict(zip(LONG, (100 * ms, ms, 0.987654), strict=True))
+        metrics |= {"accuracy": 0.5, "accuracy_token_dropout": -130.0}
+        return Measurement(size, ms, -123.4567, -124.5678, metrics, True, 987654321)
+
+    points = []
+    for trial, size, ms in ((1, 123_456_789, 12.345), (2, 223_456_789, 11.345)):
+        own = measured(size, ms)
+        points.append(FrontPoint(trial, Candidate(), own, own, f"models/{trial:04d}"))
+    return ParetoFront.of(measured(538_000_000, 45.678), points)
+
+
+def printed(monkeypatch: pytest.MonkeyPatch, width: int, is_terminal: bool) -> str:
+    with open(os.devnull, "w") as nowhere:
+        console = Console(
+            soft_wrap=True, width=width, force_terminal=is_terminal, record=True, file=nowhere
+        )
+        monkeypatch.setattr(tables, "console", console)
+        print_front(wide_front())
+        return console.export_text()
+
+
+def test_a_file_gets_whole_numbers_and_none_twice(monkeypatch: pytest.MonkeyPatch) -> None:
+    text = printed(monkeypatch, 100, False)
+    assert "…" not in text
+    assert "no room" not in text
+    for word in ("smallest, ", "123456.8", "4.36x", "12.345", "-123.4567", LONG[0], LONG[2]):
+        assert word in text
+    assert "1234.5000" in text, "of the other phase"
+    assert LONG[1] not in text, "it decides, so it is the latency"
+    assert "12.3450" not in text
+
+
+@pytest.mark.parametrize(
+    ("width", "names"),
+    [
+        (160, "dropped, accuracy, greedy tokens as simulated"),
+        (80, f"dropped, accuracy, {LONG[2]}, {LONG[0]}, KB in memory, gap, faster, smaller"),
+    ],
+)
+def test_a_terminal_shows_the_columns_that_it_has_room_for(
+    monkeypatch: pytest.MonkeyPatch, width: int, names: str
+) -> None:
+    text = printed(monkeypatch, width, True)
+    lines = text.splitlines()
+    assert max(map(len, lines[:-1])) <= width
+    assert lines[-1] == f"no room for: {names}; report.html shows all"
+    assert "…" not in text
+    for word in ("smallest,", "123456.8", "12.345", "-123.4567", "-124.5678"):
+        assert word in text
 
 
 def result(tmp_path: Path, *points: FrontPoint, limits: Limits = Limits()) -> SearchResult:  # noqa: B008

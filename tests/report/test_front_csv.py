@@ -37,6 +37,26 @@ def test_metrics_have_columns(front: ParetoFront) -> None:
     assert (base["f1"], point["f1"], point["fragile_under"]) == ("", "0.5", "blur, gain")
 
 
+def test_metrics_with_the_name_of_a_figure_have_columns_of_their_own(front: ParetoFront) -> None:
+    taken = rows(front)[1]
+    metrics = {name: 100.0 + i for i, name in enumerate(taken)}
+    metrics |= {"metric_accuracy": 1.5, "verified": 2.5}
+    first, *others = front.points
+    first = replace(first, measured=replace(first.measured, metrics=metrics))
+    changed = replace(front, points=(first, *others))
+    base, point, *_ = rows(changed)
+    header = front_csv(RunInfo({}, changed, pd.DataFrame(), pd.DataFrame())).splitlines()[0]
+    names = header.split(",")
+    assert len(set(names)) == len(names) == 2 * len(taken) + 2
+    assert {name: point[name] for name in taken} == taken
+    assert point["metric_size_bytes"] == str(metrics["size_bytes"])
+    assert (point["metric_metric_accuracy"], point["metric_accuracy"]) == (
+        str(metrics["accuracy"]),
+        "1.5",
+    )
+    assert (base["verified"], point["verified"]) == ("", "2.5")
+
+
 def test_it_lies_beside_the_report(run: Path) -> None:
     write_report(run)
     assert (run / "front.csv").read_text() == front_csv(read_run(run))

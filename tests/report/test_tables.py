@@ -62,7 +62,16 @@ def test_errors_are_positive_in_tables(tmp_path: Path) -> None:
     run = {"metric": "perplexity"}
     folder = report_runs.write_run(tmp_path, points=3, modules=3, run=run, accuracy=-20.0)
     shown = read_run(folder)
+    # An accuracy of 0.5 less than simulated is a perplexity of 0.5 more.
+    first = replace(shown.front.points[0], deployed_gap=-0.5)
+    others = shown.front.points[1:]
+    shown = shown._replace(front=replace(shown.front, points=(first, *others)))
     text = points_table(shown)
+    assert [cells[headers(text).index("deployed - simulated")] for _, cells in rows(text)] == [
+        "",
+        "+0.5000 (!)",
+        *["+0.0000"] * len(others),
+    ]
     assert headers(text)[7:9] == ["perplexity (validation)", "perplexity (test)"]
     assert rows(text)[1][1][7] == "24.0000"
     assert rows(robustness_table(shown))[0][1][1:4] == ["20.0000", "21.0000", "20.0000"]

@@ -81,8 +81,12 @@ def test_without_a_test_split_there_is_no_row_of_it(tmp_path: Path) -> None:
 def test_perplexities_are_positive(tmp_path: Path) -> None:
     run = {"metric": "perplexity"}
     folder = report_runs.write_run(tmp_path, points=3, modules=3, run=run, accuracy=-20.0)
-    view = view_of(read_run(folder))
+    shown = read_run(folder)
+    first = replace(shown.front.points[0], deployed_gap=-0.5)
+    shown = shown._replace(front=replace(shown.front, points=(first, *shown.front.points[1:])))
+    view = view_of(shown)
     card = view["points"]["10"]
+    assert "perplexity differs from the simulated one by +0.5000" in card["notes"]
     assert card["facts"][-2] == ["perplexity", "20.0000", "24.0000", "adds 4.0000"]
     assert "adds" in view["stops"][0]["answer"]
 

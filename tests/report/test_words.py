@@ -11,6 +11,7 @@ from autocompress.report.words import (
     done_words,
     metric_words,
     ms_words,
+    own_names,
     times_words,
 )
 
@@ -64,6 +65,7 @@ def test_a_metric_without_a_name_is_accuracy() -> None:
     assert (metric.lost(0.0), metric.most(0.0)) == ("loses nothing", "lose nothing")
     assert metric.most(0.01, one=True) == "loses at most 0.01"
     assert metric.axis == "accuracy lost"
+    assert metric.gap(-0.5) == "-0.5000"
     assert metric.label("accuracy (test)") == "accuracy (test)"
     assert metric.sign_of("perplexity") == 1.0
 
@@ -74,11 +76,23 @@ def test_errors_are_shown_without_their_sign() -> None:
     assert metric.lost(0.5) == "adds 0.5000 squared error"
     assert metric.lost(-0.5) == "saves 0.5000 squared error"
     assert metric.most(0.5) == "add at most 0.5 squared error"
+    assert (metric.gap(-0.5), metric.gap(0.0)) == ("+0.5000", "+0.0000")
     assert metric.axis == "squared error added"
     assert metric.label("accuracy (test)") == "squared error (test)"
     assert metric.sign_of("accuracy (test)") == metric.sign_of("perplexity") == -1.0
     assert metric.sign_of("f1") == 1.0
     assert metric_words({"metric": "f1"}).value(0.25) == "0.2500"
+
+
+def test_columns_of_metrics_are_unlike_all_others() -> None:
+    names = own_names(["f1", "a", "metric_a", "b"], ["a", "b", "metric_b"])
+    assert names == {"f1": "f1", "a": "metric_metric_a", "metric_a": "metric_a"} | {
+        "b": "metric_metric_b"
+    }
+    assert list(own_names(["a", "metric_a"], ["a", "metric_a"]).values()) == [
+        "metric_metric_a",
+        "metric_metric_metric_a",
+    ]
 
 
 def test_what_was_done_is_one_line() -> None:

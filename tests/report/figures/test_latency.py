@@ -11,6 +11,7 @@ import pytest
 from autocompress import ParetoFront
 from autocompress.report.figures.latency import prediction_scatter, prediction_words, time_bars
 from autocompress.report.info import RunInfo
+from autocompress.report.latency_info import trust_rows
 
 
 def info(front: ParetoFront, run: dict) -> RunInfo:
@@ -35,6 +36,14 @@ def test_errors_that_are_not_known_are_left_out(front: ParetoFront) -> None:
     figure = prediction_scatter(shown)
     assert prediction_words(shown).endswith("predicted: front 2.0%.")
     assert list(figure.data[1].x) == []
+
+
+def test_the_words_agree_with_the_table_where_one_file_was_predicted(front: ParetoFront) -> None:
+    point = front.points[0]  # of 0.8 ms
+    point = replace(point, predicted=replace(point.predicted, latency_ms=0.88))
+    shown = info(replace(front, points=(point,), dominated=()), {"front_check": {"tuned": {}}})
+    assert trust_rows(shown)[1] == ("latency of the files", "1", "10.0%", "10.0%")
+    assert prediction_words(shown).endswith("predicted: front 10.0%.")
 
 
 def test_a_run_in_which_nothing_was_measured_has_axes(front: ParetoFront) -> None:
