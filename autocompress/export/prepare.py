@@ -102,7 +102,7 @@ def prepare(
     evidence = Evidence(teacher, statistics, task_losses(task), batches=norms)
     builder = Builder(lowered, module_map, evidence, ranges, file, kernels)
     report("checking what can be pruned", 0.0)
-    # Behind padding a decoder with a cache computes something else than the model.
+    # A decoder with a cache computes something else than the model in padded samples.
     inputs = _without_padding(task, samples) if lowered.caches else samples[0]
     return _with_prunable_groups(builder, inputs, outputs)
 

@@ -97,7 +97,7 @@ def test_padding_in_calibration_keeps_groups_prunable(tmp_path: Path, padded: in
     task = prepared(decoder_task(tmp_path))
     rows = task.example_inputs["input_ids"][:1].repeat(2, 1)  # type: ignore[index,call-overload]
     mask = torch.ones_like(rows)
-    mask[:padded, -5:] = 0
+    mask[:padded, :5] = 0  # before the text, as tokenizers of decoders pad
     batch = {"input_ids": rows * mask, "attention_mask": mask}
     task = replace(task, calibration=[(batch, rows)])
     groups = opened(task).module_map.groups
