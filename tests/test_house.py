@@ -112,7 +112,6 @@ TESTED_ELSEWHERE = {
     "report/latency_info.py": "report/test_info.py reads all tables of a run",
     "search/finish/first_files.py": "search/test_loop.py stops searches after their first file",
     "search/finish/points.py": "search/finish/test_front_files.py makes points of files",
-    "search/finish/measured_file.py": "search/test_loop.py runs the files of a front again",
     "search/opening.py": "search/test_loop.py opens searches, also refused ones",
     "search/workers/database.py": "search/workers/test_storage.py cuts databases off",
     "search/workers/join.py": "search/workers/test_launch.py starts workers that join a study",

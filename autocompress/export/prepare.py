@@ -7,7 +7,7 @@ model are built.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -26,6 +26,7 @@ from autocompress.export.build import Builder
 from autocompress.export.compressor import Compressor
 from autocompress.export.float_graph.float_cache import GraphSource, exported
 from autocompress.export.float_graph.trace import ordered_outputs
+from autocompress.export.genai.phases import unpadded
 from autocompress.export.lowering.calibrate import calibrate
 from autocompress.export.lowering.called import as_called, with_lookups
 from autocompress.export.lowering.lower import LoweredModel, find_norms, lower
@@ -34,7 +35,7 @@ from autocompress.model.modules import ModuleMap
 from autocompress.model.plain.plain import plain_model
 from autocompress.model.plain.split import fused_modules
 from autocompress.targets.kernels import KernelChoice
-from autocompress.task.batches import Inputs, batch_size, input_tensors
+from autocompress.task.batches import MASK, Inputs, batch_size, input_tensors
 from autocompress.task.calls import run_model
 from autocompress.task.copies import copied
 from autocompress.task.free_shapes import free_dimensions
@@ -101,7 +102,16 @@ def prepare(
     evidence = Evidence(teacher, statistics, task_losses(task), batches=norms)
     builder = Builder(lowered, module_map, evidence, ranges, file, kernels)
     report("checking what can be pruned", 0.0)
-    return _with_prunable_groups(builder, samples[0], outputs)
+    # A decoder with a cache computes something else than the model in padded samples.
+    inputs = _without_padding(task, samples) if lowered.caches else samples[0]
+    return _with_prunable_groups(builder, inputs, outputs)
+
+
+def _without_padding(task: Task, samples: Sequence[Inputs]) -> Inputs:
+    """Return samples of the first batch that have no padding, the example if there are none."""
+    inputs = unpadded(samples[0])
+    padded = isinstance(inputs, Mapping) and MASK in inputs and not inputs[MASK].all()
+    return task.example_inputs if padded else inputs
 
 
 def _calibration_inputs(task: Task, lowered: LoweredModel, count: int) -> list[Inputs]:

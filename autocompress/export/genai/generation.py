@@ -13,15 +13,25 @@ from torch import Tensor, nn
 
 from autocompress.errors import NotComputableError
 from autocompress.export.genai.phases import TOKENS, unpadded
-from autocompress.task.batches import MASK, Inputs, to_device
+from autocompress.task.batches import CACHE, MASK, Inputs, to_device
 from autocompress.task.calls import call_model
 
+PRESENT = "present."  # what names of a file's outputs for keys and values begin with
 LENGTH = 16  # generated tokens
 PROMPT = 16  # most tokens of the prompt
 # Largest lead of the simulation's best token over the generated one, in root mean squares of the
-# differences between the logits of the file and of the simulation.
+# differences between the logits of the file and of the simulation. The file's own best token may
+# have any.
 LEAD = 5.0
 EXACT = 1e-4  # least such difference, relative to the logits: sums of floats in another order
+# The model's own options, such as a penalty on repeated tokens, are not part of its file.
+GREEDY = {
+    "do_sample": False,
+    "num_beams": 1,
+    "num_return_sequences": 1,
+    "repetition_penalty": 1.0,
+    "no_repeat_ngram_size": 0,
+}
 
 
 class Generated(NamedTuple):
@@ -30,7 +40,8 @@ class Generated(NamedTuple):
     Attributes:
         equal: number of tokens that are the simulation's most probable ones.
         tokens: number of generated tokens.
-        lead: largest lead of the simulation's best token over the generated one, as `LEAD` counts.
+        lead: largest lead of the simulation's best token over a generated one that is not the best
+            of the file, as `LEAD` counts; 0 if there is none.
     """
 
     equal: int
@@ -53,7 +64,7 @@ def greedy_tokens(folder: Path, prompt: list[int], count: int = LENGTH) -> list[
 
     model = genai.Model(str(folder))
     parameters = genai.GeneratorParams(model)
-    parameters.set_search_options(do_sample=False, max_length=len(prompt) + count)
+    parameters.set_search_options(**GREEDY, max_length=len(prompt) + count)
     generator = genai.Generator(model, parameters)
     generator.append_tokens(np.array([prompt], np.int32))
     tokens: list[int] = []
@@ -66,11 +77,13 @@ def greedy_tokens(folder: Path, prompt: list[int], count: int = LENGTH) -> list[
 def check_generation(
     folder: Path, session: Any, model: nn.Module, inputs: Inputs, feed: Any
 ) -> Generated:
-    """Compare the tokens that a package generates with the simulation of its file.
+    """Compare the tokens that a package generates with its file and with the simulation.
 
-    The simulation reads the prompt and the generated tokens at once. A token may differ from its
-    most probable one only where the simulation's lead of that one is small against the differences
-    between the logits of the file and of the simulation.
+    The file reads the prompt at once, and then each generated token alone with the cache of those
+    before, as onnxruntime-genai does. 8-bit inputs thus have the ranges that they have there. The
+    simulation reads prompt and tokens at once. A token may differ from the simulation's most
+    probable one where it is that of the file. Elsewhere the simulation's lead must be small against
+    the differences between the logits of the file and of the simulation.
 
     Args:
         folder: the package.
@@ -80,7 +93,7 @@ def check_generation(
         feed: returns the arrays of a batch by input name of the file.
 
     Returns:
-        How many tokens are equal.
+        How many tokens are equal to those of the simulation.
 
     Raises:
         NotComputableError: a token differs by more than roundings explain.
@@ -91,24 +104,57 @@ def check_generation(
     prompt = [int(token) for token in whole[TOKENS][0][:PROMPT]]
     tokens = greedy_tokens(folder, prompt)
     read = torch.tensor([[*prompt, *tokens[:-1]]])
-    batch = {name: read if name == TOKENS else torch.ones_like(read) for name in (TOKENS, MASK)}
-    batch = {name: batch[name] for name in inputs}
-    simulated = _logits(model, batch)[0, len(prompt) - 1 :]
-    (logits,) = session.run([session.get_outputs()[0].name], feed(batch))
-    written = np.asarray(logits)[0, len(prompt) - 1 :]
+    simulated = _logits(model, _batch(inputs, read, read.shape[1]))[0, len(prompt) - 1 :]
+    written = _step_by_step(session, inputs, read, len(prompt), feed)
     least = EXACT * float(np.sqrt(np.mean(simulated**2)))
     difference = max(float(np.sqrt(np.mean((written - simulated) ** 2))), least)
-    steps = np.arange(len(tokens))
-    leads = (simulated.max(1) - simulated[steps, tokens]) / difference
-    equal = int((simulated.argmax(1) == np.array(tokens)).sum())
+    steps, chosen = np.arange(len(tokens)), np.array(tokens)
+    leads = (simulated.max(1) - simulated[steps, chosen]) / difference
+    leads = np.where(written.argmax(1) == chosen, 0.0, leads)
+    equal = int((simulated.argmax(1) == chosen).sum())
     worst = int(leads.argmax())
     if not leads[worst] <= LEAD:
         raise NotComputableError(
-            f"{folder}: onnxruntime-genai generates token {tokens[worst]} in step {worst + 1}, the "
-            f"simulation {int(simulated[worst].argmax())}, which leads by {leads[worst]:.1f} times "
-            f"the difference of their logits (at most {LEAD:g})"
+            f"{folder}: onnxruntime-genai generates token {tokens[worst]} in step {worst + 1}, its "
+            f"file {int(written[worst].argmax())}, the simulation {int(simulated[worst].argmax())},"
+            f" which leads by {leads[worst]:.1f} times the difference of their logits (at most "
+            f"{LEAD:g})"
         )
     return Generated(equal, len(tokens), float(leads[worst]))
+
+
+def _batch(inputs: Mapping[str, Tensor], read: Tensor, length: int) -> dict[str, Tensor]:
+    """Return a batch of tokens that end a text of so many, with the names of `inputs`."""
+    batch = {TOKENS: read, MASK: torch.ones(1, length, dtype=read.dtype)}
+    return {name: batch[name] for name in inputs}
+
+
+def _step_by_step(
+    session: Any, inputs: Mapping[str, Tensor], read: Tensor, prompt: int, feed: Any
+) -> NDArray[np.float32]:
+    """Return the logits behind the prompt and behind each later token, read with a cache.
+
+    Args:
+        session: of the file.
+        inputs: a batch, for its names.
+        read: the prompt and the tokens behind it.
+        prompt: number of tokens of the prompt.
+        feed: returns the arrays of a batch by input name of the file.
+    """
+    names = [output.name for output in session.get_outputs()]
+    kept: dict[str, NDArray[np.float32]] = {}  # keys and values of what was read
+    start, rows = 0, []
+    for end in range(prompt, read.shape[1] + 1):
+        arrays = {**feed(_batch(inputs, read[:, start:end], end)), **kept}
+        outputs = dict(zip(names, session.run(names, arrays), strict=True))
+        rows.append(np.asarray(outputs[names[0]])[0, -1])
+        kept = {
+            name: outputs[name.replace(CACHE, PRESENT, 1)]
+            for name in arrays
+            if name.startswith(CACHE)
+        }
+        start = end
+    return np.stack(rows)
 
 
 def _logits(model: nn.Module, batch: dict[str, Tensor]) -> NDArray[np.float32]:

@@ -53,10 +53,12 @@ class DecoderSource:
             model: in its plain form, on the CPU.
 
         Raises:
-            ExportError: the builder does not take the model, or its graph lacks a parameter.
+            ExportError: the builder does not take the model, or its graph lacks a parameter or
+                has further inputs.
         """
         noise = noise_of(model)
         proto, papers = built(noise, self.known)
+        _check_inputs(proto)
         proto = with_model_names(proto, noise)
         weights, parameters = {}, dict(model.named_parameters())
         for tensor in proto.graph.initializer:
@@ -87,6 +89,18 @@ class DecoderSource:
                 free[value.name] = [own[i] or (tokens if i else samples) for i in range(len(own))]
         sizes = {value.name: free[value.name] for value in proto.graph.input}
         proto.metadata_props.add(key=EXAMPLE, value=json.dumps(sizes))
+
+
+def _check_inputs(proto: ModelProto) -> None:
+    """Raise ExportError if a graph takes more than tokens, their mask and a cache."""
+    names = [value.name for value in proto.graph.input if not value.name.startswith(CACHE)]
+    others = [name for name in names if name not in (TOKENS, MASK)]
+    if others:
+        raise ExportError(
+            "export: graphs of onnxruntime-genai's model builder must take "
+            f"{TOKENS}, {MASK} and a cache alone, got the input {', '.join(others)}; nearest: "
+            "--target onnxruntime-cpu"
+        )
 
 
 def decoder_source(task: Task, target: Target) -> DecoderSource | None:

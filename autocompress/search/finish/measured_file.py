@@ -187,8 +187,10 @@ def _generated(
     builder, stitcher, task = problem.builder, problem.stitcher, problem.task
     write_package(place, builder.lowered.papers, task.pretrained, problem.settings)
     model, inputs = stitcher.apply(finalist.candidate, trained), task.first_batch[0]
-    generated = check_generation(place, session, model, inputs, builder.lowered.feed)
-    stitcher.apply(Candidate())
+    try:
+        generated = check_generation(place, session, model, inputs, builder.lowered.feed)
+    finally:
+        stitcher.apply(Candidate())  # the weights of the candidate leave the memory
     return {AS_SIMULATED: generated.equal / generated.tokens}
 
 

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Any
 
+import onnx
 import pytest
 import torch
 from small_decoders import TARGET, decoder_task
@@ -13,15 +15,27 @@ from autocompress import Candidate, ModuleConfig, find_modules
 from autocompress.errors import NotComputableError
 from autocompress.export.artifact import write_model
 from autocompress.export.compressor import Compressor
-from autocompress.export.genai.generation import LENGTH, check_generation, greedy_tokens
+from autocompress.export.genai.generation import LEAD, LENGTH, check_generation, greedy_tokens
 from autocompress.export.genai.package import write_package
 from autocompress.export.subject import builder_for
 from autocompress.measure.prepare import prepared
 from autocompress.targets.device.sessions import SessionSettings, open_session
 from autocompress.targets.target import find_target
+from autocompress.task.batches import Inputs, batch_size, map_inputs, take_samples
 from autocompress.task.task import Task
 
 CONFIG = ModuleConfig(weight_bits=4, group_size=32, symmetric=False)
+IN_INTEGERS = {
+    "linear": ModuleConfig(weight_bits=8, activation_bits=8),
+    "embedding": ModuleConfig(weight_bits=8),
+}
+OWN_OPTIONS = {
+    "do_sample": True,
+    "num_beams": 2,
+    "repetition_penalty": 100.0,
+    "no_repeat_ngram_size": 1,
+    "num_return_sequences": 2,
+}
 
 
 @pytest.fixture(scope="module")
@@ -61,28 +75,58 @@ def test_tokens_are_those_of_the_simulation(
         text = torch.cat([text, torch.tensor([[token]])], 1)
 
 
-def test_another_model_is_noticed(made: tuple[Task, Compressor, Candidate], tmp_path: Path) -> None:
+def test_ranges_of_each_token_are_those_of_the_file(
+    made: tuple[Task, Compressor, Candidate], tmp_path: Path
+) -> None:
     task, compressor, _ = made
-    session = package(tmp_path / "point", made)
-    other = prepared(decoder_task(tmp_path, "qwen2")).model
-    parts = (task.first_batch[0], compressor.builder.lowered.feed)
-    with torch.no_grad():
-        other.lm_head.weight.copy_(-task.model.lm_head.weight)
-    # The simulation of other weights differs from the file by more than roundings, too.
-    session_of_other = _Session(session, other)
+    modules = compressor.builder.module_map
+    candidate = Candidate.of({m.name: IN_INTEGERS[m.kind] for m in modules})
+    session = package(tmp_path, (task, compressor, candidate))
+    model, feed = compressor.module(candidate), compressor.builder.lowered.feed
+    checked = [check_generation(tmp_path, session, model, x, feed) for x in prompts(task, 12)]
+    assert min(one.equal for one in checked) < LENGTH, "no prompt shows a range of its own"
+    assert max(one.lead for one in checked) <= LEAD
+
+
+@pytest.mark.parametrize("configs", [{}, IN_INTEGERS], ids=["4 bits", "8-bit inputs"])
+def test_a_package_with_damaged_weights_is_refused(
+    made: tuple[Task, Compressor, Candidate], tmp_path: Path, configs: dict[str, ModuleConfig]
+) -> None:
+    task, compressor, _ = made
+    modules = compressor.builder.module_map
+    candidate = Candidate.of({m.name: configs.get(m.kind, CONFIG) for m in modules})
+    session = package(tmp_path, (task, compressor, candidate))
+    proto = onnx.load(tmp_path / "model.onnx")
+    (norm,) = [t for t in proto.graph.initializer if t.name == "model.norm.weight"]
+    norm.CopyFrom(onnx.numpy_helper.from_array(-onnx.numpy_helper.to_array(norm), norm.name))
+    onnx.save(proto, tmp_path / "model.onnx")
+    parts = (compressor.module(candidate), task.first_batch[0], compressor.builder.lowered.feed)
     with pytest.raises(NotComputableError, match="onnxruntime-genai generates token"):
-        check_generation(tmp_path / "point", session_of_other, other, *parts)
+        check_generation(tmp_path, session, *parts)
 
 
-class _Session:
-    """Stands in for a file that computes what another model simulates."""
+def test_options_of_the_model_change_no_token(
+    made: tuple[Task, Compressor, Candidate], tmp_path: Path
+) -> None:
+    package(tmp_path, made)
+    prompt = made[0].first_batch[0]["input_ids"][0].tolist()  # type: ignore[index,call-overload]
+    plain = greedy_tokens(tmp_path, prompt)
+    path = tmp_path / "genai_config.json"
+    for option, value in OWN_OPTIONS.items():
+        config = json.loads(path.read_text())
+        kept = json.dumps(config)
+        config["search"][option] = value
+        path.write_text(json.dumps(config))
+        assert greedy_tokens(tmp_path, prompt) == plain, option
+        path.write_text(kept)
 
-    def __init__(self, session: Any, model: Any) -> None:
-        self.session, self.model = session, model
 
-    def get_outputs(self) -> Any:
-        return self.session.get_outputs()
-
-    def run(self, names: Any, feed: Any) -> Any:
-        with torch.no_grad():
-            return [self.model(input_ids=torch.from_numpy(feed["input_ids"])).logits.numpy()]
+def prompts(task: Task, count: int) -> list[Inputs]:
+    """Return single samples of the validation split."""
+    batches = [inputs for inputs, _ in take_samples(task.validation, count)]
+    sizes = [batch_size(inputs) for inputs in batches]
+    return [
+        map_inputs(inputs, lambda tensor, i=i: tensor[i : i + 1])  # type: ignore[misc]
+        for inputs, size in zip(batches, sizes, strict=True)
+        for i in range(size)
+    ]

@@ -8,20 +8,23 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from onnx import ModelProto, TensorProto, helper
 from small_decoders import FAMILIES, TARGET, decoder_task
+from torch import nn
 
 from autocompress import Candidate, ModuleConfig, find_modules
 from autocompress.errors import ExportError
 from autocompress.export.build import Builder
 from autocompress.export.compressor import Compressor
-from autocompress.export.genai.source import decoder_source
+from autocompress.export.genai import source
+from autocompress.export.genai.source import DecoderSource, decoder_source
 from autocompress.export.identity import check_identity
 from autocompress.export.subject import builder_for
 from autocompress.measure.prepare import prepared
 from autocompress.targets.device.sessions import open_session
 from autocompress.targets.target import find_target
 from autocompress.task.calls import call_model
-from autocompress.task.task import Task
+from autocompress.task.task import Pretrained, Task
 
 CONFIG = ModuleConfig(weight_bits=4, group_size=32, symmetric=False)
 
@@ -87,3 +90,27 @@ def test_other_tasks_are_refused(tmp_path: Path) -> None:
         ExportError, match="takes model folders of the task text-generation, got no"
     ):
         decoder_source(replace(task, pretrained=None), target)
+
+
+@pytest.mark.parametrize("padded", [1, 2], ids=["one sample", "all samples"])
+def test_padding_in_calibration_keeps_groups_prunable(tmp_path: Path, padded: int) -> None:
+    task = prepared(decoder_task(tmp_path))
+    rows = task.example_inputs["input_ids"][:1].repeat(2, 1)  # type: ignore[index,call-overload]
+    mask = torch.ones_like(rows)
+    mask[:padded, :5] = 0  # before the text, as tokenizers of decoders pad
+    batch = {"input_ids": rows * mask, "attention_mask": mask}
+    task = replace(task, calibration=[(batch, rows)])
+    groups = opened(task).module_map.groups
+    assert sum(group.reason is None for group in groups) == 2, "the MLPs of two layers"
+
+
+def test_graphs_with_further_inputs_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    names = ("input_ids", "attention_mask", "position_ids", "past_key_values.0.key")
+    values = [helper.make_tensor_value_info(n, TensorProto.INT64, ["b", "s"]) for n in names]
+    proto = ModelProto(graph=helper.make_graph([], "decoder", values, []))
+    monkeypatch.setattr(source, "built", lambda noise, known: (proto, {}))
+    ids = torch.ones(1, 4, dtype=torch.int64)
+    known = Pretrained("", "text-generation", "perplexity", (), {})
+    made = DecoderSource(known, {"input_ids": ids, "attention_mask": ids})
+    with pytest.raises(ExportError, match="got the input position_ids; nearest"):
+        made.graph(nn.Linear(2, 2))
