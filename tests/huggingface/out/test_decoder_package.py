@@ -27,7 +27,7 @@ def searched(task: Any, out: Path, **options: Any) -> Any:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("phase", ["decode", "prefill"])
+@pytest.mark.parametrize("phase", ["decode", pytest.param("prefill", marks=pytest.mark.extensive)])
 def test_points_are_packages_with_both_latencies(tmp_path: Path, phase: str) -> None:
     task, out = decoder_task(tmp_path), tmp_path / "run"
     result = searched(task, out, latency=phase)
