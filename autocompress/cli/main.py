@@ -64,6 +64,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     arguments = build_parser().parse_args(argv)
     try:
         code = COMMANDS[arguments.command](arguments)
+        sys.stdout.flush()  # at exit nobody would catch its error
     except UsageError as error:
         refuse(f"autocompress {arguments.command}", str(error))
     except (AutocompressError, ProviderError) as error:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import subprocess
+import sys
 from argparse import ArgumentTypeError
 from importlib.metadata import version
 from pathlib import Path
@@ -11,7 +12,7 @@ import pytest
 
 from autocompress.cli.arguments import SHELLS, build_parser, completion_command
 from autocompress.cli.folder_options import OPTIONS
-from autocompress.cli.main import COMMANDS
+from autocompress.cli.main import COMMANDS, PIPE
 from autocompress.cli.values import count, duration, metric_floor, seed, steps, task_argument
 
 
@@ -196,3 +197,14 @@ def test_bash_completes_a_command(tmp_path: Path, capsys: pytest.CaptureFixture[
         ["bash", "-c", "\n".join(lines)], capture_output=True, text=True, check=True, cwd=tmp_path
     )
     assert done.stdout.split() == ["export-probes", "export"]
+
+
+def test_a_reader_that_ends_early_is_no_error() -> None:
+    command = [sys.executable, "-m", "autocompress", "completion", "bash"]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE) as process:
+        assert process.stdout is not None
+        process.stdout.close()  # as `head` does
+        assert process.stderr is not None
+        errors = process.stderr.read()
+    assert errors == b""
+    assert process.returncode == PIPE
