@@ -37,7 +37,8 @@ from autocompress.results.files import (
     write_atomic,
 )
 from autocompress.results.front_point import FrontPoint
-from autocompress.targets.device.sessions import SessionSettings, open_session, release_memory
+from autocompress.targets.device.memory import release_memory
+from autocompress.targets.device.sessions import SessionSettings, open_session
 from autocompress.task.batches import Inputs, describe_inputs
 
 RECIPE_FORMAT = 4

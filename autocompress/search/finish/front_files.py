@@ -52,7 +52,8 @@ from autocompress.search.finish.timing import (
 from autocompress.search.problem.clock import ROUNDS, Clock
 from autocompress.search.problem.goal import Goal
 from autocompress.search.problem.problem import Problem
-from autocompress.targets.device.sessions import SessionSettings, release_memory
+from autocompress.targets.device.memory import release_memory
+from autocompress.targets.device.sessions import SessionSettings
 from autocompress.task.user_code import UserCodeError
 
 NEW = ".new"  # suffix of the folder of a file that front.json does not name yet

@@ -36,12 +36,8 @@ from autocompress.search.problem.options import Settings
 from autocompress.search.problem.race import Race, open_race
 from autocompress.search.problem.ranks import no_gain, rank_verdicts, table_times
 from autocompress.space.search_space import BoundSpace, SearchSpace
-from autocompress.targets.device.sessions import (
-    DEFAULT,
-    SessionSettings,
-    open_session,
-    release_memory,
-)
+from autocompress.targets.device.memory import release_memory
+from autocompress.targets.device.sessions import DEFAULT, SessionSettings, open_session
 from autocompress.targets.latency import all_threads, compare
 from autocompress.targets.latency_model.latency_table import LatencyTable
 from autocompress.targets.latency_model.plan import Subject

@@ -7,7 +7,7 @@ from collections.abc import Callable, Mapping
 from math import ceil
 
 from autocompress.errors import OutOfTimeError
-from autocompress.targets.device.sessions import release_memory
+from autocompress.targets.device.memory import release_memory
 
 # A search of a few trials fits into this many times the seconds that setting up took.
 MORE = 3

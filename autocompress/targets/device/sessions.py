@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import ctypes
-import sys
 import tempfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -12,6 +10,8 @@ from typing import Any, NamedTuple, Protocol
 
 import numpy as np
 import onnxruntime
+
+from .memory import large_blocks_freed_at_once, release_memory
 
 
 class Runnable(Protocol):
@@ -120,10 +120,11 @@ def open_session(
         options.add_session_config_entry(f"{entry}min_size_in_bytes", str(EXTERNAL_BYTES))
     if weights:
         options.add_external_initializers(list(weights), list(weights.values()))
-    if size_of(model) < SMALL_BYTES:
+    given = sum(value.tensor_size_in_bytes() for value in (weights or {}).values())
+    if size_of(model) + given < SMALL_BYTES:
         return _opened(model, options, settings)
     release_memory()
-    with tempfile.TemporaryDirectory() as folder:
+    with tempfile.TemporaryDirectory() as folder, large_blocks_freed_at_once():
         session = _opened(_on_disk(model, Path(folder)), options, settings)
     release_memory()  # what the runtime needed while it opened the file
     return session
@@ -182,18 +183,6 @@ def is_large(model: bytes | str) -> bool:
         model: content or path of an ONNX file.
     """
     return size_of(model) >= LARGE_BYTES
-
-
-def release_memory() -> None:
-    """Give free memory back to the system.
-
-    The allocator of Linux keeps what is freed between blocks in use: after an export that is more
-    than the model. Other systems are left alone.
-    """
-    if sys.platform == "linux":
-        trim = getattr(ctypes.CDLL(None), "malloc_trim", None)  # musl has none
-        if trim is not None:
-            trim(0)
 
 
 INTEGERS = (("i", "int"), ("u", "uint"))  # names of OpenVINO and ONNX Runtime
