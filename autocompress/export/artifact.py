@@ -26,6 +26,7 @@ from autocompress.errors import ExportError, RunFolderError
 from autocompress.export.arithmetic import saturation_warning
 from autocompress.export.build import Builder
 from autocompress.export.compressor import Compressor
+from autocompress.export.float_graph.shared_graph import SharedGraph
 from autocompress.export.genai.builder import CONFIG
 from autocompress.model.plain.plain import form_of
 from autocompress.results.files import (
@@ -35,6 +36,7 @@ from autocompress.results.files import (
     WEIGHTS_FILE,
     disk_error,
     write_atomic,
+    write_parts,
 )
 from autocompress.results.front_point import FrontPoint
 from autocompress.targets.device.memory import release_memory
@@ -95,9 +97,8 @@ def write_graph(path: Path, proto: ModelProto) -> int:
     Raises:
         RunFolderError: the file cannot be written.
     """
-    data = proto.SerializeToString(deterministic=True)
-    write_atomic(path, data)
-    return len(data)
+    write_parts(path, SharedGraph(proto).parts())
+    return path.stat().st_size
 
 
 def write_weights(

@@ -25,6 +25,8 @@ from autocompress.results.files import (
 from autocompress.results.front import ParetoFront, SearchResult, earlier_front
 from autocompress.search.evaluate.judge import ENDED, Judge
 from autocompress.search.evaluate.training_choice import least_s
+from autocompress.search.evaluate.training_plan import FIRST_POINTS
+from autocompress.search.finish.finalists import hopes_of, training_pays
 from autocompress.search.finish.first_files import make_first_files
 from autocompress.search.finish.front import FrontMaker, origin_of
 from autocompress.search.finish.front_files import FrontFiles
@@ -56,6 +58,7 @@ from autocompress.search.workers.worker import Interrupt, Worker, complete_trial
 from autocompress.task.task import Task
 
 PLANNED_AFTER = 4  # trials; the first ones are the uniform candidates
+STALE = 50  # trials in a row that add nothing, after which time is better spent on training
 WAIT_S = 0.2  # between two looks for Ctrl-C while other workers run
 Launch = Callable[[str], list[Running]]
 
@@ -215,7 +218,8 @@ class _Search:
 
         alone = not others and settings.storage is None
         has_front = bool(files.points)
-        worker = Worker(study, judge, folder, alone, _is_over(study), between, has_front)
+        is_over = _is_over(study) if others else self._is_over(study, lambda: worker.judge)
+        worker = Worker(study, judge, folder, alone, is_over, between, has_front)
         worker.run(settings.n_trials, deadline, self.interrupt, url, self.progress)
         _wait(others, study, self.interrupt)
         complete_trials_file(study, folder / TRIALS_FILE)
@@ -225,6 +229,26 @@ class _Search:
         long = training.long(settings.finalize_steps, clock.recovery_deadline, more_s)
         parts = (study, problem, limits, folder, files, long, clock, stop)
         return FrontMaker(*parts, self.progress).make(ready.run)
+
+    def _is_over(
+        self, study: optuna.Study, judge: Callable[[], Judge]
+    ) -> Callable[[optuna.Study], bool]:
+        """Return a function that is True when trials should end: the time may go to training."""
+        is_over, clock, training = _is_over(study), self.ready.clock, self.ready.training
+        by_blocks, given = self.ready.problem.space.recovery.by_blocks, self.settings.finalize_steps
+        early = clock.long_recovery_from
+        if early is None or training.step_s is None or by_blocks or given is not None:
+            return is_over
+        more_s = least_s(self.ready.problem.float_files.pass_s)
+
+        def ends(study: optuna.Study) -> bool:
+            if is_over(study) or (time.monotonic() < early and not _is_stale(study)):
+                return is_over(study)
+            goal, problem = judge().goal, judge().problem
+            steps = training.long(None, clock.recovery_deadline, more_s).next_steps(FIRST_POINTS)
+            return training_pays(study, problem, goal, hopes_of(study, goal, steps))
+
+        return ends
 
     def _plan(self, study: optuna.Study) -> list[str]:
         """Say how long all trials take, where no timeout ends them; [] while it is not known."""
@@ -259,6 +283,12 @@ def _is_over(study: optuna.Study) -> Callable[[optuna.Study], bool]:
     """Return a function that is True when the strategy has no step left."""
     sampler = study.sampler
     return sampler.finished if isinstance(sampler, ProgressiveSampler) else lambda study: False
+
+
+def _is_stale(study: optuna.Study) -> bool:
+    """Return True if the latest STALE trials were all stopped early: they add nothing."""
+    latest = records_of(study, ENDED)[-STALE:]
+    return len(latest) == STALE and not any(trial.is_complete for trial in latest)
 
 
 def _stop(interrupt: Interrupt, late: float | None) -> Callable[[], bool]:

@@ -12,6 +12,7 @@ import sys
 import time
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import onnxruntime
@@ -28,6 +29,7 @@ from autocompress.results.measurement import score_words
 from autocompress.results.pareto import hypervolume, non_dominated
 from autocompress.search import loop, opening
 from autocompress.search.evaluate import judge as trial_module
+from autocompress.search.evaluate.training_plan import TrainingPlan
 from autocompress.search.problem.goal import Goal
 from autocompress.search.problem.setup import Setup
 from autocompress.search.workers import worker
@@ -648,3 +650,58 @@ def test_timeout_ends_a_search_with_a_front(cnn_task, tmp_path: Path) -> None:
     again = ac.search(cnn_task, SPACE, n_trials=10_000, timeout_s=1, out=tmp_path, quiet=True)
     verified = {p.trial for p in (*again.front.points, *again.front.dominated)}
     assert verified & before, "what an earlier front had comes first when time is short"
+
+
+@pytest.mark.parametrize(
+    ("late_s", "step_s", "steps", "blocks", "pays", "ends"),
+    [
+        (1.0, 0.1, None, False, True, True),
+        (-1.0, 0.1, None, False, True, False),
+        (1.0, 0.1, None, False, False, False),
+        (1.0, None, None, False, True, False),
+        (1.0, 0.1, 80, False, True, False),
+        (1.0, 0.1, None, True, True, False),
+    ],
+)
+def test_trials_end_where_their_time_is_better_spent_on_training(
+    monkeypatch: pytest.MonkeyPatch,
+    late_s: float,
+    step_s: float | None,
+    steps: int | None,
+    blocks: bool,
+    pays: bool,
+    ends: bool,
+) -> None:
+    now = time.monotonic()
+    clock = SimpleNamespace(long_recovery_from=now - late_s, recovery_deadline=now + 100.0)
+    recovery = SimpleNamespace(by_blocks=blocks)
+    problem = SimpleNamespace(
+        space=SimpleNamespace(recovery=recovery), float_files=SimpleNamespace(pass_s=0.1)
+    )
+    training = TrainingPlan((30,), step_s=step_s, long_steps=900)
+    ready = SimpleNamespace(clock=clock, training=training, problem=problem)
+    search = loop._Search(ready, None, SimpleNamespace(finalize_steps=steps), None, None, None)
+    monkeypatch.setattr(loop, "hopes_of", lambda study, goal, steps: {0: steps / 1e6})
+    asked: list[object] = []
+
+    def training_pays(*parts: object) -> bool:
+        asked.append(parts)
+        return pays
+
+    monkeypatch.setattr(loop, "training_pays", training_pays)
+    study, goal = optuna.create_study(), SimpleNamespace()
+    judge = SimpleNamespace(goal=goal, problem=problem)
+    assert search._is_over(study, lambda: judge)(study) is ends
+    if ends:
+        assert asked == [(study, problem, goal, {0: pytest.approx(490 / 1e6, abs=2e-6)})]
+
+
+def test_a_study_is_stale_when_its_latest_trials_were_all_stopped_early() -> None:
+    study = optuna.create_study(directions=["minimize", "minimize", "maximize"])
+    study.tell(study.ask(), [1.0, 1.0, 0.9])
+    for _ in range(loop.STALE):
+        assert not loop._is_stale(study)
+        study.tell(study.ask(), state=optuna.trial.TrialState.PRUNED)
+    assert loop._is_stale(study)
+    study.tell(study.ask(), [1.0, 1.0, 0.9])
+    assert not loop._is_stale(study)

@@ -7,14 +7,14 @@ made where a file is written.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any
 
 import onnx_ir
 import onnxruntime
-from onnx import ModelProto, TensorProto, numpy_helper
+from onnx import GraphProto, ModelProto, TensorProto, numpy_helper
 from torch import Tensor, nn
 
 from autocompress.targets.device.sessions import open_session
@@ -57,10 +57,30 @@ class SharedGraph:
                 tensor.CopyFrom(self.filled(tensor))
         return whole
 
+    def parts(self) -> Iterator[bytes]:
+        """Yield the content of the ONNX file; one weight at a time is copied.
+
+        A message is its fields in the order of their numbers, each with a tag and, for messages, a
+        length (protobuf.dev, "Encoding").
+        """
+        graph, number = self.proto.graph, GraphProto.INITIALIZER_FIELD_NUMBER
+        before, after = _fields(graph, 0, number), _fields(graph, number + 1, None)
+        yield _fields(self.proto, 0, ModelProto.GRAPH_FIELD_NUMBER)
+        size = len(before) + len(after)
+        for tensor in graph.initializer:
+            size += 1 + _message_bytes(self.filled(tensor).ByteSize())
+        yield _head(ModelProto.GRAPH_FIELD_NUMBER, size)
+        yield before
+        for tensor in graph.initializer:
+            content = self.filled(tensor).SerializeToString()
+            yield _head(number, len(content))
+            yield content
+        yield after
+        yield _fields(self.proto, ModelProto.GRAPH_FIELD_NUMBER + 1, None)
+
     def content(self) -> bytes:
         """Return the content of the ONNX file."""
-        content: bytes = self.whole().SerializeToString()
-        return content
+        return b"".join(self.parts())
 
     @cached_property
     def size_bytes(self) -> int:
@@ -90,6 +110,31 @@ class SharedGraph:
 def _message_bytes(length: int) -> int:
     """Return the bytes of a message in its file: its length takes 7 bits per byte."""
     return length + max(1, -(-length.bit_length() // 7))
+
+
+def _head(number: int, length: int) -> bytes:
+    """Return what stands before a message in its file: the tag of its field, and its length."""
+    head, left = [number << 3 | 2], length
+    while left > 127:
+        head.append(left & 127 | 128)
+        left >>= 7
+    return bytes([*head, left])
+
+
+def _fields(message: ModelProto | GraphProto, start: int, end: int | None) -> bytes:
+    """Return the serialized fields of a message whose numbers are in a range."""
+    part = type(message)()
+    for one, value in message.ListFields():
+        if one.number < start or (end is not None and one.number >= end):
+            continue  # the weights may be among them, and are not copied
+        if hasattr(value, "extend"):
+            getattr(part, one.name).extend(value)
+        elif hasattr(value, "CopyFrom"):
+            getattr(part, one.name).CopyFrom(value)
+        else:
+            setattr(part, one.name, value)
+    content: bytes = part.SerializeToString()
+    return content
 
 
 def key_of(tensor: TensorProto) -> str:

@@ -131,8 +131,9 @@ class Judge:
         pass_s = self.problem.float_files.pass_s
         # Training all of a large model takes several times its memory.
         by_blocks = self.problem.space.recovery.by_blocks
-        left_s = self._left_s()
-        if by_blocks or not affords_training(done, self.n_trials, left_s, pass_s, self.first_s):
+        is_lossy = self.goal.baseline.accuracy - self.goal.worth(accuracy) > self.goal.near
+        given = (done, self.n_trials, self._left_s(), pass_s, self.first_s, is_lossy)
+        if by_blocks or not affords_training(*given):
             candidate = untrained(candidate)
         return self._recovered(record, candidate, model, accuracy, self._comparable(done))
 

@@ -27,7 +27,9 @@ from autocompress.compress.recover.rehearsal import (
 from autocompress.search.evaluate.training_plan import (
     ENOUGH,
     ENOUGH_LONG,
+    FAIR_STEPS,
     LEAST_LONG,
+    LONG_PASSES,
     MOST_RUNGS,
     TrainingPlan,
     rungs_of,
@@ -100,8 +102,10 @@ def plan_trainings(
     count = 1 if problem.space.objectives else MOST_RUNGS
     if left_s is not None:
         rungs = rungs_within(left_s, trials, step_s, most, count)
-        least_long = max(LEAST_LONG, min(epoch, ENOUGH_LONG))
-        fewest = FEWEST_BLOCKS if recovery.by_blocks else LEAST_GAP
+        enough, fewest = min(LONG_PASSES * epoch, ENOUGH_LONG), LEAST_GAP
+        if recovery.by_blocks:
+            enough, fewest = min(epoch, FAIR_STEPS), FEWEST_BLOCKS
+        least_long = max(LEAST_LONG, enough)
         return TrainingPlan(rungs, rate, step_s, max(most_long, rungs[-1]), least_long, fewest)
     nominal = nominal_s(problem)
     rungs = rungs_of(min(most, int(TRIAL_S / nominal)), count)

@@ -19,6 +19,9 @@ from autocompress.search.problem.trial_record import TrialRecord
 MIN_LOSS = 0.0005  # of a metric up to 1; a smaller loss is not worth training
 LIMIT_SHARE = 0.05  # nor, before the end, a smaller share of what may be lost
 LEAST_PASSES = 10  # passes over the validation split that a training takes at least
+# Trials that lose much are trained first, whatever the time for others: they tell the search what
+# training repairs. So many are, each within this share of the time that is left.
+LESSONS, LESSON_SHARE = 4, 0.05
 TRAINING_SHARE = 0.1  # of the time that is left, for the training of one trial
 LATEST = 200  # trials at a rung that are compared; choosing among n takes about n**2.2
 ROOM = 2.0  # times the largest loss at a rung is the edge of the box in which volume counts
@@ -64,6 +67,7 @@ def affords_training(
     left_s: float | None,
     pass_s: float,
     first_s: float | None = None,
+    is_lossy: bool = False,
 ) -> bool:
     """Return True if trials can be trained and enough of them still be made in the time.
 
@@ -77,10 +81,14 @@ def affords_training(
         left_s: seconds until the last trial; None is unlimited.
         pass_s: seconds of a pass of the float file over the validation split.
         first_s: seconds of the steps to the first rung, if a step was timed.
+        is_lossy: True if the next one loses more than users take. LESSONS of these are trained in
+            any case, if LESSON_SHARE suffices.
     """
     if left_s is None:
         return True
     trained_s = [record.seconds for record in done if record.trained and record.seconds]
+    if is_lossy and first_s is not None and len(trained_s) < LESSONS:
+        return first_s <= LESSON_SHARE * left_s
     wanted = max(1, min(ENOUGH, n_trials) - len(done))
     if trained_s:
         return wanted * float(np.median(trained_s)) <= left_s

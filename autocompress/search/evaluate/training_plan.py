@@ -20,9 +20,10 @@ LONGEST_SHARE = 0.07  # of it at most, for one training
 THIRD = 3  # one of so many trials goes on to the next rung, which is so many times longer
 MOST_RUNGS = 3
 LEAST_STEPS = 30  # of the first rung
-# Steps of a long recovery, where there is time: a pass over the training data within these bounds.
-# Heavily pruned points are far from their end after 100 steps (docs/recovery.md, how long).
-LEAST_LONG, ENOUGH_LONG = 100, 300
+# Steps of a long recovery, where there is time: LONG_PASSES over the training data within these
+# bounds. Heavily pruned points are far from their end after 300 steps (docs/recovery.md, how long).
+LEAST_LONG, ENOUGH_LONG, LONG_PASSES = 100, 1000, 4
+FIRST_POINTS, FAIR_STEPS = 2, 300  # trained before any has more steps than these: smallest, fastest
 RATE_POWER = 0.2  # the rate falls with this power of the steps beyond TESTED
 
 
@@ -56,7 +57,8 @@ class LongPlan:
     def next_steps(self, points: int) -> int:
         """Return the steps of the next point.
 
-        The time is divided among as many points as can have `least` steps.
+        The time is divided among as many points as can have `least` steps, and among FIRST_POINTS
+        if they can have FAIR_STEPS.
 
         Args:
             points: that are left, this one included.
@@ -67,8 +69,12 @@ class LongPlan:
         if self.deadline is None:
             return self.steps
         left_s = self.deadline - time.monotonic()
-        least_s = self.least * self.step_s + self.more_s
-        count = max(1, min(points, int(left_s / max(least_s, 1e-9))))
+
+        def count_of(steps: int) -> int:
+            return int(left_s / max(steps * self.step_s + self.more_s, 1e-9))
+
+        fair = min(FIRST_POINTS, count_of(min(self.least, FAIR_STEPS)))
+        count = max(1, min(points, max(fair, count_of(self.least))))
         steps = int((left_s / count - self.more_s) / max(self.step_s, 1e-9))
         return min(self.steps, steps) if steps >= self.fewest else 0
 

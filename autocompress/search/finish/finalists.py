@@ -16,8 +16,8 @@ from autocompress.measure.tally import Scores
 from autocompress.results.limits import are_kept, distance
 from autocompress.results.pareto import hypervolume, hypervolume_subset, non_dominated
 from autocompress.search.evaluate.recovery import read_recovered, untrained
-from autocompress.search.evaluate.training_plan import LongPlan
-from autocompress.search.finish.long_recovery import recover_front
+from autocompress.search.evaluate.training_plan import LEAST_STEPS, LongPlan
+from autocompress.search.finish.long_recovery import fall, hopes_after, recover_front
 from autocompress.search.problem.clock import MOST_FILES
 from autocompress.search.problem.goal import Goal, signs
 from autocompress.search.problem.problem import Problem
@@ -25,6 +25,7 @@ from autocompress.search.problem.trial_record import TrialRecord, records_of
 from autocompress.search.propose.sampler import PriceSampler
 from autocompress.search.propose.trial_model import WORTH
 
+GAIN = 0.9  # size or latency that a longer training pays for, relative to the best without it
 HOPEFULS = 3  # trials that are trained in the hope that they reach the front
 
 
@@ -123,21 +124,22 @@ def choose_hopefuls(
     problem: Problem,
     goal: Goal,
     finalists: Sequence[Finalist],
+    hopes: Mapping[int, float],
     count: int = HOPEFULS,
 ) -> list[Finalist]:
-    """Choose trials that recovery passed over, and that it is expected to bring to the front.
+    """Choose trials that a longer recovery is expected to bring to the front.
 
     Args:
-        study: the study; its sampler knows what told trials say of recovery.
+        study: the study.
         problem: predicts latencies.
         goal: objectives and limits.
         finalists: those that were chosen as they are.
+        hopes: as `hopes_of` returns them.
         count: most trials.
 
     Returns:
         Those that are expected to add most hypervolume to the finalists.
     """
-    hopes = hopes_of(study)
     chosen = {finalist.number for finalist in finalists}
     hopefuls = []
     for trial in records_of(study, (TrialState.COMPLETE,)):
@@ -158,14 +160,19 @@ def choose_hopefuls(
     return best
 
 
-def hopes_of(study: optuna.Study) -> Mapping[int, float]:
-    """Return the accuracy that trials without recovery are expected to lose after one, by number.
+def hopes_of(study: optuna.Study, goal: Goal, steps: int) -> Mapping[int, float]:
+    """Return the accuracy that trials are expected to lose after a longer recovery, by number.
 
     Args:
         study: the study; its sampler knows what told trials say of recovery.
+        goal: has the baseline.
+        steps: of the longer recovery.
     """
-    sampler = study.sampler
-    return sampler.hopes(study) if isinstance(sampler, PriceSampler) else {}
+    longer, sampler = hopes_after(study, goal.baseline.accuracy, steps), study.sampler
+    if not isinstance(sampler, PriceSampler):
+        return longer
+    # What told trials say of recovery is of their short trainings.
+    return {n: lost * fall(LEAST_STEPS, steps) for n, lost in sampler.hopes(study).items()} | longer
 
 
 def _volume(values: Sequence[Sequence[float]], goal: Goal) -> float:
@@ -216,18 +223,44 @@ def by_use(
     """
     if not finalists:
         return []
+    most_accurate = max(finalists, key=lambda f: f.accuracy)
+    return list(dict.fromkeys([*_taken(finalists, goal, hopes), most_accurate, *finalists]))
+
+
+def training_pays(
+    study: optuna.Study, problem: Problem, goal: Goal, hopes: Mapping[int, float]
+) -> bool:
+    """Return True if a longer training is expected to give a user a smaller or faster file.
+
+    Args:
+        study: the study.
+        problem: predicts latencies.
+        goal: objectives and limits.
+        hopes: loss of accuracy that is expected after it, by number of the trial.
+
+    Returns:
+        True if a trial at most GAIN times as large, or as slow, comes within the drop of accuracy
+        that users take.
+    """
+    finalists = choose_finalists(study, problem, goal, or_nearest=False)
+    if not finalists:
+        return False
+    now, hoped = (_taken(finalists, goal, one) for one in (None, hopes))
+    sizes, times = ([f.size_bytes for f in now + hoped], [f.latency_ms for f in now + hoped])
+    return min(sizes[2:]) <= GAIN * min(sizes[:2]) or min(times[2:]) <= GAIN * min(times[:2])
+
+
+def _taken(
+    finalists: list[Finalist], goal: Goal, hopes: Mapping[int, float] | None
+) -> list[Finalist]:
+    """Return the smallest and the fastest of those that lose little, or of all if none does."""
 
     def lost(finalist: Finalist) -> float:
         loss = goal.baseline.accuracy - finalist.expected
         return min(loss, (hopes or {}).get(finalist.number, loss))
 
     near = [finalist for finalist in finalists if lost(finalist) <= goal.near] or finalists
-    first = [
-        min(near, key=lambda f: f.size_bytes),
-        min(near, key=lambda f: f.latency_ms),
-        max(finalists, key=lambda f: f.accuracy),
-    ]
-    return list(dict.fromkeys([*first, *finalists]))
+    return [min(near, key=lambda f: f.size_bytes), min(near, key=lambda f: f.latency_ms)]
 
 
 def members_first(finalists: list[Finalist], goal: Goal) -> list[Finalist]:

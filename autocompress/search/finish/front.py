@@ -20,7 +20,7 @@ from autocompress.results.files import TRIALS_FILE
 from autocompress.results.front import ParetoFront, earlier_front
 from autocompress.results.limits import Limits
 from autocompress.search.evaluate.training_choice import least_s
-from autocompress.search.evaluate.training_plan import LongPlan
+from autocompress.search.evaluate.training_plan import FIRST_POINTS, LongPlan
 from autocompress.search.finish.finalists import (
     Finalist,
     by_use,
@@ -152,8 +152,9 @@ class FrontMaker:
         """
         if self.plan.steps == 0:
             return self._recovered(finalists)
-        hopefuls = choose_hopefuls(self.study, self.problem, self.goal, finalists)
-        everyone = by_use([*finalists, *hopefuls], self.goal, hopes_of(self.study))
+        hopes = hopes_of(self.study, self.goal, self.plan.next_steps(FIRST_POINTS))
+        hopefuls = choose_hopefuls(self.study, self.problem, self.goal, finalists, hopes)
+        everyone = by_use([*finalists, *hopefuls], self.goal, hopes)
         return without_disappointing(self._recovered(everyone), self.goal)
 
     def _recovered(self, finalists: list[Finalist]) -> list[Finalist]:

@@ -9,9 +9,13 @@ from pathlib import Path
 from typing import Any
 
 import optuna
+from optuna.trial import TrialState
 
+from autocompress.cache import cache_folder
 from autocompress.candidate import Candidate
+from autocompress.compress.recover.rehearsal import MOST_TESTS, TESTED, best_rate
 from autocompress.measure.tally import Scores
+from autocompress.search.evaluate.planning import BROKEN
 from autocompress.search.evaluate.recovery import read_recovered, recover_candidate
 from autocompress.search.evaluate.training_choice import min_loss
 from autocompress.search.evaluate.training_plan import LongPlan
@@ -20,6 +24,10 @@ from autocompress.search.problem.problem import Problem
 from autocompress.search.problem.trial_record import records_of
 
 LONG_RECOVERY = "finalized/"  # study attribute, with the number of the trial
+# What is lost falls with this power of the steps: 0.27 for a ResNet-20 with half of its filters,
+# from 250 to 1000 steps (docs/recovery.md, how long).
+LOSS_POWER = 0.25
+TEST_SHARE = 0.3  # of the time for training at the end, at most, for a range test
 
 
 @dataclass(frozen=True)
@@ -88,6 +96,36 @@ def lessons(study: optuna.Study) -> list[dict[str, Any]]:
     return rows
 
 
+def hopes_after(study: optuna.Study, accuracy: float, steps: int) -> dict[int, float]:
+    """Return the accuracy that trained trials are expected to lose after a longer training.
+
+    Args:
+        study: the study.
+        accuracy: of the baseline.
+        steps: of the longer training.
+
+    Returns:
+        Loss by number, of complete trials that were trained for fewer steps and lost something.
+    """
+    hopes = {}
+    for trial in records_of(study, (TrialState.COMPLETE,)):
+        made = max((int(rung) for rung in trial.rungs or {}), default=0)
+        lost = accuracy - trial.accuracy
+        if 0 < made < steps and lost > 0:
+            hopes[trial.number] = lost * fall(made, steps)
+    return hopes
+
+
+def fall(made: int, steps: int) -> float:
+    """Return what is left, by a longer training, of a loss of accuracy after a shorter one.
+
+    Args:
+        made: steps of the shorter one.
+        steps: of the longer one.
+    """
+    return float(min(1.0, (made / max(1, steps)) ** LOSS_POWER))
+
+
 def recover_front(
     study: optuna.Study,
     trials: Mapping[int, tuple[Candidate, Scores]],
@@ -100,8 +138,8 @@ def recover_front(
 ) -> None:
     """Give the trials of a front their long recovery; one that is done is not repeated.
 
-    They are trained in the order in which they become files. So those that are run before the
-    time is up have had it.
+    They are trained in the order in which they become files, but those that lose as little as users
+    take come last: they hardly gain.
 
     Args:
         study: keeps what was done.
@@ -117,6 +155,9 @@ def recover_front(
     for number, (candidate, scores) in trials.items():
         if plan.steps > 0 and goal.baseline.accuracy - goal.worth(scores) >= least:
             todo.append((number, candidate, scores))
+    todo.sort(key=lambda one: goal.baseline.accuracy - goal.worth(one[2]) <= goal.near)
+    if todo:
+        plan = _with_rate(plan, todo[0][1], problem, stop)
     for i, (number, candidate, scores) in enumerate(todo):
         steps, earlier = plan.next_steps(len(todo) - i), LongRecovery.read(study, number)
         if steps == 0 or (earlier is not None and not _is_longer(steps, earlier, plan)):
@@ -145,6 +186,27 @@ def recover_front(
         LongRecovery(steps, scores.accuracy, reached, outcome.improved, outcome.cause).write(
             study, number
         )
+
+
+def _with_rate(
+    plan: LongPlan, candidate: Candidate, problem: Problem, stop: Callable[[], bool]
+) -> LongPlan:
+    """Return the plan with the learning rate of a range test, if it has none and there is time.
+
+    Trials had no time for a test. A candidate that lost much takes a larger rate than the default.
+    """
+    recovery = problem.space.recovery
+    if plan.deadline is None or plan.learning_rate is not None or recovery.by_blocks:
+        return plan
+    test_s = MOST_TESTS * TESTED * plan.step_s
+    if not recovery.tests_rates or test_s > TEST_SHARE * (plan.deadline - time.monotonic()):
+        return plan
+    stage = replace(candidate, distillation=plan.lesson(candidate.distillation, TESTED))
+    try:
+        rate = best_rate(problem.trainer, problem.stitcher, stage, cache_folder() / "rates", stop)
+    except BROKEN:  # the training says why
+        return plan
+    return replace(plan, learning_rate=rate)
 
 
 def _is_longer(steps: int, earlier: LongRecovery, plan: LongPlan) -> bool:

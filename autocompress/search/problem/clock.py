@@ -153,6 +153,12 @@ class Clock:
         return late - (self.recovery_share * self.left_s if self.recovers else 0.0)
 
     @property
+    def long_recovery_from(self) -> float | None:
+        """Time from which trainings at the end may take LONG_SHARE, where they pay for it."""
+        late = self.recovery_deadline
+        return None if late is None or not self.recovers else late - LONG_SHARE * self.left_s
+
+    @property
     def recovery_deadline(self) -> float | None:
         """Deadline of the last step of training."""
         return None if self.end is None else self.end - self.after_recovery_s(self.files)

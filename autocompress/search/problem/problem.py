@@ -30,7 +30,7 @@ from autocompress.export.identity import check_identity
 from autocompress.export.subject import Report, builder_for, layout_of, subject_of
 from autocompress.measure.accuracy import evaluate_session
 from autocompress.model.modules import ModuleMap
-from autocompress.results.files import FLOAT_FILE, write_atomic
+from autocompress.results.files import FLOAT_FILE, write_parts
 from autocompress.results.measurement import Measurement
 from autocompress.search.problem.options import Settings
 from autocompress.search.problem.race import Race, open_race
@@ -260,7 +260,7 @@ def open_problem(
     report("evaluating the baseline", 0.0)
     path = table_file.parent / FLOAT_FILE
     if known is None or not path.exists():
-        write_atomic(path, reference.content())
+        write_parts(path, reference.parts())
     release_memory()
     others = [] if original.student is None else [builder.baseline]
     if original.student is None:

@@ -61,6 +61,7 @@ def test_the_file_is_the_same_and_the_weights_are_the_models(monkeypatch) -> Non
         model.second.weight.data_ptr(),
     }
     assert shared.content() == whole
+    assert max(len(part) for part in shared.parts()) < len(whole) / 2, "one weight at a time"
     assert shared.size_bytes == len(whole)
     (output,) = shared.session().run(None, {"x": X.numpy()})
     np.testing.assert_allclose(output, model(X).detach().numpy(), rtol=1e-4, atol=1e-6)

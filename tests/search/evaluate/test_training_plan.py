@@ -84,6 +84,9 @@ def test_the_time_that_is_left_is_shared(monkeypatch: pytest.MonkeyPatch) -> Non
     assert replace(made, deadline=111.0).next_steps(9) == 0, "too few to learn anything"
     assert replace(made, deadline=140.0).next_steps(9) == 100
     assert replace(made, deadline=140.0, fewest=101).next_steps(9) == 0
+    enough = replace(made, least=1000, step_s=0.125)
+    assert enough.next_steps(9) == 320, "two points have FAIR_STEPS"
+    assert replace(enough, step_s=0.14).next_steps(9) == 642, "two cannot have them"
     assert replace(made, step_s=0.01).next_steps(1) == 1000, "never more than is useful"
     assert replace(made, deadline=None).next_steps(9) == 1000
     assert made.after(100, 30.0).step_s == 0.2

@@ -16,6 +16,8 @@ from autocompress.search.finish.finalists import (
     by_use,
     choose_finalists,
     choose_hopefuls,
+    hopes_of,
+    training_pays,
     without_disappointing,
 )
 from autocompress.search.problem.goal import Goal
@@ -136,11 +138,22 @@ def test_those_that_a_user_would_take_come_first() -> None:
     assert [f.number for f in by_use([tiny, far], GOAL)] == [1, 2], "all lose more: of all"
 
 
-def hoping(found: optuna.Study, hopes: dict[int, float]) -> optuna.Study:
-    """A study whose sampler expects losses of accuracy after recovery."""
+def test_hopes_are_of_longer_trainings() -> None:
+    found = study((8, 500, 0.89, {}), (4, 100, 0.8, {}), (2, 90, 0.5, {}))
+    assert hopes_of(found, GOAL, 480) == {}, "another sampler hopes for nothing"
     found.sampler = object.__new__(PriceSampler)
-    found.sampler.hopes = lambda study: hopes
-    return found
+    found.sampler.hopes = lambda study: {1: 0.08, 2: 0.2}
+    assert hopes_of(found, GOAL, 480) == pytest.approx({1: 0.04, 2: 0.1}), "a half for 16 times 30"
+    assert hopes_of(found, GOAL, 0) == {1: 0.08, 2: 0.2}
+
+
+def test_training_pays_where_a_much_smaller_or_faster_trial_comes_near() -> None:
+    found = study((4, 500, 0.895, {}), (4, 460, 0.8, {}), (4, 300, 0.8, {}), (8, 700, 0.7, {}))
+    assert not training_pays(found, BENCH, GOAL, {})
+    assert not training_pays(found, BENCH, GOAL, {1: 0.005, 2: 0.02}), "hardly smaller"
+    assert training_pays(found, BENCH, GOAL, {2: 0.005}), "smaller"
+    assert training_pays(found, BENCH, GOAL, {3: 0.005}), "faster"
+    assert not training_pays(found, BENCH, Goal(BASE, Limits(max_size_bytes=10)), {2: 0.0})
 
 
 def test_trials_that_recovery_may_bring_to_the_front_are_hopefuls() -> None:
@@ -148,14 +161,14 @@ def test_trials_that_recovery_may_bring_to_the_front_are_hopefuls() -> None:
     goal = Goal(BASE, Limits(max_accuracy_drop=0.15))
     finalists = choose_finalists(found, BENCH, goal)
     assert [finalist.number for finalist in finalists] == [0]
-    assert choose_hopefuls(found, BENCH, goal, finalists) == [], "another sampler hopes for nothing"
-    hoping(found, {1: 0.02, 2: 0.03, 3: 0.2, 99: 0.0})
-    (first, second) = choose_hopefuls(found, BENCH, goal, finalists)
+    assert choose_hopefuls(found, BENCH, goal, finalists, {}) == []
+    hopes = {1: 0.02, 2: 0.03, 3: 0.2, 99: 0.0}
+    (first, second) = choose_hopefuls(found, BENCH, goal, finalists, hopes)
     assert (first.number, first.hoped, first.accuracy) == (1, pytest.approx(0.88), 0.6)
     assert second.number == 2, "it is still smaller"
-    assert choose_hopefuls(found, BENCH, goal, finalists, count=1) == [first]
+    assert choose_hopefuls(found, BENCH, goal, finalists, hopes, count=1) == [first]
     strict = Goal(BASE, Limits(max_accuracy_drop=0.025))
-    assert [f.number for f in choose_hopefuls(found, BENCH, strict, finalists)] == [1]
+    assert [f.number for f in choose_hopefuls(found, BENCH, strict, finalists, hopes)] == [1]
 
 
 def test_hopefuls_that_recovery_does_not_bring_to_the_front_are_left_out() -> None:

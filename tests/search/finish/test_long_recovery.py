@@ -10,13 +10,21 @@ import optuna
 import pytest
 
 from autocompress.candidate import Candidate, Distillation, ModuleConfig
+from autocompress.compress.recover.rehearsal import TESTED
+from autocompress.errors import NotComputableError
 from autocompress.measure.tally import Scores
 from autocompress.results.limits import Limits
 from autocompress.results.measurement import Measurement
 from autocompress.search.evaluate.recovery import Lesson
-from autocompress.search.evaluate.training_plan import LongPlan
+from autocompress.search.evaluate.training_plan import LongPlan, rate_for
 from autocompress.search.finish import long_recovery
-from autocompress.search.finish.long_recovery import LongRecovery, lessons, recover_front
+from autocompress.search.finish.long_recovery import (
+    LongRecovery,
+    fall,
+    hopes_after,
+    lessons,
+    recover_front,
+)
 from autocompress.search.problem.goal import Goal
 from autocompress.search.problem.trial_record import TrialRecord
 from autocompress.space.recovery import RecoverySpace
@@ -56,6 +64,13 @@ def test_lessons_are_of_trained_trials() -> None:
         {"trial": 0, **told, "accuracy": {"0": 0.7, "6": 0.75, "30": 0.8}},
         {"trial": 2, **told, "accuracy": {"0": 0.6, "30": 0.65}},
     ]
+
+
+def test_what_a_longer_training_is_expected_to_leave() -> None:
+    made = study({"0": 0.7, "30": 0.8}, {"0": 0.7, "480": 0.8}, {"0": 0.8}, None)
+    assert hopes_after(made, 0.9, 480) == {0: pytest.approx(0.05)}, "a half of 0.1"
+    assert hopes_after(made, 0.75, 480) == {}, "nothing is lost"
+    assert (fall(100, 50), fall(30, 0)) == (1.0, 1.0), "never more than after the shorter one"
 
 
 @pytest.mark.parametrize("blocks", [False, True])
@@ -165,3 +180,65 @@ def test_what_a_deadline_cut_is_in_the_record(
     expected = LongRecovery(made, 0.8, 0.85, True) if written else None
     assert LongRecovery.read(record, 0) == expected
     assert LongRecovery.read(record, 1) is None, "there was no time for it"
+
+
+def test_points_that_lose_little_are_trained_last(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    order: list[int] = []
+
+    def train(problem: object, folder: Path, number: int, *parts: object, **_: object) -> Lesson:
+        order.append(number)
+        return Lesson(Scores(0.9, {}), True, {"30": 0.9})
+
+    monkeypatch.setattr(long_recovery, "recover_candidate", train)
+    trials = {n: (CANDIDATE, Scores(at, {})) for n, at in enumerate((0.895, 0.85, 0.891, 0.8))}
+    problem = SimpleNamespace(space=SimpleNamespace(recovery=RecoverySpace()))
+    parts = (trials, problem, GOAL, tmp_path, LongPlan(30), lambda: False, lambda *a: None)
+    recover_front(study(*[None] * 4), *parts)
+    assert order == [1, 3, 0, 2]
+
+
+@pytest.mark.parametrize(
+    ("left_s", "tests", "known", "fails", "rate"),
+    [
+        (900.0, True, None, False, 0.002),
+        (700.0, True, None, False, None),
+        (900.0, False, None, False, None),
+        (900.0, True, 0.0006, False, 0.0006),
+        (900.0, True, None, True, None),
+    ],
+)
+def test_a_range_test_at_the_end_makes_up_for_one_that_was_left_out(
+    monkeypatch: pytest.MonkeyPatch,
+    tmp_path: Path,
+    left_s: float,
+    tests: bool,
+    known: float | None,
+    fails: bool,
+    rate: float | None,
+) -> None:
+    tested: list[float] = []
+    given: list[Distillation] = []
+
+    def test(trainer: object, stitcher: object, stage: Candidate, *others: object) -> float:
+        tested.append(stage.distillation.steps)
+        if fails:
+            raise NotComputableError("no gradient")
+        return 0.002
+
+    def train(*parts: object, **_: object) -> Lesson:
+        given.append(parts[3].distillation)
+        return Lesson(Scores(0.85, {}), True, {"30": 0.85})
+
+    monkeypatch.setattr(long_recovery, "best_rate", test)
+    monkeypatch.setattr(long_recovery, "recover_candidate", train)
+    monkeypatch.setattr(long_recovery.time, "monotonic", lambda: 0.0)
+    recovery = RecoverySpace(tests_rates=tests)
+    problem = SimpleNamespace(space=SimpleNamespace(recovery=recovery), trainer=None, stitcher=None)
+    trials = {0: (CANDIDATE, Scores(0.8, {}))}
+    plan = LongPlan(300, left_s, known, step_s=1.0)
+    recover_front(study(None), trials, problem, GOAL, tmp_path, plan, lambda: False, print)
+    assert tested == ([TESTED] if tests and known is None and left_s > 800 else [])
+    expected = CANDIDATE.distillation.learning_rate if rate is None else rate_for(rate, 300)
+    assert [one.learning_rate for one in given] == [expected]

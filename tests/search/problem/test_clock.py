@@ -56,6 +56,9 @@ def test_a_front_that_is_not_trained_leaves_its_time_to_the_trials() -> None:
 
 def test_training_that_comes_last_gets_more_time() -> None:
     given = clock(300)
+    early, late = given.long_recovery_from, given.recovery_deadline
+    assert early == pytest.approx(late - LONG_SHARE * given.left_s)
+    assert clock(None).long_recovery_from is clock(300, recovers=False).long_recovery_from is None
     long = replace(given, recovery_share=LONG_SHARE)
     more_s = (LONG_SHARE - RECOVERY_SHARE) * given.left_s
     assert given.search_deadline - long.search_deadline == pytest.approx(more_s)
