@@ -21,7 +21,7 @@ LIMIT_SHARE = 0.05  # nor, before the end, a smaller share of what may be lost
 LEAST_PASSES = 10  # passes over the validation split that a training takes at least
 # Trials that lose much are trained first, whatever the time for others: they tell the search what
 # training repairs. So many are, each within this share of the time that is left.
-LESSONS, LESSON_SHARE = 4, 0.05
+LESSONS, LESSON_SHARE = 3, 0.07
 TRAINING_SHARE = 0.1  # of the time that is left, for the training of one trial
 LATEST = 200  # trials at a rung that are compared; choosing among n takes about n**2.2
 ROOM = 2.0  # times the largest loss at a rung is the edge of the box in which volume counts

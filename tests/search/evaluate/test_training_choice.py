@@ -78,10 +78,10 @@ def test_trials_are_trained_where_enough_of_them_fit_into_the_time() -> None:
     assert not affords_training(few[:1], 20, 19 * 4.9, 0.1, 2.0)
     assert affords_training(few, 20, 16 * 11.0, 0.5, 100.0), "trainings were timed"
     lessons = (20, 100.0, 0.5)
-    assert affords_training([], *lessons, 5.0, is_lossy=True), "one of the first lessons"
-    assert not affords_training([], *lessons, 5.0), "it would teach little"
-    assert not affords_training([], *lessons, 5.1, is_lossy=True)
-    assert not affords_training(few[1:3] * 2, *lessons, 5.0, is_lossy=True), "enough are trained"
+    assert affords_training([], *lessons, 7.0, is_lossy=True), "one of the first lessons"
+    assert not affords_training([], *lessons, 7.0), "it would teach little"
+    assert not affords_training([], *lessons, 7.1, is_lossy=True)
+    assert not affords_training(few[1:3] * 2, *lessons, 7.0, is_lossy=True), "enough are trained"
 
 
 def test_the_third_that_spans_most_goes_on(monkeypatch: pytest.MonkeyPatch) -> None:
