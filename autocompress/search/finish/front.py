@@ -15,6 +15,7 @@ from typing import Any
 import optuna
 import torch
 
+from autocompress.candidate import Candidate
 from autocompress.errors import AutocompressError
 from autocompress.results.files import TRIALS_FILE
 from autocompress.results.front import ParetoFront, earlier_front
@@ -38,6 +39,7 @@ from autocompress.search.problem.goal import Goal
 from autocompress.search.problem.problem import Problem
 from autocompress.search.problem.progress import SearchProgress
 from autocompress.search.problem.run_record import RunRecord
+from autocompress.targets.device.memory import release_memory
 from autocompress.task.task import Task
 
 
@@ -94,6 +96,8 @@ class FrontMaker:
                 f"search: no trial finished; see the causes in {self.folder / TRIALS_FILE}"
             )
         finalists = self._with_hopefuls(finalists)
+        self.problem.stitcher.apply(Candidate())  # weights of the last candidate leave the memory
+        release_memory()
         front, check = self._measured(finalists, run)
         finalists = self._verified(finalists, front)
         _say_errors(check, self.progress)

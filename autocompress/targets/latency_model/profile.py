@@ -16,6 +16,7 @@ from pathlib import Path
 from autocompress.candidate import Candidate
 from autocompress.targets.device.job import Job, Report, tune_settings
 from autocompress.targets.device.result import JobResult
+from autocompress.targets.device.memory import large_blocks_freed_at_once
 from autocompress.targets.device.sessions import SMALL_BYTES
 from autocompress.targets.kernel_models import product_model
 from autocompress.targets.latency import carry_out
@@ -148,7 +149,8 @@ def remembered(noise_file: NoiseFile) -> Iterator[NoiseFile]:
             nonlocal room
             if candidate in files:
                 return files[candidate]
-            content, owners = noise_file(candidate)
+            with large_blocks_freed_at_once():
+                content, owners = noise_file(candidate)
             if isinstance(content, bytes) and len(content) <= room:
                 room -= len(content)
                 if len(content) >= SMALL_BYTES:
