@@ -15,8 +15,8 @@ from pathlib import Path
 
 from autocompress.candidate import Candidate
 from autocompress.targets.device.job import Job, Report, tune_settings
-from autocompress.targets.device.result import JobResult
 from autocompress.targets.device.memory import large_blocks_freed_at_once
+from autocompress.targets.device.result import JobResult
 from autocompress.targets.device.sessions import SMALL_BYTES
 from autocompress.targets.kernel_models import product_model
 from autocompress.targets.latency import carry_out
