@@ -71,7 +71,7 @@ def searched(
     if request.param == "cnn":
         space["modules"] = [{k: v for k, v in space["modules"][0].items() if k != "smoothing"}]
     return task, autocompress.search(
-        task, space, n_trials=14, out=tmp_path_factory.mktemp("run"), quiet=True
+        task, space, n_trials=8, out=tmp_path_factory.mktemp("run"), quiet=True
     )
 
 
