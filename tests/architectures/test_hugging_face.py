@@ -54,12 +54,14 @@ ALIKE = {
     "whisper_encoder": "whisper",
     "qwen2_vl": "vilt",
     "roberta": "bert",
+    "distilbert": "bert",
 }
 # Each is searched, exported and run by a test of tests/huggingface/kinds in every run.
 SEARCHED = {
     "t5": "text2text_generation",
     "whisper": "transcription",
     "wav2vec2": "automatic_speech_recognition",
+    "segformer": "image_segmentation",
 }
 
 

@@ -170,7 +170,10 @@ def test_every_weight_is_covered_and_the_plain_model_is_the_model(name: str) -> 
             )
 
 
-@pytest.mark.parametrize("name", ["bmm", "weights first", "per head", "video"])
+@pytest.mark.parametrize(
+    "name",
+    ["bmm", pytest.param("weights first", marks=pytest.mark.extensive), "per head", "video"],
+)
 def test_files_agree_with_the_simulation_at_other_sizes(name: str, tmp_path: Path) -> None:
     make, inputs_of, _ = KINDS[name]
     torch.manual_seed(0)

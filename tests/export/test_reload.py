@@ -62,7 +62,11 @@ SPACE = {
 }
 
 
-@pytest.fixture(scope="module", params=["cnn", "transformer"])
+# What a network of convolutions adds, tests/cases/test_convs.py loads and reproduces in every run.
+@pytest.fixture(
+    scope="module",
+    params=[pytest.param("cnn", marks=pytest.mark.extensive), "transformer"],
+)
 def searched(
     request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
 ) -> tuple[Task, SearchResult]:

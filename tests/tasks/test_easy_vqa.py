@@ -65,6 +65,7 @@ def test_both_inputs_are_needed(task) -> None:
     assert scores.accuracy < 0.8
 
 
+@pytest.mark.extensive
 def test_training_learns() -> None:
     data = load_easy_vqa(validation_images=3900)  # 100 images are left to train on
     few = replace(
