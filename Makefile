@@ -1,7 +1,7 @@
 # make demo        search the built-in task and print the front
 # make check       lint and types
 # make test-fast   the tests that take under two minutes: no whole searches, trainings or families
-# make test        all tests but whole searches of many model families
+# make test        all tests but whole searches of many model families, and repetitions
 #   SLOW=yes           those too
 #   VERSIONS=oldest    with the lowest versions that pyproject.toml allows (PyPI's torch: 3 GB)
 #   HIDE=avx512        on the kernels of processors without AVX-512 (HIDE=vnni: without VNNI);

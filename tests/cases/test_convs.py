@@ -154,7 +154,7 @@ def test_a_channel_of_gain_zero_is_its_constant() -> None:
         assert abs(found[0, channel, 0, 0] - float(model[3].bias[channel].detach())) <= 0.51 * step
 
 
-@pytest.mark.parametrize("gains", ["each", *ALONE])
+@pytest.mark.parametrize("gains", ["each", ALONE[0], ALONE[1]])
 def test_depthwise_gains(gains: str) -> None:
     fixture = fixture_of(*normed(gains, "relu6", True, groups=16))
     for axes in AXES:

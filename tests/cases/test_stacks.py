@@ -186,7 +186,8 @@ def test_files_agree_with_the_simulation_at_other_sizes(name: str, tmp_path: Pat
     result = ac.search(
         task, SPACE, "analytic:phone-npu", 2, out=tmp_path / "run", finalize_steps=0, quiet=True
     )
-    for i, point in enumerate({result.front.smallest(), result.front.most_accurate()}):
+    picked = {p.trial: p for p in (result.front.smallest(), result.front.most_accurate())}
+    for i, point in picked.items():
         folder = ac.export(result, point, tmp_path / str(i))
         loaded, session = ac.load(folder, make()), ac.open_session(folder)
         for size in (8, 3):
