@@ -1,7 +1,7 @@
 # make demo        search the built-in task and print the front
 # make check       lint and types
 # make test-fast   the tests that take under two minutes: no whole searches, trainings or families
-# make test        all tests but whole searches of many model families
+# make test        all tests but whole searches of many model families, and repetitions
 #   SLOW=yes           those too
 #   VERSIONS=oldest    with the lowest versions that pyproject.toml allows (PyPI's torch: 3 GB)
 #   HIDE=avx512        on the kernels of processors without AVX-512 (HIDE=vnni: without VNNI);
@@ -14,6 +14,9 @@ OUT ?= reports/demo
 CONSTRAINTS = $(if $(filter oldest,$(VERSIONS)),$(VENV)/oldest.txt,constraints.txt)
 HIDDEN = $(if $(HIDE),LD_PRELOAD=$(abspath build/hide.so) HIDE=$(HIDE))
 
+# Files in the order of tests/conftest.py; otherwise those with few tests, however long, come last.
+BY_FILE = --dist loadfile --no-loadscope-reorder
+
 .PHONY: demo test test-fast check clean
 
 demo: $(VENV)/.installed
@@ -21,10 +24,10 @@ demo: $(VENV)/.installed
 		--finalize-steps 80 --task-arg validation_images=100 --out $(OUT)
 
 test: $(VENV)/.installed $(if $(HIDE),build/hide.so)
-	$(HIDDEN) $(BIN)/python -m pytest -n 2 --dist $(if $(SLOW),load -m '',loadfile)
+	$(HIDDEN) $(BIN)/python -m pytest -n 2 $(if $(SLOW),--dist load -m '',$(BY_FILE))
 
 test-fast: $(VENV)/.installed $(if $(HIDE),build/hide.so)
-	$(HIDDEN) $(BIN)/python -m pytest -n 2 --dist loadfile -m 'not slow and not extensive'
+	$(HIDDEN) $(BIN)/python -m pytest -n 2 $(BY_FILE) -m 'not slow and not extensive'
 
 check: $(VENV)/.installed
 	$(BIN)/pip install --quiet -c $(CONSTRAINTS) -e '.[dev,docs]'

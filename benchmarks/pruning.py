@@ -171,47 +171,50 @@ def our_rows(
     return rows
 
 
-def torch_pruning_rows(bench: Bench, ratios: tuple[float, ...]) -> list[Row]:
-    """Return the rows of torch-pruning, used as its README says.
+def torch_pruned(bench: Bench, ratio: float) -> nn.Module:
+    """Return the model pruned by torch-pruning, used as its README says.
 
     Group magnitude importance, the head ignored, heads of attention pruned as heads.
     """
-    rows = []
     modules = bench.modules
     fixed = {g.name for g in modules.groups if g.reason is not None}
-    inputs = bench.task.example_inputs
+    model = copy.deepcopy(bench.compressor.builder.teacher)
+    for parameter in model.parameters():
+        parameter.requires_grad_(True)
+    heads = {
+        model.get_submodule(m.name): g.units
+        for g in modules.groups
+        if g.kind == "heads"
+        for m in g.members
+        if m.side == "out"
+    }
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        pruner = torch_pruning.pruner.BasePruner(
+            model,
+            bench.task.example_inputs,
+            importance=torch_pruning.importance.GroupMagnitudeImportance(p=2),
+            pruning_ratio=ratio,
+            ignored_layers=[model.get_submodule(name) for name in fixed],
+            num_heads=heads,
+            prune_num_heads=bool(heads),
+            prune_head_dims=False,
+            head_pruning_ratio=ratio,
+        )
+        pruner.step()
+    for module in model.modules():
+        if hasattr(module, "num_heads") and isinstance(getattr(module, "q_proj", None), nn.Linear):
+            module.num_heads = pruner.num_heads.get(module.q_proj, module.num_heads)
+    return model
+
+
+def torch_pruning_rows(bench: Bench, ratios: tuple[float, ...]) -> list[Row]:
+    """Return the rows of torch-pruning."""
+    rows = []
     for ratio in ratios:
-        model = copy.deepcopy(bench.compressor.builder.teacher)
-        for parameter in model.parameters():
-            parameter.requires_grad_(True)
-        heads = {
-            model.get_submodule(m.name): g.units
-            for g in modules.groups
-            if g.kind == "heads"
-            for m in g.members
-            if m.side == "out"
-        }
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            pruner = torch_pruning.pruner.BasePruner(
-                model,
-                inputs,
-                importance=torch_pruning.importance.GroupMagnitudeImportance(p=2),
-                pruning_ratio=ratio,
-                ignored_layers=[model.get_submodule(name) for name in fixed],
-                num_heads=heads,
-                prune_num_heads=bool(heads),
-                prune_head_dims=False,
-                head_pruning_ratio=ratio,
-            )
-            pruner.step()
-        for module in model.modules():
-            if hasattr(module, "num_heads") and isinstance(
-                getattr(module, "q_proj", None), nn.Linear
-            ):
-                module.num_heads = pruner.num_heads.get(module.q_proj, module.num_heads)
+        model = torch_pruned(bench, ratio)
         accuracy = accuracy_of(bench.task, model, bench.test)
-        macs = find_modules(model, inputs).total_macs / modules.total_macs
+        macs = find_modules(model, bench.task.example_inputs).total_macs / bench.modules.total_macs
         file = compressor_of(replace(bench.task, model=model)).builder.baseline
         rows.append(Row("torch-pruning", ratio, accuracy, macs, file))
     return rows

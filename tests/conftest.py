@@ -12,13 +12,33 @@ import pytest
 
 # Threads that spin while they wait make a busy machine many times slower.
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+# Workers of pytest-xdist share the machine: the threads of several workers, and of the processes
+# that they start, get in each other's way.
+os.environ.setdefault("OMP_NUM_THREADS", "1" if "PYTEST_XDIST_WORKER" in os.environ else "2")
 
 import hypothesis
 import torch
 
-torch.set_num_threads(2)
+torch.set_num_threads(int(os.environ["OMP_NUM_THREADS"]))
 hypothesis.settings.register_profile("untimed", deadline=None)  # no test hangs on a clock
 hypothesis.settings.load_profile("untimed")
+
+# They take longest. Begun last, one of them would run alone while the other workers are idle.
+FIRST = (
+    "search/test_loop.py",
+    "search/workers/test_launch.py",
+    "search/test_faults.py",
+    "huggingface/out/test_numbers.py",
+    "search/evaluate/test_recovery.py",
+    "architectures/test_hugging_face.py",
+)
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Put the longest files first: workers get whole files, in this order."""
+    tests = Path(__file__).parent
+    order = {tests / name: i for i, name in enumerate(FIRST)}
+    items.sort(key=lambda item: order.get(item.path, len(FIRST)))
 
 
 @pytest.fixture(scope="session", autouse=True)

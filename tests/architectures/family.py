@@ -27,7 +27,7 @@ from autocompress.task.calls import call_model
 # has no ties.
 INTEGER_TOLERANCE, FLOAT_TOLERANCE = 0.03, 1e-4
 few = settings(
-    max_examples=12,
+    max_examples=8,
     deadline=None,
     derandomize=True,
     phases=[Phase.generate],

@@ -132,7 +132,9 @@ def test_the_batch_stays_free(kind: type[nn.Module], tmp_path: Path) -> None:
             )
 
 
-@pytest.mark.parametrize("kind", [Rows, Unbound, Iterated])
+@pytest.mark.parametrize(
+    "kind", [Rows, Unbound, pytest.param(Iterated, marks=pytest.mark.extensive)]
+)
 def test_a_loop_over_the_batch_gives_a_file_of_the_examples_size_which_is_said(
     kind: type[nn.Module], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

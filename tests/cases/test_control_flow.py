@@ -104,7 +104,11 @@ def task(kind: type[nn.Module]) -> Task:
     )
 
 
-@pytest.mark.parametrize("kind", [Branches, Loop, PlainLoop, Scanned, Unrolled, Cell])
+@pytest.mark.parametrize(
+    "kind",
+    [Branches, Loop, Scanned, Cell]
+    + [pytest.param(k, marks=pytest.mark.extensive) for k in (PlainLoop, Unrolled)],
+)
 def test_files_compute_what_the_loaded_model_computes(
     kind: type[nn.Module], tmp_path: Path
 ) -> None:

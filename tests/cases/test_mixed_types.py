@@ -121,10 +121,10 @@ def seeded(kind: type[nn.Module], *arguments: object) -> nn.Module:
     ("kind", "arguments", "modules"),
     [
         (Tower, (HALF,), 4),
-        (Tower, (BRAIN,), 4),
+        pytest.param(Tower, (BRAIN,), 4, marks=pytest.mark.extensive),
         (Tower, (DOUBLE,), 4),
         (Called, (), 4),
-        (Typed, (), 4),
+        pytest.param(Typed, (), 4, marks=pytest.mark.extensive),
         (Whole, (), 2),
         (Convolved, (), 2),
         (Attended, (), 3),

@@ -103,7 +103,7 @@ def test_front_export_bench_evaluate_and_report(
     assert (folder / "run" / "report.html").is_file()
 
 
-@pytest.mark.parametrize("model", ["cnn", "transformer"])
+@pytest.mark.parametrize("model", ["cnn", pytest.param("transformer", marks=pytest.mark.extensive)])
 def test_a_newcomers_first_search(
     model: str, request: pytest.FixtureRequest, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -62,7 +62,11 @@ SPACE = {
 }
 
 
-@pytest.fixture(scope="module", params=["cnn", "transformer"])
+# What a network of convolutions adds, tests/cases/test_convs.py loads and reproduces in every run.
+@pytest.fixture(
+    scope="module",
+    params=[pytest.param("cnn", marks=pytest.mark.extensive), "transformer"],
+)
 def searched(
     request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
 ) -> tuple[Task, SearchResult]:
@@ -71,7 +75,7 @@ def searched(
     if request.param == "cnn":
         space["modules"] = [{k: v for k, v in space["modules"][0].items() if k != "smoothing"}]
     return task, autocompress.search(
-        task, space, n_trials=14, out=tmp_path_factory.mktemp("run"), quiet=True
+        task, space, n_trials=8, out=tmp_path_factory.mktemp("run"), quiet=True
     )
 
 

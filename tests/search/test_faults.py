@@ -51,10 +51,10 @@ KILLS = (
         "estimating sensitivity",
         "measuring sensitivity",
     ],
-    *["searching"] * 9,
+    *["searching"] * 6,
     *["recovering the front"] * 2,
-    *["exporting and verifying the front"] * 4,
-    *["timing the front"] * 2,
+    *["exporting and verifying the front"] * 3,
+    "timing the front",
     *["writing the report"] * 2,
 )
 
@@ -130,7 +130,7 @@ def test_kill_9_at_twenty_moments_loses_at_most_the_trial_in_flight(
         process.stdin.write("\n")
         process.stdin.flush()
     process.communicate(timeout=60)
-    assert killed >= 17, "a phase may be over before the signal comes"
+    assert killed >= 14, "a phase may be over before the signal comes"
     # The same command, left alone.
     count = len([t for t in before.values() if t[0] != "FAIL"]) + 2
     environment["AUTOCOMPRESS_CACHE"] = os.environ["AUTOCOMPRESS_CACHE"]
@@ -320,19 +320,26 @@ def test_damaged_files_are_made_again_or_named(
 
 
 def test_variants_of_several_writers_are_whole(tmp_path: Path) -> None:
-    """Two processes that make the same variants in one folder.
+    """Three processes that make the same variants in one folder.
 
     Atomic renames leave one whole file of each.
     """
     script = """
-import sys, torch
+import os, sys, torch
 from pathlib import Path
 from autocompress.results.tensor_files import write_tensors, read_tensors
-for i in range(150):
-    path = Path(sys.argv[1]) / f"{i % 10}.safetensors"
-    write_tensors(path, {"a": torch.full((2000,), float(i % 10))})
-    assert read_tensors(path)[0]["a"][0] == i % 10
+children = []
+for _ in range(3):
+    children.append(os.fork())
+    if children[-1] == 0:
+        for i in range(150):
+            path = Path(sys.argv[1]) / f"{i % 10}.safetensors"
+            write_tensors(path, {"a": torch.full((2000,), float(i % 10))})
+            assert read_tensors(path)[0]["a"][0] == i % 10
+        os._exit(0)
+print([os.waitpid(child, 0)[1] for child in children])
 """
-    writers = [subprocess.Popen([sys.executable, "-c", script, str(tmp_path)]) for _ in range(3)]
-    assert [writer.wait(timeout=120) for writer in writers] == [0, 0, 0]
+    command = [sys.executable, "-W", "ignore", "-c", script, str(tmp_path)]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=120, check=True)
+    assert done.stdout == "[0, 0, 0]\n", done.stderr
     assert len(list(tmp_path.iterdir())) == 10

@@ -33,6 +33,7 @@ from autocompress.search.evaluate.training_plan import TrainingPlan
 from autocompress.search.problem.goal import Goal
 from autocompress.search.problem.setup import Setup
 from autocompress.search.workers import worker
+from autocompress.search.workers.lease import LEASE_S
 from autocompress.search.workers.storage import open_study
 
 pytestmark = pytest.mark.slow
@@ -157,7 +158,15 @@ def test_the_same_seed_gives_the_same_trials_and_another_one_others(
         return [t.user_attrs["candidate"] for t in study.trials][:6]
 
     for seed in (0, 1):
-        ac.search(cnn_task, SPACE, n_trials=6, seed=seed, out=tmp_path / str(seed), quiet=True)
+        ac.search(
+            cnn_task,
+            SPACE,
+            n_trials=6,
+            seed=seed,
+            out=tmp_path / str(seed),
+            quiet=True,
+            finalize_steps=0,
+        )
     assert candidates(tmp_path / "0") == candidates(finished[1])
     assert candidates(tmp_path / "1") != candidates(finished[1])
 
@@ -290,7 +299,7 @@ def test_extra_metrics_are_objectives(cnn_task, tmp_path: Path) -> None:
     """Then the front holds what nothing beats in size, latency, accuracy and them."""
     task = replace(cnn_task, extra_metrics={"sharpness": sharpness})
     space = {**SPACE, "objectives": ["sharpness"]}
-    result = ac.search(task, space, n_trials=24, out=tmp_path / "a", quiet=True, finalize_steps=0)
+    result = ac.search(task, space, n_trials=12, out=tmp_path / "a", quiet=True, finalize_steps=0)
     study = open_study(str(tmp_path / "a" / "study.journal"), objectives=["sharpness"])
     assert [d.name for d in study.directions] == ["MINIMIZE", "MINIMIZE", "MAXIMIZE", "MAXIMIZE"]
     told = [t for t in study.trials if t.values and not t.user_attrs.get("repeats")]
@@ -315,7 +324,7 @@ def test_extra_metrics_are_objectives(cnn_task, tmp_path: Path) -> None:
     assert (
         len(
             ac.search(
-                task, space, n_trials=24, out=tmp_path / "a", quiet=True, finalize_steps=0
+                task, space, n_trials=12, out=tmp_path / "a", quiet=True, finalize_steps=0
             ).front
         )
         >= 1
@@ -556,8 +565,10 @@ def test_ctrl_c_finishes_the_trial_and_the_front(cnn_spec: str, tmp_path: Path) 
 
 def test_workers_share_a_study(cnn_spec: str, tmp_path: Path) -> None:
     folder = tmp_path / "run"
+    program, _, _, *rest = command(cnn_spec, folder, 10)
+    waiting = [str(Path(__file__).parent / "workers" / "slow_worker.py"), "0", "2", str(LEASE_S)]
     done = subprocess.run(
-        [*command(cnn_spec, folder, 300), "--workers", "2"],
+        [program, *waiting, *rest, "--workers", "2", "--finalize-steps", "0"],
         capture_output=True,
         text=True,
         timeout=300,
@@ -566,7 +577,7 @@ def test_workers_share_a_study(cnn_spec: str, tmp_path: Path) -> None:
     assert done.returncode == 0, done.stderr
     study = open_study(str(folder / "study.journal"))
     finished = [t for t in study.trials if t.state.is_finished()]
-    assert 300 <= len(finished) <= 301
+    assert 10 <= len(finished) <= 11
     assert len({t.user_attrs["worker"] for t in finished}) == 2
 
 
@@ -643,7 +654,7 @@ def test_a_timeout_that_is_over_after_the_first_file_keeps_it(
 
 
 def test_timeout_ends_a_search_with_a_front(cnn_task, tmp_path: Path) -> None:
-    result = ac.search(cnn_task, SPACE, n_trials=10_000, timeout_s=20, out=tmp_path, quiet=True)
+    result = ac.search(cnn_task, SPACE, n_trials=10_000, timeout_s=10, out=tmp_path, quiet=True)
     assert len(result.front) >= 1
     assert len(rows(tmp_path)) < 10_000
     before = {p.trial for p in result.front}

@@ -5,6 +5,8 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
+from collections.abc import Callable
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -22,15 +24,31 @@ SPACE = {
 }
 
 
+Runs = Callable[[str], tuple[Any, Any]]
+
+
 def searched(task: Any, out: Path, **options: Any) -> Any:
     return ac.search(task, SPACE, target=TARGET, n_trials=2, out=str(out), quiet=True, **options)
 
 
+@pytest.fixture(scope="module")
+def runs(tmp_path_factory: pytest.TempPathFactory) -> Runs:
+    """Return a function: phase -> the task and the result of a search for its latency."""
+
+    @cache
+    def run(phase: str) -> tuple[Any, Any]:
+        place = tmp_path_factory.mktemp(phase)
+        task = decoder_task(place)
+        return task, searched(task, place / "run", latency=phase)
+
+    return run
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("phase", ["decode", pytest.param("prefill", marks=pytest.mark.extensive)])
-def test_points_are_packages_with_both_latencies(tmp_path: Path, phase: str) -> None:
-    task, out = decoder_task(tmp_path), tmp_path / "run"
-    result = searched(task, out, latency=phase)
+def test_points_are_packages_with_both_latencies(runs: Runs, phase: str) -> None:
+    task, result = runs(phase)
+    out = Path(result.folder)
     front = json.loads((out / "front.json").read_text())
     for entry in (front["baseline"], *front["points"]):
         metrics = entry["metrics"]
@@ -46,9 +64,9 @@ def test_points_are_packages_with_both_latencies(tmp_path: Path, phase: str) -> 
 
 
 @pytest.mark.slow
-def test_an_export_generates(tmp_path: Path) -> None:
-    task, out, best = decoder_task(tmp_path), tmp_path / "run", tmp_path / "best"
-    result = searched(task, out)
+def test_an_export_generates(runs: Runs, tmp_path: Path) -> None:
+    _, result = runs("decode")
+    best = tmp_path / "best"
     ac.export(result, result.front.smallest(), best)
     assert {"genai_config.json", "tokenizer.json", "model.onnx"} <= {f.name for f in best.iterdir()}
     config = json.loads((best / "config.json").read_text())

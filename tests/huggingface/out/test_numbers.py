@@ -138,7 +138,20 @@ WAYS: dict[str, Callable[[Folder], float]] = {
 }
 
 
-@pytest.mark.parametrize("kind", WAYS)
+# Each reads words or pictures as another kind does, and its metric is checked in
+# tests/huggingface/kinds in every run.
+ALIKE = {
+    "token-classification",
+    "image-classification",
+    "sentence-similarity",
+    "audio-classification",
+}
+
+
+@pytest.mark.parametrize(
+    "kind",
+    [pytest.param(k, marks=pytest.mark.extensive) if k in ALIKE else k for k in WAYS],
+)
 def test_the_folder_alone_gives_the_metric(kind: str, tmp_path: Path) -> None:
     task, result = searched(kind, tmp_path)
     more = ["--split-towers"] if kind == "zero-shot-image-classification" else []

@@ -388,6 +388,7 @@ def test_a_loss_that_is_no_number_leaves_the_search_alive(cnn_task, tmp_path: Pa
         n_trials=6,
         out=tmp_path / "run",
         quiet=True,
+        finalize_steps=0,
     )
     with (tmp_path / "run" / "trials.csv").open(newline="") as file:
         rows = list(csv.DictReader(file))
@@ -539,7 +540,13 @@ def test_all_outputs_of_a_model_are_recovered_and_exported(cnn_task, tmp_path: P
     )
     space = {**SPACE, "modules": [{**SPACE["modules"][0], "weight_bits": [2, 3]}]}
     result = ac.search(
-        task, space, n_trials=8, out=tmp_path / "run", objectives=["minus_error"], quiet=True
+        task,
+        space,
+        n_trials=8,
+        out=tmp_path / "run",
+        objectives=["minus_error"],
+        quiet=True,
+        finalize_steps=0,
     )
     assert any(t.user_attrs.get("trained") for t in trials_of(tmp_path / "run")), (
         "a loss over both outputs was trained on"

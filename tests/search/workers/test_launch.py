@@ -36,6 +36,7 @@ SPACE = {
         },
     ]
 }
+AWAY_S = 5.0  # of a server: several attempts of a search to reach it
 SHORT_S = 2.0  # a lease, so that a killed worker is soon known to be dead
 SLOW_WORKER = str(Path(__file__).with_name("slow_worker.py"))
 
@@ -129,7 +130,7 @@ def until(condition: Callable[[], bool], process: subprocess.Popen, limit_s: flo
     while not condition():
         assert process.poll() is None, process.communicate()
         assert time.monotonic() < limit
-        time.sleep(0.05)
+        time.sleep(0.2)
 
 
 def trials_of(url: str) -> list[FrozenTrial]:
@@ -225,15 +226,13 @@ def test_another_worker_takes_over_the_trial_of_one_that_was_killed(
     assert (folder / "front.json").is_file()
 
 
-def test_a_search_outlives_its_server_for_twenty_seconds(
-    server: Server, cnn_spec: str, tmp_path: Path, start
-) -> None:
+def test_a_search_outlives_its_server(server: Server, cnn_spec: str, tmp_path: Path, start) -> None:
     url, folder = server.url("restarted"), tmp_path / "run" / "out"
     process = start(search(cnn_spec, folder, 14, "--storage", url, pause=0.2))
     until(lambda: len(rows(folder)) >= 4, process)
     before = rows(folder)
     server.kill()
-    time.sleep(20)
+    time.sleep(AWAY_S)
     assert process.poll() is None, "it waits"
     server.start()
     _, errors = process.communicate(timeout=200)
@@ -257,13 +256,14 @@ def test_ray_places_the_workers(cnn_spec: str, tmp_path: Path) -> None:
     # The task trains when it is loaded, and Ray gives its workers one thread: with as many here the
     # weights are the same.
     environment = {**os.environ, "RAY_USAGE_STATS_ENABLED": "0", "OMP_NUM_THREADS": "1"}
-    command = search(cnn_spec, folder, 24, "--workers", "2", "--ray", "local", workers=2)
+    more = ("--workers", "2", "--ray", "local", "--finalize-steps", "0")
+    command = search(cnn_spec, folder, 8, *more, workers=2)
     done = subprocess.run(
         command, capture_output=True, text=True, timeout=600, check=False, env=environment
     )
     assert done.returncode == 0, done.stderr
     finished = [t for t in trials_of(str(folder / "study.journal")) if t.state.is_finished()]
-    assert 24 <= len(finished) <= 25
+    assert 8 <= len(finished) <= 9
     assert len({t.user_attrs["worker"] for t in finished}) == 2, (
         "the worker that Ray placed had its share"
     )

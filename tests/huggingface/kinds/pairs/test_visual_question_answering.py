@@ -109,6 +109,7 @@ def test_answers_that_cannot_be_read(
 
 
 @pytest.mark.slow
+@pytest.mark.extensive
 def test_a_search_finds_smaller_files(
     folder: Path, rows: list[dict[str, Any]], tmp_path: Path
 ) -> None:
