@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
+import small_pictures
 import torch
 from scipy.io import wavfile
 from small_folders import SPECIAL, WORDS, bert, save, texts, tokenizer, transformers, write_jsonl
@@ -291,6 +292,12 @@ def visual_question_answering(place: Path) -> Source:
     return Source(folder, write_jsonl(place / "dev.jsonl", rows), "accuracy")
 
 
+def image_text_to_text(place: Path) -> Source:
+    small_pictures.FAMILIES["llava"](place / "model")
+    rows = small_pictures.picture_rows(place)
+    return Source(place / "model", write_jsonl(place / "dev.jsonl", rows), "perplexity")
+
+
 def transcription(place: Path) -> Source:
     extractor = transformers.WhisperFeatureExtractor(
         feature_size=8, sampling_rate=SPEECH_RATE, hop_length=160, chunk_length=1, n_fft=400
@@ -342,11 +349,15 @@ FURTHER: dict[str, Callable[[Path], Source]] = {
 }
 
 
+# Its files have another form: a template of conversations, and one config of several parts.
+ANSWERING: dict[str, Callable[[Path], Source]] = {"image-text-to-text": image_text_to_text}
+
+
 def searched(kind: str, place: Path) -> tuple[ac.Task, ac.SearchResult]:
     """Search a small model of a kind of task for two trials, without training."""
     place.mkdir(parents=True, exist_ok=True)
     torch.manual_seed(0)
-    source = {**SOURCES, **FURTHER}[kind](place)
+    source = {**SOURCES, **FURTHER, **ANSWERING}[kind](place)
     arguments: dict[str, Any] = {"validation": source.data, "test": source.data, "batch_size": 5}
     task = ac.from_pretrained(source.folder, metric=source.metric, **arguments)
     space = {"modules": [{"match": "*", "weight_bits": [4, 8]}]}

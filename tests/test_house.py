@@ -84,6 +84,10 @@ TESTED_ELSEWHERE = {
     "huggingface/kinds/decoded.py": "huggingface/kinds/sound/test_transcription.py decodes",
     "huggingface/kinds/labelled.py": "huggingface/kinds/sound/test_audio_classification.py reads",
     "huggingface/kinds/memory.py": "huggingface/kinds/text/test_text_generation.py limits windows",
+    "huggingface/kinds/pairs/chat.py": "huggingface/kinds/pairs/"
+    "test_image_text_to_text.py asks with and without a template",
+    "huggingface/kinds/pairs/pixels.py": "huggingface/kinds/pairs/"
+    "test_image_text_to_text.py reads pictures of all families",
     "huggingface/kinds/parts.py": "huggingface/kinds/text/test_fill_mask.py makes parts",
     "huggingface/loading.py": "huggingface/test_pretrained.py loads good and bad weights",
     "huggingface/metrics/numbers.py": "huggingface/kinds/text/test_embeddings.py asks SciPy",
@@ -102,6 +106,12 @@ TESTED_ELSEWHERE = {
     "huggingface/models/spans.py": "huggingface/kinds/text/test_question_answering.py finds spans",
     "huggingface/models/speech.py": "huggingface/kinds/sound/"
     "test_automatic_speech_recognition.py fills up sounds",
+    "huggingface/models/vision_language/features.py": "huggingface/kinds/pairs/"
+    "test_image_text_to_text.py compares all families",
+    "huggingface/models/vision_language/qwen.py": "huggingface/kinds/pairs/"
+    "test_image_text_to_text.py compares all families",
+    "huggingface/models/vision_language/wrapper.py": "huggingface/kinds/pairs/"
+    "test_image_text_to_text.py compares all families",
     "huggingface/out/card.py": "huggingface/out/test_write.py reads cards and runs their programs",
     "huggingface/out/lines.py": "huggingface/out/test_snippets.py compiles all programs",
     "huggingface/options.py": "huggingface/test_pretrained.py gives wrong options",

@@ -23,6 +23,11 @@ TASKS = {
     "image-segmentation": ("SEMANTIC_SEGMENTATION",),
     "object-detection": ("OBJECT_DETECTION",),
     "image-to-text": ("VisionEncoderDecoderModel",),
+    "image-text-to-text": (
+        *("LlavaForConditionalGeneration", "Idefics3ForConditionalGeneration"),
+        *("SmolVLMForConditionalGeneration", "Gemma3ForConditionalGeneration"),
+        *("Qwen2VLForConditionalGeneration", "Qwen2_5_VLForConditionalGeneration"),
+    ),
     "visual-question-answering": ("ViltForQuestionAnswering",),
     "text-classification": ("SEQUENCE_CLASSIFICATION",),
     "token-classification": ("TOKEN_CLASSIFICATION",),
@@ -39,7 +44,7 @@ NOT_YET = {
     "automatic-speech-recognition": "SPEECH_SEQ_2_SEQ",
     "image-segmentation of objects": "UNIVERSAL_SEGMENTATION",
     "visual-question-answering": "VISUAL_QUESTION_ANSWERING",
-    "image-to-text": "IMAGE_TEXT_TO_TEXT",
+    "image-text-to-text": "IMAGE_TEXT_TO_TEXT",
 }
 # Families that torch.onnx cannot export: XLNet subtracts its mask of whole numbers from 1.0.
 NO_EXPORT = ("xlnet",)

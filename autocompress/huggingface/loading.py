@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterable
 from typing import Any
 
@@ -198,3 +199,42 @@ def load_processor(folder: ModelFolder, loader: str, what: str) -> Any:
         return getattr(transformers, loader).from_pretrained(
             place, local_files_only=True, trust_remote_code=folder.trust_remote_code
         )
+
+
+def load_pictures_and_text(folder: ModelFolder) -> Any:
+    """Return the processor of a folder that joins pictures with texts.
+
+    Args:
+        folder: the model folder.
+
+    Returns:
+        The processor. Its part for videos is left out where torchvision, which only that part
+        needs, is not installed.
+
+    Raises:
+        TaskError: the folder has none, or it cannot be read.
+    """
+    transformers = library("transformers", "model folders")
+    where = f"{folder.weights}: the processor of pictures and texts cannot be loaded"
+    local = {"local_files_only": True, "trust_remote_code": folder.trust_remote_code}
+    with quiet(), told(where):
+        try:
+            return transformers.AutoProcessor.from_pretrained(folder.weights, **local)
+        except ImportError:
+            return _without_videos(folder, transformers, local)
+
+
+def _without_videos(folder: ModelFolder, transformers: Any, local: dict[str, Any]) -> Any:
+    """Return the processor of a folder without its part for videos."""
+    names = library("transformers.models.auto.processing_auto", "model folders")
+    made = getattr(transformers, names.PROCESSOR_MAPPING_NAMES[folder.config.model_type])
+    images = transformers.AutoImageProcessor.from_pretrained(folder.weights, **local)
+    tokenizer = transformers.AutoTokenizer.from_pretrained(folder.weights, **local)
+    settings, file = {}, folder.weights / "processor_config.json"
+    if file.is_file():
+        length = json.loads(file.read_text()).get("image_seq_len")
+        settings = {} if length is None else {"image_seq_len": length}
+    # The class checks that each part is there.
+    unchecked = {"check_argument_for_proper_class": lambda self, name, part: type(part)}
+    pictures_only = type(made.__name__, (made,), unchecked)
+    return pictures_only(images, tokenizer, None, chat_template=tokenizer.chat_template, **settings)

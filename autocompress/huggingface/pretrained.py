@@ -23,6 +23,7 @@ KINDS = {
     "fill-mask": "text.fill_mask",
     "image-classification": "vision.image_classification",
     "image-segmentation": "vision.image_segmentation",
+    "image-text-to-text": "pairs.image_text_to_text",
     "image-to-text": "pairs.image_to_text",
     "object-detection": "vision.object_detection",
     "question-answering": "text.question_answering",
@@ -106,7 +107,8 @@ def from_pretrained(
     chosen = _metrics(opened, parts, options.metrics)
     first, *others = chosen
     misspelt = parts.tokenizer is not None and opened.task in MISSPELT
-    special = () if parts.tokenizer is None else tuple(sorted(parts.tokenizer.all_special_ids))
+    own = () if parts.tokenizer is None else parts.tokenizer.all_special_ids
+    special = tuple(sorted({*own, *parts.special}))
     vocabulary = getattr(parts.tokenizer, "vocab_files_names", {}).values()
     return Task(
         opened.name,
@@ -118,6 +120,7 @@ def from_pretrained(
         divergence=parts.divergence,
         train=parts.train,
         test=parts.test,
+        towers=parts.towers,
         extra_metrics={other: chosen[other] for other in others},
         latency_inputs=parts.further,
         output_weights=parts.output_weights,

@@ -14,6 +14,7 @@ from autocompress.report.tables import (
     robustness_table,
     robustness_words,
     steps_table,
+    towers_table,
     trust_table,
 )
 from autocompress.report.words import bytes_words, metric_words, ms_words
@@ -159,6 +160,14 @@ def _spending(info: RunInfo) -> str:
         "<div class='controls'><label>Point <select class='points'></select></label></div>"
         "<div id='spent'></div>"
     ]
+    towers = towers_table(info)
+    if towers:
+        text = (
+            "Each tower alone is compressed as in the point, without recovery, while the others "
+            "stay as they are; on up to 512 samples of the validation split. Losses of towers need "
+            "not add up."
+        )
+        parts.append(f"<h3>Which tower lost what</h3>{_paragraph(text)}{towers}")
     if info.run.get("time"):
         share = time_info(info).modules_share
         text = (

@@ -129,6 +129,27 @@ def trust_table(info: RunInfo) -> str:
     return html_table(headers, [list(row) for row in trust_rows(info)])
 
 
+def towers_table(info: RunInfo) -> str:
+    """Return what each tower of the recommended points loses alone; "" if it is not known.
+
+    Args:
+        info: content of a run folder.
+    """
+    front, metric = info.front, metric_words(info.run)
+    points = [point for point in front if point.tower_losses]
+    towers = list(dict.fromkeys(tower for point in points for tower in point.tower_losses))
+    if not towers:
+        return ""
+    headers = ["point", *towers, "all of them"]
+    rows = []
+    for point in points:
+        lost = front.baseline.accuracy - point.measured.accuracy
+        own = [point.tower_losses.get(tower) for tower in towers]
+        cells = ["" if loss is None else metric.lost(loss) for loss in own]
+        rows.append([f"trial {point.trial}", *cells, metric.lost(lost)])
+    return html_table(headers, rows, (), [point.trial for point in points])
+
+
 def steps_table(info: RunInfo) -> str:
     """Return the seconds of each step before the trials; "" if they are not known.
 

@@ -41,6 +41,8 @@ class FrontPoint:
         is_uniform: True for a first file, of which no trial was chosen for the front.
         was_predicted: True if its latency was predicted before it was measured.
         parts: part of each module in the file; empty of an earlier version.
+        tower_losses: accuracy that each tower loses when it alone is compressed, of recommended
+            points of tasks that name their towers.
     """
 
     trial: int
@@ -53,6 +55,7 @@ class FrontPoint:
     is_uniform: bool = False
     was_predicted: bool = True
     parts: Mapping[str, ModulePart] = field(default_factory=dict)
+    tower_losses: Mapping[str, float] = field(default_factory=dict)
 
     @property
     def marked(self) -> bool:
@@ -75,6 +78,7 @@ class FrontPoint:
             "was_predicted": self.was_predicted,
             "artifact": self.artifact,
             "parts": {name: list(part) for name, part in self.parts.items()},
+            "tower_losses": dict(self.tower_losses),
         }
 
     @classmethod
@@ -98,4 +102,5 @@ class FrontPoint:
             bool(data.get("is_uniform", False)),
             bool(data.get("was_predicted", True)),
             {name: ModulePart(*part) for name, part in data.get("parts", {}).items()},
+            dict(data.get("tower_losses", {})),
         )

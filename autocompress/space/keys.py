@@ -5,7 +5,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from typing import Any
 
 from autocompress.argument_types import shown
@@ -15,7 +15,7 @@ from autocompress.space.axes import check_keys
 
 ACTIVATION_RANGE = "squared_error"
 KEYS = ("modules", "distillation", "constraints", "objectives", "calibration")
-CONSTRAINTS = ("max_size", "max_latency", "max_accuracy_drop", "min_metric")
+CONSTRAINTS = ("max_size", "max_latency", "max_accuracy_drop", "min_metric", "tower_loss")
 
 
 def parse_constraints(where: str, constraints: Any) -> Mapping[str, Any]:
@@ -26,7 +26,8 @@ def parse_constraints(where: str, constraints: Any) -> Mapping[str, Any]:
         constraints: the value of the key `constraints`.
 
     Raises:
-        SpaceError: a key is unknown, or `min_metric` is no mapping.
+        SpaceError: a key is unknown, `min_metric` is no mapping, or `tower_loss` is no mapping from
+            towers to shares.
     """
     check_keys(f"{where}: constraints", constraints, CONSTRAINTS)
     floors = constraints.get("min_metric")
@@ -35,8 +36,54 @@ def parse_constraints(where: str, constraints: Any) -> Mapping[str, Any]:
             f"{where}: constraints: min_metric must be a mapping from names of metrics to limits, "
             f"got {shown(floors)}; nearest: {{f1: 0.9}}"
         )
-    limits: Mapping[str, Any] = constraints
+    limits = dict(constraints)
+    if "tower_loss" in limits:
+        limits["tower_loss"] = _shares(where, limits["tower_loss"])
     return limits
+
+
+def check_towers(where: str, constraints: Mapping[str, Any], towers: Collection[str]) -> None:
+    """Refuse a share of the loss for a tower that the model does not have.
+
+    Args:
+        where: file of the space, for errors.
+        constraints: as `parse_constraints` returns them.
+        towers: of the model.
+
+    Raises:
+        SpaceError: there is one.
+    """
+    for tower in constraints.get("tower_loss") or {}:
+        if tower not in towers:
+            near = nearest_name(tower, sorted(towers))
+            raise SpaceError(
+                f"{where}: constraints: tower_loss: the model has no tower {tower!r}; "
+                f"nearest: {near}"
+            )
+
+
+def _shares(where: str, value: Any) -> dict[str, float]:
+    """Return the largest share of the loss by tower."""
+    place = f"{where}: constraints: tower_loss"
+    if not isinstance(value, Mapping):
+        raise SpaceError(
+            f"{place} must be a mapping from towers to shares of the loss, got {shown(value)}; "
+            "nearest: {vision: 0.3}"
+        )
+    shares = {}
+    for tower, given in value.items():
+        text = str(given).strip()
+        try:
+            share = float(text[:-1]) / 100 if text.endswith("%") else float(text)
+        except ValueError:
+            share = -1.0
+        if not 0 <= share <= 1:
+            raise SpaceError(
+                f"{place}: {tower} must be a share between 0 and 1, got {shown(given)}; "
+                "nearest: 0.3"
+            )
+        shares[str(tower)] = share
+    return shares
 
 
 def parse_range(where: str, calibration: Any) -> str:

@@ -30,6 +30,7 @@ from autocompress.space.effects import Applicability, not_executable, without_ef
 from autocompress.space.keys import (
     ACTIVATION_RANGE,
     KEYS,
+    check_towers,
     parse_constraints,
     parse_objectives,
     parse_range,
@@ -289,6 +290,7 @@ class SearchSpace:
         if self.every_rule_must_match:
             check_used(self.where, self.rules, set(used), module_map)
             effects = without_effect(self.where, self.rules, used, applies)
+        check_towers(self.where, self.constraints, {module.tower for module in module_map})
         recovery = parse_recovery(self.where, self.distillation)
         return BoundSpace(
             tuple(knobs),

@@ -19,7 +19,7 @@ from autocompress.errors import SpaceError
 SHIPPED = files("autocompress.space") / "examples"
 DEFAULT = "default"
 # Default spaces of Hugging Face tasks that have one of their own.
-DEFAULTS = {"text-generation": "language"}
+DEFAULTS = {"text-generation": "language", "image-text-to-text": "language"}
 
 
 def shipped_spaces() -> tuple[str, ...]:

@@ -147,7 +147,7 @@ def test_no_task_for_a_head_that_is_not_there(folder: Path, data: Path) -> None:
         ("SpeechT5ForSpeechToText", "automatic-speech-recognition"),
         ("Mask2FormerForUniversalSegmentation", "image-segmentation of objects"),
         ("BlipForQuestionAnswering", "visual-question-answering"),
-        ("LlavaForConditionalGeneration", "image-to-text"),
+        ("PaliGemmaForConditionalGeneration", "image-text-to-text"),
         ("Nothing", ""),
     ],
 )

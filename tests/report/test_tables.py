@@ -16,6 +16,7 @@ from autocompress.report.tables import (
     points_table,
     robustness_table,
     steps_table,
+    towers_table,
     trust_table,
 )
 
@@ -118,3 +119,17 @@ def test_steps_that_took_no_time_are_left_out(front: ParetoFront) -> None:
     assert rows(steps_table(info(front, {"setup_seconds": seconds}))) == [
         ("", ["exporting the model", "4.1 s"])
     ]
+
+
+def test_towers_tell_what_they_lose_alone(front: ParetoFront) -> None:
+    assert towers_table(info(front)) == ""
+    first = replace(front.points[0], tower_losses={"vision": 0.02, "text": 0.0})
+    last = replace(front.points[-1], tower_losses={"text": -0.01})
+    text = towers_table(info(replace(front, points=(first, *front.points[1:-1], last))))
+    assert headers(text) == ["point", "vision", "text", "all of them"]
+    lost = [front.baseline.accuracy - point.measured.accuracy for point in (first, last)]
+    (kind, cells), (_, others) = rows(text)
+    assert kind == f"data-trial='{first.trial}'"
+    assert cells[:3] == [f"trial {first.trial}", "loses 0.0200", "loses nothing"]
+    assert cells[3] == (f"loses {lost[0]:.4f}" if lost[0] else "loses nothing")
+    assert others[1:3] == ["", "gains 0.0100"]

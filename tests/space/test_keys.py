@@ -7,11 +7,14 @@ from typing import Any
 import pytest
 
 from autocompress.errors import SpaceError
-from autocompress.space.keys import parse_constraints, parse_objectives, parse_range
+from autocompress.space.keys import check_towers, parse_constraints, parse_objectives, parse_range
 
 
 def test_valid_keys() -> None:
     assert parse_constraints("s", {"max_size": "25%", "min_metric": {"f1": 0.9}})["max_size"]
+    shares = {"tower_loss": {"vision": "30%", "text": 0.5}}
+    assert parse_constraints("s", shares) == {"tower_loss": {"vision": 0.3, "text": 0.5}}
+    check_towers("s", parse_constraints("s", shares), {"vision", "text", "head"})
     assert parse_objectives("s", ["f1", "auc", "f1"]) == ("f1", "auc")
     assert parse_range("s", {}) == "squared_error"
     assert parse_range("s", {"range": "entropy"}) == "entropy"
@@ -27,6 +30,23 @@ def test_valid_keys() -> None:
             {"min_metric": ["f1"]},
             "s: constraints: min_metric must be a mapping from names of metrics to limits, got "
             "['f1']; nearest: {f1: 0.9}",
+        ),
+        (
+            parse_constraints,
+            {"tower_loss": 0.3},
+            "s: constraints: tower_loss must be a mapping from towers to shares of the loss, got "
+            "0.3; nearest: {vision: 0.3}",
+        ),
+        (
+            parse_constraints,
+            {"tower_loss": {"vision": "130%"}},
+            "s: constraints: tower_loss: vision must be a share between 0 and 1, got '130%'; "
+            "nearest: 0.3",
+        ),
+        (
+            lambda where, value: check_towers(where, value, {"vision", "language"}),
+            {"tower_loss": {"visoin": 0.3}},
+            "s: constraints: tower_loss: the model has no tower 'visoin'; nearest: vision",
         ),
         (
             parse_objectives,

@@ -157,9 +157,24 @@ class ImageReader:
         Raises:
             TaskError: a picture cannot be read, or the processor fails.
         """
+        images = self.pictures(records)
+        inputs = processed(self.processor, "image processor", records[0].place, images)
+        return {PIXELS: torch.as_tensor(inputs[PIXELS])}
+
+    def pictures(self, records: Sequence[Record]) -> list[Any]:
+        """Return the pictures of some records before they are processed.
+
+        Args:
+            records: that hold them.
+
+        Returns:
+            Images of PIL in their mode and size.
+
+        Raises:
+            TaskError: a picture cannot be read.
+        """
         images = [open_image(record, self.column, self.mode) for record in records]
         if self.size is not None:
             way = getattr(self.processor, "resample", None)
             images = [image.resize(self.size, BILINEAR if way is None else way) for image in images]
-        inputs = processed(self.processor, "image processor", records[0].place, images)
-        return {PIXELS: torch.as_tensor(inputs[PIXELS])}
+        return images

@@ -46,6 +46,8 @@ class Parts:
         loss: as `Task.loss`.
         divergence: as `Task.divergence`.
         tokenizer: of the folder, or None.
+        towers: as `Task.towers`.
+        special: tokens that are never dropped, beside the special ones of the tokenizer.
     """
 
     model: nn.Module
@@ -61,6 +63,8 @@ class Parts:
     loss: Callable[[Any, Any], Tensor] | None = None
     divergence: Callable[[Any, Any], Tensor] | None = None
     tokenizer: Any = None
+    towers: Mapping[str, list[str]] | None = None
+    special: tuple[int, ...] = ()
 
 
 @dataclass(frozen=True)

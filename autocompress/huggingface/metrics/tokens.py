@@ -61,3 +61,31 @@ class TokenAccuracy:
     def compute(self) -> float:
         """Return a number from 0 to 1."""
         return self.right / max(self.count, 1)
+
+
+class ExactMatch:
+    """Compute the share of texts all tokens of which are right.
+
+    Greedy decoding writes exactly these texts: its first token is the most probable one, and each
+    further one follows right tokens.
+    """
+
+    def __init__(self) -> None:
+        self.right = self.count = 0
+
+    def update(self, outputs: Rows, targets: Rows) -> None:
+        """Take one batch.
+
+        Args:
+            outputs: (n, length, words) logits, or a list with an entry per sample.
+            targets: (n, length) tokens, -100 where none counts, or a list.
+        """
+        for output, target in zip(outputs, targets, strict=True):
+            counts = target != IGNORED
+            if bool(counts.any()):
+                self.right += bool((output.argmax(-1) == target)[counts].all())
+                self.count += 1
+
+    def compute(self) -> float:
+        """Return a number from 0 to 1."""
+        return self.right / max(self.count, 1)

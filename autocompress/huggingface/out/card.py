@@ -14,7 +14,7 @@ from autocompress.export.genai.package import PROGRAM
 from autocompress.export.notes import remarks, table_lines
 from autocompress.huggingface.folder import EMBEDDINGS, MODULES_FILE
 from autocompress.huggingface.out.lines import WRITTEN
-from autocompress.huggingface.out.snippets import Facts, optimum_lines, runtime_lines
+from autocompress.huggingface.out.snippets import QUESTIONS, Facts, optimum_lines, runtime_lines
 from autocompress.results.files import NOTES_FILE, RECIPE_FILE, WEIGHTS_FILE, write_atomic
 from autocompress.results.front_point import FrontPoint
 from autocompress.results.measurement import Measurement
@@ -33,6 +33,11 @@ DECODER = (
 PACKAGE = (
     "The folder is a package of onnxruntime-genai (`pip install onnxruntime-genai`). The file has "
     "a cache of keys and values. genai_config.json names its inputs and the tuned settings."
+)
+ANSWERING = (
+    "The file reads a picture and a prompt (`input_ids`, without its last token) and gives the "
+    "logits behind each of `decoder_input_ids`: the last token of the prompt, then the answer. It "
+    "has no cache of keys and values: each new token runs all of it again."
 )
 NO_CACHE = (
     "The file has no cache of keys and values: each new token reads the whole text again. "
@@ -129,7 +134,9 @@ def _how_to_run(to: Path, facts: Facts) -> list[str]:
     lines = [f"Inputs: {', '.join(shapes)}. Dimensions with a name are free.", ""]
     if facts.task == "text-generation":
         lines += [NO_CACHE, ""]
-    if WRITTEN in facts.inputs:
+    if facts.task == QUESTIONS:
+        lines += [ANSWERING, ""]
+    elif WRITTEN in facts.inputs:
         lines += [DECODER, ""]
     lines += ["In this folder:", *_code(runtime_lines(facts))]
     optimum = optimum_lines(facts)

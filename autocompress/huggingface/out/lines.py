@@ -193,7 +193,27 @@ WRITE = (
     "print(tokenizer.decode(tokens[0], skip_special_tokens=True))",
 )
 NUMPY = "import numpy as np"
+ANSWER = (
+    "for _ in range(20):",
+    '    feed["decoder_input_ids"] = tokens',
+    *WRITE[3:-1],
+    "print(tokenizer.decode(tokens[0, 1:], skip_special_tokens=True))",
+)
 DECODED = {
+    "image-text-to-text": Lines(
+        ('processor = AutoProcessor.from_pretrained(".")',),
+        (
+            "tokenizer = processor.tokenizer",
+            f"{PICTURE}SQUARE",
+            "ASKED",
+            'tokens = inputs["input_ids"][:, -1:]  # where the answer begins',
+            'for name in ("input_ids", "attention_mask"):',
+            "    inputs[name] = inputs[name][:, :-1]",
+        ),
+        ("logits",),
+        ANSWER,
+        imports=(NUMPY, PILLOW),
+    ),
     "text2text-generation": Lines((TOKENIZER,), ONE_TEXT, ("logits",), WRITE, imports=(NUMPY,)),
     "image-to-text": Lines(
         (PROCESSOR, TOKENIZER), (PICTURE, PIXELS), ("logits",), WRITE, imports=(NUMPY, PILLOW)

@@ -21,6 +21,7 @@ from autocompress.huggingface.out.lines import (
 from autocompress.huggingface.out.sound_words import has_known_length, sound_words
 from autocompress.targets.device.sessions import SessionSettings
 
+QUESTIONS = "image-text-to-text"
 DISABLED = "optimization.disable_specified_optimizers"  # entry of a session's options
 BILINEAR = 2  # of PIL
 
@@ -38,6 +39,7 @@ class Facts:
         tokenizer: content of tokenizer_config.json.
         generation: content of generation_config.json.
         prompt: that each text begins with.
+        has_template: True if the folder has a template of conversations.
     """
 
     task: str
@@ -48,6 +50,7 @@ class Facts:
     tokenizer: Mapping[str, Any] = field(default_factory=dict)
     generation: Mapping[str, Any] = field(default_factory=dict)
     prompt: str = ""
+    has_template: bool = False
 
 
 def runtime_lines(facts: Facts) -> list[str]:
@@ -134,13 +137,13 @@ def _lines_of(facts: Facts) -> Lines | None:
 
 def _decoder_words(facts: Facts) -> dict[str, str]:
     """Return what a decoder begins and ends with; {} if no config tells the begin."""
-    inner = facts.config.get("decoder")
+    inner = facts.config.get("text_config" if facts.task == QUESTIONS else "decoder")
     places = [facts.config, facts.generation, inner if isinstance(inner, Mapping) else {}]
     names = ("decoder_start_token_id", "bos_token_id")
     starts = [place.get(name) for name in names for place in places]
     start = next((token for token in starts if isinstance(token, int)), None)
     ends = next((place["eos_token_id"] for place in places if place.get("eos_token_id")), None)
-    if start is None:
+    if start is None and facts.task != QUESTIONS:  # there the prompt ends with the first token
         return {}
     last = ends if isinstance(ends, list) else [ends]
     if ends is None:
@@ -173,12 +176,13 @@ def _imports(lines: Lines, load: Sequence[str] | None = None) -> list[str]:
 
 def _adapted(lines: Sequence[str], facts: Facts, arrays: str) -> list[str]:
     """Fill in what the folder says of its texts, pictures and sounds."""
-    pixels = facts.inputs.get("pixel_values", (None, 3))
+    pixels = facts.inputs.get("pixel_values", ())
     words = {
         ARRAYS: f'"{arrays}"',
-        "MODE": "L" if pixels[1] == 1 else "RGB",
+        "MODE": "L" if len(pixels) == 4 and pixels[1] == 1 else "RGB",
         "PADDING": _padding(facts),
         "SQUARE": _square(facts),
+        "ASKED": _asked(facts),
         **sound_words(facts.inputs, facts.processor),
         "PROMPT": f"{json.dumps(facts.prompt, ensure_ascii=False)} " if facts.prompt else "",
     }
@@ -207,12 +211,37 @@ def _padding(facts: Facts) -> str:
 
 def _square(facts: Facts) -> str:
     """Return what gives a picture the size of the file, where the processor keeps its shape."""
-    size, shape = facts.processor.get("size"), facts.inputs.get("pixel_values", ())[2:]
-    fixed = len(shape) == 2 and all(isinstance(side, int) for side in shape)
+    images = facts.processor.get("image_processor", facts.processor)
+    size, shape = images.get("size"), facts.inputs.get("pixel_values", ())[2:]
+    fixed = len(shape) in (2, 3) and all(isinstance(side, int) for side in shape)
     if not fixed or not isinstance(size, Mapping) or (size.get("height") and size.get("width")):
         return ""
-    way = facts.processor.get("resample")
-    return f".resize(({shape[1]}, {shape[0]}), {BILINEAR if way is None else way})"
+    width, height = shape[1], shape[0]
+    if facts.task == QUESTIONS:
+        if images.get("do_center_crop"):
+            return ""
+        width = height = size.get("shortest_edge") or size.get("longest_edge")
+    way = images.get("resample")
+    return f".resize(({width}, {height}), {BILINEAR if way is None else way})"
+
+
+def _asked(facts: Facts) -> str:
+    """Return the lines that make the inputs of a question about a picture."""
+    lines = ['prompt = f"{processor.image_token}\\nA question?\\n"']
+    lines += ['inputs = dict(processor(images=[picture], text=[prompt], return_tensors="np"))']
+    if facts.has_template:
+        lines = [
+            'text = {"type": "text", "text": "A question?"}',
+            'asked = {"role": "user", "content": [{"type": "image", "image": picture}, text]}',
+            'how = {"add_generation_prompt": True, "tokenize": True, "return_dict": True}',
+            'how["return_tensors"] = "np"',
+            "inputs = dict(processor.apply_chat_template([asked], **how))",
+        ]
+    shape = facts.inputs.get("pixel_values", ())
+    if len(shape) == 3:  # patches of one picture
+        words = f"# {shape[1]} patches: of a picture of the size that the search had"
+        lines.append(f'inputs["pixel_values"] = inputs["pixel_values"][None]  {words}')
+    return "\n".join(lines)
 
 
 def _beyond_optimum(facts: Facts) -> bool:

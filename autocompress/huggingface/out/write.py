@@ -111,4 +111,6 @@ def _facts(to: Path, task: str, settings: SessionSettings) -> Facts:
     for name in PROCESSORS:
         processor = processor or read_object(to / name)
     prompt = default_prompt(to) if task in EMBEDDINGS else ""
-    return Facts(task, shapes, settings, config, processor, tokenizer, generation, prompt)
+    template = "chat_template" in {**processor, **tokenizer} or any(to.glob("chat_template.*"))
+    papers = (config, processor, tokenizer, generation, prompt, template)
+    return Facts(task, shapes, settings, *papers)

@@ -17,9 +17,10 @@ import torch
 
 from autocompress.candidate import Candidate
 from autocompress.errors import AutocompressError
-from autocompress.results.files import TRIALS_FILE
+from autocompress.results.files import FRONT_FILE, TRIALS_FILE, write_json
 from autocompress.results.front import ParetoFront, earlier_front
 from autocompress.results.limits import Limits
+from autocompress.search.evaluate.attribution import with_tower_losses
 from autocompress.search.evaluate.training_choice import least_s
 from autocompress.search.evaluate.training_plan import FIRST_POINTS, LongPlan
 from autocompress.search.finish.finalists import (
@@ -104,6 +105,7 @@ class FrontMaker:
         run = replace(run, front_check=check, refit={})
         if check.get("mape", 0.0) > PROMISE and self.problem.latency_source == "measured":
             front, run = self._made_again(finalists, front, run, check["mape"])
+        front = self._attributed(front)
         for words in front.left_out():
             self.progress.line(words)
         teacher, library = self.problem.trainer.teacher, self.problem.stitcher.library
@@ -114,6 +116,16 @@ class FrontMaker:
             teacher={"computed": teacher.computed, "read": teacher.read},
             library={"made": library.made, "reused": library.reused},
         )
+
+    def _attributed(self, front: ParetoFront) -> ParetoFront:
+        """Measure what each tower of the recommended points loses, and write it to front.json."""
+        if self.stop():
+            return front
+        clock, limits = self.clock, self.limits.pick_limits()
+        known = with_tower_losses(front, self.problem, limits, lambda: clock.left_before_report_s)
+        if known is not front:
+            write_json(self.folder / FRONT_FILE, known.to_json())
+        return known
 
     def _made_again(
         self, finalists: list[Finalist], front: ParetoFront, run: RunRecord, error: float

@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 from autocompress.candidate import ModuleConfig
 from autocompress.search.propose.tables.column import Column, group_column, module_column
 from autocompress.search.propose.tables.module_table import PARTS, ModuleTable, module_tables
+from autocompress.search.propose.tables.tower_budget import MOST_STEPS, TowerBudget
 from autocompress.space.search_space import BoundSpace
 from autocompress.targets.latency_model.latency_table import LatencyTable
 from autocompress.targets.workload import Layout
@@ -99,7 +100,7 @@ class Allocator:
         )
 
     def allocate(self, prices: Array, weights: Array | None = None) -> Choices:
-        """Return the cheapest allocation at each pair of prices.
+        """Return the cheapest allocation at each pair of prices, within the budgets of towers.
 
         Args:
             prices: (n, 2) loss that the whole baseline size is worth, and the whole latency.
@@ -109,6 +110,39 @@ class Allocator:
             (n, modules + groups) choices.
         """
         weights = np.ones((len(prices), len(self.features))) if weights is None else weights
+        chosen, raised = self._cheapest(prices, weights), weights.copy()
+        budget = self._budget
+        for _ in range(MOST_STEPS):
+            if budget is None:
+                break
+            over = budget.over(weights * self.losses(chosen))
+            rows = over.any(1)
+            if not rows.any():
+                break
+            raised[rows] = budget.raised(raised[rows], over[rows])
+            chosen[rows] = self._cheapest(prices[rows], raised[rows])
+        return chosen
+
+    def within_budget(self, choices: Choices) -> NDArray[np.bool_]:
+        """Return which allocations keep the shares of the loss that the space gives to towers.
+
+        Args:
+            choices: (n, modules + groups) allocations.
+
+        Returns:
+            (n,) True where they are kept, by the measured losses of single changes.
+        """
+        if self._budget is None:
+            return np.ones(len(choices), dtype=bool)
+        return np.asarray(~self._budget.over(self.losses(choices)).any(1))
+
+    @cached_property
+    def _budget(self) -> TowerBudget | None:
+        shares = self.space.constraints.get("tower_loss") or {}
+        return TowerBudget.of(shares, self.features, self.towers)
+
+    def _cheapest(self, prices: Array, weights: Array) -> Choices:
+        """Return the cheapest allocation at each pair of prices, whatever towers lose."""
         tables, count = list(self.modules.values()), len(self.modules)
         losses = []
         for i, table in enumerate(tables):

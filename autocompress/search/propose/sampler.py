@@ -277,7 +277,8 @@ class PriceSampler(BaseSampler):
     ) -> tuple[Choices, list[TrialRecord]]:
         """Return front members with 1 to `MOST_MOVES` knobs moved, and the members.
 
-        A knob moves by one step, or to any index in a third of the moves.
+        A knob moves by one step, or to any index in a third of the moves. Members whose towers are
+        over their budgets then are left out.
         """
         knobs = self._space.knobs
         rows, parents = [], []
@@ -293,7 +294,9 @@ class PriceSampler(BaseSampler):
                 moves[int(i)] = int(np.clip(index, 0, last))
             rows.append(self._allocator.moved(parent.choices, parent.indices, moves))
             parents.append(parent.trial)
-        return np.array(rows, dtype=np.intp).reshape(len(rows), self._allocator.width), parents
+        moved = np.array(rows, dtype=np.intp).reshape(len(rows), self._allocator.width)
+        keep = np.flatnonzero(self._allocator.within_budget(moved))
+        return moved[keep], [parents[i] for i in keep]
 
     def _point(self, number: int) -> Array:
         """Return one point of the seed's quasi-random sequence (Halton 1960)."""

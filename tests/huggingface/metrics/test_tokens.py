@@ -8,7 +8,7 @@ import pytest
 import torch
 from small_tasks import judged
 
-from autocompress.huggingface.metrics.tokens import Perplexity, TokenAccuracy
+from autocompress.huggingface.metrics.tokens import ExactMatch, Perplexity, TokenAccuracy
 
 
 def test_accuracy_counts_tokens_with_a_target() -> None:
@@ -30,3 +30,12 @@ def test_perplexity_is_the_exponential_of_the_mean_loss() -> None:
     assert judged(Perplexity(), (outputs, targets)) == pytest.approx(expected, rel=1e-5)
     parts = zip(outputs.split(1), targets.split(1), strict=True)
     assert judged(Perplexity(), *parts) == pytest.approx(expected, rel=1e-5)
+
+
+def test_a_text_matches_if_all_its_tokens_do() -> None:
+    targets = torch.tensor([[1, 2, -100], [1, 2, 0], [2, -100, -100], [-100, -100, -100]])
+    guesses = torch.tensor([[1, 2, 0], [1, 2, 2], [2, 1, 1], [0, 0, 0]])
+    outputs = torch.eye(3)[guesses]
+    assert judged(ExactMatch(), (outputs, targets)) == pytest.approx(2 / 3)
+    parts = zip(outputs.split(1), targets.split(1), strict=True)
+    assert judged(ExactMatch(), *parts) == pytest.approx(2 / 3)

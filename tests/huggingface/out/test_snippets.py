@@ -9,10 +9,10 @@ import pytest
 
 from autocompress.huggingface.folder import NAMES
 from autocompress.huggingface.out.lines import DECODED, LINES, WRITTEN
-from autocompress.huggingface.out.snippets import Facts, optimum_lines, runtime_lines
+from autocompress.huggingface.out.snippets import QUESTIONS, Facts, optimum_lines, runtime_lines
 from autocompress.targets.device.sessions import SessionSettings
 
-WORDS = re.compile("ARRAYS|MODE|PADDING|CUT|CLIP|FILL|SQUARE|PROMPT|START|ENDS|RUN|SAMPLING")
+WORDS = re.compile("ARRAYS|MODE|PADDING|CUT|CLIP|FILL|SQUARE|PROMPT|START|ENDS|RUN|SAMPLING|ASKED")
 INPUTS = {"input_ids": ("batch", "sequence"), "attention_mask": ("batch", "sequence")}
 
 
@@ -84,7 +84,7 @@ def test_other_runtimes_and_unknown_tasks() -> None:
     assert "session.run(None, " in runtime_lines(facts("automatic-speech-recognition", written))[-1]
 
 
-@pytest.mark.parametrize("task", DECODED)
+@pytest.mark.parametrize("task", [task for task in DECODED if task != QUESTIONS])
 @pytest.mark.parametrize("runtime", ["onnxruntime", "openvino"])
 def test_decoders_write_token_by_token(task: str, runtime: str) -> None:
     inputs = {"input_ids": INPUTS["input_ids"], WRITTEN: ("batch", "written")}
@@ -104,6 +104,29 @@ def test_decoders_write_token_by_token(task: str, runtime: str) -> None:
     fixed = {**inputs, WRITTEN: ("batch", 7)}
     for given in (Facts(task, fixed, settings, config), Facts(task, inputs, settings)):
         assert runtime_lines(given)[-1].startswith("outputs = session")
+
+
+def test_questions_follow_the_template_and_the_form_of_the_pictures() -> None:
+    images = {"image_processor": {"size": {"longest_edge": 64}}}
+    cropped = {"image_processor": {"size": {"shortest_edge": 64}, "do_center_crop": True}}
+    for shape, processor, has_template, words, other in (
+        ((1, 3, 64, 64), images, True, 'convert("RGB").resize((64, 64), 2)', "image_token"),
+        ((3, 64, 64), cropped, False, "{processor.image_token}\\nA question?", "resize"),
+        ((16, 24), {}, True, 'inputs["pixel_values"][None]', "resize"),
+    ):
+        inputs = {**INPUTS, "pixel_values": ("batch", *shape), WRITTEN: ("batch", "written")}
+        config = {"text_config": {"eos_token_id": 5}}
+        papers = {"config": config, "processor": processor, "has_template": has_template}
+        given = facts(QUESTIONS, inputs, **papers)
+        text = "\n".join(runtime_lines(given))
+        compile(text, QUESTIONS, "exec")
+        assert len(text.splitlines()) <= 28
+        assert not WORDS.search(text)
+        assert words in text
+        assert other not in text
+        assert ("apply_chat_template" in text) == has_template
+        assert "in (5,):" in text
+        assert optimum_lines(given) == []
 
 
 def test_prompts_and_pictures_that_become_squares() -> None:

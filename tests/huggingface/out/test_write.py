@@ -14,7 +14,7 @@ import pytest
 import yaml
 from onnx import TensorProto, helper, numpy_helper
 from scipy.io import wavfile
-from small_exports import FURTHER, RATE, SAMPLES, SIDE, SOURCES, SPEECH_RATE
+from small_exports import ANSWERING, FURTHER, RATE, SAMPLES, SIDE, SOURCES, SPEECH_RATE
 from small_folders import SPECIAL, WORDS
 
 from autocompress import Candidate, FrontPoint, Measurement, ModuleConfig
@@ -50,6 +50,7 @@ INPUTS = {
     "text2text-generation": {**TOKENS, **TEXT_SO_FAR},
     "image-to-text": {"pixel_values": PICTURE, **TEXT_SO_FAR},
     "transcription": {"input_features": ("batch", 8, 100), **TEXT_SO_FAR},
+    "image-text-to-text": {**TOKENS, "pixel_values": ("batch", 3, 32, 32), **TEXT_SO_FAR},
 }
 OF_WORDS = ("fill-mask", "text-generation", "token-classification")
 NEXT = 24  # a decoder's next token is that many behind the last one
@@ -111,7 +112,7 @@ def graph(kind: str) -> Any:
 def run_folder(place: Path, kind: str) -> tuple[Path, Path]:
     """Write a model folder, and the folder of a run with one point."""
     place.mkdir(exist_ok=True)
-    folder, run = {**SOURCES, **FURTHER}[kind](place).folder, place / "run"
+    folder, run = {**SOURCES, **FURTHER, **ANSWERING}[kind](place).folder, place / "run"
     task = task_of(kind)
     source = run / POINT.artifact
     write_model(source, graph(kind))
@@ -204,6 +205,37 @@ def test_a_folder_holds_what_the_program_in_its_card_needs(
     assert said == SAID.get(kind, said)
     for program in programs[1:]:  # they need other libraries
         compile(program, "README.md", "exec")
+
+
+@pytest.mark.parametrize("template", [True, False])
+def test_the_program_of_a_card_answers_a_question_about_a_picture(
+    template: bool,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    run, folder = run_folder(tmp_path, "image-text-to-text")
+    if not template:
+        (folder / "chat_template.jinja").unlink()
+        path = run / POINT.artifact / "recipe.yaml"
+        recipe = yaml.safe_load(path.read_text())
+        del recipe["origin"]["pretrained"]["files"]["chat_template.jinja"]
+        path.write_text(yaml.safe_dump(recipe))
+    to = tmp_path / "best"
+    assert write_point(run, POINT, BASE, to) == []
+    found = {path.name for path in to.iterdir()}
+    papers = {"processor_config.json", "generation_config.json", "config.json"}
+    papers |= {"chat_template.jinja"} if template else set()
+    assert found == OURS | TEXT | papers
+    images.new("RGB", (20, 30)).save(to / "picture.png")
+    shutil.rmtree(folder)
+    monkeypatch.chdir(to)
+    card = (to / "README.md").read_text()
+    (program,) = re.findall(r"```python\n(.*?)```", card, flags=re.S)
+    assert ("apply_chat_template" in program) == template
+    capsys.readouterr()
+    exec(program, {})
+    assert capsys.readouterr().out.strip()
 
 
 def test_the_card_tells_numbers_changes_and_the_command(tmp_path: Path) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from itertools import product
 from types import SimpleNamespace
 
@@ -100,6 +101,27 @@ def test_rows_of_prices_and_weights_do_not_mix(allocator: Allocator) -> None:
         np.testing.assert_array_equal(
             allocator.allocate(prices[i : i + 1], weights[i : i + 1])[0], together[i]
         )
+
+
+def test_towers_keep_their_shares_of_the_loss() -> None:
+    tables = {"a": table(0, "a", None), "b": table(1, None, "a")}
+    prices = np.exp(np.random.default_rng(3).uniform(-4, 1, (200, 2)))
+    parts = (tables, {"a": PRUNED}, {"a": np.array([0.0, 0.05])}, {"a": "vision", "b": "text"})
+    free = Allocator(space(), *parts)
+    limited = Allocator(replace(space(), constraints={"tower_loss": {"vision": 0.3}}), *parts)
+    vision = np.array([name == "a" for name, _ in free.features])
+    shares = []
+    for one in (free, limited):
+        losses = one.losses(one.allocate(prices))
+        shares.append(losses[:, vision].sum(1) / np.maximum(losses.sum(1), 1e-12))
+    assert shares[0].max() > 0.5
+    assert shares[1].max() <= 0.3 + 1e-9
+    kept = shares[0] <= 0.3
+    assert 0 < kept.sum() < len(prices)
+    own = free.allocate(prices)
+    np.testing.assert_array_equal(limited.within_budget(own), kept)
+    assert free.within_budget(own).all()
+    np.testing.assert_array_equal(own[kept], limited.allocate(prices)[kept])
 
 
 def test_a_heavy_feature_is_avoided(allocator: Allocator) -> None:

@@ -51,7 +51,7 @@ def visual_question_answering(folder: ModelFolder, options: Options) -> Parts:
     by_split = label_columns(columns, "answer", splits)
     notes, batches = [*splits.notes, *size_note(size)], {}
     usuals = {
-        split: [(_usual(record, column), record) for record in records]
+        split: [(usual_answer(record, column), record) for record in records]
         for split, records in splits.parts()
         if (column := by_split[split]) is not None
     }
@@ -73,8 +73,19 @@ def visual_question_answering(folder: ModelFolder, options: Options) -> Parts:
     return parts if by_split["validation"] is not None else answered(parts, AGREEMENT)
 
 
-def _usual(record: Record, column: str) -> str | int:
-    """Return the most usual answer."""
+def usual_answer(record: Record, column: str) -> str | int:
+    """Return the most usual answer to a question.
+
+    Args:
+        record: one sample.
+        column: that holds an answer, or a list of answers.
+
+    Returns:
+        A text, or a number.
+
+    Raises:
+        TaskError: it holds something else.
+    """
     value = unpacked(record.values.get(column), column, record.place, or_text=True)
     answers = value if isinstance(value, list) else [value]
     texts: list[Any] = [part.get("answer") if isinstance(part, dict) else part for part in answers]

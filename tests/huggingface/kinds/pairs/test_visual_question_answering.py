@@ -24,7 +24,7 @@ import autocompress as ac
 from autocompress.errors import TaskError
 from autocompress.huggingface.data.labels import Labels
 from autocompress.huggingface.data.records import Record
-from autocompress.huggingface.kinds.pairs.visual_question_answering import _answer, _usual
+from autocompress.huggingface.kinds.pairs.visual_question_answering import _answer, usual_answer
 from autocompress.task.outputs import IGNORED
 
 images = pytest.importorskip("PIL.Image", reason="needs Pillow: pip install pillow")
@@ -126,7 +126,7 @@ def test_an_answer_that_is_a_number_is_no_class_of_that_number(tmp_path: Path) -
 
     def of(answer: Any) -> int:
         record = Record({"answer": answer}, "dev.jsonl line 1", tmp_path)
-        return _answer(_usual(record, "answer"), labels, record)
+        return _answer(usual_answer(record, "answer"), labels, record)
 
     assert (of("1"), of("2"), of("YES"), of(1)) == (IGNORED, 2, 1, 1)
     assert of([{"answer": "1"}, {"answer": "1"}, {"answer": "no"}]) == IGNORED

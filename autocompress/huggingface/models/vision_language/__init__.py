@@ -1,0 +1,1 @@
+"""Turn models that read pictures and texts into ones whose graph fits all batches."""
