@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
+from pathlib import Path
 from typing import Any
 
 import onnx_ir
@@ -17,6 +18,11 @@ import onnxruntime
 from onnx import ModelProto, TensorProto, numpy_helper
 from torch import Tensor, nn
 
+from autocompress.export.float_graph.large_files import (
+    needs_other_file,
+    write_apart,
+    write_whole,
+)
 from autocompress.targets.device.sessions import open_session
 
 LEAST_BYTES = 1 << 20  # smaller weights are part of the graph
@@ -57,8 +63,30 @@ class SharedGraph:
                 tensor.CopyFrom(self.filled(tensor))
         return whole
 
+    def write(self, path: Path) -> int:
+        """Write the ONNX file; weights that it cannot hold lie in a file beside it.
+
+        Args:
+            path: of the file.
+
+        Returns:
+            Bytes of both files.
+
+        Raises:
+            RunFolderError: a file cannot be written.
+        """
+        if not needs_other_file(self.proto):
+            return write_whole(path, self.content())
+
+        def content(tensor: TensorProto) -> Any:
+            if tensor.data_location != TensorProto.EXTERNAL:
+                return tensor.raw_data
+            return self.weights[key_of(tensor)].numpy()
+
+        return write_apart(path, self.proto, content)
+
     def content(self) -> bytes:
-        """Return the content of the ONNX file."""
+        """Return the content of the ONNX file, which holds all weights."""
         content: bytes = self.whole().SerializeToString()
         return content
 

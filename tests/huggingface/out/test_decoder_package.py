@@ -12,7 +12,9 @@ import pytest
 from small_decoders import TARGET, decoder_task, genai
 
 import autocompress as ac
-from autocompress.errors import RunFolderError, TargetError
+from autocompress.errors import RunFolderError, TargetError, TaskError
+from autocompress.export.float_graph import large_files
+from autocompress.measure import size
 
 SPACE = {
     "modules": [
@@ -27,7 +29,9 @@ def searched(task: Any, out: Path, **options: Any) -> Any:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("phase", ["decode", pytest.param("prefill", marks=pytest.mark.extensive)])
+@pytest.mark.parametrize(
+    "phase", ["decode", pytest.param("prefill", marks=pytest.mark.extensive), "mix:0.3"]
+)
 def test_points_are_packages_with_both_latencies(tmp_path: Path, phase: str) -> None:
     task, out = decoder_task(tmp_path), tmp_path / "run"
     result = searched(task, out, latency=phase)
@@ -66,9 +70,32 @@ def test_an_export_generates(tmp_path: Path) -> None:
     assert Path(again).read_bytes() == (best / "model.onnx").read_bytes()
 
 
+@pytest.mark.slow
+def test_weights_that_a_file_cannot_hold_lie_beside_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A file may have 150 kB here: the float one and some of 8 bits are larger."""
+    monkeypatch.setattr(size, "FILE_BYTES", size.GRAPH_BYTES + 150_000)
+    monkeypatch.setattr(large_files, "FILE_BYTES", size.GRAPH_BYTES + 150_000)
+    task, out, best = decoder_task(tmp_path), tmp_path / "run", tmp_path / "best"
+    result = searched(task, out)
+    assert (out / "models" / "baseline" / "model.onnx.data").is_file()
+    for point in result.front.points:
+        place = out / point.artifact
+        files = (place / "model.onnx", place / "model.onnx.data")
+        there = [file.stat().st_size for file in files if file.is_file()]
+        assert sum(there) == point.measured.size_bytes == point.predicted.size_bytes
+        assert len(there) == 1 + (point.measured.size_bytes > 200_000)
+    ac.export(result, result.front.pick("accurate").point, best)
+    assert (best / "model.onnx.data").is_file()
+    assert genai.Model(str(best)).type == "llama"
+    with pytest.raises(TaskError, match="onnxruntime-genai alone"):
+        ac.search(task, SPACE, n_trials=1, out=str(tmp_path / "other"), quiet=True)
+
+
 def test_a_latency_is_refused_for_other_targets(tmp_path: Path) -> None:
     task = decoder_task(tmp_path)
-    with pytest.raises(TargetError, match="has no latency 'decode'; nearest: none"):
+    with pytest.raises(TargetError, match="has no latency 'decode', which is for dec"):
         ac.search(task, SPACE, n_trials=1, out=str(tmp_path / "run"), latency="decode")
-    with pytest.raises(TargetError, match="has no latency 'decoding'; nearest: decode"):
+    with pytest.raises(TargetError, match="got 'decoding'; nearest: decode"):
         searched(task, tmp_path / "run", latency="decoding")
