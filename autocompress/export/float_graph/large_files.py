@@ -14,7 +14,7 @@ import numpy as np
 from onnx import ModelProto, TensorProto, helper
 
 from autocompress.measure.size import FILE_BYTES, GRAPH_BYTES
-from autocompress.results.files import disk_error, write_atomic
+from autocompress.results.files import MODEL_FILE, disk_error, write_atomic
 from autocompress.targets.device.sessions import DATA_SUFFIX
 
 LEAST_APART = 1 << 10  # bytes of a tensor that lies in the other file
@@ -47,14 +47,14 @@ def needs_other_file(proto: ModelProto) -> bool:
 
 
 def file_bytes(proto: ModelProto) -> int:
-    """Return the bytes of the file of a graph, and of the one beside it if there is one.
+    """Return the bytes of the model.onnx of a graph, and of the file beside it if there is one.
 
     Args:
         proto: the graph with its weights.
     """
     if not needs_other_file(proto):
         return int(proto.ByteSize())
-    apart = _apart(proto, "m")
+    apart = _apart(proto, MODEL_FILE)
     return int(apart.bare.ByteSize()) + apart.end
 
 
