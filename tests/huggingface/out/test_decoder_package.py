@@ -74,9 +74,9 @@ def test_an_export_generates(tmp_path: Path) -> None:
 def test_weights_that_a_file_cannot_hold_lie_beside_it(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """A file may have 150 kB here: the float one and some of 8 bits are larger."""
-    monkeypatch.setattr(size, "FILE_BYTES", size.GRAPH_BYTES + 150_000)
-    monkeypatch.setattr(large_files, "FILE_BYTES", size.GRAPH_BYTES + 150_000)
+    """A file may have 80 kB of weights here: the float one and those of 8 bits have more."""
+    monkeypatch.setattr(size, "FILE_BYTES", size.GRAPH_BYTES + 80_000)
+    monkeypatch.setattr(large_files, "FILE_BYTES", size.GRAPH_BYTES + 80_000)
     task, out, best = decoder_task(tmp_path), tmp_path / "run", tmp_path / "best"
     result = searched(task, out)
     assert (out / "models" / "baseline" / "model.onnx.data").is_file()
@@ -85,7 +85,6 @@ def test_weights_that_a_file_cannot_hold_lie_beside_it(
         files = (place / "model.onnx", place / "model.onnx.data")
         there = [file.stat().st_size for file in files if file.is_file()]
         assert sum(there) == point.measured.size_bytes == point.predicted.size_bytes
-        assert len(there) == 1 + (point.measured.size_bytes > 200_000)
     ac.export(result, result.front.pick("accurate").point, best)
     assert (best / "model.onnx.data").is_file()
     assert genai.Model(str(best)).type == "llama"
