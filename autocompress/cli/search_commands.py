@@ -107,7 +107,7 @@ def inspect_command(arguments: argparse.Namespace) -> int:
     target = find_target(arguments.target, portable=arguments.portable)
     table = None if arguments.target_table is None else Path(arguments.target_table)
     SearchSpace.load(arguments.space)  # its errors come before the task is loaded
-    task = on_student(prepared_task(arguments))
+    task = on_student(prepared_task(arguments, target))
     space = SearchSpace.load(arguments.space, task.pipeline)
     inspection = inspect_task(task, target, space, table, arguments.latency)
     if arguments.json:

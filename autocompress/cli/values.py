@@ -20,6 +20,7 @@ from autocompress.errors import AutocompressError
 from autocompress.results.limits import parse_bytes, parse_limits
 from autocompress.search.arguments import LARGEST_SEED
 from autocompress.space.source import is_space, no_such_space
+from autocompress.targets.phases import parse_phase
 from autocompress.targets.target import target_file
 
 
@@ -167,6 +168,16 @@ def memory(text: str) -> str:
     return text
 
 
+def latency(text: str) -> str:
+    """Return the latency that decides of a decoder with a cache.
+
+    Args:
+        text: decode, prefill or mix:SHARE.
+    """
+    _checked(lambda: parse_phase("", text))
+    return parse_phase("", text)
+
+
 def target_name(text: str) -> str:
     """Return the name or file of a target.
 
@@ -212,7 +223,7 @@ def _checked(check: Callable[[], object]) -> None:
         check()
     except AutocompressError as error:
         # The name of the option stands in front of the line.
-        words = re.sub(r"^limit [^:]*: ", "", str(error))
+        words = re.sub(r"^(limit [^:]*)?: ", "", str(error))
         raise argparse.ArgumentTypeError(words) from None
 
 

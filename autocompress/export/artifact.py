@@ -6,7 +6,6 @@ weights of its PyTorch module. `notes.py` writes the README beside them.
 
 from __future__ import annotations
 
-import hashlib
 import os
 import shutil
 import tempfile
@@ -26,6 +25,7 @@ from autocompress.errors import ExportError, RunFolderError
 from autocompress.export.arithmetic import saturation_warning
 from autocompress.export.build import Builder
 from autocompress.export.compressor import Compressor
+from autocompress.export.float_graph.large_files import data_of, digest_of
 from autocompress.export.float_graph.shared_graph import SharedGraph
 from autocompress.export.genai.builder import CONFIG
 from autocompress.model.plain.plain import form_of
@@ -36,7 +36,6 @@ from autocompress.results.files import (
     WEIGHTS_FILE,
     disk_error,
     write_atomic,
-    write_parts,
 )
 from autocompress.results.front_point import FrontPoint
 from autocompress.targets.device.memory import release_memory
@@ -87,18 +86,19 @@ def open_graph(proto: ModelProto, silent: bool = False) -> Any:
 def write_graph(path: Path, proto: ModelProto) -> int:
     """Write an ONNX file, equal graphs as equal bytes.
 
+    Weights that one file cannot hold lie in a file beside it.
+
     Args:
         path: the file; its folder is made if it is not there.
         proto: the content.
 
     Returns:
-        The size of the file in bytes.
+        The size of the file in bytes, with the one beside it.
 
     Raises:
         RunFolderError: the file cannot be written.
     """
-    write_parts(path, SharedGraph(proto).parts())
-    return path.stat().st_size
+    return SharedGraph(proto).write(path)
 
 
 def write_weights(
@@ -178,7 +178,7 @@ def write_recipe(
         "activation_ranges": ranges,
         "session": {**asdict(settings), "disabled_optimizers": list(settings.disabled_optimizers)},
         "weights": WEIGHTS_FILE,
-        "sha256": hashlib.sha256((folder / MODEL_FILE).read_bytes()).hexdigest(),
+        "sha256": digest_of(folder / MODEL_FILE),
     }
     write_atomic(folder / RECIPE_FILE, yaml.safe_dump(data, sort_keys=False))
 
@@ -290,7 +290,8 @@ def copy_artifact(run_folder: Path, point: FrontPoint, to: Path) -> Path:
         names = tuple(file.name for file in source.iterdir() if file.is_file())
     try:
         to.mkdir(parents=True, exist_ok=True)
-        (to / CONFIG).unlink(missing_ok=True)  # of another point that lay there
+        for other in (to / CONFIG, data_of(to / MODEL_FILE)):  # of another point that lay there
+            other.unlink(missing_ok=True)
         for name in names:
             shutil.copyfile(source / name, to / name)
     except OSError as error:

@@ -23,6 +23,7 @@ from autocompress.compress.calibrate.evidence import Evidence
 from autocompress.compress.prune.masks import Pruner
 from autocompress.compress.quantize.activation import ActivationRange
 from autocompress.compress.quantize.smooth import Smoother
+from autocompress.export.float_graph.large_files import file_bytes
 from autocompress.export.float_graph.shared_graph import SharedGraph
 from autocompress.export.float_graph.subgraphs import reads
 from autocompress.export.genai.phases import Feed, other_feeds, phase_feed
@@ -60,6 +61,7 @@ class Builder:
         forms: integer forms that a latency table was measured with, by module; other modules take
             the fastest form.
         phase: of a decoder with a cache, whose latency decides; "" for other graphs.
+        mixed: mix of phases that the times of kernels are of, in words; "" for no mix.
     """
 
     lowered: LoweredModel
@@ -71,6 +73,7 @@ class Builder:
     multiples: Mapping[str, int] = field(default_factory=dict)
     forms: Mapping[str, IntegerForm] = field(default_factory=dict)
     phase: str = ""
+    mixed: str = ""
     _sizes: dict[Candidate, int] = field(default_factory=dict, init=False, repr=False)
 
     @property
@@ -231,7 +234,7 @@ class Builder:
         return rewrite(self.lowered, self.module_map, self.recipe(candidate, variants))
 
     def size_bytes(self, candidate: Candidate) -> int:
-        """Return the exact size of a candidate's file.
+        """Return the exact size of a candidate's file, with the one of its weights beside it.
 
         Args:
             candidate: the configs of the modules; its distillation plays no part.
@@ -241,7 +244,7 @@ class Builder:
         """
         plain = Candidate(candidate.modules)
         if plain not in self._sizes:
-            self._sizes[plain] = self.placeholder_graph(plain, noise=False)[0].ByteSize()
+            self._sizes[plain] = file_bytes(self.placeholder_graph(plain, noise=False)[0])
         return self._sizes[plain]
 
     @cached_property
@@ -285,4 +288,5 @@ class Builder:
         parts += [producer[value].op_type for value in site.tail if value in producer]
         parts += ["bias"] * (site.bias is not None)
         parts += [f"{1 + len(more)} calls"] * bool(more)
+        parts += [self.mixed] * bool(self.mixed)
         return " ".join(parts)

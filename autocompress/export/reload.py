@@ -5,7 +5,6 @@ Behind `autocompress.load` and `autocompress.reproduce`.
 
 from __future__ import annotations
 
-import hashlib
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -29,6 +28,7 @@ from autocompress.compress.recover.teacher import Teacher, changed_weights
 from autocompress.errors import ExportError, TaskError
 from autocompress.export.artifact import DECODER, GRAPH, read_recipe, write_model
 from autocompress.export.compressor import Compressor
+from autocompress.export.float_graph.large_files import digest_of
 from autocompress.export.genai.source import DecoderSource
 from autocompress.export.prepare import prepare
 from autocompress.integer_form import IntegerForm
@@ -140,12 +140,12 @@ def reproduce_model(folder: Path, task: Task, to: Path) -> Path:
     # Before the model is made plain: the sum behind a norm depends on the number of threads.
     torch.set_num_threads(int(recipe["origin"].get("threads", processors())))
     try:
-        task = prepared(task)
+        task = prepared(task, beside=recipe.get(GRAPH) == DECODER)
         _check_weights(folder, recipe, task)
         write_model(to, _graph_again(folder, recipe, task))
     finally:
         torch.set_num_threads(threads)
-    if hashlib.sha256((to / MODEL_FILE).read_bytes()).hexdigest() != recipe["sha256"]:
+    if digest_of(to / MODEL_FILE) != recipe["sha256"]:
         versions = recipe["origin"].get("versions")
         raise ExportError(
             f"{to / MODEL_FILE}: differs from the file that {folder} records; "

@@ -6,19 +6,27 @@ compressible modules to the latency model. The subject is what the profiler meas
 
 from __future__ import annotations
 
+import shutil
+import tempfile
+import weakref
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import torch
+from onnx import ModelProto
 
 from autocompress.cache import cache_folder
 from autocompress.candidate import Candidate, ModuleConfig
+from autocompress.export.artifact import write_graph
 from autocompress.export.build import Builder
-from autocompress.export.genai.phases import at_phase
+from autocompress.export.float_graph.large_files import needs_other_file
+from autocompress.export.genai.phases import at_phase, mixed_note
 from autocompress.export.genai.source import decoder_source
 from autocompress.export.prepare import prepare
 from autocompress.model.modules import CompressibleModule, ModuleMap
+from autocompress.results.files import MODEL_FILE
 from autocompress.space.search_space import BoundSpace
 from autocompress.targets.kernels import kernel_choice
 from autocompress.targets.latency_model.plan import Subject, form_choices
@@ -69,7 +77,8 @@ def builder_for(
     parts = (task, module_map, kernels, device, activation_range, graphs, report, source)
     builder = prepare(*parts).with_multiples(multiples)
     modules = at_phase(builder.module_map, task.example_inputs, target.phase)
-    return replace(builder, forms=forms, module_map=modules, phase=target.phase)
+    mixed = mixed_note(task.example_inputs, target.phase)
+    return replace(builder, forms=forms, module_map=modules, phase=target.phase, mixed=mixed)
 
 
 def layout_of(builder: Builder) -> Layout:
@@ -104,6 +113,22 @@ def layout_of(builder: Builder) -> Layout:
     )
 
 
+class _LastFile:
+    """Keep the last graph that one file does not hold in a temporary folder."""
+
+    def __init__(self) -> None:
+        self._remove: Callable[[], Any] = lambda: None
+
+    def path_of(self, proto: ModelProto) -> str:
+        """Write a graph, remove the one before, and return its path."""
+        self._remove()
+        folder = tempfile.mkdtemp()
+        self._remove = weakref.finalize(self, shutil.rmtree, folder, ignore_errors=True)
+        path = Path(folder) / MODEL_FILE
+        write_graph(path, proto)
+        return str(path)
+
+
 def subject_of(task: Task, builder: Builder, layout: Layout, space: BoundSpace) -> Subject:
     """Collect what the profiler measures: every form that the space offers.
 
@@ -117,8 +142,12 @@ def subject_of(task: Task, builder: Builder, layout: Layout, space: BoundSpace) 
         The subject of a latency table.
     """
 
-    def noise_file(candidate: Candidate) -> tuple[bytes, dict[str, str]]:
+    last = _LastFile()
+
+    def noise_file(candidate: Candidate) -> tuple[bytes | str, dict[str, str]]:
         proto, owners = builder.placeholder_graph(candidate)
+        if needs_other_file(proto):
+            return last.path_of(proto), owners
         return proto.SerializeToString(), owners
 
     def configs(name: str) -> tuple[ModuleConfig, ...]:

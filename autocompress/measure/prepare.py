@@ -40,7 +40,9 @@ from autocompress.task.task import Task
 from autocompress.task.user_code import UserCodeError
 
 
-def prepared(task: Task, say: Callable[[str], None] = lambda line: None) -> Task:
+def prepared(
+    task: Task, say: Callable[[str], None] = lambda line: None, beside: bool = False
+) -> Task:
     """Return a task in the form that is searched.
 
     Its splits are the same in every pass, its numbers are float32, its modules are plain, and
@@ -49,6 +51,8 @@ def prepared(task: Task, say: Callable[[str], None] = lambda line: None) -> Task
     Args:
         task: as the user made it; it is not changed.
         say: gets a line for each thing that was changed.
+        beside: True where the weights of files may lie beside them, so that a model may have more
+            than one ONNX file holds.
 
     Returns:
         The completed task.
@@ -62,7 +66,7 @@ def prepared(task: Task, say: Callable[[str], None] = lambda line: None) -> Task
     for model, what in ((task.model, "model"), (task.student, "student")):
         if model is not None or what == "model":
             check_model(task, model, what)
-        if model is not None:
+        if model is not None and not beside:
             check_size(task.name, model)
     task = _in_float32(_with_checked_data(task), say)
     with suppress(UserCodeError):  # check_task tells errors of forward with their place

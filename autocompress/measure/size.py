@@ -34,8 +34,8 @@ def check_size(name: str, model: nn.Module) -> None:
         nearest = f"a part of it as a task of its own, such as {path} with {_gigabytes(largest)}"
     raise TaskError(
         f"task {name}: the weights of the model take {_gigabytes(size)} in float32, and one ONNX "
-        f"file holds {_gigabytes(FILE_BYTES)} (files with external weights are not written); "
-        f"nearest: {nearest}"
+        f"file holds {_gigabytes(FILE_BYTES)} (weights lie beside files of --target "
+        f"onnxruntime-genai alone); nearest: {nearest}"
     )
 
 

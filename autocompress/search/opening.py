@@ -20,6 +20,7 @@ from autocompress.cache import cache_folder
 from autocompress.compress.recover.sequences import check_causal
 from autocompress.compress.recover.student import on_student, taught
 from autocompress.errors import LimitError, RunFolderError, nearest_name
+from autocompress.export.genai.source import check_decoder
 from autocompress.measure.prepare import prepared
 from autocompress.model.modules import ModuleMap, find_modules
 from autocompress.results.files import STUDENT_FILE, TABLE_FILE, disk_error
@@ -135,13 +136,13 @@ def check_request(
         AutocompressError: something in it is wrong.
     """
     setup("checking the task", 0.0)
+    target = find_target(settings.target, portable=settings.portable, phase=settings.latency)
+    check_decoder(task, target)
     with looking(setup.look):
-        task = prepared(task, progress.line)
+        task = prepared(task, progress.line, target.decoder)
     space = SearchSpace.load(settings.space, task.pipeline)
     if settings.objectives:
         space = replace(space, objectives=tuple(dict.fromkeys(settings.objectives)))
-    portable, phase = settings.portable, settings.latency
-    target = find_target(settings.target, portable=portable, phase=phase)
     device = pick_device(settings.device)
     divide_threads(settings.workers)
     if limit_words():

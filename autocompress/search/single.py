@@ -30,6 +30,7 @@ from autocompress.compress.recover.teacher import Teacher
 from autocompress.errors import ExportError, RunFolderError, SpaceError, nearest_name
 from autocompress.export.artifact import write_graph
 from autocompress.export.compressor import Compressor
+from autocompress.export.genai.source import check_decoder
 from autocompress.export.identity import check_identity
 from autocompress.export.subject import builder_for
 from autocompress.measure.prepare import prepared
@@ -140,8 +141,9 @@ def _compressed(
 ) -> tuple[Compressor, Candidate, Trained | None]:
     """Set up as a search does, check the candidate, and recover it."""
     target = find_target(settings.target, portable=settings.portable)
+    check_decoder(task, target)
     device = pick_device(settings.device)
-    task = prepared(task)
+    task = prepared(task, beside=target.decoder)
     learner = on_student(task)
     module_map = find_modules(learner.model, task.example_inputs, task.towers)
     candidate = checked_candidate(wanted, module_map, target)

@@ -18,13 +18,13 @@ from autocompress.targets.device.sessions import ProviderError, SessionSettings,
 from autocompress.targets.device.tuning import thread_counts
 from autocompress.targets.figures import Figures, check_keys, parse_figures
 from autocompress.targets.kernel_models import product_model
+from autocompress.targets.phases import parse_phase
 
 FILES = Path(__file__).parent / "builtin"
 ANALYTIC = "analytic"
 RUNTIMES = ("onnxruntime", "openvino", ANALYTIC)
 PROCESSOR = {"onnxruntime": "CPUExecutionProvider", "openvino": "CPU"}  # provider by runtime
 KEYS = ("runtime", "provider", "threads", "portable", "stores", "executes", "device", "phase")
-DECODE, PREFILL = PHASES = ("decode", "prefill")
 STORED_BITS = (2, 3, 4, 5, 6, 7, 8, 16, 32)
 ACTIVATION_BITS = (8, 16, 32)
 INTEGER_KINDS = ("linear", "conv")
@@ -51,7 +51,7 @@ class Target:
             processor. Otherwise they take all 8 bits where this machine's products are exact.
         figures: of an analytic device, else None.
         phase: for decoders with a cache, whose graph onnxruntime-genai's model builder makes: the
-            phase whose latency decides, one of `PHASES`. "" for all other graphs.
+            latency that decides, as `phases.parse_phase` returns it. "" for all other graphs.
         described: content of its file, without `portable` and `phase`, which options replace.
     """
 
@@ -174,11 +174,11 @@ def find_target(
         name: built-in name, or path of a file that ends in .yaml.
         present: True to require the runtime and its provider on this machine.
         portable: replaces the value of the file unless None.
-        phase: the same, one of `PHASES`.
+        phase: the same; takes what `phases.parse_phase` does.
 
     Raises:
         TargetError: if the name is unknown (lists the valid ones), the file is wrong, the
-            runtime is missing here, or it has no phases.
+            runtime is missing here, or it has no such latency.
     """
     path = target_file(name)
     try:
@@ -189,11 +189,14 @@ def find_target(
         ) from None
     target = parse_target(name, data)
     target = target if portable is None else replace(target, portable=portable)
-    if phase is not None and (phase not in PHASES or not target.decoder):
-        valid = PHASES if target.decoder else ()
-        near = nearest_name(phase, valid) or "none, which is for decoders with a cache"
-        raise TargetError(f"target {name}: has no latency {phase!r}; nearest: {near}")
-    target = target if phase is None else replace(target, phase=phase)
+    if phase is not None:
+        phase = parse_phase(f"target {name}", phase)
+        if not target.decoder:
+            raise TargetError(
+                f"target {name}: has no latency {phase!r}, which is for decoders with a cache; "
+                "nearest: --target onnxruntime-genai, or none"
+            )
+        target = replace(target, phase=phase)
     missing = missing_here(target) if present else ""
     if missing:
         raise TargetError(f"target {name}: {missing}")
@@ -273,12 +276,14 @@ def _figures(where: str, runtime: str, data: Mapping[str, Any]) -> Figures | Non
 
 def _phase(where: str, runtime: str, phase: Any) -> str:
     """Return the phase that decides, after a check; "" for graphs without a cache."""
-    if phase not in ("", *PHASES) or (phase and runtime != "onnxruntime"):
+    if phase == "":
+        return ""
+    if runtime != "onnxruntime":
         raise TargetError(
-            f"{where}: phase must be one of {', '.join(PHASES)}, of runtime onnxruntime, got "
-            f"{phase!r}"
+            f"{where}: phase {phase!r} needs the runtime onnxruntime, got {runtime}; nearest: no "
+            "phase"
         )
-    return str(phase)
+    return parse_phase(f"{where}: phase", phase)
 
 
 def _threads(where: str, threads: Any) -> tuple[int, ...]:

@@ -54,6 +54,11 @@ WRONG = [
         "nearest: 0",
     ),
     (
+        "search t --latency mix:30%",
+        "autocompress search: --latency: latency must be decode, prefill or mix:SHARE with a share "
+        "between 0 and 1, got 'mix:30%'; nearest: mix:0.3",
+    ),
+    (
         "search t --target onnxruntime-cpp",
         "autocompress search: --target: target 'onnxruntime-cpp' is unknown; nearest: "
         "onnxruntime-cpu; valid: onnxruntime-cpu, ",

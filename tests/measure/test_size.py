@@ -37,8 +37,8 @@ def test_the_error_names_the_largest_part_that_fits() -> None:
         check_size("big", model)
     assert str(caught.value) == (
         "task big: the weights of the model take 2.88 GB in float32, and one ONNX file holds "
-        "2.15 GB (files with external weights are not written); nearest: a part of it as a task of "
-        "its own, such as encoder with 1.60 GB"
+        "2.15 GB (weights lie beside files of --target onnxruntime-genai alone); nearest: a part "
+        "of it as a task of its own, such as encoder with 1.60 GB"
     )
 
 

@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
+from pathlib import Path
 from typing import Any
 
 import onnx_ir
@@ -17,6 +18,11 @@ import onnxruntime
 from onnx import GraphProto, ModelProto, TensorProto, numpy_helper
 from torch import Tensor, nn
 
+from autocompress.export.float_graph.large_files import (
+    needs_other_file,
+    write_apart,
+    write_whole,
+)
 from autocompress.targets.device.sessions import open_session
 
 LEAST_BYTES = 1 << 20  # smaller weights are part of the graph
@@ -81,6 +87,28 @@ class SharedGraph:
     def content(self) -> bytes:
         """Return the content of the ONNX file."""
         return b"".join(self.parts())
+
+    def write(self, path: Path) -> int:
+        """Write the ONNX file; weights that it cannot hold lie in a file beside it.
+
+        Args:
+            path: of the file.
+
+        Returns:
+            Bytes of both files.
+
+        Raises:
+            RunFolderError: a file cannot be written.
+        """
+        if not needs_other_file(self.proto):
+            return write_whole(path, self.parts())
+
+        def content(tensor: TensorProto) -> Any:
+            if tensor.data_location != TensorProto.EXTERNAL:
+                return tensor.raw_data
+            return self.weights[key_of(tensor)].numpy()
+
+        return write_apart(path, self.proto, content)
 
     @cached_property
     def size_bytes(self) -> int:

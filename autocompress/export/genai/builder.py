@@ -1,31 +1,33 @@
-"""Run the model builder of onnxruntime-genai on a copy of a model with random weights.
-
-All random numbers differ, so that each tensor of the builder's graph tells which parameter it
-holds.
-"""
+"""Run the model builder of onnxruntime-genai on a copy of a model with random weights."""
 
 from __future__ import annotations
 
+import importlib.util
 import json
 import os
+import re
 import shutil
 import subprocess
 import sys
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
+from typing import Any, NamedTuple
 
 import onnx
-import torch
-from onnx import ModelProto
-from safetensors.torch import save_file
-from torch import Tensor, nn
+from numpy.typing import NDArray
+from onnx import ModelProto, TensorProto
+from torch import nn
 
 from autocompress.errors import ExportError
+from autocompress.export.genai.noise import Arrays, mapped_array, write_noise
 from autocompress.results.files import read_json
 from autocompress.task.task import Pretrained
 
 BUILDER = "onnxruntime_genai.models.builder"
+# Where the builder chooses by the architecture; those of texts alone end so.
+CHOICE, OF_TEXTS = re.compile(r'architectures\[0\] == "(\w+)"'), "ForCausalLM"
 CONFIG = "genai_config.json"
 # Query, key and value stay three products, so that each has bits of its own.
 OPTIONS = ("fuse_qkv=false", "hf_token=false")
@@ -34,35 +36,61 @@ MODEL_CONFIG = "config.json"
 TYPES = ("dtype", "torch_dtype")  # entries of a config, by version of transformers
 
 
-def noise_of(model: nn.Module) -> dict[str, Tensor]:
-    """Return random numbers, all different, in place of the parameters of a model.
-
-    Args:
-        model: its shapes are read.
+def known_architectures() -> tuple[str, ...]:
+    """Return the names of the language models that the installed builder has code for.
 
     Returns:
-        float32 tensors by the first name of each parameter.
+        Sorted names, such as "LlamaForCausalLM"; () if its program does not show them.
     """
-    generator, noise = torch.Generator().manual_seed(0), {}
-    for name, parameter in model.named_parameters():
-        noise[name] = torch.randn(parameter.shape, generator=generator)
-    return noise
+    spec = importlib.util.find_spec(BUILDER)
+    if spec is None or spec.origin is None:
+        return ()
+    names = CHOICE.findall(Path(spec.origin).read_text())
+    return tuple(sorted({name for name in names if name.endswith(OF_TEXTS)}))
 
 
-def built(noise: Mapping[str, Tensor], known: Pretrained) -> tuple[ModelProto, dict[str, str]]:
-    """Return the builder's float graph of an architecture, and the files that belong to it.
+class Built(NamedTuple):
+    """Hold what the builder made, whose weights lie in files.
+
+    Attributes:
+        proto: the float graph; its initializers have external data.
+        papers: content of genai_config.json by its name.
+        noise: the numbers that stand for the parameters, by their names in the folder.
+        folder: of the external data.
+    """
+
+    proto: ModelProto
+    papers: dict[str, str]
+    noise: Arrays
+    folder: Path
+
+    def array_of(self, tensor: TensorProto) -> NDArray[Any]:
+        """Return the value of an initializer, mapped from its file.
+
+        Args:
+            tensor: of `proto`.
+        """
+        return mapped_array(tensor, self.folder)
+
+
+@contextmanager
+def built(model: nn.Module, known: Pretrained) -> Iterator[Built]:
+    """Give the builder's float graph of an architecture, and the files that belong to it.
+
+    The files of the weights are there as long as the context. They take twice the bytes of the
+    model in float32.
 
     Args:
-        noise: its weights, under their names in the folder.
+        model: its parameters have the names and shapes of those in the folder.
         known: the folder, which has the config and the tokenizer.
 
-    Returns:
-        (graph with its weights, content of genai_config.json by its name).
+    Yields:
+        The graph, with random numbers as weights.
 
     Raises:
         ExportError: the builder does not take the model.
     """
-    with tempfile.TemporaryDirectory() as folder:
+    with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as folder:
         place, out = Path(folder) / "model", Path(folder) / "out"
         place.mkdir()
         for name in known.files:
@@ -72,11 +100,12 @@ def built(noise: Mapping[str, Tensor], known: Pretrained) -> tuple[ModelProto, d
         config = read_json(place / MODEL_CONFIG)
         written = json.dumps({**config, **{name: "float32" for name in TYPES if name in config}})
         (place / MODEL_CONFIG).write_text(written)
-        save_file(dict(noise), place / "model.safetensors", metadata={"format": "pt"})
+        noise = write_noise(model, place / "model.safetensors")
         _run(place, out, Path(folder) / "cache")
-        proto, paper = onnx.load(out / "model.onnx"), (out / CONFIG).read_text()
+        proto = onnx.load(out / "model.onnx", load_external_data=False)
+        paper = (out / CONFIG).read_text()
         _name_head_size(proto, int(json.loads(paper)["model"]["decoder"]["head_size"]))
-        return proto, {CONFIG: paper}
+        yield Built(proto, {CONFIG: paper}, noise, out)
 
 
 def _name_head_size(proto: ModelProto, size: int) -> None:

@@ -6,14 +6,15 @@ the model's modules stay whole here, each with one form.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import NamedTuple
+from collections.abc import Callable
+from typing import Any, NamedTuple
 
 import numpy as np
+from numpy.typing import NDArray
 from onnx import ModelProto, NodeProto, TensorProto, helper, numpy_helper
-from torch import Tensor
 
 from autocompress.export.float_graph.subgraphs import consumers
+from autocompress.export.genai.noise import Arrays
 
 SEEN = 4  # values by which a row is recognised
 
@@ -23,23 +24,30 @@ class _Part(NamedTuple):
 
     start: int
     rows: int
+    inner: int
     name: str
     node: NodeProto
 
 
-def join_products(proto: ModelProto, parameters: Mapping[str, Tensor]) -> None:
+def join_products(
+    proto: ModelProto, parameters: Arrays, array_of: Callable[[TensorProto], NDArray[Any]]
+) -> dict[str, str]:
     """Replace products with parts of a weight by one product and a Split.
 
     Args:
         proto: the builder's graph; it is changed.
         parameters: weights that the graph does not hold as a whole, no two rows of which begin
             alike.
+        array_of: returns the value of an initializer.
+
+    Returns:
+        By initializer of a product, without content, the weight that it holds transposed.
     """
     graph = proto.graph
     rows: dict[tuple[int, bytes], tuple[str, int]] = {}
     for name, parameter in parameters.items():
-        if parameter.dim() == 2:
-            begins = np.ascontiguousarray(parameter[:, :SEEN].numpy())
+        if parameter.ndim == 2:
+            begins = np.ascontiguousarray(parameter[:, :SEEN])
             width = parameter.shape[1]
             rows |= {(width, begin.tobytes()): (name, row) for row, begin in enumerate(begins)}
     readers, parts = consumers(graph), dict[str, list[_Part]]()
@@ -47,23 +55,25 @@ def join_products(proto: ModelProto, parameters: Mapping[str, Tensor]) -> None:
         nodes = readers.get(tensor.name, [])
         if tensor.data_type != TensorProto.FLOAT or len(tensor.dims) != 2 or len(nodes) != 1:
             continue
-        array = numpy_helper.to_array(tensor)
+        array = array_of(tensor)
         begin = np.ascontiguousarray(array[:SEEN, 0]).tobytes()
         place = rows.get((array.shape[0], begin))
         if place is not None and nodes[0].op_type == "MatMul":
-            part = _Part(place[1], array.shape[1], tensor.name, nodes[0])
+            part = _Part(place[1], array.shape[1], array.shape[0], tensor.name, nodes[0])
             parts.setdefault(place[0], []).append(part)
+    joined = {}
     for name, pieces in parts.items():
         pieces.sort(key=lambda part: part.start)
         ends = np.cumsum([part.rows for part in pieces])
         follow = [part.start for part in pieces] == [0, *ends[:-1]]
         same = len({part.node.input[0] for part in pieces}) == 1
         if follow and same and ends[-1] == parameters[name].shape[0]:
-            _join(proto, name, parameters[name], pieces)
+            joined[_join(proto, name, pieces)] = name
+    return joined
 
 
-def _join(proto: ModelProto, name: str, weight: Tensor, parts: list[_Part]) -> None:
-    """Replace the products of all parts of one weight."""
+def _join(proto: ModelProto, name: str, parts: list[_Part]) -> str:
+    """Replace the products of all parts of one weight; return the initializer of the product."""
     graph, outputs = proto.graph, [part.node.output[0] for part in parts]
     whole, product, sizes = f"{name}/joined", f"{name}/product", f"{name}/sizes"
     joined = [
@@ -78,8 +88,10 @@ def _join(proto: ModelProto, name: str, weight: Tensor, parts: list[_Part]) -> N
     graph.node.extend(nodes)
     gone = {part.name for part in parts}
     tensors = [tensor for tensor in graph.initializer if tensor.name not in gone]
-    tensors.append(numpy_helper.from_array(np.ascontiguousarray(weight.numpy().T), whole))
+    dims = (parts[0].inner, sum(part.rows for part in parts))
+    tensors.append(TensorProto(name=whole, data_type=TensorProto.FLOAT, dims=dims))
     rows = np.array([part.rows for part in parts], np.int64)
     tensors.append(numpy_helper.from_array(rows, sizes))
     del graph.initializer[:]
     graph.initializer.extend(tensors)
+    return whole

@@ -7,53 +7,59 @@ on random numbers.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 from onnx import ModelProto, NodeProto, TensorProto, helper, numpy_helper
-from torch import Tensor
 
 from autocompress.errors import ExportError
 from autocompress.export.float_graph.subgraphs import remove_dead_nodes
 from autocompress.export.genai.joining import join_products
+from autocompress.export.genai.noise import Arrays
 
 Array = NDArray[np.float32]
+ArrayOf = Callable[[TensorProto], NDArray[Any]]
 SEEN = 4  # values by which a tensor is recognised
 
 
-def with_model_names(proto: ModelProto, parameters: Mapping[str, Tensor]) -> ModelProto:
+def with_model_names(proto: ModelProto, parameters: Arrays, array_of: ArrayOf) -> ModelProto:
     """Return the graph with its weights under the names that they have in the model.
 
     Args:
         proto: the builder's graph; it is changed.
         parameters: of the model that the builder was given, no two of which begin alike.
+        array_of: returns the value of an initializer of `proto`.
 
     Returns:
-        `proto`. Weights have the shapes of the model's parameters.
+        `proto`. Weights have the shapes of the model's parameters, and no content.
 
     Raises:
         ExportError: the graph does not show a parameter as it is.
     """
     known = {}
     for name, parameter in parameters.items():
-        array = parameter.numpy()
-        known[_mark(array)] = name, ""
-        if array.ndim == 2:
-            known[_mark(array.T)] = name, "transposed"
-        if array.ndim == 1:  # norms of Gemma multiply by 1 + weight
-            known[_mark(array + np.float32(1))] = name, "plus one"
-    renaming = _Renaming(parameters, _matches(proto, known))
+        known[_mark(parameter)] = name, ""
+        if parameter.ndim == 2:
+            known[_mark(parameter.T)] = name, "transposed"
+        if parameter.ndim == 1:  # norms of Gemma multiply by 1 + weight
+            known[_mark(parameter + np.float32(1))] = name, "plus one"
+    renaming = _Renaming(parameters, _matches(proto, known, array_of))
     missing = renaming.missing()
     if missing:
-        join_products(proto, missing)
-        renaming.uses.update(_matches(proto, known))
+        joined = join_products(proto, missing, array_of)
+        renaming.uses.update({whole: (name, "transposed") for whole, name in joined.items()})
     _check_shown(renaming)
     nodes = list(renaming.nodes(list(proto.graph.node)))
     del proto.graph.node[:]
     proto.graph.node.extend(nodes)
-    others = [t for t in proto.graph.initializer if t.name not in renaming.uses]
+    others = [
+        numpy_helper.from_array(np.array(array_of(tensor)), tensor.name)
+        for tensor in proto.graph.initializer
+        if tensor.name not in renaming.uses
+    ]
     tensors = [*others, *renaming.initializers()]
     del proto.graph.initializer[:]
     proto.graph.initializer.extend(tensors)
@@ -69,13 +75,15 @@ def _mark(array: Array) -> tuple[tuple[int, ...], bytes]:
 
 
 def _matches(
-    proto: ModelProto, known: Mapping[tuple[tuple[int, ...], bytes], tuple[str, str]]
+    proto: ModelProto,
+    known: Mapping[tuple[tuple[int, ...], bytes], tuple[str, str]],
+    array_of: ArrayOf,
 ) -> dict[str, tuple[str, str]]:
     """Return (parameter, form) by initializer."""
     matches = {}
     for tensor in proto.graph.initializer:
         if tensor.data_type == TensorProto.FLOAT and tensor.dims:
-            match = known.get(_mark(numpy_helper.to_array(tensor)))
+            match = known.get(_mark(array_of(tensor)))
             if match is not None:
                 matches[tensor.name] = match
     return matches
@@ -102,10 +110,10 @@ class _Renaming:
             "plus one".
     """
 
-    parameters: Mapping[str, Tensor]
+    parameters: Arrays
     uses: dict[str, tuple[str, str]] = field(default_factory=dict)
 
-    def missing(self) -> dict[str, Tensor]:
+    def missing(self) -> dict[str, Array]:
         """Return the parameters that the graph does not hold as a whole."""
         shown = {name for name, _ in self.uses.values()}
         return {name: value for name, value in self.parameters.items() if name not in shown}
@@ -134,9 +142,10 @@ class _Renaming:
             yield node
 
     def initializers(self) -> Iterator[TensorProto]:
-        """Yield the parameters of the model, and the one that is added to some."""
+        """Yield the parameters of the model without content, and the one that is added to some."""
         for name in dict.fromkeys(name for name, _ in self.uses.values()):
-            yield numpy_helper.from_array(self.parameters[name].numpy(), name)
+            dims = self.parameters[name].shape
+            yield TensorProto(name=name, data_type=TensorProto.FLOAT, dims=dims)
         if any(form == "plus one" for _, form in self.uses.values()):
             yield numpy_helper.from_array(np.ones((), np.float32), ONE)
 

@@ -1,4 +1,7 @@
-"""Make the inputs of the two phases of a decoder: reading a prompt, and writing the next token."""
+"""Make the inputs of the two phases of a decoder: reading a prompt, and writing the next token.
+
+A mix of both has the inputs of both, with the weights that make their times one of a token.
+"""
 
 from __future__ import annotations
 
@@ -11,7 +14,8 @@ from numpy.typing import NDArray
 
 from autocompress.export.lowering.lower import LoweredModel
 from autocompress.model.modules import ModuleMap
-from autocompress.targets.target import DECODE, PHASES
+from autocompress.targets.device.feeds import WeightedFeeds
+from autocompress.targets.phases import DECODE, PHASES, PREFILL, prompt_share
 from autocompress.task.batches import MASK, Inputs, cache_feed, map_inputs
 
 Feed = Mapping[str, NDArray[Any]]
@@ -25,11 +29,18 @@ def phase_feed(lowered: LoweredModel, inputs: Inputs, phase: str) -> Feed:
         lowered: the float graph.
         inputs: of the model, in its own structure.
         phase: "prefill" reads all tokens of `inputs` with an empty cache. "decode" reads the last
-            one behind a cache of as many tokens as `inputs` has. "" for graphs without a cache.
+            one behind a cache of as many tokens as `inputs` has. "mix:SHARE" does both: its time is
+            that of a token, of which the share is part of a prompt. "" for graphs without a cache.
 
     Returns:
         Arrays by input name of the graph.
     """
+    share = prompt_share(phase)
+    if share is not None:
+        # The last one is that of a token, whose shapes profiles show.
+        prompt, token = (phase_feed(lowered, inputs, one) for one in (PREFILL, DECODE))
+        length = prompt[TOKENS].shape[1]
+        return WeightedFeeds(((share / length, prompt), (1 - share, token)))
     feed = lowered.feed(inputs)
     if phase != DECODE:
         return feed
@@ -59,9 +70,9 @@ def at_phase(module_map: ModuleMap, inputs: Inputs, phase: str) -> ModuleMap:
         phase: that decides; "" for graphs without a cache.
 
     Returns:
-        The map with vectors and multiply-accumulates of one call.
+        The map with vectors and multiply-accumulates of one call, of a mix those of one token.
     """
-    if phase != DECODE or not isinstance(inputs, Mapping):
+    if phase in ("", PREFILL) or not isinstance(inputs, Mapping):
         return module_map
     tokens = inputs[TOKENS].shape[1]
     modules = []
@@ -69,6 +80,18 @@ def at_phase(module_map: ModuleMap, inputs: Inputs, phase: str) -> ModuleMap:
         positions, macs = max(1, module.positions // tokens), module.macs // tokens
         modules.append(replace(module, positions=positions, macs=macs))
     return replace(module_map, modules=tuple(modules), total_macs=module_map.total_macs // tokens)
+
+
+def mixed_note(inputs: Inputs, phase: str) -> str:
+    """Return what the times of kernels depend on in a mix of phases, in words; "" for no mix.
+
+    Args:
+        inputs: of the model, by name.
+        phase: that decides.
+    """
+    if prompt_share(phase) is None or not isinstance(inputs, Mapping):
+        return ""
+    return f"{phase} of {inputs[TOKENS].shape[1]} tokens"
 
 
 def unpadded(inputs: Inputs) -> Inputs:

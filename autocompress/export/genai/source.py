@@ -3,19 +3,23 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
 
 from onnx import ModelProto
 from torch import nn
 
-from autocompress.errors import ExportError
+from autocompress.errors import ExportError, TaskError
 from autocompress.export.float_graph.float_graph import FloatGraph
 from autocompress.export.float_graph.shared_graph import LEAST_BYTES, set_aside
-from autocompress.export.genai.builder import built, noise_of
+from autocompress.export.genai.builder import MODEL_CONFIG, built, known_architectures
 from autocompress.export.genai.naming import with_model_names
 from autocompress.export.genai.phases import TOKENS
+from autocompress.results.files import read_json
+from autocompress.targets.phases import PHASES
 from autocompress.targets.runtime import EXAMPLE
 from autocompress.targets.target import Target
 from autocompress.task.batches import CACHE, MASK, Inputs, input_tensors
@@ -56,21 +60,16 @@ class DecoderSource:
             ExportError: the builder does not take the model, or its graph lacks a parameter or
                 has further inputs.
         """
-        noise = noise_of(model)
-        proto, papers = built(noise, self.known)
-        _check_inputs(proto)
-        proto = with_model_names(proto, noise)
+        with built(model, self.known) as made:
+            _check_inputs(made.proto)
+            proto = with_model_names(made.proto, made.noise, made.array_of)
+            papers = made.papers
         weights, parameters = {}, dict(model.named_parameters())
         for tensor in proto.graph.initializer:
             weight = parameters.get(tensor.name)
             if weight is None:
                 continue
             content = weight.detach().float().contiguous()
-            if tuple(content.shape) != tuple(tensor.dims):
-                raise ExportError(
-                    f"export: {tensor.name} has the shape {tuple(tensor.dims)} in the graph of "
-                    f"onnxruntime-genai's model builder, {tuple(content.shape)} in the model"
-                )
             if content.nbytes >= LEAST_BYTES:
                 weights[tensor.name] = content
                 set_aside(tensor, tensor.name)
@@ -103,6 +102,66 @@ def _check_inputs(proto: ModelProto) -> None:
         )
 
 
+def check_folder_kind(target: Target, kind: str, architectures: Sequence[str]) -> None:
+    """Check that a target takes a model folder; nothing but its config needs to be read.
+
+    Args:
+        target: the runtime.
+        kind: task of the folder.
+        architectures: that its config names.
+
+    Raises:
+        ExportError: the target is for decoders with a cache, and the folder holds none that the
+            model builder of onnxruntime-genai has code for.
+    """
+    if not target.decoder:
+        return
+    if kind != KIND:
+        raise _refused(target, f"the task {kind}")
+    known = known_architectures()
+    for name in architectures[:1] if known else ():
+        if name not in known:
+            raise ExportError(
+                f"export: the model builder of onnxruntime-genai has no code for {name} (it has "
+                f"for {', '.join(known)}); nearest: --target onnxruntime-cpu, whose files have no "
+                "cache"
+            )
+
+
+def check_decoder(task: Task, target: Target) -> None:
+    """Check that a target takes a task, before anything is computed.
+
+    Args:
+        task: the user's task, or on its student.
+        target: the runtime.
+
+    Raises:
+        ExportError: the target is for decoders with a cache, and the task has none.
+        TaskError: further inputs have the name of a phase, whose latency would be lost.
+    """
+    if not target.decoder:
+        return
+    known = task.pretrained
+    if task.student is not None or known is None:
+        raise _refused(target, "no model folder" if task.student is None else "a student")
+    config = Path(known.folder) / MODEL_CONFIG
+    names = read_json(config).get("architectures") if config.is_file() else None
+    check_folder_kind(target, known.task, names or [])
+    for name in task.latency_inputs:
+        if name in (*PHASES, target.phase):
+            raise TaskError(
+                f"task: latency_inputs[{name!r}] has the name of a latency of target {target.name}"
+                f"; nearest: {name + ' of my inputs'!r}"
+            )
+
+
+def _refused(target: Target, came: str) -> ExportError:
+    return ExportError(
+        f"export: target {target.name} takes model folders of the task {KIND}, got {came}; "
+        "nearest: --target onnxruntime-cpu"
+    )
+
+
 def decoder_source(task: Task, target: Target) -> DecoderSource | None:
     """Return the source of a task's float graph on a target.
 
@@ -115,15 +174,9 @@ def decoder_source(task: Task, target: Target) -> DecoderSource | None:
 
     Raises:
         ExportError: the target needs a model folder of a language model, and the task has none.
+        TaskError: as `check_decoder`.
     """
-    if not target.decoder:
+    check_decoder(task, target)
+    if not target.decoder or task.pretrained is None:
         return None
-    known = task.pretrained
-    if known is None or known.task != KIND or task.student is not None:
-        came = "a student" if task.student is not None else "no model folder"
-        came = came if known is None or known.task == KIND else f"the task {known.task}"
-        raise ExportError(
-            f"export: target {target.name} takes model folders of the task {KIND}, got {came}; "
-            "nearest: --target onnxruntime-cpu"
-        )
-    return DecoderSource(known, task.example_inputs)
+    return DecoderSource(task.pretrained, task.example_inputs)

@@ -6,7 +6,6 @@ are made while a search goes on are run on them at its end.
 
 from __future__ import annotations
 
-import hashlib
 import math
 import time
 from collections.abc import Mapping, Sequence
@@ -18,6 +17,7 @@ from autocompress.candidate.candidate import Candidate
 from autocompress.compress.assemble.trained import Trained
 from autocompress.errors import ExportError, NotComputableError
 from autocompress.export.artifact import read_recipe, write_model, write_weights
+from autocompress.export.float_graph.large_files import digest_of
 from autocompress.export.genai.generation import check_generation
 from autocompress.export.genai.package import write_package
 from autocompress.export.parts.modules import bytes_by_module
@@ -31,7 +31,7 @@ from autocompress.search.evaluate.recovery import read_recovered
 from autocompress.search.finish.finalists import Finalist
 from autocompress.search.problem.goal import Goal
 from autocompress.search.problem.problem import Problem
-from autocompress.targets.device.sessions import open_session
+from autocompress.targets.device.sessions import open_session, size_of
 from autocompress.targets.latency import all_threads
 from autocompress.targets.runtime import weights_in_memory
 from autocompress.task.batches import spread_batches
@@ -238,7 +238,7 @@ def _is_of(place: Path, point: FrontPoint) -> bool:
     A kill after a new file was moved to its place leaves the numbers of the file before.
     """
     path = place / MODEL_FILE
-    if not path.is_file() or path.stat().st_size != point.measured.size_bytes:
+    if not path.is_file():
         return False
     if not (place / WEIGHTS_FILE).is_file():
         return False
@@ -247,9 +247,9 @@ def _is_of(place: Path, point: FrontPoint) -> bool:
         candidate = Candidate.from_json(recipe["candidate"])
     except (ExportError, KeyError, TypeError, ValueError):
         return False
-    with path.open("rb") as file:
-        digest = hashlib.file_digest(file, "sha256").hexdigest()
-    return candidate == point.candidate and recipe.get("sha256") == digest
+    if candidate != point.candidate or size_of(str(path)) != point.measured.size_bytes:
+        return False
+    return bool(recipe.get("sha256") == digest_of(path))
 
 
 def known_test(folder: Path) -> tuple[float | None, float]:

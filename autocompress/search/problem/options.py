@@ -41,7 +41,7 @@ class Settings:
             read from the disk.
         objectives: extra metrics that are maximised; () takes those of the space.
         portable: True takes integer weights that are exact on every processor; None as the target.
-        latency: phase of a decoder whose latency decides, "decode" or "prefill"; None as the
+        latency: of a decoder with a cache, as `targets.phases.parse_phase` takes it; None as the
             target.
     """
 

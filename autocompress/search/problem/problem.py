@@ -30,7 +30,7 @@ from autocompress.export.identity import check_identity
 from autocompress.export.subject import Report, builder_for, layout_of, subject_of
 from autocompress.measure.accuracy import evaluate_session
 from autocompress.model.modules import ModuleMap
-from autocompress.results.files import FLOAT_FILE, write_parts
+from autocompress.results.files import FLOAT_FILE
 from autocompress.results.measurement import Measurement
 from autocompress.search.problem.options import Settings
 from autocompress.search.problem.race import Race, open_race
@@ -48,6 +48,7 @@ from autocompress.targets.latency_model.stored_tables import (
     run_table,
     unmeasured,
 )
+from autocompress.targets.runtime import stored_bytes
 from autocompress.targets.target import Target
 from autocompress.targets.workload import Layout
 from autocompress.task.batches import batch_size
@@ -260,7 +261,7 @@ def open_problem(
     report("evaluating the baseline", 0.0)
     path = table_file.parent / FLOAT_FILE
     if known is None or not path.exists():
-        write_parts(path, reference.parts())
+        reference.write(path)
     release_memory()
     others = [] if original.student is None else [builder.baseline]
     if original.student is None:
@@ -405,7 +406,7 @@ def _measured(
     pass_s = time.perf_counter() - started
     del session  # the next one has the same size
     original_ms, float_ms, warning = _float_times(path, others, target, subject, table, layout)
-    size = path.stat().st_size
+    size = stored_bytes(str(path))
     measured = Measurement(
         size, original_ms, scores.accuracy, metrics=scores.metrics, verified=True
     )

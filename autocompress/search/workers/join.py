@@ -42,12 +42,12 @@ def run_worker(task: Task, storage: str, study_name: str, device_name: str | Non
     Raises:
         RunFolderError: no search has started the study, or its folder is not reachable.
     """
-    task = prepared(task)
     study = open_study(storage, study_name, create=False)
     plan = _plan_of(study, storage)
     settings, folder, space = plan.settings, plan.folder, plan.space
     portable, phase = settings.portable, settings.latency
     target = find_target(settings.target, portable=portable, phase=phase)
+    task = prepared(task, beside=target.decoder)
     known = known_run(folder, task, target, settings.table_file)
     if known is None:
         raise RunFolderError(

@@ -18,6 +18,7 @@ from typing import Any, cast
 
 import numpy as np
 
+from .feeds import read_feed, run_once
 from .profiler import NodeTime, profiled_session
 from .result import JobResult, versions, write_result
 from .sessions import Runnable, SessionSettings, is_large, open_session
@@ -218,10 +219,7 @@ def _rounds(job: Job, settings: SessionSettings) -> tuple[int, int, float]:
 
 def _seconds(session: Runnable, feed: Mapping[str, Any]) -> float:
     """Return the seconds of a run after some for warming up."""
-    for _ in range(WARM_UP + 1):
-        started = time.perf_counter()
-        session.run(None, dict(feed))
-    return time.perf_counter() - started
+    return [run_once(session, feed) for _ in range(WARM_UP + 1)][-1]
 
 
 def _product_rate(product: Source, settings: SessionSettings) -> float:
@@ -254,7 +252,7 @@ def main(folder: Path) -> None:
         print(f"\r{what}: {share:4.0%}", end="", file=sys.stderr)
 
     with np.load(folder / FEED_FILE) as arrays:
-        feed = {name: arrays[name] for name in arrays.files}
+        feed = read_feed({name: arrays[name] for name in arrays.files})
     job = Job(
         sources([data["baseline"]])[0],
         sources([data["product"]])[0],

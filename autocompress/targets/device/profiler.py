@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import re
 import tempfile
-import time
 from collections import defaultdict
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
@@ -13,6 +12,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from .feeds import parts_of, run_once
 from .graph_file import GraphFile, GraphNode
 from .sessions import OpenVinoSession, Runnable, SessionSettings, open_session
 
@@ -94,25 +94,30 @@ def profiled_session(
         session = open_session(model, settings, str(Path(folder) / "profile"), optimized, level)
         runs = runs_of(_warmed_up(session, feed))
         for _ in range(runs):
-            session.run(None, feed)
+            run_once(session, feed)
         events = json.loads(Path(session.end_profiling()).read_text())
         graph = GraphFile.read(Path(optimized).read_bytes())
         former = _former_names(graph, model, settings, Path(folder)) if level == "ALL" else {}
-    return _node_times(events, graph, former, runs), session
+    weights = [weight for weight, _ in parts_of(feed)]
+    return _node_times(events, graph, former, runs, weights), session
 
 
 def _warmed_up(session: Runnable, feed: Mapping[str, Any]) -> float:
     """Run a session WARM_UP times, and return the seconds of the last run."""
-    for _ in range(WARM_UP):
-        started = time.perf_counter()
-        session.run(None, feed)
-    return time.perf_counter() - started
+    return [run_once(session, feed) for _ in range(WARM_UP)][-1]
 
 
 def _node_times(
-    events: Sequence[Mapping[str, Any]], graph: GraphFile, former: Mapping[str, str], runs: int
+    events: Sequence[Mapping[str, Any]],
+    graph: GraphFile,
+    former: Mapping[str, str],
+    runs: int,
+    scales: Sequence[float],
 ) -> list[NodeTime]:
-    """Return the operators of a profile of ONNX Runtime."""
+    """Return the operators of a profile of ONNX Runtime.
+
+    Each of the runs is one at all inputs, whose times are added with their weights, `scales`.
+    """
     nodes = {node.name: node for node in graph.nodes}
     durations: dict[str, list[float]] = defaultdict(list)
     arguments: dict[str, Mapping[str, Any]] = {}
@@ -128,12 +133,13 @@ def _node_times(
         for one in (*node.outputs, name):
             names += [one, OPTIMIZER_SUFFIX.sub("", one)]
         weights = tuple(former.get(one, one) for one in node.inputs if graph.is_weight(one))
-        event = arguments[name]
+        event, last = arguments[name], values[-runs * len(scales) :]
+        halves = [_faster_half(last[i :: len(scales)]) for i in range(len(scales))]
         times.append(
             NodeTime(
                 event["op_name"],
                 tuple(names),
-                _faster_half(values[-runs:]),
+                sum(scale * half for scale, half in zip(scales, halves, strict=True)),
                 tuple(_types(event.get("input_type_shape", ()))),
                 tuple(_types(event.get("output_type_shape", ()))),
                 weights,

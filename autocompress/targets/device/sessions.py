@@ -67,6 +67,7 @@ class ProviderError(RuntimeError):
 DEFAULT = SessionSettings()
 SMALL_BYTES = 1 << 24  # files from this size on are opened with care for memory
 LARGE_BYTES = 1 << 27  # files of which no second one is opened while memory can be saved
+DATA_SUFFIX = ".data"  # of the file with the weights of a graph, behind the name of the graph
 EXTERNAL_BYTES = 1 << 20  # least weight that lies beside a written graph
 
 
@@ -168,12 +169,15 @@ def _on_disk(model: bytes | str, folder: Path) -> bytes | str:
 
 
 def size_of(model: bytes | str) -> int:
-    """Return the bytes of a file, without those of external data.
+    """Return the bytes of a file, and of its weights if these lie beside it.
 
     Args:
         model: content or path of an ONNX file.
     """
-    return len(model) if isinstance(model, bytes) else Path(model).stat().st_size
+    if isinstance(model, bytes):
+        return len(model)
+    beside = Path(f"{model}{DATA_SUFFIX}")
+    return Path(model).stat().st_size + (beside.stat().st_size if beside.is_file() else 0)
 
 
 def is_large(model: bytes | str) -> bool:

@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from .feeds import parts_of, run_once
 from .sessions import Opener, Runnable, SessionSettings
 
 QUIET = 0.1  # quantile of times on an undisturbed machine
@@ -103,20 +104,22 @@ def time_pair(
         warm_up: rounds that do not count.
 
     Returns:
-        (rounds, 2, 2) seconds of baseline and other, each by the clock and in wall time.
+        (rounds, 2, 2) seconds of baseline and other, each by the clock and in wall time. Those of
+        several inputs are added with their weights.
     """
-    pair, inputs = (baseline, other), dict(feed)
+    pair, parts = (baseline, other), [(weight, dict(part)) for weight, part in parts_of(feed)]
     seconds = np.zeros((rounds, 2, 2))
     for turn in range(-warm_up, rounds):
         for i in generator.permutation(2):
-            best = wall = float("inf")
-            for _ in range(repeats):
-                started, began = clock(), time.perf_counter()
-                pair[i].run(None, inputs)
-                wall = min(wall, time.perf_counter() - began)
-                best = min(best, clock() - started)
-            if turn >= 0:
-                seconds[turn, i] = best, wall
+            for weight, inputs in parts:
+                best = wall = float("inf")
+                for _ in range(repeats):
+                    started, began = clock(), time.perf_counter()
+                    pair[i].run(None, inputs)
+                    wall = min(wall, time.perf_counter() - began)
+                    best = min(best, clock() - started)
+                if turn >= 0:
+                    seconds[turn, i] += weight * best, weight * wall
     return seconds
 
 
@@ -315,12 +318,7 @@ def _summary(
 
 def _run_s(session: Runnable, feed: Mapping[str, Any]) -> float:
     """Return the seconds of the fastest of some runs."""
-    seconds = []
-    for _ in range(WARM_UP + 1):
-        started = time.perf_counter()
-        session.run(None, dict(feed))
-        seconds.append(time.perf_counter() - started)
-    return min(seconds)
+    return min(run_once(session, feed) for _ in range(WARM_UP + 1))
 
 
 def _ratio(seconds: NDArray[np.float64]) -> float:

@@ -4,24 +4,34 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import numpy as np
 import pytest
-import torch
+from onnx import TensorProto
 from small_decoders import decoder_task
-from torch import nn
 
 from autocompress.errors import ExportError
 from autocompress.export.genai import builder
-from autocompress.export.genai.builder import built, noise_of
+from autocompress.export.genai.builder import built, known_architectures
 
 
-def test_parameters_become_numbers_that_differ() -> None:
-    model = nn.Sequential(nn.LayerNorm(8), nn.Linear(8, 8, bias=False), nn.LayerNorm(8))
-    before = model[0].weight.detach().clone()
-    noise = noise_of(model)
-    values = torch.cat([numbers.flatten() for numbers in noise.values()])
-    assert len(values.unique()) == len(values)
-    assert [*noise] == [name for name, _ in model.named_parameters()]
-    assert torch.equal(model[0].weight, before), "the model is not changed"
+def test_the_graph_and_its_weights_lie_in_files(tmp_path: Path) -> None:
+    """Every parameter is recognised, and the graph holds no number of it."""
+    task = decoder_task(tmp_path)
+    with built(task.model, task.pretrained) as made:
+        assert all(t.data_location == TensorProto.EXTERNAL for t in made.proto.graph.initializer)
+        table = made.noise["model.embed_tokens.weight"]
+        tensors = {tensor.name: tensor for tensor in made.proto.graph.initializer}
+        shown = made.array_of(tensors["lm_head.MatMul.weight"])
+        assert isinstance(shown, np.memmap)
+        assert np.array_equal(shown, table.T), "the head, which is tied"
+        folder = made.folder
+    assert not folder.exists()
+
+
+def test_the_builder_names_its_architectures() -> None:
+    known = known_architectures()
+    assert {"LlamaForCausalLM", "Qwen3ForCausalLM"} <= set(known)
+    assert "GPT2LMHeadModel" not in known
 
 
 def test_a_model_that_the_builder_does_not_take_is_one_line(
@@ -30,4 +40,4 @@ def test_a_model_that_the_builder_does_not_take_is_one_line(
     task = decoder_task(tmp_path)
     monkeypatch.setattr(builder, "OPTIONS", ("moe_quant_type=unknown",))
     with pytest.raises(ExportError, match="does not take the model: ValueError: moe_quant_type"):
-        built(noise_of(task.model), task.pretrained)
+        built(task.model, task.pretrained).__enter__()

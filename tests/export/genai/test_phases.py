@@ -3,12 +3,20 @@
 from __future__ import annotations
 
 import numpy as np
+import pytest
 import torch
 from onnx import ModelProto, TensorProto, helper
 
-from autocompress.export.genai.phases import at_phase, other_feeds, phase_feed, unpadded
+from autocompress.export.genai.phases import (
+    at_phase,
+    mixed_note,
+    other_feeds,
+    phase_feed,
+    unpadded,
+)
 from autocompress.export.lowering.lower import LoweredModel
 from autocompress.model.modules import CompressibleModule, ModuleMap
+from autocompress.targets.device.feeds import parts_of
 
 IDS = torch.arange(1, 8).view(1, 7)
 INPUTS = {"input_ids": IDS, "attention_mask": torch.ones_like(IDS)}
@@ -39,7 +47,17 @@ def test_a_token_has_a_cache_of_as_many_as_the_example() -> None:
     assert np.abs(feed[CACHE]).max() > 0, "zeros may be faster than numbers"
 
 
+def test_a_mix_has_the_inputs_of_both_per_token() -> None:
+    feed = phase_feed(lowered(), INPUTS, "mix:0.7")
+    assert [weight for weight, _ in parts_of(feed)] == pytest.approx([0.7 / 7, 0.3])
+    shapes = [part["input_ids"].shape for _, part in parts_of(feed)]
+    assert shapes == [(1, 7), (1, 1)]
+    assert mixed_note(INPUTS, "mix:0.7") == "mix:0.7 of 7 tokens"
+    assert mixed_note(INPUTS, "decode") == ""
+
+
 def test_the_other_phase_is_measured_too() -> None:
+    assert list(other_feeds(lowered(), INPUTS, "mix:0.7")) == ["decode", "prefill"]
     assert list(other_feeds(lowered(), INPUTS, "decode")) == ["prefill"]
     assert list(other_feeds(lowered(), INPUTS, "prefill")) == ["decode"]
     assert other_feeds(lowered(), INPUTS, "") == {}
@@ -51,6 +69,7 @@ def test_a_token_is_one_vector_of_each_product() -> None:
     (one,) = at_phase(modules, INPUTS, "decode")
     assert (one.positions, one.macs) == (1, 64)
     assert at_phase(modules, INPUTS, "prefill") is modules
+    assert at_phase(modules, INPUTS, "mix:0.7") == at_phase(modules, INPUTS, "decode")
 
 
 def test_padded_samples_are_left_out() -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from dataclasses import replace
 from pathlib import Path
 
@@ -12,11 +13,13 @@ from onnx import ModelProto, TensorProto, helper
 from small_decoders import FAMILIES, TARGET, decoder_task
 from torch import nn
 
+import autocompress as ac
 from autocompress import Candidate, ModuleConfig, find_modules
-from autocompress.errors import ExportError
+from autocompress.errors import ExportError, TaskError
 from autocompress.export.build import Builder
 from autocompress.export.compressor import Compressor
 from autocompress.export.genai import source
+from autocompress.export.genai.builder import Built
 from autocompress.export.genai.source import DecoderSource, decoder_source
 from autocompress.export.identity import check_identity
 from autocompress.export.subject import builder_for
@@ -90,6 +93,19 @@ def test_other_tasks_are_refused(tmp_path: Path) -> None:
         ExportError, match="takes model folders of the task text-generation, got no"
     ):
         decoder_source(replace(task, pretrained=None), target)
+    further = {"mine": task.example_inputs}
+    assert decoder_source(replace(task, latency_inputs=further), target) is not None
+
+
+@pytest.mark.parametrize("name", ["decode", "prefill", "mix:0.3"])
+def test_further_inputs_may_not_have_the_name_of_a_latency(tmp_path: Path, name: str) -> None:
+    task = decoder_task(tmp_path)
+    named = replace(task, latency_inputs={name: task.example_inputs})
+    target = find_target(TARGET, phase="mix:.3")
+    with pytest.raises(TaskError, match=f"{name}'. has the name of a latency of target"):
+        decoder_source(named, target)
+    with pytest.raises(TaskError, match="has the name of a latency"):
+        ac.search(named, target=TARGET, latency="mix:.3", out=str(tmp_path / "r"), quiet=True)
 
 
 @pytest.mark.parametrize("padded", [1, 2], ids=["one sample", "all samples"])
@@ -104,13 +120,16 @@ def test_padding_in_calibration_keeps_groups_prunable(tmp_path: Path, padded: in
     assert sum(group.reason is None for group in groups) == 2, "the MLPs of two layers"
 
 
-def test_graphs_with_further_inputs_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_graphs_with_further_inputs_are_refused(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     names = ("input_ids", "attention_mask", "position_ids", "past_key_values.0.key")
     values = [helper.make_tensor_value_info(n, TensorProto.INT64, ["b", "s"]) for n in names]
     proto = ModelProto(graph=helper.make_graph([], "decoder", values, []))
-    monkeypatch.setattr(source, "built", lambda noise, known: (proto, {}))
+    made = Built(proto, {}, {}, tmp_path)
+    monkeypatch.setattr(source, "built", lambda model, known: contextlib.nullcontext(made))
     ids = torch.ones(1, 4, dtype=torch.int64)
     known = Pretrained("", "text-generation", "perplexity", (), {})
-    made = DecoderSource(known, {"input_ids": ids, "attention_mask": ids})
+    decoder = DecoderSource(known, {"input_ids": ids, "attention_mask": ids})
     with pytest.raises(ExportError, match="got the input position_ids; nearest"):
-        made.graph(nn.Linear(2, 2))
+        decoder.graph(nn.Linear(2, 2))

@@ -14,7 +14,9 @@ import pytest
 from small_decoders import TARGET, decoder_task, genai
 
 import autocompress as ac
-from autocompress.errors import RunFolderError, TargetError
+from autocompress.errors import RunFolderError, TargetError, TaskError
+from autocompress.export.float_graph import large_files
+from autocompress.measure import size
 
 SPACE = {
     "modules": [
@@ -45,7 +47,10 @@ def runs(tmp_path_factory: pytest.TempPathFactory) -> Runs:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("phase", ["decode", pytest.param("prefill", marks=pytest.mark.extensive)])
+@pytest.mark.parametrize(
+    "phase",
+    ["decode", *(pytest.param(one, marks=pytest.mark.extensive) for one in ("prefill", "mix:0.3"))],
+)
 def test_points_are_packages_with_both_latencies(runs: Runs, phase: str) -> None:
     task, result = runs(phase)
     out = Path(result.folder)
@@ -84,9 +89,31 @@ def test_an_export_generates(runs: Runs, tmp_path: Path) -> None:
     assert Path(again).read_bytes() == (best / "model.onnx").read_bytes()
 
 
+@pytest.mark.slow
+def test_weights_that_a_file_cannot_hold_lie_beside_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A file may have 80 kB of weights here: the float one and those of 8 bits have more."""
+    monkeypatch.setattr(size, "FILE_BYTES", size.GRAPH_BYTES + 80_000)
+    monkeypatch.setattr(large_files, "FILE_BYTES", size.GRAPH_BYTES + 80_000)
+    task, out, best = decoder_task(tmp_path), tmp_path / "run", tmp_path / "best"
+    result = searched(task, out)
+    assert (out / "models" / "baseline" / "model.onnx.data").is_file()
+    for point in result.front.points:
+        place = out / point.artifact
+        files = (place / "model.onnx", place / "model.onnx.data")
+        there = [file.stat().st_size for file in files if file.is_file()]
+        assert sum(there) == point.measured.size_bytes == point.predicted.size_bytes
+    ac.export(result, result.front.pick("accurate").point, best)
+    assert (best / "model.onnx.data").is_file()
+    assert genai.Model(str(best)).type == "llama"
+    with pytest.raises(TaskError, match="onnxruntime-genai alone"):
+        ac.search(task, SPACE, n_trials=1, out=str(tmp_path / "other"), quiet=True)
+
+
 def test_a_latency_is_refused_for_other_targets(tmp_path: Path) -> None:
     task = decoder_task(tmp_path)
-    with pytest.raises(TargetError, match="has no latency 'decode'; nearest: none"):
+    with pytest.raises(TargetError, match="has no latency 'decode', which is for dec"):
         ac.search(task, SPACE, n_trials=1, out=str(tmp_path / "run"), latency="decode")
-    with pytest.raises(TargetError, match="has no latency 'decoding'; nearest: decode"):
+    with pytest.raises(TargetError, match="got 'decoding'; nearest: decode"):
         searched(task, tmp_path / "run", latency="decoding")
