@@ -45,6 +45,7 @@ DOORS = {
     "pyarrow": {"huggingface"},
     "soundfile": {"huggingface"},
     "onnxruntime_genai": {"export"},
+    "ai_edge_litert": {"targets"},
 }
 NO_VERBS = (
     "What",

@@ -13,10 +13,12 @@ from pathlib import Path
 import torch
 
 from autocompress.cache import cache_folder
-from autocompress.candidate import Candidate, ModuleConfig
+from autocompress.candidate import ModuleConfig
+from autocompress.errors import ExportError
 from autocompress.export.build import Builder
 from autocompress.export.genai.phases import at_phase
 from autocompress.export.genai.source import decoder_source
+from autocompress.export.litert.check import with_flat_files
 from autocompress.export.prepare import prepare
 from autocompress.model.modules import CompressibleModule, ModuleMap
 from autocompress.space.search_space import BoundSpace
@@ -57,6 +59,11 @@ def builder_for(
     Raises:
         ExportError: the model cannot be exported.
     """
+    if target.litert and task.pretrained is not None:
+        raise ExportError(
+            f"export: target {target.name} takes tasks of one function, got a model folder; "
+            "nearest: --target onnxruntime-cpu"
+        )
     report("timing the kernels of this machine", 0.0)
     kernels = kernel_choice(target)
     forms = {} if table is None else table_forms(table, target)
@@ -69,7 +76,8 @@ def builder_for(
     parts = (task, module_map, kernels, device, activation_range, graphs, report, source)
     builder = prepare(*parts).with_multiples(multiples)
     modules = at_phase(builder.module_map, task.example_inputs, target.phase)
-    return replace(builder, forms=forms, module_map=modules, phase=target.phase)
+    builder = replace(builder, forms=forms, module_map=modules, phase=target.phase)
+    return with_flat_files(builder, task.example_inputs) if target.litert else builder
 
 
 def layout_of(builder: Builder) -> Layout:
@@ -117,10 +125,6 @@ def subject_of(task: Task, builder: Builder, layout: Layout, space: BoundSpace) 
         The subject of a latency table.
     """
 
-    def noise_file(candidate: Candidate) -> tuple[bytes, dict[str, str]]:
-        proto, owners = builder.placeholder_graph(candidate)
-        return proto.SerializeToString(), owners
-
     def configs(name: str) -> tuple[ModuleConfig, ...]:
         return space.configs(name) if name in space.kinds else ()
 
@@ -131,4 +135,4 @@ def subject_of(task: Task, builder: Builder, layout: Layout, space: BoundSpace) 
             ratios[group.name] = tuple(sorted(choices))
     feed = builder.latency_feed(task.example_inputs)
     forms = form_choices(layout, configs)
-    return Subject(layout, feed, builder.float_file.content, noise_file, forms, ratios)
+    return Subject(layout, feed, lambda: builder.baseline, builder.noise_file, forms, ratios)

@@ -9,8 +9,8 @@ import numpy as np
 from onnx import NodeProto, TensorProto, helper, numpy_helper
 from onnx.reference import ReferenceEvaluator
 
-from autocompress.export.litert.flat import Array
 from autocompress.export.litert.values import Known, Rounded, Scales, Sums, Value, Weight
+from autocompress.targets.device.litert.flat_file import Array
 
 SYMBOLS = (Weight, Rounded, Sums, Scales)
 OPSET = 21

@@ -5,10 +5,9 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 import numpy as np
-from onnx import NodeProto
+from onnx import NodeProto, helper
 
 from autocompress.export.litert.constants import attributes_of
-from autocompress.export.litert.flat import Array
 from autocompress.export.litert.products import add_bias, scaled_sums
 from autocompress.export.litert.translator import Translator
 from autocompress.export.litert.values import (
@@ -20,6 +19,7 @@ from autocompress.export.litert.values import (
     Weight,
     last_order,
 )
+from autocompress.targets.device.litert.flat_file import Array
 
 # Operator of LiteRT, and the table of its options.
 BINARY = {
@@ -59,8 +59,10 @@ UNARY = {
     "Sqrt": ("SQRT", ""),
     "Tanh": ("TANH", ""),
 }
-FUSE = ("Conv2DOptionsT", "DepthwiseConv2DOptionsT", "FullyConnectedOptionsT")
-FUSE += ("AddOptionsT", "SubOptionsT", "MulOptionsT", "DivOptionsT")
+FUSE = {
+    *("Conv2DOptionsT", "DepthwiseConv2DOptionsT", "FullyConnectedOptionsT"),
+    *("AddOptionsT", "SubOptionsT", "MulOptionsT", "DivOptionsT"),
+}
 
 
 def binary(t: Translator, node: NodeProto) -> None:
@@ -178,7 +180,14 @@ def unary(t: Translator, node: NodeProto) -> None:
     apply(t, node, value, code, options)
 
 
-def apply(t: Translator, node: NodeProto, value: Value, code: str, options: str = "", **fields: object) -> None:
+def apply(
+    t: Translator,
+    node: NodeProto,
+    value: Value,
+    code: str,
+    options: str = "",
+    **fields: object,
+) -> None:
     """Add an operator of one tensor in the layout that the tensor has.
 
     Args:
@@ -312,8 +321,6 @@ def cast(t: Translator, node: NodeProto) -> None:
         t: gets the operator.
         node: of the graph.
     """
-    from onnx import helper
-
     value = t.value(node, 0)
     kind = helper.tensor_dtype_to_np_dtype(attributes_of(node)["to"]).name
     if kind == value.kind:

@@ -1,4 +1,4 @@
-"""Translate products with weights: linear layers, convolutions, lookups, and products of tensors."""
+"""Translate linear layers, convolutions, lookups, and products of tensors."""
 
 from __future__ import annotations
 
@@ -9,9 +9,9 @@ import numpy as np
 from onnx import NodeProto
 
 from autocompress.export.litert.constants import attributes_of
-from autocompress.export.litert.flat import Array
 from autocompress.export.litert.translator import Translator
 from autocompress.export.litert.values import LAST, Scales, Sums, Value, Weight
+from autocompress.targets.device.litert.flat_file import Array
 
 SAME, VALID = 0, 1  # paddings of the format
 
@@ -115,8 +115,10 @@ def add_bias(t: Translator, node: NodeProto) -> bool:
             continue
         made = t.made_by(next(iter(value.forms.values())))
         width = value.shape[-1:]
-        fits = made is not None and bias.shape in (width, (1, *width)) and bias.ndim <= len(
-            value.shape
+        fits = (
+            made is not None
+            and bias.shape in (width, (1, *width))
+            and bias.ndim <= len(value.shape)
         )
         if not fits or len(value.forms) != 1 or t.read_once(node.input[position]) is None:
             continue
@@ -351,4 +353,3 @@ def lookup(t: Translator, node: NodeProto, table: Weight | Array) -> None:
     output = t.write(node.output[0], (*places.shape, width))
     sizes = t.constant(np.array((*places.shape, width), np.int32))
     t.add("RESHAPE", [rows, sizes], output)
-

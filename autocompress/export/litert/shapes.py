@@ -82,10 +82,11 @@ def transpose(t: Translator, node: NodeProto) -> None:
     if rank >= 3 and order == last_order(rank) and LAST in value.forms:
         t.known[node.output[0]] = Value(shape, value.kind, {FIRST: value.forms[LAST]})
         return
-    if rank >= 3 and [order.index(i) for i in range(rank)] == last_order(rank):
-        if FIRST in value.forms:  # channels come from the end: the other layout of the result
-            t.known[node.output[0]] = Value(shape, value.kind, {LAST: value.forms[FIRST]})
-            return
+    back = [order.index(i) for i in range(rank)]
+    if rank >= 3 and back == last_order(rank) and FIRST in value.forms:
+        # Channels come from the end: the other layout of the result.
+        t.known[node.output[0]] = Value(shape, value.kind, {LAST: value.forms[FIRST]})
+        return
     layout = value.layout
     stored = order if layout == FIRST else [place_in_last(i, rank) for i in order]
     number = t.read(value, layout)

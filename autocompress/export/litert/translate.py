@@ -18,6 +18,7 @@ from autocompress.export.litert import elementwise, products, reductions, shapes
 from autocompress.export.litert.constants import folded, initial
 from autocompress.export.litert.translator import Translator, address
 from autocompress.export.litert.values import FIRST, Rounded, Value
+from autocompress.targets.device.litert.operators import tensor_name
 
 OPERATORS: Mapping[str, Callable[[Translator, NodeProto], None]] = {
     **dict.fromkeys((*elementwise.BINARY, *elementwise.COMPARISONS), elementwise.binary),
@@ -102,6 +103,18 @@ def translated(proto: ModelProto, sizes: Mapping[str, Sequence[int]]) -> Transla
     for output in graph.output:
         _finish(t, output.name)
     return Translated(t.file.content(), t.names)
+
+
+def owners_of(flat: Translated, owners: Mapping[str, str]) -> dict[str, str]:
+    """Return the module of each tensor of a file, as profiles name tensors.
+
+    Args:
+        flat: the file.
+        owners: module by tensor of the graph.
+    """
+    return {
+        tensor_name(number): owners[name] for number, name in flat.names.items() if name in owners
+    }
 
 
 def translate_node(t: Translator, node: NodeProto) -> None:

@@ -11,8 +11,8 @@ import numpy as np
 from onnx import NodeProto
 
 from autocompress.errors import ExportError
-from autocompress.export.litert.flat import INT4, Array, FlatFile, Rows, schema
 from autocompress.export.litert.values import FIRST, LAST, Known, Value, Weight, last_order
+from autocompress.targets.device.litert.flat_file import INT4, Array, FlatFile, Rows, schema
 
 SCOPES = "pkg.torch.onnx.name_scopes"  # metadata of the exporter: modules around a node
 

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
-from autocompress.export.litert.flat import Array
+from autocompress.targets.device.litert.flat_file import Array
 
 FIRST, LAST = "first", "last"  # layouts: channels behind the batch as in the graph, or at the end
 
@@ -17,7 +17,7 @@ class Value:
 
     Attributes:
         shape: in the graph's order.
-        kind: of its elements, a key of `flat.TYPES`.
+        kind: of its elements, a key of `flat_file.TYPES`.
         forms: number of the file's tensor by layout; one is there at least.
     """
 

@@ -17,7 +17,7 @@ from autocompress.candidate import Candidate
 from autocompress.targets.device.job import Job, Report, tune_settings
 from autocompress.targets.device.result import JobResult
 from autocompress.targets.device.sessions import SMALL_BYTES
-from autocompress.targets.kernel_models import product_model
+from autocompress.targets.kernel_models import product_source
 from autocompress.targets.latency import carry_out
 from autocompress.targets.latency_model.attribution import attribute
 from autocompress.targets.latency_model.kernel_store import keep_kernels, known_kernels
@@ -62,7 +62,7 @@ def job_of(
     tuned = [subject.source(uniform_candidate(subject, form)) for form in forms]
     return Job(
         subject.baseline,
-        product_model,
+        product_source(target.settings),
         profiled,
         checked,
         [subject.baseline, *tuned],

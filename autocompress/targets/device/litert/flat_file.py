@@ -10,9 +10,10 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from ..graph_file import FLAT
+
 Array = NDArray[Any]
 VERSION = 3  # of the format
-IDENTIFIER = b"TFL3"
 INT4 = "int4"
 TYPES = {
     "float32": "FLOAT32",
@@ -132,7 +133,12 @@ class FlatFile:
         return len(self.tensors) - 1
 
     def add(
-        self, code: str, inputs: Sequence[int], outputs: Sequence[int], kind: str = "", **options: Any
+        self,
+        code: str,
+        inputs: Sequence[int],
+        outputs: Sequence[int],
+        kind: str = "",
+        **options: Any,
     ) -> None:
         """Add an operator.
 
@@ -165,7 +171,7 @@ class FlatFile:
         model.version, model.subgraphs, model.buffers = VERSION, [graph], self._buffers
         model.operatorCodes = [self._code(name) for name in self._codes]
         builder = flatbuffers.Builder(1 << 16)
-        builder.Finish(model.Pack(builder), file_identifier=IDENTIFIER)
+        builder.Finish(model.Pack(builder), file_identifier=FLAT)
         return bytes(builder.Output())
 
     def _code(self, name: str) -> Any:
