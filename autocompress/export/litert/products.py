@@ -258,6 +258,7 @@ def padded(
     reach: Sequence[int],
     strides: Sequence[int],
     lowest: bool = False,
+    apart: bool = False,
 ) -> tuple[int, int]:
     """Return the padding that an operator does itself, and its input, padded by a PAD otherwise.
 
@@ -269,6 +270,7 @@ def padded(
         reach: extent of the kernel in each dimension.
         strides: of the kernel.
         lowest: pad with the lowest number instead of 0.
+        apart: pad in any case, since the operator would not count its own padding.
 
     Returns:
         (SAME or VALID, number).
@@ -276,7 +278,7 @@ def padded(
     axes, sizes = len(reach), value.shape[2:]
     if not any(pads):
         return VALID, number
-    same = True
+    same = not apart
     for i in range(axes):
         whole = (-(-sizes[i] // strides[i]) - 1) * strides[i] + reach[i] - sizes[i]
         whole = max(0, whole)
@@ -343,9 +345,10 @@ def lookup(t: Translator, node: NodeProto, table: Weight | Array) -> None:
     if len(places.shape) != 1:
         flat = t.reshaped(flat, (count,), "int32")
     name = t.weight_name(node, table)
-    floats = isinstance(table, Weight) and table.bits == 16
     width = (table.values if isinstance(table, Weight) else table).shape[1]
-    inputs = [flat, t.weight(table, (0, 1), name, floats)]
+    # Rows of integers of 4 bits must end with a byte.
+    floats = isinstance(table, Weight) and (table.bits == 16 or (table.bits == 4 and width % 2))
+    inputs = [flat, t.weight(table, (0, 1), name, bool(floats))]
     if len(places.shape) == 1:
         t.add("EMBEDDING_LOOKUP", inputs, t.write(node.output[0], (count, width)))
         return

@@ -88,10 +88,10 @@ def pool(t: Translator, node: NodeProto) -> None:
     plain = set(attributes.get("dilations", [1])) == {1} and len(node.output) == 1
     if axes != 2 or not plain or attributes.get("ceil_mode", 0):
         t.refuse(node, "LiteRT pools over two dimensions without dilations or ceil_mode")
-    counts = attributes.get("count_include_pad", 0)
     number = t.read(value, LAST)
-    padding, number = padded(t, number, value, pads, kernel, strides, lowest=largest)
-    if any(pads) and not largest and (padding == VALID) != bool(counts):
+    counted = bool(attributes.get("count_include_pad", 0)) and not largest
+    padding, number = padded(t, number, value, pads, kernel, strides, largest, counted)
+    if any(pads) and padding == VALID and not (largest or counted):
         t.refuse(node, "LiteRT cannot leave this padding out of an average")
     totals = [value.shape[2 + i] + pads[i] + pads[i + axes] for i in range(axes)]
     out = [(whole - k) // s + 1 for whole, k, s in zip(totals, kernel, strides, strict=True)]
@@ -162,6 +162,37 @@ def layer_norm(t: Translator, node: NodeProto) -> None:
         number = step(code, [number, other], value.shape, kind)
     code, kind, other = steps[-1]
     t.add(code, [number, other], t.write(node.output[0], value.shape), kind)
+
+
+def group_norm(t: Translator, node: NodeProto) -> None:
+    """Translate GroupNormalization and InstanceNormalization.
+
+    Args:
+        t: gets the operators.
+        node: of the graph.
+    """
+    value, attributes = t.value(node, 0), attributes_of(node)
+    batch, channels, *rest = value.shape
+    groups = attributes.get("num_groups", channels)
+    wide, small = (batch, groups, t.size(value) // batch // groups), (batch, groups, 1)
+    number = t.reshaped(t.read(value), wide, value.kind)
+    axes = t.constant(np.array([2], np.int32))
+
+    def step(code: str, inputs: list[int], shape: tuple[int, ...], kind: str, **fields: Any) -> int:
+        return t.add(code, inputs, t.file.tensor(shape, "float32"), kind, **fields)
+
+    mean = step("MEAN", [number, axes], small, "ReducerOptions", keepDims=True)
+    number = step("SUB", [number, mean], wide, "SubOptions")
+    square = step("MUL", [number, number], wide, "MulOptions")
+    spread = step("MEAN", [square, axes], small, "ReducerOptions", keepDims=True)
+    epsilon = t.constant(np.array(attributes.get("epsilon", 1e-5), np.float32))
+    inverse = step("RSQRT", [step("ADD", [spread, epsilon], small, "AddOptions")], small, "")
+    number = step("MUL", [number, inverse], wide, "MulOptions")
+    number = t.reshaped(number, value.shape, value.kind)
+    shape = (1, channels, *[1] * len(rest))
+    gain, shift = [np.asarray(t.array(node, i), np.float32).reshape(shape) for i in (1, 2)]
+    number = step("MUL", [number, t.constant(gain)], value.shape, "MulOptions")
+    t.add("ADD", [number, t.constant(shift)], t.write(node.output[0], value.shape), "AddOptions")
 
 
 def arg_max(t: Translator, node: NodeProto) -> None:

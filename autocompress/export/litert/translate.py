@@ -29,6 +29,7 @@ OPERATORS: Mapping[str, Callable[[Translator, NodeProto], None]] = {
     **dict.fromkeys(("MaxPool", "AveragePool"), reductions.pool),
     **dict.fromkeys(("Softmax", "LogSoftmax"), reductions.softmax),
     **dict.fromkeys(("LayerNormalization", "RMSNormalization"), reductions.layer_norm),
+    **dict.fromkeys(("GroupNormalization", "InstanceNormalization"), reductions.group_norm),
     "ArgMax": reductions.arg_max,
     "BatchNormalization": elementwise.normalised,
     "Cast": elementwise.cast,
@@ -148,7 +149,8 @@ def _finish(t: Translator, name: str) -> None:
         array = np.asarray(known)
         value = Value(array.shape, array.dtype.name, {FIRST: t.constant(array)})
     number = t.read(value)
-    if number in t.file.inputs or number in t.file.outputs or t.made_by(number) is None:
+    constant = t.file.tensors[number].buffer != 0
+    if constant or number in t.file.inputs or number in t.file.outputs:
         number = t.reshaped(number, value.shape, value.kind)
     t.file.tensors[number].name = name
     t.file.outputs.append(number)

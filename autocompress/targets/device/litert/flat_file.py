@@ -27,7 +27,13 @@ TYPES = {
     INT4: "INT4",
 }
 # Versions of operators whose kernels differ by version; the others are 1.
-LARGEST_VERSIONS = {"FULLY_CONNECTED": 12, "CONV_2D": 8, "DEPTHWISE_CONV_2D": 7, "DEQUANTIZE": 6}
+LARGEST_VERSIONS = {
+    "FULLY_CONNECTED": 12,
+    "CONV_2D": 8,
+    "DEPTHWISE_CONV_2D": 7,
+    "DEQUANTIZE": 6,
+    "BROADCAST_TO": 2,
+}
 
 
 @cache
@@ -103,7 +109,7 @@ class FlatFile:
         content = np.ascontiguousarray(values)
         kind = kind or content.dtype.name
         data = packed_nibbles(content) if kind == INT4 else content.reshape(-1).view(np.uint8)
-        key = (kind, content.shape, data.tobytes()) if data.nbytes <= 4096 else None
+        key = (kind, values.shape, data.tobytes()) if data.nbytes <= 4096 else None
         if key is not None and rows is None and not name and key in self._shared:
             return self._shared[key]
         buffer = schema().BufferT()

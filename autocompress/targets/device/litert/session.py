@@ -49,7 +49,7 @@ class LitertSession:
             input_feed: inputs by name.
         """
         for name, array in input_feed.items():
-            self.interpreter.set_tensor(self._places[name], np.ascontiguousarray(array))
+            self.interpreter.set_tensor(self._places[name], np.asarray(array, order="C"))
         self.interpreter.invoke()
         return [self.interpreter.get_tensor(one["index"]) for one in self._outputs]
 
