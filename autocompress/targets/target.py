@@ -72,7 +72,7 @@ class Target:
     plain_kinds: tuple[str, ...] = ()
     weight_only: bool = True
     sparsity: bool = True
-    groups: bool = True
+    groups: bool = field(default=True, repr=False)
     portable: bool = True
     figures: Figures | None = None
     phase: str = field(default="", repr=False)

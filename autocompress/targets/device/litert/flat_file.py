@@ -74,7 +74,7 @@ class FlatFile:
     outputs: list[int] = field(default_factory=list)
     _buffers: list[Any] = field(default_factory=list)
     _codes: dict[str, int] = field(default_factory=dict)
-    _shared: dict[tuple[str, tuple[int, ...], bytes], int] = field(default_factory=dict)
+    _shared: dict[tuple[str, tuple[int, ...], bytes] | None, int] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         self._buffers.append(schema().BufferT())  # of all tensors without content
@@ -95,7 +95,9 @@ class FlatFile:
     def constant(
         self, values: Array, name: str = "", rows: Rows | None = None, kind: str = ""
     ) -> int:
-        """Add a constant; equal small ones without a name are one.
+        """Add a constant; equal shapes, axes and single numbers are one.
+
+        Weights and biases never are, so that the size of a file does not depend on their values.
 
         Args:
             values: its content.
@@ -109,14 +111,16 @@ class FlatFile:
         content = np.ascontiguousarray(values)
         kind = kind or content.dtype.name
         data = packed_nibbles(content) if kind == INT4 else content.reshape(-1).view(np.uint8)
-        key = (kind, values.shape, data.tobytes()) if data.nbytes <= 4096 else None
-        if key is not None and rows is None and not name and key in self._shared:
+        key = None
+        if rows is None and not name and (values.dtype.kind in "iub" or values.ndim == 0):
+            key = (kind, values.shape, data.tobytes())
+        if key in self._shared:
             return self._shared[key]
         buffer = schema().BufferT()
         buffer.data = data
         self._buffers.append(buffer)
         number = self._add(values.shape, kind, len(self._buffers) - 1, name, rows)
-        if key is not None and rows is None and not name:
+        if key is not None:
             self._shared[key] = number
         return number
 
