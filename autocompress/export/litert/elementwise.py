@@ -215,14 +215,14 @@ def fused(t: Translator, node: NodeProto, value: Value, activation: str) -> bool
     Returns:
         False if the activation must be an operator of its own.
     """
-    made = t.made_by(next(iter(value.forms.values()))) if len(value.forms) == 1 else None
-    if made is None or t.read_once(node.input[0]) is None or value.kind != "float32":
+    made = t.made_for(node, 0)
+    if made is None or value.kind != "float32":
         return False
     options = made.builtinOptions
     if type(options).__name__ not in FUSE or options.fusedActivationFunction:
         return False
     options.fusedActivationFunction = t.activation(activation)
-    t.alias(node, value)
+    t.fuse(node, 0)
     return True
 
 

@@ -66,10 +66,13 @@ def gemm(t: Translator, node: NodeProto) -> None:
     factors = {attributes.get(name, 1.0) for name in ("alpha", "beta")}
     if factors != {1.0} or attributes.get("transA", 0) or isinstance(second, Value):
         t.refuse(node, "LiteRT has products with constant weights only")
+    bias = t.array(node, 2)
+    if bias is not None and bias.size not in (1, bias.shape[-1]):
+        t.refuse(node, "its bias has more than one row")
     assert isinstance(second, (Weight, np.ndarray))
     if attributes.get("transB", 0):
         second = _swapped(second)
-    _linear(t, node, t.value(node, 0), second, t.array(node, 2), floats=True)
+    _linear(t, node, t.value(node, 0), second, bias, floats=True)
 
 
 def _rank(weight: Weight | Array) -> int:
@@ -113,23 +116,15 @@ def add_bias(t: Translator, node: NodeProto) -> bool:
         value, bias = t.known[node.input[position]], t.known[node.input[1 - position]]
         if not isinstance(value, Value) or not isinstance(bias, np.ndarray):
             continue
-        made = t.made_by(next(iter(value.forms.values())))
-        width = value.shape[-1:]
-        fits = (
-            made is not None
-            and bias.shape in (width, (1, *width))
-            and bias.ndim <= len(value.shape)
-        )
-        if not fits or len(value.forms) != 1 or t.read_once(node.input[position]) is None:
+        made, width = t.made_for(node, position), value.shape[-1:]
+        if made is None or bias.shape not in (width, (1, *width)) or bias.ndim > len(value.shape):
             continue
         options = made.builtinOptions
-        if type(options).__name__ != "FullyConnectedOptionsT" or made.inputs[2] != -1:
-            continue
-        if options.fusedActivationFunction:
-            continue
-        made.inputs[2] = t.constant(bias.reshape(-1).astype(np.float32))
-        t.alias(node, value)
-        return True
+        is_product = type(options).__name__ == "FullyConnectedOptionsT" and made.inputs[2] == -1
+        if is_product and not options.fusedActivationFunction:
+            made.inputs[2] = t.constant(bias.reshape(-1).astype(np.float32))
+            t.fuse(node, position)
+            return True
     return False
 
 

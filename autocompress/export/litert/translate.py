@@ -13,11 +13,13 @@ from typing import NamedTuple
 import numpy as np
 from onnx import ModelProto, NodeProto, helper
 
+from autocompress.errors import ExportError
 from autocompress.export.float_graph.subgraphs import reads
 from autocompress.export.litert import elementwise, products, reductions, shapes
 from autocompress.export.litert.constants import folded, initial
 from autocompress.export.litert.translator import Translator, address
 from autocompress.export.litert.values import FIRST, Rounded, Value
+from autocompress.targets.device.litert.flat_file import TYPES
 from autocompress.targets.device.litert.operators import tensor_name
 
 OPERATORS: Mapping[str, Callable[[Translator, NodeProto], None]] = {
@@ -94,13 +96,21 @@ def translated(proto: ModelProto, sizes: Mapping[str, Sequence[int]]) -> Transla
             t.stored[address(value)] = tensor.name
     for one in graph.input:
         kind = helper.tensor_dtype_to_np_dtype(one.type.tensor_type.elem_type).name
+        if kind not in TYPES:
+            raise ExportError(
+                f"export: input {one.name} is {kind}, which LiteRT does not take; nearest: float32"
+            )
         shape = tuple(int(size) for size in sizes[one.name])
         number = t.file.tensor(shape, kind, one.name)
         t.known[one.name] = Value(shape, kind, {FIRST: number})
         t.file.inputs.append(number)
     for node in graph.node:
-        if node.output[0] not in t.done:
+        if node.output[0] in t.done:
+            continue
+        try:
             translate_node(t, node)
+        except (KeyError, ValueError, IndexError, TypeError) as error:
+            t.refuse(node, f"this form of it is not supported ({type(error).__name__}: {error})")
     for output in graph.output:
         _finish(t, output.name)
     return Translated(t.file.content(), t.names)

@@ -26,6 +26,7 @@ class Translator:
         file: the file so far.
         known: what is known of each tensor of the graph.
         names: name in the graph of the tensors that operators write, by number.
+        ends: the same behind what was fused to the operator.
         done: tensors of the graph that an earlier node has written already.
         stored: name of the initializer by the address of its numbers, which its transposes share.
     """
@@ -34,6 +35,7 @@ class Translator:
     file: FlatFile = field(default_factory=FlatFile)
     known: dict[str, Known] = field(default_factory=dict)
     names: dict[int, str] = field(default_factory=dict)
+    ends: dict[int, str] = field(default_factory=dict)
     done: set[str] = field(default_factory=set)
     stored: dict[int, str] = field(default_factory=dict)
     _weights: dict[tuple[str, tuple[int, ...], bytes], int] = field(default_factory=dict)
@@ -161,7 +163,7 @@ class Translator:
         whole = tuple(int(size) for size in shape)
         number = self.file.tensor(self.shape_in(whole, layout), kind)
         self.known[name] = Value(whole, kind, {layout: number})
-        self.names[number] = name
+        self.names[number] = self.ends[number] = name
         return number
 
     def add(
@@ -188,16 +190,34 @@ class Translator:
         self._made_by[output] = self.file.operators[-1]
         return output
 
-    def made_by(self, number: int) -> Any:
-        """Return the operator that writes a tensor with one reader-independent output.
+    def made_for(self, node: NodeProto, position: int) -> Any:
+        """Return the operator that makes an input of a node for this node alone.
 
         Args:
-            number: of the tensor.
+            node: of the graph, which may be fused to the operator.
+            position: of the input.
 
         Returns:
-            None where no operator writes it.
+            None where there is no such operator, or something else reads what it writes.
         """
-        return self._made_by.get(number)
+        name = node.input[position]
+        value = self.known[name]
+        if not isinstance(value, Value) or len(value.forms) != 1 or not self.read_once(name):
+            return None
+        (number,) = value.forms.values()
+        return self._made_by.get(number) if self.ends.get(number) == name else None
+
+    def fuse(self, node: NodeProto, position: int) -> None:
+        """Take an operator's output for that of a node that was fused to it.
+
+        Args:
+            node: of the graph.
+            position: of the input that the operator makes.
+        """
+        value = self.known[node.input[position]]
+        assert isinstance(value, Value)
+        self.ends[next(iter(value.forms.values()))] = node.output[0]
+        self.alias(node, value)
 
     def constant(self, values: Array, name: str = "") -> int:
         """Add a constant, in int32 where LiteRT's shapes and axes are.

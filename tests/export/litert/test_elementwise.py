@@ -104,6 +104,19 @@ def test_a_relu_that_others_pass_by_stays() -> None:
     assert_as_torch(Twice(), torch.randn(3, 4))
 
 
+def test_a_relu_behind_another_layout_of_what_others_read_stays() -> None:
+    class Layouts(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.conv = nn.Conv2d(3, 4, 1)
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            x = self.conv(x)
+            return x.permute(0, 2, 3, 1).relu() - 2 * x.permute(0, 2, 3, 1)
+
+    assert_as_torch(Layouts(), torch.randn(2, 3, 4, 5))
+
+
 def test_a_normalisation_without_a_convolution_in_front() -> None:
     norm = nn.BatchNorm2d(3)
     norm.running_mean.normal_()

@@ -185,6 +185,17 @@ def test_a_normalisation_is_folded_into_floats_and_integers() -> None:
     assert folded.values[1, 0, 0] == 3, "a negative gain turns the sign"
 
 
+@pytest.mark.parametrize("bits", [4, 8])
+def test_scales_may_belong_to_the_inputs_of_a_product(bits: int) -> None:
+    values, scale, x = integers(16, 6, bits=bits), scales(16), numbers(3, 16)
+    nodes, constants = packed("w", values, scale, bits)
+    nodes.append(helper.make_node("MatMul", ["x", "w"], ["y"]))
+    proto = graph_of(nodes, {"x": x}, {})
+    proto.graph.initializer.extend(constants)
+    _, (output,) = flat_run(proto, {"x": x})
+    np.testing.assert_allclose(output, x @ (values * scale[:, None]), rtol=1e-4, atol=1e-4)
+
+
 def test_products_of_tensors() -> None:
     node = helper.make_node("MatMul", ["x", "z"], ["y"])
     assert_same([node], {"x": numbers(2, 3, 4), "z": numbers(2, 4, 5, seed=1)})

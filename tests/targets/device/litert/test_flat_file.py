@@ -38,8 +38,23 @@ def test_a_file_holds_its_tensors_and_is_the_same_each_time() -> None:
     assert graph.tensors[1].quantization.quantizedDimension == 0
 
 
-def test_equal_small_constants_are_one() -> None:
+def test_zero_points_are_written_once() -> None:
+    sizes = []
+    for count in (1, 2, 3):
+        file = FlatFile()
+        for _ in range(count):
+            file.constant(np.ones((64, 1), np.int8), "", Rows(np.ones(64, np.float32)))
+        sizes.append(len(file.content()))
+    assert sizes[2] - sizes[1] < 64 * (1 + 4) + 100
+    (graph,) = read_flat(file.content()).subgraphs
+    for tensor in graph.tensors:
+        np.testing.assert_array_equal(tensor.quantization.zeroPoint, np.zeros(64))
+
+
+def test_equal_shapes_are_one_and_equal_weights_are_not() -> None:
     file = FlatFile()
+    weight = np.zeros(3, np.float32)
+    assert file.constant(weight) != file.constant(weight)
     first = file.constant(np.array([1, 2], np.int32))
     assert file.constant(np.array([1, 2], np.int32)) == first
     assert file.constant(np.array([1, 2], np.int64)) != first
