@@ -16,7 +16,7 @@ from autocompress.export.float_graph.float_cache import exported
 from autocompress.export.float_graph.shared_graph import SharedGraph
 from autocompress.export.litert.translate import Translated, translated
 from autocompress.model.plain.plain import plain_model
-from autocompress.targets.device.litert.operators import flat_graph
+from autocompress.targets.device.litert.operators import flat_graph, read_flat
 from autocompress.targets.device.sessions import LITERT, open_session
 
 pytest.importorskip("ai_edge_litert")
@@ -115,3 +115,23 @@ def packed(
     nodes.append(helper.make_node("Cast", [read], [f"{name}f"], to=TensorProto.FLOAT))
     nodes.append(helper.make_node("Mul", [f"{name}f", f"{name}s"], [name]))
     return nodes, [stored, scales]
+
+
+def integers(*shape: int, bits: int) -> Array:
+    top = 2 ** (bits - 1) - 1
+    return np.random.default_rng(1).integers(-top, top + 1, shape).astype(np.int8)
+
+
+def scales(count: int) -> Array:
+    return np.random.default_rng(2).uniform(0.01, 0.1, count).astype(np.float32)
+
+
+def stored(content: bytes, kind: int) -> list[tuple[Array, Array]]:
+    """Return (bytes, scales) of the tensors of a type in a file."""
+    flat = read_flat(content)
+    (graph,) = flat.subgraphs
+    return [
+        (np.asarray(flat.buffers[t.buffer].data), np.asarray(t.quantization.scale))
+        for t in graph.tensors
+        if t.type == kind and flat.buffers[t.buffer].data is not None
+    ]

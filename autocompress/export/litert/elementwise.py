@@ -341,25 +341,3 @@ def where(t: Translator, node: NodeProto) -> None:
     numbers, shape, layout = operands(t, node, node.input)
     kind = known_kind(t, node.input[1])
     t.add("SELECT_V2", numbers, t.write(node.output[0], shape, kind, layout), "SelectV2Options")
-
-
-def normalised(t: Translator, node: NodeProto) -> None:
-    """Translate BatchNormalization that no convolution could take, as a product and a sum.
-
-    Args:
-        t: gets the operators.
-        node: of the graph.
-    """
-    parts = [t.array(node, i) for i in range(1, 5)]
-    gamma, beta, mean, variance = [np.asarray(part, np.float64) for part in parts]
-    gain = gamma / np.sqrt(variance + attributes_of(node).get("epsilon", 1e-5))
-    value = t.value(node, 0)
-    layout, rank = value.layout, len(value.shape)
-    number = t.read(value, layout)
-    shape = (1, -1, *[1] * (rank - 2)) if layout == FIRST else (-1,)
-    factor = t.constant(gain.astype(np.float32).reshape(shape))
-    shift = t.constant((beta - mean * gain).astype(np.float32).reshape(shape))
-    middle = t.file.tensor(t.shape_in(value.shape, layout), value.kind)
-    t.add("MUL", [number, factor], middle, "MulOptions")
-    output = t.write(node.output[0], value.shape, value.kind, layout)
-    t.add("ADD", [middle, shift], output, "AddOptions")

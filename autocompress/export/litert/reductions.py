@@ -9,7 +9,6 @@ import numpy as np
 from onnx import NodeProto
 
 from autocompress.export.litert.constants import attributes_of
-from autocompress.export.litert.products import VALID, padded
 from autocompress.export.litert.translator import Translator
 from autocompress.export.litert.values import FIRST, LAST, Value, place_in_last
 
@@ -70,41 +69,6 @@ def _reduced(
     inputs = [t.read(value, layout), t.constant(np.array(sorted(at), np.int32))]
     output = t.write(node.output[0], shape, value.kind, layout if keeps else FIRST)
     t.add(code, inputs, output, "ReducerOptions", keepDims=keeps)
-
-
-def pool(t: Translator, node: NodeProto) -> None:
-    """Translate MaxPool and AveragePool over one or two dimensions.
-
-    Args:
-        t: gets the operators.
-        node: of the graph.
-    """
-    value, attributes = t.value(node, 0), attributes_of(node)
-    kernel = list(attributes["kernel_shape"])
-    axes = len(kernel)
-    strides = list(attributes.get("strides", [1] * axes))
-    pads = list(attributes.get("pads", [0] * 2 * axes))
-    largest = node.op_type == "MaxPool"
-    plain = set(attributes.get("dilations", [1])) == {1} and len(node.output) == 1
-    if axes != 2 or not plain or attributes.get("ceil_mode", 0):
-        t.refuse(node, "LiteRT pools over two dimensions without dilations or ceil_mode")
-    number = t.read(value, LAST)
-    counted = bool(attributes.get("count_include_pad", 0)) and not largest
-    padding, number = padded(t, number, value, pads, kernel, strides, largest, counted)
-    if any(pads) and padding == VALID and not (largest or counted):
-        t.refuse(node, "LiteRT cannot leave this padding out of an average")
-    totals = [value.shape[2 + i] + pads[i] + pads[i + axes] for i in range(axes)]
-    out = [(whole - k) // s + 1 for whole, k, s in zip(totals, kernel, strides, strict=True)]
-    options: dict[str, Any] = {
-        "padding": padding,
-        "strideH": strides[0],
-        "strideW": strides[1],
-        "filterHeight": kernel[0],
-        "filterWidth": kernel[1],
-    }
-    output = t.write(node.output[0], (*value.shape[:2], *out), value.kind, LAST)
-    code = "MAX_POOL_2D" if largest else "AVERAGE_POOL_2D"
-    t.add(code, [number], output, "Pool2DOptions", **options)
 
 
 def softmax(t: Translator, node: NodeProto) -> None:

@@ -15,7 +15,7 @@ from onnx import ModelProto, NodeProto, helper
 
 from autocompress.errors import ExportError
 from autocompress.export.float_graph.subgraphs import reads
-from autocompress.export.litert import elementwise, products, reductions, shapes
+from autocompress.export.litert import elementwise, products, reductions, shapes, windows
 from autocompress.export.litert.constants import folded, initial
 from autocompress.export.litert.translator import Translator, address
 from autocompress.export.litert.values import FIRST, Rounded, Value
@@ -28,17 +28,17 @@ OPERATORS: Mapping[str, Callable[[Translator, NodeProto], None]] = {
     **dict.fromkeys(("Reshape", "Flatten", "Squeeze", "Unsqueeze"), shapes.reshape),
     **dict.fromkeys(reductions.REDUCE, reductions.reduce),
     **dict.fromkeys(("GlobalAveragePool", "GlobalMaxPool"), reductions.global_pool),
-    **dict.fromkeys(("MaxPool", "AveragePool"), reductions.pool),
+    **dict.fromkeys(("MaxPool", "AveragePool"), windows.pool),
     **dict.fromkeys(("Softmax", "LogSoftmax"), reductions.softmax),
     **dict.fromkeys(("LayerNormalization", "RMSNormalization"), reductions.layer_norm),
     **dict.fromkeys(("GroupNormalization", "InstanceNormalization"), reductions.group_norm),
     "ArgMax": reductions.arg_max,
-    "BatchNormalization": elementwise.normalised,
+    "BatchNormalization": windows.normalised,
     "Cast": elementwise.cast,
     "Clip": elementwise.clip,
     "Concat": shapes.concat,
-    "Conv": products.convolution,
-    "ConvTranspose": products.transposed_convolution,
+    "Conv": windows.convolution,
+    "ConvTranspose": windows.transposed_convolution,
     "Expand": shapes.expand,
     "Gather": shapes.gather,
     "Gelu": elementwise.gelu,

@@ -115,11 +115,3 @@ def test_a_relu_behind_another_layout_of_what_others_read_stays() -> None:
             return x.permute(0, 2, 3, 1).relu() - 2 * x.permute(0, 2, 3, 1)
 
     assert_as_torch(Layouts(), torch.randn(2, 3, 4, 5))
-
-
-def test_a_normalisation_without_a_convolution_in_front() -> None:
-    norm = nn.BatchNorm2d(3)
-    norm.running_mean.normal_()
-    norm.running_var.uniform_(0.5, 2)
-    model = nn.Sequential(nn.ReLU(), norm, nn.Conv2d(3, 2, 1))
-    assert_as_torch(model, torch.randn(2, 3, 4, 4))

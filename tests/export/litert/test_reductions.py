@@ -9,7 +9,6 @@ from flat_runs import assert_as_torch, assert_same, numbers
 from onnx import helper
 from torch import Tensor, nn
 
-from autocompress.errors import ExportError
 from autocompress.export.litert import reductions
 
 
@@ -32,28 +31,6 @@ def test_means_of_tensors_with_channels_last(dimensions: tuple[int, ...], keeps:
             return self.conv(x).mean(dimensions, keepdim=keeps)
 
     assert_as_torch(Mean(), torch.randn(2, 3, 6, 7))
-
-
-@pytest.mark.parametrize(
-    "pool",
-    [
-        nn.MaxPool2d(2),
-        nn.MaxPool2d(3, 2, 1),
-        nn.AvgPool2d(2),
-        nn.AvgPool2d(3, 1, 1),
-        nn.AvgPool2d(3, 1, 1, count_include_pad=False),
-        nn.AdaptiveAvgPool2d(1),
-        nn.AdaptiveMaxPool2d(1),
-    ],
-)
-def test_poolings(pool: nn.Module) -> None:
-    assert_as_torch(nn.Sequential(nn.Conv2d(3, 4, 1), pool), torch.randn(2, 3, 8, 8))
-
-
-def test_an_average_that_litert_cannot_compute_is_one_line() -> None:
-    model = nn.Sequential(nn.Conv2d(3, 4, 1), nn.AvgPool2d(3, 2, 1, count_include_pad=False))
-    with pytest.raises(ExportError, match="cannot leave this padding out of an average"):
-        assert_as_torch(model, torch.randn(2, 3, 8, 8))
 
 
 @pytest.mark.parametrize("layer", [nn.Softmax(-1), nn.Softmax(1), nn.LogSoftmax(-1)])
