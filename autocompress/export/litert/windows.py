@@ -213,10 +213,10 @@ def transposed_convolution(t: Translator, node: NodeProto) -> None:
         node: of the graph.
     """
     value, weight, attributes = t.value(node, 0), t.known[node.input[1]], attributes_of(node)
-    if (
-        not isinstance(weight, (Weight, np.ndarray))
-        or (weight.values if isinstance(weight, Weight) else weight).ndim != 4
-    ):
+    if not isinstance(weight, (Weight, np.ndarray)):
+        t.refuse(node, "LiteRT needs a constant weight")
+    values = weight.values if isinstance(weight, Weight) else weight
+    if values.ndim != 4:
         t.refuse(node, "LiteRT has transposed convolutions over two dimensions only")
     plain = attributes.get("group", 1) == 1 and set(attributes.get("dilations", [1])) == {1}
     pads = attributes.get("pads", [0] * 4)
