@@ -172,16 +172,13 @@ class FlatFile:
 
     def content(self) -> bytes:
         """Return the content of the file; equal files are equal bytes."""
-        import flatbuffers
-
         graph = schema().SubGraphT()
         graph.tensors, graph.operators = self.tensors, self.operators
         graph.inputs, graph.outputs = self.inputs, self.outputs
         model = schema().ModelT()
         model.version, model.subgraphs, model.buffers = VERSION, [graph], self._buffers
         model.operatorCodes = [self._code(name) for name in self._codes]
-        builder = flatbuffers.Builder(1 << 16)
-        _share_zeros(builder)
+        builder = _sharing_builder()
         builder.Finish(model.Pack(builder), file_identifier=FLAT)
         return bytes(builder.Output())
 
@@ -193,18 +190,24 @@ class FlatFile:
         return code
 
 
-def _share_zeros(builder: Any) -> None:
-    """Let a builder write zero points once per number of channels, which take 8 bytes each."""
-    create, written = builder.CreateNumpyVector, dict[int, int]()
+def _sharing_builder() -> Any:
+    """Return a builder that writes zero points once per number of channels.
 
-    def vector(values: Array) -> int:
+    They take 8 bytes each, and LiteRT asks for one per scale.
+    """
+    import flatbuffers
+
+    base: Any = flatbuffers.Builder
+    written: dict[int, int] = {}
+
+    def vector(self: Any, values: Array) -> int:
         if values.dtype != np.int64 or values.any():
-            return int(create(values))
+            return int(base.CreateNumpyVector(self, values))
         if len(values) not in written:
-            written[len(values)] = int(create(values))
+            written[len(values)] = int(base.CreateNumpyVector(self, values))
         return written[len(values)]
 
-    builder.CreateNumpyVector = vector
+    return type("SharingBuilder", (base,), {"CreateNumpyVector": vector})(1 << 16)
 
 
 def packed_nibbles(values: Array) -> Array:
