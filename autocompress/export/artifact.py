@@ -47,7 +47,23 @@ GRAPH, DECODER = "graph", "decoder"  # entry of a recipe: a decoder with a cache
 FLAT_SHAPES = "flat_shapes"  # entry of a recipe: input shapes of a .tflite file
 
 
-def write_model(folder: Path, builder: Builder, proto: ModelProto) -> int:
+def write_model(folder: Path, proto: ModelProto) -> int:
+    """Write model.onnx.
+
+    Args:
+        folder: made if it is not there.
+        proto: the content.
+
+    Returns:
+        The size of the file in bytes.
+
+    Raises:
+        RunFolderError: the file cannot be written.
+    """
+    return write_graph(folder / MODEL_FILE, proto)
+
+
+def write_file(folder: Path, builder: Builder, proto: ModelProto) -> int:
     """Write model.onnx, or model.tflite for LiteRT.
 
     Args:
@@ -62,7 +78,7 @@ def write_model(folder: Path, builder: Builder, proto: ModelProto) -> int:
         RunFolderError: the file cannot be written.
     """
     if builder.flat_shapes is None:
-        return write_graph(folder / MODEL_FILE, proto)
+        return write_model(folder, proto)
     content = builder.content(proto)
     write_atomic(folder / builder.file_name, content)
     return len(content)

@@ -27,7 +27,7 @@ from autocompress.compress.recover.recover import recover
 from autocompress.compress.recover.student import taught
 from autocompress.compress.recover.teacher import Teacher, changed_weights
 from autocompress.errors import ExportError, TaskError
-from autocompress.export.artifact import DECODER, FLAT_SHAPES, GRAPH, read_recipe, write_model
+from autocompress.export.artifact import DECODER, FLAT_SHAPES, GRAPH, read_recipe, write_file
 from autocompress.export.build import Builder
 from autocompress.export.compressor import Compressor
 from autocompress.export.genai.source import DecoderSource
@@ -144,7 +144,7 @@ def reproduce_model(folder: Path, task: Task, to: Path) -> Path:
         task = prepared(task)
         _check_weights(folder, recipe, task)
         builder, graph = _graph_again(folder, recipe, task)
-        write_model(to, builder, graph)
+        write_file(to, builder, graph)
     finally:
         torch.set_num_threads(threads)
     path = to / builder.file_name

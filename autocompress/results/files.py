@@ -22,6 +22,7 @@ STUDENT_FILE, TABLE_FILE = "student.safetensors", "latency_table.json"
 # Files of each exported point.
 MODEL_FILE, RECIPE_FILE, WEIGHTS_FILE = "model.onnx", "recipe.yaml", "model.safetensors"
 FLOAT_FOLDER = Path("models", "baseline")
+FLOAT_FILE = FLOAT_FOLDER / MODEL_FILE
 TFLITE_FILE = "model.tflite"  # in the place of model.onnx, for LiteRT
 NOTES_FILE = "README.md"
 TRIAL_COLUMNS = ("number", "state", "size_bytes", "latency_ms", "accuracy", "seconds", "cause")

@@ -17,7 +17,7 @@ from typing import Any
 from autocompress.candidate.candidate import Candidate
 from autocompress.compress.assemble.trained import Trained
 from autocompress.errors import ExportError, NotComputableError
-from autocompress.export.artifact import read_recipe, write_model, write_weights
+from autocompress.export.artifact import read_recipe, write_file, write_weights
 from autocompress.export.genai.generation import check_generation
 from autocompress.export.genai.package import write_package
 from autocompress.export.litert.parts import flat_bytes_by_module
@@ -159,7 +159,7 @@ def run_file(finalist: Finalist, problem: Problem, place: Path, folder: Path) ->
     size, module_bytes = _written(place, candidate, trained, problem)
     write_weights(place, problem.stitcher, candidate, trained)
     problem.stitcher.apply(Candidate())  # the weights of the candidate leave the memory
-    path, names = str(place / problem.builder.file_name), problem.builder.lowered.input_names
+    path, names = str(model_path(place)), problem.builder.lowered.input_names
     session = open_session(path, all_threads(problem.settings))
     started = time.monotonic()
     scores, _ = evaluate_session(problem.task, session, names, problem.task.validation)
@@ -179,7 +179,7 @@ def _written(
     """Write the file of a candidate; return its bytes, and those of each module."""
     graph, owners = problem.builder.build_owned(problem.compressor.recipe(candidate, trained))
     names = [module.name for module in problem.module_map]
-    size = write_model(place, problem.builder, graph)
+    size = write_file(place, problem.builder, graph)
     if problem.builder.flat_shapes is None:
         return size, bytes_by_module(graph, owners, names)
     flat = translated(graph, problem.builder.flat_shapes)
