@@ -80,7 +80,7 @@ class Builder:
     @property
     def baseline(self) -> bytes:
         """Return the content of the float file of the user's own model."""
-        return self.content(self.float_file.whole())
+        return self.written(self.float_file)
 
     @property
     def float_bytes(self) -> int:
@@ -91,6 +91,17 @@ class Builder:
     def file_name(self) -> str:
         """Return the name of the model's file of a point."""
         return MODEL_FILE if self.flat_shapes is None else TFLITE_FILE
+
+    def written(self, shared: SharedGraph) -> bytes:
+        """Return the content of the file of a graph whose weights are those of a model.
+
+        Args:
+            shared: the graph.
+
+        Raises:
+            ExportError: as `content`.
+        """
+        return shared.content() if self.flat_shapes is None else self.content(shared.whole())
 
     def content(self, graph: ModelProto) -> bytes:
         """Return the content of the file of a graph, equal graphs as equal bytes.

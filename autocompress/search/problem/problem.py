@@ -264,7 +264,7 @@ def open_problem(
     report("evaluating the baseline", 0.0)
     path = table_file.parent / FLOAT_FOLDER / builder.file_name
     if known is None or not path.exists():
-        write_atomic(path, builder.content(reference.whole()))
+        write_atomic(path, builder.written(reference))
     release_memory()
     others = [] if original.student is None else [builder.baseline]
     if original.student is None:
