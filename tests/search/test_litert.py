@@ -33,7 +33,8 @@ TASK = Path(__file__).parents[1] / "example_tasks" / "cnn.py"
 def test_a_front_of_flat_files(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     spec = f"{TASK}:task"
     run = tmp_path / "run"
-    result = ac.search(spec, space=SPACE, target="litert-cpu", n_trials=3, out=run, quiet=True)
+    task = ac.load_task(spec)
+    result = ac.search(task, space=SPACE, target="litert-cpu", n_trials=3, out=run, quiet=True)
     front = json.loads((run / "front.json").read_text())
     assert front["points"]
     baseline = run / "models" / "baseline" / "model.tflite"
@@ -58,13 +59,12 @@ def test_a_front_of_flat_files(tmp_path: Path, capsys: pytest.CaptureFixture[str
         "recipe.yaml",
     ]
     assert "ai_edge_litert" in (place / "README.md").read_text()
-    task = ac.load_task(spec)
     inputs = task.example_inputs
     session = ac.open_session(place)
     (output,) = session.run(None, {session.get_inputs()[0].name: inputs.numpy()})
-    simulated = ac.load(place)(inputs).detach().numpy()
+    simulated = ac.load(place, task.model)(inputs).detach().numpy()
     assert np.linalg.norm(output - simulated) < 0.02 * np.linalg.norm(simulated)
-    again = ac.reproduce(place, tmp_path / "again")
+    again = ac.reproduce(place, tmp_path / "again", task)
     assert again.read_bytes() == (place / "model.tflite").read_bytes()
 
     assert main(["evaluate", str(place / "model.tflite"), spec]) == 0
