@@ -95,6 +95,8 @@ def layout_of(builder: Builder) -> Layout:
             inputs[owner] = tuple(site.input for site in sites)
 
     def packed(module: CompressibleModule, config: ModuleConfig) -> bool:
+        if builder.flat_shapes is not None:  # LiteRT's own kernels, which take three times as long
+            return config.weight_bits == 4 and module.kind in ("linear", "conv")
         return (
             builder.module_kernels.weight_only_level(module, config) is not None
             or builder.module_kernels.table_block(module, config) is not None

@@ -29,6 +29,13 @@ SPACE = {
 TASK = Path(__file__).parents[1] / "example_tasks" / "cnn.py"
 
 
+def command(*arguments: object) -> None:
+    """Run a command, which ends with exit code 0."""
+    with pytest.raises(SystemExit) as ended:
+        main([str(argument) for argument in arguments])
+    assert ended.value.code == 0
+
+
 @pytest.mark.slow
 def test_a_front_of_flat_files(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     spec = f"{TASK}:task"
@@ -67,8 +74,7 @@ def test_a_front_of_flat_files(tmp_path: Path, capsys: pytest.CaptureFixture[str
     again = ac.reproduce(place, tmp_path / "again", task)
     assert again.read_bytes() == (place / "model.tflite").read_bytes()
 
-    assert main(["evaluate", str(place / "model.tflite"), spec]) == 0
+    command("evaluate", place / "model.tflite", spec)
     assert f"accuracy {point.measured.accuracy:.4f}" in capsys.readouterr().out
-    bench = ["bench", str(place / "model.tflite"), "--against", str(baseline), "--rounds", "5"]
-    assert main(bench) == 0
+    command("bench", place / "model.tflite", "--against", baseline, "--rounds", 5)
     assert "both files in LiteRT, XNNPACK, 1 thread" in capsys.readouterr().out

@@ -18,7 +18,7 @@ from autocompress.export.litert import check
 from autocompress.export.litert.check import flat_outputs, with_flat_files
 from autocompress.export.litert.parts import flat_bytes_by_module
 from autocompress.export.litert.translate import owners_of, translated
-from autocompress.export.subject import builder_for
+from autocompress.export.subject import builder_for, layout_of
 from autocompress.model.modules import find_modules
 from autocompress.targets.target import find_target
 
@@ -87,6 +87,25 @@ def test_sizes_are_exact_before_a_weight_is_compressed(built: Any, config: Modul
     simulated = compressor.module(candidate)(task.example_inputs).detach().numpy()
     (output,) = flat_outputs(builder, compressor.graph(candidate), task.example_inputs)
     assert abs(output - simulated).max() < 1e-2 * abs(simulated).max()
+
+
+def test_weights_of_4_bits_under_floats_are_a_form_of_their_own(built: Any) -> None:
+    _, builder = built
+    layout = layout_of(builder)
+    modules = {module.name: module for module in builder.module_map}
+    forms = {}
+    for name in ("0", "4"):
+        for bits, inputs in ((8, 32), (4, 32)):
+            config = ModuleConfig(weight_bits=bits, activation_bits=inputs)
+            forms[name, bits] = layout.form(modules[name], config)
+    assert forms == {
+        ("0", 8): "float",
+        ("0", 4): "nbits4-0",
+        ("4", 8): "float",
+        ("4", 4): "nbits4-0",
+    }
+    config = ModuleConfig(weight_bits=4, activation_bits=8)
+    assert layout.form(modules["4"], config) == "int8"
 
 
 def test_modules_have_their_bytes(built: Any) -> None:
