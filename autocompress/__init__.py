@@ -31,7 +31,7 @@ from autocompress.huggingface.for_target import check_target
 from autocompress.huggingface.out.write import write_point
 from autocompress.model.modules import find_modules
 from autocompress.report.page import write_report
-from autocompress.results.files import MODEL_FILE
+from autocompress.results.files import model_path
 from autocompress.results.front import ParetoFront, SearchResult, read_front
 from autocompress.results.front_point import FrontPoint
 from autocompress.results.measurement import Measurement
@@ -495,7 +495,7 @@ def open_session(path: str | Path) -> Any:
         TargetError: its provider cannot start here.
     """
     file = Path(checked_path("open_session", "path", path, "point/model.onnx"))
-    file = file / MODEL_FILE if file.is_dir() else file
+    file = model_path(file) if file.is_dir() else file
     settings = session_settings(file)
     if settings is None:
         raise ExportError(

@@ -45,6 +45,7 @@ DOORS = {
     "pyarrow": {"huggingface"},
     "soundfile": {"huggingface"},
     "onnxruntime_genai": {"export"},
+    "ai_edge_litert": {"targets"},
 }
 NO_VERBS = (
     "What",
@@ -73,6 +74,9 @@ TESTED_ELSEWHERE = {
     "cli/folder_options.py": "huggingface/test_command_line.py gives all options",
     "cli/shared_options.py": "cli/test_arguments.py parses the options of all commands",
     "cli/values.py": "cli/test_arguments.py parses values of options",
+    "export/litert/parts.py": "export/litert/test_check.py counts the bytes of modules",
+    "export/litert/translator.py": "export/litert/test_translate.py translates whole graphs",
+    "export/litert/values.py": "export/litert/test_shapes.py reads tensors in both layouts",
     "export/subject.py": "export/test_probes.py measures the subject of a small model",
     "huggingface/data/batches.py": "huggingface/kinds/text/test_fill_mask.py reads batches",
     "huggingface/data/encoding.py": "huggingface/kinds/text/test_text_classification.py cuts texts",

@@ -13,13 +13,20 @@ from autocompress.cli.tables import console
 from autocompress.errors import AutocompressError, TaskError
 from autocompress.export.artifact import session_settings, session_warning
 from autocompress.measure.accuracy import evaluate_session
+from autocompress.targets.device.graph_file import is_flat
 from autocompress.targets.device.processors import processors
-from autocompress.targets.device.sessions import Runnable, SessionSettings, Value, open_session
+from autocompress.targets.device.sessions import (
+    LITERT,
+    Runnable,
+    SessionSettings,
+    Value,
+    open_session,
+)
 from autocompress.targets.device.timing import interleaved_timing
 from autocompress.targets.runtime import common_shapes, example_sizes, random_feed, stored_bytes
 from autocompress.task.batches import calling_names
 
-RUNTIME_WORDS = {"onnxruntime": "ONNX Runtime", "openvino": "OpenVINO"}
+RUNTIME_WORDS = {"onnxruntime": "ONNX Runtime", "openvino": "OpenVINO", "litert": "LiteRT"}
 
 
 def bench_command(arguments: argparse.Namespace) -> int:
@@ -75,7 +82,8 @@ def evaluate_command(arguments: argparse.Namespace) -> int:
     Raises:
         TaskError: if the task lacks the split, or other inputs than the file.
     """
-    settings = replace(_recipe(arguments.path) or SessionSettings(), threads=processors())
+    settings = _recipe(arguments.path) or _usual(arguments.path)
+    settings = replace(settings, threads=processors())
     session = _opener(arguments.path, settings)()
     task = prepared_task(arguments)
     batches = getattr(task, arguments.split)
@@ -108,6 +116,11 @@ def _recipe(path: str) -> SessionSettings | None:
     return session_settings(Path(path))
 
 
+def _usual(path: str) -> SessionSettings:
+    """Return the settings of a file without a recipe."""
+    return LITERT if is_flat(path) else SessionSettings()
+
+
 def _bench_settings(arguments: argparse.Namespace) -> tuple[SessionSettings, str]:
     """Return the settings of all sessions of a bench, and a line that says which they are.
 
@@ -116,7 +129,7 @@ def _bench_settings(arguments: argparse.Namespace) -> tuple[SessionSettings, str
     paths = [path for path in (arguments.path, arguments.against) if path is not None]
     own = [(path, _recipe(path)) for path in paths]
     recipes = {path: settings for path, settings in own if settings is not None}
-    origin, settings = next(iter(recipes.items()), ("", SessionSettings()))
+    origin, settings = next(iter(recipes.items()), ("", _usual(paths[0])))
     words = f"the recipe of {origin}" if recipes else "no recipe"
     if len(set(recipes.values())) > 1:
         words += f"; that of {arguments.against} says otherwise"

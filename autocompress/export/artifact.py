@@ -33,8 +33,10 @@ from autocompress.results.files import (
     MODEL_FILE,
     NOTES_FILE,
     RECIPE_FILE,
+    TFLITE_FILE,
     WEIGHTS_FILE,
     disk_error,
+    model_path,
     write_atomic,
 )
 from autocompress.results.front_point import FrontPoint
@@ -44,6 +46,7 @@ from autocompress.task.batches import Inputs, describe_inputs
 
 RECIPE_FORMAT = 4
 GRAPH, DECODER = "graph", "decoder"  # entry of a recipe: a decoder with a cache
+FLAT_SHAPES = "flat_shapes"  # entry of a recipe: input shapes of a .tflite file
 
 
 def write_model(folder: Path, proto: ModelProto) -> int:
@@ -60,6 +63,27 @@ def write_model(folder: Path, proto: ModelProto) -> int:
         RunFolderError: the file cannot be written.
     """
     return write_graph(folder / MODEL_FILE, proto)
+
+
+def write_file(folder: Path, builder: Builder, proto: ModelProto) -> int:
+    """Write model.onnx, or model.tflite for LiteRT.
+
+    Args:
+        folder: made if it is not there.
+        builder: knows the format.
+        proto: the graph.
+
+    Returns:
+        The size of the file in bytes.
+
+    Raises:
+        RunFolderError: the file cannot be written.
+    """
+    if builder.flat_shapes is None:
+        return write_model(folder, proto)
+    content = builder.content(proto)
+    write_atomic(folder / builder.file_name, content)
+    return len(content)
 
 
 def open_graph(proto: ModelProto, silent: bool = False) -> Any:
@@ -141,7 +165,7 @@ def write_recipe(
     """Write recipe.yaml: what was done, in order, from what, and how sessions are opened.
 
     Args:
-        folder: holds model.onnx; its hash is recorded.
+        folder: holds the model's file; its hash is recorded.
         compressor: made the file.
         candidate: the configs of the modules.
         trained: weights and ranges after recovery, or None.
@@ -153,7 +177,7 @@ def write_recipe(
         RunFolderError: the file cannot be written.
     """
     builder = compressor.builder
-    recipe = builder.recipe(candidate, {}, trained)
+    recipe, flat = builder.recipe(candidate, {}, trained), builder.flat_shapes
     ranges = {
         name: {"scale": r.scale, "zero_point": r.zero_point, "low": r.low, "high": r.high}
         for name, r in recipe.ranges.items()
@@ -164,7 +188,7 @@ def write_recipe(
         "order": ["prune", "smooth", "reconstruct", "factorise", "sparsify", "distil", "quantise"],
         "candidate": candidate.to_json(),
         "trained": trained is not None,
-        "portable": recipe.portable,
+        "portable": recipe.portable or builder.kernels.rows,
         "kernels": {
             "matmul_levels": dict(recipe.levels),
             "gather_blocks": dict(recipe.blocks),
@@ -172,13 +196,14 @@ def write_recipe(
             "integer_forms": {name: str(form) for name, form in recipe.forms.items()},
         },
         **({GRAPH: DECODER} if builder.lowered.caches else {}),
+        **({} if flat is None else {FLAT_SHAPES: {name: [*flat[name]] for name in flat}}),
         "form": form_of(builder.teacher),
         "inputs": describe_inputs(example),
         "modules": _described_modules(builder, candidate),
         "activation_ranges": ranges,
         "session": {**asdict(settings), "disabled_optimizers": list(settings.disabled_optimizers)},
         "weights": WEIGHTS_FILE,
-        "sha256": digest_of(folder / MODEL_FILE),
+        "sha256": digest_of(folder / builder.file_name),
     }
     write_atomic(folder / RECIPE_FILE, yaml.safe_dump(data, sort_keys=False))
 
@@ -257,7 +282,7 @@ def _recipe_beside(path: Path) -> dict[str, Any]:
     """Return the recipe of a model.onnx, empty if there is none."""
     return (
         read_recipe(path.parent)
-        if path.name == MODEL_FILE and (path.parent / RECIPE_FILE).is_file()
+        if path.name in (MODEL_FILE, TFLITE_FILE) and (path.parent / RECIPE_FILE).is_file()
         else {}
     )
 
@@ -278,7 +303,8 @@ def copy_artifact(run_folder: Path, point: FrontPoint, to: Path) -> Path:
         RunFolderError: the files cannot be written.
     """
     source = run_folder / point.artifact
-    names: tuple[str, ...] = (MODEL_FILE, RECIPE_FILE, WEIGHTS_FILE, NOTES_FILE)
+    model = model_path(source).name
+    names: tuple[str, ...] = (model, RECIPE_FILE, WEIGHTS_FILE, NOTES_FILE)
     for name in names:  # all of them, before the first one is copied
         if not (source / name).is_file():
             raise ExportError(
@@ -290,8 +316,9 @@ def copy_artifact(run_folder: Path, point: FrontPoint, to: Path) -> Path:
         names = tuple(file.name for file in source.iterdir() if file.is_file())
     try:
         to.mkdir(parents=True, exist_ok=True)
-        for other in (to / CONFIG, data_of(to / MODEL_FILE)):  # of another point that lay there
-            other.unlink(missing_ok=True)
+        beside = data_of(to / MODEL_FILE).name
+        for other in {CONFIG, MODEL_FILE, TFLITE_FILE, beside} - {*names}:  # of another point
+            (to / other).unlink(missing_ok=True)
         for name in names:
             shutil.copyfile(source / name, to / name)
     except OSError as error:

@@ -27,12 +27,14 @@ from autocompress.export.float_graph.large_files import file_bytes
 from autocompress.export.float_graph.shared_graph import SharedGraph
 from autocompress.export.float_graph.subgraphs import reads
 from autocompress.export.genai.phases import Feed, other_feeds, phase_feed
+from autocompress.export.litert.translate import owners_of, translated
 from autocompress.export.lowering.lower import LoweredModel
 from autocompress.export.lowering.placeholder import placeholder_variant
 from autocompress.export.lowering.rewrite import Recipe, rewrite
 from autocompress.export.module_kernels import ModuleKernels
 from autocompress.integer_form import IntegerForm
 from autocompress.model.modules import CompressibleModule, ModuleMap
+from autocompress.results.files import MODEL_FILE, TFLITE_FILE
 from autocompress.targets.kernels import KernelChoice
 from autocompress.task.batches import Inputs
 
@@ -62,6 +64,7 @@ class Builder:
             the fastest form.
         phase: of a decoder with a cache, whose latency decides; "" for other graphs.
         mixed: mix of phases that the times of kernels are of, in words; "" for no mix.
+        flat_shapes: of the inputs by name, for files in the format of LiteRT; None for ONNX.
     """
 
     lowered: LoweredModel
@@ -74,12 +77,48 @@ class Builder:
     forms: Mapping[str, IntegerForm] = field(default_factory=dict)
     phase: str = ""
     mixed: str = ""
+    flat_shapes: Mapping[str, tuple[int, ...]] | None = None
     _sizes: dict[Candidate, int] = field(default_factory=dict, init=False, repr=False)
 
     @property
     def baseline(self) -> bytes:
         """Return the content of the float file of the user's own model."""
-        return self.float_file.content()
+        return self.written(self.float_file)
+
+    @property
+    def float_bytes(self) -> int:
+        """Return the size of the float file."""
+        return self.float_file.size_bytes if self.flat_shapes is None else len(self.baseline)
+
+    @property
+    def file_name(self) -> str:
+        """Return the name of the model's file of a point."""
+        return MODEL_FILE if self.flat_shapes is None else TFLITE_FILE
+
+    def written(self, shared: SharedGraph) -> bytes:
+        """Return the content of the file of a graph whose weights are those of a model.
+
+        Args:
+            shared: the graph.
+
+        Raises:
+            ExportError: as `content`.
+        """
+        return shared.content() if self.flat_shapes is None else self.content(shared.whole())
+
+    def content(self, graph: ModelProto) -> bytes:
+        """Return the content of the file of a graph, equal graphs as equal bytes.
+
+        Args:
+            graph: with its weights.
+
+        Raises:
+            ExportError: LiteRT has no operator for a node.
+        """
+        if self.flat_shapes is not None:
+            return translated(graph, self.flat_shapes).content
+        content: bytes = graph.SerializeToString(deterministic=True)
+        return content
 
     @property
     def teacher(self) -> nn.Module:
@@ -131,7 +170,8 @@ class Builder:
                     Call(s.input, s.output if s.kind == "conv" else "", self.lowered.norm(s))
                     for s in sites
                 )
-        return ActivationPlan(self.ranges, calls, self.module_kernels.rounds_blocks, ends)
+        parts = (self.ranges, calls, self.module_kernels.rounds_blocks, ends)
+        return ActivationPlan(*parts, rows=self.kernels.rows)
 
     def with_multiples(self, multiples: Mapping[str, int]) -> Builder:
         """Return a builder whose channel groups keep multiples of a number of units.
@@ -233,6 +273,20 @@ class Builder:
                 variants[site.name] = placeholder_variant(module, config, masks, form, noise)
         return rewrite(self.lowered, self.module_map, self.recipe(candidate, variants))
 
+    def flat_noise(self, candidate: Candidate) -> tuple[bytes, Mapping[str, str]]:
+        """Return the file for LiteRT of a candidate with random weights, to be profiled.
+
+        Args:
+            candidate: the configs of the modules.
+
+        Returns:
+            The content, and the module by the name of each tensor.
+        """
+        graph, owners = self.placeholder_graph(candidate)
+        assert self.flat_shapes is not None
+        flat = translated(graph, self.flat_shapes)
+        return flat.content, owners_of(flat, owners)
+
     def size_bytes(self, candidate: Candidate) -> int:
         """Return the exact size of a candidate's file, with the one of its weights beside it.
 
@@ -244,7 +298,9 @@ class Builder:
         """
         plain = Candidate(candidate.modules)
         if plain not in self._sizes:
-            self._sizes[plain] = file_bytes(self.placeholder_graph(plain, noise=False)[0])
+            graph = self.placeholder_graph(plain, noise=False)[0]
+            written = self.flat_shapes is None
+            self._sizes[plain] = file_bytes(graph) if written else len(self.content(graph))
         return self._sizes[plain]
 
     @cached_property

@@ -7,11 +7,17 @@ from pathlib import Path
 from typing import Any
 
 from autocompress.export.arithmetic import arithmetic_words
-from autocompress.export.artifact import DECODER, GRAPH, read_recipe
+from autocompress.export.artifact import DECODER, FLAT_SHAPES, GRAPH, read_recipe
 from autocompress.export.genai.builder import CONFIG
 from autocompress.export.genai.package import PROGRAM
 from autocompress.measure.robustness import PARTS
-from autocompress.results.files import MODEL_FILE, NOTES_FILE, write_atomic
+from autocompress.results.files import (
+    MODEL_FILE,
+    NOTES_FILE,
+    TFLITE_FILE,
+    model_path,
+    write_atomic,
+)
 from autocompress.results.front_point import FrontPoint
 from autocompress.results.measurement import (
     LATENCY_WORDS,
@@ -19,7 +25,7 @@ from autocompress.results.measurement import (
     left_out_words,
     score_words,
 )
-from autocompress.targets.device.sessions import SessionSettings
+from autocompress.targets.device.sessions import LITERT, SessionSettings
 from autocompress.task.task import ERRORS, Pretrained
 
 UNPACKED = (
@@ -27,6 +33,10 @@ UNPACKED = (
     "and to float for the others."
 )
 PACKED = "Weights of 2, 4 and 8 bits in groups stay packed in memory."
+FLAT = (
+    "Weights of 4 and 8 bits have a scale per channel. The file takes inputs of the task's example "
+    "shapes only; other batches are fed in parts of that size."
+)
 DISTURBED = {f"accuracy_{name}": name.replace("_", " ") for name in PARTS}
 DYNAMIC_RANGES = (
     "Linear modules with 8-bit activations take their range from each batch, so that outputs "
@@ -40,6 +50,11 @@ def option_lines(settings: SessionSettings) -> list[str]:
     Args:
         settings: how sessions are opened.
     """
+    if settings.runtime == LITERT.runtime:
+        return [
+            "from ai_edge_litert.interpreter import Interpreter",
+            f"options = {{'num_threads': {settings.threads}}}".replace("'", '"'),
+        ]
     if settings.runtime == "openvino":
         config = f'{{"INFERENCE_NUM_THREADS": {settings.threads}, "NUM_STREAMS": 1}}'
         return ["import openvino", f"options = {config}"]
@@ -59,6 +74,8 @@ def session_line(settings: SessionSettings) -> str:
     Args:
         settings: how sessions are opened.
     """
+    if settings.runtime == LITERT.runtime:
+        return f'session = Interpreter("{TFLITE_FILE}", **options)'
     if settings.runtime == "openvino":
         model = f'"{MODEL_FILE}", "{settings.provider}", options'
         return f"session = openvino.Core().compile_model({model})"
@@ -69,6 +86,18 @@ def session_line(settings: SessionSettings) -> str:
     )
     arguments = f'"{MODEL_FILE}", options, providers=["{settings.provider}"]{disabled}'
     return f"session = onnxruntime.InferenceSession({arguments})"
+
+
+def _flat_lines(feed: str) -> list[str]:
+    """Return the lines that run a file in LiteRT."""
+    return [
+        "session.allocate_tensors()",
+        f"feed = {{{feed}}}",
+        "for one in session.get_input_details():",
+        '    session.set_tensor(one["index"], feed[one["name"]])',
+        "session.invoke()",
+        'outputs = [session.get_tensor(one["index"]) for one in session.get_output_details()]',
+    ]
 
 
 def remarks(point: FrontPoint, recipe: Mapping[str, Any]) -> list[str]:
@@ -84,9 +113,13 @@ def remarks(point: FrontPoint, recipe: Mapping[str, Any]) -> list[str]:
     integer = [name for name, config in configs.items() if config.integer(kinds[name])]
     if any(config.weight_bits <= 8 for config in configs.values()):
         lines.append(PACKED if recipe.get(GRAPH) == DECODER else UNPACKED)
+    flat = FLAT_SHAPES in recipe
+    if flat:
+        lines = [FLAT]
     if integer:
         lines.append(arithmetic_words(recipe["portable"]))
-    if any(kinds[name] == "linear" and not configs[name].static(kinds[name]) for name in integer):
+    dynamic = [name for name in integer if not configs[name].static(kinds[name])]
+    if not flat and any(kinds[name] == "linear" for name in dynamic):
         lines.append(DYNAMIC_RANGES)
     return [*lines, LATENCY_WORDS[point.measured.latency_source]]
 
@@ -165,10 +198,12 @@ def write_notes(
     call = "session.run(None, " if settings.runtime == "onnxruntime" else "session("
     opening = [*option_lines(settings), session_line(settings)]
     program = [*opening, f"outputs = {call}{{{feed}}})"]
+    if settings.runtime == LITERT.runtime:
+        program = [*opening, *_flat_lines(feed)]
     if (folder / CONFIG).is_file():  # a package of onnxruntime-genai
         program = [*PROGRAM]
     lines = [
-        f"# {MODEL_FILE}, trial {point.trial}",
+        f"# {model_path(folder).name}, trial {point.trial}",
         "",
         *table_lines(point, baseline, target, known),
         "",

@@ -17,6 +17,7 @@ from onnx import ModelProto, TensorProto
 from onnx.external_data_helper import set_external_data
 
 import autocompress.targets.device
+from autocompress.errors import TargetError
 from autocompress.results.files import write_atomic, write_json
 from autocompress.targets.device.job import FEED_FILE, PROBES_FILE
 from autocompress.targets.device.tuning import Source
@@ -60,7 +61,13 @@ def export_probes(subject: Subject, target: Target, folder: Path, seed: int = 0)
 
     Raises:
         RunFolderError: a file cannot be written.
+        TargetError: files of the target are no ONNX files.
     """
+    if target.litert:
+        raise TargetError(
+            f"target {target.name}: probes for other devices are ONNX files; nearest: "
+            "--target onnxruntime-cpu"
+        )
     plan = Plan.of(subject, seed)
     job = job_of(subject, target, plan, seed)
     needed = dict.fromkeys(NOISE_FILES, 0)

@@ -26,7 +26,8 @@ from autocompress.compress.recover.recover import recover
 from autocompress.compress.recover.student import taught
 from autocompress.compress.recover.teacher import Teacher, changed_weights
 from autocompress.errors import ExportError, TaskError
-from autocompress.export.artifact import DECODER, GRAPH, read_recipe, write_model
+from autocompress.export.artifact import DECODER, FLAT_SHAPES, GRAPH, read_recipe, write_file
+from autocompress.export.build import Builder
 from autocompress.export.compressor import Compressor
 from autocompress.export.float_graph.large_files import digest_of
 from autocompress.export.genai.source import DecoderSource
@@ -36,9 +37,9 @@ from autocompress.measure.prepare import prepared
 from autocompress.model.float_copy import float_copy
 from autocompress.model.modules import find_modules
 from autocompress.model.plain.plain import in_form
-from autocompress.results.files import MODEL_FILE
 from autocompress.space.keys import ACTIVATION_RANGE
 from autocompress.targets.device.processors import processors
+from autocompress.targets.device.sessions import LITERT
 from autocompress.targets.kernels import KernelChoice
 from autocompress.task.batches import described_inputs
 from autocompress.task.copies import copied
@@ -67,7 +68,7 @@ def load_module(folder: Path, model: nn.Module) -> nn.Module:
     calls = {
         entry["owner"]: tuple(Call(**call) for call in entry["calls"]) for entry in modules.values()
     }
-    plan = ActivationPlan(_ranges(recipe), calls)
+    plan = ActivationPlan(_ranges(recipe), calls, rows=FLAT_SHAPES in recipe)
     try:
         kinds = {name: (entry["kind"], entry["owner"]) for name, entry in modules.items()}
         simulated = SimulatedModel(_plain(model, recipe), kinds, plan)
@@ -142,16 +143,17 @@ def reproduce_model(folder: Path, task: Task, to: Path) -> Path:
     try:
         task = prepared(task, beside=recipe.get(GRAPH) == DECODER)
         _check_weights(folder, recipe, task)
-        write_model(to, _graph_again(folder, recipe, task))
+        builder, graph = _graph_again(folder, recipe, task)
+        write_file(to, builder, graph)
     finally:
         torch.set_num_threads(threads)
-    if digest_of(to / MODEL_FILE) != recipe["sha256"]:
+    path = to / builder.file_name
+    if digest_of(path) != recipe["sha256"]:
         versions = recipe["origin"].get("versions")
         raise ExportError(
-            f"{to / MODEL_FILE}: differs from the file that {folder} records; "
-            f"versions then: {versions}"
+            f"{path}: differs from the file that {folder} records; versions then: {versions}"
         )
-    return to / MODEL_FILE
+    return path
 
 
 def _check_weights(folder: Path, recipe: dict[str, Any], task: Task) -> None:
@@ -165,7 +167,7 @@ def _check_weights(folder: Path, recipe: dict[str, Any], task: Task) -> None:
         )
 
 
-def _graph_again(folder: Path, recipe: dict[str, Any], task: Task) -> ModelProto:
+def _graph_again(folder: Path, recipe: dict[str, Any], task: Task) -> tuple[Builder, ModelProto]:
     """Build the graph of a recipe, with the kernels and ranges that it records."""
     origin, kernels = recipe["origin"], recipe["kernels"]
     candidate = Candidate.from_json(recipe["candidate"])
@@ -176,7 +178,9 @@ def _graph_again(folder: Path, recipe: dict[str, Any], task: Task) -> ModelProto
     source = None
     if recipe.get(GRAPH) == DECODER and learner.pretrained is not None:
         source = DecoderSource(learner.pretrained, learner.example_inputs)
-    parts = learner, module_map, KernelChoice()
+    flat = recipe.get(FLAT_SHAPES)
+    kernels_of = KernelChoice() if flat is None else KernelChoice(LITERT, weight_only=False)
+    parts = learner, module_map, kernels_of
     builder = prepare(*parts, activation_range=method, source=source)
     builder = builder.with_multiples(kernels["multiples"])
     recorded = kernels.get("integer_forms", {})
@@ -187,7 +191,8 @@ def _graph_again(folder: Path, recipe: dict[str, Any], task: Task) -> ModelProto
     # Statistics of batch normalisations depend on the ranges of activations. Those of a trained
     # point were learned: its training began with calibrated ones.
     ranges = builder.ranges if recipe["trained"] else {**builder.ranges, **_ranges(recipe)}
-    compressor = Compressor.of(replace(builder, forms=forms, ranges=ranges))
+    shapes = None if flat is None else {name: tuple(flat[name]) for name in flat}
+    compressor = Compressor.of(replace(builder, forms=forms, ranges=ranges, flat_shapes=shapes))
     trained = None
     if recipe["trained"] and (folder / recipe["weights"]).is_file():
         trained = Trained.from_tensors(_weights(folder, recipe))
@@ -197,7 +202,8 @@ def _graph_again(folder: Path, recipe: dict[str, Any], task: Task) -> ModelProto
     statistics = None if trained is not None else _statistics(folder, recipe, compressor)
     levels, blocks = kernels["matmul_levels"], kernels["gather_blocks"]
     made = compressor.builder.recipe(candidate, variants, trained, levels, blocks, statistics)
-    return compressor.builder.build(replace(made, ranges=_ranges(recipe)))
+    builder = compressor.builder
+    return builder, builder.build(replace(made, ranges=_ranges(recipe)))
 
 
 def _statistics(folder: Path, recipe: dict[str, Any], compressor: Compressor) -> dict[str, Tensor]:

@@ -9,7 +9,7 @@ from __future__ import annotations
 import shutil
 import tempfile
 import weakref
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -19,11 +19,13 @@ from onnx import ModelProto
 
 from autocompress.cache import cache_folder
 from autocompress.candidate import Candidate, ModuleConfig
+from autocompress.errors import ExportError
 from autocompress.export.artifact import write_graph
 from autocompress.export.build import Builder
 from autocompress.export.float_graph.large_files import needs_other_file
 from autocompress.export.genai.phases import at_phase, mixed_note
 from autocompress.export.genai.source import decoder_source
+from autocompress.export.litert.check import with_flat_files
 from autocompress.export.prepare import prepare
 from autocompress.model.modules import CompressibleModule, ModuleMap
 from autocompress.results.files import MODEL_FILE
@@ -65,6 +67,11 @@ def builder_for(
     Raises:
         ExportError: the model cannot be exported.
     """
+    if target.litert and task.pretrained is not None:
+        raise ExportError(
+            f"export: target {target.name} takes tasks of one function, got a model folder; "
+            "nearest: --target onnxruntime-cpu"
+        )
     report("timing the kernels of this machine", 0.0)
     kernels = kernel_choice(target)
     forms = {} if table is None else table_forms(table, target)
@@ -78,7 +85,8 @@ def builder_for(
     builder = prepare(*parts).with_multiples(multiples)
     modules = at_phase(builder.module_map, task.example_inputs, target.phase)
     mixed = mixed_note(task.example_inputs, target.phase)
-    return replace(builder, forms=forms, module_map=modules, phase=target.phase, mixed=mixed)
+    builder = replace(builder, forms=forms, module_map=modules, phase=target.phase, mixed=mixed)
+    return with_flat_files(builder, task.example_inputs) if target.litert else builder
 
 
 def layout_of(builder: Builder) -> Layout:
@@ -96,6 +104,8 @@ def layout_of(builder: Builder) -> Layout:
             inputs[owner] = tuple(site.input for site in sites)
 
     def packed(module: CompressibleModule, config: ModuleConfig) -> bool:
+        if builder.flat_shapes is not None:  # LiteRT's own kernels, which take three times as long
+            return config.weight_bits == 4 and module.kind in ("linear", "conv")
         return (
             builder.module_kernels.weight_only_level(module, config) is not None
             or builder.module_kernels.table_block(module, config) is not None
@@ -144,7 +154,9 @@ def subject_of(task: Task, builder: Builder, layout: Layout, space: BoundSpace) 
 
     last = _LastFile()
 
-    def noise_file(candidate: Candidate) -> tuple[bytes | str, dict[str, str]]:
+    def noise_file(candidate: Candidate) -> tuple[bytes | str, Mapping[str, str]]:
+        if builder.flat_shapes is not None:
+            return builder.flat_noise(candidate)
         proto, owners = builder.placeholder_graph(candidate)
         if needs_other_file(proto):
             return last.path_of(proto), owners
@@ -160,4 +172,4 @@ def subject_of(task: Task, builder: Builder, layout: Layout, space: BoundSpace) 
             ratios[group.name] = tuple(sorted(choices))
     feed = builder.latency_feed(task.example_inputs)
     forms = form_choices(layout, configs)
-    return Subject(layout, feed, builder.float_file.content, noise_file, forms, ratios)
+    return Subject(layout, feed, lambda: builder.baseline, noise_file, forms, ratios)

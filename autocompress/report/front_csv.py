@@ -5,12 +5,13 @@ from __future__ import annotations
 import csv
 import io
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
 from autocompress.report.decision import recommended, use_limits
 from autocompress.report.info import RunInfo
 from autocompress.report.words import own_names
-from autocompress.results.files import MODEL_FILE
+from autocompress.results.files import model_path
 from autocompress.results.measurement import Measurement
 
 FIGURES = ("size_bytes", "latency_ms", "accuracy")
@@ -41,7 +42,8 @@ def front_csv(info: RunInfo) -> str:
         row["recommended_as"] = picks.get(point.trial, "")
         row["fragile_under"] = ", ".join(point.fragile)
         row["deployed_gap"] = point.deployed_gap
-        row["file"] = f"{point.artifact}/{MODEL_FILE}"
+        place = Path(info.folder) / point.artifact
+        row["file"] = f"{point.artifact}/{model_path(place).name}"
         rows.append(row)
     text = io.StringIO()
     writer = csv.DictWriter(text, [*FIRST, *metrics.values(), *LAST], lineterminator="\n")

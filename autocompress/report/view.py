@@ -23,7 +23,7 @@ from autocompress.report.words import (
     ms_words,
     times_words,
 )
-from autocompress.results.files import MODEL_FILE
+from autocompress.results.files import model_path
 from autocompress.results.front_point import FrontPoint
 from autocompress.results.measurement import Measurement
 
@@ -92,7 +92,7 @@ def _card(point: FrontPoint, info: RunInfo, metric: MetricWords) -> dict[str, An
     """Return what the page says of a point."""
     base, m = info.front.baseline, point.measured
     parameters = {row["module"]: row["parameters"] for row in info.run.get("modules") or []}
-    file = f"{point.artifact}/{MODEL_FILE}"
+    file = f"{point.artifact}/{model_path(Path(info.folder) / point.artifact).name}"
     return {
         "label": f"trial {point.trial}: {bytes_words(m.size_bytes)}, {ms_words(m.latency_ms)}, "
         f"{metric.lost(base.accuracy - m.accuracy)}",

@@ -21,9 +21,24 @@ FRONT_TABLE_FILE = "front.csv"  # the same front in plain numbers
 STUDENT_FILE, TABLE_FILE = "student.safetensors", "latency_table.json"
 # Files of each exported point.
 MODEL_FILE, RECIPE_FILE, WEIGHTS_FILE = "model.onnx", "recipe.yaml", "model.safetensors"
-FLOAT_FILE = Path("models", "baseline", MODEL_FILE)
+FLOAT_FOLDER = Path("models", "baseline")
+FLOAT_FILE = FLOAT_FOLDER / MODEL_FILE
+TFLITE_FILE = "model.tflite"  # in the place of model.onnx, for LiteRT
 NOTES_FILE = "README.md"
 TRIAL_COLUMNS = ("number", "state", "size_bytes", "latency_ms", "accuracy", "seconds", "cause")
+
+
+def model_path(folder: Path) -> Path:
+    """Return the path of the model's file of a point.
+
+    Args:
+        folder: of the point.
+
+    Returns:
+        model.tflite if it is there, model.onnx otherwise.
+    """
+    flat = folder / TFLITE_FILE
+    return flat if flat.is_file() else folder / MODEL_FILE
 
 
 def read_json(path: Path) -> Any:

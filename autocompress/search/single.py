@@ -28,14 +28,13 @@ from autocompress.compress.recover.recover import recover
 from autocompress.compress.recover.student import on_student
 from autocompress.compress.recover.teacher import Teacher
 from autocompress.errors import ExportError, RunFolderError, SpaceError, nearest_name
-from autocompress.export.artifact import write_graph
 from autocompress.export.compressor import Compressor
 from autocompress.export.genai.source import check_decoder
 from autocompress.export.identity import check_identity
 from autocompress.export.subject import builder_for
 from autocompress.measure.prepare import prepared
 from autocompress.model.modules import CompressibleModule, ModuleMap, find_modules
-from autocompress.results.files import MODEL_FILE
+from autocompress.results.files import MODEL_FILE, write_atomic
 from autocompress.search.problem.problem import pick_device
 from autocompress.space.axes import AXES, choices_of
 from autocompress.space.recovery import parse_recovery
@@ -126,9 +125,9 @@ def write_single(
         raise ExportError(f"{path}: is a folder; nearest: {path / MODEL_FILE}")
     with _as_a_search():
         compressor, candidate, trained = _compressed(task, wanted, settings)
-        graph = compressor.graph(candidate, trained)
+        content = compressor.builder.content(compressor.graph(candidate, trained))
     try:
-        write_graph(path, graph)
+        write_atomic(path, content)
     except RunFolderError as error:
         raise RunFolderError(
             f"{path}: cannot be written ({error.__cause__}); choose a path that can be written"
@@ -238,7 +237,12 @@ def _check_kind(
             f"{where}: rank_ratio {config.rank_ratio}: its weight cannot be factorised; "
             "nearest valid value: 1"
         )
-    if config.group_size != 0 and whole:
+    if not (config.symmetric or target.groups):
+        raise SpaceError(
+            f"{where}: symmetric False: target {target.name} stores no zero points; nearest valid "
+            "value: True"
+        )
+    if config.group_size != 0 and (whole or not target.groups):
         raise SpaceError(
             f"{where}: group_size {config.group_size}: target {target.name} has one scale per "
             f"channel for kind {module.kind}; nearest valid value: 0"

@@ -43,8 +43,8 @@ class Applicability:
             return module.name in self.roots
         if axis in ("rank_ratio", "decomposition"):
             return module.factorisable and not plain
-        if axis == "group_size":
-            return not plain
+        if axis in ("group_size", "symmetric"):
+            return self.target.groups and not (plain and axis == "group_size")
         if axis in ("algorithm", "reconstruction"):
             return module.kind in ("linear", "conv")
         if axis in ("activation_bits", "activation_mode"):
@@ -63,7 +63,7 @@ class Applicability:
             return "no module of the rule is the root of a channel group that can be pruned"
         if axis in ("rank_ratio", "decomposition"):
             return "no weight of the rule's modules can be factorised"
-        if axis == "group_size":
+        if axis in ("group_size", "symmetric"):
             return f"target {self.target.name} has one scale per channel for the rule's modules"
         if axis in ("algorithm", "reconstruction"):
             return "no module of the rule is linear or a convolution"

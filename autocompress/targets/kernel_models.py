@@ -8,6 +8,8 @@ import numpy as np
 from onnx import TensorProto, helper, numpy_helper
 
 from autocompress.targets.device.job import PRODUCT
+from autocompress.targets.device.sessions import LITERT, SessionSettings
+from autocompress.targets.device.tuning import Source
 
 CONTRIB = "com.microsoft"
 
@@ -102,6 +104,19 @@ def width_model(generator: np.random.Generator, kind: str, width: int, integer: 
     return graph_model(
         [node], [weight, scale, zero, signed], TensorProto.UINT8, rank, TensorProto.UINT8
     )
+
+
+def product_source(settings: SessionSettings) -> Source:
+    """Return what builds the large float product for a runtime.
+
+    Args:
+        settings: of its sessions.
+    """
+    if settings.runtime == LITERT.runtime:
+        from autocompress.targets.device.litert.product import flat_product
+
+        return flat_product
+    return product_model
 
 
 def product_model() -> bytes:

@@ -58,6 +58,14 @@ class KernelChoice:
         self._known.update(self._cache.read(self._file, _read_answers) or {})
 
     @property
+    def rows(self) -> bool:
+        """Return True if dynamic 8-bit inputs have a range per row, in products exact everywhere.
+
+        So it is in LiteRT. In ONNX Runtime the whole tensor has one range.
+        """
+        return self.settings.runtime == "litert"
+
+    @property
     def saturates(self) -> bool:
         """Return True if integer kernels here add two products in 16 bits (x86 without VNNI)."""
         return (
@@ -75,7 +83,7 @@ class KernelChoice:
                 unsigned kernels took 1.1 to 3.6 times as long as the signed ones on all of AVX2,
                 AVX-512 and VNNI (`python -m benchmarks.quantization`).
         """
-        if not (self.portable or self.saturates):
+        if self.rows or not (self.portable or self.saturates):
             return IntegerForm.SIGNED
         if shape is None or not self.present or self.settings.runtime != "onnxruntime":
             return IntegerForm.REDUCED
@@ -164,7 +172,7 @@ class KernelChoice:
         Returns:
             1, 2, 4, 8 or 16.
         """
-        if not self.present:
+        if not self.present or self.rows:  # widths are timed in ONNX Runtime and OpenVINO
             return 1
         return self._answer(
             f"{kind} width multiple", lambda: measured_multiple(self.settings, kind)

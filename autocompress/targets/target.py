@@ -14,7 +14,12 @@ from typing import Any
 import yaml
 
 from autocompress.errors import TargetError, nearest_name, nearest_number
-from autocompress.targets.device.sessions import ProviderError, SessionSettings, open_session
+from autocompress.targets.device.sessions import (
+    LITERT,
+    ProviderError,
+    SessionSettings,
+    open_session,
+)
 from autocompress.targets.device.tuning import thread_counts
 from autocompress.targets.figures import Figures, check_keys, parse_figures
 from autocompress.targets.kernel_models import product_model
@@ -22,8 +27,9 @@ from autocompress.targets.phases import parse_phase
 
 FILES = Path(__file__).parent / "builtin"
 ANALYTIC = "analytic"
-RUNTIMES = ("onnxruntime", "openvino", ANALYTIC)
-PROCESSOR = {"onnxruntime": "CPUExecutionProvider", "openvino": "CPU"}  # provider by runtime
+RUNTIMES = ("onnxruntime", "openvino", "litert", ANALYTIC)
+# Provider by runtime.
+PROCESSOR = {"onnxruntime": "CPUExecutionProvider", "openvino": "CPU", "litert": LITERT.provider}
 KEYS = ("runtime", "provider", "threads", "portable", "stores", "executes", "device", "phase")
 STORED_BITS = (2, 3, 4, 5, 6, 7, 8, 16, 32)
 ACTIVATION_BITS = (8, 16, 32)
@@ -37,8 +43,8 @@ class Target:
 
     Attributes:
         name: a built-in name, or the path of its file.
-        runtime: "onnxruntime", "openvino" or "analytic".
-        provider: execution provider of ONNX Runtime, or device of OpenVINO.
+        runtime: "onnxruntime", "openvino", "litert" or "analytic".
+        provider: execution provider of ONNX Runtime, device of OpenVINO, or kernels of LiteRT.
         threads: numbers of threads inside one operator to choose from; the first is the default.
         weight_bits: widths of weights in its files.
         activation_bits: widths it can compute with.
@@ -47,6 +53,7 @@ class Target:
         plain_kinds: module kinds whose weights may neither be factors nor have a scale per group.
         weight_only: True if it has kernels on packed weights (MatMulNBits, GatherBlockQuantized).
         sparsity: True if its files may store zeros as a bitmap, which takes functions of the file.
+        groups: True if weights may have a scale per group, and zero points.
         portable: True if integer weights are held in a range whose products are exact on every
             processor. Otherwise they take all 8 bits where this machine's products are exact.
         figures: of an analytic device, else None.
@@ -65,6 +72,7 @@ class Target:
     plain_kinds: tuple[str, ...] = ()
     weight_only: bool = True
     sparsity: bool = True
+    groups: bool = field(default=True, repr=False)
     portable: bool = True
     figures: Figures | None = None
     phase: str = field(default="", repr=False)
@@ -74,6 +82,11 @@ class Target:
     def decoder(self) -> bool:
         """Return True if its files are decoders with a cache."""
         return self.phase != ""
+
+    @property
+    def litert(self) -> bool:
+        """Return True if its files are .tflite files."""
+        return self.runtime == LITERT.runtime
 
     @property
     def settings(self) -> SessionSettings:
@@ -106,6 +119,8 @@ class Target:
         """
         if axis == "sparsity":
             return self.sparsity or value == 0
+        if axis == "activation_mode":  # LiteRT computes with a range per row
+            return not self.litert or value != "static"
         return value in {
             "weight_bits": self.weight_bits,
             "activation_bits": self.activation_bits,
@@ -123,6 +138,11 @@ class Target:
             TargetError: if it cannot; names the nearest valid value.
         """
         if not self.executes(axis, value):
+            if axis == "activation_mode":
+                raise TargetError(
+                    f"{where}: {axis} {value} has no kernels on target {self.name}; nearest valid "
+                    "value: dynamic"
+                )
             valid = {"weight_bits": self.weight_bits, "activation_bits": self.activation_bits}.get(
                 axis, (0.0,)
             )
@@ -222,7 +242,7 @@ def parse_target(name: str, data: Any) -> Target:
             f"{nearest_name(str(runtime), RUNTIMES)}"
         )
     stores, executes = data.get("stores", {}), data.get("executes", {})
-    check_keys(f"{where}: stores", stores, ("weight_bits", "sparsity"))
+    check_keys(f"{where}: stores", stores, ("weight_bits", "sparsity", "groups"))
     check_keys(
         f"{where}: executes",
         executes,
@@ -252,6 +272,7 @@ def parse_target(name: str, data: Any) -> Target:
         _listed(where, "executes: plain_kinds", executes.get("plain_kinds", []), KINDS),
         _switch(f"{where}: executes: weight_only", executes.get("weight_only", True)),
         _switch(f"{where}: stores: sparsity", stores.get("sparsity", True)),
+        _switch(f"{where}: stores: groups", stores.get("groups", True)),
         _switch(f"{where}: portable", data.get("portable", True)),
         figures,
         _phase(where, runtime, data.get("phase", "")),
@@ -330,6 +351,8 @@ def missing_here(target: Target) -> str:
         return ""
     if target.runtime == "openvino" and importlib.util.find_spec("openvino") is None:
         return "OpenVINO is not installed; pip install 'autocompress[openvino]'"
+    if target.litert and importlib.util.find_spec("ai_edge_litert") is None:
+        return "LiteRT is not installed; pip install 'autocompress[litert]'"
     if target.decoder and importlib.util.find_spec("onnxruntime_genai") is None:
         return "onnxruntime-genai is not installed; pip install 'autocompress[genai]'"
     is_processor = target.provider == PROCESSOR[target.runtime]

@@ -61,7 +61,7 @@ WRONG = [
     (
         "search t --target onnxruntime-cpp",
         "autocompress search: --target: target 'onnxruntime-cpp' is unknown; nearest: "
-        "onnxruntime-cpu; valid: onnxruntime-cpu, ",
+        "onnxruntime-cpu; valid: litert-cpu, onnxruntime-cpu, ",
     ),
     (
         "search t --space defualt",

@@ -115,9 +115,11 @@ def test_what_is_missing_here_is_said(tmp_path: Path, monkeypatch) -> None:
         "target 'onnxruntime-cup' is unknown; nearest: onnxruntime-cpu; "
         f"valid: {', '.join(target_names())}"
     )
-    with pytest.raises(TargetError, match="target 'zzz' is unknown; valid: onnxruntime-cpu, "):
+    with pytest.raises(
+        TargetError, match="target 'zzz' is unknown; valid: litert-cpu, onnxruntime-cpu, "
+    ):
         find_target("zzz")
-    with pytest.raises(TargetError, match=r"no such file; built in: onnxruntime-cpu"):
+    with pytest.raises(TargetError, match=r"no such file; built in: litert-cpu, onnxruntime-cpu"):
         find_target("mine.yaml")
     path = tmp_path / "t.yaml"
     path.write_text("runtime: onnxruntime\nprovider: NoSuchProvider\n")

@@ -25,7 +25,12 @@ from autocompress.compress.assemble.variant import Variant
 from autocompress.compress.factorise.convolve import convolve, geometry_of
 from autocompress.compress.factorise.low_rank import compose
 from autocompress.compress.prune.masks import Mask
-from autocompress.compress.quantize.activation import RangeQuantizer, blockwise, dynamic
+from autocompress.compress.quantize.activation import (
+    RangeQuantizer,
+    blockwise,
+    dynamic,
+    dynamic_rows,
+)
 from autocompress.compress.quantize.affine import StoredTensor
 from autocompress.compress.quantize.integer_bias import bias_error
 from autocompress.compress.quantize.integer_matmul import (
@@ -256,6 +261,7 @@ class SimulatedModule(nn.Module):
             not isinstance(source, nn.Linear)
             or source.weight.device.type != "cpu"
             or not has_integer_products()
+            or self.rounding.rows
         ):
             return None
         if self.config.activation_bits != 8 or self.config.static(self.kind) or not self.stored:
@@ -322,7 +328,9 @@ class SimulatedModule(nn.Module):
             rounded: Tensor = ranges.read(x, bits)
             return rounded
         # The tensor between two factors has no calibrated range.
-        return dynamic(x) if bits == 8 else x
+        if bits != 8:
+            return x
+        return dynamic_rows(x) if self.rounding.rows else dynamic(x)
 
     def _scale_of_products(self, weight: Tensor, read: RangeQuantizer) -> Tensor:
         """Return the (channels,) scale of an integer convolution's sums; 0 if no weight is left."""

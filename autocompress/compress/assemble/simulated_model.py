@@ -42,12 +42,14 @@ class ActivationPlan:
             rounds its inputs to 8 bits per block.
         ends: upper end of tensors behind a Clip, which the range of an integer convolution
             replaces. No range grows beyond it.
+        rows: True if dynamic 8-bit inputs have a range per row instead of one per tensor.
     """
 
     ranges: Mapping[str, ActivationRange] = field(default_factory=dict)
     calls: Mapping[str, tuple[Call, ...]] = field(default_factory=dict)
     rounds_blocks: Callable[[CompressibleModule, ModuleConfig], bool] = _never
     ends: Mapping[str, float] = field(default_factory=dict)
+    rows: bool = False
 
     @property
     def inputs(self) -> dict[str, str]:
@@ -130,7 +132,7 @@ class SimulatedModel:
         }
         self.base_ranges = dict(plan.ranges)
         self.owners = {name: owner for name, (_, owner) in kinds.items()}
-        rounding, order = Rounding(), Calls()
+        rounding, order = Rounding(plan.rows), Calls()
         self.simulated: dict[str, SimulatedModule] = {}
         folded: dict[str, list[SimulatedModule]] = {}
         for name, (kind, owner) in kinds.items():

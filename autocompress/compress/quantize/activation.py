@@ -224,6 +224,26 @@ def dynamic(x: Tensor) -> Tensor:
     return covering_step(x, scale, zero_point, *UINT8)
 
 
+def dynamic_rows(x: Tensor) -> Tensor:
+    """Return x rounded to 8 bits by the range of each row, and dequantized.
+
+    It is the arithmetic of LiteRT's products of floats with integer weights (XNNPACK's qd8).
+
+    Args:
+        x: (..., columns).
+
+    Returns:
+        The shape of x. Gradients pass straight through.
+    """
+    if x.numel() == 0:
+        return x
+    low, high = torch.aminmax(x.detach(), dim=-1, keepdim=True)
+    low, high = low.clamp_max(0), high.clamp_min(0)
+    scale = (high - low) / 255
+    scale = torch.where(scale > 0, scale, torch.ones_like(scale))
+    return covering_step(x, scale, (-low / scale).round(), *UINT8)
+
+
 def blockwise(x: Tensor, block_size: int) -> Tensor:
     """Return x rounded to 8 bits with one symmetric scale per block of inputs, and dequantized.
 

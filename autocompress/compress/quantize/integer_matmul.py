@@ -87,9 +87,14 @@ def worth_integers(x: Tensor, weight: IntegerFactor) -> bool:
 
 
 class Rounding:
-    """Cache the last rounded tensor, because an attention's projections read the same one."""
+    """Cache the last rounded tensor, because an attention's projections read the same one.
 
-    def __init__(self) -> None:
+    Attributes:
+        rows: True if each row has a range of its own, for which there are no integer products here.
+    """
+
+    def __init__(self, rows: bool = False) -> None:
+        self.rows = rows
         self._source: Tensor | None = None
         self._version = -1
         self._rounded: Rounded | None = None

@@ -12,7 +12,7 @@ from typing import Any
 
 from autocompress.errors import NotComputableError
 from autocompress.results.front_point import FrontPoint
-from autocompress.results.measurement import Measurement, score_words
+from autocompress.results.measurement import score_words
 from autocompress.search.evaluate.recovery import untrained
 from autocompress.search.finish.finalists import Finalist
 from autocompress.search.finish.front_files import FrontFiles
@@ -59,22 +59,23 @@ def make_first_files(
         except (NotComputableError, UserCodeError) as error:
             progress.line(f"first file {number}: left out: {' '.join(str(error).split())}")
             continue
-        progress.line(point_words(point, problem.baseline))
+        progress.line(point_words(point, problem))
         made += 1
     return made
 
 
-def point_words(point: FrontPoint, base: Measurement) -> str:
+def point_words(point: FrontPoint, problem: Problem) -> str:
     """Describe a new file in one line.
 
     Args:
         point: its point.
-        base: numbers of the float file.
+        problem: has the numbers of the float file.
     """
-    measured = point.measured
+    measured, base = point.measured, problem.baseline
     smaller = base.size_bytes / max(1, measured.size_bytes)
     faster = base.latency_ms / max(measured.latency_ms, 1e-9)
+    path = f"{point.artifact}/{problem.builder.file_name}"
     return (
-        f"{point.artifact}/model.onnx: {smaller:.1f}x smaller, {faster:.2f}x as fast, "
+        f"{path}: {smaller:.1f}x smaller, {faster:.2f}x as fast, "
         f"accuracy {score_words(measured.accuracy)} (float {score_words(base.accuracy)})"
     )

@@ -79,7 +79,7 @@ class GapFiles:
             return False
         finally:
             self._spent_s += time.monotonic() - now
-        self.progress.line(point_words(point, problem.baseline))
+        self.progress.line(point_words(point, problem))
         return True
 
     def grow(self, problem: Problem) -> Problem | None:

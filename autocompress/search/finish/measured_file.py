@@ -16,15 +16,17 @@ from typing import Any
 from autocompress.candidate.candidate import Candidate
 from autocompress.compress.assemble.trained import Trained
 from autocompress.errors import ExportError, NotComputableError
-from autocompress.export.artifact import read_recipe, write_model, write_weights
+from autocompress.export.artifact import read_recipe, write_file, write_weights
 from autocompress.export.float_graph.large_files import digest_of
 from autocompress.export.genai.generation import check_generation
 from autocompress.export.genai.package import write_package
+from autocompress.export.litert.parts import flat_bytes_by_module
+from autocompress.export.litert.translate import owners_of, translated
 from autocompress.export.parts.modules import bytes_by_module
 from autocompress.measure.accuracy import evaluate_session
 from autocompress.measure.robustness import corruptions, corruptions_of
 from autocompress.measure.tally import Scores
-from autocompress.results.files import MODEL_FILE, WEIGHTS_FILE
+from autocompress.results.files import WEIGHTS_FILE, model_path
 from autocompress.results.front import ParetoFront, earlier_front
 from autocompress.results.front_point import FrontPoint
 from autocompress.search.evaluate.recovery import read_recovered
@@ -89,8 +91,8 @@ class MeasuredFile:
 
     @property
     def path(self) -> Path:
-        """Path of model.onnx."""
-        return self.folder / MODEL_FILE
+        """Path of the model's file."""
+        return model_path(self.folder)
 
     def measured_finalist(self, goal: Goal) -> Finalist:
         """Return the finalist with the size and the qualities that were measured.
@@ -157,7 +159,7 @@ def run_file(finalist: Finalist, problem: Problem, place: Path, folder: Path) ->
     size, module_bytes = _written(place, candidate, trained, problem)
     write_weights(place, problem.stitcher, candidate, trained)
     problem.stitcher.apply(Candidate())  # the weights of the candidate leave the memory
-    path, names = str(place / MODEL_FILE), problem.builder.lowered.input_names
+    path, names = str(model_path(place)), problem.builder.lowered.input_names
     session = open_session(path, all_threads(problem.settings))
     started = time.monotonic()
     scores, _ = evaluate_session(problem.task, session, names, problem.task.validation)
@@ -177,7 +179,11 @@ def _written(
     """Write the file of a candidate; return its bytes, and those of each module."""
     graph, owners = problem.builder.build_owned(problem.compressor.recipe(candidate, trained))
     names = [module.name for module in problem.module_map]
-    return write_model(place, graph), bytes_by_module(graph, owners, names)
+    size = write_file(place, problem.builder, graph)
+    if problem.builder.flat_shapes is None:
+        return size, bytes_by_module(graph, owners, names)
+    flat = translated(graph, problem.builder.flat_shapes)
+    return size, flat_bytes_by_module(flat.content, owners_of(flat, owners), names)
 
 
 def _generated(
@@ -237,7 +243,7 @@ def _is_of(place: Path, point: FrontPoint) -> bool:
 
     A kill after a new file was moved to its place leaves the numbers of the file before.
     """
-    path = place / MODEL_FILE
+    path = model_path(place)
     if not path.is_file():
         return False
     if not (place / WEIGHTS_FILE).is_file():

@@ -30,7 +30,7 @@ from autocompress.export.identity import check_identity
 from autocompress.export.subject import Report, builder_for, layout_of, subject_of
 from autocompress.measure.accuracy import evaluate_session
 from autocompress.model.modules import ModuleMap
-from autocompress.results.files import FLOAT_FILE
+from autocompress.results.files import FLOAT_FOLDER, write_atomic
 from autocompress.results.measurement import Measurement
 from autocompress.search.problem.options import Settings
 from autocompress.search.problem.race import Race, open_race
@@ -259,9 +259,12 @@ def open_problem(
     if known is None:
         check_identity(compressor, target, task)
     report("evaluating the baseline", 0.0)
-    path = table_file.parent / FLOAT_FILE
+    path = table_file.parent / FLOAT_FOLDER / builder.file_name
     if known is None or not path.exists():
-        reference.write(path)
+        if builder.flat_shapes is None:
+            reference.write(path)
+        else:
+            write_atomic(path, builder.written(reference))
     release_memory()
     others = [] if original.student is None else [builder.baseline]
     if original.student is None:
@@ -331,6 +334,11 @@ def _compressor(builder: Builder, device: torch.device, library_bytes: int) -> C
 
 def _check_latency_inputs(task: Task, builder: Builder) -> None:
     """Raise TaskError for latency inputs of another batch size where files fix it."""
+    if builder.flat_shapes is not None and task.latency_inputs:
+        raise TaskError(
+            "task: latency_inputs are of other shapes than example_inputs, the only ones that "
+            ".tflite files take; nearest: none"
+        )
     size = batch_size(task.example_inputs)
     for name, inputs in task.latency_inputs.items():
         if not builder.lowered.dynamic_batch and batch_size(inputs) != size:

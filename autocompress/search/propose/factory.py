@@ -75,7 +75,7 @@ def single_changes(bench: Problem) -> SingleChanges:
     Args:
         bench: the layout, the latency table and the baseline.
     """
-    float_bytes, float_ms = bench.builder.float_file.size_bytes, bench.float_files.float_ms
+    float_bytes, float_ms = bench.builder.float_bytes, bench.float_files.float_ms
     return SingleChanges(bench.layout, bench.table, float_bytes, float_ms, bench.table_float_ms)
 
 

@@ -20,6 +20,7 @@ DIMS, TENSOR_NAME, RAW_DATA, EXTERNAL_DATA = 1, 8, 9, 13  # of TensorProto
 PACKED = (4, 5, 7, 10, 11)  # fields of TensorProto that hold values instead of raw data
 KEY, VALUE = 1, 2  # of StringStringEntryProto
 
+FLAT = b"TFL3"  # bytes 4 to 8 of a .tflite file
 FEWEST_VALUES = 16  # fewer values than these may well be equal in different weights
 # An odd number: multiplying by it maps 64-bit numbers one to one.
 MIX = np.uint64(0x9E3779B97F4A7C15)
@@ -71,8 +72,12 @@ class GraphFile:
         """Read a graph; the weights of a file stay on the disk.
 
         Args:
-            model: content or path of an ONNX file.
+            model: content or path of an ONNX file, or of a .tflite file.
         """
+        if is_flat(model):
+            from .litert.operators import flat_graph
+
+            return flat_graph(model)
         return cls.read(_content(model))
 
     @cached_property
@@ -111,13 +116,27 @@ class GraphFile:
         return len(words), int(mixed.sum(dtype=np.uint64))
 
 
+def is_flat(model: bytes | str) -> bool:
+    """Return True for a .tflite file.
+
+    Args:
+        model: content or path of a file.
+    """
+    if isinstance(model, bytes):
+        return model[4:8] == FLAT
+    with open(model, "rb") as file:
+        return file.read(8)[4:] == FLAT
+
+
 def external_files(path: str) -> set[Path]:
     """Return the files that hold external data of an ONNX file.
 
     Args:
-        path: of the ONNX file.
+        path: of the ONNX file; .tflite files have none.
     """
-    files = set()
+    files: set[Path] = set()
+    if is_flat(path):
+        return files
     for graph in _parts(memoryview(_content(path)), GRAPH):
         for tensor in _tensors(graph):
             for entry in _parts(tensor, EXTERNAL_DATA):
@@ -130,8 +149,10 @@ def metadata(model: bytes | str) -> dict[str, str]:
     """Return the notes of an ONNX file.
 
     Args:
-        model: content or path of the file.
+        model: content or path of the file; .tflite files have none.
     """
+    if is_flat(model):
+        return {}
     entries = _parts(memoryview(_content(model)), METADATA)
     return {_text(entry, KEY): _text(entry, VALUE) for entry in entries}
 

@@ -89,6 +89,10 @@ def profiled_session(
     if settings.runtime == "openvino":
         times = _profile_openvino(model, feed, settings, runs_of)
         return times, open_session(model, settings)
+    if settings.runtime == "litert":
+        from .litert.operators import operator_times
+
+        return operator_times(model, settings, runs_of), open_session(model, settings)
     with tempfile.TemporaryDirectory() as folder:
         optimized = str(Path(folder) / "optimized.onnx")
         session = open_session(model, settings, str(Path(folder) / "profile"), optimized, level)

@@ -9,6 +9,7 @@ import subprocess
 import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -84,6 +85,8 @@ def versions(settings: SessionSettings = DEFAULT) -> dict[str, str]:
         import openvino
 
         names["openvino"] = str(openvino.__version__)
+    if settings.runtime == "litert":
+        names["litert"] = version("ai-edge-litert")
     return names
 
 

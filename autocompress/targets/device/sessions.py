@@ -37,8 +37,8 @@ class SessionSettings:
     """Hold the settings of a session.
 
     Attributes:
-        runtime: "onnxruntime" or "openvino".
-        provider: execution provider of ONNX Runtime, or device of OpenVINO.
+        runtime: "onnxruntime", "openvino" or "litert".
+        provider: execution provider of ONNX Runtime, device of OpenVINO, or kernels of LiteRT.
         threads: inside one operator.
         disabled_optimizers: disabled passes of ONNX Runtime's graph optimiser.
         spinning: True if idle threads of ONNX Runtime wait in a loop.
@@ -65,6 +65,7 @@ class ProviderError(RuntimeError):
 
 
 DEFAULT = SessionSettings()
+LITERT = SessionSettings("litert", "XNNPACK")
 SMALL_BYTES = 1 << 24  # files from this size on are opened with care for memory
 LARGE_BYTES = 1 << 27  # files of which no second one is opened while memory can be saved
 DATA_SUFFIX = ".data"  # of the file with the weights of a graph, behind the name of the graph
@@ -83,7 +84,7 @@ def open_session(
     """Open a session that logs errors only.
 
     Args:
-        model: content or path of an ONNX file.
+        model: content or path of an ONNX file, or of a .tflite file for LiteRT.
         settings: runtime, provider, threads and optimiser passes.
         profile: prefix of ONNX Runtime's profile; "" for none.
         optimized: path for the executed graph of ONNX Runtime, whose large weights lie in a file
@@ -94,13 +95,17 @@ def open_session(
         weights: values of ONNX Runtime for the initializers with external data, by name.
 
     Returns:
-        A session of ONNX Runtime, or an `OpenVinoSession`.
+        A session of ONNX Runtime, an `OpenVinoSession`, or a `LitertSession`.
 
     Raises:
         ProviderError: if ONNX Runtime lacks the provider, or falls back to another one.
     """
     if settings.runtime == "openvino":
         return OpenVinoSession(model, settings, bool(profile))
+    if settings.runtime == "litert":
+        from .litert.session import LitertSession
+
+        return LitertSession(model, settings)
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = settings.threads
     options.log_severity_level = 4 if silent else 3

@@ -18,6 +18,7 @@ QUIET = 0.1  # quantile of times on an undisturbed machine
 PASSES = 3
 RESAMPLES = 200  # of the bootstrap
 WARM_UP = 2  # rounds
+ON_PROCESSOR = ("CPUExecutionProvider", "XNNPACK")  # providers
 BUSY = 0.25  # disturbance above which the user is warned
 LONG_S = 0.004  # runs that take longer are not repeated within a round
 SLOW_S = 0.1  # models whose runs take longer have one round of warm-up
@@ -38,7 +39,7 @@ def quiet_clock(*settings: SessionSettings) -> Clock:
     Args:
         settings: of the timed sessions; with several threads in one of them it is wall time.
     """
-    alone = all(one.threads == 1 and one.provider == "CPUExecutionProvider" for one in settings)
+    alone = all(one.threads == 1 and one.provider in ON_PROCESSOR for one in settings)
     fine = sys.platform in ("linux", "darwin")
     return time.thread_time if alone and fine else time.perf_counter
 

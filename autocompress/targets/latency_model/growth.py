@@ -8,7 +8,7 @@ from dataclasses import replace
 
 from autocompress.candidate import Candidate
 from autocompress.targets.device.job import Job
-from autocompress.targets.kernel_models import product_model
+from autocompress.targets.kernel_models import product_source
 from autocompress.targets.latency import carry_out
 from autocompress.targets.latency_model.kernel_store import keep_kernels
 from autocompress.targets.latency_model.latency_table import LatencyTable
@@ -77,7 +77,7 @@ def grown(
         subject = replace(subject, noise_file=noise_file)
         job = Job(
             subject.baseline,
-            product_model,
+            product_source(target.settings),
             [subject.source(candidate)],
             [],
             [],

@@ -18,7 +18,7 @@ from autocompress.targets.device.job import Job, Report, tune_settings
 from autocompress.targets.device.memory import large_blocks_freed_at_once
 from autocompress.targets.device.result import JobResult
 from autocompress.targets.device.sessions import SMALL_BYTES
-from autocompress.targets.kernel_models import product_model
+from autocompress.targets.kernel_models import product_source
 from autocompress.targets.latency import carry_out
 from autocompress.targets.latency_model.attribution import attribute
 from autocompress.targets.latency_model.kernel_store import keep_kernels, known_kernels
@@ -63,7 +63,7 @@ def job_of(
     tuned = [subject.source(uniform_candidate(subject, form)) for form in forms]
     return Job(
         subject.baseline,
-        product_model,
+        product_source(target.settings),
         profiled,
         checked,
         [subject.baseline, *tuned],

@@ -227,7 +227,7 @@ def table_forms(path: Path, target: Target) -> dict[str, IntegerForm]:
         LatencyTable.load(path).integer_forms if probes is None else probes.plan["integer_forms"]
     )
     signed = any(not IntegerForm(form).portable for form in forms.values())
-    if signed and target.portable:
+    if signed and target.portable and not target.litert:
         raise TargetError(
             f"{path}: was measured with --no-portable; give --no-portable too, or measure it again"
         )

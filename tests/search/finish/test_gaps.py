@@ -16,7 +16,7 @@ from autocompress.search.finish.finalists import Finalist
 from autocompress.search.finish.gaps import SHARE, GapFiles
 
 BASE = Measurement(1000, 4.0, 0.9)
-PROBLEM = SimpleNamespace(baseline=BASE)
+PROBLEM = SimpleNamespace(baseline=BASE, builder=SimpleNamespace(file_name="model.onnx"))
 
 
 @dataclass(frozen=True)

@@ -23,7 +23,7 @@ def bench() -> SimpleNamespace:
     names = ("task", "stitcher", "space", "device")
     parts = dict.fromkeys((*names, "layout", "table", "table_float_ms"))
     builder, files = (
-        SimpleNamespace(float_file=SimpleNamespace(size_bytes=5)),
+        SimpleNamespace(float_bytes=5),
         SimpleNamespace(float_ms=4.0),
     )
     return SimpleNamespace(

@@ -1,0 +1,1 @@
+"""Write graphs as .tflite files, as LiteRT runs them."""

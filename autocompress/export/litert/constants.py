@@ -1,0 +1,142 @@
+"""Compute the parts of a graph that follow from constants, without unpacking weights."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+from onnx import NodeProto, TensorProto, helper, numpy_helper
+from onnx.reference import ReferenceEvaluator
+
+from autocompress.export.litert.values import Known, Rounded, Scales, Sums, Value, Weight
+from autocompress.targets.device.litert.flat_file import Array
+
+SYMBOLS = (Weight, Rounded, Sums, Scales)
+OPSET = 21
+
+
+def initial(tensor: TensorProto) -> Array | Weight:
+    """Return the value of an initializer.
+
+    Args:
+        tensor: with its content.
+
+    Returns:
+        Integers of 8 and 4 bits, and float16, as weights without scales; an array otherwise.
+    """
+    values = numpy_helper.to_array(tensor)
+    if tensor.data_type == TensorProto.INT4:
+        return Weight(values.astype(np.int8), None, 0, 4, tensor.name)
+    if tensor.data_type == TensorProto.INT8 and values.ndim >= 1:
+        return Weight(values, None, 0, 8, tensor.name)
+    if tensor.data_type == TensorProto.FLOAT16:
+        return Weight(values, None, 0, 16, tensor.name)
+    if tensor.data_type == TensorProto.DOUBLE:
+        return np.asarray(values.astype(np.float32))
+    return np.asarray(values)
+
+
+def attributes_of(node: NodeProto) -> dict[str, Any]:
+    """Return the attributes of a node by name, texts as str.
+
+    Args:
+        node: of a graph.
+    """
+    values = {one.name: helper.get_attribute_value(one) for one in node.attribute}
+    return {k: v.decode() if isinstance(v, bytes) else v for k, v in values.items()}
+
+
+def folded(node: NodeProto, inputs: Sequence[Known | None]) -> Known | None:
+    """Return the result of a node that follows from constants, or what stands for it.
+
+    Args:
+        node: with one output.
+        inputs: what is known of each; None for one that is left out.
+
+    Returns:
+        None for a node that the file must compute.
+    """
+    there = [one for one in inputs if one is not None]
+    if any(isinstance(one, Value) for one in there):
+        return _of_shape(node, inputs)
+    if any(isinstance(one, SYMBOLS) for one in there):
+        return _symbolic(node, inputs)
+    if not all(isinstance(one, np.ndarray) for one in there):
+        return None
+    return _evaluated(node, [one for one in inputs if isinstance(one, np.ndarray)])
+
+
+def _of_shape(node: NodeProto, inputs: Sequence[Known | None]) -> Array | None:
+    """Return the shape of a tensor, or a constant in its type."""
+    first, attributes = inputs[0], attributes_of(node)
+    if node.op_type == "Shape" and isinstance(first, Value):
+        part = slice(attributes.get("start", 0), attributes.get("end"))
+        return np.array(first.shape[part], np.int64)
+    if node.op_type == "Size" and isinstance(first, Value):
+        return np.array(int(np.prod(first.shape)), np.int64)
+    if node.op_type == "CastLike" and isinstance(first, np.ndarray):
+        assert isinstance(inputs[1], Value)
+        return first.astype(inputs[1].kind)
+    return None
+
+
+def _evaluated(node: NodeProto, inputs: Sequence[Array]) -> Array:
+    """Run a node on arrays."""
+    if node.op_type == "Constant":
+        (attribute,) = node.attribute
+        value = helper.get_attribute_value(attribute)
+        is_tensor = isinstance(value, TensorProto)
+        return np.asarray(numpy_helper.to_array(value) if is_tensor else value)
+    if node.op_type == "Transpose":
+        return np.transpose(inputs[0], attributes_of(node).get("perm"))
+    if node.op_type in ("Identity", "CastLike"):
+        return inputs[0] if len(inputs) == 1 else inputs[0].astype(inputs[1].dtype)
+    names = iter(range(len(inputs)))
+    given = [f"x{next(names)}" if name else "" for name in node.input]
+    feeds = dict(zip(filter(None, given), inputs, strict=True))
+    values = [
+        helper.make_tensor_value_info(name, helper.np_dtype_to_tensor_dtype(array.dtype), None)
+        for name, array in feeds.items()
+    ]
+    alone = NodeProto()
+    alone.CopyFrom(node)
+    del alone.input[:], alone.output[:]
+    alone.input.extend(given)
+    alone.output.append("y")
+    graph = helper.make_graph([alone], "alone", values, [helper.make_empty_tensor_value_info("y")])
+    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", OPSET)], ir_version=10)
+    (result,) = ReferenceEvaluator(model).run(None, feeds)
+    return np.asarray(result)
+
+
+def _symbolic(node: NodeProto, inputs: Sequence[Known | None]) -> Known | None:
+    """Return what stands for the result of a node on packed weights or rounded inputs."""
+    first, second = inputs[0], inputs[1] if len(inputs) > 1 else None
+    if node.op_type == "Mul" and isinstance(second, Rounded):
+        first, second = second, first
+    if isinstance(first, Weight):
+        return _of_weight(node, first, second)
+    if isinstance(first, Rounded) and first.part == "scale" and isinstance(second, np.ndarray):
+        return Scales(first.name, second) if node.op_type == "Mul" else None
+    if isinstance(first, Rounded) and node.op_type in ("MatMulInteger", "ConvInteger"):
+        return Sums(first.name, second) if isinstance(second, Weight) else None
+    if isinstance(first, Sums) and node.op_type == "Cast":
+        return first
+    return None
+
+
+def _of_weight(node: NodeProto, weight: Weight, other: Known | None) -> Known | None:
+    """Return a weight in another form: with its scales, or with its dimensions in another order."""
+    attributes = attributes_of(node)
+    if node.op_type in ("Identity", "Cast"):
+        return weight
+    if node.op_type == "Transpose":
+        return weight.transposed(attributes.get("perm", range(weight.values.ndim)[::-1]))
+    if node.op_type == "Mul" and weight.scale is None and isinstance(other, np.ndarray):
+        wide = [i for i, size in enumerate(other.shape) if size > 1]
+        if other.ndim in (0, weight.values.ndim) and len(wide) <= 1:
+            axis = wide[0] if wide else 0
+            scale = np.broadcast_to(other.reshape(-1), (weight.values.shape[axis],))
+            return weight._replace(scale=np.array(scale, np.float32), axis=axis)
+    return None

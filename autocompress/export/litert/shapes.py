@@ -1,0 +1,305 @@
+"""Translate operators that move elements."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+from onnx import NodeProto
+
+from autocompress.export.litert.constants import attributes_of
+from autocompress.export.litert.products import lookup
+from autocompress.export.litert.translator import Translator
+from autocompress.export.litert.values import (
+    FIRST,
+    LAST,
+    Value,
+    Weight,
+    last_order,
+    place_in_last,
+)
+
+
+def reshape(t: Translator, node: NodeProto) -> None:
+    """Translate operators that only change a shape.
+
+    Args:
+        t: gets the operator.
+        node: Reshape, Flatten, Squeeze or Unsqueeze.
+    """
+    value = t.value(node, 0)
+    shape = _new_shape(t, node, value.shape)
+    if shape == value.shape:
+        t.alias(node, value)
+        return
+    spatial = value.shape[2:]
+    same = len(value.shape) >= 3 and len(shape) >= 3 and shape[:2] == value.shape[:2]
+    if value.layout == LAST and same:  # only the dimensions behind the channels are joined or cut
+        output = t.write(node.output[0], shape, value.kind, LAST)
+        number, stored = t.read(value, LAST), t.shape_in(shape, LAST)
+    else:
+        ones = value.layout == LAST and all(size == 1 for size in spatial)
+        output = t.write(node.output[0], shape, value.kind)
+        number, stored = t.read(value, LAST if ones else FIRST), shape
+    sizes = t.constant(np.array(stored, np.int32))
+    t.add("RESHAPE", [number, sizes], output)
+
+
+def _new_shape(t: Translator, node: NodeProto, shape: tuple[int, ...]) -> tuple[int, ...]:
+    attributes, rank = attributes_of(node), len(shape)
+    if node.op_type == "Flatten":
+        axis = attributes.get("axis", 1) % (rank + 1)
+        return int(np.prod(shape[:axis])), int(np.prod(shape[axis:]))
+    numbers = t.numbers(node, 1)
+    if node.op_type == "Squeeze":
+        gone = range(rank) if numbers is None else [axis % rank for axis in numbers]
+        chosen = [i for i in gone if numbers is not None or shape[i] == 1]
+        return tuple(size for i, size in enumerate(shape) if i not in chosen)
+    assert numbers is not None
+    if node.op_type == "Unsqueeze":
+        new = [axis % (rank + len(numbers)) for axis in numbers]
+        rest = iter(shape)
+        return tuple(1 if i in new else next(rest) for i in range(rank + len(numbers)))
+    if not attributes.get("allowzero", 0):
+        numbers = [shape[i] if size == 0 else size for i, size in enumerate(numbers)]
+    return np.empty(shape, np.bool_).reshape(numbers).shape
+
+
+def transpose(t: Translator, node: NodeProto) -> None:
+    """Translate Transpose; one that only names the layout differently takes no operator.
+
+    Args:
+        t: gets the operator.
+        node: of the graph.
+    """
+    value = t.value(node, 0)
+    rank = len(value.shape)
+    order = list(attributes_of(node).get("perm", range(rank)[::-1]))
+    shape = tuple(value.shape[i] for i in order)
+    if order == list(range(rank)):
+        t.alias(node, value)
+        return
+    if rank >= 3 and order == last_order(rank) and LAST in value.forms:
+        t.known[node.output[0]] = Value(shape, value.kind, {FIRST: value.forms[LAST]})
+        return
+    back = [order.index(i) for i in range(rank)]
+    if rank >= 3 and back == last_order(rank) and FIRST in value.forms:
+        # Channels come from the end: the other layout of the result.
+        t.known[node.output[0]] = Value(shape, value.kind, {LAST: value.forms[FIRST]})
+        return
+    layout = value.layout
+    stored = order if layout == FIRST else [place_in_last(i, rank) for i in order]
+    number = t.read(value, layout)
+    output = t.write(node.output[0], shape, value.kind)
+    axes = t.constant(np.array(stored, np.int32))
+    t.add("TRANSPOSE", [number, axes], output, "TransposeOptions")
+
+
+def concat(t: Translator, node: NodeProto) -> None:
+    """Translate Concat.
+
+    Args:
+        t: gets the operator.
+        node: of the graph.
+    """
+    values = [t.value(node, i) for i in range(len(node.input))]
+    rank = len(values[0].shape)
+    axis = attributes_of(node)["axis"] % rank
+    layout = LAST if rank >= 3 and any(FIRST not in one.forms for one in values) else FIRST
+    shape = list(values[0].shape)
+    shape[axis] = sum(one.shape[axis] for one in values)
+    numbers = [t.read(one, layout) for one in values]
+    output = t.write(node.output[0], shape, values[0].kind, layout)
+    at = place_in_last(axis, rank) if layout == LAST else axis
+    t.add("CONCATENATION", numbers, output, "ConcatenationOptions", axis=at)
+
+
+def slices(t: Translator, node: NodeProto) -> None:
+    """Translate Slice with constant ends.
+
+    Args:
+        t: gets the operator.
+        node: of the graph.
+    """
+    value = t.value(node, 0)
+    rank = len(value.shape)
+    starts, ends = t.numbers(node, 1), t.numbers(node, 2)
+    assert starts is not None
+    assert ends is not None
+    axes = t.numbers(node, 3) or list(range(len(starts)))
+    steps = t.numbers(node, 4) or [1] * len(starts)
+    if any(step < 1 for step in steps):
+        t.refuse(node, "it takes elements backwards")
+    begin, end, stride = [0] * rank, list(value.shape), [1] * rank
+    for axis, start, stop, step in zip(axes, starts, ends, steps, strict=True):
+        part = slice(start, stop).indices(value.shape[axis])
+        begin[axis], end[axis], stride[axis] = part[0], max(part[0], part[1]), step
+    shape = [-(-(b - a) // s) for a, b, s in zip(begin, end, stride, strict=True)]
+    part_of(t, node.output[0], value, begin, end, stride, shape)
+
+
+def part_of(
+    t: Translator,
+    name: str,
+    value: Value,
+    begin: Sequence[int],
+    end: Sequence[int],
+    stride: Sequence[int],
+    shape: Sequence[int],
+) -> None:
+    """Add a STRIDED_SLICE.
+
+    Args:
+        t: gets the operator.
+        name: of the output in the graph.
+        value: what is read.
+        begin: first index by dimension of the graph's order.
+        end: behind the last index.
+        stride: between indices.
+        shape: of the output.
+    """
+    layout = value.layout
+    numbers = [t.read(value, layout)]
+    for row in (begin, end, stride):
+        numbers.append(t.constant(np.array(t.shape_in(row, layout), np.int32)))
+    output = t.write(name, shape, value.kind, layout)
+    t.add("STRIDED_SLICE", numbers, output, "StridedSliceOptions")
+
+
+def split(t: Translator, node: NodeProto) -> None:
+    """Translate Split as one slice per part.
+
+    Args:
+        t: gets the operators.
+        node: of the graph.
+    """
+    value, attributes = t.value(node, 0), attributes_of(node)
+    rank, axis = len(value.shape), attributes.get("axis", 0) % len(value.shape)
+    sizes = t.numbers(node, 1)
+    if sizes is None:
+        part = -(-value.shape[axis] // len(node.output))
+        rest = value.shape[axis] - part * (len(node.output) - 1)
+        sizes = [*[part] * (len(node.output) - 1), rest]
+    start = 0
+    for name, size in zip(node.output, sizes, strict=True):
+        begin, end, shape = [0] * rank, list(value.shape), list(value.shape)
+        begin[axis], end[axis], shape[axis] = start, start + size, size
+        part_of(t, name, value, begin, end, [1] * rank, shape)
+        start += size
+
+
+def gather(t: Translator, node: NodeProto) -> None:
+    """Translate Gather: a lookup in a constant table, or elements along a dimension.
+
+    Args:
+        t: gets the operators.
+        node: of the graph.
+    """
+    table, axis = t.known[node.input[0]], attributes_of(node).get("axis", 0)
+    places = t.known[node.input[1]]
+    if isinstance(table, (Weight, np.ndarray)) and isinstance(places, Value) and axis == 0:
+        values = table.values if isinstance(table, Weight) else table
+        floats = isinstance(table, Weight) or table.dtype == np.float32
+        if values.ndim == 2 and floats:
+            lookup(t, node, table)
+            return
+    value = t.value(node, 0)
+    axis %= len(value.shape)
+    index = t.array(node, 1) if not isinstance(places, Value) else None
+    if index is not None:
+        index = np.where(index < 0, index + value.shape[axis], index).astype(np.int32)
+        number, around = t.constant(index), index.shape
+    else:
+        assert isinstance(places, Value)
+        number, around = t.read(places), places.shape
+    shape = (*value.shape[:axis], *around, *value.shape[axis + 1 :])
+    read = t.read(value)
+    output = t.write(node.output[0], shape, value.kind)
+    t.add("GATHER", [read, number], output, "GatherOptions", axis=axis)
+
+
+def expand(t: Translator, node: NodeProto) -> None:
+    """Translate Expand.
+
+    Args:
+        t: gets the operator.
+        node: of the graph.
+    """
+    value, sizes = t.value(node, 0), t.numbers(node, 1)
+    assert sizes is not None
+    shape = np.broadcast_shapes(value.shape, tuple(sizes))
+    if shape == value.shape:
+        t.alias(node, value)
+        return
+    number = t.read(value)
+    output = t.write(node.output[0], shape, value.kind)
+    wide = t.constant(np.array(shape, np.int32))
+    t.add("BROADCAST_TO", [number, wide], output, "BroadcastToOptions")
+
+
+def pad(t: Translator, node: NodeProto) -> None:
+    """Translate Pad with a constant.
+
+    Args:
+        t: gets the operator.
+        node: of the graph.
+    """
+    value, ends = t.value(node, 0), t.numbers(node, 1)
+    rank = len(value.shape)
+    if attributes_of(node).get("mode", "constant") != "constant" or ends is None:
+        t.refuse(node, "LiteRT pads with a constant only")
+    axes = t.numbers(node, 3) or list(range(rank))
+    pairs = [(0, 0)] * rank
+    for i, axis in enumerate(axes):
+        pairs[axis % rank] = ends[i], ends[i + len(axes)]
+    if min(min(pair) for pair in pairs) < 0:
+        t.refuse(node, "it cuts instead of padding")
+    filler = t.array(node, 2)
+    layout = value.layout
+    order = last_order(rank) if layout == LAST else range(rank)
+    inputs = [t.read(value, layout), t.constant(np.array([pairs[i] for i in order], np.int32))]
+    code, options = "PAD", "PadOptions"
+    if filler is not None and filler.any():
+        code, options = "PADV2", "PadV2Options"
+        inputs.append(t.constant(filler.astype(value.kind).reshape(())))
+    shape = [size + sum(pair) for size, pair in zip(value.shape, pairs, strict=True)]
+    t.add(code, inputs, t.write(node.output[0], shape, value.kind, layout), options)
+
+
+def resize(t: Translator, node: NodeProto) -> None:
+    """Translate Resize by whole factors to the nearest element, or bilinear.
+
+    Args:
+        t: gets the operator.
+        node: of the graph.
+    """
+    value, attributes = t.value(node, 0), attributes_of(node)
+    scales, sizes = t.array(node, 2), t.numbers(node, 3)
+    if len(value.shape) != 4:
+        t.refuse(node, "LiteRT resizes pictures only")
+    if sizes is None:
+        assert scales is not None
+        sizes = [int(s * f) for s, f in zip(value.shape, scales.tolist(), strict=True)]
+    mode = attributes.get("mode", "nearest")
+    place = attributes.get("coordinate_transformation_mode", "half_pixel")
+    whole = all(new % old == 0 for new, old in zip(sizes[2:], value.shape[2:], strict=True))
+    if tuple(sizes[:2]) != value.shape[:2] or (mode, whole) == ("nearest", False):
+        t.refuse(node, "LiteRT resizes to the nearest element by whole factors only")
+    if mode not in ("nearest", "linear") or place not in (
+        "half_pixel",
+        "pytorch_half_pixel",
+        "asymmetric",
+        "align_corners",
+    ):
+        t.refuse(node, f"LiteRT has no {mode} resizing with {place}")
+    number = t.read(value, LAST)
+    output = t.write(node.output[0], sizes, value.kind, LAST)
+    wanted = t.constant(np.array(sizes[2:], np.int32))
+    if mode == "nearest":
+        t.add("RESIZE_NEAREST_NEIGHBOR", [number, wanted], output, "ResizeNearestNeighborOptions")
+        return
+    if place == "asymmetric":
+        t.refuse(node, "LiteRT has no linear resizing with asymmetric")
+    corners = place == "align_corners"
+    options = {"alignCorners": corners, "halfPixelCenters": not corners}
+    t.add("RESIZE_BILINEAR", [number, wanted], output, "ResizeBilinearOptions", **options)

@@ -1,0 +1,316 @@
+"""Hold the state of a graph's translation: what is known of each tensor, and the file so far."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from math import prod
+from typing import Any, NoReturn
+
+import numpy as np
+from onnx import NodeProto
+
+from autocompress.errors import ExportError
+from autocompress.export.litert.values import FIRST, LAST, Known, Value, Weight, last_order
+from autocompress.targets.device.litert.flat_file import INT4, Array, FlatFile, Rows, schema
+
+SCOPES = "pkg.torch.onnx.name_scopes"  # metadata of the exporter: modules around a node
+
+
+@dataclass
+class Translator:
+    """Translate nodes one after the other.
+
+    Attributes:
+        readers: nodes by tensor that they read; an output of the graph counts as one more.
+        file: the file so far.
+        known: what is known of each tensor of the graph.
+        names: name in the graph of the tensors that operators write, by number.
+        ends: the same behind what was fused to the operator.
+        done: tensors of the graph that an earlier node has written already.
+        stored: name of the initializer by the address of its numbers, which its transposes share.
+    """
+
+    readers: Mapping[str, Sequence[NodeProto | None]]
+    file: FlatFile = field(default_factory=FlatFile)
+    known: dict[str, Known] = field(default_factory=dict)
+    names: dict[int, str] = field(default_factory=dict)
+    ends: dict[int, str] = field(default_factory=dict)
+    done: set[str] = field(default_factory=set)
+    stored: dict[int, str] = field(default_factory=dict)
+    _weights: dict[tuple[str, tuple[int, ...], bytes], int] = field(default_factory=dict)
+    _made_by: dict[int, Any] = field(default_factory=dict)
+
+    def refuse(self, node: NodeProto, why: str) -> NoReturn:
+        """Raise the ExportError of a node.
+
+        Args:
+            node: of the graph.
+            why: reason, as the end of a sentence.
+        """
+        scopes = [one.value for one in node.metadata_props if one.key == SCOPES]
+        where = scopes[0].strip("[]").split(",")[-2:-1] if scopes else []
+        place = where[0].strip(" '\"") if where else node.output[0]
+        raise ExportError(
+            f"export: {node.op_type} in {place or node.output[0]}: {why}; nearest: "
+            "--target onnxruntime-cpu"
+        )
+
+    def value(self, node: NodeProto, position: int) -> Value:
+        """Return what is known of an input that is computed; a constant becomes one.
+
+        Args:
+            node: of the graph.
+            position: of the input.
+        """
+        known = self.known[node.input[position]]
+        if isinstance(known, Value):
+            return known
+        if isinstance(known, (np.ndarray, Weight)):
+            array = known.floats() if isinstance(known, Weight) else known
+            return Value(array.shape, array.dtype.name, {FIRST: self.constant(array)})
+        self.refuse(node, "it reads integers that no operator of LiteRT takes")
+
+    def array(self, node: NodeProto, position: int) -> Array | None:
+        """Return an input that is constant.
+
+        Args:
+            node: of the graph.
+            position: of the input.
+
+        Returns:
+            None if the input is left out.
+        """
+        if position >= len(node.input) or not node.input[position]:
+            return None
+        known = self.known[node.input[position]]
+        if isinstance(known, Weight):
+            return known.floats()
+        if not isinstance(known, np.ndarray):
+            self.refuse(node, f"input {position} must be constant")
+        return known
+
+    def numbers(self, node: NodeProto, position: int) -> list[int] | None:
+        """Return a constant input as whole numbers, None if it is left out.
+
+        Args:
+            node: of the graph.
+            position: of the input.
+        """
+        array = self.array(node, position)
+        return None if array is None else [int(one) for one in np.atleast_1d(array)]
+
+    def read(self, value: Value, layout: str = FIRST) -> int:
+        """Return the number of a tensor in a layout; a transposition is added if it is missing.
+
+        Args:
+            value: of the graph.
+            layout: `FIRST` or `LAST`.
+        """
+        rank = len(value.shape)
+        if layout in value.forms or rank < 3:
+            return value.forms.get(layout, next(iter(value.forms.values())))
+        order = last_order(rank)
+        if layout == FIRST:
+            order = [order.index(axis) for axis in range(rank)]
+        (other,) = value.forms.values()
+        shape = self.shape_in(value.shape, layout)
+        if sum(size > 1 for size in value.shape[1:]) <= 1 or value.shape[1] == 1:
+            value.forms[layout] = self.reshaped(other, shape, value.kind)
+        else:
+            value.forms[layout] = self.file.tensor(shape, value.kind)
+            inputs = [other, self.constant(np.array(order, np.int32))]
+            self.file.add("TRANSPOSE", inputs, [value.forms[layout]], "TransposeOptions")
+        return value.forms[layout]
+
+    def shape_in(self, shape: Sequence[int], layout: str) -> tuple[int, ...]:
+        """Return a shape of the graph in a layout.
+
+        Args:
+            shape: in the graph's order.
+            layout: `FIRST` or `LAST`.
+        """
+        order = last_order(len(shape)) if layout == LAST else range(len(shape))
+        return tuple(shape[i] for i in order)
+
+    def reshaped(self, number: int, shape: Sequence[int], kind: str) -> int:
+        """Add a RESHAPE and return the number of its output.
+
+        Args:
+            number: of the tensor.
+            shape: new shape of as many elements.
+            kind: of the elements.
+        """
+        output = self.file.tensor(shape, kind)
+        sizes = self.constant(np.array(shape, np.int32))
+        self.file.add("RESHAPE", [number, sizes], [output])
+        return output
+
+    def write(
+        self, name: str, shape: Sequence[int], kind: str = "float32", layout: str = FIRST
+    ) -> int:
+        """Add the tensor of an operator's output.
+
+        Args:
+            name: in the graph.
+            shape: in the graph's order.
+            kind: of the elements.
+            layout: in which the operator writes it.
+
+        Returns:
+            Its number.
+        """
+        whole = tuple(int(size) for size in shape)
+        number = self.file.tensor(self.shape_in(whole, layout), kind)
+        self.known[name] = Value(whole, kind, {layout: number})
+        self.names[number] = self.ends[number] = name
+        return number
+
+    def add(
+        self,
+        code: str,
+        inputs: Sequence[int],
+        output: int,
+        kind: str = "",
+        **options: Any,
+    ) -> int:
+        """Add an operator with one output.
+
+        Args:
+            code: as in `FlatFile.add`.
+            inputs: the same.
+            output: number of the tensor that it writes.
+            kind: as in `FlatFile.add`.
+            **options: the same.
+
+        Returns:
+            `output`.
+        """
+        self.file.add(code, inputs, [output], kind, **options)
+        self._made_by[output] = self.file.operators[-1]
+        return output
+
+    def made_for(self, node: NodeProto, position: int) -> Any:
+        """Return the operator that makes an input of a node for this node alone.
+
+        Args:
+            node: of the graph, which may be fused to the operator.
+            position: of the input.
+
+        Returns:
+            None where there is no such operator, or something else reads what it writes.
+        """
+        name = node.input[position]
+        value = self.known[name]
+        if not isinstance(value, Value) or len(value.forms) != 1 or not self.read_once(name):
+            return None
+        (number,) = value.forms.values()
+        return self._made_by.get(number) if self.ends.get(number) == name else None
+
+    def fuse(self, node: NodeProto, position: int) -> None:
+        """Take an operator's output for that of a node that was fused to it.
+
+        Args:
+            node: of the graph.
+            position: of the input that the operator makes.
+        """
+        value = self.known[node.input[position]]
+        assert isinstance(value, Value)
+        self.ends[next(iter(value.forms.values()))] = node.output[0]
+        self.alias(node, value)
+
+    def constant(self, values: Array, name: str = "") -> int:
+        """Add a constant, in int32 where LiteRT's shapes and axes are.
+
+        Args:
+            values: its content.
+            name: of a weight; equal weights are one.
+        """
+        return self.file.constant(values, name)
+
+    def weight(self, weight: Weight | Array, order: Sequence[int], name: str, floats: bool) -> int:
+        """Add a weight as the file stores it.
+
+        Args:
+            weight: constant of the graph.
+            order: dimension of the graph's weight of each dimension that the operator reads.
+            name: for the file.
+            floats: unpack integers when the file is opened, for a product of floats.
+
+        Returns:
+            Number of the tensor that the operator reads.
+        """
+        if not isinstance(weight, Weight):
+            return self._once(name, weight.transpose(order).astype(np.float32), None, 32)
+        weight = weight.transposed(order)
+        rows = None if weight.scale is None else Rows(weight.scale, weight.axis)
+        number = self._once(name, weight.values, rows, weight.bits)
+        if weight.bits != 16 and not floats:
+            return number
+        key = ("floats", (number,), b"")
+        if key not in self._weights:
+            self._weights[key] = self.file.tensor(weight.values.shape, "float32")
+            self.file.add("DEQUANTIZE", [number], [self._weights[key]])
+        return self._weights[key]
+
+    def weight_name(self, node: NodeProto, weight: Weight | Array) -> str:
+        """Return what tells a weight from others: its initializer, or the node that reads it.
+
+        Args:
+            node: of the graph.
+            weight: that it reads.
+        """
+        if isinstance(weight, Weight):
+            return weight.name
+        return self.stored.get(address(weight), f"{node.output[0]}/weight")
+
+    def _once(self, name: str, values: Array, rows: Rows | None, bits: int) -> int:
+        scales = b"" if rows is None else rows.scale.tobytes()
+        key = (name, values.shape, scales)
+        if key not in self._weights:
+            kind = INT4 if bits == 4 else ""
+            self._weights[key] = self.file.constant(values, "", rows, kind)
+        return self._weights[key]
+
+    def read_once(self, name: str) -> NodeProto | None:
+        """Return the only reader of a tensor of the graph, None if there are others.
+
+        Args:
+            name: of the tensor.
+        """
+        nodes = self.readers.get(name, ())
+        return nodes[0] if len(nodes) == 1 else None
+
+    def alias(self, node: NodeProto, value: Value) -> None:
+        """Give the output of a node that changes nothing the value of its input.
+
+        Args:
+            node: of the graph.
+            value: of its input.
+        """
+        self.known[node.output[0]] = value
+
+    def activation(self, name: str) -> int:
+        """Return the number of an activation that operators can have fused.
+
+        Args:
+            name: of `ActivationFunctionType`.
+        """
+        return int(getattr(schema().ActivationFunctionType, name))
+
+    def size(self, value: Value) -> int:
+        """Return the number of elements of a tensor.
+
+        Args:
+            value: of the graph.
+        """
+        return prod(value.shape)
+
+
+def address(array: Array) -> int:
+    """Return where the numbers of an array begin.
+
+    Args:
+        array: of any shape.
+    """
+    return int(array.__array_interface__["data"][0])

@@ -1,0 +1,1 @@
+"""Write .tflite files, run them in LiteRT, and time their operators."""

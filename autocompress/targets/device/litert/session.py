@@ -1,0 +1,73 @@
+"""Run a .tflite file in LiteRT behind the calls of an ONNX Runtime session."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+import numpy as np
+
+from ..sessions import SessionSettings, Value
+
+RUNTIME, PROVIDER = "litert", "XNNPACK"
+KINDS = {"float32": "float", "float64": "double"}  # names of ONNX Runtime that differ from NumPy's
+
+
+class LitertSession:
+    """Run a file on the processor, with the kernels of XNNPACK where it has them.
+
+    Attributes:
+        interpreter: of LiteRT.
+    """
+
+    def __init__(self, model: bytes | str, settings: SessionSettings) -> None:
+        from ai_edge_litert.interpreter import Interpreter  # an optional dependency
+
+        source = {"model_path": model} if isinstance(model, str) else {"model_content": model}
+        with quiet():
+            self.interpreter = Interpreter(**source, num_threads=settings.threads)
+            self.interpreter.allocate_tensors()
+        self._inputs = self.interpreter.get_input_details()
+        self._places = {one["name"]: one["index"] for one in self._inputs}
+        self._outputs = self.interpreter.get_output_details()
+
+    def get_inputs(self) -> list[Value]:
+        """Return inputs under their names in the file."""
+        return [_value(one) for one in self._inputs]
+
+    def get_outputs(self) -> list[Value]:
+        """Return outputs under their names in the file, the primary one first."""
+        return [_value(one) for one in self._outputs]
+
+    def run(self, output_names: None, input_feed: Mapping[str, Any]) -> list[Any]:
+        """Return all outputs, as copies.
+
+        Args:
+            output_names: None for all outputs.
+            input_feed: inputs by name.
+        """
+        for name, array in input_feed.items():
+            self.interpreter.set_tensor(self._places[name], np.asarray(array, order="C"))
+        self.interpreter.invoke()
+        return [self.interpreter.get_tensor(one["index"]) for one in self._outputs]
+
+
+def _value(details: Mapping[str, Any]) -> Value:
+    kind = np.dtype(details["dtype"]).name
+    shape = [int(size) for size in details["shape"]]
+    return Value(details["name"], shape, f"tensor({KINDS.get(kind, kind)})")
+
+
+@contextlib.contextmanager
+def quiet() -> Iterator[None]:
+    """Keep LiteRT from writing notes to the terminal inside the context."""
+    kept = os.dup(2)
+    with open(os.devnull, "wb") as nothing:
+        os.dup2(nothing.fileno(), 2)
+    try:
+        yield
+    finally:
+        os.dup2(kept, 2)
+        os.close(kept)

@@ -1,0 +1,140 @@
+"""Builders of .tflite files are compared with their graph first."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import Any
+
+import pytest
+import torch
+from torch import nn
+
+pytest.importorskip("ai_edge_litert")
+
+import autocompress as ac
+from autocompress.candidate import Candidate, ModuleConfig
+from autocompress.errors import ExportError
+from autocompress.export.litert import check
+from autocompress.export.litert.check import flat_outputs, with_flat_files
+from autocompress.export.litert.parts import flat_bytes_by_module
+from autocompress.export.litert.translate import owners_of, translated
+from autocompress.export.subject import builder_for, layout_of
+from autocompress.model.modules import find_modules
+from autocompress.targets.target import find_target
+
+
+def small_task() -> ac.Task:
+    torch.manual_seed(0)
+    model = nn.Sequential(
+        nn.Conv2d(3, 8, 3, padding=1),
+        nn.BatchNorm2d(8),
+        nn.ReLU(),
+        nn.Flatten(),
+        nn.Linear(8 * 36, 32),
+        nn.ReLU(),
+        nn.Linear(32, 4),
+    ).eval()
+    images = torch.randn(24, 3, 6, 6)
+    batches = [(part, model(part).argmax(1)) for part in images.split(8)]
+    return ac.Task(
+        "small",
+        model,
+        example_inputs=images[:1],
+        validation=batches[:2],
+        metric=lambda outputs, targets: float((outputs.argmax(1) == targets).float().mean()),
+        test=batches[2:],
+    )
+
+
+@pytest.fixture(scope="module")
+def built(tmp_path_factory: pytest.TempPathFactory) -> Any:
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("AUTOCOMPRESS_CACHE", str(tmp_path_factory.mktemp("cache")))
+        task = small_task()
+        modules = find_modules(task.model, task.example_inputs)
+        yield task, builder_for(task, modules, find_target("litert-cpu"))
+
+
+def test_files_take_the_shapes_of_the_example(built: Any) -> None:
+    task, builder = built
+    assert [*builder.flat_shapes.values()] == [(1, 3, 6, 6)]
+    assert builder.file_name == "model.tflite"
+    (output,) = flat_outputs(builder, builder.float_file.whole(), task.example_inputs)
+    wanted = task.model(task.example_inputs).detach().numpy()
+    assert abs(output - wanted).max() < 1e-5
+
+
+@pytest.mark.parametrize(
+    "config",
+    [
+        ModuleConfig(weight_bits=8),
+        ModuleConfig(weight_bits=4),
+        ModuleConfig(weight_bits=16),
+        ModuleConfig(weight_bits=4, pruning_ratio=0.5),
+        ModuleConfig(weight_bits=8, rank_ratio=0.5),
+    ],
+)
+def test_sizes_are_exact_before_a_weight_is_compressed(built: Any, config: ModuleConfig) -> None:
+    from autocompress.export.compressor import Compressor
+
+    task, builder = built
+    linear = replace(config, pruning_ratio=0.0)
+    candidate = Candidate.of({"0": config, "4": replace(config, activation_bits=8), "6": linear})
+    compressor = Compressor.of(builder)
+    content = builder.content(compressor.graph(candidate))
+    assert builder.size_bytes(candidate) == len(content)
+    assert len(content) < builder.float_bytes
+    simulated = compressor.module(candidate)(task.example_inputs).detach().numpy()
+    (output,) = flat_outputs(builder, compressor.graph(candidate), task.example_inputs)
+    assert abs(output - simulated).max() < 1e-2 * abs(simulated).max()
+
+
+def test_weights_of_4_bits_under_floats_are_a_form_of_their_own(built: Any) -> None:
+    _, builder = built
+    layout = layout_of(builder)
+    modules = {module.name: module for module in builder.module_map}
+    forms = {}
+    for name in ("0", "4"):
+        for bits, inputs in ((8, 32), (4, 32)):
+            config = ModuleConfig(weight_bits=bits, activation_bits=inputs)
+            forms[name, bits] = layout.form(modules[name], config)
+    assert forms == {
+        ("0", 8): "float",
+        ("0", 4): "nbits4-0",
+        ("4", 8): "float",
+        ("4", 4): "nbits4-0",
+    }
+    config = ModuleConfig(weight_bits=4, activation_bits=8)
+    assert layout.form(modules["4"], config) == "int8"
+
+
+def test_modules_have_their_bytes(built: Any) -> None:
+    _, builder = built
+    candidate = Candidate.of({"4": ModuleConfig(weight_bits=8, activation_bits=8)})
+    graph, owners = builder.placeholder_graph(candidate)
+    flat = translated(graph, builder.flat_shapes)
+    sizes = flat_bytes_by_module(flat.content, owners_of(flat, owners), ["0", "4", "6"])
+    assert 288 * 32 < sizes["4"] < 288 * 32 + 500
+    assert 4 * 32 * 4 <= sizes["6"] < 4 * 32 * 4 + 200
+    assert 3 * 8 * 9 * 4 <= sizes["0"] < 3 * 8 * 9 * 4 + 200
+    assert sum(sizes.values()) < len(flat.content)
+
+
+def test_another_result_is_one_line(built: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    task, builder = built
+    right = flat_outputs(builder, builder.float_file.whole(), task.example_inputs)
+    monkeypatch.setattr(check, "flat_outputs", lambda *_: [one + 1 for one in right])
+    with pytest.raises(ExportError, match="computes something else than the model") as caught:
+        with_flat_files(replace(builder, flat_shapes=None), task.example_inputs)
+    assert "\n" not in str(caught.value)
+
+
+def test_what_litert_does_not_run_is_one_line(built: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    task, builder = built
+
+    def refuses(*_: object) -> None:
+        raise RuntimeError("node 3 failed\nto prepare")
+
+    monkeypatch.setattr(check, "open_session", refuses)
+    with pytest.raises(ExportError, match="LiteRT does not run the file: node 3 failed to prepare"):
+        flat_outputs(builder, builder.float_file.whole(), task.example_inputs)

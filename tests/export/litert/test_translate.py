@@ -1,0 +1,66 @@
+"""Whole graphs as .tflite files."""
+
+from __future__ import annotations
+
+import numpy as np
+import torch
+from flat_runs import assert_as_torch, flat_run, graph_of, model_graph, numbers
+from onnx import helper
+from torch import Tensor, nn
+
+from autocompress.export.litert.translate import owners_of
+from autocompress.targets.device.litert.operators import flat_graph
+from autocompress.targets.device.sessions import LITERT, open_session
+
+
+class Residual(nn.Module):
+    """Add a branch to its input, and compute two outputs from two inputs."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.stem = nn.Sequential(nn.Conv2d(3, 8, 3, padding=1), nn.BatchNorm2d(8), nn.ReLU())
+        self.branch = nn.Sequential(nn.Conv2d(8, 8, 3, padding=1), nn.ReLU())
+        self.words, self.head = nn.Embedding(9, 8), nn.Linear(8, 4)
+
+    def forward(self, picture: Tensor, words: Tensor) -> Tensor:
+        x = self.stem(picture)
+        x = torch.relu(x + self.branch(x)).mean((2, 3))
+        return self.head(x * self.words(words).mean(1))
+
+
+def test_pictures_and_words_are_fed_as_they_are_to_the_model() -> None:
+    found = assert_as_torch(Residual(), torch.randn(2, 3, 8, 8), torch.randint(0, 9, (2, 5)))
+    assert found.count("TRANSPOSE") == 1, "channels are moved once"
+    assert "EMBEDDING_LOOKUP" in found
+
+
+def test_names_of_inputs_and_outputs_and_owners_of_operators() -> None:
+    proto = model_graph(Residual().eval(), torch.randn(1, 3, 8, 8), torch.randint(0, 9, (1, 5)))
+    feed = {"picture": numbers(1, 3, 8, 8), "words": np.zeros((1, 5), np.int64)}
+    assert [value.name for value in proto.graph.input] == [*feed]
+    flat, _ = flat_run(proto, feed)
+    session = open_session(flat.content, LITERT)
+    assert [value.name for value in session.get_inputs()] == [*feed]
+    names = [value.name for value in proto.graph.output]
+    assert [value.name for value in session.get_outputs()] == names
+    owners = owners_of(flat, {names[0]: "head"})
+    last = flat_graph(flat.content).nodes[-1]
+    assert owners == {last.outputs[0]: "head"}
+
+
+def test_an_input_and_a_constant_can_be_outputs() -> None:
+    nodes = [
+        helper.make_node("Identity", ["x"], ["y"]),
+        helper.make_node("Identity", ["c"], ["y1"]),
+    ]
+    x, constant = numbers(2, 3), numbers(2)
+    _, outputs = flat_run(graph_of(nodes, {"x": x}, {"c": constant}, 2), {"x": x})
+    np.testing.assert_array_equal(outputs[0], x)
+    np.testing.assert_array_equal(outputs[1], constant)
+
+
+def test_equal_graphs_are_equal_bytes() -> None:
+    torch.manual_seed(0)
+    proto = model_graph(Residual().eval(), torch.randn(1, 3, 8, 8), torch.randint(0, 9, (1, 5)))
+    feed = {"picture": numbers(1, 3, 8, 8), "words": np.zeros((1, 5), np.int64)}
+    assert flat_run(proto, feed)[0].content == flat_run(proto, feed)[0].content

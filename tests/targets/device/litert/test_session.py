@@ -1,0 +1,50 @@
+"""Sessions of LiteRT behind the calls of ONNX Runtime."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+pytest.importorskip("ai_edge_litert")
+
+from autocompress.targets.device.litert.product import flat_product
+from autocompress.targets.device.litert.session import quiet
+from autocompress.targets.device.sessions import LITERT, SessionSettings, open_session
+from autocompress.targets.runtime import random_feed, weights_in_memory
+
+
+def test_a_session_of_bytes_and_of_a_path_compute_the_same(tmp_path: Path) -> None:
+    content = flat_product()
+    path = tmp_path / "model.tflite"
+    path.write_bytes(content)
+    outputs = []
+    for source in (content, str(path)):
+        session = open_session(source, LITERT)
+        (value,) = session.get_inputs()
+        assert (value.name, value.type) == ("x", "tensor(float)")
+        assert [one.name for one in session.get_outputs()] == ["y"]
+        feed = random_feed(session.get_inputs(), {"x": value.shape})
+        outputs.append(session.run(None, feed)[0])
+    np.testing.assert_array_equal(*outputs)
+    assert weights_in_memory(content, LITERT) is None
+
+
+def test_outputs_are_copies() -> None:
+    session = open_session(flat_product(), SessionSettings("litert", "XNNPACK", threads=2))
+    shape = session.get_inputs()[0].shape
+    (first,) = session.run(None, {"x": np.ones(shape, np.float32)})
+    before = first.copy()
+    session.run(None, {"x": np.zeros(shape, np.float32)})
+    np.testing.assert_array_equal(first, before)
+
+
+def test_notes_of_the_runtime_stay_away_from_the_terminal(
+    capfd: pytest.CaptureFixture[str],
+) -> None:
+    with quiet():
+        os.write(2, b"a note")
+    os.write(2, b"an error")
+    assert capfd.readouterr().err == "an error"
