@@ -69,7 +69,7 @@ WRONG = [
     ({"portable": "no"}, "search: portable must be True or False, got 'no'; nearest valid value: "),
     ({"target": None}, "search: target must be a text, got None; nearest valid value: 'onnxruntim"),
     ({"target": Path("a.yaml")}, "search: target must be a text, got PosixPath('a.yaml'); nearest"),
-    ({"target": "tpu"}, "target 'tpu' is unknown; valid: "),
+    ({"target": "tpu"}, "target 'tpu' is unknown; nearest: litert-cpu; valid: "),
     ({"sampler": 3}, "search: sampler must be a text, got 3; nearest valid value: 'guided'"),
     ({"strategy": ["guided"]}, "search: strategy must be a text, got ['guided']; nearest valid va"),
     ({"storage": 5}, "search: storage must be a text, got 5; nearest valid value: 'sqlite:///stud"),
@@ -122,7 +122,7 @@ def test_numbers_of_numpy_become_plain() -> None:
 
 SINGLE = [
     ({"target": 3}, "{name}: target must be a text, got 3; nearest valid value: 'onnxruntime-cpu'"),
-    ({"target": "tpu"}, "target 'tpu' is unknown; valid: "),
+    ({"target": "tpu"}, "target 'tpu' is unknown; nearest: litert-cpu; valid: "),
     ({"recover": "no"}, "{name}: recover must be True or False, got 'no'; nearest valid value: Fa"),
     ({"seed": "x"}, "{name}: seed must be a whole number, got 'x'; nearest valid value: 0"),
     ({"seed": -1}, "{name}: seed must be from 0 to 4294967295, got -1; nearest valid value: 0"),

@@ -54,7 +54,7 @@ RECOVERY = SimpleNamespace(student_lesson=lambda: Candidate().distillation)
 FLOAT_FILES = Baseline(BASE, 2.0, 1.0)
 SPACE = SimpleNamespace(activation_range="squared_error", objectives=(), recovery=RECOVERY)
 TRAINER = SimpleNamespace(teacher=SimpleNamespace(computed=3, read=4), arithmetic=torch.float32)
-STITCHER = SimpleNamespace(library=SimpleNamespace(made=5, reused=6))
+STITCHER = SimpleNamespace(library=SimpleNamespace(made=5, reused=6), apply=lambda candidate: None)
 
 
 @dataclass(frozen=True)
@@ -70,7 +70,9 @@ class MadeUpProblem:
     space: SimpleNamespace = field(default_factory=lambda: SPACE)
     trainer: SimpleNamespace = field(default_factory=lambda: TRAINER)
     stitcher: SimpleNamespace = field(default_factory=lambda: STITCHER)
-    task: SimpleNamespace = field(default_factory=lambda: SimpleNamespace(pretrained=None))
+    task: SimpleNamespace = field(
+        default_factory=lambda: SimpleNamespace(pretrained=None, towers=None)
+    )
 
     def latency_ms(self, candidate: Candidate) -> float:
         if self.table.told:

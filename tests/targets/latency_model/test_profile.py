@@ -317,9 +317,9 @@ def test_what_probes_found_is_a_table(tmp_path: Path) -> None:
 def test_signed_forms_need_exact_products(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     path = tmp_path / "measured.json"
     probes(path, integer_forms={"a": "signed"})
-    exact = SimpleNamespace(portable=False, settings=DEFAULT)
+    exact = SimpleNamespace(portable=False, litert=False, settings=DEFAULT)
     with pytest.raises(TargetError, match="was measured with --no-portable; give --no-portable"):
-        table_forms(path, SimpleNamespace(portable=True, settings=DEFAULT))
+        table_forms(path, SimpleNamespace(portable=True, litert=False, settings=DEFAULT))
     monkeypatch.setattr(stored_tables, "products_saturate", lambda settings: True)
     with pytest.raises(TargetError, match="which this processor does not compute; measure with"):
         table_forms(path, exact)
