@@ -246,7 +246,8 @@ class _Search:
                 return is_over(study)
             goal, problem = judge().goal, judge().problem
             steps = training.long(None, clock.recovery_deadline, more_s).next_steps(FIRST_POINTS)
-            return training_pays(study, problem, goal, hopes_of(study, goal, steps))
+            hopes = hopes_of(study, goal, steps)
+            return steps > 0 and training_pays(study, problem, goal, hopes)
 
         return ends
 
