@@ -26,7 +26,7 @@ from autocompress.results.front import ParetoFront, SearchResult, earlier_front
 from autocompress.search.evaluate.judge import ENDED, Judge
 from autocompress.search.evaluate.training_choice import least_s
 from autocompress.search.evaluate.training_plan import FIRST_POINTS
-from autocompress.search.finish.finalists import hopes_of, training_pays
+from autocompress.search.finish.finalists import HOPEFULS, hopes_of, training_pays
 from autocompress.search.finish.first_files import make_first_files
 from autocompress.search.finish.front import FrontMaker, origin_of
 from autocompress.search.finish.front_files import FrontFiles
@@ -41,7 +41,7 @@ from autocompress.search.opening import (
     make_folder,
     open_search,
 )
-from autocompress.search.problem.clock import FIRST_FILES_END
+from autocompress.search.problem.clock import FIRST_FILES_END, MOST_FILES
 from autocompress.search.problem.options import Settings, check_settings
 from autocompress.search.problem.problem import Problem
 from autocompress.search.problem.progress import SearchProgress, plan_words
@@ -218,7 +218,7 @@ class _Search:
 
         alone = not others and settings.storage is None
         has_front = bool(files.points)
-        is_over = _is_over(study) if others else self._is_over(study, lambda: worker.judge)
+        is_over = self._is_over(study, lambda: worker.judge) if alone else _is_over(study)
         worker = Worker(study, judge, folder, alone, is_over, between, has_front)
         worker.run(settings.n_trials, deadline, self.interrupt, url, self.progress)
         _wait(others, study, self.interrupt)
@@ -240,12 +240,19 @@ class _Search:
         if early is None or training.step_s is None or by_blocks or given is not None:
             return is_over
         more_s = least_s(self.ready.problem.float_files.pass_s)
+        most_s = (MOST_FILES + HOPEFULS) * (training.long_steps * training.step_s + more_s)
+        begun = len(study.get_trials(deepcopy=False))
 
         def ends(study: optuna.Study) -> bool:
-            if is_over(study) or (time.monotonic() < early and not _is_stale(study)):
-                return is_over(study)
+            if is_over(study):
+                return True
+            now, late = time.monotonic(), clock.recovery_deadline
+            if late is None or now + most_s < late:
+                return False  # all trainings fit into the time that is set aside for them
+            if now < early and not _is_stale(study, begun):
+                return False
             goal, problem = judge().goal, judge().problem
-            steps = training.long(None, clock.recovery_deadline, more_s).next_steps(FIRST_POINTS)
+            steps = training.long(None, late, more_s).next_steps(FIRST_POINTS)
             hopes = hopes_of(study, goal, steps)
             return steps > 0 and training_pays(study, problem, goal, hopes)
 
@@ -286,9 +293,12 @@ def _is_over(study: optuna.Study) -> Callable[[optuna.Study], bool]:
     return sampler.finished if isinstance(sampler, ProgressiveSampler) else lambda study: False
 
 
-def _is_stale(study: optuna.Study) -> bool:
-    """Return True if the latest STALE trials were all stopped early: they add nothing."""
-    latest = records_of(study, ENDED)[-STALE:]
+def _is_stale(study: optuna.Study, begun: int) -> bool:
+    """Return True if the latest STALE trials were all stopped early: they add nothing.
+
+    Trials with a number below `begun` are of an earlier run.
+    """
+    latest = [trial for trial in records_of(study, ENDED) if trial.number >= begun][-STALE:]
     return len(latest) == STALE and not any(trial.is_complete for trial in latest)
 
 

@@ -43,7 +43,10 @@ def parse_constraints(where: str, constraints: Any) -> Mapping[str, Any]:
 
 
 def check_towers(where: str, constraints: Mapping[str, Any], towers: Collection[str]) -> None:
-    """Refuse a share of the loss for a tower that the model does not have.
+    """Refuse shares of the loss for towers that the model does not have, and shares for all towers.
+
+    A search that keeps shares of all towers, which make up no more than the whole, could compress
+    nothing.
 
     Args:
         where: file of the space, for errors.
@@ -60,6 +63,12 @@ def check_towers(where: str, constraints: Mapping[str, Any], towers: Collection[
                 f"{where}: constraints: tower_loss: the model has no tower {tower!r}; "
                 f"nearest: {near}"
             )
+    shares = constraints.get("tower_loss") or {}
+    if shares and set(shares) >= set(towers) and sum(shares.values()) <= 1 + 1e-9:
+        raise SpaceError(
+            f"{where}: constraints: tower_loss: gives all towers a share, which leaves none to "
+            f"compress; nearest: without {max(shares, key=lambda tower: shares[tower])}"
+        )
 
 
 def _shares(where: str, value: Any) -> dict[str, float]:

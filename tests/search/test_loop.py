@@ -672,6 +672,7 @@ def test_timeout_ends_a_search_with_a_front(cnn_task, tmp_path: Path) -> None:
         (1.0, None, None, False, True, False),
         (1.0, 0.1, 80, False, True, False),
         (1.0, 0.1, None, True, True, False),
+        (1.0, 0.001, None, False, True, False),  # all trainings fit into what is left
     ],
 )
 def test_trials_end_where_their_time_is_better_spent_on_training(
@@ -711,8 +712,9 @@ def test_a_study_is_stale_when_its_latest_trials_were_all_stopped_early() -> Non
     study = optuna.create_study(directions=["minimize", "minimize", "maximize"])
     study.tell(study.ask(), [1.0, 1.0, 0.9])
     for _ in range(loop.STALE):
-        assert not loop._is_stale(study)
+        assert not loop._is_stale(study, 0)
         study.tell(study.ask(), state=optuna.trial.TrialState.PRUNED)
-    assert loop._is_stale(study)
+    assert loop._is_stale(study, 0)
+    assert not loop._is_stale(study, 2), "some are of an earlier run"
     study.tell(study.ask(), [1.0, 1.0, 0.9])
-    assert not loop._is_stale(study)
+    assert not loop._is_stale(study, 0)

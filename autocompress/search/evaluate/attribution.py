@@ -4,16 +4,19 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import Any
 
 from autocompress.candidate import Candidate, ModuleConfig
+from autocompress.errors import NotComputableError
 from autocompress.measure.accuracy import evaluate_model
 from autocompress.results.front import ParetoFront
 from autocompress.search.problem.problem import Problem
 from autocompress.task.batches import Inputs, take_samples
+from autocompress.task.user_code import UserCodeError
 
 PICKS = ("smallest", "fastest", "knee", "accurate")  # the points that a user would take
 SAMPLES = 512  # of the validation split, in whole batches
@@ -23,7 +26,7 @@ LONGER = 2.0  # than expected: room for an evaluation
 def with_tower_losses(
     front: ParetoFront,
     problem: Problem,
-    limits: Mapping[str, Any],
+    limits: Sequence[Mapping[str, Any]],
     left_s: Callable[[], float] = lambda: math.inf,
 ) -> ParetoFront:
     """Return a front whose recommended points tell what each tower loses.
@@ -35,15 +38,15 @@ def with_tower_losses(
     Args:
         front: verified points.
         problem: task and stitcher. Nothing is measured unless its task names its towers.
-        limits: of the search, as `ParetoFront.pick` takes them.
+        limits: those within which points are recommended, as `ParetoFront.pick` takes them.
         left_s: seconds that are left; a tower without time is left out.
 
     Returns:
-        The front; the other points have no losses of towers.
+        The front. Losses that are known from earlier stay.
     """
     if problem.task.towers is None or not front.points:
         return front
-    wanted = {front.pick(what, **limits).point.trial for what in PICKS}
+    wanted = {front.pick(what, **one).point.trial for one in limits for what in PICKS}
     judge = _Judge(problem, left_s, problem.float_files.pass_s)
     points = []
     for point in front.points:
@@ -53,7 +56,7 @@ def with_tower_losses(
             whole, left = judge(Candidate()), judge(candidate)
             if whole is not None and left is not None:
                 losses[tower] = whole - left
-        points.append(replace(point, tower_losses=losses))
+        points.append(replace(point, tower_losses={**point.tower_losses, **losses}))
     problem.stitcher.apply(Candidate())  # what it holds of a candidate leaves the memory
     return replace(front, points=tuple(points))
 
@@ -89,18 +92,23 @@ class _Judge:
     problem: Problem
     left_s: Callable[[], float]
     slowest_s: float
-    known: dict[Candidate, float] = field(default_factory=dict)
+    known: dict[Candidate, float | None] = field(default_factory=dict)
 
     def __call__(self, candidate: Candidate) -> float | None:
-        """Return the accuracy of a candidate; None without time."""
+        """Return the accuracy of a candidate; None without time, or where there is none.
+
+        A metric may fail on a part of the split, or on a tower that was not recovered.
+        """
         if candidate not in self.known:
             if self.left_s() < LONGER * self.slowest_s:
                 return None
             begun = time.monotonic()
             task, device = self.problem.task, self.problem.device
             model = self.problem.stitcher.apply(candidate)
-            scores = evaluate_model(task, model, self._samples, device)[0]
-            self.known[candidate] = scores.accuracy
+            accuracy: float | None = None
+            with suppress(NotComputableError, UserCodeError):
+                accuracy = evaluate_model(task, model, self._samples, device)[0].accuracy
+            self.known[candidate] = accuracy
             self.slowest_s = max(self.slowest_s, time.monotonic() - begun)
         return self.known[candidate]
 

@@ -17,7 +17,12 @@ from autocompress.results.limits import are_kept, distance
 from autocompress.results.pareto import hypervolume, hypervolume_subset, non_dominated
 from autocompress.search.evaluate.recovery import read_recovered, untrained
 from autocompress.search.evaluate.training_plan import LEAST_STEPS, LongPlan
-from autocompress.search.finish.long_recovery import fall, hopes_after, recover_front
+from autocompress.search.finish.long_recovery import (
+    LongRecovery,
+    fall,
+    hopes_after,
+    recover_front,
+)
 from autocompress.search.problem.clock import MOST_FILES
 from autocompress.search.problem.goal import Goal, signs
 from autocompress.search.problem.problem import Problem
@@ -166,13 +171,19 @@ def hopes_of(study: optuna.Study, goal: Goal, steps: int) -> Mapping[int, float]
     Args:
         study: the study; its sampler knows what told trials say of recovery.
         goal: has the baseline.
-        steps: of the longer recovery.
+        steps: of the longer recovery; 0 gives no hopes.
     """
+    if steps == 0:
+        return {}
     longer, sampler = hopes_after(study, goal.baseline.accuracy, steps), study.sampler
     if not isinstance(sampler, PriceSampler):
         return longer
-    # What told trials say of recovery is of their short trainings.
-    return {n: lost * fall(LEAST_STEPS, steps) for n, lost in sampler.hopes(study).items()} | longer
+    hopes = {}
+    for number, lost in sampler.hopes(study).items():
+        if LongRecovery.read(study, number) is None:
+            # What told trials say of recovery is of their short trainings.
+            hopes[number] = lost * fall(LEAST_STEPS, steps)
+    return {**hopes, **longer}
 
 
 def _volume(values: Sequence[Sequence[float]], goal: Goal) -> float:
@@ -240,14 +251,18 @@ def training_pays(
 
     Returns:
         True if a trial at most GAIN times as large, or as slow, comes within the drop of accuracy
-        that users take.
+        that users take, or any trial where none is within it.
     """
     finalists = choose_finalists(study, problem, goal, or_nearest=False)
-    if not finalists:
-        return False
-    now, hoped = (_taken(finalists, goal, one) for one in (None, hopes))
-    sizes, times = ([f.size_bytes for f in now + hoped], [f.latency_ms for f in now + hoped])
-    return min(sizes[2:]) <= GAIN * min(sizes[:2]) or min(times[2:]) <= GAIN * min(times[:2])
+    finalists += choose_hopefuls(study, problem, goal, finalists, hopes)
+    base, limit = goal.baseline.accuracy, goal.limits.max_accuracy_drop
+    bound = goal.near if limit is None else min(goal.near, limit)
+    now = [f for f in finalists if base - f.accuracy <= bound]
+    hoped = [f for f in finalists if hopes.get(f.number, base - f.accuracy) <= bound]
+    if not now or not hoped:
+        return bool(hoped)
+    smaller = min(f.size_bytes for f in hoped) <= GAIN * min(f.size_bytes for f in now)
+    return smaller or min(f.latency_ms for f in hoped) <= GAIN * min(f.latency_ms for f in now)
 
 
 def _taken(

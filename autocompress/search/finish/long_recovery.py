@@ -111,6 +111,9 @@ def hopes_after(study: optuna.Study, accuracy: float, steps: int) -> dict[int, f
     for trial in records_of(study, (TrialState.COMPLETE,)):
         made = max((int(rung) for rung in trial.rungs or {}), default=0)
         lost = accuracy - trial.accuracy
+        long = LongRecovery.read(study, trial.number)
+        if long is not None:
+            made, lost = max(made, long.steps), min(lost, accuracy - long.reached)
         if 0 < made < steps and lost > 0:
             hopes[trial.number] = lost * fall(made, steps)
     return hopes
@@ -156,11 +159,12 @@ def recover_front(
         if plan.steps > 0 and goal.baseline.accuracy - goal.worth(scores) >= least:
             todo.append((number, candidate, scores))
     todo.sort(key=lambda one: goal.baseline.accuracy - goal.worth(one[2]) <= goal.near)
-    if todo:
-        plan = _with_rate(plan, todo[0][1], problem, stop)
+    pending = [one for one in todo if _is_pending(study, one[0], plan.next_steps(len(todo)), plan)]
+    if pending:
+        plan = _with_rate(plan, pending[0][1], problem, stop)
     for i, (number, candidate, scores) in enumerate(todo):
-        steps, earlier = plan.next_steps(len(todo) - i), LongRecovery.read(study, number)
-        if steps == 0 or (earlier is not None and not _is_longer(steps, earlier, plan)):
+        steps = plan.next_steps(len(todo) - i)
+        if not _is_pending(study, number, steps, plan):
             continue
         if stop():
             return
@@ -209,6 +213,12 @@ def _with_rate(
     return replace(plan, learning_rate=rate)
 
 
-def _is_longer(steps: int, earlier: LongRecovery, plan: LongPlan) -> bool:
-    """Return True if a long recovery is worth repeating: with the time that is left, if twice."""
+def _is_pending(study: optuna.Study, number: int, steps: int, plan: LongPlan) -> bool:
+    """Return True if a trial is to be trained for some steps.
+
+    A long recovery is worth repeating with more steps: with the time that is left, with twice.
+    """
+    earlier = LongRecovery.read(study, number)
+    if steps == 0 or earlier is None:
+        return steps > 0
     return steps >= 2 * earlier.steps if plan.is_timed else steps > earlier.steps

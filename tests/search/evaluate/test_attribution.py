@@ -67,7 +67,7 @@ def test_each_tower_is_judged_alone(problem: Any) -> None:
 
 
 def test_recommended_points_tell_what_their_towers_lose(problem: Any) -> None:
-    front = with_tower_losses(FRONT, problem, {})
+    front = with_tower_losses(FRONT, problem, [{}])
     losses = {p.trial: dict(p.tower_losses) for p in front.points}
     assert losses[1] == pytest.approx({"vision": 0.03, "language": 0.05})
     assert losses[4] == pytest.approx({"vision": 0.02})
@@ -83,10 +83,10 @@ def test_recommended_points_tell_what_their_towers_lose(problem: Any) -> None:
 def test_nothing_is_judged_without_towers_or_time(
     problem: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    late = with_tower_losses(FRONT, problem, {}, lambda: 0.0)
+    late = with_tower_losses(FRONT, problem, [{}], lambda: 0.0)
     assert not any(point.tower_losses for point in late.points)
     guessed = MadeUpProblem(None)
     monkeypatch.setattr(module, "evaluate_model", guessed.evaluate)
-    assert with_tower_losses(FRONT, guessed, {}) is FRONT  # type: ignore[arg-type]
+    assert with_tower_losses(FRONT, guessed, [{}]) is FRONT  # type: ignore[arg-type]
     assert not problem.judged
     assert not guessed.judged

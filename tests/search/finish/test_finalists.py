@@ -20,6 +20,7 @@ from autocompress.search.finish.finalists import (
     training_pays,
     without_disappointing,
 )
+from autocompress.search.finish.long_recovery import LongRecovery
 from autocompress.search.problem.goal import Goal
 from autocompress.search.propose.sampler import PriceSampler
 
@@ -144,7 +145,13 @@ def test_hopes_are_of_longer_trainings() -> None:
     found.sampler = object.__new__(PriceSampler)
     found.sampler.hopes = lambda study: {1: 0.08, 2: 0.2}
     assert hopes_of(found, GOAL, 480) == pytest.approx({1: 0.04, 2: 0.1}), "a half for 16 times 30"
-    assert hopes_of(found, GOAL, 0) == {1: 0.08, 2: 0.2}
+    assert hopes_of(found, GOAL, 0) == {}, "no time for a training"
+    LongRecovery(480, 0.8, 0.82, True).write(found, 1)
+    hopes = hopes_of(found, GOAL, 960)
+    assert hopes == pytest.approx({1: 0.08 * 2**-0.25, 2: 0.2 * 2**-1.25}), "1 was trained already"
+    assert hopes_of(found, GOAL, 480).keys() == {2}
+        "it was trained already"
+    )
 
 
 def test_training_pays_where_a_much_smaller_or_faster_trial_comes_near() -> None:
@@ -154,6 +161,12 @@ def test_training_pays_where_a_much_smaller_or_faster_trial_comes_near() -> None
     assert training_pays(found, BENCH, GOAL, {2: 0.005}), "smaller"
     assert training_pays(found, BENCH, GOAL, {3: 0.005}), "faster"
     assert not training_pays(found, BENCH, Goal(BASE, Limits(max_size_bytes=10)), {2: 0.0})
+    strict = Goal(BASE, Limits(max_accuracy_drop=0.006))
+    assert training_pays(found, BENCH, strict, {2: 0.005}), "it would keep the limit"
+    assert not training_pays(found, BENCH, strict, {2: 0.008})
+    far = study((4, 500, 0.85, {}), (4, 490, 0.84, {}))
+    assert training_pays(far, BENCH, GOAL, {0: 0.005}), "nothing else is near"
+    assert not training_pays(far, BENCH, GOAL, {0: 0.02})
 
 
 def test_trials_that_recovery_may_bring_to_the_front_are_hopefuls() -> None:

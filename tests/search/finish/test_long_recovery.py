@@ -70,6 +70,9 @@ def test_what_a_longer_training_is_expected_to_leave() -> None:
     made = study({"0": 0.7, "30": 0.8}, {"0": 0.7, "480": 0.8}, {"0": 0.8}, None)
     assert hopes_after(made, 0.9, 480) == {0: pytest.approx(0.05)}, "a half of 0.1"
     assert hopes_after(made, 0.75, 480) == {}, "nothing is lost"
+    LongRecovery(120, 0.8, 0.84, True).write(made, 0)
+    assert hopes_after(made, 0.9, 120) == {}, "it had as many steps"
+    assert hopes_after(made, 0.9, 1920) == {0: pytest.approx(0.03), 1: pytest.approx(0.1 * 2**-0.5)}
     assert (fall(100, 50), fall(30, 0)) == (1.0, 1.0), "never more than after the shorter one"
 
 
@@ -242,3 +245,9 @@ def test_a_range_test_at_the_end_makes_up_for_one_that_was_left_out(
     assert tested == ([TESTED] if tests and known is None and left_s > 800 else [])
     expected = CANDIDATE.distillation.learning_rate if rate is None else rate_for(rate, 300)
     assert [one.learning_rate for one in given] == [expected]
+    tested.clear()
+    recover_front(again := study(None), trials, problem, GOAL, tmp_path, plan, lambda: True, print)
+    LongRecovery(300, 0.8, 0.8, False).write(again, 0)
+    tested.clear()
+    recover_front(again, trials, problem, GOAL, tmp_path, plan, lambda: False, print)
+    assert tested == [], "nothing is left to train"

@@ -152,3 +152,9 @@ def check_family(config: Any) -> None:
             f"config.json: no graph of {config.model_type} for all batches is known, since its "
             f"code depends on the values of a batch; there are: {', '.join(FEATURES)}"
         )
+    vision = getattr(getattr(config, "vision_config", None), "model_type", "")
+    if vision == "pixtral":
+        raise TaskError(
+            f"config.json: no graph of {config.model_type} with a pixtral vision tower is known, "
+            "since it joins the pictures of a batch; a CLIP or SigLIP tower is taken"
+        )
