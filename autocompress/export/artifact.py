@@ -314,6 +314,8 @@ def copy_artifact(run_folder: Path, point: FrontPoint, to: Path) -> Path:
             raise ExportError(f"{source / name}: cannot be read (Permission denied)")
     if (source / CONFIG).is_file():  # a package, with the files of its tokenizer
         names = tuple(file.name for file in source.iterdir() if file.is_file())
+    elif data_of(source / model).is_file():
+        names = (*names, data_of(source / model).name)
     try:
         to.mkdir(parents=True, exist_ok=True)
         beside = data_of(to / MODEL_FILE).name

@@ -28,7 +28,7 @@ from autocompress.export.build import Builder
 from autocompress.export.compressor import Compressor
 from autocompress.export.float_graph.shared_graph import SharedGraph
 from autocompress.export.genai.phases import unpadded
-from autocompress.export.litert.check import flat_outputs
+from autocompress.export.litert.check import flat_outputs, flat_samples
 from autocompress.export.lowering.called import count_calls
 from autocompress.export.lowering.lower import Site
 from autocompress.targets.target import Target
@@ -97,7 +97,7 @@ def check_identity(compressor: Compressor, target: Target, task: Task) -> Identi
     if builder.lowered.dynamic_batch and not flat:
         inputs = take_samples(task.validation, SAMPLES)[0][0]
     else:
-        inputs = task.example_inputs
+        inputs = flat_samples(builder, task)[-1] if flat else task.example_inputs
     if builder.lowered.caches:
         inputs = unpadded(inputs)
     expected, graph = _outputs(builder.teacher, inputs), builder.lowered.shared

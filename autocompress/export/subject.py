@@ -86,7 +86,7 @@ def builder_for(
     modules = at_phase(builder.module_map, task.example_inputs, target.phase)
     mixed = mixed_note(task.example_inputs, target.phase)
     builder = replace(builder, forms=forms, module_map=modules, phase=target.phase, mixed=mixed)
-    return with_flat_files(builder, task.example_inputs) if target.litert else builder
+    return with_flat_files(builder, task) if target.litert else builder
 
 
 def layout_of(builder: Builder) -> Layout:

@@ -28,6 +28,7 @@ from autocompress.compress.recover.recover import recover
 from autocompress.compress.recover.student import on_student
 from autocompress.compress.recover.teacher import Teacher
 from autocompress.errors import ExportError, RunFolderError, SpaceError, nearest_name
+from autocompress.export.artifact import write_graph
 from autocompress.export.compressor import Compressor
 from autocompress.export.genai.source import check_decoder
 from autocompress.export.identity import check_identity
@@ -125,9 +126,13 @@ def write_single(
         raise ExportError(f"{path}: is a folder; nearest: {path / MODEL_FILE}")
     with _as_a_search():
         compressor, candidate, trained = _compressed(task, wanted, settings)
-        content = compressor.builder.content(compressor.graph(candidate, trained))
+        builder, graph = compressor.builder, compressor.graph(candidate, trained)
+        content = None if builder.flat_shapes is None else builder.content(graph)
     try:
-        write_atomic(path, content)
+        if content is None:
+            write_graph(path, graph)
+        else:
+            write_atomic(path, content)
     except RunFolderError as error:
         raise RunFolderError(
             f"{path}: cannot be written ({error.__cause__}); choose a path that can be written"

@@ -34,6 +34,7 @@ KEYS = ("runtime", "provider", "threads", "portable", "stores", "executes", "dev
 STORED_BITS = (2, 3, 4, 5, 6, 7, 8, 16, 32)
 ACTIVATION_BITS = (8, 16, 32)
 INTEGER_KINDS = ("linear", "conv")
+FLAT_BITS, FLAT_KINDS = (4, 8, 16, 32), ("linear",)  # of .tflite files
 KINDS = ("linear", "conv", "embedding", "recurrent")
 
 
@@ -249,7 +250,7 @@ def parse_target(name: str, data: Any) -> Target:
         ("activation_bits", "integer_kinds", "plain_kinds", "weight_only"),
     )
     figures = _figures(where, runtime, data)
-    return Target(
+    target = Target(
         name,
         runtime,
         str(data.get("provider", PROCESSOR.get(runtime, PROCESSOR["onnxruntime"]))),
@@ -278,6 +279,29 @@ def parse_target(name: str, data: Any) -> Target:
         _phase(where, runtime, data.get("phase", "")),
         _plain({key: value for key, value in data.items() if key not in ("portable", "phase")}),
     )
+    if runtime == "litert":
+        _check_flat(where, target)
+    return target
+
+
+def _check_flat(where: str, target: Target) -> None:
+    """Refuse what .tflite files are not written with."""
+    for key, given, known in (
+        ("stores: weight_bits", target.weight_bits, FLAT_BITS),
+        ("executes: integer_kinds", target.integer_kinds, FLAT_KINDS),
+    ):
+        more = [one for one in given if one not in known]
+        if more:
+            raise TargetError(
+                f"{where}: {key}: .tflite files have no {more[0]}; nearest: {list(known)}"
+            )
+    for key, is_given in (
+        ("stores: sparsity", target.sparsity),
+        ("stores: groups", target.groups),
+        ("executes: weight_only", target.weight_only),
+    ):
+        if is_given:
+            raise TargetError(f"{where}: {key}: .tflite files have none; nearest: false")
 
 
 def _plain(data: Mapping[str, Any]) -> dict[str, Any]:

@@ -69,7 +69,10 @@ def test_a_file_is_a_target(tmp_path: Path) -> None:
             {"runtime": "onnxruntime", "stores": {"weight_bits": [9, 32]}},
             "stores: weight_bits 9 is unknown; nearest: ",
         ),
-        ({"runtime": "onnxruntime", "stores": {"weight_bits": [8]}}, "weight_bits must hold 32"),
+        (
+            {"runtime": "onnxruntime", "stores": {"weight_bits": [8, 32]}},
+            "weight_bits must hold 32",
+        ),
         (
             {"runtime": "onnxruntime", "executes": {"weight_only": "yes"}},
             "weight_only must be true or false, got 'yes'",
@@ -99,6 +102,19 @@ def test_a_file_is_a_target(tmp_path: Path) -> None:
             "unknown key 'flops'; nearest: float_gops",
         ),
         ("cpu", "expected a mapping with the keys runtime"),
+        ({"runtime": "litert"}, "stores: weight_bits: .tflite files have no 2; nearest: [4, 8,"),
+        (
+            {"runtime": "litert", "stores": {"weight_bits": [8, 32]}},
+            "executes: integer_kinds: .tflite files have no conv; nearest: ['linear']",
+        ),
+        (
+            {
+                "runtime": "litert",
+                "stores": {"weight_bits": [8, 32]},
+                "executes": {"integer_kinds": ["linear"]},
+            },
+            "stores: sparsity: .tflite files have none; nearest: false",
+        ),
     ],
 )
 def test_what_is_wrong_in_a_file_is_said(data: object, message: str) -> None:

@@ -13,36 +13,57 @@ from autocompress.differences import norm_difference
 from autocompress.errors import ExportError
 from autocompress.export.build import Builder
 from autocompress.targets.device.sessions import LITERT, open_session
-from autocompress.task.batches import Inputs
+from autocompress.task.batches import Inputs, batch_size, take_samples
+from autocompress.task.task import Task
 
 FLOAT_ERROR = 1e-3  # of the outputs' norm: sums of floats in another order
 Array = NDArray[Any]
 
 
-def with_flat_files(builder: Builder, example: Inputs) -> Builder:
+def with_flat_files(builder: Builder, task: Task) -> Builder:
     """Return a builder that writes .tflite files for inputs of the example's shapes.
 
     Args:
         builder: writes ONNX files.
-        example: inputs of the model.
+        task: its example gives the shapes; the float file is compared on validation samples too.
 
     Raises:
         ExportError: LiteRT lacks an operator, does not open the float file, or computes something
             else with it than ONNX Runtime.
     """
-    feed = builder.lowered.feed(example)
-    shapes = {name: tuple(int(n) for n in array.shape) for name, array in feed.items()}
-    flat = replace(builder, flat_shapes=shapes)
-    outputs = flat_outputs(flat, builder.float_file.whole(), example)
-    expected = builder.float_file.session().run(None, feed)
-    for output, wanted in zip(outputs, expected, strict=True):
-        difference = norm_difference(output, np.asarray(wanted))
-        if output.shape != np.shape(wanted) or not difference <= FLOAT_ERROR:
-            raise ExportError(
-                f"export: the float .tflite file computes something else than the model (relative "
-                f"difference {difference:.2g}); nearest: --target onnxruntime-cpu"
-            )
+    flat = replace(builder, flat_shapes=_shapes(builder, task.example_inputs))
+    graph, session = builder.float_file.whole(), builder.float_file.session()
+    for inputs in flat_samples(builder, task):
+        outputs = flat_outputs(flat, graph, inputs)
+        expected = session.run(None, builder.lowered.feed(inputs))
+        for output, wanted in zip(outputs, expected, strict=True):
+            difference = norm_difference(output, np.asarray(wanted))
+            if output.shape != np.shape(wanted) or not difference <= FLOAT_ERROR:
+                raise ExportError(
+                    f"export: the float .tflite file computes something else than the model "
+                    f"(relative difference {difference:.2g}); nearest: --target onnxruntime-cpu"
+                )
     return flat
+
+
+def flat_samples(builder: Builder, task: Task) -> list[Inputs]:
+    """Return inputs of the shapes that files have: the example, and validation samples if they fit.
+
+    The example may hold zeros, which hide mistakes.
+
+    Args:
+        builder: of the task.
+        task: the task.
+    """
+    example = task.example_inputs
+    samples = [inputs for inputs, _ in take_samples(task.validation, batch_size(example))]
+    shapes = _shapes(builder, example)
+    return [example, *(inputs for inputs in samples if _shapes(builder, inputs) == shapes)]
+
+
+def _shapes(builder: Builder, inputs: Inputs) -> dict[str, tuple[int, ...]]:
+    feed = builder.lowered.feed(inputs)
+    return {name: tuple(int(n) for n in array.shape) for name, array in feed.items()}
 
 
 def flat_outputs(builder: Builder, graph: ModelProto, inputs: Inputs) -> list[Array]:

@@ -176,6 +176,8 @@ def unary(t: Translator, node: NodeProto) -> None:
     value = t.value(node, 0)
     if node.op_type == "Relu" and fused(t, node, value, "RELU"):
         return
+    if node.op_type == "Elu" and attributes_of(node).get("alpha", 1.0) != 1.0:
+        t.refuse(node, "LiteRT's ELU has an alpha of 1")
     code, options = UNARY[node.op_type]
     apply(t, node, value, code, options)
 

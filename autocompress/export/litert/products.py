@@ -149,6 +149,7 @@ def lookup(t: Translator, node: NodeProto, table: Weight | Array) -> None:
         t.add("EMBEDDING_LOOKUP", inputs, t.write(node.output[0], (count, width)))
         return
     rows = t.add("EMBEDDING_LOOKUP", inputs, t.file.tensor((count, width), "float32"))
+    t.names[rows] = node.output[0]
     output = t.write(node.output[0], (*places.shape, width))
     sizes = t.constant(np.array((*places.shape, width), np.int32))
     t.add("RESHAPE", [rows, sizes], output)

@@ -18,6 +18,7 @@ from autocompress.export.litert.values import (
     last_order,
     place_in_last,
 )
+from autocompress.targets.device.litert.flat_file import Array
 
 
 def reshape(t: Translator, node: NodeProto) -> None:
@@ -197,11 +198,14 @@ def gather(t: Translator, node: NodeProto) -> None:
     """
     table, axis = t.known[node.input[0]], attributes_of(node).get("axis", 0)
     places = t.known[node.input[1]]
-    if isinstance(table, (Weight, np.ndarray)) and isinstance(places, Value) and axis == 0:
+    if isinstance(table, (Weight, np.ndarray)) and axis == 0:
         values = table.values if isinstance(table, Weight) else table
         floats = isinstance(table, Weight) or table.dtype == np.float32
-        if values.ndim == 2 and floats:
+        if values.ndim == 2 and floats and isinstance(places, Value):
             lookup(t, node, table)
+            return
+        if values.ndim == 2 and isinstance(table, Weight) and isinstance(places, np.ndarray):
+            _rows(t, node, table, places)
             return
     value = t.value(node, 0)
     axis %= len(value.shape)
@@ -216,6 +220,19 @@ def gather(t: Translator, node: NodeProto) -> None:
     read = t.read(value)
     output = t.write(node.output[0], shape, value.kind)
     t.add("GATHER", [read, number], output, "GatherOptions", axis=axis)
+
+
+def _rows(t: Translator, node: NodeProto, table: Weight, places: Array) -> None:
+    """Store only the rows of a table that a Gather with constant indices reads."""
+    index = np.where(places < 0, places + len(table.values), places).reshape(-1).astype(np.int64)
+    scale = table.scale if table.scale is None or table.axis else table.scale[index]
+    rows = table._replace(values=table.values[index], scale=scale)
+    number = t.weight(rows, (0, 1), f"{table.name}/{node.output[0]}", floats=True)
+    shape = (*places.shape, table.values.shape[1])
+    t.names[number] = node.output[0]
+    if places.ndim != 1:
+        number = t.reshaped(number, shape, "float32")
+    t.known[node.output[0]] = Value(shape, "float32", {FIRST: number})
 
 
 def expand(t: Translator, node: NodeProto) -> None:

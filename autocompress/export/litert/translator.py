@@ -241,7 +241,7 @@ class Translator:
             Number of the tensor that the operator reads.
         """
         if not isinstance(weight, Weight):
-            return self._once(name, weight.transpose(order).astype(np.float32), None, 32)
+            return self._once(name, weight.transpose(order), None, 32)
         weight = weight.transposed(order)
         rows = None if weight.scale is None else Rows(weight.scale, weight.axis)
         number = self._once(name, weight.values, rows, weight.bits)
@@ -266,8 +266,11 @@ class Translator:
 
     def _once(self, name: str, values: Array, rows: Rows | None, bits: int) -> int:
         scales = b"" if rows is None else rows.scale.tobytes()
-        key = (name, values.shape, scales)
+        # The strides tell a square weight from its transposed form.
+        key = (name, (*values.shape, *values.strides), scales)
         if key not in self._weights:
+            if bits == 32:
+                values = values.astype(np.float32)
             kind = INT4 if bits == 4 else ""
             self._weights[key] = self.file.constant(values, "", rows, kind)
         return self._weights[key]

@@ -146,6 +146,7 @@ def _convolution(
         return
     high = t.file.tensor((batch, 1, out[2], shape[0]), "float32")
     t.add(code, inputs, high, kind, **options)
+    t.names[high] = ends
     sizes_number = t.constant(np.array((batch, out[2], shape[0]), np.int32))
     t.add("RESHAPE", [high, sizes_number], t.write(ends, out, layout=LAST))
 

@@ -27,7 +27,7 @@ from autocompress.huggingface.out.settings import (
     write_ort_config,
 )
 from autocompress.huggingface.out.snippets import Facts
-from autocompress.results.files import MODEL_FILE, RECIPE_FILE, RUN_FILE, read_json
+from autocompress.results.files import MODEL_FILE, RECIPE_FILE, RUN_FILE, model_path, read_json
 from autocompress.results.front_point import FrontPoint
 from autocompress.results.measurement import Measurement
 from autocompress.targets.device.sessions import SessionSettings, open_session
@@ -67,6 +67,11 @@ def write_point(
     if origin is not None and to.resolve() == Path(origin["folder"]).resolve():
         raise ExportError(
             f"{to}: is the model folder itself, whose weights would be lost; nearest: {to}-small"
+        )
+    if split_towers and model_path(source).name != MODEL_FILE:
+        raise ExportError(
+            f"{model_path(source)}: is no ONNX file, whose towers can be split; nearest: no "
+            "--split-towers"
         )
     if split_towers and (source / MODEL_FILE).is_file():
         check_towers(source / MODEL_FILE)  # before anything is written

@@ -15,7 +15,7 @@ from typing import Any
 
 from autocompress.candidate.candidate import Candidate
 from autocompress.compress.assemble.trained import Trained
-from autocompress.errors import ExportError, NotComputableError
+from autocompress.errors import ExportError, NotComputableError, TaskError
 from autocompress.export.artifact import read_recipe, write_file, write_weights
 from autocompress.export.float_graph.large_files import digest_of
 from autocompress.export.genai.generation import check_generation
@@ -297,10 +297,11 @@ def other_scores(
     accuracies: dict[str, float] = {}
     left_out: dict[str, str] = {}
     for name, batches in splits.items():
-        # Without labels, or with samples of one class only, some metrics cannot be computed.
+        # Without labels, or with samples of one class only, some metrics cannot be computed. Files
+        # of fixed shapes do not take all batches.
         try:
             accuracies[name] = evaluate_session(judged, session, names, batches)[0].accuracy
-        except (NotComputableError, UserCodeError) as error:
+        except (NotComputableError, TaskError, UserCodeError) as error:
             left_out[figure_of(name)] = " ".join(str(error).split())
     return OtherScores(accuracies.pop(TEST, known_test), accuracies, left_out, test_share)
 

@@ -98,14 +98,20 @@ def open_session(
         A session of ONNX Runtime, an `OpenVinoSession`, or a `LitertSession`.
 
     Raises:
-        ProviderError: if ONNX Runtime lacks the provider, or falls back to another one.
+        ProviderError: if ONNX Runtime lacks the provider, or falls back to another one; if LiteRT
+            is not installed.
     """
     if settings.runtime == "openvino":
         return OpenVinoSession(model, settings, bool(profile))
     if settings.runtime == "litert":
         from .litert.session import LitertSession
 
-        return LitertSession(model, settings)
+        try:
+            return LitertSession(model, settings)
+        except ImportError as error:
+            raise ProviderError(
+                "LiteRT is not installed; pip install 'autocompress[litert]'"
+            ) from error
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = settings.threads
     options.log_severity_level = 4 if silent else 3

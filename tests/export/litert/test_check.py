@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -14,8 +15,9 @@ pytest.importorskip("ai_edge_litert")
 import autocompress as ac
 from autocompress.candidate import Candidate, ModuleConfig
 from autocompress.errors import ExportError
+from autocompress.export.compressor import Compressor
 from autocompress.export.litert import check
-from autocompress.export.litert.check import flat_outputs, with_flat_files
+from autocompress.export.litert.check import flat_outputs, flat_samples, with_flat_files
 from autocompress.export.litert.parts import flat_bytes_by_module
 from autocompress.export.litert.translate import owners_of, translated
 from autocompress.export.subject import builder_for, layout_of
@@ -75,8 +77,6 @@ def test_files_take_the_shapes_of_the_example(built: Any) -> None:
     ],
 )
 def test_sizes_are_exact_before_a_weight_is_compressed(built: Any, config: ModuleConfig) -> None:
-    from autocompress.export.compressor import Compressor
-
     task, builder = built
     linear = replace(config, pruning_ratio=0.0)
     candidate = Candidate.of({"0": config, "4": replace(config, activation_bits=8), "6": linear})
@@ -125,7 +125,7 @@ def test_another_result_is_one_line(built: Any, monkeypatch: pytest.MonkeyPatch)
     right = flat_outputs(builder, builder.float_file.whole(), task.example_inputs)
     monkeypatch.setattr(check, "flat_outputs", lambda *_: [one + 1 for one in right])
     with pytest.raises(ExportError, match="computes something else than the model") as caught:
-        with_flat_files(replace(builder, flat_shapes=None), task.example_inputs)
+        with_flat_files(replace(builder, flat_shapes=None), task)
     assert "\n" not in str(caught.value)
 
 
@@ -138,3 +138,53 @@ def test_what_litert_does_not_run_is_one_line(built: Any, monkeypatch: pytest.Mo
     monkeypatch.setattr(check, "open_session", refuses)
     with pytest.raises(ExportError, match="LiteRT does not run the file: node 3 failed to prepare"):
         flat_outputs(builder, builder.float_file.whole(), task.example_inputs)
+
+
+class Sequence(nn.Module):
+    """Look words and positions up, and run 1-d convolutions."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.words, self.places = nn.Embedding(50, 16), nn.Embedding(64, 16)
+        self.first, self.second = nn.Conv1d(16, 32, 3), nn.Conv1d(32, 24, 5)
+
+    def forward(self, words: torch.Tensor) -> torch.Tensor:
+        x = self.words(words) + self.places(torch.arange(words.shape[1]))
+        return self.second(torch.relu(self.first(x.transpose(1, 2)))).mean(2)
+
+
+def test_modules_of_sequences_have_their_bytes_and_read_rows_alone(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("AUTOCOMPRESS_CACHE", str(tmp_path))
+    torch.manual_seed(0)
+    words, model = torch.randint(0, 50, (8, 12)), Sequence().eval()
+    batches = [(words, model(words).argmax(1).detach())]
+    task = ac.Task("words", model, words[:2], batches, lambda outputs, targets: 1.0)
+    modules = find_modules(task.model, task.example_inputs)
+    builder = builder_for(task, modules, find_target("litert-cpu"))
+    names = ["words", "places", "first", "second"]
+    candidate = Candidate.of({name: ModuleConfig(weight_bits=8) for name in names})
+    graph, owners = builder.placeholder_graph(candidate)
+    flat = translated(graph, builder.flat_shapes)
+    sizes = flat_bytes_by_module(flat.content, owners_of(flat, owners), names)
+    assert sizes["words"] >= 50 * 16
+    assert 12 * 16 <= sizes["places"] < 64 * 16, "12 rows are read"
+    assert (sizes["first"] >= 16 * 32 * 3, sizes["second"] >= 32 * 24 * 5) == (True, True)
+    assert len(flat.content) < builder.float_bytes
+    compressor = Compressor.of(builder)
+    simulated = compressor.module(candidate)(words[:2]).detach().numpy()
+    (output,) = flat_outputs(builder, compressor.graph(candidate), words[:2])
+    assert abs(output - simulated).max() < 1e-4 * abs(simulated).max()
+
+
+def test_validation_samples_are_compared_too(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("AUTOCOMPRESS_CACHE", str(tmp_path))
+    task = small_task()
+    modules = find_modules(task.model, task.example_inputs)
+    builder = builder_for(task, modules, find_target("litert-cpu"))
+    example, sample = flat_samples(builder, task)
+    assert example is task.example_inputs
+    assert torch.equal(sample, task.validation[0][0][:1])

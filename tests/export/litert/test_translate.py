@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import numpy as np
+import pytest
 import torch
 from flat_runs import assert_as_torch, flat_run, graph_of, model_graph, numbers
 from onnx import helper
 from torch import Tensor, nn
 
+from autocompress.errors import ExportError
 from autocompress.export.litert.translate import owners_of
 from autocompress.targets.device.litert.operators import flat_graph
 from autocompress.targets.device.sessions import LITERT, open_session
@@ -64,3 +66,26 @@ def test_equal_graphs_are_equal_bytes() -> None:
     proto = model_graph(Residual().eval(), torch.randn(1, 3, 8, 8), torch.randint(0, 9, (1, 5)))
     feed = {"picture": numbers(1, 3, 8, 8), "words": np.zeros((1, 5), np.int64)}
     assert flat_run(proto, feed)[0].content == flat_run(proto, feed)[0].content
+
+
+class Turned(nn.Module):
+    """Read a square weight as it is and transposed."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.layer = nn.Linear(8, 8)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return torch.relu(self.layer(x)) @ self.layer.weight
+
+
+def test_a_square_weight_that_is_read_in_both_orders_is_two_tensors() -> None:
+    torch.manual_seed(0)
+    assert_as_torch(Turned(), torch.randn(3, 8))
+
+
+def test_an_elu_of_another_alpha_is_refused() -> None:
+    proto = model_graph(nn.ELU(0.3).eval(), torch.randn(2, 4))
+    with pytest.raises(ExportError, match="ELU has an alpha of 1"):
+        flat_run(proto, {proto.graph.input[0].name: numbers(2, 4)})
+    assert_as_torch(nn.ELU(), torch.randn(2, 4))

@@ -150,8 +150,6 @@ def test_hopes_are_of_longer_trainings() -> None:
     hopes = hopes_of(found, GOAL, 960)
     assert hopes == pytest.approx({1: 0.08 * 2**-0.25, 2: 0.2 * 2**-1.25}), "1 was trained already"
     assert hopes_of(found, GOAL, 480).keys() == {2}
-        "it was trained already"
-    )
 
 
 def test_training_pays_where_a_much_smaller_or_faster_trial_comes_near() -> None:
