@@ -226,7 +226,7 @@ def test_a_model_is_made_plain_with_the_threads_of_the_search(
     recipe = {"candidate": Candidate().to_json(), "origin": {"threads": before + 1}}
     seen = []
 
-    def stop(task: Task) -> Task:
+    def stop(task: Task, beside: bool) -> Task:
         seen.append(torch.get_num_threads())
         raise TaskError("enough")
 

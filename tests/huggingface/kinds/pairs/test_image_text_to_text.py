@@ -68,7 +68,8 @@ def plain_answers(folder: Path, rows: list[dict[str, Any]]) -> tuple[float, floa
     return -math.exp(total / count), right / len(rows)
 
 
-@pytest.mark.parametrize("name", FAMILIES)
+@pytest.mark.slow
+@pytest.mark.parametrize("name", MARKED)
 def test_the_loss_is_that_of_the_plain_model(name: str, tmp_path: Path) -> None:
     folder, data, rows = made(name, tmp_path)
     task = ac.from_pretrained(folder, validation=data, test=data, batch_size=3)
