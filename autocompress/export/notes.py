@@ -35,7 +35,7 @@ UNPACKED = (
 PACKED = "Weights of 2, 4 and 8 bits in groups stay packed in memory."
 FLAT = (
     "Weights of 4 and 8 bits have a scale per channel. The file takes inputs of the task's example "
-    "shapes only; other batches are fed in parts of that size."
+    "shapes only; feed larger batches in parts of that size, as `evaluate` does."
 )
 DISTURBED = {f"accuracy_{name}": name.replace("_", " ") for name in PARTS}
 DYNAMIC_RANGES = (

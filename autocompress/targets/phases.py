@@ -29,7 +29,7 @@ def parse_phase(where: str, value: Any) -> str:
         return str(value)
     share = _number(value) if isinstance(value, str) and value.startswith(MIX) else None
     if share is not None and 0 < share < 1:
-        return f"{MIX}{share:g}"
+        return f"{MIX}{share!r}"
     raise TargetError(
         f"{where}: latency must be {VALID}, got {value!r}; nearest: {_nearest(str(value))}"
     )
@@ -58,7 +58,7 @@ def _nearest(value: str) -> str:
     """Return the valid latency nearest to a text."""
     name, colon, text = value.partition(":")
     is_percent = text.endswith("%")
-    share = _number(text.removesuffix("%"))
+    share = _number(text.removesuffix("%").replace(",", "."))
     if name in PHASES:
         return name
     if share is None or math.isnan(share):

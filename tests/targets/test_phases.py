@@ -10,7 +10,13 @@ from autocompress.targets.phases import parse_phase, prompt_share
 
 @pytest.mark.parametrize(
     ("value", "phase"),
-    [("decode", "decode"), ("prefill", "prefill"), ("mix:.30", "mix:0.3"), ("mix:9e-1", "mix:0.9")],
+    [
+        ("decode", "decode"),
+        ("prefill", "prefill"),
+        ("mix:.30", "mix:0.3"),
+        ("mix:9e-1", "mix:0.9"),
+        ("mix:0.9999999", "mix:0.9999999"),
+    ],
 )
 def test_a_latency_has_one_form(value: str, phase: str) -> None:
     assert parse_phase("target t", value) == phase
@@ -24,6 +30,7 @@ def test_a_latency_has_one_form(value: str, phase: str) -> None:
         ("mix:", "mix:0.5"),
         ("mix:nan", "mix:0.5"),
         ("mix:30%", "mix:0.3"),
+        ("mix:0,3", "mix:0.3"),
         ("mix:30", "mix:0.3"),
         ("mx:0.3", "mix:0.3"),
         ("mix:0", "decode"),

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -30,7 +30,6 @@ class LitertSession:
             self.interpreter = Interpreter(**source, num_threads=settings.threads)
             self.interpreter.allocate_tensors()
         self._inputs = self.interpreter.get_input_details()
-        self._places = {one["name"]: one["index"] for one in self._inputs}
         self._outputs = self.interpreter.get_output_details()
 
     def get_inputs(self) -> list[Value]:
@@ -41,17 +40,33 @@ class LitertSession:
         """Return outputs under their names in the file, the primary one first."""
         return [_value(one) for one in self._outputs]
 
-    def run(self, output_names: None, input_feed: Mapping[str, Any]) -> list[Any]:
-        """Return all outputs, as copies.
+    def run(self, output_names: Sequence[str] | None, input_feed: Mapping[str, Any]) -> list[Any]:
+        """Return outputs, as copies.
 
         Args:
-            output_names: None for all outputs.
-            input_feed: inputs by name.
+            output_names: of the outputs, in the order in which they are returned; None for all.
+            input_feed: all inputs by name. LiteRT would take those of the run before for others.
+
+        Raises:
+            ValueError: a name is missing or unknown, or an input has another shape or type.
         """
-        for name, array in input_feed.items():
-            self.interpreter.set_tensor(self._places[name], np.asarray(array, order="C"))
+        if input_feed.keys() != {one["name"] for one in self._inputs}:
+            names = [one["name"] for one in self._inputs]
+            raise ValueError(f"the file has the inputs {names}, got {[*input_feed]}")
+        ends = {one["name"]: one["index"] for one in self._outputs}
+        unknown = [name for name in output_names or () if name not in ends]
+        if unknown:
+            raise ValueError(f"the file has the outputs {[*ends]}, got {unknown[0]!r}")
+        for one in self._inputs:
+            array = np.asarray(input_feed[one["name"]], order="C")
+            if array.shape != tuple(one["shape"]):
+                raise ValueError(
+                    f"input {one['name']} has the shape {tuple(map(int, one['shape']))} in this "
+                    f"file, got {array.shape}"
+                )
+            self.interpreter.set_tensor(one["index"], array)
         self.interpreter.invoke()
-        return [self.interpreter.get_tensor(one["index"]) for one in self._outputs]
+        return [self.interpreter.get_tensor(ends[name]) for name in output_names or ends]
 
 
 def _value(details: Mapping[str, Any]) -> Value:

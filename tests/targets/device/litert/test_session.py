@@ -41,6 +41,20 @@ def test_outputs_are_copies() -> None:
     np.testing.assert_array_equal(first, before)
 
 
+def test_wrong_inputs_and_outputs_are_refused() -> None:
+    session = open_session(flat_product(), LITERT)
+    x = np.ones(session.get_inputs()[0].shape, np.float32)
+    (expected,) = session.run(["y"], {"x": x})
+    np.testing.assert_array_equal(session.run(None, {"x": x})[0], expected)
+    for feed in ({}, {"z": x}, {"x": x, "z": x}):
+        with pytest.raises(ValueError, match=r"the file has the inputs \['x'\], got"):
+            session.run(None, feed)
+    with pytest.raises(ValueError, match=r"the file has the outputs \['y'\], got 'z'"):
+        session.run(["z"], {"x": x})
+    with pytest.raises(ValueError, match=r"input x has the shape .* in this file, got"):
+        session.run(None, {"x": x[:1]})
+
+
 def test_notes_of_the_runtime_stay_away_from_the_terminal(
     capfd: pytest.CaptureFixture[str],
 ) -> None:
