@@ -107,7 +107,7 @@ class Builder:
         return shared.content() if self.flat_shapes is None else self.content(shared.whole())
 
     def content(self, graph: ModelProto) -> bytes:
-        """Return the content of the file of a graph, equal graphs as equal bytes.
+        """Return the content of the .tflite file of a graph, equal graphs as equal bytes.
 
         Args:
             graph: with its weights.
@@ -115,10 +115,8 @@ class Builder:
         Raises:
             ExportError: LiteRT has no operator for a node.
         """
-        if self.flat_shapes is not None:
-            return translated(graph, self.flat_shapes).content
-        content: bytes = graph.SerializeToString(deterministic=True)
-        return content
+        assert self.flat_shapes is not None
+        return translated(graph, self.flat_shapes).content
 
     @property
     def teacher(self) -> nn.Module:

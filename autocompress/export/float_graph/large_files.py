@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
-from onnx import ModelProto, TensorProto, helper
+from onnx import GraphProto, ModelProto, TensorProto, helper
 
 from autocompress.measure.size import FILE_BYTES, GRAPH_BYTES
 from autocompress.results.files import MODEL_FILE, disk_error, write_atomic, write_parts
@@ -139,8 +139,10 @@ def digest_of(path: Path) -> str:
 def _apart(proto: ModelProto, name: str) -> _Apart:
     """Return a graph without its large tensors; the small parts are copied."""
     bare, tensors, end = ModelProto(), [], 0
-    _copy_fields(proto, bare, "graph")
-    _copy_fields(proto.graph, bare.graph, "initializer")
+    copy_fields(proto, bare, lambda number: number != ModelProto.GRAPH_FIELD_NUMBER)
+    copy_fields(
+        proto.graph, bare.graph, lambda number: number != GraphProto.INITIALIZER_FIELD_NUMBER
+    )
     for tensor in proto.graph.initializer:
         size = _bytes_of(tensor)
         if size < LEAST_APART or not _is_raw(tensor):
@@ -164,10 +166,16 @@ def _entries(name: str, offset: int, size: int) -> Iterator[tuple[str, str]]:
     yield "length", str(size)
 
 
-def _copy_fields(source: Any, target: Any, left_out: str) -> None:
-    """Copy all fields of a message but one, whose content may be large."""
+def copy_fields(source: Any, target: Any, is_wanted: Callable[[int], bool]) -> None:
+    """Copy some fields of a message; the content of the others may be large.
+
+    Args:
+        source: a message of protobuf.
+        target: a message of the same type, which gets them.
+        is_wanted: returns True for the number of a field to copy.
+    """
     for field, value in source.ListFields():
-        if field.name == left_out:
+        if not is_wanted(field.number):
             continue
         own = getattr(target, field.name)
         if hasattr(own, "extend"):

@@ -19,6 +19,7 @@ from onnx import GraphProto, ModelProto, TensorProto, numpy_helper
 from torch import Tensor, nn
 
 from autocompress.export.float_graph.large_files import (
+    copy_fields,
     needs_other_file,
     write_apart,
     write_whole,
@@ -152,15 +153,7 @@ def _head(number: int, length: int) -> bytes:
 def _fields(message: ModelProto | GraphProto, start: int, end: int | None) -> bytes:
     """Return the serialized fields of a message whose numbers are in a range."""
     part = type(message)()
-    for one, value in message.ListFields():
-        if one.number < start or (end is not None and one.number >= end):
-            continue  # the weights may be among them, and are not copied
-        if hasattr(value, "extend"):
-            getattr(part, one.name).extend(value)
-        elif hasattr(value, "CopyFrom"):
-            getattr(part, one.name).CopyFrom(value)
-        else:
-            setattr(part, one.name, value)
+    copy_fields(message, part, lambda number: start <= number and (end is None or number < end))
     content: bytes = part.SerializeToString()
     return content
 

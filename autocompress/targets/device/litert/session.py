@@ -11,7 +11,6 @@ import numpy as np
 
 from ..sessions import SessionSettings, Value
 
-RUNTIME, PROVIDER = "litert", "XNNPACK"
 KINDS = {"float32": "float", "float64": "double"}  # names of ONNX Runtime that differ from NumPy's
 
 
