@@ -10,6 +10,7 @@ float package after ONNX Runtime's quantizers for MatMulNBits: rounding to neare
 from __future__ import annotations
 
 import json
+import logging
 import os
 import subprocess
 import sys
@@ -102,6 +103,7 @@ def quantized(source: Path, out: Path, feeds: Sequence[Mapping[str, Any]]) -> di
     """
     from onnxruntime.quantization import matmul_nbits_quantizer as quantizers
 
+    logging.getLogger(quantizers.__name__).setLevel(logging.WARNING)  # it has a line per node
     ways = {
         "rtn": lambda: quantizers.DefaultWeightOnlyQuantConfig(BLOCK, accuracy_level=4),
         "hqq": lambda: quantizers.HQQWeightOnlyQuantConfig(BLOCK),
@@ -113,10 +115,8 @@ def quantized(source: Path, out: Path, feeds: Sequence[Mapping[str, Any]]) -> di
         if not path.exists():
             path.parent.mkdir(parents=True)
             try:
-                # GPTQ reads the model from its path.
-                model = str(source) if name == "gptq" else onnx.load(source)
                 own = {"block_size": BLOCK, "accuracy_level": 4, "algo_config": config()}
-                quantizer = quantizers.MatMulNBitsQuantizer(model, 4, **own)
+                quantizer = quantizers.MatMulNBitsQuantizer(onnx.load(source), 4, **own)
                 quantizer.process()
                 quantizer.model.save_model_to_file(str(path), True)
             except Exception as error:  # of a library, on a graph that it may not know

@@ -1,13 +1,12 @@
 """Train a small LLaVA on easy-VQA by the classes of transformers, and save it as a model folder.
 
-It has about 5 million parameters, half of them in the vision tower, and takes 10 minutes.
+It has about 5 million parameters, half of them in the vision tower, and takes some minutes.
 """
 
 from __future__ import annotations
 
 import json
 import os
-import time
 from dataclasses import dataclass
 from importlib.resources import files
 from pathlib import Path
@@ -188,8 +187,8 @@ class Samples:
         )
 
 
-def train(model: Any, samples: Samples, seconds: float, seed: int = 0) -> int:
-    """Train a model for some time, with a rate that rises and falls; return the steps.
+def train(model: Any, samples: Samples, steps: int, seed: int = 0) -> None:
+    """Train a model for some steps, with a rate that rises and falls.
 
     A further head, which is thrown away, learns to name color and shape from the features of the
     pictures: the question alone explains two answers of three, so that the vision tower would
@@ -203,24 +202,20 @@ def train(model: Any, samples: Samples, seconds: float, seed: int = 0) -> int:
     by_image = torch.argsort(samples.image_index, stable=True)
     counts = torch.bincount(samples.image_index, minlength=len(samples.pixels))
     starts = counts.cumsum(0) - counts
-    begun, steps, share = time.monotonic(), 0, 0.0
-    while share < 1.0:
+    for step in range(steps):
         images = torch.randint(len(samples.pixels), (IMAGES,), generator=generator)
         draw = torch.rand(IMAGES, QUESTIONS, generator=generator)
         rows = by_image[starts[images, None] + (draw * counts[images, None]).long()].flatten()
         for group in optimizer.param_groups:
-            group["lr"] = RATE * min(share / 0.1 + 1e-3, (1.0 - share) / 0.9)
+            group["lr"] = RATE * min(step / steps / 0.1 + 1e-3, (1 - step / steps) / 0.9)
         loss = _loss(model, naming, samples, images, rows)
         optimizer.zero_grad()
         loss.backward()
         nn.utils.clip_grad_norm_(parameters, 1.0)
         optimizer.step()
-        steps += 1
-        share = (time.monotonic() - begun) / seconds
-        if steps % 200 == 0:
-            print(f"    step {steps}, {share:.0%} of the time, loss {float(loss):.4f}", flush=True)
+        if (step + 1) % 100 == 0:
+            print(f"    step {step + 1} of {steps}, loss {float(loss):.4f}", flush=True)
     model.eval()
-    return steps
 
 
 def _loss(model: Any, naming: nn.Module, samples: Samples, images: Tensor, rows: Tensor) -> Tensor:
@@ -238,9 +233,9 @@ def _loss(model: Any, naming: nn.Module, samples: Samples, images: Tensor, rows:
     return answers - 0.3 * named.sum(1).mean()
 
 
-def model_folder(seconds: float) -> Path:
-    """Return the folder of the trained model, made where there is none for this time yet."""
-    folder = kept_folder() / f"small_llava_{VERSION}_{seconds:g}s"
+def model_folder(steps: int) -> Path:
+    """Return the folder of the trained model, made where there is none of so many steps yet."""
+    folder = kept_folder() / f"small_llava_{VERSION}_{steps}"
     if folder.exists():
         return folder
     splits = read_splits()
@@ -249,9 +244,8 @@ def model_folder(seconds: float) -> Path:
     torch.manual_seed(0)
     model = new_model(words)
     count = sum(parameter.numel() for parameter in model.parameters())
-    print(f"training a LLaVA of {count / 1e6:.2f} million parameters for {seconds:g} s", flush=True)
-    steps = train(model, Samples.of(splits["data"], processor, words), seconds)
-    print(f"    {steps} steps", flush=True)
+    print(f"training a LLaVA of {count / 1e6:.2f} million parameters, {steps} steps", flush=True)
+    train(model, Samples.of(splits["data"], processor, words), steps)
     unfinished = folder.with_name(f"{folder.name}.{os.getpid()}")
     model.save_pretrained(unfinished)
     processor.save_pretrained(unfinished)

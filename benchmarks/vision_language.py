@@ -4,7 +4,7 @@
     python -m benchmarks.vision_language --quick --out ../llava   # keeps the run folder
 
 The model is a LLaVA of 5 million parameters, trained here on easy-VQA by the classes of
-transformers (small_llava.py). The first call trains it for 10 minutes and keeps its weights in
+transformers (small_llava.py). The first call trains it and keeps its weights in
 AUTOCOMPRESS_BENCH_CACHE. docs/benchmarks/vision_language.md explains the keys. Run nothing else on
 the machine meanwhile.
 """
@@ -24,8 +24,8 @@ from benchmarks.bench import compressor_of, file_accuracy
 from benchmarks.output import parser_of, require, write_figures
 from benchmarks.small_llava import model_folder, write_splits
 
-TRAIN_S, SEARCH_S = 600.0, 900.0
-QUICK_TRAIN_S, QUICK_SEARCH_S = 60.0, 180.0
+STEPS, SEARCH_S = 1500, 900.0
+QUICK_STEPS, QUICK_SEARCH_S = 150, 180.0
 QUESTIONS = {"data": 8000, "validation": 2000, "test": 4000}
 QUICK_QUESTIONS = {"data": 1000, "validation": 400, "test": 400}
 MANY = 1000  # trials, so that only the time ends the search
@@ -93,7 +93,7 @@ def arguments_of() -> argparse.Namespace:
     """Read the command line."""
     parser = parser_of(__doc__)
     parser.formatter_class = argparse.RawDescriptionHelpFormatter
-    parser.add_argument("--train-seconds", type=float, help="default: 600, with --quick 60")
+    parser.add_argument("--steps", type=int, help="of training; default: 1500, with --quick 150")
     parser.add_argument("--search-seconds", type=float, help="default: 900, with --quick 180")
     parser.add_argument("--trials", type=int, default=MANY, help="most trials of the search")
     parser.add_argument("--out", type=Path, metavar="DIR", help="new folder that keeps the run")
@@ -105,7 +105,7 @@ def main() -> None:
     arguments = arguments_of()
     require("transformers", "huggingface")
     quick = arguments.quick
-    folder = model_folder(arguments.train_seconds or (QUICK_TRAIN_S if quick else TRAIN_S))
+    folder = model_folder(arguments.steps or (QUICK_STEPS if quick else STEPS))
     with tempfile.TemporaryDirectory() as temporary:
         out = (arguments.out or Path(temporary)).resolve()
         if (out / "run").exists():

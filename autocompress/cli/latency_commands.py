@@ -40,7 +40,7 @@ def profile_command(arguments: argparse.Namespace) -> int:
     target = find_target(arguments.target, portable=arguments.portable)
     SearchSpace.load(arguments.space)  # its errors come before the task is loaded
     task = on_student(prepared_task(arguments, target))
-    space = SearchSpace.load(arguments.space, task.pipeline)
+    space = SearchSpace.load(arguments.space, task.pipeline, target.phase)
     builder = builder_for(task, find_modules(task.model, task.example_inputs, task.towers), target)
     bound = space.bind(builder.module_map, target)
     subject = subject_of(task, builder, layout_of(builder), bound)
@@ -90,7 +90,7 @@ def export_probes_command(arguments: argparse.Namespace) -> int:
     target = find_target(arguments.target, present=False, portable=arguments.portable)
     SearchSpace.load(arguments.space)  # its errors come before the task is loaded
     task = on_student(prepared_task(arguments, target))
-    space = SearchSpace.load(arguments.space, task.pipeline)
+    space = SearchSpace.load(arguments.space, task.pipeline, target.phase)
     modules = find_modules(task.model, task.example_inputs, task.towers)
     # The device's arithmetic is not known here: weights take the form that is exact everywhere.
     forms = {module.name: IntegerForm.REDUCED for module in modules}

@@ -108,7 +108,7 @@ def inspect_command(arguments: argparse.Namespace) -> int:
     table = None if arguments.target_table is None else Path(arguments.target_table)
     SearchSpace.load(arguments.space)  # its errors come before the task is loaded
     task = on_student(prepared_task(arguments, target))
-    space = SearchSpace.load(arguments.space, task.pipeline)
+    space = SearchSpace.load(arguments.space, task.pipeline, target.phase)
     inspection = inspect_task(task, target, space, table, arguments.latency)
     if arguments.json:
         print(json.dumps(inspection.to_json(), indent=1))

@@ -211,7 +211,7 @@ class _Search:
             if made:
                 learned = relearn_where_wrong(problem, files.points, folder)
             else:
-                learned = gaps.grow(problem)
+                learned = gaps.grow(problem, clock.next_file_s)
             if learned is not None:
                 study.sampler = self._sampler(study, learned)
             return learned

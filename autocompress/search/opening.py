@@ -140,7 +140,7 @@ def check_request(
     check_decoder(task, target)
     with looking(setup.look):
         task = prepared(task, progress.line, target.decoder)
-    space = SearchSpace.load(settings.space, task.pipeline)
+    space = SearchSpace.load(settings.space, task.pipeline, target.phase)
     if settings.objectives:
         space = replace(space, objectives=tuple(dict.fromkeys(settings.objectives)))
     device = pick_device(settings.device)

@@ -68,8 +68,7 @@ def clock_of(
     # Where the samples are a part of the split, they are run without a disturbance too.
     passes = (kinds + 1) * part if kinds and part < 1 else float(kinds)
     latency_s = problem.baseline.latency_ms / 1e3
-    if settings.timeout_s is not None:
-        latency_s += _further_s(problem)
+    further_s = () if settings.timeout_s is None else _further_s(problem)
     float_s, is_tuned = problem.float_files.pass_s, problem.settings != problem.target.settings
     pass_s = float_s if file_pass_s is None else file_pass_s
     by_size_s = S_PER_BYTE * problem.baseline.size_bytes
@@ -78,8 +77,7 @@ def clock_of(
     openings = PASSES if is_large(str(problem.float_path)) else 1
     timing_s = (is_tuned, latency_s, OPEN_S + openings * by_size_s)
     parts = (started, settings.timeout_s, recovers, *files_s, *timing_s, time.monotonic())
-    others = problem.builder.other_feeds(task.example_inputs)
-    clock = Clock(*parts, inputs=1 + len(task.latency_inputs) + len(others))
+    clock = Clock(*parts, further_s=further_s)
     if task.test is None:
         return clock
     tested = 1.0  # passes over the test split, as passes over the validation split
@@ -89,8 +87,8 @@ def clock_of(
     return replace(clock, rest_passes=passes + share * tested, test_share=share)
 
 
-def _further_s(problem: Problem) -> float:
-    """Return the seconds of a run of the float file at all inputs beside those that decide.
+def _further_s(problem: Problem) -> tuple[float, ...]:
+    """Return the seconds of a run of the float file at each input beside the one that decides.
 
     They are the task's `latency_inputs` and the other phase of a decoder.
     """
@@ -101,11 +99,11 @@ def _further_s(problem: Problem) -> float:
     if isinstance(deciding, WeightedFeeds):  # a run takes longer than the latency says
         feeds.append(deciding)
     if not feeds or problem.latency_source == "table":  # a device that is not at hand
-        return 0.0
+        return ()
     if problem.target.figures is not None:  # nothing runs
-        return 0.0
+        return ()
     session = open_session(str(problem.float_path), problem.settings)
-    return sum(run_once(session, feed) for feed in feeds)
+    return tuple(run_once(session, feed) for feed in feeds)
 
 
 def _test_share(clock: Clock, tested: float) -> float:

@@ -213,7 +213,10 @@ class SearchSpace:
 
     @classmethod
     def load(
-        cls, source: str | Path | Mapping[str, Any] | None, pipeline: str | None = None
+        cls,
+        source: str | Path | Mapping[str, Any] | None,
+        pipeline: str | None = None,
+        phase: str = "",
     ) -> SearchSpace:
         """Return the space of a YAML file, a shipped space, a mapping, or the default space.
 
@@ -221,23 +224,24 @@ class SearchSpace:
             source: path of a YAML file, name of a shipped space (if there is no such file),
                 mapping, or None for the default space.
             pipeline: `Task.pipeline`, by which the default space is chosen.
+            phase: `Target.phase`, by which it is chosen too.
 
         Raises:
             SpaceError: if the source cannot be read, or a key or value is invalid.
         """
-        where, data = read_space(source, pipeline)
-        space = cls._checked(where, data, pipeline)
+        where, data = read_space(source, pipeline, phase)
+        space = cls._checked(where, data, pipeline, phase)
         return replace(
             space, every_rule_must_match="modules" in data and not fits_any_model(source)
         )
 
     @classmethod
-    def _checked(cls, where: str, data: Any, pipeline: str | None) -> SearchSpace:
+    def _checked(cls, where: str, data: Any, pipeline: str | None, phase: str) -> SearchSpace:
         if not isinstance(data, dict):
             came = "an empty file" if data is None else type(data).__name__
             raise SpaceError(f"{where}: expected a mapping such as {EXAMPLE}, got {came}")
         check_keys(where, data, KEYS)
-        given = data["modules"] if "modules" in data else default_rules(pipeline)
+        given = data["modules"] if "modules" in data else default_rules(pipeline, phase)
         rules = parse_rules(where, given)
         distillation = data.get("distillation") or {}
         parse_recovery(where, distillation)

@@ -15,11 +15,13 @@ import yaml
 
 from autocompress.argument_types import shown
 from autocompress.errors import SpaceError
+from autocompress.targets.phases import DECODE
 
 SHIPPED = files("autocompress.space") / "examples"
 DEFAULT = "default"
 # Default spaces of Hugging Face tasks that have one of their own.
 DEFAULTS = {"text-generation": "language", "image-text-to-text": "language"}
+GENERATION = "generation"  # that of decoders with a cache, where the time of a token decides
 
 
 def shipped_spaces() -> tuple[str, ...]:
@@ -28,17 +30,20 @@ def shipped_spaces() -> tuple[str, ...]:
     return tuple(sorted(names))
 
 
-def default_space(pipeline: str | None) -> str:
+def default_space(pipeline: str | None, phase: str = "") -> str:
     """Return the name of the shipped space that a search without a space takes.
 
     Args:
         pipeline: name of the Hugging Face task, None for tasks of another origin.
+        phase: `Target.phase`, the latency that decides for decoders with a cache.
     """
+    if phase == DECODE:
+        return GENERATION
     return DEFAULT if pipeline is None else DEFAULTS.get(pipeline, DEFAULT)
 
 
 def read_space(
-    source: str | Path | Mapping[str, Any] | None, pipeline: str | None = None
+    source: str | Path | Mapping[str, Any] | None, pipeline: str | None = None, phase: str = ""
 ) -> tuple[str, Any]:
     """Return a space as YAML describes it, unchecked.
 
@@ -46,6 +51,7 @@ def read_space(
         source: path of a YAML file, name of a shipped space, mapping, or None for the default
             space. A file wins over a shipped space of the same name.
         pipeline: of the task, as for `default_space`.
+        phase: of the target, as for `default_space`.
 
     Returns:
         Name of the source for errors, and the parsed YAML.
@@ -55,7 +61,7 @@ def read_space(
             YAML.
     """
     if source is None:
-        name = default_space(pipeline)
+        name = default_space(pipeline, phase)
         where = "default space" if name == DEFAULT else f"space {name}"
         return where, yaml.safe_load(_shipped_text(name))
     if isinstance(source, Mapping):
@@ -101,13 +107,14 @@ def no_such_space(name: str) -> SpaceError:
     )
 
 
-def default_rules(pipeline: str | None) -> Any:
+def default_rules(pipeline: str | None, phase: str = "") -> Any:
     """Return the rules of the default space, which hold where a space names none.
 
     Args:
         pipeline: of the task, as for `default_space`.
+        phase: of the target, as for `default_space`.
     """
-    return yaml.safe_load(_shipped_text(default_space(pipeline)))["modules"]
+    return yaml.safe_load(_shipped_text(default_space(pipeline, phase)))["modules"]
 
 
 def fits_any_model(source: str | Path | Mapping[str, Any] | None) -> bool:

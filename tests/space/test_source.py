@@ -5,8 +5,15 @@ from pathlib import Path
 import pytest
 
 from autocompress.errors import SpaceError
+from autocompress.export.module_kernels import WEIGHT_ONLY_BITS
 from autocompress.space.search_space import SearchSpace
-from autocompress.space.source import SHIPPED, fits_any_model, read_space, shipped_spaces
+from autocompress.space.source import (
+    SHIPPED,
+    default_space,
+    fits_any_model,
+    read_space,
+    shipped_spaces,
+)
 
 TOP = Path(__file__).parents[2] / "search_spaces"
 
@@ -48,7 +55,8 @@ def test_the_error_names_the_nearest_file_and_the_shipped_spaces(
         read_space("mine.yml")
     assert str(caught.value) == (
         "mine.yml: no such file; nearest: mine.yaml; "
-        "shipped spaces: cnn, default, language, multimodal, pruning, transformer, weight_only"
+        "shipped spaces: cnn, default, generation, language, multimodal, pruning, transformer, "
+        "weight_only"
     )
     with pytest.raises(SpaceError, match=r"^transfomer: no such file; nearest: transformer;"):
         read_space("transfomer")
@@ -69,3 +77,22 @@ def test_models_that_write_text_have_a_default_space_of_their_own() -> None:
         assert SearchSpace.load(None, pipeline).rules == SearchSpace.load("default").rules
     own = {"modules": [{"match": "*", "weight_bits": [8]}]}
     assert SearchSpace.load(own, "text-generation").rules == tuple(own["modules"])
+
+
+def test_packages_have_a_default_space_of_their_own_where_a_token_decides() -> None:
+    task = "text-generation"
+    assert default_space(task) == default_space(task, "prefill") == "language"
+    assert default_space(task, "decode") == "generation"
+    wanted = read_space("generation")[1]
+    assert read_space(None, task, "decode") == ("space generation", wanted)
+    limits = {"constraints": {"max_size": "20%"}}
+    assert SearchSpace.load(limits, task, "decode").rules == SearchSpace.load("generation").rules
+    assert SearchSpace.load(limits, task).rules == SearchSpace.load("language").rules
+
+
+def test_its_choices_all_stay_packed() -> None:
+    """A width without a packed kernel, or 8-bit inputs, would be unpacked in memory."""
+    for rule in read_space("generation")[1]["modules"]:
+        assert "activation_bits" not in rule
+        assert set(rule["weight_bits"]) <= set(WEIGHT_ONLY_BITS)
+        assert min(rule["group_size"]) > 0

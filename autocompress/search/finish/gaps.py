@@ -82,11 +82,14 @@ class GapFiles:
         self.progress.line(point_words(point, problem))
         return True
 
-    def grow(self, problem: Problem) -> Problem | None:
+    def grow(self, problem: Problem, file_s: float) -> Problem | None:
         """Measure the finalist whose latency is most uncertain, if there is time for it.
+
+        Time that a file waits for is not taken.
 
         Args:
             problem: target and latency model.
+            file_s: seconds that a file takes.
 
         Returns:
             The problem with a larger latency table; None if nothing was measured.
@@ -95,6 +98,9 @@ class GapFiles:
         left_s = SHARE * (now - self._begun) - self._spent_s
         if self.deadline is not None:
             left_s = min(left_s, self.deadline - now)
+        fits = self.deadline is None or now + file_s <= self.deadline
+        if fits and self._next(problem) is not None:
+            return None
         finalists = choose_finalists(self.study, problem, self.goal, or_nearest=False)
         candidates = [finalist.candidate for finalist in finalists]
         table = grown(problem.table, problem.subject, problem.target, candidates, left_s)

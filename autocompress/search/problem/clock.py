@@ -39,12 +39,12 @@ class Clock:
         rest_passes: passes over the validation split that take as long as the test split and the
             disturbed inputs.
         is_tuned: True if files are timed under two settings.
-        latency_s: seconds of one inference of the float model.
+        latency_s: seconds of one inference of the float model, at the input that decides.
         open_s: seconds of opening a file to time it.
         ready: when setting up ended.
         test_share: part of the test split that there is time for.
         recovery_share: part of `left_s` for training the front.
-        inputs: number of inputs of which `latency_s` is the sum.
+        further_s: the same at each further input.
     """
 
     started: float
@@ -60,7 +60,7 @@ class Clock:
     ready: float
     test_share: float = 1.0
     recovery_share: float = RECOVERY_SHARE
-    inputs: int = 1
+    further_s: tuple[float, ...] = ()
     _slowest_s: float | None = field(default=None, init=False)
     _slower: float = field(default=1.0, init=False)
 
@@ -113,12 +113,8 @@ class Clock:
         Args:
             files: number of files.
         """
-        runs: float = RUNS_OF_TWO if self.is_tuned else RUNS
-        run_s = self.latency_s / self.inputs
-        if run_s >= LONG_S:
-            runs /= 3
-        runs *= (enough_rounds(ROUNDS, run_s) + PASSES) / (ROUNDS + PASSES)  # each pass warms up
-        runs_s = 2 * FASTER * self.latency_s * runs
+        runs_s = _runs_s(self.latency_s, RUNS_OF_TWO if self.is_tuned else RUNS)
+        runs_s += sum(_runs_s(run_s, RUNS) for run_s in self.further_s)
         return REPORT_S + files * (self.open_s + runs_s)
 
     def after_recovery_s(self, files: int) -> float:
@@ -176,3 +172,16 @@ class Clock:
             seconds: of the step.
         """
         return self.end is None or time.monotonic() + seconds + self.timing_s(files) <= self.end
+
+
+def _runs_s(run_s: float, runs: float) -> float:
+    """Return the seconds of timing one file in turn with the float one, at one input.
+
+    Args:
+        run_s: of the float file.
+        runs: of both, where a run is fast.
+    """
+    if run_s >= LONG_S:
+        runs /= 3
+    runs *= (enough_rounds(ROUNDS, run_s) + PASSES) / (ROUNDS + PASSES)  # each pass warms up
+    return 2 * FASTER * run_s * runs

@@ -141,7 +141,9 @@ class RunRecord:
             A record without what is known later.
         """
         table, bound = problem.table, problem.space
-        space = default_space(task.pipeline) if settings.space is None else settings.space
+        space = settings.space
+        if space is None:
+            space = default_space(task.pipeline, problem.target.phase)
         torch_version = str(torch.__version__)
         return cls(
             task=task.name,

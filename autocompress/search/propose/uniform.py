@@ -7,6 +7,7 @@ measured, and they are the first trials of the study whatever its sampler is.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 
 import numpy as np
 import optuna
@@ -17,7 +18,8 @@ from autocompress.search.problem.problem import Problem
 from autocompress.space.search_space import BoundSpace
 
 WIDTHS: tuple[tuple[int, int], ...] = ((8, 8), (4, 8))  # bits of weights, of activations
-WEIGHTS_ONLY = ModuleConfig(4, 32)
+WEIGHTS_ONLY = ModuleConfig(4, 32, symmetric=False)
+COARSE = 256  # inputs per scale; a space offers at most as many
 GLOBAL_RATIO = 0.3  # of all units of the pruned candidate
 
 Parameters = dict[str, int]
@@ -26,11 +28,14 @@ Parameters = dict[str, int]
 def uniform_parameters(problem: Problem) -> list[Parameters]:
     """Return the uniform candidates as parameters of the study.
 
-    8 bits and 4 bits on integer kernels. Where groups can be pruned, also 8 bits with all groups
-    pruned by one threshold on their magnitudes. Widths that the space does not offer become its
-    nearest ones. Linear layers whose inputs hold a few very large values, as in large language
-    models, read them as floats (Dettmers et al. 2022). Such models also get a candidate of 4 bits
-    with all inputs as floats: rounded inputs cost them more than rounded weights.
+    8 bits and 4 bits on integer kernels. Widths that the space does not offer become its nearest
+    ones. Linear layers whose inputs hold a few very large values, as in large language models,
+    read them as floats (Dettmers et al. 2022). Such models also get a candidate of 4 bits with all
+    inputs as floats: rounded inputs cost them more than rounded weights. Scales are those of the
+    smallest groups, and 4 bits have zero points. Where the space has a choice there, 4 bits in the
+    largest groups without zero points, which are the smallest and fastest, are a candidate too.
+    Where channels can be pruned, the last one has 8 bits with all channel groups pruned by one
+    threshold on their magnitudes.
 
     Args:
         problem: its space, and the magnitudes of its groups.
@@ -44,14 +49,18 @@ def uniform_parameters(problem: Problem) -> list[Parameters]:
     }
 
     def config(name: str, bits: tuple[int, int], ratio: float = 0.0) -> ModuleConfig:
-        return ModuleConfig(bits[0], 32 if name in wide else bits[1], pruning_ratio=ratio)
+        inputs = 32 if name in wide else bits[1]
+        return ModuleConfig(bits[0], inputs, symmetric=bits[0] > 4, pruning_ratio=ratio)
 
     uniform = [{name: config(name, bits) for name in space.kinds} for bits in WIDTHS]
+    if wide:
+        uniform.append(dict.fromkeys(space.kinds, WEIGHTS_ONLY))
+    if any(knob.axis in ("group_size", "symmetric") for knob in space.knobs):
+        last = uniform[-1].items()
+        uniform.append({n: replace(one, group_size=COARSE, symmetric=True) for n, one in last})
     ratios = _pruning_ratios(problem)
     if ratios:
         uniform.append({n: config(n, WIDTHS[0], ratios.get(n, 0.0)) for n in space.kinds})
-    if wide:
-        uniform.append(dict.fromkeys(space.kinds, WEIGHTS_ONLY))
     distinct: list[Parameters] = []
     for configs in uniform:
         parameters = nearest_parameters(space, configs)

@@ -100,10 +100,26 @@ def test_the_latency_table_grows_within_the_same_share(made, monkeypatch, tmp_pa
     monkeypatch.setattr(gaps, "grown", grown)
     problem = MadeUpProblem(Table())
     files = made()
-    learned = files.grow(problem)
+    files.files.made += [9, 4, 6]
+    learned = files.grow(problem, 1.0)
     assert learned.table is not problem.table
     assert asked[0] == (3, pytest.approx(SHARE * 100, abs=0.5))
     assert asked[1] == tmp_path / "latency_table.json"
     files._spent_s = SHARE * 100 - 1
-    assert files.grow(problem) is None
-    assert made(time.monotonic() + 2).grow(problem) is None
+    assert files.grow(problem, 1.0) is None
+    late = made(time.monotonic() + 2)
+    late.files.made += [9, 4, 6]
+    assert late.grow(problem, 1.0) is None
+
+
+def test_the_latency_table_takes_no_time_that_a_file_waits_for(made, monkeypatch) -> None:
+    """A model of the table takes less than a file, so that no file would ever be made."""
+    table = SimpleNamespace(save=lambda path: None)
+    monkeypatch.setattr(gaps, "grown", lambda *_: table)
+    files, problem = made(time.monotonic() + 60), MadeUpProblem(object())
+    dear_s = SHARE * 100 + 1
+    assert not files.make_one(problem, dear_s)
+    assert files.grow(problem, dear_s) is None
+    assert files.grow(problem, 61.0) is not None, "no file can be made before the last trial"
+    files.files.made += [9, 4, 6]
+    assert files.grow(problem, dear_s) is not None

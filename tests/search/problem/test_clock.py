@@ -11,6 +11,7 @@ from autocompress.search.problem.clock import (
     LONG_SHARE,
     MOST_FILES,
     RECOVERY_SHARE,
+    REPORT_S,
     RUNS,
     RUNS_OF_TWO,
     Clock,
@@ -75,10 +76,21 @@ def test_a_slow_test_split_is_expected_to_stay_slow() -> None:
 
 
 def test_long_runs_are_timed_less_often_at_each_input(whole_tables) -> None:
-    one, three = clock(300, latency_s=0.006), replace(clock(300, latency_s=0.006), inputs=3)
+    one = clock(300, latency_s=0.006)
+    three = replace(clock(300, latency_s=0.002), further_s=(0.002, 0.002))
     runs_s = 2 * FASTER * 0.006 * RUNS
     with whole_tables():
         assert three.timing_s(5) - one.timing_s(5) == pytest.approx(5 * runs_s * 2 / 3)
+
+
+def test_a_slow_input_does_not_lengthen_the_timing_at_a_fast_one() -> None:
+    """A prompt takes 14 times as long as a token, and gets fewer rounds."""
+    token, prompt = clock(300, latency_s=0.03), clock(300, latency_s=0.42)
+    both, shared_s = replace(token, further_s=(0.42,)), REPORT_S + 3 * token.open_s
+    assert both.timing_s(3) == pytest.approx(token.timing_s(3) + prompt.timing_s(3) - shared_s)
+    tuned = replace(both, is_tuned=True)
+    more_s = replace(token, is_tuned=True).timing_s(3) - token.timing_s(3)
+    assert tuned.timing_s(3) - both.timing_s(3) == pytest.approx(more_s), "settings of one input"
 
 
 def test_slow_models_are_timed_as_often_as_there_are_rounds(whole_tables) -> None:

@@ -76,6 +76,21 @@ def test_linear_layers_of_inputs_with_a_wide_range_read_floats() -> None:
     ], "the last one rounds weights only"
 
 
+def test_the_largest_groups_without_zero_points_are_a_candidate_too() -> None:
+    given = problem((4, 8), (0.0,), frozenset("abc"))
+    given.space.knobs += [
+        *(Knob(name, "group_size", (32, 64, 128)) for name in "abc"),
+        *(Knob(name, "symmetric", (False, True)) for name in "abc"),
+    ]
+    points = uniform_parameters(given)
+    names = [knob.parameter for knob in given.space.knobs]
+    assert [[point[name] for name in names] for point in points] == [
+        [1, 1, 1, 0, 0, 0, 1, 1, 1],
+        [0, 0, 0, 0, 0, 0, 0, 0, 0],
+        [0, 0, 0, 2, 2, 2, 1, 1, 1],
+    ]
+
+
 def test_equal_candidates_are_one() -> None:
     assert len(uniform_parameters(problem((8, 16), (0.0,)))) == 1
 

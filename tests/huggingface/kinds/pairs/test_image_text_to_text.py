@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -115,6 +116,45 @@ def test_one_mixed_file_computes_what_is_simulated_in_all_batches(
             expected = call_model(simulated, inputs).numpy()
         assert relative_difference(run(builder.baseline, inputs), original) < 1e-4
         assert relative_difference(run(file, inputs), expected) < 1e-4
+
+
+@pytest.mark.slow
+def test_sixteen_greedy_tokens_are_those_of_the_simulation(tmp_path: Path) -> None:
+    folder, data, _ = made("llava", tmp_path)
+    task = prepared(ac.from_pretrained(folder, validation=data, test=data, batch_size=1))
+    builder = prepare(
+        task, find_modules(task.model, task.example_inputs, task.towers), KernelChoice()
+    )
+    four = ModuleConfig(4, group_size=16, symmetric=False)
+    candidate = Candidate.of(dict.fromkeys((m.name for m in builder.module_map), four))
+    compressor = Compressor.of(builder)
+    session = open_session(compressor.graph(candidate).SerializeToString())
+    names = [value.name for value in session.get_inputs()]
+    simulated = compressor.stitcher.apply(candidate)
+
+    def of_file(inputs: Inputs) -> torch.Tensor:
+        return torch.from_numpy(session.run(None, feed_of(inputs, names))[0])
+
+    def of_simulation(inputs: Inputs) -> torch.Tensor:
+        with torch.no_grad():
+            return call_model(simulated, inputs)
+
+    differ = 0
+    for inputs, _ in task.validation:
+        assert isinstance(inputs, dict)
+        written, ours = greedy(of_file, inputs), greedy(of_simulation, inputs)
+        assert written == ours
+        differ += len(set(written)) > 2
+    assert differ > 0, "tokens that repeat show little"
+
+
+def greedy(answer: Callable[[Inputs], torch.Tensor], inputs: dict[str, torch.Tensor]) -> list[int]:
+    """Return 16 tokens behind a prompt, each the most probable one behind those before it."""
+    tokens = inputs["decoder_input_ids"][:, :1]
+    for _ in range(16):
+        logits = answer({**inputs, "decoder_input_ids": tokens})
+        tokens = torch.cat([tokens, logits[:, -1:].argmax(-1)], 1)
+    return tokens[0, 1:].tolist()
 
 
 @pytest.mark.parametrize(
