@@ -158,6 +158,8 @@ def test_training_pays_where_a_much_smaller_or_faster_trial_comes_near() -> None
     assert not training_pays(found, BENCH, GOAL, {1: 0.005, 2: 0.02}), "hardly smaller"
     assert training_pays(found, BENCH, GOAL, {2: 0.005}), "smaller"
     assert training_pays(found, BENCH, GOAL, {3: 0.005}), "faster"
+    assert training_pays(found, BENCH, GOAL, {3: 0.014}), "a forecast errs"
+    assert not training_pays(found, BENCH, GOAL, {3: 0.016})
     assert not training_pays(found, BENCH, Goal(BASE, Limits(max_size_bytes=10)), {2: 0.0})
     strict = Goal(BASE, Limits(max_accuracy_drop=0.006))
     assert training_pays(found, BENCH, strict, {2: 0.005}), "it would keep the limit"
@@ -200,6 +202,13 @@ def test_hopefuls_are_trained_first_where_a_user_would_take_them() -> None:
     known = Finalist(0, Candidate(), 500, 2.0, (0.89,))
     hopeful = Finalist(1, Candidate(), 100, 1.0, (0.6,), hoped=0.895)
     assert by_use([known, hopeful], GOAL) == [hopeful, known]
+    slow, fast = (
+        Finalist(2, Candidate(), 300, 2.0, (0.894,)),
+        Finalist(3, Candidate(), 600, 0.5, (0.8,)),
+    )
+    best = Finalist(4, Candidate(), 700, 2.5, (0.9,))
+    assert by_use([best, fast, slow], GOAL, {3: 0.014}) == [slow, fast, best], "a forecast errs"
+    assert by_use([best, fast, slow], GOAL, {3: 0.016}) == [slow, best, fast]
 
 
 def test_members_of_the_front_that_recovery_would_bring_nearer_are_trained_first() -> None:
