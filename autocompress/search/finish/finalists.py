@@ -32,8 +32,8 @@ from autocompress.search.propose.trial_model import WORTH
 
 GAIN = 0.9  # size or latency that a longer training pays for, relative to the best without it
 # A loss that is hoped for may be so many times the one that users take: forecasts from a few steps
-# of training err by as much, and other points hardly gain by the time.
-LIKELY = 1.5
+# of training err by as much, and points that lost less hardly gain by the time.
+LIKELY = 2.0
 HOPEFULS = 3  # trials that are trained in the hope that they reach the front
 
 
