@@ -116,10 +116,10 @@ def changed_weights(task: Task, known: Mapping[str, Any]) -> str:
 class Teacher:
     """Answer batches with the original model of a task.
 
-    Answers are float32. Views of batches never come again, so that a task that augments them has no
-    cache. Logits over more than DENSE classes are reduced to `TopLogits`, with or
-    without a cache, so that the cache changes no result. The cache stays below DISK_BYTES. It is
-    given up once reading takes longer than computing.
+    Answers are float32. Logits over more than DENSE classes are reduced to `TopLogits`, with or
+    without a cache, so that the cache changes no result. Views depend on the seed and the step, so
+    that each further training reads the answers of an earlier one. The cache stays below
+    DISK_BYTES. It is given up once reading takes longer than computing.
 
     Attributes:
         task: gives the model call and the kinds of outputs.
@@ -142,8 +142,6 @@ class Teacher:
     def __post_init__(self) -> None:
         self._compute_s = self._read_s = float("inf")
         self._digest = ""
-        if self.task.augment is not None:
-            self.folder = None
         self._disk = Cache(self.folder, DISK_BYTES)
         self._room = DISK_BYTES // 2
         if self.folder is not None:

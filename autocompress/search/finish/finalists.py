@@ -31,6 +31,9 @@ from autocompress.search.propose.sampler import PriceSampler
 from autocompress.search.propose.trial_model import WORTH
 
 GAIN = 0.9  # size or latency that a longer training pays for, relative to the best without it
+# A loss that is hoped for may be so many times the one that users take: forecasts from a few steps
+# of training err by as much, and points that lost less hardly gain by the time.
+LIKELY = 2.0
 HOPEFULS = 3  # trials that are trained in the hope that they reach the front
 
 
@@ -229,8 +232,8 @@ def by_use(
         hopes: loss of accuracy that is expected after recovery, by number of the trial.
 
     Returns:
-        The smallest and the fastest ones that lose at most `goal.near` (or are hoped to), the most
-        accurate one, and the others in their order.
+        The smallest and the fastest ones that lose at most `goal.near` (or are hoped to come near
+        it), the most accurate one, and the others in their order.
     """
     if not finalists:
         return []
@@ -250,15 +253,16 @@ def training_pays(
         hopes: loss of accuracy that is expected after it, by number of the trial.
 
     Returns:
-        True if a trial at most GAIN times as large, or as slow, comes within the drop of accuracy
-        that users take, or any trial where none is within it.
+        True if a trial at most GAIN times as large, or as slow, is likely to come within the drop
+        of accuracy that users take, or any trial where none is within it.
     """
     finalists = choose_finalists(study, problem, goal, or_nearest=False)
     finalists += choose_hopefuls(study, problem, goal, finalists, hopes)
     base, limit = goal.baseline.accuracy, goal.limits.max_accuracy_drop
-    bound = goal.near if limit is None else min(goal.near, limit)
-    now = [f for f in finalists if base - f.accuracy <= bound]
-    hoped = [f for f in finalists if hopes.get(f.number, base - f.accuracy) <= bound]
+    limit = np.inf if limit is None else limit
+    now = [f for f in finalists if base - f.accuracy <= min(goal.near, limit)]
+    likely = min(LIKELY * goal.near, limit)
+    hoped = [f for f in finalists if f in now or hopes.get(f.number, np.inf) <= likely]
     if not now or not hoped:
         return bool(hoped)
     smaller = min(f.size_bytes for f in hoped) <= GAIN * min(f.size_bytes for f in now)
@@ -270,11 +274,13 @@ def _taken(
 ) -> list[Finalist]:
     """Return the smallest and the fastest of those that lose little, or of all if none does."""
 
-    def lost(finalist: Finalist) -> float:
-        loss = goal.baseline.accuracy - finalist.expected
-        return min(loss, (hopes or {}).get(finalist.number, loss))
+    def is_near(finalist: Finalist) -> bool:
+        lost = goal.baseline.accuracy - finalist.accuracy
+        hoped = goal.baseline.accuracy - finalist.expected
+        hoped = min(hoped, (hopes or {}).get(finalist.number, hoped))
+        return lost <= goal.near or lost > hoped <= LIKELY * goal.near
 
-    near = [finalist for finalist in finalists if lost(finalist) <= goal.near] or finalists
+    near = [finalist for finalist in finalists if is_near(finalist)] or finalists
     return [min(near, key=lambda f: f.size_bytes), min(near, key=lambda f: f.latency_ms)]
 
 

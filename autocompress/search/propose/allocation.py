@@ -24,6 +24,8 @@ from autocompress.targets.workload import Layout
 Array = NDArray[np.float64]
 Choices = NDArray[np.intp]
 SWEEPS = 3
+# Prices of size and of latency, among which the least lossy allocation within bounds is looked for.
+LADDERS = 12, 36
 
 
 @dataclass(frozen=True, eq=False)
@@ -122,6 +124,38 @@ class Allocator:
             raised[rows] = budget.raised(raised[rows], over[rows])
             chosen[rows] = self._cheapest(prices[rows], raised[rows])
         return chosen
+
+    def least_lossy(self, most: Array, weights: Array | None = None) -> Choices:
+        """Return the allocation with the least loss among those that keep bounds of their costs.
+
+        Args:
+            most: (2,) largest size and latency, as shares of the baseline's; infinite for no bound.
+            weights: (features,) factor of each feature of the loss; 1 by default.
+
+        Returns:
+            (modules + groups,) choices. If none at the prices of a ladder keeps the bounds, those
+            that miss them least are compared.
+        """
+        factors = np.ones(len(self.features)) if weights is None else weights
+        prices = np.zeros((1, 2))
+        if (most < 1.0).any():
+            units = [np.linspace(0, 1, steps) for steps in LADDERS]
+            grid = np.stack(np.meshgrid(*units, indexing="ij"), axis=-1).reshape(-1, 2)
+            prices = np.concatenate([prices, self.prices(grid)])
+        choices = self.allocate(prices, np.repeat(factors[None], len(prices), axis=0))
+        missed = np.maximum(self.costs(choices) - most, 0.0).sum(1)
+        losses = self.losses(choices) @ factors
+        best: Choices = choices[np.lexsort((losses, missed))[0]]
+        return best
+
+    def prices(self, units: Array) -> Array:
+        """Return (n, 2) prices of size and latency, uniform in their logarithms.
+
+        Args:
+            units: (n, 2) coordinates in [0, 1] between the lowest and the highest useful price.
+        """
+        low, high = np.log(self.price_ranges).T
+        return np.asarray(np.exp(low + units * (high - low)))
 
     def within_budget(self, choices: Choices) -> NDArray[np.bool_]:
         """Return which allocations keep the shares of the loss that the space gives to towers.

@@ -36,9 +36,12 @@ PRICED, MOVED = 32, 32  # proposals by prices and by local moves, of which one i
 JITTER = 0.5  # deviation of the log factors per tower and part, for half of the prices
 MOST_MOVES = 3
 FASTEST_EVERY = 4  # proposals; the last of them asks for the fastest candidate
+# Latencies of the second and third proposal, as shares of the float file's. Training decides what
+# they are worth, and the search learns from them what it brings back. Until then it is taken to
+# leave PRUNED_SHARE of what pruning changes (docs/recovery.md, how long).
+FAST, PRUNED_SHARE = (1 / 2, 1 / 3), 0.25
 UNSURE = 1.0  # deviation of the log factors of losses whose table gives nothing new
 UNKNOWN_SHARE = 0.5  # of a divergence, that recovery may leave while no trial was trained
-LADDER = 12  # prices per axis, to find the most accurate allocation within limits
 ROOM = 0.98  # share of a limit that a prediction may use, so that the candidate keeps it
 
 
@@ -67,8 +70,9 @@ class PriceSampler(BaseSampler):
     Proposals are the cheapest allocations at random prices (lambda_size, lambda_latency), and local
     moves around the front.
 
-    The first proposal is the most accurate allocation within the limits of size and latency.
-    Quasi-random prices over the measured table follow. Trained trials say which share of a loss
+    The first proposal is the most accurate allocation within the limits of size and latency. Where
+    trials are trained, the least lossy ones follow that take the shares FAST of the latency, then
+    quasi-random prices over the measured table. Trained trials say which share of a loss
     recovery leaves (`RecoveryModel`). From `GUIDED_AFTER` finished trials on, they correct the
     table (`DivergenceModel`) and give the loss of a divergence (`LossModel`). Some proposals ask
     for the fastest candidate. Running trials count with their prediction, so that workers do not
@@ -146,9 +150,9 @@ class PriceSampler(BaseSampler):
         recovery = point[2:]
         states = (TrialState.COMPLETE, TrialState.PRUNED, TrialState.RUNNING)
         others = self._described(study, states, trial.number)
-        if trial.number <= self.first:
-            accurate = self._most_accurate(others)
-            return {**self._allocator.parameters(accurate), **self._recoveries.at(recovery)}
+        opening = self._opening(trial.number - self.first, others)
+        if opening is not None:
+            return {**self._allocator.parameters(opening), **self._recoveries.at(recovery)}
         if sum(t.whole and math.isfinite(t.divergence) for t in others) < GUIDED_AFTER:
             choices = self._new_by_price(point, others, trial.number)
             return {**self._allocator.parameters(choices), **self._recoveries.at(recovery)}
@@ -215,13 +219,14 @@ class PriceSampler(BaseSampler):
         """
         ones = np.ones(len(self._kinds))
         left = RecoveryModel.fitted(others, ones, self._kinds).shares
-        choices: Choices = self._allocator.allocate(self._prices(point[None, :2]), left[None])[0]
+        allocator = self._allocator
+        choices: Choices = allocator.allocate(allocator.prices(point[None, :2]), left[None])[0]
         tried = {other.key for other in others}
         if choices.tobytes() not in tried:
             return choices
         generator = np.random.default_rng([self._seed, number])
-        weights = np.exp(generator.normal(0, UNSURE, (PRICED, len(self._allocator.features))))
-        pool = self._allocator.allocate(self._prices(generator.random((PRICED, 2))), weights * left)
+        weights = np.exp(generator.normal(0, UNSURE, (PRICED, len(allocator.features))))
+        pool = allocator.allocate(allocator.prices(generator.random((PRICED, 2))), weights * left)
         return next((row for row in pool if row.tobytes() not in tried), pool[0])
 
     def _best(
@@ -270,7 +275,7 @@ class PriceSampler(BaseSampler):
         units = generator.random((PRICED, 2))
         if is_fastest:
             units[:, 0] = 0.0
-        return self._allocator.allocate(self._prices(units), weights)
+        return self._allocator.allocate(self._allocator.prices(units), weights)
 
     def _moved(
         self, front: list[Told], generator: np.random.Generator
@@ -316,29 +321,35 @@ class PriceSampler(BaseSampler):
         kinds = self._space.kinds
         return _numbered([(kinds[module], part) for module, part in self._allocator.features])
 
-    def _prices(self, units: Array) -> Array:
-        """Return (n, 2) prices at coordinates in [0, 1), uniform in their logarithms."""
-        low, high = np.log(self._allocator.price_ranges).T
-        return np.asarray(np.exp(low + units * (high - low)))
+    def _opening(self, place: int, others: list[Told]) -> Choices | None:
+        """Return the first proposals: the most accurate allocation, then fast ones to train.
 
-    def _most_accurate(self, others: list[Told]) -> Choices:
-        """Return the allocation with the least loss by the table within size and latency limits.
+        All are to keep the limits of size and latency. What the rest of the graph costs is what
+        told trials cost beyond the table.
 
-        If none keeps the limits, those that miss them least are compared. What the rest of the
-        graph costs is what told trials cost beyond the table.
+        Args:
+            place: of the trial, after the enqueued ones.
+            others: earlier and running trials.
+
+        Returns:
+            The allocation; None if the trial is a later one, or its allocation was tried or is not
+            as fast as that.
         """
+        recovery = self._space.recovery
+        if place > (len(FAST) if recovery.steps > 0 and not recovery.by_blocks else 0):
+            return None
         beyond = [np.array([t.size, t.latency]) - t.costs for t in others if not t.running]
         rest = np.median(beyond, axis=0) if beyond else np.zeros(2)
-        most = np.array(self._goal.limit_point()[:2])
-        prices = np.zeros((1, 2))
-        if (most < 1.0).any():
-            ladder = (np.arange(LADDER**2)[:, None] // (LADDER, 1)) % LADDER / (LADDER - 1)
-            prices = np.concatenate([prices, self._prices(ladder)])
-        choices = self._allocator.allocate(prices)
-        missed = np.maximum(self._allocator.costs(choices) + rest - ROOM * most, 0.0).sum(1)
-        losses = self._allocator.losses(choices).sum(1)
-        best: Choices = choices[np.lexsort((losses, missed))[0]]
-        return best
+        limits, left = self._goal.limit_point()[:2], np.ones(len(self._allocator.features))
+        most = np.array([limit if limit < 1 else np.inf for limit in limits])
+        if place > 0:
+            most[1] = min(most[1], FAST[place - 1])
+            left[[part == "pruned" for _, part in self._allocator.features]] = PRUNED_SHARE
+        choices = self._allocator.least_lossy(ROOM * most - rest, left)
+        if place == 0:
+            return choices
+        is_slow = (self._allocator.costs(choices[None])[0] + rest)[1] > most[1]
+        return None if is_slow or choices.tobytes() in {t.key for t in others} else choices
 
 
 def _numbered(names: list[tuple[str, str]]) -> NDArray[np.intp]:

@@ -144,27 +144,29 @@ def test_hopes_are_of_longer_trainings() -> None:
     assert hopes_of(found, GOAL, 480) == {}, "another sampler hopes for nothing"
     found.sampler = object.__new__(PriceSampler)
     found.sampler.hopes = lambda study: {1: 0.08, 2: 0.2}
-    assert hopes_of(found, GOAL, 480) == pytest.approx({1: 0.04, 2: 0.1}), "a half for 16 times 30"
+    assert hopes_of(found, GOAL, 960) == pytest.approx({1: 0.02, 2: 0.05}), "a quarter: 32 times 30"
     assert hopes_of(found, GOAL, 0) == {}, "no time for a training"
     LongRecovery(480, 0.8, 0.82, True).write(found, 1)
     hopes = hopes_of(found, GOAL, 960)
-    assert hopes == pytest.approx({1: 0.08 * 2**-0.25, 2: 0.2 * 2**-1.25}), "1 was trained already"
+    assert hopes == pytest.approx({1: 0.08 * 2**-0.4, 2: 0.05}), "1 was trained already"
     assert hopes_of(found, GOAL, 480).keys() == {2}
 
 
 def test_training_pays_where_a_much_smaller_or_faster_trial_comes_near() -> None:
     found = study((4, 500, 0.895, {}), (4, 460, 0.8, {}), (4, 300, 0.8, {}), (8, 700, 0.7, {}))
     assert not training_pays(found, BENCH, GOAL, {})
-    assert not training_pays(found, BENCH, GOAL, {1: 0.005, 2: 0.02}), "hardly smaller"
+    assert not training_pays(found, BENCH, GOAL, {1: 0.005, 2: 0.021}), "hardly smaller"
     assert training_pays(found, BENCH, GOAL, {2: 0.005}), "smaller"
     assert training_pays(found, BENCH, GOAL, {3: 0.005}), "faster"
+    assert training_pays(found, BENCH, GOAL, {3: 0.019}), "a forecast errs"
+    assert not training_pays(found, BENCH, GOAL, {3: 0.021})
     assert not training_pays(found, BENCH, Goal(BASE, Limits(max_size_bytes=10)), {2: 0.0})
     strict = Goal(BASE, Limits(max_accuracy_drop=0.006))
     assert training_pays(found, BENCH, strict, {2: 0.005}), "it would keep the limit"
     assert not training_pays(found, BENCH, strict, {2: 0.008})
     far = study((4, 500, 0.85, {}), (4, 490, 0.84, {}))
     assert training_pays(far, BENCH, GOAL, {0: 0.005}), "nothing else is near"
-    assert not training_pays(far, BENCH, GOAL, {0: 0.02})
+    assert not training_pays(far, BENCH, GOAL, {0: 0.021})
 
 
 def test_trials_that_recovery_may_bring_to_the_front_are_hopefuls() -> None:
@@ -200,6 +202,13 @@ def test_hopefuls_are_trained_first_where_a_user_would_take_them() -> None:
     known = Finalist(0, Candidate(), 500, 2.0, (0.89,))
     hopeful = Finalist(1, Candidate(), 100, 1.0, (0.6,), hoped=0.895)
     assert by_use([known, hopeful], GOAL) == [hopeful, known]
+    slow, fast = (
+        Finalist(2, Candidate(), 300, 2.0, (0.894,)),
+        Finalist(3, Candidate(), 600, 0.5, (0.8,)),
+    )
+    best = Finalist(4, Candidate(), 700, 2.5, (0.9,))
+    assert by_use([best, fast, slow], GOAL, {3: 0.019}) == [slow, fast, best], "a forecast errs"
+    assert by_use([best, fast, slow], GOAL, {3: 0.021}) == [slow, best, fast]
 
 
 def test_members_of_the_front_that_recovery_would_bring_nearer_are_trained_first() -> None:

@@ -67,12 +67,13 @@ def test_lessons_are_of_trained_trials() -> None:
 
 
 def test_what_a_longer_training_is_expected_to_leave() -> None:
-    made = study({"0": 0.7, "30": 0.8}, {"0": 0.7, "480": 0.8}, {"0": 0.8}, None)
-    assert hopes_after(made, 0.9, 480) == {0: pytest.approx(0.05)}, "a half of 0.1"
-    assert hopes_after(made, 0.75, 480) == {}, "nothing is lost"
+    made = study({"0": 0.7, "30": 0.8}, {"0": 0.7, "960": 0.8}, {"0": 0.8}, None)
+    assert hopes_after(made, 0.9, 960) == {0: pytest.approx(0.025)}, "a quarter of 0.1"
+    assert hopes_after(made, 0.75, 960) == {}, "nothing is lost"
     LongRecovery(120, 0.8, 0.84, True).write(made, 0)
     assert hopes_after(made, 0.9, 120) == {}, "it had as many steps"
-    assert hopes_after(made, 0.9, 1920) == {0: pytest.approx(0.03), 1: pytest.approx(0.1 * 2**-0.5)}
+    expected = {0: pytest.approx(0.015), 1: pytest.approx(0.1 * 4**-0.4)}
+    assert hopes_after(made, 0.9, 3840) == expected
     assert (fall(100, 50), fall(30, 0)) == (1.0, 1.0), "never more than after the shorter one"
 
 

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import itertools
+import sys
 from dataclasses import replace
 
 import numpy as np
@@ -16,7 +17,12 @@ from autocompress.results.pareto import hypervolume
 from autocompress.search.problem.goal import Goal, directions
 from autocompress.search.problem.trial_record import TrialRecord
 from autocompress.search.propose.allocation import Allocator
-from autocompress.search.propose.sampler import FASTEST_EVERY, PriceSampler, distributions
+from autocompress.search.propose.sampler import (
+    FASTEST_EVERY,
+    ROOM,
+    PriceSampler,
+    distributions,
+)
 from autocompress.search.propose.sensitivity import probes
 from autocompress.search.propose.trial_model import GUIDED_AFTER, Model
 from autocompress.search.propose.trials.told import TrialReader
@@ -330,6 +336,49 @@ def test_the_first_proposal_is_the_most_accurate_one_within_the_limits(
     assert allocator.losses(first).sum() <= np.quantile(
         allocator.losses(others[within]).sum(1), 0.02
     ), "nearly all that keep them lose more"
+
+
+def test_fast_proposals_follow_where_trials_are_trained(
+    parts: tuple[BoundSpace, Allocator], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    space, allocator = parts
+    module = sys.modules[PriceSampler.__module__]
+    monkeypatch.setattr(module, "FAST", (0.8, 0.6))  # not less: operators have fixed times here
+
+    def latencies(rungs: tuple[int, ...], blocks: bool | None = None) -> list[float]:
+        recovery = replace(space.recovery, rungs=rungs, blocks=blocks)
+        own = replace(space, recovery=recovery)
+        study = optuna.create_study(
+            directions=["minimize", "minimize", "maximize"],
+            sampler=PriceSampler(own, allocator, GOAL, 0),
+        )
+        trials = [told(study, own, allocator) for _ in range(4)]
+        chosen = np.stack([allocator.choices(trial.params) for trial in trials])
+        return [float(latency) for latency in allocator.costs(chosen)[:, 1]]
+
+    _, fast, faster, later = latencies((30,))
+    assert 0.6 < fast <= ROOM * 0.8
+    assert 0.5 < faster <= ROOM * 0.6
+    untrained = latencies(())
+    assert untrained == latencies((30,), blocks=True), "block by block, trials are not trained"
+    assert untrained[1:3] != [fast, faster]
+    assert untrained[3] == later
+    monkeypatch.setattr(module, "FAST", (0.5, 0.4))
+    assert latencies((30,)) == untrained, "nothing is as fast"
+
+
+def test_pruning_pays_for_the_fast_proposals(parts: tuple[BoundSpace, Allocator]) -> None:
+    """Training brings back what pruning changes, so that it is preferred to fewer bits."""
+    _, allocator = parts
+    left = np.ones(len(allocator.features))
+    pruned = np.array([part == "pruned" for _, part in allocator.features])
+    left[pruned] = 1e-4
+    bounds = np.array([np.inf, 0.7])
+    plain, hoped = allocator.least_lossy(bounds), allocator.least_lossy(bounds, left)
+    losses = allocator.losses(np.stack([plain, hoped]))
+    assert losses[1, pruned].sum() > losses[0, pruned].sum()
+    assert losses[1].sum() > losses[0].sum(), "before training it loses more"
+    assert (allocator.costs(np.stack([plain, hoped]))[:, 1] <= 0.7).all()
 
 
 def test_the_first_proposal_leaves_room_for_the_rest_of_the_graph(
