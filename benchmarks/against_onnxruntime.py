@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import logging
 import tempfile
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -27,20 +27,42 @@ PICKS = ("smallest", "fastest", "accurate", "knee")
 DROP = 0.01  # largest loss of accuracy of a pick
 
 
-def quantize_dynamic(source: Path, target: Path) -> None:
-    """Write ONNX Runtime's dynamic int8 quantization of MatMul and Gemm, per channel.
+PRODUCTS = ("MatMul", "Gemm")
 
-    ONNX Runtime prepares the file first.
+
+def prepared(source: Path, target: Path) -> Path:
+    """Write the file that ONNX Runtime prepares for quantization; return its path.
+
+    Constants are folded in it. Exported files transpose weights at run time, and tools that look
+    for constant weights find none there.
+
+    Args:
+        source: the float file.
+        target: what will be made of it; the prepared file lies beside it.
     """
     logging.getLogger().setLevel(logging.ERROR)
-    prepared = target.with_suffix(".prepared.onnx")
-    quant_pre_process(str(source), str(prepared), skip_symbolic_shape=True)
+    path = target.with_suffix(".prepared.onnx")
+    quant_pre_process(str(source), str(path), skip_symbolic_shape=True)
+    return path
+
+
+def quantize_dynamic(
+    source: Path, target: Path, operators: Sequence[str] | None = PRODUCTS
+) -> None:
+    """Write ONNX Runtime's dynamic int8 quantization, per channel, of the prepared file.
+
+    Args:
+        source: the float file.
+        target: what is written.
+        operators: what is quantized; None takes ONNX Runtime's default, which includes
+            convolutions and embeddings.
+    """
     quantization.quantize_dynamic(
-        str(prepared),
+        str(prepared(source, target)),
         str(target),
         per_channel=True,
         weight_type=quantization.QuantType.QInt8,
-        op_types_to_quantize=["MatMul", "Gemm"],
+        op_types_to_quantize=None if operators is None else list(operators),
     )
 
 
@@ -56,15 +78,9 @@ class Feeds(CalibrationDataReader):  # type: ignore[misc]
 
 
 def quantize_static(source: Path, target: Path, feeds: Iterable[Mapping[str, Any]]) -> None:
-    """Write ONNX Runtime's static int8 quantization, QDQ and per channel.
-
-    ONNX Runtime prepares the file first.
-    """
-    logging.getLogger().setLevel(logging.ERROR)
-    prepared = target.with_suffix(".prepared.onnx")
-    quant_pre_process(str(source), str(prepared), skip_symbolic_shape=True)
+    """Write ONNX Runtime's static int8 quantization, QDQ and per channel, of the prepared file."""
     quantization.quantize_static(
-        str(prepared),
+        str(prepared(source, target)),
         str(target),
         Feeds(iter(feeds)),
         quant_format=quantization.QuantFormat.QDQ,

@@ -8,13 +8,17 @@ from __future__ import annotations
 import argparse
 import importlib.util
 import json
+import os
 import shlex
 import sys
 from collections.abc import Mapping
 from datetime import date
 from pathlib import Path
+from typing import Any
 
 from benchmarks.bench import versions
+
+INSTRUCTIONS = ("avx2", "avx512f", "avx_vnni", "avx512_vnni")  # as /proc/cpuinfo names them
 
 
 def parser_of(doc: str | None) -> argparse.ArgumentParser:
@@ -36,17 +40,28 @@ def require_installed(module: str, arguments: str) -> None:
         sys.exit(f"this benchmark needs {module}; pip install {arguments}")
 
 
-def write_figures(path: str | None, figures: Mapping[str, float]) -> None:
+def instructions() -> str:
+    """Return which instructions for products this processor has; "" where Linux does not tell."""
+    path = Path("/proc/cpuinfo")
+    words = path.read_text().split() if path.exists() else []
+    return " ".join(name for name in INSTRUCTIONS if name in words)
+
+
+def write_figures(
+    path: str | None, figures: Mapping[str, float], more: Mapping[str, Any] | None = None
+) -> None:
     """Write {"figures": {key: number}, "machine": {...}, "versions": {...}} and date and command.
 
     Args:
         path: of the file; None writes nothing.
         figures: number by key.
+        more: further entries of the file.
     """
     if path is None:
         return
     runtimes = versions()
     machine = {key: runtimes.pop(key) for key in ("machine", "processor")}
+    machine |= {"processors": f"{os.cpu_count()} processors", "instructions": instructions()}
     name, *words = sys.argv
     content = {
         "figures": dict(figures),
@@ -54,5 +69,6 @@ def write_figures(path: str | None, figures: Mapping[str, float]) -> None:
         "versions": runtimes,
         "date": date.today().isoformat(),
         "command": shlex.join(["python", "-m", f"benchmarks.{Path(name).stem}", *words]),
+        **(more or {}),
     }
     Path(path).write_text(json.dumps(content, indent=1))

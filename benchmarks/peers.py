@@ -13,59 +13,37 @@ needs Linux and `pip install -e '.[peers]'`. Run nothing else on the machine mea
 from __future__ import annotations
 
 import argparse
+import importlib.metadata
 import json
 import os
 import tempfile
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
 
+import autocompress
 from autocompress import read_front
-from autocompress.results.files import FLOAT_FILE, MODEL_FILE
+from autocompress.results.files import FLOAT_FILE, MODEL_FILE, RUN_FILE
 from benchmarks.anytime import HERE, check_state, said
 from benchmarks.bench import feed_of, file_accuracy, open_session
 from benchmarks.bench_latency import timed
 from benchmarks.output import parser_of, write_figures
 from benchmarks.peer_files import PEERS, Subject, Write
 from benchmarks.peer_models import MODELS, Loaded
+from benchmarks.peer_rows import FLOAT, MISSING, OURS, Row, as_records, figures_of, print_table
 from benchmarks.watch import search
 
 MANY = 1000  # trials, so that only the time ends a search
 SAMPLES = 2000  # of the test split
 POINTS = 12  # of our front, evenly by size
-EQUAL = 0.002  # an accuracy that is lower by at most this share of the float model's is equal
-FLOAT, OURS, REASON = "float", "ours", 90  # characters of a reason
-
-
-@dataclass
-class Row:
-    """Hold one file, or why there is none.
-
-    Attributes:
-        method: what made it.
-        path: of the file.
-        minutes: that it took to make.
-        reason: why it was not written, or does not load or run; "" if it runs.
-        test: metric on the test samples; higher is better.
-        time: latency as a share of the float file's.
-    """
-
-    method: str
-    path: Path
-    minutes: float = 0.0
-    reason: str = ""
-    test: float = float("nan")
-    time: float = float("nan")
-
-    @property
-    def size(self) -> int:
-        """Return its bytes, with those of the weights that lie beside it."""
-        beside = self.path.with_name(self.path.name + ".data")
-        return self.path.stat().st_size + (beside.stat().st_size if beside.exists() else 0)
+REASON = 90  # characters of a reason
+SMALLER = 0.98  # of the float file's bytes: a larger file of a tool has lost nothing
+# Names that differ from those of the packages.
+PACKAGES = {"olive": "olive-ai", "optimum": "optimum-onnx"}
 
 
 def reason_of(error: BaseException) -> str:
@@ -74,33 +52,58 @@ def reason_of(error: BaseException) -> str:
     return f"{type(error).__name__}: {lines[0]}"[:REASON]
 
 
-def made(method: str, write: Write, subject: Subject, folder: Path) -> Row:
-    """Return the row of a tool's file; it is made where no earlier run has made it, or failed."""
+def version_of(library: str) -> str:
+    """Return package and version of a tool; "" if it is not installed."""
+    package = PACKAGES.get(library, library)
+    try:
+        return f"{package} {importlib.metadata.version(package)}"
+    except importlib.metadata.PackageNotFoundError:
+        return ""
+
+
+def made(method: str, write: Write, subject: Subject, folder: Path, version: str) -> Row:
+    """Return the row of a tool's file; it is made where no earlier run has made it, or failed.
+
+    Args:
+        method: name of the row.
+        write: writes the file.
+        subject: what the tool is given.
+        folder: of the files.
+        version: package and version of the tool; "" if it is not installed.
+    """
     name = "".join(c if c.isalnum() else "_" for c in method)
     row, record = Row(method, folder / f"{name}.onnx"), folder / f"{name}.json"
     if record.exists():
         known = json.loads(record.read_text())
         row.minutes, row.reason = known["minutes"], known["reason"]
+        row.version = known["version"]
+        return row
+    if not version:
+        row.reason = MISSING
         return row
     print(f"  {method}", flush=True)
-    started = time.monotonic()
+    started, row.version = (time.monotonic(), time.process_time()), version
     try:
         write(subject, row.path)
     except (Exception, SystemExit) as error:  # some tools exit
         row.reason = reason_of(error)
-    row.minutes = (time.monotonic() - started) / 60
-    record.write_text(json.dumps({"minutes": row.minutes, "reason": row.reason}))
+    # The lesser one is what it takes on a machine where nothing else runs.
+    row.minutes = min(time.monotonic() - started[0], time.process_time() - started[1]) / 60
+    known = {"minutes": row.minutes, "reason": row.reason, "version": version}
+    record.write_text(json.dumps(known))
     return row
 
 
-def our_rows(run: Path, minutes: float) -> list[Row]:
-    """Return the rows of some points of a front, evenly by size."""
+def our_rows(run: Path) -> list[Row]:
+    """Return the rows of some points of a front, evenly by size; the search made all of them."""
+    version = f"autocompress {autocompress.__version__}"
+    minutes = json.loads((run / RUN_FILE).read_text())["seconds"] / 60
     points = sorted(read_front(run).points, key=lambda point: point.measured.size_bytes)
     chosen = np.unique(np.linspace(0, len(points) - 1, min(POINTS, len(points))).astype(int))
     rows = []
     for point in (points[i] for i in chosen):
         path = run / point.artifact / MODEL_FILE
-        rows.append(Row(f"{OURS}, trial {point.trial}", path, minutes))
+        rows.append(Row(f"{OURS}, trial {point.trial}", path, minutes, version=version))
     return rows
 
 
@@ -115,55 +118,19 @@ def judge(rows: Sequence[Row], loaded: Loaded, samples: int, rounds: int) -> Non
         if row.reason:
             continue
         try:
+            if row is not rows[0] and row.size > SMALLER * rows[0].size:
+                row.reason = f"compresses nothing: {row.size} bytes, float {rows[0].size}"
+                continue
             open_session(str(row.path)).run(None, feed)
             row.test = file_accuracy(task, str(row.path), test)
         except Exception as error:
             row.reason = f"does not run: {reason_of(error)}"
     running = [row for row in rows if not row.reason]
-    shares = timed(baseline, [str(row.path) for row in running], feed, rounds).ratios
-    for row, share in zip(running, shares, strict=True):
-        row.time = share
-
-
-def dominates(a: Row, b: Row) -> bool:
-    """Return True if a file is nowhere worse than another, and somewhere better."""
-    first, second = (np.array((row.size, row.time, -row.test)) for row in (a, b))
-    return bool((first <= second).all() and (first < second).any())
-
-
-def against(peer: Row, ours: Sequence[Row], scale: float) -> tuple[float, float]:
-    """Return how many times smaller and faster our files of at least equal accuracy are; or 0."""
-    equal = [row for row in ours if row.test >= peer.test - EQUAL * scale]
-    if not equal:
-        return 0.0, 0.0
-    return peer.size / min(r.size for r in equal), peer.time / min(r.time for r in equal)
-
-
-def report(name: str, rows: Sequence[Row]) -> dict[str, float]:
-    """Print the table of a model; return its figures."""
-    base = rows[0]
-    ours = [row for row in rows if row.method.startswith(OURS) and not row.reason]
-    print(f"\n{name}\n{'file':30}{'bytes':>12}{'smaller':>9}{'faster':>9}{'test':>10}{'min':>7}")
-    figures: dict[str, float] = {}
-    beaten, gains = [], []
-    for row in rows:
-        if row.reason:
-            print(f"{row.method:30}{'fails':>12}  {row.reason}")
-            continue
-        words = f"{row.method:30}{row.size:12d}{base.size / row.size:8.2f}x{1 / row.time:8.2f}x"
-        words += f"{row.test:10.4f}{row.minutes:7.1f}"
-        if row is not base and row not in ours and ours:
-            beaten.append(any(dominates(our, row) for our in ours))
-            gains.append(against(row, ours, abs(base.test)))
-            words += f"  ours: {gains[-1][0]:.2f}x smaller, {gains[-1][1]:.2f}x faster"
-            words += ", dominates" if beaten[-1] else ""
-        print(words, flush=True)
-    if gains:
-        figures[f"{name}_ours_dominates"] = float(np.mean(beaten))
-        figures[f"{name}_smaller_at_equal_accuracy"] = min(gain[0] for gain in gains)
-        figures[f"{name}_faster_at_equal_accuracy"] = min(gain[1] for gain in gains)
-    figures[f"{name}_peers_failed"] = sum(bool(row.reason) for row in rows)
-    return figures
+    timing = timed(baseline, [str(row.path) for row in running], feed, rounds)
+    if timing.warning:
+        print(timing.warning, flush=True)
+    for row, share, interval in zip(running, timing.ratios, timing.intervals, strict=True):
+        row.time, row.interval = share, interval
 
 
 def searched(loaded: Loaded, folder: Path, minutes: float) -> Path:
@@ -174,21 +141,24 @@ def searched(loaded: Loaded, folder: Path, minutes: float) -> Path:
     return folder / "run"
 
 
-def measure(name: str, folder: Path, arguments: argparse.Namespace) -> dict[str, float]:
-    """Print the table of a model; return its figures."""
+def measure(name: str, folder: Path, arguments: argparse.Namespace) -> list[dict[str, Any]]:
+    """Return all files of a model as records; print their table."""
     folder.mkdir(parents=True, exist_ok=True)
     model, minutes = MODELS[name], arguments.minutes
     loaded = model.load(folder, arguments.images)
     run = arguments.run or searched(loaded, folder / "search", minutes)
     float_file = run / FLOAT_FILE
     subject = Subject(loaded.task, float_file, minutes, model.rate, model.is_transformer)
-    rows = [Row(FLOAT, float_file), *our_rows(run, minutes)]
+    rows = [Row(FLOAT, float_file), *our_rows(run)]
     for library in arguments.peers:
+        version = version_of(library)
         for method, write in PEERS[library].items():
-            rows.append(made(method, write, subject, folder))
+            rows.append(made(method, write, subject, folder, version))
     quick = arguments.quick
     judge(rows, loaded, SAMPLES // 8 if quick else SAMPLES, 20 if quick else 100)
-    return report(name, rows)
+    records = as_records(rows)
+    print_table(name, records)
+    return records
 
 
 def arguments_of() -> argparse.Namespace:
@@ -213,14 +183,16 @@ def main() -> None:
     arguments = arguments_of()
     torch.set_num_threads(os.cpu_count() or 1)
     check_state(HERE.parent)
+    tables: dict[str, list[dict[str, Any]]] = {}
     figures: dict[str, float] = {}
     with tempfile.TemporaryDirectory() as temporary:
         out = (arguments.out or Path(temporary)).resolve()
         for name in [arguments.only] if arguments.only else MODELS:
-            figures |= measure(name, out / name, arguments)
+            tables[name] = measure(name, out / name, arguments)
+            figures |= figures_of(name, tables[name])
     for key, value in figures.items():
         print(f"  {key} {value:.4f}")
-    write_figures(arguments.json, figures)
+    write_figures(arguments.json, figures, {"tables": tables})
 
 
 if __name__ == "__main__":

@@ -6,7 +6,17 @@ from pathlib import Path
 
 import pytest
 
-from benchmarks.peers import EQUAL, Row, against, dominates, made, report
+from benchmarks.peer_rows import (
+    EQUAL,
+    MISSING,
+    Row,
+    against,
+    as_records,
+    dominates,
+    figures_of,
+    print_table,
+)
+from benchmarks.peers import made, version_of
 
 WIDE = 1000  # bytes of a file
 
@@ -14,7 +24,7 @@ WIDE = 1000  # bytes of a file
 def row(folder: Path, method: str, size: int, time: float, test: float) -> Row:
     path = folder / f"{method}.onnx"
     path.write_bytes(bytes(size))
-    return Row(method, path, 1.0, "", test, time)
+    return Row(method, path, 1.0, "", test, time, (0.9 * time, 1.1 * time), "1.2")
 
 
 def test_a_file_is_made_once(tmp_path: Path) -> None:
@@ -24,9 +34,10 @@ def test_a_file_is_made_once(tmp_path: Path) -> None:
         calls.append(subject)
         path.write_bytes(b"model")
 
-    first = made("A tool, int8", write, "subject", tmp_path)
-    assert (first.path.read_bytes(), first.reason) == (b"model", "")
-    assert made("A tool, int8", write, "subject", tmp_path) == first
+    first = made("A tool, int8", write, "subject", tmp_path, "1.2")
+    assert (first.path.read_bytes(), first.reason, first.version) == (b"model", "", "1.2")
+    later = made("A tool, int8", write, "subject", tmp_path, "1.3")
+    assert later == first, "of the version that made it"
     assert calls == ["subject"]
 
 
@@ -48,8 +59,18 @@ def test_a_failure_is_a_row_with_its_reason(
         raise error
 
     for _ in range(2):
-        assert made("tool", write, None, tmp_path).reason == reason
+        assert made("tool", write, None, tmp_path, "1.2").reason == reason
     assert len(calls) == 1, "what failed is not tried again"
+
+
+def test_a_tool_that_is_not_installed_is_tried_when_it_is(tmp_path: Path) -> None:
+    def write(subject: object, path: Path) -> None:
+        path.write_bytes(b"model")
+
+    assert version_of("onnxruntime")
+    assert not version_of("no-such-tool")
+    assert made("tool", write, None, tmp_path, "").reason == MISSING
+    assert not made("tool", write, None, tmp_path, "1.2").reason
 
 
 def test_weights_beside_a_file_count(tmp_path: Path) -> None:
@@ -90,14 +111,17 @@ def test_figures_and_failures_of_a_model(
         row(tmp_path, "static", 300, 0.6, 0.9),
         row(tmp_path, "weights", 300, 0.2, 0.91),
         Row("broken", tmp_path / "none.onnx", 0.5, "ValueError: no kernel"),
+        Row("absent", tmp_path / "none.onnx", 0.0, MISSING),
     ]
-    figures = report("net", [row(tmp_path, "float", WIDE, 1.0, 0.92), *ours, *peers])
-    assert figures == {
+    records = as_records([row(tmp_path, "float", WIDE, 1.0, 0.92), *ours, *peers])
+    print_table("net", records)
+    assert figures_of("net", records) == {
         "net_ours_dominates": 0.5,
         "net_smaller_at_equal_accuracy": 0.75,
         "net_faster_at_equal_accuracy": 0.5,
         "net_peers_failed": 1,
     }
+    assert records[1]["faster_interval"] == pytest.approx([1 / 0.55, 1 / 0.45])
     printed = capsys.readouterr().out
     assert "ValueError: no kernel" in next(
         line for line in printed.splitlines() if line.startswith("broken")
@@ -107,4 +131,4 @@ def test_figures_and_failures_of_a_model(
 
 def test_without_a_file_of_ours_nothing_is_compared(tmp_path: Path) -> None:
     rows = [row(tmp_path, "float", WIDE, 1.0, 0.92), row(tmp_path, "static", 300, 0.6, 0.9)]
-    assert report("net", rows) == {"net_peers_failed": 0}
+    assert figures_of("net", as_records(rows)) == {"net_peers_failed": 0}
