@@ -124,7 +124,6 @@ TESTED_ELSEWHERE = {
     "report/sections.py": "report/test_page.py writes whole pages",
     "report/figures/style.py": "report/figures/test_search.py draws figures of this style",
     "report/latency_info.py": "report/test_info.py reads all tables of a run",
-    "search/finish/first_files.py": "search/test_loop.py stops searches after their first file",
     "search/finish/points.py": "search/finish/test_front_files.py makes points of files",
     "search/opening.py": "search/test_loop.py opens searches, also refused ones",
     "search/workers/database.py": "search/workers/test_storage.py cuts databases off",

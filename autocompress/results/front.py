@@ -326,5 +326,13 @@ class SearchResult:
 
     @property
     def shortfall(self) -> str:
-        """Return by how much the nearest point misses the limits; "" if a point meets them."""
+        """Return by how much the nearest point misses the limits; "" if a point meets them.
+
+        Where there is no point it says so.
+        """
+        if not self.front.points:
+            return (
+                "there is no compressed file: the time was over before the first one; search again "
+                "with a longer timeout"
+            )
         return self.front.pick("knee", **self.limits.pick_limits()).shortfall

@@ -6,6 +6,7 @@ leaves a front.
 
 from __future__ import annotations
 
+import math
 import threading
 import time
 from collections.abc import Callable
@@ -15,6 +16,7 @@ from pathlib import Path
 import numpy as np
 import optuna
 
+from autocompress.errors import OutOfTimeError
 from autocompress.results.files import (
     JOURNAL_FILE,
     RUN_FILE,
@@ -27,7 +29,7 @@ from autocompress.search.evaluate.judge import ENDED, Judge
 from autocompress.search.evaluate.training_choice import least_s
 from autocompress.search.evaluate.training_plan import FIRST_POINTS
 from autocompress.search.finish.finalists import HOPEFULS, hopes_of, training_pays
-from autocompress.search.finish.first_files import make_first_files
+from autocompress.search.finish.first_files import FirstTimes, make_first_files
 from autocompress.search.finish.front import FrontMaker, origin_of
 from autocompress.search.finish.front_files import FrontFiles
 from autocompress.search.finish.gaps import GapFiles
@@ -43,14 +45,14 @@ from autocompress.search.opening import (
 )
 from autocompress.search.problem.clock import FIRST_FILES_END, MOST_FILES
 from autocompress.search.problem.options import Settings, check_settings
-from autocompress.search.problem.problem import Problem
+from autocompress.search.problem.problem import EVALUATION, Problem
 from autocompress.search.problem.progress import SearchProgress, plan_words
 from autocompress.search.problem.run_record import RunRecord
 from autocompress.search.problem.setup import Setup
 from autocompress.search.problem.trial_record import records_of
 from autocompress.search.propose.factory import make_sampler
 from autocompress.search.propose.progressive import ProgressiveSampler
-from autocompress.search.propose.uniform import enqueue, uniform_parameters
+from autocompress.search.propose.uniform import enqueue, points_in_time, uniform_parameters
 from autocompress.search.workers.launch import Running
 from autocompress.search.workers.plan import RUN, STOPPED, WorkerPlan
 from autocompress.search.workers.storage import folder_lock, study_of
@@ -96,13 +98,10 @@ def run_search(
     make_folder(folder)
     with folder_lock(folder), interrupt.watched():
         opened = open_search(request, settings, folder, setup)
-        files = FrontFiles.resumed(folder, opened.limits, progress.phase)
+        files = FrontFiles.resumed(folder, opened.limits, progress.phase, setup.deadline(1.0))
         file_s = 0.0
         if not files.points:
-            setup("making the first files", 0.0)
-            begun = time.monotonic()
-            _make_first_files(opened, files, setup, interrupt, progress)
-            file_s = (time.monotonic() - begun) / max(1, len(files.points))
+            file_s = _make_first_files(opened, files, setup, interrupt, progress)
         limits = opened.limits
         ready = _ready(opened, request, settings, files, setup, progress, file_s)
         if isinstance(ready, ParetoFront):
@@ -123,9 +122,23 @@ def _make_first_files(
     setup: Setup,
     interrupt: Interrupt,
     progress: SearchProgress,
-) -> None:
-    origin, until = origin_of(opened.run, opened.problem), setup.deadline(FIRST_FILES_END)
-    make_first_files(opened.problem, files, origin, until, lambda: interrupt.requested, progress)
+) -> float:
+    """Return the seconds that a first file took; infinity if the time ended before the first one.
+
+    The float file is all of the front then.
+    """
+    setup("making the first files", 0.0)
+    problem, begun = opened.problem, time.monotonic()
+    origin, pass_s = origin_of(opened.run, problem), problem.float_files.pass_s
+    float_s = max(pass_s, setup.seconds.get(EVALUATION, 0.0))
+    times = FirstTimes.of(setup.deadline(FIRST_FILES_END), setup.deadline(1.0), float_s)
+    try:
+        made = make_first_files(problem, files, origin, times, interrupt.is_requested, progress)
+    except OutOfTimeError:
+        files.write_float_alone(problem)
+        setup.has_files = False
+        return math.inf
+    return (time.monotonic() - begun) / max(1, made)
 
 
 def _ready(
@@ -148,7 +161,8 @@ def _ready(
         return front
     try:
         parts = (opened, request, settings, files.folder, setup, progress)
-        ready = get_ready(*parts, files.pass_s, files.tested_share)
+        with_files = None if settings.timeout_s is None else files.uniform
+        ready = get_ready(*parts, files.pass_s, files.tested_share, with_files)
     except KeyboardInterrupt:
         if front is None:
             raise
@@ -183,10 +197,8 @@ class _Search:
         deadline = clock.search_deadline
         url = settings.storage or str(folder / JOURNAL_FILE)
         study = study_of(ready.run.model, url, settings.study_name, problem.space.objectives)
+        self._enqueue(study, problem)
         study.sampler = self._sampler(study, problem)
-        uniform = uniform_parameters(problem)
-        if not enqueue(study, uniform):
-            self.files.forget(range(len(uniform)))
         request = self.request
         training = ready.training
         shared = (settings, request.space, request.target, limits, folder, deadline, training)
@@ -229,6 +241,15 @@ class _Search:
         long = training.long(settings.finalize_steps, clock.recovery_deadline, more_s)
         parts = (study, problem, limits, folder, files, long, clock, stop)
         return FrontMaker(*parts, self.progress).make(ready.run)
+
+    def _enqueue(self, study: optuna.Study, problem: Problem) -> None:
+        """Make the uniform candidates the first trials; files of other trials are forgotten."""
+        files, uniform = self.files, uniform_parameters(problem)
+        with_files = None if self.settings.timeout_s is None else files.uniform
+        points = points_in_time(study, uniform, with_files)
+        if not enqueue(study, points):
+            files.forget(range(len(uniform)))
+        files.forget(files.uniform - {*range(len(points))})
 
     def _is_over(
         self, study: optuna.Study, judge: Callable[[], Judge]

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import os
 import time
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -49,6 +49,7 @@ from autocompress.search.problem.setup import Setup
 from autocompress.search.propose.factory import make_allocator, sensitivity
 from autocompress.search.propose.reach import check_size, out_of_reach
 from autocompress.search.propose.sensitivity_table import Losses
+from autocompress.search.propose.uniform import most_in_time
 from autocompress.search.shares import clock_of, divide_threads
 from autocompress.space.search_space import BoundSpace, SearchSpace
 from autocompress.targets.device.processors import limit_words
@@ -201,6 +202,7 @@ def get_ready(
     progress: SearchProgress,
     file_pass_s: float | None = None,
     tested_share: float = 0.0,
+    uniform: Collection[int] | None = None,
 ) -> ReadySearch:
     """Measure latencies and sensitivities, and divide the time that is left.
 
@@ -213,6 +215,8 @@ def get_ready(
         progress: shows what a user should know.
         file_pass_s: seconds of a pass of a compressed file, if one was run already.
         tested_share: part of the test split that an earlier run has used.
+        uniform: numbers of the uniform candidates that have a file; None where no timeout limits
+            them.
 
     Returns:
         Everything that is ready before the first trial.
@@ -239,9 +243,10 @@ def get_ready(
     clock = clock_of(problem, settings, setup.started, recovers, file_pass_s, tested_share)
     setup("planning recovery", 0.0)
     until = clock.search_deadline
-    training = plan_trainings(problem, settings.n_trials, until, stopped=setup.stopped)
+    most, trials = most_in_time(uniform), settings.n_trials
+    training = plan_trainings(problem, trials, until, stopped=setup.stopped, uniform=most)
     problem = training.of(problem)
-    if given is None and _trains_at_the_end(problem, training, settings.n_trials, until):
+    if given is None and _trains_at_the_end(problem, training, trials, until):
         clock = replace(clock, recovery_share=LONG_SHARE)
     more_s, share_s = least_s(problem.float_files.pass_s), clock.recovery_share * clock.left_s
     if given is None and until is not None and not training.affords_a_point(share_s, more_s):

@@ -39,7 +39,7 @@ def weights_in_memory(model: bytes | str, settings: SessionSettings) -> int | No
         return None
     with tempfile.TemporaryDirectory() as folder:
         optimized = str(Path(folder) / "optimized.onnx")
-        open_session(model, optimized=optimized)
+        open_session(model, optimized=optimized, runs=False)
         constants = onnx.load(optimized, load_external_data=False).graph.initializer
     total = 0
     for one in constants:

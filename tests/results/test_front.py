@@ -156,6 +156,10 @@ def test_a_front_that_cannot_be_read_is_said(
 
 def test_a_result_says_by_how_much_its_limits_are_missed(tmp_path: Path) -> None:
     assert SearchResult(FRONT, tmp_path, Limits(max_size_bytes=100)).shortfall == ""
+    alone = ParetoFront.of(FRONT.baseline, ())
+    assert SearchResult(alone, tmp_path, Limits()).shortfall.startswith(
+        "there is no compressed file"
+    )
     assert SearchResult(FRONT, tmp_path, Limits(90, None, None)).shortfall == (
         "no point meets the limits; the nearest has 100 B, 10 B above the limit"
     )

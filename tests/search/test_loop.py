@@ -233,7 +233,7 @@ def test_limits_that_nothing_can_reach_are_said_before_the_first_trial(
     )
     said = " ".join(capsys.readouterr().err.split())
     assert "limits: no candidate of the space is predicted to keep" in said
-    assert "the nearest has" in said.partition("trial 0/2")[0]
+    assert "the nearest has" in said.partition("searching, 2 trials")[0]
     assert result.shortfall
 
 

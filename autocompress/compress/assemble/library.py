@@ -76,6 +76,10 @@ class FloatWeight:
     bias: Tensor | None
 
 
+def _nothing() -> None:
+    """Look at nothing: no time limits the work."""
+
+
 def _exact_everywhere(name: str) -> IntegerForm:
     return IntegerForm.REDUCED
 
@@ -95,6 +99,7 @@ class VariantLibrary:
         memory_bytes: most bytes of variants in memory.
         made: number of compressions.
         reused: number of answers from memory or disk.
+        look: called before each compression; what it raises ends the work between two modules.
     """
 
     evidence: Evidence
@@ -103,6 +108,7 @@ class VariantLibrary:
     memory_bytes: int = LIBRARY_BYTES
     made: int = 0
     reused: int = 0
+    look: Callable[[], None] = _nothing
     _memory: OrderedDict[str, Variant] = field(default_factory=OrderedDict)
     _held: int = 0
     _hashes: dict[str, str] = field(default_factory=dict)
@@ -141,6 +147,7 @@ class VariantLibrary:
         if variant is not None:
             self.reused += 1
         else:
+            self.look()
             self.made += 1
             variant = self._make(name, config, masks, factors)
             if self.folder is not None:

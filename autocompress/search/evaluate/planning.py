@@ -65,6 +65,7 @@ def plan_trainings(
     until: float | None,
     folder: Path | None = None,
     stopped: Callable[[], bool] = lambda: False,
+    uniform: int | None = None,
 ) -> TrainingPlan:
     """Plan the trainings of a search, as far as its space leaves them open.
 
@@ -75,6 +76,7 @@ def plan_trainings(
         folder: cache of learning rates; None takes that of the user.
         stopped: True after Ctrl-C. Then, and after `until`, no training is begun or goes on, and
             the plan stays rough.
+        uniform: number of uniform candidates that the search makes; None for all.
 
     Returns:
         The plan.
@@ -91,7 +93,7 @@ def plan_trainings(
     left_s = None if until is None else until - time.monotonic()
     trials = max(1, min(ENOUGH, n_trials))
     # A model whose trials are not trained is not trained here either: that takes memory.
-    stage = None if recovery.by_blocks or stop() else _lossy(problem, stop)
+    stage = None if recovery.by_blocks or stop() else _lossy(problem, stop, uniform)
     step_s = 0.0 if left_s is None else _step_s(problem, stage, TIMED_SHARE * left_s, stop)
     rate = None if stage is None else _rate(problem, stage, step_s, left_s, folder, stop)
     if not recovery.plans_steps:
@@ -142,10 +144,10 @@ def _rough_s(problem: Problem) -> float:
     return passes * race.pass_s / max(1, race.samples) * _batch(problem)
 
 
-def _lossy(problem: Problem, stop: Callable[[], bool]) -> Candidate | None:
+def _lossy(problem: Problem, stop: Callable[[], bool], count: int | None) -> Candidate | None:
     """Return the uniform candidate whose outputs are farthest from the original's."""
     farthest, lossiest = -math.inf, None
-    for parameters in uniform_parameters(problem):
+    for parameters in uniform_parameters(problem)[:count]:
         if stop():
             return None
         candidate = problem.space.candidate(parameters)

@@ -7,47 +7,85 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
 from typing import Any
 
-from autocompress.errors import NotComputableError
+from autocompress.compress.assemble.library import VariantLibrary
+from autocompress.errors import NotComputableError, OutOfTimeError
 from autocompress.results.front_point import FrontPoint
 from autocompress.results.measurement import score_words
 from autocompress.search.evaluate.recovery import untrained
 from autocompress.search.finish.finalists import Finalist
 from autocompress.search.finish.front_files import FrontFiles
+from autocompress.search.problem.clock import REPORT_S
 from autocompress.search.problem.problem import Problem
 from autocompress.search.problem.progress import SearchProgress
 from autocompress.search.propose.uniform import uniform_parameters
 from autocompress.task.user_code import UserCodeError
+
+# A file is opened, run and timed as the float one was, and is written before; its timing opens the
+# float one too.
+AS_FLOAT = 2.0
+
+
+@dataclass(frozen=True)
+class FirstTimes:
+    """Say until when first files are made, by the monotonic clock; None is unlimited.
+
+    Attributes:
+        further: when the last file but the first ends.
+        compress: when no further module is compressed, so that what is left is enough to run the
+            file; without a file until then there is none.
+    """
+
+    further: float | None = None
+    compress: float | None = None
+
+    @classmethod
+    def of(cls, further: float | None, end: float | None, float_s: float) -> FirstTimes:
+        """Leave the time that running a file takes.
+
+        Args:
+            further: as the attribute.
+            end: of the search.
+            float_s: seconds in which the float file was written, run and timed.
+        """
+        return cls(further, None if end is None else end - AS_FLOAT * float_s - REPORT_S)
 
 
 def make_first_files(
     problem: Problem,
     files: FrontFiles,
     origin: Mapping[str, Any],
-    until: float | None,
+    times: FirstTimes,
     stop: Callable[[], bool],
     progress: SearchProgress,
 ) -> int:
     """Export, run and time the uniform candidates, until the time is up or a stop is asked for.
 
-    The first file is made in any case. A file whose outputs are not finite is said and left out.
+    The first file may take all of the time. A file whose outputs are not finite is said and left
+    out.
 
     Args:
         problem: needs no latency table.
         files: takes the points.
         origin: what recipes say of the search.
-        until: when no further file is begun, by the monotonic clock; None makes all.
+        times: until when.
         stop: True ends it after the file in hand.
         progress: shows the points.
 
     Returns:
         Number of points.
+
+    Raises:
+        OutOfTimeError: the time is over before the first file.
     """
-    made, points = 0, uniform_parameters(problem)
+    made, points, longest_s = 0, uniform_parameters(problem), 0.0
     for number, parameters in enumerate(points):
-        if made and (stop() or (until is not None and time.monotonic() > until)):
+        begun = time.monotonic()
+        if made and (stop() or _is_past(times.further, begun + longest_s)):
             break
         progress.phase("making the first files", number / len(points))
         candidate = untrained(problem.space.candidate(parameters))
@@ -55,13 +93,37 @@ def make_first_files(
         latency_ms = problem.latency_ms(candidate) if problem.table.runs else math.nan
         finalist = Finalist(number, candidate, size, latency_ms, (math.nan,), is_uniform=True)
         try:
-            point = files.add(finalist, problem, origin)
+            with _limited(problem.stitcher.library, times.compress):
+                point = files.add(finalist, problem, origin)
+        except OutOfTimeError:  # what was compressed is kept for the next run
+            if made:
+                break
+            raise
         except (NotComputableError, UserCodeError) as error:
             progress.line(f"first file {number}: left out: {' '.join(str(error).split())}")
             continue
         progress.line(point_words(point, problem))
-        made += 1
+        made, longest_s = made + 1, max(longest_s, time.monotonic() - begun)
     return made
+
+
+def _is_past(until: float | None, moment: float) -> bool:
+    return until is not None and moment > until
+
+
+@contextmanager
+def _limited(library: VariantLibrary, until: float | None) -> Iterator[None]:
+    """Raise OutOfTimeError before a module is compressed after `until`, within this context."""
+
+    def look() -> None:
+        if _is_past(until, time.monotonic()):
+            raise OutOfTimeError("search: the time is over before the first file")
+
+    before, library.look = library.look, look
+    try:
+        yield
+    finally:
+        library.look = before
 
 
 def point_words(point: FrontPoint, problem: Problem) -> str:

@@ -91,7 +91,7 @@ class FrontMaker:
         earlier = earlier_front(self.folder)
         before = [] if earlier is None else [point.trial for point in earlier.points]
         finalists = choose_finalists(self.study, self.problem, self.goal, before)
-        if not finalists and earlier is not None:
+        if not finalists and earlier is not None and before:
             return earlier, run
         if not finalists:
             raise AutocompressError(

@@ -49,7 +49,7 @@ from autocompress.search.finish.timing import (
     time_elsewhere,
     time_front,
 )
-from autocompress.search.problem.clock import ROUNDS, Clock
+from autocompress.search.problem.clock import REPORT_S, ROUNDS, Clock
 from autocompress.search.problem.goal import Goal
 from autocompress.search.problem.problem import Problem
 from autocompress.targets.device.memory import release_memory
@@ -74,6 +74,7 @@ class FrontFiles:
         float_file: what the files are compared with.
         tested_share: part of the test split that an earlier run of the folder has used.
         refused: why the file of a finalist was left out, by number of the trial.
+        end: of the search, by the monotonic clock; None is unlimited. `clock` knows it better.
     """
 
     folder: Path
@@ -83,13 +84,18 @@ class FrontFiles:
     float_file: FloatFile = field(default_factory=FloatFile)
     tested_share: float = 0.0
     refused: dict[int, str] = field(default_factory=dict)
+    end: float | None = None
     _files: dict[int, MeasuredFile] = field(default_factory=dict)
     _points: dict[int, FrontPoint] = field(default_factory=dict)
     _warning: str = ""  # of the last disturbed timing
 
     @classmethod
     def resumed(
-        cls, folder: Path, limits: Limits, report: Callable[[str, float], None]
+        cls,
+        folder: Path,
+        limits: Limits,
+        report: Callable[[str, float], None],
+        end: float | None = None,
     ) -> FrontFiles:
         """Return the files that a run folder holds so far; they are not run again.
 
@@ -97,8 +103,9 @@ class FrontFiles:
             folder: the run folder.
             limits: as `limits`.
             report: as `report`.
+            end: as `end`.
         """
-        files, front = cls(folder, limits, report), earlier_front(folder)
+        files, front = cls(folder, limits, report, end=end), earlier_front(folder)
         if front is not None:
             files._files.update(known_files(folder, front))
             test, share = known_test(folder)
@@ -112,6 +119,11 @@ class FrontFiles:
     def points(self) -> list[FrontPoint]:
         """Points of all files that this process has run and timed."""
         return list(self._points.values())
+
+    @property
+    def uniform(self) -> set[int]:
+        """Numbers of the first files."""
+        return {number for number, file in self._files.items() if file.finalist.is_uniform}
 
     @property
     def pass_s(self) -> float | None:
@@ -164,6 +176,16 @@ class FrontFiles:
         self._write(problem, baseline)
         release_memory()
         return point
+
+    def write_float_alone(self, problem: Problem) -> None:
+        """Write front.json without a point, unless there is one: no file could be made.
+
+        Args:
+            problem: has the numbers of the float file.
+        """
+        if earlier_front(self.folder) is None:
+            front = ParetoFront.of(problem.baseline, (), problem.space.objectives)
+            write_json(self.folder / FRONT_FILE, front.to_json())
 
     def finish(
         self, finalists: Sequence[Finalist], problem: Problem, origin: Mapping[str, Any]
@@ -237,8 +259,7 @@ class FrontFiles:
 
     def _kept(self, baseline: Measurement) -> list[FrontPoint]:
         """Return the points that front.json names."""
-        uniform = {n for n, file in self._files.items() if file.finalist.is_uniform}
-        return worth_showing(self.points, uniform, self.limits, baseline)
+        return worth_showing(self.points, self.uniform, self.limits, baseline)
 
     def _run_all(self, finalists: Sequence[Finalist], problem: Problem) -> list[MeasuredFile]:
         """Export and run finalists, in their order, while the clock has room."""
@@ -289,7 +310,9 @@ class FrontFiles:
         return 0.0 if self.clock is None else self.clock.next_file_s
 
     def _left_s(self) -> float:
-        return math.inf if self.clock is None else self.clock.left_before_report_s
+        if self.clock is not None:
+            return self.clock.left_before_report_s
+        return math.inf if self.end is None else self.end - REPORT_S - time.monotonic()
 
     def _has_room(self, files: int, seconds: float) -> bool:
         return self.clock is None or self.clock.has_room(files, seconds)

@@ -57,6 +57,7 @@ from autocompress.task.free_shapes import free_dimensions
 from autocompress.task.task import Task
 
 BASELINE_ROUNDS = 60
+EVALUATION = "evaluating the baseline"  # name of a step of setting up
 
 
 @dataclass(frozen=True)
@@ -258,7 +259,7 @@ def open_problem(
     compressor = _compressor(builder, device, settings.library_bytes)
     if known is None:
         check_identity(compressor, target, task)
-    report("evaluating the baseline", 0.0)
+    report(EVALUATION, 0.0)
     path = table_file.parent / FLOAT_FOLDER / builder.file_name
     if known is None or not path.exists():
         if builder.flat_shapes is None:
@@ -297,7 +298,7 @@ def ready_for_trials(
         report("planning the latency table", 0.0)
         table = cached_table(problem.subject, problem.target, None, report, limit_s)
     if float_files.settings != table.settings:
-        report("evaluating the baseline", 0.0)
+        report(EVALUATION, 0.0)
         float_files = _timed_again(problem, table)
     if table is not problem.table or not table_file.exists():
         table.save(table_file)

@@ -85,12 +85,14 @@ class SearchProgress:
             values: (n, objectives) size, latency and qualities of the feasible complete trials.
             baseline: numbers of the float file.
         """
-        note = best_points(values, baseline)
+        note = best_points(values, baseline) if done else ""  # first files are no trials yet
         if self._phase != "searching":
             self._phase = "searching"
             self._progress.reset(self._bar, description="searching", total=float(total), note="")
         self._progress.update(self._bar, completed=done, total=float(total), note=note)
-        if not self._live and (done % EVERY == 0 or done == total):
+        if not self._live and done == 0:
+            self._console.print(f"searching, {total} trials are asked for")
+        elif not self._live and (done % EVERY == 0 or done == total):
             text = f"trial {done}/{total}"
             if done > total:
                 text = f"{done} trials are done already, {total} are asked for"

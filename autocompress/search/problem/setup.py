@@ -18,7 +18,7 @@ class Setup:
     """Report the steps of setting up, and measure them.
 
     While the float model was not measured, the end of the time is an error. Afterwards
-    (`is_ready`) the first file is made in any case.
+    (`is_ready`) the search ends with what there is.
 
     Args:
         timeout_s: seconds for the whole search; None is unlimited.
@@ -33,6 +33,7 @@ class Setup:
         seconds: of each step so far, in the order of the first reports.
         stopped: returns True after Ctrl-C.
         is_ready: True if the float model was measured, so that a search can start.
+        has_files: False if the time has ended before the first file.
     """
 
     def __init__(
@@ -46,6 +47,7 @@ class Setup:
         self.timeout_s = timeout_s
         self.seconds: dict[str, float] = {}
         self.is_ready = False
+        self.has_files = True
         self.stopped = stopped
         self._show, self._now, self._is_short = show, now, False
         self.started = self._last = now() if started is None else started
@@ -119,9 +121,14 @@ class Setup:
     def words(self) -> str:
         """One line: the whole time and the longest steps, or that the time is over."""
         if self.is_over or self._is_short:
+            what = "no trial is made after the first files"
+            if not self.has_files:
+                what = (
+                    "that is too short for the first compressed file, and the float file is all "
+                    "there is; what was compressed is kept for the next run"
+                )
             return (
-                f"search: {self._spent()}: no trial is made after the first files; "
-                f"nearest timeout for a search: {self._enough()}"
+                f"search: {self._spent()}: {what}; nearest timeout for a search: {self._enough()}"
             )
         return f"set up in {sum(self.seconds.values()):.0f} s: {self._longest()}"
 

@@ -24,7 +24,7 @@ from autocompress.search.propose.sensitivity_table import (
     write_rows,
 )
 from autocompress.search.propose.tables.single_change import SingleChanges
-from autocompress.search.propose.uniform import uniform_parameters
+from autocompress.search.propose.uniform import enqueued
 
 # Optuna's own samplers over the same space, for comparison.
 STOCK: Mapping[str, Callable[[int], BaseSampler]] = {
@@ -125,7 +125,8 @@ def make_sampler(
         limits: what a candidate must keep.
         losses: divergence by (module, config).
         seed: determines the proposals.
-        study: its number of trials shifts the draws of Optuna's samplers.
+        study: its number of trials shifts the draws of Optuna's samplers. The uniform candidates
+            are enqueued already.
     """
     if strategy == "progressive":
         drop = limits.largest_drop
@@ -133,7 +134,7 @@ def make_sampler(
             drop = DEFAULT_DROP * bench.baseline.accuracy_scale
         return ProgressiveSampler(bench.space, losses, bench.baseline.accuracy - drop, seed)
     if sampler == "guided":
-        return price_sampler(bench, limits, losses, seed, len(uniform_parameters(bench)))
+        return price_sampler(bench, limits, losses, seed, enqueued(study))
     return stock_sampler(sampler, seed, len(study.get_trials(deepcopy=False)))
 
 

@@ -6,7 +6,7 @@ measured, and they are the first trials of the study whatever its sampler is.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import replace
 
 import numpy as np
@@ -21,6 +21,7 @@ WIDTHS: tuple[tuple[int, int], ...] = ((8, 8), (4, 8))  # bits of weights, of ac
 WEIGHTS_ONLY = ModuleConfig(4, 32, symmetric=False)
 COARSE = 256  # inputs per scale; a space offers at most as many
 GLOBAL_RATIO = 0.3  # of all units of the pruned candidate
+FEWEST = 2  # enqueued where time is limited: 8 and 4 bits
 
 Parameters = dict[str, int]
 
@@ -104,6 +105,44 @@ def enqueue(study: optuna.Study, points: Sequence[Parameters]) -> bool:
     for point in points[len(trials) :]:
         study.enqueue_trial(point)
     return True
+
+
+def enqueued(study: optuna.Study) -> int:
+    """Return the number of trials that were enqueued before the sampler's first proposal.
+
+    Args:
+        study: the study.
+    """
+    count = 0
+    for trial in study.get_trials(deepcopy=False):
+        if "fixed_params" not in trial.system_attrs:
+            break
+        count += 1
+    return count
+
+
+def most_in_time(files: Collection[int] | None) -> int | None:
+    """Return the number of uniform candidates that there is time for; None for all.
+
+    Args:
+        files: numbers of those that have a file; None where no timeout limits them.
+    """
+    return None if files is None else max(FEWEST, 1 + max(files, default=0))
+
+
+def points_in_time(
+    study: optuna.Study, points: Sequence[Parameters], files: Collection[int] | None
+) -> Sequence[Parameters]:
+    """Return the uniform candidates that are the first trials of a study.
+
+    Args:
+        study: if it has trials, it keeps those that it began with.
+        points: all uniform candidates.
+        files: as `most_in_time`.
+    """
+    if study.get_trials(deepcopy=False):
+        return points[: max(1, enqueued(study))]
+    return points[: most_in_time(files)]
 
 
 def _pruning_ratios(problem: Problem) -> dict[str, float]:

@@ -83,7 +83,8 @@ def run_worker(task: Task, storage: str, study_name: str, device_name: str | Non
         until, trials = plan.time_left(), settings.n_trials
         first_s = plan.training.first_s
         judge = Judge(problem, limits, folder, deadline=until, n_trials=trials, first_s=first_s)
-        has_front = earlier_front(folder) is not None
+        front = earlier_front(folder)
+        has_front = front is not None and bool(front.points)
         worker = Worker(study, judge, folder, False, was_stopped, has_front=has_front)
         worker.run(trials, until, interrupt, storage, progress)
     return interrupt.requested

@@ -54,6 +54,10 @@ class Interrupt:
     def __init__(self) -> None:
         self.requested = False
 
+    def is_requested(self) -> bool:
+        """Return True after the first Ctrl-C."""
+        return self.requested
+
     @contextmanager
     def watched(self) -> Iterator[None]:
         """Handle SIGINT and SIGTERM inside the block; in the main thread only."""

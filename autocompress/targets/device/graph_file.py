@@ -16,7 +16,8 @@ GRAPH, METADATA = 7, 14  # of ModelProto
 NODE, INITIALIZER = 1, 5  # of GraphProto
 INPUT, OUTPUT, NAME, OPERATOR, ATTRIBUTE = 1, 2, 3, 4, 5  # of NodeProto
 ONE_TENSOR, ONE_GRAPH, TENSORS, GRAPHS = 5, 6, 10, 11  # of AttributeProto
-DIMS, TENSOR_NAME, RAW_DATA, EXTERNAL_DATA = 1, 8, 9, 13  # of TensorProto
+DIMS, TENSOR_NAME, RAW_DATA, EXTERNAL_DATA, LOCATION = 1, 8, 9, 13, 14  # of TensorProto
+EXTERNAL = 1  # value of LOCATION
 PACKED = (4, 5, 7, 10, 11)  # fields of TensorProto that hold values instead of raw data
 KEY, VALUE = 1, 2  # of StringStringEntryProto
 
@@ -143,6 +144,70 @@ def external_files(path: str) -> set[Path]:
                 if _text(entry, KEY) == "location":
                     files.add(Path(path).parent / _text(entry, VALUE))
     return files
+
+
+def without_weights(path: str, least: int) -> bytes:
+    """Return the graph of an ONNX file, whose large weights are external data of the same file.
+
+    A runtime maps such weights from the disk, where it copies those of a whole file twice.
+
+    Args:
+        path: of the ONNX file.
+        least: bytes from which on a weight is left where it is.
+    """
+    content = _content(path)
+    start = _address(memoryview(content))
+    parts = []
+    for number, value in _fields(memoryview(content)):
+        if number != GRAPH or isinstance(value, int):
+            parts.append(_message(number, value))
+            continue
+        graph = []
+        for inner, part in _fields(value):
+            if inner == INITIALIZER and not isinstance(part, int):
+                graph.append(_left_out(part, start, Path(path).name, least))
+            else:
+                graph.append(_message(inner, part))
+        parts.append(_message(GRAPH, b"".join(graph)))
+    return b"".join(parts)
+
+
+def _left_out(tensor: memoryview, start: int, file: str, least: int) -> bytes:
+    """Return an initializer as a field of its graph; its content stays in the file if it is large.
+
+    `start` is the address of the file in memory.
+    """
+    raw = next(_parts(tensor, RAW_DATA), memoryview(b""))
+    if len(raw) < least:
+        return _message(INITIALIZER, tensor)
+    fields = [_message(number, value) for number, value in _fields(tensor) if number != RAW_DATA]
+    where = {"location": file, "offset": str(_address(raw) - start), "length": str(len(raw))}
+    for key, value in where.items():
+        entry = _message(KEY, key.encode()) + _message(VALUE, value.encode())
+        fields.append(_message(EXTERNAL_DATA, entry))
+    fields.append(_message(LOCATION, EXTERNAL))
+    return _message(INITIALIZER, b"".join(fields))
+
+
+def _address(part: memoryview) -> int:
+    """Return the address of bytes in memory."""
+    return int(np.frombuffer(part, np.uint8).ctypes.data)
+
+
+def _message(number: int, value: int | bytes | memoryview) -> bytes:
+    """Return a field of a protobuf message: its number and type, its length, its content."""
+    if isinstance(value, int):
+        return _varint(number << 3) + _varint(value)
+    return b"".join((_varint(number << 3 | 2), _varint(len(value)), value))
+
+
+def _varint(number: int) -> bytes:
+    """Return a number with 7 bits per byte; the last byte is below 128."""
+    content = bytearray()
+    while number > 127:
+        content.append(number & 127 | 128)
+        number >>= 7
+    return bytes([*content, number])
 
 
 def metadata(model: bytes | str) -> dict[str, str]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 import tempfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -11,6 +12,7 @@ from typing import Any, NamedTuple, Protocol
 import numpy as np
 import onnxruntime
 
+from .graph_file import without_weights
 from .memory import large_blocks_freed_at_once, release_memory
 
 
@@ -69,7 +71,9 @@ LITERT = SessionSettings("litert", "XNNPACK")
 SMALL_BYTES = 1 << 24  # files from this size on are opened with care for memory
 LARGE_BYTES = 1 << 27  # files of which no second one is opened while memory can be saved
 DATA_SUFFIX = ".data"  # of the file with the weights of a graph, behind the name of the graph
-EXTERNAL_BYTES = 1 << 20  # least weight that lies beside a written graph
+EXTERNAL_BYTES = 1 << 20  # least weight that lies beside a written graph, or is mapped
+# Entry of ONNX Runtime: where the external data of a graph in memory lie.
+DATA_FOLDER = "session.model_external_initializers_file_folder_path"
 
 
 def open_session(
@@ -80,6 +84,7 @@ def open_session(
     level: str = "ALL",
     silent: bool = False,
     weights: Mapping[str, Any] | None = None,
+    runs: bool = True,
 ) -> Any:
     """Open a session that logs errors only.
 
@@ -93,6 +98,7 @@ def open_session(
             a profile shows them.
         silent: True to log nothing.
         weights: values of ONNX Runtime for the initializers with external data, by name.
+        runs: False only opens the file, so that no weight is laid out for a kernel.
 
     Returns:
         A session of ONNX Runtime, an `OpenVinoSession`, or a `LitertSession`.
@@ -118,7 +124,7 @@ def open_session(
     options.graph_optimization_level = getattr(
         onnxruntime.GraphOptimizationLevel, f"ORT_ENABLE_{level}"
     )
-    if level != "ALL":
+    if level != "ALL" or not runs:
         options.add_session_config_entry("session.disable_prepacking", "1")
     if not settings.spinning:
         options.add_session_config_entry("session.intra_op.allow_spinning", "0")
@@ -137,7 +143,12 @@ def open_session(
         return _opened(model, options, settings)
     release_memory()
     with tempfile.TemporaryDirectory() as folder, large_blocks_freed_at_once():
-        session = _opened(_on_disk(model, Path(folder)), options, settings)
+        source = _on_disk(model, Path(folder))
+        # Windows removes no file that is mapped.
+        if isinstance(source, str) and is_large(source) and sys.platform != "win32":
+            options.add_session_config_entry(DATA_FOLDER, str(Path(source).resolve().parent))
+            source = without_weights(source, EXTERNAL_BYTES)
+        session = _opened(source, options, settings)
     release_memory()  # what the runtime needed while it opened the file
     return session
 

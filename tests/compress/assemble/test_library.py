@@ -88,6 +88,20 @@ def test_a_variant_is_made_once(model: nn.Module, tmp_path: Path) -> None:
     assert third.made == 1, "other weights are another variant"
 
 
+def test_each_compression_looks_at_the_time_first(model: nn.Module) -> None:
+    library = VariantLibrary(Evidence(model))
+    library.get("0", ModuleConfig(4), ALL)
+
+    def look() -> None:
+        raise TimeoutError
+
+    library.look = look
+    library.get("0", ModuleConfig(4), ALL)  # what is known takes no time
+    with pytest.raises(TimeoutError):
+        library.get("2", ModuleConfig(4), ALL)
+    assert library.made == 1
+
+
 def test_the_folder_is_bounded(
     model: nn.Module, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

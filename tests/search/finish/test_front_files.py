@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import math
+import time
 from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
@@ -108,6 +109,21 @@ def files(monkeypatch: pytest.MonkeyPatch, tmp_path: Path):
     monkeypatch.setattr(front_files, "write_papers", lambda *_: None)
     made = FrontFiles(tmp_path, Limits(max_accuracy_drop=0.05), lambda what, share: None)
     return SimpleNamespace(made=made, ran=ran, timed=timed, tested=tested, folder=tmp_path)
+
+
+def test_without_a_file_the_front_is_the_float_file_alone(files) -> None:
+    files.made.write_float_alone(PROBLEM)
+    assert read_front(files.folder).points == ()
+    assert read_front(files.folder).baseline.size_bytes == PROBLEM.baseline.size_bytes
+    files.made.add(uniform(0, 8), PROBLEM, {})
+    files.made.write_float_alone(PROBLEM)
+    assert len(read_front(files.folder).points) == 1, "what is there stays"
+
+
+def test_timing_ends_with_the_search_while_nothing_was_divided_yet(files) -> None:
+    assert files.made._left_s() == math.inf
+    files.made.end = time.monotonic() - 5
+    assert files.made._left_s() < -5
 
 
 def test_each_file_is_on_the_front_at_once(files) -> None:

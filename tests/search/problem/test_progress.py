@@ -70,6 +70,13 @@ def test_every_tenth_trial_and_the_last_one_are_printed(
     ]
 
 
+def test_before_the_first_trial_no_trial_is_counted(capsys: pytest.CaptureFixture[str]) -> None:
+    with SearchProgress() as progress:
+        progress.line("models/0000/model.onnx: 4.3x smaller")
+        progress.trials(0, 20, [], BASE)
+    assert capsys.readouterr().err.splitlines()[1:] == ["searching, 20 trials are asked for"]
+
+
 def test_more_trials_than_asked_for_are_called_done(capsys: pytest.CaptureFixture[str]) -> None:
     with SearchProgress() as progress:
         progress.trials(200, 8, [], BASE)

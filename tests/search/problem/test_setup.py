@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 
 import autocompress as ac
+from autocompress.cli.tables import known_limits, print_front
 from autocompress.errors import OutOfTimeError
 from autocompress.export.subject import builder_for, layout_of, subject_of
 from autocompress.model.modules import find_modules
@@ -69,6 +70,11 @@ def test_time_that_is_too_short_for_a_trial_ends_the_search() -> None:
         "after the first files; nearest timeout for a search: 4m"
     )
     assert not setup(None)[0].ends_before(1e9)
+    steps.has_files = False
+    assert (
+        "(making the first files 70.0 s): that is too short for the first compressed file, and the "
+        "float file is all there is;"
+    ) in steps.words
 
 
 def test_the_end_of_the_time_names_steps_and_a_timeout_that_would_do() -> None:
@@ -161,15 +167,26 @@ def test_a_search_whose_setup_takes_too_long_says_so_and_goes_on_later(
 
 
 @pytest.mark.slow
-def test_with_the_float_model_at_hand_the_first_file_is_made_though_the_time_is_over(
-    cnn_task, tmp_path: Path, monkeypatch
+def test_a_time_that_ends_before_the_first_file_leaves_the_float_file(
+    cnn_task, tmp_path: Path, monkeypatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
+    monkeypatch.setenv("AUTOCOMPRESS_CACHE", str(tmp_path / "cache"))
     monkeypatch.setattr(loop, "Setup", slow("evaluating the baseline", 700.0, Hands()))
-    result = ac.search(cnn_task, SPACE, n_trials=3, timeout_s=600, out=tmp_path, quiet=True)
-    assert len(result.front) == 1
-    assert not (tmp_path / "trials.csv").exists()
-    run = json.loads((tmp_path / "run.json").read_text())
+    out = tmp_path / "run"
+    result = ac.search(cnn_task, SPACE, n_trials=3, timeout_s=600, out=out)
+    assert "is too short for the first compressed file" in " ".join(capsys.readouterr().err.split())
+    assert not result.front.points
+    assert result.front.baseline.size_bytes == (out / "models/baseline/model.onnx").stat().st_size
+    assert "there is no compressed file" in result.shortfall
+    assert (out / "report.html").is_file()
+    assert not (out / "trials.csv").exists()
+    run = json.loads((out / "run.json").read_text())
     assert run["setup_seconds"]["evaluating the baseline"] >= 700
+    print_front(result.front, known_limits(out, result.front))
+    assert "float baseline" in capsys.readouterr().out
+    monkeypatch.undo()
+    again = ac.search(cnn_task, SPACE, n_trials=1, out=out, quiet=True, finalize_steps=0)
+    assert again.front.points, "the same command goes on"
 
 
 @pytest.mark.slow

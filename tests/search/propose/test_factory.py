@@ -60,7 +60,7 @@ def made(monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr(factory, "ProgressiveSampler", lambda *given: ("progressive", given[2:]))
     monkeypatch.setattr(factory, "stock_sampler", lambda *given: ("stock", given))
     monkeypatch.setattr(factory, "price_sampler", lambda *given: ("guided", given[3:]))
-    monkeypatch.setattr(factory, "uniform_parameters", lambda given: ["8 bits", "4 bits"])
+    monkeypatch.setattr(factory, "enqueued", lambda given: 2 if given is study else 0)
 
     def make(strategy: str, sampler: str, limits: Limits = Limits()) -> object:  # noqa: B008
         return make_sampler(strategy, sampler, bench(), limits, {}, 5, study)

@@ -12,7 +12,9 @@ from autocompress.search.propose import uniform
 from autocompress.search.propose.uniform import (
     GLOBAL_RATIO,
     enqueue,
+    enqueued,
     nearest_parameters,
+    points_in_time,
     uniform_parameters,
 )
 from autocompress.space.search_space import Knob
@@ -114,6 +116,22 @@ def test_they_are_the_first_trials_as_far_as_the_study_lacks_them() -> None:
     assert [study.ask().suggest_int("x", 0, 5) for _ in range(2)] == [1, 2]
     assert enqueue(study, [{"x": 1}, {"x": 2}])
     assert len(study.trials) == 2
+
+
+def test_with_a_timeout_only_those_with_files_are_tried_and_two_in_any_case() -> None:
+    points = [{"x": i} for i in range(4)]
+    study = optuna.create_study()
+    assert points_in_time(study, points, None) == points
+    for files, count in ((set(), 2), ({0}, 2), ({0, 2}, 3), ({0, 1, 2, 3}, 4)):
+        assert points_in_time(study, points, files) == points[:count]
+    enqueue(study, points[:2])
+    assert enqueued(study) == 2
+    for _ in range(3):
+        study.ask().suggest_int("x", 0, 5)
+    assert enqueued(study) == 2
+    assert points_in_time(study, points, None) == points[:2], "it goes on as it began"
+    assert enqueue(study, points_in_time(study, points, {0, 1, 2}))
+    assert len(study.trials) == 3
 
 
 def test_a_study_of_other_trials_is_left_alone() -> None:

@@ -8,7 +8,7 @@ import numpy as np
 import onnx
 from onnx import TensorProto, helper, numpy_helper
 
-from autocompress.targets.device.graph_file import GraphFile, external_files
+from autocompress.targets.device.graph_file import GraphFile, external_files, without_weights
 
 
 def test_nodes_and_weights_are_read_from_the_bytes_of_a_file(
@@ -107,3 +107,32 @@ def test_files_of_external_data_are_found_in_branches_too(tmp_path: Path) -> Non
     path.write_bytes(model.SerializeToString())
     names = {"a.bin", "v.bin", "branch.bin"}
     assert external_files(str(path)) == {tmp_path / name for name in names}
+
+
+def test_large_weights_stay_in_the_file_that_the_graph_then_names(tmp_path: Path) -> None:
+    large = np.arange(600, dtype=np.float32).reshape(20, 30)
+    tensors = [
+        numpy_helper.from_array(large, "large"),
+        numpy_helper.from_array(large[:1, :2].copy(), "small"),
+        TensorProto(
+            name="spread", data_type=TensorProto.FLOAT, dims=large.shape, float_data=large.ravel()
+        ),
+    ]
+    node = helper.make_node("Identity", ["large"], ["y"], name="n")
+    outputs = [helper.make_tensor_value_info("y", TensorProto.FLOAT, [20, 30])]
+    model = helper.make_model(helper.make_graph([node], "g", [], outputs, tensors))
+    model.metadata_props.add(key="note", value="kept")
+    path = tmp_path / "model.onnx"
+    path.write_bytes(model.SerializeToString())
+    content = without_weights(str(path), 1000)
+    found = onnx.load_from_string(content)
+    external = {entry.key: entry.value for entry in found.graph.initializer[0].external_data}
+    assert external.pop("location") == "model.onnx"
+    start, length = int(external["offset"]), int(external["length"])
+    assert path.read_bytes()[start : start + length] == large.tobytes()
+    assert list(found.graph.initializer)[1:] == tensors[1:], "no bytes that lie in one piece"
+    (tmp_path / "bare.onnx").write_bytes(content)
+    assert onnx.load(tmp_path / "bare.onnx").graph.initializer[0].raw_data == large.tobytes()
+    for whole in (found, model):
+        whole.graph.ClearField("initializer")
+    assert found == model

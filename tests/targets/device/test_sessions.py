@@ -144,3 +144,31 @@ def test_another_provider_than_the_wanted_one_is_an_error(
     assert calls, "a run that fails must not go on elsewhere either"
     with pytest.raises(ProviderError, match=r"^ONNX Runtime has no Other here; it has: Wanted$"):
         open_session(layered, SessionSettings(provider="Other"))
+
+
+def test_weights_of_a_large_file_are_mapped_and_not_copied(
+    layered: bytes, layered_feed, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    expected = open_session(layered).run(None, layered_feed)[0]
+    for name in ("SMALL_BYTES", "LARGE_BYTES", "EXTERNAL_BYTES"):
+        monkeypatch.setattr(sessions, name, 1000)
+    opened: list[object] = []
+    real = onnxruntime.InferenceSession
+
+    def session(source: object, *parts: object, **more: object) -> object:
+        opened.append(source)
+        return real(source, *parts, **more)
+
+    monkeypatch.setattr(onnxruntime, "InferenceSession", session)
+    path = tmp_path / "model.onnx"
+    path.write_bytes(layered)
+    for model in (str(path), layered):
+        found = open_session(model).run(None, layered_feed)[0]
+        np.testing.assert_array_equal(found, expected)
+    if sys.platform != "win32":
+        assert [isinstance(source, bytes) and len(source) < 4000 for source in opened] == [True] * 2
+
+
+def test_a_file_that_is_only_opened_lays_no_weight_out(layered: bytes) -> None:
+    options = open_session(layered, runs=False).get_session_options()
+    assert options.get_session_config_entry("session.disable_prepacking") == "1"
